@@ -1,0 +1,1 @@
+//! Bytes: readers, the streaming atomic sharded writer, dtypes, hashes, the manifest. Knows nothing of models.

@@ -1,0 +1,13 @@
+//! Checkpoint surgery for mixtures of experts.
+//!
+//! A surgery is a *plan*: for each tensor of the output its name, dtype, shape and an expression over
+//! the tensors of the sources. The same plan is printed, executed, recorded and replayed. See
+//! `docs/architecture.md` for the house and which room may know of which.
+
+pub mod checkpoint;
+pub mod error;
+pub mod family;
+pub mod surgery;
+pub mod verify;
+
+pub use error::{Error, Result};

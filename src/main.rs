@@ -1,0 +1,2 @@
+//! The `bam-convert` binary.
+fn main() {}

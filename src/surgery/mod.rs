@@ -1,0 +1,1 @@
+//! The plan, its executor, and one file a method.

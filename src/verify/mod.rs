@@ -1,0 +1,1 @@
+//! Checks after the fact: validate and diff.
