@@ -1,1 +1,12 @@
 //! Bytes: readers, the streaming atomic sharded writer, dtypes, hashes, the manifest. Knows nothing of models.
+
+pub mod encoding;
+pub mod ggml;
+pub mod gguf;
+mod gguf_value;
+
+pub use encoding::{Encoding, TensorEntry};
+pub use ggml::GgmlType;
+pub use gguf::Gguf;
+pub use gguf_value::{Numbers, Value};
+pub use safetensors::Dtype;
