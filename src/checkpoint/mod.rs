@@ -8,5 +8,5 @@ mod gguf_value;
 pub use encoding::{Encoding, TensorEntry};
 pub use ggml::GgmlType;
 pub use gguf::Gguf;
-pub use gguf_value::{Numbers, Value};
+pub use gguf_value::{Numbers as GgufNumbers, Value as GgufValue};
 pub use safetensors::Dtype;
