@@ -3,6 +3,8 @@
 pub mod encoding;
 pub mod ggml;
 pub mod gguf;
+#[cfg(test)]
+pub(crate) mod gguf_build;
 mod gguf_value;
 
 pub use encoding::{Encoding, TensorEntry};
