@@ -120,7 +120,10 @@ fn plan_gguf(checkpoint: Checkpoint, dtype: Option<Dtype>, settings: Map<String,
         config.insert(key.to_owned(), json!(dtype::torch_name(wanted)));
     }
     let mut files = vec![card::json_file("config.json", &config)];
-    files.extend(gguf_tokenizer::files(header)?);
+    files.extend(gguf_tokenizer::files(header)?.into_iter().map(|file| OutputFile {
+        name: file.name.to_owned(),
+        content: Content::Bytes(file.bytes),
+    }));
     let source = Source { name: SOURCE.to_owned(), checkpoint, side_files: Vec::new() };
     let mut tensors = Vec::with_capacity(mapped.len());
     for tensor in mapped {
