@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use super::source_file::{ReadAt, SourceFile};
 use crate::{Error, Result};
 
 /// Largest JSON file read: tokenizers of 250,000 tokens stay below 40 MB.
@@ -18,11 +19,13 @@ pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
 
 /// Reads a small file whole; more than 256 MiB is refused.
 pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    let size = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
-    if size > LARGEST {
-        return Err(Error::file(path, format!("expected at most {LARGEST} bytes of JSON, found {size}")));
+    let file = SourceFile::open(path)?;
+    if file.len() > LARGEST {
+        return Err(Error::file(path, format!("expected at most {LARGEST} bytes, found {}", file.len())));
     }
-    std::fs::read(path).map_err(|e| Error::io("read", path, e))
+    let mut bytes = vec![0; file.len() as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
 }
 
 /// Parses an object; `path` only names the place in errors.

@@ -1,0 +1,239 @@
+//! The element types of GGUF files: names, block sizes, and quantised blocks to `f32`.
+//!
+//! The arithmetic is candle's. Candle casts a byte slice to a slice of block structures and asserts its
+//! alignment, so bytes are first copied to a place that is aligned; nothing here is `unsafe`.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use candle_core::CpuStorage;
+use candle_core::quantized::GgmlDType;
+use safetensors::Dtype;
+
+/// Bytes dequantised at a time: bounds the copies that candle makes.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// The largest alignment of candle's block structures, in bytes.
+const BLOCK_ALIGNMENT: usize = 4;
+
+/// An element type of ggml that this program can read as numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, non_camel_case_types)] // the names are ggml's own
+pub enum GgmlType {
+    F32,
+    F16,
+    BF16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q8_1,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    Q8_K,
+}
+
+/// Ggml's number, ggml's name and the type, for all that can be dequantised.
+const READABLE: [(u32, &str, GgmlType); 15] = [
+    (0, "F32", GgmlType::F32),
+    (1, "F16", GgmlType::F16),
+    (2, "Q4_0", GgmlType::Q4_0),
+    (3, "Q4_1", GgmlType::Q4_1),
+    (6, "Q5_0", GgmlType::Q5_0),
+    (7, "Q5_1", GgmlType::Q5_1),
+    (8, "Q8_0", GgmlType::Q8_0),
+    (9, "Q8_1", GgmlType::Q8_1),
+    (10, "Q2_K", GgmlType::Q2_K),
+    (11, "Q3_K", GgmlType::Q3_K),
+    (12, "Q4_K", GgmlType::Q4_K),
+    (13, "Q5_K", GgmlType::Q5_K),
+    (14, "Q6_K", GgmlType::Q6_K),
+    (15, "Q8_K", GgmlType::Q8_K),
+    (30, "BF16", GgmlType::BF16),
+];
+
+/// Types that are only named, so that a refusal can name them.
+const UNREADABLE: [(u32, &str); 20] = [
+    (4, "Q4_2"),
+    (5, "Q4_3"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (20, "IQ4_NL"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (23, "IQ4_XS"),
+    (24, "I8"),
+    (25, "I16"),
+    (26, "I32"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (39, "MXFP4"),
+    (40, "NVFP4"),
+];
+
+/// Ggml's name of the type with this number in a GGUF file, whether or not it can be read.
+pub fn name_of_code(code: u32) -> Option<&'static str> {
+    let readable = READABLE.iter().find(|(number, ..)| *number == code).map(|(_, name, _)| *name);
+    readable.or_else(|| UNREADABLE.iter().find(|(number, _)| *number == code).map(|(_, name)| *name))
+}
+
+impl GgmlType {
+    /// The type with this number in a GGUF file, if its values can be read.
+    pub fn from_code(code: u32) -> Option<Self> {
+        READABLE.iter().find(|(number, ..)| *number == code).map(|(.., kind)| *kind)
+    }
+
+    /// The safetensors dtype with the same bytes, for the types that are not quantised.
+    pub fn plain(self) -> Option<Dtype> {
+        match self {
+            Self::F32 => Some(Dtype::F32),
+            Self::F16 => Some(Dtype::F16),
+            Self::BF16 => Some(Dtype::BF16),
+            _ => None,
+        }
+    }
+
+    /// Ggml's name: `Q4_K`.
+    pub fn name(self) -> &'static str {
+        READABLE.iter().find(|(.., kind)| *kind == self).map_or("?", |(_, name, _)| *name)
+    }
+
+    /// Elements in a block.
+    pub fn block_size(self) -> usize {
+        self.candle().block_size()
+    }
+
+    /// Bytes in a block.
+    pub fn type_size(self) -> usize {
+        self.candle().type_size()
+    }
+
+    /// Writes the values of whole blocks to `out`.
+    ///
+    /// # Errors
+    /// A sentence where `bytes` is not a whole number of blocks, or `out` has not room for exactly their elements.
+    pub fn dequantise(self, bytes: &[u8], out: &mut [f32]) -> Result<(), String> {
+        let (block, size) = (self.block_size(), self.type_size());
+        if !bytes.len().is_multiple_of(size) || bytes.len() / size * block != out.len() {
+            return Err(format!(
+                "{} bytes of {self} do not hold {} elements: a block is {size} bytes and {block} elements",
+                bytes.len(),
+                out.len()
+            ));
+        }
+        let blocks = (CHUNK_BYTES / size).max(1);
+        let mut aligned = vec![0; bytes.len().min(blocks * size) + BLOCK_ALIGNMENT];
+        let start = aligned.as_ptr().align_offset(BLOCK_ALIGNMENT);
+        for (source, target) in bytes.chunks(blocks * size).zip(out.chunks_mut(blocks * block)) {
+            let Some(copy) = aligned.get_mut(start..start + source.len()) else {
+                return Err("no aligned place in memory for a block".to_owned());
+            };
+            copy.copy_from_slice(source);
+            let values = self.candle().from_data(Cow::Borrowed(copy)).dequantize(target.len());
+            match values {
+                Ok(CpuStorage::F32(values)) if values.len() == target.len() => target.copy_from_slice(&values),
+                Ok(_) => return Err(format!("candle gave no f32 values for {self}")),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The same type in candle.
+    fn candle(self) -> GgmlDType {
+        match self {
+            Self::F32 => GgmlDType::F32,
+            Self::F16 => GgmlDType::F16,
+            Self::BF16 => GgmlDType::BF16,
+            Self::Q4_0 => GgmlDType::Q4_0,
+            Self::Q4_1 => GgmlDType::Q4_1,
+            Self::Q5_0 => GgmlDType::Q5_0,
+            Self::Q5_1 => GgmlDType::Q5_1,
+            Self::Q8_0 => GgmlDType::Q8_0,
+            Self::Q8_1 => GgmlDType::Q8_1,
+            Self::Q2_K => GgmlDType::Q2K,
+            Self::Q3_K => GgmlDType::Q3K,
+            Self::Q4_K => GgmlDType::Q4K,
+            Self::Q5_K => GgmlDType::Q5K,
+            Self::Q6_K => GgmlDType::Q6K,
+            Self::Q8_K => GgmlDType::Q8K,
+        }
+    }
+}
+
+impl fmt::Display for GgmlType {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [GgmlType; 15] = {
+        let mut all = [GgmlType::F32; 15];
+        let mut i = 0;
+        while i < 15 {
+            all[i] = READABLE[i].2;
+            i += 1;
+        }
+        all
+    };
+
+    #[test]
+    fn every_type_dequantises_zeros_from_any_alignment_across_chunks() {
+        for kind in ALL {
+            let blocks = CHUNK_BYTES / kind.type_size() + 3;
+            for shift in 0..4 {
+                let bytes = vec![0; blocks * kind.type_size() + shift];
+                let mut out = vec![1.0; blocks * kind.block_size()];
+                kind.dequantise(&bytes[shift..], &mut out).unwrap();
+                assert!(out.iter().all(|value| *value == 0.0), "{kind} shifted by {shift}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_partial_block_is_refused() {
+        for kind in ALL.into_iter().filter(|kind| kind.block_size() > 1) {
+            let mut out = vec![0.0; kind.block_size()];
+            let problem = kind.dequantise(&vec![0; kind.type_size() - 1], &mut out).unwrap_err();
+            assert!(problem.contains(kind.name()), "{problem}");
+            assert!(kind.dequantise(&vec![0; kind.type_size()], &mut out[1..]).is_err());
+        }
+        assert!(GgmlType::Q4_0.dequantise(&[], &mut []).is_ok());
+    }
+
+    #[test]
+    fn a_q4_0_block_is_scale_times_nibble_less_eight() {
+        // f16 0.5 is 0x3800; the low nibbles are elements 0 to 15, the high ones 16 to 31.
+        let mut block = vec![0x00, 0x38];
+        block.extend((0..16).map(|i| i | ((15 - i) << 4)));
+        let mut out = [0.0; 32];
+        GgmlType::Q4_0.dequantise(&block, &mut out).unwrap();
+        for i in 0..16 {
+            assert_eq!(out[i], (i as f32 - 8.0) * 0.5);
+            assert_eq!(out[16 + i], (7.0 - i as f32) * 0.5);
+        }
+    }
+
+    #[test]
+    fn names_and_numbers_agree() {
+        assert_eq!(name_of_code(39), Some("MXFP4"));
+        assert_eq!(name_of_code(12), Some("Q4_K"));
+        assert_eq!(name_of_code(4096), None);
+        assert_eq!(GgmlType::from_code(30), Some(GgmlType::BF16));
+        assert_eq!(GgmlType::from_code(20), None);
+        assert_eq!((GgmlType::Q6_K.block_size(), GgmlType::Q6_K.type_size()), (256, 210));
+    }
+}

@@ -1,0 +1,348 @@
+//! Models in GGUF: which Hugging Face tensor each GGUF tensor is, and the `config.json` that its metadata means.
+//!
+//! Only the architecture that llama.cpp calls `llama` (Llama, Mistral, SmolLM and all that share their layers).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::gguf_rope;
+use crate::checkpoint::{Encoding, Gguf};
+use crate::error::{Error, Result};
+
+/// One tensor of the model under its Hugging Face name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GgufTensor {
+    /// Hugging Face name: `model.layers.0.self_attn.q_proj.weight`.
+    pub name: String,
+    /// Name in the GGUF file: `blk.0.attn_q.weight`.
+    pub source: String,
+    /// Shape in both: `[out, in]`.
+    pub shape: Vec<u64>,
+    /// Heads whose rows llama.cpp has permuted for its rotary embedding; see [`source_row`].
+    pub unpermute_heads: Option<u64>,
+}
+
+/// The row of a permuted GGUF tensor that is `row` of the Hugging Face one, for a tensor of `rows` rows and `heads`
+/// heads: `heads` divides `rows` into an even number of rows a head.
+///
+/// Hugging Face rotates the halves of a head, llama.cpp neighbouring rows: row `i` of half `j` there is row `2 i + j` here.
+pub fn source_row(row: u64, rows: u64, heads: u64) -> u64 {
+    let head_dim = (rows / heads.max(1)).max(2);
+    let (head, within) = (row / head_dim, row % head_dim);
+    let half = head_dim / 2;
+    head * head_dim + 2 * (within % half) + within / half
+}
+
+/// GGUF and Hugging Face names of a layer's tensors, without `blk.0.` and `model.layers.0.`.
+const LAYER: [(&str, &str, Kind); 9] = [
+    ("attn_norm", "input_layernorm", Kind::Norm),
+    ("attn_q", "self_attn.q_proj", Kind::Query),
+    ("attn_k", "self_attn.k_proj", Kind::Key),
+    ("attn_v", "self_attn.v_proj", Kind::Value),
+    ("attn_output", "self_attn.o_proj", Kind::AttentionOutput),
+    ("ffn_norm", "post_attention_layernorm", Kind::Norm),
+    ("ffn_gate", "mlp.gate_proj", Kind::Up),
+    ("ffn_up", "mlp.up_proj", Kind::Up),
+    ("ffn_down", "mlp.down_proj", Kind::Down),
+];
+
+/// What a tensor of a layer is, as far as its shape and permutation go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Norm,
+    Query,
+    Key,
+    Value,
+    AttentionOutput,
+    Up,
+    Down,
+}
+
+/// The numbers that the shapes of a llama follow from.
+#[derive(Debug)]
+struct Sizes {
+    hidden: u64,
+    intermediate: u64,
+    layers: u64,
+    heads: u64,
+    kv_heads: u64,
+    head_dim: u64,
+    vocabulary: u64,
+}
+
+impl Sizes {
+    /// Shape of a layer's weight, and its heads where its rows are permuted.
+    fn of(&self, kind: Kind) -> (Vec<u64>, Option<u64>) {
+        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        match kind {
+            Kind::Norm => (vec![self.hidden], None),
+            Kind::Query => (vec![queries, self.hidden], Some(self.heads)),
+            Kind::Key => (vec![keys, self.hidden], Some(self.kv_heads)),
+            Kind::Value => (vec![keys, self.hidden], None),
+            Kind::AttentionOutput => (vec![self.hidden, queries], None),
+            Kind::Up => (vec![self.intermediate, self.hidden], None),
+            Kind::Down => (vec![self.hidden, self.intermediate], None),
+        }
+    }
+}
+
+/// Every tensor of the model in layer order, by its Hugging Face name; shapes agree with the metadata.
+///
+/// # Errors
+/// Where the architecture is another than `llama`, or has experts; where a tensor is missing, unknown or of another
+/// shape than the metadata says: the error names it.
+pub fn tensors(gguf: &Gguf) -> Result<Vec<GgufTensor>> {
+    let sizes = sizes(gguf)?;
+    let mut found = Found { gguf, left: gguf.tensors.keys().map(String::as_str).collect(), tensors: Vec::new() };
+    let table = vec![sizes.vocabulary, sizes.hidden];
+    found.take("token_embd.weight", "model.embed_tokens.weight", table.clone(), None)?;
+    for layer in 0..sizes.layers {
+        for (source, name, kind) in LAYER {
+            let (shape, heads) = sizes.of(kind);
+            let bias = vec![shape.first().copied().unwrap_or_default()];
+            let (source, name) = (format!("blk.{layer}.{source}"), format!("model.layers.{layer}.{name}"));
+            found.take(&format!("{source}.weight"), &format!("{name}.weight"), shape, heads)?;
+            if kind != Kind::Norm && gguf.tensors.contains_key(&format!("{source}.bias")) {
+                found.take(&format!("{source}.bias"), &format!("{name}.bias"), bias, heads)?;
+            }
+        }
+    }
+    found.take("output_norm.weight", "model.norm.weight", vec![sizes.hidden], None)?;
+    if gguf.tensors.contains_key("output.weight") {
+        found.take("output.weight", "lm_head.weight", table, None)?;
+    }
+    found.left.retain(|name| !is_rope_factors(name, sizes.layers));
+    match found.left.first() {
+        None => Ok(found.tensors),
+        Some(name) => Err(Error::tensor(&gguf.path, name, "is no tensor of a llama model")
+            .with_hint("dense models of the `llama` architecture are read; convert this one with transformers")),
+    }
+}
+
+/// Whether `name` holds the frequency factors of the rotary embedding, which belong into the configuration.
+fn is_rope_factors(name: &str, layers: u64) -> bool {
+    name == gguf_rope::FACTORS
+        || name
+            .strip_prefix("blk.")
+            .and_then(|rest| rest.strip_suffix(".rope_freqs.weight"))
+            .is_some_and(|layer| layer.parse::<u64>().is_ok_and(|layer| layer < layers))
+}
+
+/// Tensors matched so far, and the names that none has asked for.
+struct Found<'a> {
+    gguf: &'a Gguf,
+    left: BTreeSet<&'a str>,
+    tensors: Vec<GgufTensor>,
+}
+
+impl Found<'_> {
+    fn take(&mut self, source: &str, name: &str, shape: Vec<u64>, unpermute_heads: Option<u64>) -> Result<()> {
+        let entry = self.gguf.tensor(source)?;
+        if entry.shape != shape {
+            let problem = format!("expected shape {shape:?} from the metadata, found {:?}", entry.shape);
+            return Err(Error::tensor(&self.gguf.path, source, problem));
+        }
+        self.left.remove(source);
+        let (name, source) = (name.to_owned(), source.to_owned());
+        self.tensors.push(GgufTensor { name, source, shape, unpermute_heads });
+        Ok(())
+    }
+}
+
+/// Refuses what is no dense llama, naming what it is.
+fn check_architecture(gguf: &Gguf) -> Result<()> {
+    let key = "general.architecture";
+    let architecture = gguf.text(key)?.ok_or_else(|| Error::key(&gguf.path, key, "is missing; expected `llama`"))?;
+    if architecture != "llama" {
+        return Err(Error::key(&gguf.path, key, format!("expected `llama`, found `{architecture}`")).with_hint(
+            "of GGUF only the llama architecture is read; save this model as safetensors with transformers",
+        ));
+    }
+    if let Some(experts) = gguf.unsigned("llama.expert_count")?.filter(|experts| *experts > 0) {
+        let problem = format!("expected a dense model, found {experts} experts");
+        return Err(Error::key(&gguf.path, "llama.expert_count", problem));
+    }
+    // Keys of llama.cpp that change what the model computes, with the value that leaves it a llama.
+    for (key, neutral) in [
+        ("llama.attention.sliding_window", 0.0),
+        ("llama.attention.clamp_kqv", 0.0),
+        ("llama.attention.scale", 0.0),
+        ("llama.logit_scale", 1.0),
+        ("llama.residual_scale", 1.0),
+        ("llama.embedding_scale", 1.0),
+    ] {
+        if let Some(value) = gguf.float(key)?.filter(|value| *value != neutral && *value != 0.0) {
+            let problem = format!("expected it absent, as in the llama architecture, found {value}");
+            return Err(Error::key(&gguf.path, key, problem));
+        }
+    }
+    for (key, neutral) in [("llama.attention.causal", true), ("llama.use_parallel_residual", false)] {
+        if gguf.boolean(key)?.is_some_and(|value| value != neutral) {
+            let problem = format!("expected {neutral}, as in the llama architecture, found {}", !neutral);
+            return Err(Error::key(&gguf.path, key, problem));
+        }
+    }
+    Ok(())
+}
+
+/// The sizes that the metadata and the embedding say.
+fn sizes(gguf: &Gguf) -> Result<Sizes> {
+    check_architecture(gguf)?;
+    let hidden = size(gguf, "llama.embedding_length")?;
+    let heads = size(gguf, "llama.attention.head_count")?;
+    let kv_heads = match gguf.metadata.contains_key("llama.attention.head_count_kv") {
+        true => size(gguf, "llama.attention.head_count_kv")?,
+        false => heads,
+    };
+    if heads % kv_heads != 0 {
+        let problem = format!("expected a divisor of the {heads} query heads, found {kv_heads}");
+        return Err(Error::key(&gguf.path, "llama.attention.head_count_kv", problem));
+    }
+    let rotated = gguf.unsigned("llama.rope.dimension_count")?;
+    let key = "llama.attention.key_length";
+    let head_dim = gguf.unsigned(key)?.or(rotated).unwrap_or(hidden / heads);
+    // A head is one row of attn_q at least, and attn_q is in the file: more is nonsense.
+    if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > 1 << 20 {
+        return Err(Error::key(&gguf.path, key, format!("expected an even head dimension, found {head_dim}")));
+    }
+    for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
+        if let Some(found) = gguf.unsigned(key)?.filter(|found| *found != head_dim) {
+            return Err(Error::key(&gguf.path, key, format!("expected the head dimension {head_dim}, found {found}")));
+        }
+    }
+    let vocabulary = gguf.tensor("token_embd.weight")?.shape.first().copied().unwrap_or_default();
+    if let Some(found) = gguf.unsigned("llama.vocab_size")?.filter(|found| *found != vocabulary) {
+        let problem = format!("expected {vocabulary}, the rows of `token_embd.weight`, found {found}");
+        return Err(Error::key(&gguf.path, "llama.vocab_size", problem));
+    }
+    let (layers, intermediate) = (size(gguf, "llama.block_count")?, size(gguf, "llama.feed_forward_length")?);
+    if layers > gguf.tensors.len() as u64 {
+        let problem =
+            format!("expected a tensor a layer at least, found {layers} layers, {} tensors", gguf.tensors.len());
+        return Err(Error::key(&gguf.path, "llama.block_count", problem));
+    }
+    Ok(Sizes { hidden, intermediate, layers, heads, kv_heads, head_dim, vocabulary })
+}
+
+/// A size above zero; a list of one a layer counts where all are equal.
+fn size(gguf: &Gguf, key: &str) -> Result<u64> {
+    let value = match gguf.integers(key) {
+        Ok(Some(values)) => match values.split_first() {
+            Some((first, rest)) if rest.iter().all(|value| value == first) => u64::try_from(*first).ok(),
+            _ => {
+                let problem = format!("expected one size for all layers, found {values:.60?}");
+                return Err(Error::key(&gguf.path, key, problem));
+            }
+        },
+        _ => gguf.unsigned(key)?,
+    };
+    let value = value.ok_or_else(|| Error::key(&gguf.path, key, "is missing; expected a whole number above 0"))?;
+    // No tensor with such a dimension fits into a file, and products of two sizes stay countable.
+    if value == 0 || value > u64::from(u32::MAX) {
+        return Err(Error::key(&gguf.path, key, format!("expected a whole number above 0, found {value}")));
+    }
+    Ok(value)
+}
+
+/// The model's `config.json`, with the keys of transformers 4 and of transformers 5.
+///
+/// `dtype` is that of the embedding table, and `bfloat16` where any tensor is quantised.
+///
+/// # Errors
+/// As [`tensors`]; and where the scaling of the rotary embedding is none that transformers has.
+pub fn config(gguf: &Gguf) -> Result<Map<String, Value>> {
+    let sizes = sizes(gguf)?;
+    let tensors: BTreeMap<_, _> = tensors(gguf)?.into_iter().map(|tensor| (tensor.name, tensor.source)).collect();
+    let epsilon_key = "llama.attention.layer_norm_rms_epsilon";
+    let epsilon = gguf.float(epsilon_key)?.filter(|epsilon| *epsilon >= 0.0);
+    let epsilon = epsilon.ok_or_else(|| Error::key(&gguf.path, epsilon_key, "is missing or below 0"))?;
+    let context = size(gguf, "llama.context_length")?;
+    let rope = gguf_rope::read(gguf, sizes.head_dim, context)?;
+    let dtype = dtype(gguf);
+    let mut config = Map::new();
+    let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
+    set("architectures", json!(["LlamaForCausalLM"]));
+    set("model_type", json!("llama"));
+    set("hidden_size", json!(sizes.hidden));
+    set("intermediate_size", json!(sizes.intermediate));
+    set("num_hidden_layers", json!(sizes.layers));
+    set("num_attention_heads", json!(sizes.heads));
+    set("num_key_value_heads", json!(sizes.kv_heads));
+    set("head_dim", json!(sizes.head_dim));
+    set("hidden_act", json!("silu"));
+    set("max_position_embeddings", json!(context));
+    set("rms_norm_eps", json!(epsilon));
+    set("rope_theta", json!(rope.theta));
+    set("rope_scaling", rope.scaling.clone().map_or(Value::Null, Value::Object));
+    set("rope_parameters", Value::Object(rope.parameters()));
+    set("vocab_size", json!(sizes.vocabulary));
+    set("tie_word_embeddings", json!(!tensors.contains_key("lm_head.weight")));
+    set("attention_bias", json!(biased(&gguf.path, &tensors, "self_attn", sizes.layers)?));
+    set("mlp_bias", json!(biased(&gguf.path, &tensors, "mlp", sizes.layers)?));
+    set("attention_dropout", json!(0.0));
+    set("initializer_range", json!(0.02));
+    set("pretraining_tp", json!(1));
+    set("use_cache", json!(true));
+    for (key, source) in [("bos", "bos"), ("eos", "eos"), ("pad", "padding")] {
+        set(&format!("{key}_token_id"), json!(token_id(gguf, source)?));
+    }
+    set("torch_dtype", json!(dtype));
+    set("dtype", json!(dtype));
+    Ok(config)
+}
+
+/// The id of the `bos`, `eos`, `padding`, `unknown`, … token, where the metadata has one that the vocabulary holds.
+pub(super) fn token_id(gguf: &Gguf, which: &str) -> Result<Option<u64>> {
+    let key = format!("tokenizer.ggml.{which}_token_id");
+    // llama.cpp writes an id of -1 for "none".
+    if gguf.metadata.get(&key).and_then(|value| value.integer()).is_some_and(|id| id == -1 || id == u32::MAX.into()) {
+        return Ok(None);
+    }
+    let id = gguf.unsigned(&key)?;
+    let tokens = gguf.texts("tokenizer.ggml.tokens")?.map(|tokens| tokens.len() as u64);
+    if let (Some(id), Some(tokens)) = (id, tokens)
+        && id >= tokens
+    {
+        return Err(Error::key(&gguf.path, &key, format!("expected an id below the {tokens} tokens, found {id}")));
+    }
+    Ok(id)
+}
+
+/// Whether the projections of this module have biases; transformers knows only all of them in all layers, or none.
+fn biased(path: &Path, tensors: &BTreeMap<String, String>, module: &str, layers: u64) -> Result<bool> {
+    let mut missing = None;
+    let mut present = None;
+    for layer in 0..layers {
+        for (source, name, kind) in LAYER {
+            if kind != Kind::Norm && name.starts_with(module) {
+                let bias = format!("model.layers.{layer}.{name}.bias");
+                let seen = if tensors.contains_key(&bias) { &mut present } else { &mut missing };
+                seen.get_or_insert(format!("blk.{layer}.{source}.bias"));
+            }
+        }
+    }
+    match (present, missing) {
+        (Some(present), Some(missing)) => {
+            let problem =
+                format!("is missing though `{present}` is there; a Hugging Face llama has a bias beside each or none");
+            Err(Error::tensor(path, &missing, problem))
+        }
+        (present, _) => Ok(present.is_some()),
+    }
+}
+
+/// The dtype that the weights become: that of the embedding table, or `bfloat16` from quantised tensors.
+fn dtype(gguf: &Gguf) -> &'static str {
+    let quantised = gguf.tensors.values().any(|entry| matches!(entry.encoding, Encoding::Ggml(_)));
+    match gguf.tensors.get("token_embd.weight").map(|entry| entry.encoding) {
+        Some(Encoding::Plain(crate::checkpoint::Dtype::F32)) if !quantised => "float32",
+        Some(Encoding::Plain(crate::checkpoint::Dtype::F16)) if !quantised => "float16",
+        _ => "bfloat16",
+    }
+}
+
+#[cfg(test)]
+#[path = "gguf_tests.rs"]
+mod tests;

@@ -1,0 +1,301 @@
+//! The byte-pair vocabularies of GGUF files in the words of the `tokenizers` library.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value, json};
+
+use super::gguf_tokenizer::TokenKind;
+use crate::checkpoint::Gguf;
+use crate::error::{Error, Result};
+
+/// The longest token whose merges are looked for: more than twice that of the longest published vocabularies.
+const LONGEST_PIECE: usize = 1024;
+
+/// The split of Llama 3: as [`QWEN2`] with digits in threes.
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// The split of Mistral's Tekken: words end where small letters turn into capitals.
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// How a text is split before byte pairs are merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Split {
+    /// GPT-2's words, which the byte-level step of `tokenizers` has built in.
+    Gpt2,
+    /// Each digit by itself, then GPT-2's words.
+    DigitsGpt2,
+    /// By this expression.
+    Regex(&'static str),
+    /// By these expressions one after the other, then each digit by itself.
+    RegexesDigits(&'static [&'static str]),
+}
+
+/// One kind of `tokenizer.ggml.pre`: its names in GGUF files and what it means.
+struct Pre {
+    names: &'static [&'static str],
+    split: Split,
+    /// Whether words that are a token are taken whole, whatever the merges.
+    ignores_merges: bool,
+    /// Whether the beginning-of-text token is put first where the file does not say.
+    adds_bos: bool,
+    /// Whether text is brought into Unicode normal form C first.
+    nfc: bool,
+}
+
+/// Splits by the names that llama.cpp gives them, for the vocabularies that models of the llama architecture have.
+const PRES: [Pre; 7] = [
+    Pre {
+        names: &["default", "gpt-2", "phi-2", "mpt", "olmo", "jais"],
+        split: Split::Gpt2,
+        ignores_merges: false,
+        adds_bos: false,
+        nfc: false,
+    },
+    Pre {
+        names: &["smollm", "starcoder", "refact", "codeshell"],
+        split: Split::DigitsGpt2,
+        ignores_merges: false,
+        adds_bos: false,
+        nfc: false,
+    },
+    Pre {
+        names: &["llama-bpe", "llama3", "llama-v3"],
+        split: Split::Regex(LLAMA3),
+        ignores_merges: true,
+        adds_bos: true,
+        nfc: false,
+    },
+    Pre {
+        names: &["dbrx", "smaug-bpe"],
+        split: Split::Regex(LLAMA3),
+        ignores_merges: false,
+        adds_bos: false,
+        nfc: false,
+    },
+    Pre {
+        names: &["qwen2", "deepseek-r1-qwen"],
+        split: Split::Regex(QWEN2),
+        ignores_merges: false,
+        adds_bos: false,
+        nfc: true,
+    },
+    Pre { names: &["tekken"], split: Split::Regex(TEKKEN), ignores_merges: true, adds_bos: true, nfc: false },
+    Pre {
+        names: &["deepseek-coder"],
+        split: Split::RegexesDigits(&[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+"]),
+        ignores_merges: false,
+        adds_bos: false,
+        nfc: false,
+    },
+];
+
+/// A vocabulary: token and kind by id, and id by token.
+pub(super) struct Vocabulary<'a> {
+    pub(super) tokens: &'a [String],
+    pub(super) kinds: Vec<TokenKind>,
+    ids: HashMap<&'a str, usize>,
+}
+
+impl<'a> Vocabulary<'a> {
+    /// `tokens` with their `kinds`, or what is wrong: `tokenizer.json` finds ids by token, so no token may be there twice.
+    pub(super) fn new(tokens: &'a [String], kinds: Vec<TokenKind>) -> Result<Self, String> {
+        let mut ids = HashMap::with_capacity(tokens.len());
+        for (id, token) in tokens.iter().enumerate() {
+            if let Some(first) = ids.insert(token.as_str(), id) {
+                let shown: String = token.chars().take(40).collect();
+                return Err(format!("expected each token once, found {shown:?} as id {first} and id {id}"));
+            }
+        }
+        Ok(Self { tokens, kinds, ids })
+    }
+
+    /// The token with this id.
+    pub(super) fn token(&self, id: u64) -> Option<&'a str> {
+        usize::try_from(id).ok().and_then(|id| self.tokens.get(id)).map(String::as_str)
+    }
+
+    fn json(&self) -> Map<String, Value> {
+        self.tokens.iter().zip(0_u64..).map(|(token, id)| (token.clone(), json!(id))).collect()
+    }
+}
+
+/// The parts of `tokenizer.json` that depend on the kind of vocabulary.
+pub(super) struct Pieces {
+    pub(super) normalizer: Value,
+    pub(super) pre_tokenizer: Value,
+    pub(super) post_processor: Value,
+    pub(super) decoder: Value,
+    pub(super) model: Value,
+    /// Whether the beginning-of-text token is put first where the file does not say.
+    pub(super) adds_bos: bool,
+    /// Whether tokens have `▁` for a space.
+    pub(super) marks_spaces: bool,
+}
+
+/// The parts for the vocabulary of `gguf`; `unknown` is the id of its unknown token.
+pub(super) fn pieces(gguf: &Gguf, vocabulary: &Vocabulary<'_>, unknown: Option<u64>) -> Result<Pieces> {
+    let key = "tokenizer.ggml.model";
+    match gguf.text(key)? {
+        Some("gpt2") => byte_level(gguf, vocabulary),
+        Some("llama") => sentencepiece(gguf, vocabulary, unknown),
+        found => {
+            let problem = format!("expected `gpt2` or `llama`, found `{}`", found.unwrap_or_default());
+            Err(Error::key(&gguf.path, key, problem).with_hint("take tokenizer.json from the original model"))
+        }
+    }
+}
+
+/// Byte-level byte-pair encoding, as of GPT-2.
+fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Pieces> {
+    let key = "tokenizer.ggml.pre";
+    let name = gguf.text(key)?.unwrap_or("default");
+    let pre = PRES.iter().find(|pre| pre.names.contains(&name)).ok_or_else(|| {
+        let known = PRES.iter().flat_map(|pre| pre.names).copied().collect::<Vec<_>>().join(", ");
+        Error::key(&gguf.path, key, format!("expected one of {known}, found `{name}`"))
+            .with_hint("how this vocabulary splits text is not known: take tokenizer.json from the original model")
+    })?;
+    let merges = listed_merges(gguf, vocabulary)?;
+    let digits = json!({"type": "Digits", "individual_digits": true});
+    let words = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+    let regex =
+        |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+    let steps = match pre.split {
+        Split::Gpt2 => vec![words(true)],
+        Split::DigitsGpt2 => vec![digits, words(true)],
+        Split::Regex(expression) => vec![regex(expression), words(false)],
+        Split::RegexesDigits(expressions) => {
+            expressions.iter().map(|expression| regex(expression)).chain([digits, words(false)]).collect()
+        }
+    };
+    Ok(Pieces {
+        normalizer: if pre.nfc { json!({"type": "NFC"}) } else { Value::Null },
+        pre_tokenizer: json!({"type": "Sequence", "pretokenizers": steps}),
+        post_processor: json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true}),
+        decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
+        model: model(vocabulary, &merges, &json!({"ignore_merges": pre.ignores_merges})),
+        adds_bos: pre.adds_bos,
+        marks_spaces: false,
+    })
+}
+
+/// SentencePiece's byte-pair encoding with bytes for what it does not know, as of Llama 2.
+fn sentencepiece(gguf: &Gguf, vocabulary: &Vocabulary<'_>, unknown: Option<u64>) -> Result<Pieces> {
+    let merges = match gguf.metadata.contains_key("tokenizer.ggml.merges") {
+        true => listed_merges(gguf, vocabulary)?,
+        false => scored_merges(gguf, vocabulary)?,
+    };
+    let prefix = gguf.boolean("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let mark = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+    let normalizer = match prefix {
+        true => json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, mark]}),
+        false => mark,
+    };
+    let mut decoders = vec![
+        json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
+        json!({"type": "ByteFallback"}),
+        json!({"type": "Fuse"}),
+    ];
+    if prefix {
+        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    }
+    let unknown = unknown.and_then(|id| vocabulary.token(id)).or_else(|| {
+        let kinds = vocabulary.tokens.iter().zip(&vocabulary.kinds);
+        kinds.into_iter().find(|(_, kind)| **kind == TokenKind::Unknown).map(|(token, _)| token.as_str())
+    });
+    let settings = json!({"unk_token": unknown, "fuse_unk": true, "byte_fallback": true});
+    Ok(Pieces {
+        normalizer,
+        pre_tokenizer: Value::Null,
+        post_processor: Value::Null,
+        decoder: json!({"type": "Sequence", "decoders": decoders}),
+        model: model(vocabulary, &merges, &settings),
+        adds_bos: true,
+        marks_spaces: true,
+    })
+}
+
+/// The model of `tokenizer.json`, with these settings over the usual ones.
+fn model(vocabulary: &Vocabulary<'_>, merges: &[(&str, &str)], settings: &Value) -> Value {
+    let mut model = json!({
+        "type": "BPE",
+        "dropout": null,
+        "unk_token": null,
+        "continuing_subword_prefix": null,
+        "end_of_word_suffix": null,
+        "fuse_unk": false,
+        "byte_fallback": false,
+        "ignore_merges": false,
+    });
+    if let (Value::Object(model), Value::Object(settings)) = (&mut model, settings) {
+        model.extend(settings.clone());
+        model.insert("vocab".to_owned(), Value::Object(vocabulary.json()));
+        model.insert("merges".to_owned(), json!(merges));
+    }
+    model
+}
+
+/// The merges that the file lists, in order: `left right`.
+fn listed_merges<'a>(gguf: &'a Gguf, vocabulary: &Vocabulary<'_>) -> Result<Vec<(&'a str, &'a str)>> {
+    let key = "tokenizer.ggml.merges";
+    let merges =
+        gguf.texts(key)?.ok_or_else(|| Error::key(&gguf.path, key, "is missing; expected a list of merges"))?;
+    let known = |token: &str| vocabulary.ids.contains_key(token);
+    let mut pairs = Vec::with_capacity(merges.len());
+    for (index, merge) in merges.iter().enumerate() {
+        // A space inside a token would leave several ways to split: take the one that makes sense.
+        let splits = merge.match_indices(' ').take(LONGEST_PIECE).map(|(at, _)| (&merge[..at], &merge[at + 1..]));
+        let pair = splits.into_iter().find(|(left, right)| {
+            known(left) && known(right) && vocabulary.ids.contains_key([*left, *right].concat().as_str())
+        });
+        pairs.push(pair.ok_or_else(|| {
+            let shown: String = merge.chars().take(80).collect();
+            let problem = format!("merge {index}: expected two tokens whose union is a token, found {shown:?}");
+            Error::key(&gguf.path, key, problem)
+        })?);
+    }
+    Ok(pairs)
+}
+
+/// The merges that scores mean: SentencePiece first makes the piece with the highest score, from any two pieces.
+fn scored_merges<'a>(gguf: &Gguf, vocabulary: &Vocabulary<'a>) -> Result<Vec<(&'a str, &'a str)>> {
+    let key = "tokenizer.ggml.scores";
+    let scores = gguf.floats(key)?.unwrap_or_default();
+    if scores.len() != vocabulary.tokens.len() {
+        let problem =
+            format!("expected a score for each of {} tokens, found {}", vocabulary.tokens.len(), scores.len());
+        return Err(Error::key(&gguf.path, key, problem));
+    }
+    if let Some(id) = scores.iter().position(|score| !score.is_finite()) {
+        return Err(Error::key(&gguf.path, key, format!("expected finite scores, found another for token {id}")));
+    }
+    let part = |token: &str| {
+        let kind = vocabulary.ids.get(token).and_then(|id| vocabulary.kinds.get(*id));
+        matches!(kind, Some(TokenKind::Normal | TokenKind::UserDefined))
+    };
+    let mut merges = Vec::new();
+    for (id, (token, score)) in vocabulary.tokens.iter().zip(&scores).enumerate() {
+        if !part(token) {
+            continue;
+        }
+        if token.len() > LONGEST_PIECE {
+            let problem =
+                format!("expected tokens of at most {LONGEST_PIECE} bytes, found {} in token {id}", token.len());
+            return Err(Error::key(&gguf.path, "tokenizer.ggml.tokens", problem));
+        }
+        for (at, _) in token.char_indices().skip(1) {
+            let (left, right) = token.split_at(at);
+            if part(left) && part(right) {
+                // SentencePiece gives the first piece a score of minus zero.
+                merges.push((*score + 0.0, left, right, id));
+            }
+        }
+    }
+    // Among equal scores the longer left part goes first, as in transformers' converter.
+    let length = |text: &str| text.chars().count();
+    merges.sort_by(|a, b| {
+        let order = b.0.total_cmp(&a.0).then_with(|| length(b.1).cmp(&length(a.1)));
+        order.then_with(|| length(b.2).cmp(&length(a.2))).then_with(|| a.3.cmp(&b.3))
+    });
+    Ok(merges.into_iter().map(|(_, left, right, _)| (left, right)).collect())
+}

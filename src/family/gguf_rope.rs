@@ -1,0 +1,208 @@
+//! The rotary embedding of a GGUF llama, in the words of transformers.
+
+use std::f64::consts::TAU;
+
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::Gguf;
+use crate::error::{Error, Result};
+
+/// The tensor of factors that divide the frequencies: how llama.cpp stores the scaling of Llama 3.
+pub(super) const FACTORS: &str = "rope_freqs.weight";
+
+/// How llama.cpp and transformers call the fields of the metadata.
+const PREFIX: &str = "llama.rope.scaling.";
+
+/// A rotary embedding.
+#[derive(Debug, PartialEq)]
+pub(super) struct Rope {
+    /// Base of the frequencies.
+    pub(super) theta: f64,
+    /// `rope_scaling` of transformers 4, where positions are scaled.
+    pub(super) scaling: Option<Map<String, Value>>,
+}
+
+impl Rope {
+    /// `rope_parameters` of transformers 5: the scaling and the base in one.
+    pub(super) fn parameters(&self) -> Map<String, Value> {
+        let default = || [("rope_type".to_owned(), json!("default"))].into_iter().collect();
+        let mut parameters = self.scaling.clone().unwrap_or_else(default);
+        parameters.insert("rope_theta".to_owned(), json!(self.theta));
+        parameters
+    }
+}
+
+/// What the metadata and the factors of `gguf` say, for heads of `head_dim` and a context of `context` tokens.
+pub(super) fn read(gguf: &Gguf, head_dim: u64, context: u64) -> Result<Rope> {
+    let theta_key = "llama.rope.freq_base";
+    let theta = gguf.float(theta_key)?.unwrap_or(10000.0);
+    if theta <= 0.0 {
+        return Err(Error::key(&gguf.path, theta_key, format!("expected a base above 0, found {theta}")));
+    }
+    let key = |field: &str| format!("{PREFIX}{field}");
+    let factor = match gguf.float(&key("factor"))? {
+        Some(factor) => Some((factor, key("factor"))),
+        None => gguf.float("llama.rope.scale_linear")?.map(|factor| (factor, "llama.rope.scale_linear".to_owned())),
+    };
+    let default = if factor.is_some() { "linear" } else { "none" };
+    let kind = gguf.text(&key("type"))?.unwrap_or(default);
+    let scaling = match kind {
+        "none" => None,
+        "linear" | "yarn" => {
+            let (factor, factor_key) = factor.unwrap_or((1.0, key("factor")));
+            if factor < 1.0 {
+                return Err(Error::key(
+                    &gguf.path,
+                    &factor_key,
+                    format!("expected a factor from 1 up, found {factor}"),
+                ));
+            }
+            Some(if kind == "linear" { linear(factor) } else { yarn(gguf, factor, context)? })
+        }
+        found => {
+            let problem = format!("expected `none`, `linear` or `yarn`, found `{found}`");
+            return Err(Error::key(&gguf.path, &key("type"), problem));
+        }
+    };
+    let per_layer = gguf.tensors.keys().find(|name| name.starts_with("blk.") && name.ends_with(FACTORS));
+    let source = gguf.tensors.get_key_value(FACTORS).map(|(name, _)| name).or(per_layer);
+    let Some(source) = source else {
+        return Ok(Rope { theta, scaling });
+    };
+    let factors = gguf.small_tensor(source)?;
+    if factors.len() as u64 != head_dim / 2 {
+        let problem = format!("expected shape [{}], half the head dimension, found [{}]", head_dim / 2, factors.len());
+        return Err(Error::tensor(&gguf.path, source, problem));
+    }
+    if factors.iter().all(|factor| *factor == 1.0) {
+        return Ok(Rope { theta, scaling });
+    }
+    if scaling.is_some_and(|scaling| scaling.get("factor") != Some(&json!(1.0))) {
+        let problem =
+            format!("scales the rotary embedding, and so does `{}` = `{kind}`; expected one of them", key("type"));
+        return Err(Error::tensor(&gguf.path, source, problem));
+    }
+    let scaling = Some(llama3(&factors, theta).ok_or_else(|| {
+        let problem =
+            "holds frequency factors that are no `llama3` scaling with low and high frequency factors 1 and 4";
+        Error::tensor(&gguf.path, source, problem)
+            .with_hint("take config.json from the original model: these factors cannot be told apart from a GGUF file")
+    })?);
+    Ok(Rope { theta, scaling })
+}
+
+fn object(fields: &[(&str, Value)]) -> Map<String, Value> {
+    fields.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect()
+}
+
+fn linear(factor: f64) -> Map<String, Value> {
+    object(&[("rope_type", json!("linear")), ("factor", json!(factor))])
+}
+
+fn yarn(gguf: &Gguf, factor: f64, context: u64) -> Result<Map<String, Value>> {
+    let original_key = format!("{PREFIX}original_context_length");
+    let original = match gguf.unsigned(&original_key)? {
+        Some(0) => return Err(Error::key(&gguf.path, &original_key, "expected a length above 0, found 0")),
+        Some(original) => original,
+        None => context,
+    };
+    let mut scaling = object(&[
+        ("rope_type", json!("yarn")),
+        ("factor", json!(factor)),
+        ("original_max_position_embeddings", json!(original)),
+    ]);
+    for (field, name) in [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")] {
+        if let Some(value) = gguf.float(&format!("{PREFIX}{field}"))? {
+            scaling.insert(name.to_owned(), json!(value));
+        }
+    }
+    // llama.cpp multiplies YaRN's own attention factor by this; transformers puts its `attention_factor` in place of it.
+    if let Some(attention) = gguf.float(&format!("{PREFIX}attn_factor"))?.filter(|attention| *attention != 1.0) {
+        scaling.insert("attention_factor".to_owned(), json!(attention * (0.1 * factor.ln() + 1.0)));
+    }
+    let known =
+        ["type", "factor", "original_context_length", "finetuned", "yarn_beta_fast", "yarn_beta_slow", "attn_factor"];
+    let unknown =
+        gguf.metadata.keys().find(|key| key.strip_prefix(PREFIX).is_some_and(|field| !known.contains(&field)));
+    match unknown {
+        Some(key) => Err(Error::key(&gguf.path, key, "is no setting of YaRN that transformers has")),
+        None => Ok(scaling),
+    }
+}
+
+/// The `llama3` scaling that gives these factors, for the published low and high frequency factors 1 and 4.
+///
+/// The scaling factor is the largest of the factors. Contexts are tried from that of the published models, 8192;
+/// where several give the same factors they mean the same model.
+fn llama3(factors: &[f32], theta: f64) -> Option<Map<String, Value>> {
+    let factor = factors.iter().copied().fold(1.0, f32::max);
+    let originals = std::iter::once(8192).chain((4..=20).map(|power| 1_u64 << power));
+    let (low, high) = (1.0, 4.0);
+    let fits = |original: &u64| {
+        (0..factors.len()).zip(factors).all(|(index, found)| {
+            let exponent = index as f64 / factors.len() as f64;
+            let wavelength = TAU * theta.powf(exponent);
+            let rotations = *original as f64 / wavelength;
+            let factor = f64::from(factor);
+            let expected = if rotations > high {
+                1.0
+            } else if rotations < low {
+                factor
+            } else {
+                let smooth = (rotations - low) / (high - low);
+                1.0 / ((1.0 - smooth) / factor + smooth)
+            };
+            (f64::from(*found) - expected).abs() <= 1e-4 * expected
+        })
+    };
+    let original = originals.into_iter().find(fits)?;
+    Some(object(&[
+        ("rope_type", json!("llama3")),
+        ("factor", json!(factor.to_string().parse::<f64>().ok()?)),
+        ("low_freq_factor", json!(low)),
+        ("high_freq_factor", json!(high)),
+        ("original_max_position_embeddings", json!(original)),
+    ]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The factors that llama.cpp's converter writes, computed here in another form: through wavelengths.
+    fn written(theta: f64, head_dim: usize, factor: f64, original: f64) -> Vec<f32> {
+        let mut factors = Vec::new();
+        for i in (0..head_dim).step_by(2) {
+            let frequency = 1.0 / theta.powf(i as f64 / head_dim as f64);
+            let wavelength = 2.0 * std::f64::consts::PI / frequency;
+            factors.push(if wavelength < original / 4.0 {
+                1.0
+            } else if wavelength > original {
+                factor as f32
+            } else {
+                let smooth = (original / wavelength - 1.0) / 3.0;
+                (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
+            });
+        }
+        factors
+    }
+
+    #[test]
+    fn the_published_llama_3_scalings_are_recovered() {
+        for (factor, head_dim) in [(8.0, 128), (32.0, 64)] {
+            let scaling = llama3(&written(500_000.0, head_dim, factor, 8192.0), 500_000.0).unwrap();
+            assert_eq!(scaling["factor"], json!(factor));
+            assert_eq!(scaling["original_max_position_embeddings"], json!(8192));
+        }
+        let scaling = llama3(&written(500_000.0, 64, 4.0, 1024.0), 500_000.0).unwrap();
+        assert_eq!(scaling["original_max_position_embeddings"], json!(1024));
+    }
+
+    #[test]
+    fn other_factors_are_not_taken_for_llama_3() {
+        let mut factors = written(500_000.0, 128, 8.0, 8192.0);
+        assert_eq!(llama3(&factors, 10_000.0), None);
+        factors[3] = 1.5;
+        assert_eq!(llama3(&factors, 500_000.0), None);
+    }
+}
