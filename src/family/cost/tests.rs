@@ -21,7 +21,7 @@ fn bam(kv: AttentionKv) -> Request {
 }
 
 fn btx(experts: u64, top_k: u64) -> Request {
-    Request { method: Some(Method::Btx), experts: Some(experts), top_k: Some(top_k), ..Request::default() }
+    Request { method: Some(Method::Btx), experts: Some(experts), top_k: Some(TopK::Of(top_k)), ..Request::default() }
 }
 
 fn totals(report: &Report) -> (u64, u64) {
