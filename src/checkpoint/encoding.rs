@@ -1,35 +1,54 @@
-//! How a tensor's bytes are stored, and where.
+//! Where a tensor lies in its file and how its bytes encode numbers.
 
 use safetensors::Dtype;
 
 use super::ggml::GgmlType;
 
-/// How the elements of a tensor are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How a tensor's bytes are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
-    /// One little-endian number an element.
+    /// One value after the other, little-endian.
     Plain(Dtype),
-    /// Blocks of quantised elements with a scale each, as llama.cpp stores them.
+    /// Blocks of a GGML type, as GGUF files hold them.
     Ggml(GgmlType),
 }
 
-/// One tensor of a checkpoint: where its bytes lie and how to read them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl Encoding {
+    /// The dtype, where values are stored plainly.
+    pub fn plain(self) -> Option<Dtype> {
+        match self {
+            Self::Plain(dtype) => Some(dtype),
+            Self::Ggml(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Encoding {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Plain(dtype) => write!(f, "{dtype}"),
+            Self::Ggml(ggml) => f.write_str(ggml.name()),
+        }
+    }
+}
+
+/// One tensor of a checkpoint: its place, its encoding, its shape.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorEntry {
-    /// Index of the file that holds it.
+    /// Index of the file among the checkpoint's files.
     pub file: usize,
-    /// First byte of its data, from the start of that file.
+    /// Offset of the first byte in that file.
     pub offset: u64,
-    /// Bytes of data.
+    /// Length in bytes.
     pub length: u64,
-    /// How its elements are stored.
+    /// How the bytes are to be read.
     pub encoding: Encoding,
-    /// Dimensions, the slowest first: `[out, in]` for a weight.
+    /// Extents, outermost first: `[out, in]` for a weight.
     pub shape: Vec<u64>,
 }
 
 impl TensorEntry {
-    /// Number of elements. Readers check that it does not overflow before they make an entry.
+    /// Number of values; readers have checked that it does not overflow.
     pub fn elements(&self) -> u64 {
         self.shape.iter().product()
     }

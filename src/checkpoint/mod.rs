@@ -1,14 +1,28 @@
 //! Bytes: readers, the streaming atomic sharded writer, dtypes, hashes, the manifest. Knows nothing of models.
 
+pub mod dtype;
 pub mod encoding;
+pub mod expression;
+pub mod folder;
 pub mod ggml;
 pub mod gguf;
 #[cfg(test)]
 pub(crate) mod gguf_build;
 mod gguf_value;
+pub mod hash;
+pub mod header;
+pub mod json;
+pub mod manifest;
+pub mod output;
+pub mod source_file;
+pub mod writer;
 
+pub use dtype::Dtype;
 pub use encoding::{Encoding, TensorEntry};
+pub use expression::Expression;
+pub use folder::Checkpoint;
 pub use ggml::GgmlType;
 pub use gguf::Gguf;
 pub use gguf_value::{Numbers as GgufNumbers, Value as GgufValue};
-pub use safetensors::Dtype;
+pub use manifest::Manifest;
+pub use source_file::{ReadAt, SourceFile};

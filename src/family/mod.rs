@@ -1,6 +1,28 @@
 //! What each family of models calls its tensors and configuration keys.
+//!
+//! A family is a file in `formats/`, embedded in the binary: a short list of names and named layouts, no language
+//! of its own. [`Config`] is one `config.json`, [`Architecture`] what it says with the family's differences
+//! resolved, [`Architecture::tensors`] every tensor such a checkpoint has, and [`cost`] pure arithmetic on top.
 
+mod architecture;
+mod config;
+pub mod cost;
+mod format;
 pub mod gguf;
 mod gguf_bpe;
 mod gguf_rope;
 pub mod gguf_tokenizer;
+mod layout;
+mod mixture;
+mod spelling;
+mod target;
+mod tensors;
+
+pub use architecture::Architecture;
+pub use config::Config;
+pub use format::{Family, families};
+pub use layout::{AttentionKv, Block, Layers, MlpType, NormPosition, NormType, QkNorm};
+pub use mixture::{Method, Mixture, TopK};
+pub use spelling::{both_spellings, dtype_of, torch_name};
+pub use target::bam_config;
+pub use tensors::{Role, TensorSpec};

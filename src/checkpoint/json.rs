@@ -1,0 +1,111 @@
+//! Strict JSON objects: what `serde_json` lets pass silently (a key twice) is refused here.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+use super::source_file::{ReadAt, SourceFile};
+use crate::{Error, Result};
+
+/// Largest JSON file read: tokenizers of 250,000 tokens stay below 40 MB.
+const LARGEST: u64 = 256 << 20;
+
+/// Reads a JSON file whose top level is an object; a key that stands twice is refused.
+pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
+    parse_object(path, &read_bytes(path)?)
+}
+
+/// Reads a small file whole; more than 256 MiB is refused.
+pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let file = SourceFile::open(path)?;
+    if file.len() > LARGEST {
+        return Err(Error::file(path, format!("expected at most {LARGEST} bytes, found {}", file.len())));
+    }
+    let mut bytes = vec![0; file.len() as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// Parses an object; `path` only names the place in errors.
+pub fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = Strict
+        .deserialize(&mut deserializer)
+        .and_then(|value| deserializer.end().map(|()| value))
+        .map_err(|e| Error::file(path, format!("expected JSON without repeated keys: {e}")))?;
+    match value {
+        Value::Object(map) => Ok(map),
+        other => Err(Error::file(path, format!("expected a JSON object, found {}", kind(&other)))),
+    }
+}
+
+/// What a value is, in words, for error messages.
+pub fn kind(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(b) => format!("the boolean {b}"),
+        Value::Number(n) => format!("the number {n}"),
+        Value::String(s) if s.chars().count() <= 60 => format!("the string \"{s}\""),
+        Value::String(_) => "a long string".to_owned(),
+        Value::Array(items) => format!("an array of {}", items.len()),
+        Value::Object(map) => format!("an object of {} keys", map.len()),
+    }
+}
+
+/// Builds a [`Value`] as `serde_json` does, except that a repeated key is an error.
+struct Strict;
+
+impl<'de> DeserializeSeed<'de> for Strict {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict {
+    type Value = Value;
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
+        Ok(Value::Bool(v))
+    }
+    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
+        Ok(Value::from(v))
+    }
+    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
+        Ok(Value::from(v))
+    }
+    fn visit_f64<E>(self, v: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(v).map_or(Value::Null, Value::Number))
+    }
+    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
+        Ok(Value::from(v))
+    }
+    fn visit_string<E>(self, v: String) -> Result<Value, E> {
+        Ok(Value::String(v))
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut array = Vec::new();
+        while let Some(item) = items.next_element_seed(Strict)? {
+            array.push(item);
+        }
+        Ok(Value::Array(array))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            let value = entries.next_value_seed(Strict)?;
+            if map.contains_key(&key) {
+                return Err(serde::de::Error::custom(format_args!("key `{key}` stands twice")));
+            }
+            map.insert(key, value);
+        }
+        Ok(Value::Object(map))
+    }
+}

@@ -1,0 +1,175 @@
+//! `bam-manifest.json`: what makes an export checkable by anyone, later, offline.
+//!
+//! It holds no times, host names or absolute paths, so equal runs make equal bytes. Its JSON schema
+//! is `docs/manifest.schema.json`.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use safetensors::Dtype;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::expression::Expression;
+use super::hash::FileHash;
+use super::json;
+use crate::{Error, Result};
+
+/// File name of the manifest in a checkpoint folder.
+pub const MANIFEST: &str = "bam-manifest.json";
+/// Version of the format that this program writes and reads.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// The record of how a checkpoint was made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of this format: 1.
+    pub format_version: u32,
+    /// The program that wrote it.
+    pub tool: Tool,
+    /// The command or method: `bam`, `btx`, `branch`, `merge`, `convert`, `init`.
+    pub method: String,
+    /// Settings of the method, under the names of the command line.
+    pub settings: Map<String, Value>,
+    /// Where the tensors came from, in the order of averages.
+    pub sources: Vec<SourceRecord>,
+    /// Every weight, configuration and tokenizer file of the output.
+    pub files: Vec<FileHash>,
+    /// Files of the output that are listed only: people edit model cards.
+    pub unhashed_files: Vec<String>,
+    /// Every tensor of the output by name.
+    pub tensors: BTreeMap<String, TensorRecord>,
+}
+
+/// The program that wrote a manifest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tool {
+    /// `bam-convert`.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+impl Tool {
+    /// This program.
+    pub fn this() -> Self {
+        Self { name: env!("CARGO_PKG_NAME").to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+}
+
+/// A checkpoint or file that tensors came from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SourceRecord {
+    /// Name that expressions use.
+    pub name: String,
+    /// Path relative to the folder of the manifest, with forward slashes.
+    pub path: String,
+    /// Repository on the Hub, where the source came from one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
+    /// Commit of that repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// Every file of it that was read.
+    pub files: Vec<FileHash>,
+}
+
+/// How one output tensor was made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TensorRecord {
+    /// Stored dtype, as in safetensors headers.
+    #[schemars(with = "String")]
+    pub dtype: Dtype,
+    /// Extents, outermost first.
+    pub shape: Vec<u64>,
+    /// What the values are.
+    pub expression: Expression,
+}
+
+impl Manifest {
+    /// Reads the manifest of a checkpoint folder; `None` where it has none.
+    pub fn read(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(MANIFEST);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let object = json::read_object(&path)?;
+        match object.get("format_version").and_then(Value::as_u64) {
+            Some(version) if version == u64::from(FORMAT_VERSION) => {}
+            found => {
+                let found = found.map_or("none".to_owned(), |version| version.to_string());
+                return Err(Error::key(&path, "format_version", format!("expected {FORMAT_VERSION}, found {found}"))
+                    .with_hint("use the version of bam-convert that wrote it"));
+            }
+        }
+        serde_json::from_value(Value::Object(object))
+            .map(Some)
+            .map_err(|e| Error::file(&path, format!("not a manifest: {e}")))
+    }
+
+    /// The bytes of the file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Maps with string keys and finite numbers always serialise.
+        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
+        text.push('\n');
+        text.into_bytes()
+    }
+}
+
+/// `path` as seen from `folder`, both taken as they stand, without following links.
+pub fn relative_to(path: &Path, folder: &Path) -> Result<String> {
+    let absolute = |path: &Path| -> Result<PathBuf> {
+        let absolute = std::path::absolute(path).map_err(|e| Error::io("resolve", path, e))?;
+        let mut clean = PathBuf::new();
+        for component in absolute.components() {
+            match component {
+                Component::ParentDir => {
+                    clean.pop();
+                }
+                other => clean.push(other),
+            }
+        }
+        Ok(clean)
+    };
+    let (path, folder) = (absolute(path)?, absolute(folder)?);
+    let shared = path.components().zip(folder.components()).take_while(|(a, b)| a == b).count();
+    let up = folder.components().skip(shared).map(|_| "..".to_owned());
+    let down = path.components().skip(shared).map(|part| part.as_os_str().to_string_lossy().into_owned());
+    let parts: Vec<String> = up.chain(down).collect();
+    Ok(if parts.is_empty() { ".".to_owned() } else { parts.join("/") })
+}
+
+/// Repository and commit of a folder inside a Hub cache: `models--ORG--NAME/snapshots/COMMIT`.
+pub fn hub_origin(folder: &Path) -> Option<(String, String)> {
+    let absolute = std::path::absolute(folder).ok()?;
+    let mut names = absolute.components().rev().filter_map(|part| part.as_os_str().to_str());
+    let (commit, snapshots, cached) = (names.next()?, names.next()?, names.next()?);
+    let repository = cached.strip_prefix("models--")?.replace("--", "/");
+    (snapshots == "snapshots").then(|| (repository, commit.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_recorded_as_seen_from_the_output() {
+        let seen = |path, folder| relative_to(Path::new(path), Path::new(folder)).unwrap();
+        assert_eq!(seen("/a/seed", "/a/out"), "../seed");
+        assert_eq!(seen("/a/b/../seed", "/a/runs/out"), "../../seed");
+        assert_eq!(seen("seed", "out"), "../seed");
+        assert_eq!(seen("/a", "/a"), ".");
+    }
+
+    #[test]
+    fn a_hub_cache_folder_tells_its_repository_and_commit() {
+        let origin = hub_origin(Path::new("/c/models--org--name/snapshots/0123abc"));
+        assert_eq!(origin, Some(("org/name".to_owned(), "0123abc".to_owned())));
+        assert_eq!(hub_origin(Path::new("/c/seed")), None);
+    }
+}

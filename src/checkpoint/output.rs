@@ -1,0 +1,260 @@
+//! An output folder that is either complete or absent.
+//!
+//! Work goes to a sibling folder `.NAME.partial`, held by a lock so that two runs into one target
+//! cannot mix, and is fsynced and renamed last. A run that fails removes its partial folder; one
+//! that is killed leaves it, and the next run with the same plan resumes from the shards that are
+//! whole (see [`super::writer`]).
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags};
+use sha2::{Digest, Sha256};
+
+use super::hash::{FileHash, FileHasher, hex};
+use super::source_file::SourceFile;
+use crate::{Error, Result};
+
+const LOCK: &str = ".lock";
+
+/// A folder being written; dropped without [`commit`](Self::commit) it leaves nothing behind.
+#[derive(Debug)]
+pub struct OutputFolder {
+    target: PathBuf,
+    partial: PathBuf,
+    replace: bool,
+    /// Held, not read: the lock ends with the file.
+    _lock: File,
+    /// The topmost folder that had to be made to hold the target.
+    made: Option<PathBuf>,
+    committed: bool,
+}
+
+/// Refuses an output that could not be written, without touching anything: an existing target
+/// (unless `force` may replace it, and then only if it is a checkpoint), or one that is, holds or lies
+/// inside a source.
+pub fn check_target(target: &Path, force: bool, sources: &[&Path]) -> Result<()> {
+    if target.file_name().is_none() {
+        return Err(Error::file(target, "expected the name of a folder to make"));
+    }
+    let absolute = resolved(target)?;
+    for source in sources {
+        let source_path = resolved(source)?;
+        if absolute.starts_with(&source_path) || source_path.starts_with(&absolute) {
+            let problem = format!("the output and the source {} overlap", source.display());
+            return Err(Error::file(target, problem).with_hint("choose an output outside every source"));
+        }
+    }
+    let Ok(metadata) = fs::symlink_metadata(target) else { return Ok(()) };
+    if !force {
+        return Err(Error::file(target, "exists already").with_hint("choose another --out, or pass --force to replace it"));
+    }
+    let is_checkpoint = metadata.is_dir() && (target.join("config.json").exists() || is_empty(target));
+    if !is_checkpoint {
+        return Err(Error::file(target, "exists and is no checkpoint folder (no config.json), so --force does not replace it")
+            .with_hint("choose another --out"));
+    }
+    Ok(())
+}
+
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// The path with links followed as far as it exists, the rest appended.
+fn resolved(path: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(path).map_err(|e| Error::io("resolve", path, e))?;
+    let existing = absolute.ancestors().find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
+    match existing {
+        Some((ancestor, real)) => Ok(absolute.strip_prefix(ancestor).map_or(real.clone(), |rest| real.join(rest))),
+        None => Ok(absolute),
+    }
+}
+
+/// Refuses to start where the file system holds less than `needed` free bytes.
+pub fn check_free_space(target: &Path, needed: u64) -> Result<()> {
+    let free = free_space(target)?;
+    if free >= needed {
+        return Ok(());
+    }
+    let source = std::io::Error::new(
+        std::io::ErrorKind::StorageFull,
+        format!("the output takes {needed} bytes, but the file system has {free} bytes free"),
+    );
+    Err(Error::io("write", target, source).with_hint("free some space or choose another --out"))
+}
+
+/// Free bytes for an unprivileged user on the file system that would hold `target`.
+pub fn free_space(target: &Path) -> Result<u64> {
+    let absolute = std::path::absolute(target).map_err(|e| Error::io("resolve", target, e))?;
+    let existing = absolute.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    let stat = rustix::fs::statvfs(existing).map_err(|e| Error::io("measure the free space of", existing, e.into()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+impl OutputFolder {
+    /// Checks the target, makes the partial folder and locks it.
+    pub fn begin(target: &Path, force: bool, sources: &[&Path]) -> Result<Self> {
+        check_target(target, force, sources)?;
+        let parent = match target.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+            _ => PathBuf::from("."),
+        };
+        let made = parent.ancestors().take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists()).last();
+        let made = made.map(Path::to_path_buf);
+        let undo = |error| {
+            if let Some(made) = &made {
+                remove_empty(made, &parent);
+            }
+            error
+        };
+        fs::create_dir_all(&parent).map_err(|e| undo(Error::io("create", &parent, e)))?;
+        // check_target has refused a target without a file name.
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let partial = parent.join(format!(".{name}.partial"));
+        let lock = lock(&partial, target).map_err(undo)?;
+        Ok(Self { target: target.to_path_buf(), partial, replace: force, _lock: lock, made, committed: false })
+    }
+
+    /// The folder to write to until the commit.
+    pub fn path(&self) -> &Path {
+        &self.partial
+    }
+
+    /// Where the folder will be.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Writes a file durably.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<FileHash> {
+        let path = self.partial.join(name);
+        let fault = |e| Error::io("write", &path, e);
+        let mut file = File::create(&path).map_err(fault)?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fault)?;
+        Ok(FileHash { path: name.to_owned(), size: bytes.len() as u64, sha256: hex(&Sha256::digest(bytes)) })
+    }
+
+    /// Copies a file byte for byte, durably, or makes another name for it where `link` is set.
+    pub fn copy(&self, from: &Path, name: &str, link: bool) -> Result<FileHash> {
+        let path = self.partial.join(name);
+        let source = SourceFile::open(from)?;
+        if link {
+            let real = from.canonicalize().map_err(|e| Error::io("resolve", from, e))?;
+            fs::hard_link(real, &path).map_err(|e| {
+                Error::io("hard-link", &path, e).with_hint("links need one file system for both: leave out --link")
+            })?;
+        } else {
+            fs::copy(from, &path).map_err(|e| Error::io("copy to", &path, e))?;
+            let fault = |e| Error::io("write", &path, e);
+            let copy = OpenOptions::new().append(true).open(&path).map_err(fault)?;
+            copy.sync_all().map_err(fault)?;
+        }
+        let mut hasher = FileHasher::new(&source);
+        let mut buf = vec![0; 1 << 20];
+        let sha256 = loop {
+            if let Some(hash) = hasher.advance(&mut buf)? {
+                break hash;
+            }
+        };
+        source.check_unchanged()?;
+        Ok(FileHash { path: name.to_owned(), size: source.len(), sha256 })
+    }
+
+    /// Moves the finished folder to its place in one step.
+    pub fn commit(mut self) -> Result<()> {
+        let fault = |e: rustix::io::Errno| Error::io("rename to", &self.target, e.into());
+        fs::remove_file(self.partial.join(LOCK)).map_err(|e| Error::io("remove", self.partial.join(LOCK), e))?;
+        sync_folder(&self.partial)?;
+        let old = if self.replace && self.target.exists() {
+            match rustix::fs::renameat_with(CWD, &self.partial, CWD, &self.target, RenameFlags::EXCHANGE) {
+                Ok(()) => Some(self.partial.clone()),
+                // Not every file system can exchange: move the old folder aside first.
+                Err(_) => {
+                    let aside = self.partial.with_extension("replaced");
+                    rustix::fs::rename(&self.target, &aside).map_err(fault)?;
+                    rustix::fs::rename(&self.partial, &self.target).map_err(|e| {
+                        // Best effort to put the old folder back; the error below names what failed.
+                        let _ = rustix::fs::rename(&aside, &self.target);
+                        fault(e)
+                    })?;
+                    Some(aside)
+                }
+            }
+        } else {
+            match rustix::fs::renameat_with(CWD, &self.partial, CWD, &self.target, RenameFlags::NOREPLACE) {
+                Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                    rustix::fs::rename(&self.partial, &self.target).map_err(fault)?;
+                }
+                other => other.map_err(fault)?,
+            }
+            None
+        };
+        self.committed = true;
+        if let Some(parent) = self.target.parent() {
+            sync_folder(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
+        }
+        if let Some(old) = old {
+            fs::remove_dir_all(&old).map_err(|e| Error::io("remove the replaced folder", &old, e))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for OutputFolder {
+    fn drop(&mut self) {
+        if !self.committed {
+            // The error that brought us here is what the user must see, not that of the cleaning.
+            let _ = fs::remove_dir_all(&self.partial);
+            if let (Some(made), Some(parent)) = (&self.made, self.target.parent()) {
+                remove_empty(made, parent);
+            }
+        }
+    }
+}
+
+/// Removes the folders from `parent` up to `made`, as long as they are empty.
+fn remove_empty(made: &Path, parent: &Path) {
+    for folder in parent.ancestors().take_while(|ancestor| ancestor.starts_with(made)) {
+        if fs::remove_dir(folder).is_err() {
+            break;
+        }
+    }
+}
+
+/// Makes the partial folder and takes its lock; another run that holds it is an error.
+fn lock(partial: &Path, target: &Path) -> Result<File> {
+    loop {
+        match fs::create_dir(partial) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io("create", partial, e)),
+            _ => {}
+        }
+        let path = partial.join(LOCK);
+        let file = match OpenOptions::new().create(true).append(true).open(&path) {
+            Ok(file) => file,
+            // The other run has just renamed or removed the folder.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(Error::io("create", &path, e)),
+        };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(Error::file(target, "another run is writing this output")
+                    .with_hint("wait for it to end, or choose another --out"));
+            }
+            Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", &path, e)),
+        }
+        // The file locked may no longer be the one in the folder.
+        let held = file.metadata().map_err(|e| Error::io("lock", &path, e))?;
+        if fs::metadata(&path).is_ok_and(|found| found.ino() == held.ino()) {
+            return Ok(file);
+        }
+    }
+}
+
+/// Makes the names in a folder durable.
+pub fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|file| file.sync_all()).map_err(|e| Error::io("sync", folder, e))
+}

@@ -1,0 +1,92 @@
+//! Reading files at offsets, and noticing when one changes underneath.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// Random access to bytes: a file now, a cache or a remote later.
+pub trait ReadAt: Sync {
+    /// Fills `buf` from `offset`; fewer bytes than asked for is an error that names the source.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+}
+
+/// What identifies a file's content without reading it: two equal stamps mean an unchanged file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Stamp {
+    /// Length in bytes.
+    pub length: u64,
+    /// Modification time in nanoseconds since the epoch.
+    pub modified: i128,
+    /// Inode number.
+    pub inode: u64,
+}
+
+impl Stamp {
+    fn of(metadata: &std::fs::Metadata) -> Self {
+        let modified = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+        Self { length: metadata.len(), modified, inode: metadata.ino() }
+    }
+}
+
+/// A regular file opened for reading, which must not change while it is in use.
+#[derive(Debug)]
+pub struct SourceFile {
+    path: PathBuf,
+    file: File,
+    stamp: Stamp,
+}
+
+impl SourceFile {
+    /// Opens a regular file; folders, pipes and devices are refused without being opened.
+    pub fn open(path: &Path) -> Result<Self> {
+        let metadata = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?;
+        if !metadata.is_file() {
+            return Err(Error::file(path, "expected a regular file"));
+        }
+        let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
+        let metadata = file.metadata().map_err(|e| Error::io("read", path, e))?;
+        Ok(Self { path: path.to_path_buf(), file, stamp: Stamp::of(&metadata) })
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Length in bytes when it was opened.
+    pub fn len(&self) -> u64 {
+        self.stamp.length
+    }
+
+    /// Whether it had no bytes when it was opened.
+    pub fn is_empty(&self) -> bool {
+        self.stamp.length == 0
+    }
+
+    /// What it was when it was opened.
+    pub fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// Refuses a file whose length, time or identity differs from when it was opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let now = std::fs::metadata(&self.path).map_err(|e| Error::io("read", &self.path, e))?;
+        if Stamp::of(&now) == self.stamp { Ok(()) } else { Err(self.changed()) }
+    }
+
+    fn changed(&self) -> Error {
+        Error::file(&self.path, "changed while it was read")
+            .with_hint("wait until nothing writes to it, then run the command again")
+    }
+}
+
+impl ReadAt for SourceFile {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.file.read_exact_at(buf, offset).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => self.changed(),
+            _ => Error::io("read", &self.path, e),
+        })
+    }
+}

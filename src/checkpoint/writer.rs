@@ -1,0 +1,475 @@
+//! Writing weights: sharded, streaming, parallel, hashed on the way, resumable.
+//!
+//! Worker threads fill chunks in file order and write them where they belong; whichever thread
+//! finishes the next chunk in order also feeds the shard's hash. Chunks that are ahead of the hash
+//! wait in memory, so their number is bounded: a worker that meets the bound hashes a slice of an
+//! input file instead. Bytes do not depend on the number of threads.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use safetensors::Dtype;
+use sha2::{Digest, Sha256};
+
+use super::folder::{INDEX, SINGLE};
+use super::hash::{FileHash, FileHasher, hex, sha256_file};
+use super::output::{OutputFolder, sync_folder};
+use super::source_file::SourceFile;
+use super::{dtype, header};
+use crate::{Error, Result};
+
+/// Name, dtype and shape of a tensor to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorLayout {
+    /// Name in the output.
+    pub name: String,
+    /// Stored dtype.
+    pub dtype: Dtype,
+    /// Extents, outermost first.
+    pub shape: Vec<u64>,
+}
+
+impl TensorLayout {
+    /// Length in bytes; layouts of whole bytes only are made.
+    pub fn length(&self) -> u64 {
+        dtype::byte_length(self.dtype, self.shape.iter().product()).unwrap_or(0)
+    }
+}
+
+/// Where the bytes of the output come from.
+pub trait TensorBytes: Sync {
+    /// Working space that a thread keeps between calls.
+    type Scratch: Default;
+    /// Fills `out` with the bytes of tensor number `tensor` from byte `start` on.
+    fn fill(&self, tensor: usize, start: u64, out: &mut [u8], scratch: &mut Self::Scratch) -> Result<()>;
+}
+
+/// How to write.
+pub struct WriteOptions<'a> {
+    /// Largest shard in bytes of tensor data; a larger tensor gets a shard of its own.
+    pub max_shard_size: u64,
+    /// Working memory in bytes, all threads together.
+    pub memory: u64,
+    /// Worker threads.
+    pub threads: usize,
+    /// Identity of the work: a partial folder with the same one is resumed.
+    pub fingerprint: String,
+    /// Told of each number of bytes written, hashed or found whole.
+    pub progress: &'a (dyn Fn(u64) + Sync),
+}
+
+/// What was written, and the hashes of the input files that were asked for.
+pub struct Written {
+    /// Weight files and the index, in order.
+    pub files: Vec<FileHash>,
+    /// SHA-256 of each file of `also_hash`, in its order.
+    pub hashes: Vec<String>,
+}
+
+/// The shards that a partial folder holds whole.
+#[derive(Default, serde::Serialize, serde::Deserialize)]
+struct Progress {
+    fingerprint: String,
+    shards: Vec<FileHash>,
+}
+
+const PROGRESS: &str = ".progress.json";
+
+/// One file to write: which tensors, in which order.
+struct Shard {
+    name: String,
+    tensors: Vec<usize>,
+}
+
+/// Splits tensors, in their order, into shards of at most `max_shard_size` bytes.
+fn split(tensors: &[TensorLayout], max_shard_size: u64) -> Vec<Shard> {
+    let mut groups: Vec<Vec<usize>> = vec![Vec::new()];
+    let mut size = 0;
+    for (number, tensor) in tensors.iter().enumerate() {
+        if size > 0 && size + tensor.length() > max_shard_size {
+            groups.push(Vec::new());
+            size = 0;
+        }
+        size += tensor.length();
+        if let Some(group) = groups.last_mut() {
+            group.push(number);
+        }
+    }
+    let count = groups.len();
+    let named = groups.into_iter().enumerate().map(|(number, mut group)| {
+        // Wider dtypes first, as the safetensors library does it: every tensor is then aligned.
+        group.sort_by_key(|tensor| std::cmp::Reverse(tensors[*tensor].dtype.bitsize()));
+        let name = match count {
+            1 => SINGLE.to_owned(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+        };
+        Shard { name, tensors: group }
+    });
+    named.collect()
+}
+
+/// Number of weight files that `tensors` would take.
+pub fn shard_count(tensors: &[TensorLayout], max_shard_size: u64) -> usize {
+    split(tensors, max_shard_size).len()
+}
+
+/// Values a chunk holds, such that all threads together stay within `memory` bytes; 4 buffers may wait for the hash.
+fn chunk_elements(memory: u64, threads: usize) -> Result<u64> {
+    let threads = threads as u64;
+    // A thread holds an f64 sum, an f64 term, the raw bytes, and the bytes to write, 8 each at most.
+    let per_element = 32 * threads + 8 * (MAX_WAITING as u64 + 1);
+    let elements = (memory / per_element).min(1 << 20) / 256 * 256;
+    if elements < 4096 {
+        let least = (per_element * 4096).next_multiple_of(1 << 20) >> 20;
+        return Err(Error::usage(format!("--memory of {memory} bytes is too little for {threads} threads"))
+            .with_hint(format!("pass --memory {least}MiB or more, or fewer --threads")));
+    }
+    Ok(elements)
+}
+
+const MAX_WAITING: usize = 4;
+
+/// Writes all weight files and, for more than one, the index; hashes `also_hash` beside it.
+pub fn write_weights<B: TensorBytes>(
+    folder: &OutputFolder,
+    tensors: &[TensorLayout],
+    bytes: &B,
+    options: &WriteOptions,
+    also_hash: &[&SourceFile],
+) -> Result<Written> {
+    let shards = split(tensors, options.max_shard_size);
+    let progress = resume(folder, options)?;
+    let whole: BTreeMap<&str, &FileHash> = progress.shards.iter().map(|shard| (shard.path.as_str(), shard)).collect();
+    let mut open = Vec::new();
+    for shard in &shards {
+        if whole.contains_key(shard.name.as_str()) {
+            let size: u64 = shard.tensors.iter().map(|tensor| tensors[*tensor].length()).sum();
+            (options.progress)(size);
+        } else {
+            open.push(OpenShard::create(folder, shard, tensors)?);
+        }
+    }
+    let run = Run {
+        tensors,
+        bytes,
+        folder,
+        options,
+        shards: &open,
+        chunk: chunk_elements(options.memory, options.threads)?,
+        cursor: Mutex::new(Cursor::default()),
+        hashes: Mutex::new(also_hash.iter().map(|source| FileHasher::new(source)).enumerate().collect()),
+        hashed: Mutex::new(vec![String::new(); also_hash.len()]),
+        waiting: Mutex::new(0),
+        hash_moved: Condvar::new(),
+        failed: AtomicBool::new(false),
+        error: Mutex::new(None),
+        progress: Mutex::new(Progress { fingerprint: progress.fingerprint.clone(), shards: progress.shards.clone() }),
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..options.threads {
+            scope.spawn(|| run.work());
+        }
+    });
+    if let Some(error) = locked(&run.error).take() {
+        return Err(error);
+    }
+    let hashes = std::mem::take(&mut *locked(&run.hashed));
+    let mut done = std::mem::take(&mut locked(&run.progress).shards);
+    done.sort();
+    remove(folder, PROGRESS)?;
+    if shards.len() > 1 {
+        done.push(folder.write(INDEX, &index(&shards, tensors))?);
+    }
+    Ok(Written { files: done, hashes })
+}
+
+/// What an earlier, killed run with the same fingerprint has left whole; everything else is removed.
+fn resume(folder: &OutputFolder, options: &WriteOptions) -> Result<Progress> {
+    let path = folder.path().join(PROGRESS);
+    let found: Option<Progress> = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let mut progress = Progress { fingerprint: options.fingerprint.clone(), shards: Vec::new() };
+    if let Some(found) = found.filter(|found| found.fingerprint == options.fingerprint) {
+        for shard in found.shards {
+            let path = folder.path().join(&shard.path);
+            if path.exists() && sha256_file(&path)? == (shard.sha256.clone(), shard.size) {
+                progress.shards.push(shard);
+            }
+        }
+    }
+    for entry in fs::read_dir(folder.path()).map_err(|e| Error::io("list", folder.path(), e))? {
+        let entry = entry.map_err(|e| Error::io("list", folder.path(), e))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.starts_with('.') && !progress.shards.iter().any(|shard| shard.path == name) {
+            remove(folder, &name)?;
+        }
+    }
+    Ok(progress)
+}
+
+fn remove(folder: &OutputFolder, name: &str) -> Result<()> {
+    let path = folder.path().join(name);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+fn index(shards: &[Shard], tensors: &[TensorLayout]) -> Vec<u8> {
+    let total: u64 = tensors.iter().map(TensorLayout::length).sum();
+    let map: BTreeMap<&str, &str> = shards
+        .iter()
+        .flat_map(|shard| shard.tensors.iter().map(|tensor| (tensors[*tensor].name.as_str(), shard.name.as_str())))
+        .collect();
+    let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": map});
+    // A JSON value of strings and numbers always serialises.
+    let mut text = serde_json::to_string_pretty(&index).unwrap_or_default();
+    text.push('\n');
+    text.into_bytes()
+}
+
+/// A shard being written.
+struct OpenShard {
+    name: String,
+    path: PathBuf,
+    file: File,
+    /// Tensor numbers and the offset of each in the file.
+    tensors: Vec<(usize, u64)>,
+    /// Length of the whole file in bytes.
+    length: u64,
+    hash: Mutex<ShardHash>,
+}
+
+struct ShardHash {
+    /// Absent while a thread feeds it.
+    state: Option<Sha256>,
+    /// Bytes of the file fed so far.
+    position: u64,
+    /// Finished chunks by their offset in the file.
+    waiting: BTreeMap<u64, Vec<u8>>,
+}
+
+impl OpenShard {
+    fn create(folder: &OutputFolder, shard: &Shard, tensors: &[TensorLayout]) -> Result<Self> {
+        let entries = shard.tensors.iter().map(|number| {
+            let tensor = &tensors[*number];
+            (tensor.name.as_str(), tensor.dtype, &tensor.shape[..])
+        });
+        let head = header::write(entries);
+        let path = folder.path().join(&shard.name);
+        let file = File::create(&path).map_err(|e| Error::io("create", &path, e))?;
+        let mut offset = head.len() as u64;
+        let mut placed = Vec::with_capacity(shard.tensors.len());
+        for number in &shard.tensors {
+            placed.push((*number, offset));
+            offset += tensors[*number].length();
+        }
+        file.write_all_at(&head, 0)
+            .and_then(|()| file.set_len(offset))
+            .map_err(|e| Error::io("write", &path, e))?;
+        let hash = ShardHash {
+            state: Some(Sha256::new_with_prefix(&head)),
+            position: head.len() as u64,
+            waiting: BTreeMap::new(),
+        };
+        Ok(Self { name: shard.name.clone(), path, file, tensors: placed, length: offset, hash: Mutex::new(hash) })
+    }
+}
+
+/// Where the next chunk begins.
+#[derive(Default)]
+struct Cursor {
+    shard: usize,
+    tensor: usize,
+    start: u64,
+}
+
+/// One piece of one tensor.
+struct Chunk {
+    shard: usize,
+    tensor: usize,
+    start: u64,
+    length: usize,
+    offset: u64,
+}
+
+struct Run<'a, B> {
+    tensors: &'a [TensorLayout],
+    bytes: &'a B,
+    folder: &'a OutputFolder,
+    options: &'a WriteOptions<'a>,
+    shards: &'a [OpenShard],
+    chunk: u64,
+    cursor: Mutex<Cursor>,
+    hashes: Mutex<VecDeque<(usize, FileHasher<'a>)>>,
+    hashed: Mutex<Vec<String>>,
+    /// Chunks written but not hashed yet.
+    waiting: Mutex<usize>,
+    hash_moved: Condvar,
+    failed: AtomicBool,
+    error: Mutex<Option<Error>>,
+    progress: Mutex<Progress>,
+}
+
+/// A lock that a panicking thread left behind guards data that nobody will use.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<B: TensorBytes> Run<'_, B> {
+    fn work(&self) {
+        if let Err(error) = self.work_until_done() {
+            self.failed.store(true, Ordering::SeqCst);
+            locked(&self.error).get_or_insert(error);
+            self.hash_moved.notify_all();
+        }
+    }
+
+    fn work_until_done(&self) -> Result<()> {
+        let mut scratch = B::Scratch::default();
+        let mut slice = Vec::new();
+        while !self.failed.load(Ordering::SeqCst) {
+            if *locked(&self.waiting) >= MAX_WAITING {
+                if !self.hash_a_slice(&mut slice)? {
+                    let waiting = locked(&self.waiting);
+                    // Timed, so that a thread that fails in between cannot leave this one asleep.
+                    let _ = self.hash_moved.wait_timeout(waiting, Duration::from_millis(20));
+                }
+                continue;
+            }
+            match self.next_chunk() {
+                Some(chunk) => self.write(&chunk, &mut scratch)?,
+                None if self.hash_a_slice(&mut slice)? => {}
+                None => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads and hashes a slice of one input file; false where none is left to take.
+    fn hash_a_slice(&self, buf: &mut Vec<u8>) -> Result<bool> {
+        let Some((number, mut hasher)) = locked(&self.hashes).pop_front() else { return Ok(false) };
+        buf.resize(1 << 20, 0);
+        match hasher.advance(buf)? {
+            Some(hash) => locked(&self.hashed)[number] = hash,
+            None => {
+                (self.options.progress)(buf.len() as u64);
+                locked(&self.hashes).push_front((number, hasher));
+            }
+        }
+        Ok(true)
+    }
+
+    fn next_chunk(&self) -> Option<Chunk> {
+        let mut cursor = locked(&self.cursor);
+        loop {
+            let shard = self.shards.get(cursor.shard)?;
+            let Some((tensor, offset)) = shard.tensors.get(cursor.tensor) else {
+                *cursor = Cursor { shard: cursor.shard + 1, ..Cursor::default() };
+                continue;
+            };
+            let layout = &self.tensors[*tensor];
+            let most = self.chunk * layout.dtype.bitsize() as u64 / 8;
+            let length = (layout.length() - cursor.start).min(most);
+            let chunk = Chunk {
+                shard: cursor.shard,
+                tensor: *tensor,
+                start: cursor.start,
+                length: length as usize,
+                offset: offset + cursor.start,
+            };
+            cursor.start += length;
+            if cursor.start == layout.length() {
+                cursor.tensor += 1;
+                cursor.start = 0;
+            }
+            if length > 0 {
+                return Some(chunk);
+            }
+        }
+    }
+
+    fn write(&self, chunk: &Chunk, scratch: &mut B::Scratch) -> Result<()> {
+        let shard = &self.shards[chunk.shard];
+        let mut buf = vec![0; chunk.length];
+        self.bytes.fill(chunk.tensor, chunk.start, &mut buf, scratch)?;
+        shard.file.write_all_at(&buf, chunk.offset).map_err(|e| Error::io("write", &shard.path, e))?;
+        (self.options.progress)(chunk.length as u64);
+        *locked(&self.waiting) += 1;
+        locked(&shard.hash).waiting.insert(chunk.offset, buf);
+        self.feed(shard)
+    }
+
+    /// Feeds the shard's hash with the chunks that are next in order, unless another thread does.
+    fn feed(&self, shard: &OpenShard) -> Result<()> {
+        loop {
+            let mut hash = locked(&shard.hash);
+            let position = hash.position;
+            let Some(mut state) = hash.state.take() else { return Ok(()) };
+            let Some(buf) = hash.waiting.remove(&position) else {
+                hash.state = Some(state);
+                return Ok(());
+            };
+            drop(hash);
+            state.update(&buf);
+            let mut hash = locked(&shard.hash);
+            hash.position += buf.len() as u64;
+            let complete = hash.position == shard.length;
+            let sha256 = if complete { hex(&state.clone().finalize()) } else { String::new() };
+            hash.state = Some(state);
+            drop(hash);
+            *locked(&self.waiting) -= 1;
+            self.hash_moved.notify_one();
+            if complete {
+                return self.finish(shard, sha256);
+            }
+        }
+    }
+
+    /// Makes a whole shard durable and records it for a run that resumes.
+    fn finish(&self, shard: &OpenShard, sha256: String) -> Result<()> {
+        shard.file.sync_all().map_err(|e| Error::io("sync", &shard.path, e))?;
+        let mut progress = locked(&self.progress);
+        progress.shards.push(FileHash { path: shard.name.clone(), size: shard.length, sha256 });
+        let text = serde_json::to_vec(&*progress).map_err(|e| Error::file(&shard.path, e.to_string()))?;
+        let (path, new) = (self.folder.path().join(PROGRESS), self.folder.path().join(".progress.new"));
+        self.folder.write(".progress.new", &text)?;
+        fs::rename(&new, &path).map_err(|e| Error::io("rename", &new, e))?;
+        sync_folder(self.folder.path())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(name: &str, dtype: Dtype, length: u64) -> TensorLayout {
+        TensorLayout { name: name.to_owned(), dtype, shape: vec![length] }
+    }
+
+    #[test]
+    fn shards_fill_in_order_and_a_large_tensor_stands_alone() {
+        let tensors = [4, 4, 100, 4, 4].map(|n| tensor("t", Dtype::U8, n));
+        let shards = split(&tensors, 10);
+        let groups: Vec<_> = shards.iter().map(|shard| shard.tensors.clone()).collect();
+        assert_eq!(groups, [vec![0, 1], vec![2], vec![3, 4]]);
+        assert_eq!(shards[1].name, "model-00002-of-00003.safetensors");
+    }
+
+    #[test]
+    fn wide_dtypes_come_first_so_that_all_are_aligned() {
+        let tensors = [tensor("a", Dtype::U8, 3), tensor("b", Dtype::F32, 1), tensor("c", Dtype::BF16, 1)];
+        assert_eq!(split(&tensors, 1 << 20)[0].tensors, [1, 2, 0]);
+    }
+
+    #[test]
+    fn little_memory_is_refused_with_the_least_that_would_do() {
+        assert!(chunk_elements(128 << 20, 2).is_ok());
+        let error = chunk_elements(1 << 16, 8).unwrap_err();
+        assert!(error.hint().unwrap().contains("MiB"), "{error}");
+    }
+}

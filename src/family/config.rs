@@ -1,0 +1,201 @@
+//! One `config.json` as read, and typed access to its keys under any of their names.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::format::Key;
+use super::layout::Choice;
+use super::spelling::same_value;
+use crate::checkpoint::json::{kind, read_object};
+use crate::{Error, Result};
+
+/// One `config.json` as read; its keys keep their order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The file, for errors.
+    pub path: PathBuf,
+    /// What it says.
+    pub json: Map<String, Value>,
+}
+
+/// What stands under the names of a key.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Found<'a> {
+    /// None of the names.
+    Absent,
+    /// Only nulls.
+    Null,
+    /// This value, under this name.
+    Value(&'a str, &'a Value),
+}
+
+impl Config {
+    /// Reads a `config.json`, or that of a folder.
+    pub fn read(file_or_folder: &Path) -> Result<Self> {
+        let path = match file_or_folder.is_dir() {
+            true => file_or_folder.join("config.json"),
+            false => file_or_folder.to_path_buf(),
+        };
+        let json = read_object(&path).map_err(|error| match &error {
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                error.with_hint("a checkpoint folder in the Hugging Face layout has a config.json beside its weights")
+            }
+            _ => error,
+        })?;
+        Ok(Self { path, json })
+    }
+
+    /// A config that was not read from a file; `path` only names the place in errors.
+    pub fn from_json(path: impl Into<PathBuf>, json: Map<String, Value>) -> Self {
+        Self { path: path.into(), json }
+    }
+
+    /// The key `model_type`.
+    pub fn model_type(&self) -> Result<&str> {
+        match self.json.get("model_type") {
+            Some(Value::String(text)) => Ok(text),
+            Some(other) => Err(self.wrong("model_type", "a string", other)),
+            None => Err(self.missing("model_type", "the name of a family, such as \"llama\"")),
+        }
+    }
+
+    /// The value under `name`, where `a.b` is key `b` of the object `a`.
+    fn at(&self, name: &str) -> Option<&Value> {
+        match name.split_once('.') {
+            None => self.json.get(name),
+            Some((object, key)) => self.json.get(object)?.as_object()?.get(key),
+        }
+    }
+
+    /// The value under any of the names; two names with different values are refused.
+    pub(crate) fn find<'a>(&'a self, names: impl IntoIterator<Item = &'a str>) -> Result<Found<'a>> {
+        let mut found = Found::Absent;
+        for name in names {
+            match (self.at(name), &found) {
+                (None, _) | (Some(Value::Null), Found::Null | Found::Value(..)) => {}
+                (Some(Value::Null), Found::Absent) => found = Found::Null,
+                (Some(value), Found::Absent | Found::Null) => found = Found::Value(name, value),
+                (Some(value), Found::Value(first, earlier)) if !same_value(earlier, value) => {
+                    let problem = format!("is {}, but `{name}`, its other spelling, is {}", kind(earlier), kind(value));
+                    return Err(
+                        Error::key(&self.path, first, problem).with_hint(format!("make them equal or remove `{name}`"))
+                    );
+                }
+                (Some(_), Found::Value(..)) => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// As [`Self::find`], with the default of the key where none of its names stands.
+    pub(crate) fn lookup<'a>(&'a self, key: &'a Key) -> Result<Found<'a>> {
+        Ok(match self.find(key.names.iter().map(String::as_str))? {
+            Found::Absent => match (&key.default, key.names.first()) {
+                (Some(Value::Null), _) => Found::Null,
+                (Some(value), Some(name)) => Found::Value(name, value),
+                (Some(value), None) => Found::Value("default", value),
+                (None, _) => Found::Absent,
+            },
+            found => found,
+        })
+    }
+
+    /// A positive integer, if the key stands and is not null.
+    pub(crate) fn count(&self, key: &Key) -> Result<Option<u64>> {
+        match self.lookup(key)? {
+            Found::Absent | Found::Null => Ok(None),
+            Found::Value(name, value) => self.as_count(name, value).map(Some),
+        }
+    }
+
+    /// A positive integer that must stand.
+    pub(crate) fn required_count(&self, key: &Key) -> Result<u64> {
+        let name = key.names.first().map_or("", String::as_str);
+        self.count(key)?.ok_or_else(|| self.missing(name, "a positive integer"))
+    }
+
+    /// `value`, which stands under `name`, as a positive integer.
+    pub(crate) fn as_count(&self, name: &str, value: &Value) -> Result<u64> {
+        /// Past any real dimension; a product of two fits 64 bits.
+        const LARGEST: u64 = 1 << 31;
+        match value.as_u64() {
+            Some(count) if count > LARGEST => {
+                Err(Error::key(&self.path, name, format!("expected at most {LARGEST}, found {count}")))
+            }
+            Some(count) if count > 0 => Ok(count),
+            _ => Err(self.wrong(name, "a positive integer", value)),
+        }
+    }
+
+    /// A finite number no smaller than `least`, if the key stands and is not null.
+    pub(crate) fn number(&self, key: &Key, least: f64) -> Result<Option<f64>> {
+        match self.lookup(key)? {
+            Found::Absent | Found::Null => Ok(None),
+            Found::Value(name, value) => self.as_number(name, value, least).map(Some),
+        }
+    }
+
+    /// `value`, which stands under `name`, as a finite number no smaller than `least`.
+    pub(crate) fn as_number(&self, name: &str, value: &Value, least: f64) -> Result<f64> {
+        let expected = if least > f64::MIN { format!("a number of at least {least}") } else { "a number".to_owned() };
+        value
+            .as_f64()
+            .filter(|number| number.is_finite() && *number >= least)
+            .ok_or_else(|| self.wrong(name, &expected, value))
+    }
+
+    /// A boolean; null means false, as it does to Python.
+    pub(crate) fn flag(&self, key: &Key) -> Result<Option<bool>> {
+        match self.lookup(key)? {
+            Found::Absent => Ok(None),
+            Found::Null => Ok(Some(false)),
+            Found::Value(name, value) => self.as_flag(name, value).map(Some),
+        }
+    }
+
+    /// `value`, which stands under `name`, as a boolean.
+    pub(crate) fn as_flag(&self, name: &str, value: &Value) -> Result<bool> {
+        value.as_bool().ok_or_else(|| self.wrong(name, "true or false", value))
+    }
+
+    /// A boolean under one name, if it stands and is not null.
+    pub(crate) fn own_flag(&self, name: &str) -> Result<Option<bool>> {
+        match self.find([name])? {
+            Found::Value(name, value) => self.as_flag(name, value).map(Some),
+            Found::Absent | Found::Null => Ok(None),
+        }
+    }
+
+    /// A positive integer under one name, if it stands and is not null.
+    pub(crate) fn own_count(&self, name: &str) -> Result<Option<u64>> {
+        match self.find([name])? {
+            Found::Value(name, value) => self.as_count(name, value).map(Some),
+            Found::Absent | Found::Null => Ok(None),
+        }
+    }
+
+    /// A string, if the key stands and is not null.
+    pub(crate) fn text<'a>(&'a self, key: &'a Key) -> Result<Option<&'a str>> {
+        match self.lookup(key)? {
+            Found::Absent | Found::Null => Ok(None),
+            Found::Value(name, value) => value.as_str().map(Some).ok_or_else(|| self.wrong(name, "a string", value)),
+        }
+    }
+
+    /// A named layout under its own key, if it stands.
+    pub(crate) fn choice<T: Choice>(&self, name: &str) -> Result<Option<T>> {
+        let parse = |value| T::parse(value).map_err(|problem| Error::key(&self.path, name, problem));
+        self.json.get(name).filter(|value| !value.is_null()).map(parse).transpose()
+    }
+
+    /// An error for a value of the wrong kind.
+    pub(crate) fn wrong(&self, name: &str, expected: &str, found: &Value) -> Error {
+        Error::key(&self.path, name, format!("expected {expected}, found {}", kind(found)))
+    }
+
+    /// An error for a key that is not there.
+    pub(crate) fn missing(&self, name: &str, expected: &str) -> Error {
+        Error::key(&self.path, name, format!("expected {expected}, found no such key"))
+    }
+}

@@ -1,0 +1,376 @@
+//! A family as data: one file of `formats/`, embedded here or brought by a user.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::config::Config;
+use super::layout::{Block, MlpType, NormPosition, NormType, QkNorm, one_of};
+use super::tensors::Role;
+use crate::error::nearest;
+use crate::{Error, Result};
+
+/// What one family of models calls its tensors and configuration keys, and which layouts it uses.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Family {
+    /// Name of the family.
+    pub name: String,
+    /// Values of `model_type` that mean this family.
+    pub(crate) model_types: Vec<String>,
+    /// Classes in `architectures` that mean this family, for a config without `model_type`.
+    pub(crate) architectures: Vec<String>,
+    /// How attention and feed-forward are joined.
+    pub(crate) block: Block,
+    /// Which normalisation.
+    pub(crate) norm_type: NormType,
+    /// Where a block normalises.
+    pub(crate) norm_position: NormPosition,
+    /// The feed-forward network.
+    pub(crate) mlp_type: MlpType,
+    /// Whether rotary pairs are neighbours (`2i`, `2i + 1`) rather than half a head apart.
+    pub(crate) rope_interleaved: bool,
+    /// Normalisation of queries and keys, where [`Present::qk_norm`] says there is one.
+    pub(crate) qk_norm: QkNorm,
+    /// Which optional parameters exist.
+    pub(crate) present: Present,
+    /// Names of configuration keys.
+    pub(crate) keys: Keys,
+    /// Names of tensors.
+    pub(crate) tensors: TensorNames,
+    /// Names of the experts' tensors; a family with these is a mixture.
+    #[serde(default)]
+    pub(crate) expert_tensors: Option<ExpertTensorNames>,
+}
+
+/// When an optional parameter exists.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(from = "String")]
+pub(crate) enum Presence {
+    /// In no checkpoint of the family.
+    Never,
+    /// In each.
+    Always,
+    /// Where this boolean key of `config.json` is true.
+    Key(String),
+}
+
+impl From<String> for Presence {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "never" => Self::Never,
+            "always" => Self::Always,
+            _ => Self::Key(text),
+        }
+    }
+}
+
+/// Which optional parameters exist: `never`, `always`, or the boolean key that says so (absent means false).
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Present {
+    /// Biases of q, k and v.
+    pub(crate) attention_bias: Presence,
+    /// Bias of o.
+    pub(crate) attention_output_bias: Presence,
+    /// Biases of the feed-forward network.
+    pub(crate) mlp_bias: Presence,
+    /// The norms of queries and keys.
+    pub(crate) qk_norm: Presence,
+}
+
+/// One configuration key: the names it may have and the value where none of them stands.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Key {
+    /// Alternative names, each with the same meaning; `a.b` is key `b` of the object `a`.
+    pub(crate) names: Vec<String>,
+    /// The value where no name stands in `config.json`.
+    #[serde(default)]
+    pub(crate) default: Option<Value>,
+}
+
+/// The configuration keys that the toolkit reads, under the names of the fields of `Architecture`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Keys {
+    pub(crate) hidden_size: Key,
+    pub(crate) intermediate_size: Key,
+    pub(crate) num_layers: Key,
+    pub(crate) num_heads: Key,
+    pub(crate) num_kv_heads: Key,
+    pub(crate) vocab_size: Key,
+    pub(crate) norm_eps: Key,
+    pub(crate) tie_word_embeddings: Key,
+    #[serde(default)]
+    pub(crate) head_dim: Key,
+    #[serde(default)]
+    pub(crate) max_position_embeddings: Key,
+    #[serde(default)]
+    pub(crate) hidden_act: Key,
+    #[serde(default)]
+    pub(crate) rope_theta: Key,
+    #[serde(default)]
+    pub(crate) initializer_range: Key,
+    #[serde(default)]
+    pub(crate) dtype: Key,
+    #[serde(default)]
+    pub(crate) logit_scale: Key,
+    #[serde(default)]
+    pub(crate) sliding_window: Key,
+    #[serde(default)]
+    pub(crate) use_sliding_window: Key,
+}
+
+/// Names of the tensors outside experts, one field a [`Role`]; `{l}` stands for the layer.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TensorNames {
+    pub(crate) embedding: String,
+    pub(crate) final_norm: String,
+    pub(crate) head: String,
+    pub(crate) input_norm: Option<String>,
+    pub(crate) post_attention_norm: Option<String>,
+    pub(crate) pre_feedforward_norm: Option<String>,
+    pub(crate) post_feedforward_norm: Option<String>,
+    pub(crate) q: String,
+    pub(crate) k: String,
+    pub(crate) v: String,
+    pub(crate) o: String,
+    pub(crate) q_norm: Option<String>,
+    pub(crate) k_norm: Option<String>,
+    pub(crate) gate: Option<String>,
+    pub(crate) up: String,
+    pub(crate) down: String,
+    pub(crate) ffn_router: Option<String>,
+    pub(crate) attention_router: Option<String>,
+}
+
+/// Names of the tensors of one expert, one field a [`Role`]; `{l}` stands for the layer, `{e}` for the expert.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ExpertTensorNames {
+    pub(crate) q: String,
+    pub(crate) k: String,
+    pub(crate) v: String,
+    pub(crate) o: String,
+    pub(crate) q_norm: String,
+    pub(crate) k_norm: String,
+    pub(crate) gate: String,
+    pub(crate) up: String,
+    pub(crate) down: String,
+}
+
+impl TensorNames {
+    /// The pattern of a role's weight.
+    pub(crate) fn get(&self, role: Role) -> Option<&str> {
+        match role {
+            Role::Embedding => Some(&self.embedding),
+            Role::FinalNorm => Some(&self.final_norm),
+            Role::Head => Some(&self.head),
+            Role::InputNorm => self.input_norm.as_deref(),
+            Role::PostAttentionNorm => self.post_attention_norm.as_deref(),
+            Role::PreFeedforwardNorm => self.pre_feedforward_norm.as_deref(),
+            Role::PostFeedforwardNorm => self.post_feedforward_norm.as_deref(),
+            Role::Q => Some(&self.q),
+            Role::K => Some(&self.k),
+            Role::V => Some(&self.v),
+            Role::O => Some(&self.o),
+            Role::QNorm => self.q_norm.as_deref(),
+            Role::KNorm => self.k_norm.as_deref(),
+            Role::Gate => self.gate.as_deref(),
+            Role::Up => Some(&self.up),
+            Role::Down => Some(&self.down),
+            Role::FfnRouter => self.ffn_router.as_deref(),
+            Role::AttentionRouter => self.attention_router.as_deref(),
+        }
+    }
+}
+
+impl ExpertTensorNames {
+    /// The pattern of a role's weight in an expert.
+    pub(crate) fn get(&self, role: Role) -> Option<&str> {
+        Some(match role {
+            Role::Q => &self.q,
+            Role::K => &self.k,
+            Role::V => &self.v,
+            Role::O => &self.o,
+            Role::QNorm => &self.q_norm,
+            Role::KNorm => &self.k_norm,
+            Role::Gate => &self.gate,
+            Role::Up => &self.up,
+            Role::Down => &self.down,
+            _ => return None,
+        })
+    }
+}
+
+macro_rules! embedded {
+    ($($name:literal),*) => {
+        [$((concat!("formats/", $name, ".yaml"), include_str!(concat!("../../formats/", $name, ".yaml")))),*]
+    };
+}
+
+/// The embedded files, in the order in which they are listed to users.
+static EMBEDDED: [(&str, &str); 6] = embedded!("llama", "mistral", "qwen2", "qwen3", "cohere", "bam");
+
+static FAMILIES: LazyLock<std::result::Result<Vec<Arc<Family>>, String>> = LazyLock::new(|| {
+    let parse = |(path, text): &(&str, &str)| Family::from_yaml(Path::new(path), text).map(Arc::new);
+    EMBEDDED.iter().map(parse).collect::<Result<_>>().map_err(|e| e.to_string())
+});
+
+/// The families that the toolkit knows by itself.
+pub fn families() -> Result<&'static [Arc<Family>]> {
+    FAMILIES.as_deref().map_err(Error::usage)
+}
+
+impl Family {
+    /// Reads a family from the text of a format file; `path` only names the place in errors.
+    pub fn from_yaml(path: &Path, text: &str) -> Result<Self> {
+        let family: Self = serde_saphyr::from_str(text).map_err(|e| yaml_error(path, e))?;
+        family.check(path)?;
+        Ok(family)
+    }
+
+    /// Reads a family from a format file.
+    pub fn read(path: &Path) -> Result<Self> {
+        const LARGEST: u64 = 1 << 20;
+        let size = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
+        if size > LARGEST {
+            return Err(Error::file(path, format!("expected at most {LARGEST} bytes of YAML, found {size}")));
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+        Self::from_yaml(path, &text)
+    }
+
+    /// The embedded family of that name.
+    pub fn named(name: &str) -> Result<Arc<Self>> {
+        let known = families()?;
+        known.iter().find(|family| family.name == name).cloned().ok_or_else(|| {
+            Error::usage(format!(
+                "expected a family: {}; found `{name}`",
+                one_of(known.iter().map(|family| family.name.as_str()))
+            ))
+        })
+    }
+
+    /// The embedded family of a `config.json`, by `model_type` or, where it has none, by `architectures`.
+    pub fn of(config: &Config) -> Result<Arc<Self>> {
+        let known = families()?;
+        let class = config.json.get("architectures").and_then(|classes| classes.get(0)).and_then(Value::as_str);
+        if let (false, Some(class)) = (config.json.contains_key("model_type"), class)
+            && let Some(family) = known.iter().find(|family| family.architectures.iter().any(|name| name == class))
+        {
+            return Ok(Arc::clone(family));
+        }
+        let found = config.model_type()?;
+        if let Some(family) = known.iter().find(|family| family.model_types.iter().any(|name| name == found)) {
+            return Ok(Arc::clone(family));
+        }
+        let names = || known.iter().flat_map(|family| family.model_types.iter().map(String::as_str));
+        let bring = "a family that differs in names only can be brought with --format FILE (see formats/ for examples)";
+        let hint = match nearest(found, names()) {
+            Some(name) => format!("the nearest known one is `{name}`; {bring}"),
+            None => bring.to_owned(),
+        };
+        let problem = format!("expected a known family: {}; found \"{found}\"", one_of(names()));
+        Err(Error::key(&config.path, "model_type", problem).with_hint(hint))
+    }
+
+    /// Refuses what the grammar allows and the toolkit could not use.
+    fn check(&self, path: &Path) -> Result<()> {
+        for role in Role::ALL {
+            for (section, pattern, expert) in [
+                ("tensors", self.tensors.get(role), false),
+                ("expert_tensors", self.expert_tensors.as_ref().and_then(|names| names.get(role)), true),
+            ] {
+                let Some(pattern) = pattern else { continue };
+                let places = [("{l}", role.in_layer()), ("{e}", expert)];
+                let fits = places.iter().all(|(hole, wanted)| pattern.matches(hole).count() == usize::from(*wanted));
+                let holes: usize = places.iter().map(|(_, wanted)| usize::from(*wanted)).sum();
+                if !fits || pattern.matches(['{', '}']).count() != 2 * holes || !pattern.ends_with(".weight") {
+                    let wanted: Vec<&str> =
+                        places.iter().filter(|(_, wanted)| *wanted).map(|(hole, _)| *hole).collect();
+                    let wanted = if wanted.is_empty() { "no {…}".to_owned() } else { wanted.join(" and ") + " once" };
+                    return Err(Error::key(
+                        path,
+                        &format!("{section}.{role}"),
+                        format!("expected a name that ends in .weight with {wanted}, found \"{pattern}\""),
+                    ));
+                }
+            }
+        }
+        let needed = Role::norms(self.block, self.norm_position)
+            .into_iter()
+            .chain((self.mlp_type == MlpType::Gated).then_some(Role::Gate))
+            .chain((self.qk_norm != QkNorm::None).then_some(Role::QNorm))
+            .chain((self.qk_norm != QkNorm::None).then_some(Role::KNorm));
+        for role in needed {
+            if self.tensors.get(role).is_none() {
+                let problem = "expected a name, because the layout of this family has such a tensor; found none";
+                return Err(Error::key(path, &format!("tensors.{role}"), problem));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A YAML error as one of ours: unknown keys with the nearest known one, and where.
+fn yaml_error(path: &Path, error: serde_saphyr::Error) -> Error {
+    let error = match error {
+        serde_saphyr::Error::WithSnippet { error, .. } => *error,
+        other => other,
+    };
+    match &error {
+        serde_saphyr::Error::SerdeUnknownField { field, expected, location } => {
+            let place = format!("{}:{}", path.display(), location.line());
+            let problem = format!("expected {}", one_of(expected.iter().copied()));
+            let error = Error::key(PathBuf::from(place), field, problem);
+            match nearest(field, expected.iter().copied()) {
+                Some(name) => error.with_hint(format!("the nearest known key is `{name}`")),
+                None => error,
+            }
+        }
+        other => Error::file(path, other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn embedded_formats_are_sound() {
+        let names: Vec<_> = families().unwrap().iter().map(|family| family.name.clone()).collect();
+        assert_eq!(names, ["llama", "mistral", "qwen2", "qwen3", "cohere", "bam"]);
+    }
+
+    fn refused(change: impl Fn(&str) -> String) -> Error {
+        Family::from_yaml(Path::new("my.yaml"), &change(EMBEDDED[0].1)).unwrap_err()
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_the_nearest() {
+        let error = refused(|text| text.replace("  num_heads:", "  nun_heads:"));
+        assert!(error.to_string().contains("key `nun_heads`"), "{error}");
+        assert!(error.to_string().contains("my.yaml:"), "{error}");
+        assert_eq!(error.hint(), Some("the nearest known key is `num_heads`"));
+        let error = refused(|text| text.replace("block: sequential", "block: sequentail"));
+        assert!(error.to_string().contains("sequential"), "{error}");
+    }
+
+    #[test]
+    fn patterns_are_checked() {
+        let error = refused(|text| text.replace("layers.{l}.self_attn.q_proj", "layers.{n}.self_attn.q_proj"));
+        assert!(
+            error.to_string().contains("key `tensors.q`: expected a name that ends in .weight with {l}"),
+            "{error}"
+        );
+        let error = refused(|text| text.replace("block: sequential", "block: sequential\nnorm_position: sandwich"));
+        assert!(error.to_string().contains("norm_position"), "{error}");
+        let error = refused(|text| text.replace("norm_position: pre", "norm_position: sandwich"));
+        assert!(error.to_string().contains("tensors.pre_feedforward_norm"), "{error}");
+    }
+}

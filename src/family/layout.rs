@@ -1,0 +1,177 @@
+//! The named layouts: the few choices in which decoder families differ, spelled as in `config.json`.
+
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::Value;
+
+use crate::checkpoint::json::kind;
+
+/// A choice among named layouts.
+pub(crate) trait Choice: Sized + Copy + 'static {
+    /// Every spelling with its meaning.
+    const ALL: &'static [(&'static str, Self)];
+
+    /// Reads a spelling; the error says what was expected and found.
+    fn parse(value: &Value) -> Result<Self, String> {
+        let text = value.as_str().unwrap_or_default();
+        Self::ALL
+            .iter()
+            .find(|(name, _)| *name == text)
+            .map(|(_, choice)| *choice)
+            .ok_or_else(|| format!("expected {}, found {}", one_of(Self::ALL.iter().map(|c| c.0)), kind(value)))
+    }
+}
+
+/// ``one of `a`, `b`, `c` `` for error messages.
+pub(crate) fn one_of<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
+    format!("one of {}", names.join(", "))
+}
+
+macro_rules! choice {
+    ($(#[$about:meta])* $name:ident { $($(#[$variant_about:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum $name { $($(#[$variant_about])* #[serde(rename = $text)] $variant,)* }
+
+        impl Choice for $name {
+            const ALL: &'static [(&'static str, Self)] = &[$(($text, Self::$variant),)*];
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.pad(match self { $(Self::$variant => $text,)* })
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                Self::parse(&Value::from(text))
+            }
+        }
+    };
+}
+
+choice! {
+    /// How attention and feed-forward are joined in a block.
+    Block {
+        /// `x + attention(norm(x))`, then `x + ffn(norm(x))`.
+        Sequential = "sequential",
+        /// `x + attention(h) + ffn(h)` with `h = norm(x)` (paper, section 3.1).
+        Parallel = "parallel",
+    }
+}
+choice! {
+    /// Which normalisation; both have a weight and no bias.
+    NormType {
+        /// Root mean square.
+        Rms = "rms",
+        /// Mean-subtracting layer norm.
+        Layer = "layer",
+    }
+}
+choice! {
+    /// Where a block normalises.
+    NormPosition {
+        /// The input of each sublayer.
+        Pre = "pre",
+        /// The output of each sublayer.
+        Post = "post",
+        /// Both.
+        Sandwich = "sandwich",
+    }
+}
+choice! {
+    /// The feed-forward network.
+    MlpType {
+        /// `down(act(gate(x)) * up(x))`.
+        Gated = "gated",
+        /// `down(act(up(x)))`.
+        Plain = "plain",
+    }
+}
+choice! {
+    /// Normalisation of queries and keys.
+    QkNorm {
+        /// There is none.
+        None = "none",
+        /// One weight `[head_dim]` for all heads (Qwen3).
+        HeadDim = "head_dim",
+        /// A weight `[heads, head_dim]` (Cohere).
+        PerHead = "per_head",
+    }
+}
+choice! {
+    /// What happens to keys and values in a mixture.
+    AttentionKv {
+        /// Each attention expert has its own.
+        Expert = "expert",
+        /// One pair for all attention experts.
+        Shared = "shared",
+        /// Attention is one ordinary, averaged attention: no attention experts, no attention router (BTX).
+        Merged = "merged",
+    }
+}
+
+/// A set of layers: all, or those listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Layers {
+    /// Every layer.
+    All,
+    /// These layers, counted from 0.
+    List(Vec<u64>),
+}
+
+impl Layers {
+    /// Whether `layer` is one of them.
+    pub fn contains(&self, layer: u64) -> bool {
+        match self {
+            Self::All => true,
+            Self::List(layers) => layers.contains(&layer),
+        }
+    }
+
+    /// One flag a layer, for walking over many layers.
+    pub(crate) fn mask(&self, num_layers: u64) -> Vec<bool> {
+        let mut mask = vec![matches!(self, Self::All); num_layers as usize];
+        if let Self::List(layers) = self {
+            for layer in layers {
+                if let Some(flag) = mask.get_mut(*layer as usize) {
+                    *flag = true;
+                }
+            }
+        }
+        mask
+    }
+
+    /// Reads `"all"` or a list of distinct layers below `num_layers`.
+    pub(crate) fn parse(value: &Value, num_layers: u64) -> Result<Self, String> {
+        let expected = || format!("expected \"all\" or a list of layers from 0 to {}", num_layers.saturating_sub(1));
+        match value {
+            Value::String(text) if text == "all" => Ok(Self::All),
+            Value::Array(items) => {
+                let mut seen = vec![false; num_layers as usize];
+                let mut layers = Vec::with_capacity(items.len().min(seen.len()));
+                for item in items {
+                    let layer = item.as_u64().filter(|layer| *layer < num_layers);
+                    let layer = layer.ok_or_else(|| format!("{}, found {} in it", expected(), kind(item)))?;
+                    if std::mem::replace(&mut seen[layer as usize], true) {
+                        return Err(format!("expected distinct layers, found {layer} twice"));
+                    }
+                    layers.push(layer);
+                }
+                Ok(Self::List(layers))
+            }
+            other => Err(format!("{}, found {}", expected(), kind(other))),
+        }
+    }
+}
+
+impl Serialize for Layers {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::All => serializer.serialize_str("all"),
+            Self::List(layers) => layers.serialize(serializer),
+        }
+    }
+}

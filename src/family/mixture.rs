@@ -1,0 +1,188 @@
+//! The experts of a BAM mixture, as its `config.json` describes them.
+
+use std::str::FromStr;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::architecture::{Architecture, Fault};
+use super::config::{Config, Found};
+use super::layout::{AttentionKv, Layers};
+use crate::{Error, Result};
+
+/// Which parts of the dense models become experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Branch-Attend-Mix: attention and feed-forward experts (Zhang et al. 2024).
+    Bam,
+    /// Branch-Train-MiX: feed-forward experts beside one averaged attention (Sukhbaatar et al. 2024).
+    Btx,
+}
+
+impl Method {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bam => "bam",
+            Self::Btx => "btx",
+        }
+    }
+}
+
+impl FromStr for Method {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "bam" => Ok(Self::Bam),
+            "btx" => Ok(Self::Btx),
+            _ => Err(format!("expected `bam` or `btx`, found `{text}`")),
+        }
+    }
+}
+
+/// How many experts a token goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TopK {
+    /// All of them, weighted: soft routing.
+    Soft,
+    /// The so many with the largest gates.
+    Of(u64),
+}
+
+impl FromStr for TopK {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.parse()) {
+            ("soft", _) => Ok(Self::Soft),
+            (_, Ok(count)) if count > 0 => Ok(Self::Of(count)),
+            _ => Err(format!("expected `soft` or a positive number, found `{text}`")),
+        }
+    }
+}
+
+impl TopK {
+    /// The number of experts out of `experts`.
+    pub fn of(self, experts: u64) -> u64 {
+        match self {
+            Self::Soft => experts,
+            Self::Of(count) => count,
+        }
+    }
+}
+
+/// The experts of a mixture; every field is the key of the same name in `config.json`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Mixture {
+    /// Feed-forward experts of a layer in [`Self::moe_layers`].
+    pub num_experts: u64,
+    /// Attention experts of a layer in [`Self::attention_moe_layers`]; 1 where attention is merged.
+    pub num_attention_experts: u64,
+    /// Inner width of one feed-forward expert.
+    pub moe_intermediate_size: u64,
+    /// Layers with feed-forward experts.
+    pub moe_layers: Layers,
+    /// Layers with attention experts.
+    pub attention_moe_layers: Layers,
+    /// What happens to keys and values.
+    pub attention_kv: AttentionKv,
+    /// Feed-forward experts that a token goes to; equal to [`Self::num_experts`] is soft routing.
+    pub num_experts_per_tok: u64,
+    /// Attention experts that a token goes to; equal to [`Self::num_attention_experts`] is soft routing.
+    pub num_attention_experts_per_tok: u64,
+    /// Whether the gates of the selected feed-forward experts are divided by their sum.
+    pub norm_topk_prob: bool,
+    /// The same for attention experts.
+    pub norm_topk_prob_attention: bool,
+    /// Weight of the load-balancing loss.
+    pub router_aux_loss_coef: f64,
+    /// Weight of the router z-loss.
+    pub router_z_loss_coef: f64,
+}
+
+impl Mixture {
+    /// The paper's mixture of `num_experts` copies of a dense model, the seed counted: experts in all layers, keys and
+    /// values per expert, one feed-forward expert a token, soft attention. Loss weights are ours; the paper gives none.
+    pub fn new(dense: &Architecture, num_experts: u64) -> Self {
+        Self {
+            num_experts,
+            num_attention_experts: num_experts,
+            moe_intermediate_size: dense.intermediate_size,
+            moe_layers: Layers::All,
+            attention_moe_layers: Layers::All,
+            attention_kv: AttentionKv::Expert,
+            num_experts_per_tok: 1,
+            num_attention_experts_per_tok: num_experts,
+            norm_topk_prob: false,
+            norm_topk_prob_attention: false,
+            router_aux_loss_coef: 0.01,
+            router_z_loss_coef: 0.001,
+        }
+    }
+
+    /// The mixture that a config describes on top of `dense`; keys other than `num_experts` default to [`Self::new`].
+    pub(crate) fn read(config: &Config, dense: &Architecture) -> Result<Self> {
+        let layers = |name: &str| match config.find([name])? {
+            Found::Value(name, value) => {
+                Layers::parse(value, dense.num_layers).map_err(|problem| Error::key(&config.path, name, problem))
+            }
+            Found::Absent | Found::Null => Ok(Layers::All),
+        };
+        let number = |name: &str, default: f64| match config.find([name])? {
+            Found::Value(name, value) => config.as_number(name, value, 0.0),
+            Found::Absent | Found::Null => Ok(default),
+        };
+        let num_experts =
+            config.own_count("num_experts")?.ok_or_else(|| config.missing("num_experts", "a positive integer"))?;
+        let usual = Self::new(dense, num_experts);
+        let attention_kv = config.choice("attention_kv")?.unwrap_or(usual.attention_kv);
+        let merged = attention_kv == AttentionKv::Merged;
+        let attention_count = |name: &str, default: u64| match config.json.get(name) {
+            Some(Value::Number(zero)) if merged && zero.as_u64() == Some(0) => Ok(0),
+            _ => Ok::<_, Error>(config.own_count(name)?.unwrap_or(default)),
+        };
+        let num_attention_experts = attention_count("num_attention_experts", if merged { 1 } else { num_experts })?;
+        Ok(Self {
+            num_experts,
+            num_attention_experts,
+            moe_intermediate_size: config.own_count("moe_intermediate_size")?.unwrap_or(usual.moe_intermediate_size),
+            moe_layers: layers("moe_layers")?,
+            attention_moe_layers: layers("attention_moe_layers")?,
+            attention_kv,
+            num_experts_per_tok: config.own_count("num_experts_per_tok")?.unwrap_or(usual.num_experts_per_tok),
+            num_attention_experts_per_tok: attention_count("num_attention_experts_per_tok", num_attention_experts)?,
+            norm_topk_prob: config.own_flag("norm_topk_prob")?.unwrap_or(usual.norm_topk_prob),
+            norm_topk_prob_attention: config.own_flag("norm_topk_prob_attention")?.unwrap_or_default(),
+            router_aux_loss_coef: number("router_aux_loss_coef", usual.router_aux_loss_coef)?,
+            router_z_loss_coef: number("router_z_loss_coef", usual.router_z_loss_coef)?,
+        })
+    }
+
+    /// Refuses a mixture that cannot be.
+    pub(crate) fn check(&self, num_layers: u64) -> Result<(), Fault> {
+        const LARGEST: u64 = 1 << 31;
+        let merged = self.attention_kv == AttentionKv::Merged;
+        let least = u64::from(!merged);
+        let attention_experts = self.num_attention_experts;
+        for (key, count, least, most) in [
+            ("num_experts", self.num_experts, 1, LARGEST),
+            ("num_experts_per_tok", self.num_experts_per_tok, 1, self.num_experts),
+            ("num_attention_experts", attention_experts, least, LARGEST),
+            ("num_attention_experts_per_tok", self.num_attention_experts_per_tok, least, attention_experts),
+            ("moe_intermediate_size", self.moe_intermediate_size, 1, LARGEST),
+        ] {
+            if count < least || count > most {
+                return Err(Fault { key, problem: format!("expected {least} to {most}, found {count}") });
+            }
+        }
+        let lists = [("moe_layers", &self.moe_layers), ("attention_moe_layers", &self.attention_moe_layers)];
+        for (key, layers) in lists {
+            if let Layers::List(layers) = layers
+                && let Some(layer) = layers.iter().find(|layer| **layer >= num_layers)
+            {
+                let problem = format!("expected layers from 0 to {}, found {layer}", num_layers.saturating_sub(1));
+                return Err(Fault { key, problem });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,154 @@
+//! Keys that Hugging Face spells in two ways: `torch_dtype`/`dtype`, and `rope_theta` with `rope_scaling` against
+//! `rope_parameters`.
+
+use safetensors::Dtype;
+use serde_json::{Map, Value};
+
+use super::config::Config;
+use crate::checkpoint::json::kind;
+use crate::{Error, Result};
+
+/// Dtypes of weights as `config.json` names them.
+const DTYPES: [(&str, Dtype); 6] = [
+    ("float32", Dtype::F32),
+    ("bfloat16", Dtype::BF16),
+    ("float16", Dtype::F16),
+    ("float64", Dtype::F64),
+    ("float8_e4m3fn", Dtype::F8_E4M3),
+    ("float8_e5m2", Dtype::F8_E5M2),
+];
+
+/// What PyTorch, and so `config.json`, calls a dtype.
+pub fn torch_name(dtype: Dtype) -> Option<&'static str> {
+    DTYPES.iter().find(|(_, known)| *known == dtype).map(|(name, _)| *name)
+}
+
+/// The dtype that PyTorch calls by this name, with or without `torch.`.
+pub fn dtype_of(name: &str) -> Option<Dtype> {
+    let name = name.strip_prefix("torch.").unwrap_or(name);
+    DTYPES.iter().find(|(known, _)| *known == name).map(|(_, dtype)| *dtype)
+}
+
+/// Adds the missing spelling of the dtype and of the RoPE keys; no value changes, and nothing is invented: a config
+/// that says nothing about a subject gets no key about it.
+pub fn both_spellings(config: &mut Map<String, Value>) {
+    let stands = |config: &Map<String, Value>, name: &str| config.get(name).filter(|v| !v.is_null()).cloned();
+    for (name, other) in [("dtype", "torch_dtype"), ("torch_dtype", "dtype")] {
+        if let Some(value) = stands(config, name)
+            && stands(config, other).is_none()
+        {
+            config.insert(other.to_owned(), value);
+        }
+    }
+    match stands(config, "rope_parameters") {
+        Some(Value::Object(parameters)) => {
+            if let (Some(theta), None) = (parameters.get("rope_theta"), stands(config, "rope_theta")) {
+                config.insert("rope_theta".to_owned(), theta.clone());
+            }
+            if let (Some(scaling), None) = (normalised(&parameters), stands(config, "rope_scaling")) {
+                config.insert("rope_scaling".to_owned(), Value::Object(scaling));
+            }
+        }
+        Some(_) => {}
+        None => {
+            let theta = stands(config, "rope_theta");
+            let scaling = stands(config, "rope_scaling");
+            let scaling = scaling.as_ref().and_then(Value::as_object);
+            let inner = scaling.and_then(|scaling| scaling.get("rope_theta"));
+            let mut parameters = Map::new();
+            parameters.extend(theta.as_ref().or(inner).map(|theta| ("rope_theta".to_owned(), theta.clone())));
+            match scaling.and_then(normalised) {
+                Some(scaling) => parameters.extend(scaling),
+                None if parameters.is_empty() => return,
+                None => _ = parameters.insert("rope_type".to_owned(), Value::from("default")),
+            }
+            config.insert("rope_parameters".to_owned(), Value::Object(parameters));
+        }
+    }
+}
+
+/// A RoPE scaling without `rope_theta` and with `rope_type` in its new spelling; `None` where it is the plain RoPE.
+fn normalised(scaling: &Map<String, Value>) -> Option<Map<String, Value>> {
+    let kind = ["rope_type", "type"].iter().find_map(|name| scaling.get(*name)).filter(|kind| !kind.is_null())?;
+    if kind == "default" {
+        return None;
+    }
+    let mut normal = Map::new();
+    normal.insert("rope_type".to_owned(), kind.clone());
+    normal.extend(
+        scaling
+            .iter()
+            .filter(|(key, _)| !["rope_type", "type", "rope_theta"].contains(&key.as_str()))
+            .map(|(key, value)| (key.clone(), value.clone())),
+    );
+    Some(normal)
+}
+
+impl Config {
+    /// The RoPE scaling of either spelling, with `rope_type` first; `None` for the plain RoPE.
+    pub(crate) fn rope_scaling(&self) -> Result<Option<Value>> {
+        let mut found: Option<(&str, Option<Map<String, Value>>)> = None;
+        for name in ["rope_scaling", "rope_parameters"] {
+            let object = match self.json.get(name) {
+                None | Some(Value::Null) => continue,
+                Some(Value::Object(object)) => object,
+                Some(other) => return Err(self.wrong(name, "an object", other)),
+            };
+            self.check_rope_type(name, object)?;
+            let scaling = normalised(object);
+            match &found {
+                Some((first, earlier)) if !same_scaling(earlier, &scaling) => {
+                    let shown = |s: &Option<Map<String, Value>>| match s {
+                        Some(map) => Value::Object(map.clone()).to_string(),
+                        None => "no scaling".to_owned(),
+                    };
+                    return Err(Error::key(
+                        &self.path,
+                        first,
+                        format!("says {}, but `{name}`, its other spelling, says {}", shown(earlier), shown(&scaling)),
+                    )
+                    .with_hint(format!("make them equal or remove `{name}`")));
+                }
+                Some(_) => {}
+                None => found = Some((name, scaling)),
+            }
+        }
+        Ok(found.and_then(|(_, scaling)| scaling).map(Value::Object))
+    }
+
+    fn check_rope_type(&self, name: &str, object: &Map<String, Value>) -> Result<()> {
+        let key = |inner: &str| format!("{name}.{inner}");
+        for inner in ["rope_type", "type"] {
+            if let Some(value) = object.get(inner).filter(|value| !value.is_string() && !value.is_null()) {
+                return Err(self.wrong(&key(inner), "a string", value));
+            }
+        }
+        if let (Some(new), Some(old)) = (object.get("rope_type"), object.get("type"))
+            && new != old
+        {
+            let problem = format!("is {}, but `{}`, its old spelling, is {}", kind(new), key("type"), kind(old));
+            return Err(Error::key(&self.path, &key("rope_type"), problem));
+        }
+        Ok(())
+    }
+}
+
+fn same_scaling(a: &Option<Map<String, Value>>, b: &Option<Map<String, Value>>) -> bool {
+    match (a, b) {
+        (None, None) => true,
+        (Some(a), Some(b)) => same_value(&Value::Object(a.clone()), &Value::Object(b.clone())),
+        _ => false,
+    }
+}
+
+/// Whether two JSON values mean the same: numbers by value (`1` is `1.0`), objects whatever their order.
+pub(crate) fn same_value(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(x), Value::Number(y)) => x == y || (x.is_f64() || y.is_f64()) && x.as_f64() == y.as_f64(),
+        (Value::Array(x), Value::Array(y)) => x.len() == y.len() && x.iter().zip(y).all(|(x, y)| same_value(x, y)),
+        (Value::Object(x), Value::Object(y)) => {
+            x.len() == y.len() && x.iter().all(|(key, x)| y.get(key).is_some_and(|y| same_value(x, y)))
+        }
+        _ => a == b,
+    }
+}

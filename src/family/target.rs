@@ -1,0 +1,84 @@
+//! The `config.json` of a mixture: the seed's keys, and what the checkpoint format adds.
+
+use serde_json::{Map, Value, json};
+
+use super::architecture::Architecture;
+use super::config::Config;
+use super::layout::NormType;
+use super::spelling::{both_spellings, same_value, torch_name};
+
+/// The `config.json` of `target`, an upcycled architecture: the keys of `seed` in their order, changed only where
+/// the mixture differs, then the keys that a reader of a BAM checkpoint needs, each said explicitly.
+pub fn bam_config(seed: &Config, target: &Architecture) -> Map<String, Value> {
+    let mut config = seed.json.clone();
+    let mut put = |key: &str, value: Value| {
+        if !config.get(key).is_some_and(|present| same_value(present, &value)) {
+            config.insert(key.to_owned(), value);
+        }
+    };
+    put("bam_version", json!(1));
+    put("model_type", json!("bam"));
+    put("architectures", json!(["BamForCausalLM"]));
+    put(
+        "auto_map",
+        json!({
+            "AutoConfig": "configuration_bam.BamConfig",
+            "AutoModel": "modeling_bam.BamModel",
+            "AutoModelForCausalLM": "modeling_bam.BamForCausalLM",
+        }),
+    );
+    put("hidden_size", json!(target.hidden_size));
+    put("intermediate_size", json!(target.intermediate_size));
+    put("num_hidden_layers", json!(target.num_layers));
+    put("num_attention_heads", json!(target.num_heads));
+    put("num_key_value_heads", json!(target.num_kv_heads));
+    put("head_dim", json!(target.head_dim));
+    put("vocab_size", json!(target.vocab_size));
+    put("tie_word_embeddings", json!(target.tie_word_embeddings));
+    put("hidden_act", json!(target.hidden_act));
+    put("initializer_range", json!(target.initializer_range));
+    let eps = match target.norm_type {
+        NormType::Rms => "rms_norm_eps",
+        NormType::Layer => "layer_norm_eps",
+    };
+    put(eps, json!(target.norm_eps));
+    if let Some(positions) = target.max_position_embeddings {
+        put("max_position_embeddings", json!(positions));
+    }
+    // A reader of the mixture sees a key that the seed's family would have passed over.
+    match (target.sliding_window, seed.json.get("sliding_window")) {
+        (Some(window), _) => put("sliding_window", json!(window)),
+        (None, Some(stray)) if !stray.is_null() => put("use_sliding_window", json!(false)),
+        (None, _) => {}
+    }
+    match (target.logit_scale, seed.json.get("logit_scale")) {
+        (Some(scale), _) => put("logit_scale", json!(scale)),
+        (None, Some(_)) => put("logit_scale", Value::Null),
+        (None, None) => {}
+    }
+    if seed.json.get("rope_parameters").is_none_or(Value::is_null) {
+        put("rope_theta", json!(target.rope_theta));
+    }
+    if let Some(name) = target.dtype.and_then(torch_name) {
+        put("dtype", json!(name));
+        if seed.json.contains_key("torch_dtype") {
+            put("torch_dtype", json!(name));
+        }
+    }
+    put("block", json!(target.block));
+    put("norm_type", json!(target.norm_type));
+    put("norm_position", json!(target.norm_position));
+    put("mlp_type", json!(target.mlp_type));
+    put("rope_interleaved", json!(target.rope_interleaved));
+    put("attention_bias", json!(target.attention_bias));
+    put("attention_output_bias", json!(target.attention_output_bias));
+    put("mlp_bias", json!(target.mlp_bias));
+    put("qk_norm", json!(target.qk_norm));
+    if let Some(Value::Object(mixture)) = target.mixture.as_ref().map(|mixture| json!(mixture)) {
+        for (key, value) in mixture {
+            put(&key, value);
+        }
+    }
+    both_spellings(&mut config);
+    config
+}

@@ -1,0 +1,92 @@
+//! Branching: a seed copied into as many folders as there are domains.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, json};
+
+use super::card;
+use super::execute::{OutputFile, finish, record_source};
+use super::model::Model;
+use super::plan::{Plan, PlannedTensor};
+use crate::checkpoint::expression::Expression;
+use crate::checkpoint::manifest::Manifest;
+use crate::checkpoint::output::{OutputFolder, check_free_space, check_target};
+use crate::{Error, Result};
+
+/// Where the branches go.
+pub struct Branching {
+    /// The folder to make for each name.
+    pub targets: Vec<PathBuf>,
+    /// The plan that every branch follows.
+    pub plan: Plan,
+    /// Files beside the weights.
+    pub files: Vec<OutputFile>,
+}
+
+/// Plans copies of `seed` under `out`, one for each name.
+pub fn plan(seed: Model, names: &[String], out: &Path) -> Result<Branching> {
+    let mut targets: Vec<PathBuf> = Vec::with_capacity(names.len());
+    for name in names {
+        let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
+        if !plain {
+            return Err(Error::usage(format!("--into: expected names of folders separated by commas, found `{name}`")));
+        }
+        let target = out.join(name);
+        if targets.contains(&target) {
+            return Err(Error::usage(format!("--into names `{name}` twice; expected each name once")));
+        }
+        targets.push(target);
+    }
+    let mut tensors = Vec::with_capacity(seed.source.checkpoint.tensors.len());
+    for (name, entry) in &seed.source.checkpoint.tensors {
+        let Some(dtype) = entry.encoding.plain() else {
+            return Err(Error::tensor(&seed.source.checkpoint.path, name, "is quantised, expected plain numbers"));
+        };
+        tensors.push(PlannedTensor::new(name, dtype, entry.shape.clone(), Expression::copy(&seed.source.name, name)));
+    }
+    let mut kept = seed.source.side_files.clone();
+    kept.retain(|path| path.file_name().is_none_or(|name| name != crate::checkpoint::manifest::MANIFEST));
+    let mut settings = Map::new();
+    settings.insert("into".to_owned(), json!(names));
+    let plan = Plan { method: "branch".to_owned(), settings, sources: vec![seed.source], tensors, notes: Vec::new() };
+    Ok(Branching { targets, plan, files: card::copies(kept).collect() })
+}
+
+impl Branching {
+    /// Bytes that the branches will take together.
+    pub fn needed(&self, link: bool) -> u64 {
+        let one: u64 = self.plan.sources.iter().flat_map(|source| &source.checkpoint.files).map(|file| file.len()).sum();
+        if link { 0 } else { one * self.targets.len() as u64 }
+    }
+
+    /// Refuses what cannot be written, before anything is.
+    pub fn check(&self, force: bool, link: bool) -> Result<()> {
+        let seed = &self.plan.sources[0].checkpoint.path;
+        for target in &self.targets {
+            check_target(target, force, &[seed])?;
+            check_free_space(target, self.needed(link))?;
+        }
+        Ok(())
+    }
+
+    /// Copies (or, with `link`, hard-links) the seed's files into each branch, byte for byte.
+    pub fn execute(&self, force: bool, link: bool, progress: &(dyn Fn(u64) + Sync)) -> Result<Vec<Manifest>> {
+        self.check(force, link)?;
+        let source = &self.plan.sources[0];
+        let mut manifests = Vec::with_capacity(self.targets.len());
+        for target in &self.targets {
+            let folder = OutputFolder::begin(target, force, &[&source.checkpoint.path])?;
+            let mut weights = Vec::new();
+            for file in &source.checkpoint.files {
+                let name = file.path().file_name().unwrap_or_default().to_string_lossy();
+                weights.push(folder.copy(file.path(), &name, link)?);
+                progress(file.len());
+            }
+            let hashes = weights.iter().map(|file| file.sha256.clone()).collect();
+            let record = record_source(source, hashes, target)?;
+            source.checkpoint.check_unchanged()?;
+            manifests.push(finish(folder, &self.plan, vec![record], weights, &self.files)?);
+        }
+        Ok(manifests)
+    }
+}

@@ -1,0 +1,139 @@
+//! The same model in another form: dtype casts, other shards, GGUF to a Hugging Face folder.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::card;
+use super::execute::{Content, OutputFile};
+use super::model::{COMPANIONS, existing};
+use super::plan::{Plan, PlannedTensor, Source, as_dtype};
+use crate::checkpoint::dtype::{self, Dtype};
+use crate::checkpoint::expression::Expression;
+use crate::checkpoint::folder::Checkpoint;
+use crate::checkpoint::{Encoding, json};
+use crate::family::{both_spellings, gguf, gguf_tokenizer};
+use crate::{Error, Result};
+
+/// Name of the converted checkpoint in the plan.
+const SOURCE: &str = "source";
+
+/// Plans the conversion of `path` with floating-point tensors in `dtype` (theirs where absent; bf16 from quantised).
+pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)> {
+    let checkpoint = Checkpoint::open(path)?;
+    if let Some(dtype) = dtype
+        && !dtype::is_float(dtype)
+    {
+        return Err(Error::usage(format!("--dtype {dtype} is no floating-point dtype that can be written"))
+            .with_hint("choose one of bf16, f16, f32, f64, f8_e4m3, f8_e5m2"));
+    }
+    let mut settings = Map::new();
+    if let Some(dtype) = dtype {
+        settings.insert("dtype".to_owned(), json!(dtype::name(dtype)));
+    }
+    if checkpoint.gguf.is_some() {
+        return plan_gguf(checkpoint, dtype, settings);
+    }
+    let folder = checkpoint.folder().map(Path::to_path_buf);
+    let source = Source {
+        name: SOURCE.to_owned(),
+        side_files: folder.iter().flat_map(|folder| existing(folder, &["config.json", "model.safetensors.index.json"])).collect(),
+        checkpoint,
+    };
+    let tensors = source.checkpoint.tensors.iter().map(|(name, entry)| {
+        let stored = entry.encoding.plain().unwrap_or(Dtype::F32);
+        let wanted = if dtype::is_float(stored) { dtype.unwrap_or(stored) } else { stored };
+        if wanted != stored {
+            refuse_block_scaled(&source.checkpoint, name, stored)?;
+        }
+        Ok(PlannedTensor::new(name, wanted, entry.shape.clone(), as_dtype(&source, name, wanted)?))
+    });
+    let tensors = tensors.collect::<Result<Vec<_>>>()?;
+    let mut files = Vec::new();
+    if let Some(folder) = &folder {
+        let config = folder.join("config.json");
+        if config.is_file() {
+            let mut object = json::read_object(&config)?;
+            if let Some(dtype) = dtype {
+                for key in ["dtype", "torch_dtype"] {
+                    object.insert(key.to_owned(), json!(dtype::torch_name(dtype)));
+                }
+            }
+            both_spellings(&mut object);
+            files.push(card::json_file("config.json", &object));
+        }
+        files.extend(card::copies(existing(folder, &COMPANIONS)));
+        files.extend(card::copies(python_files(folder)?));
+        if let Some(readme) = existing(folder, &["README.md"]).first() {
+            let content = Content::Editable(json::read_bytes(readme)?);
+            files.push(OutputFile { name: "README.md".to_owned(), content });
+        }
+    }
+    Ok((Plan { method: "convert".to_owned(), settings, sources: vec![source], tensors, notes: Vec::new() }, files))
+}
+
+/// The modelling code that a checkpoint carries.
+fn python_files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
+        let path = entry.map_err(|e| Error::io("list", folder, e))?.path();
+        if path.extension().is_some_and(|extension| extension == "py") && path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// 8-bit weights with scales beside them mean nothing without those; a plain cast would drop them silently.
+fn refuse_block_scaled(checkpoint: &Checkpoint, name: &str, stored: Dtype) -> Result<()> {
+    if stored.bitsize() != 8 {
+        return Ok(());
+    }
+    let stem = name.strip_suffix(".weight").unwrap_or(name);
+    let scale = ["weight_scale_inv", "weight_scale", "scale"].map(|suffix| format!("{stem}.{suffix}"));
+    match scale.iter().find(|scale| checkpoint.tensors.contains_key(*scale)) {
+        None => Ok(()),
+        Some(scale) => Err(Error::tensor(&checkpoint.path, name, format!("is {stored} scaled by `{scale}`; a cast would lose the scale"))
+            .with_hint("convert without --dtype, or start from the unquantised checkpoint")),
+    }
+}
+
+fn plan_gguf(checkpoint: Checkpoint, dtype: Option<Dtype>, settings: Map<String, Value>) -> Result<(Plan, Vec<OutputFile>)> {
+    let Some(header) = &checkpoint.gguf else {
+        return Err(Error::file(&checkpoint.path, "expected a GGUF file"));
+    };
+    let mapped = gguf::tensors(header)?;
+    let mut config = gguf::config(header)?;
+    let quantised = checkpoint.tensors.values().any(|entry| match entry.encoding {
+        Encoding::Ggml(ggml) => ggml.plain().is_none(),
+        Encoding::Plain(_) => false,
+    });
+    // A file that holds plain numbers keeps the dtype of its largest tensor.
+    let largest = checkpoint.tensors.values().max_by_key(|entry| entry.elements());
+    let plain = largest.and_then(|entry| match entry.encoding {
+        Encoding::Ggml(ggml) => ggml.plain(),
+        Encoding::Plain(dtype) => Some(dtype),
+    });
+    let wanted = dtype.or(plain.filter(|_| !quantised)).unwrap_or(Dtype::BF16);
+    for key in ["dtype", "torch_dtype"] {
+        config.insert(key.to_owned(), json!(dtype::torch_name(wanted)));
+    }
+    let mut files = vec![card::json_file("config.json", &config)];
+    files.extend(gguf_tokenizer::files(header)?.into_iter().map(|file| OutputFile {
+        name: file.name.to_owned(),
+        content: Content::Bytes(file.bytes),
+    }));
+    let source = Source { name: SOURCE.to_owned(), checkpoint, side_files: Vec::new() };
+    let mut tensors = Vec::with_capacity(mapped.len());
+    for tensor in mapped {
+        let leaf = Expression::copy(SOURCE, &tensor.source);
+        let ordered = match tensor.unpermute_heads {
+            Some(heads) => Expression::Permute { of: Box::new(leaf), heads },
+            None => leaf,
+        };
+        let expression = Expression::Dequantise { of: Box::new(ordered) };
+        tensors.push(PlannedTensor::new(tensor.name, wanted, tensor.shape, expression));
+    }
+    Ok((Plan { method: "convert".to_owned(), settings, sources: vec![source], tensors, notes: Vec::new() }, files))
+}

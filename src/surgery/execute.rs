@@ -1,0 +1,187 @@
+//! Carrying out a plan: weights, the files beside them, the manifest, all or nothing.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::evaluate::Evaluator;
+use super::plan::{Plan, Source};
+use crate::checkpoint::hash::{FileHash, sha256};
+use crate::checkpoint::manifest::{self, FORMAT_VERSION, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool};
+use crate::checkpoint::output::{OutputFolder, check_free_space, check_target};
+use crate::checkpoint::source_file::{SourceFile, Stamp};
+use crate::checkpoint::writer::{WriteOptions, write_weights};
+use crate::{Error, Result};
+
+/// A file beside the weights of an output.
+#[derive(Clone, Debug)]
+pub struct OutputFile {
+    /// Name in the output folder.
+    pub name: String,
+    /// Its content.
+    pub content: Content,
+}
+
+/// What an output file holds.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// These bytes; their hash is recorded.
+    Bytes(Vec<u8>),
+    /// These bytes; the file is listed without a hash, because people edit it.
+    Editable(Vec<u8>),
+    /// The bytes of another file.
+    CopyOf(PathBuf),
+}
+
+/// Where and how to write.
+pub struct Target<'a> {
+    /// Folder to make.
+    pub folder: &'a Path,
+    /// Whether an existing checkpoint there is replaced.
+    pub force: bool,
+    /// Largest shard in bytes.
+    pub max_shard_size: u64,
+    /// Working memory in bytes.
+    pub memory: u64,
+    /// Worker threads.
+    pub threads: usize,
+    /// Told of each number of bytes written or hashed; [`work_length`] is their sum.
+    pub progress: &'a (dyn Fn(u64) + Sync),
+}
+
+/// Room beside the weights that configuration, tokenizer copies and manifest may take, in bytes.
+const ROOM_FOR_SMALL_FILES: u64 = 64 << 20;
+
+/// Bytes that [`execute`] will write or hash.
+pub fn work_length(plan: &Plan) -> u64 {
+    plan.data_length() + weight_files(plan).map(SourceFile::len).sum::<u64>()
+}
+
+fn weight_files(plan: &Plan) -> impl Iterator<Item = &SourceFile> {
+    plan.sources.iter().flat_map(|source| &source.checkpoint.files)
+}
+
+/// Every path that a plan reads.
+fn source_paths(plan: &Plan) -> Vec<&Path> {
+    plan.sources.iter().map(|source| source.checkpoint.path.as_path()).collect()
+}
+
+/// Refuses what [`execute`] would refuse before it writes: shapes, target, free space.
+pub fn check(plan: &Plan, target: &Target) -> Result<()> {
+    Evaluator::new(&plan.tensors, &plan.sources)?;
+    check_target(target.folder, target.force, &source_paths(plan))?;
+    check_free_space(target.folder, plan.data_length() + ROOM_FOR_SMALL_FILES)
+}
+
+/// Writes the output of a plan with its side files and manifest.
+pub fn execute(plan: &Plan, files: &[OutputFile], target: &Target) -> Result<Manifest> {
+    check(plan, target)?;
+    let evaluator = Evaluator::new(&plan.tensors, &plan.sources)?;
+    let folder = OutputFolder::begin(target.folder, target.force, &source_paths(plan))?;
+    let options = WriteOptions {
+        max_shard_size: target.max_shard_size,
+        memory: target.memory,
+        threads: target.threads,
+        fingerprint: fingerprint(plan, target)?,
+        progress: target.progress,
+    };
+    let inputs: Vec<&SourceFile> = weight_files(plan).collect();
+    let written = write_weights(&folder, &plan.layouts(), &evaluator, &options, &inputs)?;
+    let mut hashes = written.hashes.into_iter();
+    let mut sources = Vec::with_capacity(plan.sources.len());
+    for source in &plan.sources {
+        let weights = hashes.by_ref().take(source.checkpoint.files.len()).collect();
+        sources.push(record_source(source, weights, target.folder)?);
+        source.checkpoint.check_unchanged()?;
+    }
+    finish(folder, plan, sources, written.files, files)
+}
+
+/// Writes the side files and the manifest, and moves the folder to its place.
+pub fn finish(
+    folder: OutputFolder,
+    plan: &Plan,
+    sources: Vec<SourceRecord>,
+    mut hashed: Vec<FileHash>,
+    files: &[OutputFile],
+) -> Result<Manifest> {
+    let mut unhashed_files = Vec::new();
+    for file in files {
+        match &file.content {
+            Content::Bytes(bytes) => hashed.push(folder.write(&file.name, bytes)?),
+            Content::CopyOf(path) => hashed.push(folder.copy(path, &file.name, false)?),
+            Content::Editable(bytes) => {
+                folder.write(&file.name, bytes)?;
+                unhashed_files.push(file.name.clone());
+            }
+        }
+    }
+    hashed.sort();
+    let tensors = plan.tensors.iter().map(|tensor| {
+        let (layout, expression) = (&tensor.layout, tensor.expression.clone());
+        (layout.name.clone(), TensorRecord { dtype: layout.dtype, shape: layout.shape.clone(), expression })
+    });
+    let manifest = Manifest {
+        format_version: FORMAT_VERSION,
+        tool: Tool::this(),
+        method: plan.method.clone(),
+        settings: plan.settings.clone(),
+        sources,
+        files: hashed,
+        unhashed_files,
+        tensors: tensors.collect::<BTreeMap<_, _>>(),
+    };
+    folder.write(MANIFEST, &manifest.to_bytes())?;
+    folder.commit()?;
+    Ok(manifest)
+}
+
+/// The manifest's record of a source, given the hashes of its weight files.
+pub fn record_source(source: &Source, weights: Vec<String>, output: &Path) -> Result<SourceRecord> {
+    let root = &source.checkpoint.path;
+    let name_of = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut files = Vec::new();
+    for (file, sha256) in source.checkpoint.files.iter().zip(weights) {
+        files.push(FileHash { path: name_of(file.path()), size: file.len(), sha256 });
+    }
+    for path in &source.side_files {
+        let (sha256, size) = crate::checkpoint::hash::sha256_file(path)?;
+        files.push(FileHash { path: name_of(path), size, sha256 });
+    }
+    files.sort();
+    files.dedup();
+    let (repository, commit) = manifest::hub_origin(root).unzip();
+    let path = manifest::relative_to(root, output)?;
+    Ok(SourceRecord { name: source.name.clone(), path, repository, commit, files })
+}
+
+/// Identity of the work: equal for a run that may resume what another has left.
+fn fingerprint(plan: &Plan, target: &Target) -> Result<String> {
+    #[derive(Serialize)]
+    struct Work<'a> {
+        version: &'static str,
+        max_shard_size: u64,
+        sources: Vec<(&'a str, &'a Path, Stamp)>,
+        tensors: Vec<(&'a str, String, &'a [u64], &'a crate::checkpoint::Expression)>,
+    }
+    let work = Work {
+        version: env!("CARGO_PKG_VERSION"),
+        max_shard_size: target.max_shard_size,
+        sources: plan
+            .sources
+            .iter()
+            .flat_map(|source| source.checkpoint.files.iter().map(|file| (source.name.as_str(), file.path(), file.stamp())))
+            .collect(),
+        tensors: plan
+            .tensors
+            .iter()
+            .map(|tensor| {
+                let layout = &tensor.layout;
+                (layout.name.as_str(), layout.dtype.to_string(), &layout.shape[..], &tensor.expression)
+            })
+            .collect(),
+    };
+    let text = serde_json::to_vec(&work).map_err(|e| Error::usage(format!("the plan cannot be written down: {e}")))?;
+    Ok(sha256(&text))
+}

@@ -1,0 +1,68 @@
+//! A checkpoint from a configuration alone: every weight drawn, norms one, biases zero.
+
+use std::path::Path;
+
+use serde_json::{Map, json};
+
+use super::card;
+use super::execute::OutputFile;
+use super::model::{COMPANIONS, existing};
+use super::plan::{Plan, PlannedTensor};
+use crate::Result;
+use crate::checkpoint::Dtype;
+use crate::checkpoint::expression::Expression;
+use crate::family::{Architecture, Config, Role, TensorSpec, both_spellings};
+
+/// How a fresh tensor starts: weights from N(0, std²), norms at 1, biases at 0.
+pub fn fresh(spec: &TensorSpec, std: f64, seed: u64) -> Expression {
+    let norm = matches!(
+        spec.role,
+        Role::FinalNorm
+            | Role::InputNorm
+            | Role::PostAttentionNorm
+            | Role::PreFeedforwardNorm
+            | Role::PostFeedforwardNorm
+            | Role::QNorm
+            | Role::KNorm
+    );
+    match (spec.bias, norm) {
+        (true, _) => Expression::Constant { value: 0.0 },
+        (false, true) => Expression::Constant { value: 1.0 },
+        (false, false) => Expression::Normal { std, seed },
+    }
+}
+
+/// Plans the checkpoint that the configuration at `path` (a file, or a folder with a tokenizer) describes.
+///
+/// The standard deviation is the configuration's `initializer_range`; the dtype is `dtype`, else the configuration's,
+/// else float32.
+pub fn plan(path: &Path, dtype: Option<Dtype>, seed: u64) -> Result<(Plan, Architecture, Vec<OutputFile>)> {
+    let config = Config::read(path)?;
+    let mut architecture = Architecture::of(&config)?;
+    let dtype = dtype.or(architecture.dtype).unwrap_or(Dtype::F32);
+    architecture.dtype = Some(dtype);
+    let std = architecture.initializer_range;
+    let tensors = architecture.tensors()?.into_iter().map(|spec| {
+        let expression = fresh(&spec, std, seed);
+        PlannedTensor::new(spec.name, dtype, spec.shape, expression)
+    });
+    let mut settings = Map::new();
+    settings.insert("rng_seed".to_owned(), json!(seed));
+    settings.insert("dtype".to_owned(), json!(crate::checkpoint::dtype::name(dtype)));
+    settings.insert("initializer_range".to_owned(), json!(std));
+    let plan = Plan {
+        method: "init".to_owned(),
+        settings,
+        sources: Vec::new(),
+        tensors: tensors.collect(),
+        notes: Vec::new(),
+    };
+    let mut json = config.json.clone();
+    let torch = crate::checkpoint::dtype::torch_name(dtype);
+    json.insert("dtype".to_owned(), json!(torch));
+    json.insert("torch_dtype".to_owned(), json!(torch));
+    both_spellings(&mut json);
+    let mut files = vec![card::json_file("config.json", &json)];
+    files.extend(card::copies(existing(path, &COMPANIONS)));
+    Ok((plan, architecture, files))
+}

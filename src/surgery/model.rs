@@ -1,0 +1,183 @@
+//! A source model: weights, configuration and tokenizer that belong together.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::plan::Source;
+use crate::checkpoint::dtype::{self, Dtype};
+use crate::checkpoint::folder::Checkpoint;
+use crate::checkpoint::{Encoding, TensorEntry};
+use crate::family::{Architecture, Config, Role, TensorSpec};
+use crate::{Error, Result};
+
+/// Files that describe a tokenizer or its use, copied byte for byte.
+pub const COMPANIONS: [&str; 14] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "tekken.json",
+    "tokenizer.tiktoken",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// Buffers that old exports store though every reader computes them.
+const COMPUTED: &str = ".rotary_emb.inv_freq";
+
+/// A checkpoint whose tensors have been matched with what its configuration says it holds.
+#[derive(Debug)]
+pub struct Model {
+    /// Weights and side files, under the name that plans use.
+    pub source: Source,
+    /// Its `config.json`.
+    pub config: Config,
+    /// What the configuration says.
+    pub architecture: Architecture,
+    /// Every tensor it has, in the order of the layers.
+    pub specs: Vec<TensorSpec>,
+    /// Tensors of the file that no reader uses, such as computed buffers and stored copies of tied heads.
+    pub unused: Vec<String>,
+}
+
+impl Model {
+    /// Opens the folder `path` and matches names and shapes both ways.
+    pub fn open(name: &str, path: &Path) -> Result<Self> {
+        Self::open_as(name, path, None)
+    }
+
+    /// As [`open`](Self::open), read as the family that a format file describes.
+    pub fn open_as(name: &str, path: &Path, format: Option<&crate::family::Family>) -> Result<Self> {
+        let metadata = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
+        if !metadata.is_dir() {
+            return Err(Error::file(path, "expected a checkpoint folder with config.json, found a file")
+                .with_hint("`bam-convert convert FILE DIR` makes a folder of a GGUF file"));
+        }
+        let config = Config::read(path)?;
+        let architecture = match format {
+            Some(format) => Architecture::of_format(&config, format.clone())?,
+            None => Architecture::of(&config)?,
+        };
+        let specs = architecture.tensors()?;
+        let checkpoint = Checkpoint::open(path)?;
+        if checkpoint.gguf.is_some() {
+            return Err(Error::file(path, "holds a GGUF file, expected safetensors")
+                .with_hint("`bam-convert convert FILE.gguf DIR` makes a folder of it"));
+        }
+        let mut side_files = vec![config.path.clone()];
+        side_files.extend(existing(path, &["model.safetensors.index.json", crate::checkpoint::manifest::MANIFEST]));
+        side_files.extend(existing(path, &COMPANIONS));
+        let source = Source { name: name.to_owned(), checkpoint, side_files };
+        let mut model = Self { source, config, architecture, specs, unused: Vec::new() };
+        model.match_tensors()?;
+        Ok(model)
+    }
+
+    /// The entry of a spec's tensor.
+    pub fn entry(&self, spec: &TensorSpec) -> Result<&TensorEntry> {
+        self.source.checkpoint.tensor(&spec.name)
+    }
+
+    /// The dtype of a spec's tensor.
+    pub fn dtype(&self, spec: &TensorSpec) -> Result<Dtype> {
+        match self.entry(spec)?.encoding {
+            Encoding::Plain(dtype) => Ok(dtype),
+            Encoding::Ggml(ggml) => Err(Error::tensor(&self.source.checkpoint.path, &spec.name, format!("is {}", ggml.name()))),
+        }
+    }
+
+    /// The dtype that new tensors get: that of the input embedding where it is a float, else float32.
+    pub fn main_dtype(&self) -> Dtype {
+        let embedding = self.specs.iter().find(|spec| spec.role == Role::Embedding);
+        let stored = embedding.and_then(|spec| self.dtype(spec).ok());
+        stored.filter(|stored| dtype::is_float(*stored) && stored.bitsize() >= 16).unwrap_or(Dtype::F32)
+    }
+
+    /// Tensor specs by what they are for: role, bias or weight, layer.
+    pub fn by_role(&self) -> BTreeMap<(Role, bool, Option<u64>), &TensorSpec> {
+        self.specs.iter().map(|spec| ((spec.role, spec.bias, spec.layer), spec)).collect()
+    }
+
+    /// Path of a file of this model's folder.
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.source.checkpoint.path.join(file)
+    }
+
+    /// The companion files that the folder has.
+    pub fn companions(&self) -> Vec<PathBuf> {
+        existing(&self.source.checkpoint.path, &COMPANIONS)
+    }
+
+    /// Compares the tensors of the files with those that the configuration asks for.
+    fn match_tensors(&mut self) -> Result<()> {
+        let checkpoint = &self.source.checkpoint;
+        let family = &self.architecture.family;
+        for spec in &self.specs {
+            let entry = checkpoint.tensor(&spec.name).map_err(|error| {
+                error.with_hint(format!("its config.json describes a {family} model that has this tensor; is the config the right one?"))
+            })?;
+            if entry.shape != spec.shape {
+                let problem = format!("has shape {:?}, but config.json makes it {:?}", entry.shape, spec.shape);
+                return Err(Error::tensor(checkpoint.files[entry.file].path(), &spec.name, problem));
+            }
+        }
+        let expected: std::collections::BTreeSet<&str> = self.specs.iter().map(|spec| spec.name.as_str()).collect();
+        let mut unused = Vec::new();
+        for (name, entry) in &checkpoint.tensors {
+            if expected.contains(name.as_str()) {
+                continue;
+            }
+            let tied_head = self.architecture.tie_word_embeddings && self.architecture.names().is_ok_and(|names| names.tensors.head == *name);
+            if !tied_head && !name.ends_with(COMPUTED) {
+                let problem = format!("is no tensor of the {family} model that config.json describes; it would be lost");
+                return Err(Error::tensor(checkpoint.files[entry.file].path(), name, problem)
+                    .with_hint("check the keys of config.json that switch tensors on, such as attention_bias and mlp_bias"));
+            }
+            if tied_head {
+                self.check_tied(entry, name)?;
+            }
+            unused.push(name.clone());
+        }
+        self.unused = unused;
+        Ok(())
+    }
+
+    /// A stored output embedding of a tied model must be the input embedding.
+    fn check_tied(&self, head: &TensorEntry, name: &str) -> Result<()> {
+        let checkpoint = &self.source.checkpoint;
+        let Some(embedding) = self.specs.iter().find(|spec| spec.role == Role::Embedding) else { return Ok(()) };
+        let embedding = checkpoint.tensor(&embedding.name)?;
+        if head.shape == embedding.shape && head.encoding == embedding.encoding && same_bytes(checkpoint, head, embedding)? {
+            return Ok(());
+        }
+        let problem = "differs from the input embedding, but config.json says tie_word_embeddings: true";
+        Err(Error::tensor(checkpoint.files[head.file].path(), name, problem)
+            .with_hint("set tie_word_embeddings to false if the stored head is the right one, or remove the tensor"))
+    }
+}
+
+fn same_bytes(checkpoint: &Checkpoint, a: &TensorEntry, b: &TensorEntry) -> Result<bool> {
+    let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    let mut start = 0;
+    while start < a.length {
+        let length = (a.length - start).min(1 << 20) as usize;
+        checkpoint.read_bytes(a, start, &mut left[..length])?;
+        checkpoint.read_bytes(b, start, &mut right[..length])?;
+        if left[..length] != right[..length] {
+            return Ok(false);
+        }
+        start += length as u64;
+    }
+    Ok(true)
+}
+
+/// Paths of those files that the folder has.
+pub fn existing(folder: &Path, names: &[&str]) -> Vec<PathBuf> {
+    names.iter().map(|name| folder.join(name)).filter(|path| path.is_file()).collect()
+}

@@ -1,0 +1,96 @@
+//! The plan: what each tensor of an output will be, before a byte is touched.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
+
+use crate::checkpoint::expression::Expression;
+use crate::checkpoint::folder::Checkpoint;
+use crate::checkpoint::writer::TensorLayout;
+use crate::checkpoint::{Encoding, dtype};
+use crate::{Error, Result};
+
+/// A checkpoint or file that a plan reads, under the name its expressions use.
+#[derive(Debug)]
+pub struct Source {
+    /// `seed`, the name of an expert, `router`, …
+    pub name: String,
+    /// The opened weights.
+    pub checkpoint: Checkpoint,
+    /// Files beside the weights that were read or copied: configuration, tokenizer.
+    pub side_files: Vec<PathBuf>,
+}
+
+/// One tensor of the output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedTensor {
+    /// Name, dtype and shape.
+    pub layout: TensorLayout,
+    /// What its values are.
+    pub expression: Expression,
+}
+
+impl PlannedTensor {
+    /// A tensor of the output.
+    pub fn new(name: impl Into<String>, dtype: dtype::Dtype, shape: Vec<u64>, expression: Expression) -> Self {
+        Self { layout: TensorLayout { name: name.into(), dtype, shape }, expression }
+    }
+}
+
+/// A surgery: printed, executed, recorded in the manifest, and replayed against an output.
+#[derive(Debug)]
+pub struct Plan {
+    /// The command or method: `bam`, `btx`, `merge`, `convert`, `init`, …
+    pub method: String,
+    /// Settings under the names of the command line; recorded.
+    pub settings: Map<String, Value>,
+    /// What the expressions refer to.
+    pub sources: Vec<Source>,
+    /// The tensors in the order of the model's layers.
+    pub tensors: Vec<PlannedTensor>,
+    /// What the user should know before it runs.
+    pub notes: Vec<String>,
+}
+
+impl Plan {
+    /// Bytes of all tensors of the output.
+    pub fn data_length(&self) -> u64 {
+        self.tensors.iter().map(|tensor| tensor.layout.length()).sum()
+    }
+
+    /// Values of all tensors of the output.
+    pub fn parameters(&self) -> u64 {
+        self.tensors.iter().map(|tensor| tensor.layout.shape.iter().product::<u64>()).sum()
+    }
+
+    /// Names, dtypes and shapes, in order.
+    pub fn layouts(&self) -> Vec<TensorLayout> {
+        self.tensors.iter().map(|tensor| tensor.layout.clone()).collect()
+    }
+}
+
+/// The source called `name`.
+pub fn source<'a>(sources: &'a [Source], name: &str) -> Result<&'a Source> {
+    let known = || sources.iter().map(|source| source.name.as_str()).collect::<Vec<_>>().join(", ");
+    sources
+        .iter()
+        .find(|source| source.name == name)
+        .ok_or_else(|| Error::usage(format!("an expression reads the source `{name}`; the sources are: {}", known())))
+}
+
+/// The expression that brings a source tensor to `dtype`: its bytes where it has that dtype already.
+pub fn as_dtype(source: &Source, tensor: &str, dtype: dtype::Dtype) -> Result<Expression> {
+    let leaf = Expression::copy(&source.name, tensor);
+    let entry = source.checkpoint.tensor(tensor)?;
+    match entry.encoding {
+        Encoding::Plain(stored) if stored == dtype => Ok(leaf),
+        Encoding::Plain(stored) => {
+            let path = source.checkpoint.files[entry.file].path();
+            if !dtype::is_numeric(stored) || !dtype::is_float(dtype) {
+                return Err(Error::tensor(path, tensor, format!("cannot be cast from {stored} to {dtype}")));
+            }
+            Ok(Expression::Cast { of: Box::new(leaf) })
+        }
+        Encoding::Ggml(_) => Ok(Expression::Dequantise { of: Box::new(leaf) }),
+    }
+}

@@ -1,0 +1,124 @@
+//! How fresh routers start.
+//!
+//! The paper does not say (`paper.md` §1.3 of the design notes; §9 lists it as unconfirmed). N(0, 0.02²) is our
+//! default: with normed inputs of width d the logits then have a standard deviation of about 0.02·√d.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::checkpoint::Dtype;
+use crate::checkpoint::expression::Expression;
+use crate::error::nearest;
+use crate::surgery::plan::{Source, as_dtype};
+use crate::{Error, Result};
+
+/// An initialiser of router weights `[experts, hidden]`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RouterInit {
+    /// N(0, std²).
+    Normal(f64),
+    /// Uniform with mean 0 and this standard deviation.
+    Uniform(f64),
+    /// All zeros: every expert ties.
+    Zeros,
+    /// Orthonormal rows times a gain.
+    Orthogonal(f64),
+    /// Rows from a safetensors file: a tensor of the router's own name, or one `router` for all layers.
+    File(PathBuf),
+}
+
+/// Name under which plans know the file of [`RouterInit::File`].
+pub const ROUTER_SOURCE: &str = "router file";
+
+impl FromStr for RouterInit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (kind, argument) = text.split_once(':').map_or((text, None), |(kind, argument)| (kind, Some(argument)));
+        let number = |default: f64| match argument {
+            None => Ok(default),
+            Some(argument) => match argument.parse::<f64>() {
+                Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
+                _ => Err(format!("expected a positive number after `{kind}:`, found `{argument}`")),
+            },
+        };
+        match (kind, argument) {
+            ("normal", _) => Ok(Self::Normal(number(0.02)?)),
+            ("uniform", _) => Ok(Self::Uniform(number(0.02)?)),
+            ("orthogonal", _) => Ok(Self::Orthogonal(number(1.0)?)),
+            ("zeros", None) => Ok(Self::Zeros),
+            ("zeros", Some(_)) => Err("`zeros` takes no argument".to_owned()),
+            ("file", Some(path)) if !path.is_empty() => Ok(Self::File(PathBuf::from(path))),
+            ("file", _) => Err("expected a path after `file:`".to_owned()),
+            _ => {
+                let known = ["normal", "uniform", "zeros", "orthogonal", "file"];
+                let near = nearest(kind, known).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+                Err(format!("expected normal[:STD], uniform[:STD], zeros, orthogonal[:GAIN] or file:PATH, found `{text}`{near}"))
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for RouterInit {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Normal(std) => write!(f, "normal:{std}"),
+            Self::Uniform(std) => write!(f, "uniform:{std}"),
+            Self::Zeros => f.write_str("zeros"),
+            Self::Orthogonal(gain) => write!(f, "orthogonal:{gain}"),
+            // The path is recorded among the sources, relative to the output.
+            Self::File(path) => write!(f, "file:{}", path.file_name().unwrap_or_default().to_string_lossy()),
+        }
+    }
+}
+
+impl RouterInit {
+    /// The expression of the router called `name`; `file` is the opened file of [`RouterInit::File`].
+    pub fn expression(&self, name: &str, dtype: Dtype, shape: &[u64], seed: u64, file: Option<&Source>) -> Result<Expression> {
+        Ok(match self {
+            Self::Normal(std) => Expression::Normal { std: *std, seed },
+            Self::Uniform(std) => Expression::Uniform { std: *std, seed },
+            Self::Zeros => Expression::Constant { value: 0.0 },
+            Self::Orthogonal(gain) => match shape {
+                [rows, columns] if rows <= columns => Expression::Orthogonal { gain: *gain, seed },
+                _ => {
+                    return Err(Error::usage(format!("{shape:?} router rows cannot be orthogonal: more experts than columns"))
+                        .with_hint("pass --router normal"));
+                }
+            },
+            Self::File(path) => {
+                let file = file.ok_or_else(|| Error::file(path, "the router file is not open"))?;
+                let tensors = &file.checkpoint.tensors;
+                let Some(tensor) = [name, "router"].into_iter().find(|tensor| tensors.contains_key(*tensor)) else {
+                    return Err(Error::tensor(path, name, "is missing, and there is no tensor `router` for all layers")
+                        .with_hint("name the rows of each router as the output does, or give one tensor `router`"));
+                };
+                let found = &tensors[tensor].shape;
+                if found != shape {
+                    return Err(Error::tensor(path, tensor, format!("has shape {found:?}, but `{name}` takes {shape:?}")));
+                }
+                as_dtype(file, tensor, dtype)?
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spelling_round_trips() {
+        for text in ["normal:0.02", "uniform:0.1", "zeros", "orthogonal:1"] {
+            assert_eq!(text.parse::<RouterInit>().unwrap().to_string(), text);
+        }
+        assert_eq!("normal".parse(), Ok(RouterInit::Normal(0.02)));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        assert!("normall".parse::<RouterInit>().unwrap_err().contains("`normal`"));
+        assert!("normal:-1".parse::<RouterInit>().unwrap_err().contains("positive"));
+        assert!("file:".parse::<RouterInit>().unwrap_err().contains("path"));
+    }
+}
