@@ -1,7 +1,7 @@
 //! GGUF files against what gguf-py reads from them: `fixtures/gguf/`, written by `fixtures/make.py`.
 
+#![allow(clippy::unwrap_used)] // helpers of tests are no tests to clippy
 
-#![allow(clippy::unwrap_used)]
 use std::fs;
 use std::path::{Path, PathBuf};
 
