@@ -189,7 +189,7 @@ impl Architecture {
         const MOST_LAYERS: u64 = 100_000;
         const MOST_TENSORS: u128 = 1_000_000;
         let fault = |key, problem: String| Err(Fault { key, problem });
-        let width = |heads: u64| heads.checked_mul(self.head_dim).unwrap_or(u64::MAX);
+        let width = |heads: u64| heads.saturating_mul(self.head_dim);
         let sizes = [
             ("hidden_size", self.hidden_size, LARGEST),
             ("intermediate_size", self.intermediate_size, LARGEST),

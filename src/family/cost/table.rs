@@ -117,7 +117,8 @@ fn new_table<const N: usize>(header: [&str; N]) -> Table {
 fn finish(mut table: Table, third: CellAlignment) -> String {
     let alignments = [CellAlignment::Left, CellAlignment::Right, third];
     for (column, alignment) in table.column_iter_mut().zip(alignments) {
-        column.set_cell_alignment(alignment).set_padding((0, 1));
+        column.set_cell_alignment(alignment);
+        column.set_padding((0, 2));
     }
     table.trim_fmt()
 }
