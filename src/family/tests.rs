@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::cost::{Method, Request};
+use super::cost::{Method, Report, Request};
 use super::*;
 
 fn config(json: Value) -> Config {
@@ -284,4 +285,62 @@ fn a_user_brings_a_family() {
     assert_eq!(Architecture::of(&config(json!(read))).unwrap(), target);
     let request = Request { method: Some(Method::Btx), ..Request::default() };
     assert_eq!(request.architecture(&seed, Some(family)).unwrap().family, "bam");
+}
+
+/// Values that a hostile or broken config may have under any key.
+fn odd_values() -> Vec<Value> {
+    let text = r#"[0, 1, 2, 3, 4, -1, 2147483648, 2147483649, 18446744073709551615, 1e300, 1.5, "", "all", "x", null, true,
+        [], [0], [-1], [1, "x"], {}, {"rope_theta": 1e300}, {"rope_type": 1}, "expert", "shared", "merged", "parallel"]"#;
+    serde_json::from_str(text).unwrap()
+}
+
+const KEYS: [&str; 26] = [
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "tie_word_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "hidden_act",
+    "torch_dtype",
+    "dtype",
+    "sliding_window",
+    "block",
+    "mlp_type",
+    "qk_norm",
+    "num_experts",
+    "num_attention_experts",
+    "num_experts_per_tok",
+    "moe_layers",
+    "attention_moe_layers",
+    "attention_kv",
+    "moe_intermediate_size",
+];
+
+proptest! {
+    /// Whatever a config says, it is read or refused; what is read can be listed, counted and written.
+    #[test]
+    fn no_config_makes_a_panic(
+        changes in proptest::collection::vec((0..KEYS.len(), proptest::sample::select(odd_values())), 1..4),
+        model_type in proptest::sample::select(vec!["bam", "bam", "llama", "qwen2", "qwen3", "cohere", "mistral"]),
+    ) {
+        let mut config = small(model_type, json!({"num_experts": 3}));
+        config.json.extend(changes.into_iter().map(|(key, value)| (KEYS[key].to_owned(), value)));
+        if let Ok(architecture) = Architecture::of(&config) {
+            let total = Report::new(&architecture, 256).unwrap().total_parameters;
+            let tensors = architecture.tensors();
+            if let Ok(tensors) = &tensors {
+                prop_assert_eq!(tensors.iter().map(|tensor| tensor.shape.iter().product::<u64>()).sum::<u64>(), total);
+            }
+            let written = bam_config(&config, &architecture.upcycled(Mixture::new(&architecture, 2)));
+            prop_assert!(Architecture::of(&Config::from_json("written.json", written)).is_ok());
+        }
+        let _ = Request { experts: Some(2), ..Request::default() }.architecture(&config, None);
+    }
 }
