@@ -7,9 +7,9 @@ use bam_convert::Error;
 use bam_convert::checkpoint::folder::Checkpoint;
 use bam_convert::checkpoint::{Manifest, TensorEntry};
 use bam_convert::family::{Architecture, Config, cost};
+use bam_convert::table::{self, grouped};
 use bytesize::ByteSize;
 use clap::Args;
-use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::printer::Printer;
@@ -134,7 +134,7 @@ impl Arguments {
 
 impl Summary {
     fn text(&self) -> String {
-        let mut facts = plain_table();
+        let mut facts = table::new([""; 2]);
         let mut row = |name: &str, value: String| {
             facts.add_row([name.to_owned(), value]);
         };
@@ -152,10 +152,10 @@ impl Summary {
             row("made by", method.clone());
         }
         row("parameters", match self.active_parameters {
-            Some(active) if active != self.parameters => format!("{}, {active} active", self.parameters),
-            _ => self.parameters.to_string(),
+            Some(active) if active != self.parameters => format!("{}, {} active", grouped(self.parameters), grouped(active)),
+            _ => grouped(self.parameters),
         });
-        row("tensor data", format!("{} ({} bytes)", ByteSize(self.bytes), self.bytes));
+        row("tensor data", format!("{} ({} bytes)", ByteSize(self.bytes), grouped(self.bytes)));
         for (encoding, share) in &self.encodings {
             row(encoding, format!("{} tensors, {}", share.tensors, ByteSize(share.bytes)));
         }
@@ -163,25 +163,15 @@ impl Summary {
             let name = file.path.file_name().unwrap_or(file.path.as_os_str()).to_string_lossy().into_owned();
             row(&name, format!("{} tensors, {}", file.tensors, ByteSize(file.bytes)));
         }
-        let mut text = format!("{facts}\n");
+        let mut text = format!("{}\n", table::render(facts, &[]));
         if let Some(tensors) = &self.tensors {
-            let mut table = plain_table();
-            table.set_header(["tensor", "dtype", "shape", "bytes"]);
+            let mut table = table::new(["tensor", "dtype", "shape", "bytes"]);
             for tensor in tensors {
                 let shape = format!("{:?}", tensor.shape);
-                table.add_row([&tensor.name, &tensor.encoding, &shape, &tensor.bytes.to_string()]);
+                table.add_row([&tensor.name, &tensor.encoding, &shape, &grouped(tensor.bytes)]);
             }
-            if let Some(column) = table.column_mut(3) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-            text += &format!("\n{table}\n");
+            text += &format!("\n{}\n", table::render(table, &[3]));
         }
         text
     }
-}
-
-fn plain_table() -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table
 }

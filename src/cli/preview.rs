@@ -8,8 +8,8 @@ use bam_convert::checkpoint::output::free_space;
 use bam_convert::family::Architecture;
 use bam_convert::family::cost;
 use bam_convert::surgery::{Plan, PlannedTensor};
+use bam_convert::table::{self, grouped};
 use bytesize::ByteSize;
-use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 /// A plan as a person or a program looks at it before it runs.
@@ -80,8 +80,7 @@ impl Preview {
 
     /// The preview as a table and its totals.
     pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_header(["tensor", "count", "dtype", "shape", "is", "bytes"]);
+        let mut table = table::new(["tensor", "count", "dtype", "shape", "is", "size"]);
         for group in &self.groups {
             table.add_row([
                 group.name.clone(),
@@ -92,42 +91,36 @@ impl Preview {
                 ByteSize(group.bytes).to_string(),
             ]);
         }
-        for column in [1, 5] {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-        let mut totals = Table::new();
-        totals.load_preset(presets::NOTHING);
+        let mut totals = table::new([""; 2]);
         let mut row = |name: &str, value: String| {
             totals.add_row([name.to_owned(), value]);
         };
         row("parameters", with_active(self.parameters, self.active_parameters));
         row("tensors", format!("{} in {} weight file(s)", self.tensors, self.weight_files));
-        row("output", format!("{} ({} bytes)", ByteSize(self.bytes), self.bytes));
+        row("output", format!("{} ({} bytes)", ByteSize(self.bytes), grouped(self.bytes)));
         row("disk free", ByteSize(self.disk_free_bytes).to_string());
         row("working memory", format!("{} on {} thread(s)", ByteSize(self.memory_bytes), self.threads));
         if let Some(bytes) = self.kv_cache_bytes_per_token {
-            row("KV cache", format!("{bytes} bytes a token"));
+            row("KV cache", format!("{} bytes a token", grouped(bytes)));
         }
         if let Some(flops) = self.flops_per_token {
-            row("compute", format!("{flops} FLOPs a token at {CONTEXT} tokens of context"));
+            row("compute", format!("{} FLOPs a token at {CONTEXT} tokens of context", grouped(flops)));
         }
-        format!("{table}\n\n{totals}\n")
+        format!("{}\n\n{}\n", table::render(table, &[1, 5]), table::render(totals, &[]))
     }
 }
 
 fn with_active(total: u64, active: Option<u64>) -> String {
     match active {
-        Some(active) if active != total => format!("{total}, {active} active"),
-        _ => total.to_string(),
+        Some(active) if active != total => format!("{}, {} active", grouped(total), grouped(active)),
+        _ => grouped(total),
     }
 }
 
 /// Tensors that differ by their layer alone, in the order of their first.
 fn groups(tensors: &[PlannedTensor]) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
-    let mut places = std::collections::HashMap::new();
+    let mut places = std::collections::BTreeMap::new();
     for tensor in tensors {
         let layout = &tensor.layout;
         let (name, expression) = (pattern(&layout.name), tensor.expression.to_string());

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use bam_convert::checkpoint::dtype::{self, Dtype};
-use bam_convert::family::AttentionKv;
+use bam_convert::family::{AttentionKv, Method, TopK};
 use bam_convert::surgery::Model;
 use bam_convert::surgery::router::RouterInit;
-use bam_convert::surgery::upcycle::{Expert, Method, SEED, Settings, TopK, plan};
+use bam_convert::surgery::upcycle::{Expert, SEED, Settings, plan};
 use clap::{Args, ValueEnum};
 
 use super::Outcome;
@@ -22,8 +22,8 @@ use super::write::WriteArguments;
 #[command(after_help = "Example:\n  bam-convert upcycle --method bam --seed seed --expert code=code --expert law=law --out bam")]
 pub struct Arguments {
     /// Which surgery.
-    #[arg(long, value_enum)]
-    method: MethodName,
+    #[arg(long, value_name = "bam|btx")]
+    method: Method,
     /// Folder of the dense seed: expert 0.
     #[arg(long, value_name = "DIR")]
     seed: PathBuf,
@@ -73,20 +73,23 @@ pub struct Arguments {
     write: WriteArguments,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum MethodName {
-    /// Branch-Attend-Mix: attention and feed-forward experts.
-    Bam,
-    /// Branch-Train-MiX: feed-forward experts, attention averaged.
-    Btx,
-}
-
+/// Values of `--kv`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum KvName {
+pub enum KvName {
     /// Keys and values per expert.
     Expert,
     /// One set for all experts.
     Shared,
+}
+
+impl KvName {
+    /// As configurations record it.
+    pub fn value(self) -> AttentionKv {
+        match self {
+            Self::Expert => AttentionKv::Expert,
+            Self::Shared => AttentionKv::Shared,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -131,14 +134,8 @@ impl Arguments {
             experts.push(Expert { name: name.clone(), model });
         }
         let settings = Settings {
-            method: match self.method {
-                MethodName::Bam => Method::Bam,
-                MethodName::Btx => Method::Btx,
-            },
-            kv: match self.kv {
-                Some(KvName::Shared) => AttentionKv::Shared,
-                Some(KvName::Expert) | None => AttentionKv::Expert,
-            },
+            method: self.method,
+            kv: self.kv.map_or(AttentionKv::Expert, KvName::value),
             shared_kv_of_seed: matches!(self.shared_kv, Some(SharedKvName::Seed)),
             top_k: self.top_k,
             attention_top_k: self.attention_top_k.unwrap_or(TopK::Soft),
@@ -163,7 +160,7 @@ impl Arguments {
             ("--attention-top-k", self.attention_top_k.is_some()),
             ("--attention-router", self.attention_router.is_some()),
         ];
-        if self.method == MethodName::Btx
+        if self.method == Method::Btx
             && let Some((flag, _)) = given.iter().find(|(_, given)| *given)
         {
             return Err(bam_convert::Error::usage(format!("{flag} has no effect with --method btx, which averages attention"))

@@ -6,7 +6,7 @@ use std::path::Path;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::cost::{Method, Report, Request};
+use super::cost::{Report, Request};
 use super::*;
 
 fn config(json: Value) -> Config {

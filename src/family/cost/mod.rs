@@ -17,8 +17,8 @@ use serde::Serialize;
 use super::{Architecture, AttentionKv, Layers, MlpType, QkNorm, Role, torch_name};
 use crate::{Error, Result};
 
-pub use request::{Method, Request, TopK};
-pub use table::table;
+pub use request::Request;
+pub use table::{summary, table};
 
 /// Context length of the paper's FLOPs table.
 pub const PAPER_CONTEXT: u64 = 256;

@@ -1,8 +1,6 @@
 //! Which mixture to cost: what was asked for, over what the config says, over what is usual.
 
-use std::str::FromStr;
-
-use crate::family::{Architecture, AttentionKv, Config, Family, Mixture};
+use crate::family::{Architecture, AttentionKv, Config, Family, Method, Mixture, TopK};
 use crate::{Error, Result};
 
 /// The mixture to cost on top of a dense config; a field that is `None` is read from the config, or usual.
@@ -15,49 +13,9 @@ pub struct Request {
     /// Feed-forward experts, the seed counted.
     pub experts: Option<u64>,
     /// Feed-forward experts a token.
-    pub top_k: Option<u64>,
+    pub top_k: Option<TopK>,
     /// Attention experts a token.
     pub attention_top_k: Option<TopK>,
-}
-
-/// A method, as far as cost can tell methods apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Method {
-    /// Attention and feed-forward experts.
-    Bam,
-    /// Feed-forward experts beside one merged attention.
-    Btx,
-}
-
-impl FromStr for Method {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "bam" => Ok(Self::Bam),
-            "btx" => Ok(Self::Btx),
-            _ => Err(format!("expected `bam` or `btx`, found `{text}`")),
-        }
-    }
-}
-
-/// How many experts a token goes to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TopK {
-    /// All of them, weighted.
-    Soft,
-    /// The first so many.
-    Of(u64),
-}
-
-impl FromStr for TopK {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match (text, text.parse()) {
-            ("soft", _) => Ok(Self::Soft),
-            (_, Ok(count)) if count > 0 => Ok(Self::Of(count)),
-            _ => Err(format!("expected `soft` or a positive number, found `{text}`")),
-        }
-    }
 }
 
 impl Request {
@@ -117,13 +75,12 @@ impl Request {
             mixture.num_attention_experts = 1;
         }
         match self.attention_top_k {
-            Some(TopK::Of(count)) => mixture.num_attention_experts_per_tok = count,
-            Some(TopK::Soft) => mixture.num_attention_experts_per_tok = mixture.num_attention_experts,
+            Some(top_k) => mixture.num_attention_experts_per_tok = top_k.of(mixture.num_attention_experts),
             None if soft => mixture.num_attention_experts_per_tok = mixture.num_attention_experts,
             None => {}
         }
         if let Some(top_k) = self.top_k {
-            mixture.num_experts_per_tok = top_k;
+            mixture.num_experts_per_tok = top_k.of(mixture.num_experts);
         }
         Ok(())
     }

@@ -1,13 +1,12 @@
 //! The report as a person reads it.
 
-use comfy_table::{CellAlignment, Table, presets};
-
 use super::{LayerKind, Parameters, Report};
-use crate::family::AttentionKv;
+use crate::family::{Architecture, AttentionKv};
+use crate::table::{self, grouped};
 
 /// The report as aligned tables, every number with its unit.
 pub fn table(report: &Report) -> String {
-    let mut parts = vec![summary(report), parameters(&report.parameters, "parameters of the model")];
+    let mut parts = vec![summary(&report.architecture), parameters(&report.parameters, "parameters of the model")];
     for kind in &report.layer_kinds {
         let rows: Vec<Parameters> = kind.parameters.iter().filter(|row| row.total > 0).copied().collect();
         let title = match &report.layer_kinds[..] {
@@ -22,8 +21,7 @@ pub fn table(report: &Report) -> String {
 }
 
 /// One line on what the model is.
-fn summary(report: &Report) -> String {
-    let a = &report.architecture;
+pub fn summary(a: &Architecture) -> String {
     let heads = match a.num_heads == a.num_kv_heads {
         true => format!("{} heads", a.num_heads),
         false => format!("{} heads on {} KV heads", a.num_heads, a.num_kv_heads),
@@ -57,18 +55,18 @@ fn summary(report: &Report) -> String {
 }
 
 fn parameters(rows: &[Parameters], title: &str) -> String {
-    let mut table = new_table([title, "total", "active"]);
+    let mut table = table::new([title, "total", "active"]);
     for row in rows {
         table.add_row([row.component.to_string(), grouped(row.total), grouped(row.active)]);
     }
     let (total, active) = rows.iter().fold((0, 0), |sum, row| (sum.0 + row.total, sum.1 + row.active));
     table.add_row(["sum".to_owned(), grouped(total), grouped(active)]);
-    finish(table, CellAlignment::Right)
+    table::render(table, &[1, 2])
 }
 
 fn flops(kind: &LayerKind, context: u64, title: &str) -> String {
     let flops = &kind.flops_per_token;
-    let mut table = new_table([title, "FLOPs"]);
+    let mut table = table::new([title, "FLOPs"]);
     let mask = format!("attention mask, {} tokens of context", grouped(context));
     for (name, count) in [
         ("attention router", flops.attention_router),
@@ -84,11 +82,11 @@ fn flops(kind: &LayerKind, context: u64, title: &str) -> String {
             table.add_row([name.to_owned(), grouped(count)]);
         }
     }
-    finish(table, CellAlignment::Right)
+    table::render(table, &[1, 2])
 }
 
 fn totals(report: &Report) -> String {
-    let mut table = new_table(["whole model", "", ""]);
+    let mut table = table::new(["whole model", "", ""]);
     for (name, count, unit) in [
         ("total parameters", report.total_parameters, "parameters"),
         ("active parameters", report.active_parameters, "parameters"),
@@ -104,23 +102,7 @@ fn totals(report: &Report) -> String {
         };
         table.add_row([name.to_owned(), grouped(count), unit]);
     }
-    finish(table, CellAlignment::Left)
-}
-
-fn new_table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header);
-    table
-}
-
-/// Numbers, in the second and third column, to the right; a third column of units to the left.
-fn finish(mut table: Table, third: CellAlignment) -> String {
-    let alignments = [CellAlignment::Left, CellAlignment::Right, third];
-    for (column, alignment) in table.column_iter_mut().zip(alignments) {
-        column.set_cell_alignment(alignment);
-        column.set_padding((0, 2));
-    }
-    table.trim_fmt()
+    table::render(table, &[1])
 }
 
 fn describe(kind: &LayerKind) -> &'static str {
@@ -146,17 +128,4 @@ fn ranges(layers: &[u64]) -> String {
         false => format!("{first}-{last}"),
     };
     runs.iter().map(show).collect::<Vec<_>>().join(", ")
-}
-
-/// `1,234,567`.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

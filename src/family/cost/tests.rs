@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::family::{Block, Config, Mixture, NormPosition, NormType};
+use crate::family::{Block, Config, Method, Mixture, NormPosition, NormType, TopK};
 
 fn fixture(name: &str) -> Config {
     Config::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)).unwrap()
@@ -21,7 +21,7 @@ fn bam(kv: AttentionKv) -> Request {
 }
 
 fn btx(experts: u64, top_k: u64) -> Request {
-    Request { method: Some(Method::Btx), experts: Some(experts), top_k: Some(top_k), ..Request::default() }
+    Request { method: Some(Method::Btx), experts: Some(experts), top_k: Some(TopK::Of(top_k)), ..Request::default() }
 }
 
 fn totals(report: &Report) -> (u64, u64) {
