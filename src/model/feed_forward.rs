@@ -1,0 +1,146 @@
+//! Feed-forward networks, ordinary or of experts (BAM, section 3.3).
+
+use candle_core::{D, Result, Tensor};
+
+use super::linear::Linear;
+use super::pass::Pass;
+use super::router::{Router, Routing};
+
+/// The functions that configurations name in `hidden_act`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Activation {
+    Silu,
+    /// With the error function.
+    Gelu,
+    /// Its approximation with the hyperbolic tangent.
+    GeluTanh,
+    Relu,
+    /// The square of [`Self::Relu`].
+    Relu2,
+}
+
+impl Activation {
+    /// Every name with its meaning.
+    pub(super) const ALL: [(&'static str, Self); 8] = [
+        ("silu", Self::Silu),
+        ("swish", Self::Silu),
+        ("gelu", Self::Gelu),
+        ("gelu_new", Self::GeluTanh),
+        ("gelu_fast", Self::GeluTanh),
+        ("gelu_pytorch_tanh", Self::GeluTanh),
+        ("relu", Self::Relu),
+        ("relu2", Self::Relu2),
+    ];
+
+    fn apply(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Silu => x.silu(),
+            Self::Gelu => x.gelu_erf(),
+            Self::GeluTanh => x.gelu(),
+            Self::Relu => x.relu(),
+            Self::Relu2 => x.relu()?.sqr(),
+        }
+    }
+}
+
+/// One network: `down(act(gate(x)) · up(x))`, or `down(act(up(x)))` without a gate.
+#[derive(Debug, Clone)]
+pub(super) struct Mlp {
+    pub(super) gate: Option<Linear>,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
+    pub(super) activation: Activation,
+}
+
+impl Mlp {
+    /// `[.., hidden]` to `[.., hidden]`.
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let up = self.up.forward(x)?;
+        let inner = match &self.gate {
+            Some(gate) => (self.activation.apply(&gate.forward(x)?)? * up)?,
+            None => self.activation.apply(&up)?,
+        };
+        self.down.forward(&inner)
+    }
+}
+
+/// The feed-forward network of a layer.
+#[derive(Debug, Clone)]
+pub(super) enum FeedForward {
+    Dense(Mlp),
+    Experts { router: Router, experts: Vec<Mlp> },
+}
+
+impl FeedForward {
+    /// The output for `h` `[batch, seq, hidden]`, and how its tokens were routed.
+    pub(super) fn forward(&self, h: &Tensor, pass: &Pass) -> Result<(Tensor, Option<Routing>)> {
+        match self {
+            Self::Dense(mlp) => Ok((mlp.forward(h)?, None)),
+            Self::Experts { router, experts } => {
+                let routing = router.route(h, pass.overrides.top_k, &pass.overrides.dropped)?;
+                let out = if routing.chosen.dim(D::Minus1)? == experts.len() {
+                    all_experts(h, experts, &routing)?
+                } else {
+                    chosen_experts(h, experts, &routing)?
+                };
+                Ok((out, Some(routing)))
+            }
+        }
+    }
+}
+
+/// Every token through every expert, weighted.
+fn all_experts(h: &Tensor, experts: &[Mlp], routing: &Routing) -> Result<Tensor> {
+    let gates = routing.gates.to_dtype(h.dtype())?;
+    let mut sum: Option<Tensor> = None;
+    for (number, expert) in experts.iter().enumerate() {
+        let part = expert.forward(h)?.broadcast_mul(&gates.narrow(D::Minus1, number, 1)?)?;
+        sum = Some(match sum {
+            Some(sum) => (sum + part)?,
+            None => part,
+        });
+    }
+    match sum {
+        Some(sum) => Ok(sum),
+        None => candle_core::bail!("a mixture without experts"),
+    }
+}
+
+/// Each expert gathers its tokens; the weighted outputs are put back in the order of the tokens and added up.
+fn chosen_experts(h: &Tensor, experts: &[Mlp], routing: &Routing) -> Result<Tensor> {
+    let (batch, seq, hidden) = h.dims3()?;
+    let tokens = batch * seq;
+    let h = h.reshape((tokens, hidden))?;
+    let gates = routing.gates.to_dtype(h.dtype())?.flatten_all()?;
+    let k = routing.chosen.dim(D::Minus1)?;
+    let chosen = routing.chosen.reshape((tokens, k))?.to_vec2::<u32>()?;
+    let mut of_expert = vec![Vec::new(); experts.len()];
+    for (token, chosen) in chosen.iter().enumerate() {
+        for (slot, expert) in chosen.iter().enumerate() {
+            of_expert[*expert as usize].push((token, slot));
+        }
+    }
+    let (mut outputs, mut place) = (Vec::new(), vec![0u32; tokens * k]);
+    let mut done = 0;
+    for (number, (expert, list)) in experts.iter().zip(&of_expert).enumerate() {
+        if list.is_empty() {
+            continue;
+        }
+        for (token, slot) in list {
+            place[token * k + slot] = done;
+            done += 1;
+        }
+        let own: Vec<u32> = list.iter().map(|(token, _)| *token as u32).collect();
+        let gate_places: Vec<u32> = own.iter().map(|token| token * experts.len() as u32 + number as u32).collect();
+        let all_in_order = own.len() == tokens && k == 1;
+        let x = if all_in_order { h.clone() } else { h.index_select(&Tensor::new(own, h.device())?, 0)? };
+        let gate = gates.index_select(&Tensor::new(gate_places, h.device())?, 0)?.unsqueeze(1)?;
+        outputs.push(expert.forward(&x)?.broadcast_mul(&gate)?);
+        if all_in_order {
+            return outputs[0].reshape((batch, seq, hidden));
+        }
+    }
+    let outputs = Tensor::cat(&outputs, 0)?.index_select(&Tensor::new(place, h.device())?, 0)?;
+    let summed = if k == 1 { outputs } else { outputs.reshape((tokens, k, hidden))?.sum(1)? };
+    summed.reshape((batch, seq, hidden))
+}

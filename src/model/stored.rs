@@ -1,0 +1,103 @@
+//! bfloat16 matrices that stay in the pages of their file.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
+use memmap2::Mmap;
+
+use super::product;
+use crate::{Error, Result};
+
+/// A weight file mapped into memory.
+#[derive(Debug)]
+pub(super) struct Pages(Mmap);
+
+impl Pages {
+    /// Maps the file at `path`, of which `length` bytes have been checked.
+    pub(super) fn map(path: &Path, length: u64) -> Result<Arc<Self>> {
+        let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
+        // SAFETY: the map is only read. A process that shrinks the file meanwhile could stop ours by a signal, as with
+        // any mapped file; `Checkpoint` notices changes of the file while it loads.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
+        if (map.len() as u64) < length {
+            return Err(Error::file(path, "changed while it was read")
+                .with_hint("wait until nothing writes to it, then run the command again"));
+        }
+        Ok(Arc::new(Self(map)))
+    }
+}
+
+/// A row-major bfloat16 matrix `[rows, columns]` in the pages of a file.
+#[derive(Debug)]
+pub(super) struct StoredMatrix {
+    pages: Arc<Pages>,
+    offset: usize,
+    rows: usize,
+    columns: usize,
+}
+
+impl StoredMatrix {
+    /// The matrix at byte `offset`; the header's reader has checked that it lies in the file.
+    pub(super) fn new(pages: &Arc<Pages>, offset: usize, rows: usize, columns: usize) -> Self {
+        Self { pages: Arc::clone(pages), offset, rows, columns }
+    }
+
+    /// Its little-endian bytes.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.pages.0[self.offset..self.offset + 2 * self.rows * self.columns]
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Its values in float32, `[rows, columns]`.
+    pub(super) fn to_tensor(&self) -> candle_core::Result<Tensor> {
+        let mut values = vec![0f32; self.rows * self.columns];
+        product::widen(self.bytes(), &mut values);
+        Tensor::from_vec(values, (self.rows, self.columns), &candle_core::Device::Cpu)
+    }
+
+    /// The rows of these numbers in float32, `[ids, columns]`.
+    pub(super) fn select(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
+        let mut values = vec![0f32; ids.len() * self.columns];
+        for (id, row) in ids.iter().zip(values.chunks_exact_mut(self.columns)) {
+            let start = 2 * self.columns * *id as usize;
+            product::widen(&self.bytes()[start..start + 2 * self.columns], row);
+        }
+        Tensor::from_vec(values, (ids.len(), self.columns), &candle_core::Device::Cpu)
+    }
+
+    /// `x · selfᵀ` of float32 `x` `[.., columns]`, as `[.., rows]`.
+    pub(super) fn multiply(self: &Arc<Self>, x: &Tensor) -> candle_core::Result<Tensor> {
+        x.contiguous()?.apply_op1_no_bwd(&Product(Arc::clone(self)))
+    }
+}
+
+struct Product(Arc<StoredMatrix>);
+
+impl CustomOp1 for Product {
+    fn name(&self) -> &'static str {
+        "stored-matmul"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let matrix = &self.0;
+        let (CpuStorage::F32(values), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+            candle_core::bail!("stored-matmul: expected contiguous float32");
+        };
+        let mut shape = layout.dims().to_vec();
+        match shape.last_mut() {
+            Some(last) if *last == matrix.columns => *last = matrix.rows,
+            _ => candle_core::bail!("stored-matmul: shape {shape:?} against {} columns", matrix.columns),
+        }
+        let out = product::multiply(matrix, &values[start..end]);
+        Ok((CpuStorage::F32(out), Shape::from(shape)))
+    }
+}
