@@ -4,9 +4,12 @@
 //! Errors are for a machine that refuses and for requests that make no sense. Everything streams, in parallel and in
 //! bounded memory, and gives the same numbers on any number of threads.
 
+mod compare;
+pub mod diff;
 mod manifest;
 mod mixture;
 mod numbers;
+mod pairs;
 mod pieces;
 mod replay;
 pub mod report;
@@ -15,5 +18,6 @@ mod tensors;
 mod tokenizer;
 pub mod validate;
 
+pub use diff::{Diff, diff};
 pub use report::Report;
 pub use validate::validate;

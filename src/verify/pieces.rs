@@ -31,6 +31,12 @@ pub(super) fn cut(item: usize, elements: u64, size: u64) -> impl Iterator<Item =
     })
 }
 
+/// Threads of at most `threads` that can work at once within `memory` bytes where each takes `bytes`; at least one.
+pub(super) fn affordable(threads: usize, memory: u64, bytes: u64) -> usize {
+    let affordable = usize::try_from(memory / bytes.max(1)).unwrap_or(usize::MAX);
+    threads.min(affordable).max(1)
+}
+
 /// Does `work` on every piece with `threads` threads, each with its own `scratch`, and folds the results in order.
 ///
 /// The first error in the order of the pieces done ends it.

@@ -62,15 +62,15 @@ fn least_tensors(architecture: &Architecture) -> u64 {
 fn names_and_shapes(report: &mut Report, checkpoint: &Checkpoint, architecture: &Architecture) -> Result<()> {
     let mut check = report.check("tensors");
     let held = checkpoint.tensors.len() as u64;
-    let least = least_tensors(architecture);
-    if least > 16 * held + 4096 {
-        let problem = format!("describes a model of at least {least} tensors, but the files hold {held}");
-        check.fault(Place::file("config.json"), problem);
-        check.done("the numbers of tensors");
-        return Ok(());
-    }
-    let specs = match architecture.tensors() {
-        Ok(specs) => specs,
+    let specs = match specs_of(checkpoint, architecture) {
+        Ok(Some(specs)) => specs,
+        Ok(None) => {
+            let least = least_tensors(architecture);
+            let problem = format!("describes a model of at least {least} tensors, but the files hold {held}");
+            check.fault(Place::file("config.json"), problem);
+            check.done("the numbers of tensors");
+            return Ok(());
+        }
         Err(error) => {
             check.fault_of(error)?;
             check.done("config.json");
@@ -180,12 +180,18 @@ fn same_bytes(checkpoint: &Checkpoint, a: &TensorEntry, b: &TensorEntry) -> Resu
     Ok(true)
 }
 
+/// The tensors of an architecture, unless its configuration asks for far more than the files hold.
+pub(super) fn specs_of(checkpoint: &Checkpoint, architecture: &Architecture) -> Result<Option<Vec<TensorSpec>>> {
+    let most = 16 * checkpoint.tensors.len() as u64 + 4096;
+    if least_tensors(architecture) > most { Ok(None) } else { architecture.tensors().map(Some) }
+}
+
 /// The routers that a checkpoint holds with the shape that its configuration asks for.
 pub(super) fn routers(checkpoint: &Checkpoint, architecture: &Architecture) -> Result<Vec<TensorSpec>> {
-    if architecture.mixture.is_none() || least_tensors(architecture) > 16 * checkpoint.tensors.len() as u64 + 4096 {
+    if architecture.mixture.is_none() {
         return Ok(Vec::new());
     }
-    let mut specs = architecture.tensors()?;
+    let mut specs = specs_of(checkpoint, architecture)?.unwrap_or_default();
     specs.retain(|spec| {
         matches!(spec.role, Role::FfnRouter | Role::AttentionRouter)
             && checkpoint

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::report::{Place, Report};
-use super::{manifest, mixture, numbers, replay, table, tensors, tokenizer};
+use super::{manifest, mixture, numbers, pieces, replay, table, tensors, tokenizer};
 use crate::checkpoint::folder::{Checkpoint, INDEX, SINGLE};
 use crate::checkpoint::header;
 use crate::checkpoint::manifest::{MANIFEST, Manifest};
@@ -30,8 +30,7 @@ pub struct Options<'a> {
 impl Options<'_> {
     /// Threads that can work at once within the memory where each takes `bytes`.
     pub(super) fn threads_of(&self, bytes: u64) -> usize {
-        let affordable = usize::try_from(self.memory / bytes.max(1)).unwrap_or(usize::MAX);
-        self.threads.min(affordable).max(1)
+        pieces::affordable(self.threads, self.memory, bytes)
     }
 }
 
