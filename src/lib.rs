@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod error;
 pub mod family;
 pub mod surgery;
+pub mod table;
 pub mod verify;
 
 pub use error::{Error, Result};

@@ -220,14 +220,10 @@ impl Architecture {
         let [layers, d, experts, attention_experts, ffn] =
             [self.num_layers, self.hidden_size, experts, attention_experts, ffn_width].map(u128::from);
         let tensors = layers * (12 + 10 * attention_experts + 6 * experts);
-        if tensors > 2 * MOST_TENSORS {
-            return fault(
-                "num_hidden_layers",
-                format!(
-                    "expected layers and experts that make at most {MOST_TENSORS} tensors, found {} layers of {experts} and {attention_experts} experts",
-                    self.num_layers
-                ),
-            );
+        if tensors > MOST_TENSORS {
+            let problem =
+                format!("expected layers and experts that make at most {MOST_TENSORS} tensors, found {tensors}");
+            return fault("num_hidden_layers", problem);
         }
         let attention = 4 * u128::from(width(self.num_heads)) * (d + 2);
         let layer = attention_experts * (attention + 2 * d) + experts * (3 * (ffn + 1) * (d + 2) + d) + 4 * d;

@@ -19,36 +19,36 @@ pub struct Family {
     /// Name of the family.
     pub name: String,
     /// Values of `model_type` that mean this family.
-    pub model_types: Vec<String>,
+    pub(crate) model_types: Vec<String>,
     /// Classes in `architectures` that mean this family, for a config without `model_type`.
-    pub architectures: Vec<String>,
+    pub(crate) architectures: Vec<String>,
     /// How attention and feed-forward are joined.
-    pub block: Block,
+    pub(crate) block: Block,
     /// Which normalisation.
-    pub norm_type: NormType,
+    pub(crate) norm_type: NormType,
     /// Where a block normalises.
-    pub norm_position: NormPosition,
+    pub(crate) norm_position: NormPosition,
     /// The feed-forward network.
-    pub mlp_type: MlpType,
+    pub(crate) mlp_type: MlpType,
     /// Whether rotary pairs are neighbours (`2i`, `2i + 1`) rather than half a head apart.
-    pub rope_interleaved: bool,
+    pub(crate) rope_interleaved: bool,
     /// Normalisation of queries and keys, where [`Present::qk_norm`] says there is one.
-    pub qk_norm: QkNorm,
+    pub(crate) qk_norm: QkNorm,
     /// Which optional parameters exist.
-    pub present: Present,
+    pub(crate) present: Present,
     /// Names of configuration keys.
-    pub keys: Keys,
+    pub(crate) keys: Keys,
     /// Names of tensors.
-    pub tensors: TensorNames,
+    pub(crate) tensors: TensorNames,
     /// Names of the experts' tensors; a family with these is a mixture.
     #[serde(default)]
-    pub expert_tensors: Option<ExpertTensorNames>,
+    pub(crate) expert_tensors: Option<ExpertTensorNames>,
 }
 
 /// When an optional parameter exists.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(from = "String")]
-pub enum Presence {
+pub(crate) enum Presence {
     /// In no checkpoint of the family.
     Never,
     /// In each.
@@ -70,100 +70,97 @@ impl From<String> for Presence {
 /// Which optional parameters exist: `never`, `always`, or the boolean key that says so (absent means false).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Present {
+pub(crate) struct Present {
     /// Biases of q, k and v.
-    pub attention_bias: Presence,
+    pub(crate) attention_bias: Presence,
     /// Bias of o.
-    pub attention_output_bias: Presence,
+    pub(crate) attention_output_bias: Presence,
     /// Biases of the feed-forward network.
-    pub mlp_bias: Presence,
+    pub(crate) mlp_bias: Presence,
     /// The norms of queries and keys.
-    pub qk_norm: Presence,
+    pub(crate) qk_norm: Presence,
 }
 
 /// One configuration key: the names it may have and the value where none of them stands.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Key {
+pub(crate) struct Key {
     /// Alternative names, each with the same meaning; `a.b` is key `b` of the object `a`.
-    pub names: Vec<String>,
+    pub(crate) names: Vec<String>,
     /// The value where no name stands in `config.json`.
     #[serde(default)]
-    pub default: Option<Value>,
+    pub(crate) default: Option<Value>,
 }
 
-/// The configuration keys that the toolkit reads.
+/// The configuration keys that the toolkit reads, under the names of the fields of `Architecture`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // the names are those of `Architecture`, which documents them
-pub struct Keys {
-    pub hidden_size: Key,
-    pub intermediate_size: Key,
-    pub num_layers: Key,
-    pub num_heads: Key,
-    pub num_kv_heads: Key,
-    pub vocab_size: Key,
-    pub norm_eps: Key,
-    pub tie_word_embeddings: Key,
+pub(crate) struct Keys {
+    pub(crate) hidden_size: Key,
+    pub(crate) intermediate_size: Key,
+    pub(crate) num_layers: Key,
+    pub(crate) num_heads: Key,
+    pub(crate) num_kv_heads: Key,
+    pub(crate) vocab_size: Key,
+    pub(crate) norm_eps: Key,
+    pub(crate) tie_word_embeddings: Key,
     #[serde(default)]
-    pub head_dim: Key,
+    pub(crate) head_dim: Key,
     #[serde(default)]
-    pub max_position_embeddings: Key,
+    pub(crate) max_position_embeddings: Key,
     #[serde(default)]
-    pub hidden_act: Key,
+    pub(crate) hidden_act: Key,
     #[serde(default)]
-    pub rope_theta: Key,
+    pub(crate) rope_theta: Key,
     #[serde(default)]
-    pub initializer_range: Key,
+    pub(crate) initializer_range: Key,
     #[serde(default)]
-    pub dtype: Key,
+    pub(crate) dtype: Key,
     #[serde(default)]
-    pub logit_scale: Key,
+    pub(crate) logit_scale: Key,
     #[serde(default)]
-    pub sliding_window: Key,
+    pub(crate) sliding_window: Key,
     #[serde(default)]
-    pub use_sliding_window: Key,
+    pub(crate) use_sliding_window: Key,
 }
 
-/// Names of the tensors outside experts; `{l}` stands for the layer.
+/// Names of the tensors outside experts, one field a [`Role`]; `{l}` stands for the layer.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // one field a `Role`
-pub struct TensorNames {
-    pub embedding: String,
-    pub final_norm: String,
-    pub head: String,
-    pub input_norm: Option<String>,
-    pub post_attention_norm: Option<String>,
-    pub pre_feedforward_norm: Option<String>,
-    pub post_feedforward_norm: Option<String>,
-    pub q: String,
-    pub k: String,
-    pub v: String,
-    pub o: String,
-    pub q_norm: Option<String>,
-    pub k_norm: Option<String>,
-    pub gate: Option<String>,
-    pub up: String,
-    pub down: String,
-    pub ffn_router: Option<String>,
-    pub attention_router: Option<String>,
+pub(crate) struct TensorNames {
+    pub(crate) embedding: String,
+    pub(crate) final_norm: String,
+    pub(crate) head: String,
+    pub(crate) input_norm: Option<String>,
+    pub(crate) post_attention_norm: Option<String>,
+    pub(crate) pre_feedforward_norm: Option<String>,
+    pub(crate) post_feedforward_norm: Option<String>,
+    pub(crate) q: String,
+    pub(crate) k: String,
+    pub(crate) v: String,
+    pub(crate) o: String,
+    pub(crate) q_norm: Option<String>,
+    pub(crate) k_norm: Option<String>,
+    pub(crate) gate: Option<String>,
+    pub(crate) up: String,
+    pub(crate) down: String,
+    pub(crate) ffn_router: Option<String>,
+    pub(crate) attention_router: Option<String>,
 }
 
-/// Names of the tensors of one expert; `{l}` stands for the layer, `{e}` for the expert.
+/// Names of the tensors of one expert, one field a [`Role`]; `{l}` stands for the layer, `{e}` for the expert.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)] // one field a `Role`
-pub struct ExpertTensorNames {
-    pub q: String,
-    pub k: String,
-    pub v: String,
-    pub o: String,
-    pub q_norm: String,
-    pub k_norm: String,
-    pub gate: String,
-    pub up: String,
-    pub down: String,
+pub(crate) struct ExpertTensorNames {
+    pub(crate) q: String,
+    pub(crate) k: String,
+    pub(crate) v: String,
+    pub(crate) o: String,
+    pub(crate) q_norm: String,
+    pub(crate) k_norm: String,
+    pub(crate) gate: String,
+    pub(crate) up: String,
+    pub(crate) down: String,
 }
 
 impl TensorNames {

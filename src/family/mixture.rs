@@ -1,5 +1,7 @@
 //! The experts of a BAM mixture, as its `config.json` describes them.
 
+use std::str::FromStr;
+
 use serde::Serialize;
 use serde_json::Value;
 
@@ -7,6 +9,66 @@ use super::architecture::{Architecture, Fault};
 use super::config::{Config, Found};
 use super::layout::{AttentionKv, Layers};
 use crate::{Error, Result};
+
+/// Which parts of the dense models become experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Branch-Attend-Mix: attention and feed-forward experts (Zhang et al. 2024).
+    Bam,
+    /// Branch-Train-MiX: feed-forward experts beside one averaged attention (Sukhbaatar et al. 2024).
+    Btx,
+}
+
+impl Method {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bam => "bam",
+            Self::Btx => "btx",
+        }
+    }
+}
+
+impl FromStr for Method {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "bam" => Ok(Self::Bam),
+            "btx" => Ok(Self::Btx),
+            _ => Err(format!("expected `bam` or `btx`, found `{text}`")),
+        }
+    }
+}
+
+/// How many experts a token goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TopK {
+    /// All of them, weighted: soft routing.
+    Soft,
+    /// The so many with the largest gates.
+    Of(u64),
+}
+
+impl FromStr for TopK {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.parse()) {
+            ("soft", _) => Ok(Self::Soft),
+            (_, Ok(count)) if count > 0 => Ok(Self::Of(count)),
+            _ => Err(format!("expected `soft` or a positive number, found `{text}`")),
+        }
+    }
+}
+
+impl TopK {
+    /// The number of experts out of `experts`.
+    pub fn of(self, experts: u64) -> u64 {
+        match self {
+            Self::Soft => experts,
+            Self::Of(count) => count,
+        }
+    }
+}
 
 /// The experts of a mixture; every field is the key of the same name in `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]

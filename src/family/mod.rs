@@ -22,7 +22,7 @@ pub use architecture::Architecture;
 pub use config::Config;
 pub use format::{Family, families};
 pub use layout::{AttentionKv, Block, Layers, MlpType, NormPosition, NormType, QkNorm};
-pub use mixture::Mixture;
+pub use mixture::{Method, Mixture, TopK};
 pub use spelling::{both_spellings, dtype_of, torch_name};
 pub use target::bam_config;
 pub use tensors::{Role, TensorSpec};

@@ -1,7 +1,6 @@
 //! From dense models to a mixture: what every upcycling method shares.
 //!
-//! A method (`bam.rs`, `btx.rs`) decides which parts become experts; the mapping is then the same for
-//! all (design notes `paper.md` §1.2): an expert's tensor is a copy of its model's, everything else is the uniform
+//! A method decides which parts become experts; the mapping is then the same for all (BAM, §4.1): an expert's tensor is a copy of its model's, everything else is the uniform
 //! average over the dense models, routers start fresh.
 
 use std::collections::BTreeMap;
@@ -18,49 +17,8 @@ use super::router::{ROUTER_SOURCE, RouterInit};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
-use crate::family::{Architecture, AttentionKv, Mixture, Role, TensorSpec, bam_config};
+use crate::family::{Architecture, AttentionKv, Method, Mixture, Role, TensorSpec, TopK, bam_config};
 use crate::{Error, Result};
-
-/// How many experts a token goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TopK {
-    /// All of them, weighted: soft routing.
-    Soft,
-    /// The `k` with the largest gates.
-    Top(u64),
-}
-
-impl std::str::FromStr for TopK {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match (text, text.parse()) {
-            ("soft", _) => Ok(Self::Soft),
-            (_, Ok(k)) if k > 0 => Ok(Self::Top(k)),
-            _ => Err(format!("expected a positive number or `soft`, found `{text}`")),
-        }
-    }
-}
-
-impl TopK {
-    /// The number of experts out of `experts`; more than there are is refused.
-    fn of(self, experts: u64, flag: &str) -> Result<u64> {
-        match self {
-            Self::Soft => Ok(experts),
-            Self::Top(k) if k <= experts => Ok(k),
-            Self::Top(k) => Err(Error::usage(format!("{flag} {k} asks for more than the {experts} experts"))
-                .with_hint(format!("pass {flag} {experts} or less"))),
-        }
-    }
-}
-
-/// Which method.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// Attention and feed-forward experts (Zhang et al. 2024).
-    Bam,
-    /// Feed-forward experts, attention averaged (Sukhbaatar et al. 2024).
-    Btx,
-}
 
 /// Settings of an upcycling, defaults resolved.
 #[derive(Clone, Debug)]
@@ -174,16 +132,6 @@ fn reads(expression: &Expression, source: &str) -> bool {
     found
 }
 
-impl Method {
-    /// As on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Bam => "bam",
-            Self::Btx => "btx",
-        }
-    }
-}
-
 fn check_names(experts: &[Expert]) -> Result<()> {
     let mut seen = vec![SEED, ROUTER_SOURCE];
     for expert in experts {
@@ -207,8 +155,8 @@ fn expert_names(experts: &[Expert], settings: &Settings) -> Vec<String> {
 /// The mixture of the settings; combinations that cannot be trained are refused.
 fn mixture(dense: &Architecture, experts: u64, attention_experts: u64, settings: &Settings) -> Result<Mixture> {
     let merged = settings.method == Method::Btx;
-    let top_k = settings.top_k.of(experts, "--top-k")?;
-    let attention_top_k = if merged { 1 } else { settings.attention_top_k.of(attention_experts, "--attention-top-k")? };
+    let top_k = routed(settings.top_k, experts, "--top-k")?;
+    let attention_top_k = if merged { 1 } else { routed(settings.attention_top_k, attention_experts, "--attention-top-k")? };
     if settings.norm_topk_prob && top_k == 1 && experts > 1 {
         return Err(Error::usage("--norm-topk-prob true with --top-k 1 makes every gate 1, so the router gets no gradient")
             .with_hint("pass --top-k 2 or more, or --norm-topk-prob false"));
@@ -225,6 +173,15 @@ fn mixture(dense: &Architecture, experts: u64, attention_experts: u64, settings:
         norm_topk_prob: settings.norm_topk_prob,
         ..Mixture::new(dense, experts)
     })
+}
+
+/// The number of experts a token goes to; more than there are is refused.
+fn routed(top_k: TopK, experts: u64, flag: &str) -> Result<u64> {
+    match top_k.of(experts) {
+        count if count <= experts => Ok(count),
+        count => Err(Error::usage(format!("{flag} {count} asks for more than the {experts} experts"))
+            .with_hint(format!("pass {flag} {experts} or less"))),
+    }
 }
 
 fn open_router_file(settings: &Settings) -> Result<Option<Source>> {

@@ -1,0 +1,76 @@
+//! `branch`: a seed into copies, one for each domain.
+
+use std::path::PathBuf;
+
+use bam_convert::surgery::Model;
+use bam_convert::surgery::branch::plan;
+use bam_convert::surgery::upcycle::SEED;
+use bytesize::ByteSize;
+use clap::Args;
+
+use super::preview::Preview;
+use super::printer::Printer;
+use super::write::thread_count;
+use super::{Outcome, Verdict};
+
+/// Copy a dense seed into one folder for each domain, byte for byte.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  bam-convert branch seed --into code,law,math --out branches")]
+pub struct Arguments {
+    /// Folder of the seed.
+    seed: PathBuf,
+    /// Names of the branches, separated by commas.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', required = true)]
+    into: Vec<String>,
+    /// Folder that holds the branches.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Hard-link the weight files instead of copying them.
+    #[arg(long)]
+    link: bool,
+    /// Replace branches that exist.
+    #[arg(long)]
+    force: bool,
+    /// Show what would be written, and write nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Arguments {
+    /// Runs the command.
+    pub fn run(&self, printer: &Printer) -> Outcome {
+        let seed = Model::open(SEED, &self.seed)?;
+        let architecture = seed.architecture.clone();
+        let files = seed.source.checkpoint.files.len();
+        let branching = plan(seed, &self.into, &self.out)?;
+        if self.dry_run {
+            let preview = Preview::new(&branching.plan, Some(&architecture), &self.out, files, 1 << 20, thread_count(Some(1)))?;
+            match self.json {
+                true => printer.json(&preview)?,
+                false => {
+                    let bytes = ByteSize(branching.needed(self.link));
+                    let count = branching.targets.len();
+                    printer.result(&format!("{}\n{count} branches of this, {bytes} together\n", preview.table()))?;
+                }
+            }
+            branching.check(self.force, self.link)?;
+            return Ok(Verdict::Yes);
+        }
+        let bar = printer.bytes_bar(branching.needed(false), "copying");
+        let manifests = branching.execute(self.force, self.link, &|bytes| bar.inc(bytes))?;
+        bar.finish_and_clear();
+        if self.json {
+            let outputs = branching.targets.iter().zip(&manifests);
+            let outputs: Vec<_> = outputs.map(|(out, manifest)| serde_json::json!({"output": out, "files": manifest.files})).collect();
+            printer.json(&outputs)?;
+        } else {
+            for target in &branching.targets {
+                printer.note(&format!("wrote {}", target.display()));
+            }
+        }
+        Ok(Verdict::Yes)
+    }
+}

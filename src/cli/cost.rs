@@ -1,0 +1,65 @@
+//! `cost`: parameters, FLOPs and cache of a configuration, without weights.
+
+use std::path::PathBuf;
+
+use bam_convert::Error;
+use bam_convert::family::cost::{PAPER_CONTEXT, Report, Request, table};
+use bam_convert::family::{Config, Method, TopK};
+use clap::Args;
+
+use super::printer::Printer;
+use super::upcycle::KvName;
+use super::{Outcome, Verdict};
+
+/// Count the parameters, FLOPs and cache of a model or of the mixture it would become.
+///
+/// Reads a configuration alone. FLOPs are counted as in the BAM paper (Tables 7 and 10), per token and
+/// layer. Without --method, --kv, --experts, --top-k or --attention-top-k the model is costed as it is.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  bam-convert cost seed --method bam --kv shared --experts 4 --context 256")]
+pub struct Arguments {
+    /// A config.json, or a folder that holds one.
+    config: PathBuf,
+    /// Cost the mixture that this method makes.
+    #[arg(long, value_name = "bam|btx")]
+    method: Option<Method>,
+    /// Keys and values per expert or shared.
+    #[arg(long, value_enum)]
+    kv: Option<KvName>,
+    /// Experts, the seed counted [default: 4].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    experts: Option<u64>,
+    /// Feed-forward experts a token goes to, or `soft` [default: 1].
+    #[arg(long, value_name = "K")]
+    top_k: Option<TopK>,
+    /// Attention experts a token goes to, or `soft` [default: soft].
+    #[arg(long, value_name = "K")]
+    attention_top_k: Option<TopK>,
+    /// Tokens of context for the FLOPs of attention.
+    #[arg(long, value_name = "TOKENS", default_value_t = PAPER_CONTEXT)]
+    context: u64,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Arguments {
+    /// Runs the command.
+    pub fn run(&self, printer: &Printer) -> Outcome {
+        let config = Config::read(&self.config)?;
+        let request = Request {
+            method: self.method,
+            kv: self.kv.map(KvName::value),
+            experts: self.experts,
+            top_k: self.top_k,
+            attention_top_k: self.attention_top_k,
+        };
+        let report = Report::new(&request.architecture(&config, None)?, self.context)
+            .map_err(|error| Error::file(&config.path, error.to_string()))?;
+        match self.json {
+            true => printer.json(&report)?,
+            false => printer.result(&table(&report))?,
+        }
+        Ok(Verdict::Yes)
+    }
+}

@@ -1,0 +1,177 @@
+//! `inspect`: what a checkpoint is, from its headers alone.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use bam_convert::Error;
+use bam_convert::checkpoint::folder::Checkpoint;
+use bam_convert::checkpoint::{Manifest, TensorEntry};
+use bam_convert::family::{Architecture, Config, cost};
+use bam_convert::table::{self, grouped};
+use bytesize::ByteSize;
+use clap::Args;
+use serde::Serialize;
+
+use super::printer::Printer;
+use super::{Outcome, Verdict};
+
+/// Show what a checkpoint holds, reading headers only.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  bam-convert inspect bam --tensors")]
+pub struct Arguments {
+    /// Folder, .safetensors or .gguf file.
+    path: PathBuf,
+    /// List every tensor.
+    #[arg(long)]
+    tensors: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    path: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    architecture: Option<Architecture>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    architecture_unknown: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expert_names: Option<Vec<String>>,
+    parameters: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    active_parameters: Option<u64>,
+    bytes: u64,
+    /// Tensors and bytes by encoding.
+    encodings: BTreeMap<String, Share>,
+    files: Vec<File>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tensors: Option<Vec<Tensor>>,
+}
+
+#[derive(Default, Serialize)]
+struct Share {
+    tensors: u64,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct File {
+    path: PathBuf,
+    bytes: u64,
+    tensors: usize,
+}
+
+#[derive(Serialize)]
+struct Tensor {
+    name: String,
+    encoding: String,
+    shape: Vec<u64>,
+    bytes: u64,
+}
+
+impl Arguments {
+    /// Runs the command.
+    pub fn run(&self, printer: &Printer) -> Outcome {
+        let summary = self.summary()?;
+        match self.json {
+            true => printer.json(&summary)?,
+            false => printer.result(&summary.text())?,
+        }
+        Ok(Verdict::Yes)
+    }
+
+    fn summary(&self) -> Result<Summary, Error> {
+        let checkpoint = Checkpoint::open(&self.path)?;
+        let config = match &checkpoint.gguf {
+            Some(header) => Some(Config::from_json(&self.path, bam_convert::family::gguf::config(header)?)),
+            None => checkpoint.folder().filter(|folder| folder.join("config.json").exists()).map(Config::read).transpose()?,
+        };
+        let (architecture, architecture_unknown) = match config.as_ref().map(Architecture::of) {
+            Some(Ok(architecture)) => (Some(architecture), None),
+            Some(Err(error)) => (None, Some(error.to_string())),
+            None => (None, None),
+        };
+        let manifest = checkpoint.folder().map(Manifest::read).transpose()?.flatten();
+        let report = architecture.as_ref().map(|architecture| cost::Report::new(architecture, cost::PAPER_CONTEXT)).transpose()?;
+        let names = config.as_ref().and_then(|config| config.json.get("expert_names"));
+        let mut encodings: BTreeMap<String, Share> = BTreeMap::new();
+        for entry in checkpoint.tensors.values() {
+            let share = encodings.entry(entry.encoding.to_string()).or_default();
+            share.tensors += 1;
+            share.bytes += entry.length;
+        }
+        let files = checkpoint.files.iter().enumerate().map(|(number, file)| File {
+            path: file.path().to_path_buf(),
+            bytes: file.len(),
+            tensors: checkpoint.tensors.values().filter(|entry| entry.file == number).count(),
+        });
+        let list = || {
+            checkpoint.tensors.iter().map(|(name, entry)| Tensor {
+                name: name.clone(),
+                encoding: entry.encoding.to_string(),
+                shape: entry.shape.clone(),
+                bytes: entry.length,
+            })
+        };
+        Ok(Summary {
+            path: self.path.clone(),
+            architecture,
+            architecture_unknown,
+            method: manifest.map(|manifest| manifest.method),
+            expert_names: names.and_then(|names| serde_json::from_value(names.clone()).ok()),
+            parameters: checkpoint.tensors.values().map(TensorEntry::elements).sum(),
+            active_parameters: report.map(|report| report.active_parameters),
+            bytes: checkpoint.data_length(),
+            encodings,
+            files: files.collect(),
+            tensors: self.tensors.then(|| list().collect()),
+        })
+    }
+}
+
+impl Summary {
+    fn text(&self) -> String {
+        let mut facts = table::new([""; 2]);
+        let mut row = |name: &str, value: String| {
+            facts.add_row([name.to_owned(), value]);
+        };
+        row("path", self.path.display().to_string());
+        if let Some(architecture) = &self.architecture {
+            row("model", cost::summary(architecture));
+        }
+        if let Some(unknown) = &self.architecture_unknown {
+            row("model", format!("unknown: {unknown}"));
+        }
+        if let Some(names) = &self.expert_names {
+            row("experts", names.join(", "));
+        }
+        if let Some(method) = &self.method {
+            row("made by", method.clone());
+        }
+        row("parameters", match self.active_parameters {
+            Some(active) if active != self.parameters => format!("{}, {} active", grouped(self.parameters), grouped(active)),
+            _ => grouped(self.parameters),
+        });
+        row("tensor data", format!("{} ({} bytes)", ByteSize(self.bytes), grouped(self.bytes)));
+        for (encoding, share) in &self.encodings {
+            row(encoding, format!("{} tensors, {}", share.tensors, ByteSize(share.bytes)));
+        }
+        for file in &self.files {
+            let name = file.path.file_name().unwrap_or(file.path.as_os_str()).to_string_lossy().into_owned();
+            row(&name, format!("{} tensors, {}", file.tensors, ByteSize(file.bytes)));
+        }
+        let mut text = format!("{}\n", table::render(facts, &[]));
+        if let Some(tensors) = &self.tensors {
+            let mut table = table::new(["tensor", "dtype", "shape", "bytes"]);
+            for tensor in tensors {
+                let shape = format!("{:?}", tensor.shape);
+                table.add_row([&tensor.name, &tensor.encoding, &shape, &grouped(tensor.bytes)]);
+            }
+            text += &format!("\n{}\n", table::render(table, &[3]));
+        }
+        text
+    }
+}

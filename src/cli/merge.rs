@@ -1,0 +1,49 @@
+//! `merge`: the weighted average of models of one shape.
+
+use std::path::PathBuf;
+
+use bam_convert::surgery::Model;
+use bam_convert::surgery::merge::plan;
+use clap::Args;
+
+use super::Outcome;
+use super::printer::Printer;
+use super::write::WriteArguments;
+
+/// Average models of one shape, each with a weight.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  bam-convert merge --model a:0.75 --model b:0.25 --out merged")]
+pub struct Arguments {
+    /// A model and its weight, 1 where none is given (repeat); weights are divided by their sum.
+    #[arg(long = "model", value_name = "DIR[:WEIGHT]", required = true, value_parser = weighted_path)]
+    models: Vec<(PathBuf, f64)>,
+    /// Folder to make.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    write: WriteArguments,
+}
+
+/// `DIR` or `DIR:WEIGHT`; a folder whose name ends in a colon and a number wins over the weight.
+fn weighted_path(text: &str) -> Result<(PathBuf, f64), String> {
+    let whole = PathBuf::from(text);
+    match text.rsplit_once(':') {
+        Some((path, weight)) if !path.is_empty() && !whole.exists() => match weight.parse::<f64>() {
+            Ok(weight) if weight.is_finite() => Ok((PathBuf::from(path), weight)),
+            _ => Err(format!("expected a finite number after the colon, found `{weight}`")),
+        },
+        _ => Ok((whole, 1.0)),
+    }
+}
+
+impl Arguments {
+    /// Runs the command.
+    pub fn run(&self, printer: &Printer) -> Outcome {
+        let mut models = Vec::with_capacity(self.models.len());
+        for (number, (path, weight)) in self.models.iter().enumerate() {
+            models.push((Model::open(&format!("model-{}", number + 1), path)?, *weight));
+        }
+        let (plan, architecture, files) = plan(models)?;
+        self.write.run(&plan, Some(&architecture), &files, &self.out, printer)
+    }
+}

@@ -1,0 +1,95 @@
+//! The command line: one file a command.
+//!
+//! Exit codes: 0 ok; 1 a check said no; 2 bad usage or input; 3 the machine refused (I/O). They are
+//! decided once, here, and so is what a closed pipe means: the reader has seen enough, which is no error.
+
+mod branch;
+mod completions;
+mod convert;
+mod cost;
+mod init;
+mod inspect;
+mod man;
+mod merge;
+mod preview;
+mod printer;
+mod upcycle;
+mod write;
+
+use std::process::ExitCode;
+
+use bam_convert::Error;
+use clap::{CommandFactory, Parser, Subcommand};
+
+use printer::Printer;
+
+/// What a command returns: whether its check, if it is one, said yes.
+type Outcome = anyhow::Result<Verdict>;
+
+/// The answer of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Done, or the check said yes.
+    Yes,
+    /// The check said no.
+    No,
+}
+
+/// Checkpoint surgery for mixtures of experts: from dense models to a verified BAM.
+#[derive(Debug, Parser)]
+#[command(name = "bam-convert", version, max_term_width = 110, propagate_version = true, arg_required_else_help = true)]
+struct Arguments {
+    /// Print results only: no progress, no notes.
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Inspect(inspect::Arguments),
+    Cost(cost::Arguments),
+    Init(init::Arguments),
+    Convert(convert::Arguments),
+    Branch(branch::Arguments),
+    Merge(merge::Arguments),
+    Upcycle(upcycle::Arguments),
+    Completions(completions::Arguments),
+    Man(man::Arguments),
+}
+
+/// Parses the arguments, runs the command, and turns its outcome into an exit code.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let printer = Printer::new(arguments.quiet);
+    let outcome = match &arguments.command {
+        Command::Inspect(arguments) => arguments.run(&printer),
+        Command::Cost(arguments) => arguments.run(&printer),
+        Command::Init(arguments) => arguments.run(&printer),
+        Command::Convert(arguments) => arguments.run(&printer),
+        Command::Branch(arguments) => arguments.run(&printer),
+        Command::Merge(arguments) => arguments.run(&printer),
+        Command::Upcycle(arguments) => arguments.run(&printer),
+        Command::Completions(arguments) => arguments.run(&printer),
+        Command::Man(arguments) => arguments.run(&printer),
+    };
+    match outcome {
+        Ok(Verdict::Yes) => ExitCode::SUCCESS,
+        Ok(Verdict::No) => ExitCode::from(1),
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            printer.error(&error);
+            ExitCode::from(error.downcast_ref::<Error>().map_or(3, Error::exit_code))
+        }
+    }
+}
+
+/// The definition of the command line, from which help, completions and manual pages come.
+fn definition() -> clap::Command {
+    Arguments::command()
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,157 @@
+//! `--dry-run`: what a plan would write, grouped by layer, and what it would take.
+
+use std::path::Path;
+
+use bam_convert::Result;
+use bam_convert::checkpoint::dtype;
+use bam_convert::checkpoint::output::free_space;
+use bam_convert::family::Architecture;
+use bam_convert::family::cost;
+use bam_convert::surgery::{Plan, PlannedTensor};
+use bam_convert::table::{self, grouped};
+use bytesize::ByteSize;
+use serde::Serialize;
+
+/// A plan as a person or a program looks at it before it runs.
+#[derive(Debug, Serialize)]
+pub struct Preview {
+    method: String,
+    settings: serde_json::Map<String, serde_json::Value>,
+    /// Tensors of one name pattern and expression.
+    groups: Vec<Group>,
+    tensors: usize,
+    parameters: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    active_parameters: Option<u64>,
+    bytes: u64,
+    weight_files: usize,
+    disk_free_bytes: u64,
+    memory_bytes: u64,
+    threads: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_cache_bytes_per_token: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flops_per_token: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Group {
+    /// Name with the layer number left open.
+    name: String,
+    /// Tensors of that name.
+    count: usize,
+    dtype: String,
+    shape: Vec<u64>,
+    /// What each of them is.
+    expression: String,
+    bytes: u64,
+}
+
+/// Context length for which attention's FLOPs are counted.
+const CONTEXT: u64 = 256;
+
+impl Preview {
+    /// Looks at a plan; `architecture` adds active parameters, KV cache and FLOPs.
+    pub fn new(
+        plan: &Plan,
+        architecture: Option<&Architecture>,
+        out: &Path,
+        weight_files: usize,
+        memory: u64,
+        threads: usize,
+    ) -> Result<Self> {
+        let report = architecture.map(|architecture| cost::Report::new(architecture, CONTEXT)).transpose()?;
+        Ok(Self {
+            method: plan.method.clone(),
+            settings: plan.settings.clone(),
+            groups: groups(&plan.tensors),
+            tensors: plan.tensors.len(),
+            parameters: plan.parameters(),
+            active_parameters: report.as_ref().map(|report| report.active_parameters),
+            bytes: plan.data_length(),
+            weight_files,
+            disk_free_bytes: free_space(out)?,
+            memory_bytes: memory,
+            threads,
+            kv_cache_bytes_per_token: report.as_ref().map(|report| report.kv_cache_bytes_per_token),
+            flops_per_token: report.as_ref().map(|report| report.flops_per_token),
+        })
+    }
+
+    /// The preview as a table and its totals.
+    pub fn table(&self) -> String {
+        let mut table = table::new(["tensor", "count", "dtype", "shape", "is", "size"]);
+        for group in &self.groups {
+            table.add_row([
+                group.name.clone(),
+                group.count.to_string(),
+                group.dtype.clone(),
+                format!("{:?}", group.shape),
+                group.expression.clone(),
+                ByteSize(group.bytes).to_string(),
+            ]);
+        }
+        let mut totals = table::new([""; 2]);
+        let mut row = |name: &str, value: String| {
+            totals.add_row([name.to_owned(), value]);
+        };
+        row("parameters", with_active(self.parameters, self.active_parameters));
+        row("tensors", format!("{} in {} weight file(s)", self.tensors, self.weight_files));
+        row("output", format!("{} ({} bytes)", ByteSize(self.bytes), grouped(self.bytes)));
+        row("disk free", ByteSize(self.disk_free_bytes).to_string());
+        row("working memory", format!("{} on {} thread(s)", ByteSize(self.memory_bytes), self.threads));
+        if let Some(bytes) = self.kv_cache_bytes_per_token {
+            row("KV cache", format!("{} bytes a token", grouped(bytes)));
+        }
+        if let Some(flops) = self.flops_per_token {
+            row("compute", format!("{} FLOPs a token at {CONTEXT} tokens of context", grouped(flops)));
+        }
+        format!("{}\n\n{}\n", table::render(table, &[1, 5]), table::render(totals, &[]))
+    }
+}
+
+fn with_active(total: u64, active: Option<u64>) -> String {
+    match active {
+        Some(active) if active != total => format!("{}, {} active", grouped(total), grouped(active)),
+        _ => grouped(total),
+    }
+}
+
+/// Tensors that differ by their layer alone, in the order of their first.
+fn groups(tensors: &[PlannedTensor]) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut places = std::collections::BTreeMap::new();
+    for tensor in tensors {
+        let layout = &tensor.layout;
+        let (name, expression) = (pattern(&layout.name), tensor.expression.to_string());
+        let key = (name.clone(), expression.clone(), layout.dtype, layout.shape.clone());
+        let place = *places.entry(key).or_insert(groups.len());
+        if place == groups.len() {
+            let (dtype, shape) = (dtype::name(layout.dtype), layout.shape.clone());
+            groups.push(Group { name, count: 0, dtype, shape, expression, bytes: 0 });
+        }
+        groups[place].count += 1;
+        groups[place].bytes += layout.length();
+    }
+    groups
+}
+
+/// The name with its first number, which is the layer, left open.
+fn pattern(name: &str) -> String {
+    let mut open = false;
+    let parts = name.split('.').map(|part| {
+        let layer = !open && !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        open |= layer;
+        if layer { "{l}" } else { part }
+    });
+    parts.collect::<Vec<_>>().join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn only_the_layer_is_left_open() {
+        assert_eq!(super::pattern("model.layers.3.mlp.experts.1.up_proj.weight"), "model.layers.{l}.mlp.experts.1.up_proj.weight");
+        assert_eq!(super::pattern("lm_head.weight"), "lm_head.weight");
+    }
+}

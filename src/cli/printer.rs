@@ -1,0 +1,69 @@
+//! Everything the program prints: results to stdout, all else to stderr.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use bam_convert::Error;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Where a command prints.
+pub struct Printer {
+    quiet: bool,
+}
+
+impl Printer {
+    /// `quiet` leaves results and errors only.
+    pub fn new(quiet: bool) -> Self {
+        Self { quiet }
+    }
+
+    /// Prints a result, which ends with a line break.
+    pub fn result(&self, text: &str) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        if !text.ends_with('\n') {
+            out.write_all(b"\n")?;
+        }
+        out.flush()
+    }
+
+    /// Prints a result as JSON.
+    pub fn json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
+        Ok(self.result(&serde_json::to_string_pretty(value)?)?)
+    }
+
+    /// Prints what the user should know, unless quiet.
+    pub fn note(&self, text: &str) {
+        if !self.quiet {
+            self.stderr(text);
+        }
+    }
+
+    /// Prints an error and its hint.
+    pub fn error(&self, error: &anyhow::Error) {
+        self.stderr(&format!("error: {error:#}"));
+        if let Some(hint) = error.downcast_ref::<Error>().and_then(Error::hint) {
+            self.stderr(&format!(" hint: {hint}"));
+        }
+    }
+
+    /// A progress bar over bytes; hidden where stderr is no terminal.
+    pub fn bytes_bar(&self, total: u64, verb: &'static str) -> ProgressBar {
+        let visible = !self.quiet && std::io::stderr().is_terminal();
+        let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(total), target);
+        let template = "{msg} [{bar:32}] {bytes:>10} of {total_bytes:>10} {bytes_per_sec:>12} {eta:>4} left";
+        // The template is a constant that the tests have seen.
+        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_message(verb);
+        if visible {
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        bar
+    }
+
+    fn stderr(&self, text: &str) {
+        // Nobody is left to tell where stderr is closed.
+        let _ = writeln!(std::io::stderr().lock(), "{text}");
+    }
+}

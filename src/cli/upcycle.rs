@@ -1,0 +1,174 @@
+//! `upcycle`: dense models into a mixture of experts.
+
+use std::path::PathBuf;
+
+use bam_convert::checkpoint::dtype::{self, Dtype};
+use bam_convert::family::{AttentionKv, Method, TopK};
+use bam_convert::surgery::Model;
+use bam_convert::surgery::router::RouterInit;
+use bam_convert::surgery::upcycle::{Expert, SEED, Settings, plan};
+use clap::{Args, ValueEnum};
+
+use super::Outcome;
+use super::printer::Printer;
+use super::write::WriteArguments;
+
+/// Make a mixture of experts out of a dense seed and models that were trained from it.
+///
+/// Experts are copies, byte for byte: of the feed-forward weights and, with `--method bam`, of the
+/// attention weights. Everything else is the average over the dense models, the seed included.
+/// Routers start fresh. The output records how each tensor was made; `validate --against` replays it.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  bam-convert upcycle --method bam --seed seed --expert code=code --expert law=law --out bam")]
+pub struct Arguments {
+    /// Which surgery.
+    #[arg(long, value_name = "bam|btx")]
+    method: Method,
+    /// Folder of the dense seed: expert 0.
+    #[arg(long, value_name = "DIR")]
+    seed: PathBuf,
+    /// An expert: its name and the folder of its dense model, or `random` for a freshly initialised one (repeat).
+    #[arg(long = "expert", value_name = "NAME=DIR", value_parser = named_path)]
+    experts: Vec<(String, PathBuf)>,
+    /// Folder to make.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Whether attention experts have their own keys and values, or share one set (`bam`) [default: expert].
+    #[arg(long, value_enum)]
+    kv: Option<KvName>,
+    /// What shared keys and values are: the average of all, or the seed's (`bam` with `--kv shared`) [default: mean].
+    #[arg(long, value_enum)]
+    shared_kv: Option<SharedKvName>,
+    /// Feed-forward experts a token goes to, or `soft` for all of them, weighted.
+    #[arg(long, value_name = "K", default_value = "1")]
+    top_k: TopK,
+    /// Attention experts a token goes to, or `soft` for all of them, weighted (`bam`) [default: soft].
+    #[arg(long, value_name = "K")]
+    attention_top_k: Option<TopK>,
+    /// Divide the gates of the selected feed-forward experts by their sum.
+    #[arg(long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
+    norm_topk_prob: bool,
+    /// Architecture of the output.
+    #[arg(long, value_enum, default_value_t = TargetName::Bam)]
+    target: TargetName,
+    /// Take the seed out of the experts and out of the averages.
+    #[arg(long)]
+    no_seed_expert: bool,
+    /// Further copies of the seed's feed-forward weights as experts; averages do not change.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed_copies: u16,
+    /// How routers start: normal[:STD], uniform[:STD], zeros, orthogonal[:GAIN] or file:PATH.
+    #[arg(long, value_name = "KIND", default_value = "normal:0.02")]
+    router: RouterInit,
+    /// How attention routers start (`bam`) [default: as --router].
+    #[arg(long, value_name = "KIND")]
+    attention_router: Option<RouterInit>,
+    /// Dtype of the routers [default: the checkpoint's].
+    #[arg(long, value_name = "DTYPE", value_parser = float_dtype)]
+    router_dtype: Option<Dtype>,
+    /// Seed of everything random.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    rng_seed: u64,
+    #[command(flatten)]
+    write: WriteArguments,
+}
+
+/// Values of `--kv`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum KvName {
+    /// Keys and values per expert.
+    Expert,
+    /// One set for all experts.
+    Shared,
+}
+
+impl KvName {
+    /// As configurations record it.
+    pub fn value(self) -> AttentionKv {
+        match self {
+            Self::Expert => AttentionKv::Expert,
+            Self::Shared => AttentionKv::Shared,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SharedKvName {
+    /// The average over the dense models.
+    Mean,
+    /// The seed's.
+    Seed,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TargetName {
+    /// The BAM checkpoint.
+    Bam,
+}
+
+/// `NAME=DIR`.
+fn named_path(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), PathBuf::from(path))),
+        _ => Err(format!("expected NAME=DIR, found `{text}`")),
+    }
+}
+
+/// A floating-point dtype by name.
+pub fn float_dtype(text: &str) -> Result<Dtype, String> {
+    dtype::parse(text)
+        .filter(|dtype| dtype::is_float(*dtype))
+        .ok_or_else(|| format!("expected one of bf16, f16, f32, f64, f8_e4m3, f8_e5m2, found `{text}`"))
+}
+
+impl Arguments {
+    /// Runs the command.
+    pub fn run(&self, printer: &Printer) -> Outcome {
+        let TargetName::Bam = self.target;
+        self.refuse_misplaced()?;
+        let seed = Model::open(SEED, &self.seed)?;
+        let mut experts = Vec::with_capacity(self.experts.len());
+        for (name, path) in &self.experts {
+            let random = path.as_os_str() == "random";
+            let model = if random { None } else { Some(Model::open(name, path)?) };
+            experts.push(Expert { name: name.clone(), model });
+        }
+        let settings = Settings {
+            method: self.method,
+            kv: self.kv.map_or(AttentionKv::Expert, KvName::value),
+            shared_kv_of_seed: matches!(self.shared_kv, Some(SharedKvName::Seed)),
+            top_k: self.top_k,
+            attention_top_k: self.attention_top_k.unwrap_or(TopK::Soft),
+            norm_topk_prob: self.norm_topk_prob,
+            seed_expert: !self.no_seed_expert,
+            seed_copies: u64::from(self.seed_copies),
+            router: self.router.clone(),
+            attention_router: self.attention_router.as_ref().unwrap_or(&self.router).clone(),
+            router_dtype: self.router_dtype,
+            rng_seed: self.rng_seed,
+        };
+        let upcycling = plan(seed, experts, &settings)?;
+        self.write.run(&upcycling.plan, Some(&upcycling.architecture), &upcycling.files, &self.out, printer)
+    }
+
+    /// Flags that would be without effect are refused rather than ignored.
+    fn refuse_misplaced(&self) -> bam_convert::Result<()> {
+        let shared = matches!(self.kv, Some(KvName::Shared));
+        let given = [
+            ("--kv", self.kv.is_some()),
+            ("--shared-kv", self.shared_kv.is_some()),
+            ("--attention-top-k", self.attention_top_k.is_some()),
+            ("--attention-router", self.attention_router.is_some()),
+        ];
+        if self.method == Method::Btx
+            && let Some((flag, _)) = given.iter().find(|(_, given)| *given)
+        {
+            return Err(bam_convert::Error::usage(format!("{flag} has no effect with --method btx, which averages attention"))
+                .with_hint("leave it out, or pass --method bam"));
+        }
+        if self.shared_kv.is_some() && !shared {
+            return Err(bam_convert::Error::usage("--shared-kv has no effect without --kv shared").with_hint("pass --kv shared"));
+        }
+        Ok(())
+    }
+}

@@ -1,1 +1,0 @@
-//! Parameters, FLOPs and cache bytes, from an architecture alone.

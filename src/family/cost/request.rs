@@ -1,0 +1,87 @@
+//! Which mixture to cost: what was asked for, over what the config says, over what is usual.
+
+use crate::family::{Architecture, AttentionKv, Config, Family, Method, Mixture, TopK};
+use crate::{Error, Result};
+
+/// The mixture to cost on top of a dense config; a field that is `None` is read from the config, or usual.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Request {
+    /// Attention experts or merged attention.
+    pub method: Option<Method>,
+    /// What happens to keys and values.
+    pub kv: Option<AttentionKv>,
+    /// Feed-forward experts, the seed counted.
+    pub experts: Option<u64>,
+    /// Feed-forward experts a token.
+    pub top_k: Option<TopK>,
+    /// Attention experts a token.
+    pub attention_top_k: Option<TopK>,
+}
+
+impl Request {
+    /// The architecture to cost: `config` as it is where it is a mixture already or where nothing asks for one,
+    /// otherwise its mixture; the mixture keys of a BAM `config.json` are honoured on any config.
+    pub fn architecture(&self, config: &Config, format: Option<Family>) -> Result<Architecture> {
+        let dense = match format {
+            Some(family) => Architecture::of_format(config, family)?,
+            None => Architecture::of(config)?,
+        };
+        if dense.mixture.is_some() {
+            return match *self == Self::default() {
+                true => Ok(dense),
+                false => Err(Error::file(&config.path, "describes a mixture already, which is costed as it is")
+                    .with_hint(
+                        "leave out --method, --kv, --experts, --top-k and --attention-top-k, or give a dense config",
+                    )),
+            };
+        }
+        let described = config.json.contains_key("num_experts");
+        if *self == Self::default() && !described {
+            return Ok(dense);
+        }
+        /// The paper's number, the seed counted.
+        const EXPERTS: u64 = 4;
+        let mut mixture = match described {
+            true => Mixture::read(config, &dense)?,
+            false => Mixture::new(&dense, self.experts.unwrap_or(EXPERTS)),
+        };
+        self.apply(&mut mixture)?;
+        let architecture = dense.upcycled(mixture);
+        architecture.check().map_err(|fault| Error::usage(format!("{}: {}", fault.key, fault.problem)))?;
+        Ok(architecture)
+    }
+
+    /// Puts what was asked for over what the config says.
+    fn apply(&self, mixture: &mut Mixture) -> Result<()> {
+        if self.method == Some(Method::Btx) && (self.kv.is_some() || self.attention_top_k.is_some()) {
+            let problem = "--kv and --attention-top-k are for attention experts, which --method btx does not have";
+            return Err(Error::usage(problem));
+        }
+        let soft = mixture.num_attention_experts_per_tok == mixture.num_attention_experts;
+        if let Some(experts) = self.experts {
+            mixture.num_experts = experts;
+            mixture.num_attention_experts = experts;
+        }
+        match (self.method, self.kv) {
+            (Some(Method::Btx), _) => mixture.attention_kv = AttentionKv::Merged,
+            (_, Some(kv)) => mixture.attention_kv = kv,
+            (Some(Method::Bam), None) if mixture.attention_kv == AttentionKv::Merged => {
+                mixture.attention_kv = AttentionKv::Expert;
+                mixture.num_attention_experts = mixture.num_experts;
+            }
+            _ => {}
+        }
+        if mixture.attention_kv == AttentionKv::Merged {
+            mixture.num_attention_experts = 1;
+        }
+        match self.attention_top_k {
+            Some(top_k) => mixture.num_attention_experts_per_tok = top_k.of(mixture.num_attention_experts),
+            None if soft => mixture.num_attention_experts_per_tok = mixture.num_attention_experts,
+            None => {}
+        }
+        if let Some(top_k) = self.top_k {
+            mixture.num_experts_per_tok = top_k.of(mixture.num_experts);
+        }
+        Ok(())
+    }
+}
