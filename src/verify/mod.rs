@@ -21,3 +21,10 @@ pub mod validate;
 pub use diff::{Diff, diff};
 pub use report::Report;
 pub use validate::validate;
+
+#[cfg(test)]
+mod diff_tests;
+#[cfg(test)]
+mod samples;
+#[cfg(test)]
+mod validate_tests;
