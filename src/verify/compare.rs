@@ -115,6 +115,9 @@ impl Sums {
 
     /// a·b / (‖a‖ ‖b‖); `None` where one of them is zero.
     pub fn cosine(&self) -> Option<f64> {
+        if self.squared_difference == 0.0 && self.squared_a > 0.0 {
+            return Some(1.0);
+        }
         let cosine = self.product / (self.squared_a.sqrt() * self.squared_b.sqrt());
         cosine.is_finite().then(|| cosine.clamp(-1.0, 1.0))
     }
