@@ -152,11 +152,14 @@ pub fn diff(a: &Path, b: &Path, options: &Options) -> Result<Diff> {
     let pairing = if mixture { pairs::by_role(a, b) } else { pairs::by_name(a, b) };
     let mut pairs = Vec::with_capacity(pairing.pairs.len());
     for pair in &pairing.pairs {
-        let couple =
-            Couple { a: (&a.checkpoint, a.checkpoint.tensor(&pair.a)?), b: (&b.checkpoint, b.checkpoint.tensor(&pair.b)?) };
+        let couple = Couple {
+            a: (&a.checkpoint, a.checkpoint.tensor(&pair.a)?),
+            b: (&b.checkpoint, b.checkpoint.tensor(&pair.b)?),
+        };
         pairs.push((pair, couple, couple.a.1.shape == couple.b.1.shape));
     }
-    let couples: Vec<Couple> = pairs.iter().filter(|(_, _, comparable)| *comparable).map(|(_, couple, _)| *couple).collect();
+    let couples: Vec<Couple> =
+        pairs.iter().filter(|(_, _, comparable)| *comparable).map(|(_, couple, _)| *couple).collect();
     let groups: Vec<Option<Group>> =
         pairs.iter().filter(|(_, _, comparable)| *comparable).map(|(pair, _, _)| pair.group).collect();
     let means = Means { threads: options.threads, memory: options.memory, progress: options.progress };
@@ -201,9 +204,10 @@ pub fn work_length(a: &Path, b: &Path) -> u64 {
     }
     let mixture = pairs::is_mixture_of(&left, &right);
     let pairing = if mixture { pairs::by_role(&left, &right) } else { pairs::by_name(&left, &right) };
-    let entries = pairing.pairs.iter().filter_map(|pair| {
-        Some((left.checkpoint.tensors.get(&pair.a)?, right.checkpoint.tensors.get(&pair.b)?))
-    });
+    let entries = pairing
+        .pairs
+        .iter()
+        .filter_map(|pair| Some((left.checkpoint.tensors.get(&pair.a)?, right.checkpoint.tensors.get(&pair.b)?)));
     // Bytes are compared first and values second.
     entries.filter(|(a, b)| a.shape == b.shape).map(|(a, b)| 2 * (a.length + b.length)).fold(0, u64::saturating_add)
 }
@@ -212,7 +216,11 @@ pub fn work_length(a: &Path, b: &Path) -> u64 {
 fn wanted(equal: &[bool], groups: &[Option<Group>]) -> Vec<bool> {
     let changed: std::collections::BTreeSet<Group> =
         equal.iter().zip(groups).filter(|(equal, _)| !**equal).filter_map(|(_, group)| *group).collect();
-    equal.iter().zip(groups).map(|(equal, group)| !equal || group.is_some_and(|group| changed.contains(&group))).collect()
+    equal
+        .iter()
+        .zip(groups)
+        .map(|(equal, group)| !equal || group.is_some_and(|group| changed.contains(&group)))
+        .collect()
 }
 
 /// A pair with what was found.
@@ -259,23 +267,29 @@ fn single(name: &str, entry: &TensorEntry) -> Single {
     Single { name: name.to_owned(), dtype: entry.encoding.to_string(), shape: entry.shape.clone() }
 }
 
-/// One row for each role and expert.
+/// What adds up to one row.
+#[derive(Default)]
+struct Tally {
+    tensors: u64,
+    equal: u64,
+    sums: Sums,
+}
+
+/// One row for each role and expert: the experts first, what they share after them.
 fn parts(compared: &[Outcome], expert_names: &[String]) -> Vec<PartDiff> {
-    let mut groups: BTreeMap<(bool, Option<u64>, Role), (u64, u64, Sums)> = BTreeMap::new();
+    let mut groups: BTreeMap<(bool, Group), Tally> = BTreeMap::new();
     for outcome in compared {
-        let Some(Group { expert, role }) = outcome.pair.group else { continue };
-        // Experts come first, what they share after them.
-        let (tensors, equal, sums) = groups.entry((expert.is_none(), expert, role)).or_default();
-        *tensors += 1;
-        *equal += u64::from(outcome.equal);
+        let Some(group) = outcome.pair.group else { continue };
+        let tally = groups.entry((group.expert.is_none(), group)).or_default();
+        tally.tensors += 1;
+        tally.equal += u64::from(outcome.equal);
         if let Some(found) = &outcome.sums {
-            sums.add(found);
+            tally.sums.add(found);
         }
     }
-    let row = |((_, expert, role), (tensors, equal, sums)): (_, (u64, u64, Sums))| {
-        let role: Role = role;
-        let expert: Option<u64> = expert;
+    let row = |((_, Group { expert, role }), Tally { tensors, equal, sums }): ((bool, Group), Tally)| {
         let name = expert.and_then(|expert| expert_names.get(usize::try_from(expert).ok()?)).cloned();
+        // Rows of which nothing could be put in numbers have no relative change, not one of zero.
         let known = equal == tensors || sums.values > 0;
         PartDiff {
             expert,
@@ -332,7 +346,8 @@ impl Diff {
         text = text.lines().map(|line| table::printable(line) + "\n").collect();
         let pairs = self.tensors.len();
         text.push_str(&format!("\n{} of {} equal", self.equal_tensors, counted(pairs as u64, "tensor")));
-        for (singles, what) in [(&self.only_a, "only in a"), (&self.only_b, "only in b"), (&self.new, "new (routers)")] {
+        for (singles, what) in [(&self.only_a, "only in a"), (&self.only_b, "only in b"), (&self.new, "new (routers)")]
+        {
             if !singles.is_empty() {
                 text.push_str(&format!(", {} {what}", singles.len()));
             }
@@ -358,7 +373,8 @@ impl Diff {
             let shown = if all { singles.len() } else { singles.len().min(SHOWN) };
             if shown > 0 {
                 let columns = [(what, Align::Left), ("dtype", Align::Left), ("shape", Align::Left)];
-                let rows = singles[..shown].iter().map(|s| vec![s.name.clone(), s.dtype.clone(), format!("{:?}", s.shape)]);
+                let rows =
+                    singles[..shown].iter().map(|s| vec![s.name.clone(), s.dtype.clone(), format!("{:?}", s.shape)]);
                 text.push('\n');
                 text.push_str(&table::render(&columns, rows));
             }
@@ -386,7 +402,14 @@ impl Diff {
                 (None, _) => "-".to_owned(),
             };
             let equal = format!("{} of {}", part.equal, part.tensors);
-            vec![expert, part.part.to_owned(), part.role.clone(), equal, percent(part.relative), magnitude(part.max_abs)]
+            vec![
+                expert,
+                part.part.to_owned(),
+                part.role.clone(),
+                equal,
+                percent(part.relative),
+                table::number(part.max_abs),
+            ]
         });
         table::render(&columns, rows)
     }
@@ -412,7 +435,12 @@ fn tensors_table(tensors: &[TensorDiff]) -> String {
         let mut notes = Vec::new();
         match &tensor.numbers {
             Some(n) => {
-                row.extend([percent(n.relative), percent(Some(n.changed_fraction)), magnitude(n.max_abs), magnitude(n.mean_abs)]);
+                row.extend([
+                    percent(n.relative),
+                    percent(Some(n.changed_fraction)),
+                    table::number(n.max_abs),
+                    table::number(n.mean_abs),
+                ]);
                 row.push(n.cosine.map_or("-".to_owned(), |cosine| format!("{cosine:.8}")));
                 if n.non_finite_a + n.non_finite_b > 0 {
                     notes.push(format!("not finite: {} in a, {} in b", n.non_finite_a, n.non_finite_b));
@@ -436,17 +464,5 @@ fn tensors_table(tensors: &[TensorDiff]) -> String {
 
 /// A fraction in percent with three significant digits.
 fn percent(fraction: Option<f64>) -> String {
-    match fraction.map(|fraction| fraction * 100.0) {
-        None => "undefined".to_owned(),
-        Some(0.0) => "0 %".to_owned(),
-        Some(value) if value < 0.001 || value >= 1e6 => format!("{value:.2e} %"),
-        Some(value) => {
-            let decimals = (2 - libm::floor(libm::log10(value)) as i32).clamp(0, 5) as usize;
-            format!("{value:.decimals$} %")
-        }
-    }
-}
-
-fn magnitude(value: f64) -> String {
-    if value == 0.0 { "0".to_owned() } else { format!("{value:.2e}") }
+    fraction.map_or("undefined".to_owned(), |fraction| format!("{} %", table::number(100.0 * fraction)))
 }

@@ -92,7 +92,8 @@ fn tensors_come_by_relative_change() {
     let samples = Samples::new();
     let ones: &[f64] = &[1.0];
     let a = samples.file("a.safetensors", &[("p", Dtype::F32, ones), ("q", Dtype::F32, ones), ("r", Dtype::F32, ones)]);
-    let b = samples.file("b.safetensors", &[("p", Dtype::F32, &[1.5]), ("q", Dtype::F32, ones), ("r", Dtype::F32, &[4.0])]);
+    let b =
+        samples.file("b.safetensors", &[("p", Dtype::F32, &[1.5]), ("q", Dtype::F32, ones), ("r", Dtype::F32, &[4.0])]);
     let names: Vec<String> = compared(&a, &b).tensors.into_iter().map(|tensor| tensor.name).collect();
     assert_eq!(names, ["r", "p", "q"]);
 }
@@ -159,9 +160,10 @@ fn check_rows(diff: &Diff, seed: &Path) {
     assert!(part.relative.unwrap() < tensor.numbers.unwrap().relative.unwrap());
     assert!(diff.table(false).contains("1 code"), "{}", diff.table(false));
     assert_eq!(diff.parts.iter().filter(|part| part.expert == Some(0)).count(), 7);
-    assert_eq!(diff.parts.iter().filter(|part| part.expert.is_none()).map(|part| part.role.as_str()).collect::<Vec<_>>(), [
-        "embedding", "final_norm", "head", "input_norm", "post_attention_norm"
-    ]);
+    assert_eq!(
+        diff.parts.iter().filter(|part| part.expert.is_none()).map(|part| part.role.as_str()).collect::<Vec<_>>(),
+        ["embedding", "final_norm", "head", "input_norm", "post_attention_norm"]
+    );
 }
 
 #[test]

@@ -40,10 +40,14 @@ pub(super) fn check(report: &mut Report, subject: &mut Subject, options: &Option
         None => check.warn(Place::default(), "the weights could not be opened, so its tensors are not compared"),
     }
     let listed = table::counted(manifest.tensors.len() as u64, "tensor");
-    check.done(format!("method {}, {listed}, {}", manifest.method, table::counted(manifest.sources.len() as u64, "source")));
+    check.done(format!(
+        "method {}, {listed}, {}",
+        manifest.method,
+        table::counted(manifest.sources.len() as u64, "source")
+    ));
 
     let mut check = report.check("hashes");
-    let hashed = compare_files(&mut check, subject.path, &manifest.files, options)?;
+    let hashed = compare_files(&mut check, subject.path, &manifest.files, None, options)?;
     unlisted(&mut check, subject, &manifest)?;
     check.done(format!("SHA-256 of {}, {}", table::counted(manifest.files.len() as u64, "file"), table::bytes(hashed)));
     subject.manifest = Some(manifest);
@@ -70,8 +74,12 @@ fn compare_tensors(check: &mut Running, manifest: &Manifest, checkpoint: &Checkp
 
 /// Files of the folder that the manifest does not know, and those that it lists unhashed and are gone.
 fn unlisted(check: &mut Running, subject: &Subject, manifest: &Manifest) -> Result<()> {
-    let known: BTreeSet<&str> =
-        manifest.files.iter().map(|file| file.path.as_str()).chain(manifest.unhashed_files.iter().map(String::as_str)).collect();
+    let known: BTreeSet<&str> = manifest
+        .files
+        .iter()
+        .map(|file| file.path.as_str())
+        .chain(manifest.unhashed_files.iter().map(String::as_str))
+        .collect();
     let weights: BTreeSet<&Path> =
         subject.checkpoint.iter().flat_map(|checkpoint| &checkpoint.files).map(SourceFile::path).collect();
     let folder = subject.path;
@@ -103,37 +111,50 @@ pub(super) fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
 }
 
-/// Compares files of `folder` with their recorded sizes and hashes; returns the bytes hashed.
-pub(super) fn compare_files(check: &mut Running, folder: &Path, records: &[FileHash], options: &Options) -> Result<u64> {
+/// Compares files of `folder` with their recorded sizes and hashes, in parallel; returns the bytes hashed.
+///
+/// `source` is the name of the source whose folder it is; none for the output itself.
+pub(super) fn compare_files(
+    check: &mut Running,
+    folder: &Path,
+    records: &[FileHash],
+    source: Option<&str>,
+    options: &Options,
+) -> Result<u64> {
+    let of = source.map_or(String::new(), |name| format!("of source `{name}` "));
+    let place = |name: &str| match source {
+        Some(_) => Place::file(&folder.join(name).display().to_string()),
+        None => Place::file(name),
+    };
     let mut seen = BTreeSet::new();
     let mut wanted: Vec<(PathBuf, &FileHash)> = Vec::new();
     for record in records {
         if !is_plain_name(&record.path) {
-            check.fault(Place::file(&record.path), "expected the name of a file in its folder; it is not opened");
+            let problem = format!("{of}is listed, expected the name of a file in its folder; it is not opened");
+            check.fault(Place::file(&record.path), problem);
         } else if !seen.insert(&record.path) {
-            check.fault(Place::file(&record.path), "is listed twice");
+            check.fault(place(&record.path), format!("{of}is listed twice"));
         } else {
             wanted.push((folder.join(&record.path), record));
         }
     }
-    compare_hashes(check, &wanted, options)
-}
-
-/// Compares files with their records, in parallel; one that is missing or of another size is not hashed.
-pub(super) fn compare_hashes(check: &mut Running, wanted: &[(PathBuf, &FileHash)], options: &Options) -> Result<u64> {
     let mut hashed = 0;
-    for ((_, record), outcome) in wanted.iter().zip(outcomes(wanted, options)?) {
-        let place = Place::file(&record.path);
-        match outcome {
-            Outcome::Equal => hashed += record.size,
-            Outcome::Missing => check.fault(place, "is missing"),
-            Outcome::NoFile => check.fault(place, "is not a regular file"),
-            Outcome::Size(found) => check.fault(place, format!("expected {} bytes, found {found}", record.size)),
-            Outcome::Hash(found) => {
-                hashed += record.size;
-                check.fault(place, format!("expected SHA-256 {}, found {found}", record.sha256));
+    for ((_, record), outcome) in wanted.iter().zip(outcomes(&wanted, options)?) {
+        let FileHash { path, size, sha256 } = *record;
+        let problem = match outcome {
+            Outcome::Equal => {
+                hashed += size;
+                continue;
             }
-        }
+            Outcome::Missing => "is missing".to_owned(),
+            Outcome::NoFile => "is not a regular file".to_owned(),
+            Outcome::Size(found) => format!("has {found} bytes, but {MANIFEST} says {size}"),
+            Outcome::Hash(found) => {
+                hashed += size;
+                format!("has SHA-256 {found}, but {MANIFEST} says {sha256}")
+            }
+        };
+        check.fault(place(path), format!("{of}{problem}"));
     }
     Ok(hashed)
 }

@@ -39,7 +39,9 @@ pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
                 let chooses = k < experts;
                 let rows = Rows::of(checkpoint, checkpoint.tensor(&spec.name)?)?;
                 let problem = match rows {
-                    Rows::Zero if chooses => format!("is all zeros: every token goes to the first {k} of {experts} experts"),
+                    Rows::Zero if chooses => {
+                        format!("is all zeros: every token goes to the first {k} of {experts} experts")
+                    }
                     Rows::Equal if chooses => format!("has {experts} equal rows: every token goes to the same experts"),
                     _ => continue,
                 };

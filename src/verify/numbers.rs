@@ -89,7 +89,10 @@ pub(super) fn check(report: &mut Report, subject: &Subject, options: &Options) -
             }
         }
         let all = entry.elements();
-        check.fault(Place::tensor(name), format!("{} of {all} values, the first at element {first}", what.join(" and ")));
+        check.fault(
+            Place::tensor(name),
+            format!("{} of {all} values, the first at element {first}", what.join(" and ")),
+        );
     }
     let mut detail = format!("{values} values");
     if unread > 0 {

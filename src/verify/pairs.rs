@@ -34,7 +34,6 @@ impl Side {
         Ok(Self { checkpoint, config, architecture, specs: listed.unwrap_or_default() })
     }
 
-
     /// Names of the experts, where the configuration tells them.
     pub fn expert_names(&self) -> Vec<String> {
         let names = self.config.as_ref().and_then(|config| config.json.get("expert_names")).and_then(Value::as_array);
@@ -95,7 +94,8 @@ pub(super) fn by_name(a: &Side, b: &Side) -> Pairing {
             pairing.only_a.push(name.clone());
         }
     }
-    pairing.only_b = b.checkpoint.tensors.keys().filter(|name| !a.checkpoint.tensors.contains_key(*name)).cloned().collect();
+    pairing.only_b =
+        b.checkpoint.tensors.keys().filter(|name| !a.checkpoint.tensors.contains_key(*name)).cloned().collect();
     pairing
 }
 

@@ -114,8 +114,14 @@ mod tests {
     fn pieces_cover_an_item_once_and_fold_in_order() {
         let mut seen = Vec::new();
         let pieces = cut(0, 100_000, 7).chain(cut(1, 0, 7)).chain(cut(2, 5, 7));
-        for_each(pieces, 3, || (), |piece, ()| Ok(piece.count), |piece, count| seen.push((piece.item, piece.first, count)))
-            .unwrap();
+        for_each(
+            pieces,
+            3,
+            || (),
+            |piece, ()| Ok(piece.count),
+            |piece, count| seen.push((piece.item, piece.first, count)),
+        )
+        .unwrap();
         assert!(seen.is_sorted());
         assert_eq!(seen.iter().map(|(_, _, count)| count).sum::<u64>(), 100_005);
     }

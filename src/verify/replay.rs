@@ -29,7 +29,11 @@ pub(super) fn check(report: &mut Report, subject: &Subject, given: &[PathBuf], o
     let (Some(manifest), Some(checkpoint)) = (&subject.manifest, &subject.checkpoint) else {
         // What was asked for cannot be had, so saying nothing would read as a yes.
         let mut check = report.check("replay");
-        let missing = if subject.manifest.is_none() { format!("no readable {MANIFEST}") } else { "no readable weights".to_owned() };
+        let missing = if subject.manifest.is_none() {
+            format!("no readable {MANIFEST}")
+        } else {
+            "no readable weights".to_owned()
+        };
         check.fault(Place::default(), format!("{missing}: there is nothing to compute again"));
         check.done("nothing");
         return Ok(());
@@ -59,19 +63,23 @@ fn open_sources(
     let mut hashed = 0;
     for (number, record) in manifest.sources.iter().enumerate() {
         if !names.insert(&record.name) {
-            check.fault(Place::key(MANIFEST, &format!("sources.{number}")), format!("is a second source `{}`", record.name));
+            check.fault(
+                Place::key(MANIFEST, &format!("sources.{number}")),
+                format!("is a second source `{}`", record.name),
+            );
             continue;
         }
         let Some(path) = locate(&mut check, folder, record, given.get(number), options)? else { continue };
         // A source that is one file lies in the folder that its files' names are relative to.
         let root = if path.is_file() { path.parent().unwrap_or(Path::new("")) } else { &path };
-        hashed += compare_files(&mut check, root, &record.files, options)?;
+        hashed += compare_files(&mut check, root, &record.files, Some(&record.name), options)?;
         match Checkpoint::open(&path) {
             Ok(checkpoint) => {
                 for file in &checkpoint.files {
                     let name = file.path().file_name().unwrap_or_default().to_string_lossy();
                     if !record.files.iter().any(|file| file.path == name) {
-                        let problem = format!("holds weights of source `{}`, but {MANIFEST} does not list it", record.name);
+                        let problem =
+                            format!("holds weights of source `{}`, but {MANIFEST} does not list it", record.name);
                         check.fault(Place::file(&file.path().display().to_string()), problem);
                     }
                 }
@@ -103,7 +111,8 @@ fn locate(
     }
     let recorded = Path::new(&record.path);
     if record.path.is_empty() || recorded.is_absolute() || record.path.contains('\0') {
-        let problem = format!("source `{name}` has the path \"{}\", expected a relative one; it is not opened", record.path);
+        let problem =
+            format!("source `{name}` has the path \"{}\", expected a relative one; it is not opened", record.path);
         check.fault(Place::file(MANIFEST), problem);
         return Ok(None);
     }
@@ -154,7 +163,13 @@ struct Space {
 }
 
 /// Computes every tensor again and compares it with the output.
-fn replay(report: &mut Report, manifest: &Manifest, output: &Checkpoint, sources: &[Source], options: &Options) -> Result<()> {
+fn replay(
+    report: &mut Report,
+    manifest: &Manifest,
+    output: &Checkpoint,
+    sources: &[Source],
+    options: &Options,
+) -> Result<()> {
     let mut check = report.check("replay");
     let total = output.tensors.len().max(manifest.tensors.len());
     let mut planned = Vec::with_capacity(manifest.tensors.len());
@@ -167,7 +182,8 @@ fn replay(report: &mut Report, manifest: &Manifest, output: &Checkpoint, sources
         }
         let elements = record.shape.iter().product::<u64>();
         if orthogonal(&record.expression) && elements > LARGEST_ORTHOGONAL {
-            let problem = format!("is an orthogonal matrix of {elements} values; at most {LARGEST_ORTHOGONAL} are drawn again");
+            let problem =
+                format!("is an orthogonal matrix of {elements} values; at most {LARGEST_ORTHOGONAL} are drawn again");
             check.fault(Place::tensor(name), problem);
             continue;
         }
@@ -207,10 +223,12 @@ fn replay(report: &mut Report, manifest: &Manifest, output: &Checkpoint, sources
     };
     let threads = options.threads_of(size * per_value);
     let mut differences: Vec<Option<Difference>> = planned.iter().map(|_| None).collect();
-    pieces::for_each(pieces, threads, Space::default, compare, |piece, found| match (&mut differences[piece.item], found) {
-        (Some(earlier), Some(later)) => earlier.count += later.count,
-        (none, found @ Some(_)) => *none = found,
-        _ => {}
+    pieces::for_each(pieces, threads, Space::default, compare, |piece, found| {
+        match (&mut differences[piece.item], found) {
+            (Some(earlier), Some(later)) => earlier.count += later.count,
+            (none, found @ Some(_)) => *none = found,
+            _ => {}
+        }
     })?;
     let equal = differences.iter().filter(|difference| difference.is_none()).count();
     for (tensor, difference) in planned.iter().zip(&differences) {
@@ -223,7 +241,8 @@ fn replay(report: &mut Report, manifest: &Manifest, output: &Checkpoint, sources
         );
         check.fault(Place::tensor(&layout.name), problem);
     }
-    check.done(format!("{equal} of {} equal to their expressions, bit for bit", table::counted(total as u64, "tensor")));
+    check
+        .done(format!("{equal} of {} equal to their expressions, bit for bit", table::counted(total as u64, "tensor")));
     Ok(())
 }
 
@@ -248,7 +267,9 @@ fn difference(stored: Dtype, width: usize, first: u64, expected: &[u8], found: &
 fn parts(expression: &Expression) -> &[Expression] {
     match expression {
         Expression::Mean { of } | Expression::Weighted { of, .. } => of,
-        Expression::Cast { of } | Expression::Dequantise { of } | Expression::Permute { of, .. } => std::slice::from_ref(of),
+        Expression::Cast { of } | Expression::Dequantise { of } | Expression::Permute { of, .. } => {
+            std::slice::from_ref(of)
+        }
         _ => &[],
     }
 }

@@ -35,7 +35,8 @@ impl Samples {
             "eos_token_id": [2, 3],
         });
         std::fs::write(config.join("config.json"), json.to_string()).unwrap();
-        let tokens: serde_json::Map<String, serde_json::Value> = (0..15).map(|id| (format!("t{id}"), json!(id))).collect();
+        let tokens: serde_json::Map<String, serde_json::Value> =
+            (0..15).map(|id| (format!("t{id}"), json!(id))).collect();
         let tokenizer = json!({"model": {"type": "BPE", "vocab": tokens, "merges": []}, "added_tokens": [{"id": 15, "content": "x"}]});
         std::fs::write(config.join("tokenizer.json"), tokenizer.to_string()).unwrap();
         let (plan, _, files) = init::plan(&config, Some(Dtype::BF16), seed).unwrap();
@@ -52,10 +53,9 @@ impl Samples {
 
     /// The mixture of `seed`, two other models and the router `router`.
     pub fn mixture(&self, name: &str, seed: &Path, experts: &[(&str, &Path)], router: RouterInit) -> PathBuf {
-        let experts = experts.iter().map(|(name, path)| Expert {
-            name: (*name).to_owned(),
-            model: Some(Model::open(name, path).unwrap()),
-        });
+        let experts = experts
+            .iter()
+            .map(|(name, path)| Expert { name: (*name).to_owned(), model: Some(Model::open(name, path).unwrap()) });
         let settings = Settings {
             method: Method::Bam,
             kv: AttentionKv::Expert,
@@ -120,7 +120,10 @@ pub fn validated_with(path: &Path, against: Option<&[PathBuf]>, threads: usize, 
     };
     let options = validate::Options { against, format: None, threads, memory, progress: &progress };
     let report = validate::validate(path, &options).unwrap();
-    assert!(done.load(std::sync::atomic::Ordering::Relaxed) <= validate::work_length(path, &options), "progress passes its total");
+    assert!(
+        done.load(std::sync::atomic::Ordering::Relaxed) <= validate::work_length(path, &options),
+        "progress passes its total"
+    );
     report
 }
 

@@ -54,8 +54,26 @@ pub fn bytes(count: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    let decimals = if unit == 0 || value >= 99.95 { 0 } else if value >= 9.995 { 1 } else { 2 };
+    let decimals = if unit == 0 || value >= 99.95 {
+        0
+    } else if value >= 9.995 {
+        1
+    } else {
+        2
+    };
     format!("{value:.decimals$} {}", UNITS[unit])
+}
+
+/// A number that is not negative, with three significant digits.
+pub fn number(value: f64) -> String {
+    if value == 0.0 {
+        "0".to_owned()
+    } else if (0.000_999_5..999.5).contains(&value) {
+        let decimals = (2 - libm::floor(libm::log10(value * 1.0005)) as i32).clamp(0, 5) as usize;
+        format!("{value:.decimals$}")
+    } else {
+        format!("{value:.2e}")
+    }
 }
 
 /// A count with its noun, plural where it is not one: `1 tensor`, `3 tensors`.
@@ -78,6 +96,13 @@ mod tests {
     #[test]
     fn escape_sequences_do_not_reach_the_terminal() {
         assert_eq!(printable("a\u{1b}[2J\n"), "a\\u{1b}[2J\\n");
+    }
+
+    #[test]
+    fn numbers_have_three_digits() {
+        let shown: Vec<String> =
+            [0.0, 9.0, 0.0123456, 899.9, 1234.0, 9.999, 1e-7, 0.00123].into_iter().map(number).collect();
+        assert_eq!(shown, ["0", "9.00", "0.0123", "900", "1.23e3", "10.0", "1.00e-7", "0.00123"]);
     }
 
     #[test]

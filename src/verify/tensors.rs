@@ -23,7 +23,9 @@ pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
         return Ok(());
     };
     match &subject.architecture {
-        _ if checkpoint.gguf.is_some() => report.skip("tensors", "the names of a GGUF file are checked when it is converted"),
+        _ if checkpoint.gguf.is_some() => {
+            report.skip("tensors", "the names of a GGUF file are checked when it is converted")
+        }
         None if !subject.is_folder() => report.skip("tensors", "a single file has no config.json to compare with"),
         None => report.skip("tensors", "config.json describes no model that is known here"),
         Some(architecture) => names_and_shapes(report, checkpoint, architecture)?,

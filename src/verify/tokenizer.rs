@@ -1,5 +1,7 @@
 //! Token ids against the rows of the embedding.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use super::report::{Place, Report, Running};
@@ -65,14 +67,11 @@ fn tokenizer(report: &mut Report, subject: &Subject, vocab_size: Option<u64>) ->
     Ok(())
 }
 
-/// Number of tokens and the highest id among them.
+/// Number of ids and the highest among them; added tokens often stand in the vocabulary too.
 fn highest_id(check: &mut Running, object: &Map<String, Value>) -> Option<(u64, u64)> {
-    let (mut tokens, mut highest) = (0, None);
+    let mut ids = BTreeSet::new();
     let mut see = |id: Option<u64>, check: &mut Running, key: &str| match id {
-        Some(id) => {
-            tokens += 1;
-            highest = highest.max(Some(id));
-        }
+        Some(id) => _ = ids.insert(id),
         None => check.fault(Place::key(TOKENIZER, key), "expected a token id, found something else"),
     };
     match object.get("model").and_then(|model| model.get("vocab")) {
@@ -84,7 +83,7 @@ fn highest_id(check: &mut Running, object: &Map<String, Value>) -> Option<(u64, 
     if let Some(Value::Array(added)) = object.get("added_tokens") {
         added.iter().for_each(|token| see(token.get("id").and_then(Value::as_u64), check, "added_tokens"));
     }
-    highest.map(|highest| (tokens, highest))
+    ids.last().map(|highest| (ids.len() as u64, *highest))
 }
 
 fn special_ids(report: &mut Report, subject: &Subject, vocab_size: Option<u64>) -> Result<()> {

@@ -90,7 +90,9 @@ pub fn work_length(path: &Path, options: &Options) -> u64 {
     let Ok(Some(manifest)) = Manifest::read(path) else { return data };
     let files: u64 = manifest.files.iter().fold(0, |sum, file| sum.saturating_add(file.size));
     let replayed = match options.against {
-        Some(_) => manifest.sources.iter().flat_map(|source| &source.files).fold(data, |sum, f| sum.saturating_add(f.size)),
+        Some(_) => {
+            manifest.sources.iter().flat_map(|source| &source.files).fold(data, |sum, f| sum.saturating_add(f.size))
+        }
         None => 0,
     };
     data.saturating_add(files).saturating_add(replayed)
@@ -181,7 +183,11 @@ fn index(report: &mut Report, subject: &Subject) -> Result<()> {
         }
     }
     let tensors = checkpoint.tensors.len() as u64;
-    check.done(format!("{} in {}, both ways", table::counted(tensors, "tensor"), table::counted(count as u64, "shard")));
+    check.done(format!(
+        "{} in {}, both ways",
+        table::counted(tensors, "tensor"),
+        table::counted(count as u64, "shard")
+    ));
     Ok(())
 }
 

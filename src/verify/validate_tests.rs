@@ -28,7 +28,8 @@ fn a_sound_model_has_no_faults() {
     let samples = Samples::new();
     let report = validated(&samples.dense("seed", 0), None);
     assert_eq!((report.faults(), report.warnings()), (0, 0), "{}", report.table(true));
-    for check in ["headers", "config", "tensors", "dtypes", "numbers", "tokenizer", "special ids", "manifest", "hashes"] {
+    for check in ["headers", "config", "tensors", "dtypes", "numbers", "tokenizer", "special ids", "manifest", "hashes"]
+    {
         assert_eq!(status(&report, check), Status::Ok, "{check}");
     }
 }
@@ -65,7 +66,10 @@ fn missing_and_unexpected_tensors_and_wrong_shapes_are_named() {
         config["intermediate_size"] = 13.into();
     });
     let text = found(&validated(&folder, None), "tensors");
-    assert!(text.contains("model.layers.0.self_attn.q_proj.bias") && text.contains("is missing: expected [8]"), "{text}");
+    assert!(
+        text.contains("model.layers.0.self_attn.q_proj.bias") && text.contains("is missing: expected [8]"),
+        "{text}"
+    );
     assert!(text.contains(Q) && text.contains("is no tensor of the llama model"), "{text}");
     assert!(text.contains("has shape [12, 8], but config.json makes it [13, 8]"), "{text}");
 }
@@ -204,7 +208,7 @@ fn a_source_that_changed_is_named_with_both_hashes() {
     overwrite(&samples.path("law"), Q, 0, &bf16(3.0));
     let report = validated(&folder, Some(&[]));
     let text = found(&report, "sources");
-    assert!(text.contains("model.safetensors") && text.contains("expected SHA-256"), "{text}");
+    assert!(text.contains("law/model.safetensors") && text.contains("of source `law` has SHA-256"), "{text}");
     let text = found(&report, "replay");
     assert!(text.contains("model.layers.1.self_attn.attention_experts.2.q_proj.weight"), "{text}");
     assert!(text.contains("1 of 64 values differ from law; the first is element 0: expected 3.0"), "{text}");
@@ -218,13 +222,8 @@ fn sources_in_the_wrong_order_too_many_or_gone_are_named() {
     let report = validated(&folder, Some(&swapped));
     assert!(status(&report, "sources") == Status::Fault && status(&report, "replay") == Status::Fault);
     let many = ["seed", "code", "law", "law"].map(|name| samples.path(name));
-    let options = super::validate::Options {
-        against: Some(&many),
-        format: None,
-        threads: 1,
-        memory: 1 << 20,
-        progress: &|_| {},
-    };
+    let options =
+        super::validate::Options { against: Some(&many), format: None, threads: 1, memory: 1 << 20, progress: &|_| {} };
     assert!(super::validate(&folder, &options).unwrap_err().to_string().contains("3 sources: seed, code, law"));
     std::fs::rename(samples.path("law"), samples.path("gone")).unwrap();
     let report = validated(&folder, Some(&[]));
