@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use bam_convert::Error;
+use bam_convert::{Error, table};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Where a command prints.
@@ -64,6 +64,8 @@ impl Printer {
 
     fn stderr(&self, text: &str) {
         // Nobody is left to tell where stderr is closed.
-        let _ = writeln!(std::io::stderr().lock(), "{text}");
+        // Names in messages come from model files, and must not move the cursor.
+        let safe: Vec<String> = text.lines().map(table::printable).collect();
+        let _ = writeln!(std::io::stderr().lock(), "{}", safe.join("\n"));
     }
 }

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::report::{Place, Report};
-use super::table;
 use super::validate::Subject;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::{Dtype, Encoding, TensorEntry, dtype};
 use crate::error::nearest;
 use crate::family::{Architecture, Layers, Role, TensorSpec};
+use crate::table;
 use crate::{Error, Result};
 
 /// Buffers that old exports store though every reader computes them.
