@@ -1,7 +1,14 @@
 //! What the integration tests share: running the built binary, reading and writing checkpoints with the
 //! `safetensors` crate, and arithmetic that owes nothing to `src/`.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+#![allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods
+)]
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
