@@ -95,11 +95,11 @@ fn merges_and_casts_too() {
 // ---------------------------------------------------------------- a killed run
 
 const HIDDEN: usize = 256;
-const FFN: usize = 1024;
+const FFN: usize = 512;
 const VOCAB: usize = 2048;
 const LAYERS: usize = 4;
 
-/// A llama checkpoint of 10 MB: large enough to be caught at work.
+/// A llama checkpoint of 7 MB: large enough to be caught at work.
 fn synthetic(folder: &Path, seed: u64) -> PathBuf {
     std::fs::create_dir_all(folder).unwrap();
     let config = json!({
@@ -164,7 +164,7 @@ fn a_killed_run_is_resumed_from_its_whole_shards() {
     let work = TempDir::new().unwrap();
     let path = |name: &str| work.path().join(name);
     let (seed, code) = (synthetic(&path("seed"), 11), synthetic(&path("code"), 12));
-    let flags = ["--method", "btx", "--max-shard-size", "800KB", "--threads", "2"];
+    let flags = ["--method", "btx", "--max-shard-size", "400KB", "--threads", "2"];
     let out = path("out");
     let caught = (0..5).any(|_| {
         let caught = killed(&upcycle(&seed, &code, &out, &flags), &path(".out.partial"));
