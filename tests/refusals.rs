@@ -341,7 +341,8 @@ fn missing_and_wrong_paths() {
             bench.path("out").into(),
         ],
     ] {
-        bench.refused(arguments, 3, &["nowhere", "No such file"]);
+        let run = bench.refused(arguments, 3, &["nowhere", "No such file"]);
+        assert_eq!(run.stderr.matches("No such file").count(), 1, "{run}");
     }
     // A file where a folder is meant, and a folder without weights.
     let file: OsString = bench.path("seed/model.safetensors").into();
