@@ -199,7 +199,11 @@ impl Checkpoint {
         }
         if let Some((name, file)) = map.iter().find(|(name, _)| !self.tensors.contains_key(*name)) {
             let file = file.as_str().unwrap_or_default();
-            return Err(Error::tensor(folder.join(file), name, format!("is missing from this file, but {INDEX} lists it")));
+            return Err(Error::tensor(
+                folder.join(file),
+                name,
+                format!("is missing from this file, but {INDEX} lists it"),
+            ));
         }
         Ok(())
     }
@@ -248,13 +252,19 @@ fn shard_number(name: &str) -> Option<(u64, u64)> {
 /// Refuses several weight files that are not the shards 1..=N of one set.
 fn complete_set(folder: &Path, names: &[String]) -> Result<()> {
     let ambiguous = |problem: String| {
-        Err(Error::file(folder, problem).with_hint("keep one model in the folder, or add its model.safetensors.index.json"))
+        Err(Error::file(folder, problem)
+            .with_hint("keep one model in the folder, or add its model.safetensors.index.json"))
     };
     let mut numbers = BTreeMap::new();
     for name in names {
         match shard_number(name) {
             Some((number, count)) => numbers.insert(number, (count, name)),
-            None => return ambiguous(format!("expected one model, found {name} beside other weight files: {}", names.join(", "))),
+            None => {
+                return ambiguous(format!(
+                    "expected one model, found {name} beside other weight files: {}",
+                    names.join(", ")
+                ));
+            }
         };
     }
     let count = numbers.values().next().map_or(0, |(count, _)| *count);
@@ -265,14 +275,17 @@ fn complete_set(folder: &Path, names: &[String]) -> Result<()> {
         return ambiguous(format!("expected each shard once, found {}", names.join(", ")));
     }
     match (1..=count).find(|number| !numbers.contains_key(number)) {
-        Some(missing) => Err(Error::file(folder, format!("shard {missing} of {count} is missing; found {}", names.join(", ")))
-            .with_hint("copy or download the missing shard")),
+        Some(missing) => {
+            Err(Error::file(folder, format!("shard {missing} of {count} is missing; found {}", names.join(", ")))
+                .with_hint("copy or download the missing shard"))
+        }
         None => Ok(()),
     }
 }
 
 fn no_weights(folder: &Path) -> Error {
-    let error = Error::file(folder, format!("no weights: expected {SINGLE}, {INDEX} with its shards, or one .gguf file"));
+    let error =
+        Error::file(folder, format!("no weights: expected {SINGLE}, {INDEX} with its shards, or one .gguf file"));
     if folder.join("pytorch_model.bin").exists() || folder.join("pytorch_model.bin.index.json").exists() {
         return error.with_hint("pytorch_model.bin is a pickle: save the model as safetensors first");
     }

@@ -228,6 +228,19 @@ mod tests {
     }
 
     #[test]
+    fn the_types_of_intermediate_results_are_scale_times_byte() {
+        // gguf-py reads neither of these: ggml's block_q8_1 is two f16 and 32 bytes, block_q8_K an f32, 256 bytes
+        // and 16 sums, which are not needed.
+        let values: Vec<i8> = (0..=255_u8).map(|byte| byte as i8).collect();
+        let bytes: Vec<u8> = (0..=255).collect();
+        let mut out = [0.0; 256];
+        GgmlType::Q8_K.dequantise(&[&0.25_f32.to_le_bytes()[..], &bytes, &[9; 32]].concat(), &mut out).unwrap();
+        assert!(out.iter().zip(&values).all(|(value, byte)| *value == 0.25 * f32::from(*byte)));
+        GgmlType::Q8_1.dequantise(&[&[0x00, 0x38, 9, 9][..], &bytes[112..144]].concat(), &mut out[..32]).unwrap();
+        assert!(out.iter().zip(&values[112..144]).all(|(value, byte)| *value == 0.5 * f32::from(*byte)));
+    }
+
+    #[test]
     fn names_and_numbers_agree() {
         assert_eq!(name_of_code(39), Some("MXFP4"));
         assert_eq!(name_of_code(12), Some("Q4_K"));

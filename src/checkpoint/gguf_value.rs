@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::error::Error;
 
-/// The most bytes of metadata and tensor list that are read: eight times those of the largest vocabularies.
+/// The most bytes of metadata and tensor list that are read: several times what the largest vocabularies take.
 pub(super) const HEADER_LIMIT: u64 = 64 * 1024 * 1024;
 
 /// A value of GGUF metadata.

@@ -44,7 +44,9 @@ pub fn read(source: &SourceFile, file: usize) -> Result<Header> {
     }
     if length > source.len() - 8 {
         let rest = source.len() - 8;
-        return Err(cut(format!("expected a header of {length} bytes, found {rest} bytes in the file after its length")));
+        return Err(cut(format!(
+            "expected a header of {length} bytes, found {rest} bytes in the file after its length"
+        )));
     }
     let mut bytes = vec![0; length as usize];
     source.read_exact_at(&mut bytes, 8)?;
@@ -91,15 +93,25 @@ fn parse(path: &Path, object: Map<String, Value>, data_start: u64, file_length: 
     Ok(header)
 }
 
-fn parse_entry(path: &Path, name: &str, value: &Value, data_start: u64, file: usize) -> Result<(TensorEntry, u64, u64)> {
+fn parse_entry(
+    path: &Path,
+    name: &str,
+    value: &Value,
+    data_start: u64,
+    file: usize,
+) -> Result<(TensorEntry, u64, u64)> {
     let fault = |problem: String| Error::tensor(path, name, problem);
     let Value::Object(fields) = value else {
-        return Err(fault(format!("expected an object with dtype, shape and data_offsets, found {}", json::kind(value))));
+        return Err(fault(format!(
+            "expected an object with dtype, shape and data_offsets, found {}",
+            json::kind(value)
+        )));
     };
     if let Some(other) = fields.keys().find(|key| !["dtype", "shape", "data_offsets"].contains(&key.as_str())) {
         return Err(fault(format!("expected only dtype, shape and data_offsets, found `{other}`")));
     }
-    let field = |key: &str| fields.get(key).ok_or_else(|| fault(format!("expected the field `{key}`, which is missing")));
+    let field =
+        |key: &str| fields.get(key).ok_or_else(|| fault(format!("expected the field `{key}`, which is missing")));
     let stored = field("dtype")?;
     let dtype: Dtype = serde_json::from_value(stored.clone())
         .map_err(|_| fault(format!("expected a safetensors dtype, found {}", json::kind(stored))))?;
@@ -122,7 +134,9 @@ fn parse_entry(path: &Path, name: &str, value: &Value, data_start: u64, file: us
         .ok_or_else(|| fault(format!("shape {shape:?} of {dtype} is not a whole number of bytes below 2^64")))?;
     if bytes != end - begin {
         let found = end - begin;
-        return Err(fault(format!("shape {shape:?} of {dtype} takes {bytes} bytes, but its data_offsets span {found}")));
+        return Err(fault(format!(
+            "shape {shape:?} of {dtype} takes {bytes} bytes, but its data_offsets span {found}"
+        )));
     }
     let offset = data_start.checked_add(begin).ok_or_else(|| fault(format!("data offset {begin} overflows")))?;
     Ok((TensorEntry { file, offset, length: bytes, encoding: Encoding::Plain(dtype), shape }, begin, end))

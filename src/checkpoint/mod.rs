@@ -6,6 +6,8 @@ pub mod expression;
 pub mod folder;
 pub mod ggml;
 pub mod gguf;
+#[cfg(test)]
+pub(crate) mod gguf_build;
 mod gguf_value;
 pub mod hash;
 pub mod header;

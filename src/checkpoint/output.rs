@@ -49,12 +49,17 @@ pub fn check_target(target: &Path, force: bool, sources: &[&Path]) -> Result<()>
     }
     let Ok(metadata) = fs::symlink_metadata(target) else { return Ok(()) };
     if !force {
-        return Err(Error::file(target, "exists already").with_hint("choose another --out, or pass --force to replace it"));
+        return Err(
+            Error::file(target, "exists already").with_hint("choose another --out, or pass --force to replace it")
+        );
     }
     let is_checkpoint = metadata.is_dir() && (target.join("config.json").exists() || is_empty(target));
     if !is_checkpoint {
-        return Err(Error::file(target, "exists and is no checkpoint folder (no config.json), so --force does not replace it")
-            .with_hint("choose another --out"));
+        return Err(Error::file(
+            target,
+            "exists and is no checkpoint folder (no config.json), so --force does not replace it",
+        )
+        .with_hint("choose another --out"));
     }
     Ok(())
 }
@@ -102,7 +107,8 @@ impl OutputFolder {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
             _ => PathBuf::from("."),
         };
-        let made = parent.ancestors().take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists()).last();
+        let made =
+            parent.ancestors().take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists()).last();
         let made = made.map(Path::to_path_buf);
         let undo = |error| {
             if let Some(made) = &made {

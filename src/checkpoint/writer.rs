@@ -268,9 +268,7 @@ impl OpenShard {
             placed.push((*number, offset));
             offset += tensors[*number].length();
         }
-        file.write_all_at(&head, 0)
-            .and_then(|()| file.set_len(offset))
-            .map_err(|e| Error::io("write", &path, e))?;
+        file.write_all_at(&head, 0).and_then(|()| file.set_len(offset)).map_err(|e| Error::io("write", &path, e))?;
         let hash = ShardHash {
             state: Some(Sha256::new_with_prefix(&head)),
             position: head.len() as u64,

@@ -47,7 +47,8 @@ impl Arguments {
         let files = seed.source.checkpoint.files.len();
         let branching = plan(seed, &self.into, &self.out)?;
         if self.dry_run {
-            let preview = Preview::new(&branching.plan, Some(&architecture), &self.out, files, 1 << 20, thread_count(Some(1)))?;
+            let preview =
+                Preview::new(&branching.plan, Some(&architecture), &self.out, files, 1 << 20, thread_count(Some(1)))?;
             match self.json {
                 true => printer.json(&preview)?,
                 false => {
@@ -64,7 +65,8 @@ impl Arguments {
         bar.finish_and_clear();
         if self.json {
             let outputs = branching.targets.iter().zip(&manifests);
-            let outputs: Vec<_> = outputs.map(|(out, manifest)| serde_json::json!({"output": out, "files": manifest.files})).collect();
+            let outputs: Vec<_> =
+                outputs.map(|(out, manifest)| serde_json::json!({"output": out, "files": manifest.files})).collect();
             printer.json(&outputs)?;
         } else {
             for target in &branching.targets {

@@ -8,7 +8,9 @@ use super::{Outcome, Verdict, definition};
 
 /// Print completions for a shell.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  bam-convert completions bash > ~/.local/share/bash-completion/completions/bam-convert")]
+#[command(
+    after_help = "Example:\n  bam-convert completions bash > ~/.local/share/bash-completion/completions/bam-convert"
+)]
 pub struct Arguments {
     /// The shell.
     shell: Shell,

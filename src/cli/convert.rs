@@ -17,7 +17,9 @@ use super::write::WriteArguments;
 /// A GGUF file becomes a folder with config.json and tokenizer rebuilt from its metadata. Any other
 /// checkpoint keeps its tensors; with `--dtype` its floating-point tensors are rounded once to that dtype.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  bam-convert convert model.gguf model\n  bam-convert convert model model-f32 --dtype f32 --max-shard-size 500MB")]
+#[command(
+    after_help = "Examples:\n  bam-convert convert model.gguf model\n  bam-convert convert model model-f32 --dtype f32 --max-shard-size 500MB"
+)]
 pub struct Arguments {
     /// Folder, .safetensors or .gguf file.
     source: PathBuf,

@@ -87,7 +87,11 @@ impl Arguments {
         let checkpoint = Checkpoint::open(&self.path)?;
         let config = match &checkpoint.gguf {
             Some(header) => Some(Config::from_json(&self.path, bam_convert::family::gguf::config(header)?)),
-            None => checkpoint.folder().filter(|folder| folder.join("config.json").exists()).map(Config::read).transpose()?,
+            None => checkpoint
+                .folder()
+                .filter(|folder| folder.join("config.json").exists())
+                .map(Config::read)
+                .transpose()?,
         };
         let (architecture, architecture_unknown) = match config.as_ref().map(Architecture::of) {
             Some(Ok(architecture)) => (Some(architecture), None),
@@ -95,7 +99,10 @@ impl Arguments {
             None => (None, None),
         };
         let manifest = checkpoint.folder().map(Manifest::read).transpose()?.flatten();
-        let report = architecture.as_ref().map(|architecture| cost::Report::new(architecture, cost::PAPER_CONTEXT)).transpose()?;
+        let report = architecture
+            .as_ref()
+            .map(|architecture| cost::Report::new(architecture, cost::PAPER_CONTEXT))
+            .transpose()?;
         let names = config.as_ref().and_then(|config| config.json.get("expert_names"));
         let mut encodings: BTreeMap<String, Share> = BTreeMap::new();
         for entry in checkpoint.tensors.values() {
@@ -151,10 +158,15 @@ impl Summary {
         if let Some(method) = &self.method {
             row("made by", method.clone());
         }
-        row("parameters", match self.active_parameters {
-            Some(active) if active != self.parameters => format!("{}, {} active", grouped(self.parameters), grouped(active)),
-            _ => grouped(self.parameters),
-        });
+        row(
+            "parameters",
+            match self.active_parameters {
+                Some(active) if active != self.parameters => {
+                    format!("{}, {} active", grouped(self.parameters), grouped(active))
+                }
+                _ => grouped(self.parameters),
+            },
+        );
         row("tensor data", format!("{} ({} bytes)", ByteSize(self.bytes), grouped(self.bytes)));
         for (encoding, share) in &self.encodings {
             row(encoding, format!("{} tensors, {}", share.tensors, ByteSize(share.bytes)));

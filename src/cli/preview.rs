@@ -151,7 +151,10 @@ fn pattern(name: &str) -> String {
 mod tests {
     #[test]
     fn only_the_layer_is_left_open() {
-        assert_eq!(super::pattern("model.layers.3.mlp.experts.1.up_proj.weight"), "model.layers.{l}.mlp.experts.1.up_proj.weight");
+        assert_eq!(
+            super::pattern("model.layers.3.mlp.experts.1.up_proj.weight"),
+            "model.layers.{l}.mlp.experts.1.up_proj.weight"
+        );
         assert_eq!(super::pattern("lm_head.weight"), "lm_head.weight");
     }
 }

@@ -19,7 +19,9 @@ use super::write::WriteArguments;
 /// attention weights. Everything else is the average over the dense models, the seed included.
 /// Routers start fresh. The output records how each tensor was made; `validate --against` replays it.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  bam-convert upcycle --method bam --seed seed --expert code=code --expert law=law --out bam")]
+#[command(
+    after_help = "Example:\n  bam-convert upcycle --method bam --seed seed --expert code=code --expert law=law --out bam"
+)]
 pub struct Arguments {
     /// Which surgery.
     #[arg(long, value_name = "bam|btx")]
@@ -163,11 +165,14 @@ impl Arguments {
         if self.method == Method::Btx
             && let Some((flag, _)) = given.iter().find(|(_, given)| *given)
         {
-            return Err(bam_convert::Error::usage(format!("{flag} has no effect with --method btx, which averages attention"))
-                .with_hint("leave it out, or pass --method bam"));
+            return Err(bam_convert::Error::usage(format!(
+                "{flag} has no effect with --method btx, which averages attention"
+            ))
+            .with_hint("leave it out, or pass --method bam"));
         }
         if self.shared_kv.is_some() && !shared {
-            return Err(bam_convert::Error::usage("--shared-kv has no effect without --kv shared").with_hint("pass --kv shared"));
+            return Err(bam_convert::Error::usage("--shared-kv has no effect without --kv shared")
+                .with_hint("pass --kv shared"));
         }
         Ok(())
     }

@@ -119,6 +119,11 @@ impl Architecture {
         };
         let window_used = config.flag(&keys.use_sliding_window)?.unwrap_or(true);
         let qk_norm = if present(&family.present.qk_norm)? { family.qk_norm } else { QkNorm::None };
+        // Some dense configs have a boolean of this name.
+        let own_qk_norm = match config.json.get("qk_norm") {
+            Some(Value::Bool(_)) if family.expert_tensors.is_none() => None,
+            _ => config.choice("qk_norm")?,
+        };
         let norm_type = config.choice("norm_type")?.unwrap_or(family.norm_type);
         let mut architecture = Self {
             family: family.name.clone(),
@@ -138,7 +143,7 @@ impl Architecture {
             attention_bias: present(&family.present.attention_bias)?,
             attention_output_bias: present(&family.present.attention_output_bias)?,
             mlp_bias: present(&family.present.mlp_bias)?,
-            qk_norm: config.choice("qk_norm")?.unwrap_or(qk_norm),
+            qk_norm: own_qk_norm.unwrap_or(qk_norm),
             norm_eps: norm_eps(config, family, norm_type)?,
             rope_theta: config.number(&keys.rope_theta, f64::MIN_POSITIVE)?.unwrap_or(10_000.0),
             rope_scaling: config.rope_scaling()?,
@@ -189,7 +194,7 @@ impl Architecture {
         const MOST_LAYERS: u64 = 100_000;
         const MOST_TENSORS: u128 = 1_000_000;
         let fault = |key, problem: String| Err(Fault { key, problem });
-        let width = |heads: u64| heads.checked_mul(self.head_dim).unwrap_or(u64::MAX);
+        let width = |heads: u64| heads.saturating_mul(self.head_dim);
         let sizes = [
             ("hidden_size", self.hidden_size, LARGEST),
             ("intermediate_size", self.intermediate_size, LARGEST),

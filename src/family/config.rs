@@ -138,7 +138,11 @@ impl Config {
 
     /// `value`, which stands under `name`, as a finite number no smaller than `least`.
     pub(crate) fn as_number(&self, name: &str, value: &Value, least: f64) -> Result<f64> {
-        let expected = if least > f64::MIN { format!("a number of at least {least}") } else { "a number".to_owned() };
+        let expected = match least {
+            f64::MIN => "a number".to_owned(),
+            f64::MIN_POSITIVE => "a number above 0".to_owned(),
+            least => format!("a number of at least {least}"),
+        };
         value
             .as_f64()
             .filter(|number| number.is_finite() && *number >= least)

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::config::Config;
 use super::layout::{Block, MlpType, NormPosition, NormType, QkNorm, one_of};
 use super::tensors::Role;
+use crate::checkpoint::json::kind;
 use crate::error::nearest;
 use crate::{Error, Result};
 
@@ -275,7 +276,7 @@ impl Family {
             Some(name) => format!("the nearest known one is `{name}`; {bring}"),
             None => bring.to_owned(),
         };
-        let problem = format!("expected a known family: {}; found \"{found}\"", one_of(names()));
+        let problem = format!("expected a known family: {}; found {}", one_of(names()), kind(&Value::from(found)));
         Err(Error::key(&config.path, "model_type", problem).with_hint(hint))
     }
 

@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
 
 use super::gguf_tokenizer::TokenKind;
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
-/// The longest token whose merges are looked for: more than twice that of the longest published vocabularies.
+/// The longest token whose merges are looked for, in bytes. It bounds the work on a hostile file: published
+/// vocabularies stay far below.
 const LONGEST_PIECE: usize = 1024;
 
 /// The split of Llama 3: as [`QWEN2`] with digits in threes.
@@ -114,19 +116,15 @@ impl<'a> Vocabulary<'a> {
     pub(super) fn token(&self, id: u64) -> Option<&'a str> {
         usize::try_from(id).ok().and_then(|id| self.tokens.get(id)).map(String::as_str)
     }
-
-    fn json(&self) -> Map<String, Value> {
-        self.tokens.iter().zip(0_u64..).map(|(token, id)| (token.clone(), json!(id))).collect()
-    }
 }
 
 /// The parts of `tokenizer.json` that depend on the kind of vocabulary.
-pub(super) struct Pieces {
+pub(super) struct Pieces<'a> {
     pub(super) normalizer: Value,
     pub(super) pre_tokenizer: Value,
     pub(super) post_processor: Value,
     pub(super) decoder: Value,
-    pub(super) model: Value,
+    pub(super) model: Model<'a>,
     /// Whether the beginning-of-text token is put first where the file does not say.
     pub(super) adds_bos: bool,
     /// Whether tokens have `▁` for a space.
@@ -134,7 +132,7 @@ pub(super) struct Pieces {
 }
 
 /// The parts for the vocabulary of `gguf`; `unknown` is the id of its unknown token.
-pub(super) fn pieces(gguf: &Gguf, vocabulary: &Vocabulary<'_>, unknown: Option<u64>) -> Result<Pieces> {
+pub(super) fn pieces<'a>(gguf: &'a Gguf, vocabulary: &Vocabulary<'a>, unknown: Option<u64>) -> Result<Pieces<'a>> {
     let key = "tokenizer.ggml.model";
     match gguf.text(key)? {
         Some("gpt2") => byte_level(gguf, vocabulary),
@@ -147,7 +145,7 @@ pub(super) fn pieces(gguf: &Gguf, vocabulary: &Vocabulary<'_>, unknown: Option<u
 }
 
 /// Byte-level byte-pair encoding, as of GPT-2.
-fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Pieces> {
+fn byte_level<'a>(gguf: &'a Gguf, vocabulary: &Vocabulary<'a>) -> Result<Pieces<'a>> {
     let key = "tokenizer.ggml.pre";
     let name = gguf.text(key)?.unwrap_or("default");
     let pre = PRES.iter().find(|pre| pre.names.contains(&name)).ok_or_else(|| {
@@ -173,14 +171,14 @@ fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Pieces> {
         pre_tokenizer: json!({"type": "Sequence", "pretokenizers": steps}),
         post_processor: json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true}),
         decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
-        model: model(vocabulary, &merges, &json!({"ignore_merges": pre.ignores_merges})),
+        model: Model { ignore_merges: pre.ignores_merges, ..Model::new(vocabulary.tokens, merges) },
         adds_bos: pre.adds_bos,
         marks_spaces: false,
     })
 }
 
 /// SentencePiece's byte-pair encoding with bytes for what it does not know, as of Llama 2.
-fn sentencepiece(gguf: &Gguf, vocabulary: &Vocabulary<'_>, unknown: Option<u64>) -> Result<Pieces> {
+fn sentencepiece<'a>(gguf: &'a Gguf, vocabulary: &Vocabulary<'a>, unknown: Option<u64>) -> Result<Pieces<'a>> {
     let merges = match gguf.metadata.contains_key("tokenizer.ggml.merges") {
         true => listed_merges(gguf, vocabulary)?,
         false => scored_merges(gguf, vocabulary)?,
@@ -203,36 +201,54 @@ fn sentencepiece(gguf: &Gguf, vocabulary: &Vocabulary<'_>, unknown: Option<u64>)
         let kinds = vocabulary.tokens.iter().zip(&vocabulary.kinds);
         kinds.into_iter().find(|(_, kind)| **kind == TokenKind::Unknown).map(|(token, _)| token.as_str())
     });
-    let settings = json!({"unk_token": unknown, "fuse_unk": true, "byte_fallback": true});
+    let model = Model::new(vocabulary.tokens, merges);
     Ok(Pieces {
         normalizer,
         pre_tokenizer: Value::Null,
         post_processor: Value::Null,
         decoder: json!({"type": "Sequence", "decoders": decoders}),
-        model: model(vocabulary, &merges, &settings),
+        model: Model { unk_token: unknown, fuse_unk: true, byte_fallback: true, ..model },
         adds_bos: true,
         marks_spaces: true,
     })
 }
 
-/// The model of `tokenizer.json`, with these settings over the usual ones.
-fn model(vocabulary: &Vocabulary<'_>, merges: &[(&str, &str)], settings: &Value) -> Value {
-    let mut model = json!({
-        "type": "BPE",
-        "dropout": null,
-        "unk_token": null,
-        "continuing_subword_prefix": null,
-        "end_of_word_suffix": null,
-        "fuse_unk": false,
-        "byte_fallback": false,
-        "ignore_merges": false,
-    });
-    if let (Value::Object(model), Value::Object(settings)) = (&mut model, settings) {
-        model.extend(settings.clone());
-        model.insert("vocab".to_owned(), Value::Object(vocabulary.json()));
-        model.insert("merges".to_owned(), json!(merges));
+/// The `model` of `tokenizer.json`. It borrows the vocabulary: as JSON values the largest take over 100 MB.
+#[derive(Serialize)]
+pub(super) struct Model<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    dropout: Option<f32>,
+    unk_token: Option<&'a str>,
+    continuing_subword_prefix: Option<&'a str>,
+    end_of_word_suffix: Option<&'a str>,
+    fuse_unk: bool,
+    byte_fallback: bool,
+    ignore_merges: bool,
+    #[serde(serialize_with = "ids_by_token")]
+    vocab: &'a [String],
+    merges: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Model<'a> {
+    fn new(vocab: &'a [String], merges: Vec<(&'a str, &'a str)>) -> Self {
+        Self {
+            kind: "BPE",
+            dropout: None,
+            unk_token: None,
+            continuing_subword_prefix: None,
+            end_of_word_suffix: None,
+            fuse_unk: false,
+            byte_fallback: false,
+            ignore_merges: false,
+            vocab,
+            merges,
+        }
     }
-    model
+}
+
+fn ids_by_token<S: Serializer>(tokens: &&[String], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(tokens.iter().zip(0_u64..))
 }
 
 /// The merges that the file lists, in order: `left right`.
@@ -244,7 +260,8 @@ fn listed_merges<'a>(gguf: &'a Gguf, vocabulary: &Vocabulary<'_>) -> Result<Vec<
     let mut pairs = Vec::with_capacity(merges.len());
     for (index, merge) in merges.iter().enumerate() {
         // A space inside a token would leave several ways to split: take the one that makes sense.
-        let splits = merge.match_indices(' ').take(LONGEST_PIECE).map(|(at, _)| (&merge[..at], &merge[at + 1..]));
+        let bounded = if merge.len() > 2 * LONGEST_PIECE { "" } else { merge.as_str() };
+        let splits = bounded.match_indices(' ').map(|(at, _)| (&merge[..at], &merge[at + 1..]));
         let pair = splits.into_iter().find(|(left, right)| {
             known(left) && known(right) && vocabulary.ids.contains_key([*left, *right].concat().as_str())
         });

@@ -13,6 +13,10 @@ pub(super) const FACTORS: &str = "rope_freqs.weight";
 /// How llama.cpp and transformers call the fields of the metadata.
 const PREFIX: &str = "llama.rope.scaling.";
 
+/// `low_freq_factor` and `high_freq_factor` of all published Llama 3 models.
+const LOW: f64 = 1.0;
+const HIGH: f64 = 4.0;
+
 /// A rotary embedding.
 #[derive(Debug, PartialEq)]
 pub(super) struct Rope {
@@ -130,39 +134,41 @@ fn yarn(gguf: &Gguf, factor: f64, context: u64) -> Result<Map<String, Value>> {
     }
 }
 
-/// The `llama3` scaling that gives these factors, for the published low and high frequency factors 1 and 4.
+/// The `llama3` scaling that gives these factors, with the published low and high frequency factors 1 and 4.
 ///
-/// The scaling factor is the largest of the factors. Contexts are tried from that of the published models, 8192;
-/// where several give the same factors they mean the same model.
+/// Tried are the published scalings (factor 8 and 32, context 8192), then the largest of the factors with that and
+/// other contexts. Where several give the same factors they mean the same model.
 fn llama3(factors: &[f32], theta: f64) -> Option<Map<String, Value>> {
-    let factor = factors.iter().copied().fold(1.0, f32::max);
-    let originals = std::iter::once(8192).chain((4..=20).map(|power| 1_u64 << power));
-    let (low, high) = (1.0, 4.0);
-    let fits = |original: &u64| {
-        (0..factors.len()).zip(factors).all(|(index, found)| {
+    let largest = factors.iter().copied().fold(1.0, f32::max).to_string().parse().ok()?;
+    let published = [(8.0, 8192), (32.0, 8192), (largest, 8192)];
+    let others = (4..=20).map(|power| (largest, 1_u64 << power));
+    let (factor, original) = published.into_iter().chain(others).find(|(factor, original)| {
+        factors.iter().enumerate().all(|(index, found)| {
             let exponent = index as f64 / factors.len() as f64;
-            let wavelength = TAU * theta.powf(exponent);
-            let rotations = *original as f64 / wavelength;
-            let factor = f64::from(factor);
-            let expected = if rotations > high {
-                1.0
-            } else if rotations < low {
-                factor
-            } else {
-                let smooth = (rotations - low) / (high - low);
-                1.0 / ((1.0 - smooth) / factor + smooth)
-            };
+            let expected = llama3_factor(theta.powf(exponent), *factor, *original);
             (f64::from(*found) - expected).abs() <= 1e-4 * expected
         })
-    };
-    let original = originals.into_iter().find(fits)?;
+    })?;
     Some(object(&[
         ("rope_type", json!("llama3")),
-        ("factor", json!(factor.to_string().parse::<f64>().ok()?)),
-        ("low_freq_factor", json!(low)),
-        ("high_freq_factor", json!(high)),
+        ("factor", json!(factor)),
+        ("low_freq_factor", json!(LOW)),
+        ("high_freq_factor", json!(HIGH)),
         ("original_max_position_embeddings", json!(original)),
     ]))
+}
+
+/// What Llama 3 divides a frequency by, which turns once in `TAU * period` tokens.
+fn llama3_factor(period: f64, factor: f64, original: u64) -> f64 {
+    let turns = original as f64 / (TAU * period);
+    if turns > HIGH {
+        1.0
+    } else if turns < LOW {
+        factor
+    } else {
+        let smooth = (turns - LOW) / (HIGH - LOW);
+        1.0 / ((1.0 - smooth) / factor + smooth)
+    }
 }
 
 #[cfg(test)]

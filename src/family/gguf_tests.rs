@@ -1,1 +1,197 @@
+use super::*;
+use crate::checkpoint::gguf_build::Build;
 
+/// A llama of one layer: 2 query heads of 4, 1 key head, biases beside q and k where asked.
+pub(crate) fn llama() -> Build {
+    let mut build = Build::new();
+    build.text("general.architecture", "llama");
+    for (key, value) in [
+        ("block_count", 1),
+        ("context_length", 64),
+        ("embedding_length", 8),
+        ("feed_forward_length", 6),
+        ("attention.head_count", 2),
+        ("attention.head_count_kv", 1),
+        ("rope.dimension_count", 4),
+        ("vocab_size", 5),
+    ] {
+        build.u32(&format!("llama.{key}"), value);
+    }
+    build.f32("llama.attention.layer_norm_rms_epsilon", 1e-5).f32("llama.rope.freq_base", 500_000.0);
+    build.u32("tokenizer.ggml.bos_token_id", 1).u32("tokenizer.ggml.eos_token_id", 2);
+    build.zeros("token_embd.weight", &[5, 8]).zeros("output_norm.weight", &[8]);
+    for (name, shape) in [
+        ("attn_norm", &[8][..]),
+        ("attn_q", &[8, 8]),
+        ("attn_k", &[4, 8]),
+        ("attn_v", &[4, 8]),
+        ("attn_output", &[8, 8]),
+        ("ffn_norm", &[8]),
+        ("ffn_gate", &[6, 8]),
+        ("ffn_up", &[6, 8]),
+        ("ffn_down", &[8, 6]),
+    ] {
+        build.zeros(&format!("blk.0.{name}.weight"), shape);
+    }
+    build
+}
+
+fn open(build: &Build) -> Gguf {
+    let bytes = build.bytes();
+    Gguf::read(Path::new("m.gguf"), &bytes[..], bytes.len() as u64).unwrap()
+}
+
+fn refusal(build: &Build) -> String {
+    config(&open(build)).unwrap_err().to_string()
+}
+
+#[test]
+fn every_tensor_has_its_hugging_face_name_in_layer_order() {
+    let tensors = tensors(&open(llama().zeros("output.weight", &[5, 8]))).unwrap();
+    let names: Vec<_> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "model.embed_tokens.weight",
+            "model.layers.0.input_layernorm.weight",
+            "model.layers.0.self_attn.q_proj.weight",
+            "model.layers.0.self_attn.k_proj.weight",
+            "model.layers.0.self_attn.v_proj.weight",
+            "model.layers.0.self_attn.o_proj.weight",
+            "model.layers.0.post_attention_layernorm.weight",
+            "model.layers.0.mlp.gate_proj.weight",
+            "model.layers.0.mlp.up_proj.weight",
+            "model.layers.0.mlp.down_proj.weight",
+            "model.norm.weight",
+            "lm_head.weight",
+        ]
+    );
+    let permuted: Vec<_> =
+        tensors.iter().filter_map(|tensor| Some((&*tensor.source, tensor.unpermute_heads?))).collect();
+    assert_eq!(permuted, [("blk.0.attn_q.weight", 2), ("blk.0.attn_k.weight", 1)]);
+}
+
+#[test]
+fn rows_of_a_head_are_interleaved_halves() {
+    // Two heads of six rows: llama.cpp's converter writes rows 0 3 1 4 2 5 of each head.
+    let rows: Vec<_> = (0..12).map(|row| source_row(row, 12, 2)).collect();
+    assert_eq!(rows, [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
+    let written = [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11];
+    assert!(rows.iter().enumerate().all(|(row, source)| written[*source as usize] == row));
+}
+
+#[test]
+fn the_configuration_says_what_the_metadata_says() {
+    let config = config(&open(&llama())).unwrap();
+    assert_eq!(
+        Value::Object(config),
+        json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8, "intermediate_size": 6,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
+            "hidden_act": "silu", "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+            "rope_scaling": null, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+            "vocab_size": 5, "tie_word_embeddings": true, "attention_bias": false, "mlp_bias": false,
+            "attention_dropout": 0.0, "initializer_range": 0.02, "pretraining_tp": 1, "use_cache": true,
+            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": null, "torch_dtype": "float32", "dtype": "float32",
+        })
+    );
+}
+
+#[test]
+fn biases_are_permuted_with_their_weights_and_must_be_complete() {
+    let mut build = llama();
+    for (name, rows) in [("q", 8), ("k", 4), ("v", 4)] {
+        build.zeros(&format!("blk.0.attn_{name}.bias"), &[rows]);
+    }
+    assert!(
+        refusal(&build).contains("tensor `blk.0.attn_output.bias`: is missing though `blk.0.attn_q.bias` is there")
+    );
+    build.zeros("blk.0.attn_output.bias", &[8]);
+    let gguf = open(&build);
+    assert_eq!(config(&gguf).unwrap()["attention_bias"], json!(true));
+    let tensors = tensors(&gguf).unwrap();
+    let bias = tensors.iter().find(|tensor| tensor.name == "model.layers.0.self_attn.k_proj.bias").unwrap();
+    assert_eq!((bias.unpermute_heads, &bias.shape[..]), (Some(1), &[4][..]));
+}
+
+#[test]
+fn scalings_of_the_rotary_embedding_are_in_both_spellings() {
+    let mut build = llama();
+    build.text("llama.rope.scaling.type", "linear").f32("llama.rope.scaling.factor", 2.5);
+    let linear = config(&open(&build)).unwrap();
+    assert_eq!(linear["rope_scaling"], json!({"rope_type": "linear", "factor": 2.5}));
+    assert_eq!(linear["rope_parameters"], json!({"rope_type": "linear", "factor": 2.5, "rope_theta": 500000.0}));
+    build.drop_key("llama.rope.scaling.type").text("llama.rope.scaling.type", "yarn");
+    build.u32("llama.rope.scaling.original_context_length", 16);
+    let yarn = config(&open(&build)).unwrap();
+    let expected = json!({"rope_type": "yarn", "factor": 2.5, "original_max_position_embeddings": 16});
+    assert_eq!(yarn["rope_scaling"], expected);
+    build.f32("llama.rope.scaling.yarn_log_multiplier", 0.1);
+    assert!(refusal(&build).contains("key `llama.rope.scaling.yarn_log_multiplier`"));
+    build.drop_key("llama.rope.scaling.type").text("llama.rope.scaling.type", "longrope");
+    assert!(refusal(&build).contains("expected `none`, `linear` or `yarn`, found `longrope`"));
+}
+
+#[test]
+fn frequency_factors_become_llama3_scaling() {
+    // Heads of 4 have two frequencies, of wavelengths 6.3 and 4443 tokens: of an 8192-token context the first makes
+    // more than four turns and the second 1.84, which is 0.281 of the way from one turn to four.
+    let smooth = (8192.0 / (std::f64::consts::TAU * 500_000_f64.sqrt()) - 1.0) / 3.0;
+    let second = (1.0 / ((1.0 - smooth) / 8.0 + smooth)) as f32;
+    let data = |factors: [f32; 2]| factors.iter().flat_map(|factor| factor.to_le_bytes()).collect::<Vec<_>>();
+    let read = |factors| {
+        let (_folder, path) = llama().tensor("rope_freqs.weight", &[2], 0, data(factors)).file();
+        config(&Gguf::open(&path).unwrap())
+    };
+    let published = read([1.0, second]).unwrap();
+    let expected = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    });
+    assert_eq!(published["rope_scaling"], expected);
+    assert_eq!(published["rope_parameters"]["rope_theta"], json!(500000.0));
+    assert_eq!(read([1.0, 1.0]).unwrap()["rope_scaling"], Value::Null);
+    let problem = read([3.0, 1.0]).unwrap_err().to_string();
+    assert!(problem.contains("tensor `rope_freqs.weight`: holds frequency factors"), "{problem}");
+    let (_folder, path) = llama().tensor("rope_freqs.weight", &[3], 0, vec![0; 12]).file();
+    assert!(super::config(&Gguf::open(&path).unwrap()).unwrap_err().to_string().contains("expected shape [2]"));
+}
+
+#[test]
+fn other_architectures_and_mixtures_are_refused_by_name() {
+    let mut build = llama();
+    build.drop_key("general.architecture").text("general.architecture", "gemma3");
+    assert!(refusal(&build).contains("expected `llama`, found `gemma3`"));
+    assert!(refusal(llama().u32("llama.expert_count", 8)).contains("expected a dense model, found 8 experts"));
+    assert!(refusal(llama().u32("llama.attention.sliding_window", 9)).contains("llama.attention.sliding_window"));
+    assert!(refusal(llama().bool("llama.attention.causal", false)).contains("expected true"));
+    assert!(refusal(llama().drop_key("general.architecture")).contains("is missing"));
+}
+
+#[test]
+fn metadata_and_tensors_that_contradict_each_other_are_refused_by_name() {
+    for (key, value, says) in [
+        ("llama.embedding_length", 16, "`token_embd.weight`: expected shape [5, 16] from the metadata, found [5, 8]"),
+        ("llama.attention.head_count", 4, "`blk.0.attn_q.weight`: expected shape [16, 8]"),
+        ("llama.attention.head_count_kv", 2, "`blk.0.attn_k.weight`: expected shape [8, 8]"),
+        ("llama.attention.head_count_kv", 3, "expected a divisor of the 2 query heads, found 3"),
+        ("llama.attention.head_count", 0, "expected a whole number above 0, found 0"),
+        ("llama.attention.head_count", u32::MAX, "`blk.0.attn_q.weight`: expected shape [17179869180, 8]"),
+        ("llama.block_count", 2, "`blk.1.attn_norm.weight`: is missing"),
+        ("llama.block_count", u32::MAX, "4294967295 layers"),
+        ("llama.vocab_size", 6, "expected 5, the rows of `token_embd.weight`, found 6"),
+        ("llama.rope.dimension_count", 2, "`blk.0.attn_q.weight`: expected shape [4, 8]"),
+        ("llama.rope.dimension_count", 0, "expected an even head dimension, found 0"),
+        ("tokenizer.ggml.bos_token_id", 5, "expected an id below the 5 tokens, found 5"),
+    ] {
+        let mut build = llama();
+        build.texts("tokenizer.ggml.tokens", &["a", "b", "c", "d", "e"]);
+        let problem = refusal(build.drop_key(key).u32(key, value));
+        assert!(problem.contains(says), "{problem}");
+    }
+    assert!(refusal(llama().drop_tensor("blk.0.ffn_up.weight")).contains("`blk.0.ffn_up.weight`: is missing"));
+    assert!(
+        refusal(llama().zeros("blk.0.attn_q_norm.weight", &[4])).contains("`blk.0.attn_q_norm.weight`: is no tensor")
+    );
+    assert!(refusal(llama().zeros("blk.1.attn_q.weight", &[8, 8])).contains("`blk.1.attn_q.weight`: is no tensor"));
+}

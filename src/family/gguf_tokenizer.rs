@@ -1,9 +1,10 @@
 //! The tokenizer of a GGUF model as the files that transformers reads.
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::gguf::token_id;
-use super::gguf_bpe::{self, Vocabulary};
+use super::gguf_bpe::{self, Model, Vocabulary};
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
@@ -81,17 +82,17 @@ pub fn files(gguf: &Gguf) -> Result<Vec<TextFile>> {
         bos: roles.bos.filter(|_| add_bos).and_then(|id| Some((id, vocabulary.token(id)?))),
         eos: roles.eos.filter(|_| add_eos).and_then(|id| Some((id, vocabulary.token(id)?))),
     };
-    let tokenizer = json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": added,
-        "normalizer": pieces.normalizer,
-        "pre_tokenizer": pieces.pre_tokenizer,
-        "post_processor": ends.post_processor(pieces.post_processor),
-        "decoder": pieces.decoder,
-        "model": pieces.model,
-    });
+    let tokenizer = TokenizerJson {
+        version: "1.0",
+        truncation: (),
+        padding: (),
+        added_tokens: &added,
+        normalizer: pieces.normalizer,
+        pre_tokenizer: pieces.pre_tokenizer,
+        post_processor: ends.post_processor(pieces.post_processor),
+        decoder: pieces.decoder,
+        model: pieces.model,
+    };
     files.push(json_file("tokenizer.json", &tokenizer)?);
     let template = gguf.text("tokenizer.chat_template")?;
     let config = tokenizer_config(gguf, &vocabulary, &roles, &added, (add_bos, add_eos), template)?;
@@ -103,7 +104,21 @@ pub fn files(gguf: &Gguf) -> Result<Vec<TextFile>> {
     Ok(files)
 }
 
-fn json_file(name: &'static str, value: &Value) -> Result<TextFile> {
+/// `tokenizer.json`, whose fields the `tokenizers` library names.
+#[derive(Serialize)]
+struct TokenizerJson<'a> {
+    version: &'static str,
+    truncation: (),
+    padding: (),
+    added_tokens: &'a [Value],
+    normalizer: Value,
+    pre_tokenizer: Value,
+    post_processor: Value,
+    decoder: Value,
+    model: Model<'a>,
+}
+
+fn json_file(name: &'static str, value: &impl Serialize) -> Result<TextFile> {
     let mut bytes = serde_json::to_vec_pretty(value).map_err(|error| Error::file(name, error.to_string()))?;
     bytes.push(b'\n');
     Ok(TextFile { name, bytes })

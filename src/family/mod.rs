@@ -17,6 +17,8 @@ mod mixture;
 mod spelling;
 mod target;
 mod tensors;
+#[cfg(test)]
+mod tests;
 
 pub use architecture::Architecture;
 pub use config::Config;

@@ -41,7 +41,11 @@ pub fn both_spellings(config: &mut Map<String, Value>) {
         }
     }
     match stands(config, "rope_parameters") {
-        Some(Value::Object(parameters)) => {
+        Some(Value::Object(mut parameters)) if !parameters.is_empty() => {
+            if let (Some(theta), None) = (stands(config, "rope_theta"), parameters.get("rope_theta")) {
+                parameters.insert("rope_theta".to_owned(), theta);
+                config.insert("rope_parameters".to_owned(), Value::Object(parameters.clone()));
+            }
             if let (Some(theta), None) = (parameters.get("rope_theta"), stands(config, "rope_theta")) {
                 config.insert("rope_theta".to_owned(), theta.clone());
             }
@@ -49,8 +53,8 @@ pub fn both_spellings(config: &mut Map<String, Value>) {
                 config.insert("rope_scaling".to_owned(), Value::Object(scaling));
             }
         }
-        Some(_) => {}
-        None => {
+        Some(other) if !other.is_object() => {}
+        _ => {
             let theta = stands(config, "rope_theta");
             let scaling = stands(config, "rope_scaling");
             let scaling = scaling.as_ref().and_then(Value::as_object);

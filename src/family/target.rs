@@ -56,7 +56,7 @@ pub fn bam_config(seed: &Config, target: &Architecture) -> Map<String, Value> {
         (None, Some(_)) => put("logit_scale", Value::Null),
         (None, None) => {}
     }
-    if seed.json.get("rope_parameters").is_none_or(Value::is_null) {
+    if seed.json.get("rope_parameters").and_then(|parameters| parameters.get("rope_theta")).is_none() {
         put("rope_theta", json!(target.rope_theta));
     }
     if let Some(name) = target.dtype.and_then(torch_name) {

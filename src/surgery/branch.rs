@@ -55,7 +55,8 @@ pub fn plan(seed: Model, names: &[String], out: &Path) -> Result<Branching> {
 impl Branching {
     /// Bytes that the branches will take together.
     pub fn needed(&self, link: bool) -> u64 {
-        let one: u64 = self.plan.sources.iter().flat_map(|source| &source.checkpoint.files).map(|file| file.len()).sum();
+        let one: u64 =
+            self.plan.sources.iter().flat_map(|source| &source.checkpoint.files).map(|file| file.len()).sum();
         if link { 0 } else { one * self.targets.len() as u64 }
     }
 

@@ -28,7 +28,8 @@ impl Card<'_> {
             Some((repository, _)) => repository,
             None => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
         };
-        let list = |items: &mut dyn Iterator<Item = String>| items.map(|item| format!("- {item}\n")).collect::<String>();
+        let list =
+            |items: &mut dyn Iterator<Item = String>| items.map(|item| format!("- {item}\n")).collect::<String>();
         let bases = list(&mut self.sources.iter().map(|(_, path)| Value::String(base(path)).to_string()));
         let tags = list(&mut self.tags.iter().map(|tag| (*tag).to_owned()));
         let rows = |rows: &mut dyn Iterator<Item = (String, String)>| {

@@ -37,7 +37,10 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
     let folder = checkpoint.folder().map(Path::to_path_buf);
     let source = Source {
         name: SOURCE.to_owned(),
-        side_files: folder.iter().flat_map(|folder| existing(folder, &["config.json", "model.safetensors.index.json"])).collect(),
+        side_files: folder
+            .iter()
+            .flat_map(|folder| existing(folder, &["config.json", "model.safetensors.index.json"]))
+            .collect(),
         checkpoint,
     };
     let tensors = source.checkpoint.tensors.iter().map(|(name, entry)| {
@@ -94,12 +97,20 @@ fn refuse_block_scaled(checkpoint: &Checkpoint, name: &str, stored: Dtype) -> Re
     let scale = ["weight_scale_inv", "weight_scale", "scale"].map(|suffix| format!("{stem}.{suffix}"));
     match scale.iter().find(|scale| checkpoint.tensors.contains_key(*scale)) {
         None => Ok(()),
-        Some(scale) => Err(Error::tensor(&checkpoint.path, name, format!("is {stored} scaled by `{scale}`; a cast would lose the scale"))
-            .with_hint("convert without --dtype, or start from the unquantised checkpoint")),
+        Some(scale) => Err(Error::tensor(
+            &checkpoint.path,
+            name,
+            format!("is {stored} scaled by `{scale}`; a cast would lose the scale"),
+        )
+        .with_hint("convert without --dtype, or start from the unquantised checkpoint")),
     }
 }
 
-fn plan_gguf(checkpoint: Checkpoint, dtype: Option<Dtype>, settings: Map<String, Value>) -> Result<(Plan, Vec<OutputFile>)> {
+fn plan_gguf(
+    checkpoint: Checkpoint,
+    dtype: Option<Dtype>,
+    settings: Map<String, Value>,
+) -> Result<(Plan, Vec<OutputFile>)> {
     let Some(header) = &checkpoint.gguf else {
         return Err(Error::file(&checkpoint.path, "expected a GGUF file"));
     };
@@ -120,10 +131,11 @@ fn plan_gguf(checkpoint: Checkpoint, dtype: Option<Dtype>, settings: Map<String,
         config.insert(key.to_owned(), json!(dtype::torch_name(wanted)));
     }
     let mut files = vec![card::json_file("config.json", &config)];
-    files.extend(gguf_tokenizer::files(header)?.into_iter().map(|file| OutputFile {
-        name: file.name.to_owned(),
-        content: Content::Bytes(file.bytes),
-    }));
+    files.extend(
+        gguf_tokenizer::files(header)?
+            .into_iter()
+            .map(|file| OutputFile { name: file.name.to_owned(), content: Content::Bytes(file.bytes) }),
+    );
     let source = Source { name: SOURCE.to_owned(), checkpoint, side_files: Vec::new() };
     let mut tensors = Vec::with_capacity(mapped.len());
     for tensor in mapped {

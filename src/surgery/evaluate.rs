@@ -43,10 +43,14 @@ impl<'a> Evaluator<'a> {
             let fault = |problem: String| Error::usage(format!("the plan of tensor `{}`: {problem}", layout.name));
             let elements = layout.shape.iter().try_fold(1u64, |product, extent| product.checked_mul(*extent));
             if elements.and_then(|elements| dtype::byte_length(layout.dtype, elements)).is_none() {
-                return Err(fault(format!("shape {:?} of {} is not a whole number of bytes", layout.shape, layout.dtype)));
+                return Err(fault(format!(
+                    "shape {:?} of {} is not a whole number of bytes",
+                    layout.shape, layout.dtype
+                )));
             }
             let node = compile(&tensor.expression, layout, sources)?;
-            let moves_bytes = matches!(&node, Node::Read { entry, .. } if entry.encoding == Encoding::Plain(layout.dtype));
+            let moves_bytes =
+                matches!(&node, Node::Read { entry, .. } if entry.encoding == Encoding::Plain(layout.dtype));
             if !moves_bytes && !dtype::is_float(layout.dtype) {
                 return Err(fault(format!("values cannot be computed in {}", layout.dtype)));
             }
@@ -186,7 +190,8 @@ impl Node<'_> {
         }
         let name = &layout.name;
         let problem = format!("element {element} is {}, which {} cannot hold", value[0], layout.dtype);
-        Ok(Error::tensor(Path::new("output"), name, problem).with_hint("choose a dtype of wider range, such as bf16 or f32"))
+        Ok(Error::tensor(Path::new("output"), name, problem)
+            .with_hint("choose a dtype of wider range, such as bf16 or f32"))
     }
 }
 
@@ -210,7 +215,10 @@ fn compile<'a>(expression: &'a Expression, layout: &TensorLayout, sources: &'a [
         Expression::Weighted { of, weights } => {
             let divisor: f64 = weights.iter().sum();
             if of.len() != weights.len() || !divisor.is_finite() || divisor == 0.0 {
-                return Err(fault(format!("expected one weight for each of {} parts and a sum that is not 0", of.len())));
+                return Err(fault(format!(
+                    "expected one weight for each of {} parts and a sum that is not 0",
+                    of.len()
+                )));
             }
             Node::Sum { parts: all(of)?, weights: Some(weights), divisor }
         }
@@ -232,7 +240,12 @@ fn compile<'a>(expression: &'a Expression, layout: &TensorLayout, sources: &'a [
                 rows: rows as usize,
                 columns: columns as usize,
             },
-            _ => return Err(fault(format!("orthogonal rows need a matrix with no more rows than columns, found {:?}", layout.shape))),
+            _ => {
+                return Err(fault(format!(
+                    "orthogonal rows need a matrix with no more rows than columns, found {:?}",
+                    layout.shape
+                )));
+            }
         },
         Expression::Constant { value } => Node::Constant(*value),
     })

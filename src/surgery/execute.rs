@@ -171,7 +171,9 @@ fn fingerprint(plan: &Plan, target: &Target) -> Result<String> {
         sources: plan
             .sources
             .iter()
-            .flat_map(|source| source.checkpoint.files.iter().map(|file| (source.name.as_str(), file.path(), file.stamp())))
+            .flat_map(|source| {
+                source.checkpoint.files.iter().map(|file| (source.name.as_str(), file.path(), file.stamp()))
+            })
             .collect(),
         tensors: plan
             .tensors

@@ -56,7 +56,11 @@ fn check_tensors(reference: &Model, other: &Model) -> Result<()> {
         let expected = &reference.entry(spec)?.shape;
         let found = other.entry(spec)?;
         if found.shape != *expected {
-            let problem = format!("has shape {:?}, but {} has {expected:?}", found.shape, reference.source.checkpoint.path.display());
+            let problem = format!(
+                "has shape {:?}, but {} has {expected:?}",
+                found.shape,
+                reference.source.checkpoint.path.display()
+            );
             return Err(Error::tensor(other.source.checkpoint.files[found.file].path(), &spec.name, problem));
         }
     }
@@ -86,7 +90,8 @@ fn same_tokenizer(a: &Path, b: &Path) -> Result<()> {
     }
     let (left, right) = (json::parse_object(a, &left)?, json::parse_object(b, &right)?);
     let hint = "experts must share the seed's tokenizer: embeddings are averaged by token id";
-    let model = |object: &serde_json::Map<String, Value>, key: &str| object.get("model").and_then(|m| m.get(key)).cloned();
+    let model =
+        |object: &serde_json::Map<String, Value>, key: &str| object.get("model").and_then(|m| m.get(key)).cloned();
     let (vocabulary, other) = (model(&left, "vocab"), model(&right, "vocab"));
     if vocabulary != other {
         let problem = first_difference(vocabulary.as_ref(), other.as_ref(), a);
@@ -109,7 +114,9 @@ fn same_tokenizer(a: &Path, b: &Path) -> Result<()> {
     if expected != found {
         let differing = expected.iter().zip(&found).find(|(x, y)| x != y);
         let problem = match differing {
-            Some(((id, token), (other_id, other))) => format!("has {other} as {other_id}, but {} has {token} as {id}", a.display()),
+            Some(((id, token), (other_id, other))) => {
+                format!("has {other} as {other_id}, but {} has {token} as {id}", a.display())
+            }
             None => format!("has {} tokens, but {} has {}", found.len(), a.display(), expected.len()),
         };
         return Err(Error::key(b, "added_tokens", problem).with_hint(hint));

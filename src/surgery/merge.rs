@@ -35,7 +35,11 @@ pub fn plan(models: Vec<(Model, f64)>) -> Result<(Plan, Architecture, Vec<Output
             let stored = model.dtype(of_model)?;
             if !dtype::is_float(stored) {
                 let path = &model.source.checkpoint.path;
-                return Err(Error::tensor(path, &of_model.name, format!("cannot be averaged: it is stored as {stored}")));
+                return Err(Error::tensor(
+                    path,
+                    &of_model.name,
+                    format!("cannot be averaged: it is stored as {stored}"),
+                ));
             }
             parts.push(Expression::copy(&model.source.name, &of_model.name));
         }
@@ -52,7 +56,8 @@ pub fn plan(models: Vec<(Model, f64)>) -> Result<(Plan, Architecture, Vec<Output
     both_spellings(&mut config);
     let mut files = vec![card::json_file("config.json", &config)];
     files.extend(card::copies(first.companions()));
-    let sources = models.iter().map(|(model, _)| (model.source.name.as_str(), model.source.checkpoint.path.as_path())).collect();
+    let sources =
+        models.iter().map(|(model, _)| (model.source.name.as_str(), model.source.checkpoint.path.as_path())).collect();
     let about = "A weighted average of models of one shape.";
     let text = Card { title: "Merged model", about, tags: &["merge"], sources, settings: &settings }.text();
     files.push(OutputFile { name: "README.md".to_owned(), content: Content::Editable(text.into_bytes()) });

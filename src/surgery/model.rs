@@ -88,7 +88,9 @@ impl Model {
     pub fn dtype(&self, spec: &TensorSpec) -> Result<Dtype> {
         match self.entry(spec)?.encoding {
             Encoding::Plain(dtype) => Ok(dtype),
-            Encoding::Ggml(ggml) => Err(Error::tensor(&self.source.checkpoint.path, &spec.name, format!("is {}", ggml.name()))),
+            Encoding::Ggml(ggml) => {
+                Err(Error::tensor(&self.source.checkpoint.path, &spec.name, format!("is {}", ggml.name())))
+            }
         }
     }
 
@@ -120,7 +122,9 @@ impl Model {
         let family = &self.architecture.family;
         for spec in &self.specs {
             let entry = checkpoint.tensor(&spec.name).map_err(|error| {
-                error.with_hint(format!("its config.json describes a {family} model that has this tensor; is the config the right one?"))
+                error.with_hint(format!(
+                    "its config.json describes a {family} model that has this tensor; is the config the right one?"
+                ))
             })?;
             if entry.shape != spec.shape {
                 let problem = format!("has shape {:?}, but config.json makes it {:?}", entry.shape, spec.shape);
@@ -133,11 +137,14 @@ impl Model {
             if expected.contains(name.as_str()) {
                 continue;
             }
-            let tied_head = self.architecture.tie_word_embeddings && self.architecture.names().is_ok_and(|names| names.tensors.head == *name);
+            let tied_head = self.architecture.tie_word_embeddings
+                && self.architecture.names().is_ok_and(|names| names.tensors.head == *name);
             if !tied_head && !name.ends_with(COMPUTED) {
-                let problem = format!("is no tensor of the {family} model that config.json describes; it would be lost");
-                return Err(Error::tensor(checkpoint.files[entry.file].path(), name, problem)
-                    .with_hint("check the keys of config.json that switch tensors on, such as attention_bias and mlp_bias"));
+                let problem =
+                    format!("is no tensor of the {family} model that config.json describes; it would be lost");
+                return Err(Error::tensor(checkpoint.files[entry.file].path(), name, problem).with_hint(
+                    "check the keys of config.json that switch tensors on, such as attention_bias and mlp_bias",
+                ));
             }
             if tied_head {
                 self.check_tied(entry, name)?;
@@ -153,7 +160,10 @@ impl Model {
         let checkpoint = &self.source.checkpoint;
         let Some(embedding) = self.specs.iter().find(|spec| spec.role == Role::Embedding) else { return Ok(()) };
         let embedding = checkpoint.tensor(&embedding.name)?;
-        if head.shape == embedding.shape && head.encoding == embedding.encoding && same_bytes(checkpoint, head, embedding)? {
+        if head.shape == embedding.shape
+            && head.encoding == embedding.encoding
+            && same_bytes(checkpoint, head, embedding)?
+        {
             return Ok(());
         }
         let problem = "differs from the input embedding, but config.json says tie_word_embeddings: true";

@@ -18,7 +18,8 @@ pub struct Draws {
 impl Draws {
     /// Those of the tensor called `name` under `seed`.
     pub fn new(seed: u64, name: &str) -> Self {
-        let hash = Sha256::new().chain_update(b"bam-convert rng v1\0").chain_update(seed.to_le_bytes()).chain_update(name);
+        let hash =
+            Sha256::new().chain_update(b"bam-convert rng v1\0").chain_update(seed.to_le_bytes()).chain_update(name);
         Self { key: hash.finalize().into() }
     }
 

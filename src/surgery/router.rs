@@ -53,7 +53,9 @@ impl FromStr for RouterInit {
             _ => {
                 let known = ["normal", "uniform", "zeros", "orthogonal", "file"];
                 let near = nearest(kind, known).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-                Err(format!("expected normal[:STD], uniform[:STD], zeros, orthogonal[:GAIN] or file:PATH, found `{text}`{near}"))
+                Err(format!(
+                    "expected normal[:STD], uniform[:STD], zeros, orthogonal[:GAIN] or file:PATH, found `{text}`{near}"
+                ))
             }
         }
     }
@@ -74,7 +76,14 @@ impl std::fmt::Display for RouterInit {
 
 impl RouterInit {
     /// The expression of the router called `name`; `file` is the opened file of [`RouterInit::File`].
-    pub fn expression(&self, name: &str, dtype: Dtype, shape: &[u64], seed: u64, file: Option<&Source>) -> Result<Expression> {
+    pub fn expression(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+        seed: u64,
+        file: Option<&Source>,
+    ) -> Result<Expression> {
         Ok(match self {
             Self::Normal(std) => Expression::Normal { std: *std, seed },
             Self::Uniform(std) => Expression::Uniform { std: *std, seed },
@@ -82,20 +91,30 @@ impl RouterInit {
             Self::Orthogonal(gain) => match shape {
                 [rows, columns] if rows <= columns => Expression::Orthogonal { gain: *gain, seed },
                 _ => {
-                    return Err(Error::usage(format!("{shape:?} router rows cannot be orthogonal: more experts than columns"))
-                        .with_hint("pass --router normal"));
+                    return Err(Error::usage(format!(
+                        "{shape:?} router rows cannot be orthogonal: more experts than columns"
+                    ))
+                    .with_hint("pass --router normal"));
                 }
             },
             Self::File(path) => {
                 let file = file.ok_or_else(|| Error::file(path, "the router file is not open"))?;
                 let tensors = &file.checkpoint.tensors;
                 let Some(tensor) = [name, "router"].into_iter().find(|tensor| tensors.contains_key(*tensor)) else {
-                    return Err(Error::tensor(path, name, "is missing, and there is no tensor `router` for all layers")
-                        .with_hint("name the rows of each router as the output does, or give one tensor `router`"));
+                    return Err(Error::tensor(
+                        path,
+                        name,
+                        "is missing, and there is no tensor `router` for all layers",
+                    )
+                    .with_hint("name the rows of each router as the output does, or give one tensor `router`"));
                 };
                 let found = &tensors[tensor].shape;
                 if found != shape {
-                    return Err(Error::tensor(path, tensor, format!("has shape {found:?}, but `{name}` takes {shape:?}")));
+                    return Err(Error::tensor(
+                        path,
+                        tensor,
+                        format!("has shape {found:?}, but `{name}` takes {shape:?}"),
+                    ));
                 }
                 as_dtype(file, tensor, dtype)?
             }

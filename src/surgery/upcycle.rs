@@ -114,7 +114,13 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     let mixture = mixture(&models[0].architecture, origins.len() as u64, attention_origins.len() as u64, settings)?;
     let architecture = models[0].architecture.upcycled(mixture);
     let router_file = open_router_file(settings)?;
-    let work = Work { models: &models, averaged: &averaged, origins: &origins, attention_origins: &attention_origins, settings };
+    let work = Work {
+        models: &models,
+        averaged: &averaged,
+        origins: &origins,
+        attention_origins: &attention_origins,
+        settings,
+    };
     let tensors = work.tensors(&architecture, router_file.as_ref())?;
     let recorded = recorded(settings, &names, &architecture);
     let files = output_files(&models, &names, &architecture, &recorded, settings.method)?;
@@ -156,14 +162,19 @@ fn expert_names(experts: &[Expert], settings: &Settings) -> Vec<String> {
 fn mixture(dense: &Architecture, experts: u64, attention_experts: u64, settings: &Settings) -> Result<Mixture> {
     let merged = settings.method == Method::Btx;
     let top_k = routed(settings.top_k, experts, "--top-k")?;
-    let attention_top_k = if merged { 1 } else { routed(settings.attention_top_k, attention_experts, "--attention-top-k")? };
+    let attention_top_k =
+        if merged { 1 } else { routed(settings.attention_top_k, attention_experts, "--attention-top-k")? };
     if settings.norm_topk_prob && top_k == 1 && experts > 1 {
-        return Err(Error::usage("--norm-topk-prob true with --top-k 1 makes every gate 1, so the router gets no gradient")
-            .with_hint("pass --top-k 2 or more, or --norm-topk-prob false"));
+        return Err(Error::usage(
+            "--norm-topk-prob true with --top-k 1 makes every gate 1, so the router gets no gradient",
+        )
+        .with_hint("pass --top-k 2 or more, or --norm-topk-prob false"));
     }
     if settings.router == RouterInit::Zeros && top_k < experts {
-        return Err(Error::usage("--router zeros makes every token tie, and a top-k router then sends all to one expert")
-            .with_hint("pass --router normal, or --top-k soft; --attention-router zeros is harmless"));
+        return Err(Error::usage(
+            "--router zeros makes every token tie, and a top-k router then sends all to one expert",
+        )
+        .with_hint("pass --router normal, or --top-k soft; --attention-router zeros is harmless"));
     }
     Ok(Mixture {
         num_attention_experts: if merged { 1 } else { attention_experts },
@@ -236,7 +247,11 @@ impl Work<'_> {
         }
         let of_model = |model: usize| -> Result<(&Model, &TensorSpec, Dtype)> {
             let found = dense[model].get(&(spec.role, spec.bias, spec.layer)).ok_or_else(|| {
-                Error::tensor(&self.models[model].source.checkpoint.path, &spec.name, "has no counterpart in this model")
+                Error::tensor(
+                    &self.models[model].source.checkpoint.path,
+                    &spec.name,
+                    "has no counterpart in this model",
+                )
             })?;
             Ok((&self.models[model], found, self.models[model].dtype(found)?))
         };
@@ -325,12 +340,24 @@ fn output_files(
     let mut files = vec![card::json_file("config.json", &config)];
     files.extend(card::copies(seed.companions()));
     let about = match method {
-        Method::Bam => "A BAM mixture (Branch-Attend-Mix, Zhang et al. 2024, arXiv 2408.08274): attention and feed-forward experts upcycled from dense models.",
-        Method::Btx => "A BTX mixture (Branch-Train-MiX, Sukhbaatar et al. 2024, arXiv 2403.07816): feed-forward experts upcycled from dense models, everything else averaged.",
+        Method::Bam => {
+            "A BAM mixture (Branch-Attend-Mix, Zhang et al. 2024, arXiv 2408.08274): attention and feed-forward experts upcycled from dense models."
+        }
+        Method::Btx => {
+            "A BTX mixture (Branch-Train-MiX, Sukhbaatar et al. 2024, arXiv 2403.07816): feed-forward experts upcycled from dense models, everything else averaged."
+        }
     };
     let tags = ["moe", "merge", method.name()];
-    let paths = models.iter().map(|model| (model.source.name.as_str(), model.source.checkpoint.path.as_path())).collect();
-    let text = Card { title: &format!("{} mixture", method.name().to_uppercase()), about, tags: &tags, sources: paths, settings }.text();
+    let paths =
+        models.iter().map(|model| (model.source.name.as_str(), model.source.checkpoint.path.as_path())).collect();
+    let text = Card {
+        title: &format!("{} mixture", method.name().to_uppercase()),
+        about,
+        tags: &tags,
+        sources: paths,
+        settings,
+    }
+    .text();
     files.push(OutputFile { name: "README.md".to_owned(), content: Content::Editable(text.into_bytes()) });
     Ok(files)
 }
@@ -342,7 +369,9 @@ fn notes(models: &[Model]) -> Vec<String> {
         let name = &model.source.name;
         if let Some(first) = model.unused.first() {
             let count = model.unused.len();
-            notes.push(format!("{name}: {count} stored tensor(s) that models compute or tie are left out, such as `{first}`"));
+            notes.push(format!(
+                "{name}: {count} stored tensor(s) that models compute or tie are left out, such as `{first}`"
+            ));
         }
         let differing = model.specs.iter().zip(&models[0].specs).find_map(|(spec, of_seed)| {
             let (found, expected) = (model.dtype(spec).ok()?, models[0].dtype(of_seed).ok()?);

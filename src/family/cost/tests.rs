@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::family::{Block, Config, Mixture, NormPosition, NormType};
+use crate::family::{Block, Config, Method, Mixture, NormPosition, NormType, TopK};
 
 fn fixture(name: &str) -> Config {
     Config::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)).unwrap()
