@@ -20,7 +20,7 @@ impl Printer {
     /// Prints a result, which ends with a line break.
     pub fn result(&self, text: &str) -> std::io::Result<()> {
         let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes())?;
+        out.write_all(visible(text).as_bytes())?;
         if !text.ends_with('\n') {
             out.write_all(b"\n")?;
         }
@@ -41,8 +41,10 @@ impl Printer {
 
     /// Prints an error and its hint.
     pub fn error(&self, error: &anyhow::Error) {
-        self.stderr(&format!("error: {error:#}"));
-        if let Some(hint) = error.downcast_ref::<Error>().and_then(Error::hint) {
+        let known = error.downcast_ref::<Error>();
+        // Ours says its cause itself.
+        self.stderr(&known.map_or_else(|| format!("error: {error:#}"), |known| format!("error: {known}")));
+        if let Some(hint) = known.and_then(Error::hint) {
             self.stderr(&format!(" hint: {hint}"));
         }
     }
