@@ -153,10 +153,12 @@ impl OutputFolder {
                 Error::io("hard-link", &path, e).with_hint("links need one file system for both: leave out --link")
             })?;
         } else {
-            fs::copy(from, &path).map_err(|e| Error::io("copy to", &path, e))?;
+            // Not `fs::copy`, which would give the copy the source's permissions: Hub caches are read-only, and
+            // Python's safetensors writes files that only their owner can read.
+            let mut original = File::open(from).map_err(|e| Error::io("read", from, e))?;
             let fault = |e| Error::io("write", &path, e);
-            let copy = OpenOptions::new().append(true).open(&path).map_err(fault)?;
-            copy.sync_all().map_err(fault)?;
+            let mut copy = File::create(&path).map_err(fault)?;
+            std::io::copy(&mut original, &mut copy).and_then(|_| copy.sync_all()).map_err(fault)?;
         }
         let mut hasher = FileHasher::new(&source);
         let mut buf = vec![0; 1 << 20];

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bam_convert::surgery::Model;
 use bam_convert::surgery::branch::plan;
 use bam_convert::surgery::upcycle::SEED;
-use bytesize::ByteSize;
+use bam_convert::table;
 use clap::Args;
 
 use super::preview::Preview;
@@ -52,9 +52,9 @@ impl Arguments {
             match self.json {
                 true => printer.json(&preview)?,
                 false => {
-                    let bytes = ByteSize(branching.needed(self.link));
+                    let bytes = table::bytes(branching.needed(self.link));
                     let count = branching.targets.len();
-                    printer.result(&format!("{}\n{count} branches of this, {bytes} together\n", preview.table()))?;
+                    printer.result(&format!("{}\n{count} branches of this, {bytes} together", preview.table()))?;
                 }
             }
             branching.check(self.force, self.link)?;

@@ -8,8 +8,7 @@ use bam_convert::checkpoint::output::free_space;
 use bam_convert::family::Architecture;
 use bam_convert::family::cost;
 use bam_convert::surgery::{Plan, PlannedTensor};
-use bam_convert::table::{self, grouped};
-use bytesize::ByteSize;
+use bam_convert::table::{self, Align, counted, grouped};
 use serde::Serialize;
 
 /// A plan as a person or a program looks at it before it runs.
@@ -80,33 +79,43 @@ impl Preview {
 
     /// The preview as a table and its totals.
     pub fn table(&self) -> String {
-        let mut table = table::new(["tensor", "count", "dtype", "shape", "is", "size"]);
-        for group in &self.groups {
-            table.add_row([
+        let columns = [
+            ("tensor", Align::Left),
+            ("count", Align::Right),
+            ("dtype", Align::Left),
+            ("shape", Align::Left),
+            ("is", Align::Left),
+            ("size", Align::Right),
+        ];
+        let rows = self.groups.iter().map(|group| {
+            let (count, shape) = (group.count.to_string(), format!("{:?}", group.shape));
+            vec![
                 group.name.clone(),
-                group.count.to_string(),
+                count,
                 group.dtype.clone(),
-                format!("{:?}", group.shape),
+                shape,
                 group.expression.clone(),
-                ByteSize(group.bytes).to_string(),
-            ]);
-        }
-        let mut totals = table::new([""; 2]);
-        let mut row = |name: &str, value: String| {
-            totals.add_row([name.to_owned(), value]);
-        };
-        row("parameters", with_active(self.parameters, self.active_parameters));
-        row("tensors", format!("{} in {} weight file(s)", self.tensors, self.weight_files));
-        row("output", format!("{} ({} bytes)", ByteSize(self.bytes), grouped(self.bytes)));
-        row("disk free", ByteSize(self.disk_free_bytes).to_string());
-        row("working memory", format!("{} on {} thread(s)", ByteSize(self.memory_bytes), self.threads));
+                table::bytes(group.bytes),
+            ]
+        });
+        let mut totals = vec![
+            ("parameters", with_active(self.parameters, self.active_parameters)),
+            ("tensors", format!("{} in {}", self.tensors, counted(self.weight_files as u64, "weight file"))),
+            ("output", format!("{} ({} bytes)", table::bytes(self.bytes), grouped(self.bytes))),
+            ("disk free", table::bytes(self.disk_free_bytes)),
+            (
+                "working memory",
+                format!("{} on {}", table::bytes(self.memory_bytes), counted(self.threads as u64, "thread")),
+            ),
+        ];
         if let Some(bytes) = self.kv_cache_bytes_per_token {
-            row("KV cache", format!("{} bytes a token", grouped(bytes)));
+            totals.push(("KV cache", format!("{} bytes a token", grouped(bytes))));
         }
         if let Some(flops) = self.flops_per_token {
-            row("compute", format!("{} FLOPs a token at {CONTEXT} tokens of context", grouped(flops)));
+            totals.push(("compute", format!("{} FLOPs a token at {CONTEXT} tokens of context", grouped(flops))));
         }
-        format!("{}\n\n{}\n", table::render(table, &[1, 5]), table::render(totals, &[]))
+        let totals = totals.into_iter().map(|(name, value)| (name.to_owned(), value));
+        format!("{}\n{}", table::render(&columns, rows), table::facts(totals))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use bam_convert::Error;
+use bam_convert::{Error, table};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Where a command prints.
@@ -20,7 +20,7 @@ impl Printer {
     /// Prints a result, which ends with a line break.
     pub fn result(&self, text: &str) -> std::io::Result<()> {
         let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes())?;
+        out.write_all(visible(text).as_bytes())?;
         if !text.ends_with('\n') {
             out.write_all(b"\n")?;
         }
@@ -41,8 +41,10 @@ impl Printer {
 
     /// Prints an error and its hint.
     pub fn error(&self, error: &anyhow::Error) {
-        self.stderr(&format!("error: {error:#}"));
-        if let Some(hint) = error.downcast_ref::<Error>().and_then(Error::hint) {
+        let known = error.downcast_ref::<Error>();
+        // Ours says its cause itself.
+        self.stderr(&known.map_or_else(|| format!("error: {error:#}"), |known| format!("error: {known}")));
+        if let Some(hint) = known.and_then(Error::hint) {
             self.stderr(&format!(" hint: {hint}"));
         }
     }
@@ -64,6 +66,8 @@ impl Printer {
 
     fn stderr(&self, text: &str) {
         // Nobody is left to tell where stderr is closed.
-        let _ = writeln!(std::io::stderr().lock(), "{text}");
+        // Names in messages come from model files, and must not move the cursor.
+        let safe: Vec<String> = text.lines().map(table::printable).collect();
+        let _ = writeln!(std::io::stderr().lock(), "{}", safe.join("\n"));
     }
 }

@@ -6,6 +6,7 @@ use bam_convert::checkpoint::writer::shard_count;
 use bam_convert::family::Architecture;
 use bam_convert::surgery::Plan;
 use bam_convert::surgery::execute::{OutputFile, Target, check, execute, work_length};
+use bam_convert::table;
 use bytesize::ByteSize;
 use clap::Args;
 
@@ -90,7 +91,7 @@ impl WriteArguments {
                 "wrote {}: {} tensors, {}, {} files",
                 out.display(),
                 manifest.tensors.len(),
-                ByteSize(plan.data_length()),
+                table::bytes(plan.data_length()),
                 manifest.files.len() + manifest.unhashed_files.len() + 1,
             ));
         }

@@ -1,1 +1,29 @@
-//! Checks after the fact: validate and diff.
+//! Checks after the fact: [`validate()`] one checkpoint, replay its manifest, [`diff()`] two.
+//!
+//! What is wrong with a checkpoint is a finding in a [`Report`], not an error: one fault must not hide the next.
+//! Errors are for a machine that refuses and for requests that make no sense. Everything streams, in parallel and in
+//! bounded memory, and gives the same numbers on any number of threads.
+
+mod compare;
+pub mod diff;
+mod manifest;
+mod mixture;
+mod numbers;
+mod pairs;
+mod pieces;
+mod replay;
+pub mod report;
+mod tensors;
+mod tokenizer;
+pub mod validate;
+
+pub use diff::{Diff, diff};
+pub use report::Report;
+pub use validate::validate;
+
+#[cfg(test)]
+mod diff_tests;
+#[cfg(test)]
+mod samples;
+#[cfg(test)]
+mod validate_tests;

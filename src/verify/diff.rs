@@ -1,0 +1,468 @@
+//! `diff`: by how much two checkpoints differ, tensor by tensor and, for a mixture, expert by expert.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::compare::{self, Couple, Means, Sums};
+use super::pairs::{self, Group, Pair, Side};
+use crate::Result;
+use crate::checkpoint::TensorEntry;
+use crate::family::Role;
+use crate::table::{self, Align, counted};
+
+/// Rows of changed tensors that the short table shows.
+const SHOWN: usize = 20;
+
+/// Means to compare with.
+#[derive(Clone, Copy)]
+pub struct Options<'a> {
+    /// Worker threads.
+    pub threads: usize,
+    /// Working memory in bytes; bounds the threads that work at once.
+    pub memory: u64,
+    /// Told of each number of bytes compared; [`work_length`] is their sum.
+    pub progress: &'a (dyn Fn(u64) + Sync),
+}
+
+/// The numbers by which two tensors of one shape differ.
+///
+/// Values that are not finite in one of them are counted and left out of everything but `changed`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Numbers {
+    /// max |a − b|.
+    pub max_abs: f64,
+    /// Mean of |a − b|.
+    pub mean_abs: f64,
+    /// ‖a − b‖ / ‖a‖; none where a is zero and b is not.
+    pub relative: Option<f64>,
+    /// a·b / (‖a‖ ‖b‖); none where one of them is zero.
+    pub cosine: Option<f64>,
+    /// Values that differ: in their bytes where the dtype is the same.
+    pub changed: u64,
+    /// Values of each tensor.
+    pub values: u64,
+    /// `changed / values`.
+    pub changed_fraction: f64,
+    /// NaN and infinities in a.
+    pub non_finite_a: u64,
+    /// NaN and infinities in b.
+    pub non_finite_b: u64,
+}
+
+/// Two tensors compared.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TensorDiff {
+    /// Name in a.
+    pub name: String,
+    /// Name in b, where it is another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name_b: Option<String>,
+    /// The expert that the tensor of b belongs to, in a mixture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expert: Option<u64>,
+    /// Dtype or GGML type in a.
+    pub dtype_a: String,
+    /// Dtype or GGML type in b.
+    pub dtype_b: String,
+    /// Shape in a.
+    pub shape_a: Vec<u64>,
+    /// Shape in b.
+    pub shape_b: Vec<u64>,
+    /// Same dtype, shape and bytes.
+    pub equal: bool,
+    /// By how much they differ; none where they are equal, have two shapes or hold no plain numbers.
+    #[serde(flatten)]
+    pub numbers: Option<Numbers>,
+}
+
+/// All tensors of one role, and one expert where it has its own, over all layers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PartDiff {
+    /// The expert, counted from 0; none for what all experts share.
+    pub expert: Option<u64>,
+    /// Its name, where the configuration tells it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expert_name: Option<String>,
+    /// `attention`, `feed-forward`, `norms`, `embeddings`, `routers`.
+    pub part: &'static str,
+    /// Role of the tensors: `q`, `gate`, …
+    pub role: String,
+    /// Tensors compared.
+    pub tensors: u64,
+    /// Those that are equal.
+    pub equal: u64,
+    /// ‖a − b‖ / ‖a‖ over all of them that hold numbers; none where that is undefined.
+    pub relative: Option<f64>,
+    /// max |a − b|.
+    pub max_abs: f64,
+}
+
+/// A tensor without a counterpart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Single {
+    /// Its name.
+    pub name: String,
+    /// Its dtype or GGML type.
+    pub dtype: String,
+    /// Its shape.
+    pub shape: Vec<u64>,
+}
+
+/// How two checkpoints differ.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Diff {
+    /// What changes are relative to: the first path, or the dense model where the other one is a mixture.
+    pub a: PathBuf,
+    /// The other one.
+    pub b: PathBuf,
+    /// Whether b is a mixture compared with the dense model a, expert by expert.
+    pub mixture: bool,
+    /// Whether nothing differs.
+    pub equal: bool,
+    /// Pairs of tensors that are equal.
+    pub equal_tensors: usize,
+    /// By role and expert, where the configuration tells the roles.
+    pub parts: Vec<PartDiff>,
+    /// Every pair, by relative change, descending.
+    pub tensors: Vec<TensorDiff>,
+    /// Tensors that only a has.
+    pub only_a: Vec<Single>,
+    /// Tensors that only b has.
+    pub only_b: Vec<Single>,
+    /// Routers of the mixture b: new, because a dense model has none.
+    pub new: Vec<Single>,
+}
+
+/// Compares two checkpoints: folders or files, sharded or not, of any dtypes.
+///
+/// The result is the same on any number of threads.
+///
+/// # Errors
+/// Where one of them cannot be opened, or changes while it is read.
+pub fn diff(a: &Path, b: &Path, options: &Options) -> Result<Diff> {
+    let (mut left, mut right) = (Side::open(a)?, Side::open(b)?);
+    // A change is relative to the seed, whichever was named first.
+    if pairs::is_mixture_of(&right, &left) {
+        std::mem::swap(&mut left, &mut right);
+    }
+    let (a, b) = (&left, &right);
+    let mixture = pairs::is_mixture_of(a, b);
+    let pairing = if mixture { pairs::by_role(a, b) } else { pairs::by_name(a, b) };
+    let mut pairs = Vec::with_capacity(pairing.pairs.len());
+    for pair in &pairing.pairs {
+        let couple = Couple {
+            a: (&a.checkpoint, a.checkpoint.tensor(&pair.a)?),
+            b: (&b.checkpoint, b.checkpoint.tensor(&pair.b)?),
+        };
+        pairs.push((pair, couple, couple.a.1.shape == couple.b.1.shape));
+    }
+    let couples: Vec<Couple> =
+        pairs.iter().filter(|(_, _, comparable)| *comparable).map(|(_, couple, _)| *couple).collect();
+    let groups: Vec<Option<Group>> =
+        pairs.iter().filter(|(_, _, comparable)| *comparable).map(|(pair, _, _)| pair.group).collect();
+    let means = Means { threads: options.threads, memory: options.memory, progress: options.progress };
+    let equal = compare::equal(&couples, means)?;
+    let wanted = wanted(&equal, &groups);
+    for (couple, wanted) in couples.iter().zip(&wanted) {
+        // What needs no second look, and what could not have a first one, is done.
+        let skipped = u64::from(!couple.same_encoding()) + u64::from(!wanted || !couple.is_numeric());
+        (options.progress)(skipped * couple.length());
+    }
+    let sums = compare::sums(&couples, &wanted, means)?;
+    let mut outcomes = equal.into_iter().zip(sums);
+    let compared: Vec<Outcome> = pairs
+        .iter()
+        .map(|(pair, couple, comparable)| {
+            let outcome = if *comparable { outcomes.next() } else { None };
+            let (equal, sums) = outcome.unwrap_or((false, None));
+            Outcome { pair, a: couple.a.1, b: couple.b.1, equal, sums }
+        })
+        .collect();
+    let parts = parts(&compared, &if mixture { b.expert_names() } else { a.expert_names() });
+    let mut tensors: Vec<TensorDiff> = compared.iter().map(Outcome::tensor).collect();
+    tensors.sort_by(order);
+    let singles = |side: &Side, names: &[String]| -> Vec<Single> {
+        names.iter().filter_map(|name| side.checkpoint.tensors.get(name).map(|entry| single(name, entry))).collect()
+    };
+    let (only_a, only_b) = (singles(a, &pairing.only_a), singles(b, &pairing.only_b));
+    let new = singles(b, &pairing.new_b);
+    let equal_tensors = tensors.iter().filter(|tensor| tensor.equal).count();
+    let equal = equal_tensors == tensors.len() && only_a.is_empty() && only_b.is_empty() && new.is_empty();
+    left.checkpoint.check_unchanged()?;
+    right.checkpoint.check_unchanged()?;
+    let (a, b) = (left.checkpoint.path, right.checkpoint.path);
+    Ok(Diff { a, b, mixture, equal, equal_tensors, parts, tensors, only_a, only_b, new })
+}
+
+/// Bytes that [`diff`] will compare; 0 where one of the two cannot be opened.
+pub fn work_length(a: &Path, b: &Path) -> u64 {
+    let (Ok(mut left), Ok(mut right)) = (Side::open(a), Side::open(b)) else { return 0 };
+    if pairs::is_mixture_of(&right, &left) {
+        std::mem::swap(&mut left, &mut right);
+    }
+    let mixture = pairs::is_mixture_of(&left, &right);
+    let pairing = if mixture { pairs::by_role(&left, &right) } else { pairs::by_name(&left, &right) };
+    let entries = pairing
+        .pairs
+        .iter()
+        .filter_map(|pair| Some((left.checkpoint.tensors.get(&pair.a)?, right.checkpoint.tensors.get(&pair.b)?)));
+    // Bytes are compared first and values second.
+    entries.filter(|(a, b)| a.shape == b.shape).map(|(a, b)| 2 * (a.length + b.length)).fold(0, u64::saturating_add)
+}
+
+/// Which couples need their numbers: those that differ, and the equal ones that share a row with one of them.
+fn wanted(equal: &[bool], groups: &[Option<Group>]) -> Vec<bool> {
+    let changed: std::collections::BTreeSet<Group> =
+        equal.iter().zip(groups).filter(|(equal, _)| !**equal).filter_map(|(_, group)| *group).collect();
+    equal
+        .iter()
+        .zip(groups)
+        .map(|(equal, group)| !equal || group.is_some_and(|group| changed.contains(&group)))
+        .collect()
+}
+
+/// A pair with what was found.
+struct Outcome<'a> {
+    pair: &'a Pair,
+    a: &'a TensorEntry,
+    b: &'a TensorEntry,
+    equal: bool,
+    sums: Option<Sums>,
+}
+
+impl Outcome<'_> {
+    fn tensor(&self) -> TensorDiff {
+        let Self { pair, a, b, equal, sums } = self;
+        TensorDiff {
+            name: pair.a.clone(),
+            name_b: (pair.a != pair.b).then(|| pair.b.clone()),
+            expert: pair.group.and_then(|group| group.expert),
+            dtype_a: a.encoding.to_string(),
+            dtype_b: b.encoding.to_string(),
+            shape_a: a.shape.clone(),
+            shape_b: b.shape.clone(),
+            equal: *equal,
+            numbers: sums.filter(|_| !equal).map(|sums| numbers(&sums)),
+        }
+    }
+}
+
+fn numbers(sums: &Sums) -> Numbers {
+    Numbers {
+        max_abs: sums.max_abs,
+        mean_abs: sums.sum_abs / sums.finite.max(1) as f64,
+        relative: sums.relative(),
+        cosine: sums.cosine(),
+        changed: sums.changed,
+        values: sums.values,
+        changed_fraction: sums.changed as f64 / sums.values.max(1) as f64,
+        non_finite_a: sums.non_finite_a,
+        non_finite_b: sums.non_finite_b,
+    }
+}
+
+fn single(name: &str, entry: &TensorEntry) -> Single {
+    Single { name: name.to_owned(), dtype: entry.encoding.to_string(), shape: entry.shape.clone() }
+}
+
+/// What adds up to one row.
+#[derive(Default)]
+struct Tally {
+    tensors: u64,
+    equal: u64,
+    sums: Sums,
+}
+
+/// One row for each role and expert: the experts first, what they share after them.
+fn parts(compared: &[Outcome], expert_names: &[String]) -> Vec<PartDiff> {
+    let mut groups: BTreeMap<(bool, Group), Tally> = BTreeMap::new();
+    for outcome in compared {
+        let Some(group) = outcome.pair.group else { continue };
+        let tally = groups.entry((group.expert.is_none(), group)).or_default();
+        tally.tensors += 1;
+        tally.equal += u64::from(outcome.equal);
+        if let Some(found) = &outcome.sums {
+            tally.sums.add(found);
+        }
+    }
+    let row = |((_, Group { expert, role }), Tally { tensors, equal, sums }): ((bool, Group), Tally)| {
+        let name = expert.and_then(|expert| expert_names.get(usize::try_from(expert).ok()?)).cloned();
+        // Rows of which nothing could be put in numbers have no relative change, not one of zero.
+        let known = equal == tensors || sums.values > 0;
+        PartDiff {
+            expert,
+            expert_name: name.filter(|name| !name.is_empty()),
+            part: part(role),
+            role: role.to_string(),
+            tensors,
+            equal,
+            relative: if known { sums.relative() } else { None },
+            max_abs: sums.max_abs,
+        }
+    };
+    groups.into_iter().map(row).collect()
+}
+
+fn part(role: Role) -> &'static str {
+    match role {
+        Role::Q | Role::K | Role::V | Role::O | Role::QNorm | Role::KNorm => "attention",
+        Role::Gate | Role::Up | Role::Down => "feed-forward",
+        Role::Embedding | Role::Head => "embeddings",
+        Role::FfnRouter | Role::AttentionRouter => "routers",
+        Role::FinalNorm
+        | Role::InputNorm
+        | Role::PostAttentionNorm
+        | Role::PreFeedforwardNorm
+        | Role::PostFeedforwardNorm => "norms",
+    }
+}
+
+/// What cannot be put in numbers first, then the largest relative change, equal tensors last, names as they come.
+fn order(x: &TensorDiff, y: &TensorDiff) -> std::cmp::Ordering {
+    let rank = |tensor: &TensorDiff| match (tensor.equal, &tensor.numbers) {
+        (true, _) => (2, 0.0, 0.0),
+        (false, None) => (0, 0.0, 0.0),
+        (false, Some(numbers)) => (1, numbers.relative.unwrap_or(f64::INFINITY), numbers.changed_fraction),
+    };
+    let (a, b) = (rank(x), rank(y));
+    a.0.cmp(&b.0)
+        .then(b.1.total_cmp(&a.1))
+        .then(b.2.total_cmp(&a.2))
+        .then_with(|| x.name.cmp(&y.name))
+        .then_with(|| x.name_b.cmp(&y.name_b))
+}
+
+impl Diff {
+    /// Whether nothing differs: names, dtypes, shapes and bytes.
+    pub fn is_equal(&self) -> bool {
+        self.equal
+    }
+
+    /// A summary, the rows by role and expert, and the tensors: all, or those that changed most.
+    pub fn table(&self, all: bool) -> String {
+        let mut text = format!("a  {}\nb  {}\n", self.a.display(), self.b.display());
+        text = text.lines().map(|line| table::printable(line) + "\n").collect();
+        let pairs = self.tensors.len();
+        text.push_str(&format!("\n{} of {} equal", self.equal_tensors, counted(pairs as u64, "tensor")));
+        for (singles, what) in [(&self.only_a, "only in a"), (&self.only_b, "only in b"), (&self.new, "new (routers)")]
+        {
+            if !singles.is_empty() {
+                text.push_str(&format!(", {} {what}", singles.len()));
+            }
+        }
+        text.push('\n');
+        if self.equal {
+            text.push_str("equal\n");
+        }
+        if !self.parts.is_empty() && self.parts.iter().any(|part| part.equal < part.tensors || all || self.mixture) {
+            text.push('\n');
+            text.push_str(&self.parts_table());
+        }
+        let changed = pairs - self.equal_tensors;
+        let shown = if all { pairs } else { changed.min(SHOWN) };
+        if shown > 0 {
+            text.push('\n');
+            text.push_str(&tensors_table(&self.tensors[..shown]));
+            if !all && changed > shown {
+                text.push_str(&format!("… and {} more that differ\n", changed - shown));
+            }
+        }
+        for (singles, what) in [(&self.only_a, "only in a"), (&self.only_b, "only in b"), (&self.new, "new")] {
+            let shown = if all { singles.len() } else { singles.len().min(SHOWN) };
+            if shown > 0 {
+                let columns = [(what, Align::Left), ("dtype", Align::Left), ("shape", Align::Left)];
+                let rows =
+                    singles[..shown].iter().map(|s| vec![s.name.clone(), s.dtype.clone(), format!("{:?}", s.shape)]);
+                text.push('\n');
+                text.push_str(&table::render(&columns, rows));
+            }
+            if singles.len() > shown {
+                text.push_str(&format!("… and {} more {what}\n", singles.len() - shown));
+            }
+        }
+        text
+    }
+
+    fn parts_table(&self) -> String {
+        let columns = [
+            ("expert", Align::Left),
+            ("part", Align::Left),
+            ("role", Align::Left),
+            ("equal", Align::Right),
+            ("relative", Align::Right),
+            ("max abs", Align::Right),
+        ];
+        let rows = self.parts.iter().map(|part| {
+            let expert = match (part.expert, &part.expert_name) {
+                (Some(expert), Some(name)) => format!("{expert} {name}"),
+                (Some(expert), None) => expert.to_string(),
+                (None, _) if self.mixture => "shared".to_owned(),
+                (None, _) => "-".to_owned(),
+            };
+            let equal = format!("{} of {}", part.equal, part.tensors);
+            vec![
+                expert,
+                part.part.to_owned(),
+                part.role.clone(),
+                equal,
+                percent(part.relative),
+                table::number(part.max_abs),
+            ]
+        });
+        table::render(&columns, rows)
+    }
+}
+
+fn tensors_table(tensors: &[TensorDiff]) -> String {
+    let columns = [
+        ("tensor", Align::Left),
+        ("dtype", Align::Left),
+        ("relative", Align::Right),
+        ("changed", Align::Right),
+        ("max abs", Align::Right),
+        ("mean abs", Align::Right),
+        ("cosine", Align::Right),
+        ("note", Align::Left),
+    ];
+    let rows = tensors.iter().map(|tensor| {
+        let dtype = match tensor.dtype_a == tensor.dtype_b {
+            true => tensor.dtype_a.clone(),
+            false => format!("{} → {}", tensor.dtype_a, tensor.dtype_b),
+        };
+        let mut row = vec![tensor.name_b.clone().unwrap_or_else(|| tensor.name.clone()), dtype];
+        let mut notes = Vec::new();
+        match &tensor.numbers {
+            Some(n) => {
+                row.extend([
+                    percent(n.relative),
+                    percent(Some(n.changed_fraction)),
+                    table::number(n.max_abs),
+                    table::number(n.mean_abs),
+                ]);
+                row.push(n.cosine.map_or("-".to_owned(), |cosine| format!("{cosine:.8}")));
+                if n.non_finite_a + n.non_finite_b > 0 {
+                    notes.push(format!("not finite: {} in a, {} in b", n.non_finite_a, n.non_finite_b));
+                }
+            }
+            None => row.extend(std::iter::repeat_n("-".to_owned(), 5)),
+        }
+        if tensor.equal {
+            notes.push("equal".to_owned());
+        }
+        if tensor.shape_a != tensor.shape_b {
+            notes.push(format!("shape {:?} → {:?}", tensor.shape_a, tensor.shape_b));
+        } else if !tensor.equal && tensor.numbers.is_none() {
+            notes.push("bytes differ".to_owned());
+        }
+        row.push(notes.join("; "));
+        row
+    });
+    table::render(&columns, rows)
+}
+
+/// A fraction in percent with three significant digits.
+fn percent(fraction: Option<f64>) -> String {
+    fraction.map_or("undefined".to_owned(), |fraction| format!("{} %", table::number(100.0 * fraction)))
+}

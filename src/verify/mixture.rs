@@ -1,0 +1,139 @@
+//! What only a mixture can get wrong: its routers, its gates, the code it names.
+
+use serde_json::Value;
+
+use super::report::{Place, Report};
+use super::tensors;
+use super::validate::Subject;
+use crate::Result;
+use crate::checkpoint::folder::Checkpoint;
+use crate::checkpoint::{TensorEntry, dtype};
+use crate::family::Role;
+use crate::table;
+
+/// Largest part of a router row compared in one go, in bytes.
+const PIECE: u64 = 1 << 20;
+
+/// Adds the rows `routers` and `model code`, for a mixture.
+pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
+    let Some(config) = &subject.config else { return Ok(()) };
+    if let Some(mixture) = subject.architecture.as_ref().and_then(|architecture| architecture.mixture.as_ref()) {
+        let mut check = report.check("routers");
+        let gates = [
+            ("norm_topk_prob", mixture.norm_topk_prob, mixture.num_experts_per_tok),
+            ("norm_topk_prob_attention", mixture.norm_topk_prob_attention, mixture.num_attention_experts_per_tok),
+        ];
+        for (key, normed, k) in gates {
+            if normed && k == 1 {
+                let problem = "is true with one expert a token: the gate is always 1 and the router has no gradient";
+                check.fault(Place::key("config.json", key), problem);
+            }
+        }
+        let mut seen = 0;
+        if let (Some(checkpoint), Some(architecture)) = (&subject.checkpoint, &subject.architecture) {
+            for spec in tensors::routers(checkpoint, architecture)? {
+                seen += 1;
+                let (experts, k) = match spec.role {
+                    Role::FfnRouter => (mixture.num_experts, mixture.num_experts_per_tok),
+                    _ => (mixture.num_attention_experts, mixture.num_attention_experts_per_tok),
+                };
+                let chooses = k < experts;
+                let rows = Rows::of(checkpoint, checkpoint.tensor(&spec.name)?)?;
+                let problem = match rows {
+                    Rows::Zero if chooses => {
+                        format!("is all zeros: every token goes to the first {k} of {experts} experts")
+                    }
+                    Rows::Equal if chooses => format!("has {experts} equal rows: every token goes to the same experts"),
+                    _ => continue,
+                };
+                match rows {
+                    Rows::Zero => check.fault(Place::tensor(&spec.name), problem),
+                    _ => check.warn(Place::tensor(&spec.name), problem),
+                }
+            }
+        }
+        let shown = |k: u64, experts: u64| match k == experts {
+            true => format!("all {experts}"),
+            false => format!("top {k} of {experts}"),
+        };
+        let ffn = shown(mixture.num_experts_per_tok, mixture.num_experts);
+        let attention = shown(mixture.num_attention_experts_per_tok, mixture.num_attention_experts);
+        let kv = mixture.attention_kv;
+        let count = table::counted(seen as u64, "router");
+        check.done(format!("{count}, feed-forward {ffn}, attention {attention}, keys and values {kv}"));
+    }
+    if let Some(Value::Object(map)) = config.json.get("auto_map") {
+        let mut check = report.check("model code");
+        let mut files: Vec<String> = Vec::new();
+        for (class, target) in map {
+            let targets = match target {
+                Value::Array(targets) => targets.as_slice(),
+                one => std::slice::from_ref(one),
+            };
+            for target in targets.iter().filter(|target| !target.is_null()) {
+                let module = target.as_str().and_then(|text| text.rsplit_once('.')).map(|(module, _)| module);
+                // `ORG/NAME--module.Class` is code of another repository.
+                match module {
+                    Some(module) if module.contains("--") => {
+                        let problem = format!("runs code of another repository: {module}");
+                        check.warn(Place::key("config.json", &format!("auto_map.{class}")), problem);
+                    }
+                    Some(module) if is_module(module) => files.push(format!("{module}.py")),
+                    _ => {
+                        let problem = "expected `module.Class` with a module of this folder";
+                        check.fault(Place::key("config.json", &format!("auto_map.{class}")), problem);
+                    }
+                }
+            }
+        }
+        files.sort();
+        files.dedup();
+        for file in &files {
+            if !subject.path.join(file).is_file() {
+                check.warn(Place::file(file), "is missing, but auto_map of config.json names it");
+            }
+        }
+        check.done(files.join(", "));
+    }
+    Ok(())
+}
+
+fn is_module(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '_')
+}
+
+/// What the rows of a router are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rows {
+    Zero,
+    Equal,
+    Different,
+}
+
+impl Rows {
+    fn of(checkpoint: &Checkpoint, entry: &TensorEntry) -> Result<Self> {
+        let rows = entry.shape.first().copied().unwrap_or(0);
+        if rows < 2 || entry.length == 0 {
+            return Ok(Self::Different);
+        }
+        let row = entry.length / rows;
+        let size = entry.encoding.plain().map_or(1, |dtype| (dtype.bitsize() / 8).max(1));
+        let (mut first, mut other) = (vec![0; row.min(PIECE) as usize], vec![0; row.min(PIECE) as usize]);
+        let mut values = vec![0.0; first.len() / size];
+        let mut zero = true;
+        for start in (0..row).step_by(PIECE as usize) {
+            let length = (row - start).min(PIECE) as usize;
+            checkpoint.read_bytes(entry, start, &mut first[..length])?;
+            for number in 1..rows {
+                checkpoint.read_bytes(entry, number * row + start, &mut other[..length])?;
+                if first[..length] != other[..length] {
+                    return Ok(Self::Different);
+                }
+            }
+            let values = &mut values[..length / size];
+            zero &= entry.encoding.plain().is_some_and(|dtype| dtype::decode(dtype, &first[..length], values))
+                && values.iter().all(|value| *value == 0.0);
+        }
+        Ok(if zero { Self::Zero } else { Self::Equal })
+    }
+}

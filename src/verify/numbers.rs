@@ -1,0 +1,149 @@
+//! NaN, infinities and all-zero matrices.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::pieces::{self, Piece};
+use super::report::{Place, Report};
+use super::tensors;
+use super::validate::{Options, Subject};
+use crate::Result;
+use crate::checkpoint::folder::Checkpoint;
+use crate::checkpoint::{Encoding, TensorEntry, dtype};
+use crate::table;
+
+/// Bytes of a plain tensor looked at in one go.
+const PIECE_BYTES: u64 = 1 << 20;
+/// Values of a block-quantised tensor looked at in one go: a multiple of every block size.
+const PIECE_VALUES: u64 = 1 << 17;
+/// Working memory of one thread: the raw piece, and eight times that where a piece of bytes must be decoded.
+const THREAD_MEMORY: u64 = 9 * PIECE_BYTES;
+
+/// What was seen of a tensor.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    nan: u64,
+    infinite: u64,
+    first: Option<u64>,
+    nonzero: bool,
+}
+
+/// Working space of one thread.
+#[derive(Default)]
+struct Scratch {
+    raw: Vec<u8>,
+    values: Vec<f64>,
+}
+
+/// Adds the row `numbers`.
+pub(super) fn check(report: &mut Report, subject: &Subject, options: &Options) -> Result<()> {
+    let Some(checkpoint) = &subject.checkpoint else {
+        report.skip("numbers", "the weights could not be opened");
+        return Ok(());
+    };
+    let entries: Vec<(&String, &TensorEntry)> = checkpoint.tensors.iter().collect();
+    let mut seen = vec![Seen::default(); entries.len()];
+    let (mut values, mut unread) = (0u64, 0u64);
+    for (_, entry) in &entries {
+        match piece_size(entry) {
+            Some(_) => values = values.saturating_add(entry.elements()),
+            None => unread += 1,
+        }
+    }
+    let pieces = entries.iter().enumerate().flat_map(|(item, (_, entry))| {
+        let elements = if piece_size(entry).is_some() { entry.elements() } else { 0 };
+        pieces::cut(item, elements, piece_size(entry).unwrap_or(1))
+    });
+    let look = |piece: &Piece, scratch: &mut Scratch| {
+        let entry = entries[piece.item].1;
+        let found = look_at(checkpoint, entry, piece, scratch)?;
+        (options.progress)(share(entry, piece));
+        Ok(found)
+    };
+    pieces::for_each(pieces, options.threads_of(THREAD_MEMORY), Scratch::default, look, |piece, found| {
+        let all = &mut seen[piece.item];
+        all.nan += found.nan;
+        all.infinite += found.infinite;
+        all.first = all.first.or(found.first);
+        all.nonzero |= found.nonzero;
+    })?;
+    // A router may start at zero where it does not choose; where it does, its own check says so.
+    let routers: BTreeSet<String> = match &subject.architecture {
+        Some(architecture) => tensors::routers(checkpoint, architecture)?.into_iter().map(|spec| spec.name).collect(),
+        None => BTreeSet::new(),
+    };
+    let mut check = report.check("numbers");
+    let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
+    for ((name, entry), seen) in entries.iter().zip(&seen) {
+        let Some(first) = seen.first else {
+            let matrix = entry.shape.len() >= 2 && entry.elements() > 0 && piece_size(entry).is_some();
+            let float = entry.encoding.plain().is_none_or(dtype::is_float);
+            if matrix && float && !seen.nonzero && !routers.contains(*name) {
+                check.warn(Place::tensor(name), "is all zeros");
+            }
+            continue;
+        };
+        let mut what = Vec::new();
+        for (count, kind) in [(seen.nan, "NaN"), (seen.infinite, "infinite")] {
+            if count > 0 {
+                *kinds.entry(kind).or_default() += 1;
+                what.push(format!("{count} {kind}"));
+            }
+        }
+        let all = entry.elements();
+        check.fault(
+            Place::tensor(name),
+            format!("{} of {all} values, the first at element {first}", what.join(" and ")),
+        );
+    }
+    let mut detail = format!("{values} values");
+    if unread > 0 {
+        let tensors = table::counted(unread, "tensor");
+        detail.push_str(&format!(", {tensors} of a dtype that holds no plain numbers not read"));
+    }
+    for (kind, count) in kinds {
+        detail.push_str(&format!(", {kind} in {}", table::counted(count, "tensor")));
+    }
+    check.done(detail);
+    Ok(())
+}
+
+/// Elements of a tensor looked at in one go; `None` where its dtype cannot be read as numbers.
+pub(super) fn piece_size(entry: &TensorEntry) -> Option<u64> {
+    match entry.encoding {
+        Encoding::Plain(dtype) if dtype::is_numeric(dtype) => Some(PIECE_BYTES * 8 / dtype.bitsize() as u64),
+        Encoding::Plain(_) => None,
+        Encoding::Ggml(_) => Some(PIECE_VALUES),
+    }
+}
+
+/// Bytes of the file that a piece stands for, such that the pieces of a tensor add up to its length.
+pub(super) fn share(entry: &TensorEntry, piece: &Piece) -> u64 {
+    let (length, elements) = (u128::from(entry.length), u128::from(entry.elements().max(1)));
+    let upto = |element: u64| u128::from(element) * length / elements;
+    (upto(piece.first + piece.count) - upto(piece.first)) as u64
+}
+
+fn look_at(checkpoint: &Checkpoint, entry: &TensorEntry, piece: &Piece, scratch: &mut Scratch) -> Result<Seen> {
+    let count = piece.count as usize;
+    if let Encoding::Plain(dtype) = entry.encoding {
+        let size = dtype.bitsize() / 8;
+        scratch.raw.resize(count * size, 0);
+        checkpoint.read_bytes(entry, piece.first * size as u64, &mut scratch.raw)?;
+        let nonzero = scratch.raw.iter().any(|byte| *byte != 0);
+        if dtype::first_non_finite(dtype, &scratch.raw).is_none() {
+            return Ok(Seen { nonzero, ..Seen::default() });
+        }
+    }
+    scratch.values.resize(count, 0.0);
+    checkpoint.read_values(entry, piece.first, &mut scratch.values, &mut scratch.raw)?;
+    let mut seen = Seen::default();
+    for (number, value) in scratch.values.iter().enumerate() {
+        seen.nonzero |= *value != 0.0;
+        if !value.is_finite() {
+            seen.nan += u64::from(value.is_nan());
+            seen.infinite += u64::from(value.is_infinite());
+            seen.first = seen.first.or(Some(piece.first + number as u64));
+        }
+    }
+    Ok(seen)
+}

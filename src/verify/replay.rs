@@ -1,0 +1,284 @@
+//! `validate --against`: the manifest's expressions computed again from the sources and compared byte for byte.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::manifest::{Outcome, compare_files, is_plain_name, outcomes};
+use super::pieces::{self, Piece};
+use super::report::{Place, Report, Running};
+use super::validate::{Options, Subject};
+use crate::checkpoint::expression::Expression;
+use crate::checkpoint::folder::Checkpoint;
+use crate::checkpoint::hash::FileHash;
+use crate::checkpoint::manifest::{MANIFEST, Manifest, SourceRecord};
+use crate::checkpoint::{Dtype, dtype};
+use crate::surgery::evaluate::{Evaluator, Scratch};
+use crate::surgery::plan::{PlannedTensor, Source};
+use crate::table;
+use crate::{Error, Result};
+
+/// Values computed in one go at most; fewer where the memory is small.
+const MOST_VALUES: u64 = 1 << 18;
+/// Values computed in one go at least: a multiple of every block size.
+const LEAST_VALUES: u64 = 1 << 12;
+/// Largest orthogonal matrix that is drawn again: it is held whole, and drawing it takes rows² · columns steps.
+const LARGEST_ORTHOGONAL: u64 = 1 << 22;
+
+/// Adds the rows `sources` and `replay`; `given` stands for the first sources of the manifest.
+pub(super) fn check(report: &mut Report, subject: &Subject, given: &[PathBuf], options: &Options) -> Result<()> {
+    let (Some(manifest), Some(checkpoint)) = (&subject.manifest, &subject.checkpoint) else {
+        // What was asked for cannot be had, so saying nothing would read as a yes.
+        let mut check = report.check("replay");
+        let missing = if subject.manifest.is_none() {
+            format!("no readable {MANIFEST}")
+        } else {
+            "no readable weights".to_owned()
+        };
+        check.fault(Place::default(), format!("{missing}: there is nothing to compute again"));
+        check.done("nothing");
+        return Ok(());
+    };
+    if given.len() > manifest.sources.len() {
+        let names: Vec<&str> = manifest.sources.iter().map(|source| source.name.as_str()).collect();
+        let (found, listed) = (given.len(), names.join(", "));
+        let problem = format!("--against has {found} folders, but the manifest has {} sources: {listed}", names.len());
+        return Err(Error::usage(problem).with_hint("give the folders in the order of the manifest's sources"));
+    }
+    let sources = open_sources(report, subject.path, manifest, given, options)?;
+    replay(report, manifest, checkpoint, &sources, options)?;
+    sources.iter().try_for_each(|source| source.checkpoint.check_unchanged())
+}
+
+/// Finds each source, compares its files with the manifest and opens it.
+fn open_sources(
+    report: &mut Report,
+    folder: &Path,
+    manifest: &Manifest,
+    given: &[PathBuf],
+    options: &Options,
+) -> Result<Vec<Source>> {
+    let mut check = report.check("sources");
+    let mut sources = Vec::with_capacity(manifest.sources.len());
+    let mut names = BTreeSet::new();
+    let mut hashed = 0;
+    for (number, record) in manifest.sources.iter().enumerate() {
+        if !names.insert(&record.name) {
+            check.fault(
+                Place::key(MANIFEST, &format!("sources.{number}")),
+                format!("is a second source `{}`", record.name),
+            );
+            continue;
+        }
+        let Some(path) = locate(&mut check, folder, record, given.get(number), options)? else { continue };
+        // A source that is one file lies in the folder that its files' names are relative to.
+        let root = if path.is_file() { path.parent().unwrap_or(Path::new("")) } else { &path };
+        hashed += compare_files(&mut check, root, &record.files, Some(&record.name), options)?;
+        match Checkpoint::open(&path) {
+            Ok(checkpoint) => {
+                for file in &checkpoint.files {
+                    let name = file.path().file_name().unwrap_or_default().to_string_lossy();
+                    if !record.files.iter().any(|file| file.path == name) {
+                        let problem =
+                            format!("holds weights of source `{}`, but {MANIFEST} does not list it", record.name);
+                        check.fault(Place::file(&file.path().display().to_string()), problem);
+                    }
+                }
+                sources.push(Source { name: record.name.clone(), checkpoint, side_files: Vec::new() });
+            }
+            Err(error) => check.fault_of(error)?,
+        }
+    }
+    let (found, all) = (sources.len(), manifest.sources.len());
+    check.done(format!("{found} of {} found, {} hashed", table::counted(all as u64, "source"), table::bytes(hashed)));
+    Ok(sources)
+}
+
+/// Where a source is: what was given, else the first place that holds the recorded files, else one that exists.
+fn locate(
+    check: &mut Running,
+    folder: &Path,
+    record: &SourceRecord,
+    given: Option<&PathBuf>,
+    options: &Options,
+) -> Result<Option<PathBuf>> {
+    let name = &record.name;
+    if let Some(path) = given {
+        if path.exists() {
+            return Ok(Some(path.clone()));
+        }
+        check.fault(Place::file(&path.display().to_string()), format!("is missing; it was given for source `{name}`"));
+        return Ok(None);
+    }
+    let recorded = Path::new(&record.path);
+    if record.path.is_empty() || recorded.is_absolute() || record.path.contains('\0') {
+        let problem =
+            format!("source `{name}` has the path \"{}\", expected a relative one; it is not opened", record.path);
+        check.fault(Place::file(MANIFEST), problem);
+        return Ok(None);
+    }
+    let mut places = vec![recorded.to_path_buf(), folder.join(recorded)];
+    places.retain(|place| place.exists());
+    places.dedup_by_key(|place| place.canonicalize().ok());
+    if let [first, _] = &places[..] {
+        let root = if first.is_file() { first.parent().unwrap_or(Path::new("")) } else { first };
+        let wanted: Vec<(PathBuf, &FileHash)> = record
+            .files
+            .iter()
+            .filter(|file| is_plain_name(&file.path))
+            .map(|file| (root.join(&file.path), file))
+            .collect();
+        let silent = Options { progress: &|_| {}, ..*options };
+        if !outcomes(&wanted, &silent)?.iter().all(|outcome| matches!(outcome, Outcome::Equal)) {
+            places.remove(0);
+        }
+    }
+    if places.is_empty() {
+        let origin = match (&record.repository, &record.commit) {
+            (Some(repository), Some(commit)) => format!(" (from {repository} at {commit})"),
+            _ => String::new(),
+        };
+        let path = &record.path;
+        check.fault_of(
+            Error::file(folder.join(recorded), format!("source `{name}`{origin} is not here: expected it at {path}, from the current folder or from that of the manifest"))
+                .with_hint("name the sources in the manifest's order: --against DIR…"),
+        )?;
+    }
+    Ok(places.into_iter().next())
+}
+
+/// The first place where an output differs from its expression.
+struct Difference {
+    element: u64,
+    expected: String,
+    found: String,
+    count: u64,
+}
+
+/// Working space of one thread.
+#[derive(Default)]
+struct Space {
+    expected: Vec<u8>,
+    found: Vec<u8>,
+    scratch: Scratch,
+}
+
+/// Computes every tensor again and compares it with the output.
+fn replay(
+    report: &mut Report,
+    manifest: &Manifest,
+    output: &Checkpoint,
+    sources: &[Source],
+    options: &Options,
+) -> Result<()> {
+    let mut check = report.check("replay");
+    let total = output.tensors.len().max(manifest.tensors.len());
+    let mut planned = Vec::with_capacity(manifest.tensors.len());
+    for (name, record) in &manifest.tensors {
+        // Only what lies on disk in just this shape is computed: the size of the work is that of the files.
+        let stored = output.tensors.get(name);
+        if !stored.is_some_and(|entry| entry.encoding.plain() == Some(record.dtype) && entry.shape == record.shape) {
+            check.fault(Place::tensor(name), format!("is not stored as {MANIFEST} says, so it is not computed"));
+            continue;
+        }
+        let elements = record.shape.iter().product::<u64>();
+        if orthogonal(&record.expression) && elements > LARGEST_ORTHOGONAL {
+            let problem =
+                format!("is an orthogonal matrix of {elements} values; at most {LARGEST_ORTHOGONAL} are drawn again");
+            check.fault(Place::tensor(name), problem);
+            continue;
+        }
+        let tensor = PlannedTensor::new(name, record.dtype, record.shape.clone(), record.expression.clone());
+        // One at a time, so that one that cannot be computed does not hide the others.
+        match Evaluator::new(std::slice::from_ref(&tensor), sources) {
+            Ok(_) => planned.push(tensor),
+            Err(error) => {
+                let problem = format!("cannot be computed: {error}");
+                check.fault(Place::tensor(name), problem);
+            }
+        }
+    }
+    let evaluator = Evaluator::new(&planned, sources)?;
+    let deepest = planned.iter().map(|tensor| depth(&tensor.expression)).max().unwrap_or(1) as u64;
+    // A sum and its term for each level, the decoded and the raw source, what is expected and what is found.
+    let per_value = 8 * (deepest + 1) + 36;
+    let affordable = options.memory / (options.threads.max(1) as u64 * per_value);
+    let size = (affordable.clamp(LEAST_VALUES, MOST_VALUES) / LEAST_VALUES) * LEAST_VALUES;
+    let pieces = planned.iter().enumerate().flat_map(|(item, tensor)| {
+        let bits = tensor.layout.dtype.bitsize() as u64;
+        // Sub-byte values are compared as bytes.
+        let units = if bits < 8 { tensor.layout.length() } else { tensor.layout.length() * 8 / bits };
+        pieces::cut(item, units, size)
+    });
+    let compare = |piece: &Piece, space: &mut Space| {
+        let layout = &planned[piece.item].layout;
+        let width = (layout.dtype.bitsize() / 8).max(1);
+        let length = piece.count as usize * width;
+        space.expected.resize(length, 0);
+        space.found.resize(length, 0);
+        let start = piece.first * width as u64;
+        evaluator.bytes(piece.item, start, &mut space.expected, &mut space.scratch)?;
+        output.read_bytes(output.tensor(&layout.name)?, start, &mut space.found)?;
+        (options.progress)(length as u64);
+        Ok(difference(layout.dtype, width, piece.first, &space.expected, &space.found))
+    };
+    let threads = options.threads_of(size * per_value);
+    let mut differences: Vec<Option<Difference>> = planned.iter().map(|_| None).collect();
+    pieces::for_each(pieces, threads, Space::default, compare, |piece, found| {
+        match (&mut differences[piece.item], found) {
+            (Some(earlier), Some(later)) => earlier.count += later.count,
+            (none, found @ Some(_)) => *none = found,
+            _ => {}
+        }
+    })?;
+    let equal = differences.iter().filter(|difference| difference.is_none()).count();
+    for (tensor, difference) in planned.iter().zip(&differences) {
+        let Some(Difference { element, expected, found, count }) = difference else { continue };
+        let layout = &tensor.layout;
+        let all = layout.shape.iter().product::<u64>();
+        let problem = format!(
+            "{count} of {all} values differ from {}; the first is element {element}: expected {expected}, found {found}",
+            tensor.expression
+        );
+        check.fault(Place::tensor(&layout.name), problem);
+    }
+    check
+        .done(format!("{equal} of {} equal to their expressions, bit for bit", table::counted(total as u64, "tensor")));
+    Ok(())
+}
+
+fn difference(stored: Dtype, width: usize, first: u64, expected: &[u8], found: &[u8]) -> Option<Difference> {
+    if expected == found {
+        return None;
+    }
+    let pairs = || expected.chunks(width).zip(found.chunks(width));
+    let at = pairs().position(|(expected, found)| expected != found)?;
+    let shown = |bytes: &[u8]| {
+        let mut value = [0.0];
+        match dtype::decode(stored, bytes, &mut value) {
+            true if stored.bitsize() >= 8 => format!("{:?}", value[0]),
+            _ => format!("{bytes:02x?}"),
+        }
+    };
+    let count = pairs().filter(|(expected, found)| expected != found).count() as u64;
+    let (expected, found) = pairs().nth(at)?;
+    Some(Difference { element: first + at as u64, expected: shown(expected), found: shown(found), count })
+}
+
+fn parts(expression: &Expression) -> &[Expression] {
+    match expression {
+        Expression::Mean { of } | Expression::Weighted { of, .. } => of,
+        Expression::Cast { of } | Expression::Dequantise { of } | Expression::Permute { of, .. } => {
+            std::slice::from_ref(of)
+        }
+        _ => &[],
+    }
+}
+
+/// Levels of an expression; reading a manifest has bounded them.
+fn depth(expression: &Expression) -> usize {
+    1 + parts(expression).iter().map(depth).max().unwrap_or(0)
+}
+
+fn orthogonal(expression: &Expression) -> bool {
+    matches!(expression, Expression::Orthogonal { .. }) || parts(expression).iter().any(orthogonal)
+}

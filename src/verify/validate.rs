@@ -1,0 +1,258 @@
+//! `validate`: is this checkpoint what its files say it is?
+
+use std::path::{Path, PathBuf};
+
+use super::report::{Place, Report};
+use super::{manifest, mixture, numbers, pieces, replay, tensors, tokenizer};
+use crate::checkpoint::folder::{Checkpoint, INDEX, SINGLE};
+use crate::checkpoint::header;
+use crate::checkpoint::manifest::{MANIFEST, Manifest};
+use crate::checkpoint::source_file::SourceFile;
+use crate::family::{Architecture, Config, Family};
+use crate::table;
+use crate::{Error, Result};
+
+/// What to check and with which means.
+#[derive(Clone, Copy)]
+pub struct Options<'a> {
+    /// Replay the manifest too: an empty list takes the sources from where the manifest says, otherwise these
+    /// folders stand for its first sources, in order.
+    pub against: Option<&'a [PathBuf]>,
+    /// A family that the user brings; otherwise that of `model_type`.
+    pub format: Option<&'a Family>,
+    /// Worker threads.
+    pub threads: usize,
+    /// Working memory in bytes; bounds the threads that work at once.
+    pub memory: u64,
+    /// Told of each number of bytes checked; [`work_length`] is their sum.
+    pub progress: &'a (dyn Fn(u64) + Sync),
+}
+
+impl Options<'_> {
+    /// Threads that can work at once within the memory where each takes `bytes`.
+    pub(super) fn threads_of(&self, bytes: u64) -> usize {
+        pieces::affordable(self.threads, self.memory, bytes)
+    }
+}
+
+/// The checkpoint under examination: what could be read of it.
+pub(super) struct Subject<'a> {
+    pub path: &'a Path,
+    pub checkpoint: Option<Checkpoint>,
+    pub config: Option<Config>,
+    pub architecture: Option<Architecture>,
+    pub manifest: Option<Manifest>,
+}
+
+impl Subject<'_> {
+    /// Whether it is a folder rather than one file.
+    pub fn is_folder(&self) -> bool {
+        self.path.is_dir()
+    }
+
+    /// `vocab_size` of the architecture, or of a configuration that describes none we know.
+    pub fn vocab_size(&self) -> Option<u64> {
+        let of_config = || self.config.as_ref()?.json.get("vocab_size")?.as_u64();
+        self.architecture.as_ref().map(|architecture| architecture.vocab_size).or_else(of_config)
+    }
+}
+
+/// Checks a checkpoint folder, a `.safetensors` or a `.gguf` file.
+///
+/// Whatever is wrong with it is a finding, and the checks after it still run where they can.
+///
+/// # Errors
+/// Only where the machine refuses (a path that does not exist, an unreadable disk), where a file changes while it is
+/// read, or where `options.against` names more folders than the manifest has sources.
+pub fn validate(path: &Path, options: &Options) -> Result<Report> {
+    std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
+    let mut report = Report::new(path);
+    let mut subject = Subject { path, checkpoint: None, config: None, architecture: None, manifest: None };
+    headers(&mut report, &mut subject)?;
+    index(&mut report, &subject)?;
+    config(&mut report, &mut subject, options)?;
+    tensors::check(&mut report, &subject)?;
+    numbers::check(&mut report, &subject, options)?;
+    tokenizer::check(&mut report, &subject)?;
+    mixture::check(&mut report, &subject)?;
+    manifest::check(&mut report, &mut subject, options)?;
+    if let Some(given) = options.against {
+        replay::check(&mut report, &subject, given, options)?;
+    }
+    if let Some(checkpoint) = &subject.checkpoint {
+        checkpoint.check_unchanged()?;
+    }
+    Ok(report)
+}
+
+/// Bytes that [`validate`] will check, as far as they can be told beforehand.
+pub fn work_length(path: &Path, options: &Options) -> u64 {
+    let data = Checkpoint::open(path).map_or(0, |checkpoint| checkpoint.data_length());
+    let Ok(Some(manifest)) = Manifest::read(path) else { return data };
+    let files: u64 = manifest.files.iter().fold(0, |sum, file| sum.saturating_add(file.size));
+    let replayed = match options.against {
+        Some(_) => {
+            manifest.sources.iter().flat_map(|source| &source.files).fold(data, |sum, f| sum.saturating_add(f.size))
+        }
+        None => 0,
+    };
+    data.saturating_add(files).saturating_add(replayed)
+}
+
+/// Opens the weights; where that fails, looks at each weight file alone, so that every broken one is named.
+fn headers(report: &mut Report, subject: &mut Subject) -> Result<()> {
+    let mut check = report.check("headers");
+    match Checkpoint::open(subject.path) {
+        Ok(checkpoint) => {
+            let [files, tensors] = [checkpoint.files.len(), checkpoint.tensors.len()].map(|count| count as u64);
+            let size = table::bytes(checkpoint.data_length());
+            if tensors == 0 {
+                check.fault(Place::default(), "no tensors");
+            }
+            subject.checkpoint = Some(checkpoint);
+            check.done(format!("{}, {}, {size}", table::counted(files, "file"), table::counted(tensors, "tensor")));
+        }
+        Err(error) => {
+            let mut alone = 0;
+            if subject.is_folder() {
+                for path in safetensors_in(subject.path)? {
+                    alone += 1;
+                    if let Err(error) = SourceFile::open(&path).and_then(|file| header::read(&file, 0)) {
+                        check.fault_of(error)?;
+                    }
+                }
+            }
+            // The files are sound one by one: what is wrong is how they go together.
+            if !check.has_faults() {
+                check.fault_of(error)?;
+            }
+            check.done(format!("{}; the tensors are not checked further", table::counted(alone as u64, "file")));
+        }
+    }
+    Ok(())
+}
+
+fn safetensors_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
+        let path = entry.map_err(|e| Error::io("list", folder, e))?.path();
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// What an index says beyond what opening has compared: the total, the names of the shards.
+fn index(report: &mut Report, subject: &Subject) -> Result<()> {
+    let Some(checkpoint) = &subject.checkpoint else {
+        report.skip("index", "the weights could not be opened");
+        return Ok(());
+    };
+    let Some(folder) = checkpoint.folder() else {
+        report.skip("index", "a single file");
+        return Ok(());
+    };
+    let names: Vec<&str> =
+        checkpoint.files.iter().filter_map(|file| file.path().file_name().and_then(|name| name.to_str())).collect();
+    if !folder.join(INDEX).is_file() {
+        if names.len() < 2 {
+            report.skip("index", "one weight file needs none");
+        } else {
+            let mut check = report.check("index");
+            check.warn(Place::file(INDEX), "is missing: most programs do not find shards without it");
+            check.done(format!("{} shards without an index", names.len()));
+        }
+        return Ok(());
+    }
+    let mut check = report.check("index");
+    let held = checkpoint.data_length();
+    match checkpoint.index_total_size {
+        Some(total) if total != held => {
+            let problem = format!("expected the size of the tensors, {held} bytes, found {total}");
+            check.warn(Place::key(INDEX, "metadata.total_size"), problem);
+        }
+        None => check.warn(Place::key(INDEX, "metadata.total_size"), format!("expected {held}, found no number")),
+        Some(_) => {}
+    }
+    let count = names.len();
+    let usual = |number: usize| format!("model-{number:05}-of-{count:05}.safetensors");
+    for (number, name) in names.iter().enumerate() {
+        if *name != usual(number + 1) && !(count == 1 && *name == SINGLE) {
+            check.warn(Place::file(name), format!("expected the name {}", usual(number + 1)));
+        }
+    }
+    let tensors = checkpoint.tensors.len() as u64;
+    check.done(format!(
+        "{} in {}, both ways",
+        table::counted(tensors, "tensor"),
+        table::counted(count as u64, "shard")
+    ));
+    Ok(())
+}
+
+/// Reads the configuration and what it says.
+fn config(report: &mut Report, subject: &mut Subject, options: &Options) -> Result<()> {
+    if !subject.is_folder() {
+        report.skip("config", "a single file");
+        return Ok(());
+    }
+    let own = subject.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.gguf.is_some());
+    if own && !subject.path.join("config.json").exists() {
+        report.skip("config", "the GGUF file describes itself");
+        return Ok(());
+    }
+    let mut check = report.check("config");
+    let config = match Config::read(subject.path) {
+        Ok(config) => config,
+        Err(error) => {
+            check.fault_of(error)?;
+            check.done("config.json");
+            return Ok(());
+        }
+    };
+    let family = match options.format {
+        Some(format) => Ok(format.name.clone()),
+        None => Family::of(&config).map(|family| family.name.clone()),
+    };
+    let read = match options.format {
+        Some(format) => Architecture::of_format(&config, format.clone()),
+        None => Architecture::of(&config),
+    };
+    let detail = match (family, read) {
+        (Ok(family), Ok(a)) => {
+            let detail = format!(
+                "{family}, {}, hidden size {}, {} heads, {} key-value heads, vocabulary {}",
+                table::counted(a.num_layers, "layer"),
+                a.hidden_size,
+                a.num_heads,
+                a.num_kv_heads,
+                a.vocab_size
+            );
+            subject.architecture = Some(a);
+            detail
+        }
+        (Ok(family), Err(error)) => {
+            check.fault_of(error)?;
+            family
+        }
+        // Another program may know it: the checks that need no names still count.
+        (Err(error), _) if config.model_type().is_ok() => {
+            check.warning_of(error)?;
+            format!("model_type \"{}\", a family that is not known here", config.model_type().unwrap_or_default())
+        }
+        (Err(error), _) => {
+            check.fault_of(error)?;
+            "config.json".to_owned()
+        }
+    };
+    subject.config = Some(config);
+    check.done(detail);
+    Ok(())
+}
+
+/// Whether a file of this name is part of how this program works rather than of the model.
+pub(super) fn is_own_file(name: &str) -> bool {
+    name == MANIFEST || name == "run.json" || name.starts_with('.')
+}

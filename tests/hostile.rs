@@ -1,0 +1,182 @@
+//! Files that no reader may trust: refused by name, or read; never a crash, never much memory.
+//!
+//! `fixtures/hostile/index.json` lists them with what a message must hold; `fixtures/make_hostile.py` made them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{Run, bam, contents, copy_folder, finish, fixture, listing, read_json};
+use tempfile::TempDir;
+
+/// Runs the binary with 2 GiB of address space.
+fn confined(arguments: &[OsString]) -> Run {
+    let mut command = Command::new("bash");
+    command.args(["-c", "ulimit -v 2097152; exec \"$@\"", "bash"]).arg(common::binary()).args(arguments);
+    let run = finish(command);
+    assert!(!run.stderr.contains("panicked") && run.code.is_some() && run.code != Some(101), "{run}");
+    for text in [&run.stdout, &run.stderr] {
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n' && c != '\t'), "raw control characters\n{run}");
+    }
+    run
+}
+
+struct Entry {
+    name: String,
+    path: PathBuf,
+    expect: String,
+    refused: bool,
+}
+
+fn entries() -> Vec<Entry> {
+    let index = read_json(fixture("hostile/index.json"));
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let entries = index.as_object().unwrap().iter().map(|(name, entry)| Entry {
+        name: name.clone(),
+        path: fixture("hostile").join(text(&entry["path"])),
+        expect: text(&entry["expect"]),
+        refused: entry["refused"].as_bool().unwrap(),
+    });
+    let entries: Vec<Entry> = entries.collect();
+    assert!(entries.len() > 120);
+    entries
+}
+
+fn inspect(path: &Path) -> Vec<OsString> {
+    vec!["inspect".into(), path.into(), "--tensors".into()]
+}
+
+fn convert(path: &Path, out: &Path) -> Vec<OsString> {
+    vec!["convert".into(), path.into(), out.into()]
+}
+
+/// `path` as an expert of the whole checkpoint `good`.
+fn upcycle(seed: &Path, expert: &Path, out: &Path) -> Vec<OsString> {
+    let expert = format!("x={}", expert.display());
+    ["upcycle", "--method", "bam", "--seed"]
+        .map(Into::into)
+        .into_iter()
+        .chain([seed.into(), "--expert".into(), expert.into(), "--out".into(), out.into()])
+        .collect()
+}
+
+#[test]
+fn every_entry_of_the_index() {
+    let work = TempDir::new().unwrap();
+    let out = work.path().join("out");
+    let good = fixture("hostile/good");
+    for entry in entries() {
+        let path = &entry.path;
+        // What is wrong with weights shows at once; a configuration or tokenizer matters to those who use it.
+        let of_weights =
+            entry.name.starts_with("st-") || entry.name.starts_with("index-") || entry.name.starts_with("weights-");
+        let of_words = entry.name.starts_with("gguf-to") || entry.name.starts_with("gguf-merge");
+        let seen = confined(&inspect(path));
+        let mut uses = vec![convert(path, &out)];
+        if path.is_dir() {
+            uses = vec![upcycle(&good, path, &out)];
+        }
+        if !entry.refused {
+            assert_eq!(seen.code, Some(0), "{}: {seen}", entry.name);
+            for arguments in uses {
+                let run = confined(&arguments).ok();
+                assert!(out.is_dir(), "{}: {run}", entry.name);
+                std::fs::remove_dir_all(&out).unwrap();
+            }
+            continue;
+        }
+        let mut runs: Vec<Run> = uses.iter().map(|arguments| confined(arguments)).collect();
+        if of_weights || (path.extension().is_some_and(|extension| extension == "gguf") && !of_words) {
+            runs.push(seen);
+        }
+        for run in runs {
+            assert!([Some(2), Some(3)].contains(&run.code), "{}: {run}", entry.name);
+            assert!(run.stderr.contains(&entry.expect), "{}: no `{}` in {run}", entry.name, entry.expect);
+            let file = path.file_name().unwrap().to_str().unwrap();
+            assert!(run.stderr.contains(file), "{}: no file name in {run}", entry.name);
+        }
+        assert!(listing(work.path()).is_empty(), "{}: something was left behind", entry.name);
+    }
+}
+
+#[test]
+fn a_broken_configuration_as_seed() {
+    let work = TempDir::new().unwrap();
+    for entry in entries().iter().filter(|entry| entry.name.starts_with("config-") && entry.refused) {
+        let run = confined(&upcycle(&entry.path, &fixture("hostile/good"), &work.path().join("out")));
+        assert!([Some(2), Some(3)].contains(&run.code), "{}: {run}", entry.name);
+        assert!(run.stderr.contains(&entry.expect), "{}: {run}", entry.name);
+        let cost = confined(&["cost".into(), entry.path.clone().into()]);
+        let of_weights = ["config-hidden-wrong", "config-vocab-wrong"].contains(&entry.name.as_str());
+        assert_eq!(cost.code == Some(0), of_weights, "{}: {cost}", entry.name);
+    }
+    assert!(listing(work.path()).is_empty());
+}
+
+#[test]
+fn an_escape_in_a_name_is_shown_escaped() {
+    let path = fixture("hostile/st-name-escape.safetensors");
+    let run = confined(&inspect(&path)).ok();
+    assert!(run.stdout.contains("\\u{1b}[2Jevil"), "{run}");
+    let json = bam!("inspect", path, "--tensors", "--json").ok().json();
+    assert_eq!(json["tensors"][0]["name"], "\u{1b}[2Jevil\n\u{7}.weight", "a program gets the name as it is");
+}
+
+/// Reading the header of a file cut anywhere, or with any one byte changed, ends in order.
+#[test]
+fn cut_and_changed_files() {
+    let work = TempDir::new().unwrap();
+    let whole = std::fs::read(fixture("hostile/st-good.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    for length in (0..whole.len()).step_by(9) {
+        let path = work.path().join("cut.safetensors");
+        std::fs::write(&path, &whole[..length]).unwrap();
+        confined(&inspect(&path)).refused(2, &["cut.safetensors"]);
+    }
+    for place in (0..header).step_by(7) {
+        let path = work.path().join("changed.safetensors");
+        let mut bytes = whole.clone();
+        bytes[place] ^= 0x11;
+        std::fs::write(&path, bytes).unwrap();
+        let run = confined(&inspect(&path));
+        assert!([Some(0), Some(2)].contains(&run.code), "byte {place}: {run}");
+    }
+}
+
+#[test]
+fn pipes_devices_and_loops() {
+    let work = TempDir::new().unwrap();
+    let pipe = work.path().join("pipe.safetensors");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    confined(&inspect(&pipe)).refused(2, &["pipe.safetensors"]);
+    confined(&inspect(Path::new("/dev/zero"))).refused(2, &["/dev/zero"]);
+    let around = work.path().join("loop.safetensors");
+    std::os::unix::fs::symlink(&around, &around).unwrap();
+    confined(&inspect(&around)).refused(3, &["loop.safetensors"]);
+    // A tokenizer that is a device is not copied, a weight file that is a pipe is not waited for.
+    let folder = copy_folder(&fixture("hostile/good"), &work.path().join("good"));
+    std::fs::remove_file(folder.join("model.safetensors")).unwrap();
+    std::fs::rename(&pipe, folder.join("model.safetensors")).unwrap();
+    confined(&upcycle(&fixture("hostile/good"), &folder, &work.path().join("out"))).refused(2, &["model.safetensors"]);
+    assert!(contents(&fixture("hostile/good")).contains_key("model.safetensors"));
+}
+
+#[test]
+fn a_large_sparse_file_takes_no_memory() {
+    // 8 GiB of zeros behind a right header: reading what it is must not read it.
+    let work = TempDir::new().unwrap();
+    let path = work.path().join("large.safetensors");
+    let elements = 4u64 << 30;
+    let header = format!(r#"{{"w":{{"dtype":"BF16","shape":[{elements}],"data_offsets":[0,{}]}}}}"#, 2 * elements);
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(bytes.len() as u64 + 2 * elements).unwrap();
+    let run = confined(&inspect(&path)).ok();
+    assert!(run.stdout.contains("4,294,967,296"), "{run}");
+    confined(&[convert(&path, &work.path().join("out")), vec!["--dry-run".into()]].concat()).ok();
+}
