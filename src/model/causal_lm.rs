@@ -134,8 +134,9 @@ impl CausalLm {
     /// With [`layer`](Self::layer), [`final_norm`](Self::final_norm) and [`head`](Self::head) a trainer can run a pass
     /// piece by piece, to recompute activations or to take the loss in chunks.
     pub fn begin(&self, tokens: &Tensor, cache: Option<&mut KvCache>, options: &Forward) -> Result<(Tensor, Pass)> {
-        let (batch, seq) =
-            tokens.dims2().map_err(|_| Error::usage(format!("expected token ids [batch, seq], found {:?}", tokens.dims())))?;
+        let (batch, seq) = tokens
+            .dims2()
+            .map_err(|_| Error::usage(format!("expected token ids [batch, seq], found {:?}", tokens.dims())))?;
         if batch == 0 || seq == 0 {
             return Err(Error::usage("expected at least one token, found none"));
         }
