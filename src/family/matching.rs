@@ -55,9 +55,7 @@ impl Architecture {
 fn check_tied(specs: &[TensorSpec], checkpoint: &Checkpoint, head: &TensorEntry, name: &str) -> Result<()> {
     let Some(embedding) = specs.iter().find(|spec| spec.role == Role::Embedding) else { return Ok(()) };
     let embedding = checkpoint.tensor(&embedding.name)?;
-    if head.shape == embedding.shape
-        && head.encoding == embedding.encoding
-        && same_bytes(checkpoint, head, embedding)?
+    if head.shape == embedding.shape && head.encoding == embedding.encoding && same_bytes(checkpoint, head, embedding)?
     {
         return Ok(());
     }

@@ -7,11 +7,12 @@
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::{softmax, softmax_last_dim};
 
+use super::attend::attend;
 use super::cache::LayerCache;
-use super::linear::Linear;
+use super::linear::{Linear, forward_together, sum_of_products};
 use super::norm::Norm;
 use super::params::Mode;
-use super::pass::Pass;
+use super::pass::{Pass, on_cpu};
 use super::rope::Rope;
 use super::router::{Router, Routing};
 
@@ -60,82 +61,83 @@ impl Attention {
         cache: Option<&mut LayerCache>,
     ) -> Result<(Tensor, Option<Routing>)> {
         let (batch, seq, _) = h.dims3()?;
-        let (keys, values) = self.keys_and_values(h, rope, pass)?;
+        let (queries, keys, values) = self.project(h, rope, pass)?;
         let (keys, values) = match cache {
             Some(cache) => cache.append(&keys, &values, pass.offset)?,
             None => (keys, values),
         };
-        let queries = self.queries(h, rope, pass)?;
-        let sets = self.key_values.len();
-        let out = self.attend(&queries, &keys, &values, pass)?;
-        // [batch, sets, kv heads, experts a set, group, seq, head_dim] to [batch, seq, expert, head · head_dim].
-        let experts = self.heads.len();
-        let out = out
-            .reshape(vec![batch, sets, self.kv_heads, experts / sets, out.dim(1)? * sets / experts, seq, self.head_dim])?
-            .permute(vec![0, 5, 1, 3, 2, 4, 6])?
-            .reshape((batch, seq, experts, ()))?;
+        let out = if self.mode == Mode::Infer && on_cpu(h) {
+            attend(&queries, &keys, &values, (self.key_values.len(), self.kv_heads), self.window, pass)?
+        } else {
+            self.attend_in_groups(&queries, &keys, &values, pass)?
+        };
+        let out = out.reshape((batch, seq, self.heads.len(), ()))?;
         let Some(router) = &self.router else {
             return Ok((self.heads[0].o.forward(&out.squeeze(2)?)?, None));
         };
         let routing = router.route(h, pass.overrides.attention_top_k, &pass.overrides.dropped)?;
         let gates = routing.gates.to_dtype(h.dtype())?.unsqueeze(3)?;
         let gated = out.broadcast_mul(&gates)?;
-        let mut sum: Option<Tensor> = None;
+        let of_expert = |number: usize| gated.narrow(2, number, 1)?.squeeze(2);
+        let terms = self.heads.iter().enumerate().map(|(number, heads)| Ok((&heads.o.weight, of_expert(number)?)));
+        let mut sum = sum_of_products(&terms.collect::<Result<Vec<_>>>()?)?;
         for (number, Heads { o, .. }) in self.heads.iter().enumerate() {
-            let mut part = o.weight.multiply(&gated.narrow(2, number, 1)?.squeeze(2)?)?;
             if let Some(bias) = &o.bias {
-                part = (part + gates.narrow(2, number, 1)?.squeeze(2)?.broadcast_mul(bias)?)?;
+                sum = (sum + gates.narrow(2, number, 1)?.squeeze(2)?.broadcast_mul(bias)?)?;
             }
-            sum = Some(match sum {
-                Some(sum) => (sum + part)?,
-                None => part,
-            });
         }
-        match sum {
-            Some(sum) => Ok((sum, Some(routing))),
-            None => candle_core::bail!("an attention without heads"),
-        }
+        Ok((sum, Some(routing)))
     }
 
-    /// Rotated keys, and values: `[batch · sets · kv heads, seq, head_dim]`.
-    fn keys_and_values(&self, h: &Tensor, rope: &Rope, pass: &Pass) -> Result<(Tensor, Tensor)> {
+    /// Rotated queries `[batch, seq, experts, heads, head_dim]`; rotated keys, and values,
+    /// `[batch · sets · kv heads, seq, head_dim]`.
+    fn project(&self, h: &Tensor, rope: &Rope, pass: &Pass) -> Result<(Tensor, Tensor, Tensor)> {
         let (batch, seq, _) = h.dims3()?;
-        let shape = (batch, seq, self.kv_heads, self.head_dim);
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
-        for KeyValue { k, v, k_norm } in &self.key_values {
-            let mut key = k.forward(h)?.reshape(shape)?;
-            if let Some(norm) = k_norm {
-                key = norm.forward(&key)?;
-            }
-            keys.push(rope.apply(&key, &pass.rotation)?);
-            values.push(v.forward(h)?.reshape(shape)?);
-        }
-        let fold = |parts: Vec<Tensor>| -> Result<Tensor> {
-            let heads = self.key_values.len() * self.kv_heads;
-            let all = if parts.len() == 1 { parts[0].clone() } else { Tensor::cat(&parts, 2)? };
-            all.transpose(1, 2)?.contiguous()?.reshape((batch * heads, seq, self.head_dim))
-        };
-        Ok((fold(keys)?, fold(values)?))
-    }
-
-    /// Rotated queries, grouped by the key heads that they look at:
-    /// `[batch · sets · kv heads, experts a set · group, seq, head_dim]`.
-    fn queries(&self, h: &Tensor, rope: &Rope, pass: &Pass) -> Result<Tensor> {
-        let (batch, seq, _) = h.dims3()?;
+        let queries = self.heads.iter().map(|heads| &heads.q);
+        let keys = self.key_values.iter().map(|key_value| &key_value.k);
+        let values = self.key_values.iter().map(|key_value| &key_value.v);
+        let linears: Vec<&Linear> = queries.chain(keys).chain(values).collect();
+        let mut projected = forward_together(&linears, h)?.into_iter();
         let (sets, experts) = (self.key_values.len(), self.heads.len());
-        let mut queries = Vec::with_capacity(experts);
-        for Heads { q, q_norm, .. } in &self.heads {
-            let mut query = q.forward(h)?.reshape((batch, seq, (), self.head_dim))?;
-            if let Some(norm) = q_norm {
-                query = norm.forward(&query)?;
-            }
-            queries.push(rope.apply(&query, &pass.rotation)?);
-        }
-        let all = Tensor::stack(&queries, 2)?;
-        let group = all.dim(3)? / self.kv_heads;
-        all.reshape(vec![batch, seq, sets, experts / sets, self.kv_heads, group, self.head_dim])?
+        let mut rotated = |count: usize, norms: &mut dyn Iterator<Item = &Option<Norm>>| -> Result<Vec<Tensor>> {
+            projected
+                .by_ref()
+                .take(count)
+                .zip(norms)
+                .map(|(x, norm)| {
+                    let mut x = x.reshape((batch, seq, (), self.head_dim))?;
+                    if let Some(norm) = norm {
+                        x = norm.forward(&x)?;
+                    }
+                    rope.apply(&x, &pass.rotation)
+                })
+                .collect()
+        };
+        let queries = rotated(experts, &mut self.heads.iter().map(|heads| &heads.q_norm))?;
+        let keys = rotated(sets, &mut self.key_values.iter().map(|key_value| &key_value.k_norm))?;
+        let values: Vec<Tensor> =
+            projected.map(|v| v.reshape((batch, seq, self.kv_heads, self.head_dim))).collect::<Result<_>>()?;
+        let fold = |parts: Vec<Tensor>| -> Result<Tensor> {
+            let all = if parts.len() == 1 { parts[0].clone() } else { Tensor::cat(&parts, 2)? };
+            all.transpose(1, 2)?.contiguous()?.reshape((batch * sets * self.kv_heads, seq, self.head_dim))
+        };
+        Ok((Tensor::stack(&queries, 2)?, fold(keys)?, fold(values)?))
+    }
+
+    /// Attention as products of matrices, which can be differentiated: queries of all heads that look at the same keys
+    /// are rows of one matrix. Shapes as of [`project`](Self::project), out as queries.
+    fn attend_in_groups(&self, queries: &Tensor, keys: &Tensor, values: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let (batch, seq, experts, heads, head_dim) = queries.dims5()?;
+        let (sets, kv_heads) = (self.key_values.len(), self.kv_heads);
+        let (in_set, group) = (experts / sets, heads / kv_heads);
+        let grouped = queries
+            .reshape(vec![batch, seq, sets, in_set, kv_heads, group, head_dim])?
             .permute(vec![0, 2, 4, 3, 5, 1, 6])?
-            .reshape((batch * sets * self.kv_heads, (experts / sets) * group, seq, self.head_dim))
+            .reshape((batch * sets * kv_heads, in_set * group, seq, head_dim))?;
+        self.attend(&grouped, keys, values, pass)?
+            .reshape(vec![batch, sets, kv_heads, in_set, group, seq, head_dim])?
+            .permute(vec![0, 5, 1, 3, 2, 4, 6])?
+            .reshape((batch, seq, experts, heads, head_dim))
     }
 
     /// Softmax attention of queries `[rows, group, seq, head_dim]` over `[rows, positions, head_dim]`.

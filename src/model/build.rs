@@ -37,8 +37,7 @@ impl Builder<'_> {
         let sequential = self.architecture.block == Layout::Sequential;
         let (before, after) = (position != NormPosition::Post, position != NormPosition::Pre);
         let norm = |there: bool, role| if there { self.norm(role, (layer, None)).map(Some) } else { Ok(None) };
-        let before_feed_forward =
-            if after { Role::PreFeedforwardNorm } else { Role::PostAttentionNorm };
+        let before_feed_forward = if after { Role::PreFeedforwardNorm } else { Role::PostAttentionNorm };
         Ok(Block {
             layout: self.architecture.block,
             before_attention: norm(before, Role::InputNorm)?,
@@ -60,8 +59,7 @@ impl Builder<'_> {
             Some(mixture) => (0..mixture.num_attention_experts).map(|expert| (layer, Some(expert))).collect(),
         };
         let shared = mixture.is_some_and(|mixture| mixture.attention_kv == AttentionKv::Shared);
-        let qk_norm =
-            |role, place| if a.qk_norm == QkNorm::None { Ok(None) } else { self.norm(role, place).map(Some) };
+        let qk_norm = |role, place| if a.qk_norm == QkNorm::None { Ok(None) } else { self.norm(role, place).map(Some) };
         let heads = places.iter().map(|place| {
             let (q, o) = (self.linear(Role::Q, *place)?, self.linear(Role::O, *place)?);
             Ok(Heads { q, o, q_norm: qk_norm(Role::QNorm, *place)? })
@@ -111,7 +109,8 @@ impl Builder<'_> {
             MlpType::Gated => Some(self.linear(Role::Gate, place)?),
             MlpType::Plain => None,
         };
-        Ok(Mlp { gate, up: self.linear(Role::Up, place)?, down: self.linear(Role::Down, place)?, activation })
+        let (up, down) = (self.linear(Role::Up, place)?, self.linear(Role::Down, place)?);
+        Ok(Mlp { gate, up, down, activation, mode: self.mode })
     }
 
     fn linear(&self, role: Role, place: Place) -> Result<Linear> {
@@ -182,20 +181,25 @@ impl Builder<'_> {
             let sliding = |kind: &Json| match kind.as_str() {
                 Some("sliding_attention") => Ok(Some(window)),
                 Some("full_attention") => Ok(None),
-                _ => Err(self.fault("layer_types", format!("expected `sliding_attention` or `full_attention`, found {kind}"))),
+                _ => Err(self
+                    .fault("layer_types", format!("expected `sliding_attention` or `full_attention`, found {kind}"))),
             };
             let windows: Vec<_> = types.as_array().into_iter().flatten().map(sliding).collect::<Result<_>>()?;
             return if windows.len() == layers {
                 Ok(windows)
             } else {
-                Err(self.fault("layer_types", format!("expected one entry for each of {layers} layers, found {}", windows.len())))
+                Err(self.fault(
+                    "layer_types",
+                    format!("expected one entry for each of {layers} layers, found {}", windows.len()),
+                ))
             };
         }
         let full = match key("max_window_layers") {
             None => 0,
-            Some(value) => value.as_u64().ok_or_else(|| {
-                self.fault("max_window_layers", format!("expected a number of layers, found {value}"))
-            })? as usize,
+            Some(value) => value
+                .as_u64()
+                .ok_or_else(|| self.fault("max_window_layers", format!("expected a number of layers, found {value}")))?
+                as usize,
         };
         Ok((0..layers).map(|layer| (layer >= full).then_some(window)).collect())
     }

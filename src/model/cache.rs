@@ -57,7 +57,7 @@ impl LayerCache {
         let (rows, seq, head_dim) = keys.dims3()?;
         let end = offset + seq;
         let (old_keys, old_values) = match self.pair.take() {
-            Some((k, v)) if k.dim(1)? >= end => (k, v),
+            Some((k, v)) if k.dim(1)? >= end && (k.dim(0)?, k.dim(2)?) == (rows, head_dim) => (k, v),
             old => {
                 // Growing by halves keeps the copying of old positions a constant share of the work.
                 let capacity = end.max(offset + offset / 2).next_multiple_of(64);

@@ -14,7 +14,7 @@ use super::params::{LoadOptions, Params, describe};
 use super::pass::Pass;
 use super::rope::Rope;
 use super::router::{LayerRouting, Overrides};
-use crate::family::{Architecture, Config};
+use crate::family::{Architecture, AttentionKv, Config};
 use crate::{Error, Result};
 
 /// A language model: any family that `formats/` knows, and BAM mixtures of them.
@@ -102,16 +102,16 @@ impl CausalLm {
     /// `max_position_embeddings`, a cache of another model or batch, and overrides that leave no expert.
     pub fn forward(&self, tokens: &Tensor, mut cache: Option<&mut KvCache>, options: &Forward) -> Result<Output> {
         let (mut x, pass) = self.begin(tokens, cache.as_deref_mut(), options)?;
-        let mut output = Output { logits: x.clone(), routing: Vec::new(), hidden: Vec::new() };
+        let (mut routing, mut hidden) = (Vec::new(), Vec::new());
         for layer in 0..self.blocks.len() {
             if options.keep_hidden {
-                output.hidden.push(x.clone());
+                hidden.push(x.clone());
             }
             let layer_cache = cache.as_deref_mut().and_then(|cache| cache.layers.get_mut(layer));
-            let (next, routing) = self.run(layer, &x, &pass, layer_cache)?;
+            let (next, of_layer) = self.run(layer, &x, &pass, layer_cache)?;
             x = next;
             if options.keep_routing {
-                output.routing.push(routing);
+                routing.push(of_layer);
             }
         }
         if let Some(cache) = cache {
@@ -121,12 +121,12 @@ impl CausalLm {
             let last = x.dim(1).and_then(|seq| x.narrow(1, seq - 1, 1)).and_then(|last| last.contiguous());
             x = last.map_err(|e| self.failed(e))?;
         }
-        let x = self.norm.forward(&x).map_err(|e| self.failed(e))?;
-        output.logits = self.head(&x)?;
+        let x = self.final_norm(&x)?;
+        let logits = self.head(&x)?;
         if options.keep_hidden {
-            output.hidden.push(x);
+            hidden.push(x);
         }
-        Ok(output)
+        Ok(Output { logits, routing, hidden })
     }
 
     /// The embeddings of `tokens` `[batch, seq, hidden]`, and what the layers need to know of the pass.
@@ -134,8 +134,9 @@ impl CausalLm {
     /// With [`layer`](Self::layer), [`final_norm`](Self::final_norm) and [`head`](Self::head) a trainer can run a pass
     /// piece by piece, to recompute activations or to take the loss in chunks.
     pub fn begin(&self, tokens: &Tensor, cache: Option<&mut KvCache>, options: &Forward) -> Result<(Tensor, Pass)> {
-        let (batch, seq) =
-            tokens.dims2().map_err(|_| Error::usage(format!("expected token ids [batch, seq], found {:?}", tokens.dims())))?;
+        let (batch, seq) = tokens
+            .dims2()
+            .map_err(|_| Error::usage(format!("expected token ids [batch, seq], found {:?}", tokens.dims())))?;
         if batch == 0 || seq == 0 {
             return Err(Error::usage("expected at least one token, found none"));
         }
@@ -144,6 +145,9 @@ impl CausalLm {
         if let Some(padding) = options.left_padding.as_ref().filter(|padding| padding.len() != batch) {
             let problem = format!("expected the padding of {batch} rows, found {}", padding.len());
             return Err(Error::usage(problem));
+        }
+        if cache.is_some() && self.params.vars().next().is_some() {
+            return Err(Error::usage("a cache cuts gradients: give it to a model without trainable parameters"));
         }
         let (mut offset, mut left_padding) = (0, options.left_padding.clone());
         if let Some(cache) = cache {
@@ -255,7 +259,11 @@ impl CausalLm {
         if let Some(dropped) = overrides.dropped.iter().find(|dropped| **dropped >= experts) {
             return Err(Error::usage(format!("expected experts from 0 to {}, found {dropped}", experts - 1)));
         }
-        if (0..experts).all(|expert| overrides.dropped.contains(&expert)) {
+        let attention_experts = match mixture.attention_kv {
+            AttentionKv::Merged => experts,
+            AttentionKv::Expert | AttentionKv::Shared => mixture.num_attention_experts as usize,
+        };
+        if (0..experts.min(attention_experts)).all(|expert| overrides.dropped.contains(&expert)) {
             return Err(Error::usage("every expert is dropped; expected at least one to be left"));
         }
         let limits = [

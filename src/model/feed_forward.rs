@@ -1,10 +1,17 @@
 //! Feed-forward networks, ordinary or of experts (BAM, section 3.3).
 
 use candle_core::{D, Result, Tensor};
+use rayon::prelude::*;
 
-use super::linear::Linear;
-use super::pass::Pass;
+use super::kernels::silu_multiply;
+use super::linear::{Linear, forward_together};
+use super::params::Mode;
+use super::pass::{Pass, on_cpu};
 use super::router::{Router, Routing};
+use super::stored::floats;
+
+/// Values that one thread activates at a time.
+const PIECE: usize = 1 << 13;
 
 /// The functions that configurations name in `hidden_act`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,17 +57,33 @@ pub(super) struct Mlp {
     pub(super) up: Linear,
     pub(super) down: Linear,
     pub(super) activation: Activation,
+    pub(super) mode: Mode,
 }
 
 impl Mlp {
     /// `[.., hidden]` to `[.., hidden]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let up = self.up.forward(x)?;
         let inner = match &self.gate {
-            Some(gate) => (self.activation.apply(&gate.forward(x)?)? * up)?,
-            None => self.activation.apply(&up)?,
+            Some(gate) => {
+                let both = forward_together(&[gate, &self.up], x)?;
+                self.gated(&both[0], &both[1])?
+            }
+            None => self.activation.apply(&self.up.forward(x)?)?,
         };
         self.down.forward(&inner)
+    }
+
+    /// `act(gate) · up`.
+    fn gated(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        if self.mode == Mode::Train || self.activation != Activation::Silu || !on_cpu(gate) {
+            return self.activation.apply(gate)? * up;
+        }
+        let (gate, up) = (gate.contiguous()?, up.contiguous()?);
+        let (gate_values, up_values) = (gate.storage_and_layout(), up.storage_and_layout());
+        let mut out = floats(&gate_values)?.to_vec();
+        let pieces = out.par_chunks_mut(PIECE).zip(floats(&up_values)?.par_chunks(PIECE));
+        pieces.for_each(|(out, up)| silu_multiply(out, up));
+        Tensor::from_vec(out, gate.shape(), gate.device())
     }
 }
 

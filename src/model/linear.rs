@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
 
 use super::params::{Mode, Value};
-use super::stored::StoredMatrix;
+use super::stored::{self, StoredMatrix};
 
 /// A matrix `[out, in]`.
 #[derive(Debug, Clone)]
@@ -24,6 +24,13 @@ impl Matrix {
             Value::Variable(var) => Self::Variable(var.as_tensor().clone()),
             Value::Frozen(tensor) => Self::Frozen(tensor.clone(), mode),
             Value::Stored(stored) => Self::Stored(Arc::clone(stored)),
+        }
+    }
+
+    fn stored(&self) -> Option<&StoredMatrix> {
+        match self {
+            Self::Stored(stored) => Some(stored),
+            Self::Variable(_) | Self::Frozen(..) => None,
         }
     }
 
@@ -79,6 +86,32 @@ impl Linear {
     }
 }
 
+/// Several projections of the same `x` `[.., in]`.
+pub(super) fn forward_together(linears: &[&Linear], x: &Tensor) -> Result<Vec<Tensor>> {
+    let stored = linears.iter().map(|linear| linear.weight.stored()).collect::<Option<Vec<_>>>();
+    let Some(stored) = stored else {
+        return linears.iter().map(|linear| linear.forward(x)).collect();
+    };
+    let products = stored::multiply_together(&stored, x)?.into_iter().zip(linears);
+    products
+        .map(|(product, linear)| match &linear.bias {
+            Some(bias) => product.broadcast_add(bias),
+            None => Ok(product),
+        })
+        .collect()
+}
+
+/// The sum of the products of matrices with an `x` `[.., in]` each.
+pub(super) fn sum_of_products(terms: &[(&Matrix, Tensor)]) -> Result<Tensor> {
+    let stored = terms.iter().map(|(matrix, x)| Some((matrix.stored()?, x.clone()))).collect::<Option<Vec<_>>>();
+    if let Some(stored) = stored {
+        return stored::sum_of_products(&stored);
+    }
+    let mut products = terms.iter().map(|(matrix, x)| matrix.multiply(x));
+    let first = products.next().ok_or_else(|| candle_core::Error::msg("a sum of nothing"))??;
+    products.try_fold(first, |sum, product| sum + product?)
+}
+
 /// `value`, which is `x · weightᵀ` computed outside the graph, as an operation whose gradient goes to `x` alone.
 ///
 /// candle's own product makes a gradient for both factors and keeps the weight's until the end of the backward pass.
@@ -89,13 +122,7 @@ impl CustomOp2 for FrozenProduct {
         "frozen-matmul"
     }
 
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        value: &CpuStorage,
-        layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, value: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         use candle_core::backend::BackendStorage;
         Ok((value.try_clone(layout)?, layout.shape().clone()))
     }

@@ -4,12 +4,14 @@
 //! [`Params`] knows names. Everything differentiates in [`Mode::Train`]: candle's fused norms, softmax and rotations cut
 //! the gradient without a word, so they are used in [`Mode::Infer`] alone, and the tests compare both.
 
+mod attend;
 mod attention;
 mod block;
 mod build;
 mod cache;
 mod causal_lm;
 mod feed_forward;
+mod kernels;
 mod linear;
 mod norm;
 mod params;

@@ -78,18 +78,14 @@ impl Default for LoadOptions {
 impl LoadOptions {
     /// Every parameter a float32 variable on `device`, with differentiable operations.
     pub fn train(device: Device) -> Self {
-        Self {
-            device,
-            dtype: DType::F32,
-            mode: Mode::Train,
-            weights: Weights::Widened,
-            trainable: Trainable::All,
-        }
+        Self { device, dtype: DType::F32, mode: Mode::Train, weights: Weights::Widened, trainable: Trainable::All }
     }
 
     fn check(&self) -> Result<()> {
         if self.mode == Mode::Infer && self.trainable != Trainable::None {
-            return Err(Error::usage("a model with trainable parameters needs Mode::Train: inference has no gradients"));
+            return Err(Error::usage(
+                "a model with trainable parameters needs Mode::Train: inference has no gradients",
+            ));
         }
         if !matches!(self.dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16) {
             let problem = format!("expected to compute in f64, f32, f16 or bf16, found {:?}", self.dtype);
@@ -188,8 +184,7 @@ impl Params {
         options.check()?;
         let mut values = Vec::new();
         for spec in architecture.tensors()? {
-            let tensor =
-                tensors.remove(&spec.name).ok_or_else(|| Error::tensor(path, &spec.name, "is missing"))?;
+            let tensor = tensors.remove(&spec.name).ok_or_else(|| Error::tensor(path, &spec.name, "is missing"))?;
             if !tensor.dims().iter().map(|extent| *extent as u64).eq(spec.shape.iter().copied()) {
                 let problem = format!("has shape {:?}, but config.json makes it {:?}", tensor.dims(), spec.shape);
                 return Err(Error::tensor(path, &spec.name, problem));
@@ -207,11 +202,7 @@ impl Params {
         Self::new(path, values, options)
     }
 
-    fn new(
-        path: &Path,
-        values: impl IntoIterator<Item = (TensorSpec, Value)>,
-        options: &LoadOptions,
-    ) -> Result<Self> {
+    fn new(path: &Path, values: impl IntoIterator<Item = (TensorSpec, Value)>, options: &LoadOptions) -> Result<Self> {
         let mut found = Self { path: path.to_path_buf(), parameters: BTreeMap::new(), places: BTreeMap::new() };
         for (spec, value) in values {
             found.places.insert((spec.role, spec.bias, spec.layer, spec.expert), spec.name.clone());
@@ -246,9 +237,7 @@ impl Params {
         match &parameter.value {
             Value::Variable(var) => Ok(var.as_detached_tensor()),
             Value::Frozen(tensor) => Ok(tensor.clone()),
-            Value::Stored(stored) => {
-                stored.to_tensor().map_err(|e| Error::compute(format!("read tensor `{name}`"), e))
-            }
+            Value::Stored(stored) => stored.to_tensor().map_err(|e| Error::compute(format!("read tensor `{name}`"), e)),
         }
     }
 
@@ -268,12 +257,7 @@ fn wrap(spec: &TensorSpec, tensor: Tensor, options: &LoadOptions) -> candle_core
 }
 
 /// A tensor's values in the dtype of the options, rounded once at most.
-fn read(
-    checkpoint: &Checkpoint,
-    entry: &TensorEntry,
-    spec: &TensorSpec,
-    options: &LoadOptions,
-) -> Result<Tensor> {
+fn read(checkpoint: &Checkpoint, entry: &TensorEntry, spec: &TensorSpec, options: &LoadOptions) -> Result<Tensor> {
     let path = checkpoint.files[entry.file].path();
     let shape: Vec<usize> = spec.shape.iter().map(|extent| *extent as usize).collect();
     let failed = |e: candle_core::Error| Error::compute(format!("load tensor `{}`", spec.name), e);
@@ -291,7 +275,10 @@ fn read(
             let mut bytes = vec![0; entry.length as usize];
             checkpoint.read_bytes(entry, 0, &mut bytes)?;
             let values: Vec<f32> = if stored == Dtype::BF16 {
-                bytes.chunks_exact(2).map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)).collect()
+                bytes
+                    .chunks_exact(2)
+                    .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16))
+                    .collect()
             } else {
                 bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
             };

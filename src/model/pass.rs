@@ -32,7 +32,13 @@ impl Pass {
     /// of zeros and −∞; `None` where nothing is hidden.
     ///
     /// Padding sees itself, so that no row is without anything to see; what it computes is looked at by nobody.
-    pub(super) fn mask(&self, window: Option<usize>, first: usize, rows: usize, total: usize) -> Result<Option<Tensor>> {
+    pub(super) fn mask(
+        &self,
+        window: Option<usize>,
+        first: usize,
+        rows: usize,
+        total: usize,
+    ) -> Result<Option<Tensor>> {
         let first = self.offset + first;
         let narrow = window.is_some_and(|window| total > window);
         if rows == 1 && first + 1 == total && !narrow && self.left_padding.is_none() {
@@ -59,4 +65,9 @@ impl Pass {
         self.masks.borrow_mut().insert(key, mask.clone());
         Ok(Some(mask))
     }
+}
+
+/// Whether the loops that are written for the CPU in float32 can be used.
+pub(super) fn on_cpu(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
 }

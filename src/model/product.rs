@@ -7,10 +7,9 @@
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
+use super::kernels::multiply_add;
 use super::stored::StoredMatrix;
 
-/// Most rows that are multiplied from registers.
-const FEW: usize = 4;
 /// Weights widened at a time for many rows: 2 MiB of float32.
 const TILE: usize = 1 << 19;
 /// Bytes of weights below which waking a second thread takes longer than the product.
@@ -28,49 +27,94 @@ fn widened(pair: [u8; 2]) -> f32 {
     f32::from_bits(u32::from(u16::from_le_bytes(pair)) << 16)
 }
 
-/// `x · matrixᵀ` for `x` `[n, columns]`, as `[n, rows]`.
-pub(super) fn multiply(matrix: &StoredMatrix, x: &[f32]) -> Vec<f32> {
-    let (rows, columns) = (matrix.rows(), matrix.columns());
-    let n = x.len() / columns.max(1);
-    let mut out = vec![0f32; n * rows];
-    if n > FEW {
-        multiply_many(matrix, x, n, &mut out);
-        return out;
-    }
-    let bytes = matrix.bytes();
-    match n {
-        0 => {}
-        1 => multiply_few::<1>(bytes, columns, x, &mut out),
-        2 => transposed::<2>(bytes, columns, x, &mut out),
-        3 => transposed::<3>(bytes, columns, x, &mut out),
-        _ => transposed::<4>(bytes, columns, x, &mut out),
-    }
-    out
+/// A sum of products `x · matrixᵀ` with matrices of the same number of rows, and where it goes.
+pub(super) struct Sum<'a> {
+    /// Matrices `[rows, columns]`, and `x` `[n, columns]` of each.
+    pub(super) terms: Vec<(&'a StoredMatrix, &'a [f32])>,
+    /// `[n, rows]`.
+    pub(super) out: Vec<f32>,
 }
 
-/// [`multiply_few`] with its output turned from `[rows, N]` to `[N, rows]`.
-fn transposed<const N: usize>(bytes: &[u8], columns: usize, x: &[f32], out: &mut [f32]) {
-    let rows = out.len() / N;
-    let mut turned = vec![0f32; out.len()];
-    multiply_few::<N>(bytes, columns, x, &mut turned);
-    for (row, values) in turned.chunks_exact(N).enumerate() {
-        for (n, value) in values.iter().enumerate() {
-            out[n * rows + row] = *value;
+impl<'a> Sum<'a> {
+    /// `n` rows of zeros that the terms are added to; there must be one term at least.
+    pub(super) fn new(n: usize, terms: Vec<(&'a StoredMatrix, &'a [f32])>) -> Self {
+        let rows = terms.first().map_or(0, |(matrix, _)| matrix.rows());
+        Self { terms, out: vec![0f32; n * rows] }
+    }
+}
+
+/// Computes sums of `n` rows each, together where rows are few.
+pub(super) fn multiply(n: usize, sums: &mut [Sum]) {
+    match n {
+        0 => {}
+        1 => multiply_few::<1>(sums),
+        2 => multiply_few::<2>(sums),
+        3 => multiply_few::<3>(sums),
+        4 => multiply_few::<4>(sums),
+        _ => {
+            for Sum { terms, out } in sums {
+                for (number, (matrix, x)) in terms.iter().enumerate() {
+                    multiply_many(matrix, x, n, out, number > 0);
+                }
+            }
         }
     }
 }
 
-/// Rows of weights `bytes` times the `N` rows of `x`: `out` `[rows, N]`.
-fn multiply_few<const N: usize>(bytes: &[u8], columns: usize, x: &[f32], out: &mut [f32]) {
-    let width = 2 * columns;
-    let pieces = if bytes.len() < SERIAL { 1 } else { 4 * rayon::current_num_threads() };
-    let rows_a_piece = (out.len() / N).div_ceil(pieces).max(1);
+/// Some rows of the matrices of one sum.
+struct Piece<'a> {
+    terms: &'a [(&'a StoredMatrix, &'a [f32])],
+    first: usize,
+    /// `[rows, N]`.
+    out: &'a mut [f32],
+}
+
+/// All sums of `N` rows, cut into pieces that the threads share.
+fn multiply_few<const N: usize>(sums: &mut [Sum]) {
     let kernel = kernel::<N>();
-    let piece = |(out, bytes): (&mut [f32], &[u8])| kernel(bytes, width, x, out);
+    let bytes: usize = sums.iter().flat_map(|sum| &sum.terms).map(|(matrix, _)| matrix.bytes().len()).sum();
+    let rows: usize = sums.iter().map(|sum| sum.out.len() / N).sum();
+    let pieces = if bytes < SERIAL { 1 } else { 4 * rayon::current_num_threads() };
+    let rows_a_piece = rows.div_ceil(pieces).max(1);
+    let mut turned: Vec<Vec<f32>> =
+        sums.iter_mut().map(|sum| if N == 1 { std::mem::take(&mut sum.out) } else { sum.out.clone() }).collect();
+    let mut jobs = Vec::with_capacity(pieces + sums.len());
+    for (sum, out) in sums.iter().zip(&mut turned) {
+        for (number, out) in out.chunks_mut(rows_a_piece * N).enumerate() {
+            jobs.push(Piece { terms: &sum.terms, first: number * rows_a_piece, out });
+        }
+    }
+    let run = |piece: &mut Piece| {
+        let rows = piece.out.len() / N;
+        let mut more = Vec::new();
+        for (number, (matrix, x)) in piece.terms.iter().enumerate() {
+            let width = 2 * matrix.columns();
+            let bytes = &matrix.bytes()[piece.first * width..(piece.first + rows) * width];
+            if number == 0 {
+                kernel(bytes, width, x, piece.out);
+            } else {
+                more.resize(piece.out.len(), 0.0);
+                kernel(bytes, width, x, &mut more);
+                piece.out.iter_mut().zip(&more).for_each(|(out, more)| *out += more);
+            }
+        }
+    };
     if pieces == 1 {
-        piece((out, bytes));
+        jobs.iter_mut().for_each(run);
     } else {
-        out.par_chunks_mut(rows_a_piece * N).zip(bytes.par_chunks(rows_a_piece * width)).for_each(piece);
+        jobs.par_iter_mut().for_each(run);
+    }
+    for (sum, turned) in sums.iter_mut().zip(turned) {
+        if N == 1 {
+            sum.out = turned;
+            continue;
+        }
+        let rows = turned.len() / N;
+        for (row, values) in turned.chunks_exact(N).enumerate() {
+            for (n, value) in values.iter().enumerate() {
+                sum.out[n * rows + row] = *value;
+            }
+        }
     }
 }
 
@@ -128,11 +172,7 @@ fn rows_of<const N: usize, const LANES: usize, const FMA: bool>(
             for (n, sums) in sums.iter_mut().enumerate() {
                 let x = &x[n * columns + start..][..LANES];
                 for lane in 0..LANES {
-                    sums[lane] = if FMA {
-                        weights[lane].mul_add(x[lane], sums[lane])
-                    } else {
-                        weights[lane] * x[lane] + sums[lane]
-                    };
+                    sums[lane] = multiply_add::<FMA>(weights[lane], x[lane], sums[lane]);
                 }
             }
         }
@@ -146,8 +186,8 @@ fn rows_of<const N: usize, const LANES: usize, const FMA: bool>(
     }
 }
 
-/// The product for many rows, `out` `[n, rows]`.
-fn multiply_many(matrix: &StoredMatrix, x: &[f32], n: usize, out: &mut [f32]) {
+/// The product for many rows, written or added to `out` `[n, rows]`.
+fn multiply_many(matrix: &StoredMatrix, x: &[f32], n: usize, out: &mut [f32], add: bool) {
     let (rows, columns) = (matrix.rows(), matrix.columns());
     let rows_a_tile = (TILE / columns).clamp(1, rows);
     let mut tile = vec![0f32; rows_a_tile * columns];
@@ -171,14 +211,14 @@ fn multiply_many(matrix: &StoredMatrix, x: &[f32], n: usize, out: &mut [f32]) {
                 target.as_mut_ptr(),
                 1,
                 rows as isize,
-                false,
+                add,
                 x.as_ptr(),
                 1,
                 columns as isize,
                 tile.as_ptr(),
                 columns as isize,
                 1,
-                0.0,
+                1.0,
                 1.0,
                 false,
                 false,

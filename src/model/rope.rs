@@ -49,6 +49,12 @@ impl Rope {
         Ok(Self { frequencies, attention_factor, interleaved: architecture.rope_interleaved, mode })
     }
 
+    /// Frequencies, and the factor on cosines and sines.
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> (&[f32], f64) {
+        (&self.frequencies, self.attention_factor)
+    }
+
     /// Cosines and sines of positions, one row of positions a row of the batch or one row for all.
     pub(super) fn rotation(&self, positions: &[Vec<usize>], dtype: DType, device: &Device) -> CandleResult<Rotation> {
         let (rows, seq, pairs) = (positions.len(), positions.first().map_or(0, Vec::len), self.frequencies.len());
@@ -145,7 +151,9 @@ impl Scaling<'_> {
         let (low, high) = (self.required("low_freq_factor")?, self.required("high_freq_factor")?);
         let context = self.original_context()?;
         if low >= high {
-            return Err(self.fault("high_freq_factor", format!("expected more than low_freq_factor {low}, found {high}")));
+            return Err(
+                self.fault("high_freq_factor", format!("expected more than low_freq_factor {low}, found {high}"))
+            );
         }
         let scaled = |frequency: f64| {
             let wave = 2.0 * PI / frequency;
@@ -173,12 +181,9 @@ impl Scaling<'_> {
             _ => mscale(1.0),
         };
         let attention_factor = self.optional("attention_factor")?.unwrap_or(of_heads);
-        let (fast, slow) =
-            (self.optional("beta_fast")?.unwrap_or(32.0), self.optional("beta_slow")?.unwrap_or(1.0));
+        let (fast, slow) = (self.optional("beta_fast")?.unwrap_or(32.0), self.optional("beta_slow")?.unwrap_or(1.0));
         let base = self.architecture.rope_theta;
-        let dimension = |rotations: f64| {
-            rotary as f64 * (context / (rotations * 2.0 * PI)).ln() / (2.0 * base.ln())
-        };
+        let dimension = |rotations: f64| rotary as f64 * (context / (rotations * 2.0 * PI)).ln() / (2.0 * base.ln());
         let truncate = self.values.and_then(|values| values.get("truncate")).and_then(Value::as_bool).unwrap_or(true);
         let (mut low, mut high) = (dimension(fast), dimension(slow));
         if truncate {

@@ -1,7 +1,7 @@
 //! The models compute what transformers computes (`fixtures/golden/`, by `fixtures/make.py`), and what the papers say
 //! (`naive.rs`, float64).
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests are no tests to clippy
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)] // helpers of tests are no tests to clippy
 
 mod cache;
 mod dense;
@@ -99,8 +99,19 @@ impl Kind {
             Self::BAM,
             shared.clone(),
             Self { name: "bam, soft", top_k: TopK::Soft, ..Self::BAM },
-            Self { name: "bam, top-2 normalised, attention top-1", top_k: TopK::Of(2), attention_top_k: TopK::Of(1), norm: true, ..Self::BAM },
-            Self { name: "bam, shared kv, top-2, attention top-2", top_k: TopK::Of(2), attention_top_k: TopK::Of(2), ..shared },
+            Self {
+                name: "bam, top-2 normalised, attention top-1",
+                top_k: TopK::Of(2),
+                attention_top_k: TopK::Of(1),
+                norm: true,
+                ..Self::BAM
+            },
+            Self {
+                name: "bam, shared kv, top-2, attention top-2",
+                top_k: TopK::Of(2),
+                attention_top_k: TopK::Of(2),
+                ..shared
+            },
             Self { name: "btx", method: Method::Btx, ..Self::BAM },
             Self { name: "btx, top-2 normalised", method: Method::Btx, top_k: TopK::Of(2), norm: true, ..Self::BAM },
         ]
@@ -129,14 +140,8 @@ impl Kind {
             rng_seed: 1,
         };
         let upcycling = plan(open(SEED, "seed"), experts.into(), &settings).unwrap();
-        let target = Target {
-            folder,
-            force: false,
-            max_shard_size: 1 << 30,
-            memory: 1 << 24,
-            threads: 1,
-            progress: &|_| {},
-        };
+        let target =
+            Target { folder, force: false, max_shard_size: 1 << 30, memory: 1 << 24, threads: 1, progress: &|_| {} };
         execute(&upcycling.plan, &upcycling.files, &target).unwrap();
     }
 }

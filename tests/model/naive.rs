@@ -38,8 +38,7 @@ impl Naive {
     /// Logits `[seq][vocab]`.
     pub fn logits(&self, tokens: &[u32], routing: &Routing) -> Rows {
         let (width, embedding) = &self.tensors["model.embed_tokens.weight"];
-        let mut x: Rows =
-            tokens.iter().map(|id| embedding[*id as usize * width..][..*width].to_vec()).collect();
+        let mut x: Rows = tokens.iter().map(|id| embedding[*id as usize * width..][..*width].to_vec()).collect();
         for layer in 0..self.size("num_hidden_layers") {
             let prefix = format!("model.layers.{layer}.");
             let h = self.norms(&x, &format!("{prefix}input_layernorm.weight"));
@@ -65,8 +64,14 @@ impl Naive {
 
     fn attention(&self, layer: usize, h: &Rows, routing: &Routing) -> Rows {
         let prefix = format!("model.layers.{layer}.self_attn");
-        let Some(gates) = self.gates(&format!("{prefix}.router"), h, "num_attention_experts_per_tok",
-            "norm_topk_prob_attention", routing.attention_top_k, &routing.dropped) else {
+        let Some(gates) = self.gates(
+            &format!("{prefix}.router"),
+            h,
+            "num_attention_experts_per_tok",
+            "norm_topk_prob_attention",
+            routing.attention_top_k,
+            &routing.dropped,
+        ) else {
             return self.heads(&prefix, &prefix, h, layer);
         };
         let mut sum = vec![vec![0.0; h[0].len()]; h.len()];
@@ -90,51 +95,72 @@ impl Naive {
         let head_dim = self.config.get("head_dim").and_then(Value::as_u64).map_or(h[0].len() / heads, |d| d as usize);
         let window = self.window(layer);
         let project = |prefix: &str, name: &str, rotate: bool| -> Vec<Rows> {
-            h.iter().enumerate().map(|(t, h)| {
-                let all = self.linear(&format!("{prefix}.{name}_proj"), h);
-                all.chunks(head_dim).enumerate().map(|(head, x)| {
-                    let mut x = x.to_vec();
-                    let norm = format!("{prefix}.{name}_norm.weight");
-                    if let Some((_, weight)) = self.tensors.get(&norm) {
-                        let weight = if weight.len() == head_dim { weight } else { &weight[head * head_dim..][..head_dim].to_vec() };
-                        x = self.norm(&x, weight);
-                    }
-                    if rotate { self.rotate(&x, t) } else { x }
-                }).collect()
-            }).collect()
+            h.iter()
+                .enumerate()
+                .map(|(t, h)| {
+                    let all = self.linear(&format!("{prefix}.{name}_proj"), h);
+                    all.chunks(head_dim)
+                        .enumerate()
+                        .map(|(head, x)| {
+                            let mut x = x.to_vec();
+                            let norm = format!("{prefix}.{name}_norm.weight");
+                            if let Some((_, weight)) = self.tensors.get(&norm) {
+                                let weight = if weight.len() == head_dim {
+                                    weight
+                                } else {
+                                    &weight[head * head_dim..][..head_dim].to_vec()
+                                };
+                                x = self.norm(&x, weight);
+                            }
+                            if rotate { self.rotate(&x, t) } else { x }
+                        })
+                        .collect()
+                })
+                .collect()
         };
         let (q, k, v) = (project(own, "q", true), project(keys, "k", true), project(keys, "v", false));
-        (0..h.len()).map(|t| {
-            let mut joined = Vec::new();
-            for head in 0..heads {
-                let kv = head / (heads / kv_heads);
-                let first = window.map_or(0, |window| (t + 1).saturating_sub(window));
-                let scores: Vec<f64> =
-                    (first..=t).map(|s| dot(&q[t][head], &k[s][kv]) / (head_dim as f64).sqrt()).collect();
-                let weights = softmax(&scores);
-                for i in 0..head_dim {
-                    joined.push((first..=t).zip(&weights).map(|(s, weight)| weight * v[s][kv][i]).sum());
+        (0..h.len())
+            .map(|t| {
+                let mut joined = Vec::new();
+                for head in 0..heads {
+                    let kv = head / (heads / kv_heads);
+                    let first = window.map_or(0, |window| (t + 1).saturating_sub(window));
+                    let scores: Vec<f64> =
+                        (first..=t).map(|s| dot(&q[t][head], &k[s][kv]) / (head_dim as f64).sqrt()).collect();
+                    let weights = softmax(&scores);
+                    for i in 0..head_dim {
+                        joined.push((first..=t).zip(&weights).map(|(s, weight)| weight * v[s][kv][i]).sum());
+                    }
                 }
-            }
-            self.linear(&format!("{own}.o_proj"), &joined)
-        }).collect()
+                self.linear(&format!("{own}.o_proj"), &joined)
+            })
+            .collect()
     }
 
     fn feed_forward(&self, layer: usize, h: &Rows, routing: &Routing) -> Rows {
         let prefix = format!("model.layers.{layer}.mlp");
-        let gates = self.gates(&format!("{prefix}.router"), h, "num_experts_per_tok", "norm_topk_prob",
-            routing.top_k, &routing.dropped);
-        h.iter().enumerate().map(|(t, h)| match &gates {
-            None => self.mlp(&prefix, h),
-            Some(gates) => {
-                let mut sum = vec![0.0; h.len()];
-                for (expert, gate) in gates[t].iter().enumerate() {
-                    let out = self.mlp(&format!("{prefix}.experts.{expert}"), h);
-                    sum.iter_mut().zip(&out).for_each(|(sum, value)| *sum += gate * value);
+        let gates = self.gates(
+            &format!("{prefix}.router"),
+            h,
+            "num_experts_per_tok",
+            "norm_topk_prob",
+            routing.top_k,
+            &routing.dropped,
+        );
+        h.iter()
+            .enumerate()
+            .map(|(t, h)| match &gates {
+                None => self.mlp(&prefix, h),
+                Some(gates) => {
+                    let mut sum = vec![0.0; h.len()];
+                    for (expert, gate) in gates[t].iter().enumerate() {
+                        let out = self.mlp(&format!("{prefix}.experts.{expert}"), h);
+                        sum.iter_mut().zip(&out).for_each(|(sum, value)| *sum += gate * value);
+                    }
+                    sum
                 }
-                sum
-            }
-        }).collect()
+            })
+            .collect()
     }
 
     fn mlp(&self, prefix: &str, h: &[f64]) -> Vec<f64> {
@@ -146,20 +172,32 @@ impl Naive {
     }
 
     /// Gates `[token][expert]`, zero where not chosen; `None` without a router of this name.
-    fn gates(&self, router: &str, h: &Rows, k: &str, norm: &str, top_k: Option<usize>, dropped: &[usize]) -> Option<Rows> {
+    fn gates(
+        &self,
+        router: &str,
+        h: &Rows,
+        k: &str,
+        norm: &str,
+        top_k: Option<usize>,
+        dropped: &[usize],
+    ) -> Option<Rows> {
         self.tensors.get(&format!("{router}.weight"))?;
         let k = top_k.unwrap_or_else(|| self.size(k));
         let normalise = self.config[norm].as_bool().unwrap();
-        Some(h.iter().map(|h| {
-            let mut logits = self.linear(router, h);
-            dropped.iter().for_each(|expert| logits[*expert] = f64::NEG_INFINITY);
-            let mut gates = softmax(&logits);
-            let mut order: Vec<usize> = (0..gates.len()).collect();
-            order.sort_by(|a, b| gates[*b].total_cmp(&gates[*a]));
-            order[k..].iter().for_each(|expert| gates[*expert] = 0.0);
-            let sum: f64 = gates.iter().sum();
-            if normalise { gates.iter().map(|gate| gate / sum).collect() } else { gates }
-        }).collect())
+        Some(
+            h.iter()
+                .map(|h| {
+                    let mut logits = self.linear(router, h);
+                    dropped.iter().for_each(|expert| logits[*expert] = f64::NEG_INFINITY);
+                    let mut gates = softmax(&logits);
+                    let mut order: Vec<usize> = (0..gates.len()).collect();
+                    order.sort_by(|a, b| gates[*b].total_cmp(&gates[*a]));
+                    order[k..].iter().for_each(|expert| gates[*expert] = 0.0);
+                    let sum: f64 = gates.iter().sum();
+                    if normalise { gates.iter().map(|gate| gate / sum).collect() } else { gates }
+                })
+                .collect(),
+        )
     }
 
     fn norms(&self, x: &Rows, name: &str) -> Rows {
@@ -183,10 +221,11 @@ impl Naive {
     }
 
     fn rotate(&self, x: &[f64], position: usize) -> Vec<f64> {
-        let rope = |name: &str| self.config["rope_parameters"].get(name).or_else(|| self.config["rope_scaling"].get(name));
+        let rope =
+            |name: &str| self.config["rope_parameters"].get(name).or_else(|| self.config["rope_scaling"].get(name));
         let base = self.config.get("rope_theta").or_else(|| rope("rope_theta")).and_then(Value::as_f64).unwrap();
-        let interleaved = self.config.get("rope_interleaved").and_then(Value::as_bool)
-            .unwrap_or(self.text("model_type") == "cohere");
+        let interleaved =
+            self.config.get("rope_interleaved").and_then(Value::as_bool).unwrap_or(self.text("model_type") == "cohere");
         let pairs = x.len() / 2;
         let mut out = x.to_vec();
         for pair in 0..pairs {
@@ -209,7 +248,9 @@ impl Naive {
     }
 
     fn window(&self, _layer: usize) -> Option<usize> {
-        self.config.get("sliding_window").and_then(Value::as_u64)
+        self.config
+            .get("sliding_window")
+            .and_then(Value::as_u64)
             .filter(|_| self.config.get("use_sliding_window").and_then(Value::as_bool).unwrap_or(true))
             .map(|window| window as usize)
     }
