@@ -27,6 +27,17 @@ impl Printer {
         out.flush()
     }
 
+    /// Prints a piece of a result that comes little by little, as it is; on a terminal, what would move the cursor is
+    /// printed escaped.
+    pub fn piece(&self, text: &str) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        match out.is_terminal() {
+            true => out.write_all(spoken(text).as_bytes())?,
+            false => out.write_all(text.as_bytes())?,
+        }
+        out.flush()
+    }
+
     /// Prints a result as JSON.
     pub fn json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
         Ok(self.result(&serde_json::to_string_pretty(value)?)?)
@@ -70,4 +81,14 @@ impl Printer {
         let safe: Vec<String> = text.lines().map(table::printable).collect();
         let _ = writeln!(std::io::stderr().lock(), "{}", safe.join("\n"));
     }
+}
+
+/// A model's words, line breaks and tabs kept.
+fn spoken(text: &str) -> String {
+    let lines = text.split_inclusive(['\n', '\t']);
+    let safe = lines.map(|line| match line.strip_suffix(['\n', '\t']) {
+        Some(words) => table::printable(words) + &line[words.len()..],
+        None => table::printable(line),
+    });
+    safe.collect()
 }
