@@ -9,6 +9,7 @@ mod convert;
 mod cost;
 mod device;
 mod diff;
+mod eval;
 mod generate;
 mod init;
 mod inspect;
@@ -62,6 +63,7 @@ enum Command {
     Upcycle(upcycle::Arguments),
     Validate(validate::Arguments),
     Diff(diff::Arguments),
+    Eval(eval::Arguments),
     Generate(generate::Arguments),
     Logits(logits::Arguments),
     Completions(completions::Arguments),
@@ -82,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Upcycle(arguments) => arguments.run(&printer),
         Command::Validate(arguments) => arguments.run(&printer),
         Command::Diff(arguments) => arguments.run(&printer),
+        Command::Eval(arguments) => arguments.run(&printer),
         Command::Generate(arguments) => arguments.run(&printer),
         Command::Logits(arguments) => arguments.run(&printer),
         Command::Completions(arguments) => arguments.run(&printer),
