@@ -107,9 +107,13 @@ fn titled<'a>(title: &str, names: impl Iterator<Item = &'a str>, rows: impl Iter
     format!("{title}\n{}", table::render(&columns.collect::<Vec<_>>(), rows))
 }
 
-/// As the paper prints perplexities, with more digits where they are few.
+/// With three decimals, as long as they mean something; an untrained model's perplexity has no bound.
 fn number(value: f64) -> String {
-    if value < 1000.0 { format!("{value:.3}") } else { table::number(value) }
+    match value {
+        ..100.0 => format!("{value:.3}"),
+        ..100_000.0 => format!("{value:.1}"),
+        _ => table::number(value),
+    }
 }
 
 impl ModelReport {
