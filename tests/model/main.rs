@@ -6,6 +6,7 @@
 mod cache;
 mod dense;
 mod gradients;
+mod layouts;
 mod mixture;
 mod naive;
 
