@@ -1,6 +1,8 @@
 //! The model as the papers write it, in plain float64 loops: the sum over experts term by term, every token on its own.
 //! It shares no code with the library but the reading of numbers.
 
+#![allow(clippy::needless_range_loop)] // indices as in the formulas
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
