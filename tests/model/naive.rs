@@ -121,7 +121,8 @@ impl Naive {
                                 } else {
                                     &weight[head * head_dim..][..head_dim].to_vec()
                                 };
-                                x = self.norm(&x, weight);
+                                // Qwen3's and Cohere's.
+                                x = self.norm_of(&x, weight, self.tensors[&norm].1.len() != head_dim);
                             }
                             if rotate { self.rotate(&x, t) } else { x }
                         })
@@ -220,8 +221,15 @@ impl Naive {
     }
 
     fn norm(&self, x: &[f64], weight: &[f64]) -> Vec<f64> {
-        let layer = self.text("norm_type") == "layer" || self.text("model_type") == "cohere";
-        let key = if layer { "layer_norm_eps" } else { "rms_norm_eps" };
+        self.norm_of(x, weight, self.layer_norm())
+    }
+
+    fn layer_norm(&self) -> bool {
+        self.text("norm_type") == "layer" || self.text("model_type") == "cohere"
+    }
+
+    fn norm_of(&self, x: &[f64], weight: &[f64], layer: bool) -> Vec<f64> {
+        let key = if self.layer_norm() { "layer_norm_eps" } else { "rms_norm_eps" };
         let eps = self.config[key].as_f64().unwrap();
         let mean = if layer { x.iter().sum::<f64>() / x.len() as f64 } else { 0.0 };
         let square = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / x.len() as f64;
