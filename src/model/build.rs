@@ -10,7 +10,9 @@ use super::norm::Norm;
 use super::params::{Mode, Params, Value};
 use super::router::Router;
 use crate::error::nearest;
-use crate::family::{Architecture, AttentionKv, Block as Layout, Config, MlpType, NormPosition, QkNorm, Role};
+use crate::family::{
+    Architecture, AttentionKv, Block as Layout, Config, MlpType, NormPosition, NormType, QkNorm, Role,
+};
 use crate::{Error, Result};
 
 /// The parameters, and what they are to become.
@@ -59,7 +61,14 @@ impl Builder<'_> {
             Some(mixture) => (0..mixture.num_attention_experts).map(|expert| (layer, Some(expert))).collect(),
         };
         let shared = mixture.is_some_and(|mixture| mixture.attention_kv == AttentionKv::Shared);
-        let qk_norm = |role, place| if a.qk_norm == QkNorm::None { Ok(None) } else { self.norm(role, place).map(Some) };
+        let qk_norm = |role, place: Place| {
+            let kind = match a.qk_norm {
+                QkNorm::None => return Ok(None),
+                QkNorm::HeadDim => NormType::Rms,
+                QkNorm::PerHead => NormType::Layer,
+            };
+            self.norm_of(kind, self.value(role, Some(place.0), place.1)?).map(Some)
+        };
         let heads = places.iter().map(|place| {
             let (q, o) = (self.linear(Role::Q, *place)?, self.linear(Role::O, *place)?);
             Ok(Heads { q, o, q_norm: qk_norm(Role::QNorm, *place)? })
@@ -123,17 +132,16 @@ impl Builder<'_> {
     }
 
     fn norm(&self, role: Role, (layer, expert): Place) -> Result<Norm> {
-        self.norm_of(self.value(role, Some(layer), expert)?)
+        self.norm_of(self.architecture.norm_type, self.value(role, Some(layer), expert)?)
     }
 
     /// The norm before the head.
     pub(super) fn final_norm(&self) -> Result<Norm> {
-        self.norm_of(self.value(Role::FinalNorm, None, None)?)
+        self.norm_of(self.architecture.norm_type, self.value(Role::FinalNorm, None, None)?)
     }
 
-    fn norm_of(&self, value: &Value) -> Result<Norm> {
-        let (kind, eps) = (self.architecture.norm_type, self.architecture.norm_eps);
-        Ok(Norm { kind, weight: plain(value)?, eps, mode: self.mode })
+    fn norm_of(&self, kind: NormType, value: &Value) -> Result<Norm> {
+        Ok(Norm { kind, weight: plain(value)?, eps: self.architecture.norm_eps, mode: self.mode })
     }
 
     /// The input embedding, and the output embedding, which is the same where they are tied.

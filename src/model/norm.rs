@@ -27,7 +27,12 @@ impl Norm {
             NormType::Layer => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
         };
         let deviation = (x.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?;
-        x.broadcast_div(&deviation)?.to_dtype(dtype)?.broadcast_mul(&self.weight)
+        let x = x.broadcast_div(&deviation)?;
+        match self.kind {
+            // Where the rounding of half-precision models falls is each family's habit: Llama's, and Cohere's.
+            NormType::Rms => x.to_dtype(dtype)?.broadcast_mul(&self.weight),
+            NormType::Layer => x.broadcast_mul(&self.weight.to_dtype(x.dtype())?)?.to_dtype(dtype),
+        }
     }
 }
 

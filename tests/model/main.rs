@@ -1,11 +1,13 @@
 //! The models compute what transformers computes (`fixtures/golden/`, by `fixtures/make.py`), and what the papers say
 //! (`naive.rs`, float64).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)] // helpers of tests are no tests to clippy
+// Helpers of tests are no tests to clippy; the largest differences are printed for the record.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, missing_docs)]
 
 mod cache;
 mod dense;
 mod gradients;
+mod layouts;
 mod mixture;
 mod naive;
 

@@ -1,6 +1,8 @@
 //! The model as the papers write it, in plain float64 loops: the sum over experts term by term, every token on its own.
 //! It shares no code with the library but the reading of numbers.
 
+#![allow(clippy::needless_range_loop)] // indices as in the formulas
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -35,24 +37,33 @@ impl Naive {
         Self { tensors, config }
     }
 
+    /// A model of these tensors, each with its last extent.
+    pub fn new(tensors: BTreeMap<String, (usize, Vec<f64>)>, config: Value) -> Self {
+        Self { tensors, config }
+    }
+
     /// Logits `[seq][vocab]`.
     pub fn logits(&self, tokens: &[u32], routing: &Routing) -> Rows {
         let (width, embedding) = &self.tensors["model.embed_tokens.weight"];
         let mut x: Rows = tokens.iter().map(|id| embedding[*id as usize * width..][..*width].to_vec()).collect();
         for layer in 0..self.size("num_hidden_layers") {
             let prefix = format!("model.layers.{layer}.");
-            let h = self.norms(&x, &format!("{prefix}input_layernorm.weight"));
-            let attended = self.attention(layer, &h, routing);
+            let position = self.text("norm_position");
+            let (before, after) = (position != "post", ["post", "sandwich"].contains(&position));
+            let norm = |x: &Rows, name: &str, there: bool| {
+                if there { self.norms(x, &format!("{prefix}{name}_layernorm.weight")) } else { x.clone() }
+            };
+            let h = norm(&x, "input", before);
+            let attended = norm(&self.attention(layer, &h, routing), "post_attention", after);
             let parallel = self.text("block") == "parallel" || self.text("model_type") == "cohere";
-            if parallel {
-                let fed = self.feed_forward(layer, &h, routing);
-                x = add(&add(&x, &attended), &fed);
+            let h = if parallel {
+                h
             } else {
                 x = add(&x, &attended);
-                let h = self.norms(&x, &format!("{prefix}post_attention_layernorm.weight"));
-                let fed = self.feed_forward(layer, &h, routing);
-                x = add(&x, &fed);
-            }
+                norm(&x, if after { "pre_feedforward" } else { "post_attention" }, before)
+            };
+            let fed = norm(&self.feed_forward(layer, &h, routing), "post_feedforward", after);
+            x = if parallel { add(&add(&x, &attended), &fed) } else { add(&x, &fed) };
         }
         let head = if self.tensors.contains_key("lm_head.weight") { "lm_head" } else { "model.embed_tokens" };
         let scale = self.config.get("logit_scale").and_then(Value::as_f64).unwrap_or(1.0);
@@ -110,7 +121,8 @@ impl Naive {
                                 } else {
                                     &weight[head * head_dim..][..head_dim].to_vec()
                                 };
-                                x = self.norm(&x, weight);
+                                // Qwen3's and Cohere's.
+                                x = self.norm_of(&x, weight, self.tensors[&norm].1.len() != head_dim);
                             }
                             if rotate { self.rotate(&x, t) } else { x }
                         })
@@ -165,9 +177,13 @@ impl Naive {
 
     fn mlp(&self, prefix: &str, h: &[f64]) -> Vec<f64> {
         let silu = |x: f64| x / (1.0 + (-x).exp());
-        let gate = self.linear(&format!("{prefix}.gate_proj"), h);
         let up = self.linear(&format!("{prefix}.up_proj"), h);
-        let inner: Vec<f64> = gate.iter().zip(&up).map(|(gate, up)| silu(*gate) * up).collect();
+        let inner: Vec<f64> = if self.text("mlp_type") == "plain" {
+            up.into_iter().map(silu).collect()
+        } else {
+            let gate = self.linear(&format!("{prefix}.gate_proj"), h);
+            gate.iter().zip(&up).map(|(gate, up)| silu(*gate) * up).collect()
+        };
         self.linear(&format!("{prefix}.down_proj"), &inner)
     }
 
@@ -205,8 +221,15 @@ impl Naive {
     }
 
     fn norm(&self, x: &[f64], weight: &[f64]) -> Vec<f64> {
-        let layer = self.text("norm_type") == "layer" || self.text("model_type") == "cohere";
-        let key = if layer { "layer_norm_eps" } else { "rms_norm_eps" };
+        self.norm_of(x, weight, self.layer_norm())
+    }
+
+    fn layer_norm(&self) -> bool {
+        self.text("norm_type") == "layer" || self.text("model_type") == "cohere"
+    }
+
+    fn norm_of(&self, x: &[f64], weight: &[f64], layer: bool) -> Vec<f64> {
+        let key = if self.layer_norm() { "layer_norm_eps" } else { "rms_norm_eps" };
         let eps = self.config[key].as_f64().unwrap();
         let mean = if layer { x.iter().sum::<f64>() / x.len() as f64 } else { 0.0 };
         let square = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / x.len() as f64;
