@@ -49,7 +49,7 @@ fn draw_bars(report: &Report, svg: &mut String) -> Drawn {
     let (bar, gap, left, top, height) = (34, 40, 70, 60, 300);
     let group = models as i32 * bar + gap;
     let legend = models as i32 * 22 + 20;
-    let width = (left + domains as i32 * group + 30).max(420);
+    let width = (left + domains as i32 * group + 30).max(540);
     let bottom = top + height;
     let area = SVGBackend::with_string(svg, (width as u32, (bottom + 40 + legend) as u32)).into_drawing_area();
     area.fill(&WHITE)?;
