@@ -2,6 +2,9 @@
 //! 16 tokens after 256).
 //!
 //!     cargo bench --bench model -- FOLDER... [--rounds N] [--widened]
+//!
+//! Wall-clock speed is the median (slowest to fastest round). On a machine that does other work too, look at the speed
+//! per second of processor time, with `RAYON_NUM_THREADS=1`.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
@@ -42,11 +45,19 @@ fn step(model: &CausalLm, tokens: &[u32], cache: &mut KvCache, last_only: bool) 
     last.argmax(D::Minus1).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap()[0]
 }
 
-/// Median and range of the seconds of several rounds.
-fn rounds(count: usize, mut round: impl FnMut() -> f64) -> (f64, f64, f64) {
+/// Seconds of processor time that this process has used.
+fn processor() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
+
+/// Median and range of the seconds of several rounds, and the mean of their processor time.
+fn rounds(count: usize, mut round: impl FnMut() -> f64) -> [f64; 4] {
+    let before = processor();
     let mut seconds: Vec<f64> = (0..count).map(|_| round()).collect();
     seconds.sort_by(f64::total_cmp);
-    (seconds[count / 2], seconds[0], seconds[count - 1])
+    [seconds[count / 2], seconds[0], seconds[count - 1], (processor() - before) / count as f64]
 }
 
 fn measure(folder: &Path, count: usize, weights: Weights) {
@@ -61,9 +72,15 @@ fn measure(folder: &Path, count: usize, weights: Weights) {
         folder.display(),
         start.elapsed().as_secs_f64()
     );
-    let show = |name: &str, tokens: usize, (median, fast, slow): (f64, f64, f64)| {
+    let show = |name: &str, tokens: usize, [median, fast, slow, used]: [f64; 4]| {
         let speed = |seconds: f64| tokens as f64 / seconds;
-        println!("  {name:34} {:8.1} tokens/s  ({:.1} to {:.1})", speed(median), speed(slow), speed(fast));
+        println!(
+            "  {name:26} {:7.1} tokens/s ({:.1} to {:.1}), {:.1} per processor second",
+            speed(median),
+            speed(slow),
+            speed(fast),
+            speed(used)
+        );
     };
     let prompt = ids(PREFILL, vocab);
     for (name, last_only) in [("prefill 512, all logits", false), ("prefill 512, last logits", true)] {

@@ -81,8 +81,12 @@ impl Mlp {
         let (gate, up) = (gate.contiguous()?, up.contiguous()?);
         let (gate_values, up_values) = (gate.storage_and_layout(), up.storage_and_layout());
         let mut out = floats(&gate_values)?.to_vec();
-        let pieces = out.par_chunks_mut(PIECE).zip(floats(&up_values)?.par_chunks(PIECE));
-        pieces.for_each(|(out, up)| silu_multiply(out, up));
+        let up_values = floats(&up_values)?;
+        if out.len() <= PIECE {
+            silu_multiply(&mut out, up_values);
+        } else {
+            out.par_chunks_mut(PIECE).zip(up_values.par_chunks(PIECE)).for_each(|(out, up)| silu_multiply(out, up));
+        }
         Tensor::from_vec(out, gate.shape(), gate.device())
     }
 }

@@ -116,6 +116,24 @@ multiversion! {
 }
 
 multiversion! {
+    /// Divides `x` by its root mean square (its deviation, where `centred`: minus its mean) and multiplies by `weight`.
+    fn normalise(x: &[f32], weight: &[f32], eps: f64, centred: bool, out: &mut [f32]) {
+        let mean = if centred { (x.iter().map(|x| f64::from(*x)).sum::<f64>() / x.len() as f64) as f32 } else { 0.0 };
+        let mut squares = [0f32; LANES];
+        for chunk in x.chunks(LANES) {
+            for (square, x) in squares.iter_mut().zip(chunk) {
+                *square = multiply_add::<FMA>(*x - mean, *x - mean, *square);
+            }
+        }
+        let square = squares.iter().map(|square| f64::from(*square)).sum::<f64>() / x.len() as f64;
+        let scale = (1.0 / (square + eps).sqrt()) as f32;
+        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+            *out = (*x - mean) * scale * weight;
+        }
+    }
+}
+
+multiversion! {
     /// `gate` becomes `silu(gate) · up`.
     fn silu_multiply(gate: &mut [f32], up: &[f32]) {
         let _ = FMA;
