@@ -11,9 +11,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags};
-use sha2::{Digest, Sha256};
 
-use super::hash::{FileHash, FileHasher, hex};
+use super::hash::{FileHash, sha256, sha256_source};
 use super::source_file::SourceFile;
 use crate::{Error, Result};
 
@@ -140,7 +139,7 @@ impl OutputFolder {
         let fault = |e| Error::io("write", &path, e);
         let mut file = File::create(&path).map_err(fault)?;
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fault)?;
-        Ok(FileHash { path: name.to_owned(), size: bytes.len() as u64, sha256: hex(&Sha256::digest(bytes)) })
+        Ok(FileHash { path: name.to_owned(), size: bytes.len() as u64, sha256: sha256(bytes) })
     }
 
     /// Copies a file byte for byte, durably, or makes another name for it where `link` is set.
@@ -160,13 +159,7 @@ impl OutputFolder {
             let mut copy = File::create(&path).map_err(fault)?;
             std::io::copy(&mut original, &mut copy).and_then(|_| copy.sync_all()).map_err(fault)?;
         }
-        let mut hasher = FileHasher::new(&source);
-        let mut buf = vec![0; 1 << 20];
-        let sha256 = loop {
-            if let Some(hash) = hasher.advance(&mut buf)? {
-                break hash;
-            }
-        };
+        let sha256 = sha256_source(&source)?;
         source.check_unchanged()?;
         Ok(FileHash { path: name.to_owned(), size: source.len(), sha256 })
     }

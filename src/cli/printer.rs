@@ -20,7 +20,7 @@ impl Printer {
     /// Prints a result, which ends with a line break.
     pub fn result(&self, text: &str) -> std::io::Result<()> {
         let mut out = std::io::stdout().lock();
-        out.write_all(visible(text).as_bytes())?;
+        out.write_all(text.as_bytes())?;
         if !text.ends_with('\n') {
             out.write_all(b"\n")?;
         }
