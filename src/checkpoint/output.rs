@@ -35,7 +35,7 @@ pub struct OutputFolder {
 /// (unless `force` may replace it, and then only if it is a checkpoint), or one that is, holds or lies
 /// inside a source.
 pub fn check_target(target: &Path, force: bool, sources: &[&Path]) -> Result<()> {
-    if target.file_name().is_none() {
+    if partial_of(target).is_none() {
         return Err(Error::file(target, "expected the name of a folder to make"));
     }
     let absolute = resolved(target)?;
@@ -79,7 +79,8 @@ fn resolved(path: &Path) -> Result<PathBuf> {
 
 /// Refuses to start where the file system holds less than `needed` free bytes.
 pub fn check_free_space(target: &Path, needed: u64) -> Result<()> {
-    let free = free_space(target)?;
+    // What a killed run has left is either kept or removed before anything is written.
+    let free = free_space(target)? + left_behind(target);
     if free >= needed {
         return Ok(());
     }
@@ -88,6 +89,18 @@ pub fn check_free_space(target: &Path, needed: u64) -> Result<()> {
         format!("the output takes {needed} bytes, but the file system has {free} bytes free"),
     );
     Err(Error::io("write", target, source).with_hint("free some space or choose another --out"))
+}
+
+/// Bytes on disk of the partial folder that a killed run has left for `target`.
+fn left_behind(target: &Path) -> u64 {
+    let entries = partial_of(target).and_then(|partial| fs::read_dir(partial).ok());
+    let files = entries.into_iter().flatten().filter_map(|entry| entry.ok()?.metadata().ok());
+    files.map(|metadata| metadata.blocks() * 512).sum()
+}
+
+/// The sibling folder in which `target` is written.
+fn partial_of(target: &Path) -> Option<PathBuf> {
+    Some(target.with_file_name(format!(".{}.partial", target.file_name()?.to_string_lossy())))
 }
 
 /// Free bytes for an unprivileged user on the file system that would hold `target`.
@@ -116,9 +129,7 @@ impl OutputFolder {
             error
         };
         fs::create_dir_all(&parent).map_err(|e| undo(Error::io("create", &parent, e)))?;
-        // check_target has refused a target without a file name.
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let partial = parent.join(format!(".{name}.partial"));
+        let partial = partial_of(target).ok_or_else(|| Error::file(target, "expected the name of a folder to make"))?;
         let lock = lock(&partial, target).map_err(undo)?;
         Ok(Self { target: target.to_path_buf(), partial, replace: force, _lock: lock, made, committed: false })
     }
