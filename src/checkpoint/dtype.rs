@@ -34,10 +34,16 @@ pub fn from_torch_name(name: &str) -> Option<Dtype> {
     TORCH_NAMES.iter().find(|(known, _)| *known == name).map(|(_, dtype)| *dtype)
 }
 
-/// A dtype from its safetensors or PyTorch name in any case: `bf16`, `F32`, `float16`, …
+/// A dtype from its safetensors or PyTorch name, or a usual short one, in any case: `bf16`, `F32`, `float16`, `fp32`, …
 pub fn parse(text: &str) -> Option<Dtype> {
-    from_torch_name(&text.to_ascii_lowercase())
-        .or_else(|| serde_json::from_value(serde_json::Value::String(text.to_ascii_uppercase())).ok())
+    let lower = text.to_ascii_lowercase();
+    let name = match lower.as_str() {
+        "fp32" | "float" => "float32",
+        "fp16" | "half" => "float16",
+        "fp64" | "double" => "float64",
+        other => other,
+    };
+    from_torch_name(name).or_else(|| serde_json::from_value(serde_json::Value::String(text.to_ascii_uppercase())).ok())
 }
 
 /// Whether values of this dtype can be read as `f64` by [`decode`].
