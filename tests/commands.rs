@@ -1,6 +1,6 @@
 //! The other commands, and what all of them share: previews, help, completions, manual pages, pipes.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::type_complexity)]
 
 mod common;
 
