@@ -63,6 +63,9 @@ pub fn plan(path: &Path, dtype: Option<Dtype>, seed: u64) -> Result<(Plan, Archi
     json.insert("torch_dtype".to_owned(), json!(torch));
     both_spellings(&mut json);
     let mut files = vec![card::json_file("config.json", &json)];
+    if architecture.mixture.is_some() {
+        files.extend(card::model_code());
+    }
     files.extend(card::copies(existing(path, &COMPANIONS)));
     Ok((plan, architecture, files))
 }

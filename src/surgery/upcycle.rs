@@ -338,6 +338,7 @@ fn output_files(
     let mut config = bam_config(&seed.config, architecture);
     config.insert("expert_names".to_owned(), json!(names));
     let mut files = vec![card::json_file("config.json", &config)];
+    files.extend(card::model_code());
     files.extend(card::copies(seed.companions()));
     let about = match method {
         Method::Bam => {
