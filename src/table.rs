@@ -1,28 +1,53 @@
-//! How tables look, everywhere: aligned columns, no lines, numbers to the right.
+//! Tables as this program prints them: aligned columns, no lines.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, Table};
 
-/// An empty table with these column heads.
-pub fn new<const N: usize>(header: [&str; N]) -> Table {
+/// Which way a column is aligned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Align {
+    /// Text.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// Rows under a header; every line ends without spaces and with a newline.
+pub fn render(columns: &[(&str, Align)], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    if header.iter().any(|head| !head.is_empty()) {
-        table.set_header(header);
+    table.load_style(NOTHING);
+    if columns.iter().any(|(title, _)| !title.is_empty()) {
+        table.set_header(columns.iter().map(|(title, _)| *title));
     }
-    table
+    for row in rows {
+        table.add_row(row.iter().map(|cell| printable(cell)));
+    }
+    for (number, (_, align)) in columns.iter().enumerate() {
+        if let Some(column) = table.column_mut(number) {
+            column.set_padding((0, 2));
+            column.set_cell_alignment(match align {
+                Align::Left => CellAlignment::Left,
+                Align::Right => CellAlignment::Right,
+            });
+        }
+    }
+    let mut text = String::new();
+    for line in table.to_string().lines() {
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
 }
 
-/// The table's text, the columns in `right` (counted from 0) aligned to the right.
-pub fn render(mut table: Table, right: &[usize]) -> String {
-    for (number, column) in table.column_iter_mut().enumerate() {
-        let alignment = if right.contains(&number) { CellAlignment::Right } else { CellAlignment::Left };
-        column.set_padding((0, 2));
-        column.set_cell_alignment(alignment);
+/// Text from a model file made safe to print: a tensor's name must not move the cursor.
+pub fn printable(text: &str) -> String {
+    if !text.chars().any(char::is_control) {
+        return text.to_owned();
     }
-    table.trim_fmt()
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
-/// A number with its thousands apart: `1,234,567`.
+/// A whole number with its thousands apart: `1,234,567`.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -33,4 +58,77 @@ pub fn grouped(number: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// Names and values in two columns, without a header.
+pub fn facts(rows: impl IntoIterator<Item = (String, String)>) -> String {
+    let rows = rows.into_iter().map(|(name, value)| vec![name, value]);
+    render(&[("", Align::Left), ("", Align::Left)], rows)
+}
+
+/// A number of bytes with three significant digits and a decimal unit: `269 MB`.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let decimals = if unit == 0 || value >= 99.95 {
+        0
+    } else if value >= 9.995 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.decimals$} {}", UNITS[unit])
+}
+
+/// A number that is not negative, with three significant digits.
+pub fn number(value: f64) -> String {
+    if value == 0.0 {
+        "0".to_owned()
+    } else if (0.000_999_5..999.5).contains(&value) {
+        let decimals = (2 - libm::floor(libm::log10(value * 1.0005)) as i32).clamp(0, 5) as usize;
+        format!("{value:.decimals$}")
+    } else {
+        format!("{value:.2e}")
+    }
+}
+
+/// A count with its noun, plural where it is not one: `1 tensor`, `3 tensors`.
+pub fn counted(count: impl Into<u64>, noun: &str) -> String {
+    let count = count.into();
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_align_and_lines_end_clean() {
+        let rows = [vec!["a".to_owned(), "1".to_owned()], vec!["bcd".to_owned(), "10".to_owned()]];
+        let text = render(&[("name", Align::Left), ("n", Align::Right)], rows);
+        assert_eq!(text, "name   n\na      1\nbcd   10\n");
+    }
+
+    #[test]
+    fn escape_sequences_do_not_reach_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2J\n"), "a\\u{1b}[2J\\n");
+    }
+
+    #[test]
+    fn numbers_have_three_digits() {
+        let shown: Vec<String> =
+            [0.0, 9.0, 0.0123456, 899.9, 1234.0, 9.999, 1e-7, 0.00123].into_iter().map(number).collect();
+        assert_eq!(shown, ["0", "9.00", "0.0123", "900", "1.23e3", "10.0", "1.00e-7", "0.00123"]);
+    }
+
+    #[test]
+    fn bytes_have_three_digits() {
+        let shown: Vec<String> = [0, 999, 1000, 269_000_000, 2_710_000_000, 999_999].into_iter().map(bytes).collect();
+        assert_eq!(shown, ["0 B", "999 B", "1.00 kB", "269 MB", "2.71 GB", "1.00 MB"]);
+    }
 }

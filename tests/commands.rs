@@ -256,7 +256,8 @@ fn cost_gives_the_papers_numbers() {
     }
 
     // Per layer: total and active of each component.
-    let components: [(&[&str], &[(&str, u64, u64)]); 4] = [
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, u64, u64)]);
+    let components: [Case; 4] = [
         (
             &[],
             &[

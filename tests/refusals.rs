@@ -421,7 +421,8 @@ fn an_existing_output_needs_force() {
     run(bench.upcycle(&[])).ok();
     let before = listing(&bench.path("out"));
     bench.refused(bench.upcycle(&["--rng-seed", "1"]), 2, &["out", "exists already", "--force"]);
-    bench.refused(bench.upcycle(&["--rng-seed", "1", "--dry-run"]), 2, &["out", "exists already"]);
+    let preview = run(bench.upcycle(&["--rng-seed", "1", "--dry-run"])).ok().stdout;
+    assert!(preview.contains("refused now") && preview.contains("exists already"), "{preview}");
     std::fs::write(bench.path("out/stray.txt"), "of the old output").unwrap();
     run(bench.upcycle(&["--rng-seed", "1", "--force"])).ok();
     assert_ne!(listing(&bench.path("out")), before);
@@ -562,7 +563,8 @@ fn branch_makes_all_branches_or_none() {
         arguments
     };
     bench.refused(arguments(&[]), 2, &["branches/law", "exists already"]);
-    bench.refused(arguments(&["--dry-run"]), 2, &["branches/law", "exists already"]);
+    let preview = run(arguments(&["--dry-run"])).ok().stdout;
+    assert!(preview.contains("refused now") && preview.contains("branches/law: exists already"), "{preview}");
     run(arguments(&["--force"])).ok();
     assert!(read_folder(&out.join("law")) == read_folder(&bench.path("seed")));
 }

@@ -11,9 +11,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags};
-use sha2::{Digest, Sha256};
 
-use super::hash::{FileHash, FileHasher, hex};
+use super::hash::{FileHash, sha256, sha256_source};
 use super::source_file::SourceFile;
 use crate::{Error, Result};
 
@@ -36,7 +35,7 @@ pub struct OutputFolder {
 /// (unless `force` may replace it, and then only if it is a checkpoint), or one that is, holds or lies
 /// inside a source.
 pub fn check_target(target: &Path, force: bool, sources: &[&Path]) -> Result<()> {
-    if target.file_name().is_none() {
+    if partial_of(target).is_none() {
         return Err(Error::file(target, "expected the name of a folder to make"));
     }
     let absolute = resolved(target)?;
@@ -80,7 +79,8 @@ fn resolved(path: &Path) -> Result<PathBuf> {
 
 /// Refuses to start where the file system holds less than `needed` free bytes.
 pub fn check_free_space(target: &Path, needed: u64) -> Result<()> {
-    let free = free_space(target)?;
+    // What a killed run has left is either kept or removed before anything is written.
+    let free = free_space(target)? + left_behind(target);
     if free >= needed {
         return Ok(());
     }
@@ -89,6 +89,18 @@ pub fn check_free_space(target: &Path, needed: u64) -> Result<()> {
         format!("the output takes {needed} bytes, but the file system has {free} bytes free"),
     );
     Err(Error::io("write", target, source).with_hint("free some space or choose another --out"))
+}
+
+/// Bytes on disk of the partial folder that a killed run has left for `target`.
+fn left_behind(target: &Path) -> u64 {
+    let entries = partial_of(target).and_then(|partial| fs::read_dir(partial).ok());
+    let files = entries.into_iter().flatten().filter_map(|entry| entry.ok()?.metadata().ok());
+    files.map(|metadata| metadata.blocks() * 512).sum()
+}
+
+/// The sibling folder in which `target` is written.
+fn partial_of(target: &Path) -> Option<PathBuf> {
+    Some(target.with_file_name(format!(".{}.partial", target.file_name()?.to_string_lossy())))
 }
 
 /// Free bytes for an unprivileged user on the file system that would hold `target`.
@@ -117,9 +129,7 @@ impl OutputFolder {
             error
         };
         fs::create_dir_all(&parent).map_err(|e| undo(Error::io("create", &parent, e)))?;
-        // check_target has refused a target without a file name.
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let partial = parent.join(format!(".{name}.partial"));
+        let partial = partial_of(target).ok_or_else(|| Error::file(target, "expected the name of a folder to make"))?;
         let lock = lock(&partial, target).map_err(undo)?;
         let folder = Self { target: target.to_path_buf(), partial, replace: force, _lock: lock, made, committed: false };
         // Another run may have finished this output between the check and the lock.
@@ -143,7 +153,7 @@ impl OutputFolder {
         let fault = |e| Error::io("write", &path, e);
         let mut file = File::create(&path).map_err(fault)?;
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fault)?;
-        Ok(FileHash { path: name.to_owned(), size: bytes.len() as u64, sha256: hex(&Sha256::digest(bytes)) })
+        Ok(FileHash { path: name.to_owned(), size: bytes.len() as u64, sha256: sha256(bytes) })
     }
 
     /// Copies a file byte for byte, durably, or makes another name for it where `link` is set.
@@ -163,13 +173,7 @@ impl OutputFolder {
             let mut copy = File::create(&path).map_err(fault)?;
             std::io::copy(&mut original, &mut copy).and_then(|_| copy.sync_all()).map_err(fault)?;
         }
-        let mut hasher = FileHasher::new(&source);
-        let mut buf = vec![0; 1 << 20];
-        let sha256 = loop {
-            if let Some(hash) = hasher.advance(&mut buf)? {
-                break hash;
-            }
-        };
+        let sha256 = sha256_source(&source)?;
         source.check_unchanged()?;
         Ok(FileHash { path: name.to_owned(), size: source.len(), sha256 })
     }

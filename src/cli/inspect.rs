@@ -7,8 +7,7 @@ use bam_convert::Error;
 use bam_convert::checkpoint::folder::Checkpoint;
 use bam_convert::checkpoint::{Manifest, TensorEntry};
 use bam_convert::family::{Architecture, Config, cost};
-use bam_convert::table::{self, grouped};
-use bytesize::ByteSize;
+use bam_convert::table::{self, Align, counted, grouped};
 use clap::Args;
 use serde::Serialize;
 
@@ -141,48 +140,47 @@ impl Arguments {
 
 impl Summary {
     fn text(&self) -> String {
-        let mut facts = table::new([""; 2]);
-        let mut row = |name: &str, value: String| {
-            facts.add_row([name.to_owned(), value]);
-        };
-        row("path", self.path.display().to_string());
+        let mut facts = vec![("path".to_owned(), self.path.display().to_string())];
+        let mut fact = |name: &str, value: String| facts.push((name.to_owned(), value));
         if let Some(architecture) = &self.architecture {
-            row("model", cost::summary(architecture));
+            for (number, line) in cost::summary(architecture).lines().enumerate() {
+                fact(if number == 0 { "model" } else { "" }, line.to_owned());
+            }
         }
         if let Some(unknown) = &self.architecture_unknown {
-            row("model", format!("unknown: {unknown}"));
+            fact("model", format!("unknown: {unknown}"));
         }
         if let Some(names) = &self.expert_names {
-            row("experts", names.join(", "));
+            fact("experts", names.join(", "));
         }
         if let Some(method) = &self.method {
-            row("made by", method.clone());
+            fact("made by", method.clone());
         }
-        row(
-            "parameters",
-            match self.active_parameters {
-                Some(active) if active != self.parameters => {
-                    format!("{}, {} active", grouped(self.parameters), grouped(active))
-                }
-                _ => grouped(self.parameters),
-            },
-        );
-        row("tensor data", format!("{} ({} bytes)", ByteSize(self.bytes), grouped(self.bytes)));
+        let parameters = match self.active_parameters {
+            Some(active) if active != self.parameters => {
+                format!("{}, {} active", grouped(self.parameters), grouped(active))
+            }
+            _ => grouped(self.parameters),
+        };
+        fact("parameters", parameters);
+        fact("tensor data", format!("{} ({} bytes)", table::bytes(self.bytes), grouped(self.bytes)));
         for (encoding, share) in &self.encodings {
-            row(encoding, format!("{} tensors, {}", share.tensors, ByteSize(share.bytes)));
+            fact(encoding, format!("{}, {}", counted(share.tensors, "tensor"), table::bytes(share.bytes)));
         }
         for file in &self.files {
             let name = file.path.file_name().unwrap_or(file.path.as_os_str()).to_string_lossy().into_owned();
-            row(&name, format!("{} tensors, {}", file.tensors, ByteSize(file.bytes)));
+            fact(&name, format!("{}, {}", counted(file.tensors as u64, "tensor"), table::bytes(file.bytes)));
         }
-        let mut text = format!("{}\n", table::render(facts, &[]));
+        let mut text = table::facts(facts);
         if let Some(tensors) = &self.tensors {
-            let mut table = table::new(["tensor", "dtype", "shape", "bytes"]);
-            for tensor in tensors {
+            let columns =
+                [("tensor", Align::Left), ("dtype", Align::Left), ("shape", Align::Left), ("bytes", Align::Right)];
+            let rows = tensors.iter().map(|tensor| {
                 let shape = format!("{:?}", tensor.shape);
-                table.add_row([&tensor.name, &tensor.encoding, &shape, &grouped(tensor.bytes)]);
-            }
-            text += &format!("\n{}\n", table::render(table, &[3]));
+                vec![tensor.name.clone(), tensor.encoding.clone(), shape, grouped(tensor.bytes)]
+            });
+            text.push('\n');
+            text += &table::render(&columns, rows);
         }
         text
     }

@@ -7,6 +7,7 @@ mod branch;
 mod completions;
 mod convert;
 mod cost;
+mod diff;
 mod init;
 mod inspect;
 mod man;
@@ -14,6 +15,7 @@ mod merge;
 mod preview;
 mod printer;
 mod upcycle;
+mod validate;
 mod write;
 
 use std::process::ExitCode;
@@ -55,6 +57,8 @@ enum Command {
     Branch(branch::Arguments),
     Merge(merge::Arguments),
     Upcycle(upcycle::Arguments),
+    Validate(validate::Arguments),
+    Diff(diff::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
 }
@@ -71,6 +75,8 @@ pub fn main() -> ExitCode {
         Command::Branch(arguments) => arguments.run(&printer),
         Command::Merge(arguments) => arguments.run(&printer),
         Command::Upcycle(arguments) => arguments.run(&printer),
+        Command::Validate(arguments) => arguments.run(&printer),
+        Command::Diff(arguments) => arguments.run(&printer),
         Command::Completions(arguments) => arguments.run(&printer),
         Command::Man(arguments) => arguments.run(&printer),
     };

@@ -2,14 +2,13 @@
 
 use std::path::Path;
 
-use bam_convert::Result;
 use bam_convert::checkpoint::dtype;
 use bam_convert::checkpoint::output::free_space;
 use bam_convert::family::Architecture;
 use bam_convert::family::cost;
 use bam_convert::surgery::{Plan, PlannedTensor};
-use bam_convert::table::{self, grouped};
-use bytesize::ByteSize;
+use bam_convert::table::{self, Align, counted, grouped};
+use bam_convert::{Error, Result};
 use serde::Serialize;
 
 /// A plan as a person or a program looks at it before it runs.
@@ -32,6 +31,9 @@ pub struct Preview {
     kv_cache_bytes_per_token: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     flops_per_token: Option<u64>,
+    /// Why a run at this moment would be refused, though the plan is sound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused_now: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -75,38 +77,58 @@ impl Preview {
             threads,
             kv_cache_bytes_per_token: report.as_ref().map(|report| report.kv_cache_bytes_per_token),
             flops_per_token: report.as_ref().map(|report| report.flops_per_token),
+            refused_now: None,
         })
+    }
+
+    /// The same preview with the reason why a run now would be refused.
+    pub fn refused(mut self, refusal: Option<Error>) -> Self {
+        self.refused_now = refusal.map(|error| error.to_string());
+        self
     }
 
     /// The preview as a table and its totals.
     pub fn table(&self) -> String {
-        let mut table = table::new(["tensor", "count", "dtype", "shape", "is", "size"]);
-        for group in &self.groups {
-            table.add_row([
+        let columns = [
+            ("tensor", Align::Left),
+            ("count", Align::Right),
+            ("dtype", Align::Left),
+            ("shape", Align::Left),
+            ("is", Align::Left),
+            ("size", Align::Right),
+        ];
+        let rows = self.groups.iter().map(|group| {
+            let (count, shape) = (group.count.to_string(), format!("{:?}", group.shape));
+            vec![
                 group.name.clone(),
-                group.count.to_string(),
+                count,
                 group.dtype.clone(),
-                format!("{:?}", group.shape),
+                shape,
                 group.expression.clone(),
-                ByteSize(group.bytes).to_string(),
-            ]);
-        }
-        let mut totals = table::new([""; 2]);
-        let mut row = |name: &str, value: String| {
-            totals.add_row([name.to_owned(), value]);
-        };
-        row("parameters", with_active(self.parameters, self.active_parameters));
-        row("tensors", format!("{} in {} weight file(s)", self.tensors, self.weight_files));
-        row("output", format!("{} ({} bytes)", ByteSize(self.bytes), grouped(self.bytes)));
-        row("disk free", ByteSize(self.disk_free_bytes).to_string());
-        row("working memory", format!("{} on {} thread(s)", ByteSize(self.memory_bytes), self.threads));
+                table::bytes(group.bytes),
+            ]
+        });
+        let mut totals = vec![
+            ("parameters", with_active(self.parameters, self.active_parameters)),
+            ("tensors", format!("{} in {}", self.tensors, counted(self.weight_files as u64, "weight file"))),
+            ("output", format!("{} ({} bytes)", table::bytes(self.bytes), grouped(self.bytes))),
+            ("disk free", table::bytes(self.disk_free_bytes)),
+            (
+                "working memory",
+                format!("{} on {}", table::bytes(self.memory_bytes), counted(self.threads as u64, "thread")),
+            ),
+        ];
         if let Some(bytes) = self.kv_cache_bytes_per_token {
-            row("KV cache", format!("{} bytes a token", grouped(bytes)));
+            totals.push(("KV cache", format!("{} bytes a token", grouped(bytes))));
         }
         if let Some(flops) = self.flops_per_token {
-            row("compute", format!("{} FLOPs a token at {CONTEXT} tokens of context", grouped(flops)));
+            totals.push(("compute", format!("{} FLOPs a token at {CONTEXT} tokens of context", grouped(flops))));
         }
-        format!("{}\n\n{}\n", table::render(table, &[1, 5]), table::render(totals, &[]))
+        if let Some(refusal) = &self.refused_now {
+            totals.push(("refused now", refusal.clone()));
+        }
+        let totals = totals.into_iter().map(|(name, value)| (name.to_owned(), value));
+        format!("{}\n{}", table::render(&columns, rows), table::facts(totals))
     }
 }
 

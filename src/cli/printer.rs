@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use bam_convert::Error;
+use bam_convert::{Error, table};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Where a command prints.
@@ -20,7 +20,7 @@ impl Printer {
     /// Prints a result, which ends with a line break.
     pub fn result(&self, text: &str) -> std::io::Result<()> {
         let mut out = std::io::stdout().lock();
-        out.write_all(visible(text).as_bytes())?;
+        out.write_all(text.as_bytes())?;
         if !text.ends_with('\n') {
             out.write_all(b"\n")?;
         }
@@ -66,12 +66,8 @@ impl Printer {
 
     fn stderr(&self, text: &str) {
         // Nobody is left to tell where stderr is closed.
-        let _ = writeln!(std::io::stderr().lock(), "{}", visible(text));
+        // Names in messages come from model files, and must not move the cursor.
+        let safe: Vec<String> = text.lines().map(table::printable).collect();
+        let _ = writeln!(std::io::stderr().lock(), "{}", safe.join("\n"));
     }
-}
-
-/// Text in which names from a file cannot steer the terminal: control characters are escaped.
-fn visible(text: &str) -> String {
-    let plain = |c: char| !c.is_control() || c == '\n' || c == '\t';
-    text.chars().map(|c| if plain(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 use bam_convert::checkpoint::writer::shard_count;
 use bam_convert::family::Architecture;
 use bam_convert::surgery::Plan;
-use bam_convert::surgery::execute::{OutputFile, Target, check, execute, work_length};
+use bam_convert::surgery::execute::{OutputFile, Target, check_place, check_plan, execute, work_length};
+use bam_convert::table;
 use bytesize::ByteSize;
 use clap::Args;
 
@@ -66,13 +67,14 @@ impl WriteArguments {
         if self.dry_run {
             bar.finish_and_clear();
             let shards = shard_count(&plan.layouts(), target.max_shard_size);
-            let preview = Preview::new(plan, architecture, out, shards, self.memory.as_u64(), threads)?;
+            check_plan(plan)?;
+            let refusal = check_place(plan, out, self.force).err();
+            let preview =
+                Preview::new(plan, architecture, out, shards, self.memory.as_u64(), threads)?.refused(refusal);
             match self.json {
                 true => printer.json(&preview)?,
                 false => printer.result(&preview.table())?,
             }
-            // After the table, so that the reasons for a refusal can be seen in it.
-            check(plan, &target)?;
             return Ok(Verdict::Yes);
         }
         let manifest = execute(plan, files, &target)?;
@@ -90,7 +92,7 @@ impl WriteArguments {
                 "wrote {}: {} tensors, {}, {} files",
                 out.display(),
                 manifest.tensors.len(),
-                ByteSize(plan.data_length()),
+                table::bytes(plan.data_length()),
                 manifest.files.len() + manifest.unhashed_files.len() + 1,
             ));
         }

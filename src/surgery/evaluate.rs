@@ -1,7 +1,5 @@
 //! Evaluating expressions, any range of any tensor at a time.
 
-use std::path::Path;
-
 use super::plan::{PlannedTensor, Source, source};
 use super::random::Draws;
 use crate::checkpoint::expression::Expression;
@@ -188,10 +186,10 @@ impl Node<'_> {
             }
             _ => {}
         }
-        let name = &layout.name;
-        let problem = format!("element {element} is {}, which {} cannot hold", value[0], layout.dtype);
-        Ok(Error::tensor(Path::new("output"), name, problem)
-            .with_hint("choose a dtype of wider range, such as bf16 or f32"))
+        let (name, dtype) = (&layout.name, layout.dtype);
+        let problem =
+            format!("tensor `{name}` of the output: element {element} is {}, which {dtype} cannot hold", value[0]);
+        Ok(Error::usage(problem).with_hint("choose a dtype of wider range, such as bf16 or f32"))
     }
 }
 

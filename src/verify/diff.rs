@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use super::compare::{self, Couple, Means, Sums};
 use super::pairs::{self, Group, Pair, Side};
-use super::table::{self, Align, counted};
 use crate::Result;
 use crate::checkpoint::TensorEntry;
 use crate::family::Role;
+use crate::table::{self, Align, counted};
 
 /// Rows of changed tensors that the short table shows.
 const SHOWN: usize = 20;

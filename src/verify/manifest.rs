@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use super::pieces::{self, Piece};
 use super::report::{Place, Report, Running};
-use super::table;
 use super::validate::{Options, Subject, is_own_file};
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::hash::{FileHash, FileHasher};
 use crate::checkpoint::manifest::{MANIFEST, Manifest};
 use crate::checkpoint::source_file::SourceFile;
+use crate::table;
 use crate::{Error, Result};
 
 /// Adds the row `manifest`, and `hashes` where there is a manifest.

@@ -3,12 +3,13 @@
 use serde_json::Value;
 
 use super::report::{Place, Report};
+use super::tensors;
 use super::validate::Subject;
-use super::{table, tensors};
 use crate::Result;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::{TensorEntry, dtype};
 use crate::family::Role;
+use crate::table;
 
 /// Largest part of a router row compared in one go, in bytes.
 const PIECE: u64 = 1 << 20;

@@ -13,7 +13,6 @@ mod pairs;
 mod pieces;
 mod replay;
 pub mod report;
-pub mod table;
 mod tensors;
 mod tokenizer;
 pub mod validate;

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::pieces::{self, Piece};
 use super::report::{Place, Report};
+use super::tensors;
 use super::validate::{Options, Subject};
-use super::{table, tensors};
 use crate::Result;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::{Encoding, TensorEntry, dtype};
+use crate::table;
 
 /// Bytes of a plain tensor looked at in one go.
 const PIECE_BYTES: u64 = 1 << 20;

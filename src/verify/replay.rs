@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use super::manifest::{Outcome, compare_files, is_plain_name, outcomes};
 use super::pieces::{self, Piece};
 use super::report::{Place, Report, Running};
-use super::table;
 use super::validate::{Options, Subject};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
@@ -15,6 +14,7 @@ use crate::checkpoint::manifest::{MANIFEST, Manifest, SourceRecord};
 use crate::checkpoint::{Dtype, dtype};
 use crate::surgery::evaluate::{Evaluator, Scratch};
 use crate::surgery::plan::{PlannedTensor, Source};
+use crate::table;
 use crate::{Error, Result};
 
 /// Values computed in one go at most; fewer where the memory is small.

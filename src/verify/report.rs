@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::table::{self, Align};
+use crate::table::{self, Align};
 use crate::{Error, Result};
 
 /// Findings kept for one check; the rest is counted.

