@@ -131,7 +131,8 @@ impl OutputFolder {
         fs::create_dir_all(&parent).map_err(|e| undo(Error::io("create", &parent, e)))?;
         let partial = partial_of(target).ok_or_else(|| Error::file(target, "expected the name of a folder to make"))?;
         let lock = lock(&partial, target).map_err(undo)?;
-        let folder = Self { target: target.to_path_buf(), partial, replace: force, _lock: lock, made, committed: false };
+        let folder =
+            Self { target: target.to_path_buf(), partial, replace: force, _lock: lock, made, committed: false };
         // Another run may have finished this output between the check and the lock.
         check_target(target, force, sources)?;
         Ok(folder)
