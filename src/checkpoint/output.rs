@@ -131,7 +131,11 @@ impl OutputFolder {
         fs::create_dir_all(&parent).map_err(|e| undo(Error::io("create", &parent, e)))?;
         let partial = partial_of(target).ok_or_else(|| Error::file(target, "expected the name of a folder to make"))?;
         let lock = lock(&partial, target).map_err(undo)?;
-        Ok(Self { target: target.to_path_buf(), partial, replace: force, _lock: lock, made, committed: false })
+        let folder =
+            Self { target: target.to_path_buf(), partial, replace: force, _lock: lock, made, committed: false };
+        // Another run may have finished this output between the check and the lock.
+        check_target(target, force, sources)?;
+        Ok(folder)
     }
 
     /// The folder to write to until the commit.
@@ -176,25 +180,21 @@ impl OutputFolder {
     }
 
     /// Moves the finished folder to its place in one step.
+    ///
+    /// The lock moves along and goes last: without it, a run that starts now would take the partial folder for
+    /// what a killed run has left, and clean it.
     pub fn commit(mut self) -> Result<()> {
         let fault = |e: rustix::io::Errno| Error::io("rename to", &self.target, e.into());
-        fs::remove_file(self.partial.join(LOCK)).map_err(|e| Error::io("remove", self.partial.join(LOCK), e))?;
         sync_folder(&self.partial)?;
-        let old = if self.replace && self.target.exists() {
-            match rustix::fs::renameat_with(CWD, &self.partial, CWD, &self.target, RenameFlags::EXCHANGE) {
-                Ok(()) => Some(self.partial.clone()),
-                // Not every file system can exchange: move the old folder aside first.
-                Err(_) => {
-                    let aside = self.partial.with_extension("replaced");
-                    rustix::fs::rename(&self.target, &aside).map_err(fault)?;
-                    rustix::fs::rename(&self.partial, &self.target).map_err(|e| {
-                        // Best effort to put the old folder back; the error below names what failed.
-                        let _ = rustix::fs::rename(&aside, &self.target);
-                        fault(e)
-                    })?;
-                    Some(aside)
-                }
-            }
+        let mut replaced = None;
+        if self.replace && self.target.exists() {
+            // The old folder takes the partial one's place for a moment, and must not look abandoned there either.
+            let held = try_lock(&self.target.join(LOCK), &self.target)?;
+            let old = self.exchange().inspect_err(|_| {
+                // Best effort: the old folder stays, and this lock is no part of it.
+                let _ = fs::remove_file(self.target.join(LOCK));
+            })?;
+            replaced = Some((old, held));
         } else {
             match rustix::fs::renameat_with(CWD, &self.partial, CWD, &self.target, RenameFlags::NOREPLACE) {
                 Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
@@ -202,16 +202,34 @@ impl OutputFolder {
                 }
                 other => other.map_err(fault)?,
             }
-            None
-        };
+        }
         self.committed = true;
+        let lock = self.target.join(LOCK);
+        fs::remove_file(&lock).map_err(|e| Error::io("remove", lock, e))?;
         if let Some(parent) = self.target.parent() {
             sync_folder(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
         }
-        if let Some(old) = old {
-            fs::remove_dir_all(&old).map_err(|e| Error::io("remove the replaced folder", &old, e))?;
+        if let Some((old, _held)) = replaced {
+            remove_at_once(&old).map_err(|e| Error::io("remove the replaced folder", &old, e))?;
         }
         Ok(())
+    }
+
+    /// Puts the finished folder in the place of the old one, and says where that is now.
+    fn exchange(&self) -> Result<PathBuf> {
+        let fault = |e: rustix::io::Errno| Error::io("rename to", &self.target, e.into());
+        if rustix::fs::renameat_with(CWD, &self.partial, CWD, &self.target, RenameFlags::EXCHANGE).is_ok() {
+            return Ok(self.partial.clone());
+        }
+        // Not every file system can exchange: move the old folder aside first.
+        let aside = self.partial.with_extension("replaced");
+        rustix::fs::rename(&self.target, &aside).map_err(fault)?;
+        rustix::fs::rename(&self.partial, &self.target).map_err(|e| {
+            // Best effort to put the old folder back; the error below names what failed.
+            let _ = rustix::fs::rename(&aside, &self.target);
+            fault(e)
+        })?;
+        Ok(aside)
     }
 }
 
@@ -219,12 +237,19 @@ impl Drop for OutputFolder {
     fn drop(&mut self) {
         if !self.committed {
             // The error that brought us here is what the user must see, not that of the cleaning.
-            let _ = fs::remove_dir_all(&self.partial);
+            let _ = remove_at_once(&self.partial);
             if let (Some(made), Some(parent)) = (&self.made, self.target.parent()) {
                 remove_empty(made, parent);
             }
         }
     }
+}
+
+/// Removes a folder under another name, so that a run that starts meanwhile cannot make its files in it.
+fn remove_at_once(folder: &Path) -> std::io::Result<()> {
+    let doomed = folder.with_extension(format!("removed-{}", std::process::id()));
+    fs::rename(folder, &doomed)?;
+    fs::remove_dir_all(doomed)
 }
 
 /// Removes the folders from `parent` up to `made`, as long as they are empty.
@@ -244,25 +269,27 @@ fn lock(partial: &Path, target: &Path) -> Result<File> {
             _ => {}
         }
         let path = partial.join(LOCK);
-        let file = match OpenOptions::new().create(true).append(true).open(&path) {
-            Ok(file) => file,
+        let file = match try_lock(&path, target) {
             // The other run has just renamed or removed the folder.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(Error::io("create", &path, e)),
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => continue,
+            other => other?,
         };
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => {
-                return Err(Error::file(target, "another run is writing this output")
-                    .with_hint("wait for it to end, or choose another --out"));
-            }
-            Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", &path, e)),
-        }
         // The file locked may no longer be the one in the folder.
         let held = file.metadata().map_err(|e| Error::io("lock", &path, e))?;
         if fs::metadata(&path).is_ok_and(|found| found.ino() == held.ino()) {
             return Ok(file);
         }
+    }
+}
+
+/// Makes a lock file and takes its lock, for the output `target`.
+fn try_lock(path: &Path, target: &Path) -> Result<File> {
+    let file = OpenOptions::new().create(true).append(true).open(path).map_err(|e| Error::io("create", path, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(Error::file(target, "another run is writing this output")
+            .with_hint("wait for it to end, or choose another --out")),
+        Err(fs::TryLockError::Error(e)) => Err(Error::io("lock", path, e)),
     }
 }
 
