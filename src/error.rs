@@ -8,8 +8,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, named by the place where a user would look for it.
 ///
-/// Every variant but [`Error::Io`] means the request or the input was bad (exit code 2); an
-/// [`Error::Io`] means that the machine refused (exit code 3).
+/// Every variant but [`Error::Io`] and [`Error::Compute`] means the request or the input was bad (exit code 2);
+/// these two mean that the machine refused (exit code 3).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -59,6 +59,16 @@ pub enum Error {
         /// What to do next.
         hint: Option<String>,
     },
+    /// A computation with tensors failed: out of memory, or a device that does not work.
+    #[error("cannot {action}: {problem}")]
+    Compute {
+        /// What was to be computed, and of which model.
+        action: String,
+        /// What the tensor library said.
+        problem: String,
+        /// What to do next.
+        hint: Option<String>,
+    },
     /// The request itself makes no sense.
     #[error("{problem}")]
     Usage {
@@ -93,6 +103,11 @@ impl Error {
         Self::Key { path, key, problem: problem.into(), hint: None }
     }
 
+    /// A computation that failed; `action` completes “cannot …”.
+    pub fn compute(action: impl Into<String>, problem: impl ToString) -> Self {
+        Self::Compute { action: action.into(), problem: problem.to_string(), hint: None }
+    }
+
     /// A request that makes no sense.
     pub fn usage(problem: impl Into<String>) -> Self {
         Self::Usage { problem: problem.into(), hint: None }
@@ -105,6 +120,7 @@ impl Error {
         | Self::File { hint, .. }
         | Self::Tensor { hint, .. }
         | Self::Key { hint, .. }
+        | Self::Compute { hint, .. }
         | Self::Usage { hint, .. }) = &mut self;
         *hint = Some(advice.into());
         self
@@ -116,6 +132,7 @@ impl Error {
         | Self::File { hint, .. }
         | Self::Tensor { hint, .. }
         | Self::Key { hint, .. }
+        | Self::Compute { hint, .. }
         | Self::Usage { hint, .. }) = self;
         hint.as_deref()
     }
@@ -123,7 +140,7 @@ impl Error {
     /// Exit code of the binary: 3 where the machine refused, 2 where the request or input was bad.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Io { .. } => 3,
+            Self::Io { .. } | Self::Compute { .. } => 3,
             _ => 2,
         }
     }

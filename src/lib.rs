@@ -7,6 +7,7 @@
 pub mod checkpoint;
 pub mod error;
 pub mod family;
+pub mod model;
 pub mod surgery;
 pub mod table;
 pub mod verify;

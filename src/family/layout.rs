@@ -95,9 +95,9 @@ choice! {
     QkNorm {
         /// There is none.
         None = "none",
-        /// One weight `[head_dim]` for all heads (Qwen3).
+        /// Root mean square with one weight `[head_dim]` for all heads (Qwen3).
         HeadDim = "head_dim",
-        /// A weight `[heads, head_dim]` (Cohere).
+        /// Layer norm of each head with a weight `[heads, head_dim]` (Cohere).
         PerHead = "per_head",
     }
 }

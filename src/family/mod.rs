@@ -13,6 +13,7 @@ mod gguf_bpe;
 mod gguf_rope;
 pub mod gguf_tokenizer;
 mod layout;
+mod matching;
 mod mixture;
 mod spelling;
 mod target;

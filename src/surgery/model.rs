@@ -28,9 +28,6 @@ pub const COMPANIONS: [&str; 14] = [
     "chat_template.json",
 ];
 
-/// Buffers that old exports store though every reader computes them.
-const COMPUTED: &str = ".rotary_emb.inv_freq";
-
 /// A checkpoint whose tensors have been matched with what its configuration says it holds.
 #[derive(Debug)]
 pub struct Model {
@@ -74,9 +71,8 @@ impl Model {
         side_files.extend(existing(path, &["model.safetensors.index.json", crate::checkpoint::manifest::MANIFEST]));
         side_files.extend(existing(path, &COMPANIONS));
         let source = Source { name: name.to_owned(), checkpoint, side_files };
-        let mut model = Self { source, config, architecture, specs, unused: Vec::new() };
-        model.match_tensors()?;
-        Ok(model)
+        let unused = architecture.match_tensors(&specs, &source.checkpoint)?;
+        Ok(Self { source, config, architecture, specs, unused })
     }
 
     /// The entry of a spec's tensor.
@@ -114,58 +110,6 @@ impl Model {
     /// The companion files that the folder has.
     pub fn companions(&self) -> Vec<PathBuf> {
         existing(&self.source.checkpoint.path, &COMPANIONS)
-    }
-
-    /// Compares the tensors of the files with those that the configuration asks for.
-    fn match_tensors(&mut self) -> Result<()> {
-        let checkpoint = &self.source.checkpoint;
-        let family = &self.architecture.family;
-        for spec in &self.specs {
-            let entry = checkpoint.tensor(&spec.name).map_err(|error| {
-                error.with_hint(format!(
-                    "its config.json describes a {family} model that has this tensor; is the config the right one?"
-                ))
-            })?;
-            if entry.shape != spec.shape {
-                let problem = format!("has shape {:?}, but config.json makes it {:?}", entry.shape, spec.shape);
-                return Err(Error::tensor(checkpoint.files[entry.file].path(), &spec.name, problem));
-            }
-        }
-        let expected: std::collections::BTreeSet<&str> = self.specs.iter().map(|spec| spec.name.as_str()).collect();
-        let mut unused = Vec::new();
-        for (name, entry) in &checkpoint.tensors {
-            if expected.contains(name.as_str()) {
-                continue;
-            }
-            let tied_head = self.architecture.tie_word_embeddings
-                && self.architecture.names().is_ok_and(|names| names.tensors.head == *name);
-            if !tied_head && !name.ends_with(COMPUTED) {
-                let problem =
-                    format!("is no tensor of the {family} model that config.json describes; it would be lost");
-                return Err(Error::tensor(checkpoint.files[entry.file].path(), name, problem).with_hint(
-                    "check the keys of config.json that switch tensors on, such as attention_bias and mlp_bias",
-                ));
-            }
-            if tied_head {
-                self.check_tied(entry, name)?;
-            }
-            unused.push(name.clone());
-        }
-        self.unused = unused;
-        Ok(())
-    }
-
-    /// A stored output embedding of a tied model must be the input embedding.
-    fn check_tied(&self, head: &TensorEntry, name: &str) -> Result<()> {
-        let checkpoint = &self.source.checkpoint;
-        let Some(embedding) = self.specs.iter().find(|spec| spec.role == Role::Embedding) else { return Ok(()) };
-        let embedding = checkpoint.tensor(&embedding.name)?;
-        if checkpoint.same_bytes(head, embedding)? {
-            return Ok(());
-        }
-        let problem = "differs from the input embedding, but config.json says tie_word_embeddings: true";
-        Err(Error::tensor(checkpoint.files[head.file].path(), name, problem)
-            .with_hint("set tie_word_embeddings to false if the stored head is the right one, or remove the tensor"))
     }
 }
 

@@ -1,0 +1,64 @@
+//! Whether the tensors of a checkpoint are those that its configuration describes.
+
+use std::collections::BTreeSet;
+
+use super::architecture::Architecture;
+use super::tensors::{Role, TensorSpec};
+use crate::checkpoint::{Checkpoint, TensorEntry};
+use crate::{Error, Result};
+
+/// Buffers that old exports store though every reader computes them.
+const COMPUTED: &str = ".rotary_emb.inv_freq";
+
+impl Architecture {
+    /// Matches `specs`, the tensors of this architecture, with those of a checkpoint, names and shapes both ways.
+    ///
+    /// Returns the names that no reader uses: computed buffers, and a stored copy of a tied head, which must equal the
+    /// input embedding byte for byte. Any other missing, unexpected or misshapen tensor is an error that names it.
+    pub fn match_tensors(&self, specs: &[TensorSpec], checkpoint: &Checkpoint) -> Result<Vec<String>> {
+        let family = &self.family;
+        for spec in specs {
+            let entry = checkpoint.tensor(&spec.name).map_err(|error| {
+                error.with_hint(format!(
+                    "its config.json describes a {family} model that has this tensor; is the config the right one?"
+                ))
+            })?;
+            if entry.shape != spec.shape {
+                let problem = format!("has shape {:?}, but config.json makes it {:?}", entry.shape, spec.shape);
+                return Err(Error::tensor(checkpoint.files[entry.file].path(), &spec.name, problem));
+            }
+        }
+        let expected: BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+        let mut unused = Vec::new();
+        for (name, entry) in &checkpoint.tensors {
+            if expected.contains(name.as_str()) {
+                continue;
+            }
+            let tied_head = self.tie_word_embeddings && self.names().is_ok_and(|names| names.tensors.head == *name);
+            if !tied_head && !name.ends_with(COMPUTED) {
+                let problem =
+                    format!("is no tensor of the {family} model that config.json describes; it would be lost");
+                return Err(Error::tensor(checkpoint.files[entry.file].path(), name, problem).with_hint(
+                    "check the keys of config.json that switch tensors on, such as attention_bias and mlp_bias",
+                ));
+            }
+            if tied_head {
+                check_tied(specs, checkpoint, entry, name)?;
+            }
+            unused.push(name.clone());
+        }
+        Ok(unused)
+    }
+}
+
+/// A stored output embedding of a tied model must be the input embedding.
+fn check_tied(specs: &[TensorSpec], checkpoint: &Checkpoint, head: &TensorEntry, name: &str) -> Result<()> {
+    let Some(embedding) = specs.iter().find(|spec| spec.role == Role::Embedding) else { return Ok(()) };
+    let embedding = checkpoint.tensor(&embedding.name)?;
+    if checkpoint.same_bytes(head, embedding)? {
+        return Ok(());
+    }
+    let problem = "differs from the input embedding, but config.json says tie_word_embeddings: true";
+    Err(Error::tensor(checkpoint.files[head.file].path(), name, problem)
+        .with_hint("set tie_word_embeddings to false if the stored head is the right one, or remove the tensor"))
+}

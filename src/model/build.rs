@@ -1,0 +1,227 @@
+//! From parameters to layers: which modules an architecture has.
+
+use serde_json::Value as Json;
+
+use super::attention::{Attention, Heads, KeyValue};
+use super::block::Block;
+use super::feed_forward::{Activation, FeedForward, Mlp};
+use super::linear::{Linear, Matrix};
+use super::norm::Norm;
+use super::params::{Mode, Params, Value};
+use super::router::Router;
+use crate::error::nearest;
+use crate::family::{
+    Architecture, AttentionKv, Block as Layout, Config, MlpType, NormPosition, NormType, QkNorm, Role,
+};
+use crate::{Error, Result};
+
+/// The parameters, and what they are to become.
+pub(super) struct Builder<'a> {
+    pub(super) params: &'a Params,
+    pub(super) architecture: &'a Architecture,
+    pub(super) config: &'a Config,
+    pub(super) mode: Mode,
+}
+
+/// A layer, and an expert of it or none.
+type Place = (u64, Option<u64>);
+
+impl Builder<'_> {
+    /// All layers.
+    pub(super) fn blocks(&self) -> Result<Vec<Block>> {
+        let activation = self.activation()?;
+        let windows = self.windows()?;
+        windows.into_iter().enumerate().map(|(layer, window)| self.block(layer as u64, window, activation)).collect()
+    }
+
+    fn block(&self, layer: u64, window: Option<usize>, activation: Activation) -> Result<Block> {
+        let position = self.architecture.norm_position;
+        let sequential = self.architecture.block == Layout::Sequential;
+        let (before, after) = (position != NormPosition::Post, position != NormPosition::Pre);
+        let norm = |there: bool, role| if there { self.norm(role, (layer, None)).map(Some) } else { Ok(None) };
+        let before_feed_forward = if after { Role::PreFeedforwardNorm } else { Role::PostAttentionNorm };
+        Ok(Block {
+            layout: self.architecture.block,
+            before_attention: norm(before, Role::InputNorm)?,
+            after_attention: norm(after, Role::PostAttentionNorm)?,
+            before_feed_forward: norm(before && sequential, before_feed_forward)?,
+            after_feed_forward: norm(after, Role::PostFeedforwardNorm)?,
+            attention: self.attention(layer, window)?,
+            feed_forward: self.feed_forward(layer, activation)?,
+        })
+    }
+
+    fn attention(&self, layer: u64, window: Option<usize>) -> Result<Attention> {
+        let a = self.architecture;
+        let mixture = a.mixture.as_ref().filter(|mixture| {
+            mixture.attention_kv != AttentionKv::Merged && mixture.attention_moe_layers.contains(layer)
+        });
+        let places: Vec<Place> = match mixture {
+            None => vec![(layer, None)],
+            Some(mixture) => (0..mixture.num_attention_experts).map(|expert| (layer, Some(expert))).collect(),
+        };
+        let shared = mixture.is_some_and(|mixture| mixture.attention_kv == AttentionKv::Shared);
+        let qk_norm = |role, place: Place| {
+            let kind = match a.qk_norm {
+                QkNorm::None => return Ok(None),
+                QkNorm::HeadDim => NormType::Rms,
+                QkNorm::PerHead => NormType::Layer,
+            };
+            self.norm_of(kind, self.value(role, Some(place.0), place.1)?).map(Some)
+        };
+        let heads = places.iter().map(|place| {
+            let (q, o) = (self.linear(Role::Q, *place)?, self.linear(Role::O, *place)?);
+            Ok(Heads { q, o, q_norm: qk_norm(Role::QNorm, *place)? })
+        });
+        let kv_places = if shared { vec![(layer, None)] } else { places.clone() };
+        let key_values = kv_places.into_iter().map(|place| {
+            let (k, v) = (self.linear(Role::K, place)?, self.linear(Role::V, place)?);
+            Ok(KeyValue { k, v, k_norm: qk_norm(Role::KNorm, place)? })
+        });
+        let router = match mixture {
+            None => None,
+            Some(mixture) => Some(Router {
+                weight: self.matrix(Role::AttentionRouter, (layer, None))?,
+                experts: mixture.num_attention_experts as usize,
+                top_k: mixture.num_attention_experts_per_tok as usize,
+                normalise: mixture.norm_topk_prob_attention,
+            }),
+        };
+        Ok(Attention {
+            heads: heads.collect::<Result<_>>()?,
+            key_values: key_values.collect::<Result<_>>()?,
+            router,
+            kv_heads: a.num_kv_heads as usize,
+            head_dim: a.head_dim as usize,
+            window,
+            mode: self.mode,
+        })
+    }
+
+    fn feed_forward(&self, layer: u64, activation: Activation) -> Result<FeedForward> {
+        let Some(mixture) = self.architecture.mixture.as_ref().filter(|mixture| mixture.moe_layers.contains(layer))
+        else {
+            return Ok(FeedForward::Dense(self.mlp((layer, None), activation)?));
+        };
+        let router = Router {
+            weight: self.matrix(Role::FfnRouter, (layer, None))?,
+            experts: mixture.num_experts as usize,
+            top_k: mixture.num_experts_per_tok as usize,
+            normalise: mixture.norm_topk_prob,
+        };
+        let experts = (0..mixture.num_experts).map(|expert| self.mlp((layer, Some(expert)), activation));
+        Ok(FeedForward::Experts { router, experts: experts.collect::<Result<_>>()? })
+    }
+
+    fn mlp(&self, place: Place, activation: Activation) -> Result<Mlp> {
+        let gate = match self.architecture.mlp_type {
+            MlpType::Gated => Some(self.linear(Role::Gate, place)?),
+            MlpType::Plain => None,
+        };
+        let (up, down) = (self.linear(Role::Up, place)?, self.linear(Role::Down, place)?);
+        Ok(Mlp { gate, up, down, activation, mode: self.mode })
+    }
+
+    fn linear(&self, role: Role, place: Place) -> Result<Linear> {
+        let bias = self.params.at(role, true, Some(place.0), place.1).map(plain).transpose()?;
+        Ok(Linear { weight: self.matrix(role, place)?, bias })
+    }
+
+    fn matrix(&self, role: Role, (layer, expert): Place) -> Result<Matrix> {
+        Ok(Matrix::new(self.value(role, Some(layer), expert)?, self.mode))
+    }
+
+    fn norm(&self, role: Role, (layer, expert): Place) -> Result<Norm> {
+        self.norm_of(self.architecture.norm_type, self.value(role, Some(layer), expert)?)
+    }
+
+    /// The norm before the head.
+    pub(super) fn final_norm(&self) -> Result<Norm> {
+        self.norm_of(self.architecture.norm_type, self.value(Role::FinalNorm, None, None)?)
+    }
+
+    fn norm_of(&self, kind: NormType, value: &Value) -> Result<Norm> {
+        Ok(Norm { kind, weight: plain(value)?, eps: self.architecture.norm_eps, mode: self.mode })
+    }
+
+    /// The input embedding, and the output embedding, which is the same where they are tied.
+    pub(super) fn embeddings(&self) -> Result<(Matrix, Matrix)> {
+        let input = Matrix::new(self.value(Role::Embedding, None, None)?, self.mode);
+        if self.architecture.tie_word_embeddings {
+            return Ok((input.clone(), input));
+        }
+        Ok((input, Matrix::new(self.value(Role::Head, None, None)?, self.mode)))
+    }
+
+    fn value(&self, role: Role, layer: Option<u64>, expert: Option<u64>) -> Result<&Value> {
+        self.params.at(role, false, layer, expert).ok_or_else(|| {
+            let place = match (layer, expert) {
+                (None, _) => String::new(),
+                (Some(layer), None) => format!(" in layer {layer}"),
+                (Some(layer), Some(expert)) => format!(" in layer {layer}, expert {expert}"),
+            };
+            Error::file(self.params.path(), format!("has no `{role}` tensor{place}"))
+        })
+    }
+
+    fn activation(&self) -> Result<Activation> {
+        let name = self.architecture.hidden_act.as_str();
+        if let Some((_, known)) = Activation::ALL.iter().find(|(known, _)| *known == name) {
+            return Ok(*known);
+        }
+        let names = Activation::ALL.map(|(name, _)| name);
+        let error =
+            Error::key(&self.config.path, "hidden_act", format!("expected one of {}, found {name}", names.join(", ")));
+        Err(match nearest(name, names) {
+            Some(known) => error.with_hint(format!("the nearest known activation is `{known}`")),
+            None => error,
+        })
+    }
+
+    /// Positions that each layer looks back; with `layer_types` or `max_window_layers` (Qwen) some layers see all.
+    fn windows(&self) -> Result<Vec<Option<usize>>> {
+        let layers = self.architecture.num_layers as usize;
+        let Some(window) = self.architecture.sliding_window.map(|window| window as usize) else {
+            return Ok(vec![None; layers]);
+        };
+        let key = |name: &str| self.config.json.get(name).filter(|value| !value.is_null());
+        if let Some(types) = key("layer_types") {
+            let sliding = |kind: &Json| match kind.as_str() {
+                Some("sliding_attention") => Ok(Some(window)),
+                Some("full_attention") => Ok(None),
+                _ => Err(self
+                    .fault("layer_types", format!("expected `sliding_attention` or `full_attention`, found {kind}"))),
+            };
+            let windows: Vec<_> = types.as_array().into_iter().flatten().map(sliding).collect::<Result<_>>()?;
+            return if windows.len() == layers {
+                Ok(windows)
+            } else {
+                Err(self.fault(
+                    "layer_types",
+                    format!("expected one entry for each of {layers} layers, found {}", windows.len()),
+                ))
+            };
+        }
+        let full = match key("max_window_layers") {
+            None => 0,
+            Some(value) => value
+                .as_u64()
+                .ok_or_else(|| self.fault("max_window_layers", format!("expected a number of layers, found {value}")))?
+                as usize,
+        };
+        Ok((0..layers).map(|layer| (layer >= full).then_some(window)).collect())
+    }
+
+    fn fault(&self, key: &str, problem: String) -> Error {
+        Error::key(&self.config.path, key, problem)
+    }
+}
+
+/// The tensor of a vector.
+fn plain(value: &Value) -> Result<candle_core::Tensor> {
+    match value {
+        Value::Variable(var) => Ok(var.as_tensor().clone()),
+        Value::Frozen(tensor) => Ok(tensor.clone()),
+        Value::Stored(stored) => stored.to_tensor().map_err(|e| Error::compute("widen a stored tensor", e)),
+    }
+}

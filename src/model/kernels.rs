@@ -1,0 +1,164 @@
+//! Loops for one core, written so that the compiler vectorises them, each compiled for several instruction sets of which
+//! the widest that the processor has is chosen at run time.
+
+/// Defines a function whose body is compiled for AVX-512, AVX2 and the baseline, and dispatched when called.
+macro_rules! multiversion {
+    ($(#[$about:meta])* fn $name:ident($($arg:ident: $kind:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+        $(#[$about])*
+        pub(super) fn $name($($arg: $kind),*) $(-> $result)? {
+            #[inline(always)]
+            fn body<const FMA: bool>($($arg: $kind),*) $(-> $result)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
+                fn avx512($($arg: $kind),*) $(-> $result)? {
+                    body::<true>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $kind),*) $(-> $result)? {
+                    body::<true>($($arg),*)
+                }
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                {
+                    // SAFETY: the processor has the features.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    // SAFETY: the processor has the features.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body::<false>($($arg),*)
+        }
+    };
+}
+
+/// Values handled at a time.
+pub(super) const LANES: usize = 32;
+
+/// `a · b + c`, in one rounding where that is one instruction.
+#[inline(always)]
+pub(super) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// e to the power of `x`, within two units in the last place; 0 below −87.3, and for −∞.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    // Adding and subtracting this rounds to an integer.
+    const ROUND: f32 = 12_582_912.0;
+    let clamped = x.clamp(-87.3, 88.0);
+    let whole = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = whole - ROUND;
+    // ln 2 in two parts keeps the remainder exact.
+    let r = clamped - n * 0.693_359_4;
+    let r = r - n * -2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4;
+    p = p * r + 1.398_199_9e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 0.5;
+    let value = p * (r * r) + r + 1.0;
+    // The low bits of `whole` are n: as an exponent they are 2ⁿ.
+    let power = f32::from_bits(whole.to_bits().wrapping_add(127).wrapping_shl(23));
+    if x < -87.3 { 0.0 } else { value * power }
+}
+
+multiversion! {
+    /// Sum of the products of two slices of the same length.
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let mut sums = [0f32; LANES];
+        let whole = a.len() - a.len() % LANES;
+        for (a, b) in a.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
+            for lane in 0..LANES {
+                sums[lane] = multiply_add::<FMA>(a[lane], b[lane], sums[lane]);
+            }
+        }
+        let rest: f32 = a[whole..].iter().zip(&b[whole..]).map(|(a, b)| a * b).sum();
+        sums.iter().sum::<f32>() + rest
+    }
+}
+
+multiversion! {
+    /// Adds `factor` times `x` to `out`.
+    fn add_scaled(out: &mut [f32], x: &[f32], factor: f32) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = multiply_add::<FMA>(*x, factor, *out);
+        }
+    }
+}
+
+multiversion! {
+    /// Turns scores into e to the power of `scale` times what they are below the largest, and returns the sum.
+    fn exponentials(scores: &mut [f32], scale: f32) -> f32 {
+        let mut most = [f32::NEG_INFINITY; LANES];
+        for chunk in scores.chunks(LANES) {
+            for (most, score) in most.iter_mut().zip(chunk) {
+                *most = if *score > *most { *score } else { *most };
+            }
+        }
+        let most = most.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+        let mut sums = [0f32; LANES];
+        for chunk in scores.chunks_mut(LANES) {
+            for (sum, score) in sums.iter_mut().zip(chunk) {
+                *score = exp((*score - most) * scale);
+                *sum += *score;
+            }
+        }
+        // Constant, so that the code above is the same for all instruction sets.
+        let _ = FMA;
+        sums.iter().sum()
+    }
+}
+
+multiversion! {
+    /// `gate` becomes `silu(gate) · up`.
+    fn silu_multiply(gate: &mut [f32], up: &[f32]) {
+        let _ = FMA;
+        for (gate, up) in gate.iter_mut().zip(up) {
+            let e = exp(-gate.abs());
+            // The sigmoid of |gate|, or one minus it: never overflows.
+            let sigmoid = if *gate >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) };
+            *gate *= sigmoid * up;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exponentials_are_within_two_units_in_the_last_place() {
+        for i in -8_730..=8_800 {
+            let x = i as f32 / 100.0;
+            let exact = f64::from(x).exp();
+            assert!((f64::from(exp(x)) / exact - 1.0).abs() < 2.4e-7, "{x}: {} {exact}", exp(x));
+        }
+        assert_eq!((exp(0.0), exp(f32::NEG_INFINITY), exp(-100.0)), (1.0, 0.0, 0.0));
+    }
+
+    #[test]
+    fn loops_of_any_length_are_plain_arithmetic() {
+        for length in [0, 1, 31, 32, 33, 100] {
+            let a: Vec<f32> = (0..length).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
+            let b: Vec<f32> = (0..length).map(|i| (i as f32 * 1.3).cos()).collect();
+            let plain: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            assert!((f64::from(dot(&a, &b)) - plain).abs() < 1e-5);
+            let mut gated = a.clone();
+            silu_multiply(&mut gated, &b);
+            for ((gated, a), b) in gated.iter().zip(&a).zip(&b) {
+                assert!((gated - a / (1.0 + (-a).exp()) * b).abs() < 1e-6);
+            }
+            let mut scores = a.clone();
+            let sum = exponentials(&mut scores, 0.5);
+            let most = a.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let plain: f32 = a.iter().map(|a| ((a - most) * 0.5).exp()).sum();
+            assert!((sum - plain).abs() < 1e-4);
+        }
+    }
+}

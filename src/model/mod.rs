@@ -1,0 +1,30 @@
+//! The models themselves: from token ids to logits, dense seeds and mixtures of their experts alike.
+//!
+//! A model is built from an [`Architecture`](crate::family::Architecture); modules know roles, and only
+//! [`Params`] knows names. Everything differentiates in [`Mode::Train`]: candle's fused norms, softmax and rotations cut
+//! the gradient without a word, so they are used in [`Mode::Infer`] alone, and the tests compare both.
+
+mod attend;
+mod attention;
+mod block;
+mod build;
+mod cache;
+mod causal_lm;
+mod feed_forward;
+mod kernels;
+mod linear;
+mod norm;
+mod params;
+mod pass;
+mod product;
+mod rope;
+mod router;
+mod stored;
+#[cfg(test)]
+mod tests;
+
+pub use cache::KvCache;
+pub use causal_lm::{CausalLm, Forward, Output, logits};
+pub use params::{LoadOptions, Mode, Parameter, Params, Trainable, Weights};
+pub use pass::Pass;
+pub use router::{LayerRouting, Overrides, Routing};

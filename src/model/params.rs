@@ -1,0 +1,311 @@
+//! The parameters of a model: every tensor of its checkpoint under its own name, and nothing else.
+//!
+//! Names and shapes come from [`Architecture::tensors`] and are matched with the checkpoint both ways, so that a
+//! mistyped name can neither be left at random nor be ignored.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor, Var};
+use rayon::prelude::*;
+
+use super::stored::{Pages, StoredMatrix};
+use crate::checkpoint::dtype::{self, Dtype};
+use crate::checkpoint::{Checkpoint, Encoding, TensorEntry};
+use crate::family::{Architecture, Config, Role, TensorSpec};
+use crate::{Error, Result};
+
+/// How a model computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Only operations that candle can differentiate, also where a faster one exists.
+    Train,
+    /// The fastest operations; no gradient flows.
+    Infer,
+}
+
+/// How the weights of a frozen model are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    /// In [`LoadOptions::dtype`], whatever the file holds.
+    Widened,
+    /// bfloat16 matrices stay in the pages of the file, and are widened in registers while they are multiplied: the
+    /// same products in half the memory. Without effect where this cannot be: on another device than the CPU, in
+    /// another dtype than float32, in [`Mode::Train`], and for matrices that are not bfloat16.
+    Stored,
+}
+
+/// Which parameters are variables that get gradients; the others are frozen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trainable {
+    /// None.
+    None,
+    /// All.
+    All,
+    /// Those of these names.
+    Only(BTreeSet<String>),
+}
+
+/// How to load a model.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Where it computes.
+    pub device: Device,
+    /// In what it computes: activations, cache, and widened weights. Routers and logits are float32 at least.
+    pub dtype: DType,
+    /// With which operations.
+    pub mode: Mode,
+    /// How weights are held.
+    pub weights: Weights,
+    /// Which parameters get gradients.
+    pub trainable: Trainable,
+}
+
+impl Default for LoadOptions {
+    /// Frozen inference in float32 on the CPU.
+    fn default() -> Self {
+        Self {
+            device: Device::Cpu,
+            dtype: DType::F32,
+            mode: Mode::Infer,
+            weights: Weights::Stored,
+            trainable: Trainable::None,
+        }
+    }
+}
+
+impl LoadOptions {
+    /// Every parameter a float32 variable on `device`, with differentiable operations.
+    pub fn train(device: Device) -> Self {
+        Self { device, dtype: DType::F32, mode: Mode::Train, weights: Weights::Widened, trainable: Trainable::All }
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.mode == Mode::Infer && self.trainable != Trainable::None {
+            return Err(Error::usage(
+                "a model with trainable parameters needs Mode::Train: inference has no gradients",
+            ));
+        }
+        if !matches!(self.dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16) {
+            let problem = format!("expected to compute in f64, f32, f16 or bf16, found {:?}", self.dtype);
+            return Err(Error::usage(problem));
+        }
+        Ok(())
+    }
+}
+
+/// Where a parameter's numbers are.
+#[derive(Debug, Clone)]
+pub(super) enum Value {
+    /// A tensor that gets gradients.
+    Variable(Var),
+    /// A tensor that gets none.
+    Frozen(Tensor),
+    /// A bfloat16 matrix in the pages of its file.
+    Stored(Arc<StoredMatrix>),
+}
+
+/// One parameter.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// Its name, shape, role and place.
+    pub spec: TensorSpec,
+    pub(super) value: Value,
+}
+
+impl Parameter {
+    /// The variable, where the parameter is trainable.
+    pub fn var(&self) -> Option<&Var> {
+        match &self.value {
+            Value::Variable(var) => Some(var),
+            Value::Frozen(_) | Value::Stored(_) => None,
+        }
+    }
+}
+
+/// What a parameter is looked up by: role, bias or weight, layer, expert.
+type Place = (Role, bool, Option<u64>, Option<u64>);
+
+/// The parameters of one model by name.
+#[derive(Debug, Clone)]
+pub struct Params {
+    path: PathBuf,
+    parameters: BTreeMap<String, Parameter>,
+    places: BTreeMap<Place, String>,
+}
+
+impl Params {
+    /// Loads the checkpoint in `folder`, which `architecture` describes.
+    ///
+    /// A missing, unexpected or misshapen tensor is an error that names it, as is a trainable name that is none.
+    pub fn load(folder: &Path, architecture: &Architecture, options: &LoadOptions) -> Result<Self> {
+        options.check()?;
+        let specs = architecture.tensors()?;
+        let checkpoint = Checkpoint::open(folder)?;
+        if checkpoint.gguf.is_some() {
+            return Err(Error::file(folder, "holds a GGUF file, expected safetensors")
+                .with_hint("`bam-convert convert FILE.gguf DIR` makes a folder of it"));
+        }
+        architecture.match_tensors(&specs, &checkpoint)?;
+        let keep_stored = options.weights == Weights::Stored
+            && options.mode == Mode::Infer
+            && options.device.is_cpu()
+            && options.dtype == DType::F32;
+        let pages: Vec<Option<Arc<Pages>>> = checkpoint
+            .files
+            .iter()
+            .map(|file| if keep_stored { Pages::map(file.path(), file.len()).map(Some) } else { Ok(None) })
+            .collect::<Result<_>>()?;
+        let value = |spec: &TensorSpec| {
+            let entry = checkpoint.tensor(&spec.name)?;
+            if let (Some(pages), Encoding::Plain(Dtype::BF16), [rows, columns]) =
+                (&pages[entry.file], entry.encoding, &spec.shape[..])
+                && !matches!(spec.role, Role::FfnRouter | Role::AttentionRouter | Role::QNorm | Role::KNorm)
+            {
+                let stored = StoredMatrix::new(pages, entry.offset as usize, *rows as usize, *columns as usize);
+                return Ok(Value::Stored(Arc::new(stored)));
+            }
+            let tensor = read(&checkpoint, entry, spec, options)?;
+            wrap(spec, tensor, options).map_err(|e| Error::compute(format!("load tensor `{}`", spec.name), e))
+        };
+        let values: Vec<Value> = specs.par_iter().map(value).collect::<Result<_>>()?;
+        checkpoint.check_unchanged()?;
+        Self::new(folder, specs.into_iter().zip(values), options)
+    }
+
+    /// The parameters of `architecture` out of `tensors` of any dtype, matched both ways; `path` names them in errors.
+    pub fn from_tensors(
+        path: &Path,
+        architecture: &Architecture,
+        mut tensors: BTreeMap<String, Tensor>,
+        options: &LoadOptions,
+    ) -> Result<Self> {
+        options.check()?;
+        let mut values = Vec::new();
+        for spec in architecture.tensors()? {
+            let tensor = tensors.remove(&spec.name).ok_or_else(|| Error::tensor(path, &spec.name, "is missing"))?;
+            if !tensor.dims().iter().map(|extent| *extent as u64).eq(spec.shape.iter().copied()) {
+                let problem = format!("has shape {:?}, but config.json makes it {:?}", tensor.dims(), spec.shape);
+                return Err(Error::tensor(path, &spec.name, problem));
+            }
+            let value = tensor
+                .to_device(&options.device)
+                .and_then(|tensor| tensor.to_dtype(options.dtype))
+                .and_then(|tensor| wrap(&spec, tensor.detach(), options))
+                .map_err(|e| Error::compute(format!("load tensor `{}`", spec.name), e))?;
+            values.push((spec, value));
+        }
+        if let Some(name) = tensors.keys().next() {
+            return Err(Error::tensor(path, name, "is no tensor of the model that config.json describes"));
+        }
+        Self::new(path, values, options)
+    }
+
+    fn new(path: &Path, values: impl IntoIterator<Item = (TensorSpec, Value)>, options: &LoadOptions) -> Result<Self> {
+        let mut found = Self { path: path.to_path_buf(), parameters: BTreeMap::new(), places: BTreeMap::new() };
+        for (spec, value) in values {
+            found.places.insert((spec.role, spec.bias, spec.layer, spec.expert), spec.name.clone());
+            found.parameters.insert(spec.name.clone(), Parameter { spec, value });
+        }
+        if let Trainable::Only(names) = &options.trainable
+            && let Some(unknown) = names.iter().find(|name| !found.parameters.contains_key(*name))
+        {
+            return Err(Error::tensor(path, unknown, "is to be trained, but is no tensor of the model"));
+        }
+        Ok(found)
+    }
+
+    /// The folder they were loaded from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All parameters, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Parameter)> {
+        self.parameters.iter().map(|(name, parameter)| (name.as_str(), parameter))
+    }
+
+    /// The parameters that get gradients, by name.
+    pub fn vars(&self) -> impl Iterator<Item = (&str, &Var)> {
+        self.iter().filter_map(|(name, parameter)| Some((name, parameter.var()?)))
+    }
+
+    /// A copy of a parameter's numbers as a tensor `[out, in]` of the dtype that it is held in.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let parameter = self.parameters.get(name).ok_or_else(|| Error::tensor(&self.path, name, "is missing"))?;
+        match &parameter.value {
+            Value::Variable(var) => Ok(var.as_detached_tensor()),
+            Value::Frozen(tensor) => Ok(tensor.clone()),
+            Value::Stored(stored) => stored.to_tensor().map_err(|e| Error::compute(format!("read tensor `{name}`"), e)),
+        }
+    }
+
+    pub(super) fn at(&self, role: Role, bias: bool, layer: Option<u64>, expert: Option<u64>) -> Option<&Value> {
+        let name = self.places.get(&(role, bias, layer, expert))?;
+        self.parameters.get(name).map(|parameter| &parameter.value)
+    }
+}
+
+fn wrap(spec: &TensorSpec, tensor: Tensor, options: &LoadOptions) -> candle_core::Result<Value> {
+    let trainable = match &options.trainable {
+        Trainable::None => false,
+        Trainable::All => true,
+        Trainable::Only(names) => names.contains(&spec.name),
+    };
+    Ok(if trainable { Value::Variable(Var::from_tensor(&tensor)?) } else { Value::Frozen(tensor) })
+}
+
+/// A tensor's values in the dtype of the options, rounded once at most.
+fn read(checkpoint: &Checkpoint, entry: &TensorEntry, spec: &TensorSpec, options: &LoadOptions) -> Result<Tensor> {
+    let path = checkpoint.files[entry.file].path();
+    let shape: Vec<usize> = spec.shape.iter().map(|extent| *extent as usize).collect();
+    let failed = |e: candle_core::Error| Error::compute(format!("load tensor `{}`", spec.name), e);
+    let Encoding::Plain(stored) = entry.encoding else {
+        return Err(Error::tensor(path, &spec.name, format!("is {}, expected a floating-point dtype", entry.encoding)));
+    };
+    if !dtype::is_float(stored) {
+        let problem = format!("is stored as {stored}, expected a floating-point dtype");
+        return Err(Error::tensor(path, &spec.name, problem)
+            .with_hint("`bam-convert convert --dtype bf16` makes a checkpoint of ordinary floats"));
+    }
+    let elements = entry.elements() as usize;
+    let tensor = match stored {
+        Dtype::BF16 | Dtype::F32 if options.dtype != DType::F64 => {
+            let mut bytes = vec![0; entry.length as usize];
+            checkpoint.read_bytes(entry, 0, &mut bytes)?;
+            let values: Vec<f32> = if stored == Dtype::BF16 {
+                bytes
+                    .chunks_exact(2)
+                    .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16))
+                    .collect()
+            } else {
+                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+            };
+            Tensor::from_vec(values, shape, &options.device)
+        }
+        _ => {
+            let mut values = vec![0f64; elements];
+            checkpoint.read_values(entry, 0, &mut values, &mut Vec::new())?;
+            if options.dtype == DType::F64 {
+                Tensor::from_vec(values, shape, &options.device)
+            } else {
+                let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
+                Tensor::from_vec(values, shape, &options.device)
+            }
+        }
+    };
+    tensor.and_then(|tensor| tensor.to_dtype(options.dtype)).map_err(failed)
+}
+
+/// The architecture of the checkpoint in `folder`, and its configuration.
+pub(super) fn describe(folder: &Path) -> Result<(Config, Architecture)> {
+    let metadata = std::fs::metadata(folder).map_err(|e| Error::io("open", folder, e))?;
+    if !metadata.is_dir() {
+        return Err(Error::file(folder, "expected a checkpoint folder with config.json, found a file")
+            .with_hint("`bam-convert convert FILE DIR` makes a folder of a GGUF file"));
+    }
+    let config = Config::read(folder)?;
+    let architecture = Architecture::of(&config)?;
+    Ok((config, architecture))
+}
