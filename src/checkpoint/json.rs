@@ -69,10 +69,9 @@ struct Strict<'a> {
 
 impl Strict<'_> {
     fn count<E: serde::de::Error>(self) -> Result<(), E> {
-        match self.left.get().checked_sub(1) {
-            Some(left) => Ok(self.left.set(left)),
-            None => Err(E::custom(format_args!("more than {MOST_VALUES} values"))),
-        }
+        let left = self.left.get().checked_sub(1);
+        self.left.set(left.ok_or_else(|| E::custom(format_args!("more than {MOST_VALUES} values")))?);
+        Ok(())
     }
 }
 
