@@ -345,6 +345,7 @@ fn run(case: &Case) {
         tensors: tensors.collect(),
         sources,
         notes: Vec::new(),
+        carries_non_finite: false,
     };
     let folder = work.path().join("out");
     let target = Target {

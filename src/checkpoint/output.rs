@@ -67,8 +67,8 @@ fn is_empty(folder: &Path) -> bool {
     fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
-/// The path with links followed as far as it exists, the rest appended.
-fn resolved(path: &Path) -> Result<PathBuf> {
+/// The absolute path with links followed as far as it exists, the rest appended.
+pub fn resolved(path: &Path) -> Result<PathBuf> {
     let absolute = std::path::absolute(path).map_err(|e| Error::io("resolve", path, e))?;
     let existing = absolute.ancestors().find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
     match existing {
@@ -266,6 +266,10 @@ fn lock(partial: &Path, target: &Path) -> Result<File> {
     loop {
         match fs::create_dir(partial) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io("create", partial, e)),
+            Err(_) if fs::symlink_metadata(partial).is_ok_and(|found| !found.is_dir()) => {
+                return Err(Error::file(partial, "is in the way: expected the folder of a run, or nothing")
+                    .with_hint("remove it, or choose another --out"));
+            }
             _ => {}
         }
         let path = partial.join(LOCK);

@@ -63,10 +63,9 @@ pub fn model_code() -> impl Iterator<Item = OutputFile> {
         ("configuration_bam.py", include_str!("transformers/configuration_bam.py")),
         ("modeling_bam.py", include_str!("transformers/modeling_bam.py")),
     ];
-    files.into_iter().map(|(name, text)| OutputFile {
-        name: name.to_owned(),
-        content: Content::Bytes(text.as_bytes().to_vec()),
-    })
+    files
+        .into_iter()
+        .map(|(name, text)| OutputFile { name: name.to_owned(), content: Content::Bytes(text.as_bytes().to_vec()) })
 }
 
 /// Files copied byte for byte under their own names.

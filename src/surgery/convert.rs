@@ -72,7 +72,17 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
             files.push(OutputFile { name: "README.md".to_owned(), content });
         }
     }
-    Ok((Plan { method: "convert".to_owned(), settings, sources: vec![source], tensors, notes: Vec::new() }, files))
+    Ok((
+        Plan {
+            method: "convert".to_owned(),
+            settings,
+            sources: vec![source],
+            tensors,
+            notes: Vec::new(),
+            carries_non_finite: true,
+        },
+        files,
+    ))
 }
 
 /// The modelling code that a checkpoint carries.
@@ -147,5 +157,15 @@ fn plan_gguf(
         let expression = Expression::Dequantise { of: Box::new(ordered) };
         tensors.push(PlannedTensor::new(tensor.name, wanted, tensor.shape, expression));
     }
-    Ok((Plan { method: "convert".to_owned(), settings, sources: vec![source], tensors, notes: Vec::new() }, files))
+    Ok((
+        Plan {
+            method: "convert".to_owned(),
+            settings,
+            sources: vec![source],
+            tensors,
+            notes: Vec::new(),
+            carries_non_finite: true,
+        },
+        files,
+    ))
 }

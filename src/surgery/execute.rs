@@ -81,7 +81,7 @@ pub fn check_place(plan: &Plan, folder: &Path, force: bool) -> Result<()> {
 /// Writes the output of a plan with its side files and manifest.
 pub fn execute(plan: &Plan, files: &[OutputFile], target: &Target) -> Result<Manifest> {
     check_place(plan, target.folder, target.force)?;
-    let evaluator = Evaluator::new(&plan.tensors, &plan.sources)?;
+    let evaluator = Evaluator::new(&plan.tensors, &plan.sources)?.carrying_non_finite(plan.carries_non_finite);
     let folder = OutputFolder::begin(target.folder, target.force, &source_paths(plan))?;
     let options = WriteOptions {
         max_shard_size: target.max_shard_size,

@@ -56,6 +56,7 @@ pub fn plan(path: &Path, dtype: Option<Dtype>, seed: u64) -> Result<(Plan, Archi
         sources: Vec::new(),
         tensors: tensors.collect(),
         notes: Vec::new(),
+        carries_non_finite: false,
     };
     let mut json = config.json.clone();
     let torch = crate::checkpoint::dtype::torch_name(dtype);

@@ -128,7 +128,14 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     let used = |name: &str| tensors.iter().any(|tensor| reads(&tensor.expression, name));
     let sources: Vec<Source> =
         models.into_iter().map(|model| model.source).chain(router_file).filter(|source| used(&source.name)).collect();
-    let plan = Plan { method: settings.method.name().to_owned(), settings: recorded, sources, tensors, notes };
+    let plan = Plan {
+        method: settings.method.name().to_owned(),
+        settings: recorded,
+        sources,
+        tensors,
+        notes,
+        carries_non_finite: false,
+    };
     Ok(Upcycling { plan, architecture, files })
 }
 

@@ -9,7 +9,6 @@ mixture with the largest differences found; exits 1 if anything failed.
 """
 
 import argparse
-import copy
 import json
 import logging
 import os
@@ -27,7 +26,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 import transformers
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -42,7 +40,18 @@ VARIANTS = {
     "btx": ["--method", "btx"],
     "btx top-2": ["--method", "btx", "--top-k", "2", "--norm-topk-prob", "true"],
     "top-1": ["--method", "bam", "--attention-top-k", "1"],
-    "top-2 norm": ["--method", "bam", "--kv", "shared", "--attention-top-k", "2", "--top-k", "2", "--norm-topk-prob", "true"],
+    "top-2 norm": [
+        "--method",
+        "bam",
+        "--kv",
+        "shared",
+        "--attention-top-k",
+        "2",
+        "--top-k",
+        "2",
+        "--norm-topk-prob",
+        "true",
+    ],
 }
 # What no tiny family has, on one small shape.
 BY_HAND = {
@@ -144,7 +153,13 @@ def draw(model, seed):
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            wide = 1 + 0.2 * noise if "norm" in key else 0.1 * noise if "bias" in key else noise / parameter.shape[-1] ** 0.5
+            wide = (
+                1 + 0.2 * noise
+                if "norm" in key
+                else 0.1 * noise
+                if "bias" in key
+                else noise / parameter.shape[-1] ** 0.5
+            )
             parameter.copy_(0.5 * noise if "embed_tokens" in key else wide)
 
 
@@ -256,7 +271,9 @@ def check_load(folder):
 
 def check_logits(folder):
     expected, _ = reference.forward(folder, TOKENS)
-    differences = [largest(logits_of(load(folder, attn_implementation=kind), TOKENS), expected) for kind in ("eager", "sdpa")]
+    differences = [
+        largest(logits_of(load(folder, attn_implementation=kind), TOKENS), expected) for kind in ("eager", "sdpa")
+    ]
     return close("eager or sdpa and reference.py", max(differences))
 
 
@@ -297,7 +314,9 @@ def check_padding(folder):
         with torch.no_grad():
             logits = model(batch, attention_mask=mask).logits
         assert logits.isfinite().all()
-        worst = max(worst, largest(logits[1, pad:], logits_of(model, short)), largest(logits[0], logits_of(model, TOKENS)))
+        worst = max(
+            worst, largest(logits[1, pad:], logits_of(model, short)), largest(logits[0], logits_of(model, TOKENS))
+        )
         options = dict(max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0)
         together = model.generate(batch, attention_mask=mask, **options)[1, -5:]
         alone = model.generate(torch.tensor([short]), attention_mask=torch.ones(1, len(short)), **options)[0, -5:]
@@ -317,7 +336,9 @@ def check_save(folder):
     before, after = (json.loads((at / "config.json").read_text()) for at in (folder, out))
     # Dtype and rotary keys are spelt by version, and a window becomes `layer_types` or, if unused, is dropped.
     free = ("torch_dtype", "dtype", "transformers_version", "rope_scaling", "auto_map")
-    free += ("use_sliding_window", "max_window_layers") + ("sliding_window",) * (before.get("use_sliding_window") is False)
+    free += ("use_sliding_window", "max_window_layers") + ("sliding_window",) * (
+        before.get("use_sliding_window") is False
+    )
     changed = [key for key in before if key not in free and before[key] is not None and before[key] != after.get(key)]
     assert not changed, f"config.json lost {[(key, before[key], after.get(key)) for key in changed]}"
     assert set(after["auto_map"]) >= {"AutoConfig", "AutoModelForCausalLM"}, after["auto_map"]
@@ -439,7 +460,9 @@ def force(model, ffn=None, attention=None):
                 row = torch.zeros(module.weight.shape[0])
                 row[expert] = 1e4
                 # Still a function of the weight, so that a gradient of zero reaches it.
-                module.forward = lambda x, row=row, module=module: row.expand(*x.shape[:-1], -1) + 0 * module.weight.sum()
+                module.forward = lambda x, row=row, module=module: (
+                    row.expand(*x.shape[:-1], -1) + 0 * module.weight.sum()
+                )
 
 
 def copies_equal_the_seed(arguments, family, kv):

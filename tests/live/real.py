@@ -49,7 +49,9 @@ def with_code(folder, code):
 
 def logits_of(folder, tokens, kind):
     options = {} if "auto_map" not in json.loads((folder / "config.json").read_text()) else {"trust_remote_code": True}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=kind, **options).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=kind, **options
+    ).eval()
     with torch.no_grad():
         return model(torch.tensor([tokens])).logits[0].double().numpy()
 
@@ -74,7 +76,10 @@ def main():
         apart, largest = np.abs(mine - theirs), np.abs(theirs).max()
         same = (mine.argmax(-1) == theirs.argmax(-1)).mean()
         wrong += apart.max() > 1e-4 * largest
-        print(f"{name:40} max {apart.max():.2e}  mean {apart.mean():.2e}  same token {same:.1%}  largest logit {largest:.1f}", flush=True)
+        print(
+            f"{name:40} max {apart.max():.2e}  mean {apart.mean():.2e}  same token {same:.1%}  largest logit {largest:.1f}",
+            flush=True,
+        )
 
     for folder in arguments.mixtures:
         kept = arguments.keep and arguments.keep / f"{folder.name}-{len(tokens)}.npy"
@@ -90,7 +95,9 @@ def main():
     if arguments.copies:
         seed = logits_of(arguments.seed, tokens, "sdpa")
         for folder in arguments.copies:
-            compare(f"{folder.name}, sdpa, the seed", logits_of(with_code(folder, arguments.code), tokens, "sdpa"), seed)
+            compare(
+                f"{folder.name}, sdpa, the seed", logits_of(with_code(folder, arguments.code), tokens, "sdpa"), seed
+            )
     shutil.rmtree(WORK)
     sys.exit(1 if wrong else 0)
 

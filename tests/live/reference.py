@@ -150,7 +150,9 @@ def rotate(config, head, first_position=0):
     position = np.arange(first_position, first_position + len(head))[:, None]
     cos, sin = np.cos(position * angle) * scale, np.sin(position * angle) * scale
     n, out = len(angle), head.copy()
-    one, two = (slice(0, 2 * n, 2), slice(1, 2 * n, 2)) if config["rope_interleaved"] else (slice(0, n), slice(n, 2 * n))
+    one, two = (
+        (slice(0, 2 * n, 2), slice(1, 2 * n, 2)) if config["rope_interleaved"] else (slice(0, n), slice(n, 2 * n))
+    )
     out[:, one] = head[:, one] * cos - head[:, two] * sin
     out[:, two] = head[:, two] * cos + head[:, one] * sin
     return out
@@ -220,7 +222,12 @@ def attention_part(config, weights, h, layer, forced):
     if config["attention_kv"] == "merged" or not mixed(config["attention_moe_layers"], layer):
         return attention(config, weights, h, layer, at, at)
     gate, _ = gates(
-        weights, h, at + "router", config["num_attention_experts_per_tok"], config.get("norm_topk_prob_attention"), forced
+        weights,
+        h,
+        at + "router",
+        config["num_attention_experts_per_tok"],
+        config.get("norm_topk_prob_attention"),
+        forced,
     )
     y = 0
     for e in range(config["num_attention_experts"]):

@@ -74,7 +74,9 @@ def wrap(how, model):
             plugin.set_auto_wrap_policy(model)
             policy = plugin.auto_wrap_policy
             assert policy.keywords["transformer_layer_cls"] == {block}, policy.keywords
-        model = FullyShardedDataParallel(model, auto_wrap_policy=policy, use_orig_params=True, device_id=torch.device("cpu"))
+        model = FullyShardedDataParallel(
+            model, auto_wrap_policy=policy, use_orig_params=True, device_id=torch.device("cpu")
+        )
     elif how == "accelerate":
         from accelerate import Accelerator
 
@@ -143,7 +145,9 @@ def run(how, arguments, rank, world, expected):
     idle = [name for name in state if f".mlp.experts.{last}." in name]
     busy = [name for name in state if f".mlp.experts.{rank}." in name]
     assert idle and all(torch.equal(state[name], before[name]) for name in idle), "an expert without tokens moved"
-    assert busy and not any(torch.equal(state[name], before[name]) for name in busy), "an expert with tokens did not move"
+    assert busy and not any(torch.equal(state[name], before[name]) for name in busy), (
+        "an expert with tokens did not move"
+    )
     return f"loss {losses[0]:.4f} -> {losses[-1]:.4f}, {worst:.1e} from one process"
 
 
@@ -160,7 +164,10 @@ def main():
     expected = alone(arguments.model, arguments.steps, world)
     faults = 0
     if rank == 0:
-        print(f"transformers {transformers.__version__}, torch {torch.__version__}, {world} ranks, {arguments.model}", flush=True)
+        print(
+            f"transformers {transformers.__version__}, torch {torch.__version__}, {world} ranks, {arguments.model}",
+            flush=True,
+        )
     for how in arguments.how.split(","):
         try:
             said = run(how, arguments, rank, world, expected)

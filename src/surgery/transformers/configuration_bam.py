@@ -153,9 +153,14 @@ class BamConfig(PretrainedConfig):
         self.router_z_loss_coef = router_z_loss_coef
         self.output_router_logits = output_router_logits
         self.expert_names = expert_names
-        for count, top_k in (("num_experts", "num_experts_per_tok"), ("num_attention_experts", "num_attention_experts_per_tok")):
+        for count, top_k in (
+            ("num_experts", "num_experts_per_tok"),
+            ("num_attention_experts", "num_attention_experts_per_tok"),
+        ):
             if getattr(self, top_k) > getattr(self, count):
-                raise ValueError(f"config.json: {top_k} is {getattr(self, top_k)}, more than {count} {getattr(self, count)}")
+                raise ValueError(
+                    f"config.json: {top_k} is {getattr(self, top_k)}, more than {count} {getattr(self, count)}"
+                )
 
         # Seeds carry a window they do not use (Qwen2), or name the layers that use it. What is not used is dropped, as
         # transformers takes any `sliding_window` it finds at its word.
@@ -165,7 +170,11 @@ class BamConfig(PretrainedConfig):
             layer_types = ["full_attention"] * num_hidden_layers
         elif layer_types is None:
             full = max_window_layers or 0  # Qwen2 and Qwen3: the layers from here on have a window
-            layer_types = ["full_attention" if layer < full else "sliding_attention" for layer in range(num_hidden_layers)]
+            layer_types = [
+                "full_attention" if layer < full else "sliding_attention" for layer in range(num_hidden_layers)
+            ]
+        if len(layer_types) != num_hidden_layers:
+            raise ValueError(f"config.json: layer_types has {len(layer_types)} entries for {num_hidden_layers} layers")
         self.sliding_window = sliding_window
         self.layer_types = layer_types
 
@@ -198,4 +207,6 @@ class BamConfig(PretrainedConfig):
 
     def has_attention_experts(self, layer):
         """Whether the attention of a layer is a mixture."""
-        return self.attention_kv != "merged" and (self.attention_moe_layers == "all" or layer in self.attention_moe_layers)
+        return self.attention_kv != "merged" and (
+            self.attention_moe_layers == "all" or layer in self.attention_moe_layers
+        )
