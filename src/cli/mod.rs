@@ -16,6 +16,7 @@ mod preview;
 mod printer;
 mod upcycle;
 mod validate;
+mod work;
 mod write;
 
 use std::process::ExitCode;

@@ -12,6 +12,7 @@ use clap::Args;
 
 use super::preview::Preview;
 use super::printer::Printer;
+use super::work::WorkArguments;
 use super::{Outcome, Verdict};
 
 /// Flags of every command that writes weights.
@@ -21,26 +22,14 @@ pub struct WriteArguments {
     /// Largest weight file; a single larger tensor gets a file of its own.
     #[arg(long, value_name = "SIZE", default_value = "5GB")]
     pub max_shard_size: ByteSize,
-    /// Working memory, all threads together.
-    #[arg(long, value_name = "SIZE", default_value = "128MiB")]
-    pub memory: ByteSize,
-    /// Worker threads [default: all cores].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
     /// Replace an existing checkpoint at the output.
     #[arg(long)]
     pub force: bool,
     /// Show what would be written, and write nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Print the result as JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// The number of worker threads: as asked for, else one a core.
-pub fn thread_count(asked: Option<u16>) -> usize {
-    asked.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
+    #[command(flatten)]
+    work: WorkArguments,
 }
 
 impl WriteArguments {
@@ -55,12 +44,12 @@ impl WriteArguments {
     ) -> Outcome {
         plan.notes.iter().for_each(|note| printer.note(&format!(" note: {note}")));
         let bar = printer.bytes_bar(work_length(plan), "writing");
-        let threads = thread_count(self.threads);
+        let threads = self.work.thread_count();
         let target = Target {
             folder: out,
             force: self.force,
             max_shard_size: self.max_shard_size.as_u64().max(1),
-            memory: self.memory.as_u64(),
+            memory: self.work.memory.as_u64(),
             threads,
             progress: &|bytes| bar.inc(bytes),
         };
@@ -70,8 +59,8 @@ impl WriteArguments {
             check_plan(plan)?;
             let refusal = check_place(plan, out, self.force).err();
             let preview =
-                Preview::new(plan, architecture, out, shards, self.memory.as_u64(), threads)?.refused(refusal);
-            match self.json {
+                Preview::new(plan, architecture, out, shards, self.work.memory.as_u64(), threads)?.refused(refusal);
+            match self.work.json {
                 true => printer.json(&preview)?,
                 false => printer.result(&preview.table())?,
             }
@@ -79,7 +68,7 @@ impl WriteArguments {
         }
         let manifest = execute(plan, files, &target)?;
         bar.finish_and_clear();
-        if self.json {
+        if self.work.json {
             printer.json(&serde_json::json!({
                 "output": out,
                 "method": manifest.method,
