@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 pub mod error;
+pub mod evaluate;
 pub mod family;
 pub mod model;
 pub mod surgery;

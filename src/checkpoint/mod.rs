@@ -14,6 +14,7 @@ pub mod header;
 pub mod json;
 pub mod manifest;
 pub mod output;
+pub mod single;
 pub mod source_file;
 pub mod writer;
 

@@ -7,9 +7,13 @@ mod branch;
 mod completions;
 mod convert;
 mod cost;
+mod device;
 mod diff;
+mod eval;
+mod generate;
 mod init;
 mod inspect;
+mod logits;
 mod man;
 mod merge;
 mod preview;
@@ -60,6 +64,9 @@ enum Command {
     Upcycle(upcycle::Arguments),
     Validate(validate::Arguments),
     Diff(diff::Arguments),
+    Eval(eval::Arguments),
+    Generate(generate::Arguments),
+    Logits(logits::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
 }
@@ -78,6 +85,9 @@ pub fn main() -> ExitCode {
         Command::Upcycle(arguments) => arguments.run(&printer),
         Command::Validate(arguments) => arguments.run(&printer),
         Command::Diff(arguments) => arguments.run(&printer),
+        Command::Eval(arguments) => arguments.run(&printer),
+        Command::Generate(arguments) => arguments.run(&printer),
+        Command::Logits(arguments) => arguments.run(&printer),
         Command::Completions(arguments) => arguments.run(&printer),
         Command::Man(arguments) => arguments.run(&printer),
     };

@@ -27,6 +27,17 @@ impl Printer {
         out.flush()
     }
 
+    /// Prints a piece of a result that comes little by little, as it is; on a terminal, what would move the cursor is
+    /// printed escaped.
+    pub fn piece(&self, text: &str) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        match out.is_terminal() {
+            true => out.write_all(spoken(text).as_bytes())?,
+            false => out.write_all(text.as_bytes())?,
+        }
+        out.flush()
+    }
+
     /// Prints a result as JSON.
     pub fn json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
         Ok(self.result(&serde_json::to_string_pretty(value)?)?)
@@ -51,12 +62,21 @@ impl Printer {
 
     /// A progress bar over bytes; hidden where stderr is no terminal.
     pub fn bytes_bar(&self, total: u64, verb: &'static str) -> ProgressBar {
+        self.bar(total, verb, "{bytes:>10} of {total_bytes:>10} {bytes_per_sec:>12}")
+    }
+
+    /// A progress bar over tokens; hidden where stderr is no terminal.
+    pub fn tokens_bar(&self, total: u64, verb: &'static str) -> ProgressBar {
+        self.bar(total, verb, "{human_pos:>10} of {human_len:>10} tokens {per_sec:>14}")
+    }
+
+    fn bar(&self, total: u64, verb: &'static str, numbers: &str) -> ProgressBar {
         let visible = !self.quiet && std::io::stderr().is_terminal();
         let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(total), target);
-        let template = "{msg} [{bar:32}] {bytes:>10} of {total_bytes:>10} {bytes_per_sec:>12} {eta:>4} left";
+        let template = format!("{{msg}} [{{bar:32}}] {numbers} {{eta:>4}} left");
         // The template is a constant that the tests have seen.
-        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_style(ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_message(verb);
         if visible {
             bar.enable_steady_tick(Duration::from_millis(200));
@@ -70,4 +90,14 @@ impl Printer {
         let safe: Vec<String> = text.lines().map(table::printable).collect();
         let _ = writeln!(std::io::stderr().lock(), "{}", safe.join("\n"));
     }
+}
+
+/// A model's words, line breaks and tabs kept.
+fn spoken(text: &str) -> String {
+    let lines = text.split_inclusive(['\n', '\t']);
+    let safe = lines.map(|line| match line.strip_suffix(['\n', '\t']) {
+        Some(words) => table::printable(words) + &line[words.len()..],
+        None => table::printable(line),
+    });
+    safe.collect()
 }

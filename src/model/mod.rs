@@ -10,7 +10,9 @@ mod block;
 mod build;
 mod cache;
 mod causal_lm;
+pub mod chat;
 mod feed_forward;
+pub mod generate;
 mod kernels;
 mod linear;
 mod norm;
@@ -19,7 +21,9 @@ mod pass;
 mod product;
 mod rope;
 mod router;
+pub mod sampling;
 mod stored;
+pub mod tokenizer;
 #[cfg(test)]
 mod tests;
 

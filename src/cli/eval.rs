@@ -1,0 +1,256 @@
+//! `eval`: how good models are, side by side.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use bam_convert::Error;
+use bam_convert::checkpoint::single;
+use bam_convert::evaluate::corpus::{Domain, Window};
+use bam_convert::evaluate::report::{Average, DomainRouting, ModelReport, Report};
+use bam_convert::evaluate::request::{Request, expert_names};
+use bam_convert::evaluate::routing::Recorder;
+use bam_convert::evaluate::tasks::{Task, TaskSettings};
+use bam_convert::evaluate::{chart, perplexity};
+use bam_convert::family::{Architecture, Config, TopK};
+use bam_convert::model::generate::eos_ids;
+use bam_convert::model::tokenizer::Tokenizer;
+use bam_convert::model::{CausalLm, LoadOptions};
+use clap::Args;
+
+use super::device::DeviceName;
+use super::printer::Printer;
+use super::{Outcome, Verdict};
+
+/// Measure models side by side: perplexity and bits per byte per domain, tasks, routing.
+///
+/// Texts are cut into non-overlapping windows; each is read on its own, and all of its tokens but the first are scored.
+/// The average is the mean of the columns. Computed in float32 whatever the stored dtype.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  bam-convert eval seed btx bam --data code=code.txt --data law=law/\n  \
+                        bam-convert eval bam --data code=code.txt --without law --report-routing")]
+pub struct Arguments {
+    /// Folders of the models.
+    #[arg(value_name = "CKPT", required = true)]
+    checkpoints: Vec<PathBuf>,
+    /// A domain: its name and a text file, JSON lines with a `text` field, or a folder of these (repeat).
+    #[arg(long = "data", value_name = "NAME=PATH", value_parser = named_path, required_unless_present = "tasks")]
+    data: Vec<(String, PathBuf)>,
+    /// Tokens of a window.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    context: usize,
+    /// Most tokens of a domain.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..))]
+    max_tokens: Option<u64>,
+    /// A task: JSON lines with `prompt` or `question` and `answer`, multiple choice where there are `choices` (repeat).
+    #[arg(long = "task", value_name = "[NAME=]FILE", value_parser = named_file)]
+    tasks: Vec<(String, PathBuf)>,
+    /// Examples with their answers before each question.
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "tasks")]
+    shots: usize,
+    /// Most tokens of an answer that is generated.
+    #[arg(long, value_name = "N", default_value_t = 64, requires = "tasks")]
+    answer_tokens: usize,
+    /// Leave an expert of the mixtures out, by name or number (repeat).
+    #[arg(long, value_name = "NAME", help_heading = "Routing")]
+    without: Vec<String>,
+    /// Feed-forward experts a token goes to, or `soft` [default: the checkpoint's].
+    #[arg(long, value_name = "K", help_heading = "Routing")]
+    top_k: Option<TopK>,
+    /// Attention experts a token goes to, or `soft` [default: the checkpoint's].
+    #[arg(long, value_name = "K", help_heading = "Routing")]
+    attention_top_k: Option<TopK>,
+    /// Report load, entropy, dead experts and mean gates of each router and domain.
+    #[arg(long, help_heading = "Routing", requires = "data")]
+    report_routing: bool,
+    /// Draw the routing as heat maps.
+    #[arg(long, value_name = "FILE.svg", help_heading = "Routing", requires = "data")]
+    routing_svg: Option<PathBuf>,
+    /// Draw the perplexities as bars.
+    #[arg(long, value_name = "FILE.svg", requires = "data")]
+    svg: Option<PathBuf>,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    device: DeviceName,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The tokens of a domain, as the first model's tokenizer cuts them.
+struct Tokens {
+    domain: Domain,
+    windows: Vec<Window>,
+}
+
+impl Arguments {
+    /// Runs the command.
+    pub fn run(&self, printer: &Printer) -> Outcome {
+        self.check()?;
+        let domains = self.data.iter().map(|(name, path)| Domain::read(name, path));
+        let domains: Vec<Domain> = domains.collect::<bam_convert::Result<_>>()?;
+        let tasks = self.tasks.iter().map(|(name, path)| Task::read(name, path));
+        let tasks: Vec<Task> = tasks.collect::<bam_convert::Result<_>>()?;
+        let tokens = self.tokenise(domains)?;
+        let total: usize = tokens.iter().flat_map(|domain| &domain.windows).map(|window| window.ids.len()).sum();
+        let bar = printer.tokens_bar((total * self.checkpoints.len()) as u64, "scoring");
+        let device = self.device.open()?;
+        let names = names(&self.checkpoints);
+        let mut models = Vec::new();
+        for (path, name) in self.checkpoints.iter().zip(names) {
+            let model = CausalLm::load(path, &LoadOptions { device: device.clone(), ..LoadOptions::default() })?;
+            models.push(self.measure(path, name, &model, &tokens, &tasks, &|tokens| bar.inc(tokens))?);
+        }
+        bar.finish_and_clear();
+        let mut report = Report { context: self.context, models };
+        if let Some(path) = &self.svg {
+            single::write(path, &[chart::perplexities(&report)?.as_bytes()])?;
+        }
+        if let Some(path) = &self.routing_svg {
+            single::write(path, &[chart::routing(&report)?.as_bytes()])?;
+        }
+        if !self.report_routing {
+            report.models.iter_mut().for_each(|model| model.routing.clear());
+        }
+        match self.json {
+            true => printer.json(&report)?,
+            false => printer.result(&report.table())?,
+        }
+        Ok(Verdict::Yes)
+    }
+
+    /// Refuses, before anything is loaded, what would be refused after minutes.
+    fn check(&self) -> bam_convert::Result<()> {
+        for named in [&self.data, &self.tasks] {
+            let mut seen = BTreeSet::new();
+            if let Some((name, _)) = named.iter().find(|(name, _)| !seen.insert(name)) {
+                return Err(Error::usage(format!("the name `{name}` stands twice; expected one for each column")));
+            }
+        }
+        for path in self.svg.iter().chain(&self.routing_svg) {
+            let is_svg = std::fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"<svg"));
+            if path.exists() && !is_svg {
+                return Err(Error::file(path, "exists already, and is no SVG").with_hint("choose another output"));
+            }
+        }
+        let request = self.request();
+        let mut mixtures = 0;
+        for path in &self.checkpoints {
+            let architecture = Architecture::of(&Config::read(path)?)?;
+            request.overrides(path, &architecture)?;
+            mixtures += usize::from(architecture.mixture.is_some());
+        }
+        let routed = !request.is_empty() || self.report_routing || self.routing_svg.is_some();
+        if routed && mixtures == 0 {
+            return Err(Error::usage("there is no routing to change or report: every model is dense"));
+        }
+        Ok(())
+    }
+
+    fn request(&self) -> Request {
+        Request { without: self.without.clone(), top_k: self.top_k, attention_top_k: self.attention_top_k }
+    }
+
+    /// Cuts the domains by the first model's tokenizer, and refuses models that read them otherwise.
+    fn tokenise(&self, domains: Vec<Domain>) -> bam_convert::Result<Vec<Tokens>> {
+        let limit = self.max_tokens.map(|tokens| tokens as usize);
+        let mut found: Vec<Tokens> = Vec::new();
+        let mut bytes: Option<Vec<u8>> = None;
+        for path in &self.checkpoints {
+            let vocab = Architecture::of(&Config::read(path)?)?.vocab_size;
+            let tokenizer = Tokenizer::load(path, vocab)?;
+            let content = std::fs::read(tokenizer.path()).ok();
+            if bytes.is_some() && bytes == content {
+                continue;
+            }
+            if bytes.is_none() {
+                for domain in &domains {
+                    let windows = domain.windows(&tokenizer, self.context, limit)?;
+                    found.push(Tokens { domain: domain.clone(), windows });
+                }
+                bytes = content;
+                continue;
+            }
+            for tokens in &found {
+                if tokens.domain.windows(&tokenizer, self.context, limit)? != tokens.windows {
+                    let (name, first) = (&tokens.domain.name, self.checkpoints[0].display());
+                    let problem = format!("its tokens of `{name}` are others than those of {first}");
+                    return Err(Error::file(tokenizer.path(), problem).with_hint(
+                        "perplexities of different tokens cannot be compared: evaluate the models apart, and compare \
+                         bits per byte",
+                    ));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn measure(
+        &self,
+        path: &Path,
+        name: String,
+        model: &CausalLm,
+        tokens: &[Tokens],
+        tasks: &[Task],
+        progress: &dyn Fn(u64),
+    ) -> bam_convert::Result<ModelReport> {
+        let architecture = model.architecture();
+        let overrides = self.request().overrides(path, architecture)?;
+        let record = (self.report_routing || self.routing_svg.is_some()) && architecture.mixture.is_some();
+        let (mut scores, mut routing) = (Vec::new(), Vec::new());
+        for Tokens { domain, windows } in tokens {
+            let mut recorder = record.then(Recorder::default);
+            scores.push(perplexity::score(model, &domain.name, windows, &overrides, recorder.as_mut(), progress)?);
+            if let Some(recorder) = recorder {
+                routing.push(DomainRouting { domain: domain.name.clone(), routers: recorder.finish() });
+            }
+        }
+        let eos = eos_ids(path)?;
+        let settings =
+            TaskSettings { shots: self.shots, max_tokens: self.answer_tokens, eos: &eos, overrides: &overrides };
+        let mut results = Vec::new();
+        if !tasks.is_empty() {
+            let tokenizer = Tokenizer::load(path, architecture.vocab_size)?;
+            for task in tasks {
+                results.push(task.run(model, &tokenizer, &settings)?);
+            }
+        }
+        let mean = results.iter().map(|result| result.accuracy).sum::<f64>() / results.len() as f64;
+        Ok(ModelReport {
+            name,
+            path: path.display().to_string(),
+            experts: expert_names(path, architecture)?,
+            average: Average::of(&scores),
+            domains: scores,
+            task_average: (!results.is_empty()).then_some(mean),
+            tasks: results,
+            routing,
+        })
+    }
+}
+
+/// Names for the rows: the folders' own, or whole paths where those are not enough.
+fn names(paths: &[PathBuf]) -> Vec<String> {
+    let last = |path: &PathBuf| {
+        let name = path.file_name().or_else(|| path.as_os_str().into());
+        name.map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+    };
+    let short: BTreeSet<String> = paths.iter().map(last).collect();
+    let whole = short.len() < paths.len();
+    paths.iter().map(|path| if whole { path.display().to_string() } else { last(path) }).collect()
+}
+
+fn named_path(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), PathBuf::from(path))),
+        _ => Err("expected NAME=PATH".to_owned()),
+    }
+}
+
+fn named_file(text: &str) -> Result<(String, PathBuf), String> {
+    if text.contains('=') {
+        return named_path(text);
+    }
+    let path = PathBuf::from(text);
+    let name = path.file_stem().ok_or("expected a file")?.to_string_lossy().into_owned();
+    Ok((name, path))
+}

@@ -1,0 +1,99 @@
+//! `logits`: what a model says of a sequence of tokens, kept or compared.
+
+use std::path::{Path, PathBuf};
+
+use bam_convert::Error;
+use bam_convert::checkpoint::single::{check_tensor_target, write_tensor};
+use bam_convert::evaluate::logits::{Comparison, LOGITS, Logits, default_tokens, read_tokens};
+use bam_convert::family::{Architecture, Config};
+use candle_core::Device;
+use clap::Args;
+
+use super::device::DeviceName;
+use super::printer::Printer;
+use super::{Outcome, Verdict};
+
+/// Compute a model's logits, or compare those of two models.
+///
+/// Computed in float32 whatever the stored dtype. With --dump they are written as float32 tensor `logits` [seq, vocab].
+/// With a second model, or for dumps of such logits, differences are printed; exit code 1 means that the largest one is
+/// above --tolerance.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  bam-convert logits bam --tokens tokens.json --dump logits.safetensors\n  \
+                        bam-convert logits bam seed --tolerance 1e-5")]
+pub struct Arguments {
+    /// Folder of a model, or a dump of its logits.
+    #[arg(value_name = "CKPT")]
+    a: PathBuf,
+    /// The other.
+    #[arg(value_name = "B", required_unless_present = "dump")]
+    b: Option<PathBuf>,
+    /// A JSON array of token ids [default: 64 ids drawn once and for all, for a comparison].
+    #[arg(long, value_name = "FILE")]
+    tokens: Option<PathBuf>,
+    /// File to write.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["b", "tolerance", "json"], requires = "tokens")]
+    dump: Option<PathBuf>,
+    /// Largest difference that is no difference.
+    #[arg(long, value_name = "X")]
+    tolerance: Option<f64>,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    device: DeviceName,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Arguments {
+    /// Runs the command.
+    pub fn run(&self, printer: &Printer) -> Outcome {
+        let device = self.device.open()?;
+        if let Some(dump) = &self.dump {
+            check_tensor_target(dump, LOGITS)?;
+            let logits = Logits::of(&self.a, &self.tokens()?.unwrap_or_default(), &device)?;
+            write_tensor(dump, LOGITS, &[logits.positions as u64, logits.vocab as u64], &logits.values)?;
+            let (positions, vocab) = (logits.positions, logits.vocab);
+            printer.note(&format!("wrote {}: {LOGITS} [{positions}, {vocab}], float32", dump.display()));
+            return Ok(Verdict::Yes);
+        }
+        // clap asks for one or the other.
+        let b = self.b.as_deref().unwrap_or(&self.a);
+        let tokens = match self.tokens()? {
+            Some(tokens) => Some(tokens),
+            None => self.fixed_tokens([&self.a, b])?,
+        };
+        let a = side(&self.a, tokens.as_deref(), &device)?;
+        let b = side(b, tokens.as_deref(), &device)?;
+        let comparison = Comparison::of(&a, &b)?;
+        match self.json {
+            true => printer.json(&comparison)?,
+            false => printer.result(&comparison.table())?,
+        }
+        let beyond = self.tolerance.is_some_and(|tolerance| comparison.max > tolerance);
+        Ok(if beyond { Verdict::No } else { Verdict::Yes })
+    }
+
+    fn tokens(&self) -> bam_convert::Result<Option<Vec<u32>>> {
+        self.tokens.as_deref().map(read_tokens).transpose()
+    }
+
+    /// Tokens that both models know and have room for; none for two dumps.
+    fn fixed_tokens(&self, sides: [&Path; 2]) -> bam_convert::Result<Option<Vec<u32>>> {
+        let folders: Vec<&Path> = sides.into_iter().filter(|side| !side.is_file()).collect();
+        let described = folders.iter().map(|folder| Architecture::of(&Config::read(folder)?));
+        let described: Vec<Architecture> = described.collect::<bam_convert::Result<_>>()?;
+        match folders.len() {
+            0 => Ok(None),
+            1 => Err(Error::usage("expected --tokens: a dump does not say which tokens its logits are of")),
+            _ => Ok(Some(default_tokens(&described))),
+        }
+    }
+}
+
+fn side(path: &Path, tokens: Option<&[u32]>, device: &Device) -> bam_convert::Result<Logits> {
+    match tokens {
+        Some(tokens) if !path.is_file() => Logits::of(path, tokens, device),
+        _ => Logits::read(path),
+    }
+}

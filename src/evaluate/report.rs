@@ -1,0 +1,145 @@
+//! Several checkpoints side by side, in tables like those of the BAM paper (Tables 1 to 3).
+
+use serde::Serialize;
+
+use super::perplexity::Score;
+use super::routing::RouterReport;
+use super::tasks::TaskScore;
+use crate::table::{self, Align};
+
+/// Everything that was measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Tokens of a window.
+    pub context: usize,
+    /// One for each checkpoint, in order.
+    pub models: Vec<ModelReport>,
+}
+
+/// What was measured of one checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModelReport {
+    /// Its name in tables.
+    pub name: String,
+    /// Its folder.
+    pub path: String,
+    /// Names of its experts; none if dense.
+    pub experts: Vec<String>,
+    /// Scores by domain.
+    pub domains: Vec<Score>,
+    /// Their averages; none without domains.
+    pub average: Option<Average>,
+    /// Scores by task.
+    pub tasks: Vec<TaskScore>,
+    /// Mean accuracy over tasks; none without tasks.
+    pub task_average: Option<f64>,
+    /// What routers did, by domain; empty unless asked for, and for dense models.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routing: Vec<DomainRouting>,
+}
+
+/// Means over domains, as in the paper's Table 1.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Average {
+    /// Mean of the domains' perplexities.
+    pub perplexity: f64,
+    /// Mean of the domains' bits per byte.
+    pub bits_per_byte: f64,
+}
+
+/// What the routers of one model did with one domain.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DomainRouting {
+    /// The domain.
+    pub domain: String,
+    /// Each router.
+    pub routers: Vec<RouterReport>,
+}
+
+impl Average {
+    /// Of these; none of no domain.
+    pub fn of(scores: &[Score]) -> Option<Self> {
+        let mean = |value: fn(&Score) -> f64| scores.iter().map(value).sum::<f64>() / scores.len() as f64;
+        let average = || Self { perplexity: mean(|score| score.perplexity), bits_per_byte: mean(|s| s.bits_per_byte) };
+        (!scores.is_empty()).then(average)
+    }
+}
+
+impl Report {
+    /// As text: perplexity, bits per byte, tasks, routing; whatever was measured.
+    pub fn table(&self) -> String {
+        let mut parts = Vec::new();
+        if self.models.iter().any(|model| !model.domains.is_empty()) {
+            let title = format!("perplexity (windows of {} tokens; lower is better)", self.context);
+            parts.push(self.scores(&title, |score| score.perplexity, |average| average.perplexity));
+            let title = "bits per byte (lower is better)";
+            parts.push(self.scores(title, |score| score.bits_per_byte, |average| average.bits_per_byte));
+        }
+        if self.models.iter().any(|model| !model.tasks.is_empty()) {
+            parts.push(self.tasks());
+        }
+        parts.extend(self.models.iter().filter(|model| !model.routing.is_empty()).map(ModelReport::routing_table));
+        parts.join("\n")
+    }
+
+    fn scores(&self, title: &str, value: fn(&Score) -> f64, average: fn(&Average) -> f64) -> String {
+        let names = self.models.first().map(|model| model.domains.iter().map(|score| score.domain.as_str()));
+        let rows = self.models.iter().map(|model| {
+            let values = model.domains.iter().map(value).chain(model.average.as_ref().map(average));
+            std::iter::once(model.name.clone()).chain(values.map(number)).collect()
+        });
+        titled(title, names.into_iter().flatten(), rows)
+    }
+
+    fn tasks(&self) -> String {
+        let names = self.models.first().map(|model| model.tasks.iter().map(|score| score.task.as_str()));
+        let rows = self.models.iter().map(|model| {
+            let values = model.tasks.iter().map(|score| score.accuracy).chain(model.task_average);
+            std::iter::once(model.name.clone()).chain(values.map(|share| format!("{:.2}", 100.0 * share))).collect()
+        });
+        titled("accuracy in % (higher is better)", names.into_iter().flatten(), rows)
+    }
+}
+
+fn titled<'a>(title: &str, names: impl Iterator<Item = &'a str>, rows: impl Iterator<Item = Vec<String>>) -> String {
+    let columns = std::iter::once(("model", Align::Left));
+    let columns = columns.chain(names.map(|name| (name, Align::Right))).chain([("average", Align::Right)]);
+    format!("{title}\n{}", table::render(&columns.collect::<Vec<_>>(), rows))
+}
+
+/// With three decimals, as long as they mean something; an untrained model's perplexity has no bound.
+fn number(value: f64) -> String {
+    match value {
+        ..100.0 => format!("{value:.3}"),
+        ..100_000.0 => format!("{value:.1}"),
+        _ => table::number(value),
+    }
+}
+
+impl ModelReport {
+    fn routing_table(&self) -> String {
+        let names: Vec<&str> = self.experts.iter().map(String::as_str).collect();
+        let heads: Vec<String> =
+            ["load", "gate"].iter().flat_map(|what| names.iter().map(move |name| format!("{what} {name}"))).collect();
+        let mut columns = vec![("domain", Align::Left), ("layer", Align::Right), ("router", Align::Left)];
+        columns.extend(heads.iter().map(|head| (head.as_str(), Align::Right)));
+        columns.extend([("load entropy", Align::Right), ("token entropy", Align::Right), ("dead", Align::Left)]);
+        let rows = self.routing.iter().flat_map(|domain| {
+            domain.routers.iter().map(|router| {
+                // Attention may have fewer experts.
+                let cells = |values: &[f64], unit: fn(f64) -> String| {
+                    (0..names.len()).map(|e| values.get(e).map_or("-".to_owned(), |v| unit(*v))).collect::<Vec<_>>()
+                };
+                let dead: Vec<&str> = router.dead.iter().filter_map(|expert| names.get(*expert).copied()).collect();
+                let mut row = vec![domain.domain.clone(), router.layer.to_string(), router.router.name().to_owned()];
+                row.extend(cells(&router.load, |share| format!("{:.1} %", 100.0 * share)));
+                row.extend(cells(&router.mean_gate, |gate| format!("{gate:.3}")));
+                row.push(format!("{:.3}", router.load_entropy));
+                row.push(format!("{:.3}", router.token_entropy));
+                row.push(if dead.is_empty() { "none".to_owned() } else { dead.join(", ") });
+                row
+            })
+        });
+        format!("routing of {}\n{}", self.name, table::render(&columns, rows))
+    }
+}

@@ -1,0 +1,250 @@
+//! Tasks with right answers: multiple choice, and text that must match.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::corpus::json_lines;
+use super::perplexity::{rows, token_scores};
+use crate::checkpoint::json;
+use crate::model::generate::{Flow, Settings, generate};
+use crate::model::tokenizer::{TextStream, Tokenizer};
+use crate::model::{CausalLm, Forward, KvCache, Overrides};
+use crate::{Error, Result};
+
+/// What ends a generated answer, beside the model.
+const STOP: &str = "\n";
+/// What stands between the examples before a question.
+const BETWEEN: &str = "\n\n";
+
+/// A file of examples.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Task {
+    /// Its name in tables.
+    pub name: String,
+    path: PathBuf,
+    examples: Vec<Example>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Example {
+    prompt: String,
+    answer: Answer,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Answer {
+    /// The number of the right one among these.
+    Choice(usize, Vec<String>),
+    /// One of these texts.
+    Text(Vec<String>),
+}
+
+/// How a task is run.
+#[derive(Debug, Clone, Copy)]
+pub struct TaskSettings<'a> {
+    /// Other examples of the file, with their answers, before each question: the first ones.
+    pub shots: usize,
+    /// Most tokens of a generated answer.
+    pub max_tokens: usize,
+    /// Tokens that end a text.
+    pub eos: &'a [u32],
+    /// Changes to the routing.
+    pub overrides: &'a Overrides,
+}
+
+/// What came of a task.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TaskScore {
+    /// The task.
+    pub task: String,
+    /// Questions.
+    pub examples: usize,
+    /// Share of right answers. A choice is the one whose log-likelihood is highest by its characters; a text must match,
+    /// white space around it aside.
+    pub accuracy: f64,
+    /// The same by log-likelihood as it is, for multiple choice alone.
+    pub accuracy_unnormalised: Option<f64>,
+}
+
+impl Task {
+    /// Reads JSON lines: `{"prompt" or "question", "choices": […], "answer": number}` or `{"prompt", "answer": text or
+    /// texts}`.
+    ///
+    /// A `prompt` is used as it is; a `question` becomes `Question: …\nAnswer:`. Answers follow behind a space unless one
+    /// side has white space already.
+    pub fn read(name: &str, path: &Path) -> Result<Self> {
+        let text = String::from_utf8(json::read_bytes(path)?)
+            .map_err(|_| Error::file(path, "expected text in UTF-8"))?;
+        let lines = json_lines(path, &text)?;
+        if lines.is_empty() {
+            return Err(Error::file(path, "expected examples, found none"));
+        }
+        let examples = lines.iter().map(|(line, object)| example(path, *line, object)).collect::<Result<_>>()?;
+        Ok(Self { name: name.to_owned(), path: path.to_path_buf(), examples })
+    }
+
+    /// Number of questions.
+    pub fn len(&self) -> usize {
+        self.examples.len()
+    }
+
+    /// Whether there is no question.
+    pub fn is_empty(&self) -> bool {
+        self.examples.is_empty()
+    }
+
+    /// Asks every question.
+    pub fn run(&self, model: &CausalLm, tokenizer: &Tokenizer, settings: &TaskSettings) -> Result<TaskScore> {
+        if settings.shots >= self.examples.len() {
+            let problem = format!("{} examples are too few for {} shots", self.examples.len(), settings.shots);
+            return Err(Error::file(&self.path, problem));
+        }
+        let (mut right, mut right_unnormalised, mut choices) = (0usize, 0usize, 0usize);
+        for (number, example) in self.examples.iter().enumerate() {
+            let prompt = self.prompt(number, settings.shots);
+            match &example.answer {
+                Answer::Choice(answer, texts) => {
+                    let scores = self.choice_scores(model, tokenizer, &prompt, texts, settings.overrides)?;
+                    let by_length = scores.iter().zip(texts).map(|(score, text)| {
+                        score / text.trim().chars().count().max(1) as f64
+                    });
+                    right += usize::from(best(by_length) == *answer);
+                    right_unnormalised += usize::from(best(scores.iter().copied()) == *answer);
+                    choices += 1;
+                }
+                Answer::Text(texts) => {
+                    let found = answer_text(model, tokenizer, &prompt, settings)?;
+                    right += usize::from(texts.iter().any(|text| text.trim() == found.trim()));
+                }
+            }
+        }
+        let share = |count: usize| count as f64 / self.examples.len() as f64;
+        Ok(TaskScore {
+            task: self.name.clone(),
+            examples: self.examples.len(),
+            accuracy: share(right),
+            accuracy_unnormalised: (choices == self.examples.len()).then_some(share(right_unnormalised)),
+        })
+    }
+
+    fn prompt(&self, number: usize, shots: usize) -> String {
+        let others = self.examples.iter().enumerate().filter(|(other, _)| *other != number).take(shots);
+        let mut text = String::new();
+        for (_, example) in others {
+            let answer = match &example.answer {
+                Answer::Choice(answer, texts) => &texts[*answer],
+                Answer::Text(texts) => &texts[0],
+            };
+            text.push_str(&joined(&example.prompt, answer));
+            text.push_str(BETWEEN);
+        }
+        text + &self.examples[number].prompt
+    }
+
+    /// The log-likelihood of each choice behind the prompt, in nats.
+    fn choice_scores(
+        &self,
+        model: &CausalLm,
+        tokenizer: &Tokenizer,
+        prompt: &str,
+        choices: &[String],
+        overrides: &Overrides,
+    ) -> Result<Vec<f64>> {
+        // White space at its end belongs to the first token of the answer.
+        let context = tokenizer.encode(prompt.trim_end(), true)?.ids;
+        let encode = |choice: &String| Ok(tokenizer.encode(&joined(prompt, choice), true)?.ids);
+        let all: Vec<Vec<u32>> = choices.iter().map(encode).collect::<Result<_>>()?;
+        if context.is_empty() || all.iter().any(|ids| ids.len() <= context.len()) {
+            let problem = format!("expected a prompt and choices of at least one token each, found `{prompt}`");
+            return Err(Error::file(&self.path, problem));
+        }
+        // What all of them share is read once; the last shared token again, because it predicts the first new one.
+        let shared = (0..context.len()).take_while(|at| all.iter().all(|ids| ids[*at] == all[0][*at])).count();
+        let shared = shared.saturating_sub(1);
+        let mut cache = KvCache::new();
+        let forward = Forward { overrides: overrides.clone(), ..Forward::default() };
+        let pass = |ids: &[u32], cache: &mut KvCache, last_only: bool| {
+            let tokens = Tensor::new(ids, &Device::Cpu).and_then(|tokens| tokens.unsqueeze(0));
+            let tokens = tokens.map_err(|e| Error::compute("hold the token ids", e))?;
+            model.forward(&tokens, Some(cache), &Forward { last_only, ..forward.clone() })
+        };
+        if shared > 0 {
+            pass(&all[0][..shared], &mut cache, true)?;
+        }
+        let mut scores = Vec::with_capacity(all.len());
+        for ids in &all {
+            let logits = rows(&pass(&ids[shared..ids.len() - 1], &mut cache, false)?.logits)?;
+            cache.truncate(shared);
+            let first = context.len() - 1 - shared;
+            scores.push(-token_scores(model, &logits[first..], &ids[context.len()..])?.iter().sum::<f64>());
+        }
+        Ok(scores)
+    }
+}
+
+/// The number of the highest score, the lowest among equals.
+fn best(scores: impl Iterator<Item = f64>) -> usize {
+    let better = |best: (usize, f64), next: (usize, f64)| if next.1 > best.1 { next } else { best };
+    scores.enumerate().fold((0, f64::NEG_INFINITY), better).0
+}
+
+fn answer_text(model: &CausalLm, tokenizer: &Tokenizer, prompt: &str, settings: &TaskSettings) -> Result<String> {
+    let ids = tokenizer.encode(prompt.trim_end(), true)?.ids;
+    let stops = [STOP.to_owned()];
+    let mut stream = TextStream::new(tokenizer, &ids, &stops);
+    let settings = Settings {
+        max_tokens: settings.max_tokens,
+        eos: settings.eos.to_vec(),
+        overrides: settings.overrides.clone(),
+        ..Settings::default()
+    };
+    generate(model, &[ids], &settings, &mut |_, id| {
+        stream.push(id)?;
+        Ok(if stream.stopped() { Flow::Stop } else { Flow::Continue })
+    })?;
+    stream.finish()?;
+    Ok(stream.text().to_owned())
+}
+
+/// A prompt and its answer, with white space between them.
+fn joined(prompt: &str, answer: &str) -> String {
+    let space = prompt.ends_with(char::is_whitespace) || answer.starts_with(char::is_whitespace);
+    format!("{prompt}{}{answer}", if space { "" } else { " " })
+}
+
+fn example(path: &Path, line: usize, object: &Map<String, Value>) -> Result<Example> {
+    let wrong = |key: &str, problem: String| Error::key(path, key, format!("line {line}: {problem}"));
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let prompt = match (object.get("prompt"), object.get("question")) {
+        (Some(Value::String(prompt)), _) => prompt.clone(),
+        (None, Some(Value::String(question))) => format!("Question: {question}\nAnswer:"),
+        _ => return Err(wrong("prompt", "expected a text, or a `question`".to_owned())),
+    };
+    let answer = object.get("answer");
+    let answer = match object.get("choices") {
+        None => {
+            let texts = match answer {
+                Some(Value::String(answer)) => Some(vec![answer.clone()]),
+                Some(Value::Array(answers)) => answers.iter().map(text).collect(),
+                _ => None,
+            };
+            let texts = texts.filter(|texts| !texts.is_empty());
+            Answer::Text(texts.ok_or_else(|| wrong("answer", "expected a text or several".to_owned()))?)
+        }
+        Some(choices) => {
+            let choices = choices.as_array().and_then(|choices| choices.iter().map(text).collect::<Option<Vec<_>>>());
+            let choices = choices
+                .filter(|choices| choices.len() > 1 && choices.iter().all(|choice| !choice.trim().is_empty()))
+                .ok_or_else(|| wrong("choices", "expected two texts or more".to_owned()))?;
+            let number = answer.and_then(Value::as_u64).map(|number| number as usize);
+            let number = number.filter(|number| *number < choices.len()).ok_or_else(|| {
+                wrong("answer", format!("expected the number of a choice, from 0 to {}", choices.len() - 1))
+            })?;
+            Answer::Choice(number, choices)
+        }
+    };
+    Ok(Example { prompt, answer })
+}

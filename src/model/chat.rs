@@ -1,0 +1,149 @@
+//! Conversations as a model was trained to read them: the checkpoint's chat template.
+//!
+//! Rendered as transformers renders it: Jinja with `trim_blocks` and `lstrip_blocks`, the variables `messages`,
+//! `add_generation_prompt` and the special tokens, and `raise_exception`. A template is input like any other: it has no
+//! files, no clock, and a bounded number of steps.
+
+use std::path::{Path, PathBuf};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, ErrorKind, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::checkpoint::json;
+use crate::{Error, Result};
+
+const FILE: &str = "chat_template.jinja";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const SPECIAL_TOKENS: &str = "special_tokens_map.json";
+/// Steps that a template may take; real ones take some thousand.
+const STEPS: u64 = 10_000_000;
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Message {
+    /// Who speaks: `system`, `user` or `assistant`.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+/// The chat template of a checkpoint.
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    path: PathBuf,
+    source: String,
+    special: Map<String, Value>,
+}
+
+impl ChatTemplate {
+    /// The template of the checkpoint in `folder`: `chat_template.jinja`, or what `tokenizer_config.json` holds.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let object = |name: &str| {
+            let path = folder.join(name);
+            if path.exists() { json::read_object(&path) } else { Ok(Map::new()) }
+        };
+        let config = object(TOKENIZER_CONFIG)?;
+        let mut special = special_tokens(&object(SPECIAL_TOKENS)?);
+        special.extend(special_tokens(&config));
+        let path = folder.join(FILE);
+        if path.exists() {
+            let source = String::from_utf8(json::read_bytes(&path)?)
+                .map_err(|_| Error::file(&path, "expected text in UTF-8"))?;
+            return Ok(Self { path, source, special });
+        }
+        let path = folder.join(TOKENIZER_CONFIG);
+        let source = match config.get("chat_template") {
+            Some(Value::String(source)) => Some(source.clone()),
+            Some(Value::Array(named)) => named
+                .iter()
+                .find(|template| template.get("name").and_then(Value::as_str) == Some("default"))
+                .and_then(|template| template.get("template")?.as_str())
+                .map(str::to_owned),
+            _ => None,
+        };
+        match source {
+            Some(source) => Ok(Self { path, source, special }),
+            None => Err(Error::file(folder, format!("has no chat template: neither {FILE} nor chat_template in {TOKENIZER_CONFIG}"))
+                .with_hint("a model that was not trained on conversations has none: leave out --chat")),
+        }
+    }
+
+    /// The text of a conversation, up to where the assistant speaks next with `add_generation_prompt`.
+    ///
+    /// It holds its special tokens itself: encode it without adding any.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let failed = |e: minijinja::Error| {
+            let mut problem = format!("the chat template cannot be rendered: {e}");
+            let mut source = std::error::Error::source(&e);
+            while let Some(cause) = source {
+                problem.push_str(&format!(": {cause}"));
+                source = cause.source();
+            }
+            Error::file(&self.path, problem)
+        };
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?;
+        environment.set_syntax(syntax);
+        environment.set_fuel(Some(STEPS));
+        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        let special = minijinja::Value::from(Serde(&self.special));
+        let messages = Serde(messages);
+        let variables = context! { messages, add_generation_prompt, ..special };
+        environment.render_str(&self.source, variables).map_err(failed)
+    }
+}
+
+/// The special tokens by the names that templates know them by, such as `bos_token`.
+fn special_tokens(object: &Map<String, Value>) -> Map<String, Value> {
+    let named = object.iter().filter(|(key, _)| key.ends_with("_token"));
+    let tokens = named.filter_map(|(key, value)| {
+        // A token is a string, or an object that also says how it is stripped.
+        let token = value.as_str().or_else(|| value.get("content")?.as_str())?;
+        Some((key.clone(), Value::from(token)))
+    });
+    tokens.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(source: &str) -> ChatTemplate {
+        let special = serde_json::json!({"bos_token": "<s>"}).as_object().unwrap().clone();
+        ChatTemplate { path: PathBuf::from(FILE), source: source.to_owned(), special }
+    }
+
+    fn user(content: &str) -> Message {
+        Message { role: "user".to_owned(), content: content.to_owned() }
+    }
+
+    /// Golden: `apply_chat_template` of transformers 5.23.0 on the same template and messages.
+    #[test]
+    fn blocks_are_trimmed_and_python_methods_known() {
+        let source = "{{ bos_token }}\n{% for message in messages %}\n    {% if message['role'] == 'user' %}\n\
+                      [INST] {{ message.content.strip() }} [/INST]\n    {% endif %}\n{% endfor %}\n\
+                      {% if add_generation_prompt %}\n>\n{% endif %}\n";
+        let text = template(source).render(&[user(" a <b> ")], true).unwrap();
+        assert_eq!(text, "<s>\n[INST] a <b> [/INST]\n>\n");
+    }
+
+    #[test]
+    fn a_template_can_refuse() {
+        let error = template("{{ raise_exception('no system, please') }}").render(&[user("a")], true).unwrap_err();
+        assert!(error.to_string().contains("no system, please"), "{error}");
+    }
+
+    #[test]
+    fn a_template_cannot_run_for_ever() {
+        let source = "{% for a in range(9999) %}{% for b in range(9999) %}{{ a }}{% endfor %}{% endfor %}";
+        let error = template(source).render(&[user("a")], true).unwrap_err();
+        assert!(error.to_string().contains("fuel"), "{error}");
+    }
+}

@@ -1,0 +1,224 @@
+//! Generation: a pass over the prompts, then token by token with a cache.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use candle_core::{Device, Tensor};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::cache::KvCache;
+use super::causal_lm::{CausalLm, Forward};
+use super::router::Overrides;
+use super::sampling::{Sampler, Sampling};
+use crate::checkpoint::json;
+use crate::{Error, Result};
+
+/// What to generate.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Most new tokens a prompt gets.
+    pub max_tokens: usize,
+    /// Tokens that end a text.
+    pub eos: Vec<u32>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Changes to the routing.
+    pub overrides: Overrides,
+}
+
+/// What the receiver of a token wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// More of this text.
+    Continue,
+    /// No more of this text.
+    Stop,
+}
+
+/// Why a text ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ending {
+    /// The model ended it.
+    Eos,
+    /// Its receiver did: a stop string.
+    Stop,
+    /// It reached [`Settings::max_tokens`].
+    Length,
+}
+
+/// The continuation of one prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generated {
+    /// New tokens, the one that ends the text included.
+    pub ids: Vec<u32>,
+    /// Why there are no more.
+    pub ending: Ending,
+}
+
+/// The continuations of a batch of prompts, and the time that they took.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// One for each prompt.
+    pub texts: Vec<Generated>,
+    /// From the start to the first new token of each prompt.
+    pub prefill: Duration,
+    /// From there to the end.
+    pub decode: Duration,
+}
+
+/// Continues all `prompts` (token ids) together, the shorter ones padded on the left.
+///
+/// `each` gets the number of the prompt and each new token but those of [`Settings::eos`]. Every prompt has its own
+/// draws from the same seed, so that a text does not depend on the others beside it, up to rounding.
+///
+/// Refused are empty prompts, ids outside the vocabulary, and more tokens than the model's context. Logits that are not
+/// finite are an error.
+pub fn generate(
+    model: &CausalLm,
+    prompts: &[Vec<u32>],
+    settings: &Settings,
+    each: &mut dyn FnMut(usize, u32) -> Result<Flow>,
+) -> Result<Batch> {
+    settings.sampling.check()?;
+    check_prompts(model, prompts, settings.max_tokens)?;
+    let start = Instant::now();
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let padding: Vec<usize> = prompts.iter().map(|prompt| longest - prompt.len()).collect();
+    let rows = prompts.len();
+    let mut input: Vec<u32> = Vec::with_capacity(rows * longest);
+    for (prompt, padding) in prompts.iter().zip(&padding) {
+        input.resize(input.len() + padding, 0);
+        input.extend(prompt);
+    }
+    let mut forward = Forward {
+        left_padding: padding.iter().any(|padding| *padding > 0).then_some(padding),
+        overrides: settings.overrides.clone(),
+        last_only: true,
+        ..Forward::default()
+    };
+    let mut texts: Vec<Text> = prompts.iter().map(|prompt| Text::new(prompt, settings)).collect();
+    let mut cache = KvCache::new();
+    let mut prefill = None;
+    if settings.max_tokens > 0 {
+        loop {
+            let tokens = Tensor::from_vec(input, (rows, if prefill.is_none() { longest } else { 1 }), &Device::Cpu)
+                .map_err(|e| Error::compute("hold the token ids", e))?;
+            let logits = last_logits(model, &tokens, &mut cache, &forward)?;
+            prefill.get_or_insert_with(|| start.elapsed());
+            forward.left_padding = None;
+            for (row, (text, logits)) in texts.iter_mut().zip(logits).enumerate() {
+                text.extend(model, row, logits, settings, each)?;
+            }
+            if texts.iter().all(|text| text.ending.is_some()) {
+                break;
+            }
+            input = texts.iter().map(|text| text.all.last().copied().unwrap_or(0)).collect();
+        }
+    }
+    let prefill = prefill.unwrap_or_default();
+    let texts = texts.into_iter().map(|text| Generated {
+        ids: text.all[text.prompt..].to_vec(),
+        ending: text.ending.unwrap_or(Ending::Length),
+    });
+    Ok(Batch { texts: texts.collect(), prefill, decode: start.elapsed().saturating_sub(prefill) })
+}
+
+/// The ids that end a text: `eos_token_id` of `generation_config.json`, else of `config.json`; a number or a list.
+pub fn eos_ids(folder: &Path) -> Result<Vec<u32>> {
+    const KEY: &str = "eos_token_id";
+    for name in ["generation_config.json", "config.json"] {
+        let path = folder.join(name);
+        if !path.exists() {
+            continue;
+        }
+        let object = json::read_object(&path)?;
+        let ids = match object.get(KEY) {
+            None | Some(Value::Null) => continue,
+            Some(Value::Array(ids)) => ids.clone(),
+            Some(id) => vec![id.clone()],
+        };
+        let id = |id: &Value| {
+            let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
+            id.ok_or_else(|| Error::key(&path, KEY, "expected a token id or a list of them"))
+        };
+        // −1 was an early spelling of "none".
+        return ids.iter().filter(|id| id.as_i64() != Some(-1)).map(id).collect();
+    }
+    Ok(Vec::new())
+}
+
+fn check_prompts(model: &CausalLm, prompts: &[Vec<u32>], max_tokens: usize) -> Result<()> {
+    if prompts.is_empty() {
+        return Err(Error::usage("expected at least one prompt, found none"));
+    }
+    for (number, prompt) in prompts.iter().enumerate() {
+        let name = if prompts.len() == 1 { "the prompt".to_owned() } else { format!("prompt {}", number + 1) };
+        if prompt.is_empty() {
+            return Err(Error::usage(format!("{name} has no tokens: there is nothing to continue")));
+        }
+        let Some(context) = model.architecture().max_position_embeddings else { continue };
+        let (length, room) = (prompt.len(), (context as usize).saturating_sub(prompt.len()));
+        if max_tokens > room {
+            let problem = format!(
+                "{name} of {length} tokens and {max_tokens} new ones are more than the model's context of {context}"
+            );
+            return Err(Error::usage(problem).with_hint(match room {
+                0 => "shorten the prompt; max_position_embeddings is the limit".to_owned(),
+                _ => format!("ask for at most {room} new tokens, or shorten the prompt"),
+            }));
+        }
+    }
+    Ok(())
+}
+
+/// Logits of the last position of each row.
+fn last_logits(model: &CausalLm, tokens: &Tensor, cache: &mut KvCache, forward: &Forward) -> Result<Vec<Vec<f32>>> {
+    let logits = model.forward(tokens, Some(cache), forward)?.logits;
+    let logits = logits.squeeze(1).and_then(|logits| logits.to_dtype(candle_core::DType::F32)?.to_vec2::<f32>());
+    logits.map_err(|e| Error::compute("read the logits", e))
+}
+
+/// One row of the batch.
+struct Text {
+    /// The prompt and what came behind it.
+    all: Vec<u32>,
+    prompt: usize,
+    ending: Option<Ending>,
+    sampler: Sampler,
+}
+
+impl Text {
+    fn new(prompt: &[u32], settings: &Settings) -> Self {
+        Self { all: prompt.to_vec(), prompt: prompt.len(), ending: None, sampler: Sampler::new(&settings.sampling) }
+    }
+
+    fn extend(
+        &mut self,
+        model: &CausalLm,
+        row: usize,
+        logits: Vec<f32>,
+        settings: &Settings,
+        each: &mut dyn FnMut(usize, u32) -> Result<Flow>,
+    ) -> Result<()> {
+        if self.ending.is_some() {
+            return Ok(());
+        }
+        if !logits.iter().all(|logit| logit.is_finite()) {
+            let problem = format!("its logits behind {} tokens are not finite: NaN or infinity", self.all.len());
+            return Err(Error::file(model.params().path(), problem)
+                .with_hint("`bam-convert validate` names the tensors that hold NaN or infinity"));
+        }
+        let id = self.sampler.next(logits, &self.all)?;
+        self.all.push(id);
+        if settings.eos.contains(&id) {
+            self.ending = Some(Ending::Eos);
+        } else if each(row, id)? == Flow::Stop {
+            self.ending = Some(Ending::Stop);
+        } else if self.all.len() - self.prompt >= settings.max_tokens {
+            self.ending = Some(Ending::Length);
+        }
+        Ok(())
+    }
+}
