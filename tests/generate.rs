@@ -119,7 +119,8 @@ fn stop_strings_end_the_text() {
 #[test]
 fn what_is_streamed_is_what_json_says() {
     let folder = seed("mistral");
-    let json = bam!("generate", folder, "--prompt", "a", "--prompt", "the law", "--max-tokens", "9", "--json").ok().json();
+    let json =
+        bam!("generate", folder, "--prompt", "a", "--prompt", "the law", "--max-tokens", "9", "--json").ok().json();
     let text = |row: usize| json[row]["text"].as_str().unwrap();
     for row in [0, 1] {
         assert!(json[row]["prefill_seconds"].as_f64().unwrap() > 0.0);

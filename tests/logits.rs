@@ -84,9 +84,10 @@ fn differences_are_those_of_the_dumps() {
         let sum: f64 = row.iter().map(|x| x.exp()).sum();
         row.iter().map(|x| x.exp() / sum).collect::<Vec<f64>>()
     };
-    let kl = a.chunks(384).zip(b.chunks(384)).map(|(a, b)| {
-        softmax(a).iter().zip(softmax(b)).map(|(p, q)| p * (p / q).ln()).sum::<f64>()
-    });
+    let kl = a
+        .chunks(384)
+        .zip(b.chunks(384))
+        .map(|(a, b)| softmax(a).iter().zip(softmax(b)).map(|(p, q)| p * (p / q).ln()).sum::<f64>());
     assert!((number("kl") - kl.sum::<f64>() / 16.0).abs() < 1e-9);
     // Dumps, in any mix with folders.
     let mixed = bam!("logits", work.path().join("a"), code, "--tokens", tokens, "--json").ok().json();
@@ -153,5 +154,5 @@ fn bad_input_is_refused_by_name() {
     });
     bam!("logits", seed, nan).refused(2, &["nan", "not finite"]);
     edit_json(&nan.join("config.json"), |config| config["hidden_size"] = json!(64));
-    bam!("logits", seed, nan).refused(2, &["nan", "expected", "found"]);
+    bam!("logits", seed, nan).refused(2, &["nan", "has shape", "config.json makes it"]);
 }

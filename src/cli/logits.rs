@@ -26,7 +26,7 @@ pub struct Arguments {
     #[arg(value_name = "CKPT")]
     a: PathBuf,
     /// The other.
-    #[arg(value_name = "B", required_unless_present = "dump")]
+    #[arg(value_name = "B")]
     b: Option<PathBuf>,
     /// A JSON array of token ids [default: 64 ids drawn once and for all, for a comparison].
     #[arg(long, value_name = "FILE")]
@@ -57,8 +57,10 @@ impl Arguments {
             printer.note(&format!("wrote {}: {LOGITS} [{positions}, {vocab}], float32", dump.display()));
             return Ok(Verdict::Yes);
         }
-        // clap asks for one or the other.
-        let b = self.b.as_deref().unwrap_or(&self.a);
+        let b = self.b.as_deref().ok_or_else(|| {
+            Error::usage("expected a second model to compare with, or --dump FILE to keep the logits")
+                .with_hint("`bam-convert logits --help` shows both")
+        })?;
         let tokens = match self.tokens()? {
             Some(tokens) => Some(tokens),
             None => self.fixed_tokens([&self.a, b])?,

@@ -113,8 +113,9 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn read_file(path: &Path, documents: &mut Vec<String>) -> Result<()> {
-    let text = String::from_utf8(json::read_bytes(path)?)
-        .map_err(|e| Error::file(path, format!("expected text in UTF-8: byte {} is none", e.utf8_error().valid_up_to())))?;
+    let text = String::from_utf8(json::read_bytes(path)?).map_err(|e| {
+        Error::file(path, format!("expected text in UTF-8: byte {} is none", e.utf8_error().valid_up_to()))
+    })?;
     if !is_json_lines(path) {
         documents.push(text);
         return Ok(());

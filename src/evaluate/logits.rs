@@ -111,12 +111,8 @@ impl Comparison {
     pub fn of(a: &Logits, b: &Logits) -> Result<Self> {
         if (a.positions, a.vocab) != (b.positions, b.vocab) {
             let shape = |logits: &Logits| format!("[{}, {}]", logits.positions, logits.vocab);
-            let problem = format!(
-                "its logits have shape {}, but those of {} have {}",
-                shape(b),
-                a.path.display(),
-                shape(a)
-            );
+            let problem =
+                format!("its logits have shape {}, but those of {} have {}", shape(b), a.path.display(), shape(a));
             return Err(Error::file(&b.path, problem)
                 .with_hint("only models of one vocabulary, on the same tokens, can be compared"));
         }
@@ -162,8 +158,9 @@ impl Comparison {
 /// The logarithm of the sum of the exponentials, without overflow.
 pub(super) fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|logit| f64::from(*logit - max).exp()).sum();
-    f64::from(max) + sum.ln()
+    let max = f64::from(max);
+    let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - max).exp()).sum();
+    max + sum.ln()
 }
 
 /// The position of the largest logit.

@@ -76,8 +76,8 @@ impl Task {
     /// A `prompt` is used as it is; a `question` becomes `Question: …\nAnswer:`. Answers follow behind a space unless one
     /// side has white space already.
     pub fn read(name: &str, path: &Path) -> Result<Self> {
-        let text = String::from_utf8(json::read_bytes(path)?)
-            .map_err(|_| Error::file(path, "expected text in UTF-8"))?;
+        let text =
+            String::from_utf8(json::read_bytes(path)?).map_err(|_| Error::file(path, "expected text in UTF-8"))?;
         let lines = json_lines(path, &text)?;
         if lines.is_empty() {
             return Err(Error::file(path, "expected examples, found none"));
@@ -108,9 +108,8 @@ impl Task {
             match &example.answer {
                 Answer::Choice(answer, texts) => {
                     let scores = self.choice_scores(model, tokenizer, &prompt, texts, settings.overrides)?;
-                    let by_length = scores.iter().zip(texts).map(|(score, text)| {
-                        score / text.trim().chars().count().max(1) as f64
-                    });
+                    let by_length =
+                        scores.iter().zip(texts).map(|(score, text)| score / text.trim().chars().count().max(1) as f64);
                     right += usize::from(best(by_length) == *answer);
                     right_unnormalised += usize::from(best(scores.iter().copied()) == *answer);
                     choices += 1;

@@ -67,8 +67,11 @@ impl ChatTemplate {
         };
         match source {
             Some(source) => Ok(Self { path, source, special }),
-            None => Err(Error::file(folder, format!("has no chat template: neither {FILE} nor chat_template in {TOKENIZER_CONFIG}"))
-                .with_hint("a model that was not trained on conversations has none: leave out --chat")),
+            None => Err(Error::file(
+                folder,
+                format!("has no chat template: neither {FILE} nor chat_template in {TOKENIZER_CONFIG}"),
+            )
+            .with_hint("a model that was not trained on conversations has none: leave out --chat")),
         }
     }
 

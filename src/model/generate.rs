@@ -118,10 +118,9 @@ pub fn generate(
         }
     }
     let prefill = prefill.unwrap_or_default();
-    let texts = texts.into_iter().map(|text| Generated {
-        ids: text.all[text.prompt..].to_vec(),
-        ending: text.ending.unwrap_or(Ending::Length),
-    });
+    let texts = texts
+        .into_iter()
+        .map(|text| Generated { ids: text.all[text.prompt..].to_vec(), ending: text.ending.unwrap_or(Ending::Length) });
     Ok(Batch { texts: texts.collect(), prefill, decode: start.elapsed().saturating_sub(prefill) })
 }
 

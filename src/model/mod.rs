@@ -23,9 +23,9 @@ mod rope;
 mod router;
 pub mod sampling;
 mod stored;
-pub mod tokenizer;
 #[cfg(test)]
 mod tests;
+pub mod tokenizer;
 
 pub use cache::KvCache;
 pub use causal_lm::{CausalLm, Forward, Output, logits};

@@ -139,7 +139,8 @@ impl<'a> TextStream<'a> {
             (self.context, self.read) = (self.read, self.ids.len());
         }
         let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
-        let from = (0..=self.shown.saturating_sub(longest)).rev().find(|at| self.text.is_char_boundary(*at)).unwrap_or(0);
+        let from =
+            (0..=self.shown.saturating_sub(longest)).rev().find(|at| self.text.is_char_boundary(*at)).unwrap_or(0);
         let stops = self.stops.iter().filter(|stop| !stop.is_empty());
         let mut until = self.text.len();
         if let Some(at) = stops.clone().filter_map(|stop| self.text[from..].find(stop.as_str())).min() {
@@ -147,7 +148,10 @@ impl<'a> TextStream<'a> {
             self.stopped = true;
         } else if !end {
             let held = |stop: &String| {
-                (1..stop.len()).rev().filter(|at| stop.is_char_boundary(*at)).find(|at| self.text.ends_with(&stop[..*at]))
+                (1..stop.len())
+                    .rev()
+                    .filter(|at| stop.is_char_boundary(*at))
+                    .find(|at| self.text.ends_with(&stop[..*at]))
             };
             until -= stops.filter_map(held).max().unwrap_or(0);
         }

@@ -35,6 +35,9 @@ say 'the folder reads the same in both versions of transformers'
 for version in v4 v5; do "$version/bin/python" "$here/load.py" seed | grep -v '^version' > "load-$version.txt"; done
 diff load-v4.txt load-v5.txt
 
+say 'perplexity as transformers has it on the same windows'
+v5/bin/python "$here/perplexity.py" "$bam" seed
+
 say 'mixtures, recomputed tensor by tensor in numpy'
 for name in code law math; do
   number=$((${number:-0} + 1))
