@@ -1,6 +1,8 @@
 //! Mixtures made by the binary compute, in our model, what the exported `modeling_bam.py` computes in transformers and what a
 //! naive float64 sum over experts gives. The golden files come from `fixtures/make_golden_bam.py`.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use bam_convert::model::logits;
