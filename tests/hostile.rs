@@ -180,3 +180,15 @@ fn a_large_sparse_file_takes_no_memory() {
     assert!(run.stdout.contains("4,294,967,296"), "{run}");
     confined(&[convert(&path, &work.path().join("out")), vec!["--dry-run".into()]].concat()).ok();
 }
+
+#[test]
+fn a_text_that_would_unfold_is_refused() {
+    // 24 MB of empty lists would take a gigabyte as values.
+    let work = TempDir::new().unwrap();
+    let path = work.path().join("wide.safetensors");
+    let header = format!("{{\"a\":[{}[]]}}", "[],".repeat(8_000_000));
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    confined(&inspect(&path)).refused(2, &["wide.safetensors", "values"]);
+}

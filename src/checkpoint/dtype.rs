@@ -13,32 +13,37 @@ pub fn name(dtype: Dtype) -> String {
     dtype.to_string()
 }
 
-/// A dtype from its safetensors name or a common alias, in any case: `bf16`, `float16`, `fp32`, …
-pub fn parse(text: &str) -> Option<Dtype> {
-    let upper = text.to_ascii_uppercase();
-    let canonical = match upper.strip_prefix("TORCH.").unwrap_or(&upper) {
-        "BFLOAT16" => "BF16",
-        "FLOAT16" | "FP16" | "HALF" => "F16",
-        "FLOAT32" | "FP32" | "FLOAT" => "F32",
-        "FLOAT64" | "FP64" | "DOUBLE" => "F64",
-        "FLOAT8_E4M3FN" => "F8_E4M3",
-        "FLOAT8_E5M2" => "F8_E5M2",
-        other => other,
-    };
-    serde_json::from_value(serde_json::Value::String(canonical.to_owned())).ok()
+/// Floating-point dtypes as PyTorch, and so `config.json`, names them.
+const TORCH_NAMES: [(&str, Dtype); 6] = [
+    ("float32", Dtype::F32),
+    ("bfloat16", Dtype::BF16),
+    ("float16", Dtype::F16),
+    ("float64", Dtype::F64),
+    ("float8_e4m3fn", Dtype::F8_E4M3),
+    ("float8_e5m2", Dtype::F8_E5M2),
+];
+
+/// What PyTorch, and so `config.json`, calls a floating-point dtype.
+pub fn torch_name(dtype: Dtype) -> Option<&'static str> {
+    TORCH_NAMES.iter().find(|(_, known)| *known == dtype).map(|(name, _)| *name)
 }
 
-/// The name of a dtype as Hugging Face configurations spell it: `bfloat16`, `float8_e4m3fn`, …
-pub fn torch_name(dtype: Dtype) -> String {
-    match dtype {
-        Dtype::BF16 => "bfloat16".to_owned(),
-        Dtype::F16 => "float16".to_owned(),
-        Dtype::F32 => "float32".to_owned(),
-        Dtype::F64 => "float64".to_owned(),
-        Dtype::F8_E4M3 => "float8_e4m3fn".to_owned(),
-        Dtype::F8_E5M2 => "float8_e5m2".to_owned(),
-        other => name(other).to_ascii_lowercase(),
-    }
+/// The dtype that PyTorch calls by this name, with or without `torch.`.
+pub fn from_torch_name(name: &str) -> Option<Dtype> {
+    let name = name.strip_prefix("torch.").unwrap_or(name);
+    TORCH_NAMES.iter().find(|(known, _)| *known == name).map(|(_, dtype)| *dtype)
+}
+
+/// A dtype from its safetensors or PyTorch name, or a usual short one, in any case: `bf16`, `F32`, `float16`, `fp32`, …
+pub fn parse(text: &str) -> Option<Dtype> {
+    let lower = text.to_ascii_lowercase();
+    let name = match lower.as_str() {
+        "fp32" | "float" => "float32",
+        "fp16" | "half" => "float16",
+        "fp64" | "double" => "float64",
+        other => other,
+    };
+    from_torch_name(name).or_else(|| serde_json::from_value(serde_json::Value::String(text.to_ascii_uppercase())).ok())
 }
 
 /// Whether values of this dtype can be read as `f64` by [`decode`].

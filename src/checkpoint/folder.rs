@@ -124,6 +124,25 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Whether two tensors have the same shape, encoding and bytes.
+    pub fn same_bytes(&self, a: &TensorEntry, b: &TensorEntry) -> Result<bool> {
+        if a.shape != b.shape || a.encoding != b.encoding {
+            return Ok(false);
+        }
+        let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+        let mut start = 0;
+        while start < a.length {
+            let length = (a.length - start).min(1 << 20) as usize;
+            self.read_bytes(a, start, &mut left[..length])?;
+            self.read_bytes(b, start, &mut right[..length])?;
+            if left[..length] != right[..length] {
+                return Ok(false);
+            }
+            start += length as u64;
+        }
+        Ok(true)
+    }
+
     /// Refuses a checkpoint one of whose files has changed since it was opened.
     pub fn check_unchanged(&self) -> Result<()> {
         self.files.iter().try_for_each(SourceFile::check_unchanged)

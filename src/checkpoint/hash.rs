@@ -63,11 +63,16 @@ impl<'a> FileHasher<'a> {
 /// SHA-256 (hexadecimal) and length in bytes of a file.
 pub fn sha256_file(path: &Path) -> Result<(String, u64)> {
     let source = SourceFile::open(path)?;
-    let mut hasher = FileHasher::new(&source);
+    Ok((sha256_source(&source)?, source.len()))
+}
+
+/// SHA-256 (hexadecimal) of an open file.
+pub fn sha256_source(source: &SourceFile) -> Result<String> {
+    let mut hasher = FileHasher::new(source);
     let mut buf = vec![0; 1 << 20];
     loop {
         if let Some(hash) = hasher.advance(&mut buf)? {
-            return Ok((hash, source.len()));
+            return Ok(hash);
         }
     }
 }

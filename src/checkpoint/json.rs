@@ -1,5 +1,6 @@
 //! Strict JSON objects: what `serde_json` lets pass silently (a key twice) is refused here.
 
+use std::cell::Cell;
 use std::fmt;
 use std::path::Path;
 
@@ -11,6 +12,10 @@ use crate::{Error, Result};
 
 /// Largest JSON file read: tokenizers of 250,000 tokens stay below 40 MB.
 const LARGEST: u64 = 256 << 20;
+
+/// Most values that one JSON text may hold, keys counted. Each takes some 100 bytes in memory though two in the file
+/// can be enough; tokenizers of 260,000 tokens and 515,000 merges, the largest there are, hold 2.2 million.
+const MOST_VALUES: u32 = 6_000_000;
 
 /// Reads a JSON file whose top level is an object; a key that stands twice is refused.
 pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
@@ -31,7 +36,8 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
 /// Parses an object; `path` only names the place in errors.
 pub fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = Strict
+    let left = Cell::new(MOST_VALUES);
+    let value = Strict { left: &left }
         .deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value))
         .map_err(|e| Error::file(path, format!("expected JSON without repeated keys: {e}")))?;
@@ -55,16 +61,29 @@ pub fn kind(value: &Value) -> String {
 }
 
 /// Builds a [`Value`] as `serde_json` does, except that a repeated key is an error.
-struct Strict;
+#[derive(Clone, Copy)]
+struct Strict<'a> {
+    /// Values that may still be built.
+    left: &'a Cell<u32>,
+}
 
-impl<'de> DeserializeSeed<'de> for Strict {
+impl Strict<'_> {
+    fn count<E: serde::de::Error>(self) -> Result<(), E> {
+        let left = self.left.get().checked_sub(1);
+        self.left.set(left.ok_or_else(|| E::custom(format_args!("more than {MOST_VALUES} values")))?);
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.count()?;
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = Value;
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("a JSON value")
@@ -92,7 +111,7 @@ impl<'de> Visitor<'de> for Strict {
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut array = Vec::new();
-        while let Some(item) = items.next_element_seed(Strict)? {
+        while let Some(item) = items.next_element_seed(self)? {
             array.push(item);
         }
         Ok(Value::Array(array))
@@ -100,7 +119,8 @@ impl<'de> Visitor<'de> for Strict {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            let value = entries.next_value_seed(Strict)?;
+            self.count()?;
+            let value = entries.next_value_seed(self)?;
             if map.contains_key(&key) {
                 return Err(serde::de::Error::custom(format_args!("key `{key}` stands twice")));
             }

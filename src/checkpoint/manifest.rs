@@ -4,7 +4,7 @@
 //! is `docs/manifest.schema.json`.
 
 use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use safetensors::Dtype;
 use schemars::JsonSchema;
@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use super::expression::Expression;
 use super::hash::FileHash;
 use super::json;
+use super::output::resolved;
 use crate::{Error, Result};
 
 /// File name of the manifest in a checkpoint folder.
@@ -121,22 +122,9 @@ impl Manifest {
     }
 }
 
-/// `path` as seen from `folder`, both taken as they stand, without following links.
+/// `path` as seen from `folder`, links followed in both, so that the operating system finds it from there.
 pub fn relative_to(path: &Path, folder: &Path) -> Result<String> {
-    let absolute = |path: &Path| -> Result<PathBuf> {
-        let absolute = std::path::absolute(path).map_err(|e| Error::io("resolve", path, e))?;
-        let mut clean = PathBuf::new();
-        for component in absolute.components() {
-            match component {
-                Component::ParentDir => {
-                    clean.pop();
-                }
-                other => clean.push(other),
-            }
-        }
-        Ok(clean)
-    };
-    let (path, folder) = (absolute(path)?, absolute(folder)?);
+    let (path, folder) = (resolved(path)?, resolved(folder)?);
     let shared = path.components().zip(folder.components()).take_while(|(a, b)| a == b).count();
     let up = folder.components().skip(shared).map(|_| "..".to_owned());
     let down = path.components().skip(shared).map(|part| part.as_os_str().to_string_lossy().into_owned());
@@ -161,9 +149,13 @@ mod tests {
     fn paths_are_recorded_as_seen_from_the_output() {
         let seen = |path, folder| relative_to(Path::new(path), Path::new(folder)).unwrap();
         assert_eq!(seen("/a/seed", "/a/out"), "../seed");
-        assert_eq!(seen("/a/b/../seed", "/a/runs/out"), "../../seed");
+        assert_eq!(seen("/a/seed", "/a/runs/out"), "../../seed");
         assert_eq!(seen("seed", "out"), "../seed");
         assert_eq!(seen("/a", "/a"), ".");
+        let work = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(work.path().join("far/away")).unwrap();
+        std::os::unix::fs::symlink(work.path().join("far/away"), work.path().join("near")).unwrap();
+        assert_eq!(relative_to(&work.path().join("seed"), &work.path().join("near/out")).unwrap(), "../../../seed");
     }
 
     #[test]

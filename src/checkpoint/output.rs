@@ -11,9 +11,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags};
-use sha2::{Digest, Sha256};
 
-use super::hash::{FileHash, FileHasher, hex};
+use super::hash::{FileHash, sha256, sha256_source};
 use super::source_file::SourceFile;
 use crate::{Error, Result};
 
@@ -36,7 +35,7 @@ pub struct OutputFolder {
 /// (unless `force` may replace it, and then only if it is a checkpoint), or one that is, holds or lies
 /// inside a source.
 pub fn check_target(target: &Path, force: bool, sources: &[&Path]) -> Result<()> {
-    if target.file_name().is_none() {
+    if partial_of(target).is_none() {
         return Err(Error::file(target, "expected the name of a folder to make"));
     }
     let absolute = resolved(target)?;
@@ -68,8 +67,8 @@ fn is_empty(folder: &Path) -> bool {
     fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
-/// The path with links followed as far as it exists, the rest appended.
-fn resolved(path: &Path) -> Result<PathBuf> {
+/// The absolute path with links followed as far as it exists, the rest appended.
+pub fn resolved(path: &Path) -> Result<PathBuf> {
     let absolute = std::path::absolute(path).map_err(|e| Error::io("resolve", path, e))?;
     let existing = absolute.ancestors().find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
     match existing {
@@ -80,7 +79,8 @@ fn resolved(path: &Path) -> Result<PathBuf> {
 
 /// Refuses to start where the file system holds less than `needed` free bytes.
 pub fn check_free_space(target: &Path, needed: u64) -> Result<()> {
-    let free = free_space(target)?;
+    // What a killed run has left is either kept or removed before anything is written.
+    let free = free_space(target)? + left_behind(target);
     if free >= needed {
         return Ok(());
     }
@@ -89,6 +89,18 @@ pub fn check_free_space(target: &Path, needed: u64) -> Result<()> {
         format!("the output takes {needed} bytes, but the file system has {free} bytes free"),
     );
     Err(Error::io("write", target, source).with_hint("free some space or choose another --out"))
+}
+
+/// Bytes on disk of the partial folder that a killed run has left for `target`.
+fn left_behind(target: &Path) -> u64 {
+    let entries = partial_of(target).and_then(|partial| fs::read_dir(partial).ok());
+    let files = entries.into_iter().flatten().filter_map(|entry| entry.ok()?.metadata().ok());
+    files.map(|metadata| metadata.blocks() * 512).sum()
+}
+
+/// The sibling folder in which `target` is written.
+fn partial_of(target: &Path) -> Option<PathBuf> {
+    Some(target.with_file_name(format!(".{}.partial", target.file_name()?.to_string_lossy())))
 }
 
 /// Free bytes for an unprivileged user on the file system that would hold `target`.
@@ -117,11 +129,13 @@ impl OutputFolder {
             error
         };
         fs::create_dir_all(&parent).map_err(|e| undo(Error::io("create", &parent, e)))?;
-        // check_target has refused a target without a file name.
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let partial = parent.join(format!(".{name}.partial"));
+        let partial = partial_of(target).ok_or_else(|| Error::file(target, "expected the name of a folder to make"))?;
         let lock = lock(&partial, target).map_err(undo)?;
-        Ok(Self { target: target.to_path_buf(), partial, replace: force, _lock: lock, made, committed: false })
+        let folder =
+            Self { target: target.to_path_buf(), partial, replace: force, _lock: lock, made, committed: false };
+        // Another run may have finished this output between the check and the lock.
+        check_target(target, force, sources)?;
+        Ok(folder)
     }
 
     /// The folder to write to until the commit.
@@ -140,7 +154,7 @@ impl OutputFolder {
         let fault = |e| Error::io("write", &path, e);
         let mut file = File::create(&path).map_err(fault)?;
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fault)?;
-        Ok(FileHash { path: name.to_owned(), size: bytes.len() as u64, sha256: hex(&Sha256::digest(bytes)) })
+        Ok(FileHash { path: name.to_owned(), size: bytes.len() as u64, sha256: sha256(bytes) })
     }
 
     /// Copies a file byte for byte, durably, or makes another name for it where `link` is set.
@@ -160,37 +174,27 @@ impl OutputFolder {
             let mut copy = File::create(&path).map_err(fault)?;
             std::io::copy(&mut original, &mut copy).and_then(|_| copy.sync_all()).map_err(fault)?;
         }
-        let mut hasher = FileHasher::new(&source);
-        let mut buf = vec![0; 1 << 20];
-        let sha256 = loop {
-            if let Some(hash) = hasher.advance(&mut buf)? {
-                break hash;
-            }
-        };
+        let sha256 = sha256_source(&source)?;
         source.check_unchanged()?;
         Ok(FileHash { path: name.to_owned(), size: source.len(), sha256 })
     }
 
     /// Moves the finished folder to its place in one step.
+    ///
+    /// The lock moves along and goes last: without it, a run that starts now would take the partial folder for
+    /// what a killed run has left, and clean it.
     pub fn commit(mut self) -> Result<()> {
         let fault = |e: rustix::io::Errno| Error::io("rename to", &self.target, e.into());
-        fs::remove_file(self.partial.join(LOCK)).map_err(|e| Error::io("remove", self.partial.join(LOCK), e))?;
         sync_folder(&self.partial)?;
-        let old = if self.replace && self.target.exists() {
-            match rustix::fs::renameat_with(CWD, &self.partial, CWD, &self.target, RenameFlags::EXCHANGE) {
-                Ok(()) => Some(self.partial.clone()),
-                // Not every file system can exchange: move the old folder aside first.
-                Err(_) => {
-                    let aside = self.partial.with_extension("replaced");
-                    rustix::fs::rename(&self.target, &aside).map_err(fault)?;
-                    rustix::fs::rename(&self.partial, &self.target).map_err(|e| {
-                        // Best effort to put the old folder back; the error below names what failed.
-                        let _ = rustix::fs::rename(&aside, &self.target);
-                        fault(e)
-                    })?;
-                    Some(aside)
-                }
-            }
+        let mut replaced = None;
+        if self.replace && self.target.exists() {
+            // The old folder takes the partial one's place for a moment, and must not look abandoned there either.
+            let held = try_lock(&self.target.join(LOCK), &self.target)?;
+            let old = self.exchange().inspect_err(|_| {
+                // Best effort: the old folder stays, and this lock is no part of it.
+                let _ = fs::remove_file(self.target.join(LOCK));
+            })?;
+            replaced = Some((old, held));
         } else {
             match rustix::fs::renameat_with(CWD, &self.partial, CWD, &self.target, RenameFlags::NOREPLACE) {
                 Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
@@ -198,16 +202,34 @@ impl OutputFolder {
                 }
                 other => other.map_err(fault)?,
             }
-            None
-        };
+        }
         self.committed = true;
+        let lock = self.target.join(LOCK);
+        fs::remove_file(&lock).map_err(|e| Error::io("remove", lock, e))?;
         if let Some(parent) = self.target.parent() {
             sync_folder(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
         }
-        if let Some(old) = old {
-            fs::remove_dir_all(&old).map_err(|e| Error::io("remove the replaced folder", &old, e))?;
+        if let Some((old, _held)) = replaced {
+            remove_at_once(&old).map_err(|e| Error::io("remove the replaced folder", &old, e))?;
         }
         Ok(())
+    }
+
+    /// Puts the finished folder in the place of the old one, and says where that is now.
+    fn exchange(&self) -> Result<PathBuf> {
+        let fault = |e: rustix::io::Errno| Error::io("rename to", &self.target, e.into());
+        if rustix::fs::renameat_with(CWD, &self.partial, CWD, &self.target, RenameFlags::EXCHANGE).is_ok() {
+            return Ok(self.partial.clone());
+        }
+        // Not every file system can exchange: move the old folder aside first.
+        let aside = self.partial.with_extension("replaced");
+        rustix::fs::rename(&self.target, &aside).map_err(fault)?;
+        rustix::fs::rename(&self.partial, &self.target).map_err(|e| {
+            // Best effort to put the old folder back; the error below names what failed.
+            let _ = rustix::fs::rename(&aside, &self.target);
+            fault(e)
+        })?;
+        Ok(aside)
     }
 }
 
@@ -215,12 +237,19 @@ impl Drop for OutputFolder {
     fn drop(&mut self) {
         if !self.committed {
             // The error that brought us here is what the user must see, not that of the cleaning.
-            let _ = fs::remove_dir_all(&self.partial);
+            let _ = remove_at_once(&self.partial);
             if let (Some(made), Some(parent)) = (&self.made, self.target.parent()) {
                 remove_empty(made, parent);
             }
         }
     }
+}
+
+/// Removes a folder under another name, so that a run that starts meanwhile cannot make its files in it.
+fn remove_at_once(folder: &Path) -> std::io::Result<()> {
+    let doomed = folder.with_extension(format!("removed-{}", std::process::id()));
+    fs::rename(folder, &doomed)?;
+    fs::remove_dir_all(doomed)
 }
 
 /// Removes the folders from `parent` up to `made`, as long as they are empty.
@@ -237,28 +266,34 @@ fn lock(partial: &Path, target: &Path) -> Result<File> {
     loop {
         match fs::create_dir(partial) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io("create", partial, e)),
+            Err(_) if fs::symlink_metadata(partial).is_ok_and(|found| !found.is_dir()) => {
+                return Err(Error::file(partial, "is in the way: expected the folder of a run, or nothing")
+                    .with_hint("remove it, or choose another --out"));
+            }
             _ => {}
         }
         let path = partial.join(LOCK);
-        let file = match OpenOptions::new().create(true).append(true).open(&path) {
-            Ok(file) => file,
+        let file = match try_lock(&path, target) {
             // The other run has just renamed or removed the folder.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(Error::io("create", &path, e)),
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => continue,
+            other => other?,
         };
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => {
-                return Err(Error::file(target, "another run is writing this output")
-                    .with_hint("wait for it to end, or choose another --out"));
-            }
-            Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", &path, e)),
-        }
         // The file locked may no longer be the one in the folder.
         let held = file.metadata().map_err(|e| Error::io("lock", &path, e))?;
         if fs::metadata(&path).is_ok_and(|found| found.ino() == held.ino()) {
             return Ok(file);
         }
+    }
+}
+
+/// Makes a lock file and takes its lock, for the output `target`.
+fn try_lock(path: &Path, target: &Path) -> Result<File> {
+    let file = OpenOptions::new().create(true).append(true).open(path).map_err(|e| Error::io("create", path, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(Error::file(target, "another run is writing this output")
+            .with_hint("wait for it to end, or choose another --out")),
+        Err(fs::TryLockError::Error(e)) => Err(Error::io("lock", path, e)),
     }
 }
 

@@ -170,6 +170,15 @@ pub fn write_weights<B: TensorBytes>(
         error: Mutex::new(None),
         progress: Mutex::new(Progress { fingerprint: progress.fingerprint.clone(), shards: progress.shards.clone() }),
     };
+    // A shard without data gets no chunk that would complete it.
+    for shard in run.shards {
+        let hash = locked(&shard.hash);
+        if hash.position == shard.length {
+            let sha256 = hash.state.clone().map(|state| hex(&state.finalize())).unwrap_or_default();
+            drop(hash);
+            run.finish(shard, sha256)?;
+        }
+    }
     std::thread::scope(|scope| {
         for _ in 0..options.threads {
             scope.spawn(|| run.work());

@@ -10,7 +10,6 @@ use clap::Args;
 
 use super::preview::Preview;
 use super::printer::Printer;
-use super::write::thread_count;
 use super::{Outcome, Verdict};
 
 /// Copy a dense seed into one folder for each domain, byte for byte.
@@ -47,8 +46,9 @@ impl Arguments {
         let files = seed.source.checkpoint.files.len();
         let branching = plan(seed, &self.into, &self.out)?;
         if self.dry_run {
+            let refusal = branching.check(self.force, self.link).err();
             let preview =
-                Preview::new(&branching.plan, Some(&architecture), &self.out, files, 1 << 20, thread_count(Some(1)))?;
+                Preview::new(&branching.plan, Some(&architecture), &self.out, files, 1 << 20, 1)?.refused(refusal);
             match self.json {
                 true => printer.json(&preview)?,
                 false => {
@@ -57,7 +57,6 @@ impl Arguments {
                     printer.result(&format!("{}\n{count} branches of this, {bytes} together", preview.table()))?;
                 }
             }
-            branching.check(self.force, self.link)?;
             return Ok(Verdict::Yes);
         }
         let bar = printer.bytes_bar(branching.needed(false), "copying");

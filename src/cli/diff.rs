@@ -4,11 +4,10 @@ use std::path::PathBuf;
 
 use bam_convert::verify::diff;
 use bam_convert::verify::diff::{Options, work_length};
-use bytesize::ByteSize;
 use clap::Args;
 
 use super::printer::Printer;
-use super::write::thread_count;
+use super::work::WorkArguments;
 use super::{Outcome, Verdict};
 
 /// Compare two checkpoints tensor by tensor: files or folders, sharded or not, of any dtypes.
@@ -24,15 +23,8 @@ pub struct Arguments {
     /// Show every tensor, the equal ones too.
     #[arg(long)]
     all: bool,
-    /// Working memory, all threads together.
-    #[arg(long, value_name = "SIZE", default_value = "128MiB")]
-    memory: ByteSize,
-    /// Worker threads [default: all cores].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
-    /// Print the result as JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    work: WorkArguments,
 }
 
 impl Arguments {
@@ -40,13 +32,13 @@ impl Arguments {
     pub fn run(&self, printer: &Printer) -> Outcome {
         let bar = printer.bytes_bar(work_length(&self.a, &self.b), "comparing");
         let options = Options {
-            threads: thread_count(self.threads),
-            memory: self.memory.as_u64(),
+            threads: self.work.thread_count(),
+            memory: self.work.memory.as_u64(),
             progress: &|bytes| bar.inc(bytes),
         };
         let difference = diff(&self.a, &self.b, &options)?;
         bar.finish_and_clear();
-        match self.json {
+        match self.work.json {
             true => printer.json(&difference)?,
             false => printer.result(&difference.table(self.all))?,
         }

@@ -20,6 +20,7 @@ mod preview;
 mod printer;
 mod upcycle;
 mod validate;
+mod work;
 mod write;
 
 use std::process::ExitCode;

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use bam_convert::Result;
 use bam_convert::checkpoint::dtype;
 use bam_convert::checkpoint::output::free_space;
 use bam_convert::family::Architecture;
 use bam_convert::family::cost;
 use bam_convert::surgery::{Plan, PlannedTensor};
 use bam_convert::table::{self, Align, counted, grouped};
+use bam_convert::{Error, Result};
 use serde::Serialize;
 
 /// A plan as a person or a program looks at it before it runs.
@@ -31,6 +31,9 @@ pub struct Preview {
     kv_cache_bytes_per_token: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     flops_per_token: Option<u64>,
+    /// Why a run at this moment would be refused, though the plan is sound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused_now: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -74,7 +77,14 @@ impl Preview {
             threads,
             kv_cache_bytes_per_token: report.as_ref().map(|report| report.kv_cache_bytes_per_token),
             flops_per_token: report.as_ref().map(|report| report.flops_per_token),
+            refused_now: None,
         })
+    }
+
+    /// The same preview with the reason why a run now would be refused.
+    pub fn refused(mut self, refusal: Option<Error>) -> Self {
+        self.refused_now = refusal.map(|error| error.to_string());
+        self
     }
 
     /// The preview as a table and its totals.
@@ -113,6 +123,9 @@ impl Preview {
         }
         if let Some(flops) = self.flops_per_token {
             totals.push(("compute", format!("{} FLOPs a token at {CONTEXT} tokens of context", grouped(flops))));
+        }
+        if let Some(refusal) = &self.refused_now {
+            totals.push(("refused now", refusal.clone()));
         }
         let totals = totals.into_iter().map(|(name, value)| (name.to_owned(), value));
         format!("{}\n{}", table::render(&columns, rows), table::facts(totals))

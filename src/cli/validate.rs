@@ -4,11 +4,10 @@ use std::path::PathBuf;
 
 use bam_convert::verify::validate;
 use bam_convert::verify::validate::{Options, work_length};
-use bytesize::ByteSize;
 use clap::Args;
 
 use super::printer::Printer;
-use super::write::thread_count;
+use super::work::WorkArguments;
 use super::{Outcome, Verdict};
 
 /// Check a checkpoint: headers, index, configuration, tensors, numbers, tokenizer, manifest.
@@ -26,15 +25,8 @@ pub struct Arguments {
     /// Show every finding.
     #[arg(long)]
     all: bool,
-    /// Working memory, all threads together.
-    #[arg(long, value_name = "SIZE", default_value = "128MiB")]
-    memory: ByteSize,
-    /// Worker threads [default: all cores].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
-    /// Print the result as JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    work: WorkArguments,
 }
 
 impl Arguments {
@@ -44,14 +36,14 @@ impl Arguments {
         let options = Options {
             against: self.against.as_deref(),
             format: None,
-            threads: thread_count(self.threads),
-            memory: self.memory.as_u64(),
+            threads: self.work.thread_count(),
+            memory: self.work.memory.as_u64(),
             progress: &|bytes| bar.inc(bytes),
         };
         bar.set_length(work_length(&self.path, &options));
         let report = validate(&self.path, &options)?;
         bar.finish_and_clear();
-        match self.json {
+        match self.work.json {
             true => printer.json(&report)?,
             false => printer.result(&report.table(self.all))?,
         }

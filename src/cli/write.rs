@@ -5,13 +5,14 @@ use std::path::Path;
 use bam_convert::checkpoint::writer::shard_count;
 use bam_convert::family::Architecture;
 use bam_convert::surgery::Plan;
-use bam_convert::surgery::execute::{OutputFile, Target, check, execute, work_length};
+use bam_convert::surgery::execute::{OutputFile, Target, check_place, check_plan, execute, work_length};
 use bam_convert::table;
 use bytesize::ByteSize;
 use clap::Args;
 
 use super::preview::Preview;
 use super::printer::Printer;
+use super::work::WorkArguments;
 use super::{Outcome, Verdict};
 
 /// Flags of every command that writes weights.
@@ -21,26 +22,14 @@ pub struct WriteArguments {
     /// Largest weight file; a single larger tensor gets a file of its own.
     #[arg(long, value_name = "SIZE", default_value = "5GB")]
     pub max_shard_size: ByteSize,
-    /// Working memory, all threads together.
-    #[arg(long, value_name = "SIZE", default_value = "128MiB")]
-    pub memory: ByteSize,
-    /// Worker threads [default: all cores].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
     /// Replace an existing checkpoint at the output.
     #[arg(long)]
     pub force: bool,
     /// Show what would be written, and write nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Print the result as JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// The number of worker threads: as asked for, else one a core.
-pub fn thread_count(asked: Option<u16>) -> usize {
-    asked.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
+    #[command(flatten)]
+    work: WorkArguments,
 }
 
 impl WriteArguments {
@@ -55,30 +44,31 @@ impl WriteArguments {
     ) -> Outcome {
         plan.notes.iter().for_each(|note| printer.note(&format!(" note: {note}")));
         let bar = printer.bytes_bar(work_length(plan), "writing");
-        let threads = thread_count(self.threads);
+        let threads = self.work.thread_count();
         let target = Target {
             folder: out,
             force: self.force,
             max_shard_size: self.max_shard_size.as_u64().max(1),
-            memory: self.memory.as_u64(),
+            memory: self.work.memory.as_u64(),
             threads,
             progress: &|bytes| bar.inc(bytes),
         };
         if self.dry_run {
             bar.finish_and_clear();
             let shards = shard_count(&plan.layouts(), target.max_shard_size);
-            let preview = Preview::new(plan, architecture, out, shards, self.memory.as_u64(), threads)?;
-            match self.json {
+            check_plan(plan)?;
+            let refusal = check_place(plan, out, self.force).err();
+            let preview =
+                Preview::new(plan, architecture, out, shards, self.work.memory.as_u64(), threads)?.refused(refusal);
+            match self.work.json {
                 true => printer.json(&preview)?,
                 false => printer.result(&preview.table())?,
             }
-            // After the table, so that the reasons for a refusal can be seen in it.
-            check(plan, &target)?;
             return Ok(Verdict::Yes);
         }
         let manifest = execute(plan, files, &target)?;
         bar.finish_and_clear();
-        if self.json {
+        if self.work.json {
             printer.json(&serde_json::json!({
                 "output": out,
                 "method": manifest.method,

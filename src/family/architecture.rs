@@ -10,7 +10,7 @@ use super::config::{Config, Found};
 use super::format::{Family, Key, Presence};
 use super::layout::{Block, MlpType, NormPosition, NormType, QkNorm};
 use super::mixture::Mixture;
-use super::spelling::dtype_of;
+use crate::checkpoint::dtype::from_torch_name;
 use crate::{Error, Result};
 
 /// A decoder as its configuration describes it, dense or a BAM mixture.
@@ -256,7 +256,7 @@ fn norm_eps(config: &Config, family: &Family, norm_type: NormType) -> Result<f64
 fn dtype(config: &Config, key: &Key) -> Result<Option<Dtype>> {
     match config.text(key)? {
         None | Some("auto") => Ok(None),
-        Some(name) => match (dtype_of(name), config.lookup(key)?) {
+        Some(name) => match (from_torch_name(name), config.lookup(key)?) {
             (None, Found::Value(name, value)) => {
                 Err(config.wrong(name, "a floating-point dtype such as \"bfloat16\"", value))
             }

@@ -55,26 +55,10 @@ impl Architecture {
 fn check_tied(specs: &[TensorSpec], checkpoint: &Checkpoint, head: &TensorEntry, name: &str) -> Result<()> {
     let Some(embedding) = specs.iter().find(|spec| spec.role == Role::Embedding) else { return Ok(()) };
     let embedding = checkpoint.tensor(&embedding.name)?;
-    if head.shape == embedding.shape && head.encoding == embedding.encoding && same_bytes(checkpoint, head, embedding)?
-    {
+    if checkpoint.same_bytes(head, embedding)? {
         return Ok(());
     }
     let problem = "differs from the input embedding, but config.json says tie_word_embeddings: true";
     Err(Error::tensor(checkpoint.files[head.file].path(), name, problem)
         .with_hint("set tie_word_embeddings to false if the stored head is the right one, or remove the tensor"))
-}
-
-fn same_bytes(checkpoint: &Checkpoint, a: &TensorEntry, b: &TensorEntry) -> Result<bool> {
-    let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-    let mut start = 0;
-    while start < a.length {
-        let length = (a.length - start).min(1 << 20) as usize;
-        checkpoint.read_bytes(a, start, &mut left[..length])?;
-        checkpoint.read_bytes(b, start, &mut right[..length])?;
-        if left[..length] != right[..length] {
-            return Ok(false);
-        }
-        start += length as u64;
-    }
-    Ok(true)
 }

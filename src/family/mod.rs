@@ -26,6 +26,6 @@ pub use config::Config;
 pub use format::{Family, families};
 pub use layout::{AttentionKv, Block, Layers, MlpType, NormPosition, NormType, QkNorm};
 pub use mixture::{Method, Mixture, TopK};
-pub use spelling::{both_spellings, dtype_of, torch_name};
+pub use spelling::both_spellings;
 pub use target::bam_config;
 pub use tensors::{Role, TensorSpec};

@@ -1,33 +1,11 @@
 //! Keys that Hugging Face spells in two ways: `torch_dtype`/`dtype`, and `rope_theta` with `rope_scaling` against
 //! `rope_parameters`.
 
-use safetensors::Dtype;
 use serde_json::{Map, Value};
 
 use super::config::Config;
 use crate::checkpoint::json::kind;
 use crate::{Error, Result};
-
-/// Dtypes of weights as `config.json` names them.
-const DTYPES: [(&str, Dtype); 6] = [
-    ("float32", Dtype::F32),
-    ("bfloat16", Dtype::BF16),
-    ("float16", Dtype::F16),
-    ("float64", Dtype::F64),
-    ("float8_e4m3fn", Dtype::F8_E4M3),
-    ("float8_e5m2", Dtype::F8_E5M2),
-];
-
-/// What PyTorch, and so `config.json`, calls a dtype.
-pub fn torch_name(dtype: Dtype) -> Option<&'static str> {
-    DTYPES.iter().find(|(_, known)| *known == dtype).map(|(name, _)| *name)
-}
-
-/// The dtype that PyTorch calls by this name, with or without `torch.`.
-pub fn dtype_of(name: &str) -> Option<Dtype> {
-    let name = name.strip_prefix("torch.").unwrap_or(name);
-    DTYPES.iter().find(|(known, _)| *known == name).map(|(_, dtype)| *dtype)
-}
 
 /// Adds the missing spelling of the dtype and of the RoPE keys; no value changes, and nothing is invented: a config
 /// that says nothing about a subject gets no key about it.

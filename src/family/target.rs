@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 use super::architecture::Architecture;
 use super::config::Config;
 use super::layout::NormType;
-use super::spelling::{both_spellings, same_value, torch_name};
+use super::spelling::{both_spellings, same_value};
+use crate::checkpoint::dtype::torch_name;
 
 /// The `config.json` of `target`, an upcycled architecture: the keys of `seed` in their order, changed only where
 /// the mixture differs, then the keys that a reader of a BAM checkpoint needs, each said explicitly.
@@ -80,5 +81,8 @@ pub fn bam_config(seed: &Config, target: &Architecture) -> Map<String, Value> {
         }
     }
     both_spellings(&mut config);
+    // All that it says stands in rope_parameters, and with it transformers 5 cannot read the tokenizer of a model type
+    // that it does not know.
+    config.shift_remove("rope_scaling");
     config
 }

@@ -94,7 +94,9 @@ fn bad_scalings_are_refused_by_name() {
     assert!(refused(json!({ "rope_type": "linear" })).contains("rope_parameters.factor"));
     assert!(refused(json!({ "rope_type": "linear", "factor": "two" })).contains("expected a number above 0"));
 }
-/// Parameters, frequencies, factor on cosines and sines.
+
+/// Parameters, frequencies, factor on cosines and sines; numbers as transformers printed them.
+#[allow(clippy::excessive_precision)]
 const GOLDEN_ROPE: &[(&str, &[f32], f64)] = &[
     (
         r#"{"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}"#,

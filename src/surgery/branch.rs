@@ -48,7 +48,14 @@ pub fn plan(seed: Model, names: &[String], out: &Path) -> Result<Branching> {
     kept.retain(|path| path.file_name().is_none_or(|name| name != crate::checkpoint::manifest::MANIFEST));
     let mut settings = Map::new();
     settings.insert("into".to_owned(), json!(names));
-    let plan = Plan { method: "branch".to_owned(), settings, sources: vec![seed.source], tensors, notes: Vec::new() };
+    let plan = Plan {
+        method: "branch".to_owned(),
+        settings,
+        sources: vec![seed.source],
+        tensors,
+        notes: Vec::new(),
+        carries_non_finite: false,
+    };
     Ok(Branching { targets, plan, files: card::copies(kept).collect() })
 }
 

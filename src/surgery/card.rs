@@ -57,6 +57,17 @@ pub fn json_file(name: &str, object: &Map<String, Value>) -> OutputFile {
     OutputFile { name: name.to_owned(), content: Content::Bytes(text.into_bytes()) }
 }
 
+/// The code with which transformers loads a BAM checkpoint.
+pub fn model_code() -> impl Iterator<Item = OutputFile> {
+    let files = [
+        ("configuration_bam.py", include_str!("transformers/configuration_bam.py")),
+        ("modeling_bam.py", include_str!("transformers/modeling_bam.py")),
+    ];
+    files
+        .into_iter()
+        .map(|(name, text)| OutputFile { name: name.to_owned(), content: Content::Bytes(text.as_bytes().to_vec()) })
+}
+
 /// Files copied byte for byte under their own names.
 pub fn copies(paths: Vec<PathBuf>) -> impl Iterator<Item = OutputFile> {
     paths.into_iter().map(|path| OutputFile {

@@ -72,7 +72,12 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
             files.push(OutputFile { name: "README.md".to_owned(), content });
         }
     }
-    Ok((Plan { method: "convert".to_owned(), settings, sources: vec![source], tensors, notes: Vec::new() }, files))
+    Ok((converted(source, tensors, settings), files))
+}
+
+fn converted(source: Source, tensors: Vec<PlannedTensor>, settings: Map<String, Value>) -> Plan {
+    let sources = vec![source];
+    Plan { method: "convert".to_owned(), settings, sources, tensors, notes: Vec::new(), carries_non_finite: true }
 }
 
 /// The modelling code that a checkpoint carries.
@@ -147,5 +152,5 @@ fn plan_gguf(
         let expression = Expression::Dequantise { of: Box::new(ordered) };
         tensors.push(PlannedTensor::new(tensor.name, wanted, tensor.shape, expression));
     }
-    Ok((Plan { method: "convert".to_owned(), settings, sources: vec![source], tensors, notes: Vec::new() }, files))
+    Ok((converted(source, tensors, settings), files))
 }

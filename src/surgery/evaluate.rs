@@ -1,7 +1,5 @@
 //! Evaluating expressions, any range of any tensor at a time.
 
-use std::path::Path;
-
 use super::plan::{PlannedTensor, Source, source};
 use super::random::Draws;
 use crate::checkpoint::expression::Expression;
@@ -24,6 +22,7 @@ enum Node<'a> {
 /// The tensors of a plan, ready to be computed.
 pub struct Evaluator<'a> {
     tensors: Vec<(&'a TensorLayout, Node<'a>)>,
+    carries_non_finite: bool,
 }
 
 /// Working space of one thread.
@@ -49,8 +48,7 @@ impl<'a> Evaluator<'a> {
                 )));
             }
             let node = compile(&tensor.expression, layout, sources)?;
-            let moves_bytes =
-                matches!(&node, Node::Read { entry, .. } if entry.encoding == Encoding::Plain(layout.dtype));
+            let moves_bytes = moves_bytes(&node, layout);
             if !moves_bytes && !dtype::is_float(layout.dtype) {
                 return Err(fault(format!("values cannot be computed in {}", layout.dtype)));
             }
@@ -59,7 +57,14 @@ impl<'a> Evaluator<'a> {
             }
             compiled.push((layout, node));
         }
-        Ok(Self { tensors: compiled })
+        Ok(Self { tensors: compiled, carries_non_finite: false })
+    }
+
+    /// The same, which lets NaN and infinities of the sources through; those that a rounding would make are refused.
+    #[must_use]
+    pub fn carrying_non_finite(mut self, carries: bool) -> Self {
+        self.carries_non_finite = carries;
+        self
     }
 
     /// Fills `out` with the bytes of tensor number `tensor` from byte `start` on.
@@ -88,14 +93,29 @@ impl TensorBytes for Evaluator<'_> {
     fn fill(&self, tensor: usize, start: u64, out: &mut [u8], scratch: &mut Scratch) -> Result<()> {
         self.bytes(tensor, start, out, scratch)?;
         let (layout, node) = &self.tensors[tensor];
-        match dtype::first_non_finite(layout.dtype, out) {
-            None => Ok(()),
-            Some(position) => {
-                let size = (layout.dtype.bitsize() / 8) as u64;
-                Err(node.blame(start / size + position as u64, layout, scratch)?)
+        let Some(mut position) = dtype::first_non_finite(layout.dtype, out) else { return Ok(()) };
+        let size = layout.dtype.bitsize() / 8;
+        if self.carries_non_finite {
+            if moves_bytes(node, layout) {
+                return Ok(());
+            }
+            // `bytes` has left the values before their rounding.
+            let overflows = |at: &usize| {
+                let stored = &out[at * size..(at + 1) * size];
+                scratch.values[*at].is_finite() && dtype::first_non_finite(layout.dtype, stored).is_some()
+            };
+            match (position..scratch.values.len()).find(overflows) {
+                Some(at) => position = at,
+                None => return Ok(()),
             }
         }
+        Err(node.blame(start / size as u64 + position as u64, layout, scratch)?)
     }
+}
+
+/// Whether the tensor is the bytes of a source, never decoded.
+fn moves_bytes(node: &Node, layout: &TensorLayout) -> bool {
+    matches!(node, Node::Read { entry, .. } if entry.encoding == Encoding::Plain(layout.dtype))
 }
 
 impl Node<'_> {
@@ -188,10 +208,10 @@ impl Node<'_> {
             }
             _ => {}
         }
-        let name = &layout.name;
-        let problem = format!("element {element} is {}, which {} cannot hold", value[0], layout.dtype);
-        Ok(Error::tensor(Path::new("output"), name, problem)
-            .with_hint("choose a dtype of wider range, such as bf16 or f32"))
+        let (name, dtype) = (&layout.name, layout.dtype);
+        let problem =
+            format!("tensor `{name}` of the output: element {element} is {}, which {dtype} cannot hold", value[0]);
+        Ok(Error::usage(problem).with_hint("choose a dtype of wider range, such as bf16 or f32"))
     }
 }
 

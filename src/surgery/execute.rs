@@ -67,17 +67,21 @@ fn source_paths(plan: &Plan) -> Vec<&Path> {
     plan.sources.iter().map(|source| source.checkpoint.path.as_path()).collect()
 }
 
-/// Refuses what [`execute`] would refuse before it writes: shapes, target, free space.
-pub fn check(plan: &Plan, target: &Target) -> Result<()> {
-    Evaluator::new(&plan.tensors, &plan.sources)?;
-    check_target(target.folder, target.force, &source_paths(plan))?;
-    check_free_space(target.folder, plan.data_length() + ROOM_FOR_SMALL_FILES)
+/// Refuses a plan whose shapes, dtypes or sources do not fit together; reads no data.
+pub fn check_plan(plan: &Plan) -> Result<()> {
+    Evaluator::new(&plan.tensors, &plan.sources).map(drop)
+}
+
+/// Refuses a target that cannot be written now: it exists, overlaps a source, or the disk is too full.
+pub fn check_place(plan: &Plan, folder: &Path, force: bool) -> Result<()> {
+    check_target(folder, force, &source_paths(plan))?;
+    check_free_space(folder, plan.data_length() + ROOM_FOR_SMALL_FILES)
 }
 
 /// Writes the output of a plan with its side files and manifest.
 pub fn execute(plan: &Plan, files: &[OutputFile], target: &Target) -> Result<Manifest> {
-    check(plan, target)?;
-    let evaluator = Evaluator::new(&plan.tensors, &plan.sources)?;
+    check_place(plan, target.folder, target.force)?;
+    let evaluator = Evaluator::new(&plan.tensors, &plan.sources)?.carrying_non_finite(plan.carries_non_finite);
     let folder = OutputFolder::begin(target.folder, target.force, &source_paths(plan))?;
     let options = WriteOptions {
         max_shard_size: target.max_shard_size,

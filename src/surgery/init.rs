@@ -56,6 +56,7 @@ pub fn plan(path: &Path, dtype: Option<Dtype>, seed: u64) -> Result<(Plan, Archi
         sources: Vec::new(),
         tensors: tensors.collect(),
         notes: Vec::new(),
+        carries_non_finite: false,
     };
     let mut json = config.json.clone();
     let torch = crate::checkpoint::dtype::torch_name(dtype);
@@ -63,6 +64,9 @@ pub fn plan(path: &Path, dtype: Option<Dtype>, seed: u64) -> Result<(Plan, Archi
     json.insert("torch_dtype".to_owned(), json!(torch));
     both_spellings(&mut json);
     let mut files = vec![card::json_file("config.json", &json)];
+    if architecture.mixture.is_some() {
+        files.extend(card::model_code());
+    }
     files.extend(card::copies(existing(path, &COMPANIONS)));
     Ok((plan, architecture, files))
 }

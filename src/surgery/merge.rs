@@ -63,5 +63,9 @@ pub fn plan(models: Vec<(Model, f64)>) -> Result<(Plan, Architecture, Vec<Output
     files.push(OutputFile { name: "README.md".to_owned(), content: Content::Editable(text.into_bytes()) });
     let architecture = first.architecture.clone();
     let sources = models.into_iter().map(|(model, _)| model.source).collect();
-    Ok((Plan { method: "merge".to_owned(), settings, sources, tensors, notes: Vec::new() }, architecture, files))
+    Ok((
+        Plan { method: "merge".to_owned(), settings, sources, tensors, notes: Vec::new(), carries_non_finite: false },
+        architecture,
+        files,
+    ))
 }

@@ -50,6 +50,8 @@ pub struct Plan {
     pub tensors: Vec<PlannedTensor>,
     /// What the user should know before it runs.
     pub notes: Vec<String>,
+    /// Whether NaN and infinities of a source are carried over instead of refused.
+    pub carries_non_finite: bool,
 }
 
 impl Plan {

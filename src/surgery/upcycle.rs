@@ -128,7 +128,14 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     let used = |name: &str| tensors.iter().any(|tensor| reads(&tensor.expression, name));
     let sources: Vec<Source> =
         models.into_iter().map(|model| model.source).chain(router_file).filter(|source| used(&source.name)).collect();
-    let plan = Plan { method: settings.method.name().to_owned(), settings: recorded, sources, tensors, notes };
+    let plan = Plan {
+        method: settings.method.name().to_owned(),
+        settings: recorded,
+        sources,
+        tensors,
+        notes,
+        carries_non_finite: false,
+    };
     Ok(Upcycling { plan, architecture, files })
 }
 
@@ -338,6 +345,7 @@ fn output_files(
     let mut config = bam_config(&seed.config, architecture);
     config.insert("expert_names".to_owned(), json!(names));
     let mut files = vec![card::json_file("config.json", &config)];
+    files.extend(card::model_code());
     files.extend(card::copies(seed.companions()));
     let about = match method {
         Method::Bam => {

@@ -90,7 +90,7 @@ pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
         files.dedup();
         for file in &files {
             if !subject.path.join(file).is_file() {
-                check.warn(Place::file(file), "is missing, but auto_map of config.json names it");
+                check.fault(Place::file(file), "is missing, but auto_map of config.json names it");
             }
         }
         check.done(files.join(", "));

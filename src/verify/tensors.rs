@@ -127,7 +127,7 @@ fn dtypes(report: &mut Report, checkpoint: &Checkpoint, subject: &Subject) {
         && dtype::is_float(*stored)
         && stored.bitsize() >= 16
     {
-        let problem = format!("is {}, but most weights are stored as {stored}", dtype::torch_name(said));
+        let problem = format!("is {}, but most weights are stored as {stored}", dtype::name(said));
         check.warn(Place::key("config.json", "dtype"), problem);
     }
     let rows = mix.iter().map(|(name, (count, length, _))| {
@@ -151,8 +151,7 @@ fn tied_head(report: &mut Report, checkpoint: &Checkpoint, architecture: &Archit
     let (head, embedding) = (&names.tensors.head, &names.tensors.embedding);
     match (checkpoint.tensors.get(head), checkpoint.tensors.get(embedding)) {
         (Some(stored), Some(input)) => {
-            let alike = stored.shape == input.shape && stored.encoding == input.encoding;
-            if alike && same_bytes(checkpoint, stored, input)? {
+            if checkpoint.same_bytes(stored, input)? {
                 check.warn(place(checkpoint, head), format!("is a second copy of {embedding}: readers ignore it"));
             } else {
                 let problem = format!("differs from {embedding}, but config.json says tie_word_embeddings: true");
@@ -165,21 +164,6 @@ fn tied_head(report: &mut Report, checkpoint: &Checkpoint, architecture: &Archit
         _ => check.done(format!("{embedding} is the head, no other is stored")),
     }
     Ok(())
-}
-
-fn same_bytes(checkpoint: &Checkpoint, a: &TensorEntry, b: &TensorEntry) -> Result<bool> {
-    let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-    let mut start = 0;
-    while start < a.length {
-        let length = (a.length - start).min(1 << 20) as usize;
-        checkpoint.read_bytes(a, start, &mut left[..length])?;
-        checkpoint.read_bytes(b, start, &mut right[..length])?;
-        if left[..length] != right[..length] {
-            return Ok(false);
-        }
-        start += length as u64;
-    }
-    Ok(true)
 }
 
 /// The tensors of an architecture, unless its configuration asks for far more than the files hold.

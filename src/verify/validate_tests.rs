@@ -238,6 +238,8 @@ fn routers_that_cannot_choose_are_found() {
     let router = "model.layers.0.mlp.router.weight";
     overwrite(&folder, router, 0, &[0; 48]);
     edit(&folder.join("config.json"), |config| config["norm_topk_prob"] = true.into());
+    assert_eq!(found(&validated(&folder, None), "model code"), "");
+    std::fs::remove_file(folder.join("modeling_bam.py")).unwrap();
     let report = validated(&folder, None);
     let text = found(&report, "routers");
     assert!(text.contains(router) && text.contains("all zeros"), "{text}");

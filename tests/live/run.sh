@@ -54,6 +54,19 @@ for settings in '--method bam' '--method bam --kv shared' '--method btx --top-k 
   "$bam" validate mixture --against
 done
 
+say 'modeling_bam.py under both versions: logits, losses, gradients, cache, padding, generation, round trips'
+export OMP_NUM_THREADS=1
+for version in v4 v5; do
+  "$version/bin/python" "$here/modeling.py" --binary "$bam" --fixtures "$root/fixtures"
+  "$version/bin/python" "$root/fixtures/make_golden_bam.py" --binary "$bam" --fixtures "$root/fixtures" --out "$root/fixtures/golden" --check
+done
+
+say 'training on two ranks: DDP, FSDP, accelerate'
+llama=$root/fixtures/llama
+"$bam" upcycle --method bam --seed "$llama/seed" --expert "code=$llama/code" --expert "law=$llama/law" --out tiny --force
+v5/bin/python -m torch.distributed.run --nproc_per_node 2 "$here/torchrun.py" --model tiny
+unset OMP_NUM_THREADS
+
 say 'the manifest follows its schema'
 v5/bin/python -m jsonschema -i mixture/bam-manifest.json "$root/docs/manifest.schema.json"
 say 'all live checks passed'

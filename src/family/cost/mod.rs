@@ -14,7 +14,8 @@ use std::fmt;
 use safetensors::Dtype;
 use serde::Serialize;
 
-use super::{Architecture, AttentionKv, Layers, MlpType, QkNorm, Role, torch_name};
+use super::{Architecture, AttentionKv, Layers, MlpType, QkNorm, Role};
+use crate::checkpoint::dtype::torch_name;
 use crate::{Error, Result};
 
 pub use request::Request;

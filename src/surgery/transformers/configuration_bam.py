@@ -1,0 +1,212 @@
+"""Configuration of a BAM mixture: a dense model whose attention and feed-forward weights are experts.
+
+Zhang et al., "BAM! Just Like That: Simple and Efficient Parameter Upcycling for Mixture of Experts", arXiv 2408.08274.
+Read by transformers 4.57 and 5.x; the two spell a few keys differently, so both spellings are understood.
+"""
+
+import transformers
+from transformers import PretrainedConfig
+
+CHOICES = {
+    "block": ("sequential", "parallel"),
+    "norm_type": ("rms", "layer"),
+    "norm_position": ("pre", "post", "sandwich"),
+    "mlp_type": ("gated", "plain"),
+    "qk_norm": ("none", "head_dim", "per_head"),
+    "attention_kv": ("expert", "shared", "merged"),
+}
+
+
+class BamConfig(PretrainedConfig):
+    """The seed's own keys, and those that make it a mixture.
+
+    block: `sequential` (attention, then feed-forward) or `parallel` (both read the same normalised input; paper §3.1).
+    norm_type, norm_position: `rms` or `layer` (both without bias); `pre`, `post` or `sandwich`.
+    mlp_type: `gated` (gate, up, down) or `plain` (up, down).
+    rope_interleaved: rotary pairs are neighbours (Cohere) instead of the two halves of a head (Llama).
+    qk_norm: `none`, `head_dim` (one RMS norm for all heads, Qwen3) or `per_head` (a layer norm a head, Cohere).
+    attention_bias, attention_output_bias, mlp_bias, router_bias: whether q/k/v, o, the feed-forward and routers have one.
+    num_experts, num_attention_experts: experts of each kind, the seed counted.
+    num_experts_per_tok, num_attention_experts_per_tok: how many a token goes to; all of them is soft routing.
+    norm_topk_prob, norm_topk_prob_attention: divide the selected gates by their sum (not in the paper).
+    moe_layers, attention_moe_layers: `"all"`, or the layers that have experts; the others are dense.
+    attention_kv: `expert` (keys and values per expert), `shared` (one set for all), `merged` (no attention experts).
+    moe_intermediate_size: inner width of one feed-forward expert; `intermediate_size` is that of a dense layer.
+    shared_expert_intermediate_size, shared_expert_gate: an expert that every token goes to, and its sigmoid gate.
+    expert_adapters: a square matrix on the output of each expert ("BAM with adapters", Zhang et al. 2025).
+    router_aux_loss_coef, router_z_loss_coef: weights of the load-balancing and z-loss (paper eq. 2 gives no values).
+    """
+
+    model_type = "bam"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    def __init__(
+        self,
+        vocab_size=32000,
+        hidden_size=1024,
+        intermediate_size=2048,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=None,
+        head_dim=None,
+        hidden_act="silu",
+        max_position_embeddings=2048,
+        rms_norm_eps=None,
+        layer_norm_eps=None,
+        rope_theta=10000.0,
+        rope_scaling=None,
+        rope_parameters=None,
+        rope_interleaved=False,
+        partial_rotary_factor=None,
+        sliding_window=None,
+        use_sliding_window=None,
+        max_window_layers=None,
+        layer_types=None,
+        logit_scale=None,
+        block="sequential",
+        norm_type="rms",
+        norm_position="pre",
+        mlp_type="gated",
+        qk_norm="none",
+        attention_bias=False,
+        attention_output_bias=False,
+        mlp_bias=False,
+        router_bias=False,
+        attention_dropout=0.0,
+        initializer_range=0.02,
+        use_cache=True,
+        bam_version=1,
+        num_experts=4,
+        num_attention_experts=None,
+        moe_intermediate_size=None,
+        moe_layers="all",
+        attention_moe_layers="all",
+        attention_kv="expert",
+        num_experts_per_tok=1,
+        num_attention_experts_per_tok=None,
+        norm_topk_prob=False,
+        norm_topk_prob_attention=False,
+        shared_expert_intermediate_size=None,
+        shared_expert_gate=False,
+        expert_adapters=False,
+        router_aux_loss_coef=0.01,
+        router_z_loss_coef=0.001,
+        output_router_logits=False,
+        expert_names=None,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        **kwargs,
+    ):
+        if bam_version != 1:
+            raise ValueError(f"config.json: bam_version is {bam_version}, this code reads version 1")
+        self.bam_version = bam_version
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_key_value_heads or num_attention_heads
+        self.head_dim = head_dim or hidden_size // num_attention_heads
+        self.hidden_act = hidden_act
+        self.max_position_embeddings = max_position_embeddings
+        self.rms_norm_eps = rms_norm_eps
+        self.layer_norm_eps = layer_norm_eps
+        self.logit_scale = logit_scale
+        self.attention_bias = attention_bias
+        self.attention_output_bias = attention_output_bias
+        self.mlp_bias = mlp_bias
+        self.router_bias = router_bias
+        self.attention_dropout = attention_dropout
+        self.initializer_range = initializer_range
+        self.use_cache = use_cache
+
+        self.block = block
+        self.norm_type = norm_type
+        self.norm_position = norm_position
+        self.mlp_type = mlp_type
+        self.qk_norm = qk_norm
+        self.rope_interleaved = rope_interleaved
+        self.attention_kv = attention_kv
+        for key, allowed in CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"config.json: {key} is {getattr(self, key)!r}, expected one of {', '.join(allowed)}")
+
+        self.num_experts = num_experts
+        if num_attention_experts is None:
+            num_attention_experts = 1 if attention_kv == "merged" else num_experts
+        self.num_attention_experts = num_attention_experts
+        self.moe_intermediate_size = moe_intermediate_size or intermediate_size
+        self.moe_layers = moe_layers
+        self.attention_moe_layers = attention_moe_layers
+        self.num_experts_per_tok = num_experts_per_tok
+        if num_attention_experts_per_tok is None:
+            num_attention_experts_per_tok = num_attention_experts
+        self.num_attention_experts_per_tok = num_attention_experts_per_tok
+        self.norm_topk_prob = norm_topk_prob
+        self.norm_topk_prob_attention = norm_topk_prob_attention
+        self.shared_expert_intermediate_size = shared_expert_intermediate_size
+        self.shared_expert_gate = shared_expert_gate
+        self.expert_adapters = expert_adapters
+        self.router_aux_loss_coef = router_aux_loss_coef
+        self.router_z_loss_coef = router_z_loss_coef
+        self.output_router_logits = output_router_logits
+        self.expert_names = expert_names
+        for count, top_k in (
+            ("num_experts", "num_experts_per_tok"),
+            ("num_attention_experts", "num_attention_experts_per_tok"),
+        ):
+            if getattr(self, top_k) > getattr(self, count):
+                raise ValueError(
+                    f"config.json: {top_k} is {getattr(self, top_k)}, more than {count} {getattr(self, count)}"
+                )
+
+        # Seeds carry a window they do not use (Qwen2), or name the layers that use it. What is not used is dropped, as
+        # transformers takes any `sliding_window` it finds at its word.
+        if use_sliding_window is False:
+            sliding_window = None
+        if sliding_window is None:
+            layer_types = ["full_attention"] * num_hidden_layers
+        elif layer_types is None:
+            full = max_window_layers or 0  # Qwen2 and Qwen3: the layers from here on have a window
+            layer_types = [
+                "full_attention" if layer < full else "sliding_attention" for layer in range(num_hidden_layers)
+            ]
+        if len(layer_types) != num_hidden_layers:
+            raise ValueError(f"config.json: layer_types has {len(layer_types)} entries for {num_hidden_layers} layers")
+        self.sliding_window = sliding_window
+        self.layer_types = layer_types
+
+        rope = dict(rope_parameters or rope_scaling or {})
+        rope.setdefault("rope_type", rope.pop("type", "default"))
+        rope.setdefault("rope_theta", rope_theta)
+        if partial_rotary_factor is not None:
+            rope.setdefault("partial_rotary_factor", partial_rotary_factor)
+        self.rope_parameters = rope
+        self.rope_theta = rope["rope_theta"]
+        if "partial_rotary_factor" in rope:  # where 4.57 looks for it
+            self.partial_rotary_factor = rope["partial_rotary_factor"]
+        if transformers.__version__.startswith("4."):  # 5.x has a property of that name
+            self.rope_scaling = None if rope["rope_type"] == "default" else rope
+
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        # After it: 4.57 sets these to None, and 5.x no longer has them.
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+        self.pad_token_id = pad_token_id
+
+    @property
+    def norm_eps(self):
+        """What norms add to the variance; seeds call it `rms_norm_eps` or `layer_norm_eps`."""
+        return self.rms_norm_eps or self.layer_norm_eps or 1e-6
+
+    def has_experts(self, layer):
+        """Whether the feed-forward of a layer is a mixture."""
+        return self.moe_layers == "all" or layer in self.moe_layers
+
+    def has_attention_experts(self, layer):
+        """Whether the attention of a layer is a mixture."""
+        return self.attention_kv != "merged" and (
+            self.attention_moe_layers == "all" or layer in self.attention_moe_layers
+        )

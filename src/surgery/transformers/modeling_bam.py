@@ -1,0 +1,503 @@
+"""BAM in PyTorch: mixtures whose attention and feed-forward experts come from dense models.
+
+Zhang et al., "BAM! Just Like That: Simple and Efficient Parameter Upcycling for Mixture of Experts", arXiv 2408.08274.
+"The paper" below. Runs under transformers 4.57 and 5.x. Shapes: b batch, s positions, d hidden size.
+"""
+
+import inspect
+from typing import Optional, Union
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import can_return_tuple
+
+from .configuration_bam import BamConfig
+
+TRANSFORMERS_4 = transformers.__version__.startswith("4.")
+
+
+class BamNorm(nn.Module):
+    """RMS or layer norm over the last axis, computed in f32, with a weight and no bias."""
+
+    def __init__(self, shape, eps, kind):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shape))
+        self.eps = eps
+        self.kind = kind
+
+    def forward(self, x):
+        wide = x.float()
+        if self.kind == "layer":
+            wide = wide - wide.mean(-1, keepdim=True)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        if self.kind == "layer":  # where the rounding falls is the family's habit: Cohere's here, Llama's below
+            return (self.weight.float() * wide).to(x.dtype)
+        return self.weight * wide.to(x.dtype)
+
+
+def rotary_angles(config, position_ids):
+    """Cosine and sine for each position, f32 `[b, s, rotary dims / 2]`.
+
+    Computed anew for each call: half a head of numbers costs nothing, and there is no buffer that a cast to bf16 rounds
+    or that loading on the meta device leaves empty.
+    """
+    kind = config.rope_parameters["rope_type"]
+    if kind == "default":
+        dims = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+        steps = torch.arange(0, dims, 2, dtype=torch.float32, device=position_ids.device)
+        frequencies, scale = config.rope_theta ** -(steps / dims), 1.0
+    elif kind in ("linear", "llama3", "yarn"):
+        frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, position_ids.device)
+    else:
+        raise ValueError(f"config.json: rope_type is {kind!r}, expected default, linear, llama3 or yarn")
+    angles = position_ids[..., None].float() * frequencies.float()
+    return angles.cos() * scale, angles.sin() * scale
+
+
+def rotate(x, angles, interleaved):
+    """Rotary embedding of heads `[b, s, heads, head_dim]`; dims past the rotary ones are left alone."""
+    cos, sin = (part[:, :, None, :] for part in angles)
+    dims = 2 * cos.shape[-1]
+    turned, rest = x[..., :dims].float(), x[..., dims:]
+    first, second = (turned[..., ::2], turned[..., 1::2]) if interleaved else turned.chunk(2, dim=-1)
+    first, second = first * cos - second * sin, second * cos + first * sin
+    turned = torch.stack((first, second), dim=-1).flatten(-2) if interleaved else torch.cat((first, second), dim=-1)
+    return torch.cat((turned.to(x.dtype), rest), dim=-1)
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Attention in plain matrix products; `[b, heads, s, head_dim]` in, `[b, s, heads, head_dim]` out."""
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask[..., : key.shape[2]]
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class BamRouter(nn.Module):
+    """Scores each token for each expert, in f32 whatever the model and autocast compute in.
+
+    Not an `nn.Linear`, so that quantisers and serving engines do not replace it by something less exact.
+    """
+
+    def __init__(self, config, experts):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, config.hidden_size))
+        self.bias = nn.Parameter(torch.empty(experts)) if config.router_bias else None
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+
+
+def top_gates(logits, top_k, renormalise):
+    """The `top_k` largest gates and their experts, `[..., k]`. Softmax over all experts comes first (paper §3.3)."""
+    gates, experts = logits.softmax(dim=-1).topk(top_k, dim=-1)
+    return (gates / gates.sum(-1, keepdim=True) if renormalise else gates), experts
+
+
+class BamHeads(nn.Module):
+    """Projections of an attention: all of them, or the part that one expert has."""
+
+    def __init__(self, config, queries=True, keys=True, adapter=False):
+        super().__init__()
+        d, self.head_dim = config.hidden_size, config.head_dim
+        self.q_norm = self.k_norm = self.adapter = None
+        if queries:
+            width = config.num_attention_heads * config.head_dim
+            self.q_proj = nn.Linear(d, width, bias=config.attention_bias)
+            self.o_proj = nn.Linear(width, d, bias=config.attention_output_bias)
+            self.q_norm = head_norm(config, config.num_attention_heads)
+        if keys:
+            width = config.num_key_value_heads * config.head_dim
+            self.k_proj = nn.Linear(d, width, bias=config.attention_bias)
+            self.v_proj = nn.Linear(d, width, bias=config.attention_bias)
+            self.k_norm = head_norm(config, config.num_key_value_heads)
+        if adapter:
+            self.adapter = nn.Linear(d, d, bias=False)
+
+    def queries(self, x, angles, interleaved):
+        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
+        return rotate(q if self.q_norm is None else self.q_norm(q), angles, interleaved)
+
+    def keys_values(self, x, angles, interleaved):
+        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
+        k = rotate(k if self.k_norm is None else self.k_norm(k), angles, interleaved)
+        return k, self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+
+    def output(self, heads):
+        y = self.o_proj(heads)
+        return y if self.adapter is None else self.adapter(y)
+
+
+def head_norm(config, heads):
+    """The norm of queries or keys: one for all heads (Qwen3) or one a head (Cohere)."""
+    if config.qk_norm == "none":
+        return None
+    if config.qk_norm == "head_dim":
+        return BamNorm(config.head_dim, config.norm_eps, "rms")
+    return BamNorm((heads, config.head_dim), config.norm_eps, "layer")
+
+
+class BamAttention(BamHeads):
+    """Σ over experts of gate · MHA (paper §3.4), or one attention where there are no attention experts.
+
+    All experts are computed in one attention call, exactly: the heads of all experts side by side are one wide attention,
+    and as a gate is one number per query and expert it may be applied after the output projection. With keys and values
+    per expert that is `experts × heads` query heads over `experts × kv_heads`; with shared ones the seed's KV heads stay,
+    and query heads are ordered (kv head, expert, head in group) so that each still meets its own. The cache is an
+    ordinary one. Top-k routing zeroes gates: keys and values are needed anyway, as a later token may choose the expert.
+    """
+
+    def __init__(self, config, layer):
+        mixture = config.has_attention_experts(layer)
+        own_keys = not mixture or config.attention_kv == "shared"
+        super().__init__(config, queries=not mixture, keys=own_keys)
+        self.config = config
+        self.layer_idx = layer
+        self.shared = mixture and own_keys
+        self.is_causal = True
+        self.scaling = config.head_dim**-0.5
+        self.sliding_window = config.sliding_window if config.layer_types[layer] == "sliding_attention" else None
+        # Query heads that share a KV head, which `repeat_kv` in transformers reads.
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        if mixture:
+            self.router = BamRouter(config, config.num_attention_experts)
+            # Not named `experts`: serving engines put their fused feed-forward mixture where they see that name.
+            self.attention_experts = nn.ModuleList(
+                BamHeads(config, keys=not self.shared, adapter=config.expert_adapters)
+                for _ in range(config.num_attention_experts)
+            )
+            if self.shared:
+                self.num_key_value_groups *= config.num_attention_experts
+
+    def forward(self, x, attention_mask, angles, past_key_values=None, **kwargs):
+        config, interleaved = self.config, self.config.rope_interleaved
+        experts = getattr(self, "attention_experts", [self])
+        queries = [expert.queries(x, angles, interleaved) for expert in experts]
+        if self.shared:
+            groups = [q.unflatten(2, (config.num_key_value_heads, -1)) for q in queries]
+            query = torch.stack(groups, dim=3).flatten(2, 4)
+        else:
+            query = torch.cat(queries, dim=2)
+        owners = [self] if self.shared else experts
+        keys, values = zip(*(owner.keys_values(x, angles, interleaved) for owner in owners))
+        query, key, value = (part.transpose(1, 2) for part in (query, torch.cat(keys, dim=2), torch.cat(values, dim=2)))
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attend = eager_attention_forward
+        if self.config._attn_implementation != "eager":
+            attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        heads, weights = attend(
+            self, query, key, value, attention_mask, scaling=self.scaling, sliding_window=self.sliding_window,
+            dropout=config.attention_dropout if self.training else 0.0, **kwargs,
+        )  # fmt: skip
+
+        if len(experts) == 1 and experts[0] is self:
+            return self.output(heads.flatten(2)), weights
+        if self.shared:
+            heads = heads.unflatten(2, (config.num_key_value_heads, len(experts), -1)).transpose(2, 3).flatten(3)
+        else:
+            heads = heads.unflatten(2, (len(experts), -1)).flatten(3)
+        logits = self.router(x)
+        top, chosen = top_gates(logits, config.num_attention_experts_per_tok, config.norm_topk_prob_attention)
+        gates = torch.zeros_like(logits).scatter(-1, chosen, top).to(x.dtype)
+        # After the output projection, so that its bias and the adapter are gated too, as in the paper's sum.
+        outputs = [gates[:, :, e, None] * expert.output(heads[:, :, e]) for e, expert in enumerate(experts)]
+        return sum(outputs[1:], outputs[0]), weights
+
+
+class BamMlp(nn.Module):
+    """A feed-forward network, gated or plain."""
+
+    def __init__(self, config, width, adapter=False):
+        super().__init__()
+        d, bias = config.hidden_size, config.mlp_bias
+        self.gate_proj = nn.Linear(d, width, bias=bias) if config.mlp_type == "gated" else None
+        self.up_proj = nn.Linear(d, width, bias=bias)
+        self.down_proj = nn.Linear(width, d, bias=bias)
+        self.adapter = nn.Linear(d, d, bias=False) if adapter else None
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, x):
+        up = self.up_proj(x)
+        y = self.down_proj(self.activation(up) if self.gate_proj is None else self.activation(self.gate_proj(x)) * up)
+        return y if self.adapter is None else self.adapter(y)
+
+
+class BamExperts(nn.ModuleList):
+    """Feed-forward experts; a list, so that each keeps the tensors of the model that it comes from."""
+
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        """`[tokens, d]`, `[tokens, k]`, `[tokens, k]` to `[tokens, d]`.
+
+        An expert without tokens still runs, on zero rows. Its weights then get a zero gradient instead of none, and its
+        module is entered on every rank as often and in the same order: DDP waits for each gradient, and FSDP gathers
+        weights and scatters gradients in collectives that all ranks must reach. Adding `0 * weight` to the loss would
+        serve DDP, but touches weights outside the module's `forward`, where FSDP has only its shards of them.
+        """
+        output = torch.zeros_like(hidden_states)
+        for index, expert in enumerate(self):
+            token, slot = torch.where(top_k_index == index)
+            gate = top_k_weights[token, slot, None].to(hidden_states.dtype)
+            output = output.index_add(0, token, (gate * expert(hidden_states[token])).to(output.dtype))
+        return output
+
+
+class BamMixture(nn.Module):
+    """Σ over the chosen experts of gate · FFN (paper §3.3), plus the shared expert where there is one."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.top_k = config.num_experts_per_tok
+        self.renormalise = config.norm_topk_prob
+        self.router = BamRouter(config, config.num_experts)
+        self.experts = BamExperts(
+            BamMlp(config, config.moe_intermediate_size, config.expert_adapters) for _ in range(config.num_experts)
+        )
+        self.shared_expert = self.shared_expert_gate = None
+        if config.shared_expert_intermediate_size:
+            self.shared_expert = BamMlp(config, config.shared_expert_intermediate_size)
+            if config.shared_expert_gate:
+                self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def forward(self, x):
+        tokens = x.flatten(0, -2)
+        logits = self.router(tokens)
+        gates, chosen = top_gates(logits, self.top_k, self.renormalise)
+        y = self.experts(tokens, chosen, gates)
+        if self.shared_expert is not None:
+            shared = self.shared_expert(tokens)
+            if self.shared_expert_gate is not None:
+                shared = self.shared_expert_gate(tokens).sigmoid() * shared
+            y = y + shared
+        return y.view(x.shape), logits
+
+
+class BamBlock(GradientCheckpointingLayer):
+    """One layer. Parallel blocks feed attention and feed-forward the same input (paper §3.1)."""
+
+    def __init__(self, config, layer):
+        super().__init__()
+        self.parallel = config.block == "parallel"
+        self.self_attn = BamAttention(config, layer)
+        self.mlp = BamMixture(config) if config.has_experts(layer) else BamMlp(config, config.intermediate_size)
+        before, after = config.norm_position != "post", config.norm_position != "pre"
+        # The names are the Hugging Face families': `post_attention_layernorm` is the feed-forward's pre-norm in Llama,
+        # and a norm of attention's output in models with post-norms (OLMo2) or both (Gemma2).
+        mlp_input = "pre_feedforward_layernorm" if after else "post_attention_layernorm"
+        self.norms = {
+            "attention_input": "input_layernorm" if before else None,
+            "attention_output": "post_attention_layernorm" if after else None,
+            "mlp_input": mlp_input if before and not self.parallel else None,
+            "mlp_output": "post_feedforward_layernorm" if after else None,
+        }
+        for name in filter(None, self.norms.values()):
+            setattr(self, name, BamNorm(config.hidden_size, config.norm_eps, config.norm_type))
+
+    def norm(self, where, x):
+        return x if self.norms[where] is None else getattr(self, self.norms[where])(x)
+
+    def forward(self, x, attention_mask=None, angles=None, past_key_values=None, **kwargs):
+        """Hidden states `[b, s, d]`, and the router logits `[b · s, experts]` or None."""
+        h = self.norm("attention_input", x)
+        attention, _ = self.self_attn(h, attention_mask, angles, past_key_values=past_key_values, **kwargs)
+        attention = self.norm("attention_output", attention)
+        if not self.parallel:
+            x = x + attention
+            h = self.norm("mlp_input", x)
+        y = self.mlp(h)
+        y, logits = y if isinstance(self.mlp, BamMixture) else (y, None)
+        y = self.norm("mlp_output", y)
+        return (x + attention + y if self.parallel else x + y), logits
+
+
+class BamPreTrainedModel(PreTrainedModel):
+    config_class = BamConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["BamBlock"]  # what FSDP and device maps keep whole
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def _init_weights(self, module):
+        # `nn.init` only: 5.x makes these skip what came from the checkpoint, and writes to `.data` would not be.
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Embedding, BamRouter)):
+            nn.init.normal_(module.weight, mean=0.0, std=std)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, BamNorm):
+            nn.init.ones_(module.weight)
+
+
+class BamModel(BamPreTrainedModel):
+    """Embedding, blocks and final norm."""
+
+    _keys_to_ignore_on_load_unexpected = [r"lm_head\.weight"]  # a checkpoint has the head too
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(BamBlock(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = BamNorm(config.hidden_size, config.norm_eps, config.norm_type)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def masks(self, embeddings, attention_mask, past_key_values, position_ids):
+        """The mask for each kind of layer in the config."""
+        # The arguments' names differ between 4.57 and 5.x.
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        given = dict(
+            config=self.config, inputs_embeds=embeddings, input_embeds=embeddings, attention_mask=attention_mask,
+            past_key_values=past_key_values, position_ids=position_ids,
+            cache_position=torch.arange(seen, seen + embeddings.shape[1], device=embeddings.device),
+        )  # fmt: skip
+        makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+        masks = {}
+        for kind in set(self.config.layer_types):
+            known = inspect.signature(makers[kind]).parameters
+            masks[kind] = makers[kind](**{name: value for name, value in given.items() if name in known})
+        return masks
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Optional[torch.LongTensor] = None,
+        attention_mask: Optional[torch.Tensor] = None,
+        position_ids: Optional[torch.LongTensor] = None,
+        past_key_values: Optional[Cache] = None,
+        inputs_embeds: Optional[torch.FloatTensor] = None,
+        use_cache: Optional[bool] = None,
+        output_hidden_states: Optional[bool] = None,
+        output_router_logits: Optional[bool] = None,
+        **kwargs,
+    ) -> MoeModelOutputWithPast:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("expected either input_ids or inputs_embeds")
+        kwargs.pop("cache_position", None)  # 4.57 says it, 5.x warns about models that ask for it, the cache knows
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        # Recomputing a block under gradient checkpointing would write to the cache a second time.
+        caching = self.config.use_cache if use_cache is None else use_cache
+        if caching and past_key_values is None and not (self.gradient_checkpointing and self.training):
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = torch.arange(seen, seen + x.shape[1], device=x.device)[None]
+        masks = self.masks(x, attention_mask, past_key_values, position_ids)
+        angles = rotary_angles(self.config, position_ids)
+
+        hidden_states, router_logits = [], []
+        for block, kind in zip(self.layers, self.config.layer_types):
+            hidden_states.append(x)
+            x, logits = block(x, attention_mask=masks[kind], angles=angles, past_key_values=past_key_values, **kwargs)
+            if logits is not None:
+                router_logits.append(logits)
+        x = self.norm(x)
+        hidden_states.append(x)
+        want_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        want_logits = self.config.output_router_logits if output_router_logits is None else output_router_logits
+        return MoeModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=past_key_values,
+            hidden_states=tuple(hidden_states) if want_hidden else None,
+            router_logits=tuple(router_logits) if want_logits else None,
+        )
+
+
+def router_losses(router_logits, top_k, real_tokens=None):
+    """Load-balancing and z-loss, each summed over layers (paper eq. 2); feed-forward routers only (paper §3.3).
+
+    `real_tokens` `[b · s]` leaves padding out. f is the share of tokens that chose an expert: a count, without gradient.
+    """
+    balance = z = 0.0
+    for logits in router_logits:
+        if real_tokens is not None:
+            logits = logits[real_tokens]
+        experts = logits.shape[-1]
+        gates = logits.softmax(dim=-1)
+        chosen = F.one_hot(gates.topk(top_k, dim=-1).indices, experts).sum(dim=1)
+        tokens = max(logits.shape[0], 1)  # a rank may hold padding only
+        balance = balance + experts * (chosen.sum(dim=0) * gates.sum(dim=0)).sum() / tokens**2
+        z = z + logits.logsumexp(dim=-1).pow(2).sum() / tokens
+    return balance, z
+
+
+class BamForCausalLM(BamPreTrainedModel, GenerationMixin):
+    _tied_weights_keys = ["lm_head.weight"] if TRANSFORMERS_4 else {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = BamModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Optional[torch.LongTensor] = None,
+        attention_mask: Optional[torch.Tensor] = None,
+        position_ids: Optional[torch.LongTensor] = None,
+        past_key_values: Optional[Cache] = None,
+        inputs_embeds: Optional[torch.FloatTensor] = None,
+        labels: Optional[torch.LongTensor] = None,
+        use_cache: Optional[bool] = None,
+        output_hidden_states: Optional[bool] = None,
+        output_router_logits: Optional[bool] = None,
+        logits_to_keep: Union[int, torch.Tensor] = 0,
+        num_items_in_batch: Optional[torch.Tensor] = None,
+        **kwargs,
+    ) -> MoeCausalLMOutputWithPast:
+        """With `labels`, `loss` is next-token loss + `aux_loss`, and `aux_loss` the weighted router losses in it."""
+        want_logits = self.config.output_router_logits if output_router_logits is None else output_router_logits
+        outputs = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache,
+            output_hidden_states=output_hidden_states, output_router_logits=want_logits or labels is not None,
+            return_dict=True, **kwargs,
+        )  # fmt: skip
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        if self.config.logit_scale is not None:
+            logits = logits * self.config.logit_scale
+
+        loss = aux_loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch,
+                **kwargs,
+            )  # fmt: skip
+            real_tokens = None
+            if attention_mask is not None and attention_mask.dim() == 2:
+                real_tokens = attention_mask[:, -labels.shape[1] :].flatten().bool()
+            balance, z = router_losses(outputs.router_logits, self.config.num_experts_per_tok, real_tokens)
+            aux_loss = self.config.router_aux_loss_coef * balance + self.config.router_z_loss_coef * z
+            if num_items_in_batch is not None:
+                # `Trainer` sums the losses of accumulated batches: this batch's share, as in the next-token loss.
+                aux_loss = aux_loss * (labels != -100).sum() / num_items_in_batch
+            loss = loss + aux_loss
+        return MoeCausalLMOutputWithPast(
+            loss=loss,
+            aux_loss=aux_loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            router_logits=outputs.router_logits if want_logits else None,
+        )
