@@ -68,19 +68,103 @@ pub(super) fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { value * power }
 }
 
-multiversion! {
-    /// Sum of the products of two slices of the same length.
-    fn dot(a: &[f32], b: &[f32]) -> f32 {
-        let mut sums = [0f32; LANES];
-        let whole = a.len() - a.len() % LANES;
-        for (a, b) in a.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
-            for lane in 0..LANES {
-                sums[lane] = multiply_add::<FMA>(a[lane], b[lane], sums[lane]);
+/// Sum of the products of two slices of the same length.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        // SAFETY: the processor has the features.
+        return unsafe { avx2::dot(a, b) };
+    }
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// Sums of products by hand: left to the compiler, the additions at the end take longer than the rest.
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx2 {
+    use std::arch::x86_64::{
+        __m128i, __m256, _MM_HINT_T0, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps,
+        _mm_prefetch, _mm_shuffle_ps, _mm256_add_ps, _mm256_castps256_ps128, _mm256_castsi256_ps,
+        _mm256_cvtepu16_epi32, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps,
+        _mm256_slli_epi32,
+    };
+
+    /// Bytes that weights are asked for ahead of their use: memory, not arithmetic, is what decoding waits for.
+    const AHEAD: usize = 512;
+
+    #[target_feature(enable = "avx2,fma")]
+    fn sum(values: __m256) -> f32 {
+        let four = _mm_add_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps::<1>(values));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    }
+
+    /// The eight values from `first` on.
+    #[target_feature(enable = "avx2,fma")]
+    fn eight(values: &[f32], first: usize) -> __m256 {
+        let values = &values[first..first + 8];
+        // SAFETY: the slice has eight values.
+        unsafe { _mm256_loadu_ps(values.as_ptr()) }
+    }
+
+    /// Eight bfloat16 from byte `first` on, widened.
+    #[target_feature(enable = "avx2,fma")]
+    fn eight_widened(bytes: &[u8], first: usize) -> __m256 {
+        let bytes = &bytes[first..first + 16];
+        // SAFETY: the slice has sixteen bytes; the load needs no alignment.
+        let narrow = unsafe { _mm_loadu_si128(bytes.as_ptr().cast::<__m128i>()) };
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(narrow)))
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(in super::super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let length = a.len().min(b.len());
+        let whole = length - length % 16;
+        let mut sums = [_mm256_setzero_ps(); 2];
+        for first in (0..whole).step_by(16) {
+            for (half, sum) in sums.iter_mut().enumerate() {
+                *sum = _mm256_fmadd_ps(eight(a, first + 8 * half), eight(b, first + 8 * half), *sum);
             }
         }
-        let rest: f32 = a[whole..].iter().zip(&b[whole..]).map(|(a, b)| a * b).sum();
-        sums.iter().sum::<f32>() + rest
+        let rest: f32 = a[whole..length].iter().zip(&b[whole..length]).map(|(a, b)| a * b).sum();
+        sum(_mm256_add_ps(sums[0], sums[1])) + rest
     }
+
+    /// Rows of bfloat16, `width` bytes each, times each of the `N` rows of `x`, with `8 · U` columns at a time:
+    /// `out` `[rows, N]`.
+    #[target_feature(enable = "avx2,fma")]
+    pub(in super::super) fn rows<const N: usize, const U: usize>(
+        bytes: &[u8],
+        width: usize,
+        x: &[f32],
+        out: &mut [f32],
+    ) {
+        let columns = width / 2;
+        let whole = columns - columns % (8 * U);
+        for (row, out) in bytes.chunks_exact(width).zip(out.chunks_exact_mut(N)) {
+            let mut sums = [[_mm256_setzero_ps(); U]; N];
+            for first in (0..whole).step_by(8 * U) {
+                _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(2 * first + AHEAD).cast::<i8>());
+                for part in 0..U {
+                    let weights = eight_widened(row, 2 * (first + 8 * part));
+                    for (n, sums) in sums.iter_mut().enumerate() {
+                        let x = eight(x, n * columns + first + 8 * part);
+                        sums[part] = _mm256_fmadd_ps(weights, x, sums[part]);
+                    }
+                }
+            }
+            for (n, (out, sums)) in out.iter_mut().zip(&sums).enumerate() {
+                let together = sums.iter().copied().fold(_mm256_setzero_ps(), |a, b| _mm256_add_ps(a, b));
+                let rest = row[2 * whole..].chunks_exact(2).zip(&x[n * columns + whole..]);
+                *out = sum(together) + rest.map(|(pair, x)| super::widened([pair[0], pair[1]]) * x).sum::<f32>();
+            }
+        }
+    }
+}
+
+/// The float32 of a little-endian bfloat16.
+#[inline(always)]
+pub(super) fn widened(pair: [u8; 2]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes(pair)) << 16)
 }
 
 multiversion! {

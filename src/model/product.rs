@@ -7,7 +7,9 @@
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
-use super::kernels::multiply_add;
+#[cfg(target_arch = "x86_64")]
+use super::kernels::avx2;
+use super::kernels::widened;
 use super::stored::StoredMatrix;
 
 /// Weights widened at a time for many rows: 2 MiB of float32.
@@ -20,11 +22,6 @@ pub(super) fn widen(bytes: &[u8], out: &mut [f32]) {
     for (value, pair) in out.iter_mut().zip(bytes.chunks_exact(2)) {
         *value = widened([pair[0], pair[1]]);
     }
-}
-
-#[inline(always)]
-fn widened(pair: [u8; 2]) -> f32 {
-    f32::from_bits(u32::from(u16::from_le_bytes(pair)) << 16)
 }
 
 /// A sum of products `x · matrixᵀ` with matrices of the same number of rows, and where it goes.
@@ -118,70 +115,37 @@ fn multiply_few<const N: usize>(sums: &mut [Sum]) {
     }
 }
 
-type Kernel = fn(&[u8], usize, &[f32], &mut [f32]);
+pub(super) type Kernel = fn(&[u8], usize, &[f32], &mut [f32]);
 
 /// The fastest kernel that this processor can run.
-fn kernel<const N: usize>() -> Kernel {
+pub(super) fn kernel<const N: usize>() -> Kernel {
     #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
-            // SAFETY: the processor has the features.
-            return |bytes, width, x, out| unsafe { rows_avx512::<N>(bytes, width, x, out) };
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the processor has the features.
-            return |bytes, width, x, out| unsafe { rows_avx2::<N>(bytes, width, x, out) };
-        }
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        // SAFETY: the processor has the features.
+        return if N == 1 {
+            |bytes, width, x, out| unsafe { avx2::rows::<N, 4>(bytes, width, x, out) }
+        } else {
+            |bytes, width, x, out| unsafe { avx2::rows::<N, 2>(bytes, width, x, out) }
+        };
     }
-    rows_of::<N, 16, false>
+    rows::<N>
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn rows_avx512<const N: usize>(bytes: &[u8], width: usize, x: &[f32], out: &mut [f32]) {
-    rows_of::<N, 64, true>(bytes, width, x, out);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn rows_avx2<const N: usize>(bytes: &[u8], width: usize, x: &[f32], out: &mut [f32]) {
-    if N <= 2 {
-        rows_of::<N, 32, true>(bytes, width, x, out);
-    } else {
-        rows_of::<N, 16, true>(bytes, width, x, out);
-    }
-}
-
-/// Each row of `bytes`, `width` bytes long, times each of the `N` rows of `x`; written so that it vectorises.
-#[inline(always)]
-fn rows_of<const N: usize, const LANES: usize, const FMA: bool>(
-    bytes: &[u8],
-    width: usize,
-    x: &[f32],
-    out: &mut [f32],
-) {
+/// Each row of `bytes`, `width` bytes long, times each of the `N` rows of `x`, on any processor.
+pub(super) fn rows<const N: usize>(bytes: &[u8], width: usize, x: &[f32], out: &mut [f32]) {
+    const LANES: usize = 16;
     let columns = width / 2;
-    let whole = columns - columns % LANES;
+    let mut weights = vec![0f32; columns];
     for (row, out) in bytes.chunks_exact(width).zip(out.chunks_exact_mut(N)) {
-        let mut sums = [[0f32; LANES]; N];
-        for (start, chunk) in (0..whole).step_by(LANES).zip(row.chunks_exact(2 * LANES)) {
-            let mut weights = [0f32; LANES];
-            for (weight, pair) in weights.iter_mut().zip(chunk.chunks_exact(2)) {
-                *weight = widened([pair[0], pair[1]]);
-            }
-            for (n, sums) in sums.iter_mut().enumerate() {
-                let x = &x[n * columns + start..][..LANES];
-                for lane in 0..LANES {
-                    sums[lane] = multiply_add::<FMA>(weights[lane], x[lane], sums[lane]);
+        widen(row, &mut weights);
+        for (out, x) in out.iter_mut().zip(x.chunks_exact(columns)) {
+            let mut sums = [0f32; LANES];
+            for (weights, x) in weights.chunks(LANES).zip(x.chunks(LANES)) {
+                for ((sum, weight), x) in sums.iter_mut().zip(weights).zip(x) {
+                    *sum += weight * x;
                 }
             }
-        }
-        for (n, (out, sums)) in out.iter_mut().zip(&sums).enumerate() {
-            let mut sum = sums.iter().sum::<f32>();
-            for column in whole..columns {
-                sum += widened([row[2 * column], row[2 * column + 1]]) * x[n * columns + column];
-            }
-            *out = sum;
+            *out = sums.iter().sum();
         }
     }
 }

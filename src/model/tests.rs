@@ -46,6 +46,17 @@ fn stored_products_are_exact_products() {
     }
 }
 
+#[test]
+fn products_are_the_same_on_any_processor() {
+    let (rows, columns) = (7, 100);
+    let bytes: Vec<u8> = weights(rows * columns).iter().flat_map(|weight| weight.to_le_bytes()).collect();
+    let x: Vec<f32> = (0..3 * columns).map(|i| ((i * 13 % 29) as f32 - 14.0) / 16.0).collect();
+    let [mut plain, mut fastest] = [const { [0f32; 21] }; 2];
+    super::product::rows::<3>(&bytes, 2 * columns, &x, &mut plain);
+    super::product::kernel::<3>()(&bytes, 2 * columns, &x, &mut fastest);
+    assert!(plain.iter().zip(&fastest).all(|(plain, fastest)| (plain - fastest).abs() < 1e-5));
+}
+
 fn rope(extra: serde_json::Value) -> crate::Result<Rope> {
     let mut json = json!({
         "model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
