@@ -83,6 +83,8 @@ pub fn bam_config(seed: &Config, target: &Architecture) -> Map<String, Value> {
     both_spellings(&mut config);
     // All that it says stands in rope_parameters, and with it transformers 5 cannot read the tokenizer of a model type
     // that it does not know.
-    config.shift_remove("rope_scaling");
+    if config.get("rope_scaling").is_some_and(|scaling| !scaling.is_null()) {
+        config.shift_remove("rope_scaling");
+    }
     config
 }

@@ -438,7 +438,8 @@ def check_spellings(config: dict, seed: dict, dtype: str | None, report: Report)
         "dtype": (config.get("dtype"), stated),
         "torch_dtype": (config.get("torch_dtype"), stated),
         "rope_theta": (config.get("rope_theta"), theta),
-        "rope_scaling": (strip(config.get("rope_scaling")), scaling),
+        # Left out of a BAM (docs/architecture.md); where it stands it must say what rope_parameters says.
+        "rope_scaling": (strip(config.get("rope_scaling")) or scaling, scaling),
         "rope_parameters.rope_theta": ((new or {}).get("rope_theta"), theta),
         "rope_parameters.rope_type": ((new or {}).get("rope_type"), (scaling or {}).get("rope_type", "default")),
         "rope_parameters": (strip(new), scaling),
