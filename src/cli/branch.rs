@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bam_convert::family::Family;
 use bam_convert::surgery::Model;
 use bam_convert::surgery::branch::plan;
 use bam_convert::surgery::upcycle::SEED;
@@ -27,6 +28,9 @@ pub struct Arguments {
     /// Hard-link the weight files instead of copying them.
     #[arg(long)]
     link: bool,
+    /// Read the models as the family that this format file describes, as in `formats/`.
+    #[arg(long, value_name = "FILE")]
+    format: Option<PathBuf>,
     /// Replace branches that exist.
     #[arg(long)]
     force: bool,
@@ -41,7 +45,8 @@ pub struct Arguments {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
-        let seed = Model::open(SEED, &self.seed)?;
+        let format = self.format.as_deref().map(Family::read).transpose()?;
+        let seed = Model::open_as(SEED, &self.seed, format.as_ref())?;
         let architecture = seed.architecture.clone();
         let files = seed.source.checkpoint.files.len();
         let branching = plan(seed, &self.into, &self.out)?;

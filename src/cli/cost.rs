@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bam_convert::Error;
 use bam_convert::family::cost::{PAPER_CONTEXT, Report, Request, table};
-use bam_convert::family::{Config, Method, TopK};
+use bam_convert::family::{Config, Family, Method, TopK};
 use clap::Args;
 
 use super::printer::Printer;
@@ -38,6 +38,9 @@ pub struct Arguments {
     /// Tokens of context for the FLOPs of attention.
     #[arg(long, value_name = "TOKENS", default_value_t = PAPER_CONTEXT)]
     context: u64,
+    /// Read the model as the family that this format file describes, as in `formats/`.
+    #[arg(long, value_name = "FILE")]
+    format: Option<PathBuf>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -47,6 +50,7 @@ impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
         let config = Config::read(&self.config)?;
+        let format = self.format.as_deref().map(Family::read).transpose()?;
         let request = Request {
             method: self.method,
             kv: self.kv.map(KvName::value),
@@ -54,7 +58,7 @@ impl Arguments {
             top_k: self.top_k,
             attention_top_k: self.attention_top_k,
         };
-        let report = Report::new(&request.architecture(&config, None)?, self.context)
+        let report = Report::new(&request.architecture(&config, format)?, self.context)
             .map_err(|error| Error::file(&config.path, error.to_string()))?;
         match self.json {
             true => printer.json(&report)?,

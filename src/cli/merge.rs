@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bam_convert::family::Family;
 use bam_convert::surgery::Model;
 use bam_convert::surgery::merge::plan;
 use clap::Args;
@@ -20,6 +21,9 @@ pub struct Arguments {
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Read the models as the family that this format file describes, as in `formats/`.
+    #[arg(long, value_name = "FILE")]
+    format: Option<PathBuf>,
     #[command(flatten)]
     write: WriteArguments,
 }
@@ -39,9 +43,10 @@ fn weighted_path(text: &str) -> Result<(PathBuf, f64), String> {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
+        let format = self.format.as_deref().map(Family::read).transpose()?;
         let mut models = Vec::with_capacity(self.models.len());
         for (number, (path, weight)) in self.models.iter().enumerate() {
-            models.push((Model::open(&format!("model-{}", number + 1), path)?, *weight));
+            models.push((Model::open_as(&format!("model-{}", number + 1), path, format.as_ref())?, *weight));
         }
         let (plan, architecture, files) = plan(models)?;
         self.write.run(&plan, Some(&architecture), &files, &self.out, printer)

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bam_convert::checkpoint::dtype::{self, Dtype};
-use bam_convert::family::{AttentionKv, Method, TopK};
+use bam_convert::family::{AttentionKv, Family, Method, TopK};
 use bam_convert::surgery::Model;
 use bam_convert::surgery::router::RouterInit;
 use bam_convert::surgery::upcycle::{Expert, SEED, Settings, plan};
@@ -71,6 +71,9 @@ pub struct Arguments {
     /// Seed of everything random.
     #[arg(long, value_name = "N", default_value_t = 0)]
     rng_seed: u64,
+    /// Read the models as the family that this format file describes, as in `formats/`.
+    #[arg(long, value_name = "FILE")]
+    format: Option<PathBuf>,
     #[command(flatten)]
     write: WriteArguments,
 }
@@ -128,11 +131,12 @@ impl Arguments {
     pub fn run(&self, printer: &Printer) -> Outcome {
         let TargetName::Bam = self.target;
         self.refuse_misplaced()?;
-        let seed = Model::open(SEED, &self.seed)?;
+        let format = self.format.as_deref().map(Family::read).transpose()?;
+        let seed = Model::open_as(SEED, &self.seed, format.as_ref())?;
         let mut experts = Vec::with_capacity(self.experts.len());
         for (name, path) in &self.experts {
             let random = path.as_os_str() == "random";
-            let model = if random { None } else { Some(Model::open(name, path)?) };
+            let model = if random { None } else { Some(Model::open_as(name, path, format.as_ref())?) };
             experts.push(Expert { name: name.clone(), model });
         }
         let settings = Settings {

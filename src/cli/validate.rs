@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bam_convert::family::Family;
 use bam_convert::verify::validate;
 use bam_convert::verify::validate::{Options, work_length};
 use clap::Args;
@@ -22,6 +23,9 @@ pub struct Arguments {
     /// Replay the manifest against its sources; folders given replace the recorded ones in order.
     #[arg(long, value_name = "DIR", num_args = 0..)]
     against: Option<Vec<PathBuf>>,
+    /// Read the model as the family that this format file describes, as in `formats/`.
+    #[arg(long, value_name = "FILE")]
+    format: Option<PathBuf>,
     /// Show every finding.
     #[arg(long)]
     all: bool,
@@ -32,10 +36,11 @@ pub struct Arguments {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
+        let format = self.format.as_deref().map(Family::read).transpose()?;
         let bar = printer.bytes_bar(0, "checking");
         let options = Options {
             against: self.against.as_deref(),
-            format: None,
+            format: format.as_ref(),
             threads: self.work.thread_count(),
             memory: self.work.memory.as_u64(),
             progress: &|bytes| bar.inc(bytes),
