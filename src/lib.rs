@@ -5,6 +5,7 @@
 //! `docs/architecture.md` for the house and which room may know of which.
 
 pub mod checkpoint;
+pub mod data;
 pub mod error;
 pub mod evaluate;
 pub mod family;
