@@ -5,12 +5,14 @@
 //! `docs/architecture.md` for the house and which room may know of which.
 
 pub mod checkpoint;
+pub mod data;
 pub mod error;
 pub mod evaluate;
 pub mod family;
 pub mod model;
 pub mod surgery;
 pub mod table;
+pub mod train;
 pub mod verify;
 
 pub use error::{Error, Result};

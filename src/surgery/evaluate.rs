@@ -267,6 +267,7 @@ fn compile<'a>(expression: &'a Expression, layout: &TensorLayout, sources: &'a [
                 )));
             }
         },
+        Expression::Trained { of } => return Err(fault(format!("training {of} cannot be computed again"))),
         Expression::Constant { value } => Node::Constant(*value),
     })
 }
