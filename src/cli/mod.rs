@@ -18,6 +18,8 @@ mod man;
 mod merge;
 mod preview;
 mod printer;
+mod run;
+mod train;
 mod upcycle;
 mod validate;
 mod work;
@@ -64,9 +66,11 @@ enum Command {
     Upcycle(upcycle::Arguments),
     Validate(validate::Arguments),
     Diff(diff::Arguments),
+    Train(Box<train::Arguments>),
     Eval(eval::Arguments),
     Generate(generate::Arguments),
     Logits(logits::Arguments),
+    Run(run::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
 }
@@ -85,9 +89,11 @@ pub fn main() -> ExitCode {
         Command::Upcycle(arguments) => arguments.run(&printer),
         Command::Validate(arguments) => arguments.run(&printer),
         Command::Diff(arguments) => arguments.run(&printer),
+        Command::Train(arguments) => arguments.run(&printer),
         Command::Eval(arguments) => arguments.run(&printer),
         Command::Generate(arguments) => arguments.run(&printer),
         Command::Logits(arguments) => arguments.run(&printer),
+        Command::Run(arguments) => arguments.run(&printer),
         Command::Completions(arguments) => arguments.run(&printer),
         Command::Man(arguments) => arguments.run(&printer),
     };

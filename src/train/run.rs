@@ -278,15 +278,15 @@ fn states(folder: &Path, parameters: &Parameters, dtype: DType) -> Result<Vec<St
 }
 
 fn start(architecture: &Architecture, cost: &Report, settings: &Map<String, Value>) -> Record {
-    let architecture = json!({
-        "model_type": architecture.family,
-        "parameters": cost.total_parameters,
-        "active_parameters": cost.active_parameters,
-        "hidden_size": architecture.hidden_size,
-        "layers": architecture.num_layers,
-        "mixture": architecture.mixture,
-    });
-    let Value::Object(architecture) = architecture else { unreachable!("written as an object above") };
+    let facts = [
+        ("model_type", json!(architecture.family)),
+        ("parameters", json!(cost.total_parameters)),
+        ("active_parameters", json!(cost.active_parameters)),
+        ("hidden_size", json!(architecture.hidden_size)),
+        ("layers", json!(architecture.num_layers)),
+        ("mixture", json!(architecture.mixture)),
+    ];
+    let architecture = facts.into_iter().map(|(name, fact)| (name.to_owned(), fact)).collect();
     Record::Start { tool_version: env!("CARGO_PKG_VERSION").to_owned(), architecture, settings: settings.clone() }
 }
 
