@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use globset::Glob;
+use glob::Pattern;
 
 use crate::error::nearest;
 use crate::family::{Role, TensorSpec};
@@ -18,14 +18,14 @@ enum Term {
     /// An expert by number, in attention and feed-forward alike.
     Expert(u64),
     Role(Role),
-    Pattern(globset::GlobMatcher),
+    Pattern(Pattern),
 }
 
 /// The names of the parameters among `specs` that a word of `train` holds and none of `freeze`.
 ///
 /// A word is a group (`all`, `routers`, `experts`, `attention-experts`, `ffn-experts`, `adapters`, `norms`,
 /// `embeddings`), `expert:` with a name out of `experts` or a number, a role as in format files (`q`, `down`, …), or a
-/// pattern of tensor names (`model.layers.{0,1}.*`). A word that holds no parameter is an error, as is nothing to train.
+/// pattern of tensor names (`model.layers.[01].*`). A word that holds no parameter is an error, as is nothing to train.
 pub fn select(
     specs: &[TensorSpec],
     experts: &[String],
@@ -74,9 +74,10 @@ impl Term {
         if let Some(role) = Role::ALL.into_iter().find(|role| role.to_string() == word) {
             return Ok(Self::Role(role));
         }
-        if word.contains(['*', '?', '[', '{', '.']) {
-            let glob = Glob::new(word).map_err(|e| Error::usage(format!("{flag} {word}: {e}")))?;
-            return Ok(Self::Pattern(glob.compile_matcher()));
+        if word.contains(['*', '?', '[', '.']) {
+            return Pattern::new(word)
+                .map(Self::Pattern)
+                .map_err(|e| Error::usage(format!("{flag} {word}: is no pattern: {e}")));
         }
         let roles = Role::ALL.map(|role| role.to_string());
         let known = GROUPS.into_iter().chain(roles.iter().map(String::as_str));
@@ -96,7 +97,7 @@ impl Term {
         match self {
             Self::Expert(number) => spec.expert == Some(*number),
             Self::Role(role) => spec.role == *role,
-            Self::Pattern(pattern) => pattern.is_match(&spec.name),
+            Self::Pattern(pattern) => pattern.matches(&spec.name),
             Self::Group("all") => true,
             Self::Group("routers") => role.ends_with("router"),
             Self::Group("adapters") => role.ends_with("adapter"),
