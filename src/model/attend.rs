@@ -6,7 +6,7 @@ use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
 use super::kernels::{add_scaled, dot, exponentials};
-use super::pass::Pass;
+use super::pass::{Pass, Sight};
 
 /// Queries that look at the keys together.
 const CHUNK: usize = 32;
@@ -14,7 +14,7 @@ const CHUNK: usize = 32;
 const SERIAL: usize = 1 << 16;
 
 /// The sizes of one attention.
-struct Sizes {
+struct Sizes<'a> {
     batch: usize,
     seq: usize,
     experts: usize,
@@ -25,10 +25,8 @@ struct Sizes {
     kv_heads: usize,
     /// Values from one key head to the next.
     stride: usize,
-    /// Positions before the first query.
-    offset: usize,
     window: Option<usize>,
-    left_padding: Option<Vec<usize>>,
+    sight: &'a Sight,
 }
 
 /// Outputs `[batch, seq, experts, heads, head_dim]` of queries of that shape over keys and values
@@ -52,9 +50,8 @@ pub(super) fn attend(
         sets,
         kv_heads,
         stride: keys.stride()[0],
-        offset: pass.offset,
         window,
-        left_padding: pass.left_padding.clone(),
+        sight: &pass.sight,
     };
     let (q, k, v) = (queries.storage_and_layout(), keys.storage_and_layout(), values.storage_and_layout());
     let (
@@ -72,7 +69,7 @@ pub(super) fn attend(
     Tensor::from_vec(out, (batch, seq, experts, heads, head_dim), &Device::Cpu)
 }
 
-impl Sizes {
+impl Sizes<'_> {
     fn run(&self, queries: &[f32], keys: &[f32], values: &[f32]) -> Vec<f32> {
         let token = self.experts * self.heads * self.head_dim;
         let mut out = vec![0f32; self.batch * self.seq * token];
@@ -80,12 +77,12 @@ impl Sizes {
             // One query a row: a piece is the heads that share a key head.
             let piece = self.heads / self.kv_heads * self.head_dim;
             let pieces = out.par_chunks_mut(piece).zip(queries.par_chunks(piece)).enumerate();
-            let work = self.batch * token * (self.offset + 1);
+            let work = self.batch * token * (self.sight.offset + 1);
             let least = if work < SERIAL { usize::MAX } else { 1 };
             pieces.with_min_len(least).for_each(|(number, (out, queries))| {
                 let (b, head) = (number / (self.experts * self.kv_heads), number % (self.experts * self.kv_heads));
                 let start = self.key_head(b, head / self.kv_heads, head % self.kv_heads) * self.stride;
-                self.one(queries, &keys[start..], &values[start..], self.visible(b, self.offset), out);
+                self.one(queries, &keys[start..], &values[start..], self.sight.visible(b, self.sight.offset, self.window), out);
             });
             return out;
         }
@@ -103,13 +100,6 @@ impl Sizes {
     fn key_head(&self, b: usize, expert: usize, kv_head: usize) -> usize {
         let set = if self.sets == 1 { 0 } else { expert };
         (b * self.sets + set) * self.kv_heads + kv_head
-    }
-
-    /// The positions that the query at `position` of row `b` sees; padding sees itself.
-    fn visible(&self, b: usize, position: usize) -> std::ops::Range<usize> {
-        let oldest = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
-        let padding = self.left_padding.as_ref().map_or(0, |padding| padding[b]);
-        oldest.max(padding).min(position)..position + 1
     }
 
     /// Queries of one token that share a key head.
@@ -131,8 +121,8 @@ impl Sizes {
     fn several(&self, b: usize, first: usize, queries: &[f32], keys: &[f32], values: &[f32], out: &mut [f32]) {
         let (d, token) = (self.head_dim, self.experts * self.heads * self.head_dim);
         let tokens = queries.len() / token;
-        let position = self.offset + first;
-        let start = (0..tokens).map(|t| self.visible(b, position + t).start).min().unwrap_or(0);
+        let position = self.sight.offset + first;
+        let start = (0..tokens).map(|t| self.sight.visible(b, position + t, self.window).start).min().unwrap_or(0);
         let span = position + tokens - start;
         let mut scores = vec![0f32; tokens * span];
         for head in 0..self.experts * self.heads {
@@ -167,7 +157,7 @@ impl Sizes {
             }
             let mut sums = [0f32; CHUNK];
             for (t, (row, sum)) in scores.chunks_exact_mut(span).zip(&mut sums).enumerate() {
-                let visible = self.visible(b, position + t);
+                let visible = self.sight.visible(b, position + t, self.window);
                 row[..visible.start - start].fill(0.0);
                 row[visible.end - start..].fill(0.0);
                 *sum = exponentials(&mut row[visible.start - start..visible.end - start], (d as f32).powf(-0.5));

@@ -63,7 +63,7 @@ impl Attention {
         let (batch, seq, _) = h.dims3()?;
         let (queries, keys, values) = self.project(h, rope, pass)?;
         let (keys, values) = match cache {
-            Some(cache) => cache.append(&keys, &values, pass.offset)?,
+            Some(cache) => cache.append(&keys, &values, pass.sight.offset)?,
             None => (keys, values),
         };
         let out = if self.mode == Mode::Infer && on_cpu(h) {

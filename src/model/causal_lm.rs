@@ -9,9 +9,10 @@ use super::block::Block;
 use super::build::Builder;
 use super::cache::{KvCache, LayerCache};
 use super::linear::Matrix;
+use super::memory;
 use super::norm::{Norm, at_least_f32};
 use super::params::{LoadOptions, Params, describe};
-use super::pass::Pass;
+use super::pass::{Pass, Sight};
 use super::rope::Rope;
 use super::router::{LayerRouting, Overrides};
 use crate::family::{Architecture, AttentionKv, Config};
@@ -37,6 +38,9 @@ pub struct Forward {
     /// Padding tokens at the start of each row of the batch, which nothing looks at. With a cache they are given with
     /// the first pass and remembered.
     pub left_padding: Option<Vec<usize>>,
+    /// For each row of the batch the document that each of its tokens belongs to, in any numbering: attention stays within
+    /// documents, which stand side by side. Without a cache only.
+    pub documents: Option<Vec<Vec<u32>>>,
     /// Changes to the routing.
     pub overrides: Overrides,
     /// Whether [`Output::routing`] is wanted.
@@ -65,6 +69,7 @@ impl CausalLm {
     ///
     /// Errors name the file, tensor or key: a config that contradicts the tensors, an unknown activation or RoPE scaling.
     pub fn load(folder: &Path, options: &LoadOptions) -> Result<Self> {
+        memory::keep_freed();
         let (config, architecture) = describe(folder)?;
         let params = Params::load(folder, &architecture, options)?;
         Self::new(architecture, &config, params, options)
@@ -171,6 +176,14 @@ impl CausalLm {
             let problem = format!("{positions} positions are more than the model's context of {longest}");
             return Err(Error::usage(problem).with_hint("shorten the text; max_position_embeddings is the limit"));
         }
+        let document_starts = match &options.documents {
+            None => None,
+            Some(documents) if documents.len() != batch || documents.iter().any(|row| row.len() != seq) => {
+                return Err(Error::usage(format!("expected the documents of {batch} rows of {seq} tokens")));
+            }
+            Some(_) if offset > 0 => return Err(Error::usage("documents are for a pass without cache")),
+            Some(documents) => Some(documents.iter().map(|row| starts(row)).collect()),
+        };
         let rows = left_padding.clone().unwrap_or_else(|| vec![0]);
         let positions: Vec<Vec<usize>> = rows
             .iter()
@@ -179,9 +192,8 @@ impl CausalLm {
         let begin = || -> candle_core::Result<(Tensor, Pass)> {
             let rotation = self.rope.rotation(&positions, self.dtype, &self.device)?;
             let pass = Pass {
-                offset,
+                sight: Sight { offset, left_padding, document_starts },
                 rotation,
-                left_padding,
                 overrides: options.overrides.clone(),
                 dtype: self.dtype,
                 device: self.device.clone(),
@@ -277,6 +289,18 @@ impl CausalLm {
         }
         Ok(())
     }
+}
+
+/// The position at which the document of each token begins.
+fn starts(documents: &[u32]) -> Vec<usize> {
+    let mut start = 0;
+    let start_of = |position: usize| {
+        if position > 0 && documents[position] != documents[position - 1] {
+            start = position;
+        }
+        start
+    };
+    (0..documents.len()).map(start_of).collect()
 }
 
 /// Logits `[seq, vocab]` of one sequence in float32, computed in float32 whatever the checkpoint's dtype.

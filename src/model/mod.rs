@@ -15,6 +15,7 @@ mod feed_forward;
 pub mod generate;
 mod kernels;
 mod linear;
+mod memory;
 mod norm;
 mod params;
 mod pass;
