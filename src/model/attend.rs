@@ -2,10 +2,10 @@
 //! memory for scores is that of a few queries.
 
 use candle_core::{CpuStorage, Device, Result, Storage, Tensor};
-use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
 use super::kernels::{add_scaled, dot, exponentials};
+use super::matrix::{View, multiply};
 use super::pass::{Pass, Sight};
 
 /// Queries that look at the keys together.
@@ -130,31 +130,8 @@ impl Sizes<'_> {
             let keys_start = self.key_head(b, head / self.heads, kv_head) * self.stride + start * d;
             let (keys, values) = (&keys[keys_start..][..span * d], &values[keys_start..][..span * d]);
             let queries = &queries[head * d..];
-            // SAFETY: `scores` is [tokens, span], `keys` [span, d], and row t of `queries` begins at t * token and has d
-            // values, the last of which is in the slice, since it ends with token tokens - 1.
-            unsafe {
-                gemm(
-                    tokens,
-                    span,
-                    d,
-                    scores.as_mut_ptr(),
-                    1,
-                    span as isize,
-                    false,
-                    queries.as_ptr(),
-                    1,
-                    token as isize,
-                    keys.as_ptr(),
-                    d as isize,
-                    1,
-                    0.0,
-                    1.0,
-                    false,
-                    false,
-                    false,
-                    Parallelism::None,
-                );
-            }
+            let by_row = View::new(queries, tokens, d, token);
+            multiply(&mut scores, span, false, 1.0, by_row, View::new(keys, span, d, d).t(), 1);
             let mut sums = [0f32; CHUNK];
             for (t, (row, sum)) in scores.chunks_exact_mut(span).zip(&mut sums).enumerate() {
                 let visible = self.sight.visible(b, position + t, self.window);
@@ -163,30 +140,8 @@ impl Sizes<'_> {
                 *sum = exponentials(&mut row[visible.start - start..visible.end - start], (d as f32).powf(-0.5));
             }
             let target = &mut out[head * d..];
-            // SAFETY: as above: row t of `target` begins at t * token and has d values; `values` is [span, d].
-            unsafe {
-                gemm(
-                    tokens,
-                    d,
-                    span,
-                    target.as_mut_ptr(),
-                    1,
-                    token as isize,
-                    false,
-                    scores.as_ptr(),
-                    1,
-                    span as isize,
-                    values.as_ptr(),
-                    1,
-                    d as isize,
-                    0.0,
-                    1.0,
-                    false,
-                    false,
-                    false,
-                    Parallelism::None,
-                );
-            }
+            let weights = View::new(&scores, tokens, span, span);
+            multiply(target, token, false, 1.0, weights, View::new(values, span, d, d), 1);
             for (row, sum) in out.chunks_exact_mut(token).zip(&sums) {
                 row[head * d..(head + 1) * d].iter_mut().for_each(|value| *value /= sum);
             }
