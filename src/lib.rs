@@ -5,10 +5,12 @@
 //! `docs/architecture.md` for the house and which room may know of which.
 
 pub mod checkpoint;
+pub mod data;
 pub mod error;
 pub mod evaluate;
 pub mod family;
 pub mod model;
+pub mod pipeline;
 pub mod surgery;
 pub mod table;
 pub mod verify;

@@ -82,7 +82,13 @@ impl Sizes<'_> {
             pieces.with_min_len(least).for_each(|(number, (out, queries))| {
                 let (b, head) = (number / (self.experts * self.kv_heads), number % (self.experts * self.kv_heads));
                 let start = self.key_head(b, head / self.kv_heads, head % self.kv_heads) * self.stride;
-                self.one(queries, &keys[start..], &values[start..], self.sight.visible(b, self.sight.offset, self.window), out);
+                self.one(
+                    queries,
+                    &keys[start..],
+                    &values[start..],
+                    self.sight.visible(b, self.sight.offset, self.window),
+                    out,
+                );
             });
             return out;
         }

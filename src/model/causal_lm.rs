@@ -8,11 +8,12 @@ use candle_core::{D, DType, Device, Tensor};
 use super::block::Block;
 use super::build::Builder;
 use super::cache::{KvCache, LayerCache};
+use super::fused;
 use super::linear::Matrix;
 use super::memory;
 use super::norm::{Norm, at_least_f32};
 use super::params::{LoadOptions, Params, describe};
-use super::pass::{Pass, Sight};
+use super::pass::{Pass, Sight, on_cpu};
 use super::rope::Rope;
 use super::router::{LayerRouting, Overrides};
 use crate::family::{Architecture, AttentionKv, Config};
@@ -230,6 +231,25 @@ impl CausalLm {
             }
         };
         head().map_err(|e| self.failed(e))
+    }
+
+    /// The negative log-likelihoods in nats of `targets` behind `hidden` `[tokens, hidden]`, which has passed the final norm, and
+    /// the sum of them times their `weights` as a scalar of the graph; logits of all tokens never exist at once.
+    ///
+    /// `None` where it is not written for the device or dtype: go through [`head`](Self::head), some tokens at a time.
+    pub fn next_token_loss(
+        &self,
+        hidden: &Tensor,
+        targets: &[u32],
+        weights: &[f32],
+    ) -> Result<Option<(Vec<f32>, Tensor)>> {
+        let Some(head) = self.head.tensor().filter(|_| on_cpu(hidden)) else { return Ok(None) };
+        let vocab = self.architecture.vocab_size;
+        if let Some(id) = targets.iter().find(|id| u64::from(**id) >= vocab) {
+            return Err(Error::usage(format!("token id {id} is outside the model's vocabulary of {vocab}")));
+        }
+        let factor = self.architecture.logit_scale.unwrap_or(1.0) as f32;
+        fused::next_token_loss(hidden, head, factor, targets, weights).map(Some).map_err(|e| self.failed(e))
     }
 
     fn run(

@@ -114,7 +114,10 @@ impl Sizes {
                         scores.chunks_exact(span).zip(of_scores.chunks_exact_mut(span)).enumerate()
                     {
                         let seen = self.sight.visible(b, first + row, self.window);
-                        softmax_backward(&weights[seen.start - start..seen.end - start], &mut of_scores[seen.start - start..seen.end - start]);
+                        softmax_backward(
+                            &weights[seen.start - start..seen.end - start],
+                            &mut of_scores[seen.start - start..seen.end - start],
+                        );
                         of_scores[..seen.start - start].fill(0.0);
                         of_scores[seen.end - start..].fill(0.0);
                     }
@@ -143,7 +146,14 @@ impl Sizes {
 
     /// Softmax weights of the queries from `first` on: their rows, the first key that any of them sees, and the keys from
     /// there to the last.
-    fn weights(&self, b: usize, first: usize, queries: &[f32], keys: &[f32], out: &mut Vec<f32>) -> (usize, usize, usize) {
+    fn weights(
+        &self,
+        b: usize,
+        first: usize,
+        queries: &[f32],
+        keys: &[f32],
+        out: &mut Vec<f32>,
+    ) -> (usize, usize, usize) {
         let rows = CHUNK.min(self.seq - first);
         let seen = |row: usize| self.sight.visible(b, first + row, self.window);
         let start = (0..rows).map(|row| seen(row).start).min().unwrap_or(0);

@@ -137,7 +137,9 @@ impl Attention {
             if let Some(bias) = o.bias() {
                 let bias = bias.storage_and_layout();
                 let bias = floats(&bias)?;
-                out.chunks_exact_mut(bias.len()).enumerate().for_each(|(token, out)| add_scaled(out, bias, gate(token)));
+                out.chunks_exact_mut(bias.len())
+                    .enumerate()
+                    .for_each(|(token, out)| add_scaled(out, bias, gate(token)));
             }
         }
         Ok((out, Saved { queries, keys, values, heads }))
@@ -183,10 +185,15 @@ impl Attention {
                 values: &saved.values[set],
             };
             let mut found = self.sizes.backward(&inputs, &self.rotate, &of_heads);
-            let (of_queries, of_q_norm) =
-                saved.queries[number].backward(q_norm, std::mem::take(&mut found.queries))?;
+            let (of_queries, of_q_norm) = saved.queries[number].backward(q_norm, std::mem::take(&mut found.queries))?;
             q.backward(&of_queries, tokens, &mut of_h, number > 0)?;
-            of_weights.extend([q.of_weight(h, &of_queries, tokens)?, q.sum_of_bias(&of_queries)?, of_q_norm, of_o, of_o_bias]);
+            of_weights.extend([
+                q.of_weight(h, &of_queries, tokens)?,
+                q.sum_of_bias(&of_queries)?,
+                of_q_norm,
+                of_o,
+                of_o_bias,
+            ]);
             match &mut of_keys[set] {
                 None => of_keys[set] = Some(found),
                 Some(sum) => {

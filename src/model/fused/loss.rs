@@ -4,6 +4,7 @@
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
+use super::record::record;
 use crate::model::kernels::{exponentials, scale};
 use crate::model::matrix::{View, multiply};
 use crate::model::stored::floats;
@@ -11,20 +12,49 @@ use crate::model::stored::floats;
 /// Logits held at a time.
 const LOGITS: usize = 1 << 22;
 
-/// The weighted sum of the tokens' negative log-likelihoods in nats, its gradient by the hidden states `[tokens, hidden]`, and by the
-/// head `[vocab, hidden]` where that is wanted.
+/// The negative log-likelihoods in nats of `targets` behind `hidden` `[tokens, hidden]`, and the sum of them times their `weights`
+/// as a scalar of the graph.
 ///
-/// `factor` multiplies the logits. Tokens of weight 0 cost nothing but their product.
+/// The gradients by `hidden` and by the head `[vocab, hidden]` are computed here; `factor` multiplies the logits.
 pub(in crate::model) fn next_token_loss(
     hidden: &Tensor,
     head: &Tensor,
     factor: f32,
     targets: &[u32],
     weights: &[f32],
+) -> Result<(Vec<f32>, Tensor)> {
+    let (of_hidden, of_head) = (hidden.track_op(), head.track_op());
+    let found = gradients(&hidden.detach().contiguous()?, &head.detach(), factor, targets, weights, of_head)?;
+    let Found { losses, hidden: hidden_gradient, head: head_gradient } = found;
+    let sum: f64 = losses.iter().zip(weights).map(|(loss, weight)| f64::from(*loss) * f64::from(*weight)).sum();
+    let scalar = record(&[hidden, head], vec![sum as f32], (), move |gradient| {
+        let factor = f64::from(gradient.to_scalar::<f32>()?);
+        let scaled = |found: &Tensor| if factor == 1.0 { Ok(found.clone()) } else { found * factor };
+        let of_hidden = of_hidden.then(|| scaled(&hidden_gradient)).transpose()?;
+        Ok(vec![of_hidden, head_gradient.as_ref().map(scaled).transpose()?])
+    })?;
+    Ok((losses, scalar))
+}
+
+/// Likelihoods, and the gradients of their weighted sum.
+struct Found {
+    losses: Vec<f32>,
+    hidden: Tensor,
+    head: Option<Tensor>,
+}
+
+fn gradients(
+    hidden: &Tensor,
+    head: &Tensor,
+    factor: f32,
+    targets: &[u32],
+    weights: &[f32],
     of_head: bool,
-) -> Result<(Vec<f32>, Tensor, Option<Tensor>)> {
+) -> Result<Found> {
     let ((tokens, size), vocab) = (hidden.dims2()?, head.dim(0)?);
-    let (hidden, head) = (hidden.detach().contiguous()?, head.detach());
+    if targets.len() != tokens || weights.len() != tokens {
+        candle_core::bail!("{} targets and {} weights for {tokens} tokens", targets.len(), weights.len());
+    }
     let (hidden_values, head_values) = (hidden.storage_and_layout(), head.storage_and_layout());
     let (hidden_values, head_values) = (floats(&hidden_values)?, floats(&head_values)?);
     let matrix = View::new(head_values, vocab, size, size);
@@ -57,5 +87,5 @@ pub(in crate::model) fn next_token_loss(
         }
     }
     let of_head = of_head.then(|| Tensor::from_vec(of_matrix, (vocab, size), &Device::Cpu)).transpose()?;
-    Ok((losses, Tensor::from_vec(of_hidden, (tokens, size), &Device::Cpu)?, of_head))
+    Ok(Found { losses, hidden: Tensor::from_vec(of_hidden, (tokens, size), &Device::Cpu)?, head: of_head })
 }

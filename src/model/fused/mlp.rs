@@ -122,9 +122,9 @@ impl Mixture {
         }
         let out = match &self.routed {
             None => outputs.pop().unwrap_or_default(),
-            Some((_, gates)) => self.at_tokens(h.len(), &outputs, |token, expert| {
-                gates[token * self.experts.len() + expert]
-            }),
+            Some((_, gates)) => {
+                self.at_tokens(h.len(), &outputs, |token, expert| gates[token * self.experts.len() + expert])
+            }
         };
         Ok((out, saved))
     }
@@ -180,7 +180,8 @@ impl Mixture {
             // The gates come last: their own gradient is along the unscaled one.
             let pieces = of_gate.par_chunks_mut(ACTIVATED).zip(of_up.par_chunks_mut(ACTIVATED));
             let pieces = pieces.zip(of_activated.par_chunks(ACTIVATED)).zip(activated.par_chunks_mut(ACTIVATED));
-            pieces.for_each(|(((gate, up), gradient), activated)| silu_multiply_backward(gate, up, gradient, activated));
+            pieces
+                .for_each(|(((gate, up), gradient), activated)| silu_multiply_backward(gate, up, gradient, activated));
             if let Some((tokens, _, rows, weights)) = &own {
                 let mut along = dot_rows(&of_activated, &activated, down.columns());
                 if let Some(bias) = down.bias() {

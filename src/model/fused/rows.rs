@@ -35,12 +35,14 @@ pub(super) fn add_up(sums: Vec<Vec<f32>>, width: usize) -> Vec<f32> {
 /// Each row of `width` values times its factor.
 pub(super) fn scale_rows(values: &[f32], width: usize, factor: impl Fn(usize) -> f32 + Sync) -> Vec<f32> {
     let mut out = vec![0f32; values.len()];
-    out.par_chunks_mut(PIECE * width).zip(values.par_chunks(PIECE * width)).enumerate().for_each(|(number, (out, x))| {
-        for (row, (out, x)) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {
-            let factor = factor(number * PIECE + row);
-            out.iter_mut().zip(x).for_each(|(out, x)| *out = factor * x);
-        }
-    });
+    out.par_chunks_mut(PIECE * width).zip(values.par_chunks(PIECE * width)).enumerate().for_each(
+        |(number, (out, x))| {
+            for (row, (out, x)) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {
+                let factor = factor(number * PIECE + row);
+                out.iter_mut().zip(x).for_each(|(out, x)| *out = factor * x);
+            }
+        },
+    );
     out
 }
 

@@ -1,0 +1,268 @@
+//! Reading a token folder.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::header::{self, Header, IdType, Shard, Split};
+use crate::checkpoint::{ReadAt, SourceFile};
+use crate::{Error, Result};
+
+/// Document ends read from disk at once.
+const ENDS_AT_ONCE: u64 = 512;
+
+/// A folder of token ids: the documents of each split one behind the other, an end of text behind each.
+///
+/// Positions are counted over all shards of a split. Ids are read from disk where they are wanted; nothing but the
+/// header is held in memory.
+#[derive(Debug)]
+pub struct TokenFolder {
+    path: PathBuf,
+    header: Header,
+    hash: String,
+    train: Stream,
+    validation: Stream,
+}
+
+/// The shards of a split.
+#[derive(Debug, Default)]
+struct Stream {
+    shards: Vec<OpenShard>,
+    tokens: u64,
+    documents: u64,
+}
+
+#[derive(Debug)]
+struct OpenShard {
+    ids: SourceFile,
+    ends: SourceFile,
+    /// Tokens and documents of the shards before this one.
+    first_token: u64,
+    first_document: u64,
+    tokens: u64,
+    documents: u64,
+}
+
+impl TokenFolder {
+    /// Opens a token folder; a shard that is missing, cut or longer than the header says is an error that names it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let (header, hash) = Header::read(path)?;
+        let stream = |split| Stream::open(path, split, header.splits.get(&split).map_or(&[], Vec::as_slice), &header);
+        let (train, validation) = (stream(Split::Train)?, stream(Split::Validation)?);
+        if train.tokens + validation.tokens == 0 {
+            return Err(Error::file(path, "expected tokens, found none"));
+        }
+        Ok(Self { path: path.to_path_buf(), hash, train, validation, header })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What `header.json` says.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// SHA-256 of the header, in hexadecimal: it holds the hash of every shard, and so stands for the whole folder.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// The tokenizer's highest id plus one.
+    pub fn vocab_size(&self) -> u64 {
+        self.header.vocab_size
+    }
+
+    /// SHA-256 of the `tokenizer.json` that made the ids.
+    pub fn tokenizer_sha256(&self) -> &str {
+        &self.header.tokenizer_sha256
+    }
+
+    /// Tokens of a split, ends of text counted.
+    pub fn tokens(&self, split: Split) -> u64 {
+        self.stream(split).tokens
+    }
+
+    /// Documents of a split.
+    pub fn documents(&self, split: Split) -> u64 {
+        self.stream(split).documents
+    }
+
+    /// Bytes of text that a split's tokens stand for.
+    pub fn bytes_of_text(&self, split: Split) -> u64 {
+        self.header.splits.get(&split).into_iter().flatten().map(|shard| shard.bytes_of_text).sum()
+    }
+
+    /// Refuses tokens that another tokenizer made than the one whose `tokenizer.json` has this SHA-256; `owner` names
+    /// whose it is in the error.
+    pub fn check_tokenizer(&self, sha256: &str, owner: &Path) -> Result<()> {
+        if self.tokenizer_sha256() == sha256 {
+            return Ok(());
+        }
+        let (ours, theirs) = (&self.tokenizer_sha256()[..12.min(self.tokenizer_sha256().len())], &sha256[..12]);
+        let problem = format!(
+            "its tokens are those of another tokenizer (SHA-256 {ours}…) than that of {} ({theirs}…)",
+            owner.display()
+        );
+        Err(Error::file(&self.path, problem)
+            .with_hint("tokenize the texts again with --tokenizer and the folder of the model"))
+    }
+
+    /// The ids at `positions` of a split, which must lie within it.
+    pub fn ids(&self, split: Split, positions: Range<u64>) -> Result<Vec<u32>> {
+        let width = self.header.dtype.width();
+        let mut found = Vec::with_capacity((positions.end - positions.start) as usize);
+        let stream = self.stream(split);
+        for shard in &stream.shards[stream.shard_of(positions.start)..] {
+            let from = positions.start.max(shard.first_token) - shard.first_token;
+            let to = positions.end.min(shard.first_token + shard.tokens).saturating_sub(shard.first_token);
+            if from >= to {
+                break;
+            }
+            let mut bytes = vec![0; ((to - from) * width) as usize];
+            shard.ids.read_exact_at(&mut bytes, from * width)?;
+            match self.header.dtype {
+                IdType::U16 => {
+                    found.extend(bytes.chunks_exact(2).map(|id| u32::from(u16::from_le_bytes([id[0], id[1]]))))
+                }
+                IdType::U32 => {
+                    found.extend(bytes.chunks_exact(4).map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]])));
+                }
+            }
+            if let Some(id) = found.iter().find(|id| u64::from(**id) >= self.header.vocab_size) {
+                let problem = format!("holds the token id {id}, but the vocabulary has {}", self.header.vocab_size);
+                return Err(Error::file(shard.ids.path(), problem).with_hint("is it damaged? tokenize the texts again"));
+            }
+        }
+        if found.len() as u64 != positions.end - positions.start {
+            let (asked, has) = (positions.end, stream.tokens);
+            return Err(Error::file(
+                &self.path,
+                format!("has {has} {split} tokens, but the one at {asked} was asked for"),
+            ));
+        }
+        Ok(found)
+    }
+
+    /// Where the documents end that end within `positions` of a split: each end is the position behind a document's end
+    /// of text, and lies in `positions.start + 1 ..= positions.end`.
+    pub fn ends(&self, split: Split, positions: Range<u64>) -> Result<Vec<u64>> {
+        let mut found = Vec::new();
+        let stream = self.stream(split);
+        for shard in &stream.shards[stream.shard_of(positions.start)..] {
+            if shard.first_token >= positions.end {
+                break;
+            }
+            let local = positions.start.saturating_sub(shard.first_token)..positions.end - shard.first_token;
+            let first = shard.first_end_behind(local.start)?;
+            'shard: for start in (first..shard.documents).step_by(ENDS_AT_ONCE as usize) {
+                for end in shard.read_ends(start, ENDS_AT_ONCE.min(shard.documents - start))? {
+                    if end > local.end {
+                        break 'shard;
+                    }
+                    found.push(shard.first_token + end);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The positions of document number `number` of a split, its end of text included.
+    pub fn document(&self, split: Split, number: u64) -> Result<Range<u64>> {
+        let stream = self.stream(split);
+        let shard = stream.shards.iter().find(|shard| number < shard.first_document + shard.documents);
+        let Some(shard) = shard else {
+            let has = stream.documents;
+            return Err(Error::file(
+                &self.path,
+                format!("has {has} {split} documents, but number {number} was asked for"),
+            ));
+        };
+        let local = number - shard.first_document;
+        let start = if local == 0 { 0 } else { shard.read_ends(local - 1, 1)?[0] };
+        let end = shard.read_ends(local, 1)?[0];
+        if start > end || end > shard.tokens {
+            return Err(Error::file(shard.ends.path(), format!("document {local} does not end behind its beginning"))
+                .with_hint("is it damaged? tokenize the texts again"));
+        }
+        Ok(shard.first_token + start..shard.first_token + end)
+    }
+
+    fn stream(&self, split: Split) -> &Stream {
+        match split {
+            Split::Train => &self.train,
+            Split::Validation => &self.validation,
+        }
+    }
+}
+
+impl Stream {
+    fn open(folder: &Path, split: Split, shards: &[Shard], header: &Header) -> Result<Self> {
+        let mut stream = Self::default();
+        for (number, shard) in shards.iter().enumerate() {
+            let ids = open_shard(&folder.join(header::shard_file(split, number)), shard.tokens, header.dtype.width())?;
+            let ends =
+                open_shard(&folder.join(header::ends_file(split, number)), shard.documents, size_of::<u64>() as u64)?;
+            let open = OpenShard {
+                ids,
+                ends,
+                first_token: stream.tokens,
+                first_document: stream.documents,
+                tokens: shard.tokens,
+                documents: shard.documents,
+            };
+            let last = match open.documents {
+                0 => 0,
+                documents => open.read_ends(documents - 1, 1)?[0],
+            };
+            if last != open.tokens {
+                let problem = format!("its last document ends at {last}, but the shard has {} tokens", open.tokens);
+                return Err(Error::file(open.ends.path(), problem).with_hint("is it damaged? tokenize the texts again"));
+            }
+            stream.tokens += open.tokens;
+            stream.documents += open.documents;
+            stream.shards.push(open);
+        }
+        Ok(stream)
+    }
+
+    /// The number of the shard that holds a position.
+    fn shard_of(&self, position: u64) -> usize {
+        self.shards.partition_point(|shard| shard.first_token + shard.tokens <= position)
+    }
+}
+
+impl OpenShard {
+    /// The first document that ends behind a position of this shard.
+    fn first_end_behind(&self, position: u64) -> Result<u64> {
+        let (mut low, mut high) = (0, self.documents);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.read_ends(middle, 1)?[0] > position {
+                true => high = middle,
+                false => low = middle + 1,
+            }
+        }
+        Ok(low)
+    }
+
+    fn read_ends(&self, first: u64, count: u64) -> Result<Vec<u64>> {
+        let mut bytes = vec![0; 8 * count as usize];
+        self.ends.read_exact_at(&mut bytes, 8 * first)?;
+        // Chunks of eight bytes always make an array of eight.
+        Ok(bytes.chunks_exact(8).map(|end| u64::from_le_bytes(end.try_into().unwrap_or_default())).collect())
+    }
+}
+
+/// Opens a file that must hold `count` items of `width` bytes.
+fn open_shard(path: &Path, count: u64, width: u64) -> Result<SourceFile> {
+    let file = SourceFile::open(path)?;
+    if count.checked_mul(width) == Some(file.len()) {
+        return Ok(file);
+    }
+    let problem =
+        format!("expected {count} items of {width} bytes (as {} says), found {} bytes", header::FILE, file.len());
+    Err(Error::file(path, problem)
+        .with_hint("is the shard cut? copy the token folder again, or tokenize the texts again"))
+}

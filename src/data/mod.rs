@@ -1,0 +1,16 @@
+//! Text in, rows of token ids out.
+//!
+//! Texts become a **token folder** once ([`header`], [`folder`]; the format is in `docs/data.md`), and training reads
+//! rows from a weighted [`mixture`] of such folders. Which row comes when is a function of the seed and the row's
+//! number alone, so that a run that stopped goes on anywhere.
+
+pub mod folder;
+pub mod header;
+pub mod mixture;
+mod order;
+#[cfg(test)]
+mod tests;
+
+pub use folder::TokenFolder;
+pub use header::{Header, Split};
+pub use mixture::{Mixture, Row};
