@@ -18,6 +18,7 @@ mod man;
 mod merge;
 mod preview;
 mod printer;
+mod tokenize;
 mod upcycle;
 mod validate;
 mod work;
@@ -64,6 +65,7 @@ enum Command {
     Upcycle(upcycle::Arguments),
     Validate(validate::Arguments),
     Diff(diff::Arguments),
+    Tokenize(tokenize::Arguments),
     Eval(eval::Arguments),
     Generate(generate::Arguments),
     Logits(logits::Arguments),
@@ -85,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Upcycle(arguments) => arguments.run(&printer),
         Command::Validate(arguments) => arguments.run(&printer),
         Command::Diff(arguments) => arguments.run(&printer),
+        Command::Tokenize(arguments) => arguments.run(&printer),
         Command::Eval(arguments) => arguments.run(&printer),
         Command::Generate(arguments) => arguments.run(&printer),
         Command::Logits(arguments) => arguments.run(&printer),
