@@ -10,6 +10,7 @@ pub mod error;
 pub mod evaluate;
 pub mod family;
 pub mod model;
+pub mod pipeline;
 pub mod surgery;
 pub mod table;
 pub mod verify;

@@ -74,6 +74,8 @@ pub enum Expression {
         /// The value.
         value: f64,
     },
+    /// The identity matrix.
+    Identity,
 }
 
 impl Expression {
@@ -88,7 +90,11 @@ impl Expression {
             Self::Copy { source, tensor } => visit(source, tensor),
             Self::Mean { of } | Self::Weighted { of, .. } => of.iter().for_each(|part| part.for_each_copy(visit)),
             Self::Cast { of } | Self::Dequantise { of } | Self::Permute { of, .. } => of.for_each_copy(visit),
-            Self::Normal { .. } | Self::Uniform { .. } | Self::Orthogonal { .. } | Self::Constant { .. } => {}
+            Self::Normal { .. }
+            | Self::Uniform { .. }
+            | Self::Orthogonal { .. }
+            | Self::Constant { .. }
+            | Self::Identity => {}
         }
     }
 }
@@ -119,6 +125,7 @@ impl fmt::Display for Expression {
             Self::Uniform { std, seed } => write!(f, "uniform(std {std}, seed {seed})"),
             Self::Orthogonal { gain, seed } => write!(f, "orthogonal(gain {gain}, seed {seed})"),
             Self::Constant { value } => write!(f, "constant({value})"),
+            Self::Identity => f.write_str("identity"),
         }
     }
 }

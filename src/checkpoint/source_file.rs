@@ -13,7 +13,7 @@ pub trait ReadAt: Sync {
 }
 
 /// What identifies a file's content without reading it: two equal stamps mean an unchanged file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Stamp {
     /// Length in bytes.
     pub length: u64,
@@ -24,7 +24,8 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    fn of(metadata: &std::fs::Metadata) -> Self {
+    /// That of a file with this metadata.
+    pub fn of(metadata: &std::fs::Metadata) -> Self {
         let modified = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
         Self { length: metadata.len(), modified, inode: metadata.ino() }
     }

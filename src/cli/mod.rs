@@ -18,6 +18,7 @@ mod man;
 mod merge;
 mod preview;
 mod printer;
+mod run;
 mod tokenize;
 mod upcycle;
 mod validate;
@@ -69,6 +70,7 @@ enum Command {
     Eval(eval::Arguments),
     Generate(generate::Arguments),
     Logits(logits::Arguments),
+    Run(run::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
 }
@@ -91,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Eval(arguments) => arguments.run(&printer),
         Command::Generate(arguments) => arguments.run(&printer),
         Command::Logits(arguments) => arguments.run(&printer),
+        Command::Run(arguments) => arguments.run(&printer),
         Command::Completions(arguments) => arguments.run(&printer),
         Command::Man(arguments) => arguments.run(&printer),
     };

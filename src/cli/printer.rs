@@ -70,15 +70,28 @@ impl Printer {
         self.bar(total, verb, "{human_pos:>10} of {human_len:>10} tokens {per_sec:>14}")
     }
 
-    fn bar(&self, total: u64, verb: &'static str, numbers: &str) -> ProgressBar {
+    /// A spinner with a message for work of unknown length; hidden where stderr is no terminal.
+    pub fn spinner(&self) -> ProgressBar {
+        let bar = ProgressBar::with_draw_target(None, self.target());
+        bar.set_style(
+            ProgressStyle::with_template("{spinner} {elapsed:>4} {wide_msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+        );
+        bar
+    }
+
+    fn target(&self) -> ProgressDrawTarget {
         let visible = !self.quiet && std::io::stderr().is_terminal();
-        let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(total), target);
+        if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
+    }
+
+    fn bar(&self, total: u64, verb: &'static str, numbers: &str) -> ProgressBar {
+        let bar = ProgressBar::with_draw_target(Some(total), self.target());
         let template = format!("{{msg}} [{{bar:32}}] {numbers} {{eta:>4}} left");
         // The template is a constant that the tests have seen.
         bar.set_style(ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_message(verb);
-        if visible {
+        if !bar.is_hidden() {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
         bar

@@ -9,7 +9,7 @@ use candle_nn::ops::{softmax, softmax_last_dim};
 
 use super::attend::attend;
 use super::cache::LayerCache;
-use super::linear::{Linear, forward_together, sum_of_products};
+use super::linear::{Linear, Matrix, forward_together, sum_of_products};
 use super::norm::Norm;
 use super::params::Mode;
 use super::pass::{Pass, on_cpu};
@@ -24,6 +24,8 @@ const CHUNK: usize = 128;
 pub(super) struct Heads {
     pub(super) q: Linear,
     pub(super) o: Linear,
+    /// What the output passes, in experts with adapters.
+    pub(super) adapter: Option<Matrix>,
     pub(super) q_norm: Option<Norm>,
 }
 
@@ -79,6 +81,9 @@ impl Attention {
         let gates = routing.gates.to_dtype(h.dtype())?.unsqueeze(3)?;
         let gated = out.broadcast_mul(&gates)?;
         let of_expert = |number: usize| gated.narrow(2, number, 1)?.squeeze(2);
+        if self.heads.iter().any(|heads| heads.adapter.is_some()) {
+            return Ok((self.adapted_sum(&gates, of_expert)?, Some(routing)));
+        }
         let terms = self.heads.iter().enumerate().map(|(number, heads)| Ok((&heads.o.weight, of_expert(number)?)));
         let mut sum = sum_of_products(&terms.collect::<Result<Vec<_>>>()?)?;
         for (number, Heads { o, .. }) in self.heads.iter().enumerate() {
@@ -87,6 +92,21 @@ impl Attention {
             }
         }
         Ok((sum, Some(routing)))
+    }
+
+    /// The sum of the experts' outputs through their adapters; a gate commutes with an adapter, which has no bias.
+    fn adapted_sum(&self, gates: &Tensor, gated: impl Fn(usize) -> Result<Tensor>) -> Result<Tensor> {
+        let outputs = self.heads.iter().enumerate().map(|(number, Heads { o, adapter, .. })| {
+            let mut out = o.weight.multiply(&gated(number)?)?;
+            if let Some(bias) = &o.bias {
+                out = (out + gates.narrow(2, number, 1)?.squeeze(2)?.broadcast_mul(bias)?)?;
+            }
+            Ok((adapter.as_ref(), out))
+        });
+        let outputs = outputs.collect::<Result<Vec<_>>>()?;
+        let adapted: Vec<_> =
+            outputs.into_iter().filter_map(|(adapter, out)| adapter.map(|adapter| (adapter, out))).collect();
+        sum_of_products(&adapted)
     }
 
     /// Rotated queries `[batch, seq, experts, heads, head_dim]`; rotated keys, and values,

@@ -1,10 +1,11 @@
 //! Feed-forward networks, ordinary or of experts (BAM, section 3.3).
 
 use candle_core::{D, Result, Tensor};
+use candle_nn::ops::sigmoid;
 use rayon::prelude::*;
 
 use super::kernels::silu_multiply;
-use super::linear::{Linear, forward_together};
+use super::linear::{Linear, Matrix, forward_together};
 use super::params::Mode;
 use super::pass::{Pass, on_cpu};
 use super::router::{Router, Routing};
@@ -56,6 +57,8 @@ pub(super) struct Mlp {
     pub(super) gate: Option<Linear>,
     pub(super) up: Linear,
     pub(super) down: Linear,
+    /// What the output passes, in experts with adapters.
+    pub(super) adapter: Option<Matrix>,
     pub(super) activation: Activation,
     pub(super) mode: Mode,
 }
@@ -70,7 +73,8 @@ impl Mlp {
             }
             None => self.activation.apply(&self.up.forward(x)?)?,
         };
-        self.down.forward(&inner)
+        let out = self.down.forward(&inner)?;
+        self.adapter.as_ref().map_or(Ok(out.clone()), |adapter| adapter.multiply(&out))
     }
 
     /// `act(gate) · up`.
@@ -95,7 +99,25 @@ impl Mlp {
 #[derive(Debug, Clone)]
 pub(super) enum FeedForward {
     Dense(Mlp),
-    Experts { router: Router, experts: Vec<Mlp> },
+    Experts { router: Router, experts: Vec<Mlp>, shared: Option<SharedExpert> },
+}
+
+/// A network that every token goes to beside its experts.
+#[derive(Debug, Clone)]
+pub(super) struct SharedExpert {
+    pub(super) mlp: Mlp,
+    /// `[1, hidden]`: its product with a token, through a sigmoid, weights the output for that token.
+    pub(super) gate: Option<Matrix>,
+}
+
+impl SharedExpert {
+    fn forward(&self, h: &Tensor) -> Result<Tensor> {
+        let out = self.mlp.forward(h)?;
+        match &self.gate {
+            Some(gate) => out.broadcast_mul(&sigmoid(&gate.multiply(h)?)?),
+            None => Ok(out),
+        }
+    }
 }
 
 impl FeedForward {
@@ -103,12 +125,16 @@ impl FeedForward {
     pub(super) fn forward(&self, h: &Tensor, pass: &Pass) -> Result<(Tensor, Option<Routing>)> {
         match self {
             Self::Dense(mlp) => Ok((mlp.forward(h)?, None)),
-            Self::Experts { router, experts } => {
+            Self::Experts { router, experts, shared } => {
                 let routing = router.route(h, pass.overrides.top_k, &pass.overrides.dropped)?;
                 let out = if routing.chosen.dim(D::Minus1)? == experts.len() {
                     all_experts(h, experts, &routing)?
                 } else {
                     chosen_experts(h, experts, &routing)?
+                };
+                let out = match shared {
+                    Some(shared) => (out + shared.forward(h)?)?,
+                    None => out,
                 };
                 Ok((out, Some(routing)))
             }

@@ -1,0 +1,88 @@
+//! `${name}` in the texts of a recipe.
+
+use std::collections::BTreeMap;
+
+use crate::error::nearest;
+
+/// What names stand for.
+pub(super) type Scope = BTreeMap<String, String>;
+
+/// Prefix of the names that stand for the outputs of stages.
+pub(super) const STAGE: &str = "stage.";
+
+/// The text with each `${name}` replaced by what it stands for; names may hold others: `${stage.train-${domain}}`.
+///
+/// The error is a problem in words and a hint.
+pub(super) fn expand(text: &str, scope: &Scope) -> Result<String, (String, Option<String>)> {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("${") {
+        out.push_str(&rest[..start]);
+        let inside = &rest[start + 2..];
+        let Some(end) = closing(inside) else {
+            return Err((format!("`{}` lacks its closing brace", &rest[start..]), None));
+        };
+        let name = expand(&inside[..end], scope)?;
+        match scope.get(&name) {
+            Some(value) => out.push_str(value),
+            None => return Err(unknown(&name, scope)),
+        }
+        rest = &inside[end + 1..];
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+/// Whether the text refers to `name`.
+pub(super) fn refers_to(text: &str, name: &str) -> bool {
+    text.contains(&format!("${{{name}}}"))
+}
+
+/// Where the brace closes that was open before `text`.
+fn closing(text: &str) -> Option<usize> {
+    let mut depth = 0;
+    for (at, c) in text.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => return Some(at),
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    None
+}
+
+fn unknown(name: &str, scope: &Scope) -> (String, Option<String>) {
+    let near = nearest(name, scope.keys().map(String::as_str));
+    let hint = near.map(|near| format!("the nearest known name is `{near}`"));
+    match name.strip_prefix(STAGE) {
+        Some(stage) => (format!("no stage above this one is named `{stage}` and has an output"), hint),
+        None => (format!("no variable is named `{name}`"), hint),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scope() -> Scope {
+        [("domain", "law"), ("stage.train-law", "experts/law"), ("n", "3")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into()
+    }
+
+    #[test]
+    fn names_are_replaced_inside_out() {
+        assert_eq!(expand("a ${n} $ {x} ${stage.train-${domain}}/b", &scope()).unwrap(), "a 3 $ {x} experts/law/b");
+        assert!(refers_to("x-${domain}", "domain") && !refers_to("domain", "domain"));
+    }
+
+    #[test]
+    fn unknown_names_and_open_braces_are_refused() {
+        let (problem, hint) = expand("${domian}", &scope()).unwrap_err();
+        assert_eq!(problem, "no variable is named `domian`");
+        assert_eq!(hint.unwrap(), "the nearest known name is `domain`");
+        assert!(expand("${n", &scope()).unwrap_err().0.contains("closing brace"));
+        assert!(expand("${stage.x}", &scope()).unwrap_err().0.contains("no stage above"));
+    }
+}

@@ -1,0 +1,237 @@
+//! A recipe as it is written, and the stages that it means.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use clap::Command;
+use serde_saphyr::{Location, Spanned};
+
+use super::expand::{STAGE, Scope, refers_to};
+use super::stage::{Stage, Written, commands, text};
+use super::yaml::{self, Node, fault, unknown_key};
+use crate::checkpoint::manifest::relative_to;
+use crate::error::nearest;
+use crate::{Error, Result};
+
+/// Keys at the top of a recipe.
+const KEYS: [&str; 4] = ["description", "work", "variables", "stages"];
+/// Keys of a stage beside its command.
+const STAGE_KEYS: [&str; 3] = ["name", "for_each", "stdout"];
+/// The folder of the recipe, as seen from the work folder.
+const RECIPE: &str = "recipe";
+
+/// A recipe, read and not yet resolved.
+#[derive(Debug)]
+pub struct Recipe {
+    path: PathBuf,
+    work: Option<String>,
+    variables: Vec<(Spanned<String>, Spanned<String>)>,
+    stages: Vec<Spanned<Node>>,
+}
+
+impl Recipe {
+    /// Reads a recipe.
+    ///
+    /// # Errors
+    /// Where it is no YAML, has unknown keys, or lacks stages; the place is `FILE:LINE:COLUMN`.
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::from_tree(path, yaml::read(path)?)
+    }
+
+    fn from_tree(path: &Path, tree: Spanned<Node>) -> Result<Self> {
+        let mut recipe = Self { path: path.to_path_buf(), work: None, variables: Vec::new(), stages: Vec::new() };
+        for (key, value) in map(path, &tree, "the keys of a recipe")? {
+            match key.value.as_str() {
+                "description" => drop(scalar(path, value)?),
+                "work" => recipe.work = Some(scalar(path, value)?.value),
+                "variables" => {
+                    for (name, value) in map(path, value, "variables with their values")? {
+                        if name.value == RECIPE || name.value.starts_with(STAGE) {
+                            let problem = format!("`{}` has a meaning of its own; choose another name", name.value);
+                            return Err(fault(path, name.referenced, problem));
+                        }
+                        recipe.variables.push((name.clone(), scalar(path, value)?));
+                    }
+                }
+                "stages" => match &value.value {
+                    Node::List(stages) => recipe.stages.clone_from(stages),
+                    other => {
+                        let problem = format!("expected a list of stages, found {}", other.kind());
+                        return Err(fault(path, value.referenced, problem));
+                    }
+                },
+                _ => return Err(unknown_key(path, key, "a recipe", &KEYS)),
+            }
+        }
+        if recipe.stages.is_empty() {
+            return Err(fault(path, tree.referenced, "expected at least one stage below the key `stages`"));
+        }
+        Ok(recipe)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder to work in: as chosen, else the recipe's `work`, else one named after it, in the current folder.
+    pub fn work(&self, chosen: Option<&Path>) -> PathBuf {
+        let named = || self.work.clone().map(PathBuf::from);
+        let stem = || self.path.file_stem().map(PathBuf::from);
+        chosen.map(Path::to_path_buf).or_else(named).or_else(stem).unwrap_or_else(|| PathBuf::from("work"))
+    }
+
+    /// The stages in order, each with its command line as `program` defines it.
+    ///
+    /// `set` replaces values of variables. Stages with `for_each` come once for each combination of its values.
+    ///
+    /// # Errors
+    /// Whatever a command would refuse of its arguments alone, unknown keys, names and variables, with the place of each.
+    pub fn stages(&self, set: &[(String, String)], work: &Path, program: &Command) -> Result<Vec<Stage>> {
+        let mut program = program.clone();
+        program.build();
+        let mut scope = self.scope(set, work)?;
+        let mut stages: Vec<Stage> = Vec::new();
+        let mut made = BTreeSet::new();
+        for tree in &self.stages {
+            for stage in self.resolve(tree, &program, &mut scope)? {
+                if stages.iter().any(|other| other.name == stage.name) {
+                    let problem = format!("two stages are named `{}`", stage.name);
+                    return Err(fault(&self.path, tree.referenced, problem)
+                        .with_hint("with for_each, let the name hold the variable"));
+                }
+                if let Some(twice) = stage.outputs.iter().find(|output| !made.insert((*output).clone())) {
+                    let problem = format!("stage `{}` makes {} again", stage.name, twice.display());
+                    return Err(fault(&self.path, tree.referenced, problem));
+                }
+                stages.push(stage);
+            }
+        }
+        Ok(stages)
+    }
+
+    /// What names stand for before the first stage.
+    fn scope(&self, set: &[(String, String)], work: &Path) -> Result<Scope> {
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut scope = Scope::from([(RECIPE.to_owned(), relative_to(folder, work)?)]);
+        for (name, _) in set {
+            let known = || self.variables.iter().map(|(name, _)| name.value.as_str());
+            if !known().any(|known| known == name) {
+                let error = Error::usage(format!("{} has no variable `{name}`", self.path.display()));
+                return Err(match nearest(name, known()) {
+                    Some(near) => error.with_hint(format!("the nearest is `{near}`")),
+                    None => error.with_hint(format!("it has: {}", known().collect::<Vec<_>>().join(", "))),
+                });
+            }
+        }
+        for (name, value) in &self.variables {
+            let chosen = set.iter().rev().find(|(set, _)| *set == name.value);
+            let value = match chosen {
+                Some((_, value)) => value.clone(),
+                None => text(&self.path, value.referenced, &value.value, &scope)?,
+            };
+            scope.insert(name.value.clone(), value);
+        }
+        Ok(scope)
+    }
+
+    /// One entry of the list: a stage for each combination of its loop's values.
+    fn resolve(&self, tree: &Spanned<Node>, program: &Command, scope: &mut Scope) -> Result<Vec<Stage>> {
+        let path = &self.path;
+        let (mut name, mut stdout, mut command, mut loops) = (None, None, None, Vec::new());
+        for (key, value) in map(path, tree, "the keys of a stage")? {
+            match key.value.as_str() {
+                "name" => name = Some(scalar(path, value)?),
+                "stdout" => stdout = Some(scalar(path, value)?),
+                "for_each" => loops = self.loops(value, scope)?,
+                _ if command.is_some() => {
+                    let mut known = STAGE_KEYS.to_vec();
+                    known.extend(commands(program));
+                    return Err(match known.contains(&key.value.as_str()) {
+                        true => fault(path, key.referenced, "a stage is one command, found a second one"),
+                        false => unknown_key(path, key, "a stage", &known),
+                    });
+                }
+                _ => command = Some((key, value)),
+            }
+        }
+        let Some(name) = name else {
+            return Err(fault(path, tree.referenced, "a stage lacks its `name`"));
+        };
+        let Some((command, settings)) = command else {
+            let hint = format!("known commands: {}", commands(program).join(", "));
+            return Err(
+                fault(path, tree.referenced, format!("stage `{}` lacks its command", name.value)).with_hint(hint)
+            );
+        };
+        let written = Written { recipe: path, name: &name, command, settings, stdout: stdout.as_ref() };
+        let mut stages = Vec::new();
+        for values in combinations(&loops) {
+            let mut inner = scope.clone();
+            inner.extend(loops.iter().zip(values).map(|((name, _), value)| (name.value.clone(), value)));
+            stages.push(written.resolve(program, &inner)?);
+        }
+        for (variable, _) in &loops {
+            if !refers_to(&name.value, &variable.value) {
+                let problem = format!("the name of a stage for each `{0}` must hold `${{{0}}}`", variable.value);
+                return Err(fault(path, name.referenced, problem));
+            }
+        }
+        for stage in &stages {
+            if let Some(output) = stage.outputs.first() {
+                scope.insert(format!("{STAGE}{}", stage.name), output.to_string_lossy().into_owned());
+            }
+        }
+        Ok(stages)
+    }
+
+    fn loops(&self, tree: &Spanned<Node>, scope: &Scope) -> Result<Vec<(Spanned<String>, Vec<String>)>> {
+        let path = &self.path;
+        let mut loops = Vec::new();
+        for (name, values) in map(path, tree, "variables with lists of values")? {
+            if scope.contains_key(&name.value) {
+                let problem = format!("`{}` is a variable already; choose another name", name.value);
+                return Err(fault(path, name.referenced, problem));
+            }
+            let Node::List(items) = &values.value else {
+                let problem = format!("expected a list of values, found {}", values.value.kind());
+                return Err(fault(path, values.referenced, problem));
+            };
+            let items = items.iter().map(|item| {
+                let item = scalar(path, item)?;
+                text(path, item.referenced, &item.value, scope)
+            });
+            loops.push((name.clone(), items.collect::<Result<_>>()?));
+        }
+        Ok(loops)
+    }
+}
+
+/// Every combination of values, the last variable running fastest; one empty one of no variables.
+fn combinations(loops: &[(Spanned<String>, Vec<String>)]) -> Vec<Vec<String>> {
+    loops.iter().fold(vec![Vec::new()], |heads, (_, values)| {
+        let longer = |head: &Vec<String>| -> Vec<Vec<String>> {
+            values.iter().map(|value| head.iter().chain([value]).cloned().collect()).collect()
+        };
+        heads.iter().flat_map(longer).collect()
+    })
+}
+
+fn map<'a>(path: &Path, node: &'a Spanned<Node>, what: &str) -> Result<&'a [(Spanned<String>, Spanned<Node>)]> {
+    match &node.value {
+        Node::Map(entries) => Ok(entries),
+        Node::Scalar(None) => Ok(&[]),
+        other => Err(fault(path, node.referenced, format!("expected {what}, found {}", other.kind()))),
+    }
+}
+
+fn scalar(path: &Path, node: &Spanned<Node>) -> Result<Spanned<String>> {
+    match &node.value {
+        Node::Scalar(Some(value)) => Ok(at(node.referenced, value)),
+        other => Err(fault(path, node.referenced, format!("expected a single value, found {}", other.kind()))),
+    }
+}
+
+fn at(place: Location, value: &str) -> Spanned<String> {
+    Spanned::new(value.to_owned(), place, place)
+}

@@ -1,0 +1,205 @@
+//! What a stage left behind: by this the next run knows whether anything changed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::stage::{Stage, places};
+use crate::checkpoint::hash::sha256_file;
+use crate::checkpoint::manifest::Tool;
+use crate::checkpoint::single;
+use crate::checkpoint::source_file::Stamp;
+use crate::{Error, Result};
+
+/// Version of the records; others are as good as none.
+const FORMAT_VERSION: u32 = 1;
+
+/// How far a stage came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum State {
+    /// It was started; whether it still runs, nobody knows.
+    Started,
+    /// It ended well.
+    Done,
+}
+
+/// The record of a stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Record {
+    format_version: u32,
+    tool: Tool,
+    pub(super) state: State,
+    command: Vec<String>,
+    seconds: f64,
+    inputs: BTreeMap<String, Input>,
+    outputs: BTreeMap<String, Stamp>,
+}
+
+/// A file that was read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Input {
+    stamp: Stamp,
+    sha256: String,
+}
+
+/// Why a stage must run; none where it need not.
+pub(super) type Reason = Option<String>;
+
+/// The records of a work folder.
+pub(super) struct Records<'a> {
+    work: &'a Path,
+    folder: PathBuf,
+}
+
+impl<'a> Records<'a> {
+    /// The records kept in `folder` of the stages that run in `work`.
+    pub(super) fn new(work: &'a Path, folder: PathBuf) -> Self {
+        Self { work, folder }
+    }
+
+    /// The record of a stage, if there is one that this version understands.
+    pub(super) fn read(&self, stage: &Stage) -> Option<Record> {
+        let bytes = fs::read(self.path(stage)).ok()?;
+        let record: Record = serde_json::from_slice(&bytes).ok()?;
+        (record.format_version == FORMAT_VERSION).then_some(record)
+    }
+
+    /// Records that a stage starts.
+    pub(super) fn start(&self, stage: &Stage, before: Option<&Record>) -> Result<Record> {
+        let record = Record {
+            format_version: FORMAT_VERSION,
+            tool: Tool::this(),
+            state: State::Started,
+            command: line(stage),
+            seconds: 0.0,
+            inputs: self.inputs(stage, before)?,
+            // What it made before is still its own to replace.
+            outputs: before.map(|before| before.outputs.clone()).unwrap_or_default(),
+        };
+        self.write(stage, &record)?;
+        Ok(record)
+    }
+
+    /// Records that a stage is done.
+    pub(super) fn finish(&self, stage: &Stage, mut record: Record, seconds: f64) -> Result<()> {
+        record.state = State::Done;
+        record.seconds = seconds;
+        record.outputs = self.outputs(stage)?;
+        self.write(stage, &record)
+    }
+
+    /// Why the stage must run.
+    pub(super) fn reason(&self, stage: &Stage, record: Option<&Record>) -> Result<Reason> {
+        let Some(record) = record else { return Ok(Some("no run is on record".to_owned())) };
+        if record.state == State::Started {
+            return Ok(Some("its last run did not end".to_owned()));
+        }
+        if record.tool != Tool::this() {
+            return Ok(Some(format!("version {} made it", record.tool.version)));
+        }
+        if record.command != line(stage) {
+            return Ok(Some("its settings changed".to_owned()));
+        }
+        if let Some(missing) = stage.outputs.iter().find(|output| !self.work.join(output).exists()) {
+            return Ok(Some(format!("{} is gone", missing.display())));
+        }
+        let outputs = self.outputs(stage)?;
+        if let Some(path) = difference(&record.outputs, &outputs) {
+            return Ok(Some(format!("{path} is not as it was left")));
+        }
+        let inputs = self.inputs(stage, Some(record))?;
+        let hashes = |inputs: &BTreeMap<String, Input>| -> BTreeMap<String, String> {
+            inputs.iter().map(|(path, input)| (path.clone(), input.sha256.clone())).collect()
+        };
+        Ok(difference(&hashes(&record.inputs), &hashes(&inputs)).map(|path| format!("{path} changed")))
+    }
+
+    /// Whether a killed run of this very stage can go on: same command line, same inputs.
+    pub(super) fn can_resume(&self, stage: &Stage, record: Option<&Record>) -> Result<bool> {
+        let Some(record) = record.filter(|record| record.state == State::Started) else { return Ok(false) };
+        Ok(stage.resumes && record.command == line(stage) && record.inputs == self.inputs(stage, Some(record))?)
+    }
+
+    fn path(&self, stage: &Stage) -> PathBuf {
+        self.folder.join(format!("{}.json", stage.name))
+    }
+
+    fn write(&self, stage: &Stage, record: &Record) -> Result<()> {
+        fs::create_dir_all(&self.folder).map_err(|e| Error::io("create", &self.folder, e))?;
+        // Maps with string keys and finite numbers always serialise.
+        let text = serde_json::to_string_pretty(record).unwrap_or_default();
+        single::write(&self.path(stage), &[text.as_bytes(), b"\n"])
+    }
+
+    fn outputs(&self, stage: &Stage) -> Result<BTreeMap<String, Stamp>> {
+        let mut found = BTreeMap::new();
+        for output in &stage.outputs {
+            for path in self.files(output)? {
+                found.insert(path.to_string_lossy().into_owned(), self.stamp(&path)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The files behind the stage's settings with their hashes; those that `known` has by their stamp are not read again.
+    fn inputs(&self, stage: &Stage, known: Option<&Record>) -> Result<BTreeMap<String, Input>> {
+        let mut found = BTreeMap::new();
+        for value in &stage.inputs {
+            for input in places(value).filter(|place| self.work.join(place).exists()) {
+                for path in self.files(Path::new(&input))? {
+                    let name = path.to_string_lossy().into_owned();
+                    if found.contains_key(&name) {
+                        continue;
+                    }
+                    let stamp = self.stamp(&path)?;
+                    let before = known.and_then(|record| record.inputs.get(&name));
+                    let sha256 = match before.filter(|before| before.stamp == stamp) {
+                        Some(before) => before.sha256.clone(),
+                        None => sha256_file(&self.work.join(&path))?.0,
+                    };
+                    found.insert(name, Input { stamp, sha256 });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn stamp(&self, path: &Path) -> Result<Stamp> {
+        let path = self.work.join(path);
+        fs::metadata(&path).map(|metadata| Stamp::of(&metadata)).map_err(|e| Error::io("read", &path, e))
+    }
+
+    /// The file itself, or the files below a folder but hidden ones.
+    fn files(&self, path: &Path) -> Result<Vec<PathBuf>> {
+        let full = self.work.join(path);
+        if !full.is_dir() {
+            return Ok(if full.is_file() { vec![path.to_path_buf()] } else { Vec::new() });
+        }
+        let failed = |e| Error::io("list", &full, e);
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&full).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let is_loop = entry.file_type().map_err(failed)?.is_symlink() && entry.path().is_dir();
+            if !entry.file_name().to_string_lossy().starts_with('.') && !is_loop {
+                found.extend(self.files(&path.join(entry.file_name()))?);
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+}
+
+/// The command line, and where its result goes.
+fn line(stage: &Stage) -> Vec<String> {
+    let stdout = stage.stdout.iter().map(|file| format!("> {}", file.display()));
+    stage.command.iter().cloned().chain(stdout).collect()
+}
+
+/// The first path by which two lists differ.
+fn difference<T: PartialEq>(a: &BTreeMap<String, T>, b: &BTreeMap<String, T>) -> Option<String> {
+    let other = |path: &&String| a.get(*path) != b.get(*path);
+    a.keys().chain(b.keys()).find(other).cloned()
+}
