@@ -19,6 +19,7 @@ mod merge;
 mod preview;
 mod printer;
 mod run;
+mod tokenize;
 mod upcycle;
 mod validate;
 mod work;
@@ -65,6 +66,7 @@ enum Command {
     Upcycle(upcycle::Arguments),
     Validate(validate::Arguments),
     Diff(diff::Arguments),
+    Tokenize(tokenize::Arguments),
     Eval(eval::Arguments),
     Generate(generate::Arguments),
     Logits(logits::Arguments),
@@ -87,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Upcycle(arguments) => arguments.run(&printer),
         Command::Validate(arguments) => arguments.run(&printer),
         Command::Diff(arguments) => arguments.run(&printer),
+        Command::Tokenize(arguments) => arguments.run(&printer),
         Command::Eval(arguments) => arguments.run(&printer),
         Command::Generate(arguments) => arguments.run(&printer),
         Command::Logits(arguments) => arguments.run(&printer),
