@@ -79,6 +79,8 @@ pub enum Expression {
         /// The value.
         value: f64,
     },
+    /// The identity matrix.
+    Identity,
 }
 
 impl Expression {
@@ -93,9 +95,13 @@ impl Expression {
             Self::Copy { source, tensor } => visit(source, tensor),
             Self::Mean { of } | Self::Weighted { of, .. } => of.iter().for_each(|part| part.for_each_copy(visit)),
             Self::Cast { of } | Self::Dequantise { of } | Self::Permute { of, .. } | Self::Trained { of } => {
-                of.for_each_copy(visit)
-            },
-            Self::Normal { .. } | Self::Uniform { .. } | Self::Orthogonal { .. } | Self::Constant { .. } => {}
+                of.for_each_copy(visit);
+            }
+            Self::Normal { .. }
+            | Self::Uniform { .. }
+            | Self::Orthogonal { .. }
+            | Self::Constant { .. }
+            | Self::Identity => {}
         }
     }
 }
@@ -127,6 +133,7 @@ impl fmt::Display for Expression {
             Self::Orthogonal { gain, seed } => write!(f, "orthogonal(gain {gain}, seed {seed})"),
             Self::Trained { of } => write!(f, "trained({of})"),
             Self::Constant { value } => write!(f, "constant({value})"),
+            Self::Identity => f.write_str("identity"),
         }
     }
 }

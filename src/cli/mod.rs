@@ -19,6 +19,7 @@ mod merge;
 mod preview;
 mod printer;
 mod run;
+mod tokenize;
 mod train;
 mod upcycle;
 mod validate;
@@ -66,6 +67,7 @@ enum Command {
     Upcycle(upcycle::Arguments),
     Validate(validate::Arguments),
     Diff(diff::Arguments),
+    Tokenize(tokenize::Arguments),
     Train(Box<train::Arguments>),
     Eval(eval::Arguments),
     Generate(generate::Arguments),
@@ -89,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Upcycle(arguments) => arguments.run(&printer),
         Command::Validate(arguments) => arguments.run(&printer),
         Command::Diff(arguments) => arguments.run(&printer),
+        Command::Tokenize(arguments) => arguments.run(&printer),
         Command::Train(arguments) => arguments.run(&printer),
         Command::Eval(arguments) => arguments.run(&printer),
         Command::Generate(arguments) => arguments.run(&printer),
