@@ -204,7 +204,8 @@ impl Arguments {
             device: self.machine.device.open()?,
         };
         let bar = printer.steps_bar(self.steps);
-        let mut watch = |event: &Event| match event {
+        let mut watch = |event: &Event| {
+            match event {
             Event::Step(step) => {
                 bar.set_position(step.step);
                 bar.set_message(format!(
@@ -237,6 +238,7 @@ impl Arguments {
             Event::Resumes(step) => bar.suspend(|| printer.note(&format!("resumed behind step {step}"))),
             Event::Saved(path) => bar.suspend(|| printer.note(&format!("saved {}", path.display()))),
             Event::Note(text) => bar.suspend(|| printer.note(&format!(" note: {text}"))),
+        }
         };
         let end = run(request, &stop, &mut watch);
         bar.finish_and_clear();

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::plan::Source;
-pub use crate::checkpoint::folder::{COMPANIONS, existing};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::folder::Checkpoint;
+pub use crate::checkpoint::folder::{COMPANIONS, existing};
 use crate::checkpoint::{Encoding, TensorEntry};
 use crate::family::{Architecture, Config, Role, TensorSpec};
 use crate::{Error, Result};

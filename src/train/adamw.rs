@@ -194,12 +194,7 @@ impl State {
         self.try_update(adamw, update, gradient).map_err(|e| Error::compute("update the parameters", e))
     }
 
-    fn try_update(
-        &mut self,
-        adamw: &AdamW,
-        update: &Update,
-        gradient: Option<&Tensor>,
-    ) -> candle_core::Result<Sums> {
+    fn try_update(&mut self, adamw: &AdamW, update: &Update, gradient: Option<&Tensor>) -> candle_core::Result<Sums> {
         let constants = adamw.constants(update);
         if !self.var.device().is_cpu() {
             return self.update_on_device(&constants, gradient);

@@ -191,8 +191,10 @@ impl Batch {
 }
 
 /// What the model is asked for beside the tokens of `rows`.
-pub(super) fn forward_options(_rows: &[Row], _documents: Documents) -> Forward {
-    Forward::default()
+pub(super) fn forward_options(rows: &[Row], documents: Documents) -> Forward {
+    let inputs = |row: &Row| row.documents[..row.documents.len().saturating_sub(1)].to_vec();
+    let documents = (documents == Documents::Separate).then(|| rows.iter().map(inputs).collect());
+    Forward { documents, ..Forward::default() }
 }
 
 /// Whether the token behind `position` of a row is predicted.

@@ -86,8 +86,8 @@ fn layer_values(a: &Architecture, rows: u64, seq: u64) -> u64 {
     let shared = mixture.is_some_and(|mixture| mixture.attention_kv != AttentionKv::Expert);
     let queries = experts * a.num_heads * a.head_dim;
     let keys = if shared { 1 } else { experts } * a.num_kv_heads * a.head_dim;
-    let inner = mixture
-        .map_or(a.intermediate_size, |mixture| mixture.num_experts_per_tok * mixture.moe_intermediate_size);
+    let inner =
+        mixture.map_or(a.intermediate_size, |mixture| mixture.num_experts_per_tok * mixture.moe_intermediate_size);
     // Norms and residuals; rotated and re-ordered queries, keys and values; gate, up, activation and product; scores.
     tokens * (12 * a.hidden_size + 6 * queries + 6 * keys + 5 * inner) + 4 * rows * experts * a.num_heads * seq * seq
 }

@@ -17,10 +17,10 @@ use super::save::{Position, Saver, position, restore, stored_values};
 use super::select::select;
 use super::settings::{Compute, Operation, Settings, Trouble, differences};
 use super::trainer::{Counters, Done, Trainer};
+use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hash::sha256_file;
 use crate::checkpoint::manifest::{DataRecord, FORMAT_VERSION, Manifest};
 use crate::checkpoint::output::check_target;
-use crate::checkpoint::Checkpoint;
 use crate::data::{Mixture, Row, Split, TokenFolder};
 use crate::evaluate::request::expert_names;
 use crate::family::cost::Report;
@@ -260,8 +260,9 @@ fn check_same_run(
     }
     let changed = parent.iter().find(|file| !position.parent.contains(file));
     match changed.or_else(|| position.parent.iter().find(|file| !parent.contains(file))) {
-        Some(file) => Err(Error::file(checkpoint.join(&file.path), "is not the file that the run was begun with")
-            .with_hint(hint)),
+        Some(file) => {
+            Err(Error::file(checkpoint.join(&file.path), "is not the file that the run was begun with").with_hint(hint))
+        }
         None => Ok(()),
     }
 }
@@ -324,8 +325,12 @@ impl Session<'_> {
             }
             if stopped && step < self.settings.steps {
                 let source = std::io::Error::from(std::io::ErrorKind::Interrupted);
-                return Err(Error::io("finish the run: stopped by a signal, saved in", self.folder.checkpoint(step), source)
-                    .with_hint("run the same command with --resume to go on"));
+                return Err(Error::io(
+                    "finish the run: stopped by a signal, saved in",
+                    self.folder.checkpoint(step),
+                    source,
+                )
+                .with_hint("run the same command with --resume to go on"));
             }
         }
         Ok(())

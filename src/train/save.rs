@@ -271,10 +271,7 @@ impl TensorBytes for Bytes<'_> {
 }
 
 /// Master weights and moments, under `master.`, `first.` and `second.` with the parameter's name.
-fn optimiser<'a>(
-    parameters: &Parameters,
-    states: &'a [State],
-) -> candle_core::Result<(Vec<TensorLayout>, Bytes<'a>)> {
+fn optimiser<'a>(parameters: &Parameters, states: &'a [State]) -> candle_core::Result<(Vec<TensorLayout>, Bytes<'a>)> {
     let (mut layouts, mut sources) = (Vec::new(), Vec::new());
     for (parameter, state) in parameters.all.iter().zip(states) {
         for (part, prefix) in PARTS {

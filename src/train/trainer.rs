@@ -116,11 +116,8 @@ impl Trainer<'_> {
         let names: Vec<&str> = mixture.names().collect();
         let mut sums = vec![(0f64, 0u64); names.len()];
         let (mut load_balance, mut z) = (0.0, 0.0);
-        let losses = RouterLosses {
-            kind: settings.load_balance,
-            load_balance: settings.aux_loss_coef,
-            z: settings.z_loss_coef,
-        };
+        let losses =
+            RouterLosses { kind: settings.load_balance, load_balance: settings.aux_loss_coef, z: settings.z_loss_coef };
         for part in parts {
             let batch = Batch::new(part, settings.documents, (1.0 / tokens as f64) as f32, share)?;
             let forward = forward_options(part, settings.documents);
@@ -164,7 +161,10 @@ impl Trainer<'_> {
         let (spike, mean) = (self.settings.on_spike?, self.counters.norm_mean);
         (self.counters.norms >= CALM && done.gradient_norm > spike.factor * mean).then(|| {
             let (norm, factor) = (done.gradient_norm, spike.factor);
-            (spike.action, format!("the norm of the gradients is {norm:.3e}, more than {factor} times the mean {mean:.3e}"))
+            (
+                spike.action,
+                format!("the norm of the gradients is {norm:.3e}, more than {factor} times the mean {mean:.3e}"),
+            )
         })
     }
 
