@@ -296,11 +296,15 @@ impl Naive {
         out
     }
 
-    fn window(&self, _layer: usize) -> Option<usize> {
-        self.config
-            .get("sliding_window")
+    fn window(&self, layer: usize) -> Option<usize> {
+        let key = |name: &str| self.config.get(name);
+        let sliding = match key("layer_types").filter(|types| types.is_array()) {
+            Some(types) => types[layer] == "sliding_attention",
+            None => layer as u64 >= key("max_window_layers").and_then(Value::as_u64).unwrap_or(0),
+        };
+        key("sliding_window")
             .and_then(Value::as_u64)
-            .filter(|_| self.config.get("use_sliding_window").and_then(Value::as_bool).unwrap_or(true))
+            .filter(|_| sliding && key("use_sliding_window").and_then(Value::as_bool).unwrap_or(true))
             .map(|window| window as usize)
     }
 
