@@ -138,6 +138,9 @@ struct Losses {
     /// Weight of the router z-loss [default: the checkpoint's router_z_loss_coef].
     #[arg(long, value_name = "WEIGHT")]
     z_loss_coef: Option<f64>,
+    /// Balance without a loss: after each step, the bias of an expert with too few or too many tokens moves by so much.
+    #[arg(long, value_name = "STEP", default_value_t = 0.0)]
+    bias_balancing: f64,
 }
 
 #[derive(Debug, Args)]
@@ -306,6 +309,7 @@ impl Arguments {
             load_balance: self.losses.load_balance,
             aux_loss_coef: self.losses.aux_loss_coef.or(mixture.map(|m| m.router_aux_loss_coef)).unwrap_or(0.0),
             z_loss_coef: self.losses.z_loss_coef.or(mixture.map(|m| m.router_z_loss_coef)).unwrap_or(0.0),
+            bias_balancing: self.losses.bias_balancing,
             train: optimiser.train.clone(),
             freeze: optimiser.freeze.clone(),
             dtype: self.machine.dtype,

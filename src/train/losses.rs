@@ -40,6 +40,8 @@ pub(super) struct RouterLoss {
     pub(super) load_balance: f64,
     /// The z-loss, without its weight.
     pub(super) z: f64,
+    /// Tokens that chose each expert.
+    pub(super) chosen: Vec<u64>,
 }
 
 impl RouterLosses {
@@ -48,9 +50,13 @@ impl RouterLosses {
     /// With k experts a token, the `f` of hard balance sum to k, as they do in transformers.
     pub(super) fn of(&self, routing: &LayerRouting) -> candle_core::Result<Option<RouterLoss>> {
         let Some(routing) = &routing.feed_forward else { return Ok(None) };
+        let (tokens, chosen) = counts(routing)?;
         let probabilities = routing.probabilities.flatten(0, 1)?.mean(0)?;
         let share = match self.kind {
-            LoadBalance::Hard => chosen_share(routing)?.to_dtype(probabilities.dtype())?,
+            LoadBalance::Hard => {
+                let share: Vec<f64> = chosen.iter().map(|count| *count as f64 / tokens as f64).collect();
+                Tensor::from_vec(share, chosen.len(), probabilities.device())?.to_dtype(probabilities.dtype())?
+            }
             LoadBalance::Soft => routing.gates.flatten(0, 1)?.mean(0)?,
         };
         let experts = probabilities.dim(0)? as f64;
@@ -58,18 +64,17 @@ impl RouterLosses {
         let z = routing.logits.log_sum_exp(D::Minus1)?.sqr()?.mean_all()?;
         let value = |loss: &Tensor| loss.to_dtype(DType::F64)?.to_scalar::<f64>();
         let weighted = ((&load_balance * self.load_balance)? + (&z * self.z)?)?;
-        Ok(Some(RouterLoss { load_balance: value(&load_balance)?, z: value(&z)?, weighted }))
+        Ok(Some(RouterLoss { load_balance: value(&load_balance)?, z: value(&z)?, weighted, chosen }))
     }
 }
 
-/// The share of the tokens that chose each expert, `[experts]` in float64.
-fn chosen_share(routing: &Routing) -> candle_core::Result<Tensor> {
-    let (experts, tokens) = (routing.probabilities.dim(2)?, routing.chosen.dim(0)? * routing.chosen.dim(1)?);
-    let mut share = vec![0f64; experts];
+/// The number of tokens, and of those that chose each expert.
+fn counts(routing: &Routing) -> candle_core::Result<(usize, Vec<u64>)> {
+    let mut counts = vec![0; routing.probabilities.dim(2)?];
     for expert in routing.chosen.flatten_all()?.to_vec1::<u32>()? {
-        share[expert as usize] += 1.0 / tokens as f64;
+        counts[expert as usize] += 1;
     }
-    Tensor::from_vec(share, experts, routing.probabilities.device())
+    Ok((routing.chosen.dim(0)? * routing.chosen.dim(1)?, counts))
 }
 
 /// The next token's negative log-likelihoods, and the gradients of their weighted sum.

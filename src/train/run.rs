@@ -12,7 +12,7 @@ use super::folder::RunFolder;
 use super::machine::{Memory, matmul_peak, peak_memory};
 use super::measure::{HeldBack, measure};
 use super::metrics::{self, Log, Record, Validation};
-use super::parameters::Parameters;
+use super::parameters::{Parameters, balances};
 use super::save::{Position, Saver, position, restore, stored_values};
 use super::select::select;
 use super::settings::{Compute, Operation, Settings, Trouble, differences};
@@ -24,7 +24,7 @@ use crate::checkpoint::output::check_target;
 use crate::data::{Mixture, Row, Split, TokenFolder};
 use crate::evaluate::request::expert_names;
 use crate::family::cost::Report;
-use crate::family::{Architecture, Config};
+use crate::family::{Architecture, Config, TensorSpec};
 use crate::model::{CausalLm, LoadOptions, Trainable};
 use crate::{Error, Result};
 
@@ -233,7 +233,20 @@ fn trained_names(
     settings: &Settings,
 ) -> Result<std::collections::BTreeSet<String>> {
     let experts = expert_names(checkpoint, architecture)?;
-    select(&architecture.tensors()?, &experts, &settings.train, &settings.freeze)
+    let (balancing, specs): (Vec<TensorSpec>, Vec<TensorSpec>) =
+        architecture.tensors()?.into_iter().partition(|spec| balances(spec, architecture));
+    let mut names = select(&specs, &experts, &settings.train, &settings.freeze)?;
+    if settings.bias_balancing > 0.0 {
+        if balancing.is_empty() {
+            return Err(Error::file(
+                checkpoint,
+                "--bias-balancing: its routers have no bias that takes part in the choice",
+            )
+            .with_hint("make the mixture with `bam-convert upcycle --router-bias choice`"));
+        }
+        names.extend(balancing.into_iter().map(|spec| spec.name));
+    }
+    Ok(names)
 }
 
 /// Whether `out` is what the run would make.
