@@ -14,6 +14,7 @@ pub mod pipeline;
 pub mod report;
 pub mod surgery;
 pub mod table;
+pub mod train;
 pub mod verify;
 
 pub use error::{Error, Result};

@@ -299,3 +299,19 @@ fn models_that_read_otherwise_are_refused() {
 fn read_json_len(path: &Path) -> usize {
     std::fs::metadata(path).unwrap().len() as usize
 }
+
+#[test]
+fn a_dtype_can_be_chosen() {
+    let bench = Bench::new("llama");
+    let seed = bench.dense("seed");
+    let perplexity =
+        |flags: &[&str]| bench.eval(&[&seed], flags)["models"][0]["average"]["perplexity"].as_f64().unwrap();
+    let usual = perplexity(&[]);
+    assert_eq!(usual, perplexity(&["--dtype", "f32"]));
+    // The fixture is stored in bfloat16, so that on the CPU its weights are the same and activations stay float32.
+    let narrow = perplexity(&["--dtype", "bf16"]);
+    assert!((usual / narrow - 1.0).abs() < 1e-5, "{usual} {narrow}");
+    let mut arguments = bench.arguments(&[&seed], &["--dtype", "f8"]);
+    arguments.push("--json".into());
+    run(arguments).refused(2, &["f8", "f32", "bf16"]);
+}

@@ -5,10 +5,14 @@
 
 mod common;
 
+use std::collections::HashMap;
+use std::path::Path;
+
+use ::safetensors::SafeTensors;
 use bam_convert::model::logits;
-use candle_core::Device;
+use candle_core::{Device, Tensor, safetensors};
 use common::{bam, fixture, read_file, run};
-use safetensors::SafeTensors;
+use serde_json::{Map, Value};
 use tempfile::TempDir;
 
 fn golden(name: &str) {
@@ -34,6 +38,9 @@ fn golden(name: &str) {
     );
     bam!("validate", out, "--against").ok();
 
+    if let Some(config) = facts.get("config") {
+        put(&out, &path, config);
+    }
     let golden = read_file(&path);
     let tokens: Vec<u32> = golden["tokens"].values().iter().map(|id| *id as u32).collect();
     let found: Vec<f32> = logits(&out, &tokens, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
@@ -43,6 +50,27 @@ fn golden(name: &str) {
         let worst = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
         assert!(worst <= 1e-4, "{name}: logits differ from {oracle} by {worst}");
     }
+}
+
+/// Gives the mixture in `folder` the keys `config` and the tensors `put.NAME` of the golden file.
+fn put(folder: &Path, golden: &Path, config: &str) {
+    let cpu = Device::Cpu;
+    let drawn: HashMap<String, Tensor> = safetensors::load(golden, &cpu)
+        .unwrap()
+        .into_iter()
+        .filter_map(|(name, tensor)| Some((name.strip_prefix("put.")?.to_owned(), tensor)))
+        .collect();
+    assert!(!drawn.is_empty());
+    let path = folder.join("config.json");
+    let mut json: Map<String, Value> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    json.extend(serde_json::from_str::<Map<String, Value>>(config).unwrap());
+    std::fs::write(&path, Value::Object(json).to_string()).unwrap();
+    let weights = folder.join("model.safetensors");
+    let mut tensors = safetensors::load(&weights, &cpu).unwrap();
+    tensors.extend(drawn);
+    safetensors::save(&tensors, weights).unwrap();
+    std::fs::remove_file(folder.join("bam-manifest.json")).unwrap();
+    bam!("validate", folder).ok();
 }
 
 #[test]
@@ -78,4 +106,24 @@ fn llama_with_one_attention_expert_a_token() {
 #[test]
 fn mistral_with_two_of_each_and_renormalised_gates() {
     golden("mistral-shared-top-2");
+}
+
+#[test]
+fn qwen2_with_adapters_and_biases_of_routers() {
+    golden("qwen2-adapters");
+}
+
+#[test]
+fn llama_with_adapters_and_soft_routing() {
+    golden("llama-adapters-soft");
+}
+
+#[test]
+fn llama_with_a_gated_shared_expert_and_a_bias_of_the_choice() {
+    golden("llama-shared-expert");
+}
+
+#[test]
+fn cohere_by_btx_with_a_shared_expert() {
+    golden("cohere-btx-shared-expert");
 }

@@ -216,6 +216,24 @@ fn other_positions_norms_and_heads() {
 }
 
 #[test]
+fn windows_in_other_layers() {
+    for (key, of_code) in
+        [("layer_types", json!(["full_attention", "sliding_attention"])), ("max_window_layers", json!(1))]
+    {
+        let bench = Bench::new("qwen2");
+        for model in ["seed", "code"] {
+            edit_json(&bench.path(model).join("config.json"), |c| {
+                (c["use_sliding_window"], c["sliding_window"]) = (json!(true), json!(8));
+                (c["layer_types"], c["max_window_layers"]) = (json!(null), json!(null));
+            });
+        }
+        run(bench.upcycle(&["--dry-run"])).ok();
+        bench.config(|c| c[key] = of_code);
+        bench.expert_refused(&["code/config.json", &format!("`{key}`"), "null"]);
+    }
+}
+
+#[test]
 fn other_key_value_heads() {
     let bench = Bench::new("llama");
     bench.config(|config| config["num_key_value_heads"] = json!(4));

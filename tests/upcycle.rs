@@ -762,3 +762,53 @@ fn the_arithmetic_of_these_tests_knows_its_ties() {
         assert_eq!(decode(Dtype::F32, &value.to_le_bytes())[0].to_bits(), f64::from(value).to_bits());
     }
 }
+
+#[test]
+fn adapters_start_as_the_identity_and_biases_of_routers_at_zero() {
+    let (work, family) = (TempDir::new().unwrap(), fixture("qwen2"));
+    let upcycle = |name: &str, options: &[&str]| {
+        let out = work.path().join(name);
+        let expert = format!("code={}", family.join("code").display());
+        let mut arguments: Vec<std::ffi::OsString> = vec!["upcycle".into(), "--method".into(), "bam".into()];
+        arguments.extend(["--seed".into(), family.join("seed").into(), "--expert".into(), expert.into()]);
+        arguments.extend(["--out".into(), out.clone().into()]);
+        arguments.extend(options.iter().map(Into::into));
+        common::run(arguments).ok();
+        bam!("validate", out, "--against").ok();
+        out
+    };
+    let plain = upcycle("plain", &[]);
+    let rich = upcycle("rich", &["--adapters", "--router-bias", "logits"]);
+    let config = read_json(rich.join("config.json"));
+    assert_eq!((&config["expert_adapters"], &config["router_bias"]), (&json!(true), &json!(true)));
+    assert!(read_json(plain.join("config.json")).get("expert_adapters").is_none());
+    let (without, with) = (read_folder(&plain), read_folder(&rich));
+    let mut new = 0;
+    for (name, tensor) in &with {
+        if let Some(same) = without.get(name) {
+            assert_same_tensor(name, tensor, same);
+            continue;
+        }
+        new += 1;
+        let values = tensor.values();
+        if name.ends_with("router.bias") {
+            assert_eq!(values, [0.0, 0.0], "{name}");
+        } else {
+            assert!(name.ends_with("adapter.weight"), "{name}");
+            let d = tensor.shape[0];
+            assert!(
+                values.iter().enumerate().all(|(i, value)| *value == f64::from(u8::from(i / d == i % d))),
+                "{name}"
+            );
+        }
+    }
+    assert_eq!(new, LAYERS * (2 + 2 * 2), "two routers and two adapters of each kind a layer");
+    // Neutral: the same logits.
+    let tokens = fixture("golden/tokens.json");
+    let compared = bam!("logits", plain, rich, "--tokens", tokens, "--json").ok().json();
+    assert!(compared["max"].as_f64().is_some_and(|most| most < 1e-5), "{compared}");
+
+    let choice = upcycle("choice", &["--router-bias", "choice"]);
+    let names: Vec<String> = read_folder(&choice).into_keys().filter(|name| name.ends_with("router.bias")).collect();
+    assert_eq!(names, ["model.layers.0.mlp.router.bias", "model.layers.1.mlp.router.bias"]);
+}

@@ -18,6 +18,9 @@ use crate::{Error, Result};
 
 const LOCK: &str = ".lock";
 
+/// What this program's folders can be told by: a checkpoint's configuration, and the header of a token folder.
+const MADE_HERE: [&str; 2] = ["config.json", "header.json"];
+
 /// A folder being written; dropped without [`commit`](Self::commit) it leaves nothing behind.
 #[derive(Debug)]
 pub struct OutputFolder {
@@ -32,7 +35,7 @@ pub struct OutputFolder {
 }
 
 /// Refuses an output that could not be written, without touching anything: an existing target
-/// (unless `force` may replace it, and then only if it is a checkpoint), or one that is, holds or lies
+/// (unless `force` may replace it, and then only if it is a checkpoint or a token folder), or one that is, holds or lies
 /// inside a source.
 pub fn check_target(target: &Path, force: bool, sources: &[&Path]) -> Result<()> {
     if partial_of(target).is_none() {
@@ -52,11 +55,12 @@ pub fn check_target(target: &Path, force: bool, sources: &[&Path]) -> Result<()>
             Error::file(target, "exists already").with_hint("choose another --out, or pass --force to replace it")
         );
     }
-    let is_checkpoint = metadata.is_dir() && (target.join("config.json").exists() || is_empty(target));
-    if !is_checkpoint {
+    let is_ours = MADE_HERE.iter().any(|name| target.join(name).exists());
+    if !(metadata.is_dir() && (is_ours || is_empty(target))) {
         return Err(Error::file(
             target,
-            "exists and is no checkpoint folder (no config.json), so --force does not replace it",
+            "exists and is neither a checkpoint nor a token folder (no config.json, no header.json), so --force does not \
+             replace it",
         )
         .with_hint("choose another --out"));
     }
@@ -146,6 +150,18 @@ impl OutputFolder {
     /// Where the folder will be.
     pub fn target(&self) -> &Path {
         &self.target
+    }
+
+    /// Removes what a killed run has left.
+    pub fn clear(&self) -> Result<()> {
+        let failed = |e| Error::io("list", &self.partial, e);
+        for entry in fs::read_dir(&self.partial).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.file_name() != LOCK {
+                fs::remove_file(entry.path()).map_err(|e| Error::io("remove", entry.path(), e))?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes a file durably.
@@ -246,7 +262,7 @@ impl Drop for OutputFolder {
 }
 
 /// Removes a folder under another name, so that a run that starts meanwhile cannot make its files in it.
-fn remove_at_once(folder: &Path) -> std::io::Result<()> {
+pub fn remove_at_once(folder: &Path) -> std::io::Result<()> {
     let doomed = folder.with_extension(format!("removed-{}", std::process::id()));
     fs::rename(folder, &doomed)?;
     fs::remove_dir_all(doomed)

@@ -17,14 +17,14 @@ use bam_convert::model::tokenizer::Tokenizer;
 use bam_convert::model::{CausalLm, LoadOptions};
 use clap::Args;
 
-use super::device::DeviceName;
+use super::device::{ComputeDtype, DeviceName, load_options};
 use super::printer::Printer;
 use super::{Outcome, Verdict};
 
 /// Measure models side by side: perplexity and bits per byte per domain, tasks, routing.
 ///
 /// Texts are cut into non-overlapping windows; each is read on its own, and all of its tokens but the first are scored.
-/// The average is the mean of the columns. Computed in float32 whatever the stored dtype.
+/// The average is the mean of the columns. Computed in float32 unless --dtype says otherwise.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  bam-convert eval seed btx bam --data code=code.txt --data law=law/\n  \
                         bam-convert eval bam --data code=code.txt --without law --report-routing")]
@@ -32,7 +32,8 @@ pub struct Arguments {
     /// Folders of the models.
     #[arg(value_name = "CKPT", required = true)]
     checkpoints: Vec<PathBuf>,
-    /// A domain: its name and a text file, JSON lines with a `text` field, or a folder of these (repeat).
+    /// A domain: its name and texts (a file, JSON lines or parquet with a `text` field, a folder or pattern of these), or
+    /// a token folder, of which the validation split is read (repeat).
     #[arg(long = "data", value_name = "NAME=PATH", value_parser = named_path, required_unless_present = "tasks")]
     data: Vec<(String, PathBuf)>,
     /// Tokens of a window.
@@ -71,6 +72,9 @@ pub struct Arguments {
     /// Where to compute.
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
     device: DeviceName,
+    /// In what to compute [default: f32 whatever the stored dtype].
+    #[arg(long, value_enum)]
+    dtype: Option<ComputeDtype>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -93,11 +97,14 @@ impl Arguments {
         let tokens = self.tokenise(domains)?;
         let total: usize = tokens.iter().flat_map(|domain| &domain.windows).map(|window| window.ids.len()).sum();
         let bar = printer.tokens_bar((total * self.checkpoints.len()) as u64, "scoring");
-        let device = self.device.open()?;
         let names = names(&self.checkpoints);
         let mut models = Vec::new();
         for (path, name) in self.checkpoints.iter().zip(names) {
-            let model = CausalLm::load(path, &LoadOptions { device: device.clone(), ..LoadOptions::default() })?;
+            let options = match self.dtype {
+                Some(_) => load_options(path, self.device, self.dtype)?,
+                None => LoadOptions { device: self.device.open()?, ..LoadOptions::default() },
+            };
+            let model = CausalLm::load(path, &options)?;
             models.push(self.measure(path, name, &model, &tokens, &tasks, &|tokens| bar.inc(tokens))?);
         }
         bar.finish_and_clear();

@@ -20,6 +20,8 @@ mod preview;
 mod printer;
 mod report;
 mod run;
+mod tokenize;
+mod train;
 mod upcycle;
 mod validate;
 mod work;
@@ -66,6 +68,8 @@ enum Command {
     Upcycle(upcycle::Arguments),
     Validate(validate::Arguments),
     Diff(diff::Arguments),
+    Tokenize(tokenize::Arguments),
+    Train(Box<train::Arguments>),
     Eval(eval::Arguments),
     Generate(generate::Arguments),
     Logits(logits::Arguments),
@@ -89,6 +93,8 @@ pub fn main() -> ExitCode {
         Command::Upcycle(arguments) => arguments.run(&printer),
         Command::Validate(arguments) => arguments.run(&printer),
         Command::Diff(arguments) => arguments.run(&printer),
+        Command::Tokenize(arguments) => arguments.run(&printer),
+        Command::Train(arguments) => arguments.run(&printer),
         Command::Eval(arguments) => arguments.run(&printer),
         Command::Generate(arguments) => arguments.run(&printer),
         Command::Logits(arguments) => arguments.run(&printer),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bam_convert::checkpoint::dtype::{self, Dtype};
-use bam_convert::family::{AttentionKv, Family, Method, TopK};
+use bam_convert::family::{AttentionKv, Family, Method, RouterBias, TopK};
 use bam_convert::surgery::Model;
 use bam_convert::surgery::router::RouterInit;
 use bam_convert::surgery::upcycle::{Expert, SEED, Settings, plan};
@@ -68,6 +68,13 @@ pub struct Arguments {
     /// Dtype of the routers [default: the checkpoint's].
     #[arg(long, value_name = "DTYPE", value_parser = float_dtype)]
     router_dtype: Option<Dtype>,
+    /// Biases of the routers, which start at zero: `logits`, or `choice` for feed-forward routers whose bias counts in
+    /// the choice of experts alone, to balance their load without a loss [default: none].
+    #[arg(long, value_enum)]
+    router_bias: Option<RouterBiasName>,
+    /// Give each expert a square matrix that its output passes, the identity at first: train these and the routers alone.
+    #[arg(long)]
+    adapters: bool,
     /// Seed of everything random.
     #[arg(long, value_name = "N", default_value_t = 0)]
     rng_seed: u64,
@@ -103,6 +110,23 @@ enum SharedKvName {
     Mean,
     /// The seed's.
     Seed,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RouterBiasName {
+    /// Added to the logits, before the softmax.
+    Logits,
+    /// Added to the gates where the largest are chosen, and nowhere else.
+    Choice,
+}
+
+impl RouterBiasName {
+    fn value(self) -> RouterBias {
+        match self {
+            Self::Logits => RouterBias::Logits,
+            Self::Choice => RouterBias::Choice,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -151,6 +175,8 @@ impl Arguments {
             router: self.router.clone(),
             attention_router: self.attention_router.as_ref().unwrap_or(&self.router).clone(),
             router_dtype: self.router_dtype,
+            router_bias: self.router_bias.map_or(RouterBias::None, RouterBiasName::value),
+            adapters: self.adapters,
             rng_seed: self.rng_seed,
         };
         let upcycling = plan(seed, experts, &settings)?;

@@ -67,7 +67,7 @@ pub struct Source {
     pub files: u64,
     /// Their length in bytes, as they lie on disk.
     pub bytes: u64,
-    /// SHA-256 over the SHA-256 (32 bytes each) of the files, in the order in which they were read; in hexadecimal.
+    /// SHA-256 over the SHA-256 of the files (64 hexadecimal digits each), in the order in which they were read.
     pub sha256: String,
 }
 

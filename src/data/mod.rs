@@ -4,12 +4,19 @@
 //! rows from a weighted [`mixture`] of such folders. Which row comes when is a function of the seed and the row's
 //! number alone, so that a run that stopped goes on anywhere.
 
+mod dedup;
+pub mod documents;
 pub mod folder;
 pub mod header;
+pub mod input;
 pub mod mixture;
 mod order;
+mod shards;
+mod split;
 #[cfg(test)]
 mod tests;
+pub mod tokenize;
+pub mod vocabulary;
 
 pub use folder::TokenFolder;
 pub use header::{Header, Split};

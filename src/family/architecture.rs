@@ -215,23 +215,30 @@ impl Architecture {
             return fault("num_key_value_heads", problem);
         }
         let (mut experts, mut attention_experts, mut ffn_width) = (1, 1, self.intermediate_size);
+        let (mut adapter, mut shared, mut more) = (0, 0, 0);
         if let Some(mixture) = &self.mixture {
             mixture.check(self.num_layers)?;
             experts = mixture.num_experts;
             attention_experts = mixture.num_attention_experts.max(1);
             ffn_width = ffn_width.max(mixture.moe_intermediate_size);
+            adapter = if mixture.expert_adapters { self.hidden_size } else { 0 };
+            shared = mixture.shared_expert_intermediate_size.unwrap_or(0);
+            // Adapters, biases of routers, the shared expert.
+            more = u128::from(experts + attention_experts + 9);
         }
         // Upper bounds: every layer as if it had every kind of tensor.
-        let [layers, d, experts, attention_experts, ffn] =
-            [self.num_layers, self.hidden_size, experts, attention_experts, ffn_width].map(u128::from);
-        let tensors = layers * (12 + 10 * attention_experts + 6 * experts);
+        let [layers, d, experts, attention_experts, ffn, adapter, shared] =
+            [self.num_layers, self.hidden_size, experts, attention_experts, ffn_width, adapter, shared].map(u128::from);
+        let tensors = layers * (12 + 10 * attention_experts + 6 * experts + more);
         if tensors > MOST_TENSORS {
             let problem =
                 format!("expected layers and experts that make at most {MOST_TENSORS} tensors, found {tensors}");
             return fault("num_hidden_layers", problem);
         }
         let attention = 4 * u128::from(width(self.num_heads)) * (d + 2);
-        let layer = attention_experts * (attention + 2 * d) + experts * (3 * (ffn + 1) * (d + 2) + d) + 4 * d;
+        let mlp = |width: u128| 3 * (width + 1) * (d + 2) + 2 * d;
+        let adapters = (attention_experts + experts) * adapter * d;
+        let layer = attention_experts * (attention + 2 * d) + experts * mlp(ffn) + mlp(shared) + adapters + 4 * d;
         if layers * layer + 2 * d * u128::from(self.vocab_size) > 1 << 57 {
             return fault("hidden_size", "expected a model of at most 2^57 parameters, found more".to_owned());
         }

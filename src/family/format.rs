@@ -147,6 +147,10 @@ pub(crate) struct TensorNames {
     pub(crate) down: String,
     pub(crate) ffn_router: Option<String>,
     pub(crate) attention_router: Option<String>,
+    pub(crate) shared_gate: Option<String>,
+    pub(crate) shared_up: Option<String>,
+    pub(crate) shared_down: Option<String>,
+    pub(crate) shared_expert_gate: Option<String>,
 }
 
 /// Names of the tensors of one expert, one field a [`Role`]; `{l}` stands for the layer, `{e}` for the expert.
@@ -162,6 +166,8 @@ pub(crate) struct ExpertTensorNames {
     pub(crate) gate: String,
     pub(crate) up: String,
     pub(crate) down: String,
+    pub(crate) attention_adapter: Option<String>,
+    pub(crate) ffn_adapter: Option<String>,
 }
 
 impl TensorNames {
@@ -186,6 +192,11 @@ impl TensorNames {
             Role::Down => Some(&self.down),
             Role::FfnRouter => self.ffn_router.as_deref(),
             Role::AttentionRouter => self.attention_router.as_deref(),
+            Role::SharedGate => self.shared_gate.as_deref(),
+            Role::SharedUp => self.shared_up.as_deref(),
+            Role::SharedDown => self.shared_down.as_deref(),
+            Role::SharedExpertGate => self.shared_expert_gate.as_deref(),
+            Role::AttentionAdapter | Role::FfnAdapter => None,
         }
     }
 }
@@ -203,6 +214,8 @@ impl ExpertTensorNames {
             Role::Gate => &self.gate,
             Role::Up => &self.up,
             Role::Down => &self.down,
+            Role::AttentionAdapter => return self.attention_adapter.as_deref(),
+            Role::FfnAdapter => return self.ffn_adapter.as_deref(),
             _ => return None,
         })
     }

@@ -2,12 +2,13 @@
 
 use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::architecture::{Architecture, Fault};
 use super::config::{Config, Found};
 use super::layout::{AttentionKv, Layers};
+use crate::checkpoint::json::kind;
 use crate::{Error, Result};
 
 /// Which parts of the dense models become experts.
@@ -70,6 +71,43 @@ impl TopK {
     }
 }
 
+/// The bias of routers, key `router_bias` of `config.json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouterBias {
+    /// There is none (`false`).
+    None,
+    /// Added to the logits of either kind of router, before the softmax (`true`; FlexOlmo).
+    Logits,
+    /// Added to the gates of feed-forward routers where the `top_k` largest are chosen, and nowhere else (`"choice"`):
+    /// what balances the load without a loss, and has no gradient.
+    Choice,
+}
+
+impl RouterBias {
+    fn parse(value: &Value) -> Result<Self, String> {
+        match value {
+            Value::Null | Value::Bool(false) => Ok(Self::None),
+            Value::Bool(true) => Ok(Self::Logits),
+            Value::String(text) if text == "choice" => Ok(Self::Choice),
+            other => Err(format!("expected true, false or \"choice\", found {}", kind(other))),
+        }
+    }
+
+    fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+}
+
+impl Serialize for RouterBias {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::None => serializer.serialize_bool(false),
+            Self::Logits => serializer.serialize_bool(true),
+            Self::Choice => serializer.serialize_str("choice"),
+        }
+    }
+}
+
 /// The experts of a mixture; every field is the key of the same name in `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Mixture {
@@ -93,13 +131,34 @@ pub struct Mixture {
     pub norm_topk_prob: bool,
     /// The same for attention experts.
     pub norm_topk_prob_attention: bool,
+    /// Inner width of the feed-forward network that every token goes to beside its experts; `None` where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared_expert_intermediate_size: Option<u64>,
+    /// Whether a sigmoid gate weights the shared expert.
+    #[serde(skip_serializing_if = "is_false")]
+    pub shared_expert_gate: bool,
+    /// Whether the output of each expert passes a matrix `[hidden, hidden]` of its own ("BAM with adapters", BTS 2025).
+    #[serde(skip_serializing_if = "is_false")]
+    pub expert_adapters: bool,
+    /// Biases of the routers.
+    #[serde(skip_serializing_if = "RouterBias::is_none")]
+    pub router_bias: RouterBias,
     /// Weight of the load-balancing loss.
     pub router_aux_loss_coef: f64,
     /// Weight of the router z-loss.
     pub router_z_loss_coef: f64,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde wants it
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 impl Mixture {
+    /// Keys that [`Serialize`] leaves out where they say that there is nothing.
+    pub(crate) const OPTIONAL_KEYS: [&str; 4] =
+        ["shared_expert_intermediate_size", "shared_expert_gate", "expert_adapters", "router_bias"];
+
     /// The paper's mixture of `num_experts` copies of a dense model, the seed counted: experts in all layers, keys and
     /// values per expert, one feed-forward expert a token, soft attention. Loss weights are ours; the paper gives none.
     pub fn new(dense: &Architecture, num_experts: u64) -> Self {
@@ -114,6 +173,10 @@ impl Mixture {
             num_attention_experts_per_tok: num_experts,
             norm_topk_prob: false,
             norm_topk_prob_attention: false,
+            shared_expert_intermediate_size: None,
+            shared_expert_gate: false,
+            expert_adapters: false,
+            router_bias: RouterBias::None,
             router_aux_loss_coef: 0.01,
             router_z_loss_coef: 0.001,
         }
@@ -152,6 +215,11 @@ impl Mixture {
             num_attention_experts_per_tok: attention_count("num_attention_experts_per_tok", num_attention_experts)?,
             norm_topk_prob: config.own_flag("norm_topk_prob")?.unwrap_or(usual.norm_topk_prob),
             norm_topk_prob_attention: config.own_flag("norm_topk_prob_attention")?.unwrap_or_default(),
+            shared_expert_intermediate_size: config.own_count("shared_expert_intermediate_size")?,
+            shared_expert_gate: config.own_flag("shared_expert_gate")?.unwrap_or_default(),
+            expert_adapters: config.own_flag("expert_adapters")?.unwrap_or_default(),
+            router_bias: RouterBias::parse(config.json.get("router_bias").unwrap_or(&Value::Null))
+                .map_err(|problem| Error::key(&config.path, "router_bias", problem))?,
             router_aux_loss_coef: number("router_aux_loss_coef", usual.router_aux_loss_coef)?,
             router_z_loss_coef: number("router_z_loss_coef", usual.router_z_loss_coef)?,
         })
@@ -169,10 +237,16 @@ impl Mixture {
             ("num_attention_experts", attention_experts, least, LARGEST),
             ("num_attention_experts_per_tok", self.num_attention_experts_per_tok, least, attention_experts),
             ("moe_intermediate_size", self.moe_intermediate_size, 1, LARGEST),
+            ("shared_expert_intermediate_size", self.shared_expert_intermediate_size.unwrap_or(1), 1, LARGEST),
         ] {
             if count < least || count > most {
                 return Err(Fault { key, problem: format!("expected {least} to {most}, found {count}") });
             }
+        }
+        if self.shared_expert_gate && self.shared_expert_intermediate_size.is_none() {
+            let problem =
+                "is true, but there is no shared expert: shared_expert_intermediate_size is not set".to_owned();
+            return Err(Fault { key: "shared_expert_gate", problem });
         }
         let lists = [("moe_layers", &self.moe_layers), ("attention_moe_layers", &self.attention_moe_layers)];
         for (key, layers) in lists {

@@ -25,7 +25,7 @@ pub use architecture::Architecture;
 pub use config::Config;
 pub use format::{Family, families};
 pub use layout::{AttentionKv, Block, Layers, MlpType, NormPosition, NormType, QkNorm};
-pub use mixture::{Method, Mixture, TopK};
+pub use mixture::{Method, Mixture, RouterBias, TopK};
 pub use spelling::both_spellings;
 pub use target::bam_config;
 pub use tensors::{Role, TensorSpec};

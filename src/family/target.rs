@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::architecture::Architecture;
 use super::config::Config;
 use super::layout::NormType;
+use super::mixture::Mixture;
 use super::spelling::{both_spellings, same_value};
 use crate::checkpoint::dtype::torch_name;
 
@@ -12,6 +13,10 @@ use crate::checkpoint::dtype::torch_name;
 /// the mixture differs, then the keys that a reader of a BAM checkpoint needs, each said explicitly.
 pub fn bam_config(seed: &Config, target: &Architecture) -> Map<String, Value> {
     let mut config = seed.json.clone();
+    // A reader of the mixture would take them for the mixture's, which says them where it has them.
+    for stray in Mixture::OPTIONAL_KEYS {
+        config.shift_remove(stray);
+    }
     let mut put = |key: &str, value: Value| {
         if !config.get(key).is_some_and(|present| same_value(present, &value)) {
             config.insert(key.to_owned(), value);

@@ -5,6 +5,7 @@ use std::fmt;
 use super::architecture::Architecture;
 use super::format::Family;
 use super::layout::{AttentionKv, Block, MlpType, NormPosition, QkNorm};
+use super::mixture::{Mixture, RouterBias};
 use crate::{Error, Result};
 
 /// What a tensor is for; a projection's bias has the role of its weight.
@@ -46,11 +47,23 @@ pub enum Role {
     FfnRouter,
     /// Router of the attention experts `[attention experts, hidden]`.
     AttentionRouter,
+    /// Gate projection of the shared expert `[its intermediate, hidden]`.
+    SharedGate,
+    /// Up projection of the shared expert `[its intermediate, hidden]`.
+    SharedUp,
+    /// Down projection of the shared expert `[hidden, its intermediate]`.
+    SharedDown,
+    /// What weights the shared expert, through a sigmoid `[1, hidden]`.
+    SharedExpertGate,
+    /// What the output of an attention expert passes `[hidden, hidden]`.
+    AttentionAdapter,
+    /// What the output of a feed-forward expert passes `[hidden, hidden]`.
+    FfnAdapter,
 }
 
 impl Role {
     /// Every role.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 24] = [
         Self::Embedding,
         Self::FinalNorm,
         Self::Head,
@@ -69,11 +82,41 @@ impl Role {
         Self::Down,
         Self::FfnRouter,
         Self::AttentionRouter,
+        Self::SharedGate,
+        Self::SharedUp,
+        Self::SharedDown,
+        Self::SharedExpertGate,
+        Self::AttentionAdapter,
+        Self::FfnAdapter,
     ];
 
     /// Whether each layer has its own.
     pub fn in_layer(self) -> bool {
         !matches!(self, Self::Embedding | Self::FinalNorm | Self::Head)
+    }
+
+    /// Whether it is a part of attention of which each attention expert may have its own.
+    pub fn of_attention(self) -> bool {
+        matches!(self, Self::Q | Self::K | Self::V | Self::O | Self::QNorm | Self::KNorm | Self::AttentionAdapter)
+    }
+
+    /// Whether it is a router.
+    pub fn is_router(self) -> bool {
+        matches!(self, Self::FfnRouter | Self::AttentionRouter)
+    }
+
+    /// Whether no dense model has such a tensor.
+    pub fn only_in_mixtures(self) -> bool {
+        self.is_router()
+            || matches!(
+                self,
+                Self::SharedGate
+                    | Self::SharedUp
+                    | Self::SharedDown
+                    | Self::SharedExpertGate
+                    | Self::AttentionAdapter
+                    | Self::FfnAdapter
+            )
     }
 
     /// The norms of a block, in the order in which it applies them.
@@ -113,6 +156,12 @@ impl fmt::Display for Role {
             Self::Down => "down",
             Self::FfnRouter => "ffn_router",
             Self::AttentionRouter => "attention_router",
+            Self::SharedGate => "shared_gate",
+            Self::SharedUp => "shared_up",
+            Self::SharedDown => "shared_down",
+            Self::SharedExpertGate => "shared_expert_gate",
+            Self::AttentionAdapter => "attention_adapter",
+            Self::FfnAdapter => "ffn_adapter",
         })
     }
 }
@@ -186,23 +235,29 @@ impl List<'_> {
             None => self.push_all(&attention)?,
             Some(mixture) => {
                 let shared = mixture.attention_kv == AttentionKv::Shared;
-                let (once, each): (Vec<Role>, Vec<Role>) =
+                let (once, mut each): (Vec<Role>, Vec<Role>) =
                     attention.into_iter().partition(|role| shared && matches!(role, Role::K | Role::V | Role::KNorm));
+                each.extend(mixture.expert_adapters.then_some(Role::AttentionAdapter));
                 self.push(Role::AttentionRouter)?;
                 self.push_all(&once)?;
                 self.push_experts(mixture.num_attention_experts, &each)?;
             }
         }
         self.push_all(&between)?;
-        let ffn: &[Role] = match architecture.mlp_type {
-            MlpType::Gated => &[Role::Gate, Role::Up, Role::Down],
-            MlpType::Plain => &[Role::Up, Role::Down],
-        };
+        let gated = architecture.mlp_type == MlpType::Gated;
+        let in_mlp = |role: &Role| gated || !matches!(role, Role::Gate | Role::SharedGate);
+        let mut ffn: Vec<Role> = [Role::Gate, Role::Up, Role::Down].into_iter().filter(in_mlp).collect();
         match architecture.mixture.as_ref().filter(|_| ffn_experts) {
-            None => self.push_all(ffn)?,
+            None => self.push_all(&ffn)?,
             Some(mixture) => {
+                ffn.extend(mixture.expert_adapters.then_some(Role::FfnAdapter));
                 self.push(Role::FfnRouter)?;
-                self.push_experts(mixture.num_experts, ffn)?;
+                self.push_experts(mixture.num_experts, &ffn)?;
+                if mixture.shared_expert_intermediate_size.is_some() {
+                    let shared = [Role::SharedGate, Role::SharedUp, Role::SharedDown];
+                    self.push_all(&shared.into_iter().filter(in_mlp).collect::<Vec<_>>())?;
+                    self.push_all(mixture.shared_expert_gate.then_some(Role::SharedExpertGate).as_slice())?;
+                }
             }
         }
         self.push_all(&after_ffn)
@@ -258,17 +313,23 @@ impl List<'_> {
     }
 
     fn has_bias(&self, role: Role) -> bool {
+        let router_bias = self.architecture.mixture.as_ref().map_or(RouterBias::None, |mixture| mixture.router_bias);
         match role {
             Role::Q | Role::K | Role::V => self.architecture.attention_bias,
             Role::O => self.architecture.attention_output_bias,
-            Role::Gate | Role::Up | Role::Down => self.architecture.mlp_bias,
+            Role::Gate | Role::Up | Role::Down | Role::SharedGate | Role::SharedUp | Role::SharedDown => {
+                self.architecture.mlp_bias
+            }
+            Role::FfnRouter => router_bias != RouterBias::None,
+            Role::AttentionRouter => router_bias == RouterBias::Logits,
             _ => false,
         }
     }
 
     fn shape(&self, role: Role) -> Vec<u64> {
         let a = self.architecture;
-        let experts = |count: fn(&super::Mixture) -> u64| a.mixture.as_ref().map_or(0, count);
+        let experts = |count: fn(&Mixture) -> u64| a.mixture.as_ref().map_or(0, count);
+        let shared = experts(|mixture| mixture.shared_expert_intermediate_size.unwrap_or(0));
         let ffn = match (&a.mixture, self.expert) {
             (Some(mixture), Some(_)) => mixture.moe_intermediate_size,
             _ => a.intermediate_size,
@@ -292,6 +353,10 @@ impl List<'_> {
             Role::Gate | Role::Up => vec![ffn, a.hidden_size],
             Role::Down => vec![a.hidden_size, ffn],
             Role::FfnRouter => vec![experts(|mixture| mixture.num_experts), a.hidden_size],
+            Role::SharedGate | Role::SharedUp => vec![shared, a.hidden_size],
+            Role::SharedDown => vec![a.hidden_size, shared],
+            Role::SharedExpertGate => vec![1, a.hidden_size],
+            Role::AttentionAdapter | Role::FfnAdapter => vec![a.hidden_size, a.hidden_size],
             Role::AttentionRouter => vec![experts(|mixture| mixture.num_attention_experts), a.hidden_size],
         }
     }

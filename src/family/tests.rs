@@ -115,6 +115,52 @@ fn tensors_of_a_mixture() {
 }
 
 #[test]
+fn parts_that_only_some_mixtures_have() {
+    let dense = Architecture::of(&small("llama", json!({}))).unwrap();
+    let all = Mixture {
+        moe_layers: Layers::List(vec![1]),
+        shared_expert_intermediate_size: Some(7),
+        shared_expert_gate: true,
+        expert_adapters: true,
+        router_bias: RouterBias::Logits,
+        ..Mixture::new(&dense, 2)
+    };
+    let d = dense.hidden_size;
+    let shapes_of = |mixture: &Mixture| shapes(&dense.upcycled(mixture.clone()));
+    let found = shapes_of(&all);
+    for (name, shape) in [
+        ("model.layers.1.mlp.shared_expert.gate_proj.weight", vec![7, d]),
+        ("model.layers.1.mlp.shared_expert.up_proj.weight", vec![7, d]),
+        ("model.layers.1.mlp.shared_expert.down_proj.weight", vec![d, 7]),
+        ("model.layers.1.mlp.shared_expert_gate.weight", vec![1, d]),
+        ("model.layers.1.mlp.experts.1.adapter.weight", vec![d, d]),
+        ("model.layers.0.self_attn.attention_experts.1.adapter.weight", vec![d, d]),
+        ("model.layers.1.mlp.router.bias", vec![2]),
+        ("model.layers.0.self_attn.router.bias", vec![2]),
+    ] {
+        assert_eq!(found.get(name), Some(&shape), "{name}");
+    }
+    assert!(!found.keys().any(|name| name.starts_with("model.layers.0.mlp.shared") || name.contains("0.mlp.router")));
+    let choice = shapes_of(&Mixture { router_bias: RouterBias::Choice, ..all.clone() });
+    assert!(choice.contains_key("model.layers.1.mlp.router.bias"));
+    assert!(!choice.contains_key("model.layers.0.self_attn.router.bias"), "attention routers have no bias of choice");
+    let plain = Architecture { mlp_type: MlpType::Plain, ..dense.clone() };
+    let plain = shapes(&plain.upcycled(all.clone()));
+    assert!(!plain.contains_key("model.layers.1.mlp.shared_expert.gate_proj.weight"));
+    assert!(plain.contains_key("model.layers.1.mlp.shared_expert_gate.weight"), "its own gate stays");
+
+    // Through config.json and back, each key said only where there is something to say.
+    let seed = small("llama", json!({"router_bias": "of no meaning to llama"}));
+    for mixture in [all.clone(), Mixture { router_bias: RouterBias::Choice, ..all }, Mixture::new(&dense, 2)] {
+        let written = bam_config(&seed, &dense.upcycled(mixture.clone()));
+        let read = Architecture::of(&config(Value::Object(written.clone()))).unwrap();
+        assert_eq!(read.mixture, Some(mixture.clone()));
+        assert_eq!(written.contains_key("router_bias"), mixture.router_bias != RouterBias::None);
+        assert_eq!(written.contains_key("shared_expert_gate"), mixture.shared_expert_gate);
+    }
+}
+
+#[test]
 fn biases_stand_beside_their_weights() {
     let dense = Architecture::of(&small("qwen2", json!({}))).unwrap();
     let names = names(&dense.upcycled(Mixture::new(&dense, 2)));
@@ -261,6 +307,14 @@ fn wrong_mixtures_are_refused_by_name() {
         (
             json!({"num_experts": 2, "num_attention_experts": 0}),
             "key `num_attention_experts`: expected a positive integer",
+        ),
+        (
+            json!({"num_experts": 2, "router_bias": "logits"}),
+            "key `router_bias`: expected true, false or \"choice\", found the string \"logits\"",
+        ),
+        (
+            json!({"num_experts": 2, "shared_expert_gate": true}),
+            "key `shared_expert_gate`: is true, but there is no shared expert",
         ),
     ] {
         let error = refused(&small("bam", changes.clone()));

@@ -4,14 +4,14 @@ use serde_json::Value as Json;
 
 use super::attention::{Attention, Heads, KeyValue};
 use super::block::Block;
-use super::feed_forward::{Activation, FeedForward, Mlp};
+use super::feed_forward::{Activation, FeedForward, Mlp, SharedExpert};
 use super::linear::{Linear, Matrix};
 use super::norm::Norm;
 use super::params::{Mode, Params, Value};
-use super::router::Router;
+use super::router::{Bias, Router};
 use crate::error::nearest;
 use crate::family::{
-    Architecture, AttentionKv, Block as Layout, Config, MlpType, NormPosition, NormType, QkNorm, Role,
+    Architecture, AttentionKv, Block as Layout, Config, MlpType, NormPosition, NormType, QkNorm, Role, RouterBias,
 };
 use crate::{Error, Result};
 
@@ -22,6 +22,9 @@ pub(super) struct Builder<'a> {
     pub(super) config: &'a Config,
     pub(super) mode: Mode,
 }
+
+/// The feed-forward network of a layer or expert.
+const MLP: [Role; 3] = [Role::Gate, Role::Up, Role::Down];
 
 /// A layer, and an expert of it or none.
 type Place = (u64, Option<u64>);
@@ -71,7 +74,8 @@ impl Builder<'_> {
         };
         let heads = places.iter().map(|place| {
             let (q, o) = (self.linear(Role::Q, *place)?, self.linear(Role::O, *place)?);
-            Ok(Heads { q, o, q_norm: qk_norm(Role::QNorm, *place)? })
+            let adapter = self.adapter(Role::AttentionAdapter, *place)?;
+            Ok(Heads { q, o, adapter, q_norm: qk_norm(Role::QNorm, *place)? })
         });
         let kv_places = if shared { vec![(layer, None)] } else { places.clone() };
         let key_values = kv_places.into_iter().map(|place| {
@@ -82,6 +86,7 @@ impl Builder<'_> {
             None => None,
             Some(mixture) => Some(Router {
                 weight: self.matrix(Role::AttentionRouter, (layer, None))?,
+                bias: self.router_bias(Role::AttentionRouter, layer)?,
                 experts: mixture.num_attention_experts as usize,
                 top_k: mixture.num_attention_experts_per_tok as usize,
                 normalise: mixture.norm_topk_prob_attention,
@@ -101,25 +106,47 @@ impl Builder<'_> {
     fn feed_forward(&self, layer: u64, activation: Activation) -> Result<FeedForward> {
         let Some(mixture) = self.architecture.mixture.as_ref().filter(|mixture| mixture.moe_layers.contains(layer))
         else {
-            return Ok(FeedForward::Dense(self.mlp((layer, None), activation)?));
+            return Ok(FeedForward::Dense(self.mlp(MLP, (layer, None), activation)?));
         };
         let router = Router {
             weight: self.matrix(Role::FfnRouter, (layer, None))?,
+            bias: self.router_bias(Role::FfnRouter, layer)?,
             experts: mixture.num_experts as usize,
             top_k: mixture.num_experts_per_tok as usize,
             normalise: mixture.norm_topk_prob,
         };
-        let experts = (0..mixture.num_experts).map(|expert| self.mlp((layer, Some(expert)), activation));
-        Ok(FeedForward::Experts { router, experts: experts.collect::<Result<_>>()? })
+        let experts = (0..mixture.num_experts).map(|expert| self.mlp(MLP, (layer, Some(expert)), activation));
+        let shared = match mixture.shared_expert_intermediate_size {
+            None => None,
+            Some(_) => {
+                let roles = [Role::SharedGate, Role::SharedUp, Role::SharedDown];
+                let gate = mixture.shared_expert_gate.then(|| self.matrix(Role::SharedExpertGate, (layer, None)));
+                Some(SharedExpert { mlp: self.mlp(roles, (layer, None), activation)?, gate: gate.transpose()? })
+            }
+        };
+        Ok(FeedForward::Experts { router, experts: experts.collect::<Result<_>>()?, shared })
     }
 
-    fn mlp(&self, place: Place, activation: Activation) -> Result<Mlp> {
+    /// A network of gate, up and down projection.
+    fn mlp(&self, [gate, up, down]: [Role; 3], place: Place, activation: Activation) -> Result<Mlp> {
         let gate = match self.architecture.mlp_type {
-            MlpType::Gated => Some(self.linear(Role::Gate, place)?),
+            MlpType::Gated => Some(self.linear(gate, place)?),
             MlpType::Plain => None,
         };
-        let (up, down) = (self.linear(Role::Up, place)?, self.linear(Role::Down, place)?);
-        Ok(Mlp { gate, up, down, activation, mode: self.mode })
+        let (up, down) = (self.linear(up, place)?, self.linear(down, place)?);
+        Ok(Mlp { gate, up, down, adapter: self.adapter(Role::FfnAdapter, place)?, activation, mode: self.mode })
+    }
+
+    /// The adapter of an expert, where experts have one.
+    fn adapter(&self, role: Role, place: Place) -> Result<Option<Matrix>> {
+        let adapters = self.architecture.mixture.as_ref().is_some_and(|mixture| mixture.expert_adapters);
+        (adapters && place.1.is_some()).then(|| self.matrix(role, place)).transpose()
+    }
+
+    fn router_bias(&self, role: Role, layer: u64) -> Result<Bias> {
+        let Some(bias) = self.params.at(role, true, Some(layer), None) else { return Ok(Bias::None) };
+        let of_choice = self.architecture.mixture.as_ref().is_some_and(|m| m.router_bias == RouterBias::Choice);
+        Ok(if of_choice { Bias::Choice(plain(bias)?) } else { Bias::Logits(plain(bias)?) })
     }
 
     fn linear(&self, role: Role, place: Place) -> Result<Linear> {

@@ -1,9 +1,10 @@
 //! Conversations as a model was trained to read them: the checkpoint's chat template.
 //!
 //! Rendered as transformers renders it: Jinja with `trim_blocks` and `lstrip_blocks`, the variables `messages`,
-//! `add_generation_prompt` and the special tokens, and `raise_exception`. A template is input like any other: it has no
-//! files, no clock, and a bounded number of steps.
+//! `add_generation_prompt` and the special tokens, and the functions `raise_exception` and `strftime_now`. A template is
+//! input like any other: it has no files, and a bounded number of steps. With the clock it may say what day it is.
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
@@ -96,11 +97,21 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
+        environment.add_function("strftime_now", now);
         let special = minijinja::Value::from(Serde(&self.special));
         let messages = Serde(messages);
         let variables = context! { messages, add_generation_prompt, ..special };
         environment.render_str(&self.source, variables).map_err(failed)
     }
+}
+
+/// The local time in a format of C's `strftime`.
+fn now(format: &str) -> Result<String, minijinja::Error> {
+    let mut text = String::new();
+    write!(text, "{}", chrono::Local::now().format(format)).map_err(|_| {
+        minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: `{format}` is no format of a time"))
+    })?;
+    Ok(text)
 }
 
 /// The special tokens by the names that templates know them by, such as `bos_token`.
@@ -141,6 +152,20 @@ mod tests {
     fn a_template_can_refuse() {
         let error = template("{{ raise_exception('no system, please') }}").render(&[user("a")], true).unwrap_err();
         assert!(error.to_string().contains("no system, please"), "{error}");
+    }
+
+    #[test]
+    fn a_template_knows_the_day() {
+        let source = "{{ strftime_now('%d %b %Y') }}|{{ strftime_now('%Y-%m-%d') }}|{{ strftime_now('no time') }}";
+        let text = template(source).render(&[user("a")], true).unwrap();
+        let [day, date, plain] = text.split('|').collect::<Vec<_>>()[..] else { panic!("{text}") };
+        let read = |text, format| chrono::NaiveDate::parse_from_str(text, format).unwrap();
+        let today = chrono::Local::now().date_naive();
+        // Midnight may pass between two calls.
+        assert!((today - read(day, "%d %b %Y")).num_days() <= 1 && (today - read(date, "%Y-%m-%d")).num_days() <= 1);
+        assert_eq!(plain, "no time");
+        let error = template("{{ strftime_now('%Q') }}").render(&[user("a")], true).unwrap_err();
+        assert!(error.to_string().contains("`%Q` is no format of a time"), "{error}");
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Feed-forward networks, ordinary or of experts (BAM, section 3.3).
 
 use candle_core::{D, Result, Tensor};
+use candle_nn::ops::sigmoid;
 use rayon::prelude::*;
 
+use super::fused;
 use super::kernels::silu_multiply;
-use super::linear::{Linear, forward_together};
+use super::linear::{Linear, Matrix, forward_together};
 use super::params::Mode;
 use super::pass::{Pass, on_cpu};
 use super::router::{Router, Routing};
@@ -56,6 +58,8 @@ pub(super) struct Mlp {
     pub(super) gate: Option<Linear>,
     pub(super) up: Linear,
     pub(super) down: Linear,
+    /// What the output passes, in experts with adapters.
+    pub(super) adapter: Option<Matrix>,
     pub(super) activation: Activation,
     pub(super) mode: Mode,
 }
@@ -63,6 +67,9 @@ pub(super) struct Mlp {
 impl Mlp {
     /// `[.., hidden]` to `[.., hidden]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if self.can_fuse(x) {
+            return fused_experts(x, &[self], None);
+        }
         let inner = match &self.gate {
             Some(gate) => {
                 let both = forward_together(&[gate, &self.up], x)?;
@@ -70,7 +77,17 @@ impl Mlp {
             }
             None => self.activation.apply(&self.up.forward(x)?)?,
         };
-        self.down.forward(&inner)
+        let out = self.down.forward(&inner)?;
+        self.adapter.as_ref().map_or(Ok(out.clone()), |adapter| adapter.multiply(&out))
+    }
+
+    /// Whether it can be one operation, for training on the CPU.
+    fn can_fuse(&self, x: &Tensor) -> bool {
+        self.mode == Mode::Train
+            && on_cpu(x)
+            && self.activation == Activation::Silu
+            && self.gate.is_some()
+            && self.adapter.is_none()
     }
 
     /// `act(gate) · up`.
@@ -95,7 +112,25 @@ impl Mlp {
 #[derive(Debug, Clone)]
 pub(super) enum FeedForward {
     Dense(Mlp),
-    Experts { router: Router, experts: Vec<Mlp> },
+    Experts { router: Router, experts: Vec<Mlp>, shared: Option<SharedExpert> },
+}
+
+/// A network that every token goes to beside its experts.
+#[derive(Debug, Clone)]
+pub(super) struct SharedExpert {
+    pub(super) mlp: Mlp,
+    /// `[1, hidden]`: its product with a token, through a sigmoid, weights the output for that token.
+    pub(super) gate: Option<Matrix>,
+}
+
+impl SharedExpert {
+    fn forward(&self, h: &Tensor) -> Result<Tensor> {
+        let out = self.mlp.forward(h)?;
+        match &self.gate {
+            Some(gate) => out.broadcast_mul(&sigmoid(&gate.multiply(h)?)?),
+            None => Ok(out),
+        }
+    }
 }
 
 impl FeedForward {
@@ -103,17 +138,42 @@ impl FeedForward {
     pub(super) fn forward(&self, h: &Tensor, pass: &Pass) -> Result<(Tensor, Option<Routing>)> {
         match self {
             Self::Dense(mlp) => Ok((mlp.forward(h)?, None)),
-            Self::Experts { router, experts } => {
+            Self::Experts { router, experts, shared } => {
                 let routing = router.route(h, pass.overrides.top_k, &pass.overrides.dropped)?;
-                let out = if routing.chosen.dim(D::Minus1)? == experts.len() {
+                let out = if experts.iter().all(|expert| expert.can_fuse(h)) {
+                    fused_experts(h, &experts.iter().collect::<Vec<_>>(), Some(&routing))?
+                } else if routing.chosen.dim(D::Minus1)? == experts.len() {
                     all_experts(h, experts, &routing)?
                 } else {
                     chosen_experts(h, experts, &routing)?
+                };
+                let out = match shared {
+                    Some(shared) => (out + shared.forward(h)?)?,
+                    None => out,
                 };
                 Ok((out, Some(routing)))
             }
         }
     }
+}
+
+/// The networks as one operation, for training on the CPU.
+fn fused_experts(h: &Tensor, experts: &[&Mlp], routing: Option<&Routing>) -> Result<Tensor> {
+    let (mut weights, mut parts) = (Vec::new(), Vec::new());
+    for Mlp { gate, up, down, .. } in experts {
+        let Some(gate) = gate else { candle_core::bail!("a network without a gate is not fused") };
+        parts.push(fused::Mlp { gate: gate.fused()?, up: up.fused()?, down: down.fused()? });
+        weights.extend([gate, up, down].into_iter().flat_map(Linear::tensors));
+    }
+    let routed = match routing {
+        Some(Routing { gates, chosen, .. }) => {
+            let k = chosen.dim(D::Minus1)?;
+            let places = fused::Places::new(&chosen.flatten_all()?.to_vec1::<u32>()?, k, experts.len());
+            Some((gates, places))
+        }
+        None => None,
+    };
+    fused::mlp(h, routed, &weights, parts)
 }
 
 /// Every token through every expert, weighted.

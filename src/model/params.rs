@@ -161,7 +161,7 @@ impl Params {
             let entry = checkpoint.tensor(&spec.name)?;
             if let (Some(pages), Encoding::Plain(Dtype::BF16), [rows, columns]) =
                 (&pages[entry.file], entry.encoding, &spec.shape[..])
-                && !matches!(spec.role, Role::FfnRouter | Role::AttentionRouter | Role::QNorm | Role::KNorm)
+                && !(spec.role.is_router() || matches!(spec.role, Role::QNorm | Role::KNorm))
             {
                 let stored = StoredMatrix::new(pages, entry.offset as usize, *rows as usize, *columns as usize);
                 return Ok(Value::Stored(Arc::new(stored)));
@@ -224,6 +224,11 @@ impl Params {
     /// All parameters, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Parameter)> {
         self.parameters.iter().map(|(name, parameter)| (name.as_str(), parameter))
+    }
+
+    /// The parameter of this name.
+    pub fn get(&self, name: &str) -> Option<&Parameter> {
+        self.parameters.get(name)
     }
 
     /// The parameters that get gradients, by name.

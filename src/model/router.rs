@@ -26,7 +26,7 @@ pub struct Routing {
     pub probabilities: Tensor,
     /// Weights of the experts' outputs, zero for those not chosen `[batch, seq, experts]`.
     pub gates: Tensor,
-    /// Numbers (u32) of the chosen experts, largest gate first `[batch, seq, top_k]`; in order where all are chosen.
+    /// Numbers (u32) of the chosen experts, the best first `[batch, seq, top_k]`; in order where all are chosen.
     pub chosen: Tensor,
 }
 
@@ -39,10 +39,21 @@ pub struct LayerRouting {
     pub attention: Option<Routing>,
 }
 
+/// The bias `[experts]` of a router.
+#[derive(Debug, Clone)]
+pub(super) enum Bias {
+    None,
+    /// Added to the logits.
+    Logits(Tensor),
+    /// Added to the gates where the largest are chosen; has no gradient.
+    Choice(Tensor),
+}
+
 /// A softmax router with its weight `[experts, hidden]`.
 #[derive(Debug, Clone)]
 pub(super) struct Router {
     pub(super) weight: Matrix,
+    pub(super) bias: Bias,
     pub(super) experts: usize,
     pub(super) top_k: usize,
     /// Whether the chosen gates are divided by their sum.
@@ -55,12 +66,19 @@ impl Router {
         let (batch, seq, _) = h.dims3()?;
         let dtype = at_least_f32(h.dtype());
         let mut logits = self.logits(&h.to_dtype(dtype)?)?;
+        if let Bias::Logits(bias) = &self.bias {
+            logits = logits.broadcast_add(&bias.to_dtype(dtype)?)?;
+        }
         let left = (0..self.experts).filter(|expert| !dropped.contains(expert)).count();
-        if left < self.experts {
+        let without_dropped = |scores: Tensor| -> Result<Tensor> {
+            if left == self.experts {
+                return Ok(scores);
+            }
             let mask: Vec<f64> =
                 (0..self.experts).map(|e| if dropped.contains(&e) { f64::NEG_INFINITY } else { 0.0 }).collect();
-            logits = logits.broadcast_add(&Tensor::new(mask, h.device())?.to_dtype(dtype)?)?;
-        }
+            scores.broadcast_add(&Tensor::new(mask, h.device())?.to_dtype(dtype)?)
+        };
+        let logits = without_dropped(logits)?;
         let probabilities = softmax(&logits, D::Minus1)?;
         let top_k = top_k.unwrap_or(self.top_k).min(left);
         if top_k == self.experts {
@@ -68,7 +86,13 @@ impl Router {
             let chosen = Tensor::new(all, h.device())?.broadcast_as((batch, seq, self.experts))?;
             return Ok(Routing { logits, gates: probabilities.clone(), probabilities, chosen });
         }
-        let (chosen, mask) = largest(&probabilities, top_k)?;
+        let (chosen, mask) = match &self.bias {
+            Bias::Choice(bias) => {
+                let scores = probabilities.detach().broadcast_add(&bias.detach().to_dtype(dtype)?)?;
+                largest(&without_dropped(scores)?, top_k)?
+            }
+            Bias::None | Bias::Logits(_) => largest(&probabilities, top_k)?,
+        };
         let mut gates = (&probabilities * mask)?;
         if self.normalise {
             gates = gates.broadcast_div(&gates.sum_keepdim(D::Minus1)?)?;
@@ -86,12 +110,12 @@ impl Router {
     }
 }
 
-/// The `k` largest of each token's probabilities: their numbers `[batch, seq, k]`, and a mask of ones and zeros.
+/// The `k` largest of each token's scores: their numbers `[batch, seq, k]`, and a mask of ones and zeros.
 ///
 /// Chosen on the host, where ties go to the lower number; the choice itself has no gradient.
-fn largest(probabilities: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
-    let (batch, seq, experts) = probabilities.dims3()?;
-    let rows = probabilities.detach().to_dtype(DType::F64)?.reshape((batch * seq, experts))?.to_vec2::<f64>()?;
+fn largest(scores: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
+    let (batch, seq, experts) = scores.dims3()?;
+    let rows = scores.detach().to_dtype(DType::F64)?.reshape((batch * seq, experts))?.to_vec2::<f64>()?;
     let mut chosen = Vec::with_capacity(batch * seq * k);
     let mut mask = vec![0f64; batch * seq * experts];
     for (row, mask) in rows.iter().zip(mask.chunks_exact_mut(experts)) {
@@ -102,8 +126,8 @@ fn largest(probabilities: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
             mask[*expert] = 1.0;
         }
     }
-    let device = probabilities.device();
+    let device = scores.device();
     let chosen = Tensor::from_vec(chosen, (batch, seq, k), device)?;
-    let mask = Tensor::from_vec(mask, (batch, seq, experts), device)?.to_dtype(probabilities.dtype())?;
+    let mask = Tensor::from_vec(mask, (batch, seq, experts), device)?.to_dtype(scores.dtype())?;
     Ok((chosen, mask))
 }

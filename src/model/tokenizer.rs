@@ -28,27 +28,67 @@ pub struct Encoded {
 impl Tokenizer {
     /// Loads `tokenizer.json` of the checkpoint in `folder`, whose model has `vocab_size` embeddings.
     ///
-    /// Truncation and padding that the file may ask for are left out, as transformers leaves them out. A tokenizer with
-    /// ids beyond the vocabulary is refused.
+    /// A tokenizer with ids beyond the vocabulary is refused.
     pub fn load(folder: &Path, vocab_size: u64) -> Result<Self> {
         let path = folder.join(FILE);
         if !path.exists() {
             return Err(Error::file(&path, "is missing: the checkpoint cannot turn text into tokens")
                 .with_hint("copy the tokenizer.json of the model that it was made from"));
         }
-        let mut inner = Inner::from_bytes(json::read_bytes(&path)?)
-            .map_err(|e| Error::file(&path, format!("expected a tokenizer of the `tokenizers` library: {e}")))?;
-        inner.with_padding(None);
-        // Only truncation that is asked for can fail.
-        inner.with_truncation(None).map_err(|e| Error::file(&path, e.to_string()))?;
-        if let Some((token, id)) = inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id)
+        let tokenizer = Self::open(&path)?;
+        if let Some((token, id)) = tokenizer.highest()
             && u64::from(id) >= vocab_size
         {
             let problem =
                 format!("has the token id {id} (`{token}`), but the model's vocabulary has {vocab_size} (vocab_size)");
             return Err(Error::file(&path, problem).with_hint("is the tokenizer the one of this model?"));
         }
-        Ok(Self { path, inner })
+        Ok(tokenizer)
+    }
+
+    /// Reads a `tokenizer.json`, wherever it lies.
+    ///
+    /// Truncation and padding that the file may ask for are left out, as transformers leaves them out.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut inner = Inner::from_bytes(json::read_bytes(path)?)
+            .map_err(|e| Error::file(path, format!("expected a tokenizer of the `tokenizers` library: {e}")))?;
+        inner.with_padding(None);
+        // Only truncation that is asked for can fail.
+        inner.with_truncation(None).map_err(|e| Error::file(path, e.to_string()))?;
+        Ok(Self { path: path.to_path_buf(), inner })
+    }
+
+    /// The highest id plus one.
+    pub fn vocab_size(&self) -> u64 {
+        self.highest().map_or(0, |(_, id)| u64::from(id) + 1)
+    }
+
+    fn highest(&self) -> Option<(String, u32)> {
+        self.inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id)
+    }
+
+    /// The id of a token.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The tokens that stand for no text of their own, such as the end of a text, in order of their ids.
+    pub fn special_tokens(&self) -> Vec<String> {
+        let mut found: Vec<(u32, String)> = self
+            .inner
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(_, token)| token.special)
+            .map(|(id, token)| (id, token.content))
+            .collect();
+        found.sort();
+        found.into_iter().map(|(_, token)| token).collect()
+    }
+
+    /// Token ids of `text` with the tokens around it that the tokenizer asks for; faster than [`encode`](Self::encode).
+    pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, true).map_err(|e| self.failed("encode a text", &*e))?;
+        Ok(encoding.get_ids().to_vec())
     }
 
     /// The file it was loaded from.

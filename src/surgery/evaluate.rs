@@ -17,6 +17,7 @@ enum Node<'a> {
     Uniform { draws: Draws, std: f64 },
     Orthogonal { draws: Draws, gain: f64, rows: usize, columns: usize },
     Constant(f64),
+    Identity { columns: u64 },
 }
 
 /// The tensors of a plan, ready to be computed.
@@ -178,6 +179,12 @@ impl Node<'_> {
                 out.fill(*value);
                 Ok(())
             }
+            Self::Identity { columns } => {
+                for (element, value) in (first..).zip(out) {
+                    *value = if element / columns == element % columns { 1.0 } else { 0.0 };
+                }
+                Ok(())
+            }
         }
     }
 
@@ -267,6 +274,11 @@ fn compile<'a>(expression: &'a Expression, layout: &TensorLayout, sources: &'a [
                 )));
             }
         },
+        Expression::Trained { of } => return Err(fault(format!("training {of} cannot be computed again"))),
         Expression::Constant { value } => Node::Constant(*value),
+        Expression::Identity => match layout.shape[..] {
+            [rows, columns] if rows == columns && rows > 0 => Node::Identity { columns },
+            _ => return Err(fault(format!("the identity is a square matrix, found {:?}", layout.shape))),
+        },
     })
 }

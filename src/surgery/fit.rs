@@ -40,7 +40,13 @@ fn check_config(reference: &Model, other: &Model) -> Result<()> {
         (key("logit_scale"), a.logit_scale.into(), b.logit_scale.into()),
         (key("sliding_window"), a.sliding_window.into(), b.sliding_window.into()),
     ];
-    for (key, expected, found) in compared {
+    let layers = |model: &Model, name: &str| match model.architecture.sliding_window {
+        Some(_) => model.config.json.get(name).cloned().unwrap_or(Value::Null),
+        None => Value::Null,
+    };
+    let windows =
+        ["layer_types", "max_window_layers"].map(|name| (key(name), layers(reference, name), layers(other, name)));
+    for (key, expected, found) in compared.into_iter().chain(windows) {
         if expected != found {
             let problem = format!("is {found}, but {} has {expected}", reference.config.path.display());
             return Err(Error::key(&other.config.path, &key, problem)

@@ -13,7 +13,7 @@ use crate::checkpoint::Dtype;
 use crate::checkpoint::expression::Expression;
 use crate::family::{Architecture, Config, Role, TensorSpec, both_spellings};
 
-/// How a fresh tensor starts: weights from N(0, std²), norms at 1, biases at 0.
+/// How a fresh tensor starts: weights from N(0, std²), norms at 1, biases at 0, adapters as the identity.
 pub fn fresh(spec: &TensorSpec, std: f64, seed: u64) -> Expression {
     let norm = matches!(
         spec.role,
@@ -25,10 +25,11 @@ pub fn fresh(spec: &TensorSpec, std: f64, seed: u64) -> Expression {
             | Role::QNorm
             | Role::KNorm
     );
-    match (spec.bias, norm) {
+    match (spec.bias, spec.role) {
         (true, _) => Expression::Constant { value: 0.0 },
-        (false, true) => Expression::Constant { value: 1.0 },
-        (false, false) => Expression::Normal { std, seed },
+        (false, Role::AttentionAdapter | Role::FfnAdapter) => Expression::Identity,
+        (false, _) if norm => Expression::Constant { value: 1.0 },
+        (false, _) => Expression::Normal { std, seed },
     }
 }
 

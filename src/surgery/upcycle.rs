@@ -17,7 +17,7 @@ use super::router::{ROUTER_SOURCE, RouterInit};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
-use crate::family::{Architecture, AttentionKv, Method, Mixture, Role, TensorSpec, TopK, bam_config};
+use crate::family::{Architecture, AttentionKv, Method, Mixture, Role, RouterBias, TensorSpec, TopK, bam_config};
 use crate::{Error, Result};
 
 /// Settings of an upcycling, defaults resolved.
@@ -45,6 +45,10 @@ pub struct Settings {
     pub attention_router: RouterInit,
     /// Dtype of routers; the checkpoint's where absent.
     pub router_dtype: Option<Dtype>,
+    /// Biases of the routers, which start at zero.
+    pub router_bias: RouterBias,
+    /// Whether each expert gets an adapter on its output, which starts as the identity (BTS, Zhang et al. 2025).
+    pub adapters: bool,
     /// Seed of all random draws.
     pub rng_seed: u64,
 }
@@ -189,6 +193,8 @@ fn mixture(dense: &Architecture, experts: u64, attention_experts: u64, settings:
         num_experts_per_tok: top_k,
         num_attention_experts_per_tok: attention_top_k,
         norm_topk_prob: settings.norm_topk_prob,
+        expert_adapters: settings.adapters,
+        router_bias: settings.router_bias,
         ..Mixture::new(dense, experts)
     })
 }
@@ -250,7 +256,13 @@ impl Work<'_> {
         };
         if let Some(init) = init {
             let dtype = settings.router_dtype.unwrap_or_else(|| self.models[0].main_dtype());
+            if spec.bias {
+                return Ok((dtype, self.fresh(spec)));
+            }
             return Ok((dtype, init.expression(&spec.name, dtype, &spec.shape, settings.rng_seed, router_file)?));
+        }
+        if spec.role.only_in_mixtures() {
+            return Ok((self.models[0].main_dtype(), self.fresh(spec)));
         }
         let of_model = |model: usize| -> Result<(&Model, &TensorSpec, Dtype)> {
             let found = dense[model].get(&(spec.role, spec.bias, spec.layer)).ok_or_else(|| {
@@ -267,8 +279,7 @@ impl Work<'_> {
             Ok((dtype, Expression::copy(&model.source.name, &found.name)))
         };
         if let Some(expert) = spec.expert {
-            let attention = matches!(spec.role, Role::Q | Role::K | Role::V | Role::O | Role::QNorm | Role::KNorm);
-            let origins = if attention { self.attention_origins } else { self.origins };
+            let origins = if spec.role.of_attention() { self.attention_origins } else { self.origins };
             return match origins[expert as usize] {
                 Origin::Model(model) => copy_of(model),
                 Origin::Random => Ok((of_model(0)?.2, self.fresh(spec))),
@@ -298,7 +309,7 @@ impl Work<'_> {
         Ok((dtype, Expression::Mean { of: parts }))
     }
 
-    /// A freshly initialised expert's tensor, as the family's own models start.
+    /// A tensor that no model has, or of a freshly initialised expert: as the family's own models start.
     fn fresh(&self, spec: &TensorSpec) -> Expression {
         let std = self.models[0].architecture.initializer_range;
         super::init::fresh(spec, std, self.settings.rng_seed)
@@ -329,6 +340,8 @@ fn recorded(settings: &Settings, names: &[String], architecture: &Architecture) 
     put("no_seed_expert", json!(!settings.seed_expert));
     put("seed_copies", json!(settings.seed_copies));
     put("router", json!(settings.router.to_string()));
+    put("router_bias", json!(settings.router_bias));
+    put("adapters", json!(settings.adapters));
     put("router_dtype", json!(settings.router_dtype.map(dtype::name)));
     put("rng_seed", json!(settings.rng_seed));
     map

@@ -309,6 +309,8 @@ fn part(role: Role) -> &'static str {
     match role {
         Role::Q | Role::K | Role::V | Role::O | Role::QNorm | Role::KNorm => "attention",
         Role::Gate | Role::Up | Role::Down => "feed-forward",
+        Role::SharedGate | Role::SharedUp | Role::SharedDown | Role::SharedExpertGate => "shared expert",
+        Role::AttentionAdapter | Role::FfnAdapter => "adapters",
         Role::Embedding | Role::Head => "embeddings",
         Role::FfnRouter | Role::AttentionRouter => "routers",
         Role::FinalNorm

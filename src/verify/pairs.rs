@@ -113,7 +113,7 @@ pub(super) fn by_role(a: &Side, b: &Side) -> Pairing {
                 let group = Some(Group { expert: spec.expert, role: spec.role });
                 pairing.pairs.push(Pair { a: (*name).to_owned(), b: spec.name.clone(), group });
             }
-            _ if matches!(spec.role, Role::FfnRouter | Role::AttentionRouter) => pairing.new_b.push(spec.name.clone()),
+            _ if spec.role.only_in_mixtures() => pairing.new_b.push(spec.name.clone()),
             _ => pairing.only_b.push(spec.name.clone()),
         }
     }

@@ -68,6 +68,8 @@ impl Samples {
             attention_router: router.clone(),
             router,
             router_dtype: None,
+            router_bias: crate::family::RouterBias::None,
+            adapters: false,
             rng_seed: 0,
         };
         let made = upcycle::plan(Model::open("seed", seed).unwrap(), experts.collect(), &settings).unwrap();

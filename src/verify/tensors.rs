@@ -7,7 +7,7 @@ use super::validate::Subject;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::{Dtype, Encoding, TensorEntry, dtype};
 use crate::error::nearest;
-use crate::family::{Architecture, Layers, Role, TensorSpec};
+use crate::family::{Architecture, Layers, TensorSpec};
 use crate::table;
 use crate::{Error, Result};
 
@@ -179,7 +179,8 @@ pub(super) fn routers(checkpoint: &Checkpoint, architecture: &Architecture) -> R
     }
     let mut specs = specs_of(checkpoint, architecture)?.unwrap_or_default();
     specs.retain(|spec| {
-        matches!(spec.role, Role::FfnRouter | Role::AttentionRouter)
+        spec.role.is_router()
+            && !spec.bias
             && checkpoint
                 .tensors
                 .get(&spec.name)

@@ -69,6 +69,8 @@ BY_HAND = {
     "window layers": dict(sliding_window=5, layer_types=["sliding_attention", "full_attention"], attention_kv="shared"),
     "window unused": dict(sliding_window=5, use_sliding_window=False),
     "shared expert": dict(shared_expert_intermediate_size=20, shared_expert_gate=True, num_experts_per_tok=2),
+    "bias of the choice": dict(router_bias="choice", num_experts_per_tok=2, norm_topk_prob=True),
+    "plain shared expert": dict(shared_expert_intermediate_size=24, mlp_type="plain", mlp_bias=True, attention_kv="merged"),
     "adapters": dict(expert_adapters=True, num_experts_per_tok=3, attention_output_bias=True),
     "more experts": dict(num_experts=5, num_attention_experts=2, num_attention_experts_per_tok=1, norm_topk_prob_attention=False),
     "top-2 norm attention": dict(num_attention_experts_per_tok=2, norm_topk_prob_attention=True),
@@ -150,8 +152,9 @@ def by_hand(arguments, name, changes):
 def draw(model, seed):
     """Weights wide enough that a wrong norm, bias or rotary style shows in the logits."""
     generator = torch.Generator().manual_seed(seed)
+    routers = [(key, bias) for key, bias in model.named_buffers() if "router" in key]
     with torch.no_grad():
-        for key, parameter in model.named_parameters():
+        for key, parameter in [*model.named_parameters(), *routers]:
             noise = torch.randn(parameter.shape, generator=generator)
             wide = (
                 1 + 0.2 * noise
@@ -257,7 +260,7 @@ def check_load(folder):
     faults = {key: value for key, value in info.items() if value}
     assert not faults, faults
     stored = load_file(folder / "model.safetensors")
-    state = dict(model.named_parameters())
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     names = set(state) - ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
     assert set(stored) == names, set(stored) ^ names
     for name, tensor in stored.items():
@@ -265,7 +268,7 @@ def check_load(folder):
     if model.config.tie_word_embeddings:
         assert model.lm_head.weight is model.model.embed_tokens.weight
     narrow = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="auto")
-    assert all(narrow.get_parameter(name).dtype == tensor.dtype for name, tensor in stored.items()), "dtype"
+    assert all(narrow.state_dict()[name].dtype == tensor.dtype for name, tensor in stored.items()), "dtype"
     return f"{len(stored)}"
 
 

@@ -195,14 +195,19 @@ def feed_forward(config, weights, h, at):
     return weights.linear(at + "down_proj", up)
 
 
-def gates(weights, h, router, top_k, renormalise, forced):
+def gates(config, weights, h, router, top_k, renormalise, forced):
     """Softmax over all experts, zero outside the top k `[seq, experts]`, and the router's logits."""
-    logits = weights.linear(router, h)
+    choice = 0
+    if config.get("router_bias") == "choice":  # a bias of the choice, not of the logits
+        logits = h @ weights[router + ".weight"].T
+        choice = weights[router + ".bias"] if router + ".bias" in weights else 0
+    else:
+        logits = weights.linear(router, h)
     if forced is not None:
         logits = np.broadcast_to(forced, logits.shape)
     gate = softmax(logits)
     for row in gate:
-        row[np.argsort(-row, kind="stable")[top_k:]] = 0
+        row[np.argsort(-(row + choice), kind="stable")[top_k:]] = 0
     return (gate / gate.sum(-1, keepdims=True) if renormalise else gate), logits
 
 
@@ -222,6 +227,7 @@ def attention_part(config, weights, h, layer, forced):
     if config["attention_kv"] == "merged" or not mixed(config["attention_moe_layers"], layer):
         return attention(config, weights, h, layer, at, at)
     gate, _ = gates(
+        config,
         weights,
         h,
         at + "router",
@@ -241,8 +247,10 @@ def ffn_part(config, weights, h, layer, forced, router_logits):
     at = f"model.layers.{layer}.mlp."
     if not mixed(config["moe_layers"], layer):
         return feed_forward(config, weights, h, at)
-    gate, logits = gates(weights, h, at + "router", config["num_experts_per_tok"], config.get("norm_topk_prob"), forced)
-    router_logits.append(logits)
+    gate, logits = gates(
+        config, weights, h, at + "router", config["num_experts_per_tok"], config.get("norm_topk_prob"), forced
+    )
+    router_logits.append((logits, gate > 0))
     y = 0
     for e in range(config["num_experts"]):
         expert = f"{at}experts.{e}."
@@ -256,7 +264,7 @@ def ffn_part(config, weights, h, layer, forced, router_logits):
 
 
 def forward(folder, tokens, forced_ffn=None, forced_attention=None):
-    """Logits `[seq, vocab]` and the feed-forward routers' logits, float64.
+    """Logits `[seq, vocab]`, and of each feed-forward router its logits and what it chose `[seq, experts]`; float64.
 
     `forced_*` replaces what routers say with one row of logits for every token and layer.
     """
@@ -297,12 +305,11 @@ def losses(folder, tokens):
     logits, routers = forward(folder, tokens)
     nll = -np.mean([np.log(softmax(row))[token] for row, token in zip(logits[:-1], tokens[1:])])
     balance = z = 0.0
-    for scores in routers:
+    for scores, top in routers:
         gate = softmax(scores)
         experts = gate.shape[1]
-        top = np.argsort(-gate, axis=1, kind="stable")[:, : config["num_experts_per_tok"]]
         for e in range(experts):
-            balance += experts * np.mean((top == e).any(axis=1)) * np.mean(gate[:, e])
+            balance += experts * np.mean(top[:, e]) * np.mean(gate[:, e])
         z += np.mean([np.log(np.sum(np.exp(row))) ** 2 for row in scores])
     return nll, balance, z
 

@@ -35,6 +35,41 @@ fn logits_of_every_family_are_those_of_transformers() {
 }
 
 #[test]
+fn windows_are_those_of_their_layers() {
+    // `WINDOW` of `fixtures/make.py`: in words a layer, and in the older spelling.
+    let tokens = golden_tokens();
+    let golden = golden("qwen2_window");
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["model.safetensors", "config.json"] {
+        std::fs::copy(fixture("qwen2/seed").join(file), folder.path().join(file)).unwrap();
+    }
+    let mut config = config("qwen2");
+    config["use_sliding_window"] = true.into();
+    config["sliding_window"] = 5.into();
+    config["max_window_layers"] = 1.into();
+    for types in [serde_json::json!(["full_attention", "sliding_attention"]), serde_json::Value::Null] {
+        config["layer_types"] = types;
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        for (way, options) in ways() {
+            let model = CausalLm::load(folder.path(), &options).unwrap();
+            let difference = difference(&run(&model, &tokens, &Forward::default()), &golden);
+            assert!(difference < 1e-4, "{way}: {difference}");
+        }
+        let naive = Naive::open(folder.path()).logits(&tokens, &Routing::default());
+        assert!(difference(&naive, &golden) < 1e-4);
+    }
+    let whole = CausalLm::load(&fixture("qwen2/seed"), &LoadOptions::default()).unwrap();
+    assert!(difference(&run(&whole, &tokens, &Forward::default()), &golden) > 1e-2, "the window changes nothing");
+    let mut wrong = |types: serde_json::Value| {
+        config["layer_types"] = types;
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        CausalLm::load(folder.path(), &LoadOptions::default()).expect_err("an error").to_string()
+    };
+    assert!(wrong(serde_json::json!(["full_attention"])).contains("expected one entry for each of 2 layers, found 1"));
+    assert!(wrong(serde_json::json!(["full_attention", "chunked"])).contains("found \"chunked\""));
+}
+
+#[test]
 fn bad_input_is_refused_by_name() {
     let model = CausalLm::load(&fixture("llama/seed"), &LoadOptions::default()).unwrap();
     let refused =

@@ -6,14 +6,16 @@
 
 mod cache;
 mod dense;
+mod fused;
 mod gradients;
 mod layouts;
 mod mixture;
 mod naive;
+mod parts;
 
 use std::path::{Path, PathBuf};
 
-use bam_convert::family::{AttentionKv, Method, TopK};
+use bam_convert::family::{AttentionKv, Method, RouterBias, TopK};
 use bam_convert::model::{CausalLm, Forward, LoadOptions, Mode, Weights};
 use bam_convert::surgery::execute::{Target, execute};
 use bam_convert::surgery::upcycle::{Expert, SEED, Settings, plan};
@@ -81,6 +83,10 @@ pub struct Kind {
     pub top_k: TopK,
     pub attention_top_k: TopK,
     pub norm: bool,
+    pub router_bias: RouterBias,
+    pub adapters: bool,
+    /// Width of a shared expert, and whether it has a gate.
+    pub shared_expert: Option<(u64, bool)>,
     pub copies: bool,
 }
 
@@ -93,6 +99,19 @@ impl Kind {
         attention_top_k: TopK::Soft,
         norm: false,
         copies: false,
+        router_bias: RouterBias::None,
+        adapters: false,
+        shared_expert: None,
+    };
+
+    /// Adapters, biases of routers, and a gated shared expert.
+    pub const PARTS: Self = Self {
+        name: "bam, adapters, router biases, gated shared expert, top-2",
+        top_k: TopK::Of(2),
+        router_bias: RouterBias::Logits,
+        adapters: true,
+        shared_expert: Some((20, true)),
+        ..Self::BAM
     };
 
     pub fn all() -> Vec<Self> {
@@ -113,6 +132,22 @@ impl Kind {
                 top_k: TopK::Of(2),
                 attention_top_k: TopK::Of(2),
                 ..shared
+            },
+            Self::PARTS,
+            Self {
+                name: "bam, shared kv, adapters, biased choice",
+                kv: AttentionKv::Shared,
+                router_bias: RouterBias::Choice,
+                shared_expert: None,
+                ..Self::PARTS
+            },
+            Self {
+                name: "btx, adapters, shared expert, soft",
+                method: Method::Btx,
+                top_k: TopK::Soft,
+                router_bias: RouterBias::None,
+                shared_expert: Some((24, false)),
+                ..Self::PARTS
             },
             Self { name: "btx", method: Method::Btx, ..Self::BAM },
             Self { name: "btx, top-2 normalised", method: Method::Btx, top_k: TopK::Of(2), norm: true, ..Self::BAM },
@@ -139,12 +174,17 @@ impl Kind {
             router: router.clone(),
             attention_router: router,
             router_dtype: None,
+            router_bias: self.router_bias,
+            adapters: self.adapters,
             rng_seed: 1,
         };
         let upcycling = plan(open(SEED, "seed"), experts.into(), &settings).unwrap();
         let target =
             Target { folder, force: false, max_shard_size: 1 << 30, memory: 1 << 24, threads: 1, progress: &|_| {} };
         execute(&upcycling.plan, &upcycling.files, &target).unwrap();
+        if self.adapters || self.shared_expert.is_some() || self.router_bias != RouterBias::None {
+            parts::draw(self, folder);
+        }
     }
 }
 

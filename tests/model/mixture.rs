@@ -34,6 +34,21 @@ fn mixtures_are_the_sum_over_their_experts() {
 }
 
 #[test]
+fn a_bias_of_the_output_projection_passes_the_adapter() {
+    let tokens = golden_tokens();
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().join("out");
+    Kind { copies: true, ..Kind::PARTS }.make("llama_bias", &folder);
+    let expected = Naive::open(&folder).logits(&tokens, &Routing::default());
+    for (way, options) in ways() {
+        let model = CausalLm::load(&folder, &options).unwrap();
+        assert!(model.architecture().attention_output_bias);
+        let difference = difference(&run(&model, &tokens, &Forward::default()), &expected);
+        assert!(difference < 1e-4, "{way}: {difference}");
+    }
+}
+
+#[test]
 fn routing_can_be_changed_at_run_time() {
     let tokens = golden_tokens();
     let folder = tempfile::tempdir().unwrap();

@@ -89,7 +89,7 @@ impl Naive {
         for expert in 0..gates[0].len() {
             let own = format!("{prefix}.attention_experts.{expert}");
             let keys = if self.text("attention_kv") == "shared" { &prefix } else { &own };
-            let out = self.heads(&own, keys, h, layer);
+            let out = self.adapted(&own, self.heads(&own, keys, h, layer));
             for (t, out) in out.iter().enumerate() {
                 for (sum, value) in sum[t].iter_mut().zip(out) {
                     *sum += gates[t][expert] * value;
@@ -166,13 +166,32 @@ impl Naive {
                 Some(gates) => {
                     let mut sum = vec![0.0; h.len()];
                     for (expert, gate) in gates[t].iter().enumerate() {
-                        let out = self.mlp(&format!("{prefix}.experts.{expert}"), h);
+                        let expert = format!("{prefix}.experts.{expert}");
+                        let out = self.adapted(&expert, vec![self.mlp(&expert, h)]).remove(0);
                         sum.iter_mut().zip(&out).for_each(|(sum, value)| *sum += gate * value);
+                    }
+                    let shared = format!("{prefix}.shared_expert");
+                    if self.tensors.contains_key(&format!("{shared}.up_proj.weight")) {
+                        let gate = format!("{shared}_gate");
+                        let gate = match self.tensors.contains_key(&format!("{gate}.weight")) {
+                            true => 1.0 / (1.0 + (-self.linear(&gate, h)[0]).exp()),
+                            false => 1.0,
+                        };
+                        sum.iter_mut().zip(&self.mlp(&shared, h)).for_each(|(sum, value)| *sum += gate * value);
                     }
                     sum
                 }
             })
             .collect()
+    }
+
+    /// Outputs of an expert through its adapter, where it has one.
+    fn adapted(&self, expert: &str, outputs: Rows) -> Rows {
+        let adapter = format!("{expert}.adapter");
+        match self.tensors.contains_key(&format!("{adapter}.weight")) {
+            true => outputs.iter().map(|out| self.linear(&adapter, out)).collect(),
+            false => outputs,
+        }
     }
 
     fn mlp(&self, prefix: &str, h: &[f64]) -> Vec<f64> {
@@ -204,10 +223,17 @@ impl Naive {
             h.iter()
                 .map(|h| {
                     let mut logits = self.linear(router, h);
+                    let mut choice = vec![0.0; logits.len()];
+                    if let (Some("choice"), Some((_, bias))) =
+                        (self.config["router_bias"].as_str(), self.tensors.get(&format!("{router}.bias")))
+                    {
+                        logits.iter_mut().zip(bias).for_each(|(logit, bias)| *logit -= bias);
+                        choice.clone_from(bias);
+                    }
                     dropped.iter().for_each(|expert| logits[*expert] = f64::NEG_INFINITY);
                     let mut gates = softmax(&logits);
                     let mut order: Vec<usize> = (0..gates.len()).collect();
-                    order.sort_by(|a, b| gates[*b].total_cmp(&gates[*a]));
+                    order.sort_by(|a, b| (gates[*b] + choice[*b]).total_cmp(&(gates[*a] + choice[*a])));
                     order[k..].iter().for_each(|expert| gates[*expert] = 0.0);
                     let sum: f64 = gates.iter().sum();
                     if normalise { gates.iter().map(|gate| gate / sum).collect() } else { gates }
@@ -270,11 +296,15 @@ impl Naive {
         out
     }
 
-    fn window(&self, _layer: usize) -> Option<usize> {
-        self.config
-            .get("sliding_window")
+    fn window(&self, layer: usize) -> Option<usize> {
+        let key = |name: &str| self.config.get(name);
+        let sliding = match key("layer_types").filter(|types| types.is_array()) {
+            Some(types) => types[layer] == "sliding_attention",
+            None => layer as u64 >= key("max_window_layers").and_then(Value::as_u64).unwrap_or(0),
+        };
+        key("sliding_window")
             .and_then(Value::as_u64)
-            .filter(|_| self.config.get("use_sliding_window").and_then(Value::as_bool).unwrap_or(true))
+            .filter(|_| sliding && key("use_sliding_window").and_then(Value::as_bool).unwrap_or(true))
             .map(|window| window as usize)
     }
 

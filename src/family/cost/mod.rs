@@ -14,7 +14,7 @@ use std::fmt;
 use safetensors::Dtype;
 use serde::Serialize;
 
-use super::{Architecture, AttentionKv, Layers, MlpType, QkNorm, Role};
+use super::{Architecture, AttentionKv, Layers, MlpType, QkNorm, Role, RouterBias};
 use crate::checkpoint::dtype::torch_name;
 use crate::{Error, Result};
 
@@ -44,9 +44,9 @@ pub enum Component {
     AttentionBiases,
     /// Norms of queries and keys.
     QkNorms,
-    /// Router of the attention experts.
+    /// Router of the attention experts, its bias included.
     AttentionRouter,
-    /// Router of the feed-forward experts.
+    /// Router of the feed-forward experts, its bias included.
     FfnRouter,
     /// Weights of gate and up.
     FfnIn,
@@ -54,6 +54,10 @@ pub enum Component {
     FfnOut,
     /// Biases of gate, up and down.
     FfnBiases,
+    /// The shared expert, its biases and its gate.
+    SharedExpert,
+    /// Adapters of the experts of both kinds.
+    Adapters,
 }
 
 impl fmt::Display for Component {
@@ -72,6 +76,8 @@ impl fmt::Display for Component {
             Self::FfnIn => "FFN in (gate + up)",
             Self::FfnOut => "FFN out (down)",
             Self::FfnBiases => "FFN biases",
+            Self::SharedExpert => "shared expert",
+            Self::Adapters => "adapters",
         })
     }
 }
@@ -103,6 +109,10 @@ pub struct Flops {
     pub ffn_router: u64,
     /// Feed-forward networks.
     pub ffn: u64,
+    /// The shared expert and its gate.
+    pub shared_expert: u64,
+    /// Adapters of the experts of both kinds.
+    pub adapters: u64,
     /// QKV projection, mask and output projection: the attention column of Table 7.
     pub attention: u64,
     /// Everything.
@@ -266,6 +276,20 @@ fn ffn_routing(a: &Architecture, experts: bool) -> (u64, u64, u64) {
     }
 }
 
+/// Width of the shared expert of a layer with feed-forward experts, and whether it has a gate.
+fn shared_expert(a: &Architecture, ffn_experts: bool) -> Option<(u64, bool)> {
+    let mixture = a.mixture.as_ref().filter(|_| ffn_experts)?;
+    mixture.shared_expert_intermediate_size.map(|width| (width, mixture.shared_expert_gate))
+}
+
+/// How many of `experts` attention and `ffns` feed-forward experts of a layer have an adapter: all or none.
+fn adapted(a: &Architecture, attention_experts: bool, ffn_experts: bool, experts: u64, ffns: u64) -> u64 {
+    match a.mixture.as_ref().is_some_and(|mixture| mixture.expert_adapters) {
+        true => u64::from(attention_experts) * experts + u64::from(ffn_experts) * ffns,
+        false => 0,
+    }
+}
+
 /// Projections of a feed-forward network from the residual stream inwards.
 fn ffn_inputs(a: &Architecture) -> u64 {
     match a.mlp_type {
@@ -296,18 +320,33 @@ fn layer_parameters(a: &Architecture, attention_experts: bool, ffn_experts: bool
     };
     let attention_bias = q_bias + if_present(a.attention_output_bias, d);
     let ffn_bias = if_present(a.mlp_bias, inputs * ffn_width + d);
-    vec![
+    let bias = a.mixture.as_ref().map_or(RouterBias::None, |mixture| mixture.router_bias);
+    let attention_router = if_present(attention_experts, experts * (d + u64::from(bias == RouterBias::Logits)));
+    let ffn_router = if_present(ffn_experts, ffns * (d + u64::from(bias != RouterBias::None)));
+    let shared = shared_expert(a, ffn_experts).map_or(0, |(width, gate)| {
+        (inputs + 1) * width * d + if_present(a.mlp_bias, inputs * width + d) + if_present(gate, d)
+    });
+    let adapters = |experts: u64, ffns: u64| d * d * adapted(a, attention_experts, ffn_experts, experts, ffns);
+    let mut rows = vec![
         row(Component::Norms, 0, 0, 0, norms),
         row(Component::QkvProjection, q * d, experts, routed, 2 * kv * d * copies),
         row(Component::OutputProjection, d * q, experts, routed, 0),
         row(Component::AttentionBiases, attention_bias, experts, routed, kv_bias),
         row(Component::QkNorms, q_norm, experts, routed, k_norm),
-        row(Component::AttentionRouter, 0, 0, 0, if_present(attention_experts, experts * d)),
-        row(Component::FfnRouter, 0, 0, 0, if_present(ffn_experts, ffns * d)),
+        row(Component::AttentionRouter, 0, 0, 0, attention_router),
+        row(Component::FfnRouter, 0, 0, 0, ffn_router),
         row(Component::FfnIn, inputs * ffn_width * d, ffns, ffns_routed, 0),
         row(Component::FfnOut, d * ffn_width, ffns, ffns_routed, 0),
         row(Component::FfnBiases, ffn_bias, ffns, ffns_routed, 0),
-    ]
+    ];
+    let adapters = Parameters {
+        component: Component::Adapters,
+        total: adapters(experts, ffns),
+        active: adapters(routed, ffns_routed),
+    };
+    // Not rows of the paper's table, which shows those that a model does not have as zero.
+    rows.extend([row(Component::SharedExpert, 0, 0, 0, shared), adapters].into_iter().filter(|row| row.total > 0));
+    rows
 }
 
 /// Table 10 of the paper, with `d_attn` and the keys' width in their own right where they differ from `d`, and the
@@ -325,7 +364,11 @@ fn layer_flops(a: &Architecture, attention_experts: bool, ffn_experts: bool, con
     let attention_mask = 2 * wide(routed) * wide(context) * q;
     let output_projection = 2 * wide(routed) * q * d;
     let gating = if a.mlp_type == MlpType::Gated { 3 } else { 0 };
-    let ffn = wide(ffns_routed) * wide(ffn_width) * (2 * d * wide(ffn_inputs(a) + 1) + gating);
+    let one_ffn = |width: u64| wide(width) * (2 * d * wide(ffn_inputs(a) + 1) + gating);
+    let ffn = wide(ffns_routed) * one_ffn(ffn_width);
+    let shared_expert =
+        shared_expert(a, ffn_experts).map_or(0, |(width, gate)| one_ffn(width) + if gate { 2 * d } else { 0 });
+    let adapters = 2 * d * d * wide(adapted(a, attention_experts, ffn_experts, routed, ffns_routed));
     let attention = qkv_projection + attention_mask + output_projection;
     Ok(Flops {
         attention_router: fit(attention_router)?,
@@ -334,7 +377,9 @@ fn layer_flops(a: &Architecture, attention_experts: bool, ffn_experts: bool, con
         output_projection: fit(output_projection)?,
         ffn_router: fit(ffn_router)?,
         ffn: fit(ffn)?,
+        shared_expert: fit(shared_expert)?,
+        adapters: fit(adapters)?,
         attention: fit(attention)?,
-        total: fit(attention + attention_router + ffn_router + ffn)?,
+        total: fit(attention + attention_router + ffn_router + ffn + shared_expert + adapters)?,
     })
 }

@@ -51,6 +51,8 @@ pub fn summary(a: &Architecture) -> String {
                 format!("{} attention experts ({attention}, KV {kv})", mixture.num_attention_experts)
             }
         };
+        line += if mixture.shared_expert_intermediate_size.is_some() { ", a shared FFN expert" } else { "" };
+        line += if mixture.expert_adapters { ", adapters" } else { "" };
     }
     line
 }
@@ -73,6 +75,8 @@ fn flops(kind: &LayerKind, context: u64, title: &str) -> String {
         ("output projection", flops.output_projection),
         ("FFN router", flops.ffn_router),
         ("FFN", flops.ffn),
+        ("shared expert", flops.shared_expert),
+        ("adapters", flops.adapters),
         ("attention without router", flops.attention),
         ("sum", flops.total),
     ];

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::family::{Block, Config, Method, Mixture, NormPosition, NormType, TopK};
+use crate::family::{Block, Config, Method, Mixture, NormPosition, NormType, RouterBias, TopK};
 
 fn fixture(name: &str) -> Config {
     Config::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)).unwrap()
@@ -163,6 +163,7 @@ prop_compose! {
     fn mixtures()(
         num_experts in 1u64..6, extra in 0u64..3, moe_intermediate_size in 1u64..20, moe_layers in layers(),
         attention_moe_layers in layers(), kv in 0usize..3, k in 0u64..6, attention_k in 0u64..6, dense in Just(base()),
+        shared in proptest::option::of(1u64..9), gate: bool, expert_adapters: bool, bias in 0usize..3,
     ) -> Mixture {
         Mixture {
             num_experts: num_experts + extra,
@@ -173,6 +174,10 @@ prop_compose! {
             attention_kv: [AttentionKv::Expert, AttentionKv::Shared, AttentionKv::Merged][kv],
             num_experts_per_tok: 1 + k % (num_experts + extra),
             num_attention_experts_per_tok: 1 + attention_k % num_experts,
+            shared_expert_intermediate_size: shared,
+            shared_expert_gate: gate && shared.is_some(),
+            expert_adapters,
+            router_bias: [RouterBias::None, RouterBias::Logits, RouterBias::Choice][bias],
             ..Mixture::new(&dense, num_experts)
         }
     }

@@ -25,7 +25,9 @@ class BamConfig(PretrainedConfig):
     mlp_type: `gated` (gate, up, down) or `plain` (up, down).
     rope_interleaved: rotary pairs are neighbours (Cohere) instead of the two halves of a head (Llama).
     qk_norm: `none`, `head_dim` (one RMS norm for all heads, Qwen3) or `per_head` (a layer norm a head, Cohere).
-    attention_bias, attention_output_bias, mlp_bias, router_bias: whether q/k/v, o, the feed-forward and routers have one.
+    attention_bias, attention_output_bias, mlp_bias: whether q/k/v, o and the feed-forward have one.
+    router_bias: `True`, a bias in the logits of all routers; `"choice"`, one of feed-forward routers that counts in the
+        choice of experts alone, and has no gradient.
     num_experts, num_attention_experts: experts of each kind, the seed counted.
     num_experts_per_tok, num_attention_experts_per_tok: how many a token goes to; all of them is soft routing.
     norm_topk_prob, norm_topk_prob_attention: divide the selected gates by their sum (not in the paper).
@@ -129,6 +131,8 @@ class BamConfig(PretrainedConfig):
         self.qk_norm = qk_norm
         self.rope_interleaved = rope_interleaved
         self.attention_kv = attention_kv
+        if router_bias not in (None, False, True, "choice"):
+            raise ValueError(f"config.json: router_bias is {router_bias!r}, expected true, false or \"choice\"")
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"config.json: {key} is {getattr(self, key)!r}, expected one of {', '.join(allowed)}")

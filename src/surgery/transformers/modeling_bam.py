@@ -93,20 +93,44 @@ class BamRouter(nn.Module):
     Not an `nn.Linear`, so that quantisers and serving engines do not replace it by something less exact.
     """
 
-    def __init__(self, config, experts):
+    def __init__(self, config, experts, feed_forward):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(experts, config.hidden_size))
-        self.bias = nn.Parameter(torch.empty(experts)) if config.router_bias else None
+        self.biased_choice = feed_forward and config.router_bias == "choice"
+        if self.biased_choice:  # a buffer: nothing trains it by gradient, and DDP and FSDP leave it whole
+            self.register_buffer("bias", torch.zeros(experts))
+        else:
+            self.bias = nn.Parameter(torch.empty(experts)) if config.router_bias is True else None
 
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+            bias = None if self.bias is None or self.biased_choice else self.bias.float()
+            return F.linear(x.float(), self.weight.float(), bias)
+
+    @property
+    def choice_bias(self):
+        """What is added to the gates where the largest are chosen, and nowhere else; or None."""
+        return self.bias if self.biased_choice else None
 
 
-def top_gates(logits, top_k, renormalise):
-    """The `top_k` largest gates and their experts, `[..., k]`. Softmax over all experts comes first (paper §3.3)."""
-    gates, experts = logits.softmax(dim=-1).topk(top_k, dim=-1)
+def choose(gates, top_k, bias=None):
+    """The experts `[..., k]` with the largest gates, or gates plus bias."""
+    return (gates if bias is None else gates + bias.float()).topk(top_k, dim=-1).indices
+
+
+def top_gates(logits, top_k, renormalise, bias=None):
+    """Gates of the chosen experts and their numbers, `[..., k]`. Softmax over all experts comes first (paper §3.3)."""
+    gates = logits.softmax(dim=-1)
+    experts = choose(gates.detach(), top_k, bias)
+    gates = gates.gather(-1, experts)
     return (gates / gates.sum(-1, keepdim=True) if renormalise else gates), experts
+
+
+class BamAdapter(nn.Linear):
+    """What the output of an expert passes; the identity in a fresh model ("BAM with adapters")."""
+
+    def __init__(self, d):
+        super().__init__(d, d, bias=False)
 
 
 class BamHeads(nn.Module):
@@ -127,7 +151,7 @@ class BamHeads(nn.Module):
             self.v_proj = nn.Linear(d, width, bias=config.attention_bias)
             self.k_norm = head_norm(config, config.num_key_value_heads)
         if adapter:
-            self.adapter = nn.Linear(d, d, bias=False)
+            self.adapter = BamAdapter(d)
 
     def queries(self, x, angles, interleaved):
         q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
@@ -175,7 +199,7 @@ class BamAttention(BamHeads):
         # Query heads that share a KV head, which `repeat_kv` in transformers reads.
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         if mixture:
-            self.router = BamRouter(config, config.num_attention_experts)
+            self.router = BamRouter(config, config.num_attention_experts, feed_forward=False)
             # Not named `experts`: serving engines put their fused feed-forward mixture where they see that name.
             self.attention_experts = nn.ModuleList(
                 BamHeads(config, keys=not self.shared, adapter=config.expert_adapters)
@@ -230,7 +254,7 @@ class BamMlp(nn.Module):
         self.gate_proj = nn.Linear(d, width, bias=bias) if config.mlp_type == "gated" else None
         self.up_proj = nn.Linear(d, width, bias=bias)
         self.down_proj = nn.Linear(width, d, bias=bias)
-        self.adapter = nn.Linear(d, d, bias=False) if adapter else None
+        self.adapter = BamAdapter(d) if adapter else None
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, x):
@@ -265,7 +289,7 @@ class BamMixture(nn.Module):
         super().__init__()
         self.top_k = config.num_experts_per_tok
         self.renormalise = config.norm_topk_prob
-        self.router = BamRouter(config, config.num_experts)
+        self.router = BamRouter(config, config.num_experts, feed_forward=True)
         self.experts = BamExperts(
             BamMlp(config, config.moe_intermediate_size, config.expert_adapters) for _ in range(config.num_experts)
         )
@@ -278,7 +302,7 @@ class BamMixture(nn.Module):
     def forward(self, x):
         tokens = x.flatten(0, -2)
         logits = self.router(tokens)
-        gates, chosen = top_gates(logits, self.top_k, self.renormalise)
+        gates, chosen = top_gates(logits, self.top_k, self.renormalise, self.router.choice_bias)
         y = self.experts(tokens, chosen, gates)
         if self.shared_expert is not None:
             shared = self.shared_expert(tokens)
@@ -340,7 +364,9 @@ class BamPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         # `nn.init` only: 5.x makes these skip what came from the checkpoint, and writes to `.data` would not be.
         std = self.config.initializer_range
-        if isinstance(module, (nn.Linear, nn.Embedding, BamRouter)):
+        if isinstance(module, BamAdapter):
+            nn.init.eye_(module.weight)
+        elif isinstance(module, (nn.Linear, nn.Embedding, BamRouter)):
             nn.init.normal_(module.weight, mean=0.0, std=std)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
@@ -422,18 +448,18 @@ class BamModel(BamPreTrainedModel):
         )
 
 
-def router_losses(router_logits, top_k, real_tokens=None):
+def router_losses(router_logits, top_k, real_tokens=None, biases=None):
     """Load-balancing and z-loss, each summed over layers (paper eq. 2); feed-forward routers only (paper §3.3).
 
-    `real_tokens` `[b · s]` leaves padding out. f is the share of tokens that chose an expert: a count, without gradient.
+    `real_tokens` `[b · s]` leaves padding out; `biases` are those of the choice, one (or None) a router. f is the share of tokens that chose an expert: a count, without gradient.
     """
     balance = z = 0.0
-    for logits in router_logits:
+    for logits, bias in zip(router_logits, biases or [None] * len(router_logits)):
         if real_tokens is not None:
             logits = logits[real_tokens]
         experts = logits.shape[-1]
         gates = logits.softmax(dim=-1)
-        chosen = F.one_hot(gates.topk(top_k, dim=-1).indices, experts).sum(dim=1)
+        chosen = F.one_hot(choose(gates.detach(), top_k, bias), experts).sum(dim=1)
         tokens = max(logits.shape[0], 1)  # a rank may hold padding only
         balance = balance + experts * (chosen.sum(dim=0) * gates.sum(dim=0)).sum() / tokens**2
         z = z + logits.logsumexp(dim=-1).pow(2).sum() / tokens
@@ -487,7 +513,9 @@ class BamForCausalLM(BamPreTrainedModel, GenerationMixin):
             real_tokens = None
             if attention_mask is not None and attention_mask.dim() == 2:
                 real_tokens = attention_mask[:, -labels.shape[1] :].flatten().bool()
-            balance, z = router_losses(outputs.router_logits, self.config.num_experts_per_tok, real_tokens)
+            mixtures = [block.mlp for block in self.model.layers if isinstance(block.mlp, BamMixture)]
+            biases = [mixture.router.choice_bias for mixture in mixtures]
+            balance, z = router_losses(outputs.router_logits, self.config.num_experts_per_tok, real_tokens, biases)
             aux_loss = self.config.router_aux_loss_coef * balance + self.config.router_z_loss_coef * z
             if num_items_in_batch is not None:
                 # `Trainer` sums the losses of accumulated batches: this batch's share, as in the next-token loss.

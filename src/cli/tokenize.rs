@@ -1,0 +1,143 @@
+//! `tokenize`: texts to token shards.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use anyhow::Context;
+use bam_convert::data::documents::TEXT_KEY;
+use bam_convert::data::tokenize::{Progress, Report, Settings, SplitReport, tokenize};
+use bam_convert::data::vocabulary::Vocabulary;
+use bam_convert::table::{self, Align};
+use bytesize::ByteSize;
+use clap::Args;
+use indicatif::ProgressBar;
+
+use super::printer::Printer;
+use super::{Outcome, Verdict};
+
+/// Turn texts into a folder of token shards to train on.
+///
+/// Reads text files (one document each), JSON lines (.jsonl, .ndjson, .json) and parquet, each plain or packed (.gz,
+/// .zst). Documents that differ in white space only are dropped; near-duplicates stay on one side of the split between
+/// training and validation. The same texts make the same bytes on any number of threads.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  bam-convert tokenize texts/code --tokenizer seed --out tokens/code\n  \
+                        bam-convert tokenize 'dumps/**/*.jsonl.zst' --text-key content --tokenizer seed --out tokens/web\n  \
+                        bam-convert tokenize texts --tokenizer train:4096 --out tokens/all\n\n\
+                        A tokenizer made here (train:N) is in the output folder, which other runs take as --tokenizer.")]
+pub struct Arguments {
+    /// Files, folders, and patterns such as 'texts/**/*.md'.
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// Folder with a tokenizer.json, or such a file; `train:N` makes a byte-level BPE of N tokens of the texts.
+    #[arg(long, value_name = "DIR|FILE|train:N")]
+    tokenizer: Vocabulary,
+    /// Folder to make.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Field of JSON lines, or column of a table, that holds the text.
+    #[arg(long, value_name = "NAME", default_value = TEXT_KEY)]
+    text_key: String,
+    /// Token to put behind each document [default: what the tokenizer's files call the end of a text].
+    #[arg(long, value_name = "TOKEN")]
+    end_of_text: Option<String>,
+    /// Share of the text to hold back for validation.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.02)]
+    validation: f64,
+    /// Largest shard; a single longer document gets one of its own.
+    #[arg(long, value_name = "SIZE", default_value = "1GB")]
+    max_shard_size: ByteSize,
+    /// Replace an existing token folder at the output.
+    #[arg(long)]
+    force: bool,
+    /// Worker threads [default: all cores].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Arguments {
+    /// Runs the command.
+    pub fn run(&self, printer: &Printer) -> Outcome {
+        let settings = Settings {
+            paths: self.paths.clone(),
+            text_key: self.text_key.clone(),
+            vocabulary: self.tokenizer.clone(),
+            end_of_text: self.end_of_text.clone(),
+            validation: self.validation,
+            max_shard_size: self.max_shard_size.as_u64(),
+            out: self.out.clone(),
+            force: self.force,
+        };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads.map_or(0, usize::from)).build();
+        let pool = pool.context("cannot start the worker threads")?;
+        let bar = Mutex::new(ProgressBar::hidden());
+        let progress = |progress: Progress| {
+            // A bar that cannot be reached is no reason to stop.
+            let Ok(mut bar) = bar.lock() else { return };
+            match progress {
+                Progress::Begin(verb, bytes) => {
+                    bar.finish_and_clear();
+                    *bar = printer.bytes_bar(bytes, verb);
+                }
+                Progress::Bytes(bytes) => bar.inc(bytes),
+            }
+        };
+        let report = pool.install(|| tokenize(&settings, &progress));
+        if let Ok(bar) = bar.lock() {
+            bar.finish_and_clear();
+        }
+        let report = report?;
+        if let Vocabulary::Train(wanted) = self.tokenizer
+            && report.vocab_size < wanted
+        {
+            let found = table::grouped(report.vocab_size);
+            printer
+                .note(&format!(" note: the texts have pairs for {found} tokens only, not {}", table::grouped(wanted)));
+        }
+        match self.json {
+            true => printer.json(&report)?,
+            false => printer.result(&text(&report))?,
+        }
+        Ok(Verdict::Yes)
+    }
+}
+
+fn text(report: &Report) -> String {
+    let facts = [
+        ("files", table::grouped(report.files)),
+        ("documents", table::grouped(report.documents)),
+        ("without text", table::grouped(report.empty)),
+        ("exact duplicates dropped", table::grouped(report.duplicates)),
+        (
+            "near-duplicates",
+            format!(
+                "{} in {}",
+                table::counted(report.near_duplicates, "document"),
+                table::counted(report.near_duplicate_clusters, "cluster")
+            ),
+        ),
+        ("vocabulary", table::grouped(report.vocab_size)),
+    ];
+    let row = |name: &str, split: &SplitReport| {
+        vec![
+            name.to_owned(),
+            table::grouped(split.documents),
+            table::grouped(split.tokens),
+            table::bytes(split.bytes_of_text),
+            table::number(split.bytes_per_token),
+        ]
+    };
+    let columns = [
+        ("split", Align::Left),
+        ("documents", Align::Right),
+        ("tokens", Align::Right),
+        ("text", Align::Right),
+        ("bytes per token", Align::Right),
+    ];
+    let rows = [row("train", &report.train), row("validation", &report.validation)];
+    let facts = table::facts(facts.map(|(name, value)| (name.to_owned(), value)));
+    format!("{facts}\n{}\nwrote {}", table::render(&columns, rows), report.output.display())
+}

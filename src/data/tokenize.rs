@@ -1,0 +1,406 @@
+//! Texts to a token folder: read once to find duplicates, and again to tokenize what is kept.
+//!
+//! Documents are read in batches, the next one while the last is worked on, so that memory holds two batches and some
+//! 170 bytes for each document, however much text there is. Nothing depends on the number of threads.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::dedup::fingerprint;
+use super::documents::Documents;
+use super::header::{self, FORMAT_VERSION, Header, IdType, Shard, Source, Split};
+use super::input;
+use super::shards::Shards;
+use super::split::{Assignment, assign};
+use super::vocabulary::{self, MOST_TEXT, Ready, Vocabulary};
+use crate::checkpoint::SourceFile;
+use crate::checkpoint::hash::{hex, sha256, sha256_source};
+use crate::checkpoint::output::OutputFolder;
+use crate::checkpoint::source_file::Stamp;
+use crate::{Error, Result};
+
+/// Bytes of text in a batch; one document more than that is one batch.
+const BATCH: usize = 8 << 20;
+
+/// What to tokenize, and how.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Files, folders and patterns.
+    pub paths: Vec<PathBuf>,
+    /// The field of JSON lines, or column of a table, that holds the text.
+    pub text_key: String,
+    /// The tokenizer.
+    pub vocabulary: Vocabulary,
+    /// The token that ends a text, where the tokenizer's files should not say.
+    pub end_of_text: Option<String>,
+    /// Share of the text to hold back, from 0 to below 1.
+    pub validation: f64,
+    /// Bytes of ids in a shard.
+    pub max_shard_size: u64,
+    /// The folder to make.
+    pub out: PathBuf,
+    /// Whether it may replace an older token folder.
+    pub force: bool,
+}
+
+/// How far the work is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// A pass over the text begins: its name, and its length in bytes.
+    Begin(&'static str, u64),
+    /// So many bytes of it are done.
+    Bytes(u64),
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// The token folder.
+    pub output: PathBuf,
+    /// SHA-256 of its header, which stands for the whole folder.
+    pub hash: String,
+    /// SHA-256 of the tokenizer.
+    pub tokenizer_sha256: String,
+    /// The tokenizer's highest id plus one.
+    pub vocab_size: u64,
+    /// Files read.
+    pub files: u64,
+    /// Documents read.
+    pub documents: u64,
+    /// Documents without text, left out.
+    pub empty: u64,
+    /// Exact duplicates, dropped.
+    pub duplicates: u64,
+    /// Clusters of near-duplicates, each of which is wholly in one split.
+    pub near_duplicate_clusters: u64,
+    /// Documents in these clusters.
+    pub near_duplicates: u64,
+    /// What is trained on.
+    pub train: SplitReport,
+    /// What is held back.
+    pub validation: SplitReport,
+}
+
+/// What a split holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct SplitReport {
+    /// Documents.
+    pub documents: u64,
+    /// Tokens, ends of text counted.
+    pub tokens: u64,
+    /// Bytes of text.
+    pub bytes_of_text: u64,
+    /// Bytes of text by tokens.
+    pub bytes_per_token: f64,
+}
+
+/// The files, and what is known of their documents.
+struct Corpus {
+    files: Vec<(PathBuf, Stamp)>,
+    sources: Vec<Source>,
+    /// Number of documents read, and of those without text.
+    documents: u64,
+    empty: u64,
+    bytes_of_text: u64,
+    assignment: Assignment,
+}
+
+/// Makes a token folder; `progress` is told how far it is.
+pub fn tokenize(settings: &Settings, progress: &(dyn Fn(Progress) + Sync)) -> Result<Report> {
+    if !(0.0..1.0).contains(&settings.validation) {
+        let found = settings.validation;
+        return Err(Error::usage(format!("expected a share of 0 to below 1 to hold back, found {found}")));
+    }
+    let found: Vec<Vec<PathBuf>> = settings.paths.iter().map(|path| input::files(path)).collect::<Result<_>>()?;
+    let mut protected: Vec<&Path> = Vec::new();
+    for (path, files) in settings.paths.iter().zip(&found) {
+        match path.exists() {
+            true => protected.push(path),
+            false => protected.extend(files.iter().map(PathBuf::as_path)),
+        }
+    }
+    if let Vocabulary::Existing(path) = &settings.vocabulary {
+        protected.push(path);
+    }
+    let folder = OutputFolder::begin(&settings.out, settings.force, &protected)?;
+    folder.clear()?;
+    // What is wrong with the tokenizer is said before all texts are read.
+    let existing = match &settings.vocabulary {
+        Vocabulary::Existing(path) => Some(vocabulary::read(path, settings.end_of_text.as_deref())?),
+        Vocabulary::Train(_) => None,
+    };
+    let corpus = Corpus::read(settings, &found, progress)?;
+    let ready = match (existing, &settings.vocabulary) {
+        (None, Vocabulary::Train(count)) => corpus.train_tokenizer(*count, settings, folder.path(), progress)?,
+        (Some(ready), _) => ready,
+        (None, Vocabulary::Existing(path)) => vocabulary::read(path, settings.end_of_text.as_deref())?,
+    };
+    let splits = corpus.write(settings, &ready, folder.path(), progress)?;
+    let mut tokenizer_sha256 = String::new();
+    for (name, bytes) in &ready.files {
+        let file = folder.write(name, bytes)?;
+        if *name == vocabulary::TOKENIZER {
+            tokenizer_sha256 = file.sha256;
+        }
+    }
+    let report = |split: Split| SplitReport::of(&splits[split as usize]);
+    let (train, validation) = (report(Split::Train), report(Split::Validation));
+    let header = Header {
+        format_version: FORMAT_VERSION,
+        tokenizer_sha256: tokenizer_sha256.clone(),
+        vocab_size: ready.vocab_size,
+        dtype: id_type(&ready)?,
+        end_of_text: ready.end_of_text,
+        sources: corpus.sources,
+        splits: Split::ALL.into_iter().zip(splits).filter(|(_, shards)| !shards.is_empty()).collect(),
+    };
+    let text = serde_json::to_string_pretty(&header).map_err(|e| Error::file(header::FILE, e.to_string()))? + "\n";
+    folder.write(header::FILE, text.as_bytes())?;
+    folder.commit()?;
+    Ok(Report {
+        output: settings.out.clone(),
+        hash: sha256(text.as_bytes()),
+        tokenizer_sha256,
+        vocab_size: ready.vocab_size,
+        files: corpus.files.len() as u64,
+        documents: corpus.documents,
+        empty: corpus.empty,
+        duplicates: corpus.assignment.duplicates,
+        near_duplicate_clusters: corpus.assignment.clusters,
+        near_duplicates: corpus.assignment.clustered,
+        train,
+        validation,
+    })
+}
+
+fn id_type(ready: &Ready) -> Result<IdType> {
+    IdType::of(ready.vocab_size).ok_or_else(|| {
+        let problem = format!("has ids up to {}, more than 32 bits hold", ready.vocab_size);
+        Error::file(ready.tokenizer.path(), problem)
+    })
+}
+
+impl SplitReport {
+    fn of(shards: &[Shard]) -> Self {
+        let sum = |value: fn(&Shard) -> u64| shards.iter().map(value).sum::<u64>();
+        let (tokens, bytes_of_text) = (sum(|shard| shard.tokens), sum(|shard| shard.bytes_of_text));
+        let bytes_per_token = bytes_of_text as f64 / tokens.max(1) as f64;
+        Self { documents: sum(|shard| shard.documents), tokens, bytes_of_text, bytes_per_token }
+    }
+}
+
+impl Corpus {
+    /// The first pass: hashes of files, fingerprints of documents, and which split each goes to.
+    fn read(settings: &Settings, found: &[Vec<PathBuf>], progress: &(dyn Fn(Progress) + Sync)) -> Result<Self> {
+        let opened: Vec<Vec<(SourceFile, String)>> = found
+            .iter()
+            .map(|files| {
+                let open = |path: &PathBuf| {
+                    input::kind(path)?;
+                    let source = SourceFile::open(path)?;
+                    let hash = sha256_source(&source)?;
+                    Ok((source, hash))
+                };
+                files.par_iter().map(open).collect::<Result<_>>()
+            })
+            .collect::<Result<_>>()?;
+        let mut sources = Vec::new();
+        for (path, files) in settings.paths.iter().zip(&opened) {
+            let mut hash = Sha256::new();
+            files.iter().for_each(|(_, sha256)| hash.update(sha256));
+            sources.push(Source {
+                path: path.to_string_lossy().into_owned(),
+                files: files.len() as u64,
+                bytes: files.iter().map(|(source, _)| source.len()).sum(),
+                sha256: hex(&hash.finalize()),
+            });
+        }
+        let files: Vec<(PathBuf, Stamp)> =
+            opened.iter().flatten().map(|(source, _)| (source.path().to_path_buf(), source.stamp())).collect();
+        drop(opened);
+        progress(Progress::Begin("reading", sources.iter().map(|source| source.bytes).sum()));
+        let (mut documents, mut empty, mut bytes_of_text) = (0, 0, 0);
+        let mut fingerprints = Vec::new();
+        let told = |length| progress(Progress::Bytes(length));
+        Reader::new(&files, &settings.text_key, &told).batches(&mut |_, batch: Vec<String>| {
+            documents += batch.len() as u64;
+            let found: Vec<_> = batch.par_iter().map(|text| fingerprint(text)).collect();
+            let before = fingerprints.len();
+            fingerprints.extend(found.into_iter().flatten());
+            empty += (before + batch.len() - fingerprints.len()) as u64;
+            bytes_of_text += fingerprints[before..].iter().map(|document| document.bytes).sum::<u64>();
+            Ok(())
+        })?;
+        let path = settings.paths.first().map_or(Path::new("."), PathBuf::as_path);
+        if fingerprints.is_empty() {
+            return Err(Error::file(path, "expected text, found none"));
+        }
+        if fingerprints.len() > u32::MAX as usize {
+            return Err(Error::file(path, format!("expected at most {} documents", u32::MAX))
+                .with_hint("make several token folders"));
+        }
+        let assignment = assign(&fingerprints, settings.validation);
+        if settings.validation > 0.0 && !assignment.splits.contains(&Some(Split::Validation)) {
+            return Err(Error::file(path, "is one document, or one cluster of near-duplicates: none can be held back")
+                .with_hint("give it more documents, or pass --validation 0"));
+        }
+        Ok(Self { files, sources, documents, empty, bytes_of_text, assignment })
+    }
+
+    /// A tokenizer of the documents that are trained on.
+    fn train_tokenizer(
+        &self,
+        count: u64,
+        settings: &Settings,
+        scratch: &Path,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<Ready> {
+        progress(Progress::Begin("making the tokenizer", self.bytes_of_text.min(MOST_TEXT)));
+        let failure = Mutex::new(None);
+        let nothing = |_| {};
+        let mut reader = Reader::new(&self.files, &settings.text_key, &nothing);
+        let mut splits = self.assignment.splits.iter();
+        let mut left = MOST_TEXT;
+        let texts = std::iter::from_fn(|| {
+            loop {
+                let text = match reader.next_document() {
+                    Ok(text) => text?,
+                    Err(error) => {
+                        // A poisoned lock would mean that another thread had panicked here.
+                        failure.lock().map(|mut failure| *failure = Some(error)).ok();
+                        return None;
+                    }
+                };
+                if is_empty(&text) {
+                    continue;
+                }
+                let split = splits.next()?;
+                left = left.checked_sub(text.len() as u64)?;
+                progress(Progress::Bytes(text.len() as u64));
+                if *split == Some(Split::Train) {
+                    return Some(text);
+                }
+            }
+        });
+        let ready = vocabulary::train(count, texts, settings.end_of_text.as_deref(), scratch);
+        match failure.into_inner() {
+            Ok(Some(error)) => Err(error),
+            _ => ready,
+        }
+    }
+
+    /// The last pass: tokens of the documents that are kept, in the order in which they were read.
+    fn write(
+        &self,
+        settings: &Settings,
+        ready: &Ready,
+        folder: &Path,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<[Vec<Shard>; 2]> {
+        let dtype = id_type(ready)?;
+        let mut shards = Split::ALL.map(|split| Shards::new(folder, split, dtype, settings.max_shard_size));
+        progress(Progress::Begin("tokenizing", self.bytes_of_text));
+        let mut splits = self.assignment.splits.iter();
+        let nothing = |_| {};
+        Reader::new(&self.files, &settings.text_key, &nothing).batches(&mut |path, batch: Vec<String>| {
+            let batch = batch.into_iter().filter(|text| !is_empty(text));
+            // As many as the first pass has seen, unless a file has changed in a way that its stamp does not show.
+            let batch: Vec<(String, Option<Split>)> = batch
+                .map(|text| splits.next().map(|split| (text, *split)).ok_or_else(|| changed(path)))
+                .collect::<Result<_>>()?;
+            let tokens: Vec<Vec<u32>> = batch
+                .par_iter()
+                .map(|(text, split)| match split {
+                    None => Ok(Vec::new()),
+                    Some(_) => {
+                        let mut ids = ready.tokenizer.ids(text)?;
+                        // Some tokenizers put it there themselves.
+                        if ids.last() != Some(&ready.end_of_text) {
+                            ids.push(ready.end_of_text);
+                        }
+                        Ok(ids)
+                    }
+                })
+                .collect::<Result<_>>()?;
+            for ((text, split), ids) in batch.iter().zip(tokens) {
+                if let Some(split) = split {
+                    shards[*split as usize].add(&ids, text.len() as u64)?;
+                }
+                progress(Progress::Bytes(text.len() as u64));
+            }
+            Ok(())
+        })?;
+        let [train, validation] = shards;
+        Ok([train.finish()?, validation.finish()?])
+    }
+}
+
+/// Whether the first pass has left a text out.
+fn is_empty(text: &str) -> bool {
+    text.trim().is_empty()
+}
+
+fn changed(path: &Path) -> Error {
+    Error::file(path, "changed while it was read")
+        .with_hint("wait until nothing writes to it, then run the command again")
+}
+
+/// The documents of all files, one after the other.
+struct Reader<'a> {
+    files: std::slice::Iter<'a, (PathBuf, Stamp)>,
+    text_key: &'a str,
+    open: Option<(&'a Path, u64, Documents)>,
+    /// Told the length of each file that has been read.
+    progress: &'a (dyn Fn(u64) + Sync),
+}
+
+impl<'a> Reader<'a> {
+    fn new(files: &'a [(PathBuf, Stamp)], text_key: &'a str, progress: &'a (dyn Fn(u64) + Sync)) -> Self {
+        Self { files: files.iter(), text_key, open: None, progress }
+    }
+
+    fn next_document(&mut self) -> Result<Option<String>> {
+        loop {
+            if let Some((_, length, documents)) = &mut self.open {
+                if let Some(document) = documents.next() {
+                    return document.map(Some);
+                }
+                (self.progress)(*length);
+                self.open = None;
+            }
+            let Some((path, stamp)) = self.files.next() else { return Ok(None) };
+            if SourceFile::open(path)?.stamp() != *stamp {
+                return Err(changed(path));
+            }
+            self.open = Some((path, stamp.length, Documents::open(path, self.text_key)?));
+        }
+    }
+
+    /// Hands all documents to `work` in batches, with the file that the last one came from, and reads the next batch
+    /// meanwhile.
+    fn batches(mut self, work: &mut (dyn FnMut(&Path, Vec<String>) -> Result<()> + Send)) -> Result<()> {
+        let mut batch = self.next_batch()?;
+        while !batch.1.is_empty() {
+            let (path, documents) = batch;
+            let (done, next) = rayon::join(|| work(path, documents), || self.next_batch());
+            done?;
+            batch = next?;
+        }
+        Ok(())
+    }
+
+    fn next_batch(&mut self) -> Result<(&'a Path, Vec<String>)> {
+        let (mut path, mut documents, mut length) = (Path::new("."), Vec::new(), 0);
+        while length < BATCH {
+            let Some(document) = self.next_document()? else { break };
+            path = self.open.as_ref().map_or(path, |(path, ..)| path);
+            length += document.len();
+            documents.push(document);
+        }
+        Ok((path, documents))
+    }
+}

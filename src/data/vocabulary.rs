@@ -1,0 +1,188 @@
+//! Which tokenizer to use, and what ends a text; or a new one, made of the texts themselves.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde_json::Value;
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::{AddedToken, PreTokenizerWrapper};
+
+use super::header;
+use crate::checkpoint::json;
+use crate::error::nearest;
+use crate::model::generate::eos_ids;
+use crate::model::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// Name of a tokenizer's file.
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+/// Name of the file that says which of its tokens ends a text.
+pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// What ends a text in a tokenizer that is made here.
+const END_OF_TEXT: &str = "<|endoftext|>";
+/// Tokens that a byte-level tokenizer has before the first merge: all bytes, and the end of text.
+const LEAST: u64 = 257;
+/// Most text that a tokenizer is made of, in bytes: pairs of tokens are counted in 31 bits.
+pub(super) const MOST_TEXT: u64 = 1 << 31;
+
+/// Where the tokenizer comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Vocabulary {
+    /// A `tokenizer.json`, or a folder that holds one.
+    Existing(PathBuf),
+    /// A byte-level BPE of so many tokens, made of the texts that are trained on.
+    Train(u64),
+}
+
+impl FromStr for Vocabulary {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some(count) = text.strip_prefix("train:") else { return Ok(Self::Existing(PathBuf::from(text))) };
+        match count.parse() {
+            Ok(count) if (LEAST..=u64::from(u32::MAX)).contains(&count) => Ok(Self::Train(count)),
+            _ => Err(format!("expected train: and a number of tokens from {LEAST} up, found `{text}`")),
+        }
+    }
+}
+
+impl fmt::Display for Vocabulary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Existing(path) => path.display().fmt(f),
+            Self::Train(count) => write!(f, "train:{count}"),
+        }
+    }
+}
+
+/// A tokenizer ready for use.
+pub(super) struct Ready {
+    pub tokenizer: Tokenizer,
+    pub vocab_size: u64,
+    pub end_of_text: u32,
+    /// Files to put beside the shards, so that the folder can be read, and used as a tokenizer, on its own.
+    pub files: Vec<(&'static str, Vec<u8>)>,
+}
+
+/// Reads a tokenizer; `end_of_text` names the token that ends a text where its own files should not say.
+pub(super) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Ready> {
+    let file = if path.is_dir() { path.join(TOKENIZER) } else { path.to_path_buf() };
+    if !file.exists() {
+        return Err(Error::file(&file, "is missing: expected a tokenizer").with_hint(
+            "--tokenizer takes a folder with a tokenizer.json, such a file, or train:N to make one of N tokens",
+        ));
+    }
+    let tokenizer = Tokenizer::open(&file)?;
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let end_of_text = match end_of_text {
+        Some(token) => id_of(&tokenizer, token)?,
+        None => own_end_of_text(&tokenizer, folder)?,
+    };
+    let vocab_size = tokenizer.vocab_size();
+    if u64::from(end_of_text) >= vocab_size {
+        let problem = format!("the id that ends a text, {end_of_text}, is none of its {vocab_size}");
+        return Err(Error::file(&file, problem).with_hint("name the token with --end-of-text"));
+    }
+    let mut files = vec![(TOKENIZER, json::read_bytes(&file)?)];
+    let config = folder.join(TOKENIZER_CONFIG);
+    if config.exists() {
+        files.push((TOKENIZER_CONFIG, json::read_bytes(&config)?));
+    }
+    Ok(Ready { tokenizer, vocab_size, end_of_text, files })
+}
+
+/// Makes a byte-level BPE of `vocab_size` tokens, fewer if the texts have no more pairs to join.
+///
+/// The texts are cut before digits and as GPT-2 cuts them. The same texts make the same tokenizer.
+pub(super) fn train(
+    vocab_size: u64,
+    texts: impl Iterator<Item = String> + Send,
+    end_of_text: Option<&str>,
+    scratch: &Path,
+) -> Result<Ready> {
+    let end_of_text = end_of_text.unwrap_or(END_OF_TEXT);
+    let special = AddedToken::from(end_of_text, true);
+    let failed = |e: tokenizers::Error| Error::compute("make a tokenizer", e);
+    let mut tokenizer = tokenizers::Tokenizer::new(BPE::default());
+    let byte_level = ByteLevel::new(false, false, true);
+    let pieces: [PreTokenizerWrapper; 2] = [Digits::new(true).into(), byte_level.into()];
+    tokenizer.with_pre_tokenizer(Some(Sequence::new(pieces.to_vec())));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
+    tokenizer.with_post_processor(Some(byte_level));
+    let trainer = BpeTrainer::builder()
+        .vocab_size(vocab_size as usize)
+        .show_progress(false)
+        .special_tokens(vec![special])
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect::<HashSet<char>>())
+        .build();
+    tokenizer.train(&mut TrainerWrapper::from(trainer), texts).map_err(failed)?;
+    let mut text = tokenizer.to_string(true).map_err(failed)?;
+    text.push('\n');
+    let config = serde_json::json!({
+        "bos_token": end_of_text,
+        "clean_up_tokenization_spaces": false,
+        "eos_token": end_of_text,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    });
+    // A JSON value of strings always serialises.
+    let config = serde_json::to_string_pretty(&config).unwrap_or_default() + "\n";
+    // Read back, so that the ids come from the very file that is kept.
+    let path = scratch.join(TOKENIZER);
+    std::fs::write(&path, &text).map_err(|e| Error::io("write", &path, e))?;
+    let tokenizer = Tokenizer::open(&path)?;
+    Ok(Ready {
+        end_of_text: id_of(&tokenizer, end_of_text)?,
+        vocab_size: tokenizer.vocab_size(),
+        tokenizer,
+        files: vec![(TOKENIZER, text.into_bytes()), (TOKENIZER_CONFIG, config.into_bytes())],
+    })
+}
+
+fn id_of(tokenizer: &Tokenizer, token: &str) -> Result<u32> {
+    if let Some(id) = tokenizer.id_of(token) {
+        return Ok(id);
+    }
+    let special = tokenizer.special_tokens();
+    let error = Error::file(tokenizer.path(), format!("has no token `{token}` to end a text with"));
+    Err(match (nearest(token, special.iter().map(String::as_str)), special.is_empty()) {
+        (Some(near), _) => error.with_hint(format!("did you mean `{near}`?")),
+        (None, false) => error.with_hint(format!("its special tokens are {}", special.join(", "))),
+        (None, true) => error,
+    })
+}
+
+/// What ends a text by the files beside the tokenizer: an earlier token folder's header, `tokenizer_config.json`,
+/// `generation_config.json` or `config.json`.
+fn own_end_of_text(tokenizer: &Tokenizer, folder: &Path) -> Result<u32> {
+    if folder.join(header::FILE).exists() {
+        return Ok(header::Header::read(folder)?.0.end_of_text);
+    }
+    let path = folder.join(TOKENIZER_CONFIG);
+    if path.exists() {
+        let object = json::read_object(&path)?;
+        let token = match object.get("eos_token") {
+            Some(Value::Object(token)) => token.get("content").and_then(Value::as_str),
+            token => token.and_then(Value::as_str),
+        };
+        if let Some(token) = token {
+            return id_of(tokenizer, token);
+        }
+    }
+    match eos_ids(folder)?.first() {
+        Some(id) => Ok(*id),
+        None => {
+            let special = tokenizer.special_tokens();
+            let error = Error::file(tokenizer.path(), "nothing beside it says which token ends a text");
+            Err(error.with_hint(match special.is_empty() {
+                true => "name it with --end-of-text".to_owned(),
+                false => format!("name it with --end-of-text; its special tokens are {}", special.join(", ")),
+            }))
+        }
+    }
+}
