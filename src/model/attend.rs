@@ -2,11 +2,11 @@
 //! memory for scores is that of a few queries.
 
 use candle_core::{CpuStorage, Device, Result, Storage, Tensor};
-use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
 use super::kernels::{add_scaled, dot, exponentials};
-use super::pass::Pass;
+use super::matrix::{View, multiply};
+use super::pass::{Pass, Sight};
 
 /// Queries that look at the keys together.
 const CHUNK: usize = 32;
@@ -14,7 +14,7 @@ const CHUNK: usize = 32;
 const SERIAL: usize = 1 << 16;
 
 /// The sizes of one attention.
-struct Sizes {
+struct Sizes<'a> {
     batch: usize,
     seq: usize,
     experts: usize,
@@ -25,10 +25,8 @@ struct Sizes {
     kv_heads: usize,
     /// Values from one key head to the next.
     stride: usize,
-    /// Positions before the first query.
-    offset: usize,
     window: Option<usize>,
-    left_padding: Option<Vec<usize>>,
+    sight: &'a Sight,
 }
 
 /// Outputs `[batch, seq, experts, heads, head_dim]` of queries of that shape over keys and values
@@ -52,9 +50,8 @@ pub(super) fn attend(
         sets,
         kv_heads,
         stride: keys.stride()[0],
-        offset: pass.offset,
         window,
-        left_padding: pass.left_padding.clone(),
+        sight: &pass.sight,
     };
     let (q, k, v) = (queries.storage_and_layout(), keys.storage_and_layout(), values.storage_and_layout());
     let (
@@ -72,7 +69,7 @@ pub(super) fn attend(
     Tensor::from_vec(out, (batch, seq, experts, heads, head_dim), &Device::Cpu)
 }
 
-impl Sizes {
+impl Sizes<'_> {
     fn run(&self, queries: &[f32], keys: &[f32], values: &[f32]) -> Vec<f32> {
         let token = self.experts * self.heads * self.head_dim;
         let mut out = vec![0f32; self.batch * self.seq * token];
@@ -80,12 +77,18 @@ impl Sizes {
             // One query a row: a piece is the heads that share a key head.
             let piece = self.heads / self.kv_heads * self.head_dim;
             let pieces = out.par_chunks_mut(piece).zip(queries.par_chunks(piece)).enumerate();
-            let work = self.batch * token * (self.offset + 1);
+            let work = self.batch * token * (self.sight.offset + 1);
             let least = if work < SERIAL { usize::MAX } else { 1 };
             pieces.with_min_len(least).for_each(|(number, (out, queries))| {
                 let (b, head) = (number / (self.experts * self.kv_heads), number % (self.experts * self.kv_heads));
                 let start = self.key_head(b, head / self.kv_heads, head % self.kv_heads) * self.stride;
-                self.one(queries, &keys[start..], &values[start..], self.visible(b, self.offset), out);
+                self.one(
+                    queries,
+                    &keys[start..],
+                    &values[start..],
+                    self.sight.visible(b, self.sight.offset, self.window),
+                    out,
+                );
             });
             return out;
         }
@@ -103,13 +106,6 @@ impl Sizes {
     fn key_head(&self, b: usize, expert: usize, kv_head: usize) -> usize {
         let set = if self.sets == 1 { 0 } else { expert };
         (b * self.sets + set) * self.kv_heads + kv_head
-    }
-
-    /// The positions that the query at `position` of row `b` sees; padding sees itself.
-    fn visible(&self, b: usize, position: usize) -> std::ops::Range<usize> {
-        let oldest = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
-        let padding = self.left_padding.as_ref().map_or(0, |padding| padding[b]);
-        oldest.max(padding).min(position)..position + 1
     }
 
     /// Queries of one token that share a key head.
@@ -131,8 +127,8 @@ impl Sizes {
     fn several(&self, b: usize, first: usize, queries: &[f32], keys: &[f32], values: &[f32], out: &mut [f32]) {
         let (d, token) = (self.head_dim, self.experts * self.heads * self.head_dim);
         let tokens = queries.len() / token;
-        let position = self.offset + first;
-        let start = (0..tokens).map(|t| self.visible(b, position + t).start).min().unwrap_or(0);
+        let position = self.sight.offset + first;
+        let start = (0..tokens).map(|t| self.sight.visible(b, position + t, self.window).start).min().unwrap_or(0);
         let span = position + tokens - start;
         let mut scores = vec![0f32; tokens * span];
         for head in 0..self.experts * self.heads {
@@ -140,63 +136,18 @@ impl Sizes {
             let keys_start = self.key_head(b, head / self.heads, kv_head) * self.stride + start * d;
             let (keys, values) = (&keys[keys_start..][..span * d], &values[keys_start..][..span * d]);
             let queries = &queries[head * d..];
-            // SAFETY: `scores` is [tokens, span], `keys` [span, d], and row t of `queries` begins at t * token and has d
-            // values, the last of which is in the slice, since it ends with token tokens - 1.
-            unsafe {
-                gemm(
-                    tokens,
-                    span,
-                    d,
-                    scores.as_mut_ptr(),
-                    1,
-                    span as isize,
-                    false,
-                    queries.as_ptr(),
-                    1,
-                    token as isize,
-                    keys.as_ptr(),
-                    d as isize,
-                    1,
-                    0.0,
-                    1.0,
-                    false,
-                    false,
-                    false,
-                    Parallelism::None,
-                );
-            }
+            let by_row = View::new(queries, tokens, d, token);
+            multiply(&mut scores, span, false, 1.0, by_row, View::new(keys, span, d, d).t(), 1);
             let mut sums = [0f32; CHUNK];
             for (t, (row, sum)) in scores.chunks_exact_mut(span).zip(&mut sums).enumerate() {
-                let visible = self.visible(b, position + t);
+                let visible = self.sight.visible(b, position + t, self.window);
                 row[..visible.start - start].fill(0.0);
                 row[visible.end - start..].fill(0.0);
                 *sum = exponentials(&mut row[visible.start - start..visible.end - start], (d as f32).powf(-0.5));
             }
             let target = &mut out[head * d..];
-            // SAFETY: as above: row t of `target` begins at t * token and has d values; `values` is [span, d].
-            unsafe {
-                gemm(
-                    tokens,
-                    d,
-                    span,
-                    target.as_mut_ptr(),
-                    1,
-                    token as isize,
-                    false,
-                    scores.as_ptr(),
-                    1,
-                    span as isize,
-                    values.as_ptr(),
-                    1,
-                    d as isize,
-                    0.0,
-                    1.0,
-                    false,
-                    false,
-                    false,
-                    Parallelism::None,
-                );
-            }
+            let weights = View::new(&scores, tokens, span, span);
+            multiply(target, token, false, 1.0, weights, View::new(values, span, d, d), 1);
             for (row, sum) in out.chunks_exact_mut(token).zip(&sums) {
                 row[head * d..(head + 1) * d].iter_mut().for_each(|value| *value /= sum);
             }

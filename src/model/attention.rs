@@ -9,6 +9,7 @@ use candle_nn::ops::{softmax, softmax_last_dim};
 
 use super::attend::attend;
 use super::cache::LayerCache;
+use super::fused;
 use super::linear::{Linear, Matrix, forward_together, sum_of_products};
 use super::norm::Norm;
 use super::params::Mode;
@@ -62,10 +63,14 @@ impl Attention {
         pass: &Pass,
         cache: Option<&mut LayerCache>,
     ) -> Result<(Tensor, Option<Routing>)> {
+        let adapted = self.heads.iter().any(|heads| heads.adapter.is_some());
+        if self.mode == Mode::Train && on_cpu(h) && cache.is_none() && !adapted {
+            return self.fused(h, rope, pass);
+        }
         let (batch, seq, _) = h.dims3()?;
         let (queries, keys, values) = self.project(h, rope, pass)?;
         let (keys, values) = match cache {
-            Some(cache) => cache.append(&keys, &values, pass.offset)?,
+            Some(cache) => cache.append(&keys, &values, pass.sight.offset)?,
             None => (keys, values),
         };
         let out = if self.mode == Mode::Infer && on_cpu(h) {
@@ -92,6 +97,41 @@ impl Attention {
             }
         }
         Ok((sum, Some(routing)))
+    }
+
+    /// The same as one operation, for training on the CPU.
+    fn fused(&self, h: &Tensor, rope: &Rope, pass: &Pass) -> Result<(Tensor, Option<Routing>)> {
+        let (batch, seq, _) = h.dims3()?;
+        let (mut weights, mut experts, mut key_values) = (Vec::new(), Vec::new(), Vec::new());
+        let norm = |norm: &Option<Norm>| norm.as_ref().map(Norm::fused).transpose();
+        for Heads { q, o, q_norm, .. } in &self.heads {
+            experts.push(fused::Expert { q: q.fused()?, o: o.fused()?, q_norm: norm(q_norm)? });
+            weights.extend(q.tensors());
+            weights.push(q_norm.as_ref().map(|norm| &norm.weight));
+            weights.extend(o.tensors());
+        }
+        for KeyValue { k, v, k_norm } in &self.key_values {
+            key_values.push(fused::KeyValue { k: k.fused()?, v: v.fused()?, k_norm: norm(k_norm)? });
+            weights.extend(k.tensors());
+            weights.push(k_norm.as_ref().map(|norm| &norm.weight));
+            weights.extend(v.tensors());
+        }
+        let sizes = fused::Sizes {
+            batch,
+            seq,
+            heads: self.heads[0].q.weight.rows()? / self.head_dim,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            window: self.window,
+            sight: pass.sight.clone(),
+        };
+        let routing = match &self.router {
+            Some(router) => Some(router.route(h, pass.overrides.attention_top_k, &pass.overrides.dropped)?),
+            None => None,
+        };
+        let gates = routing.as_ref().map(|routing| &routing.gates);
+        let parts = fused::Attention { experts, key_values, sizes, rotate: rope.fused(&pass.rotation)? };
+        Ok((fused::attention(h, gates, &weights, parts)?, routing))
     }
 
     /// The sum of the experts' outputs through their adapters; a gate commutes with an adapter, which has no bias.

@@ -8,10 +8,12 @@ use candle_core::{D, DType, Device, Tensor};
 use super::block::Block;
 use super::build::Builder;
 use super::cache::{KvCache, LayerCache};
+use super::fused;
 use super::linear::Matrix;
+use super::memory;
 use super::norm::{Norm, at_least_f32};
 use super::params::{LoadOptions, Params, describe};
-use super::pass::Pass;
+use super::pass::{Pass, Sight, on_cpu};
 use super::rope::Rope;
 use super::router::{LayerRouting, Overrides};
 use crate::family::{Architecture, AttentionKv, Config};
@@ -37,6 +39,9 @@ pub struct Forward {
     /// Padding tokens at the start of each row of the batch, which nothing looks at. With a cache they are given with
     /// the first pass and remembered.
     pub left_padding: Option<Vec<usize>>,
+    /// For each row of the batch the document that each of its tokens belongs to, in any numbering: attention stays within
+    /// documents, which stand side by side. Without a cache only.
+    pub documents: Option<Vec<Vec<u32>>>,
     /// Changes to the routing.
     pub overrides: Overrides,
     /// Whether [`Output::routing`] is wanted.
@@ -65,6 +70,7 @@ impl CausalLm {
     ///
     /// Errors name the file, tensor or key: a config that contradicts the tensors, an unknown activation or RoPE scaling.
     pub fn load(folder: &Path, options: &LoadOptions) -> Result<Self> {
+        memory::keep_freed();
         let (config, architecture) = describe(folder)?;
         let params = Params::load(folder, &architecture, options)?;
         Self::new(architecture, &config, params, options)
@@ -171,6 +177,14 @@ impl CausalLm {
             let problem = format!("{positions} positions are more than the model's context of {longest}");
             return Err(Error::usage(problem).with_hint("shorten the text; max_position_embeddings is the limit"));
         }
+        let document_starts = match &options.documents {
+            None => None,
+            Some(documents) if documents.len() != batch || documents.iter().any(|row| row.len() != seq) => {
+                return Err(Error::usage(format!("expected the documents of {batch} rows of {seq} tokens")));
+            }
+            Some(_) if offset > 0 => return Err(Error::usage("documents are for a pass without cache")),
+            Some(documents) => Some(documents.iter().map(|row| starts(row)).collect()),
+        };
         let rows = left_padding.clone().unwrap_or_else(|| vec![0]);
         let positions: Vec<Vec<usize>> = rows
             .iter()
@@ -179,9 +193,8 @@ impl CausalLm {
         let begin = || -> candle_core::Result<(Tensor, Pass)> {
             let rotation = self.rope.rotation(&positions, self.dtype, &self.device)?;
             let pass = Pass {
-                offset,
+                sight: Sight { offset, left_padding, document_starts },
                 rotation,
-                left_padding,
                 overrides: options.overrides.clone(),
                 dtype: self.dtype,
                 device: self.device.clone(),
@@ -218,6 +231,25 @@ impl CausalLm {
             }
         };
         head().map_err(|e| self.failed(e))
+    }
+
+    /// The negative log-likelihoods in nats of `targets` behind `hidden` `[tokens, hidden]`, which has passed the final norm, and
+    /// the sum of them times their `weights` as a scalar of the graph; logits of all tokens never exist at once.
+    ///
+    /// `None` where it is not written for the device or dtype: go through [`head`](Self::head), some tokens at a time.
+    pub fn next_token_loss(
+        &self,
+        hidden: &Tensor,
+        targets: &[u32],
+        weights: &[f32],
+    ) -> Result<Option<(Vec<f32>, Tensor)>> {
+        let Some(head) = self.head.tensor().filter(|_| on_cpu(hidden)) else { return Ok(None) };
+        let vocab = self.architecture.vocab_size;
+        if let Some(id) = targets.iter().find(|id| u64::from(**id) >= vocab) {
+            return Err(Error::usage(format!("token id {id} is outside the model's vocabulary of {vocab}")));
+        }
+        let factor = self.architecture.logit_scale.unwrap_or(1.0) as f32;
+        fused::next_token_loss(hidden, head, factor, targets, weights).map(Some).map_err(|e| self.failed(e))
     }
 
     fn run(
@@ -277,6 +309,18 @@ impl CausalLm {
         }
         Ok(())
     }
+}
+
+/// The position at which the document of each token begins.
+fn starts(documents: &[u32]) -> Vec<usize> {
+    let mut start = 0;
+    let start_of = |position: usize| {
+        if position > 0 && documents[position] != documents[position - 1] {
+            start = position;
+        }
+        start
+    };
+    (0..documents.len()).map(start_of).collect()
 }
 
 /// Logits `[seq, vocab]` of one sequence in float32, computed in float32 whatever the checkpoint's dtype.

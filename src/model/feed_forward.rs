@@ -4,6 +4,7 @@ use candle_core::{D, Result, Tensor};
 use candle_nn::ops::sigmoid;
 use rayon::prelude::*;
 
+use super::fused;
 use super::kernels::silu_multiply;
 use super::linear::{Linear, Matrix, forward_together};
 use super::params::Mode;
@@ -66,6 +67,9 @@ pub(super) struct Mlp {
 impl Mlp {
     /// `[.., hidden]` to `[.., hidden]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if self.can_fuse(x) {
+            return fused_experts(x, &[self], None);
+        }
         let inner = match &self.gate {
             Some(gate) => {
                 let both = forward_together(&[gate, &self.up], x)?;
@@ -75,6 +79,15 @@ impl Mlp {
         };
         let out = self.down.forward(&inner)?;
         self.adapter.as_ref().map_or(Ok(out.clone()), |adapter| adapter.multiply(&out))
+    }
+
+    /// Whether it can be one operation, for training on the CPU.
+    fn can_fuse(&self, x: &Tensor) -> bool {
+        self.mode == Mode::Train
+            && on_cpu(x)
+            && self.activation == Activation::Silu
+            && self.gate.is_some()
+            && self.adapter.is_none()
     }
 
     /// `act(gate) · up`.
@@ -127,7 +140,9 @@ impl FeedForward {
             Self::Dense(mlp) => Ok((mlp.forward(h)?, None)),
             Self::Experts { router, experts, shared } => {
                 let routing = router.route(h, pass.overrides.top_k, &pass.overrides.dropped)?;
-                let out = if routing.chosen.dim(D::Minus1)? == experts.len() {
+                let out = if experts.iter().all(|expert| expert.can_fuse(h)) {
+                    fused_experts(h, &experts.iter().collect::<Vec<_>>(), Some(&routing))?
+                } else if routing.chosen.dim(D::Minus1)? == experts.len() {
                     all_experts(h, experts, &routing)?
                 } else {
                     chosen_experts(h, experts, &routing)?
@@ -140,6 +155,25 @@ impl FeedForward {
             }
         }
     }
+}
+
+/// The networks as one operation, for training on the CPU.
+fn fused_experts(h: &Tensor, experts: &[&Mlp], routing: Option<&Routing>) -> Result<Tensor> {
+    let (mut weights, mut parts) = (Vec::new(), Vec::new());
+    for Mlp { gate, up, down, .. } in experts {
+        let Some(gate) = gate else { candle_core::bail!("a network without a gate is not fused") };
+        parts.push(fused::Mlp { gate: gate.fused()?, up: up.fused()?, down: down.fused()? });
+        weights.extend([gate, up, down].into_iter().flat_map(Linear::tensors));
+    }
+    let routed = match routing {
+        Some(Routing { gates, chosen, .. }) => {
+            let k = chosen.dim(D::Minus1)?;
+            let places = fused::Places::new(&chosen.flatten_all()?.to_vec1::<u32>()?, k, experts.len());
+            Some((gates, places))
+        }
+        None => None,
+    };
+    fused::mlp(h, routed, &weights, parts)
 }
 
 /// Every token through every expert, weighted.

@@ -230,6 +230,79 @@ multiversion! {
     }
 }
 
+multiversion! {
+    /// The gradient of [`normalise`]: `out` is that of `x`, and that of the weight is added to `of_weight`.
+    fn normalise_backward(
+        x: &[f32],
+        weight: &[f32],
+        eps: f64,
+        centred: bool,
+        gradient: &[f32],
+        out: &mut [f32],
+        of_weight: &mut [f32],
+    ) {
+        let length = x.len() as f64;
+        let mean = if centred { (x.iter().map(|x| f64::from(*x)).sum::<f64>() / length) as f32 } else { 0.0 };
+        let (mut squares, mut slopes, mut alongs) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
+        for ((x, weight), gradient) in x.chunks(LANES).zip(weight.chunks(LANES)).zip(gradient.chunks(LANES)) {
+            for (lane, ((x, weight), gradient)) in x.iter().zip(weight).zip(gradient).enumerate() {
+                let (x, slope) = (*x - mean, weight * gradient);
+                squares[lane] = multiply_add::<FMA>(x, x, squares[lane]);
+                slopes[lane] += slope;
+                alongs[lane] = multiply_add::<FMA>(x, slope, alongs[lane]);
+            }
+        }
+        let sum = |lanes: [f32; LANES]| lanes.iter().map(|lane| f64::from(*lane)).sum::<f64>() / length;
+        let scale = 1.0 / (sum(squares) + eps).sqrt();
+        let along = (sum(alongs) * scale * scale) as f32;
+        let (slope, scale) = (if centred { sum(slopes) as f32 } else { 0.0 }, scale as f32);
+        for ((((out, of_weight), x), weight), gradient) in out.iter_mut().zip(of_weight).zip(x).zip(weight).zip(gradient) {
+            let x = *x - mean;
+            *of_weight = multiply_add::<FMA>(x * scale, *gradient, *of_weight);
+            *out = (weight * gradient - slope - x * along) * scale;
+        }
+    }
+}
+
+multiversion! {
+    /// The gradient of [`silu_multiply`]: `gate` and `up` become their gradients, and `activated` the product itself.
+    fn silu_multiply_backward(gate: &mut [f32], up: &mut [f32], gradient: &[f32], activated: &mut [f32]) {
+        let _ = FMA;
+        for (((gate, up), gradient), activated) in gate.iter_mut().zip(up).zip(gradient).zip(activated) {
+            let e = exp(-gate.abs());
+            let sigmoid = if *gate >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) };
+            let silu = *gate * sigmoid;
+            *activated = silu * *up;
+            *gate = gradient * *up * (sigmoid + silu * (1.0 - sigmoid));
+            *up = gradient * silu;
+        }
+    }
+}
+
+multiversion! {
+    /// The gradient of a softmax with weights `weights` (that of their scores): `gradient` of the weights becomes it.
+    fn softmax_backward(weights: &[f32], gradient: &mut [f32]) {
+        let mut sums = [0f32; LANES];
+        for (weights, gradient) in weights.chunks(LANES).zip(gradient.chunks(LANES)) {
+            for (sum, (weight, gradient)) in sums.iter_mut().zip(weights.iter().zip(gradient)) {
+                *sum = multiply_add::<FMA>(*weight, *gradient, *sum);
+            }
+        }
+        let sum: f32 = sums.iter().sum();
+        for (weight, gradient) in weights.iter().zip(gradient) {
+            *gradient = weight * (*gradient - sum);
+        }
+    }
+}
+
+multiversion! {
+    /// Multiplies by a factor.
+    fn scale(values: &mut [f32], factor: f32) {
+        let _ = FMA;
+        values.iter_mut().for_each(|value| *value *= factor);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

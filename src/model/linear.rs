@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
 
+use super::fused;
 use super::params::{Mode, Value};
 use super::stored::{self, StoredMatrix};
 
@@ -27,6 +28,21 @@ impl Matrix {
         }
     }
 
+    pub(super) fn rows(&self) -> Result<usize> {
+        match self {
+            Self::Variable(weight) | Self::Frozen(weight, _) => weight.dim(0),
+            Self::Stored(stored) => Ok(stored.rows()),
+        }
+    }
+
+    /// The tensor, where it is one.
+    pub(super) fn tensor(&self) -> Option<&Tensor> {
+        match self {
+            Self::Variable(weight) | Self::Frozen(weight, _) => Some(weight),
+            Self::Stored(_) => None,
+        }
+    }
+
     fn stored(&self) -> Option<&StoredMatrix> {
         match self {
             Self::Stored(stored) => Some(stored),
@@ -43,7 +59,7 @@ impl Matrix {
         };
         let mut shape = x.dims().to_vec();
         if let Some(last) = shape.last_mut() {
-            *last = weight.dim(0)?;
+            *last = self.rows()?;
         }
         let x = x.reshape(((), x.dim(D::Minus1)?))?;
         let product = if frozen && x.track_op() {
@@ -83,6 +99,21 @@ impl Linear {
             Some(bias) => product.broadcast_add(bias),
             None => Ok(product),
         }
+    }
+}
+
+impl Linear {
+    /// For a fused operation, which takes tensors alone.
+    pub(super) fn fused(&self) -> Result<fused::Weight> {
+        match self.weight.tensor() {
+            Some(weight) => fused::Weight::new(weight, self.bias.as_ref()),
+            None => candle_core::bail!("a stored matrix in training"),
+        }
+    }
+
+    /// Weight and bias in the graph.
+    pub(super) fn tensors(&self) -> [Option<&Tensor>; 2] {
+        [self.weight.tensor(), self.bias.as_ref()]
     }
 }
 

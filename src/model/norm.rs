@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Result, Tensor};
 use rayon::prelude::*;
 
+use super::fused;
 use super::kernels::normalise;
 use super::params::Mode;
 use super::pass::on_cpu;
@@ -24,8 +25,11 @@ pub(super) struct Norm {
 impl Norm {
     /// Normalises `x` `[.., size]` (`[.., heads, size]`); statistics are in float32 at least.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if self.mode == Mode::Infer && on_cpu(x) {
-            return self.on_cpu(&x.contiguous()?);
+        if on_cpu(x) {
+            return match self.mode {
+                Mode::Train => fused::norm(x, &self.weight, self.fused()?),
+                Mode::Infer => self.on_cpu(&x.contiguous()?),
+            };
         }
         if self.mode == Mode::Infer && self.kind == NormType::Rms && self.weight.rank() == 1 {
             return candle_nn::ops::rms_norm(&x.contiguous()?, &self.weight, self.eps as f32);
@@ -43,6 +47,11 @@ impl Norm {
             NormType::Rms => x.to_dtype(dtype)?.broadcast_mul(&self.weight),
             NormType::Layer => x.broadcast_mul(&self.weight.to_dtype(x.dtype())?)?.to_dtype(dtype),
         }
+    }
+
+    /// For a fused operation.
+    pub(super) fn fused(&self) -> Result<fused::Norm> {
+        fused::Norm::new(&self.weight, self.eps, self.kind == NormType::Layer)
     }
 
     /// The same in one pass over float32 on the CPU.

@@ -4,12 +4,12 @@
 //! never written back. Many rows (prefill) are limited by arithmetic: the weights are widened tile by tile into a buffer
 //! that fits the cache, and an ordinary float32 product does the work.
 
-use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
 use super::kernels::avx2;
 use super::kernels::widened;
+use super::matrix::{self, View};
 use super::stored::StoredMatrix;
 
 /// Weights widened at a time for many rows: 2 MiB of float32.
@@ -155,40 +155,13 @@ fn multiply_many(matrix: &StoredMatrix, x: &[f32], n: usize, out: &mut [f32], ad
     let (rows, columns) = (matrix.rows(), matrix.columns());
     let rows_a_tile = (TILE / columns).clamp(1, rows);
     let mut tile = vec![0f32; rows_a_tile * columns];
-    let parallelism = match rayon::current_num_threads() {
-        1 => Parallelism::None,
-        threads => Parallelism::Rayon(threads),
-    };
     for (number, bytes) in matrix.bytes().chunks(2 * rows_a_tile * columns).enumerate() {
         let first = number * rows_a_tile;
         let in_tile = bytes.len() / (2 * columns);
         let tile = &mut tile[..in_tile * columns];
         tile.par_chunks_mut(1 << 15).zip(bytes.par_chunks(1 << 16)).for_each(|(out, bytes)| widen(bytes, out));
         let target = &mut out[first..];
-        // SAFETY: `target` holds element (n - 1, in_tile - 1) at (n - 1) * rows + in_tile - 1, since first + in_tile <=
-        // rows and `out` has n * rows values; `x` is [n, columns] and `tile` [in_tile, columns], both row-major.
-        unsafe {
-            gemm(
-                n,
-                in_tile,
-                columns,
-                target.as_mut_ptr(),
-                1,
-                rows as isize,
-                add,
-                x.as_ptr(),
-                1,
-                columns as isize,
-                tile.as_ptr(),
-                columns as isize,
-                1,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                parallelism,
-            );
-        }
+        let (x, tile) = (View::new(x, n, columns, columns), View::new(tile, in_tile, columns, columns));
+        matrix::multiply(target, rows, add, 1.0, x, tile.t(), rayon::current_num_threads());
     }
 }

@@ -6,6 +6,7 @@ use std::f64::consts::PI;
 use candle_core::{D, DType, Device, Result as CandleResult, Tensor};
 use serde_json::Value;
 
+use super::fused;
 use super::params::Mode;
 use crate::error::nearest;
 use crate::family::{Architecture, Config};
@@ -69,6 +70,13 @@ impl Rope {
         }
         let tensor = |values| Tensor::from_vec(values, (rows, seq, 1, pairs), device)?.to_dtype(dtype);
         Ok(Rotation { cos: tensor(cos)?, sin: tensor(sin)? })
+    }
+
+    /// For a fused operation.
+    pub(super) fn fused(&self, rotation: &Rotation) -> CandleResult<fused::Rotate> {
+        let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+        let (rows, pairs) = (rotation.cos.dim(0)?, self.frequencies.len());
+        Ok(fused::Rotate::new(values(&rotation.cos)?, values(&rotation.sin)?, rows, pairs, self.interleaved))
     }
 
     /// Rotates queries or keys `[batch, seq, heads, head_dim]`.

@@ -132,6 +132,7 @@ pub fn finish(
         method: plan.method.clone(),
         settings: plan.settings.clone(),
         sources,
+        lineage: None,
         files: hashed,
         unhashed_files,
         tensors: tensors.collect::<BTreeMap<_, _>>(),

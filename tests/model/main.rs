@@ -6,6 +6,7 @@
 
 mod cache;
 mod dense;
+mod fused;
 mod gradients;
 mod layouts;
 mod mixture;

@@ -1,0 +1,210 @@
+//! Softmax attention of one head over its keys, forward and backward, without keeping scores.
+
+use rayon::prelude::*;
+
+use super::rotate::Rotate;
+use crate::model::kernels::{exponentials, scale, softmax_backward};
+use crate::model::matrix::{View, multiply};
+use crate::model::pass::Sight;
+
+/// Queries that look at the keys together.
+const CHUNK: usize = 64;
+
+/// The sizes of an attention over a batch of whole sequences.
+#[derive(Debug, Clone)]
+pub(in crate::model) struct Sizes {
+    pub(in crate::model) batch: usize,
+    pub(in crate::model) seq: usize,
+    pub(in crate::model) heads: usize,
+    pub(in crate::model) kv_heads: usize,
+    pub(in crate::model) head_dim: usize,
+    /// Positions that it looks back, its own counted.
+    pub(in crate::model) window: Option<usize>,
+    pub(in crate::model) sight: Sight,
+}
+
+/// Queries `[tokens, heads · head_dim]`, keys and values `[tokens, kv_heads · head_dim]`.
+pub(super) struct Inputs<'a> {
+    pub(super) queries: &'a [f32],
+    pub(super) keys: &'a [f32],
+    pub(super) values: &'a [f32],
+}
+
+/// The gradients of [`Inputs`], in their shapes.
+pub(super) struct Gradients {
+    pub(super) queries: Vec<f32>,
+    pub(super) keys: Vec<f32>,
+    pub(super) values: Vec<f32>,
+}
+
+/// Queries that share a key head, its rotated keys, and its values, each as `[seq, head_dim]`.
+struct Group {
+    queries: Vec<Vec<f32>>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Sizes {
+    pub(super) fn tokens(&self) -> usize {
+        self.batch * self.seq
+    }
+
+    fn width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    fn factor(&self) -> f32 {
+        (self.head_dim as f32).powf(-0.5)
+    }
+
+    /// The key heads of all rows of the batch: what threads share.
+    fn parts(&self) -> impl IndexedParallelIterator<Item = (usize, usize)> {
+        (0..self.batch * self.kv_heads).into_par_iter().with_max_len(1).map(|n| (n / self.kv_heads, n % self.kv_heads))
+    }
+
+    /// The attention's output `[tokens, heads · head_dim]`.
+    pub(super) fn forward(&self, inputs: &Inputs, rotate: &Rotate) -> Vec<f32> {
+        let part = |(b, kv_head)| {
+            let group = self.group_of(inputs, rotate, b, kv_head);
+            let head = |queries: &Vec<f32>| {
+                let mut out = vec![0f32; queries.len()];
+                let mut scores = Vec::new();
+                for first in (0..self.seq).step_by(CHUNK) {
+                    let (rows, start, span) = self.weights(b, first, queries, &group.keys, &mut scores);
+                    let weights = View::new(&scores, rows, span, span);
+                    let values = self.view(&group.values, start, span);
+                    multiply(&mut out[first * self.head_dim..], self.head_dim, false, 1.0, weights, values, 1);
+                }
+                out
+            };
+            group.queries.iter().map(head).collect()
+        };
+        let heads: Vec<Vec<Vec<f32>>> = self.parts().map(part).collect();
+        self.side_by_side(&heads, self.width())
+    }
+
+    /// The gradients of the inputs, from that of the output.
+    pub(super) fn backward(&self, inputs: &Inputs, rotate: &Rotate, gradient: &[f32]) -> Gradients {
+        let d = self.head_dim;
+        let part = |(b, kv_head): (usize, usize)| {
+            let group = self.group_of(inputs, rotate, b, kv_head);
+            let (mut of_keys, mut of_values) = (vec![0f32; self.seq * d], vec![0f32; self.seq * d]);
+            let mut of_queries = Vec::with_capacity(self.group());
+            let (mut scores, mut of_scores) = (Vec::new(), Vec::new());
+            for (number, queries) in group.queries.iter().enumerate() {
+                let gradient = self.head(gradient, self.width(), b, kv_head * self.group() + number);
+                let mut of_queries_here = vec![0f32; self.seq * d];
+                for first in (0..self.seq).step_by(CHUNK) {
+                    let (rows, start, span) = self.weights(b, first, queries, &group.keys, &mut scores);
+                    let weights = View::new(&scores, rows, span, span);
+                    let (gradient, queries) = (self.view(&gradient, first, rows), self.view(queries, first, rows));
+                    let (keys, values) = (self.view(&group.keys, start, span), self.view(&group.values, start, span));
+                    multiply(&mut of_values[start * d..], d, true, 1.0, weights.t(), gradient, 1);
+                    of_scores.resize(rows * span, 0.0);
+                    multiply(&mut of_scores, span, false, 1.0, gradient, values.t(), 1);
+                    for (row, (weights, of_scores)) in
+                        scores.chunks_exact(span).zip(of_scores.chunks_exact_mut(span)).enumerate()
+                    {
+                        let seen = self.sight.visible(b, first + row, self.window);
+                        softmax_backward(
+                            &weights[seen.start - start..seen.end - start],
+                            &mut of_scores[seen.start - start..seen.end - start],
+                        );
+                        of_scores[..seen.start - start].fill(0.0);
+                        of_scores[seen.end - start..].fill(0.0);
+                    }
+                    let of_scores = View::new(&of_scores, rows, span, span);
+                    multiply(&mut of_queries_here[first * d..], d, false, self.factor(), of_scores, keys, 1);
+                    multiply(&mut of_keys[start * d..], d, true, self.factor(), of_scores.t(), queries, 1);
+                }
+                rotate.back(&mut of_queries_here, b);
+                of_queries.push(of_queries_here);
+            }
+            rotate.back(&mut of_keys, b);
+            (of_queries, vec![of_keys], vec![of_values])
+        };
+        let mut parts = (Vec::new(), Vec::new(), Vec::new());
+        self.parts().map(part).collect::<Vec<_>>().into_iter().for_each(|(queries, keys, values)| {
+            parts.0.push(queries);
+            parts.1.push(keys);
+            parts.2.push(values);
+        });
+        Gradients {
+            queries: self.side_by_side(&parts.0, self.width()),
+            keys: self.side_by_side(&parts.1, self.kv_width()),
+            values: self.side_by_side(&parts.2, self.kv_width()),
+        }
+    }
+
+    /// Softmax weights of the queries from `first` on: their rows, the first key that any of them sees, and the keys from
+    /// there to the last.
+    fn weights(
+        &self,
+        b: usize,
+        first: usize,
+        queries: &[f32],
+        keys: &[f32],
+        out: &mut Vec<f32>,
+    ) -> (usize, usize, usize) {
+        let rows = CHUNK.min(self.seq - first);
+        let seen = |row: usize| self.sight.visible(b, first + row, self.window);
+        let start = (0..rows).map(|row| seen(row).start).min().unwrap_or(0);
+        let span = first + rows - start;
+        out.resize(rows * span, 0.0);
+        multiply(out, span, false, 1.0, self.view(queries, first, rows), self.view(keys, start, span).t(), 1);
+        for (row, scores) in out.chunks_exact_mut(span).enumerate() {
+            let seen = seen(row);
+            let visible = &mut scores[seen.start - start..seen.end - start];
+            let sum = exponentials(visible, self.factor());
+            scale(visible, 1.0 / sum);
+            scores[..seen.start - start].fill(0.0);
+            scores[seen.end - start..].fill(0.0);
+        }
+        (rows, start, span)
+    }
+
+    fn view<'a>(&self, values: &'a [f32], first: usize, rows: usize) -> View<'a> {
+        View::new(&values[first * self.head_dim..], rows, self.head_dim, self.head_dim)
+    }
+
+    fn group_of(&self, inputs: &Inputs, rotate: &Rotate, b: usize, kv_head: usize) -> Group {
+        let turned = |values: &[f32], width, head| {
+            let mut values = self.head(values, width, b, head);
+            rotate.forth(&mut values, b);
+            values
+        };
+        let heads = kv_head * self.group()..(kv_head + 1) * self.group();
+        Group {
+            queries: heads.map(|head| turned(inputs.queries, self.width(), head)).collect(),
+            keys: turned(inputs.keys, self.kv_width(), kv_head),
+            values: self.head(inputs.values, self.kv_width(), b, kv_head),
+        }
+    }
+
+    /// One head of row `b` of `[tokens, width]`, as `[seq, head_dim]`.
+    fn head(&self, values: &[f32], width: usize, b: usize, head: usize) -> Vec<f32> {
+        let rows = values[b * self.seq * width..].chunks_exact(width).take(self.seq);
+        rows.flat_map(|row| &row[head * self.head_dim..(head + 1) * self.head_dim]).copied().collect()
+    }
+
+    /// `[batch · kv heads][heads of each][seq, head_dim]` as `[tokens, width]`.
+    fn side_by_side(&self, parts: &[Vec<Vec<f32>>], width: usize) -> Vec<f32> {
+        let mut out = vec![0f32; self.tokens() * width];
+        out.par_chunks_mut(width).enumerate().with_min_len(CHUNK).for_each(|(token, out)| {
+            let (b, position) = (token / self.seq, token % self.seq);
+            let heads = parts[b * self.kv_heads..(b + 1) * self.kv_heads].iter().flatten();
+            for (out, head) in out.chunks_exact_mut(self.head_dim).zip(heads) {
+                out.copy_from_slice(&head[position * self.head_dim..(position + 1) * self.head_dim]);
+            }
+        });
+        out
+    }
+}
