@@ -19,6 +19,7 @@ mod merge;
 mod preview;
 mod printer;
 mod report;
+mod prompts;
 mod run;
 mod tokenize;
 mod train;
