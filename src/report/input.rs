@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::checkpoint::json;
 use crate::evaluate::report::Report as Evaluation;
-use crate::train::folder::beside;
+use crate::train::beside;
 use crate::train::metrics::{self, METRICS, Record};
 use crate::{Error, Result};
 
