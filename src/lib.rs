@@ -13,6 +13,7 @@ pub mod model;
 pub mod pipeline;
 pub mod surgery;
 pub mod table;
+pub mod train;
 pub mod verify;
 
 pub use error::{Error, Result};

@@ -85,6 +85,11 @@ pub fn bytes(count: u64) -> String {
     format!("{value:.decimals$} {}", UNITS[unit])
 }
 
+/// Floating-point operations a second: `431 GFLOP/s`.
+pub fn rate(flops: f64) -> String {
+    if flops < 1e12 { format!("{:.0} GFLOP/s", flops / 1e9) } else { format!("{:.1} TFLOP/s", flops / 1e12) }
+}
+
 /// A number that is not negative, with three significant digits.
 pub fn number(value: f64) -> String {
     if value == 0.0 {

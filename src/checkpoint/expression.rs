@@ -69,6 +69,11 @@ pub enum Expression {
         /// Seed of the generator.
         seed: u64,
     },
+    /// What training has made of the values: it cannot be computed again from the sources alone.
+    Trained {
+        /// What training began with.
+        of: Box<Expression>,
+    },
     /// The same value everywhere.
     Constant {
         /// The value.
@@ -89,7 +94,9 @@ impl Expression {
         match self {
             Self::Copy { source, tensor } => visit(source, tensor),
             Self::Mean { of } | Self::Weighted { of, .. } => of.iter().for_each(|part| part.for_each_copy(visit)),
-            Self::Cast { of } | Self::Dequantise { of } | Self::Permute { of, .. } => of.for_each_copy(visit),
+            Self::Cast { of } | Self::Dequantise { of } | Self::Permute { of, .. } | Self::Trained { of } => {
+                of.for_each_copy(visit);
+            }
             Self::Normal { .. }
             | Self::Uniform { .. }
             | Self::Orthogonal { .. }
@@ -124,6 +131,7 @@ impl fmt::Display for Expression {
             Self::Normal { std, seed } => write!(f, "normal(std {std}, seed {seed})"),
             Self::Uniform { std, seed } => write!(f, "uniform(std {std}, seed {seed})"),
             Self::Orthogonal { gain, seed } => write!(f, "orthogonal(gain {gain}, seed {seed})"),
+            Self::Trained { of } => write!(f, "trained({of})"),
             Self::Constant { value } => write!(f, "constant({value})"),
             Self::Identity => f.write_str("identity"),
         }

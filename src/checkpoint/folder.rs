@@ -20,6 +20,24 @@ pub const SINGLE: &str = "model.safetensors";
 /// The index of a sharded folder.
 pub const INDEX: &str = "model.safetensors.index.json";
 
+/// Files that describe a tokenizer or its use, copied byte for byte.
+pub const COMPANIONS: [&str; 14] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "tekken.json",
+    "tokenizer.tiktoken",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
 /// The weights of a checkpoint, opened: headers read and checked, no tensor data touched.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -226,6 +244,11 @@ impl Checkpoint {
         }
         Ok(())
     }
+}
+
+/// Paths of those files that the folder has.
+pub fn existing(folder: &Path, names: &[&str]) -> Vec<PathBuf> {
+    names.iter().map(|name| folder.join(name)).filter(|path| path.is_file()).collect()
 }
 
 fn is_gguf(source: &SourceFile) -> Result<bool> {

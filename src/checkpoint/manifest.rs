@@ -30,12 +30,15 @@ pub struct Manifest {
     pub format_version: u32,
     /// The program that wrote it.
     pub tool: Tool,
-    /// The command or method: `bam`, `btx`, `branch`, `merge`, `convert`, `init`.
+    /// The command or method: `bam`, `btx`, `branch`, `merge`, `convert`, `init`, `train`.
     pub method: String,
     /// Settings of the method, under the names of the command line.
     pub settings: Map<String, Value>,
     /// Where the tensors came from, in the order of averages.
     pub sources: Vec<SourceRecord>,
+    /// What a trained checkpoint was trained on, and how far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<Lineage>,
     /// Every weight, configuration and tokenizer file of the output.
     pub files: Vec<FileHash>,
     /// Files of the output that are listed only: people edit model cards.
@@ -77,6 +80,33 @@ pub struct SourceRecord {
     pub commit: Option<String>,
     /// Every file of it that was read.
     pub files: Vec<FileHash>,
+}
+
+/// How a trained checkpoint follows from the one that training began with, which is the first source.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Lineage {
+    /// SHA-256 of the manifest of the checkpoint that training began with, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_manifest: Option<String>,
+    /// Steps taken.
+    pub step: u64,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// What they were taken from.
+    pub data: Vec<DataRecord>,
+}
+
+/// One domain of a mixture of token folders.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DataRecord {
+    /// Name of the domain.
+    pub name: String,
+    /// Its weight in the mixture.
+    pub weight: f64,
+    /// SHA-256 of its token folder's header, which holds the hash of every shard.
+    pub sha256: String,
 }
 
 /// How one output tensor was made.

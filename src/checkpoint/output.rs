@@ -262,7 +262,7 @@ impl Drop for OutputFolder {
 }
 
 /// Removes a folder under another name, so that a run that starts meanwhile cannot make its files in it.
-fn remove_at_once(folder: &Path) -> std::io::Result<()> {
+pub fn remove_at_once(folder: &Path) -> std::io::Result<()> {
     let doomed = folder.with_extension(format!("removed-{}", std::process::id()));
     fs::rename(folder, &doomed)?;
     fs::remove_dir_all(doomed)

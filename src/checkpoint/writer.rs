@@ -144,9 +144,39 @@ pub fn write_weights<B: TensorBytes>(
 ) -> Result<Written> {
     let shards = split(tensors, options.max_shard_size);
     let progress = resume(folder, options)?;
+    let (mut files, hashes) = write_shards(folder, &shards, tensors, bytes, options, also_hash, progress)?;
+    if shards.len() > 1 {
+        files.push(folder.write(INDEX, &index(&shards, tensors))?);
+    }
+    Ok(Written { files, hashes })
+}
+
+/// Writes one more file of tensors beside what the folder holds already; a killed run leaves nothing to resume from.
+pub fn write_file<B: TensorBytes>(
+    folder: &OutputFolder,
+    name: &str,
+    tensors: &[TensorLayout],
+    bytes: &B,
+    options: &WriteOptions,
+) -> Result<Option<FileHash>> {
+    let shard = Shard { name: name.to_owned(), tensors: (0..tensors.len()).collect() };
+    let (mut files, _) = write_shards(folder, &[shard], tensors, bytes, options, &[], Progress::default())?;
+    Ok(files.pop())
+}
+
+/// Writes the shards that `progress` does not hold, and hashes `also_hash` beside.
+fn write_shards<B: TensorBytes>(
+    folder: &OutputFolder,
+    shards: &[Shard],
+    tensors: &[TensorLayout],
+    bytes: &B,
+    options: &WriteOptions,
+    also_hash: &[&SourceFile],
+    progress: Progress,
+) -> Result<(Vec<FileHash>, Vec<String>)> {
     let whole: BTreeMap<&str, &FileHash> = progress.shards.iter().map(|shard| (shard.path.as_str(), shard)).collect();
     let mut open = Vec::new();
-    for shard in &shards {
+    for shard in shards {
         if whole.contains_key(shard.name.as_str()) {
             let size: u64 = shard.tensors.iter().map(|tensor| tensors[*tensor].length()).sum();
             (options.progress)(size);
@@ -191,10 +221,7 @@ pub fn write_weights<B: TensorBytes>(
     let mut done = std::mem::take(&mut locked(&run.progress).shards);
     done.sort();
     remove(folder, PROGRESS)?;
-    if shards.len() > 1 {
-        done.push(folder.write(INDEX, &index(&shards, tensors))?);
-    }
-    Ok(Written { files: done, hashes })
+    Ok((done, hashes))
 }
 
 /// What an earlier, killed run with the same fingerprint has left whole; everything else is removed.

@@ -32,7 +32,8 @@ pub struct Arguments {
     /// Folders of the models.
     #[arg(value_name = "CKPT", required = true)]
     checkpoints: Vec<PathBuf>,
-    /// A domain: its name and a text file, JSON lines with a `text` field, or a folder of these (repeat).
+    /// A domain: its name and texts (a file, JSON lines or parquet with a `text` field, a folder or pattern of these), or
+    /// a token folder, of which the validation split is read (repeat).
     #[arg(long = "data", value_name = "NAME=PATH", value_parser = named_path, required_unless_present = "tasks")]
     data: Vec<(String, PathBuf)>,
     /// Tokens of a window.

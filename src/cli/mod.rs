@@ -18,8 +18,10 @@ mod man;
 mod merge;
 mod preview;
 mod printer;
+mod prompts;
 mod run;
 mod tokenize;
+mod train;
 mod upcycle;
 mod validate;
 mod work;
@@ -67,6 +69,7 @@ enum Command {
     Validate(validate::Arguments),
     Diff(diff::Arguments),
     Tokenize(tokenize::Arguments),
+    Train(Box<train::Arguments>),
     Eval(eval::Arguments),
     Generate(generate::Arguments),
     Logits(logits::Arguments),
@@ -90,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Validate(arguments) => arguments.run(&printer),
         Command::Diff(arguments) => arguments.run(&printer),
         Command::Tokenize(arguments) => arguments.run(&printer),
+        Command::Train(arguments) => arguments.run(&printer),
         Command::Eval(arguments) => arguments.run(&printer),
         Command::Generate(arguments) => arguments.run(&printer),
         Command::Logits(arguments) => arguments.run(&printer),

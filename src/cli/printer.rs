@@ -70,6 +70,15 @@ impl Printer {
         self.bar(total, verb, "{human_pos:>10} of {human_len:>10} tokens {per_sec:>14}")
     }
 
+    /// A progress bar over steps, with a message; hidden where stderr is no terminal.
+    pub fn steps_bar(&self, total: u64) -> ProgressBar {
+        let bar = ProgressBar::with_draw_target(Some(total), self.target());
+        let template = "[{bar:24}] {pos} of {len} steps  {msg}  {eta} left";
+        // The template is a constant that the tests have seen.
+        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar
+    }
+
     /// A spinner with a message for work of unknown length; hidden where stderr is no terminal.
     pub fn spinner(&self) -> ProgressBar {
         let bar = ProgressBar::with_draw_target(None, self.target());

@@ -1,9 +1,11 @@
 //! Texts to evaluate on, cut into windows of tokens.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::checkpoint::json;
+use crate::checkpoint::hash::sha256_file;
+use crate::data::documents::{Documents, TEXT_KEY};
+use crate::data::{Split, TokenFolder, header, input};
 use crate::model::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -11,14 +13,20 @@ use crate::{Error, Result};
 const BYTES_PER_TOKEN: usize = 64;
 
 /// A named set of texts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Domain {
     /// Its name in tables.
     pub name: String,
     /// Where it was read.
     pub path: PathBuf,
-    /// Its texts; windows never span two of them.
-    pub documents: Vec<String>,
+    content: Content,
+}
+
+/// Texts, or the validation split of a token folder; windows never span two documents.
+#[derive(Debug, Clone)]
+enum Content {
+    Texts(Vec<String>),
+    Tokens(Arc<TokenFolder>),
 }
 
 /// Tokens that a model reads at once; all but the first are scored.
@@ -31,50 +39,109 @@ pub struct Window {
 }
 
 impl Domain {
-    /// Reads a text file, JSON lines (`.jsonl`) with a `text` field, or all such files of a folder, in order of their names.
+    /// Reads a text file, JSON lines or a parquet table with a `text` field, or all such files of a folder, in order of
+    /// their names; or opens a token folder.
     pub fn read(name: &str, path: &Path) -> Result<Self> {
-        let mut documents = Vec::new();
-        for file in files(path)? {
-            read_file(&file, &mut documents)?;
-        }
-        documents.retain(|document| !document.is_empty());
-        if documents.is_empty() {
-            return Err(Error::file(path, "expected text, found none"));
-        }
-        Ok(Self { name: name.to_owned(), path: path.to_path_buf(), documents })
+        let content = match path.join(header::FILE).exists() {
+            true => tokens(path)?,
+            false => texts(path)?,
+        };
+        Ok(Self { name: name.to_owned(), path: path.to_path_buf(), content })
     }
 
     /// Cuts each document into windows of `context` tokens, the last one shorter; at most `max_tokens` in all.
     ///
-    /// Documents are tokenised as transformers tokenises them, with the special tokens that the tokenizer adds. Windows
-    /// with one token have nothing to score and are left out.
+    /// Texts are tokenised as transformers tokenises them, with the special tokens that the tokenizer adds. Of a token
+    /// folder, which must be of the same tokenizer, the ends of text are left out: the windows are those of its texts.
+    /// Its windows have their share of the split's bytes by their tokens. Windows with one token have nothing to score
+    /// and are left out.
     pub fn windows(&self, tokenizer: &Tokenizer, context: usize, max_tokens: Option<usize>) -> Result<Vec<Window>> {
         if context < 2 {
             return Err(Error::usage(format!("expected a context of 2 tokens or more, found {context}")));
         }
-        let mut left = max_tokens.unwrap_or(usize::MAX);
-        let mut windows = Vec::new();
-        for document in &self.documents {
-            if left == 0 {
-                break;
+        let left = max_tokens.unwrap_or(usize::MAX);
+        let windows = match &self.content {
+            Content::Texts(texts) => text_windows(texts, tokenizer, context, left)?,
+            Content::Tokens(folder) => {
+                let (sha256, _) = sha256_file(tokenizer.path())?;
+                folder.check_tokenizer(&sha256, tokenizer.path())?;
+                token_windows(folder, context, left)?
             }
-            let document = head(document, left.saturating_mul(BYTES_PER_TOKEN));
-            let encoded = tokenizer.encode(document, true)?;
-            let count = encoded.ids.len().min(left);
-            left -= count;
-            for start in (0..count).step_by(context) {
-                let end = count.min(start + context);
-                if end - start > 1 {
-                    let bytes = encoded.ends[end - 1] - encoded.ends[start];
-                    windows.push(Window { ids: encoded.ids[start..end].to_vec(), bytes });
-                }
-            }
-        }
+        };
         if windows.is_empty() {
             return Err(Error::file(&self.path, "expected texts of at least two tokens, found none"));
         }
         Ok(windows)
     }
+}
+
+fn texts(path: &Path) -> Result<Content> {
+    let mut texts = Vec::new();
+    for file in input::files(path)? {
+        for document in Documents::open(&file, TEXT_KEY)? {
+            texts.extend(Some(document?).filter(|document| !document.is_empty()));
+        }
+    }
+    match texts.is_empty() {
+        true => Err(Error::file(path, "expected text, found none")),
+        false => Ok(Content::Texts(texts)),
+    }
+}
+
+fn tokens(path: &Path) -> Result<Content> {
+    let folder = TokenFolder::open(path)?;
+    if folder.tokens(Split::Validation) == 0 {
+        return Err(Error::file(path, "has no validation split to evaluate on")
+            .with_hint("tokenize with --validation, or name the texts themselves"));
+    }
+    Ok(Content::Tokens(Arc::new(folder)))
+}
+
+fn text_windows(texts: &[String], tokenizer: &Tokenizer, context: usize, mut left: usize) -> Result<Vec<Window>> {
+    let mut windows = Vec::new();
+    for text in texts {
+        if left == 0 {
+            break;
+        }
+        let encoded = tokenizer.encode(head(text, left.saturating_mul(BYTES_PER_TOKEN)), true)?;
+        let count = encoded.ids.len().min(left);
+        left -= count;
+        for start in (0..count).step_by(context) {
+            let end = count.min(start + context);
+            if end - start > 1 {
+                let bytes = encoded.ends[end - 1] - encoded.ends[start];
+                windows.push(Window { ids: encoded.ids[start..end].to_vec(), bytes });
+            }
+        }
+    }
+    Ok(windows)
+}
+
+fn token_windows(folder: &TokenFolder, context: usize, mut left: usize) -> Result<Vec<Window>> {
+    let split = Split::Validation;
+    let end_of_text = folder.header().end_of_text;
+    let texts = folder.tokens(split) - folder.documents(split);
+    let bytes_per_token = folder.bytes_of_text(split) as f64 / texts.max(1) as f64;
+    let (mut windows, mut scored) = (Vec::new(), 0);
+    // Rounded where the sum stands, so that the bytes of all windows are right together.
+    let bytes = |tokens: usize| libm::round(tokens as f64 * bytes_per_token) as usize;
+    for number in 0..folder.documents(split) {
+        if left == 0 {
+            break;
+        }
+        let mut document = folder.document(split, number)?;
+        document.end = document.end.min(document.start.saturating_add(left as u64).saturating_add(1));
+        let mut ids = folder.ids(split, document)?;
+        ids.pop_if(|last| *last == end_of_text);
+        ids.truncate(left);
+        left -= ids.len();
+        for window in ids.chunks(context).filter(|window| window.len() > 1) {
+            let before = bytes(scored);
+            scored += window.len() - 1;
+            windows.push(Window { ids: window.to_vec(), bytes: bytes(scored) - before });
+        }
+    }
+    Ok(windows)
 }
 
 /// The longest beginning of whole characters within `most` bytes.
@@ -86,67 +153,10 @@ fn head(text: &str, most: usize) -> &str {
     &text[..end]
 }
 
-fn files(path: &Path) -> Result<Vec<PathBuf>> {
-    let metadata = fs::metadata(path).map_err(|e| Error::io("read", path, e))?;
-    if !metadata.is_dir() {
-        return Ok(vec![path.to_path_buf()]);
-    }
-    let mut found = Vec::new();
-    let mut open = vec![path.to_path_buf()];
-    while let Some(folder) = open.pop() {
-        let failed = |e| Error::io("list", &folder, e);
-        for entry in fs::read_dir(&folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if entry.file_name().to_string_lossy().starts_with('.') {
-                continue;
-            }
-            match entry.file_type().map_err(failed)? {
-                kind if kind.is_dir() => open.push(entry.path()),
-                // A link to a folder could lead back here.
-                kind if kind.is_symlink() && entry.path().is_dir() => {}
-                _ => found.push(entry.path()),
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-fn read_file(path: &Path, documents: &mut Vec<String>) -> Result<()> {
-    let text = String::from_utf8(json::read_bytes(path)?).map_err(|e| {
-        Error::file(path, format!("expected text in UTF-8: byte {} is none", e.utf8_error().valid_up_to()))
-    })?;
-    if !is_json_lines(path) {
-        documents.push(text);
-        return Ok(());
-    }
-    for (line, object) in json_lines(path, &text)? {
-        match object.get("text").and_then(serde_json::Value::as_str) {
-            Some(text) => documents.push(text.to_owned()),
-            None => return Err(Error::key(path, "text", format!("line {line}: expected a string"))),
-        }
-    }
-    Ok(())
-}
-
-fn is_json_lines(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "jsonl" || extension == "ndjson")
-}
-
-/// The objects of a file of JSON lines with their line numbers; empty lines are skipped.
-pub(super) fn json_lines(path: &Path, text: &str) -> Result<Vec<(usize, serde_json::Map<String, serde_json::Value>)>> {
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let object = |(number, line): (usize, &str)| {
-        let number = number + 1;
-        serde_json::from_str(line)
-            .map(|object| (number, object))
-            .map_err(|e| Error::file(path, format!("line {number}: expected a JSON object: {e}")))
-    };
-    lines.map(object).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -156,7 +166,8 @@ mod tests {
         fs::write(folder.path().join("b/c.jsonl"), "{\"text\": \"two\"}\n\n{\"text\": \"three\"}\n").unwrap();
         fs::write(folder.path().join("a.txt"), "one").unwrap();
         fs::write(folder.path().join(".hidden"), "no").unwrap();
-        assert_eq!(Domain::read("d", folder.path()).unwrap().documents, ["one", "two", "three"]);
+        let domain = Domain::read("d", folder.path()).unwrap();
+        assert!(matches!(domain.content, Content::Texts(texts) if texts == ["one", "two", "three"]));
     }
 
     #[test]

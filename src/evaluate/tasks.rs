@@ -6,9 +6,8 @@ use candle_core::{Device, Tensor};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::corpus::json_lines;
 use super::perplexity::{rows, token_scores};
-use crate::checkpoint::json;
+use crate::data::documents::JsonLines;
 use crate::model::generate::{Flow, Settings, generate};
 use crate::model::tokenizer::{TextStream, Tokenizer};
 use crate::model::{CausalLm, Forward, KvCache, Overrides};
@@ -76,13 +75,11 @@ impl Task {
     /// A `prompt` is used as it is; a `question` becomes `Question: …\nAnswer:`. Answers follow behind a space unless one
     /// side has white space already.
     pub fn read(name: &str, path: &Path) -> Result<Self> {
-        let text =
-            String::from_utf8(json::read_bytes(path)?).map_err(|_| Error::file(path, "expected text in UTF-8"))?;
-        let lines = json_lines(path, &text)?;
-        if lines.is_empty() {
+        let lines = JsonLines::open(path)?.map(|line| line.and_then(|(line, object)| example(path, line, &object)));
+        let examples: Vec<Example> = lines.collect::<Result<_>>()?;
+        if examples.is_empty() {
             return Err(Error::file(path, "expected examples, found none"));
         }
-        let examples = lines.iter().map(|(line, object)| example(path, *line, object)).collect::<Result<_>>()?;
         Ok(Self { name: name.to_owned(), path: path.to_path_buf(), examples })
     }
 

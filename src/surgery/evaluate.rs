@@ -274,6 +274,7 @@ fn compile<'a>(expression: &'a Expression, layout: &TensorLayout, sources: &'a [
                 )));
             }
         },
+        Expression::Trained { of } => return Err(fault(format!("training {of} cannot be computed again"))),
         Expression::Constant { value } => Node::Constant(*value),
         Expression::Identity => match layout.shape[..] {
             [rows, columns] if rows == columns && rows > 0 => Node::Identity { columns },

@@ -6,27 +6,10 @@ use std::path::{Path, PathBuf};
 use super::plan::Source;
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::folder::Checkpoint;
+pub use crate::checkpoint::folder::{COMPANIONS, existing};
 use crate::checkpoint::{Encoding, TensorEntry};
 use crate::family::{Architecture, Config, Role, TensorSpec};
 use crate::{Error, Result};
-
-/// Files that describe a tokenizer or its use, copied byte for byte.
-pub const COMPANIONS: [&str; 14] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "tekken.json",
-    "tokenizer.tiktoken",
-    "chat_template.jinja",
-    "chat_template.json",
-];
 
 /// A checkpoint whose tensors have been matched with what its configuration says it holds.
 #[derive(Debug)]
@@ -70,7 +53,7 @@ impl Model {
         let mut side_files = vec![config.path.clone()];
         side_files.extend(existing(path, &["model.safetensors.index.json", crate::checkpoint::manifest::MANIFEST]));
         side_files.extend(existing(path, &COMPANIONS));
-        let source = Source { name: name.to_owned(), checkpoint, side_files };
+        let source = Source { name: name.to_owned(), checkpoint, side_files, kept: false };
         let unused = architecture.match_tensors(&specs, &source.checkpoint)?;
         Ok(Self { source, config, architecture, specs, unused })
     }
@@ -111,9 +94,4 @@ impl Model {
     pub fn companions(&self) -> Vec<PathBuf> {
         existing(&self.source.checkpoint.path, &COMPANIONS)
     }
-}
-
-/// Paths of those files that the folder has.
-pub fn existing(folder: &Path, names: &[&str]) -> Vec<PathBuf> {
-    names.iter().map(|name| folder.join(name)).filter(|path| path.is_file()).collect()
 }

@@ -83,7 +83,7 @@ fn open_sources(
                         check.fault(Place::file(&file.path().display().to_string()), problem);
                     }
                 }
-                sources.push(Source { name: record.name.clone(), checkpoint, side_files: Vec::new() });
+                sources.push(Source { name: record.name.clone(), checkpoint, side_files: Vec::new(), kept: false });
             }
             Err(error) => check.fault_of(error)?,
         }
@@ -173,11 +173,16 @@ fn replay(
     let mut check = report.check("replay");
     let total = output.tensors.len().max(manifest.tensors.len());
     let mut planned = Vec::with_capacity(manifest.tensors.len());
+    let mut trained = 0;
     for (name, record) in &manifest.tensors {
         // Only what lies on disk in just this shape is computed: the size of the work is that of the files.
         let stored = output.tensors.get(name);
         if !stored.is_some_and(|entry| entry.encoding.plain() == Some(record.dtype) && entry.shape == record.shape) {
             check.fault(Place::tensor(name), format!("is not stored as {MANIFEST} says, so it is not computed"));
+            continue;
+        }
+        if matches!(record.expression, Expression::Trained { .. }) {
+            trained += 1;
             continue;
         }
         let elements = record.shape.iter().product::<u64>();
@@ -241,8 +246,12 @@ fn replay(
         );
         check.fault(Place::tensor(&layout.name), problem);
     }
-    check
-        .done(format!("{equal} of {} equal to their expressions, bit for bit", table::counted(total as u64, "tensor")));
+    let mut done =
+        format!("{equal} of {} equal to their expressions, bit for bit", table::counted(total as u64, "tensor"));
+    if trained > 0 {
+        done += &format!("; {trained} are trained, which cannot be computed again");
+    }
+    check.done(done);
     Ok(())
 }
 
@@ -267,9 +276,10 @@ fn difference(stored: Dtype, width: usize, first: u64, expected: &[u8], found: &
 fn parts(expression: &Expression) -> &[Expression] {
     match expression {
         Expression::Mean { of } | Expression::Weighted { of, .. } => of,
-        Expression::Cast { of } | Expression::Dequantise { of } | Expression::Permute { of, .. } => {
-            std::slice::from_ref(of)
-        }
+        Expression::Cast { of }
+        | Expression::Dequantise { of }
+        | Expression::Permute { of, .. }
+        | Expression::Trained { of } => std::slice::from_ref(of),
         _ => &[],
     }
 }

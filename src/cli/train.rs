@@ -1,0 +1,347 @@
+//! `train`: a checkpoint and token folders to a trained checkpoint.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use bam_convert::family::{Architecture, Config};
+use bam_convert::table;
+use bam_convert::train::settings::{Compute, Documents, Preset, Spike, Trouble};
+use bam_convert::train::{Decay, End, Event, LoadBalance, Operation, Request, Settings, beside, run};
+use clap::Args;
+use serde_json::json;
+
+use super::device::DeviceName;
+use super::printer::Printer;
+use super::{Outcome, Verdict};
+
+/// Train a checkpoint, dense or a mixture, on token folders.
+///
+/// Makes DIR, a checkpoint like any other, when the last step is done; beside it DIR.run holds the log (metrics.jsonl, and
+/// the same for TensorBoard), the settings, and checkpoints to resume from. Ctrl-C and SIGTERM save a checkpoint first;
+/// --resume goes on from the latest one, with the same losses and the same bytes as if nothing had happened.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  bam-convert train seed --data code=tokens/code --steps 1000 --out code\n  \
+                        bam-convert train bam --data code=tokens/code --data law=tokens/law:2 --steps 500 --preset mixture --out mixed\n  \
+                        bam-convert train bam --data code=tokens/code --steps 100 --train routers --out routed")]
+pub struct Arguments {
+    /// Folder of the checkpoint to begin with.
+    #[arg(value_name = "CKPT")]
+    checkpoint: PathBuf,
+    /// A domain: its name, its token folder, and its weight in the mixture [default weight: 1].
+    #[arg(long, value_name = "NAME=DIR[:WEIGHT]", required = true, value_parser = domain)]
+    data: Vec<(String, PathBuf, f64)>,
+    /// Updates of the weights.
+    #[arg(long, value_name = "N")]
+    steps: u64,
+    /// Folder to make.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Go on with the run in DIR.run.
+    #[arg(long, conflicts_with = "force")]
+    resume: bool,
+    /// Replace an earlier run and its output.
+    #[arg(long)]
+    force: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    batches: Batches,
+    #[command(flatten)]
+    optimiser: Optimiser,
+    #[command(flatten)]
+    losses: Losses,
+    #[command(flatten)]
+    machine: Machine,
+    #[command(flatten)]
+    keeping: Keeping,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Batches")]
+struct Batches {
+    /// Rows that go through the model together.
+    #[arg(long, value_name = "ROWS", default_value_t = 8)]
+    batch: usize,
+    /// Batches whose gradients are added up for one step.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    accumulate: usize,
+    /// Tokens of a row [default: 256, or the model's context where it is shorter].
+    #[arg(long, value_name = "TOKENS")]
+    seq: Option<usize>,
+    /// Seed of the order of rows.
+    #[arg(long, visible_alias = "seed", value_name = "N", default_value_t = 0)]
+    rng_seed: u64,
+    /// Documents that share a row: one text, or each read and predicted on its own.
+    #[arg(long, value_enum, default_value_t = Documents::Joined)]
+    documents: Documents,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Optimiser (AdamW)")]
+struct Optimiser {
+    /// Learning rate, warm-up and floor of one of the paper's phases; other flags override them.
+    #[arg(long, value_enum)]
+    preset: Option<Preset>,
+    /// Peak of the learning rate [default: 3e-4].
+    #[arg(long, value_name = "RATE")]
+    learning_rate: Option<f64>,
+    /// Its peak for routers [default: that of all].
+    #[arg(long, value_name = "RATE")]
+    router_learning_rate: Option<f64>,
+    /// Steps in which the rate rises to its peak [default: a tenth of the run, 100 or the preset's at most].
+    #[arg(long, value_name = "STEPS")]
+    warmup: Option<u64>,
+    /// How it falls then.
+    #[arg(long, value_enum, default_value_t = Decay::Cosine)]
+    schedule: Decay,
+    /// Steps of the decay of `wsd` [default: a fifth of the run].
+    #[arg(long, value_name = "STEPS")]
+    decay_steps: Option<u64>,
+    /// Last learning rate, as a share of the peak [default: 0.1].
+    #[arg(long, value_name = "SHARE")]
+    floor: Option<f64>,
+    /// Decay of matrices; norms and biases have none.
+    #[arg(long, value_name = "RATE", default_value_t = 0.1)]
+    weight_decay: f64,
+    /// Decay of the first moment.
+    #[arg(long, value_name = "B", default_value_t = 0.9)]
+    beta1: f64,
+    /// Decay of the second moment.
+    #[arg(long, value_name = "B", default_value_t = 0.95)]
+    beta2: f64,
+    /// Added to the root of the second moment.
+    #[arg(long, value_name = "E", default_value_t = 1e-8)]
+    epsilon: f64,
+    /// Largest norm of all gradients together; 0 clips nothing.
+    #[arg(long, value_name = "NORM", default_value_t = 1.0)]
+    clip: f64,
+    /// What trains: all, routers, experts, attention-experts, ffn-experts, adapters, norms, embeddings, expert:NAME, a
+    /// role such as q or down, or a pattern of tensor names; several add up.
+    #[arg(long, value_name = "WHAT", default_value = "all", value_delimiter = ',')]
+    train: Vec<String>,
+    /// What of it stays as it is, in the same words.
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    freeze: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Losses of mixtures")]
+struct Losses {
+    /// Load balance by the tokens that chose an expert (BAM, Switch) or by its mean gate (BTX).
+    #[arg(long, value_enum, default_value_t = LoadBalance::Hard)]
+    load_balance: LoadBalance,
+    /// Weight of the load-balancing loss [default: the checkpoint's router_aux_loss_coef].
+    #[arg(long, value_name = "WEIGHT")]
+    aux_loss_coef: Option<f64>,
+    /// Weight of the router z-loss [default: the checkpoint's router_z_loss_coef].
+    #[arg(long, value_name = "WEIGHT")]
+    z_loss_coef: Option<f64>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
+struct Machine {
+    /// Where to compute.
+    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    device: DeviceName,
+    /// In what to compute; master weights and moments are float32 always.
+    #[arg(long, value_enum, default_value_t = Compute::F32)]
+    dtype: Compute,
+    /// Threads [default: all cores].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Keep only the inputs of layers, and run each layer twice: less memory, the same numbers.
+    #[arg(long)]
+    gradient_checkpointing: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Checkpoints, measurements, trouble")]
+struct Keeping {
+    /// Steps between checkpoints; 0 saves at a signal alone.
+    #[arg(long, value_name = "STEPS", default_value_t = 100)]
+    save_every: u64,
+    /// Checkpoints kept, the latest.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    keep: usize,
+    /// Steps between measurements on held-back text; 0 measures nothing [default: a tenth of the run].
+    #[arg(long, value_name = "STEPS")]
+    validate_every: Option<u64>,
+    /// Rows of each domain to measure on, at most.
+    #[arg(long, value_name = "ROWS", default_value_t = 32)]
+    validate_rows: usize,
+    /// Steps between records of updates by role, and of routers.
+    #[arg(long, value_name = "STEPS", default_value_t = 10)]
+    detail_every: u64,
+    /// At a loss or gradient that is no number: stop, or skip the step.
+    #[arg(long, value_enum, default_value_t = Trouble::Stop)]
+    on_nan: Trouble,
+    /// At a gradient of FACTOR times the running mean: stop, or skip the step.
+    #[arg(long, value_name = "FACTOR[:stop|:skip]")]
+    on_spike: Option<Spike>,
+}
+
+impl Arguments {
+    /// Runs the command.
+    pub fn run(&self, printer: &Printer) -> Outcome {
+        if let Some(threads) = self.machine.threads {
+            use_threads(threads)?;
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+            // A second signal does not wait for the step to end.
+            signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
+            signal_hook::flag::register(signal, Arc::clone(&stop))?;
+        }
+        let request = Request {
+            checkpoint: self.checkpoint.clone(),
+            data: self.data.clone(),
+            out: self.out.clone(),
+            settings: self.settings(printer)?,
+            operation: self.operation(),
+            device: self.machine.device.open()?,
+        };
+        let bar = printer.steps_bar(self.steps);
+        let mut watch = |event: &Event| {
+            match event {
+            Event::Step(step) => {
+                bar.set_position(step.step);
+                bar.set_message(format!(
+                    "loss {:.4}  rate {:.2e}  {:.0} tokens/s  {}  {:.0} % of peak",
+                    step.loss,
+                    step.learning_rate,
+                    step.tokens_per_second,
+                    table::rate(step.flops_per_second),
+                    100.0 * step.peak_share
+                ));
+            }
+            Event::Begins { trained, parameters, memory, matmul_peak } => bar.suspend(|| {
+                printer.note(&format!(
+                    "training {} of {} parameters; memory about {} (weights {}, optimiser {}, gradients {}, activations {}); \
+                     products at {}",
+                    table::grouped(*trained),
+                    table::grouped(*parameters),
+                    table::bytes(memory.total()),
+                    table::bytes(memory.weights),
+                    table::bytes(memory.optimiser),
+                    table::bytes(memory.gradients),
+                    table::bytes(memory.activations),
+                    table::rate(*matmul_peak)
+                ));
+            }),
+            Event::Validation(step, domains) => bar.suspend(|| {
+                let each = domains.iter().map(|(name, numbers)| format!("{name} {:.3}", numbers.perplexity));
+                printer.note(&format!("step {step}: perplexity {}", each.collect::<Vec<_>>().join(", ")));
+            }),
+            Event::Resumes(step) => bar.suspend(|| printer.note(&format!("resumed behind step {step}"))),
+            Event::Saved(path) => bar.suspend(|| printer.note(&format!("saved {}", path.display()))),
+            Event::Note(text) => bar.suspend(|| printer.note(&format!(" note: {text}"))),
+        }
+        };
+        let end = run(request, &stop, &mut watch);
+        bar.finish_and_clear();
+        self.say(&end?, printer)
+    }
+
+    fn say(&self, end: &End, printer: &Printer) -> Outcome {
+        if self.json {
+            printer.json(&json!({
+                "output": self.out,
+                "run": beside(&self.out)?,
+                "step": end.step,
+                "tokens": end.tokens,
+                "nll": end.nll,
+                "seconds": end.seconds,
+                "peak_memory_bytes": end.peak_memory,
+                "predicted_memory_bytes": end.predicted_memory,
+            }))?;
+        } else if let Some(nll) = end.nll {
+            printer.note(&format!(
+                "{} steps, {} tokens in {:.1} s; last loss {nll:.4}; memory at most {} (predicted {})",
+                end.step,
+                table::grouped(end.tokens),
+                end.seconds,
+                table::bytes(end.peak_memory),
+                table::bytes(end.predicted_memory)
+            ));
+        }
+        Ok(Verdict::Yes)
+    }
+
+    fn settings(&self, printer: &Printer) -> bam_convert::Result<Settings> {
+        let architecture = Architecture::of(&Config::read(&self.checkpoint)?)?;
+        let mixture = architecture.mixture.as_ref();
+        let context = architecture.max_position_embeddings.map_or(256, |longest| longest.min(256) as usize);
+        let optimiser = &self.optimiser;
+        let preset = optimiser.preset.map(Preset::values);
+        let learning_rate = optimiser.learning_rate.or(preset.map(|(rate, ..)| rate)).unwrap_or(3e-4);
+        let most = preset.map_or(100, |(_, warmup, _)| warmup);
+        let warmup = optimiser.warmup.unwrap_or(most.min(self.steps / 10));
+        if optimiser.warmup.is_none() && preset.is_some() && warmup < most {
+            printer.note(&format!(
+                " note: a warm-up of {warmup} steps, a tenth of the run; the preset's {most} are for longer ones"
+            ));
+        }
+        Ok(Settings {
+            data: Vec::new(),
+            steps: self.steps,
+            batch: self.batches.batch,
+            accumulate: self.batches.accumulate,
+            seq: self.batches.seq.unwrap_or(context),
+            rng_seed: self.batches.rng_seed,
+            documents: self.batches.documents,
+            learning_rate,
+            router_learning_rate: optimiser.router_learning_rate.unwrap_or(learning_rate),
+            warmup,
+            schedule: optimiser.schedule,
+            decay_steps: optimiser.decay_steps.unwrap_or(self.steps / 5),
+            floor: optimiser.floor.or(preset.map(|(_, _, floor)| floor)).unwrap_or(0.1),
+            weight_decay: optimiser.weight_decay,
+            beta1: optimiser.beta1,
+            beta2: optimiser.beta2,
+            epsilon: optimiser.epsilon,
+            clip: optimiser.clip,
+            load_balance: self.losses.load_balance,
+            aux_loss_coef: self.losses.aux_loss_coef.or(mixture.map(|m| m.router_aux_loss_coef)).unwrap_or(0.0),
+            z_loss_coef: self.losses.z_loss_coef.or(mixture.map(|m| m.router_z_loss_coef)).unwrap_or(0.0),
+            train: optimiser.train.clone(),
+            freeze: optimiser.freeze.clone(),
+            dtype: self.machine.dtype,
+            on_nan: self.keeping.on_nan,
+            on_spike: self.keeping.on_spike,
+        })
+    }
+
+    fn operation(&self) -> Operation {
+        Operation {
+            gradient_checkpointing: self.machine.gradient_checkpointing,
+            save_every: self.keeping.save_every,
+            keep: self.keeping.keep,
+            validate_every: self.keeping.validate_every.unwrap_or((self.steps / 10).max(1)),
+            validate_rows: self.keeping.validate_rows,
+            detail_every: self.keeping.detail_every,
+            resume: self.resume,
+            force: self.force,
+        }
+    }
+}
+
+/// Makes all computations use so many threads.
+fn use_threads(threads: u16) -> anyhow::Result<()> {
+    // SAFETY: no other thread runs yet that could read the environment.
+    unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
+    Ok(rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?)
+}
+
+/// `NAME=DIR` or `NAME=DIR:WEIGHT`.
+fn domain(text: &str) -> Result<(String, PathBuf, f64), String> {
+    let Some((name, rest)) = text.split_once('=').filter(|(name, rest)| !name.is_empty() && !rest.is_empty()) else {
+        return Err("expected NAME=DIR or NAME=DIR:WEIGHT".to_owned());
+    };
+    match rest.rsplit_once(':').map(|(path, weight)| (path, weight.parse::<f64>())) {
+        Some((path, Ok(weight))) => Ok((name.to_owned(), PathBuf::from(path), weight)),
+        _ => Ok((name.to_owned(), PathBuf::from(rest), 1.0)),
+    }
+}

@@ -1,0 +1,119 @@
+//! The folder of a run, `OUT.run`: its log, its settings, its checkpoints; held by one process at a time.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::metrics::METRICS;
+use crate::checkpoint::output::{remove_at_once, sync_folder};
+use crate::checkpoint::single;
+use crate::{Error, Result};
+
+const LOCK: &str = ".lock";
+const SETTINGS: &str = "settings.json";
+const CHECKPOINTS: &str = "checkpoints";
+
+/// The folder of a run, held.
+#[derive(Debug)]
+pub(super) struct RunFolder {
+    path: PathBuf,
+    /// Held, not read: the lock ends with the file.
+    _lock: File,
+}
+
+/// The folder beside the output `out`.
+pub fn beside(out: &Path) -> Result<PathBuf> {
+    match out.file_name() {
+        Some(name) => Ok(out.with_file_name(format!("{}.run", name.to_string_lossy()))),
+        None => Err(Error::file(out, "expected the name of a folder to make")),
+    }
+}
+
+impl RunFolder {
+    /// Makes the folder beside `out`, or takes the one of a run that was stopped where `resume` is set; `force` removes
+    /// what an earlier run has left.
+    pub(super) fn begin(out: &Path, resume: bool, force: bool) -> Result<Self> {
+        let path = beside(out)?;
+        let begun = path.join(SETTINGS).exists() || path.join(METRICS).exists();
+        if begun && !resume && !force {
+            return Err(Error::file(&path, "holds a run already")
+                .with_hint("pass --resume to go on with it, or --force to begin anew"));
+        }
+        if path.exists() && !begun && fs::read_dir(&path).is_ok_and(|entries| entries.count() > 1) {
+            return Err(Error::file(&path, "exists and is no folder of a run").with_hint("choose another --out"));
+        }
+        let checkpoints = path.join(CHECKPOINTS);
+        fs::create_dir_all(&checkpoints).map_err(|e| Error::io("create", &checkpoints, e))?;
+        let lock = path.join(LOCK);
+        let file = OpenOptions::new().create(true).append(true).open(&lock);
+        let file = file.map_err(|e| Error::io("create", &lock, e))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(Error::file(&path, "another process is at this run").with_hint("wait for it to end"));
+            }
+            Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", &lock, e)),
+        }
+        let folder = Self { path, _lock: file };
+        if begun && !resume {
+            folder.checkpoints()?.iter().try_for_each(|(_, path)| remove(path))?;
+            for name in [SETTINGS, METRICS] {
+                let path = folder.path.join(name);
+                if path.exists() {
+                    fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+                }
+            }
+        }
+        Ok(folder)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes the settings down.
+    pub(super) fn write_settings(&self, settings: &Map<String, Value>) -> Result<()> {
+        let path = self.path.join(SETTINGS);
+        let mut text = serde_json::to_vec_pretty(settings)
+            .map_err(|e| Error::file(&path, format!("the settings cannot be written: {e}")))?;
+        text.push(b'\n');
+        single::write(&path, &[&text])
+    }
+
+    /// Where the checkpoint of `step` is, or will be.
+    pub(super) fn checkpoint(&self, step: u64) -> PathBuf {
+        self.path.join(CHECKPOINTS).join(format!("step-{step:08}"))
+    }
+
+    /// The complete checkpoints by step.
+    pub(super) fn checkpoints(&self) -> Result<Vec<(u64, PathBuf)>> {
+        let folder = self.path.join(CHECKPOINTS);
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&folder).map_err(|e| Error::io("list", &folder, e))? {
+            let entry = entry.map_err(|e| Error::io("list", &folder, e))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let step = name.strip_prefix("step-").and_then(|step| step.parse().ok());
+            if let Some(step) = step {
+                found.push((step, entry.path()));
+            } else if name.contains(".removed-") || name.ends_with(".partial") {
+                // A run was killed while it wrote or removed this one; its lock is ours.
+                fs::remove_dir_all(entry.path()).map_err(|e| Error::io("remove", entry.path(), e))?;
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Removes all checkpoints but the `keep` latest.
+    pub(super) fn prune(&self, keep: usize) -> Result<()> {
+        let all = self.checkpoints()?;
+        let surplus = all.len().saturating_sub(keep.max(1));
+        all[..surplus].iter().try_for_each(|(_, path)| remove(path))?;
+        sync_folder(&self.path.join(CHECKPOINTS))
+    }
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    remove_at_once(folder).map_err(|e| Error::io("remove", folder, e))
+}

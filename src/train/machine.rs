@@ -1,0 +1,93 @@
+//! What the machine can do, and how much memory a run takes.
+
+use std::time::Instant;
+
+use candle_core::{DType, Tensor};
+
+use super::adamw::State;
+use super::parameters::Parameters;
+use crate::family::{Architecture, AttentionKv};
+use crate::model::CausalLm;
+
+/// The rate of a large product of matrices in the model's dtype, in floating-point operations a second.
+pub(super) fn matmul_peak(model: &CausalLm, dtype: DType) -> candle_core::Result<f64> {
+    // Smaller in a debug build, where only the dependencies are optimised.
+    let size = if cfg!(debug_assertions) { 256 } else { 1024 };
+    let device = model.device();
+    let values: Vec<f32> = (0..size * size).map(|i| (i % 7) as f32 - 3.0).collect();
+    let matrix = Tensor::from_vec(values, (size, size), device)?.to_dtype(dtype)?;
+    let mut best = f64::INFINITY;
+    // The first one wakes the threads.
+    for _ in 0..4 {
+        let start = Instant::now();
+        matrix.matmul(&matrix)?;
+        device.synchronize()?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok(2.0 * (size as f64).powi(3) / best)
+}
+
+/// The largest memory that the process has had, in bytes; 0 where the operating system does not tell.
+pub(super) fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).map_or(0, |kib| kib << 10)
+}
+
+/// What a run takes, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// Weights.
+    pub weights: u64,
+    /// Moments, and master weights beside weights in half precision.
+    pub optimiser: u64,
+    /// Gradients of the trainable parameters.
+    pub gradients: u64,
+    /// What a batch leaves behind for the way back, and what its layers and losses take while they run.
+    pub activations: u64,
+}
+
+impl Memory {
+    /// An estimate for batches of `rows` rows of `seq` tokens.
+    pub(super) fn predict(
+        model: &CausalLm,
+        parameters: &Parameters,
+        dtype: DType,
+        (rows, seq): (usize, usize),
+        checkpointing: bool,
+    ) -> Self {
+        let vars = || parameters.all.iter().map(|parameter| &parameter.var);
+        let elements = |shape: &[u64]| shape.iter().product::<u64>();
+        let size = dtype.size_in_bytes() as u64;
+        let weights = model.params().iter().map(|(_, parameter)| size * elements(&parameter.spec.shape)).sum();
+        let optimiser = vars().map(State::bytes).sum();
+        let gradients = vars().map(|var| 4 * var.elem_count() as u64).sum();
+        let a = model.architecture();
+        let (tokens, layers) = ((rows * seq) as u64, a.num_layers);
+        let layer = size * layer_values(a, rows as u64, seq as u64);
+        let input = size * tokens * a.hidden_size;
+        let kept = if checkpointing { layers * input + layer } else { layers * (layer + input) };
+        // Of the layer on its way back: gradients of all values; and logits with theirs.
+        let passing = layer + (160 << 20).min(20 * tokens * a.vocab_size);
+        Self { weights, optimiser, gradients, activations: kept + passing }
+    }
+
+    /// Everything, with the program itself.
+    pub fn total(&self) -> u64 {
+        self.weights + self.optimiser + self.gradients + self.activations + (24 << 20)
+    }
+}
+
+/// Values that one layer keeps for its way back.
+fn layer_values(a: &Architecture, rows: u64, seq: u64) -> u64 {
+    let tokens = rows * seq;
+    let mixture = a.mixture.as_ref();
+    let experts = mixture.map_or(1, |mixture| mixture.num_attention_experts);
+    let shared = mixture.is_some_and(|mixture| mixture.attention_kv != AttentionKv::Expert);
+    let queries = experts * a.num_heads * a.head_dim;
+    let keys = if shared { 1 } else { experts } * a.num_kv_heads * a.head_dim;
+    let inner =
+        mixture.map_or(a.intermediate_size, |mixture| mixture.num_experts_per_tok * mixture.moe_intermediate_size);
+    // Norms and residuals; rotated and re-ordered queries, keys and values; gate, up, activation and product; scores.
+    tokens * (12 * a.hidden_size + 6 * queries + 6 * keys + 5 * inner) + 4 * rows * experts * a.num_heads * seq * seq
+}

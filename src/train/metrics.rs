@@ -1,0 +1,261 @@
+//! What a run tells about itself: one JSON object a line, and the same numbers for TensorBoard.
+//!
+//! `docs/training.md` describes each line. A run that resumes cuts both files back to the step that it resumes from, so
+//! that the log of an interrupted run is that of one never stopped, but for times and the line that says so.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::tensorboard::EventFile;
+use crate::checkpoint::single;
+use crate::{Error, Result};
+
+/// File name of the log within a run's folder.
+pub const METRICS: &str = "metrics.jsonl";
+
+/// One line of the log. Likelihoods are in nats, times in seconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Record {
+    /// What runs, and how.
+    Start { tool_version: String, architecture: Map<String, Value>, settings: Map<String, Value> },
+    /// One step.
+    Step(Box<Step>),
+    /// More about some steps.
+    Detail(Box<Detail>),
+    /// How well the text held back is predicted.
+    Validation { step: u64, domains: BTreeMap<String, Validation> },
+    /// The run went on here after it had been stopped.
+    Resume { step: u64 },
+    /// A step whose gradients were not used.
+    Skip { step: u64, reason: String, rows: String },
+    /// The run is done.
+    End { step: u64, seconds: f64, peak_memory_bytes: u64 },
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Its number, from 1.
+    pub step: u64,
+    /// When it ended, in seconds since 1970.
+    pub time: f64,
+    /// Tokens predicted up to its end.
+    pub tokens: u64,
+    /// Everything that is minimised.
+    pub loss: f64,
+    /// Mean negative log-likelihood of a token.
+    pub nll: f64,
+    /// Load-balancing loss without its weight, summed over layers.
+    pub load_balance: f64,
+    /// Router z-loss without its weight, summed over layers.
+    pub z: f64,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Learning rate of routers.
+    pub router_learning_rate: f64,
+    /// Norm of all gradients, before clipping.
+    pub gradient_norm: f64,
+    /// Duration.
+    pub seconds: f64,
+    /// Tokens predicted a second.
+    pub tokens_per_second: f64,
+    /// Floating-point operations a second, those of recomputed activations not counted.
+    pub flops_per_second: f64,
+    /// The same as a share of what the machine does in a large product of matrices.
+    pub peak_share: f64,
+    /// The domains that the rows came from.
+    pub domains: BTreeMap<String, DomainLoss>,
+}
+
+/// A domain's part of a step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DomainLoss {
+    /// Mean negative log-likelihood of a token.
+    pub nll: f64,
+    /// Tokens predicted.
+    pub tokens: u64,
+}
+
+/// More about one step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Detail {
+    /// Its number.
+    pub step: u64,
+    /// What each kind of parameter got.
+    pub roles: BTreeMap<String, RoleDetail>,
+    /// Feed-forward routers, by layer.
+    pub ffn_routing: Vec<Routing>,
+    /// Attention routers, by layer.
+    pub attention_routing: Vec<Routing>,
+}
+
+/// The update of all parameters of a role.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RoleDetail {
+    /// Norm of their gradients, before clipping.
+    pub gradient_norm: f64,
+    /// Norm of their change by their own norm.
+    pub update_ratio: f64,
+}
+
+/// What a router did with the tokens of a step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Routing {
+    /// Layer, from 0.
+    pub layer: usize,
+    /// Share of the assignments that each expert got.
+    pub load: Vec<f64>,
+    /// Mean gate of each expert.
+    pub mean_gates: Vec<f64>,
+    /// Entropy of the load by its largest value: 1 is an even load.
+    pub entropy: f64,
+}
+
+/// How well a domain's held-back text is predicted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Validation {
+    /// Mean negative log-likelihood of a token.
+    pub nll: f64,
+    /// Its exponential.
+    pub perplexity: f64,
+    /// In bits, by the bytes of text that a token of the domain stands for on average.
+    pub bits_per_byte: f64,
+    /// Tokens predicted.
+    pub tokens: u64,
+}
+
+impl Record {
+    /// The step after which the line was written.
+    pub fn step(&self) -> u64 {
+        match self {
+            Self::Start { .. } => 0,
+            Self::Step(step) => step.step,
+            Self::Detail(detail) => detail.step,
+            Self::Validation { step, .. }
+            | Self::Resume { step }
+            | Self::Skip { step, .. }
+            | Self::End { step, .. } => *step,
+        }
+    }
+
+    /// The numbers of the line, under the names that TensorBoard groups by.
+    fn scalars(&self) -> Vec<(String, f64)> {
+        let mut found = Vec::new();
+        let mut add = |name: String, value: f64| found.push((name, value));
+        match self {
+            Self::Step(step) => {
+                for (name, value) in [
+                    ("loss/total", step.loss),
+                    ("loss/nll", step.nll),
+                    ("loss/load_balance", step.load_balance),
+                    ("loss/z", step.z),
+                    ("optimiser/learning_rate", step.learning_rate),
+                    ("optimiser/router_learning_rate", step.router_learning_rate),
+                    ("optimiser/gradient_norm", step.gradient_norm),
+                    ("speed/tokens_per_second", step.tokens_per_second),
+                    ("speed/flops_per_second", step.flops_per_second),
+                    ("speed/peak_share", step.peak_share),
+                ] {
+                    add(name.to_owned(), value);
+                }
+                step.domains.iter().for_each(|(name, domain)| add(format!("nll/{name}"), domain.nll));
+            }
+            Self::Detail(detail) => {
+                for (role, numbers) in &detail.roles {
+                    add(format!("gradient_norm/{role}"), numbers.gradient_norm);
+                    add(format!("update_ratio/{role}"), numbers.update_ratio);
+                }
+                for (kind, routers) in [("ffn", &detail.ffn_routing), ("attention", &detail.attention_routing)] {
+                    for router in routers {
+                        let layer = router.layer;
+                        add(format!("{kind}_entropy/layer_{layer}"), router.entropy);
+                        for (expert, load) in router.load.iter().enumerate() {
+                            add(format!("{kind}_load/layer_{layer}_expert_{expert}"), *load);
+                        }
+                    }
+                }
+            }
+            Self::Validation { domains, .. } => {
+                for (name, numbers) in domains {
+                    add(format!("validation_nll/{name}"), numbers.nll);
+                    add(format!("validation_perplexity/{name}"), numbers.perplexity);
+                }
+            }
+            Self::Start { .. } | Self::Resume { .. } | Self::Skip { .. } | Self::End { .. } => {}
+        }
+        found
+    }
+}
+
+/// The records of a log; a last line that a killed run left unfinished is left out.
+pub fn read(path: &Path) -> Result<Vec<Record>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let mut records = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        match serde_json::from_str(line) {
+            Ok(record) => records.push(record),
+            Err(_) if number + 1 == text.lines().count() && !text.ends_with('\n') => {}
+            Err(e) => return Err(Error::file(path, format!("line {}: expected a record: {e}", number + 1))),
+        }
+    }
+    Ok(records)
+}
+
+/// The log of a run, being written.
+#[derive(Debug)]
+pub(super) struct Log {
+    path: PathBuf,
+    file: File,
+    events: EventFile,
+    time: f64,
+}
+
+impl Log {
+    /// Begins the log in `folder`, or goes on with it behind the last record of `step`.
+    pub(super) fn begin(folder: &Path, step: Option<u64>) -> Result<Self> {
+        let path = folder.join(METRICS);
+        let mut kept = Vec::new();
+        if let Some(step) = step.filter(|_| path.exists()) {
+            kept = read(&path)?;
+            kept.retain(|record| record.step() <= step && !matches!(record, Record::End { .. }));
+        }
+        let lines = kept.iter().map(line).collect::<Result<Vec<_>>>()?;
+        single::write(&path, &lines.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(|e| Error::io("write", &path, e))?;
+        let mut log = Self { path, file, events: EventFile::create(folder)?, time: 0.0 };
+        kept.iter().try_for_each(|record| log.show(record))?;
+        Ok(log)
+    }
+
+    /// Appends a line.
+    pub(super) fn add(&mut self, record: &Record) -> Result<()> {
+        let line = line(record)?;
+        self.file.write_all(&line).map_err(|e| Error::io("write", &self.path, e))?;
+        self.show(record)
+    }
+
+    fn show(&mut self, record: &Record) -> Result<()> {
+        if let Record::Step(step) = record {
+            self.time = step.time;
+        }
+        self.events.add(self.time, record.step(), &record.scalars())
+    }
+
+    /// Makes what was written durable.
+    pub(super) fn sync(&mut self) -> Result<()> {
+        self.file.sync_all().map_err(|e| Error::io("sync", &self.path, e))
+    }
+}
+
+fn line(record: &Record) -> Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(record).map_err(|e| Error::usage(format!("a record cannot be written: {e}")))?;
+    line.push(b'\n');
+    Ok(line)
+}

@@ -1,0 +1,29 @@
+//! Training, of dense models and mixtures alike: losses, gradients layer by layer, AdamW, and a run that survives.
+//!
+//! [`run`] is the whole of it: from a checkpoint and token folders to a checkpoint, with everything that happens on the
+//! way in the folder `OUT.run` beside the output. `docs/training.md` describes both.
+
+mod adamw;
+mod backward;
+mod folder;
+mod gradients;
+mod losses;
+mod machine;
+mod measure;
+pub mod metrics;
+mod parameters;
+mod run;
+mod save;
+mod schedule;
+pub mod select;
+pub mod settings;
+mod tensorboard;
+mod trainer;
+
+pub use adamw::AdamW;
+pub use folder::beside;
+pub use losses::LoadBalance;
+pub use machine::Memory;
+pub use run::{End, Event, Request, Watcher, run};
+pub use schedule::{Decay, Schedule};
+pub use settings::{Operation, Settings};

@@ -1,0 +1,90 @@
+//! The trainable parameters of a model: which they are, and where their gradients go.
+
+use candle_core::Var;
+use candle_core::backprop::GradStore;
+
+use super::gradients::Gradients;
+use crate::family::{Role, TensorSpec};
+use crate::model::CausalLm;
+
+/// One trainable parameter.
+#[derive(Debug)]
+pub(super) struct Trained {
+    pub(super) spec: TensorSpec,
+    pub(super) var: Var,
+}
+
+impl Trained {
+    /// Whether it is a router's, which has a learning rate of its own.
+    pub(super) fn is_router(&self) -> bool {
+        matches!(self.spec.role, Role::FfnRouter | Role::AttentionRouter)
+    }
+
+    /// Whether weight decay applies: to matrices, but not to biases and norms.
+    pub(super) fn decays(&self) -> bool {
+        let norm = matches!(
+            self.spec.role,
+            Role::FinalNorm
+                | Role::InputNorm
+                | Role::PostAttentionNorm
+                | Role::PreFeedforwardNorm
+                | Role::PostFeedforwardNorm
+                | Role::QNorm
+                | Role::KNorm
+        );
+        !norm && !self.spec.bias && self.spec.shape.len() > 1
+    }
+}
+
+/// All trainable parameters, in the order of their names.
+#[derive(Debug)]
+pub(super) struct Parameters {
+    pub(super) all: Vec<Trained>,
+    /// Numbers of those of each layer.
+    of_layer: Vec<Vec<usize>>,
+    /// Numbers of those outside the layers.
+    outside: Vec<usize>,
+}
+
+impl Parameters {
+    pub(super) fn of(model: &CausalLm) -> Self {
+        let trained = |(_, parameter): (&str, &crate::model::Parameter)| {
+            Some(Trained { spec: parameter.spec.clone(), var: parameter.var()?.clone() })
+        };
+        let all: Vec<Trained> = model.params().iter().filter_map(trained).collect();
+        let (mut of_layer, mut outside) = (vec![Vec::new(); model.layers()], Vec::new());
+        for (number, parameter) in all.iter().enumerate() {
+            match parameter.spec.layer {
+                Some(layer) => of_layer[layer as usize].push(number),
+                None => outside.push(number),
+            }
+        }
+        Self { all, of_layer, outside }
+    }
+
+    /// Whether the input embedding is among them.
+    pub(super) fn embedding(&self) -> bool {
+        self.outside.iter().any(|number| self.all[*number].spec.role == Role::Embedding)
+    }
+
+    /// The first layer that has any; the number of layers where none has.
+    pub(super) fn first_layer(&self) -> usize {
+        self.of_layer.iter().position(|numbers| !numbers.is_empty()).unwrap_or(self.of_layer.len())
+    }
+
+    /// Moves the gradients of a layer's parameters, or of those outside the layers, from `store` to `gradients`.
+    pub(super) fn take(
+        &self,
+        layer: Option<usize>,
+        store: &mut GradStore,
+        gradients: &mut Gradients,
+    ) -> candle_core::Result<()> {
+        let numbers = layer.map_or(&self.outside, |layer| &self.of_layer[layer]);
+        for number in numbers {
+            if let Some(gradient) = store.remove(&self.all[*number].var) {
+                gradients.add(*number, &gradient)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,328 @@
+//! Checkpoints of a run: folders as any other model, with a manifest that says where they come from, and, for a run
+//! that goes on, the state of the optimiser beside the weights.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::adamw::{Host, Part, State};
+use super::parameters::Parameters;
+use crate::checkpoint::folder::{COMPANIONS, existing};
+use crate::checkpoint::hash::{FileHash, sha256_file};
+use crate::checkpoint::manifest::{
+    self, DataRecord, FORMAT_VERSION, Lineage, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool,
+};
+use crate::checkpoint::output::{OutputFolder, check_free_space};
+use crate::checkpoint::writer::{TensorBytes, TensorLayout, WriteOptions, write_file, write_weights};
+use crate::checkpoint::{Checkpoint, Expression, TensorEntry, dtype, json};
+use crate::{Error, Result};
+
+/// Tensors of the optimiser beside the weights.
+pub(super) const STATE_TENSORS: &str = "training-state.safetensors";
+/// Where in the run the checkpoint is.
+pub(super) const STATE: &str = "training-state.json";
+/// Largest weight file in bytes, as everywhere.
+const MAX_SHARD: u64 = 5_000_000_000;
+/// What an expression calls the checkpoint that training began with.
+const PARENT: &str = "parent";
+
+/// Where in the run a checkpoint is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Position {
+    pub(super) format_version: u32,
+    /// Steps taken.
+    pub(super) step: u64,
+    /// Number of the next row.
+    pub(super) row: u64,
+    /// Updates made: steps without those skipped.
+    pub(super) updates: u64,
+    /// Tokens predicted.
+    pub(super) tokens: u64,
+    /// Running mean of the gradients' norm, and its number of terms.
+    pub(super) norm_mean: f64,
+    pub(super) norms: u64,
+    pub(super) settings: Map<String, Value>,
+    /// Files of the checkpoint that training began with.
+    pub(super) parent: Vec<FileHash>,
+}
+
+/// What all checkpoints of a run have in common.
+pub(super) struct Saver {
+    parent: Checkpoint,
+    files: Vec<FileHash>,
+    manifest: Option<String>,
+    data: Vec<DataRecord>,
+    settings: Map<String, Value>,
+}
+
+impl Saver {
+    /// Opens the checkpoint that training begins with, and hashes its files.
+    pub(super) fn open(folder: &Path, data: Vec<DataRecord>, settings: Map<String, Value>) -> Result<Self> {
+        let parent = Checkpoint::open(folder)?;
+        let mut paths: Vec<PathBuf> = parent.files.iter().map(|file| file.path().to_path_buf()).collect();
+        paths.extend(copied(folder)?);
+        let mut files = Vec::new();
+        for path in paths {
+            let (sha256, size) = sha256_file(&path)?;
+            files.push(FileHash { path: name_of(&path), size, sha256 });
+        }
+        files.sort();
+        let manifest = folder.join(MANIFEST);
+        let manifest = manifest.exists().then(|| sha256_file(&manifest)).transpose()?.map(|(sha256, _)| sha256);
+        Ok(Self { parent, files, manifest, data, settings })
+    }
+
+    /// Files of the checkpoint that training began with.
+    pub(super) fn parent_files(&self) -> &[FileHash] {
+        &self.files
+    }
+
+    /// Bytes that a checkpoint takes, without small files.
+    pub(super) fn bytes(&self, parameters: &Parameters, with_state: bool) -> u64 {
+        let state: u64 = parameters.all.iter().map(|parameter| 12 * parameter.var.elem_count() as u64).sum();
+        self.parent.data_length() + if with_state { state } else { 0 }
+    }
+
+    /// Writes a checkpoint to `target`: complete, or absent.
+    pub(super) fn save(
+        &self,
+        target: &Path,
+        parameters: &Parameters,
+        states: &[State],
+        position: &Position,
+        (with_state, force): (bool, bool),
+    ) -> Result<()> {
+        check_free_space(target, self.bytes(parameters, with_state) + (16 << 20))?;
+        self.parent.check_unchanged()?;
+        let folder = OutputFolder::begin(target, force, &[&self.parent.path])?;
+        let threads = rayon::current_num_threads();
+        let options = WriteOptions {
+            max_shard_size: MAX_SHARD,
+            memory: (threads as u64) << 25,
+            threads,
+            fingerprint: format!("step {} of process {}", position.step, std::process::id()),
+            progress: &|_| {},
+        };
+        let failed = |e| Error::compute("read the parameters", e);
+        let mut masters = BTreeMap::new();
+        for (parameter, state) in parameters.all.iter().zip(states) {
+            masters.insert(parameter.spec.name.as_str(), state.host(Part::Master).map_err(failed)?);
+        }
+        let (layouts, weights) = self.weights(&masters)?;
+        let mut files = write_weights(&folder, &layouts, &weights, &options, &[])?.files;
+        if with_state {
+            let (layouts, tensors) = optimiser(parameters, states).map_err(failed)?;
+            files.extend(write_file(&folder, STATE_TENSORS, &layouts, &tensors, &options)?);
+            let mut text = serde_json::to_vec_pretty(position)
+                .map_err(|e| Error::usage(format!("the state of the run cannot be written: {e}")))?;
+            text.push(b'\n');
+            files.push(folder.write(STATE, &text)?);
+        }
+        for path in copied(&self.parent.path)? {
+            files.push(folder.copy(&path, &name_of(&path), false)?);
+        }
+        let mut unhashed_files = Vec::new();
+        for path in existing(&self.parent.path, &["README.md"]) {
+            folder.copy(&path, &name_of(&path), false)?;
+            unhashed_files.push(name_of(&path));
+        }
+        files.sort();
+        let manifest = self.manifest(target, &layouts, &masters, position, files, unhashed_files)?;
+        folder.write(MANIFEST, &manifest.to_bytes())?;
+        folder.commit()
+    }
+
+    /// Every tensor of the parent: the trained ones as they are now, rounded once to the parent's dtype; the others byte
+    /// for byte.
+    fn weights<'a>(&'a self, masters: &'a BTreeMap<&str, Host<'a>>) -> Result<(Vec<TensorLayout>, Bytes<'a>)> {
+        let (mut layouts, mut sources) = (Vec::new(), Vec::new());
+        for (name, entry) in &self.parent.tensors {
+            let Some(stored) = entry.encoding.plain() else {
+                let problem = "is quantised, expected plain numbers";
+                return Err(Error::tensor(&self.parent.path, name, problem));
+            };
+            layouts.push(TensorLayout { name: name.clone(), dtype: stored, shape: entry.shape.clone() });
+            sources.push(match masters.get(name.as_str()) {
+                Some(values) => Source::Values(values),
+                None => Source::File(&self.parent, entry),
+            });
+        }
+        let bytes = Bytes { layouts: layouts.clone(), sources };
+        Ok((layouts, bytes))
+    }
+
+    fn manifest(
+        &self,
+        target: &Path,
+        layouts: &[TensorLayout],
+        masters: &BTreeMap<&str, Host<'_>>,
+        position: &Position,
+        files: Vec<FileHash>,
+        unhashed_files: Vec<String>,
+    ) -> Result<Manifest> {
+        let root = &self.parent.path;
+        let (repository, commit) = manifest::hub_origin(root).unzip();
+        let source = SourceRecord {
+            name: PARENT.to_owned(),
+            path: manifest::relative_to(root, target)?,
+            repository,
+            commit,
+            files: self.files.clone(),
+        };
+        let tensors = layouts.iter().map(|layout| {
+            let copy = Expression::copy(PARENT, &layout.name);
+            let expression = match masters.contains_key(layout.name.as_str()) {
+                true => Expression::Trained { of: Box::new(copy) },
+                false => copy,
+            };
+            let record = TensorRecord { dtype: layout.dtype, shape: layout.shape.clone(), expression };
+            (layout.name.clone(), record)
+        });
+        Ok(Manifest {
+            format_version: FORMAT_VERSION,
+            tool: Tool::this(),
+            method: "train".to_owned(),
+            settings: self.settings.clone(),
+            sources: vec![source],
+            lineage: Some(Lineage {
+                parent_manifest: self.manifest.clone(),
+                step: position.step,
+                tokens: position.tokens,
+                data: self.data.clone(),
+            }),
+            files,
+            unhashed_files,
+            tensors: tensors.collect(),
+        })
+    }
+}
+
+/// Files that go with the weights: configuration, tokenizer, and the code that transformers loads.
+fn copied(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = existing(folder, &["config.json"]);
+    paths.extend(existing(folder, &COMPANIONS));
+    let mut code = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
+        let path = entry.map_err(|e| Error::io("list", folder, e))?.path();
+        if path.is_file() && path.extension().is_some_and(|extension| extension == "py") {
+            code.push(path);
+        }
+    }
+    code.sort();
+    paths.extend(code);
+    Ok(paths)
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Where the bytes of tensors come from.
+struct Bytes<'a> {
+    layouts: Vec<TensorLayout>,
+    sources: Vec<Source<'a>>,
+}
+
+enum Source<'a> {
+    /// A tensor of a file, in its own dtype.
+    File(&'a Checkpoint, &'a TensorEntry),
+    /// Numbers to round.
+    Values(&'a [f32]),
+    /// Numbers to write as they are.
+    Held(Host<'a>),
+}
+
+impl TensorBytes for Bytes<'_> {
+    type Scratch = Vec<f64>;
+
+    fn fill(&self, tensor: usize, start: u64, out: &mut [u8], scratch: &mut Vec<f64>) -> Result<()> {
+        let layout = &self.layouts[tensor];
+        let values: &[f32] = match &self.sources[tensor] {
+            Source::File(checkpoint, entry) => return checkpoint.read_bytes(entry, start, out),
+            Source::Values(values) => values,
+            Source::Held(values) => values,
+        };
+        let size = layout.dtype.bitsize() / 8;
+        let first = start as usize / size;
+        let values = &values[first..first + out.len() / size];
+        if layout.dtype == Dtype::F32 {
+            out.chunks_exact_mut(4).zip(values).for_each(|(out, value)| out.copy_from_slice(&value.to_le_bytes()));
+        } else {
+            scratch.clear();
+            scratch.extend(values.iter().map(|value| f64::from(*value)));
+            if !dtype::encode(layout.dtype, scratch, out) {
+                let problem = format!("is stored as {}, expected a floating-point dtype", layout.dtype);
+                return Err(Error::usage(format!("tensor `{}` {problem}", layout.name)));
+            }
+        }
+        match dtype::first_non_finite(layout.dtype, out) {
+            None => Ok(()),
+            Some(element) => {
+                let (name, element, dtype) = (&layout.name, first + element, layout.dtype);
+                let problem = format!("tensor `{name}`: element {element} is no finite number in {dtype}");
+                Err(Error::usage(problem).with_hint("train with a smaller --learning-rate"))
+            }
+        }
+    }
+}
+
+/// Master weights and moments, under `master.`, `first.` and `second.` with the parameter's name.
+fn optimiser<'a>(parameters: &Parameters, states: &'a [State]) -> candle_core::Result<(Vec<TensorLayout>, Bytes<'a>)> {
+    let (mut layouts, mut sources) = (Vec::new(), Vec::new());
+    for (parameter, state) in parameters.all.iter().zip(states) {
+        for (part, prefix) in PARTS {
+            let (name, shape) = (format!("{prefix}.{}", parameter.spec.name), parameter.spec.shape.clone());
+            layouts.push(TensorLayout { name, dtype: Dtype::F32, shape });
+            sources.push(Source::Held(state.host(part)?));
+        }
+    }
+    Ok((layouts.clone(), Bytes { layouts, sources }))
+}
+
+const PARTS: [(Part, &str); 3] = [(Part::Master, "master"), (Part::First, "first"), (Part::Second, "second")];
+
+/// Where in its run the checkpoint in `folder` is.
+pub(super) fn position(folder: &Path) -> Result<Position> {
+    let path = folder.join(STATE);
+    let object = json::read_object(&path)?;
+    let position: Position = serde_json::from_value(Value::Object(object))
+        .map_err(|e| Error::file(&path, format!("expected the state of a run: {e}")))?;
+    match position.format_version {
+        FORMAT_VERSION => Ok(position),
+        found => Err(Error::key(&path, "format_version", format!("expected {FORMAT_VERSION}, found {found}"))),
+    }
+}
+
+/// Puts the optimiser's state of the checkpoint in `folder` back.
+pub(super) fn restore(folder: &Path, parameters: &Parameters, states: &mut [State]) -> Result<()> {
+    let path = folder.join(STATE_TENSORS);
+    let stored = Checkpoint::open(&path)?;
+    for (parameter, state) in parameters.all.iter().zip(states) {
+        for (part, prefix) in PARTS {
+            let name = format!("{prefix}.{}", parameter.spec.name);
+            let entry = stored.tensor(&name)?;
+            if entry.encoding.plain() != Some(Dtype::F32) || entry.shape != parameter.spec.shape {
+                let (found, expected) = (&entry.shape, &parameter.spec.shape);
+                let problem = format!("expected F32 {expected:?}, found {} {found:?}", entry.encoding);
+                return Err(Error::tensor(&path, &name, problem));
+            }
+            let mut bytes = vec![0; entry.length as usize];
+            stored.read_bytes(entry, 0, &mut bytes)?;
+            let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            state.restore(part, values).map_err(|e| Error::compute(format!("restore `{name}`"), e))?;
+        }
+    }
+    Ok(())
+}
+
+/// The float32 values of a parameter in the checkpoint in `folder`.
+pub(super) fn stored_values(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>> {
+    let entry = checkpoint.tensor(name)?;
+    let mut values = vec![0f64; entry.elements() as usize];
+    checkpoint.read_values(entry, 0, &mut values, &mut Vec::new())?;
+    Ok(values.into_iter().map(|value| value as f32).collect())
+}

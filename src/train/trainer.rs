@@ -1,0 +1,211 @@
+//! One step: rows, gradients, update.
+
+use std::collections::BTreeMap;
+
+use super::adamw::{State, Update};
+use super::backward::{Batch, Losses, Options, Trip, forward_options};
+use super::gradients::{Gradients, Sums};
+use super::losses::RouterLosses;
+use super::metrics::{Detail, DomainLoss, RoleDetail, Routing};
+use super::parameters::Parameters;
+use super::settings::{Settings, Trouble};
+use crate::data::{Mixture, Row};
+use crate::evaluate::routing::{Kind, Recorder, RouterReport};
+use crate::model::CausalLm;
+use crate::{Error, Result};
+
+/// Norms that the running mean holds before one can be a spike.
+const CALM: u64 = 20;
+/// How much of the running mean stays at each step.
+const MEMORY: f64 = 0.95;
+
+/// A model with what its training needs.
+pub(super) struct Trainer<'a> {
+    pub(super) model: &'a CausalLm,
+    pub(super) parameters: Parameters,
+    pub(super) states: Vec<State>,
+    pub(super) settings: &'a Settings,
+    pub(super) checkpointing: bool,
+    pub(super) counters: Counters,
+}
+
+/// What a run has behind it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Counters {
+    pub(super) step: u64,
+    pub(super) updates: u64,
+    pub(super) tokens: u64,
+    /// Running mean of the gradients' norm, and its number of terms.
+    pub(super) norm_mean: f64,
+    pub(super) norms: u64,
+}
+
+/// What one step did.
+pub(super) struct Done {
+    pub(super) loss: f64,
+    pub(super) nll: f64,
+    pub(super) load_balance: f64,
+    pub(super) z: f64,
+    pub(super) tokens: u64,
+    pub(super) gradient_norm: f64,
+    pub(super) rates: (f64, f64),
+    pub(super) domains: BTreeMap<String, DomainLoss>,
+    pub(super) detail: Option<Detail>,
+    /// Why the update was not made.
+    pub(super) trouble: Option<(Trouble, String)>,
+}
+
+impl Trainer<'_> {
+    /// Takes the next step on `rows`, with the details of the update where `detailed`.
+    ///
+    /// At a trouble, weights, moments and counters stay as they are.
+    pub(super) fn step(&mut self, mixture: &Mixture, rows: &[Row], detailed: bool) -> Result<Done> {
+        let step = self.counters.step + 1;
+        let share = self.settings.schedule().share(step);
+        let rates = (self.settings.learning_rate * share, self.settings.router_learning_rate * share);
+        let mut gradients = Gradients::new(self.parameters.all.len());
+        let mut recorder = detailed.then(Recorder::default);
+        let mut done = self.gradients(mixture, rows, &mut gradients, recorder.as_mut())?;
+        done.rates = rates;
+        let squares = gradients.squares().map_err(|e| Error::compute("measure the gradients", e))?;
+        done.gradient_norm = squares.iter().sum::<f64>().sqrt();
+        done.trouble = self.trouble(&done);
+        if done.trouble.is_some() {
+            return Ok(done);
+        }
+        let clip = self.settings.clip;
+        let scale = if clip > 0.0 && done.gradient_norm > clip { clip / done.gradient_norm } else { 1.0 };
+        let sums = self.update(&gradients, rates, scale)?;
+        if let Some(recorder) = recorder {
+            done.detail = Some(self.detail(step, &squares, &sums, recorder.finish()));
+        }
+        let counters = &mut self.counters;
+        counters.norms += 1;
+        // The mean of the first few, then one that forgets.
+        let weight = (1.0 / counters.norms as f64).max(1.0 - MEMORY);
+        counters.norm_mean += (done.gradient_norm - counters.norm_mean) * weight;
+        counters.updates += 1;
+        self.skip(&done);
+        Ok(done)
+    }
+
+    /// Counts a step without an update.
+    pub(super) fn skip(&mut self, done: &Done) {
+        self.counters.step += 1;
+        self.counters.tokens += done.tokens;
+    }
+
+    /// The gradients of all batches of a step, and its losses.
+    fn gradients(
+        &self,
+        mixture: &Mixture,
+        rows: &[Row],
+        gradients: &mut Gradients,
+        mut recorder: Option<&mut Recorder>,
+    ) -> Result<Done> {
+        let settings = self.settings;
+        let parts: Vec<&[Row]> = rows.chunks(settings.batch).collect();
+        let share = 1.0 / parts.len() as f64;
+        let predicted = |row: &Row| {
+            (0..settings.seq).filter(|at| super::backward::predicted(row, *at, settings.documents)).count() as u64
+        };
+        let tokens: u64 = rows.iter().map(predicted).sum();
+        if tokens == 0 {
+            return Err(Error::usage("a step has no token to predict").with_hint("pass longer rows: --seq"));
+        }
+        let names: Vec<&str> = mixture.names().collect();
+        let mut sums = vec![(0f64, 0u64); names.len()];
+        let (mut load_balance, mut z) = (0.0, 0.0);
+        let losses =
+            RouterLosses { kind: settings.load_balance, load_balance: settings.aux_loss_coef, z: settings.z_loss_coef };
+        for part in parts {
+            let batch = Batch::new(part, settings.documents, (1.0 / tokens as f64) as f32, share)?;
+            let forward = forward_options(part, settings.documents);
+            let options = Options { losses, checkpointing: self.checkpointing, forward };
+            let trip = Trip { model: self.model, parameters: &self.parameters, options };
+            let Losses { nll, load_balance: balance, z: z_loss } =
+                trip.run(&batch, gradients, recorder.as_deref_mut())?;
+            load_balance += balance * share;
+            z += z_loss * share;
+            for (position, (nll, weight)) in nll.iter().zip(&batch.weights).enumerate() {
+                let sum = &mut sums[part[position / settings.seq].domain];
+                if *weight > 0.0 {
+                    *sum = (sum.0 + f64::from(*nll), sum.1 + 1);
+                }
+            }
+        }
+        let nll = sums.iter().map(|(nll, _)| nll).sum::<f64>() / tokens as f64;
+        let domains = names.iter().zip(&sums).filter(|(_, (_, tokens))| *tokens > 0).map(|(name, (nll, tokens))| {
+            ((*name).to_owned(), DomainLoss { nll: nll / *tokens as f64, tokens: *tokens })
+        });
+        Ok(Done {
+            loss: nll + settings.aux_loss_coef * load_balance + settings.z_loss_coef * z,
+            nll,
+            load_balance,
+            z,
+            tokens,
+            gradient_norm: 0.0,
+            rates: (0.0, 0.0),
+            domains: domains.collect(),
+            detail: None,
+            trouble: None,
+        })
+    }
+
+    /// What speaks against the update.
+    fn trouble(&self, done: &Done) -> Option<(Trouble, String)> {
+        if !done.loss.is_finite() || !done.gradient_norm.is_finite() {
+            let what = if done.loss.is_finite() { "the norm of the gradients" } else { "the loss" };
+            return Some((self.settings.on_nan, format!("{what} is not finite")));
+        }
+        let (spike, mean) = (self.settings.on_spike?, self.counters.norm_mean);
+        (self.counters.norms >= CALM && done.gradient_norm > spike.factor * mean).then(|| {
+            let (norm, factor) = (done.gradient_norm, spike.factor);
+            (
+                spike.action,
+                format!("the norm of the gradients is {norm:.3e}, more than {factor} times the mean {mean:.3e}"),
+            )
+        })
+    }
+
+    fn update(&mut self, gradients: &Gradients, rates: (f64, f64), scale: f64) -> Result<Vec<Sums>> {
+        let (settings, adamw) = (self.settings, self.settings.adamw());
+        let number = self.counters.updates + 1;
+        let mut sums = Vec::with_capacity(self.states.len());
+        for (index, (parameter, state)) in self.parameters.all.iter().zip(&mut self.states).enumerate() {
+            let rate = if parameter.is_router() { rates.1 } else { rates.0 };
+            let weight_decay = if parameter.decays() { settings.weight_decay } else { 0.0 };
+            let update = Update { rate, weight_decay, scale, number };
+            sums.push(state.update(&adamw, &update, gradients.get(index))?);
+        }
+        Ok(sums)
+    }
+
+    fn detail(&self, step: u64, squares: &[f64], sums: &[Sums], reports: Vec<RouterReport>) -> Detail {
+        let mut roles: BTreeMap<String, (f64, Sums)> = BTreeMap::new();
+        for ((parameter, square), sums) in self.parameters.all.iter().zip(squares).zip(sums) {
+            let role = roles.entry(parameter.spec.role.to_string()).or_default();
+            *role = (role.0 + square, Sums::total(&[role.1, *sums]));
+        }
+        let ratio = |sums: Sums| if sums.weights > 0.0 { (sums.changes / sums.weights).sqrt() } else { 0.0 };
+        let roles = roles.into_iter().map(|(role, (square, sums))| {
+            (role, RoleDetail { gradient_norm: square.sqrt(), update_ratio: ratio(sums) })
+        });
+        let routing = |kind| {
+            let of_kind = reports.iter().filter(|report| report.router == kind);
+            let record = |report: &RouterReport| Routing {
+                layer: report.layer,
+                load: report.load.clone(),
+                mean_gates: report.mean_gate.clone(),
+                entropy: report.load_entropy,
+            };
+            of_kind.map(record).collect()
+        };
+        Detail {
+            step,
+            roles: roles.collect(),
+            ffn_routing: routing(Kind::FeedForward),
+            attention_routing: routing(Kind::Attention),
+        }
+    }
+}
