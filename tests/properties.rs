@@ -331,7 +331,7 @@ fn run(case: &Case) {
         let named: Tensors = tensors.iter().enumerate().map(|(t, tensor)| (format!("t{t}"), tensor.clone())).collect();
         write_file(&path, &named);
         let checkpoint = Checkpoint::open(&path).unwrap();
-        sources.push(Source { name: format!("s{number}"), checkpoint, side_files: Vec::new() });
+        sources.push(Source { name: format!("s{number}"), checkpoint, side_files: Vec::new(), kept: false });
     }
     // A bare leaf is a copy and has its source's dtype; everything else is rounded to the one drawn.
     let dtype_of = |is: &Is, drawn: Dtype| if let Is::Leaf(number) = is { leaves[*number].dtype } else { drawn };

@@ -17,6 +17,7 @@ pub mod output;
 pub mod single;
 pub mod source_file;
 pub mod writer;
+pub mod yaml;
 
 pub use dtype::Dtype;
 pub use encoding::{Encoding, TensorEntry};

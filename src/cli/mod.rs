@@ -18,6 +18,7 @@ mod man;
 mod merge;
 mod preview;
 mod printer;
+mod prompts;
 mod run;
 mod tokenize;
 mod train;

@@ -2,15 +2,18 @@
 
 use std::path::PathBuf;
 
+use bam_convert::Error;
 use bam_convert::checkpoint::dtype::{self, Dtype};
-use bam_convert::family::{AttentionKv, Family, Method, RouterBias, TopK};
+use bam_convert::checkpoint::output::check_target;
+use bam_convert::family::{Architecture, AttentionKv, Family, Method, RouterBias, TopK};
 use bam_convert::surgery::Model;
 use bam_convert::surgery::router::RouterInit;
-use bam_convert::surgery::upcycle::{Expert, SEED, Settings, plan};
+use bam_convert::surgery::upcycle::{Expert, SEED, Settings, check_names, plan};
 use clap::{Args, ValueEnum};
 
 use super::Outcome;
 use super::printer::Printer;
+use super::prompts::ComputedRows;
 use super::write::WriteArguments;
 
 /// Make a mixture of experts out of a dense seed and models that were trained from it.
@@ -59,7 +62,8 @@ pub struct Arguments {
     /// Further copies of the seed's feed-forward weights as experts; averages do not change.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed_copies: u16,
-    /// How routers start: normal[:STD], uniform[:STD], zeros, orthogonal[:GAIN] or file:PATH.
+    /// How routers start: normal[:STD], uniform[:STD], zeros, orthogonal[:GAIN], file:PATH (safetensors) or
+    /// prompts:PATH, rows that the seed computes from prompts for each expert (docs/routers.md).
     #[arg(long, value_name = "KIND", default_value = "normal:0.02")]
     router: RouterInit,
     /// How attention routers start (`bam`) [default: as --router].
@@ -163,6 +167,7 @@ impl Arguments {
             let model = if random { None } else { Some(Model::open_as(name, path, format.as_ref())?) };
             experts.push(Expert { name: name.clone(), model });
         }
+        let computed = self.prompt_rows(&seed.architecture, printer)?;
         let settings = Settings {
             method: self.method,
             kv: self.kv.map_or(AttentionKv::Expert, KvName::value),
@@ -177,10 +182,37 @@ impl Arguments {
             router_dtype: self.router_dtype,
             router_bias: self.router_bias.map_or(RouterBias::None, RouterBiasName::value),
             adapters: self.adapters,
+            prompt_rows: computed.as_ref().map(|computed| computed.rows.clone()),
             rng_seed: self.rng_seed,
         };
         let upcycling = plan(seed, experts, &settings)?;
         self.write.run(&upcycling.plan, Some(&upcycling.architecture), &upcycling.files, &self.out, printer)
+    }
+
+    /// The rows for routers that start from prompts.
+    fn prompt_rows(&self, dense: &Architecture, printer: &Printer) -> bam_convert::Result<Option<ComputedRows>> {
+        let attention = self.attention_router.as_ref();
+        let files = [Some(&self.router), attention].into_iter().flatten().filter_map(|init| match init {
+            RouterInit::Prompts(path) => Some(path.as_path()),
+            _ => None,
+        });
+        let file = match files.collect::<Vec<_>>()[..] {
+            [] => return Ok(None),
+            [file] => file,
+            [file, other] if file == other => file,
+            _ => return Err(Error::usage("--router and --attention-router name two files; expected one")),
+        };
+        if self.seed_copies > 0 {
+            return Err(Error::usage(
+                "--seed-copies would get the seed's row from prompts: they tie, and the first gets all",
+            )
+            .with_hint("pass --router normal, or leave --seed-copies out"));
+        }
+        check_names(self.experts.iter().map(|(name, _)| name.as_str()))?;
+        check_target(&self.out, self.write.force, &[])?;
+        let seed = (!self.no_seed_expert).then(|| SEED.to_owned());
+        let names: Vec<String> = seed.into_iter().chain(self.experts.iter().map(|(name, _)| name.clone())).collect();
+        ComputedRows::new(file, &self.seed, dense, &names, printer).map(Some)
     }
 
     /// Flags that would be without effect are refused rather than ignored.

@@ -9,6 +9,7 @@ pub mod chart;
 pub mod corpus;
 pub mod logits;
 pub mod perplexity;
+pub mod prompts;
 pub mod report;
 pub mod request;
 pub mod routing;

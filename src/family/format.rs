@@ -1,16 +1,17 @@
 //! A family as data: one file of `formats/`, embedded here or brought by a user.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::config::Config;
-use super::layout::{Block, MlpType, NormPosition, NormType, QkNorm, one_of};
+use super::layout::{Block, MlpType, NormPosition, NormType, QkNorm};
 use super::tensors::Role;
 use crate::checkpoint::json::kind;
-use crate::error::nearest;
+use crate::checkpoint::yaml;
+use crate::error::{nearest, one_of};
 use crate::{Error, Result};
 
 /// What one family of models calls its tensors and configuration keys, and which layouts it uses.
@@ -243,20 +244,16 @@ pub fn families() -> Result<&'static [Arc<Family>]> {
 impl Family {
     /// Reads a family from the text of a format file; `path` only names the place in errors.
     pub fn from_yaml(path: &Path, text: &str) -> Result<Self> {
-        let family: Self = serde_saphyr::from_str(text).map_err(|e| yaml_error(path, e))?;
+        let family: Self = yaml::parse(path, text)?;
         family.check(path)?;
         Ok(family)
     }
 
     /// Reads a family from a format file.
     pub fn read(path: &Path) -> Result<Self> {
-        const LARGEST: u64 = 1 << 20;
-        let size = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
-        if size > LARGEST {
-            return Err(Error::file(path, format!("expected at most {LARGEST} bytes of YAML, found {size}")));
-        }
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-        Self::from_yaml(path, &text)
+        let family: Self = yaml::read(path)?;
+        family.check(path)?;
+        Ok(family)
     }
 
     /// The embedded family of that name.
@@ -328,26 +325,6 @@ impl Family {
             }
         }
         Ok(())
-    }
-}
-
-/// A YAML error as one of ours: unknown keys with the nearest known one, and where.
-fn yaml_error(path: &Path, error: serde_saphyr::Error) -> Error {
-    let error = match error {
-        serde_saphyr::Error::WithSnippet { error, .. } => *error,
-        other => other,
-    };
-    match &error {
-        serde_saphyr::Error::SerdeUnknownField { field, expected, location } => {
-            let place = format!("{}:{}", path.display(), location.line());
-            let problem = format!("expected {}", one_of(expected.iter().copied()));
-            let error = Error::key(PathBuf::from(place), field, problem);
-            match nearest(field, expected.iter().copied()) {
-                Some(name) => error.with_hint(format!("the nearest known key is `{name}`")),
-                None => error,
-            }
-        }
-        other => Error::file(path, other.to_string()),
     }
 }
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::checkpoint::json::kind;
+use crate::error::one_of;
 
 /// A choice among named layouts.
 pub(crate) trait Choice: Sized + Copy + 'static {
@@ -19,12 +20,6 @@ pub(crate) trait Choice: Sized + Copy + 'static {
             .map(|(_, choice)| *choice)
             .ok_or_else(|| format!("expected {}, found {}", one_of(Self::ALL.iter().map(|c| c.0)), kind(value)))
     }
-}
-
-/// ``one of `a`, `b`, `c` `` for error messages.
-pub(crate) fn one_of<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
-    format!("one of {}", names.join(", "))
 }
 
 macro_rules! choice {

@@ -43,13 +43,7 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// The template of the checkpoint in `folder`: `chat_template.jinja`, or what `tokenizer_config.json` holds.
     pub fn load(folder: &Path) -> Result<Self> {
-        let object = |name: &str| {
-            let path = folder.join(name);
-            if path.exists() { json::read_object(&path) } else { Ok(Map::new()) }
-        };
-        let config = object(TOKENIZER_CONFIG)?;
-        let mut special = special_tokens(&object(SPECIAL_TOKENS)?);
-        special.extend(special_tokens(&config));
+        let (config, special) = (object(folder, TOKENIZER_CONFIG)?, special_tokens(folder)?);
         let path = folder.join(FILE);
         if path.exists() {
             let source = String::from_utf8(json::read_bytes(&path)?)
@@ -114,8 +108,20 @@ fn now(format: &str) -> Result<String, minijinja::Error> {
     Ok(text)
 }
 
-/// The special tokens by the names that templates know them by, such as `bos_token`.
-fn special_tokens(object: &Map<String, Value>) -> Map<String, Value> {
+/// The special tokens of the checkpoint in `folder` by the names that templates know them by, such as `bos_token`.
+pub fn special_tokens(folder: &Path) -> Result<Map<String, Value>> {
+    let mut special = named_tokens(&object(folder, SPECIAL_TOKENS)?);
+    special.extend(named_tokens(&object(folder, TOKENIZER_CONFIG)?));
+    Ok(special)
+}
+
+/// A JSON file of the folder; nothing where it has none.
+fn object(folder: &Path, name: &str) -> Result<Map<String, Value>> {
+    let path = folder.join(name);
+    if path.exists() { json::read_object(&path) } else { Ok(Map::new()) }
+}
+
+fn named_tokens(object: &Map<String, Value>) -> Map<String, Value> {
     let named = object.iter().filter(|(key, _)| key.ends_with("_token"));
     let tokens = named.filter_map(|(key, value)| {
         // A token is a string, or an object that also says how it is stripped.

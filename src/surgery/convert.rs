@@ -42,6 +42,7 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
             .flat_map(|folder| existing(folder, &["config.json", "model.safetensors.index.json"]))
             .collect(),
         checkpoint,
+        kept: false,
     };
     let tensors = source.checkpoint.tensors.iter().map(|(name, entry)| {
         let stored = entry.encoding.plain().unwrap_or(Dtype::F32);
@@ -141,7 +142,7 @@ fn plan_gguf(
             .into_iter()
             .map(|file| OutputFile { name: file.name.to_owned(), content: Content::Bytes(file.bytes) }),
     );
-    let source = Source { name: SOURCE.to_owned(), checkpoint, side_files: Vec::new() };
+    let source = Source { name: SOURCE.to_owned(), checkpoint, side_files: Vec::new(), kept: false };
     let mut tensors = Vec::with_capacity(mapped.len());
     for tensor in mapped {
         let leaf = Expression::copy(SOURCE, &tensor.source);

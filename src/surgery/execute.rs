@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::evaluate::Evaluator;
 use super::plan::{Plan, Source};
-use crate::checkpoint::hash::{FileHash, sha256};
+use crate::checkpoint::hash::{FileHash, sha256, sha256_source};
 use crate::checkpoint::manifest::{self, FORMAT_VERSION, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool};
 use crate::checkpoint::output::{OutputFolder, check_free_space, check_target};
 use crate::checkpoint::source_file::{SourceFile, Stamp};
@@ -157,7 +157,7 @@ pub fn record_source(source: &Source, weights: Vec<String>, output: &Path) -> Re
     files.sort();
     files.dedup();
     let (repository, commit) = manifest::hub_origin(root).unzip();
-    let path = manifest::relative_to(root, output)?;
+    let path = if source.kept { name_of(root) } else { manifest::relative_to(root, output)? };
     Ok(SourceRecord { name: source.name.clone(), path, repository, commit, files })
 }
 
@@ -168,18 +168,23 @@ fn fingerprint(plan: &Plan, target: &Target) -> Result<String> {
         version: &'static str,
         max_shard_size: u64,
         sources: Vec<(&'a str, &'a Path, Stamp)>,
+        /// Hashes of sources that were made for this run, and lie elsewhere in the next.
+        kept: Vec<String>,
         tensors: Vec<(&'a str, String, &'a [u64], &'a crate::checkpoint::Expression)>,
     }
+    let kept = plan.sources.iter().filter(|source| source.kept).flat_map(|source| &source.checkpoint.files);
     let work = Work {
         version: env!("CARGO_PKG_VERSION"),
         max_shard_size: target.max_shard_size,
         sources: plan
             .sources
             .iter()
+            .filter(|source| !source.kept)
             .flat_map(|source| {
                 source.checkpoint.files.iter().map(|file| (source.name.as_str(), file.path(), file.stamp()))
             })
             .collect(),
+        kept: kept.map(sha256_source).collect::<Result<_>>()?,
         tensors: plan
             .tensors
             .iter()

@@ -53,7 +53,7 @@ impl Model {
         let mut side_files = vec![config.path.clone()];
         side_files.extend(existing(path, &["model.safetensors.index.json", crate::checkpoint::manifest::MANIFEST]));
         side_files.extend(existing(path, &COMPANIONS));
-        let source = Source { name: name.to_owned(), checkpoint, side_files };
+        let source = Source { name: name.to_owned(), checkpoint, side_files, kept: false };
         let unused = architecture.match_tensors(&specs, &source.checkpoint)?;
         Ok(Self { source, config, architecture, specs, unused })
     }

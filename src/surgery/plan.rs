@@ -19,6 +19,8 @@ pub struct Source {
     pub checkpoint: Checkpoint,
     /// Files beside the weights that were read or copied: configuration, tokenizer.
     pub side_files: Vec<PathBuf>,
+    /// Whether it is one file that the output keeps under its name: the manifest then finds it there.
+    pub kept: bool,
 }
 
 /// One tensor of the output.

@@ -25,6 +25,9 @@ pub enum RouterInit {
     Orthogonal(f64),
     /// Rows from a safetensors file: a tensor of the router's own name, or one `router` for all layers.
     File(PathBuf),
+    /// Rows that a model computed from the prompts in this file, handed over as
+    /// [`PromptRows`](super::upcycle::PromptRows).
+    Prompts(PathBuf),
 }
 
 /// Name under which plans know the file of [`RouterInit::File`].
@@ -49,12 +52,13 @@ impl FromStr for RouterInit {
             ("zeros", None) => Ok(Self::Zeros),
             ("zeros", Some(_)) => Err("`zeros` takes no argument".to_owned()),
             ("file", Some(path)) if !path.is_empty() => Ok(Self::File(PathBuf::from(path))),
-            ("file", _) => Err("expected a path after `file:`".to_owned()),
+            ("prompts", Some(path)) if !path.is_empty() => Ok(Self::Prompts(PathBuf::from(path))),
+            ("file" | "prompts", _) => Err(format!("expected a path after `{kind}:`")),
             _ => {
-                let known = ["normal", "uniform", "zeros", "orthogonal", "file"];
+                let known = ["normal", "uniform", "zeros", "orthogonal", "file", "prompts"];
                 let near = nearest(kind, known).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
                 Err(format!(
-                    "expected normal[:STD], uniform[:STD], zeros, orthogonal[:GAIN] or file:PATH, found `{text}`{near}"
+                    "expected normal[:STD], uniform[:STD], zeros, orthogonal[:GAIN], file:PATH or prompts:PATH, found `{text}`{near}"
                 ))
             }
         }
@@ -70,12 +74,14 @@ impl std::fmt::Display for RouterInit {
             Self::Orthogonal(gain) => write!(f, "orthogonal:{gain}"),
             // The path is recorded among the sources, relative to the output.
             Self::File(path) => write!(f, "file:{}", path.file_name().unwrap_or_default().to_string_lossy()),
+            Self::Prompts(path) => write!(f, "prompts:{}", path.file_name().unwrap_or_default().to_string_lossy()),
         }
     }
 }
 
 impl RouterInit {
-    /// The expression of the router called `name`; `file` is the opened file of [`RouterInit::File`].
+    /// The expression of the router called `name`; `file` is the opened file of [`RouterInit::File`], or of the rows that
+    /// [`RouterInit::Prompts`] stands for.
     pub fn expression(
         &self,
         name: &str,
@@ -97,7 +103,7 @@ impl RouterInit {
                     .with_hint("pass --router normal"));
                 }
             },
-            Self::File(path) => {
+            Self::File(path) | Self::Prompts(path) => {
                 let file = file.ok_or_else(|| Error::file(path, "the router file is not open"))?;
                 let tensors = &file.checkpoint.tensors;
                 let Some(tensor) = [name, "router"].into_iter().find(|tensor| tensors.contains_key(*tensor)) else {

@@ -49,8 +49,25 @@ pub struct Settings {
     pub router_bias: RouterBias,
     /// Whether each expert gets an adapter on its output, which starts as the identity (BTS, Zhang et al. 2025).
     pub adapters: bool,
+    /// What [`RouterInit::Prompts`] stands for, where a router starts so.
+    pub prompt_rows: Option<PromptRows>,
     /// Seed of all random draws.
     pub rng_seed: u64,
+}
+
+/// Name of the file that an output keeps the rows in. Its content is safetensors; its name is not, because readers take
+/// every file of that name in a folder for weights.
+pub const PROMPT_ROWS: &str = "router-rows.st";
+
+/// Rows that a model computed from prompts.
+#[derive(Clone, Debug)]
+pub struct PromptRows {
+    /// A file named [`PROMPT_ROWS`] of float32 tensors by the names of routers, which the output keeps.
+    pub path: PathBuf,
+    /// How prompts became rows.
+    pub mode: String,
+    /// SHA-256 of the file of prompts.
+    pub prompts_sha256: String,
 }
 
 /// An expert: its name, and its model unless it is `random`.
@@ -86,7 +103,7 @@ enum Origin {
 
 /// Plans the mixture of a seed and its experts.
 pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Upcycling> {
-    check_names(&experts)?;
+    check_names(experts.iter().map(|expert| expert.name.as_str()))?;
     if seed.architecture.mixture.is_some() {
         return Err(Error::file(&seed.config.path, "is a mixture already, expected a dense seed"));
     }
@@ -127,7 +144,11 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     };
     let tensors = work.tensors(&architecture, router_file.as_ref())?;
     let recorded = recorded(settings, &names, &architecture);
-    let files = output_files(&models, &names, &architecture, &recorded, settings.method)?;
+    let mut files = output_files(&models, &names, &architecture, &recorded, settings.method)?;
+    if let Some(rows) = router_file.as_ref().filter(|file| file.kept) {
+        let content = Content::CopyOf(rows.checkpoint.path.clone());
+        files.push(OutputFile { name: PROMPT_ROWS.to_owned(), content });
+    }
     let notes = notes(&models);
     let used = |name: &str| tensors.iter().any(|tensor| reads(&tensor.expression, name));
     let sources: Vec<Source> =
@@ -149,10 +170,10 @@ fn reads(expression: &Expression, source: &str) -> bool {
     found
 }
 
-fn check_names(experts: &[Expert]) -> Result<()> {
+/// Refuses names of experts that are empty, taken or reserved.
+pub fn check_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<()> {
     let mut seen = vec![SEED, ROUTER_SOURCE];
-    for expert in experts {
-        let name = expert.name.as_str();
+    for name in names {
         if name.is_empty() || seen.contains(&name) {
             let problem = format!("the expert name `{name}` is empty, taken or reserved; expected each name once");
             return Err(Error::usage(problem).with_hint("`seed` is the seed itself; name each --expert differently"));
@@ -209,16 +230,24 @@ fn routed(top_k: TopK, experts: u64, flag: &str) -> Result<u64> {
 }
 
 fn open_router_file(settings: &Settings) -> Result<Option<Source>> {
-    let files: Vec<&PathBuf> = [&settings.router, &settings.attention_router]
-        .into_iter()
-        .filter_map(|init| if let RouterInit::File(path) = init { Some(path) } else { None })
-        .collect();
+    let mut files: Vec<(&PathBuf, bool)> = Vec::new();
+    for init in [&settings.router, &settings.attention_router] {
+        match init {
+            RouterInit::File(path) => files.push((path, false)),
+            RouterInit::Prompts(path) => match &settings.prompt_rows {
+                Some(rows) => files.push((&rows.path, true)),
+                None => return Err(Error::file(path, "holds prompts, but no rows were computed from them")),
+            },
+            RouterInit::Normal(_) | RouterInit::Uniform(_) | RouterInit::Zeros | RouterInit::Orthogonal(_) => {}
+        }
+    }
     match files[..] {
         [] => Ok(None),
-        [one, ref others @ ..] if others.iter().all(|other| *other == one) => Ok(Some(Source {
+        [(path, kept), ref others @ ..] if others.iter().all(|(other, _)| *other == path) => Ok(Some(Source {
             name: ROUTER_SOURCE.to_owned(),
-            checkpoint: Checkpoint::open(one)?,
+            checkpoint: Checkpoint::open(path)?,
             side_files: Vec::new(),
+            kept,
         })),
         _ => Err(Error::usage("--router and --attention-router name two files; expected one")
             .with_hint("put the rows of both into one safetensors file")),
@@ -340,6 +369,9 @@ fn recorded(settings: &Settings, names: &[String], architecture: &Architecture) 
     put("no_seed_expert", json!(!settings.seed_expert));
     put("seed_copies", json!(settings.seed_copies));
     put("router", json!(settings.router.to_string()));
+    if let Some(rows) = &settings.prompt_rows {
+        put("router_prompts", json!({"gate_mode": rows.mode, "sha256": rows.prompts_sha256}));
+    }
     put("router_bias", json!(settings.router_bias));
     put("adapters", json!(settings.adapters));
     put("router_dtype", json!(settings.router_dtype.map(dtype::name)));

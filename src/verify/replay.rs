@@ -83,7 +83,7 @@ fn open_sources(
                         check.fault(Place::file(&file.path().display().to_string()), problem);
                     }
                 }
-                sources.push(Source { name: record.name.clone(), checkpoint, side_files: Vec::new() });
+                sources.push(Source { name: record.name.clone(), checkpoint, side_files: Vec::new(), kept: false });
             }
             Err(error) => check.fault_of(error)?,
         }

@@ -70,6 +70,7 @@ impl Samples {
             router_dtype: None,
             router_bias: crate::family::RouterBias::None,
             adapters: false,
+            prompt_rows: None,
             rng_seed: 0,
         };
         let made = upcycle::plan(Model::open("seed", seed).unwrap(), experts.collect(), &settings).unwrap();

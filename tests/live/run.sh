@@ -38,6 +38,9 @@ diff load-v4.txt load-v5.txt
 say 'perplexity as transformers has it on the same windows'
 v5/bin/python "$here/perplexity.py" "$bam" seed
 
+say 'router rows from prompts, by the hidden states of transformers'
+v5/bin/python "$here/prompts.py" "$bam" seed seed
+
 say 'mixtures, recomputed tensor by tensor in numpy'
 for name in code law math; do
   number=$((${number:-0} + 1))

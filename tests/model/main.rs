@@ -176,6 +176,7 @@ impl Kind {
             router_dtype: None,
             router_bias: self.router_bias,
             adapters: self.adapters,
+            prompt_rows: None,
             rng_seed: 1,
         };
         let upcycling = plan(open(SEED, "seed"), experts.into(), &settings).unwrap();

@@ -1,0 +1,65 @@
+//! `--router prompts:FILE`: rows computed by the seed, before the surgery, into a file that goes along with the output.
+
+use std::path::{Path, PathBuf};
+
+use bam_convert::checkpoint::{Dtype, header};
+use bam_convert::evaluate::prompts::{ALIKE, Prompts, Rows};
+use bam_convert::family::{Architecture, Mixture};
+use bam_convert::model::{CausalLm, LoadOptions};
+use bam_convert::surgery::upcycle::{PROMPT_ROWS, PromptRows};
+use bam_convert::{Error, Result};
+
+use super::printer::Printer;
+
+/// Rows of routers in a temporary folder, which goes when this does.
+#[derive(Debug)]
+pub struct ComputedRows {
+    folder: PathBuf,
+    /// What surgery takes.
+    pub rows: PromptRows,
+}
+
+impl ComputedRows {
+    /// Computes the rows of the experts `names` by the seed in the folder `seed`.
+    pub fn new(file: &Path, seed: &Path, dense: &Architecture, names: &[String], printer: &Printer) -> Result<Self> {
+        let prompts = Prompts::read(file, names)?;
+        let model = CausalLm::load(seed, &LoadOptions::default())?;
+        let bar = printer.tokens_bar(prompts.count(), "reading prompts");
+        let rows = prompts.rows(&model, &|read| bar.inc(read))?;
+        bar.finish_and_clear();
+        if let Some((a, b, layer, cosine)) = rows.most_alike().filter(|(_, _, _, cosine)| *cosine > ALIKE) {
+            let (a, b) = (&names[a], &names[b]);
+            printer.note(&format!(
+                " note: the rows of `{a}` and `{b}` are much alike (cosine {cosine:.3} in layer {layer}), so one of them may \
+                 get few tokens; negative_prompts tell experts apart"
+            ));
+        }
+        let folder = std::env::temp_dir().join(format!("bam-convert-rows-{}", std::process::id()));
+        std::fs::create_dir(&folder).map_err(|e| Error::io("make", &folder, e))?;
+        let path = folder.join(PROMPT_ROWS);
+        let mode = prompts.mode.name().to_owned();
+        let found = Self { folder, rows: PromptRows { path: path.clone(), mode, prompts_sha256: prompts.sha256 } };
+        std::fs::write(&path, encode(&rows, dense, names.len())?).map_err(|e| Error::io("write", &path, e))?;
+        Ok(found)
+    }
+}
+
+impl Drop for ComputedRows {
+    fn drop(&mut self) {
+        // What is left in the folder for temporary files harms nobody.
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// The rows as safetensors: a float32 tensor for each router that a mixture of `experts` such models may have.
+fn encode(rows: &Rows, dense: &Architecture, experts: usize) -> Result<Vec<u8>> {
+    let mixture = dense.upcycled(Mixture::new(dense, experts as u64));
+    let mut routers = mixture.tensors()?;
+    routers.retain(|spec| spec.role.is_router() && !spec.bias);
+    let mut bytes = header::write(routers.iter().map(|spec| (spec.name.as_str(), Dtype::F32, &spec.shape[..])));
+    for spec in &routers {
+        let layer = spec.layer.unwrap_or_default() as usize;
+        bytes.extend(rows.of_layer(layer).iter().flat_map(|value| value.to_le_bytes()));
+    }
+    Ok(bytes)
+}

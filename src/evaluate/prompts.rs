@@ -1,0 +1,262 @@
+//! Router rows out of prompts: what a model's hidden states are where it reads what an expert is for.
+//!
+//! The rows of `mergekit-moe`, under its names. An expert's row in a layer is the mean over its positive prompts, less the
+//! mean over its negative ones, made one long; `hidden` and `hidden_last` take the layer's input at a prompt's last token,
+//! `hidden_avg` its mean over the tokens, and `cheap_embed` the sum of the tokens' embeddings, the same row in every layer.
+//! A prompt starts with the tokenizer's `bos_token` where it has one. Each prompt is read on its own and in float32, so
+//! that padding is in no mean and at no end.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
+
+use crate::checkpoint::{hash, yaml};
+use crate::error::nearest;
+use crate::model::chat::special_tokens;
+use crate::model::tokenizer::Tokenizer;
+use crate::model::{CausalLm, Forward};
+use crate::{Error, Result};
+
+/// Rows whose cosine is above this route nearly alike: with two experts, a condition number of 5.
+pub const ALIKE: f64 = 12.0 / 13.0;
+
+/// How a prompt becomes a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateMode {
+    /// The input of the layer at the last token.
+    Hidden,
+    /// The same.
+    HiddenLast,
+    /// The mean over the tokens of the layer's input.
+    HiddenAvg,
+    /// The sum of the tokens' embeddings.
+    CheapEmbed,
+}
+
+impl GateMode {
+    /// As in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hidden => "hidden",
+            Self::HiddenLast => "hidden_last",
+            Self::HiddenAvg => "hidden_avg",
+            Self::CheapEmbed => "cheap_embed",
+        }
+    }
+}
+
+/// What one expert is for.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExpertPrompts {
+    name: String,
+    positive_prompts: Vec<String>,
+    #[serde(default)]
+    negative_prompts: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    gate_mode: GateMode,
+    experts: Vec<ExpertPrompts>,
+}
+
+/// A file of prompts, its experts in the order of the mixture.
+#[derive(Clone, Debug)]
+pub struct Prompts {
+    path: PathBuf,
+    /// How they become rows.
+    pub mode: GateMode,
+    /// SHA-256 of the file.
+    pub sha256: String,
+    experts: Vec<ExpertPrompts>,
+}
+
+impl Prompts {
+    /// Reads a file for a mixture of the experts `names`, each of which it must name once.
+    pub fn read(path: &Path, names: &[String]) -> Result<Self> {
+        let file: File = yaml::read(path)?;
+        let mut by_name = BTreeMap::new();
+        for expert in file.experts {
+            if !names.contains(&expert.name) {
+                let problem = format!("has prompts for `{}`, but the experts are {}", expert.name, names.join(", "));
+                let error = Error::file(path, problem);
+                return Err(match nearest(&expert.name, names.iter().map(String::as_str)) {
+                    Some(near) => error.with_hint(format!("did you mean `{near}`?")),
+                    None => error,
+                });
+            }
+            let name = expert.name.clone();
+            if expert.positive_prompts.is_empty() {
+                return Err(Error::file(path, format!("has no positive_prompts for `{name}`, expected at least one")));
+            }
+            if by_name.insert(name.clone(), expert).is_some() {
+                return Err(Error::file(path, format!("has `{name}` twice, expected each expert once")));
+            }
+        }
+        let mut experts: Vec<ExpertPrompts> = Vec::with_capacity(names.len());
+        for name in names {
+            let expert = by_name.remove(name).ok_or_else(|| {
+                Error::file(path, format!("has no prompts for the expert `{name}`"))
+                    .with_hint("`seed` is the seed itself, expert 0; --no-seed-expert leaves it out")
+            })?;
+            let same = |other: &&ExpertPrompts| {
+                (&other.positive_prompts, &other.negative_prompts)
+                    == (&expert.positive_prompts, &expert.negative_prompts)
+            };
+            if let Some(other) = experts.iter().find(same) {
+                let problem = format!("has the same prompts for `{}` and `{name}`: their rows would tie", other.name);
+                return Err(Error::file(path, problem));
+            }
+            experts.push(expert);
+        }
+        let (sha256, _) = hash::sha256_file(path)?;
+        Ok(Self { path: path.to_path_buf(), mode: file.gate_mode, sha256, experts })
+    }
+
+    /// The rows, computed by `model`, whose folder has the tokenizer; `progress` is told of each prompt.
+    pub fn rows(&self, model: &CausalLm, progress: &dyn Fn(u64)) -> Result<Rows> {
+        let folder = model.params().path();
+        let tokenizer = Tokenizer::load(folder, model.architecture().vocab_size)?;
+        let special = special_tokens(folder)?;
+        let reader = Reader {
+            model,
+            tokenizer: &tokenizer,
+            bos: special.get("bos_token").and_then(serde_json::Value::as_str).unwrap_or_default(),
+            mode: self.mode,
+            path: &self.path,
+        };
+        let experts = self.experts.iter().map(|expert| {
+            let mut layers = reader.summary(&expert.positive_prompts, progress)?;
+            if !expert.negative_prompts.is_empty() {
+                let negative = reader.summary(&expert.negative_prompts, progress)?;
+                for (row, negative) in layers.iter_mut().flatten().zip(negative.iter().flatten()) {
+                    *row -= negative;
+                }
+            }
+            for (layer, row) in layers.iter_mut().enumerate() {
+                self.normalise(row, &expert.name, layer)?;
+            }
+            Ok(layers)
+        });
+        Ok(Rows { experts: experts.collect::<Result<_>>()? })
+    }
+
+    fn normalise(&self, row: &mut [f64], name: &str, layer: usize) -> Result<()> {
+        let norm = row.iter().map(|value| value * value).sum::<f64>().sqrt();
+        if !(norm.is_finite() && norm > 1e-8) {
+            let problem = format!("gives the expert `{name}` a row of length {norm} in layer {layer}");
+            return Err(Error::file(&self.path, problem)
+                .with_hint("positive and negative prompts must differ, and the model's weights be finite"));
+        }
+        row.iter_mut().for_each(|value| *value /= norm);
+        Ok(())
+    }
+
+    /// Number of prompts.
+    pub fn count(&self) -> u64 {
+        self.experts.iter().map(|expert| expert.positive_prompts.len() + expert.negative_prompts.len()).sum::<usize>()
+            as u64
+    }
+}
+
+/// Reads prompts with a model.
+struct Reader<'a> {
+    model: &'a CausalLm,
+    tokenizer: &'a Tokenizer,
+    bos: &'a str,
+    mode: GateMode,
+    path: &'a Path,
+}
+
+impl Reader<'_> {
+    /// What several prompts amount to in each layer, `[layer][hidden]`.
+    fn summary(&self, prompts: &[String], progress: &dyn Fn(u64)) -> Result<Vec<Vec<f64>>> {
+        let mut sum: Vec<Vec<f64>> = Vec::new();
+        for prompt in prompts {
+            let layers = self.one(prompt)?;
+            if sum.is_empty() {
+                sum = layers;
+            } else {
+                sum.iter_mut().flatten().zip(layers.iter().flatten()).for_each(|(sum, value)| *sum += value);
+            }
+            progress(1);
+        }
+        if self.mode == GateMode::CheapEmbed {
+            // A sum of embeddings has no mean over prompts; its direction is what counts.
+            let norm = sum[0].iter().map(|value| value * value).sum::<f64>().sqrt().max(1e-8);
+            sum[0].iter_mut().for_each(|value| *value /= norm);
+            return Ok(vec![sum.remove(0); self.model.layers()]);
+        }
+        sum.iter_mut().flatten().for_each(|value| *value /= prompts.len() as f64);
+        Ok(sum)
+    }
+
+    /// What one prompt amounts to: in each layer, or with `cheap_embed` in all of them.
+    fn one(&self, prompt: &str) -> Result<Vec<Vec<f64>>> {
+        let ids = self.tokenizer.encode(&format!("{}{prompt}", self.bos), false)?.ids;
+        if ids.is_empty() {
+            return Err(Error::file(self.path, "holds an empty prompt, expected text")
+                .with_hint("each prompt needs at least one token"));
+        }
+        let failed = |e| Error::compute("read a prompt's hidden states", e);
+        let tokens = Tensor::new(ids.as_slice(), &Device::Cpu).and_then(|ids| ids.unsqueeze(0)).map_err(failed)?;
+        let states = if self.mode == GateMode::CheapEmbed {
+            vec![self.model.begin(&tokens, None, &Forward::default())?.0]
+        } else {
+            let forward = Forward { keep_hidden: true, last_only: true, ..Forward::default() };
+            let mut hidden = self.model.forward(&tokens, None, &forward)?.hidden;
+            // The last is the head's input, which no router reads.
+            hidden.pop();
+            hidden
+        };
+        states.iter().map(|state| self.over_tokens(state, ids.len()).map_err(failed)).collect()
+    }
+
+    /// One row out of hidden states `[1, seq, hidden]`.
+    fn over_tokens(&self, state: &Tensor, seq: usize) -> candle_core::Result<Vec<f64>> {
+        let rows: Vec<Vec<f64>> = state.squeeze(0)?.to_dtype(DType::F64)?.to_vec2()?;
+        let sum = |rows: &[Vec<f64>]| -> Vec<f64> {
+            let width = rows.first().map_or(0, Vec::len);
+            (0..width).map(|column| rows.iter().map(|row| row[column]).sum()).collect()
+        };
+        Ok(match self.mode {
+            GateMode::Hidden | GateMode::HiddenLast => sum(&rows[seq - 1..]),
+            GateMode::HiddenAvg => sum(&rows).into_iter().map(|sum| sum / seq as f64).collect(),
+            GateMode::CheapEmbed => sum(&rows),
+        })
+    }
+}
+
+/// Router rows of length one, `[expert][layer][hidden]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rows {
+    experts: Vec<Vec<Vec<f64>>>,
+}
+
+impl Rows {
+    /// The rows of a layer's router, `[experts · hidden]` in float32.
+    pub fn of_layer(&self, layer: usize) -> Vec<f32> {
+        self.experts.iter().flat_map(|layers| layers[layer].iter().map(|value| *value as f32)).collect()
+    }
+
+    /// Which two experts have the rows most alike, in which layer, and their cosine; `None` with one expert.
+    pub fn most_alike(&self) -> Option<(usize, usize, usize, f64)> {
+        let mut most: Option<(usize, usize, usize, f64)> = None;
+        for (b, other) in self.experts.iter().enumerate() {
+            for (a, expert) in self.experts[..b].iter().enumerate() {
+                for (layer, (x, y)) in expert.iter().zip(other).enumerate() {
+                    let cosine = x.iter().zip(y).map(|(x, y)| x * y).sum();
+                    if most.is_none_or(|(_, _, _, earlier)| cosine > earlier) {
+                        most = Some((a, b, layer, cosine));
+                    }
+                }
+            }
+        }
+        most
+    }
+}
