@@ -1,5 +1,7 @@
 //! `train` on the built binary: losses, freezing, memory, resuming, refusals.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::type_complexity)]
+
 mod common;
 
 use std::collections::BTreeMap;
@@ -274,7 +276,8 @@ fn start_until(mut command: Command, out: &Path, step: u64) -> Child {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    panic!("step {step} was not reached");
+    child.kill().unwrap();
+    panic!("step {step} was not reached: {:?}", child.wait_with_output());
 }
 
 #[test]

@@ -178,6 +178,9 @@ struct Keeping {
     /// Steps between records of updates by role, and of routers.
     #[arg(long, value_name = "STEPS", default_value_t = 10)]
     detail_every: u64,
+    /// Write the rows of each step to FILE as JSON lines (step, domain, ids), to follow the run elsewhere.
+    #[arg(long, value_name = "FILE")]
+    dump_rows: Option<PathBuf>,
     /// At a loss or gradient that is no number: stop, or skip the step.
     #[arg(long, value_enum, default_value_t = Trouble::Stop)]
     on_nan: Trouble,
@@ -326,6 +329,7 @@ impl Arguments {
             validate_every: self.keeping.validate_every.unwrap_or((self.steps / 10).max(1)),
             validate_rows: self.keeping.validate_rows,
             detail_every: self.keeping.detail_every,
+            dump_rows: self.keeping.dump_rows.clone(),
             resume: self.resume,
             force: self.force,
         }

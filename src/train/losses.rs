@@ -97,26 +97,30 @@ pub(super) fn next_token(
     targets: &[u32],
     weights: &[f32],
 ) -> Result<NextToken> {
-    let chunk = chunk_rows(model);
     let failed = |e| Error::compute("take the loss", e);
+    let mut back = |rows: &Var, loss: &Tensor| -> candle_core::Result<Tensor> {
+        let mut store = loss.backward()?;
+        parameters.take(None, &mut store, gradients)?;
+        let Some(gradient) = store.remove(rows) else { candle_core::bail!("the head has no gradient") };
+        Ok(gradient.detach())
+    };
+    let all = Var::from_tensor(hidden).map_err(failed)?;
+    if let Some((nll, loss)) = model.next_token_loss(&all, targets, weights)? {
+        return Ok(NextToken { nll, hidden: back(&all, &loss).map_err(failed)? });
+    }
+    let chunk = chunk_rows(model);
     let (mut nll, mut parts) = (Vec::with_capacity(targets.len()), Vec::new());
-    for start in (0..targets.len()).step_by(chunk) {
-        let count = chunk.min(targets.len() - start);
-        let range = start..start + count;
-        let rows = hidden.narrow(0, start, count).and_then(|rows| Var::from_tensor(&rows)).map_err(failed)?;
+    for (start, targets) in (0..).step_by(chunk).zip(targets.chunks(chunk)) {
+        let rows = hidden.narrow(0, start, targets.len()).and_then(|rows| Var::from_tensor(&rows)).map_err(failed)?;
         let logits = model.head(&rows)?;
-        let mut step = || -> candle_core::Result<(Vec<f32>, Tensor)> {
-            let device = logits.device();
-            let weight = Tensor::new(&weights[range.clone()], device)?;
-            let likelihoods = negative_log_likelihoods(&logits, &targets[range.clone()])?;
-            let mut store = (&likelihoods * weight)?.sum_all()?.backward()?;
-            parameters.take(None, &mut store, gradients)?;
-            let Some(gradient) = store.remove(&rows) else { candle_core::bail!("the head has no gradient") };
-            Ok((likelihoods.to_vec1::<f32>()?, gradient.detach()))
+        let loss = || -> candle_core::Result<(Vec<f32>, Tensor)> {
+            let weight = Tensor::new(&weights[start..start + targets.len()], logits.device())?;
+            let likelihoods = negative_log_likelihoods(&logits, targets)?;
+            Ok((likelihoods.detach().to_dtype(DType::F32)?.to_vec1()?, (likelihoods * weight)?.sum_all()?))
         };
-        let (values, gradient) = step().map_err(failed)?;
+        let (values, loss) = loss().map_err(failed)?;
         nll.extend(values);
-        parts.push(gradient);
+        parts.push(back(&rows, &loss).map_err(failed)?);
     }
     let hidden = Tensor::cat(&parts, 0).map_err(failed)?;
     Ok(NextToken { nll, hidden })

@@ -1,5 +1,6 @@
 //! A run from its first step, or from where it was stopped, to its output.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -355,6 +356,9 @@ impl Session<'_> {
         let (first, count) = (counters.step * self.settings.rows() as u64, self.settings.rows());
         let rows = self.mixture.rows(first, count)?;
         let step = counters.step + 1;
+        if let Some(path) = &self.operation.dump_rows {
+            dump(path, step, &self.mixture, &rows)?;
+        }
         let every = self.operation.detail_every;
         let detailed = every > 0 && (step.is_multiple_of(every) || step == 1 || step == self.settings.steps);
         let mut done = self.trainer.step(&self.mixture, &rows, detailed)?;
@@ -444,6 +448,15 @@ impl Session<'_> {
         watch(&Event::Saved(out));
         Ok(())
     }
+}
+
+/// Appends rows to a file of JSON lines.
+fn dump(path: &Path, step: u64, mixture: &Mixture, rows: &[Row]) -> Result<()> {
+    let names: Vec<&str> = mixture.names().collect();
+    let line = |row: &Row| format!("{}\n", json!({ "step": step, "domain": names[row.domain], "ids": row.ids }));
+    let lines: String = rows.iter().map(line).collect();
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    file.and_then(|mut file| file.write_all(lines.as_bytes())).map_err(|e| Error::io("write", path, e))
 }
 
 /// Rows by number, with the domains that they are from.

@@ -1,5 +1,7 @@
 //! What a run is asked for.
 
+use std::path::PathBuf;
+
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -85,6 +87,8 @@ pub struct Operation {
     pub validate_rows: usize,
     /// Steps between records of the updates by role and of routers.
     pub detail_every: u64,
+    /// Where to write the rows of each step as JSON lines.
+    pub dump_rows: Option<PathBuf>,
     /// Whether to go on with a run that was stopped.
     pub resume: bool,
     /// Whether to replace an earlier run and its output.
