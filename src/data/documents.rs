@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -47,7 +48,9 @@ impl Documents {
             (Kind::JsonLines, packing) => {
                 Content::JsonLines(JsonLines { path: path.to_path_buf(), stream: stream(path, packing)?, line: 0 })
             }
-            (Kind::Parquet, Packing::Plain) => Content::Parquet { rows: rows(path, text_key)?, number: 0 },
+            (Kind::Parquet, Packing::Plain) => {
+                Content::Parquet { rows: guarded(path, || rows(path, text_key))?, number: 0 }
+            }
             (Kind::Parquet, _) => {
                 return Err(Error::file(path, "is parquet packed once more: its pages cannot be reached")
                     .with_hint("unpack it; parquet is compressed within"));
@@ -76,7 +79,7 @@ impl Documents {
                 }
             }
             Content::Parquet { rows, number } => {
-                let Some(row) = rows.next() else { return Ok(None) };
+                let Some(row) = guarded(&self.path, || Ok(rows.next()))? else { return Ok(None) };
                 *number += 1;
                 let row = row.map_err(|e| damaged_parquet(&self.path, &e))?;
                 let value = row.get_column_iter().next().map(|(_, field)| field);
@@ -243,6 +246,13 @@ fn failed(path: &Path, error: io::Error) -> Error {
 fn too_long(path: &Path, place: &str, found: u64) -> Error {
     let problem = format!("{place}: expected a document of at most {LARGEST} bytes, found {found} or more");
     Error::file(path, problem).with_hint("split it into documents: one a file, or one a line of JSON lines")
+}
+
+/// What reading a table gives; where the `parquet` crate panics over a damaged one, that is an error like any other.
+fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    // The reader is dropped with the error, so that nobody sees what the panic left of it.
+    std::panic::catch_unwind(AssertUnwindSafe(read))
+        .unwrap_or_else(|_| Err(Error::file(path, "expected a parquet table: it is damaged")))
 }
 
 fn damaged_parquet(path: &Path, error: &parquet::errors::ParquetError) -> Error {

@@ -4,6 +4,7 @@
 //! rows from a weighted [`mixture`] of such folders. Which row comes when is a function of the seed and the row's
 //! number alone, so that a run that stopped goes on anywhere.
 
+mod batches;
 mod dedup;
 pub mod documents;
 pub mod folder;

@@ -10,8 +10,8 @@ use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use super::batches::{Reader, changed};
 use super::dedup::fingerprint;
-use super::documents::Documents;
 use super::header::{self, FORMAT_VERSION, Header, IdType, Shard, Source, Split};
 use super::input;
 use super::shards::Shards;
@@ -22,9 +22,6 @@ use crate::checkpoint::hash::{hex, sha256, sha256_source};
 use crate::checkpoint::output::OutputFolder;
 use crate::checkpoint::source_file::Stamp;
 use crate::{Error, Result};
-
-/// Bytes of text in a batch; one document more than that is one batch.
-const BATCH: usize = 8 << 20;
 
 /// What to tokenize, and how.
 #[derive(Clone, Debug)]
@@ -342,65 +339,4 @@ impl Corpus {
 /// Whether the first pass has left a text out.
 fn is_empty(text: &str) -> bool {
     text.trim().is_empty()
-}
-
-fn changed(path: &Path) -> Error {
-    Error::file(path, "changed while it was read")
-        .with_hint("wait until nothing writes to it, then run the command again")
-}
-
-/// The documents of all files, one after the other.
-struct Reader<'a> {
-    files: std::slice::Iter<'a, (PathBuf, Stamp)>,
-    text_key: &'a str,
-    open: Option<(&'a Path, u64, Documents)>,
-    /// Told the length of each file that has been read.
-    progress: &'a (dyn Fn(u64) + Sync),
-}
-
-impl<'a> Reader<'a> {
-    fn new(files: &'a [(PathBuf, Stamp)], text_key: &'a str, progress: &'a (dyn Fn(u64) + Sync)) -> Self {
-        Self { files: files.iter(), text_key, open: None, progress }
-    }
-
-    fn next_document(&mut self) -> Result<Option<String>> {
-        loop {
-            if let Some((_, length, documents)) = &mut self.open {
-                if let Some(document) = documents.next() {
-                    return document.map(Some);
-                }
-                (self.progress)(*length);
-                self.open = None;
-            }
-            let Some((path, stamp)) = self.files.next() else { return Ok(None) };
-            if SourceFile::open(path)?.stamp() != *stamp {
-                return Err(changed(path));
-            }
-            self.open = Some((path, stamp.length, Documents::open(path, self.text_key)?));
-        }
-    }
-
-    /// Hands all documents to `work` in batches, with the file that the last one came from, and reads the next batch
-    /// meanwhile.
-    fn batches(mut self, work: &mut (dyn FnMut(&Path, Vec<String>) -> Result<()> + Send)) -> Result<()> {
-        let mut batch = self.next_batch()?;
-        while !batch.1.is_empty() {
-            let (path, documents) = batch;
-            let (done, next) = rayon::join(|| work(path, documents), || self.next_batch());
-            done?;
-            batch = next?;
-        }
-        Ok(())
-    }
-
-    fn next_batch(&mut self) -> Result<(&'a Path, Vec<String>)> {
-        let (mut path, mut documents, mut length) = (Path::new("."), Vec::new(), 0);
-        while length < BATCH {
-            let Some(document) = self.next_document()? else { break };
-            path = self.open.as_ref().map_or(path, |(path, ..)| path);
-            length += document.len();
-            documents.push(document);
-        }
-        Ok((path, documents))
-    }
 }

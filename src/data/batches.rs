@@ -1,0 +1,75 @@
+//! The documents of many files in batches, the next one read while the last is worked on.
+
+use std::path::{Path, PathBuf};
+
+use super::documents::Documents;
+use crate::checkpoint::SourceFile;
+use crate::checkpoint::source_file::Stamp;
+use crate::{Error, Result};
+
+/// Bytes of text in a batch; one document more than that is one batch.
+const BATCH: usize = 8 << 20;
+
+/// The documents of all files, one after the other.
+pub(super) struct Reader<'a> {
+    files: std::slice::Iter<'a, (PathBuf, Stamp)>,
+    text_key: &'a str,
+    open: Option<(&'a Path, u64, Documents)>,
+    /// Told the length of each file that has been read.
+    progress: &'a (dyn Fn(u64) + Sync),
+}
+
+impl<'a> Reader<'a> {
+    /// All documents of `files`, none of which may have changed since its stamp was taken.
+    pub fn new(files: &'a [(PathBuf, Stamp)], text_key: &'a str, progress: &'a (dyn Fn(u64) + Sync)) -> Self {
+        Self { files: files.iter(), text_key, open: None, progress }
+    }
+
+    /// The next document, without a batch.
+    pub fn next_document(&mut self) -> Result<Option<String>> {
+        loop {
+            if let Some((_, length, documents)) = &mut self.open {
+                if let Some(document) = documents.next() {
+                    return document.map(Some);
+                }
+                (self.progress)(*length);
+                self.open = None;
+            }
+            let Some((path, stamp)) = self.files.next() else { return Ok(None) };
+            if SourceFile::open(path)?.stamp() != *stamp {
+                return Err(changed(path));
+            }
+            self.open = Some((path, stamp.length, Documents::open(path, self.text_key)?));
+        }
+    }
+
+    /// Hands all documents to `work` in batches, with the file that the last one came from, and reads the next batch
+    /// meanwhile.
+    pub fn batches(mut self, work: &mut (dyn FnMut(&Path, Vec<String>) -> Result<()> + Send)) -> Result<()> {
+        let mut batch = self.next_batch()?;
+        while !batch.1.is_empty() {
+            let (path, documents) = batch;
+            let (done, next) = rayon::join(|| work(path, documents), || self.next_batch());
+            done?;
+            batch = next?;
+        }
+        Ok(())
+    }
+
+    fn next_batch(&mut self) -> Result<(&'a Path, Vec<String>)> {
+        let (mut path, mut documents, mut length) = (Path::new("."), Vec::new(), 0);
+        while length < BATCH {
+            let Some(document) = self.next_document()? else { break };
+            path = self.open.as_ref().map_or(path, |(path, ..)| path);
+            length += document.len();
+            documents.push(document);
+        }
+        Ok((path, documents))
+    }
+}
+
+/// A file that is another one than when it was first read.
+pub(super) fn changed(path: &Path) -> Error {
+    Error::file(path, "changed while it was read")
+        .with_hint("wait until nothing writes to it, then run the command again")
+}
