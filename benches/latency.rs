@@ -34,11 +34,13 @@ impl Times {
         Self { wall: list("wall"), processor: list("processor") }
     }
 
-    /// Mean, least and most seconds by the clock, and mean processor time.
+    /// Mean, median, least and most seconds by the clock, and mean processor time.
     fn shown(&self) -> String {
-        let (least, most) =
-            (self.wall.iter().copied().fold(f64::MAX, f64::min), self.wall.iter().copied().fold(0.0, f64::max));
-        format!("{:.3} s ({least:.3} to {most:.3}), processor {:.3} s", mean(&self.wall), mean(&self.processor))
+        let mut sorted = self.wall.clone();
+        sorted.sort_by(f64::total_cmp);
+        let (least, median, most) = (sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1]);
+        let (wall, processor) = (mean(&self.wall), mean(&self.processor));
+        format!("{wall:.3} s (median {median:.3}, {least:.3} to {most:.3}), processor {processor:.3} s")
     }
 
     /// How much longer this takes than `other`: mean time, and in brackets mean processor time.
@@ -78,7 +80,7 @@ fn main() {
     let kinds: Vec<(&str, Option<f64>)> = models.iter().map(kind).collect();
     drop(models);
     let threads = rayon::current_num_threads();
-    println!("{GENERATED} tokens after {PROMPT}, mean of {rounds} rounds (least to most), {threads} threads");
+    println!("{GENERATED} tokens after {PROMPT}, mean of {rounds} rounds (median, least to most), {threads} threads");
     let base = |times: &[Times]| kinds.iter().position(|(kind, _)| *kind == "BTX").map_or(times.len(), |btx| btx);
     let show = |what: &str, times: &[Times]| {
         println!("\n{what}");
