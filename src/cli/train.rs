@@ -138,6 +138,9 @@ struct Losses {
     /// Weight of the router z-loss [default: the checkpoint's router_z_loss_coef].
     #[arg(long, value_name = "WEIGHT")]
     z_loss_coef: Option<f64>,
+    /// Balance without a loss: after each step, the bias of an expert with too few or too many tokens moves by so much.
+    #[arg(long, value_name = "STEP", default_value_t = 0.0)]
+    bias_balancing: f64,
 }
 
 #[derive(Debug, Args)]
@@ -175,6 +178,9 @@ struct Keeping {
     /// Steps between records of updates by role, and of routers.
     #[arg(long, value_name = "STEPS", default_value_t = 10)]
     detail_every: u64,
+    /// Write the rows of each step to FILE as JSON lines (step, domain, ids), to follow the run elsewhere.
+    #[arg(long, value_name = "FILE")]
+    dump_rows: Option<PathBuf>,
     /// At a loss or gradient that is no number: stop, or skip the step.
     #[arg(long, value_enum, default_value_t = Trouble::Stop)]
     on_nan: Trouble,
@@ -306,6 +312,7 @@ impl Arguments {
             load_balance: self.losses.load_balance,
             aux_loss_coef: self.losses.aux_loss_coef.or(mixture.map(|m| m.router_aux_loss_coef)).unwrap_or(0.0),
             z_loss_coef: self.losses.z_loss_coef.or(mixture.map(|m| m.router_z_loss_coef)).unwrap_or(0.0),
+            bias_balancing: self.losses.bias_balancing,
             train: optimiser.train.clone(),
             freeze: optimiser.freeze.clone(),
             dtype: self.machine.dtype,
@@ -322,6 +329,7 @@ impl Arguments {
             validate_every: self.keeping.validate_every.unwrap_or((self.steps / 10).max(1)),
             validate_rows: self.keeping.validate_rows,
             detail_every: self.keeping.detail_every,
+            dump_rows: self.keeping.dump_rows.clone(),
             resume: self.resume,
             force: self.force,
         }

@@ -181,6 +181,12 @@ impl State {
         }
     }
 
+    /// Adds to the master weights, without moments.
+    pub(super) fn shift(&mut self, by: &[f32]) -> candle_core::Result<()> {
+        let values = self.host(Part::Master)?.iter().zip(by).map(|(value, by)| value + by).collect();
+        self.restore(Part::Master, values)
+    }
+
     /// Bytes that the state takes beside the variable.
     pub(super) fn bytes(var: &Var) -> u64 {
         let slots = if var.dtype() == DType::F32 { 2 } else { 3 };

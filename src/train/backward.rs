@@ -47,6 +47,8 @@ pub(super) struct Losses {
     pub(super) load_balance: f64,
     /// z-loss, summed over layers.
     pub(super) z: f64,
+    /// Tokens that chose each expert of a layer's feed-forward router; empty for a layer without.
+    pub(super) chosen: Vec<Vec<u64>>,
 }
 
 /// A layer that has run, and waits for the gradient of its output.
@@ -90,9 +92,11 @@ impl Trip<'_> {
         for layer in 0..layers {
             let keep = layer >= first && !self.options.checkpointing;
             let (ran, routing) = self.layer(layer, &x, &pass, keep, batch.share)?;
+            losses.chosen.push(Vec::new());
             if let Some(loss) = &ran.loss {
                 losses.load_balance += loss.load_balance;
                 losses.z += loss.z;
+                losses.chosen[layer].clone_from(&loss.chosen);
             }
             if let Some(recorder) = recorder.as_deref_mut() {
                 recorder.add(layer, &routing)?;
@@ -141,14 +145,19 @@ impl Trip<'_> {
     fn tail(&self, x: &Tensor, batch: &Batch, gradients: &mut Gradients) -> Result<(Vec<f32>, Tensor)> {
         let variable = Var::from_tensor(x).map_err(failed)?;
         let normed = self.model.final_norm(&variable)?;
-        let rows = normed.detach().flatten(0, 1).map_err(failed)?;
-        let next = next_token(self.model, self.parameters, gradients, &rows, &batch.targets, &batch.weights)?;
-        let mut back = || -> candle_core::Result<Tensor> {
-            let mut store = seeded(&normed, &next.hidden.reshape(normed.shape())?)?.backward()?;
-            self.parameters.take(None, &mut store, gradients)?;
-            store.remove(&variable).map_or_else(|| variable.zeros_like(), |gradient| Ok(gradient.detach()))
+        let rows = normed.flatten(0, 1).map_err(failed)?;
+        let (nll, sum) = match self.model.next_token_loss(&rows, &batch.targets, &batch.weights)? {
+            Some(fused) => fused,
+            None => {
+                let Batch { targets, weights, .. } = batch;
+                let next = next_token(self.model, self.parameters, gradients, &rows.detach(), targets, weights)?;
+                (next.nll, seeded(&rows, &next.hidden).map_err(failed)?)
+            }
         };
-        Ok((next.nll, back().map_err(failed)?))
+        let mut store = sum.backward().map_err(failed)?;
+        self.parameters.take(None, &mut store, gradients).map_err(failed)?;
+        let gradient = store.remove(&variable).map_or_else(|| variable.zeros_like(), |gradient| Ok(gradient.detach()));
+        Ok((nll, gradient.map_err(failed)?))
     }
 
     /// The gradients of a layer's parameters, added up, and of its input.

@@ -40,6 +40,8 @@ pub(super) struct RouterLoss {
     pub(super) load_balance: f64,
     /// The z-loss, without its weight.
     pub(super) z: f64,
+    /// Tokens that chose each expert.
+    pub(super) chosen: Vec<u64>,
 }
 
 impl RouterLosses {
@@ -48,9 +50,13 @@ impl RouterLosses {
     /// With k experts a token, the `f` of hard balance sum to k, as they do in transformers.
     pub(super) fn of(&self, routing: &LayerRouting) -> candle_core::Result<Option<RouterLoss>> {
         let Some(routing) = &routing.feed_forward else { return Ok(None) };
+        let (tokens, chosen) = counts(routing)?;
         let probabilities = routing.probabilities.flatten(0, 1)?.mean(0)?;
         let share = match self.kind {
-            LoadBalance::Hard => chosen_share(routing)?.to_dtype(probabilities.dtype())?,
+            LoadBalance::Hard => {
+                let share: Vec<f64> = chosen.iter().map(|count| *count as f64 / tokens as f64).collect();
+                Tensor::from_vec(share, chosen.len(), probabilities.device())?.to_dtype(probabilities.dtype())?
+            }
             LoadBalance::Soft => routing.gates.flatten(0, 1)?.mean(0)?,
         };
         let experts = probabilities.dim(0)? as f64;
@@ -58,18 +64,17 @@ impl RouterLosses {
         let z = routing.logits.log_sum_exp(D::Minus1)?.sqr()?.mean_all()?;
         let value = |loss: &Tensor| loss.to_dtype(DType::F64)?.to_scalar::<f64>();
         let weighted = ((&load_balance * self.load_balance)? + (&z * self.z)?)?;
-        Ok(Some(RouterLoss { load_balance: value(&load_balance)?, z: value(&z)?, weighted }))
+        Ok(Some(RouterLoss { load_balance: value(&load_balance)?, z: value(&z)?, weighted, chosen }))
     }
 }
 
-/// The share of the tokens that chose each expert, `[experts]` in float64.
-fn chosen_share(routing: &Routing) -> candle_core::Result<Tensor> {
-    let (experts, tokens) = (routing.probabilities.dim(2)?, routing.chosen.dim(0)? * routing.chosen.dim(1)?);
-    let mut share = vec![0f64; experts];
+/// The number of tokens, and of those that chose each expert.
+fn counts(routing: &Routing) -> candle_core::Result<(usize, Vec<u64>)> {
+    let mut counts = vec![0; routing.probabilities.dim(2)?];
     for expert in routing.chosen.flatten_all()?.to_vec1::<u32>()? {
-        share[expert as usize] += 1.0 / tokens as f64;
+        counts[expert as usize] += 1;
     }
-    Tensor::from_vec(share, experts, routing.probabilities.device())
+    Ok((routing.chosen.dim(0)? * routing.chosen.dim(1)?, counts))
 }
 
 /// The next token's negative log-likelihoods, and the gradients of their weighted sum.
@@ -92,26 +97,30 @@ pub(super) fn next_token(
     targets: &[u32],
     weights: &[f32],
 ) -> Result<NextToken> {
-    let chunk = chunk_rows(model);
     let failed = |e| Error::compute("take the loss", e);
+    let mut back = |rows: &Var, loss: &Tensor| -> candle_core::Result<Tensor> {
+        let mut store = loss.backward()?;
+        parameters.take(None, &mut store, gradients)?;
+        let Some(gradient) = store.remove(rows) else { candle_core::bail!("the head has no gradient") };
+        Ok(gradient.detach())
+    };
+    let all = Var::from_tensor(hidden).map_err(failed)?;
+    if let Some((nll, loss)) = model.next_token_loss(&all, targets, weights)? {
+        return Ok(NextToken { nll, hidden: back(&all, &loss).map_err(failed)? });
+    }
+    let chunk = chunk_rows(model);
     let (mut nll, mut parts) = (Vec::with_capacity(targets.len()), Vec::new());
-    for start in (0..targets.len()).step_by(chunk) {
-        let count = chunk.min(targets.len() - start);
-        let range = start..start + count;
-        let rows = hidden.narrow(0, start, count).and_then(|rows| Var::from_tensor(&rows)).map_err(failed)?;
+    for (start, targets) in (0..).step_by(chunk).zip(targets.chunks(chunk)) {
+        let rows = hidden.narrow(0, start, targets.len()).and_then(|rows| Var::from_tensor(&rows)).map_err(failed)?;
         let logits = model.head(&rows)?;
-        let mut step = || -> candle_core::Result<(Vec<f32>, Tensor)> {
-            let device = logits.device();
-            let weight = Tensor::new(&weights[range.clone()], device)?;
-            let likelihoods = negative_log_likelihoods(&logits, &targets[range.clone()])?;
-            let mut store = (&likelihoods * weight)?.sum_all()?.backward()?;
-            parameters.take(None, &mut store, gradients)?;
-            let Some(gradient) = store.remove(&rows) else { candle_core::bail!("the head has no gradient") };
-            Ok((likelihoods.to_vec1::<f32>()?, gradient.detach()))
+        let loss = || -> candle_core::Result<(Vec<f32>, Tensor)> {
+            let weight = Tensor::new(&weights[start..start + targets.len()], logits.device())?;
+            let likelihoods = negative_log_likelihoods(&logits, targets)?;
+            Ok((likelihoods.detach().to_dtype(DType::F32)?.to_vec1()?, (likelihoods * weight)?.sum_all()?))
         };
-        let (values, gradient) = step().map_err(failed)?;
+        let (values, loss) = loss().map_err(failed)?;
         nll.extend(values);
-        parts.push(gradient);
+        parts.push(back(&rows, &loss).map_err(failed)?);
     }
     let hidden = Tensor::cat(&parts, 0).map_err(failed)?;
     Ok(NextToken { nll, hidden })

@@ -4,7 +4,7 @@ use candle_core::Var;
 use candle_core::backprop::GradStore;
 
 use super::gradients::Gradients;
-use crate::family::{Role, TensorSpec};
+use crate::family::{Architecture, Role, RouterBias, TensorSpec};
 use crate::model::CausalLm;
 
 /// One trainable parameter.
@@ -18,6 +18,11 @@ impl Trained {
     /// Whether it is a router's, which has a learning rate of its own.
     pub(super) fn is_router(&self) -> bool {
         matches!(self.spec.role, Role::FfnRouter | Role::AttentionRouter)
+    }
+
+    /// Whether it balances the load of feed-forward experts, and follows that instead of a gradient.
+    pub(super) fn balances(&self, architecture: &Architecture) -> bool {
+        balances(&self.spec, architecture)
     }
 
     /// Whether weight decay applies: to matrices, but not to biases and norms.
@@ -34,6 +39,12 @@ impl Trained {
         );
         !norm && !self.spec.bias && self.spec.shape.len() > 1
     }
+}
+
+/// Whether a parameter is a bias that only takes part in the choice of experts.
+pub(super) fn balances(spec: &TensorSpec, architecture: &Architecture) -> bool {
+    let choice = architecture.mixture.as_ref().is_some_and(|mixture| mixture.router_bias == RouterBias::Choice);
+    choice && spec.role == Role::FfnRouter && spec.bias
 }
 
 /// All trainable parameters, in the order of their names.

@@ -1,5 +1,6 @@
 //! A run from its first step, or from where it was stopped, to its output.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -12,7 +13,7 @@ use super::folder::RunFolder;
 use super::machine::{Memory, matmul_peak, peak_memory};
 use super::measure::{HeldBack, measure};
 use super::metrics::{self, Log, Record, Validation};
-use super::parameters::Parameters;
+use super::parameters::{Parameters, balances};
 use super::save::{Position, Saver, position, restore, stored_values};
 use super::select::select;
 use super::settings::{Compute, Operation, Settings, Trouble, differences};
@@ -24,7 +25,7 @@ use crate::checkpoint::output::check_target;
 use crate::data::{Mixture, Row, Split, TokenFolder};
 use crate::evaluate::request::expert_names;
 use crate::family::cost::Report;
-use crate::family::{Architecture, Config};
+use crate::family::{Architecture, Config, TensorSpec};
 use crate::model::{CausalLm, LoadOptions, Trainable};
 use crate::{Error, Result};
 
@@ -233,7 +234,20 @@ fn trained_names(
     settings: &Settings,
 ) -> Result<std::collections::BTreeSet<String>> {
     let experts = expert_names(checkpoint, architecture)?;
-    select(&architecture.tensors()?, &experts, &settings.train, &settings.freeze)
+    let (balancing, specs): (Vec<TensorSpec>, Vec<TensorSpec>) =
+        architecture.tensors()?.into_iter().partition(|spec| balances(spec, architecture));
+    let mut names = select(&specs, &experts, &settings.train, &settings.freeze)?;
+    if settings.bias_balancing > 0.0 {
+        if balancing.is_empty() {
+            return Err(Error::file(
+                checkpoint,
+                "--bias-balancing: its routers have no bias that takes part in the choice",
+            )
+            .with_hint("make the mixture with `bam-convert upcycle --router-bias choice`"));
+        }
+        names.extend(balancing.into_iter().map(|spec| spec.name));
+    }
+    Ok(names)
 }
 
 /// Whether `out` is what the run would make.
@@ -342,6 +356,9 @@ impl Session<'_> {
         let (first, count) = (counters.step * self.settings.rows() as u64, self.settings.rows());
         let rows = self.mixture.rows(first, count)?;
         let step = counters.step + 1;
+        if let Some(path) = &self.operation.dump_rows {
+            dump(path, step, &self.mixture, &rows)?;
+        }
         let every = self.operation.detail_every;
         let detailed = every > 0 && (step.is_multiple_of(every) || step == 1 || step == self.settings.steps);
         let mut done = self.trainer.step(&self.mixture, &rows, detailed)?;
@@ -431,6 +448,15 @@ impl Session<'_> {
         watch(&Event::Saved(out));
         Ok(())
     }
+}
+
+/// Appends rows to a file of JSON lines.
+fn dump(path: &Path, step: u64, mixture: &Mixture, rows: &[Row]) -> Result<()> {
+    let names: Vec<&str> = mixture.names().collect();
+    let line = |row: &Row| format!("{}\n", json!({ "step": step, "domain": names[row.domain], "ids": row.ids }));
+    let lines: String = rows.iter().map(line).collect();
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    file.and_then(|mut file| file.write_all(lines.as_bytes())).map_err(|e| Error::io("write", path, e))
 }
 
 /// Rows by number, with the domains that they are from.

@@ -1,5 +1,7 @@
 //! What a run is asked for.
 
+use std::path::PathBuf;
+
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -56,6 +58,8 @@ pub struct Settings {
     pub aux_loss_coef: f64,
     /// Weight of the router z-loss.
     pub z_loss_coef: f64,
+    /// What is added to or taken from the bias of an expert that got less or more than its share; 0 leaves biases alone.
+    pub bias_balancing: f64,
     /// What trains.
     pub train: Vec<String>,
     /// What of it does not.
@@ -83,6 +87,8 @@ pub struct Operation {
     pub validate_rows: usize,
     /// Steps between records of the updates by role and of routers.
     pub detail_every: u64,
+    /// Where to write the rows of each step as JSON lines.
+    pub dump_rows: Option<PathBuf>,
     /// Whether to go on with a run that was stopped.
     pub resume: bool,
     /// Whether to replace an earlier run and its output.
@@ -189,7 +195,7 @@ impl Settings {
         let positive = |value: f64| value.is_finite() && value > 0.0;
         let not_negative = |value: f64| value.is_finite() && value >= 0.0;
         let below_one = |value: f64| (0.0..1.0).contains(&value);
-        let ranges: [(&str, f64, bool, &str); 9] = [
+        let ranges: [(&str, f64, bool, &str); 10] = [
             ("--learning-rate", self.learning_rate, positive(self.learning_rate), "a positive number"),
             ("--router-learning-rate", self.router_learning_rate, not_negative(self.router_learning_rate), "0 or more"),
             ("--weight-decay", self.weight_decay, not_negative(self.weight_decay), "0 or more"),
@@ -198,6 +204,7 @@ impl Settings {
             ("--epsilon", self.epsilon, positive(self.epsilon), "a positive number"),
             ("--clip", self.clip, not_negative(self.clip), "0 or more"),
             ("--aux-loss-coef", self.aux_loss_coef, not_negative(self.aux_loss_coef), "0 or more"),
+            ("--bias-balancing", self.bias_balancing, not_negative(self.bias_balancing), "0 or more"),
             ("--z-loss-coef", self.z_loss_coef, not_negative(self.z_loss_coef), "0 or more"),
         ];
         match ranges.into_iter().find(|(_, _, fits, _)| !fits) {

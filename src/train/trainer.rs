@@ -1,5 +1,6 @@
 //! One step: rows, gradients, update.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::adamw::{State, Update};
@@ -65,7 +66,7 @@ impl Trainer<'_> {
         let rates = (self.settings.learning_rate * share, self.settings.router_learning_rate * share);
         let mut gradients = Gradients::new(self.parameters.all.len());
         let mut recorder = detailed.then(Recorder::default);
-        let mut done = self.gradients(mixture, rows, &mut gradients, recorder.as_mut())?;
+        let (mut done, chosen) = self.gradients(mixture, rows, &mut gradients, recorder.as_mut())?;
         done.rates = rates;
         let squares = gradients.squares().map_err(|e| Error::compute("measure the gradients", e))?;
         done.gradient_norm = squares.iter().sum::<f64>().sqrt();
@@ -75,7 +76,7 @@ impl Trainer<'_> {
         }
         let clip = self.settings.clip;
         let scale = if clip > 0.0 && done.gradient_norm > clip { clip / done.gradient_norm } else { 1.0 };
-        let sums = self.update(&gradients, rates, scale)?;
+        let sums = self.update(&gradients, rates, scale, &chosen)?;
         if let Some(recorder) = recorder {
             done.detail = Some(self.detail(step, &squares, &sums, recorder.finish()));
         }
@@ -102,7 +103,7 @@ impl Trainer<'_> {
         rows: &[Row],
         gradients: &mut Gradients,
         mut recorder: Option<&mut Recorder>,
-    ) -> Result<Done> {
+    ) -> Result<(Done, Vec<Vec<u64>>)> {
         let settings = self.settings;
         let parts: Vec<&[Row]> = rows.chunks(settings.batch).collect();
         let share = 1.0 / parts.len() as f64;
@@ -116,6 +117,7 @@ impl Trainer<'_> {
         let names: Vec<&str> = mixture.names().collect();
         let mut sums = vec![(0f64, 0u64); names.len()];
         let (mut load_balance, mut z) = (0.0, 0.0);
+        let mut chosen: Vec<Vec<u64>> = vec![Vec::new(); self.model.layers()];
         let losses =
             RouterLosses { kind: settings.load_balance, load_balance: settings.aux_loss_coef, z: settings.z_loss_coef };
         for part in parts {
@@ -123,11 +125,14 @@ impl Trainer<'_> {
             let forward = forward_options(part, settings.documents);
             let options = Options { losses, checkpointing: self.checkpointing, forward };
             let trip = Trip { model: self.model, parameters: &self.parameters, options };
-            let Losses { nll, load_balance: balance, z: z_loss } =
-                trip.run(&batch, gradients, recorder.as_deref_mut())?;
-            load_balance += balance * share;
-            z += z_loss * share;
-            for (position, (nll, weight)) in nll.iter().zip(&batch.weights).enumerate() {
+            let losses: Losses = trip.run(&batch, gradients, recorder.as_deref_mut())?;
+            load_balance += losses.load_balance * share;
+            z += losses.z * share;
+            for (sum, part) in chosen.iter_mut().zip(&losses.chosen) {
+                sum.resize(part.len(), 0);
+                sum.iter_mut().zip(part).for_each(|(sum, count)| *sum += count);
+            }
+            for (position, (nll, weight)) in losses.nll.iter().zip(&batch.weights).enumerate() {
                 let sum = &mut sums[part[position / settings.seq].domain];
                 if *weight > 0.0 {
                     *sum = (sum.0 + f64::from(*nll), sum.1 + 1);
@@ -138,7 +143,7 @@ impl Trainer<'_> {
         let domains = names.iter().zip(&sums).filter(|(_, (_, tokens))| *tokens > 0).map(|(name, (nll, tokens))| {
             ((*name).to_owned(), DomainLoss { nll: nll / *tokens as f64, tokens: *tokens })
         });
-        Ok(Done {
+        let done = Done {
             loss: nll + settings.aux_loss_coef * load_balance + settings.z_loss_coef * z,
             nll,
             load_balance,
@@ -149,7 +154,8 @@ impl Trainer<'_> {
             domains: domains.collect(),
             detail: None,
             trouble: None,
-        })
+        };
+        Ok((done, chosen))
     }
 
     /// What speaks against the update.
@@ -168,11 +174,24 @@ impl Trainer<'_> {
         })
     }
 
-    fn update(&mut self, gradients: &Gradients, rates: (f64, f64), scale: f64) -> Result<Vec<Sums>> {
+    fn update(
+        &mut self,
+        gradients: &Gradients,
+        rates: (f64, f64),
+        scale: f64,
+        chosen: &[Vec<u64>],
+    ) -> Result<Vec<Sums>> {
         let (settings, adamw) = (self.settings, self.settings.adamw());
         let number = self.counters.updates + 1;
         let mut sums = Vec::with_capacity(self.states.len());
         for (index, (parameter, state)) in self.parameters.all.iter().zip(&mut self.states).enumerate() {
+            if parameter.balances(self.model.architecture()) {
+                let counts = parameter.spec.layer.map_or(&[][..], |layer| &chosen[layer as usize]);
+                let shift = shift(counts, settings.bias_balancing);
+                state.shift(&shift).map_err(|e| Error::compute("balance the experts", e))?;
+                sums.push(Sums::default());
+                continue;
+            }
             let rate = if parameter.is_router() { rates.1 } else { rates.0 };
             let weight_decay = if parameter.decays() { settings.weight_decay } else { 0.0 };
             let update = Update { rate, weight_decay, scale, number };
@@ -207,5 +226,27 @@ impl Trainer<'_> {
             ffn_routing: routing(Kind::FeedForward),
             attention_routing: routing(Kind::Attention),
         }
+    }
+}
+
+/// What balances the load without a loss: `rate` for each expert that fewer tokens chose than the mean, minus `rate` for
+/// each that more chose.
+fn shift(chosen: &[u64], rate: f64) -> Vec<f32> {
+    let total: u64 = chosen.iter().sum();
+    let direction = |count: &u64| match (count * chosen.len() as u64).cmp(&total) {
+        Ordering::Less => rate as f32,
+        Ordering::Equal => 0.0,
+        Ordering::Greater => -rate as f32,
+    };
+    chosen.iter().map(direction).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn experts_with_too_few_tokens_are_lifted() {
+        assert_eq!(shift(&[10, 2, 6, 6], 0.5), [-0.5, 0.5, 0.0, 0.0]);
     }
 }

@@ -191,8 +191,11 @@ impl Sizes {
 
     /// One head of row `b` of `[tokens, width]`, as `[seq, head_dim]`.
     fn head(&self, values: &[f32], width: usize, b: usize, head: usize) -> Vec<f32> {
-        let rows = values[b * self.seq * width..].chunks_exact(width).take(self.seq);
-        rows.flat_map(|row| &row[head * self.head_dim..(head + 1) * self.head_dim]).copied().collect()
+        let mut out = Vec::with_capacity(self.seq * self.head_dim);
+        for row in values[b * self.seq * width..].chunks_exact(width).take(self.seq) {
+            out.extend_from_slice(&row[head * self.head_dim..(head + 1) * self.head_dim]);
+        }
+        out
     }
 
     /// `[batch · kv heads][heads of each][seq, head_dim]` as `[tokens, width]`.

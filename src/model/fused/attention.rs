@@ -1,11 +1,11 @@
 //! Attention, ordinary or of experts: projections, rotation, softmax attention, gates and output projections as one
 //! operation.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::attend::{Gradients, Inputs, Sizes};
 use super::norm::Norm;
-use super::record::record;
+use super::record::{OfInputs, record_sublayer};
 use super::rotate::Rotate;
 use super::rows::{dot_rows, scale_rows, sum_scaled_rows};
 use super::weight::Weight;
@@ -89,21 +89,8 @@ pub(in crate::model) fn attention(
         let values = input.storage_and_layout();
         attention.forward(floats(&values)?, gate_values.as_deref())?
     };
-    let inputs: Vec<Option<&Tensor>> = [Some(h), gates].into_iter().chain(weights.iter().copied()).collect();
-    let there: Vec<bool> = inputs.iter().map(Option::is_some).collect();
-    let inputs: Vec<&Tensor> = inputs.into_iter().flatten().collect();
-    let gate_shape = gates.map(|gates| gates.shape().clone());
-    record(&inputs, out, h.shape(), move |gradient| {
-        let (values, gradient) = (input.storage_and_layout(), gradient.storage_and_layout());
-        let (of_h, of_gates, of_weights) =
-            attention.backward(floats(&values)?, gate_values.as_deref(), &saved, floats(&gradient)?)?;
-        let of_h = Tensor::from_vec(of_h, input.shape(), &Device::Cpu)?;
-        let of_gates = match &gate_shape {
-            Some(shape) => Some(Tensor::from_vec(of_gates, shape, &Device::Cpu)?),
-            None => None,
-        };
-        let all = [Some(of_h), of_gates].into_iter().chain(of_weights);
-        Ok(all.zip(&there).filter(|(_, there)| **there).map(|(gradient, _)| gradient).collect())
+    record_sublayer((h, input), gates, weights, out, move |h, gradient| {
+        attention.backward(h, gate_values.as_deref(), &saved, gradient)
     })
 }
 
@@ -146,13 +133,7 @@ impl Attention {
     }
 
     /// The gradients of `h`, of the gates, and of the weights in the order that [`attention`] says.
-    fn backward(
-        &self,
-        h: &[f32],
-        gates: Option<&[f32]>,
-        saved: &Saved,
-        gradient: &[f32],
-    ) -> Result<(Vec<f32>, Vec<f32>, Vec<Option<Tensor>>)> {
+    fn backward(&self, h: &[f32], gates: Option<&[f32]>, saved: &Saved, gradient: &[f32]) -> Result<OfInputs> {
         let (tokens, experts) = (self.sizes.tokens(), self.experts.len());
         let hidden = h.len() / tokens;
         let (mut of_h, mut of_weights) = (vec![0f32; h.len()], Vec::new());
@@ -211,6 +192,6 @@ impl Attention {
             of_weights.extend([k.of_weight(h, &of_keys, tokens)?, k.sum_of_bias(&of_keys)?, of_k_norm]);
             of_weights.extend([v.of_weight(h, &found.values, tokens)?, v.sum_of_bias(&found.values)?]);
         }
-        Ok((of_h, of_gates, of_weights))
+        Ok(OfInputs { h: of_h, gates: of_gates, weights: of_weights })
     }
 }

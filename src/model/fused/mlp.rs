@@ -1,9 +1,9 @@
 //! Gated feed-forward networks with SiLU, ordinary or of experts, as one operation.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::record::record;
+use super::record::{OfInputs, record_sublayer};
 use super::rows::{PIECE, dot_rows, gather, scale_rows};
 use super::weight::Weight;
 use crate::model::kernels::{add_scaled, silu_multiply, silu_multiply_backward};
@@ -71,7 +71,6 @@ pub(in crate::model) fn mlp(
 ) -> Result<Tensor> {
     let input = h.detach().contiguous()?;
     let gates = routed.as_ref().map(|(gates, _)| *gates);
-    let gate_shape = gates.map(|gates| gates.shape().clone());
     let routed = match routed {
         Some((gates, places)) => Some((places, gates.detach().flatten_all()?.to_vec1::<f32>()?)),
         None => None,
@@ -81,20 +80,7 @@ pub(in crate::model) fn mlp(
         let values = input.storage_and_layout();
         mixture.forward(floats(&values)?)?
     };
-    let inputs: Vec<Option<&Tensor>> = [Some(h), gates].into_iter().chain(weights.iter().copied()).collect();
-    let there: Vec<bool> = inputs.iter().map(Option::is_some).collect();
-    let inputs: Vec<&Tensor> = inputs.into_iter().flatten().collect();
-    record(&inputs, out, h.shape(), move |gradient| {
-        let (values, gradient) = (input.storage_and_layout(), gradient.storage_and_layout());
-        let (of_h, of_gates, of_weights) = mixture.backward(floats(&values)?, &saved, floats(&gradient)?)?;
-        let of_h = Tensor::from_vec(of_h, input.shape(), &Device::Cpu)?;
-        let of_gates = match &gate_shape {
-            Some(shape) => Some(Tensor::from_vec(of_gates, shape, &Device::Cpu)?),
-            None => None,
-        };
-        let all = [Some(of_h), of_gates].into_iter().chain(of_weights);
-        Ok(all.zip(&there).filter(|(_, there)| **there).map(|(gradient, _)| gradient).collect())
-    })
+    record_sublayer((h, input), gates, weights, out, move |h, gradient| mixture.backward(h, &saved, gradient))
 }
 
 impl Mixture {
@@ -145,12 +131,7 @@ impl Mixture {
     }
 
     /// The gradients of `h`, of the gates, and of the weights.
-    fn backward(
-        &self,
-        h: &[f32],
-        saved: &[Saved],
-        gradient: &[f32],
-    ) -> Result<(Vec<f32>, Vec<f32>, Vec<Option<Tensor>>)> {
+    fn backward(&self, h: &[f32], saved: &[Saved], gradient: &[f32]) -> Result<OfInputs> {
         let (experts, hidden) = (self.experts.len(), self.hidden());
         let tokens = h.len() / hidden;
         let mut of_gates = vec![0f32; if self.routed.is_some() { tokens * experts } else { 0 }];
@@ -208,6 +189,6 @@ impl Mixture {
             None => of_h.pop().unwrap_or_default(),
             Some(_) => self.at_tokens(h.len(), &of_h, |_, _| 1.0),
         };
-        Ok((of_h, of_gates, of_weights))
+        Ok(OfInputs { h: of_h, gates: of_gates, weights: of_weights })
     }
 }

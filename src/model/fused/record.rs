@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Result, Shape, Tensor};
 
+use crate::model::stored::floats;
+
 /// Gradients of the inputs, between the operation and the links; `None` where an input gets none.
 type Gradients = Arc<Mutex<Vec<Option<Tensor>>>>;
 
@@ -38,6 +40,37 @@ pub(in super::super) fn record(
     }
     let output = Mutex::new(Some(CpuStorage::F32(values)));
     chain.apply_op1(Operation { output, shape, gradients, backward: Box::new(backward) })
+}
+
+/// The gradients of a sublayer's inputs.
+pub(super) struct OfInputs {
+    pub(super) h: Vec<f32>,
+    /// Empty where there are no gates.
+    pub(super) gates: Vec<f32>,
+    /// In the order of the weights, absent ones included.
+    pub(super) weights: Vec<Option<Tensor>>,
+}
+
+/// [`record`] for a sublayer: `input` is `h` out of the graph; `backward` is given its values and the gradient of the output, which has its shape.
+pub(super) fn record_sublayer(
+    (h, input): (&Tensor, Tensor),
+    gates: Option<&Tensor>,
+    weights: &[Option<&Tensor>],
+    values: Vec<f32>,
+    backward: impl Fn(&[f32], &[f32]) -> Result<OfInputs> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    let inputs: Vec<Option<&Tensor>> = [Some(h), gates].into_iter().chain(weights.iter().copied()).collect();
+    let there: Vec<bool> = inputs.iter().map(Option::is_some).collect();
+    let inputs: Vec<&Tensor> = inputs.into_iter().flatten().collect();
+    let gate_shape = gates.map(|gates| gates.shape().clone());
+    record(&inputs, values, h.shape(), move |gradient| {
+        let (values, gradient) = (input.storage_and_layout(), gradient.storage_and_layout());
+        let found = backward(floats(&values)?, floats(&gradient)?)?;
+        let of_h = Tensor::from_vec(found.h, input.shape(), &Device::Cpu)?;
+        let of_gates = gate_shape.as_ref().map(|shape| Tensor::from_vec(found.gates.clone(), shape, &Device::Cpu));
+        let all = [Some(of_h), of_gates.transpose()?].into_iter().chain(found.weights);
+        Ok(all.zip(&there).filter(|(_, there)| **there).map(|(gradient, _)| gradient).collect())
+    })
 }
 
 /// One input on the chain.
