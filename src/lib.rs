@@ -11,6 +11,7 @@ pub mod evaluate;
 pub mod family;
 pub mod model;
 pub mod pipeline;
+pub mod report;
 pub mod surgery;
 pub mod table;
 pub mod train;

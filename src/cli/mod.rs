@@ -18,6 +18,7 @@ mod man;
 mod merge;
 mod preview;
 mod printer;
+mod report;
 mod prompts;
 mod run;
 mod tokenize;
@@ -73,6 +74,7 @@ enum Command {
     Eval(eval::Arguments),
     Generate(generate::Arguments),
     Logits(logits::Arguments),
+    Report(report::Arguments),
     Run(run::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
@@ -97,6 +99,7 @@ pub fn main() -> ExitCode {
         Command::Eval(arguments) => arguments.run(&printer),
         Command::Generate(arguments) => arguments.run(&printer),
         Command::Logits(arguments) => arguments.run(&printer),
+        Command::Report(arguments) => arguments.run(&printer),
         Command::Run(arguments) => arguments.run(&printer),
         Command::Completions(arguments) => arguments.run(&printer),
         Command::Man(arguments) => arguments.run(&printer),

@@ -6,7 +6,7 @@ use bam_convert::checkpoint::{Dtype, header};
 use bam_convert::evaluate::prompts::{ALIKE, Prompts, Rows};
 use bam_convert::family::{Architecture, Mixture};
 use bam_convert::model::{CausalLm, LoadOptions};
-use bam_convert::surgery::upcycle::{PROMPT_ROWS, PromptRows};
+use bam_convert::surgery::router::{PROMPT_ROWS, PromptRows};
 use bam_convert::{Error, Result};
 
 use super::printer::Printer;

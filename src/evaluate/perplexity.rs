@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::corpus::Window;
 use super::logits::log_sum_exp;
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 const CHUNK: usize = 128;
 
 /// The score of a domain's text.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Score {
     /// The domain.
     pub domain: String,

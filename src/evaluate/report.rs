@@ -1,6 +1,6 @@
 //! Several checkpoints side by side, in tables like those of the BAM paper (Tables 1 to 3).
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::perplexity::Score;
 use super::routing::RouterReport;
@@ -8,7 +8,7 @@ use super::tasks::TaskScore;
 use crate::table::{self, Align};
 
 /// Everything that was measured.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Tokens of a window.
     pub context: usize,
@@ -17,7 +17,7 @@ pub struct Report {
 }
 
 /// What was measured of one checkpoint.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelReport {
     /// Its name in tables.
     pub name: String,
@@ -34,12 +34,12 @@ pub struct ModelReport {
     /// Mean accuracy over tasks; none without tasks.
     pub task_average: Option<f64>,
     /// What routers did, by domain; empty unless asked for, and for dense models.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routing: Vec<DomainRouting>,
 }
 
 /// Means over domains, as in the paper's Table 1.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Average {
     /// Mean of the domains' perplexities.
     pub perplexity: f64,
@@ -48,7 +48,7 @@ pub struct Average {
 }
 
 /// What the routers of one model did with one domain.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DomainRouting {
     /// The domain.
     pub domain: String,

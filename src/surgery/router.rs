@@ -3,11 +3,11 @@
 //! The paper does not say (`paper.md` §1.3 of the design notes; §9 lists it as unconfirmed). N(0, 0.02²) is our
 //! default: with normed inputs of width d the logits then have a standard deviation of about 0.02·√d.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::checkpoint::Dtype;
 use crate::checkpoint::expression::Expression;
+use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::nearest;
 use crate::surgery::plan::{Source, as_dtype};
 use crate::{Error, Result};
@@ -26,12 +26,27 @@ pub enum RouterInit {
     /// Rows from a safetensors file: a tensor of the router's own name, or one `router` for all layers.
     File(PathBuf),
     /// Rows that a model computed from the prompts in this file, handed over as
-    /// [`PromptRows`](super::upcycle::PromptRows).
+    /// [`PromptRows`].
     Prompts(PathBuf),
 }
 
 /// Name under which plans know the file of [`RouterInit::File`].
 pub const ROUTER_SOURCE: &str = "router file";
+
+/// Name of the file that an output keeps the rows in. Its content is safetensors; its name is not, because readers take
+/// every file of that name in a folder for weights.
+pub const PROMPT_ROWS: &str = "router-rows.st";
+
+/// Rows that a model computed from prompts.
+#[derive(Clone, Debug)]
+pub struct PromptRows {
+    /// A file named [`PROMPT_ROWS`] of float32 tensors by the names of routers, which the output keeps.
+    pub path: PathBuf,
+    /// How prompts became rows.
+    pub mode: String,
+    /// SHA-256 of the file of prompts.
+    pub prompts_sha256: String,
+}
 
 impl FromStr for RouterInit {
     type Err = String;
@@ -125,6 +140,32 @@ impl RouterInit {
                 as_dtype(file, tensor, dtype)?
             }
         })
+    }
+}
+
+/// Opens the file that these initialisers take rows from, if they do; `rows` is what stands for [`RouterInit::Prompts`].
+pub fn open_file(inits: [&RouterInit; 2], rows: Option<&PromptRows>) -> Result<Option<Source>> {
+    let mut files: Vec<(&Path, bool)> = Vec::new();
+    for init in inits {
+        match init {
+            RouterInit::File(path) => files.push((path, false)),
+            RouterInit::Prompts(path) => match rows {
+                Some(rows) => files.push((&rows.path, true)),
+                None => return Err(Error::file(path, "holds prompts, but no rows were computed from them")),
+            },
+            RouterInit::Normal(_) | RouterInit::Uniform(_) | RouterInit::Zeros | RouterInit::Orthogonal(_) => {}
+        }
+    }
+    match files[..] {
+        [] => Ok(None),
+        [(path, kept), ref others @ ..] if others.iter().all(|(other, _)| *other == path) => Ok(Some(Source {
+            name: ROUTER_SOURCE.to_owned(),
+            checkpoint: Checkpoint::open(path)?,
+            side_files: Vec::new(),
+            kept,
+        })),
+        _ => Err(Error::usage("--router and --attention-router name two files; expected one")
+            .with_hint("put the rows of both into one safetensors file")),
     }
 }
 

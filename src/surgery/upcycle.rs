@@ -4,7 +4,6 @@
 //! average over the dense models, routers start fresh.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
@@ -13,10 +12,9 @@ use super::execute::{Content, OutputFile};
 use super::fit;
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor, Source};
-use super::router::{ROUTER_SOURCE, RouterInit};
+use super::router::{self, PROMPT_ROWS, PromptRows, ROUTER_SOURCE, RouterInit};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
-use crate::checkpoint::folder::Checkpoint;
 use crate::family::{Architecture, AttentionKv, Method, Mixture, Role, RouterBias, TensorSpec, TopK, bam_config};
 use crate::{Error, Result};
 
@@ -53,21 +51,6 @@ pub struct Settings {
     pub prompt_rows: Option<PromptRows>,
     /// Seed of all random draws.
     pub rng_seed: u64,
-}
-
-/// Name of the file that an output keeps the rows in. Its content is safetensors; its name is not, because readers take
-/// every file of that name in a folder for weights.
-pub const PROMPT_ROWS: &str = "router-rows.st";
-
-/// Rows that a model computed from prompts.
-#[derive(Clone, Debug)]
-pub struct PromptRows {
-    /// A file named [`PROMPT_ROWS`] of float32 tensors by the names of routers, which the output keeps.
-    pub path: PathBuf,
-    /// How prompts became rows.
-    pub mode: String,
-    /// SHA-256 of the file of prompts.
-    pub prompts_sha256: String,
 }
 
 /// An expert: its name, and its model unless it is `random`.
@@ -134,7 +117,7 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     }
     let mixture = mixture(&models[0].architecture, origins.len() as u64, attention_origins.len() as u64, settings)?;
     let architecture = models[0].architecture.upcycled(mixture);
-    let router_file = open_router_file(settings)?;
+    let router_file = router::open_file([&settings.router, &settings.attention_router], settings.prompt_rows.as_ref())?;
     let work = Work {
         models: &models,
         averaged: &averaged,
@@ -226,31 +209,6 @@ fn routed(top_k: TopK, experts: u64, flag: &str) -> Result<u64> {
         count if count <= experts => Ok(count),
         count => Err(Error::usage(format!("{flag} {count} asks for more than the {experts} experts"))
             .with_hint(format!("pass {flag} {experts} or less"))),
-    }
-}
-
-fn open_router_file(settings: &Settings) -> Result<Option<Source>> {
-    let mut files: Vec<(&PathBuf, bool)> = Vec::new();
-    for init in [&settings.router, &settings.attention_router] {
-        match init {
-            RouterInit::File(path) => files.push((path, false)),
-            RouterInit::Prompts(path) => match &settings.prompt_rows {
-                Some(rows) => files.push((&rows.path, true)),
-                None => return Err(Error::file(path, "holds prompts, but no rows were computed from them")),
-            },
-            RouterInit::Normal(_) | RouterInit::Uniform(_) | RouterInit::Zeros | RouterInit::Orthogonal(_) => {}
-        }
-    }
-    match files[..] {
-        [] => Ok(None),
-        [(path, kept), ref others @ ..] if others.iter().all(|(other, _)| *other == path) => Ok(Some(Source {
-            name: ROUTER_SOURCE.to_owned(),
-            checkpoint: Checkpoint::open(path)?,
-            side_files: Vec::new(),
-            kept,
-        })),
-        _ => Err(Error::usage("--router and --attention-router name two files; expected one")
-            .with_hint("put the rows of both into one safetensors file")),
     }
 }
 

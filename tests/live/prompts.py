@@ -8,6 +8,7 @@ output keeps and with its routers.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -69,7 +70,9 @@ def main():
                 assert torch.equal(rows[name], tensors[name]), name
                 apart = (rows[name].double() - torch.stack([row[layer] for row in expected])).abs().max()
                 worst = max(worst, float(apart))
+        shutil.rmtree(out)
         print(f"{mode:12} rows of {len(EXPERTS)} experts in {model.config.num_hidden_layers} layers, largest difference {worst:.1e}")
+    shutil.rmtree(work)
     assert worst < TOLERANCE, worst
 
 

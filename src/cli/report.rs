@@ -1,0 +1,59 @@
+//! `report`: runs and what came of them, as one page.
+
+use std::path::PathBuf;
+
+use bam_convert::Error;
+use bam_convert::checkpoint::single;
+use bam_convert::report::{self, Means, Work};
+use clap::Args;
+
+use super::printer::Printer;
+use super::{Outcome, Verdict};
+
+/// First bytes of a page, by which an earlier one is known.
+const HTML: &[u8] = b"<!doctype html>";
+
+/// Write one self-contained HTML page about training runs, checkpoints and evaluations.
+///
+/// Loss curves, perplexity by domain, routers over time, gradients and updates by role, divergence from the seed, settings
+/// and lineage; several runs are laid over each other. The page needs no network and no other file.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  bam-convert report bam-trained btx-trained --out report.html\n  \
+                        bam-convert report experts/code experts/law evaluation.json --out report.html")]
+pub struct Arguments {
+    /// Outputs of `train` (OUT or OUT.run), checkpoint folders, and results of `eval --json`.
+    #[arg(value_name = "DIR|FILE.json", required = true)]
+    inputs: Vec<PathBuf>,
+    /// The page.
+    #[arg(long, value_name = "FILE.html")]
+    out: PathBuf,
+    /// Worker threads [default: all cores].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+impl Arguments {
+    /// Runs the command.
+    pub fn run(&self, printer: &Printer) -> Outcome {
+        if self.out.exists() && !std::fs::read(&self.out).is_ok_and(|bytes| bytes.starts_with(HTML)) {
+            return Err(Error::file(&self.out, "exists already, and is no report")
+                .with_hint("choose another --out")
+                .into());
+        }
+        let input = report::read(&self.inputs)?;
+        let bar = printer.bytes_bar(0, "comparing");
+        let threads = self.threads.map(usize::from);
+        let means = Means {
+            threads: threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+            progress: &|work| match work {
+                Work::Total(bytes) => bar.set_length(bytes),
+                Work::Done(bytes) => bar.inc(bytes),
+            },
+        };
+        let page = report::html(&input, means)?;
+        bar.finish_and_clear();
+        single::write(&self.out, &[page.as_bytes()])?;
+        printer.note(&format!("wrote {}", self.out.display()));
+        Ok(Verdict::Yes)
+    }
+}

@@ -1,0 +1,309 @@
+//! A run's log as charts.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use super::input::{Input, Subject};
+use crate::train::metrics::{Detail, Record, Routing, Step};
+
+/// Points of a line; runs longer than that are averaged, or pages would grow without bound.
+const POINTS: usize = 600;
+
+/// Steps and values.
+type Points = Vec<(f64, f64)>;
+/// Points by the number of the run.
+type ByRun = BTreeMap<usize, Points>;
+
+/// A group of charts of one kind.
+#[derive(Debug, Serialize)]
+pub(super) struct Group {
+    pub(super) title: String,
+    /// What is shown, in a sentence.
+    pub(super) note: String,
+    /// Whether the charts are small ones, several in a row.
+    pub(super) small: bool,
+    pub(super) charts: Vec<Chart>,
+}
+
+/// Lines over steps.
+#[derive(Debug, Serialize)]
+pub(super) struct Chart {
+    pub(super) title: String,
+    /// Unit of the values.
+    pub(super) unit: &'static str,
+    pub(super) kind: Kind,
+    /// Whether values are best read on a logarithmic axis.
+    pub(super) log: bool,
+    /// Whether the values are noisy, so that smoothing applies.
+    pub(super) noisy: bool,
+    pub(super) series: Vec<Series>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Kind {
+    /// A line for each run.
+    Lines,
+    /// Shares that sum to one, stacked; a colour is an expert.
+    Shares,
+}
+
+/// One line.
+#[derive(Debug, Serialize)]
+pub(super) struct Series {
+    /// The run's place among those of the page.
+    pub(super) run: usize,
+    pub(super) name: String,
+    /// Step and value.
+    pub(super) points: Points,
+}
+
+/// A run as the page's script needs to know it.
+#[derive(Debug, Serialize)]
+pub(super) struct Run {
+    pub(super) name: String,
+    /// Tokens of a step, to show tokens along the axis.
+    pub(super) tokens_per_step: Option<f64>,
+}
+
+/// The subjects in the order of their colours.
+pub(super) fn runs(input: &Input) -> Vec<Run> {
+    let run = |subject: &Subject| {
+        let last = steps(subject).last();
+        let tokens_per_step = last.map(|step| step.tokens as f64 / step.step.max(1) as f64);
+        Run { name: subject.name.clone(), tokens_per_step }
+    };
+    input.subjects.iter().map(run).collect()
+}
+
+/// Every group that has anything to show.
+pub(super) fn groups(input: &Input) -> Vec<Group> {
+    let mut groups = vec![losses(input), training_domains(input), validation_domains(input), entropies(input)];
+    groups.extend(loads(input));
+    groups.extend([gradients(input), by_role(input, true), by_role(input, false), speed(input)]);
+    for group in &mut groups {
+        group.charts.retain(|chart| chart.series.iter().any(|series| !series.points.is_empty()));
+    }
+    groups.retain(|group| !group.charts.is_empty());
+    groups
+}
+
+/// The steps of a subject's log.
+pub(super) fn steps(subject: &Subject) -> impl Iterator<Item = &Step> {
+    subject.log.iter().flatten().filter_map(|record| match record {
+        Record::Step(step) => Some(step.as_ref()),
+        _ => None,
+    })
+}
+
+fn details(subject: &Subject) -> impl Iterator<Item = &Detail> {
+    subject.log.iter().flatten().filter_map(|record| match record {
+        Record::Detail(detail) => Some(detail.as_ref()),
+        _ => None,
+    })
+}
+
+fn group(title: &str, note: &str, small: bool, charts: Vec<Chart>) -> Group {
+    Group { title: title.to_owned(), note: note.to_owned(), small, charts }
+}
+
+/// A chart of a value of every step, a line for each run.
+fn of_steps(input: &Input, title: &str, unit: &'static str, log: bool, value: impl Fn(&Step) -> Option<f64>) -> Chart {
+    let series = input.subjects.iter().enumerate().map(|(run, subject)| {
+        let points = steps(subject).filter_map(|step| Some((step.step as f64, value(step)?)));
+        Series { run, name: subject.name.clone(), points: thin(points.collect()) }
+    });
+    let series = series.filter(|series| !series.points.is_empty()).collect();
+    Chart { title: title.to_owned(), unit, kind: Kind::Lines, log, noisy: true, series }
+}
+
+fn losses(input: &Input) -> Group {
+    let some = |value: f64| (value != 0.0).then_some(value);
+    let charts = vec![
+        of_steps(input, "loss, all that is minimised", "nats", false, |step| Some(step.loss)),
+        of_steps(input, "negative log-likelihood", "nats a token", false, |step| Some(step.nll)),
+        of_steps(input, "load-balancing loss, unweighted", "sum over layers", false, move |step| {
+            some(step.load_balance)
+        }),
+        of_steps(input, "router z-loss, unweighted", "sum over layers", false, move |step| some(step.z)),
+    ];
+    group("Loss", "On the batches trained on.", false, charts)
+}
+
+fn training_domains(input: &Input) -> Group {
+    let names: BTreeSet<&String> = input.subjects.iter().flat_map(steps).flat_map(|step| step.domains.keys()).collect();
+    let chart = |name: &&String| {
+        let value = |step: &Step| step.domains.get(*name).map(|domain| domain.nll);
+        of_steps(input, name, "nats a token", false, value)
+    };
+    group(
+        "Training loss by domain",
+        "Negative log-likelihood of the rows of each domain.",
+        true,
+        names.iter().map(chart).collect(),
+    )
+}
+
+fn validation_domains(input: &Input) -> Group {
+    let mut lines: BTreeMap<&String, ByRun> = BTreeMap::new();
+    for (run, subject) in input.subjects.iter().enumerate() {
+        for record in subject.log.iter().flatten() {
+            let Record::Validation { step, domains } = record else { continue };
+            for (name, found) in domains {
+                lines.entry(name).or_default().entry(run).or_default().push((*step as f64, found.perplexity));
+            }
+        }
+    }
+    let charts = lines.into_iter().map(|(name, runs)| Chart {
+        title: name.clone(),
+        unit: "perplexity",
+        kind: Kind::Lines,
+        log: true,
+        noisy: false,
+        series: series(input, runs),
+    });
+    group("Perplexity on held-back text", "Measured while training, lower is better.", true, charts.collect())
+}
+
+fn series(input: &Input, runs: ByRun) -> Vec<Series> {
+    let named =
+        |(run, points): (usize, Points)| Series { run, name: input.subjects[run].name.clone(), points: thin(points) };
+    runs.into_iter().map(named).collect()
+}
+
+type OfDetail = fn(&Detail) -> &[Routing];
+
+/// The two kinds of routers of a log's line.
+const ROUTERS: [(&str, OfDetail); 2] =
+    [("feed-forward", |detail| &detail.ffn_routing), ("attention", |detail| &detail.attention_routing)];
+
+fn entropies(input: &Input) -> Group {
+    let mut charts = Vec::new();
+    for (kind, routers) in ROUTERS {
+        let mut lines: BTreeMap<usize, ByRun> = BTreeMap::new();
+        for (run, subject) in input.subjects.iter().enumerate() {
+            for detail in details(subject) {
+                for router in routers(detail) {
+                    let line = lines.entry(router.layer).or_default().entry(run).or_default();
+                    line.push((detail.step as f64, router.entropy));
+                }
+            }
+        }
+        charts.extend(lines.into_iter().map(|(layer, runs)| Chart {
+            title: format!("{kind}, layer {layer}"),
+            unit: "of the largest",
+            kind: Kind::Lines,
+            log: false,
+            noisy: true,
+            series: series(input, runs),
+        }));
+    }
+    let note = "Entropy of each router's load by its largest value: 1 is an even load, 0 a single expert.";
+    group("Entropy of routers", note, true, charts)
+}
+
+/// Where each mixture's routers send tokens: a group for each run and kind of router.
+fn loads(input: &Input) -> Vec<Group> {
+    let mut groups = Vec::new();
+    for (run, subject) in input.subjects.iter().enumerate() {
+        for (kind, routers) in ROUTERS {
+            let gates = kind == "attention";
+            let mut layers: BTreeMap<usize, Vec<Points>> = BTreeMap::new();
+            for detail in details(subject) {
+                for router in routers(detail) {
+                    // Soft attention sends every token everywhere; what tells experts apart is their gate.
+                    let values = if gates { &router.mean_gates } else { &router.load };
+                    let lines = layers.entry(router.layer).or_insert_with(|| vec![Vec::new(); values.len()]);
+                    for (line, value) in lines.iter_mut().zip(values) {
+                        line.push((detail.step as f64, *value));
+                    }
+                }
+            }
+            let charts = layers.into_iter().map(|(layer, lines)| Chart {
+                title: format!("layer {layer}"),
+                unit: if gates { "mean gate" } else { "share" },
+                kind: Kind::Shares,
+                log: false,
+                noisy: false,
+                series: lines
+                    .into_iter()
+                    .enumerate()
+                    .map(|(expert, points)| Series { run, name: expert_name(subject, expert), points: thin(points) })
+                    .collect(),
+            });
+            let note = if gates { "Mean gate of each expert." } else { "Share of the tokens that each expert got." };
+            groups.push(group(&format!("{kind} routers of {}", subject.name), note, true, charts.collect()));
+        }
+    }
+    groups
+}
+
+fn expert_name(subject: &Subject, expert: usize) -> String {
+    subject.experts.get(expert).cloned().unwrap_or_else(|| format!("expert {expert}"))
+}
+
+fn gradients(input: &Input) -> Group {
+    let charts = vec![
+        of_steps(input, "gradient norm, before clipping", "", true, |step| Some(step.gradient_norm)),
+        of_steps(input, "learning rate", "", false, |step| Some(step.learning_rate)),
+        of_steps(input, "learning rate of routers", "", false, |step| {
+            (step.router_learning_rate != step.learning_rate).then_some(step.router_learning_rate)
+        }),
+    ];
+    group("Gradients and learning rate", "", false, charts)
+}
+
+/// Gradient norms by role, or else update ratios.
+fn by_role(input: &Input, gradients: bool) -> Group {
+    let mut lines: BTreeMap<&String, ByRun> = BTreeMap::new();
+    for (run, subject) in input.subjects.iter().enumerate() {
+        for detail in details(subject) {
+            for (role, found) in &detail.roles {
+                let value = if gradients { found.gradient_norm } else { found.update_ratio };
+                lines.entry(role).or_default().entry(run).or_default().push((detail.step as f64, value));
+            }
+        }
+    }
+    let charts = lines.into_iter().map(|(role, runs)| Chart {
+        title: role.replace('_', " "),
+        unit: "",
+        kind: Kind::Lines,
+        log: true,
+        noisy: true,
+        series: series(input, runs),
+    });
+    let charts = charts.collect();
+    match gradients {
+        true => group(
+            "Gradient norm by role",
+            "Norm of the gradients of all tensors of a role, before clipping.",
+            true,
+            charts,
+        ),
+        false => group(
+            "Update ratio by role",
+            "Norm of a step's change by the norm of the weights themselves.",
+            true,
+            charts,
+        ),
+    }
+}
+
+fn speed(input: &Input) -> Group {
+    let charts = vec![
+        of_steps(input, "tokens a second", "tokens/s", false, |step| Some(step.tokens_per_second)),
+        of_steps(input, "share of the machine's peak", "of its matrix products", false, |step| Some(step.peak_share)),
+    ];
+    group("Speed", "", false, charts)
+}
+
+/// At most [`POINTS`] points, each the mean of as many neighbours.
+fn thin(points: Points) -> Points {
+    let size = points.len().div_ceil(POINTS).max(1);
+    let mean = |part: &[(f64, f64)]| {
+        let sum = part.iter().fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
+        (sum.0 / part.len() as f64, sum.1 / part.len() as f64)
+    };
+    points.chunks(size).map(mean).collect()
+}

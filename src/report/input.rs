@@ -1,0 +1,140 @@
+//! What a report is about: training runs, checkpoints, evaluations.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::checkpoint::json;
+use crate::evaluate::report::Report as Evaluation;
+use crate::train::beside;
+use crate::train::metrics::{self, METRICS, Record};
+use crate::{Error, Result};
+
+/// Suffix of the folder that a training run keeps beside its output.
+const RUN: &str = ".run";
+/// Where a run keeps its checkpoints.
+const CHECKPOINTS: &str = "checkpoints";
+
+/// Everything a page shows.
+#[derive(Debug, Default)]
+pub struct Input {
+    /// Runs and checkpoints, in order.
+    pub(super) subjects: Vec<Subject>,
+    /// Results of `eval --json`, with the names of their files.
+    pub(super) evaluations: Vec<(String, Evaluation)>,
+}
+
+/// A checkpoint, a training run, or both.
+#[derive(Debug)]
+pub(super) struct Subject {
+    /// Its name on the page.
+    pub(super) name: String,
+    /// The checkpoint: the output, or the latest one of a run that has none yet.
+    pub(super) checkpoint: Option<PathBuf>,
+    /// The run's log; none of a checkpoint that no run made.
+    pub(super) log: Option<Vec<Record>>,
+    /// Names of the experts, where it is a mixture.
+    pub(super) experts: Vec<String>,
+}
+
+/// Reads training outputs (`OUT` or `OUT.run`), checkpoint folders, and results of `eval --json`.
+///
+/// # Errors
+/// Where one of them is none of these, or cannot be read.
+pub fn read(paths: &[PathBuf]) -> Result<Input> {
+    let mut input = Input::default();
+    let mut found = Vec::new();
+    for path in paths {
+        let metadata = fs::metadata(path).map_err(|e| Error::io("read", path, e))?;
+        if metadata.is_file() {
+            input.evaluations.push((path.display().to_string(), evaluation(path)?));
+        } else {
+            found.push((output_of(path), subject(path)?));
+        }
+    }
+    let names = names(&found.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>());
+    for (name, (_, mut subject)) in names.into_iter().zip(found) {
+        subject.name = name;
+        input.subjects.push(subject);
+    }
+    Ok(input)
+}
+
+fn evaluation(path: &Path) -> Result<Evaluation> {
+    let object = json::read_object(path)?;
+    serde_json::from_value(Value::Object(object)).map_err(|e| {
+        Error::file(path, format!("expected the result of an evaluation: {e}"))
+            .with_hint("write one with `bam-convert eval … --json > FILE.json`")
+    })
+}
+
+/// The output that belongs to a folder: itself, or what a run's folder stands beside.
+fn output_of(path: &Path) -> PathBuf {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    match name.strip_suffix(RUN) {
+        Some(stem) if !stem.is_empty() => path.with_file_name(stem),
+        _ => path.to_path_buf(),
+    }
+}
+
+fn subject(path: &Path) -> Result<Subject> {
+    let output = output_of(path);
+    let run = if path.join(METRICS).exists() { path.to_path_buf() } else { beside(&output)? };
+    let log = run.join(METRICS);
+    let log = if log.exists() { Some(metrics::read(&log)?) } else { None };
+    let checkpoint = if output.join("config.json").exists() { Some(output) } else { latest(&run) };
+    if log.is_none() && checkpoint.is_none() {
+        return Err(Error::file(
+            path,
+            format!("expected a training run ({METRICS}) or a checkpoint (config.json), found neither"),
+        ));
+    }
+    let experts = match &checkpoint {
+        Some(folder) => experts(&json::read_object(&folder.join("config.json"))?),
+        None => Vec::new(),
+    };
+    Ok(Subject { name: String::new(), checkpoint, log, experts })
+}
+
+/// The checkpoint of the last step that a run saved.
+fn latest(run: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(run.join(CHECKPOINTS)).ok()?;
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    // Their names have leading zeros.
+    paths.filter(|path| path.join("config.json").exists()).max()
+}
+
+fn experts(config: &Map<String, Value>) -> Vec<String> {
+    let names = config.get("expert_names").and_then(Value::as_array);
+    names.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
+}
+
+/// The shortest ends of the paths that tell them apart, a part longer for all until they do.
+fn names(paths: &[PathBuf]) -> Vec<String> {
+    let end = |path: &PathBuf, parts: usize| {
+        let all: Vec<_> = path.components().collect();
+        let end: PathBuf = all[all.len().saturating_sub(parts)..].iter().collect();
+        end.display().to_string()
+    };
+    let longest = paths.iter().map(|path| path.components().count()).max().unwrap_or(1);
+    let tried = (1..=longest).map(|parts| paths.iter().map(|path| end(path, parts)).collect::<Vec<_>>());
+    let told = |names: &Vec<String>| names.iter().collect::<BTreeSet<_>>().len() == names.len();
+    tried.into_iter().find(told).unwrap_or_else(|| paths.iter().map(|path| path.display().to_string()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_as_long_as_they_must_be() {
+        let paths = |texts: &[&str]| texts.iter().map(PathBuf::from).collect::<Vec<_>>();
+        assert_eq!(names(&paths(&["a/code", "b/law"])), ["code", "law"]);
+        assert_eq!(names(&paths(&["a/code", "b/code"])), ["a/code", "b/code"]);
+        assert_eq!(names(&paths(&["code", "code"])), ["code", "code"]);
+        assert_eq!(output_of(Path::new("x/out.run")), Path::new("x/out"));
+        assert_eq!(output_of(Path::new("x/.run")), Path::new("x/.run"));
+    }
+}
