@@ -8,11 +8,15 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use bam_convert::model::{CausalLm, Forward, KvCache, LoadOptions, Weights};
 use candle_core::{D, Device, Tensor};
+
+use common::processor;
 
 const PREFILL: usize = 512;
 const DECODE: usize = 64;
@@ -43,13 +47,6 @@ fn step(model: &CausalLm, tokens: &[u32], cache: &mut KvCache, last_only: bool) 
     let logits = model.forward(&tokens, Some(cache), &options).unwrap().logits;
     let last = logits.narrow(1, logits.dim(1).unwrap() - 1, 1).unwrap();
     last.argmax(D::Minus1).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap()[0]
-}
-
-/// Seconds of processor time that this process has used.
-fn processor() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
 }
 
 /// Median and range of the seconds of several rounds, and the mean of their processor time.

@@ -1,19 +1,27 @@
-//! How fast a model trains: forward and backward pass of one batch, layer by layer as the trainer does it.
+//! How fast models train: forward and backward pass of a batch, layer by layer as the trainer does it, without the
+//! optimiser.
 //!
-//!     cargo bench --bench train -- FOLDER... [--rounds N] [--batch 8] [--seq 256]
+//!     cargo bench --bench train -- FOLDER... [--rounds N] [--batch 8] [--seq 256] [--transformers PYTHON]
 //!
-//! `benches/train.py` measures the same in transformers and torch.
+//! Rounds go over all folders in turn. With `--transformers`, `benches/train.py` does the same afterwards under that Python: torch
+//! in float32, eager, with as many threads. On a machine that does other work too, compare processor time.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
+mod common;
+
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Instant;
 
 use bam_convert::model::{CausalLm, Forward, LoadOptions};
 use candle_core::{Device, Tensor, Var};
+use serde_json::Value;
+
+use common::{Times, processor};
 
 fn main() {
-    let (mut folders, mut rounds, mut batch, mut seq) = (Vec::new(), 5, 8, 256);
+    let (mut folders, mut rounds, mut batch, mut seq, mut python) = (Vec::new(), 5, 8, 256, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || arguments.next().unwrap().parse().unwrap();
@@ -21,40 +29,60 @@ fn main() {
             "--rounds" => rounds = number(),
             "--batch" => batch = number(),
             "--seq" => seq = number(),
+            "--transformers" => python = arguments.next(),
             "--bench" => {}
             _ => folders.push(PathBuf::from(argument)),
         }
     }
-    for folder in folders {
-        let model = CausalLm::load(&folder, &LoadOptions::train(Device::Cpu)).unwrap();
-        let vocab = model.architecture().vocab_size as usize;
-        let ids: Vec<u32> =
-            (0..batch * seq).map(|i| ((i / seq * 7919 + i % seq * 104_729 + 13) % vocab) as u32).collect();
-        let mut seconds: Vec<(f64, f64)> = (0..=rounds)
-            .map(|_| {
-                let (start, used) = (Instant::now(), processor());
-                step(&model, &ids, batch, seq);
-                (start.elapsed().as_secs_f64(), processor() - used)
-            })
-            .collect();
-        // The first round warms up.
-        seconds.remove(0);
-        seconds.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let speed = |seconds: f64| (batch * seq) as f64 / seconds;
-        let used = seconds.iter().map(|(_, used)| used).sum::<f64>() / rounds as f64;
-        println!(
-            "{}: {:.0} tokens/s ({:.0} to {:.0}), {:.0} per processor second",
-            folder.display(),
-            speed(seconds[rounds / 2].0),
-            speed(seconds[rounds - 1].0),
-            speed(seconds[0].0),
-            speed(used)
-        );
+    let models: Vec<CausalLm> =
+        folders.iter().map(|folder| CausalLm::load(folder, &LoadOptions::train(Device::Cpu)).unwrap()).collect();
+    let mut times: Vec<Times> = models.iter().map(|_| Times::default()).collect();
+    models.iter().for_each(|model| step(model, batch, seq));
+    for _ in 0..rounds {
+        for (model, times) in models.iter().zip(&mut times) {
+            let (start, before) = (Instant::now(), processor());
+            step(model, batch, seq);
+            times.wall.push(start.elapsed().as_secs_f64());
+            times.processor.push(processor() - before);
+        }
+    }
+    drop(models);
+    let threads = rayon::current_num_threads();
+    println!("forward and backward of {batch} rows of {seq} tokens, mean of {rounds} rounds, {threads} threads");
+    let show = |what: &str, times: &[Times]| {
+        println!("\n{what}");
+        for (folder, times) in folders.iter().zip(times) {
+            let speed = (batch * seq * rounds) as f64 / times.wall.iter().sum::<f64>();
+            let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy();
+            println!("  {name:14} {speed:7.0} tokens/s, {}", times.shown());
+        }
+    };
+    show("ours, float32", &times);
+    let Some(python) = python else { return };
+    let mut command = Command::new(&python);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/train.py")).args(&folders);
+    for (name, value) in [("--threads", threads), ("--rounds", rounds), ("--batch", batch), ("--seq", seq)] {
+        command.args([name, &value.to_string()]);
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let theirs: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let theirs: Vec<Times> = theirs.iter().map(Times::of_json).collect();
+    show("transformers and torch, float32", &theirs);
+    println!("  times ours, by the clock (by processor time):");
+    for ((folder, ours), theirs) in folders.iter().zip(&times).zip(&theirs) {
+        println!("  {:14} {}", folder.file_name().unwrap_or_default().to_string_lossy(), theirs.over(ours));
     }
 }
 
-fn step(model: &CausalLm, ids: &[u32], batch: usize, seq: usize) {
-    let tokens = Tensor::from_vec(ids.to_vec(), (batch, seq), &Device::Cpu).unwrap();
+/// Token ids; those of `train.py`.
+fn ids(vocab: usize, batch: usize, seq: usize) -> Vec<u32> {
+    (0..batch * seq).map(|i| ((i / seq * 7919 + i % seq * 104_729 + 13) % vocab) as u32).collect()
+}
+
+fn step(model: &CausalLm, batch: usize, seq: usize) {
+    let ids = ids(model.architecture().vocab_size as usize, batch, seq);
+    let tokens = Tensor::from_vec(ids.clone(), (batch, seq), &Device::Cpu).unwrap();
     let mut targets = ids[1..].to_vec();
     targets.push(0);
     let weights = vec![1.0 / ids.len() as f32; ids.len()];
@@ -76,11 +104,4 @@ fn step(model: &CausalLm, ids: &[u32], batch: usize, seq: usize) {
         gradient = seed.backward().unwrap().remove(&input).unwrap().detach();
     }
     (embedded * gradient).unwrap().sum_all().unwrap().backward().unwrap();
-}
-
-/// Seconds of processor time that this process has used.
-fn processor() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
 }

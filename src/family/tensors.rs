@@ -119,6 +119,20 @@ impl Role {
             )
     }
 
+    /// Whether it is the weight of a norm.
+    pub fn is_norm(self) -> bool {
+        matches!(
+            self,
+            Self::FinalNorm
+                | Self::InputNorm
+                | Self::PostAttentionNorm
+                | Self::PreFeedforwardNorm
+                | Self::PostFeedforwardNorm
+                | Self::QNorm
+                | Self::KNorm
+        )
+    }
+
     /// The norms of a block, in the order in which it applies them.
     pub(crate) fn norms(block: Block, position: NormPosition) -> Vec<Self> {
         let sequential = block == Block::Sequential;

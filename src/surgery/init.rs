@@ -15,16 +15,7 @@ use crate::family::{Architecture, Config, Role, TensorSpec, both_spellings};
 
 /// How a fresh tensor starts: weights from N(0, std²), norms at 1, biases at 0, adapters as the identity.
 pub fn fresh(spec: &TensorSpec, std: f64, seed: u64) -> Expression {
-    let norm = matches!(
-        spec.role,
-        Role::FinalNorm
-            | Role::InputNorm
-            | Role::PostAttentionNorm
-            | Role::PreFeedforwardNorm
-            | Role::PostFeedforwardNorm
-            | Role::QNorm
-            | Role::KNorm
-    );
+    let norm = spec.role.is_norm();
     match (spec.bias, spec.role) {
         (true, _) => Expression::Constant { value: 0.0 },
         (false, Role::AttentionAdapter | Role::FfnAdapter) => Expression::Identity,

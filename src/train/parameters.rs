@@ -27,17 +27,7 @@ impl Trained {
 
     /// Whether weight decay applies: to matrices, but not to biases and norms.
     pub(super) fn decays(&self) -> bool {
-        let norm = matches!(
-            self.spec.role,
-            Role::FinalNorm
-                | Role::InputNorm
-                | Role::PostAttentionNorm
-                | Role::PreFeedforwardNorm
-                | Role::PostFeedforwardNorm
-                | Role::QNorm
-                | Role::KNorm
-        );
-        !norm && !self.spec.bias && self.spec.shape.len() > 1
+        !self.spec.role.is_norm() && !self.spec.bias && self.spec.shape.len() > 1
     }
 }
 
