@@ -28,7 +28,8 @@ fn main() {
     for folder in folders {
         let model = CausalLm::load(&folder, &LoadOptions::train(Device::Cpu)).unwrap();
         let vocab = model.architecture().vocab_size as usize;
-        let ids: Vec<u32> = (0..batch * seq).map(|i| ((i / seq * 7919 + i % seq * 104_729 + 13) % vocab) as u32).collect();
+        let ids: Vec<u32> =
+            (0..batch * seq).map(|i| ((i / seq * 7919 + i % seq * 104_729 + 13) % vocab) as u32).collect();
         let mut seconds: Vec<(f64, f64)> = (0..=rounds)
             .map(|_| {
                 let (start, used) = (Instant::now(), processor());
