@@ -146,18 +146,13 @@ impl Trip<'_> {
         let variable = Var::from_tensor(x).map_err(failed)?;
         let normed = self.model.final_norm(&variable)?;
         let rows = normed.flatten(0, 1).map_err(failed)?;
-        let (nll, sum) = match self.model.next_token_loss(&rows, &batch.targets, &batch.weights)? {
-            Some(fused) => fused,
-            None => {
-                let Batch { targets, weights, .. } = batch;
-                let next = next_token(self.model, self.parameters, gradients, &rows.detach(), targets, weights)?;
-                (next.nll, seeded(&rows, &next.hidden).map_err(failed)?)
-            }
-        };
+        let Batch { targets, weights, .. } = batch;
+        let next = next_token(self.model, self.parameters, gradients, &rows.detach(), targets, weights)?;
+        let sum = seeded(&rows, &next.hidden).map_err(failed)?;
         let mut store = sum.backward().map_err(failed)?;
         self.parameters.take(None, &mut store, gradients).map_err(failed)?;
         let gradient = store.remove(&variable).map_or_else(|| variable.zeros_like(), |gradient| Ok(gradient.detach()));
-        Ok((nll, gradient.map_err(failed)?))
+        Ok((next.nll, gradient.map_err(failed)?))
     }
 
     /// The gradients of a layer's parameters, added up, and of its input.
@@ -209,4 +204,106 @@ pub(super) fn forward_options(rows: &[Row], documents: Documents) -> Forward {
 /// Whether the token behind `position` of a row is predicted.
 pub(super) fn predicted(row: &Row, position: usize, documents: Documents) -> bool {
     documents == Documents::Joined || row.documents[position] == row.documents[position + 1]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use candle_core::DType;
+
+    use super::*;
+    use crate::family::{Architecture, AttentionKv, Config, Mixture};
+    use crate::model::{LoadOptions, Params};
+    use crate::surgery::random::Draws;
+    use crate::train::LoadBalance;
+
+    /// A model in float64 with random weights, dense or a mixture of three experts.
+    fn model(mixture: Option<AttentionKv>) -> CausalLm {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/llama/seed");
+        let config = Config::read(&folder).unwrap();
+        let mut architecture = Architecture::of(&config).unwrap();
+        if let Some(attention_kv) = mixture {
+            let mixture = Mixture { attention_kv, num_experts_per_tok: 2, ..Mixture::new(&architecture, 3) };
+            architecture = architecture.upcycled(mixture);
+        }
+        let options = LoadOptions { dtype: DType::F64, ..LoadOptions::train(Device::Cpu) };
+        let tensor = |spec: &crate::family::TensorSpec| {
+            let shape: Vec<usize> = spec.shape.iter().map(|extent| *extent as usize).collect();
+            let mut values = vec![0.0; shape.iter().product()];
+            Draws::new(11, &spec.name).normal(0, &mut values);
+            // A seed without a token that two experts are equally good for: its choice would jump.
+            let norm = spec.role.to_string().ends_with("norm");
+            values.iter_mut().for_each(|value| *value = if norm { 1.0 + 0.1 * *value } else { 0.3 * *value });
+            (spec.name.clone(), Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+        };
+        let tensors: BTreeMap<String, Tensor> = architecture.tensors().unwrap().iter().map(tensor).collect();
+        let params = Params::from_tensors(&folder, &architecture, tensors, &options).unwrap();
+        CausalLm::new(architecture, &config, params, &options).unwrap()
+    }
+
+    fn rows() -> Vec<Row> {
+        let row = |first: u32| Row {
+            domain: 0,
+            ids: (0..9).map(|i| (first + i * 37) % 384).collect(),
+            documents: vec![0, 0, 0, 0, 1, 1, 1, 1, 1],
+        };
+        vec![row(5), row(211)]
+    }
+
+    #[test]
+    fn gradients_are_central_differences_of_the_loss() {
+        for kind in [None, Some(AttentionKv::Expert), Some(AttentionKv::Shared)] {
+            let model = model(kind);
+            let parameters = Parameters::of(&model);
+            let losses = RouterLosses { kind: LoadBalance::Hard, load_balance: 0.3, z: 0.1 };
+            let batch = Batch::new(&rows(), Documents::Separate, 0.25, 0.5).unwrap();
+            let options = |checkpointing| Options {
+                losses,
+                checkpointing,
+                forward: forward_options(&rows(), Documents::Separate),
+            };
+            let run = |checkpointing: bool| {
+                let mut gradients = Gradients::new(parameters.all.len());
+                let trip = Trip { model: &model, parameters: &parameters, options: options(checkpointing) };
+                let found = trip.run(&batch, &mut gradients, None).unwrap();
+                let nll: f64 = found.nll.iter().zip(&batch.weights).map(|(nll, weight)| f64::from(nll * weight)).sum();
+                (nll + batch.share * (0.3 * found.load_balance + 0.1 * found.z), gradients)
+            };
+            let (_, gradients) = run(false);
+            let (_, recomputed) = run(true);
+            for (number, parameter) in parameters.all.iter().enumerate() {
+                let name = &parameter.spec.name;
+                let gradient = gradients.get(number).unwrap_or_else(|| panic!("{name} has no gradient"));
+                let values = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let again = recomputed.get(number).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert_eq!(values, again, "{name} differs where layers run twice");
+                if kind.is_some() && parameter.spec.layer == Some(1) {
+                    continue;
+                }
+                // The largest one, where rounding of the float32 likelihoods matters least.
+                let place = (0..values.len()).max_by(|a, b| values[*a].abs().total_cmp(&values[*b].abs())).unwrap();
+                let original = parameter.var.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+                let set = |shift: f64| {
+                    let mut moved = original.clone();
+                    moved[place] += shift;
+                    let tensor = Tensor::from_vec(moved, parameter.var.shape(), &Device::Cpu).unwrap();
+                    parameter.var.set(&tensor).unwrap();
+                };
+                let at = |shift: f64| {
+                    set(shift);
+                    run(false).0
+                };
+                let step = 2e-4;
+                let difference = (at(step) - at(-step)) / (2.0 * step);
+                set(0.0);
+                let found = f64::from(values[place]);
+                assert!(
+                    (found - difference).abs() < 5e-3 * (1.0 + found.abs()),
+                    "{kind:?} {name}: {found}, {difference}"
+                );
+            }
+        }
+    }
 }

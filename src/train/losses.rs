@@ -114,7 +114,8 @@ pub(super) fn next_token(
         let rows = hidden.narrow(0, start, targets.len()).and_then(|rows| Var::from_tensor(&rows)).map_err(failed)?;
         let logits = model.head(&rows)?;
         let loss = || -> candle_core::Result<(Vec<f32>, Tensor)> {
-            let weight = Tensor::new(&weights[start..start + targets.len()], logits.device())?;
+            let weight =
+                Tensor::new(&weights[start..start + targets.len()], logits.device())?.to_dtype(logits.dtype())?;
             let likelihoods = negative_log_likelihoods(&logits, targets)?;
             Ok((likelihoods.detach().to_dtype(DType::F32)?.to_vec1()?, (likelihoods * weight)?.sum_all()?))
         };
@@ -134,7 +135,8 @@ pub(super) fn likelihoods(model: &CausalLm, hidden: &Tensor, targets: &[u32]) ->
     for (number, targets) in targets.chunks(chunk).enumerate() {
         let rows = hidden.narrow(0, number * chunk, targets.len()).map_err(failed)?;
         let logits = model.head(&rows)?;
-        found.extend(negative_log_likelihoods(&logits, targets).and_then(|nll| nll.to_vec1::<f32>()).map_err(failed)?);
+        let nll = negative_log_likelihoods(&logits, targets).and_then(|nll| nll.to_dtype(DType::F32)?.to_vec1::<f32>());
+        found.extend(nll.map_err(failed)?);
     }
     Ok(found)
 }

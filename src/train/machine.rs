@@ -45,6 +45,8 @@ pub struct Memory {
     pub gradients: u64,
     /// What a batch leaves behind for the way back, and what its layers and losses take while they run.
     pub activations: u64,
+    /// Gradients of the embedding while they are added up, at the end of the way back.
+    embedding: u64,
 }
 
 impl Memory {
@@ -64,23 +66,29 @@ impl Memory {
         let gradients = vars().map(|var| 4 * var.elem_count() as u64).sum();
         let a = model.architecture();
         let (tokens, layers) = ((rows * seq) as u64, a.num_layers);
-        let layer = size * layer_values(a, rows as u64, seq as u64);
-        let input = size * tokens * a.hidden_size;
+        let mut values = layer_values(a, tokens);
+        // Only float32 on the CPU has attention that keeps no scores.
+        if !model.device().is_cpu() || dtype != DType::F32 {
+            let experts = a.mixture.as_ref().map_or(1, |mixture| mixture.num_attention_experts);
+            values += 4 * experts * a.num_heads * tokens * seq as u64;
+        }
+        let (layer, input) = (size * values, size * tokens * a.hidden_size);
         let kept = if checkpointing { layers * input + layer } else { layers * (layer + input) };
-        // Of the layer on its way back: gradients of all values; and logits with theirs.
+        // Of the layer on its way back, gradients of all values; and logits with theirs.
         let passing = layer + (160 << 20).min(20 * tokens * a.vocab_size);
-        Self { weights, optimiser, gradients, activations: kept + passing }
+        let embedding = if parameters.embedding() { 12 * a.vocab_size * a.hidden_size } else { 0 };
+        Self { weights, optimiser, gradients, activations: kept + passing, embedding }
     }
 
-    /// Everything, with the program itself.
+    /// The peak, with the program itself: activations shrink on the way back while gradients grow.
     pub fn total(&self) -> u64 {
-        self.weights + self.optimiser + self.gradients + self.activations + (24 << 20)
+        self.weights + self.optimiser + self.activations.max(self.gradients + self.embedding) + (24 << 20)
     }
 }
 
-/// Values that one layer keeps for its way back.
-fn layer_values(a: &Architecture, rows: u64, seq: u64) -> u64 {
-    let tokens = rows * seq;
+/// Values that one layer keeps for its way back, as measured: of norms and residuals, of queries, keys and values with
+/// their outputs, and of the feed-forward network.
+fn layer_values(a: &Architecture, tokens: u64) -> u64 {
     let mixture = a.mixture.as_ref();
     let experts = mixture.map_or(1, |mixture| mixture.num_attention_experts);
     let shared = mixture.is_some_and(|mixture| mixture.attention_kv != AttentionKv::Expert);
@@ -88,6 +96,5 @@ fn layer_values(a: &Architecture, rows: u64, seq: u64) -> u64 {
     let keys = if shared { 1 } else { experts } * a.num_kv_heads * a.head_dim;
     let inner =
         mixture.map_or(a.intermediate_size, |mixture| mixture.num_experts_per_tok * mixture.moe_intermediate_size);
-    // Norms and residuals; rotated and re-ordered queries, keys and values; gate, up, activation and product; scores.
-    tokens * (12 * a.hidden_size + 6 * queries + 6 * keys + 5 * inner) + 4 * rows * experts * a.num_heads * seq * seq
+    tokens * (10 * a.hidden_size + 5 * queries + 5 * keys + 4 * inner)
 }

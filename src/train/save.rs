@@ -26,6 +26,8 @@ pub(super) const STATE_TENSORS: &str = "training-state.safetensors";
 pub(super) const STATE: &str = "training-state.json";
 /// Largest weight file in bytes, as everywhere.
 const MAX_SHARD: u64 = 5_000_000_000;
+/// Room for the manifest, the model card and headers, in bytes.
+const ROOM: u64 = 1 << 20;
 /// What an expression calls the checkpoint that training began with.
 const PARENT: &str = "parent";
 
@@ -81,10 +83,11 @@ impl Saver {
         &self.files
     }
 
-    /// Bytes that a checkpoint takes, without small files.
-    pub(super) fn bytes(&self, parameters: &Parameters, with_state: bool) -> u64 {
+    /// Bytes that a checkpoint takes, at most.
+    fn bytes(&self, parameters: &Parameters, with_state: bool) -> u64 {
         let state: u64 = parameters.all.iter().map(|parameter| 12 * parameter.var.elem_count() as u64).sum();
-        self.parent.data_length() + if with_state { state } else { 0 }
+        let files: u64 = self.files.iter().map(|file| file.size).sum();
+        files + if with_state { state } else { 0 } + ROOM
     }
 
     /// Writes a checkpoint to `target`: complete, or absent.
@@ -96,7 +99,7 @@ impl Saver {
         position: &Position,
         (with_state, force): (bool, bool),
     ) -> Result<()> {
-        check_free_space(target, self.bytes(parameters, with_state) + (16 << 20))?;
+        check_free_space(target, self.bytes(parameters, with_state))?;
         self.parent.check_unchanged()?;
         let folder = OutputFolder::begin(target, force, &[&self.parent.path])?;
         let threads = rayon::current_num_threads();
