@@ -27,7 +27,7 @@ stages:
       out: bam
   - name: validate
     validate: {path: bam, against: true, json: true}
-    stdout: validate.json
+    stdout: checks/validate.json
 "#;
 
 /// A recipe file in a folder of its own, and the work folder beside it.
@@ -75,7 +75,7 @@ impl Bench {
 fn a_recipe_runs_what_changed_and_no_more() {
     let bench = Bench::new();
     assert_eq!(bench.ran(), ["seed", "expert-code", "expert-law", "bam", "validate"]);
-    assert_eq!(read_json(bench.work().join("validate.json"))["checks"][0]["status"], "ok");
+    assert_eq!(read_json(bench.work().join("checks/validate.json"))["checks"][0]["status"], "ok");
     let log = fs::read_to_string(bench.work().join(".bam-run/logs/seed.log")).unwrap();
     assert!(log.starts_with("$ bam-convert init ../config --out seed\n"), "{log}");
     assert!(bench.ran().is_empty());
@@ -97,7 +97,7 @@ fn a_recipe_runs_what_changed_and_no_more() {
     assert!(bench.ran().starts_with(&["seed".to_owned(), "expert-code".to_owned()]));
 
     // An output that someone else touched.
-    fs::write(bench.work().join("validate.json"), "{}").unwrap();
+    fs::write(bench.work().join("checks/validate.json"), "{}").unwrap();
     assert_eq!(bench.ran(), ["validate"]);
     fs::remove_dir_all(bench.work().join("bam")).unwrap();
     assert_eq!(bench.ran(), ["bam"]);
@@ -113,7 +113,7 @@ fn set_replaces_variables_and_work_defaults_to_the_recipes_name() {
         stages[1]["command"],
         serde_json::json!(["init", "../config", "--out", "experts/code", "--rng-seed", "7"])
     );
-    assert_eq!(stages[4]["stdout"], "validate.json");
+    assert_eq!(stages[4]["stdout"], "checks/validate.json");
     assert!(!bench.folder.path().join("mixture").exists(), "a dry run makes nothing");
 }
 
@@ -179,7 +179,7 @@ fn faults_of_a_recipe_are_refused_where_they_stand() {
         ("name: bam", "name: seed", &["two stages are named `seed`"]),
         ("out: bam", "out: seed", &["stage `bam` makes seed again"]),
         ("name: bam", "name: ../bam", &["cannot be named `../bam`"]),
-        ("    stdout: validate.json", "    init: {}", &["mixture.yaml:20:5: a stage is one command"]),
+        ("    stdout: checks/validate.json", "    init: {}", &["mixture.yaml:20:5: a stage is one command"]),
         ("name: bam", "name: bam\n    name: bim", &["mixture.yaml:13:5: the key `name` stands twice"]),
         ("method: bam", "method: bam\n      force: true", &["key `force`: `upcycle` has no such key"]),
     ];

@@ -138,7 +138,10 @@ impl Runner<'_> {
                     return Ok(report);
                 }
                 if let Some(file) = &stage.stdout {
-                    single::write(&self.work.join(file), &[&json::read_bytes(&printed)?])?;
+                    let file = self.work.join(file);
+                    let folder = file.parent().unwrap_or(self.work);
+                    fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+                    single::write(&file, &[&json::read_bytes(&printed)?])?;
                 }
                 // The result is in its place, so that a second copy would only take space.
                 fs::remove_file(&printed).map_err(|e| Error::io("remove", &printed, e))?;
