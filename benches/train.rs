@@ -97,7 +97,7 @@ fn step(model: &CausalLm, batch: usize, seq: usize) {
     }
     let last = Var::from_tensor(&x).unwrap();
     let hidden = model.final_norm(&last).unwrap().flatten(0, 1).unwrap();
-    let (_, loss) = model.next_token_loss(&hidden, &targets, &weights).unwrap().unwrap();
+    let (_, loss) = model.next_token_loss(&hidden, &targets, Some(&weights)).unwrap().unwrap();
     let mut gradient = loss.backward().unwrap().remove(&last).unwrap().detach();
     for (input, output) in layers.into_iter().rev() {
         let seed = (output * &gradient).unwrap().sum_all().unwrap();

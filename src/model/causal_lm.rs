@@ -234,14 +234,15 @@ impl CausalLm {
     }
 
     /// The negative log-likelihoods in nats of `targets` behind `hidden` `[tokens, hidden]`, which has passed the final norm, and
-    /// the sum of them times their `weights` as a scalar of the graph; logits of all tokens never exist at once.
+    /// the sum of them times their `weights` as a scalar of the graph; logits of all tokens never exist at once. Without weights it is
+    /// the plain sum, outside the graph.
     ///
     /// `None` where it is not written for the device or dtype: go through [`head`](Self::head), some tokens at a time.
     pub fn next_token_loss(
         &self,
         hidden: &Tensor,
         targets: &[u32],
-        weights: &[f32],
+        weights: Option<&[f32]>,
     ) -> Result<Option<(Vec<f32>, Tensor)>> {
         let Some(head) = self.head.tensor().filter(|_| on_cpu(hidden)) else { return Ok(None) };
         let vocab = self.architecture.vocab_size;

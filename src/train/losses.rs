@@ -105,7 +105,7 @@ pub(super) fn next_token(
         Ok(gradient.detach())
     };
     let all = Var::from_tensor(hidden).map_err(failed)?;
-    if let Some((nll, loss)) = model.next_token_loss(&all, targets, weights)? {
+    if let Some((nll, loss)) = model.next_token_loss(&all, targets, Some(weights))? {
         return Ok(NextToken { nll, hidden: back(&all, &loss).map_err(failed)? });
     }
     let chunk = chunk_rows(model);
@@ -129,6 +129,9 @@ pub(super) fn next_token(
 
 /// The negative log-likelihoods in nats of the next tokens behind `hidden` `[rows, hidden]`, which has passed the final norm.
 pub(super) fn likelihoods(model: &CausalLm, hidden: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
+    if let Some((found, _)) = model.next_token_loss(hidden, targets, None)? {
+        return Ok(found);
+    }
     let failed = |e| Error::compute("take the loss", e);
     let mut found = Vec::with_capacity(targets.len());
     let chunk = chunk_rows(model);

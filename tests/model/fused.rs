@@ -64,7 +64,7 @@ fn fused(folder: &Path, trainable: Trainable) -> (f64, Gradients) {
         x = model.layer(layer, &x, &pass).unwrap().0;
     }
     let hidden = model.final_norm(&x).unwrap().flatten(0, 1).unwrap();
-    let (losses, loss) = model.next_token_loss(&hidden, &targets, &weights()).unwrap().unwrap();
+    let (losses, loss) = model.next_token_loss(&hidden, &targets, Some(&weights())).unwrap().unwrap();
     let logits =
         candle_nn::ops::log_softmax(&model.head(&hidden).unwrap(), D::Minus1).unwrap().to_vec2::<f32>().unwrap();
     for ((loss, logits), target) in losses.iter().zip(logits).zip(targets) {
