@@ -462,10 +462,10 @@ fn force_replaces_checkpoints_only() {
     let bench = Bench::new("llama");
     std::fs::create_dir(bench.path("out")).unwrap();
     std::fs::write(bench.path("out/thesis.tex"), "years of work").unwrap();
-    bench.refused(bench.upcycle(&["--force"]), 2, &["out", "no checkpoint"]);
+    bench.refused(bench.upcycle(&["--force"]), 2, &["out", "neither a checkpoint"]);
     std::fs::remove_dir_all(bench.path("out")).unwrap();
     std::fs::write(bench.path("out"), "a file").unwrap();
-    bench.refused(bench.upcycle(&["--force"]), 2, &["out", "no checkpoint"]);
+    bench.refused(bench.upcycle(&["--force"]), 2, &["out", "neither a checkpoint"]);
 }
 
 #[test]
