@@ -199,7 +199,7 @@ fn entropies(input: &Input) -> Group {
             series: series(input, runs),
         }));
     }
-    let note = "Entropy of each router's load by its largest value: 1 is an even load, 0 a single expert.";
+    let note = "By its largest value: of a feed-forward router's load, 1 is even and 0 a single expert; of a token's attention gates, 1 prefers nobody.";
     group("Entropy of routers", note, true, charts)
 }
 

@@ -114,7 +114,8 @@ pub struct Routing {
     pub load: Vec<f64>,
     /// Mean gate of each expert.
     pub mean_gates: Vec<f64>,
-    /// Entropy of the load by its largest value: 1 is an even load.
+    /// Entropy by its largest value: of a feed-forward router's load, where 1 is an even load; of an attention router's
+    /// probabilities for a token, the mean, where 1 is a router that prefers nobody.
     pub entropy: f64,
 }
 

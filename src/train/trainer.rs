@@ -216,7 +216,8 @@ impl Trainer<'_> {
                 layer: report.layer,
                 load: report.load.clone(),
                 mean_gates: report.mean_gate.clone(),
-                entropy: report.load_entropy,
+                // Every token goes to all attention experts, as a rule: their load says nothing.
+                entropy: if kind == Kind::FeedForward { report.load_entropy } else { report.token_entropy },
             };
             of_kind.map(record).collect()
         };
