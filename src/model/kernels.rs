@@ -68,6 +68,13 @@ pub(super) fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { value * power }
 }
 
+/// 1 / (1 + e to the power of −`x`), without overflow on either side.
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    let e = exp(-x.abs());
+    if x >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) }
+}
+
 /// Sum of the products of two slices of the same length.
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     #[cfg(target_arch = "x86_64")]
@@ -222,10 +229,7 @@ multiversion! {
     fn silu_multiply(gate: &mut [f32], up: &[f32]) {
         let _ = FMA;
         for (gate, up) in gate.iter_mut().zip(up) {
-            let e = exp(-gate.abs());
-            // The sigmoid of |gate|, or one minus it: never overflows.
-            let sigmoid = if *gate >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) };
-            *gate *= sigmoid * up;
+            *gate *= sigmoid(*gate) * up;
         }
     }
 }
@@ -269,8 +273,7 @@ multiversion! {
     fn silu_multiply_backward(gate: &mut [f32], up: &mut [f32], gradient: &[f32], activated: &mut [f32]) {
         let _ = FMA;
         for (((gate, up), gradient), activated) in gate.iter_mut().zip(up).zip(gradient).zip(activated) {
-            let e = exp(-gate.abs());
-            let sigmoid = if *gate >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) };
+            let sigmoid = sigmoid(*gate);
             let silu = *gate * sigmoid;
             *activated = silu * *up;
             *gate = gradient * *up * (sigmoid + silu * (1.0 - sigmoid));

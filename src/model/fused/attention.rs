@@ -144,22 +144,16 @@ impl Attention {
             let mut of_heads = vec![0f32; heads.len()];
             o.backward(gradient, tokens, &mut of_heads, false)?;
             let gate = |token: usize| gates.map_or(1.0, |gates| gates[token * experts + number]);
-            let (of_o, of_o_bias);
-            if gates.is_some() {
+            let of_o = if gates.is_some() {
                 let mut of_gate = dot_rows(&of_heads, heads, o.columns());
-                if let Some(bias) = o.bias() {
-                    let bias = bias.storage_and_layout();
-                    let bias = floats(&bias)?;
-                    let along = gradient.chunks_exact(hidden).map(|row| crate::model::kernels::dot(row, bias));
-                    of_gate.iter_mut().zip(along).for_each(|(of_gate, along)| *of_gate += along);
-                }
+                o.add_along_bias(gradient, &mut of_gate)?;
                 of_gates.iter_mut().skip(number).step_by(experts).zip(of_gate).for_each(|(all, one)| *all = one);
                 of_heads = scale_rows(&of_heads, o.columns(), gate);
-                of_o = o.of_weight(&scale_rows(heads, o.columns(), gate), gradient, tokens)?;
+                o.of_weight(&scale_rows(heads, o.columns(), gate), gradient, tokens)?
             } else {
-                of_o = o.of_weight(heads, gradient, tokens)?;
-            }
-            of_o_bias = o.of_bias(|| sum_scaled_rows(gradient, hidden, gate))?;
+                o.of_weight(heads, gradient, tokens)?
+            };
+            let of_o_bias = o.of_bias(|| sum_scaled_rows(gradient, hidden, gate))?;
             let inputs = Inputs {
                 queries: saved.queries[number].values(),
                 keys: saved.keys[set].values(),

@@ -165,12 +165,7 @@ impl Mixture {
                 .for_each(|(((gate, up), gradient), activated)| silu_multiply_backward(gate, up, gradient, activated));
             if let Some((tokens, _, rows, weights)) = &own {
                 let mut along = dot_rows(&of_activated, &activated, down.columns());
-                if let Some(bias) = down.bias() {
-                    let bias = bias.storage_and_layout();
-                    let bias = floats(&bias)?;
-                    let of_bias = rows.chunks_exact(hidden).map(|row| crate::model::kernels::dot(row, bias));
-                    along.iter_mut().zip(of_bias).for_each(|(along, of_bias)| *along += of_bias);
-                }
+                down.add_along_bias(rows, &mut along)?;
                 for (token, along) in tokens.iter().zip(along) {
                     of_gates[*token as usize * experts + number] = along;
                 }

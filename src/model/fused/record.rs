@@ -67,7 +67,7 @@ pub(super) fn record_sublayer(
         let (values, gradient) = (input.storage_and_layout(), gradient.storage_and_layout());
         let found = backward(floats(&values)?, floats(&gradient)?)?;
         let of_h = Tensor::from_vec(found.h, input.shape(), &Device::Cpu)?;
-        let of_gates = gate_shape.as_ref().map(|shape| Tensor::from_vec(found.gates.clone(), shape, &Device::Cpu));
+        let of_gates = gate_shape.as_ref().map(|shape| Tensor::from_vec(found.gates, shape, &Device::Cpu));
         let all = [Some(of_h), of_gates.transpose()?].into_iter().chain(found.weights);
         Ok(all.zip(&there).filter(|(_, there)| **there).map(|(gradient, _)| gradient).collect())
     })

@@ -3,6 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::rows::sum_rows;
+use crate::model::kernels::dot;
 use crate::model::matrix::{View, multiply};
 use crate::model::stored::floats;
 
@@ -86,6 +87,16 @@ impl Weight {
         let (x, gradient) = (View::new(x, n, self.columns, self.columns), View::new(gradient, n, self.rows, self.rows));
         multiply(&mut out, self.columns, false, 1.0, gradient.t(), x, rayon::current_num_threads());
         Tensor::from_vec(out, (self.rows, self.columns), &Device::Cpu).map(Some)
+    }
+
+    /// Adds to each of `out` the product of its row of `gradient` with the bias, where there is one: what a gate of the biased output
+    /// is owed beyond that of the product.
+    pub(super) fn add_along_bias(&self, gradient: &[f32], out: &mut [f32]) -> Result<()> {
+        let Some(bias) = &self.bias else { return Ok(()) };
+        let values = bias.storage_and_layout();
+        let bias = floats(&values)?;
+        out.iter_mut().zip(gradient.chunks_exact(self.rows)).for_each(|(out, row)| *out += dot(row, bias));
+        Ok(())
     }
 
     /// The gradient of the bias, where it gets one: the sum of the rows of `gradient`.
