@@ -301,18 +301,8 @@ macro_rules! embedded {
 }
 
 /// The embedded files, in the order in which they are listed to users.
-static EMBEDDED: [(&str, &str); 10] = embedded!(
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "cohere",
-    "bam",
-    "mixtral",
-    "qwen2_moe",
-    "qwen3_moe",
-    "olmoe"
-);
+static EMBEDDED: [(&str, &str); 10] =
+    embedded!("llama", "mistral", "qwen2", "qwen3", "cohere", "bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe");
 
 static FAMILIES: LazyLock<std::result::Result<Vec<Arc<Family>>, String>> = LazyLock::new(|| {
     let parse = |(path, text): &(&str, &str)| Family::from_yaml(Path::new(path), text).map(Arc::new);

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::architecture::{Architecture, Fault};
 use super::config::{Config, Found};
-use super::format::MixtureKeys;
+use super::format::{Key, MixtureKeys};
 use super::layout::{AttentionKv, Layers};
 use crate::checkpoint::json::kind;
 use crate::{Error, Result};
@@ -160,6 +160,27 @@ impl Mixture {
     pub(crate) const OPTIONAL_KEYS: [&str; 4] =
         ["shared_expert_intermediate_size", "shared_expert_gate", "expert_adapters", "router_bias"];
 
+    /// Every key of a BAM's `config.json` that is about its experts.
+    pub(crate) const KEYS: [&str; 17] = [
+        "num_experts",
+        "num_local_experts",
+        "num_attention_experts",
+        "moe_intermediate_size",
+        "moe_layers",
+        "attention_moe_layers",
+        "attention_kv",
+        "num_experts_per_tok",
+        "num_attention_experts_per_tok",
+        "norm_topk_prob",
+        "norm_topk_prob_attention",
+        "router_aux_loss_coef",
+        "router_z_loss_coef",
+        "shared_expert_intermediate_size",
+        "shared_expert_gate",
+        "expert_adapters",
+        "router_bias",
+    ];
+
     /// The paper's mixture of `num_experts` copies of a dense model, the seed counted: experts in all layers, keys and
     /// values per expert, one feed-forward expert a token, soft attention. Loss weights are ours; the paper gives none.
     pub fn new(dense: &Architecture, num_experts: u64) -> Self {
@@ -229,6 +250,7 @@ impl Mixture {
     /// The mixture of feed-forward experts that a config describes under the keys of a family.
     pub(crate) fn read_keys(config: &Config, dense: &Architecture, keys: &MixtureKeys) -> Result<Self> {
         let usual = Self::new(dense, config.required_count(&keys.num_experts)?);
+        let z = Key { names: vec!["router_z_loss_coef".to_owned()], default: None };
         let shared = keys.shared_expert_intermediate_size.as_ref();
         let shared = shared.map(|key| config.required_count(key)).transpose()?;
         Ok(Self {
@@ -241,9 +263,8 @@ impl Mixture {
             norm_topk_prob: config.flag(&keys.norm_topk_prob)?.unwrap_or_default(),
             shared_expert_intermediate_size: shared,
             shared_expert_gate: shared.is_some(),
-            router_aux_loss_coef: config
-                .number(&keys.router_aux_loss_coef, 0.0)?
-                .unwrap_or(usual.router_aux_loss_coef),
+            router_aux_loss_coef: config.number(&keys.router_aux_loss_coef, 0.0)?.unwrap_or(usual.router_aux_loss_coef),
+            router_z_loss_coef: config.number(&z, 0.0)?.unwrap_or(usual.router_z_loss_coef),
             ..usual
         })
     }

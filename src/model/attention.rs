@@ -177,8 +177,9 @@ impl Attention {
         };
         let queries = rotated(experts, &mut self.heads.iter().map(|heads| &heads.q_norm))?;
         let keys = rotated(sets, &mut self.key_values.iter().map(|key_value| &key_value.k_norm))?;
-        let values: Vec<Tensor> =
-            projected.map(|v| self.clipped(v.reshape((batch, seq, self.kv_heads, self.head_dim))?)).collect::<Result<_>>()?;
+        let values: Vec<Tensor> = projected
+            .map(|v| self.clipped(v.reshape((batch, seq, self.kv_heads, self.head_dim))?))
+            .collect::<Result<_>>()?;
         let fold = |parts: Vec<Tensor>| -> Result<Tensor> {
             let all = if parts.len() == 1 { parts[0].clone() } else { Tensor::cat(&parts, 2)? };
             all.transpose(1, 2)?.contiguous()?.reshape((batch * sets * self.kv_heads, seq, self.head_dim))
