@@ -31,6 +31,13 @@ pub enum Expression {
         /// One weight each.
         weights: Vec<f64>,
     },
+    /// `w₀·of₀ + w₁·of₁ + …`: the sum in source order.
+    Sum {
+        /// What is added.
+        of: Vec<Expression>,
+        /// One weight each.
+        weights: Vec<f64>,
+    },
     /// The values rounded to the output's dtype.
     Cast {
         /// What is rounded.
@@ -93,7 +100,9 @@ impl Expression {
     pub fn for_each_copy<'a>(&'a self, visit: &mut impl FnMut(&'a str, &'a str)) {
         match self {
             Self::Copy { source, tensor } => visit(source, tensor),
-            Self::Mean { of } | Self::Weighted { of, .. } => of.iter().for_each(|part| part.for_each_copy(visit)),
+            Self::Mean { of } | Self::Weighted { of, .. } | Self::Sum { of, .. } => {
+                of.iter().for_each(|part| part.for_each_copy(visit))
+            }
             Self::Cast { of } | Self::Dequantise { of } | Self::Permute { of, .. } | Self::Trained { of } => {
                 of.for_each_copy(visit);
             }
@@ -118,8 +127,8 @@ impl fmt::Display for Expression {
                 }
                 f.write_str(")")
             }
-            Self::Weighted { of, weights } => {
-                f.write_str("weighted(")?;
+            Self::Weighted { of, weights } | Self::Sum { of, weights } => {
+                f.write_str(if matches!(self, Self::Sum { .. }) { "sum(" } else { "weighted(" })?;
                 for (number, (part, weight)) in of.iter().zip(weights).enumerate() {
                     write!(f, "{}{weight}·{part}", if number == 0 { "" } else { ", " })?;
                 }

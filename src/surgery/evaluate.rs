@@ -249,6 +249,12 @@ fn compile<'a>(expression: &'a Expression, layout: &TensorLayout, sources: &'a [
             }
             Node::Sum { parts: all(of)?, weights: Some(weights), divisor }
         }
+        Expression::Sum { of, weights } => match of.len() {
+            count if count == weights.len() && count > 0 => {
+                Node::Sum { parts: all(of)?, weights: Some(weights), divisor: 1.0 }
+            }
+            count => return Err(fault(format!("expected one weight for each of {count} parts"))),
+        },
         Expression::Cast { of } | Expression::Dequantise { of } => compile(of, layout, sources)?,
         Expression::Permute { of, heads } => {
             let rows = layout.shape.first().copied().unwrap_or(0);

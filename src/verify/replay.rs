@@ -275,7 +275,7 @@ fn difference(stored: Dtype, width: usize, first: u64, expected: &[u8], found: &
 
 fn parts(expression: &Expression) -> &[Expression] {
     match expression {
-        Expression::Mean { of } | Expression::Weighted { of, .. } => of,
+        Expression::Mean { of } | Expression::Weighted { of, .. } | Expression::Sum { of, .. } => of,
         Expression::Cast { of }
         | Expression::Dequantise { of }
         | Expression::Permute { of, .. }
