@@ -9,6 +9,7 @@ mod convert;
 mod cost;
 mod device;
 mod diff;
+mod divergence;
 mod eval;
 mod generate;
 mod init;

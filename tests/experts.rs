@@ -1,0 +1,105 @@
+//! Experts of a mixture, one by one: how far they have moved, adding, removing, replacing, extracting, putting together.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{Tensor, Tensors, bam, copy_folder, edit_json, edit_tensors, fixture, read_folder, read_json};
+use safetensors::Dtype;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn close(found: &Value, expected: f64) {
+    let found = found.as_f64().unwrap_or_else(|| panic!("{found}, expected {expected}"));
+    assert!((found - expected).abs() <= 1e-9 * expected.abs().max(1.0), "{found}, expected {expected}");
+}
+
+// ---------------------------------------------------------------- inspect --divergence
+
+/// The values of the tensors of a role and layer, one behind the other.
+fn values_of(tensors: &Tensors, fits: impl Fn(&str) -> bool) -> Vec<f64> {
+    tensors.iter().filter(|(name, _)| fits(name)).flat_map(|(_, tensor)| tensor.values()).collect()
+}
+
+fn norm(values: &[f64]) -> f64 {
+    values.iter().map(|value| value * value).sum::<f64>().sqrt()
+}
+
+fn cosine(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>() / (norm(a) * norm(b))
+}
+
+fn minus(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a - b).collect()
+}
+
+#[test]
+fn divergence_is_what_the_weights_say() {
+    for (family, role, part) in [
+        ("llama", "gate", "1.mlp.gate_proj."),
+        ("qwen2", "q", "0.self_attn.q_proj."),
+        ("cohere", "down", "1.mlp.down_proj."),
+    ] {
+        let [seed, code, law] = ["seed", "code", "law"].map(|name| fixture(family).join(name));
+        let found = bam!("inspect", "--divergence", seed, code, law, "--json").ok().json();
+        let models = [seed, code, law].map(|folder| read_folder(&folder));
+        let check = |row: &Value, fits: &dyn Fn(&str) -> bool| {
+            let [seed, code, law] = [0, 1, 2].map(|model| values_of(&models[model], fits));
+            assert_eq!(row["values"], seed.len());
+            let mean: Vec<f64> = (0..seed.len()).map(|i| (seed[i] + code[i] + law[i]) / 3.0).collect();
+            for (number, (name, model)) in [("code", &code), ("law", &law)].into_iter().enumerate() {
+                let moved = &row["experts"][number];
+                assert_eq!(moved["expert"], name);
+                close(&moved["relative"], norm(&minus(model, &seed)) / norm(&seed));
+                close(&moved["cosine"], cosine(model, &seed));
+                close(&moved["from_average"], norm(&minus(model, &mean)) / norm(&seed));
+            }
+            assert_eq!(row["pairs"][0]["experts"], json!(["code", "law"]));
+            close(&row["pairs"][0]["cosine"], cosine(&minus(&code, &seed), &minus(&law, &seed)));
+        };
+        check(&found["total"], &|_| true);
+        let layer: u64 = part[..1].parse().unwrap();
+        let rows = found["layers"].as_array().unwrap();
+        let row = rows.iter().find(|row| row["role"] == role && row["layer"] == layer).unwrap();
+        check(row, &|name| name.contains(part));
+        let rows = found["roles"].as_array().unwrap();
+        check(rows.iter().find(|row| row["role"] == role).unwrap(), &|name| name.contains(&part[2..]));
+    }
+}
+
+#[test]
+fn divergence_is_drawn_and_named() {
+    let work = TempDir::new().unwrap();
+    let svg = work.path().join("divergence.svg");
+    let [seed, code] = ["seed", "code"].map(|name| fixture("llama").join(name));
+    let named = |name: &str, folder: &Path| format!("{name}={}", folder.display());
+    let run = bam!("inspect", "--divergence", seed, named("a", &code), named("still", &seed), "--svg", svg).ok();
+    for part in ["a moved", "a · still", "still, by layer", "post_attention_norm"] {
+        assert!(run.stdout.contains(part), "{run}");
+    }
+    let drawn = std::fs::read_to_string(&svg).unwrap();
+    assert!(drawn.starts_with("<svg") && drawn.contains("a and still: cosine of their changes"), "{drawn}");
+    // What did not move has no direction.
+    let found = bam!("inspect", "--divergence", seed, named("a", &code), named("still", &seed), "--json").ok().json();
+    assert_eq!(
+        found["total"]["experts"][1],
+        json!({
+            "expert": "still", "relative": 0.0, "cosine": 1.0, "from_average": found["total"]["experts"][1]["from_average"],
+        })
+    );
+    assert_eq!(found["total"]["pairs"][0]["cosine"], Value::Null);
+
+    bam!("inspect", "--divergence", seed, code, code).refused(2, &["named `code`", "NAME=DIR"]);
+    bam!("inspect", "--divergence", seed).refused(2, &["--divergence"]);
+    bam!("inspect", "--divergence", seed, fixture("qwen3/seed")).refused(2, &["model_type", "llama"]);
+    std::fs::write(&svg, "mine").unwrap();
+    bam!("inspect", "--divergence", seed, code, "--svg", svg).refused(2, &["divergence.svg", "no SVG"]);
+    let nan = copy_folder(&code, &work.path().join("nan"));
+    edit_tensors(&nan, |tensors| {
+        let norm = tensors.get_mut("model.norm.weight").unwrap();
+        *norm = Tensor::new(Dtype::BF16, &norm.shape, &vec![f64::NAN; norm.shape[0]]);
+    });
+    bam!("inspect", "--divergence", seed, nan).refused(2, &["nan", "model.norm.weight", "NaN"]);
+}
