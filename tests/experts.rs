@@ -103,3 +103,82 @@ fn divergence_is_drawn_and_named() {
     });
     bam!("inspect", "--divergence", seed, nan).refused(2, &["nan", "model.norm.weight", "NaN"]);
 }
+
+// ---------------------------------------------------------------- licences
+
+/// Copies of three models of a family, to write licences beside.
+fn models(work: &Path, family: &str) -> [PathBuf; 3] {
+    ["seed", "code", "law"].map(|name| copy_folder(&fixture(family).join(name), &work.join(name)))
+}
+
+fn card_says(folder: &Path, licence: &str) {
+    std::fs::write(
+        folder.join("README.md"),
+        format!("---\ntags: [x]\n{licence}\nunheard_of: {{a: 1}}\n---\n# A model\n"),
+    )
+    .unwrap();
+}
+
+/// Upcycles the three and gives what was said and the card's front matter and text.
+fn upcycled(work: &Path, [seed, code, law]: &[PathBuf; 3]) -> (String, String, String) {
+    let (a, b) = (format!("code={}", code.display()), format!("law={}", law.display()));
+    let out = work.join("out");
+    let run =
+        bam!("upcycle", "--method", "btx", "--seed", seed, "--expert", a, "--expert", b, "--force", "--out", out).ok();
+    let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+    let front = card.split("---").nth(1).unwrap().to_owned();
+    (run.stderr, front, card)
+}
+
+#[test]
+fn licences_are_carried_and_conflicts_are_named() {
+    let work = TempDir::new().unwrap();
+    let folders = models(work.path(), "llama");
+    let [seed, code, law] = &folders;
+    let (said, front, card) = upcycled(work.path(), &folders);
+    assert!(said.contains("no source says under which licence") && !front.contains("license"), "{said}{card}");
+
+    card_says(seed, "license: apache-2.0");
+    card_says(code, "license: apache-2.0");
+    std::fs::write(law.join("LICENSE"), "  Apache License\n  Version 2.0, January 2004\n").unwrap();
+    let (said, front, card) = upcycled(work.path(), &folders);
+    assert!(!said.contains("licence") && front.contains("\nlicense: apache-2.0\n"), "{said}{card}");
+    assert!(card.contains("| law | law | apache-2.0 |"), "{card}");
+
+    std::fs::write(law.join("LICENSE"), "MIT License\n\nPermission is hereby granted, free of charge, to any").unwrap();
+    card_says(code, "license:\n- cc-by-nc-nd-4.0\n- GPL-3.0-or-later");
+    let (said, front, card) = upcycled(work.path(), &folders);
+    assert!(front.contains("license:\n- apache-2.0\n- cc-by-nc-nd-4.0\n- gpl-3.0\n- mit\n"), "{front}");
+    for part in [
+        "licences differ: apache-2.0 (seed), cc-by-nc-nd-4.0 (code), gpl-3.0 (code), mit (law)",
+        "cc-by-nc-nd-4.0 (code) forbids commercial use",
+        "cc-by-nc-nd-4.0 (code) forbids derivatives",
+    ] {
+        assert!(said.contains(part) && card.contains(part), "{said}{card}");
+    }
+
+    // Nothing of a card's text reaches ours but plain words.
+    card_says(seed, "license: other\nlicense_name: my-licence");
+    card_says(code, "license: \"mit\\nlibrary_name: evil\"");
+    std::fs::remove_file(law.join("LICENSE")).unwrap();
+    let (said, front, card) = upcycled(work.path(), &folders);
+    assert!(front.contains("license:\n- other\n- unknown\n") && !card.contains("evil"), "{card}");
+    assert!(
+        card.contains("| seed | seed | other (my-licence) |") && card.contains("| law | law | unknown |"),
+        "{card}"
+    );
+    assert!(said.contains("law says nothing of one") && said.contains("other (seed, code) is none"), "{said}");
+    std::fs::write(code.join("README.md"), "---\nlicense: [\n---\n").unwrap();
+    upcycled(work.path(), &folders);
+}
+
+#[test]
+fn a_branch_has_the_licence_of_its_seed() {
+    let work = TempDir::new().unwrap();
+    let [seed, ..] = models(work.path(), "llama");
+    card_says(&seed, "license: mit");
+    bam!("branch", seed, "--into", "code,law", "--out", work.path().join("branches")).ok();
+    let folders = [seed, work.path().join("branches/code"), work.path().join("branches/law")];
+    let (said, front, _) = upcycled(work.path(), &folders);
+    assert!(!said.contains("licence") && front.contains("license: mit"), "{said}{front}");
+}

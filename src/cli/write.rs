@@ -4,8 +4,8 @@ use std::path::Path;
 
 use bam_convert::checkpoint::writer::shard_count;
 use bam_convert::family::Architecture;
-use bam_convert::surgery::Plan;
 use bam_convert::surgery::execute::{OutputFile, Target, check_place, check_plan, execute, work_length};
+use bam_convert::surgery::{Plan, licence};
 use bam_convert::table;
 use bytesize::ByteSize;
 use clap::Args;
@@ -42,7 +42,7 @@ impl WriteArguments {
         out: &Path,
         printer: &Printer,
     ) -> Outcome {
-        plan.notes.iter().for_each(|note| printer.note(&format!(" note: {note}")));
+        plan.notes.iter().chain(&licence::notes(plan)).for_each(|note| printer.note(&format!(" note: {note}")));
         let bar = printer.bytes_bar(work_length(plan), "writing");
         let threads = self.work.thread_count();
         let target = Target {

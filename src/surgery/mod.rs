@@ -7,6 +7,7 @@ pub mod evaluate;
 pub mod execute;
 pub mod fit;
 pub mod init;
+pub mod licence;
 pub mod merge;
 pub mod model;
 pub mod plan;

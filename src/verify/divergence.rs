@@ -264,8 +264,8 @@ impl Sums {
         let average = share * (0..experts).map(along_average).sum::<f64>();
         let moved = |(number, name): (usize, &&str)| {
             let squared = self.product(number, number);
-            let norm = (self.seed + 2.0 * self.along[number] + squared).max(0.0).sqrt();
-            let cosine = (self.seed + self.along[number]) / (length * norm);
+            let whole = self.seed + 2.0 * self.along[number] + squared;
+            let cosine = (self.seed + self.along[number]) / (self.seed * whole).sqrt();
             Moved {
                 expert: (*name).to_owned(),
                 relative: relative(squared),
@@ -275,7 +275,7 @@ impl Sums {
         };
         let pairs = (0..experts).flat_map(|a| (a + 1..experts).map(move |b| (a, b)));
         let together = |(a, b): (usize, usize)| {
-            let cosine = self.product(a, b) / (self.product(a, a).sqrt() * self.product(b, b).sqrt());
+            let cosine = self.product(a, b) / (self.product(a, a) * self.product(b, b)).sqrt();
             Together {
                 experts: [names[a].to_owned(), names[b].to_owned()],
                 cosine: Some(cosine).filter(|cosine| cosine.is_finite()).map(|cosine| cosine.clamp(-1.0, 1.0)),
