@@ -6,7 +6,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{Tensor, Tensors, bam, copy_folder, edit_json, edit_tensors, fixture, read_folder, read_json};
+use common::{Tensor, Tensors, bam, copy_folder, edit_tensors, fixture, read_folder};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -181,4 +181,47 @@ fn a_branch_has_the_licence_of_its_seed() {
     let folders = [seed, work.path().join("branches/code"), work.path().join("branches/law")];
     let (said, front, _) = upcycled(work.path(), &folders);
     assert!(!said.contains("licence") && front.contains("license: mit"), "{said}{front}");
+}
+
+// ---------------------------------------------------------------- upcycle --check
+
+#[test]
+fn a_check_measures_sources_and_mixture_as_eval_does() {
+    let work = TempDir::new().unwrap();
+    let [seed, code, law] = models(work.path(), "llama");
+    let text = work.path().join("words.txt");
+    std::fs::write(&text, "The parties agree, naïvely or not.\n".repeat(20)).unwrap();
+    let (a, b, out) = (format!("code={}", code.display()), format!("law={}", law.display()), work.path().join("out"));
+    let upcycle = |flag: &str, value: &Path, out: &Path| {
+        bam!(
+            "upcycle", "--method", "bam", "--seed", seed, "--expert", a, "--expert", b, "--expert", "x=random",
+            "--out", out, flag, value, "--json"
+        )
+    };
+    let found = upcycle("--check", &text, &out).ok().json();
+    let data = format!("words={}", text.display());
+    let eval = bam!("eval", seed, code, law, out, "--data", data, "--json").ok().json();
+    assert_eq!(found["check"], eval);
+    assert_eq!(found["method"], "bam");
+    let run = bam!(
+        "upcycle",
+        "--method",
+        "btx",
+        "--seed",
+        seed,
+        "--expert",
+        a,
+        "--out",
+        work.path().join("b"),
+        "--check",
+        text
+    )
+    .ok();
+    for part in ["perplexity", "bits per byte", "words", "seed", "code"] {
+        assert!(run.stdout.contains(part), "{run}");
+    }
+    // What cannot be read is refused before anything is written.
+    let none = work.path().join("none");
+    upcycle("--check", &work.path().join("missing.txt"), &none).refused(3, &["missing.txt"]);
+    assert!(!none.exists());
 }

@@ -4,6 +4,7 @@
 //! decided once, here, and so is what a closed pipe means: the reader has seen enough, which is no error.
 
 mod branch;
+mod check;
 mod completions;
 mod convert;
 mod cost;
