@@ -41,9 +41,12 @@ pub struct Arguments {
     /// Whether attention experts have their own keys and values, or share one set (`bam`) [default: expert].
     #[arg(long, value_enum)]
     kv: Option<KvName>,
-    /// What shared keys and values are: the average of all, or the seed's (`bam` with `--kv shared`) [default: mean].
+    /// What shared keys and values are: the average of all, or the seed's (`bam` with `--kv shared`) [default: as --rest].
     #[arg(long, value_enum)]
-    shared_kv: Option<SharedKvName>,
+    shared_kv: Option<MeanOrSeed>,
+    /// What is no expert: the average of the dense models, or the seed's own [default: mean].
+    #[arg(long, value_enum)]
+    rest: Option<MeanOrSeed>,
     /// Feed-forward experts a token goes to, or `soft` for all of them, weighted.
     #[arg(long, value_name = "K", default_value = "1")]
     top_k: TopK,
@@ -69,6 +72,9 @@ pub struct Arguments {
     /// How attention routers start (`bam`) [default: as --router].
     #[arg(long, value_name = "KIND")]
     attention_router: Option<RouterInit>,
+    /// Dtype of all weights but the routers [default: the models' own].
+    #[arg(long, value_name = "DTYPE", value_parser = float_dtype)]
+    dtype: Option<Dtype>,
     /// Dtype of the routers [default: the checkpoint's].
     #[arg(long, value_name = "DTYPE", value_parser = float_dtype)]
     router_dtype: Option<Dtype>,
@@ -109,7 +115,7 @@ impl KvName {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum SharedKvName {
+enum MeanOrSeed {
     /// The average over the dense models.
     Mean,
     /// The seed's.
@@ -168,10 +174,13 @@ impl Arguments {
             experts.push(Expert { name: name.clone(), model });
         }
         let computed = self.prompt_rows(&seed.architecture, printer)?;
+        let rest_of_seed = matches!(self.rest, Some(MeanOrSeed::Seed));
         let settings = Settings {
             method: self.method,
             kv: self.kv.map_or(AttentionKv::Expert, KvName::value),
-            shared_kv_of_seed: matches!(self.shared_kv, Some(SharedKvName::Seed)),
+            shared_kv_of_seed: self.shared_kv.map_or(rest_of_seed, |of| matches!(of, MeanOrSeed::Seed)),
+            rest_of_seed,
+            dtype: self.dtype,
             top_k: self.top_k,
             attention_top_k: self.attention_top_k.unwrap_or(TopK::Soft),
             norm_topk_prob: self.norm_topk_prob,

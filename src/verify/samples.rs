@@ -71,6 +71,8 @@ impl Samples {
             router_bias: crate::family::RouterBias::None,
             adapters: false,
             prompt_rows: None,
+            rest_of_seed: false,
+            dtype: None,
             rng_seed: 0,
         };
         let made = upcycle::plan(Model::open("seed", seed).unwrap(), experts.collect(), &settings).unwrap();

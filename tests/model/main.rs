@@ -177,6 +177,8 @@ impl Kind {
             router_bias: self.router_bias,
             adapters: self.adapters,
             prompt_rows: None,
+            rest_of_seed: false,
+            dtype: None,
             rng_seed: 1,
         };
         let upcycling = plan(open(SEED, "seed"), experts.into(), &settings).unwrap();
