@@ -47,18 +47,20 @@ pub struct Arguments {
     /// What is no expert: the average of the dense models, or the seed's own [default: mean].
     #[arg(long, value_enum)]
     rest: Option<MeanOrSeed>,
-    /// Feed-forward experts a token goes to, or `soft` for all of them, weighted.
-    #[arg(long, value_name = "K", default_value = "1")]
-    top_k: TopK,
+    /// Feed-forward experts a token goes to, or `soft` for all of them, weighted [default: 1, or 2 for other targets
+    /// than `bam`].
+    #[arg(long, value_name = "K")]
+    top_k: Option<TopK>,
     /// Attention experts a token goes to, or `soft` for all of them, weighted (`bam`) [default: soft].
     #[arg(long, value_name = "K")]
     attention_top_k: Option<TopK>,
-    /// Divide the gates of the selected feed-forward experts by their sum.
-    #[arg(long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
-    norm_topk_prob: bool,
-    /// Architecture of the output.
-    #[arg(long, value_enum, default_value_t = TargetName::Bam)]
-    target: TargetName,
+    /// Divide the gates of the selected feed-forward experts by their sum [default: false, or true for other targets
+    /// than `bam` where a token goes to more than one].
+    #[arg(long, value_name = "BOOL")]
+    norm_topk_prob: Option<bool>,
+    /// Architecture of the output: a BAM, or what other programs read without code beside it (docs/targets.md).
+    #[arg(long, value_name = "FAMILY", default_value = "bam", value_parser = TARGETS)]
+    target: String,
     /// Take the seed out of the experts and out of the averages.
     #[arg(long)]
     no_seed_expert: bool,
@@ -139,11 +141,8 @@ impl RouterBiasName {
     }
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum TargetName {
-    /// The BAM checkpoint.
-    Bam,
-}
+/// Values of `--target`: the families of mixtures.
+pub const TARGETS: [&str; 5] = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
 
 /// `NAME=DIR`.
 fn named_path(text: &str) -> Result<(String, PathBuf), String> {
@@ -163,7 +162,6 @@ pub fn float_dtype(text: &str) -> Result<Dtype, String> {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
-        let TargetName::Bam = self.target;
         self.refuse_misplaced()?;
         let format = self.format.as_deref().map(Family::read).transpose()?;
         let seed = Model::open_as(SEED, &self.seed, format.as_ref())?;
@@ -174,16 +172,19 @@ impl Arguments {
             experts.push(Expert { name: name.clone(), model });
         }
         let computed = self.prompt_rows(&seed.architecture, printer)?;
+        let stock = self.target != "bam";
+        let top_k = self.top_k.unwrap_or(TopK::Of(if stock { 2 } else { 1 }));
         let rest_of_seed = matches!(self.rest, Some(MeanOrSeed::Seed));
         let settings = Settings {
             method: self.method,
+            target: self.target.clone(),
             kv: self.kv.map_or(AttentionKv::Expert, KvName::value),
             shared_kv_of_seed: self.shared_kv.map_or(rest_of_seed, |of| matches!(of, MeanOrSeed::Seed)),
             rest_of_seed,
             dtype: self.dtype,
-            top_k: self.top_k,
+            top_k,
             attention_top_k: self.attention_top_k.unwrap_or(TopK::Soft),
-            norm_topk_prob: self.norm_topk_prob,
+            norm_topk_prob: self.norm_topk_prob.unwrap_or(stock && top_k != TopK::Of(1)),
             seed_expert: !self.no_seed_expert,
             seed_copies: u64::from(self.seed_copies),
             router: self.router.clone(),
@@ -246,5 +247,13 @@ impl Arguments {
                 .with_hint("pass --kv shared"));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_mixture_is_a_target() {
+        assert_eq!(bam_convert::family::targets().unwrap_or_default(), super::TARGETS);
     }
 }

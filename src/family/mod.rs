@@ -16,6 +16,7 @@ mod layout;
 mod matching;
 mod mixture;
 mod spelling;
+mod stock;
 mod target;
 mod tensors;
 #[cfg(test)]
@@ -27,5 +28,6 @@ pub use format::{Family, families};
 pub use layout::{AttentionKv, Block, Layers, MlpType, NormPosition, NormType, QkNorm};
 pub use mixture::{Method, Mixture, RouterBias, TopK};
 pub use spelling::both_spellings;
+pub use stock::{Output, output, targets};
 pub use target::bam_config;
 pub use tensors::{Role, TensorSpec};

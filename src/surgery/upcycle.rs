@@ -15,7 +15,7 @@ use super::plan::{Plan, PlannedTensor, Source, as_dtype};
 use super::router::{self, PROMPT_ROWS, PromptRows, ROUTER_SOURCE, RouterInit};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
-use crate::family::{Architecture, AttentionKv, Method, Mixture, Role, RouterBias, TensorSpec, TopK, bam_config};
+use crate::family::{self, Architecture, AttentionKv, Method, Mixture, Output, Role, RouterBias, TensorSpec, TopK};
 use crate::{Error, Result};
 
 /// Settings of an upcycling, defaults resolved.
@@ -23,6 +23,8 @@ use crate::{Error, Result};
 pub struct Settings {
     /// Which method.
     pub method: Method,
+    /// The family of the output.
+    pub target: String,
     /// Whether keys and values are experts too (`bam`).
     pub kv: AttentionKv,
     /// Shared keys and values are the seed's instead of the mean.
@@ -139,8 +141,9 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
             .with_hint("pass --expert NAME=DIR, or keep the seed as an expert"));
     }
     let mixture = mixture(&models[0].architecture, origins.len() as u64, attention_origins.len() as u64, settings)?;
-    let mut architecture = models[0].architecture.upcycled(mixture);
-    architecture.dtype = settings.dtype.or(architecture.dtype);
+    let seed = &models[0].architecture;
+    let dense = Architecture { dtype: settings.dtype.or(seed.dtype), ..seed.clone() };
+    let Output { architecture, config } = family::output(&dense, &models[0].config, mixture, &settings.target)?;
     let router_file = router::open_file([&settings.router, &settings.attention_router], settings.prompt_rows.as_ref())?;
     let work = Work {
         models: &models,
@@ -151,7 +154,7 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     };
     let tensors = work.tensors(&architecture, router_file.as_ref())?;
     let recorded = recorded(settings, &names, &architecture);
-    let mut files = output_files(&models, &names, &architecture, &recorded, settings.method)?;
+    let mut files = output_files(&models, &names, config, &architecture, &recorded, settings.method)?;
     if let Some(rows) = router_file.as_ref().filter(|file| file.kept) {
         let content = Content::CopyOf(rows.checkpoint.path.clone());
         files.push(OutputFile { name: PROMPT_ROWS.to_owned(), content });
@@ -278,6 +281,9 @@ impl Work<'_> {
             }
             return Ok((dtype, init.expression(&spec.name, dtype, &spec.shape, settings.rng_seed, router_file)?));
         }
+        if let Some(neutral) = neutral(spec, &self.models[0].architecture) {
+            return Ok((self.main_dtype(), neutral));
+        }
         if spec.role.only_in_mixtures() {
             return Ok((self.main_dtype(), self.fresh(spec)));
         }
@@ -342,12 +348,23 @@ impl Work<'_> {
     }
 }
 
+/// A parameter that changes nothing, which the family of the output has and the dense models do not.
+fn neutral(spec: &TensorSpec, dense: &Architecture) -> Option<Expression> {
+    let missing = match spec.role {
+        Role::SharedDown | Role::SharedExpertGate => true,
+        Role::Q | Role::K | Role::V => spec.bias && !dense.attention_bias,
+        Role::O => spec.bias && !dense.attention_output_bias,
+        _ => false,
+    };
+    missing.then_some(Expression::Constant { value: 0.0 })
+}
+
 /// The settings as the manifest, the card and the configuration record them.
 fn recorded(settings: &Settings, names: &[String], architecture: &Architecture) -> Map<String, Value> {
     let mut map = Map::new();
     let mut put = |key: &str, value: Value| map.insert(key.to_owned(), value);
     put("method", json!(settings.method.name()));
-    put("target", json!("bam"));
+    put("target", json!(settings.target));
     put("experts", json!(names));
     if let Some(mixture) = &architecture.mixture {
         if settings.method == Method::Bam {
@@ -381,15 +398,17 @@ fn recorded(settings: &Settings, names: &[String], architecture: &Architecture) 
 fn output_files(
     models: &[Model],
     names: &[String],
+    mut config: Map<String, Value>,
     architecture: &Architecture,
     settings: &Map<String, Value>,
     method: Method,
 ) -> Result<Vec<OutputFile>> {
     let seed = &models[0];
-    let mut config = bam_config(&seed.config, architecture);
     config.insert("expert_names".to_owned(), json!(names));
     let mut files = vec![card::json_file("config.json", &config)];
-    files.extend(card::model_code());
+    if architecture.is_bam() {
+        files.extend(card::model_code());
+    }
     files.extend(card::copies(seed.companions()));
     let about = match method {
         Method::Bam => {

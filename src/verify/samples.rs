@@ -57,6 +57,7 @@ impl Samples {
             .iter()
             .map(|(name, path)| Expert { name: (*name).to_owned(), model: Some(Model::open(name, path).unwrap()) });
         let settings = Settings {
+            target: "bam".to_owned(),
             method: Method::Bam,
             kv: AttentionKv::Expert,
             shared_kv_of_seed: false,

@@ -163,6 +163,7 @@ impl Kind {
         });
         let router = RouterInit::Normal(0.5);
         let settings = Settings {
+            target: "bam".to_owned(),
             method: self.method,
             kv: self.kv,
             shared_kv_of_seed: false,
