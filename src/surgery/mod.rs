@@ -2,7 +2,9 @@
 
 pub mod branch;
 pub mod card;
+mod compile;
 pub mod convert;
+mod drawn;
 pub mod evaluate;
 pub mod execute;
 pub mod fit;
@@ -10,6 +12,8 @@ pub mod init;
 pub mod licence;
 pub mod merge;
 pub mod model;
+mod moved;
+mod node;
 pub mod plan;
 pub mod random;
 pub mod router;
