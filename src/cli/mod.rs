@@ -4,11 +4,13 @@
 //! decided once, here, and so is what a closed pipe means: the reader has seen enough, which is no error.
 
 mod branch;
+mod check;
 mod completions;
 mod convert;
 mod cost;
 mod device;
 mod diff;
+mod divergence;
 mod eval;
 mod generate;
 mod init;

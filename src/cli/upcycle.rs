@@ -12,6 +12,7 @@ use bam_convert::surgery::upcycle::{Expert, SEED, Settings, check_names, plan};
 use clap::{Args, ValueEnum};
 
 use super::Outcome;
+use super::check::Check;
 use super::printer::Printer;
 use super::prompts::ComputedRows;
 use super::write::WriteArguments;
@@ -93,6 +94,10 @@ pub struct Arguments {
     /// Read the models as the family that this format file describes, as in `formats/`.
     #[arg(long, value_name = "FILE")]
     format: Option<PathBuf>,
+    /// Then let each source and the mixture read the beginning of this text (as for `eval --data`, 4096 tokens), and show
+    /// their perplexity: what the surgery has cost, before any training.
+    #[arg(long, value_name = "TEXT", conflicts_with = "format")]
+    check: Option<PathBuf>,
     #[command(flatten)]
     write: WriteArguments,
 }
@@ -196,7 +201,15 @@ impl Arguments {
             rng_seed: self.rng_seed,
         };
         let upcycling = plan(seed, experts, &settings)?;
-        self.write.run(&upcycling.plan, Some(&upcycling.architecture), &upcycling.files, &self.out, printer)
+        let check = self.check.as_deref().map(|text| Check::new(text, self.sources())).transpose()?;
+        let (plan, architecture, files) = (&upcycling.plan, Some(&upcycling.architecture), &upcycling.files);
+        self.write.run_and_check(plan, architecture, files, &self.out, check.as_ref(), printer)
+    }
+
+    /// The dense models with their names, the seed first.
+    fn sources(&self) -> Vec<(String, PathBuf)> {
+        let experts = self.experts.iter().filter(|(_, path)| path.as_os_str() != "random").cloned();
+        std::iter::once((SEED.to_owned(), self.seed.clone())).chain(experts).collect()
     }
 
     /// The rows for routers that start from prompts.
