@@ -1,7 +1,7 @@
 //! `inspect`: what a checkpoint is, from its headers alone.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bam_convert::Error;
 use bam_convert::checkpoint::folder::Checkpoint;
@@ -12,17 +12,26 @@ use clap::Args;
 use serde::Serialize;
 
 use super::printer::Printer;
-use super::{Outcome, Verdict};
+use super::{Outcome, Verdict, divergence};
 
-/// Show what a checkpoint holds, reading headers only.
+/// Show what a checkpoint holds, reading headers only; or how far specialists have moved from their seed.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  bam-convert inspect bam --tensors")]
+#[command(after_help = "Examples:\n  bam-convert inspect bam --tensors\n  \
+                        bam-convert inspect --divergence seed code law --svg divergence.svg")]
 pub struct Arguments {
     /// Folder, .safetensors or .gguf file.
-    path: PathBuf,
+    #[arg(required_unless_present = "divergence")]
+    path: Option<PathBuf>,
     /// List every tensor.
     #[arg(long)]
     tensors: bool,
+    /// Compare dense specialists with the seed they were trained from, reading all weights: by role and layer how far each
+    /// has moved, which way the others went, and what averaging will change (docs/experts.md).
+    #[arg(long, value_names = ["SEED", "[NAME=]EXPERT"], num_args = 2.., conflicts_with_all = ["path", "tensors"])]
+    divergence: Vec<PathBuf>,
+    /// Draw the divergence as heat maps.
+    #[arg(long, value_name = "FILE.svg", requires = "divergence")]
+    svg: Option<PathBuf>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -76,7 +85,10 @@ struct Tensor {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
-        let summary = self.summary()?;
+        let Some(path) = &self.path else {
+            return divergence::run(&self.divergence, self.svg.as_deref(), self.json, printer);
+        };
+        let summary = self.summary(path)?;
         match self.json {
             true => printer.json(&summary)?,
             false => printer.result(&summary.text())?,
@@ -84,10 +96,10 @@ impl Arguments {
         Ok(Verdict::Yes)
     }
 
-    fn summary(&self) -> Result<Summary, Error> {
-        let checkpoint = Checkpoint::open(&self.path)?;
+    fn summary(&self, path: &Path) -> Result<Summary, Error> {
+        let checkpoint = Checkpoint::open(path)?;
         let config = match &checkpoint.gguf {
-            Some(header) => Some(Config::from_json(&self.path, bam_convert::family::gguf::config(header)?)),
+            Some(header) => Some(Config::from_json(path, bam_convert::family::gguf::config(header)?)),
             None => checkpoint
                 .folder()
                 .filter(|folder| folder.join("config.json").exists())
@@ -126,7 +138,7 @@ impl Arguments {
             })
         };
         Ok(Summary {
-            path: self.path.clone(),
+            path: path.to_path_buf(),
             architecture,
             architecture_unknown,
             fused_experts: layout == Some(ExpertLayout::Fused),

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use bam_convert::Error;
 use bam_convert::checkpoint::dtype::{self, Dtype};
 use bam_convert::checkpoint::output::check_target;
-use bam_convert::family::{Architecture, AttentionKv, Family, Method, RouterBias, TopK};
+use bam_convert::family::{Architecture, AttentionKv, Family, Method, Mixture, RouterBias, TopK};
 use bam_convert::surgery::Model;
 use bam_convert::surgery::router::RouterInit;
 use bam_convert::surgery::upcycle::{Expert, SEED, Settings, check_names, plan};
 use clap::{Args, ValueEnum};
 
 use super::Outcome;
+use super::check::Check;
 use super::printer::Printer;
 use super::prompts::ComputedRows;
 use super::write::WriteArguments;
@@ -93,6 +94,10 @@ pub struct Arguments {
     /// Read the models as the family that this format file describes, as in `formats/`.
     #[arg(long, value_name = "FILE")]
     format: Option<PathBuf>,
+    /// Then let each source and the mixture read the beginning of this text (as for `eval --data`, 4096 tokens), and show
+    /// their perplexity: what the surgery has cost, before any training.
+    #[arg(long, value_name = "TEXT", conflicts_with = "format")]
+    check: Option<PathBuf>,
     #[command(flatten)]
     write: WriteArguments,
 }
@@ -196,7 +201,15 @@ impl Arguments {
             rng_seed: self.rng_seed,
         };
         let upcycling = plan(seed, experts, &settings)?;
-        self.write.run(&upcycling.plan, Some(&upcycling.architecture), &upcycling.files, &self.out, printer)
+        let check = self.check.as_deref().map(|text| Check::new(text, self.sources())).transpose()?;
+        let (plan, architecture, files) = (&upcycling.plan, Some(&upcycling.architecture), &upcycling.files);
+        self.write.run_and_check(plan, architecture, files, &self.out, check.as_ref(), printer)
+    }
+
+    /// The dense models with their names, the seed first.
+    fn sources(&self) -> Vec<(String, PathBuf)> {
+        let experts = self.experts.iter().filter(|(_, path)| path.as_os_str() != "random").cloned();
+        std::iter::once((SEED.to_owned(), self.seed.clone())).chain(experts).collect()
     }
 
     /// The rows for routers that start from prompts.
@@ -222,7 +235,14 @@ impl Arguments {
         check_target(&self.out, self.write.force, &[])?;
         let seed = (!self.no_seed_expert).then(|| SEED.to_owned());
         let names: Vec<String> = seed.into_iter().chain(self.experts.iter().map(|(name, _)| name.clone())).collect();
-        ComputedRows::new(file, &self.seed, dense, &names, printer).map(Some)
+        let mut output = dense.upcycled(Mixture::new(dense, names.len() as u64));
+        if (self.method == Method::Btx || self.target != "bam")
+            && let Some(mixture) = &mut output.mixture
+        {
+            mixture.attention_kv = AttentionKv::Merged;
+        }
+        output.family.clone_from(&self.target);
+        ComputedRows::new(file, &self.seed, &output, &names, printer).map(Some)
     }
 
     /// Flags that would be without effect are refused rather than ignored.
