@@ -16,6 +16,7 @@ mod moved;
 mod node;
 pub mod plan;
 pub mod random;
+pub mod relayout;
 pub mod router;
 pub mod upcycle;
 

@@ -349,7 +349,7 @@ impl Work<'_> {
 }
 
 /// A parameter that changes nothing, which the family of the output has and the dense models do not.
-fn neutral(spec: &TensorSpec, dense: &Architecture) -> Option<Expression> {
+pub(super) fn neutral(spec: &TensorSpec, dense: &Architecture) -> Option<Expression> {
     let missing = match spec.role {
         Role::SharedDown | Role::SharedExpertGate => true,
         Role::Q | Role::K | Role::V => spec.bias && !dense.attention_bias,
