@@ -18,6 +18,7 @@ mod inspect;
 mod logits;
 mod man;
 mod merge;
+mod methods;
 mod preview;
 mod printer;
 mod prompts;
