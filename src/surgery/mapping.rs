@@ -78,7 +78,7 @@ impl Work<'_> {
             let of = init.expression(&spec.name, dtype, &rows, settings.rng_seed, router_file)?;
             return Ok((dtype, if each == 1 { of } else { Expression::Repeat { of: Box::new(of), each, times: 1 } }));
         }
-        let shared = settings.shared_expert.and_then(|_| match spec.role {
+        let shared = settings.shared_expert.and(match spec.role {
             Role::SharedGate => Some(Role::Gate),
             Role::SharedUp => Some(Role::Up),
             Role::SharedDown => Some(Role::Down),
