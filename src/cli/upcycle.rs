@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use bam_convert::Error;
 use bam_convert::checkpoint::dtype::{self, Dtype};
 use bam_convert::checkpoint::output::check_target;
-use bam_convert::family::{Architecture, AttentionKv, Family, Method, RouterBias, TopK};
+use bam_convert::family::{Architecture, AttentionKv, Family, Method, Mixture, RouterBias, TopK};
 use bam_convert::surgery::Model;
 use bam_convert::surgery::router::RouterInit;
 use bam_convert::surgery::upcycle::{Expert, SEED, Settings, check_names, plan};
 use clap::{Args, ValueEnum};
 
 use super::Outcome;
+use super::check::Check;
 use super::printer::Printer;
 use super::prompts::ComputedRows;
 use super::write::WriteArguments;
@@ -41,21 +42,26 @@ pub struct Arguments {
     /// Whether attention experts have their own keys and values, or share one set (`bam`) [default: expert].
     #[arg(long, value_enum)]
     kv: Option<KvName>,
-    /// What shared keys and values are: the average of all, or the seed's (`bam` with `--kv shared`) [default: mean].
+    /// What shared keys and values are: the average of all, or the seed's (`bam` with `--kv shared`) [default: as --rest].
     #[arg(long, value_enum)]
-    shared_kv: Option<SharedKvName>,
-    /// Feed-forward experts a token goes to, or `soft` for all of them, weighted.
-    #[arg(long, value_name = "K", default_value = "1")]
-    top_k: TopK,
+    shared_kv: Option<MeanOrSeed>,
+    /// What is no expert: the average of the dense models, or the seed's own [default: mean].
+    #[arg(long, value_enum)]
+    rest: Option<MeanOrSeed>,
+    /// Feed-forward experts a token goes to, or `soft` for all of them, weighted [default: 1, or 2 for other targets
+    /// than `bam`].
+    #[arg(long, value_name = "K")]
+    top_k: Option<TopK>,
     /// Attention experts a token goes to, or `soft` for all of them, weighted (`bam`) [default: soft].
     #[arg(long, value_name = "K")]
     attention_top_k: Option<TopK>,
-    /// Divide the gates of the selected feed-forward experts by their sum.
-    #[arg(long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
-    norm_topk_prob: bool,
-    /// Architecture of the output.
-    #[arg(long, value_enum, default_value_t = TargetName::Bam)]
-    target: TargetName,
+    /// Divide the gates of the selected feed-forward experts by their sum [default: false, or true for other targets
+    /// than `bam` where a token goes to more than one].
+    #[arg(long, value_name = "BOOL")]
+    norm_topk_prob: Option<bool>,
+    /// Architecture of the output: a BAM, or what other programs read without code beside it (docs/targets.md).
+    #[arg(long, value_name = "FAMILY", default_value = "bam", value_parser = TARGETS)]
+    target: String,
     /// Take the seed out of the experts and out of the averages.
     #[arg(long)]
     no_seed_expert: bool,
@@ -69,6 +75,9 @@ pub struct Arguments {
     /// How attention routers start (`bam`) [default: as --router].
     #[arg(long, value_name = "KIND")]
     attention_router: Option<RouterInit>,
+    /// Dtype of all weights but the routers [default: the models' own].
+    #[arg(long, value_name = "DTYPE", value_parser = float_dtype)]
+    dtype: Option<Dtype>,
     /// Dtype of the routers [default: the checkpoint's].
     #[arg(long, value_name = "DTYPE", value_parser = float_dtype)]
     router_dtype: Option<Dtype>,
@@ -85,6 +94,10 @@ pub struct Arguments {
     /// Read the models as the family that this format file describes, as in `formats/`.
     #[arg(long, value_name = "FILE")]
     format: Option<PathBuf>,
+    /// Then let each source and the mixture read the beginning of this text (as for `eval --data`, 4096 tokens), and show
+    /// their perplexity: what the surgery has cost, before any training.
+    #[arg(long, value_name = "TEXT", conflicts_with = "format")]
+    check: Option<PathBuf>,
     #[command(flatten)]
     write: WriteArguments,
 }
@@ -109,7 +122,7 @@ impl KvName {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum SharedKvName {
+enum MeanOrSeed {
     /// The average over the dense models.
     Mean,
     /// The seed's.
@@ -133,11 +146,8 @@ impl RouterBiasName {
     }
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum TargetName {
-    /// The BAM checkpoint.
-    Bam,
-}
+/// Values of `--target`: the families of mixtures.
+pub const TARGETS: [&str; 5] = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
 
 /// `NAME=DIR`.
 fn named_path(text: &str) -> Result<(String, PathBuf), String> {
@@ -157,7 +167,6 @@ pub fn float_dtype(text: &str) -> Result<Dtype, String> {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
-        let TargetName::Bam = self.target;
         self.refuse_misplaced()?;
         let format = self.format.as_deref().map(Family::read).transpose()?;
         let seed = Model::open_as(SEED, &self.seed, format.as_ref())?;
@@ -168,13 +177,19 @@ impl Arguments {
             experts.push(Expert { name: name.clone(), model });
         }
         let computed = self.prompt_rows(&seed.architecture, printer)?;
+        let stock = self.target != "bam";
+        let top_k = self.top_k.unwrap_or(TopK::Of(if stock { 2 } else { 1 }));
+        let rest_of_seed = matches!(self.rest, Some(MeanOrSeed::Seed));
         let settings = Settings {
             method: self.method,
+            target: self.target.clone(),
             kv: self.kv.map_or(AttentionKv::Expert, KvName::value),
-            shared_kv_of_seed: matches!(self.shared_kv, Some(SharedKvName::Seed)),
-            top_k: self.top_k,
+            shared_kv_of_seed: self.shared_kv.map_or(rest_of_seed, |of| matches!(of, MeanOrSeed::Seed)),
+            rest_of_seed,
+            dtype: self.dtype,
+            top_k,
             attention_top_k: self.attention_top_k.unwrap_or(TopK::Soft),
-            norm_topk_prob: self.norm_topk_prob,
+            norm_topk_prob: self.norm_topk_prob.unwrap_or(stock && top_k != TopK::Of(1)),
             seed_expert: !self.no_seed_expert,
             seed_copies: u64::from(self.seed_copies),
             router: self.router.clone(),
@@ -186,7 +201,15 @@ impl Arguments {
             rng_seed: self.rng_seed,
         };
         let upcycling = plan(seed, experts, &settings)?;
-        self.write.run(&upcycling.plan, Some(&upcycling.architecture), &upcycling.files, &self.out, printer)
+        let check = self.check.as_deref().map(|text| Check::new(text, self.sources())).transpose()?;
+        let (plan, architecture, files) = (&upcycling.plan, Some(&upcycling.architecture), &upcycling.files);
+        self.write.run_and_check(plan, architecture, files, &self.out, check.as_ref(), printer)
+    }
+
+    /// The dense models with their names, the seed first.
+    fn sources(&self) -> Vec<(String, PathBuf)> {
+        let experts = self.experts.iter().filter(|(_, path)| path.as_os_str() != "random").cloned();
+        std::iter::once((SEED.to_owned(), self.seed.clone())).chain(experts).collect()
     }
 
     /// The rows for routers that start from prompts.
@@ -212,7 +235,14 @@ impl Arguments {
         check_target(&self.out, self.write.force, &[])?;
         let seed = (!self.no_seed_expert).then(|| SEED.to_owned());
         let names: Vec<String> = seed.into_iter().chain(self.experts.iter().map(|(name, _)| name.clone())).collect();
-        ComputedRows::new(file, &self.seed, dense, &names, printer).map(Some)
+        let mut output = dense.upcycled(Mixture::new(dense, names.len() as u64));
+        if (self.method == Method::Btx || self.target != "bam")
+            && let Some(mixture) = &mut output.mixture
+        {
+            mixture.attention_kv = AttentionKv::Merged;
+        }
+        output.family.clone_from(&self.target);
+        ComputedRows::new(file, &self.seed, &output, &names, printer).map(Some)
     }
 
     /// Flags that would be without effect are refused rather than ignored.
@@ -237,5 +267,13 @@ impl Arguments {
                 .with_hint("pass --kv shared"));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_mixture_is_a_target() {
+        assert_eq!(bam_convert::family::targets().unwrap_or_default(), super::TARGETS);
     }
 }

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::model::Model;
 use crate::checkpoint::{hash, json};
+use crate::family::{Role, TensorSpec};
 use crate::{Error, Result};
 
 /// Refuses `other` where it cannot be averaged with, or stand beside, `reference`.
@@ -15,8 +16,48 @@ pub fn check(reference: &Model, other: &Model) -> Result<()> {
     check_tokenizer(reference, other)
 }
 
+/// Refuses `other` where its feed-forward networks cannot be experts beside those of `reference`; what else differs, and
+/// is not taken from it, is said in words.
+pub fn check_feed_forward(reference: &Model, other: &Model) -> Result<Vec<String>> {
+    const USED: [&str; 6] =
+        ["model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "mlp_bias", "hidden_act"];
+    let name = &other.source.name;
+    let mut notes = Vec::new();
+    for (key, expected, found) in differences(reference, other) {
+        if USED.contains(&key.as_str()) {
+            return Err(misfit(reference, other, &key, &expected, &found));
+        }
+        notes.push(format!(
+            "{name}: {key} is {found}, the seed's {expected}; only its feed-forward weights are taken, trained beside its own"
+        ));
+    }
+    let mine = other.by_role();
+    for spec in reference.specs.iter().filter(|spec| matches!(spec.role, Role::Gate | Role::Up | Role::Down)) {
+        let found = mine.get(&(spec.role, spec.bias, spec.layer));
+        check_shape(reference, spec, other, found.map_or(spec, |found| found))?;
+    }
+    if let Err(error) = check_tokenizer(reference, other) {
+        notes.push(format!("{name} has another tokenizer than the seed, whose ids reach its experts: {error}"));
+    }
+    Ok(notes)
+}
+
 /// Compares what two configurations say about the function that the model computes.
 fn check_config(reference: &Model, other: &Model) -> Result<()> {
+    match differences(reference, other).next() {
+        Some((key, expected, found)) => Err(misfit(reference, other, &key, &expected, &found)),
+        None => Ok(()),
+    }
+}
+
+fn misfit(reference: &Model, other: &Model, key: &str, expected: &Value, found: &Value) -> Error {
+    let problem = format!("is {found}, but {} has {expected}", reference.config.path.display());
+    Error::key(&other.config.path, key, problem)
+        .with_hint("experts must come from one seed: same shape, positions and norms")
+}
+
+/// Keys of which the configurations say different things, with the reference's value and the other's.
+fn differences(reference: &Model, other: &Model) -> impl Iterator<Item = (String, Value, Value)> {
     let (a, b) = (&reference.architecture, &other.architecture);
     let key = |name: &str| name.to_owned();
     let eps = if reference.config.json.contains_key("layer_norm_eps") { "layer_norm_eps" } else { "rms_norm_eps" };
@@ -46,31 +87,23 @@ fn check_config(reference: &Model, other: &Model) -> Result<()> {
     };
     let windows =
         ["layer_types", "max_window_layers"].map(|name| (key(name), layers(reference, name), layers(other, name)));
-    for (key, expected, found) in compared.into_iter().chain(windows) {
-        if expected != found {
-            let problem = format!("is {found}, but {} has {expected}", reference.config.path.display());
-            return Err(Error::key(&other.config.path, &key, problem)
-                .with_hint("experts must come from one seed: same shape, positions and norms"));
-        }
-    }
-    Ok(())
+    compared.into_iter().chain(windows).filter(|(_, expected, found)| expected != found)
 }
 
 /// The configurations agree; a tensor can still differ where a model is described by a format file.
 fn check_tensors(reference: &Model, other: &Model) -> Result<()> {
-    for spec in &reference.specs {
-        let expected = &reference.entry(spec)?.shape;
-        let found = other.entry(spec)?;
-        if found.shape != *expected {
-            let problem = format!(
-                "has shape {:?}, but {} has {expected:?}",
-                found.shape,
-                reference.source.checkpoint.path.display()
-            );
-            return Err(Error::tensor(other.source.checkpoint.files[found.file].path(), &spec.name, problem));
-        }
+    reference.specs.iter().try_for_each(|spec| check_shape(reference, spec, other, spec))
+}
+
+fn check_shape(reference: &Model, spec: &TensorSpec, other: &Model, of_other: &TensorSpec) -> Result<()> {
+    let expected = &reference.entry(spec)?.shape;
+    let found = other.entry(of_other)?;
+    if found.shape == *expected {
+        return Ok(());
     }
-    Ok(())
+    let of_reference = reference.source.checkpoint.path.display();
+    let problem = format!("has shape {:?}, but {of_reference} has {expected:?}", found.shape);
+    Err(Error::tensor(other.source.checkpoint.files[found.file].path(), &of_other.name, problem))
 }
 
 /// Compares two tokenizers by what turns text into ids; truncation, padding and templates may differ.

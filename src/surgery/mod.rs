@@ -2,13 +2,18 @@
 
 pub mod branch;
 pub mod card;
+mod compile;
 pub mod convert;
+mod drawn;
 pub mod evaluate;
 pub mod execute;
 pub mod fit;
 pub mod init;
+pub mod licence;
 pub mod merge;
 pub mod model;
+mod moved;
+mod node;
 pub mod plan;
 pub mod random;
 pub mod router;

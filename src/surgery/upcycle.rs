@@ -11,11 +11,11 @@ use super::card::{self, Card};
 use super::execute::{Content, OutputFile};
 use super::fit;
 use super::model::Model;
-use super::plan::{Plan, PlannedTensor, Source};
+use super::plan::{Plan, PlannedTensor, Source, as_dtype};
 use super::router::{self, PROMPT_ROWS, PromptRows, ROUTER_SOURCE, RouterInit};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
-use crate::family::{Architecture, AttentionKv, Method, Mixture, Role, RouterBias, TensorSpec, TopK, bam_config};
+use crate::family::{self, Architecture, AttentionKv, Method, Mixture, Output, Role, RouterBias, TensorSpec, TopK};
 use crate::{Error, Result};
 
 /// Settings of an upcycling, defaults resolved.
@@ -23,6 +23,8 @@ use crate::{Error, Result};
 pub struct Settings {
     /// Which method.
     pub method: Method,
+    /// The family of the output.
+    pub target: String,
     /// Whether keys and values are experts too (`bam`).
     pub kv: AttentionKv,
     /// Shared keys and values are the seed's instead of the mean.
@@ -49,6 +51,10 @@ pub struct Settings {
     pub adapters: bool,
     /// What [`RouterInit::Prompts`] stands for, where a router starts so.
     pub prompt_rows: Option<PromptRows>,
+    /// What is no expert is the seed's instead of the mean.
+    pub rest_of_seed: bool,
+    /// Dtype of all weights but the routers; the models' own where absent.
+    pub dtype: Option<Dtype>,
     /// Seed of all random draws.
     pub rng_seed: u64,
 }
@@ -84,14 +90,29 @@ enum Origin {
     Random,
 }
 
+impl Origin {
+    fn model(self) -> Option<usize> {
+        match self {
+            Self::Model(model) => Some(model),
+            Self::Random => None,
+        }
+    }
+}
+
 /// Plans the mixture of a seed and its experts.
 pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Upcycling> {
     check_names(experts.iter().map(|expert| expert.name.as_str()))?;
     if seed.architecture.mixture.is_some() {
         return Err(Error::file(&seed.config.path, "is a mixture already, expected a dense seed"));
     }
+    // The average and attention experts take all of a model; where the rest is the seed's, btx takes its feed-forward alone.
+    let feed_forward_only = settings.rest_of_seed && settings.method == Method::Btx;
+    let mut notes = Vec::new();
     for expert in experts.iter().filter_map(|expert| expert.model.as_ref()) {
-        fit::check(&seed, expert)?;
+        match feed_forward_only {
+            true => notes.extend(fit::check_feed_forward(&seed, expert)?),
+            false => fit::check(&seed, expert)?,
+        }
     }
     let names = expert_names(&experts, settings);
     let mut models = vec![seed];
@@ -101,22 +122,28 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     }
     for expert in experts {
         origins.push(match expert.model {
-            Some(model) => {
-                models.push(model);
-                Origin::Model(models.len() - 1)
-            }
+            Some(model) => match models.iter().position(|earlier| same_folder(earlier, &model)) {
+                Some(earlier) => Origin::Model(earlier),
+                None => {
+                    models.push(model);
+                    Origin::Model(models.len() - 1)
+                }
+            },
             None => Origin::Random,
         });
     }
+    // One part for each expert: a folder that is two experts counts twice.
+    let averaged: Vec<usize> = origins.iter().filter_map(|origin| origin.model()).collect();
     let attention_origins = origins.clone();
     origins.extend((0..settings.seed_copies).map(|_| Origin::Model(0)));
-    let averaged: Vec<usize> = (usize::from(!settings.seed_expert)..models.len()).collect();
-    if averaged.is_empty() {
+    if averaged.is_empty() && !settings.rest_of_seed {
         return Err(Error::usage("no dense model is left to average: --no-seed-expert without an expert")
             .with_hint("pass --expert NAME=DIR, or keep the seed as an expert"));
     }
     let mixture = mixture(&models[0].architecture, origins.len() as u64, attention_origins.len() as u64, settings)?;
-    let architecture = models[0].architecture.upcycled(mixture);
+    let seed = &models[0].architecture;
+    let dense = Architecture { dtype: settings.dtype.or(seed.dtype), ..seed.clone() };
+    let Output { architecture, config } = family::output(&dense, &models[0].config, mixture, &settings.target)?;
     let router_file = router::open_file([&settings.router, &settings.attention_router], settings.prompt_rows.as_ref())?;
     let work = Work {
         models: &models,
@@ -127,12 +154,12 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     };
     let tensors = work.tensors(&architecture, router_file.as_ref())?;
     let recorded = recorded(settings, &names, &architecture);
-    let mut files = output_files(&models, &names, &architecture, &recorded, settings.method)?;
+    let mut files = output_files(&models, &names, config, &architecture, &recorded, settings.method)?;
     if let Some(rows) = router_file.as_ref().filter(|file| file.kept) {
         let content = Content::CopyOf(rows.checkpoint.path.clone());
         files.push(OutputFile { name: PROMPT_ROWS.to_owned(), content });
     }
-    let notes = notes(&models);
+    notes.extend(notes_about(&models, settings.dtype));
     let used = |name: &str| tensors.iter().any(|tensor| reads(&tensor.expression, name));
     let sources: Vec<Source> =
         models.into_iter().map(|model| model.source).chain(router_file).filter(|source| used(&source.name)).collect();
@@ -145,6 +172,12 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
         carries_non_finite: false,
     };
     Ok(Upcycling { plan, architecture, files })
+}
+
+/// Whether two models are one folder, which is then read and hashed once.
+fn same_folder(a: &Model, b: &Model) -> bool {
+    let [a, b] = [a, b].map(|model| std::fs::canonicalize(&model.source.checkpoint.path));
+    matches!((a, b), (Ok(a), Ok(b)) if a == b)
 }
 
 fn reads(expression: &Expression, source: &str) -> bool {
@@ -242,14 +275,17 @@ impl Work<'_> {
             _ => None,
         };
         if let Some(init) = init {
-            let dtype = settings.router_dtype.unwrap_or_else(|| self.models[0].main_dtype());
+            let dtype = settings.router_dtype.unwrap_or_else(|| self.main_dtype());
             if spec.bias {
                 return Ok((dtype, self.fresh(spec)));
             }
             return Ok((dtype, init.expression(&spec.name, dtype, &spec.shape, settings.rng_seed, router_file)?));
         }
+        if let Some(neutral) = neutral(spec, &self.models[0].architecture) {
+            return Ok((self.main_dtype(), neutral));
+        }
         if spec.role.only_in_mixtures() {
-            return Ok((self.models[0].main_dtype(), self.fresh(spec)));
+            return Ok((self.main_dtype(), self.fresh(spec)));
         }
         let of_model = |model: usize| -> Result<(&Model, &TensorSpec, Dtype)> {
             let found = dense[model].get(&(spec.role, spec.bias, spec.layer)).ok_or_else(|| {
@@ -262,24 +298,28 @@ impl Work<'_> {
             Ok((&self.models[model], found, self.models[model].dtype(found)?))
         };
         let copy_of = |model: usize| -> Result<(Dtype, Expression)> {
-            let (model, found, dtype) = of_model(model)?;
-            Ok((dtype, Expression::copy(&model.source.name, &found.name)))
+            let (model, found, stored) = of_model(model)?;
+            let dtype = settings.dtype.unwrap_or(stored);
+            Ok((dtype, as_dtype(&model.source, &found.name, dtype)?))
         };
         if let Some(expert) = spec.expert {
             let origins = if spec.role.of_attention() { self.attention_origins } else { self.origins };
             return match origins[expert as usize] {
                 Origin::Model(model) => copy_of(model),
-                Origin::Random => Ok((of_model(0)?.2, self.fresh(spec))),
+                Origin::Random => Ok((settings.dtype.unwrap_or(of_model(0)?.2), self.fresh(spec))),
             };
         }
         let shared_kv = matches!(spec.role, Role::K | Role::V | Role::KNorm) && settings.method == Method::Bam;
         if shared_kv && settings.shared_kv_of_seed {
             return copy_of(0);
         }
+        if settings.rest_of_seed {
+            return copy_of(0);
+        }
         // The seed's dtype is the mixture's, also where the seed itself takes no part in the average.
-        let (_, _, dtype) = of_model(0)?;
+        let dtype = settings.dtype.unwrap_or(of_model(0)?.2);
         if let [one] = self.averaged
-            && of_model(*one)?.2 == dtype
+            && (settings.dtype.is_some() || of_model(*one)?.2 == dtype)
         {
             return copy_of(*one);
         }
@@ -296,6 +336,11 @@ impl Work<'_> {
         Ok((dtype, Expression::Mean { of: parts }))
     }
 
+    /// The dtype of tensors that no model has.
+    fn main_dtype(&self) -> Dtype {
+        self.settings.dtype.unwrap_or_else(|| self.models[0].main_dtype())
+    }
+
     /// A tensor that no model has, or of a freshly initialised expert: as the family's own models start.
     fn fresh(&self, spec: &TensorSpec) -> Expression {
         let std = self.models[0].architecture.initializer_range;
@@ -303,12 +348,23 @@ impl Work<'_> {
     }
 }
 
+/// A parameter that changes nothing, which the family of the output has and the dense models do not.
+fn neutral(spec: &TensorSpec, dense: &Architecture) -> Option<Expression> {
+    let missing = match spec.role {
+        Role::SharedDown | Role::SharedExpertGate => true,
+        Role::Q | Role::K | Role::V => spec.bias && !dense.attention_bias,
+        Role::O => spec.bias && !dense.attention_output_bias,
+        _ => false,
+    };
+    missing.then_some(Expression::Constant { value: 0.0 })
+}
+
 /// The settings as the manifest, the card and the configuration record them.
 fn recorded(settings: &Settings, names: &[String], architecture: &Architecture) -> Map<String, Value> {
     let mut map = Map::new();
     let mut put = |key: &str, value: Value| map.insert(key.to_owned(), value);
     put("method", json!(settings.method.name()));
-    put("target", json!("bam"));
+    put("target", json!(settings.target));
     put("experts", json!(names));
     if let Some(mixture) = &architecture.mixture {
         if settings.method == Method::Bam {
@@ -324,6 +380,7 @@ fn recorded(settings: &Settings, names: &[String], architecture: &Architecture) 
         put("top_k", json!(mixture.num_experts_per_tok));
         put("norm_topk_prob", json!(mixture.norm_topk_prob));
     }
+    put("rest", json!(if settings.rest_of_seed { "seed" } else { "mean" }));
     put("no_seed_expert", json!(!settings.seed_expert));
     put("seed_copies", json!(settings.seed_copies));
     put("router", json!(settings.router.to_string()));
@@ -332,6 +389,7 @@ fn recorded(settings: &Settings, names: &[String], architecture: &Architecture) 
     }
     put("router_bias", json!(settings.router_bias));
     put("adapters", json!(settings.adapters));
+    put("dtype", json!(settings.dtype.map(dtype::name)));
     put("router_dtype", json!(settings.router_dtype.map(dtype::name)));
     put("rng_seed", json!(settings.rng_seed));
     map
@@ -340,15 +398,17 @@ fn recorded(settings: &Settings, names: &[String], architecture: &Architecture) 
 fn output_files(
     models: &[Model],
     names: &[String],
+    mut config: Map<String, Value>,
     architecture: &Architecture,
     settings: &Map<String, Value>,
     method: Method,
 ) -> Result<Vec<OutputFile>> {
     let seed = &models[0];
-    let mut config = bam_config(&seed.config, architecture);
     config.insert("expert_names".to_owned(), json!(names));
     let mut files = vec![card::json_file("config.json", &config)];
-    files.extend(card::model_code());
+    if architecture.is_bam() {
+        files.extend(card::model_code());
+    }
     files.extend(card::copies(seed.companions()));
     let about = match method {
         Method::Bam => {
@@ -374,7 +434,7 @@ fn output_files(
 }
 
 /// What a user should know before the surgery runs.
-fn notes(models: &[Model]) -> Vec<String> {
+fn notes_about(models: &[Model], dtype: Option<Dtype>) -> Vec<String> {
     let mut notes = Vec::new();
     for model in models {
         let name = &model.source.name;
@@ -388,7 +448,7 @@ fn notes(models: &[Model]) -> Vec<String> {
             let (found, expected) = (model.dtype(spec).ok()?, models[0].dtype(of_seed).ok()?);
             (found != expected).then_some((spec, found, expected))
         });
-        if let Some((spec, found, expected)) = differing {
+        if let Some((spec, found, expected)) = differing.filter(|_| dtype.is_none()) {
             notes.push(format!(
                 "{name}: stored in another dtype than the seed (`{}` is {found}, the seed's {expected}); experts keep their bytes, averages take the seed's dtype",
                 spec.name

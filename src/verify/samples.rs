@@ -57,6 +57,7 @@ impl Samples {
             .iter()
             .map(|(name, path)| Expert { name: (*name).to_owned(), model: Some(Model::open(name, path).unwrap()) });
         let settings = Settings {
+            target: "bam".to_owned(),
             method: Method::Bam,
             kv: AttentionKv::Expert,
             shared_kv_of_seed: false,
@@ -71,6 +72,8 @@ impl Samples {
             router_bias: crate::family::RouterBias::None,
             adapters: false,
             prompt_rows: None,
+            rest_of_seed: false,
+            dtype: None,
             rng_seed: 0,
         };
         let made = upcycle::plan(Model::open("seed", seed).unwrap(), experts.collect(), &settings).unwrap();

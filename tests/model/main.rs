@@ -163,6 +163,7 @@ impl Kind {
         });
         let router = RouterInit::Normal(0.5);
         let settings = Settings {
+            target: "bam".to_owned(),
             method: self.method,
             kv: self.kv,
             shared_kv_of_seed: false,
@@ -177,6 +178,8 @@ impl Kind {
             router_bias: self.router_bias,
             adapters: self.adapters,
             prompt_rows: None,
+            rest_of_seed: false,
+            dtype: None,
             rng_seed: 1,
         };
         let upcycling = plan(open(SEED, "seed"), experts.into(), &settings).unwrap();
