@@ -204,7 +204,7 @@ fn call(thread: i32) -> Option<(u64, [u64; 6])> {
         (libc::ptrace(libc::PTRACE_GET_SYSCALL_INFO, thread, length, place) > 0).then_some(info)?
     };
     // SAFETY: the tag says which part is meant.
-    (info.op == libc::PTRACE_SYSCALL_INFO_ENTRY).then(|| unsafe { (info.u.entry.nr, info.u.entry.args) })
+    (info.op == libc::PTRACE_SYSCALL_INFO_ENTRY).then_some(unsafe { (info.u.entry.nr, info.u.entry.args) })
 }
 
 /// Name and path of a call that counts.
