@@ -53,7 +53,7 @@ impl Network {
             let file_name = format!("{projection}_proj.{kind}");
             let Some(tensor) = tensors.get(&format!("{prefix}{file_name}")) else { continue };
             let columns = projection == "down";
-            let (first, second) = (tensor.shape[0] as usize, tensor.shape.get(1).map_or(1, |n| *n as usize));
+            let (first, second) = (tensor.shape[0], tensor.shape.get(1).copied().unwrap_or(1));
             let values = tensor.values();
             let at = |i: usize, j: usize| values[i * second + j];
             let rows = match columns {
@@ -97,15 +97,14 @@ impl Network {
                 }
             }
             let shape = match (part.bias, part.columns) {
-                (true, _) => vec![neurons as u64],
-                (_, true) => vec![each as u64, neurons as u64],
-                _ => vec![neurons as u64, each as u64],
+                (true, _) => vec![neurons],
+                (_, true) => vec![each, neurons],
+                _ => vec![neurons, each],
             };
-            let shape: Vec<_> = shape.into_iter().map(|n| n as _).collect();
             tensors.insert(format!("{prefix}{}", part.file_name), Tensor::new(part.dtype, &shape, &values));
         }
         if let Some(bias) = &self.output_bias {
-            let tensor = Tensor::new(self.parts[0].dtype, &[bias.len() as _], bias);
+            let tensor = Tensor::new(self.parts[0].dtype, &[bias.len()], bias);
             tensors.insert(format!("{prefix}down_proj.bias"), tensor);
         }
         tensors
@@ -191,14 +190,14 @@ fn check(seed: &Path, flags: &[&str], experts: u64, layers: &[u64], each: u64, e
             expected.extend(expert(&network, layer, number).tensors(&format!("{mlp}experts.{number}.")));
         }
         // A virtual group of `each` experts shares a row.
-        let (name, hidden) = (format!("{mlp}router.weight"), dense["model.norm.weight"].shape[0] as usize);
+        let (name, hidden) = (format!("{mlp}router.weight"), dense["model.norm.weight"].shape[0]);
         let mut rows = vec![0.0; (experts / each) as usize * hidden];
         Draws::new(SEED, &name).normal(0, &mut rows);
         let values: Vec<f64> = (0..experts)
             .flat_map(|e| rows[(e / each) as usize * hidden..][..hidden].to_vec())
             .map(|z| 0.02 * z)
             .collect();
-        let shape = [experts as _, hidden as _];
+        let shape = [experts as usize, hidden];
         expected.insert(name, Tensor::new(dense["model.norm.weight"].dtype, &shape, &values));
     }
     let names = |tensors: &Tensors| tensors.keys().cloned().collect::<Vec<_>>();
@@ -376,7 +375,7 @@ fn chunks_of_each_network_and_of_all() {
             let flags: &[&str] = if blend { &["--blend"] } else { &["--split-ffn", "4"] };
             with_experts(&out, &[&["--method", method], flags].concat()).ok();
             bam!("validate", out, "--against").ok();
-            let (found, config) = (read_folder(&out), read_json(&out.join("config.json")));
+            let (found, config) = (read_folder(&out), read_json(out.join("config.json")));
             let (experts, width) = if blend { (3, 48) } else { (12, 12) };
             assert_eq!(config["num_experts"], json!(experts));
             assert_eq!(config["moe_intermediate_size"], json!(width));
@@ -413,7 +412,7 @@ fn a_shared_expert_is_the_seeds_network() {
         with_experts(&out, &["--method", "btx", "--no-seed-expert", "--shared-expert", name]).ok();
         bam!("validate", out, "--against").ok();
         bam!("logits", out, "--tokens", fixture("golden/tokens.json"), "--dump", work.path().join("dump")).ok();
-        let (found, config) = (read_folder(&out), read_json(&out.join("config.json")));
+        let (found, config) = (read_folder(&out), read_json(out.join("config.json")));
         assert_eq!(config["shared_expert_intermediate_size"], json!(48));
         assert_eq!(config.get("shared_expert_gate").is_some(), gated);
         for layer in 0..LAYERS {
