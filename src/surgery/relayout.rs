@@ -10,9 +10,9 @@ use super::card;
 use super::convert::{SOURCE, converted, readme, refuse_block_scaled, side_files};
 use super::execute::OutputFile;
 use super::init::fresh;
+use super::mapping::neutral;
 use super::model::{COMPANIONS, existing};
 use super::plan::{Plan, PlannedTensor, Source};
-use super::upcycle::neutral;
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
@@ -129,9 +129,10 @@ impl Stored {
         for spec in &specs {
             let (dtype, expression) = match left.remove(&place(spec)) {
                 Some(found) => found,
-                None => {
-                    (usual, neutral(spec, architecture).unwrap_or_else(|| fresh(spec, wanted.initializer_range, 0)))
-                }
+                None => (
+                    usual,
+                    neutral(spec, false, architecture).unwrap_or_else(|| fresh(spec, wanted.initializer_range, 0)),
+                ),
             };
             tensors.push(PlannedTensor::new(spec.name.clone(), dtype, spec.shape.clone(), expression));
         }
@@ -151,7 +152,7 @@ fn taken_apart(fused: FusedTensor) -> impl Iterator<Item = (String, Expression)>
     let whole = Expression::copy(SOURCE, &fused.name);
     // A matrix is the router under another name.
     let experts = if fused.shape.len() == 3 { fused.shape[0] } else { 0 };
-    let in_one = if experts == 0 { 1 } else { fused.parts.len() as u64 / experts };
+    let in_one = (fused.parts.len() as u64).checked_div(experts).unwrap_or(1);
     let rows = fused.shape.get(1).map_or(0, |rows| rows / in_one);
     fused.parts.into_iter().zip(0..).map(move |(name, number)| {
         if experts == 0 {
