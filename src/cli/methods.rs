@@ -196,6 +196,38 @@ impl MethodArguments {
     }
 }
 
+/// What becomes of the seed's feed-forward network, for its size alone, where a method changes its width.
+pub fn cut_feed_forward(
+    method: Option<Method>,
+    experts: Option<u64>,
+    granularity: Option<u64>,
+    width: Option<u64>,
+) -> Result<Option<FeedForward>> {
+    let misplaced = [
+        ("--granularity", granularity.is_some(), Method::Granular),
+        ("--expert-width", width.is_some(), Method::Shuffle),
+    ];
+    if let Some((flag, _, by)) = misplaced.iter().find(|(_, given, by)| *given && method != Some(*by)) {
+        return Err(Error::usage(format!("{flag} has no effect without --method {}", by.name()))
+            .with_hint("leave it out, or pass that method"));
+    }
+    let Some(method) = method else { return Ok(None) };
+    let number = || needed(experts, "--experts", method, "how many experts are made of the seed");
+    let scaling = WeightScaling::Off;
+    Ok(match method {
+        Method::Split => Some(FeedForward::Split(Split { experts: number()?, output_scale: None })),
+        Method::Shuffle => {
+            let width = needed(width, "--expert-width", method, "how wide an expert is")?;
+            Some(FeedForward::Shuffle(Shuffle { experts: number()?, width, reinit_ratio: 0.0 }))
+        }
+        Method::Granular => {
+            let granularity = needed(granularity, "--granularity", method, "how many shards a copy is cut into")?;
+            Some(FeedForward::Granular(Granular { expansion: number()?, granularity, scaling }))
+        }
+        _ => None,
+    })
+}
+
 /// A number that a method cannot do without.
 fn needed(number: Option<u64>, flag: &str, method: Method, what: &str) -> Result<u64> {
     number.ok_or_else(|| {
