@@ -22,6 +22,7 @@ pub mod random;
 mod record;
 pub mod relayout;
 pub mod router;
+pub mod scales;
 pub mod upcycle;
 
 pub use model::Model;
