@@ -8,6 +8,7 @@ mod drawn;
 pub mod evaluate;
 pub mod execute;
 pub mod fit;
+pub mod gguf;
 pub mod init;
 pub mod layers;
 pub mod licence;
