@@ -7,6 +7,8 @@ pub mod convert;
 mod drawn;
 pub mod evaluate;
 pub mod execute;
+pub mod expert;
+pub mod extract;
 pub mod fit;
 pub mod init;
 pub mod licence;
@@ -16,6 +18,7 @@ mod moved;
 mod node;
 pub mod plan;
 pub mod random;
+mod recompose;
 pub mod router;
 pub mod upcycle;
 
