@@ -10,6 +10,7 @@ pub mod data;
 pub mod error;
 pub mod evaluate;
 pub mod family;
+pub mod mergekit;
 pub mod model;
 pub mod pipeline;
 pub mod report;

@@ -33,6 +33,13 @@ pub enum Expression {
         /// One weight each.
         weights: Vec<f64>,
     },
+    /// `w₀·of₀ + w₁·of₁ + …`: the sum in source order.
+    Sum {
+        /// What is added.
+        of: Vec<Expression>,
+        /// One weight each.
+        weights: Vec<f64>,
+    },
     /// The values rounded to the output's dtype.
     Cast {
         /// What is rounded.
@@ -184,7 +191,11 @@ impl Expression {
     /// What it is computed from, one level down.
     pub fn parts(&self) -> &[Self] {
         match self {
-            Self::Mean { of } | Self::Weighted { of, .. } | Self::Concat { of, .. } | Self::Stack { of } => of,
+            Self::Mean { of }
+            | Self::Weighted { of, .. }
+            | Self::Sum { of, .. }
+            | Self::Concat { of, .. }
+            | Self::Stack { of } => of,
             Self::Cast { of }
             | Self::Dequantise { of }
             | Self::Permute { of, .. }
@@ -219,8 +230,8 @@ impl fmt::Display for Expression {
         match self {
             Self::Copy { source, .. } => f.write_str(source),
             Self::Mean { of } => write!(f, "mean({})", Listed(of)),
-            Self::Weighted { of, weights } => {
-                f.write_str("weighted(")?;
+            Self::Weighted { of, weights } | Self::Sum { of, weights } => {
+                f.write_str(if matches!(self, Self::Sum { .. }) { "sum(" } else { "weighted(" })?;
                 for (number, (part, weight)) in of.iter().zip(weights).enumerate() {
                     write!(f, "{}{weight}·{part}", if number == 0 { "" } else { ", " })?;
                 }

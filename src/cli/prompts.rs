@@ -20,9 +20,9 @@ pub struct ComputedRows {
 }
 
 impl ComputedRows {
-    /// Computes the rows of the experts `names` by the model in the folder `model`; `routers` is a mixture of so many experts,
-    /// whose routers they are named for.
-    pub fn new(file: &Path, model: &Path, routers: &Architecture, names: &[String], printer: &Printer) -> Result<Self> {
+    /// Computes the rows of the experts `names` by the model in the folder `model`; `output` is what has the routers, of so many
+    /// experts.
+    pub fn new(file: &Path, model: &Path, output: &Architecture, names: &[String], printer: &Printer) -> Result<Self> {
         let prompts = Prompts::read(file, names)?;
         let model = CausalLm::load(model, &LoadOptions::default())?;
         let bar = printer.tokens_bar(prompts.count(), "reading prompts");
@@ -40,7 +40,7 @@ impl ComputedRows {
         let path = folder.join(PROMPT_ROWS);
         let mode = prompts.mode.name().to_owned();
         let found = Self { folder, rows: PromptRows { path: path.clone(), mode, prompts_sha256: prompts.sha256 } };
-        std::fs::write(&path, encode(&rows, routers)?).map_err(|e| Error::io("write", &path, e))?;
+        std::fs::write(&path, encode(&rows, output)?).map_err(|e| Error::io("write", &path, e))?;
         Ok(found)
     }
 }
@@ -52,9 +52,9 @@ impl Drop for ComputedRows {
     }
 }
 
-/// The rows as safetensors: a float32 tensor for each router of the mixture.
-fn encode(rows: &Rows, mixture: &Architecture) -> Result<Vec<u8>> {
-    let mut routers = mixture.tensors()?;
+/// The rows as safetensors: a float32 tensor for each router of the output.
+fn encode(rows: &Rows, output: &Architecture) -> Result<Vec<u8>> {
+    let mut routers = output.tensors()?;
     routers.retain(|spec| spec.role.is_router() && !spec.bias);
     let mut bytes = header::write(routers.iter().map(|spec| (spec.name.as_str(), Dtype::F32, &spec.shape[..])));
     for spec in &routers {

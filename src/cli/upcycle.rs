@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bam_convert::Error;
 use bam_convert::checkpoint::dtype::{self, Dtype};
 use bam_convert::checkpoint::output::check_target;
-use bam_convert::family::{Architecture, AttentionKv, Family, Method, RouterBias, TopK};
+use bam_convert::family::{Architecture, AttentionKv, Family, Method, Mixture, RouterBias, TopK};
 use bam_convert::surgery::Model;
 use bam_convert::surgery::router::RouterInit;
 use bam_convert::surgery::upcycle::{Expert, SEED, Settings, check_names, plan};
@@ -227,8 +227,14 @@ impl Arguments {
         check_target(&self.out, self.write.force, &[])?;
         let seed = (!self.no_seed_expert).then(|| SEED.to_owned());
         let names: Vec<String> = seed.into_iter().chain(self.experts.iter().map(|(name, _)| name.clone())).collect();
-        let routers = dense.upcycled(Mixture::new(dense, names.len() as u64));
-        ComputedRows::new(file, &self.seed, &routers, &names, printer).map(Some)
+        let mut output = dense.upcycled(Mixture::new(dense, names.len() as u64));
+        if (self.method == Method::Btx || self.target != "bam")
+            && let Some(mixture) = &mut output.mixture
+        {
+            mixture.attention_kv = AttentionKv::Merged;
+        }
+        output.family.clone_from(&self.target);
+        ComputedRows::new(file, &self.seed, &output, &names, printer).map(Some)
     }
 
     /// Flags that would be without effect are refused rather than ignored.

@@ -65,6 +65,12 @@ impl<'a> Compiler<'a> {
                 }
                 Node::Sum { parts: all(of)?, weights: Some(weights), divisor }
             }
+            Expression::Sum { of, weights } => {
+                if of.is_empty() || of.len() != weights.len() {
+                    return Err(self.fault(format!("expected one weight for each of {} parts of a sum", of.len())));
+                }
+                Node::Sum { parts: all(of)?, weights: Some(weights), divisor: 1.0 }
+            }
             Expression::Cast { of } | Expression::Dequantise { of } => self.node(of, shape)?,
             Expression::Permute { .. }
             | Expression::Slice { .. }
