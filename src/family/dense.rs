@@ -14,7 +14,8 @@ use crate::{Error, Result};
 pub(super) const SEED_MODEL_TYPE: &str = "seed_model_type";
 
 /// Keys that describe a mixture, beside [`Mixture::KEYS`]; a dense model of any family does without them.
-const STRAY: [&str; 15] = [
+const STRAY: [&str; 16] = [
+    "qkv_bias",
     "auto_map",
     "bam_version",
     SEED_MODEL_TYPE,

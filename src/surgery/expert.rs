@@ -238,7 +238,7 @@ pub fn add(mixture: Model, dense: Vec<Model>, settings: &Addition) -> Result<Cha
 /// A seed of its own for each addition: the rows that a mixture has may have been drawn for the same tensor by the same seed.
 fn seed_of_rows(rng_seed: u64, expert: &str) -> u64 {
     let hash = sha256(format!("expert add\0{rng_seed}\0{expert}").as_bytes());
-    u64::from_str_radix(&hash[..16], 16).unwrap_or(rng_seed)
+    u64::from_str_radix(&hash[..13], 16).unwrap_or(rng_seed)
 }
 
 /// Plans the mixture without the experts of these names or numbers.
