@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bam_convert::Error;
 use bam_convert::checkpoint::folder::Checkpoint;
 use bam_convert::checkpoint::{Manifest, TensorEntry};
-use bam_convert::family::{Architecture, Config, cost};
+use bam_convert::family::{Architecture, Config, ExpertLayout, cost};
 use bam_convert::table::{self, Align, counted, grouped};
 use clap::Args;
 use serde::Serialize;
@@ -44,6 +44,8 @@ struct Summary {
     architecture: Option<Architecture>,
     #[serde(skip_serializing_if = "Option::is_none")]
     architecture_unknown: Option<String>,
+    /// Whether all experts of a layer are in one tensor.
+    fused_experts: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     method: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -109,6 +111,7 @@ impl Arguments {
             Some(Err(error)) => (None, Some(error.to_string())),
             None => (None, None),
         };
+        let layout = architecture.as_ref().map(|architecture| architecture.expert_layout(&checkpoint)).transpose()?;
         let manifest = checkpoint.folder().map(Manifest::read).transpose()?.flatten();
         let report = architecture
             .as_ref()
@@ -138,6 +141,7 @@ impl Arguments {
             path: path.to_path_buf(),
             architecture,
             architecture_unknown,
+            fused_experts: layout == Some(ExpertLayout::Fused),
             method: manifest.map(|manifest| manifest.method),
             expert_names: names.and_then(|names| serde_json::from_value(names.clone()).ok()),
             parameters: checkpoint.tensors.values().map(TensorEntry::elements).sum(),
@@ -161,6 +165,9 @@ impl Summary {
         }
         if let Some(unknown) = &self.architecture_unknown {
             fact("model", format!("unknown: {unknown}"));
+        }
+        if self.fused_experts {
+            fact("layout", "fused: all experts of a layer in one tensor (`convert --layout classic`)".to_owned());
         }
         if let Some(names) = &self.expert_names {
             fact("experts", names.join(", "));

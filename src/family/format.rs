@@ -287,13 +287,6 @@ impl ExpertTensorNames {
     }
 }
 
-impl FusedTensorNames {
-    /// Every name with its key.
-    pub(crate) fn all(&self) -> [(&'static str, &str); 3] {
-        [("gate_up", &self.gate_up), ("down", &self.down), ("ffn_router", &self.ffn_router)]
-    }
-}
-
 macro_rules! embedded {
     ($($name:literal),*) => {
         [$((concat!("formats/", $name, ".yaml"), include_str!(concat!("../../formats/", $name, ".yaml")))),*]
