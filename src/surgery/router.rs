@@ -96,7 +96,7 @@ impl std::fmt::Display for RouterInit {
 
 impl RouterInit {
     /// The one file of prompts that these need, if any does.
-    pub fn prompts<'a>(inits: [Option<&'a Self>; 2]) -> Result<Option<&'a Path>> {
+    pub fn prompts(inits: [Option<&Self>; 2]) -> Result<Option<&Path>> {
         let mut files = inits.into_iter().flatten().filter_map(|init| match init {
             Self::Prompts(path) => Some(path.as_path()),
             _ => None,
