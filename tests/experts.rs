@@ -409,7 +409,10 @@ fn what_would_break_a_mixture_is_refused() {
     refused(&["extract", "law"], &["no expert `law`"]);
     refused(&["add", "--expert", &expert("code", "llama/law")], &["`code`", "taken"]);
     refused(&["add", "--expert", &expert("mixture", "llama/law")], &["`mixture`", "reserved"]);
-    refused(&["add", "--expert", &expert("law", "qwen3/law")], &["qwen3/law/config.json", "head_dim", "base/config.json has 8"]);
+    refused(
+        &["add", "--expert", &expert("law", "qwen3/law")],
+        &["qwen3/law/config.json", "head_dim", "base/config.json has 8"],
+    );
     refused(&["add", "--expert", &expert("law", "llama/law"), "--top-k", "4"], &["--top-k 4", "3 experts"]);
     refused(&["add", "--expert", &expert("law", "llama/law"), "--top-k", "1"], &["--top-k 1", "no gradient"]);
     refused(&["replace", &named("code", &base)], &["is a mixture, expected a dense model"]);
