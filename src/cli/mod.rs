@@ -19,6 +19,7 @@ mod inspect;
 mod logits;
 mod man;
 mod merge;
+mod methods;
 mod preview;
 mod printer;
 mod prompts;
@@ -69,8 +70,12 @@ enum Command {
     Convert(convert::Arguments),
     Branch(branch::Arguments),
     Merge(merge::Arguments),
+<<<<<<< HEAD
     Upcycle(upcycle::Arguments),
     Expert(expert::Arguments),
+=======
+    Upcycle(Box<upcycle::Arguments>),
+>>>>>>> main
     Validate(validate::Arguments),
     Diff(diff::Arguments),
     Tokenize(tokenize::Arguments),

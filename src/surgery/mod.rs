@@ -11,14 +11,18 @@ pub mod expert;
 pub mod extract;
 pub mod fit;
 pub mod init;
+pub mod layers;
 pub mod licence;
+mod mapping;
 pub mod merge;
+pub mod methods;
 pub mod model;
 mod moved;
 mod node;
 pub mod plan;
 pub mod random;
 mod recompose;
+mod record;
 pub mod router;
 pub mod upcycle;
 
