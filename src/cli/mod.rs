@@ -70,12 +70,8 @@ enum Command {
     Convert(convert::Arguments),
     Branch(branch::Arguments),
     Merge(merge::Arguments),
-<<<<<<< HEAD
-    Upcycle(upcycle::Arguments),
-    Expert(expert::Arguments),
-=======
     Upcycle(Box<upcycle::Arguments>),
->>>>>>> main
+    Expert(expert::Arguments),
     Validate(validate::Arguments),
     Diff(diff::Arguments),
     Tokenize(tokenize::Arguments),
