@@ -485,6 +485,28 @@ fn mixtures_that_theory_equates_with_the_seed() {
     assert!(difference(&relu, &soft) < 1e-4);
 }
 
+#[test]
+fn the_cost_of_a_method_is_that_of_its_mixture() {
+    let (work, seed) = (TempDir::new().unwrap(), fixture("llama/seed"));
+    for flags in [
+        "--method sparse --experts 3 --top-k 2",
+        "--method drop --experts 3",
+        "--method granular --experts 2 --granularity 4",
+        "--method shuffle --experts 5 --expert-width 20 --top-k 2",
+        "--method split --experts 4 --top-k soft",
+    ] {
+        let flags: Vec<&str> = flags.split(' ').collect();
+        let out = work.path().join(flags[1]);
+        upcycle(&seed, &out, &flags).ok();
+        let asked = [&["cost", seed.to_str().unwrap(), "--json"], &flags[..]].concat();
+        let predicted = common::run(asked.into_iter().map(Into::into)).ok().json();
+        assert_eq!(predicted, bam!("cost", out, "--json").ok().json(), "{flags:?}");
+    }
+    bam!("cost", seed, "--method", "granular", "--experts", "2").refused(2, &["needs --granularity"]);
+    bam!("cost", seed, "--method", "drop", "--granularity", "2").refused(2, &["--granularity has no effect"]);
+    bam!("cost", seed, "--method", "split", "--experts", "5").refused(2, &["does not fall into 5 equal parts"]);
+}
+
 // ---------------------------------------------------------------- refusals
 
 #[test]

@@ -76,6 +76,7 @@ impl<'a> Compiler<'a> {
             | Expression::Slice { .. }
             | Expression::Concat { .. }
             | Expression::Stack { .. }
+            | Expression::Entry { .. }
             | Expression::Gather { .. }
             | Expression::Repeat { .. } => Node::Moved(self.moved(expression, shape)?),
             Expression::Scale { of, by } => {
@@ -163,6 +164,16 @@ impl<'a> Compiler<'a> {
                 }
                 _ => Err(self.fault(format!("{} stacked parts do not have shape {shape:?}", of.len()))),
             },
+            Expression::Entry { of, index } => {
+                let whole = self.known(of)?;
+                self.within(self.extent(&whole, 0)?, *index, 1)?;
+                if whole[1..] != *shape {
+                    return Err(unfit(&whole[1..]));
+                }
+                let run = inner(&whole, 0);
+                let rule = Rule::Slice { stride: run, offset: index * run, run };
+                Ok(Moved { parts: vec![self.node(of, &whole)?], rule })
+            }
             Expression::Gather { of, at } => {
                 let whole = self.known(of)?;
                 let places = self.places(at, &whole)?;
@@ -224,6 +235,11 @@ impl<'a> Compiler<'a> {
                 let whole = self.known(of)?;
                 self.extent(&whole, *axis)?;
                 Some(with_extent(&whole, *axis, *length))
+            }
+            Expression::Entry { of, index } => {
+                let whole = self.known(of)?;
+                self.within(self.extent(&whole, 0)?, *index, 1)?;
+                Some(whole[1..].to_vec())
             }
             Expression::Gather { of, at } => {
                 let whole = self.known(of)?;

@@ -23,7 +23,9 @@ pub mod plan;
 pub mod random;
 mod recompose;
 mod record;
+pub mod relayout;
 pub mod router;
+pub mod scales;
 pub mod upcycle;
 
 pub use model::Model;
