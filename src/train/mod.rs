@@ -5,6 +5,7 @@
 
 mod adamw;
 mod backward;
+mod event;
 mod folder;
 mod gradients;
 mod losses;
@@ -21,9 +22,10 @@ mod tensorboard;
 mod trainer;
 
 pub use adamw::AdamW;
+pub use event::{Event, Watcher};
 pub use folder::beside;
 pub use losses::LoadBalance;
 pub use machine::Memory;
-pub use run::{End, Event, Request, Watcher, run};
+pub use run::{End, Request, run};
 pub use schedule::{Decay, Schedule};
 pub use settings::{Operation, Settings};
