@@ -4,11 +4,13 @@
 //! the tensors of the sources. The same plan is printed, executed, recorded and replayed. See
 //! `docs/architecture.md` for the house and which room may know of which.
 
+mod chart;
 pub mod checkpoint;
 pub mod data;
 pub mod error;
 pub mod evaluate;
 pub mod family;
+pub mod mergekit;
 pub mod model;
 pub mod pipeline;
 pub mod report;

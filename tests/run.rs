@@ -192,7 +192,7 @@ fn faults_of_a_recipe_are_refused_where_they_stand() {
     let bench = Bench::new();
     bam!("run", bench.recipe(), "--set", "sede=1").refused(2, &["has no variable `sede`", "the nearest is `seed`"]);
     fs::write(bench.recipe(), "stages: [").unwrap();
-    bench.run().refused(2, &["mixture.yaml:1:", "not a recipe in YAML"]);
+    bench.run().refused(2, &["mixture.yaml:1:", "not YAML that can be read"]);
     fs::write(bench.recipe(), "stages: []\n").unwrap();
     bench.run().refused(2, &["expected at least one stage"]);
 }

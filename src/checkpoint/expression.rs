@@ -7,8 +7,10 @@ use serde::{Deserialize, Serialize};
 
 /// An expression over source tensors, or a draw of random numbers.
 ///
-/// Everything but [`Copy`](Self::Copy) computes in `f64` and rounds once, to nearest even, to the
-/// dtype that the output tensor is stored in.
+/// [`Copy`](Self::Copy), and what only puts bytes elsewhere ([`Slice`](Self::Slice), [`Concat`](Self::Concat),
+/// [`Stack`](Self::Stack), [`Gather`](Self::Gather), [`Repeat`](Self::Repeat), [`Permute`](Self::Permute)), moves bytes where
+/// the output has the source's dtype. Everything else computes in `f64` and rounds once, to nearest even, to the dtype that
+/// the output tensor is stored in. `docs/random.md` says how draws and orders follow from a seed and a key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Expression {
@@ -31,6 +33,13 @@ pub enum Expression {
         /// One weight each.
         weights: Vec<f64>,
     },
+    /// `w₀·of₀ + w₁·of₁ + …`: the sum in source order.
+    Sum {
+        /// What is added.
+        of: Vec<Expression>,
+        /// One weight each.
+        weights: Vec<f64>,
+    },
     /// The values rounded to the output's dtype.
     Cast {
         /// What is rounded.
@@ -47,6 +56,80 @@ pub enum Expression {
         of: Box<Expression>,
         /// Number of heads that the first axis holds.
         heads: u64,
+    },
+    /// `length` entries of an axis from `start` on.
+    Slice {
+        /// What is cut.
+        of: Box<Expression>,
+        /// The axis, counted from 0.
+        axis: u64,
+        /// First entry.
+        start: u64,
+        /// Number of entries.
+        length: u64,
+    },
+    /// The parts one after another along an axis.
+    Concat {
+        /// Parts whose other axes agree.
+        of: Vec<Expression>,
+        /// The axis, counted from 0.
+        axis: u64,
+    },
+    /// Parts of one shape below a new first axis.
+    Stack {
+        /// The parts.
+        of: Vec<Expression>,
+    },
+    /// Entries of an axis that were drawn at random, in the order in which they were drawn.
+    Gather {
+        /// What they are taken from.
+        of: Box<Expression>,
+        /// The axis and the entries.
+        at: Drawn,
+    },
+    /// Each entry of the first axis `each` times in a row, and all of that `times` times over.
+    Repeat {
+        /// What is repeated.
+        of: Box<Expression>,
+        /// Repetitions of each entry.
+        each: u64,
+        /// Repetitions of the whole.
+        times: u64,
+    },
+    /// `by · of`.
+    Scale {
+        /// What is scaled.
+        of: Box<Expression>,
+        /// The factor.
+        by: f64,
+    },
+    /// `of` plus independent draws from N(0, std²).
+    AddNoise {
+        /// What the noise is added to.
+        of: Box<Expression>,
+        /// Standard deviation.
+        std: f64,
+        /// Seed of the generator.
+        seed: u64,
+        /// Key of the generator.
+        key: String,
+        /// Where; everywhere if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<Drawn>,
+    },
+    /// `of`, with entries of an axis replaced by independent draws from a normal distribution.
+    Redraw {
+        /// What keeps its other entries.
+        of: Box<Expression>,
+        /// The axis and the entries.
+        at: Drawn,
+        /// Standard deviation around 0; if absent, mean and standard deviation are those of the values replaced.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        std: Option<f64>,
+        /// Seed of the generator.
+        seed: u64,
+        /// Key of the generator.
+        key: String,
     },
     /// Independent draws from N(0, std²); see `docs/random.md` for the generator.
     Normal {
@@ -83,25 +166,60 @@ pub enum Expression {
     Identity,
 }
 
+/// Entries of an axis of `n` entries: those from place `start` to `start + length` of a random order of 0 … n − 1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Drawn {
+    /// The axis, counted from 0.
+    pub axis: u64,
+    /// Seed of the generator.
+    pub seed: u64,
+    /// Key of the generator.
+    pub key: String,
+    /// First place in the order.
+    pub start: u64,
+    /// Number of entries.
+    pub length: u64,
+}
+
 impl Expression {
     /// A source tensor.
     pub fn copy(source: &str, tensor: &str) -> Self {
         Self::Copy { source: source.to_owned(), tensor: tensor.to_owned() }
     }
 
+    /// What it is computed from, one level down.
+    pub fn parts(&self) -> &[Self] {
+        match self {
+            Self::Mean { of }
+            | Self::Weighted { of, .. }
+            | Self::Sum { of, .. }
+            | Self::Concat { of, .. }
+            | Self::Stack { of } => of,
+            Self::Cast { of }
+            | Self::Dequantise { of }
+            | Self::Permute { of, .. }
+            | Self::Slice { of, .. }
+            | Self::Gather { of, .. }
+            | Self::Repeat { of, .. }
+            | Self::Scale { of, .. }
+            | Self::AddNoise { of, .. }
+            | Self::Redraw { of, .. }
+            | Self::Trained { of } => std::slice::from_ref(of),
+            Self::Copy { .. }
+            | Self::Normal { .. }
+            | Self::Uniform { .. }
+            | Self::Orthogonal { .. }
+            | Self::Constant { .. }
+            | Self::Identity => &[],
+        }
+    }
+
     /// Calls `visit` with each source tensor below: source and tensor name.
     pub fn for_each_copy<'a>(&'a self, visit: &mut impl FnMut(&'a str, &'a str)) {
         match self {
             Self::Copy { source, tensor } => visit(source, tensor),
-            Self::Mean { of } | Self::Weighted { of, .. } => of.iter().for_each(|part| part.for_each_copy(visit)),
-            Self::Cast { of } | Self::Dequantise { of } | Self::Permute { of, .. } | Self::Trained { of } => {
-                of.for_each_copy(visit);
-            }
-            Self::Normal { .. }
-            | Self::Uniform { .. }
-            | Self::Orthogonal { .. }
-            | Self::Constant { .. }
-            | Self::Identity => {}
+            other => other.parts().iter().for_each(|part| part.for_each_copy(visit)),
         }
     }
 }
@@ -111,15 +229,9 @@ impl fmt::Display for Expression {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Copy { source, .. } => f.write_str(source),
-            Self::Mean { of } => {
-                f.write_str("mean(")?;
-                for (number, part) in of.iter().enumerate() {
-                    write!(f, "{}{part}", if number == 0 { "" } else { ", " })?;
-                }
-                f.write_str(")")
-            }
-            Self::Weighted { of, weights } => {
-                f.write_str("weighted(")?;
+            Self::Mean { of } => write!(f, "mean({})", Listed(of)),
+            Self::Weighted { of, weights } | Self::Sum { of, weights } => {
+                f.write_str(if matches!(self, Self::Sum { .. }) { "sum(" } else { "weighted(" })?;
                 for (number, (part, weight)) in of.iter().zip(weights).enumerate() {
                     write!(f, "{}{weight}·{part}", if number == 0 { "" } else { ", " })?;
                 }
@@ -128,6 +240,24 @@ impl fmt::Display for Expression {
             Self::Cast { of } => write!(f, "cast({of})"),
             Self::Dequantise { of } => write!(f, "dequantise({of})"),
             Self::Permute { of, heads } => write!(f, "permute({of}, heads {heads})"),
+            Self::Slice { of, axis, start, length } => {
+                write!(f, "slice({of}, axis {axis}, {start}..{})", start.saturating_add(*length))
+            }
+            Self::Concat { of, axis } => write!(f, "concat({}, axis {axis})", Listed(of)),
+            Self::Stack { of } => write!(f, "stack({})", Listed(of)),
+            Self::Gather { of, at } => write!(f, "gather({of}, {at})"),
+            Self::Repeat { of, each, times } => write!(f, "repeat({of}, each {each}, times {times})"),
+            Self::Scale { of, by } => write!(f, "scale({of}, by {by})"),
+            Self::AddNoise { of, std, seed, at: None, .. } => write!(f, "add_noise({of}, std {std}, seed {seed})"),
+            Self::AddNoise { of, std, seed, at: Some(at), .. } => {
+                write!(f, "add_noise({of}, std {std}, {at}, seed {seed})")
+            }
+            Self::Redraw { of, at, std: None, seed, .. } => {
+                write!(f, "redraw({of}, {at}, own mean and std, seed {seed})")
+            }
+            Self::Redraw { of, at, std: Some(std), seed, .. } => {
+                write!(f, "redraw({of}, {at}, std {std}, seed {seed})")
+            }
             Self::Normal { std, seed } => write!(f, "normal(std {std}, seed {seed})"),
             Self::Uniform { std, seed } => write!(f, "uniform(std {std}, seed {seed})"),
             Self::Orthogonal { gain, seed } => write!(f, "orthogonal(gain {gain}, seed {seed})"),
@@ -135,5 +265,24 @@ impl fmt::Display for Expression {
             Self::Constant { value } => write!(f, "constant({value})"),
             Self::Identity => f.write_str("identity"),
         }
+    }
+}
+
+/// Parts, separated by commas.
+struct Listed<'a>(&'a [Expression]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        self.0.iter().enumerate().try_for_each(|(number, part)| {
+            let comma = if number == 0 { "" } else { ", " };
+            write!(f, "{comma}{part}")
+        })
+    }
+}
+
+/// The axis and how many entries; the key, which names a layer, is left out as tensor names are.
+impl fmt::Display for Drawn {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} random of axis {}", self.length, self.axis)
     }
 }

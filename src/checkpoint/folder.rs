@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::encoding::{Encoding, TensorEntry};
-use super::source_file::{ReadAt, SourceFile};
+use super::manifest::MANIFEST;
+use super::source_file::{ReadAt, SourceFile, Stamp, changed, stamp_of};
 use super::{dtype, gguf, header, json};
 use crate::error::nearest;
 use crate::{Error, Result};
@@ -51,6 +52,8 @@ pub struct Checkpoint {
     pub index_total_size: Option<u64>,
     /// Metadata of a GGUF file.
     pub gguf: Option<gguf::Gguf>,
+    /// What the files beside the weights were when the folder was opened.
+    beside: Vec<(PathBuf, Stamp)>,
 }
 
 impl Checkpoint {
@@ -63,10 +66,16 @@ impl Checkpoint {
             tensors: BTreeMap::new(),
             index_total_size: None,
             gguf: None,
+            beside: Vec::new(),
         };
         if !metadata.is_dir() {
             found.add(path)?;
             return Ok(found);
+        }
+        for file in [&["config.json", INDEX, MANIFEST][..], &COMPANIONS].iter().flat_map(|names| existing(path, names))
+        {
+            let stamp = stamp_of(&file)?;
+            found.beside.push((file, stamp));
         }
         let names = weight_files(path)?;
         let index = path.join(INDEX);
@@ -161,9 +170,15 @@ impl Checkpoint {
         Ok(true)
     }
 
-    /// Refuses a checkpoint one of whose files has changed since it was opened.
+    /// Refuses a checkpoint one of whose files, be it weights, configuration or tokenizer, has changed since it was opened.
     pub fn check_unchanged(&self) -> Result<()> {
-        self.files.iter().try_for_each(SourceFile::check_unchanged)
+        self.files.iter().try_for_each(SourceFile::check_unchanged)?;
+        for (path, stamp) in &self.beside {
+            if stamp_of(path)? != *stamp {
+                return Err(changed(path));
+            }
+        }
+        Ok(())
     }
 
     /// Bytes of all tensors.

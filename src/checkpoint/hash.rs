@@ -63,7 +63,9 @@ impl<'a> FileHasher<'a> {
 /// SHA-256 (hexadecimal) and length in bytes of a file.
 pub fn sha256_file(path: &Path) -> Result<(String, u64)> {
     let source = SourceFile::open(path)?;
-    Ok((sha256_source(&source)?, source.len()))
+    let sha256 = sha256_source(&source)?;
+    source.check_unchanged()?;
+    Ok((sha256, source.len()))
 }
 
 /// SHA-256 (hexadecimal) of an open file.

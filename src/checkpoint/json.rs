@@ -22,7 +22,7 @@ pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
     parse_object(path, &read_bytes(path)?)
 }
 
-/// Reads a small file whole; more than 256 MiB is refused.
+/// Reads a small file whole; more than 256 MiB is refused, and one that changes meanwhile.
 pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     let file = SourceFile::open(path)?;
     if file.len() > LARGEST {
@@ -30,6 +30,7 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     }
     let mut bytes = vec![0; file.len() as usize];
     file.read_exact_at(&mut bytes, 0)?;
+    file.check_unchanged()?;
     Ok(bytes)
 }
 

@@ -132,7 +132,9 @@ impl OutputFolder {
             }
             error
         };
-        fs::create_dir_all(&parent).map_err(|e| undo(Error::io("create", &parent, e)))?;
+        if made.is_some() {
+            fs::create_dir_all(&parent).map_err(|e| undo(Error::io("create", &parent, e)))?;
+        }
         let partial = partial_of(target).ok_or_else(|| Error::file(target, "expected the name of a folder to make"))?;
         let lock = lock(&partial, target).map_err(undo)?;
         let folder =
@@ -188,7 +190,7 @@ impl OutputFolder {
             let mut original = File::open(from).map_err(|e| Error::io("read", from, e))?;
             let fault = |e| Error::io("write", &path, e);
             let mut copy = File::create(&path).map_err(fault)?;
-            std::io::copy(&mut original, &mut copy).and_then(|_| copy.sync_all()).map_err(fault)?;
+            copy_all(&mut original, &mut copy).and_then(|()| copy.sync_all()).map_err(fault)?;
         }
         let sha256 = sha256_source(&source)?;
         source.check_unchanged()?;
@@ -261,6 +263,17 @@ impl Drop for OutputFolder {
     }
 }
 
+/// Copies what is left of one file to another; a copy that a signal interrupts goes on.
+fn copy_all(from: &mut File, to: &mut File) -> std::io::Result<()> {
+    loop {
+        match std::io::copy(from, to) {
+            // What was copied before has moved both files on.
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
 /// Removes a folder under another name, so that a run that starts meanwhile cannot make its files in it.
 pub fn remove_at_once(folder: &Path) -> std::io::Result<()> {
     let doomed = folder.with_extension(format!("removed-{}", std::process::id()));
@@ -280,7 +293,9 @@ fn remove_empty(made: &Path, parent: &Path) {
 /// Makes the partial folder and takes its lock; another run that holds it is an error.
 fn lock(partial: &Path, target: &Path) -> Result<File> {
     loop {
-        match fs::create_dir(partial) {
+        let made = fs::create_dir(partial);
+        let made_here = made.is_ok();
+        match made {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io("create", partial, e)),
             Err(_) if fs::symlink_metadata(partial).is_ok_and(|found| !found.is_dir()) => {
                 return Err(Error::file(partial, "is in the way: expected the folder of a run, or nothing")
@@ -292,6 +307,12 @@ fn lock(partial: &Path, target: &Path) -> Result<File> {
         let file = match try_lock(&path, target) {
             // The other run has just renamed or removed the folder.
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error @ Error::Io { .. }) if made_here => {
+                // Best effort: this error is what the user must see.
+                let _ = fs::remove_file(&path);
+                let _ = fs::remove_dir(partial);
+                return Err(error);
+            }
             other => other?,
         };
         // The file locked may no longer be the one in the folder.

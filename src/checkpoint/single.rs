@@ -27,6 +27,17 @@ pub fn write(path: &Path, parts: &[&[u8]]) -> Result<()> {
     sync_folder(folder)
 }
 
+/// First bytes of an SVG file of ours.
+pub const SVG: &[u8] = b"<svg";
+
+/// Refuses to replace a file that does not begin as those of its `kind` do.
+pub fn check_kind(path: &Path, start: &[u8], kind: &str) -> Result<()> {
+    if path.exists() && !fs::read(path).is_ok_and(|bytes| bytes.starts_with(start)) {
+        return Err(Error::file(path, format!("exists already, and is no {kind}")).with_hint("choose another output"));
+    }
+    Ok(())
+}
+
 /// Writes one float32 tensor as a safetensors file.
 ///
 /// An existing file is replaced only if it is one that this function wrote: it holds that one tensor, and nothing else.

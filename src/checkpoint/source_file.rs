@@ -73,20 +73,25 @@ impl SourceFile {
 
     /// Refuses a file whose length, time or identity differs from when it was opened.
     pub fn check_unchanged(&self) -> Result<()> {
-        let now = std::fs::metadata(&self.path).map_err(|e| Error::io("read", &self.path, e))?;
-        if Stamp::of(&now) == self.stamp { Ok(()) } else { Err(self.changed()) }
+        if stamp_of(&self.path)? == self.stamp { Ok(()) } else { Err(changed(&self.path)) }
     }
+}
 
-    fn changed(&self) -> Error {
-        Error::file(&self.path, "changed while it was read")
-            .with_hint("wait until nothing writes to it, then run the command again")
-    }
+/// What the file at `path` is now.
+pub(super) fn stamp_of(path: &Path) -> Result<Stamp> {
+    Ok(Stamp::of(&std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?))
+}
+
+/// The error for a file that is not what it was.
+pub(crate) fn changed(path: &Path) -> Error {
+    Error::file(path, "changed while it was read")
+        .with_hint("wait until nothing writes to it, then run the command again")
 }
 
 impl ReadAt for SourceFile {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.file.read_exact_at(buf, offset).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => self.changed(),
+            std::io::ErrorKind::UnexpectedEof => changed(&self.path),
             _ => Error::io("read", &self.path, e),
         })
     }

@@ -3,12 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
+use serde_saphyr::Location;
 
 use crate::error::{nearest, one_of};
 use crate::{Error, Result};
 
 /// Largest file that is read, in bytes.
 const LARGEST: u64 = 1 << 20;
+
+/// `FILE:LINE:COLUMN`, which editors open.
+pub(crate) fn place(path: &Path, location: Location) -> PathBuf {
+    PathBuf::from(format!("{}:{}:{}", path.display(), location.line(), location.column()))
+}
 
 /// Reads the file.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
@@ -29,9 +35,8 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
         };
         match &error {
             serde_saphyr::Error::SerdeUnknownField { field, expected, location } => {
-                let place = format!("{}:{}", path.display(), location.line());
                 let problem = format!("expected {}", one_of(expected.iter().copied()));
-                let error = Error::key(PathBuf::from(place), field, problem);
+                let error = Error::key(place(path, *location), field, problem);
                 match nearest(field, expected.iter().copied()) {
                     Some(name) => error.with_hint(format!("the nearest known key is `{name}`")),
                     None => error,

@@ -134,10 +134,7 @@ impl Arguments {
             }
         }
         for path in self.svg.iter().chain(&self.routing_svg) {
-            let is_svg = std::fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"<svg"));
-            if path.exists() && !is_svg {
-                return Err(Error::file(path, "exists already, and is no SVG").with_hint("choose another output"));
-            }
+            single::check_kind(path, single::SVG, "SVG")?;
         }
         let request = self.request();
         let mut mixtures = 0;

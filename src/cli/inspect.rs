@@ -1,28 +1,37 @@
 //! `inspect`: what a checkpoint is, from its headers alone.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bam_convert::Error;
 use bam_convert::checkpoint::folder::Checkpoint;
 use bam_convert::checkpoint::{Manifest, TensorEntry};
-use bam_convert::family::{Architecture, Config, cost};
+use bam_convert::family::{Architecture, Config, ExpertLayout, cost};
 use bam_convert::table::{self, Align, counted, grouped};
 use clap::Args;
 use serde::Serialize;
 
 use super::printer::Printer;
-use super::{Outcome, Verdict};
+use super::{Outcome, Verdict, divergence};
 
-/// Show what a checkpoint holds, reading headers only.
+/// Show what a checkpoint holds, reading headers only; or how far specialists have moved from their seed.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  bam-convert inspect bam --tensors")]
+#[command(after_help = "Examples:\n  bam-convert inspect bam --tensors\n  \
+                        bam-convert inspect --divergence seed code law --svg divergence.svg")]
 pub struct Arguments {
     /// Folder, .safetensors or .gguf file.
-    path: PathBuf,
+    #[arg(required_unless_present = "divergence")]
+    path: Option<PathBuf>,
     /// List every tensor.
     #[arg(long)]
     tensors: bool,
+    /// Compare dense specialists with the seed they were trained from, reading all weights: by role and layer how far each
+    /// has moved, which way the others went, and what averaging will change (docs/experts.md).
+    #[arg(long, value_names = ["SEED", "[NAME=]EXPERT"], num_args = 2.., conflicts_with_all = ["path", "tensors"])]
+    divergence: Vec<PathBuf>,
+    /// Draw the divergence as heat maps.
+    #[arg(long, value_name = "FILE.svg", requires = "divergence")]
+    svg: Option<PathBuf>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -35,6 +44,8 @@ struct Summary {
     architecture: Option<Architecture>,
     #[serde(skip_serializing_if = "Option::is_none")]
     architecture_unknown: Option<String>,
+    /// Whether all experts of a layer are in one tensor.
+    fused_experts: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     method: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,7 +85,10 @@ struct Tensor {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
-        let summary = self.summary()?;
+        let Some(path) = &self.path else {
+            return divergence::run(&self.divergence, self.svg.as_deref(), self.json, printer);
+        };
+        let summary = self.summary(path)?;
         match self.json {
             true => printer.json(&summary)?,
             false => printer.result(&summary.text())?,
@@ -82,10 +96,10 @@ impl Arguments {
         Ok(Verdict::Yes)
     }
 
-    fn summary(&self) -> Result<Summary, Error> {
-        let checkpoint = Checkpoint::open(&self.path)?;
+    fn summary(&self, path: &Path) -> Result<Summary, Error> {
+        let checkpoint = Checkpoint::open(path)?;
         let config = match &checkpoint.gguf {
-            Some(header) => Some(Config::from_json(&self.path, bam_convert::family::gguf::config(header)?)),
+            Some(header) => Some(Config::from_json(path, bam_convert::family::gguf::config(header)?)),
             None => checkpoint
                 .folder()
                 .filter(|folder| folder.join("config.json").exists())
@@ -97,6 +111,7 @@ impl Arguments {
             Some(Err(error)) => (None, Some(error.to_string())),
             None => (None, None),
         };
+        let layout = architecture.as_ref().map(|architecture| architecture.expert_layout(&checkpoint)).transpose()?;
         let manifest = checkpoint.folder().map(Manifest::read).transpose()?.flatten();
         let report = architecture
             .as_ref()
@@ -123,9 +138,10 @@ impl Arguments {
             })
         };
         Ok(Summary {
-            path: self.path.clone(),
+            path: path.to_path_buf(),
             architecture,
             architecture_unknown,
+            fused_experts: layout == Some(ExpertLayout::Fused),
             method: manifest.map(|manifest| manifest.method),
             expert_names: names.and_then(|names| serde_json::from_value(names.clone()).ok()),
             parameters: checkpoint.tensors.values().map(TensorEntry::elements).sum(),
@@ -149,6 +165,9 @@ impl Summary {
         }
         if let Some(unknown) = &self.architecture_unknown {
             fact("model", format!("unknown: {unknown}"));
+        }
+        if self.fused_experts {
+            fact("layout", "fused: all experts of a layer in one tensor (`convert --layout classic`)".to_owned());
         }
         if let Some(names) = &self.expert_names {
             fact("experts", names.join(", "));

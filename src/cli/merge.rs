@@ -2,22 +2,34 @@
 
 use std::path::PathBuf;
 
+use bam_convert::Error;
+use bam_convert::checkpoint::Dtype;
 use bam_convert::family::Family;
 use bam_convert::surgery::Model;
-use bam_convert::surgery::merge::plan;
+use bam_convert::surgery::merge::{Settings, plan};
 use clap::Args;
 
 use super::Outcome;
 use super::printer::Printer;
+use super::upcycle::float_dtype;
 use super::write::WriteArguments;
 
 /// Average models of one shape, each with a weight.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  bam-convert merge --model a:0.75 --model b:0.25 --out merged")]
 pub struct Arguments {
-    /// A model and its weight, 1 where none is given (repeat); weights are divided by their sum.
+    /// A model and its weight, 1 where none is given (repeat).
     #[arg(long = "model", value_name = "DIR[:WEIGHT]", required = true, value_parser = weighted_path)]
     models: Vec<(PathBuf, f64)>,
+    /// Whose configuration and tokenizer the output has: one of the models [default: the first].
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
+    /// Divide by the sum of the weights.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    normalize: bool,
+    /// Dtype of the output [default: the base's].
+    #[arg(long, value_name = "DTYPE", value_parser = float_dtype)]
+    dtype: Option<Dtype>,
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -48,7 +60,15 @@ impl Arguments {
         for (number, (path, weight)) in self.models.iter().enumerate() {
             models.push((Model::open_as(&format!("model-{}", number + 1), path, format.as_ref())?, *weight));
         }
-        let (plan, architecture, files) = plan(models)?;
+        let base = match &self.base {
+            None => 0,
+            Some(base) => self.models.iter().position(|(path, _)| path == base).ok_or_else(|| {
+                Error::usage(format!("--base {} is none of the models", base.display()))
+                    .with_hint("name one of the folders of --model as it stands there")
+            })?,
+        };
+        let settings = Settings { base, normalize: self.normalize, dtype: self.dtype };
+        let (plan, architecture, files) = plan(models, &settings)?;
         self.write.run(&plan, Some(&architecture), &files, &self.out, printer)
     }
 }

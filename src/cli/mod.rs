@@ -4,11 +4,13 @@
 //! decided once, here, and so is what a closed pipe means: the reader has seen enough, which is no error.
 
 mod branch;
+mod check;
 mod completions;
 mod convert;
 mod cost;
 mod device;
 mod diff;
+mod divergence;
 mod eval;
 mod generate;
 mod init;
@@ -16,6 +18,7 @@ mod inspect;
 mod logits;
 mod man;
 mod merge;
+mod methods;
 mod preview;
 mod printer;
 mod prompts;
@@ -30,8 +33,8 @@ mod write;
 
 use std::process::ExitCode;
 
-use bam_convert::Error;
-use clap::{CommandFactory, Parser, Subcommand};
+use bam_convert::{Error, pipeline};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use printer::Printer;
 
@@ -66,7 +69,7 @@ enum Command {
     Convert(convert::Arguments),
     Branch(branch::Arguments),
     Merge(merge::Arguments),
-    Upcycle(upcycle::Arguments),
+    Upcycle(Box<upcycle::Arguments>),
     Validate(validate::Arguments),
     Diff(diff::Arguments),
     Tokenize(tokenize::Arguments),
@@ -82,8 +85,16 @@ enum Command {
 
 /// Parses the arguments, runs the command, and turns its outcome into an exit code.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let (arguments, notes) = match parse() {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let exit_code = error.exit_code();
+            Printer::new(false).error(&error.into());
+            return ExitCode::from(exit_code);
+        }
+    };
     let printer = Printer::new(arguments.quiet);
+    notes.iter().for_each(|note| printer.note(&format!(" note: {note}")));
     let outcome = match &arguments.command {
         Command::Inspect(arguments) => arguments.run(&printer),
         Command::Cost(arguments) => arguments.run(&printer),
@@ -117,7 +128,22 @@ pub fn main() -> ExitCode {
 
 /// The definition of the command line, from which help, completions and manual pages come.
 fn definition() -> clap::Command {
-    Arguments::command()
+    pipeline::define(Arguments::command())
+}
+
+/// The arguments of this process, with those that the file of `--config` holds, and notes about that file. What clap refuses,
+/// or answers itself, ends the process.
+fn parse() -> bam_convert::Result<(Arguments, Vec<String>)> {
+    let mut line = std::env::args_os().collect::<Vec<_>>();
+    let mut notes = Vec::new();
+    if pipeline::is_given(&line) {
+        let relaxed = pipeline::relaxed(definition());
+        let matches = relaxed.clone().get_matches_from(line.clone());
+        pipeline::Settled { line, notes } = pipeline::settle(&relaxed, line, &matches)?;
+    }
+    let mut matches = definition().get_matches_from(line);
+    let arguments = Arguments::from_arg_matches_mut(&mut matches);
+    Ok((arguments.unwrap_or_else(|error| error.exit()), notes))
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {

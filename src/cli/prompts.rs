@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bam_convert::checkpoint::{Dtype, header};
 use bam_convert::evaluate::prompts::{ALIKE, Prompts, Rows};
-use bam_convert::family::{Architecture, Mixture};
+use bam_convert::family::Architecture;
 use bam_convert::model::{CausalLm, LoadOptions};
 use bam_convert::surgery::router::{PROMPT_ROWS, PromptRows};
 use bam_convert::{Error, Result};
@@ -20,8 +20,8 @@ pub struct ComputedRows {
 }
 
 impl ComputedRows {
-    /// Computes the rows of the experts `names` by the seed in the folder `seed`.
-    pub fn new(file: &Path, seed: &Path, dense: &Architecture, names: &[String], printer: &Printer) -> Result<Self> {
+    /// Computes the rows of the experts `names` by the seed in the folder `seed`; `output` is what has the routers.
+    pub fn new(file: &Path, seed: &Path, output: &Architecture, names: &[String], printer: &Printer) -> Result<Self> {
         let prompts = Prompts::read(file, names)?;
         let model = CausalLm::load(seed, &LoadOptions::default())?;
         let bar = printer.tokens_bar(prompts.count(), "reading prompts");
@@ -39,7 +39,7 @@ impl ComputedRows {
         let path = folder.join(PROMPT_ROWS);
         let mode = prompts.mode.name().to_owned();
         let found = Self { folder, rows: PromptRows { path: path.clone(), mode, prompts_sha256: prompts.sha256 } };
-        std::fs::write(&path, encode(&rows, dense, names.len())?).map_err(|e| Error::io("write", &path, e))?;
+        std::fs::write(&path, encode(&rows, output)?).map_err(|e| Error::io("write", &path, e))?;
         Ok(found)
     }
 }
@@ -51,10 +51,9 @@ impl Drop for ComputedRows {
     }
 }
 
-/// The rows as safetensors: a float32 tensor for each router that a mixture of `experts` such models may have.
-fn encode(rows: &Rows, dense: &Architecture, experts: usize) -> Result<Vec<u8>> {
-    let mixture = dense.upcycled(Mixture::new(dense, experts as u64));
-    let mut routers = mixture.tensors()?;
+/// The rows as safetensors: a float32 tensor for each router of the output.
+fn encode(rows: &Rows, output: &Architecture) -> Result<Vec<u8>> {
+    let mut routers = output.tensors()?;
     routers.retain(|spec| spec.role.is_router() && !spec.bias);
     let mut bytes = header::write(routers.iter().map(|spec| (spec.name.as_str(), Dtype::F32, &spec.shape[..])));
     for spec in &routers {

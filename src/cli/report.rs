@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use bam_convert::Error;
 use bam_convert::checkpoint::single;
 use bam_convert::report::{self, Means, Work};
 use clap::Args;
@@ -35,11 +34,7 @@ pub struct Arguments {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
-        if self.out.exists() && !std::fs::read(&self.out).is_ok_and(|bytes| bytes.starts_with(HTML)) {
-            return Err(Error::file(&self.out, "exists already, and is no report")
-                .with_hint("choose another --out")
-                .into());
-        }
+        single::check_kind(&self.out, HTML, "report")?;
         let input = report::read(&self.inputs)?;
         let bar = printer.bytes_bar(0, "comparing");
         let threads = self.threads.map(usize::from);

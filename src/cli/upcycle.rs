@@ -5,29 +5,33 @@ use std::path::PathBuf;
 use bam_convert::Error;
 use bam_convert::checkpoint::dtype::{self, Dtype};
 use bam_convert::checkpoint::output::check_target;
-use bam_convert::family::{Architecture, AttentionKv, Family, Method, RouterBias, TopK};
+use bam_convert::family::{Architecture, AttentionKv, Family, Method, Mixture, RouterBias, TopK};
 use bam_convert::surgery::Model;
+use bam_convert::surgery::methods::FeedForward;
 use bam_convert::surgery::router::RouterInit;
 use bam_convert::surgery::upcycle::{Expert, SEED, Settings, check_names, plan};
 use clap::{Args, ValueEnum};
 
 use super::Outcome;
+use super::check::Check;
+use super::methods::MethodArguments;
 use super::printer::Printer;
 use super::prompts::ComputedRows;
 use super::write::WriteArguments;
 
 /// Make a mixture of experts out of a dense seed and models that were trained from it.
 ///
-/// Experts are copies, byte for byte: of the feed-forward weights and, with `--method bam`, of the
-/// attention weights. Everything else is the average over the dense models, the seed included.
-/// Routers start fresh. The output records how each tensor was made; `validate --against` replays it.
+/// With `bam` and `btx` experts are copies, byte for byte: of the feed-forward weights and, with `bam`, of the
+/// attention weights. Everything else is the average over the dense models, the seed included. The other methods
+/// make feed-forward experts of the seed alone and keep the rest of it. Routers start fresh. The output records how each tensor was made; `validate --against` replays it.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  bam-convert upcycle --method bam --seed seed --expert code=code --expert law=law --out bam"
+    after_help = "Example:\n  bam-convert upcycle --method bam --seed seed --expert code=code --expert law=law --out bam\n  bam-convert upcycle --method drop --seed seed --experts 8 --top-k 2 --out drop"
 )]
 pub struct Arguments {
-    /// Which surgery.
-    #[arg(long, value_name = "bam|btx")]
+    /// Which surgery: of a seed and specialists `bam` or `btx`, of a seed alone `sparse`, `noise`, `drop`, `granular`,
+    /// `shuffle` or `split` (docs/methods.md).
+    #[arg(long, value_name = "METHOD")]
     method: Method,
     /// Folder of the dense seed: expert 0.
     #[arg(long, value_name = "DIR")]
@@ -47,18 +51,20 @@ pub struct Arguments {
     /// What is no expert: the average of the dense models, or the seed's own [default: mean].
     #[arg(long, value_enum)]
     rest: Option<MeanOrSeed>,
-    /// Feed-forward experts a token goes to, or `soft` for all of them, weighted.
-    #[arg(long, value_name = "K", default_value = "1")]
-    top_k: TopK,
+    /// Feed-forward experts a token goes to, or `soft` for all of them, weighted [default: 1, or 2 for other targets
+    /// than `bam`; with `granular` at least the granularity].
+    #[arg(long, value_name = "K")]
+    top_k: Option<TopK>,
     /// Attention experts a token goes to, or `soft` for all of them, weighted (`bam`) [default: soft].
     #[arg(long, value_name = "K")]
     attention_top_k: Option<TopK>,
-    /// Divide the gates of the selected feed-forward experts by their sum.
-    #[arg(long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
-    norm_topk_prob: bool,
-    /// Architecture of the output.
-    #[arg(long, value_enum, default_value_t = TargetName::Bam)]
-    target: TargetName,
+    /// Divide the gates of the selected feed-forward experts by their sum [default: false, or true for other targets
+    /// than `bam` where a token goes to more than one].
+    #[arg(long, value_name = "BOOL")]
+    norm_topk_prob: Option<bool>,
+    /// Architecture of the output: a BAM, or what other programs read without code beside it (docs/targets.md).
+    #[arg(long, value_name = "FAMILY", default_value = "bam", value_parser = TARGETS)]
+    target: String,
     /// Take the seed out of the experts and out of the averages.
     #[arg(long)]
     no_seed_expert: bool,
@@ -91,6 +97,12 @@ pub struct Arguments {
     /// Read the models as the family that this format file describes, as in `formats/`.
     #[arg(long, value_name = "FILE")]
     format: Option<PathBuf>,
+    /// Then let each source and the mixture read the beginning of this text (as for `eval --data`, 4096 tokens), and show
+    /// their perplexity: what the surgery has cost, before any training.
+    #[arg(long, value_name = "TEXT", conflicts_with = "format")]
+    check: Option<PathBuf>,
+    #[command(flatten)]
+    methods: MethodArguments,
     #[command(flatten)]
     write: WriteArguments,
 }
@@ -139,11 +151,8 @@ impl RouterBiasName {
     }
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum TargetName {
-    /// The BAM checkpoint.
-    Bam,
-}
+/// Values of `--target`: the families of mixtures.
+pub const TARGETS: [&str; 5] = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
 
 /// `NAME=DIR`.
 fn named_path(text: &str) -> Result<(String, PathBuf), String> {
@@ -163,8 +172,8 @@ pub fn float_dtype(text: &str) -> Result<Dtype, String> {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
-        let TargetName::Bam = self.target;
-        self.refuse_misplaced()?;
+        let feed_forward = self.methods.feed_forward(self.method)?;
+        self.refuse_misplaced(&feed_forward)?;
         let format = self.format.as_deref().map(Family::read).transpose()?;
         let seed = Model::open_as(SEED, &self.seed, format.as_ref())?;
         let mut experts = Vec::with_capacity(self.experts.len());
@@ -174,16 +183,22 @@ impl Arguments {
             experts.push(Expert { name: name.clone(), model });
         }
         let computed = self.prompt_rows(&seed.architecture, printer)?;
+        let stock = self.target != "bam";
+        let top_k = self.top_k.unwrap_or(TopK::Of(feed_forward.usual_top_k().max(if stock { 2 } else { 1 })));
         let rest_of_seed = matches!(self.rest, Some(MeanOrSeed::Seed));
         let settings = Settings {
             method: self.method,
+            layers: self.methods.layers(&seed.architecture)?,
+            shared_expert: self.methods.shared_expert(),
+            feed_forward,
+            target: self.target.clone(),
             kv: self.kv.map_or(AttentionKv::Expert, KvName::value),
             shared_kv_of_seed: self.shared_kv.map_or(rest_of_seed, |of| matches!(of, MeanOrSeed::Seed)),
             rest_of_seed,
             dtype: self.dtype,
-            top_k: self.top_k,
+            top_k,
             attention_top_k: self.attention_top_k.unwrap_or(TopK::Soft),
-            norm_topk_prob: self.norm_topk_prob,
+            norm_topk_prob: self.norm_topk_prob.unwrap_or(stock && top_k != TopK::Of(1)),
             seed_expert: !self.no_seed_expert,
             seed_copies: u64::from(self.seed_copies),
             router: self.router.clone(),
@@ -195,7 +210,15 @@ impl Arguments {
             rng_seed: self.rng_seed,
         };
         let upcycling = plan(seed, experts, &settings)?;
-        self.write.run(&upcycling.plan, Some(&upcycling.architecture), &upcycling.files, &self.out, printer)
+        let check = self.check.as_deref().map(|text| Check::new(text, self.sources())).transpose()?;
+        let (plan, architecture, files) = (&upcycling.plan, Some(&upcycling.architecture), &upcycling.files);
+        self.write.run_and_check(plan, architecture, files, &self.out, check.as_ref(), printer)
+    }
+
+    /// The dense models with their names, the seed first.
+    fn sources(&self) -> Vec<(String, PathBuf)> {
+        let experts = self.experts.iter().filter(|(_, path)| path.as_os_str() != "random").cloned();
+        std::iter::once((SEED.to_owned(), self.seed.clone())).chain(experts).collect()
     }
 
     /// The rows for routers that start from prompts.
@@ -221,30 +244,60 @@ impl Arguments {
         check_target(&self.out, self.write.force, &[])?;
         let seed = (!self.no_seed_expert).then(|| SEED.to_owned());
         let names: Vec<String> = seed.into_iter().chain(self.experts.iter().map(|(name, _)| name.clone())).collect();
-        ComputedRows::new(file, &self.seed, dense, &names, printer).map(Some)
+        let mut output = dense.upcycled(Mixture::new(dense, names.len() as u64));
+        if (self.method == Method::Btx || self.target != "bam")
+            && let Some(mixture) = &mut output.mixture
+        {
+            mixture.attention_kv = AttentionKv::Merged;
+        }
+        output.family.clone_from(&self.target);
+        ComputedRows::new(file, &self.seed, &output, &names, printer).map(Some)
     }
 
     /// Flags that would be without effect are refused rather than ignored.
-    fn refuse_misplaced(&self) -> bam_convert::Result<()> {
+    fn refuse_misplaced(&self, feed_forward: &FeedForward) -> bam_convert::Result<()> {
         let shared = matches!(self.kv, Some(KvName::Shared));
-        let given = [
+        let of_attention = [
             ("--kv", self.kv.is_some()),
             ("--shared-kv", self.shared_kv.is_some()),
             ("--attention-top-k", self.attention_top_k.is_some()),
             ("--attention-router", self.attention_router.is_some()),
         ];
-        if self.method == Method::Btx
-            && let Some((flag, _)) = given.iter().find(|(_, given)| *given)
-        {
-            return Err(bam_convert::Error::usage(format!(
-                "{flag} has no effect with --method btx, which averages attention"
-            ))
-            .with_hint("leave it out, or pass --method bam"));
+        let of_models = [
+            ("--expert", !self.experts.is_empty()),
+            ("--no-seed-expert", self.no_seed_expert),
+            ("--seed-copies", self.seed_copies > 0),
+            ("--rest", self.rest.is_some()),
+        ];
+        let first = |flags: &[(&'static str, bool)]| flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
+        let method = self.method.name();
+        if let Some(flag) = first(&of_attention).filter(|_| self.method != Method::Bam) {
+            let why = if self.method.of_models() { "averages attention" } else { "keeps the seed's attention" };
+            return Err(Error::usage(format!("{flag} has no effect with --method {method}, which {why}"))
+                .with_hint("leave it out, or pass --method bam"));
+        }
+        if let Some(flag) = first(&of_models).filter(|_| !self.method.of_models()) {
+            let problem = format!("{flag} has no effect with --method {method}, which takes all from the seed");
+            return Err(Error::usage(problem).with_hint("leave it out, or pass --method bam or btx"));
+        }
+        if matches!(self.router, RouterInit::Prompts(_)) && *feed_forward != FeedForward::Networks {
+            return Err(Error::usage(
+                "--router prompts:PATH makes a row for each model, but experts are no whole models",
+            )
+            .with_hint("pass --router normal"));
         }
         if self.shared_kv.is_some() && !shared {
             return Err(bam_convert::Error::usage("--shared-kv has no effect without --kv shared")
                 .with_hint("pass --kv shared"));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_mixture_is_a_target() {
+        assert_eq!(bam_convert::family::targets().unwrap_or_default(), super::TARGETS);
     }
 }

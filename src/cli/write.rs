@@ -4,12 +4,13 @@ use std::path::Path;
 
 use bam_convert::checkpoint::writer::shard_count;
 use bam_convert::family::Architecture;
-use bam_convert::surgery::Plan;
 use bam_convert::surgery::execute::{OutputFile, Target, check_place, check_plan, execute, work_length};
+use bam_convert::surgery::{Plan, licence};
 use bam_convert::table;
 use bytesize::ByteSize;
 use clap::Args;
 
+use super::check::Check;
 use super::preview::Preview;
 use super::printer::Printer;
 use super::work::WorkArguments;
@@ -45,7 +46,20 @@ impl WriteArguments {
         out: &Path,
         printer: &Printer,
     ) -> Outcome {
-        plan.notes.iter().for_each(|note| printer.note(&format!(" note: {note}")));
+        self.run_and_check(plan, architecture, files, out, None, printer)
+    }
+
+    /// As [`run`](Self::run); what has been written is then measured by `check`.
+    pub fn run_and_check(
+        &self,
+        plan: &Plan,
+        architecture: Option<&Architecture>,
+        files: &[OutputFile],
+        out: &Path,
+        check: Option<&Check>,
+        printer: &Printer,
+    ) -> Outcome {
+        plan.notes.iter().chain(&licence::notes(plan)).for_each(|note| printer.note(&format!(" note: {note}")));
         let bar = printer.bytes_bar(work_length(plan), "writing");
         let threads = self.work.thread_count();
         let target = Target {
@@ -73,13 +87,17 @@ impl WriteArguments {
         let manifest = execute(plan, files, &target)?;
         bar.finish_and_clear();
         if self.work.json {
-            printer.json(&serde_json::json!({
+            let mut result = serde_json::json!({
                 "output": out,
                 "method": manifest.method,
                 "tensors": manifest.tensors.len(),
                 "bytes": plan.data_length(),
                 "files": manifest.files,
-            }))?;
+            });
+            if let Some(check) = check {
+                result["check"] = serde_json::to_value(check.run(out, printer)?)?;
+            }
+            printer.json(&result)?;
         } else {
             printer.note(&format!(
                 "wrote {}: {} tensors, {}, {} files",
@@ -88,6 +106,9 @@ impl WriteArguments {
                 table::bytes(plan.data_length()),
                 manifest.files.len() + manifest.unhashed_files.len() + 1,
             ));
+            if let Some(check) = check {
+                printer.result(&check.run(out, printer)?.table())?;
+            }
         }
         Ok(Verdict::Yes)
     }

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::documents::Documents;
+use crate::Result;
 use crate::checkpoint::SourceFile;
-use crate::checkpoint::source_file::Stamp;
-use crate::{Error, Result};
+use crate::checkpoint::source_file::{Stamp, changed};
 
 /// Bytes of text in a batch; one document more than that is one batch.
 const BATCH: usize = 8 << 20;
@@ -66,10 +66,4 @@ impl<'a> Reader<'a> {
         }
         Ok((path, documents))
     }
-}
-
-/// A file that is another one than when it was first read.
-pub(super) fn changed(path: &Path) -> Error {
-    Error::file(path, "changed while it was read")
-        .with_hint("wait until nothing writes to it, then run the command again")
 }

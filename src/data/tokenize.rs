@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::batches::{Reader, changed};
+use super::batches::Reader;
 use super::dedup::fingerprint;
 use super::header::{self, FORMAT_VERSION, Header, IdType, Shard, Source, Split};
 use super::input;
@@ -20,7 +20,7 @@ use super::vocabulary::{self, MOST_TEXT, Ready, Vocabulary};
 use crate::checkpoint::SourceFile;
 use crate::checkpoint::hash::{hex, sha256, sha256_source};
 use crate::checkpoint::output::OutputFolder;
-use crate::checkpoint::source_file::Stamp;
+use crate::checkpoint::source_file::{Stamp, changed};
 use crate::{Error, Result};
 
 /// What to tokenize, and how.

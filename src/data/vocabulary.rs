@@ -14,7 +14,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{AddedToken, PreTokenizerWrapper};
 
 use super::header;
-use crate::checkpoint::json;
+use crate::checkpoint::{SourceFile, json};
 use crate::error::nearest;
 use crate::model::generate::eos_ids;
 use crate::model::tokenizer::Tokenizer;
@@ -78,8 +78,12 @@ pub(super) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Ready> {
             "--tokenizer takes a folder with a tokenizer.json, such a file, or train:N to make one of N tokens",
         ));
     }
-    let tokenizer = Tokenizer::open(&file)?;
     let folder = file.parent().unwrap_or(Path::new("."));
+    let config = folder.join(TOKENIZER_CONFIG);
+    // What is kept must be what made the ids, and both are read more than once.
+    let read = [&file, &config].into_iter().filter(|path| path.exists()).map(|path| SourceFile::open(path));
+    let read = read.collect::<Result<Vec<_>>>()?;
+    let tokenizer = Tokenizer::open(&file)?;
     let end_of_text = match end_of_text {
         Some(token) => id_of(&tokenizer, token)?,
         None => own_end_of_text(&tokenizer, folder)?,
@@ -90,10 +94,10 @@ pub(super) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Ready> {
         return Err(Error::file(&file, problem).with_hint("name the token with --end-of-text"));
     }
     let mut files = vec![(TOKENIZER, json::read_bytes(&file)?)];
-    let config = folder.join(TOKENIZER_CONFIG);
     if config.exists() {
         files.push((TOKENIZER_CONFIG, json::read_bytes(&config)?));
     }
+    read.iter().try_for_each(SourceFile::check_unchanged)?;
     Ok(Ready { tokenizer, vocab_size, end_of_text, files })
 }
 

@@ -1,28 +1,12 @@
 //! Charts of a report, as SVG.
 
-use plotters::coord::Shift;
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::text_anchor::{HPos, VPos};
 
 use super::report::{ModelReport, Report};
 use super::routing::{Kind, RouterReport};
+use crate::chart::{Area, COLOURS, Drawn, GREY, shade, words};
 use crate::{Error, Result};
-
-/// Colours that readers with any colour vision tell apart (Okabe and Ito).
-const COLOURS: [RGBColor; 7] = [
-    RGBColor(0, 114, 178),
-    RGBColor(230, 159, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(213, 94, 0),
-    RGBColor(86, 180, 233),
-    RGBColor(204, 121, 167),
-    RGBColor(120, 120, 120),
-];
-const FONT: &str = "sans-serif";
-const GREY: RGBColor = RGBColor(90, 90, 90);
-
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Drawn = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 /// Perplexity by domain, a bar for each model; empty without domains.
 pub fn perplexities(report: &Report) -> Result<String> {
@@ -37,10 +21,6 @@ pub fn routing(report: &Report) -> Result<String> {
     let mut svg = String::new();
     draw_heat_maps(report, &mut svg).map_err(|e| Error::compute("draw the heat map", e))?;
     Ok(svg)
-}
-
-fn words(size: u32, colour: &'static RGBColor, horizontal: HPos, vertical: VPos) -> TextStyle<'static> {
-    TextStyle::from((FONT, size).into_font()).color(colour).pos(Pos::new(horizontal, vertical))
 }
 
 fn draw_bars(report: &Report, svg: &mut String) -> Drawn {
@@ -174,12 +154,6 @@ impl<'a> Panel<'a> {
         area.draw(&Text::new("numbers in %", at, words(10, &GREY, HPos::Left, VPos::Top)))?;
         Ok(())
     }
-}
-
-/// From white at 0 to dark blue at 1.
-fn shade(share: f64) -> RGBColor {
-    let mix = |from: f64, to: f64| (from + (to - from) * share.clamp(0.0, 1.0)).round() as u8;
-    RGBColor(mix(245.0, 8.0), mix(249.0, 48.0), mix(253.0, 107.0))
 }
 
 fn draw_heat_maps(report: &Report, svg: &mut String) -> Drawn {

@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::checkpoint::{hash, yaml};
 use crate::error::nearest;
+use crate::mergekit::{MoeFile, Prompted};
 use crate::model::chat::special_tokens;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{CausalLm, Forward};
@@ -37,6 +39,9 @@ pub enum GateMode {
 }
 
 impl GateMode {
+    /// Every mode.
+    const ALL: [Self; 4] = [Self::Hidden, Self::HiddenLast, Self::HiddenAvg, Self::CheapEmbed];
+
     /// As in the file.
     pub fn name(self) -> &'static str {
         match self {
@@ -77,45 +82,30 @@ pub struct Prompts {
 }
 
 impl Prompts {
-    /// Reads a file for a mixture of the experts `names`, each of which it must name once.
+    /// Reads a file for a mixture of the experts `names`, each of which it must name once; or a configuration of
+    /// `mergekit-moe`, whose experts are these in order.
     pub fn read(path: &Path, names: &[String]) -> Result<Self> {
-        let file: File = yaml::read(path)?;
-        let mut by_name = BTreeMap::new();
-        for expert in file.experts {
-            if !names.contains(&expert.name) {
-                let problem = format!("has prompts for `{}`, but the experts are {}", expert.name, names.join(", "));
-                let error = Error::file(path, problem);
-                return Err(match nearest(&expert.name, names.iter().map(String::as_str)) {
-                    Some(near) => error.with_hint(format!("did you mean `{near}`?")),
-                    None => error,
-                });
-            }
-            let name = expert.name.clone();
+        let keys: BTreeMap<String, IgnoredAny> = yaml::read(path)?;
+        let (mode, experts) = match MoeFile::has_keys(keys.keys().map(String::as_str)) {
+            true => of_mergekit(path, names)?,
+            false => of_ours(path, names)?,
+        };
+        for (number, expert) in experts.iter().enumerate() {
+            let name = &expert.name;
             if expert.positive_prompts.is_empty() {
                 return Err(Error::file(path, format!("has no positive_prompts for `{name}`, expected at least one")));
             }
-            if by_name.insert(name.clone(), expert).is_some() {
-                return Err(Error::file(path, format!("has `{name}` twice, expected each expert once")));
-            }
-        }
-        let mut experts: Vec<ExpertPrompts> = Vec::with_capacity(names.len());
-        for name in names {
-            let expert = by_name.remove(name).ok_or_else(|| {
-                Error::file(path, format!("has no prompts for the expert `{name}`"))
-                    .with_hint("`seed` is the seed itself, expert 0; --no-seed-expert leaves it out")
-            })?;
             let same = |other: &&ExpertPrompts| {
                 (&other.positive_prompts, &other.negative_prompts)
                     == (&expert.positive_prompts, &expert.negative_prompts)
             };
-            if let Some(other) = experts.iter().find(same) {
+            if let Some(other) = experts[..number].iter().find(same) {
                 let problem = format!("has the same prompts for `{}` and `{name}`: their rows would tie", other.name);
                 return Err(Error::file(path, problem));
             }
-            experts.push(expert);
         }
         let (sha256, _) = hash::sha256_file(path)?;
-        Ok(Self { path: path.to_path_buf(), mode: file.gate_mode, sha256, experts })
+        Ok(Self { path: path.to_path_buf(), mode, sha256, experts })
     }
 
     /// The rows, computed by `model`, whose folder has the tokenizer; `progress` is told of each prompt.
@@ -162,6 +152,55 @@ impl Prompts {
         self.experts.iter().map(|expert| expert.positive_prompts.len() + expert.negative_prompts.len()).sum::<usize>()
             as u64
     }
+}
+
+/// A file of our own, its experts in the order of `names`.
+fn of_ours(path: &Path, names: &[String]) -> Result<(GateMode, Vec<ExpertPrompts>)> {
+    let file: File = yaml::read(path)?;
+    let mut by_name = BTreeMap::new();
+    for expert in file.experts {
+        if !names.contains(&expert.name) {
+            let problem = format!("has prompts for `{}`, but the experts are {}", expert.name, names.join(", "));
+            let error = Error::file(path, problem);
+            return Err(match nearest(&expert.name, names.iter().map(String::as_str)) {
+                Some(near) => error.with_hint(format!("did you mean `{near}`?")),
+                None => error,
+            });
+        }
+        let name = expert.name.clone();
+        if by_name.insert(name.clone(), expert).is_some() {
+            return Err(Error::file(path, format!("has `{name}` twice, expected each expert once")));
+        }
+    }
+    let in_order = names.iter().map(|name| {
+        by_name.remove(name).ok_or_else(|| {
+            Error::file(path, format!("has no prompts for the expert `{name}`"))
+                .with_hint("`seed` is the seed itself, expert 0; --no-seed-expert leaves it out")
+        })
+    });
+    Ok((file.gate_mode, in_order.collect::<Result<_>>()?))
+}
+
+/// A configuration of `mergekit-moe`, its experts under `names`.
+fn of_mergekit(path: &Path, names: &[String]) -> Result<(GateMode, Vec<ExpertPrompts>)> {
+    let file = MoeFile::read(path)?;
+    let Some(mode) = GateMode::ALL.into_iter().find(|mode| mode.name() == file.gate_mode()) else {
+        let problem = format!("is `{}`, expected one that makes rows of prompts", file.gate_mode());
+        return Err(Error::key(path, "gate_mode", problem));
+    };
+    let prompts = file.prompts();
+    if prompts.len() != names.len() {
+        let problem =
+            format!("has {} experts, but the mixture has {}: {}", prompts.len(), names.len(), names.join(", "));
+        return Err(Error::file(path, problem)
+            .with_hint("rows are given in the order of the experts; with experts of your own, pass --router too"));
+    }
+    let named = |(name, prompts): (&String, Prompted)| ExpertPrompts {
+        name: name.clone(),
+        positive_prompts: prompts.positive,
+        negative_prompts: prompts.negative,
+    };
+    Ok((mode, names.iter().zip(prompts).map(named).collect()))
 }
 
 /// Reads prompts with a model.

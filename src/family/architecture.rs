@@ -10,10 +10,11 @@ use super::config::{Config, Found};
 use super::format::{Family, Key, Presence};
 use super::layout::{Block, MlpType, NormPosition, NormType, QkNorm};
 use super::mixture::Mixture;
+use super::spelling::same_value;
 use crate::checkpoint::dtype::from_torch_name;
 use crate::{Error, Result};
 
-/// A decoder as its configuration describes it, dense or a BAM mixture.
+/// A decoder as its configuration describes it, dense or a mixture.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Architecture {
     /// Name of the family.
@@ -64,13 +65,16 @@ pub struct Architecture {
     pub logit_scale: Option<f64>,
     /// Positions that attention looks back, where limited.
     pub sliding_window: Option<u64>,
+    /// Largest magnitude of queries, keys and values, where limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_qkv: Option<f64>,
     /// Longest context that the model was made for.
     pub max_position_embeddings: Option<u64>,
     /// Standard deviation of fresh weights.
     pub initializer_range: f64,
     /// Dtype of the weights.
     pub dtype: Option<Dtype>,
-    /// The experts, in a BAM mixture.
+    /// The experts, in a mixture.
     pub mixture: Option<Mixture>,
     /// The family that a user brought; `None` where [`Self::family`] names an embedded one.
     #[serde(skip)]
@@ -100,11 +104,17 @@ impl Architecture {
         let present = |presence: &Presence| match presence {
             Presence::Never => Ok(false),
             Presence::Always => Ok(true),
-            Presence::Key(name) => {
-                let key = Key { names: vec![name.clone()], default: None };
+            Presence::Key { name, default } => {
+                let key = Key { names: vec![name.clone()], default: Some(Value::Bool(*default)) };
                 config.flag(&key).map(Option::unwrap_or_default)
             }
         };
+        for refused in &family.refused {
+            if config.json.get(&refused.key).is_some_and(|value| same_value(value, &refused.value)) {
+                let problem = format!("is {}, which cannot be computed here: {}", refused.value, refused.because);
+                return Err(Error::key(&config.path, &refused.key, problem));
+            }
+        }
         let hidden_size = config.required_count(&keys.hidden_size)?;
         let num_heads = config.required_count(&keys.num_heads)?;
         let head_dim = match config.count(&keys.head_dim)? {
@@ -121,7 +131,7 @@ impl Architecture {
         let qk_norm = if present(&family.present.qk_norm)? { family.qk_norm } else { QkNorm::None };
         // Some dense configs have a boolean of this name.
         let own_qk_norm = match config.json.get("qk_norm") {
-            Some(Value::Bool(_)) if family.expert_tensors.is_none() => None,
+            Some(Value::Bool(_)) if !family.says_layouts() => None,
             _ => config.choice("qk_norm")?,
         };
         let norm_type = config.choice("norm_type")?.unwrap_or(family.norm_type);
@@ -150,6 +160,7 @@ impl Architecture {
             hidden_act: config.text(&keys.hidden_act)?.unwrap_or("silu").to_owned(),
             logit_scale: config.number(&keys.logit_scale, f64::MIN)?,
             sliding_window: if window_used { config.count(&keys.sliding_window)? } else { None },
+            clip_qkv: config.number(&keys.clip_qkv, f64::MIN_POSITIVE)?,
             max_position_embeddings: config.count(&keys.max_position_embeddings)?,
             initializer_range: config.number(&keys.initializer_range, 0.0)?.unwrap_or(0.02),
             dtype: dtype(config, &keys.dtype)?,
@@ -157,8 +168,11 @@ impl Architecture {
             format: None,
         };
         architecture.check_in(config)?;
-        if family.expert_tensors.is_some() {
-            architecture.mixture = Some(Mixture::read(config, &architecture)?);
+        if family.is_mixture() {
+            architecture.mixture = Some(match &family.mixture {
+                Some(keys) => Mixture::read_keys(config, &architecture, keys)?,
+                None => Mixture::read(config, &architecture)?,
+            });
             architecture.check_in(config)?;
         }
         Ok(architecture)
@@ -167,6 +181,11 @@ impl Architecture {
     /// The BAM architecture whose experts are copies of this dense one.
     pub fn upcycled(&self, mixture: Mixture) -> Self {
         Self { family: "bam".to_owned(), mixture: Some(mixture), format: None, ..self.clone() }
+    }
+
+    /// Whether it is a checkpoint of this program's own format, which transformers reads with the code beside it.
+    pub fn is_bam(&self) -> bool {
+        self.family == "bam"
     }
 
     /// The family that names the tensors.
@@ -252,7 +271,7 @@ fn norm_eps(config: &Config, family: &Family, norm_type: NormType) -> Result<f64
         NormType::Rms => "rms_norm_eps",
         NormType::Layer => "layer_norm_eps",
     };
-    if family.expert_tensors.is_some()
+    if family.says_layouts()
         && let Found::Value(name, value) = config.find([own])?
     {
         return config.as_number(name, value, 0.0);

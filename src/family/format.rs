@@ -45,31 +45,64 @@ pub struct Family {
     /// Names of the experts' tensors; a family with these is a mixture.
     #[serde(default)]
     pub(crate) expert_tensors: Option<ExpertTensorNames>,
+    /// Configuration keys of the experts, in a mixture that is not a BAM: feed-forward experts beside ordinary attention.
+    #[serde(default)]
+    pub(crate) mixture: Option<MixtureKeys>,
+    /// Names of the tensors that hold all experts of a layer at once, in the layout that transformers 5 writes.
+    #[serde(default)]
+    pub(crate) fused_tensors: Option<FusedTensorNames>,
+    /// Values of configuration keys that mean something which cannot be computed here.
+    #[serde(default)]
+    pub(crate) refused: Vec<Refused>,
+}
+
+/// A value of a configuration key that is refused.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Refused {
+    /// The key.
+    pub(crate) key: String,
+    /// The value; others are fine.
+    pub(crate) value: Value,
+    /// Why.
+    pub(crate) because: String,
 }
 
 /// When an optional parameter exists.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(from = "String")]
+#[serde(from = "PresenceText")]
 pub(crate) enum Presence {
     /// In no checkpoint of the family.
     Never,
     /// In each.
     Always,
-    /// Where this boolean key of `config.json` is true.
-    Key(String),
+    /// Where this boolean key of `config.json` is true, or as `default` says where it is absent.
+    Key { name: String, default: bool },
 }
 
-impl From<String> for Presence {
-    fn from(text: String) -> Self {
-        match text.as_str() {
-            "never" => Self::Never,
-            "always" => Self::Always,
-            _ => Self::Key(text),
+/// How a format file says it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum PresenceText {
+    Word(String),
+    Key { key: String, default: bool },
+}
+
+impl From<PresenceText> for Presence {
+    fn from(text: PresenceText) -> Self {
+        match text {
+            PresenceText::Word(word) => match word.as_str() {
+                "never" => Self::Never,
+                "always" => Self::Always,
+                _ => Self::Key { name: word, default: false },
+            },
+            PresenceText::Key { key, default } => Self::Key { name: key, default },
         }
     }
 }
 
-/// Which optional parameters exist: `never`, `always`, or the boolean key that says so (absent means false).
+/// Which optional parameters exist: `never`, `always`, the boolean key that says so (absent means false), or
+/// `{ key: NAME, default: true }`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Present {
@@ -124,6 +157,38 @@ pub(crate) struct Keys {
     pub(crate) sliding_window: Key,
     #[serde(default)]
     pub(crate) use_sliding_window: Key,
+    #[serde(default)]
+    pub(crate) clip_qkv: Key,
+}
+
+/// The configuration keys of a mixture's experts; a key without names is fixed at its default.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MixtureKeys {
+    pub(crate) num_experts: Key,
+    pub(crate) num_experts_per_tok: Key,
+    pub(crate) moe_intermediate_size: Key,
+    pub(crate) norm_topk_prob: Key,
+    pub(crate) router_aux_loss_coef: Key,
+    /// The width of the shared expert, which each checkpoint of such a family has.
+    #[serde(default)]
+    pub(crate) shared_expert_intermediate_size: Option<Key>,
+    /// The list of layers without experts.
+    #[serde(default)]
+    pub(crate) dense_layers: Option<String>,
+    /// The number `n` where only each `n`-th layer has experts.
+    #[serde(default)]
+    pub(crate) sparse_step: Option<String>,
+}
+
+/// Names of the tensors of the fused layout: gate and up projections of all experts `[experts, 2 · intermediate, hidden]`, down
+/// projections `[experts, hidden, intermediate]`, and the router under the name that it has there.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FusedTensorNames {
+    pub(crate) gate_up: String,
+    pub(crate) down: String,
+    pub(crate) ffn_router: String,
 }
 
 /// Names of the tensors outside experts, one field a [`Role`]; `{l}` stands for the layer.
@@ -158,12 +223,12 @@ pub(crate) struct TensorNames {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ExpertTensorNames {
-    pub(crate) q: String,
-    pub(crate) k: String,
-    pub(crate) v: String,
-    pub(crate) o: String,
-    pub(crate) q_norm: String,
-    pub(crate) k_norm: String,
+    pub(crate) q: Option<String>,
+    pub(crate) k: Option<String>,
+    pub(crate) v: Option<String>,
+    pub(crate) o: Option<String>,
+    pub(crate) q_norm: Option<String>,
+    pub(crate) k_norm: Option<String>,
     pub(crate) gate: String,
     pub(crate) up: String,
     pub(crate) down: String,
@@ -205,20 +270,20 @@ impl TensorNames {
 impl ExpertTensorNames {
     /// The pattern of a role's weight in an expert.
     pub(crate) fn get(&self, role: Role) -> Option<&str> {
-        Some(match role {
-            Role::Q => &self.q,
-            Role::K => &self.k,
-            Role::V => &self.v,
-            Role::O => &self.o,
-            Role::QNorm => &self.q_norm,
-            Role::KNorm => &self.k_norm,
-            Role::Gate => &self.gate,
-            Role::Up => &self.up,
-            Role::Down => &self.down,
-            Role::AttentionAdapter => return self.attention_adapter.as_deref(),
-            Role::FfnAdapter => return self.ffn_adapter.as_deref(),
-            _ => return None,
-        })
+        match role {
+            Role::Q => self.q.as_deref(),
+            Role::K => self.k.as_deref(),
+            Role::V => self.v.as_deref(),
+            Role::O => self.o.as_deref(),
+            Role::QNorm => self.q_norm.as_deref(),
+            Role::KNorm => self.k_norm.as_deref(),
+            Role::Gate => Some(&self.gate),
+            Role::Up => Some(&self.up),
+            Role::Down => Some(&self.down),
+            Role::AttentionAdapter => self.attention_adapter.as_deref(),
+            Role::FfnAdapter => self.ffn_adapter.as_deref(),
+            _ => None,
+        }
     }
 }
 
@@ -229,7 +294,8 @@ macro_rules! embedded {
 }
 
 /// The embedded files, in the order in which they are listed to users.
-static EMBEDDED: [(&str, &str); 6] = embedded!("llama", "mistral", "qwen2", "qwen3", "cohere", "bam");
+static EMBEDDED: [(&str, &str); 10] =
+    embedded!("llama", "mistral", "qwen2", "qwen3", "cohere", "bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe");
 
 static FAMILIES: LazyLock<std::result::Result<Vec<Arc<Family>>, String>> = LazyLock::new(|| {
     let parse = |(path, text): &(&str, &str)| Family::from_yaml(Path::new(path), text).map(Arc::new);
@@ -290,6 +356,16 @@ impl Family {
         Err(Error::key(&config.path, "model_type", problem).with_hint(hint))
     }
 
+    /// Whether configurations of the family say themselves which layouts they use, as a BAM's do.
+    pub(crate) fn says_layouts(&self) -> bool {
+        self.expert_tensors.is_some() && self.mixture.is_none()
+    }
+
+    /// Whether its checkpoints are mixtures.
+    pub fn is_mixture(&self) -> bool {
+        self.expert_tensors.is_some()
+    }
+
     /// Refuses what the grammar allows and the toolkit could not use.
     fn check(&self, path: &Path) -> Result<()> {
         for role in Role::ALL {
@@ -311,6 +387,18 @@ impl Family {
                         format!("expected a name that ends in .weight with {wanted}, found \"{pattern}\""),
                     ));
                 }
+            }
+        }
+        if self.mixture.is_some() && self.tensors.ffn_router.is_none() {
+            return Err(Error::key(path, "tensors.ffn_router", "expected a name, because this family is a mixture"));
+        }
+        if self.mixture.is_some() && self.expert_tensors.is_none() {
+            return Err(Error::key(path, "expert_tensors", "expected names, because this family is a mixture"));
+        }
+        for (key, pattern) in self.fused_tensors.iter().flat_map(FusedTensorNames::all) {
+            if pattern.matches("{l}").count() != 1 || pattern.matches(['{', '}']).count() != 2 {
+                let problem = format!("expected a name with {{l}} once, found \"{pattern}\"");
+                return Err(Error::key(path, &format!("fused_tensors.{key}"), problem));
             }
         }
         let needed = Role::norms(self.block, self.norm_position)
@@ -335,7 +423,9 @@ mod tests {
     #[test]
     fn embedded_formats_are_sound() {
         let names: Vec<_> = families().unwrap().iter().map(|family| family.name.clone()).collect();
-        assert_eq!(names, ["llama", "mistral", "qwen2", "qwen3", "cohere", "bam"]);
+        let dense = ["llama", "mistral", "qwen2", "qwen3", "cohere"];
+        let mixtures = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
+        assert_eq!(names, [dense, mixtures].concat());
     }
 
     fn refused(change: impl Fn(&str) -> String) -> Error {

@@ -94,6 +94,8 @@ choice! {
         HeadDim = "head_dim",
         /// Layer norm of each head with a weight `[heads, head_dim]` (Cohere).
         PerHead = "per_head",
+        /// Root mean square over all heads together with a weight `[heads · head_dim]` (OLMoE).
+        Full = "full",
     }
 }
 choice! {

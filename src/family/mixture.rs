@@ -1,4 +1,4 @@
-//! The experts of a BAM mixture, as its `config.json` describes them.
+//! The experts of a mixture, as its `config.json` describes them.
 
 use std::str::FromStr;
 
@@ -7,37 +7,66 @@ use serde_json::Value;
 
 use super::architecture::{Architecture, Fault};
 use super::config::{Config, Found};
+use super::format::{Key, MixtureKeys};
 use super::layout::{AttentionKv, Layers};
 use crate::checkpoint::json::kind;
+use crate::error::{nearest, one_of};
 use crate::{Error, Result};
 
-/// Which parts of the dense models become experts.
+/// How dense models become a mixture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// Branch-Attend-Mix: attention and feed-forward experts (Zhang et al. 2024).
     Bam,
     /// Branch-Train-MiX: feed-forward experts beside one averaged attention (Sukhbaatar et al. 2024).
     Btx,
+    /// Sparse upcycling: copies of one feed-forward network (Komatsuzaki et al. 2022).
+    Sparse,
+    /// Copies with noise.
+    Noise,
+    /// Drop-Upcycling: copies with neurons drawn again (Nakamura et al. 2025).
+    Drop,
+    /// Shards of copies with virtual groups (He et al. 2024).
+    Granular,
+    /// Cuts out of shuffled copies (Qwen2-MoE).
+    Shuffle,
+    /// One feed-forward network shared out (LLaMA-MoE).
+    Split,
 }
 
 impl Method {
+    /// Every method.
+    pub const ALL: [Self; 8] =
+        [Self::Bam, Self::Btx, Self::Sparse, Self::Noise, Self::Drop, Self::Granular, Self::Shuffle, Self::Split];
+
     /// As on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Bam => "bam",
             Self::Btx => "btx",
+            Self::Sparse => "sparse",
+            Self::Noise => "noise",
+            Self::Drop => "drop",
+            Self::Granular => "granular",
+            Self::Shuffle => "shuffle",
+            Self::Split => "split",
         }
+    }
+
+    /// Whether it makes experts of several dense models rather than of the seed alone.
+    pub fn of_models(self) -> bool {
+        matches!(self, Self::Bam | Self::Btx)
     }
 }
 
 impl FromStr for Method {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "bam" => Ok(Self::Bam),
-            "btx" => Ok(Self::Btx),
-            _ => Err(format!("expected `bam` or `btx`, found `{text}`")),
-        }
+        Self::ALL.into_iter().find(|method| method.name() == text).ok_or_else(|| {
+            let known = Self::ALL.map(Self::name);
+            let near = nearest(text, known).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+            format!("expected {}, found `{text}`{near}", one_of(known))
+        })
     }
 }
 
@@ -108,7 +137,7 @@ impl Serialize for RouterBias {
     }
 }
 
-/// The experts of a mixture; every field is the key of the same name in `config.json`.
+/// The experts of a mixture; every field is the key of the same name in the `config.json` of a BAM.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Mixture {
     /// Feed-forward experts of a layer in [`Self::moe_layers`].
@@ -158,6 +187,27 @@ impl Mixture {
     /// Keys that [`Serialize`] leaves out where they say that there is nothing.
     pub(crate) const OPTIONAL_KEYS: [&str; 4] =
         ["shared_expert_intermediate_size", "shared_expert_gate", "expert_adapters", "router_bias"];
+
+    /// Every key of a BAM's `config.json` that is about its experts.
+    pub(crate) const KEYS: [&str; 17] = [
+        "num_experts",
+        "num_local_experts",
+        "num_attention_experts",
+        "moe_intermediate_size",
+        "moe_layers",
+        "attention_moe_layers",
+        "attention_kv",
+        "num_experts_per_tok",
+        "num_attention_experts_per_tok",
+        "norm_topk_prob",
+        "norm_topk_prob_attention",
+        "router_aux_loss_coef",
+        "router_z_loss_coef",
+        "shared_expert_intermediate_size",
+        "shared_expert_gate",
+        "expert_adapters",
+        "router_bias",
+    ];
 
     /// The paper's mixture of `num_experts` copies of a dense model, the seed counted: experts in all layers, keys and
     /// values per expert, one feed-forward expert a token, soft attention. Loss weights are ours; the paper gives none.
@@ -225,6 +275,28 @@ impl Mixture {
         })
     }
 
+    /// The mixture of feed-forward experts that a config describes under the keys of a family.
+    pub(crate) fn read_keys(config: &Config, dense: &Architecture, keys: &MixtureKeys) -> Result<Self> {
+        let usual = Self::new(dense, config.required_count(&keys.num_experts)?);
+        let z = Key { names: vec!["router_z_loss_coef".to_owned()], default: None };
+        let shared = keys.shared_expert_intermediate_size.as_ref();
+        let shared = shared.map(|key| config.required_count(key)).transpose()?;
+        Ok(Self {
+            num_attention_experts: 1,
+            num_attention_experts_per_tok: 1,
+            attention_kv: AttentionKv::Merged,
+            moe_intermediate_size: config.required_count(&keys.moe_intermediate_size)?,
+            moe_layers: sparse_layers(config, dense.num_layers, keys)?,
+            num_experts_per_tok: config.required_count(&keys.num_experts_per_tok)?,
+            norm_topk_prob: config.flag(&keys.norm_topk_prob)?.unwrap_or_default(),
+            shared_expert_intermediate_size: shared,
+            shared_expert_gate: shared.is_some(),
+            router_aux_loss_coef: config.number(&keys.router_aux_loss_coef, 0.0)?.unwrap_or(usual.router_aux_loss_coef),
+            router_z_loss_coef: config.number(&z, 0.0)?.unwrap_or(usual.router_z_loss_coef),
+            ..usual
+        })
+    }
+
     /// Refuses a mixture that cannot be.
     pub(crate) fn check(&self, num_layers: u64) -> Result<(), Fault> {
         const LARGEST: u64 = 1 << 31;
@@ -259,4 +331,25 @@ impl Mixture {
         }
         Ok(())
     }
+}
+
+/// The layers with experts: each `step`-th one that the config does not list as dense.
+fn sparse_layers(config: &Config, num_layers: u64, keys: &MixtureKeys) -> Result<Layers> {
+    let step = keys.sparse_step.as_ref().map(|name| config.own_count(name)).transpose()?.flatten().unwrap_or(1);
+    let mut sparse: Vec<bool> = (1..=num_layers).map(|number| number.is_multiple_of(step)).collect();
+    if let Some(name) = &keys.dense_layers
+        && let Found::Value(name, value) = config.find([name.as_str()])?
+    {
+        let wrong = || config.wrong(name, "a list of layers", value);
+        for layer in value.as_array().ok_or_else(wrong)? {
+            // A list may name layers beyond the last.
+            if let Some(sparse) = sparse.get_mut(layer.as_u64().ok_or_else(wrong)? as usize) {
+                *sparse = false;
+            }
+        }
+    }
+    if sparse.iter().all(|sparse| *sparse) {
+        return Ok(Layers::All);
+    }
+    Ok(Layers::List((0..num_layers).filter(|layer| sparse[*layer as usize]).collect()))
 }

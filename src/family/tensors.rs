@@ -33,9 +33,9 @@ pub enum Role {
     V,
     /// Output projection `[hidden, heads · head_dim]`.
     O,
-    /// Norm of queries, `[head_dim]` or `[heads, head_dim]`.
+    /// Norm of queries, `[head_dim]`, `[heads, head_dim]` or `[heads · head_dim]`.
     QNorm,
-    /// Norm of keys, `[head_dim]` or `[kv_heads, head_dim]`.
+    /// Norm of keys, `[head_dim]`, `[kv_heads, head_dim]` or `[kv_heads · head_dim]`.
     KNorm,
     /// Gate projection `[intermediate, hidden]`.
     Gate,
@@ -350,6 +350,7 @@ impl List<'_> {
         };
         let norm_of = |heads| match a.qk_norm {
             QkNorm::PerHead => vec![heads, a.head_dim],
+            QkNorm::Full => vec![heads * a.head_dim],
             QkNorm::HeadDim | QkNorm::None => vec![a.head_dim],
         };
         match role {

@@ -51,6 +51,8 @@ pub(super) struct Attention {
     pub(super) head_dim: usize,
     /// Positions that it looks back, its own counted.
     pub(super) window: Option<usize>,
+    /// Largest magnitude of queries, keys and values, where limited.
+    pub(super) clip: Option<f64>,
     pub(super) mode: Mode,
 }
 
@@ -64,7 +66,7 @@ impl Attention {
         cache: Option<&mut LayerCache>,
     ) -> Result<(Tensor, Option<Routing>)> {
         let adapted = self.heads.iter().any(|heads| heads.adapter.is_some());
-        if self.mode == Mode::Train && on_cpu(h) && cache.is_none() && !adapted {
+        if self.mode == Mode::Train && on_cpu(h) && cache.is_none() && !adapted && self.clip.is_none() {
             return self.fused(h, rope, pass);
         }
         let (batch, seq, _) = h.dims3()?;
@@ -164,24 +166,29 @@ impl Attention {
                 .by_ref()
                 .take(count)
                 .zip(norms)
-                .map(|(x, norm)| {
-                    let mut x = x.reshape((batch, seq, (), self.head_dim))?;
+                .map(|(mut x, norm)| {
                     if let Some(norm) = norm {
-                        x = norm.forward(&x)?;
+                        // One head, or all of them together.
+                        x = norm.forward(&x.reshape((batch, seq, (), norm.weight.dim(D::Minus1)?))?)?;
                     }
-                    rope.apply(&x, &pass.rotation)
+                    rope.apply(&self.clipped(x.reshape((batch, seq, (), self.head_dim))?)?, &pass.rotation)
                 })
                 .collect()
         };
         let queries = rotated(experts, &mut self.heads.iter().map(|heads| &heads.q_norm))?;
         let keys = rotated(sets, &mut self.key_values.iter().map(|key_value| &key_value.k_norm))?;
-        let values: Vec<Tensor> =
-            projected.map(|v| v.reshape((batch, seq, self.kv_heads, self.head_dim))).collect::<Result<_>>()?;
+        let values: Vec<Tensor> = projected
+            .map(|v| self.clipped(v.reshape((batch, seq, self.kv_heads, self.head_dim))?))
+            .collect::<Result<_>>()?;
         let fold = |parts: Vec<Tensor>| -> Result<Tensor> {
             let all = if parts.len() == 1 { parts[0].clone() } else { Tensor::cat(&parts, 2)? };
             all.transpose(1, 2)?.contiguous()?.reshape((batch * sets * self.kv_heads, seq, self.head_dim))
         };
         Ok((Tensor::stack(&queries, 2)?, fold(keys)?, fold(values)?))
+    }
+
+    fn clipped(&self, x: Tensor) -> Result<Tensor> {
+        self.clip.map_or(Ok(x.clone()), |most| x.clamp(-most, most))
     }
 
     /// Attention as products of matrices, which can be differentiated: queries of all heads that look at the same keys

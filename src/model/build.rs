@@ -67,7 +67,7 @@ impl Builder<'_> {
         let qk_norm = |role, place: Place| {
             let kind = match a.qk_norm {
                 QkNorm::None => return Ok(None),
-                QkNorm::HeadDim => NormType::Rms,
+                QkNorm::HeadDim | QkNorm::Full => NormType::Rms,
                 QkNorm::PerHead => NormType::Layer,
             };
             self.norm_of(kind, self.value(role, Some(place.0), place.1)?).map(Some)
@@ -99,6 +99,7 @@ impl Builder<'_> {
             kv_heads: a.num_kv_heads as usize,
             head_dim: a.head_dim as usize,
             window,
+            clip: a.clip_qkv,
             mode: self.mode,
         })
     }

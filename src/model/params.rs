@@ -142,7 +142,7 @@ impl Params {
     pub fn load(folder: &Path, architecture: &Architecture, options: &LoadOptions) -> Result<Self> {
         options.check()?;
         let specs = architecture.tensors()?;
-        let checkpoint = Checkpoint::open(folder)?;
+        let checkpoint = architecture.with_experts_apart(Checkpoint::open(folder)?)?;
         if checkpoint.gguf.is_some() {
             return Err(Error::file(folder, "holds a GGUF file, expected safetensors")
                 .with_hint("`bam-convert convert FILE.gguf DIR` makes a folder of it"));

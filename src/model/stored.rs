@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, Device, Layout, Storage, StorageRef, Tensor};
 use memmap2::Mmap;
 
 use super::product::{self, Sum};
+use crate::checkpoint::source_file::changed;
 use crate::{Error, Result};
 
 /// A weight file mapped into memory.
@@ -22,8 +23,7 @@ impl Pages {
         // any mapped file; `Checkpoint` notices changes of the file while it loads.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
         if (map.len() as u64) < length {
-            return Err(Error::file(path, "changed while it was read")
-                .with_hint("wait until nothing writes to it, then run the command again"));
+            return Err(changed(path));
         }
         Ok(Arc::new(Self(map)))
     }

@@ -5,13 +5,16 @@
 //! so that a recipe cannot fall behind. A stage is skipped where its record says that nothing changed: the same command
 //! line, inputs with the same bytes, and outputs as it left them.
 
+mod config;
 mod execute;
 mod expand;
+mod lines;
 mod recipe;
 mod record;
 mod stage;
 mod yaml;
 
+pub use config::{Settled, define, is_given, relaxed, settle};
 pub use execute::{Failure, Finished, Ran, Report, Runner, Watch};
 pub use recipe::Recipe;
 pub use stage::Stage;

@@ -7,7 +7,8 @@ use clap::Command;
 use serde_saphyr::{Location, Spanned};
 
 use super::expand::{STAGE, Scope, refers_to};
-use super::stage::{Stage, Written, commands, text};
+use super::lines::text;
+use super::stage::{Stage, Written, commands};
 use super::yaml::{self, Node, fault, unknown_key};
 use crate::checkpoint::manifest::relative_to;
 use crate::error::nearest;

@@ -1,16 +1,17 @@
 //! A YAML text as a tree that knows where each part stands.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, Spanned};
 
 use crate::checkpoint::json;
+use crate::checkpoint::yaml::place;
 use crate::error::nearest;
 use crate::{Error, Result};
 
-/// Largest recipe read.
+/// Largest file read.
 const LARGEST: u64 = 1 << 20;
 
 /// A part of a YAML text.
@@ -58,13 +59,8 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Spanned<Node>> {
         let message = error.to_string();
         // The place stands in front already.
         let problem = message.lines().next().and_then(|line| line.split(" at line ").next()).unwrap_or_default();
-        Error::file(place, format!("not a recipe in YAML: {problem}"))
+        Error::file(place, format!("not YAML that can be read: {problem}"))
     })
-}
-
-/// `FILE:LINE:COLUMN`, which editors open.
-pub(super) fn place(path: &Path, location: Location) -> PathBuf {
-    PathBuf::from(format!("{}:{}:{}", path.display(), location.line(), location.column()))
 }
 
 /// A fault at a place of the file.

@@ -1,10 +1,12 @@
 //! Files beside the weights: the model card, configurations, copies of the tokenizer.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::execute::{Content, OutputFile};
+use super::licence::{self, Licences};
 use crate::checkpoint::manifest::{MANIFEST, hub_origin};
 
 /// What a model card says.
@@ -22,31 +24,54 @@ pub struct Card<'a> {
 }
 
 impl Card<'_> {
-    /// The text of `README.md`.
+    /// The text of `README.md`, with the licences of the sources in its front matter and their conflicts in words.
     pub fn text(&self) -> String {
-        let base = |path: &Path| match hub_origin(path) {
-            Some((repository, _)) => repository,
-            None => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
-        };
+        let licences = Licences::of(self.sources.iter().copied());
         let list =
             |items: &mut dyn Iterator<Item = String>| items.map(|item| format!("- {item}\n")).collect::<String>();
-        let bases = list(&mut self.sources.iter().map(|(_, path)| Value::String(base(path)).to_string()));
+        let mut bases: Vec<String> = self.sources.iter().map(|(_, path)| base_model(path)).collect();
+        let mut seen = BTreeSet::new();
+        bases.retain(|base| seen.insert(base.clone()));
+        let bases = list(&mut bases.into_iter().map(|base| Value::String(base).to_string()));
         let tags = list(&mut self.tags.iter().map(|tag| (*tag).to_owned()));
-        let rows = |rows: &mut dyn Iterator<Item = (String, String)>| {
-            rows.map(|(a, b)| format!("| {a} | {b} |\n")).collect::<String>()
+        let rows = |rows: &mut dyn Iterator<Item = Vec<String>>| {
+            rows.map(|row| format!("| {} |\n", row.join(" | "))).collect::<String>()
         };
-        let sources = rows(&mut self.sources.iter().map(|(name, path)| ((*name).to_owned(), base(path))));
-        let settings = rows(&mut self.settings.iter().map(|(key, value)| (format!("`{key}`"), format!("`{value}`"))));
+        let sources = rows(
+            &mut self
+                .sources
+                .iter()
+                .map(|(name, path)| vec![(*name).to_owned(), own_name(path), licences.of_source(name)]),
+        );
+        let settings =
+            rows(&mut self.settings.iter().map(|(key, value)| vec![format!("`{key}`"), format!("`{value}`")]));
+        let conflicts = list(&mut licences.conflicts().into_iter());
+        let conflicts = if conflicts.is_empty() { conflicts } else { format!("\n{conflicts}") };
         format!(
-            "---\nlibrary_name: transformers\nbase_model:\n{bases}base_model_relation: merge\ntags:\n{tags}---\n\n\
+            "---\nlibrary_name: transformers\n{}base_model:\n{bases}base_model_relation: merge\ntags:\n{tags}---\n\n\
              # {}\n\n{}\n\nMade by bam-convert {}. `{MANIFEST}` records how each tensor was made and the SHA-256 of every\n\
              file; `bam-convert validate DIR --against` checks both.\n\n\
-             | source | model |\n|---|---|\n{sources}\n| setting | value |\n|---|---|\n{settings}",
+             | source | model | licence |\n|---|---|---|\n{sources}{conflicts}\n| setting | value |\n|---|---|\n{settings}",
+            licences.front_matter(),
             self.title,
             self.about,
             env!("CARGO_PKG_VERSION"),
         )
     }
+}
+
+/// A model's repository on the Hub, or the name of its folder.
+fn own_name(path: &Path) -> String {
+    match hub_origin(path) {
+        Some((repository, _)) => repository,
+        None => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+    }
+}
+
+/// The repository of a model, or of the nearest one that it was made of; its own name where none is known.
+fn base_model(path: &Path) -> String {
+    let hub = licence::lineage(path).iter().find_map(|folder| hub_origin(folder));
+    hub.map_or_else(|| own_name(path), |(repository, _)| repository)
 }
 
 /// A JSON file, indented as transformers writes them.

@@ -106,7 +106,6 @@ pub fn execute(plan: &Plan, files: &[OutputFile], target: &Target) -> Result<Man
     for source in &plan.sources {
         let weights = hashes.by_ref().take(source.checkpoint.files.len()).collect();
         sources.push(record_source(source, weights, target.folder)?);
-        source.checkpoint.check_unchanged()?;
     }
     unknown.iter().zip(&written.hashes).for_each(|(file, hash)| known_hashes::remember(file, hash));
     finish(folder, plan, sources, written.files, files)
@@ -132,6 +131,8 @@ pub fn finish(
         }
     }
     hashed.sort();
+    // Behind the last use of them, so that what was computed, copied and recorded is of the same files.
+    plan.sources.iter().try_for_each(|source| source.checkpoint.check_unchanged())?;
     let tensors = plan.tensors.iter().map(|tensor| {
         let (layout, expression) = (&tensor.layout, tensor.expression.clone());
         (layout.name.clone(), TensorRecord { dtype: layout.dtype, shape: layout.shape.clone(), expression })

@@ -56,7 +56,7 @@ pub fn plan(path: &Path, dtype: Option<Dtype>, seed: u64) -> Result<(Plan, Archi
     json.insert("torch_dtype".to_owned(), json!(torch));
     both_spellings(&mut json);
     let mut files = vec![card::json_file("config.json", &json)];
-    if architecture.mixture.is_some() {
+    if architecture.is_bam() {
         files.extend(card::model_code());
     }
     files.extend(card::copies(existing(path, &COMPANIONS)));

@@ -1,34 +1,45 @@
 //! One model as the weighted average of several of the same shape.
 
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 use super::card::{self, Card};
 use super::execute::{Content, OutputFile};
 use super::fit;
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
-use crate::checkpoint::dtype;
+use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::family::{Architecture, both_spellings};
 use crate::{Error, Result};
 
-/// Plans the average of `models`, each with its weight; weights are divided by their sum.
-pub fn plan(models: Vec<(Model, f64)>) -> Result<(Plan, Architecture, Vec<OutputFile>)> {
-    let Some(((first, _), others)) = models.split_first() else {
+/// Settings of a merge.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Number of the model whose configuration, tokenizer and dtypes the output has.
+    pub base: usize,
+    /// Whether the weighted sum is divided by the sum of the weights.
+    pub normalize: bool,
+    /// Dtype of the output; the base's where absent.
+    pub dtype: Option<Dtype>,
+}
+
+/// Plans the weighted average, or sum, of `models`.
+pub fn plan(models: Vec<(Model, f64)>, settings: &Settings) -> Result<(Plan, Architecture, Vec<OutputFile>)> {
+    let Some((base, _)) = models.get(settings.base) else {
         return Err(Error::usage("nothing to merge: expected at least one --model DIR[:WEIGHT]"));
     };
-    for (other, _) in others {
-        fit::check(first, other)?;
+    for (other, _) in models.iter().filter(|(other, _)| !std::ptr::eq(other, base)) {
+        fit::check(base, other)?;
     }
     let weights: Vec<f64> = models.iter().map(|(_, weight)| *weight).collect();
     let sum: f64 = weights.iter().sum();
-    if weights.iter().any(|weight| !weight.is_finite()) || !sum.is_finite() || sum == 0.0 {
+    if weights.iter().any(|weight| !weight.is_finite()) || !sum.is_finite() || (settings.normalize && sum == 0.0) {
         return Err(Error::usage(format!("the weights {weights:?} cannot be divided by their sum {sum}"))
             .with_hint("give finite weights that do not add up to 0"));
     }
-    let mut tensors = Vec::with_capacity(first.specs.len());
-    for (number, spec) in first.specs.iter().enumerate() {
-        let dtype = first.dtype(spec)?;
+    let mut tensors = Vec::with_capacity(base.specs.len());
+    for (number, spec) in base.specs.iter().enumerate() {
+        let dtype = settings.dtype.map_or_else(|| base.dtype(spec), Ok)?;
         let mut parts = Vec::with_capacity(models.len());
         for (model, _) in &models {
             let of_model = &model.specs[number];
@@ -43,28 +54,45 @@ pub fn plan(models: Vec<(Model, f64)>) -> Result<(Plan, Architecture, Vec<Output
             }
             parts.push(Expression::copy(&model.source.name, &of_model.name));
         }
-        let expression = if weights.iter().all(|weight| *weight == weights[0]) {
+        let expression = if !settings.normalize {
+            Expression::Sum { of: parts, weights: weights.clone() }
+        } else if weights.iter().all(|weight| *weight == weights[0]) {
             Expression::Mean { of: parts }
         } else {
             Expression::Weighted { of: parts, weights: weights.clone() }
         };
         tensors.push(PlannedTensor::new(&spec.name, dtype, spec.shape.clone(), expression));
     }
-    let mut settings = Map::new();
-    settings.insert("weights".to_owned(), json!(weights));
-    let mut config = first.config.json.clone();
+    let mut recorded = Map::new();
+    let mut put = |key: &str, value: Value| recorded.insert(key.to_owned(), value);
+    put("weights", json!(weights));
+    put("base", json!(base.source.name));
+    put("normalize", json!(settings.normalize));
+    put("dtype", json!(settings.dtype.map(dtype::name)));
+    let mut config = base.config.json.clone();
+    if let Some(name) = settings.dtype.and_then(dtype::torch_name) {
+        config.insert("dtype".to_owned(), json!(name));
+        config.insert("torch_dtype".to_owned(), json!(name));
+    }
     both_spellings(&mut config);
     let mut files = vec![card::json_file("config.json", &config)];
-    files.extend(card::copies(first.companions()));
+    files.extend(card::copies(base.companions()));
     let sources =
         models.iter().map(|(model, _)| (model.source.name.as_str(), model.source.checkpoint.path.as_path())).collect();
     let about = "A weighted average of models of one shape.";
-    let text = Card { title: "Merged model", about, tags: &["merge"], sources, settings: &settings }.text();
+    let text = Card { title: "Merged model", about, tags: &["merge"], sources, settings: &recorded }.text();
     files.push(OutputFile { name: "README.md".to_owned(), content: Content::Editable(text.into_bytes()) });
-    let architecture = first.architecture.clone();
+    let architecture = base.architecture.clone();
     let sources = models.into_iter().map(|(model, _)| model.source).collect();
     Ok((
-        Plan { method: "merge".to_owned(), settings, sources, tensors, notes: Vec::new(), carries_non_finite: false },
+        Plan {
+            method: "merge".to_owned(),
+            settings: recorded,
+            sources,
+            tensors,
+            notes: Vec::new(),
+            carries_non_finite: false,
+        },
         architecture,
         files,
     ))

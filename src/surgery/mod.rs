@@ -2,15 +2,24 @@
 
 pub mod branch;
 pub mod card;
+mod compile;
 pub mod convert;
+mod drawn;
 pub mod evaluate;
 pub mod execute;
 pub mod fit;
 pub mod init;
+pub mod layers;
+pub mod licence;
+mod mapping;
 pub mod merge;
+pub mod methods;
 pub mod model;
+mod moved;
+mod node;
 pub mod plan;
 pub mod random;
+mod record;
 pub mod router;
 pub mod upcycle;
 

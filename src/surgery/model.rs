@@ -50,6 +50,7 @@ impl Model {
             return Err(Error::file(path, "holds a GGUF file, expected safetensors")
                 .with_hint("`bam-convert convert FILE.gguf DIR` makes a folder of it"));
         }
+        architecture.refuse_fused(&checkpoint)?;
         let mut side_files = vec![config.path.clone()];
         side_files.extend(existing(path, &["model.safetensors.index.json", crate::checkpoint::manifest::MANIFEST]));
         side_files.extend(existing(path, &COMPANIONS));

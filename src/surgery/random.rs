@@ -34,11 +34,41 @@ impl Draws {
     pub fn normal(&self, first: u64, out: &mut [f64]) {
         let mut words = self.words_of(first);
         for value in out {
-            // (0, 1], so that the logarithm is finite; and [0, 1).
-            let radius = ((words.next_u64() >> 11) + 1) as f64 * UNIT;
-            let angle = (words.next_u64() >> 11) as f64 * UNIT;
-            *value = libm::sqrt(-2.0 * libm::log(radius)) * libm::cos(2.0 * std::f64::consts::PI * angle);
+            *value = normal((words.next_u64(), words.next_u64()));
         }
+    }
+
+    /// Calls `each` with the standard normal draw of every element of `first..first + count` that is `wanted`, and its
+    /// place from `first`.
+    pub fn normal_where(
+        &self,
+        first: u64,
+        count: usize,
+        wanted: impl Fn(u64) -> bool,
+        mut each: impl FnMut(usize, f64),
+    ) {
+        let mut words = self.words_of(first);
+        for at in 0..count {
+            let pair = (words.next_u64(), words.next_u64());
+            if wanted(first + at as u64) {
+                each(at, normal(pair));
+            }
+        }
+    }
+
+    /// The numbers below `count` in the order of their first words, equal ones in their own order.
+    pub fn order(&self, count: u32) -> Vec<u32> {
+        let mut words = self.words_of(0);
+        let keys: Vec<u64> = (0..count)
+            .map(|_| {
+                let word = words.next_u64();
+                words.next_u64();
+                word
+            })
+            .collect();
+        let mut order: Vec<u32> = (0..count).collect();
+        order.sort_by_key(|number| keys[*number as usize]);
+        order
     }
 
     /// Draws uniform in [0, 1) for elements `first..`.
@@ -69,6 +99,14 @@ impl Draws {
         }
         matrix
     }
+}
+
+/// A standard normal draw from an element's two words, by Box and Muller.
+fn normal(words: (u64, u64)) -> f64 {
+    // (0, 1], so that the logarithm is finite; and [0, 1).
+    let radius = ((words.0 >> 11) + 1) as f64 * UNIT;
+    let angle = (words.1 >> 11) as f64 * UNIT;
+    libm::sqrt(-2.0 * libm::log(radius)) * libm::cos(2.0 * std::f64::consts::PI * angle)
 }
 
 /// 2⁻⁵³: the spacing of the uniform draws.

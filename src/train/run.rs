@@ -71,6 +71,7 @@ pub struct End {
 pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<End> {
     let began = Instant::now();
     let architecture = Architecture::of(&Config::read(&request.checkpoint)?)?;
+    architecture.refuse_fused(&Checkpoint::open(&request.checkpoint)?)?;
     let (mixture, held_back) = open_data(&mut request, &architecture, watch)?;
     let settings = request.settings.clone();
     settings.check()?;

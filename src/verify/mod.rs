@@ -6,6 +6,8 @@
 
 mod compare;
 pub mod diff;
+pub mod divergence;
+mod divergence_chart;
 mod manifest;
 mod mixture;
 mod numbers;

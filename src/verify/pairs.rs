@@ -24,12 +24,13 @@ pub(super) struct Side {
 impl Side {
     /// Opens the weights; the configuration only adds to what can be told, so one that is not understood is no error.
     pub fn open(path: &Path) -> Result<Self> {
-        let checkpoint = Checkpoint::open(path)?;
+        let mut checkpoint = Checkpoint::open(path)?;
         let config = checkpoint.folder().and_then(|folder| Config::read(folder).ok());
         let mut architecture = config.as_ref().and_then(|config| Architecture::of(config).ok());
         let listed = architecture.as_ref().and_then(|known| tensors::specs_of(&checkpoint, known).ok().flatten());
-        if listed.is_none() {
-            architecture = None;
+        match &architecture {
+            Some(known) if listed.is_some() => checkpoint = known.with_experts_apart(checkpoint)?,
+            _ => architecture = None,
         }
         Ok(Self { checkpoint, config, architecture, specs: listed.unwrap_or_default() })
     }

@@ -273,22 +273,11 @@ fn difference(stored: Dtype, width: usize, first: u64, expected: &[u8], found: &
     Some(Difference { element: first + at as u64, expected: shown(expected), found: shown(found), count })
 }
 
-fn parts(expression: &Expression) -> &[Expression] {
-    match expression {
-        Expression::Mean { of } | Expression::Weighted { of, .. } => of,
-        Expression::Cast { of }
-        | Expression::Dequantise { of }
-        | Expression::Permute { of, .. }
-        | Expression::Trained { of } => std::slice::from_ref(of),
-        _ => &[],
-    }
-}
-
 /// Levels of an expression; reading a manifest has bounded them.
 fn depth(expression: &Expression) -> usize {
-    1 + parts(expression).iter().map(depth).max().unwrap_or(0)
+    1 + expression.parts().iter().map(depth).max().unwrap_or(0)
 }
 
 fn orthogonal(expression: &Expression) -> bool {
-    matches!(expression, Expression::Orthogonal { .. }) || parts(expression).iter().any(orthogonal)
+    matches!(expression, Expression::Orthogonal { .. }) || expression.parts().iter().any(orthogonal)
 }

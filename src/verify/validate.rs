@@ -8,7 +8,7 @@ use crate::checkpoint::folder::{Checkpoint, INDEX, SINGLE};
 use crate::checkpoint::header;
 use crate::checkpoint::manifest::{MANIFEST, Manifest};
 use crate::checkpoint::source_file::SourceFile;
-use crate::family::{Architecture, Config, Family};
+use crate::family::{Architecture, Config, ExpertLayout, Family};
 use crate::table;
 use crate::{Error, Result};
 
@@ -71,10 +71,15 @@ pub fn validate(path: &Path, options: &Options) -> Result<Report> {
     headers(&mut report, &mut subject)?;
     index(&mut report, &subject)?;
     config(&mut report, &mut subject, options)?;
+    let stored = layout(&mut report, &mut subject)?;
     tensors::check(&mut report, &subject)?;
     numbers::check(&mut report, &subject, options)?;
     tokenizer::check(&mut report, &subject)?;
     mixture::check(&mut report, &subject)?;
+    if stored.is_some() {
+        // The manifest speaks of the tensors as they are stored.
+        subject.checkpoint = stored;
+    }
     manifest::check(&mut report, &mut subject, options)?;
     if let Some(given) = options.against {
         replay::check(&mut report, &subject, given, options)?;
@@ -250,6 +255,31 @@ fn config(report: &mut Report, subject: &mut Subject, options: &Options) -> Resu
     subject.config = Some(config);
     check.done(detail);
     Ok(())
+}
+
+/// Says so where all experts of a layer are in one tensor, and looks at them one by one from here on; returns the
+/// checkpoint as it is stored.
+fn layout(report: &mut Report, subject: &mut Subject) -> Result<Option<Checkpoint>> {
+    let (Some(architecture), Some(checkpoint)) = (&subject.architecture, &subject.checkpoint) else { return Ok(None) };
+    if tensors::specs_of(checkpoint, architecture).ok().flatten().is_none()
+        || architecture.expert_layout(checkpoint)? == ExpertLayout::Classic
+    {
+        return Ok(None);
+    }
+    let mut check = report.check("layout");
+    let problem = "all experts of a layer are in one tensor: transformers 4 and most other programs find none; \
+                   `convert --layout classic` takes them apart";
+    check.warn(Place::default(), problem);
+    let apart = architecture.with_experts_apart(Checkpoint::open(subject.path)?);
+    let stored = match apart {
+        Ok(apart) => subject.checkpoint.replace(apart),
+        Err(error) => {
+            check.fault_of(error)?;
+            None
+        }
+    };
+    check.done("fused, as transformers 5 writes it");
+    Ok(stored)
 }
 
 /// Whether a file of this name is part of how this program works rather than of the model.

@@ -316,7 +316,7 @@ fn layer_parameters(a: &Architecture, attention_experts: bool, ffn_experts: bool
     let (q_norm, k_norm) = match a.qk_norm {
         QkNorm::None => (0, 0),
         QkNorm::HeadDim => (a.head_dim, a.head_dim * copies),
-        QkNorm::PerHead => (q, kv * copies),
+        QkNorm::PerHead | QkNorm::Full => (q, kv * copies),
     };
     let attention_bias = q_bias + if_present(a.attention_output_bias, d);
     let ffn_bias = if_present(a.mlp_bias, inputs * ffn_width + d);

@@ -1,0 +1,176 @@
+//! `mergekit-yaml` with `merge_method: linear`: a weighted average.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_saphyr::{Location, Spanned};
+
+use super::Translation;
+use super::model::{float, folder};
+use crate::checkpoint::dtype;
+use crate::checkpoint::yaml::{self, place};
+use crate::{Error, Result};
+
+/// A configuration of `mergekit-yaml`.
+#[derive(Debug)]
+pub struct LinearFile {
+    path: PathBuf,
+    keys: Keys,
+}
+
+/// The keys of the format; those of type [`IgnoredAny`] are known and refused.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Keys {
+    merge_method: Spanned<String>,
+    models: Option<Spanned<Vec<Model>>>,
+    slices: Option<Spanned<IgnoredAny>>,
+    modules: Option<Spanned<IgnoredAny>>,
+    base_model: Option<Spanned<String>>,
+    parameters: Option<Parameters>,
+    dtype: Option<Spanned<String>>,
+    out_dtype: Option<Spanned<String>>,
+    tokenizer_source: Option<Spanned<String>>,
+    tokenizer: Option<Spanned<IgnoredAny>>,
+    chat_template: Option<Spanned<IgnoredAny>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Model {
+    model: Spanned<String>,
+    parameters: Option<Parameters>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Parameters {
+    weight: Option<Spanned<Weight>>,
+    normalize: Option<Spanned<bool>>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(untagged)]
+enum Weight {
+    Same(f64),
+    Other(IgnoredAny),
+}
+
+impl LinearFile {
+    /// Whether a file with these keys at its top is such a configuration.
+    pub fn has_keys<'a>(mut keys: impl Iterator<Item = &'a str>) -> bool {
+        keys.any(|key| key == "merge_method")
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// Unknown keys, with the nearest known one and the line.
+    pub fn read(path: &Path) -> Result<Self> {
+        Ok(Self { path: path.to_path_buf(), keys: yaml::read(path)? })
+    }
+
+    fn key(&self, location: Location, key: &str, problem: impl Into<String>) -> Error {
+        Error::key(place(&self.path, location), key, problem)
+    }
+
+    /// The same average in settings of `merge`.
+    ///
+    /// # Errors
+    /// Other methods, parts of models, weights that differ by layer or tensor, other tokenizers; each with its line.
+    pub fn translate(&self) -> Result<Translation> {
+        let keys = &self.keys;
+        if keys.merge_method.value != "linear" {
+            let problem =
+                format!("expected `linear`, the method that is supported, found `{}`", keys.merge_method.value);
+            return Err(self.key(keys.merge_method.referenced, "merge_method", problem));
+        }
+        for (key, value) in [("slices", &keys.slices), ("modules", &keys.modules)] {
+            if let Some(value) = value {
+                return Err(self.key(value.referenced, key, "is not supported, expected `models`: whole models"));
+            }
+        }
+        for (key, value) in [("tokenizer", &keys.tokenizer), ("chat_template", &keys.chat_template)] {
+            if let Some(value) = value {
+                let problem =
+                    "is not supported: the output has the base model's tokenizer and chat template as they are";
+                return Err(self.key(value.referenced, key, problem).with_hint("leave it out"));
+            }
+        }
+        if let Some(source) = keys.tokenizer_source.as_ref().filter(|source| source.value != "base") {
+            let problem = format!("expected `base`, the one that is supported, found `{}`", source.value);
+            return Err(self
+                .key(source.referenced, "tokenizer_source", problem)
+                .with_hint("models must share a tokenizer: embeddings are averaged by token id"));
+        }
+        let Some(models) = &keys.models else {
+            return Err(self.key(keys.merge_method.referenced, "models", "is missing, expected a list of models"));
+        };
+        let mut to = Translation::new();
+        self.models(models, &mut to)?;
+        if let Some(normalize) = keys.parameters.as_ref().and_then(|of_all| of_all.normalize.as_ref()) {
+            to.set("normalize", normalize.value);
+        }
+        let compute = keys.dtype.as_ref().map(|name| float(&self.path, "dtype", name)).transpose()?;
+        let out = keys.out_dtype.as_ref().map(|name| float(&self.path, "out_dtype", name)).transpose()?;
+        if let Some(dtype) = out.or(compute) {
+            to.set("dtype", dtype::name(dtype));
+        }
+        if compute.is_some_and(|dtype| dtype.bitsize() < 32) {
+            to.notes.push(
+                "dtype: weights are averaged in float64 as they are stored and rounded once; mergekit rounds them to dtype first"
+                    .to_owned(),
+            );
+        }
+        Ok(to)
+    }
+
+    fn models(&self, models: &Spanned<Vec<Model>>, to: &mut Translation) -> Result<()> {
+        let of_all = self.keys.parameters.as_ref().and_then(|of_all| of_all.weight.as_ref());
+        let base =
+            self.keys.base_model.as_ref().map(|base| Ok::<_, Error>((base, folder(&self.path, "base_model", base)?)));
+        let base = base.transpose()?;
+        let mut base_is_listed = false;
+        for model in &models.value {
+            let path = folder(&self.path, "model", &model.model)?;
+            if let Some(normalize) = model.parameters.as_ref().and_then(|of_model| of_model.normalize.as_ref()) {
+                return Err(self.key(normalize.referenced, "normalize", "belongs to `parameters` at the top"));
+            }
+            let own = model.parameters.as_ref().and_then(|of_model| of_model.weight.as_ref());
+            let weight = self.weight(own.or(of_all), model.model.referenced)?;
+            to.set("model", format!("{}:{weight}", path.display()));
+            base_is_listed |= base.as_ref().is_some_and(|(_, base)| *base == path);
+        }
+        if let Some((base, path)) = base {
+            if !base_is_listed {
+                // mergekit adds it with the weight of all, and wants one.
+                let weight = self.weight(of_all, base.referenced)?;
+                to.set("model", format!("{}:{weight}", path.display()));
+                to.notes.push(format!(
+                    "base_model is not among the models; like mergekit, it is added with the weight of all, {weight}"
+                ));
+            }
+            to.set("base", path.display());
+        }
+        Ok(())
+    }
+
+    fn weight(&self, weight: Option<&Spanned<Weight>>, model: Location) -> Result<f64> {
+        let Some(weight) = weight else {
+            return Err(self
+                .key(model, "weight", "is missing: expected `parameters: {weight: NUMBER}` at each model")
+                .with_hint("or one for all, in `parameters` at the top"));
+        };
+        match weight.value {
+            Weight::Same(number) if number.is_finite() => Ok(number),
+            Weight::Same(number) => {
+                Err(self.key(weight.referenced, "weight", format!("expected a finite number, found {number}")))
+            }
+            Weight::Other(_) => {
+                let problem = "expected a number: weights that differ by layer or tensor are not supported";
+                Err(self.key(weight.referenced, "weight", problem))
+            }
+        }
+    }
+}

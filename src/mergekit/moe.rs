@@ -1,0 +1,324 @@
+//! `mergekit-moe`: experts out of dense models beside the rest of a base model.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_saphyr::{Location, Spanned};
+
+use super::Translation;
+use super::model::{float, folder};
+use crate::checkpoint::dtype;
+use crate::checkpoint::yaml::{self, place};
+use crate::error::{nearest, one_of};
+use crate::family::{Architecture, Config};
+use crate::{Error, Result};
+
+/// Values of `gate_mode`.
+const GATE_MODES: [&str; 6] = ["hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random"];
+
+/// A configuration of `mergekit-moe`.
+#[derive(Debug)]
+pub struct MoeFile {
+    path: PathBuf,
+    keys: Keys,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Keys {
+    base_model: Spanned<String>,
+    experts: Spanned<Vec<Expert>>,
+    gate_mode: Option<Spanned<String>>,
+    dtype: Option<Spanned<String>>,
+    experts_per_token: Option<Spanned<u64>>,
+    shared_experts: Option<Spanned<Vec<Expert>>>,
+    architecture: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Expert {
+    source_model: Spanned<String>,
+    #[serde(default)]
+    positive_prompts: Option<Vec<String>>,
+    #[serde(default)]
+    negative_prompts: Option<Vec<String>>,
+    noise_scale: Option<f64>,
+    residual_scale: Option<f64>,
+}
+
+/// The prompts of one expert.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompted {
+    /// What it is for.
+    pub positive: Vec<String>,
+    /// What it is not for.
+    pub negative: Vec<String>,
+}
+
+impl Expert {
+    fn prompts(&self) -> Prompted {
+        let list = |prompts: &Option<Vec<String>>| prompts.clone().unwrap_or_default();
+        Prompted { positive: list(&self.positive_prompts), negative: list(&self.negative_prompts) }
+    }
+}
+
+/// What mergekit can write, under the names it gives them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Output {
+    Mixtral,
+    DeepSeek,
+    Qwen2,
+    Qwen3,
+}
+
+impl Output {
+    /// In the order of mergekit's preference.
+    const ALL: [(Self, &str); 4] = [
+        (Self::Mixtral, "Mixtral"),
+        (Self::DeepSeek, "DeepSeek MoE"),
+        (Self::Qwen2, "Qwen MoE"),
+        (Self::Qwen3, "Qwen3 MoE"),
+    ];
+
+    /// Whether it holds models of this family beside so many shared experts.
+    fn holds(self, family: &str, shared: usize) -> bool {
+        match self {
+            Self::Mixtral => shared == 0 && matches!(family, "llama" | "mistral"),
+            Self::DeepSeek => shared <= 1 && matches!(family, "llama" | "mistral"),
+            // mergekit wants a shared expert here; ours writes one of zeros where there is none.
+            Self::Qwen2 => matches!((family, shared), ("qwen2", 0) | ("llama" | "mistral" | "qwen2", 1)),
+            Self::Qwen3 => shared == 0 && family == "qwen3",
+        }
+    }
+}
+
+impl MoeFile {
+    /// Whether a file with these keys at its top is such a configuration.
+    pub fn has_keys<'a>(mut keys: impl Iterator<Item = &'a str>) -> bool {
+        keys.any(|key| key == "base_model" || key == "experts_per_token")
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// Unknown keys, with the nearest known one and the line.
+    pub fn read(path: &Path) -> Result<Self> {
+        Ok(Self { path: path.to_path_buf(), keys: yaml::read(path)? })
+    }
+
+    /// How prompts become router rows.
+    pub fn gate_mode(&self) -> &str {
+        self.keys.gate_mode.as_ref().map_or(GATE_MODES[0], |mode| &mode.value)
+    }
+
+    /// The prompts of the experts, in order.
+    pub fn prompts(&self) -> Vec<Prompted> {
+        self.keys.experts.value.iter().map(Expert::prompts).collect()
+    }
+
+    /// The prompts of the shared expert, if it has some.
+    pub fn shared_prompts(&self) -> Option<Prompted> {
+        self.shared().first().map(Expert::prompts).filter(|prompts| !prompts.positive.is_empty())
+    }
+
+    fn shared(&self) -> &[Expert] {
+        self.keys.shared_experts.as_ref().map_or(&[], |shared| &shared.value)
+    }
+
+    fn key(&self, location: Location, key: &str, problem: impl Into<String>) -> Error {
+        Error::key(place(&self.path, location), key, problem)
+    }
+
+    /// The same mixture in settings of `upcycle`.
+    ///
+    /// # Errors
+    /// What mergekit would refuse too, what it does and ours does not (adapters, DeepSeek-MoE), and models that are not
+    /// here; each with its line.
+    pub fn translate(&self) -> Result<Translation> {
+        let keys = &self.keys;
+        let mut to = Translation::new();
+        let base = folder(&self.path, "base_model", &keys.base_model)?;
+        let architecture = Architecture::of(&Config::read(&base)?)?;
+        to.set("method", "btx");
+        to.set("seed", base.display());
+        to.switch("no-seed-expert");
+        to.set("rest", "seed");
+        self.experts(&base, &mut to)?;
+        let target = self.target(&architecture.family, &mut to.notes)?;
+        to.set("target", target);
+        self.routing(&mut to)?;
+        self.gates(&architecture, &mut to)?;
+        let dtype = match &keys.dtype {
+            Some(name) => Some(float(&self.path, "dtype", name)?),
+            None => architecture.dtype,
+        };
+        if let Some(dtype) = dtype {
+            to.set("dtype", dtype::name(dtype));
+        }
+        Ok(to)
+    }
+
+    fn experts(&self, base: &Path, to: &mut Translation) -> Result<()> {
+        let experts = &self.keys.experts;
+        if experts.value.is_empty() {
+            return Err(self.key(experts.referenced, "experts", "is empty, expected at least one expert"));
+        }
+        // `seed` names the base model itself.
+        let mut taken = BTreeSet::from(["seed".to_owned()]);
+        let mut folders = BTreeSet::new();
+        for expert in &experts.value {
+            let source = folder(&self.path, "source_model", &expert.source_model)?;
+            let name = name(&source, &mut taken);
+            to.set("expert", format!("{name}={}", source.display()));
+            self.scales(&name, expert, to);
+            folders.insert(source);
+        }
+        if folders.len() == 1 && experts.value.len() > 1 {
+            to.notes.push(
+                "every expert is a copy of one model: until it is trained, the mixture says what that model says"
+                    .to_owned(),
+            );
+        }
+        match self.shared() {
+            [] => {}
+            [shared] => {
+                let source = folder(&self.path, "source_model", &shared.source_model)?;
+                to.set("shared-expert", if source == base { "seed".to_owned() } else { source.display().to_string() });
+                self.scales("shared", shared, to);
+            }
+            more => {
+                let place = self.keys.shared_experts.as_ref().map_or(experts.referenced, |shared| shared.referenced);
+                return Err(self.key(place, "shared_experts", format!("expected at most one, found {}", more.len())));
+            }
+        }
+        Ok(())
+    }
+
+    fn scales(&self, name: &str, expert: &Expert, to: &mut Translation) {
+        if let Some(std) = expert.noise_scale {
+            to.set("noise-scale", format!("{name}={std}"));
+        }
+        if let Some(factor) = expert.residual_scale {
+            to.set("residual-scale", format!("{name}={factor}"));
+        }
+    }
+
+    /// The target that mergekit would choose for a family, by our name.
+    fn target(&self, family: &str, notes: &mut Vec<String>) -> Result<&'static str> {
+        let shared = self.shared().len();
+        let wanted = self.keys.architecture.as_ref();
+        let named = |name: &str| match wanted {
+            Some(wanted) => name.to_lowercase().starts_with(&wanted.value.to_lowercase()),
+            None => true,
+        };
+        let named: Vec<Output> =
+            Output::ALL.iter().filter(|(_, name)| named(name)).map(|(output, _)| *output).collect();
+        if let (Some(wanted), true) = (wanted, named.is_empty()) {
+            let known = Output::ALL.map(|(_, name)| name);
+            let problem = format!("expected the beginning of {}, found `{}`", one_of(known), wanted.value);
+            return Err(self.key(wanted.referenced, "architecture", problem));
+        }
+        let place = wanted.map_or(self.keys.base_model.referenced, |wanted| wanted.referenced);
+        let key = if wanted.is_some() { "architecture" } else { "base_model" };
+        match named.into_iter().find(|output| output.holds(family, shared)) {
+            Some(Output::Mixtral) => Ok("mixtral"),
+            Some(Output::Qwen3) => Ok("qwen3_moe"),
+            Some(Output::Qwen2) => {
+                if shared == 0 {
+                    notes.push(
+                        "Qwen2-MoE wants a shared expert, without which mergekit refuses; here it is of zeros"
+                            .to_owned(),
+                    );
+                }
+                Ok("qwen2_moe")
+            }
+            Some(Output::DeepSeek) => {
+                let problem = "asks for DeepSeek-MoE, which runs only with code from the Hub and is not written here";
+                let hint = if shared == 0 { "architecture: mixtral" } else { "architecture: qwen" };
+                Err(self.key(place, key, problem).with_hint(format!("say `{hint}`, which holds the same experts")))
+            }
+            None => {
+                let problem = format!("no output holds experts of `{family}` models beside {shared} shared expert(s)");
+                Err(self.key(place, key, problem).with_hint(
+                    "mixtral holds llama and mistral, qwen2_moe these and qwen2 beside one shared expert, qwen3_moe qwen3",
+                ))
+            }
+        }
+    }
+
+    fn routing(&self, to: &mut Translation) -> Result<()> {
+        let experts = self.keys.experts.value.len() as u64;
+        let (top_k, place) = match &self.keys.experts_per_token {
+            Some(top_k) => (top_k.value, top_k.referenced),
+            None => (2, self.keys.experts.referenced),
+        };
+        if top_k == 0 || top_k > experts {
+            let problem = format!("expected 1 to {experts}, the number of experts, found {top_k}");
+            return Err(self.key(place, "experts_per_token", problem));
+        }
+        to.set("top-k", top_k);
+        to.set("norm-topk-prob", true);
+        Ok(())
+    }
+
+    /// The routers: rows from prompts, or draws.
+    fn gates(&self, architecture: &Architecture, to: &mut Translation) -> Result<()> {
+        let (mode, place) = match &self.keys.gate_mode {
+            Some(mode) => (mode.value.as_str(), mode.referenced),
+            None => (GATE_MODES[0], self.keys.experts.referenced),
+        };
+        let prompted = |expert: &&Expert| expert.positive_prompts.as_ref().is_some_and(|prompts| !prompts.is_empty());
+        match mode {
+            "random" => {
+                to.set("router", "normal:0.02");
+                to.notes.push(format!(
+                    "gate_mode random: routers are drawn from N(0, 0.02²), not from mergekit's N(0, 1), whose logits at width {} \
+                     have a standard deviation of {:.0}, so that one expert gets everything; --router normal:1 draws so",
+                    architecture.hidden_size,
+                    (architecture.hidden_size as f64).sqrt(),
+                ));
+            }
+            "uniform_random" => {
+                // Uniform in ±1/√d.
+                to.set("router", format!("uniform:{}", 1.0 / (3.0 * architecture.hidden_size as f64).sqrt()));
+            }
+            mode if GATE_MODES.contains(&mode) => {
+                let missing = self.keys.experts.value.iter().find(|expert| !prompted(expert));
+                if let Some(expert) = missing {
+                    let at = expert.source_model.referenced;
+                    let problem = format!("has no prompts, from which gate_mode `{mode}` makes an expert's router row");
+                    return Err(self
+                        .key(at, "positive_prompts", problem)
+                        .with_hint("give each expert positive_prompts, or say gate_mode: random"));
+                }
+                to.set("router", format!("prompts:{}", self.path.display()));
+                return Ok(());
+            }
+            other => {
+                let problem = format!("expected {}, found `{other}`", one_of(GATE_MODES));
+                let error = self.key(place, "gate_mode", problem);
+                return Err(match nearest(other, GATE_MODES) {
+                    Some(near) => error.with_hint(format!("the nearest is `{near}`")),
+                    None => error,
+                });
+            }
+        }
+        if self.keys.experts.value.iter().chain(self.shared()).any(|expert| prompted(&expert)) {
+            to.notes.push(format!("gate_mode {mode} draws routers at random; the prompts are not used"));
+        }
+        Ok(())
+    }
+}
+
+/// A name for the expert of a folder that no other has.
+fn name(folder: &Path, taken: &mut BTreeSet<String>) -> String {
+    let whole = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf());
+    let name = whole.file_name().map_or("expert".to_owned(), |name| name.to_string_lossy().replace('=', "-"));
+    let numbered = (2..).map(|number| format!("{name}-{number}"));
+    let free = std::iter::once(name.clone()).chain(numbered).find(|name| !taken.contains(name));
+    let free = free.unwrap_or(name);
+    taken.insert(free.clone());
+    free
+}

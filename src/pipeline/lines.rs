@@ -1,0 +1,176 @@
+//! Settings of a file as a command line, by the definition that parses command lines.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Arg, Command};
+use serde_saphyr::{Location, Spanned};
+
+use super::expand::{Scope, expand};
+use super::stage::OUTPUTS;
+use super::yaml::{Node, fault, unknown_key};
+use crate::Result;
+
+/// A text of the file with its names replaced.
+pub(super) fn text(file: &Path, place: Location, text: &str, scope: &Scope) -> Result<String> {
+    expand(text, scope).map_err(|(problem, hint)| {
+        let error = fault(file, place, problem);
+        match hint {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        }
+    })
+}
+
+/// What the program would refuse of these arguments, in a line: what follows in its message is how to use the command
+/// line, which a file hides.
+pub(super) fn refusal(program: &Command, arguments: &[String]) -> Option<String> {
+    let line = std::iter::once(program.get_name().to_owned()).chain(arguments.iter().cloned());
+    let message = program.clone().try_get_matches_from(line).err()?.render().to_string();
+    let advice = |line: &str| line.starts_with("Usage:") || line.starts_with("For more information");
+    let words = message.lines().map(str::trim).take_while(|line| !advice(line));
+    let words: Vec<&str> = words.filter(|line| !line.is_empty()).collect();
+    Some(words.join(" ").trim_start_matches("error: ").to_owned())
+}
+
+/// A command line as it grows.
+pub(super) struct Lines<'a> {
+    file: &'a Path,
+    scope: &'a Scope,
+    reserved: &'a [&'a str],
+    positional: Vec<(usize, String)>,
+    flags: Vec<String>,
+    inputs: Vec<String>,
+    outputs: Vec<(String, PathBuf)>,
+}
+
+impl<'a> Lines<'a> {
+    /// Of a file whose texts may hold the names of `scope`; keys that are `reserved` are none of a file's.
+    pub(super) fn new(file: &'a Path, scope: &'a Scope, reserved: &'a [&'a str]) -> Self {
+        let (positional, flags, inputs, outputs) = Default::default();
+        Self { file, scope, reserved, positional, flags, inputs, outputs }
+    }
+
+    /// What the setting `key`, which names an output, was given.
+    pub(super) fn output(&self, key: &str) -> Option<PathBuf> {
+        self.outputs.iter().find(|(of, _)| of == key).map(|(_, path)| path.clone())
+    }
+
+    /// The arguments, and what of them names files to read.
+    pub(super) fn finish(mut self) -> (Vec<String>, Vec<String>) {
+        // Positional values first: a flag that takes any number of values would swallow them.
+        self.positional.sort_by_key(|(index, _)| *index);
+        let positional = self.positional.into_iter().map(|(_, value)| value);
+        (positional.chain(self.flags).collect(), self.inputs)
+    }
+
+    /// Adds a key of the file with its values.
+    pub(super) fn add(&mut self, command: &Command, key: &Spanned<String>, value: &Spanned<Node>) -> Result<()> {
+        let (name, argument) = self.argument(command, key)?;
+        let values = self.values(argument, value)?;
+        let counts = argument.get_num_args().unwrap_or_default();
+        let many = matches!(argument.get_action(), clap::ArgAction::Append) || counts.max_values() > 1;
+        if values.len() > 1 && !many {
+            let problem = format!("`{name}` takes one value, found {}", values.len());
+            return Err(fault(self.file, value.referenced, problem));
+        }
+        if !argument.get_action().takes_values() || (counts.min_values() == 0 && is_switch(&values)) {
+            return self.switch(name, &values, value.referenced);
+        }
+        for value in values {
+            if OUTPUTS.contains(&name) {
+                self.outputs.push((name.to_owned(), PathBuf::from(&value)));
+            } else if names_files(argument) {
+                self.inputs.push(value.clone());
+            }
+            match argument.get_index() {
+                Some(index) => self.positional.push((index, value)),
+                // In one word, a value may begin with a dash.
+                None if value.starts_with('-') => self.flags.push(format!("--{name}={value}")),
+                None => self.flags.extend([format!("--{name}"), value]),
+            }
+        }
+        Ok(())
+    }
+
+    /// The argument that a key sets.
+    pub(super) fn argument<'c>(&self, command: &'c Command, key: &Spanned<String>) -> Result<(&'c str, &'c Arg)> {
+        let known: Vec<(&str, &Arg)> =
+            command.get_arguments().filter_map(setting).filter(|setting| !self.is_reserved(setting)).collect();
+        known.iter().find(|(name, _)| *name == key.value).copied().ok_or_else(|| {
+            let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+            unknown_key(self.file, key, &format!("`{}`", command.get_name()), &names)
+        })
+    }
+
+    fn is_reserved(&self, (name, argument): &(&str, &Arg)) -> bool {
+        argument.get_index().is_none() && self.reserved.contains(name)
+    }
+
+    fn switch(&mut self, name: &str, values: &[String], place: Location) -> Result<()> {
+        match values.first().map(String::as_str) {
+            Some("true") => self.flags.push(format!("--{name}")),
+            Some("false") | None => {}
+            Some(other) => {
+                let problem = format!("`{name}` is on or off; expected true or false, found `{other}`");
+                return Err(fault(self.file, place, problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// The values of a key, in order: `name: {a: x}` gives `a=x` where the flag wants `NAME=…`.
+    fn values(&self, argument: &Arg, value: &Spanned<Node>) -> Result<Vec<String>> {
+        let named = value_names(argument).any(|name| name.contains('='));
+        match &value.value {
+            Node::Scalar(None) => Ok(Vec::new()),
+            Node::Scalar(Some(scalar)) => Ok(vec![self.text(value.referenced, scalar)?]),
+            Node::List(items) => items.iter().map(|item| self.scalar(item)).collect(),
+            Node::Map(entries) if named => entries
+                .iter()
+                .map(|(name, value)| {
+                    Ok(format!("{}={}", self.text(name.referenced, &name.value)?, self.scalar(value)?))
+                })
+                .collect(),
+            Node::Map(_) => {
+                Err(fault(self.file, value.referenced, "expected a value or a list of values, found keys with values"))
+            }
+        }
+    }
+
+    fn scalar(&self, item: &Spanned<Node>) -> Result<String> {
+        match &item.value {
+            Node::Scalar(Some(scalar)) => self.text(item.referenced, scalar),
+            other => {
+                let problem = format!("expected a single value, found {}", other.kind());
+                Err(fault(self.file, item.referenced, problem))
+            }
+        }
+    }
+
+    fn text(&self, place: Location, words: &str) -> Result<String> {
+        text(self.file, place, words, self.scope)
+    }
+}
+
+fn is_switch(values: &[String]) -> bool {
+    matches!(values, [one] if one == "true" || one == "false")
+}
+
+/// The key by which a file sets an argument: the flag without its dashes, or the name of a positional one.
+fn setting(argument: &Arg) -> Option<(&str, &Arg)> {
+    let name = match argument.get_index() {
+        Some(_) => argument.get_id().as_str(),
+        None => argument.get_long()?,
+    };
+    (!argument.is_global_set()).then_some((name, argument))
+}
+
+fn value_names(argument: &Arg) -> impl Iterator<Item = &str> {
+    argument.get_value_names().unwrap_or_default().iter().map(|name| name.as_str())
+}
+
+/// Whether values of this argument are files or folders, or hold one.
+fn names_files(argument: &Arg) -> bool {
+    argument.get_value_hint() == clap::ValueHint::AnyPath
+        || value_names(argument).any(|name| ["DIR", "FILE", "PATH"].iter().any(|word| name.contains(word)))
+}

@@ -1,0 +1,163 @@
+//! An expression whose sources are looked up: values and bytes of any range of it.
+
+use super::drawn::{Noisy, Redrawn};
+use super::evaluate::Scratch;
+use super::moved::Moved;
+use super::random::Draws;
+use crate::checkpoint::folder::Checkpoint;
+use crate::checkpoint::writer::TensorLayout;
+use crate::checkpoint::{Dtype, Encoding, TensorEntry, dtype};
+use crate::{Error, Result};
+
+/// An expression with its sources looked up and its shapes checked.
+pub(super) enum Node<'a> {
+    Read { checkpoint: &'a Checkpoint, entry: &'a TensorEntry, tensor: &'a str },
+    Sum { parts: Vec<Node<'a>>, weights: Option<&'a [f64]>, divisor: f64 },
+    Moved(Moved<'a>),
+    Scaled { of: Box<Node<'a>>, by: f64 },
+    Noisy(Noisy<'a>),
+    Redrawn(Redrawn<'a>),
+    Normal { draws: Draws, std: f64 },
+    Uniform { draws: Draws, std: f64 },
+    Orthogonal { draws: Draws, gain: f64, rows: usize, columns: usize },
+    Constant(f64),
+    Identity { columns: u64 },
+}
+
+impl<'a> Node<'a> {
+    /// Whether in `dtype` it is bytes of sources, never decoded.
+    pub(super) fn moves_bytes(&self, dtype: Dtype) -> bool {
+        match self {
+            Self::Read { entry, .. } => entry.encoding == Encoding::Plain(dtype),
+            Self::Moved(moved) => moved.parts.iter().all(|part| part.moves_bytes(dtype)),
+            _ => false,
+        }
+    }
+
+    /// Bytes of elements `first..`, rounded to `dtype` where they are not moved; `dtype` is a float or they are moved.
+    pub(super) fn bytes(&self, dtype: Dtype, first: u64, out: &mut [u8], scratch: &mut Scratch) -> Result<()> {
+        let size = dtype.bitsize() / 8;
+        match self {
+            Self::Read { checkpoint, entry, .. } if entry.encoding == Encoding::Plain(dtype) => {
+                checkpoint.read_bytes(entry, first * size as u64, out)
+            }
+            Self::Moved(moved) if self.moves_bytes(dtype) => {
+                moved
+                    .fill(first, out, size, scratch, |part, first, out, scratch| part.bytes(dtype, first, out, scratch))
+            }
+            _ => {
+                let mut values = std::mem::take(&mut scratch.values);
+                values.resize(out.len() / size, 0.0);
+                self.values(first, &mut values, scratch)?;
+                // The dtype was checked to be a float when the plan was compiled.
+                let _ = dtype::encode(dtype, &values, out);
+                scratch.values = values;
+                Ok(())
+            }
+        }
+    }
+
+    /// Values of elements `first..` in `f64`.
+    pub(super) fn values(&self, first: u64, out: &mut [f64], scratch: &mut Scratch) -> Result<()> {
+        match self {
+            Self::Read { checkpoint, entry, .. } => {
+                let mut raw = std::mem::take(&mut scratch.raw);
+                let done = checkpoint.read_values(entry, first, out, &mut raw);
+                scratch.raw = raw;
+                done
+            }
+            Self::Sum { parts, weights, divisor } => {
+                let mut term = scratch.free.pop().unwrap_or_default();
+                term.resize(out.len(), 0.0);
+                for (number, part) in parts.iter().enumerate() {
+                    part.values(first, &mut term, scratch)?;
+                    let weight = weights.map_or(1.0, |weights| weights[number]);
+                    if number == 0 {
+                        out.iter_mut().zip(&term).for_each(|(sum, value)| *sum = weight * value);
+                    } else {
+                        out.iter_mut().zip(&term).for_each(|(sum, value)| *sum += weight * value);
+                    }
+                }
+                out.iter_mut().for_each(|sum| *sum /= divisor);
+                scratch.free.push(term);
+                Ok(())
+            }
+            Self::Moved(moved) => moved.fill(first, out, 1, scratch, Node::values),
+            Self::Scaled { of, by } => {
+                of.values(first, out, scratch)?;
+                out.iter_mut().for_each(|value| *value *= by);
+                Ok(())
+            }
+            Self::Noisy(noisy) => noisy.values(first, out, scratch),
+            Self::Redrawn(redrawn) => redrawn.values(first, out, scratch),
+            Self::Normal { draws, std } => {
+                draws.normal(first, out);
+                out.iter_mut().for_each(|value| *value *= std);
+                Ok(())
+            }
+            Self::Uniform { draws, std } => {
+                draws.uniform(first, out);
+                let reach = libm::sqrt(3.0) * std;
+                out.iter_mut().for_each(|value| *value = (2.0 * *value - 1.0) * reach);
+                Ok(())
+            }
+            Self::Orthogonal { draws, gain, rows, columns } => {
+                let matrix = draws.orthonormal(*rows, *columns);
+                out.iter_mut().zip(&matrix[first as usize..]).for_each(|(value, drawn)| *value = gain * drawn);
+                Ok(())
+            }
+            Self::Constant(value) => {
+                out.fill(*value);
+                Ok(())
+            }
+            Self::Identity { columns } => {
+                for (element, value) in (first..).zip(out) {
+                    *value = if element / columns == element % columns { 1.0 } else { 0.0 };
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The error for a value that is not finite: which source tensor holds it, or that it overflows.
+    pub(super) fn blame(&self, element: u64, layout: &TensorLayout, scratch: &mut Scratch) -> Result<Error> {
+        let mut value = [0.0];
+        self.values(element, &mut value, scratch)?;
+        if !value[0].is_finite() {
+            match self {
+                Self::Read { checkpoint, entry, tensor } => {
+                    let problem = format!("element {element} is {}; expected finite numbers", value[0]);
+                    return Ok(Error::tensor(checkpoint.files[entry.file].path(), tensor, problem)
+                        .with_hint("`bam-convert validate` lists every tensor with NaN or infinities"));
+                }
+                Self::Sum { parts, .. } => {
+                    for part in parts {
+                        if part.is_not_finite(element, scratch)? {
+                            return part.blame(element, layout, scratch);
+                        }
+                    }
+                }
+                Self::Moved(moved) => {
+                    let (part, element) = moved.origin(element, scratch);
+                    return part.blame(element, layout, scratch);
+                }
+                Self::Scaled { of, .. } | Self::Noisy(Noisy { of, .. }) | Self::Redrawn(Redrawn { of, .. })
+                    if of.is_not_finite(element, scratch)? =>
+                {
+                    return of.blame(element, layout, scratch);
+                }
+                _ => {}
+            }
+        }
+        let (name, dtype) = (&layout.name, layout.dtype);
+        let problem =
+            format!("tensor `{name}` of the output: element {element} is {}, which {dtype} cannot hold", value[0]);
+        Ok(Error::usage(problem).with_hint("choose a dtype of wider range, such as bf16 or f32"))
+    }
+
+    fn is_not_finite(&self, element: u64, scratch: &mut Scratch) -> Result<bool> {
+        let mut value = [0.0];
+        self.values(element, &mut value, scratch)?;
+        Ok(!value[0].is_finite())
+    }
+}
