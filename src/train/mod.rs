@@ -17,6 +17,7 @@ mod run;
 mod save;
 mod schedule;
 pub mod select;
+mod session;
 pub mod settings;
 mod tensorboard;
 mod trainer;
