@@ -190,6 +190,7 @@ impl Arguments {
             method: self.method,
             layers: self.methods.layers(&seed.architecture)?,
             shared_expert: self.methods.shared_expert(),
+            scales: self.methods.scales(),
             feed_forward,
             target: self.target.clone(),
             kv: self.kv.map_or(AttentionKv::Expert, KvName::value),
@@ -249,6 +250,12 @@ impl Arguments {
             && let Some(mixture) = &mut output.mixture
         {
             mixture.attention_kv = AttentionKv::Merged;
+        }
+        if self.methods.shared_expert().is_some_and(|shared| shared.gated)
+            && let Some(mixture) = &mut output.mixture
+        {
+            mixture.shared_expert_intermediate_size = Some(dense.intermediate_size);
+            mixture.shared_expert_gate = true;
         }
         output.family.clone_from(&self.target);
         ComputedRows::new(file, &self.seed, &output, &names, printer).map(Some)

@@ -21,6 +21,7 @@ pub mod plan;
 pub mod random;
 mod record;
 pub mod router;
+pub mod scales;
 pub mod upcycle;
 
 pub use model::Model;
