@@ -95,7 +95,7 @@ impl Work<'_> {
             Role::SharedDown => Some(Role::Down),
             _ => None,
         });
-        if let Some(neutral) = neutral(spec, settings, &self.models[0].architecture) {
+        if let Some(neutral) = neutral(spec, settings.shared_expert.is_some(), &self.models[0].architecture) {
             return Ok((self.main_dtype(), neutral));
         }
         if spec.role.only_in_mixtures() && shared.is_none() {
@@ -183,10 +183,11 @@ impl Work<'_> {
     }
 }
 
-/// A parameter that changes nothing, which the family of the output has and neither the dense models nor the settings.
-fn neutral(spec: &TensorSpec, settings: &Settings, dense: &Architecture) -> Option<Expression> {
+/// A parameter that changes nothing, which the family of the output has and the sources have not; `shared` where the shared
+/// expert has parameters of its own.
+pub(super) fn neutral(spec: &TensorSpec, shared: bool, dense: &Architecture) -> Option<Expression> {
     let missing = match spec.role {
-        Role::SharedDown | Role::SharedExpertGate => settings.shared_expert.is_none(),
+        Role::SharedDown | Role::SharedExpertGate => !shared,
         Role::Q | Role::K | Role::V => spec.bias && !dense.attention_bias,
         Role::O => spec.bias && !dense.attention_output_bias,
         _ => false,
