@@ -220,6 +220,7 @@ fn what_mergekit_does_and_ours_does_not_is_refused_by_name() {
         (with("experts_per_tokn: 4"), &["settings.yaml:6:1: key `experts_per_tokn`", "`experts_per_token`"]),
         (expert("source_modle: fixtures/llama/code"), &["settings.yaml:6:3: key `source_modle`", "`source_model`"]),
         (with("experts_per_token: 3"), &["settings.yaml:6:", "expected 1 to 2, the number of experts, found 3"]),
+        (with("experts_per_token: 1"), &["mixtral cannot hold", "always renormalises", "--target bam"]),
         (with("architecture: deepseek"), &["settings.yaml:6:", "DeepSeek-MoE", "`architecture: mixtral`"]),
         (with(shared), &["settings.yaml:1:", "DeepSeek-MoE", "`architecture: qwen`"]),
         (with("architecture: qwen3"), &["settings.yaml:6:", "no output holds experts of `llama`"]),
