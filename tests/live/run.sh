@@ -71,6 +71,26 @@ for settings in '--method bam' '--method bam --kv shared' '--method btx --top-k 
   "$bam" validate mixture --against
 done
 
+say 'the other methods, replayed from their manifests in numpy'
+number=0
+while read -r settings; do
+  number=$((number + 1))
+  # shellcheck disable=SC2086
+  "$bam" upcycle --seed seed $settings --out "method-$number" --force
+  v5/bin/python "$here/replay.py" "method-$number"
+  rm -r "method-$number"
+done <<'METHODS'
+--method sparse --experts 3 --layers every:2
+--method noise --experts 2 --noise-ratio 0.5
+--method drop --experts 2
+--method drop --experts 2 --drop-indices per-matrix --shared-expert seed:gated
+--method granular --experts 2 --granularity 8
+--method shuffle --experts 9 --expert-width 384
+--method split --experts 8 --top-k 2
+--method btx --expert code=code --expert law=law --blend
+--method bam --expert code=code --split-ffn 2
+METHODS
+
 say 'modeling_bam.py under both versions: logits, losses, gradients, cache, padding, generation, round trips'
 export OMP_NUM_THREADS=1
 for version in v4 v5; do
