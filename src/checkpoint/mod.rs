@@ -13,6 +13,7 @@ mod gguf_write;
 pub mod hash;
 pub mod header;
 pub mod json;
+pub mod known_hashes;
 pub mod manifest;
 pub mod output;
 pub mod single;

@@ -20,10 +20,11 @@ pub struct ComputedRows {
 }
 
 impl ComputedRows {
-    /// Computes the rows of the experts `names` by the seed in the folder `seed`; `output` is what has the routers.
-    pub fn new(file: &Path, seed: &Path, output: &Architecture, names: &[String], printer: &Printer) -> Result<Self> {
+    /// Computes the rows of the experts `names` by the model in the folder `model`; `output` is what has the routers, of so many
+    /// experts.
+    pub fn new(file: &Path, model: &Path, output: &Architecture, names: &[String], printer: &Printer) -> Result<Self> {
         let prompts = Prompts::read(file, names)?;
-        let model = CausalLm::load(seed, &LoadOptions::default())?;
+        let model = CausalLm::load(model, &LoadOptions::default())?;
         let bar = printer.tokens_bar(prompts.count(), "reading prompts");
         let rows = prompts.rows(&model, &|read| bar.inc(read))?;
         bar.finish_and_clear();

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::architecture::Architecture;
 use super::config::Config;
+use super::dense::SEED_MODEL_TYPE;
 use super::layout::NormType;
 use super::mixture::Mixture;
 use super::spelling::{both_spellings, same_value};
@@ -23,6 +24,10 @@ pub fn bam_config(seed: &Config, target: &Architecture) -> Map<String, Value> {
         }
     };
     put("bam_version", json!(1));
+    // What an expert is on its own: there is no telling from the mixture's own keys.
+    if let Some(family) = seed.json.get("model_type").filter(|family| **family != "bam") {
+        put(SEED_MODEL_TYPE, family.clone());
+    }
     put("model_type", json!("bam"));
     put("architectures", json!(["BamForCausalLM"]));
     put(

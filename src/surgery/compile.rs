@@ -1,7 +1,8 @@
 //! From an expression to a node: sources looked up, every shape and every place on an axis checked.
 //!
 //! The shape of a part follows from the output's where it can (an average has its parts' shape) and from the sources where
-//! it cannot (a slice may be cut out of anything). Draws have whatever shape is asked of them, so they cannot be cut.
+//! it cannot (a slice may be cut out of anything). Draws have whatever shape is asked of them, so they cannot be cut, and in a
+//! concatenation one part at most can be such: it takes what the others leave.
 //! A manifest is hostile input: nothing here trusts a number in it.
 
 use std::sync::Mutex;
@@ -15,8 +16,8 @@ use crate::checkpoint::expression::{Drawn, Expression};
 use crate::checkpoint::writer::TensorLayout;
 use crate::{Error, Result};
 
-/// Most entries of an axis that is drawn from: its order is held whole.
-const LARGEST_AXIS: u64 = 1 << 22;
+/// Most entries of an axis that is drawn from: its order, and a row of them, are held whole at every level of an expression.
+const LARGEST_AXIS: u64 = 1 << 18;
 
 /// The expression of the tensor `layout`, ready to be computed; reads no data.
 pub(super) fn compile<'a>(
@@ -145,7 +146,7 @@ impl<'a> Compiler<'a> {
                 Ok(Moved { parts: vec![self.node(of, &whole)?], rule })
             }
             Expression::Concat { of, axis } => {
-                let shapes = of.iter().map(|part| self.known(part)).collect::<Result<Vec<_>>>()?;
+                let shapes = self.parts_of(of, *axis, shape)?;
                 let made = self.joined(&shapes, *axis)?;
                 if made != shape {
                     return Err(unfit(&made));
@@ -202,6 +203,22 @@ impl<'a> Compiler<'a> {
             }
             other => Err(self.fault(format!("{other} moves nothing"))),
         }
+    }
+
+    /// The shapes of parts that make `whole` along an axis; one part may have none of its own, and takes what is left.
+    fn parts_of(&self, of: &[Expression], axis: u64, whole: &[u64]) -> Result<Vec<Vec<u64>>> {
+        let shapes = of.iter().map(|part| self.shape(part)).collect::<Result<Vec<_>>>()?;
+        let open = shapes.iter().filter(|shape| shape.is_none()).count();
+        let mut left = self.extent(whole, axis)?;
+        for shape in shapes.iter().flatten() {
+            left = left.saturating_sub(self.extent(shape, axis)?);
+        }
+        let parts = of.iter().zip(shapes).map(|(part, shape)| match shape {
+            Some(shape) => Ok(shape),
+            None if open == 1 && left > 0 => Ok(with_extent(whole, axis, left)),
+            None => self.known(part),
+        });
+        parts.collect()
     }
 
     /// The shape of a part, which its sources must tell.
