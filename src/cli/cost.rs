@@ -21,7 +21,7 @@ pub struct Arguments {
     /// A config.json, or a folder that holds one.
     config: PathBuf,
     /// Cost the mixture that this method makes.
-    #[arg(long, value_name = "bam|btx")]
+    #[arg(long, value_name = "METHOD")]
     method: Option<Method>,
     /// Keys and values per expert or shared.
     #[arg(long, value_enum)]

@@ -18,6 +18,7 @@ mod inspect;
 mod logits;
 mod man;
 mod merge;
+mod methods;
 mod preview;
 mod printer;
 mod prompts;
@@ -68,7 +69,7 @@ enum Command {
     Convert(convert::Arguments),
     Branch(branch::Arguments),
     Merge(merge::Arguments),
-    Upcycle(upcycle::Arguments),
+    Upcycle(Box<upcycle::Arguments>),
     Validate(validate::Arguments),
     Diff(diff::Arguments),
     Tokenize(tokenize::Arguments),

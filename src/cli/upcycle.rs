@@ -7,28 +7,31 @@ use bam_convert::checkpoint::dtype::{self, Dtype};
 use bam_convert::checkpoint::output::check_target;
 use bam_convert::family::{Architecture, AttentionKv, Family, Method, Mixture, RouterBias, TopK};
 use bam_convert::surgery::Model;
+use bam_convert::surgery::methods::FeedForward;
 use bam_convert::surgery::router::RouterInit;
 use bam_convert::surgery::upcycle::{Expert, SEED, Settings, check_names, plan};
 use clap::{Args, ValueEnum};
 
 use super::Outcome;
 use super::check::Check;
+use super::methods::MethodArguments;
 use super::printer::Printer;
 use super::prompts::ComputedRows;
 use super::write::WriteArguments;
 
 /// Make a mixture of experts out of a dense seed and models that were trained from it.
 ///
-/// Experts are copies, byte for byte: of the feed-forward weights and, with `--method bam`, of the
-/// attention weights. Everything else is the average over the dense models, the seed included.
-/// Routers start fresh. The output records how each tensor was made; `validate --against` replays it.
+/// With `bam` and `btx` experts are copies, byte for byte: of the feed-forward weights and, with `bam`, of the
+/// attention weights. Everything else is the average over the dense models, the seed included. The other methods
+/// make feed-forward experts of the seed alone and keep the rest of it. Routers start fresh. The output records how each tensor was made; `validate --against` replays it.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  bam-convert upcycle --method bam --seed seed --expert code=code --expert law=law --out bam"
+    after_help = "Example:\n  bam-convert upcycle --method bam --seed seed --expert code=code --expert law=law --out bam\n  bam-convert upcycle --method drop --seed seed --experts 8 --top-k 2 --out drop"
 )]
 pub struct Arguments {
-    /// Which surgery.
-    #[arg(long, value_name = "bam|btx")]
+    /// Which surgery: of a seed and specialists `bam` or `btx`, of a seed alone `sparse`, `noise`, `drop`, `granular`,
+    /// `shuffle` or `split` (docs/methods.md).
+    #[arg(long, value_name = "METHOD")]
     method: Method,
     /// Folder of the dense seed: expert 0.
     #[arg(long, value_name = "DIR")]
@@ -49,7 +52,7 @@ pub struct Arguments {
     #[arg(long, value_enum)]
     rest: Option<MeanOrSeed>,
     /// Feed-forward experts a token goes to, or `soft` for all of them, weighted [default: 1, or 2 for other targets
-    /// than `bam`].
+    /// than `bam`; with `granular` at least the granularity].
     #[arg(long, value_name = "K")]
     top_k: Option<TopK>,
     /// Attention experts a token goes to, or `soft` for all of them, weighted (`bam`) [default: soft].
@@ -98,6 +101,8 @@ pub struct Arguments {
     /// their perplexity: what the surgery has cost, before any training.
     #[arg(long, value_name = "TEXT", conflicts_with = "format")]
     check: Option<PathBuf>,
+    #[command(flatten)]
+    methods: MethodArguments,
     #[command(flatten)]
     write: WriteArguments,
 }
@@ -167,7 +172,8 @@ pub fn float_dtype(text: &str) -> Result<Dtype, String> {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
-        self.refuse_misplaced()?;
+        let feed_forward = self.methods.feed_forward(self.method)?;
+        self.refuse_misplaced(&feed_forward)?;
         let format = self.format.as_deref().map(Family::read).transpose()?;
         let seed = Model::open_as(SEED, &self.seed, format.as_ref())?;
         let mut experts = Vec::with_capacity(self.experts.len());
@@ -178,10 +184,13 @@ impl Arguments {
         }
         let computed = self.prompt_rows(&seed.architecture, printer)?;
         let stock = self.target != "bam";
-        let top_k = self.top_k.unwrap_or(TopK::Of(if stock { 2 } else { 1 }));
+        let top_k = self.top_k.unwrap_or(TopK::Of(feed_forward.usual_top_k().max(if stock { 2 } else { 1 })));
         let rest_of_seed = matches!(self.rest, Some(MeanOrSeed::Seed));
         let settings = Settings {
             method: self.method,
+            layers: self.methods.layers(&seed.architecture)?,
+            shared_expert: self.methods.shared_expert(),
+            feed_forward,
             target: self.target.clone(),
             kv: self.kv.map_or(AttentionKv::Expert, KvName::value),
             shared_kv_of_seed: self.shared_kv.map_or(rest_of_seed, |of| matches!(of, MeanOrSeed::Seed)),
@@ -246,21 +255,36 @@ impl Arguments {
     }
 
     /// Flags that would be without effect are refused rather than ignored.
-    fn refuse_misplaced(&self) -> bam_convert::Result<()> {
+    fn refuse_misplaced(&self, feed_forward: &FeedForward) -> bam_convert::Result<()> {
         let shared = matches!(self.kv, Some(KvName::Shared));
-        let given = [
+        let of_attention = [
             ("--kv", self.kv.is_some()),
             ("--shared-kv", self.shared_kv.is_some()),
             ("--attention-top-k", self.attention_top_k.is_some()),
             ("--attention-router", self.attention_router.is_some()),
         ];
-        if self.method == Method::Btx
-            && let Some((flag, _)) = given.iter().find(|(_, given)| *given)
-        {
-            return Err(bam_convert::Error::usage(format!(
-                "{flag} has no effect with --method btx, which averages attention"
-            ))
-            .with_hint("leave it out, or pass --method bam"));
+        let of_models = [
+            ("--expert", !self.experts.is_empty()),
+            ("--no-seed-expert", self.no_seed_expert),
+            ("--seed-copies", self.seed_copies > 0),
+            ("--rest", self.rest.is_some()),
+        ];
+        let first = |flags: &[(&'static str, bool)]| flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
+        let method = self.method.name();
+        if let Some(flag) = first(&of_attention).filter(|_| self.method != Method::Bam) {
+            let why = if self.method.of_models() { "averages attention" } else { "keeps the seed's attention" };
+            return Err(Error::usage(format!("{flag} has no effect with --method {method}, which {why}"))
+                .with_hint("leave it out, or pass --method bam"));
+        }
+        if let Some(flag) = first(&of_models).filter(|_| !self.method.of_models()) {
+            let problem = format!("{flag} has no effect with --method {method}, which takes all from the seed");
+            return Err(Error::usage(problem).with_hint("leave it out, or pass --method bam or btx"));
+        }
+        if matches!(self.router, RouterInit::Prompts(_)) && *feed_forward != FeedForward::Networks {
+            return Err(Error::usage(
+                "--router prompts:PATH makes a row for each model, but experts are no whole models",
+            )
+            .with_hint("pass --router normal"));
         }
         if self.shared_kv.is_some() && !shared {
             return Err(bam_convert::Error::usage("--shared-kv has no effect without --kv shared")

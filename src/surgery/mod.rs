@@ -9,13 +9,17 @@ pub mod evaluate;
 pub mod execute;
 pub mod fit;
 pub mod init;
+pub mod layers;
 pub mod licence;
+mod mapping;
 pub mod merge;
+pub mod methods;
 pub mod model;
 mod moved;
 mod node;
 pub mod plan;
 pub mod random;
+mod record;
 pub mod router;
 pub mod upcycle;
 

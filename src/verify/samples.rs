@@ -6,8 +6,9 @@ use serde_json::json;
 
 use super::{Diff, Report, diff, validate};
 use crate::checkpoint::{Dtype, dtype, header};
-use crate::family::{AttentionKv, Method, TopK};
+use crate::family::{AttentionKv, Layers, Method, TopK};
 use crate::surgery::execute::{OutputFile, Target, execute};
+use crate::surgery::methods::FeedForward;
 use crate::surgery::router::RouterInit;
 use crate::surgery::upcycle::{self, Expert, Settings};
 use crate::surgery::{Model, Plan, init};
@@ -59,6 +60,9 @@ impl Samples {
         let settings = Settings {
             target: "bam".to_owned(),
             method: Method::Bam,
+            feed_forward: FeedForward::Networks,
+            layers: Layers::All,
+            shared_expert: None,
             kv: AttentionKv::Expert,
             shared_kv_of_seed: false,
             top_k: TopK::Of(1),

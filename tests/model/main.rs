@@ -15,9 +15,10 @@ mod parts;
 
 use std::path::{Path, PathBuf};
 
-use bam_convert::family::{AttentionKv, Method, RouterBias, TopK};
+use bam_convert::family::{AttentionKv, Layers, Method, RouterBias, TopK};
 use bam_convert::model::{CausalLm, Forward, LoadOptions, Mode, Weights};
 use bam_convert::surgery::execute::{Target, execute};
+use bam_convert::surgery::methods::FeedForward;
 use bam_convert::surgery::upcycle::{Expert, SEED, Settings, plan};
 use bam_convert::surgery::{Model, router::RouterInit};
 use candle_core::{DType, Device, Tensor};
@@ -165,6 +166,9 @@ impl Kind {
         let settings = Settings {
             target: "bam".to_owned(),
             method: self.method,
+            feed_forward: FeedForward::Networks,
+            layers: Layers::All,
+            shared_expert: None,
             kv: self.kv,
             shared_kv_of_seed: false,
             top_k: self.top_k,

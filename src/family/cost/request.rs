@@ -53,9 +53,12 @@ impl Request {
 
     /// Puts what was asked for over what the config says.
     fn apply(&self, mixture: &mut Mixture) -> Result<()> {
-        if self.method == Some(Method::Btx) && (self.kv.is_some() || self.attention_top_k.is_some()) {
-            let problem = "--kv and --attention-top-k are for attention experts, which --method btx does not have";
-            return Err(Error::usage(problem));
+        let merged = self.method.is_some_and(|method| method != Method::Bam);
+        if merged && (self.kv.is_some() || self.attention_top_k.is_some()) {
+            let method = self.method.map_or("", Method::name);
+            return Err(Error::usage(format!(
+                "--kv and --attention-top-k are for attention experts, which --method {method} does not have"
+            )));
         }
         let soft = mixture.num_attention_experts_per_tok == mixture.num_attention_experts;
         if let Some(experts) = self.experts {
@@ -63,7 +66,7 @@ impl Request {
             mixture.num_attention_experts = experts;
         }
         match (self.method, self.kv) {
-            (Some(Method::Btx), _) => mixture.attention_kv = AttentionKv::Merged,
+            _ if merged => mixture.attention_kv = AttentionKv::Merged,
             (_, Some(kv)) => mixture.attention_kv = kv,
             (Some(Method::Bam), None) if mixture.attention_kv == AttentionKv::Merged => {
                 mixture.attention_kv = AttentionKv::Expert;
