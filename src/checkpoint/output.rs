@@ -229,9 +229,7 @@ impl OutputFolder {
         self.committed = true;
         let lock = self.target.join(LOCK);
         fs::remove_file(&lock).map_err(|e| Error::io("remove", lock, e))?;
-        if let Some(parent) = self.target.parent() {
-            sync_folder(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
-        }
+        sync_name(&self.target)?;
         if let Some((old, _held)) = replaced {
             remove_at_once(&old).map_err(|e| Error::io("remove the replaced folder", &old, e))?;
         }
@@ -362,5 +360,15 @@ fn try_lock(path: &Path, target: &Path) -> Result<File> {
 
 /// Makes the names in a folder durable.
 pub fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|file| file.sync_all()).map_err(|e| Error::io("sync", folder, e))
+    sync(folder).map_err(|e| Error::io("sync", folder, e))
+}
+
+/// Makes the name of a file or folder durable in the folder that holds it.
+pub(super) fn sync_name(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    sync(folder).map_err(|e| Error::io("sync the folder of", path, e))
+}
+
+fn sync(folder: &Path) -> std::io::Result<()> {
+    File::open(folder)?.sync_all()
 }
