@@ -246,3 +246,58 @@ fn windows_of_qwen2_moe_are_refused() {
     edit_json(&folder.join("config.json"), |config| config["use_sliding_window"] = true.into());
     bam!("generate", &folder, "--prompt", "a").refused(2, &["use_sliding_window", "disagree"]);
 }
+
+#[test]
+fn experts_are_put_together_and_taken_apart_again() {
+    let work = TempDir::new().unwrap();
+    for family in STOCK {
+        let (fused, classic) = (work.path().join(format!("{family}-f")), work.path().join(format!("{family}-c")));
+        bam!("convert", mixture(family), &fused, "--layout", "fused").ok();
+        bam!("validate", &fused, "--against").ok();
+        let stored = fixture("mixtures").join(format!("{family}.fused.safetensors"));
+        if stored.exists() {
+            let (found, expected) = (read_folder(&fused), read_file(&stored));
+            assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+            found.iter().for_each(|(name, tensor)| common::assert_same_tensor(name, tensor, &expected[name]));
+        }
+        bam!("convert", &fused, &classic, "--layout", "classic").ok();
+        bam!("validate", &classic, "--against").ok();
+        bam!("diff", &classic, mixture(family)).ok();
+        assert_golden(&classic, family);
+        let narrow = work.path().join(format!("{family}-f32"));
+        bam!("convert", &fused, &narrow, "--layout", "classic", "--dtype", "f32").ok();
+        bam!("validate", &narrow, "--against").ok();
+        assert_golden(&narrow, family);
+    }
+    bam!("convert", fixture("llama/seed"), work.path().join("x"), "--layout", "fused").refused(2, &["dense"]);
+}
+
+#[test]
+fn a_mixture_goes_to_another_family_and_back() {
+    let work = TempDir::new().unwrap();
+    for family in STOCK {
+        let (there, back) = (work.path().join(format!("{family}-bam")), work.path().join(family));
+        bam!("convert", mixture(family), &there, "--to", "bam").ok();
+        bam!("validate", &there, "--against").ok();
+        assert_golden(&there, family);
+        assert!(there.join("modeling_bam.py").exists());
+        bam!("convert", &there, &back, "--to", family).ok();
+        bam!("diff", &back, mixture(family)).ok();
+        assert_golden(&back, family);
+    }
+    let (bam, direct, through) = (work.path().join("b"), work.path().join("d"), work.path().join("t"));
+    let gates = ["--method", "btx", "--top-k", "2", "--norm-topk-prob", "true"];
+    upcycle("llama", "bam", &gates, &bam).ok();
+    upcycle("llama", "mixtral", &["--method", "btx"], &direct).ok();
+    bam!("convert", &bam, &through, "--to", "mixtral").ok();
+    let differing: Vec<String> = read_folder(&direct)
+        .into_iter()
+        .filter(|(name, tensor)| read_folder(&through)[name].bytes != tensor.bytes)
+        .map(|(name, _)| name)
+        .collect();
+    assert!(differing.iter().all(|name| name.ends_with("gate.weight")), "routers are drawn by name: {differing:?}");
+    bam!("convert", &bam, work.path().join("x"), "--to", "qwen3_moe").refused(2, &["qwen3_moe cannot hold"]);
+    bam!("convert", mixture("qwen2_moe"), work.path().join("x"), "--to", "mixtral")
+        .refused(2, &["biases of q, k and v", "experts in every layer", "no shared expert"]);
+    bam!("convert", &bam, work.path().join("x"), "--layout", "fused").refused(2, &["no fused layout"]);
+}

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// An expression over source tensors, or a draw of random numbers.
 ///
 /// [`Copy`](Self::Copy), and what only puts bytes elsewhere ([`Slice`](Self::Slice), [`Concat`](Self::Concat),
-/// [`Stack`](Self::Stack), [`Gather`](Self::Gather), [`Repeat`](Self::Repeat), [`Permute`](Self::Permute)), moves bytes where
+/// [`Stack`](Self::Stack), [`Entry`](Self::Entry), [`Gather`](Self::Gather), [`Repeat`](Self::Repeat), [`Permute`](Self::Permute)), moves bytes where
 /// the output has the source's dtype. Everything else computes in `f64` and rounds once, to nearest even, to the dtype that
 /// the output tensor is stored in. `docs/random.md` says how draws and orders follow from a seed and a key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -79,6 +79,13 @@ pub enum Expression {
     Stack {
         /// The parts.
         of: Vec<Expression>,
+    },
+    /// One entry of the first axis, without that axis.
+    Entry {
+        /// What it is taken from.
+        of: Box<Expression>,
+        /// Which one, counted from 0.
+        index: u64,
     },
     /// Entries of an axis that were drawn at random, in the order in which they were drawn.
     Gather {
@@ -200,6 +207,7 @@ impl Expression {
             | Self::Dequantise { of }
             | Self::Permute { of, .. }
             | Self::Slice { of, .. }
+            | Self::Entry { of, .. }
             | Self::Gather { of, .. }
             | Self::Repeat { of, .. }
             | Self::Scale { of, .. }
@@ -245,6 +253,7 @@ impl fmt::Display for Expression {
             }
             Self::Concat { of, axis } => write!(f, "concat({}, axis {axis})", Listed(of)),
             Self::Stack { of } => write!(f, "stack({})", Listed(of)),
+            Self::Entry { of, index } => write!(f, "entry({of}, {index})"),
             Self::Gather { of, at } => write!(f, "gather({of}, {at})"),
             Self::Repeat { of, each, times } => write!(f, "repeat({of}, each {each}, times {times})"),
             Self::Scale { of, by } => write!(f, "scale({of}, by {by})"),

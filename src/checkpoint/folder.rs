@@ -153,19 +153,19 @@ impl Checkpoint {
 
     /// Whether two tensors have the same shape, encoding and bytes.
     pub fn same_bytes(&self, a: &TensorEntry, b: &TensorEntry) -> Result<bool> {
-        if a.shape != b.shape || a.encoding != b.encoding {
-            return Ok(false);
-        }
+        Ok(a.shape == b.shape && a.encoding == b.encoding && self.same_beginning(a, self, b, a.length)?)
+    }
+
+    /// Whether the first `length` bytes of a tensor are those of a tensor of another checkpoint.
+    pub fn same_beginning(&self, a: &TensorEntry, other: &Self, b: &TensorEntry, length: u64) -> Result<bool> {
         let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-        let mut start = 0;
-        while start < a.length {
-            let length = (a.length - start).min(1 << 20) as usize;
-            self.read_bytes(a, start, &mut left[..length])?;
-            self.read_bytes(b, start, &mut right[..length])?;
-            if left[..length] != right[..length] {
+        for start in (0..length).step_by(1 << 20) {
+            let count = (length - start).min(1 << 20) as usize;
+            self.read_bytes(a, start, &mut left[..count])?;
+            other.read_bytes(b, start, &mut right[..count])?;
+            if left[..count] != right[..count] {
                 return Ok(false);
             }
-            start += length as u64;
         }
         Ok(true)
     }

@@ -7,6 +7,7 @@ use bam_convert::family::cost::{PAPER_CONTEXT, Report, Request, table};
 use bam_convert::family::{Config, Family, Method, TopK};
 use clap::Args;
 
+use super::methods::cut_feed_forward;
 use super::printer::Printer;
 use super::upcycle::KvName;
 use super::{Outcome, Verdict};
@@ -26,10 +27,16 @@ pub struct Arguments {
     /// Keys and values per expert or shared.
     #[arg(long, value_enum)]
     kv: Option<KvName>,
-    /// Experts, the seed counted [default: 4].
+    /// Experts, the seed counted; with `granular` before they are cut [default: 4].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     experts: Option<u64>,
-    /// Feed-forward experts a token goes to, or `soft` [default: 1].
+    /// Shards that each expert is cut into (`granular`).
+    #[arg(long, value_name = "G", value_parser = clap::value_parser!(u64).range(1..))]
+    granularity: Option<u64>,
+    /// Inner width of an expert (`shuffle`).
+    #[arg(long, value_name = "WIDTH", value_parser = clap::value_parser!(u64).range(1..))]
+    expert_width: Option<u64>,
+    /// Feed-forward experts a token goes to, or `soft` [default: 1, with `granular` the granularity].
     #[arg(long, value_name = "K")]
     top_k: Option<TopK>,
     /// Attention experts a token goes to, or `soft` [default: soft].
@@ -51,13 +58,20 @@ impl Arguments {
     pub fn run(&self, printer: &Printer) -> Outcome {
         let config = Config::read(&self.config)?;
         let format = self.format.as_deref().map(Family::read).transpose()?;
-        let request = Request {
+        let mut request = Request {
             method: self.method,
             kv: self.kv.map(KvName::value),
             experts: self.experts,
+            expert_width: None,
             top_k: self.top_k,
             attention_top_k: self.attention_top_k,
         };
+        if let Some(feed_forward) = cut_feed_forward(self.method, self.experts, self.granularity, self.expert_width)? {
+            let dense = Request::default().architecture(&config, format.clone())?;
+            let (experts, width) = feed_forward.size(1, dense.intermediate_size)?;
+            (request.experts, request.expert_width) = (Some(experts), Some(width));
+            request.top_k = self.top_k.or(Some(TopK::Of(feed_forward.usual_top_k())));
+        }
         let report = Report::new(&request.architecture(&config, format)?, self.context)
             .map_err(|error| Error::file(&config.path, error.to_string()))?;
         match self.json {

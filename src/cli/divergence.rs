@@ -8,6 +8,7 @@ use bam_convert::checkpoint::single;
 use bam_convert::verify::diff::Options;
 use bam_convert::verify::divergence::{Specialist, divergence, work_length};
 
+use super::expert::{named, own_name};
 use super::printer::Printer;
 use super::{Outcome, Verdict};
 
@@ -22,7 +23,7 @@ pub fn run(paths: &[PathBuf], svg: Option<&Path>, json: bool, printer: &Printer)
     if let Some(svg) = svg {
         single::check_kind(svg, single::SVG, "SVG")?;
     }
-    let experts: Vec<Specialist> = experts.iter().map(|path| named(path)).collect();
+    let experts: Vec<Specialist> = experts.iter().map(|path| specialist(path)).collect();
     let mut seen = BTreeSet::new();
     if let Some(twice) = experts.iter().find(|expert| !seen.insert(&expert.name)) {
         let problem = format!("two specialists are named `{}`; expected each name once", twice.name);
@@ -43,16 +44,8 @@ pub fn run(paths: &[PathBuf], svg: Option<&Path>, json: bool, printer: &Printer)
     Ok(Verdict::Yes)
 }
 
-/// `NAME=DIR`, or the folder by its own name; a folder whose whole name has a `=` wins.
-fn named(path: &Path) -> Specialist {
-    let text = path.to_string_lossy();
-    match text.split_once('=') {
-        Some((name, folder)) if !path.exists() && !name.is_empty() => {
-            Specialist { name: name.to_owned(), path: PathBuf::from(folder) }
-        }
-        _ => {
-            let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-            Specialist { name, path: path.to_path_buf() }
-        }
-    }
+/// `NAME=DIR`, or the folder by its own name.
+fn specialist(path: &Path) -> Specialist {
+    let (name, path) = named(path);
+    Specialist { name: name.unwrap_or_else(|| own_name(&path)), path }
 }

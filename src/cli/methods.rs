@@ -3,6 +3,7 @@
 use bam_convert::family::{Architecture, Layers, Method};
 use bam_convert::surgery::layers::LayerChoice;
 use bam_convert::surgery::methods::{Drop, DropIndices, FeedForward, Granular, Noise, Shuffle, Split, WeightScaling};
+use bam_convert::surgery::scales::Scales;
 use bam_convert::surgery::upcycle::SharedExpert;
 use bam_convert::{Error, Result};
 use clap::{Args, ValueEnum};
@@ -17,10 +18,16 @@ pub struct MethodArguments {
     /// Layers with feed-forward experts, counted from 0: all, every:N, first:N, last:N, or numbers and ranges [default: all].
     #[arg(long, value_name = "1,3,5-7")]
     layers: Option<LayerChoice>,
-    /// Give each layer with experts a shared expert, which every token goes to: the seed's feed-forward network, weighted
-    /// by a fresh sigmoid gate or not.
-    #[arg(long, value_enum, value_name = "seed[:gated]")]
-    shared_expert: Option<SharedExpertName>,
+    /// Give each layer with experts a shared expert, which every token goes to: the feed-forward network of the seed or of
+    /// an expert, weighted by a sigmoid gate or not. The gate is fresh, or a row of --router prompts:PATH.
+    #[arg(long, value_name = "seed|NAME[:gated]", value_parser = shared_expert)]
+    shared_expert: Option<SharedExpert>,
+    /// Add noise of this standard deviation to the feed-forward weights of one expert, or of `shared` (`bam`, `btx`; repeat).
+    #[arg(long, value_name = "NAME=STD", value_parser = named_number)]
+    noise_scale: Vec<(String, f64)>,
+    /// Multiply the down projection of one expert, or of `shared`, by a factor (`bam`, `btx`; repeat).
+    #[arg(long, value_name = "NAME=FACTOR", value_parser = named_number)]
+    residual_scale: Vec<(String, f64)>,
     /// Cut each feed-forward network into C experts (`bam`, `btx`).
     #[arg(long, value_name = "C", value_parser = clap::value_parser!(u64).range(1..))]
     split_ffn: Option<u64>,
@@ -56,14 +63,21 @@ pub struct MethodArguments {
     output_scale: Option<f64>,
 }
 
-/// Values of `--shared-expert`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum SharedExpertName {
-    /// The seed's network as it is.
-    Seed,
-    /// The seed's network, weighted.
-    #[value(name = "seed:gated")]
-    SeedGated,
+/// `NAME` or `NAME:gated`.
+fn shared_expert(text: &str) -> Result<SharedExpert, String> {
+    let (name, gated) = text.strip_suffix(":gated").map_or((text, false), |name| (name, true));
+    match name.is_empty() || name.contains(':') {
+        true => Err(format!("expected `seed` or the name of an expert, then `:gated` or nothing, found `{text}`")),
+        false => Ok(SharedExpert { of: name.to_owned(), gated }),
+    }
+}
+
+/// `NAME=NUMBER`.
+fn named_number(text: &str) -> Result<(String, f64), String> {
+    match text.rsplit_once('=').map(|(name, number)| (name, number.parse())) {
+        Some((name, Ok(number))) if !name.is_empty() => Ok((name.to_owned(), number)),
+        _ => Err(format!("expected NAME=NUMBER, found `{text}`")),
+    }
 }
 
 /// Values of `--drop-indices`.
@@ -144,15 +158,22 @@ impl MethodArguments {
 
     /// The shared expert.
     pub fn shared_expert(&self) -> Option<SharedExpert> {
-        self.shared_expert.map(|name| SharedExpert { gated: matches!(name, SharedExpertName::SeedGated) })
+        self.shared_expert.clone()
+    }
+
+    /// What is done to single experts.
+    pub fn scales(&self) -> Scales {
+        Scales { noise: self.noise_scale.clone(), residual: self.residual_scale.clone() }
     }
 
     /// Flags of other methods are refused rather than ignored.
     fn refuse_misplaced(&self, method: Method) -> Result<()> {
         use Method::{Bam, Btx, Drop, Granular, Noise, Shuffle, Sparse, Split};
-        let taken: [(&str, bool, &[Method]); 12] = [
+        let taken: [(&str, bool, &[Method]); 14] = [
             ("--experts", self.copies.is_some(), &[Sparse, Noise, Drop, Granular, Shuffle, Split]),
             ("--split-ffn", self.split_ffn.is_some(), &[Bam, Btx]),
+            ("--noise-scale", !self.noise_scale.is_empty(), &[Bam, Btx]),
+            ("--residual-scale", !self.residual_scale.is_empty(), &[Bam, Btx]),
             ("--blend", self.blend, &[Bam, Btx]),
             ("--noise-std", self.noise_std.is_some(), &[Noise]),
             ("--noise-ratio", self.noise_ratio.is_some(), &[Noise]),
@@ -173,6 +194,38 @@ impl MethodArguments {
         }
         Ok(())
     }
+}
+
+/// What becomes of the seed's feed-forward network, for its size alone, where a method changes its width.
+pub fn cut_feed_forward(
+    method: Option<Method>,
+    experts: Option<u64>,
+    granularity: Option<u64>,
+    width: Option<u64>,
+) -> Result<Option<FeedForward>> {
+    let misplaced = [
+        ("--granularity", granularity.is_some(), Method::Granular),
+        ("--expert-width", width.is_some(), Method::Shuffle),
+    ];
+    if let Some((flag, _, by)) = misplaced.iter().find(|(_, given, by)| *given && method != Some(*by)) {
+        return Err(Error::usage(format!("{flag} has no effect without --method {}", by.name()))
+            .with_hint("leave it out, or pass that method"));
+    }
+    let Some(method) = method else { return Ok(None) };
+    let number = || needed(experts, "--experts", method, "how many experts are made of the seed");
+    let scaling = WeightScaling::Off;
+    Ok(match method {
+        Method::Split => Some(FeedForward::Split(Split { experts: number()?, output_scale: None })),
+        Method::Shuffle => {
+            let width = needed(width, "--expert-width", method, "how wide an expert is")?;
+            Some(FeedForward::Shuffle(Shuffle { experts: number()?, width, reinit_ratio: 0.0 }))
+        }
+        Method::Granular => {
+            let granularity = needed(granularity, "--granularity", method, "how many shards a copy is cut into")?;
+            Some(FeedForward::Granular(Granular { expansion: number()?, granularity, scaling }))
+        }
+        _ => None,
+    })
 }
 
 /// A number that a method cannot do without.

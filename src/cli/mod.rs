@@ -12,6 +12,7 @@ mod device;
 mod diff;
 mod divergence;
 mod eval;
+mod expert;
 mod generate;
 mod init;
 mod inspect;
@@ -70,6 +71,7 @@ enum Command {
     Branch(branch::Arguments),
     Merge(merge::Arguments),
     Upcycle(Box<upcycle::Arguments>),
+    Expert(expert::Arguments),
     Validate(validate::Arguments),
     Diff(diff::Arguments),
     Tokenize(tokenize::Arguments),
@@ -103,6 +105,7 @@ pub fn main() -> ExitCode {
         Command::Branch(arguments) => arguments.run(&printer),
         Command::Merge(arguments) => arguments.run(&printer),
         Command::Upcycle(arguments) => arguments.run(&printer),
+        Command::Expert(arguments) => arguments.run(&printer),
         Command::Validate(arguments) => arguments.run(&printer),
         Command::Diff(arguments) => arguments.run(&printer),
         Command::Tokenize(arguments) => arguments.run(&printer),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bam_convert::checkpoint::{Dtype, header};
 use bam_convert::evaluate::prompts::{ALIKE, Prompts, Rows};
-use bam_convert::family::Architecture;
+use bam_convert::family::{Architecture, Role, TensorSpec};
 use bam_convert::model::{CausalLm, LoadOptions};
 use bam_convert::surgery::router::{PROMPT_ROWS, PromptRows};
 use bam_convert::{Error, Result};
@@ -20,10 +20,11 @@ pub struct ComputedRows {
 }
 
 impl ComputedRows {
-    /// Computes the rows of the experts `names` by the seed in the folder `seed`; `output` is what has the routers.
-    pub fn new(file: &Path, seed: &Path, output: &Architecture, names: &[String], printer: &Printer) -> Result<Self> {
+    /// Computes the rows of the experts `names` by the model in the folder `model`; `output` is what has the routers, of so many
+    /// experts.
+    pub fn new(file: &Path, model: &Path, output: &Architecture, names: &[String], printer: &Printer) -> Result<Self> {
         let prompts = Prompts::read(file, names)?;
-        let model = CausalLm::load(seed, &LoadOptions::default())?;
+        let model = CausalLm::load(model, &LoadOptions::default())?;
         let bar = printer.tokens_bar(prompts.count(), "reading prompts");
         let rows = prompts.rows(&model, &|read| bar.inc(read))?;
         bar.finish_and_clear();
@@ -54,11 +55,13 @@ impl Drop for ComputedRows {
 /// The rows as safetensors: a float32 tensor for each router of the output.
 fn encode(rows: &Rows, output: &Architecture) -> Result<Vec<u8>> {
     let mut routers = output.tensors()?;
-    routers.retain(|spec| spec.role.is_router() && !spec.bias);
+    let rows_of = |spec: &TensorSpec| match spec.role {
+        Role::SharedExpertGate => rows.of_shared(spec.layer.unwrap_or_default() as usize),
+        role if role.is_router() && !spec.bias => Some(rows.of_layer(spec.layer.unwrap_or_default() as usize)),
+        _ => None,
+    };
+    routers.retain(|spec| rows_of(spec).is_some());
     let mut bytes = header::write(routers.iter().map(|spec| (spec.name.as_str(), Dtype::F32, &spec.shape[..])));
-    for spec in &routers {
-        let layer = spec.layer.unwrap_or_default() as usize;
-        bytes.extend(rows.of_layer(layer).iter().flat_map(|value| value.to_le_bytes()));
-    }
+    bytes.extend(routers.iter().filter_map(rows_of).flatten().flat_map(f32::to_le_bytes));
     Ok(bytes)
 }

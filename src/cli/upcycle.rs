@@ -155,7 +155,7 @@ impl RouterBiasName {
 pub const TARGETS: [&str; 5] = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
 
 /// `NAME=DIR`.
-fn named_path(text: &str) -> Result<(String, PathBuf), String> {
+pub fn named_path(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), PathBuf::from(path))),
         _ => Err(format!("expected NAME=DIR, found `{text}`")),
@@ -190,6 +190,7 @@ impl Arguments {
             method: self.method,
             layers: self.methods.layers(&seed.architecture)?,
             shared_expert: self.methods.shared_expert(),
+            scales: self.methods.scales(),
             feed_forward,
             target: self.target.clone(),
             kv: self.kv.map_or(AttentionKv::Expert, KvName::value),
@@ -223,16 +224,8 @@ impl Arguments {
 
     /// The rows for routers that start from prompts.
     fn prompt_rows(&self, dense: &Architecture, printer: &Printer) -> bam_convert::Result<Option<ComputedRows>> {
-        let attention = self.attention_router.as_ref();
-        let files = [Some(&self.router), attention].into_iter().flatten().filter_map(|init| match init {
-            RouterInit::Prompts(path) => Some(path.as_path()),
-            _ => None,
-        });
-        let file = match files.collect::<Vec<_>>()[..] {
-            [] => return Ok(None),
-            [file] => file,
-            [file, other] if file == other => file,
-            _ => return Err(Error::usage("--router and --attention-router name two files; expected one")),
+        let Some(file) = RouterInit::prompts([Some(&self.router), self.attention_router.as_ref()])? else {
+            return Ok(None);
         };
         if self.seed_copies > 0 {
             return Err(Error::usage(
@@ -249,6 +242,12 @@ impl Arguments {
             && let Some(mixture) = &mut output.mixture
         {
             mixture.attention_kv = AttentionKv::Merged;
+        }
+        if self.methods.shared_expert().is_some_and(|shared| shared.gated)
+            && let Some(mixture) = &mut output.mixture
+        {
+            mixture.shared_expert_intermediate_size = Some(dense.intermediate_size);
+            mixture.shared_expert_gate = true;
         }
         output.family.clone_from(&self.target);
         ComputedRows::new(file, &self.seed, &output, &names, printer).map(Some)

@@ -24,6 +24,9 @@ use crate::{Error, Result};
 /// Rows whose cosine is above this route nearly alike: with two experts, a condition number of 5.
 pub const ALIKE: f64 = 12.0 / 13.0;
 
+/// What messages call the shared expert.
+const SHARED: &str = "shared expert";
+
 /// How a prompt becomes a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -65,9 +68,18 @@ struct ExpertPrompts {
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct SharedPrompts {
+    positive_prompts: Vec<String>,
+    #[serde(default)]
+    negative_prompts: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct File {
     gate_mode: GateMode,
     experts: Vec<ExpertPrompts>,
+    shared_expert: Option<SharedPrompts>,
 }
 
 /// A file of prompts, its experts in the order of the mixture.
@@ -79,6 +91,7 @@ pub struct Prompts {
     /// SHA-256 of the file.
     pub sha256: String,
     experts: Vec<ExpertPrompts>,
+    shared: Option<ExpertPrompts>,
 }
 
 impl Prompts {
@@ -86,26 +99,27 @@ impl Prompts {
     /// `mergekit-moe`, whose experts are these in order.
     pub fn read(path: &Path, names: &[String]) -> Result<Self> {
         let keys: BTreeMap<String, IgnoredAny> = yaml::read(path)?;
-        let (mode, experts) = match MoeFile::has_keys(keys.keys().map(String::as_str)) {
+        let (mode, experts, shared) = match MoeFile::has_keys(keys.keys().map(String::as_str)) {
             true => of_mergekit(path, names)?,
             false => of_ours(path, names)?,
         };
+        if let Some(expert) = experts.iter().chain(&shared).find(|expert| expert.positive_prompts.is_empty()) {
+            let problem = format!("has no positive_prompts for `{}`, expected at least one", expert.name);
+            return Err(Error::file(path, problem));
+        }
         for (number, expert) in experts.iter().enumerate() {
-            let name = &expert.name;
-            if expert.positive_prompts.is_empty() {
-                return Err(Error::file(path, format!("has no positive_prompts for `{name}`, expected at least one")));
-            }
             let same = |other: &&ExpertPrompts| {
                 (&other.positive_prompts, &other.negative_prompts)
                     == (&expert.positive_prompts, &expert.negative_prompts)
             };
             if let Some(other) = experts[..number].iter().find(same) {
-                let problem = format!("has the same prompts for `{}` and `{name}`: their rows would tie", other.name);
+                let (a, b) = (&other.name, &expert.name);
+                let problem = format!("has the same prompts for `{a}` and `{b}`: their rows would tie");
                 return Err(Error::file(path, problem));
             }
         }
         let (sha256, _) = hash::sha256_file(path)?;
-        Ok(Self { path: path.to_path_buf(), mode, sha256, experts })
+        Ok(Self { path: path.to_path_buf(), mode, sha256, experts, shared })
     }
 
     /// The rows, computed by `model`, whose folder has the tokenizer; `progress` is told of each prompt.
@@ -120,7 +134,7 @@ impl Prompts {
             mode: self.mode,
             path: &self.path,
         };
-        let experts = self.experts.iter().map(|expert| {
+        let rows = |expert: &ExpertPrompts| {
             let mut layers = reader.summary(&expert.positive_prompts, progress)?;
             if !expert.negative_prompts.is_empty() {
                 let negative = reader.summary(&expert.negative_prompts, progress)?;
@@ -131,9 +145,10 @@ impl Prompts {
             for (layer, row) in layers.iter_mut().enumerate() {
                 self.normalise(row, &expert.name, layer)?;
             }
-            Ok(layers)
-        });
-        Ok(Rows { experts: experts.collect::<Result<_>>()? })
+            Ok::<_, Error>(layers)
+        };
+        let experts = self.experts.iter().map(rows).collect::<Result<_>>()?;
+        Ok(Rows { experts, shared: self.shared.as_ref().map(rows).transpose()? })
     }
 
     fn normalise(&self, row: &mut [f64], name: &str, layer: usize) -> Result<()> {
@@ -149,13 +164,19 @@ impl Prompts {
 
     /// Number of prompts.
     pub fn count(&self) -> u64 {
-        self.experts.iter().map(|expert| expert.positive_prompts.len() + expert.negative_prompts.len()).sum::<usize>()
-            as u64
+        self.experts
+            .iter()
+            .chain(&self.shared)
+            .map(|expert| expert.positive_prompts.len() + expert.negative_prompts.len())
+            .sum::<usize>() as u64
     }
 }
 
+/// How prompts become rows, what the experts are for, and what the shared expert is for.
+type Read = (GateMode, Vec<ExpertPrompts>, Option<ExpertPrompts>);
+
 /// A file of our own, its experts in the order of `names`.
-fn of_ours(path: &Path, names: &[String]) -> Result<(GateMode, Vec<ExpertPrompts>)> {
+fn of_ours(path: &Path, names: &[String]) -> Result<Read> {
     let file: File = yaml::read(path)?;
     let mut by_name = BTreeMap::new();
     for expert in file.experts {
@@ -178,11 +199,16 @@ fn of_ours(path: &Path, names: &[String]) -> Result<(GateMode, Vec<ExpertPrompts
                 .with_hint("`seed` is the seed itself, expert 0; --no-seed-expert leaves it out")
         })
     });
-    Ok((file.gate_mode, in_order.collect::<Result<_>>()?))
+    let shared = file.shared_expert.map(|shared| ExpertPrompts {
+        name: SHARED.to_owned(),
+        positive_prompts: shared.positive_prompts,
+        negative_prompts: shared.negative_prompts,
+    });
+    Ok((file.gate_mode, in_order.collect::<Result<_>>()?, shared))
 }
 
 /// A configuration of `mergekit-moe`, its experts under `names`.
-fn of_mergekit(path: &Path, names: &[String]) -> Result<(GateMode, Vec<ExpertPrompts>)> {
+fn of_mergekit(path: &Path, names: &[String]) -> Result<Read> {
     let file = MoeFile::read(path)?;
     let Some(mode) = GateMode::ALL.into_iter().find(|mode| mode.name() == file.gate_mode()) else {
         let problem = format!("is `{}`, expected one that makes rows of prompts", file.gate_mode());
@@ -195,12 +221,13 @@ fn of_mergekit(path: &Path, names: &[String]) -> Result<(GateMode, Vec<ExpertPro
         return Err(Error::file(path, problem)
             .with_hint("rows are given in the order of the experts; with experts of your own, pass --router too"));
     }
-    let named = |(name, prompts): (&String, Prompted)| ExpertPrompts {
-        name: name.clone(),
+    let named = |(name, prompts): (&str, Prompted)| ExpertPrompts {
+        name: name.to_owned(),
         positive_prompts: prompts.positive,
         negative_prompts: prompts.negative,
     };
-    Ok((mode, names.iter().zip(prompts).map(named).collect()))
+    let shared = file.shared_prompts().map(|prompts| named((SHARED, prompts)));
+    Ok((mode, names.iter().map(String::as_str).zip(prompts).map(named).collect(), shared))
 }
 
 /// Reads prompts with a model.
@@ -275,12 +302,18 @@ impl Reader<'_> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rows {
     experts: Vec<Vec<Vec<f64>>>,
+    shared: Option<Vec<Vec<f64>>>,
 }
 
 impl Rows {
     /// The rows of a layer's router, `[experts · hidden]` in float32.
     pub fn of_layer(&self, layer: usize) -> Vec<f32> {
         self.experts.iter().flat_map(|layers| layers[layer].iter().map(|value| *value as f32)).collect()
+    }
+
+    /// The row of a layer's shared expert, `[hidden]` in float32, if there are prompts for it.
+    pub fn of_shared(&self, layer: usize) -> Option<Vec<f32>> {
+        self.shared.as_ref().map(|layers| layers[layer].iter().map(|value| *value as f32).collect())
     }
 
     /// Which two experts have the rows most alike, in which layer, and their cosine; `None` with one expert.

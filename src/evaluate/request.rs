@@ -2,11 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::Value;
-
-use crate::checkpoint::Manifest;
-use crate::error::nearest;
-use crate::family::{Architecture, AttentionKv, TopK};
+use crate::family::{Architecture, AttentionKv, TopK, expert_names, find_experts};
 use crate::model::Overrides;
 use crate::{Error, Result};
 
@@ -38,21 +34,7 @@ impl Request {
         let names = expert_names(folder, architecture)?;
         let mut dropped = Vec::new();
         for name in &self.without {
-            let before = dropped.len();
-            dropped.extend((0..names.len()).filter(|expert| names[*expert] == *name));
-            if dropped.len() == before {
-                match name.parse::<usize>().ok().filter(|expert| *expert < names.len()) {
-                    Some(expert) => dropped.push(expert),
-                    None => {
-                        let problem = format!("has no expert `{name}`; its experts are {}", names.join(", "));
-                        let error = Error::file(folder, problem);
-                        return Err(match nearest(name, names.iter().map(String::as_str)) {
-                            Some(near) => error.with_hint(format!("did you mean `{near}`?")),
-                            None => error,
-                        });
-                    }
-                }
-            }
+            dropped.extend(find_experts(folder, &names, name)?);
         }
         Ok(Overrides {
             top_k: self.top_k.map(|k| k.of(mixture.num_experts) as usize),
@@ -60,16 +42,4 @@ impl Request {
             dropped,
         })
     }
-}
-
-/// Names of the experts of the checkpoint in `folder`, as its manifest records them, else their numbers; none if dense.
-pub fn expert_names(folder: &Path, architecture: &Architecture) -> Result<Vec<String>> {
-    let Some(mixture) = &architecture.mixture else { return Ok(Vec::new()) };
-    let manifest = Manifest::read(folder)?;
-    let recorded = manifest.as_ref().and_then(|manifest| manifest.settings.get("experts")?.as_array());
-    let recorded = recorded.map(|names| names.iter().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>());
-    let experts = mixture.num_experts as usize;
-    Ok(recorded
-        .filter(|names| names.len() == experts)
-        .unwrap_or_else(|| (0..experts).map(|expert| expert.to_string()).collect()))
 }

@@ -1,6 +1,8 @@
 //! The two layouts of a stock mixture's experts: one tensor an expert and projection (classic), or all experts of a layer in one
 //! tensor (fused), as transformers 5 keeps and saves them. The bytes of an expert are the same, and lie together, in both.
 
+use serde::Serialize;
+
 use super::architecture::Architecture;
 use super::format::FusedTensorNames;
 use super::tensors::{Role, TensorSpec};
@@ -8,7 +10,8 @@ use crate::checkpoint::{Checkpoint, TensorEntry};
 use crate::{Error, Result};
 
 /// How the experts of a stock mixture are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ExpertLayout {
     /// One tensor an expert and projection: what every program reads.
     Classic,

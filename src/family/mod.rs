@@ -7,6 +7,8 @@
 mod architecture;
 mod config;
 pub mod cost;
+mod dense;
+mod experts;
 mod format;
 mod fused;
 pub mod gguf;
@@ -25,6 +27,8 @@ mod tests;
 
 pub use architecture::Architecture;
 pub use config::Config;
+pub use dense::dense;
+pub use experts::{expert_names, find_experts};
 pub use format::{Family, families};
 pub use fused::{ExpertLayout, FusedTensor};
 pub use layout::{AttentionKv, Block, Layers, MlpType, NormPosition, NormType, QkNorm};

@@ -59,7 +59,7 @@ pub fn output(dense: &Architecture, source: &Config, mixture: Mixture, target: &
     let reasons = reasons(dense, source, &mixture, &family, keys);
     if !reasons.is_empty() {
         return Err(Error::usage(format!("{target} cannot hold this mixture: {}", reasons.join("; ")))
-            .with_hint("--target bam holds it"));
+            .with_hint("the family `bam` holds it"));
     }
     let wanted = fitted(dense, mixture, &family, keys);
     let config = config(&wanted, source, &family, keys);
@@ -69,7 +69,7 @@ pub fn output(dense: &Architecture, source: &Config, mixture: Mixture, target: &
     read.dtype = wanted.dtype;
     if let Some(field) = first_difference(&wanted, &read) {
         let problem = format!("{target} cannot hold this mixture: its config.json does not say {field}");
-        return Err(Error::usage(problem).with_hint("--target bam holds it"));
+        return Err(Error::usage(problem).with_hint("the family `bam` holds it"));
     }
     Ok(Output { architecture: wanted, config })
 }

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::architecture::Architecture;
 use super::config::Config;
+use super::dense::SEED_MODEL_TYPE;
 use super::layout::NormType;
 use super::mixture::Mixture;
 use super::spelling::{both_spellings, same_value};
@@ -14,7 +15,7 @@ use crate::checkpoint::dtype::torch_name;
 pub fn bam_config(seed: &Config, target: &Architecture) -> Map<String, Value> {
     let mut config = seed.json.clone();
     // A reader of the mixture would take them for the mixture's, which says them where it has them.
-    for stray in Mixture::OPTIONAL_KEYS {
+    for stray in Mixture::OPTIONAL_KEYS.into_iter().chain(["num_local_experts"]) {
         config.shift_remove(stray);
     }
     let mut put = |key: &str, value: Value| {
@@ -23,6 +24,10 @@ pub fn bam_config(seed: &Config, target: &Architecture) -> Map<String, Value> {
         }
     };
     put("bam_version", json!(1));
+    // What an expert is on its own: there is no telling from the mixture's own keys.
+    if let Some(family) = seed.json.get("model_type").filter(|family| **family != "bam") {
+        put(SEED_MODEL_TYPE, family.clone());
+    }
     put("model_type", json!("bam"));
     put("architectures", json!(["BamForCausalLM"]));
     put(
@@ -57,10 +62,12 @@ pub fn bam_config(seed: &Config, target: &Architecture) -> Map<String, Value> {
         (None, Some(stray)) if !stray.is_null() => put("use_sliding_window", json!(false)),
         (None, _) => {}
     }
-    match (target.logit_scale, seed.json.get("logit_scale")) {
-        (Some(scale), _) => put("logit_scale", json!(scale)),
-        (None, Some(_)) => put("logit_scale", Value::Null),
-        (None, None) => {}
+    for (key, value) in [("logit_scale", target.logit_scale), ("clip_qkv", target.clip_qkv)] {
+        match (value, seed.json.get(key)) {
+            (Some(value), _) => put(key, json!(value)),
+            (None, Some(_)) => put(key, Value::Null),
+            (None, None) => {}
+        }
     }
     if seed.json.get("rope_parameters").and_then(|parameters| parameters.get("rope_theta")).is_none() {
         put("rope_theta", json!(target.rope_theta));

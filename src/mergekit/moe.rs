@@ -1,6 +1,6 @@
 //! `mergekit-moe`: experts out of dense models beside the rest of a base model.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -166,14 +166,14 @@ impl MoeFile {
             return Err(self.key(experts.referenced, "experts", "is empty, expected at least one expert"));
         }
         // `seed` names the base model itself.
-        let mut taken = BTreeSet::from(["seed".to_owned()]);
-        let mut folders = BTreeSet::new();
+        let mut taken = BTreeSet::from(["seed".to_owned(), "shared".to_owned()]);
+        let mut folders: BTreeMap<PathBuf, String> = BTreeMap::new();
         for expert in &experts.value {
             let source = folder(&self.path, "source_model", &expert.source_model)?;
             let name = name(&source, &mut taken);
             to.set("expert", format!("{name}={}", source.display()));
             self.scales(&name, expert, to);
-            folders.insert(source);
+            folders.entry(source).or_insert(name);
         }
         if folders.len() == 1 && experts.value.len() > 1 {
             to.notes.push(
@@ -185,7 +185,18 @@ impl MoeFile {
             [] => {}
             [shared] => {
                 let source = folder(&self.path, "source_model", &shared.source_model)?;
-                to.set("shared-expert", if source == base { "seed".to_owned() } else { source.display().to_string() });
+                let name = match folders.get(&source) {
+                    _ if source == base => "seed",
+                    Some(name) => name,
+                    None => {
+                        let problem = "is neither base_model nor among the experts, expected one of them";
+                        let at = shared.source_model.referenced;
+                        return Err(self
+                            .key(at, "shared_experts", problem)
+                            .with_hint("list the model as an expert too"));
+                    }
+                };
+                to.set("shared-expert", format!("{name}:gated"));
                 self.scales("shared", shared, to);
             }
             more => {

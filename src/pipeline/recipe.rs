@@ -149,7 +149,8 @@ impl Recipe {
                 "for_each" => loops = self.loops(value, scope)?,
                 _ if command.is_some() => {
                     let mut known = STAGE_KEYS.to_vec();
-                    known.extend(commands(program));
+                    let commands = commands(program);
+                    known.extend(commands.iter().map(String::as_str));
                     return Err(match known.contains(&key.value.as_str()) {
                         true => fault(path, key.referenced, "a stage is one command, found a second one"),
                         false => unknown_key(path, key, "a stage", &known),

@@ -70,9 +70,21 @@ pub(super) struct Written<'a> {
     pub(super) stdout: Option<&'a Spanned<String>>,
 }
 
-/// The names of the commands that stages may use.
-pub(super) fn commands(program: &Command) -> Vec<&str> {
-    program.get_subcommands().map(Command::get_name).filter(|name| !NO_STAGES.contains(name)).collect()
+/// The names of the commands that stages may use; of a command with commands below it, those: `expert add`.
+pub(super) fn commands(program: &Command) -> Vec<String> {
+    let known = program.get_subcommands().filter(|command| !NO_STAGES.contains(&command.get_name()));
+    let names = known.flat_map(|command| {
+        let own = command.get_name();
+        let below: Vec<String> = command.get_subcommands().map(|below| format!("{own} {}", below.get_name())).collect();
+        if below.is_empty() { vec![own.to_owned()] } else { below }
+    });
+    names.collect()
+}
+
+/// The definition of one of these commands.
+fn definition<'a>(program: &'a Command, name: &str) -> Option<&'a Command> {
+    let found = name.split(' ').try_fold(program, |command, word| command.find_subcommand(word))?;
+    (!found.has_subcommands()).then_some(found)
 }
 
 impl Written<'_> {
@@ -88,8 +100,10 @@ impl Written<'_> {
             Some(file) => Some(PathBuf::from(text(self.recipe, file.referenced, &file.value, scope)?)),
             None => None,
         };
-        let Some(definition) = program.find_subcommand(&self.command.value) else {
-            return Err(unknown_key(self.recipe, self.command, "a stage", &commands(program)));
+        let Some(definition) = definition(program, &self.command.value) else {
+            let known = commands(program);
+            let known: Vec<&str> = known.iter().map(String::as_str).collect();
+            return Err(unknown_key(self.recipe, self.command, "a stage", &known));
         };
         let mut lines = Lines::new(self.recipe, scope, &RUNNERS);
         match &self.settings.value {
@@ -106,7 +120,7 @@ impl Written<'_> {
         outputs.extend(stdout.clone());
         let has = |flag: &str| definition.get_arguments().any(|argument| argument.get_long() == Some(flag));
         let (arguments, inputs) = lines.finish();
-        let mut command = vec![self.command.value.clone()];
+        let mut command: Vec<String> = self.command.value.split(' ').map(str::to_owned).collect();
         command.extend(arguments);
         let stage = Stage { name, command, inputs, outputs, stdout, replaces: has("force"), resumes: has("resume") };
         self.check(program, &stage)?;

@@ -1,7 +1,8 @@
 //! From an expression to a node: sources looked up, every shape and every place on an axis checked.
 //!
 //! The shape of a part follows from the output's where it can (an average has its parts' shape) and from the sources where
-//! it cannot (a slice may be cut out of anything). Draws have whatever shape is asked of them, so they cannot be cut.
+//! it cannot (a slice may be cut out of anything). Draws have whatever shape is asked of them, so they cannot be cut, and in a
+//! concatenation one part at most can be such: it takes what the others leave.
 //! A manifest is hostile input: nothing here trusts a number in it.
 
 use std::sync::Mutex;
@@ -75,6 +76,7 @@ impl<'a> Compiler<'a> {
             | Expression::Slice { .. }
             | Expression::Concat { .. }
             | Expression::Stack { .. }
+            | Expression::Entry { .. }
             | Expression::Gather { .. }
             | Expression::Repeat { .. } => Node::Moved(self.moved(expression, shape)?),
             Expression::Scale { of, by } => {
@@ -143,7 +145,7 @@ impl<'a> Compiler<'a> {
                 Ok(Moved { parts: vec![self.node(of, &whole)?], rule })
             }
             Expression::Concat { of, axis } => {
-                let shapes = of.iter().map(|part| self.known(part)).collect::<Result<Vec<_>>>()?;
+                let shapes = self.parts_of(of, *axis, shape)?;
                 let made = self.joined(&shapes, *axis)?;
                 if made != shape {
                     return Err(unfit(&made));
@@ -162,6 +164,16 @@ impl<'a> Compiler<'a> {
                 }
                 _ => Err(self.fault(format!("{} stacked parts do not have shape {shape:?}", of.len()))),
             },
+            Expression::Entry { of, index } => {
+                let whole = self.known(of)?;
+                self.within(self.extent(&whole, 0)?, *index, 1)?;
+                if whole[1..] != *shape {
+                    return Err(unfit(&whole[1..]));
+                }
+                let run = inner(&whole, 0);
+                let rule = Rule::Slice { stride: run, offset: index * run, run };
+                Ok(Moved { parts: vec![self.node(of, &whole)?], rule })
+            }
             Expression::Gather { of, at } => {
                 let whole = self.known(of)?;
                 let places = self.places(at, &whole)?;
@@ -191,6 +203,22 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// The shapes of parts that make `whole` along an axis; one part may have none of its own, and takes what is left.
+    fn parts_of(&self, of: &[Expression], axis: u64, whole: &[u64]) -> Result<Vec<Vec<u64>>> {
+        let shapes = of.iter().map(|part| self.shape(part)).collect::<Result<Vec<_>>>()?;
+        let open = shapes.iter().filter(|shape| shape.is_none()).count();
+        let mut left = self.extent(whole, axis)?;
+        for shape in shapes.iter().flatten() {
+            left = left.saturating_sub(self.extent(shape, axis)?);
+        }
+        let parts = of.iter().zip(shapes).map(|(part, shape)| match shape {
+            Some(shape) => Ok(shape),
+            None if open == 1 && left > 0 => Ok(with_extent(whole, axis, left)),
+            None => self.known(part),
+        });
+        parts.collect()
+    }
+
     /// The shape of a part, which its sources must tell.
     fn known(&self, expression: &Expression) -> Result<Vec<u64>> {
         self.shape(expression)?
@@ -207,6 +235,11 @@ impl<'a> Compiler<'a> {
                 let whole = self.known(of)?;
                 self.extent(&whole, *axis)?;
                 Some(with_extent(&whole, *axis, *length))
+            }
+            Expression::Entry { of, index } => {
+                let whole = self.known(of)?;
+                self.within(self.extent(&whole, 0)?, *index, 1)?;
+                Some(whole[1..].to_vec())
             }
             Expression::Gather { of, at } => {
                 let whole = self.known(of)?;

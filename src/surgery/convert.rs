@@ -16,7 +16,7 @@ use crate::family::{both_spellings, gguf, gguf_tokenizer};
 use crate::{Error, Result};
 
 /// Name of the converted checkpoint in the plan.
-const SOURCE: &str = "source";
+pub(super) const SOURCE: &str = "source";
 
 /// Plans the conversion of `path` with floating-point tensors in `dtype` (theirs where absent; bf16 from quantised).
 pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)> {
@@ -37,10 +37,7 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
     let folder = checkpoint.folder().map(Path::to_path_buf);
     let source = Source {
         name: SOURCE.to_owned(),
-        side_files: folder
-            .iter()
-            .flat_map(|folder| existing(folder, &["config.json", "model.safetensors.index.json"]))
-            .collect(),
+        side_files: folder.iter().flat_map(|folder| side_files(folder)).collect(),
         checkpoint,
         kept: false,
     };
@@ -68,15 +65,27 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
         }
         files.extend(card::copies(existing(folder, &COMPANIONS)));
         files.extend(card::copies(python_files(folder)?));
-        if let Some(readme) = existing(folder, &["README.md"]).first() {
-            let content = Content::Editable(json::read_bytes(readme)?);
-            files.push(OutputFile { name: "README.md".to_owned(), content });
-        }
+        files.extend(readme(folder)?);
     }
     Ok((converted(source, tensors, settings), files))
 }
 
-fn converted(source: Source, tensors: Vec<PlannedTensor>, settings: Map<String, Value>) -> Plan {
+/// Files beside the weights of a source that say what they are.
+pub(super) fn side_files(folder: &Path) -> Vec<std::path::PathBuf> {
+    existing(folder, &["config.json", "model.safetensors.index.json"])
+}
+
+/// The model card of a source.
+pub(super) fn readme(folder: &Path) -> Result<Option<OutputFile>> {
+    let path = existing(folder, &["README.md"]).into_iter().next();
+    let read = |path: std::path::PathBuf| {
+        let content = Content::Editable(json::read_bytes(&path)?);
+        Ok(OutputFile { name: "README.md".to_owned(), content })
+    };
+    path.map(read).transpose()
+}
+
+pub(super) fn converted(source: Source, tensors: Vec<PlannedTensor>, settings: Map<String, Value>) -> Plan {
     let sources = vec![source];
     Plan { method: "convert".to_owned(), settings, sources, tensors, notes: Vec::new(), carries_non_finite: true }
 }
@@ -95,7 +104,7 @@ fn python_files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
 }
 
 /// 8-bit weights with scales beside them mean nothing without those; a plain cast would drop them silently.
-fn refuse_block_scaled(checkpoint: &Checkpoint, name: &str, stored: Dtype) -> Result<()> {
+pub(super) fn refuse_block_scaled(checkpoint: &Checkpoint, name: &str, stored: Dtype) -> Result<()> {
     if stored.bitsize() != 8 {
         return Ok(());
     }

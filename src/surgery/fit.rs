@@ -2,35 +2,29 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::model::Model;
-use crate::checkpoint::{hash, json};
-use crate::family::{Role, TensorSpec};
+use crate::checkpoint::{hash, json as strict};
+use crate::family::{Architecture, Config, Role, TensorSpec};
 use crate::{Error, Result};
 
 /// Refuses `other` where it cannot be averaged with, or stand beside, `reference`.
 pub fn check(reference: &Model, other: &Model) -> Result<()> {
-    check_config(reference, other)?;
+    check_architecture(&reference.architecture, &reference.config, other)?;
     check_tensors(reference, other)?;
     check_tokenizer(reference, other)
 }
 
+/// Keys that say what a feed-forward network is.
+const OF_FEED_FORWARD: [&str; 7] =
+    ["model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "mlp_bias", "mlp_type", "hidden_act"];
+
 /// Refuses `other` where its feed-forward networks cannot be experts beside those of `reference`; what else differs, and
 /// is not taken from it, is said in words.
 pub fn check_feed_forward(reference: &Model, other: &Model) -> Result<Vec<String>> {
-    const USED: [&str; 6] =
-        ["model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "mlp_bias", "hidden_act"];
     let name = &other.source.name;
-    let mut notes = Vec::new();
-    for (key, expected, found) in differences(reference, other) {
-        if USED.contains(&key.as_str()) {
-            return Err(misfit(reference, other, &key, &expected, &found));
-        }
-        notes.push(format!(
-            "{name}: {key} is {found}, the seed's {expected}; only its feed-forward weights are taken, trained beside its own"
-        ));
-    }
+    let mut notes = feed_forward_differences(&reference.architecture, &reference.config, other)?;
     let mine = other.by_role();
     for spec in reference.specs.iter().filter(|spec| matches!(spec.role, Role::Gate | Role::Up | Role::Down)) {
         let found = mine.get(&(spec.role, spec.bias, spec.layer));
@@ -42,27 +36,63 @@ pub fn check_feed_forward(reference: &Model, other: &Model) -> Result<Vec<String
     Ok(notes)
 }
 
+/// Refuses the dense model `other` where it cannot be an expert of `mixture`: all of it, or its feed-forward networks, where
+/// only these are taken from it; what else differs then is said in words.
+pub fn check_expert(mixture: &Model, other: &Model, feed_forward_only: bool) -> Result<Vec<String>> {
+    if other.architecture.mixture.is_some() {
+        return Err(Error::file(&other.config.path, "is a mixture, expected a dense model"));
+    }
+    // A mixture is of no dense family: what families differ in is compared by itself.
+    let alone = Architecture { family: other.architecture.family.clone(), ..mixture.architecture.of_one_expert() };
+    if feed_forward_only {
+        return feed_forward_differences(&alone, &mixture.config, other);
+    }
+    check_architecture(&alone, &mixture.config, other)?;
+    check_tokenizer(mixture, other)?;
+    Ok(Vec::new())
+}
+
+/// What differs beside the feed-forward network, in words.
+fn feed_forward_differences(reference: &Architecture, config: &Config, other: &Model) -> Result<Vec<String>> {
+    let name = &other.source.name;
+    let mut notes = Vec::new();
+    for (key, expected, found) in differences(reference, config, other) {
+        if OF_FEED_FORWARD.contains(&key.as_str()) {
+            return Err(misfit(config, other, &key, &expected, &found));
+        }
+        notes.push(format!(
+            "{name}: {key} is {found}, the seed's {expected}; only its feed-forward weights are taken, trained beside its own"
+        ));
+    }
+    Ok(notes)
+}
+
 /// Compares what two configurations say about the function that the model computes.
-fn check_config(reference: &Model, other: &Model) -> Result<()> {
-    match differences(reference, other).next() {
-        Some((key, expected, found)) => Err(misfit(reference, other, &key, &expected, &found)),
+fn check_architecture(reference: &Architecture, config: &Config, other: &Model) -> Result<()> {
+    match differences(reference, config, other).next() {
+        Some((key, expected, found)) => Err(misfit(config, other, &key, &expected, &found)),
         None => Ok(()),
     }
 }
 
-fn misfit(reference: &Model, other: &Model, key: &str, expected: &Value, found: &Value) -> Error {
-    let problem = format!("is {found}, but {} has {expected}", reference.config.path.display());
+fn misfit(config: &Config, other: &Model, key: &str, expected: &Value, found: &Value) -> Error {
+    let problem = format!("is {found}, but {} has {expected}", config.path.display());
     Error::key(&other.config.path, key, problem)
         .with_hint("experts must come from one seed: same shape, positions and norms")
 }
 
 /// Keys of which the configurations say different things, with the reference's value and the other's.
-fn differences(reference: &Model, other: &Model) -> impl Iterator<Item = (String, Value, Value)> {
-    let (a, b) = (&reference.architecture, &other.architecture);
+fn differences(a: &Architecture, config: &Config, other: &Model) -> impl Iterator<Item = (String, Value, Value)> {
+    let b = &other.architecture;
     let key = |name: &str| name.to_owned();
-    let eps = if reference.config.json.contains_key("layer_norm_eps") { "layer_norm_eps" } else { "rms_norm_eps" };
+    let eps = if config.json.contains_key("layer_norm_eps") { "layer_norm_eps" } else { "rms_norm_eps" };
     let compared: Vec<(String, Value, Value)> = vec![
         (key("model_type"), a.family.clone().into(), b.family.clone().into()),
+        (key("block"), json!(a.block), json!(b.block)),
+        (key("norm_type"), json!(a.norm_type), json!(b.norm_type)),
+        (key("norm_position"), json!(a.norm_position), json!(b.norm_position)),
+        (key("mlp_type"), json!(a.mlp_type), json!(b.mlp_type)),
+        (key("rope_interleaved"), a.rope_interleaved.into(), b.rope_interleaved.into()),
         (key("num_hidden_layers"), a.num_layers.into(), b.num_layers.into()),
         (key("hidden_size"), a.hidden_size.into(), b.hidden_size.into()),
         (key("intermediate_size"), a.intermediate_size.into(), b.intermediate_size.into()),
@@ -72,21 +102,22 @@ fn differences(reference: &Model, other: &Model) -> impl Iterator<Item = (String
         (key("vocab_size"), a.vocab_size.into(), b.vocab_size.into()),
         (key("tie_word_embeddings"), a.tie_word_embeddings.into(), b.tie_word_embeddings.into()),
         (key("attention_bias"), a.attention_bias.into(), b.attention_bias.into()),
+        (key("attention_output_bias"), a.attention_output_bias.into(), b.attention_output_bias.into()),
         (key("mlp_bias"), a.mlp_bias.into(), b.mlp_bias.into()),
-        (key("qk_norm"), serde_json::json!(a.qk_norm), serde_json::json!(b.qk_norm)),
+        (key("qk_norm"), json!(a.qk_norm), json!(b.qk_norm)),
         (key(eps), a.norm_eps.into(), b.norm_eps.into()),
         (key("rope_theta"), a.rope_theta.into(), b.rope_theta.into()),
-        (key("rope_scaling"), serde_json::json!(a.rope_scaling), serde_json::json!(b.rope_scaling)),
+        (key("rope_scaling"), json!(a.rope_scaling), json!(b.rope_scaling)),
         (key("hidden_act"), a.hidden_act.clone().into(), b.hidden_act.clone().into()),
         (key("logit_scale"), a.logit_scale.into(), b.logit_scale.into()),
         (key("sliding_window"), a.sliding_window.into(), b.sliding_window.into()),
     ];
-    let layers = |model: &Model, name: &str| match model.architecture.sliding_window {
-        Some(_) => model.config.json.get(name).cloned().unwrap_or(Value::Null),
+    let layers = |architecture: &Architecture, config: &Config, name: &str| match architecture.sliding_window {
+        Some(_) => config.json.get(name).cloned().unwrap_or(Value::Null),
         None => Value::Null,
     };
-    let windows =
-        ["layer_types", "max_window_layers"].map(|name| (key(name), layers(reference, name), layers(other, name)));
+    let windows = ["layer_types", "max_window_layers"]
+        .map(|name| (key(name), layers(a, config, name), layers(b, &other.config, name)));
     compared.into_iter().chain(windows).filter(|(_, expected, found)| expected != found)
 }
 
@@ -123,11 +154,11 @@ fn check_tokenizer(reference: &Model, other: &Model) -> Result<()> {
 }
 
 fn same_tokenizer(a: &Path, b: &Path) -> Result<()> {
-    let (left, right) = (json::read_bytes(a)?, json::read_bytes(b)?);
+    let (left, right) = (strict::read_bytes(a)?, strict::read_bytes(b)?);
     if left == right {
         return Ok(());
     }
-    let (left, right) = (json::parse_object(a, &left)?, json::parse_object(b, &right)?);
+    let (left, right) = (strict::parse_object(a, &left)?, strict::parse_object(b, &right)?);
     let hint = "experts must share the seed's tokenizer: embeddings are averaged by token id";
     let model =
         |object: &serde_json::Map<String, Value>, key: &str| object.get("model").and_then(|m| m.get(key)).cloned();

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use super::methods::{Context, Part};
 use super::model::Model;
 use super::plan::{PlannedTensor, Source, as_dtype};
+use super::scales::SHARED;
 use super::upcycle::Settings;
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
@@ -17,6 +18,10 @@ use crate::{Error, Result};
 /// What the tensors of the mixture are made of.
 pub(super) struct Work<'a> {
     pub(super) models: &'a [Model],
+    /// Names of the feed-forward networks.
+    pub(super) names: &'a [String],
+    /// Number of the model that the shared expert is of.
+    pub(super) shared: Option<usize>,
     /// Models that take part in averages.
     pub(super) averaged: &'a [usize],
     /// The feed-forward networks that there are.
@@ -64,6 +69,12 @@ impl Work<'_> {
             Role::AttentionRouter => Some(&settings.attention_router),
             _ => None,
         };
+        if spec.role == Role::SharedExpertGate
+            && let Some((file, tensor)) = router_file.and_then(|file| Some((file, file.tensor_of(&spec.name)?)))
+        {
+            let dtype = settings.router_dtype.unwrap_or_else(|| self.main_dtype());
+            return Ok((dtype, as_dtype(file, tensor, dtype)?));
+        }
         if let Some(init) = init {
             let dtype = settings.router_dtype.unwrap_or_else(|| self.main_dtype());
             if spec.bias {
@@ -78,13 +89,13 @@ impl Work<'_> {
             let of = init.expression(&spec.name, dtype, &rows, settings.rng_seed, router_file)?;
             return Ok((dtype, if each == 1 { of } else { Expression::Repeat { of: Box::new(of), each, times: 1 } }));
         }
-        let shared = settings.shared_expert.and(match spec.role {
+        let shared = self.shared.and(match spec.role {
             Role::SharedGate => Some(Role::Gate),
             Role::SharedUp => Some(Role::Up),
             Role::SharedDown => Some(Role::Down),
             _ => None,
         });
-        if let Some(neutral) = neutral(spec, settings, &self.models[0].architecture) {
+        if let Some(neutral) = neutral(spec, settings.shared_expert.is_some(), &self.models[0].architecture) {
             return Ok((self.main_dtype(), neutral));
         }
         if spec.role.only_in_mixtures() && shared.is_none() {
@@ -106,8 +117,9 @@ impl Work<'_> {
             let dtype = settings.dtype.unwrap_or(stored);
             Ok((dtype, as_dtype(&model.source, &found.name, dtype)?))
         };
-        if shared.is_some() {
-            return copy_of(0);
+        if let (Some(_), Some(model)) = (shared, self.shared) {
+            let (dtype, copy) = copy_of(model)?;
+            return Ok((dtype, settings.scales.applied(copy, SHARED, spec, settings.rng_seed)));
         }
         if let (Some(expert), true) = (spec.expert, spec.role.of_attention()) {
             return match self.attention_origins[expert as usize] {
@@ -119,13 +131,14 @@ impl Work<'_> {
             let networks = settings.feed_forward.networks_of(expert, self.origins.len());
             let mut dtype = settings.dtype;
             let mut of = Vec::with_capacity(networks.len());
-            for origin in &self.origins[networks] {
+            for network in networks {
                 // A method that puts several networks together refuses fresh ones.
-                let Origin::Model(model) = *origin else {
+                let Origin::Model(model) = self.origins[network] else {
                     return Ok((settings.dtype.unwrap_or(of_model(0)?.2), self.fresh(spec)));
                 };
                 let (model, found, stored) = of_model(model)?;
-                of.push(as_dtype(&model.source, &found.name, *dtype.get_or_insert(stored))?);
+                let copy = as_dtype(&model.source, &found.name, *dtype.get_or_insert(stored))?;
+                of.push(settings.scales.applied(copy, &self.names[network], spec, settings.rng_seed));
             }
             let part = Part { layer, expert, role: spec.role, bias: spec.bias };
             let expression = settings.feed_forward.expression(&part, &self.context, of);
@@ -170,10 +183,11 @@ impl Work<'_> {
     }
 }
 
-/// A parameter that changes nothing, which the family of the output has and neither the dense models nor the settings.
-fn neutral(spec: &TensorSpec, settings: &Settings, dense: &Architecture) -> Option<Expression> {
+/// A parameter that changes nothing, which the family of the output has and the sources have not; `shared` where the shared
+/// expert has parameters of its own.
+pub(super) fn neutral(spec: &TensorSpec, shared: bool, dense: &Architecture) -> Option<Expression> {
     let missing = match spec.role {
-        Role::SharedDown | Role::SharedExpertGate => settings.shared_expert.is_none(),
+        Role::SharedDown | Role::SharedExpertGate => !shared,
         Role::Q | Role::K | Role::V => spec.bias && !dense.attention_bias,
         Role::O => spec.bias && !dense.attention_output_bias,
         _ => false,

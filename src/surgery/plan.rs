@@ -23,6 +23,13 @@ pub struct Source {
     pub kept: bool,
 }
 
+impl Source {
+    /// The name of the tensor `name`, if it is there.
+    pub fn tensor_of(&self, name: &str) -> Option<&str> {
+        self.checkpoint.tensors.get_key_value(name).map(|(name, _)| name.as_str())
+    }
+}
+
 /// One tensor of the output.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedTensor {

@@ -43,8 +43,11 @@ pub(super) fn settings(
     if let Layers::List(layers) = &settings.layers {
         put("layers", json!(layers));
     }
-    if let Some(shared) = settings.shared_expert {
-        put("shared_expert", json!(if shared.gated { "seed:gated" } else { "seed" }));
+    if let Some(shared) = &settings.shared_expert {
+        put("shared_expert", json!(format!("{}{}", shared.of, if shared.gated { ":gated" } else { "" })));
+    }
+    for (key, value) in settings.scales.record() {
+        put(key, value);
     }
     put("rest", json!(if settings.rest_of_seed { "seed" } else { "mean" }));
     put("no_seed_expert", json!(!settings.seed_expert));

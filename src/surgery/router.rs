@@ -95,6 +95,21 @@ impl std::fmt::Display for RouterInit {
 }
 
 impl RouterInit {
+    /// The one file of prompts that these need, if any does.
+    pub fn prompts(inits: [Option<&Self>; 2]) -> Result<Option<&Path>> {
+        let mut files = inits.into_iter().flatten().filter_map(|init| match init {
+            Self::Prompts(path) => Some(path.as_path()),
+            _ => None,
+        });
+        let first = files.next();
+        match files.next() {
+            Some(second) if Some(second) != first => {
+                Err(Error::usage("--router and --attention-router name two files; expected one"))
+            }
+            _ => Ok(first),
+        }
+    }
+
     /// The expression of the router called `name`; `file` is the opened file of [`RouterInit::File`], or of the rows that
     /// [`RouterInit::Prompts`] stands for.
     pub fn expression(

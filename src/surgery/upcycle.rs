@@ -10,8 +10,10 @@ use super::model::Model;
 use super::plan::{Plan, Source};
 use super::record;
 use super::router::{self, PROMPT_ROWS, PromptRows, ROUTER_SOURCE, RouterInit};
+use super::scales::Scales;
 use crate::checkpoint::Dtype;
 use crate::checkpoint::expression::Expression;
+use crate::error::nearest;
 use crate::family::{self, Architecture, AttentionKv, Layers, Method, Mixture, MlpType, Output, RouterBias, TopK};
 use crate::{Error, Result};
 
@@ -24,7 +26,7 @@ pub struct Settings {
     pub feed_forward: FeedForward,
     /// Layers with feed-forward experts; in others the network is treated as everything that is no expert.
     pub layers: Layers,
-    /// The seed's feed-forward network beside the experts of each layer, for every token.
+    /// A model's feed-forward network beside the experts of each layer, for every token.
     pub shared_expert: Option<SharedExpert>,
     /// The family of the output.
     pub target: String,
@@ -54,6 +56,8 @@ pub struct Settings {
     pub adapters: bool,
     /// What [`RouterInit::Prompts`] stands for, where a router starts so.
     pub prompt_rows: Option<PromptRows>,
+    /// What is done to single experts.
+    pub scales: Scales,
     /// What is no expert is the seed's instead of the mean.
     pub rest_of_seed: bool,
     /// Dtype of all weights but the routers; the models' own where absent.
@@ -63,8 +67,10 @@ pub struct Settings {
 }
 
 /// A shared expert.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedExpert {
+    /// Whose network it is: the seed's or, by its name, an expert's.
+    pub of: String,
     /// Whether a sigmoid gate weights it for each token.
     pub gated: bool,
 }
@@ -154,8 +160,12 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     let dense = Architecture { dtype: settings.dtype.or(seed.dtype), ..seed.clone() };
     let Output { architecture, config } = family::output(&dense, &models[0].config, mixture, &settings.target)?;
     let router_file = router::open_file([&settings.router, &settings.attention_router], settings.prompt_rows.as_ref())?;
+    settings.scales.check(&networks, settings.shared_expert.is_some())?;
+    let shared = settings.shared_expert.as_ref().map(|shared| shared_model(shared, &networks, &origins)).transpose()?;
     let work = Work {
         models: &models,
+        names: &networks,
+        shared,
         averaged: &averaged,
         origins: &origins,
         attention_origins: &attention_origins,
@@ -216,6 +226,28 @@ fn expert_names(experts: &[Expert], settings: &Settings) -> Vec<String> {
     seed.into_iter().chain(experts.iter().map(|expert| expert.name.clone())).chain(copies).collect()
 }
 
+/// The number of the model that the shared expert is of.
+fn shared_model(shared: &SharedExpert, names: &[String], origins: &[Origin]) -> Result<usize> {
+    if shared.of == SEED {
+        return Ok(0);
+    }
+    match names.iter().position(|name| *name == shared.of).map(|number| origins[number]) {
+        Some(Origin::Model(model)) => Ok(model),
+        Some(Origin::Random) => {
+            Err(Error::usage(format!("--shared-expert {0}: `{0}` is freshly initialised", shared.of))
+                .with_hint("name an expert that has a model, or `seed`"))
+        }
+        None => {
+            let error = Error::usage(format!("--shared-expert {0}: there is no expert `{0}`", shared.of));
+            let known = || names.iter().map(String::as_str).chain([SEED]);
+            Err(match nearest(&shared.of, known()) {
+                Some(near) => error.with_hint(format!("did you mean `{near}`?")),
+                None => error.with_hint(format!("there are: {}", known().collect::<Vec<_>>().join(", "))),
+            })
+        }
+    }
+}
+
 /// The mixture of the settings; combinations that cannot be trained are refused.
 fn mixture(dense: &Architecture, experts: u64, attention_experts: u64, settings: &Settings) -> Result<Mixture> {
     let merged = settings.method != Method::Bam;
@@ -241,8 +273,8 @@ fn mixture(dense: &Architecture, experts: u64, attention_experts: u64, settings:
         num_attention_experts_per_tok: attention_top_k,
         norm_topk_prob: settings.norm_topk_prob,
         moe_layers: settings.layers.clone(),
-        shared_expert_intermediate_size: settings.shared_expert.map(|_| dense.intermediate_size),
-        shared_expert_gate: settings.shared_expert.is_some_and(|shared| shared.gated),
+        shared_expert_intermediate_size: settings.shared_expert.as_ref().map(|_| dense.intermediate_size),
+        shared_expert_gate: settings.shared_expert.as_ref().is_some_and(|shared| shared.gated),
         expert_adapters: settings.adapters,
         router_bias: settings.router_bias,
         ..Mixture::new(dense, experts)

@@ -23,9 +23,8 @@ use crate::checkpoint::hash::sha256_file;
 use crate::checkpoint::manifest::{DataRecord, FORMAT_VERSION, Manifest};
 use crate::checkpoint::output::check_target;
 use crate::data::{Mixture, Row, Split, TokenFolder};
-use crate::evaluate::request::expert_names;
 use crate::family::cost::Report;
-use crate::family::{Architecture, Config, TensorSpec};
+use crate::family::{Architecture, Config, TensorSpec, expert_names};
 use crate::model::{CausalLm, LoadOptions, Trainable};
 use crate::{Error, Result};
 

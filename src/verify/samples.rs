@@ -77,6 +77,7 @@ impl Samples {
             adapters: false,
             prompt_rows: None,
             rest_of_seed: false,
+            scales: crate::surgery::scales::Scales::default(),
             dtype: None,
             rng_seed: 0,
         };

@@ -73,6 +73,12 @@ for version in v4 v5; do
   "$version/bin/python" "$root/fixtures/make_golden_bam.py" --binary "$bam" --fixtures "$root/fixtures" --out "$root/fixtures/golden" --check
 done
 
+say 'mixtures in the formats of transformers, under both versions; what mergekit-moe makes'
+[ -x mergekit/bin/mergekit-moe ] || { python3 -m venv mergekit && mergekit/bin/pip install --quiet mergekit==0.1.5; }
+for version in v4 v5; do
+  "$version/bin/python" "$here/targets.py" --binary "$bam" --fixtures "$root/fixtures" --mergekit mergekit/bin/mergekit-moe
+done
+
 say 'training on two ranks: DDP, FSDP, accelerate'
 llama=$root/fixtures/llama
 "$bam" upcycle --method bam --seed "$llama/seed" --expert "code=$llama/code" --expert "law=$llama/law" --out tiny --force

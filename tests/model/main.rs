@@ -183,6 +183,7 @@ impl Kind {
             adapters: self.adapters,
             prompt_rows: None,
             rest_of_seed: false,
+            scales: Default::default(),
             dtype: None,
             rng_seed: 1,
         };

@@ -12,6 +12,8 @@ pub struct Request {
     pub kv: Option<AttentionKv>,
     /// Feed-forward experts, the seed counted.
     pub experts: Option<u64>,
+    /// Inner width of a feed-forward expert; that of the dense model where absent.
+    pub expert_width: Option<u64>,
     /// Feed-forward experts a token.
     pub top_k: Option<TopK>,
     /// Attention experts a token.
@@ -31,7 +33,7 @@ impl Request {
                 true => Ok(dense),
                 false => Err(Error::file(&config.path, "describes a mixture already, which is costed as it is")
                     .with_hint(
-                        "leave out --method, --kv, --experts, --top-k and --attention-top-k, or give a dense config",
+                        "leave out --method, --kv, --top-k, --attention-top-k and all about experts, or give a dense config",
                     )),
             };
         }
@@ -81,6 +83,9 @@ impl Request {
             Some(top_k) => mixture.num_attention_experts_per_tok = top_k.of(mixture.num_attention_experts),
             None if soft => mixture.num_attention_experts_per_tok = mixture.num_attention_experts,
             None => {}
+        }
+        if let Some(width) = self.expert_width {
+            mixture.moe_intermediate_size = width;
         }
         if let Some(top_k) = self.top_k {
             mixture.num_experts_per_tok = top_k.of(mixture.num_experts);

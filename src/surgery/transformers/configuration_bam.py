@@ -12,7 +12,7 @@ CHOICES = {
     "norm_type": ("rms", "layer"),
     "norm_position": ("pre", "post", "sandwich"),
     "mlp_type": ("gated", "plain"),
-    "qk_norm": ("none", "head_dim", "per_head"),
+    "qk_norm": ("none", "head_dim", "per_head", "full"),
     "attention_kv": ("expert", "shared", "merged"),
 }
 
@@ -24,7 +24,9 @@ class BamConfig(PretrainedConfig):
     norm_type, norm_position: `rms` or `layer` (both without bias); `pre`, `post` or `sandwich`.
     mlp_type: `gated` (gate, up, down) or `plain` (up, down).
     rope_interleaved: rotary pairs are neighbours (Cohere) instead of the two halves of a head (Llama).
-    qk_norm: `none`, `head_dim` (one RMS norm for all heads, Qwen3) or `per_head` (a layer norm a head, Cohere).
+    qk_norm: `none`, `head_dim` (one RMS norm for all heads, Qwen3), `per_head` (a layer norm a head, Cohere) or `full` (an
+        RMS norm over all heads together, OLMoE).
+    clip_qkv: largest magnitude of queries, keys and values (OLMoE).
     attention_bias, attention_output_bias, mlp_bias: whether q/k/v, o and the feed-forward have one.
     router_bias: `True`, a bias in the logits of all routers; `"choice"`, one of feed-forward routers that counts in the
         choice of experts alone, and has no gradient.
@@ -65,6 +67,7 @@ class BamConfig(PretrainedConfig):
         max_window_layers=None,
         layer_types=None,
         logit_scale=None,
+        clip_qkv=None,
         block="sequential",
         norm_type="rms",
         norm_position="pre",
@@ -116,6 +119,7 @@ class BamConfig(PretrainedConfig):
         self.rms_norm_eps = rms_norm_eps
         self.layer_norm_eps = layer_norm_eps
         self.logit_scale = logit_scale
+        self.clip_qkv = clip_qkv
         self.attention_bias = attention_bias
         self.attention_output_bias = attention_output_bias
         self.mlp_bias = mlp_bias

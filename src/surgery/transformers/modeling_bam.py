@@ -139,6 +139,7 @@ class BamHeads(nn.Module):
     def __init__(self, config, queries=True, keys=True, adapter=False):
         super().__init__()
         d, self.head_dim = config.hidden_size, config.head_dim
+        self.clip, self.norm_of_all_heads = config.clip_qkv, config.qk_norm == "full"
         self.q_norm = self.k_norm = self.adapter = None
         if queries:
             width = config.num_attention_heads * config.head_dim
@@ -154,13 +155,19 @@ class BamHeads(nn.Module):
             self.adapter = BamAdapter(d)
 
     def queries(self, x, angles, interleaved):
-        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
-        return rotate(q if self.q_norm is None else self.q_norm(q), angles, interleaved)
+        return rotate(self.by_head(self.q_proj(x), self.q_norm), angles, interleaved)
 
     def keys_values(self, x, angles, interleaved):
-        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
-        k = rotate(k if self.k_norm is None else self.k_norm(k), angles, interleaved)
-        return k, self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+        return rotate(self.by_head(self.k_proj(x), self.k_norm), angles, interleaved), self.by_head(self.v_proj(x))
+
+    def by_head(self, x, norm=None):
+        """A projection as `[b, s, heads, head_dim]`, normed and clipped where the seed does so."""
+        heads = (-1, self.head_dim)
+        if norm is None:
+            x = x.unflatten(-1, heads)
+        else:
+            x = norm(x).unflatten(-1, heads) if self.norm_of_all_heads else norm(x.unflatten(-1, heads))
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
     def output(self, heads):
         y = self.o_proj(heads)
@@ -168,11 +175,13 @@ class BamHeads(nn.Module):
 
 
 def head_norm(config, heads):
-    """The norm of queries or keys: one for all heads (Qwen3) or one a head (Cohere)."""
+    """The norm of queries or keys: one for each head (Qwen3), one a head (Cohere) or one over all heads (OLMoE)."""
     if config.qk_norm == "none":
         return None
     if config.qk_norm == "head_dim":
         return BamNorm(config.head_dim, config.norm_eps, "rms")
+    if config.qk_norm == "full":
+        return BamNorm(heads * config.head_dim, config.norm_eps, "rms")
     return BamNorm((heads, config.head_dim), config.norm_eps, "layer")
 
 

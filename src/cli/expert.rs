@@ -1,0 +1,269 @@
+//! `expert`: a mixture's experts added, removed, replaced, extracted; two-expert mixtures put together.
+
+use std::path::{Path, PathBuf};
+
+use bam_convert::Error;
+use bam_convert::checkpoint::output::check_target;
+use bam_convert::family::{Architecture, Mixture, TopK};
+use bam_convert::surgery::expert::{self, Addition, Changed, MIXTURE, Routing};
+use bam_convert::surgery::router::RouterInit;
+use bam_convert::surgery::{Model, extract};
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::Outcome;
+use super::printer::Printer;
+use super::prompts::ComputedRows;
+use super::upcycle::named_path;
+use super::write::WriteArguments;
+
+/// Change the experts of a mixture one by one: add, remove, replace, extract, concat.
+///
+/// Every expert that stays keeps its bytes. The output records how each tensor was made, the mixture being one of its
+/// sources; `validate --against` replays it. See docs/experts.md.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  bam-convert expert add bam --expert law=law --out wider\n  \
+                        bam-convert expert remove wider law --out narrower\n  \
+                        bam-convert expert extract bam code --out code-again")]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Add(Box<Add>),
+    Remove(Remove),
+    Replace(Replace),
+    Extract(Extract),
+    Concat(Concat),
+}
+
+/// How many experts a token goes to afterwards.
+#[derive(Debug, Args)]
+struct RoutingArguments {
+    /// Feed-forward experts a token goes to, or `soft` for all of them [default: as before; all stay all].
+    #[arg(long, value_name = "K")]
+    top_k: Option<TopK>,
+    /// Attention experts a token goes to, or `soft` for all of them [default: as before; all stay all].
+    #[arg(long, value_name = "K")]
+    attention_top_k: Option<TopK>,
+}
+
+impl RoutingArguments {
+    fn routing(&self) -> Routing {
+        Routing { top_k: self.top_k, attention_top_k: self.attention_top_k }
+    }
+}
+
+/// Add experts to a mixture, each the feed-forward and, beside attention experts, the attention of a dense model.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  bam-convert expert add bam --expert law=law --shared mean --out wider")]
+struct Add {
+    /// Folder of the mixture.
+    mixture: PathBuf,
+    /// A new expert: its name and the folder of its dense model (repeat).
+    #[arg(long = "expert", value_name = "NAME=DIR", required = true, value_parser = named_path)]
+    experts: Vec<(String, PathBuf)>,
+    /// Folder to make.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// What experts share stays as it is, or moves towards the new models as Nexus does: (n · mixture + new) / (n + 1).
+    #[arg(long, value_enum, default_value_t = SharedName::Keep)]
+    shared: SharedName,
+    /// How the new rows of routers start: normal[:STD], uniform[:STD], zeros, orthogonal[:GAIN], file:PATH (safetensors) or
+    /// prompts:PATH, rows that the mixture computes from prompts for each new expert (docs/routers.md).
+    #[arg(long, value_name = "KIND", default_value = "normal:0.02")]
+    router: RouterInit,
+    /// How the new rows of attention routers start [default: as --router].
+    #[arg(long, value_name = "KIND")]
+    attention_router: Option<RouterInit>,
+    /// Seed of everything random.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    rng_seed: u64,
+    #[command(flatten)]
+    routing: RoutingArguments,
+    #[command(flatten)]
+    write: WriteArguments,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum SharedName {
+    /// The mixture's.
+    Keep,
+    /// The weighted mean.
+    Mean,
+}
+
+/// Remove experts from a mixture, with their rows of the routers.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  bam-convert expert remove bam law --out narrower")]
+struct Remove {
+    /// Folder of the mixture.
+    mixture: PathBuf,
+    /// Experts to remove, by name or number; a name that several have means all of them.
+    #[arg(value_name = "NAME|NUMBER", required = true)]
+    experts: Vec<String>,
+    /// Folder to make.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    routing: RoutingArguments,
+    #[command(flatten)]
+    write: WriteArguments,
+}
+
+/// Replace the weights of an expert by those of a dense model; its rows of the routers stay.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  bam-convert expert replace bam code=better-code --out renewed")]
+struct Replace {
+    /// Folder of the mixture.
+    mixture: PathBuf,
+    /// The expert, by name or number, and the folder of the dense model.
+    #[arg(value_name = "NAME=DIR", value_parser = named_path)]
+    expert: (String, PathBuf),
+    /// Folder to make.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    write: WriteArguments,
+}
+
+/// Make a dense model of one expert and what all experts share.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  bam-convert expert extract bam code --out code-again")]
+struct Extract {
+    /// Folder of the mixture.
+    mixture: PathBuf,
+    /// The expert, by name or number.
+    #[arg(value_name = "NAME|NUMBER")]
+    expert: String,
+    /// Folder to make.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    write: WriteArguments,
+}
+
+/// Put two-expert mixtures that were trained apart together (FlexOlmo): their public expert once, then the own expert of each.
+///
+/// What they share, the public expert and its rows of the routers included, must be the same bytes in all of them.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  bam-convert expert concat code=pub-code law=pub-law --out together")]
+struct Concat {
+    /// Folders of mixtures, each of the public expert and its own, in this order; NAME= calls the own expert so.
+    #[arg(value_name = "[NAME=]DIR", required = true, num_args = 1..)]
+    mixtures: Vec<PathBuf>,
+    /// Folder to make.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Average what is shared where it differs, instead of refusing it.
+    #[arg(long)]
+    average_shared: bool,
+    #[command(flatten)]
+    routing: RoutingArguments,
+    #[command(flatten)]
+    write: WriteArguments,
+}
+
+impl Arguments {
+    /// Runs the command.
+    pub fn run(&self, printer: &Printer) -> Outcome {
+        let (changed, write, out) = match &self.command {
+            Command::Add(add) => (add.plan(printer)?, &add.write, &add.out),
+            Command::Remove(remove) => {
+                let mixture = Model::open(MIXTURE, &remove.mixture)?;
+                let changed = expert::remove(mixture, &remove.experts, remove.routing.routing())?;
+                (Planned::from(changed), &remove.write, &remove.out)
+            }
+            Command::Replace(replace) => {
+                let (name, folder) = &replace.expert;
+                let (mixture, dense) = (Model::open(MIXTURE, &replace.mixture)?, Model::open(name, folder)?);
+                (Planned::from(expert::replace(mixture, name, dense)?), &replace.write, &replace.out)
+            }
+            Command::Extract(extract) => {
+                let changed = extract::plan(Model::open(MIXTURE, &extract.mixture)?, &extract.expert)?;
+                (Planned::from(changed), &extract.write, &extract.out)
+            }
+            Command::Concat(concat) => (Planned::from(concat.plan()?), &concat.write, &concat.out),
+        };
+        let Changed { plan, architecture, files } = &changed.changed;
+        write.run(plan, Some(architecture), files, out, printer)
+    }
+}
+
+/// A plan, and the computed rows that it reads while it is carried out.
+struct Planned {
+    changed: Changed,
+    _rows: Option<ComputedRows>,
+}
+
+impl From<Changed> for Planned {
+    fn from(changed: Changed) -> Self {
+        Self { changed, _rows: None }
+    }
+}
+
+impl Add {
+    fn plan(&self, printer: &Printer) -> bam_convert::Result<Planned> {
+        let mixture = Model::open(MIXTURE, &self.mixture)?;
+        let experts = self.experts.iter().map(|(name, path)| Model::open(name, path));
+        let experts = experts.collect::<bam_convert::Result<_>>()?;
+        let rows = self.prompt_rows(&mixture.architecture, printer)?;
+        let settings = Addition {
+            mean: self.shared == SharedName::Mean,
+            router: self.router.clone(),
+            attention_router: self.attention_router.as_ref().unwrap_or(&self.router).clone(),
+            prompt_rows: rows.as_ref().map(|computed| computed.rows.clone()),
+            rng_seed: self.rng_seed,
+            routing: self.routing.routing(),
+        };
+        Ok(Planned { changed: expert::add(mixture, experts, &settings)?, _rows: rows })
+    }
+
+    /// The rows of new experts that start from prompts, computed by the mixture.
+    fn prompt_rows(&self, mixture: &Architecture, printer: &Printer) -> bam_convert::Result<Option<ComputedRows>> {
+        let Some(file) = RouterInit::prompts([Some(&self.router), self.attention_router.as_ref()])? else {
+            return Ok(None);
+        };
+        check_target(&self.out, self.write.force, &[])?;
+        let names: Vec<String> = self.experts.iter().map(|(name, _)| name.clone()).collect();
+        let sized = mixture.mixture.clone().map(|found| Mixture {
+            num_experts: names.len() as u64,
+            num_attention_experts: names.len() as u64,
+            num_experts_per_tok: 1,
+            num_attention_experts_per_tok: 1,
+            ..found
+        });
+        let routers = Architecture { mixture: sized, ..mixture.clone() };
+        ComputedRows::new(file, &self.mixture, &routers, &names, printer).map(Some)
+    }
+}
+
+impl Concat {
+    fn plan(&self) -> bam_convert::Result<Changed> {
+        let mut mixtures: Vec<(Model, bool)> = Vec::with_capacity(self.mixtures.len());
+        for path in &self.mixtures {
+            let (name, folder) = named(path);
+            let own = name.clone().unwrap_or_else(|| own_name(&folder));
+            if mixtures.iter().any(|(other, _)| other.source.name == own) {
+                let problem = format!("two mixtures are called `{own}`; expected each name once");
+                return Err(Error::usage(problem).with_hint("name them: NAME=DIR"));
+            }
+            mixtures.push((Model::open(&own, &folder)?, name.is_some()));
+        }
+        expert::concat(mixtures, self.average_shared, self.routing.routing())
+    }
+}
+
+/// `NAME=DIR` or `DIR`; a folder whose whole name has a `=` wins.
+pub fn named(path: &Path) -> (Option<String>, PathBuf) {
+    match path.to_string_lossy().split_once('=') {
+        Some((name, folder)) if !path.exists() && !name.is_empty() => (Some(name.to_owned()), PathBuf::from(folder)),
+        _ => (None, path.to_path_buf()),
+    }
+}
+
+/// The last part of a path.
+pub fn own_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}

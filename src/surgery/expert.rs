@@ -1,0 +1,438 @@
+//! Experts of a mixture, one by one: added, removed, replaced, put together with those of other mixtures.
+//!
+//! A mixture lists its attention experts as the first of its feed-forward experts: what an upcycling adds as further copies of
+//! the seed's feed-forward stands behind them. All of this keeps that order.
+
+use serde_json::{Map, Value, json};
+
+use super::card::{self, Card};
+use super::execute::{Content, OutputFile};
+use super::fit;
+use super::model::Model;
+use super::plan::{Plan, Source};
+use super::recompose::{ByPlace, Composition, NewRows, Part, Shared};
+use super::router::{self, PROMPT_ROWS, PromptRows, ROUTER_SOURCE, RouterInit};
+use crate::checkpoint::hash::sha256;
+use crate::family::{self, Architecture, AttentionKv, Mixture, Output, TopK, expert_names, find_experts};
+use crate::{Error, Result};
+
+/// What plans call the mixture that is changed.
+pub const MIXTURE: &str = "mixture";
+
+/// How many experts a token goes to afterwards; as before where not said: all stay all.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Routing {
+    /// Feed-forward experts.
+    pub top_k: Option<TopK>,
+    /// Attention experts.
+    pub attention_top_k: Option<TopK>,
+}
+
+/// Settings of [`add`].
+#[derive(Clone, Debug)]
+pub struct Addition {
+    /// Whether shared tensors move to the weighted mean φ ← (1 − λ)φ + λφ_new with λ = 1/(n + 1), n being the number of
+    /// experts before (Nexus, Gritsch et al. 2024); else they stay.
+    pub mean: bool,
+    /// How the new rows of feed-forward routers start.
+    pub router: RouterInit,
+    /// How the new rows of attention routers start.
+    pub attention_router: RouterInit,
+    /// What [`RouterInit::Prompts`] stands for.
+    pub prompt_rows: Option<PromptRows>,
+    /// Seed of all random draws.
+    pub rng_seed: u64,
+    /// How many experts a token goes to.
+    pub routing: Routing,
+}
+
+/// A planned change of a mixture.
+#[derive(Debug)]
+pub struct Changed {
+    /// The plan of its tensors.
+    pub plan: Plan,
+    /// What it will be.
+    pub architecture: Architecture,
+    /// Configuration, tokenizer, model card.
+    pub files: Vec<OutputFile>,
+}
+
+/// A mixture with its experts by name.
+pub(super) struct Experts<'a> {
+    model: &'a Model,
+    pub(super) mixture: &'a Mixture,
+    names: Vec<String>,
+}
+
+impl<'a> Experts<'a> {
+    pub(super) fn of(model: &'a Model) -> Result<Self> {
+        let Some(mixture) = &model.architecture.mixture else {
+            return Err(Error::file(&model.config.path, "is a dense model, expected a mixture")
+                .with_hint("`bam-convert upcycle` makes a mixture of dense models"));
+        };
+        let names = expert_names(&model.source.checkpoint.path, &model.architecture)?;
+        Ok(Self { model, mixture, names })
+    }
+
+    /// Attention experts; none where attention is merged.
+    fn attention(&self) -> u64 {
+        if self.mixture.attention_kv == AttentionKv::Merged { 0 } else { self.mixture.num_attention_experts }
+    }
+
+    /// Every expert as it is: feed-forward and attention.
+    fn kept(&self) -> (Vec<Part>, Vec<Part>) {
+        let parts = |count| (0..count).map(|expert| Part::Of { mixture: 0, expert }).collect();
+        (parts(self.mixture.num_experts), parts(self.attention()))
+    }
+
+    fn find(&self, wanted: &str) -> Result<Vec<usize>> {
+        find_experts(&self.model.source.checkpoint.path, &self.names, wanted)
+    }
+
+    /// The one expert of that name or number, and its name.
+    pub(super) fn find_one(&self, wanted: &str) -> Result<(usize, String)> {
+        match self.find(wanted)?[..] {
+            [one] => Ok((one, self.names[one].clone())),
+            ref several => {
+                let numbers: Vec<String> = several.iter().map(usize::to_string).collect();
+                let problem = format!("has {} experts called `{wanted}`: {}", several.len(), numbers.join(", "));
+                Err(Error::file(&self.model.source.checkpoint.path, problem).with_hint("name one by its number"))
+            }
+        }
+    }
+
+    /// The attention expert that belongs to a feed-forward expert: a further copy of the seed's feed-forward has that of the
+    /// seed. `None` where attention is merged.
+    pub(super) fn attention_of(&self, number: usize) -> Result<Option<u64>> {
+        let attention = self.attention() as usize;
+        match self.names.iter().take(attention).position(|name| *name == self.names[number]) {
+            _ if attention == 0 => Ok(None),
+            _ if number < attention => Ok(Some(number as u64)),
+            Some(same) => Ok(Some(same as u64)),
+            None => {
+                let problem = format!("has no attention expert for its feed-forward expert {number}");
+                Err(Error::file(&self.model.source.checkpoint.path, problem))
+            }
+        }
+    }
+
+    /// The mixture with another number of experts.
+    fn resized(&self, experts: usize, attention: usize, routing: Routing) -> Result<Mixture> {
+        let mixture = self.mixture;
+        let experts = experts as u64;
+        let top_k = routed(mixture.num_experts_per_tok, mixture.num_experts, experts, routing.top_k, "--top-k")?;
+        let (attention, attention_top_k) = match self.attention() {
+            0 if routing.attention_top_k.is_some() => {
+                let problem = "--attention-top-k has no effect: this mixture has no attention experts";
+                return Err(Error::usage(problem).with_hint("leave it out"));
+            }
+            0 => (mixture.num_attention_experts, mixture.num_attention_experts_per_tok),
+            before => {
+                let (k, asked) = (mixture.num_attention_experts_per_tok, routing.attention_top_k);
+                (attention as u64, routed(k, before, attention as u64, asked, "--attention-top-k")?)
+            }
+        };
+        let gates = [
+            (mixture.norm_topk_prob, top_k, experts, "--top-k"),
+            (mixture.norm_topk_prob_attention, attention_top_k, attention, "--attention-top-k"),
+        ];
+        if let Some((_, _, _, flag)) = gates.iter().find(|(normed, k, experts, _)| *normed && *k == 1 && *experts > 1) {
+            return Err(Error::usage(format!(
+                "this mixture divides gates by their sum, and with {flag} 1 every gate is 1: the router gets no gradient"
+            ))
+            .with_hint(format!("pass {flag} 2 or more")));
+        }
+        Ok(Mixture {
+            num_experts: experts,
+            num_attention_experts: attention,
+            num_experts_per_tok: top_k,
+            num_attention_experts_per_tok: attention_top_k,
+            ..mixture.clone()
+        })
+    }
+}
+
+/// Experts a token goes to, of `after` where it were `k` of `before`.
+fn routed(k: u64, before: u64, after: u64, asked: Option<TopK>, flag: &str) -> Result<u64> {
+    let soft = k == before && (before > 1 || flag == "--attention-top-k");
+    let found = match asked {
+        Some(asked) => asked.of(after),
+        None if soft => after,
+        None => k,
+    };
+    if found <= after {
+        return Ok(found);
+    }
+    let problem = match asked {
+        Some(_) => format!("{flag} {found} asks for more than the {after} experts"),
+        None => format!("each token goes to {found} experts, but {after} would be left"),
+    };
+    Err(Error::usage(problem).with_hint(format!("pass {flag} {after} or less")))
+}
+
+/// Plans the mixture with further experts, each the dense model of its name, behind those it has.
+pub fn add(mixture: Model, dense: Vec<Model>, settings: &Addition) -> Result<Changed> {
+    let experts = Experts::of(&mixture)?;
+    let mut taken: Vec<&str> = experts.names.iter().map(String::as_str).chain([MIXTURE, ROUTER_SOURCE]).collect();
+    for model in &dense {
+        let name = model.source.name.as_str();
+        if name.is_empty() || taken.contains(&name) {
+            let problem = format!("the expert name `{name}` is empty, taken or reserved; expected a new one");
+            return Err(Error::usage(problem).with_hint(format!("taken are {}", taken.join(", "))));
+        }
+        taken.push(name);
+    }
+    if dense.is_empty() {
+        return Err(Error::usage("nothing to add: expected at least one --expert NAME=DIR"));
+    }
+    let feed_forward_only = experts.attention() == 0 && !settings.mean;
+    let mut notes = Vec::new();
+    for model in &dense {
+        notes.extend(fit::check_expert(&mixture, model, feed_forward_only)?);
+    }
+    let (mut ffn, mut attention) = experts.kept();
+    let mut names = experts.names.clone();
+    let new = |number: usize| Part::New { model: number + 1 };
+    // Behind the last with attention of its own, and before further copies of the seed's feed-forward.
+    let place = if attention.is_empty() { ffn.len() } else { attention.len() };
+    ffn.splice(place..place, (0..dense.len()).map(new));
+    names.splice(place..place, dense.iter().map(|model| model.source.name.clone()));
+    if !attention.is_empty() {
+        attention.extend((0..dense.len()).map(new));
+    }
+    let resized = experts.resized(ffn.len(), attention.len(), settings.routing)?;
+    let chooses = resized.num_experts_per_tok < resized.num_experts;
+    if settings.router == RouterInit::Zeros && chooses && dense.len() > 1 {
+        return Err(Error::usage(
+            "--router zeros makes the new experts tie, and a top-k router then never takes the second",
+        )
+        .with_hint("pass --router normal"));
+    }
+    let count = experts.mixture.num_experts;
+    let shared = match settings.mean {
+        false => Shared::Kept,
+        true => Shared::Averaged([count as f64].into_iter().chain(dense.iter().map(|_| 1.0)).collect()),
+    };
+    let mut recorded = Map::new();
+    recorded.insert("experts".to_owned(), json!(names));
+    recorded.insert("added".to_owned(), json!(dense.iter().map(|model| &model.source.name).collect::<Vec<_>>()));
+    recorded.insert("shared".to_owned(), json!(if settings.mean { "mean" } else { "keep" }));
+    recorded.insert("router".to_owned(), json!(settings.router.to_string()));
+    if !attention.is_empty() {
+        recorded.insert("attention_router".to_owned(), json!(settings.attention_router.to_string()));
+    }
+    if let Some(rows) = &settings.prompt_rows {
+        let prompts = json!({"gate_mode": rows.mode, "sha256": rows.prompts_sha256});
+        recorded.insert("router_prompts".to_owned(), prompts);
+    }
+    recorded.insert("rng_seed".to_owned(), json!(settings.rng_seed));
+    let file = router::open_file([&settings.router, &settings.attention_router], settings.prompt_rows.as_ref())?;
+    let seed = seed_of_rows(settings.rng_seed, &dense[0].source.name);
+    let mut models = vec![mixture];
+    models.extend(dense);
+    let rows = NewRows { ffn: settings.router.clone(), attention: settings.attention_router.clone(), seed };
+    let composition = Composition { ffn, attention, shared, rows: Some(rows) };
+    Making { models, file, notes, names, mixture: resized, composition, recorded, method: "expert add" }.plan()
+}
+
+/// A seed of its own for each addition: the rows that a mixture has may have been drawn for the same tensor by the same seed.
+fn seed_of_rows(rng_seed: u64, expert: &str) -> u64 {
+    let hash = sha256(format!("expert add\0{rng_seed}\0{expert}").as_bytes());
+    u64::from_str_radix(&hash[..13], 16).unwrap_or(rng_seed)
+}
+
+/// Plans the mixture without the experts of these names or numbers.
+pub fn remove(mixture: Model, wanted: &[String], routing: Routing) -> Result<Changed> {
+    let experts = Experts::of(&mixture)?;
+    let mut gone = Vec::new();
+    for name in wanted {
+        gone.extend(experts.find(name)?);
+    }
+    let stays = |part: &Part| !matches!(part, Part::Of { expert, .. } if gone.contains(&(*expert as usize)));
+    let (mut ffn, mut attention) = experts.kept();
+    ffn.retain(stays);
+    attention.retain(stays);
+    let path = &mixture.source.checkpoint.path;
+    if ffn.is_empty() || (attention.is_empty() && experts.attention() > 0) {
+        let what = if ffn.is_empty() { "feed-forward" } else { "attention" };
+        return Err(Error::file(path, format!("would have no {what} expert left"))
+            .with_hint("`bam-convert expert extract` makes a dense model of one expert"));
+    }
+    let removed: Vec<&String> =
+        (0..experts.names.len()).filter(|e| gone.contains(e)).map(|e| &experts.names[e]).collect();
+    let removed = json!(removed);
+    let names: Vec<String> =
+        (0..experts.names.len()).filter(|e| !gone.contains(e)).map(|e| experts.names[e].clone()).collect();
+    let resized = experts.resized(ffn.len(), attention.len(), routing)?;
+    let mut recorded = Map::new();
+    recorded.insert("experts".to_owned(), json!(names));
+    recorded.insert("removed".to_owned(), removed);
+    let models = vec![mixture];
+    let composition = Composition { ffn, attention, shared: Shared::Kept, rows: None };
+    Making {
+        models,
+        file: None,
+        notes: Vec::new(),
+        names,
+        mixture: resized,
+        composition,
+        recorded,
+        method: "expert remove",
+    }
+    .plan()
+}
+
+/// Plans the mixture with the weights of one expert, by name or number, replaced by those of a dense model; its rows of the
+/// routers and all that is shared stay.
+pub fn replace(mixture: Model, wanted: &str, dense: Model) -> Result<Changed> {
+    let experts = Experts::of(&mixture)?;
+    let (number, name) = experts.find_one(wanted)?;
+    let notes = fit::check_expert(&mixture, &dense, experts.attention() == 0)?;
+    let (mut ffn, mut attention) = experts.kept();
+    let replaced = Part::Replaced { expert: number as u64, model: 1 };
+    ffn[number] = replaced;
+    if let Some(part) = attention.get_mut(number) {
+        *part = replaced;
+    }
+    let names = experts.names.clone();
+    let resized = experts.mixture.clone();
+    let mut recorded = Map::new();
+    recorded.insert("experts".to_owned(), json!(names));
+    recorded.insert("replaced".to_owned(), json!(name));
+    let models = vec![mixture, dense];
+    let composition = Composition { ffn, attention, shared: Shared::Kept, rows: None };
+    Making { models, file: None, notes, names, mixture: resized, composition, recorded, method: "expert replace" }
+        .plan()
+}
+
+/// Plans one mixture of several two-expert mixtures that were trained apart (FlexOlmo, Shi et al. 2025): the expert that all
+/// of them share, which comes first in each, and the own expert of each, called by the mixture's name where that was chosen.
+///
+/// What is shared, the public expert and its row of the routers included, must be the same bytes in all of them, or is
+/// averaged with `average`.
+pub fn concat(mixtures: Vec<(Model, bool)>, average: bool, routing: Routing) -> Result<Changed> {
+    let (models, named): (Vec<Model>, Vec<bool>) = mixtures.into_iter().unzip();
+    let Some((first, others)) = models.split_first() else {
+        return Err(Error::usage("nothing to put together: expected mixtures of two experts each"));
+    };
+    let experts = Experts::of(first)?;
+    let mut names = vec![experts.names[0].clone()];
+    for (model, named) in models.iter().zip(named) {
+        let other = Experts::of(model)?;
+        if other.mixture.num_experts != 2 || !matches!(other.attention(), 0 | 2) {
+            let (count, attention) = (other.mixture.num_experts, other.attention());
+            let problem = format!(
+                "has {count} feed-forward and {attention} attention experts; expected two: the public one and its own"
+            );
+            return Err(Error::file(&model.config.path, problem));
+        }
+        let name = if named { &model.source.name } else { &other.names[1] };
+        if names.contains(name) {
+            let problem = format!("two experts are named `{name}`; expected each name once");
+            return Err(Error::usage(problem).with_hint("name the own expert of each mixture: NAME=DIR"));
+        }
+        names.push(name.clone());
+    }
+    for other in others {
+        fit::check(first, other)?;
+        if let Some((key, expected, found)) = first_difference(experts.mixture, other.architecture.mixture.as_ref()) {
+            let problem = format!("is {found}, but {} has {expected}", first.config.path.display());
+            return Err(Error::key(&other.config.path, &key, problem));
+        }
+        if !average {
+            check_frozen(first, other)?;
+        }
+    }
+    let public = if average { Part::Public } else { Part::Of { mixture: 0, expert: 0 } };
+    let own = (0..models.len()).map(|mixture| Part::Of { mixture, expert: 1 });
+    let ffn: Vec<Part> = std::iter::once(public).chain(own).collect();
+    let attention = if experts.attention() == 0 { Vec::new() } else { ffn.clone() };
+    let shared = if average { Shared::Averaged(vec![1.0; models.len()]) } else { Shared::Kept };
+    let resized = experts.resized(ffn.len(), attention.len(), routing)?;
+    let mut recorded = Map::new();
+    recorded.insert("experts".to_owned(), json!(names));
+    recorded.insert("average_shared".to_owned(), json!(average));
+    let composition = Composition { ffn, attention, shared, rows: None };
+    let notes = Vec::new();
+    Making { models, file: None, notes, names, mixture: resized, composition, recorded, method: "expert concat" }.plan()
+}
+
+/// The first key in which two mixtures differ, with both values.
+fn first_difference(a: &Mixture, b: Option<&Mixture>) -> Option<(String, Value, Value)> {
+    let (a, b) = (json!(a), json!(b));
+    let keys = a.as_object().into_iter().chain(b.as_object()).flat_map(Map::keys);
+    keys.into_iter()
+        .find(|key| a[key.as_str()] != b[key.as_str()])
+        .map(|key| (key.clone(), a[key.as_str()].clone(), b[key.as_str()].clone()))
+}
+
+/// Refuses `other` where what it shares with `first` has other bytes: all but the own expert and its row of the routers.
+fn check_frozen(first: &Model, other: &Model) -> Result<()> {
+    let of_other = ByPlace::new(other);
+    for spec in first.specs.iter().filter(|spec| spec.expert != Some(1)) {
+        let found = of_other.find(spec, spec.expert).unwrap_or(spec);
+        let (a, b) = (first.entry(spec)?, other.entry(found)?);
+        let rows = if spec.role.is_router() { 2 } else { 1 };
+        let same = a.encoding == b.encoding
+            && a.shape == b.shape
+            && first.source.checkpoint.same_beginning(a, &other.source.checkpoint, b, a.length / rows)?;
+        if !same {
+            let of = first.source.checkpoint.path.display();
+            let what = if rows == 2 { "its first row differs" } else { "differs" };
+            let problem = format!("{what} from that of {of}, but it should have been frozen");
+            return Err(Error::tensor(other.source.checkpoint.files[b.file].path(), &found.name, problem)
+                .with_hint("--average-shared averages what differs"));
+        }
+    }
+    Ok(())
+}
+
+/// What all of these have in common: the configuration, the files and the plan.
+struct Making {
+    models: Vec<Model>,
+    file: Option<Source>,
+    notes: Vec<String>,
+    names: Vec<String>,
+    mixture: Mixture,
+    composition: Composition,
+    recorded: Map<String, Value>,
+    method: &'static str,
+}
+
+impl Making {
+    fn plan(self) -> Result<Changed> {
+        let Self { models, file, notes, names, mixture, composition, mut recorded, method } = self;
+        let base = &models[0];
+        recorded.insert("top_k".to_owned(), json!(mixture.num_experts_per_tok));
+        if mixture.attention_kv != AttentionKv::Merged {
+            recorded.insert("attention_top_k".to_owned(), json!(mixture.num_attention_experts_per_tok));
+        }
+        let bam = base.architecture.family == "bam";
+        let without = Architecture { mixture: None, ..base.architecture.clone() };
+        let Output { architecture, mut config } =
+            family::output(&without, &base.config, mixture, &base.architecture.family)?;
+        if bam || config.contains_key("expert_names") {
+            config.insert("expert_names".to_owned(), json!(names));
+        }
+        let mut files = vec![card::json_file("config.json", &config)];
+        files.extend(bam.then(card::model_code).into_iter().flatten());
+        files.extend(card::copies(base.companions()));
+        if let Some(rows) = file.as_ref().filter(|file| file.kept) {
+            let content = Content::CopyOf(rows.checkpoint.path.clone());
+            files.push(OutputFile { name: PROMPT_ROWS.to_owned(), content });
+        }
+        let about = match method {
+            "expert concat" => "Two-expert mixtures that were trained apart, put together (FlexOlmo, Shi et al. 2025).",
+            _ => "A mixture of experts whose experts were changed one by one.",
+        };
+        let sources = models.iter().map(|model| (model.source.name.as_str(), model.source.checkpoint.path.as_path()));
+        let (title, sources) = ("Mixture of experts", sources.collect());
+        let text = Card { title, about, tags: &["moe", "merge"], sources, settings: &recorded }.text();
+        files.push(OutputFile { name: "README.md".to_owned(), content: Content::Editable(text.into_bytes()) });
+        let tensors = composition.tensors(&architecture, &models, file.as_ref())?;
+        let sources = models.into_iter().map(|model| model.source).chain(file).collect();
+        let plan =
+            Plan { method: method.to_owned(), settings: recorded, sources, tensors, notes, carries_non_finite: false };
+        Ok(Changed { plan, architecture, files })
+    }
+}

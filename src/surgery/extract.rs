@@ -1,0 +1,59 @@
+//! One expert of a mixture as a dense model again.
+
+use serde_json::{Map, json};
+
+use super::card::{self, Card};
+use super::execute::{Content, OutputFile};
+use super::expert::{Changed, Experts};
+use super::model::Model;
+use super::plan::{Plan, PlannedTensor};
+use super::recompose::ByPlace;
+use crate::Result;
+use crate::family::{AttentionKv, Output, Role, dense};
+
+/// Plans the dense model that the expert of this name or number is with what the mixture shares: its feed-forward, its
+/// attention where it has one of its own; embeddings, norms and merged attention as the mixture has them, which are averages
+/// after an upcycling.
+pub fn plan(mixture: Model, wanted: &str) -> Result<Changed> {
+    let experts = Experts::of(&mixture)?;
+    let (number, name) = experts.find_one(wanted)?;
+    let attention = experts.attention_of(number)?;
+    let Output { architecture, config } = dense(&mixture.config, &mixture.architecture)?;
+    let tensors_of = ByPlace::new(&mixture);
+    let mut tensors = Vec::new();
+    for spec in architecture.tensors()? {
+        let own = if spec.role.of_attention() { attention } else { Some(number as u64) };
+        let own = own.filter(|_| tensors_of.find(&spec, own).is_some());
+        let (dtype, expression) = tensors_of.copy(&spec, own)?;
+        tensors.push(PlannedTensor::new(spec.name, dtype, spec.shape, expression));
+    }
+    let mut notes = vec![
+        match experts.mixture.attention_kv {
+            AttentionKv::Expert => "norms and embeddings are the mixture's",
+            AttentionKv::Shared => "keys, values, norms and embeddings are the mixture's",
+            AttentionKv::Merged => "attention, norms and embeddings are the mixture's",
+        }
+        .to_owned(),
+    ];
+    if mixture.specs.iter().any(|spec| spec.role == Role::SharedDown) {
+        notes.push("the shared expert is left out: a dense model has one feed-forward network in a layer".to_owned());
+    }
+    let mut settings = Map::new();
+    settings.insert("expert".to_owned(), json!(name));
+    settings.insert("number".to_owned(), json!(number));
+    let mut files = vec![card::json_file("config.json", &config)];
+    files.extend(card::copies(mixture.companions()));
+    let about = "One expert of a mixture as a dense model; what the experts share is the mixture's.";
+    let sources = vec![(mixture.source.name.as_str(), mixture.source.checkpoint.path.as_path())];
+    let text = Card { title: "Expert of a mixture", about, tags: &["merge"], sources, settings: &settings }.text();
+    files.push(OutputFile { name: "README.md".to_owned(), content: Content::Editable(text.into_bytes()) });
+    let plan = Plan {
+        method: "expert extract".to_owned(),
+        settings,
+        sources: vec![mixture.source],
+        tensors,
+        notes,
+        carries_non_finite: false,
+    };
+    Ok(Changed { plan, architecture, files })
+}

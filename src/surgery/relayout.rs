@@ -1,0 +1,229 @@
+//! A mixture in another format: of another family where that one holds it exactly, with experts one by one or all of a layer in one
+//! tensor.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Map, json};
+
+use super::card;
+use super::convert::{SOURCE, converted, readme, refuse_block_scaled, side_files};
+use super::execute::OutputFile;
+use super::init::fresh;
+use super::mapping::neutral;
+use super::model::{COMPANIONS, existing};
+use super::plan::{Plan, PlannedTensor, Source};
+use crate::checkpoint::dtype::{self, Dtype};
+use crate::checkpoint::expression::Expression;
+use crate::checkpoint::folder::Checkpoint;
+use crate::family::{self, Architecture, Config, ExpertLayout, FusedTensor, Output, Role, TensorSpec};
+use crate::{Error, Result};
+
+/// What to make of a mixture.
+#[derive(Clone, Copy, Debug)]
+pub struct Form<'a> {
+    /// The family; the mixture's own where absent.
+    pub to: Option<&'a str>,
+    /// How its experts are stored; one by one where absent.
+    pub layout: Option<ExpertLayout>,
+    /// Dtype of floating-point tensors; theirs where absent.
+    pub dtype: Option<Dtype>,
+}
+
+/// Plans the mixture in the folder `path` in another form.
+///
+/// # Errors
+/// Whatever the family cannot hold, and a source that is no mixture in a folder.
+pub fn plan(path: &Path, form: &Form) -> Result<(Plan, Architecture, Vec<OutputFile>)> {
+    let checkpoint = Checkpoint::open(path)?;
+    let Some(folder) = checkpoint.folder().filter(|_| checkpoint.gguf.is_none()).map(Path::to_path_buf) else {
+        return Err(Error::file(path, "expected a checkpoint folder with config.json")
+            .with_hint("`bam-convert convert FILE DIR` makes a folder of a GGUF file"));
+    };
+    let config = Config::read(&folder)?;
+    let architecture = Architecture::of(&config)?;
+    let Some(mixture) = architecture.mixture.clone() else {
+        let problem = "describes a dense model, whose experts cannot be laid out; expected a mixture";
+        return Err(Error::file(&config.path, problem).with_hint("`bam-convert upcycle` makes mixtures"));
+    };
+    let target = form.to.unwrap_or(&architecture.family);
+    let Output { architecture: wanted, config: mut json } = family::output(&architecture, &config, mixture, target)?;
+    if let Some(dtype) = form.dtype {
+        for key in ["dtype", "torch_dtype"] {
+            json.insert(key.to_owned(), json!(dtype::torch_name(dtype)));
+        }
+    }
+    let wanted = Architecture { dtype: form.dtype.or(wanted.dtype), ..wanted };
+    let stored = Stored::new(&architecture, checkpoint, form.dtype)?;
+    let tensors = stored.tensors(&architecture, &wanted, form.layout.unwrap_or(ExpertLayout::Classic))?;
+    let mut files = vec![card::json_file("config.json", &json)];
+    if wanted.is_bam() {
+        files.extend(card::model_code());
+    }
+    files.extend(card::copies(existing(&folder, &COMPANIONS)));
+    files.extend(readme(&folder)?);
+    let mut settings = Map::new();
+    settings.insert("to".to_owned(), json!(target));
+    if let Some(layout) = form.layout {
+        settings.insert("layout".to_owned(), json!(layout));
+    }
+    if let Some(dtype) = form.dtype {
+        settings.insert("dtype".to_owned(), json!(dtype::name(dtype)));
+    }
+    let source =
+        Source { name: SOURCE.to_owned(), side_files: side_files(&folder), checkpoint: stored.checkpoint, kept: false };
+    Ok((converted(source, tensors, settings), wanted, files))
+}
+
+/// What a tensor is in any family: role, bias or weight, layer, expert.
+type Place = (Role, bool, Option<u64>, Option<u64>);
+
+fn place(spec: &TensorSpec) -> Place {
+    (spec.role, spec.bias, spec.layer, spec.expert)
+}
+
+/// The tensors of the source by what they are.
+struct Stored {
+    checkpoint: Checkpoint,
+    /// Each with the dtype of the output.
+    found: BTreeMap<Place, (Dtype, Expression)>,
+}
+
+impl Stored {
+    fn new(architecture: &Architecture, checkpoint: Checkpoint, dtype: Option<Dtype>) -> Result<Self> {
+        let specs = architecture.tensors()?;
+        let apart = architecture.with_experts_apart(Checkpoint::open(&checkpoint.path)?)?;
+        architecture.match_tensors(&specs, &apart)?;
+        let mut parts = BTreeMap::new();
+        for fused in architecture.fused_tensors(&specs)? {
+            if checkpoint.tensors.contains_key(&fused.name) {
+                parts.extend(taken_apart(fused));
+            }
+        }
+        let mut found = BTreeMap::new();
+        for spec in &specs {
+            let stored = apart.tensor(&spec.name)?.encoding.plain().unwrap_or(Dtype::F32);
+            let wanted = if dtype::is_float(stored) { dtype.unwrap_or(stored) } else { stored };
+            let of = parts.remove(&spec.name).unwrap_or_else(|| Expression::copy(SOURCE, &spec.name));
+            let expression = if wanted == stored {
+                of
+            } else {
+                refuse_block_scaled(&apart, &spec.name, stored)?;
+                Expression::Cast { of: Box::new(of) }
+            };
+            found.insert(place(spec), (wanted, expression));
+        }
+        Ok(Self { checkpoint, found })
+    }
+
+    fn tensors(
+        &self,
+        architecture: &Architecture,
+        wanted: &Architecture,
+        layout: ExpertLayout,
+    ) -> Result<Vec<PlannedTensor>> {
+        let specs = wanted.tensors()?;
+        let mut left = self.found.clone();
+        let usual = self.found.get(&(Role::Embedding, false, None, None)).map_or(Dtype::BF16, |(dtype, _)| *dtype);
+        let mut tensors = Vec::with_capacity(specs.len());
+        for spec in &specs {
+            let (dtype, expression) = match left.remove(&place(spec)) {
+                Some(found) => found,
+                None => (
+                    usual,
+                    neutral(spec, false, architecture).unwrap_or_else(|| fresh(spec, wanted.initializer_range, 0)),
+                ),
+            };
+            tensors.push(PlannedTensor::new(spec.name.clone(), dtype, spec.shape.clone(), expression));
+        }
+        if let Some((role, ..)) = left.keys().next() {
+            let problem = format!("has `{role}` tensors that a {} model has no place for", wanted.family);
+            return Err(Error::file(&self.checkpoint.path, problem));
+        }
+        match layout {
+            ExpertLayout::Classic => Ok(tensors),
+            ExpertLayout::Fused => put_together(wanted, &specs, tensors),
+        }
+    }
+}
+
+/// The classic tensors that lie in a fused one, each with what it is of it.
+fn taken_apart(fused: FusedTensor) -> impl Iterator<Item = (String, Expression)> {
+    let whole = Expression::copy(SOURCE, &fused.name);
+    // A matrix is the router under another name.
+    let experts = if fused.shape.len() == 3 { fused.shape[0] } else { 0 };
+    let in_one = (fused.parts.len() as u64).checked_div(experts).unwrap_or(1);
+    let rows = fused.shape.get(1).map_or(0, |rows| rows / in_one);
+    fused.parts.into_iter().zip(0..).map(move |(name, number)| {
+        if experts == 0 {
+            return (name, whole.clone());
+        }
+        let of = Box::new(Expression::Entry { of: Box::new(whole.clone()), index: number / in_one });
+        let part = match in_one {
+            1 => *of,
+            _ => Expression::Slice { of, axis: 0, start: number % in_one * rows, length: rows },
+        };
+        (name, part)
+    })
+}
+
+/// The same tensors with those of the fused layout in place of their parts, at the place of the first of them.
+fn put_together(
+    wanted: &Architecture,
+    specs: &[TensorSpec],
+    tensors: Vec<PlannedTensor>,
+) -> Result<Vec<PlannedTensor>> {
+    let fused = wanted.fused_tensors(specs)?;
+    if fused.is_empty() {
+        let problem = format!("a {} mixture has no fused layout: each expert has tensors of its own", wanted.family);
+        return Err(Error::usage(problem).with_hint("leave --layout out, or pass --to with a family of transformers"));
+    }
+    let mut whole: BTreeMap<&str, &FusedTensor> = BTreeMap::new();
+    let mut by_name: BTreeMap<String, PlannedTensor> = BTreeMap::new();
+    for fused in &fused {
+        whole.extend(fused.parts.first().map(|first| (first.as_str(), fused)));
+    }
+    let parts: std::collections::BTreeSet<&str> =
+        fused.iter().flat_map(|fused| fused.parts.iter().map(String::as_str)).collect();
+    let mut order = Vec::new();
+    for tensor in tensors {
+        order.push(tensor.layout.name.clone());
+        by_name.insert(tensor.layout.name.clone(), tensor);
+    }
+    let mut made = Vec::new();
+    for name in &order {
+        match whole.get(name.as_str()) {
+            Some(fused) => made.push(together(fused, &mut by_name)?),
+            None if parts.contains(name.as_str()) => {}
+            None => made.extend(by_name.remove(name)),
+        }
+    }
+    Ok(made)
+}
+
+fn together(fused: &FusedTensor, by_name: &mut BTreeMap<String, PlannedTensor>) -> Result<PlannedTensor> {
+    let parts: Vec<PlannedTensor> = fused.parts.iter().filter_map(|name| by_name.remove(name)).collect();
+    let Some(first) = parts.first() else {
+        return Err(Error::usage(format!("the plan has nothing for `{}`", fused.name)));
+    };
+    let dtype = first.layout.dtype;
+    if let Some(other) = parts.iter().find(|part| part.layout.dtype != dtype) {
+        let (name, found) = (&other.layout.name, other.layout.dtype);
+        let problem = format!("`{name}` is {found}, others of `{}` are {dtype}: one tensor has one dtype", fused.name);
+        return Err(Error::usage(problem).with_hint("pass --dtype"));
+    }
+    let experts = if fused.shape.len() == 3 { fused.shape[0] as usize } else { 0 };
+    let mut of = parts.into_iter().map(|part| part.expression);
+    let expression = match (experts, fused.parts.len().checked_div(experts)) {
+        (_, None) => of.next().unwrap_or(Expression::Constant { value: 0.0 }),
+        (_, Some(1)) => Expression::Stack { of: of.collect() },
+        (_, Some(in_one)) => {
+            let mut entries = Vec::with_capacity(experts);
+            for _ in 0..experts {
+                entries.push(Expression::Concat { of: of.by_ref().take(in_one).collect(), axis: 0 });
+            }
+            Expression::Stack { of: entries }
+        }
+    };
+    Ok(PlannedTensor::new(fused.name.clone(), dtype, fused.shape.clone(), expression))
+}
