@@ -270,7 +270,10 @@ impl MoeFile {
             return Err(self.key(place, "experts_per_token", problem));
         }
         to.set("top-k", top_k);
-        to.set("norm-topk-prob", true);
+        // With one expert a token it would be a router without gradient, which targets that always renormalise refuse.
+        if top_k > 1 {
+            to.set("norm-topk-prob", true);
+        }
         Ok(())
     }
 

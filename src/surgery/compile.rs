@@ -16,8 +16,8 @@ use crate::checkpoint::expression::{Drawn, Expression};
 use crate::checkpoint::writer::TensorLayout;
 use crate::{Error, Result};
 
-/// Most entries of an axis that is drawn from: its order is held whole.
-const LARGEST_AXIS: u64 = 1 << 22;
+/// Most entries of an axis that is drawn from: its order, and a row of them, are held whole at every level of an expression.
+const LARGEST_AXIS: u64 = 1 << 18;
 
 /// The expression of the tensor `layout`, ready to be computed; reads no data.
 pub(super) fn compile<'a>(

@@ -129,20 +129,23 @@ impl Redrawn<'_> {
         let mut values = scratch.free.pop().unwrap_or_default();
         let mut position = 0;
         while position < self.elements {
-            // Rows that stay are not read.
+            // Entries of many elements that stay are not read.
             let length = if inner == 1 { PIECE } else { (inner - position % inner).min(PIECE) };
             let length = length.min(self.elements - position);
-            if inner == 1 || mask[(position / inner % extent) as usize] {
+            let mut entry = (position / inner % extent) as usize;
+            if inner == 1 || mask[entry] {
                 values.resize(length as usize, 0.0);
                 self.of.values(position, &mut values, scratch)?;
                 for (element, value) in (position..).zip(&values) {
-                    if !mask[(element / inner % extent) as usize] {
-                        continue;
+                    if mask[entry] {
+                        if !value.is_finite() {
+                            return Err(self.of.blame(element, self.layout, scratch)?);
+                        }
+                        visit(*value);
                     }
-                    if !value.is_finite() {
-                        return Err(self.of.blame(element, self.layout, scratch)?);
+                    if inner == 1 {
+                        entry = if entry + 1 == mask.len() { 0 } else { entry + 1 };
                     }
-                    visit(*value);
                 }
             }
             position += length;

