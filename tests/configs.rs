@@ -119,6 +119,9 @@ fn what_is_wrong_is_named_with_its_place() {
         ("seed: \"${confg}/x\"\n", &["settings.yaml:1:7", "no variable is named `confg`", "`config`"]),
         ("just words\n", &["settings.yaml:1:1", "expected settings of `upcycle`, found a single value"]),
         ("a: [1\n", &["settings.yaml:", "not YAML that can be read"]),
+        ("base_model: a\n---\nbase_model: b\n", &["settings.yaml:3:", "multiple YAML documents detected\n"]),
+        (&"[".repeat(100_000), &["settings.yaml:1:", "recursion limit"]),
+        ("base_model: {model: a}\nexperts: []\n", &["settings.yaml", "expected string", "line 1"]),
         ("method: btx\n", &["--seed <DIR>"]),
         ("merge_method: linear\nmodels: []\n", &["mergekit-yaml", "bam-convert merge --config"]),
     ];
@@ -220,7 +223,7 @@ fn what_mergekit_does_and_ours_does_not_is_refused_by_name() {
         (with("experts_per_tokn: 4"), &["settings.yaml:6:1: key `experts_per_tokn`", "`experts_per_token`"]),
         (expert("source_modle: fixtures/llama/code"), &["settings.yaml:6:3: key `source_modle`", "`source_model`"]),
         (with("experts_per_token: 3"), &["settings.yaml:6:", "expected 1 to 2, the number of experts, found 3"]),
-        (with("experts_per_token: 1"), &["mixtral cannot hold", "always renormalises", "--target bam"]),
+        (with("experts_per_token: 1"), &["mixtral cannot hold", "always renormalises", "`bam` holds it"]),
         (with("architecture: deepseek"), &["settings.yaml:6:", "DeepSeek-MoE", "`architecture: mixtral`"]),
         (with(shared), &["settings.yaml:1:", "DeepSeek-MoE", "`architecture: qwen`"]),
         (with("architecture: qwen3"), &["settings.yaml:6:", "no output holds experts of `llama`"]),

@@ -226,3 +226,42 @@ fn a_killed_run_is_resumed_from_its_whole_shards() {
         assert_eq!(*tensor == base[name], name != "model.embed_tokens.weight", "{name}");
     }
 }
+
+#[test]
+fn the_hash_of_a_source_is_known_until_it_changes() {
+    let work = TempDir::new().unwrap();
+    let mut config = read_json(fixture("llama/seed").join("config.json"));
+    config["vocab_size"] = json!(20_000);
+    std::fs::write(work.path().join("config.json"), config.to_string()).unwrap();
+    let seed = work.path().join("seed");
+    bam!("init", work.path().join("config.json"), "--out", seed).ok();
+    let weights = seed.join("model.safetensors");
+    let recorded = |name: &str, flags: &[&str]| {
+        let out = work.path().join(name);
+        let mut command = Command::new(common::binary());
+        command.arg("convert").arg(&seed).arg(&out).args(flags);
+        command.env("XDG_CACHE_HOME", work.path().join("cache"));
+        common::finish(command).ok();
+        let manifest = read_json(out.join("bam-manifest.json"));
+        let files = manifest["sources"][0]["files"].as_array().unwrap().clone();
+        let file = files.into_iter().find(|file| file["path"] == "model.safetensors").unwrap();
+        file["sha256"].as_str().unwrap().to_owned()
+    };
+    let known = || std::fs::read_dir(work.path().join("cache/bam-convert/hashes")).map_or(0, Iterator::count);
+    // A file that was just written may change again within the resolution of its time.
+    let right = recorded("first", &[]);
+    assert_eq!((known(), right.as_str()), (0, common::sha256(&std::fs::read(&weights).unwrap()).as_str()));
+    std::thread::sleep(Duration::from_millis(2200));
+    assert_eq!(recorded("second", &[]), right);
+    assert_eq!(known(), 1);
+    // What is kept is what counts, as a wrong hash in its place shows.
+    let kept = std::fs::read_dir(work.path().join("cache/bam-convert/hashes")).unwrap().next().unwrap().unwrap().path();
+    let wrong = "0".repeat(64);
+    std::fs::write(&kept, std::fs::read_to_string(&kept).unwrap().replace(&right, &wrong)).unwrap();
+    assert_eq!(recorded("third", &[]), wrong);
+    assert_eq!(recorded("fourth", &["--rehash"]), right);
+    std::fs::write(&kept, std::fs::read_to_string(&kept).unwrap().replace(&right, &wrong)).unwrap();
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, bytes).unwrap();
+    assert_eq!(recorded("fifth", &[]), right);
+}

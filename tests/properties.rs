@@ -354,6 +354,7 @@ fn run(case: &Case) {
         max_shard_size: case.max_shard_size,
         memory: case.memory,
         threads: case.threads,
+        rehash: true,
         progress: &|_| {},
     };
     let manifest = execute(&plan, &[], &target).unwrap();

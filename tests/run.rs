@@ -161,7 +161,7 @@ fn what_no_stage_made_is_not_replaced() {
 
 #[test]
 fn faults_of_a_recipe_are_refused_where_they_stand() {
-    let faults: [(&str, &str, &[&str]); 16] = [
+    let faults: [(&str, &str, &[&str]); 17] = [
         ("stages:", "stagse:", &["mixture.yaml:5:1: key `stagse`", "nearest known key is `stages`"]),
         ("init: {config", "inti: {config", &["mixture.yaml:7:5: key `inti`", "nearest known key is `init`"]),
         ("rng-seed", "rng-sede", &["mixture.yaml:11:59: key `rng-sede`", "nearest known key is `rng-seed`"]),
@@ -182,6 +182,7 @@ fn faults_of_a_recipe_are_refused_where_they_stand() {
         ("    stdout: checks/validate.json", "    init: {}", &["mixture.yaml:20:5: a stage is one command"]),
         ("name: bam", "name: bam\n    name: bim", &["mixture.yaml:13:5: the key `name` stands twice"]),
         ("method: bam", "method: bam\n      force: true", &["key `force`: `upcycle` has no such key"]),
+        ("method: bam", "method: bam\n      config: x.yaml", &["key `config`: `upcycle` has no such key"]),
     ];
     for (from, to, parts) in faults {
         let bench = Bench::new();

@@ -4,7 +4,8 @@
 //! value in 2²⁹, and `half`'s own `from_f64` drops the low 32 bits of the mantissa before it rounds.
 //! Here every encoding is a single round-to-nearest-even of the `f64`.
 
-use half::{bf16, f16};
+use half::f16;
+use multiversion::multiversion;
 
 pub use safetensors::Dtype;
 
@@ -150,14 +151,23 @@ fn exponent_of(magnitude: f64) -> i32 {
 
 /// Rounds to an `f32` whose last bit is odd unless the value is exact, so that a further rounding
 /// to a format of at most 22 mantissa bits equals a single rounding of the `f64`.
+#[inline(always)]
 fn round_to_odd(value: f64) -> f32 {
     let nearest = value as f32;
     let bits = nearest.to_bits();
-    if f64::from(nearest) == value || value.is_nan() || bits & 1 == 1 {
-        return nearest;
-    }
-    let away = f64::from(nearest).abs() < value.abs();
-    f32::from_bits(if away { bits + 1 } else { bits - 1 })
+    // No branch, so that many are rounded at once. Neither comparison holds for a NaN or an exact value.
+    let (found, wanted) = (f64::from(nearest).abs(), value.abs());
+    let step = u32::from(found < wanted).wrapping_sub(u32::from(found > wanted));
+    f32::from_bits(bits.wrapping_add(step & (bits & 1).wrapping_sub(1)))
+}
+
+/// The bits of the nearest `bf16`, ties to even; a NaN stays one and keeps its sign.
+#[inline(always)]
+fn to_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    let quiet = bits >> 16 | 0x40;
+    (if value.is_nan() { quiet } else { rounded }) as u16
 }
 
 /// Decodes little-endian values of a numeric `dtype` into `out`; `bytes` holds `out.len()` values.
@@ -165,6 +175,7 @@ fn round_to_odd(value: f64) -> f32 {
 /// Integers beyond 2⁵³ lose their low bits. Returns `false`, leaving `out` alone, where the dtype is
 /// not [numeric](is_numeric).
 #[must_use]
+#[multiversion(targets("x86_64+avx2"))]
 pub fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f64]) -> bool {
     macro_rules! words {
         ($type:ty, $convert:expr) => {
@@ -202,6 +213,7 @@ pub fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f64]) -> bool {
 ///
 /// Returns `false`, leaving `out` alone, where the dtype is not a [float](is_float).
 #[must_use]
+#[multiversion(targets("x86_64+avx2"))]
 pub fn encode(dtype: Dtype, values: &[f64], out: &mut [u8]) -> bool {
     macro_rules! words {
         ($size:expr, $convert:expr) => {
@@ -213,7 +225,7 @@ pub fn encode(dtype: Dtype, values: &[f64], out: &mut [u8]) -> bool {
     match dtype {
         Dtype::F64 => words!(8, |x: f64| x),
         Dtype::F32 => words!(4, |x: f64| x as f32),
-        Dtype::BF16 => words!(2, |x| bf16::from_f32(round_to_odd(x)).to_bits()),
+        Dtype::BF16 => words!(2, |x| to_bf16(round_to_odd(x))),
         Dtype::F16 => words!(2, |x| f16::from_f32(round_to_odd(x)).to_bits()),
         Dtype::F8_E4M3 => words!(1, |x| E4M3.encode(x)),
         Dtype::F8_E5M2 => words!(1, |x| E5M2.encode(x)),
@@ -223,6 +235,7 @@ pub fn encode(dtype: Dtype, values: &[f64], out: &mut [u8]) -> bool {
 }
 
 /// Index of the first NaN or infinity among the values, for float dtypes; `None` for all others.
+#[multiversion(targets("x86_64+avx2"))]
 pub fn first_non_finite(dtype: Dtype, bytes: &[u8]) -> Option<usize> {
     // A value is not finite where its exponent is all ones. Each chunk is first reduced without a
     // branch, which the compiler vectorises; the position is looked for only where there is one.

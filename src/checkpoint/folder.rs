@@ -120,6 +120,11 @@ impl Checkpoint {
         self.files[entry.file].read_exact_at(buf, entry.offset + start)
     }
 
+    /// Whether these bytes of a tensor are zeros of which the file system stores none.
+    pub fn is_hole(&self, entry: &TensorEntry, start: u64, length: u64) -> bool {
+        self.files[entry.file].is_hole(entry.offset + start, length)
+    }
+
     /// Decodes `out.len()` values of a tensor from `first` on, in row-major order.
     ///
     /// `scratch` is working space that can be kept between calls. Complex and sub-byte dtypes are refused.

@@ -12,6 +12,7 @@ mod gguf_value;
 pub mod hash;
 pub mod header;
 pub mod json;
+pub mod known_hashes;
 pub mod manifest;
 pub mod output;
 pub mod single;

@@ -66,6 +66,17 @@ impl SourceFile {
         self.stamp.length == 0
     }
 
+    /// Whether the file system stores nothing for these bytes, so that they read as zeros; false where it does not tell.
+    pub fn is_hole(&self, offset: u64, length: u64) -> bool {
+        use rustix::fs::{SeekFrom, seek};
+        use rustix::io::Errno;
+        // Reading is at offsets, so nobody else uses the position. Beyond the last data there is none to seek to.
+        match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) => data >= offset + length,
+            Err(error) => error == Errno::NXIO && offset + length <= self.len(),
+        }
+    }
+
     /// What it was when it was opened.
     pub fn stamp(&self) -> Stamp {
         self.stamp

@@ -29,6 +29,9 @@ pub struct WriteArguments {
     /// Show what would be written, and write nothing.
     #[arg(long)]
     pub dry_run: bool,
+    /// Hash every source again, also those that have not changed since they were hashed before.
+    #[arg(long)]
+    rehash: bool,
     #[command(flatten)]
     work: WorkArguments,
 }
@@ -65,6 +68,7 @@ impl WriteArguments {
             max_shard_size: self.max_shard_size.as_u64().max(1),
             memory: self.work.memory.as_u64(),
             threads,
+            rehash: self.rehash,
             progress: &|bytes| bar.inc(bytes),
         };
         if self.dry_run {

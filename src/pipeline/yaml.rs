@@ -57,8 +57,9 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Spanned<Node>> {
             return Error::file(place, format!("the key `{}` stands twice", key.as_deref().unwrap_or("?")));
         }
         let message = error.to_string();
-        // The place stands in front already.
-        let problem = message.lines().next().and_then(|line| line.split(" at line ").next()).unwrap_or_default();
+        // The place stands in front already, and what a caller of the parser might do instead is no advice to a user.
+        let line = message.lines().next().unwrap_or_default();
+        let problem = [" at line ", "; use "].iter().fold(line, |line, end| line.split(end).next().unwrap_or(line));
         Error::file(place, format!("not YAML that can be read: {problem}"))
     })
 }

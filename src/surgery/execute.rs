@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::evaluate::Evaluator;
 use super::plan::{Plan, Source};
 use crate::checkpoint::hash::{FileHash, sha256, sha256_source};
+use crate::checkpoint::known_hashes;
 use crate::checkpoint::manifest::{self, FORMAT_VERSION, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool};
 use crate::checkpoint::output::{OutputFolder, check_free_space, check_target};
 use crate::checkpoint::source_file::{SourceFile, Stamp};
@@ -46,6 +47,8 @@ pub struct Target<'a> {
     pub memory: u64,
     /// Worker threads.
     pub threads: usize,
+    /// Whether sources are hashed that have not changed since they were hashed before.
+    pub rehash: bool,
     /// Told of each number of bytes written or hashed; [`work_length`] is their sum.
     pub progress: &'a (dyn Fn(u64) + Sync),
 }
@@ -90,14 +93,21 @@ pub fn execute(plan: &Plan, files: &[OutputFile], target: &Target) -> Result<Man
         fingerprint: fingerprint(plan, target)?,
         progress: target.progress,
     };
-    let inputs: Vec<&SourceFile> = weight_files(plan).collect();
-    let written = write_weights(&folder, &plan.layouts(), &evaluator, &options, &inputs)?;
-    let mut hashes = written.hashes.into_iter();
+    let known = |file: &SourceFile| if target.rehash { None } else { known_hashes::lookup(file) };
+    let known: Vec<Option<String>> = weight_files(plan).map(known).collect();
+    let unknown: Vec<&SourceFile> =
+        weight_files(plan).zip(&known).filter(|(_, hash)| hash.is_none()).map(|(file, _)| file).collect();
+    let skipped = weight_files(plan).zip(&known).filter(|(_, hash)| hash.is_some()).map(|(file, _)| file.len());
+    (target.progress)(skipped.sum());
+    let written = write_weights(&folder, &plan.layouts(), &evaluator, &options, &unknown)?;
+    let mut fresh = written.hashes.iter();
+    let mut hashes = known.into_iter().map(|hash| hash.or_else(|| fresh.next().cloned()).unwrap_or_default());
     let mut sources = Vec::with_capacity(plan.sources.len());
     for source in &plan.sources {
         let weights = hashes.by_ref().take(source.checkpoint.files.len()).collect();
         sources.push(record_source(source, weights, target.folder)?);
     }
+    unknown.iter().zip(&written.hashes).for_each(|(file, hash)| known_hashes::remember(file, hash));
     finish(folder, plan, sources, written.files, files)
 }
 

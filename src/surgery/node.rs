@@ -1,5 +1,7 @@
 //! An expression whose sources are looked up: values and bytes of any range of it.
 
+use multiversion::multiversion;
+
 use super::drawn::{Noisy, Redrawn};
 use super::evaluate::Scratch;
 use super::moved::Moved;
@@ -22,6 +24,15 @@ pub(super) enum Node<'a> {
     Orthogonal { draws: Draws, gain: f64, rows: usize, columns: usize },
     Constant(f64),
     Identity { columns: u64 },
+}
+
+/// Values summed in one go: few enough that a term and its sum stay in the cache of a core.
+const SUMMED: usize = 1 << 14;
+
+/// `sums += weight * values`.
+#[multiversion(targets("x86_64+avx2"))]
+fn add(sums: &mut [f64], values: &[f64], weight: f64) {
+    sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value);
 }
 
 impl<'a> Node<'a> {
@@ -68,17 +79,20 @@ impl<'a> Node<'a> {
             }
             Self::Sum { parts, weights, divisor } => {
                 let mut term = scratch.free.pop().unwrap_or_default();
-                term.resize(out.len(), 0.0);
-                for (number, part) in parts.iter().enumerate() {
-                    part.values(first, &mut term, scratch)?;
-                    let weight = weights.map_or(1.0, |weights| weights[number]);
-                    if number == 0 {
-                        out.iter_mut().zip(&term).for_each(|(sum, value)| *sum = weight * value);
-                    } else {
-                        out.iter_mut().zip(&term).for_each(|(sum, value)| *sum += weight * value);
+                for (block, sums) in out.chunks_mut(SUMMED).enumerate() {
+                    let first = first + (block * SUMMED) as u64;
+                    term.resize(sums.len(), 0.0);
+                    for (number, part) in parts.iter().enumerate() {
+                        part.values(first, &mut term, scratch)?;
+                        let weight = weights.map_or(1.0, |weights| weights[number]);
+                        match number {
+                            // Not added to 0, which would lose the sign of −0.
+                            0 => sums.iter_mut().zip(&term).for_each(|(sum, value)| *sum = weight * value),
+                            _ => add(sums, &term, weight),
+                        }
                     }
+                    sums.iter_mut().for_each(|sum| *sum /= divisor);
                 }
-                out.iter_mut().for_each(|sum| *sum /= divisor);
                 scratch.free.push(term);
                 Ok(())
             }

@@ -5,6 +5,7 @@
 
 mod adamw;
 mod backward;
+mod event;
 mod folder;
 mod gradients;
 mod losses;
@@ -16,14 +17,16 @@ mod run;
 mod save;
 mod schedule;
 pub mod select;
+mod session;
 pub mod settings;
 mod tensorboard;
 mod trainer;
 
 pub use adamw::AdamW;
+pub use event::{Event, Watcher};
 pub use folder::beside;
 pub use losses::LoadBalance;
 pub use machine::Memory;
-pub use run::{End, Event, Request, Watcher, run};
+pub use run::{End, Request, run};
 pub use schedule::{Decay, Schedule};
 pub use settings::{Operation, Settings};

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use multiversion::multiversion;
+
 use super::numbers::share;
 use super::pieces::{self, Piece};
 use crate::Result;
@@ -123,6 +125,87 @@ impl Sums {
     }
 }
 
+/// Sums kept side by side, so that they are added without waiting for each other; always as many, whatever the
+/// machine has, for the order of additions is part of the result.
+const LANES: usize = 8;
+
+/// Those of two lists of one length.
+#[multiversion(targets("x86_64+avx2"))]
+fn sums_of_values(a: &[f64], b: &[f64]) -> Sums {
+    let mut lanes = [[0.0; LANES]; 7];
+    let mut changed = [0u64; LANES];
+    let mut add = |lane: usize, a: f64, b: f64| {
+        let difference = (a - b).abs();
+        changed[lane] += u64::from(a != b);
+        // `difference` where it is larger; `f64::max` would also ask whether it is a number.
+        let [max_abs, sum_abs, squared_difference, squared_a, squared_b, product, finite] = &mut lanes;
+        max_abs[lane] = if difference > max_abs[lane] { difference } else { max_abs[lane] };
+        sum_abs[lane] += difference;
+        squared_difference[lane] += difference * difference;
+        squared_a[lane] += a * a;
+        squared_b[lane] += b * b;
+        product[lane] += a * b;
+        // Zero as long as all are finite.
+        finite[lane] += 0.0 * a + 0.0 * b;
+    };
+    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest = a_chunks.remainder().iter().zip(b_chunks.remainder());
+    for (a, b) in a_chunks.zip(b_chunks) {
+        (0..LANES).for_each(|lane| add(lane, a[lane], b[lane]));
+    }
+    rest.enumerate().for_each(|(lane, (&a, &b))| add(lane, a, b));
+    let total = |lanes: &[f64; LANES]| lanes.iter().sum::<f64>();
+    let values = a.len() as u64;
+    if total(&lanes[6]) != 0.0 {
+        return sums_of_any(a, b);
+    }
+    Sums {
+        values,
+        finite: values,
+        changed: changed.iter().sum(),
+        non_finite_a: 0,
+        non_finite_b: 0,
+        max_abs: lanes[0].iter().copied().fold(0.0, f64::max),
+        sum_abs: total(&lanes[1]),
+        squared_difference: total(&lanes[2]),
+        squared_a: total(&lanes[3]),
+        squared_b: total(&lanes[4]),
+        product: total(&lanes[5]),
+    }
+}
+
+/// The same where some values are not finite.
+fn sums_of_any(a: &[f64], b: &[f64]) -> Sums {
+    let mut sums = Sums { values: a.len() as u64, ..Sums::default() };
+    let is_finite = |(a, b): &(&f64, &f64)| a.is_finite() && b.is_finite();
+    let (finite_a, finite_b): (Vec<f64>, Vec<f64>) = a.iter().zip(b).filter(is_finite).unzip();
+    for (&a, &b) in a.iter().zip(b).filter(|pair| !is_finite(pair)) {
+        sums.non_finite_a += u64::from(!a.is_finite());
+        sums.non_finite_b += u64::from(!b.is_finite());
+        sums.changed += u64::from(a != b && !(a.is_nan() && b.is_nan()));
+    }
+    sums.add(&Sums { values: 0, ..sums_of_values(&finite_a, &finite_b) });
+    sums
+}
+
+/// How many values of `size` bytes differ.
+#[multiversion(targets("x86_64+avx2"))]
+fn differing(size: usize, a: &[u8], b: &[u8]) -> u64 {
+    macro_rules! words {
+        ($size:literal) => {{
+            let (a, b) = (a.as_chunks::<$size>().0, b.as_chunks::<$size>().0);
+            a.iter().zip(b).map(|(a, b)| u64::from(a != b)).sum()
+        }};
+    }
+    match size {
+        1 => words!(1),
+        2 => words!(2),
+        4 => words!(4),
+        8 => words!(8),
+        _ => a.chunks_exact(size).zip(b.chunks_exact(size)).map(|(a, b)| u64::from(a != b)).sum(),
+    }
+}
+
 /// Working space of one thread.
 #[derive(Default)]
 struct Scratch {
@@ -160,29 +243,10 @@ fn sums_of(couple: &Couple, piece: &Piece, scratch: &mut Scratch) -> Result<Sums
     scratch.b.resize(count, 0.0);
     couple.a.0.read_values(couple.a.1, piece.first, &mut scratch.a, &mut scratch.raw_a)?;
     couple.b.0.read_values(couple.b.1, piece.first, &mut scratch.b, &mut scratch.raw_b)?;
-    let mut sums = Sums { values: piece.count, ..Sums::default() };
-    for (&a, &b) in scratch.a.iter().zip(&scratch.b) {
-        if !a.is_finite() || !b.is_finite() {
-            sums.non_finite_a += u64::from(!a.is_finite());
-            sums.non_finite_b += u64::from(!b.is_finite());
-            sums.changed += u64::from(a != b && !(a.is_nan() && b.is_nan()));
-            continue;
-        }
-        let difference = (a - b).abs();
-        sums.finite += 1;
-        sums.changed += u64::from(a != b);
-        sums.max_abs = sums.max_abs.max(difference);
-        sums.sum_abs += difference;
-        sums.squared_difference += difference * difference;
-        sums.squared_a += a * a;
-        sums.squared_b += b * b;
-        sums.product += a * b;
-    }
+    let mut sums = sums_of_values(&scratch.a, &scratch.b);
     // Of one dtype, what has changed is what has other bytes: −0 is not 0, nor one NaN another.
     if let (true, Encoding::Plain(dtype)) = (couple.same_encoding(), couple.a.1.encoding) {
-        let size = dtype.bitsize() / 8;
-        let pairs = scratch.raw_a.chunks_exact(size).zip(scratch.raw_b.chunks_exact(size));
-        sums.changed = pairs.filter(|(a, b)| a != b).count() as u64;
+        sums.changed = differing(dtype.bitsize() / 8, &scratch.raw_a, &scratch.raw_b);
     }
     Ok(sums)
 }

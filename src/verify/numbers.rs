@@ -127,8 +127,13 @@ fn look_at(checkpoint: &Checkpoint, entry: &TensorEntry, piece: &Piece, scratch:
     let count = piece.count as usize;
     if let Encoding::Plain(dtype) = entry.encoding {
         let size = dtype.bitsize() / 8;
+        let start = piece.first * size as u64;
+        // A zero is finite in every dtype: what a sparse file does not store need not be read.
+        if checkpoint.is_hole(entry, start, (count * size) as u64) {
+            return Ok(Seen::default());
+        }
         scratch.raw.resize(count * size, 0);
-        checkpoint.read_bytes(entry, piece.first * size as u64, &mut scratch.raw)?;
+        checkpoint.read_bytes(entry, start, &mut scratch.raw)?;
         let nonzero = scratch.raw.iter().any(|byte| *byte != 0);
         if dtype::first_non_finite(dtype, &scratch.raw).is_none() {
             return Ok(Seen { nonzero, ..Seen::default() });

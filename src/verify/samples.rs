@@ -46,8 +46,15 @@ impl Samples {
 
     pub fn write(&self, name: &str, plan: &Plan, files: &[OutputFile], max_shard_size: u64) -> PathBuf {
         let folder = self.path(name);
-        let target =
-            Target { folder: &folder, force: false, max_shard_size, memory: 16 << 20, threads: 2, progress: &|_| {} };
+        let target = Target {
+            folder: &folder,
+            force: false,
+            max_shard_size,
+            memory: 16 << 20,
+            threads: 2,
+            rehash: true,
+            progress: &|_| {},
+        };
         execute(plan, files, &target).unwrap();
         folder
     }

@@ -50,7 +50,8 @@ pub struct Run {
 /// Runs the binary to its end.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Run {
     let mut command = Command::new(binary());
-    command.args(arguments);
+    // Hashes of large files are remembered there, and not in the home of whoever runs the tests.
+    command.args(arguments).env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     finish(command)
 }
 

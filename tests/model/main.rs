@@ -188,8 +188,15 @@ impl Kind {
             rng_seed: 1,
         };
         let upcycling = plan(open(SEED, "seed"), experts.into(), &settings).unwrap();
-        let target =
-            Target { folder, force: false, max_shard_size: 1 << 30, memory: 1 << 24, threads: 1, progress: &|_| {} };
+        let target = Target {
+            folder,
+            force: false,
+            max_shard_size: 1 << 30,
+            memory: 1 << 24,
+            threads: 1,
+            rehash: true,
+            progress: &|_| {},
+        };
         execute(&upcycling.plan, &upcycling.files, &target).unwrap();
         if self.adapters || self.shared_expert.is_some() || self.router_bias != RouterBias::None {
             parts::draw(self, folder);

@@ -1,0 +1,35 @@
+//! What a run tells whoever watches it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::machine::Memory;
+use super::metrics::{self, Validation};
+
+/// What a run tells while it goes on.
+pub enum Event<'a> {
+    /// What it will take.
+    Begins {
+        /// Parameters that train.
+        trained: u64,
+        /// All parameters.
+        parameters: u64,
+        /// Predicted peak.
+        memory: Memory,
+        /// The machine's rate in a large product, in floating-point operations a second.
+        matmul_peak: f64,
+    },
+    /// It goes on behind this step.
+    Resumes(u64),
+    /// A step is done.
+    Step(&'a metrics::Step),
+    /// Held-back text was measured.
+    Validation(u64, &'a BTreeMap<String, Validation>),
+    /// A checkpoint was written.
+    Saved(&'a Path),
+    /// Something that a user should know.
+    Note(String),
+}
+
+/// Told of each event.
+pub type Watcher<'a> = &'a mut dyn FnMut(&Event);

@@ -1,0 +1,186 @@
+//! The steps of a run: each is taken, logged, measured and saved when due.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::json;
+
+use super::event::{Event, Watcher};
+use super::folder::RunFolder;
+use super::machine::peak_memory;
+use super::measure::{HeldBack, measure};
+use super::metrics::{self, Log, Record};
+use super::save::{Position, Saver};
+use super::settings::{Operation, Settings, Trouble};
+use super::trainer::{Done, Trainer};
+use crate::checkpoint::manifest::FORMAT_VERSION;
+use crate::data::{Mixture, Row};
+use crate::{Error, Result};
+
+/// A run that is going on.
+pub(super) struct Session<'a> {
+    pub(super) trainer: Trainer<'a>,
+    pub(super) saver: Saver,
+    pub(super) folder: RunFolder,
+    pub(super) log: Log,
+    pub(super) mixture: Mixture,
+    pub(super) held_back: Vec<HeldBack>,
+    pub(super) settings: &'a Settings,
+    pub(super) operation: &'a Operation,
+    pub(super) flops_per_token: f64,
+    pub(super) matmul_peak: f64,
+    /// The step of the latest checkpoint.
+    pub(super) saved: Option<u64>,
+    pub(super) nll: Option<f64>,
+}
+
+impl Session<'_> {
+    /// Takes the steps that are left; with `stop` it saves after the one that it is in.
+    pub(super) fn steps(&mut self, stop: &AtomicBool, watch: Watcher) -> Result<()> {
+        while self.trainer.counters.step < self.settings.steps {
+            self.step(watch)?;
+            let step = self.trainer.counters.step;
+            let due = |every: u64| every > 0 && (step.is_multiple_of(every) || step == self.settings.steps);
+            if due(self.operation.validate_every) && !self.held_back.is_empty() {
+                let domains = measure(self.trainer.model, &self.held_back, self.settings)?;
+                watch(&Event::Validation(step, &domains));
+                self.log.add(&Record::Validation { step, domains })?;
+            }
+            let stopped = stop.load(Ordering::SeqCst);
+            if due(self.operation.save_every) || stopped {
+                self.save(watch)?;
+            }
+            if stopped && step < self.settings.steps {
+                let source = std::io::Error::from(std::io::ErrorKind::Interrupted);
+                return Err(Error::io(
+                    "finish the run: stopped by a signal, saved in",
+                    self.folder.checkpoint(step),
+                    source,
+                )
+                .with_hint("run the same command with --resume to go on"));
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, watch: Watcher) -> Result<()> {
+        let start = Instant::now();
+        let counters = self.trainer.counters;
+        let (first, count) = (counters.step * self.settings.rows() as u64, self.settings.rows());
+        let rows = self.mixture.rows(first, count)?;
+        let step = counters.step + 1;
+        if let Some(path) = &self.operation.dump_rows {
+            dump(path, step, &self.mixture, &rows)?;
+        }
+        let every = self.operation.detail_every;
+        let detailed = every > 0 && (step.is_multiple_of(every) || step == 1 || step == self.settings.steps);
+        let mut done = self.trainer.step(&self.mixture, &rows, detailed)?;
+        if let Some((action, reason)) = done.trouble.take() {
+            let named = name_rows(&self.mixture, first, &rows);
+            if action == Trouble::Stop {
+                self.save(watch)?;
+                return Err(Error::usage(format!("step {step}: {reason}; its batch is {named}"))
+                    .with_hint("pass --on-nan skip or --on-spike FACTOR:skip to go on without such steps, or a smaller --learning-rate"));
+            }
+            watch(&Event::Note(format!("step {step} skipped: {reason}; its batch is {named}")));
+            self.trainer.skip(&done);
+            return self.log.add(&Record::Skip { step, reason, rows: named });
+        }
+        let record = self.record(step, &mut done, start);
+        self.nll = Some(record.nll);
+        watch(&Event::Step(&record));
+        self.log.add(&Record::Step(Box::new(record)))?;
+        match done.detail {
+            Some(detail) => self.log.add(&Record::Detail(Box::new(detail))),
+            None => Ok(()),
+        }
+    }
+
+    fn record(&self, step: u64, done: &mut Done, start: Instant) -> metrics::Step {
+        let seconds = start.elapsed().as_secs_f64();
+        let tokens_per_second = done.tokens as f64 / seconds;
+        let flops_per_second = self.flops_per_token * tokens_per_second;
+        metrics::Step {
+            step,
+            time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
+            tokens: self.trainer.counters.tokens,
+            loss: done.loss,
+            nll: done.nll,
+            load_balance: done.load_balance,
+            z: done.z,
+            learning_rate: done.rates.0,
+            router_learning_rate: done.rates.1,
+            gradient_norm: done.gradient_norm,
+            seconds,
+            tokens_per_second,
+            flops_per_second,
+            peak_share: flops_per_second / self.matmul_peak,
+            domains: std::mem::take(&mut done.domains),
+        }
+    }
+
+    /// Saves a checkpoint, unless this step has one, and removes old ones.
+    fn save(&mut self, watch: Watcher) -> Result<()> {
+        let step = self.trainer.counters.step;
+        if self.saved == Some(step) {
+            return Ok(());
+        }
+        // Every line up to this step must outlive whatever comes.
+        self.log.sync()?;
+        let target = self.folder.checkpoint(step);
+        let trainer = &self.trainer;
+        self.saver.save(&target, &trainer.parameters, &trainer.states, &self.position(), (true, false))?;
+        self.saved = Some(step);
+        self.folder.prune(self.operation.keep)?;
+        watch(&Event::Saved(&target));
+        Ok(())
+    }
+
+    fn position(&self) -> Position {
+        let counters = self.trainer.counters;
+        Position {
+            format_version: FORMAT_VERSION,
+            step: counters.step,
+            row: counters.step * self.settings.rows() as u64,
+            updates: counters.updates,
+            tokens: counters.tokens,
+            norm_mean: counters.norm_mean,
+            norms: counters.norms,
+            settings: self.settings.to_json(),
+            parent: self.saver.parent_files().to_vec(),
+        }
+    }
+
+    /// Writes the output.
+    pub(super) fn finish(&mut self, out: &Path, began: Instant, watch: Watcher) -> Result<()> {
+        let (step, seconds) = (self.trainer.counters.step, began.elapsed().as_secs_f64());
+        self.log.add(&Record::End { step, seconds, peak_memory_bytes: peak_memory() })?;
+        self.log.sync()?;
+        let trainer = &self.trainer;
+        let how = (false, self.operation.force);
+        self.saver.save(out, &trainer.parameters, &trainer.states, &self.position(), how)?;
+        watch(&Event::Saved(out));
+        Ok(())
+    }
+}
+
+/// Appends rows to a file of JSON lines.
+fn dump(path: &Path, step: u64, mixture: &Mixture, rows: &[Row]) -> Result<()> {
+    let names: Vec<&str> = mixture.names().collect();
+    let line = |row: &Row| format!("{}\n", json!({ "step": step, "domain": names[row.domain], "ids": row.ids }));
+    let lines: String = rows.iter().map(line).collect();
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    file.and_then(|mut file| file.write_all(lines.as_bytes())).map_err(|e| Error::io("write", path, e))
+}
+
+/// Rows by number, with the domains that they are from.
+fn name_rows(mixture: &Mixture, first: u64, rows: &[Row]) -> String {
+    let names: Vec<&str> = mixture.names().collect();
+    let mut counts = vec![0; names.len()];
+    rows.iter().for_each(|row| counts[row.domain] += 1);
+    let counted = names.iter().zip(counts).filter(|(_, count)| *count > 0);
+    let domains: Vec<String> = counted.map(|(name, count)| format!("{count} of {name}")).collect();
+    format!("rows {first} to {} ({})", first + rows.len() as u64 - 1, domains.join(", "))
+}
