@@ -7,7 +7,7 @@ use bam_convert::checkpoint::output::check_target;
 use bam_convert::family::{Architecture, Mixture, TopK};
 use bam_convert::surgery::expert::{self, Addition, Changed, MIXTURE, Routing};
 use bam_convert::surgery::router::RouterInit;
-use bam_convert::surgery::{Model, extract};
+use bam_convert::surgery::{Model, concat, extract};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::Outcome;
@@ -251,7 +251,7 @@ impl Concat {
             }
             mixtures.push((Model::open(&own, &folder)?, name.is_some()));
         }
-        expert::concat(mixtures, self.average_shared, self.routing.routing())
+        concat::plan(mixtures, self.average_shared, self.routing.routing())
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod branch;
 pub mod card;
 mod compile;
+pub mod concat;
 pub mod convert;
 mod drawn;
 pub mod evaluate;

@@ -104,6 +104,9 @@ for version in v4 v5; do
   "$version/bin/python" "$here/targets.py" --binary "$bam" --fixtures "$root/fixtures" --mergekit mergekit/bin/mergekit-moe
 done
 
+say 'experts added, removed and extracted, under both versions'
+for version in v4 v5; do "$version/bin/python" "$here/experts.py" --binary "$bam" --fixtures "$root/fixtures"; done
+
 say 'training on two ranks: DDP, FSDP, accelerate'
 llama=$root/fixtures/llama
 "$bam" upcycle --method bam --seed "$llama/seed" --expert "code=$llama/code" --expert "law=$llama/law" --out tiny --force
