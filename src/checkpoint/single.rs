@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
-use super::output::sync_folder;
+use super::output::sync_name;
 use super::{SourceFile, header};
 use crate::{Error, Result};
 
@@ -24,7 +24,7 @@ pub fn write(path: &Path, parts: &[&[u8]]) -> Result<()> {
     parts.iter().try_for_each(|part| file.write_all(part)).and_then(|()| file.sync_all()).map_err(fault)?;
     fs::rename(&partial, path).map_err(fault)?;
     std::mem::forget(written);
-    sync_folder(folder)
+    sync_name(path)
 }
 
 /// First bytes of an SVG file of ours.
