@@ -9,6 +9,7 @@ mod common;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::{Run, bam, contents, copy_folder, finish, fixture, listing, read_json};
 use tempfile::TempDir;
@@ -16,7 +17,7 @@ use tempfile::TempDir;
 /// Runs the binary with 2 GiB of address space.
 fn confined(arguments: &[OsString]) -> Run {
     let mut command = Command::new("bash");
-    command.args(["-c", "ulimit -v 2097152; exec \"$@\"", "bash"]).arg(common::binary()).args(arguments);
+    command.args(["-c", "ulimit -v 2097152; exec timeout 60 \"$@\"", "bash"]).arg(common::binary()).args(arguments);
     let run = finish(command);
     assert!(!run.stderr.contains("panicked") && run.code.is_some() && run.code != Some(101), "{run}");
     for text in [&run.stdout, &run.stderr] {
@@ -27,6 +28,8 @@ fn confined(arguments: &[OsString]) -> Run {
 
 struct Entry {
     name: String,
+    /// What reads it, where that is not told by its path.
+    kind: String,
     path: PathBuf,
     expect: String,
     refused: bool,
@@ -37,12 +40,13 @@ fn entries() -> Vec<Entry> {
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
     let entries = index.as_object().unwrap().iter().map(|(name, entry)| Entry {
         name: name.clone(),
+        kind: entry.get("use").map(text).unwrap_or_default(),
         path: fixture("hostile").join(text(&entry["path"])),
         expect: text(&entry["expect"]),
         refused: entry["refused"].as_bool().unwrap(),
     });
     let entries: Vec<Entry> = entries.collect();
-    assert!(entries.len() > 120);
+    assert!(entries.len() > 220);
     entries
 }
 
@@ -69,7 +73,7 @@ fn every_entry_of_the_index() {
     let work = TempDir::new().unwrap();
     let out = work.path().join("out");
     let good = fixture("hostile/good");
-    for entry in entries() {
+    for entry in entries().into_iter().filter(|entry| entry.kind.is_empty()) {
         let path = &entry.path;
         // What is wrong with weights shows at once; a configuration or tokenizer matters to those who use it.
         let of_weights =
@@ -100,6 +104,63 @@ fn every_entry_of_the_index() {
             assert!(run.stderr.contains(file), "{}: no file name in {run}", entry.name);
         }
         assert!(listing(work.path()).is_empty(), "{}: something was left behind", entry.name);
+    }
+}
+
+/// The commands that read an entry with a use of its own.
+fn uses(entry: &Entry, out: &Path) -> Vec<Vec<OsString>> {
+    let good = fixture("hostile/good");
+    let line = |parts: &[&dyn AsRef<std::ffi::OsStr>]| -> Vec<OsString> {
+        parts.iter().map(|part| part.as_ref().to_owned()).collect()
+    };
+    let path = &entry.path;
+    let of = |option: &str| format!("{option}{}", path.display());
+    match entry.kind.as_str() {
+        "recipe" => vec![line(&[&"run", path, &"--dry-run", &"--work", &out])],
+        "format" => vec![
+            line(&[&"cost", &good, &"--format", path]),
+            line(&[&"branch", &good, &"--format", path, &"--into", &"a", &"--out", &out]),
+        ],
+        "prompts" | "router" => {
+            let router = of(if entry.kind == "router" { "file:" } else { "prompts:" });
+            vec![[upcycle(&good, &good, out), line(&[&"--router", &router])].concat()]
+        }
+        "manifest" => vec![line(&[&"validate", path, &"--against"])],
+        "generation" => vec![line(&[&"generate", path, &"--prompt", &"abc", &"--max-tokens", &"2"])],
+        "template" => vec![line(&[&"generate", path, &"--chat", &"--prompt", &"abc", &"--max-tokens", &"2"])],
+        "tokenizer" => vec![line(&[&"generate", path, &"--prompt", &"abc", &"--max-tokens", &"2"])],
+        "tokens" => {
+            let options = "--steps 1 --batch 2 --seq 4 --documents separate --out".split(' ').map(Into::into);
+            let data: Vec<OsString> = line(&[&"train", &good, &"--data", &of("x=")]);
+            vec![data.into_iter().chain(options).chain([out.into()]).collect()]
+        }
+        other => panic!("no command reads {other}"),
+    }
+}
+
+#[test]
+fn every_entry_with_a_use_of_its_own() {
+    for entry in entries().into_iter().filter(|entry| !entry.kind.is_empty()) {
+        let work = TempDir::new().unwrap();
+        let out = work.path().join("out");
+        for arguments in uses(&entry, &out) {
+            let began = Instant::now();
+            let run = confined(&arguments);
+            assert!(began.elapsed() < Duration::from_secs(20), "{}: {:?} in {run}", entry.name, began.elapsed());
+            if !entry.refused {
+                run.ok();
+                continue;
+            }
+            // Of a manifest, `validate` says no; every other command cannot begin.
+            let expected = if entry.kind == "manifest" { 1 } else { 2 };
+            assert_eq!(run.code, Some(expected), "{}: {run}", entry.name);
+            let said = format!("{}{}", run.stderr, run.stdout);
+            assert!(said.contains(&entry.expect), "{}: no `{}` in {run}", entry.name, entry.expect);
+            assert!(said.len() < 20_000, "{}: {} bytes said", entry.name, said.len());
+            // A run that began keeps its log.
+            let left = listing(work.path()).into_keys().find(|name| !name.starts_with("out.run"));
+            assert_eq!(left, None, "{}: {run}", entry.name);
+        }
     }
 }
 
@@ -147,6 +208,51 @@ fn cut_and_changed_files() {
     }
 }
 
+/// A pipe in the place of a file, which nobody writes to.
+fn make_pipe(path: &Path) {
+    let _ = std::fs::remove_file(path);
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+/// What a training run reads again when it goes on.
+#[test]
+fn a_broken_run_is_not_resumed() {
+    let work = TempDir::new().unwrap();
+    let train = |more: &str| {
+        let line = format!(
+            "train {} --data x={} --steps 2 --save-every 1 --batch 2 --seq 4 --out {} {more}",
+            fixture("hostile/good").display(),
+            fixture("hostile/tokens-good").display(),
+            work.path().join("out").display()
+        );
+        confined(&line.split_whitespace().map(OsString::from).collect::<Vec<_>>())
+    };
+    train("").ok();
+    std::fs::remove_dir_all(work.path().join("out")).unwrap();
+    let step = "checkpoints/step-00000002";
+    let (state, settings) = (format!("{step}/training-state.safetensors"), format!("{step}/training-state.json"));
+    let file = |name: &str| work.path().join("out.run").join(name);
+    let half = |name: &str| {
+        let bytes = std::fs::read(file(name)).unwrap();
+        bytes[..bytes.len() / 2].to_vec()
+    };
+    let nested = [b"{\"a\":".to_vec(), b"[".repeat(100_000)].concat();
+    for (name, bytes) in [
+        (&state, half(&state)),
+        (&state, std::fs::read(fixture("hostile/st-good.safetensors")).unwrap()),
+        (&state, b"\xff".repeat(64)),
+        (&settings, half(&settings)),
+        (&settings, nested),
+    ] {
+        let kept = std::fs::read(file(name)).unwrap();
+        std::fs::write(file(name), bytes).unwrap();
+        train("--resume").refused(2, &[Path::new(name).file_name().unwrap().to_str().unwrap()]);
+        assert!(!work.path().join("out").exists(), "{name} is not taken");
+        std::fs::write(file(name), kept).unwrap();
+    }
+    train("--resume").ok();
+}
+
 #[test]
 fn pipes_devices_and_loops() {
     let work = TempDir::new().unwrap();
@@ -163,6 +269,36 @@ fn pipes_devices_and_loops() {
     std::fs::rename(&pipe, folder.join("model.safetensors")).unwrap();
     confined(&upcycle(&fixture("hostile/good"), &folder, &work.path().join("out"))).refused(2, &["model.safetensors"]);
     assert!(contents(&fixture("hostile/good")).contains_key("model.safetensors"));
+    // Nor is any other file.
+    for file in
+        ["config.json", "tokenizer.json", "generation_config.json", "chat_template.jinja", "tokenizer_config.json"]
+    {
+        let folder = copy_folder(&fixture("hostile/template-good"), &work.path().join(format!("without-{file}")));
+        make_pipe(&folder.join(file));
+        let line = ["generate", "--chat", "--max-tokens", "1", "--prompt", "abc"].map(OsString::from);
+        confined(&line.into_iter().chain([folder.into()]).collect::<Vec<_>>()).refused(2, &[file]);
+    }
+    let folder = copy_folder(&fixture("hostile/tokens-good"), &work.path().join("tokens"));
+    let recipe = work.path().join("pipe.yaml");
+    make_pipe(&folder.join("header.json"));
+    make_pipe(&recipe);
+    let (good, data, prompts) = (fixture("hostile/good"), format!("x={}", folder.display()), recipe.display());
+    let out = work.path().join("out");
+    for (arguments, file) in [
+        (vec!["eval".into(), good.clone().into(), "--data".into(), data.into()], "header.json"),
+        (vec!["run".into(), recipe.clone().into(), "--dry-run".into()], "pipe.yaml"),
+        (vec!["cost".into(), good.clone().into(), "--format".into(), recipe.clone().into()], "pipe.yaml"),
+        (
+            [upcycle(&good, &good, &out), vec!["--router".into(), format!("prompts:{prompts}").into()]].concat(),
+            "pipe.yaml",
+        ),
+        (
+            [upcycle(&good, &good, &out), vec!["--router".into(), format!("file:{prompts}").into()]].concat(),
+            "pipe.yaml",
+        ),
+    ] {
+        confined(&arguments).refused(2, &[file]);
+    }
 }
 
 #[test]

@@ -510,6 +510,44 @@ fn the_cost_of_a_method_is_that_of_its_mixture() {
 // ---------------------------------------------------------------- refusals
 
 #[test]
+fn a_hostile_expression_is_a_fault_and_no_more() {
+    let work = TempDir::new().unwrap();
+    let out = work.path().join("out");
+    upcycle(&fixture("llama/seed"), &out, &["--method", "sparse", "--experts", "2"]).ok();
+    let name = "model.layers.0.mlp.experts.0.up_proj.weight";
+    let manifest = read_json(out.join("bam-manifest.json"));
+    let copy = manifest["tensors"][name]["expression"].clone();
+    let huge = u64::MAX;
+    let at = |axis: u64, start: u64, length: u64| json!({"axis": axis, "seed": 0, "key": "", "start": start, "length": length});
+    for expression in [
+        json!({"op": "slice", "of": copy, "axis": 0, "start": huge, "length": huge}),
+        json!({"op": "slice", "of": copy, "axis": huge, "start": 0, "length": 1}),
+        json!({"op": "slice", "of": {"op": "normal", "std": 1.0, "seed": 0}, "axis": 0, "start": 0, "length": 48}),
+        json!({"op": "concat", "of": [], "axis": 0}),
+        json!({"op": "concat", "of": [copy, copy], "axis": 7}),
+        json!({"op": "stack", "of": [copy]}),
+        json!({"op": "gather", "of": copy, "at": at(0, 1, huge)}),
+        json!({"op": "gather", "of": copy, "at": at(2, 0, 48)}),
+        json!({"op": "repeat", "of": copy, "each": 0, "times": 0}),
+        json!({"op": "repeat", "of": copy, "each": huge, "times": huge}),
+        json!({"op": "scale", "of": copy, "by": null}),
+        json!({"op": "add_noise", "of": copy, "std": -1.0, "seed": 0, "key": "", "at": at(0, 0, 1)}),
+        json!({"op": "redraw", "of": copy, "at": at(1, 32, 1), "seed": 0, "key": ""}),
+        json!({"op": "redraw", "of": copy, "at": at(0, 0, 0), "seed": 0, "key": ""}),
+    ] {
+        edit_json(&out.join("bam-manifest.json"), |manifest| {
+            manifest["tensors"][name]["expression"] = expression.clone()
+        });
+        let run = bam!("validate", out, "--against");
+        assert_eq!(run.code, Some(1), "{expression}\n{run}");
+        assert!(
+            run.stdout.contains("cannot be computed") || run.stdout.contains("not a manifest"),
+            "{expression}\n{run}"
+        );
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_refused_by_name() {
     let work = TempDir::new().unwrap();
     let out = work.path().join("out");

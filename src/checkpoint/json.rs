@@ -24,9 +24,14 @@ pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
 
 /// Reads a small file whole; more than 256 MiB is refused, and one that changes meanwhile.
 pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    read_bytes_up_to(path, LARGEST)
+}
+
+/// As [`read_bytes`]; more than `largest` bytes are refused.
+pub fn read_bytes_up_to(path: &Path, largest: u64) -> Result<Vec<u8>> {
     let file = SourceFile::open(path)?;
-    if file.len() > LARGEST {
-        return Err(Error::file(path, format!("expected at most {LARGEST} bytes, found {}", file.len())));
+    if file.len() > largest {
+        return Err(Error::file(path, format!("expected at most {largest} bytes, found {}", file.len())));
     }
     let mut bytes = vec![0; file.len() as usize];
     file.read_exact_at(&mut bytes, 0)?;

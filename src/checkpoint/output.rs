@@ -17,6 +17,8 @@ use super::source_file::SourceFile;
 use crate::{Error, Result};
 
 const LOCK: &str = ".lock";
+/// Extension, before the number of the process, of a folder that is being removed.
+const DOOMED: &str = "removed-";
 
 /// What this program's folders can be told by: a checkpoint's configuration, and the header of a token folder.
 const MADE_HERE: [&str; 2] = ["config.json", "header.json"];
@@ -141,6 +143,7 @@ impl OutputFolder {
             Self { target: target.to_path_buf(), partial, replace: force, _lock: lock, made, committed: false };
         // Another run may have finished this output between the check and the lock.
         check_target(target, force, sources)?;
+        remove_doomed(&folder.partial);
         Ok(folder)
     }
 
@@ -207,12 +210,14 @@ impl OutputFolder {
         let mut replaced = None;
         if self.replace && self.target.exists() {
             // The old folder takes the partial one's place for a moment, and must not look abandoned there either.
-            let held = try_lock(&self.target.join(LOCK), &self.target)?;
-            let old = self.exchange().inspect_err(|_| {
-                // Best effort: the old folder stays, and this lock is no part of it.
-                let _ = fs::remove_file(self.target.join(LOCK));
-            })?;
-            replaced = Some((old, held));
+            let inside = self.target.join(LOCK);
+            let exchanged = try_lock(&inside, &self.target).and_then(|held| Ok((self.exchange()?, held)));
+            replaced = Some(exchanged.inspect_err(|error| {
+                // Best effort: the old folder stays, and a lock of ours is no part of it.
+                if matches!(error, Error::Io { .. }) {
+                    let _ = fs::remove_file(&inside);
+                }
+            })?);
         } else {
             match rustix::fs::renameat_with(CWD, &self.partial, CWD, &self.target, RenameFlags::NOREPLACE) {
                 Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
@@ -224,9 +229,7 @@ impl OutputFolder {
         self.committed = true;
         let lock = self.target.join(LOCK);
         fs::remove_file(&lock).map_err(|e| Error::io("remove", lock, e))?;
-        if let Some(parent) = self.target.parent() {
-            sync_folder(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
-        }
+        sync_name(&self.target)?;
         if let Some((old, _held)) = replaced {
             remove_at_once(&old).map_err(|e| Error::io("remove the replaced folder", &old, e))?;
         }
@@ -276,9 +279,30 @@ fn copy_all(from: &mut File, to: &mut File) -> std::io::Result<()> {
 
 /// Removes a folder under another name, so that a run that starts meanwhile cannot make its files in it.
 pub fn remove_at_once(folder: &Path) -> std::io::Result<()> {
-    let doomed = folder.with_extension(format!("removed-{}", std::process::id()));
+    let doomed = folder.with_extension(format!("{DOOMED}{}", std::process::id()));
     fs::rename(folder, &doomed)?;
-    fs::remove_dir_all(doomed)
+    match fs::remove_dir_all(doomed) {
+        // The next run of this output has taken the process for dead.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes what a run that was killed in [`remove_at_once`] has left of `folder`.
+fn remove_doomed(folder: &Path) {
+    let prefix = folder.with_extension(DOOMED);
+    let (Some(parent), Some(prefix)) = (folder.parent(), prefix.file_name().and_then(|name| name.to_str())) else {
+        return;
+    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(prefix));
+        if process.is_some_and(|process| !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit())) {
+            // Best effort: it is in nobody's way.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// Removes the folders from `parent` up to `made`, as long as they are empty.
@@ -336,5 +360,15 @@ fn try_lock(path: &Path, target: &Path) -> Result<File> {
 
 /// Makes the names in a folder durable.
 pub fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|file| file.sync_all()).map_err(|e| Error::io("sync", folder, e))
+    sync(folder).map_err(|e| Error::io("sync", folder, e))
+}
+
+/// Makes the name of a file or folder durable in the folder that holds it.
+pub(super) fn sync_name(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    sync(folder).map_err(|e| Error::io("sync the folder of", path, e))
+}
+
+fn sync(folder: &Path) -> std::io::Result<()> {
+    File::open(folder)?.sync_all()
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
-use super::output::sync_folder;
+use super::output::sync_name;
 use super::{SourceFile, header};
 use crate::{Error, Result};
 
@@ -31,7 +31,7 @@ pub fn write_with(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Re
     file.sync_all().map_err(fault)?;
     fs::rename(&partial, path).map_err(fault)?;
     std::mem::forget(written);
-    sync_folder(folder)
+    sync_name(path)
 }
 
 /// First bytes of an SVG file of ours.

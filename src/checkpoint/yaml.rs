@@ -5,11 +5,15 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde_saphyr::Location;
 
+use super::json;
 use crate::error::{nearest, one_of};
 use crate::{Error, Result};
 
 /// Largest file that is read, in bytes.
 const LARGEST: u64 = 1 << 20;
+
+/// Most values that aliases may stand for.
+const MOST_ALIASED: usize = 10_000;
 
 /// `FILE:LINE:COLUMN`, which editors open.
 pub(crate) fn place(path: &Path, location: Location) -> PathBuf {
@@ -18,17 +22,27 @@ pub(crate) fn place(path: &Path, location: Location) -> PathBuf {
 
 /// Reads the file.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let size = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
-    if size > LARGEST {
-        return Err(Error::file(path, format!("expected at most {LARGEST} bytes of YAML, found {size}")));
-    }
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    parse(path, &text)
+    parse(path, &read_text(path)?)
+}
+
+/// The text of a YAML file; more than 1 MiB is refused, and what is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    let bytes = json::read_bytes_up_to(path, LARGEST)?;
+    String::from_utf8(bytes).map_err(|e| Error::file(path, format!("expected UTF-8: {e}")))
+}
+
+/// Parses the text, with the library's own error.
+pub(crate) fn from_text<T: DeserializeOwned>(text: &str) -> Result<T, serde_saphyr::Error> {
+    // Aliases of aliases unfold: a few hundred bytes would be a million values.
+    let options = serde_saphyr::options! {
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MOST_ALIASED },
+    };
+    serde_saphyr::from_str_with_options(text, options)
 }
 
 /// Parses the text; `path` only names the place in errors. Unknown keys are refused with the nearest known one.
 pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
-    serde_saphyr::from_str(text).map_err(|error| {
+    from_text(text).map_err(|error| {
         let error = match error {
             serde_saphyr::Error::WithSnippet { error, .. } => *error,
             other => other,

@@ -6,6 +6,7 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -20,8 +21,14 @@ use crate::{Error, Result};
 const FILE: &str = "chat_template.jinja";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
-/// Steps that a template may take; real ones take some thousand.
-const STEPS: u64 = 10_000_000;
+/// Steps that a template may take; real ones take some thousand. Texts count by their length, so that this bounds the memory.
+const STEPS: u64 = 2_000_000;
+/// Time that it may take; real ones take some milliseconds.
+const LONGEST: Duration = Duration::from_secs(5);
+/// Bytes that it may write: the context of a model holds less.
+const LARGEST: usize = 16 << 20;
+/// Bytes of stack to render it on.
+const STACK: usize = 8 << 20;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -83,8 +90,27 @@ impl ChatTemplate {
             }
             Error::file(&self.path, problem)
         };
+        // In a thread of its own, which is left behind where the time is over: some operations, such as counting a list of
+        // lists, are one step however long they take.
+        let (template, messages) = (self.clone(), messages.to_vec());
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let spawned = std::thread::Builder::new().stack_size(STACK).spawn(move || {
+            // Nobody listens any more where the time is over.
+            let _ = sender.send(template.text(&messages, add_generation_prompt));
+        });
+        spawned.map_err(|e| Error::compute("render the chat template", e))?;
+        match receiver.recv_timeout(LONGEST) {
+            Ok(text) => text.map_err(failed),
+            Err(_) => {
+                let problem = format!("the chat template is not rendered after {} seconds", LONGEST.as_secs());
+                Err(Error::file(&self.path, problem))
+            }
+        }
+    }
+
+    fn text(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, minijinja::Error> {
         let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?;
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
         environment.set_syntax(syntax);
         environment.set_fuel(Some(STEPS));
         environment.set_unknown_method_callback(unknown_method_callback);
@@ -95,7 +121,27 @@ impl ChatTemplate {
         let special = minijinja::Value::from(Serde(&self.special));
         let messages = Serde(messages);
         let variables = context! { messages, add_generation_prompt, ..special };
-        environment.render_str(&self.source, variables).map_err(failed)
+        let mut text = Bounded(Vec::new());
+        environment.template_from_str(&self.source)?.render_captured_to(variables, &mut text)?;
+        // The engine writes text.
+        Ok(String::from_utf8_lossy(&text.0).into_owned())
+    }
+}
+
+/// Text up to [`LARGEST`] bytes.
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > LARGEST {
+            return Err(std::io::Error::other(format!("more than {LARGEST} bytes of text")));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 

@@ -50,8 +50,12 @@ impl Tokenizer {
     ///
     /// Truncation and padding that the file may ask for are left out, as transformers leaves them out.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut inner = Inner::from_bytes(json::read_bytes(path)?)
-            .map_err(|e| Error::file(path, format!("expected a tokenizer of the `tokenizers` library: {e}")))?;
+        let bytes = json::read_bytes(path)?;
+        let refused = |problem: &dyn std::fmt::Display| {
+            Error::file(path, format!("expected a tokenizer of the `tokenizers` library: {problem}"))
+        };
+        let mut inner =
+            quietly(|| Inner::from_bytes(bytes)).map_err(|panic| refused(&panic))?.map_err(|e| refused(&e))?;
         inner.with_padding(None);
         // Only truncation that is asked for can fail.
         inner.with_truncation(None).map_err(|e| Error::file(path, e.to_string()))?;
@@ -116,6 +120,19 @@ impl Tokenizer {
     fn failed(&self, what: &str, problem: &(dyn std::error::Error + Send + Sync)) -> Error {
         Error::file(&self.path, format!("cannot {what}: {problem}"))
     }
+}
+
+/// Does what the library may panic in, as it does on merges whose result is no token; the error is what it said.
+fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    // What the work had in hands is dropped.
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    std::panic::set_hook(hook);
+    done.map_err(|panic| match panic.downcast::<String>() {
+        Ok(said) => *said,
+        Err(panic) => panic.downcast_ref::<&str>().map_or("it panicked".to_owned(), |said| (*said).to_owned()),
+    })
 }
 
 /// Text as it comes, token by token: whole characters only, up to the first stop string.

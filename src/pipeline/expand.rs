@@ -7,6 +7,11 @@ use crate::error::nearest;
 /// What names stand for.
 pub(super) type Scope = BTreeMap<String, String>;
 
+/// Bytes that a text may grow to: variables that double each other would fill the memory.
+const LONGEST: usize = 1 << 16;
+/// Names inside names.
+const DEEPEST: usize = 8;
+
 /// Prefix of the names that stand for the outputs of stages.
 pub(super) const STAGE: &str = "stage.";
 
@@ -14,6 +19,10 @@ pub(super) const STAGE: &str = "stage.";
 ///
 /// The error is a problem in words and a hint.
 pub(super) fn expand(text: &str, scope: &Scope) -> Result<String, (String, Option<String>)> {
+    expand_below(text, scope, DEEPEST)
+}
+
+fn expand_below(text: &str, scope: &Scope, depth: usize) -> Result<String, (String, Option<String>)> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find("${") {
@@ -22,14 +31,23 @@ pub(super) fn expand(text: &str, scope: &Scope) -> Result<String, (String, Optio
         let Some(end) = closing(inside) else {
             return Err((format!("`{}` lacks its closing brace", &rest[start..]), None));
         };
-        let name = expand(&inside[..end], scope)?;
+        let Some(depth) = depth.checked_sub(1) else {
+            return Err((format!("expected at most {DEEPEST} names inside each other"), None));
+        };
+        let name = expand_below(&inside[..end], scope, depth)?;
         match scope.get(&name) {
             Some(value) => out.push_str(value),
             None => return Err(unknown(&name, scope)),
         }
+        if out.len() > LONGEST {
+            return Err((format!("expected a text of at most {LONGEST} bytes with its names replaced"), None));
+        }
         rest = &inside[end + 1..];
     }
     out.push_str(rest);
+    if out.contains('\0') {
+        return Err(("expected text, found a NUL, which no command line can hold".to_owned(), None));
+    }
     Ok(out)
 }
 

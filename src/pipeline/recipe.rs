@@ -18,6 +18,8 @@ use crate::{Error, Result};
 const KEYS: [&str; 4] = ["description", "work", "variables", "stages"];
 /// Keys of a stage beside its command.
 const STAGE_KEYS: [&str; 3] = ["name", "for_each", "stdout"];
+/// Most stages that one entry may stand for.
+const MOST_STAGES: usize = 10_000;
 /// The folder of the recipe, as seen from the work folder.
 const RECIPE: &str = "recipe";
 
@@ -189,7 +191,7 @@ impl Recipe {
 
     fn loops(&self, tree: &Spanned<Node>, scope: &Scope) -> Result<Vec<(Spanned<String>, Vec<String>)>> {
         let path = &self.path;
-        let mut loops = Vec::new();
+        let (mut loops, mut count) = (Vec::new(), 1usize);
         for (name, values) in map(path, tree, "variables with lists of values")? {
             if scope.contains_key(&name.value) {
                 let problem = format!("`{}` is a variable already; choose another name", name.value);
@@ -203,7 +205,13 @@ impl Recipe {
                 let item = scalar(path, item)?;
                 text(path, item.referenced, &item.value, scope)
             });
-            loops.push((name.clone(), items.collect::<Result<_>>()?));
+            let items: Vec<String> = items.collect::<Result<_>>()?;
+            count = count.saturating_mul(items.len());
+            if count > MOST_STAGES {
+                let problem = format!("expected at most {MOST_STAGES} combinations of values, found {count}");
+                return Err(fault(path, values.referenced, problem));
+            }
+            loops.push((name.clone(), items));
         }
         Ok(loops)
     }

@@ -6,13 +6,9 @@ use std::path::Path;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, Spanned};
 
-use crate::checkpoint::json;
-use crate::checkpoint::yaml::place;
+use crate::checkpoint::yaml::{from_text, place, read_text};
 use crate::error::nearest;
 use crate::{Error, Result};
-
-/// Largest file read.
-const LARGEST: u64 = 1 << 20;
 
 /// A part of a YAML text.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,18 +35,12 @@ impl Node {
 
 /// Reads the file.
 pub(super) fn read(path: &Path) -> Result<Spanned<Node>> {
-    let size = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
-    if size > LARGEST {
-        return Err(Error::file(path, format!("expected at most {LARGEST} bytes of YAML, found {size}")));
-    }
-    let bytes = json::read_bytes(path)?;
-    let text = String::from_utf8(bytes).map_err(|e| Error::file(path, format!("expected UTF-8: {e}")))?;
-    parse(path, &text)
+    parse(path, &read_text(path)?)
 }
 
 /// Parses the text; `path` only names the place in errors.
 pub(super) fn parse(path: &Path, text: &str) -> Result<Spanned<Node>> {
-    serde_saphyr::from_str(text).map_err(|error| {
+    from_text(text).map_err(|error| {
         let error = error.without_snippet();
         let place = error.location().map_or(path.to_path_buf(), |location| place(path, location));
         if let serde_saphyr::Error::DuplicateMappingKey { key, .. } = error {

@@ -40,7 +40,7 @@ impl RunFolder {
             return Err(Error::file(&path, "holds a run already")
                 .with_hint("pass --resume to go on with it, or --force to begin anew"));
         }
-        if path.exists() && !begun && fs::read_dir(&path).is_ok_and(|entries| entries.count() > 1) {
+        if path.exists() && !begun && !is_abandoned(&path) {
             return Err(Error::file(&path, "exists and is no folder of a run").with_hint("choose another --out"));
         }
         let checkpoints = path.join(CHECKPOINTS);
@@ -112,6 +112,16 @@ impl RunFolder {
         all[..surplus].iter().try_for_each(|(_, path)| remove(path))?;
         sync_folder(&self.path.join(CHECKPOINTS))
     }
+}
+
+/// Whether a folder holds nothing but what a run makes before it begins: hidden files, and a folder for checkpoints.
+fn is_abandoned(folder: &Path) -> bool {
+    let is_empty = |folder: &Path| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+    let is_ours = |entry: fs::DirEntry| {
+        let name = entry.file_name();
+        name.as_encoded_bytes().starts_with(b".") || name == CHECKPOINTS && is_empty(&entry.path())
+    };
+    fs::read_dir(folder).is_ok_and(|entries| entries.flatten().all(is_ours))
 }
 
 fn remove(folder: &Path) -> Result<()> {

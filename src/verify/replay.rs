@@ -24,6 +24,10 @@ const LEAST_VALUES: u64 = 1 << 12;
 /// Largest orthogonal matrix that is drawn again: it is held whole, and drawing it takes rows² · columns steps.
 const LARGEST_ORTHOGONAL: u64 = 1 << 22;
 
+/// Most parts of an expression: each is read or drawn as often as the tensor is, so that a small manifest could ask for
+/// years of work.
+const MOST_PARTS: usize = 1 << 10;
+
 /// Adds the rows `sources` and `replay`; `given` stands for the first sources of the manifest.
 pub(super) fn check(report: &mut Report, subject: &Subject, given: &[PathBuf], options: &Options) -> Result<()> {
     let (Some(manifest), Some(checkpoint)) = (&subject.manifest, &subject.checkpoint) else {
@@ -185,8 +189,16 @@ fn replay(
             trained += 1;
             continue;
         }
+        let (parts, orthogonal) = (count(&record.expression, &|_| true), count(&record.expression, &is_orthogonal));
+        if parts > MOST_PARTS || orthogonal > 1 {
+            let problem = format!(
+                "is made of {parts} parts, {orthogonal} of them orthogonal matrices; at most {MOST_PARTS} and one are computed again"
+            );
+            check.fault(Place::tensor(name), problem);
+            continue;
+        }
         let elements = record.shape.iter().product::<u64>();
-        if orthogonal(&record.expression) && elements > LARGEST_ORTHOGONAL {
+        if orthogonal == 1 && elements > LARGEST_ORTHOGONAL {
             let problem =
                 format!("is an orthogonal matrix of {elements} values; at most {LARGEST_ORTHOGONAL} are drawn again");
             check.fault(Place::tensor(name), problem);
@@ -278,6 +290,11 @@ fn depth(expression: &Expression) -> usize {
     1 + expression.parts().iter().map(depth).max().unwrap_or(0)
 }
 
-fn orthogonal(expression: &Expression) -> bool {
-    matches!(expression, Expression::Orthogonal { .. }) || expression.parts().iter().any(orthogonal)
+/// How many of an expression's parts, itself among them, are such.
+fn count(expression: &Expression, such: &dyn Fn(&Expression) -> bool) -> usize {
+    usize::from(such(expression)) + expression.parts().iter().map(|part| count(part, such)).sum::<usize>()
+}
+
+fn is_orthogonal(expression: &Expression) -> bool {
+    matches!(expression, Expression::Orthogonal { .. })
 }
