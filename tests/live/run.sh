@@ -99,9 +99,8 @@ for version in v4 v5; do
 done
 
 say 'mixtures in the formats of transformers, under both versions; what mergekit-moe makes'
-[ -x mergekit/bin/mergekit-moe ] || { python3 -m venv mergekit && mergekit/bin/pip install --quiet mergekit==0.1.5; }
 for version in v4 v5; do
-  "$version/bin/python" "$here/targets.py" --binary "$bam" --fixtures "$root/fixtures" --mergekit mergekit/bin/mergekit-moe
+  "$version/bin/python" "$here/targets.py" --binary "$bam" --fixtures "$root/fixtures" --mergekit mk/bin/mergekit-moe
 done
 
 say 'experts added, removed and extracted, under both versions'
