@@ -16,7 +16,7 @@ pub fn write(path: &Path, parts: &[&[u8]]) -> Result<()> {
     write_with(path, |file| parts.iter().try_for_each(|part| file.write_all(part)).map_err(fault))
 }
 
-/// As [`write`], of what `fill` puts into the file.
+/// As [`write()`], of what `fill` puts into the file.
 pub fn write_with(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let Some(name) = path.file_name() else {
         return Err(Error::file(path, "expected the name of a file to write"));
