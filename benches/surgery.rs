@@ -1,11 +1,10 @@
 //! How long surgery, checks and start-up take, against `cp` and `cat` of the same bytes in the same run.
 //!
-//!     cargo bench --bench surgery -- FOLDER [--rounds N] [--mergekit PYTHON]
+//!     cargo bench --bench surgery -- FOLDER [--rounds N]
 //!
 //! FOLDER is made, and used again by the next run: three llamas of 602 M parameters in bfloat16 (3.6 GB), whose mixture takes
 //! 2.7 GB; two to three times that must be free. Rounds go over all commands in turn, so that a disturbance meets every one.
-//! Files are in the page cache. Before each command that writes, everything written before is on the disk (`sync`). With
-//! `--mergekit`, `mergekit-moe` of that Python writes the same experts as its own output.
+//! Files are in the page cache. Before each command that writes, everything written before is on the disk (`sync`).
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
@@ -36,12 +35,11 @@ struct Timed {
 }
 
 fn main() {
-    let (mut folder, mut rounds, mut python) = (None, 5, None);
+    let (mut folder, mut rounds) = (None, 5);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--rounds" => rounds = arguments.next().unwrap().parse().unwrap(),
-            "--mergekit" => python = arguments.next(),
             "--bench" => {}
             _ => folder = Some(PathBuf::from(argument)),
         }
@@ -74,11 +72,6 @@ fn main() {
         .into_iter()
         .map(|(name, against, line)| Timed { name, against, line, times: Times::default(), memory: 0.0 })
         .collect();
-    if let Some(python) = python {
-        let line = format!("{python} -m mergekit.scripts.moe moe.yaml out");
-        let against = Some("cp and sync");
-        all.push(Timed { name: "mergekit-moe", against, line, times: Times::default(), memory: 0.0 });
-    }
     for _ in 0..rounds {
         all.iter_mut().for_each(|timed| timed.run(&folder));
     }
@@ -162,12 +155,6 @@ fn prepare(folder: &Path, bam: &str) {
         shell(folder, &format!("{bam} upcycle --method btx --seed m0 --expert a=m1 --expert b=m2 --out btx"));
     }
     (0..8).for_each(|number| sparse_70b(&folder.join("big").join(number.to_string())));
-    let models: Vec<String> = ["m0", "m1", "m2"]
-        .iter()
-        .map(|name| format!("  - source_model: {name}\n    positive_prompts: [{name}]"))
-        .collect();
-    let moe = format!("base_model: m0\ngate_mode: random\ndtype: bfloat16\nexperts:\n{}\n", models.join("\n"));
-    fs::write(folder.join("moe.yaml"), moe).unwrap();
     shell(folder, "cat */*.safetensors > /dev/null");
 }
 
