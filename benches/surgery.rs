@@ -56,21 +56,17 @@ fn main() {
         ("cp and sync", None, "mkdir out && cp btx/* out && sync out/*".to_owned()),
         ("upcycle, inputs hashed", Some("cp and sync"), format!("{upcycle} --out out --rehash")),
         ("upcycle, hashes known", Some("cp and sync"), format!("{upcycle} --out out")),
-        ("cat btx", None, "cat btx/*.safetensors | cat > /dev/null".to_owned()),
+        ("cat btx", None, "cat btx/*.safetensors > /dev/null".to_owned()),
         ("sha256sum btx", None, "sha256sum btx/*.safetensors".to_owned()),
         ("validate btx, hashes too", Some("sha256sum btx"), format!("{bam} validate btx")),
         ("validate m0-plain, no hashes", Some("cat m0"), format!("{bam} validate m0-plain")),
-        ("cat m0", None, "cat m0/*.safetensors | cat > /dev/null".to_owned()),
-        ("cat m0 m1", None, "cat m0/*.safetensors m1/*.safetensors | cat > /dev/null".to_owned()),
-        ("diff m0 m1, all differs", Some("cat m0 m1"), format!("{bam} diff m0 m1 || true")),
+        ("cat m0", None, "cat m0/*.safetensors > /dev/null".to_owned()),
+        ("cat m0 m1", None, "cat m0/*.safetensors m1/*.safetensors > /dev/null".to_owned()),
+        ("diff m0 m1, all differs", Some("cat m0 m1"), format!("{bam} diff m0 m1")),
         ("diff m0 m0-plain, same", Some("cat m0 m1"), format!("{bam} diff m0 m0-plain")),
         ("--help", None, format!("{bam} --help")),
         ("inspect btx", None, format!("{bam} inspect btx")),
-        (
-            "a refused command",
-            None,
-            format!("{bam} upcycle --method btx --seed m0 --expert a=config.json --out x || true"),
-        ),
+        ("a refused command", None, format!("{bam} upcycle --method btx --seed m0 --expert a=config.json --out x")),
         ("dry run, 70B x 8", None, format!("{bam} upcycle --method bam --seed {big} --out x --dry-run")),
         ("validate, one 70B of it", None, format!("{bam} validate big/0")),
     ];
@@ -108,7 +104,8 @@ impl Timed {
         self.times.wall.push(start.elapsed().as_secs_f64());
         self.times.processor.push(children() - before);
         self.memory = self.memory.max(watch.join().unwrap());
-        assert!(status.success(), "{}", self.line);
+        // 1 is a check that says no, 2 a command that was refused.
+        assert!(status.code().is_some_and(|code| code < 3), "{}: {status}", self.line);
     }
 }
 

@@ -301,3 +301,70 @@ fn a_mixture_goes_to_another_family_and_back() {
         .refused(2, &["biases of q, k and v", "experts in every layer", "no shared expert"]);
     bam!("convert", &bam, work.path().join("x"), "--layout", "fused").refused(2, &["no fused layout"]);
 }
+
+#[test]
+fn a_gguf_file_taken_back_is_the_model_in_its_dtype() {
+    let work = TempDir::new().unwrap();
+    let at = |name: String| work.path().join(name);
+    for (number, source) in [fixture("llama/seed"), fixture("mistral/seed"), mixture("mixtral")].iter().enumerate() {
+        let (file, back, narrow) = (at(format!("{number}.gguf")), at(format!("{number}b")), at(format!("{number}n")));
+        bam!("convert", source, &file, "--to", "gguf", "--dtype", "f16").ok();
+        bam!("convert", &file, &back).ok();
+        bam!("validate", &back, "--against").ok();
+        bam!("convert", source, &narrow, "--dtype", "f16").ok();
+        bam!("diff", &back, &narrow).ok();
+        let vocabulary = |folder: &Path| read_json(folder.join("tokenizer.json"))["model"].clone();
+        assert_eq!(vocabulary(&back), vocabulary(source));
+        let again = at(format!("{number}.again.gguf"));
+        bam!("convert", source, &again, "--to", "gguf", "--dtype", "f16", "--threads", "1").ok();
+        assert_eq!(std::fs::read(&file).unwrap(), std::fs::read(&again).unwrap());
+        let same = bam!("convert", source, &file, "--to", "gguf");
+        same.refused(2, &["exists already"]);
+        bam!("convert", source, &file, "--to", "gguf", "--force").ok();
+        bam!("convert", &file, at(format!("{number}s"))).ok();
+        bam!("diff", at(format!("{number}s")), source).ok();
+    }
+    let plan =
+        bam!("convert", mixture("mixtral"), at("x.gguf".into()), "--to", "gguf", "--dry-run", "--json").ok().json();
+    assert!(plan["groups"].to_string().contains("blk.{l}.ffn_gate_exps.weight"), "{plan}");
+}
+
+#[test]
+fn eight_bits_are_as_near_as_they_can_be() {
+    let work = TempDir::new().unwrap();
+    let file = work.path().join("q8_0.gguf");
+    bam!("convert", fixture("llama/seed"), &file, "--to", "gguf", "--quantize", "q8_0").ok();
+    let checkpoint = bam_convert::checkpoint::Checkpoint::open(&file).unwrap();
+    let seed = read_folder(&fixture("llama/seed"));
+    let (entry, expected) = (&checkpoint.tensors["blk.0.ffn_up.weight"], &seed["model.layers.0.mlp.up_proj.weight"]);
+    assert_eq!(entry.encoding.to_string(), "Q8_0");
+    let mut found = vec![0.0; entry.elements() as usize];
+    checkpoint.read_values(entry, 0, &mut found, &mut Vec::new()).unwrap();
+    for (found, expected) in found.chunks(32).zip(expected.values().chunks(32)) {
+        let largest = expected.iter().fold(0f64, |largest, value| largest.max(value.abs()));
+        let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst <= largest / 127.0 * 0.57, "{worst} of {largest}");
+    }
+    assert_eq!(checkpoint.tensors["blk.0.attn_norm.weight"].encoding.to_string(), "F32");
+    bam!("convert", fixture("llama/seed"), work.path().join("x"), "--quantize", "q8_0").refused(2, &["--to gguf"]);
+}
+
+#[test]
+fn what_llama_cpp_would_compute_otherwise_is_refused() {
+    let work = TempDir::new().unwrap();
+    let out = work.path().join("x.gguf");
+    let refused = |source: &Path, reasons: &[&str]| {
+        bam!("convert", source, &out, "--to", "gguf").refused(2, reasons);
+        assert!(!out.exists());
+    };
+    refused(&fixture("qwen3/seed"), &["only llama, mistral and mixtral", "norms of queries and keys"]);
+    refused(&mixture("olmoe"), &["only llama, mistral and mixtral"]);
+    let window = copy_folder(&fixture("mistral/seed"), &work.path().join("window"));
+    edit_json(&window.join("config.json"), |config| config["sliding_window"] = 16.into());
+    refused(&window, &["no sliding window"]);
+    let words = copy_folder(&fixture("llama/seed"), &work.path().join("words"));
+    edit_json(&words.join("tokenizer.json"), |json| json["pre_tokenizer"] = json!({"type": "Whitespace"}));
+    refused(&words, &["pre_tokenizer", "no name for"]);
+    let inside = fixture("llama/seed").join("x.gguf");
+    bam!("convert", fixture("llama/seed"), &inside, "--to", "gguf").refused(2, &["inside the source"]);
+}

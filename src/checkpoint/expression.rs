@@ -57,6 +57,13 @@ pub enum Expression {
         /// Number of heads that the first axis holds.
         heads: u64,
     },
+    /// Rows of each head re-ordered from two halves to interleaved pairs: what [`Permute`](Self::Permute) undoes.
+    Interleave {
+        /// What is re-ordered along its first axis.
+        of: Box<Expression>,
+        /// Number of heads that the first axis holds.
+        heads: u64,
+    },
     /// `length` entries of an axis from `start` on.
     Slice {
         /// What is cut.
@@ -206,6 +213,7 @@ impl Expression {
             Self::Cast { of }
             | Self::Dequantise { of }
             | Self::Permute { of, .. }
+            | Self::Interleave { of, .. }
             | Self::Slice { of, .. }
             | Self::Entry { of, .. }
             | Self::Gather { of, .. }
@@ -248,6 +256,7 @@ impl fmt::Display for Expression {
             Self::Cast { of } => write!(f, "cast({of})"),
             Self::Dequantise { of } => write!(f, "dequantise({of})"),
             Self::Permute { of, heads } => write!(f, "permute({of}, heads {heads})"),
+            Self::Interleave { of, heads } => write!(f, "interleave({of}, heads {heads})"),
             Self::Slice { of, axis, start, length } => {
                 write!(f, "slice({of}, axis {axis}, {start}..{})", start.saturating_add(*length))
             }

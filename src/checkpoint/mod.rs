@@ -9,6 +9,7 @@ pub mod gguf;
 #[cfg(test)]
 pub(crate) mod gguf_build;
 mod gguf_value;
+mod gguf_write;
 pub mod hash;
 pub mod header;
 pub mod json;
@@ -27,5 +28,6 @@ pub use folder::Checkpoint;
 pub use ggml::GgmlType;
 pub use gguf::Gguf;
 pub use gguf_value::{Numbers as GgufNumbers, Value as GgufValue};
+pub use gguf_write::{GgufDtype, GgufLayout, GgufMetadata, write as write_gguf};
 pub use manifest::Manifest;
 pub use source_file::{ReadAt, SourceFile};

@@ -1,7 +1,7 @@
 //! A single file that is either complete or absent.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
@@ -12,6 +12,12 @@ use crate::{Error, Result};
 
 /// Writes `parts`, one behind the other, to a sibling of `path` that then takes its place.
 pub fn write(path: &Path, parts: &[&[u8]]) -> Result<()> {
+    let fault = |e| Error::io("write", path, e);
+    write_with(path, |file| parts.iter().try_for_each(|part| file.write_all(part)).map_err(fault))
+}
+
+/// As [`write()`], of what `fill` puts into the file.
+pub fn write_with(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let Some(name) = path.file_name() else {
         return Err(Error::file(path, "expected the name of a file to write"));
     };
@@ -21,7 +27,8 @@ pub fn write(path: &Path, parts: &[&[u8]]) -> Result<()> {
     let written = Removed(&partial);
     let fault = |e| Error::io("write", path, e);
     let mut file = File::create(&partial).map_err(fault)?;
-    parts.iter().try_for_each(|part| file.write_all(part)).and_then(|()| file.sync_all()).map_err(fault)?;
+    fill(&mut file)?;
+    file.sync_all().map_err(fault)?;
     fs::rename(&partial, path).map_err(fault)?;
     std::mem::forget(written);
     sync_name(path)
@@ -29,6 +36,12 @@ pub fn write(path: &Path, parts: &[&[u8]]) -> Result<()> {
 
 /// First bytes of an SVG file of ours.
 pub const SVG: &[u8] = b"<svg";
+
+/// Whether a file that can be read begins so.
+pub fn starts_with(path: &Path, start: &[u8]) -> bool {
+    let mut found = vec![0; start.len()];
+    File::open(path).and_then(|mut file| file.read_exact(&mut found)).is_ok() && found == start
+}
 
 /// Refuses to replace a file that does not begin as those of its `kind` do.
 pub fn check_kind(path: &Path, start: &[u8], kind: &str) -> Result<()> {

@@ -2,15 +2,18 @@
 
 use std::path::PathBuf;
 
-use bam_convert::checkpoint::dtype::Dtype;
+use bam_convert::Error;
+use bam_convert::checkpoint::GgufDtype;
+use bam_convert::checkpoint::dtype::{self, Dtype};
 use bam_convert::family::{Architecture, Config, ExpertLayout};
 use bam_convert::surgery::convert::plan;
+use bam_convert::surgery::gguf;
 use bam_convert::surgery::relayout::{self, Form};
 use clap::{Args, ValueEnum};
 
 use super::Outcome;
 use super::printer::Printer;
-use super::upcycle::{TARGETS, float_dtype};
+use super::upcycle::float_dtype;
 use super::write::WriteArguments;
 
 /// Convert a checkpoint: GGUF to a Hugging Face folder, another dtype, other shards.
@@ -21,25 +24,39 @@ use super::write::WriteArguments;
 /// experts put together or taken apart (`--layout`).
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  bam-convert convert model.gguf model\n  bam-convert convert model model-f32 --dtype f32 --max-shard-size 500MB\n  bam-convert convert btx mixtral --to mixtral\n  bam-convert convert from-transformers-5 classic --layout classic"
+    after_help = "Examples:\n  bam-convert convert model.gguf model\n  bam-convert convert model model-f32 --dtype f32 --max-shard-size 500MB\n  bam-convert convert btx mixtral --to mixtral\n  bam-convert convert from-transformers-5 classic --layout classic\n  bam-convert convert mixtral mixtral.gguf --to gguf --dtype f16"
 )]
 pub struct Arguments {
     /// Folder, .safetensors or .gguf file.
     source: PathBuf,
-    /// Folder to make.
+    /// Folder to make, or file with `--to gguf`.
     out: PathBuf,
     /// Dtype of floating-point tensors [default: the source's; bf16 from quantised].
     #[arg(long, value_name = "DTYPE", value_parser = float_dtype)]
     dtype: Option<Dtype>,
-    /// Family of the output, for a mixture [default: the source's].
-    #[arg(long, value_name = "FAMILY", value_parser = TARGETS)]
+    /// Family of the output, for a mixture; or `gguf`, a file for llama.cpp [default: the source's].
+    #[arg(long, value_name = "FAMILY", value_parser = FORMS)]
     to: Option<String>,
+    /// Store matrices as blocks of small whole numbers with a scale (`--to gguf`).
+    #[arg(long, value_enum, conflicts_with = "dtype")]
+    quantize: Option<Quantized>,
     /// How a mixture's experts are stored: one tensor an expert, which every program reads, or all experts of a layer in
     /// one, as transformers 5 does [default: as they are, or classic with --to].
     #[arg(long, value_enum)]
     layout: Option<LayoutName>,
     #[command(flatten)]
     write: WriteArguments,
+}
+
+/// Values of `--to`: the families of mixtures, and GGUF.
+const FORMS: [&str; 6] = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gguf"];
+
+/// Values of `--quantize`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Quantized {
+    /// 32 values of 8 bits each to a scale.
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 /// Values of `--layout`.
@@ -61,8 +78,33 @@ impl LayoutName {
 }
 
 impl Arguments {
+    /// How matrices are stored in a GGUF file; as they are where absent.
+    fn gguf_dtype(&self) -> bam_convert::Result<Option<GgufDtype>> {
+        if self.layout.is_some() {
+            return Err(Error::usage("--layout has no effect with --to gguf, which has a layout of its own"));
+        }
+        Ok(match (self.quantize, self.dtype) {
+            (Some(Quantized::Q8_0), _) => Some(GgufDtype::Q8_0),
+            (None, None) => None,
+            (None, Some(Dtype::F32)) => Some(GgufDtype::F32),
+            (None, Some(Dtype::F16)) => Some(GgufDtype::F16),
+            (None, Some(Dtype::BF16)) => Some(GgufDtype::BF16),
+            (None, Some(other)) => {
+                let problem = format!("a GGUF file does not hold {}; expected f32, f16 or bf16", dtype::name(other));
+                return Err(Error::usage(problem).with_hint("or pass --quantize q8_0"));
+            }
+        })
+    }
+
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
+        if self.to.as_deref() == Some("gguf") {
+            let export = gguf::plan(&self.source, self.gguf_dtype()?)?;
+            return self.write.run_gguf(&export, &self.out, printer);
+        }
+        if self.quantize.is_some() {
+            return Err(Error::usage("--quantize is for GGUF files").with_hint("pass --to gguf with it").into());
+        }
         if self.to.is_some() || self.layout.is_some() {
             let layout = self.layout.map(LayoutName::value);
             let form = Form { to: self.to.as_deref(), layout, dtype: self.dtype };

@@ -5,6 +5,7 @@ use std::path::Path;
 use bam_convert::checkpoint::writer::shard_count;
 use bam_convert::family::Architecture;
 use bam_convert::surgery::execute::{OutputFile, Target, check_place, check_plan, execute, work_length};
+use bam_convert::surgery::gguf::Export;
 use bam_convert::surgery::{Plan, licence};
 use bam_convert::table;
 use bytesize::ByteSize;
@@ -47,6 +48,32 @@ impl WriteArguments {
         printer: &Printer,
     ) -> Outcome {
         self.run_and_check(plan, architecture, files, out, None, printer)
+    }
+
+    /// Shows the plan of a GGUF file or writes it.
+    pub fn run_gguf(&self, export: &Export, out: &Path, printer: &Printer) -> Outcome {
+        let place = export.check_place(out, self.force);
+        if self.dry_run {
+            let (memory, threads) = (self.work.memory.as_u64(), self.work.thread_count());
+            let preview = Preview::new(&export.plan, Some(&export.architecture), out, 1, memory, threads)?;
+            let preview = preview.refused(place.err());
+            match self.work.json {
+                true => printer.json(&preview)?,
+                false => printer.result(&preview.table())?,
+            }
+            return Ok(Verdict::Yes);
+        }
+        place?;
+        let bar = printer.bytes_bar(export.length(), "writing");
+        export.write(out, self.work.thread_count(), &|bytes| bar.inc(bytes))?;
+        bar.finish_and_clear();
+        if self.work.json {
+            printer.json(&serde_json::json!({"output": out, "tensors": export.tensors(), "bytes": export.length()}))?;
+        } else {
+            let size = table::bytes(export.length());
+            printer.note(&format!("wrote {}: {} tensors, {size}", out.display(), export.tensors()));
+        }
+        Ok(Verdict::Yes)
     }
 
     /// As [`run`](Self::run); what has been written is then measured by `check`.

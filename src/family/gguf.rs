@@ -22,6 +22,8 @@ pub struct GgufTensor {
     pub shape: Vec<u64>,
     /// Heads whose rows llama.cpp has permuted for its rotary embedding; see [`source_row`].
     pub unpermute_heads: Option<u64>,
+    /// Its number in a tensor that holds all experts of a layer.
+    pub expert: Option<u64>,
 }
 
 /// The row of a permuted GGUF tensor that is `row` of the Hugging Face one, for a tensor of `rows` rows and `heads`
@@ -70,6 +72,8 @@ struct Sizes {
     kv_heads: u64,
     head_dim: u64,
     vocabulary: u64,
+    /// Experts of a layer, and how many a token goes to; a dense model has none.
+    experts: Option<(u64, u64)>,
 }
 
 impl Sizes {
@@ -101,6 +105,10 @@ pub fn tensors(gguf: &Gguf) -> Result<Vec<GgufTensor>> {
     for layer in 0..sizes.layers {
         for (source, name, kind) in LAYER {
             let (shape, heads) = sizes.of(kind);
+            if let (Kind::Up | Kind::Down, Some((experts, _))) = (kind, sizes.experts) {
+                found.take_experts(layer, source, experts, &shape)?;
+                continue;
+            }
             let bias = vec![shape.first().copied().unwrap_or_default()];
             let (source, name) = (format!("blk.{layer}.{source}"), format!("model.layers.{layer}.{name}"));
             found.take(&format!("{source}.weight"), &format!("{name}.weight"), shape, heads)?;
@@ -108,6 +116,10 @@ pub fn tensors(gguf: &Gguf) -> Result<Vec<GgufTensor>> {
                 found.take(&format!("{source}.bias"), &format!("{name}.bias"), bias, heads)?;
             }
         }
+    }
+    for layer in (0..sizes.layers).filter(|_| sizes.experts.is_some()) {
+        let (source, name) = (format!("blk.{layer}.ffn_gate_inp.weight"), router_name(layer));
+        found.take(&source, &name, vec![sizes.experts.map_or(0, |(experts, _)| experts), sizes.hidden], None)?;
     }
     found.take("output_norm.weight", "model.norm.weight", vec![sizes.hidden], None)?;
     if gguf.tensors.contains_key("output.weight") {
@@ -119,6 +131,13 @@ pub fn tensors(gguf: &Gguf) -> Result<Vec<GgufTensor>> {
         Some(name) => Err(Error::tensor(&gguf.path, name, "is no tensor of a llama model")
             .with_hint("dense models of the `llama` architecture are read; convert this one with transformers")),
     }
+}
+
+/// GGUF and Hugging Face names of the projections of a Mixtral expert.
+const MIXTRAL: [(&str, &str); 3] = [("ffn_gate", "w1"), ("ffn_up", "w3"), ("ffn_down", "w2")];
+
+fn router_name(layer: u64) -> String {
+    format!("model.layers.{layer}.block_sparse_moe.gate.weight")
 }
 
 /// Whether `name` holds the frequency factors of the rotary embedding, which belong into the configuration.
@@ -146,7 +165,28 @@ impl Found<'_> {
         }
         self.left.remove(source);
         let (name, source) = (name.to_owned(), source.to_owned());
-        self.tensors.push(GgufTensor { name, source, shape, unpermute_heads });
+        self.tensors.push(GgufTensor { name, source, shape, unpermute_heads, expert: None });
+        Ok(())
+    }
+
+    /// The projections `stem` of all experts of a layer, each of `shape`, out of the one tensor that holds them.
+    fn take_experts(&mut self, layer: u64, stem: &str, experts: u64, shape: &[u64]) -> Result<()> {
+        let source = format!("blk.{layer}.{stem}_exps.weight");
+        let entry = self.gguf.tensor(&source)?;
+        let whole = [&[experts], shape].concat();
+        if entry.shape != whole {
+            let problem = format!("expected shape {whole:?} from the metadata, found {:?}", entry.shape);
+            return Err(Error::tensor(&self.gguf.path, &source, problem));
+        }
+        self.left.remove(source.as_str());
+        let projection = MIXTRAL.iter().find(|(ours, _)| *ours == stem).map_or(stem, |(_, theirs)| theirs);
+        self.tensors.extend((0..experts).map(|expert| GgufTensor {
+            name: format!("model.layers.{layer}.block_sparse_moe.experts.{expert}.{projection}.weight"),
+            source: source.clone(),
+            shape: shape.to_vec(),
+            unpermute_heads: None,
+            expert: Some(expert),
+        }));
         Ok(())
     }
 }
@@ -159,10 +199,6 @@ fn check_architecture(gguf: &Gguf) -> Result<()> {
         return Err(Error::key(&gguf.path, key, format!("expected `llama`, found `{architecture}`")).with_hint(
             "of GGUF only the llama architecture is read; save this model as safetensors with transformers",
         ));
-    }
-    if let Some(experts) = gguf.unsigned("llama.expert_count")?.filter(|experts| *experts > 0) {
-        let problem = format!("expected a dense model, found {experts} experts");
-        return Err(Error::key(&gguf.path, "llama.expert_count", problem));
     }
     // Keys of llama.cpp that change what the model computes, with the value that leaves it a llama.
     for (key, neutral) in [
@@ -223,7 +259,23 @@ fn sizes(gguf: &Gguf) -> Result<Sizes> {
             format!("expected a tensor a layer at least, found {layers} layers, {} tensors", gguf.tensors.len());
         return Err(Error::key(&gguf.path, "llama.block_count", problem));
     }
-    Ok(Sizes { hidden, intermediate, layers, heads, kv_heads, head_dim, vocabulary })
+    let experts = experts(gguf)?;
+    Ok(Sizes { hidden, intermediate, layers, heads, kv_heads, head_dim, vocabulary, experts })
+}
+
+/// Experts of a layer, and how many a token goes to.
+fn experts(gguf: &Gguf) -> Result<Option<(u64, u64)>> {
+    let (count_key, used_key) = ("llama.expert_count", "llama.expert_used_count");
+    let Some(count) = gguf.unsigned(count_key)?.filter(|count| *count > 0) else { return Ok(None) };
+    // Each expert has rows of its own in the router of each layer.
+    if count > 1 << 16 {
+        return Err(Error::key(&gguf.path, count_key, format!("expected at most 65536 experts, found {count}")));
+    }
+    let used = gguf.unsigned(used_key)?.unwrap_or(0);
+    if used == 0 || used > count {
+        return Err(Error::key(&gguf.path, used_key, format!("expected 1 to {count_key} = {count}, found {used}")));
+    }
+    Ok(Some((count, used)))
 }
 
 /// A size above zero; a list of one a layer counts where all are equal.
@@ -263,8 +315,20 @@ pub fn config(gguf: &Gguf) -> Result<Map<String, Value>> {
     let dtype = dtype(gguf);
     let mut config = Map::new();
     let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
-    set("architectures", json!(["LlamaForCausalLM"]));
-    set("model_type", json!("llama"));
+    match sizes.experts {
+        None => {
+            set("architectures", json!(["LlamaForCausalLM"]));
+            set("model_type", json!("llama"));
+        }
+        Some((count, used)) => {
+            set("architectures", json!(["MixtralForCausalLM"]));
+            set("model_type", json!("mixtral"));
+            set("num_local_experts", json!(count));
+            set("num_experts", json!(count));
+            set("num_experts_per_tok", json!(used));
+            set("sliding_window", Value::Null);
+        }
+    }
     set("hidden_size", json!(sizes.hidden));
     set("intermediate_size", json!(sizes.intermediate));
     set("num_hidden_layers", json!(sizes.layers));

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 use serde::{Serialize, Serializer};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::gguf_tokenizer::TokenKind;
+use super::spelling::same_value;
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
@@ -154,27 +155,62 @@ fn byte_level<'a>(gguf: &'a Gguf, vocabulary: &Vocabulary<'a>) -> Result<Pieces<
             .with_hint("how this vocabulary splits text is not known: take tokenizer.json from the original model")
     })?;
     let merges = listed_merges(gguf, vocabulary)?;
-    let digits = json!({"type": "Digits", "individual_digits": true});
-    let words = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
-    let regex =
-        |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
-    let steps = match pre.split {
-        Split::Gpt2 => vec![words(true)],
-        Split::DigitsGpt2 => vec![digits, words(true)],
-        Split::Regex(expression) => vec![regex(expression), words(false)],
-        Split::RegexesDigits(expressions) => {
-            expressions.iter().map(|expression| regex(expression)).chain([digits, words(false)]).collect()
-        }
-    };
     Ok(Pieces {
-        normalizer: if pre.nfc { json!({"type": "NFC"}) } else { Value::Null },
-        pre_tokenizer: json!({"type": "Sequence", "pretokenizers": steps}),
+        normalizer: pre.normalizer(),
+        pre_tokenizer: json!({"type": "Sequence", "pretokenizers": pre.steps()}),
         post_processor: json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true}),
         decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
         model: Model { ignore_merges: pre.ignores_merges, ..Model::new(vocabulary.tokens, merges) },
         adds_bos: pre.adds_bos,
         marks_spaces: false,
     })
+}
+
+impl Pre {
+    fn normalizer(&self) -> Value {
+        if self.nfc { json!({"type": "NFC"}) } else { Value::Null }
+    }
+
+    /// The steps of the pre-tokenizer.
+    fn steps(&self) -> Vec<Value> {
+        let digits = json!({"type": "Digits", "individual_digits": true});
+        let words = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+        let regex = |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+        match self.split {
+            Split::Gpt2 => vec![words(true)],
+            Split::DigitsGpt2 => vec![digits, words(true)],
+            Split::Regex(expression) => vec![regex(expression), words(false)],
+            Split::RegexesDigits(expressions) => {
+                expressions.iter().map(|expression| regex(expression)).chain([digits, words(false)]).collect()
+            }
+        }
+    }
+}
+
+/// llama.cpp's name for how a `tokenizer.json` with this `model` normalises and splits text, if it has one.
+pub(super) fn name_of_split(tokenizer: &Map<String, Value>, model: &Map<String, Value>) -> Option<&'static str> {
+    let flag = |key: &str| model.get(key) == Some(&Value::Bool(true));
+    let normalizer = tokenizer.get("normalizer").unwrap_or(&Value::Null);
+    // Offsets are for those who ask where a token stood.
+    let plain = |step: &Value| {
+        let mut step = step.clone();
+        if let Some(step) = step.as_object_mut() {
+            step.shift_remove("trim_offsets");
+        }
+        step
+    };
+    let found = tokenizer.get("pre_tokenizer").unwrap_or(&Value::Null);
+    let found = match found.get("pretokenizers").and_then(Value::as_array) {
+        Some(steps) => steps.iter().map(plain).collect::<Vec<_>>(),
+        None => vec![plain(found)],
+    };
+    let same = |a: &[Value], b: &[Value]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same_value(a, b));
+    let pre = PRES.iter().find(|pre| {
+        let steps: Vec<Value> = pre.steps().iter().map(plain).collect();
+        pre.ignores_merges == flag("ignore_merges") && pre.normalizer() == *normalizer && same(&steps, &found)
+    })?;
+    // The first of GPT-2's names is llama.cpp's word for "nobody said".
+    pre.names.iter().find(|name| **name != "default").copied()
 }
 
 /// SentencePiece's byte-pair encoding with bytes for what it does not know, as of Llama 2.

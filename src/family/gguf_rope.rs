@@ -145,7 +145,7 @@ fn llama3(factors: &[f32], theta: f64) -> Option<Map<String, Value>> {
     let (factor, original) = published.into_iter().chain(others).find(|(factor, original)| {
         factors.iter().enumerate().all(|(index, found)| {
             let exponent = index as f64 / factors.len() as f64;
-            let expected = llama3_factor(theta.powf(exponent), *factor, *original);
+            let expected = llama3_factor(theta.powf(exponent), *factor, (LOW, HIGH), *original as f64);
             (f64::from(*found) - expected).abs() <= 1e-4 * expected
         })
     })?;
@@ -158,15 +158,22 @@ fn llama3(factors: &[f32], theta: f64) -> Option<Map<String, Value>> {
     ]))
 }
 
+/// The factors of a `llama3` scaling, one for each frequency of a head.
+pub(super) fn llama3_factors(theta: f64, head_dim: u64, factor: f64, limits: (f64, f64), original: f64) -> Vec<f32> {
+    let half = head_dim / 2;
+    let period = |index: u64| theta.powf(index as f64 / half as f64);
+    (0..half).map(|index| llama3_factor(period(index), factor, limits, original) as f32).collect()
+}
+
 /// What Llama 3 divides a frequency by, which turns once in `TAU * period` tokens.
-fn llama3_factor(period: f64, factor: f64, original: u64) -> f64 {
-    let turns = original as f64 / (TAU * period);
-    if turns > HIGH {
+fn llama3_factor(period: f64, factor: f64, (low, high): (f64, f64), original: f64) -> f64 {
+    let turns = original / (TAU * period);
+    if turns > high {
         1.0
-    } else if turns < LOW {
+    } else if turns < low {
         factor
     } else {
-        let smooth = (turns - LOW) / (HIGH - LOW);
+        let smooth = (turns - low) / (high - low);
         1.0 / ((1.0 - smooth) / factor + smooth)
     }
 }

@@ -162,7 +162,7 @@ fn other_architectures_and_mixtures_are_refused_by_name() {
     let mut build = llama();
     build.drop_key("general.architecture").text("general.architecture", "gemma3");
     assert!(refusal(&build).contains("expected `llama`, found `gemma3`"));
-    assert!(refusal(llama().u32("llama.expert_count", 8)).contains("expected a dense model, found 8 experts"));
+    assert!(refusal(llama().u32("llama.expert_count", 8)).contains("expected 1 to llama.expert_count = 8, found 0"));
     assert!(refusal(llama().u32("llama.attention.sliding_window", 9)).contains("llama.attention.sliding_window"));
     assert!(refusal(llama().bool("llama.attention.causal", false)).contains("expected true"));
     assert!(refusal(llama().drop_key("general.architecture")).contains("is missing"));

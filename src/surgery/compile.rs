@@ -73,6 +73,7 @@ impl<'a> Compiler<'a> {
             }
             Expression::Cast { of } | Expression::Dequantise { of } => self.node(of, shape)?,
             Expression::Permute { .. }
+            | Expression::Interleave { .. }
             | Expression::Slice { .. }
             | Expression::Concat { .. }
             | Expression::Stack { .. }
@@ -191,12 +192,13 @@ impl<'a> Compiler<'a> {
                 }
                 _ => Err(self.fault(format!("{expression} cannot have shape {shape:?}"))),
             },
-            Expression::Permute { of, heads } => {
+            Expression::Permute { of, heads } | Expression::Interleave { of, heads } => {
                 let rows = shape.first().copied().unwrap_or(0);
                 if *heads == 0 || rows % heads != 0 || !(rows / heads).is_multiple_of(2) || rows == 0 {
                     return Err(self.fault(format!("{rows} rows do not fall into {heads} heads of an even size")));
                 }
-                let rule = Rule::Heads { rows_per_head: rows / heads, row: shape[1..].iter().product() };
+                let pairs = matches!(expression, Expression::Interleave { .. });
+                let rule = Rule::Heads { rows_per_head: rows / heads, row: shape[1..].iter().product(), pairs };
                 Ok(Moved { parts: vec![self.node(of, shape)?], rule })
             }
             other => Err(self.fault(format!("{other} moves nothing"))),

@@ -154,7 +154,11 @@ fn plan_gguf(
     let source = Source { name: SOURCE.to_owned(), checkpoint, side_files: Vec::new(), kept: false };
     let mut tensors = Vec::with_capacity(mapped.len());
     for tensor in mapped {
-        let leaf = Expression::copy(SOURCE, &tensor.source);
+        let whole = Expression::copy(SOURCE, &tensor.source);
+        let leaf = match tensor.expert {
+            Some(index) => Expression::Entry { of: Box::new(whole), index },
+            None => whole,
+        };
         let ordered = match tensor.unpermute_heads {
             Some(heads) => Expression::Permute { of: Box::new(leaf), heads },
             None => leaf,

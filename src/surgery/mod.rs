@@ -11,6 +11,7 @@ pub mod execute;
 pub mod expert;
 pub mod extract;
 pub mod fit;
+pub mod gguf;
 pub mod init;
 pub mod layers;
 pub mod licence;

