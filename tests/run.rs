@@ -200,6 +200,7 @@ fn stages_without_needs_run_at_once_and_a_signal_stops_them_all() {
     assert!(kill.success());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("a signal stopped it"), "{output:?}");
     assert!(start.elapsed().as_secs() < 30, "the sleeper was waited for");
     let status = bam!("run", bench.recipe(), "--work", bench.work(), "--status", "--json").ok().json();
     assert_eq!(status[0]["state"], "stopped");

@@ -129,7 +129,7 @@ impl Runner<'_> {
         match fault {
             Some(error) => Err(error),
             None => Ok(Report {
-                stopped: self.is_stopped() && finished.iter().any(Option::is_none),
+                stopped: self.is_stopped() && (finished.iter().any(Option::is_none) || !failures.is_empty()),
                 stages: finished.into_iter().flatten().collect(),
                 failures,
                 seconds: begun.elapsed().as_secs_f64(),
