@@ -62,6 +62,12 @@ impl Bench {
         bam!("run", self.recipe(), "--work", self.work(), "--json")
     }
 
+    /// Each stage with what is said of it.
+    fn states(&self, stages: &serde_json::Value, key: &str) -> Vec<String> {
+        let stages = stages.as_array().unwrap().iter();
+        stages.map(|stage| format!("{} {}", stage["stage"], stage[key]).replace('"', "")).collect()
+    }
+
     /// Which stages ran.
     fn ran(&self) -> Vec<String> {
         let report = self.run().ok().json();
@@ -83,9 +89,13 @@ fn a_recipe_runs_what_changed_and_no_more() {
     // A setting, and what depends on it.
     bench.edit("  seed: 1", "  seed: 2");
     let report = bam!("run", bench.recipe(), "--work", bench.work(), "--dry-run").ok();
-    assert!(report.stdout.contains("# seed: up to date"), "{report}");
-    assert!(report.stdout.contains("# expert-law: runs: its settings changed\nbam-convert init"), "{report}");
+    let status = bam!("run", bench.recipe(), "--work", bench.work(), "--status", "--json").ok().json();
+    assert_eq!(bench.states(&status, "state")[..2], ["seed done", "expert-code stale"]);
+    assert!(report.stdout.contains("# seed: does not run\n"), "{report}");
+    assert!(report.stdout.contains("# expert-law: runs: its settings changed\n# took "), "{report}");
     assert!(report.stdout.contains("# bam: runs: stage expert-code runs before it\n"), "{report}");
+    assert!(report.stdout.contains("# needs seed, expert-code, expert-law; took "), "{report}");
+    assert!(report.stdout.contains("# 4 of 5 stages would run; by their last runs, "), "{report}");
     assert_eq!(bench.ran(), ["expert-code", "expert-law", "bam", "validate"]);
 
     // An input with other bytes; the same bytes at another time change nothing.
@@ -101,6 +111,143 @@ fn a_recipe_runs_what_changed_and_no_more() {
     assert_eq!(bench.ran(), ["validate"]);
     fs::remove_dir_all(bench.work().join("bam")).unwrap();
     assert_eq!(bench.ran(), ["bam"]);
+}
+
+#[test]
+fn stages_are_chosen_by_name_and_pattern() {
+    let bench = Bench::new();
+    let run = |arguments: &[&str]| {
+        let fixed = ["run".into(), bench.recipe().into_os_string(), "--work".into(), bench.work().into_os_string()];
+        let given = ["--json"].iter().chain(arguments).map(std::ffi::OsString::from);
+        common::run(fixed.into_iter().chain(given))
+    };
+    let ran = |arguments: &[&str]| -> Vec<String> {
+        let states = bench.states(&run(arguments).ok().json()["stages"], "ran");
+        states.iter().filter_map(|state| state.strip_suffix(" done")).map(str::to_owned).collect()
+    };
+    assert_eq!(ran(&["--only", "expert-*", "--jobs", "2"]), ["expert-code", "expert-law"]);
+    assert!(!bench.work().join("seed").exists());
+    assert_eq!(ran(&["--only", "seed"]), ["seed"]);
+    assert_eq!(ran(&["--force=expert-law"]), ["expert-law", "bam", "validate"]);
+    assert_eq!(ran(&["--from", "bam", "--force"]), ["bam", "validate"]);
+    assert_eq!(ran(&["--only", "bam", "--force=seed"]), [""; 0]);
+    let forecast = run(&["--from", "bam", "--force=validate", "--dry-run"]).ok().json();
+    assert_eq!(forecast[3]["runs_because"], serde_json::Value::Null);
+    assert_eq!(forecast[4]["runs_because"], "it was asked for");
+    assert_eq!(forecast[4]["needs"], serde_json::json!(["bam"]));
+    run(&["--only", "expret-law"]).refused(2, &["no stage is named `expret-law`", "the nearest is `expert-law`"]);
+}
+
+const SHELL: &str = r#"stages:
+  - name: words
+    shell: {command: "echo words > words.txt; \"$BAM_CONVERT\" --version", outputs: words.txt}
+  - name: broken
+    shell: {command: "echo no; exit 3", outputs: broken.txt}
+  - name: count
+    shell: {command: "wc -l < ${stage.words}; test ! -e stop"}
+    stdout: count.txt
+  - name: never
+    shell: {command: "cat broken.txt", inputs: [broken.txt], outputs: never.txt}
+  - name: forgets
+    shell: {command: "true", outputs: forgotten.txt}
+"#;
+
+#[test]
+fn shell_stages_run_and_a_failure_stops_only_what_needs_it() {
+    let bench = Bench::new();
+    fs::write(bench.recipe(), SHELL).unwrap();
+    let parts = &["stage `broken` ended with exit code 3", "`forgets` ended well, but did not make forgotten.txt"];
+    let run = bench.run();
+    assert!(run.code == Some(2) || run.code == Some(3), "{run}");
+    let code = run.code.unwrap();
+    let run = run.refused(code, parts);
+    let expected = ["words done", "broken failed", "count done", "never skipped", "forgets failed"];
+    assert_eq!(bench.states(&run.json()["stages"], "ran"), expected);
+    assert_eq!(fs::read_to_string(bench.work().join("count.txt")).unwrap().trim(), "1");
+    let log = fs::read_to_string(bench.work().join(".bam-run/logs/words.log")).unwrap();
+    assert!(log.starts_with("$ sh -c echo words") && log.contains("bam-convert "), "{log}");
+    // What the command refers to is what it reads.
+    fs::write(bench.work().join("words.txt"), "two\nlines\n").unwrap();
+    let status = bam!("run", bench.recipe(), "--work", bench.work(), "--status").ok();
+    assert!(status.stdout.contains("stale: words.txt is not as it was left"), "{status}");
+    assert!(status.stdout.contains("stale: words.txt changed"), "{status}");
+}
+
+#[test]
+fn stages_without_needs_run_at_once_and_a_signal_stops_them_all() {
+    let bench = Bench::new();
+    // Each of the two waits for the other.
+    let wait = |name: &str, other: &str| {
+        let command = format!("touch {name}; until test -e {other}; do sleep 0.02; done");
+        format!("  - name: {name}\n    shell: {{command: \"{command}\", outputs: {name}}}\n")
+    };
+    fs::write(bench.recipe(), format!("stages:\n{}{}", wait("left", "right"), wait("right", "left"))).unwrap();
+    bam!("run", bench.recipe(), "--work", bench.work(), "--jobs", "2").ok();
+
+    let endless = "stages:\n  - name: long\n    shell: {command: \"touch begun; sleep 60\", outputs: begun}\n";
+    fs::write(bench.recipe(), endless).unwrap();
+    let mut command = std::process::Command::new(common::binary());
+    command.arg("run").arg(bench.recipe()).arg("--work").arg(bench.work()).stderr(std::process::Stdio::piped());
+    let start = std::time::Instant::now();
+    let child = command.spawn().unwrap();
+    while !bench.work().join("begun").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let status = bam!("run", bench.recipe(), "--work", bench.work(), "--status", "--json").ok().json();
+    assert_eq!(status[0]["state"], "running");
+    bam!("run", bench.recipe(), "--work", bench.work()).refused(2, &["another run works in this folder"]);
+    let kill = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert!(kill.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("a signal stopped it"), "{output:?}");
+    assert!(start.elapsed().as_secs() < 30, "the sleeper was waited for");
+    let status = bam!("run", bench.recipe(), "--work", bench.work(), "--status", "--json").ok().json();
+    assert_eq!(status[0]["state"], "stopped");
+}
+
+#[test]
+fn what_is_known_of_large_inputs_is_not_read_again() {
+    let bench = Bench::new();
+    let recipe = "stages:\n  - name: sizes\n    shell: {command: \"ls data\", inputs: data}\n    stdout: sizes.txt\n";
+    fs::write(bench.recipe(), recipe).unwrap();
+    let data = bench.work().join("data");
+    fs::create_dir_all(&data).unwrap();
+    for number in 0..10 {
+        fs::write(data.join(format!("{number}.bin")), "some bytes").unwrap();
+    }
+    assert_eq!(bench.ran(), ["sizes"]);
+    // 100 GB that take no space, and a record that knows them.
+    let record = bench.work().join(".bam-run/stages/sizes.json");
+    common::edit_json(&record, |record| {
+        for number in 0..10 {
+            let path = data.join(format!("{number}.bin"));
+            fs::File::options().write(true).open(&path).unwrap().set_len(10_000_000_000).unwrap();
+            let modified = i64::try_from(common::identity(&path).2).unwrap();
+            let stamp = &mut record["inputs"][format!("data/{number}.bin")]["stamp"];
+            stamp["length"] = 10_000_000_000u64.into();
+            stamp["modified"] = modified.into();
+        }
+    });
+    let start = std::time::Instant::now();
+    assert!(bench.ran().is_empty());
+    assert!(start.elapsed().as_secs_f64() < 1.0, "{:?}", start.elapsed());
+}
+
+#[test]
+fn verify_reads_what_only_looks_unchanged() {
+    let bench = Bench::new();
+    bench.run().ok();
+    let config = bench.folder.path().join("config/config.json");
+    let times = fs::metadata(&config).unwrap().modified().unwrap();
+    let text = fs::read_to_string(&config).unwrap();
+    let other = text.replacen(": ", " :", 1);
+    assert!(other != text && other.len() == text.len());
+    fs::write(&config, other).unwrap();
+    fs::File::options().write(true).open(&config).unwrap().set_modified(times).unwrap();
+    assert!(bench.ran().is_empty());
+    let run = bam!("run", bench.recipe(), "--work", bench.work(), "--verify", "--dry-run").ok();
+    assert!(run.stdout.contains("# seed: runs: ../config/config.json changed"), "{run}");
 }
 
 #[test]
@@ -122,8 +269,12 @@ fn a_failing_stage_stops_with_its_name_and_the_end_of_its_log() {
     let bench = Bench::new();
     bench.edit("seed: ${stage.seed}", "seed: nowhere");
     let run = bench.run().refused(3, &["stage `bam` ended with exit code 3", "cannot open nowhere", "logs/bam.log"]);
-    assert_eq!(run.json()["failure"]["stage"], "bam");
-    assert_eq!(run.json()["stages"].as_array().unwrap().len(), 3);
+    assert_eq!(run.json()["failures"][0]["stage"], "bam");
+    assert_eq!(bench.states(&run.json()["stages"], "ran")[3..], ["bam failed", "validate skipped"]);
+    assert_eq!(run.json()["stages"][4]["because"], "bam");
+    let status = bam!("run", bench.recipe(), "--work", bench.work(), "--status", "--json").ok().json();
+    assert_eq!(bench.states(&status, "state")[2..], ["expert-law done", "bam failed", "validate new"]);
+    assert!(status[3]["last_line"].as_str().unwrap().contains("cannot open nowhere"), "{status}");
     // The work of the others stays.
     bench.edit("seed: nowhere", "seed: seed");
     assert_eq!(bench.ran(), ["bam", "validate"]);
@@ -161,7 +312,7 @@ fn what_no_stage_made_is_not_replaced() {
 
 #[test]
 fn faults_of_a_recipe_are_refused_where_they_stand() {
-    let faults: [(&str, &str, &[&str]); 17] = [
+    let faults: [(&str, &str, &[&str]); 19] = [
         ("stages:", "stagse:", &["mixture.yaml:5:1: key `stagse`", "nearest known key is `stages`"]),
         ("init: {config", "inti: {config", &["mixture.yaml:7:5: key `inti`", "nearest known key is `init`"]),
         ("rng-seed", "rng-sede", &["mixture.yaml:11:59: key `rng-sede`", "nearest known key is `rng-seed`"]),
@@ -178,6 +329,8 @@ fn faults_of_a_recipe_are_refused_where_they_stand() {
         ("expert-${domain}", "expert", &["must hold `${domain}`"]),
         ("name: bam", "name: seed", &["two stages are named `seed`"]),
         ("out: bam", "out: seed", &["stage `bam` makes seed again"]),
+        ("out: bam", "out: ./seed/bam", &["stage `bam` makes ./seed/bam, within or around what `seed` makes"]),
+        ("validate: {path", "shell: {comand", &["mixture.yaml:19:13: key `comand`", "nearest known key is `command`"]),
         ("name: bam", "name: ../bam", &["cannot be named `../bam`"]),
         ("    stdout: checks/validate.json", "    init: {}", &["mixture.yaml:20:5: a stage is one command"]),
         ("name: bam", "name: bam\n    name: bim", &["mixture.yaml:13:5: the key `name` stands twice"]),

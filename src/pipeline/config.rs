@@ -134,7 +134,7 @@ fn own(
     typed: &dyn Fn(&str) -> bool,
 ) -> Result<(Vec<String>, Vec<String>)> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let scope = Scope::from([(CONFIG.to_owned(), folder.to_string_lossy().into_owned())]);
+    let scope = Scope::new([(CONFIG.to_owned(), folder.to_string_lossy().into_owned())]);
     let mut arguments = Vec::new();
     for (key, value) in entries {
         // One key at a time, so that what is refused is refused where it stands.

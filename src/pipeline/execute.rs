@@ -1,23 +1,28 @@
-//! Runs the stages of a recipe, each as a child process of this program.
+//! Runs the stages of a recipe, each as a child process, side by side where nothing makes them wait.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
+use super::child;
+use super::graph::Graph;
+use super::outcome::{Failure, Finished, Ran, Report};
 use super::record::Records;
+use super::schedule::Schedule;
+use super::select::Choice;
 use super::stage::Stage;
-use crate::checkpoint::json;
-use crate::checkpoint::single;
-use crate::table::{self, Align};
+use super::times::Times;
+use crate::checkpoint::{json, single};
 use crate::{Error, Result};
 
 /// The runner's own folder within the work folder.
 const FOLDER: &str = ".bam-run";
 /// Lines of a failed stage's log that are shown.
 const TAIL: usize = 20;
+/// Tries to take the lock: who asks for the status of a run holds it for a moment.
+const LOCK_TRIES: usize = 5;
 
 /// Runs stages in a work folder.
 pub struct Runner<'a> {
@@ -25,151 +30,159 @@ pub struct Runner<'a> {
     pub program: &'a Path,
     /// The folder that relative paths are seen from, made where absent.
     pub work: &'a Path,
+    /// Stages that run at once; one that runs a model runs alone.
+    pub jobs: usize,
+    /// Whether every input is read again, whatever is known of it.
+    pub verify: bool,
+    /// Once true, running stages are told to end, and no other is started.
+    pub stop: &'a AtomicBool,
     /// Told what happens.
     pub watch: &'a dyn Watch,
 }
 
 /// Who is told of stages that start and end.
-pub trait Watch {
+pub trait Watch: Sync {
     /// A stage starts, for a reason; its log grows in `log`.
     fn starts(&self, stage: &Stage, reason: &str, log: &Path);
-    /// A stage ended well, or was skipped.
+    /// A stage ended, or will not run.
     fn ends(&self, finished: &Finished);
 }
 
-/// What became of a stage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Ran {
-    /// It ran and ended well.
-    Done,
-    /// Nothing had changed since its last run.
-    UpToDate,
+/// What a stage's thread tells.
+enum News {
+    Starts { stage: usize, reason: String },
+    Ends { stage: usize, end: Result<End> },
 }
 
-/// A stage that needs no more work.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Finished {
-    /// Its name.
-    pub stage: String,
-    /// Its command.
-    pub command: String,
-    /// What became of it.
-    pub ran: Ran,
-    /// Wall time.
-    pub seconds: f64,
-}
-
-/// A stage that did not end well.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Failure {
-    /// Its name.
-    pub stage: String,
-    /// Its exit code; none where a signal ended it.
-    pub code: Option<i32>,
-    /// The last lines it printed.
-    pub tail: String,
-    /// All that it printed.
-    pub log: PathBuf,
-}
-
-/// What a run of a recipe did.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
-    /// The stages that are done, in order.
-    pub stages: Vec<Finished>,
-    /// The stage that stopped the run.
-    pub failure: Option<Failure>,
-}
-
-impl Report {
-    /// The stages with their times.
-    pub fn table(&self) -> String {
-        let columns = [("stage", Align::Left), ("command", Align::Left), ("", Align::Left), ("seconds", Align::Right)];
-        let mut rows: Vec<Vec<String>> = self.stages.iter().map(Finished::row).collect();
-        let total: f64 = self.stages.iter().map(|stage| stage.seconds).sum();
-        if let Some(failure) = &self.failure {
-            rows.push(vec![failure.stage.clone(), String::new(), "failed".to_owned(), String::new()]);
-        }
-        rows.push(vec!["all".to_owned(), String::new(), String::new(), format!("{total:.1}")]);
-        table::render(&columns, rows)
-    }
-}
-
-impl Finished {
-    fn row(&self) -> Vec<String> {
-        let ran = match self.ran {
-            Ran::Done => "done",
-            Ran::UpToDate => "up to date",
-        };
-        vec![self.stage.clone(), self.command.clone(), ran.to_owned(), format!("{:.1}", self.seconds)]
-    }
+/// How a stage ended.
+struct End {
+    ran: Ran,
+    seconds: f64,
+    failure: Option<Failure>,
 }
 
 impl Runner<'_> {
-    /// Runs what is not up to date, in order; stops at the first stage that fails.
+    /// Runs what is chosen and not up to date. Where a stage fails, those that need it are skipped; others go on.
     ///
     /// # Errors
     /// Where the machine refuses, another run works in the folder, or an output is in the way that no stage made.
-    pub fn run(&self, stages: &[Stage]) -> Result<Report> {
-        let folder = self.work.join(FOLDER);
-        let logs = folder.join("logs");
+    pub fn run(&self, stages: &[Stage], graph: &Graph, choices: &[Choice]) -> Result<Report> {
+        let begun = Instant::now();
+        let logs = self.logs();
         fs::create_dir_all(&logs).map_err(|e| Error::io("create", &logs, e))?;
-        let _lock = lock(&folder.join("lock"), self.work)?;
-        let records = self.records();
-        let mut report = Report { stages: Vec::new(), failure: None };
-        for stage in stages {
-            let start = Instant::now();
-            let before = records.read(stage);
-            let reason = records.reason(stage, before.as_ref())?;
-            let command = stage.command.first().cloned().unwrap_or_default();
-            let mut finished = Finished { stage: stage.name.clone(), command, ran: Ran::UpToDate, seconds: 0.0 };
-            if let Some(reason) = reason {
-                let log = logs.join(format!("{}.log", stage.name));
-                let resume = records.can_resume(stage, before.as_ref())?;
-                let owned = before.is_some();
-                let line = self.line(stage, resume, owned)?;
-                self.watch.starts(stage, &reason, &log);
-                let record = records.start(stage, before.as_ref())?;
-                let (status, printed) = self.execute(stage, &line, &log)?;
-                if !status.success() {
-                    let tail = tail(&log, &printed);
-                    report.failure = Some(Failure { stage: stage.name.clone(), code: status.code(), tail, log });
-                    return Ok(report);
+        let _lock = self.lock()?;
+        let mut times = self.times();
+        let weights = stages.iter().map(|stage| if stage.computes() { self.jobs } else { 1 }).collect();
+        let mut schedule = Schedule::new(graph, weights, self.jobs);
+        let mut finished: Vec<Option<Finished>> = vec![None; stages.len()];
+        let mut failures = Vec::new();
+        let mut fault = None;
+        let (tell, told) = channel();
+        std::thread::scope(|scope| {
+            let mut running = 0;
+            loop {
+                while !self.is_stopped() && fault.is_none() {
+                    let Some(stage) = schedule.start() else { break };
+                    running += 1;
+                    let (tell, choice) = (tell.clone(), choices[stage]);
+                    scope.spawn(move || {
+                        let end = self.settle(stages, stage, choice, &tell);
+                        // The receiver lives until the last stage has told its end.
+                        let _ = tell.send(News::Ends { stage, end });
+                    });
                 }
-                if let Some(file) = &stage.stdout {
-                    let file = self.work.join(file);
-                    let folder = file.parent().unwrap_or(self.work);
-                    fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-                    single::write(&file, &[&json::read_bytes(&printed)?])?;
+                if running == 0 {
+                    return Ok(());
                 }
-                // The result is in its place, so that a second copy would only take space.
-                fs::remove_file(&printed).map_err(|e| Error::io("remove", &printed, e))?;
-                finished.ran = Ran::Done;
-                finished.seconds = start.elapsed().as_secs_f64();
-                records.finish(stage, record, finished.seconds)?;
+                match told.recv_timeout(Duration::from_millis(200)) {
+                    Ok(News::Starts { stage, reason }) => {
+                        times.start(&stages[stage].name)?;
+                        self.watch.starts(&stages[stage], &reason, &self.log(&stages[stage]));
+                    }
+                    Ok(News::Ends { stage, end: Err(error) }) => {
+                        running -= 1;
+                        schedule.end(stage, false);
+                        fault.get_or_insert(error);
+                    }
+                    Ok(News::Ends { stage, end: Ok(end) }) => {
+                        running -= 1;
+                        schedule.end(stage, end.failure.is_none());
+                        if end.ran == Ran::Done {
+                            times.end(&stages[stage].name, end.seconds)?;
+                        }
+                        failures.extend(end.failure);
+                        let ended = note(&stages[stage], end.ran, end.seconds, None);
+                        self.watch.ends(&ended);
+                        finished[stage] = Some(ended);
+                        while let Some((stage, because)) = schedule.skip() {
+                            let because = Some(stages[because].name.clone());
+                            let skipped = note(&stages[stage], Ran::Skipped, 0.0, because);
+                            self.watch.ends(&skipped);
+                            finished[stage] = Some(skipped);
+                        }
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                }
             }
-            self.watch.ends(&finished);
-            report.stages.push(finished);
+        })?;
+        match fault {
+            Some(error) => Err(error),
+            None => Ok(Report {
+                stopped: self.is_stopped() && (finished.iter().any(Option::is_none) || !failures.is_empty()),
+                stages: finished.into_iter().flatten().collect(),
+                failures,
+                seconds: begun.elapsed().as_secs_f64(),
+            }),
         }
-        Ok(report)
     }
 
-    /// Why each stage would run; none where it would not.
-    pub fn reasons(&self, stages: &[Stage]) -> Result<Vec<Option<String>>> {
+    /// Runs a stage if it must.
+    fn settle(&self, stages: &[Stage], number: usize, choice: Choice, tell: &Sender<News>) -> Result<End> {
+        let nothing = |ran| Ok(End { ran, seconds: 0.0, failure: None });
+        let stage = &stages[number];
         let records = self.records();
-        let mut reasons: Vec<Option<String>> = Vec::with_capacity(stages.len());
-        for stage in stages {
-            let own = records.reason(stage, records.read(stage).as_ref())?;
-            let running = stages.iter().zip(&reasons).filter(|(_, reason)| reason.is_some());
-            let needed = running.map(|(other, _)| other).find(|other| stage.reads_what_makes(other));
-            reasons.push(own.or_else(|| needed.map(|other| format!("stage {} runs before it", other.name))));
+        let before = records.read(stage);
+        let reason = match choice {
+            Choice::Leave => return nothing(Ran::Left),
+            Choice::Force => Some("it was asked for".to_owned()),
+            Choice::Check => records.reason(stage, before.as_ref())?,
+        };
+        let Some(reason) = reason else { return nothing(Ran::UpToDate) };
+        let start = Instant::now();
+        let log = self.log(stage);
+        let resume = choice != Choice::Force && records.can_resume(stage, before.as_ref())?;
+        let line = self.line(stage, resume, before.is_some())?;
+        // The receiver lives until the last stage has told its end.
+        let _ = tell.send(News::Starts { stage: number, reason });
+        let record = records.start(stage, before.as_ref())?;
+        let (status, printed) = child::run(self.program, self.work, stage, &line, &log, self.stop)?;
+        let failed = |missing: Option<PathBuf>| {
+            let (stage, code, tail) = (stage.name.clone(), status.code(), tail(&log, &printed));
+            let failure = Some(Failure { stage, code, missing, tail, log: log.clone() });
+            End { ran: Ran::Failed, seconds: start.elapsed().as_secs_f64(), failure }
+        };
+        if !status.success() {
+            // What was told to end did not fail by itself, and may go on.
+            if !self.is_stopped() {
+                records.fail(stage, record)?;
+            }
+            return Ok(failed(None));
         }
-        Ok(reasons)
-    }
-
-    fn records(&self) -> Records<'_> {
-        Records::new(self.work, self.work.join(FOLDER).join("stages"))
+        if let Some(file) = &stage.stdout {
+            let file = self.work.join(file);
+            let folder = file.parent().unwrap_or(self.work);
+            fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+            single::write(&file, &[&json::read_bytes(&printed)?])?;
+        }
+        if let Some(missing) = stage.outputs.iter().find(|output| !self.work.join(output).exists()) {
+            records.fail(stage, record)?;
+            return Ok(failed(Some(missing.clone())));
+        }
+        // The result is in its place, so that a second copy would only take space.
+        fs::remove_file(&printed).map_err(|e| Error::io("remove", &printed, e))?;
+        records.finish(stage, record)?;
+        Ok(End { ran: Ran::Done, seconds: start.elapsed().as_secs_f64(), failure: None })
     }
 
     /// The command line: going on with what a killed run left, or replacing what this stage made before.
@@ -190,34 +203,50 @@ impl Runner<'_> {
         Ok(line)
     }
 
-    /// Runs the child; its status, and the file that holds its standard output.
-    fn execute(&self, stage: &Stage, line: &[String], log: &Path) -> Result<(ExitStatus, PathBuf)> {
-        let printed = log.with_extension("out");
-        let out = File::create(&printed).map_err(|e| Error::io("create", &printed, e))?;
-        let failed = |e| Error::io("write", log, e);
-        fs::write(log, format!("$ bam-convert {}\n", line.join(" "))).map_err(failed)?;
-        // Both streams append, so that neither writes over the other.
-        let append = || File::options().append(true).open(log).map_err(failed);
-        let program = std::path::absolute(self.program).map_err(|e| Error::io("find", self.program, e))?;
-        let mut command = Command::new(&program);
-        command.args(line).current_dir(self.work).stdin(Stdio::null()).stderr(append()?);
-        command.stdout(if stage.stdout.is_some() { out } else { append()? });
-        let status = command.status().map_err(|e| Error::io("run", &program, e))?;
-        Ok((status, printed))
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn records(&self) -> Records<'_> {
+        Records::new(self.work, self.work.join(FOLDER).join("stages"), self.verify)
+    }
+
+    pub(super) fn times(&self) -> Times {
+        Times::read(&self.work.join(FOLDER).join("run.json"))
+    }
+
+    fn logs(&self) -> PathBuf {
+        self.work.join(FOLDER).join("logs")
+    }
+
+    pub(super) fn log(&self, stage: &Stage) -> PathBuf {
+        self.logs().join(format!("{}.log", stage.name))
+    }
+
+    /// Whether a run works in the folder.
+    pub(super) fn is_running(&self) -> bool {
+        let file = File::open(self.work.join(FOLDER).join("lock"));
+        file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+    }
+
+    /// Takes the lock of the work folder, held until dropped.
+    fn lock(&self) -> Result<File> {
+        let path = &self.work.join(FOLDER).join("lock");
+        let file = File::create(path).map_err(|e| Error::io("lock", path, e))?;
+        for _ in 0..LOCK_TRIES {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(fs::TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
+                Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", path, e)),
+            }
+        }
+        Err(Error::file(self.work, "another run works in this folder")
+            .with_hint("wait for it, or choose another --work"))
     }
 }
 
-/// Takes the lock of a work folder, held until dropped.
-fn lock(path: &Path, work: &Path) -> Result<File> {
-    let file = File::create(path).map_err(|e| Error::io("lock", path, e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => {
-            Err(Error::file(work, "another run works in this folder")
-                .with_hint("wait for it, or choose another --work"))
-        }
-        Err(fs::TryLockError::Error(e)) => Err(Error::io("lock", path, e)),
-    }
+fn note(stage: &Stage, ran: Ran, seconds: f64, because: Option<String>) -> Finished {
+    Finished { stage: stage.name.clone(), command: stage.kind().to_owned(), ran, seconds, because }
 }
 
 /// The last lines of the log, or of the result where the log says nothing.

@@ -1,11 +1,51 @@
 //! `${name}` in the texts of a recipe.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::nearest;
 
-/// What names stand for.
-pub(super) type Scope = BTreeMap<String, String>;
+/// What names stand for, and which of them texts have used.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Scope {
+    names: BTreeMap<String, String>,
+    used: RefCell<BTreeSet<String>>,
+}
+
+impl Scope {
+    /// These names.
+    pub(super) fn new(names: impl IntoIterator<Item = (String, String)>) -> Self {
+        Self { names: names.into_iter().collect(), used: RefCell::default() }
+    }
+
+    /// The same names, none of them used yet.
+    pub(super) fn unused(&self) -> Self {
+        Self { names: self.names.clone(), used: RefCell::default() }
+    }
+
+    /// Makes a name stand for a value.
+    pub(super) fn insert(&mut self, name: String, value: String) {
+        self.names.insert(name, value);
+    }
+
+    /// Whether a name stands for anything.
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
+    /// The stages whose outputs were used, with those outputs.
+    pub(super) fn used_stages(&self) -> Vec<(String, String)> {
+        let used = self.used.borrow();
+        let stages = used.iter().filter_map(|name| Some((name.strip_prefix(STAGE)?, self.names.get(name)?)));
+        stages.map(|(stage, output)| (stage.to_owned(), output.clone())).collect()
+    }
+
+    fn take(&self, name: &str) -> Option<&str> {
+        let value = self.names.get(name)?;
+        self.used.borrow_mut().insert(name.to_owned());
+        Some(value)
+    }
+}
 
 /// Bytes that a text may grow to: variables that double each other would fill the memory.
 const LONGEST: usize = 1 << 16;
@@ -35,7 +75,7 @@ fn expand_below(text: &str, scope: &Scope, depth: usize) -> Result<String, (Stri
             return Err((format!("expected at most {DEEPEST} names inside each other"), None));
         };
         let name = expand_below(&inside[..end], scope, depth)?;
-        match scope.get(&name) {
+        match scope.take(&name) {
             Some(value) => out.push_str(value),
             None => return Err(unknown(&name, scope)),
         }
@@ -71,7 +111,7 @@ fn closing(text: &str) -> Option<usize> {
 }
 
 fn unknown(name: &str, scope: &Scope) -> (String, Option<String>) {
-    let near = nearest(name, scope.keys().map(String::as_str));
+    let near = nearest(name, scope.names.keys().map(String::as_str));
     let hint = near.map(|near| format!("the nearest known name is `{near}`"));
     match name.strip_prefix(STAGE) {
         Some(stage) => (format!("no stage above this one is named `{stage}` and has an output"), hint),
@@ -84,14 +124,16 @@ mod tests {
     use super::*;
 
     fn scope() -> Scope {
-        [("domain", "law"), ("stage.train-law", "experts/law"), ("n", "3")]
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .into()
+        let names = [("domain", "law"), ("stage.train-law", "experts/law"), ("n", "3")];
+        Scope::new(names.map(|(name, value)| (name.to_owned(), value.to_owned())))
     }
 
     #[test]
     fn names_are_replaced_inside_out() {
-        assert_eq!(expand("a ${n} $ {x} ${stage.train-${domain}}/b", &scope()).unwrap(), "a 3 $ {x} experts/law/b");
+        let scope = scope();
+        assert_eq!(expand("a ${n} $ {x} ${stage.train-${domain}}/b", &scope).unwrap(), "a 3 $ {x} experts/law/b");
+        assert_eq!(scope.used_stages(), [("train-law".to_owned(), "experts/law".to_owned())]);
+        assert!(scope.unused().used_stages().is_empty());
         assert!(refers_to("x-${domain}", "domain") && !refers_to("domain", "domain"));
     }
 

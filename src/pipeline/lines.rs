@@ -68,13 +68,16 @@ impl<'a> Lines<'a> {
         let (name, argument) = self.argument(command, key)?;
         let values = self.values(argument, value)?;
         let counts = argument.get_num_args().unwrap_or_default();
-        let many = matches!(argument.get_action(), clap::ArgAction::Append) || counts.max_values() > 1;
-        if values.len() > 1 && !many {
+        if values.len() > 1 && !takes_many(argument) {
             let problem = format!("`{name}` takes one value, found {}", values.len());
             return Err(fault(self.file, value.referenced, problem));
         }
         if !argument.get_action().takes_values() || (counts.min_values() == 0 && is_switch(&values)) {
             return self.switch(name, &values, value.referenced);
+        }
+        let together = counts.min_values() > 1;
+        if together {
+            self.flags.push(format!("--{name}"));
         }
         for value in values {
             if OUTPUTS.contains(&name) {
@@ -84,6 +87,7 @@ impl<'a> Lines<'a> {
             }
             match argument.get_index() {
                 Some(index) => self.positional.push((index, value)),
+                None if together => self.flags.push(value),
                 // In one word, a value may begin with a dash.
                 None if value.starts_with('-') => self.flags.push(format!("--{name}={value}")),
                 None => self.flags.extend([format!("--{name}"), value]),
@@ -120,7 +124,7 @@ impl<'a> Lines<'a> {
 
     /// The values of a key, in order: `name: {a: x}` gives `a=x` where the flag wants `NAME=…`.
     fn values(&self, argument: &Arg, value: &Spanned<Node>) -> Result<Vec<String>> {
-        let named = value_names(argument).any(|name| name.contains('='));
+        let named = is_named(argument);
         match &value.value {
             Node::Scalar(None) => Ok(Vec::new()),
             Node::Scalar(Some(scalar)) => Ok(vec![self.text(value.referenced, scalar)?]),
@@ -157,12 +161,23 @@ fn is_switch(values: &[String]) -> bool {
 }
 
 /// The key by which a file sets an argument: the flag without its dashes, or the name of a positional one.
-fn setting(argument: &Arg) -> Option<(&str, &Arg)> {
+pub(super) fn setting(argument: &Arg) -> Option<(&str, &Arg)> {
     let name = match argument.get_index() {
         Some(_) => argument.get_id().as_str(),
         None => argument.get_long()?,
     };
     (!argument.is_global_set()).then_some((name, argument))
+}
+
+/// Whether it takes more than one value.
+pub(super) fn takes_many(argument: &Arg) -> bool {
+    let counts = argument.get_num_args().unwrap_or_default();
+    matches!(argument.get_action(), clap::ArgAction::Append) || counts.max_values() > 1
+}
+
+/// Whether its values are `NAME=…`.
+pub(super) fn is_named(argument: &Arg) -> bool {
+    value_names(argument).any(|name| name.contains('='))
 }
 
 fn value_names(argument: &Arg) -> impl Iterator<Item = &str> {

@@ -1,20 +1,35 @@
-//! Recipes: the whole method as one file of stages, run one after the other.
+//! Recipes: the whole method as one file of stages, run side by side where nothing makes them wait.
 //!
-//! A stage is one command of this program, run as a child process in the recipe's work folder. What a stage may say is
+//! A stage is one command of this program, or of the shell, run as a child process in the recipe's work folder. What a stage may say is
 //! what the command line defines: its keys are the command's own flags, read from the one definition that parses them,
 //! so that a recipe cannot fall behind. A stage is skipped where its record says that nothing changed: the same command
 //! line, inputs with the same bytes, and outputs as it left them.
 
+mod child;
 mod config;
 mod execute;
 mod expand;
+mod graph;
 mod lines;
+mod outcome;
 mod recipe;
 mod record;
+mod schedule;
+mod schema;
+mod select;
+mod shell;
 mod stage;
+mod status;
+mod times;
 mod yaml;
 
 pub use config::{Settled, define, is_given, relaxed, settle};
-pub use execute::{Failure, Finished, Ran, Report, Runner, Watch};
+pub use execute::{Runner, Watch};
+pub use graph::Graph;
+pub use outcome::{Failure, Finished, Ran, Report};
 pub use recipe::Recipe;
+pub use schema::schema;
+pub use select::{Choice, Selection};
 pub use stage::Stage;
+pub use status::{Forecast, StageStatus, Stand, last_line, status_table};
+pub use times::Time;

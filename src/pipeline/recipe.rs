@@ -1,12 +1,12 @@
 //! A recipe as it is written, and the stages that it means.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::Command;
 use serde_saphyr::{Location, Spanned};
 
 use super::expand::{STAGE, Scope, refers_to};
+use super::graph::Makers;
 use super::lines::text;
 use super::stage::{Stage, Written, commands};
 use super::yaml::{self, Node, fault, unknown_key};
@@ -15,9 +15,9 @@ use crate::error::nearest;
 use crate::{Error, Result};
 
 /// Keys at the top of a recipe.
-const KEYS: [&str; 4] = ["description", "work", "variables", "stages"];
+pub(super) const KEYS: [&str; 4] = ["description", "work", "variables", "stages"];
 /// Keys of a stage beside its command.
-const STAGE_KEYS: [&str; 3] = ["name", "for_each", "stdout"];
+pub(super) const STAGE_KEYS: [&str; 3] = ["name", "for_each", "stdout"];
 /// Most stages that one entry may stand for.
 const MOST_STAGES: usize = 10_000;
 /// The folder of the recipe, as seen from the work folder.
@@ -95,16 +95,28 @@ impl Recipe {
         program.build();
         let mut scope = self.scope(set, work)?;
         let mut stages: Vec<Stage> = Vec::new();
-        let mut made = BTreeSet::new();
+        let mut makers = Makers::new(work)?;
         for tree in &self.stages {
+            // What a stage uses is its own.
+            scope = scope.unused();
             for stage in self.resolve(tree, &program, &mut scope)? {
                 if stages.iter().any(|other| other.name == stage.name) {
                     let problem = format!("two stages are named `{}`", stage.name);
                     return Err(fault(&self.path, tree.referenced, problem)
                         .with_hint("with for_each, let the name hold the variable"));
                 }
-                if let Some(twice) = stage.outputs.iter().find(|output| !made.insert((*output).clone())) {
-                    let problem = format!("stage `{}` makes {} again", stage.name, twice.display());
+                for output in &stage.outputs {
+                    let Some(other) = makers.of(output).into_iter().find(|other| *other != stages.len()) else {
+                        makers.insert(output, stages.len());
+                        continue;
+                    };
+                    let (name, other) = (&stage.name, &stages[other]);
+                    let again = other.outputs.contains(output);
+                    let output = output.display();
+                    let problem = match again {
+                        true => format!("stage `{name}` makes {output} again"),
+                        false => format!("stage `{name}` makes {output}, within or around what `{}` makes", other.name),
+                    };
                     return Err(fault(&self.path, tree.referenced, problem));
                 }
                 stages.push(stage);
@@ -116,7 +128,7 @@ impl Recipe {
     /// What names stand for before the first stage.
     fn scope(&self, set: &[(String, String)], work: &Path) -> Result<Scope> {
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut scope = Scope::from([(RECIPE.to_owned(), relative_to(folder, work)?)]);
+        let mut scope = Scope::new([(RECIPE.to_owned(), relative_to(folder, work)?)]);
         for (name, _) in set {
             let known = || self.variables.iter().map(|(name, _)| name.value.as_str());
             if !known().any(|known| known == name) {
@@ -172,7 +184,7 @@ impl Recipe {
         let mut stages = Vec::new();
         for values in combinations(&loops) {
             let mut inner = scope.clone();
-            inner.extend(loops.iter().zip(values).map(|((name, _), value)| (name.value.clone(), value)));
+            loops.iter().zip(values).for_each(|((name, _), value)| inner.insert(name.value.clone(), value));
             stages.push(written.resolve(program, &inner)?);
         }
         for (variable, _) in &loops {
@@ -193,7 +205,7 @@ impl Recipe {
         let path = &self.path;
         let (mut loops, mut count) = (Vec::new(), 1usize);
         for (name, values) in map(path, tree, "variables with lists of values")? {
-            if scope.contains_key(&name.value) {
+            if scope.contains(&name.value) {
                 let problem = format!("`{}` is a variable already; choose another name", name.value);
                 return Err(fault(path, name.referenced, problem));
             }

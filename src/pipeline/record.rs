@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::stage::{Stage, places};
-use crate::checkpoint::hash::sha256_file;
+use crate::checkpoint::hash::sha256_source;
+use crate::checkpoint::known_hashes;
 use crate::checkpoint::manifest::Tool;
 use crate::checkpoint::single;
-use crate::checkpoint::source_file::Stamp;
+use crate::checkpoint::source_file::{SourceFile, Stamp};
 use crate::{Error, Result};
 
 /// Version of the records; others are as good as none.
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 
 /// How far a stage came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,8 @@ pub(super) enum State {
     Started,
     /// It ended well.
     Done,
+    /// It ended, but not well.
+    Failed,
 }
 
 /// The record of a stage.
@@ -33,9 +36,15 @@ pub(super) struct Record {
     tool: Tool,
     pub(super) state: State,
     command: Vec<String>,
-    seconds: f64,
     inputs: BTreeMap<String, Input>,
     outputs: BTreeMap<String, Stamp>,
+}
+
+impl Record {
+    /// Bytes that the last run which ended well left behind.
+    pub(super) fn output_bytes(&self) -> u64 {
+        self.outputs.values().map(|stamp| stamp.length).sum()
+    }
 }
 
 /// A file that was read.
@@ -52,12 +61,14 @@ pub(super) type Reason = Option<String>;
 pub(super) struct Records<'a> {
     work: &'a Path,
     folder: PathBuf,
+    /// Whether every input is read again, whatever is known of it.
+    verify: bool,
 }
 
 impl<'a> Records<'a> {
-    /// The records kept in `folder` of the stages that run in `work`.
-    pub(super) fn new(work: &'a Path, folder: PathBuf) -> Self {
-        Self { work, folder }
+    /// The records kept in `folder` of the stages that run in `work`; `verify` reads every input, whatever is known of it.
+    pub(super) fn new(work: &'a Path, folder: PathBuf, verify: bool) -> Self {
+        Self { work, folder, verify }
     }
 
     /// The record of a stage, if there is one that this version understands.
@@ -74,7 +85,6 @@ impl<'a> Records<'a> {
             tool: Tool::this(),
             state: State::Started,
             command: line(stage),
-            seconds: 0.0,
             inputs: self.inputs(stage, before)?,
             // What it made before is still its own to replace.
             outputs: before.map(|before| before.outputs.clone()).unwrap_or_default(),
@@ -83,10 +93,15 @@ impl<'a> Records<'a> {
         Ok(record)
     }
 
+    /// Records that a stage ended badly.
+    pub(super) fn fail(&self, stage: &Stage, mut record: Record) -> Result<()> {
+        record.state = State::Failed;
+        self.write(stage, &record)
+    }
+
     /// Records that a stage is done.
-    pub(super) fn finish(&self, stage: &Stage, mut record: Record, seconds: f64) -> Result<()> {
+    pub(super) fn finish(&self, stage: &Stage, mut record: Record) -> Result<()> {
         record.state = State::Done;
-        record.seconds = seconds;
         record.outputs = self.outputs(stage)?;
         self.write(stage, &record)
     }
@@ -94,8 +109,10 @@ impl<'a> Records<'a> {
     /// Why the stage must run.
     pub(super) fn reason(&self, stage: &Stage, record: Option<&Record>) -> Result<Reason> {
         let Some(record) = record else { return Ok(Some("no run is on record".to_owned())) };
-        if record.state == State::Started {
-            return Ok(Some("its last run did not end".to_owned()));
+        match record.state {
+            State::Started => return Ok(Some("its last run did not end".to_owned())),
+            State::Failed => return Ok(Some("its last run failed".to_owned())),
+            State::Done => {}
         }
         if record.tool != Tool::this() {
             return Ok(Some(format!("version {} made it", record.tool.version)));
@@ -117,9 +134,9 @@ impl<'a> Records<'a> {
         Ok(difference(&hashes(&record.inputs), &hashes(&inputs)).map(|path| format!("{path} changed")))
     }
 
-    /// Whether a killed run of this very stage can go on: same command line, same inputs.
+    /// Whether a run of this very stage that was cut short can go on: same command line, same inputs.
     pub(super) fn can_resume(&self, stage: &Stage, record: Option<&Record>) -> Result<bool> {
-        let Some(record) = record.filter(|record| record.state == State::Started) else { return Ok(false) };
+        let Some(record) = record.filter(|record| record.state != State::Done) else { return Ok(false) };
         Ok(stage.resumes && record.command == line(stage) && record.inputs == self.inputs(stage, Some(record))?)
     }
 
@@ -144,7 +161,8 @@ impl<'a> Records<'a> {
         Ok(found)
     }
 
-    /// The files behind the stage's settings with their hashes; those that `known` has by their stamp are not read again.
+    /// The files behind the stage's settings with their hashes; those that `known` has by their stamp are not read again,
+    /// but to verify them.
     fn inputs(&self, stage: &Stage, known: Option<&Record>) -> Result<BTreeMap<String, Input>> {
         let mut found = BTreeMap::new();
         for value in &stage.inputs {
@@ -156,15 +174,27 @@ impl<'a> Records<'a> {
                     }
                     let stamp = self.stamp(&path)?;
                     let before = known.and_then(|record| record.inputs.get(&name));
-                    let sha256 = match before.filter(|before| before.stamp == stamp) {
+                    let sha256 = match before.filter(|before| before.stamp == stamp && !self.verify) {
                         Some(before) => before.sha256.clone(),
-                        None => sha256_file(&self.work.join(&path))?.0,
+                        None => self.hash(&self.work.join(&path))?,
                     };
                     found.insert(name, Input { stamp, sha256 });
                 }
             }
         }
         Ok(found)
+    }
+
+    /// The hash of a file of which the record knows nothing; another work folder, or a surgery, may have taken it before.
+    fn hash(&self, path: &Path) -> Result<String> {
+        let source = SourceFile::open(path)?;
+        if let Some(known) = known_hashes::lookup(&source).filter(|_| !self.verify) {
+            return Ok(known);
+        }
+        let sha256 = sha256_source(&source)?;
+        source.check_unchanged()?;
+        known_hashes::remember(&source, &sha256);
+        Ok(sha256)
     }
 
     fn stamp(&self, path: &Path) -> Result<Stamp> {

@@ -7,29 +7,37 @@ use serde_saphyr::Spanned;
 
 use super::expand::Scope;
 use super::lines::{Lines, refusal, text};
+use super::shell::{SHELL, Shell};
 use super::yaml::{Node, fault, unknown_key};
 use crate::Result;
 
 /// Settings that name what a command makes; the first one given is what `${stage.NAME}` stands for.
 pub(super) const OUTPUTS: [&str; 4] = ["out", "dump", "svg", "routing-svg"];
 /// Settings that are the runner's to choose, and `config`: a recipe says itself what a stage reads.
-const RUNNERS: [&str; 6] = ["force", "resume", "dry-run", "config", "help", "version"];
+pub(super) const RUNNERS: [&str; 6] = ["force", "resume", "dry-run", "config", "help", "version"];
 /// Commands that are no stage.
 const NO_STAGES: [&str; 4] = ["run", "completions", "man", "help"];
+
+/// Commands that run a model, on all cores.
+const COMPUTING: [&str; 4] = ["train", "eval", "logits", "generate"];
 
 /// A command of a recipe, ready to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stage {
     /// Its name, which no other stage of the recipe has.
     pub name: String,
-    /// The command of this program and its arguments.
+    /// The command of this program and its arguments; of a `shell` stage, the shell's.
     pub command: Vec<String>,
+    /// Whether it is a command of this program, and not the shell's.
+    pub is_own: bool,
     /// What it makes, as seen from the work folder.
     pub outputs: Vec<PathBuf>,
     /// Where its standard output goes, if it is a result to keep.
     pub stdout: Option<PathBuf>,
     /// What it may read, as seen from the work folder; some of it may be no file at all.
     pub(super) inputs: Vec<String>,
+    /// The stages that its settings refer to by name.
+    pub(super) after: Vec<String>,
     /// Whether the command has `--force`, which replaces an output.
     pub(super) replaces: bool,
     /// Whether the command has `--resume`, which goes on where a killed run stopped.
@@ -37,10 +45,22 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Whether one of the files it may read is what `other` makes.
-    pub(super) fn reads_what_makes(&self, other: &Self) -> bool {
-        let mut read = self.inputs.iter().flat_map(|value| places(value));
-        read.any(|place| other.outputs.iter().any(|output| Path::new(&place).starts_with(output)))
+    /// Whether it runs a model, and so takes the whole machine.
+    pub fn computes(&self) -> bool {
+        self.is_own && self.command.first().is_some_and(|command| COMPUTING.contains(&command.as_str()))
+    }
+
+    /// The command as a person names it.
+    pub fn kind(&self) -> &str {
+        match self.is_own {
+            true => self.command.first().map_or("", String::as_str),
+            false => SHELL,
+        }
+    }
+
+    /// The paths that it may read.
+    pub(super) fn reads(&self) -> impl Iterator<Item = String> {
+        self.inputs.iter().flat_map(|value| places(value))
     }
 }
 
@@ -73,16 +93,20 @@ pub(super) struct Written<'a> {
 /// The names of the commands that stages may use; of a command with commands below it, those: `expert add`.
 pub(super) fn commands(program: &Command) -> Vec<String> {
     let known = program.get_subcommands().filter(|command| !NO_STAGES.contains(&command.get_name()));
-    let names = known.flat_map(|command| {
-        let own = command.get_name();
-        let below: Vec<String> = command.get_subcommands().map(|below| format!("{own} {}", below.get_name())).collect();
-        if below.is_empty() { vec![own.to_owned()] } else { below }
-    });
-    names.collect()
+    let mut names: Vec<String> = known
+        .flat_map(|command| {
+            let own = command.get_name();
+            let below: Vec<String> =
+                command.get_subcommands().map(|below| format!("{own} {}", below.get_name())).collect();
+            if below.is_empty() { vec![own.to_owned()] } else { below }
+        })
+        .collect();
+    names.push(SHELL.to_owned());
+    names
 }
 
-/// The definition of one of these commands.
-fn definition<'a>(program: &'a Command, name: &str) -> Option<&'a Command> {
+/// The definition of one of these commands of the program.
+pub(super) fn definition<'a>(program: &'a Command, name: &str) -> Option<&'a Command> {
     let found = name.split(' ').try_fold(program, |command, word| command.find_subcommand(word))?;
     (!found.has_subcommands()).then_some(found)
 }
@@ -100,6 +124,10 @@ impl Written<'_> {
             Some(file) => Some(PathBuf::from(text(self.recipe, file.referenced, &file.value, scope)?)),
             None => None,
         };
+        if self.command.value == SHELL {
+            let shell = Shell::read(self.recipe, self.settings, scope)?;
+            return Ok(self.with_shell(name, stdout, shell, scope));
+        }
         let Some(definition) = definition(program, &self.command.value) else {
             let known = commands(program);
             let known: Vec<&str> = known.iter().map(String::as_str).collect();
@@ -122,9 +150,22 @@ impl Written<'_> {
         let (arguments, inputs) = lines.finish();
         let mut command: Vec<String> = self.command.value.split(' ').map(str::to_owned).collect();
         command.extend(arguments);
-        let stage = Stage { name, command, inputs, outputs, stdout, replaces: has("force"), resumes: has("resume") };
+        let after = scope.used_stages().into_iter().map(|(stage, _)| stage).collect();
+        let (replaces, resumes, is_own) = (has("force"), has("resume"), true);
+        let stage = Stage { name, command, is_own, inputs, outputs, stdout, after, replaces, resumes };
         self.check(program, &stage)?;
         Ok(stage)
+    }
+
+    fn with_shell(&self, name: String, stdout: Option<PathBuf>, shell: Shell, scope: &Scope) -> Stage {
+        let Shell { command, mut inputs, mut outputs } = shell;
+        outputs.extend(stdout.clone());
+        // Nothing says what in the command is a file, but what another stage made is one.
+        let (after, made): (_, Vec<String>) = scope.used_stages().into_iter().unzip();
+        inputs.extend(made);
+        let command = ["sh", "-c", &command].map(str::to_owned).to_vec();
+        let (replaces, resumes, is_own) = (false, false, false);
+        Stage { name, command, is_own, inputs, outputs, stdout, after, replaces, resumes }
     }
 
     /// Parses the command line as the command will.

@@ -1,0 +1,92 @@
+//! One run of a stage's command, as a child process that does not outlive this one.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::Duration;
+
+use super::stage::Stage;
+use crate::{Error, Result};
+
+/// Longest time between two looks at a child.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// The variable by which commands of the shell find this program.
+const PROGRAM: &str = "BAM_CONVERT";
+
+/// Runs `line`, the stage's command or one that goes on with it; its status, and the file that holds its standard output.
+///
+/// Once `stop` is true the child is told to end, and waited for.
+pub(super) fn run(
+    program: &Path,
+    work: &Path,
+    stage: &Stage,
+    line: &[String],
+    log: &Path,
+    stop: &AtomicBool,
+) -> Result<(ExitStatus, PathBuf)> {
+    let printed = log.with_extension("out");
+    let out = File::create(&printed).map_err(|e| Error::io("create", &printed, e))?;
+    let failed = |e| Error::io("write", log, e);
+    let name = if stage.is_own { "bam-convert " } else { "" };
+    fs::write(log, format!("$ {name}{}\n", line.join(" "))).map_err(failed)?;
+    // Both streams append, so that neither writes over the other.
+    let append = || File::options().append(true).open(log).map_err(failed);
+    let program = std::path::absolute(program).map_err(|e| Error::io("find", program, e))?;
+    let mut command = match (stage.is_own, line) {
+        (false, [shell, arguments @ ..]) => {
+            let mut command = Command::new(shell);
+            command.args(arguments).env(PROGRAM, &program);
+            command
+        }
+        (_, arguments) => {
+            let mut command = Command::new(&program);
+            command.args(arguments);
+            command
+        }
+    };
+    command.current_dir(work).stdin(Stdio::null()).stderr(append()?);
+    command.stdout(if stage.stdout.is_some() { out } else { append()? });
+    // In a group of its own, a child hears of Ctrl-C from us alone: a second signal would cut its saving short.
+    command.process_group(0);
+    end_with_parent(&mut command);
+    let failed = |e| Error::io("run", &program, e);
+    let mut child = command.spawn().map_err(failed)?;
+    Ok((wait(&mut child, stop).map_err(failed)?, printed))
+}
+
+fn wait(child: &mut Child, stop: &AtomicBool) -> std::io::Result<ExitStatus> {
+    let mut pause = Duration::from_millis(1);
+    let mut told = false;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if stop.load(Ordering::Relaxed) && !told {
+            told = true;
+            if let Ok(group) = i32::try_from(child.id()) {
+                // SAFETY: sends a signal, and touches no memory. The child has not been waited for, so that its number
+                // is still its own.
+                unsafe { libc::kill(-group, libc::SIGTERM) };
+            }
+        }
+        sleep(pause);
+        pause = (2 * pause).min(LONGEST_PAUSE);
+    }
+}
+
+/// The kernel ends the child where this process is killed: the next run would meet it at its work.
+fn end_with_parent(command: &mut Command) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: `prctl` may be called between fork and exec; it allocates nothing and takes no locks.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = command;
+}

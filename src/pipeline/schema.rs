@@ -1,0 +1,120 @@
+//! The JSON schema of recipes, for editors: generated from the definition of the command line.
+
+use clap::{Arg, ArgAction, Command};
+use serde_json::{Map, Value, json};
+
+use super::lines::{is_named, setting, takes_many};
+use super::recipe::{KEYS, STAGE_KEYS};
+use super::shell;
+use super::stage::{RUNNERS, commands, definition};
+
+/// The schema of recipes for the commands of `program`.
+pub fn schema(program: &Command) -> Value {
+    let mut program = program.clone();
+    program.build();
+    let names = commands(&program);
+    let mut stage = Map::new();
+    let [name, for_each, stdout] = STAGE_KEYS;
+    stage.insert(name.to_owned(), text("Its name, which no other stage has."));
+    stage.insert(
+        for_each.to_owned(),
+        json!({"description": "Variables with their values; the stage comes once for each combination.",
+               "type": "object", "additionalProperties": {"type": "array", "items": scalar()}}),
+    );
+    stage.insert(stdout.to_owned(), text("A file for what the command prints."));
+    for name in &names {
+        let settings = match definition(&program, name) {
+            Some(command) => settings(command),
+            None => shell_settings(),
+        };
+        stage.insert(name.clone(), settings);
+    }
+    let one: Vec<Value> = names.iter().map(|name| json!({"required": [name]})).collect();
+    let [description, work, variables, stages] = KEYS;
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Recipe",
+        "description": "Stages that `bam-convert run` runs.",
+        "type": "object",
+        "required": [stages],
+        "additionalProperties": false,
+        "properties": {
+            description: text("What it is for."),
+            work: text("The folder to work in; --work replaces it."),
+            variables: {"description": "What ${name} stands for; --set NAME=VALUE replaces it.",
+                        "type": "object", "additionalProperties": scalar()},
+            stages: {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/stage"}},
+        },
+        "$defs": {"stage": {"type": "object", "required": [name], "additionalProperties": false, "oneOf": one,
+                            "properties": stage}},
+    })
+}
+
+fn text(description: &str) -> Value {
+    json!({"description": description, "type": "string"})
+}
+
+fn scalar() -> Value {
+    json!({"type": ["string", "number", "boolean"]})
+}
+
+fn shell_settings() -> Value {
+    let list = json!({"anyOf": [scalar(), {"type": "array", "items": scalar()}]});
+    let [command, inputs, outputs] = shell::KEYS;
+    json!({"description": "A command of the shell, with the files that it reads and makes.", "type": "object",
+           "required": [command], "additionalProperties": false,
+           "properties": {command: {"type": "string"}, inputs: list, outputs: list}})
+}
+
+/// The settings of a command.
+fn settings(command: &Command) -> Value {
+    let known = command.get_arguments().filter_map(setting);
+    let known = known.filter(|(name, argument)| argument.get_index().is_some() || !RUNNERS.contains(name));
+    let (mut properties, mut required) = (Map::new(), Vec::new());
+    for (name, argument) in known {
+        if argument.is_required_set() {
+            required.push(name);
+        }
+        properties.insert(name.to_owned(), property(argument));
+    }
+    let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+    // Settings may be left out as a whole where nothing is required.
+    let kind = if required.is_empty() { json!(["object", "null"]) } else { json!("object") };
+    json!({"description": about, "type": kind, "required": required, "additionalProperties": false,
+           "properties": properties})
+}
+
+/// What a setting may be given; a name in braces stands for anything.
+fn property(argument: &Arg) -> Value {
+    let values: Vec<String> = argument.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect();
+    let takes_values = argument.get_action().takes_values();
+    let one = match (takes_values, values.is_empty()) {
+        (false, _) => json!({"type": "boolean"}),
+        (true, true) => scalar(),
+        (true, false) if matches!(argument.get_action(), ArgAction::Set | ArgAction::Append) => {
+            let mut ways = vec![json!({"enum": values}), json!({"type": "string", "pattern": "\\$\\{"})];
+            if values.iter().any(|value| value == "true") {
+                ways.push(json!({"type": "boolean"}));
+            }
+            json!({"anyOf": ways})
+        }
+        (true, false) => scalar(),
+    };
+    let mut ways = vec![one.clone()];
+    if takes_values && takes_many(argument) {
+        ways.push(json!({"type": "array", "items": one}));
+    }
+    if takes_values && is_named(argument) {
+        ways.push(json!({"type": "object", "additionalProperties": scalar()}));
+    }
+    if takes_values && argument.get_num_args().is_some_and(|counts| counts.min_values() == 0) {
+        ways.push(json!({"type": "boolean"}));
+    }
+    let mut property = Map::new();
+    property.insert("description".to_owned(), argument.get_help().map(ToString::to_string).unwrap_or_default().into());
+    match ways.len() {
+        1 => property.extend(ways.pop().and_then(|way| way.as_object().cloned()).unwrap_or_default()),
+        _ => drop(property.insert("anyOf".to_owned(), ways.into())),
+    }
+    property.into()
+}

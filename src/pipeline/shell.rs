@@ -1,0 +1,64 @@
+//! `shell`: a stage that is a command of the shell, with what it reads and makes.
+
+use std::path::{Path, PathBuf};
+
+use serde_saphyr::Spanned;
+
+use super::expand::Scope;
+use super::lines::text;
+use super::yaml::{Node, fault, unknown_key};
+use crate::Result;
+
+/// What such a stage is called.
+pub(super) const SHELL: &str = "shell";
+/// Its settings.
+pub(super) const KEYS: [&str; 3] = ["command", "inputs", "outputs"];
+
+/// The settings of a stage.
+pub(super) struct Shell {
+    /// A text for `sh -c`.
+    pub(super) command: String,
+    /// Files and folders that it reads.
+    pub(super) inputs: Vec<String>,
+    /// Files and folders that it makes.
+    pub(super) outputs: Vec<PathBuf>,
+}
+
+impl Shell {
+    /// Reads the settings, names replaced.
+    pub(super) fn read(recipe: &Path, settings: &Spanned<Node>, scope: &Scope) -> Result<Self> {
+        let Node::Map(entries) = &settings.value else {
+            let problem = format!("expected the settings of `{SHELL}`, found {}", settings.value.kind());
+            return Err(fault(recipe, settings.referenced, problem));
+        };
+        let (mut command, mut inputs, mut outputs) = (None, Vec::new(), Vec::new());
+        for (key, value) in entries {
+            match key.value.as_str() {
+                "inputs" => inputs = texts(recipe, value, scope)?,
+                "outputs" => outputs = texts(recipe, value, scope)?.into_iter().map(PathBuf::from).collect(),
+                "command" => match <[String; 1]>::try_from(texts(recipe, value, scope)?) {
+                    Ok([text]) => command = Some(text),
+                    Err(_) => return Err(fault(recipe, value.referenced, "expected one text for the shell")),
+                },
+                _ => return Err(unknown_key(recipe, key, &format!("`{SHELL}`"), &KEYS)),
+            }
+        }
+        match command {
+            Some(command) => Ok(Self { command, inputs, outputs }),
+            None => Err(fault(recipe, settings.referenced, format!("`{SHELL}` lacks its `command`"))),
+        }
+    }
+}
+
+/// One text, or a list of them.
+fn texts(recipe: &Path, value: &Spanned<Node>, scope: &Scope) -> Result<Vec<String>> {
+    match &value.value {
+        Node::Scalar(None) => Ok(Vec::new()),
+        Node::Scalar(Some(words)) => Ok(vec![text(recipe, value.referenced, words, scope)?]),
+        Node::List(items) => {
+            let parts: Vec<Vec<String>> = items.iter().map(|item| texts(recipe, item, scope)).collect::<Result<_>>()?;
+            Ok(parts.concat())
+        }
+        Node::Map(_) => Err(fault(recipe, value.referenced, "expected a text or a list, found keys with values")),
+    }
+}

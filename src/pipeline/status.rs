@@ -1,0 +1,159 @@
+//! How far a work folder is, and what a run would do there.
+
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::execute::Runner;
+use super::graph::Graph;
+use super::record::State;
+use super::select::Choice;
+use super::stage::Stage;
+use crate::Result;
+use crate::table::{self, Align};
+
+/// What a run would do about a stage.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Forecast {
+    /// The stages that it needs.
+    pub needs: Vec<String>,
+    /// Why it would run; none where it would not.
+    pub runs_because: Option<String>,
+    /// Wall time of its last run that ended well.
+    pub last_seconds: Option<f64>,
+    /// Bytes that its last run left behind.
+    pub last_bytes: Option<u64>,
+}
+
+/// Where a stage stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stand {
+    /// Its last run ended well, and nothing changed since.
+    Done,
+    /// Its last run ended well, and something changed since.
+    Stale,
+    /// It runs.
+    Running,
+    /// Its last run failed.
+    Failed,
+    /// Its last run was cut short.
+    Stopped,
+    /// It never ran.
+    New,
+}
+
+/// A stage of a work folder.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StageStatus {
+    /// Its name.
+    pub stage: String,
+    /// Its command.
+    pub command: String,
+    /// Where it stands.
+    pub state: Stand,
+    /// Why it would run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runs_because: Option<String>,
+    /// When its last run began.
+    pub started: Option<String>,
+    /// Wall time of its last run that ended well; of one that runs, so far.
+    pub seconds: Option<f64>,
+    /// The last line of its log.
+    pub last_line: Option<String>,
+}
+
+impl Runner<'_> {
+    /// What a run would do, stage by stage.
+    ///
+    /// # Errors
+    /// Where an input cannot be read.
+    pub fn forecast(&self, stages: &[Stage], graph: &Graph, choices: &[Choice]) -> Result<Vec<Forecast>> {
+        let (records, times) = (self.records(), self.times());
+        let mut forecasts: Vec<Forecast> = Vec::with_capacity(stages.len());
+        for (number, stage) in stages.iter().enumerate() {
+            let record = records.read(stage);
+            let first = graph.needs(number).iter().find(|needed| forecasts[**needed].runs_because.is_some());
+            let needed = first.map(|needed| format!("stage {} runs before it", stages[*needed].name));
+            let runs_because = match choices[number] {
+                Choice::Leave => None,
+                Choice::Force => Some("it was asked for".to_owned()),
+                Choice::Check => records.reason(stage, record.as_ref())?.or(needed),
+            };
+            forecasts.push(Forecast {
+                needs: graph.needs(number).iter().map(|needed| stages[*needed].name.clone()).collect(),
+                runs_because,
+                last_seconds: times.of(&stage.name).and_then(|time| time.seconds),
+                last_bytes: record.map(|record| record.output_bytes()).filter(|bytes| *bytes > 0),
+            });
+        }
+        Ok(forecasts)
+    }
+
+    /// Where each stage stands.
+    ///
+    /// # Errors
+    /// Where an input cannot be read.
+    pub fn status(&self, stages: &[Stage], graph: &Graph) -> Result<Vec<StageStatus>> {
+        let forecasts = self.forecast(stages, graph, &vec![Choice::Check; stages.len()])?;
+        let (records, times, running) = (self.records(), self.times(), self.is_running());
+        let status = stages.iter().zip(forecasts).map(|(stage, forecast)| {
+            let state = match (records.read(stage).map(|record| record.state), &forecast.runs_because) {
+                (None, _) => Stand::New,
+                (Some(State::Started), _) if running => Stand::Running,
+                (Some(State::Started), _) => Stand::Stopped,
+                (Some(State::Failed), _) => Stand::Failed,
+                (Some(State::Done), None) => Stand::Done,
+                (Some(State::Done), Some(_)) => Stand::Stale,
+            };
+            let time = times.of(&stage.name);
+            let seconds = match state {
+                Stand::Running => time.and_then(super::times::Time::elapsed),
+                _ => forecast.last_seconds,
+            };
+            StageStatus {
+                stage: stage.name.clone(),
+                command: stage.kind().to_owned(),
+                state,
+                runs_because: forecast.runs_because.filter(|_| state != Stand::Running),
+                started: time.map(|time| time.started.clone()),
+                seconds,
+                last_line: last_line(&self.log(stage)),
+            }
+        });
+        Ok(status.collect())
+    }
+}
+
+/// The stages as a table.
+pub fn status_table(stages: &[StageStatus]) -> String {
+    let columns = ["stage", "command", "state", "seconds", "began (UTC)", "last line"];
+    let columns = columns.map(|title| (title, if title == "seconds" { Align::Right } else { Align::Left }));
+    let row = |stage: &StageStatus| {
+        let state = match stage.state {
+            Stand::Done => "done".to_owned(),
+            Stand::Stale => format!("stale: {}", stage.runs_because.as_deref().unwrap_or_default()),
+            Stand::Running => "running".to_owned(),
+            Stand::Failed => "failed".to_owned(),
+            Stand::Stopped => "stopped".to_owned(),
+            Stand::New => "never ran".to_owned(),
+        };
+        let seconds = stage.seconds.map(|seconds| format!("{seconds:.1}"));
+        let began = stage.started.as_deref().map(|began| began.get(..19).unwrap_or(began).replace('T', " "));
+        let line = stage.last_line.as_deref().map(|line| line.chars().take(60).collect());
+        let texts = [seconds, began, line].map(Option::unwrap_or_default);
+        [stage.stage.clone(), stage.command.clone(), state].into_iter().chain(texts).collect()
+    };
+    table::render(&columns, stages.iter().map(row))
+}
+
+/// The last line of a log that may still grow; none where there is no log.
+pub fn last_line(log: &Path) -> Option<String> {
+    let mut file = std::fs::File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(4096))).ok()?;
+    let mut end = Vec::new();
+    file.take(4096).read_to_end(&mut end).ok()?;
+    String::from_utf8_lossy(&end).lines().last().map(str::to_owned)
+}
