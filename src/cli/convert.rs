@@ -16,7 +16,7 @@ use super::printer::Printer;
 use super::upcycle::float_dtype;
 use super::write::WriteArguments;
 
-/// Convert a checkpoint: GGUF to a Hugging Face folder, another dtype, other shards.
+/// Convert a checkpoint: from and to GGUF, to another dtype, family or layout, other shards.
 ///
 /// A GGUF file becomes a folder with config.json and tokenizer rebuilt from its metadata. Any other
 /// checkpoint keeps its tensors; with `--dtype` its floating-point tensors are rounded once to that dtype.
