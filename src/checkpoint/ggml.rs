@@ -92,6 +92,11 @@ impl GgmlType {
         READABLE.iter().find(|(number, ..)| *number == code).map(|(.., kind)| *kind)
     }
 
+    /// Its number in a GGUF file.
+    pub fn code(self) -> u32 {
+        READABLE.iter().find(|(.., kind)| *kind == self).map_or(u32::MAX, |(number, ..)| *number)
+    }
+
     /// The safetensors dtype with the same bytes, for the types that are not quantised.
     pub fn plain(self) -> Option<Dtype> {
         match self {

@@ -6,6 +6,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::dtype::{self, Dtype};
+use super::ggml::GgmlType;
 use super::single;
 use super::writer::TensorBytes;
 use crate::{Error, Result};
@@ -13,9 +14,8 @@ use crate::{Error, Result};
 /// Where each tensor starts is a multiple of this, in bytes: the default of the format.
 const ALIGNMENT: u64 = 32;
 
-/// Values of a block of [`GgufDtype::Q8_0`], and bytes that it takes.
+/// Values of a block of [`GgufDtype::Q8_0`]: each is a byte, behind the scale of two.
 const BLOCK: usize = 32;
-const BLOCK_BYTES: usize = 34;
 
 /// Values that one thread computes at a time: whole blocks.
 const CHUNK: u64 = 1 << 17;
@@ -34,13 +34,12 @@ pub enum GgufDtype {
 }
 
 impl GgufDtype {
-    /// Its number in the list of tensors.
-    fn code(self) -> u32 {
+    fn ggml(self) -> GgmlType {
         match self {
-            Self::F32 => 0,
-            Self::F16 => 1,
-            Self::Q8_0 => 8,
-            Self::BF16 => 30,
+            Self::F32 => GgmlType::F32,
+            Self::F16 => GgmlType::F16,
+            Self::BF16 => GgmlType::BF16,
+            Self::Q8_0 => GgmlType::Q8_0,
         }
     }
 
@@ -55,16 +54,13 @@ impl GgufDtype {
 
     /// Bytes of so many values, which are whole blocks.
     fn bytes(self, values: u64) -> u64 {
-        match self {
-            Self::F32 => 4 * values,
-            Self::F16 | Self::BF16 => 2 * values,
-            Self::Q8_0 => values / BLOCK as u64 * BLOCK_BYTES as u64,
-        }
+        let ggml = self.ggml();
+        values / ggml.block_size() as u64 * ggml.type_size() as u64
     }
 
     /// Whether rows of this length can be stored so.
     pub fn holds_rows_of(self, columns: u64) -> bool {
-        self != Self::Q8_0 || columns.is_multiple_of(BLOCK as u64)
+        columns.is_multiple_of(self.ggml().block_size() as u64)
     }
 }
 
@@ -183,7 +179,7 @@ pub fn write<B: TensorBytes>(
         header.extend(tensor.name.as_bytes());
         header.extend((tensor.shape.len() as u32).to_le_bytes());
         tensor.shape.iter().rev().for_each(|extent| header.extend(extent.to_le_bytes()));
-        header.extend(tensor.dtype.code().to_le_bytes());
+        header.extend(tensor.dtype.ggml().code().to_le_bytes());
         header.extend(offset.to_le_bytes());
         offset += tensor.length().next_multiple_of(ALIGNMENT);
     }
@@ -240,12 +236,12 @@ fn chunk_bytes<B: TensorBytes>(
     Ok(floats.chunks_exact(BLOCK).flat_map(q8_0).collect())
 }
 
-/// A block: the scale in half precision, and each value as a multiple of it.
-fn q8_0(values: &[f32]) -> [u8; BLOCK_BYTES] {
+/// A block: the scale in half precision, and each value as a multiple of it. candle's own differs by kind of processor.
+fn q8_0(values: &[f32]) -> [u8; 2 + BLOCK] {
     let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
     let scale = largest / 127.0;
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    let mut block = [0; BLOCK_BYTES];
+    let mut block = [0; 2 + BLOCK];
     let _ = dtype::encode(Dtype::F16, &[f64::from(scale)], &mut block[..2]);
     for (byte, value) in block[2..].iter_mut().zip(values) {
         *byte = ((value * inverse).round() as i8).cast_unsigned();

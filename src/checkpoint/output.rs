@@ -291,11 +291,8 @@ pub fn remove_at_once(folder: &Path) -> std::io::Result<()> {
 /// Removes what a run that was killed in [`remove_at_once`] has left of `folder`.
 fn remove_doomed(folder: &Path) {
     let prefix = folder.with_extension(DOOMED);
-    let (Some(parent), Some(prefix)) = (folder.parent(), prefix.file_name().and_then(|name| name.to_str())) else {
-        return;
-    };
-    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+    let Some(prefix) = prefix.file_name().and_then(|name| name.to_str()) else { return };
+    for entry in fs::read_dir(folder_of(folder)).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let process = name.to_str().and_then(|name| name.strip_prefix(prefix));
         if process.is_some_and(|process| !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit())) {
@@ -358,6 +355,11 @@ fn try_lock(path: &Path, target: &Path) -> Result<File> {
     }
 }
 
+/// The folder that a path names something in: the current one for a bare name.
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Makes the names in a folder durable.
 pub fn sync_folder(folder: &Path) -> Result<()> {
     sync(folder).map_err(|e| Error::io("sync", folder, e))
@@ -365,8 +367,7 @@ pub fn sync_folder(folder: &Path) -> Result<()> {
 
 /// Makes the name of a file or folder durable in the folder that holds it.
 pub(super) fn sync_name(path: &Path) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    sync(folder).map_err(|e| Error::io("sync the folder of", path, e))
+    sync(folder_of(path)).map_err(|e| Error::io("sync the folder of", path, e))
 }
 
 fn sync(folder: &Path) -> std::io::Result<()> {

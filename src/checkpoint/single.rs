@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
-use super::output::sync_name;
+use super::output::{folder_of, sync_name};
 use super::{SourceFile, header};
 use crate::{Error, Result};
 
@@ -21,7 +21,7 @@ pub fn write_with(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Re
     let Some(name) = path.file_name() else {
         return Err(Error::file(path, "expected the name of a file to write"));
     };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     // The process in the name keeps two runs apart.
     let partial = folder.join(format!(".{}.partial-{}", name.to_string_lossy(), std::process::id()));
     let written = Removed(&partial);
@@ -45,7 +45,7 @@ pub fn starts_with(path: &Path, start: &[u8]) -> bool {
 
 /// Refuses to replace a file that does not begin as those of its `kind` do.
 pub fn check_kind(path: &Path, start: &[u8], kind: &str) -> Result<()> {
-    if path.exists() && !fs::read(path).is_ok_and(|bytes| bytes.starts_with(start)) {
+    if path.exists() && !starts_with(path, start) {
         return Err(Error::file(path, format!("exists already, and is no {kind}")).with_hint("choose another output"));
     }
     Ok(())

@@ -73,7 +73,9 @@ impl SourceFile {
         // Reading is at offsets, so nobody else uses the position. Beyond the last data there is none to seek to.
         match seek(&self.file, SeekFrom::Data(offset)) {
             Ok(data) => data >= offset + length,
-            Err(error) => error == Errno::NXIO && offset + length <= self.len(),
+            // By the length that the file has now: what was cut off is no hole.
+            Err(Errno::NXIO) => self.file.metadata().is_ok_and(|now| offset + length <= now.len()),
+            Err(_) => false,
         }
     }
 

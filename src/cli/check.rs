@@ -10,6 +10,7 @@ use bam_convert::model::tokenizer::Tokenizer;
 use bam_convert::model::{CausalLm, LoadOptions, Overrides};
 use bam_convert::{Result, table};
 
+use super::names::own_name;
 use super::printer::Printer;
 
 /// Tokens of a window.
@@ -42,8 +43,8 @@ impl Check {
 
     /// The perplexity of every source and of the mixture in the folder `out`; a note where the mixture is ruined.
     pub fn run(&self, out: &Path, printer: &Printer) -> Result<Report> {
-        let name = out.file_name().unwrap_or(out.as_os_str()).to_string_lossy().into_owned();
-        let all: Vec<(String, PathBuf)> = self.sources.iter().cloned().chain([(name, out.to_path_buf())]).collect();
+        let mixture = (own_name(out), out.to_path_buf());
+        let all: Vec<(String, PathBuf)> = self.sources.iter().cloned().chain([mixture]).collect();
         let tokens: usize = self.windows.iter().map(|window| window.ids.len()).sum();
         let bar = printer.tokens_bar((tokens * all.len()) as u64, "checking");
         let mut models = Vec::with_capacity(all.len());

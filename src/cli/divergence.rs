@@ -8,7 +8,7 @@ use bam_convert::checkpoint::single;
 use bam_convert::verify::diff::Options;
 use bam_convert::verify::divergence::{Specialist, divergence, work_length};
 
-use super::expert::{named, own_name};
+use super::names::{named, own_name};
 use super::printer::Printer;
 use super::{Outcome, Verdict};
 

@@ -1,6 +1,6 @@
 //! `expert`: a mixture's experts added, removed, replaced, extracted; two-expert mixtures put together.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bam_convert::Error;
 use bam_convert::checkpoint::output::check_target;
@@ -11,9 +11,9 @@ use bam_convert::surgery::{Model, concat, extract};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::Outcome;
+use super::names::{named, named_path, own_name};
 use super::printer::Printer;
 use super::prompts::ComputedRows;
-use super::upcycle::named_path;
 use super::write::WriteArguments;
 
 /// Change the experts of a mixture one by one: add, remove, replace, extract, concat.
@@ -253,17 +253,4 @@ impl Concat {
         }
         concat::plan(mixtures, self.average_shared, self.routing.routing())
     }
-}
-
-/// `NAME=DIR` or `DIR`; a folder whose whole name has a `=` wins.
-pub fn named(path: &Path) -> (Option<String>, PathBuf) {
-    match path.to_string_lossy().split_once('=') {
-        Some((name, folder)) if !path.exists() && !name.is_empty() => (Some(name.to_owned()), PathBuf::from(folder)),
-        _ => (None, path.to_path_buf()),
-    }
-}
-
-/// The last part of a path.
-pub fn own_name(path: &Path) -> String {
-    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }

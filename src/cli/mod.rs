@@ -20,6 +20,7 @@ mod logits;
 mod man;
 mod merge;
 mod methods;
+mod names;
 mod preview;
 mod printer;
 mod prompts;

@@ -15,6 +15,7 @@ use clap::{Args, ValueEnum};
 use super::Outcome;
 use super::check::Check;
 use super::methods::MethodArguments;
+use super::names::named_path;
 use super::printer::Printer;
 use super::prompts::ComputedRows;
 use super::write::WriteArguments;
@@ -153,14 +154,6 @@ impl RouterBiasName {
 
 /// Values of `--target`: the families of mixtures.
 pub const TARGETS: [&str; 5] = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
-
-/// `NAME=DIR`.
-pub fn named_path(text: &str) -> Result<(String, PathBuf), String> {
-    match text.split_once('=') {
-        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), PathBuf::from(path))),
-        _ => Err(format!("expected NAME=DIR, found `{text}`")),
-    }
-}
 
 /// A floating-point dtype by name.
 pub fn float_dtype(text: &str) -> Result<Dtype, String> {

@@ -56,12 +56,7 @@ impl WriteArguments {
         if self.dry_run {
             let (memory, threads) = (self.work.memory.as_u64(), self.work.thread_count());
             let preview = Preview::new(&export.plan, Some(&export.architecture), out, 1, memory, threads)?;
-            let preview = preview.refused(place.err());
-            match self.work.json {
-                true => printer.json(&preview)?,
-                false => printer.result(&preview.table())?,
-            }
-            return Ok(Verdict::Yes);
+            return self.show(&preview.refused(place.err()), printer);
         }
         place?;
         let bar = printer.bytes_bar(export.length(), "writing");
@@ -72,6 +67,14 @@ impl WriteArguments {
         } else {
             let size = table::bytes(export.length());
             printer.note(&format!("wrote {}: {} tensors, {size}", out.display(), export.tensors()));
+        }
+        Ok(Verdict::Yes)
+    }
+
+    fn show(&self, preview: &Preview, printer: &Printer) -> Outcome {
+        match self.work.json {
+            true => printer.json(preview)?,
+            false => printer.result(&preview.table())?,
         }
         Ok(Verdict::Yes)
     }
@@ -103,13 +106,8 @@ impl WriteArguments {
             let shards = shard_count(&plan.layouts(), target.max_shard_size);
             check_plan(plan)?;
             let refusal = check_place(plan, out, self.force).err();
-            let preview =
-                Preview::new(plan, architecture, out, shards, self.work.memory.as_u64(), threads)?.refused(refusal);
-            match self.work.json {
-                true => printer.json(&preview)?,
-                false => printer.result(&preview.table())?,
-            }
-            return Ok(Verdict::Yes);
+            let preview = Preview::new(plan, architecture, out, shards, self.work.memory.as_u64(), threads)?;
+            return self.show(&preview.refused(refusal), printer);
         }
         let manifest = execute(plan, files, &target)?;
         bar.finish_and_clear();

@@ -7,14 +7,15 @@ use super::config::Config;
 use super::format::{Family, Presence, families};
 use super::mixture::Mixture;
 use super::spelling::both_spellings;
-use super::stock::Output;
+use super::stock::{Output, biases};
+use super::target::DESCRIBED;
 use crate::{Error, Result};
 
 /// The key of a BAM's `config.json` that keeps the seed's `model_type`.
 pub(super) const SEED_MODEL_TYPE: &str = "seed_model_type";
 
-/// Keys that describe a mixture, beside [`Mixture::KEYS`]; a dense model of any family does without them.
-const STRAY: [&str; 16] = [
+/// Keys that describe a mixture, beside [`Mixture::KEYS`] and [`DESCRIBED`]; a dense model of any family does without them.
+const STRAY: [&str; 10] = [
     "qkv_bias",
     "auto_map",
     "bam_version",
@@ -25,12 +26,6 @@ const STRAY: [&str; 16] = [
     "decoder_sparse_step",
     "router_jitter_noise",
     "output_router_logits",
-    "block",
-    "norm_type",
-    "norm_position",
-    "mlp_type",
-    "rope_interleaved",
-    "attention_output_bias",
 ];
 
 impl Architecture {
@@ -86,21 +81,19 @@ fn restored(
     model_type: Option<&String>,
 ) -> Map<String, Value> {
     let mut json = config.json.clone();
-    for stray in STRAY.iter().chain(&Mixture::KEYS) {
+    for stray in STRAY.iter().chain(&DESCRIBED).chain(&Mixture::KEYS) {
         json.shift_remove(*stray);
     }
     if !matches!(json.get("qk_norm"), Some(Value::Bool(_))) {
         json.shift_remove("qk_norm");
     }
-    let present = &family.present;
-    let presences = [&present.attention_bias, &present.attention_output_bias, &present.mlp_bias];
+    let biases = biases(family, wanted);
     for said in ["attention_bias", "mlp_bias"] {
-        if !presences.iter().any(|presence| matches!(presence, Presence::Key { name, .. } if name == said)) {
+        if !biases.iter().any(|(presence, _)| matches!(presence, Presence::Key { name, .. } if name == said)) {
             json.shift_remove(said);
         }
     }
-    let there = [wanted.attention_bias, wanted.attention_output_bias, wanted.mlp_bias];
-    for (presence, there) in presences.into_iter().zip(there) {
+    for (presence, there) in biases {
         if let Presence::Key { name, .. } = presence {
             json.insert(name.clone(), json!(there));
         }

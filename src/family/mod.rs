@@ -38,4 +38,4 @@ pub use mixture::{Method, Mixture, RouterBias, TopK};
 pub use spelling::both_spellings;
 pub use stock::{Output, output, targets};
 pub use target::bam_config;
-pub use tensors::{Role, TensorSpec};
+pub use tensors::{Place, Role, TensorSpec};

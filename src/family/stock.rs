@@ -10,7 +10,7 @@ use super::format::{Family, Key, MixtureKeys, Presence};
 use super::layout::{AttentionKv, Layers, QkNorm};
 use super::mixture::{Mixture, RouterBias};
 use super::spelling::{both_spellings, same_value};
-use super::target::bam_config;
+use super::target::{DESCRIBED, bam_config};
 use crate::checkpoint::dtype::torch_name;
 use crate::error::{nearest, one_of};
 use crate::{Error, Result};
@@ -74,6 +74,17 @@ pub fn output(dense: &Architecture, source: &Config, mixture: Mixture, target: &
     Ok(Output { architecture: wanted, config })
 }
 
+/// Biases of q, k and v, of the output projection, and of the feed-forward network: when the family has them, and whether the
+/// architecture does.
+pub(super) fn biases<'a>(family: &'a Family, of: &Architecture) -> [(&'a Presence, bool); 3] {
+    let present = &family.present;
+    [
+        (&present.attention_bias, of.attention_bias),
+        (&present.attention_output_bias, of.attention_output_bias),
+        (&present.mlp_bias, of.mlp_bias),
+    ]
+}
+
 /// Why a family cannot hold a mixture.
 fn reasons(
     dense: &Architecture,
@@ -110,11 +121,8 @@ fn reasons(
         QkNorm::Full => "a norm over all heads' queries, and one over their keys",
     };
     refuse(dense.qk_norm != held, format!("it has {}, the model {}", norm(held), norm(dense.qk_norm)));
-    for (what, there, presence) in [
-        ("biases of q, k and v", dense.attention_bias, &family.present.attention_bias),
-        ("a bias of the output projection", dense.attention_output_bias, &family.present.attention_output_bias),
-        ("biases of the feed-forward network", dense.mlp_bias, &family.present.mlp_bias),
-    ] {
+    let what = ["biases of q, k and v", "a bias of the output projection", "biases of the feed-forward network"];
+    for (what, (presence, there)) in what.into_iter().zip(biases(family, dense)) {
         refuse(there && *presence == Presence::Never, format!("it has no place for {what}"));
     }
     refuse(
@@ -174,11 +182,7 @@ fn reasons(
 /// The architecture in the family, with what it insists on.
 fn fitted(dense: &Architecture, mut mixture: Mixture, family: &Family, keys: &MixtureKeys) -> Architecture {
     // One key may switch two kinds of biases on.
-    let flags = [
-        (&family.present.attention_bias, dense.attention_bias),
-        (&family.present.attention_output_bias, dense.attention_output_bias),
-        (&family.present.mlp_bias, dense.mlp_bias),
-    ];
+    let flags = biases(family, dense);
     let there = |presence: &Presence| match presence {
         Presence::Never => false,
         Presence::Always => true,
@@ -229,9 +233,8 @@ const STRAY: [&str; 9] = [
 /// The `config.json` of `wanted`: the keys of the source in their order, changed where the family differs.
 fn config(wanted: &Architecture, source: &Config, family: &Family, keys: &MixtureKeys) -> Map<String, Value> {
     let mut config = source.json.clone();
-    let described = ["block", "norm_type", "norm_position", "mlp_type", "rope_interleaved", "attention_output_bias"];
     for stray in
-        STRAY.iter().chain(&Mixture::KEYS).chain(described.iter().filter(|_| source.json.contains_key("bam_version")))
+        STRAY.iter().chain(&Mixture::KEYS).chain(DESCRIBED.iter().filter(|_| source.json.contains_key("bam_version")))
     {
         config.shift_remove(*stray);
     }
@@ -278,11 +281,7 @@ fn config(wanted: &Architecture, source: &Config, family: &Family, keys: &Mixtur
     if let (Some(name), true) = (dtype, source.json.contains_key("torch_dtype")) {
         put("torch_dtype", json!(name));
     }
-    for (presence, there) in [
-        (&family.present.attention_bias, wanted.attention_bias),
-        (&family.present.attention_output_bias, wanted.attention_output_bias),
-        (&family.present.mlp_bias, wanted.mlp_bias),
-    ] {
+    for (presence, there) in biases(family, wanted) {
         if let Presence::Key { name, .. } = presence {
             put(name, json!(there));
         }

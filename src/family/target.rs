@@ -10,6 +10,10 @@ use super::mixture::Mixture;
 use super::spelling::{both_spellings, same_value};
 use crate::checkpoint::dtype::torch_name;
 
+/// Keys by which the `config.json` of a BAM says which layouts it uses; other families have one each.
+pub(super) const DESCRIBED: [&str; 6] =
+    ["block", "norm_type", "norm_position", "mlp_type", "rope_interleaved", "attention_output_bias"];
+
 /// The `config.json` of `target`, an upcycled architecture: the keys of `seed` in their order, changed only where
 /// the mixture differs, then the keys that a reader of a BAM checkpoint needs, each said explicitly.
 pub fn bam_config(seed: &Config, target: &Architecture) -> Map<String, Value> {

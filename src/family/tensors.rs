@@ -197,6 +197,16 @@ pub struct TensorSpec {
     pub expert: Option<u64>,
 }
 
+/// What a tensor is in any family: role, bias or weight, layer, expert.
+pub type Place = (Role, bool, Option<u64>, Option<u64>);
+
+impl TensorSpec {
+    /// What it is, whatever its name.
+    pub fn place(&self) -> Place {
+        (self.role, self.bias, self.layer, self.expert)
+    }
+}
+
 impl Architecture {
     /// Every tensor of such a checkpoint: embedding, layer by layer, final norm, head (absent where tied).
     pub fn tensors(&self) -> Result<Vec<TensorSpec>> {

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::stored::{Pages, StoredMatrix};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::{Checkpoint, Encoding, TensorEntry};
-use crate::family::{Architecture, Config, Role, TensorSpec};
+use crate::family::{Architecture, Config, Place, Role, TensorSpec};
 use crate::{Error, Result};
 
 /// How a model computes.
@@ -124,9 +124,6 @@ impl Parameter {
     }
 }
 
-/// What a parameter is looked up by: role, bias or weight, layer, expert.
-type Place = (Role, bool, Option<u64>, Option<u64>);
-
 /// The parameters of one model by name.
 #[derive(Debug, Clone)]
 pub struct Params {
@@ -205,7 +202,7 @@ impl Params {
     fn new(path: &Path, values: impl IntoIterator<Item = (TensorSpec, Value)>, options: &LoadOptions) -> Result<Self> {
         let mut found = Self { path: path.to_path_buf(), parameters: BTreeMap::new(), places: BTreeMap::new() };
         for (spec, value) in values {
-            found.places.insert((spec.role, spec.bias, spec.layer, spec.expert), spec.name.clone());
+            found.places.insert(spec.place(), spec.name.clone());
             found.parameters.insert(spec.name.clone(), Parameter { spec, value });
         }
         if let Trainable::Only(names) = &options.trainable

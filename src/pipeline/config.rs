@@ -13,6 +13,7 @@ use serde_saphyr::Spanned;
 use super::expand::Scope;
 use super::lines::{Lines, refusal};
 use super::yaml::{self, Node, fault};
+use crate::checkpoint::output::folder_of;
 use crate::mergekit::{LinearFile, MoeFile, Translation};
 use crate::{Error, Result};
 
@@ -133,7 +134,7 @@ fn own(
     command: &Command,
     typed: &dyn Fn(&str) -> bool,
 ) -> Result<(Vec<String>, Vec<String>)> {
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(file);
     let scope = Scope::new([(CONFIG.to_owned(), folder.to_string_lossy().into_owned())]);
     let mut arguments = Vec::new();
     for (key, value) in entries {

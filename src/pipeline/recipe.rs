@@ -11,6 +11,7 @@ use super::lines::text;
 use super::stage::{Stage, Written, commands};
 use super::yaml::{self, Node, fault, unknown_key};
 use crate::checkpoint::manifest::relative_to;
+use crate::checkpoint::output::folder_of;
 use crate::error::nearest;
 use crate::{Error, Result};
 
@@ -127,7 +128,7 @@ impl Recipe {
 
     /// What names stand for before the first stage.
     fn scope(&self, set: &[(String, String)], work: &Path) -> Result<Scope> {
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = folder_of(&self.path);
         let mut scope = Scope::new([(RECIPE.to_owned(), relative_to(folder, work)?)]);
         for (name, _) in set {
             let known = || self.variables.iter().map(|(name, _)| name.value.as_str());

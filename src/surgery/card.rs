@@ -24,8 +24,13 @@ pub struct Card<'a> {
 }
 
 impl Card<'_> {
+    /// `README.md`.
+    pub fn file(&self) -> OutputFile {
+        OutputFile { name: "README.md".to_owned(), content: Content::Editable(self.text().into_bytes()) }
+    }
+
     /// The text of `README.md`, with the licences of the sources in its front matter and their conflicts in words.
-    pub fn text(&self) -> String {
+    fn text(&self) -> String {
         let licences = Licences::of(self.sources.iter().copied());
         let list =
             |items: &mut dyn Iterator<Item = String>| items.map(|item| format!("- {item}\n")).collect::<String>();

@@ -87,6 +87,7 @@ impl<'a> Evaluator<'a> {
     /// Fills `out` with the bytes of tensor number `tensor` from byte `start` on.
     pub fn bytes(&self, tensor: usize, start: u64, out: &mut [u8], scratch: &mut Scratch) -> Result<()> {
         let (layout, node) = &self.tensors[tensor];
+        // Also of values that are less than a byte, which cannot be counted from `start`.
         if let Node::Read { checkpoint, entry, .. } = node
             && entry.encoding == Encoding::Plain(layout.dtype)
         {

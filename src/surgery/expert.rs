@@ -6,12 +6,13 @@
 use serde_json::{Map, Value, json};
 
 use super::card::{self, Card};
-use super::execute::{Content, OutputFile};
+use super::execute::OutputFile;
 use super::fit;
 use super::model::Model;
 use super::plan::{Plan, Source};
 use super::recompose::{Composition, NewRows, Part, Shared};
-use super::router::{self, PROMPT_ROWS, PromptRows, ROUTER_SOURCE, RouterInit};
+use super::router::{self, PromptRows, ROUTER_SOURCE, RouterInit};
+use super::upcycle;
 use crate::checkpoint::hash::sha256;
 use crate::family::{self, Architecture, AttentionKv, Mixture, Output, TopK, expert_names, find_experts};
 use crate::{Error, Result};
@@ -154,20 +155,15 @@ impl<'a> Experts<'a> {
 
 /// Experts a token goes to, of `after` where it were `k` of `before`.
 fn routed(k: u64, before: u64, after: u64, asked: Option<TopK>, flag: &str) -> Result<u64> {
-    let soft = k == before && (before > 1 || flag == "--attention-top-k");
-    let found = match asked {
-        Some(asked) => asked.of(after),
-        None if soft => after,
-        None => k,
-    };
-    if found <= after {
-        return Ok(found);
+    if let Some(asked) = asked {
+        return upcycle::routed(asked, after, flag);
     }
-    let problem = match asked {
-        Some(_) => format!("{flag} {found} asks for more than the {after} experts"),
-        None => format!("each token goes to {found} experts, but {after} would be left"),
-    };
-    Err(Error::usage(problem).with_hint(format!("pass {flag} {after} or less")))
+    let soft = k == before && (before > 1 || flag == "--attention-top-k");
+    match if soft { after } else { k } {
+        found if found <= after => Ok(found),
+        found => Err(Error::usage(format!("each token goes to {found} experts, but {after} would be left"))
+            .with_hint(format!("pass {flag} {after} or less"))),
+    }
 }
 
 /// Plans the mixture with further experts, each the dense model of its name, behind those it has.
@@ -325,7 +321,7 @@ impl Making {
         if mixture.attention_kv != AttentionKv::Merged {
             recorded.insert("attention_top_k".to_owned(), json!(mixture.num_attention_experts_per_tok));
         }
-        let bam = base.architecture.family == "bam";
+        let bam = base.architecture.is_bam();
         let without = Architecture { mixture: None, ..base.architecture.clone() };
         let Output { architecture, mut config } =
             family::output(&without, &base.config, mixture, &base.architecture.family)?;
@@ -335,18 +331,14 @@ impl Making {
         let mut files = vec![card::json_file("config.json", &config)];
         files.extend(bam.then(card::model_code).into_iter().flatten());
         files.extend(card::copies(base.companions()));
-        if let Some(rows) = file.as_ref().filter(|file| file.kept) {
-            let content = Content::CopyOf(rows.checkpoint.path.clone());
-            files.push(OutputFile { name: PROMPT_ROWS.to_owned(), content });
-        }
+        files.extend(router::kept_rows(file.as_ref()));
         let about = match method {
             "expert concat" => "Two-expert mixtures that were trained apart, put together (FlexOlmo, Shi et al. 2025).",
             _ => "A mixture of experts whose experts were changed one by one.",
         };
         let sources = models.iter().map(|model| (model.source.name.as_str(), model.source.checkpoint.path.as_path()));
         let (title, sources) = ("Mixture of experts", sources.collect());
-        let text = Card { title, about, tags: &["moe", "merge"], sources, settings: &recorded }.text();
-        files.push(OutputFile { name: "README.md".to_owned(), content: Content::Editable(text.into_bytes()) });
+        files.push(Card { title, about, tags: &["moe", "merge"], sources, settings: &recorded }.file());
         let tensors = composition.tensors(&architecture, &models, file.as_ref())?;
         let sources = models.into_iter().map(|model| model.source).chain(file).collect();
         let plan =

@@ -3,7 +3,6 @@
 use serde_json::{Map, json};
 
 use super::card::{self, Card};
-use super::execute::{Content, OutputFile};
 use super::expert::{Changed, Experts};
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
@@ -45,8 +44,8 @@ pub fn plan(mixture: Model, wanted: &str) -> Result<Changed> {
     files.extend(card::copies(mixture.companions()));
     let about = "One expert of a mixture as a dense model; what the experts share is the mixture's.";
     let sources = vec![(mixture.source.name.as_str(), mixture.source.checkpoint.path.as_path())];
-    let text = Card { title: "Expert of a mixture", about, tags: &["merge"], sources, settings: &settings }.text();
-    files.push(OutputFile { name: "README.md".to_owned(), content: Content::Editable(text.into_bytes()) });
+    let card = Card { title: "Expert of a mixture", about, tags: &["merge"], sources, settings: &settings };
+    files.push(card.file());
     let plan = Plan {
         method: "expert extract".to_owned(),
         settings,

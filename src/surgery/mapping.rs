@@ -10,7 +10,7 @@ use super::model::Model;
 use super::plan::{PlannedTensor, Source, as_dtype};
 use super::scales::SHARED;
 use super::upcycle::Settings;
-use crate::checkpoint::dtype::{self, Dtype};
+use crate::checkpoint::Dtype;
 use crate::checkpoint::expression::Expression;
 use crate::family::{Architecture, Method, Role, TensorSpec};
 use crate::{Error, Result};
@@ -145,10 +145,7 @@ impl Work<'_> {
             return Ok((dtype.unwrap_or_else(|| self.main_dtype()), expression));
         }
         let shared_kv = matches!(spec.role, Role::K | Role::V | Role::KNorm) && settings.method == Method::Bam;
-        if shared_kv && settings.shared_kv_of_seed {
-            return copy_of(0);
-        }
-        if settings.rest_of_seed {
+        if settings.rest_of_seed || (shared_kv && settings.shared_kv_of_seed) {
             return copy_of(0);
         }
         // The seed's dtype is the mixture's, also where the seed itself takes no part in the average.
@@ -158,17 +155,9 @@ impl Work<'_> {
         {
             return copy_of(*one);
         }
-        let mut parts = Vec::with_capacity(self.averaged.len());
-        for model in self.averaged {
-            let (source, found, stored) = of_model(*model)?;
-            if !dtype::is_float(stored) {
-                let path = &source.source.checkpoint.path;
-                return Err(Error::tensor(path, &found.name, format!("cannot be averaged: it is stored as {stored}"))
-                    .with_hint("average models with floating-point weights"));
-            }
-            parts.push(Expression::copy(&source.source.name, &found.name));
-        }
-        Ok((dtype, Expression::Mean { of: parts }))
+        let parts =
+            self.averaged.iter().map(|model| of_model(*model).and_then(|(model, found, _)| model.averaged(found)));
+        Ok((dtype, Expression::Mean { of: parts.collect::<Result<_>>()? }))
     }
 
     /// The dtype of tensors that no model has.

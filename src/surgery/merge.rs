@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::card::{self, Card};
-use super::execute::{Content, OutputFile};
+use super::execute::OutputFile;
 use super::fit;
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
@@ -40,20 +40,7 @@ pub fn plan(models: Vec<(Model, f64)>, settings: &Settings) -> Result<(Plan, Arc
     let mut tensors = Vec::with_capacity(base.specs.len());
     for (number, spec) in base.specs.iter().enumerate() {
         let dtype = settings.dtype.map_or_else(|| base.dtype(spec), Ok)?;
-        let mut parts = Vec::with_capacity(models.len());
-        for (model, _) in &models {
-            let of_model = &model.specs[number];
-            let stored = model.dtype(of_model)?;
-            if !dtype::is_float(stored) {
-                let path = &model.source.checkpoint.path;
-                return Err(Error::tensor(
-                    path,
-                    &of_model.name,
-                    format!("cannot be averaged: it is stored as {stored}"),
-                ));
-            }
-            parts.push(Expression::copy(&model.source.name, &of_model.name));
-        }
+        let parts = models.iter().map(|(model, _)| model.averaged(&model.specs[number])).collect::<Result<Vec<_>>>()?;
         let expression = if !settings.normalize {
             Expression::Sum { of: parts, weights: weights.clone() }
         } else if weights.iter().all(|weight| *weight == weights[0]) {
@@ -80,8 +67,8 @@ pub fn plan(models: Vec<(Model, f64)>, settings: &Settings) -> Result<(Plan, Arc
     let sources =
         models.iter().map(|(model, _)| (model.source.name.as_str(), model.source.checkpoint.path.as_path())).collect();
     let about = "A weighted average of models of one shape.";
-    let text = Card { title: "Merged model", about, tags: &["merge"], sources, settings: &recorded }.text();
-    files.push(OutputFile { name: "README.md".to_owned(), content: Content::Editable(text.into_bytes()) });
+    let card = Card { title: "Merged model", about, tags: &["merge"], sources, settings: &recorded };
+    files.push(card.file());
     let architecture = base.architecture.clone();
     let sources = models.into_iter().map(|(model, _)| model.source).collect();
     Ok((

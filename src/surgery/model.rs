@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::plan::Source;
 use crate::checkpoint::dtype::{self, Dtype};
+use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
 pub use crate::checkpoint::folder::{COMPANIONS, existing};
 use crate::checkpoint::{Encoding, TensorEntry};
@@ -72,6 +73,17 @@ impl Model {
                 Err(Error::tensor(&self.source.checkpoint.path, &spec.name, format!("is {}", ggml.name())))
             }
         }
+    }
+
+    /// The expression of a spec's tensor as a part of an average: its values must be floating-point numbers.
+    pub fn averaged(&self, spec: &TensorSpec) -> Result<Expression> {
+        let stored = self.dtype(spec)?;
+        if dtype::is_float(stored) {
+            return Ok(Expression::copy(&self.source.name, &spec.name));
+        }
+        let problem = format!("cannot be averaged: it is stored as {stored}");
+        Err(Error::tensor(&self.source.checkpoint.path, &spec.name, problem)
+            .with_hint("average models with floating-point weights"))
     }
 
     /// The dtype that new tensors get: that of the input embedding where it is a float, else float32.

@@ -8,7 +8,7 @@ use super::plan::{PlannedTensor, Source};
 use super::router::RouterInit;
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
-use crate::family::{Architecture, Role, TensorSpec};
+use crate::family::{Architecture, Place, Role, TensorSpec};
 use crate::{Error, Result};
 
 /// Where one expert comes from; models are numbered as they are given.
@@ -66,9 +66,6 @@ struct Taken<'a> {
     file: Option<&'a Source>,
 }
 
-/// Role, bias, layer, expert.
-type Place = (Role, bool, Option<u64>, Option<u64>);
-
 /// The tensors of a model by what they are for.
 pub(super) struct ByPlace<'a> {
     model: &'a Model,
@@ -77,8 +74,7 @@ pub(super) struct ByPlace<'a> {
 
 impl<'a> ByPlace<'a> {
     pub(super) fn new(model: &'a Model) -> Self {
-        let place = |spec: &TensorSpec| (spec.role, spec.bias, spec.layer, spec.expert);
-        Self { model, specs: model.specs.iter().map(|spec| (place(spec), spec)).collect() }
+        Self { model, specs: model.specs.iter().map(|spec| (spec.place(), spec)).collect() }
     }
 
     /// The tensor that stands for `spec`, of this expert or shared by all; `None` where there is none.

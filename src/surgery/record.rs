@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::card::{self, Card};
-use super::execute::{Content, OutputFile};
+use super::execute::OutputFile;
 use super::methods::Context;
 use super::model::Model;
 use super::upcycle::Settings;
@@ -83,15 +83,14 @@ pub(super) fn files(
     let tags = ["moe", "merge", method.name()];
     let paths =
         models.iter().map(|model| (model.source.name.as_str(), model.source.checkpoint.path.as_path())).collect();
-    let text = Card {
+    let card = Card {
         title: &format!("{} mixture", method.name().to_uppercase()),
         about,
         tags: &tags,
         sources: paths,
         settings,
-    }
-    .text();
-    files.push(OutputFile { name: "README.md".to_owned(), content: Content::Editable(text.into_bytes()) });
+    };
+    files.push(card.file());
     Ok(files)
 }
 

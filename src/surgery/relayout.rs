@@ -16,7 +16,7 @@ use super::plan::{Plan, PlannedTensor, Source};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
-use crate::family::{self, Architecture, Config, ExpertLayout, FusedTensor, Output, Role, TensorSpec};
+use crate::family::{self, Architecture, Config, ExpertLayout, FusedTensor, Output, Place, Role, TensorSpec};
 use crate::{Error, Result};
 
 /// What to make of a mixture.
@@ -75,13 +75,6 @@ pub fn plan(path: &Path, form: &Form) -> Result<(Plan, Architecture, Vec<OutputF
     Ok((converted(source, tensors, settings), wanted, files))
 }
 
-/// What a tensor is in any family: role, bias or weight, layer, expert.
-type Place = (Role, bool, Option<u64>, Option<u64>);
-
-fn place(spec: &TensorSpec) -> Place {
-    (spec.role, spec.bias, spec.layer, spec.expert)
-}
-
 /// The tensors of the source by what they are.
 struct Stored {
     checkpoint: Checkpoint,
@@ -111,7 +104,7 @@ impl Stored {
                 refuse_block_scaled(&apart, &spec.name, stored)?;
                 Expression::Cast { of: Box::new(of) }
             };
-            found.insert(place(spec), (wanted, expression));
+            found.insert(spec.place(), (wanted, expression));
         }
         Ok(Self { checkpoint, found })
     }
@@ -127,7 +120,7 @@ impl Stored {
         let usual = self.found.get(&(Role::Embedding, false, None, None)).map_or(Dtype::BF16, |(dtype, _)| *dtype);
         let mut tensors = Vec::with_capacity(specs.len());
         for spec in &specs {
-            let (dtype, expression) = match left.remove(&place(spec)) {
+            let (dtype, expression) = match left.remove(&spec.place()) {
                 Some(found) => found,
                 None => (
                     usual,

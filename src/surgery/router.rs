@@ -9,6 +9,7 @@ use std::str::FromStr;
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::nearest;
+use crate::surgery::execute::{Content, OutputFile};
 use crate::surgery::plan::{Source, as_dtype};
 use crate::{Error, Result};
 
@@ -182,6 +183,12 @@ pub fn open_file(inits: [&RouterInit; 2], rows: Option<&PromptRows>) -> Result<O
         _ => Err(Error::usage("--router and --attention-router name two files; expected one")
             .with_hint("put the rows of both into one safetensors file")),
     }
+}
+
+/// The opened file as a file of the output, where that keeps it.
+pub(super) fn kept_rows(file: Option<&Source>) -> Option<OutputFile> {
+    let rows = file.filter(|file| file.kept)?;
+    Some(OutputFile { name: PROMPT_ROWS.to_owned(), content: Content::CopyOf(rows.checkpoint.path.clone()) })
 }
 
 #[cfg(test)]

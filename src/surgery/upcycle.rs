@@ -2,14 +2,14 @@
 //!
 //! A method decides what experts are made of ([`methods`](super::methods)); the mapping of all other tensors is then the same for all.
 
-use super::execute::{Content, OutputFile};
+use super::execute::OutputFile;
 use super::fit;
 use super::mapping::{Origin, Work};
 use super::methods::{Context, FeedForward};
 use super::model::Model;
 use super::plan::{Plan, Source};
 use super::record;
-use super::router::{self, PROMPT_ROWS, PromptRows, ROUTER_SOURCE, RouterInit};
+use super::router::{self, PromptRows, ROUTER_SOURCE, RouterInit};
 use super::scales::Scales;
 use crate::checkpoint::Dtype;
 use crate::checkpoint::expression::Expression;
@@ -175,10 +175,7 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     let tensors = work.tensors(&architecture, router_file.as_ref())?;
     let recorded = record::settings(settings, &names, &architecture, &context);
     let mut files = record::files(&models, &names, config, &architecture, &recorded, settings.method)?;
-    if let Some(rows) = router_file.as_ref().filter(|file| file.kept) {
-        let content = Content::CopyOf(rows.checkpoint.path.clone());
-        files.push(OutputFile { name: PROMPT_ROWS.to_owned(), content });
-    }
+    files.extend(router::kept_rows(router_file.as_ref()));
     notes.extend(record::notes(&models, settings.dtype));
     let used = |name: &str| tensors.iter().any(|tensor| reads(&tensor.expression, name));
     let sources: Vec<Source> =
@@ -282,7 +279,7 @@ fn mixture(dense: &Architecture, experts: u64, attention_experts: u64, settings:
 }
 
 /// The number of experts a token goes to; more than there are is refused.
-fn routed(top_k: TopK, experts: u64, flag: &str) -> Result<u64> {
+pub(super) fn routed(top_k: TopK, experts: u64, flag: &str) -> Result<u64> {
     match top_k.of(experts) {
         count if count <= experts => Ok(count),
         count => Err(Error::usage(format!("{flag} {count} asks for more than the {experts} experts"))
