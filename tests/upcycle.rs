@@ -259,8 +259,18 @@ fn shared_keys_and_values_of_the_seed() {
         let name = format!("model.layers.1.self_attn.{part}");
         assert_same_tensor(&name, &found[&name], &seed[&name]);
     }
+    let average = |name: &str| mean(&[&models[0][name], &models[1][name], &models[2][name]]);
     let name = "model.layers.1.input_layernorm.weight";
-    assert_same_tensor(name, &found[name], &mean(&[&models[0][name], &models[1][name], &models[2][name]]));
+    assert_same_tensor(name, &found[name], &average(name));
+    // What is said of keys and values holds against what is said of the rest.
+    let other = work.path().join("other");
+    upcycle("qwen3", &other, &with(&SHARED, &["--shared-kv", "mean", "--rest", "seed"])).ok();
+    let found = read_folder(&other);
+    assert_same_tensor(name, &found[name], &seed[name]);
+    for part in ["k_proj.weight", "v_proj.weight", "k_norm.weight"] {
+        let name = format!("model.layers.1.self_attn.{part}");
+        assert_same_tensor(&name, &found[&name], &average(&name));
+    }
 }
 
 #[test]

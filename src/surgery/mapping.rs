@@ -145,7 +145,8 @@ impl Work<'_> {
             return Ok((dtype.unwrap_or_else(|| self.main_dtype()), expression));
         }
         let shared_kv = matches!(spec.role, Role::K | Role::V | Role::KNorm) && settings.method == Method::Bam;
-        if settings.rest_of_seed || (shared_kv && settings.shared_kv_of_seed) {
+        let of_seed = if shared_kv { settings.shared_kv_of_seed } else { settings.rest_of_seed };
+        if of_seed {
             return copy_of(0);
         }
         // The seed's dtype is the mixture's, also where the seed itself takes no part in the average.

@@ -1,0 +1,1 @@
+//! A small conforming Hub server for the tests.
