@@ -59,7 +59,7 @@ pub(crate) async fn revision(
     let gated = if repository.gated { json!("manual") } else { json!(false) };
     Ok(Json(json!({
         "_id": "000000000000000000000002", "id": id, "modelId": id, "author": namespace, "sha": commit.id, "private": repository.private,
-        "gated": gated, "disabled": false, "downloads": 0, "likes": 0, "tags": [], "lastModified": commit.date, "createdAt": commit.date,
+        "gated": gated, "disabled": false, "xetEnabled": hub.xet.is_some(), "downloads": 0, "likes": 0, "tags": [], "lastModified": commit.date, "createdAt": commit.date,
         "siblings": commit.files.iter().map(sibling).collect::<Vec<_>>(),
     })))
 }
