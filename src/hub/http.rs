@@ -214,7 +214,7 @@ impl Client {
                 builder = builder.header(reqwest::header::CONTENT_TYPE, *kind).body(body.clone());
             }
             let response =
-                self.block_on(builder.send()).map_err(|error| Failure::passing(broken(place, "failed", error)))?;
+                self.block_on(async { builder.send().await }).map_err(|error| Failure::passing(broken(place, "failed", error)))?;
             if !response.status().is_redirection() {
                 let answer = Answer { client: self, place: place.to_owned(), url, response, begins: 0 };
                 return if answer.response.status().is_success() { Ok(answer) } else { Err(answer.refusal()) };
@@ -272,7 +272,7 @@ pub(super) struct Answer<'a> {
 impl Answer<'_> {
     /// The next piece of the body; `None` at its end.
     pub(super) fn next(&mut self) -> Result<Option<impl Deref<Target = [u8]> + use<>>, Failure> {
-        let chunk = self.client.block_on(self.response.chunk());
+        let chunk = self.client.block_on(async { self.response.chunk().await });
         chunk.map_err(|error| Failure::passing(broken(&self.place, "broke off", error)))
     }
 
