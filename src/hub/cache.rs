@@ -67,7 +67,8 @@ impl Cache {
         }
         make_folder(folder_of(&link))?;
         // Made beside and renamed, because two may link the same at once.
-        let beside = link.with_file_name(format!(".{}.{}.link", entry.hash.digits(), std::process::id()));
+        let name = link.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let beside = link.with_file_name(format!(".{name}.{}.link", std::process::id()));
         let fault = |e| Error::io("link", &link, e);
         match fs::remove_file(&beside) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(fault(e)),

@@ -213,8 +213,9 @@ impl Client {
             if let Some((kind, body)) = &request.body {
                 builder = builder.header(reqwest::header::CONTENT_TYPE, *kind).body(body.clone());
             }
-            let response =
-                self.block_on(async { builder.send().await }).map_err(|error| Failure::passing(broken(place, "failed", error)))?;
+            let response = self
+                .block_on(async { builder.send().await })
+                .map_err(|error| Failure::passing(broken(place, "failed", error)))?;
             if !response.status().is_redirection() {
                 let answer = Answer { client: self, place: place.to_owned(), url, response, begins: 0 };
                 return if answer.response.status().is_success() { Ok(answer) } else { Err(answer.refusal()) };
