@@ -26,10 +26,12 @@ mod printer;
 mod prompts;
 mod report;
 mod run;
+mod stages;
 mod tokenize;
 mod train;
 mod upcycle;
 mod validate;
+mod watcher;
 mod work;
 mod write;
 

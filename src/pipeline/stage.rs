@@ -6,7 +6,7 @@ use clap::Command;
 use serde_saphyr::Spanned;
 
 use super::expand::Scope;
-use super::lines::{Lines, refusal, text};
+use super::lines::{Lines, Settings, refusal, text};
 use super::shell::{SHELL, Shell};
 use super::yaml::{Node, fault, unknown_key};
 use crate::Result;
@@ -36,6 +36,8 @@ pub struct Stage {
     pub stdout: Option<PathBuf>,
     /// What it may read, as seen from the work folder; some of it may be no file at all.
     pub(super) inputs: Vec<String>,
+    /// What the recipe says of the command, names replaced.
+    pub(super) settings: Settings,
     /// The stages that its settings refer to by name.
     pub(super) after: Vec<String>,
     /// Whether the command has `--force`, which replaces an output.
@@ -48,6 +50,11 @@ impl Stage {
     /// Whether it runs a model, and so takes the whole machine.
     pub fn computes(&self) -> bool {
         self.is_own && self.command.first().is_some_and(|command| COMPUTING.contains(&command.as_str()))
+    }
+
+    /// Whether checkpoints among its outputs are of its own making, manifests and all; what is pulled keeps its own.
+    pub(super) fn makes_manifests(&self) -> bool {
+        self.is_own && self.kind() != "pull"
     }
 
     /// The command as a person names it.
@@ -64,9 +71,10 @@ impl Stage {
     }
 }
 
-/// The paths that a value may hold: `PATH`, `NAME=PATH`, `PATH:WEIGHT`, `KIND:PATH`; of a pattern, the folder it starts in.
+/// The paths that a value may hold: `PATH`, `NAME=PATH`, `PATH:WEIGHT`, `KIND:PATH`; of a pattern, the folder it starts in;
+/// none of what lies on the Hub.
 pub(super) fn places(value: &str) -> impl Iterator<Item = String> {
-    let value = value.to_owned();
+    let value = if value.contains("hf://") { String::new() } else { value.to_owned() };
     let after = value.split_once('=').map(|(_, after)| after.to_owned());
     let whole: Vec<String> = [Some(value), after].into_iter().flatten().collect();
     let parts = whole.into_iter().flat_map(|text| {
@@ -147,17 +155,18 @@ impl Written<'_> {
         let mut outputs: Vec<PathBuf> = OUTPUTS.iter().filter_map(|key| lines.output(key)).collect();
         outputs.extend(stdout.clone());
         let has = |flag: &str| definition.get_arguments().any(|argument| argument.get_long() == Some(flag));
-        let (arguments, inputs) = lines.finish();
+        let (arguments, inputs, settings) = lines.finish();
         let mut command: Vec<String> = self.command.value.split(' ').map(str::to_owned).collect();
         command.extend(arguments);
         let after = scope.used_stages().into_iter().map(|(stage, _)| stage).collect();
         let (replaces, resumes, is_own) = (has("force"), has("resume"), true);
-        let stage = Stage { name, command, is_own, inputs, outputs, stdout, after, replaces, resumes };
+        let stage = Stage { name, command, is_own, inputs, outputs, stdout, settings, after, replaces, resumes };
         self.check(program, &stage)?;
         Ok(stage)
     }
 
     fn with_shell(&self, name: String, stdout: Option<PathBuf>, shell: Shell, scope: &Scope) -> Stage {
+        let settings = shell.settings();
         let Shell { command, mut inputs, mut outputs } = shell;
         outputs.extend(stdout.clone());
         // Nothing says what in the command is a file, but what another stage made is one.
@@ -165,7 +174,7 @@ impl Written<'_> {
         inputs.extend(made);
         let command = ["sh", "-c", &command].map(str::to_owned).to_vec();
         let (replaces, resumes, is_own) = (false, false, false);
-        Stage { name, command, is_own, inputs, outputs, stdout, after, replaces, resumes }
+        Stage { name, command, is_own, inputs, outputs, stdout, settings, after, replaces, resumes }
     }
 
     /// Parses the command line as the command will.
