@@ -8,8 +8,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, named by the place where a user would look for it.
 ///
-/// Every variant but [`Error::Io`] and [`Error::Compute`] means the request or the input was bad (exit code 2);
-/// these two mean that the machine refused (exit code 3).
+/// Every variant but [`Error::Io`], [`Error::Compute`] and some kinds of [`Error::Hub`] means the request or the input was
+/// bad (exit code 2); these mean that the machine or the network refused (exit code 3).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -69,6 +69,18 @@ pub enum Error {
         /// What to do next.
         hint: Option<String>,
     },
+    /// The Hub refused, could not be reached, or answered what cannot be right.
+    #[error("{place}: {problem}")]
+    Hub {
+        /// Repository and revision, with the file where it is about one.
+        place: String,
+        /// Which kind of failure it is.
+        fault: HubFault,
+        /// What was expected and what was found.
+        problem: String,
+        /// What to do next.
+        hint: Option<String>,
+    },
     /// The request itself makes no sense.
     #[error("{problem}")]
     Usage {
@@ -108,6 +120,12 @@ impl Error {
         Self::Compute { action: action.into(), problem: problem.to_string(), hint: None }
     }
 
+    /// What the Hub refused or answered wrongly; the advice is that for this kind of failure.
+    pub fn hub(place: impl ToString, fault: HubFault, problem: impl Into<String>) -> Self {
+        let hint = fault.advice().map(str::to_owned);
+        Self::Hub { place: place.to_string(), fault, problem: problem.into(), hint }
+    }
+
     /// A request that makes no sense.
     pub fn usage(problem: impl Into<String>) -> Self {
         Self::Usage { problem: problem.into(), hint: None }
@@ -121,6 +139,7 @@ impl Error {
         | Self::Tensor { hint, .. }
         | Self::Key { hint, .. }
         | Self::Compute { hint, .. }
+        | Self::Hub { hint, .. }
         | Self::Usage { hint, .. }) = &mut self;
         *hint = Some(advice.into());
         self
@@ -133,6 +152,7 @@ impl Error {
         | Self::Tensor { hint, .. }
         | Self::Key { hint, .. }
         | Self::Compute { hint, .. }
+        | Self::Hub { hint, .. }
         | Self::Usage { hint, .. }) = self;
         hint.as_deref()
     }
@@ -141,7 +161,64 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Io { .. } | Self::Compute { .. } => 3,
+            Self::Hub { fault, .. } if fault.is_outside() => 3,
             _ => 2,
+        }
+    }
+}
+
+/// Kinds of failure of the Hub, told apart because each asks for something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HubFault {
+    /// There is no such repository, or it is private and the token may not see it.
+    NoRepository,
+    /// The repository is there, but its owner must grant access first.
+    Gated,
+    /// The repository has no such branch, tag or commit.
+    NoRevision,
+    /// The revision has no such file.
+    NoFile,
+    /// The token is not accepted.
+    BadToken,
+    /// The token is accepted, but may not do this.
+    Forbidden,
+    /// Something else was committed meanwhile, or the name is taken.
+    Conflict,
+    /// The account has no room left.
+    Quota,
+    /// Too many requests.
+    RateLimited,
+    /// `HF_HUB_OFFLINE` forbids the network, and the cache does not hold what was asked for.
+    Offline,
+    /// The other side could not be reached, was silent or broke off.
+    Network,
+    /// The other side answered what cannot be right: other bytes than promised, or no sense.
+    Answer,
+}
+
+impl HubFault {
+    /// Whether the request may be right all the same.
+    fn is_outside(self) -> bool {
+        matches!(self, Self::Quota | Self::RateLimited | Self::Network | Self::Answer)
+    }
+
+    fn advice(self) -> Option<&'static str> {
+        match self {
+            Self::NoRepository => {
+                Some("check the spelling; for a private repository set HF_TOKEN to a token that may read it")
+            }
+            Self::Gated => {
+                Some("ask for access on the repository's page, then set HF_TOKEN to a token of that account")
+            }
+            Self::NoRevision => Some("name a branch, a tag or a commit that the repository has, as in org/name@main"),
+            Self::BadToken => Some("set HF_TOKEN to a valid token, or unset it where none is needed"),
+            Self::Forbidden => Some("use a token with write access to this repository"),
+            Self::Quota => Some("free some space of the account, or push elsewhere"),
+            Self::RateLimited => Some("wait, then run the command again: what has been transferred is kept"),
+            Self::Offline => Some("unset HF_HUB_OFFLINE, or pull it while the network is there"),
+            Self::Network => Some("run the command again: what has been transferred is kept"),
+            Self::NoFile | Self::Conflict | Self::Answer => None,
         }
     }
 }

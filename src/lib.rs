@@ -10,6 +10,8 @@ pub mod data;
 pub mod error;
 pub mod evaluate;
 pub mod family;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod mergekit;
 pub mod model;
 pub mod pipeline;

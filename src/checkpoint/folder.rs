@@ -285,18 +285,22 @@ fn weight_files(folder: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
         let entry = entry.map_err(|e| Error::io("list", folder, e))?;
-        if let Ok(name) = entry.file_name().into_string()
-            && (name.ends_with(".safetensors") || name.ends_with(".gguf"))
-        {
-            names.push(name);
-        }
+        names.extend(entry.file_name().into_string());
     }
     names.sort();
+    let wanted = wanted_weights(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    Ok(wanted.into_iter().map(str::to_owned).collect())
+}
+
+/// Those of a folder's files that hold the weights of its model.
+pub fn wanted_weights<'a>(names: &[&'a str]) -> Vec<&'a str> {
+    let mut weights: Vec<&str> = names.to_vec();
+    weights.retain(|name| name.ends_with(".safetensors") || name.ends_with(".gguf"));
     // Some repositories carry a second copy of the weights in their vendor's layout beside the usual one.
-    if names.iter().any(|name| is_model_file(name)) {
-        names.retain(|name| is_model_file(name));
+    if weights.iter().any(|name| is_model_file(name)) {
+        weights.retain(|name| is_model_file(name));
     }
-    Ok(names)
+    weights
 }
 
 /// `model.safetensors` or one shard of a set.

@@ -16,7 +16,7 @@ use super::{dtype, json};
 use crate::{Error, Result};
 
 /// The format's limit on the header's length in bytes.
-const LONGEST: u64 = 100_000_000;
+pub(crate) const LONGEST: u64 = 100_000_000;
 
 /// What one safetensors file says of itself.
 #[derive(Debug)]

@@ -37,6 +37,13 @@ struct Identity {
     device: u64,
 }
 
+/// This program's own cache: `$XDG_CACHE_HOME/bam-convert`, else in `~/.cache`.
+pub(crate) fn cache_folder() -> Option<PathBuf> {
+    let not_empty = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = not_empty("XDG_CACHE_HOME").or_else(|| Some(not_empty("HOME")?.join(".cache")))?;
+    Some(cache.join("bam-convert"))
+}
+
 /// The identity of a file as it is now, and where its hash is kept; `None` where none is.
 fn place(source: &SourceFile) -> Option<(Identity, PathBuf, SystemTime)> {
     let path = source.path().canonicalize().ok()?;
@@ -45,10 +52,8 @@ fn place(source: &SourceFile) -> Option<(Identity, PathBuf, SystemTime)> {
     if stamp != source.stamp() || stamp.length < LEAST_SIZE {
         return None;
     }
-    let not_empty = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = not_empty("XDG_CACHE_HOME").or_else(|| Some(not_empty("HOME")?.join(".cache")))?;
     let name = sha256(path.as_os_str().as_encoded_bytes());
-    let kept = cache.join("bam-convert/hashes").join(format!("{name}.json"));
+    let kept = cache_folder()?.join("hashes").join(format!("{name}.json"));
     let changed = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
     let latest = u64::try_from(changed.max(stamp.modified)).ok()?;
     let latest = SystemTime::UNIX_EPOCH + Duration::from_nanos(latest);

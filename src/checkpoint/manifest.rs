@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::expression::Expression;
 use super::hash::FileHash;
 use super::json;
-use super::output::resolved;
+use super::output::{OutputFolder, resolved};
 use super::recipe::RecipeRecord;
 use crate::{Error, Result};
 
@@ -74,7 +74,7 @@ impl Tool {
 pub struct SourceRecord {
     /// Name that expressions use.
     pub name: String,
-    /// Path relative to the folder of the manifest, with forward slashes.
+    /// Path relative to the folder of the manifest, with forward slashes; `hf://ORG/NAME@COMMIT` of what lies in a Hub's cache.
     pub path: String,
     /// Repository on the Hub, where the source came from one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -84,6 +84,19 @@ pub struct SourceRecord {
     pub commit: Option<String>,
     /// Every file of it that was read.
     pub files: Vec<FileHash>,
+}
+
+impl SourceRecord {
+    /// Of a checkpoint or file at `root` that an output at `output` is made of. One that lies in a Hub's cache has its
+    /// repository and commit for a path: the cache is somewhere else on every machine.
+    pub fn of(name: &str, root: &Path, output: &Path, files: Vec<FileHash>) -> Result<Self> {
+        let (repository, commit) = Origin::of(root, &files).unzip();
+        let path = match hub_origin(root) {
+            Some((repository, commit)) => format!("hf://{repository}@{commit}"),
+            None => relative_to(root, output)?,
+        };
+        Ok(Self { name: name.to_owned(), path, repository, commit, files })
+    }
 }
 
 /// How a trained checkpoint follows from the one that training began with, which is the first source.
@@ -166,8 +179,41 @@ pub fn relative_to(path: &Path, folder: &Path) -> Result<String> {
     Ok(if parts.is_empty() { ".".to_owned() } else { parts.join("/") })
 }
 
+/// Where a folder that was pulled from the Hub came from: `.hub.json` in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// `ORG/NAME`.
+    pub repository: String,
+    /// The commit.
+    pub commit: String,
+    /// What was pulled.
+    pub files: Vec<FileHash>,
+}
+
+/// Where an [`Origin`] is written.
+const ORIGIN: &str = ".hub.json";
+
+impl Origin {
+    /// Writes it into a folder that was pulled.
+    pub fn write(&self, folder: &OutputFolder) -> Result<()> {
+        // Strings and numbers always serialise.
+        let text = serde_json::to_string_pretty(self).unwrap_or_default();
+        folder.write(ORIGIN, text.as_bytes()).map(drop)
+    }
+
+    /// Repository and commit of a folder that lies in a Hub cache, or was pulled and has not been changed since: each of
+    /// `files`, where they are known, is one that was pulled.
+    pub fn of(folder: &Path, files: &[FileHash]) -> Option<(String, String)> {
+        if let Some(cached) = hub_origin(folder) {
+            return Some(cached);
+        }
+        let origin: Self = serde_json::from_slice(&json::read_bytes(&folder.join(ORIGIN)).ok()?).ok()?;
+        files.iter().all(|file| origin.files.contains(file)).then_some((origin.repository, origin.commit))
+    }
+}
+
 /// Repository and commit of a folder inside a Hub cache: `models--ORG--NAME/snapshots/COMMIT`.
-pub fn hub_origin(folder: &Path) -> Option<(String, String)> {
+fn hub_origin(folder: &Path) -> Option<(String, String)> {
     let absolute = std::path::absolute(folder).ok()?;
     let mut names = absolute.components().rev().filter_map(|part| part.as_os_str().to_str());
     let (commit, snapshots, cached) = (names.next()?, names.next()?, names.next()?);

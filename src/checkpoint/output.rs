@@ -159,14 +159,31 @@ impl OutputFolder {
 
     /// Removes what a killed run has left.
     pub fn clear(&self) -> Result<()> {
-        let failed = |e| Error::io("list", &self.partial, e);
-        for entry in fs::read_dir(&self.partial).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if entry.file_name() != LOCK {
-                fs::remove_file(entry.path()).map_err(|e| Error::io("remove", entry.path(), e))?;
+        self.clear_but(&|_| false)
+    }
+
+    /// Removes what a killed run has left, but for files that `keep` accepts by their path in the folder.
+    pub fn clear_but(&self, keep: &dyn Fn(&str) -> bool) -> Result<()> {
+        let mut folders = vec![self.partial.clone()];
+        while let Some(folder) = folders.pop() {
+            let failed = |e| Error::io("list", &folder, e);
+            for entry in fs::read_dir(&folder).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                let path = entry.path();
+                let inside = path.strip_prefix(&self.partial).unwrap_or(&path);
+                if entry.file_type().map_err(failed)?.is_dir() {
+                    folders.push(path);
+                } else if inside != Path::new(LOCK) && !inside.to_str().is_some_and(keep) {
+                    fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// Leaves what there is for the next run into this target, as a kill would.
+    pub fn keep(mut self) {
+        self.committed = true;
     }
 
     /// Writes a file durably.

@@ -14,6 +14,8 @@ mod divergence;
 mod eval;
 mod expert;
 mod generate;
+#[cfg(feature = "hub")]
+mod hub;
 mod init;
 mod inspect;
 mod logits;
@@ -24,6 +26,8 @@ mod names;
 mod preview;
 mod printer;
 mod prompts;
+#[cfg(feature = "hub")]
+mod pull;
 mod report;
 mod run;
 mod stages;
@@ -35,6 +39,7 @@ mod watcher;
 mod work;
 mod write;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use bam_convert::{Error, pipeline};
@@ -67,6 +72,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[cfg(feature = "hub")]
+    Pull(pull::Arguments),
     Inspect(inspect::Arguments),
     Cost(cost::Arguments),
     Init(init::Arguments),
@@ -101,6 +108,8 @@ pub fn main() -> ExitCode {
     let printer = Printer::new(arguments.quiet);
     notes.iter().for_each(|note| printer.note(&format!(" note: {note}")));
     let outcome = match &arguments.command {
+        #[cfg(feature = "hub")]
+        Command::Pull(arguments) => arguments.run(&printer),
         Command::Inspect(arguments) => arguments.run(&printer),
         Command::Cost(arguments) => arguments.run(&printer),
         Command::Init(arguments) => arguments.run(&printer),
@@ -147,9 +156,17 @@ fn parse() -> bam_convert::Result<(Arguments, Vec<String>)> {
         let matches = relaxed.clone().get_matches_from(line.clone());
         pipeline::Settled { line, notes } = pipeline::settle(&relaxed, line, &matches)?;
     }
-    let mut matches = definition().get_matches_from(line);
-    let arguments = Arguments::from_arg_matches_mut(&mut matches);
-    Ok((arguments.unwrap_or_else(|error| error.exit()), notes))
+    let read = |line: &[OsString]| {
+        let mut matches = definition().get_matches_from(line);
+        Arguments::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit())
+    };
+    let mut arguments = read(&line);
+    // What the line lacks is told before anything is pulled.
+    #[cfg(feature = "hub")]
+    if let Some(line) = hub::resolve(&definition(), &line, &Printer::new(arguments.quiet))? {
+        arguments = read(&line);
+    }
+    Ok((arguments, notes))
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {

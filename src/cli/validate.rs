@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use bam_convert::Error;
+use bam_convert::checkpoint::Manifest;
 use bam_convert::family::Family;
 use bam_convert::verify::validate;
 use bam_convert::verify::validate::{Options, work_length};
@@ -37,9 +39,10 @@ impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
         let format = self.format.as_deref().map(Family::read).transpose()?;
+        let against = self.against.as_ref().map(|given| self.sources(given, printer)).transpose()?;
         let bar = printer.bytes_bar(0, "checking");
         let options = Options {
-            against: self.against.as_deref(),
+            against: against.as_deref(),
             format: format.as_ref(),
             threads: self.work.thread_count(),
             memory: self.work.memory.as_u64(),
@@ -53,5 +56,17 @@ impl Arguments {
             false => printer.result(&report.table(self.all))?,
         }
         Ok(if report.faults() == 0 { Verdict::Yes } else { Verdict::No })
+    }
+
+    /// What stands for the manifest's sources: the folders given, and what its Hub sources have been pulled to.
+    fn sources(&self, given: &[PathBuf], printer: &Printer) -> Result<Vec<Option<PathBuf>>, Error> {
+        #[cfg(feature = "hub")]
+        if given.is_empty()
+            && let Ok(Some(manifest)) = Manifest::read(&self.path)
+        {
+            return super::hub::sources(manifest.sources.into_iter().map(|source| source.path), printer);
+        }
+        let _ = printer;
+        Ok(given.iter().cloned().map(Some).collect())
     }
 }

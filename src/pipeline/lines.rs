@@ -190,7 +190,7 @@ fn value_names(argument: &Arg) -> impl Iterator<Item = &str> {
 }
 
 /// Whether values of this argument are files or folders, or hold one.
-fn names_files(argument: &Arg) -> bool {
+pub fn names_files(argument: &Arg) -> bool {
     argument.get_value_hint() == clap::ValueHint::AnyPath
         || value_names(argument).any(|name| ["DIR", "FILE", "PATH"].iter().any(|word| name.contains(word)))
 }

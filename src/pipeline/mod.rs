@@ -30,6 +30,7 @@ mod yaml;
 pub use config::{Settled, define, is_given, relaxed, settle};
 pub use execute::{Runner, Watch};
 pub use graph::Graph;
+pub use lines::names_files;
 pub use outcome::{Failure, Finished, Ran, Report};
 pub use rebuild::{Compared, Rebuild, comparison_table};
 pub use recipe::Recipe;

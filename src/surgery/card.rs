@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::execute::{Content, OutputFile};
 use super::licence::{self, Licences};
-use crate::checkpoint::manifest::{MANIFEST, hub_origin};
+use crate::checkpoint::manifest::{MANIFEST, Origin};
 
 /// What a model card says.
 pub struct Card<'a> {
@@ -67,7 +67,7 @@ impl Card<'_> {
 
 /// A model's repository on the Hub, or the name of its folder.
 fn own_name(path: &Path) -> String {
-    match hub_origin(path) {
+    match Origin::of(path, &[]) {
         Some((repository, _)) => repository,
         None => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
     }
@@ -75,7 +75,7 @@ fn own_name(path: &Path) -> String {
 
 /// The repository of a model, or of the nearest one that it was made of; its own name where none is known.
 fn base_model(path: &Path) -> String {
-    let hub = licence::lineage(path).iter().find_map(|folder| hub_origin(folder));
+    let hub = licence::lineage(path).iter().find_map(|folder| Origin::of(folder, &[]));
     hub.map_or_else(|| own_name(path), |(repository, _)| repository)
 }
 

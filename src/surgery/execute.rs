@@ -9,7 +9,7 @@ use super::evaluate::Evaluator;
 use super::plan::{Plan, Source};
 use crate::checkpoint::hash::{FileHash, sha256, sha256_source};
 use crate::checkpoint::known_hashes;
-use crate::checkpoint::manifest::{self, FORMAT_VERSION, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool};
+use crate::checkpoint::manifest::{FORMAT_VERSION, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool};
 use crate::checkpoint::output::{OutputFolder, check_free_space, check_target};
 use crate::checkpoint::source_file::{SourceFile, Stamp};
 use crate::checkpoint::writer::{WriteOptions, write_weights};
@@ -168,9 +168,11 @@ pub fn record_source(source: &Source, weights: Vec<String>, output: &Path) -> Re
     }
     files.sort();
     files.dedup();
-    let (repository, commit) = manifest::hub_origin(root).unzip();
-    let path = if source.kept { name_of(root) } else { manifest::relative_to(root, output)? };
-    Ok(SourceRecord { name: source.name.clone(), path, repository, commit, files })
+    let mut record = SourceRecord::of(&source.name, root, output, files)?;
+    if source.kept {
+        record.path = name_of(root);
+    }
+    Ok(record)
 }
 
 /// Identity of the work: equal for a run that may resume what another has left.

@@ -13,7 +13,7 @@ use super::parameters::Parameters;
 use crate::checkpoint::folder::{COMPANIONS, existing};
 use crate::checkpoint::hash::{FileHash, sha256_file};
 use crate::checkpoint::manifest::{
-    self, DataRecord, FORMAT_VERSION, Lineage, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool,
+    DataRecord, FORMAT_VERSION, Lineage, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool,
 };
 use crate::checkpoint::output::{OutputFolder, check_free_space};
 use crate::checkpoint::writer::{TensorBytes, TensorLayout, WriteOptions, write_file, write_weights};
@@ -168,14 +168,7 @@ impl Saver {
         unhashed_files: Vec<String>,
     ) -> Result<Manifest> {
         let root = &self.parent.path;
-        let (repository, commit) = manifest::hub_origin(root).unzip();
-        let source = SourceRecord {
-            name: PARENT.to_owned(),
-            path: manifest::relative_to(root, target)?,
-            repository,
-            commit,
-            files: self.files.clone(),
-        };
+        let source = SourceRecord::of(PARENT, root, target, self.files.clone())?;
         let tensors = layouts.iter().map(|layout| {
             let copy = Expression::copy(PARENT, &layout.name);
             let expression = match masters.contains_key(layout.name.as_str()) {

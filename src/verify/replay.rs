@@ -29,7 +29,12 @@ const LARGEST_ORTHOGONAL: u64 = 1 << 22;
 const MOST_PARTS: usize = 1 << 10;
 
 /// Adds the rows `sources` and `replay`; `given` stands for the first sources of the manifest.
-pub(super) fn check(report: &mut Report, subject: &Subject, given: &[PathBuf], options: &Options) -> Result<()> {
+pub(super) fn check(
+    report: &mut Report,
+    subject: &Subject,
+    given: &[Option<PathBuf>],
+    options: &Options,
+) -> Result<()> {
     let (Some(manifest), Some(checkpoint)) = (&subject.manifest, &subject.checkpoint) else {
         // What was asked for cannot be had, so saying nothing would read as a yes.
         let mut check = report.check("replay");
@@ -58,7 +63,7 @@ fn open_sources(
     report: &mut Report,
     folder: &Path,
     manifest: &Manifest,
-    given: &[PathBuf],
+    given: &[Option<PathBuf>],
     options: &Options,
 ) -> Result<Vec<Source>> {
     let mut check = report.check("sources");
@@ -73,7 +78,10 @@ fn open_sources(
             );
             continue;
         }
-        let Some(path) = locate(&mut check, folder, record, given.get(number), options)? else { continue };
+        let Some(path) = locate(&mut check, folder, record, given.get(number).and_then(Option::as_ref), options)?
+        else {
+            continue;
+        };
         // A source that is one file lies in the folder that its files' names are relative to.
         let root = if path.is_file() { path.parent().unwrap_or(Path::new("")) } else { &path };
         hashed += compare_files(&mut check, root, &record.files, Some(&record.name), options)?;

@@ -245,7 +245,7 @@ impl Running<'_> {
             Error::Io { source, path, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 (Place { file: file(&path), ..Place::default() }, "is missing".to_owned(), hint)
             }
-            error @ (Error::Io { .. } | Error::Compute { .. }) => return Err(error),
+            error @ (Error::Io { .. } | Error::Compute { .. } | Error::Hub { .. }) => return Err(error),
             Error::File { path, problem, .. } => (Place { file: file(&path), ..Place::default() }, problem, hint),
             Error::Tensor { path, tensor, problem, .. } => {
                 (Place { file: file(&path), tensor: Some(tensor), key: None }, problem, hint)

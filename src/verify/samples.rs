@@ -136,6 +136,8 @@ pub fn validated_with(path: &Path, against: Option<&[PathBuf]>, threads: usize, 
     let progress = |bytes| {
         done.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
     };
+    let against = against.map(|given| given.iter().cloned().map(Some).collect::<Vec<_>>());
+    let against = against.as_deref();
     let options = validate::Options { against, format: None, threads, memory, progress: &progress };
     let report = validate::validate(path, &options).unwrap();
     assert!(

@@ -15,9 +15,9 @@ use crate::{Error, Result};
 /// What to check and with which means.
 #[derive(Clone, Copy)]
 pub struct Options<'a> {
-    /// Replay the manifest too: an empty list takes the sources from where the manifest says, otherwise these
-    /// folders stand for its first sources, in order.
-    pub against: Option<&'a [PathBuf]>,
+    /// Replay the manifest too: these folders stand for its first sources, in order; the others are taken from where the
+    /// manifest says.
+    pub against: Option<&'a [Option<PathBuf>]>,
     /// A family that the user brings; otherwise that of `model_type`.
     pub format: Option<&'a Family>,
     /// Worker threads.

@@ -221,7 +221,7 @@ fn sources_in_the_wrong_order_too_many_or_gone_are_named() {
     let swapped = ["seed", "law", "code"].map(|name| samples.path(name));
     let report = validated(&folder, Some(&swapped));
     assert!(status(&report, "sources") == Status::Fault && status(&report, "replay") == Status::Fault);
-    let many = ["seed", "code", "law", "law"].map(|name| samples.path(name));
+    let many = ["seed", "code", "law", "law"].map(|name| Some(samples.path(name)));
     let options =
         super::validate::Options { against: Some(&many), format: None, threads: 1, memory: 1 << 20, progress: &|_| {} };
     assert!(super::validate(&folder, &options).unwrap_err().to_string().contains("3 sources: seed, code, law"));

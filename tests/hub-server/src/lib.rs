@@ -1,1 +1,26 @@
 //! A small conforming Hub server for the tests.
+//!
+//! What the Hugging Face Hub says to `pull` and `push`, as its Python client understands it: models with commits, branches, tags
+//! and pull requests; files as git blobs, over LFS (basic and multipart) or Xet; a second origin for downloads, as the Hub's
+//! CDN is. Faults are injected in front of all of it ([`Fault`]), and every request is logged ([`Request`]).
+//!
+//! Callers are synchronous: the server has threads of its own and ends when it is dropped.
+
+mod access;
+mod api;
+mod branches;
+mod commit;
+mod faults;
+mod lfs;
+mod listener;
+mod listing;
+mod refusal;
+mod repository;
+mod resolve;
+mod server;
+mod store;
+
+pub use access::Role;
+pub use faults::{Fault, FaultKind};
+pub use listener::{Listener, Request};
+pub use server::{Keep, Options, Server, Transfers};

@@ -1,0 +1,101 @@
+//! `hf://ORG/NAME@REVISION` wherever a checkpoint is accepted: such an argument is replaced by the folder it was pulled to.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use bam_convert::hub::{Client, Pull, Reference, SCHEME, Selection, Settings, cached, headers};
+use bam_convert::pipeline::names_files;
+use bam_convert::table;
+use bam_convert::{Error, Result};
+
+use super::printer::Printer;
+
+/// Commands that take references as such.
+const OWN: [&str; 3] = ["pull", "push", "run"];
+/// Commands that look at headers only, as `--dry-run` does everywhere.
+const LOOKING: [&str; 2] = ["inspect", "cost"];
+/// What makes one of them read weights.
+const READING: &str = "--divergence";
+/// Files that are pulled at a time.
+pub const WORKERS: usize = 8;
+
+/// The Hub that the environment names.
+pub fn client() -> Result<Client> {
+    Client::new(Settings::from_environment()?)
+}
+
+/// The command line with folders in the place of references, each pulled if it is not here; `None` where it has none.
+pub fn resolve(program: &clap::Command, line: &[OsString], printer: &Printer) -> Result<Option<Vec<OsString>>> {
+    let is_command = |word: &OsString| word.to_str().and_then(|word| program.find_subcommand(word));
+    let Some((at, command)) = line.iter().enumerate().skip(1).find_map(|(at, word)| Some((at, is_command(word)?)))
+    else {
+        return Ok(None);
+    };
+    let name = command.get_name();
+    if OWN.contains(&name) {
+        return Ok(None);
+    }
+    let has = |flag: &str| line.iter().any(|word| word == flag);
+    let only_headers = has("--dry-run") || LOOKING.contains(&name) && !has(READING);
+    // The subcommand of a command with several, as in `expert add`.
+    let inner = line.get(at + 1).and_then(|word| command.find_subcommand(word)).unwrap_or(command);
+    let mut found: Option<Vec<OsString>> = None;
+    for (place, word) in line.iter().enumerate().skip(at + 1) {
+        let Some((before, reference, after)) = word.to_str().and_then(split) else { continue };
+        let flag = match before.split_once('=') {
+            Some((flag, _)) if flag.starts_with("--") => Some(flag),
+            _ => line[place - 1].to_str(),
+        };
+        let flag = flag.and_then(|flag| flag.strip_prefix("--"));
+        let argument = flag.and_then(|flag| inner.get_arguments().find(|argument| argument.get_long() == Some(flag)));
+        if argument.is_some_and(|argument| argument.get_action().takes_values() && !names_files(argument)) {
+            continue;
+        }
+        let folder = folder(&Reference::parse(reference)?, only_headers, printer)?;
+        let mut word = OsString::from(before);
+        word.push(folder);
+        word.push(after);
+        found.get_or_insert_with(|| line.to_vec())[place] = word;
+    }
+    Ok(found)
+}
+
+/// What stands before a reference (`--seed=`, `NAME=`), the reference, and what follows it (`:WEIGHT`).
+fn split(word: &str) -> Option<(&str, &str, &str)> {
+    let begin = word.find(SCHEME)?;
+    if begin > 0 && !word[..begin].ends_with('=') {
+        return None;
+    }
+    let rest = &word[begin + SCHEME.len()..];
+    let end = rest.find(':').map_or(word.len(), |colon| begin + SCHEME.len() + colon);
+    Some((&word[..begin], &word[begin..end], &word[end..]))
+}
+
+/// The folder of a checkpoint on the Hub: with its headers alone, or whole.
+pub fn folder(reference: &Reference, only_headers: bool, printer: &Printer) -> Result<PathBuf> {
+    let client = client()?;
+    if let Some(folder) = cached(&client, reference).filter(|_| client.settings.offline) {
+        return Ok(folder);
+    }
+    if only_headers {
+        return headers(&client, reference);
+    }
+    let pull = Pull::new(&client, reference, &Selection::default(), None)?;
+    let missing = pull.missing();
+    if missing > 0 {
+        printer.note(&format!("pulling {reference} at {}: {}", pull.snapshot.commit, table::bytes(missing)));
+    }
+    let bar = printer.bytes_bar(missing, "pulling");
+    let pulled = pull.run(false, WORKERS, &|bytes| bar.inc(bytes))?;
+    bar.finish_and_clear();
+    Ok(pulled.folder)
+}
+
+/// The folders of a manifest's sources that lie on the Hub, in order; `None` for those that do not.
+pub fn sources(paths: impl Iterator<Item = String>, printer: &Printer) -> Result<Vec<Option<PathBuf>>, Error> {
+    let fetch = |path: String| match path.starts_with(SCHEME) {
+        true => folder(&Reference::parse(&path)?, false, printer).map(Some),
+        false => Ok(None),
+    };
+    paths.map(fetch).collect()
+}

@@ -1,0 +1,107 @@
+//! The Hub's cache on disk, in the layout that `huggingface_hub` shares: `models--ORG--NAME/{blobs,snapshots,refs}`.
+//!
+//! A blob is named by its hash and put in its place when it is whole and checked; a snapshot is a folder of links to blobs.
+//! Whoever fetches a blob holds the lock that Python takes too.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use super::settings::Settings;
+use super::tree::{Entry, is_hex};
+use crate::checkpoint::output::{folder_of, sync_folder};
+use crate::checkpoint::single;
+use crate::{Error, Result};
+
+/// The part of a cache that is about one repository.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    folder: PathBuf,
+    locks: PathBuf,
+}
+
+impl Cache {
+    /// That of a repository, in the folder that the settings name; nothing is made yet.
+    pub fn of(settings: &Settings, repository: &str) -> Self {
+        Self::within(&settings.cache, repository)
+    }
+
+    /// As [`of`](Self::of), below any folder.
+    pub(super) fn within(root: &Path, repository: &str) -> Self {
+        let name = format!("models--{}", repository.replace('/', "--"));
+        Self { folder: root.join(&name), locks: root.join(".locks").join(name) }
+    }
+
+    /// Where the files of a commit are linked together.
+    pub fn snapshot(&self, commit: &str) -> PathBuf {
+        self.folder.join("snapshots").join(commit)
+    }
+
+    /// Where a content lies once it is whole.
+    pub(super) fn blob(&self, entry: &Entry) -> PathBuf {
+        self.folder.join("blobs").join(entry.hash.digits())
+    }
+
+    /// Where a content grows.
+    pub(super) fn partial(&self, entry: &Entry) -> PathBuf {
+        self.folder.join("blobs").join(format!("{}.incomplete", entry.hash.digits()))
+    }
+
+    /// Waits until nobody else fetches this content, and keeps others from it until the file is dropped.
+    pub(super) fn lock(&self, entry: &Entry) -> Result<File> {
+        make_folder(&self.locks)?;
+        make_folder(&self.folder.join("blobs"))?;
+        let path = self.locks.join(format!("{}.lock", entry.hash.digits()));
+        let file =
+            OpenOptions::new().create(true).append(true).open(&path).map_err(|e| Error::io("create", &path, e))?;
+        file.lock().map_err(|e| Error::io("lock", &path, e))?;
+        Ok(file)
+    }
+
+    /// Links the file of a snapshot to its blob.
+    pub(super) fn link(&self, commit: &str, path: &str, entry: &Entry) -> Result<()> {
+        let link = self.snapshot(commit).join(path);
+        let up = "../".repeat(path.split('/').count() + 1);
+        let target = PathBuf::from(format!("{up}blobs/{}", entry.hash.digits()));
+        if fs::read_link(&link).is_ok_and(|found| found == target) {
+            return Ok(());
+        }
+        make_folder(folder_of(&link))?;
+        // Made beside and renamed, because two may link the same at once.
+        let name = link.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let beside = link.with_file_name(format!(".{name}.{}.link", std::process::id()));
+        let fault = |e| Error::io("link", &link, e);
+        match fs::remove_file(&beside) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(fault(e)),
+            _ => {}
+        }
+        std::os::unix::fs::symlink(&target, &beside).map_err(fault)?;
+        fs::rename(&beside, &link).map_err(fault)?;
+        sync_folder(folder_of(&link))
+    }
+
+    /// Remembers which commit a branch or tag is.
+    pub(super) fn set_revision(&self, revision: &str, commit: &str) -> Result<()> {
+        if revision == commit {
+            return Ok(());
+        }
+        let path = self.folder.join("refs").join(revision);
+        if fs::read_to_string(&path).is_ok_and(|found| found == commit) {
+            return Ok(());
+        }
+        make_folder(folder_of(&path))?;
+        single::write(&path, &[commit.as_bytes()])
+    }
+
+    /// The commit that a revision was when it was last asked for.
+    pub(super) fn revision(&self, revision: &str) -> Option<String> {
+        if is_hex(revision, 40) {
+            return Some(revision.to_owned());
+        }
+        let commit = fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
+        Some(commit.trim().to_owned()).filter(|commit| is_hex(commit, 40))
+    }
+}
+
+pub(super) fn make_folder(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))
+}

@@ -1,0 +1,172 @@
+//! One file of a commit, fetched until its size and hash are right.
+//!
+//! The file grows at its end, so that its length says where to go on after a cut connection, a kill or a full disk.
+//! Another thread hashes what has been written, from the page cache.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use super::content::Hasher;
+use super::http::{Client, Failure, Patience};
+use super::tree::{Entry, Snapshot};
+use crate::error::HubFault;
+use crate::{Error, Result};
+
+/// A transfer slower than so many bytes a second, over [`WINDOW`], is given up and asked for again.
+const SLOWEST: u64 = 1024;
+const WINDOW: u32 = 3;
+/// Bytes after which a connection has been good enough to forget earlier failures.
+const PROGRESS: u64 = 1 << 16;
+/// How often a content may be wrong from its first byte on.
+const WRONG_CONTENTS: u32 = 3;
+
+/// A file to fetch.
+pub(super) struct Download<'a> {
+    pub client: &'a Client,
+    pub snapshot: &'a Snapshot,
+    pub path: &'a str,
+    pub entry: &'a Entry,
+    /// Told of each number of bytes that have come.
+    pub progress: &'a (dyn Fn(u64) + Sync),
+}
+
+impl Download<'_> {
+    /// Fills the file at `partial`, going on where it ends, and makes it durable.
+    ///
+    /// # Errors
+    /// What is not there after several attempts, or is other than the commit has, in which case `partial` is removed.
+    pub(super) fn fetch(&self, partial: &Path) -> Result<()> {
+        let fault = |e| Error::io("write", partial, e);
+        let file = OpenOptions::new().create(true).read(true).append(true).open(partial).map_err(fault)?;
+        let mut told = 0;
+        for wrong in 0.. {
+            let had = file.metadata().map_err(fault)?.len();
+            let had = if had > self.entry.size { 0 } else { had };
+            file.set_len(had).map_err(fault)?;
+            let found = std::thread::scope(|scope| {
+                let (grown, lengths) = mpsc::channel();
+                let hashing = scope.spawn(|| follow(&file, Hasher::of(self.entry), lengths));
+                let transferred = self.transfer(&file, partial, had, &mut told, &grown);
+                drop(grown);
+                let found = hashing.join().map_err(|_| Error::file(partial, "the thread that hashes it has died"))?;
+                transferred.and(found.map_err(|e| Error::io("read", partial, e)))
+            })?;
+            if found == self.entry.hash.digits() {
+                return file.sync_all().map_err(|e| Error::io("sync", partial, e));
+            }
+            file.set_len(0).map_err(fault)?;
+            if wrong + 1 == WRONG_CONTENTS {
+                // Best effort: nobody goes on with it.
+                let _ = std::fs::remove_file(partial);
+                let problem = format!("expected a content with the hash {}, found {found}", self.entry.hash.digits());
+                return Err(Error::hub(self.place(), HubFault::Answer, problem).with_hint(
+                    "the bytes were changed on their way, or the server holds others than it lists: nothing was kept",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&self) -> String {
+        format!("{}: {}", self.snapshot.place(), self.path)
+    }
+
+    /// Appends what is missing; `had` bytes are there.
+    fn transfer(
+        &self,
+        mut file: &File,
+        partial: &Path,
+        mut had: u64,
+        told: &mut u64,
+        grown: &mpsc::Sender<u64>,
+    ) -> Result<()> {
+        // The other end waits as long as this one sends.
+        let tell = |had: u64, told: &mut u64| {
+            let _ = grown.send(had);
+            (self.progress)(had.saturating_sub(*told));
+            *told = had.max(*told);
+        };
+        tell(had, told);
+        let mut patience = Patience::new();
+        while had < self.entry.size {
+            let begin = had;
+            let mut write = |bytes: &[u8]| {
+                file.write_all(bytes).map_err(|e| Error::io("write", partial, e))?;
+                had += bytes.len() as u64;
+                tell(had, told);
+                Ok(())
+            };
+            match self.stream(begin, &mut write)? {
+                Ok(()) => {}
+                Err(failure) => {
+                    if had - begin >= PROGRESS {
+                        patience = Patience::new();
+                    }
+                    patience.after(failure)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One connection's worth of bytes from `begin` on. The outer error is one of writing.
+    fn stream(&self, begin: u64, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Result<(), Failure>> {
+        let place = self.place();
+        let mut answer = match self.client.range(&place, self.snapshot.address(self.client, self.path), begin, None) {
+            Ok(answer) => answer,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        let window = self.client.settings.transfer_timeout * WINDOW;
+        let mut position = answer.begins;
+        let (mut since, mut at_since) = (Instant::now(), position);
+        while position < self.entry.size {
+            let piece = match answer.next() {
+                Ok(Some(piece)) => piece,
+                Ok(None) => {
+                    let problem = format!("expected {} bytes, found the end after {position}", self.entry.size);
+                    return Ok(Err(Failure::passing(Error::hub(place, HubFault::Network, problem))));
+                }
+                Err(failure) => return Ok(Err(failure)),
+            };
+            // A server without ranges sends what is had already, and a faulty one more than there can be.
+            let skipped = begin.saturating_sub(position).min(piece.len() as u64);
+            let wanted = (self.entry.size - position).min(piece.len() as u64);
+            write(&piece[skipped as usize..wanted.max(skipped) as usize])?;
+            position += wanted;
+            if since.elapsed() > window {
+                if is_slow(position - at_since, since.elapsed()) {
+                    let problem =
+                        format!("expected at least {SLOWEST} bytes/s, found {} in {window:?}", position - at_since);
+                    return Ok(Err(Failure::passing(Error::hub(place, HubFault::Network, problem))));
+                }
+                (since, at_since) = (Instant::now(), position);
+            }
+        }
+        Ok(Ok(()))
+    }
+}
+
+fn is_slow(bytes: u64, time: Duration) -> bool {
+    (bytes as f64) < SLOWEST as f64 * time.as_secs_f64()
+}
+
+/// The hash of a file that grows to the lengths that come, the last of which is its end.
+fn follow(file: &File, mut hasher: Hasher, lengths: mpsc::Receiver<u64>) -> std::io::Result<String> {
+    let mut buf = vec![0; 1 << 20];
+    let mut done = 0;
+    while let Ok(length) = lengths.recv() {
+        // Only the latest matters.
+        let length = lengths.try_iter().last().unwrap_or(length);
+        while done < length {
+            let count = (length - done).min(buf.len() as u64) as usize;
+            file.read_exact_at(&mut buf[..count], done)?;
+            hasher.update(&buf[..count]);
+            done += count as u64;
+        }
+    }
+    Ok(hasher.finish())
+}

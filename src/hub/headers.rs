@@ -1,0 +1,164 @@
+//! A checkpoint on the Hub without its data: configuration and headers by range requests, weight files as long as they are
+//! but empty behind their headers.
+//!
+//! What only looks at headers (`inspect`, `cost`, `--dry-run`) opens such a folder like any other. It lies in this
+//! program's own cache, in the layout of the Hub's, so that it is known where it came from. The parts of a file that are
+//! fetched cannot be checked against the hash of the whole: they are shown, never built upon.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::cache::{Cache, make_folder};
+use super::content::has_content;
+use super::download::Download;
+use super::http::{Client, Failure, Patience};
+use super::reference::Reference;
+use super::selection::Selection;
+use super::tree::{Entry, Snapshot};
+use crate::checkpoint::gguf::Gguf;
+use crate::checkpoint::{header, known_hashes, single};
+use crate::error::HubFault;
+use crate::{Error, Result};
+
+/// Bytes of a weight file that are asked for first; most headers are shorter.
+const FIRST: u64 = 256 << 10;
+/// Bytes that are asked for at once at most.
+const LARGEST: u64 = 8 << 20;
+/// Tokenizers and the like that are larger are left out.
+const LARGEST_BESIDE: u64 = 64 << 20;
+
+/// A folder with the headers of a revision.
+///
+/// # Errors
+/// As those of a pull; weight files that do not begin as theirs do.
+pub fn headers(client: &Client, reference: &Reference) -> Result<PathBuf> {
+    let snapshot = Snapshot::of(client, reference)?;
+    let root = known_hashes::cache_folder().ok_or_else(|| Error::usage("no place for headers: set XDG_CACHE_HOME"))?;
+    let folder = Cache::within(&root.join("headers"), &snapshot.repository).snapshot(&snapshot.commit);
+    for path in Selection::default().choose(&snapshot)? {
+        let entry = &snapshot.files[path];
+        let place = folder.join(path);
+        make_folder(&folder)?;
+        let download = Download { client, snapshot: &snapshot, path, entry, progress: &|_| {} };
+        match path.ends_with(".safetensors") || path.ends_with(".gguf") {
+            true if place.is_file() => {}
+            true => {
+                let fetched = VecDeque::new();
+                let snapshot = &snapshot;
+                let mut remote = Remote { client, snapshot, path, entry, fetched, position: 0, failed: None };
+                let written = write_header(&mut remote, &place);
+                // What the network refused is the cause, whatever the reader made of it.
+                remote.failed.map_or(written, Err)?;
+            }
+            false if entry.size > LARGEST_BESIDE || has_content(&place, entry)? => {}
+            false => {
+                let partial = folder.join(format!(".{path}.{}", std::process::id()));
+                download.fetch(&partial)?;
+                fs::rename(&partial, &place).map_err(|e| Error::io("rename to", &place, e))?;
+            }
+        }
+    }
+    Ok(folder)
+}
+
+/// Makes a weight file at `place` with its header, and nothing behind it.
+fn write_header(remote: &mut Remote, place: &Path) -> Result<()> {
+    single::write_with(place, |file| {
+        let fault = |e| Error::io("write", place, e);
+        let size = remote.entry.size;
+        let mut reader = Copying { remote, file: &*file };
+        if place.extension().is_some_and(|extension| extension == "gguf") {
+            Gguf::read(place, &mut reader, size)?;
+        } else {
+            let mut length = [0; 8];
+            let cut = |_| Error::file(place, format!("expected a safetensors file, found {size} bytes"));
+            reader.read_exact(&mut length).map_err(cut)?;
+            let length = u64::from_le_bytes(length).min(header::LONGEST);
+            std::io::copy(&mut reader.take(length), &mut std::io::sink()).map_err(cut)?;
+        }
+        file.set_len(size).map_err(fault)
+    })
+}
+
+/// A weight file on the Hub, read from its beginning by ranges that grow.
+struct Remote<'a> {
+    client: &'a Client,
+    snapshot: &'a Snapshot,
+    path: &'a str,
+    entry: &'a Entry,
+    /// What has been fetched and not yet read.
+    fetched: VecDeque<u8>,
+    position: u64,
+    /// Why there is no more, where it is not the end of the file.
+    failed: Option<Error>,
+}
+
+impl Remote<'_> {
+    fn fetch(&mut self) -> Result<()> {
+        let end = self.entry.size.min((2 * self.position).max(self.position + FIRST).min(self.position + LARGEST));
+        let place = format!("{}: {}", self.snapshot.place(), self.path);
+        let mut patience = Patience::new();
+        while self.position < end {
+            let url = self.snapshot.address(self.client, self.path);
+            let mut answer = match self.client.range(&place, url, self.position, Some(end)) {
+                Ok(answer) => answer,
+                Err(failure) => {
+                    patience.after(failure)?;
+                    continue;
+                }
+            };
+            let mut skipped = self.position - answer.begins;
+            while self.position < end {
+                match answer.next() {
+                    Ok(Some(piece)) => {
+                        let begin = skipped.min(piece.len() as u64);
+                        skipped -= begin;
+                        let wanted = (piece.len() as u64 - begin).min(end - self.position);
+                        self.fetched.extend(&piece[begin as usize..(begin + wanted) as usize]);
+                        self.position += wanted;
+                    }
+                    Ok(None) => {
+                        let problem =
+                            format!("expected {} bytes, found the end after {}", self.entry.size, self.position);
+                        patience.after(Failure::passing(Error::hub(&place, HubFault::Network, problem)))?;
+                        break;
+                    }
+                    Err(failure) => {
+                        patience.after(failure)?;
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Read for Remote<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        if self.fetched.is_empty() && self.position < self.entry.size {
+            self.fetch().map_err(|error| {
+                let text = error.to_string();
+                self.failed = Some(error);
+                std::io::Error::other(text)
+            })?;
+        }
+        self.fetched.read(buf)
+    }
+}
+
+/// Reads, and writes what was read to a file.
+struct Copying<'a, 'b> {
+    remote: &'a mut Remote<'b>,
+    file: &'a File,
+}
+
+impl Read for Copying<'_, '_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.remote.read(buf)?;
+        self.file.write_all(&buf[..count])?;
+        Ok(count)
+    }
+}

@@ -1,0 +1,384 @@
+//! Requests to the Hub and to where it sends us: time-outs, retries, redirects, and answers told apart.
+//!
+//! Redirects are followed here, and the token goes along to the Hub's own origin only. Waits grow from one attempt to the
+//! next, or are as long as the server asks for. Callers are synchronous; the runtime is this file's affair.
+
+use std::ops::Deref;
+use std::time::Duration;
+
+use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::{Method, StatusCode, Url};
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+use super::settings::Settings;
+use crate::error::HubFault;
+use crate::table::printable;
+use crate::{Error, Result};
+
+/// Attempts before an error is told, each after a longer wait.
+const ATTEMPTS: u32 = 6;
+/// The wait before the second attempt.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+/// The longest wait that a server may ask for.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// Redirects that are followed.
+const MOST_HOPS: usize = 10;
+/// The largest answer that is held in memory.
+const LARGEST_ANSWER: usize = 64 << 20;
+/// The most of a refusal's text that is read.
+const LARGEST_REFUSAL: usize = 16 << 10;
+
+/// The Hub, as this process asks it.
+pub struct Client {
+    /// What the environment says.
+    pub settings: Settings,
+    http: reqwest::Client,
+    runtime: Runtime,
+}
+
+/// A request that can be made again.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// `GET`, `POST`, …
+    pub method: Method,
+    /// Where to.
+    pub url: Url,
+    /// Beside the token.
+    pub headers: HeaderMap,
+    /// Bytes and their content type.
+    pub body: Option<(&'static str, Vec<u8>)>,
+    /// Whether a failure that may pass is a reason to ask again.
+    pub repeat: bool,
+}
+
+impl Request {
+    /// A `GET`.
+    pub fn get(url: Url) -> Self {
+        Self { method: Method::GET, url, headers: HeaderMap::new(), body: None, repeat: true }
+    }
+
+    /// A `POST` of JSON that changes nothing, or the same when it is made twice.
+    pub fn post(url: Url, body: &Value) -> Self {
+        let body = Some(("application/json", body.to_string().into_bytes()));
+        Self { method: Method::POST, body, ..Self::get(url) }
+    }
+
+    /// The same request with one more header.
+    #[must_use]
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+}
+
+/// Why an attempt came to nothing.
+pub(super) struct Failure {
+    /// What to tell if it was the last.
+    pub error: Error,
+    /// Whether the next may succeed; the wait that the server asked for.
+    pub passing: Option<Option<Duration>>,
+}
+
+impl Failure {
+    pub(super) fn passing(error: Error) -> Self {
+        Self { error, passing: Some(None) }
+    }
+
+    pub(super) fn lasting(error: Error) -> Self {
+        Self { error, passing: None }
+    }
+}
+
+/// How often something was tried in a row, and how long to wait before it is tried again.
+pub(super) struct Patience {
+    failures: u32,
+}
+
+impl Patience {
+    pub(super) fn new() -> Self {
+        Self { failures: 0 }
+    }
+
+    /// Waits after a failure that may pass; returns the error of one that does not, or that came too often.
+    pub(super) fn after(&mut self, failure: Failure) -> Result<()> {
+        self.failures += 1;
+        let Some(asked) = failure.passing.filter(|_| self.failures < ATTEMPTS) else { return Err(failure.error) };
+        if asked.is_some_and(|asked| asked > LONGEST_WAIT) {
+            return Err(failure.error);
+        }
+        // Not all at the same time again: up to half as long more, by the clock's last digits.
+        let wait = FIRST_WAIT * 2u32.pow(self.failures - 1);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let spread = f64::from(now.subsec_nanos() % 1000) / 2000.0;
+        std::thread::sleep(asked.unwrap_or(wait).mul_f64(1.0 + spread));
+        Ok(())
+    }
+}
+
+impl Client {
+    /// Opens no connection yet.
+    pub fn new(settings: Settings) -> Result<Self> {
+        let failed = |e: String| Error::usage(format!("cannot prepare connections to the Hub: {e}"));
+        let http = reqwest::Client::builder()
+            .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(settings.answer_timeout)
+            .read_timeout(settings.transfer_timeout.max(settings.answer_timeout))
+            .http1_only()
+            .build()
+            .map_err(|e| failed(cause(&e)))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(|e| failed(e.to_string()))?;
+        Ok(Self { settings, http, runtime })
+    }
+
+    /// An address below the Hub's root; each part is one segment, whatever it holds.
+    pub fn url(&self, parts: &[&str]) -> Url {
+        let mut url = self.settings.endpoint.clone();
+        // An http address, which settings require, can have segments.
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(parts);
+        }
+        url
+    }
+
+    /// Runs what libraries offer as futures.
+    pub(super) fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+
+    /// The client underneath, for libraries that take one.
+    pub(super) fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+
+    /// Whether a token may be sent there.
+    pub(super) fn is_own(&self, url: &Url) -> bool {
+        url.origin() == self.settings.endpoint.origin()
+    }
+
+    /// Asks until there is an answer of success, whose body is still to be read.
+    pub(super) fn send(&self, place: &str, request: &Request) -> Result<Answer<'_>> {
+        let mut patience = Patience::new();
+        loop {
+            match self.attempt(place, request) {
+                Ok(answer) => return Ok(answer),
+                Err(failure) if request.repeat => patience.after(failure)?,
+                Err(failure) => return Err(failure.error),
+            }
+        }
+    }
+
+    /// Asks and reads an answer that is JSON.
+    pub(super) fn json(&self, place: &str, request: &Request) -> Result<(Value, HeaderMap)> {
+        let mut patience = Patience::new();
+        loop {
+            let answer = match self.attempt(place, request).and_then(Answer::read) {
+                Ok(answer) => answer,
+                Err(failure) if request.repeat => {
+                    patience.after(failure)?;
+                    continue;
+                }
+                Err(failure) => return Err(failure.error),
+            };
+            let (bytes, headers) = answer;
+            let value = serde_json::from_slice(&bytes).map_err(|error| {
+                Error::hub(
+                    place,
+                    HubFault::Answer,
+                    format!("expected JSON from the Hub, found something else: {error}"),
+                )
+                .with_hint("is HF_ENDPOINT the address of a Hub?")
+            })?;
+            return Ok((value, headers));
+        }
+    }
+
+    /// One attempt, redirects followed.
+    pub(super) fn attempt(&self, place: &str, request: &Request) -> Result<Answer<'_>, Failure> {
+        if self.settings.offline {
+            let problem = "expected to reach the Hub, found HF_HUB_OFFLINE set";
+            return Err(Failure::lasting(Error::hub(place, HubFault::Offline, problem)));
+        }
+        let mut url = request.url.clone();
+        for _ in 0..MOST_HOPS {
+            let mut builder = self.http.request(request.method.clone(), url.clone()).headers(request.headers.clone());
+            if let Some(token) = self.settings.token.as_ref().filter(|_| self.is_own(&url)) {
+                builder = builder.header(AUTHORIZATION, format!("Bearer {}", token.secret()));
+            }
+            if let Some((kind, body)) = &request.body {
+                builder = builder.header(reqwest::header::CONTENT_TYPE, *kind).body(body.clone());
+            }
+            let response = self
+                .block_on(async { builder.send().await })
+                .map_err(|error| Failure::passing(broken(place, "failed", error)))?;
+            if !response.status().is_redirection() {
+                let answer = Answer { client: self, place: place.to_owned(), url, response, begins: 0 };
+                return if answer.response.status().is_success() { Ok(answer) } else { Err(answer.refusal()) };
+            }
+            let next = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+            let next =
+                next.and_then(|next| url.join(next).ok()).filter(|next| matches!(next.scheme(), "http" | "https"));
+            let Some(next) = next.filter(|next| next.scheme() == "https" || url.scheme() == "http") else {
+                let problem = "expected a redirect to an http address as safe as this one, found none";
+                return Err(Failure::lasting(Error::hub(place, HubFault::Answer, problem)));
+            };
+            url = next;
+        }
+        Err(Failure::lasting(Error::hub(place, HubFault::Answer, format!("expected at most {MOST_HOPS} redirects"))))
+    }
+
+    /// One attempt at the bytes of a file from `start` on, up to and without `end`.
+    pub(super) fn range(&self, place: &str, url: Url, start: u64, end: Option<u64>) -> Result<Answer<'_>, Failure> {
+        let mut request = Request::get(url);
+        if start > 0 || end.is_some() {
+            let last = end.map_or(String::new(), |end| (end - 1).to_string());
+            // Digits and a dash are a valid value.
+            if let Ok(value) = HeaderValue::from_str(&format!("bytes={start}-{last}")) {
+                request = request.with_header(RANGE, value);
+            }
+        }
+        // Bytes must come as they are: sizes and ranges are those of the file.
+        request = request.with_header(reqwest::header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let mut answer = self.attempt(place, &request)?;
+        if answer.response.status() == StatusCode::PARTIAL_CONTENT {
+            let found = answer.response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+            let begins = found.and_then(|found| found.strip_prefix("bytes ")?.split_once('-')?.0.trim().parse().ok());
+            if begins != Some(start) {
+                let found = printable(found.unwrap_or("no Content-Range"));
+                let problem = format!("expected bytes from {start} on, found {found}");
+                return Err(Failure::passing(Error::hub(place, HubFault::Answer, problem)));
+            }
+            answer.begins = start;
+        }
+        Ok(answer)
+    }
+}
+
+/// An answer of success.
+pub(super) struct Answer<'a> {
+    client: &'a Client,
+    place: String,
+    /// Where it came from, redirects followed.
+    url: Url,
+    response: reqwest::Response,
+    /// Where in the file the body begins: 0 from a server that knows no ranges.
+    pub begins: u64,
+}
+
+impl Answer<'_> {
+    /// The next piece of the body; `None` at its end.
+    pub(super) fn next(&mut self) -> Result<Option<impl Deref<Target = [u8]> + use<>>, Failure> {
+        let chunk = self.client.block_on(async { self.response.chunk().await });
+        chunk.map_err(|error| Failure::passing(broken(&self.place, "broke off", error)))
+    }
+
+    /// The whole body, which must not be large.
+    fn read(mut self) -> Result<(Vec<u8>, HeaderMap), Failure> {
+        let mut bytes = Vec::new();
+        while let Some(piece) = self.next()? {
+            if bytes.len() + piece.len() > LARGEST_ANSWER {
+                let problem = format!("expected an answer of at most {LARGEST_ANSWER} bytes, found more");
+                return Err(Failure::lasting(Error::hub(&self.place, HubFault::Answer, problem)));
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok((bytes, self.response.headers().clone()))
+    }
+
+    /// What an answer without success means.
+    fn refusal(mut self) -> Failure {
+        let status = self.response.status();
+        let header = |name: &str| {
+            self.response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+        };
+        let (code, said, wait) = (header("x-error-code"), header("x-error-message"), wait_of(self.response.headers()));
+        let mut body = Vec::new();
+        while body.len() < LARGEST_REFUSAL
+            && let Ok(Some(piece)) = self.next()
+        {
+            body.extend_from_slice(&piece[..piece.len().min(LARGEST_REFUSAL - body.len())]);
+        }
+        let said = if said.is_empty() { spoken(&body) } else { said };
+        let hidden =
+            self.client.settings.token.as_ref().map_or(said.clone(), |token| said.replace(token.secret(), "…"));
+        let said: String = printable(&hidden).chars().take(300).collect();
+        let is_own = self.client.is_own(&self.url);
+        let fault = fault_of(status, &code, &said, self.client.settings.token.is_some());
+        let words = if said.is_empty() { String::new() } else { format!(": {said}") };
+        let problem = match fault {
+            HubFault::NoRepository => "expected a repository that may be read, found none".to_owned(),
+            HubFault::Gated => "expected a repository that may be read, found a gated one".to_owned(),
+            HubFault::NoRevision => "expected a revision of the repository, found none of this name".to_owned(),
+            HubFault::NoFile => "expected a file of this name, found none".to_owned(),
+            _ => format!("the server answered {status}{words}"),
+        };
+        let error = Error::hub(&self.place, fault, problem);
+        match status {
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Failure { error, passing: Some(wait) },
+            _ if status.is_server_error() && fault != HubFault::Quota => Failure { error, passing: Some(wait) },
+            // An address that was signed for a while has expired: asking the Hub again gives a fresh one.
+            _ if !is_own => Failure { error, passing: Some(wait) },
+            _ => Failure::lasting(error),
+        }
+    }
+}
+
+/// What a status, the Hub's own code for it and its words mean.
+fn fault_of(status: StatusCode, code: &str, said: &str, has_token: bool) -> HubFault {
+    let said = said.to_lowercase();
+    let speaks_of = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    match (status.as_u16(), code) {
+        (_, "GatedRepo") => HubFault::Gated,
+        (_, "RevisionNotFound") => HubFault::NoRevision,
+        (_, "EntryNotFound") => HubFault::NoFile,
+        (401, _) if speaks_of(&["credentials", "expired", "token"]) => HubFault::BadToken,
+        (_, "RepoNotFound") => HubFault::NoRepository,
+        // A repository that does not exist and one that nobody without a token may see read the same.
+        (401, _) if has_token => HubFault::BadToken,
+        (401 | 404, _) => HubFault::NoRepository,
+        (402 | 413 | 507, _) => HubFault::Quota,
+        (403, _) if speaks_of(&["storage", "quota", "limit"]) => HubFault::Quota,
+        (403, _) if speaks_of(&["gated", "access to model"]) => HubFault::Gated,
+        (403, _) => HubFault::Forbidden,
+        (409 | 412, _) => HubFault::Conflict,
+        (429, _) => HubFault::RateLimited,
+        (408 | 500.., _) => HubFault::Network,
+        _ => HubFault::Answer,
+    }
+}
+
+/// The wait that a server asks for: `Retry-After: SECONDS`, or `t=SECONDS` of `RateLimit`.
+fn wait_of(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let after = text(RETRY_AFTER.as_str()).and_then(|value| value.trim().parse().ok());
+    let limit = || text("ratelimit")?.split(';').find_map(|part| part.trim().strip_prefix("t=")?.parse().ok());
+    after.or_else(limit).map(Duration::from_secs)
+}
+
+/// What the body of a refusal says: the `error` of an object, or its own words.
+fn spoken(body: &[u8]) -> String {
+    let object: Option<Value> = serde_json::from_slice(body).ok();
+    let error = object.as_ref().and_then(|object| object.get("error")?.as_str());
+    error.map_or_else(|| String::from_utf8_lossy(body).trim().to_owned(), str::to_owned)
+}
+
+fn broken(place: &str, what: &str, error: reqwest::Error) -> Error {
+    // Addresses may be signed, which makes them secrets.
+    let error = error.without_url();
+    let cause = if error.is_timeout() { "nothing came within the time-out".to_owned() } else { cause(&error) };
+    Error::hub(place, HubFault::Network, format!("the connection {what}: {cause}"))
+}
+
+/// The innermost cause, which says what happened.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner.to_string()
+}

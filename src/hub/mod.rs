@@ -1,0 +1,27 @@
+//! The Hugging Face Hub: pull and push that can be trusted.
+//!
+//! Nothing that the Hub says is taken on trust: a revision is resolved to its commit first, a file counts once its size
+//! and its hash are those of the commit's tree, answers are bounded, and the token goes to the Hub itself and to no other
+//! origin. Downloads and their cache are ours, because `hf-hub` checks neither size nor hash and does not resume; making
+//! repositories and branches is its work, and the Xet protocol that of `hf-xet`. See `docs/hub.md`.
+
+#![allow(dead_code)]
+
+mod cache;
+mod content;
+mod download;
+mod headers;
+mod http;
+mod pull;
+mod reference;
+mod selection;
+mod settings;
+mod tree;
+
+pub use headers::headers;
+pub use http::Client;
+pub use pull::{Pull, Pulled, Wanted, cached};
+pub use reference::{Reference, SCHEME};
+pub use selection::Selection;
+pub use settings::Settings;
+pub use tree::{Entry, Snapshot};

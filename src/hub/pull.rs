@@ -1,0 +1,234 @@
+//! Pulling a checkpoint: into the cache that Python shares, or into a folder that is complete or absent.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde::Serialize;
+
+use super::cache::{Cache, make_folder};
+use super::content::has_content;
+use super::download::Download;
+use super::http::Client;
+use super::reference::Reference;
+use super::selection::Selection;
+use super::tree::{Entry, Snapshot};
+use crate::checkpoint::hash::FileHash;
+use crate::checkpoint::hash::sha256_file;
+use crate::checkpoint::manifest::Origin;
+use crate::checkpoint::output::{OutputFolder, check_free_space, check_target, folder_of, sync_folder};
+use crate::{Error, Result};
+
+/// A pull that has been worked out, and can be shown or carried out.
+pub struct Pull<'a> {
+    client: &'a Client,
+    reference: Reference,
+    /// The commit and its files.
+    pub snapshot: Snapshot,
+    /// The files that are wanted.
+    pub files: Vec<Wanted>,
+    cache: Cache,
+    folder: Option<&'a Path>,
+}
+
+/// A file of a pull.
+#[derive(Clone, Debug, Serialize)]
+pub struct Wanted {
+    /// Path in the repository.
+    pub path: String,
+    /// Size and hash.
+    #[serde(flatten)]
+    pub entry: Entry,
+    /// A file on this machine that has the content already.
+    pub here: Option<PathBuf>,
+}
+
+/// What a pull has come to.
+#[derive(Debug, Serialize)]
+pub struct Pulled {
+    /// `ORG/NAME`.
+    pub repository: String,
+    /// The commit.
+    pub commit: String,
+    /// Where the files are.
+    pub folder: PathBuf,
+    /// Files pulled or found.
+    pub files: usize,
+    /// Their length in bytes.
+    pub bytes: u64,
+    /// Of these, bytes that were transferred.
+    pub transferred: u64,
+}
+
+impl<'a> Pull<'a> {
+    /// Asks the Hub what a revision is now, chooses files, and looks which are here already.
+    ///
+    /// # Errors
+    /// No such repository, revision or file; see [`Snapshot::of`] and [`Selection::choose`].
+    pub fn new(
+        client: &'a Client,
+        reference: &Reference,
+        selection: &Selection,
+        folder: Option<&'a Path>,
+    ) -> Result<Self> {
+        let snapshot = Snapshot::of(client, reference)?;
+        let cache = Cache::of(&client.settings, &reference.repository);
+        let mut files = Vec::new();
+        for path in selection.choose(&snapshot)? {
+            let entry = snapshot.files[path].clone();
+            let mut places = vec![cache.blob(&entry)];
+            if let Some(folder) = folder {
+                places.insert(0, folder.join(path));
+            }
+            let mut here = None;
+            for place in places {
+                if has_content(&place, &entry)? {
+                    here = Some(place);
+                    break;
+                }
+            }
+            files.push(Wanted { path: path.to_owned(), entry, here });
+        }
+        Ok(Self { client, reference: reference.clone(), snapshot, files, cache, folder })
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.entry.size).sum()
+    }
+
+    /// Bytes that are still to be transferred.
+    pub fn missing(&self) -> u64 {
+        self.files.iter().filter(|file| file.here.is_none()).map(|file| file.entry.size).sum()
+    }
+
+    /// Fetches what is missing, `workers` files at a time; `progress` is told of bytes that have come.
+    pub fn run(&self, force: bool, workers: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<Pulled> {
+        let folder = match self.folder {
+            None => self.fill_cache(workers, progress)?,
+            Some(folder) => self.fill_folder(folder, force, workers, progress)?,
+        };
+        Ok(Pulled {
+            repository: self.snapshot.repository.clone(),
+            commit: self.snapshot.commit.clone(),
+            folder,
+            files: self.files.len(),
+            bytes: self.bytes(),
+            transferred: self.missing(),
+        })
+    }
+
+    fn fill_cache(&self, workers: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<PathBuf> {
+        check_free_space(&self.client.settings.cache, self.missing())?;
+        let commit = &self.snapshot.commit;
+        each(&self.files, workers, |file| {
+            let blob = self.cache.blob(&file.entry);
+            if file.here.is_none() {
+                let _lock = self.cache.lock(&file.entry)?;
+                // Another pull may have brought it while this one waited.
+                if !has_content(&blob, &file.entry)? {
+                    let partial = self.cache.partial(&file.entry);
+                    self.download(file, progress).fetch(&partial)?;
+                    fs::rename(&partial, &blob).map_err(|e| Error::io("rename to", &blob, e))?;
+                    sync_folder(folder_of(&blob))?;
+                }
+            }
+            self.cache.link(commit, &file.path, &file.entry)
+        })?;
+        self.cache.set_revision(self.reference.revision(), commit)?;
+        Ok(self.cache.snapshot(commit))
+    }
+
+    fn fill_folder(
+        &self,
+        folder: &Path,
+        force: bool,
+        workers: usize,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<PathBuf> {
+        if self.files.iter().all(|file| file.here.as_deref() == Some(&folder.join(&file.path))) {
+            return Ok(folder.to_path_buf());
+        }
+        check_target(folder, force, &[])?;
+        check_free_space(folder, self.bytes())?;
+        let output = OutputFolder::begin(folder, force, &[])?;
+        let filled = self.fill(&output, workers, progress);
+        match filled {
+            Ok(()) => output.commit().map(|()| folder.to_path_buf()),
+            // What has been transferred is kept for the next attempt.
+            Err(error) => Err({
+                output.keep();
+                error
+            }),
+        }
+    }
+
+    fn fill(&self, output: &OutputFolder, workers: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
+        let grows = |path: &str| format!("{path}.incomplete");
+        let keep = |name: &str| self.files.iter().any(|file| name == file.path || name == grows(&file.path));
+        output.clear_but(&keep)?;
+        let records = Mutex::new(Vec::new());
+        each(&self.files, workers, |file| {
+            let place = output.path().join(&file.path);
+            make_folder(folder_of(&place))?;
+            if !has_content(&place, &file.entry)? {
+                match &file.here {
+                    Some(here) => drop(output.copy(here, &file.path, false)?),
+                    None => {
+                        let partial = output.path().join(grows(&file.path));
+                        self.download(file, progress).fetch(&partial)?;
+                        fs::rename(&partial, &place).map_err(|e| Error::io("rename to", &place, e))?;
+                    }
+                }
+                sync_folder(folder_of(&place))?;
+            } else {
+                progress(file.entry.size);
+            }
+            let sha256 = match &file.entry.hash {
+                super::tree::ContentHash::Sha256(digits) => digits.clone(),
+                super::tree::ContentHash::GitBlob(_) => sha256_file(&place)?.0,
+            };
+            let record = FileHash { path: file.path.clone(), size: file.entry.size, sha256 };
+            records.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(record);
+            Ok(())
+        })?;
+        let mut files = records.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        files.sort();
+        let (repository, commit) = (self.snapshot.repository.clone(), self.snapshot.commit.clone());
+        Origin { repository, commit, files }.write(output)
+    }
+
+    fn download<'b>(&'b self, file: &'b Wanted, progress: &'b (dyn Fn(u64) + Sync)) -> Download<'b> {
+        Download { client: self.client, snapshot: &self.snapshot, path: &file.path, entry: &file.entry, progress }
+    }
+}
+
+/// The folder of a snapshot that was pulled before, by the cache alone.
+pub fn cached(client: &Client, reference: &Reference) -> Option<PathBuf> {
+    let cache = Cache::of(&client.settings, &reference.repository);
+    let folder = cache.snapshot(&cache.revision(reference.revision())?);
+    folder.is_dir().then_some(folder)
+}
+
+/// Runs `work` for each file, `workers` at a time, the largest first; ends with the first error.
+fn each(files: &[Wanted], workers: usize, work: impl Fn(&Wanted) -> Result<()> + Sync) -> Result<()> {
+    let mut order: Vec<&Wanted> = files.iter().collect();
+    order.sort_by_key(|file| std::cmp::Reverse(file.entry.size));
+    let next = AtomicUsize::new(0);
+    let failed: Mutex<Option<Error>> = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..workers.min(files.len()) {
+            scope.spawn(|| {
+                while let Some(file) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(error) = work(file) {
+                        // Nobody begins another file.
+                        next.store(order.len(), Ordering::Relaxed);
+                        failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(error);
+                    }
+                }
+            });
+        }
+    });
+    failed.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).map_or(Ok(()), Err)
+}

@@ -1,0 +1,195 @@
+//! What a commit of a repository holds: every file with its size and the hash of its content.
+
+use std::collections::BTreeMap;
+
+use reqwest::Url;
+use reqwest::header::{HeaderMap, LINK};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::http::{Client, Request};
+use super::reference::{Reference, SCHEME};
+use crate::error::HubFault;
+use crate::{Error, Result};
+
+/// More files are no checkpoint.
+const MOST_FILES: usize = 100_000;
+
+/// A commit of a repository and its files.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// `ORG/NAME`.
+    pub repository: String,
+    /// The commit, 40 hexadecimal digits.
+    pub commit: String,
+    /// Its files by path.
+    pub files: BTreeMap<String, Entry>,
+}
+
+/// A file of a commit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// Length in bytes.
+    pub size: u64,
+    /// What its content must hash to.
+    #[serde(flatten)]
+    pub hash: ContentHash,
+    /// Its address in the Xet storage, where it lies there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xet: Option<String>,
+}
+
+/// The hash by which the Hub knows a content; it is also the name of the file in caches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContentHash {
+    /// SHA-256, of large files.
+    Sha256(String),
+    /// The id of a git blob: SHA-1 of `blob LENGTH\0` and the content.
+    GitBlob(String),
+}
+
+impl ContentHash {
+    /// The hexadecimal digits.
+    pub fn digits(&self) -> &str {
+        match self {
+            Self::Sha256(digits) | Self::GitBlob(digits) => digits,
+        }
+    }
+}
+
+impl Snapshot {
+    /// The commit that a revision is now, and its files.
+    ///
+    /// # Errors
+    /// No such repository or revision, no access, no network; listings that no repository can have.
+    pub fn of(client: &Client, reference: &Reference) -> Result<Self> {
+        let commit = commit_of(client, reference)?;
+        let place = format!("{SCHEME}{}@{commit}", reference.repository);
+        let mut url = repository_url(client, &reference.repository, &["tree", &commit]);
+        url.set_query(Some("recursive=true"));
+        let mut files = BTreeMap::new();
+        loop {
+            let (page, headers) = client.json(&place, &Request::get(url.clone()))?;
+            let Value::Array(entries) = page else {
+                return Err(Error::hub(&place, HubFault::Answer, "expected a list of files"));
+            };
+            for entry in &entries {
+                if let Some((path, entry)) = read_entry(&place, entry)?
+                    && files.insert(path.clone(), entry).is_some()
+                {
+                    let problem = format!("expected each file once, found `{path}` twice");
+                    return Err(Error::hub(&place, HubFault::Answer, problem));
+                }
+            }
+            if files.len() > MOST_FILES {
+                return Err(Error::hub(&place, HubFault::Answer, format!("expected at most {MOST_FILES} files")));
+            }
+            match next_page(&headers, &url) {
+                None => return Ok(Self { repository: reference.repository.clone(), commit, files }),
+                // The token goes along, and must not be sent to where a listing points.
+                Some(next) if client.is_own(&next) && next != url && !entries.is_empty() => url = next,
+                Some(_) => {
+                    let problem = "expected the next page of the list of files at the Hub, found another address";
+                    return Err(Error::hub(&place, HubFault::Answer, problem));
+                }
+            }
+        }
+    }
+
+    /// Where the bytes of a file are asked for.
+    pub(super) fn address(&self, client: &Client, path: &str) -> Url {
+        let repository = self.repository.split('/');
+        let parts: Vec<&str> = repository.chain(["resolve", &self.commit]).chain(path.split('/')).collect();
+        client.url(&parts)
+    }
+
+    /// How errors and people name it.
+    pub fn place(&self) -> String {
+        format!("{SCHEME}{}@{}", self.repository, self.commit)
+    }
+}
+
+/// An address of the API about a model repository.
+pub(super) fn repository_url(client: &Client, repository: &str, rest: &[&str]) -> Url {
+    let parts: Vec<&str> =
+        ["api", "models"].into_iter().chain(repository.split('/')).chain(rest.iter().copied()).collect();
+    client.url(&parts)
+}
+
+/// The commit that a revision is now.
+pub(super) fn commit_of(client: &Client, reference: &Reference) -> Result<String> {
+    let place = reference.to_string();
+    let url = repository_url(client, &reference.repository, &["revision", reference.revision()]);
+    let (answer, _) = client.json(&place, &Request::get(url))?;
+    match answer.get("sha").and_then(Value::as_str) {
+        Some(commit) if is_hex(commit, 40) => Ok(commit.to_owned()),
+        _ => Err(Error::hub(&place, HubFault::Answer, "expected the commit of the revision, found none in the answer")
+            .with_hint("is HF_ENDPOINT the address of a Hub?")),
+    }
+}
+
+/// One entry of a listing; `None` for a folder.
+fn read_entry(place: &str, entry: &Value) -> Result<Option<(String, Entry)>> {
+    let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
+    let path = text(entry, "path").unwrap_or_default();
+    let refused = |problem: String| Error::hub(place, HubFault::Answer, problem);
+    if !is_path(&path) {
+        let shown = crate::table::printable(&path.chars().take(100).collect::<String>());
+        return Err(refused(format!("expected paths of files inside the repository, found `{shown}`")));
+    }
+    match entry.get("type").and_then(Value::as_str) {
+        Some("directory") => return Ok(None),
+        Some("file") => {}
+        _ => return Err(refused(format!("expected `{path}` to be a file or a folder"))),
+    }
+    let large = entry.get("lfs").filter(|lfs| !lfs.is_null());
+    let size = large.unwrap_or(entry).get("size").and_then(Value::as_u64);
+    let size = size.filter(|size| *size <= i64::MAX as u64);
+    let hash = match large {
+        Some(lfs) => {
+            text(lfs, "oid").or_else(|| text(lfs, "sha256")).filter(|oid| is_hex(oid, 64)).map(ContentHash::Sha256)
+        }
+        None => text(entry, "oid").filter(|oid| is_hex(oid, 40)).map(ContentHash::GitBlob),
+    };
+    let (Some(size), Some(hash)) = (size, hash) else {
+        return Err(refused(format!("expected the size and the hash of `{path}`, found none that can be")));
+    };
+    let xet = text(entry, "xetHash").filter(|hash| is_hex(hash, 64));
+    Ok(Some((path, Entry { size, hash, xet })))
+}
+
+/// Whether a path stays inside the folder that it is put in.
+fn is_path(path: &str) -> bool {
+    !path.is_empty()
+        && path.len() <= 1024
+        && !path.contains(['\\', '\0'])
+        && !path.chars().any(char::is_control)
+        && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+}
+
+pub(super) fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+/// The `rel="next"` of a `Link` header.
+fn next_page(headers: &HeaderMap, url: &Url) -> Option<Url> {
+    let links = headers.get(LINK)?.to_str().ok()?;
+    let link = links.split(',').find(|link| link.contains("rel=\"next\""))?;
+    url.join(link.split_once('<')?.1.split_once('>')?.0).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_lead_outside_are_told() {
+        for path in ["a", "a/b.safetensors", "a..b", ".gitattributes"] {
+            assert!(is_path(path), "{path}");
+        }
+        for path in ["", "/a", "a/", "../a", "a/../b", "./a", "a//b", "a\\b", "a\nb"] {
+            assert!(!is_path(path), "{path}");
+        }
+    }
+}
