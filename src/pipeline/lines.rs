@@ -6,7 +6,7 @@ use clap::{Arg, Command};
 use serde_saphyr::{Location, Spanned};
 
 use super::expand::{Scope, expand};
-use super::stage::OUTPUTS;
+use super::stage::is_output;
 use super::yaml::{Node, fault, unknown_key};
 use crate::Result;
 
@@ -85,7 +85,7 @@ impl<'a> Lines<'a> {
             self.flags.push(format!("--{name}"));
         }
         for value in values {
-            if OUTPUTS.contains(&name) {
+            if is_output(command.get_name(), name) {
                 self.outputs.push((name.to_owned(), PathBuf::from(&value)));
             } else if names_files(argument) {
                 self.inputs.push(value.clone());

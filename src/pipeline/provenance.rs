@@ -4,7 +4,7 @@
 //! manifest gets its recipe the same way. Both files are replaced as a whole; a run that is killed between leaves a stage
 //! that did not end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
 use super::execute::Runner;
@@ -13,12 +13,14 @@ use super::recipe_text;
 use super::record::{Record, Records};
 use super::sources::Sources;
 use super::stage::Stage;
-use crate::checkpoint::manifest::{MANIFEST, Manifest, relative_to};
+use crate::checkpoint::manifest::{MANIFEST, Manifest, Origin, relative_to};
 use crate::checkpoint::output::folder_of;
 use crate::checkpoint::recipe::{RecipeRecord, StageRecord};
 use crate::checkpoint::{json, single};
 use crate::{Error, Result};
 
+/// What a reference to the Hub begins with.
+pub(super) const HUB: &str = "hf://";
 /// The model card.
 pub(super) const CARD: &str = "README.md";
 /// Where the recipe begins and ends on a card, so that another can take its place.
@@ -56,6 +58,7 @@ impl Runner<'_> {
         let mut made = Vec::with_capacity(line.len());
         for (n, record) in line.iter().zip(&read) {
             let mut made_here = stage_record(&stages[*n], &sources, record);
+            self.pin(&records, &stages[*n], &mut made_here)?;
             made_here.needs = graph.needs(*n).iter().map(|needed| stages[*needed].name.clone()).collect();
             if *n != number {
                 made_here.outputs = records.output_hashes(&stages[*n], &read)?;
@@ -77,6 +80,30 @@ impl Runner<'_> {
             write(&folder, recipe, &recipe_text::of(&made, &sources.named)?)?;
         }
         Ok(None)
+    }
+
+    /// Repositories of the Hub that a stage took something from, each at the commit that it was.
+    fn pin(&self, records: &Records, stage: &Stage, record: &mut StageRecord) -> Result<()> {
+        let mut commits = BTreeMap::new();
+        for output in stage.outputs.iter().filter(|_| stage.is_own) {
+            for file in records.files(output)? {
+                let folder = self.work.join(folder_of(&file));
+                if file.ends_with(MANIFEST) && stage.makes_manifests() {
+                    let sources = Manifest::read(&folder)?.into_iter().flat_map(|manifest| manifest.sources);
+                    commits.extend(sources.filter_map(|source| Some((source.repository?, source.commit?))));
+                } else if !stage.makes_manifests() {
+                    commits.extend(Origin::of(&folder, &[]));
+                }
+            }
+        }
+        for (key, values) in &mut record.settings {
+            let names_one = |value: &str| value.contains(HUB) || !stage.makes_manifests() && key == "repository";
+            for value in values.iter_mut().filter(|value| names_one(value)) {
+                let pinned = commits.iter().find_map(|(repository, commit)| at_commit(value, repository, commit));
+                *value = pinned.unwrap_or_else(|| value.clone());
+            }
+        }
+        Ok(())
     }
 
     /// A stage and all that it follows from, in order; and what of them is not as the recipe has it.
@@ -111,6 +138,19 @@ impl Runner<'_> {
 /// Whether a path, seen from a folder, leads to something below it.
 pub(super) fn stays_within(path: &Path) -> bool {
     path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+}
+
+/// A value that names a repository, `[hf://]ORG/NAME[@REVISION]`, with the commit for its revision.
+fn at_commit(value: &str, repository: &str, commit: &str) -> Option<String> {
+    let at = value.find(repository)?;
+    let (before, after) = (&value[..at], &value[at + repository.len()..]);
+    let is_whole = before.is_empty() || before.ends_with(HUB);
+    let rest = match after.strip_prefix('@') {
+        Some(revision) => revision.find(':').map_or("", |colon| &revision[colon..]),
+        None if after.is_empty() || after.starts_with(':') => after,
+        None => return None,
+    };
+    is_whole.then(|| format!("{before}{repository}@{commit}{rest}"))
 }
 
 /// An input that neither a stage made nor a source holds: put among what a stage made.
@@ -171,6 +211,14 @@ fn with_recipe(card: &str, text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn revisions_become_commits() {
+        let at = |value: &str| at_commit(value, "org/name", "0123");
+        assert_eq!(at("org/name").as_deref(), Some("org/name@0123"));
+        assert_eq!(at("a=hf://org/name@main:0.5").as_deref(), Some("a=hf://org/name@0123:0.5"));
+        assert_eq!((at("hf://org/names"), at("hf://my-org/name"), at("x/org/name")), (None, None, None));
+    }
 
     #[test]
     fn a_card_has_one_recipe() {

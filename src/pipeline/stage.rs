@@ -7,12 +7,15 @@ use serde_saphyr::Spanned;
 
 use super::expand::Scope;
 use super::lines::{Lines, Settings, refusal, text};
+use super::provenance::HUB;
 use super::shell::{SHELL, Shell};
 use super::yaml::{Node, fault, unknown_key};
 use crate::Result;
 
 /// Settings that name what a command makes; the first one given is what `${stage.NAME}` stands for.
-pub(super) const OUTPUTS: [&str; 4] = ["out", "dump", "svg", "routing-svg"];
+const OUTPUTS: [&str; 4] = ["out", "dump", "svg", "routing-svg"];
+/// A command whose positional setting names what it makes, and that setting.
+const PULLED: (&str, &str) = ("pull", "folder");
 /// Settings that are the runner's to choose, and `config`: a recipe says itself what a stage reads.
 pub(super) const RUNNERS: [&str; 6] = ["force", "resume", "dry-run", "config", "help", "version"];
 /// Commands that are no stage.
@@ -54,7 +57,7 @@ impl Stage {
 
     /// Whether checkpoints among its outputs are of its own making, manifests and all; what is pulled keeps its own.
     pub(super) fn makes_manifests(&self) -> bool {
-        self.is_own && self.kind() != "pull"
+        self.is_own && self.kind() != PULLED.0
     }
 
     /// The command as a person names it.
@@ -71,10 +74,15 @@ impl Stage {
     }
 }
 
+/// Whether a setting of a command names what it makes.
+pub(super) fn is_output(command: &str, setting: &str) -> bool {
+    OUTPUTS.contains(&setting) || (command, setting) == PULLED
+}
+
 /// The paths that a value may hold: `PATH`, `NAME=PATH`, `PATH:WEIGHT`, `KIND:PATH`; of a pattern, the folder it starts in;
 /// none of what lies on the Hub.
 pub(super) fn places(value: &str) -> impl Iterator<Item = String> {
-    let value = if value.contains("hf://") { String::new() } else { value.to_owned() };
+    let value = if value.contains(HUB) { String::new() } else { value.to_owned() };
     let after = value.split_once('=').map(|(_, after)| after.to_owned());
     let whole: Vec<String> = [Some(value), after].into_iter().flatten().collect();
     let parts = whole.into_iter().flat_map(|text| {
@@ -152,7 +160,8 @@ impl Written<'_> {
                 return Err(fault(self.recipe, self.settings.referenced, problem));
             }
         }
-        let mut outputs: Vec<PathBuf> = OUTPUTS.iter().filter_map(|key| lines.output(key)).collect();
+        let names = OUTPUTS.iter().chain([&PULLED.1]);
+        let mut outputs: Vec<PathBuf> = names.filter_map(|key| lines.output(key)).collect();
         outputs.extend(stdout.clone());
         let has = |flag: &str| definition.get_arguments().any(|argument| argument.get_long() == Some(flag));
         let (arguments, inputs, settings) = lines.finish();
