@@ -30,10 +30,12 @@ mod prompts;
 mod pull;
 mod report;
 mod run;
+mod stages;
 mod tokenize;
 mod train;
 mod upcycle;
 mod validate;
+mod watcher;
 mod work;
 mod write;
 

@@ -12,6 +12,7 @@ mod content;
 mod download;
 mod headers;
 mod http;
+mod parallel;
 mod pull;
 mod reference;
 mod selection;
