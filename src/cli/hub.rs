@@ -1,12 +1,14 @@
 //! `hf://ORG/NAME@REVISION` wherever a checkpoint is accepted: such an argument is replaced by the folder it was pulled to.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use bam_convert::Result;
+use bam_convert::checkpoint::Manifest;
+use bam_convert::checkpoint::manifest::SourceRecord;
 use bam_convert::hub::{Client, Pull, Reference, SCHEME, Selection, Settings, cached, headers};
 use bam_convert::pipeline::names_files;
 use bam_convert::table;
-use bam_convert::{Error, Result};
 
 use super::printer::Printer;
 
@@ -91,11 +93,13 @@ pub fn folder(reference: &Reference, only_headers: bool, printer: &Printer) -> R
     Ok(pulled.folder)
 }
 
-/// The folders of a manifest's sources that lie on the Hub, in order; `None` for those that do not.
-pub fn sources(paths: impl Iterator<Item = String>, printer: &Printer) -> Result<Vec<Option<PathBuf>>, Error> {
-    let fetch = |path: String| match path.starts_with(SCHEME) {
-        true => folder(&Reference::parse(&path)?, false, printer).map(Some),
+/// What the sources of a checkpoint that lie on the Hub have been pulled to, in the order of its manifest; `None` for the
+/// others, and nothing where no manifest can be read.
+pub fn sources(checkpoint: &Path, printer: &Printer) -> Result<Vec<Option<PathBuf>>> {
+    let Ok(Some(manifest)) = Manifest::read(checkpoint) else { return Ok(Vec::new()) };
+    let fetch = |source: SourceRecord| match source.path.starts_with(SCHEME) {
+        true => folder(&Reference::parse(&source.path)?, false, printer).map(Some),
         false => Ok(None),
     };
-    paths.map(fetch).collect()
+    manifest.sources.into_iter().map(fetch).collect()
 }

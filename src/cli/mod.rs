@@ -160,12 +160,13 @@ fn parse() -> bam_convert::Result<(Arguments, Vec<String>)> {
         let mut matches = definition().get_matches_from(line);
         Arguments::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit())
     };
-    let mut arguments = read(&line);
+    let arguments = read(&line);
     // What the line lacks is told before anything is pulled.
     #[cfg(feature = "hub")]
-    if let Some(line) = hub::resolve(&definition(), &line, &Printer::new(arguments.quiet))? {
-        arguments = read(&line);
-    }
+    let arguments = match hub::resolve(&definition(), &line, &Printer::new(arguments.quiet))? {
+        Some(line) => read(&line),
+        None => arguments,
+    };
     Ok((arguments, notes))
 }
 
