@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::{Run, Tensor, Tensors, binary, contents, finish, fixture, listing, sha256, write_file};
-use hub_server::{Fault, FaultKind, Listener, Options, Role, Server};
+use hub_server::{Fault, FaultKind, Keep, Listener, Options, Role, Server, Transfers};
 use safetensors::Dtype;
 use tempfile::TempDir;
 
@@ -474,10 +474,17 @@ fn a_damaged_file_of_the_cache_is_fetched_again() {
 }
 
 #[test]
-fn long_listings_come_page_by_page() {
-    let world = World::with(Options { page_size: 2, ..Options::default() });
-    world.run(&["pull", REPOSITORY]).ok();
-    assert_is_seed(&world.snapshot());
+fn however_the_hub_keeps_files_they_arrive() {
+    let transfers = Transfers { xet: true, ..Options::default().transfers };
+    for options in [
+        Options { page_size: 2, ..Options::default() },
+        Options { resolve_cache: true, ..Options::default() },
+        Options { transfers, keep: Keep::Xet, ..Options::default() },
+    ] {
+        let world = World::with(options);
+        world.run(&["pull", REPOSITORY]).ok();
+        assert_is_seed(&world.snapshot());
+    }
 }
 
 #[test]
