@@ -1,13 +1,12 @@
 //! Writes a GGUF file: metadata, the list of tensors, their data one behind the other.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use rayon::prelude::*;
-
+use super::ahead::for_each_piece;
 use super::dtype::{self, Dtype};
 use super::ggml::GgmlType;
-use super::single;
 use super::writer::TensorBytes;
 use crate::{Error, Result};
 
@@ -16,9 +15,6 @@ const ALIGNMENT: u64 = 32;
 
 /// Values of a block of [`GgufDtype::Q8_0`]: each is a byte, behind the scale of two.
 const BLOCK: usize = 32;
-
-/// Values that one thread computes at a time: whole blocks.
-const CHUNK: u64 = 1 << 17;
 
 /// How a tensor is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,10 +155,10 @@ impl GgufMetadata {
     }
 }
 
-/// Writes a file of these tensors, complete or not at all; the values of each tensor without its own are those of `source` under
-/// the same number, in the dtype that [`GgufDtype::values`] says. `progress` is told of each number of bytes written.
+/// Writes these tensors to the new `file`, which errors call `path`; the values of each tensor without its own are those of `source`
+/// under the same number, in the dtype that [`GgufDtype::values`] says. `progress` is told of each number of bytes written.
 pub fn write<B: TensorBytes>(
-    path: &Path,
+    (file, path): (&mut File, &Path),
     metadata: &GgufMetadata,
     tensors: &[GgufLayout],
     source: &B,
@@ -185,34 +181,22 @@ pub fn write<B: TensorBytes>(
     }
     header.resize(header.len().next_multiple_of(ALIGNMENT as usize), 0);
     let fault = |e| Error::io("write", path, e);
-    single::write_with(path, |file| {
-        file.write_all(&header).map_err(fault)?;
-        for (number, tensor) in tensors.iter().enumerate() {
-            let elements = tensor.elements();
-            let chunks: Vec<u64> = (0..elements.div_ceil(CHUNK)).collect();
-            for batch in chunks.chunks(rayon::current_num_threads().max(1)) {
-                let made: Vec<Vec<u8>> = batch
-                    .par_iter()
-                    .map_init(B::Scratch::default, |scratch, chunk| {
-                        let first = chunk * CHUNK;
-                        let count = CHUNK.min(elements - first) as usize;
-                        chunk_bytes((number, tensor), source, (first, count), scratch)
-                    })
-                    .collect::<Result<_>>()?;
-                for bytes in made {
-                    file.write_all(&bytes).map_err(fault)?;
-                    progress(bytes.len() as u64);
-                }
-            }
-            let padding = tensor.length().next_multiple_of(ALIGNMENT) - tensor.length();
-            file.write_all(&vec![0; padding as usize]).map_err(fault)?;
-        }
-        Ok(())
-    })
+    file.write_all(&header).map_err(fault)?;
+    for (number, tensor) in tensors.iter().enumerate() {
+        let make = |range, scratch: &mut B::Scratch| piece_bytes((number, tensor), source, range, scratch);
+        for_each_piece::<B>(tensor.elements(), make, |bytes| {
+            file.write_all(bytes).map_err(fault)?;
+            progress(bytes.len() as u64);
+            Ok(())
+        })?;
+        let padding = tensor.length().next_multiple_of(ALIGNMENT) - tensor.length();
+        file.write_all(&vec![0; padding as usize]).map_err(fault)?;
+    }
+    Ok(())
 }
 
 /// The bytes of `count` values of a tensor from `first` on.
-fn chunk_bytes<B: TensorBytes>(
+fn piece_bytes<B: TensorBytes>(
     (number, tensor): (usize, &GgufLayout),
     source: &B,
     (first, count): (u64, usize),

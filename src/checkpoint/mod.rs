@@ -1,5 +1,6 @@
 //! Bytes: readers, the streaming atomic sharded writer, dtypes, hashes, the manifest. Knows nothing of models.
 
+mod ahead;
 pub mod dtype;
 pub mod encoding;
 pub mod expression;
@@ -15,6 +16,7 @@ pub mod header;
 pub mod json;
 pub mod known_hashes;
 pub mod manifest;
+pub mod npz;
 pub mod output;
 pub mod recipe;
 pub mod single;

@@ -246,11 +246,17 @@ impl OutputFolder {
         self.committed = true;
         let lock = self.target.join(LOCK);
         fs::remove_file(&lock).map_err(|e| Error::io("remove", lock, e))?;
-        sync_name(&self.target)?;
+        let synced = sync_name(&self.target);
         if let Some((old, _held)) = replaced {
+            // Until the exchange is durable, the old folder is the only one that surely is.
+            synced.map_err(|error| {
+                let (new, old) = (self.target.display(), old.display());
+                error.with_hint(format!("{new} is whole; what it replaces is kept in {old} until the next run"))
+            })?;
             remove_at_once(&old).map_err(|e| Error::io("remove the replaced folder", &old, e))?;
+            return Ok(());
         }
-        Ok(())
+        synced
     }
 
     /// Puts the finished folder in the place of the old one, and says where that is now.

@@ -7,8 +7,8 @@ use bam_convert::checkpoint::GgufDtype;
 use bam_convert::checkpoint::dtype::{self, Dtype};
 use bam_convert::family::{Architecture, Config, ExpertLayout};
 use bam_convert::surgery::convert::plan;
-use bam_convert::surgery::gguf;
 use bam_convert::surgery::relayout::{self, Form};
+use bam_convert::surgery::{gguf, npz};
 use clap::{Args, ValueEnum};
 
 use super::Outcome;
@@ -16,25 +16,26 @@ use super::printer::Printer;
 use super::upcycle::float_dtype;
 use super::write::WriteArguments;
 
-/// Convert a checkpoint: from and to GGUF, to another dtype, family or layout, other shards.
+/// Convert a checkpoint: from and to GGUF, to numpy, to another dtype, family or layout, other shards.
 ///
 /// A GGUF file becomes a folder with config.json and tokenizer rebuilt from its metadata. Any other
 /// checkpoint keeps its tensors; with `--dtype` its floating-point tensors are rounded once to that dtype.
 /// A mixture of feed-forward experts can be taken to another family where that one holds it exactly (`--to`), and its
-/// experts put together or taken apart (`--layout`).
+/// experts put together or taken apart (`--layout`). An archive for numpy (`--to npz`) has every tensor under its name, and those
+/// of bf16, which numpy lacks, in f32 with the same values.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  bam-convert convert model.gguf model\n  bam-convert convert model model-f32 --dtype f32 --max-shard-size 500MB\n  bam-convert convert btx mixtral --to mixtral\n  bam-convert convert from-transformers-5 classic --layout classic\n  bam-convert convert mixtral mixtral.gguf --to gguf --dtype f16"
+    after_help = "Examples:\n  bam-convert convert model.gguf model\n  bam-convert convert model model-f32 --dtype f32 --max-shard-size 500MB\n  bam-convert convert btx mixtral --to mixtral\n  bam-convert convert from-transformers-5 classic --layout classic\n  bam-convert convert mixtral mixtral.gguf --to gguf --dtype f16\n  bam-convert convert model model.npz --to npz"
 )]
 pub struct Arguments {
     /// Folder, .safetensors or .gguf file.
     source: PathBuf,
-    /// Folder to make, or file with `--to gguf`.
+    /// Folder to make, or file with `--to gguf` and `--to npz`.
     out: PathBuf,
     /// Dtype of floating-point tensors [default: the source's; bf16 from quantised].
     #[arg(long, value_name = "DTYPE", value_parser = float_dtype)]
     dtype: Option<Dtype>,
-    /// Family of the output, for a mixture; or `gguf`, a file for llama.cpp [default: the source's].
+    /// Family of the output, for a mixture; or `gguf`, a file for llama.cpp; or `npz`, one for numpy [default: the source's].
     #[arg(long, value_name = "FAMILY", value_parser = FORMS)]
     to: Option<String>,
     /// Store matrices as blocks of small whole numbers with a scale (`--to gguf`).
@@ -48,8 +49,8 @@ pub struct Arguments {
     write: WriteArguments,
 }
 
-/// Values of `--to`: the families of mixtures, and GGUF.
-const FORMS: [&str; 6] = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gguf"];
+/// Values of `--to`: the families of mixtures, GGUF, and archives of numpy.
+const FORMS: [&str; 7] = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gguf", "npz"];
 
 /// Values of `--quantize`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -80,9 +81,6 @@ impl LayoutName {
 impl Arguments {
     /// How matrices are stored in a GGUF file; as they are where absent.
     fn gguf_dtype(&self) -> bam_convert::Result<Option<GgufDtype>> {
-        if self.layout.is_some() {
-            return Err(Error::usage("--layout has no effect with --to gguf, which has a layout of its own"));
-        }
         Ok(match (self.quantize, self.dtype) {
             (Some(Quantized::Q8_0), _) => Some(GgufDtype::Q8_0),
             (None, None) => None,
@@ -98,12 +96,23 @@ impl Arguments {
 
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
-        if self.to.as_deref() == Some("gguf") {
+        let file = self.to.as_deref().filter(|to| ["gguf", "npz"].contains(to));
+        if let (Some(to), Some(_)) = (file, self.layout) {
+            let problem = format!("--layout has no effect with --to {to}");
+            return Err(Error::usage(problem)
+                .with_hint("convert to a folder with --layout first, and that folder")
+                .into());
+        }
+        if file == Some("gguf") {
             let export = gguf::plan(&self.source, self.gguf_dtype()?)?;
-            return self.write.run_gguf(&export, &self.out, printer);
+            return self.write.run_export(&export, &self.out, printer);
         }
         if self.quantize.is_some() {
             return Err(Error::usage("--quantize is for GGUF files").with_hint("pass --to gguf with it").into());
+        }
+        if file == Some("npz") {
+            let export = npz::plan(&self.source, self.dtype)?;
+            return self.write.run_export(&export, &self.out, printer);
         }
         if self.to.is_some() || self.layout.is_some() {
             let layout = self.layout.map(LayoutName::value);

@@ -5,7 +5,7 @@ use std::path::Path;
 use bam_convert::checkpoint::writer::shard_count;
 use bam_convert::family::Architecture;
 use bam_convert::surgery::execute::{OutputFile, Target, check_place, check_plan, execute, work_length};
-use bam_convert::surgery::gguf::Export;
+use bam_convert::surgery::export::Export;
 use bam_convert::surgery::{Plan, licence};
 use bam_convert::table;
 use bytesize::ByteSize;
@@ -50,12 +50,13 @@ impl WriteArguments {
         self.run_and_check(plan, architecture, files, out, None, printer)
     }
 
-    /// Shows the plan of a GGUF file or writes it.
-    pub fn run_gguf(&self, export: &Export, out: &Path, printer: &Printer) -> Outcome {
+    /// Shows the plan of a single file for another program, or writes it.
+    pub fn run_export(&self, export: &Export, out: &Path, printer: &Printer) -> Outcome {
+        export.plan.notes.iter().for_each(|note| printer.note(&format!(" note: {note}")));
         let place = export.check_place(out, self.force);
         if self.dry_run {
             let (memory, threads) = (self.work.memory.as_u64(), self.work.thread_count());
-            let preview = Preview::new(&export.plan, Some(&export.architecture), out, 1, memory, threads)?;
+            let preview = Preview::new(&export.plan, export.architecture.as_ref(), out, 1, memory, threads)?;
             return self.show(&preview.refused(place.err()), printer);
         }
         place?;

@@ -1,36 +1,22 @@
 //! A model as a GGUF file for llama.cpp.
-//!
-//! The file has no manifest beside it: taken back with `convert`, its tensors are compared with `diff`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, json};
 
 use super::convert::{SOURCE, converted, side_files};
-use super::evaluate::Evaluator;
 use super::execute::check_plan;
+use super::export::{Export, Format};
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
 use crate::checkpoint::expression::Expression;
-use crate::checkpoint::output::{check_free_space, resolved};
-use crate::checkpoint::{Dtype, GgufDtype, GgufLayout, GgufMetadata, dtype, single, write_gguf};
+use crate::checkpoint::{Dtype, GgufDtype, GgufLayout, GgufMetadata, dtype};
 use crate::family::gguf_names::{self, NamedTensor};
-use crate::family::{Architecture, gguf_vocabulary};
+use crate::family::gguf_vocabulary;
 use crate::{Error, Result};
 
 /// Name of the frequency factors of the rotary embedding.
 const FACTORS: &str = "rope_freqs.weight";
-
-/// A file to be.
-#[derive(Debug)]
-pub struct Export {
-    /// Its tensors that have a source, in order.
-    pub plan: Plan,
-    /// What it holds.
-    pub architecture: Architecture,
-    layouts: Vec<GgufLayout>,
-    metadata: GgufMetadata,
-}
 
 /// Plans the GGUF file of the model in the folder `path`: matrices in `dtype` (theirs where absent; rows that do not fall into its
 /// blocks in f16), norms, biases and routers in float32.
@@ -78,7 +64,7 @@ pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
     source.side_files = side_files(path);
     let plan = Plan { carries_non_finite: false, ..converted(source, tensors, settings) };
     check_plan(&plan)?;
-    Ok(Export { plan, architecture: a, layouts, metadata })
+    Ok(Export { plan, architecture: Some(a), format: Format::Gguf { metadata, layouts } })
 }
 
 fn plain(dtype: Dtype) -> Option<GgufDtype> {
@@ -125,46 +111,4 @@ fn expression(model: &Model, tensor: &NamedTensor, wanted: Dtype) -> Result<Expr
         None => whole,
     };
     Ok(if same { ordered } else { Expression::Cast { of: Box::new(ordered) } })
-}
-
-impl Export {
-    /// Bytes of the tensors.
-    pub fn length(&self) -> u64 {
-        self.layouts.iter().map(GgufLayout::length).sum()
-    }
-
-    /// Number of tensors.
-    pub fn tensors(&self) -> usize {
-        self.layouts.len()
-    }
-
-    /// Refuses a target that cannot be written now: another file than a GGUF file, or any without `force`; a full disk.
-    pub fn check_place(&self, path: &Path, force: bool) -> Result<()> {
-        let absolute = resolved(path)?;
-        for source in &self.plan.sources {
-            let folder: PathBuf = resolved(&source.checkpoint.path)?;
-            if absolute.starts_with(&folder) {
-                let problem = format!("lies inside the source {}", source.checkpoint.path.display());
-                return Err(Error::file(path, problem).with_hint("choose an output outside every source"));
-            }
-        }
-        if std::fs::symlink_metadata(path).is_ok() {
-            if !force {
-                return Err(Error::file(path, "exists already").with_hint("choose another file, or pass --force"));
-            }
-            if !path.is_file() || !single::starts_with(path, b"GGUF") {
-                return Err(Error::file(path, "exists and is no GGUF file, so --force does not replace it"));
-            }
-        }
-        check_free_space(path, self.length())
-    }
-
-    /// Writes the file with so many threads, complete or not at all.
-    pub fn write(&self, path: &Path, threads: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
-        let evaluator = Evaluator::new(&self.plan.tensors, &self.plan.sources)?;
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(|e| Error::compute("start the worker threads", e))?;
-        pool.install(|| write_gguf(path, &self.metadata, &self.layouts, &evaluator, progress))?;
-        self.plan.sources.iter().try_for_each(|source| source.checkpoint.check_unchanged())
-    }
 }

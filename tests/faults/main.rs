@@ -35,7 +35,7 @@ struct Scene {
 }
 
 /// Commands by name: what each writes, and its line.
-const COMMANDS: [(&str, &str, &str); 14] = [
+const COMMANDS: [(&str, &str, &str); 15] = [
     (
         "upcycle",
         "made/out",
@@ -52,6 +52,7 @@ const COMMANDS: [(&str, &str, &str); 14] = [
     ("logits", "out.safetensors", "logits seed --tokens ids.json --dump out.safetensors"),
     ("expert", "out", "expert remove mixture code --out out"),
     ("convert to GGUF", "out.gguf", "convert seed out.gguf --to gguf --dtype f16"),
+    ("convert to npz", "out.npz", "convert seed out.npz --to npz"),
     ("report", "out.html", "report seed --out out.html"),
     ("train", "out", "train seed --data x=tokens --steps 2 --save-every 1 --batch 1 --seq 16 --threads 1 --out out"),
 ];
@@ -160,7 +161,9 @@ impl Scene {
         let mut made = self.made();
         // Removing starts with these calls, the last on a folder.
         let cleaning = matches!(at.0, "unlink" | "unlinkat" | "rmdir" | "rename" | "open" | "openat");
-        if run.code.is_none() || cleaning {
+        // Where the exchange may not last, what was replaced is kept beside it.
+        let kept = self.replaces() && at.0 == "fsync" && run.stderr.contains("is kept in");
+        if run.code.is_none() || cleaning || kept {
             made.retain(|name, _| !name.split('/').any(is_left));
             let around = Path::new(self.target).parent().unwrap().to_str().unwrap();
             if made.len() == 1 && !self.replaces() {

@@ -1,0 +1,94 @@
+//! A model as one file for other programs.
+//!
+//! The file has no manifest beside it: what it holds is what the plan says, and no run resumes it.
+
+use std::path::Path;
+
+use super::evaluate::Evaluator;
+use super::plan::Plan;
+use crate::checkpoint::output::{check_free_space, resolved};
+use crate::checkpoint::{GgufLayout, GgufMetadata, npz, single, write_gguf};
+use crate::family::Architecture;
+use crate::{Error, Result};
+
+/// A file to be.
+#[derive(Debug)]
+pub struct Export {
+    /// Its tensors that have a source, in order.
+    pub plan: Plan,
+    /// What it holds, where that is known.
+    pub architecture: Option<Architecture>,
+    pub(super) format: Format,
+}
+
+/// What the file is.
+#[derive(Debug)]
+pub(super) enum Format {
+    /// For llama.cpp.
+    Gguf {
+        metadata: GgufMetadata,
+        /// All tensors: those of the plan, and behind them any that have no source.
+        layouts: Vec<GgufLayout>,
+    },
+    /// For numpy.
+    Npz,
+}
+
+impl Export {
+    /// Bytes of the tensors.
+    pub fn length(&self) -> u64 {
+        match &self.format {
+            Format::Gguf { layouts, .. } => layouts.iter().map(GgufLayout::length).sum(),
+            Format::Npz => self.plan.data_length(),
+        }
+    }
+
+    /// Number of tensors.
+    pub fn tensors(&self) -> usize {
+        match &self.format {
+            Format::Gguf { layouts, .. } => layouts.len(),
+            Format::Npz => self.plan.tensors.len(),
+        }
+    }
+
+    /// Refuses a target that cannot be written now: one that is or lies inside a source; a file of another kind, or any without
+    /// `force`; a full disk.
+    pub fn check_place(&self, path: &Path, force: bool) -> Result<()> {
+        let absolute = resolved(path)?;
+        for source in &self.plan.sources {
+            if absolute.starts_with(resolved(&source.checkpoint.path)?) {
+                let problem = format!("lies inside the source {}", source.checkpoint.path.display());
+                return Err(Error::file(path, problem).with_hint("choose an output outside every source"));
+            }
+        }
+        if std::fs::symlink_metadata(path).is_ok() {
+            if !force {
+                return Err(Error::file(path, "exists already").with_hint("choose another file, or pass --force"));
+            }
+            let (same, kind) = match self.format {
+                Format::Gguf { .. } => (single::starts_with(path, b"GGUF"), "no GGUF file"),
+                Format::Npz => (npz::is_archive(path), "no archive of numpy arrays"),
+            };
+            if !path.is_file() || !same {
+                return Err(Error::file(path, format!("exists and is {kind}, so --force does not replace it")));
+            }
+        }
+        check_free_space(path, self.length())
+    }
+
+    /// Writes the file with so many threads, complete or not at all.
+    pub fn write(&self, path: &Path, threads: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
+        let evaluator = Evaluator::new(&self.plan.tensors, &self.plan.sources)?;
+        let evaluator = evaluator.carrying_non_finite(self.plan.carries_non_finite);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = pool.map_err(|e| Error::compute("start the worker threads", e))?;
+        single::write_with(path, |file| {
+            pool.install(|| match &self.format {
+                Format::Gguf { metadata, layouts } => write_gguf((file, path), metadata, layouts, &evaluator, progress),
+                Format::Npz => npz::write((file, path), &self.plan.layouts(), &evaluator, progress),
+            })?;
+            // Before the file has its name: what was computed is of the sources that were planned with.
+            self.plan.sources.iter().try_for_each(|source| source.checkpoint.check_unchanged())
+        })
+    }
+}

@@ -1,0 +1,80 @@
+//! The tensors of a checkpoint as one archive of numpy arrays.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::convert;
+use super::execute::check_plan;
+use super::export::{Export, Format};
+use super::plan::PlannedTensor;
+use crate::checkpoint::dtype::{self, Dtype};
+use crate::checkpoint::expression::Expression;
+use crate::checkpoint::npz;
+use crate::family::{Architecture, Config};
+use crate::table::counted;
+use crate::{Error, Result};
+
+/// Extents of an array that every version of numpy reads.
+const MOST_EXTENTS: usize = 32;
+
+/// Plans the archive of every tensor of `path`: floating-point tensors in `dtype`, theirs where absent. numpy lacks bfloat16, whose
+/// values float32 holds exactly; quantised values are taken to float32 as well.
+///
+/// # Errors
+/// Dtypes, names and shapes that numpy or an archive does not hold, each tensor by name.
+pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<Export> {
+    if let Some(dtype) = dtype.filter(|dtype| npz::descr(*dtype).is_none()) {
+        let problem = format!("numpy has no {}; expected f16, f32 or f64", dtype::name(dtype));
+        return Err(Error::usage(problem).with_hint("bf16 tensors are stored exactly in f32 without --dtype"));
+    }
+    let (mut plan, _) = convert::plan(path, dtype)?;
+    let mut widened = 0;
+    for tensor in &mut plan.tensors {
+        widened += u64::from(tensor.layout.dtype == Dtype::BF16);
+        if tensor.layout.dtype == Dtype::BF16 {
+            widen(tensor);
+        }
+        check(path, tensor)?;
+    }
+    if widened > 0 {
+        let tensors = counted(widened, "tensor");
+        plan.notes.push(format!("numpy has no bf16: {tensors} stored in f32, which holds the same values"));
+    }
+    plan.notes.push("an archive holds tensors alone: configuration and tokenizer stay with the source".to_owned());
+    plan.settings.insert("to".to_owned(), json!("npz"));
+    check_plan(&plan)?;
+    // Of a family that is not known there is just less to say.
+    let architecture = Config::read(path).and_then(|config| Architecture::of(&config)).ok();
+    Ok(Export { plan, architecture, format: Format::Npz })
+}
+
+/// Makes a tensor that would be bfloat16 float32.
+fn widen(tensor: &mut PlannedTensor) {
+    tensor.layout.dtype = Dtype::F32;
+    if let Expression::Copy { .. } = tensor.expression {
+        tensor.expression = Expression::Cast { of: Box::new(tensor.expression.clone()) };
+    }
+}
+
+fn check(path: &Path, tensor: &PlannedTensor) -> Result<()> {
+    let layout = &tensor.layout;
+    let refused = |problem: String| Err(Error::tensor(path, &layout.name, problem));
+    if npz::descr(layout.dtype).is_none() {
+        return refused(format!("is {}, which numpy lacks", layout.dtype)).map_err(|error| {
+            match dtype::is_float(layout.dtype) {
+                true => error.with_hint("pass --dtype f32 or f16"),
+                false => error,
+            }
+        });
+    }
+    if !npz::holds_name(&layout.name) {
+        return refused(
+            "has a name that an archive cannot hold safely: a path out of it, or the end `.npy`".to_owned(),
+        );
+    }
+    if layout.shape.len() > MOST_EXTENTS {
+        return refused(format!("has {} extents; numpy reads at most {MOST_EXTENTS}", layout.shape.len()));
+    }
+    Ok(())
+}
