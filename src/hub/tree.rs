@@ -160,7 +160,7 @@ fn read_entry(place: &str, entry: &Value) -> Result<Option<(String, Entry)>> {
 }
 
 /// Whether a path stays inside the folder that it is put in.
-fn is_path(path: &str) -> bool {
+pub(super) fn is_path(path: &str) -> bool {
     !path.is_empty()
         && path.len() <= 1024
         && !path.contains(['\\', '\0'])
