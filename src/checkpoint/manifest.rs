@@ -93,6 +93,13 @@ impl SourceRecord {
         };
         Ok(Self { name: name.to_owned(), path, repository, commit, files })
     }
+
+    /// The last part of its path, as seen from the `folder` of the manifest; its name where it has none.
+    pub fn bare_name(&self, folder: &Path) -> String {
+        let path = folder.join(&self.path);
+        let path = path.canonicalize().unwrap_or(path);
+        path.file_name().map_or_else(|| self.name.clone(), |name| name.to_string_lossy().into_owned())
+    }
 }
 
 /// How a trained checkpoint follows from the one that training began with, which is the first source.
@@ -154,6 +161,22 @@ impl Manifest {
         serde_json::from_value(Value::Object(object))
             .map(Some)
             .map_err(|e| Error::file(&path, format!("not a manifest: {e}")))
+    }
+
+    /// The same for anyone elsewhere: repositories in the place of local paths, the bare names of folders that lie on no Hub,
+    /// and `card` among the files that are listed only. `folder` is where it was read.
+    #[must_use]
+    pub fn published(mut self, folder: &Path, card: &str) -> Self {
+        for source in &mut self.sources {
+            source.path = match (&source.repository, &source.commit) {
+                (Some(repository), Some(commit)) => format!("hf://{repository}@{commit}"),
+                _ => source.bare_name(folder),
+            };
+        }
+        if !self.unhashed_files.iter().any(|name| name == card) {
+            self.unhashed_files.push(card.to_owned());
+        }
+        self
     }
 
     /// The bytes of the file.

@@ -28,6 +28,8 @@ mod printer;
 mod prompts;
 #[cfg(feature = "hub")]
 mod pull;
+#[cfg(feature = "hub")]
+mod push;
 mod report;
 mod run;
 mod tokenize;
@@ -72,6 +74,8 @@ struct Arguments {
 enum Command {
     #[cfg(feature = "hub")]
     Pull(pull::Arguments),
+    #[cfg(feature = "hub")]
+    Push(push::Arguments),
     Inspect(inspect::Arguments),
     Cost(cost::Arguments),
     Init(init::Arguments),
@@ -108,6 +112,8 @@ pub fn main() -> ExitCode {
     let outcome = match &arguments.command {
         #[cfg(feature = "hub")]
         Command::Pull(arguments) => arguments.run(&printer),
+        #[cfg(feature = "hub")]
+        Command::Push(arguments) => arguments.run(&printer),
         Command::Inspect(arguments) => arguments.run(&printer),
         Command::Cost(arguments) => arguments.run(&printer),
         Command::Init(arguments) => arguments.run(&printer),

@@ -138,6 +138,15 @@ impl Client {
         Ok(Self { settings, http, slow, runtime })
     }
 
+    /// Refuses to go on without a token, for what nobody may do without.
+    pub fn require_token(&self, place: impl ToString) -> Result<()> {
+        match &self.settings.token {
+            Some(_) => Ok(()),
+            None => Err(Error::hub(place, HubFault::BadToken, "expected a token to push with, found none")
+                .with_hint("set HF_TOKEN to a token with write access")),
+        }
+    }
+
     /// An address below the Hub's root; each part is one segment, whatever it holds.
     pub fn url(&self, parts: &[&str]) -> Url {
         let mut url = self.settings.endpoint.clone();

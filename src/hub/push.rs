@@ -107,11 +107,8 @@ impl<'a> Push<'a> {
         options: PushOptions,
         progress: &dyn Fn(u64),
     ) -> Result<Self> {
-        let Some(token) = &client.settings.token else {
-            return Err(Error::hub(reference, HubFault::BadToken, "expected a token to push with, found none")
-                .with_hint("set HF_TOKEN to a token with write access"));
-        };
-        let outgoing = collect(options.folder, options.replaced, Some(token), progress)?;
+        client.require_token(reference)?;
+        let outgoing = collect(options.folder, options.replaced, client.settings.token.as_ref(), progress)?;
         let reference = with_owner(client, reference)?;
         let wish = Wish { private: options.private, as_base: options.create_pr, only_look: options.dry_run };
         let head = Head::find(client, &reference, wish)?;
