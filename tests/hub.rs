@@ -1,5 +1,7 @@
 //! `pull` and `hf://` against a Hub server on loopback: what arrives, what is kept between runs, and that no wrong byte counts.
 
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
 mod common;
 
 use std::collections::BTreeMap;

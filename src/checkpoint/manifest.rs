@@ -15,6 +15,7 @@ use super::expression::Expression;
 use super::hash::FileHash;
 use super::json;
 use super::output::{OutputFolder, resolved};
+use super::recipe::RecipeRecord;
 use crate::{Error, Result};
 
 /// File name of the manifest in a checkpoint folder.
@@ -39,6 +40,9 @@ pub struct Manifest {
     /// What a trained checkpoint was trained on, and how far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lineage: Option<Lineage>,
+    /// The stages of the recipe that it follows from, where `run` made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<RecipeRecord>,
     /// Every weight, configuration and tokenizer file of the output.
     pub files: Vec<FileHash>,
     /// Files of the output that are listed only: people edit model cards.

@@ -16,6 +16,7 @@ pub mod json;
 pub mod known_hashes;
 pub mod manifest;
 pub mod output;
+pub mod recipe;
 pub mod single;
 pub mod source_file;
 pub mod writer;

@@ -32,10 +32,12 @@ mod pull;
 mod push;
 mod report;
 mod run;
+mod stages;
 mod tokenize;
 mod train;
 mod upcycle;
 mod validate;
+mod watcher;
 mod work;
 mod write;
 

@@ -1,24 +1,18 @@
 //! `run`: a recipe of stages, from texts to a finished mixture.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex};
-use std::thread::{JoinHandle, spawn};
-use std::time::Duration;
 
 use bam_convert::Error;
-use bam_convert::checkpoint::output::free_space;
 use bam_convert::pipeline::{
-    Failure, Finished, Forecast, Graph, Ran, Recipe, Report, Runner, Selection, Stage, Watch, last_line, schema,
-    status_table,
+    Choice, Failure, Graph, Rebuild, Recipe, Report, Runner, Selection, Stage, comparison_table, schema, status_table,
 };
-use bam_convert::table;
 use clap::Args;
-use indicatif::ProgressBar;
 
 use super::printer::Printer;
+use super::stages::{commands, preview};
+use super::watcher::Watcher;
 use super::{Outcome, Verdict, definition};
 
 /// Run a recipe: stages, each a command of this program or of the shell, in a work folder.
@@ -30,12 +24,23 @@ use super::{Outcome, Verdict, definition};
 #[command(after_help = "Examples:\n  bam-convert run recipes/quickstart.yaml\n  \
                         bam-convert run recipes/quickstart.yaml --set steps=20 --work /tmp/quick\n  \
                         bam-convert run recipes/quickstart.yaml --dry-run\n  \
-                        bam-convert run recipes/quickstart.yaml --status")]
+                        bam-convert run recipes/quickstart.yaml --status\n  \
+                        bam-convert run --from-manifest mixture --source seed=/models/seed")]
 pub struct Arguments {
     /// The recipe, in YAML.
-    #[arg(value_name = "RECIPE.yaml", required_unless_present = "schema")]
+    #[arg(value_name = "RECIPE.yaml", required_unless_present_any = ["schema", "from_manifest"])]
     recipe: Option<PathBuf>,
-    /// Folder to work in [default: the recipe's `work`, else one named after it, in the current folder].
+    /// Make the checkpoint in this folder again, by the recipe in its manifest, and compare the two.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "set"])]
+    from_manifest: Option<PathBuf>,
+    /// Where a source of that recipe lies now (repeat); its bytes must be the same [default: where the manifest says].
+    #[arg(long, value_name = "NAME=PATH", value_parser = named_value, requires = "from_manifest")]
+    source: Vec<(String, String)>,
+    /// Run the commands of the shell that are in that recipe: programs that whoever wrote the manifest has chosen.
+    #[arg(long, requires = "from_manifest")]
+    allow_shell: bool,
+    /// Folder to work in [default: the recipe's `work`, else one named after it, in the current folder; with
+    /// --from-manifest, NAME.again beside the folder NAME that the recipe ran in].
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
     /// Replace the value of a variable (repeat).
@@ -73,6 +78,12 @@ pub struct Arguments {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
+        if let Some(folder) = &self.from_manifest {
+            let moved: Vec<_> = self.source.iter().map(|(name, path)| (name.clone(), PathBuf::from(path))).collect();
+            let rebuild = Rebuild::read(folder, self.work.as_deref(), &moved, self.allow_shell)?;
+            let stages = rebuild.stages(&definition())?;
+            return self.run_stages(rebuild.recipe(), rebuild.work(), &stages, Some(&rebuild), printer);
+        }
         let Some(recipe) = &self.recipe else {
             printer.json(&schema(&definition()))?;
             return Ok(Verdict::Yes);
@@ -80,18 +91,31 @@ impl Arguments {
         let recipe = Recipe::read(recipe)?;
         let work = recipe.work(self.work.as_deref());
         let stages = recipe.stages(&self.set, &work, &definition())?;
-        let graph = Graph::of(&stages, &work)?;
+        self.run_stages(&recipe, &work, &stages, None, printer)
+    }
+
+    fn run_stages(
+        &self,
+        recipe: &Recipe,
+        work: &Path,
+        stages: &[Stage],
+        rebuild: Option<&Rebuild>,
+        printer: &Printer,
+    ) -> Outcome {
+        let variables = recipe.variables(&self.set, work)?;
+        let graph = Graph::of(stages, work)?;
         let selection = Selection { from: self.from.clone(), only: self.only.clone(), force: self.force.clone() };
-        let choices = selection.choices(&stages)?;
+        let choices = selection.choices(stages)?;
         let program = std::env::current_exe().map_err(|e| Error::io("find", "this program", e))?;
         let stop = Arc::new(AtomicBool::new(false));
         let watcher = Watcher::new(printer, stages.len());
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let jobs = self.jobs.map_or_else(cores, usize::from);
         let verify = self.verify;
-        let runner = Runner { program: &program, work: &work, jobs, verify, stop: &stop, watch: &watcher };
+        let runner =
+            Runner { program: &program, work, jobs, variables: &variables, verify, stop: &stop, watch: &watcher };
         if self.status {
-            let status = runner.status(&stages, &graph)?;
+            let status = runner.status(stages, &graph)?;
             match self.json {
                 true => printer.json(&status)?,
                 false => printer.result(&status_table(&status))?,
@@ -99,10 +123,10 @@ impl Arguments {
             return Ok(Verdict::Yes);
         }
         if self.dry_run {
-            let forecasts = runner.forecast(&stages, &graph, &choices)?;
+            let forecasts = runner.forecast(stages, &graph, &choices)?;
             match self.json {
                 true => printer.json(&stages.iter().zip(&forecasts).map(preview).collect::<Vec<_>>())?,
-                false => printer.result(&commands(&work, &stages, &forecasts)?)?,
+                false => printer.result(&commands(work, stages, &forecasts)?)?,
             }
             return Ok(Verdict::Yes);
         }
@@ -111,70 +135,29 @@ impl Arguments {
             signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
             signal_hook::flag::register(signal, Arc::clone(&stop))?;
         }
-        let report = runner.run(&stages, &graph, &choices);
+        let report = runner.run(stages, &graph, &choices);
         watcher.stop();
         let report = report?;
-        match self.json {
-            true => printer.json(&report)?,
-            false => printer.result(&report.table())?,
+        let compared = match rebuild {
+            Some(rebuild) if report.is_complete() && choices.iter().all(|choice| *choice != Choice::Leave) => {
+                Some((rebuild, rebuild.compare()?))
+            }
+            _ => None,
+        };
+        match (self.json, &compared) {
+            (true, None) => printer.json(&report)?,
+            (true, Some((_, compared))) => printer.json(&serde_json::json!({"run": report, "compared": compared}))?,
+            (false, None) => printer.result(&report.table())?,
+            (false, Some((_, compared))) => {
+                printer.result(&format!("{}\n{}", report.table(), comparison_table(compared)))?;
+            }
+        }
+        if let Some((rebuild, compared)) = &compared
+            && compared.iter().any(|file| rebuild.is_result(file) && !file.is_equal())
+        {
+            return Ok(Verdict::No);
         }
         ended(&report, printer)
-    }
-}
-
-fn preview((stage, forecast): (&Stage, &Forecast)) -> serde_json::Value {
-    serde_json::json!({"stage": stage.name, "command": stage.command, "stdout": stage.stdout, "outputs": stage.outputs,
-                       "needs": forecast.needs, "runs_because": forecast.runs_because,
-                       "last_seconds": forecast.last_seconds, "last_bytes": forecast.last_bytes})
-}
-
-/// What would be run, as one would type it, and what it took the last time.
-fn commands(work: &Path, stages: &[Stage], forecasts: &[Forecast]) -> bam_convert::Result<String> {
-    let mut text = format!("cd {}\n", quoted(&work.to_string_lossy()));
-    for (stage, forecast) in stages.iter().zip(forecasts) {
-        let why =
-            forecast.runs_because.as_deref().map_or("does not run".to_owned(), |reason| format!("runs: {reason}"));
-        text.push_str(&format!("\n# {}: {}\n", stage.name, table::printable(&why)));
-        let needs = (!forecast.needs.is_empty()).then(|| format!("needs {}", forecast.needs.join(", ")));
-        let seconds = forecast.last_seconds.map(|seconds| format!("took {seconds:.1} s"));
-        let bytes = forecast.last_bytes.map(|bytes| format!("made {}", table::bytes(bytes)));
-        let facts: Vec<String> = [needs, seconds, bytes].into_iter().flatten().collect();
-        if !facts.is_empty() {
-            text.push_str(&format!("# {}\n", facts.join("; ")));
-        }
-        text.push_str(&format!("{}\n", table::printable(&typed(stage))));
-    }
-    let run: Vec<&Forecast> = forecasts.iter().filter(|forecast| forecast.runs_because.is_some()).collect();
-    let unknown = run.iter().filter(|forecast| forecast.last_seconds.is_none()).count();
-    let seconds: f64 = run.iter().filter_map(|forecast| forecast.last_seconds).sum();
-    let bytes: u64 = run.iter().filter_map(|forecast| forecast.last_bytes).sum();
-    let (all, free) = (stages.len(), table::bytes(free_space(work)?));
-    text.push_str(&format!("\n# {} of {all} stages would run", run.len()));
-    if unknown < run.len() {
-        text.push_str(&format!("; by their last runs, {seconds:.1} s and {} of disk", table::bytes(bytes)));
-    }
-    if unknown > 0 {
-        text.push_str(&format!("; {unknown} of them for the first time"));
-    }
-    text.push_str(&format!("; {free} of disk are free\n"));
-    Ok(text)
-}
-
-/// A stage's command for a shell.
-fn typed(stage: &Stage) -> String {
-    let words = stage.command.iter().map(|word| quoted(word));
-    let program = stage.is_own.then(|| "bam-convert".to_owned());
-    let words: Vec<String> = program.into_iter().chain(words).collect();
-    let stdout = stage.stdout.iter().map(|file| format!(" > {}", quoted(&file.to_string_lossy())));
-    words.join(" ") + &stdout.collect::<String>()
-}
-
-/// A word for a shell.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
-    match !word.is_empty() && word.chars().all(plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
     }
 }
 
@@ -216,84 +199,4 @@ fn problem(failure: &Failure) -> String {
 fn named_value(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
-}
-
-/// The logs of the stages that run, by their names.
-type Logs = Arc<Mutex<BTreeMap<String, PathBuf>>>;
-
-/// Says what runs: a line for each stage, and on a terminal the last lines of the logs as they grow.
-struct Watcher<'a> {
-    printer: &'a Printer,
-    stages: usize,
-    bar: ProgressBar,
-    done: Mutex<usize>,
-    running: Logs,
-    follower: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
-}
-
-impl<'a> Watcher<'a> {
-    fn new(printer: &'a Printer, stages: usize) -> Self {
-        let (done, running, follower) = (Mutex::new(0), Logs::default(), Mutex::new(None));
-        Self { printer, stages, bar: printer.spinner(), done, running, follower }
-    }
-
-    fn stop(&self) {
-        let follower = self.follower.lock().map(|mut follower| follower.take()).unwrap_or_default();
-        if let Some((end, thread)) = follower {
-            drop(end);
-            // A thread that only draws has nothing to tell.
-            let _ = thread.join();
-        }
-        self.bar.finish_and_clear();
-    }
-
-    fn say(&self, text: &str) {
-        self.bar.suspend(|| self.printer.note(text));
-    }
-}
-
-impl Watch for Watcher<'_> {
-    fn starts(&self, stage: &Stage, _reason: &str, log: &Path) {
-        if self.bar.is_hidden() {
-            return;
-        }
-        if let Ok(mut running) = self.running.lock() {
-            running.insert(stage.name.clone(), log.to_path_buf());
-        }
-        if let Ok(mut follower) = self.follower.lock()
-            && follower.is_none()
-        {
-            let (end, ended) = channel();
-            let (bar, running) = (self.bar.clone(), Arc::clone(&self.running));
-            *follower = Some((end, spawn(move || follow(&bar, &running, &ended))));
-        }
-    }
-
-    fn ends(&self, finished: &Finished) {
-        if let Ok(mut running) = self.running.lock() {
-            running.remove(&finished.stage);
-        }
-        let number = self.done.lock().map_or(0, |mut done| {
-            *done += 1;
-            *done
-        });
-        let width = self.stages.to_string().len();
-        let ran = match (finished.ran, &finished.because) {
-            (Ran::Done, _) => format!("{:.1} s", finished.seconds),
-            (ran, Some(stage)) => format!("{}, for it needs {stage}", ran.words()),
-            (ran, None) => ran.words().to_owned(),
-        };
-        self.say(&format!("[{number:>width$}/{}] {}: {ran}", self.stages, finished.stage));
-    }
-}
-
-/// Draws the last lines of growing logs until told to end.
-fn follow(bar: &ProgressBar, running: &Logs, ended: &Receiver<()>) {
-    while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(Duration::from_millis(200)) {
-        let running = running.lock().map(|running| running.clone()).unwrap_or_default();
-        let line = |(name, log): (&String, &PathBuf)| format!("{name}: {}", last_line(log).unwrap_or_default());
-        let lines: Vec<String> = running.iter().map(line).collect();
-        bar.set_message(table::printable(&lines.join(" | ")));
-        bar.tick();
-    }
 }

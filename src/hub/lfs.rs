@@ -1,5 +1,6 @@
 //! Large files in over Git LFS: a batch says where each goes, whole or in parts; what the server has is not sent again.
 
+use std::cmp::Reverse;
 use std::sync::Mutex;
 
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, HeaderValue, HOST, TRANSFER_ENCODING};
@@ -10,8 +11,8 @@ use super::answer::fault_of;
 use super::commit::Target;
 use super::http::{Client, Patience, Request};
 use super::outgoing::Outgoing;
+use super::parallel::each;
 use super::upload::{Meter, Piece};
-use super::workers::each;
 use crate::error::HubFault;
 use crate::{Error, Result};
 
@@ -37,8 +38,9 @@ pub(super) fn upload<'f>(
             over_xet.extend_from_slice(group);
             continue;
         }
-        let work: Vec<(&Outgoing, Action)> = group.iter().copied().zip(actions).collect();
-        each(&work, WORKERS, |(file, _)| file.size, |(file, action)| {
+        let mut work: Vec<(&Outgoing, Action)> = group.iter().copied().zip(actions).collect();
+        work.sort_by_key(|(file, _)| Reverse(file.size));
+        each(&work, WORKERS, |(file, action)| {
             let meter = Meter::new(file.size, progress);
             let sending = Sending { client, place: format!("{}: {}", target.place(), file.path), file, meter: &meter };
             sending.run(target, action)?;
@@ -199,7 +201,7 @@ impl Sending<'_> {
     fn send_parts(&self, size: u64, parts: &[Url], complete: &Url) -> Result<()> {
         let etags = Mutex::new(vec![String::new(); parts.len()]);
         let numbered: Vec<(usize, &Url)> = parts.iter().enumerate().collect();
-        each(&numbered, WORKERS, |_| size, |(number, url)| {
+        each(&numbered, WORKERS, |(number, url)| {
             let start = *number as u64 * size;
             let headers = self.put(url, &HeaderMap::new(), start, size.min(self.file.size - start))?;
             let etag = headers.get(ETAG).and_then(|etag| etag.to_str().ok()).filter(|etag| !etag.is_empty());

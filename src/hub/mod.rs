@@ -14,6 +14,7 @@ mod headers;
 mod http;
 mod lfs;
 mod outgoing;
+mod parallel;
 mod pull;
 mod push;
 mod reference;
@@ -22,7 +23,6 @@ mod selection;
 mod settings;
 mod tree;
 mod upload;
-mod workers;
 mod xet;
 
 pub use headers::headers;

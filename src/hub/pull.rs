@@ -10,10 +10,10 @@ use super::cache::{Cache, make_folder};
 use super::content::has_content;
 use super::download::Download;
 use super::http::Client;
+use super::parallel::each;
 use super::reference::Reference;
 use super::selection::Selection;
 use super::tree::{Entry, Snapshot};
-use super::workers::each;
 use crate::checkpoint::hash::FileHash;
 use crate::checkpoint::hash::sha256_file;
 use crate::checkpoint::manifest::Origin;
@@ -122,7 +122,7 @@ impl<'a> Pull<'a> {
     fn fill_cache(&self, workers: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<PathBuf> {
         check_free_space(&self.client.settings.cache, self.missing())?;
         let commit = &self.snapshot.commit;
-        each(&self.files, workers, size, |file| {
+        each(&self.by_size(), workers, |file| {
             let blob = self.cache.blob(&file.entry);
             if file.here.is_none() {
                 let _lock = self.cache.lock(&file.entry)?;
@@ -169,7 +169,7 @@ impl<'a> Pull<'a> {
         let keep = |name: &str| self.files.iter().any(|file| name == file.path || name == grows(&file.path));
         output.clear_but(&keep)?;
         let records = Mutex::new(Vec::new());
-        each(&self.files, workers, size, |file| {
+        each(&self.by_size(), workers, |file| {
             let place = output.path().join(&file.path);
             make_folder(folder_of(&place))?;
             if !has_content(&place, &file.entry)? {
@@ -199,13 +199,16 @@ impl<'a> Pull<'a> {
         Origin { repository, commit, files }.write(output)
     }
 
+    /// The files, the largest first: what begins last should be soon done.
+    fn by_size(&self) -> Vec<&Wanted> {
+        let mut files: Vec<&Wanted> = self.files.iter().collect();
+        files.sort_by_key(|file| std::cmp::Reverse(file.entry.size));
+        files
+    }
+
     fn download<'b>(&'b self, file: &'b Wanted, progress: &'b (dyn Fn(u64) + Sync)) -> Download<'b> {
         Download { client: self.client, snapshot: &self.snapshot, path: &file.path, entry: &file.entry, progress }
     }
-}
-
-fn size(file: &Wanted) -> u64 {
-    file.entry.size
 }
 
 /// The folder of a snapshot that was pulled before, by the cache alone.

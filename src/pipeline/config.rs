@@ -142,7 +142,7 @@ fn own(
         let mut lines = Lines::new(file, &scope, &RESERVED);
         let (_, argument) = lines.argument(command, key)?;
         lines.add(command, key, value)?;
-        let (words, _) = lines.finish();
+        let (words, ..) = lines.finish();
         let line: Vec<String> = std::iter::once(command.get_name().to_owned()).chain(words.iter().cloned()).collect();
         if let Some(problem) = refusal(program, &line) {
             return Err(fault(file, value.referenced, problem));

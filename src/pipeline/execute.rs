@@ -1,6 +1,7 @@
 //! Runs the stages of a recipe, each as a child process, side by side where nothing makes them wait.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -32,6 +33,8 @@ pub struct Runner<'a> {
     pub work: &'a Path,
     /// Stages that run at once; one that runs a model runs alone.
     pub jobs: usize,
+    /// The recipe's variables with their values.
+    pub variables: &'a [(String, String)],
     /// Whether every input is read again, whatever is known of it.
     pub verify: bool,
     /// Once true, running stages are told to end, and no other is started.
@@ -86,7 +89,7 @@ impl Runner<'_> {
                     running += 1;
                     let (tell, choice) = (tell.clone(), choices[stage]);
                     scope.spawn(move || {
-                        let end = self.settle(stages, stage, choice, &tell);
+                        let end = self.settle(stages, graph, stage, choice, &tell);
                         // The receiver lives until the last stage has told its end.
                         let _ = tell.send(News::Ends { stage, end });
                     });
@@ -138,7 +141,14 @@ impl Runner<'_> {
     }
 
     /// Runs a stage if it must.
-    fn settle(&self, stages: &[Stage], number: usize, choice: Choice, tell: &Sender<News>) -> Result<End> {
+    fn settle(
+        &self,
+        stages: &[Stage],
+        graph: &Graph,
+        number: usize,
+        choice: Choice,
+        tell: &Sender<News>,
+    ) -> Result<End> {
         let nothing = |ran| Ok(End { ran, seconds: 0.0, failure: None });
         let stage = &stages[number];
         let records = self.records();
@@ -181,6 +191,9 @@ impl Runner<'_> {
         }
         // The result is in its place, so that a second copy would only take space.
         fs::remove_file(&printed).map_err(|e| Error::io("remove", &printed, e))?;
+        if let Some(why) = self.record_recipe(stages, graph, number, &record)? {
+            add_line(&log, &format!(" note: the manifest has no recipe: {why}"))?;
+        }
         records.finish(stage, record)?;
         Ok(End { ran: Ran::Done, seconds: start.elapsed().as_secs_f64(), failure: None })
     }
@@ -247,6 +260,11 @@ impl Runner<'_> {
 
 fn note(stage: &Stage, ran: Ran, seconds: f64, because: Option<String>) -> Finished {
     Finished { stage: stage.name.clone(), command: stage.kind().to_owned(), ran, seconds, because }
+}
+
+fn add_line(log: &Path, line: &str) -> Result<()> {
+    let file = File::options().append(true).open(log);
+    file.and_then(|mut file| writeln!(file, "{line}")).map_err(|e| Error::io("write", log, e))
 }
 
 /// The last lines of the log, or of the result where the log says nothing.

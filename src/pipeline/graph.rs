@@ -20,6 +20,15 @@ impl Makers {
         Ok(Self { work, made: BTreeMap::new() })
     }
 
+    /// Who makes what of these stages.
+    pub(super) fn of_stages(stages: &[Stage], work: &Path) -> Result<Self> {
+        let mut makers = Self::new(work)?;
+        let outputs =
+            stages.iter().enumerate().flat_map(|(number, stage)| stage.outputs.iter().map(move |o| (o, number)));
+        outputs.for_each(|(output, number)| makers.insert(output, number));
+        Ok(makers)
+    }
+
     /// Records that a stage makes a file or folder.
     pub(super) fn insert(&mut self, output: &Path, stage: usize) {
         let output = self.place(output);
@@ -63,15 +72,12 @@ impl Graph {
     /// # Errors
     /// Where the current folder cannot be told.
     pub fn of(stages: &[Stage], work: &Path) -> Result<Self> {
-        let mut makers = Makers::new(work)?;
-        let mut numbers = BTreeMap::new();
-        for (number, stage) in stages.iter().enumerate() {
-            numbers.insert(stage.name.as_str(), number);
-            stage.outputs.iter().for_each(|output| makers.insert(output, number));
-        }
+        let makers = Makers::of_stages(stages, work)?;
+        let numbers: BTreeMap<&str, usize> =
+            stages.iter().enumerate().map(|(number, stage)| (stage.name.as_str(), number)).collect();
         let mut graph = Self { needs: vec![BTreeSet::new(); stages.len()], waits: vec![BTreeSet::new(); stages.len()] };
         for (number, stage) in stages.iter().enumerate() {
-            graph.needs[number].extend(stage.after.iter().filter_map(|name| numbers.get(name.as_str())));
+            graph.needs[number].extend(stage.after.iter().filter_map(|name| numbers.get(name.as_str()).copied()));
             for maker in stage.reads().flat_map(|place| makers.of(Path::new(&place))) {
                 if maker < number {
                     graph.needs[number].insert(maker);

@@ -6,7 +6,7 @@ use clap::{Arg, Command};
 use serde_saphyr::{Location, Spanned};
 
 use super::expand::{Scope, expand};
-use super::stage::OUTPUTS;
+use super::stage::is_output;
 use super::yaml::{Node, fault, unknown_key};
 use crate::Result;
 
@@ -32,6 +32,9 @@ pub(super) fn refusal(program: &Command, arguments: &[String]) -> Option<String>
     Some(words.join(" ").trim_start_matches("error: ").to_owned())
 }
 
+/// Settings with their values, names replaced.
+pub(super) type Settings = Vec<(String, Vec<String>)>;
+
 /// A command line as it grows.
 pub(super) struct Lines<'a> {
     file: &'a Path,
@@ -41,13 +44,14 @@ pub(super) struct Lines<'a> {
     flags: Vec<String>,
     inputs: Vec<String>,
     outputs: Vec<(String, PathBuf)>,
+    settings: Settings,
 }
 
 impl<'a> Lines<'a> {
     /// Of a file whose texts may hold the names of `scope`; keys that are `reserved` are none of a file's.
     pub(super) fn new(file: &'a Path, scope: &'a Scope, reserved: &'a [&'a str]) -> Self {
-        let (positional, flags, inputs, outputs) = Default::default();
-        Self { file, scope, reserved, positional, flags, inputs, outputs }
+        let (positional, flags, inputs, outputs, settings) = Default::default();
+        Self { file, scope, reserved, positional, flags, inputs, outputs, settings }
     }
 
     /// What the setting `key`, which names an output, was given.
@@ -55,18 +59,19 @@ impl<'a> Lines<'a> {
         self.outputs.iter().find(|(of, _)| of == key).map(|(_, path)| path.clone())
     }
 
-    /// The arguments, and what of them names files to read.
-    pub(super) fn finish(mut self) -> (Vec<String>, Vec<String>) {
+    /// The arguments, what of them names files to read, and the settings that they were.
+    pub(super) fn finish(mut self) -> (Vec<String>, Vec<String>, Settings) {
         // Positional values first: a flag that takes any number of values would swallow them.
         self.positional.sort_by_key(|(index, _)| *index);
         let positional = self.positional.into_iter().map(|(_, value)| value);
-        (positional.chain(self.flags).collect(), self.inputs)
+        (positional.chain(self.flags).collect(), self.inputs, self.settings)
     }
 
     /// Adds a key of the file with its values.
     pub(super) fn add(&mut self, command: &Command, key: &Spanned<String>, value: &Spanned<Node>) -> Result<()> {
         let (name, argument) = self.argument(command, key)?;
         let values = self.values(argument, value)?;
+        self.settings.push((name.to_owned(), values.clone()));
         let counts = argument.get_num_args().unwrap_or_default();
         if values.len() > 1 && !takes_many(argument) {
             let problem = format!("`{name}` takes one value, found {}", values.len());
@@ -80,7 +85,7 @@ impl<'a> Lines<'a> {
             self.flags.push(format!("--{name}"));
         }
         for value in values {
-            if OUTPUTS.contains(&name) {
+            if is_output(command.get_name(), name) {
                 self.outputs.push((name.to_owned(), PathBuf::from(&value)));
             } else if names_files(argument) {
                 self.inputs.push(value.clone());

@@ -81,6 +81,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// Whether nothing failed and nothing was stopped.
+    pub fn is_complete(&self) -> bool {
+        self.failures.is_empty() && !self.stopped
+    }
+
     /// The stages with their times.
     pub fn table(&self) -> String {
         let columns = [("stage", Align::Left), ("command", Align::Left), ("", Align::Left), ("seconds", Align::Right)];

@@ -42,6 +42,11 @@ impl Recipe {
         Self::from_tree(path, yaml::read(path)?)
     }
 
+    /// Reads a recipe from its text; `path` only names the place in errors, and its folder is the recipe's.
+    pub(super) fn parse(path: &Path, text: &str) -> Result<Self> {
+        Self::from_tree(path, yaml::parse(path, text)?)
+    }
+
     fn from_tree(path: &Path, tree: Spanned<Node>) -> Result<Self> {
         let mut recipe = Self { path: path.to_path_buf(), work: None, variables: Vec::new(), stages: Vec::new() };
         for (key, value) in map(path, &tree, "the keys of a recipe")? {
@@ -85,6 +90,14 @@ impl Recipe {
         chosen.map(Path::to_path_buf).or_else(named).or_else(stem).unwrap_or_else(|| PathBuf::from("work"))
     }
 
+    /// The variables in order, each with its value: as `set` has it, else as the recipe does.
+    ///
+    /// # Errors
+    /// Where `set` names no variable, or a value refers to none.
+    pub fn variables(&self, set: &[(String, String)], work: &Path) -> Result<Vec<(String, String)>> {
+        self.scope(set, work).map(|(_, values)| values)
+    }
+
     /// The stages in order, each with its command line as `program` defines it.
     ///
     /// `set` replaces values of variables. Stages with `for_each` come once for each combination of its values.
@@ -94,7 +107,7 @@ impl Recipe {
     pub fn stages(&self, set: &[(String, String)], work: &Path, program: &Command) -> Result<Vec<Stage>> {
         let mut program = program.clone();
         program.build();
-        let mut scope = self.scope(set, work)?;
+        let (mut scope, _) = self.scope(set, work)?;
         let mut stages: Vec<Stage> = Vec::new();
         let mut makers = Makers::new(work)?;
         for tree in &self.stages {
@@ -126,8 +139,8 @@ impl Recipe {
         Ok(stages)
     }
 
-    /// What names stand for before the first stage.
-    fn scope(&self, set: &[(String, String)], work: &Path) -> Result<Scope> {
+    /// What names stand for before the first stage, and the variables among them.
+    fn scope(&self, set: &[(String, String)], work: &Path) -> Result<(Scope, Vec<(String, String)>)> {
         let folder = folder_of(&self.path);
         let mut scope = Scope::new([(RECIPE.to_owned(), relative_to(folder, work)?)]);
         for (name, _) in set {
@@ -140,15 +153,17 @@ impl Recipe {
                 });
             }
         }
+        let mut values = Vec::with_capacity(self.variables.len());
         for (name, value) in &self.variables {
             let chosen = set.iter().rev().find(|(set, _)| *set == name.value);
             let value = match chosen {
                 Some((_, value)) => value.clone(),
                 None => text(&self.path, value.referenced, &value.value, &scope)?,
             };
-            scope.insert(name.value.clone(), value);
+            scope.insert(name.value.clone(), value.clone());
+            values.push((name.value.clone(), value));
         }
-        Ok(scope)
+        Ok((scope, values))
     }
 
     /// One entry of the list: a stage for each combination of its loop's values.

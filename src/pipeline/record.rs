@@ -41,6 +41,11 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// SHA-256 of each file that was read.
+    pub(super) fn input_hashes(&self) -> BTreeMap<String, String> {
+        self.inputs.iter().map(|(path, input)| (path.clone(), input.sha256.clone())).collect()
+    }
+
     /// Bytes that the last run which ended well left behind.
     pub(super) fn output_bytes(&self) -> u64 {
         self.outputs.values().map(|stamp| stamp.length).sum()
@@ -128,10 +133,8 @@ impl<'a> Records<'a> {
             return Ok(Some(format!("{path} is not as it was left")));
         }
         let inputs = self.inputs(stage, Some(record))?;
-        let hashes = |inputs: &BTreeMap<String, Input>| -> BTreeMap<String, String> {
-            inputs.iter().map(|(path, input)| (path.clone(), input.sha256.clone())).collect()
-        };
-        Ok(difference(&hashes(&record.inputs), &hashes(&inputs)).map(|path| format!("{path} changed")))
+        let now = Record { inputs, ..record.clone() };
+        Ok(difference(&record.input_hashes(), &now.input_hashes()).map(|path| format!("{path} changed")))
     }
 
     /// Whether a run of this very stage that was cut short can go on: same command line, same inputs.
@@ -159,6 +162,18 @@ impl<'a> Records<'a> {
             }
         }
         Ok(found)
+    }
+
+    /// SHA-256 of each file that a stage has made; those that one of the `readers` has by their stamp are not read again.
+    pub(super) fn output_hashes(&self, stage: &Stage, readers: &[Record]) -> Result<BTreeMap<String, String>> {
+        let outputs = self.outputs(stage)?.into_iter();
+        let hashed = outputs.map(|(path, stamp)| {
+            let read = readers.iter().filter_map(|reader| reader.inputs.get(&path));
+            let known = read.filter(|input| input.stamp == stamp).map(|input| input.sha256.clone()).next();
+            let sha256 = known.map_or_else(|| self.hash(&self.work.join(&path)), Ok)?;
+            Ok((path, sha256))
+        });
+        hashed.collect()
     }
 
     /// The files behind the stage's settings with their hashes; those that `known` has by their stamp are not read again,
@@ -203,7 +218,7 @@ impl<'a> Records<'a> {
     }
 
     /// The file itself, or the files below a folder but hidden ones.
-    fn files(&self, path: &Path) -> Result<Vec<PathBuf>> {
+    pub(super) fn files(&self, path: &Path) -> Result<Vec<PathBuf>> {
         let full = self.work.join(path);
         if !full.is_dir() {
             return Ok(if full.is_file() { vec![path.to_path_buf()] } else { Vec::new() });

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_saphyr::Spanned;
 
 use super::expand::Scope;
-use super::lines::text;
+use super::lines::{Settings, text};
 use super::yaml::{Node, fault, unknown_key};
 use crate::Result;
 
@@ -25,6 +25,13 @@ pub(super) struct Shell {
 }
 
 impl Shell {
+    /// As the recipe says them, names replaced.
+    pub(super) fn settings(&self) -> Settings {
+        let outputs = self.outputs.iter().map(|output| output.to_string_lossy().into_owned()).collect();
+        let values = [vec![self.command.clone()], self.inputs.clone(), outputs];
+        KEYS.map(str::to_owned).into_iter().zip(values).filter(|(_, values)| !values.is_empty()).collect()
+    }
+
     /// Reads the settings, names replaced.
     pub(super) fn read(recipe: &Path, settings: &Spanned<Node>, scope: &Scope) -> Result<Self> {
         let Node::Map(entries) = &settings.value else {

@@ -6,13 +6,16 @@ use clap::Command;
 use serde_saphyr::Spanned;
 
 use super::expand::Scope;
-use super::lines::{Lines, refusal, text};
+use super::lines::{Lines, Settings, refusal, text};
+use super::provenance::HUB;
 use super::shell::{SHELL, Shell};
 use super::yaml::{Node, fault, unknown_key};
 use crate::Result;
 
 /// Settings that name what a command makes; the first one given is what `${stage.NAME}` stands for.
-pub(super) const OUTPUTS: [&str; 4] = ["out", "dump", "svg", "routing-svg"];
+const OUTPUTS: [&str; 4] = ["out", "dump", "svg", "routing-svg"];
+/// A command whose positional setting names what it makes, and that setting.
+const PULLED: (&str, &str) = ("pull", "folder");
 /// Settings that are the runner's to choose, and `config`: a recipe says itself what a stage reads.
 pub(super) const RUNNERS: [&str; 6] = ["force", "resume", "dry-run", "config", "help", "version"];
 /// Commands that are no stage.
@@ -36,6 +39,8 @@ pub struct Stage {
     pub stdout: Option<PathBuf>,
     /// What it may read, as seen from the work folder; some of it may be no file at all.
     pub(super) inputs: Vec<String>,
+    /// What the recipe says of the command, names replaced.
+    pub(super) settings: Settings,
     /// The stages that its settings refer to by name.
     pub(super) after: Vec<String>,
     /// Whether the command has `--force`, which replaces an output.
@@ -48,6 +53,11 @@ impl Stage {
     /// Whether it runs a model, and so takes the whole machine.
     pub fn computes(&self) -> bool {
         self.is_own && self.command.first().is_some_and(|command| COMPUTING.contains(&command.as_str()))
+    }
+
+    /// Whether checkpoints among its outputs are of its own making, manifests and all; what is pulled keeps its own.
+    pub(super) fn makes_manifests(&self) -> bool {
+        self.is_own && self.kind() != PULLED.0
     }
 
     /// The command as a person names it.
@@ -64,9 +74,15 @@ impl Stage {
     }
 }
 
-/// The paths that a value may hold: `PATH`, `NAME=PATH`, `PATH:WEIGHT`, `KIND:PATH`; of a pattern, the folder it starts in.
+/// Whether a setting of a command names what it makes.
+pub(super) fn is_output(command: &str, setting: &str) -> bool {
+    OUTPUTS.contains(&setting) || (command, setting) == PULLED
+}
+
+/// The paths that a value may hold: `PATH`, `NAME=PATH`, `PATH:WEIGHT`, `KIND:PATH`; of a pattern, the folder it starts in;
+/// none of what lies on the Hub.
 pub(super) fn places(value: &str) -> impl Iterator<Item = String> {
-    let value = value.to_owned();
+    let value = if value.contains(HUB) { String::new() } else { value.to_owned() };
     let after = value.split_once('=').map(|(_, after)| after.to_owned());
     let whole: Vec<String> = [Some(value), after].into_iter().flatten().collect();
     let parts = whole.into_iter().flat_map(|text| {
@@ -144,20 +160,22 @@ impl Written<'_> {
                 return Err(fault(self.recipe, self.settings.referenced, problem));
             }
         }
-        let mut outputs: Vec<PathBuf> = OUTPUTS.iter().filter_map(|key| lines.output(key)).collect();
+        let names = OUTPUTS.iter().chain([&PULLED.1]);
+        let mut outputs: Vec<PathBuf> = names.filter_map(|key| lines.output(key)).collect();
         outputs.extend(stdout.clone());
         let has = |flag: &str| definition.get_arguments().any(|argument| argument.get_long() == Some(flag));
-        let (arguments, inputs) = lines.finish();
+        let (arguments, inputs, settings) = lines.finish();
         let mut command: Vec<String> = self.command.value.split(' ').map(str::to_owned).collect();
         command.extend(arguments);
         let after = scope.used_stages().into_iter().map(|(stage, _)| stage).collect();
         let (replaces, resumes, is_own) = (has("force"), has("resume"), true);
-        let stage = Stage { name, command, is_own, inputs, outputs, stdout, after, replaces, resumes };
+        let stage = Stage { name, command, is_own, inputs, outputs, stdout, settings, after, replaces, resumes };
         self.check(program, &stage)?;
         Ok(stage)
     }
 
     fn with_shell(&self, name: String, stdout: Option<PathBuf>, shell: Shell, scope: &Scope) -> Stage {
+        let settings = shell.settings();
         let Shell { command, mut inputs, mut outputs } = shell;
         outputs.extend(stdout.clone());
         // Nothing says what in the command is a file, but what another stage made is one.
@@ -165,7 +183,7 @@ impl Written<'_> {
         inputs.extend(made);
         let command = ["sh", "-c", &command].map(str::to_owned).to_vec();
         let (replaces, resumes, is_own) = (false, false, false);
-        Stage { name, command, is_own, inputs, outputs, stdout, after, replaces, resumes }
+        Stage { name, command, is_own, inputs, outputs, stdout, settings, after, replaces, resumes }
     }
 
     /// Parses the command line as the command will.

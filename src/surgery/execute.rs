@@ -144,6 +144,7 @@ pub fn finish(
         settings: plan.settings.clone(),
         sources,
         lineage: None,
+        recipe: None,
         files: hashed,
         unhashed_files,
         tensors: tensors.collect::<BTreeMap<_, _>>(),

@@ -190,6 +190,7 @@ impl Saver {
                 tokens: position.tokens,
                 data: self.data.clone(),
             }),
+            recipe: None,
             files,
             unhashed_files,
             tensors: tensors.collect(),

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::pieces::{self, Piece};
+use super::recipe;
 use super::report::{Place, Report, Running};
 use super::validate::{Options, Subject, is_own_file};
 use crate::checkpoint::folder::Checkpoint;
@@ -50,6 +51,7 @@ pub(super) fn check(report: &mut Report, subject: &mut Subject, options: &Option
     let hashed = compare_files(&mut check, subject.path, &manifest.files, None, options)?;
     unlisted(&mut check, subject, &manifest)?;
     check.done(format!("SHA-256 of {}, {}", table::counted(manifest.files.len() as u64, "file"), table::bytes(hashed)));
+    recipe::check(report, &manifest);
     subject.manifest = Some(manifest);
     Ok(())
 }

@@ -13,6 +13,7 @@ mod mixture;
 mod numbers;
 mod pairs;
 mod pieces;
+mod recipe;
 mod replay;
 pub mod report;
 mod tensors;

@@ -2,10 +2,11 @@
 # The heavy checks against Python: transformers 4.57.1 and 5.x, torch, gguf, a real model. Needs the package registry, about
 # 8 GB of disk and 20 minutes. Everything is made below the folder named first (default: target/live) and kept for the next run.
 # What is there already can be named: V5 and V4, virtual environments with transformers 5.x and 4.57.1; MK, one with mergekit
-# 0.1.5; LC, one with xllamacpp (llama.cpp) and transformers 5; BINARY, the program.
+# 0.1.5; LC, one with xllamacpp (llama.cpp) and transformers 5; BINARY, the program; SERVER, the Hub server of the tests.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$here/../..
+export SERVER=${SERVER:+$(realpath "$SERVER")}
 V5=${V5:+$(realpath "$V5")} MK=${MK:+$(realpath "$MK")} LC=${LC:+$(realpath "$LC")} V4=${V4:+$(realpath "$V4")} BINARY=${BINARY:+$(realpath "$BINARY")}
 mkdir -p "${1:-$root/target/live}"
 work=$(cd "${1:-$root/target/live}" && pwd)
@@ -123,6 +124,9 @@ say 'training, step by step as torch takes it'
 for model in "$llama/seed" tiny tiny-btx; do
   v5/bin/python "$here/train.py" --binary "$bam" --checkpoint "$model" --data text=tokens --learning-rate 1e-2
 done
+
+say 'the Hub server of the tests, asked by huggingface_hub over LFS and Xet'
+"$here/hub.sh" "$work"
 
 say 'the manifest follows its schema'
 v5/bin/python -m jsonschema -i mixture/bam-manifest.json "$root/docs/manifest.schema.json"

@@ -13,7 +13,7 @@ use crate::access::Caller;
 use crate::refusal::{Answer, Refusal};
 use crate::repository::Repository;
 use crate::server::{Hub, lock};
-use crate::{Role, branches, commit, lfs, listing, resolve};
+use crate::{Role, branches, commit, lfs, listing, resolve, xet};
 
 pub(crate) fn router(hub: Arc<Hub>) -> Router {
     let model = Router::new()
@@ -28,6 +28,8 @@ pub(crate) fn router(hub: Arc<Hub>) -> Router {
         .route("/discussions", post(branches::open))
         .route("/discussions/{number}", get(branches::details))
         .route("/discussions/{number}/merge", post(branches::merge))
+        .route("/xet-read-token/{revision}", get(xet::read_token))
+        .route("/xet-write-token/{revision}", get(xet::write_token))
         .route("/preupload/{revision}", post(commit::preupload))
         .route("/commit/{revision}", post(commit::commit));
     Router::new()

@@ -23,16 +23,20 @@ pub(crate) struct How {
 }
 
 impl How {
-    pub(crate) fn proposes(&self) -> bool {
+    fn proposes(&self) -> bool {
         matches!(self.create_pr.as_deref(), Some("true" | "True" | "1"))
     }
-}
 
-/// The repository, for a caller who may write to it or, for a pull request, has an account.
-fn writable<'a>(caller: Caller, repository: Option<&'a mut Repository>, how: &How) -> Answer<&'a mut Repository> {
-    let repository = caller.sees(repository)?;
-    if how.proposes() { caller.account() } else { caller.writer() }?;
-    Ok(repository)
+    /// The repository, for a caller who may write to it or, for a pull request, has an account.
+    pub(crate) fn writable<'a>(
+        &self,
+        caller: Caller,
+        repository: Option<&'a mut Repository>,
+    ) -> Answer<&'a mut Repository> {
+        let repository = caller.sees(repository)?;
+        if self.proposes() { caller.account() } else { caller.writer() }?;
+        Ok(repository)
+    }
 }
 
 #[derive(Deserialize)]
@@ -60,7 +64,7 @@ pub(crate) async fn preupload(
         return Err(Refusal::new(400, "\"files\" must contain less than or equal to 256 items"));
     }
     let mut repositories = lock(&hub.repositories);
-    let repository = writable(caller, repositories.get_mut(&format!("{namespace}/{name}")), &how)?;
+    let repository = how.writable(caller, repositories.get_mut(&format!("{namespace}/{name}")))?;
     let commit = repository.revision(&revision)?;
     let text = |path: &str| match commit.files.get(path).map(|entry| &entry.content) {
         Some(Content::Regular(bytes)) => Some(String::from_utf8_lossy(bytes).into_owned()),
@@ -135,7 +139,7 @@ pub(crate) async fn commit(
     body: Bytes,
 ) -> Answer<Json<Value>> {
     let id = format!("{namespace}/{name}");
-    writable(caller, lock(&hub.repositories).get_mut(&id), &how)?;
+    how.writable(caller, lock(&hub.repositories).get_mut(&id))?;
     let lines = body.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
     let mut lines = lines.map(|line| {
         serde_json::from_slice(line).map_err(|error| Refusal::new(400, format!("Invalid commit: {error}")))
@@ -181,7 +185,7 @@ pub(crate) async fn commit(
         }
     }
     let mut repositories = lock(&hub.repositories);
-    let repository = writable(caller, repositories.get_mut(&id), &how)?;
+    let repository = how.writable(caller, repositories.get_mut(&id))?;
     let reference = repository.reference(&revision).filter(|full| !full.starts_with("refs/tags/"));
     let base = repository.revision(&revision)?;
     if parent_commit.is_some_and(|parent| !base.id.starts_with(&parent)) {

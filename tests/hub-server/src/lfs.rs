@@ -20,6 +20,7 @@ use crate::refusal::{Answer, Refusal};
 use crate::resolve::signed;
 use crate::server::{Hub, lock};
 use crate::store::failed;
+use crate::xet;
 
 /// Uploads in parts, by number; the parts' hashes by their number.
 #[derive(Default)]
@@ -72,7 +73,7 @@ pub(crate) async fn batch(
         let mut answer = json!({"oid": oid, "size": size, "authenticated": true});
         match (upload, stored) {
             (true, Some(object)) if object.len() == *size => {}
-            (true, _) if transfer == "xet" => {}
+            (true, _) if transfer == "xet" => answer["actions"] = xet::action(&hub, &id)?,
             (true, _) => {
                 answer["actions"] =
                     actions(&hub, oid, *size, transfer == "multipart" && (*size > hub.options.part_size || !basic))

@@ -19,6 +19,7 @@ mod repository;
 mod resolve;
 mod server;
 mod store;
+mod xet;
 
 pub use access::Role;
 pub use faults::{Fault, FaultKind};

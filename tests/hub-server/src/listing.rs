@@ -59,16 +59,19 @@ pub(crate) async fn revision(
     let gated = if repository.gated { json!("manual") } else { json!(false) };
     Ok(Json(json!({
         "_id": "000000000000000000000002", "id": id, "modelId": id, "author": namespace, "sha": commit.id, "private": repository.private,
-        "gated": gated, "disabled": false, "downloads": 0, "likes": 0, "tags": [], "lastModified": commit.date, "createdAt": commit.date,
+        "gated": gated, "disabled": false, "xetEnabled": hub.xet.is_some(), "downloads": 0, "likes": 0, "tags": [], "lastModified": commit.date, "createdAt": commit.date,
         "siblings": commit.files.iter().map(sibling).collect::<Vec<_>>(),
     })))
 }
 
 /// A file as `tree` and `paths-info` tell it.
-fn file(path: &str, entry: &Entry) -> Value {
+fn file(hub: &Hub, path: &str, entry: &Entry) -> Value {
     let mut told = json!({"type": "file", "oid": entry.oid, "size": entry.size, "path": path});
     if let Some(sha256) = entry.sha256() {
         told["lfs"] = json!({"oid": sha256, "size": entry.size, "pointerSize": entry.pointer_size()});
+        if let Some(hash) = hub.xet.as_ref().and_then(|xet| xet.hash(sha256)) {
+            told["xetHash"] = hash.into();
+        }
     }
     told
 }
@@ -115,7 +118,7 @@ pub(crate) async fn folder(
             entries.entry(folder.to_owned()).or_insert_with(|| directory(&commit, folder));
         }
         if recursive || !below.contains('/') {
-            entries.insert(path.clone(), file(path, entry));
+            entries.insert(path.clone(), file(&hub, path, entry));
         }
     }
     if entries.is_empty() && !folder.is_empty() {
@@ -150,7 +153,7 @@ pub(crate) async fn paths_info(
         Err(_) => form(&body).filter(|(key, _)| key == "paths").map(|(_, path)| path).collect(),
     };
     let told = paths.iter().filter_map(|path| match commit.files.get(path) {
-        Some(entry) => Some(file(path, entry)),
+        Some(entry) => Some(file(&hub, path, entry)),
         None => commit.files.keys().any(|file| file.starts_with(&format!("{path}/"))).then(|| directory(&commit, path)),
     });
     Ok(Json(told.collect()))

@@ -62,7 +62,12 @@ pub(crate) async fn resolve(
             Ok(response)
         }
         Content::Large(sha256) => {
-            Ok(redirect(StatusCode::FOUND, hub.sign(Listener::Cdn, &format!("/objects/{sha256}")), vec![]))
+            let links = hub.xet.as_ref().and_then(|xet| xet.links(&hub.url, &id, &commit, sha256)).map(Vec::from);
+            Ok(redirect(
+                StatusCode::FOUND,
+                hub.sign(Listener::Cdn, &format!("/objects/{sha256}")),
+                links.unwrap_or_default(),
+            ))
         }
     }
 }

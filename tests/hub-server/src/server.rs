@@ -16,7 +16,8 @@ use crate::lfs::Uploads;
 use crate::listener::serve;
 use crate::repository::{ATTRIBUTES, Changes, Content, Entry, Repository, wants_lfs};
 use crate::store::{Object, Store};
-use crate::{Fault, Listener, Request, Role, api, resolve};
+use crate::xet::Xet;
+use crate::{Fault, Listener, Request, Role, api, resolve, xet};
 
 /// Which ways of uploading large files the server offers.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +87,7 @@ pub(crate) struct Hub {
     pub(crate) log: Mutex<Vec<Request>>,
     pub(crate) faults: Mutex<Faults>,
     pub(crate) uploads: Uploads,
+    pub(crate) xet: Option<Xet>,
 }
 
 /// The lock's content, also after a thread has panicked with it.
@@ -96,7 +98,17 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Hub {
     /// A large object, wherever it is kept.
     pub(crate) async fn object(&self, sha256: &str) -> Option<Object> {
-        self.store.get(sha256)
+        match (self.store.get(sha256), &self.xet) {
+            (None, Some(xet)) => xet.find(sha256).await.map(Object::Xet),
+            (kept, _) => kept,
+        }
+    }
+
+    async fn keep(&self, bytes: &[u8]) -> io::Result<String> {
+        match (&self.xet, self.options.keep) {
+            (Some(xet), Keep::Xet) => xet.put(bytes).await,
+            _ => self.store.put(bytes),
+        }
     }
 
     /// The URL of `path` on an origin, signed.
@@ -111,7 +123,7 @@ impl Hub {
         for (path, bytes) in files {
             let large = bytes.len() as u64 >= self.options.regular_limit || wants_lfs(ATTRIBUTES, path);
             let entry = if large && !bytes.is_empty() {
-                Entry::large(self.store.put(bytes)?, bytes.len() as u64)
+                Entry::large(self.keep(bytes).await?, bytes.len() as u64)
             } else {
                 Entry::regular(Bytes::copy_from_slice(bytes))
             };
@@ -148,6 +160,14 @@ impl Server {
             Ok::<_, io::Error>((socket.local_addr()?.port(), socket))
         };
         let ((hub_port, hub_socket), (cdn_port, cdn_socket)) = (bind(port)?, bind(0)?);
+        let (cas_port, cas_socket) = bind(0)?;
+        let xet = match options.transfers.xet {
+            false => None,
+            true => {
+                let folder = options.data.as_ref().map(|folder| folder.join("xet"));
+                Some(runtime.block_on(Xet::start(format!("http://127.0.0.1:{cas_port}"), folder.as_deref()))?)
+            }
+        };
         let hub = Arc::new(Hub {
             url: format!("http://127.0.0.1:{hub_port}"),
             // Another host, as a CDN is.
@@ -158,6 +178,7 @@ impl Server {
             log: Mutex::default(),
             faults: Mutex::default(),
             uploads: Uploads::default(),
+            xet,
             options,
         });
         let spawn = |listener, socket: TcpListener, router: axum::Router| {
@@ -168,6 +189,7 @@ impl Server {
         let guard = runtime.enter();
         spawn(Listener::Hub, hub_socket, api::router(hub.clone()))?;
         spawn(Listener::Cdn, cdn_socket, resolve::cdn(hub.clone()))?;
+        spawn(Listener::Cas, cas_socket, xet::router(hub.clone()))?;
         drop(guard);
         Ok(Self { hub, runtime: Some(runtime) })
     }
@@ -197,7 +219,7 @@ impl Server {
         let commit = lock(&self.hub.repositories).get(id)?.revision(revision).ok()?;
         match &commit.files.get(path)?.content {
             Content::Regular(bytes) => Some(bytes.to_vec()),
-            Content::Large(sha256) => self.hub.store.get(sha256)?.bytes().ok(),
+            Content::Large(sha256) => self.wait(async { self.hub.object(sha256).await?.bytes().await.ok() }),
         }
     }
 

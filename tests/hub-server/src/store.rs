@@ -15,12 +15,14 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use crate::refusal::{Answer, Refusal};
 use crate::repository::hex;
 use crate::server::lock;
+use crate::xet::XetFile;
 
 /// Where an object's bytes are.
 #[derive(Clone)]
 pub(crate) enum Object {
     Memory(Bytes),
     File(PathBuf, u64),
+    Xet(XetFile),
 }
 
 impl Object {
@@ -28,6 +30,7 @@ impl Object {
         match self {
             Object::Memory(bytes) => bytes.len() as u64,
             Object::File(_, size) => *size,
+            Object::Xet(file) => file.size,
         }
     }
 
@@ -35,6 +38,7 @@ impl Object {
     pub(crate) async fn body(&self, range: Range<u64>) -> io::Result<Body> {
         match self {
             Object::Memory(bytes) => Ok(bytes.slice(range.start as usize..range.end as usize).into()),
+            Object::Xet(file) => Ok(file.body(range)),
             Object::File(path, _) => {
                 let mut file = tokio::fs::File::open(path).await?;
                 file.seek(io::SeekFrom::Start(range.start)).await?;
@@ -48,10 +52,11 @@ impl Object {
         }
     }
 
-    pub(crate) fn bytes(&self) -> io::Result<Vec<u8>> {
+    pub(crate) async fn bytes(&self) -> io::Result<Vec<u8>> {
         match self {
             Object::Memory(bytes) => Ok(bytes.to_vec()),
             Object::File(path, _) => fs::read(path),
+            Object::Xet(file) => file.bytes(0..file.size).await.map(Vec::from),
         }
     }
 }

@@ -1,0 +1,230 @@
+//! The recipe of a checkpoint, put into its manifest and on its card once its stage has ended well.
+//!
+//! The runner does so, and not the stage: only the runner knows what the stage follows from, and any command that writes a
+//! manifest gets its recipe the same way. Both files are replaced as a whole; a run that is killed between leaves a stage
+//! that did not end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path};
+
+use super::execute::Runner;
+use super::graph::{Graph, Makers};
+use super::recipe_text;
+use super::record::{Record, Records};
+use super::sources::Sources;
+use super::stage::Stage;
+use crate::checkpoint::manifest::{MANIFEST, Manifest, Origin, relative_to};
+use crate::checkpoint::output::folder_of;
+use crate::checkpoint::recipe::{RecipeRecord, StageRecord};
+use crate::checkpoint::{json, single};
+use crate::{Error, Result};
+
+/// What a reference to the Hub begins with.
+pub(super) const HUB: &str = "hf://";
+/// The model card.
+pub(super) const CARD: &str = "README.md";
+/// Where the recipe begins and ends on a card, so that another can take its place.
+const MARKS: [&str; 2] = ["<!-- recipe -->\n", "<!-- end of recipe -->\n"];
+
+impl Runner<'_> {
+    /// Puts the recipe into every checkpoint that a stage has just made, and into nothing else; says why, where that cannot
+    /// be done truthfully.
+    pub(super) fn record_recipe(
+        &self,
+        stages: &[Stage],
+        graph: &Graph,
+        number: usize,
+        record: &Record,
+    ) -> Result<Option<String>> {
+        let stage = &stages[number];
+        let records = self.records();
+        let mut folders = Vec::new();
+        for output in stage.outputs.iter().filter(|_| stage.makes_manifests()) {
+            let files = records.files(output)?.into_iter();
+            folders.extend(files.filter(|file| file.ends_with(MANIFEST)).map(|file| folder_of(&file).to_path_buf()));
+        }
+        if folders.is_empty() {
+            return Ok(None);
+        }
+        let (line, why) = self.line_of_descent(&records, stages, graph, number)?;
+        if why.is_some() {
+            return Ok(why);
+        }
+        let makers = Makers::of_stages(stages, self.work)?;
+        let sources = Sources::of(line.iter().map(|n| &stages[*n]), &makers, self.variables, self.work)?;
+        let mut read: Vec<Record> = line.iter().filter_map(|n| records.read(&stages[*n])).collect();
+        read.pop();
+        read.push(record.clone());
+        let mut made = Vec::with_capacity(line.len());
+        for (n, record) in line.iter().zip(&read) {
+            let mut made_here = stage_record(&stages[*n], &sources, record);
+            self.pin(&records, &stages[*n], &mut made_here)?;
+            made_here.needs = graph.needs(*n).iter().map(|needed| stages[*needed].name.clone()).collect();
+            if *n != number {
+                made_here.outputs = records.output_hashes(&stages[*n], &read)?;
+            }
+            made.push(made_here);
+        }
+        if let Some(why) = unaccounted(&made) {
+            return Ok(Some(why));
+        }
+        for output in folders {
+            let folder = self.work.join(&output);
+            let place = |place: &String| relative_to(&self.work.join(place), &folder);
+            let named = sources.named.iter().map(|(name, root)| Ok((name.clone(), place(root)?)));
+            let recipe = RecipeRecord {
+                output: output.to_string_lossy().into_owned(),
+                sources: named.collect::<Result<_>>()?,
+                stages: made.clone(),
+            };
+            write(&folder, recipe, &recipe_text::of(&made, &sources.named)?)?;
+        }
+        Ok(None)
+    }
+
+    /// Repositories of the Hub that a stage took something from, each at the commit that it was.
+    fn pin(&self, records: &Records, stage: &Stage, record: &mut StageRecord) -> Result<()> {
+        let mut commits = BTreeMap::new();
+        for output in stage.outputs.iter().filter(|_| stage.is_own) {
+            for file in records.files(output)? {
+                let folder = self.work.join(folder_of(&file));
+                if file.ends_with(MANIFEST) && stage.makes_manifests() {
+                    let sources = Manifest::read(&folder)?.into_iter().flat_map(|manifest| manifest.sources);
+                    commits.extend(sources.filter_map(|source| Some((source.repository?, source.commit?))));
+                } else if !stage.makes_manifests() {
+                    commits.extend(Origin::of(&folder, &[]));
+                }
+            }
+        }
+        for (key, values) in &mut record.settings {
+            let names_one = |value: &str| value.contains(HUB) || !stage.makes_manifests() && key == "repository";
+            for value in values.iter_mut().filter(|value| names_one(value)) {
+                let pinned = commits.iter().find_map(|(repository, commit)| at_commit(value, repository, commit));
+                *value = pinned.unwrap_or_else(|| value.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// A stage and all that it follows from, in order; and what of them is not as the recipe has it.
+    fn line_of_descent(
+        &self,
+        records: &Records,
+        stages: &[Stage],
+        graph: &Graph,
+        number: usize,
+    ) -> Result<(BTreeSet<usize>, Option<String>)> {
+        let mut line = BTreeSet::from([number]);
+        let mut next = vec![number];
+        while let Some(stage) = next.pop() {
+            next.extend(graph.needs(stage).iter().filter(|needed| line.insert(**needed)));
+        }
+        for stage in line.iter().map(|n| &stages[*n]) {
+            if let Some(output) = stage.outputs.iter().find(|output| !stays_within(output)) {
+                let why = format!("stage `{}` makes {} outside the work folder", stage.name, output.display());
+                return Ok((line, Some(why)));
+            }
+        }
+        for stage in line.iter().filter(|n| **n != number).map(|n| &stages[*n]) {
+            if let Some(reason) = records.reason(stage, records.read(stage).as_ref())? {
+                let why = format!("stage `{}` did not make what lies there: {reason}", stage.name);
+                return Ok((line, Some(why)));
+            }
+        }
+        Ok((line, None))
+    }
+}
+
+/// Whether a path, seen from a folder, leads to something below it.
+pub(super) fn stays_within(path: &Path) -> bool {
+    path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+}
+
+/// A value that names a repository, `[hf://]ORG/NAME[@REVISION]`, with the commit for its revision.
+fn at_commit(value: &str, repository: &str, commit: &str) -> Option<String> {
+    let at = value.find(repository)?;
+    let (before, after) = (&value[..at], &value[at + repository.len()..]);
+    let is_whole = before.is_empty() || before.ends_with(HUB);
+    let rest = match after.strip_prefix('@') {
+        Some(revision) => revision.find(':').map_or("", |colon| &revision[colon..]),
+        None if after.is_empty() || after.starts_with(':') => after,
+        None => return None,
+    };
+    is_whole.then(|| format!("{before}{repository}@{commit}{rest}"))
+}
+
+/// An input that neither a stage made nor a source holds: put among what a stage made.
+fn unaccounted(stages: &[StageRecord]) -> Option<String> {
+    let made: BTreeSet<&String> = stages.iter().flat_map(|stage| stage.outputs.keys()).collect();
+    let strange = |path: &&String| !path.starts_with("${") && !made.contains(path);
+    let found = stages.iter().find_map(|stage| Some((stage, stage.inputs.keys().find(strange)?)));
+    found.map(|(stage, path)| format!("stage `{}` read {path}, which no stage made", stage.name))
+}
+
+/// What a stage was told and has read.
+fn stage_record(stage: &Stage, sources: &Sources, record: &Record) -> StageRecord {
+    let value = |key: &str, value: &String| match stage.is_own || key != "command" {
+        true if stage.inputs.contains(value) => sources.in_value(value),
+        true => value.clone(),
+        false => sources.in_command(value),
+    };
+    let settings = stage.settings.iter();
+    let settings = settings.map(|(key, values)| (key.clone(), values.iter().map(|text| value(key, text)).collect()));
+    let inputs = record.input_hashes().into_iter().map(|(path, sha256)| (sources.in_path(&path), sha256));
+    StageRecord {
+        name: stage.name.clone(),
+        command: stage.kind().to_owned(),
+        settings: settings.collect(),
+        stdout: stage.stdout.as_ref().map(|file| file.to_string_lossy().into_owned()),
+        needs: Vec::new(),
+        inputs: inputs.collect(),
+        outputs: Default::default(),
+    }
+}
+
+/// Puts the recipe into the manifest of a checkpoint, and its text on the card, if the card is one that people edit.
+fn write(folder: &Path, recipe: RecipeRecord, text: &str) -> Result<()> {
+    let Some(mut manifest) = Manifest::read(folder)? else { return Ok(()) };
+    if manifest.unhashed_files.iter().any(|file| file == CARD) {
+        let card = folder.join(CARD);
+        let old = String::from_utf8(json::read_bytes(&card)?)
+            .map_err(|e| Error::file(&card, format!("expected UTF-8: {e}")))?;
+        single::write(&card, &[with_recipe(&old, text).as_bytes()])?;
+    }
+    manifest.recipe = Some(recipe);
+    single::write(&folder.join(MANIFEST), &[&manifest.to_bytes()])
+}
+
+/// The card with this recipe in the place of another that it may have.
+fn with_recipe(card: &str, text: &str) -> String {
+    let [begin, end] = MARKS;
+    let cut = card.find(begin).and_then(|at| Some((at, at + card[at..].find(end)? + end.len())));
+    let (before, after) = cut.map_or((card, ""), |(at, behind)| (&card[..at], &card[behind..]));
+    format!(
+        "{}\n\n{begin}## How to make it again\n\n`bam-convert run --from-manifest DIR`, with this folder for DIR, runs this recipe \
+         and compares what it makes with\nthis checkpoint. `{MANIFEST}` has the SHA-256 of every file that the stages read \
+         and made.\n\n```yaml\n{text}```\n{end}{after}",
+        before.trim_end()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn revisions_become_commits() {
+        let at = |value: &str| at_commit(value, "org/name", "0123");
+        assert_eq!(at("org/name").as_deref(), Some("org/name@0123"));
+        assert_eq!(at("a=hf://org/name@main:0.5").as_deref(), Some("a=hf://org/name@0123:0.5"));
+        assert_eq!((at("hf://org/names"), at("hf://my-org/name"), at("x/org/name")), (None, None, None));
+    }
+
+    #[test]
+    fn a_card_has_one_recipe() {
+        let once = with_recipe("# A model\n\nWords.\n", "stages: 1\n");
+        assert!(once.starts_with("# A model\n\nWords.\n\n<!-- recipe -->\n## How"), "{once}");
+        let twice = with_recipe(&once.replace("stages: 1", "stages: 0"), "stages: 1\n");
+        assert_eq!(twice, once);
+    }
+}
