@@ -98,7 +98,8 @@ impl Arguments {
             return self.preview(&push, printer);
         }
         let ignored = push.files.iter().filter(|file| file.state == State::Ignored);
-        ignored.for_each(|file| printer.note(&format!(" note: {}: left out by the repository's .gitignore", file.path)));
+        ignored
+            .for_each(|file| printer.note(&format!(" note: {}: left out by the repository's .gitignore", file.path)));
         let bar = printer.bytes_bar(push.missing(), "pushing");
         let pushed = push.run(&|bytes| bar.inc(bytes))?;
         bar.finish_and_clear();

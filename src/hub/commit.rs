@@ -65,12 +65,15 @@ impl Target {
         for group in files.chunks(GROUP) {
             let asked: Vec<Value> = group
                 .iter()
-                .map(|file| Ok(json!({"path": file.path, "size": file.size, "sample": STANDARD.encode(file.sample()?)})))
+                .map(|file| {
+                    Ok(json!({"path": file.path, "size": file.size, "sample": STANDARD.encode(file.sample()?)}))
+                })
                 .collect::<Result<_>>()?;
             let request = Request::post(self.url(client, "preupload"), &json!({"files": asked}));
             let (answer, _) = client.json(&self.place(), &request)?;
             let told = answer.get("files").and_then(Value::as_array).into_iter().flatten();
-            let told: BTreeMap<&str, &Value> = told.filter_map(|mode| Some((mode.get("path")?.as_str()?, mode))).collect();
+            let told: BTreeMap<&str, &Value> =
+                told.filter_map(|mode| Some((mode.get("path")?.as_str()?, mode))).collect();
             for file in group {
                 let mode = told.get(file.path.as_str()).and_then(|mode| read_mode(mode));
                 modes.push(mode.ok_or_else(|| {
@@ -237,7 +240,9 @@ fn lines(place: &str, parent: &str, message: &str, inline: &[&Outgoing], large: 
         add(json!({"key": "file", "value": {"path": file.path, "content": content, "encoding": "base64"}}));
     }
     for file in large {
-        add(json!({"key": "lfsFile", "value": {"path": file.path, "algo": "sha256", "oid": file.sha256, "size": file.size}}));
+        add(
+            json!({"key": "lfsFile", "value": {"path": file.path, "algo": "sha256", "oid": file.sha256, "size": file.size}}),
+        );
     }
     Ok(body)
 }

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::sync::Mutex;
 
-use reqwest::header::{ACCEPT, CONTENT_LENGTH, ETAG, HeaderMap, HeaderName, HeaderValue, HOST, TRANSFER_ENCODING};
+use reqwest::header::{ACCEPT, CONTENT_LENGTH, ETAG, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use reqwest::{Method, StatusCode, Url};
 use serde_json::{Map, Value, json};
 
@@ -154,6 +154,10 @@ fn read_action(client: &Client, place: &str, size: u64, object: &Value) -> Resul
     Ok(Action { way: Way::Parts { size: part_size, parts, complete: url }, verify })
 }
 
+fn is_mended_anew(fault: HubFault) -> bool {
+    !matches!(fault, HubFault::Quota | HubFault::Network | HubFault::RateLimited | HubFault::BadToken)
+}
+
 /// A header that a server wants with a request; not those that say how long the body is, or where it goes.
 fn header(name: &str, value: &str) -> Option<(HeaderName, HeaderValue)> {
     let name: HeaderName = name.parse().ok()?;
@@ -176,8 +180,8 @@ impl Sending<'_> {
         loop {
             match self.send(&action) {
                 Ok(()) => return self.file.check_unchanged(),
-                // Addresses expire, and parts get lost: both begin anew.
-                Err(Error::Hub { fault, .. }) if beginnings < BEGINNINGS && fault != HubFault::Quota => {}
+                // Addresses expire, and parts get lost: both begin anew. What failed in passing has been tried often.
+                Err(Error::Hub { fault, .. }) if beginnings < BEGINNINGS && is_mended_anew(fault) => {}
                 Err(error) => return Err(error),
             }
             beginnings += 1;

@@ -205,7 +205,10 @@ fn paths(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
             if kind.is_symlink() {
                 let target = resolved(&place)?;
                 if target.is_dir() {
-                    return refused("a link to a folder, which is not pushed", "move the folder here, or remove the link");
+                    return refused(
+                        "a link to a folder, which is not pushed",
+                        "move the folder here, or remove the link",
+                    );
                 }
                 if !target.starts_with(&root) && !blobs.as_ref().is_some_and(|blobs| target.starts_with(blobs)) {
                     return refused("a link to a file outside of the folder", "copy the file here, or remove the link");

@@ -157,7 +157,11 @@ impl<'a> Push<'a> {
         };
         let (small, large) = (of(State::Small), of(State::Large));
         if small.is_empty() && large.is_empty() {
-            return Ok(self.pushed(Committed { commit: parent.commit.clone(), url: String::new(), pull_request: None }));
+            return Ok(self.pushed(Committed {
+                commit: parent.commit.clone(),
+                url: String::new(),
+                pull_request: None,
+            }));
         }
         if let Some(card) = small.iter().find(|file| file.path == CARD) {
             self.check_card(card)?;
@@ -221,8 +225,9 @@ impl<'a> Push<'a> {
             return Ok(());
         }
         let problem = format!("expected the commit to hold what was pushed, found otherwise: {}", wrong.join(", "));
-        Err(Error::hub(snapshot.place(), HubFault::Answer, problem)
-            .with_hint("do not use this commit; run the command again, and tell the server's maintainers if it stays so"))
+        Err(Error::hub(snapshot.place(), HubFault::Answer, problem).with_hint(
+            "do not use this commit; run the command again, and tell the server's maintainers if it stays so",
+        ))
     }
 }
 

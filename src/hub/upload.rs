@@ -20,8 +20,8 @@ use crate::{Error, Result};
 const READ: u64 = 256 << 10;
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long a server may take to answer once it has all bytes: it puts them where they belong.
-const ANSWER: Duration = Duration::from_secs(120);
+/// How many times as long a server may be silent once it has all bytes: it puts them where they belong.
+const ANSWER: u32 = 6;
 
 /// Bytes of a file from `start` on.
 pub(super) struct Piece<'a> {
@@ -60,7 +60,8 @@ impl Client {
         let sent = Arc::new(AtomicU64::new(0));
         let request = self.uploads().put(url.clone()).headers(headers).header(CONTENT_LENGTH, piece.length);
         let request = request.body(body(piece, sent.clone()));
-        let response = self.block_on(async { watched(place, request, piece, &sent, self.settings.transfer_timeout).await });
+        let response =
+            self.block_on(async { watched(place, request, piece, &sent, self.settings.transfer_timeout).await });
         let answer = Answer::of(self, place, url.clone(), response?)?;
         let headers = answer.response.headers().clone();
         // The connection can be used again once the body is read.
@@ -102,7 +103,7 @@ async fn watched(
             since = Instant::now();
         }
         last = now;
-        if since.elapsed() > if now == piece.length { ANSWER.max(stall) } else { stall } {
+        if since.elapsed() > if now == piece.length { stall * ANSWER } else { stall } {
             let problem = format!("the connection stood still after {now} of {} bytes", piece.length);
             return Err(Failure::passing(Error::hub(place, HubFault::Network, problem)));
         }
