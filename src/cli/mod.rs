@@ -152,9 +152,13 @@ fn parse() -> bam_convert::Result<(Arguments, Vec<String>)> {
     let mut line = std::env::args_os().collect::<Vec<_>>();
     let mut notes = Vec::new();
     if pipeline::is_given(&line) {
+        #[cfg(feature = "hub")]
+        let fetch = hub::fetch(&line);
+        #[cfg(not(feature = "hub"))]
+        let fetch = |_: &str| Ok(None);
         let relaxed = pipeline::relaxed(definition());
         let matches = relaxed.clone().get_matches_from(line.clone());
-        pipeline::Settled { line, notes } = pipeline::settle(&relaxed, line, &matches)?;
+        pipeline::Settled { line, notes } = pipeline::settle(&relaxed, line, &matches, &fetch)?;
     }
     let read = |line: &[OsString]| {
         let mut matches = definition().get_matches_from(line);
