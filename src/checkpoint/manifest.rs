@@ -235,6 +235,14 @@ impl Origin {
     }
 }
 
+/// What to call a model: the last part of its repository's name where it came from the Hub, of its path otherwise.
+pub fn model_name(path: &Path) -> String {
+    match Origin::of(path, &[]) {
+        Some((repository, _)) => repository.rsplit('/').next().unwrap_or_default().to_owned(),
+        None => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+    }
+}
+
 /// Repository and commit of a folder inside a Hub cache: `models--ORG--NAME/snapshots/COMMIT`.
 fn hub_origin(folder: &Path) -> Option<(String, String)> {
     let absolute = std::path::absolute(folder).ok()?;
