@@ -1,5 +1,7 @@
 //! `push` against a Hub server on loopback: what arrives, what is sent, what is refused, and what becomes of faults.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::collections::BTreeMap;
