@@ -12,7 +12,7 @@ use super::answer::Answer;
 use super::http::{Client, Patience, Request};
 use super::outgoing::Outgoing;
 use super::reference::Reference;
-use super::tree::{Snapshot, is_hex, repository_url};
+use super::tree::{Snapshot, is_commit, repository_url};
 use crate::error::HubFault;
 use crate::{Error, Result};
 
@@ -143,7 +143,7 @@ impl Target {
     fn read(&self, client: &Client, body: &[u8]) -> Result<Committed> {
         let answer: Value = serde_json::from_slice(body).unwrap_or_default();
         let text = |key: &str| answer.get(key).and_then(Value::as_str);
-        let commit = text("commitOid").filter(|commit| is_hex(commit, 40)).ok_or_else(|| {
+        let commit = text("commitOid").filter(|commit| is_commit(commit)).ok_or_else(|| {
             let problem = "expected the commit that was made, found none in the answer";
             Error::hub(self.place(), HubFault::Answer, problem)
                 .with_hint("run the command again: it says whether anything is left to send")

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::answer::{broken, fault_of};
 use super::http::{Client, Failure, Patience, Request};
 use super::reference::{MAIN, Reference};
-use super::tree::{Snapshot, is_hex, repository_url};
+use super::tree::{Snapshot, is_commit, repository_url};
 use crate::error::HubFault;
 use crate::{Error, Result};
 
@@ -39,7 +39,7 @@ impl Head {
     /// # Errors
     /// A repository that all may see where a private one is wished for; a commit in the place of a branch.
     pub(super) fn find(client: &Client, target: &Reference, wish: Wish) -> Result<Self> {
-        if is_hex(target.revision(), 40) {
+        if is_commit(target.revision()) {
             return Err(Error::usage(format!("{target}: expected a branch to push to, found a commit"))
                 .with_hint("name a branch with --revision"));
         }
