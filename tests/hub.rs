@@ -188,6 +188,16 @@ fn a_reference_stands_wherever_a_checkpoint_does() {
     std::fs::remove_dir_all(world.path("hf")).unwrap();
     world.run(&["validate", "bam", "--against"]).ok();
     world.run(&["inspect", "hf://org/absent"]).refused(2, &["hf://org/absent", "repository"]);
+    // So they do in settings, ours and mergekit's, which knows repositories by their bare names.
+    let own = "method: btx\nseed: hf://org/seed\nexpert: {code: hf://org/code, law: hf://org/law}\nout: own\n";
+    let mergekit =
+        "base_model: org/seed\ngate_mode: random\nexperts:\n- source_model: org/code\n- source_model: org/law@main\n";
+    for (text, out) in [(own, "own"), (mergekit, "mergekit")] {
+        std::fs::write(world.path("settings.yaml"), text).unwrap();
+        let tail: &[&str] = if out == "own" { &[] } else { &["--out", out] };
+        world.run(&[&["upcycle", "--config", "settings.yaml"], tail].concat()).ok();
+        world.run(&["validate", out, "--against"]).ok();
+    }
     // Words that are no path stay words.
     world.run(&["generate", "absent", "--prompt", "hf://org/seed"]).refused(3, &["absent"]);
 }

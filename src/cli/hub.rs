@@ -16,6 +16,8 @@ use super::printer::Printer;
 const OWN: [&str; 3] = ["pull", "push", "run"];
 /// Commands that look at headers only, as `--dry-run` does everywhere.
 const LOOKING: [&str; 2] = ["inspect", "cost"];
+/// What makes every command look only.
+const DRY_RUN: &str = "--dry-run";
 /// What makes one of them read weights.
 const READING: &str = "--divergence";
 /// Files that are pulled at a time.
@@ -37,8 +39,7 @@ pub fn resolve(program: &clap::Command, line: &[OsString], printer: &Printer) ->
     if OWN.contains(&name) {
         return Ok(None);
     }
-    let has = |flag: &str| line.iter().any(|word| word == flag);
-    let only_headers = has("--dry-run") || LOOKING.contains(&name) && !has(READING);
+    let only_headers = has(line, DRY_RUN) || LOOKING.contains(&name) && !has(line, READING);
     // The subcommand of a command with several, as in `expert add`.
     let inner = line.get(at + 1).and_then(|word| command.find_subcommand(word)).unwrap_or(command);
     let mut found: Option<Vec<OsString>> = None;
@@ -60,6 +61,16 @@ pub fn resolve(program: &clap::Command, line: &[OsString], printer: &Printer) ->
         found.get_or_insert_with(|| line.to_vec())[place] = word;
     }
     Ok(found)
+}
+
+fn has(line: &[OsString], flag: &str) -> bool {
+    line.iter().any(|word| word == flag)
+}
+
+/// Brings what a file of settings takes from the Hub, for this command line.
+pub fn fetch(line: &[OsString]) -> impl Fn(&str) -> Result<Option<PathBuf>> + use<> {
+    let (only_headers, quiet) = (has(line, DRY_RUN), has(line, "--quiet") || has(line, "-q"));
+    move |name| folder(&Reference::parse(name)?, only_headers, &Printer::new(quiet)).map(Some)
 }
 
 /// What stands before a reference (`--seed=`, `NAME=`), the reference, and what follows it (`:WEIGHT`).

@@ -24,6 +24,7 @@ mod moved;
 mod node;
 pub mod npz;
 pub mod plan;
+pub mod publication;
 pub mod random;
 mod recompose;
 mod record;
