@@ -18,6 +18,8 @@ use tempfile::TempDir;
 fn confined(arguments: &[OsString]) -> Run {
     let mut command = Command::new("bash");
     command.args(["-c", "ulimit -v 2097152; exec timeout 60 \"$@\"", "bash"]).arg(common::binary()).args(arguments);
+    // What mergekit's files name is seen from here.
+    command.current_dir(fixture("hostile"));
     let run = finish(command);
     assert!(!run.stderr.contains("panicked") && run.code.is_some() && run.code != Some(101), "{run}");
     for text in [&run.stdout, &run.stderr] {
@@ -46,7 +48,7 @@ fn entries() -> Vec<Entry> {
         refused: entry["refused"].as_bool().unwrap(),
     });
     let entries: Vec<Entry> = entries.collect();
-    assert!(entries.len() > 220);
+    assert!(entries.len() > 300);
     entries
 }
 
@@ -125,6 +127,9 @@ fn uses(entry: &Entry, out: &Path) -> Vec<Vec<OsString>> {
             let router = of(if entry.kind == "router" { "file:" } else { "prompts:" });
             vec![[upcycle(&good, &good, out), line(&[&"--router", &router])].concat()]
         }
+        "settings" | "mergekit" => vec![line(&[&"upcycle", &"--config", path, &"--out", &out])],
+        "linear" => vec![line(&[&"merge", &"--config", path, &"--out", &out])],
+        "text" => vec![line(&[&"tokenize", &"--tokenizer", &"train:300", &"--validation", &"0", &"--out", &out, path])],
         "manifest" => vec![line(&[&"validate", path, &"--against"])],
         "generation" => vec![line(&[&"generate", path, &"--prompt", &"abc", &"--max-tokens", &"2"])],
         "template" => vec![line(&[&"generate", path, &"--chat", &"--prompt", &"abc", &"--max-tokens", &"2"])],
@@ -282,11 +287,25 @@ fn pipes_devices_and_loops() {
     let recipe = work.path().join("pipe.yaml");
     make_pipe(&folder.join("header.json"));
     make_pipe(&recipe);
+    let text = work.path().join("pipe.txt");
+    make_pipe(&text);
     let (good, data, prompts) = (fixture("hostile/good"), format!("x={}", folder.display()), recipe.display());
     let out = work.path().join("out");
     for (arguments, file) in [
         (vec!["eval".into(), good.clone().into(), "--data".into(), data.into()], "header.json"),
         (vec!["run".into(), recipe.clone().into(), "--dry-run".into()], "pipe.yaml"),
+        (
+            vec!["upcycle".into(), "--config".into(), recipe.clone().into(), "--out".into(), out.clone().into()],
+            "pipe.yaml",
+        ),
+        (
+            ["tokenize", "--tokenizer", "train:300", "--out"]
+                .map(Into::into)
+                .into_iter()
+                .chain([out.clone().into(), text.into()])
+                .collect(),
+            "pipe.txt",
+        ),
         (vec!["cost".into(), good.clone().into(), "--format".into(), recipe.clone().into()], "pipe.yaml"),
         (
             [upcycle(&good, &good, &out), vec!["--router".into(), format!("prompts:{prompts}").into()]].concat(),

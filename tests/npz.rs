@@ -110,7 +110,7 @@ fn every_dtype_of_numpy_keeps_its_bytes() {
         (Dtype::F32, "<f4"),
         (Dtype::F64, "<f8"),
         (Dtype::C64, "<c8"),
-    ]; // fmt: skip
+    ];
     let bytes: Vec<u8> = (0..48).map(|byte| byte % 2).collect();
     let tensors = all.map(|(dtype, descr)| {
         let shape = vec![2, 3];

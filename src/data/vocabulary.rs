@@ -31,6 +31,10 @@ const LEAST: u64 = 257;
 /// Most text that a tokenizer is made of, in bytes: pairs of tokens are counted in 31 bits.
 pub(super) const MOST_TEXT: u64 = 1 << 31;
 
+/// Longest run of characters with white space throughout, or without any, that a tokenizer is made of: finding pairs takes time
+/// that is quadratic in the longest word, which is no longer than that.
+const LONGEST_RUN: usize = 512;
+
 /// Where the tokenizer comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Vocabulary {
@@ -103,7 +107,8 @@ pub(super) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Ready> {
 
 /// Makes a byte-level BPE of `vocab_size` tokens, fewer if the texts have no more pairs to join.
 ///
-/// The texts are cut before digits and as GPT-2 cuts them. The same texts make the same tokenizer.
+/// The texts are cut before digits and as GPT-2 cuts them, and longer words than any of a language anywhere. The same texts make the
+/// same tokenizer.
 pub(super) fn train(
     vocab_size: u64,
     texts: impl Iterator<Item = String> + Send,
@@ -125,6 +130,7 @@ pub(super) fn train(
         .special_tokens(vec![special])
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect::<HashSet<char>>())
         .build();
+    let texts = texts.flat_map(short_runs);
     tokenizer.train(&mut TrainerWrapper::from(trainer), texts).map_err(failed)?;
     let mut text = tokenizer.to_string(true).map_err(failed)?;
     text.push('\n');
@@ -146,6 +152,28 @@ pub(super) fn train(
         tokenizer,
         files: vec![(TOKENIZER, text.into_bytes()), (TOKENIZER_CONFIG, config.into_bytes())],
     })
+}
+
+/// A text in pieces in which no run is longer than [`LONGEST_RUN`]: one piece, if it is text of people.
+fn short_runs(text: String) -> Vec<String> {
+    let mut cuts = Vec::new();
+    let (mut run, mut white) = (0, false);
+    for (at, character) in text.char_indices() {
+        if run == LONGEST_RUN && character.is_whitespace() == white {
+            cuts.push(at);
+            run = 0;
+        } else if character.is_whitespace() != white {
+            white = !white;
+            run = 0;
+        }
+        run += 1;
+    }
+    if cuts.is_empty() {
+        return vec![text];
+    }
+    let ends = cuts.iter().copied().chain([text.len()]);
+    let starts = std::iter::once(0).chain(cuts.iter().copied());
+    starts.zip(ends).map(|(start, end)| text[start..end].to_owned()).collect()
 }
 
 fn id_of(tokenizer: &Tokenizer, token: &str) -> Result<u32> {
@@ -188,5 +216,20 @@ fn own_end_of_text(tokenizer: &Tokenizer, folder: &Path) -> Result<u32> {
                 false => format!("name it with --end-of-text; its special tokens are {}", special.join(", ")),
             }))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_runs_beyond_every_word_are_cut() {
+        let usual = "a line of words\n".repeat(1_000) + &"ü".repeat(LONGEST_RUN);
+        assert_eq!(short_runs(usual.clone()), [usual]);
+        let long = format!("a {}{} b", "ü".repeat(2 * LONGEST_RUN + 1), " ".repeat(LONGEST_RUN + 1));
+        let pieces = short_runs(long.clone());
+        assert_eq!(pieces.len(), 4);
+        assert_eq!(pieces.concat(), long);
     }
 }

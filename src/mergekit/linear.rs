@@ -107,6 +107,9 @@ impl LinearFile {
         let Some(models) = &keys.models else {
             return Err(self.key(keys.merge_method.referenced, "models", "is missing, expected a list of models"));
         };
+        if models.value.is_empty() {
+            return Err(self.key(models.referenced, "models", "is empty, expected at least one model"));
+        }
         let mut to = Translation::new();
         self.models(models, &mut to, fetch)?;
         if let Some(normalize) = keys.parameters.as_ref().and_then(|of_all| of_all.normalize.as_ref()) {
