@@ -14,8 +14,9 @@ const HTML: &[u8] = b"<!doctype html>";
 
 /// Write one self-contained HTML page about training runs, checkpoints and evaluations.
 ///
-/// The graph of the recipe that made them, with states and times; loss curves, perplexity by domain, routers over time, gradients and updates by role, divergence from the seed, settings
-/// and lineage; several runs are laid over each other. The page needs no network and no other file.
+/// The stages of the recipe that made them as a graph, loss curves, perplexity by domain, routers over time, gradients and
+/// updates by role, divergence from the seed, settings and lineage; several runs are laid over each other. The page needs no
+/// network and no other file.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  bam-convert report bam-trained btx-trained --out report.html\n  \
                         bam-convert report experts/code experts/law evaluation.json --out report.html")]

@@ -8,11 +8,11 @@ use crate::pipeline::Progress;
 
 const BOX: (f64, f64) = (176.0, 42.0);
 /// Between columns, between boxes, and around all.
-const GAPS: (f64, f64, f64) = (62.0, 14.0, 8.0);
+const GAPS: (f64, f64, f64) = (48.0, 14.0, 8.0);
 /// Height of the place where an arrow passes a column.
 const PASSAGE: f64 = 6.0;
 /// Letters of a name that fit into a box.
-const FITTING: usize = 25;
+const FITTING: usize = 21;
 /// Times that the order within columns is improved.
 const SWEEPS: usize = 8;
 
@@ -110,9 +110,9 @@ fn columns(needs: &[BTreeSet<usize>], levels: &[usize]) -> (Vec<Vec<Node>>, Vec<
     }
     for (stage, needed) in needs.iter().enumerate() {
         for from in needed {
-            for level in levels[*from] + 1..levels[stage] {
+            for (level, column) in columns.iter_mut().enumerate().take(levels[stage]).skip(levels[*from] + 1) {
                 if before.insert((*from, level), BTreeSet::from([(*from, level - 1)])).is_none() {
-                    columns[level].push((*from, level));
+                    column.push((*from, level));
                 }
             }
             before.entry((stage, levels[stage])).or_default().insert((*from, levels[stage] - 1));
@@ -125,8 +125,11 @@ fn columns(needs: &[BTreeSet<usize>], levels: &[usize]) -> (Vec<Vec<Node>>, Vec<
     // Each goes to the middle of what it hangs on, once seen from the left and once from the right.
     for sweep in 0..SWEEPS {
         let neighbours = if sweep % 2 == 0 { &before } else { &after };
-        for level in 0..columns.len() {
-            let level = if sweep % 2 == 0 { level } else { columns.len() - 1 - level };
+        let mut order: Vec<usize> = (0..columns.len()).collect();
+        if sweep % 2 == 1 {
+            order.reverse();
+        }
+        for level in order {
             let position: BTreeMap<Node, f64> = columns.iter().flat_map(|column| positions(column)).collect();
             let wanted = |node: &Node| match neighbours.get(node) {
                 Some(others) => others.iter().map(|other| position[other]).sum::<f64>() / others.len() as f64,
@@ -188,7 +191,7 @@ impl Stage {
 fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 99.5 => format!("{s:.1} s"),
-        s if s < 5_970.0 => format!("{:.0} min", s / 60.0),
+        s if s < 5_970.0 => format!("{:.1} min", s / 60.0),
         s => format!("{:.1} h", s / 3_600.0),
     }
 }

@@ -63,7 +63,7 @@ finish() {
 }
 trap finish EXIT
 mkdir -p /run/munge && chown munge: /run/munge
-pgrep -x munged > /dev/null || { runuser -u munge -- /usr/sbin/munged --foreground & started+=($!); }
+pgrep -x munged > /dev/null || { runuser -u munge -- /usr/sbin/munged --foreground 2> munged.err & started+=($!); }
 chown -R mysql: db && chmod 755 "$work"
 mariadb-install-db --user=mysql --datadir="$work/db" > mariadb-install.log 2>&1
 mariadbd --no-defaults --user=mysql --datadir="$work/db" --socket="$work/db/s" --port=33306 --bind-address=127.0.0.1 2> mariadb.log & started+=($!)
@@ -115,6 +115,8 @@ until [ -d cluster/experts/code.run/checkpoints ] && ls cluster/experts/code.run
 say 'a job put back into the queue while it trains'
 job=$(python3 -c "import json; print(json.load(open('cluster/.bam-run/jobs.json'))['train-code'])")
 scontrol requeue "$job"
+# It would wait for two minutes.
+until scontrol update JobId="$job" StartTime=now 2> /dev/null; do sleep 0.5; done
 "$bam" run $recipe --work cluster --status
 while squeue -h | grep -q .; do sleep 1; done
 "$bam" run $recipe --work cluster --status | tee status.txt
@@ -122,7 +124,7 @@ while squeue -h | grep -q .; do sleep 1; done
 grep -q -- --resume cluster/.bam-run/logs/train-code.log
 sleep 2
 say 'the accounting'
-sacct --duplicates --array -X --format=JobID,JobName%20,State,ExitCode,Start,Elapsed,AllocCPUS | tee sacct.txt
+sacct --duplicates -X --format=JobID,JobName%20,State,ExitCode,Start,Elapsed,AllocCPUS | tee sacct.txt
 say 'the same bytes'
 for folder in tokens branches experts/code experts/law bam; do diff -r "local/$folder" "cluster/$folder"; done
 say 'nothing changed, nothing submitted; one line changed, what follows from it'
@@ -134,7 +136,7 @@ import json
 stages = [stage['stage'] for stage in json.load(open('changed.json'))]
 assert stages == ['train-code', 'train-law', 'bam', 'validate'], stages"
 say 'a job that fails takes those behind it along'
-scancel "$(python3 -c "import json; print(json.load(open('cluster/.bam-run/jobs.json'))['train-code'])")"
+scancel "$(python3 -c "import json; print(json.load(open('cluster/.bam-run/jobs.json'))['train-code'].split('_')[0])")"
 while squeue -h | grep -q .; do sleep 1; done
 "$bam" run $recipe --work cluster --set steps=31 --status
 echo 'Slurm: all as it should be'

@@ -85,14 +85,7 @@ pub(super) fn states(jobs: &[&str]) -> BTreeMap<String, JobState> {
     let numbers: Vec<&str> = jobs.iter().map(|job| job.split('_').next().unwrap_or(job)).collect();
     // What has ended stands in the accounting, where there is one.
     let mut accounting = Command::new("sacct");
-    accounting.args([
-        "--noheader",
-        "--parsable2",
-        "--allocations",
-        "--array",
-        "--format=JobID,State,Elapsed",
-        "--jobs",
-    ]);
+    accounting.args(["--noheader", "--parsable2", "--allocations", "--format=JobID,State,Elapsed", "--jobs"]);
     for [job, state, elapsed] in rows(accounting.arg(numbers.join(","))) {
         // `CANCELLED by 0`
         let state = state.split(' ').next().unwrap_or_default().to_owned();
