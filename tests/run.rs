@@ -378,7 +378,7 @@ fn slurm_gets_jobs_arrays_and_what_each_waits_for() {
     assert!(jobs[0]["script"].as_str().unwrap().contains("&& force=--force\n"), "{jobs}");
 
     bench.edit("gpus: h100:1", "gpu: 1");
-    dry(&[]).refused(2, &["mixture.yaml:20:52: key `gpu`: `slurm` has no such key", "nearest known key is `gpus`"]);
+    dry(&[]).refused(2, &["mixture.yaml:20:41: key `gpu`: `slurm` has no such key", "nearest known key is `gpus`"]);
     bench.edit("gpu: 1", "gpus: \"1 # 2\"");
     dry(&[]).refused(2, &["`gpus` cannot be `1 # 2`"]);
     if which("sbatch").is_none() {
