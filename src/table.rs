@@ -39,6 +39,16 @@ pub fn render(columns: &[(&str, Align)], rows: impl IntoIterator<Item = Vec<Stri
     text
 }
 
+/// A table of Markdown; what would end a cell is escaped.
+pub fn markdown(columns: &[(&str, Align)], rows: &[Vec<String>]) -> String {
+    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    let cell = |text: &str| printable(text).replace('|', "\\|");
+    let head = line(columns.iter().map(|(name, _)| cell(name)).collect());
+    let rule = columns.iter().map(|(_, align)| if matches!(align, Align::Right) { "---:|" } else { "---|" });
+    let rows = rows.iter().map(|row| line(row.iter().map(|text| cell(text)).collect()));
+    format!("{head}|{}\n{}", rule.collect::<String>(), rows.collect::<String>())
+}
+
 /// Text from a model file made safe to print: a tensor's name must not move the cursor.
 pub fn printable(text: &str) -> String {
     if !text.chars().any(char::is_control) {

@@ -50,6 +50,7 @@ impl Bench {
 
 fn configured(command: &str, file: &Path, out: &Path, more: &[&str]) -> Run {
     let mut line = Command::new(binary());
+    line.env("HF_HUB_OFFLINE", "1");
     line.current_dir(env!("CARGO_MANIFEST_DIR")).arg(command).arg("--config").arg(file);
     if !out.as_os_str().is_empty() {
         line.arg("--out").arg(out);
@@ -235,7 +236,8 @@ fn what_mergekit_does_and_ours_does_not_is_refused_by_name() {
             &["settings.yaml:8:", "neither base_model nor among the experts"],
         ),
         (expert("source_model: fixtures/llama/code+adapter"), &["settings.yaml:6:", "the adapter `adapter`", "merge"]),
-        (expert("source_model: mistralai/Mistral-7B"), &["settings.yaml:6:", "no folder `mistralai/Mistral-7B`"]),
+        (expert("source_model: ./mistral"), &["settings.yaml:6:", "no folder `./mistral`", "org/name"]),
+        (expert("source_model: mistralai/Mistral-7B"), &["hf://mistralai/Mistral-7B", "HF_HUB_OFFLINE"]),
         (MOE.replace("random", "hiden"), &["settings.yaml:2:", "found `hiden`", "`hidden`"]),
         (MOE.replace("random", "hidden"), &["settings.yaml:4:", "positive_prompts", "gate_mode: random"]),
         (MOE.replace("fixtures/llama/law", "fixtures/mistral/law"), &["model_type", "mistral", "llama"]),

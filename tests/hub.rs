@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use common::{Run, binary, contents, finish, fixture, listing, sha256};
-use hub_server::{Fault, FaultKind, Listener, Options, Role, Server};
+use common::{Run, Tensor, Tensors, binary, contents, finish, fixture, listing, sha256, write_file};
+use hub_server::{Fault, FaultKind, Keep, Listener, Options, Role, Server, Transfers};
+use safetensors::Dtype;
 use tempfile::TempDir;
 
 const REPOSITORY: &str = "org/seed";
@@ -187,6 +188,16 @@ fn a_reference_stands_wherever_a_checkpoint_does() {
     std::fs::remove_dir_all(world.path("hf")).unwrap();
     world.run(&["validate", "bam", "--against"]).ok();
     world.run(&["inspect", "hf://org/absent"]).refused(2, &["hf://org/absent", "repository"]);
+    // So they do in settings, ours and mergekit's, which knows repositories by their bare names.
+    let own = "method: btx\nseed: hf://org/seed\nexpert: {code: hf://org/code, law: hf://org/law}\nout: own\n";
+    let mergekit =
+        "base_model: org/seed\ngate_mode: random\nexperts:\n- source_model: org/code\n- source_model: org/law@main\n";
+    for (text, out) in [(own, "own"), (mergekit, "mergekit")] {
+        std::fs::write(world.path("settings.yaml"), text).unwrap();
+        let tail: &[&str] = if out == "own" { &[] } else { &["--out", out] };
+        world.run(&[&["upcycle", "--config", "settings.yaml"], tail].concat()).ok();
+        world.run(&["validate", out, "--against"]).ok();
+    }
     // Words that are no path stay words.
     world.run(&["generate", "absent", "--prompt", "hf://org/seed"]).refused(3, &["absent"]);
 }
@@ -473,10 +484,46 @@ fn a_damaged_file_of_the_cache_is_fetched_again() {
 }
 
 #[test]
-fn long_listings_come_page_by_page() {
-    let world = World::with(Options { page_size: 2, ..Options::default() });
-    world.run(&["pull", REPOSITORY]).ok();
-    assert_is_seed(&world.snapshot());
+fn however_the_hub_keeps_files_they_arrive() {
+    let transfers = Transfers { xet: true, ..Options::default().transfers };
+    for options in [
+        Options { page_size: 2, ..Options::default() },
+        Options { resolve_cache: true, ..Options::default() },
+        Options { transfers, keep: Keep::Xet, ..Options::default() },
+    ] {
+        let world = World::with(options);
+        world.run(&["pull", REPOSITORY]).ok();
+        assert_is_seed(&world.snapshot());
+    }
+}
+
+#[test]
+fn headers_come_by_ranges_however_long_they_are() {
+    let world = World::new();
+    // A header of more than one request, in front of more data than that.
+    let names = (0..6000).map(|number| format!("model.layers.{number}.a_name_that_takes_its_room.weight"));
+    let tensors: Tensors = names.map(|name| (name, Tensor::new(Dtype::F32, &[64], &[1.5; 64]))).collect();
+    write_file(&world.path("long.safetensors"), &tensors);
+    let long = std::fs::read(world.path("long.safetensors")).unwrap();
+    let gguf = std::fs::read(fixture("gguf/llama-q4_0.gguf")).unwrap();
+    world.server.put("org/long", "main", &[("model.safetensors", &long)]);
+    world.server.put("org/gguf", "main", &[("llama.gguf", &gguf)]);
+    for (reference, local) in
+        [("hf://org/long", world.path("long.safetensors")), ("hf://org/gguf", fixture("gguf/llama-q4_0.gguf"))]
+    {
+        world.server.forget_requests();
+        let remote = world.run(&["inspect", reference, "--tensors", "--json"]).ok().json();
+        let expected = world.run(&["inspect", local.to_str().unwrap(), "--tensors", "--json"]).ok().json();
+        assert_eq!(remote["tensors"], expected["tensors"]);
+        let asked = world.server.requests();
+        let bytes: Vec<_> = asked.iter().filter(|request| request.listener == Listener::Cdn).collect();
+        assert!(!bytes.is_empty() && bytes.iter().all(|request| request.header("range").is_some()), "{bytes:?}");
+    }
+    // What is no such file is told as it is of a file.
+    world.server.put("org/broken", "main", &[("model.safetensors", &[255; 100])]);
+    world.run(&["inspect", "hf://org/broken"]).refused(2, &["model.safetensors", "header"]);
+    world.server.put("org/cut", "main", &[("model.safetensors", &long[..500_000])]);
+    world.run(&["inspect", "hf://org/cut"]).refused(2, &["model.safetensors"]);
 }
 
 #[test]

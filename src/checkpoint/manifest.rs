@@ -97,6 +97,13 @@ impl SourceRecord {
         };
         Ok(Self { name: name.to_owned(), path, repository, commit, files })
     }
+
+    /// The last part of its path, as seen from the `folder` of the manifest; its name where it has none.
+    pub fn bare_name(&self, folder: &Path) -> String {
+        let path = folder.join(&self.path);
+        let path = path.canonicalize().unwrap_or(path);
+        path.file_name().map_or_else(|| self.name.clone(), |name| name.to_string_lossy().into_owned())
+    }
 }
 
 /// How a trained checkpoint follows from the one that training began with, which is the first source.
@@ -160,6 +167,22 @@ impl Manifest {
             .map_err(|e| Error::file(&path, format!("not a manifest: {e}")))
     }
 
+    /// The same for anyone elsewhere: repositories in the place of local paths, the bare names of folders that lie on no Hub,
+    /// and `card` among the files that are listed only. `folder` is where it was read.
+    #[must_use]
+    pub fn published(mut self, folder: &Path, card: &str) -> Self {
+        for source in &mut self.sources {
+            source.path = match (&source.repository, &source.commit) {
+                (Some(repository), Some(commit)) => format!("hf://{repository}@{commit}"),
+                _ => source.bare_name(folder),
+            };
+        }
+        if !self.unhashed_files.iter().any(|name| name == card) {
+            self.unhashed_files.push(card.to_owned());
+        }
+        self
+    }
+
     /// The bytes of the file.
     pub fn to_bytes(&self) -> Vec<u8> {
         // Maps with string keys and finite numbers always serialise.
@@ -209,6 +232,14 @@ impl Origin {
         }
         let origin: Self = serde_json::from_slice(&json::read_bytes(&folder.join(ORIGIN)).ok()?).ok()?;
         files.iter().all(|file| origin.files.contains(file)).then_some((origin.repository, origin.commit))
+    }
+}
+
+/// What to call a model: the last part of its repository's name where it came from the Hub, of its path otherwise.
+pub fn model_name(path: &Path) -> String {
+    match Origin::of(path, &[]) {
+        Some((repository, _)) => repository.rsplit('/').next().unwrap_or_default().to_owned(),
+        None => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::evaluate::corpus::{Domain, Window};
 use bam_convert::evaluate::perplexity;
 use bam_convert::evaluate::report::{Average, ModelReport, Report};
@@ -10,7 +11,6 @@ use bam_convert::model::tokenizer::Tokenizer;
 use bam_convert::model::{CausalLm, LoadOptions, Overrides};
 use bam_convert::{Result, table};
 
-use super::names::own_name;
 use super::printer::Printer;
 
 /// Tokens of a window.
@@ -43,7 +43,7 @@ impl Check {
 
     /// The perplexity of every source and of the mixture in the folder `out`; a note where the mixture is ruined.
     pub fn run(&self, out: &Path, printer: &Printer) -> Result<Report> {
-        let mixture = (own_name(out), out.to_path_buf());
+        let mixture = (model_name(out), out.to_path_buf());
         let all: Vec<(String, PathBuf)> = self.sources.iter().cloned().chain([mixture]).collect();
         let tokens: usize = self.windows.iter().map(|window| window.ids.len()).sum();
         let bar = printer.tokens_bar((tokens * all.len()) as u64, "checking");

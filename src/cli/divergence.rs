@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use bam_convert::Error;
+use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::checkpoint::single;
 use bam_convert::verify::diff::Options;
 use bam_convert::verify::divergence::{Specialist, divergence, work_length};
 
-use super::names::{named, own_name};
+use super::names::named;
 use super::printer::Printer;
 use super::{Outcome, Verdict};
 
@@ -47,5 +48,5 @@ pub fn run(paths: &[PathBuf], svg: Option<&Path>, json: bool, printer: &Printer)
 /// `NAME=DIR`, or the folder by its own name.
 fn specialist(path: &Path) -> Specialist {
     let (name, path) = named(path);
-    Specialist { name: name.unwrap_or_else(|| own_name(&path)), path }
+    Specialist { name: name.unwrap_or_else(|| model_name(&path)), path }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use bam_convert::Error;
+use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::checkpoint::single;
 use bam_convert::evaluate::corpus::{Domain, Window};
 use bam_convert::evaluate::report::{Average, DomainRouting, ModelReport, Report};
@@ -234,13 +235,9 @@ impl Arguments {
 
 /// Names for the rows: the folders' own, or whole paths where those are not enough.
 fn names(paths: &[PathBuf]) -> Vec<String> {
-    let last = |path: &PathBuf| {
-        let name = path.file_name().or_else(|| path.as_os_str().into());
-        name.map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
-    };
-    let short: BTreeSet<String> = paths.iter().map(last).collect();
+    let short: BTreeSet<String> = paths.iter().map(|path| model_name(path)).collect();
     let whole = short.len() < paths.len();
-    paths.iter().map(|path| if whole { path.display().to_string() } else { last(path) }).collect()
+    paths.iter().map(|path| if whole { path.display().to_string() } else { model_name(path) }).collect()
 }
 
 fn named_path(text: &str) -> Result<(String, PathBuf), String> {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use bam_convert::Error;
+use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::checkpoint::output::check_target;
 use bam_convert::family::{Architecture, Mixture, TopK};
 use bam_convert::surgery::expert::{self, Addition, Changed, MIXTURE, Routing};
@@ -11,7 +12,7 @@ use bam_convert::surgery::{Model, concat, extract};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::Outcome;
-use super::names::{named, named_path, own_name};
+use super::names::{named, named_path};
 use super::printer::Printer;
 use super::prompts::ComputedRows;
 use super::write::WriteArguments;
@@ -244,7 +245,7 @@ impl Concat {
         let mut mixtures: Vec<(Model, bool)> = Vec::with_capacity(self.mixtures.len());
         for path in &self.mixtures {
             let (name, folder) = named(path);
-            let own = name.clone().unwrap_or_else(|| own_name(&folder));
+            let own = name.clone().unwrap_or_else(|| model_name(&folder));
             if mixtures.iter().any(|(other, _)| other.source.name == own) {
                 let problem = format!("two mixtures are called `{own}`; expected each name once");
                 return Err(Error::usage(problem).with_hint("name them: NAME=DIR"));

@@ -1,12 +1,14 @@
 //! `hf://ORG/NAME@REVISION` wherever a checkpoint is accepted: such an argument is replaced by the folder it was pulled to.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use bam_convert::Result;
+use bam_convert::checkpoint::Manifest;
+use bam_convert::checkpoint::manifest::SourceRecord;
 use bam_convert::hub::{Client, Pull, Reference, SCHEME, Selection, Settings, cached, headers};
 use bam_convert::pipeline::names_files;
 use bam_convert::table;
-use bam_convert::{Error, Result};
 
 use super::printer::Printer;
 
@@ -14,6 +16,8 @@ use super::printer::Printer;
 const OWN: [&str; 3] = ["pull", "push", "run"];
 /// Commands that look at headers only, as `--dry-run` does everywhere.
 const LOOKING: [&str; 2] = ["inspect", "cost"];
+/// What makes every command look only.
+const DRY_RUN: &str = "--dry-run";
 /// What makes one of them read weights.
 const READING: &str = "--divergence";
 /// Files that are pulled at a time.
@@ -35,8 +39,7 @@ pub fn resolve(program: &clap::Command, line: &[OsString], printer: &Printer) ->
     if OWN.contains(&name) {
         return Ok(None);
     }
-    let has = |flag: &str| line.iter().any(|word| word == flag);
-    let only_headers = has("--dry-run") || LOOKING.contains(&name) && !has(READING);
+    let only_headers = has(line, DRY_RUN) || LOOKING.contains(&name) && !has(line, READING);
     // The subcommand of a command with several, as in `expert add`.
     let inner = line.get(at + 1).and_then(|word| command.find_subcommand(word)).unwrap_or(command);
     let mut found: Option<Vec<OsString>> = None;
@@ -58,6 +61,16 @@ pub fn resolve(program: &clap::Command, line: &[OsString], printer: &Printer) ->
         found.get_or_insert_with(|| line.to_vec())[place] = word;
     }
     Ok(found)
+}
+
+fn has(line: &[OsString], flag: &str) -> bool {
+    line.iter().any(|word| word == flag)
+}
+
+/// Brings what a file of settings takes from the Hub, for this command line.
+pub fn fetch(line: &[OsString]) -> impl Fn(&str) -> Result<Option<PathBuf>> + use<> {
+    let (only_headers, quiet) = (has(line, DRY_RUN), has(line, "--quiet") || has(line, "-q"));
+    move |name| folder(&Reference::parse(name)?, only_headers, &Printer::new(quiet)).map(Some)
 }
 
 /// What stands before a reference (`--seed=`, `NAME=`), the reference, and what follows it (`:WEIGHT`).
@@ -91,11 +104,13 @@ pub fn folder(reference: &Reference, only_headers: bool, printer: &Printer) -> R
     Ok(pulled.folder)
 }
 
-/// The folders of a manifest's sources that lie on the Hub, in order; `None` for those that do not.
-pub fn sources(paths: impl Iterator<Item = String>, printer: &Printer) -> Result<Vec<Option<PathBuf>>, Error> {
-    let fetch = |path: String| match path.starts_with(SCHEME) {
-        true => folder(&Reference::parse(&path)?, false, printer).map(Some),
+/// What the sources of a checkpoint that lie on the Hub have been pulled to, in the order of its manifest; `None` for the
+/// others, and nothing where no manifest can be read.
+pub fn sources(checkpoint: &Path, printer: &Printer) -> Result<Vec<Option<PathBuf>>> {
+    let Ok(Some(manifest)) = Manifest::read(checkpoint) else { return Ok(Vec::new()) };
+    let fetch = |source: SourceRecord| match source.path.starts_with(SCHEME) {
+        true => folder(&Reference::parse(&source.path)?, false, printer).map(Some),
         false => Ok(None),
     };
-    paths.map(fetch).collect()
+    manifest.sources.into_iter().map(fetch).collect()
 }

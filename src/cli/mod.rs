@@ -28,6 +28,8 @@ mod printer;
 mod prompts;
 #[cfg(feature = "hub")]
 mod pull;
+#[cfg(feature = "hub")]
+mod push;
 mod report;
 mod run;
 mod stages;
@@ -74,6 +76,8 @@ struct Arguments {
 enum Command {
     #[cfg(feature = "hub")]
     Pull(pull::Arguments),
+    #[cfg(feature = "hub")]
+    Push(push::Arguments),
     Inspect(inspect::Arguments),
     Cost(cost::Arguments),
     Init(init::Arguments),
@@ -110,6 +114,8 @@ pub fn main() -> ExitCode {
     let outcome = match &arguments.command {
         #[cfg(feature = "hub")]
         Command::Pull(arguments) => arguments.run(&printer),
+        #[cfg(feature = "hub")]
+        Command::Push(arguments) => arguments.run(&printer),
         Command::Inspect(arguments) => arguments.run(&printer),
         Command::Cost(arguments) => arguments.run(&printer),
         Command::Init(arguments) => arguments.run(&printer),
@@ -152,20 +158,25 @@ fn parse() -> bam_convert::Result<(Arguments, Vec<String>)> {
     let mut line = std::env::args_os().collect::<Vec<_>>();
     let mut notes = Vec::new();
     if pipeline::is_given(&line) {
+        #[cfg(feature = "hub")]
+        let fetch = hub::fetch(&line);
+        #[cfg(not(feature = "hub"))]
+        let fetch = |_: &str| Ok(None);
         let relaxed = pipeline::relaxed(definition());
         let matches = relaxed.clone().get_matches_from(line.clone());
-        pipeline::Settled { line, notes } = pipeline::settle(&relaxed, line, &matches)?;
+        pipeline::Settled { line, notes } = pipeline::settle(&relaxed, line, &matches, &fetch)?;
     }
     let read = |line: &[OsString]| {
         let mut matches = definition().get_matches_from(line);
         Arguments::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit())
     };
-    let mut arguments = read(&line);
+    let arguments = read(&line);
     // What the line lacks is told before anything is pulled.
     #[cfg(feature = "hub")]
-    if let Some(line) = hub::resolve(&definition(), &line, &Printer::new(arguments.quiet))? {
-        arguments = read(&line);
-    }
+    let arguments = match hub::resolve(&definition(), &line, &Printer::new(arguments.quiet))? {
+        Some(line) => read(&line),
+        None => arguments,
+    };
     Ok((arguments, notes))
 }
 

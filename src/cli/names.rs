@@ -17,8 +17,3 @@ pub fn named(path: &Path) -> (Option<String>, PathBuf) {
         _ => (None, path.to_path_buf()),
     }
 }
-
-/// The last part of a path.
-pub fn own_name(path: &Path) -> String {
-    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-}

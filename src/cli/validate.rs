@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use bam_convert::Error;
-use bam_convert::checkpoint::Manifest;
 use bam_convert::family::Family;
 use bam_convert::verify::validate;
 use bam_convert::verify::validate::{Options, work_length};
@@ -39,7 +37,12 @@ impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
         let format = self.format.as_deref().map(Family::read).transpose()?;
-        let against = self.against.as_ref().map(|given| self.sources(given, printer)).transpose()?;
+        let against = self.against.as_ref().map(|given| given.iter().cloned().map(Some).collect::<Vec<_>>());
+        #[cfg(feature = "hub")]
+        let against = match against {
+            Some(given) if given.is_empty() => Some(super::hub::sources(&self.path, printer)?),
+            other => other,
+        };
         let bar = printer.bytes_bar(0, "checking");
         let options = Options {
             against: against.as_deref(),
@@ -56,17 +59,5 @@ impl Arguments {
             false => printer.result(&report.table(self.all))?,
         }
         Ok(if report.faults() == 0 { Verdict::Yes } else { Verdict::No })
-    }
-
-    /// What stands for the manifest's sources: the folders given, and what its Hub sources have been pulled to.
-    fn sources(&self, given: &[PathBuf], printer: &Printer) -> Result<Vec<Option<PathBuf>>, Error> {
-        #[cfg(feature = "hub")]
-        if given.is_empty()
-            && let Ok(Some(manifest)) = Manifest::read(&self.path)
-        {
-            return super::hub::sources(manifest.sources.into_iter().map(|source| source.path), printer);
-        }
-        let _ = printer;
-        Ok(given.iter().cloned().map(Some).collect())
     }
 }

@@ -1,11 +1,16 @@
 //! Several checkpoints side by side, in tables like those of the BAM paper (Tables 1 to 3).
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::perplexity::Score;
 use super::routing::RouterReport;
 use super::tasks::TaskScore;
+use crate::checkpoint::json;
 use crate::table::{self, Align};
+use crate::{Error, Result};
 
 /// Everything that was measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,46 +70,80 @@ impl Average {
     }
 }
 
+/// Scores side by side.
+struct Scores<'a> {
+    title: String,
+    /// Names of the columns between the model's name and the average.
+    names: Vec<&'a str>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Scores<'_> {
+    fn columns(&self) -> Vec<(&str, Align)> {
+        let columns = std::iter::once(("model", Align::Left));
+        columns.chain(self.names.iter().map(|name| (*name, Align::Right))).chain([("average", Align::Right)]).collect()
+    }
+}
+
 impl Report {
+    /// Reads a result of `eval --json`.
+    pub fn read(path: &Path) -> Result<Self> {
+        let object = json::read_object(path)?;
+        serde_json::from_value(Value::Object(object)).map_err(|e| {
+            Error::file(path, format!("expected the result of an evaluation: {e}"))
+                .with_hint("write one with `bam-convert eval … --json > FILE.json`")
+        })
+    }
+
     /// As text: perplexity, bits per byte, tasks, routing; whatever was measured.
     pub fn table(&self) -> String {
+        let scores = self.scores();
+        let scores =
+            scores.iter().map(|part| format!("{}\n{}", part.title, table::render(&part.columns(), part.rows.clone())));
+        let routing = self.models.iter().filter(|model| !model.routing.is_empty()).map(ModelReport::routing_table);
+        scores.chain(routing).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Perplexity, bits per byte and tasks as tables of Markdown; whatever was measured.
+    pub fn markdown(&self) -> String {
+        let parts = self.scores();
+        let parts =
+            parts.iter().map(|part| format!("{}:\n\n{}", part.title, table::markdown(&part.columns(), &part.rows)));
+        parts.collect::<Vec<_>>().join("\n")
+    }
+
+    fn scores(&self) -> Vec<Scores<'_>> {
         let mut parts = Vec::new();
         if self.models.iter().any(|model| !model.domains.is_empty()) {
             let title = format!("perplexity (windows of {} tokens; lower is better)", self.context);
-            parts.push(self.scores(&title, |score| score.perplexity, |average| average.perplexity));
-            let title = "bits per byte (lower is better)";
-            parts.push(self.scores(title, |score| score.bits_per_byte, |average| average.bits_per_byte));
+            parts.push(self.domains(title, |score| score.perplexity, |average| average.perplexity));
+            let title = "bits per byte (lower is better)".to_owned();
+            parts.push(self.domains(title, |score| score.bits_per_byte, |average| average.bits_per_byte));
         }
         if self.models.iter().any(|model| !model.tasks.is_empty()) {
             parts.push(self.tasks());
         }
-        parts.extend(self.models.iter().filter(|model| !model.routing.is_empty()).map(ModelReport::routing_table));
-        parts.join("\n")
+        parts
     }
 
-    fn scores(&self, title: &str, value: fn(&Score) -> f64, average: fn(&Average) -> f64) -> String {
+    fn domains(&self, title: String, value: fn(&Score) -> f64, average: fn(&Average) -> f64) -> Scores<'_> {
         let names = self.models.first().map(|model| model.domains.iter().map(|score| score.domain.as_str()));
         let rows = self.models.iter().map(|model| {
             let values = model.domains.iter().map(value).chain(model.average.as_ref().map(average));
             std::iter::once(model.name.clone()).chain(values.map(number)).collect()
         });
-        titled(title, names.into_iter().flatten(), rows)
+        Scores { title, names: names.into_iter().flatten().collect(), rows: rows.collect() }
     }
 
-    fn tasks(&self) -> String {
+    fn tasks(&self) -> Scores<'_> {
         let names = self.models.first().map(|model| model.tasks.iter().map(|score| score.task.as_str()));
         let rows = self.models.iter().map(|model| {
             let values = model.tasks.iter().map(|score| score.accuracy).chain(model.task_average);
             std::iter::once(model.name.clone()).chain(values.map(|share| format!("{:.2}", 100.0 * share))).collect()
         });
-        titled("accuracy in % (higher is better)", names.into_iter().flatten(), rows)
+        let title = "accuracy in % (higher is better)".to_owned();
+        Scores { title, names: names.into_iter().flatten().collect(), rows: rows.collect() }
     }
-}
-
-fn titled<'a>(title: &str, names: impl Iterator<Item = &'a str>, rows: impl Iterator<Item = Vec<String>>) -> String {
-    let columns = std::iter::once(("model", Align::Left));
-    let columns = columns.chain(names.map(|name| (name, Align::Right))).chain([("average", Align::Right)]);
-    format!("{title}\n{}", table::render(&columns.collect::<Vec<_>>(), rows))
 }
 
 /// With three decimals, as long as they mean something; an untrained model's perplexity has no bound.

@@ -7,7 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use super::settings::Settings;
-use super::tree::{Entry, is_hex};
+use super::tree::{Entry, is_commit};
 use crate::checkpoint::output::{folder_of, sync_folder};
 use crate::checkpoint::single;
 use crate::{Error, Result};
@@ -94,11 +94,11 @@ impl Cache {
 
     /// The commit that a revision was when it was last asked for.
     pub(super) fn revision(&self, revision: &str) -> Option<String> {
-        if is_hex(revision, 40) {
+        if is_commit(revision) {
             return Some(revision.to_owned());
         }
         let commit = fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
-        Some(commit.trim().to_owned()).filter(|commit| is_hex(commit, 40))
+        Some(commit.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 }
 

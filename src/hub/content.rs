@@ -27,7 +27,7 @@ impl Hasher {
     }
 
     /// For the id of a git blob of so many bytes.
-    fn git_blob(size: u64) -> Self {
+    pub(super) fn git_blob(size: u64) -> Self {
         Self::GitBlob(Sha1::new_with_prefix(format!("blob {size}\0")))
     }
 
@@ -47,7 +47,7 @@ impl Hasher {
     }
 
     /// The digits for a whole file.
-    fn of_file(mut self, file: &SourceFile) -> Result<String> {
+    pub(super) fn of_file(mut self, file: &SourceFile) -> Result<String> {
         let mut buf = vec![0; 1 << 20];
         for start in (0..file.len()).step_by(1 << 20) {
             let count = (file.len() - start).min(1 << 20) as usize;
@@ -57,12 +57,6 @@ impl Hasher {
         file.check_unchanged()?;
         Ok(self.finish())
     }
-}
-
-/// The id that git gives to a file's content.
-pub fn git_blob(path: &Path) -> Result<String> {
-    let file = SourceFile::open(path)?;
-    Hasher::git_blob(file.len()).of_file(&file)
 }
 
 /// Whether there is a file at `path` with the size and the hash of an entry.

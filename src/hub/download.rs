@@ -3,6 +3,7 @@
 //! The file grows at its end, so that its length says where to go on after a cut connection, a kill or a full disk.
 //! Another thread hashes what has been written, from the page cache.
 
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::content::Hasher;
 use super::http::{Client, Failure, Patience};
 use super::tree::{Entry, Snapshot};
+use super::xet;
 use crate::error::HubFault;
 use crate::{Error, Result};
 
@@ -80,7 +82,7 @@ impl Download<'_> {
         &self,
         mut file: &File,
         partial: &Path,
-        mut had: u64,
+        had: u64,
         told: &mut u64,
         grown: &mpsc::Sender<u64>,
     ) -> Result<()> {
@@ -91,26 +93,38 @@ impl Download<'_> {
             *told = had.max(*told);
         };
         tell(had, told);
+        let had = Cell::new(had);
+        let mut write = |bytes: &[u8]| {
+            file.write_all(bytes).map_err(|e| Error::io("write", partial, e))?;
+            had.set(had.get() + bytes.len() as u64);
+            tell(had.get(), told);
+            Ok(())
+        };
         let mut patience = Patience::new();
-        while had < self.entry.size {
-            let begin = had;
-            let mut write = |bytes: &[u8]| {
-                file.write_all(bytes).map_err(|e| Error::io("write", partial, e))?;
-                had += bytes.len() as u64;
-                tell(had, told);
-                Ok(())
-            };
-            match self.stream(begin, &mut write)? {
-                Ok(()) => {}
-                Err(failure) => {
-                    if had - begin >= PROGRESS {
-                        patience = Patience::new();
-                    }
-                    patience.after(failure)?;
-                }
+        while had.get() < self.entry.size {
+            let begin = had.get();
+            let Err(failure) = self.stream(begin, &mut write)? else { continue };
+            if had.get() - begin >= PROGRESS {
+                patience = Patience::new();
+            }
+            if let Err(error) = patience.after(failure) {
+                return match self.may_use_xet(&error) {
+                    true => xet::download(self.client, self.snapshot, self.path, self.entry, had.get(), &mut write),
+                    false => Err(error),
+                };
             }
         }
         Ok(())
+    }
+
+    /// Whether the bytes may be had from where they lie, since their address has failed for good.
+    fn may_use_xet(&self, error: &Error) -> bool {
+        let Error::Hub { fault, .. } = error else { return false };
+        let is_refusal = matches!(
+            fault,
+            HubFault::NoRepository | HubFault::NoRevision | HubFault::Gated | HubFault::BadToken | HubFault::Offline
+        );
+        self.entry.xet.is_some() && !self.client.settings.no_xet && !is_refusal
     }
 
     /// One connection's worth of bytes from `begin` on. The outer error is one of writing.

@@ -14,6 +14,7 @@ use super::cache::{Cache, make_folder};
 use super::content::has_content;
 use super::download::Download;
 use super::http::{Client, Failure, Patience};
+use super::parallel::each;
 use super::reference::Reference;
 use super::selection::Selection;
 use super::tree::{Entry, Snapshot};
@@ -22,6 +23,8 @@ use crate::checkpoint::{header, known_hashes, single};
 use crate::error::HubFault;
 use crate::{Error, Result};
 
+/// Files that are asked for at a time.
+const WORKERS: usize = 8;
 /// Bytes of a weight file that are asked for first; most headers are shorter.
 const FIRST: u64 = 256 << 10;
 /// Bytes that are asked for at once at most.
@@ -37,29 +40,26 @@ pub fn headers(client: &Client, reference: &Reference) -> Result<PathBuf> {
     let snapshot = Snapshot::of(client, reference)?;
     let root = known_hashes::cache_folder().ok_or_else(|| Error::usage("no place for headers: set XDG_CACHE_HOME"))?;
     let folder = Cache::within(&root.join("headers"), &snapshot.repository).snapshot(&snapshot.commit);
-    for path in Selection::default().choose(&snapshot)? {
-        let entry = &snapshot.files[path];
-        let place = folder.join(path);
-        make_folder(&folder)?;
-        let download = Download { client, snapshot: &snapshot, path, entry, progress: &|_| {} };
+    make_folder(&folder)?;
+    each(&Selection::default().choose(&snapshot)?, WORKERS, |path| {
+        let (entry, place) = (&snapshot.files[*path], folder.join(path));
         match path.ends_with(".safetensors") || path.ends_with(".gguf") {
-            true if place.is_file() => {}
+            true if place.is_file() => Ok(()),
             true => {
-                let fetched = VecDeque::new();
-                let snapshot = &snapshot;
+                let (snapshot, fetched) = (&snapshot, VecDeque::new());
                 let mut remote = Remote { client, snapshot, path, entry, fetched, position: 0, failed: None };
                 let written = write_header(&mut remote, &place);
                 // What the network refused is the cause, whatever the reader made of it.
-                remote.failed.map_or(written, Err)?;
+                remote.failed.map_or(written, Err)
             }
-            false if entry.size > LARGEST_BESIDE || has_content(&place, entry)? => {}
+            false if entry.size > LARGEST_BESIDE || has_content(&place, entry)? => Ok(()),
             false => {
                 let partial = folder.join(format!(".{path}.{}", std::process::id()));
-                download.fetch(&partial)?;
-                fs::rename(&partial, &place).map_err(|e| Error::io("rename to", &place, e))?;
+                Download { client, snapshot: &snapshot, path, entry, progress: &|_| {} }.fetch(&partial)?;
+                fs::rename(&partial, &place).map_err(|e| Error::io("rename to", &place, e))
             }
         }
-    }
+    })?;
     Ok(folder)
 }
 

@@ -3,14 +3,14 @@
 //! Redirects are followed here, and the token goes along to the Hub's own origin only. Waits grow from one attempt to the
 //! next, or are as long as the server asks for. Callers are synchronous; the runtime is this file's affair.
 
-use std::ops::Deref;
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE};
 use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
+use super::answer::{Answer, broken, cause};
 use super::settings::Settings;
 use crate::error::HubFault;
 use crate::table::printable;
@@ -20,20 +20,18 @@ use crate::{Error, Result};
 const ATTEMPTS: u32 = 6;
 /// The wait before the second attempt.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
-/// The longest wait that a server may ask for.
+/// The longest wait that a server may ask for, and for an answer that takes long.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// Redirects that are followed.
 const MOST_HOPS: usize = 10;
-/// The largest answer that is held in memory.
-const LARGEST_ANSWER: usize = 64 << 20;
-/// The most of a refusal's text that is read.
-const LARGEST_REFUSAL: usize = 16 << 10;
 
 /// The Hub, as this process asks it.
 pub struct Client {
     /// What the environment says.
     pub settings: Settings,
     http: reqwest::Client,
+    /// For requests that go out slowly or are answered late.
+    slow: reqwest::Client,
     runtime: Runtime,
 }
 
@@ -50,12 +48,14 @@ pub struct Request {
     pub body: Option<(&'static str, Vec<u8>)>,
     /// Whether a failure that may pass is a reason to ask again.
     pub repeat: bool,
+    /// Whether the answer may take minutes, because there is much to do before it.
+    pub slow: bool,
 }
 
 impl Request {
     /// A `GET`.
     pub fn get(url: Url) -> Self {
-        Self { method: Method::GET, url, headers: HeaderMap::new(), body: None, repeat: true }
+        Self { method: Method::GET, url, headers: HeaderMap::new(), body: None, repeat: true, slow: false }
     }
 
     /// A `POST` of JSON that changes nothing, or the same when it is made twice.
@@ -120,20 +120,31 @@ impl Client {
     /// Opens no connection yet.
     pub fn new(settings: Settings) -> Result<Self> {
         let failed = |e: String| Error::usage(format!("cannot prepare connections to the Hub: {e}"));
-        let http = reqwest::Client::builder()
-            .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(settings.answer_timeout)
-            .read_timeout(settings.transfer_timeout.max(settings.answer_timeout))
-            .http1_only()
-            .build()
-            .map_err(|e| failed(cause(&e)))?;
+        let common = || {
+            reqwest::Client::builder()
+                .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
+                .redirect(reqwest::redirect::Policy::none())
+                .connect_timeout(settings.answer_timeout)
+                .http1_only()
+        };
+        let quick = common().read_timeout(settings.transfer_timeout.max(settings.answer_timeout));
+        let http = quick.build().map_err(|e| failed(cause(&e)))?;
+        let slow = common().build().map_err(|e| failed(cause(&e)))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .map_err(|e| failed(e.to_string()))?;
-        Ok(Self { settings, http, runtime })
+        Ok(Self { settings, http, slow, runtime })
+    }
+
+    /// Refuses to go on without a token, for what nobody may do without.
+    pub fn require_token(&self, place: impl ToString) -> Result<()> {
+        match &self.settings.token {
+            Some(_) => Ok(()),
+            None => Err(Error::hub(place, HubFault::BadToken, "expected a token to push with, found none")
+                .with_hint("set HF_TOKEN to a token with write access")),
+        }
     }
 
     /// An address below the Hub's root; each part is one segment, whatever it holds.
@@ -154,6 +165,18 @@ impl Client {
     /// The client underneath, for libraries that take one.
     pub(super) fn http(&self) -> &reqwest::Client {
         &self.http
+    }
+
+    /// One without a time-out, for what sends large bodies and looks after itself.
+    pub(super) fn uploads(&self) -> &reqwest::Client {
+        &self.slow
+    }
+
+    /// What a server said, as it may be shown: without the token, short, and printable.
+    pub(super) fn shown(&self, said: &str) -> String {
+        let token = self.settings.token.as_ref();
+        let hidden = token.map_or_else(|| said.to_owned(), |token| said.replace(token.secret(), "…"));
+        printable(&hidden).chars().take(300).collect()
     }
 
     /// Whether a token may be sent there.
@@ -206,7 +229,11 @@ impl Client {
         }
         let mut url = request.url.clone();
         for _ in 0..MOST_HOPS {
-            let mut builder = self.http.request(request.method.clone(), url.clone()).headers(request.headers.clone());
+            let mut builder = match request.slow {
+                true => self.slow.request(request.method.clone(), url.clone()).timeout(LONGEST_WAIT),
+                false => self.http.request(request.method.clone(), url.clone()),
+            };
+            builder = builder.headers(request.headers.clone());
             if let Some(token) = self.settings.token.as_ref().filter(|_| self.is_own(&url)) {
                 builder = builder.header(AUTHORIZATION, format!("Bearer {}", token.secret()));
             }
@@ -217,8 +244,7 @@ impl Client {
                 .block_on(async { builder.send().await })
                 .map_err(|error| Failure::passing(broken(place, "failed", error)))?;
             if !response.status().is_redirection() {
-                let answer = Answer { client: self, place: place.to_owned(), url, response, begins: 0 };
-                return if answer.response.status().is_success() { Ok(answer) } else { Err(answer.refusal()) };
+                return Answer::of(self, place, url, response);
             }
             let next = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
             let next =
@@ -257,128 +283,4 @@ impl Client {
         }
         Ok(answer)
     }
-}
-
-/// An answer of success.
-pub(super) struct Answer<'a> {
-    client: &'a Client,
-    place: String,
-    /// Where it came from, redirects followed.
-    url: Url,
-    response: reqwest::Response,
-    /// Where in the file the body begins: 0 from a server that knows no ranges.
-    pub begins: u64,
-}
-
-impl Answer<'_> {
-    /// The next piece of the body; `None` at its end.
-    pub(super) fn next(&mut self) -> Result<Option<impl Deref<Target = [u8]> + use<>>, Failure> {
-        let chunk = self.client.block_on(async { self.response.chunk().await });
-        chunk.map_err(|error| Failure::passing(broken(&self.place, "broke off", error)))
-    }
-
-    /// The whole body, which must not be large.
-    fn read(mut self) -> Result<(Vec<u8>, HeaderMap), Failure> {
-        let mut bytes = Vec::new();
-        while let Some(piece) = self.next()? {
-            if bytes.len() + piece.len() > LARGEST_ANSWER {
-                let problem = format!("expected an answer of at most {LARGEST_ANSWER} bytes, found more");
-                return Err(Failure::lasting(Error::hub(&self.place, HubFault::Answer, problem)));
-            }
-            bytes.extend_from_slice(&piece);
-        }
-        Ok((bytes, self.response.headers().clone()))
-    }
-
-    /// What an answer without success means.
-    fn refusal(mut self) -> Failure {
-        let status = self.response.status();
-        let header = |name: &str| {
-            self.response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
-        };
-        let (code, said, wait) = (header("x-error-code"), header("x-error-message"), wait_of(self.response.headers()));
-        let mut body = Vec::new();
-        while body.len() < LARGEST_REFUSAL
-            && let Ok(Some(piece)) = self.next()
-        {
-            body.extend_from_slice(&piece[..piece.len().min(LARGEST_REFUSAL - body.len())]);
-        }
-        let said = if said.is_empty() { spoken(&body) } else { said };
-        let hidden =
-            self.client.settings.token.as_ref().map_or(said.clone(), |token| said.replace(token.secret(), "…"));
-        let said: String = printable(&hidden).chars().take(300).collect();
-        let is_own = self.client.is_own(&self.url);
-        let fault = fault_of(status, &code, &said, self.client.settings.token.is_some());
-        let words = if said.is_empty() { String::new() } else { format!(": {said}") };
-        let problem = match fault {
-            HubFault::NoRepository => "expected a repository that may be read, found none".to_owned(),
-            HubFault::Gated => "expected a repository that may be read, found a gated one".to_owned(),
-            HubFault::NoRevision => "expected a revision of the repository, found none of this name".to_owned(),
-            HubFault::NoFile => "expected a file of this name, found none".to_owned(),
-            _ => format!("the server answered {status}{words}"),
-        };
-        let error = Error::hub(&self.place, fault, problem);
-        match status {
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Failure { error, passing: Some(wait) },
-            _ if status.is_server_error() && fault != HubFault::Quota => Failure { error, passing: Some(wait) },
-            // An address that was signed for a while has expired: asking the Hub again gives a fresh one.
-            _ if !is_own => Failure { error, passing: Some(wait) },
-            _ => Failure::lasting(error),
-        }
-    }
-}
-
-/// What a status, the Hub's own code for it and its words mean.
-fn fault_of(status: StatusCode, code: &str, said: &str, has_token: bool) -> HubFault {
-    let said = said.to_lowercase();
-    let speaks_of = |words: &[&str]| words.iter().any(|word| said.contains(word));
-    match (status.as_u16(), code) {
-        (_, "GatedRepo") => HubFault::Gated,
-        (_, "RevisionNotFound") => HubFault::NoRevision,
-        (_, "EntryNotFound") => HubFault::NoFile,
-        (401, _) if speaks_of(&["credentials", "expired", "token"]) => HubFault::BadToken,
-        (_, "RepoNotFound") => HubFault::NoRepository,
-        // A repository that does not exist and one that nobody without a token may see read the same.
-        (401, _) if has_token => HubFault::BadToken,
-        (401 | 404, _) => HubFault::NoRepository,
-        (402 | 413 | 507, _) => HubFault::Quota,
-        (403, _) if speaks_of(&["storage", "quota", "limit"]) => HubFault::Quota,
-        (403, _) if speaks_of(&["gated", "access to model"]) => HubFault::Gated,
-        (403, _) => HubFault::Forbidden,
-        (409 | 412, _) => HubFault::Conflict,
-        (429, _) => HubFault::RateLimited,
-        (408 | 500.., _) => HubFault::Network,
-        _ => HubFault::Answer,
-    }
-}
-
-/// The wait that a server asks for: `Retry-After: SECONDS`, or `t=SECONDS` of `RateLimit`.
-fn wait_of(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let after = text(RETRY_AFTER.as_str()).and_then(|value| value.trim().parse().ok());
-    let limit = || text("ratelimit")?.split(';').find_map(|part| part.trim().strip_prefix("t=")?.parse().ok());
-    after.or_else(limit).map(Duration::from_secs)
-}
-
-/// What the body of a refusal says: the `error` of an object, or its own words.
-fn spoken(body: &[u8]) -> String {
-    let object: Option<Value> = serde_json::from_slice(body).ok();
-    let error = object.as_ref().and_then(|object| object.get("error")?.as_str());
-    error.map_or_else(|| String::from_utf8_lossy(body).trim().to_owned(), str::to_owned)
-}
-
-fn broken(place: &str, what: &str, error: reqwest::Error) -> Error {
-    // Addresses may be signed, which makes them secrets.
-    let error = error.without_url();
-    let cause = if error.is_timeout() { "nothing came within the time-out".to_owned() } else { cause(&error) };
-    Error::hub(place, HubFault::Network, format!("the connection {what}: {cause}"))
-}
-
-/// The innermost cause, which says what happened.
-fn cause(error: &dyn std::error::Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
-        inner = source;
-    }
-    inner.to_string()
 }

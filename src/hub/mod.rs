@@ -5,22 +5,31 @@
 //! origin. Downloads and their cache are ours, because `hf-hub` checks neither size nor hash and does not resume; making
 //! repositories and branches is its work, and the Xet protocol that of `hf-xet`. See `docs/hub.md`.
 
-#![allow(dead_code)]
-
+mod answer;
 mod cache;
+mod commit;
 mod content;
 mod download;
 mod headers;
 mod http;
+mod lfs;
+mod outgoing;
+mod parallel;
 mod pull;
+mod push;
 mod reference;
+mod repository;
 mod selection;
 mod settings;
 mod tree;
+mod upload;
+mod xet;
 
 pub use headers::headers;
 pub use http::Client;
+pub use outgoing::length;
 pub use pull::{Pull, Pulled, Wanted, cached};
+pub use push::{Push, PushOptions, Pushed, PushedFile, State};
 pub use reference::{Reference, SCHEME};
 pub use selection::Selection;
 pub use settings::Settings;

@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Serialize;
 
@@ -11,6 +10,7 @@ use super::cache::{Cache, make_folder};
 use super::content::has_content;
 use super::download::Download;
 use super::http::Client;
+use super::parallel::each;
 use super::reference::Reference;
 use super::selection::Selection;
 use super::tree::{Entry, Snapshot};
@@ -122,7 +122,7 @@ impl<'a> Pull<'a> {
     fn fill_cache(&self, workers: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<PathBuf> {
         check_free_space(&self.client.settings.cache, self.missing())?;
         let commit = &self.snapshot.commit;
-        each(&self.files, workers, |file| {
+        each(&self.by_size(), workers, |file| {
             let blob = self.cache.blob(&file.entry);
             if file.here.is_none() {
                 let _lock = self.cache.lock(&file.entry)?;
@@ -169,7 +169,7 @@ impl<'a> Pull<'a> {
         let keep = |name: &str| self.files.iter().any(|file| name == file.path || name == grows(&file.path));
         output.clear_but(&keep)?;
         let records = Mutex::new(Vec::new());
-        each(&self.files, workers, |file| {
+        each(&self.by_size(), workers, |file| {
             let place = output.path().join(&file.path);
             make_folder(folder_of(&place))?;
             if !has_content(&place, &file.entry)? {
@@ -199,6 +199,13 @@ impl<'a> Pull<'a> {
         Origin { repository, commit, files }.write(output)
     }
 
+    /// The files, the largest first: what begins last should be soon done.
+    fn by_size(&self) -> Vec<&Wanted> {
+        let mut files: Vec<&Wanted> = self.files.iter().collect();
+        files.sort_by_key(|file| std::cmp::Reverse(file.entry.size));
+        files
+    }
+
     fn download<'b>(&'b self, file: &'b Wanted, progress: &'b (dyn Fn(u64) + Sync)) -> Download<'b> {
         Download { client: self.client, snapshot: &self.snapshot, path: &file.path, entry: &file.entry, progress }
     }
@@ -209,26 +216,4 @@ pub fn cached(client: &Client, reference: &Reference) -> Option<PathBuf> {
     let cache = Cache::of(&client.settings, &reference.repository);
     let folder = cache.snapshot(&cache.revision(reference.revision())?);
     folder.is_dir().then_some(folder)
-}
-
-/// Runs `work` for each file, `workers` at a time, the largest first; ends with the first error.
-fn each(files: &[Wanted], workers: usize, work: impl Fn(&Wanted) -> Result<()> + Sync) -> Result<()> {
-    let mut order: Vec<&Wanted> = files.iter().collect();
-    order.sort_by_key(|file| std::cmp::Reverse(file.entry.size));
-    let next = AtomicUsize::new(0);
-    let failed: Mutex<Option<Error>> = Mutex::new(None);
-    std::thread::scope(|scope| {
-        for _ in 0..workers.min(files.len()) {
-            scope.spawn(|| {
-                while let Some(file) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(error) = work(file) {
-                        // Nobody begins another file.
-                        next.store(order.len(), Ordering::Relaxed);
-                        failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(error);
-                    }
-                }
-            });
-        }
-    });
-    failed.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).map_or(Ok(()), Err)
 }

@@ -20,7 +20,7 @@ const MOST_FILES: usize = 100_000;
 pub struct Snapshot {
     /// `ORG/NAME`.
     pub repository: String,
-    /// The commit, 40 hexadecimal digits.
+    /// The commit, 40 or 64 hexadecimal digits.
     pub commit: String,
     /// Its files by path.
     pub files: BTreeMap<String, Entry>,
@@ -123,7 +123,7 @@ pub(super) fn commit_of(client: &Client, reference: &Reference) -> Result<String
     let url = repository_url(client, &reference.repository, &["revision", reference.revision()]);
     let (answer, _) = client.json(&place, &Request::get(url))?;
     match answer.get("sha").and_then(Value::as_str) {
-        Some(commit) if is_hex(commit, 40) => Ok(commit.to_owned()),
+        Some(commit) if is_commit(commit) => Ok(commit.to_owned()),
         _ => Err(Error::hub(&place, HubFault::Answer, "expected the commit of the revision, found none in the answer")
             .with_hint("is HF_ENDPOINT the address of a Hub?")),
     }
@@ -150,7 +150,11 @@ fn read_entry(place: &str, entry: &Value) -> Result<Option<(String, Entry)>> {
         Some(lfs) => {
             text(lfs, "oid").or_else(|| text(lfs, "sha256")).filter(|oid| is_hex(oid, 64)).map(ContentHash::Sha256)
         }
-        None => text(entry, "oid").filter(|oid| is_hex(oid, 40)).map(ContentHash::GitBlob),
+        // Hubs that are not built on git tell the SHA-256 of small files too.
+        None => text(entry, "oid").and_then(|oid| match oid.len() {
+            64 => is_hex(&oid, 64).then_some(ContentHash::Sha256(oid)),
+            _ => is_hex(&oid, 40).then_some(ContentHash::GitBlob(oid)),
+        }),
     };
     let (Some(size), Some(hash)) = (size, hash) else {
         return Err(refused(format!("expected the size and the hash of `{path}`, found none that can be")));
@@ -160,7 +164,7 @@ fn read_entry(place: &str, entry: &Value) -> Result<Option<(String, Entry)>> {
 }
 
 /// Whether a path stays inside the folder that it is put in.
-fn is_path(path: &str) -> bool {
+pub(super) fn is_path(path: &str) -> bool {
     !path.is_empty()
         && path.len() <= 1024
         && !path.contains(['\\', '\0'])
@@ -168,7 +172,12 @@ fn is_path(path: &str) -> bool {
         && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
 }
 
-pub(super) fn is_hex(text: &str, digits: usize) -> bool {
+/// Whether it is the id of a commit, of git with SHA-1 or with SHA-256.
+pub(super) fn is_commit(text: &str) -> bool {
+    is_hex(text, 40) || is_hex(text, 64)
+}
+
+fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 

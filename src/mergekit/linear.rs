@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 use serde_saphyr::{Location, Spanned};
 
 use super::Translation;
-use super::model::{float, folder};
+use super::model::{Fetch, float, folder};
 use crate::checkpoint::dtype;
 use crate::checkpoint::yaml::{self, place};
 use crate::{Error, Result};
@@ -79,7 +79,7 @@ impl LinearFile {
     ///
     /// # Errors
     /// Other methods, parts of models, weights that differ by layer or tensor, other tokenizers; each with its line.
-    pub fn translate(&self) -> Result<Translation> {
+    pub fn translate(&self, fetch: Fetch) -> Result<Translation> {
         let keys = &self.keys;
         if keys.merge_method.value != "linear" {
             let problem =
@@ -108,7 +108,7 @@ impl LinearFile {
             return Err(self.key(keys.merge_method.referenced, "models", "is missing, expected a list of models"));
         };
         let mut to = Translation::new();
-        self.models(models, &mut to)?;
+        self.models(models, &mut to, fetch)?;
         if let Some(normalize) = keys.parameters.as_ref().and_then(|of_all| of_all.normalize.as_ref()) {
             to.set("normalize", normalize.value);
         }
@@ -126,14 +126,17 @@ impl LinearFile {
         Ok(to)
     }
 
-    fn models(&self, models: &Spanned<Vec<Model>>, to: &mut Translation) -> Result<()> {
+    fn models(&self, models: &Spanned<Vec<Model>>, to: &mut Translation, fetch: Fetch) -> Result<()> {
         let of_all = self.keys.parameters.as_ref().and_then(|of_all| of_all.weight.as_ref());
-        let base =
-            self.keys.base_model.as_ref().map(|base| Ok::<_, Error>((base, folder(&self.path, "base_model", base)?)));
+        let base = self
+            .keys
+            .base_model
+            .as_ref()
+            .map(|base| Ok::<_, Error>((base, folder(&self.path, "base_model", base, fetch)?)));
         let base = base.transpose()?;
         let mut base_is_listed = false;
         for model in &models.value {
-            let path = folder(&self.path, "model", &model.model)?;
+            let path = folder(&self.path, "model", &model.model, fetch)?;
             if let Some(normalize) = model.parameters.as_ref().and_then(|of_model| of_model.normalize.as_ref()) {
                 return Err(self.key(normalize.referenced, "normalize", "belongs to `parameters` at the top"));
             }

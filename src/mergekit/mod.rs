@@ -8,6 +8,7 @@ mod model;
 mod moe;
 
 pub use linear::LinearFile;
+pub use model::Fetch;
 pub use moe::{MoeFile, Prompted};
 
 /// A file in settings of a command of ours.

@@ -9,8 +9,11 @@ use crate::checkpoint::yaml::place;
 use crate::error::nearest;
 use crate::{Error, Result};
 
-/// The folder that a reference names, as seen from the current folder.
-pub(super) fn folder(file: &Path, key: &str, reference: &Spanned<String>) -> Result<PathBuf> {
+/// Brings `ORG/NAME[@REVISION]` from the Hub, and returns its folder; `None` where there is no Hub.
+pub type Fetch<'a> = &'a dyn Fn(&str) -> Result<Option<PathBuf>>;
+
+/// The folder that a reference names, as seen from the current folder; else that of the Hub's repository of this name.
+pub(super) fn folder(file: &Path, key: &str, reference: &Spanned<String>, fetch: Fetch) -> Result<PathBuf> {
     let path = PathBuf::from(&reference.value);
     if path.is_dir() {
         return Ok(path);
@@ -25,8 +28,23 @@ pub(super) fn folder(file: &Path, key: &str, reference: &Spanned<String>) -> Res
     if path.exists() {
         return Err(fault(format!("`{}` is a file, expected a folder with config.json and weights", path.display())));
     }
+    if is_repository(&reference.value)
+        && let Some(folder) = fetch(&reference.value)?
+    {
+        return Ok(folder);
+    }
     Err(fault(format!("there is no folder `{}`", path.display()))
-        .with_hint("paths are seen from the current folder; download a repository first and name its folder"))
+        .with_hint("paths are seen from the current folder; a repository of the Hub is named as in org/name"))
+}
+
+/// Whether it reads `ORG/NAME[@REVISION]`.
+fn is_repository(reference: &str) -> bool {
+    let name = reference.split('@').next().unwrap_or_default();
+    let is_name = |part: &str| {
+        part.starts_with(|first: char| first.is_ascii_alphanumeric())
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    name.split_once('/').is_some_and(|(organisation, model)| is_name(organisation) && is_name(model))
 }
 
 /// A dtype under the names of torch.

@@ -7,8 +7,9 @@ use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 
 use super::Translation;
-use super::model::{float, folder};
+use super::model::{Fetch, float, folder};
 use crate::checkpoint::dtype;
+use crate::checkpoint::manifest::model_name;
 use crate::checkpoint::yaml::{self, place};
 use crate::error::{nearest, one_of};
 use crate::family::{Architecture, Config};
@@ -136,16 +137,16 @@ impl MoeFile {
     /// # Errors
     /// What mergekit would refuse too, what it does and ours does not (adapters, DeepSeek-MoE), and models that are not
     /// here; each with its line.
-    pub fn translate(&self) -> Result<Translation> {
+    pub fn translate(&self, fetch: Fetch) -> Result<Translation> {
         let keys = &self.keys;
         let mut to = Translation::new();
-        let base = folder(&self.path, "base_model", &keys.base_model)?;
+        let base = folder(&self.path, "base_model", &keys.base_model, fetch)?;
         let architecture = Architecture::of(&Config::read(&base)?)?;
         to.set("method", "btx");
         to.set("seed", base.display());
         to.switch("no-seed-expert");
         to.set("rest", "seed");
-        self.experts(&base, &mut to)?;
+        self.experts(&base, &mut to, fetch)?;
         let target = self.target(&architecture.family, &mut to.notes)?;
         to.set("target", target);
         self.routing(&mut to)?;
@@ -160,7 +161,7 @@ impl MoeFile {
         Ok(to)
     }
 
-    fn experts(&self, base: &Path, to: &mut Translation) -> Result<()> {
+    fn experts(&self, base: &Path, to: &mut Translation, fetch: Fetch) -> Result<()> {
         let experts = &self.keys.experts;
         if experts.value.is_empty() {
             return Err(self.key(experts.referenced, "experts", "is empty, expected at least one expert"));
@@ -169,7 +170,7 @@ impl MoeFile {
         let mut taken = BTreeSet::from(["seed".to_owned(), "shared".to_owned()]);
         let mut folders: BTreeMap<PathBuf, String> = BTreeMap::new();
         for expert in &experts.value {
-            let source = folder(&self.path, "source_model", &expert.source_model)?;
+            let source = folder(&self.path, "source_model", &expert.source_model, fetch)?;
             let name = name(&source, &mut taken);
             to.set("expert", format!("{name}={}", source.display()));
             self.scales(&name, expert, to);
@@ -184,7 +185,7 @@ impl MoeFile {
         match self.shared() {
             [] => {}
             [shared] => {
-                let source = folder(&self.path, "source_model", &shared.source_model)?;
+                let source = folder(&self.path, "source_model", &shared.source_model, fetch)?;
                 let name = match folders.get(&source) {
                     _ if source == base => "seed",
                     Some(name) => name,
@@ -329,7 +330,7 @@ impl MoeFile {
 /// A name for the expert of a folder that no other has.
 fn name(folder: &Path, taken: &mut BTreeSet<String>) -> String {
     let whole = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf());
-    let name = whole.file_name().map_or("expert".to_owned(), |name| name.to_string_lossy().replace('=', "-"));
+    let name = model_name(&whole).replace('=', "-");
     let numbered = (2..).map(|number| format!("{name}-{number}"));
     let free = std::iter::once(name.clone()).chain(numbered).find(|name| !taken.contains(name));
     let free = free.unwrap_or(name);

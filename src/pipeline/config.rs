@@ -14,7 +14,7 @@ use super::expand::Scope;
 use super::lines::{Lines, refusal};
 use super::yaml::{self, Node, fault};
 use crate::checkpoint::output::folder_of;
-use crate::mergekit::{LinearFile, MoeFile, Translation};
+use crate::mergekit::{Fetch, LinearFile, MoeFile, Translation};
 use crate::{Error, Result};
 
 /// The flag without its dashes.
@@ -63,11 +63,11 @@ pub struct Settled {
 }
 
 /// The command line with the settings of the file that its `--config` names in it; `matches` is what the [`relaxed`]
-/// definition made of it.
+/// definition made of it, and `fetch` brings what mergekit's files take from the Hub.
 ///
 /// # Errors
 /// Unknown keys and values that the command would refuse, with the nearest known and `FILE:LINE:COLUMN`.
-pub fn settle(relaxed: &Command, line: Vec<OsString>, matches: &ArgMatches) -> Result<Settled> {
+pub fn settle(relaxed: &Command, line: Vec<OsString>, matches: &ArgMatches, fetch: Fetch) -> Result<Settled> {
     let nothing = |line| Ok(Settled { line, notes: Vec::new() });
     let Some((name, given)) = matches.subcommand().filter(|(name, _)| COMMANDS.contains(name)) else {
         return nothing(line);
@@ -76,7 +76,7 @@ pub fn settle(relaxed: &Command, line: Vec<OsString>, matches: &ArgMatches) -> R
         return nothing(line);
     };
     let typed = |id: &str| given.value_source(id) == Some(ValueSource::CommandLine);
-    let (settings, notes) = read(file, relaxed, command, &typed)?;
+    let (settings, notes) = read(file, relaxed, command, &typed, fetch)?;
     let mut words = line.into_iter();
     let mut line = Vec::new();
     for word in words.by_ref() {
@@ -103,6 +103,7 @@ fn read(
     program: &Command,
     command: &Command,
     typed: &dyn Fn(&str) -> bool,
+    fetch: Fetch,
 ) -> Result<(Vec<String>, Vec<String>)> {
     let tree = yaml::read(file)?;
     let Node::Map(entries) = &tree.value else {
@@ -120,8 +121,8 @@ fn read(
         return Err(Error::file(file, problem).with_hint(format!("bam-convert {owner} --config {}", file.display())));
     }
     let translation = match owner {
-        "merge" => LinearFile::read(file)?.translate()?,
-        _ => MoeFile::read(file)?.translate()?,
+        "merge" => LinearFile::read(file)?.translate(fetch)?,
+        _ => MoeFile::read(file)?.translate(fetch)?,
     };
     Ok((translated(&translation, command, typed), translation.notes))
 }

@@ -58,7 +58,7 @@ pub fn read(paths: &[PathBuf]) -> Result<Input> {
             continue;
         }
         if metadata.is_file() {
-            input.evaluations.push((path.display().to_string(), evaluation(path)?));
+            input.evaluations.push((path.display().to_string(), Evaluation::read(path)?));
         } else {
             found.push((output_of(path), subject(path)?));
         }
@@ -69,14 +69,6 @@ pub fn read(paths: &[PathBuf]) -> Result<Input> {
         input.subjects.push(subject);
     }
     Ok(input)
-}
-
-fn evaluation(path: &Path) -> Result<Evaluation> {
-    let object = json::read_object(path)?;
-    serde_json::from_value(Value::Object(object)).map_err(|e| {
-        Error::file(path, format!("expected the result of an evaluation: {e}"))
-            .with_hint("write one with `bam-convert eval … --json > FILE.json`")
-    })
 }
 
 /// The output that belongs to a folder: itself, or what a run's folder stands beside.

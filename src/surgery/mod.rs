@@ -22,6 +22,7 @@ pub mod model;
 mod moved;
 mod node;
 pub mod plan;
+pub mod publication;
 pub mod random;
 mod recompose;
 mod record;

@@ -8,7 +8,7 @@ use super::numbers::share;
 use super::pieces::{self, Piece};
 use crate::Result;
 use crate::checkpoint::folder::Checkpoint;
-use crate::checkpoint::{Encoding, TensorEntry, dtype};
+use crate::checkpoint::{Dtype, Encoding, TensorEntry, dtype};
 
 /// Bytes compared in one go.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -107,6 +107,11 @@ impl Sums {
         self.product += other.product;
     }
 
+    /// Whether no value was infinite or no number.
+    fn is_finite(&self) -> bool {
+        self.squared_a.is_finite() && self.squared_b.is_finite()
+    }
+
     /// ‖a − b‖ / ‖a‖; `None` where a is zero and b is not.
     pub fn relative(&self) -> Option<f64> {
         if self.squared_difference == 0.0 {
@@ -129,60 +134,75 @@ impl Sums {
 /// machine has, for the order of additions is part of the result.
 const LANES: usize = 8;
 
-/// Those of two lists of one length.
-#[multiversion(targets("x86_64+avx2"))]
-fn sums_of_values(a: &[f64], b: &[f64]) -> Sums {
-    let mut lanes = [[0.0; LANES]; 7];
-    let mut changed = [0u64; LANES];
-    let mut add = |lane: usize, a: f64, b: f64| {
+/// The sums of two lists of one length, `changed` left out; meaningless where a value is not finite, or too large to square.
+#[inline(always)]
+fn sums_of_finite<T: Copy>(a: &[T], b: &[T], value: impl Fn(T) -> f64) -> Sums {
+    let mut lanes = [[0.0; LANES]; 6];
+    let mut add = |lane: usize, a: T, b: T| {
+        let (a, b) = (value(a), value(b));
         let difference = (a - b).abs();
-        changed[lane] += u64::from(a != b);
         // `difference` where it is larger; `f64::max` would also ask whether it is a number.
-        let [max_abs, sum_abs, squared_difference, squared_a, squared_b, product, finite] = &mut lanes;
+        let [max_abs, sum_abs, squared_difference, squared_a, squared_b, product] = &mut lanes;
         max_abs[lane] = if difference > max_abs[lane] { difference } else { max_abs[lane] };
         sum_abs[lane] += difference;
         squared_difference[lane] += difference * difference;
         squared_a[lane] += a * a;
         squared_b[lane] += b * b;
         product[lane] += a * b;
-        // Zero as long as all are finite.
-        finite[lane] += 0.0 * a + 0.0 * b;
     };
-    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest = a_chunks.remainder().iter().zip(b_chunks.remainder());
-    for (a, b) in a_chunks.zip(b_chunks) {
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
         (0..LANES).for_each(|lane| add(lane, a[lane], b[lane]));
     }
-    rest.enumerate().for_each(|(lane, (&a, &b))| add(lane, a, b));
-    let total = |lanes: &[f64; LANES]| lanes.iter().sum::<f64>();
-    let values = a.len() as u64;
-    if total(&lanes[6]) != 0.0 {
-        return sums_of_any(a, b);
-    }
+    a_rest.iter().zip(b_rest).enumerate().for_each(|(lane, (&a, &b))| add(lane, a, b));
+    let [max_abs, sum_abs, squared_difference, squared_a, squared_b, product] = lanes;
+    let total = |lanes: [f64; LANES]| lanes.iter().sum::<f64>();
     Sums {
-        values,
-        finite: values,
-        changed: changed.iter().sum(),
+        values: a.len() as u64,
+        finite: a.len() as u64,
+        changed: 0,
         non_finite_a: 0,
         non_finite_b: 0,
-        max_abs: lanes[0].iter().copied().fold(0.0, f64::max),
-        sum_abs: total(&lanes[1]),
-        squared_difference: total(&lanes[2]),
-        squared_a: total(&lanes[3]),
-        squared_b: total(&lanes[4]),
-        product: total(&lanes[5]),
+        max_abs: max_abs.into_iter().fold(0.0, f64::max),
+        sum_abs: total(sum_abs),
+        squared_difference: total(squared_difference),
+        squared_a: total(squared_a),
+        squared_b: total(squared_b),
+        product: total(product),
     }
 }
 
-/// The same where some values are not finite.
+#[multiversion(targets("x86_64+avx2"))]
+fn sums_of_values(a: &[f64], b: &[f64]) -> Sums {
+    sums_of_finite(a, b, |value| value)
+}
+
+/// The same of bfloat16, as it is stored: decoding it first would take longer than the sums.
+#[multiversion(targets("x86_64+avx2"))]
+fn sums_of_bf16(a: &[u8], b: &[u8]) -> Sums {
+    let value = |bytes: [u8; 2]| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16));
+    sums_of_finite(a.as_chunks().0, b.as_chunks().0, value)
+}
+
+/// The same of float32.
+#[multiversion(targets("x86_64+avx2"))]
+fn sums_of_f32(a: &[u8], b: &[u8]) -> Sums {
+    sums_of_finite(a.as_chunks().0, b.as_chunks().0, |bytes: [u8; 4]| f64::from(f32::from_le_bytes(bytes)))
+}
+
+/// The sums of any values, `changed` left out.
 fn sums_of_any(a: &[f64], b: &[f64]) -> Sums {
+    let usual = sums_of_values(a, b);
+    if usual.is_finite() {
+        return usual;
+    }
     let mut sums = Sums { values: a.len() as u64, ..Sums::default() };
     let is_finite = |(a, b): &(&f64, &f64)| a.is_finite() && b.is_finite();
     let (finite_a, finite_b): (Vec<f64>, Vec<f64>) = a.iter().zip(b).filter(is_finite).unzip();
     for (&a, &b) in a.iter().zip(b).filter(|pair| !is_finite(pair)) {
         sums.non_finite_a += u64::from(!a.is_finite());
         sums.non_finite_b += u64::from(!b.is_finite());
-        sums.changed += u64::from(a != b && !(a.is_nan() && b.is_nan()));
     }
     sums.add(&Sums { values: 0, ..sums_of_values(&finite_a, &finite_b) });
     sums
@@ -215,6 +235,17 @@ struct Scratch {
     raw_b: Vec<u8>,
 }
 
+impl Scratch {
+    /// The values of a piece of both.
+    fn decoded(&mut self, couple: &Couple, piece: &Piece) -> Result<(&[f64], &[f64])> {
+        self.a.resize(piece.count as usize, 0.0);
+        self.b.resize(piece.count as usize, 0.0);
+        couple.a.0.read_values(couple.a.1, piece.first, &mut self.a, &mut self.raw_a)?;
+        couple.b.0.read_values(couple.b.1, piece.first, &mut self.b, &mut self.raw_b)?;
+        Ok((&self.a, &self.b))
+    }
+}
+
 /// The sums of each couple that is [numeric](Couple::is_numeric) and `wanted`.
 pub(super) fn sums(couples: &[Couple], wanted: &[bool], means: Means) -> Result<Vec<Option<Sums>>> {
     let wanted = |item: usize| wanted[item] && couples[item].is_numeric();
@@ -239,14 +270,29 @@ pub(super) fn sums(couples: &[Couple], wanted: &[bool], means: Means) -> Result<
 
 fn sums_of(couple: &Couple, piece: &Piece, scratch: &mut Scratch) -> Result<Sums> {
     let count = piece.count as usize;
-    scratch.a.resize(count, 0.0);
-    scratch.b.resize(count, 0.0);
-    couple.a.0.read_values(couple.a.1, piece.first, &mut scratch.a, &mut scratch.raw_a)?;
-    couple.b.0.read_values(couple.b.1, piece.first, &mut scratch.b, &mut scratch.raw_b)?;
-    let mut sums = sums_of_values(&scratch.a, &scratch.b);
     // Of one dtype, what has changed is what has other bytes: −0 is not 0, nor one NaN another.
     if let (true, Encoding::Plain(dtype)) = (couple.same_encoding(), couple.a.1.encoding) {
-        sums.changed = differing(dtype.bitsize() / 8, &scratch.raw_a, &scratch.raw_b);
+        let size = dtype.bitsize() / 8;
+        for ((checkpoint, entry), raw) in [(couple.a, &mut scratch.raw_a), (couple.b, &mut scratch.raw_b)] {
+            raw.resize(count * size, 0);
+            checkpoint.read_bytes(entry, piece.first * size as u64, raw)?;
+        }
+        let changed = differing(size, &scratch.raw_a, &scratch.raw_b);
+        let sums = match dtype {
+            Dtype::BF16 => Some(sums_of_bf16(&scratch.raw_a, &scratch.raw_b)),
+            Dtype::F32 => Some(sums_of_f32(&scratch.raw_a, &scratch.raw_b)),
+            _ => None,
+        };
+        let sums = match sums.filter(Sums::is_finite) {
+            Some(sums) => sums,
+            None => {
+                let (a, b) = scratch.decoded(couple, piece)?;
+                sums_of_any(a, b)
+            }
+        };
+        return Ok(Sums { changed, ..sums });
     }
-    Ok(sums)
+    let (a, b) = scratch.decoded(couple, piece)?;
+    let changed = a.iter().zip(b).filter(|(a, b)| a != b && !(a.is_nan() && b.is_nan())).count() as u64;
+    Ok(Sums { changed, ..sums_of_any(a, b) })
 }

@@ -98,9 +98,10 @@ async fn download(
     serve(&method, &headers, &object, &format!("\"{sha256}\"")).await
 }
 
-/// Refuses URLs that were not signed, that have expired, and, as storage behind signed URLs does, a token beside the signature.
+/// Refuses URLs that were not signed or have expired and, on the CDN, as storage behind signed URLs does, a token beside the
+/// signature.
 pub(crate) fn signed(hub: &Hub, listener: Listener, uri: &Uri, headers: &HeaderMap) -> Answer<()> {
-    if headers.contains_key(AUTHORIZATION) {
+    if listener == Listener::Cdn && headers.contains_key(AUTHORIZATION) {
         return Err(Refusal::new(400, "InvalidArgument: only one authorization mechanism is allowed"));
     }
     match hub.signatures.verify(listener, uri.path(), uri.query().unwrap_or_default()) {

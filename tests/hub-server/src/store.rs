@@ -56,7 +56,7 @@ impl Object {
         match self {
             Object::Memory(bytes) => Ok(bytes.to_vec()),
             Object::File(path, _) => fs::read(path),
-            Object::Xet(file) => file.bytes(0..file.size).await.map(Vec::from),
+            Object::Xet(file) => file.bytes().await.map(Vec::from),
         }
     }
 }

@@ -12,14 +12,13 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderName, Method, Request};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::net::{TcpListener, TcpStream};
 use xet_client::cas_client::{DeletionControlableClient, DirectAccessClient, LocalClient, LocalServer, MemoryClient};
-use xet_client::cas_types::FileRange;
 use xet_core_structures::merklehash::{MerkleHash, compute_data_hash, file_hash};
 use xet_core_structures::metadata_shard::file_structs::{
     FileDataSequenceEntry, FileDataSequenceHeader, FileMetadataExt, MDBFileInfo,
@@ -45,7 +44,7 @@ pub(crate) struct Xet {
     files: Arc<dyn DeletionControlableClient>,
     /// Where Hugging Face's server listens, behind our origin.
     behind: SocketAddr,
-    known: Mutex<HashMap<String, (MerkleHash, u64)>>,
+    known: Mutex<HashMap<String, XetFile>>,
 }
 
 /// A file in the store.
@@ -53,28 +52,37 @@ pub(crate) struct Xet {
 pub(crate) struct XetFile {
     client: Arc<dyn DirectAccessClient>,
     hash: MerkleHash,
+    /// What the file is made of, in order.
+    segments: Arc<[FileDataSequenceEntry]>,
     pub(crate) size: u64,
 }
 
 impl XetFile {
-    /// The bytes of `range`, reconstructed a piece at a time.
+    /// The bytes of `range`, reconstructed a segment at a time.
     pub(crate) fn body(&self, range: Range<u64>) -> Body {
-        let pieces = stream::try_unfold((self.clone(), range), |(file, range)| async move {
-            let end = range.end.min(range.start + (8 << 20));
-            if range.is_empty() {
-                return Ok::<_, io::Error>(None);
+        let mut start = 0;
+        let wanted: Vec<_> = (self.segments.iter().cloned())
+            .filter_map(|segment| {
+                let (first, end) = (start, start + u64::from(segment.unpacked_segment_bytes));
+                start = end;
+                let inside = range.start.max(first)..range.end.min(end);
+                (!inside.is_empty()).then(|| (segment, (inside.start - first) as usize..(inside.end - first) as usize))
+            })
+            .collect();
+        let client = self.client.clone();
+        Body::from_stream(stream::iter(wanted).then(move |(segment, inside)| {
+            let client = client.clone();
+            async move {
+                let chunks = vec![(segment.chunk_index_start, segment.chunk_index_end)];
+                let mut read = client.get_xorb_ranges(&segment.xorb_hash, chunks).await.map_err(io::Error::other)?;
+                Ok::<_, io::Error>(read.pop().unwrap_or_default().slice(inside))
             }
-            let piece = file.bytes(range.start..end).await?;
-            Ok(Some((piece, (file, end..range.end))))
-        });
-        Body::from_stream(pieces)
+        }))
     }
 
-    pub(crate) async fn bytes(&self, range: Range<u64>) -> io::Result<Bytes> {
-        self.client
-            .get_file_data(&self.hash, Some(FileRange::new(range.start, range.end)))
-            .await
-            .map_err(io::Error::other)
+    /// The whole content.
+    pub(crate) async fn bytes(&self) -> io::Result<Bytes> {
+        self.client.get_file_data(&self.hash, None).await.map_err(io::Error::other)
     }
 }
 
@@ -106,7 +114,7 @@ impl Xet {
 
     /// The Xet hash of a file that was found or put before.
     pub(crate) fn hash(&self, sha256: &str) -> Option<String> {
-        lock(&self.known).get(sha256).map(|(hash, _)| hash.hex())
+        lock(&self.known).get(sha256).map(|file| file.hash.hex())
     }
 
     /// The file with this SHA-256: the shards that clients send tell it.
@@ -114,14 +122,19 @@ impl Xet {
         if !lock(&self.known).contains_key(sha256) {
             for (hash, _) in self.files.list_file_shard_entries().await.ok()? {
                 let (info, _) = self.client.get_file_reconstruction_info(&hash).await.ok()??;
-                let size = self.client.get_file_size(&hash).await.ok()?;
-                if let Some(told) = info.metadata_ext {
-                    lock(&self.known).insert(told.sha256.hex(), (hash, size));
-                }
+                self.know(info);
             }
         }
-        let (hash, size) = lock(&self.known).get(sha256).copied()?;
-        Some(XetFile { client: self.client.clone(), hash, size })
+        lock(&self.known).get(sha256).cloned()
+    }
+
+    /// Remembers a file by the SHA-256 that its shard tells.
+    fn know(&self, info: MDBFileInfo) {
+        if let Some(told) = &info.metadata_ext {
+            let (client, hash, size) = (self.client.clone(), info.metadata.file_hash, info.file_size());
+            let file = XetFile { client, hash, size, segments: info.segments.into() };
+            lock(&self.known).insert(told.sha256.hex(), file);
+        }
     }
 
     /// Keeps `bytes` as a client would: in chunks, here all of one size, in blocks, told by a shard. Their SHA-256.
@@ -148,11 +161,11 @@ impl Xet {
             verification: Vec::new(),
             metadata_ext: Some(FileMetadataExt::new(MerkleHash::from_hex(&sha256).map_err(io::Error::other)?)),
         };
-        shard.add_file_reconstruction_info(info).map_err(io::Error::other)?;
+        shard.add_file_reconstruction_info(info.clone()).map_err(io::Error::other)?;
         let permit = self.client.acquire_upload_permit().await.map_err(io::Error::other)?;
         let shard = shard.to_bytes().map_err(io::Error::other)?;
         self.client.upload_shard(shard.into(), permit, None).await.map_err(io::Error::other)?;
-        lock(&self.known).insert(sha256.clone(), (hash, bytes.len() as u64));
+        self.know(info);
         Ok(sha256)
     }
 

@@ -1,0 +1,223 @@
+//! `push`: a checkpoint to the Hub.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use bam_convert::checkpoint::manifest::{MANIFEST, Manifest};
+use bam_convert::evaluate::report::Report as Evaluation;
+use bam_convert::hub::{self, Push, PushOptions, Pushed, Reference, State};
+use bam_convert::surgery::publication::{CARD, Publication};
+use bam_convert::table::{self, Align, counted, grouped};
+use bam_convert::verify::validate::{Options, validate, work_length};
+use bam_convert::{Error, Result};
+use clap::Args;
+use serde::Serialize;
+
+use super::hub::client;
+use super::printer::Printer;
+use super::work::WorkArguments;
+use super::{Outcome, Verdict};
+
+/// Where a folder keeps how good its checkpoint is.
+const EVALUATION: &str = "eval.json";
+
+/// Push a checkpoint to the Hugging Face Hub, after it is found to be valid, in one commit that is read back.
+///
+/// Only what the repository lacks goes up; after a cut connection or a kill the next run goes on. Paths in the manifest
+/// become repositories, and the card gets lineage and evaluation: in what is sent, not in DIR. Exit code 1 means that the
+/// checkpoint has faults, and nothing was sent.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  bam-convert push bam org/name --private\n  \
+                        bam-convert push bam org/name --create-pr --message 'Longer training'\n\n\
+                        Environment: HF_ENDPOINT, HF_TOKEN (or the file of a login), HF_HUB_DISABLE_XET (docs/hub.md).")]
+pub struct Arguments {
+    /// Folder of the checkpoint.
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+    /// Repository; it is made if it is missing.
+    #[arg(value_name = "REPO")]
+    repository: String,
+    /// If the repository has to be made, let nobody else see it; refuse one that all may see.
+    #[arg(long)]
+    private: bool,
+    /// Open a pull request instead of changing the branch.
+    #[arg(long)]
+    create_pr: bool,
+    /// Branch to push to, made from main if it is missing [default: main].
+    #[arg(long, value_name = "BRANCH")]
+    revision: Option<String>,
+    /// What the commit says [default: how the checkpoint was made].
+    #[arg(long, value_name = "TEXT")]
+    message: Option<String>,
+    /// Result of `eval --json` for the card [default: eval.json in DIR, where there is one].
+    #[arg(long, value_name = "FILE")]
+    evaluation: Option<PathBuf>,
+    /// Show what would be pushed, and push nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    work: WorkArguments,
+}
+
+/// What `--dry-run` shows.
+#[derive(Serialize)]
+struct Preview<'a> {
+    repository: &'a str,
+    revision: &'a str,
+    new_repository: bool,
+    files: &'a [hub::PushedFile],
+    sent: u64,
+}
+
+impl Arguments {
+    /// Runs the command.
+    pub fn run(&self, printer: &Printer) -> Outcome {
+        let reference = self.reference()?;
+        let client = client()?;
+        client.require_token(&reference)?;
+        if !self.folder.is_dir() {
+            return Err(Error::file(&self.folder, "expected the folder of a checkpoint").into());
+        }
+        if !self.is_valid(printer)? {
+            return Ok(Verdict::No);
+        }
+        let manifest = Manifest::read(&self.folder)?;
+        let replaced = self.replaced(&reference, manifest.as_ref())?;
+        let bar = printer.bytes_bar(hub::length(&self.folder)?, "reading");
+        let options = PushOptions {
+            folder: &self.folder,
+            replaced,
+            private: self.private,
+            create_pr: self.create_pr,
+            message: self.message(manifest.as_ref())?,
+            dry_run: self.dry_run,
+        };
+        let push = Push::new(&client, &reference, options, &|bytes| bar.inc(bytes))?;
+        bar.finish_and_clear();
+        if self.dry_run {
+            return self.preview(&push, printer);
+        }
+        let ignored = push.files.iter().filter(|file| file.state == State::Ignored);
+        ignored
+            .for_each(|file| printer.note(&format!(" note: {}: left out by the repository's .gitignore", file.path)));
+        let bar = printer.bytes_bar(push.missing(), "pushing");
+        let pushed = push.run(&|bytes| bar.inc(bytes))?;
+        bar.finish_and_clear();
+        self.show(&pushed, printer)
+    }
+
+    fn reference(&self) -> Result<Reference> {
+        let mut reference = Reference::parse(&self.repository)?;
+        match (&self.revision, &reference.revision) {
+            (Some(revision), None) => {
+                reference = Reference::parse(&format!("{}@{revision}", reference.repository))?;
+            }
+            (Some(revision), Some(other)) if revision != other => {
+                return Err(Error::usage(format!("expected one branch, found `{other}` and `{revision}`")));
+            }
+            _ => {}
+        }
+        Ok(reference)
+    }
+
+    fn is_valid(&self, printer: &Printer) -> anyhow::Result<bool> {
+        let bar = printer.bytes_bar(0, "checking");
+        let options = Options {
+            against: None,
+            format: None,
+            threads: self.work.thread_count(),
+            memory: self.work.memory.as_u64(),
+            progress: &|bytes| bar.inc(bytes),
+        };
+        bar.set_length(work_length(&self.folder, &options));
+        let report = validate(&self.folder, &options)?;
+        bar.finish_and_clear();
+        if report.faults() == 0 {
+            return Ok(true);
+        }
+        match self.work.json {
+            true => printer.json(&report)?,
+            false => printer.result(&report.table(false))?,
+        }
+        printer.note(&format!("nothing was pushed: {} has faults", self.folder.display()));
+        Ok(false)
+    }
+
+    /// What goes up in the place of files of the folder.
+    fn replaced(&self, reference: &Reference, manifest: Option<&Manifest>) -> Result<BTreeMap<String, Vec<u8>>> {
+        let beside = self.folder.join(EVALUATION);
+        let evaluation = self.evaluation.clone().or_else(|| Some(beside).filter(|path| path.exists()));
+        let evaluation = evaluation.map(|path| Evaluation::read(&path)).transpose()?;
+        let title = reference.repository.rsplit('/').next().unwrap_or_default();
+        let evaluation = evaluation.map(|report| report.markdown());
+        let card = Publication { folder: &self.folder, title, manifest, evaluation }.card()?;
+        let mut replaced = BTreeMap::from([(CARD.to_owned(), card.into_bytes())]);
+        if let Some(manifest) = manifest {
+            replaced.insert(MANIFEST.to_owned(), manifest.clone().published(&self.folder, CARD).to_bytes());
+        }
+        Ok(replaced)
+    }
+
+    fn message(&self, manifest: Option<&Manifest>) -> Result<String> {
+        match &self.message {
+            Some(message) if message.trim().is_empty() => Err(Error::usage("expected a message, found an empty one")),
+            Some(message) => Ok(message.trim().to_owned()),
+            None => {
+                let method = manifest.map_or_else(String::new, |manifest| format!(" made with {}", manifest.method));
+                Ok(format!("Checkpoint{method}, pushed by bam-convert {}", env!("CARGO_PKG_VERSION")))
+            }
+        }
+    }
+
+    fn preview(&self, push: &Push, printer: &Printer) -> Outcome {
+        let reference = push.reference();
+        let (repository, revision, sent) = (&reference.repository, reference.revision(), push.missing());
+        if self.work.json {
+            let (new_repository, files) = (push.new_repository(), &push.files);
+            printer.json(&Preview { repository, revision, new_repository, files, sent })?;
+            return Ok(Verdict::Yes);
+        }
+        let columns = [("file", Align::Left), ("bytes", Align::Right), ("size", Align::Right), ("", Align::Left)];
+        let rows = push.files.iter().map(|file| {
+            let state = match file.state {
+                State::Unchanged => "there already",
+                State::Ignored => "left out by .gitignore",
+                State::Small | State::Large | State::New => "to push",
+            };
+            vec![file.path.clone(), grouped(file.size), table::bytes(file.size), state.to_owned()]
+        });
+        let new = if push.new_repository() { ", a new repository" } else { "" };
+        printer.result(&format!(
+            "{repository} at {revision}{new}\n\n{}\n{} to push\n",
+            table::render(&columns, rows),
+            table::bytes(sent)
+        ))?;
+        Ok(Verdict::Yes)
+    }
+
+    fn show(&self, pushed: &Pushed, printer: &Printer) -> Outcome {
+        if self.work.json {
+            printer.json(pushed)?;
+            return Ok(Verdict::Yes);
+        }
+        let Some(url) = &pushed.url else {
+            printer.note(&format!("{} has all of it already, at {}", pushed.repository, pushed.commit));
+            printer.result(&pushed.commit)?;
+            return Ok(Verdict::Yes);
+        };
+        let sent = pushed.files.iter().filter(|file| matches!(file.state, State::Small | State::Large)).count();
+        printer.note(&format!(
+            "{} at {}: {}, of which {} sent ({})",
+            pushed.repository,
+            pushed.revision,
+            counted(pushed.files.len() as u64, "file"),
+            sent,
+            table::bytes(pushed.sent),
+        ));
+        printer.result(&format!("{}\n{url}", pushed.commit))?;
+        if let Some(pull_request) = &pushed.pull_request {
+            printer.result(pull_request)?;
+        }
+        Ok(Verdict::Yes)
+    }
+}

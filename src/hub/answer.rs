@@ -1,0 +1,146 @@
+//! Answers of the Hub: their bodies, bounded, and what a refusal means.
+
+use std::ops::Deref;
+use std::time::Duration;
+
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::{StatusCode, Url};
+use serde_json::Value;
+
+use super::http::{Client, Failure};
+use crate::error::HubFault;
+use crate::{Error, Result};
+
+/// The largest answer that is held in memory.
+const LARGEST_ANSWER: usize = 64 << 20;
+/// The most of a refusal's text that is read.
+const LARGEST_REFUSAL: usize = 16 << 10;
+
+/// An answer of success.
+pub(super) struct Answer<'a> {
+    client: &'a Client,
+    place: String,
+    /// Where it came from, redirects followed.
+    url: Url,
+    pub response: reqwest::Response,
+    /// Where in the file the body begins: 0 from a server that knows no ranges.
+    pub begins: u64,
+}
+
+impl<'a> Answer<'a> {
+    /// Of a response that is no redirect.
+    pub(super) fn of(client: &'a Client, place: &str, url: Url, response: reqwest::Response) -> Result<Self, Failure> {
+        let answer = Self { client, place: place.to_owned(), url, response, begins: 0 };
+        if answer.response.status().is_success() { Ok(answer) } else { Err(answer.refusal()) }
+    }
+
+    /// The next piece of the body; `None` at its end.
+    pub(super) fn next(&mut self) -> Result<Option<impl Deref<Target = [u8]> + use<>>, Failure> {
+        let chunk = self.client.block_on(async { self.response.chunk().await });
+        chunk.map_err(|error| Failure::passing(broken(&self.place, "broke off", error)))
+    }
+
+    /// The whole body, which must not be large.
+    pub(super) fn read(mut self) -> Result<(Vec<u8>, HeaderMap), Failure> {
+        let mut bytes = Vec::new();
+        while let Some(piece) = self.next()? {
+            if bytes.len() + piece.len() > LARGEST_ANSWER {
+                let problem = format!("expected an answer of at most {LARGEST_ANSWER} bytes, found more");
+                return Err(Failure::lasting(Error::hub(&self.place, HubFault::Answer, problem)));
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok((bytes, self.response.headers().clone()))
+    }
+
+    /// What an answer without success means.
+    fn refusal(mut self) -> Failure {
+        let status = self.response.status();
+        let header = |name: &str| {
+            self.response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+        };
+        let (code, said, wait) = (header("x-error-code"), header("x-error-message"), wait_of(self.response.headers()));
+        let mut body = Vec::new();
+        while body.len() < LARGEST_REFUSAL
+            && let Ok(Some(piece)) = self.next()
+        {
+            body.extend_from_slice(&piece[..piece.len().min(LARGEST_REFUSAL - body.len())]);
+        }
+        let said = if said.is_empty() { spoken(&body) } else { said };
+        let said = self.client.shown(&said);
+        let is_own = self.client.is_own(&self.url);
+        let fault = fault_of(status, &code, &said, self.client.settings.token.is_some());
+        let words = if said.is_empty() { String::new() } else { format!(": {said}") };
+        let problem = match fault {
+            HubFault::NoRepository => "expected a repository that may be read, found none".to_owned(),
+            HubFault::Gated => "expected a repository that may be read, found a gated one".to_owned(),
+            HubFault::NoRevision => "expected a revision of the repository, found none of this name".to_owned(),
+            HubFault::NoFile => "expected a file of this name, found none".to_owned(),
+            _ => format!("the server answered {status}{words}"),
+        };
+        let error = Error::hub(&self.place, fault, problem);
+        match status {
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Failure { error, passing: Some(wait) },
+            _ if status.is_server_error() && fault != HubFault::Quota => Failure { error, passing: Some(wait) },
+            // An address that was signed for a while has expired: asking the Hub again gives a fresh one.
+            _ if !is_own => Failure { error, passing: Some(wait) },
+            _ => Failure::lasting(error),
+        }
+    }
+}
+
+/// What a status, the Hub's own code for it and its words mean.
+pub(super) fn fault_of(status: StatusCode, code: &str, said: &str, has_token: bool) -> HubFault {
+    let said = said.to_lowercase();
+    let speaks_of = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    match (status.as_u16(), code) {
+        (_, "GatedRepo") => HubFault::Gated,
+        (_, "RevisionNotFound") => HubFault::NoRevision,
+        (_, "EntryNotFound") => HubFault::NoFile,
+        (401, _) if speaks_of(&["credentials", "expired", "token"]) => HubFault::BadToken,
+        (_, "RepoNotFound") => HubFault::NoRepository,
+        // A repository that does not exist and one that nobody without a token may see read the same.
+        (401, _) if has_token => HubFault::BadToken,
+        (401 | 404, _) => HubFault::NoRepository,
+        (402 | 413 | 507, _) => HubFault::Quota,
+        (403, _) if speaks_of(&["storage", "quota", "limit"]) => HubFault::Quota,
+        (403, _) if speaks_of(&["gated", "access to model"]) => HubFault::Gated,
+        (403, _) => HubFault::Forbidden,
+        (409 | 412, _) => HubFault::Conflict,
+        (429, _) => HubFault::RateLimited,
+        (408 | 500.., _) => HubFault::Network,
+        _ => HubFault::Answer,
+    }
+}
+
+/// The wait that a server asks for: `Retry-After: SECONDS`, or `t=SECONDS` of `RateLimit`.
+fn wait_of(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let after = text(RETRY_AFTER.as_str()).and_then(|value| value.trim().parse().ok());
+    let limit = || text("ratelimit")?.split(';').find_map(|part| part.trim().strip_prefix("t=")?.parse().ok());
+    after.or_else(limit).map(Duration::from_secs)
+}
+
+/// What the body of a refusal says: the `error` of an object, or its own words.
+fn spoken(body: &[u8]) -> String {
+    let object: Option<Value> = serde_json::from_slice(body).ok();
+    let error = object.as_ref().and_then(|object| object.get("error")?.as_str());
+    error.map_or_else(|| String::from_utf8_lossy(body).trim().to_owned(), str::to_owned)
+}
+
+/// A connection that came to nothing.
+pub(super) fn broken(place: &str, what: &str, error: reqwest::Error) -> Error {
+    // Addresses may be signed, which makes them secrets.
+    let error = error.without_url();
+    let cause = if error.is_timeout() { "nothing came within the time-out".to_owned() } else { cause(&error) };
+    Error::hub(place, HubFault::Network, format!("the connection {what}: {cause}"))
+}
+
+/// The innermost cause, which says what happened.
+pub(super) fn cause(error: &dyn std::error::Error) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner.to_string()
+}

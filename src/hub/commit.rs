@@ -1,0 +1,248 @@
+//! The commit: what the Hub says of each file before, the one request that makes it, and what to do if nobody knows
+//! whether it did.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::{Method, Url};
+use serde_json::{Value, json};
+
+use super::answer::Answer;
+use super::http::{Client, Patience, Request};
+use super::outgoing::Outgoing;
+use super::reference::Reference;
+use super::tree::{Snapshot, is_commit, repository_url};
+use crate::error::HubFault;
+use crate::{Error, Result};
+
+/// Files that may be asked about at once.
+const GROUP: usize = 256;
+/// Bytes that a commit itself may hold; the Hub takes large files otherwise.
+const LARGEST_INLINE: u64 = 48 << 20;
+
+/// What a push changes: a branch, or a pull request that is made of it.
+pub(super) struct Target {
+    /// Repository and branch.
+    pub reference: Reference,
+    /// Whether a pull request is opened.
+    pub create_pr: bool,
+}
+
+/// What the Hub says of a file before it is sent.
+pub(super) struct Mode {
+    /// Whether it goes up on its own, and not in the commit.
+    pub large: bool,
+    /// Whether the repository's `.gitignore` leaves it out.
+    pub ignored: bool,
+}
+
+/// A commit that is there.
+pub(super) struct Committed {
+    pub commit: String,
+    pub url: String,
+    pub pull_request: Option<String>,
+}
+
+impl Target {
+    /// An address of the API about the revision.
+    pub(super) fn url(&self, client: &Client, what: &str) -> Url {
+        let mut url = repository_url(client, &self.reference.repository, &[what, self.reference.revision()]);
+        if self.create_pr {
+            url.set_query(Some("create_pr=1"));
+        }
+        url
+    }
+
+    /// How errors name it.
+    pub(super) fn place(&self) -> String {
+        self.reference.to_string()
+    }
+
+    /// Asks how each file is to be sent, in order.
+    pub(super) fn modes(&self, client: &Client, files: &[Outgoing]) -> Result<Vec<Mode>> {
+        let mut modes = Vec::with_capacity(files.len());
+        for group in files.chunks(GROUP) {
+            let asked: Vec<Value> = group
+                .iter()
+                .map(|file| {
+                    Ok(json!({"path": file.path, "size": file.size, "sample": STANDARD.encode(file.sample()?)}))
+                })
+                .collect::<Result<_>>()?;
+            let request = Request::post(self.url(client, "preupload"), &json!({"files": asked}));
+            let (answer, _) = client.json(&self.place(), &request)?;
+            let told = answer.get("files").and_then(Value::as_array).into_iter().flatten();
+            let told: BTreeMap<&str, &Value> =
+                told.filter_map(|mode| Some((mode.get("path")?.as_str()?, mode))).collect();
+            for file in group {
+                let mode = told.get(file.path.as_str()).and_then(|mode| read_mode(mode));
+                modes.push(mode.ok_or_else(|| {
+                    let problem = format!("expected to hear how `{}` is to be sent, found no such answer", file.path);
+                    Error::hub(self.place(), HubFault::Answer, problem)
+                })?);
+            }
+        }
+        Ok(modes)
+    }
+
+    /// Commits files that are there already, and small ones with their contents, on top of `parent`.
+    ///
+    /// # Errors
+    /// Somebody else's commit meanwhile; what the Hub refuses.
+    pub(super) fn commit(
+        &self,
+        client: &Client,
+        parent: &Snapshot,
+        message: &str,
+        inline: &[&Outgoing],
+        large: &[&Outgoing],
+    ) -> Result<Committed> {
+        let request = Request {
+            method: Method::POST,
+            body: Some(("application/x-ndjson", lines(&self.place(), &parent.commit, message, inline, large)?)),
+            // Made twice it could be two commits.
+            repeat: false,
+            slow: true,
+            ..Request::get(self.url(client, "commit"))
+        };
+        let pulls = if self.create_pr { self.pull_requests(client)? } else { BTreeMap::new() };
+        let mut patience = Patience::new();
+        let mut again = true;
+        loop {
+            let failure = match client.attempt(&self.place(), &request).and_then(Answer::read) {
+                Ok((body, _)) => return self.read(client, &body),
+                Err(failure) => failure,
+            };
+            let fault = match &failure.error {
+                Error::Hub { fault, .. } => *fault,
+                _ => return Err(failure.error),
+            };
+            match fault {
+                // Nothing was done.
+                HubFault::RateLimited => patience.after(failure)?,
+                // Nobody knows whether it was done; a conflict may be one with our own first attempt.
+                HubFault::Network | HubFault::Conflict => {
+                    if let Some(done) = self.find(client, parent, &pulls, inline, large)? {
+                        return Ok(done);
+                    }
+                    if fault == HubFault::Conflict {
+                        return Err(failure.error.with_hint(
+                            "somebody else has committed meanwhile: run the command again, which compares anew and sends only what is missing",
+                        ));
+                    }
+                    if !std::mem::take(&mut again) {
+                        return Err(failure.error);
+                    }
+                    patience.after(failure)?;
+                }
+                _ => return Err(failure.error),
+            }
+        }
+    }
+
+    fn read(&self, client: &Client, body: &[u8]) -> Result<Committed> {
+        let answer: Value = serde_json::from_slice(body).unwrap_or_default();
+        let text = |key: &str| answer.get(key).and_then(Value::as_str);
+        let commit = text("commitOid").filter(|commit| is_commit(commit)).ok_or_else(|| {
+            let problem = "expected the commit that was made, found none in the answer";
+            Error::hub(self.place(), HubFault::Answer, problem)
+                .with_hint("run the command again: it says whether anything is left to send")
+        })?;
+        let pull_request = text("pullRequestUrl").map(|url| client.shown(url));
+        Ok(Committed { commit: commit.to_owned(), url: self.page(client, commit), pull_request })
+    }
+
+    /// The page of a commit.
+    fn page(&self, client: &Client, commit: &str) -> String {
+        let parts: Vec<&str> = self.reference.repository.split('/').chain(["commit", commit]).collect();
+        client.url(&parts).to_string()
+    }
+
+    /// The commit with these files that an attempt has made whose answer was lost.
+    fn find(
+        &self,
+        client: &Client,
+        parent: &Snapshot,
+        pulls: &BTreeMap<String, String>,
+        inline: &[&Outgoing],
+        large: &[&Outgoing],
+    ) -> Result<Option<Committed>> {
+        let has_all = |snapshot: &Snapshot| -> Result<bool> {
+            for file in inline.iter().chain(large) {
+                match snapshot.files.get(&file.path) {
+                    Some(entry) if file.is(entry)? => {}
+                    _ => return Ok(false),
+                }
+            }
+            Ok(snapshot.commit != parent.commit)
+        };
+        let revisions = match self.create_pr {
+            false => vec![self.reference.revision().to_owned()],
+            true => self.pull_requests(client)?.into_keys().filter(|name| !pulls.contains_key(name)).collect(),
+        };
+        for revision in revisions {
+            let reference = Reference { revision: Some(revision), ..self.reference.clone() };
+            let snapshot = Snapshot::of(client, &reference)?;
+            if has_all(&snapshot)? {
+                let number = reference.revision().strip_prefix("refs/pr/");
+                let pull_request = number.map(|number| {
+                    let parts = self.reference.repository.split('/').chain(["discussions", number]);
+                    client.url(&parts.collect::<Vec<_>>()).to_string()
+                });
+                let url = self.page(client, &snapshot.commit);
+                return Ok(Some(Committed { commit: snapshot.commit, url, pull_request }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The pull requests, by their full names, and the commit that each is at.
+    fn pull_requests(&self, client: &Client) -> Result<BTreeMap<String, String>> {
+        let mut url = repository_url(client, &self.reference.repository, &["refs"]);
+        url.set_query(Some("include_prs=1"));
+        let (answer, _) = client.json(&self.place(), &Request::get(url))?;
+        let listed = answer.get("pullRequests").and_then(Value::as_array).into_iter().flatten();
+        let text = |entry: &Value, key: &str| Some(entry.get(key)?.as_str()?.to_owned());
+        Ok(listed.filter_map(|entry| Some((text(entry, "ref")?, text(entry, "targetCommit")?))).collect())
+    }
+}
+
+fn read_mode(mode: &Value) -> Option<Mode> {
+    let large = match mode.get("uploadMode")?.as_str()? {
+        "lfs" => true,
+        "regular" => false,
+        _ => return None,
+    };
+    Some(Mode { large, ignored: mode.get("shouldIgnore").and_then(Value::as_bool).unwrap_or(false) })
+}
+
+/// The body of the commit: a line of JSON each for what it is, and for each file.
+fn lines(place: &str, parent: &str, message: &str, inline: &[&Outgoing], large: &[&Outgoing]) -> Result<Vec<u8>> {
+    let total: u64 = inline.iter().map(|file| file.size).sum();
+    if total > LARGEST_INLINE {
+        let problem = format!(
+            "expected to send at most {LARGEST_INLINE} bytes as small files, found {total} that the server wants so"
+        );
+        return Err(Error::hub(place, HubFault::Answer, problem)
+            .with_hint("name the large ones in the repository's .gitattributes as files of LFS"));
+    }
+    let (summary, description) = message.split_once('\n').unwrap_or((message, ""));
+    let header = json!({"key": "header", "value": {
+        "summary": summary.trim(), "description": description.trim(), "parentCommit": parent,
+    }});
+    let mut body = header.to_string().into_bytes();
+    let mut add = |line: Value| {
+        body.push(b'\n');
+        body.extend_from_slice(line.to_string().as_bytes());
+    };
+    for file in inline {
+        let content = STANDARD.encode(file.bytes()?);
+        add(json!({"key": "file", "value": {"path": file.path, "content": content, "encoding": "base64"}}));
+    }
+    for file in large {
+        add(
+            json!({"key": "lfsFile", "value": {"path": file.path, "algo": "sha256", "oid": file.sha256, "size": file.size}}),
+        );
+    }
+    Ok(body)
+}

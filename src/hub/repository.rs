@@ -1,0 +1,168 @@
+//! Making repositories and branches, for which `hf-hub` is the client.
+
+use hf_hub::repository::RepoTypeModel;
+use hf_hub::{HFClient, HFError};
+use reqwest::StatusCode;
+use serde_json::Value;
+
+use super::answer::{broken, fault_of};
+use super::http::{Client, Failure, Patience, Request};
+use super::reference::{MAIN, Reference};
+use super::tree::{Snapshot, is_commit, repository_url};
+use crate::error::HubFault;
+use crate::{Error, Result};
+
+/// Where a push goes to, as it is.
+pub(super) struct Head {
+    /// The commit and its files; `None` where there is none yet, which only a look leaves so.
+    pub snapshot: Option<Snapshot>,
+    /// Whether the repository was made, or would be.
+    pub new_repository: bool,
+    /// Whether the branch was made, or would be.
+    pub new_branch: bool,
+}
+
+/// What is to be made where it is missing.
+#[derive(Clone, Copy)]
+pub(super) struct Wish {
+    /// Nobody else may see the repository.
+    pub private: bool,
+    /// The revision is to be there already, as what a pull request asks to change.
+    pub as_base: bool,
+    /// Nothing is made.
+    pub only_look: bool,
+}
+
+impl Head {
+    /// Finds the head of a revision; makes the repository and the branch that are missing.
+    ///
+    /// # Errors
+    /// A repository that all may see where a private one is wished for; a commit in the place of a branch.
+    pub(super) fn find(client: &Client, target: &Reference, wish: Wish) -> Result<Self> {
+        if is_commit(target.revision()) {
+            return Err(Error::usage(format!("{target}: expected a branch to push to, found a commit"))
+                .with_hint("name a branch with --revision"));
+        }
+        let mut found = Self { snapshot: None, new_repository: false, new_branch: false };
+        let error = match Snapshot::of(client, target) {
+            Ok(snapshot) => {
+                if wish.private {
+                    check_private(client, target)?;
+                }
+                found.snapshot = Some(snapshot);
+                return Ok(found);
+            }
+            Err(error) => error,
+        };
+        match &error {
+            Error::Hub { fault: HubFault::NoRepository, .. } => found.new_repository = true,
+            Error::Hub { fault: HubFault::NoRevision, .. } if !wish.as_base => {}
+            _ => return Err(error),
+        }
+        found.new_branch = target.revision() != MAIN && !wish.as_base;
+        if wish.only_look {
+            return Ok(found);
+        }
+        if found.new_repository {
+            create(client, &target.repository, wish.private)?;
+        }
+        if found.new_branch {
+            let main = Reference { repository: target.repository.clone(), revision: None };
+            create_branch(client, target, &Snapshot::of(client, &main)?.commit)?;
+        }
+        found.snapshot = Some(Snapshot::of(client, target)?);
+        Ok(found)
+    }
+}
+
+/// The repository with its owner, who is the token's where none is named.
+pub(super) fn with_owner(client: &Client, target: &Reference) -> Result<Reference> {
+    if target.repository.contains('/') {
+        return Ok(target.clone());
+    }
+    let place = target.to_string();
+    let (answer, _) = client.json(&place, &Request::get(client.url(&["api", "whoami-v2"])))?;
+    let name = answer.get("name").and_then(Value::as_str).unwrap_or_default();
+    let full = Reference::parse(&format!("{name}/{}", target.repository)).map_err(|_| {
+        Error::hub(&place, HubFault::Answer, "expected the name of the token's account, found none in the answer")
+    })?;
+    Ok(Reference { revision: target.revision.clone(), ..full })
+}
+
+fn check_private(client: &Client, target: &Reference) -> Result<()> {
+    let url = repository_url(client, &target.repository, &[]);
+    let (answer, _) = client.json(&target.to_string(), &Request::get(url))?;
+    match answer.get("private").and_then(Value::as_bool) {
+        Some(true) => Ok(()),
+        _ => Err(Error::usage(format!("{target}: expected a private repository, found one that all may see"))
+            .with_hint("make it private in its settings, or push without --private")),
+    }
+}
+
+fn create(client: &Client, repository: &str, private: bool) -> Result<()> {
+    let hub = library(client)?;
+    let create = || async {
+        let request = hub.create_repository().repo_id(repository).repo_type(RepoTypeModel).private(private);
+        request.exist_ok(true).send().await
+    };
+    let mut patience = Patience::new();
+    // Made twice it is made once.
+    while let Err(error) = client.block_on(create()) {
+        patience.after(failure(client, repository, error)).map_err(|error| match &error {
+            Error::Hub { fault: HubFault::Forbidden, .. } => error.with_hint(
+                "the token must be one with write access, and its account the owner or a member of it; or push to a repository of your own",
+            ),
+            _ => error,
+        })?;
+    }
+    Ok(())
+}
+
+fn create_branch(client: &Client, target: &Reference, commit: &str) -> Result<()> {
+    let hub = library(client)?;
+    let (owner, name) = hf_hub::split_id(&target.repository);
+    let repository = hub.model(owner, name);
+    let create = || async { repository.create_branch().branch(target.revision()).revision(commit).send().await };
+    let mut patience = Patience::new();
+    loop {
+        match client.block_on(create()) {
+            // An attempt whose answer was lost has made it.
+            Ok(()) | Err(HFError::Conflict { .. }) => return Ok(()),
+            Err(error) => patience.after(failure(client, &target.repository, error))?,
+        }
+    }
+}
+
+fn library(client: &Client) -> Result<HFClient> {
+    let builder = HFClient::builder().client(client.http().clone()).retry_max_attempts(1);
+    let builder = builder.endpoint(client.settings.endpoint.as_str().trim_end_matches('/')).cache_enabled(false);
+    let builder = match &client.settings.token {
+        Some(token) => builder.token(token.secret()),
+        None => builder,
+    };
+    builder.build().map_err(|_| Error::usage("cannot prepare connections to the Hub"))
+}
+
+/// What the library's error means here.
+fn failure(client: &Client, place: &str, error: HFError) -> Failure {
+    let context = match error {
+        HFError::Http { context }
+        | HFError::AuthRequired { context }
+        | HFError::Forbidden { context }
+        | HFError::Conflict { context }
+        | HFError::RateLimited { context, .. }
+        | HFError::RepoNotFound { context: Some(context), .. }
+        | HFError::RevisionNotFound { context: Some(context), .. }
+        | HFError::EntryNotFound { context: Some(context), .. } => context,
+        HFError::Request { source, .. } => return Failure::passing(broken(place, "failed", source)),
+        _ => {
+            let problem = "expected an answer of the Hub, found something else";
+            return Failure::lasting(Error::hub(place, HubFault::Answer, problem));
+        }
+    };
+    let said = client.shown(context.server_message.as_deref().unwrap_or_default());
+    let fault = fault_of(context.status, context.error_code.as_deref().unwrap_or_default(), &said, true);
+    let error = Error::hub(place, fault, format!("the server answered {}: {said}", context.status));
+    let passes = context.status.is_server_error() || context.status == StatusCode::TOO_MANY_REQUESTS;
+    if passes && fault != HubFault::Quota { Failure::passing(error) } else { Failure::lasting(error) }
+}

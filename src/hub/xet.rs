@@ -1,0 +1,167 @@
+//! Files in and out of Xet, Hugging Face's storage of chunks, for which `hf-xet` is the client.
+//!
+//! It sends no chunk that the storage has, so that an upload that was killed goes on where it was. Its memory is bounded
+//! here: left alone it takes what the machine has.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use reqwest::Url;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use serde_json::Value;
+use xet::XetError;
+use xet::xet_session::{Sha256Policy, XetConfig, XetFileInfo, XetSession, XetSessionBuilder};
+
+use super::commit::Target;
+use super::http::{Client, Request};
+use super::outgoing::Outgoing;
+use super::tree::{Entry, Snapshot, repository_url};
+use crate::checkpoint::source_file::ReadAt;
+use crate::error::HubFault;
+use crate::{Error, Result};
+
+/// Bytes of a file that are handed over at once.
+const PIECE: u64 = 1 << 20;
+/// What keeps its memory small; no telemetry, because nobody was asked.
+const CONFIG: [(&str, &str); 12] = [
+    ("telemetry.enabled", "false"),
+    ("client.retry_base_delay", "500ms"),
+    ("client.read_timeout", "60s"),
+    ("client.ac_initial_upload_concurrency", "1"),
+    ("client.ac_max_upload_concurrency", "1"),
+    ("client.ac_initial_download_concurrency", "4"),
+    ("client.ac_max_download_concurrency", "4"),
+    ("reconstruction.min_reconstruction_fetch_size", "16mb"),
+    ("reconstruction.min_prefetch_buffer", "16mb"),
+    ("reconstruction.download_buffer_size", "48mb"),
+    ("reconstruction.download_buffer_perfile_size", "16mb"),
+    ("reconstruction.download_buffer_limit", "64mb"),
+];
+
+/// A session, and what it may do at a storage.
+struct Access {
+    session: XetSession,
+    storage: String,
+    token: String,
+    until: u64,
+    refresh: (Url, HeaderMap),
+}
+
+impl Access {
+    /// Asks the Hub at `url` for a token.
+    fn new(client: &Client, place: &str, url: Url) -> Result<Self> {
+        let (answer, _) = client.json(place, &Request::get(url.clone()))?;
+        let text = |key: &str| answer.get(key).and_then(Value::as_str).map(str::to_owned);
+        let storage = text("casUrl").filter(|storage| {
+            let parsed = Url::parse(storage).ok();
+            parsed.is_some_and(|url| url.scheme() == "https" || url.scheme() == client.settings.endpoint.scheme())
+        });
+        let (Some(storage), Some(token)) = (storage, text("accessToken")) else {
+            let problem = "expected an address of the Xet storage as safe as the Hub's and a token, found none";
+            return Err(Error::hub(place, HubFault::Answer, problem));
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let until = answer.get("exp").and_then(Value::as_u64).unwrap_or(now);
+        let mut headers = HeaderMap::new();
+        if let Some(own) = &client.settings.token
+            && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {}", own.secret()))
+        {
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        Ok(Self { session: session(client)?, storage, token, until, refresh: (url, headers) })
+    }
+}
+
+fn session(client: &Client) -> Result<XetSession> {
+    let failed = |error: String| Error::usage(format!("cannot prepare connections to Xet: {error}"));
+    let wait = |time: Duration| format!("{}ms", time.as_millis());
+    let own = [("client.connect_timeout", wait(client.settings.answer_timeout))];
+    let all = CONFIG.map(|(key, value)| (key, value.to_owned())).into_iter().chain(own);
+    let config = all.into_iter().try_fold(XetConfig::new(), |config, (key, value)| config.with_config(key, value));
+    let config = config.map_err(|error| failed(error.to_string()))?;
+    XetSessionBuilder::new_with_config(config).build().map_err(|error| failed(error.to_string()))
+}
+
+/// Uploads files, one after the other; their chunks go out side by side.
+pub(super) fn upload(
+    client: &Client,
+    target: &Target,
+    files: &[&Outgoing],
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<()> {
+    let place = target.place();
+    let access = Access::new(client, &place, target.url(client, "xet-write-token"))?;
+    let fault = |error: XetError| told(client, &place, error);
+    let commit = access.session.new_upload_commit().map_err(fault)?;
+    let commit = commit.with_endpoint(access.storage).with_token_info(access.token, access.until);
+    let commit = commit.with_token_refresh_url(access.refresh.0, access.refresh.1).build_blocking().map_err(fault)?;
+    let send = |file: &Outgoing| -> Result<()> {
+        let fault = |error: XetError| told(client, &format!("{place}: {}", file.path), error);
+        let policy = Sha256Policy::from_hex(&file.sha256);
+        let stream = commit.upload_stream_blocking(Some(file.path.clone()), policy).map_err(fault)?;
+        for start in (0..file.size).step_by(PIECE as usize) {
+            let mut bytes = vec![0; (file.size - start).min(PIECE) as usize];
+            let length = bytes.len() as u64;
+            file.content.read_exact_at(&mut bytes, start)?;
+            stream.write_blocking(bytes).map_err(fault)?;
+            progress(length);
+        }
+        stream.finish_blocking().map_err(fault)?;
+        file.check_unchanged()
+    };
+    if let Err(error) = files.iter().try_for_each(|file| send(file)) {
+        // The error is what the user must see.
+        let _ = commit.abort();
+        return Err(error);
+    }
+    commit.commit_blocking().map(drop).map_err(fault)
+}
+
+/// Hands over the bytes of a file of a commit from `begin` on. The outer error is one of writing.
+pub(super) fn download(
+    client: &Client,
+    snapshot: &Snapshot,
+    path: &str,
+    entry: &Entry,
+    begin: u64,
+    write: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let Some(hash) = &entry.xet else { return Ok(()) };
+    let place = format!("{}: {path}", snapshot.place());
+    let url = repository_url(client, &snapshot.repository, &["xet-read-token", &snapshot.commit]);
+    let access = Access::new(client, &place, url)?;
+    let fault = |error: XetError| told(client, &place, error);
+    let group = access.session.new_download_stream_group().map_err(fault)?;
+    let group = group.with_endpoint(access.storage).with_token_info(access.token, access.until);
+    let group = group.with_token_refresh_url(access.refresh.0, access.refresh.1).build_blocking().map_err(fault)?;
+    let info = XetFileInfo::new(hash.clone(), entry.size);
+    let mut stream = group.download_stream_blocking(info, Some(begin..entry.size)).map_err(fault)?;
+    let mut left = entry.size - begin;
+    while left > 0 {
+        let Some(piece) = stream.blocking_next().map_err(fault)? else {
+            let problem = format!("expected {left} more bytes from Xet, found the end");
+            return Err(Error::hub(&place, HubFault::Network, problem));
+        };
+        let wanted = left.min(piece.len() as u64) as usize;
+        write(&piece[..wanted])?;
+        left -= wanted as u64;
+    }
+    Ok(())
+}
+
+/// What the library's error means here, without addresses' queries, which may be signed.
+fn told(client: &Client, place: &str, error: XetError) -> Error {
+    let fault = match &error {
+        XetError::Authentication(_) => HubFault::BadToken,
+        XetError::RateLimited(_) => HubFault::RateLimited,
+        XetError::NotFound(_) | XetError::DataIntegrity(_) => HubFault::Answer,
+        _ => HubFault::Network,
+    };
+    let text = error.to_string();
+    let words = text.split(' ').map(|word| match word.split_once('?') {
+        Some((address, _)) if address.contains("://") => address,
+        _ => word,
+    });
+    let said = client.shown(&words.collect::<Vec<_>>().join(" "));
+    Error::hub(place, fault, format!("Xet: {said}"))
+}
