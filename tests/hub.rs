@@ -525,3 +525,28 @@ fn headers_come_by_ranges_however_long_they_are() {
     world.server.put("org/cut", "main", &[("model.safetensors", &long[..500_000])]);
     world.run(&["inspect", "hf://org/cut"]).refused(2, &["model.safetensors"]);
 }
+
+#[test]
+fn a_recipe_makes_a_mixtral_of_what_it_pulls_and_its_manifest_makes_it_again() {
+    let world = World::new();
+    let chat = put(&world.server, "org/chat", &contents(&fixture("llama/code")));
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/btx-from-hub.yaml");
+    let recipe = recipe.to_str().unwrap();
+    let set = ["--set", "seed=org/seed", "--set", "chat=org/chat@main"];
+    world.run(&[&["run", recipe, "--work", "work"], &set[..]].concat()).ok();
+    let config = common::read_json(world.path("work/mixtral/config.json"));
+    assert_eq!(config["model_type"], "mixtral");
+    assert_eq!(common::read_json(world.path("work/replay.json"))["checks"][0]["status"], "ok");
+    let recorded = common::read_json(world.path("work/mixtral/bam-manifest.json"))["recipe"].clone();
+    assert_eq!(recorded["stages"][0]["settings"]["repository"][0], format!("org/seed@{}", world.commit));
+    assert_eq!(recorded["stages"][1]["settings"]["repository"][0], format!("org/chat@{chat}"));
+    assert_eq!(recorded["sources"], serde_json::json!({}));
+
+    // The branch moves on; the manifest stays with its commits.
+    put(&world.server, "org/chat", &contents(&fixture("llama/law")));
+    std::fs::rename(world.path("work/mixtral"), world.path("mixtral")).unwrap();
+    std::fs::remove_dir_all(world.path("work")).unwrap();
+    let again = world.run(&["run", "--from-manifest", "mixtral", "--work", "again"]).ok();
+    assert!(again.stdout.contains("files have the same bytes"), "{again}");
+    common::assert_same_folder(&world.path("mixtral"), &world.path("again/mixtral"));
+}

@@ -350,3 +350,73 @@ fn faults_of_a_recipe_are_refused_where_they_stand() {
     fs::write(bench.recipe(), "stages: []\n").unwrap();
     bench.run().refused(2, &["expected at least one stage"]);
 }
+
+#[test]
+fn slurm_gets_jobs_arrays_and_what_each_waits_for() {
+    let bench = Bench::new();
+    bench.edit("stages:\n", "slurm: {partition: cpu, time: \"${minutes}\", cpus: 2}\nstages:\n");
+    bench.edit("  seed: 1\n", "  seed: 1\n  minutes: 10\n");
+    bench.edit("      out: bam\n", "      out: bam\n    slurm: {time: 2-00:00:00, mem: 64G, gpus: h100:1}\n");
+    let dry = |arguments: &[&str]| {
+        let fixed = ["run".into(), bench.recipe().into_os_string(), "--work".into(), bench.work().into_os_string()];
+        let given = ["--dry-run", "--executor", "slurm"].iter().chain(arguments).map(std::ffi::OsString::from);
+        common::run(fixed.into_iter().chain(given))
+    };
+    let script = dry(&["--set", "seed=it's"]).refused(2, &["stage `expert-code`", "it's"]);
+    assert!(script.stdout.is_empty());
+    let script = dry(&["--set", "seed=5"]).ok().stdout;
+    let [folder, program] = [bench.folder.path(), common::binary()].map(|path| path.display().to_string());
+    let script = script.replace(&program, "PROGRAM").replace(&folder, "FOLDER");
+    insta::assert_snapshot!("slurm", script);
+
+    // Nothing changed: nothing would be submitted.
+    bench.run().ok();
+    assert_eq!(dry(&[]).ok().stdout.trim(), "");
+    let jobs = dry(&["--force=expert-*", "--json"]).ok().json();
+    let names: Vec<&str> = jobs.as_array().unwrap().iter().map(|job| job["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["expert", "bam", "validate"]);
+    assert!(jobs[0]["script"].as_str().unwrap().contains("&& force=--force\n"), "{jobs}");
+
+    bench.edit("gpus: h100:1", "gpu: 1");
+    dry(&[]).refused(2, &["mixture.yaml:20:41: key `gpu`: `slurm` has no such key", "nearest known key is `gpus`"]);
+    bench.edit("gpu: 1", "gpus: \"1 # 2\"");
+    dry(&[]).refused(2, &["`gpus` cannot be `1 # 2`"]);
+    if which("sbatch").is_none() {
+        bench.edit("gpus: \"1 # 2\"", "gpus: 1");
+        let run = bam!("run", bench.recipe(), "--work", bench.work(), "--executor", "slurm", "--force");
+        run.refused(3, &["sbatch", "--executor slurm needs the commands of Slurm"]);
+    }
+}
+
+/// Where a program lies, of those that the shell would find.
+fn which(name: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join(name)).find(|path| path.exists())
+}
+
+#[test]
+fn jobs_of_one_folder_run_beside_each_other_and_keep_runs_of_it_out() {
+    let bench = Bench::new();
+    let wait = |name: &str, other: &str| {
+        let command = format!("touch {name}; until test -e {other}; do sleep 0.02; done");
+        format!("  - name: {name}\n    shell: {{command: \"{command}\", outputs: {name}}}\n")
+    };
+    fs::write(bench.recipe(), format!("stages:\n{}{}", wait("left", "right"), wait("right", "left"))).unwrap();
+    let job = |stage: &str| {
+        let mut command = std::process::Command::new(common::binary());
+        command.arg("run").arg(bench.recipe()).arg("--work").arg(bench.work()).args(["--only", stage, "--job"]);
+        command
+    };
+    let left = job("left").stderr(std::process::Stdio::null()).spawn().unwrap();
+    while !bench.work().join("left").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let status = bam!("run", bench.recipe(), "--work", bench.work(), "--status", "--json").ok().json();
+    assert_eq!(bench.states(&status, "state"), ["left running", "right new"]);
+    bam!("run", bench.recipe(), "--work", bench.work()).refused(2, &["another run works in this folder"]);
+    common::finish(job("left")).refused(2, &["another run works in this folder"]);
+    common::finish(job("right")).ok();
+    assert!(left.wait_with_output().unwrap().status.success());
+    let times = read_json(bench.work().join(".bam-run/run.json"));
+    assert!(times["left"]["seconds"].is_number() && times["right"]["seconds"].is_number(), "{times}");
+    assert!(bench.ran().is_empty());
+}

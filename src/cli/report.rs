@@ -14,13 +14,14 @@ const HTML: &[u8] = b"<!doctype html>";
 
 /// Write one self-contained HTML page about training runs, checkpoints and evaluations.
 ///
-/// Loss curves, perplexity by domain, routers over time, gradients and updates by role, divergence from the seed, settings
-/// and lineage; several runs are laid over each other. The page needs no network and no other file.
+/// The stages of the recipe that made them as a graph, loss curves, perplexity by domain, routers over time, gradients and
+/// updates by role, divergence from the seed, settings and lineage; several runs are laid over each other. The page needs no
+/// network and no other file.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  bam-convert report bam-trained btx-trained --out report.html\n  \
                         bam-convert report experts/code experts/law evaluation.json --out report.html")]
 pub struct Arguments {
-    /// Outputs of `train` (OUT or OUT.run), checkpoint folders, and results of `eval --json`.
+    /// Outputs of `train` (OUT or OUT.run), checkpoint folders, results of `eval --json`, and work folders of `run`.
     #[arg(value_name = "DIR|FILE.json", required = true)]
     inputs: Vec<PathBuf>,
     /// The page.

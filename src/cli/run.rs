@@ -6,9 +6,10 @@ use std::sync::atomic::AtomicBool;
 
 use bam_convert::Error;
 use bam_convert::pipeline::{
-    Choice, Failure, Graph, Rebuild, Recipe, Report, Runner, Selection, Stage, comparison_table, schema, status_table,
+    Choice, Failure, Graph, Rebuild, Recipe, Report, Runner, Selection, Site, Stage, comparison_table, schema,
+    status_table, submission_script, submitted_table,
 };
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::printer::Printer;
 use super::stages::{commands, preview};
@@ -61,6 +62,12 @@ pub struct Arguments {
     /// Read every input again instead of trusting its size, times and inode.
     #[arg(long)]
     verify: bool,
+    /// Where stages run: on this machine, or each as a job of Slurm.
+    #[arg(long, value_enum, default_value_t = Executor::Local, conflicts_with = "from_manifest")]
+    executor: Executor,
+    /// Run as a job beside others, which run the other stages.
+    #[arg(long, hide = true, requires = "only", conflicts_with_all = ["executor", "from_manifest"])]
+    job: bool,
     /// Print the commands, what needs what, and which would run and why; run nothing.
     #[arg(long)]
     dry_run: bool,
@@ -73,6 +80,15 @@ pub struct Arguments {
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// Where stages run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Executor {
+    /// On this machine.
+    Local,
+    /// As jobs of Slurm, on machines that share the file system.
+    Slurm,
 }
 
 impl Arguments {
@@ -112,8 +128,8 @@ impl Arguments {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let jobs = self.jobs.map_or_else(cores, usize::from);
         let verify = self.verify;
-        let runner =
-            Runner { program: &program, work, jobs, variables: &variables, verify, stop: &stop, watch: &watcher };
+        let (shares, variables, stop, watch) = (self.job, &variables[..], &stop, &watcher);
+        let runner = Runner { program: &program, work, jobs, variables, verify, shares, stop, watch };
         if self.status {
             let status = runner.status(stages, &graph)?;
             match self.json {
@@ -121,6 +137,9 @@ impl Arguments {
                 false => printer.result(&status_table(&status))?,
             }
             return Ok(Verdict::Yes);
+        }
+        if self.executor == Executor::Slurm {
+            return self.run_on_slurm(&runner, recipe, (stages, &graph, &choices), printer);
         }
         if self.dry_run {
             let forecasts = runner.forecast(stages, &graph, &choices)?;
@@ -131,9 +150,11 @@ impl Arguments {
             return Ok(Verdict::Yes);
         }
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            // A second signal does not wait for the stages to end.
-            signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
-            signal_hook::flag::register(signal, Arc::clone(&stop))?;
+            // A second signal does not wait for the stages to end; but Slurm sends as many as it likes.
+            if !self.job {
+                signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(stop))?;
+            }
+            signal_hook::flag::register(signal, Arc::clone(stop))?;
         }
         let report = runner.run(stages, &graph, &choices);
         watcher.stop();
@@ -158,6 +179,34 @@ impl Arguments {
             return Ok(Verdict::No);
         }
         ended(&report, printer)
+    }
+
+    /// Submits the stages, or shows how.
+    fn run_on_slurm(
+        &self,
+        runner: &Runner,
+        recipe: &Recipe,
+        (stages, graph, choices): (&[Stage], &Graph, &[Choice]),
+        printer: &Printer,
+    ) -> Outcome {
+        let whole = |path: &Path| std::path::absolute(path).map_err(|e| Error::io("find", path, e));
+        let (program, work) = (runner.program.to_path_buf(), whole(runner.work)?);
+        let site = Site { program, recipe: whole(recipe.path())?, work, set: self.set.clone(), verify: self.verify };
+        if self.dry_run {
+            let (jobs, waiting) = runner.jobs(stages, graph, choices, &site)?;
+            match self.json {
+                true => printer.json(&jobs)?,
+                false => printer.result(&submission_script(&jobs, &waiting))?,
+            }
+            return Ok(Verdict::Yes);
+        }
+        let submitted = runner.submit(stages, graph, choices, &site)?;
+        match self.json {
+            true => printer.json(&submitted)?,
+            false if submitted.is_empty() => printer.note("nothing changed: nothing was submitted"),
+            false => printer.result(&submitted_table(&submitted))?,
+        }
+        Ok(Verdict::Yes)
     }
 }
 

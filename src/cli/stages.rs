@@ -4,7 +4,7 @@ use std::path::Path;
 
 use bam_convert::checkpoint::output::free_space;
 use bam_convert::pipeline::{Forecast, Stage};
-use bam_convert::table;
+use bam_convert::table::{self, quoted};
 
 /// A stage and what a run would do about it, for programs.
 pub(super) fn preview((stage, forecast): (&Stage, &Forecast)) -> serde_json::Value {
@@ -52,13 +52,4 @@ fn typed(stage: &Stage) -> String {
     let words: Vec<String> = program.into_iter().chain(words).collect();
     let stdout = stage.stdout.iter().map(|file| format!(" > {}", quoted(&file.to_string_lossy())));
     words.join(" ") + &stdout.collect::<String>()
-}
-
-/// A word for a shell.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
-    match !word.is_empty() && word.chars().all(plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
 }

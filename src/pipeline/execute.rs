@@ -19,7 +19,7 @@ use crate::checkpoint::{json, single};
 use crate::{Error, Result};
 
 /// The runner's own folder within the work folder.
-const FOLDER: &str = ".bam-run";
+pub(super) const FOLDER: &str = ".bam-run";
 /// Lines of a failed stage's log that are shown.
 const TAIL: usize = 20;
 /// Tries to take the lock: who asks for the status of a run holds it for a moment.
@@ -37,6 +37,8 @@ pub struct Runner<'a> {
     pub variables: &'a [(String, String)],
     /// Whether every input is read again, whatever is known of it.
     pub verify: bool,
+    /// Whether this is one of several processes that each run some of the stages: it holds those, and not the folder.
+    pub shares: bool,
     /// Once true, running stages are told to end, and no other is started.
     pub stop: &'a AtomicBool,
     /// Told what happens.
@@ -73,7 +75,8 @@ impl Runner<'_> {
         let begun = Instant::now();
         let logs = self.logs();
         fs::create_dir_all(&logs).map_err(|e| Error::io("create", &logs, e))?;
-        let _lock = self.lock()?;
+        let _locks = self.locks(stages, choices)?;
+        self.write_graph(stages, graph)?;
         let mut times = self.times();
         let weights = stages.iter().map(|stage| if stage.computes() { self.jobs } else { 1 }).collect();
         let mut schedule = Schedule::new(graph, weights, self.jobs);
@@ -228,7 +231,7 @@ impl Runner<'_> {
         Times::read(&self.work.join(FOLDER).join("run.json"))
     }
 
-    fn logs(&self) -> PathBuf {
+    pub(super) fn logs(&self) -> PathBuf {
         self.work.join(FOLDER).join("logs")
     }
 
@@ -236,18 +239,41 @@ impl Runner<'_> {
         self.logs().join(format!("{}.log", stage.name))
     }
 
-    /// Whether a run works in the folder.
-    pub(super) fn is_running(&self) -> bool {
-        let file = File::open(self.work.join(FOLDER).join("lock"));
-        file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+    /// Whether a stage that was started may still run: a run holds the folder, or the stage.
+    pub(super) fn is_running(&self, stage: &Stage) -> bool {
+        let is_held = |path: PathBuf| {
+            File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+        };
+        is_held(self.lock_of_all()) || is_held(self.lock_of(stage))
     }
 
-    /// Takes the lock of the work folder, held until dropped.
-    fn lock(&self) -> Result<File> {
-        let path = &self.work.join(FOLDER).join("lock");
+    fn lock_of_all(&self) -> PathBuf {
+        self.work.join(FOLDER).join("lock")
+    }
+
+    fn lock_of(&self, stage: &Stage) -> PathBuf {
+        self.logs().join(format!("{}.lock", stage.name))
+    }
+
+    /// Takes the lock of the work folder, or, beside others, those of the stages that are to run; held until dropped.
+    fn locks(&self, stages: &[Stage], choices: &[Choice]) -> Result<Vec<File>> {
+        if !self.shares {
+            return Ok(vec![self.lock(&self.lock_of_all(), File::try_lock)?]);
+        }
+        let own = stages.iter().zip(choices).filter(|(_, choice)| **choice != Choice::Leave);
+        let own = own.map(|(stage, _)| self.lock(&self.lock_of(stage), File::try_lock));
+        std::iter::once(self.lock_shared()).chain(own).collect()
+    }
+
+    /// Keeps runs of the whole folder out, until dropped.
+    pub(super) fn lock_shared(&self) -> Result<File> {
+        self.lock(&self.lock_of_all(), File::try_lock_shared)
+    }
+
+    fn lock(&self, path: &Path, take: fn(&File) -> Result<(), fs::TryLockError>) -> Result<File> {
         let file = File::create(path).map_err(|e| Error::io("lock", path, e))?;
         for _ in 0..LOCK_TRIES {
-            match file.try_lock() {
+            match take(&file) {
                 Ok(()) => return Ok(file),
                 Err(fs::TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
                 Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", path, e)),

@@ -8,6 +8,7 @@ use serde_saphyr::{Location, Spanned};
 use super::expand::{STAGE, Scope, refers_to};
 use super::graph::Makers;
 use super::lines::text;
+use super::slurm::resources::{self, SLURM};
 use super::stage::{Stage, Written, commands};
 use super::yaml::{self, Node, fault, unknown_key};
 use crate::checkpoint::manifest::relative_to;
@@ -16,9 +17,9 @@ use crate::error::nearest;
 use crate::{Error, Result};
 
 /// Keys at the top of a recipe.
-pub(super) const KEYS: [&str; 4] = ["description", "work", "variables", "stages"];
+pub(super) const KEYS: [&str; 5] = ["description", "work", "variables", SLURM, "stages"];
 /// Keys of a stage beside its command.
-pub(super) const STAGE_KEYS: [&str; 3] = ["name", "for_each", "stdout"];
+pub(super) const STAGE_KEYS: [&str; 4] = ["name", "for_each", "stdout", SLURM];
 /// Most stages that one entry may stand for.
 const MOST_STAGES: usize = 10_000;
 /// The folder of the recipe, as seen from the work folder.
@@ -30,6 +31,7 @@ pub struct Recipe {
     path: PathBuf,
     work: Option<String>,
     variables: Vec<(Spanned<String>, Spanned<String>)>,
+    slurm: Option<Spanned<Node>>,
     stages: Vec<Spanned<Node>>,
 }
 
@@ -48,7 +50,8 @@ impl Recipe {
     }
 
     fn from_tree(path: &Path, tree: Spanned<Node>) -> Result<Self> {
-        let mut recipe = Self { path: path.to_path_buf(), work: None, variables: Vec::new(), stages: Vec::new() };
+        let (work, variables, slurm, stages) = Default::default();
+        let mut recipe = Self { path: path.to_path_buf(), work, variables, slurm, stages };
         for (key, value) in map(path, &tree, "the keys of a recipe")? {
             match key.value.as_str() {
                 "description" => drop(scalar(path, value)?),
@@ -62,6 +65,7 @@ impl Recipe {
                         recipe.variables.push((name.clone(), scalar(path, value)?));
                     }
                 }
+                SLURM => recipe.slurm = Some(value.clone()),
                 "stages" => match &value.value {
                     Node::List(stages) => recipe.stages.clone_from(stages),
                     other => {
@@ -110,10 +114,11 @@ impl Recipe {
         let (mut scope, _) = self.scope(set, work)?;
         let mut stages: Vec<Stage> = Vec::new();
         let mut makers = Makers::new(work)?;
-        for tree in &self.stages {
+        for (entry, tree) in self.stages.iter().enumerate() {
             // What a stage uses is its own.
             scope = scope.unused();
-            for stage in self.resolve(tree, &program, &mut scope)? {
+            for mut stage in self.resolve(tree, &program, &mut scope)? {
+                stage.entry = entry;
                 if stages.iter().any(|other| other.name == stage.name) {
                     let problem = format!("two stages are named `{}`", stage.name);
                     return Err(fault(&self.path, tree.referenced, problem)
@@ -169,12 +174,13 @@ impl Recipe {
     /// One entry of the list: a stage for each combination of its loop's values.
     fn resolve(&self, tree: &Spanned<Node>, program: &Command, scope: &mut Scope) -> Result<Vec<Stage>> {
         let path = &self.path;
-        let (mut name, mut stdout, mut command, mut loops) = (None, None, None, Vec::new());
+        let (mut name, mut stdout, mut command, mut slurm, mut loops) = (None, None, None, None, Vec::new());
         for (key, value) in map(path, tree, "the keys of a stage")? {
             match key.value.as_str() {
                 "name" => name = Some(scalar(path, value)?),
                 "stdout" => stdout = Some(scalar(path, value)?),
                 "for_each" => loops = self.loops(value, scope)?,
+                SLURM => slurm = Some(value),
                 _ if command.is_some() => {
                     let mut known = STAGE_KEYS.to_vec();
                     let commands = commands(program);
@@ -201,7 +207,11 @@ impl Recipe {
         for values in combinations(&loops) {
             let mut inner = scope.clone();
             loops.iter().zip(values).for_each(|((name, _), value)| inner.insert(name.value.clone(), value));
-            stages.push(written.resolve(program, &inner)?);
+            let mut stage = written.resolve(program, &inner)?;
+            for asked in self.slurm.iter().chain(slurm) {
+                resources::read(path, asked, &inner, &mut stage.slurm)?;
+            }
+            stages.push(stage);
         }
         for (variable, _) in &loops {
             if !refers_to(&name.value, &variable.value) {

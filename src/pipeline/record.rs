@@ -78,9 +78,7 @@ impl<'a> Records<'a> {
 
     /// The record of a stage, if there is one that this version understands.
     pub(super) fn read(&self, stage: &Stage) -> Option<Record> {
-        let bytes = fs::read(self.path(stage)).ok()?;
-        let record: Record = serde_json::from_slice(&bytes).ok()?;
-        (record.format_version == FORMAT_VERSION).then_some(record)
+        read(&self.path(stage))
     }
 
     /// Records that a stage starts.
@@ -144,7 +142,7 @@ impl<'a> Records<'a> {
     }
 
     fn path(&self, stage: &Stage) -> PathBuf {
-        self.folder.join(format!("{}.json", stage.name))
+        place(&self.folder, &stage.name)
     }
 
     fn write(&self, stage: &Stage, record: &Record) -> Result<()> {
@@ -235,6 +233,20 @@ impl<'a> Records<'a> {
         found.sort();
         Ok(found)
     }
+}
+
+/// How far the stage of this name came, by the records in `folder`.
+pub(super) fn state(folder: &Path, stage: &str) -> Option<State> {
+    read(&place(folder, stage)).map(|record| record.state)
+}
+
+fn place(folder: &Path, stage: &str) -> PathBuf {
+    folder.join(format!("{stage}.json"))
+}
+
+fn read(path: &Path) -> Option<Record> {
+    let record: Record = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    (record.format_version == FORMAT_VERSION).then_some(record)
 }
 
 /// The command line, and where its result goes.

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::lines::{is_named, setting, takes_many};
 use super::recipe::{KEYS, STAGE_KEYS};
 use super::shell;
+use super::slurm::resources::FLAGS;
 use super::stage::{RUNNERS, commands, definition};
 
 /// The schema of recipes for the commands of `program`.
@@ -14,7 +15,7 @@ pub fn schema(program: &Command) -> Value {
     program.build();
     let names = commands(&program);
     let mut stage = Map::new();
-    let [name, for_each, stdout] = STAGE_KEYS;
+    let [name, for_each, stdout, slurm] = STAGE_KEYS;
     stage.insert(name.to_owned(), text("Its name, which no other stage has."));
     stage.insert(
         for_each.to_owned(),
@@ -22,6 +23,7 @@ pub fn schema(program: &Command) -> Value {
                "type": "object", "additionalProperties": {"type": "array", "items": scalar()}}),
     );
     stage.insert(stdout.to_owned(), text("A file for what the command prints."));
+    stage.insert(slurm.to_owned(), resources());
     for name in &names {
         let settings = match definition(&program, name) {
             Some(command) => settings(command),
@@ -30,7 +32,7 @@ pub fn schema(program: &Command) -> Value {
         stage.insert(name.clone(), settings);
     }
     let one: Vec<Value> = names.iter().map(|name| json!({"required": [name]})).collect();
-    let [description, work, variables, stages] = KEYS;
+    let [description, work, variables, slurm, stages] = KEYS;
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Recipe",
@@ -43,6 +45,7 @@ pub fn schema(program: &Command) -> Value {
             work: text("The folder to work in; --work replaces it."),
             variables: {"description": "What ${name} stands for; --set NAME=VALUE replaces it.",
                         "type": "object", "additionalProperties": scalar()},
+            slurm: resources(),
             stages: {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/stage"}},
         },
         "$defs": {"stage": {"type": "object", "required": [name], "additionalProperties": false, "oneOf": one,
@@ -56,6 +59,17 @@ fn text(description: &str) -> Value {
 
 fn scalar() -> Value {
     json!({"type": ["string", "number", "boolean"]})
+}
+
+/// What stages may ask of Slurm.
+fn resources() -> Value {
+    let keys = FLAGS.iter().map(|(key, flag)| {
+        let mut property = scalar();
+        property["description"] = format!("`--{flag}` of sbatch.").into();
+        ((*key).to_owned(), property)
+    });
+    json!({"description": "What is asked of Slurm with --executor slurm; a stage's own wins.", "type": "object",
+           "additionalProperties": false, "properties": keys.collect::<Map<_, _>>()})
 }
 
 fn shell_settings() -> Value {

@@ -9,6 +9,7 @@ use super::expand::Scope;
 use super::lines::{Lines, Settings, refusal, text};
 use super::provenance::HUB;
 use super::shell::{SHELL, Shell};
+use super::slurm::resources::Resources;
 use super::yaml::{Node, fault, unknown_key};
 use crate::Result;
 
@@ -41,6 +42,10 @@ pub struct Stage {
     pub(super) inputs: Vec<String>,
     /// What the recipe says of the command, names replaced.
     pub(super) settings: Settings,
+    /// What it asks of Slurm.
+    pub(super) slurm: Resources,
+    /// Which entry of the recipe it comes from.
+    pub(super) entry: usize,
     /// The stages that its settings refer to by name.
     pub(super) after: Vec<String>,
     /// Whether the command has `--force`, which replaces an output.
@@ -169,7 +174,9 @@ impl Written<'_> {
         command.extend(arguments);
         let after = scope.used_stages().into_iter().map(|(stage, _)| stage).collect();
         let (replaces, resumes, is_own) = (has("force"), has("resume"), true);
-        let stage = Stage { name, command, is_own, inputs, outputs, stdout, settings, after, replaces, resumes };
+        let (slurm, entry) = Default::default();
+        let stage =
+            Stage { name, command, is_own, inputs, outputs, stdout, settings, slurm, entry, after, replaces, resumes };
         self.check(program, &stage)?;
         Ok(stage)
     }
@@ -183,7 +190,8 @@ impl Written<'_> {
         inputs.extend(made);
         let command = ["sh", "-c", &command].map(str::to_owned).to_vec();
         let (replaces, resumes, is_own) = (false, false, false);
-        Stage { name, command, is_own, inputs, outputs, stdout, settings, after, replaces, resumes }
+        let (slurm, entry) = Default::default();
+        Stage { name, command, is_own, inputs, outputs, stdout, settings, slurm, entry, after, replaces, resumes }
     }
 
     /// Parses the command line as the command will.

@@ -9,6 +9,7 @@ use super::execute::Runner;
 use super::graph::Graph;
 use super::record::State;
 use super::select::Choice;
+use super::slurm::JobState;
 use super::stage::Stage;
 use crate::Result;
 use crate::table::{self, Align};
@@ -40,6 +41,8 @@ pub enum Stand {
     Failed,
     /// Its last run was cut short.
     Stopped,
+    /// Slurm has it, and it waits.
+    Queued,
     /// It never ran.
     New,
 }
@@ -60,6 +63,9 @@ pub struct StageStatus {
     pub started: Option<String>,
     /// Wall time of its last run that ended well; of one that runs, so far.
     pub seconds: Option<f64>,
+    /// Its job, of a stage that Slurm was given and knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobState>,
     /// The last line of its log.
     pub last_line: Option<String>,
 }
@@ -97,11 +103,14 @@ impl Runner<'_> {
     /// Where an input cannot be read.
     pub fn status(&self, stages: &[Stage], graph: &Graph) -> Result<Vec<StageStatus>> {
         let forecasts = self.forecast(stages, graph, &vec![Choice::Check; stages.len()])?;
-        let (records, times, running) = (self.records(), self.times(), self.is_running());
+        let (records, times, mut jobs) = (self.records(), self.times(), self.job_states());
         let status = stages.iter().zip(forecasts).map(|(stage, forecast)| {
+            let job = jobs.remove(&stage.name);
+            let job_is = |states: &[&str]| job.as_ref().is_some_and(|job| states.contains(&job.state.as_str()));
             let state = match (records.read(stage).map(|record| record.state), &forecast.runs_because) {
+                (_, Some(_)) if job_is(&["PENDING", "CONFIGURING", "REQUEUED"]) => Stand::Queued,
                 (None, _) => Stand::New,
-                (Some(State::Started), _) if running => Stand::Running,
+                (Some(State::Started), _) if self.is_running(stage) || job_is(&["RUNNING"]) => Stand::Running,
                 (Some(State::Started), _) => Stand::Stopped,
                 (Some(State::Failed), _) => Stand::Failed,
                 (Some(State::Done), None) => Stand::Done,
@@ -119,6 +128,7 @@ impl Runner<'_> {
                 runs_because: forecast.runs_because.filter(|_| state != Stand::Running),
                 started: time.map(|time| time.started.clone()),
                 seconds,
+                job,
                 last_line: last_line(&self.log(stage)),
             }
         });
@@ -128,8 +138,12 @@ impl Runner<'_> {
 
 /// The stages as a table.
 pub fn status_table(stages: &[StageStatus]) -> String {
-    let columns = ["stage", "command", "state", "seconds", "began (UTC)", "last line"];
-    let columns = columns.map(|title| (title, if title == "seconds" { Align::Right } else { Align::Left }));
+    let has_jobs = stages.iter().any(|stage| stage.job.is_some());
+    let mut columns = vec!["stage", "command", "state", "seconds", "began (UTC)"];
+    columns.extend(has_jobs.then_some("job"));
+    columns.push("last line");
+    let columns: Vec<_> =
+        columns.into_iter().map(|title| (title, if title == "seconds" { Align::Right } else { Align::Left })).collect();
     let row = |stage: &StageStatus| {
         let state = match stage.state {
             Stand::Done => "done".to_owned(),
@@ -137,12 +151,14 @@ pub fn status_table(stages: &[StageStatus]) -> String {
             Stand::Running => "running".to_owned(),
             Stand::Failed => "failed".to_owned(),
             Stand::Stopped => "stopped".to_owned(),
+            Stand::Queued => "queued".to_owned(),
             Stand::New => "never ran".to_owned(),
         };
         let seconds = stage.seconds.map(|seconds| format!("{seconds:.1}"));
         let began = stage.started.as_deref().map(|began| began.get(..19).unwrap_or(began).replace('T', " "));
         let line = stage.last_line.as_deref().map(|line| line.chars().take(60).collect());
-        let texts = [seconds, began, line].map(Option::unwrap_or_default);
+        let job = has_jobs.then(|| stage.job.as_ref().map(JobState::words));
+        let texts = [Some(seconds), Some(began), job, Some(line)].into_iter().flatten().map(Option::unwrap_or_default);
         [stage.stage.clone(), stage.command.clone(), state].into_iter().chain(texts).collect()
     };
     table::render(&columns, stages.iter().map(row))

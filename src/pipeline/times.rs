@@ -1,13 +1,14 @@
 //! `run.json`: when stages ran, and for how long. Nothing depends on it but what people are told.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::checkpoint::single;
+use crate::{Error, Result};
 
 /// The times of a work folder's stages.
 pub(super) struct Times {
@@ -47,17 +48,21 @@ impl Times {
     /// A stage begins now.
     pub(super) fn start(&mut self, stage: &str) -> Result<()> {
         let started = Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true);
-        self.stages.entry(stage.to_owned()).or_default().started = started;
-        self.write()
+        self.change(stage, |time| time.started = started)
     }
 
     /// A stage ended well.
     pub(super) fn end(&mut self, stage: &str, seconds: f64) -> Result<()> {
-        self.stages.entry(stage.to_owned()).or_default().seconds = Some(seconds);
-        self.write()
+        self.change(stage, |time| time.seconds = Some(seconds))
     }
 
-    fn write(&self) -> Result<()> {
+    /// Writes a change down, with those that runs of other stages have made meanwhile.
+    fn change(&mut self, stage: &str, change: impl FnOnce(&mut Time)) -> Result<()> {
+        let lock = self.path.with_extension("lock");
+        let held = File::create(&lock).and_then(|file| file.lock().map(|()| file));
+        let _held = held.map_err(|e| Error::io("lock", &lock, e))?;
+        self.stages = Self::read(&self.path).stages;
+        change(self.stages.entry(stage.to_owned()).or_default());
         // Maps with string keys and finite numbers always serialise.
         let text = serde_json::to_string_pretty(&self.stages).unwrap_or_default();
         single::write(&self.path, &[text.as_bytes(), b"\n"])

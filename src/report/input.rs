@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::checkpoint::json;
 use crate::evaluate::report::Report as Evaluation;
+use crate::pipeline::work_folder;
 use crate::train::beside;
 use crate::train::metrics::{self, METRICS, Record};
 use crate::{Error, Result};
@@ -22,6 +23,8 @@ const CHECKPOINTS: &str = "checkpoints";
 pub struct Input {
     /// Runs and checkpoints, in order.
     pub(super) subjects: Vec<Subject>,
+    /// Work folders of recipes that made them, or that were named themselves.
+    pub(super) works: Vec<PathBuf>,
     /// Results of `eval --json`, with the names of their files.
     pub(super) evaluations: Vec<(String, Evaluation)>,
 }
@@ -39,7 +42,7 @@ pub(super) struct Subject {
     pub(super) experts: Vec<String>,
 }
 
-/// Reads training outputs (`OUT` or `OUT.run`), checkpoint folders, and results of `eval --json`.
+/// Reads training outputs (`OUT` or `OUT.run`), checkpoint folders, results of `eval --json`, and work folders of recipes.
 ///
 /// # Errors
 /// Where one of them is none of these, or cannot be read.
@@ -48,6 +51,12 @@ pub fn read(paths: &[PathBuf]) -> Result<Input> {
     let mut found = Vec::new();
     for path in paths {
         let metadata = fs::metadata(path).map_err(|e| Error::io("read", path, e))?;
+        let work = work_folder(path);
+        let is_work = work.is_some() && work == std::path::absolute(path).ok() && metadata.is_dir();
+        input.works.extend(work.filter(|work| !input.works.contains(work)));
+        if is_work && !path.join("config.json").exists() {
+            continue;
+        }
         if metadata.is_file() {
             input.evaluations.push((path.display().to_string(), Evaluation::read(path)?));
         } else {
@@ -80,7 +89,9 @@ fn subject(path: &Path) -> Result<Subject> {
     if log.is_none() && checkpoint.is_none() {
         return Err(Error::file(
             path,
-            format!("expected a training run ({METRICS}) or a checkpoint (config.json), found neither"),
+            format!(
+                "expected a training run ({METRICS}), a checkpoint (config.json) or the work folder of a recipe, found none"
+            ),
         ));
     }
     let experts = match &checkpoint {

@@ -5,6 +5,7 @@
 
 mod charts;
 mod divergence;
+mod graph;
 mod input;
 mod lineage;
 mod page;

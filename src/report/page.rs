@@ -6,10 +6,12 @@ use serde::Serialize;
 
 use super::charts::{self, Chart, Group, Run};
 use super::divergence::{self, Means};
+use super::graph;
 use super::input::Input;
 use super::lineage;
 use super::tables;
 use crate::evaluate::chart;
+use crate::pipeline::progress;
 use crate::{Error, Result};
 
 const TEMPLATE: &str = include_str!("page.html");
@@ -37,12 +39,17 @@ pub fn html(input: &Input, means: Means) -> Result<String> {
     let checkpoints =
         input.subjects.iter().filter_map(|subject| Some((subject.name.as_str(), subject.checkpoint.as_deref()?)));
     let ancestors = checkpoints.map(|(name, folder)| lineage::of(name, folder)).collect::<Result<Vec<_>>>()?;
+    let recipes = input.works.iter().filter_map(|work| {
+        let name = work.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Some(context! { name, drawing => Serde(graph::drawing(&progress(work))?) })
+    });
     let names: Vec<&str> = input.subjects.iter().map(|subject| subject.name.as_str()).collect();
     let page = context! {
-        title => if names.is_empty() { "evaluation".to_owned() } else { names.join(", ") },
+        title => if names.is_empty() { if input.evaluations.is_empty() { "recipe" } else { "evaluation" }.to_owned() } else { names.join(", ") },
         version => env!("CARGO_PKG_VERSION"),
         style => Value::from_safe_string(STYLE.to_owned()),
         script => Value::from_safe_string(SCRIPT.to_owned()),
+        recipes => recipes.collect::<Vec<_>>(),
         overview => Serde(tables::overview(input)),
         evaluations,
         groups => groups.iter().map(Group::heading).collect::<Vec<_>>(),

@@ -1,0 +1,59 @@
+//! What stages ask of Slurm: `slurm:` at the top of a recipe, and in a stage, which wins.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_saphyr::Spanned;
+
+use crate::Result;
+use crate::pipeline::expand::Scope;
+use crate::pipeline::lines::text;
+use crate::pipeline::yaml::{Node, fault, unknown_key};
+
+/// The key of a recipe and of a stage.
+pub(in crate::pipeline) const SLURM: &str = "slurm";
+/// Its keys, each with the flag of `sbatch` that it is.
+pub(in crate::pipeline) const FLAGS: [(&str, &str); 9] = [
+    ("account", "account"),
+    ("constraint", "constraint"),
+    ("cpus", "cpus-per-task"),
+    ("gpus", "gpus"),
+    ("mem", "mem"),
+    ("partition", "partition"),
+    ("qos", "qos"),
+    ("reservation", "reservation"),
+    ("time", "time"),
+];
+
+/// Keys with their values.
+pub(in crate::pipeline) type Resources = BTreeMap<&'static str, String>;
+
+/// Adds what the recipe says at `node` to `resources`, names replaced.
+pub(in crate::pipeline) fn read(
+    recipe: &Path,
+    node: &Spanned<Node>,
+    scope: &Scope,
+    resources: &mut Resources,
+) -> Result<()> {
+    let Node::Map(entries) = &node.value else {
+        let problem = format!("expected keys with values, found {}", node.value.kind());
+        return Err(fault(recipe, node.referenced, problem));
+    };
+    for (key, value) in entries {
+        let Some((known, _)) = FLAGS.iter().find(|(known, _)| *known == key.value) else {
+            let known: Vec<&str> = FLAGS.iter().map(|(known, _)| *known).collect();
+            return Err(unknown_key(recipe, key, &format!("`{SLURM}`"), &known));
+        };
+        let Node::Scalar(Some(words)) = &value.value else {
+            let problem = format!("`{known}` takes one value, found {}", value.value.kind());
+            return Err(fault(recipe, value.referenced, problem));
+        };
+        let words = text(recipe, value.referenced, words, scope)?;
+        if words.is_empty() || words.chars().any(|c| c.is_control() || "\"\\#".contains(c)) {
+            let problem = format!("`{known}` cannot be `{}`", words.escape_debug());
+            return Err(fault(recipe, value.referenced, problem));
+        }
+        resources.insert(known, words);
+    }
+    Ok(())
+}
