@@ -54,7 +54,7 @@ const COMMANDS: [(&str, &str, &str); 15] = [
     ("convert to GGUF", "out.gguf", "convert seed out.gguf --to gguf --dtype f16"),
     ("convert to npz", "out.npz", "convert seed out.npz --to npz"),
     ("report", "out.html", "report seed --out out.html"),
-    ("train", "out", "train seed --data x=tokens --steps 2 --save-every 1 --batch 1 --seq 16 --threads 1 --out out"),
+    ("train", "out", "train good --data x=tokens --steps 2 --save-every 1 --batch 1 --seq 4 --threads 1 --out out"),
 ];
 
 impl Scene {
@@ -73,10 +73,10 @@ impl Scene {
                 .unwrap();
         }
         let arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();
-        if *target == "out" && arguments[0] == "train" {
-            let mut command = Command::new(binary());
-            command.current_dir(here).args(["tokenize", "--tokenizer", "seed", "--out", "tokens", "texts"]);
-            finish(command).ok();
+        if arguments[0] == "train" {
+            // Of a few numbers: this is the command with the most calls.
+            copy_folder(&fixture("hostile/good"), &here.join("good"));
+            copy_folder(&fixture("hostile/tokens-good"), &here.join("tokens"));
         }
         if line.contains("mixture") {
             let upcycle = "upcycle --method btx --seed seed --expert code=code --out mixture";
