@@ -14,7 +14,7 @@ const BATCH: usize = 8 << 20;
 pub(super) struct Reader<'a> {
     files: std::slice::Iter<'a, (PathBuf, Stamp)>,
     text_key: &'a str,
-    open: Option<(&'a Path, u64, Documents)>,
+    open: Option<(&'a Path, &'a Stamp, Documents)>,
     /// Told the length of each file that has been read.
     progress: &'a (dyn Fn(u64) + Sync),
 }
@@ -28,18 +28,18 @@ impl<'a> Reader<'a> {
     /// The next document, without a batch.
     pub fn next_document(&mut self) -> Result<Option<String>> {
         loop {
-            if let Some((_, length, documents)) = &mut self.open {
+            if let Some((path, stamp, documents)) = &mut self.open {
                 if let Some(document) = documents.next() {
                     return document.map(Some);
                 }
-                (self.progress)(*length);
+                // Here and not at the next opening alone: behind the last pass there is none.
+                check_unchanged(path, stamp)?;
+                (self.progress)(stamp.length);
                 self.open = None;
             }
             let Some((path, stamp)) = self.files.next() else { return Ok(None) };
-            if SourceFile::open(path)?.stamp() != *stamp {
-                return Err(changed(path));
-            }
-            self.open = Some((path, stamp.length, Documents::open(path, self.text_key)?));
+            check_unchanged(path, stamp)?;
+            self.open = Some((path, stamp, Documents::open(path, self.text_key)?));
         }
     }
 
@@ -66,4 +66,8 @@ impl<'a> Reader<'a> {
         }
         Ok((path, documents))
     }
+}
+
+fn check_unchanged(path: &Path, stamp: &Stamp) -> Result<()> {
+    if SourceFile::open(path)?.stamp() == *stamp { Ok(()) } else { Err(changed(path)) }
 }

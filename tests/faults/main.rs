@@ -283,12 +283,17 @@ fn some_kills() {
     }
 }
 
+/// All commands, or the one that the variable `ONLY` names.
+fn asked_for() -> impl Iterator<Item = &'static str> {
+    let only = std::env::var("ONLY").ok();
+    COMMANDS.iter().map(|(name, ..)| *name).filter(move |name| only.as_ref().is_none_or(|only| only == name))
+}
+
 /// Every call of every command: some minutes.
 #[test]
 #[ignore = "takes minutes"]
 fn faults_at_every_call() {
-    let only = std::env::var("ONLY").ok();
-    for (name, ..) in COMMANDS.iter().filter(|(name, ..)| only.as_ref().is_none_or(|only| only == name)) {
+    for name in asked_for() {
         let scene = Scene::new(name);
         let full = sweep(&scene, Calls::Changes, ENOSPC, 1);
         let broken = sweep(&scene, Calls::Changes, EIO, 1);
@@ -319,7 +324,7 @@ fn a_source_that_changes_is_an_error_that_names_it() {
 #[test]
 #[ignore = "takes minutes"]
 fn every_source_that_changes() {
-    for (name, ..) in COMMANDS.iter().filter(|(name, ..)| *name != "train") {
+    for name in asked_for().filter(|name| *name != "train") {
         println!("{name}: {} changes", sources_that_change(&Scene::new(name), 1));
     }
 }
