@@ -163,6 +163,26 @@ fn only_what_changed_is_sent() {
 }
 
 #[test]
+fn the_weights_of_an_earlier_model_go() {
+    let world = World::new();
+    let shards =
+        ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"];
+    let mut earlier: Vec<(&str, &[u8])> = shards.iter().map(|path| (*path, &b"old"[..])).collect();
+    earlier.extend([("bam-manifest.json", &b"{}"[..]), ("notes.txt", b"kept"), ("onnx/model.onnx", b"kept")]);
+    world.server.put(REPOSITORY, "main", &earlier);
+    let preview = world.push(&["--dry-run", "--json"]).ok().json();
+    assert_eq!(preview["removed"].as_array().unwrap().len(), 4);
+    let run = world.push(&[]).ok();
+    assert!(run.stderr.contains("model-00001-of-00002.safetensors: to remove"), "{run}");
+    let paths = world.server.paths(REPOSITORY, "main");
+    assert!(paths.iter().all(|path| !shards.contains(&path.as_str()) && path != "bam-manifest.json"), "{paths:?}");
+    assert!(["notes.txt", "onnx/model.onnx"].iter().all(|path| paths.iter().any(|found| found == path)), "{paths:?}");
+    world.assert_pushed("main");
+    world.run(&["pull", REPOSITORY, "pulled"]).ok();
+    world.run(&["validate", "pulled"]).ok();
+}
+
+#[test]
 fn a_look_changes_nothing() {
     let world = World::new();
     let run = world.push(&["--dry-run"]).ok();

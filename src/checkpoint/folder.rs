@@ -304,7 +304,7 @@ pub fn wanted_weights<'a>(names: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// `model.safetensors` or one shard of a set.
-fn is_model_file(name: &str) -> bool {
+pub fn is_model_file(name: &str) -> bool {
     name == SINGLE || (name.starts_with("model-") && shard_number(name).is_some())
 }
 

@@ -59,6 +59,9 @@ pub struct Arguments {
     work: WorkArguments,
 }
 
+/// What becomes of files that another model has left in the repository.
+const REMOVED: &str = "to remove, of the model that is there now";
+
 /// What `--dry-run` shows.
 #[derive(Serialize)]
 struct Preview<'a> {
@@ -66,6 +69,7 @@ struct Preview<'a> {
     revision: &'a str,
     new_repository: bool,
     files: &'a [hub::PushedFile],
+    removed: &'a [String],
     sent: u64,
 }
 
@@ -100,6 +104,7 @@ impl Arguments {
         let ignored = push.files.iter().filter(|file| file.state == State::Ignored);
         ignored
             .for_each(|file| printer.note(&format!(" note: {}: left out by the repository's .gitignore", file.path)));
+        push.removed.iter().for_each(|path| printer.note(&format!(" note: {path}: {REMOVED}")));
         let bar = printer.bytes_bar(push.missing(), "pushing");
         let pushed = push.run(&|bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
@@ -173,8 +178,8 @@ impl Arguments {
         let reference = push.reference();
         let (repository, revision, sent) = (&reference.repository, reference.revision(), push.missing());
         if self.work.json {
-            let (new_repository, files) = (push.new_repository(), &push.files);
-            printer.json(&Preview { repository, revision, new_repository, files, sent })?;
+            let (new_repository, files, removed) = (push.new_repository(), &push.files, &push.removed);
+            printer.json(&Preview { repository, revision, new_repository, files, removed, sent })?;
             return Ok(Verdict::Yes);
         }
         let columns = [("file", Align::Left), ("bytes", Align::Right), ("size", Align::Right), ("", Align::Left)];
@@ -186,10 +191,12 @@ impl Arguments {
             };
             vec![file.path.clone(), grouped(file.size), table::bytes(file.size), state.to_owned()]
         });
+        let removed =
+            push.removed.iter().map(|path| vec![path.clone(), String::new(), String::new(), REMOVED.to_owned()]);
         let new = if push.new_repository() { ", a new repository" } else { "" };
         printer.result(&format!(
             "{repository} at {revision}{new}\n\n{}\n{} to push\n",
-            table::render(&columns, rows),
+            table::render(&columns, rows.chain(removed)),
             table::bytes(sent)
         ))?;
         Ok(Verdict::Yes)

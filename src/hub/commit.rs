@@ -37,6 +37,16 @@ pub(super) struct Mode {
     pub ignored: bool,
 }
 
+/// What a commit changes.
+pub(super) struct Changes<'a> {
+    /// Files that it holds itself.
+    pub small: Vec<&'a Outgoing>,
+    /// Files that are there already.
+    pub large: Vec<&'a Outgoing>,
+    /// Paths that go.
+    pub removed: Vec<&'a str>,
+}
+
 /// A commit that is there.
 pub(super) struct Committed {
     pub commit: String,
@@ -85,7 +95,7 @@ impl Target {
         Ok(modes)
     }
 
-    /// Commits files that are there already, and small ones with their contents, on top of `parent`.
+    /// Commits changes on top of `parent`.
     ///
     /// # Errors
     /// Somebody else's commit meanwhile; what the Hub refuses.
@@ -94,12 +104,11 @@ impl Target {
         client: &Client,
         parent: &Snapshot,
         message: &str,
-        inline: &[&Outgoing],
-        large: &[&Outgoing],
+        changes: &Changes,
     ) -> Result<Committed> {
         let request = Request {
             method: Method::POST,
-            body: Some(("application/x-ndjson", lines(&self.place(), &parent.commit, message, inline, large)?)),
+            body: Some(("application/x-ndjson", lines(&self.place(), &parent.commit, message, changes)?)),
             // Made twice it could be two commits.
             repeat: false,
             slow: true,
@@ -122,7 +131,7 @@ impl Target {
                 HubFault::RateLimited => patience.after(failure)?,
                 // Nobody knows whether it was done; a conflict may be one with our own first attempt.
                 HubFault::Network | HubFault::Conflict => {
-                    if let Some(done) = self.find(client, parent, &pulls, inline, large)? {
+                    if let Some(done) = self.find(client, parent, &pulls, changes)? {
                         return Ok(done);
                     }
                     if fault == HubFault::Conflict {
@@ -164,17 +173,17 @@ impl Target {
         client: &Client,
         parent: &Snapshot,
         pulls: &BTreeMap<String, String>,
-        inline: &[&Outgoing],
-        large: &[&Outgoing],
+        changes: &Changes,
     ) -> Result<Option<Committed>> {
         let has_all = |snapshot: &Snapshot| -> Result<bool> {
-            for file in inline.iter().chain(large) {
+            for file in changes.small.iter().chain(&changes.large) {
                 match snapshot.files.get(&file.path) {
                     Some(entry) if file.is(entry)? => {}
                     _ => return Ok(false),
                 }
             }
-            Ok(snapshot.commit != parent.commit)
+            let removed = changes.removed.iter().all(|path| !snapshot.files.contains_key(*path));
+            Ok(removed && snapshot.commit != parent.commit)
         };
         let revisions = match self.create_pr {
             false => vec![self.reference.revision().to_owned()],
@@ -217,8 +226,8 @@ fn read_mode(mode: &Value) -> Option<Mode> {
 }
 
 /// The body of the commit: a line of JSON each for what it is, and for each file.
-fn lines(place: &str, parent: &str, message: &str, inline: &[&Outgoing], large: &[&Outgoing]) -> Result<Vec<u8>> {
-    let total: u64 = inline.iter().map(|file| file.size).sum();
+fn lines(place: &str, parent: &str, message: &str, changes: &Changes) -> Result<Vec<u8>> {
+    let total: u64 = changes.small.iter().map(|file| file.size).sum();
     if total > LARGEST_INLINE {
         let problem = format!(
             "expected to send at most {LARGEST_INLINE} bytes as small files, found {total} that the server wants so"
@@ -235,14 +244,17 @@ fn lines(place: &str, parent: &str, message: &str, inline: &[&Outgoing], large: 
         body.push(b'\n');
         body.extend_from_slice(line.to_string().as_bytes());
     };
-    for file in inline {
+    for file in &changes.small {
         let content = STANDARD.encode(file.bytes()?);
         add(json!({"key": "file", "value": {"path": file.path, "content": content, "encoding": "base64"}}));
     }
-    for file in large {
+    for file in &changes.large {
         add(
             json!({"key": "lfsFile", "value": {"path": file.path, "algo": "sha256", "oid": file.sha256, "size": file.size}}),
         );
+    }
+    for path in &changes.removed {
+        add(json!({"key": "deletedFile", "value": {"path": path}}));
     }
     Ok(body)
 }

@@ -5,13 +5,15 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::commit::{Committed, Target};
+use super::commit::{Changes, Committed, Target};
 use super::http::{Client, Request};
 use super::outgoing::{Outgoing, collect};
 use super::reference::Reference;
 use super::repository::{Head, Wish, with_owner};
 use super::tree::Snapshot;
 use super::{lfs, xet};
+use crate::checkpoint::folder::{INDEX, is_model_file};
+use crate::checkpoint::manifest::MANIFEST;
 use crate::error::HubFault;
 use crate::{Error, Result};
 
@@ -43,6 +45,8 @@ pub struct Push<'a> {
     outgoing: Vec<Outgoing>,
     /// The files and what becomes of each.
     pub files: Vec<PushedFile>,
+    /// Files of the model that the repository holds now, which would not belong to the new one.
+    pub removed: Vec<String>,
 }
 
 /// A file of a push.
@@ -91,6 +95,8 @@ pub struct Pushed {
     pub pull_request: Option<String>,
     /// The files.
     pub files: Vec<PushedFile>,
+    /// Files that belonged to an earlier model.
+    pub removed: Vec<String>,
     /// Bytes of those that went up.
     pub sent: u64,
 }
@@ -123,8 +129,11 @@ impl<'a> Push<'a> {
             sha256: file.sha256.clone(),
             state,
         });
-        let files = files.collect();
-        Ok(Self { client, target, message: options.message, head, outgoing, files })
+        let files: Vec<PushedFile> = files.collect();
+        let there = head.snapshot.iter().flat_map(|snapshot| snapshot.files.keys());
+        let is_stale = |path: &&String| is_of_model(path) && files.iter().all(|file| file.path != **path);
+        let removed = there.filter(is_stale).cloned().collect();
+        Ok(Self { client, target, message: options.message, head, outgoing, files, removed })
     }
 
     /// Repository and branch.
@@ -155,8 +164,10 @@ impl<'a> Push<'a> {
             let all = self.outgoing.iter().zip(&self.files);
             all.filter(|(_, file)| file.state == state).map(|(outgoing, _)| outgoing).collect()
         };
-        let (small, large) = (of(State::Small), of(State::Large));
-        if small.is_empty() && large.is_empty() {
+        let removed = self.removed.iter().map(String::as_str).collect();
+        let changes = Changes { small: of(State::Small), large: of(State::Large), removed };
+        let (small, large) = (&changes.small, &changes.large);
+        if small.is_empty() && large.is_empty() && changes.removed.is_empty() {
             return Ok(self.pushed(Committed {
                 commit: parent.commit.clone(),
                 url: String::new(),
@@ -166,12 +177,12 @@ impl<'a> Push<'a> {
         if let Some(card) = small.iter().find(|file| file.path == CARD) {
             self.check_card(card)?;
         }
-        let over_xet = lfs::upload(self.client, &self.target, &large, progress)?;
+        let over_xet = lfs::upload(self.client, &self.target, large, progress)?;
         if !over_xet.is_empty() {
             xet::upload(self.client, &self.target, &over_xet, progress)?;
         }
         self.outgoing.iter().try_for_each(Outgoing::check_unchanged)?;
-        let done = self.target.commit(self.client, parent, &self.message, &small, &large)?;
+        let done = self.target.commit(self.client, parent, &self.message, &changes)?;
         progress(small.iter().map(|file| file.size).sum());
         self.read_back(&done.commit)?;
         Ok(self.pushed(done))
@@ -186,6 +197,7 @@ impl<'a> Push<'a> {
             url: Some(done.url).filter(|url| !url.is_empty()),
             pull_request: done.pull_request,
             files: self.files.clone(),
+            removed: self.removed.clone(),
             sent: self.missing(),
         }
     }
@@ -221,6 +233,7 @@ impl<'a> Push<'a> {
                 _ => wrong.push(file.path.as_str()),
             }
         }
+        wrong.extend(self.removed.iter().map(String::as_str).filter(|path| snapshot.files.contains_key(*path)));
         if wrong.is_empty() {
             return Ok(());
         }
@@ -229,6 +242,11 @@ impl<'a> Push<'a> {
             "do not use this commit; run the command again, and tell the server's maintainers if it stays so",
         ))
     }
+}
+
+/// Whether a file says where the weights of a repository's model are, or holds some: two models side by side are none.
+fn is_of_model(path: &str) -> bool {
+    is_model_file(path) || [INDEX, MANIFEST].contains(&path)
 }
 
 fn is_sent(state: State) -> bool {
