@@ -85,7 +85,7 @@ impl Arguments {
             true => printer.json(&pulled)?,
             false => {
                 printer.note(&format!(
-                    "{} at {}: {}, {}, of which {} transferred",
+                    "{} at {}: {}, {}; {} transferred",
                     pulled.repository,
                     pulled.commit,
                     counted(pulled.files as u64, "file"),

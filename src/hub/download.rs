@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -32,8 +33,10 @@ pub(super) struct Download<'a> {
     pub snapshot: &'a Snapshot,
     pub path: &'a str,
     pub entry: &'a Entry,
-    /// Told of each number of bytes that have come.
+    /// Told of each number of bytes that are there.
     pub progress: &'a (dyn Fn(u64) + Sync),
+    /// Counts bytes that were transferred, again if they had to be.
+    pub received: &'a AtomicU64,
 }
 
 impl Download<'_> {
@@ -96,6 +99,7 @@ impl Download<'_> {
         let had = Cell::new(had);
         let mut write = |bytes: &[u8]| {
             file.write_all(bytes).map_err(|e| Error::io("write", partial, e))?;
+            self.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             had.set(had.get() + bytes.len() as u64);
             tell(had.get(), told);
             Ok(())

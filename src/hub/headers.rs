@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 
 use super::cache::{Cache, make_folder};
 use super::content::has_content;
@@ -55,7 +56,8 @@ pub fn headers(client: &Client, reference: &Reference) -> Result<PathBuf> {
             false if entry.size > LARGEST_BESIDE || has_content(&place, entry)? => Ok(()),
             false => {
                 let partial = folder.join(format!(".{path}.{}", std::process::id()));
-                Download { client, snapshot: &snapshot, path, entry, progress: &|_| {} }.fetch(&partial)?;
+                let received = &AtomicU64::new(0);
+                Download { client, snapshot: &snapshot, path, entry, progress: &|_| {}, received }.fetch(&partial)?;
                 fs::rename(&partial, &place).map_err(|e| Error::io("rename to", &place, e))
             }
         }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
@@ -30,6 +31,7 @@ pub struct Pull<'a> {
     pub files: Vec<Wanted>,
     cache: Cache,
     folder: Option<&'a Path>,
+    received: AtomicU64,
 }
 
 /// A file of a pull.
@@ -57,7 +59,7 @@ pub struct Pulled {
     pub files: usize,
     /// Their length in bytes.
     pub bytes: u64,
-    /// Of these, bytes that were transferred.
+    /// Bytes that were transferred.
     pub transferred: u64,
 }
 
@@ -90,7 +92,7 @@ impl<'a> Pull<'a> {
             }
             files.push(Wanted { path: path.to_owned(), entry, here });
         }
-        Ok(Self { client, reference: reference.clone(), snapshot, files, cache, folder })
+        Ok(Self { client, reference: reference.clone(), snapshot, files, cache, folder, received: AtomicU64::new(0) })
     }
 
     /// Bytes of all files.
@@ -115,7 +117,7 @@ impl<'a> Pull<'a> {
             folder,
             files: self.files.len(),
             bytes: self.bytes(),
-            transferred: self.missing(),
+            transferred: self.received.load(Ordering::Relaxed),
         })
     }
 
@@ -207,7 +209,8 @@ impl<'a> Pull<'a> {
     }
 
     fn download<'b>(&'b self, file: &'b Wanted, progress: &'b (dyn Fn(u64) + Sync)) -> Download<'b> {
-        Download { client: self.client, snapshot: &self.snapshot, path: &file.path, entry: &file.entry, progress }
+        let (client, snapshot, received) = (self.client, &self.snapshot, &self.received);
+        Download { client, snapshot, path: &file.path, entry: &file.entry, progress, received }
     }
 }
 
