@@ -207,7 +207,7 @@ fn what_is_no_run_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let page = path("report.html");
-    bam!("report", folder.path(), "--out", page).refused(2, &["metrics.jsonl", "config.json", "found neither"]);
+    bam!("report", folder.path(), "--out", page).refused(2, &["metrics.jsonl", "config.json", "found none"]);
     bam!("report", path("nowhere"), "--out", page).refused(3, &["cannot read", "nowhere"]);
     fs::write(path("eval.json"), "{\"context\": 2}").unwrap();
     bam!("report", path("eval.json"), "--out", page)
