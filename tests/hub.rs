@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use common::{Run, Tensor, Tensors, binary, contents, finish, fixture, listing, sha256, write_file};
+use common::{Run, Tensor, Tensors, contents, finish, fixture, listing, sha256, write_file};
 use hub_server::{Fault, FaultKind, Keep, Listener, Options, Role, Server, Transfers};
 use safetensors::Dtype;
 use tempfile::TempDir;
@@ -40,12 +40,7 @@ impl World {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary());
-        command.args(arguments).current_dir(self.work.path()).env_clear();
-        command.env("HF_ENDPOINT", self.server.url()).env("HF_HOME", self.path("hf")).env("HOME", self.work.path());
-        command.env("XDG_CACHE_HOME", self.path("cache")).env("HF_TOKEN", self.server.token());
-        command.env("HF_HUB_DOWNLOAD_TIMEOUT", "1").env("HF_HUB_ETAG_TIMEOUT", "1");
-        command
+        common::on_hub(self.work.path(), &self.server.url(), self.server.token(), arguments)
     }
 
     fn run(&self, arguments: &[&str]) -> Run {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Noise, Run, bam, binary, contents, copy_folder, edit_json, finish, fixture, read_json, sha256};
+use common::{Noise, Run, bam, contents, copy_folder, edit_json, finish, fixture, read_json, sha256};
 use hub_server::{Fault, FaultKind, Listener, Options, Request, Role, Server, Transfers};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -50,12 +50,7 @@ impl World {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary());
-        command.args(arguments).current_dir(self.work.path()).env_clear();
-        command.env("HF_ENDPOINT", self.server.url()).env("HF_HOME", self.path("hf")).env("HOME", self.work.path());
-        command.env("XDG_CACHE_HOME", self.path("cache")).env("HF_TOKEN", self.token);
-        command.env("HF_HUB_DOWNLOAD_TIMEOUT", "1").env("HF_HUB_ETAG_TIMEOUT", "1");
-        command
+        common::on_hub(self.work.path(), &self.server.url(), self.token, arguments)
     }
 
     /// Runs a command; whatever it says, it must not say the token.

@@ -21,6 +21,9 @@ pub const SINGLE: &str = "model.safetensors";
 /// The index of a sharded folder.
 pub const INDEX: &str = "model.safetensors.index.json";
 
+/// The model card.
+pub const CARD: &str = "README.md";
+
 /// Files that describe a tokenizer or its use, copied byte for byte.
 pub const COMPANIONS: [&str; 14] = [
     "generation_config.json",

@@ -12,10 +12,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::expression::Expression;
+use super::folder::CARD;
 use super::hash::FileHash;
 use super::json;
 use super::output::{OutputFolder, resolved};
 use super::recipe::RecipeRecord;
+use super::reference::SCHEME;
 use crate::{Error, Result};
 
 /// File name of the manifest in a checkpoint folder.
@@ -92,7 +94,7 @@ impl SourceRecord {
     pub fn of(name: &str, root: &Path, output: &Path, files: Vec<FileHash>) -> Result<Self> {
         let (repository, commit) = Origin::of(root, &files).unzip();
         let path = match hub_origin(root) {
-            Some((repository, commit)) => format!("hf://{repository}@{commit}"),
+            Some((repository, commit)) => format!("{SCHEME}{repository}@{commit}"),
             None => relative_to(root, output)?,
         };
         Ok(Self { name: name.to_owned(), path, repository, commit, files })
@@ -168,17 +170,17 @@ impl Manifest {
     }
 
     /// The same for anyone elsewhere: repositories in the place of local paths, the bare names of folders that lie on no Hub,
-    /// and `card` among the files that are listed only. `folder` is where it was read.
+    /// and the card among the files that are listed only. `folder` is where it was read.
     #[must_use]
-    pub fn published(mut self, folder: &Path, card: &str) -> Self {
+    pub fn published(mut self, folder: &Path) -> Self {
         for source in &mut self.sources {
             source.path = match (&source.repository, &source.commit) {
-                (Some(repository), Some(commit)) => format!("hf://{repository}@{commit}"),
+                (Some(repository), Some(commit)) => format!("{SCHEME}{repository}@{commit}"),
                 _ => source.bare_name(folder),
             };
         }
-        if !self.unhashed_files.iter().any(|name| name == card) {
-            self.unhashed_files.push(card.to_owned());
+        if !self.unhashed_files.iter().any(|name| name == CARD) {
+            self.unhashed_files.push(CARD.to_owned());
         }
         self
     }

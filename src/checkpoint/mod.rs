@@ -19,6 +19,7 @@ pub mod manifest;
 pub mod npz;
 pub mod output;
 pub mod recipe;
+pub mod reference;
 pub mod single;
 pub mod source_file;
 pub mod writer;

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use bam_convert::Result;
 use bam_convert::checkpoint::Manifest;
 use bam_convert::checkpoint::manifest::SourceRecord;
-use bam_convert::hub::{Client, Pull, Reference, SCHEME, Selection, Settings, cached, headers};
+use bam_convert::checkpoint::reference::{Reference, SCHEME};
+use bam_convert::hub::{Client, Pull, Selection, Settings, cached, headers};
 use bam_convert::pipeline::names_files;
 use bam_convert::table;
 
@@ -29,7 +30,15 @@ pub fn client() -> Result<Client> {
 }
 
 /// The command line with folders in the place of references, each pulled if it is not here; `None` where it has none.
-pub fn resolve(program: &clap::Command, line: &[OsString], printer: &Printer) -> Result<Option<Vec<OsString>>> {
+pub fn resolve(
+    program: impl FnOnce() -> clap::Command,
+    line: &[OsString],
+    printer: &Printer,
+) -> Result<Option<Vec<OsString>>> {
+    if !line.iter().any(|word| word.to_str().and_then(split).is_some()) {
+        return Ok(None);
+    }
+    let program = program();
     let is_command = |word: &OsString| word.to_str().and_then(|word| program.find_subcommand(word));
     let Some((at, command)) = line.iter().enumerate().skip(1).find_map(|(at, word)| Some((at, is_command(word)?)))
     else {

@@ -173,7 +173,7 @@ fn parse() -> bam_convert::Result<(Arguments, Vec<String>)> {
     let arguments = read(&line);
     // What the line lacks is told before anything is pulled.
     #[cfg(feature = "hub")]
-    let arguments = match hub::resolve(&definition(), &line, &Printer::new(arguments.quiet))? {
+    let arguments = match hub::resolve(definition, &line, &Printer::new(arguments.quiet))? {
         Some(line) => read(&line),
         None => arguments,
     };

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use bam_convert::hub::{Pull, Reference, Selection, cached};
+use bam_convert::checkpoint::reference::Reference;
+use bam_convert::hub::{Pull, Selection, cached};
 use bam_convert::table::{self, Align, counted, grouped};
 use bam_convert::{Error, error::HubFault};
 use clap::Args;

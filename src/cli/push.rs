@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bam_convert::checkpoint::folder::CARD;
 use bam_convert::checkpoint::manifest::{MANIFEST, Manifest};
+use bam_convert::checkpoint::reference::Reference;
 use bam_convert::evaluate::report::Report as Evaluation;
-use bam_convert::hub::{self, Push, PushOptions, Pushed, Reference, State};
-use bam_convert::surgery::publication::{CARD, Publication};
+use bam_convert::hub::{self, Push, PushOptions, Pushed, State};
+use bam_convert::surgery::publication::Publication;
 use bam_convert::table::{self, Align, counted, grouped};
-use bam_convert::verify::validate::{Options, validate, work_length};
 use bam_convert::{Error, Result};
 use clap::Args;
 use serde::Serialize;
 
 use super::hub::client;
 use super::printer::Printer;
+use super::validate::examine;
 use super::work::WorkArguments;
 use super::{Outcome, Verdict};
 
@@ -126,17 +128,7 @@ impl Arguments {
     }
 
     fn is_valid(&self, printer: &Printer) -> anyhow::Result<bool> {
-        let bar = printer.bytes_bar(0, "checking");
-        let options = Options {
-            against: None,
-            format: None,
-            threads: self.work.thread_count(),
-            memory: self.work.memory.as_u64(),
-            progress: &|bytes| bar.inc(bytes),
-        };
-        bar.set_length(work_length(&self.folder, &options));
-        let report = validate(&self.folder, &options)?;
-        bar.finish_and_clear();
+        let report = examine(&self.folder, None, None, &self.work, printer)?;
         if report.faults() == 0 {
             return Ok(true);
         }
@@ -158,7 +150,7 @@ impl Arguments {
         let card = Publication { folder: &self.folder, title, manifest, evaluation }.card()?;
         let mut replaced = BTreeMap::from([(CARD.to_owned(), card.into_bytes())]);
         if let Some(manifest) = manifest {
-            replaced.insert(MANIFEST.to_owned(), manifest.clone().published(&self.folder, CARD).to_bytes());
+            replaced.insert(MANIFEST.to_owned(), manifest.clone().published(&self.folder).to_bytes());
         }
         Ok(replaced)
     }

@@ -1,10 +1,11 @@
 //! `validate`: whether a checkpoint is what it says it is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use bam_convert::Result;
 use bam_convert::family::Family;
-use bam_convert::verify::validate;
 use bam_convert::verify::validate::{Options, work_length};
+use bam_convert::verify::{Report, validate};
 use clap::Args;
 
 use super::printer::Printer;
@@ -43,21 +44,28 @@ impl Arguments {
             Some(given) if given.is_empty() => Some(super::hub::sources(&self.path, printer)?),
             other => other,
         };
-        let bar = printer.bytes_bar(0, "checking");
-        let options = Options {
-            against: against.as_deref(),
-            format: format.as_ref(),
-            threads: self.work.thread_count(),
-            memory: self.work.memory.as_u64(),
-            progress: &|bytes| bar.inc(bytes),
-        };
-        bar.set_length(work_length(&self.path, &options));
-        let report = validate(&self.path, &options)?;
-        bar.finish_and_clear();
+        let report = examine(&self.path, against.as_deref(), format.as_ref(), &self.work, printer)?;
         match self.work.json {
             true => printer.json(&report)?,
             false => printer.result(&report.table(self.all))?,
         }
         Ok(if report.faults() == 0 { Verdict::Yes } else { Verdict::No })
     }
+}
+
+/// What is found of a checkpoint, with a progress bar meanwhile.
+pub fn examine(
+    path: &Path,
+    against: Option<&[Option<PathBuf>]>,
+    format: Option<&Family>,
+    work: &WorkArguments,
+    printer: &Printer,
+) -> Result<Report> {
+    let bar = printer.bytes_bar(0, "checking");
+    let (threads, memory) = (work.thread_count(), work.memory.as_u64());
+    let options = Options { against, format, threads, memory, progress: &|bytes| bar.inc(bytes) };
+    bar.set_length(work_length(path, &options));
+    let report = validate(path, &options)?;
+    bar.finish_and_clear();
+    Ok(report)
 }

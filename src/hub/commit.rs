@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::answer::Answer;
 use super::http::{Client, Patience, Request};
 use super::outgoing::Outgoing;
-use super::reference::Reference;
 use super::tree::{Snapshot, is_commit, repository_url};
+use crate::checkpoint::reference::Reference;
 use crate::error::HubFault;
 use crate::{Error, Result};
 

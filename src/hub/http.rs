@@ -186,38 +186,33 @@ impl Client {
 
     /// Asks until there is an answer of success, whose body is still to be read.
     pub(super) fn send(&self, place: &str, request: &Request) -> Result<Answer<'_>> {
-        let mut patience = Patience::new();
-        loop {
-            match self.attempt(place, request) {
-                Ok(answer) => return Ok(answer),
-                Err(failure) if request.repeat => patience.after(failure)?,
-                Err(failure) => return Err(failure.error),
-            }
-        }
+        self.ask(place, request, Ok)
     }
 
     /// Asks and reads an answer that is JSON.
     pub(super) fn json(&self, place: &str, request: &Request) -> Result<(Value, HeaderMap)> {
+        let (bytes, headers) = self.ask(place, request, Answer::read)?;
+        let value = serde_json::from_slice(&bytes).map_err(|error| {
+            Error::hub(place, HubFault::Answer, format!("expected JSON from the Hub, found something else: {error}"))
+                .with_hint("is HF_ENDPOINT the address of a Hub?")
+        })?;
+        Ok((value, headers))
+    }
+
+    /// Asks until there is an answer of success of which `then` makes something.
+    fn ask<'a, T>(
+        &'a self,
+        place: &str,
+        request: &Request,
+        then: impl Fn(Answer<'a>) -> Result<T, Failure>,
+    ) -> Result<T> {
         let mut patience = Patience::new();
         loop {
-            let answer = match self.attempt(place, request).and_then(Answer::read) {
-                Ok(answer) => answer,
-                Err(failure) if request.repeat => {
-                    patience.after(failure)?;
-                    continue;
-                }
+            match self.attempt(place, request).and_then(&then) {
+                Ok(made) => return Ok(made),
+                Err(failure) if request.repeat => patience.after(failure)?,
                 Err(failure) => return Err(failure.error),
-            };
-            let (bytes, headers) = answer;
-            let value = serde_json::from_slice(&bytes).map_err(|error| {
-                Error::hub(
-                    place,
-                    HubFault::Answer,
-                    format!("expected JSON from the Hub, found something else: {error}"),
-                )
-                .with_hint("is HF_ENDPOINT the address of a Hub?")
-            })?;
-            return Ok((value, headers));
+            }
         }
     }
 

@@ -12,13 +12,13 @@ use super::content::has_content;
 use super::download::Download;
 use super::http::Client;
 use super::parallel::each;
-use super::reference::Reference;
 use super::selection::Selection;
 use super::tree::{Entry, Snapshot};
 use crate::checkpoint::hash::FileHash;
 use crate::checkpoint::hash::sha256_file;
 use crate::checkpoint::manifest::Origin;
 use crate::checkpoint::output::{OutputFolder, check_free_space, check_target, folder_of, sync_folder};
+use crate::checkpoint::reference::Reference;
 use crate::{Error, Result};
 
 /// A pull that has been worked out, and can be shown or carried out.
@@ -156,14 +156,12 @@ impl<'a> Pull<'a> {
         check_free_space(folder, self.bytes())?;
         let output = OutputFolder::begin(folder, force, &[])?;
         let filled = self.fill(&output, workers, progress);
-        match filled {
-            Ok(()) => output.commit().map(|()| folder.to_path_buf()),
+        if filled.is_err() {
             // What has been transferred is kept for the next attempt.
-            Err(error) => Err({
-                output.keep();
-                error
-            }),
+            output.keep();
+            return filled.map(|()| folder.to_path_buf());
         }
+        output.commit().map(|()| folder.to_path_buf())
     }
 
     fn fill(&self, output: &OutputFolder, workers: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {

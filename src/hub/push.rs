@@ -8,17 +8,14 @@ use serde::Serialize;
 use super::commit::{Changes, Committed, Target};
 use super::http::{Client, Request};
 use super::outgoing::{Outgoing, collect};
-use super::reference::Reference;
 use super::repository::{Head, Wish, with_owner};
 use super::tree::Snapshot;
 use super::{lfs, xet};
-use crate::checkpoint::folder::{INDEX, is_model_file};
+use crate::checkpoint::folder::{CARD, INDEX, is_model_file};
 use crate::checkpoint::manifest::MANIFEST;
+use crate::checkpoint::reference::Reference;
 use crate::error::HubFault;
 use crate::{Error, Result};
-
-/// The card of a repository.
-const CARD: &str = "README.md";
 
 /// What is pushed, and how.
 pub struct PushOptions<'a> {

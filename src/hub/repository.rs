@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::answer::{broken, fault_of};
 use super::http::{Client, Failure, Patience, Request};
-use super::reference::{MAIN, Reference};
 use super::tree::{Snapshot, is_commit, repository_url};
+use crate::checkpoint::reference::{MAIN, Reference};
 use crate::error::HubFault;
 use crate::{Error, Result};
 
@@ -18,8 +18,6 @@ pub(super) struct Head {
     pub snapshot: Option<Snapshot>,
     /// Whether the repository was made, or would be.
     pub new_repository: bool,
-    /// Whether the branch was made, or would be.
-    pub new_branch: bool,
 }
 
 /// What is to be made where it is missing.
@@ -43,7 +41,7 @@ impl Head {
             return Err(Error::usage(format!("{target}: expected a branch to push to, found a commit"))
                 .with_hint("name a branch with --revision"));
         }
-        let mut found = Self { snapshot: None, new_repository: false, new_branch: false };
+        let mut found = Self { snapshot: None, new_repository: false };
         let error = match Snapshot::of(client, target) {
             Ok(snapshot) => {
                 if wish.private {
@@ -59,14 +57,13 @@ impl Head {
             Error::Hub { fault: HubFault::NoRevision, .. } if !wish.as_base => {}
             _ => return Err(error),
         }
-        found.new_branch = target.revision() != MAIN && !wish.as_base;
         if wish.only_look {
             return Ok(found);
         }
         if found.new_repository {
             create(client, &target.repository, wish.private)?;
         }
-        if found.new_branch {
+        if target.revision() != MAIN && !wish.as_base {
             let main = Reference { repository: target.repository.clone(), revision: None };
             create_branch(client, target, &Snapshot::of(client, &main)?.commit)?;
         }

@@ -3,13 +3,13 @@
 use glob::Pattern;
 
 use super::tree::Snapshot;
-use crate::checkpoint::folder::{COMPANIONS, INDEX, wanted_weights};
+use crate::checkpoint::folder::{CARD, COMPANIONS, INDEX, wanted_weights};
 use crate::checkpoint::manifest::MANIFEST;
 use crate::error::nearest;
 use crate::{Error, Result};
 
 /// Files beside weights and tokenizer that belong to a checkpoint.
-const BESIDE: [&str; 4] = ["config.json", INDEX, MANIFEST, "README.md"];
+const BESIDE: [&str; 4] = ["config.json", INDEX, MANIFEST, CARD];
 
 /// Patterns of paths, in which `*` matches `/` too, as in Python.
 #[derive(Clone, Debug, Default)]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::http::{Client, Request};
-use super::reference::{Reference, SCHEME};
+use crate::checkpoint::reference::{Reference, SCHEME};
 use crate::error::HubFault;
 use crate::{Error, Result};
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_saphyr::Spanned;
 
 use crate::checkpoint::dtype::{self, Dtype};
+use crate::checkpoint::reference::Reference;
 use crate::checkpoint::yaml::place;
 use crate::error::nearest;
 use crate::{Error, Result};
@@ -28,23 +29,14 @@ pub(super) fn folder(file: &Path, key: &str, reference: &Spanned<String>, fetch:
     if path.exists() {
         return Err(fault(format!("`{}` is a file, expected a folder with config.json and weights", path.display())));
     }
-    if is_repository(&reference.value)
+    if reference.value.contains('/')
+        && Reference::parse(&reference.value).is_ok()
         && let Some(folder) = fetch(&reference.value)?
     {
         return Ok(folder);
     }
     Err(fault(format!("there is no folder `{}`", path.display()))
         .with_hint("paths are seen from the current folder; a repository of the Hub is named as in org/name"))
-}
-
-/// Whether it reads `ORG/NAME[@REVISION]`.
-fn is_repository(reference: &str) -> bool {
-    let name = reference.split('@').next().unwrap_or_default();
-    let is_name = |part: &str| {
-        part.starts_with(|first: char| first.is_ascii_alphanumeric())
-            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-    };
-    name.split_once('/').is_some_and(|(organisation, model)| is_name(organisation) && is_name(model))
 }
 
 /// A dtype under the names of torch.

@@ -13,16 +13,14 @@ use super::recipe_text;
 use super::record::{Record, Records};
 use super::sources::Sources;
 use super::stage::Stage;
+use crate::checkpoint::folder::CARD;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, Origin, relative_to};
 use crate::checkpoint::output::folder_of;
 use crate::checkpoint::recipe::{RecipeRecord, StageRecord};
+use crate::checkpoint::reference::SCHEME;
 use crate::checkpoint::{json, single};
 use crate::{Error, Result};
 
-/// What a reference to the Hub begins with.
-pub(super) const HUB: &str = "hf://";
-/// The model card.
-pub(super) const CARD: &str = "README.md";
 /// Where the recipe begins and ends on a card, so that another can take its place.
 const MARKS: [&str; 2] = ["<!-- recipe -->\n", "<!-- end of recipe -->\n"];
 
@@ -97,7 +95,7 @@ impl Runner<'_> {
             }
         }
         for (key, values) in &mut record.settings {
-            let names_one = |value: &str| value.contains(HUB) || !stage.makes_manifests() && key == "repository";
+            let names_one = |value: &str| value.contains(SCHEME) || !stage.makes_manifests() && key == "repository";
             for value in values.iter_mut().filter(|value| names_one(value)) {
                 let pinned = commits.iter().find_map(|(repository, commit)| at_commit(value, repository, commit));
                 *value = pinned.unwrap_or_else(|| value.clone());
@@ -144,7 +142,7 @@ pub(super) fn stays_within(path: &Path) -> bool {
 fn at_commit(value: &str, repository: &str, commit: &str) -> Option<String> {
     let at = value.find(repository)?;
     let (before, after) = (&value[..at], &value[at + repository.len()..]);
-    let is_whole = before.is_empty() || before.ends_with(HUB);
+    let is_whole = before.is_empty() || before.ends_with(SCHEME);
     let rest = match after.strip_prefix('@') {
         Some(revision) => revision.find(':').map_or("", |colon| &revision[colon..]),
         None if after.is_empty() || after.starts_with(':') => after,

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use clap::Command;
 use serde::Serialize;
 
-use super::provenance::{CARD, stays_within};
+use super::provenance::stays_within;
 use super::recipe::Recipe;
 use super::recipe_text;
 use super::shell::SHELL;
 use super::stage::Stage;
+use crate::checkpoint::folder::CARD;
 use crate::checkpoint::hash::sha256_file;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, relative_to};
 use crate::checkpoint::recipe::RecipeRecord;

@@ -7,11 +7,11 @@ use serde_saphyr::Spanned;
 
 use super::expand::Scope;
 use super::lines::{Lines, Settings, refusal, text};
-use super::provenance::HUB;
 use super::shell::{SHELL, Shell};
 use super::slurm::resources::Resources;
 use super::yaml::{Node, fault, unknown_key};
 use crate::Result;
+use crate::checkpoint::reference::SCHEME;
 
 /// Settings that name what a command makes; the first one given is what `${stage.NAME}` stands for.
 const OUTPUTS: [&str; 4] = ["out", "dump", "svg", "routing-svg"];
@@ -87,7 +87,7 @@ pub(super) fn is_output(command: &str, setting: &str) -> bool {
 /// The paths that a value may hold: `PATH`, `NAME=PATH`, `PATH:WEIGHT`, `KIND:PATH`; of a pattern, the folder it starts in;
 /// none of what lies on the Hub.
 pub(super) fn places(value: &str) -> impl Iterator<Item = String> {
-    let value = if value.contains(HUB) { String::new() } else { value.to_owned() };
+    let value = if value.contains(SCHEME) { String::new() } else { value.to_owned() };
     let after = value.split_once('=').map(|(_, after)| after.to_owned());
     let whole: Vec<String> = [Some(value), after].into_iter().flatten().collect();
     let parts = whole.into_iter().flat_map(|text| {

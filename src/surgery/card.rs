@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::execute::{Content, OutputFile};
 use super::licence::{self, Licences};
+use crate::checkpoint::folder::CARD;
 use crate::checkpoint::manifest::{MANIFEST, Origin};
 
 /// What a model card says.
@@ -26,7 +27,7 @@ pub struct Card<'a> {
 impl Card<'_> {
     /// `README.md`.
     pub fn file(&self) -> OutputFile {
-        OutputFile { name: "README.md".to_owned(), content: Content::Editable(self.text().into_bytes()) }
+        OutputFile { name: CARD.to_owned(), content: Content::Editable(self.text().into_bytes()) }
     }
 
     /// The text of `README.md`, with the licences of the sources in its front matter and their conflicts in words.

@@ -10,7 +10,7 @@ use super::model::{COMPANIONS, existing};
 use super::plan::{Plan, PlannedTensor, Source, as_dtype};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
-use crate::checkpoint::folder::Checkpoint;
+use crate::checkpoint::folder::{CARD, Checkpoint};
 use crate::checkpoint::{Encoding, json};
 use crate::family::{both_spellings, gguf, gguf_tokenizer};
 use crate::{Error, Result};
@@ -77,10 +77,10 @@ pub(super) fn side_files(folder: &Path) -> Vec<std::path::PathBuf> {
 
 /// The model card of a source.
 pub(super) fn readme(folder: &Path) -> Result<Option<OutputFile>> {
-    let path = existing(folder, &["README.md"]).into_iter().next();
+    let path = existing(folder, &[CARD]).into_iter().next();
     let read = |path: std::path::PathBuf| {
         let content = Content::Editable(json::read_bytes(&path)?);
-        Ok(OutputFile { name: "README.md".to_owned(), content })
+        Ok(OutputFile { name: CARD.to_owned(), content })
     };
     path.map(read).transpose()
 }

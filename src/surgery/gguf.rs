@@ -10,6 +10,7 @@ use super::export::{Export, Format};
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
 use crate::checkpoint::expression::Expression;
+use crate::checkpoint::manifest::model_name;
 use crate::checkpoint::{Dtype, GgufDtype, GgufLayout, GgufMetadata, dtype};
 use crate::family::gguf_names::{self, NamedTensor};
 use crate::family::gguf_vocabulary;
@@ -35,7 +36,7 @@ pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
                 .with_hint("pass --dtype f16, bf16 or f32")
         })?,
     };
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = model_name(path);
     let mut metadata = GgufMetadata::default();
     let factors = gguf_names::describe(&mut metadata, &a, &name)?;
     metadata.number("general.file_type", file_type(matrices))?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::plan::Plan;
+use crate::checkpoint::folder::CARD;
 use crate::checkpoint::manifest::Manifest;
 use crate::checkpoint::{ReadAt, SourceFile, yaml};
 
@@ -283,7 +284,7 @@ fn allowed(id: &str) -> (bool, bool, bool) {
 
 /// What the folder's card or licence file tells.
 fn told_in(folder: &Path) -> Option<(Vec<String>, Option<String>)> {
-    let card = beginning(&folder.join("README.md"), CARD_BYTES).and_then(|text| front_matter(folder, &text));
+    let card = beginning(&folder.join(CARD), CARD_BYTES).and_then(|text| front_matter(folder, &text));
     if let Some(FrontMatter { license: Some(license), license_name }) = card {
         let ids = match license {
             OneOrMore::One(id) => vec![id],
@@ -305,7 +306,7 @@ fn front_matter(folder: &Path, text: &str) -> Option<FrontMatter> {
     let rest = text.strip_prefix("---")?.trim_start_matches('\r').strip_prefix('\n')?;
     let end = rest.find("\n---")?;
     // A card that is no YAML tells nothing.
-    yaml::parse(&folder.join("README.md"), &rest[..end]).ok()
+    yaml::parse(&folder.join(CARD), &rest[..end]).ok()
 }
 
 /// The first bytes of a file as text, if there is one.

@@ -7,13 +7,12 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::licence::{Licences, lineage};
+use crate::checkpoint::folder::CARD;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, Origin, SourceRecord};
 use crate::checkpoint::yaml;
 use crate::table::{self, Align};
 use crate::{Error, Result};
 
-/// The card of a folder.
-pub const CARD: &str = "README.md";
 /// Around what is written anew each time.
 const BEGIN: &str = "<!-- bam-convert: from here to the end mark, push writes this anew -->";
 const END: &str = "<!-- bam-convert: end -->";

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::adamw::{Host, Part, State};
 use super::parameters::Parameters;
-use crate::checkpoint::folder::{COMPANIONS, existing};
+use crate::checkpoint::folder::{CARD, COMPANIONS, existing};
 use crate::checkpoint::hash::{FileHash, sha256_file};
 use crate::checkpoint::manifest::{
     DataRecord, FORMAT_VERSION, Lineage, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool,
@@ -129,7 +129,7 @@ impl Saver {
             files.push(folder.copy(&path, &name_of(&path), false)?);
         }
         let mut unhashed_files = Vec::new();
-        for path in existing(&self.parent.path, &["README.md"]) {
+        for path in existing(&self.parent.path, &[CARD]) {
             folder.copy(&path, &name_of(&path), false)?;
             unhashed_files.push(name_of(&path));
         }

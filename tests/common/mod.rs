@@ -57,6 +57,16 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Run {
     finish(command)
 }
 
+/// A command of the binary in the folder `work`, which has the only cache and home that it knows, with a Hub at `url`. Its
+/// time-outs are short: what a test lets stand still stands still for good.
+pub fn on_hub(work: &Path, url: &str, token: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command.args(arguments).current_dir(work).env_clear().env("HF_ENDPOINT", url).env("HF_TOKEN", token);
+    command.env("HOME", work).env("HF_HOME", work.join("hf")).env("XDG_CACHE_HOME", work.join("cache"));
+    command.env("HF_HUB_DOWNLOAD_TIMEOUT", "1").env("HF_HUB_ETAG_TIMEOUT", "1");
+    command
+}
+
 /// Runs any command to its end.
 pub fn finish(mut command: Command) -> Run {
     let Output { status, stdout, stderr } = command.output().expect("the command starts");

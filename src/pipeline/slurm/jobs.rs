@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::resources::FLAGS;
+use crate::pipeline::execute::FOLDER;
 use crate::pipeline::graph::Graph;
 use crate::pipeline::select::Choice;
 use crate::pipeline::stage::Stage;
@@ -81,7 +82,7 @@ fn name(stages: &[Stage], group: &[usize]) -> String {
 fn script(stages: &[Stage], group: &[usize], choices: &[Choice], site: &Site) -> String {
     let is_array = group.len() > 1;
     let log = if is_array { "slurm-%A_%a.out" } else { "slurm-%j.out" };
-    let logs = site.work.join(".bam-run/logs").to_string_lossy().replace('%', "%%");
+    let logs = site.work.join(FOLDER).join("logs").to_string_lossy().replace('%', "%%");
     let mut directives = vec![
         format!("job-name=\"{}\"", name(stages, group)),
         format!("output=\"{logs}/{log}\""),
