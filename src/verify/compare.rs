@@ -12,6 +12,8 @@ use crate::checkpoint::{Dtype, Encoding, TensorEntry, dtype};
 
 /// Bytes compared in one go.
 const PIECE_BYTES: u64 = 1 << 20;
+/// Bytes by which most tensors that differ are told.
+const BEGINNING: u64 = 4096;
 /// Values compared in one go: a multiple of every block size. It decides where sums are cut, so it is no setting.
 const PIECE_VALUES: u64 = 1 << 17;
 /// Working memory of one thread: two decoded pieces, two raw ones, and a dequantised one.
@@ -28,6 +30,12 @@ impl Couple<'_> {
     /// Whether both hold the same kind of bytes.
     pub fn same_encoding(&self) -> bool {
         self.a.1.encoding == self.b.1.encoding
+    }
+
+    /// Whether the first bytes are the same: of tensors that were trained they are not, and no more need be read to know.
+    fn begins_equal(&self) -> Result<bool> {
+        let length = BEGINNING.min(self.a.1.length).min(self.b.1.length);
+        self.a.0.same_beginning(self.a.1, self.b.0, self.b.1, length)
     }
 
     /// Whether both can be read as numbers.
@@ -51,7 +59,8 @@ pub(super) struct Means<'a> {
 
 /// Whether each couple has the same bytes; false where the encodings differ.
 pub(super) fn equal(couples: &[Couple], means: Means) -> Result<Vec<bool>> {
-    let differs: Vec<AtomicBool> = couples.iter().map(|couple| AtomicBool::new(!couple.same_encoding())).collect();
+    let differs = |couple: &Couple| Ok(AtomicBool::new(!couple.same_encoding() || !couple.begins_equal()?));
+    let differs: Vec<AtomicBool> = couples.iter().map(differs).collect::<Result<_>>()?;
     let pieces = couples.iter().enumerate().flat_map(|(item, couple)| {
         let length = if couple.same_encoding() { couple.a.1.length } else { 0 };
         pieces::cut(item, length, PIECE_BYTES)
