@@ -3,13 +3,13 @@
 //! It sends no chunk that the storage has, so that an upload that was killed goes on where it was. Its memory is bounded
 //! here: left alone it takes what the machine has.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use reqwest::Url;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use serde_json::Value;
 use xet::XetError;
-use xet::xet_session::{Sha256Policy, XetConfig, XetFileInfo, XetSession, XetSessionBuilder};
+use xet::xet_session::{Sha256Policy, XetConfig, XetFileInfo, XetSession, XetSessionBuilder, XetUploadCommit};
 
 use super::commit::Target;
 use super::http::{Client, Request};
@@ -21,6 +21,10 @@ use crate::{Error, Result};
 
 /// Bytes of a file that are handed over at once.
 const PIECE: u64 = 1 << 20;
+/// Bytes that may be on their way to the storage while more are read.
+const UNDER_WAY: u64 = 8 << 20;
+/// How long to wait for them while none arrives.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// What keeps its memory small; no telemetry, because nobody was asked.
 const CONFIG: [(&str, &str); 12] = [
     ("telemetry.enabled", "false"),
@@ -95,7 +99,8 @@ pub(super) fn upload(
     let commit = access.session.new_upload_commit().map_err(fault)?;
     let commit = commit.with_endpoint(access.storage).with_token_info(access.token, access.until);
     let commit = commit.with_token_refresh_url(access.refresh.0, access.refresh.1).build_blocking().map_err(fault)?;
-    let send = |file: &Outgoing| -> Result<()> {
+    let mut waits = true;
+    let mut send = |file: &Outgoing| -> Result<()> {
         let fault = |error: XetError| told(client, &format!("{place}: {}", file.path), error);
         let policy = Sha256Policy::from_hex(&file.sha256);
         let stream = commit.upload_stream_blocking(Some(file.path.clone()), policy).map_err(fault)?;
@@ -105,6 +110,7 @@ pub(super) fn upload(
             file.content.read_exact_at(&mut bytes, start)?;
             stream.write_blocking(bytes).map_err(fault)?;
             progress(length);
+            waits = waits && settle(&commit);
         }
         stream.finish_blocking().map_err(fault)?;
         file.check_unchanged()
@@ -115,6 +121,23 @@ pub(super) fn upload(
         return Err(error);
     }
     commit.commit_blocking().map(drop).map_err(fault)
+}
+
+/// Waits until the storage has what was cut off for it, so that the next block of 64 MiB does not grow beside two forms of the
+/// one before. Whether it came to that: if not, waiting again is of no use, and the library's own time-outs tell why.
+fn settle(commit: &XetUploadCommit) -> bool {
+    let (mut arrived, mut since) = (0, Instant::now());
+    while since.elapsed() < LONGEST_WAIT {
+        let report = commit.progress();
+        if report.total_transfer_bytes.saturating_sub(report.total_transfer_bytes_completed) <= UNDER_WAY {
+            return true;
+        }
+        if report.total_transfer_bytes_completed > arrived {
+            (arrived, since) = (report.total_transfer_bytes_completed, Instant::now());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    false
 }
 
 /// Hands over the bytes of a file of a commit from `begin` on. The outer error is one of writing.
