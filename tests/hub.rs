@@ -522,6 +522,37 @@ fn headers_come_by_ranges_however_long_they_are() {
 }
 
 #[test]
+fn a_published_mixture_is_made_again_from_its_own_card_and_the_hub() {
+    let world = World::new();
+    put(&world.server, "org/law", &contents(&fixture("llama/law")));
+    world.run(&["pull", "org/seed", "models/seed"]).ok();
+    common::copy_folder(&fixture("llama/code"), &world.path("models/code"));
+    let recipe = "stages:\n  - name: bam\n    upcycle: {method: bam, seed: \"${recipe}/models/seed\", expert: \
+                  {code: \"${recipe}/models/code\", law: \"hf://org/law\"}, out: bam}\n";
+    std::fs::write(world.path("recipe.yaml"), recipe).unwrap();
+    world.run(&["run", "recipe.yaml", "--work", "work"]).ok();
+    world.run(&["push", "work/bam", "org/bam"]).ok();
+    let manifest = world.server.file("org/bam", "main", "bam-manifest.json").unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let sources = serde_json::json!({"code": "code", "seed": format!("hf://org/seed@{}", world.commit)});
+    assert_eq!(manifest["recipe"]["sources"], sources);
+
+    // Elsewhere there is nothing of it but a copy of the expert that lies on no Hub.
+    let bam = contents(&world.path("work/bam"));
+    std::fs::rename(world.path("models/code"), world.path("code")).unwrap();
+    for made in ["models", "work", "hf"] {
+        std::fs::remove_dir_all(world.path(made)).unwrap();
+    }
+    world.run(&["pull", "org/bam", "bam"]).ok();
+    std::fs::rename(world.path("code"), world.path("elsewhere")).unwrap();
+    let again = ["run", "--from-manifest", "bam", "--work", "again"];
+    world.run(&again).refused(2, &["source `code` of the recipe", "--source code=PATH"]);
+    let run = world.run(&[&again[..], &["--source", "code=elsewhere"]].concat()).ok();
+    assert!(run.stdout.contains("files have the same bytes"), "{run}");
+    assert_eq!(contents(&world.path("again/bam"))["model.safetensors"], bam["model.safetensors"]);
+}
+
+#[test]
 fn a_recipe_makes_a_mixtral_of_what_it_pulls_and_its_manifest_makes_it_again() {
     let world = World::new();
     let chat = put(&world.server, "org/chat", &contents(&fixture("llama/code")));

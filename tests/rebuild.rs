@@ -158,6 +158,37 @@ fn a_checkpoint_is_made_again_from_its_manifest_alone() {
 }
 
 #[test]
+fn a_checkpoint_is_made_again_by_jobs() {
+    let bench = Bench::new();
+    let (bam, work) = (bench.path("work/bam"), bench.path("again"));
+    fs::rename(bench.path("models/seed"), bench.path("moved")).unwrap();
+    let source = format!("seed={}", bench.path("moved").display());
+    let jobs = bam!(
+        "run",
+        "--from-manifest",
+        bam,
+        "--allow-shell",
+        "--source",
+        source,
+        "--work",
+        work,
+        "--executor",
+        "slurm",
+        "--dry-run",
+        "--json"
+    );
+    // As the machines of a cluster would, somewhere else.
+    for job in jobs.ok().json().as_array().unwrap() {
+        let mut shell = std::process::Command::new("sh");
+        let script = job["script"].as_str().unwrap();
+        let ran = shell.args(["-c", script]).current_dir(bench.path("work")).output().unwrap();
+        assert!(ran.status.success(), "{script}\n{}", String::from_utf8_lossy(&ran.stderr));
+    }
+    let run = bam!("run", "--from-manifest", bam, "--allow-shell", "--source", source, "--work", work).ok();
+    assert!(run.stdout.contains("files have the same bytes") && !run.stdout.contains("done"), "{run}");
+}
+
+#[test]
 fn a_checkpoint_that_does_not_come_out_again_is_told_file_by_file() {
     let bench = Bench::new();
     let branch = bench.path("work/branches/law");

@@ -6,14 +6,15 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::hash::sha256;
+use super::hash::{sha256, sha256_source};
 use super::single;
 use super::source_file::{SourceFile, Stamp};
+use crate::Result;
 
 /// Smaller files are hashed as fast as they are looked up.
 const LEAST_SIZE: u64 = 1 << 20;
@@ -58,6 +59,18 @@ fn place(source: &SourceFile) -> Option<(Identity, PathBuf, SystemTime)> {
     let latest = u64::try_from(changed.max(stamp.modified)).ok()?;
     let latest = SystemTime::UNIX_EPOCH + Duration::from_nanos(latest);
     Some((Identity { path, stamp, changed, device: metadata.dev() }, kept, latest))
+}
+
+/// SHA-256 (hexadecimal) of a file: the one that is known, unless it is to be taken `anew`.
+pub fn sha256_of(path: &Path, anew: bool) -> Result<String> {
+    let source = SourceFile::open(path)?;
+    if let Some(known) = lookup(&source).filter(|_| !anew) {
+        return Ok(known);
+    }
+    let sha256 = sha256_source(&source)?;
+    source.check_unchanged()?;
+    remember(&source, &sha256);
+    Ok(sha256)
 }
 
 /// The hash (hexadecimal) of a file that has not changed since it was [remembered](remember).

@@ -17,7 +17,7 @@ use super::hash::FileHash;
 use super::json;
 use super::output::{OutputFolder, resolved};
 use super::recipe::RecipeRecord;
-use super::reference::SCHEME;
+use super::reference::pinned;
 use crate::{Error, Result};
 
 /// File name of the manifest in a checkpoint folder.
@@ -94,7 +94,7 @@ impl SourceRecord {
     pub fn of(name: &str, root: &Path, output: &Path, files: Vec<FileHash>) -> Result<Self> {
         let (repository, commit) = Origin::of(root, &files).unzip();
         let path = match hub_origin(root) {
-            Some((repository, commit)) => format!("{SCHEME}{repository}@{commit}"),
+            Some((repository, commit)) => pinned(&repository, &commit),
             None => relative_to(root, output)?,
         };
         Ok(Self { name: name.to_owned(), path, repository, commit, files })
@@ -102,10 +102,15 @@ impl SourceRecord {
 
     /// The last part of its path, as seen from the `folder` of the manifest; its name where it has none.
     pub fn bare_name(&self, folder: &Path) -> String {
-        let path = folder.join(&self.path);
-        let path = path.canonicalize().unwrap_or(path);
-        path.file_name().map_or_else(|| self.name.clone(), |name| name.to_string_lossy().into_owned())
+        bare_name(&folder.join(&self.path), &self.name)
     }
+}
+
+/// The last part of a path; `name` where it has none.
+fn bare_name(path: &Path, name: &str) -> String {
+    let found = path.canonicalize();
+    let last = found.as_deref().unwrap_or(path).file_name();
+    last.map_or_else(|| name.to_owned(), |last| last.to_string_lossy().into_owned())
 }
 
 /// How a trained checkpoint follows from the one that training began with, which is the first source.
@@ -175,8 +180,15 @@ impl Manifest {
     pub fn published(mut self, folder: &Path) -> Self {
         for source in &mut self.sources {
             source.path = match (&source.repository, &source.commit) {
-                (Some(repository), Some(commit)) => format!("{SCHEME}{repository}@{commit}"),
+                (Some(repository), Some(commit)) => pinned(repository, commit),
                 _ => source.bare_name(folder),
+            };
+        }
+        for (name, place) in self.recipe.iter_mut().flat_map(|recipe| &mut recipe.sources) {
+            let found = folder.join(&place);
+            *place = match Origin::of(&found, &[]) {
+                Some((repository, commit)) => pinned(&repository, &commit),
+                None => bare_name(&found, name),
             };
         }
         if !self.unhashed_files.iter().any(|name| name == CARD) {

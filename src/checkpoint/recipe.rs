@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 pub struct RecipeRecord {
     /// Where the checkpoint lies, as seen from the work folder.
     pub output: String,
-    /// Where each source lies, relative to the folder of the manifest, with forward slashes.
+    /// Where each source lies, relative to the folder of the manifest, with forward slashes; once the checkpoint is published,
+    /// `hf://ORG/NAME@COMMIT` of what came from the Hub, and the bare name of what did not.
     pub sources: BTreeMap<String, String>,
     /// The stages in order; the last one wrote the checkpoint.
     pub stages: Vec<StageRecord>,

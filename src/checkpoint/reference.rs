@@ -9,6 +9,11 @@ pub const SCHEME: &str = "hf://";
 /// The branch that is meant where none is named.
 pub const MAIN: &str = "main";
 
+/// The reference to a repository at a commit.
+pub fn pinned(repository: &str, commit: &str) -> String {
+    format!("{SCHEME}{repository}@{commit}")
+}
+
 /// A model repository and a revision of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reference {

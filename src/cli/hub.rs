@@ -113,6 +113,28 @@ pub fn folder(reference: &Reference, only_headers: bool, printer: &Printer) -> R
     Ok(pulled.folder)
 }
 
+/// Where the sources of a checkpoint's recipe lie now, by their names: as `given`, or where they were pulled to. Those that
+/// the manifest has elsewhere are left out.
+pub fn recipe_sources(
+    checkpoint: &Path,
+    given: &[(String, String)],
+    printer: &Printer,
+) -> Result<Vec<(String, PathBuf)>> {
+    let Ok(Some(Manifest { recipe: Some(recipe), .. })) = Manifest::read(checkpoint) else {
+        return Ok(Vec::new());
+    };
+    let is_given = |name: &String| given.iter().any(|(given, _)| given == name);
+    let remote = recipe.sources.into_iter().filter(|(name, place)| place.starts_with(SCHEME) && !is_given(name));
+    let place = |(name, place): (String, String)| {
+        let place = match place.starts_with(SCHEME) {
+            true => folder(&Reference::parse(&place)?, false, printer)?,
+            false => PathBuf::from(place),
+        };
+        Ok((name, place))
+    };
+    remote.chain(given.iter().cloned()).map(place).collect()
+}
+
 /// What the sources of a checkpoint that lie on the Hub have been pulled to, in the order of its manifest; `None` for the
 /// others, and nothing where no manifest can be read.
 pub fn sources(checkpoint: &Path, printer: &Printer) -> Result<Vec<Option<PathBuf>>> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use bam_convert::Error;
+use bam_convert::checkpoint::reference::SCHEME;
 use bam_convert::pipeline::{
     Choice, Failure, Graph, Rebuild, Recipe, Report, Runner, Selection, Site, Stage, comparison_table, schema,
     status_table, submission_script, submitted_table,
@@ -63,10 +64,10 @@ pub struct Arguments {
     #[arg(long)]
     verify: bool,
     /// Where stages run: on this machine, or each as a job of Slurm.
-    #[arg(long, value_enum, default_value_t = Executor::Local, conflicts_with = "from_manifest")]
+    #[arg(long, value_enum, default_value_t = Executor::Local)]
     executor: Executor,
     /// Run as a job beside others, which run the other stages.
-    #[arg(long, hide = true, requires = "only", conflicts_with_all = ["executor", "from_manifest"])]
+    #[arg(long, hide = true, requires = "only", conflicts_with = "executor")]
     job: bool,
     /// Print the commands, what needs what, and which would run and why; run nothing.
     #[arg(long)]
@@ -95,8 +96,11 @@ impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
         if let Some(folder) = &self.from_manifest {
+            #[cfg(feature = "hub")]
+            let moved = super::hub::recipe_sources(folder, &self.source, printer)?;
+            #[cfg(not(feature = "hub"))]
             let moved: Vec<_> = self.source.iter().map(|(name, path)| (name.clone(), PathBuf::from(path))).collect();
-            let rebuild = Rebuild::read(folder, self.work.as_deref(), &moved, self.allow_shell)?;
+            let rebuild = Rebuild::read(folder, self.work.as_deref(), &moved, self.allow_shell, self.verify)?;
             let stages = rebuild.stages(&definition())?;
             return self.run_stages(rebuild.recipe(), rebuild.work(), &stages, Some(&rebuild), printer);
         }
@@ -181,6 +185,22 @@ impl Arguments {
         ended(&report, printer)
     }
 
+    /// The arguments that say what to run, wherever that happens.
+    fn what(&self, recipe: &Recipe) -> bam_convert::Result<Vec<String>> {
+        let text = |path: &Path| whole(path).map(|path| path.to_string_lossy().into_owned());
+        let Some(folder) = &self.from_manifest else {
+            let set = self.set.iter().flat_map(|(name, value)| ["--set".to_owned(), format!("{name}={value}")]);
+            return Ok(std::iter::once(text(recipe.path())?).chain(set).collect());
+        };
+        let mut words = vec!["--from-manifest".to_owned(), text(folder)?];
+        for (name, place) in &self.source {
+            let place = if place.starts_with(SCHEME) { place.clone() } else { text(Path::new(place))? };
+            words.extend(["--source".to_owned(), format!("{name}={place}")]);
+        }
+        words.extend(self.allow_shell.then(|| "--allow-shell".to_owned()));
+        Ok(words)
+    }
+
     /// Submits the stages, or shows how.
     fn run_on_slurm(
         &self,
@@ -189,9 +209,8 @@ impl Arguments {
         (stages, graph, choices): (&[Stage], &Graph, &[Choice]),
         printer: &Printer,
     ) -> Outcome {
-        let whole = |path: &Path| std::path::absolute(path).map_err(|e| Error::io("find", path, e));
         let (program, work) = (runner.program.to_path_buf(), whole(runner.work)?);
-        let site = Site { program, recipe: whole(recipe.path())?, work, set: self.set.clone(), verify: self.verify };
+        let site = Site { program, what: self.what(recipe)?, work, verify: self.verify };
         if self.dry_run {
             let (jobs, waiting) = runner.jobs(stages, graph, choices, &site)?;
             match self.json {
@@ -208,6 +227,11 @@ impl Arguments {
         }
         Ok(Verdict::Yes)
     }
+}
+
+/// The path from the root of the file system.
+fn whole(path: &Path) -> bam_convert::Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| Error::io("find", path, e))
 }
 
 /// A stage that said no is a no; one that broke is an error, and so is a run that was stopped.

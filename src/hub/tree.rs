@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::http::{Client, Request};
-use crate::checkpoint::reference::{Reference, SCHEME};
+use crate::checkpoint::reference::{Reference, pinned};
 use crate::error::HubFault;
 use crate::{Error, Result};
 
@@ -65,7 +65,7 @@ impl Snapshot {
     /// No such repository or revision, no access, no network; listings that no repository can have.
     pub fn of(client: &Client, reference: &Reference) -> Result<Self> {
         let commit = commit_of(client, reference)?;
-        let place = format!("{SCHEME}{}@{commit}", reference.repository);
+        let place = pinned(&reference.repository, &commit);
         let mut url = repository_url(client, &reference.repository, &["tree", &commit]);
         url.set_query(Some("recursive=true"));
         let mut files = BTreeMap::new();
@@ -106,7 +106,7 @@ impl Snapshot {
 
     /// How errors and people name it.
     pub fn place(&self) -> String {
-        format!("{SCHEME}{}@{}", self.repository, self.commit)
+        pinned(&self.repository, &self.commit)
     }
 }
 

@@ -13,6 +13,7 @@ use super::shell::SHELL;
 use super::stage::Stage;
 use crate::checkpoint::folder::CARD;
 use crate::checkpoint::hash::sha256_file;
+use crate::checkpoint::known_hashes;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, relative_to};
 use crate::checkpoint::recipe::RecipeRecord;
 use crate::error::nearest;
@@ -55,12 +56,19 @@ impl Compared {
 impl Rebuild {
     /// Reads the recipe of the checkpoint in `folder`, to run it in `work`, else beside the folder that it ran in first.
     ///
-    /// Sources lie where the manifest says, or where `moved` does, by their names.
+    /// Sources lie where the manifest says, or where `moved` does, by their names; `verify` reads them again, whatever is
+    /// known of them.
     ///
     /// # Errors
     /// Where there is no recipe, a stage would write outside the work folder, a source is unknown or not what it was, or
     /// the recipe has commands of the shell and `allow_shell` is not set.
-    pub fn read(folder: &Path, work: Option<&Path>, moved: &[(String, PathBuf)], allow_shell: bool) -> Result<Self> {
+    pub fn read(
+        folder: &Path,
+        work: Option<&Path>,
+        moved: &[(String, PathBuf)],
+        allow_shell: bool,
+        verify: bool,
+    ) -> Result<Self> {
         let path = folder.join(MANIFEST);
         let manifest = Manifest::read(folder)?.ok_or_else(|| {
             Error::file(&path, "is missing").with_hint("a checkpoint is made again from its manifest")
@@ -91,7 +99,7 @@ impl Rebuild {
             sources.insert(name.clone(), relative_to(&place, &work)?);
             places.insert(name.as_str(), place);
         }
-        check_sources(&path, &record, &places)?;
+        check_sources(&path, &record, &places, verify)?;
         let recipe = Recipe::parse(&path, &recipe_text::of(&record.stages, &sources)?)?;
         Ok(Self { folder: folder.to_path_buf(), manifest, record, work, recipe })
     }
@@ -192,7 +200,7 @@ fn check(path: &Path, record: &RecipeRecord, allow_shell: bool) -> Result<()> {
 }
 
 /// Every file that the stages read from a source must be what it was.
-fn check_sources(path: &Path, record: &RecipeRecord, places: &BTreeMap<&str, PathBuf>) -> Result<()> {
+fn check_sources(path: &Path, record: &RecipeRecord, places: &BTreeMap<&str, PathBuf>, verify: bool) -> Result<()> {
     for stage in &record.stages {
         for (input, expected) in &stage.inputs {
             let named = input.strip_prefix("${").and_then(|input| input.split_once('}'));
@@ -203,7 +211,7 @@ fn check_sources(path: &Path, record: &RecipeRecord, places: &BTreeMap<&str, Pat
                 return Err(Error::key(path, "recipe.stages", problem));
             };
             let file = if rest.as_os_str().is_empty() { place.clone() } else { place.join(rest) };
-            let (found, _) = sha256_file(&file)?;
+            let found = known_hashes::sha256_of(&file, verify)?;
             if found != *expected {
                 let problem = format!("source `{name}` has changed: expected SHA-256 {expected}, found {found}");
                 return Err(Error::file(file, problem)

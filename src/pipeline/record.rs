@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::stage::{Stage, places};
-use crate::checkpoint::hash::sha256_source;
 use crate::checkpoint::known_hashes;
 use crate::checkpoint::manifest::Tool;
 use crate::checkpoint::single;
-use crate::checkpoint::source_file::{SourceFile, Stamp};
+use crate::checkpoint::source_file::Stamp;
 use crate::{Error, Result};
 
 /// Version of the records; others are as good as none.
@@ -168,7 +167,7 @@ impl<'a> Records<'a> {
         let hashed = outputs.map(|(path, stamp)| {
             let read = readers.iter().filter_map(|reader| reader.inputs.get(&path));
             let known = read.filter(|input| input.stamp == stamp).map(|input| input.sha256.clone()).next();
-            let sha256 = known.map_or_else(|| self.hash(&self.work.join(&path)), Ok)?;
+            let sha256 = known.map_or_else(|| known_hashes::sha256_of(&self.work.join(&path), self.verify), Ok)?;
             Ok((path, sha256))
         });
         hashed.collect()
@@ -189,25 +188,14 @@ impl<'a> Records<'a> {
                     let before = known.and_then(|record| record.inputs.get(&name));
                     let sha256 = match before.filter(|before| before.stamp == stamp && !self.verify) {
                         Some(before) => before.sha256.clone(),
-                        None => self.hash(&self.work.join(&path))?,
+                        // Another work folder, or a surgery, may have taken it before.
+                        None => known_hashes::sha256_of(&self.work.join(&path), self.verify)?,
                     };
                     found.insert(name, Input { stamp, sha256 });
                 }
             }
         }
         Ok(found)
-    }
-
-    /// The hash of a file of which the record knows nothing; another work folder, or a surgery, may have taken it before.
-    fn hash(&self, path: &Path) -> Result<String> {
-        let source = SourceFile::open(path)?;
-        if let Some(known) = known_hashes::lookup(&source).filter(|_| !self.verify) {
-            return Ok(known);
-        }
-        let sha256 = sha256_source(&source)?;
-        source.check_unchanged()?;
-        known_hashes::remember(&source, &sha256);
-        Ok(sha256)
     }
 
     fn stamp(&self, path: &Path) -> Result<Stamp> {

@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::report::{Place, Report, Running};
-use crate::checkpoint::manifest::{MANIFEST, Manifest};
+use crate::checkpoint::manifest::{MANIFEST, Manifest, SourceRecord};
 use crate::checkpoint::recipe::{RecipeRecord, StageRecord};
+use crate::checkpoint::reference::pinned;
 use crate::table;
 
 /// Adds the row `recipe`, where the manifest has one.
@@ -64,14 +65,22 @@ fn stages(check: &mut Running, recipe: &RecipeRecord) {
     }
 }
 
-/// Of the files that the manifest names as sources, the last stage must have read those of the same names.
+/// Of the files that the manifest names as sources, the last stage must have read those of the same names, unless it took them
+/// from the Hub, at the commit that they have.
 fn sources(check: &mut Running, last: &StageRecord, manifest: &Manifest) {
     let mut read: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     for (path, sha256) in &last.inputs {
         let name = Path::new(path).file_name().unwrap_or_default().to_string_lossy().into_owned();
         read.entry(name).or_default().insert(sha256);
     }
-    for source in &manifest.sources {
+    let is_pulled = |source: &&SourceRecord| match (&source.repository, &source.commit) {
+        (Some(repository), Some(commit)) => {
+            let reference = pinned(repository, commit);
+            last.settings.values().flatten().any(|value| value.contains(&reference))
+        }
+        _ => false,
+    };
+    for source in manifest.sources.iter().filter(|source| !is_pulled(source)) {
         for file in &source.files {
             if read.get(&file.path).is_some_and(|hashes| !hashes.contains(file.sha256.as_str())) {
                 let problem = format!(

@@ -127,6 +127,11 @@ say 'the accounting'
 sacct --duplicates -X --format=JobID,JobName%20,State,ExitCode,Start,Elapsed,AllocCPUS | tee sacct.txt
 say 'the same bytes'
 for folder in tokens branches experts/code experts/law bam; do diff -r "local/$folder" "cluster/$folder"; done
+say 'made again from its manifest, as jobs'
+"$bam" run --from-manifest cluster/bam --work again --executor slurm
+while squeue -h | grep -q .; do sleep 1; done
+"$bam" run --from-manifest cluster/bam --work again | tee again.txt
+grep -q 'files have the same bytes' again.txt
 say 'nothing changed, nothing submitted; one line changed, what follows from it'
 "$bam" run $recipe --work cluster --executor slurm --json | tee nothing.json
 [ "$(tr -d ' \n' < nothing.json)" = '[]' ]
@@ -138,5 +143,10 @@ assert stages == ['train-code', 'train-law', 'bam', 'validate'], stages"
 say 'a job that fails takes those behind it along'
 scancel "$(python3 -c "import json; print(json.load(open('cluster/.bam-run/jobs.json'))['train-code'].split('_')[0])")"
 while squeue -h | grep -q .; do sleep 1; done
-"$bam" run $recipe --work cluster --set steps=31 --status
+"$bam" run $recipe --work cluster --set steps=31 --status --json > cancelled.json
+python3 -c "
+import json
+states = {stage['stage']: (stage['state'], stage['job']['state']) for stage in json.load(open('cancelled.json')) if 'job' in stage}
+print(states)
+assert all(states[stage][0] != 'done' and states[stage][1] == 'CANCELLED' for stage in ['train-code', 'train-law', 'bam', 'validate'])"
 echo 'Slurm: all as it should be'

@@ -17,12 +17,10 @@ use crate::table::quoted;
 pub struct Site {
     /// This program.
     pub program: PathBuf,
-    /// The recipe.
-    pub recipe: PathBuf,
+    /// What it is to run: the recipe with what was set, or the manifest with its sources.
+    pub what: Vec<String>,
     /// The work folder.
     pub work: PathBuf,
-    /// Values of variables that were chosen.
-    pub set: Vec<(String, String)>,
     /// Whether every input is read again.
     pub verify: bool,
 }
@@ -115,15 +113,14 @@ fn script(stages: &[Stage], group: &[usize], choices: &[Choice], site: &Site) ->
         text.push_str("[ \"${SLURM_RESTART_COUNT:-0}\" = 0 ] && force=--force\n");
     }
     let path = |path: &Path| quoted(&path.to_string_lossy());
-    let set = site.set.iter().map(|(name, value)| format!(" --set {}", quoted(&format!("{name}={value}"))));
+    let what: Vec<String> = site.what.iter().map(|word| quoted(word)).collect();
     let verify = if site.verify { " --verify" } else { "" };
     // In the place of the shell, so that signals reach it: on SIGTERM it saves where it is.
     text.push_str(&format!(
-        "exec {} run {} --work {}{}{verify} --only \"$stage\" ${{force:-}} --job\n",
+        "exec {} run {} --work {}{verify} --only \"$stage\" ${{force:-}} --job\n",
         path(&site.program),
-        path(&site.recipe),
+        what.join(" "),
         path(&site.work),
-        set.collect::<String>(),
     ));
     text
 }
