@@ -28,13 +28,16 @@ seeds() { # the files that a target's corpus begins with
     yaml) ls $hostile/*.yaml ../formats/*.yaml ../recipes/*.yaml ;;
     manifest) ls $hostile/manifest-*/bam-manifest.json ;;
     tokens) ls $hostile/tokens-*/header.json ;;
+    texts) ls $hostile/text-* ;;
+    mergekit) ls $hostile/{mergekit,linear,prompts}-*.yaml $fixtures/mergekit/*.yaml ;;
+    results) ls seeds/eval.json $fixtures/golden/tokens.json ;;
     template) ls $hostile/template-*/chat_template.jinja $fixtures/*/seed/chat_template.jinja ;;
     esac 2>/dev/null || true
 }
 
 mkdir -p artifacts
 failed=0
-for target in "${@:-safetensors index gguf config tokenizer yaml manifest tokens template}"; do
+for target in "${@:-safetensors index gguf config tokenizer yaml manifest tokens template texts mergekit results}"; do
     for target in $target; do
         mkdir -p "corpus/$target"
         seeds "$target" | while read -r file; do
