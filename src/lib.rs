@@ -8,6 +8,7 @@ mod chart;
 pub mod checkpoint;
 pub mod data;
 pub mod error;
+pub mod estimate;
 pub mod evaluate;
 pub mod family;
 #[cfg(feature = "hub")]

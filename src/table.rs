@@ -121,6 +121,18 @@ pub fn number(value: f64) -> String {
     }
 }
 
+/// Seconds in the unit that people would use: `4.2 s`, `12 min`, `3.5 h`, `41 days`.
+pub fn duration(seconds: f64) -> String {
+    const UNITS: [(f64, &str); 3] = [(86_400.0, "days"), (3600.0, "h"), (60.0, "min")];
+    // From two of a unit on, fewer say more in the smaller one.
+    let (value, unit) = match UNITS.into_iter().find(|(length, _)| seconds >= 2.0 * length) {
+        Some((length, unit)) => (seconds / length, unit),
+        None => (seconds, "s"),
+    };
+    let decimals = if value < 9.95 { 1 } else { 0 };
+    format!("{value:.decimals$} {unit}")
+}
+
 /// A count with its noun, plural where it is not one: `1 tensor`, `3 tensors`.
 pub fn counted(count: impl Into<u64>, noun: &str) -> String {
     let count = count.into();
@@ -148,6 +160,12 @@ mod tests {
         let shown: Vec<String> =
             [0.0, 9.0, 0.0123456, 899.9, 1234.0, 9.999, 1e-7, 0.00123].into_iter().map(number).collect();
         assert_eq!(shown, ["0", "9.00", "0.0123", "900", "1.23e3", "10.0", "1.00e-7", "0.00123"]);
+    }
+
+    #[test]
+    fn durations_have_the_unit_that_people_use() {
+        let shown: Vec<String> = [0.04, 9.94, 119.0, 120.0, 9000.0, 3.6e6].into_iter().map(duration).collect();
+        assert_eq!(shown, ["0.0 s", "9.9 s", "119 s", "2.0 min", "2.5 h", "42 days"]);
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod json;
 pub mod known_hashes;
 pub mod manifest;
 pub mod npz;
+pub mod outline;
 pub mod output;
 pub mod recipe;
 pub mod reference;

@@ -73,6 +73,14 @@ fn is_empty(folder: &Path) -> bool {
     fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
+/// The folder that a training run keeps beside its output `out`.
+pub fn beside(out: &Path) -> Result<PathBuf> {
+    match out.file_name() {
+        Some(name) => Ok(out.with_file_name(format!("{}.run", name.to_string_lossy()))),
+        None => Err(Error::file(out, "expected the name of a folder to make")),
+    }
+}
+
 /// The absolute path with links followed as far as it exists, the rest appended.
 pub fn resolved(path: &Path) -> Result<PathBuf> {
     let absolute = std::path::absolute(path).map_err(|e| Error::io("resolve", path, e))?;

@@ -91,7 +91,7 @@ impl SourceFile {
 }
 
 /// What the file at `path` is now.
-pub(super) fn stamp_of(path: &Path) -> Result<Stamp> {
+pub(crate) fn stamp_of(path: &Path) -> Result<Stamp> {
     Ok(Stamp::of(&std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?))
 }
 

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -81,13 +81,13 @@ struct Progress {
 const PROGRESS: &str = ".progress.json";
 
 /// One file to write: which tensors, in which order.
-struct Shard {
+pub(super) struct Shard {
     name: String,
     tensors: Vec<usize>,
 }
 
 /// Splits tensors, in their order, into shards of at most `max_shard_size` bytes.
-fn split(tensors: &[TensorLayout], max_shard_size: u64) -> Vec<Shard> {
+pub(super) fn split(tensors: &[TensorLayout], max_shard_size: u64) -> Vec<Shard> {
     let mut groups: Vec<Vec<usize>> = vec![Vec::new()];
     let mut size = 0;
     for (number, tensor) in tensors.iter().enumerate() {
@@ -181,7 +181,7 @@ fn write_shards<B: TensorBytes>(
             let size: u64 = shard.tensors.iter().map(|tensor| tensors[*tensor].length()).sum();
             (options.progress)(size);
         } else {
-            open.push(OpenShard::create(folder, shard, tensors)?);
+            open.push(OpenShard::create(folder.path(), shard, tensors)?);
         }
     }
     let run = Run {
@@ -256,7 +256,7 @@ fn remove(folder: &OutputFolder, name: &str) -> Result<()> {
     }
 }
 
-fn index(shards: &[Shard], tensors: &[TensorLayout]) -> Vec<u8> {
+pub(super) fn index(shards: &[Shard], tensors: &[TensorLayout]) -> Vec<u8> {
     let total: u64 = tensors.iter().map(TensorLayout::length).sum();
     let map: BTreeMap<&str, &str> = shards
         .iter()
@@ -270,14 +270,14 @@ fn index(shards: &[Shard], tensors: &[TensorLayout]) -> Vec<u8> {
 }
 
 /// A shard being written.
-struct OpenShard {
+pub(super) struct OpenShard {
     name: String,
     path: PathBuf,
     file: File,
     /// Tensor numbers and the offset of each in the file.
     tensors: Vec<(usize, u64)>,
     /// Length of the whole file in bytes.
-    length: u64,
+    pub(super) length: u64,
     hash: Mutex<ShardHash>,
 }
 
@@ -291,13 +291,13 @@ struct ShardHash {
 }
 
 impl OpenShard {
-    fn create(folder: &OutputFolder, shard: &Shard, tensors: &[TensorLayout]) -> Result<Self> {
+    pub(super) fn create(folder: &Path, shard: &Shard, tensors: &[TensorLayout]) -> Result<Self> {
         let entries = shard.tensors.iter().map(|number| {
             let tensor = &tensors[*number];
             (tensor.name.as_str(), tensor.dtype, &tensor.shape[..])
         });
         let head = header::write(entries);
-        let path = folder.path().join(&shard.name);
+        let path = folder.join(&shard.name);
         let file = File::create(&path).map_err(|e| Error::io("create", &path, e))?;
         let mut offset = head.len() as u64;
         let mut placed = Vec::with_capacity(shard.tensors.len());

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bam_convert::estimate::{Estimate, WRITTEN};
 use bam_convert::family::Family;
 use bam_convert::surgery::Model;
 use bam_convert::surgery::branch::plan;
@@ -9,6 +10,7 @@ use bam_convert::surgery::upcycle::SEED;
 use bam_convert::table;
 use clap::Args;
 
+use super::estimate::print;
 use super::preview::Preview;
 use super::printer::Printer;
 use super::{Outcome, Verdict};
@@ -40,6 +42,9 @@ pub struct Arguments {
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
+    /// Make the outline of the output, and say what it would take.
+    #[arg(long, hide = true)]
+    outline: bool,
 }
 
 impl Arguments {
@@ -50,6 +55,11 @@ impl Arguments {
         let architecture = seed.architecture.clone();
         let files = seed.source.checkpoint.files.len();
         let branching = plan(seed, &self.into, &self.out)?;
+        if self.outline {
+            branching.outline()?;
+            let bytes = branching.needed(self.link) + branching.side_length()?;
+            return print(printer, &Estimate::of(bytes, 2.0 * branching.needed(false) as f64 / WRITTEN));
+        }
         if self.dry_run {
             let refusal = branching.check(self.force, self.link).err();
             let preview =

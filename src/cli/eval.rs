@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use bam_convert::Error;
 use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::checkpoint::single;
+use bam_convert::estimate::Estimate;
 use bam_convert::evaluate::corpus::{Domain, Window};
 use bam_convert::evaluate::report::{Average, DomainRouting, ModelReport, Report};
 use bam_convert::evaluate::request::Request;
 use bam_convert::evaluate::routing::Recorder;
 use bam_convert::evaluate::tasks::{Task, TaskSettings};
-use bam_convert::evaluate::{chart, perplexity};
+use bam_convert::evaluate::{chart, outlook, perplexity};
 use bam_convert::family::{Architecture, Config, TopK, expert_names};
 use bam_convert::model::generate::eos_ids;
 use bam_convert::model::tokenizer::Tokenizer;
@@ -19,6 +20,7 @@ use bam_convert::model::{CausalLm, LoadOptions};
 use clap::Args;
 
 use super::device::{ComputeDtype, DeviceName, load_options};
+use super::estimate::print;
 use super::printer::Printer;
 use super::{Outcome, Verdict};
 
@@ -79,6 +81,9 @@ pub struct Arguments {
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
+    /// Say what it would take.
+    #[arg(long, hide = true)]
+    outline: bool,
 }
 
 /// The tokens of a domain, as the first model's tokenizer cuts them.
@@ -90,6 +95,9 @@ struct Tokens {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
+        if self.outline {
+            return print(printer, &self.estimate()?);
+        }
         self.check()?;
         let domains = self.data.iter().map(|(name, path)| Domain::read(name, path));
         let domains: Vec<Domain> = domains.collect::<bam_convert::Result<_>>()?;
@@ -124,6 +132,21 @@ impl Arguments {
             false => printer.result(&report.table())?,
         }
         Ok(Verdict::Yes)
+    }
+
+    /// What a run would take; nothing tells how long answers to tasks are.
+    fn estimate(&self) -> bam_convert::Result<Estimate> {
+        let request = outlook::Request {
+            checkpoints: &self.checkpoints,
+            data: &self.data,
+            context: self.context as u64,
+            max_tokens: self.max_tokens,
+            routing: self.report_routing,
+            gpu: self.device == DeviceName::Cuda,
+            half: self.dtype == Some(ComputeDtype::Bf16),
+        };
+        let estimate = outlook::estimate(&request)?;
+        Ok(Estimate { work: estimate.work.filter(|_| self.tasks.is_empty()), ..estimate })
     }
 
     /// Refuses, before anything is loaded, what would be refused after minutes.

@@ -209,11 +209,16 @@ impl Add {
         let mixture = Model::open(MIXTURE, &self.mixture)?;
         let experts = self.experts.iter().map(|(name, path)| Model::open(name, path));
         let experts = experts.collect::<bam_convert::Result<_>>()?;
-        let rows = self.prompt_rows(&mixture.architecture, printer)?;
+        let rows = match self.write.outline {
+            true => None,
+            false => self.prompt_rows(&mixture.architecture, printer)?,
+        };
+        let [router, attention_router] =
+            self.write.routers([&self.router, self.attention_router.as_ref().unwrap_or(&self.router)]);
         let settings = Addition {
             mean: self.shared == SharedName::Mean,
-            router: self.router.clone(),
-            attention_router: self.attention_router.as_ref().unwrap_or(&self.router).clone(),
+            router,
+            attention_router,
             prompt_rows: rows.as_ref().map(|computed| computed.rows.clone()),
             rng_seed: self.rng_seed,
             routing: self.routing.routing(),

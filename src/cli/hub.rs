@@ -18,7 +18,7 @@ const OWN: [&str; 3] = ["pull", "push", "run"];
 /// Commands that look at headers only, as `--dry-run` does everywhere.
 const LOOKING: [&str; 2] = ["inspect", "cost"];
 /// What makes every command look only.
-const DRY_RUN: &str = "--dry-run";
+const DRY_RUN: [&str; 2] = ["--dry-run", "--outline"];
 /// What makes one of them read weights.
 const READING: &str = "--divergence";
 /// Files that are pulled at a time.
@@ -48,7 +48,7 @@ pub fn resolve(
     if OWN.contains(&name) {
         return Ok(None);
     }
-    let only_headers = has(line, DRY_RUN) || LOOKING.contains(&name) && !has(line, READING);
+    let only_headers = looks(line) || LOOKING.contains(&name) && !has(line, READING);
     // The subcommand of a command with several, as in `expert add`.
     let inner = line.get(at + 1).and_then(|word| command.find_subcommand(word)).unwrap_or(command);
     let mut found: Option<Vec<OsString>> = None;
@@ -72,13 +72,17 @@ pub fn resolve(
     Ok(found)
 }
 
+fn looks(line: &[OsString]) -> bool {
+    DRY_RUN.iter().any(|flag| has(line, flag))
+}
+
 fn has(line: &[OsString], flag: &str) -> bool {
     line.iter().any(|word| word == flag)
 }
 
 /// Brings what a file of settings takes from the Hub, for this command line.
 pub fn fetch(line: &[OsString]) -> impl Fn(&str) -> Result<Option<PathBuf>> + use<> {
-    let (only_headers, quiet) = (has(line, DRY_RUN), has(line, "--quiet") || has(line, "-q"));
+    let (only_headers, quiet) = (looks(line), has(line, "--quiet") || has(line, "-q"));
     move |name| folder(&Reference::parse(name)?, only_headers, &Printer::new(quiet)).map(Some)
 }
 

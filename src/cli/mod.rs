@@ -11,6 +11,7 @@ mod cost;
 mod device;
 mod diff;
 mod divergence;
+mod estimate;
 mod eval;
 mod expert;
 mod generate;

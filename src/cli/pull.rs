@@ -2,15 +2,17 @@
 
 use std::path::PathBuf;
 
+use bam_convert::checkpoint::outline;
 use bam_convert::checkpoint::reference::Reference;
-use bam_convert::hub::{Pull, Selection, cached};
+use bam_convert::estimate::Estimate;
+use bam_convert::hub::{Pull, Selection, cached, headers};
 use bam_convert::table::{self, Align, counted, grouped};
 use bam_convert::{Error, error::HubFault};
 use clap::Args;
 use serde::Serialize;
 
 use super::printer::Printer;
-use super::{Outcome, Verdict, hub};
+use super::{Outcome, Verdict, estimate, hub};
 
 /// Pull a checkpoint from the Hugging Face Hub, every file checked against the hashes of its commit.
 ///
@@ -45,6 +47,9 @@ pub struct Arguments {
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
+    /// Make the outline of the output, and say what it would take.
+    #[arg(long, hide = true)]
+    outline: bool,
 }
 
 /// What `--dry-run` shows.
@@ -76,6 +81,13 @@ impl Arguments {
             return Ok(Verdict::Yes);
         }
         let pull = Pull::new(&client, &reference, &selection, self.folder.as_deref())?;
+        if self.outline {
+            if let Some(folder) = &self.folder {
+                outline::copy(&headers(&client, &reference)?, folder)?;
+            }
+            // Nothing tells how fast the network is.
+            return estimate::print(printer, &Estimate { bytes: pull.missing(), work: None });
+        }
         if self.dry_run {
             return Self::preview(&pull, self.json, printer);
         }

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
-use bam_convert::checkpoint::single;
+use bam_convert::checkpoint::{Checkpoint, single};
+use bam_convert::estimate::{Estimate, READ};
 use bam_convert::report::{self, Means, Work};
 use clap::Args;
 
+use super::estimate::print;
 use super::printer::Printer;
 use super::{Outcome, Verdict};
 
@@ -30,11 +32,25 @@ pub struct Arguments {
     /// Worker threads [default: all cores].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// Say what it would take.
+    #[arg(long, hide = true)]
+    outline: bool,
 }
+
+/// Bytes of a page without runs, and of what a checkpoint and its run add to it, in round numbers.
+const PAGE: (u64, u64) = (30_000, 50_000);
 
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
+        if self.outline {
+            let checkpoints = self.inputs.iter().filter_map(|input| Checkpoint::open(input).ok());
+            let lengths: Vec<u64> = checkpoints.map(|checkpoint| checkpoint.data_length()).collect();
+            // Each is compared with its seed.
+            let compared = 2 * lengths.iter().sum::<u64>();
+            let bytes = PAGE.0 + PAGE.1 * lengths.len() as u64;
+            return print(printer, &Estimate::of(bytes, compared as f64 / READ));
+        }
         single::check_kind(&self.out, HTML, "report")?;
         let input = report::read(&self.inputs)?;
         let bar = printer.bytes_bar(0, "comparing");

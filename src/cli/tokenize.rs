@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use anyhow::Context;
 use bam_convert::data::documents::TEXT_KEY;
+use bam_convert::data::outline::outline;
 use bam_convert::data::tokenize::{Progress, Report, Settings, SplitReport, tokenize};
 use bam_convert::data::vocabulary::Vocabulary;
 use bam_convert::table::{self, Align};
@@ -12,6 +13,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use indicatif::ProgressBar;
 
+use super::estimate::print;
 use super::printer::Printer;
 use super::{Outcome, Verdict};
 
@@ -56,6 +58,9 @@ pub struct Arguments {
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
+    /// Make the outline of the output, and say what it would take.
+    #[arg(long, hide = true)]
+    outline: bool,
 }
 
 impl Arguments {
@@ -71,6 +76,9 @@ impl Arguments {
             out: self.out.clone(),
             force: self.force,
         };
+        if self.outline {
+            return print(printer, &outline(&settings)?);
+        }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads.map_or(0, usize::from)).build();
         let pool = pool.context("cannot start the worker threads")?;
         let bar = Mutex::new(ProgressBar::hidden());

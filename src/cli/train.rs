@@ -4,14 +4,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use bam_convert::checkpoint::outline;
 use bam_convert::family::{Architecture, Config};
 use bam_convert::table;
 use bam_convert::train::settings::{Compute, Documents, Preset, Spike, Trouble};
-use bam_convert::train::{Decay, End, Event, LoadBalance, Operation, Request, Settings, beside, run};
+use bam_convert::train::{Decay, End, Event, LoadBalance, Operation, Outlook, Request, Settings, beside, check, run};
+use candle_core::Device;
 use clap::Args;
 use serde_json::json;
 
 use super::device::DeviceName;
+use super::estimate::{print, show_training};
 use super::printer::Printer;
 use super::{Outcome, Verdict};
 
@@ -43,9 +46,15 @@ pub struct Arguments {
     /// Replace an earlier run and its output.
     #[arg(long)]
     force: bool,
+    /// Check what is asked for, and show the disk, compute and time that the run would take; train nothing.
+    #[arg(long)]
+    dry_run: bool,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
+    /// Make the outline of the output, and say what it would take.
+    #[arg(long, hide = true)]
+    outline: bool,
     #[command(flatten)]
     batches: Batches,
     #[command(flatten)]
@@ -195,20 +204,22 @@ impl Arguments {
         if let Some(threads) = self.machine.threads {
             use_threads(threads)?;
         }
+        if self.outline {
+            outline::copy(&self.checkpoint, &self.out)?;
+            return print(printer, &self.outlook(printer)?.estimate());
+        }
+        if self.dry_run {
+            let mut request = self.request(Device::Cpu, printer)?;
+            check(&mut request)?;
+            return show_training(&self.outlook(printer)?, &self.out, self.json, printer);
+        }
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             // A second signal does not wait for the step to end.
             signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
             signal_hook::flag::register(signal, Arc::clone(&stop))?;
         }
-        let request = Request {
-            checkpoint: self.checkpoint.clone(),
-            data: self.data.clone(),
-            out: self.out.clone(),
-            settings: self.settings(printer)?,
-            operation: self.operation(),
-            device: self.machine.device.open()?,
-        };
+        let request = self.request(self.machine.device.open()?, printer)?;
         let bar = printer.steps_bar(self.steps);
         let mut watch = |event: &Event| {
             match event {
@@ -249,6 +260,22 @@ impl Arguments {
         let end = run(request, &stop, &mut watch);
         bar.finish_and_clear();
         self.say(&end?, printer)
+    }
+
+    fn request(&self, device: Device, printer: &Printer) -> bam_convert::Result<Request> {
+        Ok(Request {
+            checkpoint: self.checkpoint.clone(),
+            data: self.data.clone(),
+            out: self.out.clone(),
+            settings: self.settings(printer)?,
+            operation: self.operation(),
+            device,
+        })
+    }
+
+    fn outlook(&self, printer: &Printer) -> bam_convert::Result<Outlook> {
+        let gpu = self.machine.device == DeviceName::Cuda;
+        Outlook::of(&self.checkpoint, &self.data, &self.settings(printer)?, &self.operation(), gpu)
     }
 
     fn say(&self, end: &End, printer: &Printer) -> Outcome {

@@ -175,7 +175,12 @@ impl Arguments {
             let model = if random { None } else { Some(Model::open_as(name, path, format.as_ref())?) };
             experts.push(Expert { name: name.clone(), model });
         }
-        let computed = self.prompt_rows(&seed.architecture, printer)?;
+        let [router, attention_router] =
+            self.write.routers([&self.router, self.attention_router.as_ref().unwrap_or(&self.router)]);
+        let computed = match self.write.outline {
+            true => None,
+            false => self.prompt_rows(&seed.architecture, printer)?,
+        };
         let stock = self.target != "bam";
         let top_k = self.top_k.unwrap_or(TopK::Of(feed_forward.usual_top_k().max(if stock { 2 } else { 1 })));
         let rest_of_seed = matches!(self.rest, Some(MeanOrSeed::Seed));
@@ -195,8 +200,8 @@ impl Arguments {
             norm_topk_prob: self.norm_topk_prob.unwrap_or(stock && top_k != TopK::Of(1)),
             seed_expert: !self.no_seed_expert,
             seed_copies: u64::from(self.seed_copies),
-            router: self.router.clone(),
-            attention_router: self.attention_router.as_ref().unwrap_or(&self.router).clone(),
+            router,
+            attention_router,
             router_dtype: self.router_dtype,
             router_bias: self.router_bias.map_or(RouterBias::None, RouterBiasName::value),
             adapters: self.adapters,
@@ -204,7 +209,12 @@ impl Arguments {
             rng_seed: self.rng_seed,
         };
         let upcycling = plan(seed, experts, &settings)?;
-        let check = self.check.as_deref().map(|text| Check::new(text, self.sources())).transpose()?;
+        let check = self
+            .check
+            .as_deref()
+            .filter(|_| !self.write.outline)
+            .map(|text| Check::new(text, self.sources()))
+            .transpose()?;
         let (plan, architecture, files) = (&upcycling.plan, Some(&upcycling.architecture), &upcycling.files);
         self.write.run_and_check(plan, architecture, files, &self.out, check.as_ref(), printer)
     }

@@ -3,11 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use bam_convert::Result;
+use bam_convert::checkpoint::Checkpoint;
+use bam_convert::estimate::{Estimate, READ};
 use bam_convert::family::Family;
 use bam_convert::verify::validate::{Options, work_length};
 use bam_convert::verify::{Report, validate};
 use clap::Args;
 
+use super::estimate::print;
 use super::printer::Printer;
 use super::work::WorkArguments;
 use super::{Outcome, Verdict};
@@ -32,11 +35,23 @@ pub struct Arguments {
     all: bool,
     #[command(flatten)]
     work: WorkArguments,
+    /// Say what it would take.
+    #[arg(long, hide = true)]
+    outline: bool,
 }
+
+/// Bytes of a report, in round numbers.
+const REPORT: u64 = 4096;
 
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
+        if self.outline {
+            // Read for its numbers and for its hashes, and twice more to make it anew.
+            let passes = if self.against.is_some() { 4 } else { 2 };
+            let bytes = passes * Checkpoint::open(&self.path)?.data_length();
+            return print(printer, &Estimate::of(REPORT, bytes as f64 / READ));
+        }
         let format = self.format.as_deref().map(Family::read).transpose()?;
         let against = self.against.as_ref().map(|given| given.iter().cloned().map(Some).collect::<Vec<_>>());
         #[cfg(feature = "hub")]

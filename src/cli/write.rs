@@ -3,15 +3,18 @@
 use std::path::Path;
 
 use bam_convert::checkpoint::writer::shard_count;
+use bam_convert::estimate::{DRAWN, Estimate, WRITTEN};
 use bam_convert::family::Architecture;
-use bam_convert::surgery::execute::{OutputFile, Target, check_place, check_plan, execute, work_length};
+use bam_convert::surgery::execute::{OutputFile, Target, check_place, check_plan, execute, outline, work_length};
 use bam_convert::surgery::export::Export;
+use bam_convert::surgery::router::RouterInit;
 use bam_convert::surgery::{Plan, licence};
 use bam_convert::table;
 use bytesize::ByteSize;
 use clap::Args;
 
 use super::check::Check;
+use super::estimate::print;
 use super::preview::Preview;
 use super::printer::Printer;
 use super::work::WorkArguments;
@@ -30,6 +33,9 @@ pub struct WriteArguments {
     /// Show what would be written, and write nothing.
     #[arg(long)]
     pub dry_run: bool,
+    /// Make the outline of the output, and say what it would take.
+    #[arg(long, hide = true)]
+    pub outline: bool,
     /// Hash every source again, also those that have not changed since they were hashed before.
     #[arg(long)]
     rehash: bool,
@@ -38,6 +44,14 @@ pub struct WriteArguments {
 }
 
 impl WriteArguments {
+    /// Routers as they are asked for; for an outline, which computes nothing, such as need no model but have the same shape.
+    pub fn routers<const N: usize>(&self, asked: [&RouterInit; N]) -> [RouterInit; N] {
+        asked.map(|router| match router {
+            RouterInit::Prompts(_) if self.outline => RouterInit::Normal(0.02),
+            router => router.clone(),
+        })
+    }
+
     /// Shows the plan (`--dry-run`) or carries it out, and says what came of it.
     pub fn run(
         &self,
@@ -52,6 +66,9 @@ impl WriteArguments {
 
     /// Shows the plan of a single file for another program, or writes it.
     pub fn run_export(&self, export: &Export, out: &Path, printer: &Printer) -> Outcome {
+        if self.outline {
+            return print(printer, &Estimate::of(export.length(), work_length(&export.plan) as f64 / WRITTEN));
+        }
         export.plan.notes.iter().for_each(|note| printer.note(&format!(" note: {note}")));
         let place = export.check_place(out, self.force);
         if self.dry_run {
@@ -72,6 +89,14 @@ impl WriteArguments {
         Ok(Verdict::Yes)
     }
 
+    /// Makes the outline of the output, and says what it would take.
+    fn print_outline(&self, plan: &Plan, files: &[OutputFile], out: &Path, printer: &Printer) -> Outcome {
+        let bytes = outline(plan, files, out, self.max_shard_size.as_u64().max(1))?;
+        // What is made of nothing is drawn.
+        let drawn = if plan.sources.is_empty() { plan.parameters() } else { 0 };
+        print(printer, &Estimate::of(bytes, work_length(plan) as f64 / WRITTEN + drawn as f64 / DRAWN))
+    }
+
     fn show(&self, preview: &Preview, printer: &Printer) -> Outcome {
         match self.work.json {
             true => printer.json(preview)?,
@@ -90,6 +115,9 @@ impl WriteArguments {
         check: Option<&Check>,
         printer: &Printer,
     ) -> Outcome {
+        if self.outline {
+            return self.print_outline(plan, files, out, printer);
+        }
         plan.notes.iter().chain(&licence::notes(plan)).for_each(|note| printer.note(&format!(" note: {note}")));
         let bar = printer.bytes_bar(work_length(plan), "writing");
         let threads = self.work.thread_count();

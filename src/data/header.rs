@@ -110,6 +110,11 @@ impl Header {
         Ok((header, sha256(&bytes)))
     }
 
+    /// Tokens of a split, ends of text counted.
+    pub fn tokens(&self, split: Split) -> u64 {
+        self.splits.get(&split).into_iter().flatten().map(|shard| shard.tokens).sum()
+    }
+
     fn check(&self, path: &Path) -> Result<()> {
         if self.vocab_size == 0 || self.vocab_size > self.dtype.limit() {
             let (limit, found) = (self.dtype.limit(), self.vocab_size);

@@ -12,6 +12,7 @@ pub mod header;
 pub mod input;
 pub mod mixture;
 mod order;
+pub mod outline;
 mod shards;
 mod split;
 #[cfg(test)]

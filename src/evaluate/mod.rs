@@ -8,6 +8,7 @@
 pub mod chart;
 pub mod corpus;
 pub mod logits;
+pub mod outlook;
 pub mod perplexity;
 pub mod prompts;
 pub mod report;

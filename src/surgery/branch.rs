@@ -10,6 +10,7 @@ use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::manifest::Manifest;
+use crate::checkpoint::outline;
 use crate::checkpoint::output::{OutputFolder, check_free_space, check_target};
 use crate::{Error, Result};
 
@@ -65,6 +66,18 @@ impl Branching {
         let one: u64 =
             self.plan.sources.iter().flat_map(|source| &source.checkpoint.files).map(|file| file.len()).sum();
         if link { 0 } else { one * self.targets.len() as u64 }
+    }
+
+    /// Bytes of the files beside the weights, of all branches together, but for manifests.
+    pub fn side_length(&self) -> Result<u64> {
+        let one: u64 = self.files.iter().map(OutputFile::length).sum::<Result<_>>()?;
+        Ok(one * self.targets.len() as u64)
+    }
+
+    /// Makes the outline of each branch.
+    pub fn outline(&self) -> Result<()> {
+        let seed = &self.plan.sources[0].checkpoint.path;
+        self.targets.iter().try_for_each(|target| outline::copy(seed, target))
     }
 
     /// Refuses what cannot be written, before anything is.

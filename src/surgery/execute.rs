@@ -8,11 +8,11 @@ use serde::Serialize;
 use super::evaluate::Evaluator;
 use super::plan::{Plan, Source};
 use crate::checkpoint::hash::{FileHash, sha256, sha256_source};
-use crate::checkpoint::known_hashes;
 use crate::checkpoint::manifest::{FORMAT_VERSION, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool};
 use crate::checkpoint::output::{OutputFolder, check_free_space, check_target};
-use crate::checkpoint::source_file::{SourceFile, Stamp};
+use crate::checkpoint::source_file::{SourceFile, Stamp, stamp_of};
 use crate::checkpoint::writer::{WriteOptions, write_weights};
+use crate::checkpoint::{known_hashes, outline};
 use crate::{Error, Result};
 
 /// A file beside the weights of an output.
@@ -33,6 +33,16 @@ pub enum Content {
     Editable(Vec<u8>),
     /// The bytes of another file.
     CopyOf(PathBuf),
+}
+
+impl OutputFile {
+    /// Its length in bytes.
+    pub fn length(&self) -> Result<u64> {
+        match &self.content {
+            Content::Bytes(bytes) | Content::Editable(bytes) => Ok(bytes.len() as u64),
+            Content::CopyOf(path) => stamp_of(path).map(|stamp| stamp.length),
+        }
+    }
 }
 
 /// Where and how to write.
@@ -173,6 +183,21 @@ pub fn record_source(source: &Source, weights: Vec<String>, output: &Path) -> Re
         record.path = name_of(root);
     }
     Ok(record)
+}
+
+/// Makes the outline of a plan's output in `folder`; its bytes, but for the manifest.
+pub fn outline(plan: &Plan, files: &[OutputFile], folder: &Path, max_shard_size: u64) -> Result<u64> {
+    let mut bytes = outline::weights(folder, &plan.layouts(), max_shard_size)?;
+    for file in files {
+        match &file.content {
+            Content::Bytes(content) | Content::Editable(content) => {
+                outline::file(folder, &file.name, content)?;
+            }
+            Content::CopyOf(path) => outline::copy(path, &folder.join(&file.name))?,
+        }
+        bytes += file.length()?;
+    }
+    Ok(bytes)
 }
 
 /// Identity of the work: equal for a run that may resume what another has left.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::metrics::METRICS;
-use crate::checkpoint::output::{remove_at_once, sync_folder};
+use crate::checkpoint::output::{beside, remove_at_once, sync_folder};
 use crate::checkpoint::single;
 use crate::{Error, Result};
 
@@ -20,14 +20,6 @@ pub(super) struct RunFolder {
     path: PathBuf,
     /// Held, not read: the lock ends with the file.
     _lock: File,
-}
-
-/// The folder beside the output `out`.
-pub fn beside(out: &Path) -> Result<PathBuf> {
-    match out.file_name() {
-        Some(name) => Ok(out.with_file_name(format!("{}.run", name.to_string_lossy()))),
-        None => Err(Error::file(out, "expected the name of a folder to make")),
-    }
 }
 
 impl RunFolder {

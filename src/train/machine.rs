@@ -2,18 +2,25 @@
 
 use std::time::Instant;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::adamw::State;
 use super::parameters::Parameters;
 use crate::family::{Architecture, AttentionKv};
 use crate::model::CausalLm;
+use crate::{Error, Result};
 
-/// The rate of a large product of matrices in the model's dtype, in floating-point operations a second.
-pub(super) fn matmul_peak(model: &CausalLm, dtype: DType) -> candle_core::Result<f64> {
+/// The rate of a large product of matrices of `dtype` on `device`, in floating-point operations a second.
+///
+/// # Errors
+/// Where the device refuses.
+pub fn matmul_peak(device: &Device, dtype: DType) -> Result<f64> {
+    measure_peak(device, dtype).map_err(|e| Error::compute("measure the machine", e))
+}
+
+fn measure_peak(device: &Device, dtype: DType) -> candle_core::Result<f64> {
     // Smaller in a debug build, where only the dependencies are optimised.
     let size = if cfg!(debug_assertions) { 256 } else { 1024 };
-    let device = model.device();
     let values: Vec<f32> = (0..size * size).map(|i| (i % 7) as f32 - 3.0).collect();
     let matrix = Tensor::from_vec(values, (size, size), device)?.to_dtype(dtype)?;
     let mut best = f64::INFINITY;

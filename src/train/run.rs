@@ -13,11 +13,12 @@ use super::folder::RunFolder;
 use super::machine::{Memory, matmul_peak, peak_memory};
 use super::measure::HeldBack;
 use super::metrics::{Log, Record};
+use super::outlook::flops_per_token;
 use super::parameters::{Parameters, balances};
 use super::save::{Position, Saver, position, restore, stored_values};
 use super::select::select;
 use super::session::Session;
-use super::settings::{Compute, Operation, Settings, differences};
+use super::settings::{Operation, Settings, differences};
 use super::trainer::{Counters, Trainer};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hash::sha256_file;
@@ -94,10 +95,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         check_same_run(&request.checkpoint, path, position, &json, saver.parent_files())?;
     }
 
-    let dtype = match settings.dtype {
-        Compute::F32 => DType::F32,
-        Compute::Bf16 => DType::BF16,
-    };
+    let dtype = settings.dtype.stored();
     let trainable = Trainable::Only(names);
     let options = LoadOptions { dtype, trainable, ..LoadOptions::train(request.device.clone()) };
     let model = CausalLm::load(&request.checkpoint, &options)?;
@@ -122,7 +120,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
 
     let sizes = (settings.batch, settings.seq);
     let memory = Memory::predict(&model, &trainer.parameters, dtype, sizes, checkpointing);
-    let matmul_peak = matmul_peak(&model, dtype).map_err(|e| Error::compute("measure the machine", e))?;
+    let matmul_peak = matmul_peak(model.device(), dtype)?;
     let cost = Report::new(&architecture, settings.seq as u64 / 2)?;
     let trained: u64 = trainer.parameters.all.iter().map(|parameter| parameter.var.elem_count() as u64).sum();
     watch(&Event::Begins { trained, parameters: cost.total_parameters, memory, matmul_peak });
@@ -134,8 +132,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         None => log.add(&start(&architecture, &cost, &json))?,
     }
     let mut session = Session {
-        // The way forward, the way back through activations, and gradients of what trains.
-        flops_per_token: cost.flops_per_token as f64 * (2.0 + trained as f64 / cost.total_parameters as f64),
+        flops_per_token: flops_per_token(&cost, trained),
         matmul_peak,
         trainer,
         saver,
@@ -158,6 +155,17 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         peak_memory: peak_memory(),
         predicted_memory: memory.total(),
     })
+}
+
+/// Refuses what a run would refuse before its first step; reads no weights.
+pub fn check(request: &mut Request) -> Result<()> {
+    let architecture = Architecture::of(&Config::read(&request.checkpoint)?)?;
+    architecture.refuse_fused(&Checkpoint::open(&request.checkpoint)?)?;
+    open_data(request, &architecture, &mut |_: &Event| {})?;
+    match request.operation.resume {
+        true => Ok(()),
+        false => check_target(&request.out, request.operation.force, &[&request.checkpoint]),
+    }
 }
 
 /// Opens the token folders, and checks that they are for this model.
@@ -201,7 +209,7 @@ fn open_data(request: &mut Request, architecture: &Architecture, watch: Watcher)
     Ok((mixture, held_back))
 }
 
-fn trained_names(
+pub(super) fn trained_names(
     checkpoint: &Path,
     architecture: &Architecture,
     settings: &Settings,

@@ -30,6 +30,8 @@ const MAX_SHARD: u64 = 5_000_000_000;
 const ROOM: u64 = 1 << 20;
 /// What an expression calls the checkpoint that training began with.
 const PARENT: &str = "parent";
+/// Bytes of a trained parameter's master weight and moments.
+pub(super) const STATE_BYTES: u64 = 12;
 
 /// Where in the run a checkpoint is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,7 +87,7 @@ impl Saver {
 
     /// Bytes that a checkpoint takes, at most.
     fn bytes(&self, parameters: &Parameters, with_state: bool) -> u64 {
-        let state: u64 = parameters.all.iter().map(|parameter| 12 * parameter.var.elem_count() as u64).sum();
+        let state: u64 = parameters.all.iter().map(|parameter| STATE_BYTES * parameter.var.elem_count() as u64).sum();
         let files: u64 = self.files.iter().map(|file| file.size).sum();
         files + if with_state { state } else { 0 } + ROOM
     }
@@ -199,7 +201,7 @@ impl Saver {
 }
 
 /// Files that go with the weights: configuration, tokenizer, and the code that transformers loads.
-fn copied(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn copied(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = existing(folder, &["config.json"]);
     paths.extend(existing(folder, &COMPANIONS));
     let mut code = Vec::new();

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use candle_core::DType;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -103,6 +104,16 @@ pub enum Compute {
     F32,
     /// Weights and activations in bfloat16; routers, norms' statistics and losses in float32.
     Bf16,
+}
+
+impl Compute {
+    /// The dtype of weights and activations.
+    pub fn stored(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
 }
 
 /// How documents that share a row are read.

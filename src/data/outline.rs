@@ -1,0 +1,76 @@
+//! What `tokenize` would make of texts, by their length alone.
+
+use std::path::Path;
+
+use super::header::{self, FORMAT_VERSION, Header, IdType, Shard, Split};
+use super::input::{self, Kind, Packing};
+use super::tokenize::Settings;
+use super::vocabulary::{TOKENIZER, TOKENIZER_CONFIG, Vocabulary};
+use crate::checkpoint::{json, outline};
+use crate::estimate::{BYTES_PER_TOKEN, Estimate, TOKENIZED};
+use crate::{Error, Result};
+
+/// How often packed text is as long as its file.
+const PACKED: f64 = 4.0;
+
+/// Makes the outline of a token folder: a header that says how many tokens there would be, without the tokens.
+///
+/// # Errors
+/// Texts that are not there or are no text; an output that cannot be written.
+pub fn outline(settings: &Settings) -> Result<Estimate> {
+    let mut bytes = 0.0;
+    for path in &settings.paths {
+        bytes += length(path)?;
+    }
+    let (vocab_size, mut beside) = match &settings.vocabulary {
+        Vocabulary::Train(count) => (Some(*count), 0),
+        Vocabulary::Existing(path) => tokenizer(path),
+    };
+    let dtype = vocab_size.and_then(IdType::of).unwrap_or(IdType::U16);
+    let tokens = bytes / BYTES_PER_TOKEN;
+    let shard = |split: Split, share: f64| {
+        let (file, none) = (header::shard_file(split, 0), String::new());
+        let (tokens, bytes_of_text) = ((share * tokens) as u64, (share * bytes) as u64);
+        (split, vec![Shard { file, tokens, documents: 0, bytes_of_text, sha256: none.clone(), ends_sha256: none }])
+    };
+    let held_back = settings.validation;
+    let header = Header {
+        format_version: FORMAT_VERSION,
+        tokenizer_sha256: String::new(),
+        vocab_size: vocab_size.unwrap_or(1),
+        dtype,
+        end_of_text: 0,
+        sources: Vec::new(),
+        splits: [shard(Split::Train, 1.0 - held_back), shard(Split::Validation, held_back)].into(),
+    };
+    let text = serde_json::to_vec_pretty(&header).map_err(|e| Error::file(header::FILE, e.to_string()))?;
+    std::fs::create_dir_all(&settings.out).map_err(|e| Error::io("create", &settings.out, e))?;
+    beside += outline::file(&settings.out, header::FILE, &text)?;
+    Ok(Estimate::of(beside + dtype.width() * tokens as u64, bytes / TOKENIZED))
+}
+
+/// Bytes of the text behind a path: a file, a folder or a pattern.
+///
+/// # Errors
+/// Where there is no file, or one that is no text.
+pub fn length(path: &Path) -> Result<f64> {
+    let mut bytes = 0.0;
+    for file in input::files(path)? {
+        let packed = match input::kind(&file)? {
+            (Kind::Parquet, _) | (_, Packing::Gzip | Packing::Zstd) => PACKED,
+            (Kind::Text | Kind::JsonLines, Packing::Plain) => 1.0,
+        };
+        bytes += packed * std::fs::metadata(&file).map_err(|e| Error::io("read", &file, e))?.len() as f64;
+    }
+    Ok(bytes)
+}
+
+/// The size of a vocabulary, where the configuration beside it tells, and the bytes of its files; it may not be there yet.
+fn tokenizer(path: &Path) -> (Option<u64>, u64) {
+    let folder = if path.is_file() { path.parent().unwrap_or(path) } else { path };
+    let config = json::read_object(&folder.join("config.json")).ok();
+    let vocab_size = config.and_then(|config| config.get("vocab_size")?.as_u64());
+    let files =
+        [TOKENIZER, TOKENIZER_CONFIG].map(|name| std::fs::metadata(folder.join(name)).map_or(0, |file| file.len()));
+    (vocab_size, files.iter().sum())
+}

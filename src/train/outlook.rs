@@ -1,0 +1,112 @@
+//! What a run will make and take, told of headers alone.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::run::trained_names;
+use super::save::{STATE_BYTES, copied};
+use super::settings::{Compute, Operation, Settings};
+use crate::Result;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::folder::{CARD, existing};
+use crate::checkpoint::source_file::stamp_of;
+use crate::data::{Header, Split};
+use crate::estimate::{Estimate, Products, READ, START, WRITTEN, Work};
+use crate::family::cost::Report;
+use crate::family::{Architecture, Config};
+
+/// The share of the peak that training reaches, the optimiser counted: on two cores the quickstart's models reach 0.4 when
+/// idle, and 0.5 to 1.1 with other work beside, which slows the short products that the peak is taken from even more.
+const SHARE: f64 = 0.5;
+/// Bytes of both logs for a step.
+const LOG: u64 = 1200;
+
+/// What a run will make and take.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Outlook {
+    /// Parameters of the model.
+    pub parameters: u64,
+    /// Those that train.
+    pub trained: u64,
+    /// Tokens that it reads, those of measurements on held-back text left out.
+    pub tokens: u64,
+    /// Bytes of the output.
+    pub output_bytes: u64,
+    /// Bytes of the folder beside it at the end: the logs, and the checkpoints that are kept with the optimiser's state.
+    pub run_bytes: u64,
+    /// Products of matrices, recomputed layers and measurements counted.
+    pub products: Products,
+    /// Seconds of reading and writing.
+    pub other_seconds: f64,
+}
+
+impl Outlook {
+    /// Of a run on the model in `checkpoint`; rows of token folders that are not there yet are taken to be as many as asked for.
+    ///
+    /// # Errors
+    /// A checkpoint whose configuration or headers cannot be read, settings out of their ranges, nothing to train.
+    pub fn of(
+        checkpoint: &Path,
+        data: &[(String, PathBuf, f64)],
+        settings: &Settings,
+        operation: &Operation,
+        gpu: bool,
+    ) -> Result<Self> {
+        settings.check()?;
+        let architecture = Architecture::of(&Config::read(checkpoint)?)?;
+        let cost = Report::new(&architecture, settings.seq as u64 / 2)?;
+        let names = trained_names(checkpoint, &architecture, settings)?;
+        let specs = architecture.tensors()?.into_iter().filter(|spec| names.contains(&spec.name));
+        let trained = specs.map(|spec| spec.shape.iter().product::<u64>()).sum();
+        let output_bytes = length(checkpoint)?;
+        let (rows, seq) = (settings.rows() as u64, settings.seq as u64);
+        let times = |every: u64| if every > 0 { settings.steps.div_ceil(every) } else { 0 };
+        let saved = output_bytes + STATE_BYTES * trained;
+        let saves = times(operation.save_every);
+        let kept = saves.min(operation.keep.max(1) as u64);
+        let tokens = settings.steps.saturating_mul(rows).saturating_mul(seq);
+        let measured: u64 =
+            data.iter().map(|(_, folder, _)| held_back(folder, seq, operation.validate_rows as u64)).sum();
+        let again = if operation.gradient_checkpointing { 1.0 } else { 0.0 };
+        let flops = tokens as f64 * (flops_per_token(&cost, trained) + again * cost.flops_per_token as f64)
+            + times(operation.validate_every) as f64 * measured as f64 * seq as f64 * cost.flops_per_token as f64;
+        let products = Products { flops, share: SHARE, gpu, half: settings.dtype == Compute::Bf16 };
+        Ok(Self {
+            parameters: cost.total_parameters,
+            trained,
+            tokens,
+            output_bytes,
+            run_bytes: kept.saturating_mul(saved).saturating_add(LOG.saturating_mul(settings.steps)),
+            products,
+            other_seconds: output_bytes as f64 / READ + (saves as f64 * saved as f64 + output_bytes as f64) / WRITTEN,
+        })
+    }
+
+    /// The same, as of any command.
+    pub fn estimate(&self) -> Estimate {
+        let work = Work { seconds: START + self.other_seconds, products: Some(self.products) };
+        Estimate { bytes: self.output_bytes.saturating_add(self.run_bytes), work: Some(work) }
+    }
+}
+
+/// Floating-point operations of a token: the way forward, the way back through activations, and gradients of what trains.
+pub(super) fn flops_per_token(cost: &Report, trained: u64) -> f64 {
+    cost.flops_per_token as f64 * (2.0 + trained as f64 / cost.total_parameters as f64)
+}
+
+/// Bytes of a checkpoint like the one in `folder`.
+fn length(folder: &Path) -> Result<u64> {
+    let checkpoint = Checkpoint::open(folder)?;
+    let weights: u64 = checkpoint.files.iter().map(|file| file.len()).sum();
+    let beside = copied(folder)?.into_iter().chain(existing(folder, &[CARD]));
+    beside.map(|path| Ok(stamp_of(&path)?.length)).sum::<Result<u64>>().map(|beside| weights + beside)
+}
+
+/// Rows of a token folder to measure on, `most` at most.
+fn held_back(folder: &Path, seq: u64, most: u64) -> u64 {
+    match Header::read(folder) {
+        Ok((header, _)) => most.min(header.tokens(Split::Validation) / (seq + 1)),
+        Err(_) => most,
+    }
+}
