@@ -13,7 +13,7 @@ use bam_convert::pipeline::{
 use clap::{Args, ValueEnum};
 
 use super::printer::Printer;
-use super::stages::{commands, preview};
+use super::stages::Preview;
 use super::watcher::Watcher;
 use super::{Outcome, Verdict, definition};
 
@@ -69,7 +69,7 @@ pub struct Arguments {
     /// Run as a job beside others, which run the other stages.
     #[arg(long, hide = true, requires = "only", conflicts_with = "executor")]
     job: bool,
-    /// Print the commands, what needs what, and which would run and why; run nothing.
+    /// Print the commands, what needs what, which would run and why, and the disk and time that they take; run nothing.
     #[arg(long)]
     dry_run: bool,
     /// Print where each stage stands; run nothing.
@@ -145,20 +145,23 @@ impl Arguments {
         if self.executor == Executor::Slurm {
             return self.run_on_slurm(&runner, recipe, (stages, &graph, &choices), printer);
         }
-        if self.dry_run {
-            let forecasts = runner.forecast(stages, &graph, &choices)?;
-            match self.json {
-                true => printer.json(&stages.iter().zip(&forecasts).map(preview).collect::<Vec<_>>())?,
-                false => printer.result(&commands(work, stages, &forecasts)?)?,
-            }
-            return Ok(Verdict::Yes);
-        }
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            // A second signal does not wait for the stages to end; but Slurm sends as many as it likes.
-            if !self.job {
+            // A second signal does not wait for the stages to end; but Slurm sends as many as it likes, and a dry run has
+            // its outlines to remove.
+            if !self.job && !self.dry_run {
                 signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(stop))?;
             }
             signal_hook::flag::register(signal, Arc::clone(stop))?;
+        }
+        if self.dry_run {
+            let mut forecasts = runner.forecast(stages, &graph, &choices)?;
+            runner.estimate(stages, &mut forecasts)?;
+            let preview = Preview::new(stages, &forecasts);
+            match self.json {
+                true => printer.json(&preview.json())?,
+                false => printer.result(&preview.text(work)?)?,
+            }
+            return Ok(Verdict::Yes);
         }
         let report = runner.run(stages, &graph, &choices);
         watcher.stop();

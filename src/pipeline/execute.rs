@@ -219,7 +219,7 @@ impl Runner<'_> {
         Ok(line)
     }
 
-    fn is_stopped(&self) -> bool {
+    pub(super) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 

@@ -44,18 +44,22 @@ impl Makers {
         above.chain(below.map(|(_, stage)| stage)).copied().collect()
     }
 
-    /// The whole path, without steps up and down.
     fn place(&self, path: &Path) -> PathBuf {
-        let mut place = PathBuf::new();
-        for part in self.work.join(path).components() {
-            match part {
-                Component::ParentDir => drop(place.pop()),
-                Component::CurDir => {}
-                other => place.push(other),
-            }
-        }
-        place
+        whole(&self.work, path)
     }
+}
+
+/// The whole path of one seen from `work`, without steps up and down.
+pub(super) fn whole(work: &Path, path: &Path) -> PathBuf {
+    let mut whole = PathBuf::new();
+    for part in work.join(path).components() {
+        match part {
+            Component::ParentDir => drop(whole.pop()),
+            Component::CurDir => {}
+            other => whole.push(other),
+        }
+    }
+    whole
 }
 
 /// Stages by their numbers, and what each of them waits for.

@@ -45,6 +45,11 @@ impl Record {
         self.inputs.iter().map(|(path, input)| (path.clone(), input.sha256.clone())).collect()
     }
 
+    /// Whether the stage ended well as it is now.
+    pub(super) fn is_done(&self, stage: &Stage) -> bool {
+        self.state == State::Done && self.command == line(stage)
+    }
+
     /// Bytes that the last run which ended well left behind.
     pub(super) fn output_bytes(&self) -> u64 {
         self.outputs.values().map(|stamp| stamp.length).sum()

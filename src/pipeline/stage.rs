@@ -18,7 +18,7 @@ const OUTPUTS: [&str; 4] = ["out", "dump", "svg", "routing-svg"];
 /// A command whose positional setting names what it makes, and that setting.
 const PULLED: (&str, &str) = ("pull", "folder");
 /// Settings that are the runner's to choose, and `config`: a recipe says itself what a stage reads.
-pub(super) const RUNNERS: [&str; 6] = ["force", "resume", "dry-run", "config", "help", "version"];
+pub(super) const RUNNERS: [&str; 7] = ["force", "resume", "dry-run", "outline", "config", "help", "version"];
 /// Commands that are no stage.
 const NO_STAGES: [&str; 4] = ["run", "completions", "man", "help"];
 
@@ -52,6 +52,8 @@ pub struct Stage {
     pub(super) replaces: bool,
     /// Whether the command has `--resume`, which goes on where a killed run stopped.
     pub(super) resumes: bool,
+    /// Whether the command has `--outline`, which makes the outline of its output and says what it would take.
+    pub(super) outlines: bool,
 }
 
 impl Stage {
@@ -173,10 +175,23 @@ impl Written<'_> {
         let mut command: Vec<String> = self.command.value.split(' ').map(str::to_owned).collect();
         command.extend(arguments);
         let after = scope.used_stages().into_iter().map(|(stage, _)| stage).collect();
-        let (replaces, resumes, is_own) = (has("force"), has("resume"), true);
+        let (replaces, resumes, outlines, is_own) = (has("force"), has("resume"), has("outline"), true);
         let (slurm, entry) = Default::default();
-        let stage =
-            Stage { name, command, is_own, inputs, outputs, stdout, settings, slurm, entry, after, replaces, resumes };
+        let stage = Stage {
+            name,
+            command,
+            is_own,
+            inputs,
+            outputs,
+            stdout,
+            settings,
+            slurm,
+            entry,
+            after,
+            replaces,
+            resumes,
+            outlines,
+        };
         self.check(program, &stage)?;
         Ok(stage)
     }
@@ -189,9 +204,23 @@ impl Written<'_> {
         let (after, made): (_, Vec<String>) = scope.used_stages().into_iter().unzip();
         inputs.extend(made);
         let command = ["sh", "-c", &command].map(str::to_owned).to_vec();
-        let (replaces, resumes, is_own) = (false, false, false);
+        let (replaces, resumes, outlines, is_own) = (false, false, false, false);
         let (slurm, entry) = Default::default();
-        Stage { name, command, is_own, inputs, outputs, stdout, settings, slurm, entry, after, replaces, resumes }
+        Stage {
+            name,
+            command,
+            is_own,
+            inputs,
+            outputs,
+            stdout,
+            settings,
+            slurm,
+            entry,
+            after,
+            replaces,
+            resumes,
+            outlines,
+        }
     }
 
     /// Parses the command line as the command will.

@@ -1,4 +1,4 @@
-//! How far a work folder is, and what a run would do there.
+//! How far a work folder is.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -13,19 +13,6 @@ use super::slurm::JobState;
 use super::stage::Stage;
 use crate::Result;
 use crate::table::{self, Align};
-
-/// What a run would do about a stage.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Forecast {
-    /// The stages that it needs.
-    pub needs: Vec<String>,
-    /// Why it would run; none where it would not.
-    pub runs_because: Option<String>,
-    /// Wall time of its last run that ended well.
-    pub last_seconds: Option<f64>,
-    /// Bytes that its last run left behind.
-    pub last_bytes: Option<u64>,
-}
 
 /// Where a stage stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -71,32 +58,6 @@ pub struct StageStatus {
 }
 
 impl Runner<'_> {
-    /// What a run would do, stage by stage.
-    ///
-    /// # Errors
-    /// Where an input cannot be read.
-    pub fn forecast(&self, stages: &[Stage], graph: &Graph, choices: &[Choice]) -> Result<Vec<Forecast>> {
-        let (records, times) = (self.records(), self.times());
-        let mut forecasts: Vec<Forecast> = Vec::with_capacity(stages.len());
-        for (number, stage) in stages.iter().enumerate() {
-            let record = records.read(stage);
-            let first = graph.needs(number).iter().find(|needed| forecasts[**needed].runs_because.is_some());
-            let needed = first.map(|needed| format!("stage {} runs before it", stages[*needed].name));
-            let runs_because = match choices[number] {
-                Choice::Leave => None,
-                Choice::Force => Some("it was asked for".to_owned()),
-                Choice::Check => records.reason(stage, record.as_ref())?.or(needed),
-            };
-            forecasts.push(Forecast {
-                needs: graph.needs(number).iter().map(|needed| stages[*needed].name.clone()).collect(),
-                runs_because,
-                last_seconds: times.of(&stage.name).and_then(|time| time.seconds),
-                last_bytes: record.map(|record| record.output_bytes()).filter(|bytes| *bytes > 0),
-            });
-        }
-        Ok(forecasts)
-    }
-
     /// Where each stage stands.
     ///
     /// # Errors

@@ -1,0 +1,121 @@
+//! What a run would do: which stages, why, and what they took the last time, or would take.
+
+use std::process::{Command, Stdio};
+
+use serde::Serialize;
+
+use super::execute::Runner;
+use super::graph::Graph;
+use super::select::Choice;
+use super::shadow::Shadow;
+use super::stage::Stage;
+use crate::checkpoint::output::beside;
+use crate::estimate::Estimate;
+use crate::{Error, Result};
+
+/// What a run would do about a stage.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Forecast {
+    /// The stages that it needs.
+    pub needs: Vec<String>,
+    /// Why it would run; none where it would not.
+    pub runs_because: Option<String>,
+    /// Wall time of its last run that ended well.
+    pub last_seconds: Option<f64>,
+    /// Bytes that its last run left behind, what it keeps beside its output counted.
+    pub last_bytes: Option<u64>,
+    /// Whether that run ended well and was one of this very command.
+    pub is_measured: bool,
+    /// What it would make and take, as far as its command can tell before it runs; asked for by [`Runner::estimate`].
+    pub estimate: Option<Estimate>,
+    /// Why the command cannot tell.
+    pub unknown_because: Option<String>,
+}
+
+impl Runner<'_> {
+    /// What a run would do, stage by stage.
+    ///
+    /// # Errors
+    /// Where an input cannot be read.
+    pub fn forecast(&self, stages: &[Stage], graph: &Graph, choices: &[Choice]) -> Result<Vec<Forecast>> {
+        let (records, times) = (self.records(), self.times());
+        let mut forecasts: Vec<Forecast> = Vec::with_capacity(stages.len());
+        for (number, stage) in stages.iter().enumerate() {
+            let record = records.read(stage);
+            let first = graph.needs(number).iter().find(|needed| forecasts[**needed].runs_because.is_some());
+            let needed = first.map(|needed| format!("stage {} runs before it", stages[*needed].name));
+            let runs_because = match choices[number] {
+                Choice::Leave => None,
+                Choice::Force => Some("it was asked for".to_owned()),
+                Choice::Check => records.reason(stage, record.as_ref())?.or(needed),
+            };
+            let last_bytes = record.as_ref().map(|record| record.output_bytes()).filter(|bytes| *bytes > 0);
+            forecasts.push(Forecast {
+                needs: graph.needs(number).iter().map(|needed| stages[*needed].name.clone()).collect(),
+                runs_because,
+                last_seconds: times.of(&stage.name).and_then(|time| time.seconds),
+                last_bytes: last_bytes.map(|bytes| Ok(bytes + self.kept_beside(stage)?)).transpose()?,
+                is_measured: record.is_some_and(|record| record.is_done(stage)),
+                estimate: None,
+                unknown_because: None,
+            });
+        }
+        Ok(forecasts)
+    }
+
+    /// Asks each stage that would run, and has not run as it is now, what it would make and take: its own command makes the
+    /// outline of its output in a shadow of the work folder, where those behind it find it.
+    ///
+    /// # Errors
+    /// Where the folder for temporary files cannot be written, or a signal came.
+    pub fn estimate(&self, stages: &[Stage], forecasts: &mut [Forecast]) -> Result<()> {
+        let exists = |stage: &Stage| stage.outputs.iter().all(|output| self.work.join(output).exists());
+        let asked: Vec<bool> = stages
+            .iter()
+            .zip(&*forecasts)
+            .map(|(stage, forecast)| forecast.runs_because.is_some() && !(forecast.is_measured && exists(stage)))
+            .collect();
+        if !asked.contains(&true) {
+            return Ok(());
+        }
+        let outlined = stages.iter().zip(&asked).filter(|(stage, asked)| **asked && stage.outlines);
+        let shadow = Shadow::new(self.work, outlined.flat_map(|(stage, _)| &stage.outputs))?;
+        for ((stage, forecast), _) in stages.iter().zip(forecasts).zip(&asked).filter(|(_, asked)| **asked) {
+            // What is measured needs no estimate, but those behind it its outline.
+            match self.ask(stage, &shadow)? {
+                Ok(estimate) => forecast.estimate = Some(estimate),
+                Err(problem) => forecast.unknown_because = Some(problem),
+            }
+        }
+        Ok(())
+    }
+
+    /// What the command says, or why it cannot.
+    fn ask(&self, stage: &Stage, shadow: &Shadow) -> Result<Result<Estimate, String>> {
+        if !stage.outlines {
+            return Ok(Err(format!("`{}` cannot tell before it runs", stage.kind())));
+        }
+        for place in stage.reads() {
+            shadow.show(&place)?;
+        }
+        let mut command = Command::new(self.program);
+        command.args(shadow.words(stage)).arg("--outline");
+        command.current_dir(shadow.work()).stdin(Stdio::null());
+        let output = command.output().map_err(|e| Error::io("run", self.program, e))?;
+        if self.is_stopped() {
+            let source = std::io::Error::from(std::io::ErrorKind::Interrupted);
+            return Err(Error::io("look ahead in", self.work, source));
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        let problem = said.lines().find_map(|line| line.strip_prefix("error: "));
+        Ok(serde_json::from_slice(&output.stdout).map_err(|_| problem.unwrap_or("its command told nothing").to_owned()))
+    }
+
+    /// Bytes of what a command that can go on keeps beside its output.
+    fn kept_beside(&self, stage: &Stage) -> Result<u64> {
+        let Some(output) = stage.outputs.first().filter(|_| stage.resumes) else { return Ok(0) };
+        let files = self.records().files(&beside(output)?)?;
+        let length = |path: &std::path::PathBuf| std::fs::metadata(self.work.join(path)).map_or(0, |file| file.len());
+        Ok(files.iter().map(length).sum())
+    }
+}
