@@ -576,3 +576,19 @@ fn a_recipe_makes_a_mixtral_of_what_it_pulls_and_its_manifest_makes_it_again() {
     assert!(again.stdout.contains("files have the same bytes"), "{again}");
     common::assert_same_folder(&world.path("mixtral"), &world.path("again/mixtral"));
 }
+
+#[test]
+fn a_recipe_that_pulls_is_looked_through_by_headers() {
+    let world = World::new();
+    put(&world.server, "org/code", &contents(&fixture("llama/code")));
+    let recipe = "stages:\n  - name: seed\n    pull: {repository: org/seed, folder: seed}\n  - name: bam\n    upcycle: {method: bam, \
+                  seed: seed, expert: {code: \"hf://org/code\"}, out: bam}\n";
+    std::fs::write(world.path("recipe.yaml"), recipe).unwrap();
+    let forecast = world.run(&["run", "recipe.yaml", "--work", "work", "--dry-run", "--json"]).ok().json();
+    let bytes: usize = contents(&fixture("llama/seed")).values().map(Vec::len).sum();
+    assert_eq!(forecast["stages"][0]["estimated_bytes"], bytes, "{forecast}");
+    // Nothing tells how fast the network is.
+    assert_eq!(forecast["stages"][0]["estimated_seconds"], serde_json::Value::Null);
+    assert!(forecast["stages"][1]["estimated_bytes"].as_u64().unwrap() > bytes as u64, "{forecast}");
+    assert!(!world.path("hf").exists() && !world.path("work").exists(), "a dry run pulls nothing");
+}

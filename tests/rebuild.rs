@@ -90,8 +90,9 @@ fn manifests_and_cards_have_the_recipe_and_what_it_read() {
     // The recipe on the card is one.
     let text = card.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
     fs::write(bench.path("work/card.yaml"), text).unwrap();
-    let stages =
-        bam!("run", bench.path("work/card.yaml"), "--work", bench.path("work"), "--dry-run", "--json").ok().json();
+    let stages = &bam!("run", bench.path("work/card.yaml"), "--work", bench.path("work"), "--dry-run", "--json")
+        .ok()
+        .json()["stages"];
     let command = "upcycle --expert code=given/code --expert law=law --method bam --out bam --seed ../models/seed";
     assert_eq!(stages[4]["command"], json!(command.split(' ').collect::<Vec<_>>()));
 
