@@ -185,6 +185,8 @@ pub enum HubFault {
     Forbidden,
     /// Something else was committed meanwhile, or the name is taken.
     Conflict,
+    /// The server is no such Hub that offers this.
+    NotOffered,
     /// The account has no room left.
     Quota,
     /// Too many requests.
@@ -218,7 +220,7 @@ impl HubFault {
             Self::RateLimited => Some("wait, then run the command again: what has been transferred is kept"),
             Self::Offline => Some("unset HF_HUB_OFFLINE, or pull it while the network is there"),
             Self::Network => Some("run the command again: what has been transferred is kept"),
-            Self::NoFile | Self::Conflict | Self::Answer => None,
+            Self::NoFile | Self::Conflict | Self::NotOffered | Self::Answer => None,
         }
     }
 }

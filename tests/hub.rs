@@ -318,6 +318,19 @@ fn what_cannot_be_right_is_refused() {
     under(cdn(FaultKind::WrongBytes), &Ends::Badly(3, &["model.safetensors", "expected a content with the hash"]));
     under(cdn(FaultKind::ShortBody(9)), &Ends::Badly(3, &["model.safetensors", "found the end after"]));
     under(cdn(FaultKind::Status(503, vec![], String::new())), &Ends::Badly(3, &["model.safetensors", "503"]));
+    // A storage knows no repositories, and says so in XML.
+    let gone = "<?xml version='1.0'?><Error><Code>NoSuchKey</Code><Message>The key does not exist.</Message></Error>";
+    under(
+        cdn(FaultKind::Status(404, vec![], gone.to_owned())),
+        &Ends::Badly(
+            3,
+            &["model.safetensors: the storage that the Hub names answered 404 Not Found: The key does not"],
+        ),
+    );
+    for words in [r#"{"detail":{"error":"no such way"}}"#, r#"{"errors":[{"message":"no such way"}]}"#] {
+        let refusal = FaultKind::Status(400, vec![], words.to_owned());
+        under(hub("/tree/", refusal), &Ends::Badly(3, &["the server answered 400 Bad Request: no such way\n"]));
+    }
     under(
         hub("/resolve/", FaultKind::Status(404, vec![("x-error-code", "EntryNotFound".to_owned())], String::new())),
         &Ends::Badly(2, &["expected a file of this name"]),
@@ -337,7 +350,7 @@ fn what_cannot_be_right_is_refused() {
     let twice = format!(r#"{{"type":"file","path":"config.json","size":1,"oid":"{oid}"}}"#);
     under(hub("/tree/", answer(&format!("[{twice},{twice}]"))), &Ends::Badly(3, &["`config.json` twice"]));
     let huge = twice.replace("\"size\":1", "\"size\":-1");
-    under(hub("/tree/", answer(&format!("[{huge}]"))), &Ends::Badly(3, &["the size and the hash of `config.json`"]));
+    under(hub("/tree/", answer(&format!("[{huge}]"))), &Ends::Badly(3, &["the size of `config.json`"]));
 }
 
 #[test]
@@ -490,6 +503,37 @@ fn however_the_hub_keeps_files_they_arrive() {
         world.run(&["pull", REPOSITORY]).ok();
         assert_is_seed(&world.snapshot());
     }
+}
+
+#[test]
+fn hashes_that_only_the_files_own_headers_tell_are_asked_for() {
+    let world = World::with(Options { hides_hashes: true, ..Options::default() });
+    world.run(&["inspect", "hf://org/seed"]).ok();
+    world.run(&["pull", REPOSITORY]).ok();
+    assert_is_seed(&world.snapshot());
+    assert_eq!(world.run(&["pull", REPOSITORY, "--json"]).ok().json()["transferred"], 0);
+    // They are believed no more than those of a listing.
+    world.server.fault(Fault::new(Listener::Hub, "HEAD", "/resolve/", FaultKind::ChangedEtag).always());
+    let wrong = ["config.json", "expected a content with the hash 0123456789"];
+    world.run(&["pull", REPOSITORY, "wrong", "--include", "config.json"]).refused(3, &wrong);
+    // What nobody tells the hash of is not taken, and keeps nobody from the rest.
+    world.server.mend();
+    let untold = FaultKind::Status(405, vec![], String::new());
+    world.server.fault(Fault::new(Listener::Hub, "HEAD", "/tokenizer.json", untold).always());
+    world.run(&["pull", REPOSITORY, "some"]).refused(3, &["expected the hash of `tokenizer.json`", "--exclude"]);
+    assert!(!world.path("some").exists() && !world.path("wrong").exists());
+    world.run(&["pull", REPOSITORY, "some", "--exclude", "tokenizer.json"]).ok();
+    assert!(world.path("some/model.safetensors").exists() && !world.path("some/tokenizer.json").exists());
+}
+
+#[test]
+fn a_hub_that_names_itself_otherwise_is_asked_where_it_is() {
+    let named = Some("https://hub.example".to_owned());
+    let world = World::with(Options { page_size: 2, named, ..Options::default() });
+    world.run(&["pull", REPOSITORY]).ok();
+    assert_is_seed(&world.snapshot());
+    let pages = world.server.requests().iter().filter(|request| request.target.contains("cursor=")).count();
+    assert_eq!(pages, 3);
 }
 
 #[test]

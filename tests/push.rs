@@ -320,8 +320,52 @@ fn a_person_s_card_is_kept_and_one_that_nobody_can_read_is_told() {
     let refusal = r#"{"errors": [{"message": "\"license\" must be one of [mit]"}], "warnings": []}"#.to_owned();
     world.server.fault(Fault::new(Listener::Hub, "POST", "/validate-yaml", FaultKind::Status(200, vec![], refusal)));
     world.push(&[]).refused(3, &["README.md", "must be one of", "hint"]);
+    let answers = |code, text: &str| FaultKind::Status(code, vec![], text.to_owned());
+    let refusal = answers(400, r#"{"errors": [{"message": "\"license\" must be one of [mit]"}], "warnings": []}"#);
+    world.server.fault(Fault::new(Listener::Hub, "POST", "/validate-yaml", refusal));
+    let parts = ["README.md", "400 Bad Request: \"license\" must be one of [mit]\n", "correct the lines"];
+    world.push(&[]).refused(3, &parts);
     world.push(&["--evaluation", "model/config.json"]).refused(2, &["expected the result of an evaluation"]);
     assert_eq!(world.server.head(REPOSITORY, "main"), head);
+    // A Hub that reads no cards takes any.
+    world.server.fault(Fault::new(
+        Listener::Hub,
+        "POST",
+        "/validate-yaml",
+        answers(404, "{\"detail\": \"Not Found\"}"),
+    ));
+    world.push(&[]).ok();
+    assert_ne!(world.server.head(REPOSITORY, "main"), head);
+}
+
+#[test]
+fn a_hub_that_tells_less_is_pushed_to() {
+    let world = World::with(Options { hides_hashes: true, ..Options::default() });
+    // The commit is looked for where the answer does not name it.
+    world.server.fault(Fault::new(Listener::Hub, "POST", "/commit/", FaultKind::Instead("{}".to_owned())));
+    let pushed = world.push(&["--json"]).ok().json();
+    assert_eq!(pushed["commit"], world.server.head(REPOSITORY, "main").as_str());
+    world.assert_pushed("main");
+    assert_eq!(world.push(&["--json"]).ok().json()["sent"], 0);
+    assert_eq!(world.server.messages(REPOSITORY, "main").len(), 2);
+    // Whether others may see it, it must say.
+    let about = |body: &str| FaultKind::Status(200, vec![], body.to_owned());
+    let after_the_tree = |kind| Fault::new(Listener::Hub, "GET", "/api/models/org/name", kind).after(2);
+    world.server.fault(after_the_tree(about(r#"{"id": "org/name", "visibility": "private"}"#)));
+    world.push(&["--private"]).ok();
+    world.server.mend();
+    world.server.fault(after_the_tree(about(r#"{"id": "org/name"}"#)));
+    world.push(&["--private"]).refused(3, &["whether the repository is private", "hint"]);
+}
+
+#[test]
+fn a_hub_without_pull_requests_says_so_once() {
+    let world = World::new();
+    world.server.put(REPOSITORY, "main", &[("notes.txt", b"first")]);
+    let none = FaultKind::Status(501, vec![], r#"{"detail": {"error": "no pull requests here"}}"#.to_owned());
+    world.server.fault(Fault::new(Listener::Hub, "POST", "/commit/", none).always());
+    world.push(&["--create-pr"]).refused(2, &["501", "no pull requests here", "--revision"]);
+    assert_eq!(world.requests("POST", "/commit/").len(), 1);
 }
 
 // ---------------------------------------------------------------- refusals
@@ -575,6 +619,31 @@ fn a_push_that_is_killed_goes_on_where_it_was() {
             });
         let sent: Vec<Request> = sent.collect();
         assert!(sent.is_empty(), "{way}: {sent:?}");
+    }
+}
+
+#[test]
+fn a_push_that_is_killed_within_a_file_begins_that_file_anew() {
+    for way in ["basic", "multipart"] {
+        let world = World::over(way);
+        world.enlarge();
+        // Of the last file or part, so that others are there already.
+        let held = Fault::new(Listener::Cdn, "PUT", "", FaultKind::StallUpload(20_000)).after(1).always();
+        world.server.fault(held);
+        let mut command = world.command(&["push", "model", REPOSITORY]);
+        let mut child = command.env("HF_HUB_DOWNLOAD_TIMEOUT", "60").spawn().unwrap();
+        wait_for(|| world.server.stalled() > 0);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(world.requests("POST", "/commit/").is_empty());
+        assert_eq!(world.server.paths(REPOSITORY, "main"), [".gitattributes"]);
+        world.server.mend();
+        world.push(&[]).ok();
+        world.assert_pushed("main");
+        world.run(&["pull", REPOSITORY, "back", "--include", "*"]).ok();
+        assert_eq!(std::fs::read(world.path("back/extra.npz")).unwrap(), std::fs::read(world.path(EXTRA)).unwrap());
+        // One commit made the repository, one filled it.
+        assert_eq!(world.server.messages(REPOSITORY, "main").len(), 2);
     }
 }
 

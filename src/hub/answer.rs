@@ -28,9 +28,14 @@ pub(super) struct Answer<'a> {
 }
 
 impl<'a> Answer<'a> {
+    /// Of a response whatever its status.
+    pub(super) fn new(client: &'a Client, place: &str, url: Url, response: reqwest::Response) -> Self {
+        Self { client, place: place.to_owned(), url, response, begins: 0 }
+    }
+
     /// Of a response that is no redirect.
     pub(super) fn of(client: &'a Client, place: &str, url: Url, response: reqwest::Response) -> Result<Self, Failure> {
-        let answer = Self { client, place: place.to_owned(), url, response, begins: 0 };
+        let answer = Self::new(client, place, url, response);
         if answer.response.status().is_success() { Ok(answer) } else { Err(answer.refusal()) }
     }
 
@@ -69,19 +74,22 @@ impl<'a> Answer<'a> {
         let said = if said.is_empty() { spoken(&body) } else { said };
         let said = self.client.shown(&said);
         let is_own = self.client.is_own(&self.url);
-        let fault = fault_of(status, &code, &said, self.client.settings.token.is_some());
+        let fault = match is_own {
+            true => fault_of(status, &code, &said, self.client.settings.token.is_some()),
+            false => fault_of_storage(status),
+        };
         let words = if said.is_empty() { String::new() } else { format!(": {said}") };
         let problem = match fault {
             HubFault::NoRepository => "expected a repository that may be read, found none".to_owned(),
             HubFault::Gated => "expected a repository that may be read, found a gated one".to_owned(),
             HubFault::NoRevision => "expected a revision of the repository, found none of this name".to_owned(),
             HubFault::NoFile => "expected a file of this name, found none".to_owned(),
-            _ => format!("the server answered {status}{words}"),
+            _ if is_own => format!("the server answered {status}{words}"),
+            _ => format!("the storage that the Hub names answered {status}{words}"),
         };
         let error = Error::hub(&self.place, fault, problem);
-        match status {
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Failure { error, passing: Some(wait) },
-            _ if status.is_server_error() && fault != HubFault::Quota => Failure { error, passing: Some(wait) },
+        match fault {
+            HubFault::Network | HubFault::RateLimited => Failure { error, passing: Some(wait) },
             // An address that was signed for a while has expired: asking the Hub again gives a fresh one.
             _ if !is_own => Failure { error, passing: Some(wait) },
             _ => Failure::lasting(error),
@@ -107,8 +115,17 @@ pub(super) fn fault_of(status: StatusCode, code: &str, said: &str, has_token: bo
         (403, _) if speaks_of(&["gated", "access to model"]) => HubFault::Gated,
         (403, _) => HubFault::Forbidden,
         (409 | 412, _) => HubFault::Conflict,
-        (429, _) => HubFault::RateLimited,
-        (408 | 500.., _) => HubFault::Network,
+        (405 | 501, _) => HubFault::NotOffered,
+        _ => fault_of_storage(status),
+    }
+}
+
+/// What a status means of a storage that the Hub has sent us to, which knows nothing of repositories and tokens.
+fn fault_of_storage(status: StatusCode) -> HubFault {
+    match status.as_u16() {
+        402 | 413 | 507 => HubFault::Quota,
+        429 => HubFault::RateLimited,
+        408 | 500.. => HubFault::Network,
         _ => HubFault::Answer,
     }
 }
@@ -121,11 +138,24 @@ fn wait_of(headers: &HeaderMap) -> Option<Duration> {
     after.or_else(limit).map(Duration::from_secs)
 }
 
-/// What the body of a refusal says: the `error` of an object, or its own words.
+/// What the body of a refusal says, wherever servers put it: JSON of the Hub, of FastAPI and of proxies, XML of S3; else
+/// the body itself.
 fn spoken(body: &[u8]) -> String {
-    let object: Option<Value> = serde_json::from_slice(body).ok();
-    let error = object.as_ref().and_then(|object| object.get("error")?.as_str());
-    error.map_or_else(|| String::from_utf8_lossy(body).trim().to_owned(), str::to_owned)
+    const WORDS: [&str; 8] = [
+        "/error",
+        "/error/message",
+        "/errors/0/message",
+        "/detail",
+        "/detail/error",
+        "/detail/message",
+        "/detail/0/msg",
+        "/message",
+    ];
+    let text = String::from_utf8_lossy(body);
+    let object: Value = serde_json::from_slice(body).unwrap_or_default();
+    let found = WORDS.iter().find_map(|place| object.pointer(place)?.as_str());
+    let element = || text.split_once("<Message>")?.1.split_once("</Message>").map(|(words, _)| words);
+    found.or_else(element).unwrap_or(text.trim()).to_owned()
 }
 
 /// A connection that came to nothing.

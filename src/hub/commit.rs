@@ -119,7 +119,7 @@ impl Target {
         let mut again = true;
         loop {
             let failure = match client.attempt(&self.place(), &request).and_then(Answer::read) {
-                Ok((body, _)) => return self.read(client, &body),
+                Ok((body, _)) => return self.read(client, &body, || self.find(client, parent, &pulls, changes)),
                 Err(failure) => failure,
             };
             let fault = match &failure.error {
@@ -144,19 +144,32 @@ impl Target {
                     }
                     patience.after(failure)?;
                 }
+                HubFault::NotOffered if self.create_pr => {
+                    return Err(failure
+                        .error
+                        .with_hint("this Hub has no pull requests: push to a branch with --revision"));
+                }
                 _ => return Err(failure.error),
             }
         }
     }
 
-    fn read(&self, client: &Client, body: &[u8]) -> Result<Committed> {
+    /// What an answer of success says; `found` looks for the commit where it names none.
+    fn read(
+        &self,
+        client: &Client,
+        body: &[u8],
+        found: impl FnOnce() -> Result<Option<Committed>>,
+    ) -> Result<Committed> {
         let answer: Value = serde_json::from_slice(body).unwrap_or_default();
         let text = |key: &str| answer.get(key).and_then(Value::as_str);
-        let commit = text("commitOid").filter(|commit| is_commit(commit)).ok_or_else(|| {
-            let problem = "expected the commit that was made, found none in the answer";
-            Error::hub(self.place(), HubFault::Answer, problem)
-                .with_hint("run the command again: it says whether anything is left to send")
-        })?;
+        let Some(commit) = text("commitOid").filter(|commit| is_commit(commit)) else {
+            return found()?.ok_or_else(|| {
+                let problem = "expected the commit that was made, found none in the answer";
+                Error::hub(self.place(), HubFault::Answer, problem)
+                    .with_hint("run the command again: it says whether anything is left to send")
+            });
+        };
         let pull_request = text("pullRequestUrl").map(|url| client.shown(url));
         Ok(Committed { commit: commit.to_owned(), url: self.page(client, commit), pull_request })
     }

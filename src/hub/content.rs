@@ -21,7 +21,7 @@ impl Hasher {
     /// For a content that must have the hash of an entry.
     pub(super) fn of(entry: &Entry) -> Self {
         match entry.hash {
-            ContentHash::Sha256(_) => Self::Sha256(Sha256::new()),
+            ContentHash::Sha256(_) | ContentHash::Unknown => Self::Sha256(Sha256::new()),
             ContentHash::GitBlob(_) => Self::git_blob(entry.size),
         }
     }

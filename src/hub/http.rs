@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE};
+use reqwest::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE,
+};
 use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -24,6 +26,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// Redirects that are followed.
 const MOST_HOPS: usize = 10;
+/// What the Hub tells of a large file beside the address of its bytes.
+const LINKED_ETAG: &str = "x-linked-etag";
 
 /// The Hub, as this process asks it.
 pub struct Client {
@@ -241,6 +245,9 @@ impl Client {
             if !response.status().is_redirection() {
                 return Answer::of(self, place, url, response);
             }
+            if request.method == Method::HEAD && response.headers().contains_key(LINKED_ETAG) {
+                return Ok(Answer::new(self, place, url, response));
+            }
             let next = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
             let next =
                 next.and_then(|next| url.join(next).ok()).filter(|next| matches!(next.scheme(), "http" | "https"));
@@ -251,6 +258,15 @@ impl Client {
             url = next;
         }
         Err(Failure::lasting(Error::hub(place, HubFault::Answer, format!("expected at most {MOST_HOPS} redirects"))))
+    }
+
+    /// The tag by which the Hub knows the content of a file, without quotes.
+    pub(super) fn etag(&self, place: &str, url: Url) -> Result<Option<String>> {
+        let request = Request { method: Method::HEAD, ..Request::get(url) };
+        let answer = self.send(place, &request.with_header(ACCEPT_ENCODING, HeaderValue::from_static("identity")))?;
+        let headers = answer.response.headers();
+        let tag = headers.get(LINKED_ETAG).or_else(|| headers.get(ETAG)).and_then(|tag| tag.to_str().ok());
+        Ok(tag.map(|tag| tag.trim_start_matches("W/").trim_matches('"').to_owned()))
     }
 
     /// One attempt at the bytes of a file from `start` on, up to and without `end`.
@@ -264,7 +280,7 @@ impl Client {
             }
         }
         // Bytes must come as they are: sizes and ranges are those of the file.
-        request = request.with_header(reqwest::header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        request = request.with_header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let mut answer = self.attempt(place, &request)?;
         if answer.response.status() == StatusCode::PARTIAL_CONTENT {
             let found = answer.response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());

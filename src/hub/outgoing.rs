@@ -101,6 +101,7 @@ impl Outgoing {
         match &entry.hash {
             ContentHash::Sha256(digits) => Ok(self.sha256 == *digits),
             ContentHash::GitBlob(digits) => Ok(self.git_blob()? == *digits),
+            ContentHash::Unknown => Ok(false),
         }
     }
 

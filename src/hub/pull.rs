@@ -187,7 +187,7 @@ impl<'a> Pull<'a> {
             }
             let sha256 = match &file.entry.hash {
                 super::tree::ContentHash::Sha256(digits) => digits.clone(),
-                super::tree::ContentHash::GitBlob(_) => sha256_file(&place)?.0,
+                _ => sha256_file(&place)?.0,
             };
             let record = FileHash { path: file.path.clone(), size: file.entry.size, sha256 };
             records.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(record);

@@ -206,14 +206,21 @@ impl<'a> Push<'a> {
             .map_err(|_| Error::hub(&place, HubFault::Answer, "expected a card in UTF-8"))?;
         let body = serde_json::json!({"repoType": "model", "content": content});
         let url = self.client.url(&["api", "validate-yaml"]);
-        let (answer, _) = self.client.json(&place, &Request::post(url, &body))?;
+        let hint = "correct the lines between `---` of README.md";
+        let answer = match self.client.json(&place, &Request::post(url, &body)) {
+            Ok((answer, _)) => answer,
+            // A Hub that reads no cards refuses none.
+            Err(Error::Hub { fault: HubFault::NoRepository | HubFault::NotOffered, .. }) => return Ok(()),
+            Err(error @ Error::Hub { fault: HubFault::Answer, .. }) => return Err(error.with_hint(hint)),
+            Err(error) => return Err(error),
+        };
         let errors = answer.get("errors").and_then(|errors| errors.as_array()).into_iter().flatten();
         let said: Vec<&str> = errors.filter_map(|error| error.get("message")?.as_str()).collect();
         if said.is_empty() {
             return Ok(());
         }
         let problem = format!("expected a card that the Hub can read: {}", self.client.shown(&said.join("; ")));
-        Err(Error::hub(&place, HubFault::Answer, problem).with_hint("correct the lines between `---` of README.md"))
+        Err(Error::hub(&place, HubFault::Answer, problem).with_hint(hint))
     }
 
     /// Compares what the commit holds with what was pushed.

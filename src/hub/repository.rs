@@ -2,7 +2,6 @@
 
 use hf_hub::repository::RepoTypeModel;
 use hf_hub::{HFClient, HFError};
-use reqwest::StatusCode;
 use serde_json::Value;
 
 use super::answer::{broken, fault_of};
@@ -89,10 +88,19 @@ pub(super) fn with_owner(client: &Client, target: &Reference) -> Result<Referenc
 fn check_private(client: &Client, target: &Reference) -> Result<()> {
     let url = repository_url(client, &target.repository, &[]);
     let (answer, _) = client.json(&target.to_string(), &Request::get(url))?;
-    match answer.get("private").and_then(Value::as_bool) {
+    let visibility = || Some(answer.get("visibility")?.as_str()? == "private");
+    match answer.get("private").and_then(Value::as_bool).or_else(visibility) {
         Some(true) => Ok(()),
-        _ => Err(Error::usage(format!("{target}: expected a private repository, found one that all may see"))
-            .with_hint("make it private in its settings, or push without --private")),
+        Some(false) => {
+            Err(Error::usage(format!("{target}: expected a private repository, found one that all may see"))
+                .with_hint("make it private in its settings, or push without --private"))
+        }
+        None => {
+            let problem =
+                "expected to hear whether the repository is private, found neither `private` nor `visibility`";
+            Err(Error::hub(target, HubFault::Answer, problem)
+                .with_hint("see on its page that nobody else can read it, then push without --private"))
+        }
     }
 }
 
@@ -160,6 +168,8 @@ fn failure(client: &Client, place: &str, error: HFError) -> Failure {
     let said = client.shown(context.server_message.as_deref().unwrap_or_default());
     let fault = fault_of(context.status, context.error_code.as_deref().unwrap_or_default(), &said, true);
     let error = Error::hub(place, fault, format!("the server answered {}: {said}", context.status));
-    let passes = context.status.is_server_error() || context.status == StatusCode::TOO_MANY_REQUESTS;
-    if passes && fault != HubFault::Quota { Failure::passing(error) } else { Failure::lasting(error) }
+    match fault {
+        HubFault::Network | HubFault::RateLimited => Failure::passing(error),
+        _ => Failure::lasting(error),
+    }
 }

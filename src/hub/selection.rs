@@ -2,10 +2,10 @@
 
 use glob::Pattern;
 
-use super::tree::Snapshot;
+use super::tree::{ContentHash, Snapshot};
 use crate::checkpoint::folder::{CARD, COMPANIONS, INDEX, wanted_weights};
 use crate::checkpoint::manifest::MANIFEST;
-use crate::error::nearest;
+use crate::error::{HubFault, nearest};
 use crate::{Error, Result};
 
 /// Files beside weights and tokenizer that belong to a checkpoint.
@@ -34,7 +34,8 @@ impl Selection {
     /// The paths that are wanted, in order.
     ///
     /// # Errors
-    /// A repository in which no weights can be read, or several models lie side by side; patterns that match nothing.
+    /// A repository in which no weights can be read, or several models lie side by side; patterns that match nothing; a
+    /// file of which the Hub tells no hash.
     pub fn choose<'a>(&self, snapshot: &'a Snapshot) -> Result<Vec<&'a str>> {
         let paths = || snapshot.files.keys().map(String::as_str);
         let chosen: Vec<&str> = match self.include.is_empty() {
@@ -50,6 +51,12 @@ impl Selection {
                 Some(path) => error.with_hint(format!("the nearest path there is `{path}`")),
                 None => error.with_hint("--dry-run without patterns lists what would be pulled"),
             });
+        }
+        if let Some(path) = chosen.iter().find(|path| snapshot.files[**path].hash == ContentHash::Unknown) {
+            let problem = format!("expected the hash of `{path}` in the list of files or in its ETag, found none");
+            return Err(Error::hub(snapshot.place(), HubFault::Answer, problem).with_hint(
+                "what cannot be checked is not pulled: leave it out with --exclude, or pull from a Hub that tells hashes",
+            ));
         }
         Ok(chosen)
     }

@@ -1,6 +1,7 @@
 //! What a commit of a repository holds: every file with its size and the hash of its content.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use reqwest::Url;
 use reqwest::header::{HeaderMap, LINK};
@@ -8,12 +9,15 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::http::{Client, Request};
+use super::parallel::each;
 use crate::checkpoint::reference::{Reference, pinned};
 use crate::error::HubFault;
 use crate::{Error, Result};
 
 /// More files are no checkpoint.
 const MOST_FILES: usize = 100_000;
+/// Files that are asked about at a time.
+const WORKERS: usize = 8;
 
 /// A commit of a repository and its files.
 #[derive(Clone, Debug)]
@@ -47,6 +51,8 @@ pub enum ContentHash {
     Sha256(String),
     /// The id of a git blob: SHA-1 of `blob LENGTH\0` and the content.
     GitBlob(String),
+    /// None that the Hub tells: no content counts as this one.
+    Unknown,
 }
 
 impl ContentHash {
@@ -54,6 +60,17 @@ impl ContentHash {
     pub fn digits(&self) -> &str {
         match self {
             Self::Sha256(digits) | Self::GitBlob(digits) => digits,
+            Self::Unknown => "",
+        }
+    }
+
+    /// That of so many digits; of LFS with the name of the algorithm in front, as pointers have it.
+    fn of(digits: &str) -> Self {
+        let digits = digits.strip_prefix("sha256:").unwrap_or(digits);
+        match digits.len() {
+            64 if is_hex(digits, 64) => Self::Sha256(digits.to_owned()),
+            40 if is_hex(digits, 40) => Self::GitBlob(digits.to_owned()),
+            _ => Self::Unknown,
         }
     }
 }
@@ -86,7 +103,7 @@ impl Snapshot {
                 return Err(Error::hub(&place, HubFault::Answer, format!("expected at most {MOST_FILES} files")));
             }
             match next_page(&headers, &url) {
-                None => return Ok(Self { repository: reference.repository.clone(), commit, files }),
+                None => break,
                 // The token goes along, and must not be sent to where a listing points.
                 Some(next) if client.is_own(&next) && next != url && !entries.is_empty() => url = next,
                 Some(_) => {
@@ -95,6 +112,32 @@ impl Snapshot {
                 }
             }
         }
+        let mut snapshot = Self { repository: reference.repository.clone(), commit, files };
+        snapshot.ask_hashes(client)?;
+        Ok(snapshot)
+    }
+
+    /// Asks for the tags of files whose hash the listing does not tell.
+    fn ask_hashes(&mut self, client: &Client) -> Result<()> {
+        let unknown = self.files.iter().filter(|(_, entry)| entry.hash == ContentHash::Unknown);
+        let unknown: Vec<String> = unknown.map(|(path, _)| path.clone()).collect();
+        let told = Mutex::new(Vec::new());
+        each(&unknown, WORKERS, |path| {
+            let tag = match client.etag(&format!("{}: {path}", self.place()), self.address(client, path)) {
+                Ok(tag) => tag.unwrap_or_default(),
+                Err(error @ Error::Hub { fault: HubFault::Network | HubFault::RateLimited, .. }) => return Err(error),
+                // Only a file that is wanted must have one.
+                Err(_) => return Ok(()),
+            };
+            told.lock().unwrap_or_else(PoisonError::into_inner).push((path.clone(), ContentHash::of(&tag)));
+            Ok(())
+        })?;
+        for (path, hash) in told.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            if let Some(entry) = self.files.get_mut(&path) {
+                entry.hash = hash;
+            }
+        }
+        Ok(())
     }
 
     /// Where the bytes of a file are asked for.
@@ -146,18 +189,18 @@ fn read_entry(place: &str, entry: &Value) -> Result<Option<(String, Entry)>> {
     let large = entry.get("lfs").filter(|lfs| !lfs.is_null());
     let size = large.unwrap_or(entry).get("size").and_then(Value::as_u64);
     let size = size.filter(|size| *size <= i64::MAX as u64);
-    let hash = match large {
-        Some(lfs) => {
-            text(lfs, "oid").or_else(|| text(lfs, "sha256")).filter(|oid| is_hex(oid, 64)).map(ContentHash::Sha256)
-        }
-        // Hubs that are not built on git tell the SHA-256 of small files too.
-        None => text(entry, "oid").and_then(|oid| match oid.len() {
-            64 => is_hex(&oid, 64).then_some(ContentHash::Sha256(oid)),
-            _ => is_hex(&oid, 40).then_some(ContentHash::GitBlob(oid)),
-        }),
+    // Hubs that are not built on git tell the SHA-256 of small files too.
+    let told = match large {
+        Some(lfs) => text(lfs, "oid").or_else(|| text(lfs, "sha256")),
+        None => text(entry, "oid"),
     };
-    let (Some(size), Some(hash)) = (size, hash) else {
-        return Err(refused(format!("expected the size and the hash of `{path}`, found none that can be")));
+    let Some(size) = size else {
+        return Err(refused(format!("expected the size of `{path}`, found none that can be")));
+    };
+    let hash = match ContentHash::of(&told.unwrap_or_default()) {
+        // That of the pointer is none of the content.
+        ContentHash::GitBlob(_) if large.is_some() => ContentHash::Unknown,
+        hash => hash,
     };
     let xet = text(entry, "xetHash").filter(|hash| is_hex(hash, 64));
     Ok(Some((path, Entry { size, hash, xet })))
@@ -181,11 +224,18 @@ fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
-/// The `rel="next"` of a `Link` header.
+/// The `rel="next"` of a `Link` header. Hubs behind a proxy name themselves otherwise than they are asked: what says the
+/// same page of the same listing is asked for where the one before came from.
 fn next_page(headers: &HeaderMap, url: &Url) -> Option<Url> {
     let links = headers.get(LINK)?.to_str().ok()?;
     let link = links.split(',').find(|link| link.contains("rel=\"next\""))?;
-    url.join(link.split_once('<')?.1.split_once('>')?.0).ok()
+    let next = url.join(link.split_once('<')?.1.split_once('>')?.0).ok()?;
+    if !url.path().ends_with(next.path()) && !next.path().ends_with(url.path()) {
+        return Some(next);
+    }
+    let mut own = url.clone();
+    own.set_query(next.query());
+    Some(own)
 }
 
 #[cfg(test)]

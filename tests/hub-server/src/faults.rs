@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
@@ -63,8 +64,12 @@ pub enum FaultKind {
     CutAfter(u64),
     /// The connection is cut without an answer, after so many bytes of the request's body.
     CutUpload(u64),
+    /// Nothing more is read after so many bytes of the request's body, and the connection stays.
+    StallUpload(u64),
     /// The request is carried out, and the connection cut without an answer.
     LoseAnswer,
+    /// The request is carried out, and this answered.
+    Instead(String),
     /// Another answer.
     Status(u16, Vec<(&'static str, String)>, String),
     /// One byte in the middle of the answer is another.
@@ -141,10 +146,14 @@ pub(crate) async fn answer(
     fault: Option<FaultKind>,
 ) -> Result<Response, Cut> {
     match &fault {
-        Some(FaultKind::CutUpload(after)) => {
+        Some(FaultKind::CutUpload(after) | FaultKind::StallUpload(after)) => {
             let (mut left, mut pieces) = (*after, request.into_body().into_data_stream());
             while let (Some(Ok(piece)), true) = (pieces.next().await, left > 0) {
                 left = left.saturating_sub(piece.len() as u64);
+            }
+            if matches!(fault, Some(FaultKind::StallUpload(_))) {
+                hub.stalled.fetch_add(1, Ordering::Relaxed);
+                std::future::pending().await
             }
             return Err(Cut);
         }
@@ -172,6 +181,7 @@ pub(crate) async fn answer(
     let response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
     match fault {
         Some(FaultKind::LoseAnswer) => Err(Cut),
+        Some(FaultKind::Instead(body)) => Ok(other(200, &[], body.into())),
         Some(fault) => Ok(spoiled(fault, response)),
         None => Ok(response),
     }

@@ -66,6 +66,9 @@ pub(crate) async fn revision(
 
 /// A file as `tree` and `paths-info` tell it.
 fn file(hub: &Hub, path: &str, entry: &Entry) -> Value {
+    if hub.options.hides_hashes {
+        return json!({"path": path, "type": "file", "size": entry.size});
+    }
     let mut told = json!({"type": "file", "oid": entry.oid, "size": entry.size, "path": path});
     if let Some(sha256) = entry.sha256() {
         told["lfs"] = json!({"oid": sha256, "size": entry.size, "pointerSize": entry.pointer_size()});
@@ -131,8 +134,9 @@ pub(crate) async fn folder(
     if rest == 0 {
         return Ok(Json(listed).into_response());
     }
+    let origin = hub.options.named.as_ref().unwrap_or(&hub.url);
     let next =
-        format!("<{}{}?recursive={recursive}&limit={size}&cursor={}>; rel=\"next\"", hub.url, uri.path(), first + size);
+        format!("<{origin}{}?recursive={recursive}&limit={size}&cursor={}>; rel=\"next\"", uri.path(), first + size);
     Ok(([(LINK, next)], Json(listed)).into_response())
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -58,6 +59,10 @@ pub struct Options {
     pub url_life: Duration,
     /// Whether regular files are redirected within the Hub first, as huggingface.co does.
     pub resolve_cache: bool,
+    /// Whether listings hold no hashes, which only the tags of the files tell then.
+    pub hides_hashes: bool,
+    /// The origin that pages of listings name, as of a Hub behind a proxy that it does not know of.
+    pub named: Option<String>,
 }
 
 impl Default for Options {
@@ -71,6 +76,8 @@ impl Default for Options {
             regular_limit: 10 << 20,
             url_life: Duration::from_secs(3600),
             resolve_cache: false,
+            hides_hashes: false,
+            named: None,
         }
     }
 }
@@ -87,6 +94,8 @@ pub(crate) struct Hub {
     pub(crate) log: Mutex<Vec<Request>>,
     pub(crate) faults: Mutex<Faults>,
     pub(crate) uploads: Uploads,
+    /// Uploads that a fault holds.
+    pub(crate) stalled: AtomicUsize,
     pub(crate) xet: Option<Xet>,
 }
 
@@ -178,6 +187,7 @@ impl Server {
             log: Mutex::default(),
             faults: Mutex::default(),
             uploads: Uploads::default(),
+            stalled: AtomicUsize::new(0),
             xet,
             options,
         });
@@ -271,6 +281,11 @@ impl Server {
     /// Forgets the requests so far.
     pub fn forget_requests(&self) {
         lock(&self.hub.log).clear();
+    }
+
+    /// How many uploads [`StallUpload`](crate::FaultKind::StallUpload) holds, or has held.
+    pub fn stalled(&self) -> usize {
+        self.hub.stalled.load(Ordering::Relaxed)
     }
 
     /// Lets something go wrong. Of several faults that match, the first that has its turn is met.

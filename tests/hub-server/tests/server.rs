@@ -175,6 +175,12 @@ fn faults_of_uploads() {
     post(FaultKind::CutUpload(5));
     assert!(create("one").is_none());
     assert_eq!(server.private("writer/one"), None);
+    post(FaultKind::StallUpload(5));
+    assert!(create("one").is_none());
+    assert_eq!((server.private("writer/one"), server.stalled()), (None, 1));
+    post(FaultKind::Instead("{}".into()));
+    assert_eq!(create("two").map(|answer| answer.body), Some(b"{}".to_vec()));
+    assert_eq!(server.private("writer/two"), Some(false));
     post(FaultKind::LoseAnswer);
     assert!(create("one").is_none());
     assert_eq!(server.private("writer/one"), Some(false));
