@@ -220,7 +220,10 @@ impl HubFault {
             Self::RateLimited => Some("wait, then run the command again: what has been transferred is kept"),
             Self::Offline => Some("unset HF_HUB_OFFLINE, or pull it while the network is there"),
             Self::Network => Some("run the command again: what has been transferred is kept"),
-            Self::NoFile | Self::Conflict | Self::NotOffered | Self::Answer => None,
+            Self::NotOffered => {
+                Some("HF_ENDPOINT names a Hub that does not offer this, as a mirror that can only be pulled from")
+            }
+            Self::NoFile | Self::Conflict | Self::Answer => None,
         }
     }
 }

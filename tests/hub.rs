@@ -241,6 +241,13 @@ fn refusals_are_told_apart_and_hold_no_secret() {
     with("hf_nobodynobodynobody", &["pull", "org/seed"]).refused(2, &["HF_TOKEN to a valid token"]);
     with(write, &["pull", "../seed"]).refused(2, &["`../seed`", "hf://org/name"]);
     with(write, &["pull", "datasets/org/seed"]).refused(2, &["expected a model repository"]);
+    // Not every Hub says what it has not found.
+    let bare = FaultKind::Status(404, vec![], r#"{"detail":"Not Found"}"#.to_owned());
+    world.server.fault(Fault::new(Listener::Hub, "GET", "/revision/a%2Fb", bare.clone()).always());
+    with(write, &["pull", "org/seed@a/b"]).refused(2, &["hf://org/seed@a/b", "expected a revision"]);
+    world.server.fault(Fault::new(Listener::Hub, "GET", "/revision/", bare).always());
+    with(write, &["pull", "org/seed@a/b"]).refused(2, &["hf://org/seed@a/b", "expected a repository"]);
+    world.server.mend();
     let mut command = world.command(&["pull", "org/seed"]);
     command.env("HF_ENDPOINT", "http://127.0.0.1:9");
     finish(command).refused(3, &["hf://org/seed", "refused", "run the command again"]);

@@ -359,6 +359,24 @@ fn a_hub_that_tells_less_is_pushed_to() {
 }
 
 #[test]
+fn a_mirror_that_takes_nothing_is_told() {
+    let world = World::new();
+    world.server.put(REPOSITORY, "main", &[("notes.txt", b"first")]);
+    let status = |code| FaultKind::Status(code, vec![], r#"{"detail":"not here"}"#.to_owned());
+    for (way, line, kind, said) in [
+        ("/preupload/", &[][..], status(404), "404 Not Found: not here\n"),
+        ("/branch/", &["--revision", "a/b"], status(404), "404 Not Found: not here\n hint: this Hub cannot make such"),
+        ("/preupload/", &[], FaultKind::Status(405, vec![], String::new()), "answered 405 Method Not Allowed\n"),
+    ] {
+        world.server.fault(Fault::new(Listener::Hub, "POST", way, kind));
+        world.push(line).refused(2, &[said, "hint"]);
+    }
+    world.server.fault(Fault::new(Listener::Hub, "POST", "/repos/create", status(405)));
+    world.run(&["push", "model", "org/new"]).refused(2, &["405 Method Not Allowed: not here\n", "mirror"]);
+    assert!(world.requests("PUT", "").is_empty());
+}
+
+#[test]
 fn a_hub_without_pull_requests_says_so_once() {
     let world = World::new();
     world.server.put(REPOSITORY, "main", &[("notes.txt", b"first")]);

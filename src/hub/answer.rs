@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use reqwest::{StatusCode, Url};
+use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 
 use super::http::{Client, Failure};
@@ -33,10 +33,16 @@ impl<'a> Answer<'a> {
         Self { client, place: place.to_owned(), url, response, begins: 0 }
     }
 
-    /// Of a response that is no redirect.
-    pub(super) fn of(client: &'a Client, place: &str, url: Url, response: reqwest::Response) -> Result<Self, Failure> {
+    /// Of a response to a request of this method that is no redirect.
+    pub(super) fn of(
+        client: &'a Client,
+        place: &str,
+        method: &Method,
+        url: Url,
+        response: reqwest::Response,
+    ) -> Result<Self, Failure> {
         let answer = Self::new(client, place, url, response);
-        if answer.response.status().is_success() { Ok(answer) } else { Err(answer.refusal()) }
+        if answer.response.status().is_success() { Ok(answer) } else { Err(answer.refusal(method)) }
     }
 
     /// The next piece of the body; `None` at its end.
@@ -59,7 +65,7 @@ impl<'a> Answer<'a> {
     }
 
     /// What an answer without success means.
-    fn refusal(mut self) -> Failure {
+    fn refusal(mut self, method: &Method) -> Failure {
         let status = self.response.status();
         let header = |name: &str| {
             self.response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
@@ -75,17 +81,17 @@ impl<'a> Answer<'a> {
         let said = self.client.shown(&said);
         let is_own = self.client.is_own(&self.url);
         let fault = match is_own {
-            true => fault_of(status, &code, &said, self.client.settings.token.is_some()),
+            true => fault_of(method, status, &code, &said, self.client.settings.token.is_some()),
             false => fault_of_storage(status),
         };
-        let words = if said.is_empty() { String::new() } else { format!(": {said}") };
+        let answered = answered(status, &said);
         let problem = match fault {
             HubFault::NoRepository => "expected a repository that may be read, found none".to_owned(),
             HubFault::Gated => "expected a repository that may be read, found a gated one".to_owned(),
             HubFault::NoRevision => "expected a revision of the repository, found none of this name".to_owned(),
             HubFault::NoFile => "expected a file of this name, found none".to_owned(),
-            _ if is_own => format!("the server answered {status}{words}"),
-            _ => format!("the storage that the Hub names answered {status}{words}"),
+            _ if is_own => format!("the server {answered}"),
+            _ => format!("the storage that the Hub names {answered}"),
         };
         let error = Error::hub(&self.place, fault, problem);
         match fault {
@@ -97,8 +103,14 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// What a status, the Hub's own code for it and its words mean.
-pub(super) fn fault_of(status: StatusCode, code: &str, said: &str, has_token: bool) -> HubFault {
+/// How errors tell a status and the words that came with it.
+pub(super) fn answered(status: StatusCode, said: &str) -> String {
+    if said.is_empty() { format!("answered {status}") } else { format!("answered {status}: {said}") }
+}
+
+/// What a status, the Hub's own code for it and its words mean of a request of a method.
+pub(super) fn fault_of(method: &Method, status: StatusCode, code: &str, said: &str, has_token: bool) -> HubFault {
+    let asks = [Method::GET, Method::HEAD].contains(method);
     let said = said.to_lowercase();
     let speaks_of = |words: &[&str]| words.iter().any(|word| said.contains(word));
     match (status.as_u16(), code) {
@@ -109,6 +121,8 @@ pub(super) fn fault_of(status: StatusCode, code: &str, said: &str, has_token: bo
         (_, "RepoNotFound") => HubFault::NoRepository,
         // A repository that does not exist and one that nobody without a token may see read the same.
         (401, _) if has_token => HubFault::BadToken,
+        // Nobody is told to do something with a repository that was not found before: the way is what is missing.
+        (404, "") if !asks => HubFault::NotOffered,
         (401 | 404, _) => HubFault::NoRepository,
         (402 | 413 | 507, _) => HubFault::Quota,
         (403, _) if speaks_of(&["storage", "quota", "limit"]) => HubFault::Quota,
@@ -140,7 +154,7 @@ fn wait_of(headers: &HeaderMap) -> Option<Duration> {
 
 /// What the body of a refusal says, wherever servers put it: JSON of the Hub, of FastAPI and of proxies, XML of S3; else
 /// the body itself.
-fn spoken(body: &[u8]) -> String {
+pub(super) fn spoken(body: &[u8]) -> String {
     const WORDS: [&str; 8] = [
         "/error",
         "/error/message",

@@ -243,7 +243,7 @@ impl Client {
                 .block_on(async { builder.send().await })
                 .map_err(|error| Failure::passing(broken(place, "failed", error)))?;
             if !response.status().is_redirection() {
-                return Answer::of(self, place, url, response);
+                return Answer::of(self, place, &request.method, url, response);
             }
             if request.method == Method::HEAD && response.headers().contains_key(LINKED_ETAG) {
                 return Ok(Answer::new(self, place, url, response));

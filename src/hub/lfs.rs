@@ -116,7 +116,7 @@ fn read_action(client: &Client, place: &str, size: u64, object: &Value) -> Resul
         let status = code.and_then(|code| StatusCode::from_u16(code).ok()).unwrap_or(StatusCode::BAD_REQUEST);
         let said = client.shown(error.get("message").and_then(Value::as_str).unwrap_or_default());
         let problem = format!("the server does not take it: {status}: {said}");
-        return Err(Error::hub(place, fault_of(status, "", &said, true), problem));
+        return Err(Error::hub(place, fault_of(&Method::POST, status, "", &said, true), problem));
     }
     let link = |action: &Value| -> Result<(Url, HeaderMap)> {
         let href = action.get("href").and_then(Value::as_str);

@@ -210,7 +210,7 @@ impl<'a> Push<'a> {
         let answer = match self.client.json(&place, &Request::post(url, &body)) {
             Ok((answer, _)) => answer,
             // A Hub that reads no cards refuses none.
-            Err(Error::Hub { fault: HubFault::NoRepository | HubFault::NotOffered, .. }) => return Ok(()),
+            Err(Error::Hub { fault: HubFault::NotOffered, .. }) => return Ok(()),
             Err(error @ Error::Hub { fault: HubFault::Answer, .. }) => return Err(error.with_hint(hint)),
             Err(error) => return Err(error),
         };

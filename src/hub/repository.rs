@@ -2,9 +2,10 @@
 
 use hf_hub::repository::RepoTypeModel;
 use hf_hub::{HFClient, HFError};
+use reqwest::Method;
 use serde_json::Value;
 
-use super::answer::{broken, fault_of};
+use super::answer::{answered, broken, fault_of, spoken};
 use super::http::{Client, Failure, Patience, Request};
 use super::tree::{Snapshot, is_commit, repository_url};
 use crate::checkpoint::reference::{MAIN, Reference};
@@ -133,7 +134,14 @@ fn create_branch(client: &Client, target: &Reference, commit: &str) -> Result<()
         match client.block_on(create()) {
             // An attempt whose answer was lost has made it.
             Ok(()) | Err(HFError::Conflict { .. }) => return Ok(()),
-            Err(error) => patience.after(failure(client, &target.repository, error))?,
+            Err(error) => {
+                patience.after(failure(client, &target.to_string(), error)).map_err(|error| match &error {
+                    Error::Hub { fault: HubFault::NotOffered, .. } => {
+                        error.with_hint("this Hub cannot make such a branch: try a name without `/`")
+                    }
+                    _ => error,
+                })?;
+            }
         }
     }
 }
@@ -165,9 +173,10 @@ fn failure(client: &Client, place: &str, error: HFError) -> Failure {
             return Failure::lasting(Error::hub(place, HubFault::Answer, problem));
         }
     };
-    let said = client.shown(context.server_message.as_deref().unwrap_or_default());
-    let fault = fault_of(context.status, context.error_code.as_deref().unwrap_or_default(), &said, true);
-    let error = Error::hub(place, fault, format!("the server answered {}: {said}", context.status));
+    let said = context.server_message.unwrap_or_else(|| spoken(context.body.as_bytes()));
+    let (said, code) = (client.shown(&said), context.error_code.as_deref().unwrap_or_default());
+    let fault = fault_of(&Method::POST, context.status, code, &said, true);
+    let error = Error::hub(place, fault, format!("the server {}", answered(context.status, &said)));
     match fault {
         HubFault::Network | HubFault::RateLimited => Failure::passing(error),
         _ => Failure::lasting(error),

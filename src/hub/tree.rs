@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::http::{Client, Request};
 use super::parallel::each;
-use crate::checkpoint::reference::{Reference, pinned};
+use crate::checkpoint::reference::{MAIN, Reference, pinned};
 use crate::error::HubFault;
 use crate::{Error, Result};
 
@@ -164,7 +164,16 @@ pub(super) fn repository_url(client: &Client, repository: &str, rest: &[&str]) -
 pub(super) fn commit_of(client: &Client, reference: &Reference) -> Result<String> {
     let place = reference.to_string();
     let url = repository_url(client, &reference.repository, &["revision", reference.revision()]);
-    let (answer, _) = client.json(&place, &Request::get(url))?;
+    let answer = match client.json(&place, &Request::get(url)) {
+        Ok((answer, _)) => answer,
+        Err(error @ Error::Hub { fault: HubFault::NoRepository, .. }) if reference.revision() != MAIN => {
+            // Not every Hub says which of the two is missing.
+            let main = Reference { revision: None, ..reference.clone() };
+            let problem = "expected a revision of the repository, found none of this name";
+            return Err(commit_of(client, &main).map_or(error, |_| Error::hub(&place, HubFault::NoRevision, problem)));
+        }
+        Err(error) => return Err(error),
+    };
     match answer.get("sha").and_then(Value::as_str) {
         Some(commit) if is_commit(commit) => Ok(commit.to_owned()),
         _ => Err(Error::hub(&place, HubFault::Answer, "expected the commit of the revision, found none in the answer")

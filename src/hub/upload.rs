@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream;
 use reqwest::header::{CONTENT_LENGTH, HeaderMap};
-use reqwest::{Body, Response, Url};
+use reqwest::{Body, Method, Response, Url};
 
 use super::answer::{Answer, broken};
 use super::http::{Client, Failure};
@@ -62,7 +62,7 @@ impl Client {
         let request = request.body(body(piece, sent.clone()));
         let response =
             self.block_on(async { watched(place, request, piece, &sent, self.settings.transfer_timeout).await });
-        let answer = Answer::of(self, place, url.clone(), response?)?;
+        let answer = Answer::of(self, place, &Method::PUT, url.clone(), response?)?;
         let headers = answer.response.headers().clone();
         // The connection can be used again once the body is read.
         answer.read().map(|_| headers)
