@@ -10,18 +10,15 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
 
 use super::content::Hasher;
-use super::http::{Client, Failure, Patience};
+use super::http::{Client, Patience};
+use super::stream::Bytes;
 use super::tree::{Entry, Snapshot};
 use super::xet;
 use crate::error::HubFault;
 use crate::{Error, Result};
 
-/// A transfer slower than so many bytes a second, over [`WINDOW`], is given up and asked for again.
-const SLOWEST: u64 = 1024;
-const WINDOW: u32 = 3;
 /// Bytes after which a connection has been good enough to forget earlier failures.
 const PROGRESS: u64 = 1 << 16;
 /// How often a content may be wrong from its first byte on.
@@ -107,7 +104,8 @@ impl Download<'_> {
         let mut patience = Patience::new();
         while had.get() < self.entry.size {
             let begin = had.get();
-            let Err(failure) = self.stream(begin, &mut write)? else { continue };
+            let bytes = Bytes { client: self.client, snapshot: self.snapshot, path: self.path, entry: self.entry };
+            let Err(failure) = bytes.stream(begin, None, &mut write)? else { continue };
             if had.get() - begin >= PROGRESS {
                 patience = Patience::new();
             }
@@ -130,46 +128,6 @@ impl Download<'_> {
         );
         self.entry.xet.is_some() && !self.client.settings.no_xet && !is_refusal
     }
-
-    /// One connection's worth of bytes from `begin` on. The outer error is one of writing.
-    fn stream(&self, begin: u64, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Result<(), Failure>> {
-        let place = self.place();
-        let mut answer = match self.client.range(&place, self.snapshot.address(self.client, self.path), begin, None) {
-            Ok(answer) => answer,
-            Err(failure) => return Ok(Err(failure)),
-        };
-        let window = self.client.settings.transfer_timeout * WINDOW;
-        let mut position = answer.begins;
-        let (mut since, mut at_since) = (Instant::now(), position);
-        while position < self.entry.size {
-            let piece = match answer.next() {
-                Ok(Some(piece)) => piece,
-                Ok(None) => {
-                    let problem = format!("expected {} bytes, found the end after {position}", self.entry.size);
-                    return Ok(Err(Failure::passing(Error::hub(place, HubFault::Network, problem))));
-                }
-                Err(failure) => return Ok(Err(failure)),
-            };
-            // A server without ranges sends what is had already, and a faulty one more than there can be.
-            let skipped = begin.saturating_sub(position).min(piece.len() as u64);
-            let wanted = (self.entry.size - position).min(piece.len() as u64);
-            write(&piece[skipped as usize..wanted.max(skipped) as usize])?;
-            position += wanted;
-            if since.elapsed() > window {
-                if is_slow(position - at_since, since.elapsed()) {
-                    let problem =
-                        format!("expected at least {SLOWEST} bytes/s, found {} in {window:?}", position - at_since);
-                    return Ok(Err(Failure::passing(Error::hub(place, HubFault::Network, problem))));
-                }
-                (since, at_since) = (Instant::now(), position);
-            }
-        }
-        Ok(Ok(()))
-    }
-}
-
-fn is_slow(bytes: u64, time: Duration) -> bool {
-    (bytes as f64) < SLOWEST as f64 * time.as_secs_f64()
 }
 
 /// The hash of a file that grows to the lengths that come, the last of which is its end.

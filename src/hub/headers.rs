@@ -14,14 +14,14 @@ use std::sync::atomic::AtomicU64;
 use super::cache::{Cache, make_folder};
 use super::content::has_content;
 use super::download::Download;
-use super::http::{Client, Failure, Patience};
+use super::http::{Client, Patience};
 use super::parallel::each;
 use super::selection::Selection;
+use super::stream::Bytes;
 use super::tree::{Entry, Snapshot};
 use crate::checkpoint::gguf::Gguf;
 use crate::checkpoint::reference::Reference;
 use crate::checkpoint::{header, known_hashes, single};
-use crate::error::HubFault;
 use crate::{Error, Result};
 
 /// Files that are asked for at a time.
@@ -100,38 +100,16 @@ struct Remote<'a> {
 impl Remote<'_> {
     fn fetch(&mut self) -> Result<()> {
         let end = self.entry.size.min((2 * self.position).max(self.position + FIRST).min(self.position + LARGEST));
-        let place = format!("{}: {}", self.snapshot.place(), self.path);
+        let bytes = Bytes { client: self.client, snapshot: self.snapshot, path: self.path, entry: self.entry };
         let mut patience = Patience::new();
         while self.position < end {
-            let url = self.snapshot.address(self.client, self.path);
-            let mut answer = match self.client.range(&place, url, self.position, Some(end)) {
-                Ok(answer) => answer,
-                Err(failure) => {
-                    patience.after(failure)?;
-                    continue;
-                }
-            };
-            let mut skipped = self.position - answer.begins;
-            while self.position < end {
-                match answer.next() {
-                    Ok(Some(piece)) => {
-                        let begin = skipped.min(piece.len() as u64);
-                        skipped -= begin;
-                        let wanted = (piece.len() as u64 - begin).min(end - self.position);
-                        self.fetched.extend(&piece[begin as usize..(begin + wanted) as usize]);
-                        self.position += wanted;
-                    }
-                    Ok(None) => {
-                        let problem =
-                            format!("expected {} bytes, found the end after {}", self.entry.size, self.position);
-                        patience.after(Failure::passing(Error::hub(&place, HubFault::Network, problem)))?;
-                        break;
-                    }
-                    Err(failure) => {
-                        patience.after(failure)?;
-                        break;
-                    }
-                }
+            let found = bytes.stream(self.position, Some(end), &mut |bytes| {
+                self.fetched.extend(bytes);
+                self.position += bytes.len() as u64;
+                Ok(())
+            })?;
+            if let Err(failure) = found {
+                patience.after(failure)?;
             }
         }
         Ok(())

@@ -20,6 +20,7 @@ mod push;
 mod repository;
 mod selection;
 mod settings;
+mod stream;
 mod tree;
 mod upload;
 mod xet;

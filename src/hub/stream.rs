@@ -1,0 +1,69 @@
+//! The bytes of a file of a commit as one connection brings them.
+
+use std::time::{Duration, Instant};
+
+use super::http::{Client, Failure};
+use super::tree::{Entry, Snapshot};
+use crate::error::HubFault;
+use crate::{Error, Result};
+
+/// A transfer slower than so many bytes a second, over [`WINDOW`] times the transfer's time-out, is given up.
+const SLOWEST: u64 = 1024;
+const WINDOW: u32 = 3;
+
+/// A file whose bytes are wanted.
+pub(super) struct Bytes<'a> {
+    pub client: &'a Client,
+    pub snapshot: &'a Snapshot,
+    pub path: &'a str,
+    pub entry: &'a Entry,
+}
+
+impl Bytes<'_> {
+    /// Hands over the bytes from `begin` on, up to and without `end` (the end of the file where none is given), each once,
+    /// whatever the server sends beside them. The outer error is one of `write`; the inner one says why not all came.
+    pub(super) fn stream(
+        &self,
+        begin: u64,
+        end: Option<u64>,
+        write: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<Result<(), Failure>> {
+        let place = format!("{}: {}", self.snapshot.place(), self.path);
+        let address = self.snapshot.address(self.client, self.path);
+        let mut answer = match self.client.range(&place, address, begin, end) {
+            Ok(answer) => answer,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        let broken = |problem: String| Ok(Err(Failure::passing(Error::hub(&place, HubFault::Network, problem))));
+        let end = end.unwrap_or(self.entry.size);
+        let window = self.client.settings.transfer_timeout * WINDOW;
+        let mut position = answer.begins;
+        let (mut since, mut at_since) = (Instant::now(), position);
+        while position < end {
+            let piece = match answer.next() {
+                Ok(Some(piece)) => piece,
+                Ok(None) => {
+                    return broken(format!("expected {} bytes, found the end after {position}", self.entry.size));
+                }
+                Err(failure) => return Ok(Err(failure)),
+            };
+            // A server without ranges sends what is had already, and a faulty one more than there can be.
+            let skipped = begin.saturating_sub(position).min(piece.len() as u64);
+            let wanted = (end - position).min(piece.len() as u64);
+            write(&piece[skipped as usize..wanted.max(skipped) as usize])?;
+            position += wanted;
+            if since.elapsed() > window {
+                let bytes = position - at_since;
+                if is_slow(bytes, since.elapsed()) {
+                    return broken(format!("expected at least {SLOWEST} bytes/s, found {bytes} in {window:?}"));
+                }
+                (since, at_since) = (Instant::now(), position);
+            }
+        }
+        Ok(Ok(()))
+    }
+}
+
+fn is_slow(bytes: u64, time: Duration) -> bool {
+    (bytes as f64) < SLOWEST as f64 * time.as_secs_f64()
+}
