@@ -457,7 +457,7 @@ fn refusals_of_the_hub_are_told_apart() {
     world.push(&[]).refused(3, &["storage limit", "free some space"]);
     let gone = FaultKind::Status(404, vec![("x-error-code", "RepoNotFound".to_owned())], String::new());
     world.server.fault(Fault::new(Listener::Hub, "POST", "/preupload/", gone));
-    world.push(&[]).refused(2, &["expected a repository"]);
+    world.push(&[]).refused(2, &["expected a repository", "takes no pushes"]);
     let mut command = world.command(&["push", "model", REPOSITORY]);
     command.env("HF_HUB_OFFLINE", "1");
     finish(command).refused(2, &["HF_HUB_OFFLINE"]);

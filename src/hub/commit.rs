@@ -80,7 +80,13 @@ impl Target {
                 })
                 .collect::<Result<_>>()?;
             let request = Request::post(self.url(client, "preupload"), &json!({"files": asked}));
-            let (answer, _) = client.json(&self.place(), &request)?;
+            let (answer, _) = client.json(&self.place(), &request).map_err(|error| match &error {
+                // It has just been read.
+                Error::Hub { fault: HubFault::NoRepository, .. } => error.with_hint(
+                    "it can be read and takes no pushes: HF_ENDPOINT may name a mirror, or HF_TOKEN may not write",
+                ),
+                _ => error,
+            })?;
             let told = answer.get("files").and_then(Value::as_array).into_iter().flatten();
             let told: BTreeMap<&str, &Value> =
                 told.filter_map(|mode| Some((mode.get("path")?.as_str()?, mode))).collect();
