@@ -21,9 +21,7 @@ use crate::{Error, Result};
 
 /// Bytes of a file that are handed over at once.
 const PIECE: u64 = 1 << 20;
-/// Bytes that may be on their way to the storage while more are read.
-const UNDER_WAY: u64 = 8 << 20;
-/// How long to wait for them while none arrives.
+/// How long to wait for what is on its way to the storage while none of it arrives.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// What keeps its memory small; no telemetry, because nobody was asked.
 const CONFIG: [(&str, &str); 12] = [
@@ -129,7 +127,7 @@ fn settle(commit: &XetUploadCommit) -> bool {
     let (mut arrived, mut since) = (0, Instant::now());
     while since.elapsed() < LONGEST_WAIT {
         let report = commit.progress();
-        if report.total_transfer_bytes.saturating_sub(report.total_transfer_bytes_completed) <= UNDER_WAY {
+        if report.total_transfer_bytes_completed >= report.total_transfer_bytes {
             return true;
         }
         if report.total_transfer_bytes_completed > arrived {
