@@ -398,11 +398,11 @@ class BamModel(BamPreTrainedModel):
 
     def masks(self, embeddings, attention_mask, past_key_values, position_ids):
         """The mask for each kind of layer in the config."""
-        # The arguments' names differ between 4.57 and 5.x.
+        # The arguments' names differ between versions: 4.57, 5.0 to 5.23, 5.24.
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         given = dict(
             config=self.config, inputs_embeds=embeddings, input_embeds=embeddings, attention_mask=attention_mask,
-            past_key_values=past_key_values, position_ids=position_ids,
+            past_key_values=past_key_values, cache=past_key_values, position_ids=position_ids,
             cache_position=torch.arange(seen, seen + embeddings.shape[1], device=embeddings.device),
         )  # fmt: skip
         makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
