@@ -66,10 +66,17 @@ impl Cache {
             return Ok(());
         }
         make_folder(folder_of(&link))?;
-        // Made beside and renamed, because two may link the same at once.
+        let fault = |e| Error::io("link", &link, e);
+        match std::os::unix::fs::symlink(&target, &link) {
+            Ok(()) => return sync_folder(folder_of(&link)),
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(fault(e)),
+            // Another pull has made it.
+            Err(_) if fs::read_link(&link).is_ok_and(|found| found == target) => return Ok(()),
+            Err(_) => {}
+        }
+        // What is there leads elsewhere: made beside, to take its place in one step.
         let name = link.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let beside = link.with_file_name(format!(".{name}.{}.link", std::process::id()));
-        let fault = |e| Error::io("link", &link, e);
         match fs::remove_file(&beside) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(fault(e)),
             _ => {}

@@ -21,7 +21,7 @@ environment() { # folder, an environment that is there or nothing, packages
   fi
   [ -e "$folder/.ready" ] && return
   python3 -m venv "$folder"
-  "$folder/bin/pip" install --quiet torch safetensors gguf numpy ml_dtypes sentencepiece cryptography jsonschema accelerate "$@"
+  "$folder/bin/pip" install --quiet torch safetensors gguf numpy ml_dtypes sentencepiece protobuf cryptography jsonschema accelerate "$@"
   touch "$folder/.ready"
 }
 environment v5 "$V5" 'transformers>=5'

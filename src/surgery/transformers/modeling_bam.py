@@ -24,6 +24,8 @@ from transformers.utils import can_return_tuple
 from .configuration_bam import BamConfig
 
 TRANSFORMERS_4 = transformers.__version__.startswith("4.")
+# What outputs call the cache; from 5.24 on `generate` hands it to models under that name too.
+CACHE = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class BamNorm(nn.Module):
@@ -364,7 +366,7 @@ class BamPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["BamBlock"]  # what FSDP and device maps keep whole
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -423,10 +425,12 @@ class BamModel(BamPreTrainedModel):
         use_cache: Optional[bool] = None,
         output_hidden_states: Optional[bool] = None,
         output_router_logits: Optional[bool] = None,
+        cache: Optional[Cache] = None,
         **kwargs,
     ) -> MoeModelOutputWithPast:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected either input_ids or inputs_embeds")
+        past_key_values = cache if past_key_values is None else past_key_values
         kwargs.pop("cache_position", None)  # 4.57 says it, 5.x warns about models that ask for it, the cache knows
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         # Recomputing a block under gradient checkpointing would write to the cache a second time.
@@ -451,7 +455,7 @@ class BamModel(BamPreTrainedModel):
         want_logits = self.config.output_router_logits if output_router_logits is None else output_router_logits
         return MoeModelOutputWithPast(
             last_hidden_state=x,
-            past_key_values=past_key_values,
+            **{CACHE: past_key_values},
             hidden_states=tuple(hidden_states) if want_hidden else None,
             router_logits=tuple(router_logits) if want_logits else None,
         )
@@ -498,13 +502,14 @@ class BamForCausalLM(BamPreTrainedModel, GenerationMixin):
         output_router_logits: Optional[bool] = None,
         logits_to_keep: Union[int, torch.Tensor] = 0,
         num_items_in_batch: Optional[torch.Tensor] = None,
+        cache: Optional[Cache] = None,
         **kwargs,
     ) -> MoeCausalLMOutputWithPast:
         """With `labels`, `loss` is next-token loss + `aux_loss`, and `aux_loss` the weighted router losses in it."""
         want_logits = self.config.output_router_logits if output_router_logits is None else output_router_logits
         outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache,
+            past_key_values=past_key_values, cache=cache, inputs_embeds=inputs_embeds, use_cache=use_cache,
             output_hidden_states=output_hidden_states, output_router_logits=want_logits or labels is not None,
             return_dict=True, **kwargs,
         )  # fmt: skip
@@ -534,7 +539,7 @@ class BamForCausalLM(BamPreTrainedModel, GenerationMixin):
             loss=loss,
             aux_loss=aux_loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,
             router_logits=outputs.router_logits if want_logits else None,
         )
