@@ -26,7 +26,7 @@ const NO_STAGES: [&str; 4] = ["run", "completions", "man", "help"];
 const COMPUTING: [&str; 4] = ["train", "eval", "logits", "generate"];
 
 /// A command of a recipe, ready to run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stage {
     /// Its name, which no other stage of the recipe has.
     pub name: String,
@@ -175,22 +175,12 @@ impl Written<'_> {
         let mut command: Vec<String> = self.command.value.split(' ').map(str::to_owned).collect();
         command.extend(arguments);
         let after = scope.used_stages().into_iter().map(|(stage, _)| stage).collect();
-        let (replaces, resumes, outlines, is_own) = (has("force"), has("resume"), has("outline"), true);
-        let (slurm, entry) = Default::default();
         let stage = Stage {
-            name,
-            command,
-            is_own,
-            inputs,
-            outputs,
-            stdout,
-            settings,
-            slurm,
-            entry,
-            after,
-            replaces,
-            resumes,
-            outlines,
+            is_own: true,
+            replaces: has("force"),
+            resumes: has("resume"),
+            outlines: has("outline"),
+            ..Stage { name, command, inputs, outputs, stdout, settings, after, ..Stage::default() }
         };
         self.check(program, &stage)?;
         Ok(stage)
@@ -204,23 +194,7 @@ impl Written<'_> {
         let (after, made): (_, Vec<String>) = scope.used_stages().into_iter().unzip();
         inputs.extend(made);
         let command = ["sh", "-c", &command].map(str::to_owned).to_vec();
-        let (replaces, resumes, outlines, is_own) = (false, false, false, false);
-        let (slurm, entry) = Default::default();
-        Stage {
-            name,
-            command,
-            is_own,
-            inputs,
-            outputs,
-            stdout,
-            settings,
-            slurm,
-            entry,
-            after,
-            replaces,
-            resumes,
-            outlines,
-        }
+        Stage { name, command, inputs, outputs, stdout, settings, after, ..Stage::default() }
     }
 
     /// Parses the command line as the command will.
