@@ -12,9 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 
 use super::content::Hasher;
-use super::http::{Client, Patience};
-use super::stream::Bytes;
-use super::tree::{Entry, Snapshot};
+use super::http::Patience;
+use super::remote_file::RemoteFile;
 use super::xet;
 use crate::error::HubFault;
 use crate::{Error, Result};
@@ -26,10 +25,7 @@ const WRONG_CONTENTS: u32 = 3;
 
 /// A file to fetch.
 pub(super) struct Download<'a> {
-    pub client: &'a Client,
-    pub snapshot: &'a Snapshot,
-    pub path: &'a str,
-    pub entry: &'a Entry,
+    pub file: RemoteFile<'a>,
     /// Told of each number of bytes that are there.
     pub progress: &'a (dyn Fn(u64) + Sync),
     /// Counts bytes that were transferred, again if they had to be.
@@ -47,34 +43,31 @@ impl Download<'_> {
         let mut told = 0;
         for wrong in 0.. {
             let had = file.metadata().map_err(fault)?.len();
-            let had = if had > self.entry.size { 0 } else { had };
+            let had = if had > self.file.entry.size { 0 } else { had };
             file.set_len(had).map_err(fault)?;
             let found = std::thread::scope(|scope| {
                 let (grown, lengths) = mpsc::channel();
-                let hashing = scope.spawn(|| follow(&file, Hasher::of(self.entry), lengths));
+                let hashing = scope.spawn(|| follow(&file, Hasher::of(self.file.entry), lengths));
                 let transferred = self.transfer(&file, partial, had, &mut told, &grown);
                 drop(grown);
                 let found = hashing.join().map_err(|_| Error::file(partial, "the thread that hashes it has died"))?;
                 transferred.and(found.map_err(|e| Error::io("read", partial, e)))
             })?;
-            if found == self.entry.hash.digits() {
+            if found == self.file.entry.hash.digits() {
                 return file.sync_all().map_err(|e| Error::io("sync", partial, e));
             }
             file.set_len(0).map_err(fault)?;
             if wrong + 1 == WRONG_CONTENTS {
                 // Best effort: nobody goes on with it.
                 let _ = std::fs::remove_file(partial);
-                let problem = format!("expected a content with the hash {}, found {found}", self.entry.hash.digits());
-                return Err(Error::hub(self.place(), HubFault::Answer, problem).with_hint(
+                let problem =
+                    format!("expected a content with the hash {}, found {found}", self.file.entry.hash.digits());
+                return Err(Error::hub(self.file.place(), HubFault::Answer, problem).with_hint(
                     "the bytes were changed on their way, or the server holds others than it lists: nothing was kept",
                 ));
             }
         }
         Ok(())
-    }
-
-    fn place(&self) -> String {
-        format!("{}: {}", self.snapshot.place(), self.path)
     }
 
     /// Appends what is missing; `had` bytes are there.
@@ -102,16 +95,15 @@ impl Download<'_> {
             Ok(())
         };
         let mut patience = Patience::new();
-        while had.get() < self.entry.size {
+        while had.get() < self.file.entry.size {
             let begin = had.get();
-            let bytes = Bytes { client: self.client, snapshot: self.snapshot, path: self.path, entry: self.entry };
-            let Err(failure) = bytes.stream(begin, None, &mut write)? else { continue };
+            let Err(failure) = self.file.stream(begin, None, &mut write)? else { continue };
             if had.get() - begin >= PROGRESS {
                 patience = Patience::new();
             }
             if let Err(error) = patience.after(failure) {
                 return match self.may_use_xet(&error) {
-                    true => xet::download(self.client, self.snapshot, self.path, self.entry, had.get(), &mut write),
+                    true => xet::download(&self.file, had.get(), &mut write),
                     false => Err(error),
                 };
             }
@@ -126,7 +118,7 @@ impl Download<'_> {
             fault,
             HubFault::NoRepository | HubFault::NoRevision | HubFault::Gated | HubFault::BadToken | HubFault::Offline
         );
-        self.entry.xet.is_some() && !self.client.settings.no_xet && !is_refusal
+        self.file.entry.xet.is_some() && !self.file.client.settings.no_xet && !is_refusal
     }
 }
 

@@ -16,9 +16,9 @@ use super::content::has_content;
 use super::download::Download;
 use super::http::{Client, Patience};
 use super::parallel::each;
+use super::remote_file::RemoteFile;
 use super::selection::Selection;
-use super::stream::Bytes;
-use super::tree::{Entry, Snapshot};
+use super::tree::Snapshot;
 use crate::checkpoint::gguf::Gguf;
 use crate::checkpoint::reference::Reference;
 use crate::checkpoint::{header, known_hashes, single};
@@ -44,11 +44,11 @@ pub fn headers(client: &Client, reference: &Reference) -> Result<PathBuf> {
     make_folder(&folder)?;
     each(&Selection::default().choose(&snapshot)?, WORKERS, |path| {
         let (entry, place) = (&snapshot.files[*path], folder.join(path));
+        let file = RemoteFile { client, snapshot: &snapshot, path, entry };
         match path.ends_with(".safetensors") || path.ends_with(".gguf") {
             true if place.is_file() => Ok(()),
             true => {
-                let (snapshot, fetched) = (&snapshot, VecDeque::new());
-                let mut remote = Remote { client, snapshot, path, entry, fetched, position: 0, failed: None };
+                let mut remote = Remote { file, fetched: VecDeque::new(), position: 0, failed: None };
                 let written = write_header(&mut remote, &place);
                 // What the network refused is the cause, whatever the reader made of it.
                 remote.failed.map_or(written, Err)
@@ -57,7 +57,7 @@ pub fn headers(client: &Client, reference: &Reference) -> Result<PathBuf> {
             false => {
                 let partial = folder.join(format!(".{path}.{}", std::process::id()));
                 let received = &AtomicU64::new(0);
-                Download { client, snapshot: &snapshot, path, entry, progress: &|_| {}, received }.fetch(&partial)?;
+                Download { file, progress: &|_| {}, received }.fetch(&partial)?;
                 fs::rename(&partial, &place).map_err(|e| Error::io("rename to", &place, e))
             }
         }
@@ -69,7 +69,7 @@ pub fn headers(client: &Client, reference: &Reference) -> Result<PathBuf> {
 fn write_header(remote: &mut Remote, place: &Path) -> Result<()> {
     single::write_with(place, |file| {
         let fault = |e| Error::io("write", place, e);
-        let size = remote.entry.size;
+        let size = remote.file.entry.size;
         let mut reader = Copying { remote, file: &*file };
         if place.extension().is_some_and(|extension| extension == "gguf") {
             Gguf::read(place, &mut reader, size)?;
@@ -86,10 +86,7 @@ fn write_header(remote: &mut Remote, place: &Path) -> Result<()> {
 
 /// A weight file on the Hub, read from its beginning by ranges that grow.
 struct Remote<'a> {
-    client: &'a Client,
-    snapshot: &'a Snapshot,
-    path: &'a str,
-    entry: &'a Entry,
+    file: RemoteFile<'a>,
     /// What has been fetched and not yet read.
     fetched: VecDeque<u8>,
     position: u64,
@@ -99,11 +96,10 @@ struct Remote<'a> {
 
 impl Remote<'_> {
     fn fetch(&mut self) -> Result<()> {
-        let end = self.entry.size.min((2 * self.position).max(self.position + FIRST).min(self.position + LARGEST));
-        let bytes = Bytes { client: self.client, snapshot: self.snapshot, path: self.path, entry: self.entry };
+        let end = self.file.entry.size.min((2 * self.position).max(self.position + FIRST).min(self.position + LARGEST));
         let mut patience = Patience::new();
         while self.position < end {
-            let found = bytes.stream(self.position, Some(end), &mut |bytes| {
+            let found = self.file.stream(self.position, Some(end), &mut |bytes| {
                 self.fetched.extend(bytes);
                 self.position += bytes.len() as u64;
                 Ok(())
@@ -118,7 +114,7 @@ impl Remote<'_> {
 
 impl Read for Remote<'_> {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        if self.fetched.is_empty() && self.position < self.entry.size {
+        if self.fetched.is_empty() && self.position < self.file.entry.size {
             self.fetch().map_err(|error| {
                 let text = error.to_string();
                 self.failed = Some(error);

@@ -12,6 +12,7 @@ use super::content::has_content;
 use super::download::Download;
 use super::http::Client;
 use super::parallel::each;
+use super::remote_file::RemoteFile;
 use super::selection::Selection;
 use super::tree::{Entry, Snapshot};
 use crate::checkpoint::hash::FileHash;
@@ -207,8 +208,8 @@ impl<'a> Pull<'a> {
     }
 
     fn download<'b>(&'b self, file: &'b Wanted, progress: &'b (dyn Fn(u64) + Sync)) -> Download<'b> {
-        let (client, snapshot, received) = (self.client, &self.snapshot, &self.received);
-        Download { client, snapshot, path: &file.path, entry: &file.entry, progress, received }
+        let (client, snapshot, path, entry) = (self.client, &self.snapshot, &file.path, &file.entry);
+        Download { file: RemoteFile { client, snapshot, path, entry }, progress, received: &self.received }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The bytes of a file of a commit as one connection brings them.
+//! A file of a commit, and its bytes as one connection brings them.
 
 use std::time::{Duration, Instant};
 
@@ -11,15 +11,21 @@ use crate::{Error, Result};
 const SLOWEST: u64 = 1024;
 const WINDOW: u32 = 3;
 
-/// A file whose bytes are wanted.
-pub(super) struct Bytes<'a> {
+/// A file of a commit.
+#[derive(Clone, Copy)]
+pub(super) struct RemoteFile<'a> {
     pub client: &'a Client,
     pub snapshot: &'a Snapshot,
     pub path: &'a str,
     pub entry: &'a Entry,
 }
 
-impl Bytes<'_> {
+impl RemoteFile<'_> {
+    /// How errors and people name it.
+    pub(super) fn place(&self) -> String {
+        format!("{}: {}", self.snapshot.place(), self.path)
+    }
+
     /// Hands over the bytes from `begin` on, up to and without `end` (the end of the file where none is given), each once,
     /// whatever the server sends beside them. The outer error is one of `write`; the inner one says why not all came.
     pub(super) fn stream(
@@ -28,7 +34,7 @@ impl Bytes<'_> {
         end: Option<u64>,
         write: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<Result<(), Failure>> {
-        let place = format!("{}: {}", self.snapshot.place(), self.path);
+        let place = self.place();
         let address = self.snapshot.address(self.client, self.path);
         let mut answer = match self.client.range(&place, address, begin, end) {
             Ok(answer) => answer,

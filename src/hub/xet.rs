@@ -14,7 +14,8 @@ use xet::xet_session::{Sha256Policy, XetConfig, XetFileInfo, XetSession, XetSess
 use super::commit::Target;
 use super::http::{Client, Request};
 use super::outgoing::Outgoing;
-use super::tree::{Entry, Snapshot, repository_url};
+use super::remote_file::RemoteFile;
+use super::tree::repository_url;
 use crate::checkpoint::source_file::ReadAt;
 use crate::error::HubFault;
 use crate::{Error, Result};
@@ -139,16 +140,10 @@ fn settle(commit: &XetUploadCommit) -> bool {
 }
 
 /// Hands over the bytes of a file of a commit from `begin` on. The outer error is one of writing.
-pub(super) fn download(
-    client: &Client,
-    snapshot: &Snapshot,
-    path: &str,
-    entry: &Entry,
-    begin: u64,
-    write: &mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
+pub(super) fn download(file: &RemoteFile, begin: u64, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let RemoteFile { client, snapshot, entry, .. } = *file;
     let Some(hash) = &entry.xet else { return Ok(()) };
-    let place = format!("{}: {path}", snapshot.place());
+    let place = file.place();
     let url = repository_url(client, &snapshot.repository, &["xet-read-token", &snapshot.commit]);
     let access = Access::new(client, &place, url)?;
     let fault = |error: XetError| told(client, &place, error);
