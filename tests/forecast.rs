@@ -290,6 +290,8 @@ fn training_tells_what_it_takes_and_trains_nothing() {
     assert!(said["seconds"].as_f64().unwrap() > 0.0 && said["products"]["flops"].as_f64().unwrap() > 0.0, "{said}");
     let text = train(&["--steps", "10", "--seq", "32", "--dry-run"]).ok().stdout;
     assert!(text.contains("time ") && text.contains('~'), "{text}");
+    let noted = train(&["--steps", "10", "--seq", "32", "--preset", "large-expert", "--dry-run"]).ok().stderr;
+    assert_eq!(noted.matches("note: a warm-up of 1 steps").count(), 1, "{noted}");
     assert_eq!(listing(bench.folder.path()), before);
     // What the run would refuse is refused.
     train(&["--steps", "10", "--seq", "9999", "--dry-run"]).refused(2, &["--seq"]);

@@ -206,12 +206,12 @@ impl Arguments {
         }
         if self.outline {
             outline::copy(&self.checkpoint, &self.out)?;
-            return print(printer, &self.outlook(printer)?.estimate());
+            return print(printer, &self.outlook(&self.settings(printer)?)?.estimate());
         }
         if self.dry_run {
             let mut request = self.request(Device::Cpu, printer)?;
             check(&mut request)?;
-            return show_training(&self.outlook(printer)?, &self.out, self.json, printer);
+            return show_training(&self.outlook(&request.settings)?, &self.out, self.json, printer);
         }
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
@@ -273,9 +273,9 @@ impl Arguments {
         })
     }
 
-    fn outlook(&self, printer: &Printer) -> bam_convert::Result<Outlook> {
+    fn outlook(&self, settings: &Settings) -> bam_convert::Result<Outlook> {
         let gpu = self.machine.device == DeviceName::Cuda;
-        Outlook::of(&self.checkpoint, &self.data, &self.settings(printer)?, &self.operation(), gpu)
+        Outlook::of(&self.checkpoint, &self.data, settings, &self.operation(), gpu)
     }
 
     fn say(&self, end: &End, printer: &Printer) -> Outcome {
