@@ -36,8 +36,10 @@ fn main() {
             _ => folders.push(PathBuf::from(argument)),
         }
     }
-    let models: Vec<CausalLm> =
-        folders.iter().map(|folder| CausalLm::load(folder, &LoadOptions::default()).unwrap()).collect();
+    let models: Vec<CausalLm> = folders
+        .iter()
+        .map(|folder| CausalLm::load(folder, &LoadOptions::default()).unwrap())
+        .collect();
     let mut times: Vec<Times> = models.iter().map(|_| Times::default()).collect();
     models.iter().for_each(|model| drop(generate(model)));
     for _ in 0..rounds {
@@ -51,17 +53,33 @@ fn main() {
     let kinds: Vec<(&str, Option<f64>)> = models.iter().map(kind).collect();
     drop(models);
     let threads = rayon::current_num_threads();
-    println!("{GENERATED} tokens after {PROMPT}, mean of {rounds} rounds (median, least to most), {threads} threads");
-    let base = |times: &[Times]| kinds.iter().position(|(kind, _)| *kind == "BTX").map_or(times.len(), |btx| btx);
+    println!(
+        "{GENERATED} tokens after {PROMPT}, mean of {rounds} rounds (median, least to most), {threads} threads"
+    );
+    let base = |times: &[Times]| {
+        kinds
+            .iter()
+            .position(|(kind, _)| *kind == "BTX")
+            .map_or(times.len(), |btx| btx)
+    };
     let show = |what: &str, times: &[Times]| {
         println!("\n{what}");
         for ((folder, (kind, paper)), own) in folders.iter().zip(&kinds).zip(times) {
-            let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy();
+            let name = folder
+                .file_name()
+                .unwrap_or(folder.as_os_str())
+                .to_string_lossy();
             print!("  {name:14} {kind:14} {}", own.shown());
             if let Some(btx) = times.get(base(times)) {
                 print!(", {} of BTX", own.over(btx));
             }
-            println!("{}", paper.map_or(String::new(), |paper| format!(", the paper's {:.2}", paper / PAPER_BTX)));
+            println!(
+                "{}",
+                paper.map_or(String::new(), |paper| format!(
+                    ", the paper's {:.2}",
+                    paper / PAPER_BTX
+                ))
+            );
         }
     };
     show("ours, bfloat16 weights", &times);
@@ -77,15 +95,33 @@ fn main() {
             "--rounds",
             &rounds.to_string(),
         ]);
-        command.args(["--prompt", &PROMPT.to_string(), "--generated", &GENERATED.to_string()]).args(&folders);
+        command
+            .args([
+                "--prompt",
+                &PROMPT.to_string(),
+                "--generated",
+                &GENERATED.to_string(),
+            ])
+            .args(&folders);
         let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let theirs: Vec<Times> =
-            serde_json::from_slice::<Vec<Value>>(&output.stdout).unwrap().iter().map(Times::of_json).collect();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let theirs: Vec<Times> = serde_json::from_slice::<Vec<Value>>(&output.stdout)
+            .unwrap()
+            .iter()
+            .map(Times::of_json)
+            .collect();
         show(&format!("transformers, {dtype}"), &theirs);
         println!("  times ours, by the clock (by processor time):");
         for ((folder, ours), theirs) in folders.iter().zip(&times).zip(&theirs) {
-            println!("  {:14} {}", folder.file_name().unwrap_or_default().to_string_lossy(), theirs.over(ours));
+            println!(
+                "  {:14} {}",
+                folder.file_name().unwrap_or_default().to_string_lossy(),
+                theirs.over(ours)
+            );
         }
     }
 }
@@ -95,7 +131,12 @@ const PAPER_BTX: f64 = 4.81;
 
 /// What a model is, and its seconds in the paper.
 fn kind(model: &CausalLm) -> (&'static str, Option<f64>) {
-    match model.architecture().mixture.as_ref().map(|mixture| mixture.attention_kv) {
+    match model
+        .architecture()
+        .mixture
+        .as_ref()
+        .map(|mixture| mixture.attention_kv)
+    {
         None => ("dense", None),
         Some(AttentionKv::Merged) => ("BTX", Some(PAPER_BTX)),
         Some(AttentionKv::Expert) => ("BAM, expert KV", Some(6.17)),
@@ -107,13 +148,30 @@ fn kind(model: &CausalLm) -> (&'static str, Option<f64>) {
 fn generate(model: &CausalLm) -> Vec<u32> {
     let vocab = model.architecture().vocab_size;
     let mut cache = KvCache::new();
-    let mut next: Vec<u32> = (0..PROMPT as u64).map(|i| ((i * 7919 + 13) % vocab) as u32).collect();
-    let options = Forward { last_only: true, ..Forward::default() };
+    let mut next: Vec<u32> = (0..PROMPT as u64)
+        .map(|i| ((i * 7919 + 13) % vocab) as u32)
+        .collect();
+    let options = Forward {
+        last_only: true,
+        ..Forward::default()
+    };
     (0..GENERATED)
         .map(|_| {
-            let tokens = Tensor::new(next.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-            let logits = model.forward(&tokens, Some(&mut cache), &options).unwrap().logits;
-            let token = logits.argmax(D::Minus1).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap()[0];
+            let tokens = Tensor::new(next.as_slice(), &Device::Cpu)
+                .unwrap()
+                .unsqueeze(0)
+                .unwrap();
+            let logits = model
+                .forward(&tokens, Some(&mut cache), &options)
+                .unwrap()
+                .logits;
+            let token = logits
+                .argmax(D::Minus1)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<u32>()
+                .unwrap()[0];
             next = vec![token];
             token
         })

@@ -38,15 +38,31 @@ fn main() {
 }
 
 fn ids(count: usize, vocab: u64) -> Vec<u32> {
-    (0..count as u64).map(|i| ((i * 7919 + 13) % vocab) as u32).collect()
+    (0..count as u64)
+        .map(|i| ((i * 7919 + 13) % vocab) as u32)
+        .collect()
 }
 
 fn step(model: &CausalLm, tokens: &[u32], cache: &mut KvCache, last_only: bool) -> u32 {
-    let tokens = Tensor::new(tokens, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-    let options = Forward { last_only, ..Forward::default() };
-    let logits = model.forward(&tokens, Some(cache), &options).unwrap().logits;
+    let tokens = Tensor::new(tokens, &Device::Cpu)
+        .unwrap()
+        .unsqueeze(0)
+        .unwrap();
+    let options = Forward {
+        last_only,
+        ..Forward::default()
+    };
+    let logits = model
+        .forward(&tokens, Some(cache), &options)
+        .unwrap()
+        .logits;
     let last = logits.narrow(1, logits.dim(1).unwrap() - 1, 1).unwrap();
-    last.argmax(D::Minus1).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap()[0]
+    last.argmax(D::Minus1)
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .to_vec1::<u32>()
+        .unwrap()[0]
 }
 
 /// Median and range of the seconds of several rounds, and the mean of their processor time.
@@ -54,12 +70,20 @@ fn rounds(count: usize, mut round: impl FnMut() -> f64) -> [f64; 4] {
     let before = processor();
     let mut seconds: Vec<f64> = (0..count).map(|_| round()).collect();
     seconds.sort_by(f64::total_cmp);
-    [seconds[count / 2], seconds[0], seconds[count - 1], (processor() - before) / count as f64]
+    [
+        seconds[count / 2],
+        seconds[0],
+        seconds[count - 1],
+        (processor() - before) / count as f64,
+    ]
 }
 
 fn measure(folder: &Path, count: usize, weights: Weights) {
     let start = Instant::now();
-    let options = LoadOptions { weights, ..LoadOptions::default() };
+    let options = LoadOptions {
+        weights,
+        ..LoadOptions::default()
+    };
     let model = CausalLm::load(folder, &options).unwrap();
     let loaded = start.elapsed().as_secs_f64();
     let vocab = model.architecture().vocab_size;
@@ -80,7 +104,10 @@ fn measure(folder: &Path, count: usize, weights: Weights) {
         );
     };
     let prompt = ids(PREFILL, vocab);
-    for (name, last_only) in [("prefill 512, all logits", false), ("prefill 512, last logits", true)] {
+    for (name, last_only) in [
+        ("prefill 512, all logits", false),
+        ("prefill 512, last logits", true),
+    ] {
         let result = rounds(count, || {
             let start = Instant::now();
             step(&model, &prompt, &mut KvCache::new(), last_only);
@@ -88,9 +115,11 @@ fn measure(folder: &Path, count: usize, weights: Weights) {
         });
         show(name, PREFILL, result);
     }
-    for (name, context, decoded) in
-        [("decode 64 after 32", 32, DECODE), ("decode 64 after 512", 512, DECODE), ("decode 16 after 256", 256, 16)]
-    {
+    for (name, context, decoded) in [
+        ("decode 64 after 32", 32, DECODE),
+        ("decode 64 after 512", 512, DECODE),
+        ("decode 16 after 256", 256, 16),
+    ] {
         let mut cache = KvCache::new();
         let first = step(&model, &ids(context, vocab), &mut cache, true);
         let result = rounds(count, || {

@@ -47,39 +47,114 @@ fn main() {
     let folder = folder.unwrap();
     let bam = env!("CARGO_BIN_EXE_bam-convert");
     prepare(&folder, bam);
-    let upcycle = format!("{bam} upcycle --method btx --seed m0 --expert a=m1 --expert b=m2 --quiet");
+    let upcycle =
+        format!("{bam} upcycle --method btx --seed m0 --expert a=m1 --expert b=m2 --quiet");
     let big = "big/0 --expert b=big/1 --expert c=big/2 --expert d=big/3 --expert e=big/4 --expert f=big/5 --expert g=big/6 \
                --expert h=big/7";
     let lines = [
-        ("cp and sync", None, "mkdir out && cp btx/* out && sync out/*".to_owned()),
-        ("upcycle, inputs hashed", Some("cp and sync"), format!("{upcycle} --out out --rehash")),
-        ("upcycle, hashes known", Some("cp and sync"), format!("{upcycle} --out out")),
-        ("cat btx", None, "cat btx/*.safetensors > /dev/null".to_owned()),
-        ("sha256sum btx", None, "sha256sum btx/*.safetensors".to_owned()),
-        ("validate btx, hashes too", Some("sha256sum btx"), format!("{bam} validate btx")),
-        ("validate m0-plain, no hashes", Some("cat m0"), format!("{bam} validate m0-plain")),
-        ("cat m0", None, "cat m0/*.safetensors > /dev/null".to_owned()),
-        ("cat m0 m1", None, "cat m0/*.safetensors m1/*.safetensors > /dev/null".to_owned()),
-        ("diff m0 m1, all differs", Some("cat m0 m1"), format!("{bam} diff m0 m1")),
-        ("diff m0 m0-plain, same", Some("cat m0 m1"), format!("{bam} diff m0 m0-plain")),
+        (
+            "cp and sync",
+            None,
+            "mkdir out && cp btx/* out && sync out/*".to_owned(),
+        ),
+        (
+            "upcycle, inputs hashed",
+            Some("cp and sync"),
+            format!("{upcycle} --out out --rehash"),
+        ),
+        (
+            "upcycle, hashes known",
+            Some("cp and sync"),
+            format!("{upcycle} --out out"),
+        ),
+        (
+            "cat btx",
+            None,
+            "cat btx/*.safetensors > /dev/null".to_owned(),
+        ),
+        (
+            "sha256sum btx",
+            None,
+            "sha256sum btx/*.safetensors".to_owned(),
+        ),
+        (
+            "validate btx, hashes too",
+            Some("sha256sum btx"),
+            format!("{bam} validate btx"),
+        ),
+        (
+            "validate m0-plain, no hashes",
+            Some("cat m0"),
+            format!("{bam} validate m0-plain"),
+        ),
+        (
+            "cat m0",
+            None,
+            "cat m0/*.safetensors > /dev/null".to_owned(),
+        ),
+        (
+            "cat m0 m1",
+            None,
+            "cat m0/*.safetensors m1/*.safetensors > /dev/null".to_owned(),
+        ),
+        (
+            "diff m0 m1, all differs",
+            Some("cat m0 m1"),
+            format!("{bam} diff m0 m1"),
+        ),
+        (
+            "diff m0 m0-plain, same",
+            Some("cat m0 m1"),
+            format!("{bam} diff m0 m0-plain"),
+        ),
         ("--help", None, format!("{bam} --help")),
         ("inspect btx", None, format!("{bam} inspect btx")),
-        ("a refused command", None, format!("{bam} upcycle --method btx --seed m0 --expert a=config.json --out x")),
-        ("dry run, 70B x 8", None, format!("{bam} upcycle --method bam --seed {big} --out x --dry-run")),
-        ("validate, one 70B of it", None, format!("{bam} validate big/0")),
+        (
+            "a refused command",
+            None,
+            format!("{bam} upcycle --method btx --seed m0 --expert a=config.json --out x"),
+        ),
+        (
+            "dry run, 70B x 8",
+            None,
+            format!("{bam} upcycle --method bam --seed {big} --out x --dry-run"),
+        ),
+        (
+            "validate, one 70B of it",
+            None,
+            format!("{bam} validate big/0"),
+        ),
     ];
     let mut all: Vec<Timed> = lines
         .into_iter()
-        .map(|(name, against, line)| Timed { name, against, line, times: Times::default(), memory: 0.0 })
+        .map(|(name, against, line)| Timed {
+            name,
+            against,
+            line,
+            times: Times::default(),
+            memory: 0.0,
+        })
         .collect();
     for _ in 0..rounds {
         all.iter_mut().for_each(|timed| timed.run(&folder));
     }
-    println!("{rounds} rounds, {} threads; ratios of means, and in brackets of processor time", threads());
+    println!(
+        "{rounds} rounds, {} threads; ratios of means, and in brackets of processor time",
+        threads()
+    );
     for timed in &all {
-        let base = timed.against.and_then(|base| all.iter().find(|other| other.name == base));
-        let ratio = base.map_or(String::new(), |base| format!("  {} of {}", timed.times.over(&base.times), base.name));
-        println!("{:30} {} {:6.0} MiB{ratio}", timed.name, timed.times.shown(), timed.memory);
+        let base = timed
+            .against
+            .and_then(|base| all.iter().find(|other| other.name == base));
+        let ratio = base.map_or(String::new(), |base| {
+            format!("  {} of {}", timed.times.over(&base.times), base.name)
+        });
+        println!(
+            "{:30} {} {:6.0} MiB{ratio}",
+            timed.name,
+            timed.times.shown(),
+            timed.memory
+        );
     }
 }
 
@@ -98,14 +173,22 @@ impl Timed {
         self.times.processor.push(children() - before);
         self.memory = self.memory.max(watch.join().unwrap());
         // 1 is a check that says no, 2 a command that was refused.
-        assert!(status.code().is_some_and(|code| code < 3), "{}: {status}", self.line);
+        assert!(
+            status.code().is_some_and(|code| code < 3),
+            "{}: {status}",
+            self.line
+        );
     }
 }
 
 /// A command line of the shell, which is replaced by the last command in it.
 fn command(folder: &Path, line: &str) -> Command {
     let mut command = Command::new("bash");
-    command.args(["-c", line]).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(["-c", line])
+        .current_dir(folder)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     command.env("XDG_CACHE_HOME", folder.join("cache"));
     command
 }
@@ -117,7 +200,12 @@ fn shell(folder: &Path, line: &str) {
 /// Seconds of processor time of all processes that have ended.
 fn children() -> f64 {
     let stat = fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
     (fields[13].parse::<f64>().unwrap() + fields[14].parse::<f64>().unwrap()) / 100.0
 }
 
@@ -125,7 +213,9 @@ fn children() -> f64 {
 fn anonymous_memory(id: u32) -> f64 {
     let mut most = 0.0f64;
     while let Ok(status) = fs::read_to_string(format!("/proc/{id}/status")) {
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
         let Some(line) = line else { break };
         most = most.max(line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0);
         std::thread::sleep(std::time::Duration::from_millis(10));
@@ -144,15 +234,24 @@ fn prepare(folder: &Path, bam: &str) {
     let missing = |name: &str| !folder.join(name).exists();
     for number in 0..3 {
         if missing(&format!("m{number}")) {
-            shell(folder, &format!("{bam} init config.json --rng-seed {number} --out m{number}"));
+            shell(
+                folder,
+                &format!("{bam} init config.json --rng-seed {number} --out m{number}"),
+            );
         }
     }
     if missing("m0-plain") {
         // Without a manifest there is nothing to hash.
-        shell(folder, "mkdir m0-plain && cp m0/*.safetensors m0/config.json m0-plain");
+        shell(
+            folder,
+            "mkdir m0-plain && cp m0/*.safetensors m0/config.json m0-plain",
+        );
     }
     if missing("btx") {
-        shell(folder, &format!("{bam} upcycle --method btx --seed m0 --expert a=m1 --expert b=m2 --out btx"));
+        shell(
+            folder,
+            &format!("{bam} upcycle --method btx --seed m0 --expert a=m1 --expert b=m2 --out btx"),
+        );
     }
     (0..8).for_each(|number| sparse_70b(&folder.join("big").join(number.to_string())));
     shell(folder, "cat */*.safetensors > /dev/null");
@@ -161,10 +260,17 @@ fn prepare(folder: &Path, bam: &str) {
 /// A llama of 69 billion parameters in 29 files that hold headers and no data.
 fn sparse_70b(folder: &Path) {
     let (hidden, width, kv, layers, vocabulary) = (8192u64, 28672, 1024, 80, 32000);
-    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![vocabulary, hidden])];
+    let mut tensors = vec![(
+        "model.embed_tokens.weight".to_owned(),
+        vec![vocabulary, hidden],
+    )];
     for layer in 0..layers {
-        let mut add =
-            |name: &str, shape: &[u64]| tensors.push((format!("model.layers.{layer}.{name}.weight"), shape.to_vec()));
+        let mut add = |name: &str, shape: &[u64]| {
+            tensors.push((
+                format!("model.layers.{layer}.{name}.weight"),
+                shape.to_vec(),
+            ))
+        };
         add("input_layernorm", &[hidden]);
         add("post_attention_layernorm", &[hidden]);
         add("self_attn.q_proj", &[hidden, hidden]);
@@ -196,10 +302,19 @@ fn sparse_70b(folder: &Path) {
         bytes.extend(header.as_bytes());
         let path = folder.join(name);
         fs::write(&path, &bytes).unwrap();
-        File::options().write(true).open(&path).unwrap().set_len(bytes.len() as u64 + end).unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(bytes.len() as u64 + end)
+            .unwrap();
     }
     let index = serde_json::json!({"metadata": {}, "weight_map": map});
-    fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    fs::write(
+        folder.join("model.safetensors.index.json"),
+        index.to_string(),
+    )
+    .unwrap();
     let config = serde_json::json!({
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "intermediate_size": width,
         "num_hidden_layers": layers, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": vocabulary,

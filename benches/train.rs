@@ -34,8 +34,10 @@ fn main() {
             _ => folders.push(PathBuf::from(argument)),
         }
     }
-    let models: Vec<CausalLm> =
-        folders.iter().map(|folder| CausalLm::load(folder, &LoadOptions::train(Device::Cpu)).unwrap()).collect();
+    let models: Vec<CausalLm> = folders
+        .iter()
+        .map(|folder| CausalLm::load(folder, &LoadOptions::train(Device::Cpu)).unwrap())
+        .collect();
     let mut times: Vec<Times> = models.iter().map(|_| Times::default()).collect();
     models.iter().for_each(|model| step(model, batch, seq));
     for _ in 0..rounds {
@@ -48,36 +50,58 @@ fn main() {
     }
     drop(models);
     let threads = rayon::current_num_threads();
-    println!("forward and backward of {batch} rows of {seq} tokens, mean of {rounds} rounds, {threads} threads");
+    println!(
+        "forward and backward of {batch} rows of {seq} tokens, mean of {rounds} rounds, {threads} threads"
+    );
     let show = |what: &str, times: &[Times]| {
         println!("\n{what}");
         for (folder, times) in folders.iter().zip(times) {
             let speed = (batch * seq * rounds) as f64 / times.wall.iter().sum::<f64>();
-            let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy();
+            let name = folder
+                .file_name()
+                .unwrap_or(folder.as_os_str())
+                .to_string_lossy();
             println!("  {name:14} {speed:7.0} tokens/s, {}", times.shown());
         }
     };
     show("ours, float32", &times);
     let Some(python) = python else { return };
     let mut command = Command::new(&python);
-    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/train.py")).args(&folders);
-    for (name, value) in [("--threads", threads), ("--rounds", rounds), ("--batch", batch), ("--seq", seq)] {
+    command
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/train.py"))
+        .args(&folders);
+    for (name, value) in [
+        ("--threads", threads),
+        ("--rounds", rounds),
+        ("--batch", batch),
+        ("--seq", seq),
+    ] {
         command.args([name, &value.to_string()]);
     }
     let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let theirs: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
     let theirs: Vec<Times> = theirs.iter().map(Times::of_json).collect();
     show("transformers and torch, float32", &theirs);
     println!("  times ours, by the clock (by processor time):");
     for ((folder, ours), theirs) in folders.iter().zip(&times).zip(&theirs) {
-        println!("  {:14} {}", folder.file_name().unwrap_or_default().to_string_lossy(), theirs.over(ours));
+        println!(
+            "  {:14} {}",
+            folder.file_name().unwrap_or_default().to_string_lossy(),
+            theirs.over(ours)
+        );
     }
 }
 
 /// Token ids; those of `train.py`.
 fn ids(vocab: usize, batch: usize, seq: usize) -> Vec<u32> {
-    (0..batch * seq).map(|i| ((i / seq * 7919 + i % seq * 104_729 + 13) % vocab) as u32).collect()
+    (0..batch * seq)
+        .map(|i| ((i / seq * 7919 + i % seq * 104_729 + 13) % vocab) as u32)
+        .collect()
 }
 
 fn step(model: &CausalLm, batch: usize, seq: usize) {
@@ -97,11 +121,19 @@ fn step(model: &CausalLm, batch: usize, seq: usize) {
     }
     let last = Var::from_tensor(&x).unwrap();
     let hidden = model.final_norm(&last).unwrap().flatten(0, 1).unwrap();
-    let (_, loss) = model.next_token_loss(&hidden, &targets, Some(&weights)).unwrap().unwrap();
+    let (_, loss) = model
+        .next_token_loss(&hidden, &targets, Some(&weights))
+        .unwrap()
+        .unwrap();
     let mut gradient = loss.backward().unwrap().remove(&last).unwrap().detach();
     for (input, output) in layers.into_iter().rev() {
         let seed = (output * &gradient).unwrap().sum_all().unwrap();
         gradient = seed.backward().unwrap().remove(&input).unwrap().detach();
     }
-    (embedded * gradient).unwrap().sum_all().unwrap().backward().unwrap();
+    (embedded * gradient)
+        .unwrap()
+        .sum_all()
+        .unwrap()
+        .backward()
+        .unwrap();
 }

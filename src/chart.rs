@@ -24,8 +24,15 @@ pub(crate) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 pub(crate) type Drawn = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 /// Text of this size in pixels, placed by this point of it.
-pub(crate) fn words(size: u32, colour: &'static RGBColor, horizontal: HPos, vertical: VPos) -> TextStyle<'static> {
-    TextStyle::from((FONT, size).into_font()).color(colour).pos(Pos::new(horizontal, vertical))
+pub(crate) fn words(
+    size: u32,
+    colour: &'static RGBColor,
+    horizontal: HPos,
+    vertical: VPos,
+) -> TextStyle<'static> {
+    TextStyle::from((FONT, size).into_font())
+        .color(colour)
+        .pos(Pos::new(horizontal, vertical))
 }
 
 /// From white at 0 to dark blue at 1.
@@ -39,7 +46,8 @@ pub(crate) fn shade_below(share: f64) -> RGBColor {
 }
 
 fn mixed(share: f64, none: RGBColor, all: RGBColor) -> RGBColor {
-    let mix =
-        |from: u8, to: u8| (f64::from(from) + (f64::from(to) - f64::from(from)) * share.clamp(0.0, 1.0)).round() as u8;
+    let mix = |from: u8, to: u8| {
+        (f64::from(from) + (f64::from(to) - f64::from(from)) * share.clamp(0.0, 1.0)).round() as u8
+    };
     RGBColor(mix(none.0, all.0), mix(none.1, all.1), mix(none.2, all.2))
 }

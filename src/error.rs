@@ -95,40 +95,71 @@ impl Error {
     /// An operating-system error on `path` while doing `action` (a verb: `read`, `create`, …).
     pub fn io(action: &'static str, path: impl AsRef<Path>, source: io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
-        Self::Io { action, path, source, hint: None }
+        Self::Io {
+            action,
+            path,
+            source,
+            hint: None,
+        }
     }
 
     /// A file or folder that breaks a rule.
     pub fn file(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
-        Self::File { path: path.as_ref().to_path_buf(), problem: problem.into(), hint: None }
+        Self::File {
+            path: path.as_ref().to_path_buf(),
+            problem: problem.into(),
+            hint: None,
+        }
     }
 
     /// A tensor that breaks a rule.
     pub fn tensor(path: impl AsRef<Path>, tensor: &str, problem: impl Into<String>) -> Self {
         let (path, tensor) = (path.as_ref().to_path_buf(), tensor.to_owned());
-        Self::Tensor { path, tensor, problem: problem.into(), hint: None }
+        Self::Tensor {
+            path,
+            tensor,
+            problem: problem.into(),
+            hint: None,
+        }
     }
 
     /// A key of a configuration file that breaks a rule.
     pub fn key(path: impl AsRef<Path>, key: &str, problem: impl Into<String>) -> Self {
         let (path, key) = (path.as_ref().to_path_buf(), key.to_owned());
-        Self::Key { path, key, problem: problem.into(), hint: None }
+        Self::Key {
+            path,
+            key,
+            problem: problem.into(),
+            hint: None,
+        }
     }
 
     /// A computation that failed; `action` completes “cannot …”.
     pub fn compute(action: impl Into<String>, problem: impl ToString) -> Self {
-        Self::Compute { action: action.into(), problem: problem.to_string(), hint: None }
+        Self::Compute {
+            action: action.into(),
+            problem: problem.to_string(),
+            hint: None,
+        }
     }
 
     /// What the Hub refused or answered wrongly; the advice is that for this kind of failure.
     pub fn hub(place: impl ToString, fault: HubFault, problem: impl Into<String>) -> Self {
         let hint = fault.advice().map(str::to_owned);
-        Self::Hub { place: place.to_string(), fault, problem: problem.into(), hint }
+        Self::Hub {
+            place: place.to_string(),
+            fault,
+            problem: problem.into(),
+            hint,
+        }
     }
 
     /// A request that makes no sense.
     pub fn usage(problem: impl Into<String>) -> Self {
-        Self::Usage { problem: problem.into(), hint: None }
+        Self::Usage {
+            problem: problem.into(),
+            hint: None,
+        }
     }
 
     /// The same error with advice on what to do next.
@@ -202,27 +233,36 @@ pub enum HubFault {
 impl HubFault {
     /// Whether the request may be right all the same.
     fn is_outside(self) -> bool {
-        matches!(self, Self::Quota | Self::RateLimited | Self::Network | Self::Answer)
+        matches!(
+            self,
+            Self::Quota | Self::RateLimited | Self::Network | Self::Answer
+        )
     }
 
     fn advice(self) -> Option<&'static str> {
         match self {
-            Self::NoRepository => {
-                Some("check the spelling; for a private repository set HF_TOKEN to a token that may read it")
+            Self::NoRepository => Some(
+                "check the spelling; for a private repository set HF_TOKEN to a token that may read it",
+            ),
+            Self::Gated => Some(
+                "ask for access on the repository's page, then set HF_TOKEN to a token of that account",
+            ),
+            Self::NoRevision => Some(
+                "name a branch, a tag or a commit that the repository has, as in org/name@main",
+            ),
+            Self::BadToken => {
+                Some("set HF_TOKEN to a valid token, or unset it where none is needed")
             }
-            Self::Gated => {
-                Some("ask for access on the repository's page, then set HF_TOKEN to a token of that account")
-            }
-            Self::NoRevision => Some("name a branch, a tag or a commit that the repository has, as in org/name@main"),
-            Self::BadToken => Some("set HF_TOKEN to a valid token, or unset it where none is needed"),
             Self::Forbidden => Some("use a token with write access to this repository"),
             Self::Quota => Some("free some space of the account, or push elsewhere"),
-            Self::RateLimited => Some("wait, then run the command again: what has been transferred is kept"),
+            Self::RateLimited => {
+                Some("wait, then run the command again: what has been transferred is kept")
+            }
             Self::Offline => Some("unset HF_HUB_OFFLINE, or pull it while the network is there"),
             Self::Network => Some("run the command again: what has been transferred is kept"),
-            Self::NotOffered => {
-                Some("HF_ENDPOINT names a Hub that does not offer this, as a mirror that can only be pulled from")
-            }
+            Self::NotOffered => Some(
+                "HF_ENDPOINT names a Hub that does not offer this, as a mirror that can only be pulled from",
+            ),
             Self::NoFile | Self::Conflict | Self::Answer => None,
         }
     }

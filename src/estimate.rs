@@ -53,7 +53,13 @@ pub struct Products {
 impl Estimate {
     /// Of a command that leaves `bytes`, and takes `seconds` beside its start.
     pub fn of(bytes: u64, seconds: f64) -> Self {
-        Self { bytes, work: Some(Work { seconds: START + seconds, products: None }) }
+        Self {
+            bytes,
+            work: Some(Work {
+                seconds: START + seconds,
+                products: None,
+            }),
+        }
     }
 
     /// Floating-point operations in products of matrices, where it has any.
@@ -79,10 +85,25 @@ mod tests {
 
     #[test]
     fn products_go_at_their_share_of_the_peak() {
-        let products = Some(Products { flops: 6e12, share: 0.5, gpu: false, half: false });
-        let work = Work { seconds: 1.0, products };
+        let products = Some(Products {
+            flops: 6e12,
+            share: 0.5,
+            gpu: false,
+            half: false,
+        });
+        let work = Work {
+            seconds: 1.0,
+            products,
+        };
         assert_eq!(work.seconds(|_| Some(1e12)), Some(13.0));
         assert_eq!(work.seconds(|_| None), None);
-        assert_eq!(Work { products: None, ..work }.seconds(|_| None), Some(1.0));
+        assert_eq!(
+            Work {
+                products: None,
+                ..work
+            }
+            .seconds(|_| None),
+            Some(1.0)
+        );
     }
 }

@@ -44,9 +44,21 @@ pub fn markdown(columns: &[(&str, Align)], rows: &[Vec<String>]) -> String {
     let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
     let cell = |text: &str| printable(text).replace('|', "\\|");
     let head = line(columns.iter().map(|(name, _)| cell(name)).collect());
-    let rule = columns.iter().map(|(_, align)| if matches!(align, Align::Right) { "---:|" } else { "---|" });
-    let rows = rows.iter().map(|row| line(row.iter().map(|text| cell(text)).collect()));
-    format!("{head}|{}\n{}", rule.collect::<String>(), rows.collect::<String>())
+    let rule = columns.iter().map(|(_, align)| {
+        if matches!(align, Align::Right) {
+            "---:|"
+        } else {
+            "---|"
+        }
+    });
+    let rows = rows
+        .iter()
+        .map(|row| line(row.iter().map(|text| cell(text)).collect()));
+    format!(
+        "{head}|{}\n{}",
+        rule.collect::<String>(),
+        rows.collect::<String>()
+    )
 }
 
 /// Text from a model file made safe to print: a tensor's name must not move the cursor.
@@ -54,7 +66,15 @@ pub fn printable(text: &str) -> String {
     if !text.chars().any(char::is_control) {
         return text.to_owned();
     }
-    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+    text.chars()
+        .map(|c| {
+            if c.is_control() {
+                c.escape_default().to_string()
+            } else {
+                c.to_string()
+            }
+        })
+        .collect()
 }
 
 /// A word for a shell.
@@ -106,7 +126,11 @@ pub fn bytes(count: u64) -> String {
 
 /// Floating-point operations a second: `431 GFLOP/s`.
 pub fn rate(flops: f64) -> String {
-    if flops < 1e12 { format!("{:.0} GFLOP/s", flops / 1e9) } else { format!("{:.1} TFLOP/s", flops / 1e12) }
+    if flops < 1e12 {
+        format!("{:.0} GFLOP/s", flops / 1e9)
+    } else {
+        format!("{:.1} TFLOP/s", flops / 1e12)
+    }
 }
 
 /// A number that is not negative, with three significant digits.
@@ -125,7 +149,10 @@ pub fn number(value: f64) -> String {
 pub fn duration(seconds: f64) -> String {
     const UNITS: [(f64, &str); 3] = [(86_400.0, "days"), (3600.0, "h"), (60.0, "min")];
     // From two of a unit on, fewer say more in the smaller one.
-    let (value, unit) = match UNITS.into_iter().find(|(length, _)| seconds >= 2.0 * length) {
+    let (value, unit) = match UNITS
+        .into_iter()
+        .find(|(length, _)| seconds >= 2.0 * length)
+    {
         Some((length, unit)) => (seconds / length, unit),
         None => (seconds, "s"),
     };
@@ -145,7 +172,10 @@ mod tests {
 
     #[test]
     fn columns_align_and_lines_end_clean() {
-        let rows = [vec!["a".to_owned(), "1".to_owned()], vec!["bcd".to_owned(), "10".to_owned()]];
+        let rows = [
+            vec!["a".to_owned(), "1".to_owned()],
+            vec!["bcd".to_owned(), "10".to_owned()],
+        ];
         let text = render(&[("name", Align::Left), ("n", Align::Right)], rows);
         assert_eq!(text, "name   n\na      1\nbcd   10\n");
     }
@@ -157,20 +187,39 @@ mod tests {
 
     #[test]
     fn numbers_have_three_digits() {
-        let shown: Vec<String> =
-            [0.0, 9.0, 0.0123456, 899.9, 1234.0, 9.999, 1e-7, 0.00123].into_iter().map(number).collect();
-        assert_eq!(shown, ["0", "9.00", "0.0123", "900", "1.23e3", "10.0", "1.00e-7", "0.00123"]);
+        let shown: Vec<String> = [0.0, 9.0, 0.0123456, 899.9, 1234.0, 9.999, 1e-7, 0.00123]
+            .into_iter()
+            .map(number)
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "0", "9.00", "0.0123", "900", "1.23e3", "10.0", "1.00e-7", "0.00123"
+            ]
+        );
     }
 
     #[test]
     fn durations_have_the_unit_that_people_use() {
-        let shown: Vec<String> = [0.04, 9.94, 119.0, 120.0, 9000.0, 3.6e6].into_iter().map(duration).collect();
-        assert_eq!(shown, ["0.0 s", "9.9 s", "119 s", "2.0 min", "2.5 h", "42 days"]);
+        let shown: Vec<String> = [0.04, 9.94, 119.0, 120.0, 9000.0, 3.6e6]
+            .into_iter()
+            .map(duration)
+            .collect();
+        assert_eq!(
+            shown,
+            ["0.0 s", "9.9 s", "119 s", "2.0 min", "2.5 h", "42 days"]
+        );
     }
 
     #[test]
     fn bytes_have_three_digits() {
-        let shown: Vec<String> = [0, 999, 1000, 269_000_000, 2_710_000_000, 999_999].into_iter().map(bytes).collect();
-        assert_eq!(shown, ["0 B", "999 B", "1.00 kB", "269 MB", "2.71 GB", "1.00 MB"]);
+        let shown: Vec<String> = [0, 999, 1000, 269_000_000, 2_710_000_000, 999_999]
+            .into_iter()
+            .map(bytes)
+            .collect();
+        assert_eq!(
+            shown,
+            ["0 B", "999 B", "1.00 kB", "269 MB", "2.71 GB", "1.00 MB"]
+        );
     }
 }

@@ -8,8 +8,12 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|data: &[u8]| {
     let path = file("config.json", data);
     bounded(data.len(), || {
-        let Ok(config) = Config::read(&path) else { return };
-        let Ok(architecture) = Architecture::of(&config) else { return };
+        let Ok(config) = Config::read(&path) else {
+            return;
+        };
+        let Ok(architecture) = Architecture::of(&config) else {
+            return;
+        };
         // The list of tensors is as long as the layers and experts that the configuration asks for, which are bounded.
         if architecture.num_layers <= 64 {
             let _ = architecture.tensors();

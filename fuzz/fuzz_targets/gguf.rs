@@ -11,8 +11,14 @@ fuzz_target!(|data: &[u8]| {
     let path = file("model.gguf", data);
     bounded(data.len(), || {
         let Ok(found) = Gguf::open(&path) else { return };
-        let _ = (gguf::config(&found), gguf::tensors(&found), gguf_tokenizer::files(&found));
-        let Ok(checkpoint) = Checkpoint::open(&path) else { return };
+        let _ = (
+            gguf::config(&found),
+            gguf::tensors(&found),
+            gguf_tokenizer::files(&found),
+        );
+        let Ok(checkpoint) = Checkpoint::open(&path) else {
+            return;
+        };
         let mut values = [0.0; 256];
         for entry in checkpoint.tensors.values().take(8) {
             let count = entry.elements().min(256) as usize;

@@ -10,7 +10,12 @@ fuzz_target!(|data: &[u8]| {
     let path = file("mergekit.yaml", data);
     bounded(data.len(), || {
         if let Ok(moe) = MoeFile::read(&path) {
-            let _ = (moe.gate_mode(), moe.prompts(), moe.shared_prompts(), moe.translate(&|_| Ok(None)));
+            let _ = (
+                moe.gate_mode(),
+                moe.prompts(),
+                moe.shared_prompts(),
+                moe.translate(&|_| Ok(None)),
+            );
         }
         if let Ok(linear) = LinearFile::read(&path) {
             let _ = linear.translate(&|_| Ok(None));

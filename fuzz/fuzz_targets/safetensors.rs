@@ -8,7 +8,9 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|data: &[u8]| {
     let path = file("model.safetensors", data);
     bounded(data.len(), || {
-        let Ok(checkpoint) = Checkpoint::open(&path) else { return };
+        let Ok(checkpoint) = Checkpoint::open(&path) else {
+            return;
+        };
         let mut values = [0.0; 64];
         for entry in checkpoint.tensors.values().take(8) {
             let count = entry.elements().min(64) as usize;

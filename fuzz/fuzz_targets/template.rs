@@ -7,7 +7,10 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     let folder = folder_with("chat_template.jinja", data);
-    let message = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
+    let message = |role: &str, content: &str| Message {
+        role: role.to_owned(),
+        content: content.to_owned(),
+    };
     let messages = [message("user", " What? "), message("assistant", "This.")];
     // A template is a program: its steps are bounded, and with them its memory.
     within(512 << 20, || {

@@ -18,11 +18,14 @@ fuzz_target!(|data: &[u8]| {
     });
     let folder = folder_with("header.json", data);
     bounded(data.len(), || {
-        let Ok(tokens) = TokenFolder::open(folder) else { return };
+        let Ok(tokens) = TokenFolder::open(folder) else {
+            return;
+        };
         for split in [Split::Train, Split::Validation] {
             let all = tokens.tokens(split);
             let _ = tokens.ids(split, 0..all);
-            let _ = (0..tokens.documents(split)).try_for_each(|document| tokens.document(split, document).map(drop));
+            let _ = (0..tokens.documents(split))
+                .try_for_each(|document| tokens.document(split, document).map(drop));
         }
     });
 });

@@ -26,13 +26,19 @@ const TORCH_NAMES: [(&str, Dtype); 6] = [
 
 /// What PyTorch, and so `config.json`, calls a floating-point dtype.
 pub fn torch_name(dtype: Dtype) -> Option<&'static str> {
-    TORCH_NAMES.iter().find(|(_, known)| *known == dtype).map(|(name, _)| *name)
+    TORCH_NAMES
+        .iter()
+        .find(|(_, known)| *known == dtype)
+        .map(|(name, _)| *name)
 }
 
 /// The dtype that PyTorch calls by this name, with or without `torch.`.
 pub fn from_torch_name(name: &str) -> Option<Dtype> {
     let name = name.strip_prefix("torch.").unwrap_or(name);
-    TORCH_NAMES.iter().find(|(known, _)| *known == name).map(|(_, dtype)| *dtype)
+    TORCH_NAMES
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, dtype)| *dtype)
 }
 
 /// A dtype from its safetensors or PyTorch name, or a usual short one, in any case: `bf16`, `F32`, `float16`, `fp32`, …
@@ -44,12 +50,17 @@ pub fn parse(text: &str) -> Option<Dtype> {
         "fp64" | "double" => "float64",
         other => other,
     };
-    from_torch_name(name).or_else(|| serde_json::from_value(serde_json::Value::String(text.to_ascii_uppercase())).ok())
+    from_torch_name(name).or_else(|| {
+        serde_json::from_value(serde_json::Value::String(text.to_ascii_uppercase())).ok()
+    })
 }
 
 /// Whether values of this dtype can be read as `f64` by [`decode`].
 pub fn is_numeric(dtype: Dtype) -> bool {
-    !matches!(dtype, Dtype::C64 | Dtype::F4 | Dtype::F6_E2M3 | Dtype::F6_E3M2) && dtype.bitsize() >= 8
+    !matches!(
+        dtype,
+        Dtype::C64 | Dtype::F4 | Dtype::F6_E2M3 | Dtype::F6_E3M2
+    ) && dtype.bitsize() >= 8
 }
 
 /// Whether this dtype is a floating-point format that [`encode`] can write.
@@ -75,10 +86,30 @@ struct Float8 {
     fnuz: bool,
 }
 
-const E4M3: Float8 = Float8 { mantissa_bits: 3, bias: 7, ieee: false, fnuz: false };
-const E5M2: Float8 = Float8 { mantissa_bits: 2, bias: 15, ieee: true, fnuz: false };
-const E4M3_FNUZ: Float8 = Float8 { mantissa_bits: 3, bias: 8, ieee: false, fnuz: true };
-const E5M2_FNUZ: Float8 = Float8 { mantissa_bits: 2, bias: 16, ieee: false, fnuz: true };
+const E4M3: Float8 = Float8 {
+    mantissa_bits: 3,
+    bias: 7,
+    ieee: false,
+    fnuz: false,
+};
+const E5M2: Float8 = Float8 {
+    mantissa_bits: 2,
+    bias: 15,
+    ieee: true,
+    fnuz: false,
+};
+const E4M3_FNUZ: Float8 = Float8 {
+    mantissa_bits: 3,
+    bias: 8,
+    ieee: false,
+    fnuz: true,
+};
+const E5M2_FNUZ: Float8 = Float8 {
+    mantissa_bits: 2,
+    bias: 16,
+    ieee: false,
+    fnuz: true,
+};
 
 impl Float8 {
     fn decode(self, byte: u8) -> f64 {
@@ -89,7 +120,11 @@ impl Float8 {
         }
         if self.ieee && magnitude >> self.mantissa_bits == (1 << (7 - self.mantissa_bits)) - 1 {
             let fraction = magnitude & ((1 << self.mantissa_bits) - 1);
-            return if fraction == 0 { sign * f64::INFINITY } else { f64::NAN };
+            return if fraction == 0 {
+                sign * f64::INFINITY
+            } else {
+                f64::NAN
+            };
         }
         if !self.ieee && !self.fnuz && magnitude == 0x7f {
             return f64::NAN;
@@ -124,7 +159,11 @@ impl Float8 {
         }
         // The encodings are ordered as the magnitudes are, so the nearest one is a count of steps.
         let smallest_exponent = 1 - self.bias;
-        let exponent = if magnitude == 0.0 { smallest_exponent } else { exponent_of(magnitude).max(smallest_exponent) };
+        let exponent = if magnitude == 0.0 {
+            smallest_exponent
+        } else {
+            exponent_of(magnitude).max(smallest_exponent)
+        };
         let step = exp2(exponent - self.mantissa_bits as i32);
         let steps = (magnitude / step).round_ties_even() as i32;
         let code = ((exponent - smallest_exponent) << self.mantissa_bits) + steps;
@@ -195,7 +234,11 @@ pub fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f64]) -> bool {
         Dtype::F8_E5M2 => words!(u8, |x| E5M2.decode(x)),
         Dtype::F8_E4M3FNUZ => words!(u8, |x| E4M3_FNUZ.decode(x)),
         Dtype::F8_E5M2FNUZ => words!(u8, |x| E5M2_FNUZ.decode(x)),
-        Dtype::F8_E8M0 => words!(u8, |x: u8| if x == 0xff { f64::NAN } else { exp2(i32::from(x) - 127) }),
+        Dtype::F8_E8M0 => words!(u8, |x: u8| if x == 0xff {
+            f64::NAN
+        } else {
+            exp2(i32::from(x) - 127)
+        }),
         Dtype::I64 => words!(i64, |x| x as f64),
         Dtype::U64 => words!(u64, |x| x as f64),
         Dtype::I32 => words!(i32, f64::from),
@@ -247,7 +290,10 @@ pub fn first_non_finite(dtype: Dtype, bytes: &[u8]) -> Option<usize> {
                 <$type>::from_le_bytes(array) & $exponent == $exponent
             };
             let words = || bytes.chunks_exact(size_of::<$type>());
-            words().fold(false, |any, word| any | hit(word)).then(|| words().position(hit)).flatten()
+            words()
+                .fold(false, |any, word| any | hit(word))
+                .then(|| words().position(hit))
+                .flatten()
         }};
     }
     match dtype {
@@ -283,7 +329,10 @@ mod tests {
                 let back = encoded::<1>(dtype, value[0])[0];
                 let mut again = [0.0];
                 assert!(decode(dtype, &[back], &mut again));
-                assert!(back == byte || (value[0].is_nan() && again[0].is_nan()), "{dtype} {byte:#x}");
+                assert!(
+                    back == byte || (value[0].is_nan() && again[0].is_nan()),
+                    "{dtype} {byte:#x}"
+                );
             }
         }
     }
@@ -308,7 +357,10 @@ mod tests {
         // 1 + 2⁻⁸ is the tie between two bf16 values; 2⁻⁴⁰ more must decide it.
         let value = 1.0 + 2f64.powi(-8) + 2f64.powi(-40);
         assert_eq!(encoded::<2>(Dtype::BF16, value), 0x3f81u16.to_le_bytes());
-        assert_eq!(encoded::<2>(Dtype::BF16, 1.0 + 2f64.powi(-8)), 0x3f80u16.to_le_bytes());
+        assert_eq!(
+            encoded::<2>(Dtype::BF16, 1.0 + 2f64.powi(-8)),
+            0x3f80u16.to_le_bytes()
+        );
         let half = 1.0 + 2f64.powi(-11) + 2f64.powi(-45);
         assert_eq!(encoded::<2>(Dtype::F16, half), 0x3c01u16.to_le_bytes());
     }

@@ -199,7 +199,10 @@ pub struct Drawn {
 impl Expression {
     /// A source tensor.
     pub fn copy(source: &str, tensor: &str) -> Self {
-        Self::Copy { source: source.to_owned(), tensor: tensor.to_owned() }
+        Self::Copy {
+            source: source.to_owned(),
+            tensor: tensor.to_owned(),
+        }
     }
 
     /// What it is computed from, one level down.
@@ -235,7 +238,10 @@ impl Expression {
     pub fn for_each_copy<'a>(&'a self, visit: &mut impl FnMut(&'a str, &'a str)) {
         match self {
             Self::Copy { source, tensor } => visit(source, tensor),
-            other => other.parts().iter().for_each(|part| part.for_each_copy(visit)),
+            other => other
+                .parts()
+                .iter()
+                .for_each(|part| part.for_each_copy(visit)),
         }
     }
 }
@@ -247,7 +253,11 @@ impl fmt::Display for Expression {
             Self::Copy { source, .. } => f.write_str(source),
             Self::Mean { of } => write!(f, "mean({})", Listed(of)),
             Self::Weighted { of, weights } | Self::Sum { of, weights } => {
-                f.write_str(if matches!(self, Self::Sum { .. }) { "sum(" } else { "weighted(" })?;
+                f.write_str(if matches!(self, Self::Sum { .. }) {
+                    "sum("
+                } else {
+                    "weighted("
+                })?;
                 for (number, (part, weight)) in of.iter().zip(weights).enumerate() {
                     write!(f, "{}{weight}·{part}", if number == 0 { "" } else { ", " })?;
                 }
@@ -257,23 +267,58 @@ impl fmt::Display for Expression {
             Self::Dequantise { of } => write!(f, "dequantise({of})"),
             Self::Permute { of, heads } => write!(f, "permute({of}, heads {heads})"),
             Self::Interleave { of, heads } => write!(f, "interleave({of}, heads {heads})"),
-            Self::Slice { of, axis, start, length } => {
-                write!(f, "slice({of}, axis {axis}, {start}..{})", start.saturating_add(*length))
+            Self::Slice {
+                of,
+                axis,
+                start,
+                length,
+            } => {
+                write!(
+                    f,
+                    "slice({of}, axis {axis}, {start}..{})",
+                    start.saturating_add(*length)
+                )
             }
             Self::Concat { of, axis } => write!(f, "concat({}, axis {axis})", Listed(of)),
             Self::Stack { of } => write!(f, "stack({})", Listed(of)),
             Self::Entry { of, index } => write!(f, "entry({of}, {index})"),
             Self::Gather { of, at } => write!(f, "gather({of}, {at})"),
-            Self::Repeat { of, each, times } => write!(f, "repeat({of}, each {each}, times {times})"),
+            Self::Repeat { of, each, times } => {
+                write!(f, "repeat({of}, each {each}, times {times})")
+            }
             Self::Scale { of, by } => write!(f, "scale({of}, by {by})"),
-            Self::AddNoise { of, std, seed, at: None, .. } => write!(f, "add_noise({of}, std {std}, seed {seed})"),
-            Self::AddNoise { of, std, seed, at: Some(at), .. } => {
+            Self::AddNoise {
+                of,
+                std,
+                seed,
+                at: None,
+                ..
+            } => write!(f, "add_noise({of}, std {std}, seed {seed})"),
+            Self::AddNoise {
+                of,
+                std,
+                seed,
+                at: Some(at),
+                ..
+            } => {
                 write!(f, "add_noise({of}, std {std}, {at}, seed {seed})")
             }
-            Self::Redraw { of, at, std: None, seed, .. } => {
+            Self::Redraw {
+                of,
+                at,
+                std: None,
+                seed,
+                ..
+            } => {
                 write!(f, "redraw({of}, {at}, own mean and std, seed {seed})")
             }
-            Self::Redraw { of, at, std: Some(std), seed, .. } => {
+            Self::Redraw {
+                of,
+                at,
+                std: Some(std),
+                seed,
+                ..
+            } => {
                 write!(f, "redraw({of}, {at}, std {std}, seed {seed})")
             }
             Self::Normal { std, seed } => write!(f, "normal(std {std}, seed {seed})"),

@@ -75,7 +75,9 @@ impl Checkpoint {
             found.add(path)?;
             return Ok(found);
         }
-        for file in [&["config.json", INDEX, MANIFEST][..], &COMPANIONS].iter().flat_map(|names| existing(path, names))
+        for file in [&["config.json", INDEX, MANIFEST][..], &COMPANIONS]
+            .iter()
+            .flat_map(|names| existing(path, names))
         {
             let stamp = stamp_of(&file)?;
             found.beside.push((file, stamp));
@@ -90,8 +92,11 @@ impl Checkpoint {
             [] => return Err(no_weights(path)),
             [one] if shard_number(one).is_none() => {
                 if one.starts_with("adapter_model") {
-                    return Err(Error::file(path.join(one), "holds a LoRA adapter, expected a whole model")
-                        .with_hint("merge the adapter into its base model first"));
+                    return Err(Error::file(
+                        path.join(one),
+                        "holds a LoRA adapter, expected a whole model",
+                    )
+                    .with_hint("merge the adapter into its base model first"));
                 }
             }
             several => complete_set(path, several)?,
@@ -112,7 +117,9 @@ impl Checkpoint {
         self.tensors.get(name).ok_or_else(|| {
             let error = Error::tensor(&self.path, name, "is missing");
             match nearest(name, self.tensors.keys().map(String::as_str)) {
-                Some(other) => error.with_hint(format!("the nearest name in this checkpoint is `{other}`")),
+                Some(other) => {
+                    error.with_hint(format!("the nearest name in this checkpoint is `{other}`"))
+                }
                 None => error,
             }
         })
@@ -131,14 +138,21 @@ impl Checkpoint {
     /// Decodes `out.len()` values of a tensor from `first` on, in row-major order.
     ///
     /// `scratch` is working space that can be kept between calls. Complex and sub-byte dtypes are refused.
-    pub fn read_values(&self, entry: &TensorEntry, first: u64, out: &mut [f64], scratch: &mut Vec<u8>) -> Result<()> {
+    pub fn read_values(
+        &self,
+        entry: &TensorEntry,
+        first: u64,
+        out: &mut [f64],
+        scratch: &mut Vec<u8>,
+    ) -> Result<()> {
         match entry.encoding {
             Encoding::Plain(dtype) => {
                 let size = (dtype.bitsize() / 8) as u64;
                 scratch.resize(out.len() * size as usize, 0);
                 self.read_bytes(entry, first * size, scratch)?;
                 if !dtype::decode(dtype, scratch, out) {
-                    let problem = format!("expected a dtype that holds real numbers, found {dtype}");
+                    let problem =
+                        format!("expected a dtype that holds real numbers, found {dtype}");
                     return Err(Error::file(self.files[entry.file].path(), problem));
                 }
             }
@@ -161,11 +175,19 @@ impl Checkpoint {
 
     /// Whether two tensors have the same shape, encoding and bytes.
     pub fn same_bytes(&self, a: &TensorEntry, b: &TensorEntry) -> Result<bool> {
-        Ok(a.shape == b.shape && a.encoding == b.encoding && self.same_beginning(a, self, b, a.length)?)
+        Ok(a.shape == b.shape
+            && a.encoding == b.encoding
+            && self.same_beginning(a, self, b, a.length)?)
     }
 
     /// Whether the first `length` bytes of a tensor are those of a tensor of another checkpoint.
-    pub fn same_beginning(&self, a: &TensorEntry, other: &Self, b: &TensorEntry, length: u64) -> Result<bool> {
+    pub fn same_beginning(
+        &self,
+        a: &TensorEntry,
+        other: &Self,
+        b: &TensorEntry,
+        length: u64,
+    ) -> Result<bool> {
         let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
         for start in (0..length).step_by(1 << 20) {
             let count = (length - start).min(1 << 20) as usize;
@@ -180,7 +202,9 @@ impl Checkpoint {
 
     /// Refuses a checkpoint one of whose files, be it weights, configuration or tokenizer, has changed since it was opened.
     pub fn check_unchanged(&self) -> Result<()> {
-        self.files.iter().try_for_each(SourceFile::check_unchanged)?;
+        self.files
+            .iter()
+            .try_for_each(SourceFile::check_unchanged)?;
         for (path, stamp) in &self.beside {
             if stamp_of(path)? != *stamp {
                 return Err(changed(path));
@@ -209,7 +233,11 @@ impl Checkpoint {
         for (name, entry) in tensors {
             if let Some(earlier) = self.tensors.get(&name) {
                 let other = self.files[earlier.file].path().display().to_string();
-                return Err(Error::tensor(path, &name, format!("is in {other} too; expected each name in one file")));
+                return Err(Error::tensor(
+                    path,
+                    &name,
+                    format!("is in {other} too; expected each name in one file"),
+                ));
             }
             self.tensors.insert(name, entry);
         }
@@ -221,31 +249,54 @@ impl Checkpoint {
     fn open_index(&mut self, folder: &Path, index: &Path, present: &[String]) -> Result<()> {
         let object = json::read_object(index)?;
         let Some(Value::Object(map)) = object.get("weight_map") else {
-            return Err(Error::key(index, "weight_map", "expected an object of tensor names and file names"));
+            return Err(Error::key(
+                index,
+                "weight_map",
+                "expected an object of tensor names and file names",
+            ));
         };
-        self.index_total_size =
-            object.get("metadata").and_then(|metadata| metadata.get("total_size")).and_then(Value::as_u64);
+        self.index_total_size = object
+            .get("metadata")
+            .and_then(|metadata| metadata.get("total_size"))
+            .and_then(Value::as_u64);
         let mut shards = BTreeSet::new();
         for (tensor, file) in map {
             let Value::String(file) = file else {
-                return Err(Error::key(index, &format!("weight_map.{tensor}"), "expected a file name"));
+                return Err(Error::key(
+                    index,
+                    &format!("weight_map.{tensor}"),
+                    "expected a file name",
+                ));
             };
             if file.contains(['/', '\\', '\0']) || file == ".." || file == "." || file.is_empty() {
-                let problem = format!("expected the name of a file in this folder, found \"{file}\"");
+                let problem =
+                    format!("expected the name of a file in this folder, found \"{file}\"");
                 return Err(Error::key(index, &format!("weight_map.{tensor}"), problem)
                     .with_hint("an index must not point outside its folder"));
             }
             shards.insert(file.clone());
         }
-        if let Some(stray) = present.iter().find(|name| !shards.contains(*name)).filter(|name| is_model_file(name)) {
-            return Err(Error::file(folder.join(stray), format!("is not listed in {INDEX}, which names other files"))
-                .with_hint("remove the stale one of the two, so that only one model is in the folder"));
+        if let Some(stray) = present
+            .iter()
+            .find(|name| !shards.contains(*name))
+            .filter(|name| is_model_file(name))
+        {
+            return Err(Error::file(
+                folder.join(stray),
+                format!("is not listed in {INDEX}, which names other files"),
+            )
+            .with_hint(
+                "remove the stale one of the two, so that only one model is in the folder",
+            ));
         }
         for shard in &shards {
             let path = folder.join(shard);
             if !path.exists() {
-                return Err(Error::file(&path, format!("this shard is missing, but {INDEX} lists it"))
-                    .with_hint("copy or download the missing shard"));
+                return Err(Error::file(
+                    &path,
+                    format!("this shard is missing, but {INDEX} lists it"),
+                )
+                .with_hint("copy or download the missing shard"));
             }
             self.add(&path)?;
         }
@@ -254,10 +305,17 @@ impl Checkpoint {
             let listed = map.get(name).and_then(Value::as_str);
             if listed.map(|file| folder.join(file)).as_deref() != Some(held) {
                 let listed = listed.unwrap_or("nowhere");
-                return Err(Error::tensor(held, name, format!("is in this file, but {INDEX} lists it in {listed}")));
+                return Err(Error::tensor(
+                    held,
+                    name,
+                    format!("is in this file, but {INDEX} lists it in {listed}"),
+                ));
             }
         }
-        if let Some((name, file)) = map.iter().find(|(name, _)| !self.tensors.contains_key(*name)) {
+        if let Some((name, file)) = map
+            .iter()
+            .find(|(name, _)| !self.tensors.contains_key(*name))
+        {
             let file = file.as_str().unwrap_or_default();
             return Err(Error::tensor(
                 folder.join(file),
@@ -271,7 +329,11 @@ impl Checkpoint {
 
 /// Paths of those files that the folder has.
 pub fn existing(folder: &Path, names: &[&str]) -> Vec<PathBuf> {
-    names.iter().map(|name| folder.join(name)).filter(|path| path.is_file()).collect()
+    names
+        .iter()
+        .map(|name| folder.join(name))
+        .filter(|path| path.is_file())
+        .collect()
 }
 
 fn is_gguf(source: &SourceFile) -> Result<bool> {
@@ -338,25 +400,39 @@ fn complete_set(folder: &Path, names: &[String]) -> Result<()> {
     }
     let count = numbers.values().next().map_or(0, |(count, _)| *count);
     if let Some((_, (other, name))) = numbers.iter().find(|(_, (c, _))| *c != count) {
-        return ambiguous(format!("expected shards of one set of {count}, found {name} of a set of {other}"));
+        return ambiguous(format!(
+            "expected shards of one set of {count}, found {name} of a set of {other}"
+        ));
     }
     if numbers.len() != names.len() {
-        return ambiguous(format!("expected each shard once, found {}", names.join(", ")));
+        return ambiguous(format!(
+            "expected each shard once, found {}",
+            names.join(", ")
+        ));
     }
     match (1..=count).find(|number| !numbers.contains_key(number)) {
-        Some(missing) => {
-            Err(Error::file(folder, format!("shard {missing} of {count} is missing; found {}", names.join(", ")))
-                .with_hint("copy or download the missing shard"))
-        }
+        Some(missing) => Err(Error::file(
+            folder,
+            format!(
+                "shard {missing} of {count} is missing; found {}",
+                names.join(", ")
+            ),
+        )
+        .with_hint("copy or download the missing shard")),
         None => Ok(()),
     }
 }
 
 fn no_weights(folder: &Path) -> Error {
-    let error =
-        Error::file(folder, format!("no weights: expected {SINGLE}, {INDEX} with its shards, or one .gguf file"));
-    if folder.join("pytorch_model.bin").exists() || folder.join("pytorch_model.bin.index.json").exists() {
-        return error.with_hint("pytorch_model.bin is a pickle: save the model as safetensors first");
+    let error = Error::file(
+        folder,
+        format!("no weights: expected {SINGLE}, {INDEX} with its shards, or one .gguf file"),
+    );
+    if folder.join("pytorch_model.bin").exists()
+        || folder.join("pytorch_model.bin.index.json").exists()
+    {
+        return error
+            .with_hint("pytorch_model.bin is a pickle: save the model as safetensors first");
     }
     error
 }

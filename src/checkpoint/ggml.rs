@@ -82,19 +82,33 @@ const UNREADABLE: [(u32, &str); 20] = [
 
 /// Ggml's name of the type with this number in a GGUF file, whether or not it can be read.
 pub fn name_of_code(code: u32) -> Option<&'static str> {
-    let readable = READABLE.iter().find(|(number, ..)| *number == code).map(|(_, name, _)| *name);
-    readable.or_else(|| UNREADABLE.iter().find(|(number, _)| *number == code).map(|(_, name)| *name))
+    let readable = READABLE
+        .iter()
+        .find(|(number, ..)| *number == code)
+        .map(|(_, name, _)| *name);
+    readable.or_else(|| {
+        UNREADABLE
+            .iter()
+            .find(|(number, _)| *number == code)
+            .map(|(_, name)| *name)
+    })
 }
 
 impl GgmlType {
     /// The type with this number in a GGUF file, if its values can be read.
     pub fn from_code(code: u32) -> Option<Self> {
-        READABLE.iter().find(|(number, ..)| *number == code).map(|(.., kind)| *kind)
+        READABLE
+            .iter()
+            .find(|(number, ..)| *number == code)
+            .map(|(.., kind)| *kind)
     }
 
     /// Its number in a GGUF file.
     pub fn code(self) -> u32 {
-        READABLE.iter().find(|(.., kind)| *kind == self).map_or(u32::MAX, |(number, ..)| *number)
+        READABLE
+            .iter()
+            .find(|(.., kind)| *kind == self)
+            .map_or(u32::MAX, |(number, ..)| *number)
     }
 
     /// The safetensors dtype with the same bytes, for the types that are not quantised.
@@ -109,7 +123,10 @@ impl GgmlType {
 
     /// Ggml's name: `Q4_K`.
     pub fn name(self) -> &'static str {
-        READABLE.iter().find(|(.., kind)| *kind == self).map_or("?", |(_, name, _)| *name)
+        READABLE
+            .iter()
+            .find(|(.., kind)| *kind == self)
+            .map_or("?", |(_, name, _)| *name)
     }
 
     /// Elements in a block.
@@ -138,14 +155,22 @@ impl GgmlType {
         let blocks = (CHUNK_BYTES / size).max(1);
         let mut aligned = vec![0; bytes.len().min(blocks * size) + BLOCK_ALIGNMENT];
         let start = aligned.as_ptr().align_offset(BLOCK_ALIGNMENT);
-        for (source, target) in bytes.chunks(blocks * size).zip(out.chunks_mut(blocks * block)) {
+        for (source, target) in bytes
+            .chunks(blocks * size)
+            .zip(out.chunks_mut(blocks * block))
+        {
             let Some(copy) = aligned.get_mut(start..start + source.len()) else {
                 return Err("no aligned place in memory for a block".to_owned());
             };
             copy.copy_from_slice(source);
-            let values = self.candle().from_data(Cow::Borrowed(copy)).dequantize(target.len());
+            let values = self
+                .candle()
+                .from_data(Cow::Borrowed(copy))
+                .dequantize(target.len());
             match values {
-                Ok(CpuStorage::F32(values)) if values.len() == target.len() => target.copy_from_slice(&values),
+                Ok(CpuStorage::F32(values)) if values.len() == target.len() => {
+                    target.copy_from_slice(&values)
+                }
                 Ok(_) => return Err(format!("candle gave no f32 values for {self}")),
                 Err(error) => return Err(error.to_string()),
             }
@@ -203,7 +228,10 @@ mod tests {
                 let bytes = vec![0; blocks * kind.type_size() + shift];
                 let mut out = vec![1.0; blocks * kind.block_size()];
                 kind.dequantise(&bytes[shift..], &mut out).unwrap();
-                assert!(out.iter().all(|value| *value == 0.0), "{kind} shifted by {shift}");
+                assert!(
+                    out.iter().all(|value| *value == 0.0),
+                    "{kind} shifted by {shift}"
+                );
             }
         }
     }
@@ -212,9 +240,14 @@ mod tests {
     fn a_partial_block_is_refused() {
         for kind in ALL.into_iter().filter(|kind| kind.block_size() > 1) {
             let mut out = vec![0.0; kind.block_size()];
-            let problem = kind.dequantise(&vec![0; kind.type_size() - 1], &mut out).unwrap_err();
+            let problem = kind
+                .dequantise(&vec![0; kind.type_size() - 1], &mut out)
+                .unwrap_err();
             assert!(problem.contains(kind.name()), "{problem}");
-            assert!(kind.dequantise(&vec![0; kind.type_size()], &mut out[1..]).is_err());
+            assert!(
+                kind.dequantise(&vec![0; kind.type_size()], &mut out[1..])
+                    .is_err()
+            );
         }
         assert!(GgmlType::Q4_0.dequantise(&[], &mut []).is_ok());
     }
@@ -239,10 +272,28 @@ mod tests {
         let values: Vec<i8> = (0..=255_u8).map(|byte| byte as i8).collect();
         let bytes: Vec<u8> = (0..=255).collect();
         let mut out = [0.0; 256];
-        GgmlType::Q8_K.dequantise(&[&0.25_f32.to_le_bytes()[..], &bytes, &[9; 32]].concat(), &mut out).unwrap();
-        assert!(out.iter().zip(&values).all(|(value, byte)| *value == 0.25 * f32::from(*byte)));
-        GgmlType::Q8_1.dequantise(&[&[0x00, 0x38, 9, 9][..], &bytes[112..144]].concat(), &mut out[..32]).unwrap();
-        assert!(out.iter().zip(&values[112..144]).all(|(value, byte)| *value == 0.5 * f32::from(*byte)));
+        GgmlType::Q8_K
+            .dequantise(
+                &[&0.25_f32.to_le_bytes()[..], &bytes, &[9; 32]].concat(),
+                &mut out,
+            )
+            .unwrap();
+        assert!(
+            out.iter()
+                .zip(&values)
+                .all(|(value, byte)| *value == 0.25 * f32::from(*byte))
+        );
+        GgmlType::Q8_1
+            .dequantise(
+                &[&[0x00, 0x38, 9, 9][..], &bytes[112..144]].concat(),
+                &mut out[..32],
+            )
+            .unwrap();
+        assert!(
+            out.iter()
+                .zip(&values[112..144])
+                .all(|(value, byte)| *value == 0.5 * f32::from(*byte))
+        );
     }
 
     #[test]
@@ -252,6 +303,9 @@ mod tests {
         assert_eq!(name_of_code(4096), None);
         assert_eq!(GgmlType::from_code(30), Some(GgmlType::BF16));
         assert_eq!(GgmlType::from_code(20), None);
-        assert_eq!((GgmlType::Q6_K.block_size(), GgmlType::Q6_K.type_size()), (256, 210));
+        assert_eq!(
+            (GgmlType::Q6_K.block_size(), GgmlType::Q6_K.type_size()),
+            (256, 210)
+        );
     }
 }

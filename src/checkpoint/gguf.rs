@@ -41,7 +41,9 @@ impl Gguf {
     /// Where the file cannot be read, or breaks a rule of the format: the error names the metadata key or tensor.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
-        let facts = file.metadata().map_err(|error| Error::io("read", path, error))?;
+        let facts = file
+            .metadata()
+            .map_err(|error| Error::io("read", path, error))?;
         if !facts.is_file() {
             return Err(Error::file(path, "is not a file; expected a GGUF file"));
         }
@@ -58,11 +60,17 @@ impl Gguf {
         let (tensor_count, key_count) = counts(path, &mut header)?;
         let mut metadata = BTreeMap::new();
         for index in 0..key_count {
-            let at = |fault: Fault| fault.of_file(path, &format!("metadata entry {index} of {key_count}"));
+            let at = |fault: Fault| {
+                fault.of_file(path, &format!("metadata entry {index} of {key_count}"))
+            };
             let key = header.string().map_err(at)?;
             let value = header.value().map_err(|fault| fault.of_key(path, &key))?;
             if metadata.contains_key(&key) {
-                return Err(Error::key(path, &key, "is there twice; expected each metadata key once"));
+                return Err(Error::key(
+                    path,
+                    &key,
+                    "is there twice; expected each metadata key once",
+                ));
             }
             metadata.insert(key, value);
         }
@@ -70,17 +78,31 @@ impl Gguf {
         let alignment = alignment(path, &metadata)?;
         let mut tensors = BTreeMap::new();
         for index in 0..tensor_count {
-            let at = |fault: Fault| fault.of_file(path, &format!("entry {index} of {tensor_count} in the tensor list"));
+            let at = |fault: Fault| {
+                fault.of_file(
+                    path,
+                    &format!("entry {index} of {tensor_count} in the tensor list"),
+                )
+            };
             let name = header.string().map_err(at)?;
-            let entry = tensor_entry(&mut header, alignment).map_err(|fault| fault.of_tensor(path, &name))?;
+            let entry = tensor_entry(&mut header, alignment)
+                .map_err(|fault| fault.of_tensor(path, &name))?;
             if tensors.contains_key(&name) {
-                return Err(Error::tensor(path, &name, "is listed twice; expected each name once"));
+                return Err(Error::tensor(
+                    path,
+                    &name,
+                    "is listed twice; expected each name once",
+                ));
             }
             tensors.insert(name, entry);
         }
         let start = header.position().next_multiple_of(alignment);
         place(path, &mut tensors, start, length)?;
-        Ok(Self { path: path.to_path_buf(), metadata, tensors })
+        Ok(Self {
+            path: path.to_path_buf(),
+            metadata,
+            tensors,
+        })
     }
 
     /// The tensor called `name`.
@@ -106,22 +128,28 @@ impl Gguf {
         let kind = [GgmlType::F32, GgmlType::F16, GgmlType::BF16].into_iter().find(
             |kind| matches!((entry.encoding, kind.plain()), (Encoding::Plain(stored), Some(plain)) if stored == plain),
         );
-        let kind = kind.filter(|_| entry.elements() <= SMALL_TENSOR).ok_or_else(|| {
-            let found = format!("{:?} {:?}", entry.encoding, entry.shape);
-            Error::tensor(
-                &self.path,
-                name,
-                format!("expected at most {SMALL_TENSOR} F32, F16 or BF16 elements, found {found}"),
-            )
-        })?;
+        let kind = kind
+            .filter(|_| entry.elements() <= SMALL_TENSOR)
+            .ok_or_else(|| {
+                let found = format!("{:?} {:?}", entry.encoding, entry.shape);
+                Error::tensor(
+                    &self.path,
+                    name,
+                    format!(
+                        "expected at most {SMALL_TENSOR} F32, F16 or BF16 elements, found {found}"
+                    ),
+                )
+            })?;
         let elements = usize::try_from(entry.elements()).unwrap_or_default();
         let mut bytes = vec![0; elements * kind.type_size()];
-        let mut file = File::open(&self.path).map_err(|error| Error::io("open", &self.path, error))?;
+        let mut file =
+            File::open(&self.path).map_err(|error| Error::io("open", &self.path, error))?;
         file.seek(SeekFrom::Start(entry.offset))
             .and_then(|_| file.read_exact(&mut bytes))
             .map_err(|error| Error::io("read", &self.path, error))?;
         let mut values = vec![0.0; elements];
-        kind.dequantise(&bytes, &mut values).map_err(|problem| Error::tensor(&self.path, name, problem))?;
+        kind.dequantise(&bytes, &mut values)
+            .map_err(|problem| Error::tensor(&self.path, name, problem))?;
         Ok(values)
     }
 
@@ -130,7 +158,9 @@ impl Gguf {
     /// # Errors
     /// Where it is there and is no whole number from zero up.
     pub fn unsigned(&self, key: &str) -> Result<Option<u64>> {
-        self.get(key, "a whole number from 0 up", |value| value.integer().and_then(|value| u64::try_from(value).ok()))
+        self.get(key, "a whole number from 0 up", |value| {
+            value.integer().and_then(|value| u64::try_from(value).ok())
+        })
     }
 
     /// The number under `key`, where it is there.
@@ -138,7 +168,9 @@ impl Gguf {
     /// # Errors
     /// Where it is there and is no finite number.
     pub fn float(&self, key: &str) -> Result<Option<f64>> {
-        self.get(key, "a finite number", |value| value.float().filter(|value| value.is_finite()))
+        self.get(key, "a finite number", |value| {
+            value.float().filter(|value| value.is_finite())
+        })
     }
 
     /// The truth value under `key`, where it is there.
@@ -198,9 +230,22 @@ impl Gguf {
     }
 
     /// The value under `key` as `of` takes it, or an error that says what was `expected`.
-    fn get<'a, T>(&'a self, key: &str, expected: &str, of: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
-        let Some(value) = self.metadata.get(key) else { return Ok(None) };
-        let refuse = || Error::key(&self.path, key, format!("expected {expected}, found {}", value.describe()));
+    fn get<'a, T>(
+        &'a self,
+        key: &str,
+        expected: &str,
+        of: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let Some(value) = self.metadata.get(key) else {
+            return Ok(None);
+        };
+        let refuse = || {
+            Error::key(
+                &self.path,
+                key,
+                format!("expected {expected}, found {}", value.describe()),
+            )
+        };
         of(value).map(Some).ok_or_else(refuse)
     }
 }
@@ -211,20 +256,32 @@ fn counts(path: &Path, header: &mut Header<impl Read>) -> Result<(u64, u64)> {
     let magic = header.bytes(4).map_err(at)?;
     if magic != b"GGUF" {
         let found = magic.escape_ascii();
-        return Err(Error::file(path, format!("is no GGUF file: expected it to start with `GGUF`, found `{found}`")));
+        return Err(Error::file(
+            path,
+            format!("is no GGUF file: expected it to start with `GGUF`, found `{found}`"),
+        ));
     }
     let version = header.u32().map_err(at)?;
     if version.swap_bytes() <= 3 && version != 0 {
-        let problem = format!("is a big-endian GGUF file (version {})", version.swap_bytes());
-        return Err(Error::file(path, problem).with_hint("convert it with gguf-py's `gguf-convert-endian FILE little`"));
+        let problem = format!(
+            "is a big-endian GGUF file (version {})",
+            version.swap_bytes()
+        );
+        return Err(Error::file(path, problem)
+            .with_hint("convert it with gguf-py's `gguf-convert-endian FILE little`"));
     }
     if version != 2 && version != 3 {
-        return Err(Error::file(path, format!("is GGUF version {version}; expected version 2 or 3"))
-            .with_hint("convert the original model again with a current llama.cpp"));
+        return Err(Error::file(
+            path,
+            format!("is GGUF version {version}; expected version 2 or 3"),
+        )
+        .with_hint("convert the original model again with a current llama.cpp"));
     }
     let (tensors, keys) = (header.u64().map_err(at)?, header.u64().map_err(at)?);
     // A key takes at least a length, a type and a byte; a tensor a length, a rank, a type and an offset.
-    let least = keys.saturating_mul(13).saturating_add(tensors.saturating_mul(24));
+    let least = keys
+        .saturating_mul(13)
+        .saturating_add(tensors.saturating_mul(24));
     if least > header.left() {
         return Err(Error::file(
             path,
@@ -241,10 +298,12 @@ fn counts(path: &Path, header: &mut Header<impl Read>) -> Result<(u64, u64)> {
 /// Refuses one part of a model that was split over several GGUF files.
 fn refuse_parts(path: &Path, metadata: &BTreeMap<String, Value>) -> Result<()> {
     match metadata.get("split.count").and_then(Value::integer) {
-        Some(count) if count > 1 => {
-            Err(Error::key(path, "split.count", format!("this file is one of {count} parts; expected a whole model"))
-                .with_hint("join the parts first: llama-gguf-split --merge FIRST-PART.gguf WHOLE.gguf"))
-        }
+        Some(count) if count > 1 => Err(Error::key(
+            path,
+            "split.count",
+            format!("this file is one of {count} parts; expected a whole model"),
+        )
+        .with_hint("join the parts first: llama-gguf-split --merge FIRST-PART.gguf WHOLE.gguf")),
         _ => Ok(()),
     }
 }
@@ -252,18 +311,29 @@ fn refuse_parts(path: &Path, metadata: &BTreeMap<String, Value>) -> Result<()> {
 /// Bytes to which tensor data is aligned.
 fn alignment(path: &Path, metadata: &BTreeMap<String, Value>) -> Result<u64> {
     let key = "general.alignment";
-    let Some(value) = metadata.get(key) else { return Ok(DEFAULT_ALIGNMENT) };
-    let alignment = value.integer().and_then(|value| u32::try_from(value).ok()).filter(|value| value.is_power_of_two());
-    alignment
-        .map(u64::from)
-        .ok_or_else(|| Error::key(path, key, format!("expected a power of two, found {}", value.describe())))
+    let Some(value) = metadata.get(key) else {
+        return Ok(DEFAULT_ALIGNMENT);
+    };
+    let alignment = value
+        .integer()
+        .and_then(|value| u32::try_from(value).ok())
+        .filter(|value| value.is_power_of_two());
+    alignment.map(u64::from).ok_or_else(|| {
+        Error::key(
+            path,
+            key,
+            format!("expected a power of two, found {}", value.describe()),
+        )
+    })
 }
 
 /// One entry of the tensor list; its offset still counts from the start of the data.
 fn tensor_entry(header: &mut Header<impl Read>, alignment: u64) -> Result<TensorEntry, Fault> {
     let rank = header.u32()?;
     if rank > MAX_DIMENSIONS {
-        return Err(Fault::problem(format!("expected at most {MAX_DIMENSIONS} dimensions, found {rank}")));
+        return Err(Fault::problem(format!(
+            "expected at most {MAX_DIMENSIONS} dimensions, found {rank}"
+        )));
     }
     let mut shape = Vec::new();
     for _ in 0..rank {
@@ -274,46 +344,73 @@ fn tensor_entry(header: &mut Header<impl Read>, alignment: u64) -> Result<Tensor
     let offset = header.u64()?;
     let Some(kind) = GgmlType::from_code(code) else {
         let name = name_of_code(code).unwrap_or("unknown");
-        let readable = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, and Q2_K to Q6_K and Q8_K";
-        let problem = format!("cannot read elements of type {name} (ggml type {code}); expected one of {readable}");
+        let readable =
+            "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, and Q2_K to Q6_K and Q8_K";
+        let problem = format!(
+            "cannot read elements of type {name} (ggml type {code}); expected one of {readable}"
+        );
         let advice = "take another file of this model, or: llama-quantize --allow-requantize IN.gguf OUT.gguf Q8_0";
         return Err(Fault::problem(problem).with_hint(advice));
     };
     if !offset.is_multiple_of(alignment) {
-        let problem = format!("expected its data at a multiple of {alignment} bytes, found offset {offset}");
+        let problem =
+            format!("expected its data at a multiple of {alignment} bytes, found offset {offset}");
         return Err(Fault::problem(problem));
     }
     let (block, size) = (kind.block_size() as u64, kind.type_size() as u64);
     let row = shape.last().copied().unwrap_or(1);
     if !row.is_multiple_of(block) {
-        let problem =
-            format!("expected rows of a multiple of {block} elements ({kind}), found {row} in shape {shape:?}");
+        let problem = format!(
+            "expected rows of a multiple of {block} elements ({kind}), found {row} in shape {shape:?}"
+        );
         return Err(Fault::problem(problem));
     }
-    let elements = shape.iter().try_fold(1_u64, |product, dimension| product.checked_mul(*dimension));
+    let elements = shape
+        .iter()
+        .try_fold(1_u64, |product, dimension| product.checked_mul(*dimension));
     let Some(length) = elements.and_then(|elements| (elements / block).checked_mul(size)) else {
-        return Err(Fault::problem(format!("shape {shape:?} has more elements than can be counted")));
+        return Err(Fault::problem(format!(
+            "shape {shape:?} has more elements than can be counted"
+        )));
     };
     let encoding = kind.plain().map_or(Encoding::Ggml(kind), Encoding::Plain);
-    Ok(TensorEntry { file: 0, offset, length, encoding, shape })
+    Ok(TensorEntry {
+        file: 0,
+        offset,
+        length,
+        encoding,
+        shape,
+    })
 }
 
 /// Makes the offsets of `tensors` count from the start of the file, where their data starts at `start`, and checks
 /// that each tensor's data lies in the file and in no other tensor's.
-fn place(path: &Path, tensors: &mut BTreeMap<String, TensorEntry>, start: u64, length: u64) -> Result<()> {
+fn place(
+    path: &Path,
+    tensors: &mut BTreeMap<String, TensorEntry>,
+    start: u64,
+    length: u64,
+) -> Result<()> {
     for (name, entry) in tensors.iter_mut() {
         let offset = start.checked_add(entry.offset);
         let end = offset.and_then(|offset| offset.checked_add(entry.length));
-        let (Some(offset), Some(_)) = (offset, end.filter(|end| *end <= length || entry.length == 0)) else {
+        let (Some(offset), Some(_)) = (
+            offset,
+            end.filter(|end| *end <= length || entry.length == 0),
+        ) else {
             let problem = format!(
                 "its {} bytes at offset {} of the data (which starts at byte {start}) pass the end of the file: {length} bytes",
                 entry.length, entry.offset
             );
-            return Err(Error::tensor(path, name, problem).with_hint("the file may be truncated: fetch it again"));
+            return Err(Error::tensor(path, name, problem)
+                .with_hint("the file may be truncated: fetch it again"));
         };
         entry.offset = offset;
     }
-    let mut spans: Vec<_> = tensors.iter().filter(|(_, entry)| entry.length > 0).collect();
+    let mut spans: Vec<_> = tensors
+        .iter()
+        .filter(|(_, entry)| entry.length > 0)
+        .collect();
     spans.sort_by_key(|(_, entry)| entry.offset);
     for pair in spans.windows(2) {
         if let [(first, a), (second, b)] = pair

@@ -17,12 +17,18 @@ pub(crate) fn text(value: &str) -> Vec<u8> {
 
 impl Build {
     pub(crate) fn new() -> Self {
-        Self { version: 3, alignment: 32, keys: Vec::new(), tensors: Vec::new() }
+        Self {
+            version: 3,
+            alignment: 32,
+            keys: Vec::new(),
+            tensors: Vec::new(),
+        }
     }
 
     /// A key with a value of this type number, as bytes.
     pub(crate) fn raw(&mut self, key: &str, kind: u32, value: &[u8]) -> &mut Self {
-        self.keys.push((key.to_owned(), [&kind.to_le_bytes(), value].concat()));
+        self.keys
+            .push((key.to_owned(), [&kind.to_le_bytes(), value].concat()));
         self
     }
 
@@ -44,25 +50,54 @@ impl Build {
 
     /// A list of values of this type number.
     pub(crate) fn list(&mut self, key: &str, kind: u32, values: &[Vec<u8>]) -> &mut Self {
-        let head = [&kind.to_le_bytes()[..], &(values.len() as u64).to_le_bytes()].concat();
+        let head = [
+            &kind.to_le_bytes()[..],
+            &(values.len() as u64).to_le_bytes(),
+        ]
+        .concat();
         self.raw(key, 9, &[head, values.concat()].concat())
     }
 
     pub(crate) fn texts(&mut self, key: &str, values: &[&str]) -> &mut Self {
-        self.list(key, 8, &values.iter().map(|value| text(value)).collect::<Vec<_>>())
+        self.list(
+            key,
+            8,
+            &values.iter().map(|value| text(value)).collect::<Vec<_>>(),
+        )
     }
 
     pub(crate) fn i32s(&mut self, key: &str, values: &[i32]) -> &mut Self {
-        self.list(key, 5, &values.iter().map(|value| value.to_le_bytes().to_vec()).collect::<Vec<_>>())
+        self.list(
+            key,
+            5,
+            &values
+                .iter()
+                .map(|value| value.to_le_bytes().to_vec())
+                .collect::<Vec<_>>(),
+        )
     }
 
     pub(crate) fn f32s(&mut self, key: &str, values: &[f32]) -> &mut Self {
-        self.list(key, 6, &values.iter().map(|value| value.to_le_bytes().to_vec()).collect::<Vec<_>>())
+        self.list(
+            key,
+            6,
+            &values
+                .iter()
+                .map(|value| value.to_le_bytes().to_vec())
+                .collect::<Vec<_>>(),
+        )
     }
 
     /// A tensor in Hugging Face's order of dimensions, with ggml's type number.
-    pub(crate) fn tensor(&mut self, name: &str, shape: &[u64], kind: u32, data: Vec<u8>) -> &mut Self {
-        self.tensors.push((name.to_owned(), shape.to_vec(), kind, data));
+    pub(crate) fn tensor(
+        &mut self,
+        name: &str,
+        shape: &[u64],
+        kind: u32,
+        data: Vec<u8>,
+    ) -> &mut Self {
+        self.tensors
+            .push((name.to_owned(), shape.to_vec(), kind, data));
         self
     }
 

@@ -133,14 +133,19 @@ impl Value {
             Self::String(value) if value.chars().count() <= 60 => format!("{value:?}"),
             Self::String(value) => format!("{:?}…", value.chars().take(60).collect::<String>()),
             Self::Strings(values) => format!("a list of {} texts", values.len()),
-            Self::Numbers(numbers) => format!("a list of {} {:?} values", numbers.len(), numbers.kind),
+            Self::Numbers(numbers) => {
+                format!("a list of {} {:?} values", numbers.len(), numbers.kind)
+            }
         }
     }
 }
 
 /// The shortest decimal that reads back as `value`, as an `f64`.
 fn shortest(value: f32) -> f64 {
-    value.to_string().parse().unwrap_or_else(|_| f64::from(value))
+    value
+        .to_string()
+        .parse()
+        .unwrap_or_else(|_| f64::from(value))
 }
 
 impl Numbers {
@@ -190,7 +195,9 @@ impl Fault {
     }
 
     pub(super) fn of_file(self, path: &Path, what: &str) -> Error {
-        self.at(path, |problem| Error::file(path, format!("{what}: {problem}")))
+        self.at(path, |problem| {
+            Error::file(path, format!("{what}: {problem}"))
+        })
     }
 
     pub(super) fn of_key(self, path: &Path, key: &str) -> Error {
@@ -220,7 +227,11 @@ pub(super) struct Header<R> {
 impl<R: Read> Header<R> {
     /// A header at the start of a file of `file` bytes.
     pub(super) fn new(reader: R, file: u64) -> Self {
-        Self { reader, position: 0, file }
+        Self {
+            reader,
+            position: 0,
+            file,
+        }
     }
 
     /// Bytes read so far.
@@ -238,15 +249,27 @@ impl<R: Read> Header<R> {
         if count <= self.left() {
             return Ok(());
         }
-        let bound = if self.file <= HEADER_LIMIT { "in the file" } else { "of the 64 MiB that a header may take" };
-        Err(Fault::problem(format!("{what} takes {count} bytes, but {} are left {bound}", self.left())))
+        let bound = if self.file <= HEADER_LIMIT {
+            "in the file"
+        } else {
+            "of the 64 MiB that a header may take"
+        };
+        Err(Fault::problem(format!(
+            "{what} takes {count} bytes, but {} are left {bound}",
+            self.left()
+        )))
     }
 
     /// The next `count` bytes.
     pub(super) fn bytes(&mut self, count: u64) -> Result<Vec<u8>, Fault> {
         self.expect(count, "the next value")?;
         let mut bytes = Vec::new();
-        let read = self.reader.by_ref().take(count).read_to_end(&mut bytes).map_err(Fault::Io)?;
+        let read = self
+            .reader
+            .by_ref()
+            .take(count)
+            .read_to_end(&mut bytes)
+            .map_err(Fault::Io)?;
         if read as u64 != count {
             return Err(Fault::Io(io::ErrorKind::UnexpectedEof.into()));
         }
@@ -274,14 +297,20 @@ impl<R: Read> Header<R> {
     pub(super) fn string(&mut self) -> Result<String, Fault> {
         let length = self.u64()?;
         self.expect(length, "a text")?;
-        String::from_utf8(self.bytes(length)?)
-            .map_err(|error| Fault::problem(format!("a text of {length} bytes is not UTF-8: {}", error.utf8_error())))
+        String::from_utf8(self.bytes(length)?).map_err(|error| {
+            Fault::problem(format!(
+                "a text of {length} bytes is not UTF-8: {}",
+                error.utf8_error()
+            ))
+        })
     }
 
     fn kind(&mut self) -> Result<Kind, Fault> {
         let code = self.u32()?;
         let kind = usize::try_from(code).ok().and_then(|code| KINDS.get(code));
-        kind.copied().ok_or_else(|| Fault::problem(format!("expected a value type from 0 to 12, found {code}")))
+        kind.copied().ok_or_else(|| {
+            Fault::problem(format!("expected a value type from 0 to 12, found {code}"))
+        })
     }
 
     /// A value with its type before it.
@@ -291,8 +320,9 @@ impl<R: Read> Header<R> {
             Kind::Array => self.list(),
             kind => {
                 let bytes = self.bytes(kind.size())?;
-                kind.number(&bytes)
-                    .ok_or_else(|| Fault::problem(format!("expected a truth value of 0 or 1, found {bytes:?}")))
+                kind.number(&bytes).ok_or_else(|| {
+                    Fault::problem(format!("expected a truth value of 0 or 1, found {bytes:?}"))
+                })
             }
         }
     }
@@ -303,19 +333,26 @@ impl<R: Read> Header<R> {
         let bytes = length.saturating_mul(kind.size());
         self.expect(bytes, &format!("a list of {length} values"))?;
         match kind {
-            Kind::Array => Err(Fault::problem("is a list of lists, which no GGUF reader knows")),
+            Kind::Array => Err(Fault::problem(
+                "is a list of lists, which no GGUF reader knows",
+            )),
             Kind::String => {
                 let mut values = Vec::new();
                 for index in 0..length {
                     let value = self.string().map_err(|fault| match fault {
-                        Fault::Problem(problem, hint) => Fault::Problem(format!("item {index}: {problem}"), hint),
+                        Fault::Problem(problem, hint) => {
+                            Fault::Problem(format!("item {index}: {problem}"), hint)
+                        }
                         io => io,
                     })?;
                     values.push(value);
                 }
                 Ok(Value::Strings(values))
             }
-            kind => Ok(Value::Numbers(Numbers { kind, bytes: self.bytes(bytes)? })),
+            kind => Ok(Value::Numbers(Numbers {
+                kind,
+                bytes: self.bytes(bytes)?,
+            })),
         }
     }
 }

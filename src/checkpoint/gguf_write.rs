@@ -111,8 +111,11 @@ impl GgufMetadata {
 
     /// Adds a whole number; one that does not fit 32 bits is an error.
     pub fn number(&mut self, key: &str, value: u64) -> Result<()> {
-        let value = u32::try_from(value)
-            .map_err(|_| Error::usage(format!("{value} does not fit the GGUF key `{key}`, which has 32 bits")))?;
+        let value = u32::try_from(value).map_err(|_| {
+            Error::usage(format!(
+                "{value} does not fit the GGUF key `{key}`, which has 32 bits"
+            ))
+        })?;
         self.key(key, 4);
         self.bytes.extend(value.to_le_bytes());
         Ok(())
@@ -145,13 +148,15 @@ impl GgufMetadata {
     /// Adds a list of 32-bit whole numbers.
     pub fn numbers(&mut self, key: &str, values: &[i32]) {
         self.list(key, 5, values.len());
-        self.bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        self.bytes
+            .extend(values.iter().flat_map(|value| value.to_le_bytes()));
     }
 
     /// Adds a list of 32-bit floats.
     pub fn floats(&mut self, key: &str, values: &[f32]) {
         self.list(key, 6, values.len());
-        self.bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        self.bytes
+            .extend(values.iter().flat_map(|value| value.to_le_bytes()));
     }
 }
 
@@ -174,7 +179,11 @@ pub fn write<B: TensorBytes>(
         header.extend((tensor.name.len() as u64).to_le_bytes());
         header.extend(tensor.name.as_bytes());
         header.extend((tensor.shape.len() as u32).to_le_bytes());
-        tensor.shape.iter().rev().for_each(|extent| header.extend(extent.to_le_bytes()));
+        tensor
+            .shape
+            .iter()
+            .rev()
+            .for_each(|extent| header.extend(extent.to_le_bytes()));
         header.extend(tensor.dtype.ggml().code().to_le_bytes());
         header.extend(offset.to_le_bytes());
         offset += tensor.length().next_multiple_of(ALIGNMENT);
@@ -183,7 +192,8 @@ pub fn write<B: TensorBytes>(
     let fault = |e| Error::io("write", path, e);
     file.write_all(&header).map_err(fault)?;
     for (number, tensor) in tensors.iter().enumerate() {
-        let make = |range, scratch: &mut B::Scratch| piece_bytes((number, tensor), source, range, scratch);
+        let make =
+            |range, scratch: &mut B::Scratch| piece_bytes((number, tensor), source, range, scratch);
         for_each_piece::<B>(tensor.elements(), make, |bytes| {
             file.write_all(bytes).map_err(fault)?;
             progress(bytes.len() as u64);
@@ -207,7 +217,10 @@ fn piece_bytes<B: TensorBytes>(
     let mut bytes = vec![0; count * width];
     match &tensor.values {
         Some(own) => {
-            let own: Vec<f64> = own[first as usize..][..count].iter().map(|value| f64::from(*value)).collect();
+            let own: Vec<f64> = own[first as usize..][..count]
+                .iter()
+                .map(|value| f64::from(*value))
+                .collect();
             // Every dtype that values are handed over in is a float.
             let _ = dtype::encode(values, &own, &mut bytes);
         }
@@ -216,13 +229,18 @@ fn piece_bytes<B: TensorBytes>(
     if tensor.dtype != GgufDtype::Q8_0 {
         return Ok(bytes);
     }
-    let floats: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let floats: Vec<f32> = bytes
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect();
     Ok(floats.chunks_exact(BLOCK).flat_map(q8_0).collect())
 }
 
 /// A block: the scale in half precision, and each value as a multiple of it. candle's own differs by kind of processor.
 fn q8_0(values: &[f32]) -> [u8; 2 + BLOCK] {
-    let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    let largest = values
+        .iter()
+        .fold(0f32, |largest, value| largest.max(value.abs()));
     let scale = largest / 127.0;
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
     let mut block = [0; 2 + BLOCK];

@@ -8,7 +8,17 @@ use super::source_file::{ReadAt, SourceFile};
 use crate::Result;
 
 /// A file's name within its folder, its size and its SHA-256, as manifests list it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
 #[serde(deny_unknown_fields)]
 pub struct FileHash {
     /// Path relative to the folder of the checkpoint.
@@ -22,11 +32,13 @@ pub struct FileHash {
 /// Bytes in lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 /// SHA-256 of bytes in memory, in hexadecimal.
@@ -44,7 +56,11 @@ pub struct FileHasher<'a> {
 impl<'a> FileHasher<'a> {
     /// Nothing read yet.
     pub fn new(source: &'a SourceFile) -> Self {
-        Self { source, state: Sha256::new(), position: 0 }
+        Self {
+            source,
+            state: Sha256::new(),
+            position: 0,
+        }
     }
 
     /// Reads and hashes up to `buf.len()` bytes; the hash in hexadecimal once the file has ended.
@@ -53,7 +69,8 @@ impl<'a> FileHasher<'a> {
         if length == 0 {
             return Ok(Some(hex(&self.state.clone().finalize())));
         }
-        self.source.read_exact_at(&mut buf[..length], self.position)?;
+        self.source
+            .read_exact_at(&mut buf[..length], self.position)?;
         self.state.update(&buf[..length]);
         self.position += length as u64;
         Ok(None)

@@ -31,16 +31,22 @@ pub struct Header {
 pub fn read(source: &SourceFile, file: usize) -> Result<Header> {
     let path = source.path();
     let cut = |what: String| {
-        Error::file(path, what).with_hint("the file is cut short or is no safetensors file: copy or download it again")
+        Error::file(path, what)
+            .with_hint("the file is cut short or is no safetensors file: copy or download it again")
     };
     if source.len() < 8 {
-        return Err(cut(format!("expected an 8-byte header length, found a file of {} bytes", source.len())));
+        return Err(cut(format!(
+            "expected an 8-byte header length, found a file of {} bytes",
+            source.len()
+        )));
     }
     let mut prefix = [0; 8];
     source.read_exact_at(&mut prefix, 0)?;
     let length = u64::from_le_bytes(prefix);
     if length > LONGEST {
-        return Err(cut(format!("expected a header of at most {LONGEST} bytes, found a header length of {length}")));
+        return Err(cut(format!(
+            "expected a header of at most {LONGEST} bytes, found a header length of {length}"
+        )));
     }
     if length > source.len() - 8 {
         let rest = source.len() - 8;
@@ -51,20 +57,37 @@ pub fn read(source: &SourceFile, file: usize) -> Result<Header> {
     let mut bytes = vec![0; length as usize];
     source.read_exact_at(&mut bytes, 8)?;
     if bytes.first() != Some(&b'{') {
-        return Err(Error::file(path, "expected the header to begin with `{`: not a safetensors file"));
+        return Err(Error::file(
+            path,
+            "expected the header to begin with `{`: not a safetensors file",
+        ));
     }
     let object = json::parse_object(path, &bytes)?;
     parse(path, object, 8 + length, source.len(), file)
 }
 
 /// Checks a header's entries against each other and against the file's length.
-fn parse(path: &Path, object: Map<String, Value>, data_start: u64, file_length: u64, file: usize) -> Result<Header> {
-    let mut header = Header { tensors: BTreeMap::new(), metadata: BTreeMap::new() };
+fn parse(
+    path: &Path,
+    object: Map<String, Value>,
+    data_start: u64,
+    file_length: u64,
+    file: usize,
+) -> Result<Header> {
+    let mut header = Header {
+        tensors: BTreeMap::new(),
+        metadata: BTreeMap::new(),
+    };
     let mut spans = Vec::with_capacity(object.len());
     for (name, value) in object {
         if name == "__metadata__" {
-            header.metadata = serde_json::from_value(value)
-                .map_err(|_| Error::key(path, "__metadata__", "expected an object whose values are all strings"))?;
+            header.metadata = serde_json::from_value(value).map_err(|_| {
+                Error::key(
+                    path,
+                    "__metadata__",
+                    "expected an object whose values are all strings",
+                )
+            })?;
             continue;
         }
         let (entry, begin, end) = parse_entry(path, &name, &value, data_start, file)?;
@@ -76,8 +99,16 @@ fn parse(path: &Path, object: Map<String, Value>, data_start: u64, file_length: 
     let mut expected = 0;
     for (begin, end, name) in &spans {
         if *begin != expected {
-            let fault = if *begin < expected { "overlaps the tensor before it" } else { "leaves a hole before it" };
-            return Err(Error::tensor(path, name, format!("{fault}: expected data offset {expected}, found {begin}")));
+            let fault = if *begin < expected {
+                "overlaps the tensor before it"
+            } else {
+                "leaves a hole before it"
+            };
+            return Err(Error::tensor(
+                path,
+                name,
+                format!("{fault}: expected data offset {expected}, found {begin}"),
+            ));
         }
         expected = *end;
     }
@@ -85,7 +116,9 @@ fn parse(path: &Path, object: Map<String, Value>, data_start: u64, file_length: 
     if expected != held {
         let what = format!("expected {expected} bytes of tensor data, found {held}");
         return Err(match spans.last() {
-            Some((_, _, name)) if expected > held => Error::tensor(path, name, format!("is cut short: {what}")),
+            Some((_, _, name)) if expected > held => {
+                Error::tensor(path, name, format!("is cut short: {what}"))
+            }
             _ => Error::file(path, format!("bytes after the last tensor: {what}")),
         }
         .with_hint("the file was cut or appended to: copy or download it again"));
@@ -107,46 +140,85 @@ fn parse_entry(
             json::kind(value)
         )));
     };
-    if let Some(other) = fields.keys().find(|key| !["dtype", "shape", "data_offsets"].contains(&key.as_str())) {
-        return Err(fault(format!("expected only dtype, shape and data_offsets, found `{other}`")));
+    if let Some(other) = fields
+        .keys()
+        .find(|key| !["dtype", "shape", "data_offsets"].contains(&key.as_str()))
+    {
+        return Err(fault(format!(
+            "expected only dtype, shape and data_offsets, found `{other}`"
+        )));
     }
-    let field =
-        |key: &str| fields.get(key).ok_or_else(|| fault(format!("expected the field `{key}`, which is missing")));
+    let field = |key: &str| {
+        fields
+            .get(key)
+            .ok_or_else(|| fault(format!("expected the field `{key}`, which is missing")))
+    };
     let stored = field("dtype")?;
-    let dtype: Dtype = serde_json::from_value(stored.clone())
-        .map_err(|_| fault(format!("expected a safetensors dtype, found {}", json::kind(stored))))?;
+    let dtype: Dtype = serde_json::from_value(stored.clone()).map_err(|_| {
+        fault(format!(
+            "expected a safetensors dtype, found {}",
+            json::kind(stored)
+        ))
+    })?;
     let integers = |key: &str| -> Result<Vec<u64>> {
-        serde_json::from_value(field(key)?.clone())
-            .map_err(|_| fault(format!("expected `{key}` to be an array of non-negative integers")))
+        serde_json::from_value(field(key)?.clone()).map_err(|_| {
+            fault(format!(
+                "expected `{key}` to be an array of non-negative integers"
+            ))
+        })
     };
     let shape = integers("shape")?;
     let offsets = integers("data_offsets")?;
     let [begin, end] = offsets[..] else {
-        return Err(fault(format!("expected two data_offsets, found {}", offsets.len())));
+        return Err(fault(format!(
+            "expected two data_offsets, found {}",
+            offsets.len()
+        )));
     };
     if begin > end {
-        return Err(fault(format!("expected data_offsets in order, found [{begin}, {end}]")));
+        return Err(fault(format!(
+            "expected data_offsets in order, found [{begin}, {end}]"
+        )));
     }
     let bytes = shape
         .iter()
         .try_fold(1u64, |product, extent| product.checked_mul(*extent))
         .and_then(|elements| dtype::byte_length(dtype, elements))
-        .ok_or_else(|| fault(format!("shape {shape:?} of {dtype} is not a whole number of bytes below 2^64")))?;
+        .ok_or_else(|| {
+            fault(format!(
+                "shape {shape:?} of {dtype} is not a whole number of bytes below 2^64"
+            ))
+        })?;
     if bytes != end - begin {
         let found = end - begin;
         return Err(fault(format!(
             "shape {shape:?} of {dtype} takes {bytes} bytes, but its data_offsets span {found}"
         )));
     }
-    let offset = data_start.checked_add(begin).ok_or_else(|| fault(format!("data offset {begin} overflows")))?;
-    Ok((TensorEntry { file, offset, length: bytes, encoding: Encoding::Plain(dtype), shape }, begin, end))
+    let offset = data_start
+        .checked_add(begin)
+        .ok_or_else(|| fault(format!("data offset {begin} overflows")))?;
+    Ok((
+        TensorEntry {
+            file,
+            offset,
+            length: bytes,
+            encoding: Encoding::Plain(dtype),
+            shape,
+        },
+        begin,
+        end,
+    ))
 }
 
 /// Header bytes for tensors laid out in the given order, as the format prescribes them: padded with
 /// spaces so that the data begins at a multiple of 8.
 pub fn write<'a>(tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [u64])>) -> Vec<u8> {
     let mut object = Map::new();
-    object.insert("__metadata__".to_owned(), serde_json::json!({"format": "pt"}));
+    object.insert(
+        "__metadata__".to_owned(),
+        serde_json::json!({"format": "pt"}),
+    );
     let mut begin = 0;
     for (name, dtype, shape) in tensors {
         // The plan has checked that every tensor takes whole bytes.

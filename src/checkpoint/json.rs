@@ -31,7 +31,10 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
 pub fn read_bytes_up_to(path: &Path, largest: u64) -> Result<Vec<u8>> {
     let file = SourceFile::open(path)?;
     if file.len() > largest {
-        return Err(Error::file(path, format!("expected at most {largest} bytes, found {}", file.len())));
+        return Err(Error::file(
+            path,
+            format!("expected at most {largest} bytes, found {}", file.len()),
+        ));
     }
     let mut bytes = vec![0; file.len() as usize];
     file.read_exact_at(&mut bytes, 0)?;
@@ -49,7 +52,10 @@ pub fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>> {
         .map_err(|e| Error::file(path, format!("expected JSON without repeated keys: {e}")))?;
     match value {
         Value::Object(map) => Ok(map),
-        other => Err(Error::file(path, format!("expected a JSON object, found {}", kind(&other)))),
+        other => Err(Error::file(
+            path,
+            format!("expected a JSON object, found {}", kind(&other)),
+        )),
     }
 }
 
@@ -76,7 +82,8 @@ struct Strict<'a> {
 impl Strict<'_> {
     fn count<E: serde::de::Error>(self) -> Result<(), E> {
         let left = self.left.get().checked_sub(1);
-        self.left.set(left.ok_or_else(|| E::custom(format_args!("more than {MOST_VALUES} values")))?);
+        self.left
+            .set(left.ok_or_else(|| E::custom(format_args!("more than {MOST_VALUES} values")))?);
         Ok(())
     }
 }
@@ -128,7 +135,9 @@ impl<'de> Visitor<'de> for Strict<'_> {
             self.count()?;
             let value = entries.next_value_seed(self)?;
             if map.contains_key(&key) {
-                return Err(serde::de::Error::custom(format_args!("key `{key}` stands twice")));
+                return Err(serde::de::Error::custom(format_args!(
+                    "key `{key}` stands twice"
+                )));
             }
             map.insert(key, value);
         }

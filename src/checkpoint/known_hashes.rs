@@ -40,7 +40,11 @@ struct Identity {
 
 /// This program's own cache: `$XDG_CACHE_HOME/bam-convert`, else in `~/.cache`.
 pub(crate) fn cache_folder() -> Option<PathBuf> {
-    let not_empty = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let not_empty = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let cache = not_empty("XDG_CACHE_HOME").or_else(|| Some(not_empty("HOME")?.join(".cache")))?;
     Some(cache.join("bam-convert"))
 }
@@ -58,7 +62,16 @@ fn place(source: &SourceFile) -> Option<(Identity, PathBuf, SystemTime)> {
     let changed = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
     let latest = u64::try_from(changed.max(stamp.modified)).ok()?;
     let latest = SystemTime::UNIX_EPOCH + Duration::from_nanos(latest);
-    Some((Identity { path, stamp, changed, device: metadata.dev() }, kept, latest))
+    Some((
+        Identity {
+            path,
+            stamp,
+            changed,
+            device: metadata.dev(),
+        },
+        kept,
+        latest,
+    ))
 }
 
 /// SHA-256 (hexadecimal) of a file: the one that is known, unless it is to be taken `anew`.
@@ -82,10 +95,17 @@ pub fn lookup(source: &SourceFile) -> Option<String> {
 
 /// Keeps the hash of a file that was read whole since it was opened; does nothing where that is not possible.
 pub fn remember(source: &SourceFile, sha256: &str) {
-    let Some((identity, kept, latest)) = place(source) else { return };
+    let Some((identity, kept, latest)) = place(source) else {
+        return;
+    };
     let is_settled = latest.elapsed().is_ok_and(|age| age > SETTLED);
-    let Some(folder) = kept.parent().filter(|_| is_settled) else { return };
-    let known = Known { identity, sha256: sha256.to_owned() };
+    let Some(folder) = kept.parent().filter(|_| is_settled) else {
+        return;
+    };
+    let known = Known {
+        identity,
+        sha256: sha256.to_owned(),
+    };
     if fs::create_dir_all(folder).is_ok()
         && let Ok(text) = serde_json::to_vec(&known)
     {

@@ -66,7 +66,10 @@ pub struct Tool {
 impl Tool {
     /// This program.
     pub fn this() -> Self {
-        Self { name: env!("CARGO_PKG_NAME").to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }
+        Self {
+            name: env!("CARGO_PKG_NAME").to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
     }
 }
 
@@ -97,7 +100,13 @@ impl SourceRecord {
             Some((repository, commit)) => pinned(&repository, &commit),
             None => relative_to(root, output)?,
         };
-        Ok(Self { name: name.to_owned(), path, repository, commit, files })
+        Ok(Self {
+            name: name.to_owned(),
+            path,
+            repository,
+            commit,
+            files,
+        })
     }
 
     /// The last part of its path, as seen from the `folder` of the manifest; its name where it has none.
@@ -110,7 +119,10 @@ impl SourceRecord {
 fn bare_name(path: &Path, name: &str) -> String {
     let found = path.canonicalize();
     let last = found.as_deref().unwrap_or(path).file_name();
-    last.map_or_else(|| name.to_owned(), |last| last.to_string_lossy().into_owned())
+    last.map_or_else(
+        || name.to_owned(),
+        |last| last.to_string_lossy().into_owned(),
+    )
 }
 
 /// How a trained checkpoint follows from the one that training began with, which is the first source.
@@ -165,8 +177,12 @@ impl Manifest {
             Some(version) if version == u64::from(FORMAT_VERSION) => {}
             found => {
                 let found = found.map_or("none".to_owned(), |version| version.to_string());
-                return Err(Error::key(&path, "format_version", format!("expected {FORMAT_VERSION}, found {found}"))
-                    .with_hint("use the version of bam-convert that wrote it"));
+                return Err(Error::key(
+                    &path,
+                    "format_version",
+                    format!("expected {FORMAT_VERSION}, found {found}"),
+                )
+                .with_hint("use the version of bam-convert that wrote it"));
             }
         }
         serde_json::from_value(Value::Object(object))
@@ -184,7 +200,11 @@ impl Manifest {
                 _ => source.bare_name(folder),
             };
         }
-        for (name, place) in self.recipe.iter_mut().flat_map(|recipe| &mut recipe.sources) {
+        for (name, place) in self
+            .recipe
+            .iter_mut()
+            .flat_map(|recipe| &mut recipe.sources)
+        {
             let found = folder.join(&place);
             *place = match Origin::of(&found, &[]) {
                 Some((repository, commit)) => pinned(&repository, &commit),
@@ -209,11 +229,22 @@ impl Manifest {
 /// `path` as seen from `folder`, links followed in both, so that the operating system finds it from there.
 pub fn relative_to(path: &Path, folder: &Path) -> Result<String> {
     let (path, folder) = (resolved(path)?, resolved(folder)?);
-    let shared = path.components().zip(folder.components()).take_while(|(a, b)| a == b).count();
+    let shared = path
+        .components()
+        .zip(folder.components())
+        .take_while(|(a, b)| a == b)
+        .count();
     let up = folder.components().skip(shared).map(|_| "..".to_owned());
-    let down = path.components().skip(shared).map(|part| part.as_os_str().to_string_lossy().into_owned());
+    let down = path
+        .components()
+        .skip(shared)
+        .map(|part| part.as_os_str().to_string_lossy().into_owned());
     let parts: Vec<String> = up.chain(down).collect();
-    Ok(if parts.is_empty() { ".".to_owned() } else { parts.join("/") })
+    Ok(if parts.is_empty() {
+        ".".to_owned()
+    } else {
+        parts.join("/")
+    })
 }
 
 /// Where a folder that was pulled from the Hub came from: `.hub.json` in it.
@@ -244,8 +275,12 @@ impl Origin {
         if let Some(cached) = hub_origin(folder) {
             return Some(cached);
         }
-        let origin: Self = serde_json::from_slice(&json::read_bytes(&folder.join(ORIGIN)).ok()?).ok()?;
-        files.iter().all(|file| origin.files.contains(file)).then_some((origin.repository, origin.commit))
+        let origin: Self =
+            serde_json::from_slice(&json::read_bytes(&folder.join(ORIGIN)).ok()?).ok()?;
+        files
+            .iter()
+            .all(|file| origin.files.contains(file))
+            .then_some((origin.repository, origin.commit))
     }
 }
 
@@ -253,14 +288,21 @@ impl Origin {
 pub fn model_name(path: &Path) -> String {
     match Origin::of(path, &[]) {
         Some((repository, _)) => repository.rsplit('/').next().unwrap_or_default().to_owned(),
-        None => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+        None => path
+            .file_name()
+            .unwrap_or(path.as_os_str())
+            .to_string_lossy()
+            .into_owned(),
     }
 }
 
 /// Repository and commit of a folder inside a Hub cache: `models--ORG--NAME/snapshots/COMMIT`.
 fn hub_origin(folder: &Path) -> Option<(String, String)> {
     let absolute = std::path::absolute(folder).ok()?;
-    let mut names = absolute.components().rev().filter_map(|part| part.as_os_str().to_str());
+    let mut names = absolute
+        .components()
+        .rev()
+        .filter_map(|part| part.as_os_str().to_str());
     let (commit, snapshots, cached) = (names.next()?, names.next()?, names.next()?);
     let repository = cached.strip_prefix("models--")?.replace("--", "/");
     (snapshots == "snapshots").then(|| (repository, commit.to_owned()))
@@ -280,7 +322,10 @@ mod tests {
         let work = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(work.path().join("far/away")).unwrap();
         std::os::unix::fs::symlink(work.path().join("far/away"), work.path().join("near")).unwrap();
-        assert_eq!(relative_to(&work.path().join("seed"), &work.path().join("near/out")).unwrap(), "../../../seed");
+        assert_eq!(
+            relative_to(&work.path().join("seed"), &work.path().join("near/out")).unwrap(),
+            "../../../seed"
+        );
     }
 
     #[test]

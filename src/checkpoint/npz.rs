@@ -53,8 +53,14 @@ pub fn holds_name(name: &str) -> bool {
 
 /// Whether the file at `path` is an archive of numpy arrays and nothing else.
 pub fn is_archive(path: &Path) -> bool {
-    let archive = File::open(path).ok().and_then(|file| ZipArchive::new(file).ok());
-    archive.is_some_and(|archive| archive.file_names().all(|name| name.is_ok_and(|name| name.ends_with(".npy"))))
+    let archive = File::open(path)
+        .ok()
+        .and_then(|file| ZipArchive::new(file).ok());
+    archive.is_some_and(|archive| {
+        archive
+            .file_names()
+            .all(|name| name.is_ok_and(|name| name.ends_with(".npy")))
+    })
 }
 
 /// Writes an archive of these tensors to the new `file`, which errors call `path`; the bytes of each are those of `source` under
@@ -69,14 +75,29 @@ pub fn write<B: TensorBytes>(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<()> {
     let fault = RefCell::new(None);
-    let check = || fault.take().map_or(Ok(()), |e| Err(Error::io("write", path, e)));
+    let check = || {
+        fault
+            .take()
+            .map_or(Ok(()), |e| Err(Error::io("write", path, e)))
+    };
     let refused = |e: ZipError| Error::file(path, format!("cannot be an archive: {e}"));
-    let mut archive = ZipWriter::new(Sink { file: BufWriter::new(file), position: 0, fault: &fault });
+    let mut archive = ZipWriter::new(Sink {
+        file: BufWriter::new(file),
+        position: 0,
+        fault: &fault,
+    });
     for (number, tensor) in tensors.iter().enumerate() {
-        let header = header(tensor)
-            .ok_or_else(|| Error::tensor(path, &tensor.name, format!("is {}, which numpy lacks", tensor.dtype)))?;
+        let header = header(tensor).ok_or_else(|| {
+            Error::tensor(
+                path,
+                &tensor.name,
+                format!("is {}, which numpy lacks", tensor.dtype),
+            )
+        })?;
         let length = header.len() as u64 + tensor.length();
-        archive.start_file(format!("{}.npy", tensor.name), options(length)).map_err(refused)?;
+        archive
+            .start_file(format!("{}.npy", tensor.name), options(length))
+            .map_err(refused)?;
         let mut write = |bytes: &[u8]| {
             archive.write_all(bytes).map_err(|e| refused(e.into()))?;
             check()
@@ -110,11 +131,20 @@ fn options(length: u64) -> SimpleFileOptions {
 
 /// What stands before the values of an array.
 fn header(tensor: &TensorLayout) -> Option<Vec<u8>> {
-    let extents: String = tensor.shape.iter().map(|extent| format!("{extent}, ")).collect();
+    let extents: String = tensor
+        .shape
+        .iter()
+        .map(|extent| format!("{extent}, "))
+        .collect();
     // Python's tuple of one has a comma, its others have none at their end.
-    let extents = if tensor.shape.len() == 1 { extents.trim_end() } else { extents.trim_end_matches(", ") };
+    let extents = if tensor.shape.len() == 1 {
+        extents.trim_end()
+    } else {
+        extents.trim_end_matches(", ")
+    };
     let descr = descr(tensor.dtype)?;
-    let mut text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({extents}), }}");
+    let mut text =
+        format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({extents}), }}");
     let length = (PREFIX + text.len() + 1).next_multiple_of(ALIGNMENT) - PREFIX;
     text.push_str(&" ".repeat(length - text.len() - 1));
     text.push('\n');
@@ -171,19 +201,32 @@ mod tests {
     #[test]
     fn headers_are_as_numpy_writes_them() {
         let header = |shape: &[u64]| {
-            let layout = TensorLayout { name: "a".to_owned(), dtype: Dtype::F32, shape: shape.to_vec() };
+            let layout = TensorLayout {
+                name: "a".to_owned(),
+                dtype: Dtype::F32,
+                shape: shape.to_vec(),
+            };
             String::from_utf8(header(&layout).unwrap()[PREFIX..].to_vec()).unwrap()
         };
         assert!(header(&[]).starts_with("{'descr': '<f4', 'fortran_order': False, 'shape': (), }"));
         assert!(header(&[3]).contains("(3,), }"));
         assert!(header(&[3, 4]).contains("(3, 4), }"));
-        assert!((PREFIX + header(&[3]).len()).is_multiple_of(ALIGNMENT) && header(&[3]).ends_with(" \n"));
+        assert!(
+            (PREFIX + header(&[3]).len()).is_multiple_of(ALIGNMENT)
+                && header(&[3]).ends_with(" \n")
+        );
     }
 
     #[test]
     fn names_that_unpack_elsewhere_are_none() {
-        assert!(["a", "a/b.weight", "...", "Ü"].iter().all(|name| holds_name(name)));
-        for name in ["", "/a", "../a", "a/../b", "a//b", "a/", ".", "a\\b", "C:a", "a\0", "a.npy"] {
+        assert!(
+            ["a", "a/b.weight", "...", "Ü"]
+                .iter()
+                .all(|name| holds_name(name))
+        );
+        for name in [
+            "", "/a", "../a", "a/../b", "a//b", "a/", ".", "a\\b", "C:a", "a\0", "a.npy",
+        ] {
             assert!(!holds_name(name), "{name}");
         }
         assert!(!holds_name(&"x".repeat(65_532)) && holds_name(&"x".repeat(65_531)));

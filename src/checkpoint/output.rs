@@ -48,14 +48,17 @@ pub fn check_target(target: &Path, force: bool, sources: &[&Path]) -> Result<()>
         let source_path = resolved(source)?;
         if absolute.starts_with(&source_path) || source_path.starts_with(&absolute) {
             let problem = format!("the output and the source {} overlap", source.display());
-            return Err(Error::file(target, problem).with_hint("choose an output outside every source"));
+            return Err(
+                Error::file(target, problem).with_hint("choose an output outside every source")
+            );
         }
     }
-    let Ok(metadata) = fs::symlink_metadata(target) else { return Ok(()) };
+    let Ok(metadata) = fs::symlink_metadata(target) else {
+        return Ok(());
+    };
     if !force {
-        return Err(
-            Error::file(target, "exists already").with_hint("choose another --out, or pass --force to replace it")
-        );
+        return Err(Error::file(target, "exists already")
+            .with_hint("choose another --out, or pass --force to replace it"));
     }
     let is_ours = MADE_HERE.iter().any(|name| target.join(name).exists());
     if !(metadata.is_dir() && (is_ours || is_empty(target))) {
@@ -84,9 +87,13 @@ pub fn beside(out: &Path) -> Result<PathBuf> {
 /// The absolute path with links followed as far as it exists, the rest appended.
 pub fn resolved(path: &Path) -> Result<PathBuf> {
     let absolute = std::path::absolute(path).map_err(|e| Error::io("resolve", path, e))?;
-    let existing = absolute.ancestors().find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
+    let existing = absolute
+        .ancestors()
+        .find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
     match existing {
-        Some((ancestor, real)) => Ok(absolute.strip_prefix(ancestor).map_or(real.clone(), |rest| real.join(rest))),
+        Some((ancestor, real)) => Ok(absolute
+            .strip_prefix(ancestor)
+            .map_or(real.clone(), |rest| real.join(rest))),
         None => Ok(absolute),
     }
 }
@@ -108,20 +115,30 @@ pub fn check_free_space(target: &Path, needed: u64) -> Result<()> {
 /// Bytes on disk of the partial folder that a killed run has left for `target`.
 fn left_behind(target: &Path) -> u64 {
     let entries = partial_of(target).and_then(|partial| fs::read_dir(partial).ok());
-    let files = entries.into_iter().flatten().filter_map(|entry| entry.ok()?.metadata().ok());
+    let files = entries
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.metadata().ok());
     files.map(|metadata| metadata.blocks() * 512).sum()
 }
 
 /// The sibling folder in which `target` is written.
 fn partial_of(target: &Path) -> Option<PathBuf> {
-    Some(target.with_file_name(format!(".{}.partial", target.file_name()?.to_string_lossy())))
+    Some(target.with_file_name(format!(
+        ".{}.partial",
+        target.file_name()?.to_string_lossy()
+    )))
 }
 
 /// Free bytes for an unprivileged user on the file system that would hold `target`.
 pub fn free_space(target: &Path) -> Result<u64> {
     let absolute = std::path::absolute(target).map_err(|e| Error::io("resolve", target, e))?;
-    let existing = absolute.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
-    let stat = rustix::fs::statvfs(existing).map_err(|e| Error::io("measure the free space of", existing, e.into()))?;
+    let existing = absolute
+        .ancestors()
+        .find(|ancestor| ancestor.exists())
+        .unwrap_or(Path::new("/"));
+    let stat = rustix::fs::statvfs(existing)
+        .map_err(|e| Error::io("measure the free space of", existing, e.into()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
@@ -133,8 +150,10 @@ impl OutputFolder {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
             _ => PathBuf::from("."),
         };
-        let made =
-            parent.ancestors().take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists()).last();
+        let made = parent
+            .ancestors()
+            .take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists())
+            .last();
         let made = made.map(Path::to_path_buf);
         let undo = |error| {
             if let Some(made) = &made {
@@ -145,10 +164,17 @@ impl OutputFolder {
         if made.is_some() {
             fs::create_dir_all(&parent).map_err(|e| undo(Error::io("create", &parent, e)))?;
         }
-        let partial = partial_of(target).ok_or_else(|| Error::file(target, "expected the name of a folder to make"))?;
+        let partial = partial_of(target)
+            .ok_or_else(|| Error::file(target, "expected the name of a folder to make"))?;
         let lock = lock(&partial, target).map_err(undo)?;
-        let folder =
-            Self { target: target.to_path_buf(), partial, replace: force, _lock: lock, made, committed: false };
+        let folder = Self {
+            target: target.to_path_buf(),
+            partial,
+            replace: force,
+            _lock: lock,
+            made,
+            committed: false,
+        };
         // Another run may have finished this output between the check and the lock.
         check_target(target, force, sources)?;
         remove_doomed(&folder.partial);
@@ -199,8 +225,14 @@ impl OutputFolder {
         let path = self.partial.join(name);
         let fault = |e| Error::io("write", &path, e);
         let mut file = File::create(&path).map_err(fault)?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fault)?;
-        Ok(FileHash { path: name.to_owned(), size: bytes.len() as u64, sha256: sha256(bytes) })
+        file.write_all(bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(fault)?;
+        Ok(FileHash {
+            path: name.to_owned(),
+            size: bytes.len() as u64,
+            sha256: sha256(bytes),
+        })
     }
 
     /// Copies a file byte for byte, durably, or makes another name for it where `link` is set.
@@ -208,9 +240,12 @@ impl OutputFolder {
         let path = self.partial.join(name);
         let source = SourceFile::open(from)?;
         if link {
-            let real = from.canonicalize().map_err(|e| Error::io("resolve", from, e))?;
+            let real = from
+                .canonicalize()
+                .map_err(|e| Error::io("resolve", from, e))?;
             fs::hard_link(real, &path).map_err(|e| {
-                Error::io("hard-link", &path, e).with_hint("links need one file system for both: leave out --link")
+                Error::io("hard-link", &path, e)
+                    .with_hint("links need one file system for both: leave out --link")
             })?;
         } else {
             // Not `fs::copy`, which would give the copy the source's permissions: Hub caches are read-only, and
@@ -218,11 +253,17 @@ impl OutputFolder {
             let mut original = File::open(from).map_err(|e| Error::io("read", from, e))?;
             let fault = |e| Error::io("write", &path, e);
             let mut copy = File::create(&path).map_err(fault)?;
-            copy_all(&mut original, &mut copy).and_then(|()| copy.sync_all()).map_err(fault)?;
+            copy_all(&mut original, &mut copy)
+                .and_then(|()| copy.sync_all())
+                .map_err(fault)?;
         }
         let sha256 = sha256_source(&source)?;
         source.check_unchanged()?;
-        Ok(FileHash { path: name.to_owned(), size: source.len(), sha256 })
+        Ok(FileHash {
+            path: name.to_owned(),
+            size: source.len(),
+            sha256,
+        })
     }
 
     /// Moves the finished folder to its place in one step.
@@ -236,7 +277,8 @@ impl OutputFolder {
         if self.replace && self.target.exists() {
             // The old folder takes the partial one's place for a moment, and must not look abandoned there either.
             let inside = self.target.join(LOCK);
-            let exchanged = try_lock(&inside, &self.target).and_then(|held| Ok((self.exchange()?, held)));
+            let exchanged =
+                try_lock(&inside, &self.target).and_then(|held| Ok((self.exchange()?, held)));
             replaced = Some(exchanged.inspect_err(|error| {
                 // Best effort: the old folder stays, and a lock of ours is no part of it.
                 if matches!(error, Error::Io { .. }) {
@@ -244,7 +286,13 @@ impl OutputFolder {
                 }
             })?);
         } else {
-            match rustix::fs::renameat_with(CWD, &self.partial, CWD, &self.target, RenameFlags::NOREPLACE) {
+            match rustix::fs::renameat_with(
+                CWD,
+                &self.partial,
+                CWD,
+                &self.target,
+                RenameFlags::NOREPLACE,
+            ) {
                 Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
                     rustix::fs::rename(&self.partial, &self.target).map_err(fault)?;
                 }
@@ -259,7 +307,9 @@ impl OutputFolder {
             // Until the exchange is durable, the old folder is the only one that surely is.
             synced.map_err(|error| {
                 let (new, old) = (self.target.display(), old.display());
-                error.with_hint(format!("{new} is whole; what it replaces is kept in {old} until the next run"))
+                error.with_hint(format!(
+                    "{new} is whole; what it replaces is kept in {old} until the next run"
+                ))
             })?;
             remove_at_once(&old).map_err(|e| Error::io("remove the replaced folder", &old, e))?;
             return Ok(());
@@ -270,7 +320,9 @@ impl OutputFolder {
     /// Puts the finished folder in the place of the old one, and says where that is now.
     fn exchange(&self) -> Result<PathBuf> {
         let fault = |e: rustix::io::Errno| Error::io("rename to", &self.target, e.into());
-        if rustix::fs::renameat_with(CWD, &self.partial, CWD, &self.target, RenameFlags::EXCHANGE).is_ok() {
+        if rustix::fs::renameat_with(CWD, &self.partial, CWD, &self.target, RenameFlags::EXCHANGE)
+            .is_ok()
+        {
             return Ok(self.partial.clone());
         }
         // Not every file system can exchange: move the old folder aside first.
@@ -322,11 +374,19 @@ pub fn remove_at_once(folder: &Path) -> std::io::Result<()> {
 /// Removes what a run that was killed in [`remove_at_once`] has left of `folder`.
 fn remove_doomed(folder: &Path) {
     let prefix = folder.with_extension(DOOMED);
-    let Some(prefix) = prefix.file_name().and_then(|name| name.to_str()) else { return };
-    for entry in fs::read_dir(folder_of(folder)).into_iter().flatten().flatten() {
+    let Some(prefix) = prefix.file_name().and_then(|name| name.to_str()) else {
+        return;
+    };
+    for entry in fs::read_dir(folder_of(folder))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let name = entry.file_name();
         let process = name.to_str().and_then(|name| name.strip_prefix(prefix));
-        if process.is_some_and(|process| !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit())) {
+        if process.is_some_and(|process| {
+            !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit())
+        }) {
             // Best effort: it is in nobody's way.
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -335,7 +395,10 @@ fn remove_doomed(folder: &Path) {
 
 /// Removes the folders from `parent` up to `made`, as long as they are empty.
 fn remove_empty(made: &Path, parent: &Path) {
-    for folder in parent.ancestors().take_while(|ancestor| ancestor.starts_with(made)) {
+    for folder in parent
+        .ancestors()
+        .take_while(|ancestor| ancestor.starts_with(made))
+    {
         if fs::remove_dir(folder).is_err() {
             break;
         }
@@ -348,17 +411,24 @@ fn lock(partial: &Path, target: &Path) -> Result<File> {
         let made = fs::create_dir(partial);
         let made_here = made.is_ok();
         match made {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io("create", partial, e)),
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(Error::io("create", partial, e));
+            }
             Err(_) if fs::symlink_metadata(partial).is_ok_and(|found| !found.is_dir()) => {
-                return Err(Error::file(partial, "is in the way: expected the folder of a run, or nothing")
-                    .with_hint("remove it, or choose another --out"));
+                return Err(Error::file(
+                    partial,
+                    "is in the way: expected the folder of a run, or nothing",
+                )
+                .with_hint("remove it, or choose another --out"));
             }
             _ => {}
         }
         let path = partial.join(LOCK);
         let file = match try_lock(&path, target) {
             // The other run has just renamed or removed the folder.
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                continue;
+            }
             Err(error @ Error::Io { .. }) if made_here => {
                 // Best effort: this error is what the user must see.
                 let _ = fs::remove_file(&path);
@@ -377,18 +447,26 @@ fn lock(partial: &Path, target: &Path) -> Result<File> {
 
 /// Makes a lock file and takes its lock, for the output `target`.
 fn try_lock(path: &Path, target: &Path) -> Result<File> {
-    let file = OpenOptions::new().create(true).append(true).open(path).map_err(|e| Error::io("create", path, e))?;
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(|e| Error::io("create", path, e))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(Error::file(target, "another run is writing this output")
-            .with_hint("wait for it to end, or choose another --out")),
+        Err(fs::TryLockError::WouldBlock) => {
+            Err(Error::file(target, "another run is writing this output")
+                .with_hint("wait for it to end, or choose another --out"))
+        }
         Err(fs::TryLockError::Error(e)) => Err(Error::io("lock", path, e)),
     }
 }
 
 /// The folder that a path names something in: the current one for a bare name.
 pub fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 /// Makes the names in a folder durable.

@@ -30,7 +30,10 @@ impl Reference {
     /// Names that no repository can have, which could also lead outside a cache folder; repositories other than models.
     pub fn parse(text: &str) -> Result<Self> {
         let rest = text.strip_prefix(SCHEME).unwrap_or(text);
-        let rest = rest.strip_prefix("models/").filter(|rest| rest.contains('/')).unwrap_or(rest);
+        let rest = rest
+            .strip_prefix("models/")
+            .filter(|rest| rest.contains('/'))
+            .unwrap_or(rest);
         let (repository, revision) = match rest.split_once('@') {
             Some((repository, revision)) => (repository, Some(revision)),
             None => (rest, None),
@@ -48,13 +51,23 @@ impl Reference {
             return Err(refused(what));
         }
         if !parts.iter().all(|part| is_name(part)) || repository.len() > 96 {
-            return Err(refused("expected ORG/NAME of letters, digits, `-`, `_` and `.`"));
+            return Err(refused(
+                "expected ORG/NAME of letters, digits, `-`, `_` and `.`",
+            ));
         }
         let revision = revision.map(|revision| revision.replace("%2F", "/").replace("%2f", "/"));
-        if revision.as_deref().is_some_and(|revision| !is_revision(revision)) {
-            return Err(refused("expected a branch, a tag or a commit after the `@`"));
+        if revision
+            .as_deref()
+            .is_some_and(|revision| !is_revision(revision))
+        {
+            return Err(refused(
+                "expected a branch, a tag or a commit after the `@`",
+            ));
         }
-        Ok(Self { repository: repository.to_owned(), revision })
+        Ok(Self {
+            repository: repository.to_owned(),
+            revision,
+        })
     }
 
     /// The revision, `main` where none was named.
@@ -66,7 +79,9 @@ impl Reference {
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{SCHEME}{}", self.repository)?;
-        self.revision.as_ref().map_or(Ok(()), |revision| write!(f, "@{revision}"))
+        self.revision
+            .as_ref()
+            .map_or(Ok(()), |revision| write!(f, "@{revision}"))
     }
 }
 
@@ -85,7 +100,9 @@ fn is_name(part: &str) -> bool {
 fn is_revision(revision: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_graphic() && !b"~^:?*[\\@{".contains(&byte);
     revision.bytes().all(allowed)
-        && revision.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.ends_with('.'))
+        && revision
+            .split('/')
+            .all(|part| !part.is_empty() && !part.starts_with('.') && !part.ends_with('.'))
         && !revision.contains("..")
 }
 
@@ -96,15 +113,28 @@ mod tests {
     #[test]
     fn references_are_read_as_they_are_typed() {
         let read = |text| Reference::parse(text).map(|found| (found.repository, found.revision));
-        let named = |repository: &str, revision: Option<&str>| Ok((repository.to_owned(), revision.map(str::to_owned)));
-        let same =
-            |text, repository, revision| assert_eq!(read(text).map_err(|e| e.to_string()), named(repository, revision));
+        let named = |repository: &str, revision: Option<&str>| {
+            Ok((repository.to_owned(), revision.map(str::to_owned)))
+        };
+        let same = |text, repository, revision| {
+            assert_eq!(
+                read(text).map_err(|e| e.to_string()),
+                named(repository, revision)
+            )
+        };
         same("hf://org/name", "org/name", None);
         same("org/na.me-1_b@v1.0", "org/na.me-1_b", Some("v1.0"));
-        same("hf://models/org/name@refs/pr/3", "org/name", Some("refs/pr/3"));
+        same(
+            "hf://models/org/name@refs/pr/3",
+            "org/name",
+            Some("refs/pr/3"),
+        );
         same("hf://org/name@refs%2Fpr%2F3", "org/name", Some("refs/pr/3"));
         same("gpt2", "gpt2", None);
-        assert_eq!(Reference::parse("hf://org/name@a/b").unwrap().to_string(), "hf://org/name@a/b");
+        assert_eq!(
+            Reference::parse("hf://org/name@a/b").unwrap().to_string(),
+            "hf://org/name@a/b"
+        );
     }
 
     #[test]

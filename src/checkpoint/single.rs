@@ -13,7 +13,12 @@ use crate::{Error, Result};
 /// Writes `parts`, one behind the other, to a sibling of `path` that then takes its place.
 pub fn write(path: &Path, parts: &[&[u8]]) -> Result<()> {
     let fault = |e| Error::io("write", path, e);
-    write_with(path, |file| parts.iter().try_for_each(|part| file.write_all(part)).map_err(fault))
+    write_with(path, |file| {
+        parts
+            .iter()
+            .try_for_each(|part| file.write_all(part))
+            .map_err(fault)
+    })
 }
 
 /// As [`write()`], of what `fill` puts into the file.
@@ -23,7 +28,11 @@ pub fn write_with(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Re
     };
     let folder = folder_of(path);
     // The process in the name keeps two runs apart.
-    let partial = folder.join(format!(".{}.partial-{}", name.to_string_lossy(), std::process::id()));
+    let partial = folder.join(format!(
+        ".{}.partial-{}",
+        name.to_string_lossy(),
+        std::process::id()
+    ));
     let written = Removed(&partial);
     let fault = |e| Error::io("write", path, e);
     let mut file = File::create(&partial).map_err(fault)?;
@@ -40,13 +49,19 @@ pub const SVG: &[u8] = b"<svg";
 /// Whether a file that can be read begins so.
 pub fn starts_with(path: &Path, start: &[u8]) -> bool {
     let mut found = vec![0; start.len()];
-    File::open(path).and_then(|mut file| file.read_exact(&mut found)).is_ok() && found == start
+    File::open(path)
+        .and_then(|mut file| file.read_exact(&mut found))
+        .is_ok()
+        && found == start
 }
 
 /// Refuses to replace a file that does not begin as those of its `kind` do.
 pub fn check_kind(path: &Path, start: &[u8], kind: &str) -> Result<()> {
     if path.exists() && !starts_with(path, start) {
-        return Err(Error::file(path, format!("exists already, and is no {kind}")).with_hint("choose another output"));
+        return Err(
+            Error::file(path, format!("exists already, and is no {kind}"))
+                .with_hint("choose another output"),
+        );
     }
     Ok(())
 }
@@ -57,7 +72,10 @@ pub fn check_kind(path: &Path, start: &[u8], kind: &str) -> Result<()> {
 pub fn write_tensor(path: &Path, name: &str, shape: &[u64], values: &[f32]) -> Result<()> {
     check_tensor_target(path, name)?;
     let header = header::write([(name, Dtype::F32, shape)]);
-    let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let data: Vec<u8> = values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
     write(path, &[&header, &data])
 }
 
@@ -69,8 +87,11 @@ pub fn check_tensor_target(path: &Path, name: &str) -> Result<()> {
     let same = SourceFile::open(path).and_then(|file| header::read(&file, 0));
     match same {
         Ok(header) if header.tensors.len() == 1 && header.tensors.contains_key(name) => Ok(()),
-        _ => Err(Error::file(path, format!("exists already, and is no file of the one tensor `{name}`"))
-            .with_hint("choose another output, or remove it first")),
+        _ => Err(Error::file(
+            path,
+            format!("exists already, and is no file of the one tensor `{name}`"),
+        )
+        .with_hint("choose another output, or remove it first")),
     }
 }
 

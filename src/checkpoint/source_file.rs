@@ -26,8 +26,13 @@ pub struct Stamp {
 impl Stamp {
     /// That of a file with this metadata.
     pub fn of(metadata: &std::fs::Metadata) -> Self {
-        let modified = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
-        Self { length: metadata.len(), modified, inode: metadata.ino() }
+        let modified =
+            i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+        Self {
+            length: metadata.len(),
+            modified,
+            inode: metadata.ino(),
+        }
     }
 }
 
@@ -48,7 +53,11 @@ impl SourceFile {
         }
         let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
         let metadata = file.metadata().map_err(|e| Error::io("read", path, e))?;
-        Ok(Self { path: path.to_path_buf(), file, stamp: Stamp::of(&metadata) })
+        Ok(Self {
+            path: path.to_path_buf(),
+            file,
+            stamp: Stamp::of(&metadata),
+        })
     }
 
     /// The path it was opened by.
@@ -74,7 +83,10 @@ impl SourceFile {
         match seek(&self.file, SeekFrom::Data(offset)) {
             Ok(data) => data >= offset + length,
             // By the length that the file has now: what was cut off is no hole.
-            Err(Errno::NXIO) => self.file.metadata().is_ok_and(|now| offset + length <= now.len()),
+            Err(Errno::NXIO) => self
+                .file
+                .metadata()
+                .is_ok_and(|now| offset + length <= now.len()),
             Err(_) => false,
         }
     }
@@ -86,13 +98,19 @@ impl SourceFile {
 
     /// Refuses a file whose length, time or identity differs from when it was opened.
     pub fn check_unchanged(&self) -> Result<()> {
-        if stamp_of(&self.path)? == self.stamp { Ok(()) } else { Err(changed(&self.path)) }
+        if stamp_of(&self.path)? == self.stamp {
+            Ok(())
+        } else {
+            Err(changed(&self.path))
+        }
     }
 }
 
 /// What the file at `path` is now.
 pub(crate) fn stamp_of(path: &Path) -> Result<Stamp> {
-    Ok(Stamp::of(&std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?))
+    Ok(Stamp::of(
+        &std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?,
+    ))
 }
 
 /// The error for a file that is not what it was.
@@ -103,9 +121,11 @@ pub(crate) fn changed(path: &Path) -> Error {
 
 impl ReadAt for SourceFile {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.file.read_exact_at(buf, offset).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => changed(&self.path),
-            _ => Error::io("read", &self.path, e),
-        })
+        self.file
+            .read_exact_at(buf, offset)
+            .map_err(|e| match e.kind() {
+                std::io::ErrorKind::UnexpectedEof => changed(&self.path),
+                _ => Error::io("read", &self.path, e),
+            })
     }
 }

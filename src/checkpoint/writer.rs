@@ -46,7 +46,13 @@ pub trait TensorBytes: Sync {
     /// Working space that a thread keeps between calls.
     type Scratch: Default;
     /// Fills `out` with the bytes of tensor number `tensor` from byte `start` on.
-    fn fill(&self, tensor: usize, start: u64, out: &mut [u8], scratch: &mut Self::Scratch) -> Result<()>;
+    fn fill(
+        &self,
+        tensor: usize,
+        start: u64,
+        out: &mut [u8],
+        scratch: &mut Self::Scratch,
+    ) -> Result<()>;
 }
 
 /// How to write.
@@ -108,7 +114,10 @@ pub(super) fn split(tensors: &[TensorLayout], max_shard_size: u64) -> Vec<Shard>
             1 => SINGLE.to_owned(),
             _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
         };
-        Shard { name, tensors: group }
+        Shard {
+            name,
+            tensors: group,
+        }
     });
     named.collect()
 }
@@ -126,8 +135,12 @@ fn chunk_elements(memory: u64, threads: usize) -> Result<u64> {
     let elements = (memory / per_element).min(1 << 20) / 256 * 256;
     if elements < 4096 {
         let least = (per_element * 4096).next_multiple_of(1 << 20) >> 20;
-        return Err(Error::usage(format!("--memory of {memory} bytes is too little for {threads} threads"))
-            .with_hint(format!("pass --memory {least}MiB or more, or fewer --threads")));
+        return Err(Error::usage(format!(
+            "--memory of {memory} bytes is too little for {threads} threads"
+        ))
+        .with_hint(format!(
+            "pass --memory {least}MiB or more, or fewer --threads"
+        )));
     }
     Ok(elements)
 }
@@ -144,7 +157,9 @@ pub fn write_weights<B: TensorBytes>(
 ) -> Result<Written> {
     let shards = split(tensors, options.max_shard_size);
     let progress = resume(folder, options)?;
-    let (mut files, hashes) = write_shards(folder, &shards, tensors, bytes, options, also_hash, progress)?;
+    let (mut files, hashes) = write_shards(
+        folder, &shards, tensors, bytes, options, also_hash, progress,
+    )?;
     if shards.len() > 1 {
         files.push(folder.write(INDEX, &index(&shards, tensors))?);
     }
@@ -159,8 +174,19 @@ pub fn write_file<B: TensorBytes>(
     bytes: &B,
     options: &WriteOptions,
 ) -> Result<Option<FileHash>> {
-    let shard = Shard { name: name.to_owned(), tensors: (0..tensors.len()).collect() };
-    let (mut files, _) = write_shards(folder, &[shard], tensors, bytes, options, &[], Progress::default())?;
+    let shard = Shard {
+        name: name.to_owned(),
+        tensors: (0..tensors.len()).collect(),
+    };
+    let (mut files, _) = write_shards(
+        folder,
+        &[shard],
+        tensors,
+        bytes,
+        options,
+        &[],
+        Progress::default(),
+    )?;
     Ok(files.pop())
 }
 
@@ -174,11 +200,19 @@ fn write_shards<B: TensorBytes>(
     also_hash: &[&SourceFile],
     progress: Progress,
 ) -> Result<(Vec<FileHash>, Vec<String>)> {
-    let whole: BTreeMap<&str, &FileHash> = progress.shards.iter().map(|shard| (shard.path.as_str(), shard)).collect();
+    let whole: BTreeMap<&str, &FileHash> = progress
+        .shards
+        .iter()
+        .map(|shard| (shard.path.as_str(), shard))
+        .collect();
     let mut open = Vec::new();
     for shard in shards {
         if whole.contains_key(shard.name.as_str()) {
-            let size: u64 = shard.tensors.iter().map(|tensor| tensors[*tensor].length()).sum();
+            let size: u64 = shard
+                .tensors
+                .iter()
+                .map(|tensor| tensors[*tensor].length())
+                .sum();
             (options.progress)(size);
         } else {
             open.push(OpenShard::create(folder.path(), shard, tensors)?);
@@ -192,20 +226,33 @@ fn write_shards<B: TensorBytes>(
         shards: &open,
         chunk: chunk_elements(options.memory, options.threads)?,
         cursor: Mutex::new(Cursor::default()),
-        hashes: Mutex::new(also_hash.iter().map(|source| FileHasher::new(source)).enumerate().collect()),
+        hashes: Mutex::new(
+            also_hash
+                .iter()
+                .map(|source| FileHasher::new(source))
+                .enumerate()
+                .collect(),
+        ),
         hashed: Mutex::new(vec![String::new(); also_hash.len()]),
         waiting: Mutex::new(0),
         spare: Mutex::default(),
         hash_moved: Condvar::new(),
         failed: AtomicBool::new(false),
         error: Mutex::new(None),
-        progress: Mutex::new(Progress { fingerprint: progress.fingerprint.clone(), shards: progress.shards.clone() }),
+        progress: Mutex::new(Progress {
+            fingerprint: progress.fingerprint.clone(),
+            shards: progress.shards.clone(),
+        }),
     };
     // A shard without data gets no chunk that would complete it.
     for shard in run.shards {
         let hash = locked(&shard.hash);
         if hash.position == shard.length {
-            let sha256 = hash.state.clone().map(|state| hex(&state.finalize())).unwrap_or_default();
+            let sha256 = hash
+                .state
+                .clone()
+                .map(|state| hex(&state.finalize()))
+                .unwrap_or_default();
             drop(hash);
             run.finish(shard, sha256)?;
         }
@@ -228,8 +275,13 @@ fn write_shards<B: TensorBytes>(
 /// What an earlier, killed run with the same fingerprint has left whole; everything else is removed.
 fn resume(folder: &OutputFolder, options: &WriteOptions) -> Result<Progress> {
     let path = folder.path().join(PROGRESS);
-    let found: Option<Progress> = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let mut progress = Progress { fingerprint: options.fingerprint.clone(), shards: Vec::new() };
+    let found: Option<Progress> = fs::read(&path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let mut progress = Progress {
+        fingerprint: options.fingerprint.clone(),
+        shards: Vec::new(),
+    };
     if let Some(found) = found.filter(|found| found.fingerprint == options.fingerprint) {
         for shard in found.shards {
             let path = folder.path().join(&shard.path);
@@ -260,7 +312,12 @@ pub(super) fn index(shards: &[Shard], tensors: &[TensorLayout]) -> Vec<u8> {
     let total: u64 = tensors.iter().map(TensorLayout::length).sum();
     let map: BTreeMap<&str, &str> = shards
         .iter()
-        .flat_map(|shard| shard.tensors.iter().map(|tensor| (tensors[*tensor].name.as_str(), shard.name.as_str())))
+        .flat_map(|shard| {
+            shard
+                .tensors
+                .iter()
+                .map(|tensor| (tensors[*tensor].name.as_str(), shard.name.as_str()))
+        })
         .collect();
     let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": map});
     // A JSON value of strings and numbers always serialises.
@@ -305,13 +362,22 @@ impl OpenShard {
             placed.push((*number, offset));
             offset += tensors[*number].length();
         }
-        file.write_all_at(&head, 0).and_then(|()| file.set_len(offset)).map_err(|e| Error::io("write", &path, e))?;
+        file.write_all_at(&head, 0)
+            .and_then(|()| file.set_len(offset))
+            .map_err(|e| Error::io("write", &path, e))?;
         let hash = ShardHash {
             state: Some(Sha256::new_with_prefix(&head)),
             position: head.len() as u64,
             waiting: BTreeMap::new(),
         };
-        Ok(Self { name: shard.name.clone(), path, file, tensors: placed, length: offset, hash: Mutex::new(hash) })
+        Ok(Self {
+            name: shard.name.clone(),
+            path,
+            file,
+            tensors: placed,
+            length: offset,
+            hash: Mutex::new(hash),
+        })
     }
 }
 
@@ -374,7 +440,9 @@ impl<B: TensorBytes> Run<'_, B> {
                 if !self.hash_a_slice(&mut slice)? {
                     let waiting = locked(&self.waiting);
                     // Timed, so that a thread that fails in between cannot leave this one asleep.
-                    let _ = self.hash_moved.wait_timeout(waiting, Duration::from_millis(20));
+                    let _ = self
+                        .hash_moved
+                        .wait_timeout(waiting, Duration::from_millis(20));
                 }
                 continue;
             }
@@ -389,7 +457,9 @@ impl<B: TensorBytes> Run<'_, B> {
 
     /// Reads and hashes a slice of one input file; false where none is left to take.
     fn hash_a_slice(&self, buf: &mut Vec<u8>) -> Result<bool> {
-        let Some((number, mut hasher)) = locked(&self.hashes).pop_front() else { return Ok(false) };
+        let Some((number, mut hasher)) = locked(&self.hashes).pop_front() else {
+            return Ok(false);
+        };
         buf.resize(1 << 20, 0);
         match hasher.advance(buf)? {
             Some(hash) => locked(&self.hashed)[number] = hash,
@@ -406,7 +476,10 @@ impl<B: TensorBytes> Run<'_, B> {
         loop {
             let shard = self.shards.get(cursor.shard)?;
             let Some((tensor, offset)) = shard.tensors.get(cursor.tensor) else {
-                *cursor = Cursor { shard: cursor.shard + 1, ..Cursor::default() };
+                *cursor = Cursor {
+                    shard: cursor.shard + 1,
+                    ..Cursor::default()
+                };
                 continue;
             };
             let layout = &self.tensors[*tensor];
@@ -434,8 +507,12 @@ impl<B: TensorBytes> Run<'_, B> {
         let shard = &self.shards[chunk.shard];
         let mut buf = locked(&self.spare).pop().unwrap_or_default();
         buf.resize(chunk.length, 0);
-        self.bytes.fill(chunk.tensor, chunk.start, &mut buf, scratch)?;
-        shard.file.write_all_at(&buf, chunk.offset).map_err(|e| Error::io("write", &shard.path, e))?;
+        self.bytes
+            .fill(chunk.tensor, chunk.start, &mut buf, scratch)?;
+        shard
+            .file
+            .write_all_at(&buf, chunk.offset)
+            .map_err(|e| Error::io("write", &shard.path, e))?;
         begin_writeback(&shard.file, chunk.offset, chunk.length);
         (self.options.progress)(chunk.length as u64);
         *locked(&self.waiting) += 1;
@@ -448,7 +525,9 @@ impl<B: TensorBytes> Run<'_, B> {
         loop {
             let mut hash = locked(&shard.hash);
             let position = hash.position;
-            let Some(mut state) = hash.state.take() else { return Ok(()) };
+            let Some(mut state) = hash.state.take() else {
+                return Ok(());
+            };
             let Some(buf) = hash.waiting.remove(&position) else {
                 hash.state = Some(state);
                 return Ok(());
@@ -458,7 +537,11 @@ impl<B: TensorBytes> Run<'_, B> {
             let mut hash = locked(&shard.hash);
             hash.position += buf.len() as u64;
             let complete = hash.position == shard.length;
-            let sha256 = if complete { hex(&state.clone().finalize()) } else { String::new() };
+            let sha256 = if complete {
+                hex(&state.clone().finalize())
+            } else {
+                String::new()
+            };
             hash.state = Some(state);
             drop(hash);
             locked(&self.spare).push(buf);
@@ -472,11 +555,22 @@ impl<B: TensorBytes> Run<'_, B> {
 
     /// Makes a whole shard durable and records it for a run that resumes.
     fn finish(&self, shard: &OpenShard, sha256: String) -> Result<()> {
-        shard.file.sync_all().map_err(|e| Error::io("sync", &shard.path, e))?;
+        shard
+            .file
+            .sync_all()
+            .map_err(|e| Error::io("sync", &shard.path, e))?;
         let mut progress = locked(&self.progress);
-        progress.shards.push(FileHash { path: shard.name.clone(), size: shard.length, sha256 });
-        let text = serde_json::to_vec(&*progress).map_err(|e| Error::file(&shard.path, e.to_string()))?;
-        let (path, new) = (self.folder.path().join(PROGRESS), self.folder.path().join(".progress.new"));
+        progress.shards.push(FileHash {
+            path: shard.name.clone(),
+            size: shard.length,
+            sha256,
+        });
+        let text =
+            serde_json::to_vec(&*progress).map_err(|e| Error::file(&shard.path, e.to_string()))?;
+        let (path, new) = (
+            self.folder.path().join(PROGRESS),
+            self.folder.path().join(".progress.new"),
+        );
         self.folder.write(".progress.new", &text)?;
         fs::rename(&new, &path).map_err(|e| Error::io("rename", &new, e))?;
         sync_folder(self.folder.path())
@@ -488,9 +582,18 @@ fn begin_writeback(file: &File, offset: u64, length: usize) {
     #[cfg(target_os = "linux")]
     {
         use std::os::fd::AsRawFd;
-        let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else { return };
+        let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else {
+            return;
+        };
         // SAFETY: the descriptor is open, and no memory is passed. A refusal costs time alone: `sync_all` has the say.
-        unsafe { libc::sync_file_range(file.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
+        unsafe {
+            libc::sync_file_range(
+                file.as_raw_fd(),
+                offset,
+                length,
+                libc::SYNC_FILE_RANGE_WRITE,
+            )
+        };
     }
     #[cfg(not(target_os = "linux"))]
     let _ = (file, offset, length);
@@ -501,7 +604,11 @@ mod tests {
     use super::*;
 
     fn tensor(name: &str, dtype: Dtype, length: u64) -> TensorLayout {
-        TensorLayout { name: name.to_owned(), dtype, shape: vec![length] }
+        TensorLayout {
+            name: name.to_owned(),
+            dtype,
+            shape: vec![length],
+        }
     }
 
     #[test]
@@ -515,7 +622,11 @@ mod tests {
 
     #[test]
     fn wide_dtypes_come_first_so_that_all_are_aligned() {
-        let tensors = [tensor("a", Dtype::U8, 3), tensor("b", Dtype::F32, 1), tensor("c", Dtype::BF16, 1)];
+        let tensors = [
+            tensor("a", Dtype::U8, 3),
+            tensor("b", Dtype::F32, 1),
+            tensor("c", Dtype::BF16, 1),
+        ];
         assert_eq!(split(&tensors, 1 << 20)[0].tensors, [1, 2, 0]);
     }
 

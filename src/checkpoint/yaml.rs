@@ -17,7 +17,12 @@ const MOST_ALIASED: usize = 10_000;
 
 /// `FILE:LINE:COLUMN`, which editors open.
 pub(crate) fn place(path: &Path, location: Location) -> PathBuf {
-    PathBuf::from(format!("{}:{}:{}", path.display(), location.line(), location.column()))
+    PathBuf::from(format!(
+        "{}:{}:{}",
+        path.display(),
+        location.line(),
+        location.column()
+    ))
 }
 
 /// Reads the file.
@@ -48,7 +53,11 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
             other => other,
         };
         match &error {
-            serde_saphyr::Error::SerdeUnknownField { field, expected, location } => {
+            serde_saphyr::Error::SerdeUnknownField {
+                field,
+                expected,
+                location,
+            } => {
                 let problem = format!("expected {}", one_of(expected.iter().copied()));
                 let error = Error::key(place(path, *location), field, problem);
                 match nearest(field, expected.iter().copied()) {

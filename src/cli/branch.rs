@@ -58,18 +58,31 @@ impl Arguments {
         if self.outline {
             branching.outline()?;
             let bytes = branching.needed(self.link) + branching.side_length()?;
-            return print(printer, &Estimate::of(bytes, 2.0 * branching.needed(false) as f64 / WRITTEN));
+            return print(
+                printer,
+                &Estimate::of(bytes, 2.0 * branching.needed(false) as f64 / WRITTEN),
+            );
         }
         if self.dry_run {
             let refusal = branching.check(self.force, self.link).err();
-            let preview =
-                Preview::new(&branching.plan, Some(&architecture), &self.out, files, 1 << 20, 1)?.refused(refusal);
+            let preview = Preview::new(
+                &branching.plan,
+                Some(&architecture),
+                &self.out,
+                files,
+                1 << 20,
+                1,
+            )?
+            .refused(refusal);
             match self.json {
                 true => printer.json(&preview)?,
                 false => {
                     let bytes = table::bytes(branching.needed(self.link));
                     let count = branching.targets.len();
-                    printer.result(&format!("{}\n{count} branches of this, {bytes} together", preview.table()))?;
+                    printer.result(&format!(
+                        "{}\n{count} branches of this, {bytes} together",
+                        preview.table()
+                    ))?;
                 }
             }
             return Ok(Verdict::Yes);
@@ -79,8 +92,9 @@ impl Arguments {
         bar.finish_and_clear();
         if self.json {
             let outputs = branching.targets.iter().zip(&manifests);
-            let outputs: Vec<_> =
-                outputs.map(|(out, manifest)| serde_json::json!({"output": out, "files": manifest.files})).collect();
+            let outputs: Vec<_> = outputs
+                .map(|(out, manifest)| serde_json::json!({"output": out, "files": manifest.files}))
+                .collect();
             printer.json(&outputs)?;
         } else {
             for target in &branching.targets {

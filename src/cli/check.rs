@@ -32,13 +32,22 @@ impl Check {
     /// Reads the text and cuts it by the tokenizer of the first source, so that what cannot be read is refused before
     /// anything is written.
     pub fn new(text: &Path, sources: Vec<(String, PathBuf)>) -> Result<Self> {
-        let domain = text.file_stem().unwrap_or(text.as_os_str()).to_string_lossy().into_owned();
+        let domain = text
+            .file_stem()
+            .unwrap_or(text.as_os_str())
+            .to_string_lossy()
+            .into_owned();
         let mut windows = Vec::new();
         if let Some((_, seed)) = sources.first() {
-            let tokenizer = Tokenizer::load(seed, Architecture::of(&Config::read(seed)?)?.vocab_size)?;
+            let tokenizer =
+                Tokenizer::load(seed, Architecture::of(&Config::read(seed)?)?.vocab_size)?;
             windows = Domain::read(&domain, text)?.windows(&tokenizer, CONTEXT, Some(TOKENS))?;
         }
-        Ok(Self { domain, windows, sources })
+        Ok(Self {
+            domain,
+            windows,
+            sources,
+        })
     }
 
     /// The perplexity of every source and of the mixture in the folder `out`; a note where the mixture is ruined.
@@ -52,10 +61,20 @@ impl Check {
         for (name, path) in all {
             let model = CausalLm::load(&path, &LoadOptions::default())?;
             let (unchanged, progress) = (Overrides::default(), |read| bar.inc(read));
-            let score = perplexity::score(&model, &self.domain, &self.windows, &unchanged, None, &progress)?;
+            let score = perplexity::score(
+                &model,
+                &self.domain,
+                &self.windows,
+                &unchanged,
+                None,
+                &progress,
+            )?;
             let experts = expert_names(&path, model.architecture())?;
             mixture = model.architecture().mixture.clone();
-            let (path, average) = (path.display().to_string(), Average::of(std::slice::from_ref(&score)));
+            let (path, average) = (
+                path.display().to_string(),
+                Average::of(std::slice::from_ref(&score)),
+            );
             let (tasks, routing) = (Vec::new(), Vec::new());
             models.push(ModelReport {
                 name,
@@ -69,11 +88,17 @@ impl Check {
             });
         }
         bar.finish_and_clear();
-        let perplexities: Vec<f64> = models.iter().map(|model| model.domains[0].perplexity).collect();
+        let perplexities: Vec<f64> = models
+            .iter()
+            .map(|model| model.domains[0].perplexity)
+            .collect();
         if let Some(note) = ruined(&perplexities, mixture.as_ref()) {
             printer.note(&format!(" note: {note}"));
         }
-        Ok(Report { context: CONTEXT, models })
+        Ok(Report {
+            context: CONTEXT,
+            models,
+        })
     }
 }
 
@@ -85,8 +110,9 @@ fn ruined(perplexities: &[f64], mixture: Option<&Mixture>) -> Option<String> {
         return None;
     }
     let (fresh, times) = (table::number(*fresh), table::number(fresh / worst));
-    let raw =
-        mixture.is_some_and(|mixture| !mixture.norm_topk_prob && mixture.num_experts_per_tok < mixture.num_experts);
+    let raw = mixture.is_some_and(|mixture| {
+        !mixture.norm_topk_prob && mixture.num_experts_per_tok < mixture.num_experts
+    });
     let advice = match raw {
         true => {
             "raw gates of the top k sum to less than 1, so feed-forward layers add less than theirs have learned: \
@@ -94,7 +120,9 @@ fn ruined(perplexities: &[f64], mixture: Option<&Mixture>) -> Option<String> {
         }
         false => "`inspect --divergence` shows how far the specialists are from their average",
     };
-    Some(format!("the mixture's perplexity is {fresh}, {times} times that of its worst source; {advice}"))
+    Some(format!(
+        "the mixture's perplexity is {fresh}, {times} times that of its worst source; {advice}"
+    ))
 }
 
 #[cfg(test)]
@@ -105,6 +133,9 @@ mod tests {
     fn a_ruined_mixture_is_told_from_one_that_is_worse() {
         assert_eq!(ruined(&[10.0, 20.0, 39.0], None), None);
         let note = ruined(&[10.0, 20.0, 4000.0], None).unwrap_or_default();
-        assert!(note.contains("4.00e3, 200 times") && note.contains("--divergence"), "{note}");
+        assert!(
+            note.contains("4.00e3, 200 times") && note.contains("--divergence"),
+            "{note}"
+        );
     }
 }

@@ -50,7 +50,15 @@ pub struct Arguments {
 }
 
 /// Values of `--to`: the families of mixtures, GGUF, and archives of numpy.
-const FORMS: [&str; 7] = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gguf", "npz"];
+const FORMS: [&str; 7] = [
+    "bam",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+    "gguf",
+    "npz",
+];
 
 /// Values of `--quantize`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -88,7 +96,10 @@ impl Arguments {
             (None, Some(Dtype::F16)) => Some(GgufDtype::F16),
             (None, Some(Dtype::BF16)) => Some(GgufDtype::BF16),
             (None, Some(other)) => {
-                let problem = format!("a GGUF file does not hold {}; expected f32, f16 or bf16", dtype::name(other));
+                let problem = format!(
+                    "a GGUF file does not hold {}; expected f32, f16 or bf16",
+                    dtype::name(other)
+                );
                 return Err(Error::usage(problem).with_hint("or pass --quantize q8_0"));
             }
         })
@@ -108,7 +119,9 @@ impl Arguments {
             return self.write.run_export(&export, &self.out, printer);
         }
         if self.quantize.is_some() {
-            return Err(Error::usage("--quantize is for GGUF files").with_hint("pass --to gguf with it").into());
+            return Err(Error::usage("--quantize is for GGUF files")
+                .with_hint("pass --to gguf with it")
+                .into());
         }
         if file == Some("npz") {
             let export = npz::plan(&self.source, self.dtype)?;
@@ -116,13 +129,22 @@ impl Arguments {
         }
         if self.to.is_some() || self.layout.is_some() {
             let layout = self.layout.map(LayoutName::value);
-            let form = Form { to: self.to.as_deref(), layout, dtype: self.dtype };
+            let form = Form {
+                to: self.to.as_deref(),
+                layout,
+                dtype: self.dtype,
+            };
             let (plan, architecture, files) = relayout::plan(&self.source, &form)?;
-            return self.write.run(&plan, Some(&architecture), &files, &self.out, printer);
+            return self
+                .write
+                .run(&plan, Some(&architecture), &files, &self.out, printer);
         }
         let (plan, files) = plan(&self.source, self.dtype)?;
         // A family we do not know can be converted all the same; there is just less to say about it.
-        let architecture = Config::read(&self.source).and_then(|config| Architecture::of(&config)).ok();
-        self.write.run(&plan, architecture.as_ref(), &files, &self.out, printer)
+        let architecture = Config::read(&self.source)
+            .and_then(|config| Architecture::of(&config))
+            .ok();
+        self.write
+            .run(&plan, architecture.as_ref(), &files, &self.out, printer)
     }
 }

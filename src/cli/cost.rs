@@ -17,7 +17,9 @@ use super::{Outcome, Verdict};
 /// Reads a configuration alone. FLOPs are counted as in the BAM paper (Tables 7 and 10), per token and
 /// layer. Without --method, --kv, --experts, --top-k or --attention-top-k the model is costed as it is.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  bam-convert cost seed --method bam --kv shared --experts 4 --context 256")]
+#[command(
+    after_help = "Example:\n  bam-convert cost seed --method bam --kv shared --experts 4 --context 256"
+)]
 pub struct Arguments {
     /// A config.json, or a folder that holds one.
     config: PathBuf,
@@ -66,7 +68,12 @@ impl Arguments {
             top_k: self.top_k,
             attention_top_k: self.attention_top_k,
         };
-        if let Some(feed_forward) = cut_feed_forward(self.method, self.experts, self.granularity, self.expert_width)? {
+        if let Some(feed_forward) = cut_feed_forward(
+            self.method,
+            self.experts,
+            self.granularity,
+            self.expert_width,
+        )? {
             let dense = Request::default().architecture(&config, format.clone())?;
             let (experts, width) = feed_forward.size(1, dense.intermediate_size)?;
             (request.experts, request.expert_width) = (Some(experts), Some(width));

@@ -23,11 +23,15 @@ impl DeviceName {
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda if !candle_core::utils::cuda_is_available() => {
-                Err(Error::usage("this build of bam-convert has no CUDA support")
-                    .with_hint("build it with `cargo build --release --features cuda`, or use --device cpu"))
+            Self::Cuda if !candle_core::utils::cuda_is_available() => Err(Error::usage(
+                "this build of bam-convert has no CUDA support",
+            )
+            .with_hint(
+                "build it with `cargo build --release --features cuda`, or use --device cpu",
+            )),
+            Self::Cuda => {
+                Device::new_cuda(0).map_err(|e| Error::compute("open the CUDA device", e))
             }
-            Self::Cuda => Device::new_cuda(0).map_err(|e| Error::compute("open the CUDA device", e)),
         }
     }
 }
@@ -42,7 +46,11 @@ pub enum ComputeDtype {
 }
 
 /// How to load the checkpoint in `folder` for inference; without `dtype`, in its own.
-pub fn load_options(folder: &Path, device: DeviceName, dtype: Option<ComputeDtype>) -> Result<LoadOptions> {
+pub fn load_options(
+    folder: &Path,
+    device: DeviceName,
+    dtype: Option<ComputeDtype>,
+) -> Result<LoadOptions> {
     let stored = Architecture::of(&Config::read(folder)?)?.dtype;
     let dtype = dtype.unwrap_or(match stored {
         Some(Dtype::BF16) => ComputeDtype::Bf16,
@@ -52,8 +60,15 @@ pub fn load_options(folder: &Path, device: DeviceName, dtype: Option<ComputeDtyp
     let (dtype, weights) = match dtype {
         ComputeDtype::F32 => (DType::F32, Weights::Widened),
         // The same products as from widened weights, in half the memory.
-        ComputeDtype::Bf16 if device.is_cpu() && stored == Some(Dtype::BF16) => (DType::F32, Weights::Stored),
+        ComputeDtype::Bf16 if device.is_cpu() && stored == Some(Dtype::BF16) => {
+            (DType::F32, Weights::Stored)
+        }
         ComputeDtype::Bf16 => (DType::BF16, Weights::Widened),
     };
-    Ok(LoadOptions { device, dtype, weights, ..LoadOptions::default() })
+    Ok(LoadOptions {
+        device,
+        dtype,
+        weights,
+        ..LoadOptions::default()
+    })
 }

@@ -42,6 +42,10 @@ impl Arguments {
             true => printer.json(&difference)?,
             false => printer.result(&difference.table(self.all))?,
         }
-        Ok(if difference.is_equal() { Verdict::Yes } else { Verdict::No })
+        Ok(if difference.is_equal() {
+            Verdict::Yes
+        } else {
+            Verdict::No
+        })
     }
 }

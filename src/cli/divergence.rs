@@ -19,7 +19,10 @@ const MEMORY: u64 = 128 << 20;
 /// Compares the specialists in `paths`, each `DIR` or `NAME=DIR`, with the seed, the first of them.
 pub fn run(paths: &[PathBuf], svg: Option<&Path>, json: bool, printer: &Printer) -> Outcome {
     let Some((seed, experts)) = paths.split_first() else {
-        return Err(Error::usage("--divergence: expected a seed and its specialists, found nothing").into());
+        return Err(Error::usage(
+            "--divergence: expected a seed and its specialists, found nothing",
+        )
+        .into());
     };
     if let Some(svg) = svg {
         single::check_kind(svg, single::SVG, "SVG")?;
@@ -27,12 +30,21 @@ pub fn run(paths: &[PathBuf], svg: Option<&Path>, json: bool, printer: &Printer)
     let experts: Vec<Specialist> = experts.iter().map(|path| specialist(path)).collect();
     let mut seen = BTreeSet::new();
     if let Some(twice) = experts.iter().find(|expert| !seen.insert(&expert.name)) {
-        let problem = format!("two specialists are named `{}`; expected each name once", twice.name);
-        return Err(Error::usage(problem).with_hint("name them: --divergence SEED NAME=DIR…").into());
+        let problem = format!(
+            "two specialists are named `{}`; expected each name once",
+            twice.name
+        );
+        return Err(Error::usage(problem)
+            .with_hint("name them: --divergence SEED NAME=DIR…")
+            .into());
     }
     let bar = printer.bytes_bar(work_length(seed, &experts), "comparing");
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let options = Options { threads, memory: MEMORY, progress: &|bytes| bar.inc(bytes) };
+    let options = Options {
+        threads,
+        memory: MEMORY,
+        progress: &|bytes| bar.inc(bytes),
+    };
     let found = divergence(seed, &experts, &options)?;
     bar.finish_and_clear();
     if let Some(svg) = svg {
@@ -48,5 +60,8 @@ pub fn run(paths: &[PathBuf], svg: Option<&Path>, json: bool, printer: &Printer)
 /// `NAME=DIR`, or the folder by its own name.
 fn specialist(path: &Path) -> Specialist {
     let (name, path) = named(path);
-    Specialist { name: name.unwrap_or_else(|| model_name(&path)), path }
+    Specialist {
+        name: name.unwrap_or_else(|| model_name(&path)),
+        path,
+    }
 }

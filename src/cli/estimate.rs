@@ -19,12 +19,31 @@ pub fn print(printer: &Printer, estimate: &Estimate) -> Outcome {
 
 /// The rate of products on this machine, in floating-point operations a second; none where it lacks the device.
 pub fn peak(products: &Products) -> Option<f64> {
-    let device = if products.gpu { DeviceName::Cuda } else { DeviceName::Cpu }.open().ok()?;
-    matmul_peak(&device, if products.half { DType::BF16 } else { DType::F32 }).ok()
+    let device = if products.gpu {
+        DeviceName::Cuda
+    } else {
+        DeviceName::Cpu
+    }
+    .open()
+    .ok()?;
+    matmul_peak(
+        &device,
+        if products.half {
+            DType::BF16
+        } else {
+            DType::F32
+        },
+    )
+    .ok()
 }
 
 /// `train --dry-run`.
-pub fn show_training(outlook: &Outlook, out: &std::path::Path, json: bool, printer: &Printer) -> Outcome {
+pub fn show_training(
+    outlook: &Outlook,
+    out: &std::path::Path,
+    json: bool,
+    printer: &Printer,
+) -> Outcome {
     let Estimate { bytes, work } = outlook.estimate();
     let seconds = work.and_then(|work| work.seconds(peak));
     let free = free_space(out)?;
@@ -36,17 +55,36 @@ pub fn show_training(outlook: &Outlook, out: &std::path::Path, json: bool, print
         printer.json(&value)?;
         return Ok(Verdict::Yes);
     }
-    let time = seconds
-        .map_or("? (this machine lacks the device)".to_owned(), |seconds| format!("~{}", table::duration(seconds)));
+    let time = seconds.map_or("? (this machine lacks the device)".to_owned(), |seconds| {
+        format!("~{}", table::duration(seconds))
+    });
     let facts = [
-        ("parameters", format!("{}, {} of them trained", grouped(outlook.parameters), grouped(outlook.trained))),
+        (
+            "parameters",
+            format!(
+                "{}, {} of them trained",
+                grouped(outlook.parameters),
+                grouped(outlook.trained)
+            ),
+        ),
         ("tokens", grouped(outlook.tokens)),
         ("output", table::bytes(outlook.output_bytes)),
-        ("beside it", format!("{} of logs and checkpoints", table::bytes(outlook.run_bytes))),
+        (
+            "beside it",
+            format!(
+                "{} of logs and checkpoints",
+                table::bytes(outlook.run_bytes)
+            ),
+        ),
         ("disk free", table::bytes(free)),
-        ("compute", format!("{} FLOPs", table::number(outlook.products.flops))),
+        (
+            "compute",
+            format!("{} FLOPs", table::number(outlook.products.flops)),
+        ),
         ("time", time),
     ];
-    printer.result(&table::facts(facts.map(|(name, value)| (name.to_owned(), value))))?;
+    printer.result(&table::facts(
+        facts.map(|(name, value)| (name.to_owned(), value)),
+    ))?;
     Ok(Verdict::Yes)
 }

@@ -29,8 +29,10 @@ use super::{Outcome, Verdict};
 /// Texts are cut into non-overlapping windows; each is read on its own, and all of its tokens but the first are scored.
 /// The average is the mean of the columns. Computed in float32 unless --dtype says otherwise.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  bam-convert eval seed btx bam --data code=code.txt --data law=law/\n  \
-                        bam-convert eval bam --data code=code.txt --without law --report-routing")]
+#[command(
+    after_help = "Examples:\n  bam-convert eval seed btx bam --data code=code.txt --data law=law/\n  \
+                        bam-convert eval bam --data code=code.txt --without law --report-routing"
+)]
 pub struct Arguments {
     /// Folders of the models.
     #[arg(value_name = "CKPT", required = true)]
@@ -67,7 +69,12 @@ pub struct Arguments {
     #[arg(long, help_heading = "Routing", requires = "data")]
     report_routing: bool,
     /// Draw the routing as heat maps.
-    #[arg(long, value_name = "FILE.svg", help_heading = "Routing", requires = "data")]
+    #[arg(
+        long,
+        value_name = "FILE.svg",
+        help_heading = "Routing",
+        requires = "data"
+    )]
     routing_svg: Option<PathBuf>,
     /// Draw the perplexities as bars.
     #[arg(long, value_name = "FILE.svg", requires = "data")]
@@ -99,25 +106,42 @@ impl Arguments {
             return print(printer, &self.estimate()?);
         }
         self.check()?;
-        let domains = self.data.iter().map(|(name, path)| Domain::read(name, path));
+        let domains = self
+            .data
+            .iter()
+            .map(|(name, path)| Domain::read(name, path));
         let domains: Vec<Domain> = domains.collect::<bam_convert::Result<_>>()?;
         let tasks = self.tasks.iter().map(|(name, path)| Task::read(name, path));
         let tasks: Vec<Task> = tasks.collect::<bam_convert::Result<_>>()?;
         let tokens = self.tokenise(domains)?;
-        let total: usize = tokens.iter().flat_map(|domain| &domain.windows).map(|window| window.ids.len()).sum();
+        let total: usize = tokens
+            .iter()
+            .flat_map(|domain| &domain.windows)
+            .map(|window| window.ids.len())
+            .sum();
         let bar = printer.tokens_bar((total * self.checkpoints.len()) as u64, "scoring");
         let names = names(&self.checkpoints);
         let mut models = Vec::new();
         for (path, name) in self.checkpoints.iter().zip(names) {
             let options = match self.dtype {
                 Some(_) => load_options(path, self.device, self.dtype)?,
-                None => LoadOptions { device: self.device.open()?, ..LoadOptions::default() },
+                None => LoadOptions {
+                    device: self.device.open()?,
+                    ..LoadOptions::default()
+                },
             };
             let model = CausalLm::load(path, &options)?;
-            models.push(self.measure(path, name, &model, &tokens, &tasks, &|tokens| bar.inc(tokens))?);
+            models.push(
+                self.measure(path, name, &model, &tokens, &tasks, &|tokens| {
+                    bar.inc(tokens)
+                })?,
+            );
         }
         bar.finish_and_clear();
-        let mut report = Report { context: self.context, models };
+        let mut report = Report {
+            context: self.context,
+            models,
+        };
         if let Some(path) = &self.svg {
             single::write(path, &[chart::perplexities(&report)?.as_bytes()])?;
         }
@@ -125,7 +149,10 @@ impl Arguments {
             single::write(path, &[chart::routing(&report)?.as_bytes()])?;
         }
         if !self.report_routing {
-            report.models.iter_mut().for_each(|model| model.routing.clear());
+            report
+                .models
+                .iter_mut()
+                .for_each(|model| model.routing.clear());
         }
         match self.json {
             true => printer.json(&report)?,
@@ -146,7 +173,10 @@ impl Arguments {
             half: self.dtype == Some(ComputeDtype::Bf16),
         };
         let estimate = outlook::estimate(&request)?;
-        Ok(Estimate { work: estimate.work.filter(|_| self.tasks.is_empty()), ..estimate })
+        Ok(Estimate {
+            work: estimate.work.filter(|_| self.tasks.is_empty()),
+            ..estimate
+        })
     }
 
     /// Refuses, before anything is loaded, what would be refused after minutes.
@@ -154,7 +184,9 @@ impl Arguments {
         for named in [&self.data, &self.tasks] {
             let mut seen = BTreeSet::new();
             if let Some((name, _)) = named.iter().find(|(name, _)| !seen.insert(name)) {
-                return Err(Error::usage(format!("the name `{name}` stands twice; expected one for each column")));
+                return Err(Error::usage(format!(
+                    "the name `{name}` stands twice; expected one for each column"
+                )));
             }
         }
         for path in self.svg.iter().chain(&self.routing_svg) {
@@ -169,13 +201,19 @@ impl Arguments {
         }
         let routed = !request.is_empty() || self.report_routing || self.routing_svg.is_some();
         if routed && mixtures == 0 {
-            return Err(Error::usage("there is no routing to change or report: every model is dense"));
+            return Err(Error::usage(
+                "there is no routing to change or report: every model is dense",
+            ));
         }
         Ok(())
     }
 
     fn request(&self) -> Request {
-        Request { without: self.without.clone(), top_k: self.top_k, attention_top_k: self.attention_top_k }
+        Request {
+            without: self.without.clone(),
+            top_k: self.top_k,
+            attention_top_k: self.attention_top_k,
+        }
     }
 
     /// Cuts the domains by the first model's tokenizer, and refuses models that read them otherwise.
@@ -193,7 +231,10 @@ impl Arguments {
             if bytes.is_none() {
                 for domain in &domains {
                     let windows = domain.windows(&tokenizer, self.context, limit)?;
-                    found.push(Tokens { domain: domain.clone(), windows });
+                    found.push(Tokens {
+                        domain: domain.clone(),
+                        windows,
+                    });
                 }
                 bytes = content;
                 continue;
@@ -201,7 +242,8 @@ impl Arguments {
             for tokens in &found {
                 if tokens.domain.windows(&tokenizer, self.context, limit)? != tokens.windows {
                     let (name, first) = (&tokens.domain.name, self.checkpoints[0].display());
-                    let problem = format!("its tokens of `{name}` are others than those of {first}");
+                    let problem =
+                        format!("its tokens of `{name}` are others than those of {first}");
                     return Err(Error::file(tokenizer.path(), problem).with_hint(
                         "perplexities of different tokens cannot be compared: evaluate the models apart, and compare \
                          bits per byte",
@@ -223,18 +265,33 @@ impl Arguments {
     ) -> bam_convert::Result<ModelReport> {
         let architecture = model.architecture();
         let overrides = self.request().overrides(path, architecture)?;
-        let record = (self.report_routing || self.routing_svg.is_some()) && architecture.mixture.is_some();
+        let record =
+            (self.report_routing || self.routing_svg.is_some()) && architecture.mixture.is_some();
         let (mut scores, mut routing) = (Vec::new(), Vec::new());
         for Tokens { domain, windows } in tokens {
             let mut recorder = record.then(Recorder::default);
-            scores.push(perplexity::score(model, &domain.name, windows, &overrides, recorder.as_mut(), progress)?);
+            scores.push(perplexity::score(
+                model,
+                &domain.name,
+                windows,
+                &overrides,
+                recorder.as_mut(),
+                progress,
+            )?);
             if let Some(recorder) = recorder {
-                routing.push(DomainRouting { domain: domain.name.clone(), routers: recorder.finish() });
+                routing.push(DomainRouting {
+                    domain: domain.name.clone(),
+                    routers: recorder.finish(),
+                });
             }
         }
         let eos = eos_ids(path)?;
-        let settings =
-            TaskSettings { shots: self.shots, max_tokens: self.answer_tokens, eos: &eos, overrides: &overrides };
+        let settings = TaskSettings {
+            shots: self.shots,
+            max_tokens: self.answer_tokens,
+            eos: &eos,
+            overrides: &overrides,
+        };
         let mut results = Vec::new();
         if !tasks.is_empty() {
             let tokenizer = Tokenizer::load(path, architecture.vocab_size)?;
@@ -260,12 +317,23 @@ impl Arguments {
 fn names(paths: &[PathBuf]) -> Vec<String> {
     let short: BTreeSet<String> = paths.iter().map(|path| model_name(path)).collect();
     let whole = short.len() < paths.len();
-    paths.iter().map(|path| if whole { path.display().to_string() } else { model_name(path) }).collect()
+    paths
+        .iter()
+        .map(|path| {
+            if whole {
+                path.display().to_string()
+            } else {
+                model_name(path)
+            }
+        })
+        .collect()
 }
 
 fn named_path(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
-        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), PathBuf::from(path))),
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+            Ok((name.to_owned(), PathBuf::from(path)))
+        }
         _ => Err("expected NAME=PATH".to_owned()),
     }
 }
@@ -275,6 +343,10 @@ fn named_file(text: &str) -> Result<(String, PathBuf), String> {
         return named_path(text);
     }
     let path = PathBuf::from(text);
-    let name = path.file_stem().ok_or("expected a file")?.to_string_lossy().into_owned();
+    let name = path
+        .file_stem()
+        .ok_or("expected a file")?
+        .to_string_lossy()
+        .into_owned();
     Ok((name, path))
 }

@@ -22,9 +22,11 @@ use super::write::WriteArguments;
 /// Every expert that stays keeps its bytes. The output records how each tensor was made, the mixture being one of its
 /// sources; `validate --against` replays it. See docs/experts.md.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  bam-convert expert add bam --expert law=law --out wider\n  \
+#[command(
+    after_help = "Examples:\n  bam-convert expert add bam --expert law=law --out wider\n  \
                         bam-convert expert remove wider law --out narrower\n  \
-                        bam-convert expert extract bam code --out code-again")]
+                        bam-convert expert extract bam code --out code-again"
+)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -52,13 +54,18 @@ struct RoutingArguments {
 
 impl RoutingArguments {
     fn routing(&self) -> Routing {
-        Routing { top_k: self.top_k, attention_top_k: self.attention_top_k }
+        Routing {
+            top_k: self.top_k,
+            attention_top_k: self.attention_top_k,
+        }
     }
 }
 
 /// Add experts to a mixture, each the feed-forward and, beside attention experts, the attention of a dense model.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  bam-convert expert add bam --expert law=law --shared mean --out wider")]
+#[command(
+    after_help = "Example:\n  bam-convert expert add bam --expert law=law --shared mean --out wider"
+)]
 struct Add {
     /// Folder of the mixture.
     mixture: PathBuf,
@@ -149,7 +156,9 @@ struct Extract {
 ///
 /// What they share, the public expert and its rows of the routers included, must be the same bytes in all of them.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  bam-convert expert concat code=pub-code law=pub-law --out together")]
+#[command(
+    after_help = "Example:\n  bam-convert expert concat code=pub-code law=pub-law --out together"
+)]
 struct Concat {
     /// Folders of mixtures, each of the public expert and its own, in this order; NAME= calls the own expert so.
     #[arg(value_name = "[NAME=]DIR", required = true, num_args = 1..)]
@@ -178,16 +187,28 @@ impl Arguments {
             }
             Command::Replace(replace) => {
                 let (name, folder) = &replace.expert;
-                let (mixture, dense) = (Model::open(MIXTURE, &replace.mixture)?, Model::open(name, folder)?);
-                (Planned::from(expert::replace(mixture, name, dense)?), &replace.write, &replace.out)
+                let (mixture, dense) = (
+                    Model::open(MIXTURE, &replace.mixture)?,
+                    Model::open(name, folder)?,
+                );
+                (
+                    Planned::from(expert::replace(mixture, name, dense)?),
+                    &replace.write,
+                    &replace.out,
+                )
             }
             Command::Extract(extract) => {
-                let changed = extract::plan(Model::open(MIXTURE, &extract.mixture)?, &extract.expert)?;
+                let changed =
+                    extract::plan(Model::open(MIXTURE, &extract.mixture)?, &extract.expert)?;
                 (Planned::from(changed), &extract.write, &extract.out)
             }
             Command::Concat(concat) => (Planned::from(concat.plan()?), &concat.write, &concat.out),
         };
-        let Changed { plan, architecture, files } = &changed.changed;
+        let Changed {
+            plan,
+            architecture,
+            files,
+        } = &changed.changed;
         write.run(plan, Some(architecture), files, out, printer)
     }
 }
@@ -200,21 +221,29 @@ struct Planned {
 
 impl From<Changed> for Planned {
     fn from(changed: Changed) -> Self {
-        Self { changed, _rows: None }
+        Self {
+            changed,
+            _rows: None,
+        }
     }
 }
 
 impl Add {
     fn plan(&self, printer: &Printer) -> bam_convert::Result<Planned> {
         let mixture = Model::open(MIXTURE, &self.mixture)?;
-        let experts = self.experts.iter().map(|(name, path)| Model::open(name, path));
+        let experts = self
+            .experts
+            .iter()
+            .map(|(name, path)| Model::open(name, path));
         let experts = experts.collect::<bam_convert::Result<_>>()?;
         let rows = match self.write.outline {
             true => None,
             false => self.prompt_rows(&mixture.architecture, printer)?,
         };
-        let [router, attention_router] =
-            self.write.routers([&self.router, self.attention_router.as_ref().unwrap_or(&self.router)]);
+        let [router, attention_router] = self.write.routers([
+            &self.router,
+            self.attention_router.as_ref().unwrap_or(&self.router),
+        ]);
         let settings = Addition {
             mean: self.shared == SharedName::Mean,
             router,
@@ -223,12 +252,20 @@ impl Add {
             rng_seed: self.rng_seed,
             routing: self.routing.routing(),
         };
-        Ok(Planned { changed: expert::add(mixture, experts, &settings)?, _rows: rows })
+        Ok(Planned {
+            changed: expert::add(mixture, experts, &settings)?,
+            _rows: rows,
+        })
     }
 
     /// The rows of new experts that start from prompts, computed by the mixture.
-    fn prompt_rows(&self, mixture: &Architecture, printer: &Printer) -> bam_convert::Result<Option<ComputedRows>> {
-        let Some(file) = RouterInit::prompts([Some(&self.router), self.attention_router.as_ref()])? else {
+    fn prompt_rows(
+        &self,
+        mixture: &Architecture,
+        printer: &Printer,
+    ) -> bam_convert::Result<Option<ComputedRows>> {
+        let Some(file) = RouterInit::prompts([Some(&self.router), self.attention_router.as_ref()])?
+        else {
             return Ok(None);
         };
         check_target(&self.out, self.write.force, &[])?;
@@ -240,7 +277,10 @@ impl Add {
             num_attention_experts_per_tok: 1,
             ..found
         });
-        let routers = Architecture { mixture: sized, ..mixture.clone() };
+        let routers = Architecture {
+            mixture: sized,
+            ..mixture.clone()
+        };
         ComputedRows::new(file, &self.mixture, &routers, &names, printer).map(Some)
     }
 }

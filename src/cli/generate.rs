@@ -22,8 +22,10 @@ const MAX_TOKENS: usize = 128;
 /// The text is printed as it comes. Several prompts run as one batch; the first is printed as it comes, the others
 /// when all are done. Greedy unless --temperature, --top-k, --top-p or --min-p is given.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  bam-convert generate bam --prompt 'The capital of France is'\n  \
-                        bam-convert generate bam --chat --prompt 'Who are you?' --temperature 0.7 --seed 1")]
+#[command(
+    after_help = "Examples:\n  bam-convert generate bam --prompt 'The capital of France is'\n  \
+                        bam-convert generate bam --chat --prompt 'Who are you?' --temperature 0.7 --seed 1"
+)]
 pub struct Arguments {
     /// Folder of the model.
     checkpoint: PathBuf,
@@ -52,7 +54,12 @@ pub struct Arguments {
     #[arg(long, value_name = "P", help_heading = "Sampling")]
     min_p: Option<f64>,
     /// Make tokens that have come before less likely (above 1).
-    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = "Sampling")]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 1.0,
+        help_heading = "Sampling"
+    )]
     repetition_penalty: f64,
     /// Seed of the draws.
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Sampling")]
@@ -93,16 +100,23 @@ impl Arguments {
         let tokenizer = Tokenizer::load(&self.checkpoint, model.architecture().vocab_size)?;
         let prompts = self.encode(&tokenizer)?;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let room = model.architecture().max_position_embeddings.map(|context| context as usize);
-        let room = room.map_or(MAX_TOKENS, |context| context.saturating_sub(longest).clamp(1, MAX_TOKENS));
+        let room = model
+            .architecture()
+            .max_position_embeddings
+            .map(|context| context as usize);
+        let room = room.map_or(MAX_TOKENS, |context| {
+            context.saturating_sub(longest).clamp(1, MAX_TOKENS)
+        });
         let settings = Settings {
             max_tokens: self.max_tokens.map_or(room, |tokens| tokens as usize),
             eos: eos_ids(&self.checkpoint)?,
             sampling: self.sampling(),
             ..Settings::default()
         };
-        let mut streams: Vec<TextStream> =
-            prompts.iter().map(|prompt| TextStream::new(&tokenizer, prompt, &self.stops)).collect();
+        let mut streams: Vec<TextStream> = prompts
+            .iter()
+            .map(|prompt| TextStream::new(&tokenizer, prompt, &self.stops))
+            .collect();
         let mut printed = Ok(());
         let live = !self.json;
         if live {
@@ -113,10 +127,17 @@ impl Arguments {
             if live && row == 0 {
                 printed = printer.piece(&piece);
             }
-            Ok(if streams[row].stopped() || printed.is_err() { Flow::Stop } else { Flow::Continue })
+            Ok(if streams[row].stopped() || printed.is_err() {
+                Flow::Stop
+            } else {
+                Flow::Continue
+            })
         })?;
         printed?;
-        let rest: Vec<String> = streams.iter_mut().map(TextStream::finish).collect::<Result<_, _>>()?;
+        let rest: Vec<String> = streams
+            .iter_mut()
+            .map(TextStream::finish)
+            .collect::<Result<_, _>>()?;
         if self.json {
             self.print_json(printer, &streams, &prompts, &batch)?;
         } else {
@@ -140,14 +161,23 @@ impl Arguments {
 
     fn encode(&self, tokenizer: &Tokenizer) -> anyhow::Result<Vec<Vec<u32>>> {
         if !self.chat {
-            return self.prompts.iter().map(|prompt| Ok(tokenizer.encode(prompt, true)?.ids)).collect();
+            return self
+                .prompts
+                .iter()
+                .map(|prompt| Ok(tokenizer.encode(prompt, true)?.ids))
+                .collect();
         }
         let template = ChatTemplate::load(&self.checkpoint)?;
-        let message = |role: &str, content: &String| Message { role: role.to_owned(), content: content.clone() };
+        let message = |role: &str, content: &String| Message {
+            role: role.to_owned(),
+            content: content.clone(),
+        };
         let encode = |prompt: &String| {
             let system = self.system.iter().map(|text| message("system", text));
             let messages: Vec<Message> = system.chain([message("user", prompt)]).collect();
-            Ok(tokenizer.encode(&template.render(&messages, true)?, false)?.ids)
+            Ok(tokenizer
+                .encode(&template.render(&messages, true)?, false)?
+                .ids)
         };
         self.prompts.iter().map(encode).collect()
     }
@@ -171,9 +201,17 @@ impl Arguments {
         prompts: &[Vec<u32>],
         batch: &Batch,
     ) -> anyhow::Result<()> {
-        let later: usize = batch.texts.iter().map(|text| text.ids.len().saturating_sub(1)).sum();
-        let (prefill_seconds, decode_seconds) = (batch.prefill.as_secs_f64(), batch.decode.as_secs_f64());
-        let rows = streams.iter().zip(&batch.texts).zip(self.prompts.iter().zip(prompts));
+        let later: usize = batch
+            .texts
+            .iter()
+            .map(|text| text.ids.len().saturating_sub(1))
+            .sum();
+        let (prefill_seconds, decode_seconds) =
+            (batch.prefill.as_secs_f64(), batch.decode.as_secs_f64());
+        let rows = streams
+            .iter()
+            .zip(&batch.texts)
+            .zip(self.prompts.iter().zip(prompts));
         let answers = rows.map(|((stream, generated), (prompt, ids))| Answer {
             prompt,
             text: stream.text(),
@@ -182,7 +220,11 @@ impl Arguments {
             ended_by: generated.ending,
             prefill_seconds,
             decode_seconds,
-            tokens_per_second: if later == 0 { 0.0 } else { later as f64 / decode_seconds.max(1e-9) },
+            tokens_per_second: if later == 0 {
+                0.0
+            } else {
+                later as f64 / decode_seconds.max(1e-9)
+            },
         });
         match answers.collect::<Vec<_>>().as_slice() {
             [one] => printer.json(one),

@@ -35,12 +35,19 @@ pub fn resolve(
     line: &[OsString],
     printer: &Printer,
 ) -> Result<Option<Vec<OsString>>> {
-    if !line.iter().any(|word| word.to_str().and_then(split).is_some()) {
+    if !line
+        .iter()
+        .any(|word| word.to_str().and_then(split).is_some())
+    {
         return Ok(None);
     }
     let program = program();
     let is_command = |word: &OsString| word.to_str().and_then(|word| program.find_subcommand(word));
-    let Some((at, command)) = line.iter().enumerate().skip(1).find_map(|(at, word)| Some((at, is_command(word)?)))
+    let Some((at, command)) = line
+        .iter()
+        .enumerate()
+        .skip(1)
+        .find_map(|(at, word)| Some((at, is_command(word)?)))
     else {
         return Ok(None);
     };
@@ -50,17 +57,28 @@ pub fn resolve(
     }
     let only_headers = looks(line) || LOOKING.contains(&name) && !has(line, READING);
     // The subcommand of a command with several, as in `expert add`.
-    let inner = line.get(at + 1).and_then(|word| command.find_subcommand(word)).unwrap_or(command);
+    let inner = line
+        .get(at + 1)
+        .and_then(|word| command.find_subcommand(word))
+        .unwrap_or(command);
     let mut found: Option<Vec<OsString>> = None;
     for (place, word) in line.iter().enumerate().skip(at + 1) {
-        let Some((before, reference, after)) = word.to_str().and_then(split) else { continue };
+        let Some((before, reference, after)) = word.to_str().and_then(split) else {
+            continue;
+        };
         let flag = match before.split_once('=') {
             Some((flag, _)) if flag.starts_with("--") => Some(flag),
             _ => line[place - 1].to_str(),
         };
         let flag = flag.and_then(|flag| flag.strip_prefix("--"));
-        let argument = flag.and_then(|flag| inner.get_arguments().find(|argument| argument.get_long() == Some(flag)));
-        if argument.is_some_and(|argument| argument.get_action().takes_values() && !names_files(argument)) {
+        let argument = flag.and_then(|flag| {
+            inner
+                .get_arguments()
+                .find(|argument| argument.get_long() == Some(flag))
+        });
+        if argument
+            .is_some_and(|argument| argument.get_action().takes_values() && !names_files(argument))
+        {
             continue;
         }
         let folder = folder(&Reference::parse(reference)?, only_headers, printer)?;
@@ -93,7 +111,9 @@ fn split(word: &str) -> Option<(&str, &str, &str)> {
         return None;
     }
     let rest = &word[begin + SCHEME.len()..];
-    let end = rest.find(':').map_or(word.len(), |colon| begin + SCHEME.len() + colon);
+    let end = rest
+        .find(':')
+        .map_or(word.len(), |colon| begin + SCHEME.len() + colon);
     Some((&word[..begin], &word[begin..end], &word[end..]))
 }
 
@@ -109,7 +129,11 @@ pub fn folder(reference: &Reference, only_headers: bool, printer: &Printer) -> R
     let pull = Pull::new(&client, reference, &Selection::default(), None)?;
     let missing = pull.missing();
     if missing > 0 {
-        printer.note(&format!("pulling {reference} at {}: {}", pull.snapshot.commit, table::bytes(missing)));
+        printer.note(&format!(
+            "pulling {reference} at {}: {}",
+            pull.snapshot.commit,
+            table::bytes(missing)
+        ));
     }
     let bar = printer.bytes_bar(missing, "pulling");
     let pulled = pull.run(false, WORKERS, &|bytes| bar.inc(bytes))?;
@@ -118,31 +142,43 @@ pub fn folder(reference: &Reference, only_headers: bool, printer: &Printer) -> R
 }
 
 /// Where the sources of a checkpoint's recipe lie now, by their names: as `given`, or where they were pulled to. Those that
-/// the manifest has elsewhere are left out.
+/// the manifest has elsewhere are left out, and nothing is pulled for names that it does not have.
 pub fn recipe_sources(
     checkpoint: &Path,
     given: &[(String, String)],
     printer: &Printer,
 ) -> Result<Vec<(String, PathBuf)>> {
-    let Ok(Some(Manifest { recipe: Some(recipe), .. })) = Manifest::read(checkpoint) else {
+    let Ok(Some(Manifest {
+        recipe: Some(recipe),
+        ..
+    })) = Manifest::read(checkpoint)
+    else {
         return Ok(Vec::new());
     };
     let is_given = |name: &String| given.iter().any(|(given, _)| given == name);
-    let remote = recipe.sources.into_iter().filter(|(name, place)| place.starts_with(SCHEME) && !is_given(name));
-    let place = |(name, place): (String, String)| {
-        let place = match place.starts_with(SCHEME) {
-            true => folder(&Reference::parse(&place)?, false, printer)?,
+    let remote = recipe
+        .sources
+        .iter()
+        .filter(|(name, place)| place.starts_with(SCHEME) && !is_given(name));
+    let place = |(name, place): (&String, &String)| {
+        let place = match place.starts_with(SCHEME) && recipe.sources.contains_key(name) {
+            true => folder(&Reference::parse(place)?, false, printer)?,
             false => PathBuf::from(place),
         };
-        Ok((name, place))
+        Ok((name.clone(), place))
     };
-    remote.chain(given.iter().cloned()).map(place).collect()
+    remote
+        .chain(given.iter().map(|(name, place)| (name, place)))
+        .map(place)
+        .collect()
 }
 
 /// What the sources of a checkpoint that lie on the Hub have been pulled to, in the order of its manifest; `None` for the
 /// others, and nothing where no manifest can be read.
 pub fn sources(checkpoint: &Path, printer: &Printer) -> Result<Vec<Option<PathBuf>>> {
-    let Ok(Some(manifest)) = Manifest::read(checkpoint) else { return Ok(Vec::new()) };
+    let Ok(Some(manifest)) = Manifest::read(checkpoint) else {
+        return Ok(Vec::new());
+    };
     let fetch = |source: SourceRecord| match source.path.starts_with(SCHEME) {
         true => folder(&Reference::parse(&source.path)?, false, printer).map(Some),
         false => Ok(None),

@@ -37,6 +37,7 @@ impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
         let (plan, architecture, files) = plan(&self.config, self.dtype, self.rng_seed)?;
-        self.write.run(&plan, Some(&architecture), &files, &self.out, printer)
+        self.write
+            .run(&plan, Some(&architecture), &files, &self.out, printer)
     }
 }

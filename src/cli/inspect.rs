@@ -99,7 +99,10 @@ impl Arguments {
     fn summary(&self, path: &Path) -> Result<Summary, Error> {
         let checkpoint = Checkpoint::open(path)?;
         let config = match &checkpoint.gguf {
-            Some(header) => Some(Config::from_json(path, bam_convert::family::gguf::config(header)?)),
+            Some(header) => Some(Config::from_json(
+                path,
+                bam_convert::family::gguf::config(header)?,
+            )),
             None => checkpoint
                 .folder()
                 .filter(|folder| folder.join("config.json").exists())
@@ -111,24 +114,41 @@ impl Arguments {
             Some(Err(error)) => (None, Some(error.to_string())),
             None => (None, None),
         };
-        let layout = architecture.as_ref().map(|architecture| architecture.expert_layout(&checkpoint)).transpose()?;
-        let manifest = checkpoint.folder().map(Manifest::read).transpose()?.flatten();
+        let layout = architecture
+            .as_ref()
+            .map(|architecture| architecture.expert_layout(&checkpoint))
+            .transpose()?;
+        let manifest = checkpoint
+            .folder()
+            .map(Manifest::read)
+            .transpose()?
+            .flatten();
         let report = architecture
             .as_ref()
             .map(|architecture| cost::Report::new(architecture, cost::PAPER_CONTEXT))
             .transpose()?;
-        let names = config.as_ref().and_then(|config| config.json.get("expert_names"));
+        let names = config
+            .as_ref()
+            .and_then(|config| config.json.get("expert_names"));
         let mut encodings: BTreeMap<String, Share> = BTreeMap::new();
         for entry in checkpoint.tensors.values() {
             let share = encodings.entry(entry.encoding.to_string()).or_default();
             share.tensors += 1;
             share.bytes += entry.length;
         }
-        let files = checkpoint.files.iter().enumerate().map(|(number, file)| File {
-            path: file.path().to_path_buf(),
-            bytes: file.len(),
-            tensors: checkpoint.tensors.values().filter(|entry| entry.file == number).count(),
-        });
+        let files = checkpoint
+            .files
+            .iter()
+            .enumerate()
+            .map(|(number, file)| File {
+                path: file.path().to_path_buf(),
+                bytes: file.len(),
+                tensors: checkpoint
+                    .tensors
+                    .values()
+                    .filter(|entry| entry.file == number)
+                    .count(),
+            });
         let list = || {
             checkpoint.tensors.iter().map(|(name, entry)| Tensor {
                 name: name.clone(),
@@ -167,7 +187,11 @@ impl Summary {
             fact("model", format!("unknown: {unknown}"));
         }
         if self.fused_experts {
-            fact("layout", "fused: all experts of a layer in one tensor (`convert --layout classic`)".to_owned());
+            fact(
+                "layout",
+                "fused: all experts of a layer in one tensor (`convert --layout classic`)"
+                    .to_owned(),
+            );
         }
         if let Some(names) = &self.expert_names {
             fact("experts", names.join(", "));
@@ -182,21 +206,56 @@ impl Summary {
             _ => grouped(self.parameters),
         };
         fact("parameters", parameters);
-        fact("tensor data", format!("{} ({} bytes)", table::bytes(self.bytes), grouped(self.bytes)));
+        fact(
+            "tensor data",
+            format!(
+                "{} ({} bytes)",
+                table::bytes(self.bytes),
+                grouped(self.bytes)
+            ),
+        );
         for (encoding, share) in &self.encodings {
-            fact(encoding, format!("{}, {}", counted(share.tensors, "tensor"), table::bytes(share.bytes)));
+            fact(
+                encoding,
+                format!(
+                    "{}, {}",
+                    counted(share.tensors, "tensor"),
+                    table::bytes(share.bytes)
+                ),
+            );
         }
         for file in &self.files {
-            let name = file.path.file_name().unwrap_or(file.path.as_os_str()).to_string_lossy().into_owned();
-            fact(&name, format!("{}, {}", counted(file.tensors as u64, "tensor"), table::bytes(file.bytes)));
+            let name = file
+                .path
+                .file_name()
+                .unwrap_or(file.path.as_os_str())
+                .to_string_lossy()
+                .into_owned();
+            fact(
+                &name,
+                format!(
+                    "{}, {}",
+                    counted(file.tensors as u64, "tensor"),
+                    table::bytes(file.bytes)
+                ),
+            );
         }
         let mut text = table::facts(facts);
         if let Some(tensors) = &self.tensors {
-            let columns =
-                [("tensor", Align::Left), ("dtype", Align::Left), ("shape", Align::Left), ("bytes", Align::Right)];
+            let columns = [
+                ("tensor", Align::Left),
+                ("dtype", Align::Left),
+                ("shape", Align::Left),
+                ("bytes", Align::Right),
+            ];
             let rows = tensors.iter().map(|tensor| {
                 let shape = format!("{:?}", tensor.shape);
-                vec![tensor.name.clone(), tensor.encoding.clone(), shape, grouped(tensor.bytes)]
+                vec![
+                    tensor.name.clone(),
+                    tensor.encoding.clone(),
+                    shape,
+                    grouped(tensor.bytes),
+                ]
             });
             text.push('\n');
             text += &table::render(&columns, rows);

@@ -19,8 +19,10 @@ use super::{Outcome, Verdict};
 /// With a second model, or for dumps of such logits, differences are printed; exit code 1 means that the largest one is
 /// above --tolerance.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  bam-convert logits bam --tokens tokens.json --dump logits.safetensors\n  \
-                        bam-convert logits bam seed --tolerance 1e-5")]
+#[command(
+    after_help = "Examples:\n  bam-convert logits bam --tokens tokens.json --dump logits.safetensors\n  \
+                        bam-convert logits bam seed --tolerance 1e-5"
+)]
 pub struct Arguments {
     /// Folder of a model, or a dump of its logits.
     #[arg(value_name = "CKPT")]
@@ -52,14 +54,24 @@ impl Arguments {
         if let Some(dump) = &self.dump {
             check_tensor_target(dump, LOGITS)?;
             let logits = Logits::of(&self.a, &self.tokens()?.unwrap_or_default(), &device)?;
-            write_tensor(dump, LOGITS, &[logits.positions as u64, logits.vocab as u64], &logits.values)?;
+            write_tensor(
+                dump,
+                LOGITS,
+                &[logits.positions as u64, logits.vocab as u64],
+                &logits.values,
+            )?;
             let (positions, vocab) = (logits.positions, logits.vocab);
-            printer.note(&format!("wrote {}: {LOGITS} [{positions}, {vocab}], float32", dump.display()));
+            printer.note(&format!(
+                "wrote {}: {LOGITS} [{positions}, {vocab}], float32",
+                dump.display()
+            ));
             return Ok(Verdict::Yes);
         }
         let b = self.b.as_deref().ok_or_else(|| {
-            Error::usage("expected a second model to compare with, or --dump FILE to keep the logits")
-                .with_hint("`bam-convert logits --help` shows both")
+            Error::usage(
+                "expected a second model to compare with, or --dump FILE to keep the logits",
+            )
+            .with_hint("`bam-convert logits --help` shows both")
         })?;
         let tokens = match self.tokens()? {
             Some(tokens) => Some(tokens),
@@ -72,7 +84,9 @@ impl Arguments {
             true => printer.json(&comparison)?,
             false => printer.result(&comparison.table())?,
         }
-        let beyond = self.tolerance.is_some_and(|tolerance| comparison.max > tolerance);
+        let beyond = self
+            .tolerance
+            .is_some_and(|tolerance| comparison.max > tolerance);
         Ok(if beyond { Verdict::No } else { Verdict::Yes })
     }
 
@@ -83,11 +97,15 @@ impl Arguments {
     /// Tokens that both models know and have room for; none for two dumps.
     fn fixed_tokens(&self, sides: [&Path; 2]) -> bam_convert::Result<Option<Vec<u32>>> {
         let folders: Vec<&Path> = sides.into_iter().filter(|side| !side.is_file()).collect();
-        let described = folders.iter().map(|folder| Architecture::of(&Config::read(folder)?));
+        let described = folders
+            .iter()
+            .map(|folder| Architecture::of(&Config::read(folder)?));
         let described: Vec<Architecture> = described.collect::<bam_convert::Result<_>>()?;
         match folders.len() {
             0 => Ok(None),
-            1 => Err(Error::usage("expected --tokens: a dump does not say which tokens its logits are of")),
+            1 => Err(Error::usage(
+                "expected --tokens: a dump does not say which tokens its logits are of",
+            )),
             _ => Ok(Some(default_tokens(&described))),
         }
     }

@@ -21,7 +21,8 @@ impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
         std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
-        clap_mangen::generate_to(definition(), &self.out).map_err(|e| Error::io("write to", &self.out, e))?;
+        clap_mangen::generate_to(definition(), &self.out)
+            .map_err(|e| Error::io("write to", &self.out, e))?;
         printer.note(&format!("wrote manual pages to {}", self.out.display()));
         Ok(Verdict::Yes)
     }

@@ -44,10 +44,14 @@ pub struct Arguments {
 fn weighted_path(text: &str) -> Result<(PathBuf, f64), String> {
     let whole = PathBuf::from(text);
     match text.rsplit_once(':') {
-        Some((path, weight)) if !path.is_empty() && !whole.exists() => match weight.parse::<f64>() {
-            Ok(weight) if weight.is_finite() => Ok((PathBuf::from(path), weight)),
-            _ => Err(format!("expected a finite number after the colon, found `{weight}`")),
-        },
+        Some((path, weight)) if !path.is_empty() && !whole.exists() => {
+            match weight.parse::<f64>() {
+                Ok(weight) if weight.is_finite() => Ok((PathBuf::from(path), weight)),
+                _ => Err(format!(
+                    "expected a finite number after the colon, found `{weight}`"
+                )),
+            }
+        }
         _ => Ok((whole, 1.0)),
     }
 }
@@ -58,17 +62,29 @@ impl Arguments {
         let format = self.format.as_deref().map(Family::read).transpose()?;
         let mut models = Vec::with_capacity(self.models.len());
         for (number, (path, weight)) in self.models.iter().enumerate() {
-            models.push((Model::open_as(&format!("model-{}", number + 1), path, format.as_ref())?, *weight));
+            models.push((
+                Model::open_as(&format!("model-{}", number + 1), path, format.as_ref())?,
+                *weight,
+            ));
         }
         let base = match &self.base {
             None => 0,
-            Some(base) => self.models.iter().position(|(path, _)| path == base).ok_or_else(|| {
-                Error::usage(format!("--base {} is none of the models", base.display()))
-                    .with_hint("name one of the folders of --model as it stands there")
-            })?,
+            Some(base) => self
+                .models
+                .iter()
+                .position(|(path, _)| path == base)
+                .ok_or_else(|| {
+                    Error::usage(format!("--base {} is none of the models", base.display()))
+                        .with_hint("name one of the folders of --model as it stands there")
+                })?,
         };
-        let settings = Settings { base, normalize: self.normalize, dtype: self.dtype };
+        let settings = Settings {
+            base,
+            normalize: self.normalize,
+            dtype: self.dtype,
+        };
         let (plan, architecture, files) = plan(models, &settings)?;
-        self.write.run(&plan, Some(&architecture), &files, &self.out, printer)
+        self.write
+            .run(&plan, Some(&architecture), &files, &self.out, printer)
     }
 }

@@ -2,7 +2,9 @@
 
 use bam_convert::family::{Architecture, Layers, Method};
 use bam_convert::surgery::layers::LayerChoice;
-use bam_convert::surgery::methods::{Drop, DropIndices, FeedForward, Granular, Noise, Shuffle, Split, WeightScaling};
+use bam_convert::surgery::methods::{
+    Drop, DropIndices, FeedForward, Granular, Noise, Shuffle, Split, WeightScaling,
+};
 use bam_convert::surgery::scales::Scales;
 use bam_convert::surgery::upcycle::SharedExpert;
 use bam_convert::{Error, Result};
@@ -65,16 +67,26 @@ pub struct MethodArguments {
 
 /// `NAME` or `NAME:gated`.
 fn shared_expert(text: &str) -> Result<SharedExpert, String> {
-    let (name, gated) = text.strip_suffix(":gated").map_or((text, false), |name| (name, true));
+    let (name, gated) = text
+        .strip_suffix(":gated")
+        .map_or((text, false), |name| (name, true));
     match name.is_empty() || name.contains(':') {
-        true => Err(format!("expected `seed` or the name of an expert, then `:gated` or nothing, found `{text}`")),
-        false => Ok(SharedExpert { of: name.to_owned(), gated }),
+        true => Err(format!(
+            "expected `seed` or the name of an expert, then `:gated` or nothing, found `{text}`"
+        )),
+        false => Ok(SharedExpert {
+            of: name.to_owned(),
+            gated,
+        }),
     }
 }
 
 /// `NAME=NUMBER`.
 fn named_number(text: &str) -> Result<(String, f64), String> {
-    match text.rsplit_once('=').map(|(name, number)| (name, number.parse())) {
+    match text
+        .rsplit_once('=')
+        .map(|(name, number)| (name, number.parse()))
+    {
         Some((name, Ok(number))) if !name.is_empty() => Ok((name.to_owned(), number)),
         _ => Err(format!("expected NAME=NUMBER, found `{text}`")),
     }
@@ -104,7 +116,14 @@ impl MethodArguments {
     /// What becomes of feed-forward networks.
     pub fn feed_forward(&self, method: Method) -> Result<FeedForward> {
         self.refuse_misplaced(method)?;
-        let experts = || needed(self.copies, "--experts", method, "how many experts are made of the seed");
+        let experts = || {
+            needed(
+                self.copies,
+                "--experts",
+                method,
+                "how many experts are made of the seed",
+            )
+        };
         let part = |ratio: Option<f64>, usual: f64| ratio.unwrap_or(usual);
         Ok(match method {
             Method::Bam | Method::Btx => match (self.split_ffn, self.blend) {
@@ -120,10 +139,16 @@ impl MethodArguments {
             Method::Noise => {
                 let std = part(self.noise_std, 0.02);
                 if !std.is_finite() || std < 0.0 {
-                    return Err(Error::usage(format!("--noise-std {std} is no standard deviation"))
-                        .with_hint("pass a number of 0 or more"));
+                    return Err(Error::usage(format!(
+                        "--noise-std {std} is no standard deviation"
+                    ))
+                    .with_hint("pass a number of 0 or more"));
                 }
-                FeedForward::Noise(Noise { experts: experts()?, std, ratio: part(self.noise_ratio, 1.0) })
+                FeedForward::Noise(Noise {
+                    experts: experts()?,
+                    std,
+                    ratio: part(self.noise_ratio, 1.0),
+                })
             }
             Method::Drop => FeedForward::Drop(Drop {
                 experts: experts()?,
@@ -135,7 +160,12 @@ impl MethodArguments {
             }),
             Method::Granular => FeedForward::Granular(Granular {
                 expansion: experts()?,
-                granularity: needed(self.granularity, "--granularity", method, "how many shards a copy is cut into")?,
+                granularity: needed(
+                    self.granularity,
+                    "--granularity",
+                    method,
+                    "how many shards a copy is cut into",
+                )?,
                 scaling: match self.weight_scaling {
                     Some(WeightScalingName::Spread) | None => WeightScaling::Spread,
                     Some(WeightScalingName::Down) => WeightScaling::Down,
@@ -144,16 +174,26 @@ impl MethodArguments {
             }),
             Method::Shuffle => FeedForward::Shuffle(Shuffle {
                 experts: experts()?,
-                width: needed(self.expert_width, "--expert-width", method, "how wide an expert is")?,
+                width: needed(
+                    self.expert_width,
+                    "--expert-width",
+                    method,
+                    "how wide an expert is",
+                )?,
                 reinit_ratio: part(self.reinit_ratio, 0.5),
             }),
-            Method::Split => FeedForward::Split(Split { experts: experts()?, output_scale: self.output_scale }),
+            Method::Split => FeedForward::Split(Split {
+                experts: experts()?,
+                output_scale: self.output_scale,
+            }),
         })
     }
 
     /// Layers with feed-forward experts.
     pub fn layers(&self, seed: &Architecture) -> Result<Layers> {
-        self.layers.as_ref().map_or(Ok(Layers::All), |choice| choice.layers(seed.num_layers))
+        self.layers
+            .as_ref()
+            .map_or(Ok(Layers::All), |choice| choice.layers(seed.num_layers))
     }
 
     /// The shared expert.
@@ -163,24 +203,39 @@ impl MethodArguments {
 
     /// What is done to single experts.
     pub fn scales(&self) -> Scales {
-        Scales { noise: self.noise_scale.clone(), residual: self.residual_scale.clone() }
+        Scales {
+            noise: self.noise_scale.clone(),
+            residual: self.residual_scale.clone(),
+        }
     }
 
     /// Flags of other methods are refused rather than ignored.
     fn refuse_misplaced(&self, method: Method) -> Result<()> {
         use Method::{Bam, Btx, Drop, Granular, Noise, Shuffle, Sparse, Split};
         let taken: [(&str, bool, &[Method]); 14] = [
-            ("--experts", self.copies.is_some(), &[Sparse, Noise, Drop, Granular, Shuffle, Split]),
+            (
+                "--experts",
+                self.copies.is_some(),
+                &[Sparse, Noise, Drop, Granular, Shuffle, Split],
+            ),
             ("--split-ffn", self.split_ffn.is_some(), &[Bam, Btx]),
             ("--noise-scale", !self.noise_scale.is_empty(), &[Bam, Btx]),
-            ("--residual-scale", !self.residual_scale.is_empty(), &[Bam, Btx]),
+            (
+                "--residual-scale",
+                !self.residual_scale.is_empty(),
+                &[Bam, Btx],
+            ),
             ("--blend", self.blend, &[Bam, Btx]),
             ("--noise-std", self.noise_std.is_some(), &[Noise]),
             ("--noise-ratio", self.noise_ratio.is_some(), &[Noise]),
             ("--drop-ratio", self.drop_ratio.is_some(), &[Drop]),
             ("--drop-indices", self.drop_indices.is_some(), &[Drop]),
             ("--granularity", self.granularity.is_some(), &[Granular]),
-            ("--weight-scaling", self.weight_scaling.is_some(), &[Granular]),
+            (
+                "--weight-scaling",
+                self.weight_scaling.is_some(),
+                &[Granular],
+            ),
             ("--expert-width", self.expert_width.is_some(), &[Shuffle]),
             ("--reinit-ratio", self.reinit_ratio.is_some(), &[Shuffle]),
             ("--output-scale", self.output_scale.is_some(), &[Split]),
@@ -189,7 +244,8 @@ impl MethodArguments {
             if given && !by.contains(&method) {
                 let names: Vec<&str> = by.iter().map(|method| method.name()).collect();
                 let problem = format!("{flag} has no effect with --method {}", method.name());
-                return Err(Error::usage(problem).with_hint(format!("it belongs to --method {}", names.join(", "))));
+                return Err(Error::usage(problem)
+                    .with_hint(format!("it belongs to --method {}", names.join(", "))));
             }
         }
         Ok(())
@@ -207,22 +263,53 @@ pub fn cut_feed_forward(
         ("--granularity", granularity.is_some(), Method::Granular),
         ("--expert-width", width.is_some(), Method::Shuffle),
     ];
-    if let Some((flag, _, by)) = misplaced.iter().find(|(_, given, by)| *given && method != Some(*by)) {
-        return Err(Error::usage(format!("{flag} has no effect without --method {}", by.name()))
-            .with_hint("leave it out, or pass that method"));
+    if let Some((flag, _, by)) = misplaced
+        .iter()
+        .find(|(_, given, by)| *given && method != Some(*by))
+    {
+        return Err(Error::usage(format!(
+            "{flag} has no effect without --method {}",
+            by.name()
+        ))
+        .with_hint("leave it out, or pass that method"));
     }
-    let Some(method) = method else { return Ok(None) };
-    let number = || needed(experts, "--experts", method, "how many experts are made of the seed");
+    let Some(method) = method else {
+        return Ok(None);
+    };
+    let number = || {
+        needed(
+            experts,
+            "--experts",
+            method,
+            "how many experts are made of the seed",
+        )
+    };
     let scaling = WeightScaling::Off;
     Ok(match method {
-        Method::Split => Some(FeedForward::Split(Split { experts: number()?, output_scale: None })),
+        Method::Split => Some(FeedForward::Split(Split {
+            experts: number()?,
+            output_scale: None,
+        })),
         Method::Shuffle => {
             let width = needed(width, "--expert-width", method, "how wide an expert is")?;
-            Some(FeedForward::Shuffle(Shuffle { experts: number()?, width, reinit_ratio: 0.0 }))
+            Some(FeedForward::Shuffle(Shuffle {
+                experts: number()?,
+                width,
+                reinit_ratio: 0.0,
+            }))
         }
         Method::Granular => {
-            let granularity = needed(granularity, "--granularity", method, "how many shards a copy is cut into")?;
-            Some(FeedForward::Granular(Granular { expansion: number()?, granularity, scaling }))
+            let granularity = needed(
+                granularity,
+                "--granularity",
+                method,
+                "how many shards a copy is cut into",
+            )?;
+            Some(FeedForward::Granular(Granular {
+                expansion: number()?,
+                granularity,
+                scaling,
+            }))
         }
         _ => None,
     })
@@ -231,6 +318,7 @@ pub fn cut_feed_forward(
 /// A number that a method cannot do without.
 fn needed(number: Option<u64>, flag: &str, method: Method, what: &str) -> Result<u64> {
     number.ok_or_else(|| {
-        Error::usage(format!("--method {} needs {flag}", method.name())).with_hint(format!("{flag} says {what}"))
+        Error::usage(format!("--method {} needs {flag}", method.name()))
+            .with_hint(format!("{flag} says {what}"))
     })
 }

@@ -64,7 +64,13 @@ enum Verdict {
 
 /// Checkpoint surgery for mixtures of experts: from dense models to a verified BAM.
 #[derive(Debug, Parser)]
-#[command(name = "bam-convert", version, max_term_width = 110, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "bam-convert",
+    version,
+    max_term_width = 110,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 struct Arguments {
     /// Print results only: no progress, no notes.
     #[arg(short, long, global = true)]
@@ -111,7 +117,9 @@ pub fn main() -> ExitCode {
         }
     };
     let printer = Printer::new(arguments.quiet);
-    notes.iter().for_each(|note| printer.note(&format!(" note: {note}")));
+    notes
+        .iter()
+        .for_each(|note| printer.note(&format!(" note: {note}")));
     let outcome = match &arguments.command {
         #[cfg(feature = "hub")]
         Command::Pull(arguments) => arguments.run(&printer),
@@ -182,5 +190,7 @@ fn parse() -> bam_convert::Result<(Arguments, Vec<String>)> {
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }

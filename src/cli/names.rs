@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 /// `NAME=DIR`.
 pub fn named_path(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
-        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), PathBuf::from(path))),
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+            Ok((name.to_owned(), PathBuf::from(path)))
+        }
         _ => Err(format!("expected NAME=DIR, found `{text}`")),
     }
 }
@@ -13,7 +15,9 @@ pub fn named_path(text: &str) -> Result<(String, PathBuf), String> {
 /// `NAME=DIR` or `DIR`; a folder whose whole name has a `=` wins.
 pub fn named(path: &Path) -> (Option<String>, PathBuf) {
     match path.to_string_lossy().split_once('=') {
-        Some((name, folder)) if !path.exists() && !name.is_empty() => (Some(name.to_owned()), PathBuf::from(folder)),
+        Some((name, folder)) if !path.exists() && !name.is_empty() => {
+            (Some(name.to_owned()), PathBuf::from(folder))
+        }
         _ => (None, path.to_path_buf()),
     }
 }

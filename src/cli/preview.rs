@@ -62,7 +62,9 @@ impl Preview {
         memory: u64,
         threads: usize,
     ) -> Result<Self> {
-        let report = architecture.map(|architecture| cost::Report::new(architecture, CONTEXT)).transpose()?;
+        let report = architecture
+            .map(|architecture| cost::Report::new(architecture, CONTEXT))
+            .transpose()?;
         Ok(Self {
             method: plan.method.clone(),
             settings: plan.settings.clone(),
@@ -75,7 +77,9 @@ impl Preview {
             disk_free_bytes: free_space(out)?,
             memory_bytes: memory,
             threads,
-            kv_cache_bytes_per_token: report.as_ref().map(|report| report.kv_cache_bytes_per_token),
+            kv_cache_bytes_per_token: report
+                .as_ref()
+                .map(|report| report.kv_cache_bytes_per_token),
             flops_per_token: report.as_ref().map(|report| report.flops_per_token),
             refused_now: None,
         })
@@ -109,32 +113,67 @@ impl Preview {
             ]
         });
         let mut totals = vec![
-            ("parameters", with_active(self.parameters, self.active_parameters)),
-            ("tensors", format!("{} in {}", self.tensors, counted(self.weight_files as u64, "weight file"))),
-            ("output", format!("{} ({} bytes)", table::bytes(self.bytes), grouped(self.bytes))),
+            (
+                "parameters",
+                with_active(self.parameters, self.active_parameters),
+            ),
+            (
+                "tensors",
+                format!(
+                    "{} in {}",
+                    self.tensors,
+                    counted(self.weight_files as u64, "weight file")
+                ),
+            ),
+            (
+                "output",
+                format!(
+                    "{} ({} bytes)",
+                    table::bytes(self.bytes),
+                    grouped(self.bytes)
+                ),
+            ),
             ("disk free", table::bytes(self.disk_free_bytes)),
             (
                 "working memory",
-                format!("{} on {}", table::bytes(self.memory_bytes), counted(self.threads as u64, "thread")),
+                format!(
+                    "{} on {}",
+                    table::bytes(self.memory_bytes),
+                    counted(self.threads as u64, "thread")
+                ),
             ),
         ];
         if let Some(bytes) = self.kv_cache_bytes_per_token {
             totals.push(("KV cache", format!("{} bytes a token", grouped(bytes))));
         }
         if let Some(flops) = self.flops_per_token {
-            totals.push(("compute", format!("{} FLOPs a token at {CONTEXT} tokens of context", grouped(flops))));
+            totals.push((
+                "compute",
+                format!(
+                    "{} FLOPs a token at {CONTEXT} tokens of context",
+                    grouped(flops)
+                ),
+            ));
         }
         if let Some(refusal) = &self.refused_now {
             totals.push(("refused now", refusal.clone()));
         }
-        let totals = totals.into_iter().map(|(name, value)| (name.to_owned(), value));
-        format!("{}\n{}", table::render(&columns, rows), table::facts(totals))
+        let totals = totals
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value));
+        format!(
+            "{}\n{}",
+            table::render(&columns, rows),
+            table::facts(totals)
+        )
     }
 }
 
 fn with_active(total: u64, active: Option<u64>) -> String {
     match active {
-        Some(active) if active != total => format!("{}, {} active", grouped(total), grouped(active)),
+        Some(active) if active != total => {
+            format!("{}, {} active", grouped(total), grouped(active))
+        }
         _ => grouped(total),
     }
 }
@@ -146,11 +185,23 @@ fn groups(tensors: &[PlannedTensor]) -> Vec<Group> {
     for tensor in tensors {
         let layout = &tensor.layout;
         let (name, expression) = (pattern(&layout.name), tensor.expression.to_string());
-        let key = (name.clone(), expression.clone(), layout.dtype, layout.shape.clone());
+        let key = (
+            name.clone(),
+            expression.clone(),
+            layout.dtype,
+            layout.shape.clone(),
+        );
         let place = *places.entry(key).or_insert(groups.len());
         if place == groups.len() {
             let (dtype, shape) = (dtype::name(layout.dtype), layout.shape.clone());
-            groups.push(Group { name, count: 0, dtype, shape, expression, bytes: 0 });
+            groups.push(Group {
+                name,
+                count: 0,
+                dtype,
+                shape,
+                expression,
+                bytes: 0,
+            });
         }
         groups[place].count += 1;
         groups[place].bytes += layout.length();

@@ -54,7 +54,10 @@ impl Printer {
     pub fn error(&self, error: &anyhow::Error) {
         let known = error.downcast_ref::<Error>();
         // Ours says its cause itself.
-        self.stderr(&known.map_or_else(|| format!("error: {error:#}"), |known| format!("error: {known}")));
+        self.stderr(&known.map_or_else(
+            || format!("error: {error:#}"),
+            |known| format!("error: {known}"),
+        ));
         if let Some(hint) = known.and_then(Error::hint) {
             self.stderr(&format!(" hint: {hint}"));
         }
@@ -62,12 +65,20 @@ impl Printer {
 
     /// A progress bar over bytes; hidden where stderr is no terminal.
     pub fn bytes_bar(&self, total: u64, verb: &'static str) -> ProgressBar {
-        self.bar(total, verb, "{bytes:>10} of {total_bytes:>10} {bytes_per_sec:>12}")
+        self.bar(
+            total,
+            verb,
+            "{bytes:>10} of {total_bytes:>10} {bytes_per_sec:>12}",
+        )
     }
 
     /// A progress bar over tokens; hidden where stderr is no terminal.
     pub fn tokens_bar(&self, total: u64, verb: &'static str) -> ProgressBar {
-        self.bar(total, verb, "{human_pos:>10} of {human_len:>10} tokens {per_sec:>14}")
+        self.bar(
+            total,
+            verb,
+            "{human_pos:>10} of {human_len:>10} tokens {per_sec:>14}",
+        )
     }
 
     /// A progress bar over steps, with a message; hidden where stderr is no terminal.
@@ -75,7 +86,9 @@ impl Printer {
         let bar = ProgressBar::with_draw_target(Some(total), self.target());
         let template = "[{bar:24}] {pos} of {len} steps  {msg}  {eta} left";
         // The template is a constant that the tests have seen.
-        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
         bar
     }
 
@@ -91,14 +104,21 @@ impl Printer {
 
     fn target(&self) -> ProgressDrawTarget {
         let visible = !self.quiet && std::io::stderr().is_terminal();
-        if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
+        if visible {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        }
     }
 
     fn bar(&self, total: u64, verb: &'static str, numbers: &str) -> ProgressBar {
         let bar = ProgressBar::with_draw_target(Some(total), self.target());
         let template = format!("{{msg}} [{{bar:32}}] {numbers} {{eta:>4}} left");
         // The template is a constant that the tests have seen.
-        bar.set_style(ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_style(
+            ProgressStyle::with_template(&template)
+                .unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
         bar.set_message(verb);
         if !bar.is_hidden() {
             bar.enable_steady_tick(Duration::from_millis(200));

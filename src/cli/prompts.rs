@@ -22,13 +22,22 @@ pub struct ComputedRows {
 impl ComputedRows {
     /// Computes the rows of the experts `names` by the model in the folder `model`; `output` is what has the routers, of so many
     /// experts.
-    pub fn new(file: &Path, model: &Path, output: &Architecture, names: &[String], printer: &Printer) -> Result<Self> {
+    pub fn new(
+        file: &Path,
+        model: &Path,
+        output: &Architecture,
+        names: &[String],
+        printer: &Printer,
+    ) -> Result<Self> {
         let prompts = Prompts::read(file, names)?;
         let model = CausalLm::load(model, &LoadOptions::default())?;
         let bar = printer.tokens_bar(prompts.count(), "reading prompts");
         let rows = prompts.rows(&model, &|read| bar.inc(read))?;
         bar.finish_and_clear();
-        if let Some((a, b, layer, cosine)) = rows.most_alike().filter(|(_, _, _, cosine)| *cosine > ALIKE) {
+        if let Some((a, b, layer, cosine)) = rows
+            .most_alike()
+            .filter(|(_, _, _, cosine)| *cosine > ALIKE)
+        {
             let (a, b) = (&names[a], &names[b]);
             printer.note(&format!(
                 " note: the rows of `{a}` and `{b}` are much alike (cosine {cosine:.3} in layer {layer}), so one of them may \
@@ -39,7 +48,14 @@ impl ComputedRows {
         std::fs::create_dir(&folder).map_err(|e| Error::io("make", &folder, e))?;
         let path = folder.join(PROMPT_ROWS);
         let mode = prompts.mode.name().to_owned();
-        let found = Self { folder, rows: PromptRows { path: path.clone(), mode, prompts_sha256: prompts.sha256 } };
+        let found = Self {
+            folder,
+            rows: PromptRows {
+                path: path.clone(),
+                mode,
+                prompts_sha256: prompts.sha256,
+            },
+        };
         std::fs::write(&path, encode(&rows, output)?).map_err(|e| Error::io("write", &path, e))?;
         Ok(found)
     }
@@ -57,11 +73,23 @@ fn encode(rows: &Rows, output: &Architecture) -> Result<Vec<u8>> {
     let mut routers = output.tensors()?;
     let rows_of = |spec: &TensorSpec| match spec.role {
         Role::SharedExpertGate => rows.of_shared(spec.layer.unwrap_or_default() as usize),
-        role if role.is_router() && !spec.bias => Some(rows.of_layer(spec.layer.unwrap_or_default() as usize)),
+        role if role.is_router() && !spec.bias => {
+            Some(rows.of_layer(spec.layer.unwrap_or_default() as usize))
+        }
         _ => None,
     };
     routers.retain(|spec| rows_of(spec).is_some());
-    let mut bytes = header::write(routers.iter().map(|spec| (spec.name.as_str(), Dtype::F32, &spec.shape[..])));
-    bytes.extend(routers.iter().filter_map(rows_of).flatten().flat_map(f32::to_le_bytes));
+    let mut bytes = header::write(
+        routers
+            .iter()
+            .map(|spec| (spec.name.as_str(), Dtype::F32, &spec.shape[..])),
+    );
+    bytes.extend(
+        routers
+            .iter()
+            .filter_map(rows_of)
+            .flatten()
+            .flat_map(f32::to_le_bytes),
+    );
     Ok(bytes)
 }

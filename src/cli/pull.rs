@@ -19,9 +19,11 @@ use super::{Outcome, Verdict, estimate, hub};
 /// Without DIR it goes to the cache that Python shares (HF_HOME), and its folder is printed. What was transferred before a
 /// cut connection or a kill is kept, and the next run goes on from there.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  bam-convert pull HuggingFaceTB/SmolLM2-135M\n  \
+#[command(
+    after_help = "Examples:\n  bam-convert pull HuggingFaceTB/SmolLM2-135M\n  \
                         bam-convert pull org/name@v1.0 seed --exclude '*.gguf' --dry-run\n\n\
-                        Environment: HF_ENDPOINT, HF_TOKEN (or the file of a login), HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE (docs/hub.md).")]
+                        Environment: HF_ENDPOINT, HF_TOKEN (or the file of a login), HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE (docs/hub.md)."
+)]
 pub struct Arguments {
     /// Repository, and a branch, tag or commit of it.
     #[arg(value_name = "REPO[@REV]")]
@@ -75,7 +77,9 @@ impl Arguments {
                 Error::hub(&reference, HubFault::Offline, problem)
             })?;
             match self.json {
-                true => printer.json(&serde_json::json!({"repository": reference.repository, "folder": folder}))?,
+                true => printer.json(
+                    &serde_json::json!({"repository": reference.repository, "folder": folder}),
+                )?,
                 false => printer.result(&folder.display().to_string())?,
             }
             return Ok(Verdict::Yes);
@@ -86,13 +90,21 @@ impl Arguments {
                 outline::copy(&headers(&client, &reference)?, folder)?;
             }
             // Nothing tells how fast the network is.
-            return estimate::print(printer, &Estimate { bytes: pull.missing(), work: None });
+            return estimate::print(
+                printer,
+                &Estimate {
+                    bytes: pull.missing(),
+                    work: None,
+                },
+            );
         }
         if self.dry_run {
             return Self::preview(&pull, self.json, printer);
         }
         let bar = printer.bytes_bar(pull.missing(), "pulling");
-        let pulled = pull.run(self.force, usize::from(self.max_workers), &|bytes| bar.inc(bytes))?;
+        let pulled = pull.run(self.force, usize::from(self.max_workers), &|bytes| {
+            bar.inc(bytes)
+        })?;
         bar.finish_and_clear();
         match self.json {
             true => printer.json(&pulled)?,
@@ -116,13 +128,33 @@ impl Arguments {
         let (bytes, missing) = (pull.bytes(), pull.missing());
         if json {
             let (repository, commit, files) = (&snapshot.repository, &snapshot.commit, &pull.files);
-            printer.json(&Preview { repository, commit, files, bytes, missing })?;
+            printer.json(&Preview {
+                repository,
+                commit,
+                files,
+                bytes,
+                missing,
+            })?;
             return Ok(Verdict::Yes);
         }
-        let columns = [("file", Align::Left), ("bytes", Align::Right), ("size", Align::Right), ("", Align::Left)];
+        let columns = [
+            ("file", Align::Left),
+            ("bytes", Align::Right),
+            ("size", Align::Right),
+            ("", Align::Left),
+        ];
         let rows = pull.files.iter().map(|file| {
-            let state = if file.here.is_some() { "here already" } else { "to pull" };
-            vec![file.path.clone(), grouped(file.entry.size), table::bytes(file.entry.size), state.to_owned()]
+            let state = if file.here.is_some() {
+                "here already"
+            } else {
+                "to pull"
+            };
+            vec![
+                file.path.clone(),
+                grouped(file.entry.size),
+                table::bytes(file.entry.size),
+                state.to_owned(),
+            ]
         });
         let text = format!(
             "{} at {}\n\n{}\n{} in {}, {} to pull\n",

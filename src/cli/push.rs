@@ -29,9 +29,11 @@ const EVALUATION: &str = "eval.json";
 /// become repositories, and the card gets lineage and evaluation: in what is sent, not in DIR. Exit code 1 means that the
 /// checkpoint has faults, and nothing was sent.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  bam-convert push bam org/name --private\n  \
+#[command(
+    after_help = "Examples:\n  bam-convert push bam org/name --private\n  \
                         bam-convert push bam org/name --create-pr --message 'Longer training'\n\n\
-                        Environment: HF_ENDPOINT, HF_TOKEN (or the file of a login), HF_HUB_DISABLE_XET (docs/hub.md).")]
+                        Environment: HF_ENDPOINT, HF_TOKEN (or the file of a login), HF_HUB_DISABLE_XET (docs/hub.md)."
+)]
 pub struct Arguments {
     /// Folder of the checkpoint.
     #[arg(value_name = "DIR")]
@@ -103,10 +105,19 @@ impl Arguments {
         if self.dry_run {
             return self.preview(&push, printer);
         }
-        let ignored = push.files.iter().filter(|file| file.state == State::Ignored);
-        ignored
-            .for_each(|file| printer.note(&format!(" note: {}: left out by the repository's .gitignore", file.path)));
-        push.removed.iter().for_each(|path| printer.note(&format!(" note: {path}: {REMOVED}")));
+        let ignored = push
+            .files
+            .iter()
+            .filter(|file| file.state == State::Ignored);
+        ignored.for_each(|file| {
+            printer.note(&format!(
+                " note: {}: left out by the repository's .gitignore",
+                file.path
+            ))
+        });
+        push.removed
+            .iter()
+            .for_each(|path| printer.note(&format!(" note: {path}: {REMOVED}")));
         let bar = printer.bytes_bar(push.missing(), "pushing");
         let pushed = push.run(&|bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
@@ -120,7 +131,9 @@ impl Arguments {
                 reference = Reference::parse(&format!("{}@{revision}", reference.repository))?;
             }
             (Some(revision), Some(other)) if revision != other => {
-                return Err(Error::usage(format!("expected one branch, found `{other}` and `{revision}`")));
+                return Err(Error::usage(format!(
+                    "expected one branch, found `{other}` and `{revision}`"
+                )));
             }
             _ => {}
         }
@@ -136,56 +149,111 @@ impl Arguments {
             true => printer.json(&report)?,
             false => printer.result(&report.table(false))?,
         }
-        printer.note(&format!("nothing was pushed: {} has faults", self.folder.display()));
+        printer.note(&format!(
+            "nothing was pushed: {} has faults",
+            self.folder.display()
+        ));
         Ok(false)
     }
 
     /// What goes up in the place of files of the folder.
-    fn replaced(&self, reference: &Reference, manifest: Option<&Manifest>) -> Result<BTreeMap<String, Vec<u8>>> {
+    fn replaced(
+        &self,
+        reference: &Reference,
+        manifest: Option<&Manifest>,
+    ) -> Result<BTreeMap<String, Vec<u8>>> {
         let beside = self.folder.join(EVALUATION);
-        let evaluation = self.evaluation.clone().or_else(|| Some(beside).filter(|path| path.exists()));
+        let evaluation = self
+            .evaluation
+            .clone()
+            .or_else(|| Some(beside).filter(|path| path.exists()));
         let evaluation = evaluation.map(|path| Evaluation::read(&path)).transpose()?;
         let title = reference.repository.rsplit('/').next().unwrap_or_default();
         let evaluation = evaluation.map(|report| report.markdown());
-        let card = Publication { folder: &self.folder, title, manifest, evaluation }.card()?;
+        let card = Publication {
+            folder: &self.folder,
+            title,
+            manifest,
+            evaluation,
+        }
+        .card()?;
         let mut replaced = BTreeMap::from([(CARD.to_owned(), card.into_bytes())]);
         if let Some(manifest) = manifest {
-            replaced.insert(MANIFEST.to_owned(), manifest.clone().published(&self.folder).to_bytes());
+            replaced.insert(
+                MANIFEST.to_owned(),
+                manifest.clone().published(&self.folder).to_bytes(),
+            );
         }
         Ok(replaced)
     }
 
     fn message(&self, manifest: Option<&Manifest>) -> Result<String> {
         match &self.message {
-            Some(message) if message.trim().is_empty() => Err(Error::usage("expected a message, found an empty one")),
+            Some(message) if message.trim().is_empty() => {
+                Err(Error::usage("expected a message, found an empty one"))
+            }
             Some(message) => Ok(message.trim().to_owned()),
             None => {
-                let method = manifest.map_or_else(String::new, |manifest| format!(" made with {}", manifest.method));
-                Ok(format!("Checkpoint{method}, pushed by bam-convert {}", env!("CARGO_PKG_VERSION")))
+                let method = manifest.map_or_else(String::new, |manifest| {
+                    format!(" made with {}", manifest.method)
+                });
+                Ok(format!(
+                    "Checkpoint{method}, pushed by bam-convert {}",
+                    env!("CARGO_PKG_VERSION")
+                ))
             }
         }
     }
 
     fn preview(&self, push: &Push, printer: &Printer) -> Outcome {
         let reference = push.reference();
-        let (repository, revision, sent) = (&reference.repository, reference.revision(), push.missing());
+        let (repository, revision, sent) =
+            (&reference.repository, reference.revision(), push.missing());
         if self.work.json {
-            let (new_repository, files, removed) = (push.new_repository(), &push.files, &push.removed);
-            printer.json(&Preview { repository, revision, new_repository, files, removed, sent })?;
+            let (new_repository, files, removed) =
+                (push.new_repository(), &push.files, &push.removed);
+            printer.json(&Preview {
+                repository,
+                revision,
+                new_repository,
+                files,
+                removed,
+                sent,
+            })?;
             return Ok(Verdict::Yes);
         }
-        let columns = [("file", Align::Left), ("bytes", Align::Right), ("size", Align::Right), ("", Align::Left)];
+        let columns = [
+            ("file", Align::Left),
+            ("bytes", Align::Right),
+            ("size", Align::Right),
+            ("", Align::Left),
+        ];
         let rows = push.files.iter().map(|file| {
             let state = match file.state {
                 State::Unchanged => "there already",
                 State::Ignored => "left out by .gitignore",
                 State::Small | State::Large | State::New => "to push",
             };
-            vec![file.path.clone(), grouped(file.size), table::bytes(file.size), state.to_owned()]
+            vec![
+                file.path.clone(),
+                grouped(file.size),
+                table::bytes(file.size),
+                state.to_owned(),
+            ]
         });
-        let removed =
-            push.removed.iter().map(|path| vec![path.clone(), String::new(), String::new(), REMOVED.to_owned()]);
-        let new = if push.new_repository() { ", a new repository" } else { "" };
+        let removed = push.removed.iter().map(|path| {
+            vec![
+                path.clone(),
+                String::new(),
+                String::new(),
+                REMOVED.to_owned(),
+            ]
+        });
+        let new = if push.new_repository() {
+            ", a new repository"
+        } else {
+            ""
+        };
         printer.result(&format!(
             "{repository} at {revision}{new}\n\n{}\n{} to push\n",
             table::render(&columns, rows.chain(removed)),
@@ -200,11 +268,18 @@ impl Arguments {
             return Ok(Verdict::Yes);
         }
         let Some(url) = &pushed.url else {
-            printer.note(&format!("{} has all of it already, at {}", pushed.repository, pushed.commit));
+            printer.note(&format!(
+                "{} has all of it already, at {}",
+                pushed.repository, pushed.commit
+            ));
             printer.result(&pushed.commit)?;
             return Ok(Verdict::Yes);
         };
-        let sent = pushed.files.iter().filter(|file| matches!(file.state, State::Small | State::Large)).count();
+        let sent = pushed
+            .files
+            .iter()
+            .filter(|file| matches!(file.state, State::Small | State::Large))
+            .count();
         printer.note(&format!(
             "{} at {}: {}, of which {} sent ({})",
             pushed.repository,

@@ -20,8 +20,10 @@ const HTML: &[u8] = b"<!doctype html>";
 /// updates by role, divergence from the seed, settings and lineage; several runs are laid over each other. The page needs no
 /// network and no other file.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  bam-convert report bam-trained btx-trained --out report.html\n  \
-                        bam-convert report experts/code experts/law evaluation.json --out report.html")]
+#[command(
+    after_help = "Examples:\n  bam-convert report bam-trained btx-trained --out report.html\n  \
+                        bam-convert report experts/code experts/law evaluation.json --out report.html"
+)]
 pub struct Arguments {
     /// Outputs of `train` (OUT or OUT.run), checkpoint folders, results of `eval --json`, and work folders of `run`.
     #[arg(value_name = "DIR|FILE.json", required = true)]
@@ -44,8 +46,13 @@ impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
         if self.outline {
-            let checkpoints = self.inputs.iter().filter_map(|input| Checkpoint::open(input).ok());
-            let lengths: Vec<u64> = checkpoints.map(|checkpoint| checkpoint.data_length()).collect();
+            let checkpoints = self
+                .inputs
+                .iter()
+                .filter_map(|input| Checkpoint::open(input).ok());
+            let lengths: Vec<u64> = checkpoints
+                .map(|checkpoint| checkpoint.data_length())
+                .collect();
             // Each is compared with its seed.
             let compared = 2 * lengths.iter().sum::<u64>();
             let bytes = PAGE.0 + PAGE.1 * lengths.len() as u64;
@@ -56,7 +63,8 @@ impl Arguments {
         let bar = printer.bytes_bar(0, "comparing");
         let threads = self.threads.map(usize::from);
         let means = Means {
-            threads: threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+            threads: threads
+                .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
             progress: &|work| match work {
                 Work::Total(bytes) => bar.set_length(bytes),
                 Work::Done(bytes) => bar.inc(bytes),

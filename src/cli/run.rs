@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicBool;
 use bam_convert::Error;
 use bam_convert::checkpoint::reference::SCHEME;
 use bam_convert::pipeline::{
-    Choice, Failure, Graph, Rebuild, Recipe, Report, Runner, Selection, Site, Stage, comparison_table, schema,
-    status_table, submission_script, submitted_table,
+    Choice, Failure, Graph, Rebuild, Recipe, Report, Runner, Selection, Site, Stage,
+    comparison_table, schema, status_table, submission_script, submitted_table,
 };
 use clap::{Args, ValueEnum};
 
@@ -23,11 +23,13 @@ use super::{Outcome, Verdict, definition};
 /// or a recipe that was changed, goes on with what is left to do. Stages that do not need each other run side by side; one
 /// that runs a model (train, eval, logits, generate) takes all cores and runs alone. STAGE is a name or a pattern: 'train-*'.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  bam-convert run recipes/quickstart.yaml\n  \
+#[command(
+    after_help = "Examples:\n  bam-convert run recipes/quickstart.yaml\n  \
                         bam-convert run recipes/quickstart.yaml --set steps=20 --work /tmp/quick\n  \
                         bam-convert run recipes/quickstart.yaml --dry-run\n  \
                         bam-convert run recipes/quickstart.yaml --status\n  \
-                        bam-convert run --from-manifest mixture --source seed=/models/seed")]
+                        bam-convert run --from-manifest mixture --source seed=/models/seed"
+)]
 pub struct Arguments {
     /// The recipe, in YAML.
     #[arg(value_name = "RECIPE.yaml", required_unless_present_any = ["schema", "from_manifest"])]
@@ -99,10 +101,26 @@ impl Arguments {
             #[cfg(feature = "hub")]
             let moved = super::hub::recipe_sources(folder, &self.source, printer)?;
             #[cfg(not(feature = "hub"))]
-            let moved: Vec<_> = self.source.iter().map(|(name, path)| (name.clone(), PathBuf::from(path))).collect();
-            let rebuild = Rebuild::read(folder, self.work.as_deref(), &moved, self.allow_shell, self.verify)?;
+            let moved: Vec<_> = self
+                .source
+                .iter()
+                .map(|(name, path)| (name.clone(), PathBuf::from(path)))
+                .collect();
+            let rebuild = Rebuild::read(
+                folder,
+                self.work.as_deref(),
+                &moved,
+                self.allow_shell,
+                self.verify,
+            )?;
             let stages = rebuild.stages(&definition())?;
-            return self.run_stages(rebuild.recipe(), rebuild.work(), &stages, Some(&rebuild), printer);
+            return self.run_stages(
+                rebuild.recipe(),
+                rebuild.work(),
+                &stages,
+                Some(&rebuild),
+                printer,
+            );
         }
         let Some(recipe) = &self.recipe else {
             printer.json(&schema(&definition()))?;
@@ -124,7 +142,11 @@ impl Arguments {
     ) -> Outcome {
         let variables = recipe.variables(&self.set, work)?;
         let graph = Graph::of(stages, work)?;
-        let selection = Selection { from: self.from.clone(), only: self.only.clone(), force: self.force.clone() };
+        let selection = Selection {
+            from: self.from.clone(),
+            only: self.only.clone(),
+            force: self.force.clone(),
+        };
         let choices = selection.choices(stages)?;
         let program = std::env::current_exe().map_err(|e| Error::io("find", "this program", e))?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -133,7 +155,16 @@ impl Arguments {
         let jobs = self.jobs.map_or_else(cores, usize::from);
         let verify = self.verify;
         let (shares, variables, stop, watch) = (self.job, &variables[..], &stop, &watcher);
-        let runner = Runner { program: &program, work, jobs, variables, verify, shares, stop, watch };
+        let runner = Runner {
+            program: &program,
+            work,
+            jobs,
+            variables,
+            verify,
+            shares,
+            stop,
+            watch,
+        };
         if self.status {
             let status = runner.status(stages, &graph)?;
             match self.json {
@@ -167,21 +198,32 @@ impl Arguments {
         watcher.stop();
         let report = report?;
         let compared = match rebuild {
-            Some(rebuild) if report.is_complete() && choices.iter().all(|choice| *choice != Choice::Leave) => {
+            Some(rebuild)
+                if report.is_complete()
+                    && choices.iter().all(|choice| *choice != Choice::Leave) =>
+            {
                 Some((rebuild, rebuild.compare()?))
             }
             _ => None,
         };
         match (self.json, &compared) {
             (true, None) => printer.json(&report)?,
-            (true, Some((_, compared))) => printer.json(&serde_json::json!({"run": report, "compared": compared}))?,
+            (true, Some((_, compared))) => {
+                printer.json(&serde_json::json!({"run": report, "compared": compared}))?
+            }
             (false, None) => printer.result(&report.table())?,
             (false, Some((_, compared))) => {
-                printer.result(&format!("{}\n{}", report.table(), comparison_table(compared)))?;
+                printer.result(&format!(
+                    "{}\n{}",
+                    report.table(),
+                    comparison_table(compared)
+                ))?;
             }
         }
         if let Some((rebuild, compared)) = &compared
-            && compared.iter().any(|file| rebuild.is_result(file) && !file.is_equal())
+            && compared
+                .iter()
+                .any(|file| rebuild.is_result(file) && !file.is_equal())
         {
             return Ok(Verdict::No);
         }
@@ -192,12 +234,19 @@ impl Arguments {
     fn what(&self, recipe: &Recipe) -> bam_convert::Result<Vec<String>> {
         let text = |path: &Path| whole(path).map(|path| path.to_string_lossy().into_owned());
         let Some(folder) = &self.from_manifest else {
-            let set = self.set.iter().flat_map(|(name, value)| ["--set".to_owned(), format!("{name}={value}")]);
+            let set = self
+                .set
+                .iter()
+                .flat_map(|(name, value)| ["--set".to_owned(), format!("{name}={value}")]);
             return Ok(std::iter::once(text(recipe.path())?).chain(set).collect());
         };
         let mut words = vec!["--from-manifest".to_owned(), text(folder)?];
         for (name, place) in &self.source {
-            let place = if place.starts_with(SCHEME) { place.clone() } else { text(Path::new(place))? };
+            let place = if place.starts_with(SCHEME) {
+                place.clone()
+            } else {
+                text(Path::new(place))?
+            };
             words.extend(["--source".to_owned(), format!("{name}={place}")]);
         }
         words.extend(self.allow_shell.then(|| "--allow-shell".to_owned()));
@@ -213,7 +262,12 @@ impl Arguments {
         printer: &Printer,
     ) -> Outcome {
         let (program, work) = (runner.program.to_path_buf(), whole(runner.work)?);
-        let site = Site { program, what: self.what(recipe)?, work, verify: self.verify };
+        let site = Site {
+            program,
+            what: self.what(recipe)?,
+            work,
+            verify: self.verify,
+        };
         if self.dry_run {
             let (jobs, waiting) = runner.jobs(stages, graph, choices, &site)?;
             match self.json {
@@ -244,16 +298,26 @@ fn ended(report: &Report, printer: &Printer) -> Outcome {
         return Err(error.with_hint("the same command goes on from here").into());
     }
     // What is worse than a no comes last, and decides.
-    let (noes, faults): (Vec<_>, Vec<_>) =
-        report.failures.iter().partition(|failure| failure.code == Some(1) && failure.missing.is_none());
+    let (noes, faults): (Vec<_>, Vec<_>) = report
+        .failures
+        .iter()
+        .partition(|failure| failure.code == Some(1) && failure.missing.is_none());
     let Some((worst, others)) = faults.split_last() else {
         noes.iter().for_each(|failure| say(failure, printer));
-        return Ok(if noes.is_empty() { Verdict::Yes } else { Verdict::No });
+        return Ok(if noes.is_empty() {
+            Verdict::Yes
+        } else {
+            Verdict::No
+        });
     };
-    noes.iter().chain(others).for_each(|failure| say(failure, printer));
+    noes.iter()
+        .chain(others)
+        .for_each(|failure| say(failure, printer));
     printer.note(&worst.tail);
     Err(match (worst.code, &worst.missing) {
-        (Some(2), _) | (_, Some(_)) => Error::usage(problem(worst)).with_hint("the last lines are above").into(),
+        (Some(2), _) | (_, Some(_)) => Error::usage(problem(worst))
+            .with_hint("the last lines are above")
+            .into(),
         _ => Error::compute("finish the recipe", problem(worst)).into(),
     })
 }
@@ -269,7 +333,11 @@ fn problem(failure: &Failure) -> String {
         (None, Some(code)) => format!("ended with exit code {code}"),
         (None, None) => "was ended by a signal".to_owned(),
     };
-    format!("stage `{}` {ended}; all it printed is in {}", failure.stage, failure.log.display())
+    format!(
+        "stage `{}` {ended}; all it printed is in {}",
+        failure.stage,
+        failure.log.display()
+    )
 }
 
 fn named_value(text: &str) -> Result<(String, String), String> {

@@ -25,7 +25,11 @@ impl Amount {
     /// What the last run of this very stage took, else what is estimated.
     fn of(measured: Option<f64>, estimated: Option<f64>) -> Self {
         let sum = measured.or(estimated);
-        Self { sum: sum.unwrap_or_default(), is_measured: measured.is_some(), is_open: sum.is_none() }
+        Self {
+            sum: sum.unwrap_or_default(),
+            is_measured: measured.is_some(),
+            is_open: sum.is_none(),
+        }
     }
 
     fn total(amounts: impl Iterator<Item = Self>) -> Self {
@@ -35,7 +39,14 @@ impl Amount {
             is_measured: a.is_measured && (b.is_measured || b.is_open),
             is_open: a.is_open || b.is_open,
         };
-        amounts.fold(Self { sum: 0.0, is_measured: true, is_open: false }, add)
+        amounts.fold(
+            Self {
+                sum: 0.0,
+                is_measured: true,
+                is_open: false,
+            },
+            add,
+        )
     }
 
     /// As a person reads it: `~` before what is estimated, `?` where nothing is known.
@@ -61,13 +72,20 @@ impl<'a> Preview<'a> {
     /// Measures the machine where an estimate needs it.
     pub(super) fn new(stages: &'a [Stage], forecasts: &'a [Forecast]) -> Self {
         let mut peaks = BTreeMap::new();
-        let mut peak_of =
-            |products: &Products| *peaks.entry((products.gpu, products.half)).or_insert_with(|| peak(products));
+        let mut peak_of = |products: &Products| {
+            *peaks
+                .entry((products.gpu, products.half))
+                .or_insert_with(|| peak(products))
+        };
         let seconds = forecasts.iter().map(|forecast| {
             let work = forecast.estimate.as_ref()?.work.as_ref()?;
             work.seconds(&mut peak_of)
         });
-        Self { stages, forecasts, seconds: seconds.collect() }
+        Self {
+            stages,
+            forecasts,
+            seconds: seconds.collect(),
+        }
     }
 
     /// Stages that would run, by number.
@@ -78,18 +96,28 @@ impl<'a> Preview<'a> {
     /// Estimated bytes of a stage: of what its command prints only where that is kept.
     fn bytes(&self, number: usize) -> Option<u64> {
         let estimate = self.forecasts[number].estimate.as_ref()?;
-        Some(if self.stages[number].outputs.is_empty() { 0 } else { estimate.bytes })
+        Some(if self.stages[number].outputs.is_empty() {
+            0
+        } else {
+            estimate.bytes
+        })
     }
 
     fn disk(&self, number: usize) -> Amount {
         let forecast = &self.forecasts[number];
         let measured = forecast.last_bytes.filter(|_| forecast.is_measured);
-        Amount::of(measured.map(|bytes| bytes as f64), self.bytes(number).map(|bytes| bytes as f64))
+        Amount::of(
+            measured.map(|bytes| bytes as f64),
+            self.bytes(number).map(|bytes| bytes as f64),
+        )
     }
 
     fn time(&self, number: usize) -> Amount {
         let forecast = &self.forecasts[number];
-        Amount::of(forecast.last_seconds.filter(|_| forecast.is_measured), self.seconds[number])
+        Amount::of(
+            forecast.last_seconds.filter(|_| forecast.is_measured),
+            self.seconds[number],
+        )
     }
 
     fn total(&self, amount: impl Fn(&Self, usize) -> Amount) -> Amount {
@@ -118,8 +146,12 @@ impl<'a> Preview<'a> {
     pub(super) fn text(&self, work: &Path) -> bam_convert::Result<String> {
         let mut text = format!("cd {}\n", quoted(&work.to_string_lossy()));
         for (stage, forecast) in self.stages.iter().zip(self.forecasts) {
-            let why =
-                forecast.runs_because.as_deref().map_or("does not run".to_owned(), |reason| format!("runs: {reason}"));
+            let why = forecast
+                .runs_because
+                .as_deref()
+                .map_or("does not run".to_owned(), |reason| {
+                    format!("runs: {reason}")
+                });
             text.push_str(&format!("\n# {}: {}\n", stage.name, table::printable(&why)));
             if !forecast.needs.is_empty() {
                 text.push_str(&format!("# needs {}\n", forecast.needs.join(", ")));
@@ -127,13 +159,18 @@ impl<'a> Preview<'a> {
             text.push_str(&format!("{}\n", table::printable(&typed(stage))));
         }
         text.push('\n');
-        self.table().lines().for_each(|line| text.push_str(&format!("# {line}\n")));
+        self.table()
+            .lines()
+            .for_each(|line| text.push_str(&format!("# {line}\n")));
         let (all, free) = (self.stages.len(), table::bytes(free_space(work)?));
         let count = self.running().count();
         text.push_str(&format!("# {count} of {all} stages would run"));
         if count > 0 {
             let [disk, time] = [self.total(Self::disk), self.total(Self::time)];
-            let (disk, time) = (disk.text(|bytes| table::bytes(bytes as u64)), time.text(table::duration));
+            let (disk, time) = (
+                disk.text(|bytes| table::bytes(bytes as u64)),
+                time.text(table::duration),
+            );
             text.push_str(&format!("; {disk} of disk; {time} one after the other"));
         }
         text.push_str(&format!("; {free} of disk are free\n"));
@@ -146,12 +183,17 @@ impl<'a> Preview<'a> {
             let forecast = &self.forecasts[number];
             let flops = forecast.estimate.as_ref().and_then(Estimate::flops);
             let (disk, time) = (self.disk(number), self.time(number));
-            let problem = forecast.unknown_because.as_deref().filter(|_| disk.is_open || time.is_open);
+            let problem = forecast
+                .unknown_because
+                .as_deref()
+                .filter(|_| disk.is_open || time.is_open);
             vec![
                 self.stages[number].name.clone(),
                 disk.text(|bytes| table::bytes(bytes as u64)),
                 time.text(table::duration),
-                flops.map(|flops| format!("~{}", table::number(flops))).unwrap_or_default(),
+                flops
+                    .map(|flops| format!("~{}", table::number(flops)))
+                    .unwrap_or_default(),
                 table::printable(problem.unwrap_or_default()),
             ]
         };
@@ -174,6 +216,9 @@ fn typed(stage: &Stage) -> String {
     let words = stage.command.iter().map(|word| quoted(word));
     let program = stage.is_own.then(|| "bam-convert".to_owned());
     let words: Vec<String> = program.into_iter().chain(words).collect();
-    let stdout = stage.stdout.iter().map(|file| format!(" > {}", quoted(&file.to_string_lossy())));
+    let stdout = stage
+        .stdout
+        .iter()
+        .map(|file| format!(" > {}", quoted(&file.to_string_lossy())));
     words.join(" ") + &stdout.collect::<String>()
 }

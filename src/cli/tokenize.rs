@@ -23,10 +23,12 @@ use super::{Outcome, Verdict};
 /// .zst). Documents that differ in white space only are dropped; near-duplicates stay on one side of the split between
 /// training and validation. The same texts make the same bytes on any number of threads.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  bam-convert tokenize texts/code --tokenizer seed --out tokens/code\n  \
+#[command(
+    after_help = "Examples:\n  bam-convert tokenize texts/code --tokenizer seed --out tokens/code\n  \
                         bam-convert tokenize 'dumps/**/*.jsonl.zst' --text-key content --tokenizer seed --out tokens/web\n  \
                         bam-convert tokenize texts --tokenizer train:4096 --out tokens/all\n\n\
-                        A tokenizer made here (train:N) is in the output folder, which other runs take as --tokenizer.")]
+                        A tokenizer made here (train:N) is in the output folder, which other runs take as --tokenizer."
+)]
 pub struct Arguments {
     /// Files, folders, and patterns such as 'texts/**/*.md'.
     #[arg(required = true, value_name = "PATH")]
@@ -79,7 +81,9 @@ impl Arguments {
         if self.outline {
             return print(printer, &outline(&settings)?);
         }
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads.map_or(0, usize::from)).build();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads.map_or(0, usize::from))
+            .build();
         let pool = pool.context("cannot start the worker threads")?;
         let bar = Mutex::new(ProgressBar::hidden());
         let progress = |progress: Progress| {
@@ -102,8 +106,10 @@ impl Arguments {
             && report.vocab_size < wanted
         {
             let found = table::grouped(report.vocab_size);
-            printer
-                .note(&format!(" note: the texts have pairs for {found} tokens only, not {}", table::grouped(wanted)));
+            printer.note(&format!(
+                " note: the texts have pairs for {found} tokens only, not {}",
+                table::grouped(wanted)
+            ));
         }
         match self.json {
             true => printer.json(&report)?,
@@ -118,7 +124,10 @@ fn text(report: &Report) -> String {
         ("files", table::grouped(report.files)),
         ("documents", table::grouped(report.documents)),
         ("without text", table::grouped(report.empty)),
-        ("exact duplicates dropped", table::grouped(report.duplicates)),
+        (
+            "exact duplicates dropped",
+            table::grouped(report.duplicates),
+        ),
         (
             "near-duplicates",
             format!(
@@ -145,7 +154,14 @@ fn text(report: &Report) -> String {
         ("text", Align::Right),
         ("bytes per token", Align::Right),
     ];
-    let rows = [row("train", &report.train), row("validation", &report.validation)];
+    let rows = [
+        row("train", &report.train),
+        row("validation", &report.validation),
+    ];
     let facts = table::facts(facts.map(|(name, value)| (name.to_owned(), value)));
-    format!("{facts}\n{}\nwrote {}", table::render(&columns, rows), report.output.display())
+    format!(
+        "{facts}\n{}\nwrote {}",
+        table::render(&columns, rows),
+        report.output.display()
+    )
 }

@@ -8,7 +8,9 @@ use bam_convert::checkpoint::outline;
 use bam_convert::family::{Architecture, Config};
 use bam_convert::table;
 use bam_convert::train::settings::{Compute, Documents, Preset, Spike, Trouble};
-use bam_convert::train::{Decay, End, Event, LoadBalance, Operation, Outlook, Request, Settings, beside, check, run};
+use bam_convert::train::{
+    Decay, End, Event, LoadBalance, Operation, Outlook, Request, Settings, beside, check, run,
+};
 use candle_core::Device;
 use clap::Args;
 use serde_json::json;
@@ -24,9 +26,11 @@ use super::{Outcome, Verdict};
 /// the same for TensorBoard), the settings, and checkpoints to resume from. Ctrl-C and SIGTERM save a checkpoint first;
 /// --resume goes on from the latest one, with the same losses and the same bytes as if nothing had happened.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  bam-convert train seed --data code=tokens/code --steps 1000 --out code\n  \
+#[command(
+    after_help = "Examples:\n  bam-convert train seed --data code=tokens/code --steps 1000 --out code\n  \
                         bam-convert train bam --data code=tokens/code --data law=tokens/law:2 --steps 500 --preset mixture --out mixed\n  \
-                        bam-convert train bam --data code=tokens/code --steps 100 --train routers --out routed")]
+                        bam-convert train bam --data code=tokens/code --steps 100 --train routers --out routed"
+)]
 pub struct Arguments {
     /// Folder of the checkpoint to begin with.
     #[arg(value_name = "CKPT")]
@@ -128,7 +132,12 @@ struct Optimiser {
     clip: f64,
     /// What trains: all, routers, experts, attention-experts, ffn-experts, adapters, norms, embeddings, expert:NAME, a
     /// role such as q or down, or a pattern of tensor names; several add up.
-    #[arg(long, value_name = "WHAT", default_value = "all", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "WHAT",
+        default_value = "all",
+        value_delimiter = ','
+    )]
     train: Vec<String>,
     /// What of it stays as it is, in the same words.
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
@@ -211,7 +220,12 @@ impl Arguments {
         if self.dry_run {
             let mut request = self.request(Device::Cpu, printer)?;
             check(&mut request)?;
-            return show_training(&self.outlook(&request.settings)?, &self.out, self.json, printer);
+            return show_training(
+                &self.outlook(&request.settings)?,
+                &self.out,
+                self.json,
+                printer,
+            );
         }
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
@@ -275,7 +289,13 @@ impl Arguments {
 
     fn outlook(&self, settings: &Settings) -> bam_convert::Result<Outlook> {
         let gpu = self.machine.device == DeviceName::Cuda;
-        Outlook::of(&self.checkpoint, &self.data, settings, &self.operation(), gpu)
+        Outlook::of(
+            &self.checkpoint,
+            &self.data,
+            settings,
+            &self.operation(),
+            gpu,
+        )
     }
 
     fn say(&self, end: &End, printer: &Printer) -> Outcome {
@@ -306,10 +326,15 @@ impl Arguments {
     fn settings(&self, printer: &Printer) -> bam_convert::Result<Settings> {
         let architecture = Architecture::of(&Config::read(&self.checkpoint)?)?;
         let mixture = architecture.mixture.as_ref();
-        let context = architecture.max_position_embeddings.map_or(256, |longest| longest.min(256) as usize);
+        let context = architecture
+            .max_position_embeddings
+            .map_or(256, |longest| longest.min(256) as usize);
         let optimiser = &self.optimiser;
         let preset = optimiser.preset.map(Preset::values);
-        let learning_rate = optimiser.learning_rate.or(preset.map(|(rate, ..)| rate)).unwrap_or(3e-4);
+        let learning_rate = optimiser
+            .learning_rate
+            .or(preset.map(|(rate, ..)| rate))
+            .unwrap_or(3e-4);
         let most = preset.map_or(100, |(_, warmup, _)| warmup);
         let warmup = optimiser.warmup.unwrap_or(most.min(self.steps / 10));
         if optimiser.warmup.is_none() && preset.is_some() && warmup < most {
@@ -330,15 +355,26 @@ impl Arguments {
             warmup,
             schedule: optimiser.schedule,
             decay_steps: optimiser.decay_steps.unwrap_or(self.steps / 5),
-            floor: optimiser.floor.or(preset.map(|(_, _, floor)| floor)).unwrap_or(0.1),
+            floor: optimiser
+                .floor
+                .or(preset.map(|(_, _, floor)| floor))
+                .unwrap_or(0.1),
             weight_decay: optimiser.weight_decay,
             beta1: optimiser.beta1,
             beta2: optimiser.beta2,
             epsilon: optimiser.epsilon,
             clip: optimiser.clip,
             load_balance: self.losses.load_balance,
-            aux_loss_coef: self.losses.aux_loss_coef.or(mixture.map(|m| m.router_aux_loss_coef)).unwrap_or(0.0),
-            z_loss_coef: self.losses.z_loss_coef.or(mixture.map(|m| m.router_z_loss_coef)).unwrap_or(0.0),
+            aux_loss_coef: self
+                .losses
+                .aux_loss_coef
+                .or(mixture.map(|m| m.router_aux_loss_coef))
+                .unwrap_or(0.0),
+            z_loss_coef: self
+                .losses
+                .z_loss_coef
+                .or(mixture.map(|m| m.router_z_loss_coef))
+                .unwrap_or(0.0),
             bias_balancing: self.losses.bias_balancing,
             train: optimiser.train.clone(),
             freeze: optimiser.freeze.clone(),
@@ -353,7 +389,10 @@ impl Arguments {
             gradient_checkpointing: self.machine.gradient_checkpointing,
             save_every: self.keeping.save_every,
             keep: self.keeping.keep,
-            validate_every: self.keeping.validate_every.unwrap_or((self.steps / 10).max(1)),
+            validate_every: self
+                .keeping
+                .validate_every
+                .unwrap_or((self.steps / 10).max(1)),
             validate_rows: self.keeping.validate_rows,
             detail_every: self.keeping.detail_every,
             dump_rows: self.keeping.dump_rows.clone(),
@@ -367,15 +406,23 @@ impl Arguments {
 fn use_threads(threads: u16) -> anyhow::Result<()> {
     // SAFETY: no other thread runs yet that could read the environment.
     unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
-    Ok(rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?)
+    Ok(rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.into())
+        .build_global()?)
 }
 
 /// `NAME=DIR` or `NAME=DIR:WEIGHT`.
 fn domain(text: &str) -> Result<(String, PathBuf, f64), String> {
-    let Some((name, rest)) = text.split_once('=').filter(|(name, rest)| !name.is_empty() && !rest.is_empty()) else {
+    let Some((name, rest)) = text
+        .split_once('=')
+        .filter(|(name, rest)| !name.is_empty() && !rest.is_empty())
+    else {
         return Err("expected NAME=DIR or NAME=DIR:WEIGHT".to_owned());
     };
-    match rest.rsplit_once(':').map(|(path, weight)| (path, weight.parse::<f64>())) {
+    match rest
+        .rsplit_once(':')
+        .map(|(path, weight)| (path, weight.parse::<f64>()))
+    {
         Some((path, Ok(weight))) => Ok((name.to_owned(), PathBuf::from(path), weight)),
         _ => Ok((name.to_owned(), PathBuf::from(rest), 1.0)),
     }

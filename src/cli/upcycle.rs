@@ -159,7 +159,9 @@ pub const TARGETS: [&str; 5] = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olm
 pub fn float_dtype(text: &str) -> Result<Dtype, String> {
     dtype::parse(text)
         .filter(|dtype| dtype::is_float(*dtype))
-        .ok_or_else(|| format!("expected one of bf16, f16, f32, f64, f8_e4m3, f8_e5m2, found `{text}`"))
+        .ok_or_else(|| {
+            format!("expected one of bf16, f16, f32, f64, f8_e4m3, f8_e5m2, found `{text}`")
+        })
 }
 
 impl Arguments {
@@ -172,17 +174,32 @@ impl Arguments {
         let mut experts = Vec::with_capacity(self.experts.len());
         for (name, path) in &self.experts {
             let random = path.as_os_str() == "random";
-            let model = if random { None } else { Some(Model::open_as(name, path, format.as_ref())?) };
-            experts.push(Expert { name: name.clone(), model });
+            let model = if random {
+                None
+            } else {
+                Some(Model::open_as(name, path, format.as_ref())?)
+            };
+            experts.push(Expert {
+                name: name.clone(),
+                model,
+            });
         }
-        let [router, attention_router] =
-            self.write.routers([&self.router, self.attention_router.as_ref().unwrap_or(&self.router)]);
+        let [router, attention_router] = self.write.routers([
+            &self.router,
+            self.attention_router.as_ref().unwrap_or(&self.router),
+        ]);
         let computed = match self.write.outline {
             true => None,
             false => self.prompt_rows(&seed.architecture, printer)?,
         };
         let stock = self.target != "bam";
-        let top_k = self.top_k.unwrap_or(TopK::Of(feed_forward.usual_top_k().max(if stock { 2 } else { 1 })));
+        let top_k = self
+            .top_k
+            .unwrap_or(TopK::Of(feed_forward.usual_top_k().max(if stock {
+                2
+            } else {
+                1
+            })));
         let rest_of_seed = matches!(self.rest, Some(MeanOrSeed::Seed));
         let settings = Settings {
             method: self.method,
@@ -192,7 +209,9 @@ impl Arguments {
             feed_forward,
             target: self.target.clone(),
             kv: self.kv.map_or(AttentionKv::Expert, KvName::value),
-            shared_kv_of_seed: self.shared_kv.map_or(rest_of_seed, |of| matches!(of, MeanOrSeed::Seed)),
+            shared_kv_of_seed: self
+                .shared_kv
+                .map_or(rest_of_seed, |of| matches!(of, MeanOrSeed::Seed)),
             rest_of_seed,
             dtype: self.dtype,
             top_k,
@@ -203,7 +222,9 @@ impl Arguments {
             router,
             attention_router,
             router_dtype: self.router_dtype,
-            router_bias: self.router_bias.map_or(RouterBias::None, RouterBiasName::value),
+            router_bias: self
+                .router_bias
+                .map_or(RouterBias::None, RouterBiasName::value),
             adapters: self.adapters,
             prompt_rows: computed.as_ref().map(|computed| computed.rows.clone()),
             rng_seed: self.rng_seed,
@@ -215,19 +236,41 @@ impl Arguments {
             .filter(|_| !self.write.outline)
             .map(|text| Check::new(text, self.sources()))
             .transpose()?;
-        let (plan, architecture, files) = (&upcycling.plan, Some(&upcycling.architecture), &upcycling.files);
-        self.write.run_and_check(plan, architecture, files, &self.out, check.as_ref(), printer)
+        let (plan, architecture, files) = (
+            &upcycling.plan,
+            Some(&upcycling.architecture),
+            &upcycling.files,
+        );
+        self.write.run_and_check(
+            plan,
+            architecture,
+            files,
+            &self.out,
+            check.as_ref(),
+            printer,
+        )
     }
 
     /// The dense models with their names, the seed first.
     fn sources(&self) -> Vec<(String, PathBuf)> {
-        let experts = self.experts.iter().filter(|(_, path)| path.as_os_str() != "random").cloned();
-        std::iter::once((SEED.to_owned(), self.seed.clone())).chain(experts).collect()
+        let experts = self
+            .experts
+            .iter()
+            .filter(|(_, path)| path.as_os_str() != "random")
+            .cloned();
+        std::iter::once((SEED.to_owned(), self.seed.clone()))
+            .chain(experts)
+            .collect()
     }
 
     /// The rows for routers that start from prompts.
-    fn prompt_rows(&self, dense: &Architecture, printer: &Printer) -> bam_convert::Result<Option<ComputedRows>> {
-        let Some(file) = RouterInit::prompts([Some(&self.router), self.attention_router.as_ref()])? else {
+    fn prompt_rows(
+        &self,
+        dense: &Architecture,
+        printer: &Printer,
+    ) -> bam_convert::Result<Option<ComputedRows>> {
+        let Some(file) = RouterInit::prompts([Some(&self.router), self.attention_router.as_ref()])?
+        else {
             return Ok(None);
         };
         if self.seed_copies > 0 {
@@ -239,14 +282,20 @@ impl Arguments {
         check_names(self.experts.iter().map(|(name, _)| name.as_str()))?;
         check_target(&self.out, self.write.force, &[])?;
         let seed = (!self.no_seed_expert).then(|| SEED.to_owned());
-        let names: Vec<String> = seed.into_iter().chain(self.experts.iter().map(|(name, _)| name.clone())).collect();
+        let names: Vec<String> = seed
+            .into_iter()
+            .chain(self.experts.iter().map(|(name, _)| name.clone()))
+            .collect();
         let mut output = dense.upcycled(Mixture::new(dense, names.len() as u64));
         if (self.method == Method::Btx || self.target != "bam")
             && let Some(mixture) = &mut output.mixture
         {
             mixture.attention_kv = AttentionKv::Merged;
         }
-        if self.methods.shared_expert().is_some_and(|shared| shared.gated)
+        if self
+            .methods
+            .shared_expert()
+            .is_some_and(|shared| shared.gated)
             && let Some(mixture) = &mut output.mixture
         {
             mixture.shared_expert_intermediate_size = Some(dense.intermediate_size);
@@ -271,16 +320,31 @@ impl Arguments {
             ("--seed-copies", self.seed_copies > 0),
             ("--rest", self.rest.is_some()),
         ];
-        let first = |flags: &[(&'static str, bool)]| flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
+        let first = |flags: &[(&'static str, bool)]| {
+            flags
+                .iter()
+                .find(|(_, given)| *given)
+                .map(|(flag, _)| *flag)
+        };
         let method = self.method.name();
         if let Some(flag) = first(&of_attention).filter(|_| self.method != Method::Bam) {
-            let why = if self.method.of_models() { "averages attention" } else { "keeps the seed's attention" };
-            return Err(Error::usage(format!("{flag} has no effect with --method {method}, which {why}"))
-                .with_hint("leave it out, or pass --method bam"));
+            let why = if self.method.of_models() {
+                "averages attention"
+            } else {
+                "keeps the seed's attention"
+            };
+            return Err(Error::usage(format!(
+                "{flag} has no effect with --method {method}, which {why}"
+            ))
+            .with_hint("leave it out, or pass --method bam"));
         }
         if let Some(flag) = first(&of_models).filter(|_| !self.method.of_models()) {
-            let problem = format!("{flag} has no effect with --method {method}, which takes all from the seed");
-            return Err(Error::usage(problem).with_hint("leave it out, or pass --method bam or btx"));
+            let problem = format!(
+                "{flag} has no effect with --method {method}, which takes all from the seed"
+            );
+            return Err(
+                Error::usage(problem).with_hint("leave it out, or pass --method bam or btx")
+            );
         }
         if matches!(self.router, RouterInit::Prompts(_)) && *feed_forward != FeedForward::Networks {
             return Err(Error::usage(
@@ -289,8 +353,10 @@ impl Arguments {
             .with_hint("pass --router normal"));
         }
         if self.shared_kv.is_some() && !shared {
-            return Err(bam_convert::Error::usage("--shared-kv has no effect without --kv shared")
-                .with_hint("pass --kv shared"));
+            return Err(
+                bam_convert::Error::usage("--shared-kv has no effect without --kv shared")
+                    .with_hint("pass --kv shared"),
+            );
         }
         Ok(())
     }
@@ -300,6 +366,9 @@ impl Arguments {
 mod tests {
     #[test]
     fn every_mixture_is_a_target() {
-        assert_eq!(bam_convert::family::targets().unwrap_or_default(), super::TARGETS);
+        assert_eq!(
+            bam_convert::family::targets().unwrap_or_default(),
+            super::TARGETS
+        );
     }
 }

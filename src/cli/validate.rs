@@ -20,7 +20,9 @@ use super::{Outcome, Verdict};
 /// With `--against`, every tensor is also made anew from the sources, as the manifest records it, and
 /// compared bit for bit. Exit code 1 means that faults were found; warnings do not count.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  bam-convert validate bam\n  bam-convert validate bam --against")]
+#[command(
+    after_help = "Examples:\n  bam-convert validate bam\n  bam-convert validate bam --against"
+)]
 pub struct Arguments {
     /// Folder or weight file.
     path: PathBuf,
@@ -53,18 +55,31 @@ impl Arguments {
             return print(printer, &Estimate::of(REPORT, bytes as f64 / READ));
         }
         let format = self.format.as_deref().map(Family::read).transpose()?;
-        let against = self.against.as_ref().map(|given| given.iter().cloned().map(Some).collect::<Vec<_>>());
+        let against = self
+            .against
+            .as_ref()
+            .map(|given| given.iter().cloned().map(Some).collect::<Vec<_>>());
         #[cfg(feature = "hub")]
         let against = match against {
             Some(given) if given.is_empty() => Some(super::hub::sources(&self.path, printer)?),
             other => other,
         };
-        let report = examine(&self.path, against.as_deref(), format.as_ref(), &self.work, printer)?;
+        let report = examine(
+            &self.path,
+            against.as_deref(),
+            format.as_ref(),
+            &self.work,
+            printer,
+        )?;
         match self.work.json {
             true => printer.json(&report)?,
             false => printer.result(&report.table(self.all))?,
         }
-        Ok(if report.faults() == 0 { Verdict::Yes } else { Verdict::No })
+        Ok(if report.faults() == 0 {
+            Verdict::Yes
+        } else {
+            Verdict::No
+        })
     }
 }
 
@@ -78,7 +93,13 @@ pub fn examine(
 ) -> Result<Report> {
     let bar = printer.bytes_bar(0, "checking");
     let (threads, memory) = (work.thread_count(), work.memory.as_u64());
-    let options = Options { against, format, threads, memory, progress: &|bytes| bar.inc(bytes) };
+    let options = Options {
+        against,
+        format,
+        threads,
+        memory,
+        progress: &|bytes| bar.inc(bytes),
+    };
     bar.set_length(work_length(path, &options));
     let report = validate(path, &options)?;
     bar.finish_and_clear();

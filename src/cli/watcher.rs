@@ -30,12 +30,23 @@ impl<'a> Watcher<'a> {
     /// Says it through `printer`, of so many stages.
     pub(super) fn new(printer: &'a Printer, stages: usize) -> Self {
         let (done, running, follower) = (Mutex::new(0), Logs::default(), Mutex::new(None));
-        Self { printer, stages, bar: printer.spinner(), done, running, follower }
+        Self {
+            printer,
+            stages,
+            bar: printer.spinner(),
+            done,
+            running,
+            follower,
+        }
     }
 
     /// Takes what is drawn away.
     pub(super) fn stop(&self) {
-        let follower = self.follower.lock().map(|mut follower| follower.take()).unwrap_or_default();
+        let follower = self
+            .follower
+            .lock()
+            .map(|mut follower| follower.take())
+            .unwrap_or_default();
         if let Some((end, thread)) = follower {
             drop(end);
             // A thread that only draws has nothing to tell.
@@ -80,15 +91,23 @@ impl Watch for Watcher<'_> {
             (ran, Some(stage)) => format!("{}, for it needs {stage}", ran.words()),
             (ran, None) => ran.words().to_owned(),
         };
-        self.say(&format!("[{number:>width$}/{}] {}: {ran}", self.stages, finished.stage));
+        self.say(&format!(
+            "[{number:>width$}/{}] {}: {ran}",
+            self.stages, finished.stage
+        ));
     }
 }
 
 /// Draws the last lines of growing logs until told to end.
 fn follow(bar: &ProgressBar, running: &Logs, ended: &Receiver<()>) {
     while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(Duration::from_millis(200)) {
-        let running = running.lock().map(|running| running.clone()).unwrap_or_default();
-        let line = |(name, log): (&String, &PathBuf)| format!("{name}: {}", last_line(log).unwrap_or_default());
+        let running = running
+            .lock()
+            .map(|running| running.clone())
+            .unwrap_or_default();
+        let line = |(name, log): (&String, &PathBuf)| {
+            format!("{name}: {}", last_line(log).unwrap_or_default())
+        };
         let lines: Vec<String> = running.iter().map(line).collect();
         bar.set_message(table::printable(&lines.join(" | ")));
         bar.tick();

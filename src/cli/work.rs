@@ -20,6 +20,9 @@ pub struct WorkArguments {
 impl WorkArguments {
     /// The number of worker threads: as asked for, else one a core.
     pub fn thread_count(&self) -> usize {
-        self.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
+        self.threads.map_or_else(
+            || std::thread::available_parallelism().map_or(1, usize::from),
+            usize::from,
+        )
     }
 }

@@ -5,7 +5,9 @@ use std::path::Path;
 use bam_convert::checkpoint::writer::shard_count;
 use bam_convert::estimate::{DRAWN, Estimate, WRITTEN};
 use bam_convert::family::Architecture;
-use bam_convert::surgery::execute::{OutputFile, Target, check_place, check_plan, execute, outline, work_length};
+use bam_convert::surgery::execute::{
+    OutputFile, Target, check_place, check_plan, execute, outline, work_length,
+};
 use bam_convert::surgery::export::Export;
 use bam_convert::surgery::router::RouterInit;
 use bam_convert::surgery::{Plan, licence};
@@ -67,13 +69,27 @@ impl WriteArguments {
     /// Shows the plan of a single file for another program, or writes it.
     pub fn run_export(&self, export: &Export, out: &Path, printer: &Printer) -> Outcome {
         if self.outline {
-            return print(printer, &Estimate::of(export.length(), work_length(&export.plan) as f64 / WRITTEN));
+            return print(
+                printer,
+                &Estimate::of(export.length(), work_length(&export.plan) as f64 / WRITTEN),
+            );
         }
-        export.plan.notes.iter().for_each(|note| printer.note(&format!(" note: {note}")));
+        export
+            .plan
+            .notes
+            .iter()
+            .for_each(|note| printer.note(&format!(" note: {note}")));
         let place = export.check_place(out, self.force);
         if self.dry_run {
             let (memory, threads) = (self.work.memory.as_u64(), self.work.thread_count());
-            let preview = Preview::new(&export.plan, export.architecture.as_ref(), out, 1, memory, threads)?;
+            let preview = Preview::new(
+                &export.plan,
+                export.architecture.as_ref(),
+                out,
+                1,
+                memory,
+                threads,
+            )?;
             return self.show(&preview.refused(place.err()), printer);
         }
         place?;
@@ -84,17 +100,37 @@ impl WriteArguments {
             printer.json(&serde_json::json!({"output": out, "tensors": export.tensors(), "bytes": export.length()}))?;
         } else {
             let size = table::bytes(export.length());
-            printer.note(&format!("wrote {}: {} tensors, {size}", out.display(), export.tensors()));
+            printer.note(&format!(
+                "wrote {}: {} tensors, {size}",
+                out.display(),
+                export.tensors()
+            ));
         }
         Ok(Verdict::Yes)
     }
 
     /// Makes the outline of the output, and says what it would take.
-    fn print_outline(&self, plan: &Plan, files: &[OutputFile], out: &Path, printer: &Printer) -> Outcome {
+    fn print_outline(
+        &self,
+        plan: &Plan,
+        files: &[OutputFile],
+        out: &Path,
+        printer: &Printer,
+    ) -> Outcome {
         let bytes = outline(plan, files, out, self.max_shard_size.as_u64().max(1))?;
         // What is made of nothing is drawn.
-        let drawn = if plan.sources.is_empty() { plan.parameters() } else { 0 };
-        print(printer, &Estimate::of(bytes, work_length(plan) as f64 / WRITTEN + drawn as f64 / DRAWN))
+        let drawn = if plan.sources.is_empty() {
+            plan.parameters()
+        } else {
+            0
+        };
+        print(
+            printer,
+            &Estimate::of(
+                bytes,
+                work_length(plan) as f64 / WRITTEN + drawn as f64 / DRAWN,
+            ),
+        )
     }
 
     fn show(&self, preview: &Preview, printer: &Printer) -> Outcome {
@@ -118,7 +154,10 @@ impl WriteArguments {
         if self.outline {
             return self.print_outline(plan, files, out, printer);
         }
-        plan.notes.iter().chain(&licence::notes(plan)).for_each(|note| printer.note(&format!(" note: {note}")));
+        plan.notes
+            .iter()
+            .chain(&licence::notes(plan))
+            .for_each(|note| printer.note(&format!(" note: {note}")));
         let bar = printer.bytes_bar(work_length(plan), "writing");
         let threads = self.work.thread_count();
         let target = Target {
@@ -135,7 +174,14 @@ impl WriteArguments {
             let shards = shard_count(&plan.layouts(), target.max_shard_size);
             check_plan(plan)?;
             let refusal = check_place(plan, out, self.force).err();
-            let preview = Preview::new(plan, architecture, out, shards, self.work.memory.as_u64(), threads)?;
+            let preview = Preview::new(
+                plan,
+                architecture,
+                out,
+                shards,
+                self.work.memory.as_u64(),
+                threads,
+            )?;
             return self.show(&preview.refused(refusal), printer);
         }
         let manifest = execute(plan, files, &target)?;

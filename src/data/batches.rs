@@ -21,8 +21,17 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// All documents of `files`, none of which may have changed since its stamp was taken.
-    pub fn new(files: &'a [(PathBuf, Stamp)], text_key: &'a str, progress: &'a (dyn Fn(u64) + Sync)) -> Self {
-        Self { files: files.iter(), text_key, open: None, progress }
+    pub fn new(
+        files: &'a [(PathBuf, Stamp)],
+        text_key: &'a str,
+        progress: &'a (dyn Fn(u64) + Sync),
+    ) -> Self {
+        Self {
+            files: files.iter(),
+            text_key,
+            open: None,
+            progress,
+        }
     }
 
     /// The next document, without a batch.
@@ -37,7 +46,9 @@ impl<'a> Reader<'a> {
                 (self.progress)(stamp.length);
                 self.open = None;
             }
-            let Some((path, stamp)) = self.files.next() else { return Ok(None) };
+            let Some((path, stamp)) = self.files.next() else {
+                return Ok(None);
+            };
             check_unchanged(path, stamp)?;
             self.open = Some((path, stamp, Documents::open(path, self.text_key)?));
         }
@@ -45,7 +56,10 @@ impl<'a> Reader<'a> {
 
     /// Hands all documents to `work` in batches, with the file that the last one came from, and reads the next batch
     /// meanwhile.
-    pub fn batches(mut self, work: &mut (dyn FnMut(&Path, Vec<String>) -> Result<()> + Send)) -> Result<()> {
+    pub fn batches(
+        mut self,
+        work: &mut (dyn FnMut(&Path, Vec<String>) -> Result<()> + Send),
+    ) -> Result<()> {
         let mut batch = self.next_batch()?;
         while !batch.1.is_empty() {
             let (path, documents) = batch;
@@ -59,7 +73,9 @@ impl<'a> Reader<'a> {
     fn next_batch(&mut self) -> Result<(&'a Path, Vec<String>)> {
         let (mut path, mut documents, mut length) = (Path::new("."), Vec::new(), 0);
         while length < BATCH {
-            let Some(document) = self.next_document()? else { break };
+            let Some(document) = self.next_document()? else {
+                break;
+            };
             path = self.open.as_ref().map_or(path, |(path, ..)| path);
             length += document.len();
             documents.push(document);
@@ -69,5 +85,9 @@ impl<'a> Reader<'a> {
 }
 
 fn check_unchanged(path: &Path, stamp: &Stamp) -> Result<()> {
-    if SourceFile::open(path)?.stamp() == *stamp { Ok(()) } else { Err(changed(path)) }
+    if SourceFile::open(path)?.stamp() == *stamp {
+        Ok(())
+    } else {
+        Err(changed(path))
+    }
 }

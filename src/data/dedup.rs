@@ -46,7 +46,11 @@ pub(super) fn fingerprint(text: &str) -> Option<Fingerprint> {
     }
     let mut exact = [0; 16];
     exact.copy_from_slice(&hash.finalize()[..16]);
-    Some(Fingerprint { exact: u128::from_be_bytes(exact), bytes: text.len() as u64, signature: signature(text) })
+    Some(Fingerprint {
+        exact: u128::from_be_bytes(exact),
+        bytes: text.len() as u64,
+        signature: signature(text),
+    })
 }
 
 /// For each document the first one of its cluster, and `None` for exact duplicates of an earlier document.
@@ -65,7 +69,10 @@ pub(super) fn clusters(documents: &[Fingerprint]) -> Vec<Option<u32>> {
             let bytes = &documents[number as usize].signature[band..band + BAND];
             u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
         };
-        let mut keyed: Vec<(u32, u32)> = kept.par_iter().map(|number| (key(*number), *number)).collect();
+        let mut keyed: Vec<(u32, u32)> = kept
+            .par_iter()
+            .map(|number| (key(*number), *number))
+            .collect();
         keyed.par_sort_unstable();
         let mut run = 0;
         for at in 1..keyed.len() {
@@ -76,7 +83,9 @@ pub(super) fn clusters(documents: &[Fingerprint]) -> Vec<Option<u32>> {
             // The first and the one before: in a run of many alike, all meet through them.
             for other in [run, at - 1] {
                 let (a, b) = (keyed[other].1, keyed[at].1);
-                if sets.root(a) != sets.root(b) && similarity(&documents[a as usize], &documents[b as usize]) >= NEAR {
+                if sets.root(a) != sets.root(b)
+                    && similarity(&documents[a as usize], &documents[b as usize]) >= NEAR
+                {
                     sets.join(a, b);
                 }
             }
@@ -91,7 +100,13 @@ pub(super) fn clusters(documents: &[Fingerprint]) -> Vec<Option<u32>> {
 
 /// The estimated Jaccard similarity of two documents' shingles.
 fn similarity(a: &Fingerprint, b: &Fingerprint) -> f64 {
-    let equal = a.signature.iter().zip(&b.signature).filter(|(a, b)| a == b).count() as f64 / BINS as f64;
+    let equal = a
+        .signature
+        .iter()
+        .zip(&b.signature)
+        .filter(|(a, b)| a == b)
+        .count() as f64
+        / BINS as f64;
     // One byte of a bin agrees by chance once in 256.
     (equal - 1.0 / 256.0) / (1.0 - 1.0 / 256.0)
 }
@@ -115,8 +130,16 @@ fn signature(text: &str) -> [u8; BINS] {
     }
     if count < WORDS {
         // A text of few words is one shingle, and one without any is its characters.
-        let all = if count == 0 { XxHash3_64::oneshot(lower.as_bytes()) } else { 0 };
-        take(recent[..count].iter().fold(all, |hash, word| mix(hash ^ word)));
+        let all = if count == 0 {
+            XxHash3_64::oneshot(lower.as_bytes())
+        } else {
+            0
+        };
+        take(
+            recent[..count]
+                .iter()
+                .fold(all, |hash, word| mix(hash ^ word)),
+        );
     }
     let mut signature = [0; BINS];
     for (bin, byte) in signature.iter_mut().enumerate() {
@@ -134,19 +157,21 @@ fn signature(text: &str) -> [u8; BINS] {
 /// Runs of letters and digits; characters of scripts without spaces stand alone.
 fn words(text: &str) -> impl Iterator<Item = &str> {
     let alone = |c: char| ('\u{2e80}'..='\u{9fff}').contains(&c);
-    text.split(|c: char| !c.is_alphanumeric()).filter(|run| !run.is_empty()).flat_map(move |run| {
-        let mut rest = run;
-        std::iter::from_fn(move || {
-            let first = rest.chars().next()?;
-            let length = match alone(first) {
-                true => first.len_utf8(),
-                false => rest.find(alone).unwrap_or(rest.len()),
-            };
-            let (word, behind) = rest.split_at(length);
-            rest = behind;
-            Some(word)
+    text.split(|c: char| !c.is_alphanumeric())
+        .filter(|run| !run.is_empty())
+        .flat_map(move |run| {
+            let mut rest = run;
+            std::iter::from_fn(move || {
+                let first = rest.chars().next()?;
+                let length = match alone(first) {
+                    true => first.len_utf8(),
+                    false => rest.find(alone).unwrap_or(rest.len()),
+                };
+                let (word, behind) = rest.split_at(length);
+                rest = behind;
+                Some(word)
+            })
         })
-    })
 }
 
 /// The finaliser of SplitMix64, moved off its fixed point at zero.
@@ -193,13 +218,24 @@ mod tests {
     fn changed(text: &str, every: usize) -> String {
         let words = text.split(' ').enumerate();
         words
-            .map(|(n, word)| if n % every == every / 2 { format!("other{n}") } else { word.to_owned() })
+            .map(|(n, word)| {
+                if n % every == every / 2 {
+                    format!("other{n}")
+                } else {
+                    word.to_owned()
+                }
+            })
             .collect::<Vec<_>>()
             .join(" ")
     }
 
     fn found(texts: &[String]) -> Vec<Option<u32>> {
-        clusters(&texts.iter().map(|text| fingerprint(text).unwrap()).collect::<Vec<_>>())
+        clusters(
+            &texts
+                .iter()
+                .map(|text| fingerprint(text).unwrap())
+                .collect::<Vec<_>>(),
+        )
     }
 
     #[test]
@@ -219,30 +255,63 @@ mod tests {
             let b = changed(&a, 100);
             let (a, b) = (fingerprint(&a).unwrap(), fingerprint(&b).unwrap());
             let expected = 0.95 / 1.05;
-            assert!((similarity(&a, &b) - expected).abs() < 0.12, "{}", similarity(&a, &b));
+            assert!(
+                (similarity(&a, &b) - expected).abs() < 0.12,
+                "{}",
+                similarity(&a, &b)
+            );
         }
     }
 
     #[test]
     fn near_duplicates_cluster_and_others_do_not() {
-        let mut texts: Vec<String> = (0..200).map(|seed| text(seed, 40 + seed as usize * 5)).collect();
+        let mut texts: Vec<String> = (0..200)
+            .map(|seed| text(seed, 40 + seed as usize * 5))
+            .collect();
         let originals = texts.len();
         for number in 0..originals {
             texts.push(changed(&texts[number], 100));
         }
         let found = found(&texts);
-        assert_eq!(found[..originals], (0..originals as u32).map(Some).collect::<Vec<_>>());
-        let caught = (originals..texts.len()).filter(|at| found[*at] == Some((at - originals) as u32)).count();
+        assert_eq!(
+            found[..originals],
+            (0..originals as u32).map(Some).collect::<Vec<_>>()
+        );
+        let caught = (originals..texts.len())
+            .filter(|at| found[*at] == Some((at - originals) as u32))
+            .count();
         assert!(caught >= 195, "{caught} of 200");
     }
 
     #[test]
     fn short_texts_and_scripts_without_spaces_have_signatures() {
         let found = found(
-            &["Yes.", "yes", "no", "!!!", "???", "天地玄黄宇宙洪荒日月盈昃", "天地玄黄宇宙洪荒辰宿列张"]
-                .map(str::to_owned),
+            &[
+                "Yes.",
+                "yes",
+                "no",
+                "!!!",
+                "???",
+                "天地玄黄宇宙洪荒日月盈昃",
+                "天地玄黄宇宙洪荒辰宿列张",
+            ]
+            .map(str::to_owned),
         );
-        assert_eq!(found, [Some(0), Some(0), Some(2), Some(3), Some(4), Some(5), Some(6)]);
-        assert_eq!(words("ab天地c d").collect::<Vec<_>>(), ["ab", "天", "地", "c", "d"]);
+        assert_eq!(
+            found,
+            [
+                Some(0),
+                Some(0),
+                Some(2),
+                Some(3),
+                Some(4),
+                Some(5),
+                Some(6)
+            ]
+        );
+        assert_eq!(
+            words("ab天地c d").collect::<Vec<_>>(),
+            ["ab", "天", "地", "c", "d"]
+        );
     }
 }

@@ -46,12 +46,25 @@ impl TokenFolder {
     /// Opens a token folder; a shard that is missing, cut or longer than the header says is an error that names it.
     pub fn open(path: &Path) -> Result<Self> {
         let (header, hash) = Header::read(path)?;
-        let stream = |split| Stream::open(path, split, header.splits.get(&split).map_or(&[], Vec::as_slice), &header);
+        let stream = |split| {
+            Stream::open(
+                path,
+                split,
+                header.splits.get(&split).map_or(&[], Vec::as_slice),
+                &header,
+            )
+        };
         let (train, validation) = (stream(Split::Train)?, stream(Split::Validation)?);
         if train.tokens + validation.tokens == 0 {
             return Err(Error::file(path, "expected tokens, found none"));
         }
-        Ok(Self { path: path.to_path_buf(), hash, train, validation, header })
+        Ok(Self {
+            path: path.to_path_buf(),
+            hash,
+            train,
+            validation,
+            header,
+        })
     }
 
     /// The folder.
@@ -91,7 +104,13 @@ impl TokenFolder {
 
     /// Bytes of text that a split's tokens stand for.
     pub fn bytes_of_text(&self, split: Split) -> u64 {
-        self.header.splits.get(&split).into_iter().flatten().map(|shard| shard.bytes_of_text).sum()
+        self.header
+            .splits
+            .get(&split)
+            .into_iter()
+            .flatten()
+            .map(|shard| shard.bytes_of_text)
+            .sum()
     }
 
     /// Refuses tokens that another tokenizer made than the one whose `tokenizer.json` has this SHA-256; `owner` names
@@ -100,7 +119,10 @@ impl TokenFolder {
         if self.tokenizer_sha256() == sha256 {
             return Ok(());
         }
-        let (ours, theirs) = (&self.tokenizer_sha256()[..12.min(self.tokenizer_sha256().len())], &sha256[..12]);
+        let (ours, theirs) = (
+            &self.tokenizer_sha256()[..12.min(self.tokenizer_sha256().len())],
+            &sha256[..12],
+        );
         let problem = format!(
             "its tokens are those of another tokenizer (SHA-256 {ours}…) than that of {} ({theirs}…)",
             owner.display()
@@ -116,23 +138,39 @@ impl TokenFolder {
         let stream = self.stream(split);
         for shard in &stream.shards[stream.shard_of(positions.start)..] {
             let from = positions.start.max(shard.first_token) - shard.first_token;
-            let to = positions.end.min(shard.first_token + shard.tokens).saturating_sub(shard.first_token);
+            let to = positions
+                .end
+                .min(shard.first_token + shard.tokens)
+                .saturating_sub(shard.first_token);
             if from >= to {
                 break;
             }
             let mut bytes = vec![0; ((to - from) * width) as usize];
             shard.ids.read_exact_at(&mut bytes, from * width)?;
             match self.header.dtype {
-                IdType::U16 => {
-                    found.extend(bytes.chunks_exact(2).map(|id| u32::from(u16::from_le_bytes([id[0], id[1]]))))
-                }
+                IdType::U16 => found.extend(
+                    bytes
+                        .chunks_exact(2)
+                        .map(|id| u32::from(u16::from_le_bytes([id[0], id[1]]))),
+                ),
                 IdType::U32 => {
-                    found.extend(bytes.chunks_exact(4).map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]])));
+                    found.extend(
+                        bytes
+                            .chunks_exact(4)
+                            .map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]])),
+                    );
                 }
             }
-            if let Some(id) = found.iter().find(|id| u64::from(**id) >= self.header.vocab_size) {
-                let problem = format!("holds the token id {id}, but the vocabulary has {}", self.header.vocab_size);
-                return Err(Error::file(shard.ids.path(), problem).with_hint("is it damaged? tokenize the texts again"));
+            if let Some(id) = found
+                .iter()
+                .find(|id| u64::from(**id) >= self.header.vocab_size)
+            {
+                let problem = format!(
+                    "holds the token id {id}, but the vocabulary has {}",
+                    self.header.vocab_size
+                );
+                return Err(Error::file(shard.ids.path(), problem)
+                    .with_hint("is it damaged? tokenize the texts again"));
             }
         }
         if found.len() as u64 != positions.end - positions.start {
@@ -154,7 +192,8 @@ impl TokenFolder {
             if shard.first_token >= positions.end {
                 break;
             }
-            let local = positions.start.saturating_sub(shard.first_token)..positions.end - shard.first_token;
+            let local = positions.start.saturating_sub(shard.first_token)
+                ..positions.end - shard.first_token;
             let first = shard.first_end_behind(local.start)?;
             'shard: for start in (first..shard.documents).step_by(ENDS_AT_ONCE as usize) {
                 for end in shard.read_ends(start, ENDS_AT_ONCE.min(shard.documents - start))? {
@@ -171,7 +210,10 @@ impl TokenFolder {
     /// The positions of document number `number` of a split, its end of text included.
     pub fn document(&self, split: Split, number: u64) -> Result<Range<u64>> {
         let stream = self.stream(split);
-        let shard = stream.shards.iter().find(|shard| number < shard.first_document + shard.documents);
+        let shard = stream
+            .shards
+            .iter()
+            .find(|shard| number < shard.first_document + shard.documents);
         let Some(shard) = shard else {
             let has = stream.documents;
             return Err(Error::file(
@@ -180,11 +222,18 @@ impl TokenFolder {
             ));
         };
         let local = number - shard.first_document;
-        let start = if local == 0 { 0 } else { shard.read_ends(local - 1, 1)?[0] };
+        let start = if local == 0 {
+            0
+        } else {
+            shard.read_ends(local - 1, 1)?[0]
+        };
         let end = shard.read_ends(local, 1)?[0];
         if start > end || end > shard.tokens {
-            return Err(Error::file(shard.ends.path(), format!("document {local} does not end behind its beginning"))
-                .with_hint("is it damaged? tokenize the texts again"));
+            return Err(Error::file(
+                shard.ends.path(),
+                format!("document {local} does not end behind its beginning"),
+            )
+            .with_hint("is it damaged? tokenize the texts again"));
         }
         Ok(shard.first_token + start..shard.first_token + end)
     }
@@ -201,9 +250,16 @@ impl Stream {
     fn open(folder: &Path, split: Split, shards: &[Shard], header: &Header) -> Result<Self> {
         let mut stream = Self::default();
         for (number, shard) in shards.iter().enumerate() {
-            let ids = open_shard(&folder.join(header::shard_file(split, number)), shard.tokens, header.dtype.width())?;
-            let ends =
-                open_shard(&folder.join(header::ends_file(split, number)), shard.documents, size_of::<u64>() as u64)?;
+            let ids = open_shard(
+                &folder.join(header::shard_file(split, number)),
+                shard.tokens,
+                header.dtype.width(),
+            )?;
+            let ends = open_shard(
+                &folder.join(header::ends_file(split, number)),
+                shard.documents,
+                size_of::<u64>() as u64,
+            )?;
             let open = OpenShard {
                 ids,
                 ends,
@@ -217,8 +273,12 @@ impl Stream {
                 documents => open.read_ends(documents - 1, 1)?[0],
             };
             if last != open.tokens {
-                let problem = format!("its last document ends at {last}, but the shard has {} tokens", open.tokens);
-                return Err(Error::file(open.ends.path(), problem).with_hint("is it damaged? tokenize the texts again"));
+                let problem = format!(
+                    "its last document ends at {last}, but the shard has {} tokens",
+                    open.tokens
+                );
+                return Err(Error::file(open.ends.path(), problem)
+                    .with_hint("is it damaged? tokenize the texts again"));
             }
             stream.tokens += open.tokens;
             stream.documents += open.documents;
@@ -229,7 +289,8 @@ impl Stream {
 
     /// The number of the shard that holds a position.
     fn shard_of(&self, position: u64) -> usize {
-        self.shards.partition_point(|shard| shard.first_token + shard.tokens <= position)
+        self.shards
+            .partition_point(|shard| shard.first_token + shard.tokens <= position)
     }
 }
 
@@ -251,7 +312,10 @@ impl OpenShard {
         let mut bytes = vec![0; 8 * count as usize];
         self.ends.read_exact_at(&mut bytes, 8 * first)?;
         // Chunks of eight bytes always make an array of eight.
-        Ok(bytes.chunks_exact(8).map(|end| u64::from_le_bytes(end.try_into().unwrap_or_default())).collect())
+        Ok(bytes
+            .chunks_exact(8)
+            .map(|end| u64::from_le_bytes(end.try_into().unwrap_or_default()))
+            .collect())
     }
 }
 
@@ -261,8 +325,11 @@ fn open_shard(path: &Path, count: u64, width: u64) -> Result<SourceFile> {
     if count.checked_mul(width) == Some(file.len()) {
         return Ok(file);
     }
-    let problem =
-        format!("expected {count} items of {width} bytes (as {} says), found {} bytes", header::FILE, file.len());
+    let problem = format!(
+        "expected {count} items of {width} bytes (as {} says), found {} bytes",
+        header::FILE,
+        file.len()
+    );
     Err(Error::file(path, problem)
         .with_hint("is the shard cut? copy the token folder again, or tokenize the texts again"))
 }

@@ -48,7 +48,9 @@ pub enum IdType {
 }
 
 /// Part of the documents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
     /// To train on.
@@ -94,34 +96,58 @@ impl Header {
     pub fn read(folder: &Path) -> Result<(Self, String)> {
         let path = folder.join(FILE);
         if !path.exists() {
-            return Err(Error::file(folder, format!("expected a token folder: it has no {FILE}"))
-                .with_hint("`bam-convert tokenize` makes one of texts"));
+            return Err(
+                Error::file(folder, format!("expected a token folder: it has no {FILE}"))
+                    .with_hint("`bam-convert tokenize` makes one of texts"),
+            );
         }
         let bytes = json::read_bytes(&path)?;
         let object = json::parse_object(&path, &bytes)?;
-        let version = object.get("format_version").and_then(serde_json::Value::as_u64);
+        let version = object
+            .get("format_version")
+            .and_then(serde_json::Value::as_u64);
         if version != Some(FORMAT_VERSION) {
-            let found = object.get("format_version").map_or("nothing".to_owned(), json::kind);
-            return Err(Error::key(&path, "format_version", format!("expected {FORMAT_VERSION}, found {found}")));
+            let found = object
+                .get("format_version")
+                .map_or("nothing".to_owned(), json::kind);
+            return Err(Error::key(
+                &path,
+                "format_version",
+                format!("expected {FORMAT_VERSION}, found {found}"),
+            ));
         }
-        let header: Self = serde_json::from_value(serde_json::Value::Object(object))
-            .map_err(|e| Error::file(&path, format!("expected the header of a token folder: {e}")))?;
+        let header: Self =
+            serde_json::from_value(serde_json::Value::Object(object)).map_err(|e| {
+                Error::file(&path, format!("expected the header of a token folder: {e}"))
+            })?;
         header.check(&path)?;
         Ok((header, sha256(&bytes)))
     }
 
     /// Tokens of a split, ends of text counted.
     pub fn tokens(&self, split: Split) -> u64 {
-        self.splits.get(&split).into_iter().flatten().map(|shard| shard.tokens).sum()
+        self.splits
+            .get(&split)
+            .into_iter()
+            .flatten()
+            .map(|shard| shard.tokens)
+            .sum()
     }
 
     fn check(&self, path: &Path) -> Result<()> {
         if self.vocab_size == 0 || self.vocab_size > self.dtype.limit() {
             let (limit, found) = (self.dtype.limit(), self.vocab_size);
-            return Err(Error::key(path, "vocab_size", format!("expected 1 to {limit} for this dtype, found {found}")));
+            return Err(Error::key(
+                path,
+                "vocab_size",
+                format!("expected 1 to {limit} for this dtype, found {found}"),
+            ));
         }
         if u64::from(self.end_of_text) >= self.vocab_size {
-            let problem = format!("expected an id below {} (vocab_size), found {}", self.vocab_size, self.end_of_text);
+            let problem = format!(
+                "expected an id below {} (vocab_size), found {}",
+                self.vocab_size, self.end_of_text
+            );
             return Err(Error::key(path, "end_of_text", problem));
         }
         for (split, shards) in &self.splits {
@@ -129,7 +155,11 @@ impl Header {
                 let expected = shard_file(*split, number);
                 if shard.file != expected {
                     let problem = format!("expected {expected}, found {}", shard.file);
-                    return Err(Error::key(path, &format!("splits.{split}.{number}.file"), problem));
+                    return Err(Error::key(
+                        path,
+                        &format!("splits.{split}.{number}.file"),
+                        problem,
+                    ));
                 }
             }
         }
@@ -140,7 +170,9 @@ impl Header {
 impl IdType {
     /// The smaller type that holds every id below `vocab_size`, if one does.
     pub fn of(vocab_size: u64) -> Option<Self> {
-        [Self::U16, Self::U32].into_iter().find(|dtype| vocab_size <= dtype.limit())
+        [Self::U16, Self::U32]
+            .into_iter()
+            .find(|dtype| vocab_size <= dtype.limit())
     }
 
     /// Bytes of an id.

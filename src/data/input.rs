@@ -69,9 +69,19 @@ const NO_TEXT: [&str; 39] = [
 
 /// What a file is, by its name.
 pub(super) fn kind(path: &Path) -> Result<(Kind, Packing)> {
-    let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
-    let packed = [(".gz", Packing::Gzip), (".gzip", Packing::Gzip), (".zst", Packing::Zstd), (".zstd", Packing::Zstd)];
-    let unpacked = packed.iter().find_map(|(ending, packing)| Some((name.strip_suffix(ending)?, *packing)));
+    let name = path
+        .file_name()
+        .map(|name| name.to_string_lossy().to_lowercase())
+        .unwrap_or_default();
+    let packed = [
+        (".gz", Packing::Gzip),
+        (".gzip", Packing::Gzip),
+        (".zst", Packing::Zstd),
+        (".zstd", Packing::Zstd),
+    ];
+    let unpacked = packed
+        .iter()
+        .find_map(|(ending, packing)| Some((name.strip_suffix(ending)?, *packing)));
     let (name, packing) = unpacked.unwrap_or((&name, Packing::Plain));
     let ending = name.rsplit_once('.').map(|(_, ending)| ending);
     let kind = match ending {
@@ -97,12 +107,19 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
         return matching(path, &pattern);
     }
     let metadata = fs::metadata(path).map_err(|e| Error::io("read", path, e))?;
-    if metadata.is_dir() { below(path) } else { Ok(vec![path.to_path_buf()]) }
+    if metadata.is_dir() {
+        below(path)
+    } else {
+        Ok(vec![path.to_path_buf()])
+    }
 }
 
 fn matching(path: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
-    let options =
-        glob::MatchOptions { require_literal_separator: true, require_literal_leading_dot: true, ..Default::default() };
+    let options = glob::MatchOptions {
+        require_literal_separator: true,
+        require_literal_leading_dot: true,
+        ..Default::default()
+    };
     let paths = glob::glob_with(pattern, options)
         .map_err(|e| Error::file(path, format!("expected a pattern of file names: {e}")))?;
     let mut found = Vec::new();
@@ -157,7 +174,12 @@ mod tests {
         assert_eq!(of("a.b.JSONL.zst"), (Kind::JsonLines, Packing::Zstd));
         assert_eq!(of("c4.json.gz"), (Kind::JsonLines, Packing::Gzip));
         assert_eq!(of("train.parquet"), (Kind::Parquet, Packing::Plain));
-        assert!(kind(Path::new("a.tar.gz")).unwrap_err().to_string().contains("`.tar`"));
+        assert!(
+            kind(Path::new("a.tar.gz"))
+                .unwrap_err()
+                .to_string()
+                .contains("`.tar`")
+        );
     }
 
     #[test]
@@ -169,12 +191,22 @@ mod tests {
         }
         let names = |path: &str| {
             let found = files(&work.path().join(path)).unwrap();
-            let relative = |path: &PathBuf| path.strip_prefix(work.path()).unwrap().display().to_string();
+            let relative = |path: &PathBuf| {
+                path.strip_prefix(work.path())
+                    .unwrap()
+                    .display()
+                    .to_string()
+            };
             found.iter().map(relative).collect::<Vec<_>>()
         };
         assert_eq!(names("."), ["a.txt", "b/c.txt", "b/d/e.md"]);
         assert_eq!(names("**/*.txt"), ["a.txt", "b/c.txt"]);
-        assert!(files(&work.path().join("*.rs")).unwrap_err().to_string().contains("no file matches"));
+        assert!(
+            files(&work.path().join("*.rs"))
+                .unwrap_err()
+                .to_string()
+                .contains("no file matches")
+        );
         assert!(files(&work.path().join("missing.txt")).is_err());
     }
 }

@@ -55,21 +55,35 @@ impl Mixture {
     /// # Errors
     /// No domain, a name given twice, weights that are no positive numbers or less than 1/100,000 of the whole,
     /// folders of different tokenizers, a domain whose split is too short for a row.
-    pub fn new(domains: Vec<(String, TokenFolder, f64)>, seed: u64, seq: usize, split: Split) -> Result<Self> {
+    pub fn new(
+        domains: Vec<(String, TokenFolder, f64)>,
+        seed: u64,
+        seq: usize,
+        split: Split,
+    ) -> Result<Self> {
         let seq = seq as u64;
         let Some((first_name, first, _)) = domains.first() else {
-            return Err(Error::usage("expected one domain or more to mix, found none"));
+            return Err(Error::usage(
+                "expected one domain or more to mix, found none",
+            ));
         };
         if seq == 0 {
-            return Err(Error::usage("expected rows of one token or more, found a sequence length of 0"));
+            return Err(Error::usage(
+                "expected rows of one token or more, found a sequence length of 0",
+            ));
         }
         for (number, (name, folder, weight)) in domains.iter().enumerate() {
             if domains[..number].iter().any(|(other, ..)| other == name) {
-                return Err(Error::usage(format!("the domain `{name}` stands twice; expected one weight for each")));
+                return Err(Error::usage(format!(
+                    "the domain `{name}` stands twice; expected one weight for each"
+                )));
             }
             if !(weight.is_finite() && *weight > 0.0) {
-                let problem = format!("the weight of domain `{name}` is {weight}; expected a number above 0");
-                return Err(Error::usage(problem).with_hint("leave out a domain that is not wanted"));
+                let problem =
+                    format!("the weight of domain `{name}` is {weight}; expected a number above 0");
+                return Err(
+                    Error::usage(problem).with_hint("leave out a domain that is not wanted")
+                );
             }
             if folder.tokenizer_sha256() != first.tokenizer_sha256() {
                 let problem = format!(
@@ -88,7 +102,9 @@ impl Mixture {
                 );
                 return Err(Error::file(folder.path(), problem).with_hint(match split {
                     Split::Train => "give it more text, or train on shorter rows",
-                    Split::Validation => "tokenize with a larger --validation, or measure on shorter rows",
+                    Split::Validation => {
+                        "tokenize with a larger --validation, or measure on shorter rows"
+                    }
                 }));
             }
         }
@@ -96,9 +112,20 @@ impl Mixture {
         let shares = Shares::new(&weights)?;
         let domains = domains.into_iter().map(|(name, folder, _)| {
             let predicted = folder.tokens(split) - 1;
-            Domain { name, rows: predicted / seq, left: predicted % seq, folder }
+            Domain {
+                name,
+                rows: predicted / seq,
+                left: predicted % seq,
+                folder,
+            }
         });
-        Ok(Self { domains: domains.collect(), split, seed, seq, shares })
+        Ok(Self {
+            domains: domains.collect(),
+            split,
+            seed,
+            seq,
+            shares,
+        })
     }
 
     /// The names of the domains, in order.
@@ -136,12 +163,22 @@ impl Mixture {
     fn row(&self, number: usize, position: u64) -> Result<Row> {
         let domain = &self.domains[number];
         let (epoch, within) = (position / domain.rows, position % domain.rows);
-        let window = Permutation::new(domain.rows, self.seed, &format!("rows {}", domain.name), epoch).at(within);
+        let window = Permutation::new(
+            domain.rows,
+            self.seed,
+            &format!("rows {}", domain.name),
+            epoch,
+        )
+        .at(within);
         // The tokens that fill no row would otherwise be the same in every epoch.
         let offset = match self.split {
-            Split::Train => {
-                Permutation::new(domain.left + 1, self.seed, &format!("offset {}", domain.name), epoch).at(0)
-            }
+            Split::Train => Permutation::new(
+                domain.left + 1,
+                self.seed,
+                &format!("offset {}", domain.name),
+                epoch,
+            )
+            .at(0),
             Split::Validation => 0,
         };
         let start = offset + window * self.seq;
@@ -149,9 +186,15 @@ impl Mixture {
         let ids = domain.folder.ids(self.split, start..end)?;
         let mut documents = vec![0; ids.len()];
         for end in domain.folder.ends(self.split, start..end)? {
-            documents[(end - start) as usize..].iter_mut().for_each(|document| *document += 1);
+            documents[(end - start) as usize..]
+                .iter_mut()
+                .for_each(|document| *document += 1);
         }
-        Ok(Row { domain: number, ids, documents })
+        Ok(Row {
+            domain: number,
+            ids,
+            documents,
+        })
     }
 }
 
@@ -195,17 +238,27 @@ impl Shares {
             upto
         };
         if let Some(rows) = (1..=EXACT_BLOCK).find(|rows| whole(*rows)) {
-            return Ok(Self { block: rows, cumulative: cumulative(rows), whole: rows });
+            return Ok(Self {
+                block: rows,
+                cumulative: cumulative(rows),
+                whole: rows,
+            });
         }
         // Two more than one row of the least share, so that rounding the shares cannot leave less than one.
         let least = shares.iter().copied().fold(1.0, f64::min);
-        let block = (libm::ceil(1.0 / least) as u64).saturating_add(2).max(OTHER_BLOCK);
+        let block = (libm::ceil(1.0 / least) as u64)
+            .saturating_add(2)
+            .max(OTHER_BLOCK);
         if !(least > 0.0 && block <= LONGEST_BLOCK) {
             return Err(Error::usage(format!(
                 "the least weight is {least:.1e} of the whole; expected 1/{LONGEST_BLOCK} or more"
             )));
         }
-        Ok(Self { block, cumulative: cumulative(PARTS), whole: PARTS })
+        Ok(Self {
+            block,
+            cumulative: cumulative(PARTS),
+            whole: PARTS,
+        })
     }
 
     /// Rows of the domains up to `domain` in the first `rows` rows, at the end of a block.
@@ -223,7 +276,10 @@ impl Shares {
             let before = domain.checked_sub(1);
             let rows = |upto| self.upto(Some(domain), upto) - self.upto(before, upto);
             next.push(rows(start));
-            sorted.extend(std::iter::repeat_n(domain, (rows(end) - rows(start)) as usize));
+            sorted.extend(std::iter::repeat_n(
+                domain,
+                (rows(end) - rows(start)) as usize,
+            ));
         }
         let shuffle = Permutation::new(self.block, seed, "block", index);
         let rows = (0..self.block).map(|position| {
@@ -231,6 +287,9 @@ impl Shares {
             next[domain] += 1;
             (domain, next[domain] - 1)
         });
-        Block { index, rows: rows.collect() }
+        Block {
+            index,
+            rows: rows.collect(),
+        }
     }
 }

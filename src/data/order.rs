@@ -34,7 +34,11 @@ impl Permutation {
             *key = u64::from_le_bytes(word.try_into().unwrap_or_default());
         }
         let bits = u64::BITS - count.saturating_sub(1).leading_zeros();
-        Self { count, half_bits: bits.div_ceil(2).max(1), keys }
+        Self {
+            count,
+            half_bits: bits.div_ceil(2).max(1),
+            keys,
+        }
     }
 
     /// Where element `index`, below the count, goes.

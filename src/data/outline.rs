@@ -31,7 +31,17 @@ pub fn outline(settings: &Settings) -> Result<Estimate> {
     let shard = |split: Split, share: f64| {
         let (file, none) = (header::shard_file(split, 0), String::new());
         let (tokens, bytes_of_text) = ((share * tokens) as u64, (share * bytes) as u64);
-        (split, vec![Shard { file, tokens, documents: 0, bytes_of_text, sha256: none.clone(), ends_sha256: none }])
+        (
+            split,
+            vec![Shard {
+                file,
+                tokens,
+                documents: 0,
+                bytes_of_text,
+                sha256: none.clone(),
+                ends_sha256: none,
+            }],
+        )
     };
     let held_back = settings.validation;
     let header = Header {
@@ -41,12 +51,20 @@ pub fn outline(settings: &Settings) -> Result<Estimate> {
         dtype,
         end_of_text: 0,
         sources: Vec::new(),
-        splits: [shard(Split::Train, 1.0 - held_back), shard(Split::Validation, held_back)].into(),
+        splits: [
+            shard(Split::Train, 1.0 - held_back),
+            shard(Split::Validation, held_back),
+        ]
+        .into(),
     };
-    let text = serde_json::to_vec_pretty(&header).map_err(|e| Error::file(header::FILE, e.to_string()))?;
+    let text =
+        serde_json::to_vec_pretty(&header).map_err(|e| Error::file(header::FILE, e.to_string()))?;
     std::fs::create_dir_all(&settings.out).map_err(|e| Error::io("create", &settings.out, e))?;
     beside += outline::file(&settings.out, header::FILE, &text)?;
-    Ok(Estimate::of(beside + dtype.width() * tokens as u64, bytes / TOKENIZED))
+    Ok(Estimate::of(
+        beside + dtype.width() * tokens as u64,
+        bytes / TOKENIZED,
+    ))
 }
 
 /// Bytes of the text behind a path: a file, a folder or a pattern.
@@ -60,17 +78,24 @@ pub fn length(path: &Path) -> Result<f64> {
             (Kind::Parquet, _) | (_, Packing::Gzip | Packing::Zstd) => PACKED,
             (Kind::Text | Kind::JsonLines, Packing::Plain) => 1.0,
         };
-        bytes += packed * std::fs::metadata(&file).map_err(|e| Error::io("read", &file, e))?.len() as f64;
+        bytes += packed
+            * std::fs::metadata(&file)
+                .map_err(|e| Error::io("read", &file, e))?
+                .len() as f64;
     }
     Ok(bytes)
 }
 
 /// The size of a vocabulary, where the configuration beside it tells, and the bytes of its files; it may not be there yet.
 fn tokenizer(path: &Path) -> (Option<u64>, u64) {
-    let folder = if path.is_file() { path.parent().unwrap_or(path) } else { path };
+    let folder = if path.is_file() {
+        path.parent().unwrap_or(path)
+    } else {
+        path
+    };
     let config = json::read_object(&folder.join("config.json")).ok();
     let vocab_size = config.and_then(|config| config.get("vocab_size")?.as_u64());
-    let files =
-        [TOKENIZER, TOKENIZER_CONFIG].map(|name| std::fs::metadata(folder.join(name)).map_or(0, |file| file.len()));
+    let files = [TOKENIZER, TOKENIZER_CONFIG]
+        .map(|name| std::fs::metadata(folder.join(name)).map_or(0, |file| file.len()));
     (vocab_size, files.iter().sum())
 }

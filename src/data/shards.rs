@@ -31,7 +31,14 @@ struct Open {
 
 impl<'a> Shards<'a> {
     pub fn new(folder: &'a Path, split: Split, dtype: IdType, limit: u64) -> Self {
-        Self { folder, split, dtype, limit, open: None, done: Vec::new() }
+        Self {
+            folder,
+            split,
+            dtype,
+            limit,
+            open: None,
+            done: Vec::new(),
+        }
     }
 
     /// Adds a document of `ids`, all of which the dtype holds, that stand for `bytes_of_text` bytes.
@@ -55,7 +62,10 @@ impl<'a> Shards<'a> {
             }
         };
         let bytes: Vec<u8> = match self.dtype {
-            IdType::U16 => ids.iter().flat_map(|id| (*id as u16).to_le_bytes()).collect(),
+            IdType::U16 => ids
+                .iter()
+                .flat_map(|id| (*id as u16).to_le_bytes())
+                .collect(),
             IdType::U32 => ids.iter().flat_map(|id| id.to_le_bytes()).collect(),
         };
         open.ids.write(&bytes)?;
@@ -96,16 +106,25 @@ struct HashedFile {
 impl HashedFile {
     fn create(path: PathBuf) -> Result<Self> {
         let file = File::create(&path).map_err(|e| Error::io("create", &path, e))?;
-        Ok(Self { path, file: BufWriter::with_capacity(1 << 18, file), hash: Sha256::new() })
+        Ok(Self {
+            path,
+            file: BufWriter::with_capacity(1 << 18, file),
+            hash: Sha256::new(),
+        })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.hash.update(bytes);
-        self.file.write_all(bytes).map_err(|e| Error::io("write", &self.path, e))
+        self.file
+            .write_all(bytes)
+            .map_err(|e| Error::io("write", &self.path, e))
     }
 
     fn finish(mut self) -> Result<String> {
-        let synced = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
+        let synced = self
+            .file
+            .flush()
+            .and_then(|()| self.file.get_ref().sync_all());
         synced.map_err(|e| Error::io("write", &self.path, e))?;
         Ok(hex(&self.hash.finalize()))
     }

@@ -30,7 +30,12 @@ pub(super) fn assign(documents: &[Fingerprint], fraction: f64) -> Assignment {
     let mut found: HashMap<u32, Cluster> = HashMap::new();
     for (document, root) in documents.iter().zip(&roots) {
         let Some(root) = root else { continue };
-        let cluster = found.entry(*root).or_insert(Cluster { root: *root, least: u128::MAX, bytes: 0, documents: 0 });
+        let cluster = found.entry(*root).or_insert(Cluster {
+            root: *root,
+            least: u128::MAX,
+            bytes: 0,
+            documents: 0,
+        });
         cluster.least = cluster.least.min(document.exact);
         cluster.bytes += document.bytes;
         cluster.documents += 1;
@@ -51,10 +56,18 @@ pub(super) fn assign(documents: &[Fingerprint], fraction: f64) -> Assignment {
         }
     }
     if held.is_empty() && fraction > 0.0 && clusters.len() > 1 {
-        let smallest = clusters.iter().min_by_key(|cluster| (cluster.bytes, cluster.least));
+        let smallest = clusters
+            .iter()
+            .min_by_key(|cluster| (cluster.bytes, cluster.least));
         held.extend(smallest.map(|cluster| cluster.root));
     }
-    let side = |root: &u32| if held.contains(root) { Split::Validation } else { Split::Train };
+    let side = |root: &u32| {
+        if held.contains(root) {
+            Split::Validation
+        } else {
+            Split::Train
+        }
+    };
     let several = clusters.iter().filter(|cluster| cluster.documents > 1);
     Assignment {
         splits: roots.iter().map(|root| root.as_ref().map(side)).collect(),

@@ -15,7 +15,11 @@ fn write(folder: &Path, shards: &[&[Vec<u16>]]) {
     std::fs::create_dir_all(folder).unwrap();
     let mut entries = Vec::new();
     for (number, documents) in shards.iter().enumerate() {
-        let ids: Vec<u8> = documents.iter().flatten().flat_map(|id| id.to_le_bytes()).collect();
+        let ids: Vec<u8> = documents
+            .iter()
+            .flatten()
+            .flat_map(|id| id.to_le_bytes())
+            .collect();
         let mut end = 0u64;
         let ends: Vec<u8> = documents
             .iter()
@@ -57,8 +61,15 @@ fn domain(work: &TempDir, name: &str, first: u16, count: u16) -> PathBuf {
 }
 
 fn mix(parts: &[(&str, &Path, f64)], seed: u64, seq: usize) -> Result<Mixture> {
-    let open = |(name, path, weight): &(&str, &Path, f64)| Ok((name.to_string(), TokenFolder::open(path)?, *weight));
-    Mixture::new(parts.iter().map(open).collect::<Result<_>>()?, seed, seq, Split::Train)
+    let open = |(name, path, weight): &(&str, &Path, f64)| {
+        Ok((name.to_string(), TokenFolder::open(path)?, *weight))
+    };
+    Mixture::new(
+        parts.iter().map(open).collect::<Result<_>>()?,
+        seed,
+        seq,
+        Split::Train,
+    )
 }
 
 #[test]
@@ -74,7 +85,11 @@ fn a_permutation_takes_every_element_once() {
     };
     assert_eq!(order(1, "a", 0), order(1, "a", 0));
     for other in [order(2, "a", 0), order(1, "b", 0), order(1, "a", 1)] {
-        let same = order(1, "a", 0).iter().zip(&other).filter(|(a, b)| a == b).count();
+        let same = order(1, "a", 0)
+            .iter()
+            .zip(&other)
+            .filter(|(a, b)| a == b)
+            .count();
         assert!(same < 10, "{same} of 1000 at the same place");
     }
 }
@@ -87,27 +102,61 @@ fn elements_go_anywhere() {
         let order = Permutation::new(5, seed, "x", 0);
         (0..5).for_each(|index| counts[index][order.at(index as u64) as usize] += 1);
     }
-    assert!(counts.iter().flatten().all(|count| (1800..2200).contains(count)), "{counts:?}");
+    assert!(
+        counts
+            .iter()
+            .flatten()
+            .all(|count| (1800..2200).contains(count)),
+        "{counts:?}"
+    );
 }
 
 #[test]
 fn a_folder_gives_back_its_tokens_and_documents() {
     let work = TempDir::new().unwrap();
     let folder = work.path().join("a");
-    write(&folder, &[&[vec![1, 2, 0], vec![3, 0]], &[vec![4, 5, 6, 0]], &[vec![7, 0]]]);
+    write(
+        &folder,
+        &[
+            &[vec![1, 2, 0], vec![3, 0]],
+            &[vec![4, 5, 6, 0]],
+            &[vec![7, 0]],
+        ],
+    );
     let folder = TokenFolder::open(&folder).unwrap();
-    assert_eq!((folder.tokens(Split::Train), folder.documents(Split::Train)), (11, 4));
-    assert_eq!((folder.tokens(Split::Validation), folder.bytes_of_text(Split::Train)), (0, 33));
+    assert_eq!(
+        (folder.tokens(Split::Train), folder.documents(Split::Train)),
+        (11, 4)
+    );
+    assert_eq!(
+        (
+            folder.tokens(Split::Validation),
+            folder.bytes_of_text(Split::Train)
+        ),
+        (0, 33)
+    );
     let all = [1, 2, 0, 3, 0, 4, 5, 6, 0, 7, 0];
     let ends = [3, 5, 9, 11];
     for start in 0..=11u64 {
         for end in start..=11 {
-            assert_eq!(folder.ids(Split::Train, start..end).unwrap(), all[start as usize..end as usize]);
-            let expected: Vec<u64> = ends.into_iter().filter(|at| *at > start && *at <= end).collect();
-            assert_eq!(folder.ends(Split::Train, start..end).unwrap(), expected, "{start}..{end}");
+            assert_eq!(
+                folder.ids(Split::Train, start..end).unwrap(),
+                all[start as usize..end as usize]
+            );
+            let expected: Vec<u64> = ends
+                .into_iter()
+                .filter(|at| *at > start && *at <= end)
+                .collect();
+            assert_eq!(
+                folder.ends(Split::Train, start..end).unwrap(),
+                expected,
+                "{start}..{end}"
+            );
         }
     }
-    let documents: Vec<_> = (0..4).map(|number| folder.document(Split::Train, number).unwrap()).collect();
+    let documents: Vec<_> = (0..4)
+        .map(|number| folder.document(Split::Train, number).unwrap())
+        .collect();
     assert_eq!(documents, [0..3, 3..5, 5..9, 9..11]);
     assert!(folder.ids(Split::Train, 5..12).is_err());
     assert!(folder.document(Split::Train, 4).is_err());
@@ -132,32 +181,76 @@ fn damaged_folders_are_named() {
         assert!(text.contains(from), "{text}");
         std::fs::write(path, text.replacen(from, to, 1)).unwrap();
     };
-    let has = |error: String, parts: &[&str]| parts.iter().for_each(|part| assert!(error.contains(part), "{error}"));
+    let has = |error: String, parts: &[&str]| {
+        parts
+            .iter()
+            .for_each(|part| assert!(error.contains(part), "{error}"))
+    };
     has(
-        refused("cut", &|f| std::fs::write(f.join("train-00001.bin"), [0; 3]).unwrap()),
+        refused("cut", &|f| {
+            std::fs::write(f.join("train-00001.bin"), [0; 3]).unwrap()
+        }),
         &["train-00001.bin", "found 3"],
     );
-    has(refused("gone", &|f| std::fs::remove_file(f.join("train-00001.bin")).unwrap()), &["train-00001.bin"]);
     has(
-        refused("ends", &|f| std::fs::write(f.join("train-00000.ends"), [0; 16]).unwrap()),
+        refused("gone", &|f| {
+            std::fs::remove_file(f.join("train-00001.bin")).unwrap()
+        }),
+        &["train-00001.bin"],
+    );
+    has(
+        refused("ends", &|f| {
+            std::fs::write(f.join("train-00000.ends"), [0; 16]).unwrap()
+        }),
         &["train-00000.ends", "ends at 0"],
     );
-    has(refused("ids", &|f| edit(f, "60000", "3")), &["train-00000.bin", "token id 3"]);
-    has(refused("version", &|f| edit(f, "version\":1", "version\":2")), &["format_version", "expected 1"]);
-    has(refused("vocab", &|f| edit(f, "60000", "70000")), &["vocab_size", "65536"]);
-    has(refused("end", &|f| edit(f, "text\":0", "text\":60000")), &["end_of_text"]);
-    has(refused("key", &|f| edit(f, "sources", "sauces")), &["sauces", "sources"]);
-    has(refused("escape", &|f| edit(f, "train-00000.bin", "../x.bin")), &["train-00000.bin", "../x.bin"]);
-    has(refused("none", &|f| std::fs::remove_file(f.join("header.json")).unwrap()), &["no header.json"]);
+    has(
+        refused("ids", &|f| edit(f, "60000", "3")),
+        &["train-00000.bin", "token id 3"],
+    );
+    has(
+        refused("version", &|f| edit(f, "version\":1", "version\":2")),
+        &["format_version", "expected 1"],
+    );
+    has(
+        refused("vocab", &|f| edit(f, "60000", "70000")),
+        &["vocab_size", "65536"],
+    );
+    has(
+        refused("end", &|f| edit(f, "text\":0", "text\":60000")),
+        &["end_of_text"],
+    );
+    has(
+        refused("key", &|f| edit(f, "sources", "sauces")),
+        &["sauces", "sources"],
+    );
+    has(
+        refused("escape", &|f| edit(f, "train-00000.bin", "../x.bin")),
+        &["train-00000.bin", "../x.bin"],
+    );
+    has(
+        refused("none", &|f| {
+            std::fs::remove_file(f.join("header.json")).unwrap()
+        }),
+        &["no header.json"],
+    );
 }
 
 #[test]
 fn shares_are_exact_in_every_block() {
     let work = TempDir::new().unwrap();
-    let (a, b, c) = (domain(&work, "a", 1, 300), domain(&work, "b", 1000, 200), domain(&work, "c", 2000, 100));
+    let (a, b, c) = (
+        domain(&work, "a", 1, 300),
+        domain(&work, "b", 1000, 200),
+        domain(&work, "c", 2000, 100),
+    );
     let count = |mixture: &Mixture, first, rows| {
         let mut counts = [0; 3];
-        mixture.rows(first, rows).unwrap().iter().for_each(|row| counts[row.domain] += 1);
+        mixture
+            .rows(first, rows)
+            .unwrap()
+            .iter()
+            .for_each(|row| counts[row.domain] += 1);
         counts
     };
     let thirds = mix(&[("a", &a, 1.0), ("b", &b, 1.0), ("c", &c, 1.0)], 0, 4).unwrap();
@@ -167,10 +260,23 @@ fn shares_are_exact_in_every_block() {
         assert_eq!(count(&tenths, block * 10, 10), [9, 1, 0]);
     }
     // Shares that no short block has exactly never drift: these are 100 blocks of 418 rows.
-    let odd = mix(&[("a", &a, 1.0), ("b", &b, std::f64::consts::PI), ("c", &c, 0.01)], 0, 4).unwrap();
+    let odd = mix(
+        &[
+            ("a", &a, 1.0),
+            ("b", &b, std::f64::consts::PI),
+            ("c", &c, 0.01),
+        ],
+        0,
+        4,
+    )
+    .unwrap();
     let found = count(&odd, 0, 41_800);
-    let expected = [1.0, std::f64::consts::PI, 0.01].map(|weight| 41_800.0 * weight / (1.01 + std::f64::consts::PI));
-    found.iter().zip(expected).for_each(|(found, expected)| assert!((*found as f64 - expected).abs() < 1.0, "{found}"));
+    let expected = [1.0, std::f64::consts::PI, 0.01]
+        .map(|weight| 41_800.0 * weight / (1.01 + std::f64::consts::PI));
+    found
+        .iter()
+        .zip(expected)
+        .for_each(|(found, expected)| assert!((*found as f64 - expected).abs() < 1.0, "{found}"));
 }
 
 #[test]
@@ -181,11 +287,21 @@ fn an_epoch_has_every_row_once_and_the_next_is_shuffled_anew() {
     let rows = mixture.rows_in_epoch(0) as usize;
     let tokens = mixture.folder(0).tokens(Split::Train);
     assert_eq!(rows as u64, (tokens - 1) / 8);
-    let epochs: Vec<_> = (0..3).map(|epoch| mixture.rows((epoch * rows) as u64, rows).unwrap()).collect();
+    let epochs: Vec<_> = (0..3)
+        .map(|epoch| mixture.rows((epoch * rows) as u64, rows).unwrap())
+        .collect();
     for epoch in &epochs {
-        let predicted: Vec<u32> = epoch.iter().flat_map(|row| row.ids[1..].to_vec()).filter(|id| *id != 0).collect();
+        let predicted: Vec<u32> = epoch
+            .iter()
+            .flat_map(|row| row.ids[1..].to_vec())
+            .filter(|id| *id != 0)
+            .collect();
         let distinct: BTreeSet<u32> = predicted.iter().copied().collect();
-        assert_eq!(distinct.len(), predicted.len(), "a token is predicted twice in an epoch");
+        assert_eq!(
+            distinct.len(),
+            predicted.len(),
+            "a token is predicted twice in an epoch"
+        );
         assert!(distinct.len() > 280);
     }
     assert_ne!(epochs[0], epochs[1]);
@@ -199,7 +315,10 @@ fn a_row_depends_on_its_number_alone() {
     let mixture = mix(&[("a", &a, 0.7), ("b", &b, 0.3)], 9, 6).unwrap();
     let all = mixture.rows(0, 200).unwrap();
     for (first, count) in [(0, 1), (17, 5), (95, 30), (199, 1)] {
-        assert_eq!(mixture.rows(first, count).unwrap(), all[first as usize..first as usize + count]);
+        assert_eq!(
+            mixture.rows(first, count).unwrap(),
+            all[first as usize..first as usize + count]
+        );
     }
     let again = mix(&[("a", &a, 0.7), ("b", &b, 0.3)], 9, 6).unwrap();
     assert_eq!(again.rows(0, 200).unwrap(), all);
@@ -212,9 +331,16 @@ fn documents_are_numbered_within_a_row() {
     let work = TempDir::new().unwrap();
     let a = domain(&work, "a", 1, 300);
     for row in mix(&[("a", &a, 1.0)], 1, 20).unwrap().rows(0, 30).unwrap() {
-        assert_eq!((row.ids.len(), row.documents.len(), row.documents[0]), (21, 21, 0));
+        assert_eq!(
+            (row.ids.len(), row.documents.len(), row.documents[0]),
+            (21, 21, 0)
+        );
         for (ids, documents) in row.ids.windows(2).zip(row.documents.windows(2)) {
-            assert_eq!(documents[1] - documents[0], u32::from(ids[0] == 0), "{row:?}");
+            assert_eq!(
+                documents[1] - documents[0],
+                u32::from(ids[0] == 0),
+                "{row:?}"
+            );
         }
     }
 }

@@ -110,9 +110,15 @@ struct Corpus {
 pub fn tokenize(settings: &Settings, progress: &(dyn Fn(Progress) + Sync)) -> Result<Report> {
     if !(0.0..1.0).contains(&settings.validation) {
         let found = settings.validation;
-        return Err(Error::usage(format!("expected a share of 0 to below 1 to hold back, found {found}")));
+        return Err(Error::usage(format!(
+            "expected a share of 0 to below 1 to hold back, found {found}"
+        )));
     }
-    let found: Vec<Vec<PathBuf>> = settings.paths.iter().map(|path| input::files(path)).collect::<Result<_>>()?;
+    let found: Vec<Vec<PathBuf>> = settings
+        .paths
+        .iter()
+        .map(|path| input::files(path))
+        .collect::<Result<_>>()?;
     let mut protected: Vec<&Path> = Vec::new();
     for (path, files) in settings.paths.iter().zip(&found) {
         match path.exists() {
@@ -127,14 +133,20 @@ pub fn tokenize(settings: &Settings, progress: &(dyn Fn(Progress) + Sync)) -> Re
     folder.clear()?;
     // What is wrong with the tokenizer is said before all texts are read.
     let existing = match &settings.vocabulary {
-        Vocabulary::Existing(path) => Some(vocabulary::read(path, settings.end_of_text.as_deref())?),
+        Vocabulary::Existing(path) => {
+            Some(vocabulary::read(path, settings.end_of_text.as_deref())?)
+        }
         Vocabulary::Train(_) => None,
     };
     let corpus = Corpus::read(settings, &found, progress)?;
     let ready = match (existing, &settings.vocabulary) {
-        (None, Vocabulary::Train(count)) => corpus.train_tokenizer(*count, settings, folder.path(), progress)?,
+        (None, Vocabulary::Train(count)) => {
+            corpus.train_tokenizer(*count, settings, folder.path(), progress)?
+        }
         (Some(ready), _) => ready,
-        (None, Vocabulary::Existing(path)) => vocabulary::read(path, settings.end_of_text.as_deref())?,
+        (None, Vocabulary::Existing(path)) => {
+            vocabulary::read(path, settings.end_of_text.as_deref())?
+        }
     };
     let splits = corpus.write(settings, &ready, folder.path(), progress)?;
     let mut tokenizer_sha256 = String::new();
@@ -153,9 +165,15 @@ pub fn tokenize(settings: &Settings, progress: &(dyn Fn(Progress) + Sync)) -> Re
         dtype: id_type(&ready)?,
         end_of_text: ready.end_of_text,
         sources: corpus.sources,
-        splits: Split::ALL.into_iter().zip(splits).filter(|(_, shards)| !shards.is_empty()).collect(),
+        splits: Split::ALL
+            .into_iter()
+            .zip(splits)
+            .filter(|(_, shards)| !shards.is_empty())
+            .collect(),
     };
-    let text = serde_json::to_string_pretty(&header).map_err(|e| Error::file(header::FILE, e.to_string()))? + "\n";
+    let text = serde_json::to_string_pretty(&header)
+        .map_err(|e| Error::file(header::FILE, e.to_string()))?
+        + "\n";
     folder.write(header::FILE, text.as_bytes())?;
     folder.commit()?;
     Ok(Report {
@@ -186,13 +204,22 @@ impl SplitReport {
         let sum = |value: fn(&Shard) -> u64| shards.iter().map(value).sum::<u64>();
         let (tokens, bytes_of_text) = (sum(|shard| shard.tokens), sum(|shard| shard.bytes_of_text));
         let bytes_per_token = bytes_of_text as f64 / tokens.max(1) as f64;
-        Self { documents: sum(|shard| shard.documents), tokens, bytes_of_text, bytes_per_token }
+        Self {
+            documents: sum(|shard| shard.documents),
+            tokens,
+            bytes_of_text,
+            bytes_per_token,
+        }
     }
 }
 
 impl Corpus {
     /// The first pass: hashes of files, fingerprints of documents, and which split each goes to.
-    fn read(settings: &Settings, found: &[Vec<PathBuf>], progress: &(dyn Fn(Progress) + Sync)) -> Result<Self> {
+    fn read(
+        settings: &Settings,
+        found: &[Vec<PathBuf>],
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<Self> {
         let opened: Vec<Vec<(SourceFile, String)>> = found
             .iter()
             .map(|files| {
@@ -216,10 +243,16 @@ impl Corpus {
                 sha256: hex(&hash.finalize()),
             });
         }
-        let files: Vec<(PathBuf, Stamp)> =
-            opened.iter().flatten().map(|(source, _)| (source.path().to_path_buf(), source.stamp())).collect();
+        let files: Vec<(PathBuf, Stamp)> = opened
+            .iter()
+            .flatten()
+            .map(|(source, _)| (source.path().to_path_buf(), source.stamp()))
+            .collect();
         drop(opened);
-        progress(Progress::Begin("reading", sources.iter().map(|source| source.bytes).sum()));
+        progress(Progress::Begin(
+            "reading",
+            sources.iter().map(|source| source.bytes).sum(),
+        ));
         let (mut documents, mut empty, mut bytes_of_text) = (0, 0, 0);
         let mut fingerprints = Vec::new();
         let told = |length| progress(Progress::Bytes(length));
@@ -229,23 +262,41 @@ impl Corpus {
             let before = fingerprints.len();
             fingerprints.extend(found.into_iter().flatten());
             empty += (before + batch.len() - fingerprints.len()) as u64;
-            bytes_of_text += fingerprints[before..].iter().map(|document| document.bytes).sum::<u64>();
+            bytes_of_text += fingerprints[before..]
+                .iter()
+                .map(|document| document.bytes)
+                .sum::<u64>();
             Ok(())
         })?;
-        let path = settings.paths.first().map_or(Path::new("."), PathBuf::as_path);
+        let path = settings
+            .paths
+            .first()
+            .map_or(Path::new("."), PathBuf::as_path);
         if fingerprints.is_empty() {
             return Err(Error::file(path, "expected text, found none"));
         }
         if fingerprints.len() > u32::MAX as usize {
-            return Err(Error::file(path, format!("expected at most {} documents", u32::MAX))
-                .with_hint("make several token folders"));
+            return Err(
+                Error::file(path, format!("expected at most {} documents", u32::MAX))
+                    .with_hint("make several token folders"),
+            );
         }
         let assignment = assign(&fingerprints, settings.validation);
         if settings.validation > 0.0 && !assignment.splits.contains(&Some(Split::Validation)) {
-            return Err(Error::file(path, "is one document, or one cluster of near-duplicates: none can be held back")
-                .with_hint("give it more documents, or pass --validation 0"));
+            return Err(Error::file(
+                path,
+                "is one document, or one cluster of near-duplicates: none can be held back",
+            )
+            .with_hint("give it more documents, or pass --validation 0"));
         }
-        Ok(Self { files, sources, documents, empty, bytes_of_text, assignment })
+        Ok(Self {
+            files,
+            sources,
+            documents,
+            empty,
+            bytes_of_text,
+            assignment,
+        })
     }
 
     /// A tokenizer of the documents that are trained on.
@@ -256,7 +307,10 @@ impl Corpus {
         scratch: &Path,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<Ready> {
-        progress(Progress::Begin("making the tokenizer", self.bytes_of_text.min(MOST_TEXT)));
+        progress(Progress::Begin(
+            "making the tokenizer",
+            self.bytes_of_text.min(MOST_TEXT),
+        ));
         let failure = Mutex::new(None);
         let nothing = |_| {};
         let mut reader = Reader::new(&self.files, &settings.text_key, &nothing);
@@ -268,7 +322,10 @@ impl Corpus {
                     Ok(text) => text?,
                     Err(error) => {
                         // A poisoned lock would mean that another thread had panicked here.
-                        failure.lock().map(|mut failure| *failure = Some(error)).ok();
+                        failure
+                            .lock()
+                            .map(|mut failure| *failure = Some(error))
+                            .ok();
                         return None;
                     }
                 };
@@ -299,15 +356,24 @@ impl Corpus {
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<[Vec<Shard>; 2]> {
         let dtype = id_type(ready)?;
-        let mut shards = Split::ALL.map(|split| Shards::new(folder, split, dtype, settings.max_shard_size));
+        let mut shards =
+            Split::ALL.map(|split| Shards::new(folder, split, dtype, settings.max_shard_size));
         progress(Progress::Begin("tokenizing", self.bytes_of_text));
         let mut splits = self.assignment.splits.iter();
         let nothing = |_| {};
-        Reader::new(&self.files, &settings.text_key, &nothing).batches(&mut |path, batch: Vec<String>| {
+        Reader::new(&self.files, &settings.text_key, &nothing).batches(&mut |path,
+                                                                              batch: Vec<
+            String,
+        >| {
             let batch = batch.into_iter().filter(|text| !is_empty(text));
             // As many as the first pass has seen, unless a file has changed in a way that its stamp does not show.
             let batch: Vec<(String, Option<Split>)> = batch
-                .map(|text| splits.next().map(|split| (text, *split)).ok_or_else(|| changed(path)))
+                .map(|text| {
+                    splits
+                        .next()
+                        .map(|split| (text, *split))
+                        .ok_or_else(|| changed(path))
+                })
                 .collect::<Result<_>>()?;
             let tokens: Vec<Vec<u32>> = batch
                 .par_iter()

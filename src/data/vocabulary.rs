@@ -48,10 +48,14 @@ impl FromStr for Vocabulary {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let Some(count) = text.strip_prefix("train:") else { return Ok(Self::Existing(PathBuf::from(text))) };
+        let Some(count) = text.strip_prefix("train:") else {
+            return Ok(Self::Existing(PathBuf::from(text)));
+        };
         match count.parse() {
             Ok(count) if (LEAST..=u64::from(u32::MAX)).contains(&count) => Ok(Self::Train(count)),
-            _ => Err(format!("expected train: and a number of tokens from {LEAST} up, found `{text}`")),
+            _ => Err(format!(
+                "expected train: and a number of tokens from {LEAST} up, found `{text}`"
+            )),
         }
     }
 }
@@ -76,7 +80,11 @@ pub(super) struct Ready {
 
 /// Reads a tokenizer; `end_of_text` names the token that ends a text where its own files should not say.
 pub(super) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Ready> {
-    let file = if path.is_dir() { path.join(TOKENIZER) } else { path.to_path_buf() };
+    let file = if path.is_dir() {
+        path.join(TOKENIZER)
+    } else {
+        path.to_path_buf()
+    };
     if !file.exists() {
         return Err(Error::file(&file, "is missing: expected a tokenizer").with_hint(
             "--tokenizer takes a folder with a tokenizer.json, such a file, or train:N to make one of N tokens",
@@ -85,7 +93,10 @@ pub(super) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Ready> {
     let folder = file.parent().unwrap_or(Path::new("."));
     let config = folder.join(TOKENIZER_CONFIG);
     // What is kept must be what made the ids, and both are read more than once.
-    let read = [&file, &config].into_iter().filter(|path| path.exists()).map(|path| SourceFile::open(path));
+    let read = [&file, &config]
+        .into_iter()
+        .filter(|path| path.exists())
+        .map(|path| SourceFile::open(path));
     let read = read.collect::<Result<Vec<_>>>()?;
     let tokenizer = Tokenizer::open(&file)?;
     let end_of_text = match end_of_text {
@@ -94,7 +105,8 @@ pub(super) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Ready> {
     };
     let vocab_size = tokenizer.vocab_size();
     if u64::from(end_of_text) >= vocab_size {
-        let problem = format!("the id that ends a text, {end_of_text}, is none of its {vocab_size}");
+        let problem =
+            format!("the id that ends a text, {end_of_text}, is none of its {vocab_size}");
         return Err(Error::file(&file, problem).with_hint("name the token with --end-of-text"));
     }
     let mut files = vec![(TOKENIZER, json::read_bytes(&file)?)];
@@ -102,7 +114,12 @@ pub(super) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Ready> {
         files.push((TOKENIZER_CONFIG, json::read_bytes(&config)?));
     }
     read.iter().try_for_each(SourceFile::check_unchanged)?;
-    Ok(Ready { tokenizer, vocab_size, end_of_text, files })
+    Ok(Ready {
+        tokenizer,
+        vocab_size,
+        end_of_text,
+        files,
+    })
 }
 
 /// Makes a byte-level BPE of `vocab_size` tokens, fewer if the texts have no more pairs to join.
@@ -131,7 +148,9 @@ pub(super) fn train(
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect::<HashSet<char>>())
         .build();
     let texts = texts.flat_map(short_runs);
-    tokenizer.train(&mut TrainerWrapper::from(trainer), texts).map_err(failed)?;
+    tokenizer
+        .train(&mut TrainerWrapper::from(trainer), texts)
+        .map_err(failed)?;
     let mut text = tokenizer.to_string(true).map_err(failed)?;
     text.push('\n');
     let config = serde_json::json!({
@@ -150,7 +169,10 @@ pub(super) fn train(
         end_of_text: id_of(&tokenizer, end_of_text)?,
         vocab_size: tokenizer.vocab_size(),
         tokenizer,
-        files: vec![(TOKENIZER, text.into_bytes()), (TOKENIZER_CONFIG, config.into_bytes())],
+        files: vec![
+            (TOKENIZER, text.into_bytes()),
+            (TOKENIZER_CONFIG, config.into_bytes()),
+        ],
     })
 }
 
@@ -173,7 +195,10 @@ fn short_runs(text: String) -> Vec<String> {
     }
     let ends = cuts.iter().copied().chain([text.len()]);
     let starts = std::iter::once(0).chain(cuts.iter().copied());
-    starts.zip(ends).map(|(start, end)| text[start..end].to_owned()).collect()
+    starts
+        .zip(ends)
+        .map(|(start, end)| text[start..end].to_owned())
+        .collect()
 }
 
 fn id_of(tokenizer: &Tokenizer, token: &str) -> Result<u32> {
@@ -181,12 +206,22 @@ fn id_of(tokenizer: &Tokenizer, token: &str) -> Result<u32> {
         return Ok(id);
     }
     let special = tokenizer.special_tokens();
-    let error = Error::file(tokenizer.path(), format!("has no token `{token}` to end a text with"));
-    Err(match (nearest(token, special.iter().map(String::as_str)), special.is_empty()) {
-        (Some(near), _) => error.with_hint(format!("did you mean `{near}`?")),
-        (None, false) => error.with_hint(format!("its special tokens are {}", special.join(", "))),
-        (None, true) => error,
-    })
+    let error = Error::file(
+        tokenizer.path(),
+        format!("has no token `{token}` to end a text with"),
+    );
+    Err(
+        match (
+            nearest(token, special.iter().map(String::as_str)),
+            special.is_empty(),
+        ) {
+            (Some(near), _) => error.with_hint(format!("did you mean `{near}`?")),
+            (None, false) => {
+                error.with_hint(format!("its special tokens are {}", special.join(", ")))
+            }
+            (None, true) => error,
+        },
+    )
 }
 
 /// What ends a text by the files beside the tokenizer: an earlier token folder's header, `tokenizer_config.json`,
@@ -210,10 +245,16 @@ fn own_end_of_text(tokenizer: &Tokenizer, folder: &Path) -> Result<u32> {
         Some(id) => Ok(*id),
         None => {
             let special = tokenizer.special_tokens();
-            let error = Error::file(tokenizer.path(), "nothing beside it says which token ends a text");
+            let error = Error::file(
+                tokenizer.path(),
+                "nothing beside it says which token ends a text",
+            );
             Err(error.with_hint(match special.is_empty() {
                 true => "name it with --end-of-text".to_owned(),
-                false => format!("name it with --end-of-text; its special tokens are {}", special.join(", ")),
+                false => format!(
+                    "name it with --end-of-text; its special tokens are {}",
+                    special.join(", ")
+                ),
             }))
         }
     }
@@ -227,7 +268,11 @@ mod tests {
     fn only_runs_beyond_every_word_are_cut() {
         let usual = "a line of words\n".repeat(1_000) + &"ü".repeat(LONGEST_RUN);
         assert_eq!(short_runs(usual.clone()), [usual]);
-        let long = format!("a {}{} b", "ü".repeat(2 * LONGEST_RUN + 1), " ".repeat(LONGEST_RUN + 1));
+        let long = format!(
+            "a {}{} b",
+            "ü".repeat(2 * LONGEST_RUN + 1),
+            " ".repeat(LONGEST_RUN + 1)
+        );
         let pieces = short_runs(long.clone());
         assert_eq!(pieces.len(), 4);
         assert_eq!(pieces.concat(), long);

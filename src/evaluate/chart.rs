@@ -31,19 +31,38 @@ fn draw_bars(report: &Report, svg: &mut String) -> Drawn {
     let legend = models as i32 * 22 + 20;
     let width = (left + domains as i32 * group + 30).max(540);
     let bottom = top + height;
-    let area = SVGBackend::with_string(svg, (width as u32, (bottom + 40 + legend) as u32)).into_drawing_area();
+    let area = SVGBackend::with_string(svg, (width as u32, (bottom + 40 + legend) as u32))
+        .into_drawing_area();
     area.fill(&WHITE)?;
-    let title = format!("perplexity, windows of {} tokens (lower is better)", report.context);
-    area.draw(&Text::new(title, (left, 18), words(17, &BLACK, HPos::Left, VPos::Top)))?;
-    let scores = report.models.iter().flat_map(|model| &model.domains).map(|score| score.perplexity);
+    let title = format!(
+        "perplexity, windows of {} tokens (lower is better)",
+        report.context
+    );
+    area.draw(&Text::new(
+        title,
+        (left, 18),
+        words(17, &BLACK, HPos::Left, VPos::Top),
+    ))?;
+    let scores = report
+        .models
+        .iter()
+        .flat_map(|model| &model.domains)
+        .map(|score| score.perplexity);
     let highest = scores.fold(1.0, f64::max);
     let step = step(highest);
     let y = |value: f64| bottom - (value / highest * f64::from(height)) as i32;
-    for tick in (0..).map(|tick| f64::from(tick) * step).take_while(|value| *value <= highest) {
+    for tick in (0..)
+        .map(|tick| f64::from(tick) * step)
+        .take_while(|value| *value <= highest)
+    {
         let line = vec![(left, y(tick)), (width - 20, y(tick))];
         area.draw(&PathElement::new(line, RGBColor(225, 225, 225)))?;
         let label = format!("{}", (tick * 1e6).round() / 1e6);
-        area.draw(&Text::new(label, (left - 8, y(tick)), words(13, &GREY, HPos::Right, VPos::Center)))?;
+        area.draw(&Text::new(
+            label,
+            (left - 8, y(tick)),
+            words(13, &GREY, HPos::Right, VPos::Center),
+        ))?;
     }
     for domain in 0..domains {
         let start = left + gap / 2 + domain as i32 * group;
@@ -51,22 +70,47 @@ fn draw_bars(report: &Report, svg: &mut String) -> Drawn {
             let value = model.domains[domain].perplexity;
             let from = start + number as i32 * bar;
             let colour = COLOURS[number % COLOURS.len()];
-            area.draw(&Rectangle::new([(from + 2, y(value)), (from + bar - 2, bottom)], colour.filled()))?;
+            area.draw(&Rectangle::new(
+                [(from + 2, y(value)), (from + bar - 2, bottom)],
+                colour.filled(),
+            ))?;
             let middle = from + bar / 2;
-            let label = if value < 99.95 { format!("{value:.2}") } else { format!("{value:.0}") };
-            area.draw(&Text::new(label, (middle, y(value) - 4), words(11, &GREY, HPos::Center, VPos::Bottom)))?;
+            let label = if value < 99.95 {
+                format!("{value:.2}")
+            } else {
+                format!("{value:.0}")
+            };
+            area.draw(&Text::new(
+                label,
+                (middle, y(value) - 4),
+                words(11, &GREY, HPos::Center, VPos::Bottom),
+            ))?;
         }
         let middle = start + models as i32 * bar / 2;
         let name = report.models[0].domains[domain].domain.clone();
-        area.draw(&Text::new(name, (middle, bottom + 8), words(14, &BLACK, HPos::Center, VPos::Top)))?;
+        area.draw(&Text::new(
+            name,
+            (middle, bottom + 8),
+            words(14, &BLACK, HPos::Center, VPos::Top),
+        ))?;
     }
-    area.draw(&PathElement::new(vec![(left, bottom), (width - 20, bottom)], BLACK))?;
+    area.draw(&PathElement::new(
+        vec![(left, bottom), (width - 20, bottom)],
+        BLACK,
+    ))?;
     for (number, model) in report.models.iter().enumerate() {
         let line = bottom + 44 + number as i32 * 22;
         let colour = COLOURS[number % COLOURS.len()];
-        area.draw(&Rectangle::new([(left, line), (left + 14, line + 14)], colour.filled()))?;
+        area.draw(&Rectangle::new(
+            [(left, line), (left + 14, line + 14)],
+            colour.filled(),
+        ))?;
         let at = (left + 22, line + 7);
-        area.draw(&Text::new(model.name.clone(), at, words(14, &BLACK, HPos::Left, VPos::Center)))?;
+        area.draw(&Text::new(
+            model.name.clone(),
+            at,
+            words(14, &BLACK, HPos::Left, VPos::Center),
+        ))?;
     }
     area.present()?;
     Ok(())
@@ -76,7 +120,11 @@ fn draw_bars(report: &Report, svg: &mut String) -> Drawn {
 fn step(highest: f64) -> f64 {
     let rough = highest / 5.0;
     let power = 10f64.powi(rough.log10().floor() as i32);
-    [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|step| *step >= rough).unwrap_or(rough)
+    [1.0, 2.0, 5.0, 10.0]
+        .map(|factor| factor * power)
+        .into_iter()
+        .find(|step| *step >= rough)
+        .unwrap_or(rough)
 }
 
 const CELL: i32 = 34;
@@ -92,10 +140,20 @@ struct Panel<'a> {
 
 impl<'a> Panel<'a> {
     fn of(model: &'a ModelReport, kind: Kind) -> Option<Self> {
-        let routers = model.routing.first()?.routers.iter().filter(|router| router.router == kind);
+        let routers = model
+            .routing
+            .first()?
+            .routers
+            .iter()
+            .filter(|router| router.router == kind);
         let routers: Vec<&RouterReport> = routers.collect();
         let experts = routers.first()?.load.len();
-        Some(Self { model, kind, layers: routers.iter().map(|router| router.layer).collect(), experts })
+        Some(Self {
+            model,
+            kind,
+            layers: routers.iter().map(|router| router.layer).collect(),
+            experts,
+        })
     }
 
     fn width(&self) -> i32 {
@@ -113,19 +171,34 @@ impl<'a> Panel<'a> {
             Kind::Attention => "mean gate of attention experts",
         };
         let title = format!("{}: {what}", self.model.name);
-        area.draw(&Text::new(title, (left, top), words(15, &BLACK, HPos::Left, VPos::Top)))?;
+        area.draw(&Text::new(
+            title,
+            (left, top),
+            words(15, &BLACK, HPos::Left, VPos::Top),
+        ))?;
         let grid = top + 46;
         let bottom = grid + self.layers.len() as i32 * ROW;
         for (number, layer) in self.layers.iter().enumerate() {
             let at = (left - 8, grid + number as i32 * ROW + ROW / 2);
-            area.draw(&Text::new(layer.to_string(), at, words(11, &GREY, HPos::Right, VPos::Center)))?;
+            area.draw(&Text::new(
+                layer.to_string(),
+                at,
+                words(11, &GREY, HPos::Right, VPos::Center),
+            ))?;
         }
         for (number, domain) in self.model.routing.iter().enumerate() {
             let start = left + number as i32 * (self.experts as i32 * CELL + 14);
             let middle = start + self.experts as i32 * CELL / 2;
             let name = domain.domain.clone();
-            area.draw(&Text::new(name, (middle, grid - 6), words(13, &BLACK, HPos::Center, VPos::Bottom)))?;
-            let routers = domain.routers.iter().filter(|router| router.router == self.kind);
+            area.draw(&Text::new(
+                name,
+                (middle, grid - 6),
+                words(13, &BLACK, HPos::Center, VPos::Bottom),
+            ))?;
+            let routers = domain
+                .routers
+                .iter()
+                .filter(|router| router.router == self.kind);
             for (row, router) in routers.enumerate() {
                 let values = match self.kind {
                     Kind::FeedForward => &router.load,
@@ -133,25 +206,44 @@ impl<'a> Panel<'a> {
                 };
                 for (expert, value) in values.iter().enumerate() {
                     let (x, y) = (start + expert as i32 * CELL, grid + row as i32 * ROW);
-                    let cell = Rectangle::new([(x, y), (x + CELL - 1, y + ROW - 1)], shade(*value).filled());
+                    let cell = Rectangle::new(
+                        [(x, y), (x + CELL - 1, y + ROW - 1)],
+                        shade(*value).filled(),
+                    );
                     area.draw(&cell)?;
                     let ink = if *value > 0.55 { &WHITE } else { &BLACK };
                     let at = (x + CELL / 2, y + ROW / 2);
                     let text = format!("{:.0}", 100.0 * value);
-                    area.draw(&Text::new(text, at, words(10, ink, HPos::Center, VPos::Center)))?;
+                    area.draw(&Text::new(
+                        text,
+                        at,
+                        words(10, ink, HPos::Center, VPos::Center),
+                    ))?;
                 }
             }
             for expert in 0..self.experts {
                 let name = self.model.experts.get(expert).map_or("", String::as_str);
                 let short: String = name.chars().take(6).collect();
                 let at = (start + expert as i32 * CELL + CELL / 2, bottom + 5);
-                area.draw(&Text::new(short, at, words(10, &GREY, HPos::Center, VPos::Top)))?;
+                area.draw(&Text::new(
+                    short,
+                    at,
+                    words(10, &GREY, HPos::Center, VPos::Top),
+                ))?;
             }
         }
         let at = (left - 8, bottom + 5);
-        area.draw(&Text::new("layer", at, words(10, &GREY, HPos::Right, VPos::Top)))?;
+        area.draw(&Text::new(
+            "layer",
+            at,
+            words(10, &GREY, HPos::Right, VPos::Top),
+        ))?;
         let at = (left, bottom + 26);
-        area.draw(&Text::new("numbers in %", at, words(10, &GREY, HPos::Left, VPos::Top)))?;
+        area.draw(&Text::new(
+            "numbers in %",
+            at,
+            words(10, &GREY, HPos::Left, VPos::Top),
+        ))?;
         Ok(())
     }
 }
@@ -160,7 +252,11 @@ fn draw_heat_maps(report: &Report, svg: &mut String) -> Drawn {
     let panels: Vec<Panel> = report
         .models
         .iter()
-        .flat_map(|model| [Kind::FeedForward, Kind::Attention].into_iter().filter_map(|kind| Panel::of(model, kind)))
+        .flat_map(|model| {
+            [Kind::FeedForward, Kind::Attention]
+                .into_iter()
+                .filter_map(|kind| Panel::of(model, kind))
+        })
         .collect();
     let width = panels.iter().map(Panel::width).max().unwrap_or(0).max(320) + 80;
     let height = panels.iter().map(Panel::height).sum::<i32>() + 20;

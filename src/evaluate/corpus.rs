@@ -46,7 +46,11 @@ impl Domain {
             true => tokens(path)?,
             false => texts(path)?,
         };
-        Ok(Self { name: name.to_owned(), path: path.to_path_buf(), content })
+        Ok(Self {
+            name: name.to_owned(),
+            path: path.to_path_buf(),
+            content,
+        })
     }
 
     /// Cuts each document into windows of `context` tokens, the last one shorter; at most `max_tokens` in all.
@@ -55,9 +59,16 @@ impl Domain {
     /// folder, which must be of the same tokenizer, the ends of text are left out: the windows are those of its texts.
     /// Its windows have their share of the split's bytes by their tokens. Windows with one token have nothing to score
     /// and are left out.
-    pub fn windows(&self, tokenizer: &Tokenizer, context: usize, max_tokens: Option<usize>) -> Result<Vec<Window>> {
+    pub fn windows(
+        &self,
+        tokenizer: &Tokenizer,
+        context: usize,
+        max_tokens: Option<usize>,
+    ) -> Result<Vec<Window>> {
         if context < 2 {
-            return Err(Error::usage(format!("expected a context of 2 tokens or more, found {context}")));
+            return Err(Error::usage(format!(
+                "expected a context of 2 tokens or more, found {context}"
+            )));
         }
         let left = max_tokens.unwrap_or(usize::MAX);
         let windows = match &self.content {
@@ -69,7 +80,10 @@ impl Domain {
             }
         };
         if windows.is_empty() {
-            return Err(Error::file(&self.path, "expected texts of at least two tokens, found none"));
+            return Err(Error::file(
+                &self.path,
+                "expected texts of at least two tokens, found none",
+            ));
         }
         Ok(windows)
     }
@@ -97,7 +111,12 @@ fn tokens(path: &Path) -> Result<Content> {
     Ok(Content::Tokens(Arc::new(folder)))
 }
 
-fn text_windows(texts: &[String], tokenizer: &Tokenizer, context: usize, mut left: usize) -> Result<Vec<Window>> {
+fn text_windows(
+    texts: &[String],
+    tokenizer: &Tokenizer,
+    context: usize,
+    mut left: usize,
+) -> Result<Vec<Window>> {
     let mut windows = Vec::new();
     for text in texts {
         if left == 0 {
@@ -110,7 +129,10 @@ fn text_windows(texts: &[String], tokenizer: &Tokenizer, context: usize, mut lef
             let end = count.min(start + context);
             if end - start > 1 {
                 let bytes = encoded.ends[end - 1] - encoded.ends[start];
-                windows.push(Window { ids: encoded.ids[start..end].to_vec(), bytes });
+                windows.push(Window {
+                    ids: encoded.ids[start..end].to_vec(),
+                    bytes,
+                });
             }
         }
     }
@@ -130,7 +152,9 @@ fn token_windows(folder: &TokenFolder, context: usize, mut left: usize) -> Resul
             break;
         }
         let mut document = folder.document(split, number)?;
-        document.end = document.end.min(document.start.saturating_add(left as u64).saturating_add(1));
+        document.end = document
+            .end
+            .min(document.start.saturating_add(left as u64).saturating_add(1));
         let mut ids = folder.ids(split, document)?;
         ids.pop_if(|last| *last == end_of_text);
         ids.truncate(left);
@@ -138,7 +162,10 @@ fn token_windows(folder: &TokenFolder, context: usize, mut left: usize) -> Resul
         for window in ids.chunks(context).filter(|window| window.len() > 1) {
             let before = bytes(scored);
             scored += window.len() - 1;
-            windows.push(Window { ids: window.to_vec(), bytes: bytes(scored) - before });
+            windows.push(Window {
+                ids: window.to_vec(),
+                bytes: bytes(scored) - before,
+            });
         }
     }
     Ok(windows)
@@ -149,7 +176,10 @@ fn head(text: &str, most: usize) -> &str {
     if text.len() <= most {
         return text;
     }
-    let end = (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let end = (0..=most)
+        .rev()
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(0);
     &text[..end]
 }
 
@@ -163,11 +193,17 @@ mod tests {
     fn a_folder_is_read_in_order() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("b")).unwrap();
-        fs::write(folder.path().join("b/c.jsonl"), "{\"text\": \"two\"}\n\n{\"text\": \"three\"}\n").unwrap();
+        fs::write(
+            folder.path().join("b/c.jsonl"),
+            "{\"text\": \"two\"}\n\n{\"text\": \"three\"}\n",
+        )
+        .unwrap();
         fs::write(folder.path().join("a.txt"), "one").unwrap();
         fs::write(folder.path().join(".hidden"), "no").unwrap();
         let domain = Domain::read("d", folder.path()).unwrap();
-        assert!(matches!(domain.content, Content::Texts(texts) if texts == ["one", "two", "three"]));
+        assert!(
+            matches!(domain.content, Content::Texts(texts) if texts == ["one", "two", "three"])
+        );
     }
 
     #[test]
@@ -176,6 +212,9 @@ mod tests {
         let path = folder.path().join("a.jsonl");
         fs::write(&path, "{\"text\": \"two\"}\n{\"tekst\": 1}\n").unwrap();
         let error = Domain::read("d", &path).unwrap_err().to_string();
-        assert!(error.contains("a.jsonl") && error.contains("line 2"), "{error}");
+        assert!(
+            error.contains("a.jsonl") && error.contains("line 2"),
+            "{error}"
+        );
     }
 }

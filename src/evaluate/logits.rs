@@ -36,8 +36,16 @@ impl Logits {
         let logits = model::logits(folder, tokens, device)?;
         let failed = |e| Error::compute("read the logits", e);
         let (positions, vocab) = logits.dims2().map_err(failed)?;
-        let values = logits.flatten_all().and_then(|logits| logits.to_vec1()).map_err(failed)?;
-        Ok(Self { path: folder.to_path_buf(), positions, vocab, values })
+        let values = logits
+            .flatten_all()
+            .and_then(|logits| logits.to_vec1())
+            .map_err(failed)?;
+        Ok(Self {
+            path: folder.to_path_buf(),
+            positions,
+            vocab,
+            values,
+        })
     }
 
     /// Those in a file with a tensor `logits` `[seq, vocab]` of any float dtype.
@@ -54,10 +62,19 @@ impl Logits {
         let mut values = vec![0.0; entry.elements() as usize];
         file.read_values(entry, 0, &mut values, &mut Vec::new())?;
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            return Err(Error::tensor(path, LOGITS, format!("element {at} is {}", values[at])));
+            return Err(Error::tensor(
+                path,
+                LOGITS,
+                format!("element {at} is {}", values[at]),
+            ));
         }
         let values = values.into_iter().map(|value| value as f32).collect();
-        Ok(Self { path: path.to_path_buf(), positions: positions as usize, vocab: vocab as usize, values })
+        Ok(Self {
+            path: path.to_path_buf(),
+            positions: positions as usize,
+            vocab: vocab as usize,
+            values,
+        })
     }
 }
 
@@ -67,15 +84,27 @@ pub fn read_tokens(path: &Path) -> Result<Vec<u32>> {
     let tokens: Vec<u32> = serde_json::from_slice(&bytes)
         .map_err(|e| Error::file(path, format!("expected a JSON array of token ids: {e}")))?;
     if tokens.is_empty() {
-        return Err(Error::file(path, "expected at least one token id, found none"));
+        return Err(Error::file(
+            path,
+            "expected at least one token id, found none",
+        ));
     }
     Ok(tokens)
 }
 
 /// A fixed sequence that every one of the models knows and has room for, drawn from all of their vocabulary.
 pub fn default_tokens(models: &[Architecture]) -> Vec<u32> {
-    let vocab = models.iter().map(|model| model.vocab_size).min().unwrap_or(1).clamp(1, u64::from(u32::MAX));
-    let room = models.iter().filter_map(|model| model.max_position_embeddings).min().unwrap_or(u64::MAX);
+    let vocab = models
+        .iter()
+        .map(|model| model.vocab_size)
+        .min()
+        .unwrap_or(1)
+        .clamp(1, u64::from(u32::MAX));
+    let room = models
+        .iter()
+        .filter_map(|model| model.max_position_embeddings)
+        .min()
+        .unwrap_or(u64::MAX);
     let count = FIXED.min(room.max(1) as usize);
     // SplitMix64.
     let mut state = 0u64;
@@ -111,13 +140,21 @@ impl Comparison {
     pub fn of(a: &Logits, b: &Logits) -> Result<Self> {
         if (a.positions, a.vocab) != (b.positions, b.vocab) {
             let shape = |logits: &Logits| format!("[{}, {}]", logits.positions, logits.vocab);
-            let problem =
-                format!("its logits have shape {}, but those of {} have {}", shape(b), a.path.display(), shape(a));
+            let problem = format!(
+                "its logits have shape {}, but those of {} have {}",
+                shape(b),
+                a.path.display(),
+                shape(a)
+            );
             return Err(Error::file(&b.path, problem)
                 .with_hint("only models of one vocabulary, on the same tokens, can be compared"));
         }
         let (mut max, mut sum, mut kl, mut same) = (0f64, 0f64, 0f64, 0usize);
-        for (a, b) in a.values.chunks_exact(a.vocab).zip(b.values.chunks_exact(b.vocab)) {
+        for (a, b) in a
+            .values
+            .chunks_exact(a.vocab)
+            .zip(b.values.chunks_exact(b.vocab))
+        {
             let (norm_a, norm_b) = (log_sum_exp(a), log_sum_exp(b));
             let mut divergence = 0.0;
             for (a, b) in a.iter().zip(b).map(|(a, b)| (f64::from(*a), f64::from(*b))) {
@@ -147,10 +184,18 @@ impl Comparison {
             ("largest difference", table::number(self.max)),
             ("mean difference", table::number(self.mean)),
             ("KL divergence", format!("{} nats", table::number(self.kl))),
-            ("same top token", format!("{:.1} %", 100.0 * self.same_token)),
-            ("compared", format!("{} positions x {} logits", self.positions, self.vocab)),
+            (
+                "same top token",
+                format!("{:.1} %", 100.0 * self.same_token),
+            ),
+            (
+                "compared",
+                format!("{} positions x {} logits", self.positions, self.vocab),
+            ),
         ];
-        let rows = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]);
+        let rows = rows
+            .into_iter()
+            .map(|(name, value)| vec![name.to_owned(), value]);
         table::render(&[("", Align::Left), ("", Align::Left)], rows)
     }
 }
@@ -159,7 +204,10 @@ impl Comparison {
 pub(super) fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let max = f64::from(max);
-    let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - max).exp()).sum();
+    let sum: f64 = logits
+        .iter()
+        .map(|logit| (f64::from(*logit) - max).exp())
+        .sum();
     max + sum.ln()
 }
 

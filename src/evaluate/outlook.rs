@@ -39,7 +39,11 @@ pub struct Request<'a> {
 /// # Errors
 /// Models whose configuration or headers cannot be read.
 pub fn estimate(request: &Request) -> Result<Estimate> {
-    let tokens: Option<u64> = request.data.iter().map(|(_, path)| tokens(path, request.max_tokens)).sum();
+    let tokens: Option<u64> = request
+        .data
+        .iter()
+        .map(|(_, path)| tokens(path, request.max_tokens))
+        .sum();
     let domains = request.data.len() as u64;
     let (mut flops, mut loaded, mut bytes) = (0.0, 0, 0);
     for path in request.checkpoints {
@@ -49,13 +53,25 @@ pub fn estimate(request: &Request) -> Result<Estimate> {
         bytes += SCORE * (1 + domains);
         if let Some(mixture) = architecture.mixture.as_ref().filter(|_| request.routing) {
             let router = |experts: u64| architecture.num_layers * (ROUTER.0 + ROUTER.1 * experts);
-            let Mixture { num_experts, num_attention_experts, .. } = *mixture;
+            let Mixture {
+                num_experts,
+                num_attention_experts,
+                ..
+            } = *mixture;
             bytes += domains * (router(num_experts) + router(num_attention_experts));
         }
     }
     let work = tokens.map(|tokens| {
-        let products = Products { flops: tokens as f64 * flops, share: SHARE, gpu: request.gpu, half: request.half };
-        Work { seconds: START + loaded as f64 / READ, products: Some(products) }
+        let products = Products {
+            flops: tokens as f64 * flops,
+            share: SHARE,
+            gpu: request.gpu,
+            half: request.half,
+        };
+        Work {
+            seconds: START + loaded as f64 / READ,
+            products: Some(products),
+        }
     });
     Ok(Estimate { bytes, work })
 }
@@ -64,7 +80,11 @@ pub fn estimate(request: &Request) -> Result<Estimate> {
 fn tokens(path: &Path, most: Option<u64>) -> Option<u64> {
     let found = match Header::read(path) {
         Ok((header, _)) => Some(header.tokens(Split::Validation)),
-        Err(_) => outline::length(path).ok().map(|bytes| (bytes / BYTES_PER_TOKEN) as u64),
+        Err(_) => outline::length(path)
+            .ok()
+            .map(|bytes| (bytes / BYTES_PER_TOKEN) as u64),
     };
-    found.map_or(most, |found| Some(most.map_or(found, |most| found.min(most))))
+    found.map_or(most, |found| {
+        Some(most.map_or(found, |most| found.min(most)))
+    })
 }

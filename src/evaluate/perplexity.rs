@@ -43,7 +43,9 @@ pub fn score(
 ) -> Result<Score> {
     let (mut nll, mut tokens, mut bytes) = (0.0, 0, 0);
     for window in windows {
-        nll += negative_log_likelihoods(model, &window.ids, overrides, recorder.as_deref_mut())?.iter().sum::<f64>();
+        nll += negative_log_likelihoods(model, &window.ids, overrides, recorder.as_deref_mut())?
+            .iter()
+            .sum::<f64>();
         tokens += window.ids.len() - 1;
         bytes += window.bytes;
         progress(window.ids.len() as u64);
@@ -67,8 +69,13 @@ pub fn negative_log_likelihoods(
     mut recorder: Option<&mut Recorder>,
 ) -> Result<Vec<f64>> {
     let failed = |e| Error::compute("score a text", e);
-    let tokens = Tensor::new(ids, &Device::Cpu).and_then(|tokens| tokens.unsqueeze(0)).map_err(failed)?;
-    let forward = Forward { overrides: overrides.clone(), ..Forward::default() };
+    let tokens = Tensor::new(ids, &Device::Cpu)
+        .and_then(|tokens| tokens.unsqueeze(0))
+        .map_err(failed)?;
+    let forward = Forward {
+        overrides: overrides.clone(),
+        ..Forward::default()
+    };
     // Layer by layer, so that the logits of the whole window are never in memory at once.
     let (mut x, pass) = model.begin(&tokens, None, &forward)?;
     for layer in 0..model.layers() {
@@ -82,7 +89,10 @@ pub fn negative_log_likelihoods(
     let mut found = Vec::with_capacity(ids.len());
     for start in (0..ids.len() - 1).step_by(CHUNK) {
         let count = CHUNK.min(ids.len() - 1 - start);
-        let chunk = x.narrow(1, start, count).and_then(|chunk| chunk.contiguous()).map_err(failed)?;
+        let chunk = x
+            .narrow(1, start, count)
+            .and_then(|chunk| chunk.contiguous())
+            .map_err(failed)?;
         let logits = rows(&model.head(&chunk)?)?;
         let targets = &ids[start + 1..start + 1 + count];
         found.extend(token_scores(model, &logits, targets)?);
@@ -92,19 +102,28 @@ pub fn negative_log_likelihoods(
 
 /// Logits `[1, seq, vocab]` as rows in float32.
 pub(super) fn rows(logits: &Tensor) -> Result<Vec<Vec<f32>>> {
-    let rows = logits.squeeze(0).and_then(|logits| logits.to_dtype(candle_core::DType::F32)?.to_vec2::<f32>());
+    let rows = logits
+        .squeeze(0)
+        .and_then(|logits| logits.to_dtype(candle_core::DType::F32)?.to_vec2::<f32>());
     rows.map_err(|e| Error::compute("read the logits", e))
 }
 
 /// The negative log-likelihood of each target under its row of logits.
-pub(super) fn token_scores(model: &CausalLm, logits: &[Vec<f32>], targets: &[u32]) -> Result<Vec<f64>> {
+pub(super) fn token_scores(
+    model: &CausalLm,
+    logits: &[Vec<f32>],
+    targets: &[u32],
+) -> Result<Vec<f64>> {
     let scores = logits.par_iter().zip(targets).map(|(logits, target)| {
         let score = log_sum_exp(logits) - f64::from(logits[*target as usize]);
         if score.is_finite() {
             return Ok(score);
         }
-        Err(Error::file(model.params().path(), "its logits are not finite: NaN or infinity among them")
-            .with_hint("`bam-convert validate` names the tensors that hold NaN or infinity"))
+        Err(Error::file(
+            model.params().path(),
+            "its logits are not finite: NaN or infinity among them",
+        )
+        .with_hint("`bam-convert validate` names the tensors that hold NaN or infinity"))
     });
     scores.collect()
 }

@@ -43,7 +43,12 @@ pub enum GateMode {
 
 impl GateMode {
     /// Every mode.
-    const ALL: [Self; 4] = [Self::Hidden, Self::HiddenLast, Self::HiddenAvg, Self::CheapEmbed];
+    const ALL: [Self; 4] = [
+        Self::Hidden,
+        Self::HiddenLast,
+        Self::HiddenAvg,
+        Self::CheapEmbed,
+    ];
 
     /// As in the file.
     pub fn name(self) -> &'static str {
@@ -103,8 +108,15 @@ impl Prompts {
             true => of_mergekit(path, names)?,
             false => of_ours(path, names)?,
         };
-        if let Some(expert) = experts.iter().chain(&shared).find(|expert| expert.positive_prompts.is_empty()) {
-            let problem = format!("has no positive_prompts for `{}`, expected at least one", expert.name);
+        if let Some(expert) = experts
+            .iter()
+            .chain(&shared)
+            .find(|expert| expert.positive_prompts.is_empty())
+        {
+            let problem = format!(
+                "has no positive_prompts for `{}`, expected at least one",
+                expert.name
+            );
             return Err(Error::file(path, problem));
         }
         for (number, expert) in experts.iter().enumerate() {
@@ -114,12 +126,19 @@ impl Prompts {
             };
             if let Some(other) = experts[..number].iter().find(same) {
                 let (a, b) = (&other.name, &expert.name);
-                let problem = format!("has the same prompts for `{a}` and `{b}`: their rows would tie");
+                let problem =
+                    format!("has the same prompts for `{a}` and `{b}`: their rows would tie");
                 return Err(Error::file(path, problem));
             }
         }
         let (sha256, _) = hash::sha256_file(path)?;
-        Ok(Self { path: path.to_path_buf(), mode, sha256, experts, shared })
+        Ok(Self {
+            path: path.to_path_buf(),
+            mode,
+            sha256,
+            experts,
+            shared,
+        })
     }
 
     /// The rows, computed by `model`, whose folder has the tokenizer; `progress` is told of each prompt.
@@ -130,7 +149,10 @@ impl Prompts {
         let reader = Reader {
             model,
             tokenizer: &tokenizer,
-            bos: special.get("bos_token").and_then(serde_json::Value::as_str).unwrap_or_default(),
+            bos: special
+                .get("bos_token")
+                .and_then(serde_json::Value::as_str)
+                .unwrap_or_default(),
             mode: self.mode,
             path: &self.path,
         };
@@ -148,15 +170,20 @@ impl Prompts {
             Ok::<_, Error>(layers)
         };
         let experts = self.experts.iter().map(rows).collect::<Result<_>>()?;
-        Ok(Rows { experts, shared: self.shared.as_ref().map(rows).transpose()? })
+        Ok(Rows {
+            experts,
+            shared: self.shared.as_ref().map(rows).transpose()?,
+        })
     }
 
     fn normalise(&self, row: &mut [f64], name: &str, layer: usize) -> Result<()> {
         let norm = row.iter().map(|value| value * value).sum::<f64>().sqrt();
         if !(norm.is_finite() && norm > 1e-8) {
-            let problem = format!("gives the expert `{name}` a row of length {norm} in layer {layer}");
-            return Err(Error::file(&self.path, problem)
-                .with_hint("positive and negative prompts must differ, and the model's weights be finite"));
+            let problem =
+                format!("gives the expert `{name}` a row of length {norm} in layer {layer}");
+            return Err(Error::file(&self.path, problem).with_hint(
+                "positive and negative prompts must differ, and the model's weights be finite",
+            ));
         }
         row.iter_mut().for_each(|value| *value /= norm);
         Ok(())
@@ -181,16 +208,25 @@ fn of_ours(path: &Path, names: &[String]) -> Result<Read> {
     let mut by_name = BTreeMap::new();
     for expert in file.experts {
         if !names.contains(&expert.name) {
-            let problem = format!("has prompts for `{}`, but the experts are {}", expert.name, names.join(", "));
+            let problem = format!(
+                "has prompts for `{}`, but the experts are {}",
+                expert.name,
+                names.join(", ")
+            );
             let error = Error::file(path, problem);
-            return Err(match nearest(&expert.name, names.iter().map(String::as_str)) {
-                Some(near) => error.with_hint(format!("did you mean `{near}`?")),
-                None => error,
-            });
+            return Err(
+                match nearest(&expert.name, names.iter().map(String::as_str)) {
+                    Some(near) => error.with_hint(format!("did you mean `{near}`?")),
+                    None => error,
+                },
+            );
         }
         let name = expert.name.clone();
         if by_name.insert(name.clone(), expert).is_some() {
-            return Err(Error::file(path, format!("has `{name}` twice, expected each expert once")));
+            return Err(Error::file(
+                path,
+                format!("has `{name}` twice, expected each expert once"),
+            ));
         }
     }
     let in_order = names.iter().map(|name| {
@@ -210,14 +246,24 @@ fn of_ours(path: &Path, names: &[String]) -> Result<Read> {
 /// A configuration of `mergekit-moe`, its experts under `names`.
 fn of_mergekit(path: &Path, names: &[String]) -> Result<Read> {
     let file = MoeFile::read(path)?;
-    let Some(mode) = GateMode::ALL.into_iter().find(|mode| mode.name() == file.gate_mode()) else {
-        let problem = format!("is `{}`, expected one that makes rows of prompts", file.gate_mode());
+    let Some(mode) = GateMode::ALL
+        .into_iter()
+        .find(|mode| mode.name() == file.gate_mode())
+    else {
+        let problem = format!(
+            "is `{}`, expected one that makes rows of prompts",
+            file.gate_mode()
+        );
         return Err(Error::key(path, "gate_mode", problem));
     };
     let prompts = file.prompts();
     if prompts.len() != names.len() {
-        let problem =
-            format!("has {} experts, but the mixture has {}: {}", prompts.len(), names.len(), names.join(", "));
+        let problem = format!(
+            "has {} experts, but the mixture has {}: {}",
+            prompts.len(),
+            names.len(),
+            names.join(", ")
+        );
         return Err(Error::file(path, problem)
             .with_hint("rows are given in the order of the experts; with experts of your own, pass --router too"));
     }
@@ -226,8 +272,19 @@ fn of_mergekit(path: &Path, names: &[String]) -> Result<Read> {
         positive_prompts: prompts.positive,
         negative_prompts: prompts.negative,
     };
-    let shared = file.shared_prompts().map(|prompts| named((SHARED, prompts)));
-    Ok((mode, names.iter().map(String::as_str).zip(prompts).map(named).collect(), shared))
+    let shared = file
+        .shared_prompts()
+        .map(|prompts| named((SHARED, prompts)));
+    Ok((
+        mode,
+        names
+            .iter()
+            .map(String::as_str)
+            .zip(prompts)
+            .map(named)
+            .collect(),
+        shared,
+    ))
 }
 
 /// Reads prompts with a model.
@@ -248,39 +305,63 @@ impl Reader<'_> {
             if sum.is_empty() {
                 sum = layers;
             } else {
-                sum.iter_mut().flatten().zip(layers.iter().flatten()).for_each(|(sum, value)| *sum += value);
+                sum.iter_mut()
+                    .flatten()
+                    .zip(layers.iter().flatten())
+                    .for_each(|(sum, value)| *sum += value);
             }
             progress(1);
         }
         if self.mode == GateMode::CheapEmbed {
             // A sum of embeddings has no mean over prompts; its direction is what counts.
-            let norm = sum[0].iter().map(|value| value * value).sum::<f64>().sqrt().max(1e-8);
+            let norm = sum[0]
+                .iter()
+                .map(|value| value * value)
+                .sum::<f64>()
+                .sqrt()
+                .max(1e-8);
             sum[0].iter_mut().for_each(|value| *value /= norm);
             return Ok(vec![sum.remove(0); self.model.layers()]);
         }
-        sum.iter_mut().flatten().for_each(|value| *value /= prompts.len() as f64);
+        sum.iter_mut()
+            .flatten()
+            .for_each(|value| *value /= prompts.len() as f64);
         Ok(sum)
     }
 
     /// What one prompt amounts to: in each layer, or with `cheap_embed` in all of them.
     fn one(&self, prompt: &str) -> Result<Vec<Vec<f64>>> {
-        let ids = self.tokenizer.encode(&format!("{}{prompt}", self.bos), false)?.ids;
+        let ids = self
+            .tokenizer
+            .encode(&format!("{}{prompt}", self.bos), false)?
+            .ids;
         if ids.is_empty() {
-            return Err(Error::file(self.path, "holds an empty prompt, expected text")
-                .with_hint("each prompt needs at least one token"));
+            return Err(
+                Error::file(self.path, "holds an empty prompt, expected text")
+                    .with_hint("each prompt needs at least one token"),
+            );
         }
         let failed = |e| Error::compute("read a prompt's hidden states", e);
-        let tokens = Tensor::new(ids.as_slice(), &Device::Cpu).and_then(|ids| ids.unsqueeze(0)).map_err(failed)?;
+        let tokens = Tensor::new(ids.as_slice(), &Device::Cpu)
+            .and_then(|ids| ids.unsqueeze(0))
+            .map_err(failed)?;
         let states = if self.mode == GateMode::CheapEmbed {
             vec![self.model.begin(&tokens, None, &Forward::default())?.0]
         } else {
-            let forward = Forward { keep_hidden: true, last_only: true, ..Forward::default() };
+            let forward = Forward {
+                keep_hidden: true,
+                last_only: true,
+                ..Forward::default()
+            };
             let mut hidden = self.model.forward(&tokens, None, &forward)?.hidden;
             // The last is the head's input, which no router reads.
             hidden.pop();
             hidden
         };
-        states.iter().map(|state| self.over_tokens(state, ids.len()).map_err(failed)).collect()
+        states
+            .iter()
+            .map(|state| self.over_tokens(state, ids.len()).map_err(failed))
+            .collect()
     }
 
     /// One row out of hidden states `[1, seq, hidden]`.
@@ -288,7 +369,9 @@ impl Reader<'_> {
         let rows: Vec<Vec<f64>> = state.squeeze(0)?.to_dtype(DType::F64)?.to_vec2()?;
         let sum = |rows: &[Vec<f64>]| -> Vec<f64> {
             let width = rows.first().map_or(0, Vec::len);
-            (0..width).map(|column| rows.iter().map(|row| row[column]).sum()).collect()
+            (0..width)
+                .map(|column| rows.iter().map(|row| row[column]).sum())
+                .collect()
         };
         Ok(match self.mode {
             GateMode::Hidden | GateMode::HiddenLast => sum(&rows[seq - 1..]),
@@ -308,12 +391,17 @@ pub struct Rows {
 impl Rows {
     /// The rows of a layer's router, `[experts · hidden]` in float32.
     pub fn of_layer(&self, layer: usize) -> Vec<f32> {
-        self.experts.iter().flat_map(|layers| layers[layer].iter().map(|value| *value as f32)).collect()
+        self.experts
+            .iter()
+            .flat_map(|layers| layers[layer].iter().map(|value| *value as f32))
+            .collect()
     }
 
     /// The row of a layer's shared expert, `[hidden]` in float32, if there are prompts for it.
     pub fn of_shared(&self, layer: usize) -> Option<Vec<f32>> {
-        self.shared.as_ref().map(|layers| layers[layer].iter().map(|value| *value as f32).collect())
+        self.shared
+            .as_ref()
+            .map(|layers| layers[layer].iter().map(|value| *value as f32).collect())
     }
 
     /// Which two experts have the rows most alike, in which layer, and their cosine; `None` with one expert.

@@ -64,8 +64,12 @@ pub struct DomainRouting {
 impl Average {
     /// Of these; none of no domain.
     pub fn of(scores: &[Score]) -> Option<Self> {
-        let mean = |value: fn(&Score) -> f64| scores.iter().map(value).sum::<f64>() / scores.len() as f64;
-        let average = || Self { perplexity: mean(|score| score.perplexity), bits_per_byte: mean(|s| s.bits_per_byte) };
+        let mean =
+            |value: fn(&Score) -> f64| scores.iter().map(value).sum::<f64>() / scores.len() as f64;
+        let average = || Self {
+            perplexity: mean(|score| score.perplexity),
+            bits_per_byte: mean(|s| s.bits_per_byte),
+        };
         (!scores.is_empty()).then(average)
     }
 }
@@ -81,7 +85,10 @@ struct Scores<'a> {
 impl Scores<'_> {
     fn columns(&self) -> Vec<(&str, Align)> {
         let columns = std::iter::once(("model", Align::Left));
-        columns.chain(self.names.iter().map(|name| (*name, Align::Right))).chain([("average", Align::Right)]).collect()
+        columns
+            .chain(self.names.iter().map(|name| (*name, Align::Right)))
+            .chain([("average", Align::Right)])
+            .collect()
     }
 }
 
@@ -98,27 +105,52 @@ impl Report {
     /// As text: perplexity, bits per byte, tasks, routing; whatever was measured.
     pub fn table(&self) -> String {
         let scores = self.scores();
-        let scores =
-            scores.iter().map(|part| format!("{}\n{}", part.title, table::render(&part.columns(), part.rows.clone())));
-        let routing = self.models.iter().filter(|model| !model.routing.is_empty()).map(ModelReport::routing_table);
+        let scores = scores.iter().map(|part| {
+            format!(
+                "{}\n{}",
+                part.title,
+                table::render(&part.columns(), part.rows.clone())
+            )
+        });
+        let routing = self
+            .models
+            .iter()
+            .filter(|model| !model.routing.is_empty())
+            .map(ModelReport::routing_table);
         scores.chain(routing).collect::<Vec<_>>().join("\n")
     }
 
     /// Perplexity, bits per byte and tasks as tables of Markdown; whatever was measured.
     pub fn markdown(&self) -> String {
         let parts = self.scores();
-        let parts =
-            parts.iter().map(|part| format!("{}:\n\n{}", part.title, table::markdown(&part.columns(), &part.rows)));
+        let parts = parts.iter().map(|part| {
+            format!(
+                "{}:\n\n{}",
+                part.title,
+                table::markdown(&part.columns(), &part.rows)
+            )
+        });
         parts.collect::<Vec<_>>().join("\n")
     }
 
     fn scores(&self) -> Vec<Scores<'_>> {
         let mut parts = Vec::new();
         if self.models.iter().any(|model| !model.domains.is_empty()) {
-            let title = format!("perplexity (windows of {} tokens; lower is better)", self.context);
-            parts.push(self.domains(title, |score| score.perplexity, |average| average.perplexity));
+            let title = format!(
+                "perplexity (windows of {} tokens; lower is better)",
+                self.context
+            );
+            parts.push(self.domains(
+                title,
+                |score| score.perplexity,
+                |average| average.perplexity,
+            ));
             let title = "bits per byte (lower is better)".to_owned();
-            parts.push(self.domains(title, |score| score.bits_per_byte, |average| average.bits_per_byte));
+            parts.push(self.domains(
+                title,
+                |score| score.bits_per_byte,
+                |average| average.bits_per_byte,
+            ));
         }
         if self.models.iter().any(|model| !model.tasks.is_empty()) {
             parts.push(self.tasks());
@@ -126,23 +158,54 @@ impl Report {
         parts
     }
 
-    fn domains(&self, title: String, value: fn(&Score) -> f64, average: fn(&Average) -> f64) -> Scores<'_> {
-        let names = self.models.first().map(|model| model.domains.iter().map(|score| score.domain.as_str()));
+    fn domains(
+        &self,
+        title: String,
+        value: fn(&Score) -> f64,
+        average: fn(&Average) -> f64,
+    ) -> Scores<'_> {
+        let names = self
+            .models
+            .first()
+            .map(|model| model.domains.iter().map(|score| score.domain.as_str()));
         let rows = self.models.iter().map(|model| {
-            let values = model.domains.iter().map(value).chain(model.average.as_ref().map(average));
-            std::iter::once(model.name.clone()).chain(values.map(number)).collect()
+            let values = model
+                .domains
+                .iter()
+                .map(value)
+                .chain(model.average.as_ref().map(average));
+            std::iter::once(model.name.clone())
+                .chain(values.map(number))
+                .collect()
         });
-        Scores { title, names: names.into_iter().flatten().collect(), rows: rows.collect() }
+        Scores {
+            title,
+            names: names.into_iter().flatten().collect(),
+            rows: rows.collect(),
+        }
     }
 
     fn tasks(&self) -> Scores<'_> {
-        let names = self.models.first().map(|model| model.tasks.iter().map(|score| score.task.as_str()));
+        let names = self
+            .models
+            .first()
+            .map(|model| model.tasks.iter().map(|score| score.task.as_str()));
         let rows = self.models.iter().map(|model| {
-            let values = model.tasks.iter().map(|score| score.accuracy).chain(model.task_average);
-            std::iter::once(model.name.clone()).chain(values.map(|share| format!("{:.2}", 100.0 * share))).collect()
+            let values = model
+                .tasks
+                .iter()
+                .map(|score| score.accuracy)
+                .chain(model.task_average);
+            std::iter::once(model.name.clone())
+                .chain(values.map(|share| format!("{:.2}", 100.0 * share)))
+                .collect()
         });
         let title = "accuracy in % (higher is better)".to_owned();
-        Scores { title, names: names.into_iter().flatten().collect(), rows: rows.collect() }
+        Scores {
+            title,
+            names: names.into_iter().flatten().collect(),
+            rows: rows.collect(),
+        }
     }
 }
 
@@ -158,27 +221,57 @@ fn number(value: f64) -> String {
 impl ModelReport {
     fn routing_table(&self) -> String {
         let names: Vec<&str> = self.experts.iter().map(String::as_str).collect();
-        let heads: Vec<String> =
-            ["load", "gate"].iter().flat_map(|what| names.iter().map(move |name| format!("{what} {name}"))).collect();
-        let mut columns = vec![("domain", Align::Left), ("layer", Align::Right), ("router", Align::Left)];
+        let heads: Vec<String> = ["load", "gate"]
+            .iter()
+            .flat_map(|what| names.iter().map(move |name| format!("{what} {name}")))
+            .collect();
+        let mut columns = vec![
+            ("domain", Align::Left),
+            ("layer", Align::Right),
+            ("router", Align::Left),
+        ];
         columns.extend(heads.iter().map(|head| (head.as_str(), Align::Right)));
-        columns.extend([("load entropy", Align::Right), ("token entropy", Align::Right), ("dead", Align::Left)]);
+        columns.extend([
+            ("load entropy", Align::Right),
+            ("token entropy", Align::Right),
+            ("dead", Align::Left),
+        ]);
         let rows = self.routing.iter().flat_map(|domain| {
             domain.routers.iter().map(|router| {
                 // Attention may have fewer experts.
                 let cells = |values: &[f64], unit: fn(f64) -> String| {
-                    (0..names.len()).map(|e| values.get(e).map_or("-".to_owned(), |v| unit(*v))).collect::<Vec<_>>()
+                    (0..names.len())
+                        .map(|e| values.get(e).map_or("-".to_owned(), |v| unit(*v)))
+                        .collect::<Vec<_>>()
                 };
-                let dead: Vec<&str> = router.dead.iter().filter_map(|expert| names.get(*expert).copied()).collect();
-                let mut row = vec![domain.domain.clone(), router.layer.to_string(), router.router.name().to_owned()];
-                row.extend(cells(&router.load, |share| format!("{:.1} %", 100.0 * share)));
+                let dead: Vec<&str> = router
+                    .dead
+                    .iter()
+                    .filter_map(|expert| names.get(*expert).copied())
+                    .collect();
+                let mut row = vec![
+                    domain.domain.clone(),
+                    router.layer.to_string(),
+                    router.router.name().to_owned(),
+                ];
+                row.extend(cells(&router.load, |share| {
+                    format!("{:.1} %", 100.0 * share)
+                }));
                 row.extend(cells(&router.mean_gate, |gate| format!("{gate:.3}")));
                 row.push(format!("{:.3}", router.load_entropy));
                 row.push(format!("{:.3}", router.token_entropy));
-                row.push(if dead.is_empty() { "none".to_owned() } else { dead.join(", ") });
+                row.push(if dead.is_empty() {
+                    "none".to_owned()
+                } else {
+                    dead.join(", ")
+                });
                 row
             })
         });
-        format!("routing of {}\n{}", self.name, table::render(&columns, rows))
+        format!(
+            "routing of {}\n{}",
+            self.name,
+            table::render(&columns, rows)
+        )
     }
 }

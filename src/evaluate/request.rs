@@ -29,7 +29,10 @@ impl Request {
             return Ok(Overrides::default());
         };
         if self.attention_top_k.is_some() && mixture.attention_kv == AttentionKv::Merged {
-            return Err(Error::file(folder, "has no attention experts, so there is no top-k of them"));
+            return Err(Error::file(
+                folder,
+                "has no attention experts, so there is no top-k of them",
+            ));
         }
         let names = expert_names(folder, architecture)?;
         let mut dropped = Vec::new();
@@ -38,7 +41,9 @@ impl Request {
         }
         Ok(Overrides {
             top_k: self.top_k.map(|k| k.of(mixture.num_experts) as usize),
-            attention_top_k: self.attention_top_k.map(|k| k.of(mixture.num_attention_experts) as usize),
+            attention_top_k: self
+                .attention_top_k
+                .map(|k| k.of(mixture.num_attention_experts) as usize),
             dropped,
         })
     }

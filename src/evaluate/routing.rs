@@ -69,11 +69,15 @@ struct Sums {
 impl Recorder {
     /// Counts the tokens of one pass through `layer`.
     pub fn add(&mut self, layer: usize, routing: &LayerRouting) -> Result<()> {
-        let both = [(Kind::FeedForward, &routing.feed_forward), (Kind::Attention, &routing.attention)];
+        let both = [
+            (Kind::FeedForward, &routing.feed_forward),
+            (Kind::Attention, &routing.attention),
+        ];
         for (kind, routing) in both {
             if let Some(routing) = routing {
                 let sums = self.routers.entry((layer, kind)).or_default();
-                sums.add(routing).map_err(|e| Error::compute("read the routing", e))?;
+                sums.add(routing)
+                    .map_err(|e| Error::compute("read the routing", e))?;
             }
         }
         Ok(())
@@ -81,7 +85,10 @@ impl Recorder {
 
     /// The reports, by layer.
     pub fn finish(self) -> Vec<RouterReport> {
-        self.routers.into_iter().map(|((layer, router), sums)| sums.report(layer, router)).collect()
+        self.routers
+            .into_iter()
+            .map(|((layer, router), sums)| sums.report(layer, router))
+            .collect()
     }
 }
 
@@ -95,14 +102,24 @@ impl Sums {
         }
         // With a dropped expert, soft routing lists it among the chosen, with gate 0.
         let soft = routing.chosen.dim(2)? == experts;
-        for expert in routing.chosen.flatten_all()?.to_vec1::<u32>()?.into_iter().filter(|_| !soft) {
+        for expert in routing
+            .chosen
+            .flatten_all()?
+            .to_vec1::<u32>()?
+            .into_iter()
+            .filter(|_| !soft)
+        {
             self.chosen[expert as usize] += 1.0;
         }
         for (gates, probabilities) in gates.iter().zip(&probabilities) {
             for expert in 0..experts {
                 self.gates[expert] += gates[expert];
                 self.probabilities[expert] += probabilities[expert];
-                self.chosen[expert] += if soft && gates[expert] > 0.0 { 1.0 } else { 0.0 };
+                self.chosen[expert] += if soft && gates[expert] > 0.0 {
+                    1.0
+                } else {
+                    0.0
+                };
             }
             self.entropy += entropy(probabilities);
         }
@@ -111,15 +128,25 @@ impl Sums {
     }
 
     fn report(self, layer: usize, router: Kind) -> RouterReport {
-        let mean = |sums: Vec<f64>| sums.into_iter().map(|sum| sum / self.tokens as f64).collect();
+        let mean = |sums: Vec<f64>| {
+            sums.into_iter()
+                .map(|sum| sum / self.tokens as f64)
+                .collect()
+        };
         let assignments: f64 = self.chosen.iter().sum();
-        let load: Vec<f64> = self.chosen.iter().map(|count| count / assignments).collect();
+        let load: Vec<f64> = self
+            .chosen
+            .iter()
+            .map(|count| count / assignments)
+            .collect();
         RouterReport {
             layer,
             router,
             tokens: self.tokens,
             load_entropy: entropy(&load),
-            dead: (0..load.len()).filter(|expert| self.chosen[*expert] == 0.0).collect(),
+            dead: (0..load.len())
+                .filter(|expert| self.chosen[*expert] == 0.0)
+                .collect(),
             load,
             mean_gate: mean(self.gates),
             mean_probability: mean(self.probabilities),
@@ -133,7 +160,11 @@ fn entropy(shares: &[f64]) -> f64 {
     if shares.len() < 2 {
         return 0.0;
     }
-    let nats: f64 = shares.iter().filter(|share| **share > 0.0).map(|share| -share * share.ln()).sum();
+    let nats: f64 = shares
+        .iter()
+        .filter(|share| **share > 0.0)
+        .map(|share| -share * share.ln())
+        .sum();
     // Rounding can go beyond either end.
     (nats / (shares.len() as f64).ln()).clamp(0.0, 1.0)
 }
@@ -145,7 +176,12 @@ mod tests {
 
     #[test]
     fn load_gates_and_dead_experts_are_counted() {
-        let tensor = |values: &[f64]| Tensor::new(values, &Device::Cpu).unwrap().reshape((1, 2, 3)).unwrap();
+        let tensor = |values: &[f64]| {
+            Tensor::new(values, &Device::Cpu)
+                .unwrap()
+                .reshape((1, 2, 3))
+                .unwrap()
+        };
         let probabilities = tensor(&[0.5, 0.25, 0.25, 0.75, 0.25, 0.0]);
         let routing = Routing {
             logits: probabilities.clone(),
@@ -154,10 +190,23 @@ mod tests {
             chosen: Tensor::new(&[[[0u32], [0]]], &Device::Cpu).unwrap(),
         };
         let mut recorder = Recorder::default();
-        recorder.add(3, &LayerRouting { feed_forward: Some(routing), attention: None }).unwrap();
+        recorder
+            .add(
+                3,
+                &LayerRouting {
+                    feed_forward: Some(routing),
+                    attention: None,
+                },
+            )
+            .unwrap();
         let reports = recorder.finish();
-        let [report] = &reports[..] else { panic!("one report") };
-        assert_eq!((report.layer, report.tokens, report.load_entropy), (3, 2, 0.0));
+        let [report] = &reports[..] else {
+            panic!("one report")
+        };
+        assert_eq!(
+            (report.layer, report.tokens, report.load_entropy),
+            (3, 2, 0.0)
+        );
         assert_eq!(report.load, [1.0, 0.0, 0.0]);
         assert_eq!(report.mean_gate, [0.625, 0.0, 0.0]);
         assert_eq!(report.mean_probability, [0.625, 0.25, 0.125]);

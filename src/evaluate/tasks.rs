@@ -75,12 +75,17 @@ impl Task {
     /// A `prompt` is used as it is; a `question` becomes `Question: …\nAnswer:`. Answers follow behind a space unless one
     /// side has white space already.
     pub fn read(name: &str, path: &Path) -> Result<Self> {
-        let lines = JsonLines::open(path)?.map(|line| line.and_then(|(line, object)| example(path, line, &object)));
+        let lines = JsonLines::open(path)?
+            .map(|line| line.and_then(|(line, object)| example(path, line, &object)));
         let examples: Vec<Example> = lines.collect::<Result<_>>()?;
         if examples.is_empty() {
             return Err(Error::file(path, "expected examples, found none"));
         }
-        Ok(Self { name: name.to_owned(), path: path.to_path_buf(), examples })
+        Ok(Self {
+            name: name.to_owned(),
+            path: path.to_path_buf(),
+            examples,
+        })
     }
 
     /// Number of questions.
@@ -94,9 +99,18 @@ impl Task {
     }
 
     /// Asks every question.
-    pub fn run(&self, model: &CausalLm, tokenizer: &Tokenizer, settings: &TaskSettings) -> Result<TaskScore> {
+    pub fn run(
+        &self,
+        model: &CausalLm,
+        tokenizer: &Tokenizer,
+        settings: &TaskSettings,
+    ) -> Result<TaskScore> {
         if settings.shots >= self.examples.len() {
-            let problem = format!("{} examples are too few for {} shots", self.examples.len(), settings.shots);
+            let problem = format!(
+                "{} examples are too few for {} shots",
+                self.examples.len(),
+                settings.shots
+            );
             return Err(Error::file(&self.path, problem));
         }
         let (mut right, mut right_unnormalised, mut choices) = (0usize, 0usize, 0usize);
@@ -104,9 +118,12 @@ impl Task {
             let prompt = self.prompt(number, settings.shots);
             match &example.answer {
                 Answer::Choice(answer, texts) => {
-                    let scores = self.choice_scores(model, tokenizer, &prompt, texts, settings.overrides)?;
-                    let by_length =
-                        scores.iter().zip(texts).map(|(score, text)| score / text.trim().chars().count().max(1) as f64);
+                    let scores =
+                        self.choice_scores(model, tokenizer, &prompt, texts, settings.overrides)?;
+                    let by_length = scores
+                        .iter()
+                        .zip(texts)
+                        .map(|(score, text)| score / text.trim().chars().count().max(1) as f64);
                     right += usize::from(best(by_length) == *answer);
                     right_unnormalised += usize::from(best(scores.iter().copied()) == *answer);
                     choices += 1;
@@ -122,12 +139,18 @@ impl Task {
             task: self.name.clone(),
             examples: self.examples.len(),
             accuracy: share(right),
-            accuracy_unnormalised: (choices == self.examples.len()).then_some(share(right_unnormalised)),
+            accuracy_unnormalised: (choices == self.examples.len())
+                .then_some(share(right_unnormalised)),
         })
     }
 
     fn prompt(&self, number: usize, shots: usize) -> String {
-        let others = self.examples.iter().enumerate().filter(|(other, _)| *other != number).take(shots);
+        let others = self
+            .examples
+            .iter()
+            .enumerate()
+            .filter(|(other, _)| *other != number)
+            .take(shots);
         let mut text = String::new();
         for (_, example) in others {
             let answer = match &example.answer {
@@ -154,18 +177,32 @@ impl Task {
         let encode = |choice: &String| Ok(tokenizer.encode(&joined(prompt, choice), true)?.ids);
         let all: Vec<Vec<u32>> = choices.iter().map(encode).collect::<Result<_>>()?;
         if context.is_empty() || all.iter().any(|ids| ids.len() <= context.len()) {
-            let problem = format!("expected a prompt and choices of at least one token each, found `{prompt}`");
+            let problem = format!(
+                "expected a prompt and choices of at least one token each, found `{prompt}`"
+            );
             return Err(Error::file(&self.path, problem));
         }
         // What all of them share is read once; the last shared token again, because it predicts the first new one.
-        let shared = (0..context.len()).take_while(|at| all.iter().all(|ids| ids[*at] == all[0][*at])).count();
+        let shared = (0..context.len())
+            .take_while(|at| all.iter().all(|ids| ids[*at] == all[0][*at]))
+            .count();
         let shared = shared.saturating_sub(1);
         let mut cache = KvCache::new();
-        let forward = Forward { overrides: overrides.clone(), ..Forward::default() };
+        let forward = Forward {
+            overrides: overrides.clone(),
+            ..Forward::default()
+        };
         let pass = |ids: &[u32], cache: &mut KvCache, last_only: bool| {
             let tokens = Tensor::new(ids, &Device::Cpu).and_then(|tokens| tokens.unsqueeze(0));
             let tokens = tokens.map_err(|e| Error::compute("hold the token ids", e))?;
-            model.forward(&tokens, Some(cache), &Forward { last_only, ..forward.clone() })
+            model.forward(
+                &tokens,
+                Some(cache),
+                &Forward {
+                    last_only,
+                    ..forward.clone()
+                },
+            )
         };
         if shared > 0 {
             pass(&all[0][..shared], &mut cache, true)?;
@@ -175,7 +212,11 @@ impl Task {
             let logits = rows(&pass(&ids[shared..ids.len() - 1], &mut cache, false)?.logits)?;
             cache.truncate(shared);
             let first = context.len() - 1 - shared;
-            scores.push(-token_scores(model, &logits[first..], &ids[context.len()..])?.iter().sum::<f64>());
+            scores.push(
+                -token_scores(model, &logits[first..], &ids[context.len()..])?
+                    .iter()
+                    .sum::<f64>(),
+            );
         }
         Ok(scores)
     }
@@ -187,7 +228,12 @@ fn best(scores: impl Iterator<Item = f64>) -> usize {
     scores.enumerate().fold((0, f64::NEG_INFINITY), better).0
 }
 
-fn answer_text(model: &CausalLm, tokenizer: &Tokenizer, prompt: &str, settings: &TaskSettings) -> Result<String> {
+fn answer_text(
+    model: &CausalLm,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    settings: &TaskSettings,
+) -> Result<String> {
     let ids = tokenizer.encode(prompt.trim_end(), true)?.ids;
     let stops = [STOP.to_owned()];
     let mut stream = TextStream::new(tokenizer, &ids, &stops);
@@ -199,7 +245,11 @@ fn answer_text(model: &CausalLm, tokenizer: &Tokenizer, prompt: &str, settings: 
     };
     generate(model, &[ids], &settings, &mut |_, id| {
         stream.push(id)?;
-        Ok(if stream.stopped() { Flow::Stop } else { Flow::Continue })
+        Ok(if stream.stopped() {
+            Flow::Stop
+        } else {
+            Flow::Continue
+        })
     })?;
     stream.finish()?;
     Ok(stream.text().to_owned())
@@ -212,12 +262,18 @@ fn joined(prompt: &str, answer: &str) -> String {
 }
 
 fn example(path: &Path, line: usize, object: &Map<String, Value>) -> Result<Example> {
-    let wrong = |key: &str, problem: String| Error::key(path, key, format!("line {line}: {problem}"));
+    let wrong =
+        |key: &str, problem: String| Error::key(path, key, format!("line {line}: {problem}"));
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let prompt = match (object.get("prompt"), object.get("question")) {
         (Some(Value::String(prompt)), _) => prompt.clone(),
         (None, Some(Value::String(question))) => format!("Question: {question}\nAnswer:"),
-        _ => return Err(wrong("prompt", "expected a text, or a `question`".to_owned())),
+        _ => {
+            return Err(wrong(
+                "prompt",
+                "expected a text, or a `question`".to_owned(),
+            ));
+        }
     };
     let answer = object.get("answer");
     let answer = match object.get("choices") {
@@ -228,17 +284,31 @@ fn example(path: &Path, line: usize, object: &Map<String, Value>) -> Result<Exam
                 _ => None,
             };
             let texts = texts.filter(|texts| !texts.is_empty());
-            Answer::Text(texts.ok_or_else(|| wrong("answer", "expected a text or several".to_owned()))?)
+            Answer::Text(
+                texts.ok_or_else(|| wrong("answer", "expected a text or several".to_owned()))?,
+            )
         }
         Some(choices) => {
-            let choices = choices.as_array().and_then(|choices| choices.iter().map(text).collect::<Option<Vec<_>>>());
             let choices = choices
-                .filter(|choices| choices.len() > 1 && choices.iter().all(|choice| !choice.trim().is_empty()))
+                .as_array()
+                .and_then(|choices| choices.iter().map(text).collect::<Option<Vec<_>>>());
+            let choices = choices
+                .filter(|choices| {
+                    choices.len() > 1 && choices.iter().all(|choice| !choice.trim().is_empty())
+                })
                 .ok_or_else(|| wrong("choices", "expected two texts or more".to_owned()))?;
             let number = answer.and_then(Value::as_u64).map(|number| number as usize);
-            let number = number.filter(|number| *number < choices.len()).ok_or_else(|| {
-                wrong("answer", format!("expected the number of a choice, from 0 to {}", choices.len() - 1))
-            })?;
+            let number = number
+                .filter(|number| *number < choices.len())
+                .ok_or_else(|| {
+                    wrong(
+                        "answer",
+                        format!(
+                            "expected the number of a choice, from 0 to {}",
+                            choices.len() - 1
+                        ),
+                    )
+                })?;
             Answer::Choice(number, choices)
         }
     };

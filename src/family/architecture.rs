@@ -96,7 +96,10 @@ impl Architecture {
     /// What `config` says in a family that a user brought with `--format`.
     pub fn of_format(config: &Config, family: Family) -> Result<Self> {
         let architecture = Self::read(config, &family)?;
-        Ok(Self { format: Some(Arc::new(family)), ..architecture })
+        Ok(Self {
+            format: Some(Arc::new(family)),
+            ..architecture
+        })
     }
 
     fn read(config: &Config, family: &Family) -> Result<Self> {
@@ -105,13 +108,23 @@ impl Architecture {
             Presence::Never => Ok(false),
             Presence::Always => Ok(true),
             Presence::Key { name, default } => {
-                let key = Key { names: vec![name.clone()], default: Some(Value::Bool(*default)) };
+                let key = Key {
+                    names: vec![name.clone()],
+                    default: Some(Value::Bool(*default)),
+                };
                 config.flag(&key).map(Option::unwrap_or_default)
             }
         };
         for refused in &family.refused {
-            if config.json.get(&refused.key).is_some_and(|value| same_value(value, &refused.value)) {
-                let problem = format!("is {}, which cannot be computed here: {}", refused.value, refused.because);
+            if config
+                .json
+                .get(&refused.key)
+                .is_some_and(|value| same_value(value, &refused.value))
+            {
+                let problem = format!(
+                    "is {}, which cannot be computed here: {}",
+                    refused.value, refused.because
+                );
                 return Err(Error::key(&config.path, &refused.key, problem));
             }
         }
@@ -121,14 +134,25 @@ impl Architecture {
             Some(head_dim) => head_dim,
             None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
             None => {
-                let name = keys.num_heads.names.first().map_or("num_heads", String::as_str);
-                let problem = format!("expected a divisor of the hidden size {hidden_size}, found {num_heads}");
-                return Err(Error::key(&config.path, name, problem)
-                    .with_hint("a config whose heads do not fill the hidden size says `head_dim`"));
+                let name = keys
+                    .num_heads
+                    .names
+                    .first()
+                    .map_or("num_heads", String::as_str);
+                let problem = format!(
+                    "expected a divisor of the hidden size {hidden_size}, found {num_heads}"
+                );
+                return Err(Error::key(&config.path, name, problem).with_hint(
+                    "a config whose heads do not fill the hidden size says `head_dim`",
+                ));
             }
         };
         let window_used = config.flag(&keys.use_sliding_window)?.unwrap_or(true);
-        let qk_norm = if present(&family.present.qk_norm)? { family.qk_norm } else { QkNorm::None };
+        let qk_norm = if present(&family.present.qk_norm)? {
+            family.qk_norm
+        } else {
+            QkNorm::None
+        };
         // Some dense configs have a boolean of this name.
         let own_qk_norm = match config.json.get("qk_norm") {
             Some(Value::Bool(_)) if !family.says_layouts() => None,
@@ -139,9 +163,13 @@ impl Architecture {
             family: family.name.clone(),
             block: config.choice("block")?.unwrap_or(family.block),
             norm_type,
-            norm_position: config.choice("norm_position")?.unwrap_or(family.norm_position),
+            norm_position: config
+                .choice("norm_position")?
+                .unwrap_or(family.norm_position),
             mlp_type: config.choice("mlp_type")?.unwrap_or(family.mlp_type),
-            rope_interleaved: config.own_flag("rope_interleaved")?.unwrap_or(family.rope_interleaved),
+            rope_interleaved: config
+                .own_flag("rope_interleaved")?
+                .unwrap_or(family.rope_interleaved),
             hidden_size,
             intermediate_size: config.required_count(&keys.intermediate_size)?,
             num_layers: config.required_count(&keys.num_layers)?,
@@ -155,11 +183,17 @@ impl Architecture {
             mlp_bias: present(&family.present.mlp_bias)?,
             qk_norm: own_qk_norm.unwrap_or(qk_norm),
             norm_eps: norm_eps(config, family, norm_type)?,
-            rope_theta: config.number(&keys.rope_theta, f64::MIN_POSITIVE)?.unwrap_or(10_000.0),
+            rope_theta: config
+                .number(&keys.rope_theta, f64::MIN_POSITIVE)?
+                .unwrap_or(10_000.0),
             rope_scaling: config.rope_scaling()?,
             hidden_act: config.text(&keys.hidden_act)?.unwrap_or("silu").to_owned(),
             logit_scale: config.number(&keys.logit_scale, f64::MIN)?,
-            sliding_window: if window_used { config.count(&keys.sliding_window)? } else { None },
+            sliding_window: if window_used {
+                config.count(&keys.sliding_window)?
+            } else {
+                None
+            },
             clip_qkv: config.number(&keys.clip_qkv, f64::MIN_POSITIVE)?,
             max_position_embeddings: config.count(&keys.max_position_embeddings)?,
             initializer_range: config.number(&keys.initializer_range, 0.0)?.unwrap_or(0.02),
@@ -180,7 +214,12 @@ impl Architecture {
 
     /// The BAM architecture whose experts are copies of this dense one.
     pub fn upcycled(&self, mixture: Mixture) -> Self {
-        Self { family: "bam".to_owned(), mixture: Some(mixture), format: None, ..self.clone() }
+        Self {
+            family: "bam".to_owned(),
+            mixture: Some(mixture),
+            format: None,
+            ..self.clone()
+        }
     }
 
     /// Whether it is a checkpoint of this program's own format, which transformers reads with the code beside it.
@@ -190,7 +229,9 @@ impl Architecture {
 
     /// The family that names the tensors.
     pub(crate) fn names(&self) -> Result<Arc<Family>> {
-        self.format.clone().map_or_else(|| Family::named(&self.family), Ok)
+        self.format
+            .clone()
+            .map_or_else(|| Family::named(&self.family), Ok)
     }
 
     /// Width of all queries, `num_heads · head_dim`.
@@ -204,7 +245,8 @@ impl Architecture {
     }
 
     fn check_in(&self, config: &Config) -> Result<()> {
-        self.check().map_err(|fault| Error::key(&config.path, fault.key, fault.problem))
+        self.check()
+            .map_err(|fault| Error::key(&config.path, fault.key, fault.problem))
     }
 
     /// Refuses what arithmetic on the architecture could not bear; afterwards a parameter count times 64 fits a `u64`.
@@ -222,7 +264,11 @@ impl Architecture {
             ("num_key_value_heads", self.num_kv_heads, self.num_heads),
             ("head_dim", self.head_dim, LARGEST),
             ("vocab_size", self.vocab_size, LARGEST),
-            ("num_attention_heads x head_dim", width(self.num_heads), LARGEST),
+            (
+                "num_attention_heads x head_dim",
+                width(self.num_heads),
+                LARGEST,
+            ),
         ];
         for (key, size, most) in sizes {
             if size == 0 || size > most {
@@ -230,7 +276,10 @@ impl Architecture {
             }
         }
         if !self.num_heads.is_multiple_of(self.num_kv_heads) {
-            let problem = format!("expected a divisor of the {} heads, found {}", self.num_heads, self.num_kv_heads);
+            let problem = format!(
+                "expected a divisor of the {} heads, found {}",
+                self.num_heads, self.num_kv_heads
+            );
             return fault("num_key_value_heads", problem);
         }
         let (mut experts, mut attention_experts, mut ffn_width) = (1, 1, self.intermediate_size);
@@ -240,26 +289,46 @@ impl Architecture {
             experts = mixture.num_experts;
             attention_experts = mixture.num_attention_experts.max(1);
             ffn_width = ffn_width.max(mixture.moe_intermediate_size);
-            adapter = if mixture.expert_adapters { self.hidden_size } else { 0 };
+            adapter = if mixture.expert_adapters {
+                self.hidden_size
+            } else {
+                0
+            };
             shared = mixture.shared_expert_intermediate_size.unwrap_or(0);
             // Adapters, biases of routers, the shared expert.
             more = u128::from(experts + attention_experts + 9);
         }
         // Upper bounds: every layer as if it had every kind of tensor.
-        let [layers, d, experts, attention_experts, ffn, adapter, shared] =
-            [self.num_layers, self.hidden_size, experts, attention_experts, ffn_width, adapter, shared].map(u128::from);
+        let [layers, d, experts, attention_experts, ffn, adapter, shared] = [
+            self.num_layers,
+            self.hidden_size,
+            experts,
+            attention_experts,
+            ffn_width,
+            adapter,
+            shared,
+        ]
+        .map(u128::from);
         let tensors = layers * (12 + 10 * attention_experts + 6 * experts + more);
         if tensors > MOST_TENSORS {
-            let problem =
-                format!("expected layers and experts that make at most {MOST_TENSORS} tensors, found {tensors}");
+            let problem = format!(
+                "expected layers and experts that make at most {MOST_TENSORS} tensors, found {tensors}"
+            );
             return fault("num_hidden_layers", problem);
         }
         let attention = 4 * u128::from(width(self.num_heads)) * (d + 2);
         let mlp = |width: u128| 3 * (width + 1) * (d + 2) + 2 * d;
         let adapters = (attention_experts + experts) * adapter * d;
-        let layer = attention_experts * (attention + 2 * d) + experts * mlp(ffn) + mlp(shared) + adapters + 4 * d;
+        let layer = attention_experts * (attention + 2 * d)
+            + experts * mlp(ffn)
+            + mlp(shared)
+            + adapters
+            + 4 * d;
         if layers * layer + 2 * d * u128::from(self.vocab_size) > 1 << 57 {
-            return fault("hidden_size", "expected a model of at most 2^57 parameters, found more".to_owned());
+            return fault(
+                "hidden_size",
+                "expected a model of at most 2^57 parameters, found more".to_owned(),
+            );
         }
         Ok(())
     }

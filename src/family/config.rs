@@ -48,7 +48,10 @@ impl Config {
 
     /// A config that was not read from a file; `path` only names the place in errors.
     pub fn from_json(path: impl Into<PathBuf>, json: Map<String, Value>) -> Self {
-        Self { path: path.into(), json }
+        Self {
+            path: path.into(),
+            json,
+        }
     }
 
     /// The key `model_type`.
@@ -69,7 +72,10 @@ impl Config {
     }
 
     /// The value under any of the names; two names with different values are refused.
-    pub(crate) fn find<'a>(&'a self, names: impl IntoIterator<Item = &'a str>) -> Result<Found<'a>> {
+    pub(crate) fn find<'a>(
+        &'a self,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Found<'a>> {
         let mut found = Found::Absent;
         for name in names {
             match (self.at(name), &found) {
@@ -77,10 +83,13 @@ impl Config {
                 (Some(Value::Null), Found::Absent) => found = Found::Null,
                 (Some(value), Found::Absent | Found::Null) => found = Found::Value(name, value),
                 (Some(value), Found::Value(first, earlier)) if !same_value(earlier, value) => {
-                    let problem = format!("is {}, but `{name}`, its other spelling, is {}", kind(earlier), kind(value));
-                    return Err(
-                        Error::key(&self.path, first, problem).with_hint(format!("make them equal or remove `{name}`"))
+                    let problem = format!(
+                        "is {}, but `{name}`, its other spelling, is {}",
+                        kind(earlier),
+                        kind(value)
                     );
+                    return Err(Error::key(&self.path, first, problem)
+                        .with_hint(format!("make them equal or remove `{name}`")));
                 }
                 (Some(_), Found::Value(..)) => {}
             }
@@ -112,7 +121,8 @@ impl Config {
     /// A positive integer that must stand.
     pub(crate) fn required_count(&self, key: &Key) -> Result<u64> {
         let name = key.names.first().map_or("", String::as_str);
-        self.count(key)?.ok_or_else(|| self.missing(name, "a positive integer"))
+        self.count(key)?
+            .ok_or_else(|| self.missing(name, "a positive integer"))
     }
 
     /// `value`, which stands under `name`, as a positive integer.
@@ -120,9 +130,11 @@ impl Config {
         /// Past any real dimension; a product of two fits 64 bits.
         const LARGEST: u64 = 1 << 31;
         match value.as_u64() {
-            Some(count) if count > LARGEST => {
-                Err(Error::key(&self.path, name, format!("expected at most {LARGEST}, found {count}")))
-            }
+            Some(count) if count > LARGEST => Err(Error::key(
+                &self.path,
+                name,
+                format!("expected at most {LARGEST}, found {count}"),
+            )),
             Some(count) if count > 0 => Ok(count),
             _ => Err(self.wrong(name, "a positive integer", value)),
         }
@@ -160,7 +172,9 @@ impl Config {
 
     /// `value`, which stands under `name`, as a boolean.
     pub(crate) fn as_flag(&self, name: &str, value: &Value) -> Result<bool> {
-        value.as_bool().ok_or_else(|| self.wrong(name, "true or false", value))
+        value
+            .as_bool()
+            .ok_or_else(|| self.wrong(name, "true or false", value))
     }
 
     /// A boolean under one name, if it stands and is not null.
@@ -183,23 +197,39 @@ impl Config {
     pub(crate) fn text<'a>(&'a self, key: &'a Key) -> Result<Option<&'a str>> {
         match self.lookup(key)? {
             Found::Absent | Found::Null => Ok(None),
-            Found::Value(name, value) => value.as_str().map(Some).ok_or_else(|| self.wrong(name, "a string", value)),
+            Found::Value(name, value) => value
+                .as_str()
+                .map(Some)
+                .ok_or_else(|| self.wrong(name, "a string", value)),
         }
     }
 
     /// A named layout under its own key, if it stands.
     pub(crate) fn choice<T: Choice>(&self, name: &str) -> Result<Option<T>> {
-        let parse = |value| T::parse(value).map_err(|problem| Error::key(&self.path, name, problem));
-        self.json.get(name).filter(|value| !value.is_null()).map(parse).transpose()
+        let parse =
+            |value| T::parse(value).map_err(|problem| Error::key(&self.path, name, problem));
+        self.json
+            .get(name)
+            .filter(|value| !value.is_null())
+            .map(parse)
+            .transpose()
     }
 
     /// An error for a value of the wrong kind.
     pub(crate) fn wrong(&self, name: &str, expected: &str, found: &Value) -> Error {
-        Error::key(&self.path, name, format!("expected {expected}, found {}", kind(found)))
+        Error::key(
+            &self.path,
+            name,
+            format!("expected {expected}, found {}", kind(found)),
+        )
     }
 
     /// An error for a key that is not there.
     pub(crate) fn missing(&self, name: &str, expected: &str) -> Error {
-        Error::key(&self.path, name, format!("expected {expected}, found no such key"))
+        Error::key(
+            &self.path,
+            name,
+            format!("expected {expected}, found no such key"),
+        )
     }
 }

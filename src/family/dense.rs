@@ -31,8 +31,17 @@ const STRAY: [&str; 10] = [
 impl Architecture {
     /// What one expert of this mixture is without the others, in no family yet: its feed-forward width is the expert's.
     pub fn of_one_expert(&self) -> Self {
-        let width = self.mixture.as_ref().map_or(self.intermediate_size, |mixture| mixture.moe_intermediate_size);
-        Self { mixture: None, intermediate_size: width, ..self.clone() }
+        let width = self
+            .mixture
+            .as_ref()
+            .map_or(self.intermediate_size, |mixture| {
+                mixture.moe_intermediate_size
+            });
+        Self {
+            mixture: None,
+            intermediate_size: width,
+            ..self.clone()
+        }
     }
 }
 
@@ -43,34 +52,74 @@ impl Architecture {
 /// Where no known family has such models: experts as wide as no dense layer, or adapters.
 pub fn dense(config: &Config, architecture: &Architecture) -> Result<Output> {
     let Some(mixture) = &architecture.mixture else {
-        return Err(Error::file(&config.path, "describes a dense model, expected a mixture"));
+        return Err(Error::file(
+            &config.path,
+            "describes a dense model, expected a mixture",
+        ));
     };
     if mixture.expert_adapters {
-        let problem = "is true: a dense model has no place for the matrix that an expert's output passes";
+        let problem =
+            "is true: a dense model has no place for the matrix that an expert's output passes";
         return Err(Error::key(&config.path, "expert_adapters", problem));
     }
-    let every = mixture.moe_layers.mask(architecture.num_layers).iter().all(|sparse| *sparse);
+    let every = mixture
+        .moe_layers
+        .mask(architecture.num_layers)
+        .iter()
+        .all(|sparse| *sparse);
     if !every && mixture.moe_intermediate_size != architecture.intermediate_size {
-        let (experts, layers) = (mixture.moe_intermediate_size, architecture.intermediate_size);
-        let problem =
-            format!("is {experts}, but layers without experts are {layers} wide: a dense model has one width");
+        let (experts, layers) = (
+            mixture.moe_intermediate_size,
+            architecture.intermediate_size,
+        );
+        let problem = format!(
+            "is {experts}, but layers without experts are {layers} wide: a dense model has one width"
+        );
         return Err(Error::key(&config.path, "moe_intermediate_size", problem));
     }
     let alone = architecture.of_one_expert();
     let seed = config.json.get(SEED_MODEL_TYPE).and_then(Value::as_str);
-    let mut known: Vec<_> = families()?.iter().filter(|family| !family.is_mixture()).collect();
-    known.sort_by_key(|family| !family.model_types.iter().any(|name| Some(name.as_str()) == seed));
+    let mut known: Vec<_> = families()?
+        .iter()
+        .filter(|family| !family.is_mixture())
+        .collect();
+    known.sort_by_key(|family| {
+        !family
+            .model_types
+            .iter()
+            .any(|name| Some(name.as_str()) == seed)
+    });
     for family in &known {
-        let wanted = Architecture { family: family.name.clone(), ..alone.clone() };
-        let model_type = family.model_types.iter().find(|name| Some(name.as_str()) == seed);
-        let json = restored(config, &wanted, family, model_type.or(family.model_types.first()));
+        let wanted = Architecture {
+            family: family.name.clone(),
+            ..alone.clone()
+        };
+        let model_type = family
+            .model_types
+            .iter()
+            .find(|name| Some(name.as_str()) == seed);
+        let json = restored(
+            config,
+            &wanted,
+            family,
+            model_type.or(family.model_types.first()),
+        );
         let read = Architecture::of(&Config::from_json(&config.path, json.clone()));
         if read.is_ok_and(|read| read == wanted) {
-            return Ok(Output { architecture: wanted, config: json });
+            return Ok(Output {
+                architecture: wanted,
+                config: json,
+            });
         }
     }
     let names: Vec<&str> = known.iter().map(|family| family.name.as_str()).collect();
-    Err(Error::file(&config.path, format!("its experts alone are models of no known family: {}", names.join(", "))))
+    Err(Error::file(
+        &config.path,
+        format!(
+            "its experts alone are models of no known family: {}",
+            names.join(", ")
+        ),
+    ))
 }
 
 /// The keys of the mixture's configuration that a dense model of the family has.
@@ -89,7 +138,10 @@ fn restored(
     }
     let biases = biases(family, wanted);
     for said in ["attention_bias", "mlp_bias"] {
-        if !biases.iter().any(|(presence, _)| matches!(presence, Presence::Key { name, .. } if name == said)) {
+        if !biases
+            .iter()
+            .any(|(presence, _)| matches!(presence, Presence::Key { name, .. } if name == said))
+        {
             json.shift_remove(said);
         }
     }

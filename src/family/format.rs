@@ -94,7 +94,10 @@ impl From<PresenceText> for Presence {
             PresenceText::Word(word) => match word.as_str() {
                 "never" => Self::Never,
                 "always" => Self::Always,
-                _ => Self::Key { name: word, default: false },
+                _ => Self::Key {
+                    name: word,
+                    default: false,
+                },
             },
             PresenceText::Key { key, default } => Self::Key { name: key, default },
         }
@@ -294,12 +297,27 @@ macro_rules! embedded {
 }
 
 /// The embedded files, in the order in which they are listed to users.
-static EMBEDDED: [(&str, &str); 10] =
-    embedded!("llama", "mistral", "qwen2", "qwen3", "cohere", "bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe");
+static EMBEDDED: [(&str, &str); 10] = embedded!(
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "cohere",
+    "bam",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe"
+);
 
 static FAMILIES: LazyLock<std::result::Result<Vec<Arc<Family>>, String>> = LazyLock::new(|| {
-    let parse = |(path, text): &(&str, &str)| Family::from_yaml(Path::new(path), text).map(Arc::new);
-    EMBEDDED.iter().map(parse).collect::<Result<_>>().map_err(|e| e.to_string())
+    let parse =
+        |(path, text): &(&str, &str)| Family::from_yaml(Path::new(path), text).map(Arc::new);
+    EMBEDDED
+        .iter()
+        .map(parse)
+        .collect::<Result<_>>()
+        .map_err(|e| e.to_string())
 });
 
 /// The families that the toolkit knows by itself.
@@ -325,34 +343,55 @@ impl Family {
     /// The embedded family of that name.
     pub fn named(name: &str) -> Result<Arc<Self>> {
         let known = families()?;
-        known.iter().find(|family| family.name == name).cloned().ok_or_else(|| {
-            Error::usage(format!(
-                "expected a family: {}; found `{name}`",
-                one_of(known.iter().map(|family| family.name.as_str()))
-            ))
-        })
+        known
+            .iter()
+            .find(|family| family.name == name)
+            .cloned()
+            .ok_or_else(|| {
+                Error::usage(format!(
+                    "expected a family: {}; found `{name}`",
+                    one_of(known.iter().map(|family| family.name.as_str()))
+                ))
+            })
     }
 
     /// The embedded family of a `config.json`, by `model_type` or, where it has none, by `architectures`.
     pub fn of(config: &Config) -> Result<Arc<Self>> {
         let known = families()?;
-        let class = config.json.get("architectures").and_then(|classes| classes.get(0)).and_then(Value::as_str);
+        let class = config
+            .json
+            .get("architectures")
+            .and_then(|classes| classes.get(0))
+            .and_then(Value::as_str);
         if let (false, Some(class)) = (config.json.contains_key("model_type"), class)
-            && let Some(family) = known.iter().find(|family| family.architectures.iter().any(|name| name == class))
+            && let Some(family) = known
+                .iter()
+                .find(|family| family.architectures.iter().any(|name| name == class))
         {
             return Ok(Arc::clone(family));
         }
         let found = config.model_type()?;
-        if let Some(family) = known.iter().find(|family| family.model_types.iter().any(|name| name == found)) {
+        if let Some(family) = known
+            .iter()
+            .find(|family| family.model_types.iter().any(|name| name == found))
+        {
             return Ok(Arc::clone(family));
         }
-        let names = || known.iter().flat_map(|family| family.model_types.iter().map(String::as_str));
+        let names = || {
+            known
+                .iter()
+                .flat_map(|family| family.model_types.iter().map(String::as_str))
+        };
         let bring = "a family that differs in names only can be brought with --format FILE (see formats/ for examples)";
         let hint = match nearest(found, names()) {
             Some(name) => format!("the nearest known one is `{name}`; {bring}"),
             None => bring.to_owned(),
         };
-        let problem = format!("expected a known family: {}; found {}", one_of(names()), kind(&Value::from(found)));
+        let problem = format!(
+            "expected a known family: {}; found {}",
+            one_of(names()),
+            kind(&Value::from(found))
+        );
         Err(Error::key(&config.path, "model_type", problem).with_hint(hint))
     }
 
@@ -371,29 +410,57 @@ impl Family {
         for role in Role::ALL {
             for (section, pattern, expert) in [
                 ("tensors", self.tensors.get(role), false),
-                ("expert_tensors", self.expert_tensors.as_ref().and_then(|names| names.get(role)), true),
+                (
+                    "expert_tensors",
+                    self.expert_tensors
+                        .as_ref()
+                        .and_then(|names| names.get(role)),
+                    true,
+                ),
             ] {
                 let Some(pattern) = pattern else { continue };
                 let places = [("{l}", role.in_layer()), ("{e}", expert)];
-                let fits = places.iter().all(|(hole, wanted)| pattern.matches(hole).count() == usize::from(*wanted));
+                let fits = places
+                    .iter()
+                    .all(|(hole, wanted)| pattern.matches(hole).count() == usize::from(*wanted));
                 let holes: usize = places.iter().map(|(_, wanted)| usize::from(*wanted)).sum();
-                if !fits || pattern.matches(['{', '}']).count() != 2 * holes || !pattern.ends_with(".weight") {
-                    let wanted: Vec<&str> =
-                        places.iter().filter(|(_, wanted)| *wanted).map(|(hole, _)| *hole).collect();
-                    let wanted = if wanted.is_empty() { "no {…}".to_owned() } else { wanted.join(" and ") + " once" };
+                if !fits
+                    || pattern.matches(['{', '}']).count() != 2 * holes
+                    || !pattern.ends_with(".weight")
+                {
+                    let wanted: Vec<&str> = places
+                        .iter()
+                        .filter(|(_, wanted)| *wanted)
+                        .map(|(hole, _)| *hole)
+                        .collect();
+                    let wanted = if wanted.is_empty() {
+                        "no {…}".to_owned()
+                    } else {
+                        wanted.join(" and ") + " once"
+                    };
                     return Err(Error::key(
                         path,
                         &format!("{section}.{role}"),
-                        format!("expected a name that ends in .weight with {wanted}, found \"{pattern}\""),
+                        format!(
+                            "expected a name that ends in .weight with {wanted}, found \"{pattern}\""
+                        ),
                     ));
                 }
             }
         }
         if self.mixture.is_some() && self.tensors.ffn_router.is_none() {
-            return Err(Error::key(path, "tensors.ffn_router", "expected a name, because this family is a mixture"));
+            return Err(Error::key(
+                path,
+                "tensors.ffn_router",
+                "expected a name, because this family is a mixture",
+            ));
         }
         if self.mixture.is_some() && self.expert_tensors.is_none() {
-            return Err(Error::key(path, "expert_tensors", "expected names, because this family is a mixture"));
+            return Err(Error::key(
+                path,
+                "expert_tensors",
+                "expected names, because this family is a mixture",
+            ));
         }
         for (key, pattern) in self.fused_tensors.iter().flat_map(FusedTensorNames::all) {
             if pattern.matches("{l}").count() != 1 || pattern.matches(['{', '}']).count() != 2 {
@@ -422,7 +489,11 @@ mod tests {
 
     #[test]
     fn embedded_formats_are_sound() {
-        let names: Vec<_> = families().unwrap().iter().map(|family| family.name.clone()).collect();
+        let names: Vec<_> = families()
+            .unwrap()
+            .iter()
+            .map(|family| family.name.clone())
+            .collect();
         let dense = ["llama", "mistral", "qwen2", "qwen3", "cohere"];
         let mixtures = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
         assert_eq!(names, [dense, mixtures].concat());
@@ -444,14 +515,26 @@ mod tests {
 
     #[test]
     fn patterns_are_checked() {
-        let error = refused(|text| text.replace("layers.{l}.self_attn.q_proj", "layers.{n}.self_attn.q_proj"));
+        let error = refused(|text| {
+            text.replace("layers.{l}.self_attn.q_proj", "layers.{n}.self_attn.q_proj")
+        });
         assert!(
-            error.to_string().contains("key `tensors.q`: expected a name that ends in .weight with {l}"),
+            error
+                .to_string()
+                .contains("key `tensors.q`: expected a name that ends in .weight with {l}"),
             "{error}"
         );
-        let error = refused(|text| text.replace("block: sequential", "block: sequential\nnorm_position: sandwich"));
+        let error = refused(|text| {
+            text.replace(
+                "block: sequential",
+                "block: sequential\nnorm_position: sandwich",
+            )
+        });
         assert!(error.to_string().contains("norm_position"), "{error}");
         let error = refused(|text| text.replace("norm_position: pre", "norm_position: sandwich"));
-        assert!(error.to_string().contains("tensors.pre_feedforward_norm"), "{error}");
+        assert!(
+            error.to_string().contains("tensors.pre_feedforward_norm"),
+            "{error}"
+        );
     }
 }

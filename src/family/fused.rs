@@ -33,25 +33,41 @@ pub struct FusedTensor {
 impl Architecture {
     /// In which layout a checkpoint of this architecture stores its experts: fused where it has any tensor of that layout.
     pub fn expert_layout(&self, checkpoint: &Checkpoint) -> Result<ExpertLayout> {
-        let Some(names) = self.names()?.fused_tensors.clone() else { return Ok(ExpertLayout::Classic) };
+        let Some(names) = self.names()?.fused_tensors.clone() else {
+            return Ok(ExpertLayout::Classic);
+        };
         let fused = |layer: u64| {
             let stored = |pattern: &str| checkpoint.tensors.contains_key(&in_layer(pattern, layer));
             stored(&names.gate_up) || stored(&names.down)
         };
-        Ok(if (0..self.num_layers).any(fused) { ExpertLayout::Fused } else { ExpertLayout::Classic })
+        Ok(if (0..self.num_layers).any(fused) {
+            ExpertLayout::Fused
+        } else {
+            ExpertLayout::Classic
+        })
     }
 
     /// The tensors of the fused layout that stand for some of `specs`, the classic tensors of this architecture. A router is one
     /// only where its name differs.
     pub fn fused_tensors(&self, specs: &[TensorSpec]) -> Result<Vec<FusedTensor>> {
-        let Some(names) = self.names()?.fused_tensors.clone() else { return Ok(Vec::new()) };
-        let Some(mixture) = &self.mixture else { return Ok(Vec::new()) };
-        let (experts, width, hidden) = (mixture.num_experts, mixture.moe_intermediate_size, self.hidden_size);
+        let Some(names) = self.names()?.fused_tensors.clone() else {
+            return Ok(Vec::new());
+        };
+        let Some(mixture) = &self.mixture else {
+            return Ok(Vec::new());
+        };
+        let (experts, width, hidden) = (
+            mixture.num_experts,
+            mixture.moe_intermediate_size,
+            self.hidden_size,
+        );
         let mut found: Vec<FusedTensor> = Vec::new();
         for spec in specs {
             let Some(layer) = spec.layer else { continue };
             let (pattern, shape) = match (spec.role, spec.expert) {
-                (Role::Gate | Role::Up, Some(_)) => (&names.gate_up, vec![experts, 2 * width, hidden]),
+                (Role::Gate | Role::Up, Some(_)) => {
+                    (&names.gate_up, vec![experts, 2 * width, hidden])
+                }
                 (Role::Down, Some(_)) => (&names.down, vec![experts, hidden, width]),
                 (Role::FfnRouter, None) => (&names.ffn_router, spec.shape.clone()),
                 _ => continue,
@@ -60,9 +76,18 @@ impl Architecture {
             if name == spec.name {
                 continue;
             }
-            match found.iter_mut().rev().take(3).find(|tensor| tensor.name == name) {
+            match found
+                .iter_mut()
+                .rev()
+                .take(3)
+                .find(|tensor| tensor.name == name)
+            {
                 Some(tensor) => tensor.parts.push(spec.name.clone()),
-                None => found.push(FusedTensor { name, shape, parts: vec![spec.name.clone()] }),
+                None => found.push(FusedTensor {
+                    name,
+                    shape,
+                    parts: vec![spec.name.clone()],
+                }),
             }
         }
         Ok(found)
@@ -74,10 +99,15 @@ impl Architecture {
             return Ok(checkpoint);
         }
         for fused in self.fused_tensors(&self.tensors()?)? {
-            let Some(entry) = checkpoint.tensors.remove(&fused.name) else { continue };
+            let Some(entry) = checkpoint.tensors.remove(&fused.name) else {
+                continue;
+            };
             let path = checkpoint.files[entry.file].path();
             if entry.shape != fused.shape {
-                let problem = format!("has shape {:?}, but config.json makes it {:?}", entry.shape, fused.shape);
+                let problem = format!(
+                    "has shape {:?}, but config.json makes it {:?}",
+                    entry.shape, fused.shape
+                );
                 return Err(Error::tensor(path, &fused.name, problem));
             }
             let parts = fused.parts.len() as u64;
@@ -85,12 +115,21 @@ impl Architecture {
                 let problem = format!("its {} bytes do not fall into {parts} parts", entry.length);
                 return Err(Error::tensor(path, &fused.name, problem));
             }
-            let (length, rows) = (entry.length / parts, fused.shape[..fused.shape.len() - 1].iter().product::<u64>());
+            let (length, rows) = (
+                entry.length / parts,
+                fused.shape[..fused.shape.len() - 1].iter().product::<u64>(),
+            );
             let columns = fused.shape.last().copied().unwrap_or(1);
             for (number, name) in (0..).zip(fused.parts) {
                 let shape = vec![rows / parts, columns];
                 let offset = entry.offset + number * length;
-                let entry = TensorEntry { file: entry.file, offset, length, encoding: entry.encoding, shape };
+                let entry = TensorEntry {
+                    file: entry.file,
+                    offset,
+                    length,
+                    encoding: entry.encoding,
+                    shape,
+                };
                 if checkpoint.tensors.insert(name.clone(), entry).is_some() {
                     let problem = format!("is stored a second time, as a part of `{}`", fused.name);
                     return Err(Error::tensor(&checkpoint.path, &name, problem));
@@ -120,6 +159,10 @@ fn in_layer(pattern: &str, layer: u64) -> String {
 impl FusedTensorNames {
     /// Every name with its key.
     pub(crate) fn all(&self) -> [(&'static str, &str); 3] {
-        [("gate_up", &self.gate_up), ("down", &self.down), ("ffn_router", &self.ffn_router)]
+        [
+            ("gate_up", &self.gate_up),
+            ("down", &self.down),
+            ("ffn_router", &self.ffn_router),
+        ]
     }
 }

@@ -99,9 +99,18 @@ impl Sizes {
 /// shape than the metadata says: the error names it.
 pub fn tensors(gguf: &Gguf) -> Result<Vec<GgufTensor>> {
     let sizes = sizes(gguf)?;
-    let mut found = Found { gguf, left: gguf.tensors.keys().map(String::as_str).collect(), tensors: Vec::new() };
+    let mut found = Found {
+        gguf,
+        left: gguf.tensors.keys().map(String::as_str).collect(),
+        tensors: Vec::new(),
+    };
     let table = vec![sizes.vocabulary, sizes.hidden];
-    found.take("token_embd.weight", "model.embed_tokens.weight", table.clone(), None)?;
+    found.take(
+        "token_embd.weight",
+        "model.embed_tokens.weight",
+        table.clone(),
+        None,
+    )?;
     for layer in 0..sizes.layers {
         for (source, name, kind) in LAYER {
             let (shape, heads) = sizes.of(kind);
@@ -110,22 +119,53 @@ pub fn tensors(gguf: &Gguf) -> Result<Vec<GgufTensor>> {
                 continue;
             }
             let bias = vec![shape.first().copied().unwrap_or_default()];
-            let (source, name) = (format!("blk.{layer}.{source}"), format!("model.layers.{layer}.{name}"));
-            found.take(&format!("{source}.weight"), &format!("{name}.weight"), shape, heads)?;
+            let (source, name) = (
+                format!("blk.{layer}.{source}"),
+                format!("model.layers.{layer}.{name}"),
+            );
+            found.take(
+                &format!("{source}.weight"),
+                &format!("{name}.weight"),
+                shape,
+                heads,
+            )?;
             if kind != Kind::Norm && gguf.tensors.contains_key(&format!("{source}.bias")) {
-                found.take(&format!("{source}.bias"), &format!("{name}.bias"), bias, heads)?;
+                found.take(
+                    &format!("{source}.bias"),
+                    &format!("{name}.bias"),
+                    bias,
+                    heads,
+                )?;
             }
         }
     }
     for layer in (0..sizes.layers).filter(|_| sizes.experts.is_some()) {
-        let (source, name) = (format!("blk.{layer}.ffn_gate_inp.weight"), router_name(layer));
-        found.take(&source, &name, vec![sizes.experts.map_or(0, |(experts, _)| experts), sizes.hidden], None)?;
+        let (source, name) = (
+            format!("blk.{layer}.ffn_gate_inp.weight"),
+            router_name(layer),
+        );
+        found.take(
+            &source,
+            &name,
+            vec![
+                sizes.experts.map_or(0, |(experts, _)| experts),
+                sizes.hidden,
+            ],
+            None,
+        )?;
     }
-    found.take("output_norm.weight", "model.norm.weight", vec![sizes.hidden], None)?;
+    found.take(
+        "output_norm.weight",
+        "model.norm.weight",
+        vec![sizes.hidden],
+        None,
+    )?;
     if gguf.tensors.contains_key("output.weight") {
         found.take("output.weight", "lm_head.weight", table, None)?;
     }
-    found.left.retain(|name| !is_rope_factors(name, sizes.layers));
+    found
+        .left
+        .retain(|name| !is_rope_factors(name, sizes.layers));
     match found.left.first() {
         None => Ok(found.tensors),
         Some(name) => Err(Error::tensor(&gguf.path, name, "is no tensor of a llama model")
@@ -157,15 +197,30 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
-    fn take(&mut self, source: &str, name: &str, shape: Vec<u64>, unpermute_heads: Option<u64>) -> Result<()> {
+    fn take(
+        &mut self,
+        source: &str,
+        name: &str,
+        shape: Vec<u64>,
+        unpermute_heads: Option<u64>,
+    ) -> Result<()> {
         let entry = self.gguf.tensor(source)?;
         if entry.shape != shape {
-            let problem = format!("expected shape {shape:?} from the metadata, found {:?}", entry.shape);
+            let problem = format!(
+                "expected shape {shape:?} from the metadata, found {:?}",
+                entry.shape
+            );
             return Err(Error::tensor(&self.gguf.path, source, problem));
         }
         self.left.remove(source);
         let (name, source) = (name.to_owned(), source.to_owned());
-        self.tensors.push(GgufTensor { name, source, shape, unpermute_heads, expert: None });
+        self.tensors.push(GgufTensor {
+            name,
+            source,
+            shape,
+            unpermute_heads,
+            expert: None,
+        });
         Ok(())
     }
 
@@ -175,13 +230,21 @@ impl Found<'_> {
         let entry = self.gguf.tensor(&source)?;
         let whole = [&[experts], shape].concat();
         if entry.shape != whole {
-            let problem = format!("expected shape {whole:?} from the metadata, found {:?}", entry.shape);
+            let problem = format!(
+                "expected shape {whole:?} from the metadata, found {:?}",
+                entry.shape
+            );
             return Err(Error::tensor(&self.gguf.path, &source, problem));
         }
         self.left.remove(source.as_str());
-        let projection = MIXTRAL.iter().find(|(ours, _)| *ours == stem).map_or(stem, |(_, theirs)| theirs);
+        let projection = MIXTRAL
+            .iter()
+            .find(|(ours, _)| *ours == stem)
+            .map_or(stem, |(_, theirs)| theirs);
         self.tensors.extend((0..experts).map(|expert| GgufTensor {
-            name: format!("model.layers.{layer}.block_sparse_moe.experts.{expert}.{projection}.weight"),
+            name: format!(
+                "model.layers.{layer}.block_sparse_moe.experts.{expert}.{projection}.weight"
+            ),
             source: source.clone(),
             shape: shape.to_vec(),
             unpermute_heads: None,
@@ -194,7 +257,9 @@ impl Found<'_> {
 /// Refuses what is no dense llama, naming what it is.
 fn check_architecture(gguf: &Gguf) -> Result<()> {
     let key = "general.architecture";
-    let architecture = gguf.text(key)?.ok_or_else(|| Error::key(&gguf.path, key, "is missing; expected `llama`"))?;
+    let architecture = gguf
+        .text(key)?
+        .ok_or_else(|| Error::key(&gguf.path, key, "is missing; expected `llama`"))?;
     if architecture != "llama" {
         return Err(Error::key(&gguf.path, key, format!("expected `llama`, found `{architecture}`")).with_hint(
             "of GGUF only the llama architecture is read; save this model as safetensors with transformers",
@@ -209,14 +274,24 @@ fn check_architecture(gguf: &Gguf) -> Result<()> {
         ("llama.residual_scale", 1.0),
         ("llama.embedding_scale", 1.0),
     ] {
-        if let Some(value) = gguf.float(key)?.filter(|value| *value != neutral && *value != 0.0) {
-            let problem = format!("expected it absent, as in the llama architecture, found {value}");
+        if let Some(value) = gguf
+            .float(key)?
+            .filter(|value| *value != neutral && *value != 0.0)
+        {
+            let problem =
+                format!("expected it absent, as in the llama architecture, found {value}");
             return Err(Error::key(&gguf.path, key, problem));
         }
     }
-    for (key, neutral) in [("llama.attention.causal", true), ("llama.use_parallel_residual", false)] {
+    for (key, neutral) in [
+        ("llama.attention.causal", true),
+        ("llama.use_parallel_residual", false),
+    ] {
         if gguf.boolean(key)?.is_some_and(|value| value != neutral) {
-            let problem = format!("expected {neutral}, as in the llama architecture, found {}", !neutral);
+            let problem = format!(
+                "expected {neutral}, as in the llama architecture, found {}",
+                !neutral
+            );
             return Err(Error::key(&gguf.path, key, problem));
         }
     }
@@ -234,46 +309,91 @@ fn sizes(gguf: &Gguf) -> Result<Sizes> {
     };
     if heads % kv_heads != 0 {
         let problem = format!("expected a divisor of the {heads} query heads, found {kv_heads}");
-        return Err(Error::key(&gguf.path, "llama.attention.head_count_kv", problem));
+        return Err(Error::key(
+            &gguf.path,
+            "llama.attention.head_count_kv",
+            problem,
+        ));
     }
     let rotated = gguf.unsigned("llama.rope.dimension_count")?;
     let key = "llama.attention.key_length";
     let head_dim = gguf.unsigned(key)?.or(rotated).unwrap_or(hidden / heads);
     // A head is one row of attn_q at least, and attn_q is in the file: more is nonsense.
     if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > 1 << 20 {
-        return Err(Error::key(&gguf.path, key, format!("expected an even head dimension, found {head_dim}")));
+        return Err(Error::key(
+            &gguf.path,
+            key,
+            format!("expected an even head dimension, found {head_dim}"),
+        ));
     }
     for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
         if let Some(found) = gguf.unsigned(key)?.filter(|found| *found != head_dim) {
-            return Err(Error::key(&gguf.path, key, format!("expected the head dimension {head_dim}, found {found}")));
+            return Err(Error::key(
+                &gguf.path,
+                key,
+                format!("expected the head dimension {head_dim}, found {found}"),
+            ));
         }
     }
-    let vocabulary = gguf.tensor("token_embd.weight")?.shape.first().copied().unwrap_or_default();
-    if let Some(found) = gguf.unsigned("llama.vocab_size")?.filter(|found| *found != vocabulary) {
-        let problem = format!("expected {vocabulary}, the rows of `token_embd.weight`, found {found}");
+    let vocabulary = gguf
+        .tensor("token_embd.weight")?
+        .shape
+        .first()
+        .copied()
+        .unwrap_or_default();
+    if let Some(found) = gguf
+        .unsigned("llama.vocab_size")?
+        .filter(|found| *found != vocabulary)
+    {
+        let problem =
+            format!("expected {vocabulary}, the rows of `token_embd.weight`, found {found}");
         return Err(Error::key(&gguf.path, "llama.vocab_size", problem));
     }
-    let (layers, intermediate) = (size(gguf, "llama.block_count")?, size(gguf, "llama.feed_forward_length")?);
+    let (layers, intermediate) = (
+        size(gguf, "llama.block_count")?,
+        size(gguf, "llama.feed_forward_length")?,
+    );
     if layers > gguf.tensors.len() as u64 {
-        let problem =
-            format!("expected a tensor a layer at least, found {layers} layers, {} tensors", gguf.tensors.len());
+        let problem = format!(
+            "expected a tensor a layer at least, found {layers} layers, {} tensors",
+            gguf.tensors.len()
+        );
         return Err(Error::key(&gguf.path, "llama.block_count", problem));
     }
     let experts = experts(gguf)?;
-    Ok(Sizes { hidden, intermediate, layers, heads, kv_heads, head_dim, vocabulary, experts })
+    Ok(Sizes {
+        hidden,
+        intermediate,
+        layers,
+        heads,
+        kv_heads,
+        head_dim,
+        vocabulary,
+        experts,
+    })
 }
 
 /// Experts of a layer, and how many a token goes to.
 fn experts(gguf: &Gguf) -> Result<Option<(u64, u64)>> {
     let (count_key, used_key) = ("llama.expert_count", "llama.expert_used_count");
-    let Some(count) = gguf.unsigned(count_key)?.filter(|count| *count > 0) else { return Ok(None) };
+    let Some(count) = gguf.unsigned(count_key)?.filter(|count| *count > 0) else {
+        return Ok(None);
+    };
     // Each expert has rows of its own in the router of each layer.
     if count > 1 << 16 {
-        return Err(Error::key(&gguf.path, count_key, format!("expected at most 65536 experts, found {count}")));
+        return Err(Error::key(
+            &gguf.path,
+            count_key,
+            format!("expected at most 65536 experts, found {count}"),
+        ));
     }
     let used = gguf.unsigned(used_key)?.unwrap_or(0);
     if used == 0 || used > count {
-        return Err(Error::key(&gguf.path, used_key, format!("expected 1 to {count_key} = {count}, found {used}")));
+        return Err(Error::key(
+            &gguf.path,
+            used_key,
+            format!("expected 1 to {count_key} = {count}, found {used}"),
+        ));
     }
     Ok(Some((count, used)))
 }
@@ -282,7 +402,9 @@ fn experts(gguf: &Gguf) -> Result<Option<(u64, u64)>> {
 fn size(gguf: &Gguf, key: &str) -> Result<u64> {
     let value = match gguf.integers(key) {
         Ok(Some(values)) => match values.split_first() {
-            Some((first, rest)) if rest.iter().all(|value| value == first) => u64::try_from(*first).ok(),
+            Some((first, rest)) if rest.iter().all(|value| value == first) => {
+                u64::try_from(*first).ok()
+            }
             _ => {
                 let problem = format!("expected one size for all layers, found {values:.60?}");
                 return Err(Error::key(&gguf.path, key, problem));
@@ -290,10 +412,20 @@ fn size(gguf: &Gguf, key: &str) -> Result<u64> {
         },
         _ => gguf.unsigned(key)?,
     };
-    let value = value.ok_or_else(|| Error::key(&gguf.path, key, "is missing; expected a whole number above 0"))?;
+    let value = value.ok_or_else(|| {
+        Error::key(
+            &gguf.path,
+            key,
+            "is missing; expected a whole number above 0",
+        )
+    })?;
     // No tensor with such a dimension fits into a file, and products of two sizes stay countable.
     if value == 0 || value > u64::from(u32::MAX) {
-        return Err(Error::key(&gguf.path, key, format!("expected a whole number above 0, found {value}")));
+        return Err(Error::key(
+            &gguf.path,
+            key,
+            format!("expected a whole number above 0, found {value}"),
+        ));
     }
     Ok(value)
 }
@@ -306,10 +438,14 @@ fn size(gguf: &Gguf, key: &str) -> Result<u64> {
 /// As [`tensors`]; and where the scaling of the rotary embedding is none that transformers has.
 pub fn config(gguf: &Gguf) -> Result<Map<String, Value>> {
     let sizes = sizes(gguf)?;
-    let tensors: BTreeMap<_, _> = tensors(gguf)?.into_iter().map(|tensor| (tensor.name, tensor.source)).collect();
+    let tensors: BTreeMap<_, _> = tensors(gguf)?
+        .into_iter()
+        .map(|tensor| (tensor.name, tensor.source))
+        .collect();
     let epsilon_key = "llama.attention.layer_norm_rms_epsilon";
     let epsilon = gguf.float(epsilon_key)?.filter(|epsilon| *epsilon >= 0.0);
-    let epsilon = epsilon.ok_or_else(|| Error::key(&gguf.path, epsilon_key, "is missing or below 0"))?;
+    let epsilon =
+        epsilon.ok_or_else(|| Error::key(&gguf.path, epsilon_key, "is missing or below 0"))?;
     let context = size(gguf, "llama.context_length")?;
     let rope = gguf_rope::read(gguf, sizes.head_dim, context)?;
     let dtype = dtype(gguf);
@@ -339,12 +475,24 @@ pub fn config(gguf: &Gguf) -> Result<Map<String, Value>> {
     set("max_position_embeddings", json!(context));
     set("rms_norm_eps", json!(epsilon));
     set("rope_theta", json!(rope.theta));
-    set("rope_scaling", rope.scaling.clone().map_or(Value::Null, Value::Object));
+    set(
+        "rope_scaling",
+        rope.scaling.clone().map_or(Value::Null, Value::Object),
+    );
     set("rope_parameters", Value::Object(rope.parameters()));
     set("vocab_size", json!(sizes.vocabulary));
-    set("tie_word_embeddings", json!(!tensors.contains_key("lm_head.weight")));
-    set("attention_bias", json!(biased(&gguf.path, &tensors, "self_attn", sizes.layers)?));
-    set("mlp_bias", json!(biased(&gguf.path, &tensors, "mlp", sizes.layers)?));
+    set(
+        "tie_word_embeddings",
+        json!(!tensors.contains_key("lm_head.weight")),
+    );
+    set(
+        "attention_bias",
+        json!(biased(&gguf.path, &tensors, "self_attn", sizes.layers)?),
+    );
+    set(
+        "mlp_bias",
+        json!(biased(&gguf.path, &tensors, "mlp", sizes.layers)?),
+    );
     set("attention_dropout", json!(0.0));
     set("initializer_range", json!(0.02));
     set("pretraining_tp", json!(1));
@@ -361,36 +509,57 @@ pub fn config(gguf: &Gguf) -> Result<Map<String, Value>> {
 pub(super) fn token_id(gguf: &Gguf, which: &str) -> Result<Option<u64>> {
     let key = format!("tokenizer.ggml.{which}_token_id");
     // llama.cpp writes an id of -1 for "none".
-    if gguf.metadata.get(&key).and_then(|value| value.integer()).is_some_and(|id| id == -1 || id == u32::MAX.into()) {
+    if gguf
+        .metadata
+        .get(&key)
+        .and_then(|value| value.integer())
+        .is_some_and(|id| id == -1 || id == u32::MAX.into())
+    {
         return Ok(None);
     }
     let id = gguf.unsigned(&key)?;
-    let tokens = gguf.texts("tokenizer.ggml.tokens")?.map(|tokens| tokens.len() as u64);
+    let tokens = gguf
+        .texts("tokenizer.ggml.tokens")?
+        .map(|tokens| tokens.len() as u64);
     if let (Some(id), Some(tokens)) = (id, tokens)
         && id >= tokens
     {
-        return Err(Error::key(&gguf.path, &key, format!("expected an id below the {tokens} tokens, found {id}")));
+        return Err(Error::key(
+            &gguf.path,
+            &key,
+            format!("expected an id below the {tokens} tokens, found {id}"),
+        ));
     }
     Ok(id)
 }
 
 /// Whether the projections of this module have biases; transformers knows only all of them in all layers, or none.
-fn biased(path: &Path, tensors: &BTreeMap<String, String>, module: &str, layers: u64) -> Result<bool> {
+fn biased(
+    path: &Path,
+    tensors: &BTreeMap<String, String>,
+    module: &str,
+    layers: u64,
+) -> Result<bool> {
     let mut missing = None;
     let mut present = None;
     for layer in 0..layers {
         for (source, name, kind) in LAYER {
             if kind != Kind::Norm && name.starts_with(module) {
                 let bias = format!("model.layers.{layer}.{name}.bias");
-                let seen = if tensors.contains_key(&bias) { &mut present } else { &mut missing };
+                let seen = if tensors.contains_key(&bias) {
+                    &mut present
+                } else {
+                    &mut missing
+                };
                 seen.get_or_insert(format!("blk.{layer}.{source}.bias"));
             }
         }
     }
     match (present, missing) {
         (Some(present), Some(missing)) => {
-            let problem =
-                format!("is missing though `{present}` is there; a Hugging Face llama has a bias beside each or none");
+            let problem = format!(
+                "is missing though `{present}` is there; a Hugging Face llama has a bias beside each or none"
+            );
             Err(Error::tensor(path, &missing, problem))
         }
         (present, _) => Ok(present.is_some()),
@@ -399,8 +568,15 @@ fn biased(path: &Path, tensors: &BTreeMap<String, String>, module: &str, layers:
 
 /// The dtype that the weights become: that of the embedding table, or `bfloat16` from quantised tensors.
 fn dtype(gguf: &Gguf) -> &'static str {
-    let quantised = gguf.tensors.values().any(|entry| matches!(entry.encoding, Encoding::Ggml(_)));
-    match gguf.tensors.get("token_embd.weight").map(|entry| entry.encoding) {
+    let quantised = gguf
+        .tensors
+        .values()
+        .any(|entry| matches!(entry.encoding, Encoding::Ggml(_)));
+    match gguf
+        .tensors
+        .get("token_embd.weight")
+        .map(|entry| entry.encoding)
+    {
         Some(Encoding::Plain(crate::checkpoint::Dtype::F32)) if !quantised => "float32",
         Some(Encoding::Plain(crate::checkpoint::Dtype::F16)) if !quantised => "float16",
         _ => "bfloat16",

@@ -16,8 +16,7 @@ const LONGEST_PIECE: usize = 1024;
 
 /// The split of Llama 3: as [`QWEN2`] with digits in threes.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// The split of Mistral's Tekken: words end where small letters turn into capitals.
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
@@ -83,7 +82,13 @@ const PRES: [Pre; 7] = [
         adds_bos: false,
         nfc: true,
     },
-    Pre { names: &["tekken"], split: Split::Regex(TEKKEN), ignores_merges: true, adds_bos: true, nfc: false },
+    Pre {
+        names: &["tekken"],
+        split: Split::Regex(TEKKEN),
+        ignores_merges: true,
+        adds_bos: true,
+        nfc: false,
+    },
     Pre {
         names: &["deepseek-coder"],
         split: Split::RegexesDigits(&[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+"]),
@@ -107,7 +112,9 @@ impl<'a> Vocabulary<'a> {
         for (id, token) in tokens.iter().enumerate() {
             if let Some(first) = ids.insert(token.as_str(), id) {
                 let shown: String = token.chars().take(40).collect();
-                return Err(format!("expected each token once, found {shown:?} as id {first} and id {id}"));
+                return Err(format!(
+                    "expected each token once, found {shown:?} as id {first} and id {id}"
+                ));
             }
         }
         Ok(Self { tokens, kinds, ids })
@@ -115,7 +122,10 @@ impl<'a> Vocabulary<'a> {
 
     /// The token with this id.
     pub(super) fn token(&self, id: u64) -> Option<&'a str> {
-        usize::try_from(id).ok().and_then(|id| self.tokens.get(id)).map(String::as_str)
+        usize::try_from(id)
+            .ok()
+            .and_then(|id| self.tokens.get(id))
+            .map(String::as_str)
     }
 }
 
@@ -133,14 +143,22 @@ pub(super) struct Pieces<'a> {
 }
 
 /// The parts for the vocabulary of `gguf`; `unknown` is the id of its unknown token.
-pub(super) fn pieces<'a>(gguf: &'a Gguf, vocabulary: &Vocabulary<'a>, unknown: Option<u64>) -> Result<Pieces<'a>> {
+pub(super) fn pieces<'a>(
+    gguf: &'a Gguf,
+    vocabulary: &Vocabulary<'a>,
+    unknown: Option<u64>,
+) -> Result<Pieces<'a>> {
     let key = "tokenizer.ggml.model";
     match gguf.text(key)? {
         Some("gpt2") => byte_level(gguf, vocabulary),
         Some("llama") => sentencepiece(gguf, vocabulary, unknown),
         found => {
-            let problem = format!("expected `gpt2` or `llama`, found `{}`", found.unwrap_or_default());
-            Err(Error::key(&gguf.path, key, problem).with_hint("take tokenizer.json from the original model"))
+            let problem = format!(
+                "expected `gpt2` or `llama`, found `{}`",
+                found.unwrap_or_default()
+            );
+            Err(Error::key(&gguf.path, key, problem)
+                .with_hint("take tokenizer.json from the original model"))
         }
     }
 }
@@ -160,7 +178,10 @@ fn byte_level<'a>(gguf: &'a Gguf, vocabulary: &Vocabulary<'a>) -> Result<Pieces<
         pre_tokenizer: json!({"type": "Sequence", "pretokenizers": pre.steps()}),
         post_processor: json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true}),
         decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
-        model: Model { ignore_merges: pre.ignores_merges, ..Model::new(vocabulary.tokens, merges) },
+        model: Model {
+            ignore_merges: pre.ignores_merges,
+            ..Model::new(vocabulary.tokens, merges)
+        },
         adds_bos: pre.adds_bos,
         marks_spaces: false,
     })
@@ -168,7 +189,11 @@ fn byte_level<'a>(gguf: &'a Gguf, vocabulary: &Vocabulary<'a>) -> Result<Pieces<
 
 impl Pre {
     fn normalizer(&self) -> Value {
-        if self.nfc { json!({"type": "NFC"}) } else { Value::Null }
+        if self.nfc {
+            json!({"type": "NFC"})
+        } else {
+            Value::Null
+        }
     }
 
     /// The steps of the pre-tokenizer.
@@ -180,15 +205,20 @@ impl Pre {
             Split::Gpt2 => vec![words(true)],
             Split::DigitsGpt2 => vec![digits, words(true)],
             Split::Regex(expression) => vec![regex(expression), words(false)],
-            Split::RegexesDigits(expressions) => {
-                expressions.iter().map(|expression| regex(expression)).chain([digits, words(false)]).collect()
-            }
+            Split::RegexesDigits(expressions) => expressions
+                .iter()
+                .map(|expression| regex(expression))
+                .chain([digits, words(false)])
+                .collect(),
         }
     }
 }
 
 /// llama.cpp's name for how a `tokenizer.json` with this `model` normalises and splits text, if it has one.
-pub(super) fn name_of_split(tokenizer: &Map<String, Value>, model: &Map<String, Value>) -> Option<&'static str> {
+pub(super) fn name_of_split(
+    tokenizer: &Map<String, Value>,
+    model: &Map<String, Value>,
+) -> Option<&'static str> {
     let flag = |key: &str| model.get(key) == Some(&Value::Bool(true));
     let normalizer = tokenizer.get("normalizer").unwrap_or(&Value::Null);
     // Offsets are for those who ask where a token stood.
@@ -204,25 +234,37 @@ pub(super) fn name_of_split(tokenizer: &Map<String, Value>, model: &Map<String, 
         Some(steps) => steps.iter().map(plain).collect::<Vec<_>>(),
         None => vec![plain(found)],
     };
-    let same = |a: &[Value], b: &[Value]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same_value(a, b));
+    let same = |a: &[Value], b: &[Value]| {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same_value(a, b))
+    };
     let pre = PRES.iter().find(|pre| {
         let steps: Vec<Value> = pre.steps().iter().map(plain).collect();
-        pre.ignores_merges == flag("ignore_merges") && pre.normalizer() == *normalizer && same(&steps, &found)
+        pre.ignores_merges == flag("ignore_merges")
+            && pre.normalizer() == *normalizer
+            && same(&steps, &found)
     })?;
     // The first of GPT-2's names is llama.cpp's word for "nobody said".
     pre.names.iter().find(|name| **name != "default").copied()
 }
 
 /// SentencePiece's byte-pair encoding with bytes for what it does not know, as of Llama 2.
-fn sentencepiece<'a>(gguf: &'a Gguf, vocabulary: &Vocabulary<'a>, unknown: Option<u64>) -> Result<Pieces<'a>> {
+fn sentencepiece<'a>(
+    gguf: &'a Gguf,
+    vocabulary: &Vocabulary<'a>,
+    unknown: Option<u64>,
+) -> Result<Pieces<'a>> {
     let merges = match gguf.metadata.contains_key("tokenizer.ggml.merges") {
         true => listed_merges(gguf, vocabulary)?,
         false => scored_merges(gguf, vocabulary)?,
     };
-    let prefix = gguf.boolean("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let prefix = gguf
+        .boolean("tokenizer.ggml.add_space_prefix")?
+        .unwrap_or(true);
     let mark = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
     let normalizer = match prefix {
-        true => json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, mark]}),
+        true => {
+            json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, mark]})
+        }
         false => mark,
     };
     let mut decoders = vec![
@@ -235,7 +277,10 @@ fn sentencepiece<'a>(gguf: &'a Gguf, vocabulary: &Vocabulary<'a>, unknown: Optio
     }
     let unknown = unknown.and_then(|id| vocabulary.token(id)).or_else(|| {
         let kinds = vocabulary.tokens.iter().zip(&vocabulary.kinds);
-        kinds.into_iter().find(|(_, kind)| **kind == TokenKind::Unknown).map(|(token, _)| token.as_str())
+        kinds
+            .into_iter()
+            .find(|(_, kind)| **kind == TokenKind::Unknown)
+            .map(|(token, _)| token.as_str())
     });
     let model = Model::new(vocabulary.tokens, merges);
     Ok(Pieces {
@@ -243,7 +288,12 @@ fn sentencepiece<'a>(gguf: &'a Gguf, vocabulary: &Vocabulary<'a>, unknown: Optio
         pre_tokenizer: Value::Null,
         post_processor: Value::Null,
         decoder: json!({"type": "Sequence", "decoders": decoders}),
-        model: Model { unk_token: unknown, fuse_unk: true, byte_fallback: true, ..model },
+        model: Model {
+            unk_token: unknown,
+            fuse_unk: true,
+            byte_fallback: true,
+            ..model
+        },
         adds_bos: true,
         marks_spaces: true,
     })
@@ -288,22 +338,38 @@ fn ids_by_token<S: Serializer>(tokens: &&[String], serializer: S) -> Result<S::O
 }
 
 /// The merges that the file lists, in order: `left right`.
-fn listed_merges<'a>(gguf: &'a Gguf, vocabulary: &Vocabulary<'_>) -> Result<Vec<(&'a str, &'a str)>> {
+fn listed_merges<'a>(
+    gguf: &'a Gguf,
+    vocabulary: &Vocabulary<'_>,
+) -> Result<Vec<(&'a str, &'a str)>> {
     let key = "tokenizer.ggml.merges";
-    let merges =
-        gguf.texts(key)?.ok_or_else(|| Error::key(&gguf.path, key, "is missing; expected a list of merges"))?;
+    let merges = gguf
+        .texts(key)?
+        .ok_or_else(|| Error::key(&gguf.path, key, "is missing; expected a list of merges"))?;
     let known = |token: &str| vocabulary.ids.contains_key(token);
     let mut pairs = Vec::with_capacity(merges.len());
     for (index, merge) in merges.iter().enumerate() {
         // A space inside a token would leave several ways to split: take the one that makes sense.
-        let bounded = if merge.len() > 2 * LONGEST_PIECE { "" } else { merge.as_str() };
-        let splits = bounded.match_indices(' ').map(|(at, _)| (&merge[..at], &merge[at + 1..]));
+        let bounded = if merge.len() > 2 * LONGEST_PIECE {
+            ""
+        } else {
+            merge.as_str()
+        };
+        let splits = bounded
+            .match_indices(' ')
+            .map(|(at, _)| (&merge[..at], &merge[at + 1..]));
         let pair = splits.into_iter().find(|(left, right)| {
-            known(left) && known(right) && vocabulary.ids.contains_key([*left, *right].concat().as_str())
+            known(left)
+                && known(right)
+                && vocabulary
+                    .ids
+                    .contains_key([*left, *right].concat().as_str())
         });
         pairs.push(pair.ok_or_else(|| {
             let shown: String = merge.chars().take(80).collect();
-            let problem = format!("merge {index}: expected two tokens whose union is a token, found {shown:?}");
+            let problem = format!(
+                "merge {index}: expected two tokens whose union is a token, found {shown:?}"
+            );
             Error::key(&gguf.path, key, problem)
         })?);
     }
@@ -315,15 +381,25 @@ fn scored_merges<'a>(gguf: &Gguf, vocabulary: &Vocabulary<'a>) -> Result<Vec<(&'
     let key = "tokenizer.ggml.scores";
     let scores = gguf.floats(key)?.unwrap_or_default();
     if scores.len() != vocabulary.tokens.len() {
-        let problem =
-            format!("expected a score for each of {} tokens, found {}", vocabulary.tokens.len(), scores.len());
+        let problem = format!(
+            "expected a score for each of {} tokens, found {}",
+            vocabulary.tokens.len(),
+            scores.len()
+        );
         return Err(Error::key(&gguf.path, key, problem));
     }
     if let Some(id) = scores.iter().position(|score| !score.is_finite()) {
-        return Err(Error::key(&gguf.path, key, format!("expected finite scores, found another for token {id}")));
+        return Err(Error::key(
+            &gguf.path,
+            key,
+            format!("expected finite scores, found another for token {id}"),
+        ));
     }
     let part = |token: &str| {
-        let kind = vocabulary.ids.get(token).and_then(|id| vocabulary.kinds.get(*id));
+        let kind = vocabulary
+            .ids
+            .get(token)
+            .and_then(|id| vocabulary.kinds.get(*id));
         matches!(kind, Some(TokenKind::Normal | TokenKind::UserDefined))
     };
     let mut merges = Vec::new();
@@ -332,8 +408,10 @@ fn scored_merges<'a>(gguf: &Gguf, vocabulary: &Vocabulary<'a>) -> Result<Vec<(&'
             continue;
         }
         if token.len() > LONGEST_PIECE {
-            let problem =
-                format!("expected tokens of at most {LONGEST_PIECE} bytes, found {} in token {id}", token.len());
+            let problem = format!(
+                "expected tokens of at most {LONGEST_PIECE} bytes, found {} in token {id}",
+                token.len()
+            );
             return Err(Error::key(&gguf.path, "tokenizer.ggml.tokens", problem));
         }
         for (at, _) in token.char_indices().skip(1) {
@@ -347,8 +425,15 @@ fn scored_merges<'a>(gguf: &Gguf, vocabulary: &Vocabulary<'a>) -> Result<Vec<(&'
     // Among equal scores the longer left part goes first, as in transformers' converter.
     let length = |text: &str| text.chars().count();
     merges.sort_by(|a, b| {
-        let order = b.0.total_cmp(&a.0).then_with(|| length(b.1).cmp(&length(a.1)));
-        order.then_with(|| length(b.2).cmp(&length(a.2))).then_with(|| a.3.cmp(&b.3))
+        let order =
+            b.0.total_cmp(&a.0)
+                .then_with(|| length(b.1).cmp(&length(a.1)));
+        order
+            .then_with(|| length(b.2).cmp(&length(a.2)))
+            .then_with(|| a.3.cmp(&b.3))
     });
-    Ok(merges.into_iter().map(|(_, left, right, _)| (left, right)).collect())
+    Ok(merges
+        .into_iter()
+        .map(|(_, left, right, _)| (left, right))
+        .collect())
 }

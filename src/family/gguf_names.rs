@@ -33,18 +33,38 @@ pub struct NamedTensor {
 pub fn check(architecture: &Architecture) -> Result<()> {
     let a = architecture;
     let mut reasons = Vec::new();
-    let mut refuse = |refused: bool, reason: &str| reasons.extend(refused.then(|| reason.to_owned()));
-    refuse(!FAMILIES.contains(&a.family.as_str()), "only llama, mistral and mixtral are written");
-    refuse(a.qk_norm != QkNorm::None, "it has no norms of queries and keys");
+    let mut refuse =
+        |refused: bool, reason: &str| reasons.extend(refused.then(|| reason.to_owned()));
+    refuse(
+        !FAMILIES.contains(&a.family.as_str()),
+        "only llama, mistral and mixtral are written",
+    );
+    refuse(
+        a.qk_norm != QkNorm::None,
+        "it has no norms of queries and keys",
+    );
     let context = a.max_position_embeddings.unwrap_or(u64::MAX);
-    refuse(a.sliding_window.is_some_and(|window| window < context), "it has no sliding window");
+    refuse(
+        a.sliding_window.is_some_and(|window| window < context),
+        "it has no sliding window",
+    );
     refuse(a.hidden_act != "silu", "its activation is silu");
-    refuse(a.clip_qkv.is_some() || a.logit_scale.is_some_and(|scale| scale != 1.0), "it neither clips nor scales");
-    refuse(!a.head_dim.is_multiple_of(2), "its heads have an even width");
+    refuse(
+        a.clip_qkv.is_some() || a.logit_scale.is_some_and(|scale| scale != 1.0),
+        "it neither clips nor scales",
+    );
+    refuse(
+        !a.head_dim.is_multiple_of(2),
+        "its heads have an even width",
+    );
     if reasons.is_empty() {
         return Ok(());
     }
-    let problem = format!("the GGUF architecture `llama` cannot hold this {} model: {}", a.family, reasons.join("; "));
+    let problem = format!(
+        "the GGUF architecture `llama` cannot hold this {} model: {}",
+        a.family,
+        reasons.join("; ")
+    );
     let error = Error::usage(problem);
     Err(match a.family.as_str() {
         "bam" => error.with_hint("`convert --to mixtral` where that holds it, then --to gguf"),
@@ -54,7 +74,11 @@ pub fn check(architecture: &Architecture) -> Result<()> {
 
 /// Adds what the model is to `metadata`; returns the values of the tensor of frequency factors, where its rotary embedding has
 /// them.
-pub fn describe(metadata: &mut GgufMetadata, architecture: &Architecture, name: &str) -> Result<Option<Vec<f32>>> {
+pub fn describe(
+    metadata: &mut GgufMetadata,
+    architecture: &Architecture,
+    name: &str,
+) -> Result<Option<Vec<f32>>> {
     let a = architecture;
     metadata.text("general.architecture", "llama");
     metadata.text("general.type", "model");
@@ -64,7 +88,10 @@ pub fn describe(metadata: &mut GgufMetadata, architecture: &Architecture, name: 
         metadata.number("llama.context_length", context)?;
     }
     metadata.number("llama.embedding_length", a.hidden_size)?;
-    let width = a.mixture.as_ref().map_or(a.intermediate_size, |mixture| mixture.moe_intermediate_size);
+    let width = a
+        .mixture
+        .as_ref()
+        .map_or(a.intermediate_size, |mixture| mixture.moe_intermediate_size);
     metadata.number("llama.feed_forward_length", width)?;
     metadata.number("llama.attention.head_count", a.num_heads)?;
     metadata.number("llama.attention.head_count_kv", a.num_kv_heads)?;
@@ -82,32 +109,59 @@ pub fn describe(metadata: &mut GgufMetadata, architecture: &Architecture, name: 
 }
 
 fn rope(metadata: &mut GgufMetadata, a: &Architecture) -> Result<Option<Vec<f32>>> {
-    let Some(Value::Object(scaling)) = &a.rope_scaling else { return Ok(None) };
+    let Some(Value::Object(scaling)) = &a.rope_scaling else {
+        return Ok(None);
+    };
     let number = |key: &str| scaling.get(key).and_then(Value::as_f64);
     let needed = |key: &str| {
-        number(key).ok_or_else(|| Error::usage(format!("rope_scaling: expected a number as {key}, found none")))
+        number(key).ok_or_else(|| {
+            Error::usage(format!(
+                "rope_scaling: expected a number as {key}, found none"
+            ))
+        })
     };
     let known: &[&str] = match scaling.get("rope_type").and_then(Value::as_str) {
         Some(kind @ ("linear" | "yarn")) => {
             metadata.text("llama.rope.scaling.type", kind);
             metadata.float("llama.rope.scaling.factor", needed("factor")?);
             if kind == "yarn" {
-                let original = number("original_max_position_embeddings").map(|length| length as u64);
+                let original =
+                    number("original_max_position_embeddings").map(|length| length as u64);
                 if let Some(original) = original.or(a.max_position_embeddings) {
                     metadata.number("llama.rope.scaling.original_context_length", original)?;
                 }
-                for (name, field) in [("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")] {
+                for (name, field) in [
+                    ("beta_fast", "yarn_beta_fast"),
+                    ("beta_slow", "yarn_beta_slow"),
+                ] {
                     if let Some(value) = number(name) {
                         metadata.float(&format!("llama.rope.scaling.{field}"), value);
                     }
                 }
             }
-            &["rope_type", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow"]
+            &[
+                "rope_type",
+                "factor",
+                "original_max_position_embeddings",
+                "beta_fast",
+                "beta_slow",
+            ]
         }
         Some("llama3") => {
-            let [factor, low, high, original] =
-                ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"].map(needed);
-            let factors = gguf_rope::llama3_factors(a.rope_theta, a.head_dim, factor?, (low?, high?), original?);
+            let [factor, low, high, original] = [
+                "factor",
+                "low_freq_factor",
+                "high_freq_factor",
+                "original_max_position_embeddings",
+            ]
+            .map(needed);
+            let factors = gguf_rope::llama3_factors(
+                a.rope_theta,
+                a.head_dim,
+                factor?,
+                (low?, high?),
+                original?,
+            );
             return Ok(Some(factors));
         }
         other => {
@@ -119,7 +173,9 @@ fn rope(metadata: &mut GgufMetadata, a: &Architecture) -> Result<Option<Vec<f32>
     };
     match scaling.keys().find(|key| !known.contains(&key.as_str())) {
         None => Ok(None),
-        Some(key) => Err(Error::usage(format!("the key `{key}` of rope_scaling has no place in GGUF"))),
+        Some(key) => Err(Error::usage(format!(
+            "the key `{key}` of rope_scaling has no place in GGUF"
+        ))),
     }
 }
 
@@ -147,7 +203,13 @@ pub fn tensors(architecture: &Architecture, specs: &[TensorSpec]) -> Result<Vec<
             shape.insert(0, 1);
         }
         let exact = spec.shape.len() < 2 || spec.role.is_router();
-        found.push(NamedTensor { name, shape, parts: vec![spec.name.clone()], heads, exact });
+        found.push(NamedTensor {
+            name,
+            shape,
+            parts: vec![spec.name.clone()],
+            heads,
+            exact,
+        });
     }
     Ok(found)
 }
@@ -171,7 +233,10 @@ fn stem(spec: &TensorSpec, a: &Architecture) -> Result<(&'static str, Option<u64
         (Role::Down, true) => ("ffn_down_exps", None),
         (Role::FfnRouter, _) => ("ffn_gate_inp", None),
         (role, _) => {
-            return Err(Error::usage(format!("`{role}` tensors such as `{}` have no place in GGUF", spec.name)));
+            return Err(Error::usage(format!(
+                "`{role}` tensors such as `{}` have no place in GGUF",
+                spec.name
+            )));
         }
     })
 }

@@ -29,7 +29,11 @@ pub(super) struct Rope {
 impl Rope {
     /// `rope_parameters` of transformers 5: the scaling and the base in one.
     pub(super) fn parameters(&self) -> Map<String, Value> {
-        let default = || [("rope_type".to_owned(), json!("default"))].into_iter().collect();
+        let default = || {
+            [("rope_type".to_owned(), json!("default"))]
+                .into_iter()
+                .collect()
+        };
         let mut parameters = self.scaling.clone().unwrap_or_else(default);
         parameters.insert("rope_theta".to_owned(), json!(self.theta));
         parameters
@@ -41,12 +45,18 @@ pub(super) fn read(gguf: &Gguf, head_dim: u64, context: u64) -> Result<Rope> {
     let theta_key = "llama.rope.freq_base";
     let theta = gguf.float(theta_key)?.unwrap_or(10000.0);
     if theta <= 0.0 {
-        return Err(Error::key(&gguf.path, theta_key, format!("expected a base above 0, found {theta}")));
+        return Err(Error::key(
+            &gguf.path,
+            theta_key,
+            format!("expected a base above 0, found {theta}"),
+        ));
     }
     let key = |field: &str| format!("{PREFIX}{field}");
     let factor = match gguf.float(&key("factor"))? {
         Some(factor) => Some((factor, key("factor"))),
-        None => gguf.float("llama.rope.scale_linear")?.map(|factor| (factor, "llama.rope.scale_linear".to_owned())),
+        None => gguf
+            .float("llama.rope.scale_linear")?
+            .map(|factor| (factor, "llama.rope.scale_linear".to_owned())),
     };
     let default = if factor.is_some() { "linear" } else { "none" };
     let kind = gguf.text(&key("type"))?.unwrap_or(default);
@@ -61,29 +71,46 @@ pub(super) fn read(gguf: &Gguf, head_dim: u64, context: u64) -> Result<Rope> {
                     format!("expected a factor from 1 up, found {factor}"),
                 ));
             }
-            Some(if kind == "linear" { linear(factor) } else { yarn(gguf, factor, context)? })
+            Some(if kind == "linear" {
+                linear(factor)
+            } else {
+                yarn(gguf, factor, context)?
+            })
         }
         found => {
             let problem = format!("expected `none`, `linear` or `yarn`, found `{found}`");
             return Err(Error::key(&gguf.path, &key("type"), problem));
         }
     };
-    let per_layer = gguf.tensors.keys().find(|name| name.starts_with("blk.") && name.ends_with(FACTORS));
-    let source = gguf.tensors.get_key_value(FACTORS).map(|(name, _)| name).or(per_layer);
+    let per_layer = gguf
+        .tensors
+        .keys()
+        .find(|name| name.starts_with("blk.") && name.ends_with(FACTORS));
+    let source = gguf
+        .tensors
+        .get_key_value(FACTORS)
+        .map(|(name, _)| name)
+        .or(per_layer);
     let Some(source) = source else {
         return Ok(Rope { theta, scaling });
     };
     let factors = gguf.small_tensor(source)?;
     if factors.len() as u64 != head_dim / 2 {
-        let problem = format!("expected shape [{}], half the head dimension, found [{}]", head_dim / 2, factors.len());
+        let problem = format!(
+            "expected shape [{}], half the head dimension, found [{}]",
+            head_dim / 2,
+            factors.len()
+        );
         return Err(Error::tensor(&gguf.path, source, problem));
     }
     if factors.iter().all(|factor| *factor == 1.0) {
         return Ok(Rope { theta, scaling });
     }
     if scaling.is_some_and(|scaling| scaling.get("factor") != Some(&json!(1.0))) {
-        let problem =
-            format!("scales the rotary embedding, and so does `{}` = `{kind}`; expected one of them", key("type"));
+        let problem = format!(
+            "scales the rotary embedding, and so does `{}` = `{kind}`; expected one of them",
+            key("type")
+        );
         return Err(Error::tensor(&gguf.path, source, problem));
     }
     let scaling = Some(llama3(&factors, theta).ok_or_else(|| {
@@ -96,7 +123,10 @@ pub(super) fn read(gguf: &Gguf, head_dim: u64, context: u64) -> Result<Rope> {
 }
 
 fn object(fields: &[(&str, Value)]) -> Map<String, Value> {
-    fields.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect()
+    fields
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), value.clone()))
+        .collect()
 }
 
 fn linear(factor: f64) -> Map<String, Value> {
@@ -106,7 +136,13 @@ fn linear(factor: f64) -> Map<String, Value> {
 fn yarn(gguf: &Gguf, factor: f64, context: u64) -> Result<Map<String, Value>> {
     let original_key = format!("{PREFIX}original_context_length");
     let original = match gguf.unsigned(&original_key)? {
-        Some(0) => return Err(Error::key(&gguf.path, &original_key, "expected a length above 0, found 0")),
+        Some(0) => {
+            return Err(Error::key(
+                &gguf.path,
+                &original_key,
+                "expected a length above 0, found 0",
+            ));
+        }
         Some(original) => original,
         None => context,
     };
@@ -115,21 +151,43 @@ fn yarn(gguf: &Gguf, factor: f64, context: u64) -> Result<Map<String, Value>> {
         ("factor", json!(factor)),
         ("original_max_position_embeddings", json!(original)),
     ]);
-    for (field, name) in [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")] {
+    for (field, name) in [
+        ("yarn_beta_fast", "beta_fast"),
+        ("yarn_beta_slow", "beta_slow"),
+    ] {
         if let Some(value) = gguf.float(&format!("{PREFIX}{field}"))? {
             scaling.insert(name.to_owned(), json!(value));
         }
     }
     // llama.cpp multiplies YaRN's own attention factor by this; transformers puts its `attention_factor` in place of it.
-    if let Some(attention) = gguf.float(&format!("{PREFIX}attn_factor"))?.filter(|attention| *attention != 1.0) {
-        scaling.insert("attention_factor".to_owned(), json!(attention * (0.1 * factor.ln() + 1.0)));
+    if let Some(attention) = gguf
+        .float(&format!("{PREFIX}attn_factor"))?
+        .filter(|attention| *attention != 1.0)
+    {
+        scaling.insert(
+            "attention_factor".to_owned(),
+            json!(attention * (0.1 * factor.ln() + 1.0)),
+        );
     }
-    let known =
-        ["type", "factor", "original_context_length", "finetuned", "yarn_beta_fast", "yarn_beta_slow", "attn_factor"];
-    let unknown =
-        gguf.metadata.keys().find(|key| key.strip_prefix(PREFIX).is_some_and(|field| !known.contains(&field)));
+    let known = [
+        "type",
+        "factor",
+        "original_context_length",
+        "finetuned",
+        "yarn_beta_fast",
+        "yarn_beta_slow",
+        "attn_factor",
+    ];
+    let unknown = gguf.metadata.keys().find(|key| {
+        key.strip_prefix(PREFIX)
+            .is_some_and(|field| !known.contains(&field))
+    });
     match unknown {
-        Some(key) => Err(Error::key(&gguf.path, key, "is no setting of YaRN that transformers has")),
+        Some(key) => Err(Error::key(
+            &gguf.path,
+            key,
+            "is no setting of YaRN that transformers has",
+        )),
         None => Ok(scaling),
     }
 }
@@ -139,16 +197,26 @@ fn yarn(gguf: &Gguf, factor: f64, context: u64) -> Result<Map<String, Value>> {
 /// Tried are the published scalings (factor 8 and 32, context 8192), then the largest of the factors with that and
 /// other contexts. Where several give the same factors they mean the same model.
 fn llama3(factors: &[f32], theta: f64) -> Option<Map<String, Value>> {
-    let largest = factors.iter().copied().fold(1.0, f32::max).to_string().parse().ok()?;
+    let largest = factors
+        .iter()
+        .copied()
+        .fold(1.0, f32::max)
+        .to_string()
+        .parse()
+        .ok()?;
     let published = [(8.0, 8192), (32.0, 8192), (largest, 8192)];
     let others = (4..=20).map(|power| (largest, 1_u64 << power));
-    let (factor, original) = published.into_iter().chain(others).find(|(factor, original)| {
-        factors.iter().enumerate().all(|(index, found)| {
-            let exponent = index as f64 / factors.len() as f64;
-            let expected = llama3_factor(theta.powf(exponent), *factor, (LOW, HIGH), *original as f64);
-            (f64::from(*found) - expected).abs() <= 1e-4 * expected
-        })
-    })?;
+    let (factor, original) = published
+        .into_iter()
+        .chain(others)
+        .find(|(factor, original)| {
+            factors.iter().enumerate().all(|(index, found)| {
+                let exponent = index as f64 / factors.len() as f64;
+                let expected =
+                    llama3_factor(theta.powf(exponent), *factor, (LOW, HIGH), *original as f64);
+                (f64::from(*found) - expected).abs() <= 1e-4 * expected
+            })
+        })?;
     Some(object(&[
         ("rope_type", json!("llama3")),
         ("factor", json!(factor)),
@@ -159,10 +227,18 @@ fn llama3(factors: &[f32], theta: f64) -> Option<Map<String, Value>> {
 }
 
 /// The factors of a `llama3` scaling, one for each frequency of a head.
-pub(super) fn llama3_factors(theta: f64, head_dim: u64, factor: f64, limits: (f64, f64), original: f64) -> Vec<f32> {
+pub(super) fn llama3_factors(
+    theta: f64,
+    head_dim: u64,
+    factor: f64,
+    limits: (f64, f64),
+    original: f64,
+) -> Vec<f32> {
     let half = head_dim / 2;
     let period = |index: u64| theta.powf(index as f64 / half as f64);
-    (0..half).map(|index| llama3_factor(period(index), factor, limits, original) as f32).collect()
+    (0..half)
+        .map(|index| llama3_factor(period(index), factor, limits, original) as f32)
+        .collect()
 }
 
 /// What Llama 3 divides a frequency by, which turns once in `TAU * period` tokens.

@@ -17,9 +17,15 @@ pub(crate) fn llama() -> Build {
     ] {
         build.u32(&format!("llama.{key}"), value);
     }
-    build.f32("llama.attention.layer_norm_rms_epsilon", 1e-5).f32("llama.rope.freq_base", 500_000.0);
-    build.u32("tokenizer.ggml.bos_token_id", 1).u32("tokenizer.ggml.eos_token_id", 2);
-    build.zeros("token_embd.weight", &[5, 8]).zeros("output_norm.weight", &[8]);
+    build
+        .f32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+        .f32("llama.rope.freq_base", 500_000.0);
+    build
+        .u32("tokenizer.ggml.bos_token_id", 1)
+        .u32("tokenizer.ggml.eos_token_id", 2);
+    build
+        .zeros("token_embd.weight", &[5, 8])
+        .zeros("output_norm.weight", &[8]);
     for (name, shape) in [
         ("attn_norm", &[8][..]),
         ("attn_q", &[8, 8]),
@@ -66,9 +72,14 @@ fn every_tensor_has_its_hugging_face_name_in_layer_order() {
             "lm_head.weight",
         ]
     );
-    let permuted: Vec<_> =
-        tensors.iter().filter_map(|tensor| Some((&*tensor.source, tensor.unpermute_heads?))).collect();
-    assert_eq!(permuted, [("blk.0.attn_q.weight", 2), ("blk.0.attn_k.weight", 1)]);
+    let permuted: Vec<_> = tensors
+        .iter()
+        .filter_map(|tensor| Some((&*tensor.source, tensor.unpermute_heads?)))
+        .collect();
+    assert_eq!(
+        permuted,
+        [("blk.0.attn_q.weight", 2), ("blk.0.attn_k.weight", 1)]
+    );
 }
 
 #[test]
@@ -77,7 +88,11 @@ fn rows_of_a_head_are_interleaved_halves() {
     let rows: Vec<_> = (0..12).map(|row| source_row(row, 12, 2)).collect();
     assert_eq!(rows, [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
     let written = [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11];
-    assert!(rows.iter().enumerate().all(|(row, source)| written[*source as usize] == row));
+    assert!(
+        rows.iter()
+            .enumerate()
+            .all(|(row, source)| written[*source as usize] == row)
+    );
 }
 
 #[test]
@@ -103,32 +118,48 @@ fn biases_are_permuted_with_their_weights_and_must_be_complete() {
     for (name, rows) in [("q", 8), ("k", 4), ("v", 4)] {
         build.zeros(&format!("blk.0.attn_{name}.bias"), &[rows]);
     }
-    assert!(
-        refusal(&build).contains("tensor `blk.0.attn_output.bias`: is missing though `blk.0.attn_q.bias` is there")
-    );
+    assert!(refusal(&build).contains(
+        "tensor `blk.0.attn_output.bias`: is missing though `blk.0.attn_q.bias` is there"
+    ));
     build.zeros("blk.0.attn_output.bias", &[8]);
     let gguf = open(&build);
     assert_eq!(config(&gguf).unwrap()["attention_bias"], json!(true));
     let tensors = tensors(&gguf).unwrap();
-    let bias = tensors.iter().find(|tensor| tensor.name == "model.layers.0.self_attn.k_proj.bias").unwrap();
+    let bias = tensors
+        .iter()
+        .find(|tensor| tensor.name == "model.layers.0.self_attn.k_proj.bias")
+        .unwrap();
     assert_eq!((bias.unpermute_heads, &bias.shape[..]), (Some(1), &[4][..]));
 }
 
 #[test]
 fn scalings_of_the_rotary_embedding_are_in_both_spellings() {
     let mut build = llama();
-    build.text("llama.rope.scaling.type", "linear").f32("llama.rope.scaling.factor", 2.5);
+    build
+        .text("llama.rope.scaling.type", "linear")
+        .f32("llama.rope.scaling.factor", 2.5);
     let linear = config(&open(&build)).unwrap();
-    assert_eq!(linear["rope_scaling"], json!({"rope_type": "linear", "factor": 2.5}));
-    assert_eq!(linear["rope_parameters"], json!({"rope_type": "linear", "factor": 2.5, "rope_theta": 500000.0}));
-    build.drop_key("llama.rope.scaling.type").text("llama.rope.scaling.type", "yarn");
+    assert_eq!(
+        linear["rope_scaling"],
+        json!({"rope_type": "linear", "factor": 2.5})
+    );
+    assert_eq!(
+        linear["rope_parameters"],
+        json!({"rope_type": "linear", "factor": 2.5, "rope_theta": 500000.0})
+    );
+    build
+        .drop_key("llama.rope.scaling.type")
+        .text("llama.rope.scaling.type", "yarn");
     build.u32("llama.rope.scaling.original_context_length", 16);
     let yarn = config(&open(&build)).unwrap();
-    let expected = json!({"rope_type": "yarn", "factor": 2.5, "original_max_position_embeddings": 16});
+    let expected =
+        json!({"rope_type": "yarn", "factor": 2.5, "original_max_position_embeddings": 16});
     assert_eq!(yarn["rope_scaling"], expected);
     build.f32("llama.rope.scaling.yarn_log_multiplier", 0.1);
     assert!(refusal(&build).contains("key `llama.rope.scaling.yarn_log_multiplier`"));
-    build.drop_key("llama.rope.scaling.type").text("llama.rope.scaling.type", "longrope");
+    build
+        .drop_key("llama.rope.scaling.type")
+        .text("llama.rope.scaling.type", "longrope");
     assert!(refusal(&build).contains("expected `none`, `linear` or `yarn`, found `longrope`"));
 }
 
@@ -138,9 +169,16 @@ fn frequency_factors_become_llama3_scaling() {
     // more than four turns and the second 1.84, which is 0.281 of the way from one turn to four.
     let smooth = (8192.0 / (std::f64::consts::TAU * 500_000_f64.sqrt()) - 1.0) / 3.0;
     let second = (1.0 / ((1.0 - smooth) / 8.0 + smooth)) as f32;
-    let data = |factors: [f32; 2]| factors.iter().flat_map(|factor| factor.to_le_bytes()).collect::<Vec<_>>();
+    let data = |factors: [f32; 2]| {
+        factors
+            .iter()
+            .flat_map(|factor| factor.to_le_bytes())
+            .collect::<Vec<_>>()
+    };
     let read = |factors| {
-        let (_folder, path) = llama().tensor("rope_freqs.weight", &[2], 0, data(factors)).file();
+        let (_folder, path) = llama()
+            .tensor("rope_freqs.weight", &[2], 0, data(factors))
+            .file();
         config(&Gguf::open(&path).unwrap())
     };
     let published = read([1.0, second]).unwrap();
@@ -152,18 +190,36 @@ fn frequency_factors_become_llama3_scaling() {
     assert_eq!(published["rope_parameters"]["rope_theta"], json!(500000.0));
     assert_eq!(read([1.0, 1.0]).unwrap()["rope_scaling"], Value::Null);
     let problem = read([3.0, 1.0]).unwrap_err().to_string();
-    assert!(problem.contains("tensor `rope_freqs.weight`: holds frequency factors"), "{problem}");
-    let (_folder, path) = llama().tensor("rope_freqs.weight", &[3], 0, vec![0; 12]).file();
-    assert!(super::config(&Gguf::open(&path).unwrap()).unwrap_err().to_string().contains("expected shape [2]"));
+    assert!(
+        problem.contains("tensor `rope_freqs.weight`: holds frequency factors"),
+        "{problem}"
+    );
+    let (_folder, path) = llama()
+        .tensor("rope_freqs.weight", &[3], 0, vec![0; 12])
+        .file();
+    assert!(
+        super::config(&Gguf::open(&path).unwrap())
+            .unwrap_err()
+            .to_string()
+            .contains("expected shape [2]")
+    );
 }
 
 #[test]
 fn other_architectures_and_mixtures_are_refused_by_name() {
     let mut build = llama();
-    build.drop_key("general.architecture").text("general.architecture", "gemma3");
+    build
+        .drop_key("general.architecture")
+        .text("general.architecture", "gemma3");
     assert!(refusal(&build).contains("expected `llama`, found `gemma3`"));
-    assert!(refusal(llama().u32("llama.expert_count", 8)).contains("expected 1 to llama.expert_count = 8, found 0"));
-    assert!(refusal(llama().u32("llama.attention.sliding_window", 9)).contains("llama.attention.sliding_window"));
+    assert!(
+        refusal(llama().u32("llama.expert_count", 8))
+            .contains("expected 1 to llama.expert_count = 8, found 0")
+    );
+    assert!(
+        refusal(llama().u32("llama.attention.sliding_window", 9))
+            .contains("llama.attention.sliding_window")
+    );
     assert!(refusal(llama().bool("llama.attention.causal", false)).contains("expected true"));
     assert!(refusal(llama().drop_key("general.architecture")).contains("is missing"));
 }
@@ -171,27 +227,78 @@ fn other_architectures_and_mixtures_are_refused_by_name() {
 #[test]
 fn metadata_and_tensors_that_contradict_each_other_are_refused_by_name() {
     for (key, value, says) in [
-        ("llama.embedding_length", 16, "`token_embd.weight`: expected shape [5, 16] from the metadata, found [5, 8]"),
-        ("llama.attention.head_count", 4, "`blk.0.attn_q.weight`: expected shape [16, 8]"),
-        ("llama.attention.head_count_kv", 2, "`blk.0.attn_k.weight`: expected shape [8, 8]"),
-        ("llama.attention.head_count_kv", 3, "expected a divisor of the 2 query heads, found 3"),
-        ("llama.attention.head_count", 0, "expected a whole number above 0, found 0"),
-        ("llama.attention.head_count", u32::MAX, "`blk.0.attn_q.weight`: expected shape [17179869180, 8]"),
-        ("llama.block_count", 2, "`blk.1.attn_norm.weight`: is missing"),
+        (
+            "llama.embedding_length",
+            16,
+            "`token_embd.weight`: expected shape [5, 16] from the metadata, found [5, 8]",
+        ),
+        (
+            "llama.attention.head_count",
+            4,
+            "`blk.0.attn_q.weight`: expected shape [16, 8]",
+        ),
+        (
+            "llama.attention.head_count_kv",
+            2,
+            "`blk.0.attn_k.weight`: expected shape [8, 8]",
+        ),
+        (
+            "llama.attention.head_count_kv",
+            3,
+            "expected a divisor of the 2 query heads, found 3",
+        ),
+        (
+            "llama.attention.head_count",
+            0,
+            "expected a whole number above 0, found 0",
+        ),
+        (
+            "llama.attention.head_count",
+            u32::MAX,
+            "`blk.0.attn_q.weight`: expected shape [17179869180, 8]",
+        ),
+        (
+            "llama.block_count",
+            2,
+            "`blk.1.attn_norm.weight`: is missing",
+        ),
         ("llama.block_count", u32::MAX, "4294967295 layers"),
-        ("llama.vocab_size", 6, "expected 5, the rows of `token_embd.weight`, found 6"),
-        ("llama.rope.dimension_count", 2, "`blk.0.attn_q.weight`: expected shape [4, 8]"),
-        ("llama.rope.dimension_count", 0, "expected an even head dimension, found 0"),
-        ("tokenizer.ggml.bos_token_id", 5, "expected an id below the 5 tokens, found 5"),
+        (
+            "llama.vocab_size",
+            6,
+            "expected 5, the rows of `token_embd.weight`, found 6",
+        ),
+        (
+            "llama.rope.dimension_count",
+            2,
+            "`blk.0.attn_q.weight`: expected shape [4, 8]",
+        ),
+        (
+            "llama.rope.dimension_count",
+            0,
+            "expected an even head dimension, found 0",
+        ),
+        (
+            "tokenizer.ggml.bos_token_id",
+            5,
+            "expected an id below the 5 tokens, found 5",
+        ),
     ] {
         let mut build = llama();
         build.texts("tokenizer.ggml.tokens", &["a", "b", "c", "d", "e"]);
         let problem = refusal(build.drop_key(key).u32(key, value));
         assert!(problem.contains(says), "{problem}");
     }
-    assert!(refusal(llama().drop_tensor("blk.0.ffn_up.weight")).contains("`blk.0.ffn_up.weight`: is missing"));
     assert!(
-        refusal(llama().zeros("blk.0.attn_q_norm.weight", &[4])).contains("`blk.0.attn_q_norm.weight`: is no tensor")
+        refusal(llama().drop_tensor("blk.0.ffn_up.weight"))
+            .contains("`blk.0.ffn_up.weight`: is missing")
     );
-    assert!(refusal(llama().zeros("blk.1.attn_q.weight", &[8, 8])).contains("`blk.1.attn_q.weight`: is no tensor"));
+    assert!(
+        refusal(llama().zeros("blk.0.attn_q_norm.weight", &[4]))
+            .contains("`blk.0.attn_q_norm.weight`: is no tensor")
+    );
+    assert!(
+        refusal(llama().zeros("blk.1.attn_q.weight", &[8, 8]))
+            .contains("`blk.1.attn_q.weight`: is no tensor")
+    );
 }

@@ -55,7 +55,12 @@ struct Roles {
 impl Roles {
     /// Names in transformers' files, and ids.
     fn named(&self) -> [(&'static str, Option<u64>); 4] {
-        [("bos_token", self.bos), ("eos_token", self.eos), ("pad_token", self.pad), ("unk_token", self.unk)]
+        [
+            ("bos_token", self.bos),
+            ("eos_token", self.eos),
+            ("pad_token", self.pad),
+            ("unk_token", self.unk),
+        ]
     }
 }
 
@@ -67,20 +72,41 @@ impl Roles {
 /// embedding table: the error names the metadata key.
 pub fn files(gguf: &Gguf) -> Result<Vec<TextFile>> {
     let id = |which| token_id(gguf, which);
-    let roles = Roles { bos: id("bos")?, eos: id("eos")?, eot: id("eot")?, pad: id("padding")?, unk: id("unknown")? };
-    let mut files = vec![json_file("generation_config.json", &generation_config(&roles))?];
+    let roles = Roles {
+        bos: id("bos")?,
+        eos: id("eos")?,
+        eot: id("eot")?,
+        pad: id("padding")?,
+        unk: id("unknown")?,
+    };
+    let mut files = vec![json_file(
+        "generation_config.json",
+        &generation_config(&roles),
+    )?];
     let model = gguf.text("tokenizer.ggml.model")?;
     if matches!(model, None | Some("none" | "no_vocab")) {
         return Ok(files);
     }
     let vocabulary = vocabulary(gguf)?;
     let pieces = gguf_bpe::pieces(gguf, &vocabulary, roles.unk)?;
-    let add_bos = gguf.boolean("tokenizer.ggml.add_bos_token")?.unwrap_or(pieces.adds_bos) && roles.bos.is_some();
-    let add_eos = gguf.boolean("tokenizer.ggml.add_eos_token")?.unwrap_or(false) && roles.eos.is_some();
+    let add_bos = gguf
+        .boolean("tokenizer.ggml.add_bos_token")?
+        .unwrap_or(pieces.adds_bos)
+        && roles.bos.is_some();
+    let add_eos = gguf
+        .boolean("tokenizer.ggml.add_eos_token")?
+        .unwrap_or(false)
+        && roles.eos.is_some();
     let added = added_tokens(&vocabulary, &roles, pieces.marks_spaces);
     let ends = Ends {
-        bos: roles.bos.filter(|_| add_bos).and_then(|id| Some((id, vocabulary.token(id)?))),
-        eos: roles.eos.filter(|_| add_eos).and_then(|id| Some((id, vocabulary.token(id)?))),
+        bos: roles
+            .bos
+            .filter(|_| add_bos)
+            .and_then(|id| Some((id, vocabulary.token(id)?))),
+        eos: roles
+            .eos
+            .filter(|_| add_eos)
+            .and_then(|id| Some((id, vocabulary.token(id)?))),
     };
     let tokenizer = TokenizerJson {
         version: "1.0",
@@ -95,11 +121,24 @@ pub fn files(gguf: &Gguf) -> Result<Vec<TextFile>> {
     };
     files.push(json_file("tokenizer.json", &tokenizer)?);
     let template = gguf.text("tokenizer.chat_template")?;
-    let config = tokenizer_config(gguf, &vocabulary, &roles, &added, (add_bos, add_eos), template)?;
+    let config = tokenizer_config(
+        gguf,
+        &vocabulary,
+        &roles,
+        &added,
+        (add_bos, add_eos),
+        template,
+    )?;
     files.push(json_file("tokenizer_config.json", &Value::Object(config))?);
-    files.push(json_file("special_tokens_map.json", &Value::Object(special_tokens(&vocabulary, &roles)))?);
+    files.push(json_file(
+        "special_tokens_map.json",
+        &Value::Object(special_tokens(&vocabulary, &roles)),
+    )?);
     if let Some(template) = template {
-        files.push(TextFile { name: "chat_template.jinja", bytes: template.as_bytes().to_vec() });
+        files.push(TextFile {
+            name: "chat_template.jinja",
+            bytes: template.as_bytes().to_vec(),
+        });
     }
     Ok(files)
 }
@@ -119,7 +158,8 @@ struct TokenizerJson<'a> {
 }
 
 fn json_file(name: &'static str, value: &impl Serialize) -> Result<TextFile> {
-    let mut bytes = serde_json::to_vec_pretty(value).map_err(|error| Error::file(name, error.to_string()))?;
+    let mut bytes =
+        serde_json::to_vec_pretty(value).map_err(|error| Error::file(name, error.to_string()))?;
     bytes.push(b'\n');
     Ok(TextFile { name, bytes })
 }
@@ -131,8 +171,14 @@ fn generation_config(roles: &Roles) -> Value {
         (Some(eos), Some(eot)) if eos != eot => Some(json!([eos, eot])),
         (eos, eot) => eos.or(eot).map(|id| json!(id)),
     };
-    let ids = [("bos_token_id", roles.bos.map(|id| json!(id))), ("eos_token_id", eos)];
-    for (key, id) in ids.into_iter().chain([("pad_token_id", roles.pad.map(|id| json!(id)))]) {
+    let ids = [
+        ("bos_token_id", roles.bos.map(|id| json!(id))),
+        ("eos_token_id", eos),
+    ];
+    for (key, id) in ids
+        .into_iter()
+        .chain([("pad_token_id", roles.pad.map(|id| json!(id)))])
+    {
         if let Some(id) = id {
             config.insert(key.to_owned(), id);
         }
@@ -145,24 +191,46 @@ fn vocabulary(gguf: &Gguf) -> Result<Vocabulary<'_>> {
     let (tokens_key, kinds_key) = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type");
     let tokens = gguf.texts(tokens_key)?.unwrap_or_default();
     if tokens.is_empty() {
-        return Err(Error::key(&gguf.path, tokens_key, "is missing or empty; expected the vocabulary"));
+        return Err(Error::key(
+            &gguf.path,
+            tokens_key,
+            "is missing or empty; expected the vocabulary",
+        ));
     }
-    if let Some(rows) = gguf.tensors.get("token_embd.weight").and_then(|entry| entry.shape.first().copied())
+    if let Some(rows) = gguf
+        .tensors
+        .get("token_embd.weight")
+        .and_then(|entry| entry.shape.first().copied())
         && tokens.len() as u64 > rows
     {
-        let problem =
-            format!("expected at most {rows} tokens, the rows of `token_embd.weight`, found {}", tokens.len());
+        let problem = format!(
+            "expected at most {rows} tokens, the rows of `token_embd.weight`, found {}",
+            tokens.len()
+        );
         return Err(Error::key(&gguf.path, tokens_key, problem));
     }
     let kinds = match gguf.integers(kinds_key)? {
         None => vec![TokenKind::Normal; tokens.len()],
         Some(numbers) => {
-            let kinds: Option<Vec<_>> = numbers.iter().map(|number| TokenKind::of(*number)).collect();
-            kinds.ok_or_else(|| Error::key(&gguf.path, kinds_key, "expected types from 1 to 6, found another"))?
+            let kinds: Option<Vec<_>> = numbers
+                .iter()
+                .map(|number| TokenKind::of(*number))
+                .collect();
+            kinds.ok_or_else(|| {
+                Error::key(
+                    &gguf.path,
+                    kinds_key,
+                    "expected types from 1 to 6, found another",
+                )
+            })?
         }
     };
     if kinds.len() != tokens.len() {
-        let problem = format!("expected one type for each of {} tokens, found {}", tokens.len(), kinds.len());
+        let problem = format!(
+            "expected one type for each of {} tokens, found {}",
+            tokens.len(),
+            kinds.len()
+        );
         return Err(Error::key(&gguf.path, kinds_key, problem));
     }
     Vocabulary::new(tokens, kinds).map_err(|problem| Error::key(&gguf.path, tokens_key, problem))
@@ -173,10 +241,16 @@ fn vocabulary(gguf: &Gguf) -> Result<Vocabulary<'_>> {
 /// Where the model marks spaces in its tokens, user-defined tokens with such a mark are left to the merges: as added
 /// tokens they would be looked for in text that has no marks yet.
 fn added_tokens(vocabulary: &Vocabulary<'_>, roles: &Roles, marks_spaces: bool) -> Vec<Value> {
-    let named: Vec<_> = roles.named().into_iter().filter_map(|(_, id)| id).chain(roles.eot).collect();
+    let named: Vec<_> = roles
+        .named()
+        .into_iter()
+        .filter_map(|(_, id)| id)
+        .chain(roles.eot)
+        .collect();
     let mut added = Vec::new();
     for (id, (token, kind)) in (0_u64..).zip(vocabulary.tokens.iter().zip(&vocabulary.kinds)) {
-        let special = matches!(kind, TokenKind::Control | TokenKind::Unknown) || named.contains(&id);
+        let special =
+            matches!(kind, TokenKind::Control | TokenKind::Unknown) || named.contains(&id);
         let user = *kind == TokenKind::UserDefined && !(marks_spaces && token.contains('▁'));
         if (special || user) && !token.is_empty() {
             added.push(json!({
@@ -194,8 +268,10 @@ fn added_tokens(vocabulary: &Vocabulary<'_>, roles: &Roles, marks_spaces: bool) 
 }
 
 fn special_tokens(vocabulary: &Vocabulary<'_>, roles: &Roles) -> Map<String, Value> {
-    let tokens =
-        roles.named().into_iter().filter_map(|(name, id)| Some((name.to_owned(), json!(vocabulary.token(id?)?))));
+    let tokens = roles
+        .named()
+        .into_iter()
+        .filter_map(|(name, id)| Some((name.to_owned(), json!(vocabulary.token(id?)?))));
     tokens.collect()
 }
 
@@ -212,9 +288,13 @@ fn tokenizer_config(
     config.insert("add_eos_token".to_owned(), json!(add_eos));
     let mut decoder = Map::new();
     for token in added.iter().filter_map(Value::as_object) {
-        let (id, fields): (Vec<_>, Vec<_>) = token.clone().into_iter().partition(|(key, _)| key == "id");
+        let (id, fields): (Vec<_>, Vec<_>) =
+            token.clone().into_iter().partition(|(key, _)| key == "id");
         if let Some((_, id)) = id.into_iter().next() {
-            decoder.insert(id.to_string(), fields.into_iter().collect::<Map<_, _>>().into());
+            decoder.insert(
+                id.to_string(),
+                fields.into_iter().collect::<Map<_, _>>().into(),
+            );
         }
     }
     config.insert("added_tokens_decoder".to_owned(), Value::Object(decoder));
@@ -223,7 +303,10 @@ fn tokenizer_config(
     if let Some(context) = gguf.unsigned("llama.context_length")? {
         config.insert("model_max_length".to_owned(), json!(context));
     }
-    config.insert("tokenizer_class".to_owned(), json!("PreTrainedTokenizerFast"));
+    config.insert(
+        "tokenizer_class".to_owned(),
+        json!("PreTrainedTokenizerFast"),
+    );
     if let Some(template) = template {
         config.insert("chat_template".to_owned(), json!(template));
     }
@@ -247,13 +330,22 @@ impl Ends<'_> {
         };
         let side = |name: &str, kind: u64| {
             let text = json!({"Sequence": {"id": name, "type_id": kind}});
-            special(&self.bos, kind).into_iter().chain([text]).chain(special(&self.eos, kind)).collect::<Vec<_>>()
+            special(&self.bos, kind)
+                .into_iter()
+                .chain([text])
+                .chain(special(&self.eos, kind))
+                .collect::<Vec<_>>()
         };
         let pair = [side("A", 0), side("B", 1)].concat();
         let tokens: Map<_, _> = [self.bos, self.eos]
             .into_iter()
             .flatten()
-            .map(|(id, token)| (token.to_owned(), json!({"id": token, "ids": [id], "tokens": [token]})))
+            .map(|(id, token)| {
+                (
+                    token.to_owned(),
+                    json!({"id": token, "ids": [id], "tokens": [token]}),
+                )
+            })
             .collect();
         let template = json!({
             "type": "TemplateProcessing",

@@ -40,38 +40,72 @@ fn gpt2(pre: &str) -> Build {
     let mut kinds = vec![1; tokens.len()];
     kinds[..2].copy_from_slice(&[3, 4]);
     let mut build = Build::new();
-    build.text("tokenizer.ggml.model", "gpt2").text("tokenizer.ggml.pre", pre);
-    build.texts("tokenizer.ggml.tokens", &tokens).i32s(KINDS, &kinds).texts("tokenizer.ggml.merges", &merges);
-    build.u32("tokenizer.ggml.bos_token_id", 0).u32("tokenizer.ggml.eos_token_id", 0);
+    build
+        .text("tokenizer.ggml.model", "gpt2")
+        .text("tokenizer.ggml.pre", pre);
+    build
+        .texts("tokenizer.ggml.tokens", &tokens)
+        .i32s(KINDS, &kinds)
+        .texts("tokenizer.ggml.merges", &merges);
+    build
+        .u32("tokenizer.ggml.bos_token_id", 0)
+        .u32("tokenizer.ggml.eos_token_id", 0);
     build.zeros("token_embd.weight", &[tokens.len() as u64 + 2, 1]);
     build
 }
 
 fn pieces(build: &Build, text: &str) -> Vec<String> {
-    tokenizer(build).encode(text, false).unwrap().get_tokens().to_vec()
+    tokenizer(build)
+        .encode(text, false)
+        .unwrap()
+        .get_tokens()
+        .to_vec()
 }
 
 #[test]
 fn a_byte_level_vocabulary_keeps_every_id_and_merges_in_order() {
     let build = gpt2("gpt-2");
     let tokenizer = tokenizer(&build);
-    for (id, token) in open(&build).texts("tokenizer.ggml.tokens").unwrap().unwrap().iter().enumerate() {
+    for (id, token) in open(&build)
+        .texts("tokenizer.ggml.tokens")
+        .unwrap()
+        .unwrap()
+        .iter()
+        .enumerate()
+    {
         assert_eq!(tokenizer.token_to_id(token), Some(id as u32), "{token}");
         assert_eq!(tokenizer.id_to_token(id as u32).as_ref(), Some(token));
     }
-    assert_eq!(pieces(&build, "hello hello<end>he<user>"), ["hell", "o", "Ġhell", "o", "<end>", "he", "<user>"]);
-    assert_eq!(tokenizer.decode(&ids(&tokenizer, "hello 12<end>"), true).unwrap(), "hello 12");
+    assert_eq!(
+        pieces(&build, "hello hello<end>he<user>"),
+        ["hell", "o", "Ġhell", "o", "<end>", "he", "<user>"]
+    );
+    assert_eq!(
+        tokenizer
+            .decode(&ids(&tokenizer, "hello 12<end>"), true)
+            .unwrap(),
+        "hello 12"
+    );
 }
 
 #[test]
 fn text_is_split_as_the_pre_tokenizer_says() {
     for (pre, expected) in [
         ("gpt-2", &["Ġ1", "2", "3", "4", "Ċ", "Ġ", "Ġ", "h", "i"][..]),
-        ("smollm", &["Ġ", "1", "2", "3", "4", "Ċ", "Ġ", "Ġ", "h", "i"]),
+        (
+            "smollm",
+            &["Ġ", "1", "2", "3", "4", "Ċ", "Ġ", "Ġ", "h", "i"],
+        ),
         ("llama-bpe", &["Ġ", "12", "3", "4", "Ċ", "Ġ", "Ġ", "h", "i"]),
         ("qwen2", &["Ġ", "1", "2", "3", "4", "Ċ", "Ġ", "Ġ", "h", "i"]),
-        ("tekken", &["Ġ", "1", "2", "3", "4", "Ċ", "Ġ", "Ġ", "h", "i"]),
-        ("deepseek-coder", &["Ġ", "1", "2", "3", "4", "Ċ", "Ġ", "Ġ", "h", "i"]),
+        (
+            "tekken",
+            &["Ġ", "1", "2", "3", "4", "Ċ", "Ġ", "Ġ", "h", "i"],
+        ),
+        (
+            "deepseek-coder",
+            &["Ġ", "1", "2", "3", "4", "Ċ", "Ġ", "Ġ", "h", "i"],
+        ),
     ] {
         assert_eq!(pieces(&gpt2(pre), " 1234\n  hi"), expected, "{pre}");
     }
@@ -80,8 +114,14 @@ fn text_is_split_as_the_pre_tokenizer_says() {
 #[test]
 fn an_unknown_split_is_refused_and_an_absent_one_is_gpt_2() {
     let problem = refusal(&gpt2("grok-2"));
-    assert!(problem.contains("key `tokenizer.ggml.pre`") && problem.contains("found `grok-2`"), "{problem}");
-    assert_eq!(pieces(gpt2("x").drop_key("tokenizer.ggml.pre"), " 12"), ["Ġ1", "2"]);
+    assert!(
+        problem.contains("key `tokenizer.ggml.pre`") && problem.contains("found `grok-2`"),
+        "{problem}"
+    );
+    assert_eq!(
+        pieces(gpt2("x").drop_key("tokenizer.ggml.pre"), " 12"),
+        ["Ġ1", "2"]
+    );
 }
 
 #[test]
@@ -89,21 +129,37 @@ fn the_first_and_last_token_are_added_where_the_file_says_or_the_vocabulary_is_u
     let first = |build: &Build| ids(&tokenizer(build), "h").first() == Some(&0);
     assert!(!first(&gpt2("smollm")));
     assert!(first(&gpt2("llama-bpe")), "as llama.cpp does for llama-bpe");
-    assert!(!first(gpt2("llama-bpe").bool("tokenizer.ggml.add_bos_token", false)));
+    assert!(!first(
+        gpt2("llama-bpe").bool("tokenizer.ggml.add_bos_token", false)
+    ));
     let mut both = gpt2("smollm");
-    both.bool("tokenizer.ggml.add_bos_token", true).bool("tokenizer.ggml.add_eos_token", true);
+    both.bool("tokenizer.ggml.add_bos_token", true)
+        .bool("tokenizer.ggml.add_eos_token", true);
     let tokenizer = tokenizer(&both);
-    assert_eq!(tokenizer.encode("h", true).unwrap().get_tokens(), ["<end>", "h", "<end>"]);
+    assert_eq!(
+        tokenizer.encode("h", true).unwrap().get_tokens(),
+        ["<end>", "h", "<end>"]
+    );
     let pair = tokenizer.encode(("h", "i"), true).unwrap();
-    assert_eq!(pair.get_tokens(), ["<end>", "h", "<end>", "<end>", "i", "<end>"]);
-    assert_eq!(file(&both, "tokenizer_config.json")["add_bos_token"], json!(true));
+    assert_eq!(
+        pair.get_tokens(),
+        ["<end>", "h", "<end>", "<end>", "i", "<end>"]
+    );
+    assert_eq!(
+        file(&both, "tokenizer_config.json")["add_bos_token"],
+        json!(true)
+    );
 }
 
 #[test]
 fn the_other_files_name_the_special_tokens_and_the_template() {
     let mut build = gpt2("smollm");
-    build.text("tokenizer.chat_template", "{{ messages }}\n").u32("llama.context_length", 64);
-    build.u32("tokenizer.ggml.eot_token_id", 1).u32("tokenizer.ggml.padding_token_id", u32::MAX);
+    build
+        .text("tokenizer.chat_template", "{{ messages }}\n")
+        .u32("llama.context_length", 64);
+    build
+        .u32("tokenizer.ggml.eot_token_id", 1)
+        .u32("tokenizer.ggml.padding_token_id", u32::MAX);
     let config = file(&build, "tokenizer_config.json");
     for (key, value) in [
         ("bos_token", json!("<end>")),
@@ -114,19 +170,31 @@ fn the_other_files_name_the_special_tokens_and_the_template() {
     ] {
         assert_eq!(config[key], value, "{key}");
     }
-    assert_eq!(config["added_tokens_decoder"]["1"]["content"], json!("<user>"));
-    assert_eq!(file(&build, "special_tokens_map.json"), json!({"bos_token": "<end>", "eos_token": "<end>"}));
+    assert_eq!(
+        config["added_tokens_decoder"]["1"]["content"],
+        json!("<user>")
+    );
+    assert_eq!(
+        file(&build, "special_tokens_map.json"),
+        json!({"bos_token": "<end>", "eos_token": "<end>"})
+    );
     let generation = json!({"_from_model_config": true, "bos_token_id": 0, "eos_token_id": [0, 1]});
     assert_eq!(file(&build, "generation_config.json"), generation);
     let files = files(&open(&build)).unwrap();
-    let template = files.iter().find(|file| file.name == "chat_template.jinja").unwrap();
+    let template = files
+        .iter()
+        .find(|file| file.name == "chat_template.jinja")
+        .unwrap();
     assert_eq!(template.bytes, b"{{ messages }}\n");
 }
 
 #[test]
 fn a_model_without_vocabulary_has_only_generation_settings() {
     let files = files(&open(&Build::new())).unwrap();
-    assert_eq!(files.iter().map(|file| file.name).collect::<Vec<_>>(), ["generation_config.json"]);
+    assert_eq!(
+        files.iter().map(|file| file.name).collect::<Vec<_>>(),
+        ["generation_config.json"]
+    );
 }
 
 /// A SentencePiece vocabulary as Llama 2 has one: unknown, two ends, bytes, merged pieces by score, characters.
@@ -144,9 +212,15 @@ fn llama() -> Build {
     let mut scores = vec![0.0; 259];
     scores.extend((0..10).map(|rank| -(rank as f32)));
     let mut build = Build::new();
-    build.text("tokenizer.ggml.model", "llama").texts("tokenizer.ggml.tokens", &tokens);
-    build.i32s(KINDS, &kinds).f32s("tokenizer.ggml.scores", &scores);
-    build.u32("tokenizer.ggml.bos_token_id", 1).u32("tokenizer.ggml.eos_token_id", 2);
+    build
+        .text("tokenizer.ggml.model", "llama")
+        .texts("tokenizer.ggml.tokens", &tokens);
+    build
+        .i32s(KINDS, &kinds)
+        .f32s("tokenizer.ggml.scores", &scores);
+    build
+        .u32("tokenizer.ggml.bos_token_id", 1)
+        .u32("tokenizer.ggml.eos_token_id", 2);
     build.u32("tokenizer.ggml.unknown_token_id", 0);
     build
 }
@@ -157,14 +231,20 @@ fn a_sentencepiece_vocabulary_merges_by_score_and_falls_back_to_bytes() {
     let pieces = |text: &str| tokenizer.encode(text, true).unwrap().get_tokens().to_vec();
     assert_eq!(pieces("the then"), ["<s>", "▁the", "▁the", "n"]);
     assert_eq!(pieces("  the"), ["<s>", "▁▁", "▁the"]);
-    assert_eq!(pieces("né</s>"), ["<s>", "▁", "n", "<0xC3>", "<0xA9>", "</s>"]);
+    assert_eq!(
+        pieces("né</s>"),
+        ["<s>", "▁", "n", "<0xC3>", "<0xA9>", "</s>"]
+    );
     for text in ["the then", "  thé\nn", "the"] {
         let encoding = tokenizer.encode(text, true).unwrap();
         assert_eq!(tokenizer.decode(encoding.get_ids(), true).unwrap(), text);
     }
     let mut bare = llama();
-    bare.bool("tokenizer.ggml.add_space_prefix", false).bool("tokenizer.ggml.add_bos_token", false);
-    let encoding = super::tests::tokenizer(&bare).encode("the the", true).unwrap();
+    bare.bool("tokenizer.ggml.add_space_prefix", false)
+        .bool("tokenizer.ggml.add_bos_token", false);
+    let encoding = super::tests::tokenizer(&bare)
+        .encode("the the", true)
+        .unwrap();
     assert_eq!(encoding.get_tokens(), ["the", "▁the"]);
 }
 
@@ -172,26 +252,61 @@ fn a_sentencepiece_vocabulary_merges_by_score_and_falls_back_to_bytes() {
 fn vocabularies_that_contradict_themselves_are_refused_by_key() {
     let tokens = "tokenizer.ggml.tokens";
     for (build, says) in [
-        (gpt2("gpt-2").drop_key(KINDS).i32s(KINDS, &[1]), "expected one type for each of 105 tokens, found 1"),
-        (gpt2("gpt-2").drop_key(KINDS).i32s(KINDS, &[9; 105]), "expected types from 1 to 6"),
         (
-            gpt2("gpt-2").drop_key(KINDS).drop_key(tokens).texts(tokens, &["a", "b", "a"]),
+            gpt2("gpt-2").drop_key(KINDS).i32s(KINDS, &[1]),
+            "expected one type for each of 105 tokens, found 1",
+        ),
+        (
+            gpt2("gpt-2").drop_key(KINDS).i32s(KINDS, &[9; 105]),
+            "expected types from 1 to 6",
+        ),
+        (
+            gpt2("gpt-2")
+                .drop_key(KINDS)
+                .drop_key(tokens)
+                .texts(tokens, &["a", "b", "a"]),
             "found \"a\" as id 0 and id 2",
         ),
-        (gpt2("gpt-2").drop_key(tokens), "`tokenizer.ggml.tokens`: is missing or empty"),
-        (gpt2("gpt-2").drop_key("tokenizer.ggml.merges"), "`tokenizer.ggml.merges`: is missing"),
         (
-            gpt2("gpt-2").drop_key("tokenizer.ggml.merges").texts("tokenizer.ggml.merges", &["h e", "h x"]),
+            gpt2("gpt-2").drop_key(tokens),
+            "`tokenizer.ggml.tokens`: is missing or empty",
+        ),
+        (
+            gpt2("gpt-2").drop_key("tokenizer.ggml.merges"),
+            "`tokenizer.ggml.merges`: is missing",
+        ),
+        (
+            gpt2("gpt-2")
+                .drop_key("tokenizer.ggml.merges")
+                .texts("tokenizer.ggml.merges", &["h e", "h x"]),
             "merge 1: expected two tokens whose union is a token, found \"h x\"",
         ),
-        (gpt2("gpt-2").drop_tensor("token_embd.weight").zeros("token_embd.weight", &[9, 1]), "at most 9 tokens"),
-        (gpt2("gpt-2").u32("tokenizer.ggml.unknown_token_id", 500), "expected an id below the 105 tokens, found 500"),
-        (llama().drop_key("tokenizer.ggml.scores"), "expected a score for each of 269 tokens, found 0"),
         (
-            llama().drop_key("tokenizer.ggml.scores").f32s("tokenizer.ggml.scores", &[f32::NAN; 269]),
+            gpt2("gpt-2")
+                .drop_tensor("token_embd.weight")
+                .zeros("token_embd.weight", &[9, 1]),
+            "at most 9 tokens",
+        ),
+        (
+            gpt2("gpt-2").u32("tokenizer.ggml.unknown_token_id", 500),
+            "expected an id below the 105 tokens, found 500",
+        ),
+        (
+            llama().drop_key("tokenizer.ggml.scores"),
+            "expected a score for each of 269 tokens, found 0",
+        ),
+        (
+            llama()
+                .drop_key("tokenizer.ggml.scores")
+                .f32s("tokenizer.ggml.scores", &[f32::NAN; 269]),
             "expected finite scores, found another for token 0",
         ),
-        (llama().drop_key("tokenizer.ggml.model").text("tokenizer.ggml.model", "t5"), "found `t5`"),
+        (
+            llama()
+                .drop_key("tokenizer.ggml.model")
+                .text("tokenizer.ggml.model", "t5"),
+            "found `t5`",
+        ),
     ] {
         let problem = refusal(build);
         assert!(problem.contains(says), "{problem}");

@@ -31,20 +31,35 @@ struct Tokenizer {
 ///
 /// # Errors
 /// A tokenizer whose rules llama.cpp has no name for: the error names the key of `tokenizer.json`.
-pub fn add(metadata: &mut GgufMetadata, folder: &Path, config: &Map<String, Value>, vocab_size: u64) -> Result<()> {
+pub fn add(
+    metadata: &mut GgufMetadata,
+    folder: &Path,
+    config: &Map<String, Value>,
+    vocab_size: u64,
+) -> Result<()> {
     let path = folder.join("tokenizer.json");
     if !path.is_file() {
         let others = ["tokenizer.model", "vocab.json"].map(|name| folder.join(name));
         if let Some(other) = others.iter().find(|other| other.exists()) {
-            return Err(Error::file(other, "is no tokenizer.json, from which a GGUF vocabulary is made")
-                .with_hint("save the tokenizer with transformers as a fast one"));
+            return Err(Error::file(
+                other,
+                "is no tokenizer.json, from which a GGUF vocabulary is made",
+            )
+            .with_hint("save the tokenizer with transformers as a fast one"));
         }
         metadata.text("tokenizer.ggml.model", "no_vocab");
         return Ok(());
     }
-    let tokenizer = Tokenizer { json: read_object(&path)?, path };
+    let tokenizer = Tokenizer {
+        json: read_object(&path)?,
+        path,
+    };
     let settings = folder.join("tokenizer_config.json");
-    let settings = if settings.is_file() { read_object(&settings)? } else { Map::new() };
+    let settings = if settings.is_file() {
+        read_object(&settings)?
+    } else {
+        Map::new()
+    };
     let model = tokenizer.model()?;
     let marks_spaces = model.get("byte_fallback") == Some(&Value::Bool(true));
     let merges = tokenizer.merges(model)?;
@@ -66,7 +81,8 @@ pub fn add(metadata: &mut GgufMetadata, folder: &Path, config: &Map<String, Valu
         }
     } else {
         let pre = gguf_bpe::name_of_split(&tokenizer.json, model).ok_or_else(|| {
-            let problem = "splits text in a way that llama.cpp has no name for, as far as known here";
+            let problem =
+                "splits text in a way that llama.cpp has no name for, as far as known here";
             Error::key(&tokenizer.path, "pre_tokenizer", problem)
         })?;
         metadata.text("tokenizer.ggml.model", "gpt2");
@@ -78,11 +94,17 @@ pub fn add(metadata: &mut GgufMetadata, folder: &Path, config: &Map<String, Valu
     }
     metadata.numbers("tokenizer.ggml.token_type", &kinds);
     if !marks_spaces {
-        let merges: Vec<String> = merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
+        let merges: Vec<String> = merges
+            .iter()
+            .map(|(left, right)| format!("{left} {right}"))
+            .collect();
         metadata.texts("tokenizer.ggml.merges", &merges);
     }
     let bos = role(config, &settings, &tokens, "bos");
-    for (key, id) in [("bos", bos), ("eos", role(config, &settings, &tokens, "eos"))] {
+    for (key, id) in [
+        ("bos", bos),
+        ("eos", role(config, &settings, &tokens, "eos")),
+    ] {
         if let Some(id) = id {
             metadata.number(&format!("tokenizer.ggml.{key}_token_id"), id)?;
         }
@@ -93,11 +115,17 @@ pub fn add(metadata: &mut GgufMetadata, folder: &Path, config: &Map<String, Valu
         }
     }
     let first = bos.and_then(|id| tokens.get(id as usize));
-    metadata.flag("tokenizer.ggml.add_bos_token", first.is_some_and(|token| tokenizer.puts_first(token)));
+    metadata.flag(
+        "tokenizer.ggml.add_bos_token",
+        first.is_some_and(|token| tokenizer.puts_first(token)),
+    );
     let template = folder.join("chat_template.jinja");
     let template = match template.is_file() {
         true => Some(String::from_utf8_lossy(&json::read_bytes(&template)?).into_owned()),
-        false => settings.get("chat_template").and_then(Value::as_str).map(str::to_owned),
+        false => settings
+            .get("chat_template")
+            .and_then(Value::as_str)
+            .map(str::to_owned),
     };
     if let Some(template) = template {
         metadata.text("tokenizer.chat_template", &template);
@@ -113,15 +141,24 @@ impl Tokenizer {
     /// The byte-pair model.
     fn model(&self) -> Result<&Map<String, Value>> {
         let model = self.json.get("model").and_then(Value::as_object);
-        match model.and_then(|model| model.get("type")).and_then(Value::as_str) {
+        match model
+            .and_then(|model| model.get("type"))
+            .and_then(Value::as_str)
+        {
             Some("BPE") => model.ok_or_else(|| self.wrong("model", "is missing")),
-            found => Err(self.wrong("model.type", format!("expected BPE, found {}", found.unwrap_or("none")))),
+            found => Err(self.wrong(
+                "model.type",
+                format!("expected BPE, found {}", found.unwrap_or("none")),
+            )),
         }
     }
 
     /// Pairs of tokens in the order in which they are merged; both spellings of `tokenizers`.
     fn merges<'a>(&self, model: &'a Map<String, Value>) -> Result<Vec<(&'a str, &'a str)>> {
-        let list = model.get("merges").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let list = model
+            .get("merges")
+            .and_then(Value::as_array)
+            .map_or(&[][..], Vec::as_slice);
         let pair = |merge: &'a Value| match merge {
             Value::String(text) => text.split_once(' '),
             Value::Array(parts) => Some((parts.first()?.as_str()?, parts.get(1)?.as_str()?)),
@@ -129,31 +166,63 @@ impl Tokenizer {
         };
         list.iter()
             .map(|merge| {
-                pair(merge).ok_or_else(|| self.wrong("model.merges", format!("expected pairs, found {merge}")))
+                pair(merge).ok_or_else(|| {
+                    self.wrong("model.merges", format!("expected pairs, found {merge}"))
+                })
             })
             .collect()
     }
 
     /// Tokens and their kinds by id; ids that no token has get names of their own.
-    fn tokens(&self, model: &Map<String, Value>, vocab_size: u64) -> Result<(Vec<String>, Vec<i32>)> {
+    fn tokens(
+        &self,
+        model: &Map<String, Value>,
+        vocab_size: u64,
+    ) -> Result<(Vec<String>, Vec<i32>)> {
         let mut by_id: BTreeMap<u64, (String, i32)> = BTreeMap::new();
-        for (token, id) in model.get("vocab").and_then(Value::as_object).into_iter().flatten() {
-            let id = id.as_u64().ok_or_else(|| self.wrong("model.vocab", format!("expected ids, found {id}")))?;
+        for (token, id) in model
+            .get("vocab")
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+        {
+            let id = id
+                .as_u64()
+                .ok_or_else(|| self.wrong("model.vocab", format!("expected ids, found {id}")))?;
             by_id.insert(id, (token.clone(), NORMAL));
         }
-        for added in self.json.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
-            let (id, token) = (added.get("id").and_then(Value::as_u64), added.get("content").and_then(Value::as_str));
+        for added in self
+            .json
+            .get("added_tokens")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+        {
+            let (id, token) = (
+                added.get("id").and_then(Value::as_u64),
+                added.get("content").and_then(Value::as_str),
+            );
             let (Some(id), Some(token)) = (id, token) else {
-                return Err(self.wrong("added_tokens", format!("expected an id and a content, found {added}")));
+                return Err(self.wrong(
+                    "added_tokens",
+                    format!("expected an id and a content, found {added}"),
+                ));
             };
             let special = added.get("special") == Some(&Value::Bool(true));
-            by_id.insert(id, (token.to_owned(), if special { CONTROL } else { USER_DEFINED }));
+            by_id.insert(
+                id,
+                (
+                    token.to_owned(),
+                    if special { CONTROL } else { USER_DEFINED },
+                ),
+            );
         }
         if let Some((id, (token, _))) = by_id.last_key_value()
             && *id >= vocab_size
         {
-            let problem =
-                format!("expected ids below the {vocab_size} rows of the embedding, found {id} for {token:?}");
+            let problem = format!(
+                "expected ids below the {vocab_size} rows of the embedding, found {id} for {token:?}"
+            );
             return Err(self.wrong("model.vocab", problem));
         }
         let taken: BTreeSet<String> = by_id.values().map(|(token, _)| token.clone()).collect();
@@ -164,7 +233,9 @@ impl Tokenizer {
             }
             (name, UNUSED)
         };
-        Ok((0..vocab_size).map(|id| by_id.remove(&id).unwrap_or_else(|| free(id))).unzip())
+        Ok((0..vocab_size)
+            .map(|id| by_id.remove(&id).unwrap_or_else(|| free(id)))
+            .unzip())
     }
 
     /// Whether a space is put before the text; of vocabularies whose tokens have `▁` for a space.
@@ -176,19 +247,27 @@ impl Tokenizer {
             },
             _ => Vec::new(),
         };
-        let kind = |step: &Value, name: &str| step.get("type").and_then(Value::as_str) == Some(name);
+        let kind =
+            |step: &Value, name: &str| step.get("type").and_then(Value::as_str) == Some(name);
         let normalizers = steps("normalizer", "normalizers");
         let splits = steps("pre_tokenizer", "pretokenizers");
         let known = |step: &Value| kind(step, "Prepend") || kind(step, "Replace");
         if let Some(other) = normalizers.iter().find(|step| !known(step)) {
-            return Err(
-                self.wrong("normalizer", format!("expected spaces to become ▁ and nothing else, found {other}"))
-            );
+            return Err(self.wrong(
+                "normalizer",
+                format!("expected spaces to become ▁ and nothing else, found {other}"),
+            ));
         }
         if let Some(other) = splits.iter().find(|step| !kind(step, "Metaspace")) {
-            return Err(self.wrong("pre_tokenizer", format!("expected none or Metaspace, found {other}")));
+            return Err(self.wrong(
+                "pre_tokenizer",
+                format!("expected none or Metaspace, found {other}"),
+            ));
         }
-        let scheme = splits.iter().find_map(|step| step.get("prepend_scheme")).and_then(Value::as_str);
+        let scheme = splits
+            .iter()
+            .find_map(|step| step.get("prepend_scheme"))
+            .and_then(Value::as_str);
         let metaspace = !splits.is_empty() && scheme != Some("never");
         Ok(normalizers.iter().any(|step| kind(step, "Prepend")) || metaspace)
     }
@@ -199,7 +278,12 @@ impl Tokenizer {
             if let Some(processors) = processor.get("processors").and_then(Value::as_array) {
                 return processors.iter().find_map(first);
             }
-            processor.get("single")?.get(0)?.get("SpecialToken")?.get("id")?.as_str()
+            processor
+                .get("single")?
+                .get(0)?
+                .get("SpecialToken")?
+                .get("id")?
+                .as_str()
         }
         self.json.get("post_processor").and_then(first) == Some(token)
     }
@@ -211,14 +295,24 @@ fn scores(tokens: &[String], merges: &[(&str, &str)]) -> Vec<f32> {
     for (rank, (left, right)) in merges.iter().enumerate() {
         ranks.entry(format!("{left}{right}")).or_insert(rank);
     }
-    tokens.iter().map(|token| ranks.get(token).map_or(UNMERGED, |rank| -(*rank as f32))).collect()
+    tokens
+        .iter()
+        .map(|token| ranks.get(token).map_or(UNMERGED, |rank| -(*rank as f32)))
+        .collect()
 }
 
 /// The id of the `bos`, `eos`, `pad` or `unk` token: of the configuration, or by name of the tokenizer's settings.
-fn role(config: &Map<String, Value>, settings: &Map<String, Value>, tokens: &[String], name: &str) -> Option<u64> {
+fn role(
+    config: &Map<String, Value>,
+    settings: &Map<String, Value>,
+    tokens: &[String],
+    name: &str,
+) -> Option<u64> {
     let named = settings.get(&format!("{name}_token"));
     let text = named.and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
-    let by_name = text.and_then(|text| tokens.iter().position(|token| token == text)).map(|id| id as u64);
+    let by_name = text
+        .and_then(|text| tokens.iter().position(|token| token == text))
+        .map(|id| id as u64);
     let by_config = match config.get(&format!("{name}_token_id")) {
         Some(Value::Array(ids)) => ids.first().and_then(Value::as_u64),
         other => other.and_then(Value::as_u64),

@@ -18,7 +18,13 @@ pub(crate) trait Choice: Sized + Copy + 'static {
             .iter()
             .find(|(name, _)| *name == text)
             .map(|(_, choice)| *choice)
-            .ok_or_else(|| format!("expected {}, found {}", one_of(Self::ALL.iter().map(|c| c.0)), kind(value)))
+            .ok_or_else(|| {
+                format!(
+                    "expected {}, found {}",
+                    one_of(Self::ALL.iter().map(|c| c.0)),
+                    kind(value)
+                )
+            })
     }
 }
 
@@ -143,7 +149,12 @@ impl Layers {
 
     /// Reads `"all"` or a list of distinct layers below `num_layers`.
     pub(crate) fn parse(value: &Value, num_layers: u64) -> Result<Self, String> {
-        let expected = || format!("expected \"all\" or a list of layers from 0 to {}", num_layers.saturating_sub(1));
+        let expected = || {
+            format!(
+                "expected \"all\" or a list of layers from 0 to {}",
+                num_layers.saturating_sub(1)
+            )
+        };
         match value {
             Value::String(text) if text == "all" => Ok(Self::All),
             Value::Array(items) => {
@@ -151,7 +162,8 @@ impl Layers {
                 let mut layers = Vec::with_capacity(items.len().min(seen.len()));
                 for item in items {
                     let layer = item.as_u64().filter(|layer| *layer < num_layers);
-                    let layer = layer.ok_or_else(|| format!("{}, found {} in it", expected(), kind(item)))?;
+                    let layer = layer
+                        .ok_or_else(|| format!("{}, found {} in it", expected(), kind(item)))?;
                     if std::mem::replace(&mut seen[layer as usize], true) {
                         return Err(format!("expected distinct layers, found {layer} twice"));
                     }

@@ -15,7 +15,11 @@ impl Architecture {
     ///
     /// Returns the names that no reader uses: computed buffers, and a stored copy of a tied head, which must equal the
     /// input embedding byte for byte. Any other missing, unexpected or misshapen tensor is an error that names it.
-    pub fn match_tensors(&self, specs: &[TensorSpec], checkpoint: &Checkpoint) -> Result<Vec<String>> {
+    pub fn match_tensors(
+        &self,
+        specs: &[TensorSpec],
+        checkpoint: &Checkpoint,
+    ) -> Result<Vec<String>> {
         let family = &self.family;
         for spec in specs {
             let entry = checkpoint.tensor(&spec.name).map_err(|error| {
@@ -24,8 +28,15 @@ impl Architecture {
                 ))
             })?;
             if entry.shape != spec.shape {
-                let problem = format!("has shape {:?}, but config.json makes it {:?}", entry.shape, spec.shape);
-                return Err(Error::tensor(checkpoint.files[entry.file].path(), &spec.name, problem));
+                let problem = format!(
+                    "has shape {:?}, but config.json makes it {:?}",
+                    entry.shape, spec.shape
+                );
+                return Err(Error::tensor(
+                    checkpoint.files[entry.file].path(),
+                    &spec.name,
+                    problem,
+                ));
             }
         }
         let expected: BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
@@ -34,10 +45,12 @@ impl Architecture {
             if expected.contains(name.as_str()) {
                 continue;
             }
-            let tied_head = self.tie_word_embeddings && self.names().is_ok_and(|names| names.tensors.head == *name);
+            let tied_head = self.tie_word_embeddings
+                && self.names().is_ok_and(|names| names.tensors.head == *name);
             if !tied_head && !name.ends_with(COMPUTED) {
-                let problem =
-                    format!("is no tensor of the {family} model that config.json describes; it would be lost");
+                let problem = format!(
+                    "is no tensor of the {family} model that config.json describes; it would be lost"
+                );
                 return Err(Error::tensor(checkpoint.files[entry.file].path(), name, problem).with_hint(
                     "check the keys of config.json that switch tensors on, such as attention_bias and mlp_bias",
                 ));
@@ -52,13 +65,21 @@ impl Architecture {
 }
 
 /// A stored output embedding of a tied model must be the input embedding.
-fn check_tied(specs: &[TensorSpec], checkpoint: &Checkpoint, head: &TensorEntry, name: &str) -> Result<()> {
-    let Some(embedding) = specs.iter().find(|spec| spec.role == Role::Embedding) else { return Ok(()) };
+fn check_tied(
+    specs: &[TensorSpec],
+    checkpoint: &Checkpoint,
+    head: &TensorEntry,
+    name: &str,
+) -> Result<()> {
+    let Some(embedding) = specs.iter().find(|spec| spec.role == Role::Embedding) else {
+        return Ok(());
+    };
     let embedding = checkpoint.tensor(&embedding.name)?;
     if checkpoint.same_bytes(head, embedding)? {
         return Ok(());
     }
-    let problem = "differs from the input embedding, but config.json says tie_word_embeddings: true";
+    let problem =
+        "differs from the input embedding, but config.json says tie_word_embeddings: true";
     Err(Error::tensor(checkpoint.files[head.file].path(), name, problem)
         .with_hint("set tie_word_embeddings to false if the stored head is the right one, or remove the tensor"))
 }

@@ -36,8 +36,16 @@ pub enum Method {
 
 impl Method {
     /// Every method.
-    pub const ALL: [Self; 8] =
-        [Self::Bam, Self::Btx, Self::Sparse, Self::Noise, Self::Drop, Self::Granular, Self::Shuffle, Self::Split];
+    pub const ALL: [Self; 8] = [
+        Self::Bam,
+        Self::Btx,
+        Self::Sparse,
+        Self::Noise,
+        Self::Drop,
+        Self::Granular,
+        Self::Shuffle,
+        Self::Split,
+    ];
 
     /// As on the command line.
     pub fn name(self) -> &'static str {
@@ -62,11 +70,15 @@ impl Method {
 impl FromStr for Method {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|method| method.name() == text).ok_or_else(|| {
-            let known = Self::ALL.map(Self::name);
-            let near = nearest(text, known).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-            format!("expected {}, found `{text}`{near}", one_of(known))
-        })
+        Self::ALL
+            .into_iter()
+            .find(|method| method.name() == text)
+            .ok_or_else(|| {
+                let known = Self::ALL.map(Self::name);
+                let near = nearest(text, known)
+                    .map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+                format!("expected {}, found `{text}`{near}", one_of(known))
+            })
     }
 }
 
@@ -85,7 +97,9 @@ impl FromStr for TopK {
         match (text, text.parse()) {
             ("soft", _) => Ok(Self::Soft),
             (_, Ok(count)) if count > 0 => Ok(Self::Of(count)),
-            _ => Err(format!("expected `soft` or a positive number, found `{text}`")),
+            _ => Err(format!(
+                "expected `soft` or a positive number, found `{text}`"
+            )),
         }
     }
 }
@@ -118,7 +132,10 @@ impl RouterBias {
             Value::Null | Value::Bool(false) => Ok(Self::None),
             Value::Bool(true) => Ok(Self::Logits),
             Value::String(text) if text == "choice" => Ok(Self::Choice),
-            other => Err(format!("expected true, false or \"choice\", found {}", kind(other))),
+            other => Err(format!(
+                "expected true, false or \"choice\", found {}",
+                kind(other)
+            )),
         }
     }
 
@@ -185,8 +202,12 @@ fn is_false(value: &bool) -> bool {
 
 impl Mixture {
     /// Keys that [`Serialize`] leaves out where they say that there is nothing.
-    pub(crate) const OPTIONAL_KEYS: [&str; 4] =
-        ["shared_expert_intermediate_size", "shared_expert_gate", "expert_adapters", "router_bias"];
+    pub(crate) const OPTIONAL_KEYS: [&str; 4] = [
+        "shared_expert_intermediate_size",
+        "shared_expert_gate",
+        "expert_adapters",
+        "router_bias",
+    ];
 
     /// Every key of a BAM's `config.json` that is about its experts.
     pub(crate) const KEYS: [&str; 17] = [
@@ -235,17 +256,17 @@ impl Mixture {
     /// The mixture that a config describes on top of `dense`; keys other than `num_experts` default to [`Self::new`].
     pub(crate) fn read(config: &Config, dense: &Architecture) -> Result<Self> {
         let layers = |name: &str| match config.find([name])? {
-            Found::Value(name, value) => {
-                Layers::parse(value, dense.num_layers).map_err(|problem| Error::key(&config.path, name, problem))
-            }
+            Found::Value(name, value) => Layers::parse(value, dense.num_layers)
+                .map_err(|problem| Error::key(&config.path, name, problem)),
             Found::Absent | Found::Null => Ok(Layers::All),
         };
         let number = |name: &str, default: f64| match config.find([name])? {
             Found::Value(name, value) => config.as_number(name, value, 0.0),
             Found::Absent | Found::Null => Ok(default),
         };
-        let num_experts =
-            config.own_count("num_experts")?.ok_or_else(|| config.missing("num_experts", "a positive integer"))?;
+        let num_experts = config
+            .own_count("num_experts")?
+            .ok_or_else(|| config.missing("num_experts", "a positive integer"))?;
         let usual = Self::new(dense, num_experts);
         let attention_kv = config.choice("attention_kv")?.unwrap_or(usual.attention_kv);
         let merged = attention_kv == AttentionKv::Merged;
@@ -253,18 +274,32 @@ impl Mixture {
             Some(Value::Number(zero)) if merged && zero.as_u64() == Some(0) => Ok(0),
             _ => Ok::<_, Error>(config.own_count(name)?.unwrap_or(default)),
         };
-        let num_attention_experts = attention_count("num_attention_experts", if merged { 1 } else { num_experts })?;
+        let num_attention_experts = attention_count(
+            "num_attention_experts",
+            if merged { 1 } else { num_experts },
+        )?;
         Ok(Self {
             num_experts,
             num_attention_experts,
-            moe_intermediate_size: config.own_count("moe_intermediate_size")?.unwrap_or(usual.moe_intermediate_size),
+            moe_intermediate_size: config
+                .own_count("moe_intermediate_size")?
+                .unwrap_or(usual.moe_intermediate_size),
             moe_layers: layers("moe_layers")?,
             attention_moe_layers: layers("attention_moe_layers")?,
             attention_kv,
-            num_experts_per_tok: config.own_count("num_experts_per_tok")?.unwrap_or(usual.num_experts_per_tok),
-            num_attention_experts_per_tok: attention_count("num_attention_experts_per_tok", num_attention_experts)?,
-            norm_topk_prob: config.own_flag("norm_topk_prob")?.unwrap_or(usual.norm_topk_prob),
-            norm_topk_prob_attention: config.own_flag("norm_topk_prob_attention")?.unwrap_or_default(),
+            num_experts_per_tok: config
+                .own_count("num_experts_per_tok")?
+                .unwrap_or(usual.num_experts_per_tok),
+            num_attention_experts_per_tok: attention_count(
+                "num_attention_experts_per_tok",
+                num_attention_experts,
+            )?,
+            norm_topk_prob: config
+                .own_flag("norm_topk_prob")?
+                .unwrap_or(usual.norm_topk_prob),
+            norm_topk_prob_attention: config
+                .own_flag("norm_topk_prob_attention")?
+                .unwrap_or_default(),
             shared_expert_intermediate_size: config.own_count("shared_expert_intermediate_size")?,
             shared_expert_gate: config.own_flag("shared_expert_gate")?.unwrap_or_default(),
             expert_adapters: config.own_flag("expert_adapters")?.unwrap_or_default(),
@@ -276,9 +311,16 @@ impl Mixture {
     }
 
     /// The mixture of feed-forward experts that a config describes under the keys of a family.
-    pub(crate) fn read_keys(config: &Config, dense: &Architecture, keys: &MixtureKeys) -> Result<Self> {
+    pub(crate) fn read_keys(
+        config: &Config,
+        dense: &Architecture,
+        keys: &MixtureKeys,
+    ) -> Result<Self> {
         let usual = Self::new(dense, config.required_count(&keys.num_experts)?);
-        let z = Key { names: vec!["router_z_loss_coef".to_owned()], default: None };
+        let z = Key {
+            names: vec!["router_z_loss_coef".to_owned()],
+            default: None,
+        };
         let shared = keys.shared_expert_intermediate_size.as_ref();
         let shared = shared.map(|key| config.required_count(key)).transpose()?;
         Ok(Self {
@@ -291,7 +333,9 @@ impl Mixture {
             norm_topk_prob: config.flag(&keys.norm_topk_prob)?.unwrap_or_default(),
             shared_expert_intermediate_size: shared,
             shared_expert_gate: shared.is_some(),
-            router_aux_loss_coef: config.number(&keys.router_aux_loss_coef, 0.0)?.unwrap_or(usual.router_aux_loss_coef),
+            router_aux_loss_coef: config
+                .number(&keys.router_aux_loss_coef, 0.0)?
+                .unwrap_or(usual.router_aux_loss_coef),
             router_z_loss_coef: config.number(&z, 0.0)?.unwrap_or(usual.router_z_loss_coef),
             ..usual
         })
@@ -305,27 +349,59 @@ impl Mixture {
         let attention_experts = self.num_attention_experts;
         for (key, count, least, most) in [
             ("num_experts", self.num_experts, 1, LARGEST),
-            ("num_experts_per_tok", self.num_experts_per_tok, 1, self.num_experts),
+            (
+                "num_experts_per_tok",
+                self.num_experts_per_tok,
+                1,
+                self.num_experts,
+            ),
             ("num_attention_experts", attention_experts, least, LARGEST),
-            ("num_attention_experts_per_tok", self.num_attention_experts_per_tok, least, attention_experts),
-            ("moe_intermediate_size", self.moe_intermediate_size, 1, LARGEST),
-            ("shared_expert_intermediate_size", self.shared_expert_intermediate_size.unwrap_or(1), 1, LARGEST),
+            (
+                "num_attention_experts_per_tok",
+                self.num_attention_experts_per_tok,
+                least,
+                attention_experts,
+            ),
+            (
+                "moe_intermediate_size",
+                self.moe_intermediate_size,
+                1,
+                LARGEST,
+            ),
+            (
+                "shared_expert_intermediate_size",
+                self.shared_expert_intermediate_size.unwrap_or(1),
+                1,
+                LARGEST,
+            ),
         ] {
             if count < least || count > most {
-                return Err(Fault { key, problem: format!("expected {least} to {most}, found {count}") });
+                return Err(Fault {
+                    key,
+                    problem: format!("expected {least} to {most}, found {count}"),
+                });
             }
         }
         if self.shared_expert_gate && self.shared_expert_intermediate_size.is_none() {
             let problem =
                 "is true, but there is no shared expert: shared_expert_intermediate_size is not set".to_owned();
-            return Err(Fault { key: "shared_expert_gate", problem });
+            return Err(Fault {
+                key: "shared_expert_gate",
+                problem,
+            });
         }
-        let lists = [("moe_layers", &self.moe_layers), ("attention_moe_layers", &self.attention_moe_layers)];
+        let lists = [
+            ("moe_layers", &self.moe_layers),
+            ("attention_moe_layers", &self.attention_moe_layers),
+        ];
         for (key, layers) in lists {
             if let Layers::List(layers) = layers
                 && let Some(layer) = layers.iter().find(|layer| **layer >= num_layers)
             {
-                let problem = format!("expected layers from 0 to {}, found {layer}", num_layers.saturating_sub(1));
+                let problem = format!(
+                    "expected layers from 0 to {}, found {layer}",
+                    num_layers.saturating_sub(1)
+                );
                 return Err(Fault { key, problem });
             }
         }
@@ -335,8 +411,16 @@ impl Mixture {
 
 /// The layers with experts: each `step`-th one that the config does not list as dense.
 fn sparse_layers(config: &Config, num_layers: u64, keys: &MixtureKeys) -> Result<Layers> {
-    let step = keys.sparse_step.as_ref().map(|name| config.own_count(name)).transpose()?.flatten().unwrap_or(1);
-    let mut sparse: Vec<bool> = (1..=num_layers).map(|number| number.is_multiple_of(step)).collect();
+    let step = keys
+        .sparse_step
+        .as_ref()
+        .map(|name| config.own_count(name))
+        .transpose()?
+        .flatten()
+        .unwrap_or(1);
+    let mut sparse: Vec<bool> = (1..=num_layers)
+        .map(|number| number.is_multiple_of(step))
+        .collect();
     if let Some(name) = &keys.dense_layers
         && let Found::Value(name, value) = config.find([name.as_str()])?
     {
@@ -351,5 +435,9 @@ fn sparse_layers(config: &Config, num_layers: u64, keys: &MixtureKeys) -> Result
     if sparse.iter().all(|sparse| *sparse) {
         return Ok(Layers::All);
     }
-    Ok(Layers::List((0..num_layers).filter(|layer| sparse[*layer as usize]).collect()))
+    Ok(Layers::List(
+        (0..num_layers)
+            .filter(|layer| sparse[*layer as usize])
+            .collect(),
+    ))
 }

@@ -10,7 +10,9 @@ use crate::{Error, Result};
 /// Adds the missing spelling of the dtype and of the RoPE keys; no value changes, and nothing is invented: a config
 /// that says nothing about a subject gets no key about it.
 pub fn both_spellings(config: &mut Map<String, Value>) {
-    let stands = |config: &Map<String, Value>, name: &str| config.get(name).filter(|v| !v.is_null()).cloned();
+    let stands = |config: &Map<String, Value>, name: &str| {
+        config.get(name).filter(|v| !v.is_null()).cloned()
+    };
     for (name, other) in [("dtype", "torch_dtype"), ("torch_dtype", "dtype")] {
         if let Some(value) = stands(config, name)
             && stands(config, other).is_none()
@@ -20,14 +22,22 @@ pub fn both_spellings(config: &mut Map<String, Value>) {
     }
     match stands(config, "rope_parameters") {
         Some(Value::Object(mut parameters)) if !parameters.is_empty() => {
-            if let (Some(theta), None) = (stands(config, "rope_theta"), parameters.get("rope_theta")) {
+            if let (Some(theta), None) =
+                (stands(config, "rope_theta"), parameters.get("rope_theta"))
+            {
                 parameters.insert("rope_theta".to_owned(), theta);
-                config.insert("rope_parameters".to_owned(), Value::Object(parameters.clone()));
+                config.insert(
+                    "rope_parameters".to_owned(),
+                    Value::Object(parameters.clone()),
+                );
             }
-            if let (Some(theta), None) = (parameters.get("rope_theta"), stands(config, "rope_theta")) {
+            if let (Some(theta), None) =
+                (parameters.get("rope_theta"), stands(config, "rope_theta"))
+            {
                 config.insert("rope_theta".to_owned(), theta.clone());
             }
-            if let (Some(scaling), None) = (normalised(&parameters), stands(config, "rope_scaling")) {
+            if let (Some(scaling), None) = (normalised(&parameters), stands(config, "rope_scaling"))
+            {
                 config.insert("rope_scaling".to_owned(), Value::Object(scaling));
             }
         }
@@ -38,7 +48,12 @@ pub fn both_spellings(config: &mut Map<String, Value>) {
             let scaling = scaling.as_ref().and_then(Value::as_object);
             let inner = scaling.and_then(|scaling| scaling.get("rope_theta"));
             let mut parameters = Map::new();
-            parameters.extend(theta.as_ref().or(inner).map(|theta| ("rope_theta".to_owned(), theta.clone())));
+            parameters.extend(
+                theta
+                    .as_ref()
+                    .or(inner)
+                    .map(|theta| ("rope_theta".to_owned(), theta.clone())),
+            );
             match scaling.and_then(normalised) {
                 Some(scaling) => parameters.extend(scaling),
                 None if parameters.is_empty() => return,
@@ -51,7 +66,10 @@ pub fn both_spellings(config: &mut Map<String, Value>) {
 
 /// A RoPE scaling without `rope_theta` and with `rope_type` in its new spelling; `None` where it is the plain RoPE.
 fn normalised(scaling: &Map<String, Value>) -> Option<Map<String, Value>> {
-    let kind = ["rope_type", "type"].iter().find_map(|name| scaling.get(*name)).filter(|kind| !kind.is_null())?;
+    let kind = ["rope_type", "type"]
+        .iter()
+        .find_map(|name| scaling.get(*name))
+        .filter(|kind| !kind.is_null())?;
     if kind == "default" {
         return None;
     }
@@ -87,7 +105,11 @@ impl Config {
                     return Err(Error::key(
                         &self.path,
                         first,
-                        format!("says {}, but `{name}`, its other spelling, says {}", shown(earlier), shown(&scaling)),
+                        format!(
+                            "says {}, but `{name}`, its other spelling, says {}",
+                            shown(earlier),
+                            shown(&scaling)
+                        ),
                     )
                     .with_hint(format!("make them equal or remove `{name}`")));
                 }
@@ -101,14 +123,22 @@ impl Config {
     fn check_rope_type(&self, name: &str, object: &Map<String, Value>) -> Result<()> {
         let key = |inner: &str| format!("{name}.{inner}");
         for inner in ["rope_type", "type"] {
-            if let Some(value) = object.get(inner).filter(|value| !value.is_string() && !value.is_null()) {
+            if let Some(value) = object
+                .get(inner)
+                .filter(|value| !value.is_string() && !value.is_null())
+            {
                 return Err(self.wrong(&key(inner), "a string", value));
             }
         }
         if let (Some(new), Some(old)) = (object.get("rope_type"), object.get("type"))
             && new != old
         {
-            let problem = format!("is {}, but `{}`, its old spelling, is {}", kind(new), key("type"), kind(old));
+            let problem = format!(
+                "is {}, but `{}`, its old spelling, is {}",
+                kind(new),
+                key("type"),
+                kind(old)
+            );
             return Err(Error::key(&self.path, &key("rope_type"), problem));
         }
         Ok(())
@@ -126,10 +156,16 @@ fn same_scaling(a: &Option<Map<String, Value>>, b: &Option<Map<String, Value>>) 
 /// Whether two JSON values mean the same: numbers by value (`1` is `1.0`), objects whatever their order.
 pub(crate) fn same_value(a: &Value, b: &Value) -> bool {
     match (a, b) {
-        (Value::Number(x), Value::Number(y)) => x == y || (x.is_f64() || y.is_f64()) && x.as_f64() == y.as_f64(),
-        (Value::Array(x), Value::Array(y)) => x.len() == y.len() && x.iter().zip(y).all(|(x, y)| same_value(x, y)),
+        (Value::Number(x), Value::Number(y)) => {
+            x == y || (x.is_f64() || y.is_f64()) && x.as_f64() == y.as_f64()
+        }
+        (Value::Array(x), Value::Array(y)) => {
+            x.len() == y.len() && x.iter().zip(y).all(|(x, y)| same_value(x, y))
+        }
         (Value::Object(x), Value::Object(y)) => {
-            x.len() == y.len() && x.iter().all(|(key, x)| y.get(key).is_some_and(|y| same_value(x, y)))
+            x.len() == y.len()
+                && x.iter()
+                    .all(|(key, x)| y.get(key).is_some_and(|y| same_value(x, y)))
         }
         _ => a == b,
     }

@@ -30,7 +30,9 @@ pub struct Output {
 
 /// The names of the families that can hold a mixture.
 pub fn targets() -> Result<Vec<&'static str>> {
-    let mixtures = super::families()?.iter().filter(|family| family.is_mixture());
+    let mixtures = super::families()?
+        .iter()
+        .filter(|family| family.is_mixture());
     Ok(mixtures.map(|family| family.name.as_str()).collect())
 }
 
@@ -41,10 +43,18 @@ pub fn targets() -> Result<Vec<&'static str>> {
 ///
 /// # Errors
 /// An unknown family, and whatever about the model the family has no place for, each reason named.
-pub fn output(dense: &Architecture, source: &Config, mixture: Mixture, target: &str) -> Result<Output> {
+pub fn output(
+    dense: &Architecture,
+    source: &Config,
+    mixture: Mixture,
+    target: &str,
+) -> Result<Output> {
     let known = targets()?;
     if !known.contains(&target) {
-        let error = Error::usage(format!("expected a target: {}; found `{target}`", one_of(known.iter().copied())));
+        let error = Error::usage(format!(
+            "expected a target: {}; found `{target}`",
+            one_of(known.iter().copied())
+        ));
         return Err(match nearest(target, known) {
             Some(name) => error.with_hint(format!("the nearest known one is `{name}`")),
             None => error,
@@ -54,12 +64,18 @@ pub fn output(dense: &Architecture, source: &Config, mixture: Mixture, target: &
     let Some(keys) = &family.mixture else {
         let architecture = dense.upcycled(mixture);
         let config = bam_config(source, &architecture);
-        return Ok(Output { architecture, config });
+        return Ok(Output {
+            architecture,
+            config,
+        });
     };
     let reasons = reasons(dense, source, &mixture, &family, keys);
     if !reasons.is_empty() {
-        return Err(Error::usage(format!("{target} cannot hold this mixture: {}", reasons.join("; ")))
-            .with_hint("the family `bam` holds it"));
+        return Err(Error::usage(format!(
+            "{target} cannot hold this mixture: {}",
+            reasons.join("; ")
+        ))
+        .with_hint("the family `bam` holds it"));
     }
     let wanted = fitted(dense, mixture, &family, keys);
     let config = config(&wanted, source, &family, keys);
@@ -68,10 +84,14 @@ pub fn output(dense: &Architecture, source: &Config, mixture: Mixture, target: &
     read.max_position_embeddings = wanted.max_position_embeddings;
     read.dtype = wanted.dtype;
     if let Some(field) = first_difference(&wanted, &read) {
-        let problem = format!("{target} cannot hold this mixture: its config.json does not say {field}");
+        let problem =
+            format!("{target} cannot hold this mixture: its config.json does not say {field}");
         return Err(Error::usage(problem).with_hint("the family `bam` holds it"));
     }
-    Ok(Output { architecture: wanted, config })
+    Ok(Output {
+        architecture: wanted,
+        config,
+    })
 }
 
 /// Biases of q, k and v, of the output projection, and of the feed-forward network: when the family has them, and whether the
@@ -97,14 +117,35 @@ fn reasons(
     let mut refuse = |refused: bool, reason: String| reasons.extend(refused.then_some(reason));
     let layouts = [
         ("block", dense.block.to_string(), family.block.to_string()),
-        ("norm", dense.norm_type.to_string(), family.norm_type.to_string()),
-        ("place of norms", dense.norm_position.to_string(), family.norm_position.to_string()),
-        ("feed-forward network", dense.mlp_type.to_string(), family.mlp_type.to_string()),
+        (
+            "norm",
+            dense.norm_type.to_string(),
+            family.norm_type.to_string(),
+        ),
+        (
+            "place of norms",
+            dense.norm_position.to_string(),
+            family.norm_position.to_string(),
+        ),
+        (
+            "feed-forward network",
+            dense.mlp_type.to_string(),
+            family.mlp_type.to_string(),
+        ),
     ];
     for (what, found, held) in layouts {
-        refuse(found != held, format!("its {what} is {held}, the model's {found}"));
+        refuse(
+            found != held,
+            format!("its {what} is {held}, the model's {found}"),
+        );
     }
-    let rotary = |interleaved| if interleaved { "neighbours" } else { "half a head apart" };
+    let rotary = |interleaved| {
+        if interleaved {
+            "neighbours"
+        } else {
+            "half a head apart"
+        }
+    };
     refuse(
         dense.rope_interleaved != family.rope_interleaved,
         format!(
@@ -113,31 +154,55 @@ fn reasons(
             rotary(dense.rope_interleaved)
         ),
     );
-    let held = if family.present.qk_norm == Presence::Never { QkNorm::None } else { family.qk_norm };
+    let held = if family.present.qk_norm == Presence::Never {
+        QkNorm::None
+    } else {
+        family.qk_norm
+    };
     let norm = |norm: QkNorm| match norm {
         QkNorm::None => "no norm of queries and keys",
         QkNorm::HeadDim => "a norm of each head's queries and keys",
         QkNorm::PerHead => "a layer norm with weights of its own for each head's queries and keys",
         QkNorm::Full => "a norm over all heads' queries, and one over their keys",
     };
-    refuse(dense.qk_norm != held, format!("it has {}, the model {}", norm(held), norm(dense.qk_norm)));
-    let what = ["biases of q, k and v", "a bias of the output projection", "biases of the feed-forward network"];
+    refuse(
+        dense.qk_norm != held,
+        format!("it has {}, the model {}", norm(held), norm(dense.qk_norm)),
+    );
+    let what = [
+        "biases of q, k and v",
+        "a bias of the output projection",
+        "biases of the feed-forward network",
+    ];
     for (what, (presence, there)) in what.into_iter().zip(biases(family, dense)) {
-        refuse(there && *presence == Presence::Never, format!("it has no place for {what}"));
+        refuse(
+            there && *presence == Presence::Never,
+            format!("it has no place for {what}"),
+        );
     }
     refuse(
         family.keys.head_dim.names.is_empty() && dense.query_width() != dense.hidden_size,
-        format!("its heads fill the hidden size {}, the model's are {} wide", dense.hidden_size, dense.query_width()),
+        format!(
+            "its heads fill the hidden size {}, the model's are {} wide",
+            dense.hidden_size,
+            dense.query_width()
+        ),
     );
-    let by_layer = ["layer_types", "max_window_layers"].iter().any(|key| source.json.contains_key(*key));
+    let by_layer = ["layer_types", "max_window_layers"]
+        .iter()
+        .any(|key| source.json.contains_key(*key));
     let window = family.keys.sliding_window.names.is_empty();
-    refuse(dense.sliding_window.is_some() && window, "it has no sliding window".to_owned());
+    refuse(
+        dense.sliding_window.is_some() && window,
+        "it has no sliding window".to_owned(),
+    );
     refuse(
         dense.sliding_window.is_some() && !window && by_layer,
         "its sliding window is the same in all layers".to_owned(),
     );
     refuse(
-        dense.logit_scale.is_some_and(|scale| scale != 1.0) && family.keys.logit_scale.names.is_empty(),
+        dense.logit_scale.is_some_and(|scale| scale != 1.0)
+            && family.keys.logit_scale.names.is_empty(),
         "it does not scale logits".to_owned(),
     );
     refuse(
@@ -153,21 +218,35 @@ fn reasons(
         "it has experts in every layer".to_owned(),
     );
     refuse(mixture.expert_adapters, "it has no adapters".to_owned());
-    refuse(mixture.router_bias != RouterBias::None, "its routers have no bias".to_owned());
+    refuse(
+        mixture.router_bias != RouterBias::None,
+        "its routers have no bias".to_owned(),
+    );
     // Gates that sum to 1 are the same renormalised.
     let soft = mixture.num_experts_per_tok == mixture.num_experts;
-    if let (true, Some(fixed)) = (keys.norm_topk_prob.names.is_empty(), &keys.norm_topk_prob.default) {
+    if let (true, Some(fixed)) = (
+        keys.norm_topk_prob.names.is_empty(),
+        &keys.norm_topk_prob.default,
+    ) {
         let reason = match (fixed == true, mixture.num_experts_per_tok) {
             (false, _) => "it never renormalises gates",
-            (true, 1) => "it always renormalises gates, and with one expert a token no gradient reaches its router",
+            (true, 1) => {
+                "it always renormalises gates, and with one expert a token no gradient reaches its router"
+            }
             (true, _) => "it always renormalises gates (--norm-topk-prob true)",
         };
-        refuse(!soft && *fixed != json!(mixture.norm_topk_prob), reason.to_owned());
+        refuse(
+            !soft && *fixed != json!(mixture.norm_topk_prob),
+            reason.to_owned(),
+        );
     }
     let shared = mixture.shared_expert_intermediate_size.is_some();
     match keys.shared_expert_intermediate_size {
         None => refuse(shared, "it has no shared expert".to_owned()),
-        Some(_) => refuse(shared && !mixture.shared_expert_gate, "it weights its shared expert by a gate".to_owned()),
+        Some(_) => refuse(
+            shared && !mixture.shared_expert_gate,
+            "it weights its shared expert by a gate".to_owned(),
+        ),
     }
     let width_is_dense = keys.moe_intermediate_size.names == family.keys.intermediate_size.names;
     refuse(
@@ -180,20 +259,37 @@ fn reasons(
 }
 
 /// The architecture in the family, with what it insists on.
-fn fitted(dense: &Architecture, mut mixture: Mixture, family: &Family, keys: &MixtureKeys) -> Architecture {
+fn fitted(
+    dense: &Architecture,
+    mut mixture: Mixture,
+    family: &Family,
+    keys: &MixtureKeys,
+) -> Architecture {
     // One key may switch two kinds of biases on.
     let flags = biases(family, dense);
     let there = |presence: &Presence| match presence {
         Presence::Never => false,
         Presence::Always => true,
-        Presence::Key { default, .. } => *default || flags.iter().any(|(other, there)| *there && *other == presence),
+        Presence::Key { default, .. } => {
+            *default
+                || flags
+                    .iter()
+                    .any(|(other, there)| *there && *other == presence)
+        }
     };
     let soft = mixture.num_experts_per_tok == mixture.num_experts;
-    if let (true, true, Some(fixed)) = (soft, keys.norm_topk_prob.names.is_empty(), &keys.norm_topk_prob.default) {
+    if let (true, true, Some(fixed)) = (
+        soft,
+        keys.norm_topk_prob.names.is_empty(),
+        &keys.norm_topk_prob.default,
+    ) {
         mixture.norm_topk_prob = fixed == true;
     }
-    if keys.shared_expert_intermediate_size.is_some() && mixture.shared_expert_intermediate_size.is_none() {
-        mixture.shared_expert_intermediate_size = Some(mixture.moe_intermediate_size.min(NEUTRAL_WIDTH));
+    if keys.shared_expert_intermediate_size.is_some()
+        && mixture.shared_expert_intermediate_size.is_none()
+    {
+        mixture.shared_expert_intermediate_size =
+            Some(mixture.moe_intermediate_size.min(NEUTRAL_WIDTH));
         mixture.shared_expert_gate = true;
     }
     mixture.num_attention_experts = 1;
@@ -201,7 +297,12 @@ fn fitted(dense: &Architecture, mut mixture: Mixture, family: &Family, keys: &Mi
     mixture.attention_moe_layers = Layers::All;
     mixture.norm_topk_prob_attention = false;
     let width_is_dense = keys.moe_intermediate_size.names == family.keys.intermediate_size.names;
-    if mixture.moe_layers.mask(dense.num_layers).iter().all(|sparse| *sparse) {
+    if mixture
+        .moe_layers
+        .mask(dense.num_layers)
+        .iter()
+        .all(|sparse| *sparse)
+    {
         mixture.moe_layers = Layers::All;
     }
     Architecture {
@@ -209,8 +310,14 @@ fn fitted(dense: &Architecture, mut mixture: Mixture, family: &Family, keys: &Mi
         attention_bias: there(&family.present.attention_bias),
         attention_output_bias: there(&family.present.attention_output_bias),
         mlp_bias: there(&family.present.mlp_bias),
-        intermediate_size: if width_is_dense { mixture.moe_intermediate_size } else { dense.intermediate_size },
-        logit_scale: dense.logit_scale.filter(|_| !family.keys.logit_scale.names.is_empty()),
+        intermediate_size: if width_is_dense {
+            mixture.moe_intermediate_size
+        } else {
+            dense.intermediate_size
+        },
+        logit_scale: dense
+            .logit_scale
+            .filter(|_| !family.keys.logit_scale.names.is_empty()),
         mixture: Some(mixture),
         format: None,
         ..dense.clone()
@@ -231,18 +338,28 @@ const STRAY: [&str; 9] = [
 ];
 
 /// The `config.json` of `wanted`: the keys of the source in their order, changed where the family differs.
-fn config(wanted: &Architecture, source: &Config, family: &Family, keys: &MixtureKeys) -> Map<String, Value> {
+fn config(
+    wanted: &Architecture,
+    source: &Config,
+    family: &Family,
+    keys: &MixtureKeys,
+) -> Map<String, Value> {
     let mut config = source.json.clone();
-    for stray in
-        STRAY.iter().chain(&Mixture::KEYS).chain(DESCRIBED.iter().filter(|_| source.json.contains_key("bam_version")))
-    {
+    for stray in STRAY.iter().chain(&Mixture::KEYS).chain(
+        DESCRIBED
+            .iter()
+            .filter(|_| source.json.contains_key("bam_version")),
+    ) {
         config.shift_remove(*stray);
     }
     if !matches!(config.get("qk_norm"), Some(Value::Bool(_))) {
         config.shift_remove("qk_norm");
     }
     let mut put = |name: &str, value: Value| {
-        if !config.get(name).is_some_and(|present| same_value(present, &value)) {
+        if !config
+            .get(name)
+            .is_some_and(|present| same_value(present, &value))
+        {
             config.insert(name.to_owned(), value);
         }
     };
@@ -262,10 +379,16 @@ fn config(wanted: &Architecture, source: &Config, family: &Family, keys: &Mixtur
         (&of.norm_eps, json!(wanted.norm_eps)),
         (&of.initializer_range, json!(wanted.initializer_range)),
         (&of.sliding_window, json!(wanted.sliding_window)),
-        (&of.use_sliding_window, json!(wanted.sliding_window.is_some())),
+        (
+            &of.use_sliding_window,
+            json!(wanted.sliding_window.is_some()),
+        ),
         (&of.clip_qkv, json!(wanted.clip_qkv)),
         (&of.logit_scale, json!(wanted.logit_scale)),
-        (&of.max_position_embeddings, json!(wanted.max_position_embeddings)),
+        (
+            &of.max_position_embeddings,
+            json!(wanted.max_position_embeddings),
+        ),
         (&of.dtype, json!(dtype)),
         (&of.rope_theta, json!(wanted.rope_theta)),
     ];
@@ -287,12 +410,22 @@ fn config(wanted: &Architecture, source: &Config, family: &Family, keys: &Mixtur
         }
     }
     if let Some(mixture) = &wanted.mixture {
-        let mut put_all = |key: &Key, value: Value| key.names.iter().for_each(|name| put(name, value.clone()));
+        let mut put_all =
+            |key: &Key, value: Value| key.names.iter().for_each(|name| put(name, value.clone()));
         put_all(&keys.num_experts, json!(mixture.num_experts));
-        put_all(&keys.num_experts_per_tok, json!(mixture.num_experts_per_tok));
-        put_all(&keys.moe_intermediate_size, json!(mixture.moe_intermediate_size));
+        put_all(
+            &keys.num_experts_per_tok,
+            json!(mixture.num_experts_per_tok),
+        );
+        put_all(
+            &keys.moe_intermediate_size,
+            json!(mixture.moe_intermediate_size),
+        );
         put_all(&keys.norm_topk_prob, json!(mixture.norm_topk_prob));
-        put_all(&keys.router_aux_loss_coef, json!(mixture.router_aux_loss_coef));
+        put_all(
+            &keys.router_aux_loss_coef,
+            json!(mixture.router_aux_loss_coef),
+        );
         if let Some(key) = &keys.shared_expert_intermediate_size {
             put_all(key, json!(mixture.shared_expert_intermediate_size));
         }
@@ -315,7 +448,13 @@ fn first_difference(wanted: &Architecture, found: &Architecture) -> Option<Strin
     let fields = |architecture: &Architecture| match json!(architecture) {
         Value::Object(mut fields) => {
             let mixture = fields.remove("mixture");
-            fields.extend(mixture.as_ref().and_then(Value::as_object).cloned().unwrap_or_default());
+            fields.extend(
+                mixture
+                    .as_ref()
+                    .and_then(Value::as_object)
+                    .cloned()
+                    .unwrap_or_default(),
+            );
             fields
         }
         _ => Map::new(),

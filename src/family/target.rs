@@ -11,25 +11,41 @@ use super::spelling::{both_spellings, same_value};
 use crate::checkpoint::dtype::torch_name;
 
 /// Keys by which the `config.json` of a BAM says which layouts it uses; other families have one each.
-pub(super) const DESCRIBED: [&str; 6] =
-    ["block", "norm_type", "norm_position", "mlp_type", "rope_interleaved", "attention_output_bias"];
+pub(super) const DESCRIBED: [&str; 6] = [
+    "block",
+    "norm_type",
+    "norm_position",
+    "mlp_type",
+    "rope_interleaved",
+    "attention_output_bias",
+];
 
 /// The `config.json` of `target`, an upcycled architecture: the keys of `seed` in their order, changed only where
 /// the mixture differs, then the keys that a reader of a BAM checkpoint needs, each said explicitly.
 pub fn bam_config(seed: &Config, target: &Architecture) -> Map<String, Value> {
     let mut config = seed.json.clone();
     // A reader of the mixture would take them for the mixture's, which says them where it has them.
-    for stray in Mixture::OPTIONAL_KEYS.into_iter().chain(["num_local_experts"]) {
+    for stray in Mixture::OPTIONAL_KEYS
+        .into_iter()
+        .chain(["num_local_experts"])
+    {
         config.shift_remove(stray);
     }
     let mut put = |key: &str, value: Value| {
-        if !config.get(key).is_some_and(|present| same_value(present, &value)) {
+        if !config
+            .get(key)
+            .is_some_and(|present| same_value(present, &value))
+        {
             config.insert(key.to_owned(), value);
         }
     };
     put("bam_version", json!(1));
     // What an expert is on its own: there is no telling from the mixture's own keys.
-    if let Some(family) = seed.json.get("model_type").filter(|family| **family != "bam") {
+    if let Some(family) = seed
+        .json
+        .get("model_type")
+        .filter(|family| **family != "bam")
+    {
         put(SEED_MODEL_TYPE, family.clone());
     }
     put("model_type", json!("bam"));
@@ -66,14 +82,22 @@ pub fn bam_config(seed: &Config, target: &Architecture) -> Map<String, Value> {
         (None, Some(stray)) if !stray.is_null() => put("use_sliding_window", json!(false)),
         (None, _) => {}
     }
-    for (key, value) in [("logit_scale", target.logit_scale), ("clip_qkv", target.clip_qkv)] {
+    for (key, value) in [
+        ("logit_scale", target.logit_scale),
+        ("clip_qkv", target.clip_qkv),
+    ] {
         match (value, seed.json.get(key)) {
             (Some(value), _) => put(key, json!(value)),
             (None, Some(_)) => put(key, Value::Null),
             (None, None) => {}
         }
     }
-    if seed.json.get("rope_parameters").and_then(|parameters| parameters.get("rope_theta")).is_none() {
+    if seed
+        .json
+        .get("rope_parameters")
+        .and_then(|parameters| parameters.get("rope_theta"))
+        .is_none()
+    {
         put("rope_theta", json!(target.rope_theta));
     }
     if let Some(name) = target.dtype.and_then(torch_name) {
@@ -99,7 +123,10 @@ pub fn bam_config(seed: &Config, target: &Architecture) -> Map<String, Value> {
     both_spellings(&mut config);
     // All that it says stands in rope_parameters, and with it transformers 5 cannot read the tokenizer of a model type
     // that it does not know.
-    if config.get("rope_scaling").is_some_and(|scaling| !scaling.is_null()) {
+    if config
+        .get("rope_scaling")
+        .is_some_and(|scaling| !scaling.is_null())
+    {
         config.shift_remove("rope_scaling");
     }
     config

@@ -97,7 +97,16 @@ impl Role {
 
     /// Whether it is a part of attention of which each attention expert may have its own.
     pub fn of_attention(self) -> bool {
-        matches!(self, Self::Q | Self::K | Self::V | Self::O | Self::QNorm | Self::KNorm | Self::AttentionAdapter)
+        matches!(
+            self,
+            Self::Q
+                | Self::K
+                | Self::V
+                | Self::O
+                | Self::QNorm
+                | Self::KNorm
+                | Self::AttentionAdapter
+        )
     }
 
     /// Whether it is a router.
@@ -141,9 +150,18 @@ impl Role {
             NormPosition::Pre => vec![Self::InputNorm],
             NormPosition::Post => vec![Self::PostAttentionNorm, Self::PostFeedforwardNorm],
             NormPosition::Sandwich if sequential => {
-                vec![Self::InputNorm, Self::PostAttentionNorm, Self::PreFeedforwardNorm, Self::PostFeedforwardNorm]
+                vec![
+                    Self::InputNorm,
+                    Self::PostAttentionNorm,
+                    Self::PreFeedforwardNorm,
+                    Self::PostFeedforwardNorm,
+                ]
             }
-            NormPosition::Sandwich => vec![Self::InputNorm, Self::PostAttentionNorm, Self::PostFeedforwardNorm],
+            NormPosition::Sandwich => vec![
+                Self::InputNorm,
+                Self::PostAttentionNorm,
+                Self::PostFeedforwardNorm,
+            ],
         }
     }
 }
@@ -210,9 +228,15 @@ impl TensorSpec {
 impl Architecture {
     /// Every tensor of such a checkpoint: embedding, layer by layer, final norm, head (absent where tied).
     pub fn tensors(&self) -> Result<Vec<TensorSpec>> {
-        self.check().map_err(|fault| Error::usage(format!("{}: {}", fault.key, fault.problem)))?;
-        let mut list =
-            List { architecture: self, names: &*self.names()?, layer: None, expert: None, specs: Vec::new() };
+        self.check()
+            .map_err(|fault| Error::usage(format!("{}: {}", fault.key, fault.problem)))?;
+        let mut list = List {
+            architecture: self,
+            names: &*self.names()?,
+            layer: None,
+            expert: None,
+            specs: Vec::new(),
+        };
         list.push(Role::Embedding)?;
         let mixture = self.mixture.as_ref();
         let ffn_layers = mixture.map(|mixture| mixture.moe_layers.mask(self.num_layers));
@@ -220,7 +244,8 @@ impl Architecture {
             .filter(|mixture| mixture.attention_kv != AttentionKv::Merged)
             .map(|mixture| mixture.attention_moe_layers.mask(self.num_layers));
         for layer in 0..self.num_layers {
-            let is_in = |mask: &Option<Vec<bool>>| mask.as_ref().is_some_and(|mask| mask[layer as usize]);
+            let is_in =
+                |mask: &Option<Vec<bool>>| mask.as_ref().is_some_and(|mask| mask[layer as usize]);
             list.layer = Some(layer);
             list.block(is_in(&attention_layers), is_in(&ffn_layers))?;
         }
@@ -247,20 +272,28 @@ impl List<'_> {
     fn block(&mut self, attention_experts: bool, ffn_experts: bool) -> Result<()> {
         let architecture = self.architecture;
         let norms = Role::norms(architecture.block, architecture.norm_position);
-        let (before_ffn, after_ffn): (Vec<Role>, Vec<Role>) =
-            norms.into_iter().partition(|role| *role != Role::PostFeedforwardNorm);
-        let (input, between): (Vec<Role>, Vec<Role>) =
-            before_ffn.into_iter().partition(|role| *role == Role::InputNorm);
+        let (before_ffn, after_ffn): (Vec<Role>, Vec<Role>) = norms
+            .into_iter()
+            .partition(|role| *role != Role::PostFeedforwardNorm);
+        let (input, between): (Vec<Role>, Vec<Role>) = before_ffn
+            .into_iter()
+            .partition(|role| *role == Role::InputNorm);
         self.push_all(&input)?;
-        let own_norms = |role| architecture.qk_norm != QkNorm::None || !matches!(role, Role::QNorm | Role::KNorm);
+        let own_norms = |role| {
+            architecture.qk_norm != QkNorm::None || !matches!(role, Role::QNorm | Role::KNorm)
+        };
         let attention = [Role::Q, Role::K, Role::V, Role::O, Role::QNorm, Role::KNorm];
-        let attention: Vec<Role> = attention.into_iter().filter(|role| own_norms(*role)).collect();
+        let attention: Vec<Role> = attention
+            .into_iter()
+            .filter(|role| own_norms(*role))
+            .collect();
         match architecture.mixture.as_ref().filter(|_| attention_experts) {
             None => self.push_all(&attention)?,
             Some(mixture) => {
                 let shared = mixture.attention_kv == AttentionKv::Shared;
-                let (once, mut each): (Vec<Role>, Vec<Role>) =
-                    attention.into_iter().partition(|role| shared && matches!(role, Role::K | Role::V | Role::KNorm));
+                let (once, mut each): (Vec<Role>, Vec<Role>) = attention
+                    .into_iter()
+                    .partition(|role| shared && matches!(role, Role::K | Role::V | Role::KNorm));
                 each.extend(mixture.expert_adapters.then_some(Role::AttentionAdapter));
                 self.push(Role::AttentionRouter)?;
                 self.push_all(&once)?;
@@ -270,7 +303,10 @@ impl List<'_> {
         self.push_all(&between)?;
         let gated = architecture.mlp_type == MlpType::Gated;
         let in_mlp = |role: &Role| gated || !matches!(role, Role::Gate | Role::SharedGate);
-        let mut ffn: Vec<Role> = [Role::Gate, Role::Up, Role::Down].into_iter().filter(in_mlp).collect();
+        let mut ffn: Vec<Role> = [Role::Gate, Role::Up, Role::Down]
+            .into_iter()
+            .filter(in_mlp)
+            .collect();
         match architecture.mixture.as_ref().filter(|_| ffn_experts) {
             None => self.push_all(&ffn)?,
             Some(mixture) => {
@@ -280,7 +316,12 @@ impl List<'_> {
                 if mixture.shared_expert_intermediate_size.is_some() {
                     let shared = [Role::SharedGate, Role::SharedUp, Role::SharedDown];
                     self.push_all(&shared.into_iter().filter(in_mlp).collect::<Vec<_>>())?;
-                    self.push_all(mixture.shared_expert_gate.then_some(Role::SharedExpertGate).as_slice())?;
+                    self.push_all(
+                        mixture
+                            .shared_expert_gate
+                            .then_some(Role::SharedExpertGate)
+                            .as_slice(),
+                    )?;
                 }
             }
         }
@@ -312,7 +353,14 @@ impl List<'_> {
             layer: self.layer,
             expert: self.expert,
         });
-        self.specs.push(TensorSpec { name, shape, role, bias: false, layer: self.layer, expert: self.expert });
+        self.specs.push(TensorSpec {
+            name,
+            shape,
+            role,
+            bias: false,
+            layer: self.layer,
+            expert: self.expert,
+        });
         self.specs.extend(bias);
         Ok(())
     }
@@ -321,29 +369,42 @@ impl List<'_> {
         let names = self.names;
         let pattern = match self.expert {
             None => names.tensors.get(role),
-            Some(_) => names.expert_tensors.as_ref().and_then(|experts| experts.get(role)),
+            Some(_) => names
+                .expert_tensors
+                .as_ref()
+                .and_then(|experts| experts.get(role)),
         };
         let pattern = pattern.ok_or_else(|| {
-            Error::usage(format!("family `{}` has no name for its `{role}` tensors", names.name))
-                .with_hint("name it in a format file and give that with --format FILE")
+            Error::usage(format!(
+                "family `{}` has no name for its `{role}` tensors",
+                names.name
+            ))
+            .with_hint("name it in a format file and give that with --format FILE")
         })?;
         Ok(match (self.layer, self.expert) {
             (None, _) => pattern.to_owned(),
             (Some(layer), None) => pattern.replace("{l}", &layer.to_string()),
-            (Some(layer), Some(expert)) => {
-                pattern.replace("{l}", &layer.to_string()).replace("{e}", &expert.to_string())
-            }
+            (Some(layer), Some(expert)) => pattern
+                .replace("{l}", &layer.to_string())
+                .replace("{e}", &expert.to_string()),
         })
     }
 
     fn has_bias(&self, role: Role) -> bool {
-        let router_bias = self.architecture.mixture.as_ref().map_or(RouterBias::None, |mixture| mixture.router_bias);
+        let router_bias = self
+            .architecture
+            .mixture
+            .as_ref()
+            .map_or(RouterBias::None, |mixture| mixture.router_bias);
         match role {
             Role::Q | Role::K | Role::V => self.architecture.attention_bias,
             Role::O => self.architecture.attention_output_bias,
-            Role::Gate | Role::Up | Role::Down | Role::SharedGate | Role::SharedUp | Role::SharedDown => {
-                self.architecture.mlp_bias
-            }
+            Role::Gate
+            | Role::Up
+            | Role::Down
+            | Role::SharedGate
+            | Role::SharedUp
+            | Role::SharedDown => self.architecture.mlp_bias,
             Role::FfnRouter => router_bias != RouterBias::None,
             Role::AttentionRouter => router_bias == RouterBias::Logits,
             _ => false,
@@ -382,7 +443,10 @@ impl List<'_> {
             Role::SharedDown => vec![a.hidden_size, shared],
             Role::SharedExpertGate => vec![1, a.hidden_size],
             Role::AttentionAdapter | Role::FfnAdapter => vec![a.hidden_size, a.hidden_size],
-            Role::AttentionRouter => vec![experts(|mixture| mixture.num_attention_experts), a.hidden_size],
+            Role::AttentionRouter => vec![
+                experts(|mixture| mixture.num_attention_experts),
+                a.hidden_size,
+            ],
         }
     }
 }

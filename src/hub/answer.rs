@@ -29,8 +29,19 @@ pub(super) struct Answer<'a> {
 
 impl<'a> Answer<'a> {
     /// Of a response whatever its status.
-    pub(super) fn new(client: &'a Client, place: &str, url: Url, response: reqwest::Response) -> Self {
-        Self { client, place: place.to_owned(), url, response, begins: 0 }
+    pub(super) fn new(
+        client: &'a Client,
+        place: &str,
+        url: Url,
+        response: reqwest::Response,
+    ) -> Self {
+        Self {
+            client,
+            place: place.to_owned(),
+            url,
+            response,
+            begins: 0,
+        }
     }
 
     /// Of a response to a request of this method that is no redirect.
@@ -42,7 +53,11 @@ impl<'a> Answer<'a> {
         response: reqwest::Response,
     ) -> Result<Self, Failure> {
         let answer = Self::new(client, place, url, response);
-        if answer.response.status().is_success() { Ok(answer) } else { Err(answer.refusal(method)) }
+        if answer.response.status().is_success() {
+            Ok(answer)
+        } else {
+            Err(answer.refusal(method))
+        }
     }
 
     /// The next piece of the body; `None` at its end.
@@ -56,8 +71,13 @@ impl<'a> Answer<'a> {
         let mut bytes = Vec::new();
         while let Some(piece) = self.next()? {
             if bytes.len() + piece.len() > LARGEST_ANSWER {
-                let problem = format!("expected an answer of at most {LARGEST_ANSWER} bytes, found more");
-                return Err(Failure::lasting(Error::hub(&self.place, HubFault::Answer, problem)));
+                let problem =
+                    format!("expected an answer of at most {LARGEST_ANSWER} bytes, found more");
+                return Err(Failure::lasting(Error::hub(
+                    &self.place,
+                    HubFault::Answer,
+                    problem,
+                )));
             }
             bytes.extend_from_slice(&piece);
         }
@@ -68,9 +88,18 @@ impl<'a> Answer<'a> {
     fn refusal(mut self, method: &Method) -> Failure {
         let status = self.response.status();
         let header = |name: &str| {
-            self.response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+            self.response
+                .headers()
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .unwrap_or_default()
+                .to_owned()
         };
-        let (code, said, wait) = (header("x-error-code"), header("x-error-message"), wait_of(self.response.headers()));
+        let (code, said, wait) = (
+            header("x-error-code"),
+            header("x-error-message"),
+            wait_of(self.response.headers()),
+        );
         let mut body = Vec::new();
         while body.len() < LARGEST_REFUSAL
             && let Ok(Some(piece)) = self.next()
@@ -81,23 +110,41 @@ impl<'a> Answer<'a> {
         let said = self.client.shown(&said);
         let is_own = self.client.is_own(&self.url);
         let fault = match is_own {
-            true => fault_of(method, status, &code, &said, self.client.settings.token.is_some()),
+            true => fault_of(
+                method,
+                status,
+                &code,
+                &said,
+                self.client.settings.token.is_some(),
+            ),
             false => fault_of_storage(status),
         };
         let answered = answered(status, &said);
         let problem = match fault {
-            HubFault::NoRepository => "expected a repository that may be read, found none".to_owned(),
-            HubFault::Gated => "expected a repository that may be read, found a gated one".to_owned(),
-            HubFault::NoRevision => "expected a revision of the repository, found none of this name".to_owned(),
+            HubFault::NoRepository => {
+                "expected a repository that may be read, found none".to_owned()
+            }
+            HubFault::Gated => {
+                "expected a repository that may be read, found a gated one".to_owned()
+            }
+            HubFault::NoRevision => {
+                "expected a revision of the repository, found none of this name".to_owned()
+            }
             HubFault::NoFile => "expected a file of this name, found none".to_owned(),
             _ if is_own => format!("the server {answered}"),
             _ => format!("the storage that the Hub names {answered}"),
         };
         let error = Error::hub(&self.place, fault, problem);
         match fault {
-            HubFault::Network | HubFault::RateLimited => Failure { error, passing: Some(wait) },
+            HubFault::Network | HubFault::RateLimited => Failure {
+                error,
+                passing: Some(wait),
+            },
             // An address that was signed for a while has expired: asking the Hub again gives a fresh one.
-            _ if !is_own => Failure { error, passing: Some(wait) },
+            _ if !is_own => Failure {
+                error,
+                passing: Some(wait),
+            },
             _ => Failure::lasting(error),
         }
     }
@@ -105,11 +152,21 @@ impl<'a> Answer<'a> {
 
 /// How errors tell a status and the words that came with it.
 pub(super) fn answered(status: StatusCode, said: &str) -> String {
-    if said.is_empty() { format!("answered {status}") } else { format!("answered {status}: {said}") }
+    if said.is_empty() {
+        format!("answered {status}")
+    } else {
+        format!("answered {status}: {said}")
+    }
 }
 
 /// What a status, the Hub's own code for it and its words mean of a request of a method.
-pub(super) fn fault_of(method: &Method, status: StatusCode, code: &str, said: &str, has_token: bool) -> HubFault {
+pub(super) fn fault_of(
+    method: &Method,
+    status: StatusCode,
+    code: &str,
+    said: &str,
+    has_token: bool,
+) -> HubFault {
     let asks = [Method::GET, Method::HEAD].contains(method);
     let said = said.to_lowercase();
     let speaks_of = |words: &[&str]| words.iter().any(|word| said.contains(word));
@@ -148,7 +205,11 @@ fn fault_of_storage(status: StatusCode) -> HubFault {
 fn wait_of(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let after = text(RETRY_AFTER.as_str()).and_then(|value| value.trim().parse().ok());
-    let limit = || text("ratelimit")?.split(';').find_map(|part| part.trim().strip_prefix("t=")?.parse().ok());
+    let limit = || {
+        text("ratelimit")?
+            .split(';')
+            .find_map(|part| part.trim().strip_prefix("t=")?.parse().ok())
+    };
     after.or_else(limit).map(Duration::from_secs)
 }
 
@@ -167,8 +228,15 @@ pub(super) fn spoken(body: &[u8]) -> String {
     ];
     let text = String::from_utf8_lossy(body);
     let object: Value = serde_json::from_slice(body).unwrap_or_default();
-    let found = WORDS.iter().find_map(|place| object.pointer(place)?.as_str());
-    let element = || text.split_once("<Message>")?.1.split_once("</Message>").map(|(words, _)| words);
+    let found = WORDS
+        .iter()
+        .find_map(|place| object.pointer(place)?.as_str());
+    let element = || {
+        text.split_once("<Message>")?
+            .1
+            .split_once("</Message>")
+            .map(|(words, _)| words)
+    };
     found.or_else(element).unwrap_or(text.trim()).to_owned()
 }
 
@@ -176,8 +244,16 @@ pub(super) fn spoken(body: &[u8]) -> String {
 pub(super) fn broken(place: &str, what: &str, error: reqwest::Error) -> Error {
     // Addresses may be signed, which makes them secrets.
     let error = error.without_url();
-    let cause = if error.is_timeout() { "nothing came within the time-out".to_owned() } else { cause(&error) };
-    Error::hub(place, HubFault::Network, format!("the connection {what}: {cause}"))
+    let cause = if error.is_timeout() {
+        "nothing came within the time-out".to_owned()
+    } else {
+        cause(&error)
+    };
+    Error::hub(
+        place,
+        HubFault::Network,
+        format!("the connection {what}: {cause}"),
+    )
 }
 
 /// The innermost cause, which says what happened.

@@ -28,7 +28,10 @@ impl Cache {
     /// As [`of`](Self::of), below any folder.
     pub(super) fn within(root: &Path, repository: &str) -> Self {
         let name = format!("models--{}", repository.replace('/', "--"));
-        Self { folder: root.join(&name), locks: root.join(".locks").join(name) }
+        Self {
+            folder: root.join(&name),
+            locks: root.join(".locks").join(name),
+        }
     }
 
     /// Where the files of a commit are linked together.
@@ -43,7 +46,9 @@ impl Cache {
 
     /// Where a content grows.
     pub(super) fn partial(&self, entry: &Entry) -> PathBuf {
-        self.folder.join("blobs").join(format!("{}.incomplete", entry.hash.digits()))
+        self.folder
+            .join("blobs")
+            .join(format!("{}.incomplete", entry.hash.digits()))
     }
 
     /// Waits until nobody else fetches this content, and keeps others from it until the file is dropped.
@@ -51,8 +56,11 @@ impl Cache {
         make_folder(&self.locks)?;
         make_folder(&self.folder.join("blobs"))?;
         let path = self.locks.join(format!("{}.lock", entry.hash.digits()));
-        let file =
-            OpenOptions::new().create(true).append(true).open(&path).map_err(|e| Error::io("create", &path, e))?;
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(|e| Error::io("create", &path, e))?;
         file.lock().map_err(|e| Error::io("lock", &path, e))?;
         Ok(file)
     }
@@ -75,7 +83,11 @@ impl Cache {
             Err(_) => {}
         }
         // What is there leads elsewhere: made beside, to take its place in one step.
-        let name = link.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = link
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let beside = link.with_file_name(format!(".{name}.{}.link", std::process::id()));
         match fs::remove_file(&beside) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(fault(e)),

@@ -57,7 +57,11 @@ pub(super) struct Committed {
 impl Target {
     /// An address of the API about the revision.
     pub(super) fn url(&self, client: &Client, what: &str) -> Url {
-        let mut url = repository_url(client, &self.reference.repository, &[what, self.reference.revision()]);
+        let mut url = repository_url(
+            client,
+            &self.reference.repository,
+            &[what, self.reference.revision()],
+        );
         if self.create_pr {
             url.set_query(Some("create_pr=1"));
         }
@@ -87,13 +91,23 @@ impl Target {
                 ),
                 _ => error,
             })?;
-            let told = answer.get("files").and_then(Value::as_array).into_iter().flatten();
-            let told: BTreeMap<&str, &Value> =
-                told.filter_map(|mode| Some((mode.get("path")?.as_str()?, mode))).collect();
+            let told = answer
+                .get("files")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten();
+            let told: BTreeMap<&str, &Value> = told
+                .filter_map(|mode| Some((mode.get("path")?.as_str()?, mode)))
+                .collect();
             for file in group {
-                let mode = told.get(file.path.as_str()).and_then(|mode| read_mode(mode));
+                let mode = told
+                    .get(file.path.as_str())
+                    .and_then(|mode| read_mode(mode));
                 modes.push(mode.ok_or_else(|| {
-                    let problem = format!("expected to hear how `{}` is to be sent, found no such answer", file.path);
+                    let problem = format!(
+                        "expected to hear how `{}` is to be sent, found no such answer",
+                        file.path
+                    );
                     Error::hub(self.place(), HubFault::Answer, problem)
                 })?);
             }
@@ -114,18 +128,30 @@ impl Target {
     ) -> Result<Committed> {
         let request = Request {
             method: Method::POST,
-            body: Some(("application/x-ndjson", lines(&self.place(), &parent.commit, message, changes)?)),
+            body: Some((
+                "application/x-ndjson",
+                lines(&self.place(), &parent.commit, message, changes)?,
+            )),
             // Made twice it could be two commits.
             repeat: false,
             slow: true,
             ..Request::get(self.url(client, "commit"))
         };
-        let pulls = if self.create_pr { self.pull_requests(client)? } else { BTreeMap::new() };
+        let pulls = if self.create_pr {
+            self.pull_requests(client)?
+        } else {
+            BTreeMap::new()
+        };
         let mut patience = Patience::new();
         let mut again = true;
         loop {
-            let failure = match client.attempt(&self.place(), &request).and_then(Answer::read) {
-                Ok((body, _)) => return self.read(client, &body, || self.find(client, parent, &pulls, changes)),
+            let failure = match client
+                .attempt(&self.place(), &request)
+                .and_then(Answer::read)
+            {
+                Ok((body, _)) => {
+                    return self.read(client, &body, || self.find(client, parent, &pulls, changes));
+                }
                 Err(failure) => failure,
             };
             let fault = match &failure.error {
@@ -151,9 +177,9 @@ impl Target {
                     patience.after(failure)?;
                 }
                 HubFault::NotOffered if self.create_pr => {
-                    return Err(failure
-                        .error
-                        .with_hint("this Hub has no pull requests: push to a branch with --revision"));
+                    return Err(failure.error.with_hint(
+                        "this Hub has no pull requests: push to a branch with --revision",
+                    ));
                 }
                 _ => return Err(failure.error),
             }
@@ -177,12 +203,21 @@ impl Target {
             });
         };
         let pull_request = text("pullRequestUrl").map(|url| client.shown(url));
-        Ok(Committed { commit: commit.to_owned(), url: self.page(client, commit), pull_request })
+        Ok(Committed {
+            commit: commit.to_owned(),
+            url: self.page(client, commit),
+            pull_request,
+        })
     }
 
     /// The page of a commit.
     fn page(&self, client: &Client, commit: &str) -> String {
-        let parts: Vec<&str> = self.reference.repository.split('/').chain(["commit", commit]).collect();
+        let parts: Vec<&str> = self
+            .reference
+            .repository
+            .split('/')
+            .chain(["commit", commit])
+            .collect();
         client.url(&parts).to_string()
     }
 
@@ -201,24 +236,42 @@ impl Target {
                     _ => return Ok(false),
                 }
             }
-            let removed = changes.removed.iter().all(|path| !snapshot.files.contains_key(*path));
+            let removed = changes
+                .removed
+                .iter()
+                .all(|path| !snapshot.files.contains_key(*path));
             Ok(removed && snapshot.commit != parent.commit)
         };
         let revisions = match self.create_pr {
             false => vec![self.reference.revision().to_owned()],
-            true => self.pull_requests(client)?.into_keys().filter(|name| !pulls.contains_key(name)).collect(),
+            true => self
+                .pull_requests(client)?
+                .into_keys()
+                .filter(|name| !pulls.contains_key(name))
+                .collect(),
         };
         for revision in revisions {
-            let reference = Reference { revision: Some(revision), ..self.reference.clone() };
+            let reference = Reference {
+                revision: Some(revision),
+                ..self.reference.clone()
+            };
             let snapshot = Snapshot::of(client, &reference)?;
             if has_all(&snapshot)? {
                 let number = reference.revision().strip_prefix("refs/pr/");
                 let pull_request = number.map(|number| {
-                    let parts = self.reference.repository.split('/').chain(["discussions", number]);
+                    let parts = self
+                        .reference
+                        .repository
+                        .split('/')
+                        .chain(["discussions", number]);
                     client.url(&parts.collect::<Vec<_>>()).to_string()
                 });
                 let url = self.page(client, &snapshot.commit);
-                return Ok(Some(Committed { commit: snapshot.commit, url, pull_request }));
+                return Ok(Some(Committed {
+                    commit: snapshot.commit,
+                    url,
+                    pull_request,
+                }));
             }
         }
         Ok(None)
@@ -229,9 +282,15 @@ impl Target {
         let mut url = repository_url(client, &self.reference.repository, &["refs"]);
         url.set_query(Some("include_prs=1"));
         let (answer, _) = client.json(&self.place(), &Request::get(url))?;
-        let listed = answer.get("pullRequests").and_then(Value::as_array).into_iter().flatten();
+        let listed = answer
+            .get("pullRequests")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
         let text = |entry: &Value, key: &str| Some(entry.get(key)?.as_str()?.to_owned());
-        Ok(listed.filter_map(|entry| Some((text(entry, "ref")?, text(entry, "targetCommit")?))).collect())
+        Ok(listed
+            .filter_map(|entry| Some((text(entry, "ref")?, text(entry, "targetCommit")?)))
+            .collect())
     }
 }
 
@@ -241,7 +300,13 @@ fn read_mode(mode: &Value) -> Option<Mode> {
         "regular" => false,
         _ => return None,
     };
-    Some(Mode { large, ignored: mode.get("shouldIgnore").and_then(Value::as_bool).unwrap_or(false) })
+    Some(Mode {
+        large,
+        ignored: mode
+            .get("shouldIgnore")
+            .and_then(Value::as_bool)
+            .unwrap_or(false),
+    })
 }
 
 /// The body of the commit: a line of JSON each for what it is, and for each file.
@@ -265,7 +330,9 @@ fn lines(place: &str, parent: &str, message: &str, changes: &Changes) -> Result<
     };
     for file in &changes.small {
         let content = STANDARD.encode(file.bytes()?);
-        add(json!({"key": "file", "value": {"path": file.path, "content": content, "encoding": "base64"}}));
+        add(
+            json!({"key": "file", "value": {"path": file.path, "content": content, "encoding": "base64"}}),
+        );
     }
     for file in &changes.large {
         add(

@@ -39,7 +39,12 @@ impl Download<'_> {
     /// What is not there after several attempts, or is other than the commit has, in which case `partial` is removed.
     pub(super) fn fetch(&self, partial: &Path) -> Result<()> {
         let fault = |e| Error::io("write", partial, e);
-        let file = OpenOptions::new().create(true).read(true).append(true).open(partial).map_err(fault)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .append(true)
+            .open(partial)
+            .map_err(fault)?;
         let mut told = 0;
         for wrong in 0.. {
             let had = file.metadata().map_err(fault)?.len();
@@ -50,7 +55,9 @@ impl Download<'_> {
                 let hashing = scope.spawn(|| follow(&file, Hasher::of(self.file.entry), lengths));
                 let transferred = self.transfer(&file, partial, had, &mut told, &grown);
                 drop(grown);
-                let found = hashing.join().map_err(|_| Error::file(partial, "the thread that hashes it has died"))?;
+                let found = hashing
+                    .join()
+                    .map_err(|_| Error::file(partial, "the thread that hashes it has died"))?;
                 transferred.and(found.map_err(|e| Error::io("read", partial, e)))
             })?;
             if found == self.file.entry.hash.digits() {
@@ -60,8 +67,10 @@ impl Download<'_> {
             if wrong + 1 == WRONG_CONTENTS {
                 // Best effort: nobody goes on with it.
                 let _ = std::fs::remove_file(partial);
-                let problem =
-                    format!("expected a content with the hash {}, found {found}", self.file.entry.hash.digits());
+                let problem = format!(
+                    "expected a content with the hash {}, found {found}",
+                    self.file.entry.hash.digits()
+                );
                 return Err(Error::hub(self.file.place(), HubFault::Answer, problem).with_hint(
                     "the bytes were changed on their way, or the server holds others than it lists: nothing was kept",
                 ));
@@ -88,8 +97,10 @@ impl Download<'_> {
         tell(had, told);
         let had = Cell::new(had);
         let mut write = |bytes: &[u8]| {
-            file.write_all(bytes).map_err(|e| Error::io("write", partial, e))?;
-            self.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            file.write_all(bytes)
+                .map_err(|e| Error::io("write", partial, e))?;
+            self.received
+                .fetch_add(bytes.len() as u64, Ordering::Relaxed);
             had.set(had.get() + bytes.len() as u64);
             tell(had.get(), told);
             Ok(())
@@ -97,7 +108,9 @@ impl Download<'_> {
         let mut patience = Patience::new();
         while had.get() < self.file.entry.size {
             let begin = had.get();
-            let Err(failure) = self.file.stream(begin, None, &mut write)? else { continue };
+            let Err(failure) = self.file.stream(begin, None, &mut write)? else {
+                continue;
+            };
             if had.get() - begin >= PROGRESS {
                 patience = Patience::new();
             }
@@ -113,17 +126,27 @@ impl Download<'_> {
 
     /// Whether the bytes may be had from where they lie, since their address has failed for good.
     fn may_use_xet(&self, error: &Error) -> bool {
-        let Error::Hub { fault, .. } = error else { return false };
+        let Error::Hub { fault, .. } = error else {
+            return false;
+        };
         let is_refusal = matches!(
             fault,
-            HubFault::NoRepository | HubFault::NoRevision | HubFault::Gated | HubFault::BadToken | HubFault::Offline
+            HubFault::NoRepository
+                | HubFault::NoRevision
+                | HubFault::Gated
+                | HubFault::BadToken
+                | HubFault::Offline
         );
         self.file.entry.xet.is_some() && !self.file.client.settings.no_xet && !is_refusal
     }
 }
 
 /// The hash of a file that grows to the lengths that come, the last of which is its end.
-fn follow(file: &File, mut hasher: Hasher, lengths: mpsc::Receiver<u64>) -> std::io::Result<String> {
+fn follow(
+    file: &File,
+    mut hasher: Hasher,
+    lengths: mpsc::Receiver<u64>,
+) -> std::io::Result<String> {
     let mut buf = vec![0; 1 << 20];
     let mut done = 0;
     while let Ok(length) = lengths.recv() {

@@ -39,16 +39,28 @@ const LARGEST_BESIDE: u64 = 64 << 20;
 /// As those of a pull; weight files that do not begin as theirs do.
 pub fn headers(client: &Client, reference: &Reference) -> Result<PathBuf> {
     let snapshot = Snapshot::of(client, reference)?;
-    let root = known_hashes::cache_folder().ok_or_else(|| Error::usage("no place for headers: set XDG_CACHE_HOME"))?;
-    let folder = Cache::within(&root.join("headers"), &snapshot.repository).snapshot(&snapshot.commit);
+    let root = known_hashes::cache_folder()
+        .ok_or_else(|| Error::usage("no place for headers: set XDG_CACHE_HOME"))?;
+    let folder =
+        Cache::within(&root.join("headers"), &snapshot.repository).snapshot(&snapshot.commit);
     make_folder(&folder)?;
     each(&Selection::default().choose(&snapshot)?, WORKERS, |path| {
         let (entry, place) = (&snapshot.files[*path], folder.join(path));
-        let file = RemoteFile { client, snapshot: &snapshot, path, entry };
+        let file = RemoteFile {
+            client,
+            snapshot: &snapshot,
+            path,
+            entry,
+        };
         match path.ends_with(".safetensors") || path.ends_with(".gguf") {
             true if place.is_file() => Ok(()),
             true => {
-                let mut remote = Remote { file, fetched: VecDeque::new(), position: 0, failed: None };
+                let mut remote = Remote {
+                    file,
+                    fetched: VecDeque::new(),
+                    position: 0,
+                    failed: None,
+                };
                 let written = write_header(&mut remote, &place);
                 // What the network refused is the cause, whatever the reader made of it.
                 remote.failed.map_or(written, Err)
@@ -57,7 +69,12 @@ pub fn headers(client: &Client, reference: &Reference) -> Result<PathBuf> {
             false => {
                 let partial = folder.join(format!(".{path}.{}", std::process::id()));
                 let received = &AtomicU64::new(0);
-                Download { file, progress: &|_| {}, received }.fetch(&partial)?;
+                Download {
+                    file,
+                    progress: &|_| {},
+                    received,
+                }
+                .fetch(&partial)?;
                 fs::rename(&partial, &place).map_err(|e| Error::io("rename to", &place, e))
             }
         }
@@ -70,12 +87,23 @@ fn write_header(remote: &mut Remote, place: &Path) -> Result<()> {
     single::write_with(place, |file| {
         let fault = |e| Error::io("write", place, e);
         let size = remote.file.entry.size;
-        let mut reader = Copying { remote, file: &*file };
-        if place.extension().is_some_and(|extension| extension == "gguf") {
+        let mut reader = Copying {
+            remote,
+            file: &*file,
+        };
+        if place
+            .extension()
+            .is_some_and(|extension| extension == "gguf")
+        {
             Gguf::read(place, &mut reader, size)?;
         } else {
             let mut length = [0; 8];
-            let cut = |_| Error::file(place, format!("expected a safetensors file, found {size} bytes"));
+            let cut = |_| {
+                Error::file(
+                    place,
+                    format!("expected a safetensors file, found {size} bytes"),
+                )
+            };
             reader.read_exact(&mut length).map_err(cut)?;
             let length = u64::from_le_bytes(length).min(header::LONGEST);
             std::io::copy(&mut reader.take(length), &mut std::io::sink()).map_err(cut)?;
@@ -96,7 +124,11 @@ struct Remote<'a> {
 
 impl Remote<'_> {
     fn fetch(&mut self) -> Result<()> {
-        let end = self.file.entry.size.min((2 * self.position).max(self.position + FIRST).min(self.position + LARGEST));
+        let end = self.file.entry.size.min(
+            (2 * self.position)
+                .max(self.position + FIRST)
+                .min(self.position + LARGEST),
+        );
         let mut patience = Patience::new();
         while self.position < end {
             let found = self.file.stream(self.position, Some(end), &mut |bytes| {

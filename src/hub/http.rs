@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE,
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue,
+    LOCATION, RANGE,
 };
 use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
@@ -59,13 +60,24 @@ pub struct Request {
 impl Request {
     /// A `GET`.
     pub fn get(url: Url) -> Self {
-        Self { method: Method::GET, url, headers: HeaderMap::new(), body: None, repeat: true, slow: false }
+        Self {
+            method: Method::GET,
+            url,
+            headers: HeaderMap::new(),
+            body: None,
+            repeat: true,
+            slow: false,
+        }
     }
 
     /// A `POST` of JSON that changes nothing, or the same when it is made twice.
     pub fn post(url: Url, body: &Value) -> Self {
         let body = Some(("application/json", body.to_string().into_bytes()));
-        Self { method: Method::POST, body, ..Self::get(url) }
+        Self {
+            method: Method::POST,
+            body,
+            ..Self::get(url)
+        }
     }
 
     /// The same request with one more header.
@@ -86,11 +98,17 @@ pub(super) struct Failure {
 
 impl Failure {
     pub(super) fn passing(error: Error) -> Self {
-        Self { error, passing: Some(None) }
+        Self {
+            error,
+            passing: Some(None),
+        }
     }
 
     pub(super) fn lasting(error: Error) -> Self {
-        Self { error, passing: None }
+        Self {
+            error,
+            passing: None,
+        }
     }
 }
 
@@ -107,13 +125,17 @@ impl Patience {
     /// Waits after a failure that may pass; returns the error of one that does not, or that came too often.
     pub(super) fn after(&mut self, failure: Failure) -> Result<()> {
         self.failures += 1;
-        let Some(asked) = failure.passing.filter(|_| self.failures < ATTEMPTS) else { return Err(failure.error) };
+        let Some(asked) = failure.passing.filter(|_| self.failures < ATTEMPTS) else {
+            return Err(failure.error);
+        };
         if asked.is_some_and(|asked| asked > LONGEST_WAIT) {
             return Err(failure.error);
         }
         // Not all at the same time again: up to half as long more, by the clock's last digits.
         let wait = FIRST_WAIT * 2u32.pow(self.failures - 1);
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
         let spread = f64::from(now.subsec_nanos() % 1000) / 2000.0;
         std::thread::sleep(asked.unwrap_or(wait).mul_f64(1.0 + spread));
         Ok(())
@@ -123,10 +145,15 @@ impl Patience {
 impl Client {
     /// Opens no connection yet.
     pub fn new(settings: Settings) -> Result<Self> {
-        let failed = |e: String| Error::usage(format!("cannot prepare connections to the Hub: {e}"));
+        let failed =
+            |e: String| Error::usage(format!("cannot prepare connections to the Hub: {e}"));
         let common = || {
             reqwest::Client::builder()
-                .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
+                .user_agent(concat!(
+                    env!("CARGO_PKG_NAME"),
+                    "/",
+                    env!("CARGO_PKG_VERSION")
+                ))
                 .redirect(reqwest::redirect::Policy::none())
                 .connect_timeout(settings.answer_timeout)
                 .http1_only()
@@ -139,15 +166,24 @@ impl Client {
             .enable_all()
             .build()
             .map_err(|e| failed(e.to_string()))?;
-        Ok(Self { settings, http, slow, runtime })
+        Ok(Self {
+            settings,
+            http,
+            slow,
+            runtime,
+        })
     }
 
     /// Refuses to go on without a token, for what nobody may do without.
     pub fn require_token(&self, place: impl ToString) -> Result<()> {
         match &self.settings.token {
             Some(_) => Ok(()),
-            None => Err(Error::hub(place, HubFault::BadToken, "expected a token to push with, found none")
-                .with_hint("set HF_TOKEN to a token with write access")),
+            None => Err(Error::hub(
+                place,
+                HubFault::BadToken,
+                "expected a token to push with, found none",
+            )
+            .with_hint("set HF_TOKEN to a token with write access")),
         }
     }
 
@@ -179,7 +215,10 @@ impl Client {
     /// What a server said, as it may be shown: without the token, short, and printable.
     pub(super) fn shown(&self, said: &str) -> String {
         let token = self.settings.token.as_ref();
-        let hidden = token.map_or_else(|| said.to_owned(), |token| said.replace(token.secret(), "…"));
+        let hidden = token.map_or_else(
+            || said.to_owned(),
+            |token| said.replace(token.secret(), "…"),
+        );
         printable(&hidden).chars().take(300).collect()
     }
 
@@ -197,8 +236,12 @@ impl Client {
     pub(super) fn json(&self, place: &str, request: &Request) -> Result<(Value, HeaderMap)> {
         let (bytes, headers) = self.ask(place, request, Answer::read)?;
         let value = serde_json::from_slice(&bytes).map_err(|error| {
-            Error::hub(place, HubFault::Answer, format!("expected JSON from the Hub, found something else: {error}"))
-                .with_hint("is HF_ENDPOINT the address of a Hub?")
+            Error::hub(
+                place,
+                HubFault::Answer,
+                format!("expected JSON from the Hub, found something else: {error}"),
+            )
+            .with_hint("is HF_ENDPOINT the address of a Hub?")
         })?;
         Ok((value, headers))
     }
@@ -224,12 +267,19 @@ impl Client {
     pub(super) fn attempt(&self, place: &str, request: &Request) -> Result<Answer<'_>, Failure> {
         if self.settings.offline {
             let problem = "expected to reach the Hub, found HF_HUB_OFFLINE set";
-            return Err(Failure::lasting(Error::hub(place, HubFault::Offline, problem)));
+            return Err(Failure::lasting(Error::hub(
+                place,
+                HubFault::Offline,
+                problem,
+            )));
         }
         let mut url = request.url.clone();
         for _ in 0..MOST_HOPS {
             let mut builder = match request.slow {
-                true => self.slow.request(request.method.clone(), url.clone()).timeout(LONGEST_WAIT),
+                true => self
+                    .slow
+                    .request(request.method.clone(), url.clone())
+                    .timeout(LONGEST_WAIT),
                 false => self.http.request(request.method.clone(), url.clone()),
             };
             builder = builder.headers(request.headers.clone());
@@ -237,7 +287,9 @@ impl Client {
                 builder = builder.header(AUTHORIZATION, format!("Bearer {}", token.secret()));
             }
             if let Some((kind, body)) = &request.body {
-                builder = builder.header(reqwest::header::CONTENT_TYPE, *kind).body(body.clone());
+                builder = builder
+                    .header(reqwest::header::CONTENT_TYPE, *kind)
+                    .body(body.clone());
             }
             let response = self
                 .block_on(async { builder.send().await })
@@ -248,29 +300,58 @@ impl Client {
             if request.method == Method::HEAD && response.headers().contains_key(LINKED_ETAG) {
                 return Ok(Answer::new(self, place, url, response));
             }
-            let next = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
-            let next =
-                next.and_then(|next| url.join(next).ok()).filter(|next| matches!(next.scheme(), "http" | "https"));
-            let Some(next) = next.filter(|next| next.scheme() == "https" || url.scheme() == "http") else {
-                let problem = "expected a redirect to an http address as safe as this one, found none";
-                return Err(Failure::lasting(Error::hub(place, HubFault::Answer, problem)));
+            let next = response
+                .headers()
+                .get(LOCATION)
+                .and_then(|location| location.to_str().ok());
+            let next = next
+                .and_then(|next| url.join(next).ok())
+                .filter(|next| matches!(next.scheme(), "http" | "https"));
+            let Some(next) = next.filter(|next| next.scheme() == "https" || url.scheme() == "http")
+            else {
+                let problem =
+                    "expected a redirect to an http address as safe as this one, found none";
+                return Err(Failure::lasting(Error::hub(
+                    place,
+                    HubFault::Answer,
+                    problem,
+                )));
             };
             url = next;
         }
-        Err(Failure::lasting(Error::hub(place, HubFault::Answer, format!("expected at most {MOST_HOPS} redirects"))))
+        Err(Failure::lasting(Error::hub(
+            place,
+            HubFault::Answer,
+            format!("expected at most {MOST_HOPS} redirects"),
+        )))
     }
 
     /// The tag by which the Hub knows the content of a file, without quotes.
     pub(super) fn etag(&self, place: &str, url: Url) -> Result<Option<String>> {
-        let request = Request { method: Method::HEAD, ..Request::get(url) };
-        let answer = self.send(place, &request.with_header(ACCEPT_ENCODING, HeaderValue::from_static("identity")))?;
+        let request = Request {
+            method: Method::HEAD,
+            ..Request::get(url)
+        };
+        let answer = self.send(
+            place,
+            &request.with_header(ACCEPT_ENCODING, HeaderValue::from_static("identity")),
+        )?;
         let headers = answer.response.headers();
-        let tag = headers.get(LINKED_ETAG).or_else(|| headers.get(ETAG)).and_then(|tag| tag.to_str().ok());
+        let tag = headers
+            .get(LINKED_ETAG)
+            .or_else(|| headers.get(ETAG))
+            .and_then(|tag| tag.to_str().ok());
         Ok(tag.map(|tag| tag.trim_start_matches("W/").trim_matches('"').to_owned()))
     }
 
     /// One attempt at the bytes of a file from `start` on, up to and without `end`.
-    pub(super) fn range(&self, place: &str, url: Url, start: u64, end: Option<u64>) -> Result<Answer<'_>, Failure> {
+    pub(super) fn range(
+        &self,
+        place: &str,
+        url: Url,
+        start: u64,
+        end: Option<u64>,
+    ) -> Result<Answer<'_>, Failure> {
         let mut request = Request::get(url);
         if start > 0 || end.is_some() {
             let last = end.map_or(String::new(), |end| (end - 1).to_string());
@@ -283,12 +364,28 @@ impl Client {
         request = request.with_header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let mut answer = self.attempt(place, &request)?;
         if answer.response.status() == StatusCode::PARTIAL_CONTENT {
-            let found = answer.response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-            let begins = found.and_then(|found| found.strip_prefix("bytes ")?.split_once('-')?.0.trim().parse().ok());
+            let found = answer
+                .response
+                .headers()
+                .get(CONTENT_RANGE)
+                .and_then(|value| value.to_str().ok());
+            let begins = found.and_then(|found| {
+                found
+                    .strip_prefix("bytes ")?
+                    .split_once('-')?
+                    .0
+                    .trim()
+                    .parse()
+                    .ok()
+            });
             if begins != Some(start) {
                 let found = printable(found.unwrap_or("no Content-Range"));
                 let problem = format!("expected bytes from {start} on, found {found}");
-                return Err(Failure::passing(Error::hub(place, HubFault::Answer, problem)));
+                return Err(Failure::passing(Error::hub(
+                    place,
+                    HubFault::Answer,
+                    problem,
+                )));
             }
             answer.begins = start;
         }

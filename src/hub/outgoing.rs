@@ -49,7 +49,10 @@ impl ReadAt for Content {
             Self::Bytes(bytes) => {
                 let start = offset as usize;
                 let wanted = bytes.get(start..start + buf.len());
-                buf.copy_from_slice(wanted.ok_or_else(|| Error::usage("a piece lies beyond the end of its file"))?);
+                buf.copy_from_slice(
+                    wanted
+                        .ok_or_else(|| Error::usage("a piece lies beyond the end of its file"))?,
+                );
                 Ok(())
             }
         }
@@ -57,7 +60,12 @@ impl ReadAt for Content {
 }
 
 impl Outgoing {
-    fn new(path: String, content: Content, secret: Option<&Finder>, progress: &dyn Fn(u64)) -> Result<Self> {
+    fn new(
+        path: String,
+        content: Content,
+        secret: Option<&Finder>,
+        progress: &dyn Fn(u64),
+    ) -> Result<Self> {
         let (size, known) = match &content {
             Content::File(file) => (file.len(), known_hashes::lookup(file)),
             Content::Bytes(bytes) => (bytes.len() as u64, None),
@@ -74,8 +82,12 @@ impl Outgoing {
             }
             let end = before + count;
             if secret.is_some_and(|secret| secret.find(&buf[..end]).is_some()) {
-                return Err(Error::usage(format!("{path}: holds the Hub's token, which would be public"))
-                    .with_hint("remove the token from the file, and revoke it if the file was ever shared"));
+                return Err(Error::usage(format!(
+                    "{path}: holds the Hub's token, which would be public"
+                ))
+                .with_hint(
+                    "remove the token from the file, and revoke it if the file was ever shared",
+                ));
             }
             let rest = kept.min(end);
             buf.copy_within(end - rest..end, 0);
@@ -90,7 +102,12 @@ impl Outgoing {
             file.check_unchanged()?;
             known_hashes::remember(file, &sha256);
         }
-        Ok(Self { path, size, sha256, content })
+        Ok(Self {
+            path,
+            size,
+            sha256,
+            content,
+        })
     }
 
     /// Whether its content is that of an entry.
@@ -164,7 +181,12 @@ pub(super) fn collect(
         files.push(Outgoing::new(path, content, secret.as_ref(), progress)?);
     }
     for (path, bytes) in replaced {
-        files.push(Outgoing::new(path, Content::Bytes(Arc::new(bytes)), secret.as_ref(), progress)?);
+        files.push(Outgoing::new(
+            path,
+            Content::Bytes(Arc::new(bytes)),
+            secret.as_ref(),
+            progress,
+        )?);
     }
     files.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(files)
@@ -184,25 +206,38 @@ fn paths(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     let resolved = |path: &Path| path.canonicalize().map_err(|e| Error::io("read", path, e));
     let root = resolved(folder)?;
     // A snapshot of a cache is made of links to blobs beside it.
-    let blobs = root.parent().filter(|parent| parent.ends_with("snapshots")).and_then(Path::parent);
+    let blobs = root
+        .parent()
+        .filter(|parent| parent.ends_with("snapshots"))
+        .and_then(Path::parent);
     let blobs = blobs.map(|repository| repository.join("blobs"));
     let (mut found, mut open) = (Vec::new(), vec![(String::new(), folder.to_path_buf())]);
     while let Some((above, folder)) = open.pop() {
         for entry in fs::read_dir(&folder).map_err(|e| Error::io("read", &folder, e))? {
             let entry = entry.map_err(|e| Error::io("read", &folder, e))?;
             let place = entry.path();
-            let refused = |problem: &str, hint: &str| Err(Error::file(&place, problem).with_hint(hint));
+            let refused =
+                |problem: &str, hint: &str| Err(Error::file(&place, problem).with_hint(hint));
             let Ok(name) = entry.file_name().into_string() else {
                 return refused("expected a name in UTF-8", "rename the file");
             };
-            if name.starts_with('.') || [".partial", ".incomplete"].iter().any(|end| name.ends_with(end)) {
+            if name.starts_with('.')
+                || [".partial", ".incomplete"]
+                    .iter()
+                    .any(|end| name.ends_with(end))
+            {
                 continue;
             }
             let path = format!("{above}{name}");
             if !is_path(&path) {
-                return refused("expected a name that a repository can have", "rename the file");
+                return refused(
+                    "expected a name that a repository can have",
+                    "rename the file",
+                );
             }
-            let kind = entry.file_type().map_err(|e| Error::io("read", &place, e))?;
+            let kind = entry
+                .file_type()
+                .map_err(|e| Error::io("read", &place, e))?;
             if kind.is_symlink() {
                 let target = resolved(&place)?;
                 if target.is_dir() {
@@ -211,8 +246,15 @@ fn paths(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
                         "move the folder here, or remove the link",
                     );
                 }
-                if !target.starts_with(&root) && !blobs.as_ref().is_some_and(|blobs| target.starts_with(blobs)) {
-                    return refused("a link to a file outside of the folder", "copy the file here, or remove the link");
+                if !target.starts_with(&root)
+                    && !blobs
+                        .as_ref()
+                        .is_some_and(|blobs| target.starts_with(blobs))
+                {
+                    return refused(
+                        "a link to a file outside of the folder",
+                        "copy the file here, or remove the link",
+                    );
                 }
             } else if kind.is_dir() {
                 open.push((format!("{path}/"), place));

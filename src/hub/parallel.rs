@@ -7,7 +7,11 @@ use crate::{Error, Result};
 
 /// Runs `work` for each item, `workers` at a time, in their order; nothing more is begun after an error, and the first is
 /// returned.
-pub(super) fn each<T: Sync>(items: &[T], workers: usize, work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
+pub(super) fn each<T: Sync>(
+    items: &[T],
+    workers: usize,
+    work: impl Fn(&T) -> Result<()> + Sync,
+) -> Result<()> {
     let next = AtomicUsize::new(0);
     let failed: Mutex<Option<Error>> = Mutex::new(None);
     std::thread::scope(|scope| {
@@ -16,11 +20,17 @@ pub(super) fn each<T: Sync>(items: &[T], workers: usize, work: impl Fn(&T) -> Re
                 while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if let Err(error) = work(item) {
                         next.store(items.len(), Ordering::Relaxed);
-                        failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                        failed
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .get_or_insert(error);
                     }
                 }
             });
         }
     });
-    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    failed
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+        .map_or(Ok(()), Err)
 }

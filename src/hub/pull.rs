@@ -18,7 +18,9 @@ use super::tree::{Entry, Snapshot};
 use crate::checkpoint::hash::FileHash;
 use crate::checkpoint::hash::sha256_file;
 use crate::checkpoint::manifest::Origin;
-use crate::checkpoint::output::{OutputFolder, check_free_space, check_target, folder_of, sync_folder};
+use crate::checkpoint::output::{
+    OutputFolder, check_free_space, check_target, folder_of, sync_folder,
+};
 use crate::checkpoint::reference::Reference;
 use crate::{Error, Result};
 
@@ -91,9 +93,21 @@ impl<'a> Pull<'a> {
                     break;
                 }
             }
-            files.push(Wanted { path: path.to_owned(), entry, here });
+            files.push(Wanted {
+                path: path.to_owned(),
+                entry,
+                here,
+            });
         }
-        Ok(Self { client, reference: reference.clone(), snapshot, files, cache, folder, received: AtomicU64::new(0) })
+        Ok(Self {
+            client,
+            reference: reference.clone(),
+            snapshot,
+            files,
+            cache,
+            folder,
+            received: AtomicU64::new(0),
+        })
     }
 
     /// Bytes of all files.
@@ -103,11 +117,20 @@ impl<'a> Pull<'a> {
 
     /// Bytes that are still to be transferred.
     pub fn missing(&self) -> u64 {
-        self.files.iter().filter(|file| file.here.is_none()).map(|file| file.entry.size).sum()
+        self.files
+            .iter()
+            .filter(|file| file.here.is_none())
+            .map(|file| file.entry.size)
+            .sum()
     }
 
     /// Fetches what is missing, `workers` files at a time; `progress` is told of bytes that have come.
-    pub fn run(&self, force: bool, workers: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<Pulled> {
+    pub fn run(
+        &self,
+        force: bool,
+        workers: usize,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Pulled> {
         let folder = match self.folder {
             None => self.fill_cache(workers, progress)?,
             Some(folder) => self.fill_folder(folder, force, workers, progress)?,
@@ -150,7 +173,11 @@ impl<'a> Pull<'a> {
         workers: usize,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<PathBuf> {
-        if self.files.iter().all(|file| file.here.as_deref() == Some(&folder.join(&file.path))) {
+        if self
+            .files
+            .iter()
+            .all(|file| file.here.as_deref() == Some(&folder.join(&file.path)))
+        {
             return Ok(folder.to_path_buf());
         }
         check_target(folder, force, &[])?;
@@ -165,9 +192,18 @@ impl<'a> Pull<'a> {
         output.commit().map(|()| folder.to_path_buf())
     }
 
-    fn fill(&self, output: &OutputFolder, workers: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
+    fn fill(
+        &self,
+        output: &OutputFolder,
+        workers: usize,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<()> {
         let grows = |path: &str| format!("{path}.incomplete");
-        let keep = |name: &str| self.files.iter().any(|file| name == file.path || name == grows(&file.path));
+        let keep = |name: &str| {
+            self.files
+                .iter()
+                .any(|file| name == file.path || name == grows(&file.path))
+        };
         output.clear_but(&keep)?;
         let records = Mutex::new(Vec::new());
         each(&self.by_size(), workers, |file| {
@@ -179,7 +215,8 @@ impl<'a> Pull<'a> {
                     None => {
                         let partial = output.path().join(grows(&file.path));
                         self.download(file, progress).fetch(&partial)?;
-                        fs::rename(&partial, &place).map_err(|e| Error::io("rename to", &place, e))?;
+                        fs::rename(&partial, &place)
+                            .map_err(|e| Error::io("rename to", &place, e))?;
                     }
                 }
                 sync_folder(folder_of(&place))?;
@@ -190,14 +227,31 @@ impl<'a> Pull<'a> {
                 super::tree::ContentHash::Sha256(digits) => digits.clone(),
                 _ => sha256_file(&place)?.0,
             };
-            let record = FileHash { path: file.path.clone(), size: file.entry.size, sha256 };
-            records.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(record);
+            let record = FileHash {
+                path: file.path.clone(),
+                size: file.entry.size,
+                sha256,
+            };
+            records
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .push(record);
             Ok(())
         })?;
-        let mut files = records.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut files = records
+            .into_inner()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         files.sort();
-        let (repository, commit) = (self.snapshot.repository.clone(), self.snapshot.commit.clone());
-        Origin { repository, commit, files }.write(output)
+        let (repository, commit) = (
+            self.snapshot.repository.clone(),
+            self.snapshot.commit.clone(),
+        );
+        Origin {
+            repository,
+            commit,
+            files,
+        }
+        .write(output)
     }
 
     /// The files, the largest first: what begins last should be soon done.
@@ -207,9 +261,23 @@ impl<'a> Pull<'a> {
         files
     }
 
-    fn download<'b>(&'b self, file: &'b Wanted, progress: &'b (dyn Fn(u64) + Sync)) -> Download<'b> {
-        let (client, snapshot, path, entry) = (self.client, &self.snapshot, &file.path, &file.entry);
-        Download { file: RemoteFile { client, snapshot, path, entry }, progress, received: &self.received }
+    fn download<'b>(
+        &'b self,
+        file: &'b Wanted,
+        progress: &'b (dyn Fn(u64) + Sync),
+    ) -> Download<'b> {
+        let (client, snapshot, path, entry) =
+            (self.client, &self.snapshot, &file.path, &file.entry);
+        Download {
+            file: RemoteFile {
+                client,
+                snapshot,
+                path,
+                entry,
+            },
+            progress,
+            received: &self.received,
+        }
     }
 }
 

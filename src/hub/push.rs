@@ -111,11 +111,23 @@ impl<'a> Push<'a> {
         progress: &dyn Fn(u64),
     ) -> Result<Self> {
         client.require_token(reference)?;
-        let outgoing = collect(options.folder, options.replaced, client.settings.token.as_ref(), progress)?;
+        let outgoing = collect(
+            options.folder,
+            options.replaced,
+            client.settings.token.as_ref(),
+            progress,
+        )?;
         let reference = with_owner(client, reference)?;
-        let wish = Wish { private: options.private, as_base: options.create_pr, only_look: options.dry_run };
+        let wish = Wish {
+            private: options.private,
+            as_base: options.create_pr,
+            only_look: options.dry_run,
+        };
         let head = Head::find(client, &reference, wish)?;
-        let target = Target { reference, create_pr: options.create_pr };
+        let target = Target {
+            reference,
+            create_pr: options.create_pr,
+        };
         let states = match &head.snapshot {
             None => vec![State::New; outgoing.len()],
             Some(snapshot) => states(client, &target, snapshot, &outgoing)?,
@@ -127,10 +139,22 @@ impl<'a> Push<'a> {
             state,
         });
         let files: Vec<PushedFile> = files.collect();
-        let there = head.snapshot.iter().flat_map(|snapshot| snapshot.files.keys());
-        let is_stale = |path: &&String| is_of_model(path) && files.iter().all(|file| file.path != **path);
+        let there = head
+            .snapshot
+            .iter()
+            .flat_map(|snapshot| snapshot.files.keys());
+        let is_stale =
+            |path: &&String| is_of_model(path) && files.iter().all(|file| file.path != **path);
         let removed = there.filter(is_stale).cloned().collect();
-        Ok(Self { client, target, message: options.message, head, outgoing, files, removed })
+        Ok(Self {
+            client,
+            target,
+            message: options.message,
+            head,
+            outgoing,
+            files,
+            removed,
+        })
     }
 
     /// Repository and branch.
@@ -145,7 +169,11 @@ impl<'a> Push<'a> {
 
     /// Bytes that are to go up.
     pub fn missing(&self) -> u64 {
-        self.files.iter().filter(|file| is_sent(file.state)).map(|file| file.size).sum()
+        self.files
+            .iter()
+            .filter(|file| is_sent(file.state))
+            .map(|file| file.size)
+            .sum()
     }
 
     /// Sends what is missing and commits it; `progress` is told of bytes that have gone out.
@@ -155,14 +183,22 @@ impl<'a> Push<'a> {
     /// sent.
     pub fn run(&self, progress: &(dyn Fn(u64) + Sync)) -> Result<Pushed> {
         let Some(parent) = &self.head.snapshot else {
-            return Err(Error::usage("a look at what would be pushed cannot be carried out"));
+            return Err(Error::usage(
+                "a look at what would be pushed cannot be carried out",
+            ));
         };
         let of = |state: State| -> Vec<&Outgoing> {
             let all = self.outgoing.iter().zip(&self.files);
-            all.filter(|(_, file)| file.state == state).map(|(outgoing, _)| outgoing).collect()
+            all.filter(|(_, file)| file.state == state)
+                .map(|(outgoing, _)| outgoing)
+                .collect()
         };
         let removed = self.removed.iter().map(String::as_str).collect();
-        let changes = Changes { small: of(State::Small), large: of(State::Large), removed };
+        let changes = Changes {
+            small: of(State::Small),
+            large: of(State::Large),
+            removed,
+        };
         let (small, large) = (&changes.small, &changes.large);
         if small.is_empty() && large.is_empty() && changes.removed.is_empty() {
             return Ok(self.pushed(Committed {
@@ -178,8 +214,12 @@ impl<'a> Push<'a> {
         if !over_xet.is_empty() {
             xet::upload(self.client, &self.target, &over_xet, progress)?;
         }
-        self.outgoing.iter().try_for_each(Outgoing::check_unchanged)?;
-        let done = self.target.commit(self.client, parent, &self.message, &changes)?;
+        self.outgoing
+            .iter()
+            .try_for_each(Outgoing::check_unchanged)?;
+        let done = self
+            .target
+            .commit(self.client, parent, &self.message, &changes)?;
         progress(small.iter().map(|file| file.size).sum());
         self.read_back(&done.commit)?;
         Ok(self.pushed(done))
@@ -210,22 +250,42 @@ impl<'a> Push<'a> {
         let answer = match self.client.json(&place, &Request::post(url, &body)) {
             Ok((answer, _)) => answer,
             // A Hub that reads no cards refuses none.
-            Err(Error::Hub { fault: HubFault::NotOffered, .. }) => return Ok(()),
-            Err(error @ Error::Hub { fault: HubFault::Answer, .. }) => return Err(error.with_hint(hint)),
+            Err(Error::Hub {
+                fault: HubFault::NotOffered,
+                ..
+            }) => return Ok(()),
+            Err(
+                error @ Error::Hub {
+                    fault: HubFault::Answer,
+                    ..
+                },
+            ) => return Err(error.with_hint(hint)),
             Err(error) => return Err(error),
         };
-        let errors = answer.get("errors").and_then(|errors| errors.as_array()).into_iter().flatten();
-        let said: Vec<&str> = errors.filter_map(|error| error.get("message")?.as_str()).collect();
+        let errors = answer
+            .get("errors")
+            .and_then(|errors| errors.as_array())
+            .into_iter()
+            .flatten();
+        let said: Vec<&str> = errors
+            .filter_map(|error| error.get("message")?.as_str())
+            .collect();
         if said.is_empty() {
             return Ok(());
         }
-        let problem = format!("expected a card that the Hub can read: {}", self.client.shown(&said.join("; ")));
+        let problem = format!(
+            "expected a card that the Hub can read: {}",
+            self.client.shown(&said.join("; "))
+        );
         Err(Error::hub(&place, HubFault::Answer, problem).with_hint(hint))
     }
 
     /// Compares what the commit holds with what was pushed.
     fn read_back(&self, commit: &str) -> Result<()> {
-        let reference = Reference { revision: Some(commit.to_owned()), ..self.target.reference.clone() };
+        let reference = Reference {
+            revision: Some(commit.to_owned()),
+            ..self.target.reference.clone()
+        };
         let snapshot = Snapshot::of(self.client, &reference)?;
         let mut wrong = Vec::new();
         for (outgoing, file) in self.outgoing.iter().zip(&self.files) {
@@ -237,11 +297,19 @@ impl<'a> Push<'a> {
                 _ => wrong.push(file.path.as_str()),
             }
         }
-        wrong.extend(self.removed.iter().map(String::as_str).filter(|path| snapshot.files.contains_key(*path)));
+        wrong.extend(
+            self.removed
+                .iter()
+                .map(String::as_str)
+                .filter(|path| snapshot.files.contains_key(*path)),
+        );
         if wrong.is_empty() {
             return Ok(());
         }
-        let problem = format!("expected the commit to hold what was pushed, found otherwise: {}", wrong.join(", "));
+        let problem = format!(
+            "expected the commit to hold what was pushed, found otherwise: {}",
+            wrong.join(", ")
+        );
         Err(Error::hub(snapshot.place(), HubFault::Answer, problem).with_hint(
             "do not use this commit; run the command again, and tell the server's maintainers if it stays so",
         ))
@@ -258,7 +326,12 @@ fn is_sent(state: State) -> bool {
 }
 
 /// What becomes of each file, where the branch is at `snapshot`.
-fn states(client: &Client, target: &Target, snapshot: &Snapshot, files: &[Outgoing]) -> Result<Vec<State>> {
+fn states(
+    client: &Client,
+    target: &Target,
+    snapshot: &Snapshot,
+    files: &[Outgoing],
+) -> Result<Vec<State>> {
     let modes = target.modes(client, files)?;
     let state = |(file, mode): (&Outgoing, super::commit::Mode)| {
         let there = snapshot.files.get(&file.path);

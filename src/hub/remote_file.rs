@@ -40,7 +40,13 @@ impl RemoteFile<'_> {
             Ok(answer) => answer,
             Err(failure) => return Ok(Err(failure)),
         };
-        let broken = |problem: String| Ok(Err(Failure::passing(Error::hub(&place, HubFault::Network, problem))));
+        let broken = |problem: String| {
+            Ok(Err(Failure::passing(Error::hub(
+                &place,
+                HubFault::Network,
+                problem,
+            ))))
+        };
         let end = end.unwrap_or(self.entry.size);
         let window = self.client.settings.transfer_timeout * WINDOW;
         let mut position = answer.begins;
@@ -49,7 +55,10 @@ impl RemoteFile<'_> {
             let piece = match answer.next() {
                 Ok(Some(piece)) => piece,
                 Ok(None) => {
-                    return broken(format!("expected {} bytes, found the end after {position}", self.entry.size));
+                    return broken(format!(
+                        "expected {} bytes, found the end after {position}",
+                        self.entry.size
+                    ));
                 }
                 Err(failure) => return Ok(Err(failure)),
             };
@@ -61,7 +70,9 @@ impl RemoteFile<'_> {
             if since.elapsed() > window {
                 let bytes = position - at_since;
                 if is_slow(bytes, since.elapsed()) {
-                    return broken(format!("expected at least {SLOWEST} bytes/s, found {bytes} in {window:?}"));
+                    return broken(format!(
+                        "expected at least {SLOWEST} bytes/s, found {bytes} in {window:?}"
+                    ));
                 }
                 (since, at_since) = (Instant::now(), position);
             }

@@ -38,10 +38,15 @@ impl Head {
     /// A repository that all may see where a private one is wished for; a commit in the place of a branch.
     pub(super) fn find(client: &Client, target: &Reference, wish: Wish) -> Result<Self> {
         if is_commit(target.revision()) {
-            return Err(Error::usage(format!("{target}: expected a branch to push to, found a commit"))
-                .with_hint("name a branch with --revision"));
+            return Err(Error::usage(format!(
+                "{target}: expected a branch to push to, found a commit"
+            ))
+            .with_hint("name a branch with --revision"));
         }
-        let mut found = Self { snapshot: None, new_repository: false };
+        let mut found = Self {
+            snapshot: None,
+            new_repository: false,
+        };
         let error = match Snapshot::of(client, target) {
             Ok(snapshot) => {
                 if wish.private {
@@ -53,8 +58,14 @@ impl Head {
             Err(error) => error,
         };
         match &error {
-            Error::Hub { fault: HubFault::NoRepository, .. } => found.new_repository = true,
-            Error::Hub { fault: HubFault::NoRevision, .. } if !wish.as_base => {}
+            Error::Hub {
+                fault: HubFault::NoRepository,
+                ..
+            } => found.new_repository = true,
+            Error::Hub {
+                fault: HubFault::NoRevision,
+                ..
+            } if !wish.as_base => {}
             _ => return Err(error),
         }
         if wish.only_look {
@@ -64,7 +75,10 @@ impl Head {
             create(client, &target.repository, wish.private)?;
         }
         if target.revision() != MAIN && !wish.as_base {
-            let main = Reference { repository: target.repository.clone(), revision: None };
+            let main = Reference {
+                repository: target.repository.clone(),
+                revision: None,
+            };
             create_branch(client, target, &Snapshot::of(client, &main)?.commit)?;
         }
         found.snapshot = Some(Snapshot::of(client, target)?);
@@ -79,28 +93,42 @@ pub(super) fn with_owner(client: &Client, target: &Reference) -> Result<Referenc
     }
     let place = target.to_string();
     let (answer, _) = client.json(&place, &Request::get(client.url(&["api", "whoami-v2"])))?;
-    let name = answer.get("name").and_then(Value::as_str).unwrap_or_default();
+    let name = answer
+        .get("name")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let full = Reference::parse(&format!("{name}/{}", target.repository)).map_err(|_| {
-        Error::hub(&place, HubFault::Answer, "expected the name of the token's account, found none in the answer")
+        Error::hub(
+            &place,
+            HubFault::Answer,
+            "expected the name of the token's account, found none in the answer",
+        )
     })?;
-    Ok(Reference { revision: target.revision.clone(), ..full })
+    Ok(Reference {
+        revision: target.revision.clone(),
+        ..full
+    })
 }
 
 fn check_private(client: &Client, target: &Reference) -> Result<()> {
     let url = repository_url(client, &target.repository, &[]);
     let (answer, _) = client.json(&target.to_string(), &Request::get(url))?;
     let visibility = || Some(answer.get("visibility")?.as_str()? == "private");
-    match answer.get("private").and_then(Value::as_bool).or_else(visibility) {
+    match answer
+        .get("private")
+        .and_then(Value::as_bool)
+        .or_else(visibility)
+    {
         Some(true) => Ok(()),
-        Some(false) => {
-            Err(Error::usage(format!("{target}: expected a private repository, found one that all may see"))
-                .with_hint("make it private in its settings, or push without --private"))
-        }
+        Some(false) => Err(Error::usage(format!(
+            "{target}: expected a private repository, found one that all may see"
+        ))
+        .with_hint("make it private in its settings, or push without --private")),
         None => {
-            let problem =
-                "expected to hear whether the repository is private, found neither `private` nor `visibility`";
-            Err(Error::hub(target, HubFault::Answer, problem)
-                .with_hint("see on its page that nobody else can read it, then push without --private"))
+            let problem = "expected to hear whether the repository is private, found neither `private` nor `visibility`";
+            Err(Error::hub(target, HubFault::Answer, problem).with_hint(
+                "see on its page that nobody else can read it, then push without --private",
+            ))
         }
     }
 }
@@ -108,7 +136,11 @@ fn check_private(client: &Client, target: &Reference) -> Result<()> {
 fn create(client: &Client, repository: &str, private: bool) -> Result<()> {
     let hub = library(client)?;
     let create = || async {
-        let request = hub.create_repository().repo_id(repository).repo_type(RepoTypeModel).private(private);
+        let request = hub
+            .create_repository()
+            .repo_id(repository)
+            .repo_type(RepoTypeModel)
+            .private(private);
         request.exist_ok(true).send().await
     };
     let mut patience = Patience::new();
@@ -128,32 +160,50 @@ fn create_branch(client: &Client, target: &Reference, commit: &str) -> Result<()
     let hub = library(client)?;
     let (owner, name) = hf_hub::split_id(&target.repository);
     let repository = hub.model(owner, name);
-    let create = || async { repository.create_branch().branch(target.revision()).revision(commit).send().await };
+    let create = || async {
+        repository
+            .create_branch()
+            .branch(target.revision())
+            .revision(commit)
+            .send()
+            .await
+    };
     let mut patience = Patience::new();
     loop {
         match client.block_on(create()) {
             // An attempt whose answer was lost has made it.
             Ok(()) | Err(HFError::Conflict { .. }) => return Ok(()),
             Err(error) => {
-                patience.after(failure(client, &target.to_string(), error)).map_err(|error| match &error {
-                    Error::Hub { fault: HubFault::NotOffered, .. } => {
-                        error.with_hint("this Hub cannot make such a branch: try a name without `/`")
-                    }
-                    _ => error,
-                })?;
+                patience
+                    .after(failure(client, &target.to_string(), error))
+                    .map_err(|error| match &error {
+                        Error::Hub {
+                            fault: HubFault::NotOffered,
+                            ..
+                        } => error.with_hint(
+                            "this Hub cannot make such a branch: try a name without `/`",
+                        ),
+                        _ => error,
+                    })?;
             }
         }
     }
 }
 
 fn library(client: &Client) -> Result<HFClient> {
-    let builder = HFClient::builder().client(client.http().clone()).retry_max_attempts(1);
-    let builder = builder.endpoint(client.settings.endpoint.as_str().trim_end_matches('/')).cache_enabled(false);
+    let builder = HFClient::builder()
+        .client(client.http().clone())
+        .retry_max_attempts(1);
+    let builder = builder
+        .endpoint(client.settings.endpoint.as_str().trim_end_matches('/'))
+        .cache_enabled(false);
     let builder = match &client.settings.token {
         Some(token) => builder.token(token.secret()),
         None => builder,
     };
-    builder.build().map_err(|_| Error::usage("cannot prepare connections to the Hub"))
+    builder
+        .build()
+        .map_err(|_| Error::usage("cannot prepare connections to the Hub"))
 }
 
 /// What the library's error means here.
@@ -164,19 +214,39 @@ fn failure(client: &Client, place: &str, error: HFError) -> Failure {
         | HFError::Forbidden { context }
         | HFError::Conflict { context }
         | HFError::RateLimited { context, .. }
-        | HFError::RepoNotFound { context: Some(context), .. }
-        | HFError::RevisionNotFound { context: Some(context), .. }
-        | HFError::EntryNotFound { context: Some(context), .. } => context,
-        HFError::Request { source, .. } => return Failure::passing(broken(place, "failed", source)),
+        | HFError::RepoNotFound {
+            context: Some(context),
+            ..
+        }
+        | HFError::RevisionNotFound {
+            context: Some(context),
+            ..
+        }
+        | HFError::EntryNotFound {
+            context: Some(context),
+            ..
+        } => context,
+        HFError::Request { source, .. } => {
+            return Failure::passing(broken(place, "failed", source));
+        }
         _ => {
             let problem = "expected an answer of the Hub, found something else";
             return Failure::lasting(Error::hub(place, HubFault::Answer, problem));
         }
     };
-    let said = context.server_message.unwrap_or_else(|| spoken(context.body.as_bytes()));
-    let (said, code) = (client.shown(&said), context.error_code.as_deref().unwrap_or_default());
+    let said = context
+        .server_message
+        .unwrap_or_else(|| spoken(context.body.as_bytes()));
+    let (said, code) = (
+        client.shown(&said),
+        context.error_code.as_deref().unwrap_or_default(),
+    );
     let fault = fault_of(&Method::POST, context.status, code, &said, true);
-    let error = Error::hub(place, fault, format!("the server {}", answered(context.status, &said)));
+    let error = Error::hub(
+        place,
+        fault,
+        format!("the server {}", answered(context.status, &said)),
+    );
     match fault {
         HubFault::Network | HubFault::RateLimited => Failure::passing(error),
         _ => Failure::lasting(error),

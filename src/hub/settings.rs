@@ -62,24 +62,34 @@ impl Settings {
             return Err(refused("expected an http or https address"));
         }
         if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
-            return Err(Error::usage("HF_ENDPOINT: expected an address without a password or a query")
-                .with_hint("give the token in HF_TOKEN"));
+            return Err(Error::usage(
+                "HF_ENDPOINT: expected an address without a password or a query",
+            )
+            .with_hint("give the token in HF_TOKEN"));
         }
         let path = |name: &str| variable(name).map(PathBuf::from);
         let home = path("HF_HOME")
             .or_else(|| Some(path("XDG_CACHE_HOME")?.join("huggingface")))
             .or_else(|| Some(path("HOME")?.join(".cache/huggingface")));
+        let cache = path("HF_HUB_CACHE")
+            .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
+            .or_else(|| Some(home.clone()?.join("hub")));
         let cache =
-            path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).or_else(|| Some(home.clone()?.join("hub")));
-        let cache = cache.ok_or_else(|| Error::usage("no place for the Hub's cache: set HF_HOME"))?;
+            cache.ok_or_else(|| Error::usage("no place for the Hub's cache: set HF_HOME"))?;
         let is_on = |name: &str| {
-            variable(name).is_some_and(|value| matches!(value.to_lowercase().as_str(), "1" | "on" | "yes" | "true"))
+            variable(name).is_some_and(|value| {
+                matches!(value.to_lowercase().as_str(), "1" | "on" | "yes" | "true")
+            })
         };
         let seconds = |name: &str, usual: u64| match variable(name) {
             None => Ok(Duration::from_secs(usual)),
             Some(text) => match text.parse::<f64>() {
-                Ok(seconds) if seconds > 0.0 && seconds < 1e6 => Ok(Duration::from_secs_f64(seconds)),
-                _ => Err(Error::usage(format!("{name}: expected a number of seconds, found `{text}`"))),
+                Ok(seconds) if seconds > 0.0 && seconds < 1e6 => {
+                    Ok(Duration::from_secs_f64(seconds))
+                }
+                _ => Err(Error::usage(format!(
+                    "{name}: expected a number of seconds, found `{text}`"
+                ))),
             },
         };
         let file = path("HF_TOKEN_PATH").or_else(|| Some(home?.join("token")));
@@ -89,10 +99,17 @@ impl Settings {
             None if is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN") => None,
             None => kept()?,
         };
-        let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
-        if token.as_ref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
-            return Err(Error::usage("the Hub's token: expected visible ASCII characters without spaces")
-                .with_hint("check HF_TOKEN, or the token file"));
+        let token = token
+            .map(|token| token.trim().to_owned())
+            .filter(|token| !token.is_empty());
+        if token
+            .as_ref()
+            .is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic()))
+        {
+            return Err(Error::usage(
+                "the Hub's token: expected visible ASCII characters without spaces",
+            )
+            .with_hint("check HF_TOKEN, or the token file"));
         }
         Ok(Self {
             endpoint: url,
@@ -119,20 +136,49 @@ mod tests {
     use super::*;
 
     fn with(variables: &[(&str, &str)]) -> Result<Settings> {
-        Settings::from(&|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
+        Settings::from(&|name| {
+            variables
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| (*value).to_owned())
+        })
     }
 
     #[test]
     fn places_and_switches_are_those_of_python() {
         let found = with(&[("HOME", "/h")]).unwrap();
-        assert_eq!((found.endpoint.as_str(), found.offline), ("https://huggingface.co/", false));
-        assert_eq!(found.cache, Path::new("/h/.cache/huggingface/hub"));
-        assert_eq!(with(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]).unwrap().cache, Path::new("/x/huggingface/hub"));
-        assert_eq!(with(&[("HF_HOME", "/f"), ("XDG_CACHE_HOME", "/x")]).unwrap().cache, Path::new("/f/hub"));
-        assert_eq!(with(&[("HF_HOME", "/f"), ("HF_HUB_CACHE", "/c")]).unwrap().cache, Path::new("/c"));
-        assert!(with(&[("HOME", "/h"), ("HF_HUB_OFFLINE", "yes")]).unwrap().offline);
         assert_eq!(
-            with(&[("HOME", "/h"), ("HF_HUB_DOWNLOAD_TIMEOUT", "2.5")]).unwrap().transfer_timeout,
+            (found.endpoint.as_str(), found.offline),
+            ("https://huggingface.co/", false)
+        );
+        assert_eq!(found.cache, Path::new("/h/.cache/huggingface/hub"));
+        assert_eq!(
+            with(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")])
+                .unwrap()
+                .cache,
+            Path::new("/x/huggingface/hub")
+        );
+        assert_eq!(
+            with(&[("HF_HOME", "/f"), ("XDG_CACHE_HOME", "/x")])
+                .unwrap()
+                .cache,
+            Path::new("/f/hub")
+        );
+        assert_eq!(
+            with(&[("HF_HOME", "/f"), ("HF_HUB_CACHE", "/c")])
+                .unwrap()
+                .cache,
+            Path::new("/c")
+        );
+        assert!(
+            with(&[("HOME", "/h"), ("HF_HUB_OFFLINE", "yes")])
+                .unwrap()
+                .offline
+        );
+        assert_eq!(
+            with(&[("HOME", "/h"), ("HF_HUB_DOWNLOAD_TIMEOUT", "2.5")])
+                .unwrap()
+                .transfer_timeout,
             Duration::from_millis(2500)
         );
     }
@@ -146,8 +192,13 @@ mod tests {
             ("HF_HUB_ETAG_TIMEOUT", "soon"),
             ("HF_TOKEN", "hf_a\nb"),
         ] {
-            let error = with(&[("HOME", "/h"), (name, value)]).unwrap_err().to_string();
-            assert!(!error.contains("secret") && !error.contains("hf_a"), "{error}");
+            let error = with(&[("HOME", "/h"), (name, value)])
+                .unwrap_err()
+                .to_string();
+            assert!(
+                !error.contains("secret") && !error.contains("hf_a"),
+                "{error}"
+            );
         }
     }
 

@@ -89,7 +89,11 @@ impl Snapshot {
         loop {
             let (page, headers) = client.json(&place, &Request::get(url.clone()))?;
             let Value::Array(entries) = page else {
-                return Err(Error::hub(&place, HubFault::Answer, "expected a list of files"));
+                return Err(Error::hub(
+                    &place,
+                    HubFault::Answer,
+                    "expected a list of files",
+                ));
             };
             for entry in &entries {
                 if let Some((path, entry)) = read_entry(&place, entry)?
@@ -100,36 +104,59 @@ impl Snapshot {
                 }
             }
             if files.len() > MOST_FILES {
-                return Err(Error::hub(&place, HubFault::Answer, format!("expected at most {MOST_FILES} files")));
+                return Err(Error::hub(
+                    &place,
+                    HubFault::Answer,
+                    format!("expected at most {MOST_FILES} files"),
+                ));
             }
             match next_page(&headers, &url) {
                 None => break,
                 // The token goes along, and must not be sent to where a listing points.
-                Some(next) if client.is_own(&next) && next != url && !entries.is_empty() => url = next,
+                Some(next) if client.is_own(&next) && next != url && !entries.is_empty() => {
+                    url = next
+                }
                 Some(_) => {
                     let problem = "expected the next page of the list of files at the Hub, found another address";
                     return Err(Error::hub(&place, HubFault::Answer, problem));
                 }
             }
         }
-        let mut snapshot = Self { repository: reference.repository.clone(), commit, files };
+        let mut snapshot = Self {
+            repository: reference.repository.clone(),
+            commit,
+            files,
+        };
         snapshot.ask_hashes(client)?;
         Ok(snapshot)
     }
 
     /// Asks for the tags of files whose hash the listing does not tell.
     fn ask_hashes(&mut self, client: &Client) -> Result<()> {
-        let unknown = self.files.iter().filter(|(_, entry)| entry.hash == ContentHash::Unknown);
+        let unknown = self
+            .files
+            .iter()
+            .filter(|(_, entry)| entry.hash == ContentHash::Unknown);
         let unknown: Vec<String> = unknown.map(|(path, _)| path.clone()).collect();
         let told = Mutex::new(Vec::new());
         each(&unknown, WORKERS, |path| {
-            let tag = match client.etag(&format!("{}: {path}", self.place()), self.address(client, path)) {
+            let tag = match client.etag(
+                &format!("{}: {path}", self.place()),
+                self.address(client, path),
+            ) {
                 Ok(tag) => tag.unwrap_or_default(),
-                Err(error @ Error::Hub { fault: HubFault::Network | HubFault::RateLimited, .. }) => return Err(error),
+                Err(
+                    error @ Error::Hub {
+                        fault: HubFault::Network | HubFault::RateLimited,
+                        ..
+                    },
+                ) => return Err(error),
                 // Only a file that is wanted must have one.
                 Err(_) => return Ok(()),
             };
-            told.lock().unwrap_or_else(PoisonError::into_inner).push((path.clone(), ContentHash::of(&tag)));
+            told.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push((path.clone(), ContentHash::of(&tag)));
             Ok(())
         })?;
         for (path, hash) in told.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -143,7 +170,10 @@ impl Snapshot {
     /// Where the bytes of a file are asked for.
     pub(super) fn address(&self, client: &Client, path: &str) -> Url {
         let repository = self.repository.split('/');
-        let parts: Vec<&str> = repository.chain(["resolve", &self.commit]).chain(path.split('/')).collect();
+        let parts: Vec<&str> = repository
+            .chain(["resolve", &self.commit])
+            .chain(path.split('/'))
+            .collect();
         client.url(&parts)
     }
 
@@ -155,29 +185,49 @@ impl Snapshot {
 
 /// An address of the API about a model repository.
 pub(super) fn repository_url(client: &Client, repository: &str, rest: &[&str]) -> Url {
-    let parts: Vec<&str> =
-        ["api", "models"].into_iter().chain(repository.split('/')).chain(rest.iter().copied()).collect();
+    let parts: Vec<&str> = ["api", "models"]
+        .into_iter()
+        .chain(repository.split('/'))
+        .chain(rest.iter().copied())
+        .collect();
     client.url(&parts)
 }
 
 /// The commit that a revision is now.
 pub(super) fn commit_of(client: &Client, reference: &Reference) -> Result<String> {
     let place = reference.to_string();
-    let url = repository_url(client, &reference.repository, &["revision", reference.revision()]);
+    let url = repository_url(
+        client,
+        &reference.repository,
+        &["revision", reference.revision()],
+    );
     let answer = match client.json(&place, &Request::get(url)) {
         Ok((answer, _)) => answer,
-        Err(error @ Error::Hub { fault: HubFault::NoRepository, .. }) if reference.revision() != MAIN => {
+        Err(
+            error @ Error::Hub {
+                fault: HubFault::NoRepository,
+                ..
+            },
+        ) if reference.revision() != MAIN => {
             // Not every Hub says which of the two is missing.
-            let main = Reference { revision: None, ..reference.clone() };
+            let main = Reference {
+                revision: None,
+                ..reference.clone()
+            };
             let problem = "expected a revision of the repository, found none of this name";
-            return Err(commit_of(client, &main).map_or(error, |_| Error::hub(&place, HubFault::NoRevision, problem)));
+            return Err(commit_of(client, &main)
+                .map_or(error, |_| Error::hub(&place, HubFault::NoRevision, problem)));
         }
         Err(error) => return Err(error),
     };
     match answer.get("sha").and_then(Value::as_str) {
         Some(commit) if is_commit(commit) => Ok(commit.to_owned()),
-        _ => Err(Error::hub(&place, HubFault::Answer, "expected the commit of the revision, found none in the answer")
-            .with_hint("is HF_ENDPOINT the address of a Hub?")),
+        _ => Err(Error::hub(
+            &place,
+            HubFault::Answer,
+            "expected the commit of the revision, found none in the answer",
+        )
+        .with_hint("is HF_ENDPOINT the address of a Hub?")),
     }
 }
 
@@ -188,12 +238,18 @@ fn read_entry(place: &str, entry: &Value) -> Result<Option<(String, Entry)>> {
     let refused = |problem: String| Error::hub(place, HubFault::Answer, problem);
     if !is_path(&path) {
         let shown = crate::table::printable(&path.chars().take(100).collect::<String>());
-        return Err(refused(format!("expected paths of files inside the repository, found `{shown}`")));
+        return Err(refused(format!(
+            "expected paths of files inside the repository, found `{shown}`"
+        )));
     }
     match entry.get("type").and_then(Value::as_str) {
         Some("directory") => return Ok(None),
         Some("file") => {}
-        _ => return Err(refused(format!("expected `{path}` to be a file or a folder"))),
+        _ => {
+            return Err(refused(format!(
+                "expected `{path}` to be a file or a folder"
+            )));
+        }
     }
     let large = entry.get("lfs").filter(|lfs| !lfs.is_null());
     let size = large.unwrap_or(entry).get("size").and_then(Value::as_u64);
@@ -204,7 +260,9 @@ fn read_entry(place: &str, entry: &Value) -> Result<Option<(String, Entry)>> {
         None => text(entry, "oid"),
     };
     let Some(size) = size else {
-        return Err(refused(format!("expected the size of `{path}`, found none that can be")));
+        return Err(refused(format!(
+            "expected the size of `{path}`, found none that can be"
+        )));
     };
     let hash = match ContentHash::of(&told.unwrap_or_default()) {
         // That of the pointer is none of the content.
@@ -221,7 +279,9 @@ pub(super) fn is_path(path: &str) -> bool {
         && path.len() <= 1024
         && !path.contains(['\\', '\0'])
         && !path.chars().any(char::is_control)
-        && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+        && path
+            .split('/')
+            .all(|part| !part.is_empty() && part != "." && part != "..")
 }
 
 /// Whether it is the id of a commit, of git with SHA-1 or with SHA-256.
@@ -230,14 +290,19 @@ pub(super) fn is_commit(text: &str) -> bool {
 }
 
 fn is_hex(text: &str, digits: usize) -> bool {
-    text.len() == digits && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    text.len() == digits
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 /// The `rel="next"` of a `Link` header. Hubs behind a proxy name themselves otherwise than they are asked: what says the
 /// same page of the same listing is asked for where the one before came from.
 fn next_page(headers: &HeaderMap, url: &Url) -> Option<Url> {
     let links = headers.get(LINK)?.to_str().ok()?;
-    let link = links.split(',').find(|link| link.contains("rel=\"next\""))?;
+    let link = links
+        .split(',')
+        .find(|link| link.contains("rel=\"next\""))?;
     let next = url.join(link.split_once('<')?.1.split_once('>')?.0).ok()?;
     if !url.path().ends_with(next.path()) && !next.path().ends_with(url.path()) {
         return Some(next);
@@ -256,7 +321,9 @@ mod tests {
         for path in ["a", "a/b.safetensors", "a..b", ".gitattributes"] {
             assert!(is_path(path), "{path}");
         }
-        for path in ["", "/a", "a/", "../a", "a/../b", "./a", "a//b", "a\\b", "a\nb"] {
+        for path in [
+            "", "/a", "a/", "../a", "a/../b", "./a", "a//b", "a\\b", "a\nb",
+        ] {
             assert!(!is_path(path), "{path}");
         }
     }

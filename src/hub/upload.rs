@@ -42,26 +42,44 @@ pub(super) struct Meter<'a> {
 impl<'a> Meter<'a> {
     /// Of a file of so many bytes, none of which has gone out.
     pub(super) fn new(size: u64, progress: &'a (dyn Fn(u64) + Sync)) -> Self {
-        Self { size, told: AtomicU64::new(0), progress }
+        Self {
+            size,
+            told: AtomicU64::new(0),
+            progress,
+        }
     }
 
     /// More bytes have gone out.
     pub(super) fn add(&self, bytes: u64) {
         let more = |told: u64| Some(told.saturating_add(bytes).min(self.size));
         // Never refused: there is always a next value.
-        let told = self.told.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).unwrap_or(self.size);
+        let told = self
+            .told
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .unwrap_or(self.size);
         (self.progress)(told.saturating_add(bytes).min(self.size) - told);
     }
 }
 
 impl Client {
     /// `PUT`s the piece; the headers of the answer.
-    pub(super) fn put(&self, place: &str, url: &Url, headers: HeaderMap, piece: &Piece) -> Result<HeaderMap, Failure> {
+    pub(super) fn put(
+        &self,
+        place: &str,
+        url: &Url,
+        headers: HeaderMap,
+        piece: &Piece,
+    ) -> Result<HeaderMap, Failure> {
         let sent = Arc::new(AtomicU64::new(0));
-        let request = self.uploads().put(url.clone()).headers(headers).header(CONTENT_LENGTH, piece.length);
+        let request = self
+            .uploads()
+            .put(url.clone())
+            .headers(headers)
+            .header(CONTENT_LENGTH, piece.length);
         let request = request.body(body(piece, sent.clone()));
-        let response =
-            self.block_on(async { watched(place, request, piece, &sent, self.settings.transfer_timeout).await });
+        let response = self.block_on(async {
+            watched(place, request, piece, &sent, self.settings.transfer_timeout).await
+        });
         let answer = Answer::of(self, place, &Method::PUT, url.clone(), response?)?;
         let headers = answer.response.headers().clone();
         // The connection can be used again once the body is read.
@@ -103,9 +121,22 @@ async fn watched(
             since = Instant::now();
         }
         last = now;
-        if since.elapsed() > if now == piece.length { stall * ANSWER } else { stall } {
-            let problem = format!("the connection stood still after {now} of {} bytes", piece.length);
-            return Err(Failure::passing(Error::hub(place, HubFault::Network, problem)));
+        if since.elapsed()
+            > if now == piece.length {
+                stall * ANSWER
+            } else {
+                stall
+            }
+        {
+            let problem = format!(
+                "the connection stood still after {now} of {} bytes",
+                piece.length
+            );
+            return Err(Failure::passing(Error::hub(
+                place,
+                HubFault::Network,
+                problem,
+            )));
         }
     }
 }

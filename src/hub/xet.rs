@@ -9,7 +9,9 @@ use reqwest::Url;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use serde_json::Value;
 use xet::XetError;
-use xet::xet_session::{Sha256Policy, XetConfig, XetFileInfo, XetSession, XetSessionBuilder, XetUploadCommit};
+use xet::xet_session::{
+    Sha256Policy, XetConfig, XetFileInfo, XetSession, XetSessionBuilder, XetUploadCommit,
+};
 
 use super::commit::Target;
 use super::http::{Client, Request};
@@ -56,13 +58,18 @@ impl Access {
         let text = |key: &str| answer.get(key).and_then(Value::as_str).map(str::to_owned);
         let storage = text("casUrl").filter(|storage| {
             let parsed = Url::parse(storage).ok();
-            parsed.is_some_and(|url| url.scheme() == "https" || url.scheme() == client.settings.endpoint.scheme())
+            parsed.is_some_and(|url| {
+                url.scheme() == "https" || url.scheme() == client.settings.endpoint.scheme()
+            })
         });
         let (Some(storage), Some(token)) = (storage, text("accessToken")) else {
             let problem = "expected an address of the Xet storage as safe as the Hub's and a token, found none";
             return Err(Error::hub(place, HubFault::Answer, problem));
         };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         let until = answer.get("exp").and_then(Value::as_u64).unwrap_or(now);
         let mut headers = HeaderMap::new();
         if let Some(own) = &client.settings.token
@@ -71,18 +78,37 @@ impl Access {
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
-        Ok(Self { session: session(client)?, storage, token, until, refresh: (url, headers) })
+        Ok(Self {
+            session: session(client)?,
+            storage,
+            token,
+            until,
+            refresh: (url, headers),
+        })
     }
 }
 
 fn session(client: &Client) -> Result<XetSession> {
-    let failed = |error: String| Error::usage(format!("cannot prepare connections to Xet: {error}"));
+    let failed =
+        |error: String| Error::usage(format!("cannot prepare connections to Xet: {error}"));
     let wait = |time: Duration| format!("{}ms", time.as_millis());
-    let own = [("client.connect_timeout", wait(client.settings.answer_timeout))];
-    let all = CONFIG.map(|(key, value)| (key, value.to_owned())).into_iter().chain(own);
-    let config = all.into_iter().try_fold(XetConfig::new(), |config, (key, value)| config.with_config(key, value));
+    let own = [(
+        "client.connect_timeout",
+        wait(client.settings.answer_timeout),
+    )];
+    let all = CONFIG
+        .map(|(key, value)| (key, value.to_owned()))
+        .into_iter()
+        .chain(own);
+    let config = all
+        .into_iter()
+        .try_fold(XetConfig::new(), |config, (key, value)| {
+            config.with_config(key, value)
+        });
     let config = config.map_err(|error| failed(error.to_string()))?;
-    XetSessionBuilder::new_with_config(config).build().map_err(|error| failed(error.to_string()))
+    XetSessionBuilder::new_with_config(config)
+        .build()
+        .map_err(|error| failed(error.to_string()))
 }
 
 /// Uploads files, one after the other; their chunks go out side by side.
@@ -96,13 +122,20 @@ pub(super) fn upload(
     let access = Access::new(client, &place, target.url(client, "xet-write-token"))?;
     let fault = |error: XetError| told(client, &place, error);
     let commit = access.session.new_upload_commit().map_err(fault)?;
-    let commit = commit.with_endpoint(access.storage).with_token_info(access.token, access.until);
-    let commit = commit.with_token_refresh_url(access.refresh.0, access.refresh.1).build_blocking().map_err(fault)?;
+    let commit = commit
+        .with_endpoint(access.storage)
+        .with_token_info(access.token, access.until);
+    let commit = commit
+        .with_token_refresh_url(access.refresh.0, access.refresh.1)
+        .build_blocking()
+        .map_err(fault)?;
     let mut waits = true;
     let mut send = |file: &Outgoing| -> Result<()> {
         let fault = |error: XetError| told(client, &format!("{place}: {}", file.path), error);
         let policy = Sha256Policy::from_hex(&file.sha256);
-        let stream = commit.upload_stream_blocking(Some(file.path.clone()), policy).map_err(fault)?;
+        let stream = commit
+            .upload_stream_blocking(Some(file.path.clone()), policy)
+            .map_err(fault)?;
         for start in (0..file.size).step_by(PIECE as usize) {
             let mut bytes = vec![0; (file.size - start).min(PIECE) as usize];
             let length = bytes.len() as u64;
@@ -140,18 +173,40 @@ fn settle(commit: &XetUploadCommit) -> bool {
 }
 
 /// Hands over the bytes of a file of a commit from `begin` on. The outer error is one of writing.
-pub(super) fn download(file: &RemoteFile, begin: u64, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let RemoteFile { client, snapshot, entry, .. } = *file;
-    let Some(hash) = &entry.xet else { return Ok(()) };
+pub(super) fn download(
+    file: &RemoteFile,
+    begin: u64,
+    write: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let RemoteFile {
+        client,
+        snapshot,
+        entry,
+        ..
+    } = *file;
+    let Some(hash) = &entry.xet else {
+        return Ok(());
+    };
     let place = file.place();
-    let url = repository_url(client, &snapshot.repository, &["xet-read-token", &snapshot.commit]);
+    let url = repository_url(
+        client,
+        &snapshot.repository,
+        &["xet-read-token", &snapshot.commit],
+    );
     let access = Access::new(client, &place, url)?;
     let fault = |error: XetError| told(client, &place, error);
     let group = access.session.new_download_stream_group().map_err(fault)?;
-    let group = group.with_endpoint(access.storage).with_token_info(access.token, access.until);
-    let group = group.with_token_refresh_url(access.refresh.0, access.refresh.1).build_blocking().map_err(fault)?;
+    let group = group
+        .with_endpoint(access.storage)
+        .with_token_info(access.token, access.until);
+    let group = group
+        .with_token_refresh_url(access.refresh.0, access.refresh.1)
+        .build_blocking()
+        .map_err(fault)?;
     let info = XetFileInfo::new(hash.clone(), entry.size);
-    let mut stream = group.download_stream_blocking(info, Some(begin..entry.size)).map_err(fault)?;
+    let mut stream = group
+        .download_stream_blocking(info, Some(begin..entry.size))
+        .map_err(fault)?;
     let mut left = entry.size - begin;
     while left > 0 {
         let Some(piece) = stream.blocking_next().map_err(fault)? else {

@@ -68,7 +68,10 @@ impl LinearFile {
     /// # Errors
     /// Unknown keys, with the nearest known one and the line.
     pub fn read(path: &Path) -> Result<Self> {
-        Ok(Self { path: path.to_path_buf(), keys: yaml::read(path)? })
+        Ok(Self {
+            path: path.to_path_buf(),
+            keys: yaml::read(path)?,
+        })
     }
 
     fn key(&self, location: Location, key: &str, problem: impl Into<String>) -> Error {
@@ -82,41 +85,78 @@ impl LinearFile {
     pub fn translate(&self, fetch: Fetch) -> Result<Translation> {
         let keys = &self.keys;
         if keys.merge_method.value != "linear" {
-            let problem =
-                format!("expected `linear`, the method that is supported, found `{}`", keys.merge_method.value);
+            let problem = format!(
+                "expected `linear`, the method that is supported, found `{}`",
+                keys.merge_method.value
+            );
             return Err(self.key(keys.merge_method.referenced, "merge_method", problem));
         }
         for (key, value) in [("slices", &keys.slices), ("modules", &keys.modules)] {
             if let Some(value) = value {
-                return Err(self.key(value.referenced, key, "is not supported, expected `models`: whole models"));
+                return Err(self.key(
+                    value.referenced,
+                    key,
+                    "is not supported, expected `models`: whole models",
+                ));
             }
         }
-        for (key, value) in [("tokenizer", &keys.tokenizer), ("chat_template", &keys.chat_template)] {
+        for (key, value) in [
+            ("tokenizer", &keys.tokenizer),
+            ("chat_template", &keys.chat_template),
+        ] {
             if let Some(value) = value {
-                let problem =
-                    "is not supported: the output has the base model's tokenizer and chat template as they are";
-                return Err(self.key(value.referenced, key, problem).with_hint("leave it out"));
+                let problem = "is not supported: the output has the base model's tokenizer and chat template as they are";
+                return Err(self
+                    .key(value.referenced, key, problem)
+                    .with_hint("leave it out"));
             }
         }
-        if let Some(source) = keys.tokenizer_source.as_ref().filter(|source| source.value != "base") {
-            let problem = format!("expected `base`, the one that is supported, found `{}`", source.value);
+        if let Some(source) = keys
+            .tokenizer_source
+            .as_ref()
+            .filter(|source| source.value != "base")
+        {
+            let problem = format!(
+                "expected `base`, the one that is supported, found `{}`",
+                source.value
+            );
             return Err(self
                 .key(source.referenced, "tokenizer_source", problem)
                 .with_hint("models must share a tokenizer: embeddings are averaged by token id"));
         }
         let Some(models) = &keys.models else {
-            return Err(self.key(keys.merge_method.referenced, "models", "is missing, expected a list of models"));
+            return Err(self.key(
+                keys.merge_method.referenced,
+                "models",
+                "is missing, expected a list of models",
+            ));
         };
         if models.value.is_empty() {
-            return Err(self.key(models.referenced, "models", "is empty, expected at least one model"));
+            return Err(self.key(
+                models.referenced,
+                "models",
+                "is empty, expected at least one model",
+            ));
         }
         let mut to = Translation::new();
         self.models(models, &mut to, fetch)?;
-        if let Some(normalize) = keys.parameters.as_ref().and_then(|of_all| of_all.normalize.as_ref()) {
+        if let Some(normalize) = keys
+            .parameters
+            .as_ref()
+            .and_then(|of_all| of_all.normalize.as_ref())
+        {
             to.set("normalize", normalize.value);
         }
-        let compute = keys.dtype.as_ref().map(|name| float(&self.path, "dtype", name)).transpose()?;
-        let out = keys.out_dtype.as_ref().map(|name| float(&self.path, "out_dtype", name)).transpose()?;
+        let compute = keys
+            .dtype
+            .as_ref()
+            .map(|name| float(&self.path, "dtype", name))
+            .transpose()?;
+        let out = keys
+            .out_dtype
+            .as_ref()
+            .map(|name| float(&self.path, "out_dtype", name))
+            .transpose()?;
         if let Some(dtype) = out.or(compute) {
             to.set("dtype", dtype::name(dtype));
         }
@@ -129,8 +169,17 @@ impl LinearFile {
         Ok(to)
     }
 
-    fn models(&self, models: &Spanned<Vec<Model>>, to: &mut Translation, fetch: Fetch) -> Result<()> {
-        let of_all = self.keys.parameters.as_ref().and_then(|of_all| of_all.weight.as_ref());
+    fn models(
+        &self,
+        models: &Spanned<Vec<Model>>,
+        to: &mut Translation,
+        fetch: Fetch,
+    ) -> Result<()> {
+        let of_all = self
+            .keys
+            .parameters
+            .as_ref()
+            .and_then(|of_all| of_all.weight.as_ref());
         let base = self
             .keys
             .base_model
@@ -140,10 +189,21 @@ impl LinearFile {
         let mut base_is_listed = false;
         for model in &models.value {
             let path = folder(&self.path, "model", &model.model, fetch)?;
-            if let Some(normalize) = model.parameters.as_ref().and_then(|of_model| of_model.normalize.as_ref()) {
-                return Err(self.key(normalize.referenced, "normalize", "belongs to `parameters` at the top"));
+            if let Some(normalize) = model
+                .parameters
+                .as_ref()
+                .and_then(|of_model| of_model.normalize.as_ref())
+            {
+                return Err(self.key(
+                    normalize.referenced,
+                    "normalize",
+                    "belongs to `parameters` at the top",
+                ));
             }
-            let own = model.parameters.as_ref().and_then(|of_model| of_model.weight.as_ref());
+            let own = model
+                .parameters
+                .as_ref()
+                .and_then(|of_model| of_model.weight.as_ref());
             let weight = self.weight(own.or(of_all), model.model.referenced)?;
             to.set("model", format!("{}:{weight}", path.display()));
             base_is_listed |= base.as_ref().is_some_and(|(_, base)| *base == path);
@@ -165,16 +225,23 @@ impl LinearFile {
     fn weight(&self, weight: Option<&Spanned<Weight>>, model: Location) -> Result<f64> {
         let Some(weight) = weight else {
             return Err(self
-                .key(model, "weight", "is missing: expected `parameters: {weight: NUMBER}` at each model")
+                .key(
+                    model,
+                    "weight",
+                    "is missing: expected `parameters: {weight: NUMBER}` at each model",
+                )
                 .with_hint("or one for all, in `parameters` at the top"));
         };
         match weight.value {
             Weight::Same(number) if number.is_finite() => Ok(number),
-            Weight::Same(number) => {
-                Err(self.key(weight.referenced, "weight", format!("expected a finite number, found {number}")))
-            }
+            Weight::Same(number) => Err(self.key(
+                weight.referenced,
+                "weight",
+                format!("expected a finite number, found {number}"),
+            )),
             Weight::Other(_) => {
-                let problem = "expected a number: weights that differ by layer or tensor are not supported";
+                let problem =
+                    "expected a number: weights that differ by layer or tensor are not supported";
                 Err(self.key(weight.referenced, "weight", problem))
             }
         }

@@ -22,7 +22,10 @@ pub struct Translation {
 
 impl Translation {
     fn new() -> Self {
-        Self { settings: Vec::new(), notes: Vec::new() }
+        Self {
+            settings: Vec::new(),
+            notes: Vec::new(),
+        }
     }
 
     fn set(&mut self, flag: &'static str, value: impl ToString) {

@@ -16,7 +16,14 @@ use crate::family::{Architecture, Config};
 use crate::{Error, Result};
 
 /// Values of `gate_mode`.
-const GATE_MODES: [&str; 6] = ["hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random"];
+const GATE_MODES: [&str; 6] = [
+    "hidden",
+    "hidden_avg",
+    "hidden_last",
+    "cheap_embed",
+    "random",
+    "uniform_random",
+];
 
 /// A configuration of `mergekit-moe`.
 #[derive(Debug)]
@@ -61,7 +68,10 @@ pub struct Prompted {
 impl Expert {
     fn prompts(&self) -> Prompted {
         let list = |prompts: &Option<Vec<String>>| prompts.clone().unwrap_or_default();
-        Prompted { positive: list(&self.positive_prompts), negative: list(&self.negative_prompts) }
+        Prompted {
+            positive: list(&self.positive_prompts),
+            negative: list(&self.negative_prompts),
+        }
     }
 }
 
@@ -89,7 +99,10 @@ impl Output {
             Self::Mixtral => shared == 0 && matches!(family, "llama" | "mistral"),
             Self::DeepSeek => shared <= 1 && matches!(family, "llama" | "mistral"),
             // mergekit wants a shared expert here; ours writes one of zeros where there is none.
-            Self::Qwen2 => matches!((family, shared), ("qwen2", 0) | ("llama" | "mistral" | "qwen2", 1)),
+            Self::Qwen2 => matches!(
+                (family, shared),
+                ("qwen2", 0) | ("llama" | "mistral" | "qwen2", 1)
+            ),
             Self::Qwen3 => shared == 0 && family == "qwen3",
         }
     }
@@ -106,26 +119,43 @@ impl MoeFile {
     /// # Errors
     /// Unknown keys, with the nearest known one and the line.
     pub fn read(path: &Path) -> Result<Self> {
-        Ok(Self { path: path.to_path_buf(), keys: yaml::read(path)? })
+        Ok(Self {
+            path: path.to_path_buf(),
+            keys: yaml::read(path)?,
+        })
     }
 
     /// How prompts become router rows.
     pub fn gate_mode(&self) -> &str {
-        self.keys.gate_mode.as_ref().map_or(GATE_MODES[0], |mode| &mode.value)
+        self.keys
+            .gate_mode
+            .as_ref()
+            .map_or(GATE_MODES[0], |mode| &mode.value)
     }
 
     /// The prompts of the experts, in order.
     pub fn prompts(&self) -> Vec<Prompted> {
-        self.keys.experts.value.iter().map(Expert::prompts).collect()
+        self.keys
+            .experts
+            .value
+            .iter()
+            .map(Expert::prompts)
+            .collect()
     }
 
     /// The prompts of the shared expert, if it has some.
     pub fn shared_prompts(&self) -> Option<Prompted> {
-        self.shared().first().map(Expert::prompts).filter(|prompts| !prompts.positive.is_empty())
+        self.shared()
+            .first()
+            .map(Expert::prompts)
+            .filter(|prompts| !prompts.positive.is_empty())
     }
 
     fn shared(&self) -> &[Expert] {
-        self.keys.shared_experts.as_ref().map_or(&[], |shared| &shared.value)
+        self.keys
+            .shared_experts
+            .as_ref()
+            .map_or(&[], |shared| &shared.value)
     }
 
     fn key(&self, location: Location, key: &str, problem: impl Into<String>) -> Error {
@@ -164,7 +194,11 @@ impl MoeFile {
     fn experts(&self, base: &Path, to: &mut Translation, fetch: Fetch) -> Result<()> {
         let experts = &self.keys.experts;
         if experts.value.is_empty() {
-            return Err(self.key(experts.referenced, "experts", "is empty, expected at least one expert"));
+            return Err(self.key(
+                experts.referenced,
+                "experts",
+                "is empty, expected at least one expert",
+            ));
         }
         // `seed` names the base model itself.
         let mut taken = BTreeSet::from(["seed".to_owned(), "shared".to_owned()]);
@@ -190,7 +224,8 @@ impl MoeFile {
                     _ if source == base => "seed",
                     Some(name) => name,
                     None => {
-                        let problem = "is neither base_model nor among the experts, expected one of them";
+                        let problem =
+                            "is neither base_model nor among the experts, expected one of them";
                         let at = shared.source_model.referenced;
                         return Err(self
                             .key(at, "shared_experts", problem)
@@ -201,8 +236,16 @@ impl MoeFile {
                 self.scales("shared", shared, to);
             }
             more => {
-                let place = self.keys.shared_experts.as_ref().map_or(experts.referenced, |shared| shared.referenced);
-                return Err(self.key(place, "shared_experts", format!("expected at most one, found {}", more.len())));
+                let place = self
+                    .keys
+                    .shared_experts
+                    .as_ref()
+                    .map_or(experts.referenced, |shared| shared.referenced);
+                return Err(self.key(
+                    place,
+                    "shared_experts",
+                    format!("expected at most one, found {}", more.len()),
+                ));
             }
         }
         Ok(())
@@ -222,19 +265,35 @@ impl MoeFile {
         let shared = self.shared().len();
         let wanted = self.keys.architecture.as_ref();
         let named = |name: &str| match wanted {
-            Some(wanted) => name.to_lowercase().starts_with(&wanted.value.to_lowercase()),
+            Some(wanted) => name
+                .to_lowercase()
+                .starts_with(&wanted.value.to_lowercase()),
             None => true,
         };
-        let named: Vec<Output> =
-            Output::ALL.iter().filter(|(_, name)| named(name)).map(|(output, _)| *output).collect();
+        let named: Vec<Output> = Output::ALL
+            .iter()
+            .filter(|(_, name)| named(name))
+            .map(|(output, _)| *output)
+            .collect();
         if let (Some(wanted), true) = (wanted, named.is_empty()) {
             let known = Output::ALL.map(|(_, name)| name);
-            let problem = format!("expected the beginning of {}, found `{}`", one_of(known), wanted.value);
+            let problem = format!(
+                "expected the beginning of {}, found `{}`",
+                one_of(known),
+                wanted.value
+            );
             return Err(self.key(wanted.referenced, "architecture", problem));
         }
         let place = wanted.map_or(self.keys.base_model.referenced, |wanted| wanted.referenced);
-        let key = if wanted.is_some() { "architecture" } else { "base_model" };
-        match named.into_iter().find(|output| output.holds(family, shared)) {
+        let key = if wanted.is_some() {
+            "architecture"
+        } else {
+            "base_model"
+        };
+        match named
+            .into_iter()
+            .find(|output| output.holds(family, shared))
+        {
             Some(Output::Mixtral) => Ok("mixtral"),
             Some(Output::Qwen3) => Ok("qwen3_moe"),
             Some(Output::Qwen2) => {
@@ -248,11 +307,19 @@ impl MoeFile {
             }
             Some(Output::DeepSeek) => {
                 let problem = "asks for DeepSeek-MoE, which runs only with code from the Hub and is not written here";
-                let hint = if shared == 0 { "architecture: mixtral" } else { "architecture: qwen" };
-                Err(self.key(place, key, problem).with_hint(format!("say `{hint}`, which holds the same experts")))
+                let hint = if shared == 0 {
+                    "architecture: mixtral"
+                } else {
+                    "architecture: qwen"
+                };
+                Err(self
+                    .key(place, key, problem)
+                    .with_hint(format!("say `{hint}`, which holds the same experts")))
             }
             None => {
-                let problem = format!("no output holds experts of `{family}` models beside {shared} shared expert(s)");
+                let problem = format!(
+                    "no output holds experts of `{family}` models beside {shared} shared expert(s)"
+                );
                 Err(self.key(place, key, problem).with_hint(
                     "mixtral holds llama and mistral, qwen2_moe these and qwen2 beside one shared expert, qwen3_moe qwen3",
                 ))
@@ -284,7 +351,12 @@ impl MoeFile {
             Some(mode) => (mode.value.as_str(), mode.referenced),
             None => (GATE_MODES[0], self.keys.experts.referenced),
         };
-        let prompted = |expert: &&Expert| expert.positive_prompts.as_ref().is_some_and(|prompts| !prompts.is_empty());
+        let prompted = |expert: &&Expert| {
+            expert
+                .positive_prompts
+                .as_ref()
+                .is_some_and(|prompts| !prompts.is_empty())
+        };
         match mode {
             "random" => {
                 to.set("router", "normal:0.02");
@@ -297,13 +369,26 @@ impl MoeFile {
             }
             "uniform_random" => {
                 // Uniform in ±1/√d.
-                to.set("router", format!("uniform:{}", 1.0 / (3.0 * architecture.hidden_size as f64).sqrt()));
+                to.set(
+                    "router",
+                    format!(
+                        "uniform:{}",
+                        1.0 / (3.0 * architecture.hidden_size as f64).sqrt()
+                    ),
+                );
             }
             mode if GATE_MODES.contains(&mode) => {
-                let missing = self.keys.experts.value.iter().find(|expert| !prompted(expert));
+                let missing = self
+                    .keys
+                    .experts
+                    .value
+                    .iter()
+                    .find(|expert| !prompted(expert));
                 if let Some(expert) = missing {
                     let at = expert.source_model.referenced;
-                    let problem = format!("has no prompts, from which gate_mode `{mode}` makes an expert's router row");
+                    let problem = format!(
+                        "has no prompts, from which gate_mode `{mode}` makes an expert's router row"
+                    );
                     return Err(self
                         .key(at, "positive_prompts", problem)
                         .with_hint("give each expert positive_prompts, or say gate_mode: random"));
@@ -320,8 +405,17 @@ impl MoeFile {
                 });
             }
         }
-        if self.keys.experts.value.iter().chain(self.shared()).any(|expert| prompted(&expert)) {
-            to.notes.push(format!("gate_mode {mode} draws routers at random; the prompts are not used"));
+        if self
+            .keys
+            .experts
+            .value
+            .iter()
+            .chain(self.shared())
+            .any(|expert| prompted(&expert))
+        {
+            to.notes.push(format!(
+                "gate_mode {mode} draws routers at random; the prompts are not used"
+            ));
         }
         Ok(())
     }
@@ -332,7 +426,9 @@ fn name(folder: &Path, taken: &mut BTreeSet<String>) -> String {
     let whole = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf());
     let name = model_name(&whole).replace('=', "-");
     let numbered = (2..).map(|number| format!("{name}-{number}"));
-    let free = std::iter::once(name.clone()).chain(numbered).find(|name| !taken.contains(name));
+    let free = std::iter::once(name.clone())
+        .chain(numbered)
+        .find(|name| !taken.contains(name));
     let free = free.unwrap_or(name);
     taken.insert(free.clone());
     free

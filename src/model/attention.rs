@@ -66,7 +66,12 @@ impl Attention {
         cache: Option<&mut LayerCache>,
     ) -> Result<(Tensor, Option<Routing>)> {
         let adapted = self.heads.iter().any(|heads| heads.adapter.is_some());
-        if self.mode == Mode::Train && on_cpu(h) && cache.is_none() && !adapted && self.clip.is_none() {
+        if self.mode == Mode::Train
+            && on_cpu(h)
+            && cache.is_none()
+            && !adapted
+            && self.clip.is_none()
+        {
             return self.fused(h, rope, pass);
         }
         let (batch, seq, _) = h.dims3()?;
@@ -76,7 +81,14 @@ impl Attention {
             None => (keys, values),
         };
         let out = if self.mode == Mode::Infer && on_cpu(h) {
-            attend(&queries, &keys, &values, (self.key_values.len(), self.kv_heads), self.window, pass)?
+            attend(
+                &queries,
+                &keys,
+                &values,
+                (self.key_values.len(), self.kv_heads),
+                self.window,
+                pass,
+            )?
         } else {
             self.attend_in_groups(&queries, &keys, &values, pass)?
         };
@@ -91,11 +103,19 @@ impl Attention {
         if self.heads.iter().any(|heads| heads.adapter.is_some()) {
             return Ok((self.adapted_sum(&gates, of_expert)?, Some(routing)));
         }
-        let terms = self.heads.iter().enumerate().map(|(number, heads)| Ok((&heads.o.weight, of_expert(number)?)));
+        let terms = self
+            .heads
+            .iter()
+            .enumerate()
+            .map(|(number, heads)| Ok((&heads.o.weight, of_expert(number)?)));
         let mut sum = sum_of_products(&terms.collect::<Result<Vec<_>>>()?)?;
         for (number, Heads { o, .. }) in self.heads.iter().enumerate() {
             if let Some(bias) = &o.bias {
-                sum = (sum + gates.narrow(2, number, 1)?.squeeze(2)?.broadcast_mul(bias)?)?;
+                sum = (sum
+                    + gates
+                        .narrow(2, number, 1)?
+                        .squeeze(2)?
+                        .broadcast_mul(bias)?)?;
             }
         }
         Ok((sum, Some(routing)))
@@ -107,13 +127,21 @@ impl Attention {
         let (mut weights, mut experts, mut key_values) = (Vec::new(), Vec::new(), Vec::new());
         let norm = |norm: &Option<Norm>| norm.as_ref().map(Norm::fused).transpose();
         for Heads { q, o, q_norm, .. } in &self.heads {
-            experts.push(fused::Expert { q: q.fused()?, o: o.fused()?, q_norm: norm(q_norm)? });
+            experts.push(fused::Expert {
+                q: q.fused()?,
+                o: o.fused()?,
+                q_norm: norm(q_norm)?,
+            });
             weights.extend(q.tensors());
             weights.push(q_norm.as_ref().map(|norm| &norm.weight));
             weights.extend(o.tensors());
         }
         for KeyValue { k, v, k_norm } in &self.key_values {
-            key_values.push(fused::KeyValue { k: k.fused()?, v: v.fused()?, k_norm: norm(k_norm)? });
+            key_values.push(fused::KeyValue {
+                k: k.fused()?,
+                v: v.fused()?,
+                k_norm: norm(k_norm)?,
+            });
             weights.extend(k.tensors());
             weights.push(k_norm.as_ref().map(|norm| &norm.weight));
             weights.extend(v.tensors());
@@ -128,26 +156,47 @@ impl Attention {
             sight: pass.sight.clone(),
         };
         let routing = match &self.router {
-            Some(router) => Some(router.route(h, pass.overrides.attention_top_k, &pass.overrides.dropped)?),
+            Some(router) => {
+                Some(router.route(h, pass.overrides.attention_top_k, &pass.overrides.dropped)?)
+            }
             None => None,
         };
         let gates = routing.as_ref().map(|routing| &routing.gates);
-        let parts = fused::Attention { experts, key_values, sizes, rotate: rope.fused(&pass.rotation)? };
+        let parts = fused::Attention {
+            experts,
+            key_values,
+            sizes,
+            rotate: rope.fused(&pass.rotation)?,
+        };
         Ok((fused::attention(h, gates, &weights, parts)?, routing))
     }
 
     /// The sum of the experts' outputs through their adapters; a gate commutes with an adapter, which has no bias.
-    fn adapted_sum(&self, gates: &Tensor, gated: impl Fn(usize) -> Result<Tensor>) -> Result<Tensor> {
-        let outputs = self.heads.iter().enumerate().map(|(number, Heads { o, adapter, .. })| {
-            let mut out = o.weight.multiply(&gated(number)?)?;
-            if let Some(bias) = &o.bias {
-                out = (out + gates.narrow(2, number, 1)?.squeeze(2)?.broadcast_mul(bias)?)?;
-            }
-            Ok((adapter.as_ref(), out))
-        });
+    fn adapted_sum(
+        &self,
+        gates: &Tensor,
+        gated: impl Fn(usize) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let outputs = self
+            .heads
+            .iter()
+            .enumerate()
+            .map(|(number, Heads { o, adapter, .. })| {
+                let mut out = o.weight.multiply(&gated(number)?)?;
+                if let Some(bias) = &o.bias {
+                    out = (out
+                        + gates
+                            .narrow(2, number, 1)?
+                            .squeeze(2)?
+                            .broadcast_mul(bias)?)?;
+                }
+                Ok((adapter.as_ref(), out))
+            });
         let outputs = outputs.collect::<Result<Vec<_>>>()?;
-        let adapted: Vec<_> =
-            outputs.into_iter().filter_map(|(adapter, out)| adapter.map(|adapter| (adapter, out))).collect();
+        let adapted: Vec<_> = outputs
+            .into_iter()
+            .filter_map(|(adapter, out)| adapter.map(|adapter| (adapter, out)))
+            .collect();
         sum_of_products(&adapted)
     }
 
@@ -161,28 +210,48 @@ impl Attention {
         let linears: Vec<&Linear> = queries.chain(keys).chain(values).collect();
         let mut projected = forward_together(&linears, h)?.into_iter();
         let (sets, experts) = (self.key_values.len(), self.heads.len());
-        let mut rotated = |count: usize, norms: &mut dyn Iterator<Item = &Option<Norm>>| -> Result<Vec<Tensor>> {
-            projected
-                .by_ref()
-                .take(count)
-                .zip(norms)
-                .map(|(mut x, norm)| {
-                    if let Some(norm) = norm {
-                        // One head, or all of them together.
-                        x = norm.forward(&x.reshape((batch, seq, (), norm.weight.dim(D::Minus1)?))?)?;
-                    }
-                    rope.apply(&self.clipped(x.reshape((batch, seq, (), self.head_dim))?)?, &pass.rotation)
-                })
-                .collect()
-        };
+        let mut rotated =
+            |count: usize, norms: &mut dyn Iterator<Item = &Option<Norm>>| -> Result<Vec<Tensor>> {
+                projected
+                    .by_ref()
+                    .take(count)
+                    .zip(norms)
+                    .map(|(mut x, norm)| {
+                        if let Some(norm) = norm {
+                            // One head, or all of them together.
+                            x = norm.forward(&x.reshape((
+                                batch,
+                                seq,
+                                (),
+                                norm.weight.dim(D::Minus1)?,
+                            ))?)?;
+                        }
+                        rope.apply(
+                            &self.clipped(x.reshape((batch, seq, (), self.head_dim))?)?,
+                            &pass.rotation,
+                        )
+                    })
+                    .collect()
+            };
         let queries = rotated(experts, &mut self.heads.iter().map(|heads| &heads.q_norm))?;
-        let keys = rotated(sets, &mut self.key_values.iter().map(|key_value| &key_value.k_norm))?;
+        let keys = rotated(
+            sets,
+            &mut self.key_values.iter().map(|key_value| &key_value.k_norm),
+        )?;
         let values: Vec<Tensor> = projected
             .map(|v| self.clipped(v.reshape((batch, seq, self.kv_heads, self.head_dim))?))
             .collect::<Result<_>>()?;
         let fold = |parts: Vec<Tensor>| -> Result<Tensor> {
-            let all = if parts.len() == 1 { parts[0].clone() } else { Tensor::cat(&parts, 2)? };
-            all.transpose(1, 2)?.contiguous()?.reshape((batch * sets * self.kv_heads, seq, self.head_dim))
+            let all = if parts.len() == 1 {
+                parts[0].clone()
+            } else {
+                Tensor::cat(&parts, 2)?
+            };
+            all.transpose(1, 2)?.contiguous()?.reshape((
+                batch * sets * self.kv_heads,
+                seq,
+                self.head_dim,
+            ))
         };
         Ok((Tensor::stack(&queries, 2)?, fold(keys)?, fold(values)?))
     }
@@ -193,7 +262,13 @@ impl Attention {
 
     /// Attention as products of matrices, which can be differentiated: queries of all heads that look at the same keys
     /// are rows of one matrix. Shapes as of [`project`](Self::project), out as queries.
-    fn attend_in_groups(&self, queries: &Tensor, keys: &Tensor, values: &Tensor, pass: &Pass) -> Result<Tensor> {
+    fn attend_in_groups(
+        &self,
+        queries: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        pass: &Pass,
+    ) -> Result<Tensor> {
         let (batch, seq, experts, heads, head_dim) = queries.dims5()?;
         let (sets, kv_heads) = (self.key_values.len(), self.kv_heads);
         let (in_set, group) = (experts / sets, heads / kv_heads);
@@ -208,12 +283,23 @@ impl Attention {
     }
 
     /// Softmax attention of queries `[rows, group, seq, head_dim]` over `[rows, positions, head_dim]`.
-    fn attend(&self, queries: &Tensor, keys: &Tensor, values: &Tensor, pass: &Pass) -> Result<Tensor> {
+    fn attend(
+        &self,
+        queries: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        pass: &Pass,
+    ) -> Result<Tensor> {
         let seq = queries.dim(2)?;
         let total = keys.dim(1)?;
         let chunk = if self.mode == Mode::Infer { CHUNK } else { seq };
         if seq <= chunk {
-            return self.attend_all(queries, keys, values, pass.mask(self.window, 0, seq, total)?.as_ref());
+            return self.attend_all(
+                queries,
+                keys,
+                values,
+                pass.mask(self.window, 0, seq, total)?.as_ref(),
+            );
         }
         let mut parts = Vec::with_capacity(seq.div_ceil(chunk));
         for first in (0..seq).step_by(chunk) {
@@ -227,20 +313,31 @@ impl Attention {
         Tensor::cat(&parts, 2)
     }
 
-    fn attend_all(&self, queries: &Tensor, keys: &Tensor, values: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    fn attend_all(
+        &self,
+        queries: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let (rows, group, seq, head_dim) = queries.dims4()?;
         let total = keys.dim(1)?;
-        let queries = (queries.reshape((rows, group * seq, head_dim))? * (head_dim as f64).powf(-0.5))?;
+        let queries =
+            (queries.reshape((rows, group * seq, head_dim))? * (head_dim as f64).powf(-0.5))?;
         let mut scores = queries.matmul(&keys.transpose(1, 2)?)?;
         if let Some(mask) = mask {
             let batch = mask.dim(0)?;
             let by_row = scores.reshape((batch, rows / batch * group, seq, total))?;
-            scores = by_row.broadcast_add(mask)?.reshape((rows, group * seq, total))?;
+            scores = by_row
+                .broadcast_add(mask)?
+                .reshape((rows, group * seq, total))?;
         }
         let weights = match self.mode {
             Mode::Train => softmax(&scores, D::Minus1)?,
             Mode::Infer => softmax_last_dim(&scores)?,
         };
-        weights.matmul(values)?.reshape((rows, group, seq, head_dim))
+        weights
+            .matmul(values)?
+            .reshape((rows, group, seq, head_dim))
     }
 }

@@ -38,18 +38,30 @@ impl Block {
         let (out, feed_forward) = match self.layout {
             Layout::Sequential => {
                 let x = (x + attended)?;
-                let (fed, routing) = self.feed_forward.forward(&apply(&self.before_feed_forward, &x)?, pass)?;
+                let (fed, routing) = self
+                    .feed_forward
+                    .forward(&apply(&self.before_feed_forward, &x)?, pass)?;
                 ((x + apply(&self.after_feed_forward, &fed)?)?, routing)
             }
             Layout::Parallel => {
                 let (fed, routing) = self.feed_forward.forward(&h, pass)?;
-                (((x + attended)? + apply(&self.after_feed_forward, &fed)?)?, routing)
+                (
+                    ((x + attended)? + apply(&self.after_feed_forward, &fed)?)?,
+                    routing,
+                )
             }
         };
-        Ok((out, LayerRouting { feed_forward, attention }))
+        Ok((
+            out,
+            LayerRouting {
+                feed_forward,
+                attention,
+            },
+        ))
     }
 }
 
 fn apply(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
-    norm.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
+    norm.as_ref()
+        .map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
 }

@@ -11,7 +11,8 @@ use super::params::{Mode, Params, Value};
 use super::router::{Bias, Router};
 use crate::error::nearest;
 use crate::family::{
-    Architecture, AttentionKv, Block as Layout, Config, MlpType, NormPosition, NormType, QkNorm, Role, RouterBias,
+    Architecture, AttentionKv, Block as Layout, Config, MlpType, NormPosition, NormType, QkNorm,
+    Role, RouterBias,
 };
 use crate::{Error, Result};
 
@@ -34,15 +35,32 @@ impl Builder<'_> {
     pub(super) fn blocks(&self) -> Result<Vec<Block>> {
         let activation = self.activation()?;
         let windows = self.windows()?;
-        windows.into_iter().enumerate().map(|(layer, window)| self.block(layer as u64, window, activation)).collect()
+        windows
+            .into_iter()
+            .enumerate()
+            .map(|(layer, window)| self.block(layer as u64, window, activation))
+            .collect()
     }
 
     fn block(&self, layer: u64, window: Option<usize>, activation: Activation) -> Result<Block> {
         let position = self.architecture.norm_position;
         let sequential = self.architecture.block == Layout::Sequential;
-        let (before, after) = (position != NormPosition::Post, position != NormPosition::Pre);
-        let norm = |there: bool, role| if there { self.norm(role, (layer, None)).map(Some) } else { Ok(None) };
-        let before_feed_forward = if after { Role::PreFeedforwardNorm } else { Role::PostAttentionNorm };
+        let (before, after) = (
+            position != NormPosition::Post,
+            position != NormPosition::Pre,
+        );
+        let norm = |there: bool, role| {
+            if there {
+                self.norm(role, (layer, None)).map(Some)
+            } else {
+                Ok(None)
+            }
+        };
+        let before_feed_forward = if after {
+            Role::PreFeedforwardNorm
+        } else {
+            Role::PostAttentionNorm
+        };
         Ok(Block {
             layout: self.architecture.block,
             before_attention: norm(before, Role::InputNorm)?,
@@ -57,11 +75,14 @@ impl Builder<'_> {
     fn attention(&self, layer: u64, window: Option<usize>) -> Result<Attention> {
         let a = self.architecture;
         let mixture = a.mixture.as_ref().filter(|mixture| {
-            mixture.attention_kv != AttentionKv::Merged && mixture.attention_moe_layers.contains(layer)
+            mixture.attention_kv != AttentionKv::Merged
+                && mixture.attention_moe_layers.contains(layer)
         });
         let places: Vec<Place> = match mixture {
             None => vec![(layer, None)],
-            Some(mixture) => (0..mixture.num_attention_experts).map(|expert| (layer, Some(expert))).collect(),
+            Some(mixture) => (0..mixture.num_attention_experts)
+                .map(|expert| (layer, Some(expert)))
+                .collect(),
         };
         let shared = mixture.is_some_and(|mixture| mixture.attention_kv == AttentionKv::Shared);
         let qk_norm = |role, place: Place| {
@@ -70,17 +91,31 @@ impl Builder<'_> {
                 QkNorm::HeadDim | QkNorm::Full => NormType::Rms,
                 QkNorm::PerHead => NormType::Layer,
             };
-            self.norm_of(kind, self.value(role, Some(place.0), place.1)?).map(Some)
+            self.norm_of(kind, self.value(role, Some(place.0), place.1)?)
+                .map(Some)
         };
         let heads = places.iter().map(|place| {
             let (q, o) = (self.linear(Role::Q, *place)?, self.linear(Role::O, *place)?);
             let adapter = self.adapter(Role::AttentionAdapter, *place)?;
-            Ok(Heads { q, o, adapter, q_norm: qk_norm(Role::QNorm, *place)? })
+            Ok(Heads {
+                q,
+                o,
+                adapter,
+                q_norm: qk_norm(Role::QNorm, *place)?,
+            })
         });
-        let kv_places = if shared { vec![(layer, None)] } else { places.clone() };
+        let kv_places = if shared {
+            vec![(layer, None)]
+        } else {
+            places.clone()
+        };
         let key_values = kv_places.into_iter().map(|place| {
             let (k, v) = (self.linear(Role::K, place)?, self.linear(Role::V, place)?);
-            Ok(KeyValue { k, v, k_norm: qk_norm(Role::KNorm, place)? })
+            Ok(KeyValue {
+                k,
+                v,
+                k_norm: qk_norm(Role::KNorm, place)?,
+            })
         });
         let router = match mixture {
             None => None,
@@ -105,9 +140,17 @@ impl Builder<'_> {
     }
 
     fn feed_forward(&self, layer: u64, activation: Activation) -> Result<FeedForward> {
-        let Some(mixture) = self.architecture.mixture.as_ref().filter(|mixture| mixture.moe_layers.contains(layer))
+        let Some(mixture) = self
+            .architecture
+            .mixture
+            .as_ref()
+            .filter(|mixture| mixture.moe_layers.contains(layer))
         else {
-            return Ok(FeedForward::Dense(self.mlp(MLP, (layer, None), activation)?));
+            return Ok(FeedForward::Dense(self.mlp(
+                MLP,
+                (layer, None),
+                activation,
+            )?));
         };
         let router = Router {
             weight: self.matrix(Role::FfnRouter, (layer, None))?,
@@ -116,60 +159,119 @@ impl Builder<'_> {
             top_k: mixture.num_experts_per_tok as usize,
             normalise: mixture.norm_topk_prob,
         };
-        let experts = (0..mixture.num_experts).map(|expert| self.mlp(MLP, (layer, Some(expert)), activation));
+        let experts =
+            (0..mixture.num_experts).map(|expert| self.mlp(MLP, (layer, Some(expert)), activation));
         let shared = match mixture.shared_expert_intermediate_size {
             None => None,
             Some(_) => {
                 let roles = [Role::SharedGate, Role::SharedUp, Role::SharedDown];
-                let gate = mixture.shared_expert_gate.then(|| self.matrix(Role::SharedExpertGate, (layer, None)));
-                Some(SharedExpert { mlp: self.mlp(roles, (layer, None), activation)?, gate: gate.transpose()? })
+                let gate = mixture
+                    .shared_expert_gate
+                    .then(|| self.matrix(Role::SharedExpertGate, (layer, None)));
+                Some(SharedExpert {
+                    mlp: self.mlp(roles, (layer, None), activation)?,
+                    gate: gate.transpose()?,
+                })
             }
         };
-        Ok(FeedForward::Experts { router, experts: experts.collect::<Result<_>>()?, shared })
+        Ok(FeedForward::Experts {
+            router,
+            experts: experts.collect::<Result<_>>()?,
+            shared,
+        })
     }
 
     /// A network of gate, up and down projection.
-    fn mlp(&self, [gate, up, down]: [Role; 3], place: Place, activation: Activation) -> Result<Mlp> {
+    fn mlp(
+        &self,
+        [gate, up, down]: [Role; 3],
+        place: Place,
+        activation: Activation,
+    ) -> Result<Mlp> {
         let gate = match self.architecture.mlp_type {
             MlpType::Gated => Some(self.linear(gate, place)?),
             MlpType::Plain => None,
         };
         let (up, down) = (self.linear(up, place)?, self.linear(down, place)?);
-        Ok(Mlp { gate, up, down, adapter: self.adapter(Role::FfnAdapter, place)?, activation, mode: self.mode })
+        Ok(Mlp {
+            gate,
+            up,
+            down,
+            adapter: self.adapter(Role::FfnAdapter, place)?,
+            activation,
+            mode: self.mode,
+        })
     }
 
     /// The adapter of an expert, where experts have one.
     fn adapter(&self, role: Role, place: Place) -> Result<Option<Matrix>> {
-        let adapters = self.architecture.mixture.as_ref().is_some_and(|mixture| mixture.expert_adapters);
-        (adapters && place.1.is_some()).then(|| self.matrix(role, place)).transpose()
+        let adapters = self
+            .architecture
+            .mixture
+            .as_ref()
+            .is_some_and(|mixture| mixture.expert_adapters);
+        (adapters && place.1.is_some())
+            .then(|| self.matrix(role, place))
+            .transpose()
     }
 
     fn router_bias(&self, role: Role, layer: u64) -> Result<Bias> {
-        let Some(bias) = self.params.at(role, true, Some(layer), None) else { return Ok(Bias::None) };
-        let of_choice = self.architecture.mixture.as_ref().is_some_and(|m| m.router_bias == RouterBias::Choice);
-        Ok(if of_choice { Bias::Choice(plain(bias)?) } else { Bias::Logits(plain(bias)?) })
+        let Some(bias) = self.params.at(role, true, Some(layer), None) else {
+            return Ok(Bias::None);
+        };
+        let of_choice = self
+            .architecture
+            .mixture
+            .as_ref()
+            .is_some_and(|m| m.router_bias == RouterBias::Choice);
+        Ok(if of_choice {
+            Bias::Choice(plain(bias)?)
+        } else {
+            Bias::Logits(plain(bias)?)
+        })
     }
 
     fn linear(&self, role: Role, place: Place) -> Result<Linear> {
-        let bias = self.params.at(role, true, Some(place.0), place.1).map(plain).transpose()?;
-        Ok(Linear { weight: self.matrix(role, place)?, bias })
+        let bias = self
+            .params
+            .at(role, true, Some(place.0), place.1)
+            .map(plain)
+            .transpose()?;
+        Ok(Linear {
+            weight: self.matrix(role, place)?,
+            bias,
+        })
     }
 
     fn matrix(&self, role: Role, (layer, expert): Place) -> Result<Matrix> {
-        Ok(Matrix::new(self.value(role, Some(layer), expert)?, self.mode))
+        Ok(Matrix::new(
+            self.value(role, Some(layer), expert)?,
+            self.mode,
+        ))
     }
 
     fn norm(&self, role: Role, (layer, expert): Place) -> Result<Norm> {
-        self.norm_of(self.architecture.norm_type, self.value(role, Some(layer), expert)?)
+        self.norm_of(
+            self.architecture.norm_type,
+            self.value(role, Some(layer), expert)?,
+        )
     }
 
     /// The norm before the head.
     pub(super) fn final_norm(&self) -> Result<Norm> {
-        self.norm_of(self.architecture.norm_type, self.value(Role::FinalNorm, None, None)?)
+        self.norm_of(
+            self.architecture.norm_type,
+            self.value(Role::FinalNorm, None, None)?,
+        )
     }
 
     fn norm_of(&self, kind: NormType, value: &Value) -> Result<Norm> {
-        Ok(Norm { kind, weight: plain(value)?, eps: self.architecture.norm_eps, mode: self.mode })
+        Ok(Norm {
+            kind,
+            weight: plain(value)?,
+            eps: self.architecture.norm_eps,
+            mode: self.mode,
+        })
     }
 
     /// The input embedding, and the output embedding, which is the same where they are tied.
@@ -178,7 +280,10 @@ impl Builder<'_> {
         if self.architecture.tie_word_embeddings {
             return Ok((input.clone(), input));
         }
-        Ok((input, Matrix::new(self.value(Role::Head, None, None)?, self.mode)))
+        Ok((
+            input,
+            Matrix::new(self.value(Role::Head, None, None)?, self.mode),
+        ))
     }
 
     fn value(&self, role: Role, layer: Option<u64>, expert: Option<u64>) -> Result<&Value> {
@@ -198,8 +303,11 @@ impl Builder<'_> {
             return Ok(*known);
         }
         let names = Activation::ALL.map(|(name, _)| name);
-        let error =
-            Error::key(&self.config.path, "hidden_act", format!("expected one of {}, found {name}", names.join(", ")));
+        let error = Error::key(
+            &self.config.path,
+            "hidden_act",
+            format!("expected one of {}, found {name}", names.join(", ")),
+        );
         Err(match nearest(name, names) {
             Some(known) => error.with_hint(format!("the nearest known activation is `{known}`")),
             None => error,
@@ -209,7 +317,11 @@ impl Builder<'_> {
     /// Positions that each layer looks back; with `layer_types` or `max_window_layers` (Qwen) some layers see all.
     fn windows(&self) -> Result<Vec<Option<usize>>> {
         let layers = self.architecture.num_layers as usize;
-        let Some(window) = self.architecture.sliding_window.map(|window| window as usize) else {
+        let Some(window) = self
+            .architecture
+            .sliding_window
+            .map(|window| window as usize)
+        else {
             return Ok(vec![None; layers]);
         };
         let key = |name: &str| self.config.json.get(name).filter(|value| !value.is_null());
@@ -217,27 +329,41 @@ impl Builder<'_> {
             let sliding = |kind: &Json| match kind.as_str() {
                 Some("sliding_attention") => Ok(Some(window)),
                 Some("full_attention") => Ok(None),
-                _ => Err(self
-                    .fault("layer_types", format!("expected `sliding_attention` or `full_attention`, found {kind}"))),
+                _ => Err(self.fault(
+                    "layer_types",
+                    format!("expected `sliding_attention` or `full_attention`, found {kind}"),
+                )),
             };
-            let windows: Vec<_> = types.as_array().into_iter().flatten().map(sliding).collect::<Result<_>>()?;
+            let windows: Vec<_> = types
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(sliding)
+                .collect::<Result<_>>()?;
             return if windows.len() == layers {
                 Ok(windows)
             } else {
                 Err(self.fault(
                     "layer_types",
-                    format!("expected one entry for each of {layers} layers, found {}", windows.len()),
+                    format!(
+                        "expected one entry for each of {layers} layers, found {}",
+                        windows.len()
+                    ),
                 ))
             };
         }
         let full = match key("max_window_layers") {
             None => 0,
-            Some(value) => value
-                .as_u64()
-                .ok_or_else(|| self.fault("max_window_layers", format!("expected a number of layers, found {value}")))?
-                as usize,
+            Some(value) => value.as_u64().ok_or_else(|| {
+                self.fault(
+                    "max_window_layers",
+                    format!("expected a number of layers, found {value}"),
+                )
+            })? as usize,
         };
-        Ok((0..layers).map(|layer| (layer >= full).then_some(window)).collect())
+        Ok((0..layers)
+            .map(|layer| (layer >= full).then_some(window))
+            .collect())
     }
 
     fn fault(&self, key: &str, problem: String) -> Error {
@@ -250,6 +376,8 @@ fn plain(value: &Value) -> Result<candle_core::Tensor> {
     match value {
         Value::Variable(var) => Ok(var.as_tensor().clone()),
         Value::Frozen(tensor) => Ok(tensor.clone()),
-        Value::Stored(stored) => stored.to_tensor().map_err(|e| Error::compute("widen a stored tensor", e)),
+        Value::Stored(stored) => stored
+            .to_tensor()
+            .map_err(|e| Error::compute("widen a stored tensor", e)),
     }
 }

@@ -41,7 +41,10 @@ impl KvCache {
     /// Bytes that its tensors take.
     pub fn bytes(&self) -> usize {
         let layers = self.layers.iter().filter_map(|layer| layer.pair.as_ref());
-        layers.flat_map(|(k, v)| [k, v]).map(|t| t.elem_count() * t.dtype().size_in_bytes()).sum()
+        layers
+            .flat_map(|(k, v)| [k, v])
+            .map(|t| t.elem_count() * t.dtype().size_in_bytes())
+            .sum()
     }
 }
 
@@ -53,22 +56,36 @@ pub(super) struct LayerCache {
 
 impl LayerCache {
     /// Puts keys and values `[rows, seq, head_dim]` at `offset`; returns those of all positions up to their end.
-    pub(super) fn append(&mut self, keys: &Tensor, values: &Tensor, offset: usize) -> Result<(Tensor, Tensor)> {
+    pub(super) fn append(
+        &mut self,
+        keys: &Tensor,
+        values: &Tensor,
+        offset: usize,
+    ) -> Result<(Tensor, Tensor)> {
         let (rows, seq, head_dim) = keys.dims3()?;
         let end = offset + seq;
         let (old_keys, old_values) = match self.pair.take() {
-            Some((k, v)) if k.dim(1)? >= end && (k.dim(0)?, k.dim(2)?) == (rows, head_dim) => (k, v),
+            Some((k, v)) if k.dim(1)? >= end && (k.dim(0)?, k.dim(2)?) == (rows, head_dim) => {
+                (k, v)
+            }
             old => {
                 // Growing by halves keeps the copying of old positions a constant share of the work.
                 let capacity = end.max(offset + offset / 2).next_multiple_of(64);
                 let grown = |old: Option<&Tensor>| -> Result<Tensor> {
-                    let new = Tensor::zeros((rows, capacity, head_dim), keys.dtype(), keys.device() as &Device)?;
+                    let new = Tensor::zeros(
+                        (rows, capacity, head_dim),
+                        keys.dtype(),
+                        keys.device() as &Device,
+                    )?;
                     if let Some(old) = old.filter(|_| offset > 0) {
                         new.slice_set(&old.narrow(1, 0, offset)?.contiguous()?, 1, 0)?;
                     }
                     Ok(new)
                 };
-                (grown(old.as_ref().map(|pair| &pair.0))?, grown(old.as_ref().map(|pair| &pair.1))?)
+                (
+                    grown(old.as_ref().map(|pair| &pair.0))?,
+                    grown(old.as_ref().map(|pair| &pair.1))?,
+                )
             }
         };
         old_keys.slice_set(&keys.contiguous()?, 1, offset)?;

@@ -77,14 +77,34 @@ impl CausalLm {
     }
 
     /// The model of `architecture` with these parameters; `config` holds the keys beyond the architecture.
-    pub fn new(architecture: Architecture, config: &Config, params: Params, options: &LoadOptions) -> Result<Self> {
-        let builder = Builder { params: &params, architecture: &architecture, config, mode: options.mode };
+    pub fn new(
+        architecture: Architecture,
+        config: &Config,
+        params: Params,
+        options: &LoadOptions,
+    ) -> Result<Self> {
+        let builder = Builder {
+            params: &params,
+            architecture: &architecture,
+            config,
+            mode: options.mode,
+        };
         let (embedding, head) = builder.embeddings()?;
         let blocks = builder.blocks()?;
         let norm = builder.final_norm()?;
         let rope = Rope::new(&architecture, config, options.mode)?;
         let (dtype, device) = (options.dtype, options.device.clone());
-        Ok(Self { architecture, params, embedding, blocks, norm, head, rope, dtype, device })
+        Ok(Self {
+            architecture,
+            params,
+            embedding,
+            blocks,
+            norm,
+            head,
+            rope,
+            dtype,
+            device,
+        })
     }
 
     /// What the model is.
@@ -106,14 +126,21 @@ impl CausalLm {
     ///
     /// The cache is filled with the new positions. Refused are ids outside the vocabulary, more positions than
     /// `max_position_embeddings`, a cache of another model or batch, and overrides that leave no expert.
-    pub fn forward(&self, tokens: &Tensor, mut cache: Option<&mut KvCache>, options: &Forward) -> Result<Output> {
+    pub fn forward(
+        &self,
+        tokens: &Tensor,
+        mut cache: Option<&mut KvCache>,
+        options: &Forward,
+    ) -> Result<Output> {
         let (mut x, pass) = self.begin(tokens, cache.as_deref_mut(), options)?;
         let (mut routing, mut hidden) = (Vec::new(), Vec::new());
         for layer in 0..self.blocks.len() {
             if options.keep_hidden {
                 hidden.push(x.clone());
             }
-            let layer_cache = cache.as_deref_mut().and_then(|cache| cache.layers.get_mut(layer));
+            let layer_cache = cache
+                .as_deref_mut()
+                .and_then(|cache| cache.layers.get_mut(layer));
             let (next, of_layer) = self.run(layer, &x, &pass, layer_cache)?;
             x = next;
             if options.keep_routing {
@@ -124,7 +151,10 @@ impl CausalLm {
             cache.length += tokens.dims()[1];
         }
         if options.last_only {
-            let last = x.dim(1).and_then(|seq| x.narrow(1, seq - 1, 1)).and_then(|last| last.contiguous());
+            let last = x
+                .dim(1)
+                .and_then(|seq| x.narrow(1, seq - 1, 1))
+                .and_then(|last| last.contiguous());
             x = last.map_err(|e| self.failed(e))?;
         }
         let x = self.final_norm(&x)?;
@@ -132,75 +162,126 @@ impl CausalLm {
         if options.keep_hidden {
             hidden.push(x);
         }
-        Ok(Output { logits, routing, hidden })
+        Ok(Output {
+            logits,
+            routing,
+            hidden,
+        })
     }
 
     /// The embeddings of `tokens` `[batch, seq, hidden]`, and what the layers need to know of the pass.
     ///
     /// With [`layer`](Self::layer), [`final_norm`](Self::final_norm) and [`head`](Self::head) a trainer can run a pass
     /// piece by piece, to recompute activations or to take the loss in chunks.
-    pub fn begin(&self, tokens: &Tensor, cache: Option<&mut KvCache>, options: &Forward) -> Result<(Tensor, Pass)> {
-        let (batch, seq) = tokens
-            .dims2()
-            .map_err(|_| Error::usage(format!("expected token ids [batch, seq], found {:?}", tokens.dims())))?;
+    pub fn begin(
+        &self,
+        tokens: &Tensor,
+        cache: Option<&mut KvCache>,
+        options: &Forward,
+    ) -> Result<(Tensor, Pass)> {
+        let (batch, seq) = tokens.dims2().map_err(|_| {
+            Error::usage(format!(
+                "expected token ids [batch, seq], found {:?}",
+                tokens.dims()
+            ))
+        })?;
         if batch == 0 || seq == 0 {
             return Err(Error::usage("expected at least one token, found none"));
         }
         self.check_ids(tokens)?;
         self.check_overrides(&options.overrides)?;
-        if let Some(padding) = options.left_padding.as_ref().filter(|padding| padding.len() != batch) {
-            let problem = format!("expected the padding of {batch} rows, found {}", padding.len());
+        if let Some(padding) = options
+            .left_padding
+            .as_ref()
+            .filter(|padding| padding.len() != batch)
+        {
+            let problem = format!(
+                "expected the padding of {batch} rows, found {}",
+                padding.len()
+            );
             return Err(Error::usage(problem));
         }
         if cache.is_some() && self.params.vars().next().is_some() {
-            return Err(Error::usage("a cache cuts gradients: give it to a model without trainable parameters"));
+            return Err(Error::usage(
+                "a cache cuts gradients: give it to a model without trainable parameters",
+            ));
         }
         let (mut offset, mut left_padding) = (0, options.left_padding.clone());
         if let Some(cache) = cache {
             offset = cache.length;
             if cache.layers.is_empty() || offset == 0 {
-                cache.layers.resize_with(self.blocks.len(), LayerCache::default);
+                cache
+                    .layers
+                    .resize_with(self.blocks.len(), LayerCache::default);
                 if cache.batch != batch {
                     cache.layers.fill(LayerCache::default());
                 }
                 (cache.batch, cache.left_padding) = (batch, left_padding.clone());
             } else if (cache.batch, cache.layers.len()) != (batch, self.blocks.len()) {
-                let problem = format!("the cache holds {} rows of another pass, expected {batch}", cache.batch);
+                let problem = format!(
+                    "the cache holds {} rows of another pass, expected {batch}",
+                    cache.batch
+                );
                 return Err(Error::usage(problem));
             } else if options.left_padding.is_some() {
-                return Err(Error::usage("padding belongs to the first tokens, but the cache has seen some already"));
+                return Err(Error::usage(
+                    "padding belongs to the first tokens, but the cache has seen some already",
+                ));
             }
             left_padding = cache.left_padding.clone();
         }
         let positions = offset + seq;
-        if let Some(longest) = self.architecture.max_position_embeddings.filter(|longest| positions as u64 > *longest) {
-            let problem = format!("{positions} positions are more than the model's context of {longest}");
-            return Err(Error::usage(problem).with_hint("shorten the text; max_position_embeddings is the limit"));
+        if let Some(longest) = self
+            .architecture
+            .max_position_embeddings
+            .filter(|longest| positions as u64 > *longest)
+        {
+            let problem =
+                format!("{positions} positions are more than the model's context of {longest}");
+            return Err(Error::usage(problem)
+                .with_hint("shorten the text; max_position_embeddings is the limit"));
         }
         let document_starts = match &options.documents {
             None => None,
-            Some(documents) if documents.len() != batch || documents.iter().any(|row| row.len() != seq) => {
-                return Err(Error::usage(format!("expected the documents of {batch} rows of {seq} tokens")));
+            Some(documents)
+                if documents.len() != batch || documents.iter().any(|row| row.len() != seq) =>
+            {
+                return Err(Error::usage(format!(
+                    "expected the documents of {batch} rows of {seq} tokens"
+                )));
             }
-            Some(_) if offset > 0 => return Err(Error::usage("documents are for a pass without cache")),
+            Some(_) if offset > 0 => {
+                return Err(Error::usage("documents are for a pass without cache"));
+            }
             Some(documents) => Some(documents.iter().map(|row| starts(row)).collect()),
         };
         let rows = left_padding.clone().unwrap_or_else(|| vec![0]);
         let positions: Vec<Vec<usize>> = rows
             .iter()
-            .map(|padding| (offset..positions).map(|position| position.saturating_sub(*padding)).collect())
+            .map(|padding| {
+                (offset..positions)
+                    .map(|position| position.saturating_sub(*padding))
+                    .collect()
+            })
             .collect();
         let begin = || -> candle_core::Result<(Tensor, Pass)> {
             let rotation = self.rope.rotation(&positions, self.dtype, &self.device)?;
             let pass = Pass {
-                sight: Sight { offset, left_padding, document_starts },
+                sight: Sight {
+                    offset,
+                    left_padding,
+                    document_starts,
+                },
                 rotation,
                 overrides: options.overrides.clone(),
                 dtype: self.dtype,
                 device: self.device.clone(),
                 masks: RefCell::default(),
             };
-            Ok((self.embedding.select(&tokens.to_device(&self.device)?)?, pass))
+            Ok((
+                self.embedding.select(&tokens.to_device(&self.device)?)?,
+                pass,
+            ))
         };
         begin().map_err(|e| self.failed(e))
     }
@@ -244,13 +325,19 @@ impl CausalLm {
         targets: &[u32],
         weights: Option<&[f32]>,
     ) -> Result<Option<(Vec<f32>, Tensor)>> {
-        let Some(head) = self.head.tensor().filter(|_| on_cpu(hidden)) else { return Ok(None) };
+        let Some(head) = self.head.tensor().filter(|_| on_cpu(hidden)) else {
+            return Ok(None);
+        };
         let vocab = self.architecture.vocab_size;
         if let Some(id) = targets.iter().find(|id| u64::from(**id) >= vocab) {
-            return Err(Error::usage(format!("token id {id} is outside the model's vocabulary of {vocab}")));
+            return Err(Error::usage(format!(
+                "token id {id} is outside the model's vocabulary of {vocab}"
+            )));
         }
         let factor = self.architecture.logit_scale.unwrap_or(1.0) as f32;
-        fused::next_token_loss(hidden, head, factor, targets, weights).map(Some).map_err(|e| self.failed(e))
+        fused::next_token_loss(hidden, head, factor, targets, weights)
+            .map(Some)
+            .map_err(|e| self.failed(e))
     }
 
     fn run(
@@ -261,13 +348,21 @@ impl CausalLm {
         cache: Option<&mut LayerCache>,
     ) -> Result<(Tensor, LayerRouting)> {
         let Some(block) = self.blocks.get(layer) else {
-            return Err(Error::usage(format!("the model has {} layers, found layer {layer}", self.blocks.len())));
+            return Err(Error::usage(format!(
+                "the model has {} layers, found layer {layer}",
+                self.blocks.len()
+            )));
         };
-        block.forward(x, &self.rope, pass, cache).map_err(|e| self.failed(e))
+        block
+            .forward(x, &self.rope, pass, cache)
+            .map_err(|e| self.failed(e))
     }
 
     fn failed(&self, problem: candle_core::Error) -> Error {
-        Error::compute(format!("run the model {}", self.params.path().display()), problem)
+        Error::compute(
+            format!("run the model {}", self.params.path().display()),
+            problem,
+        )
     }
 
     fn check_ids(&self, tokens: &Tensor) -> Result<()> {
@@ -275,8 +370,10 @@ impl CausalLm {
         let ids = ids.map_err(|e| Error::usage(format!("expected token ids of dtype u32: {e}")))?;
         let vocab = self.architecture.vocab_size;
         match ids.iter().find(|id| u64::from(**id) >= vocab) {
-            Some(id) => Err(Error::usage(format!("token id {id} is outside the model's vocabulary of {vocab}"))
-                .with_hint("is the tokenizer the one of this model?")),
+            Some(id) => Err(Error::usage(format!(
+                "token id {id} is outside the model's vocabulary of {vocab}"
+            ))
+            .with_hint("is the tokenizer the one of this model?")),
             None => Ok(()),
         }
     }
@@ -286,26 +383,43 @@ impl CausalLm {
             return Ok(());
         }
         let Some(mixture) = &self.architecture.mixture else {
-            return Err(Error::usage("routing cannot be changed: the model is dense"));
+            return Err(Error::usage(
+                "routing cannot be changed: the model is dense",
+            ));
         };
         let experts = mixture.num_experts as usize;
-        if let Some(dropped) = overrides.dropped.iter().find(|dropped| **dropped >= experts) {
-            return Err(Error::usage(format!("expected experts from 0 to {}, found {dropped}", experts - 1)));
+        if let Some(dropped) = overrides
+            .dropped
+            .iter()
+            .find(|dropped| **dropped >= experts)
+        {
+            return Err(Error::usage(format!(
+                "expected experts from 0 to {}, found {dropped}",
+                experts - 1
+            )));
         }
         let attention_experts = match mixture.attention_kv {
             AttentionKv::Merged => experts,
             AttentionKv::Expert | AttentionKv::Shared => mixture.num_attention_experts as usize,
         };
         if (0..experts.min(attention_experts)).all(|expert| overrides.dropped.contains(&expert)) {
-            return Err(Error::usage("every expert is dropped; expected at least one to be left"));
+            return Err(Error::usage(
+                "every expert is dropped; expected at least one to be left",
+            ));
         }
         let limits = [
             ("top-k", overrides.top_k, experts),
-            ("attention top-k", overrides.attention_top_k, mixture.num_attention_experts as usize),
+            (
+                "attention top-k",
+                overrides.attention_top_k,
+                mixture.num_attention_experts as usize,
+            ),
         ];
         for (name, value, most) in limits {
             if let Some(value) = value.filter(|value| *value == 0 || *value > most) {
-                return Err(Error::usage(format!("expected a {name} of 1 to {most}, found {value}")));
+                return Err(Error::usage(format!(
+                    "expected a {name} of 1 to {most}, found {value}"
+                )));
             }
         }
         Ok(())
@@ -328,18 +442,31 @@ fn starts(documents: &[u32]) -> Vec<usize> {
 ///
 /// Logits that are not finite are an error.
 pub fn logits(folder: &Path, tokens: &[u32], device: &Device) -> Result<Tensor> {
-    let model = CausalLm::load(folder, &LoadOptions { device: device.clone(), ..LoadOptions::default() })?;
+    let model = CausalLm::load(
+        folder,
+        &LoadOptions {
+            device: device.clone(),
+            ..LoadOptions::default()
+        },
+    )?;
     let tokens = Tensor::new(tokens, &Device::Cpu).and_then(|tokens| tokens.unsqueeze(0));
     let tokens = tokens.map_err(|e| Error::compute("hold the token ids", e))?;
     let logits = model.forward(&tokens, None, &Forward::default())?.logits;
     let finish = || -> candle_core::Result<(Tensor, f32)> {
-        let sum = logits.abs()?.max(D::Minus1)?.sum_all()?.to_scalar::<f32>()?;
+        let sum = logits
+            .abs()?
+            .max(D::Minus1)?
+            .sum_all()?
+            .to_scalar::<f32>()?;
         Ok((logits.squeeze(0)?, sum))
     };
     let (logits, sum) = finish().map_err(|e| model.failed(e))?;
     if !sum.is_finite() {
-        return Err(Error::file(folder, "its logits are not finite: NaN or infinity among them")
-            .with_hint("`bam-convert inspect` shows the tensors; look for NaN in the weights"));
+        return Err(Error::file(
+            folder,
+            "its logits are not finite: NaN or infinity among them",
+        )
+        .with_hint("`bam-convert inspect` shows the tensors; look for NaN in the weights"));
     }
     Ok(logits)
 }

@@ -55,7 +55,11 @@ impl ChatTemplate {
         if path.exists() {
             let source = String::from_utf8(json::read_bytes(&path)?)
                 .map_err(|_| Error::file(&path, "expected text in UTF-8"))?;
-            return Ok(Self { path, source, special });
+            return Ok(Self {
+                path,
+                source,
+                special,
+            });
         }
         let path = folder.join(TOKENIZER_CONFIG);
         let source = match config.get("chat_template") {
@@ -68,10 +72,16 @@ impl ChatTemplate {
             _ => None,
         };
         match source {
-            Some(source) => Ok(Self { path, source, special }),
+            Some(source) => Ok(Self {
+                path,
+                source,
+                special,
+            }),
             None => Err(Error::file(
                 folder,
-                format!("has no chat template: neither {FILE} nor chat_template in {TOKENIZER_CONFIG}"),
+                format!(
+                    "has no chat template: neither {FILE} nor chat_template in {TOKENIZER_CONFIG}"
+                ),
             )
             .with_hint("a model that was not trained on conversations has none: leave out --chat")),
         }
@@ -94,35 +104,52 @@ impl ChatTemplate {
         // lists, are one step however long they take.
         let (template, messages) = (self.clone(), messages.to_vec());
         let (sender, receiver) = std::sync::mpsc::channel();
-        let spawned = std::thread::Builder::new().stack_size(STACK).spawn(move || {
-            // Nobody listens any more where the time is over.
-            let _ = sender.send(template.text(&messages, add_generation_prompt));
-        });
+        let spawned = std::thread::Builder::new()
+            .stack_size(STACK)
+            .spawn(move || {
+                // Nobody listens any more where the time is over.
+                let _ = sender.send(template.text(&messages, add_generation_prompt));
+            });
         spawned.map_err(|e| Error::compute("render the chat template", e))?;
         match receiver.recv_timeout(LONGEST) {
             Ok(text) => text.map_err(failed),
             Err(_) => {
-                let problem = format!("the chat template is not rendered after {} seconds", LONGEST.as_secs());
+                let problem = format!(
+                    "the chat template is not rendered after {} seconds",
+                    LONGEST.as_secs()
+                );
                 Err(Error::file(&self.path, problem))
             }
         }
     }
 
-    fn text(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, minijinja::Error> {
+    fn text(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, minijinja::Error> {
         let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()?;
         environment.set_syntax(syntax);
         environment.set_fuel(Some(STEPS));
         environment.set_unknown_method_callback(unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> Result<String, minijinja::Error> {
+                Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+            },
+        );
         environment.add_function("strftime_now", now);
         let special = minijinja::Value::from(Serde(&self.special));
         let messages = Serde(messages);
         let variables = context! { messages, add_generation_prompt, ..special };
         let mut text = Bounded(Vec::new());
-        environment.template_from_str(&self.source)?.render_captured_to(variables, &mut text)?;
+        environment
+            .template_from_str(&self.source)?
+            .render_captured_to(variables, &mut text)?;
         // The engine writes text.
         Ok(String::from_utf8_lossy(&text.0).into_owned())
     }
@@ -134,7 +161,9 @@ struct Bounded(Vec<u8>);
 impl std::io::Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         if self.0.len() + bytes.len() > LARGEST {
-            return Err(std::io::Error::other(format!("more than {LARGEST} bytes of text")));
+            return Err(std::io::Error::other(format!(
+                "more than {LARGEST} bytes of text"
+            )));
         }
         self.0.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -149,7 +178,10 @@ impl std::io::Write for Bounded {
 fn now(format: &str) -> Result<String, minijinja::Error> {
     let mut text = String::new();
     write!(text, "{}", chrono::Local::now().format(format)).map_err(|_| {
-        minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: `{format}` is no format of a time"))
+        minijinja::Error::new(
+            ErrorKind::InvalidOperation,
+            format!("strftime_now: `{format}` is no format of a time"),
+        )
     })?;
     Ok(text)
 }
@@ -164,7 +196,11 @@ pub fn special_tokens(folder: &Path) -> Result<Map<String, Value>> {
 /// A JSON file of the folder; nothing where it has none.
 fn object(folder: &Path, name: &str) -> Result<Map<String, Value>> {
     let path = folder.join(name);
-    if path.exists() { json::read_object(&path) } else { Ok(Map::new()) }
+    if path.exists() {
+        json::read_object(&path)
+    } else {
+        Ok(Map::new())
+    }
 }
 
 fn named_tokens(object: &Map<String, Value>) -> Map<String, Value> {
@@ -182,12 +218,22 @@ mod tests {
     use super::*;
 
     fn template(source: &str) -> ChatTemplate {
-        let special = serde_json::json!({"bos_token": "<s>"}).as_object().unwrap().clone();
-        ChatTemplate { path: PathBuf::from(FILE), source: source.to_owned(), special }
+        let special = serde_json::json!({"bos_token": "<s>"})
+            .as_object()
+            .unwrap()
+            .clone();
+        ChatTemplate {
+            path: PathBuf::from(FILE),
+            source: source.to_owned(),
+            special,
+        }
     }
 
     fn user(content: &str) -> Message {
-        Message { role: "user".to_owned(), content: content.to_owned() }
+        Message {
+            role: "user".to_owned(),
+            content: content.to_owned(),
+        }
     }
 
     /// Golden: `apply_chat_template` of transformers 5.23.0 on the same template and messages.
@@ -202,7 +248,9 @@ mod tests {
 
     #[test]
     fn a_template_can_refuse() {
-        let error = template("{{ raise_exception('no system, please') }}").render(&[user("a")], true).unwrap_err();
+        let error = template("{{ raise_exception('no system, please') }}")
+            .render(&[user("a")], true)
+            .unwrap_err();
         assert!(error.to_string().contains("no system, please"), "{error}");
     }
 
@@ -210,19 +258,30 @@ mod tests {
     fn a_template_knows_the_day() {
         let source = "{{ strftime_now('%d %b %Y') }}|{{ strftime_now('%Y-%m-%d') }}|{{ strftime_now('no time') }}";
         let text = template(source).render(&[user("a")], true).unwrap();
-        let [day, date, plain] = text.split('|').collect::<Vec<_>>()[..] else { panic!("{text}") };
+        let [day, date, plain] = text.split('|').collect::<Vec<_>>()[..] else {
+            panic!("{text}")
+        };
         let read = |text, format| chrono::NaiveDate::parse_from_str(text, format).unwrap();
         let today = chrono::Local::now().date_naive();
         // Midnight may pass between two calls.
-        assert!((today - read(day, "%d %b %Y")).num_days() <= 1 && (today - read(date, "%Y-%m-%d")).num_days() <= 1);
+        assert!(
+            (today - read(day, "%d %b %Y")).num_days() <= 1
+                && (today - read(date, "%Y-%m-%d")).num_days() <= 1
+        );
         assert_eq!(plain, "no time");
-        let error = template("{{ strftime_now('%Q') }}").render(&[user("a")], true).unwrap_err();
-        assert!(error.to_string().contains("`%Q` is no format of a time"), "{error}");
+        let error = template("{{ strftime_now('%Q') }}")
+            .render(&[user("a")], true)
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("`%Q` is no format of a time"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_template_cannot_run_for_ever() {
-        let source = "{% for a in range(9999) %}{% for b in range(9999) %}{{ a }}{% endfor %}{% endfor %}";
+        let source =
+            "{% for a in range(9999) %}{% for b in range(9999) %}{{ a }}{% endfor %}{% endfor %}";
         let error = template(source).render(&[user("a")], true).unwrap_err();
         assert!(error.to_string().contains("fuel"), "{error}");
     }

@@ -78,7 +78,9 @@ impl Mlp {
             None => self.activation.apply(&self.up.forward(x)?)?,
         };
         let out = self.down.forward(&inner)?;
-        self.adapter.as_ref().map_or(Ok(out.clone()), |adapter| adapter.multiply(&out))
+        self.adapter
+            .as_ref()
+            .map_or(Ok(out.clone()), |adapter| adapter.multiply(&out))
     }
 
     /// Whether it can be one operation, for training on the CPU.
@@ -102,7 +104,9 @@ impl Mlp {
         if out.len() <= PIECE {
             silu_multiply(&mut out, up_values);
         } else {
-            out.par_chunks_mut(PIECE).zip(up_values.par_chunks(PIECE)).for_each(|(out, up)| silu_multiply(out, up));
+            out.par_chunks_mut(PIECE)
+                .zip(up_values.par_chunks(PIECE))
+                .for_each(|(out, up)| silu_multiply(out, up));
         }
         Tensor::from_vec(out, gate.shape(), gate.device())
     }
@@ -112,7 +116,11 @@ impl Mlp {
 #[derive(Debug, Clone)]
 pub(super) enum FeedForward {
     Dense(Mlp),
-    Experts { router: Router, experts: Vec<Mlp>, shared: Option<SharedExpert> },
+    Experts {
+        router: Router,
+        experts: Vec<Mlp>,
+        shared: Option<SharedExpert>,
+    },
 }
 
 /// A network that every token goes to beside its experts.
@@ -138,7 +146,11 @@ impl FeedForward {
     pub(super) fn forward(&self, h: &Tensor, pass: &Pass) -> Result<(Tensor, Option<Routing>)> {
         match self {
             Self::Dense(mlp) => Ok((mlp.forward(h)?, None)),
-            Self::Experts { router, experts, shared } => {
+            Self::Experts {
+                router,
+                experts,
+                shared,
+            } => {
                 let routing = router.route(h, pass.overrides.top_k, &pass.overrides.dropped)?;
                 let out = if experts.iter().all(|expert| expert.can_fuse(h)) {
                     fused_experts(h, &experts.iter().collect::<Vec<_>>(), Some(&routing))?
@@ -161,14 +173,21 @@ impl FeedForward {
 fn fused_experts(h: &Tensor, experts: &[&Mlp], routing: Option<&Routing>) -> Result<Tensor> {
     let (mut weights, mut parts) = (Vec::new(), Vec::new());
     for Mlp { gate, up, down, .. } in experts {
-        let Some(gate) = gate else { candle_core::bail!("a network without a gate is not fused") };
-        parts.push(fused::Mlp { gate: gate.fused()?, up: up.fused()?, down: down.fused()? });
+        let Some(gate) = gate else {
+            candle_core::bail!("a network without a gate is not fused")
+        };
+        parts.push(fused::Mlp {
+            gate: gate.fused()?,
+            up: up.fused()?,
+            down: down.fused()?,
+        });
         weights.extend([gate, up, down].into_iter().flat_map(Linear::tensors));
     }
     let routed = match routing {
         Some(Routing { gates, chosen, .. }) => {
             let k = chosen.dim(D::Minus1)?;
-            let places = fused::Places::new(&chosen.flatten_all()?.to_vec1::<u32>()?, k, experts.len());
+            let places =
+                fused::Places::new(&chosen.flatten_all()?.to_vec1::<u32>()?, k, experts.len());
             Some((gates, places))
         }
         None => None,
@@ -181,7 +200,9 @@ fn all_experts(h: &Tensor, experts: &[Mlp], routing: &Routing) -> Result<Tensor>
     let gates = routing.gates.to_dtype(h.dtype())?;
     let mut sum: Option<Tensor> = None;
     for (number, expert) in experts.iter().enumerate() {
-        let part = expert.forward(h)?.broadcast_mul(&gates.narrow(D::Minus1, number, 1)?)?;
+        let part = expert
+            .forward(h)?
+            .broadcast_mul(&gates.narrow(D::Minus1, number, 1)?)?;
         sum = Some(match sum {
             Some(sum) => (sum + part)?,
             None => part,
@@ -218,16 +239,29 @@ fn chosen_experts(h: &Tensor, experts: &[Mlp], routing: &Routing) -> Result<Tens
             done += 1;
         }
         let own: Vec<u32> = list.iter().map(|(token, _)| *token as u32).collect();
-        let gate_places: Vec<u32> = own.iter().map(|token| token * experts.len() as u32 + number as u32).collect();
+        let gate_places: Vec<u32> = own
+            .iter()
+            .map(|token| token * experts.len() as u32 + number as u32)
+            .collect();
         let all_in_order = own.len() == tokens && k == 1;
-        let x = if all_in_order { h.clone() } else { h.index_select(&Tensor::new(own, h.device())?, 0)? };
-        let gate = gates.index_select(&Tensor::new(gate_places, h.device())?, 0)?.unsqueeze(1)?;
+        let x = if all_in_order {
+            h.clone()
+        } else {
+            h.index_select(&Tensor::new(own, h.device())?, 0)?
+        };
+        let gate = gates
+            .index_select(&Tensor::new(gate_places, h.device())?, 0)?
+            .unsqueeze(1)?;
         outputs.push(expert.forward(&x)?.broadcast_mul(&gate)?);
         if all_in_order {
             return outputs[0].reshape((batch, seq, hidden));
         }
     }
     let outputs = Tensor::cat(&outputs, 0)?.index_select(&Tensor::new(place, h.device())?, 0)?;
-    let summed = if k == 1 { outputs } else { outputs.reshape((tokens, k, hidden))?.sum(1)? };
+    let summed = if k == 1 {
+        outputs
+    } else {
+        outputs.reshape((tokens, k, hidden))?.sum(1)?
+    };
     summed.reshape((batch, seq, hidden))
 }

@@ -85,7 +85,10 @@ pub fn generate(
     check_prompts(model, prompts, settings.max_tokens)?;
     let start = Instant::now();
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let padding: Vec<usize> = prompts.iter().map(|prompt| longest - prompt.len()).collect();
+    let padding: Vec<usize> = prompts
+        .iter()
+        .map(|prompt| longest - prompt.len())
+        .collect();
     let rows = prompts.len();
     let mut input: Vec<u32> = Vec::with_capacity(rows * longest);
     for (prompt, padding) in prompts.iter().zip(&padding) {
@@ -93,18 +96,28 @@ pub fn generate(
         input.extend(prompt);
     }
     let mut forward = Forward {
-        left_padding: padding.iter().any(|padding| *padding > 0).then_some(padding),
+        left_padding: padding
+            .iter()
+            .any(|padding| *padding > 0)
+            .then_some(padding),
         overrides: settings.overrides.clone(),
         last_only: true,
         ..Forward::default()
     };
-    let mut texts: Vec<Text> = prompts.iter().map(|prompt| Text::new(prompt, settings)).collect();
+    let mut texts: Vec<Text> = prompts
+        .iter()
+        .map(|prompt| Text::new(prompt, settings))
+        .collect();
     let mut cache = KvCache::new();
     let mut prefill = None;
     if settings.max_tokens > 0 {
         loop {
-            let tokens = Tensor::from_vec(input, (rows, if prefill.is_none() { longest } else { 1 }), &Device::Cpu)
-                .map_err(|e| Error::compute("hold the token ids", e))?;
+            let tokens = Tensor::from_vec(
+                input,
+                (rows, if prefill.is_none() { longest } else { 1 }),
+                &Device::Cpu,
+            )
+            .map_err(|e| Error::compute("hold the token ids", e))?;
             let logits = last_logits(model, &tokens, &mut cache, &forward)?;
             prefill.get_or_insert_with(|| start.elapsed());
             forward.left_padding = None;
@@ -114,14 +127,22 @@ pub fn generate(
             if texts.iter().all(|text| text.ending.is_some()) {
                 break;
             }
-            input = texts.iter().map(|text| text.all.last().copied().unwrap_or(0)).collect();
+            input = texts
+                .iter()
+                .map(|text| text.all.last().copied().unwrap_or(0))
+                .collect();
         }
     }
     let prefill = prefill.unwrap_or_default();
-    let texts = texts
-        .into_iter()
-        .map(|text| Generated { ids: text.all[text.prompt..].to_vec(), ending: text.ending.unwrap_or(Ending::Length) });
-    Ok(Batch { texts: texts.collect(), prefill, decode: start.elapsed().saturating_sub(prefill) })
+    let texts = texts.into_iter().map(|text| Generated {
+        ids: text.all[text.prompt..].to_vec(),
+        ending: text.ending.unwrap_or(Ending::Length),
+    });
+    Ok(Batch {
+        texts: texts.collect(),
+        prefill,
+        decode: start.elapsed().saturating_sub(prefill),
+    })
 }
 
 /// The ids that end a text: `eos_token_id` of `generation_config.json`, else of `config.json`; a number or a list.
@@ -143,7 +164,11 @@ pub fn eos_ids(folder: &Path) -> Result<Vec<u32>> {
             id.ok_or_else(|| Error::key(&path, KEY, "expected a token id or a list of them"))
         };
         // −1 was an early spelling of "none".
-        return ids.iter().filter(|id| id.as_i64() != Some(-1)).map(id).collect();
+        return ids
+            .iter()
+            .filter(|id| id.as_i64() != Some(-1))
+            .map(id)
+            .collect();
     }
     Ok(Vec::new())
 }
@@ -153,12 +178,23 @@ fn check_prompts(model: &CausalLm, prompts: &[Vec<u32>], max_tokens: usize) -> R
         return Err(Error::usage("expected at least one prompt, found none"));
     }
     for (number, prompt) in prompts.iter().enumerate() {
-        let name = if prompts.len() == 1 { "the prompt".to_owned() } else { format!("prompt {}", number + 1) };
+        let name = if prompts.len() == 1 {
+            "the prompt".to_owned()
+        } else {
+            format!("prompt {}", number + 1)
+        };
         if prompt.is_empty() {
-            return Err(Error::usage(format!("{name} has no tokens: there is nothing to continue")));
+            return Err(Error::usage(format!(
+                "{name} has no tokens: there is nothing to continue"
+            )));
         }
-        let Some(context) = model.architecture().max_position_embeddings else { continue };
-        let (length, room) = (prompt.len(), (context as usize).saturating_sub(prompt.len()));
+        let Some(context) = model.architecture().max_position_embeddings else {
+            continue;
+        };
+        let (length, room) = (
+            prompt.len(),
+            (context as usize).saturating_sub(prompt.len()),
+        );
         if max_tokens > room {
             let problem = format!(
                 "{name} of {length} tokens and {max_tokens} new ones are more than the model's context of {context}"
@@ -173,9 +209,16 @@ fn check_prompts(model: &CausalLm, prompts: &[Vec<u32>], max_tokens: usize) -> R
 }
 
 /// Logits of the last position of each row.
-fn last_logits(model: &CausalLm, tokens: &Tensor, cache: &mut KvCache, forward: &Forward) -> Result<Vec<Vec<f32>>> {
+fn last_logits(
+    model: &CausalLm,
+    tokens: &Tensor,
+    cache: &mut KvCache,
+    forward: &Forward,
+) -> Result<Vec<Vec<f32>>> {
     let logits = model.forward(tokens, Some(cache), forward)?.logits;
-    let logits = logits.squeeze(1).and_then(|logits| logits.to_dtype(candle_core::DType::F32)?.to_vec2::<f32>());
+    let logits = logits
+        .squeeze(1)
+        .and_then(|logits| logits.to_dtype(candle_core::DType::F32)?.to_vec2::<f32>());
     logits.map_err(|e| Error::compute("read the logits", e))
 }
 
@@ -190,7 +233,12 @@ struct Text {
 
 impl Text {
     fn new(prompt: &[u32], settings: &Settings) -> Self {
-        Self { all: prompt.to_vec(), prompt: prompt.len(), ending: None, sampler: Sampler::new(&settings.sampling) }
+        Self {
+            all: prompt.to_vec(),
+            prompt: prompt.len(),
+            ending: None,
+            sampler: Sampler::new(&settings.sampling),
+        }
     }
 
     fn extend(
@@ -205,7 +253,10 @@ impl Text {
             return Ok(());
         }
         if !logits.iter().all(|logit| logit.is_finite()) {
-            let problem = format!("its logits behind {} tokens are not finite: NaN or infinity", self.all.len());
+            let problem = format!(
+                "its logits behind {} tokens are not finite: NaN or infinity",
+                self.all.len()
+            );
             return Err(Error::file(model.params().path(), problem)
                 .with_hint("`bam-convert validate` names the tensors that hold NaN or infinity"));
         }

@@ -72,7 +72,11 @@ pub(super) fn exp(x: f32) -> f32 {
 #[inline(always)]
 fn sigmoid(x: f32) -> f32 {
     let e = exp(-x.abs());
-    if x >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) }
+    if x >= 0.0 {
+        1.0 / (1.0 + e)
+    } else {
+        e / (1.0 + e)
+    }
 }
 
 /// Sum of the products of two slices of the same length.
@@ -89,10 +93,10 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2 {
     use std::arch::x86_64::{
-        __m128i, __m256, _MM_HINT_T0, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps,
-        _mm_prefetch, _mm_shuffle_ps, _mm256_add_ps, _mm256_castps256_ps128, _mm256_castsi256_ps,
-        _mm256_cvtepu16_epi32, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps,
-        _mm256_slli_epi32,
+        __m128i, __m256, _MM_HINT_T0, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128,
+        _mm_movehl_ps, _mm_prefetch, _mm_shuffle_ps, _mm256_add_ps, _mm256_castps256_ps128,
+        _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_extractf128_ps, _mm256_fmadd_ps,
+        _mm256_loadu_ps, _mm256_setzero_ps, _mm256_slli_epi32,
     };
 
     /// Bytes that weights are asked for ahead of their use: memory, not arithmetic, is what decoding waits for.
@@ -100,7 +104,10 @@ pub(super) mod avx2 {
 
     #[target_feature(enable = "avx2,fma")]
     fn sum(values: __m256) -> f32 {
-        let four = _mm_add_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps::<1>(values));
+        let four = _mm_add_ps(
+            _mm256_castps256_ps128(values),
+            _mm256_extractf128_ps::<1>(values),
+        );
         let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
         _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
     }
@@ -129,10 +136,15 @@ pub(super) mod avx2 {
         let mut sums = [_mm256_setzero_ps(); 2];
         for first in (0..whole).step_by(16) {
             for (half, sum) in sums.iter_mut().enumerate() {
-                *sum = _mm256_fmadd_ps(eight(a, first + 8 * half), eight(b, first + 8 * half), *sum);
+                *sum =
+                    _mm256_fmadd_ps(eight(a, first + 8 * half), eight(b, first + 8 * half), *sum);
             }
         }
-        let rest: f32 = a[whole..length].iter().zip(&b[whole..length]).map(|(a, b)| a * b).sum();
+        let rest: f32 = a[whole..length]
+            .iter()
+            .zip(&b[whole..length])
+            .map(|(a, b)| a * b)
+            .sum();
         sum(_mm256_add_ps(sums[0], sums[1])) + rest
     }
 
@@ -150,7 +162,9 @@ pub(super) mod avx2 {
         for (row, out) in bytes.chunks_exact(width).zip(out.chunks_exact_mut(N)) {
             let mut sums = [[_mm256_setzero_ps(); U]; N];
             for first in (0..whole).step_by(8 * U) {
-                _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(2 * first + AHEAD).cast::<i8>());
+                _mm_prefetch::<_MM_HINT_T0>(
+                    row.as_ptr().wrapping_add(2 * first + AHEAD).cast::<i8>(),
+                );
                 for part in 0..U {
                     let weights = eight_widened(row, 2 * (first + 8 * part));
                     for (n, sums) in sums.iter_mut().enumerate() {
@@ -160,9 +174,17 @@ pub(super) mod avx2 {
                 }
             }
             for (n, (out, sums)) in out.iter_mut().zip(&sums).enumerate() {
-                let together = sums.iter().copied().fold(_mm256_setzero_ps(), |a, b| _mm256_add_ps(a, b));
-                let rest = row[2 * whole..].chunks_exact(2).zip(&x[n * columns + whole..]);
-                *out = sum(together) + rest.map(|(pair, x)| super::widened([pair[0], pair[1]]) * x).sum::<f32>();
+                let together = sums
+                    .iter()
+                    .copied()
+                    .fold(_mm256_setzero_ps(), |a, b| _mm256_add_ps(a, b));
+                let rest = row[2 * whole..]
+                    .chunks_exact(2)
+                    .zip(&x[n * columns + whole..]);
+                *out = sum(together)
+                    + rest
+                        .map(|(pair, x)| super::widened([pair[0], pair[1]]) * x)
+                        .sum::<f32>();
             }
         }
     }
@@ -315,9 +337,16 @@ mod tests {
         for i in -8_730..=8_800 {
             let x = i as f32 / 100.0;
             let exact = f64::from(x).exp();
-            assert!((f64::from(exp(x)) / exact - 1.0).abs() < 2.4e-7, "{x}: {} {exact}", exp(x));
+            assert!(
+                (f64::from(exp(x)) / exact - 1.0).abs() < 2.4e-7,
+                "{x}: {} {exact}",
+                exp(x)
+            );
         }
-        assert_eq!((exp(0.0), exp(f32::NEG_INFINITY), exp(-100.0)), (1.0, 0.0, 0.0));
+        assert_eq!(
+            (exp(0.0), exp(f32::NEG_INFINITY), exp(-100.0)),
+            (1.0, 0.0, 0.0)
+        );
     }
 
     #[test]
@@ -325,7 +354,11 @@ mod tests {
         for length in [0, 1, 31, 32, 33, 100] {
             let a: Vec<f32> = (0..length).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
             let b: Vec<f32> = (0..length).map(|i| (i as f32 * 1.3).cos()).collect();
-            let plain: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let plain: f64 = a
+                .iter()
+                .zip(&b)
+                .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                .sum();
             assert!((f64::from(dot(&a, &b)) - plain).abs() < 1e-5);
             let mut gated = a.clone();
             silu_multiply(&mut gated, &b);

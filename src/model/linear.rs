@@ -119,11 +119,16 @@ impl Linear {
 
 /// Several projections of the same `x` `[.., in]`.
 pub(super) fn forward_together(linears: &[&Linear], x: &Tensor) -> Result<Vec<Tensor>> {
-    let stored = linears.iter().map(|linear| linear.weight.stored()).collect::<Option<Vec<_>>>();
+    let stored = linears
+        .iter()
+        .map(|linear| linear.weight.stored())
+        .collect::<Option<Vec<_>>>();
     let Some(stored) = stored else {
         return linears.iter().map(|linear| linear.forward(x)).collect();
     };
-    let products = stored::multiply_together(&stored, x)?.into_iter().zip(linears);
+    let products = stored::multiply_together(&stored, x)?
+        .into_iter()
+        .zip(linears);
     products
         .map(|(product, linear)| match &linear.bias {
             Some(bias) => product.broadcast_add(bias),
@@ -134,12 +139,17 @@ pub(super) fn forward_together(linears: &[&Linear], x: &Tensor) -> Result<Vec<Te
 
 /// The sum of the products of matrices with an `x` `[.., in]` each.
 pub(super) fn sum_of_products(terms: &[(&Matrix, Tensor)]) -> Result<Tensor> {
-    let stored = terms.iter().map(|(matrix, x)| Some((matrix.stored()?, x.clone()))).collect::<Option<Vec<_>>>();
+    let stored = terms
+        .iter()
+        .map(|(matrix, x)| Some((matrix.stored()?, x.clone())))
+        .collect::<Option<Vec<_>>>();
     if let Some(stored) = stored {
         return stored::sum_of_products(&stored);
     }
     let mut products = terms.iter().map(|(matrix, x)| matrix.multiply(x));
-    let first = products.next().ok_or_else(|| candle_core::Error::msg("a sum of nothing"))??;
+    let first = products
+        .next()
+        .ok_or_else(|| candle_core::Error::msg("a sum of nothing"))??;
     products.try_fold(first, |sum, product| sum + product?)
 }
 
@@ -153,7 +163,13 @@ impl CustomOp2 for FrozenProduct {
         "frozen-matmul"
     }
 
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, value: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        value: &CpuStorage,
+        layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         use candle_core::backend::BackendStorage;
         Ok((value.try_clone(layout)?, layout.shape().clone()))
     }
@@ -170,7 +186,13 @@ impl CustomOp2 for FrozenProduct {
         Ok((value.try_clone(layout)?, layout.shape().clone()))
     }
 
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         Ok((Some(gradient.matmul(&self.0)?), None))
     }
 }

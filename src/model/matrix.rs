@@ -14,7 +14,11 @@ pub(super) struct View<'a> {
 
 /// Index of the last element and one more; zero where there is none.
 fn extent(rows: usize, columns: usize, row_stride: usize, column_stride: usize) -> usize {
-    if rows == 0 || columns == 0 { 0 } else { (rows - 1) * row_stride + (columns - 1) * column_stride + 1 }
+    if rows == 0 || columns == 0 {
+        0
+    } else {
+        (rows - 1) * row_stride + (columns - 1) * column_stride + 1
+    }
 }
 
 impl<'a> View<'a> {
@@ -24,8 +28,17 @@ impl<'a> View<'a> {
     ///
     /// Where `values` is too short: the caller has mistaken its own sizes.
     pub(super) fn new(values: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
-        assert!(extent(rows, columns, stride, 1) <= values.len(), "a matrix beyond its values");
-        Self { values, rows, columns, row_stride: stride, column_stride: 1 }
+        assert!(
+            extent(rows, columns, stride, 1) <= values.len(),
+            "a matrix beyond its values"
+        );
+        Self {
+            values,
+            rows,
+            columns,
+            row_stride: stride,
+            column_stride: 1,
+        }
     }
 
     /// Rows and columns exchanged.
@@ -45,10 +58,30 @@ impl<'a> View<'a> {
 /// # Panics
 ///
 /// Where sizes do not fit: the caller has mistaken its own.
-pub(super) fn multiply(out: &mut [f32], stride: usize, add: bool, factor: f32, a: View, b: View, threads: usize) {
-    assert!(a.columns == b.rows, "a product of {} columns with {} rows", a.columns, b.rows);
-    assert!(extent(a.rows, b.columns, stride, 1) <= out.len(), "a product beyond its place");
-    let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
+pub(super) fn multiply(
+    out: &mut [f32],
+    stride: usize,
+    add: bool,
+    factor: f32,
+    a: View,
+    b: View,
+    threads: usize,
+) {
+    assert!(
+        a.columns == b.rows,
+        "a product of {} columns with {} rows",
+        a.columns,
+        b.rows
+    );
+    assert!(
+        extent(a.rows, b.columns, stride, 1) <= out.len(),
+        "a product beyond its place"
+    );
+    let parallelism = if threads > 1 {
+        Parallelism::Rayon(threads)
+    } else {
+        Parallelism::None
+    };
     // SAFETY: the extents of all three were checked against their slices, here and in `View::new`.
     unsafe {
         gemm(

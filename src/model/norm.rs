@@ -45,7 +45,9 @@ impl Norm {
         match self.kind {
             // Where the rounding of half-precision models falls is each family's habit: Llama's, and Cohere's.
             NormType::Rms => x.to_dtype(dtype)?.broadcast_mul(&self.weight),
-            NormType::Layer => x.broadcast_mul(&self.weight.to_dtype(x.dtype())?)?.to_dtype(dtype),
+            NormType::Layer => x
+                .broadcast_mul(&self.weight.to_dtype(x.dtype())?)?
+                .to_dtype(dtype),
         }
     }
 
@@ -66,9 +68,18 @@ impl Norm {
             normalise(x, weight, self.eps, self.kind == NormType::Layer, out);
         };
         if values.len() < SERIAL {
-            values.chunks(size).zip(out.chunks_mut(size)).enumerate().for_each(row);
+            values
+                .chunks(size)
+                .zip(out.chunks_mut(size))
+                .enumerate()
+                .for_each(row);
         } else {
-            values.par_chunks(size).zip(out.par_chunks_mut(size)).enumerate().with_min_len(16).for_each(row);
+            values
+                .par_chunks(size)
+                .zip(out.par_chunks_mut(size))
+                .enumerate()
+                .with_min_len(16)
+                .for_each(row);
         }
         Tensor::from_vec(out, x.shape(), x.device())
     }
@@ -76,5 +87,9 @@ impl Norm {
 
 /// float32, or `dtype` where it is wider.
 pub(super) fn at_least_f32(dtype: DType) -> DType {
-    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+    if dtype == DType::F64 {
+        DType::F64
+    } else {
+        DType::F32
+    }
 }

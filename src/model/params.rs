@@ -78,7 +78,13 @@ impl Default for LoadOptions {
 impl LoadOptions {
     /// Every parameter a float32 variable on `device`, with differentiable operations.
     pub fn train(device: Device) -> Self {
-        Self { device, dtype: DType::F32, mode: Mode::Train, weights: Weights::Widened, trainable: Trainable::All }
+        Self {
+            device,
+            dtype: DType::F32,
+            mode: Mode::Train,
+            weights: Weights::Widened,
+            trainable: Trainable::All,
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -87,8 +93,14 @@ impl LoadOptions {
                 "a model with trainable parameters needs Mode::Train: inference has no gradients",
             ));
         }
-        if !matches!(self.dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16) {
-            let problem = format!("expected to compute in f64, f32, f16 or bf16, found {:?}", self.dtype);
+        if !matches!(
+            self.dtype,
+            DType::F64 | DType::F32 | DType::F16 | DType::BF16
+        ) {
+            let problem = format!(
+                "expected to compute in f64, f32, f16 or bf16, found {:?}",
+                self.dtype
+            );
             return Err(Error::usage(problem));
         }
         Ok(())
@@ -141,8 +153,10 @@ impl Params {
         let specs = architecture.tensors()?;
         let checkpoint = architecture.with_experts_apart(Checkpoint::open(folder)?)?;
         if checkpoint.gguf.is_some() {
-            return Err(Error::file(folder, "holds a GGUF file, expected safetensors")
-                .with_hint("`bam-convert convert FILE.gguf DIR` makes a folder of it"));
+            return Err(
+                Error::file(folder, "holds a GGUF file, expected safetensors")
+                    .with_hint("`bam-convert convert FILE.gguf DIR` makes a folder of it"),
+            );
         }
         architecture.match_tensors(&specs, &checkpoint)?;
         let keep_stored = options.weights == Weights::Stored
@@ -152,7 +166,13 @@ impl Params {
         let pages: Vec<Option<Arc<Pages>>> = checkpoint
             .files
             .iter()
-            .map(|file| if keep_stored { Pages::map(file.path(), file.len()).map(Some) } else { Ok(None) })
+            .map(|file| {
+                if keep_stored {
+                    Pages::map(file.path(), file.len()).map(Some)
+                } else {
+                    Ok(None)
+                }
+            })
             .collect::<Result<_>>()?;
         let value = |spec: &TensorSpec| {
             let entry = checkpoint.tensor(&spec.name)?;
@@ -160,11 +180,17 @@ impl Params {
                 (&pages[entry.file], entry.encoding, &spec.shape[..])
                 && !(spec.role.is_router() || matches!(spec.role, Role::QNorm | Role::KNorm))
             {
-                let stored = StoredMatrix::new(pages, entry.offset as usize, *rows as usize, *columns as usize);
+                let stored = StoredMatrix::new(
+                    pages,
+                    entry.offset as usize,
+                    *rows as usize,
+                    *columns as usize,
+                );
                 return Ok(Value::Stored(Arc::new(stored)));
             }
             let tensor = read(&checkpoint, entry, spec, options)?;
-            wrap(spec, tensor, options).map_err(|e| Error::compute(format!("load tensor `{}`", spec.name), e))
+            wrap(spec, tensor, options)
+                .map_err(|e| Error::compute(format!("load tensor `{}`", spec.name), e))
         };
         let values: Vec<Value> = specs.par_iter().map(value).collect::<Result<_>>()?;
         checkpoint.check_unchanged()?;
@@ -181,9 +207,20 @@ impl Params {
         options.check()?;
         let mut values = Vec::new();
         for spec in architecture.tensors()? {
-            let tensor = tensors.remove(&spec.name).ok_or_else(|| Error::tensor(path, &spec.name, "is missing"))?;
-            if !tensor.dims().iter().map(|extent| *extent as u64).eq(spec.shape.iter().copied()) {
-                let problem = format!("has shape {:?}, but config.json makes it {:?}", tensor.dims(), spec.shape);
+            let tensor = tensors
+                .remove(&spec.name)
+                .ok_or_else(|| Error::tensor(path, &spec.name, "is missing"))?;
+            if !tensor
+                .dims()
+                .iter()
+                .map(|extent| *extent as u64)
+                .eq(spec.shape.iter().copied())
+            {
+                let problem = format!(
+                    "has shape {:?}, but config.json makes it {:?}",
+                    tensor.dims(),
+                    spec.shape
+                );
                 return Err(Error::tensor(path, &spec.name, problem));
             }
             let value = tensor
@@ -194,21 +231,41 @@ impl Params {
             values.push((spec, value));
         }
         if let Some(name) = tensors.keys().next() {
-            return Err(Error::tensor(path, name, "is no tensor of the model that config.json describes"));
+            return Err(Error::tensor(
+                path,
+                name,
+                "is no tensor of the model that config.json describes",
+            ));
         }
         Self::new(path, values, options)
     }
 
-    fn new(path: &Path, values: impl IntoIterator<Item = (TensorSpec, Value)>, options: &LoadOptions) -> Result<Self> {
-        let mut found = Self { path: path.to_path_buf(), parameters: BTreeMap::new(), places: BTreeMap::new() };
+    fn new(
+        path: &Path,
+        values: impl IntoIterator<Item = (TensorSpec, Value)>,
+        options: &LoadOptions,
+    ) -> Result<Self> {
+        let mut found = Self {
+            path: path.to_path_buf(),
+            parameters: BTreeMap::new(),
+            places: BTreeMap::new(),
+        };
         for (spec, value) in values {
             found.places.insert(spec.place(), spec.name.clone());
-            found.parameters.insert(spec.name.clone(), Parameter { spec, value });
+            found
+                .parameters
+                .insert(spec.name.clone(), Parameter { spec, value });
         }
         if let Trainable::Only(names) = &options.trainable
-            && let Some(unknown) = names.iter().find(|name| !found.parameters.contains_key(*name))
+            && let Some(unknown) = names
+                .iter()
+                .find(|name| !found.parameters.contains_key(*name))
         {
-            return Err(Error::tensor(path, unknown, "is to be trained, but is no tensor of the model"));
+            return Err(Error::tensor(
+                path,
+                unknown,
+                "is to be trained, but is no tensor of the model",
+            ));
         }
         Ok(found)
     }
@@ -220,7 +277,9 @@ impl Params {
 
     /// All parameters, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Parameter)> {
-        self.parameters.iter().map(|(name, parameter)| (name.as_str(), parameter))
+        self.parameters
+            .iter()
+            .map(|(name, parameter)| (name.as_str(), parameter))
     }
 
     /// The parameter of this name.
@@ -230,20 +289,32 @@ impl Params {
 
     /// The parameters that get gradients, by name.
     pub fn vars(&self) -> impl Iterator<Item = (&str, &Var)> {
-        self.iter().filter_map(|(name, parameter)| Some((name, parameter.var()?)))
+        self.iter()
+            .filter_map(|(name, parameter)| Some((name, parameter.var()?)))
     }
 
     /// A copy of a parameter's numbers as a tensor `[out, in]` of the dtype that it is held in.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        let parameter = self.parameters.get(name).ok_or_else(|| Error::tensor(&self.path, name, "is missing"))?;
+        let parameter = self
+            .parameters
+            .get(name)
+            .ok_or_else(|| Error::tensor(&self.path, name, "is missing"))?;
         match &parameter.value {
             Value::Variable(var) => Ok(var.as_detached_tensor()),
             Value::Frozen(tensor) => Ok(tensor.clone()),
-            Value::Stored(stored) => stored.to_tensor().map_err(|e| Error::compute(format!("read tensor `{name}`"), e)),
+            Value::Stored(stored) => stored
+                .to_tensor()
+                .map_err(|e| Error::compute(format!("read tensor `{name}`"), e)),
         }
     }
 
-    pub(super) fn at(&self, role: Role, bias: bool, layer: Option<u64>, expert: Option<u64>) -> Option<&Value> {
+    pub(super) fn at(
+        &self,
+        role: Role,
+        bias: bool,
+        layer: Option<u64>,
+        expert: Option<u64>,
+    ) -> Option<&Value> {
         let name = self.places.get(&(role, bias, layer, expert))?;
         self.parameters.get(name).map(|parameter| &parameter.value)
     }
@@ -255,21 +326,35 @@ fn wrap(spec: &TensorSpec, tensor: Tensor, options: &LoadOptions) -> candle_core
         Trainable::All => true,
         Trainable::Only(names) => names.contains(&spec.name),
     };
-    Ok(if trainable { Value::Variable(Var::from_tensor(&tensor)?) } else { Value::Frozen(tensor) })
+    Ok(if trainable {
+        Value::Variable(Var::from_tensor(&tensor)?)
+    } else {
+        Value::Frozen(tensor)
+    })
 }
 
 /// A tensor's values in the dtype of the options, rounded once at most.
-fn read(checkpoint: &Checkpoint, entry: &TensorEntry, spec: &TensorSpec, options: &LoadOptions) -> Result<Tensor> {
+fn read(
+    checkpoint: &Checkpoint,
+    entry: &TensorEntry,
+    spec: &TensorSpec,
+    options: &LoadOptions,
+) -> Result<Tensor> {
     let path = checkpoint.files[entry.file].path();
     let shape: Vec<usize> = spec.shape.iter().map(|extent| *extent as usize).collect();
     let failed = |e: candle_core::Error| Error::compute(format!("load tensor `{}`", spec.name), e);
     let Encoding::Plain(stored) = entry.encoding else {
-        return Err(Error::tensor(path, &spec.name, format!("is {}, expected a floating-point dtype", entry.encoding)));
+        return Err(Error::tensor(
+            path,
+            &spec.name,
+            format!("is {}, expected a floating-point dtype", entry.encoding),
+        ));
     };
     if !dtype::is_float(stored) {
         let problem = format!("is stored as {stored}, expected a floating-point dtype");
-        return Err(Error::tensor(path, &spec.name, problem)
-            .with_hint("`bam-convert convert --dtype bf16` makes a checkpoint of ordinary floats"));
+        return Err(Error::tensor(path, &spec.name, problem).with_hint(
+            "`bam-convert convert --dtype bf16` makes a checkpoint of ordinary floats",
+        ));
     }
     let elements = entry.elements() as usize;
     let tensor = match stored {
@@ -282,7 +367,10 @@ fn read(checkpoint: &Checkpoint, entry: &TensorEntry, spec: &TensorSpec, options
                     .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16))
                     .collect()
             } else {
-                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+                bytes
+                    .chunks_exact(4)
+                    .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                    .collect()
             };
             Tensor::from_vec(values, shape, &options.device)
         }
@@ -297,15 +385,20 @@ fn read(checkpoint: &Checkpoint, entry: &TensorEntry, spec: &TensorSpec, options
             }
         }
     };
-    tensor.and_then(|tensor| tensor.to_dtype(options.dtype)).map_err(failed)
+    tensor
+        .and_then(|tensor| tensor.to_dtype(options.dtype))
+        .map_err(failed)
 }
 
 /// The architecture of the checkpoint in `folder`, and its configuration.
 pub(super) fn describe(folder: &Path) -> Result<(Config, Architecture)> {
     let metadata = std::fs::metadata(folder).map_err(|e| Error::io("open", folder, e))?;
     if !metadata.is_dir() {
-        return Err(Error::file(folder, "expected a checkpoint folder with config.json, found a file")
-            .with_hint("`bam-convert convert FILE DIR` makes a folder of a GGUF file"));
+        return Err(Error::file(
+            folder,
+            "expected a checkpoint folder with config.json, found a file",
+        )
+        .with_hint("`bam-convert convert FILE DIR` makes a folder of a GGUF file"));
     }
     let config = Config::read(folder)?;
     let architecture = Architecture::of(&config)?;

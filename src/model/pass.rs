@@ -40,13 +40,19 @@ impl Sight {
     pub(super) fn visible(&self, b: usize, position: usize, window: Option<usize>) -> Range<usize> {
         let oldest = window.map_or(0, |window| (position + 1).saturating_sub(window));
         let padding = self.left_padding.as_ref().map_or(0, |padding| padding[b]);
-        let document = self.document_starts.as_ref().map_or(0, |starts| starts[b][position - self.offset]);
+        let document = self
+            .document_starts
+            .as_ref()
+            .map_or(0, |starts| starts[b][position - self.offset]);
         oldest.max(padding).max(document).min(position)..position + 1
     }
 
     /// Rows of the batch that see each their own; `None` where all see the same.
     fn rows(&self) -> Option<usize> {
-        self.left_padding.as_ref().map(Vec::len).or(self.document_starts.as_ref().map(Vec::len))
+        self.left_padding
+            .as_ref()
+            .map(Vec::len)
+            .or(self.document_starts.as_ref().map(Vec::len))
     }
 }
 
@@ -77,7 +83,13 @@ impl Pass {
         for b in 0..batch {
             for query in first..first + rows {
                 let visible = self.sight.visible(b, query, window);
-                mask.extend((0..total).map(|key| if visible.contains(&key) { 0f32 } else { f32::NEG_INFINITY }));
+                mask.extend((0..total).map(|key| {
+                    if visible.contains(&key) {
+                        0f32
+                    } else {
+                        f32::NEG_INFINITY
+                    }
+                }));
             }
         }
         let mask = Tensor::from_vec(mask, (batch, 1, rows, total), &self.device)?;

@@ -36,7 +36,10 @@ impl<'a> Sum<'a> {
     /// `n` rows of zeros that the terms are added to; there must be one term at least.
     pub(super) fn new(n: usize, terms: Vec<(&'a StoredMatrix, &'a [f32])>) -> Self {
         let rows = terms.first().map_or(0, |(matrix, _)| matrix.rows());
-        Self { terms, out: vec![0f32; n * rows] }
+        Self {
+            terms,
+            out: vec![0f32; n * rows],
+        }
     }
 }
 
@@ -69,16 +72,36 @@ struct Piece<'a> {
 /// All sums of `N` rows, cut into pieces that the threads share.
 fn multiply_few<const N: usize>(sums: &mut [Sum]) {
     let kernel = kernel::<N>();
-    let bytes: usize = sums.iter().flat_map(|sum| &sum.terms).map(|(matrix, _)| matrix.bytes().len()).sum();
+    let bytes: usize = sums
+        .iter()
+        .flat_map(|sum| &sum.terms)
+        .map(|(matrix, _)| matrix.bytes().len())
+        .sum();
     let rows: usize = sums.iter().map(|sum| sum.out.len() / N).sum();
-    let pieces = if bytes < SERIAL { 1 } else { 4 * rayon::current_num_threads() };
+    let pieces = if bytes < SERIAL {
+        1
+    } else {
+        4 * rayon::current_num_threads()
+    };
     let rows_a_piece = rows.div_ceil(pieces).max(1);
-    let mut turned: Vec<Vec<f32>> =
-        sums.iter_mut().map(|sum| if N == 1 { std::mem::take(&mut sum.out) } else { sum.out.clone() }).collect();
+    let mut turned: Vec<Vec<f32>> = sums
+        .iter_mut()
+        .map(|sum| {
+            if N == 1 {
+                std::mem::take(&mut sum.out)
+            } else {
+                sum.out.clone()
+            }
+        })
+        .collect();
     let mut jobs = Vec::with_capacity(pieces + sums.len());
     for (sum, out) in sums.iter().zip(&mut turned) {
         for (number, out) in out.chunks_mut(rows_a_piece * N).enumerate() {
-            jobs.push(Piece { terms: &sum.terms, first: number * rows_a_piece, out });
+            jobs.push(Piece {
+                terms: &sum.terms,
+                first: number * rows_a_piece,
+                out,
+            });
         }
     }
     let run = |piece: &mut Piece| {
@@ -92,7 +115,11 @@ fn multiply_few<const N: usize>(sums: &mut [Sum]) {
             } else {
                 more.resize(piece.out.len(), 0.0);
                 kernel(bytes, width, x, &mut more);
-                piece.out.iter_mut().zip(&more).for_each(|(out, more)| *out += more);
+                piece
+                    .out
+                    .iter_mut()
+                    .zip(&more)
+                    .for_each(|(out, more)| *out += more);
             }
         }
     };
@@ -159,9 +186,22 @@ fn multiply_many(matrix: &StoredMatrix, x: &[f32], n: usize, out: &mut [f32], ad
         let first = number * rows_a_tile;
         let in_tile = bytes.len() / (2 * columns);
         let tile = &mut tile[..in_tile * columns];
-        tile.par_chunks_mut(1 << 15).zip(bytes.par_chunks(1 << 16)).for_each(|(out, bytes)| widen(bytes, out));
+        tile.par_chunks_mut(1 << 15)
+            .zip(bytes.par_chunks(1 << 16))
+            .for_each(|(out, bytes)| widen(bytes, out));
         let target = &mut out[first..];
-        let (x, tile) = (View::new(x, n, columns, columns), View::new(tile, in_tile, columns, columns));
-        matrix::multiply(target, rows, add, 1.0, x, tile.t(), rayon::current_num_threads());
+        let (x, tile) = (
+            View::new(x, n, columns, columns),
+            View::new(tile, in_tile, columns, columns),
+        );
+        matrix::multiply(
+            target,
+            rows,
+            add,
+            1.0,
+            x,
+            tile.t(),
+            rayon::current_num_threads(),
+        );
     }
 }

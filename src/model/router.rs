@@ -62,20 +62,34 @@ pub(super) struct Router {
 
 impl Router {
     /// Gates of `h` `[batch, seq, hidden]`: a softmax over all experts, then the `top_k` largest (BAM, sections 3.3, 3.4).
-    pub(super) fn route(&self, h: &Tensor, top_k: Option<usize>, dropped: &[usize]) -> Result<Routing> {
+    pub(super) fn route(
+        &self,
+        h: &Tensor,
+        top_k: Option<usize>,
+        dropped: &[usize],
+    ) -> Result<Routing> {
         let (batch, seq, _) = h.dims3()?;
         let dtype = at_least_f32(h.dtype());
         let mut logits = self.logits(&h.to_dtype(dtype)?)?;
         if let Bias::Logits(bias) = &self.bias {
             logits = logits.broadcast_add(&bias.to_dtype(dtype)?)?;
         }
-        let left = (0..self.experts).filter(|expert| !dropped.contains(expert)).count();
+        let left = (0..self.experts)
+            .filter(|expert| !dropped.contains(expert))
+            .count();
         let without_dropped = |scores: Tensor| -> Result<Tensor> {
             if left == self.experts {
                 return Ok(scores);
             }
-            let mask: Vec<f64> =
-                (0..self.experts).map(|e| if dropped.contains(&e) { f64::NEG_INFINITY } else { 0.0 }).collect();
+            let mask: Vec<f64> = (0..self.experts)
+                .map(|e| {
+                    if dropped.contains(&e) {
+                        f64::NEG_INFINITY
+                    } else {
+                        0.0
+                    }
+                })
+                .collect();
             scores.broadcast_add(&Tensor::new(mask, h.device())?.to_dtype(dtype)?)
         };
         let logits = without_dropped(logits)?;
@@ -84,11 +98,18 @@ impl Router {
         if top_k == self.experts {
             let all: Vec<u32> = (0..self.experts as u32).collect();
             let chosen = Tensor::new(all, h.device())?.broadcast_as((batch, seq, self.experts))?;
-            return Ok(Routing { logits, gates: probabilities.clone(), probabilities, chosen });
+            return Ok(Routing {
+                logits,
+                gates: probabilities.clone(),
+                probabilities,
+                chosen,
+            });
         }
         let (chosen, mask) = match &self.bias {
             Bias::Choice(bias) => {
-                let scores = probabilities.detach().broadcast_add(&bias.detach().to_dtype(dtype)?)?;
+                let scores = probabilities
+                    .detach()
+                    .broadcast_add(&bias.detach().to_dtype(dtype)?)?;
                 largest(&without_dropped(scores)?, top_k)?
             }
             Bias::None | Bias::Logits(_) => largest(&probabilities, top_k)?,
@@ -97,7 +118,12 @@ impl Router {
         if self.normalise {
             gates = gates.broadcast_div(&gates.sum_keepdim(D::Minus1)?)?;
         }
-        Ok(Routing { logits, probabilities, gates, chosen })
+        Ok(Routing {
+            logits,
+            probabilities,
+            gates,
+            chosen,
+        })
     }
 
     fn logits(&self, h: &Tensor) -> Result<Tensor> {
@@ -115,7 +141,11 @@ impl Router {
 /// Chosen on the host, where ties go to the lower number; the choice itself has no gradient.
 fn largest(scores: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
     let (batch, seq, experts) = scores.dims3()?;
-    let rows = scores.detach().to_dtype(DType::F64)?.reshape((batch * seq, experts))?.to_vec2::<f64>()?;
+    let rows = scores
+        .detach()
+        .to_dtype(DType::F64)?
+        .reshape((batch * seq, experts))?
+        .to_vec2::<f64>()?;
     let mut chosen = Vec::with_capacity(batch * seq * k);
     let mut mask = vec![0f64; batch * seq * experts];
     for (row, mask) in rows.iter().zip(mask.chunks_exact_mut(experts)) {

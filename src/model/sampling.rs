@@ -28,7 +28,14 @@ pub struct Sampling {
 impl Default for Sampling {
     /// Greedy.
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: None, top_p: None, min_p: None, repetition_penalty: 1.0, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: None,
+            top_p: None,
+            min_p: None,
+            repetition_penalty: 1.0,
+            seed: 0,
+        }
     }
 }
 
@@ -36,7 +43,9 @@ impl Sampling {
     /// Refuses numbers that make no sense, by name.
     pub fn check(&self) -> Result<()> {
         let wrong = |name: &str, range: &str, found: f64| {
-            Err(Error::usage(format!("expected a {name} {range}, found {found}")))
+            Err(Error::usage(format!(
+                "expected a {name} {range}, found {found}"
+            )))
         };
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return wrong("temperature", "of 0 or more", self.temperature);
@@ -64,8 +73,13 @@ pub(super) struct Sampler {
 
 impl Sampler {
     pub(super) fn new(sampling: &Sampling) -> Self {
-        let draw = Draw::All { temperature: sampling.temperature };
-        Self { sampling: sampling.clone(), draw: LogitsProcessor::from_sampling(sampling.seed, draw) }
+        let draw = Draw::All {
+            temperature: sampling.temperature,
+        };
+        Self {
+            sampling: sampling.clone(),
+            draw: LogitsProcessor::from_sampling(sampling.seed, draw),
+        }
     }
 
     /// The next token behind `seen`, out of finite `logits` over the vocabulary.
@@ -77,7 +91,11 @@ impl Sampler {
             seen.dedup();
             for id in seen {
                 if let Some(logit) = logits.get_mut(id as usize) {
-                    *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                    *logit = if *logit > 0.0 {
+                        *logit / penalty
+                    } else {
+                        *logit * penalty
+                    };
                 }
             }
         }
@@ -89,7 +107,9 @@ impl Sampler {
         let count = logits.len();
         let logits = Tensor::from_vec(logits, count, &Device::Cpu).map_err(failed)?;
         let sampling = &self.sampling;
-        self.draw.sample_f(&logits, |probabilities| filter(probabilities, sampling)).map_err(failed)
+        self.draw
+            .sample_f(&logits, |probabilities| filter(probabilities, sampling))
+            .map_err(failed)
     }
 }
 
@@ -110,7 +130,11 @@ fn filter(probabilities: &mut [f32], sampling: &Sampling) {
         return;
     }
     let mut order: Vec<usize> = (0..probabilities.len()).collect();
-    let by_probability = |a: &usize, b: &usize| probabilities[*b].total_cmp(&probabilities[*a]).then(a.cmp(b));
+    let by_probability = |a: &usize, b: &usize| {
+        probabilities[*b]
+            .total_cmp(&probabilities[*a])
+            .then(a.cmp(b))
+    };
     if let Some(k) = sampling.top_k.filter(|k| *k < order.len()) {
         order.select_nth_unstable_by(k, by_probability);
         order.truncate(k);
@@ -128,11 +152,17 @@ fn filter(probabilities: &mut [f32], sampling: &Sampling) {
     }
     if let (Some(p), Some(first)) = (sampling.min_p, order.first()) {
         let least = p * f64::from(probabilities[*first]);
-        kept = kept.min(order.partition_point(|id| f64::from(probabilities[*id]) >= least)).max(1);
+        kept = kept
+            .min(order.partition_point(|id| f64::from(probabilities[*id]) >= least))
+            .max(1);
     }
     let mut allowed = vec![false; probabilities.len()];
     order[..kept].iter().for_each(|id| allowed[*id] = true);
-    probabilities.iter_mut().zip(allowed).filter(|(_, allowed)| !allowed).for_each(|(p, _)| *p = 0.0);
+    probabilities
+        .iter_mut()
+        .zip(allowed)
+        .filter(|(_, allowed)| !allowed)
+        .for_each(|(p, _)| *p = 0.0);
 }
 
 #[cfg(test)]
@@ -148,37 +178,96 @@ mod tests {
     #[test]
     fn filters_keep_the_most_probable() {
         let greedy = Sampling::default();
-        assert_eq!(filtered(Sampling { top_k: Some(2), ..greedy.clone() }), [0.0, 0.4, 0.0, 0.0, 0.25]);
-        assert_eq!(filtered(Sampling { top_p: Some(0.7), ..greedy.clone() }), [0.0, 0.4, 0.0, 0.2, 0.25]);
-        assert_eq!(filtered(Sampling { top_p: Some(0.0), ..greedy.clone() }), [0.0, 0.4, 0.0, 0.0, 0.0]);
-        assert_eq!(filtered(Sampling { min_p: Some(0.5), ..greedy.clone() }), [0.0, 0.4, 0.0, 0.2, 0.25]);
-        assert_eq!(filtered(Sampling { min_p: Some(1.0), ..greedy.clone() }), [0.0, 0.4, 0.0, 0.0, 0.0]);
+        assert_eq!(
+            filtered(Sampling {
+                top_k: Some(2),
+                ..greedy.clone()
+            }),
+            [0.0, 0.4, 0.0, 0.0, 0.25]
+        );
+        assert_eq!(
+            filtered(Sampling {
+                top_p: Some(0.7),
+                ..greedy.clone()
+            }),
+            [0.0, 0.4, 0.0, 0.2, 0.25]
+        );
+        assert_eq!(
+            filtered(Sampling {
+                top_p: Some(0.0),
+                ..greedy.clone()
+            }),
+            [0.0, 0.4, 0.0, 0.0, 0.0]
+        );
+        assert_eq!(
+            filtered(Sampling {
+                min_p: Some(0.5),
+                ..greedy.clone()
+            }),
+            [0.0, 0.4, 0.0, 0.2, 0.25]
+        );
+        assert_eq!(
+            filtered(Sampling {
+                min_p: Some(1.0),
+                ..greedy.clone()
+            }),
+            [0.0, 0.4, 0.0, 0.0, 0.0]
+        );
         // 0.4 of the 0.65 that top-k leaves are more than 0.6.
-        let both = Sampling { top_k: Some(2), top_p: Some(0.6), ..greedy };
+        let both = Sampling {
+            top_k: Some(2),
+            top_p: Some(0.6),
+            ..greedy
+        };
         assert_eq!(filtered(both), [0.0, 0.4, 0.0, 0.0, 0.0]);
     }
 
     #[test]
     fn repetition_makes_tokens_less_likely() {
-        let mut sampler = Sampler::new(&Sampling { repetition_penalty: 2.0, ..Sampling::default() });
+        let mut sampler = Sampler::new(&Sampling {
+            repetition_penalty: 2.0,
+            ..Sampling::default()
+        });
         assert_eq!(sampler.next(vec![1.0, 3.0, 2.0], &[1, 1]).unwrap(), 2);
         assert_eq!(sampler.next(vec![-1.0, -3.0, -1.5], &[0]).unwrap(), 2);
     }
 
     #[test]
     fn draws_follow_the_probabilities() {
-        let mut sampler = Sampler::new(&Sampling { temperature: 1.0, ..Sampling::default() });
+        let mut sampler = Sampler::new(&Sampling {
+            temperature: 1.0,
+            ..Sampling::default()
+        });
         let logits: Vec<f32> = [0.2f32, 0.5, 0.3].iter().map(|p| p.ln()).collect();
         let mut counts = [0; 3];
         (0..10_000).for_each(|_| counts[sampler.next(logits.clone(), &[]).unwrap() as usize] += 1);
         // Four standard deviations are 0.02.
-        assert!((counts[0] - 2000i32).abs() < 200 && (counts[1] - 5000i32).abs() < 200, "{counts:?}");
+        assert!(
+            (counts[0] - 2000i32).abs() < 200 && (counts[1] - 5000i32).abs() < 200,
+            "{counts:?}"
+        );
     }
 
     #[test]
     fn numbers_without_sense_are_refused() {
-        let wrong = Sampling { top_p: Some(1.5), ..Sampling::default() };
-        assert!(wrong.check().unwrap_err().to_string().contains("top-p from 0 to 1, found 1.5"));
-        assert!(Sampling { temperature: f64::NAN, ..Sampling::default() }.check().is_err());
+        let wrong = Sampling {
+            top_p: Some(1.5),
+            ..Sampling::default()
+        };
+        assert!(
+            wrong
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("top-p from 0 to 1, found 1.5")
+        );
+        assert!(
+            Sampling {
+                temperature: f64::NAN,
+                ..Sampling::default()
+            }
+            .check()
+            .is_err()
+        );
     }
 }

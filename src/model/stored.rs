@@ -41,7 +41,12 @@ pub(super) struct StoredMatrix {
 impl StoredMatrix {
     /// The matrix at byte `offset`; the header's reader has checked that it lies in the file.
     pub(super) fn new(pages: &Arc<Pages>, offset: usize, rows: usize, columns: usize) -> Self {
-        Self { pages: Arc::clone(pages), offset, rows, columns }
+        Self {
+            pages: Arc::clone(pages),
+            offset,
+            rows,
+            columns,
+        }
     }
 
     /// Its little-endian bytes.
@@ -77,12 +82,17 @@ impl StoredMatrix {
     /// `x · selfᵀ` of float32 `x` `[.., columns]`, as `[.., rows]`.
     pub(super) fn multiply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let mut products = multiply_together(&[self], x)?;
-        products.pop().ok_or_else(|| candle_core::Error::msg("a product of nothing"))
+        products
+            .pop()
+            .ok_or_else(|| candle_core::Error::msg("a product of nothing"))
     }
 }
 
 /// `x · matrixᵀ` for several matrices.
-pub(super) fn multiply_together(matrices: &[&StoredMatrix], x: &Tensor) -> candle_core::Result<Vec<Tensor>> {
+pub(super) fn multiply_together(
+    matrices: &[&StoredMatrix],
+    x: &Tensor,
+) -> candle_core::Result<Vec<Tensor>> {
     let x = x.contiguous()?;
     let values = x.storage_and_layout();
     let values = floats(&values)?;
@@ -94,14 +104,22 @@ pub(super) fn multiply_together(matrices: &[&StoredMatrix], x: &Tensor) -> candl
         sums.push(Sum::new(n, vec![(*matrix, values)]));
     }
     product::multiply(n, &mut sums);
-    let tensors = sums.into_iter().zip(matrices).map(|(sum, matrix)| shaped(sum.out, &x, matrix.rows));
+    let tensors = sums
+        .into_iter()
+        .zip(matrices)
+        .map(|(sum, matrix)| shaped(sum.out, &x, matrix.rows));
     tensors.collect()
 }
 
 /// The sum of `x · matrixᵀ` over all terms, each with its own `x`, all of the same shape.
 pub(super) fn sum_of_products(terms: &[(&StoredMatrix, Tensor)]) -> candle_core::Result<Tensor> {
-    let [(first, shape), ..] = terms else { candle_core::bail!("a sum of nothing") };
-    let inputs: Vec<Tensor> = terms.iter().map(|(_, x)| x.contiguous()).collect::<candle_core::Result<_>>()?;
+    let [(first, shape), ..] = terms else {
+        candle_core::bail!("a sum of nothing")
+    };
+    let inputs: Vec<Tensor> = terms
+        .iter()
+        .map(|(_, x)| x.contiguous())
+        .collect::<candle_core::Result<_>>()?;
     let storages: Vec<_> = inputs.iter().map(Tensor::storage_and_layout).collect();
     let mut parts = Vec::with_capacity(terms.len());
     for (((matrix, x), input), storage) in terms.iter().zip(&inputs).zip(&storages) {
@@ -121,12 +139,18 @@ pub(super) fn sum_of_products(terms: &[(&StoredMatrix, Tensor)]) -> candle_core:
 fn check(matrix: &StoredMatrix, x: &Tensor) -> candle_core::Result<()> {
     match x.dims().last() {
         Some(last) if *last == matrix.columns => Ok(()),
-        _ => candle_core::bail!("stored product: {:?} against {} columns", x.dims(), matrix.columns),
+        _ => candle_core::bail!(
+            "stored product: {:?} against {} columns",
+            x.dims(),
+            matrix.columns
+        ),
     }
 }
 
 /// The values of a contiguous tensor.
-pub(super) fn floats<'a>((storage, layout): &'a (StorageRef<'_>, &Layout)) -> candle_core::Result<&'a [f32]> {
+pub(super) fn floats<'a>(
+    (storage, layout): &'a (StorageRef<'_>, &Layout),
+) -> candle_core::Result<&'a [f32]> {
     match (&**storage, layout.contiguous_offsets()) {
         (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => Ok(&values[start..end]),
         _ => candle_core::bail!("expected contiguous float32 on the CPU"),

@@ -13,7 +13,9 @@ use crate::family::{Architecture, Config};
 
 /// Numbers that bfloat16 holds exactly.
 fn weights(count: usize) -> Vec<half::bf16> {
-    (0..count).map(|i| half::bf16::from_f32(((i * 37 % 101) as f32 - 50.0) / 64.0)).collect()
+    (0..count)
+        .map(|i| half::bf16::from_f32(((i * 37 % 101) as f32 - 50.0) / 64.0))
+        .collect()
 }
 
 #[test]
@@ -23,25 +25,47 @@ fn stored_products_are_exact_products() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         // An odd offset: nothing may depend on alignment.
         file.write_all(b"x").unwrap();
-        weights.iter().for_each(|weight| file.write_all(&weight.to_le_bytes()).unwrap());
+        weights
+            .iter()
+            .for_each(|weight| file.write_all(&weight.to_le_bytes()).unwrap());
         let pages = Pages::map(file.path(), 1 + 2 * weights.len() as u64).unwrap();
         let matrix = Arc::new(StoredMatrix::new(&pages, 1, rows, columns));
         let expected: Vec<f32> = weights.iter().map(|weight| weight.to_f32()).collect();
         let wide = matrix.to_tensor().unwrap();
-        assert_eq!(wide.flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected);
+        assert_eq!(
+            wide.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+            expected
+        );
         let ids = [rows as u32 - 1, 0];
         let selected = matrix.select(&ids).unwrap();
-        let by_candle = wide.index_select(&Tensor::new(&ids, &Device::Cpu).unwrap(), 0).unwrap();
-        assert_eq!(selected.to_vec2::<f32>().unwrap(), by_candle.to_vec2::<f32>().unwrap());
+        let by_candle = wide
+            .index_select(&Tensor::new(&ids, &Device::Cpu).unwrap(), 0)
+            .unwrap();
+        assert_eq!(
+            selected.to_vec2::<f32>().unwrap(),
+            by_candle.to_vec2::<f32>().unwrap()
+        );
         for n in [1, 2, 3, 4, 5, 17] {
-            let x: Vec<f32> = (0..n * columns).map(|i| ((i * 13 % 29) as f32 - 14.0) / 16.0).collect();
+            let x: Vec<f32> = (0..n * columns)
+                .map(|i| ((i * 13 % 29) as f32 - 14.0) / 16.0)
+                .collect();
             let x = Tensor::from_vec(x, (1, n, columns), &Device::Cpu).unwrap();
             let product = matrix.multiply(&x).unwrap().squeeze(0).unwrap();
             let in_f64 = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
-            let expected = in_f64(&x.squeeze(0).unwrap()).matmul(&in_f64(&wide).t().unwrap()).unwrap();
+            let expected = in_f64(&x.squeeze(0).unwrap())
+                .matmul(&in_f64(&wide).t().unwrap())
+                .unwrap();
             assert_eq!(product.dims(), [n, rows]);
-            let difference = (in_f64(&product) - expected).unwrap().abs().unwrap().max_all().unwrap();
-            assert!(difference.to_scalar::<f64>().unwrap() < 1e-4, "{n} x {columns} x {rows}");
+            let difference = (in_f64(&product) - expected)
+                .unwrap()
+                .abs()
+                .unwrap()
+                .max_all()
+                .unwrap();
+            assert!(
+                difference.to_scalar::<f64>().unwrap() < 1e-4,
+                "{n} x {columns} x {rows}"
+            );
         }
     }
 }
@@ -49,12 +73,22 @@ fn stored_products_are_exact_products() {
 #[test]
 fn products_are_the_same_on_any_processor() {
     let (rows, columns) = (7, 100);
-    let bytes: Vec<u8> = weights(rows * columns).iter().flat_map(|weight| weight.to_le_bytes()).collect();
-    let x: Vec<f32> = (0..3 * columns).map(|i| ((i * 13 % 29) as f32 - 14.0) / 16.0).collect();
+    let bytes: Vec<u8> = weights(rows * columns)
+        .iter()
+        .flat_map(|weight| weight.to_le_bytes())
+        .collect();
+    let x: Vec<f32> = (0..3 * columns)
+        .map(|i| ((i * 13 % 29) as f32 - 14.0) / 16.0)
+        .collect();
     let [mut plain, mut fastest] = [const { [0f32; 21] }; 2];
     super::product::rows::<3>(&bytes, 2 * columns, &x, &mut plain);
     super::product::kernel::<3>()(&bytes, 2 * columns, &x, &mut fastest);
-    assert!(plain.iter().zip(&fastest).all(|(plain, fastest)| (plain - fastest).abs() < 1e-5));
+    assert!(
+        plain
+            .iter()
+            .zip(&fastest)
+            .all(|(plain, fastest)| (plain - fastest).abs() < 1e-5)
+    );
 }
 
 fn rope(extra: serde_json::Value) -> crate::Result<Rope> {
@@ -78,7 +112,10 @@ fn frequencies_are_those_of_transformers() {
         let (ours, our_factor) = rope.parts();
         assert_eq!(ours.len(), frequencies.len());
         for (ours, theirs) in ours.iter().zip(*frequencies) {
-            assert!((ours / theirs - 1.0).abs() < 1e-6, "{parameters}: {ours} {theirs}");
+            assert!(
+                (ours / theirs - 1.0).abs() < 1e-6,
+                "{parameters}: {ours} {theirs}"
+            );
         }
         assert!((our_factor - factor).abs() < 1e-9, "{parameters}");
     }
@@ -89,21 +126,41 @@ fn part_of_a_head_can_be_rotated() {
     let half = rope(json!({ "partial_rotary_factor": 0.5 })).unwrap();
     assert_eq!(half.parts().0.len(), 4);
     let x = Tensor::ones((1, 3, 2, 16), DType::F64, &Device::Cpu).unwrap();
-    let rotation = half.rotation(&[vec![0, 1, 2]], DType::F64, &Device::Cpu).unwrap();
+    let rotation = half
+        .rotation(&[vec![0, 1, 2]], DType::F64, &Device::Cpu)
+        .unwrap();
     let out = half.apply(&x, &rotation).unwrap();
-    let out: Vec<f64> = out.narrow(1, 2, 1).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-    assert!((out[0] - (2f64.cos() - 2f64.sin())).abs() < 1e-7 && (out[4] - (2f64.cos() + 2f64.sin())).abs() < 1e-7);
+    let out: Vec<f64> = out
+        .narrow(1, 2, 1)
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .to_vec1()
+        .unwrap();
+    assert!(
+        (out[0] - (2f64.cos() - 2f64.sin())).abs() < 1e-7
+            && (out[4] - (2f64.cos() + 2f64.sin())).abs() < 1e-7
+    );
     assert!(out[8..16].iter().all(|value| *value == 1.0));
 }
 
 #[test]
 fn bad_scalings_are_refused_by_name() {
-    let refused =
-        |parameters: serde_json::Value| rope(json!({ "rope_parameters": parameters })).unwrap_err().to_string();
+    let refused = |parameters: serde_json::Value| {
+        rope(json!({ "rope_parameters": parameters }))
+            .unwrap_err()
+            .to_string()
+    };
     let error = refused(json!({ "rope_type": "llama4", "factor": 2.0 }));
-    assert!(error.contains("rope_parameters.rope_type") && error.contains("llama4"), "{error}");
+    assert!(
+        error.contains("rope_parameters.rope_type") && error.contains("llama4"),
+        "{error}"
+    );
     assert!(refused(json!({ "rope_type": "linear" })).contains("rope_parameters.factor"));
-    assert!(refused(json!({ "rope_type": "linear", "factor": "two" })).contains("expected a number above 0"));
+    assert!(
+        refused(json!({ "rope_type": "linear", "factor": "two" }))
+            .contains("expected a number above 0")
+    );
 }
 
 /// Parameters, frequencies, factor on cosines and sines; numbers as transformers printed them.

@@ -32,16 +32,22 @@ impl Tokenizer {
     pub fn load(folder: &Path, vocab_size: u64) -> Result<Self> {
         let path = folder.join(FILE);
         if !path.exists() {
-            return Err(Error::file(&path, "is missing: the checkpoint cannot turn text into tokens")
-                .with_hint("copy the tokenizer.json of the model that it was made from"));
+            return Err(Error::file(
+                &path,
+                "is missing: the checkpoint cannot turn text into tokens",
+            )
+            .with_hint("copy the tokenizer.json of the model that it was made from"));
         }
         let tokenizer = Self::open(&path)?;
         if let Some((token, id)) = tokenizer.highest()
             && u64::from(id) >= vocab_size
         {
-            let problem =
-                format!("has the token id {id} (`{token}`), but the model's vocabulary has {vocab_size} (vocab_size)");
-            return Err(Error::file(&path, problem).with_hint("is the tokenizer the one of this model?"));
+            let problem = format!(
+                "has the token id {id} (`{token}`), but the model's vocabulary has {vocab_size} (vocab_size)"
+            );
+            return Err(
+                Error::file(&path, problem).with_hint("is the tokenizer the one of this model?")
+            );
         }
         Ok(tokenizer)
     }
@@ -52,14 +58,23 @@ impl Tokenizer {
     pub fn open(path: &Path) -> Result<Self> {
         let bytes = json::read_bytes(path)?;
         let refused = |problem: &dyn std::fmt::Display| {
-            Error::file(path, format!("expected a tokenizer of the `tokenizers` library: {problem}"))
+            Error::file(
+                path,
+                format!("expected a tokenizer of the `tokenizers` library: {problem}"),
+            )
         };
-        let mut inner =
-            quietly(|| Inner::from_bytes(bytes)).map_err(|panic| refused(&panic))?.map_err(|e| refused(&e))?;
+        let mut inner = quietly(|| Inner::from_bytes(bytes))
+            .map_err(|panic| refused(&panic))?
+            .map_err(|e| refused(&e))?;
         inner.with_padding(None);
         // Only truncation that is asked for can fail.
-        inner.with_truncation(None).map_err(|e| Error::file(path, e.to_string()))?;
-        Ok(Self { path: path.to_path_buf(), inner })
+        inner
+            .with_truncation(None)
+            .map_err(|e| Error::file(path, e.to_string()))?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            inner,
+        })
     }
 
     /// The highest id plus one.
@@ -68,7 +83,10 @@ impl Tokenizer {
     }
 
     fn highest(&self) -> Option<(String, u32)> {
-        self.inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id)
+        self.inner
+            .get_vocab(true)
+            .into_iter()
+            .max_by_key(|(_, id)| *id)
     }
 
     /// The id of a token.
@@ -91,7 +109,10 @@ impl Tokenizer {
 
     /// Token ids of `text` with the tokens around it that the tokenizer asks for; faster than [`encode`](Self::encode).
     pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, true).map_err(|e| self.failed("encode a text", &*e))?;
+        let encoding = self
+            .inner
+            .encode_fast(text, true)
+            .map_err(|e| self.failed("encode a text", &*e))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -102,19 +123,27 @@ impl Tokenizer {
 
     /// Token ids of `text`; with `special`, the tokens around a text that the tokenizer asks for are added.
     pub fn encode(&self, text: &str, special: bool) -> Result<Encoded> {
-        let encoding = self.inner.encode(text, special).map_err(|e| self.failed("encode a text", &*e))?;
+        let encoding = self
+            .inner
+            .encode(text, special)
+            .map_err(|e| self.failed("encode a text", &*e))?;
         let mut end = 0;
         let ends = encoding.get_offsets().iter().map(|(_, token)| {
             end = end.max(*token);
             end
         });
         let ends = ends.collect();
-        Ok(Encoded { ids: encoding.get_ids().to_vec(), ends })
+        Ok(Encoded {
+            ids: encoding.get_ids().to_vec(),
+            ends,
+        })
     }
 
     /// The text of `ids`, without special tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|e| self.failed("decode token ids", &*e))
+        self.inner
+            .decode(ids, true)
+            .map_err(|e| self.failed("decode token ids", &*e))
     }
 
     fn failed(&self, what: &str, problem: &(dyn std::error::Error + Send + Sync)) -> Error {
@@ -131,7 +160,9 @@ fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     std::panic::set_hook(hook);
     done.map_err(|panic| match panic.downcast::<String>() {
         Ok(said) => *said,
-        Err(panic) => panic.downcast_ref::<&str>().map_or("it panicked".to_owned(), |said| (*said).to_owned()),
+        Err(panic) => panic
+            .downcast_ref::<&str>()
+            .map_or("it panicked".to_owned(), |said| (*said).to_owned()),
     })
 }
 
@@ -158,7 +189,16 @@ impl<'a> TextStream<'a> {
     pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32], stops: &'a [String]) -> Self {
         let ids = prompt[prompt.len().saturating_sub(CONTEXT)..].to_vec();
         let read = ids.len();
-        Self { tokenizer, stops, ids, context: 0, read, text: String::new(), shown: 0, stopped: false }
+        Self {
+            tokenizer,
+            stops,
+            ids,
+            context: 0,
+            read,
+            text: String::new(),
+            shown: 0,
+            stopped: false,
+        }
     }
 
     /// Takes a token; returns what can be shown now.
@@ -190,17 +230,30 @@ impl<'a> TextStream<'a> {
         let after = self.tokenizer.decode(&self.ids[self.context..])?;
         // A character that is not whole yet decodes as U+FFFD.
         if end || !after.ends_with('\u{fffd}') {
-            let common = before.bytes().zip(after.bytes()).take_while(|(a, b)| a == b).count();
-            let common = (0..=common).rev().find(|at| after.is_char_boundary(*at)).unwrap_or(0);
+            let common = before
+                .bytes()
+                .zip(after.bytes())
+                .take_while(|(a, b)| a == b)
+                .count();
+            let common = (0..=common)
+                .rev()
+                .find(|at| after.is_char_boundary(*at))
+                .unwrap_or(0);
             self.text.push_str(&after[common..]);
             (self.context, self.read) = (self.read, self.ids.len());
         }
         let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
-        let from =
-            (0..=self.shown.saturating_sub(longest)).rev().find(|at| self.text.is_char_boundary(*at)).unwrap_or(0);
+        let from = (0..=self.shown.saturating_sub(longest))
+            .rev()
+            .find(|at| self.text.is_char_boundary(*at))
+            .unwrap_or(0);
         let stops = self.stops.iter().filter(|stop| !stop.is_empty());
         let mut until = self.text.len();
-        if let Some(at) = stops.clone().filter_map(|stop| self.text[from..].find(stop.as_str())).min() {
+        if let Some(at) = stops
+            .clone()
+            .filter_map(|stop| self.text[from..].find(stop.as_str()))
+            .min()
+        {
             until = from + at;
             self.stopped = true;
         } else if !end {

@@ -47,8 +47,15 @@ pub(super) fn run(
             command
         }
     };
-    command.current_dir(work).stdin(Stdio::null()).stderr(append()?);
-    command.stdout(if stage.stdout.is_some() { out } else { append()? });
+    command
+        .current_dir(work)
+        .stdin(Stdio::null())
+        .stderr(append()?);
+    command.stdout(if stage.stdout.is_some() {
+        out
+    } else {
+        append()?
+    });
     // In a group of its own, a child hears of Ctrl-C from us alone: a second signal would cut its saving short.
     command.process_group(0);
     end_with_parent(&mut command);
@@ -82,10 +89,12 @@ fn end_with_parent(command: &mut Command) {
     #[cfg(target_os = "linux")]
     // SAFETY: `prctl` may be called between fork and exec; it allocates nothing and takes no locks.
     unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        });
+        command.pre_exec(
+            || match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            },
+        );
     }
     #[cfg(not(target_os = "linux"))]
     let _ = command;

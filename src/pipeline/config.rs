@@ -31,7 +31,9 @@ pub fn define(program: Command) -> Command {
         .value_name("FILE")
         .value_parser(value_parser!(PathBuf))
         .help("Take settings from a YAML file, under the names of the flags, or one of mergekit's; flags win (docs/configs.md)");
-    COMMANDS.iter().fold(program, |program, name| program.mut_subcommand(name, |command| command.arg(flag.clone())))
+    COMMANDS.iter().fold(program, |program, name| {
+        program.mut_subcommand(name, |command| command.arg(flag.clone()))
+    })
 }
 
 /// Whether a command line may have the flag.
@@ -48,7 +50,9 @@ fn is_flag(word: &OsString) -> bool {
 /// The same definition with nothing required: a file may hold what is.
 pub fn relaxed(program: Command) -> Command {
     let relax = |command: Command| command.mut_args(|argument| argument.required(false));
-    let mut program = COMMANDS.iter().fold(program, |program, name| program.mut_subcommand(name, relax));
+    let mut program = COMMANDS
+        .iter()
+        .fold(program, |program, name| program.mut_subcommand(name, relax));
     program.build();
     program
 }
@@ -67,12 +71,28 @@ pub struct Settled {
 ///
 /// # Errors
 /// Unknown keys and values that the command would refuse, with the nearest known and `FILE:LINE:COLUMN`.
-pub fn settle(relaxed: &Command, line: Vec<OsString>, matches: &ArgMatches, fetch: Fetch) -> Result<Settled> {
-    let nothing = |line| Ok(Settled { line, notes: Vec::new() });
-    let Some((name, given)) = matches.subcommand().filter(|(name, _)| COMMANDS.contains(name)) else {
+pub fn settle(
+    relaxed: &Command,
+    line: Vec<OsString>,
+    matches: &ArgMatches,
+    fetch: Fetch,
+) -> Result<Settled> {
+    let nothing = |line| {
+        Ok(Settled {
+            line,
+            notes: Vec::new(),
+        })
+    };
+    let Some((name, given)) = matches
+        .subcommand()
+        .filter(|(name, _)| COMMANDS.contains(name))
+    else {
         return nothing(line);
     };
-    let (Some(file), Some(command)) = (given.get_one::<PathBuf>(CONFIG), relaxed.find_subcommand(name)) else {
+    let (Some(file), Some(command)) = (
+        given.get_one::<PathBuf>(CONFIG),
+        relaxed.find_subcommand(name),
+    ) else {
         return nothing(line);
     };
     let typed = |id: &str| given.value_source(id) == Some(ValueSource::CommandLine);
@@ -107,7 +127,11 @@ fn read(
 ) -> Result<(Vec<String>, Vec<String>)> {
     let tree = yaml::read(file)?;
     let Node::Map(entries) = &tree.value else {
-        let problem = format!("expected settings of `{}`, found {}", command.get_name(), tree.value.kind());
+        let problem = format!(
+            "expected settings of `{}`, found {}",
+            command.get_name(),
+            tree.value.kind()
+        );
         return Err(fault(file, tree.referenced, problem));
     };
     let keys = || entries.iter().map(|(key, _)| key.value.as_str());
@@ -118,7 +142,8 @@ fn read(
     };
     if command.get_name() != owner {
         let problem = format!("is a file of {kind}, which is for `bam-convert {owner}`");
-        return Err(Error::file(file, problem).with_hint(format!("bam-convert {owner} --config {}", file.display())));
+        return Err(Error::file(file, problem)
+            .with_hint(format!("bam-convert {owner} --config {}", file.display())));
     }
     let translation = match owner {
         "merge" => LinearFile::read(file)?.translate(fetch)?,
@@ -144,7 +169,9 @@ fn own(
         let (_, argument) = lines.argument(command, key)?;
         lines.add(command, key, value)?;
         let (words, ..) = lines.finish();
-        let line: Vec<String> = std::iter::once(command.get_name().to_owned()).chain(words.iter().cloned()).collect();
+        let line: Vec<String> = std::iter::once(command.get_name().to_owned())
+            .chain(words.iter().cloned())
+            .collect();
         if let Some(problem) = refusal(program, &line) {
             return Err(fault(file, value.referenced, problem));
         }
@@ -156,12 +183,21 @@ fn own(
 }
 
 /// The arguments of a translation.
-fn translated(translation: &Translation, command: &Command, typed: &dyn Fn(&str) -> bool) -> Vec<String> {
+fn translated(
+    translation: &Translation,
+    command: &Command,
+    typed: &dyn Fn(&str) -> bool,
+) -> Vec<String> {
     let is_typed = |flag: &str| {
-        let argument = command.get_arguments().find(|argument| argument.get_long() == Some(flag));
+        let argument = command
+            .get_arguments()
+            .find(|argument| argument.get_long() == Some(flag));
         argument.is_some_and(|argument| typed(argument.get_id().as_str()))
     };
-    let settings = translation.settings.iter().filter(|(flag, _)| !is_typed(flag));
+    let settings = translation
+        .settings
+        .iter()
+        .filter(|(flag, _)| !is_typed(flag));
     let word = |(flag, value): &(&str, Option<String>)| match value {
         Some(value) => format!("--{flag}={value}"),
         None => format!("--{flag}"),

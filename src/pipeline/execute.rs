@@ -78,7 +78,10 @@ impl Runner<'_> {
         let _locks = self.locks(stages, choices)?;
         self.write_graph(stages, graph)?;
         let mut times = self.times();
-        let weights = stages.iter().map(|stage| if stage.computes() { self.jobs } else { 1 }).collect();
+        let weights = stages
+            .iter()
+            .map(|stage| if stage.computes() { self.jobs } else { 1 })
+            .collect();
         let mut schedule = Schedule::new(graph, weights, self.jobs);
         let mut finished: Vec<Option<Finished>> = vec![None; stages.len()];
         let mut failures = Vec::new();
@@ -103,14 +106,21 @@ impl Runner<'_> {
                 match told.recv_timeout(Duration::from_millis(200)) {
                     Ok(News::Starts { stage, reason }) => {
                         times.start(&stages[stage].name)?;
-                        self.watch.starts(&stages[stage], &reason, &self.log(&stages[stage]));
+                        self.watch
+                            .starts(&stages[stage], &reason, &self.log(&stages[stage]));
                     }
-                    Ok(News::Ends { stage, end: Err(error) }) => {
+                    Ok(News::Ends {
+                        stage,
+                        end: Err(error),
+                    }) => {
                         running -= 1;
                         schedule.end(stage, false);
                         fault.get_or_insert(error);
                     }
-                    Ok(News::Ends { stage, end: Ok(end) }) => {
+                    Ok(News::Ends {
+                        stage,
+                        end: Ok(end),
+                    }) => {
                         running -= 1;
                         schedule.end(stage, end.failure.is_none());
                         if end.ran == Ran::Done {
@@ -135,7 +145,8 @@ impl Runner<'_> {
         match fault {
             Some(error) => Err(error),
             None => Ok(Report {
-                stopped: self.is_stopped() && (finished.iter().any(Option::is_none) || !failures.is_empty()),
+                stopped: self.is_stopped()
+                    && (finished.iter().any(Option::is_none) || !failures.is_empty()),
                 stages: finished.into_iter().flatten().collect(),
                 failures,
                 seconds: begun.elapsed().as_secs_f64(),
@@ -152,7 +163,13 @@ impl Runner<'_> {
         choice: Choice,
         tell: &Sender<News>,
     ) -> Result<End> {
-        let nothing = |ran| Ok(End { ran, seconds: 0.0, failure: None });
+        let nothing = |ran| {
+            Ok(End {
+                ran,
+                seconds: 0.0,
+                failure: None,
+            })
+        };
         let stage = &stages[number];
         let records = self.records();
         let before = records.read(stage);
@@ -161,19 +178,34 @@ impl Runner<'_> {
             Choice::Force => Some("it was asked for".to_owned()),
             Choice::Check => records.reason(stage, before.as_ref())?,
         };
-        let Some(reason) = reason else { return nothing(Ran::UpToDate) };
+        let Some(reason) = reason else {
+            return nothing(Ran::UpToDate);
+        };
         let start = Instant::now();
         let log = self.log(stage);
         let resume = choice != Choice::Force && records.can_resume(stage, before.as_ref())?;
         let line = self.line(stage, resume, before.is_some())?;
         // The receiver lives until the last stage has told its end.
-        let _ = tell.send(News::Starts { stage: number, reason });
+        let _ = tell.send(News::Starts {
+            stage: number,
+            reason,
+        });
         let record = records.start(stage, before.as_ref())?;
         let (status, printed) = child::run(self.program, self.work, stage, &line, &log, self.stop)?;
         let failed = |missing: Option<PathBuf>| {
             let (stage, code, tail) = (stage.name.clone(), status.code(), tail(&log, &printed));
-            let failure = Some(Failure { stage, code, missing, tail, log: log.clone() });
-            End { ran: Ran::Failed, seconds: start.elapsed().as_secs_f64(), failure }
+            let failure = Some(Failure {
+                stage,
+                code,
+                missing,
+                tail,
+                log: log.clone(),
+            });
+            End {
+                ran: Ran::Failed,
+                seconds: start.elapsed().as_secs_f64(),
+                failure,
+            }
         };
         if !status.success() {
             // What was told to end did not fail by itself, and may go on.
@@ -188,7 +220,11 @@ impl Runner<'_> {
             fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
             single::write(&file, &[&json::read_bytes(&printed)?])?;
         }
-        if let Some(missing) = stage.outputs.iter().find(|output| !self.work.join(output).exists()) {
+        if let Some(missing) = stage
+            .outputs
+            .iter()
+            .find(|output| !self.work.join(output).exists())
+        {
             records.fail(stage, record)?;
             return Ok(failed(Some(missing.clone())));
         }
@@ -198,18 +234,28 @@ impl Runner<'_> {
             add_line(&log, &format!(" note: the manifest has no recipe: {why}"))?;
         }
         records.finish(stage, record)?;
-        Ok(End { ran: Ran::Done, seconds: start.elapsed().as_secs_f64(), failure: None })
+        Ok(End {
+            ran: Ran::Done,
+            seconds: start.elapsed().as_secs_f64(),
+            failure: None,
+        })
     }
 
     /// The command line: going on with what a killed run left, or replacing what this stage made before.
     fn line(&self, stage: &Stage, resume: bool, owned: bool) -> Result<Vec<String>> {
         let mut line = stage.command.clone();
-        let exists = stage.outputs.iter().find(|output| self.work.join(output).exists());
+        let exists = stage
+            .outputs
+            .iter()
+            .find(|output| self.work.join(output).exists());
         match exists {
             Some(output) if !owned => {
                 let path = self.work.join(output);
-                return Err(Error::file(path, format!("exists already, and stage `{}` did not make it", stage.name))
-                    .with_hint("remove it, or choose another --work"));
+                return Err(Error::file(
+                    path,
+                    format!("exists already, and stage `{}` did not make it", stage.name),
+                )
+                .with_hint("remove it, or choose another --work"));
             }
             _ if resume => line.push("--resume".to_owned()),
             // A killed run may have left more than the output.
@@ -224,7 +270,11 @@ impl Runner<'_> {
     }
 
     pub(super) fn records(&self) -> Records<'_> {
-        Records::new(self.work, self.work.join(FOLDER).join("stages"), self.verify)
+        Records::new(
+            self.work,
+            self.work.join(FOLDER).join("stages"),
+            self.verify,
+        )
     }
 
     pub(super) fn times(&self) -> Times {
@@ -242,7 +292,9 @@ impl Runner<'_> {
     /// Whether a stage that was started may still run: a run holds the folder, or the stage.
     pub(super) fn is_running(&self, stage: &Stage) -> bool {
         let is_held = |path: PathBuf| {
-            File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+            File::open(path).is_ok_and(|file| {
+                matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock))
+            })
         };
         is_held(self.lock_of_all()) || is_held(self.lock_of(stage))
     }
@@ -260,7 +312,10 @@ impl Runner<'_> {
         if !self.shares {
             return Ok(vec![self.lock(&self.lock_of_all(), File::try_lock)?]);
         }
-        let own = stages.iter().zip(choices).filter(|(_, choice)| **choice != Choice::Leave);
+        let own = stages
+            .iter()
+            .zip(choices)
+            .filter(|(_, choice)| **choice != Choice::Leave);
         let own = own.map(|(stage, _)| self.lock(&self.lock_of(stage), File::try_lock));
         std::iter::once(self.lock_shared()).chain(own).collect()
     }
@@ -285,19 +340,31 @@ impl Runner<'_> {
 }
 
 fn note(stage: &Stage, ran: Ran, seconds: f64, because: Option<String>) -> Finished {
-    Finished { stage: stage.name.clone(), command: stage.kind().to_owned(), ran, seconds, because }
+    Finished {
+        stage: stage.name.clone(),
+        command: stage.kind().to_owned(),
+        ran,
+        seconds,
+        because,
+    }
 }
 
 fn add_line(log: &Path, line: &str) -> Result<()> {
     let file = File::options().append(true).open(log);
-    file.and_then(|mut file| writeln!(file, "{line}")).map_err(|e| Error::io("write", log, e))
+    file.and_then(|mut file| writeln!(file, "{line}"))
+        .map_err(|e| Error::io("write", log, e))
 }
 
 /// The last lines of the log, or of the result where the log says nothing.
 fn tail(log: &Path, printed: &Path) -> String {
-    let read = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+    let read =
+        |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
     let text = read(log);
-    let text = if text.lines().count() > 1 { text } else { text + &read(printed) };
+    let text = if text.lines().count() > 1 {
+        text
+    } else {
+        text + &read(printed)
+    };
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(TAIL)..].join("\n")
 }

@@ -37,24 +37,42 @@ impl Runner<'_> {
     ///
     /// # Errors
     /// Where an input cannot be read.
-    pub fn forecast(&self, stages: &[Stage], graph: &Graph, choices: &[Choice]) -> Result<Vec<Forecast>> {
+    pub fn forecast(
+        &self,
+        stages: &[Stage],
+        graph: &Graph,
+        choices: &[Choice],
+    ) -> Result<Vec<Forecast>> {
         let (records, times) = (self.records(), self.times());
         let mut forecasts: Vec<Forecast> = Vec::with_capacity(stages.len());
         for (number, stage) in stages.iter().enumerate() {
             let record = records.read(stage);
-            let first = graph.needs(number).iter().find(|needed| forecasts[**needed].runs_because.is_some());
-            let needed = first.map(|needed| format!("stage {} runs before it", stages[*needed].name));
+            let first = graph
+                .needs(number)
+                .iter()
+                .find(|needed| forecasts[**needed].runs_because.is_some());
+            let needed =
+                first.map(|needed| format!("stage {} runs before it", stages[*needed].name));
             let runs_because = match choices[number] {
                 Choice::Leave => None,
                 Choice::Force => Some("it was asked for".to_owned()),
                 Choice::Check => records.reason(stage, record.as_ref())?.or(needed),
             };
-            let last_bytes = record.as_ref().map(|record| record.output_bytes()).filter(|bytes| *bytes > 0);
+            let last_bytes = record
+                .as_ref()
+                .map(|record| record.output_bytes())
+                .filter(|bytes| *bytes > 0);
             forecasts.push(Forecast {
-                needs: graph.needs(number).iter().map(|needed| stages[*needed].name.clone()).collect(),
+                needs: graph
+                    .needs(number)
+                    .iter()
+                    .map(|needed| stages[*needed].name.clone())
+                    .collect(),
                 runs_because,
                 last_seconds: times.of(&stage.name).and_then(|time| time.seconds),
-                last_bytes: last_bytes.map(|bytes| Ok(bytes + self.kept_beside(stage)?)).transpose()?,
+                last_bytes: last_bytes
+                    .map(|bytes| Ok(bytes + self.kept_beside(stage)?))
+                    .transpose()?,
                 is_measured: record.is_some_and(|record| record.is_done(stage)),
                 estimate: None,
                 unknown_because: None,
@@ -69,18 +87,33 @@ impl Runner<'_> {
     /// # Errors
     /// Where the folder for temporary files cannot be written, or a signal came.
     pub fn estimate(&self, stages: &[Stage], forecasts: &mut [Forecast]) -> Result<()> {
-        let exists = |stage: &Stage| stage.outputs.iter().all(|output| self.work.join(output).exists());
+        let exists = |stage: &Stage| {
+            stage
+                .outputs
+                .iter()
+                .all(|output| self.work.join(output).exists())
+        };
         let asked: Vec<bool> = stages
             .iter()
             .zip(&*forecasts)
-            .map(|(stage, forecast)| forecast.runs_because.is_some() && !(forecast.is_measured && exists(stage)))
+            .map(|(stage, forecast)| {
+                forecast.runs_because.is_some() && !(forecast.is_measured && exists(stage))
+            })
             .collect();
         if !asked.contains(&true) {
             return Ok(());
         }
-        let outlined = stages.iter().zip(&asked).filter(|(stage, asked)| **asked && stage.outlines);
+        let outlined = stages
+            .iter()
+            .zip(&asked)
+            .filter(|(stage, asked)| **asked && stage.outlines);
         let shadow = Shadow::new(self.work, outlined.flat_map(|(stage, _)| &stage.outputs))?;
-        for ((stage, forecast), _) in stages.iter().zip(forecasts).zip(&asked).filter(|(_, asked)| **asked) {
+        for ((stage, forecast), _) in stages
+            .iter()
+            .zip(forecasts)
+            .zip(&asked)
+            .filter(|(_, asked)| **asked)
+        {
             // What is measured needs no estimate, but those behind it its outline.
             match self.ask(stage, &shadow)? {
                 Ok(estimate) => forecast.estimate = Some(estimate),
@@ -93,7 +126,10 @@ impl Runner<'_> {
     /// What the command says, or why it cannot.
     fn ask(&self, stage: &Stage, shadow: &Shadow) -> Result<Result<Estimate, String>> {
         if !stage.outlines {
-            return Ok(Err(format!("`{}` cannot tell before it runs", stage.kind())));
+            return Ok(Err(format!(
+                "`{}` cannot tell before it runs",
+                stage.kind()
+            )));
         }
         for place in stage.reads() {
             shadow.show(&place)?;
@@ -101,21 +137,28 @@ impl Runner<'_> {
         let mut command = Command::new(self.program);
         command.args(shadow.words(stage)).arg("--outline");
         command.current_dir(shadow.work()).stdin(Stdio::null());
-        let output = command.output().map_err(|e| Error::io("run", self.program, e))?;
+        let output = command
+            .output()
+            .map_err(|e| Error::io("run", self.program, e))?;
         if self.is_stopped() {
             let source = std::io::Error::from(std::io::ErrorKind::Interrupted);
             return Err(Error::io("look ahead in", self.work, source));
         }
         let said = String::from_utf8_lossy(&output.stderr);
         let problem = said.lines().find_map(|line| line.strip_prefix("error: "));
-        Ok(serde_json::from_slice(&output.stdout).map_err(|_| problem.unwrap_or("its command told nothing").to_owned()))
+        Ok(serde_json::from_slice(&output.stdout)
+            .map_err(|_| problem.unwrap_or("its command told nothing").to_owned()))
     }
 
     /// Bytes of what a command that can go on keeps beside its output.
     fn kept_beside(&self, stage: &Stage) -> Result<u64> {
-        let Some(output) = stage.outputs.first().filter(|_| stage.resumes) else { return Ok(0) };
+        let Some(output) = stage.outputs.first().filter(|_| stage.resumes) else {
+            return Ok(0);
+        };
         let files = self.records().files(&beside(output)?)?;
-        let length = |path: &std::path::PathBuf| std::fs::metadata(self.work.join(path)).map_or(0, |file| file.len());
+        let length = |path: &std::path::PathBuf| {
+            std::fs::metadata(self.work.join(path)).map_or(0, |file| file.len())
+        };
         Ok(files.iter().map(length).sum())
     }
 }

@@ -17,14 +17,19 @@ impl Makers {
     /// Nobody yet; relative paths are seen from `work`.
     pub(super) fn new(work: &Path) -> Result<Self> {
         let work = std::path::absolute(work).map_err(|e| Error::io("find", work, e))?;
-        Ok(Self { work, made: BTreeMap::new() })
+        Ok(Self {
+            work,
+            made: BTreeMap::new(),
+        })
     }
 
     /// Who makes what of these stages.
     pub(super) fn of_stages(stages: &[Stage], work: &Path) -> Result<Self> {
         let mut makers = Self::new(work)?;
-        let outputs =
-            stages.iter().enumerate().flat_map(|(number, stage)| stage.outputs.iter().map(move |o| (o, number)));
+        let outputs = stages
+            .iter()
+            .enumerate()
+            .flat_map(|(number, stage)| stage.outputs.iter().map(move |o| (o, number)));
         outputs.for_each(|(output, number)| makers.insert(output, number));
         Ok(makers)
     }
@@ -40,8 +45,14 @@ impl Makers {
         let place = self.place(path);
         let above = place.ancestors().filter_map(|folder| self.made.get(folder));
         // Paths are ordered by their parts, so that what lies in a folder follows it.
-        let below = self.made.range(place.clone()..).take_while(|(made, _)| made.starts_with(&place));
-        above.chain(below.map(|(_, stage)| stage)).copied().collect()
+        let below = self
+            .made
+            .range(place.clone()..)
+            .take_while(|(made, _)| made.starts_with(&place));
+        above
+            .chain(below.map(|(_, stage)| stage))
+            .copied()
+            .collect()
     }
 
     fn place(&self, path: &Path) -> PathBuf {
@@ -77,11 +88,22 @@ impl Graph {
     /// Where the current folder cannot be told.
     pub fn of(stages: &[Stage], work: &Path) -> Result<Self> {
         let makers = Makers::of_stages(stages, work)?;
-        let numbers: BTreeMap<&str, usize> =
-            stages.iter().enumerate().map(|(number, stage)| (stage.name.as_str(), number)).collect();
-        let mut graph = Self { needs: vec![BTreeSet::new(); stages.len()], waits: vec![BTreeSet::new(); stages.len()] };
+        let numbers: BTreeMap<&str, usize> = stages
+            .iter()
+            .enumerate()
+            .map(|(number, stage)| (stage.name.as_str(), number))
+            .collect();
+        let mut graph = Self {
+            needs: vec![BTreeSet::new(); stages.len()],
+            waits: vec![BTreeSet::new(); stages.len()],
+        };
         for (number, stage) in stages.iter().enumerate() {
-            graph.needs[number].extend(stage.after.iter().filter_map(|name| numbers.get(name.as_str()).copied()));
+            graph.needs[number].extend(
+                stage
+                    .after
+                    .iter()
+                    .filter_map(|name| numbers.get(name.as_str()).copied()),
+            );
             for maker in stage.reads().flat_map(|place| makers.of(Path::new(&place))) {
                 if maker < number {
                     graph.needs[number].insert(maker);

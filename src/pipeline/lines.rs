@@ -25,9 +25,18 @@ pub(super) fn text(file: &Path, place: Location, text: &str, scope: &Scope) -> R
 /// line, which a file hides.
 pub(super) fn refusal(program: &Command, arguments: &[String]) -> Option<String> {
     let line = std::iter::once(program.get_name().to_owned()).chain(arguments.iter().cloned());
-    let message = program.clone().try_get_matches_from(line).err()?.render().to_string();
-    let advice = |line: &str| line.starts_with("Usage:") || line.starts_with("For more information");
-    let words = message.lines().map(str::trim).take_while(|line| !advice(line));
+    let message = program
+        .clone()
+        .try_get_matches_from(line)
+        .err()?
+        .render()
+        .to_string();
+    let advice =
+        |line: &str| line.starts_with("Usage:") || line.starts_with("For more information");
+    let words = message
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !advice(line));
     let words: Vec<&str> = words.filter(|line| !line.is_empty()).collect();
     Some(words.join(" ").trim_start_matches("error: ").to_owned())
 }
@@ -51,12 +60,24 @@ impl<'a> Lines<'a> {
     /// Of a file whose texts may hold the names of `scope`; keys that are `reserved` are none of a file's.
     pub(super) fn new(file: &'a Path, scope: &'a Scope, reserved: &'a [&'a str]) -> Self {
         let (positional, flags, inputs, outputs, settings) = Default::default();
-        Self { file, scope, reserved, positional, flags, inputs, outputs, settings }
+        Self {
+            file,
+            scope,
+            reserved,
+            positional,
+            flags,
+            inputs,
+            outputs,
+            settings,
+        }
     }
 
     /// What the setting `key`, which names an output, was given.
     pub(super) fn output(&self, key: &str) -> Option<PathBuf> {
-        self.outputs.iter().find(|(of, _)| of == key).map(|(_, path)| path.clone())
+        self.outputs
+            .iter()
+            .find(|(of, _)| of == key)
+            .map(|(_, path)| path.clone())
     }
 
     /// The arguments, what of them names files to read, and the settings that they were.
@@ -64,11 +85,20 @@ impl<'a> Lines<'a> {
         // Positional values first: a flag that takes any number of values would swallow them.
         self.positional.sort_by_key(|(index, _)| *index);
         let positional = self.positional.into_iter().map(|(_, value)| value);
-        (positional.chain(self.flags).collect(), self.inputs, self.settings)
+        (
+            positional.chain(self.flags).collect(),
+            self.inputs,
+            self.settings,
+        )
     }
 
     /// Adds a key of the file with its values.
-    pub(super) fn add(&mut self, command: &Command, key: &Spanned<String>, value: &Spanned<Node>) -> Result<()> {
+    pub(super) fn add(
+        &mut self,
+        command: &Command,
+        key: &Spanned<String>,
+        value: &Spanned<Node>,
+    ) -> Result<()> {
         let (name, argument) = self.argument(command, key)?;
         let values = self.values(argument, value)?;
         self.settings.push((name.to_owned(), values.clone()));
@@ -77,7 +107,8 @@ impl<'a> Lines<'a> {
             let problem = format!("`{name}` takes one value, found {}", values.len());
             return Err(fault(self.file, value.referenced, problem));
         }
-        if !argument.get_action().takes_values() || (counts.min_values() == 0 && is_switch(&values)) {
+        if !argument.get_action().takes_values() || (counts.min_values() == 0 && is_switch(&values))
+        {
             return self.switch(name, &values, value.referenced);
         }
         let together = counts.min_values() > 1;
@@ -102,13 +133,24 @@ impl<'a> Lines<'a> {
     }
 
     /// The argument that a key sets.
-    pub(super) fn argument<'c>(&self, command: &'c Command, key: &Spanned<String>) -> Result<(&'c str, &'c Arg)> {
-        let known: Vec<(&str, &Arg)> =
-            command.get_arguments().filter_map(setting).filter(|setting| !self.is_reserved(setting)).collect();
-        known.iter().find(|(name, _)| *name == key.value).copied().ok_or_else(|| {
-            let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
-            unknown_key(self.file, key, &format!("`{}`", command.get_name()), &names)
-        })
+    pub(super) fn argument<'c>(
+        &self,
+        command: &'c Command,
+        key: &Spanned<String>,
+    ) -> Result<(&'c str, &'c Arg)> {
+        let known: Vec<(&str, &Arg)> = command
+            .get_arguments()
+            .filter_map(setting)
+            .filter(|setting| !self.is_reserved(setting))
+            .collect();
+        known
+            .iter()
+            .find(|(name, _)| *name == key.value)
+            .copied()
+            .ok_or_else(|| {
+                let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+                unknown_key(self.file, key, &format!("`{}`", command.get_name()), &names)
+            })
     }
 
     fn is_reserved(&self, (name, argument): &(&str, &Arg)) -> bool {
@@ -120,7 +162,8 @@ impl<'a> Lines<'a> {
             Some("true") => self.flags.push(format!("--{name}")),
             Some("false") | None => {}
             Some(other) => {
-                let problem = format!("`{name}` is on or off; expected true or false, found `{other}`");
+                let problem =
+                    format!("`{name}` is on or off; expected true or false, found `{other}`");
                 return Err(fault(self.file, place, problem));
             }
         }
@@ -137,12 +180,18 @@ impl<'a> Lines<'a> {
             Node::Map(entries) if named => entries
                 .iter()
                 .map(|(name, value)| {
-                    Ok(format!("{}={}", self.text(name.referenced, &name.value)?, self.scalar(value)?))
+                    Ok(format!(
+                        "{}={}",
+                        self.text(name.referenced, &name.value)?,
+                        self.scalar(value)?
+                    ))
                 })
                 .collect(),
-            Node::Map(_) => {
-                Err(fault(self.file, value.referenced, "expected a value or a list of values, found keys with values"))
-            }
+            Node::Map(_) => Err(fault(
+                self.file,
+                value.referenced,
+                "expected a value or a list of values, found keys with values",
+            )),
         }
     }
 
@@ -186,11 +235,19 @@ pub(super) fn is_named(argument: &Arg) -> bool {
 }
 
 fn value_names(argument: &Arg) -> impl Iterator<Item = &str> {
-    argument.get_value_names().unwrap_or_default().iter().map(|name| name.as_str())
+    argument
+        .get_value_names()
+        .unwrap_or_default()
+        .iter()
+        .map(|name| name.as_str())
 }
 
 /// Whether values of this argument are files or folders, or hold one.
 pub fn names_files(argument: &Arg) -> bool {
     argument.get_value_hint() == clap::ValueHint::AnyPath
-        || value_names(argument).any(|name| ["DIR", "FILE", "PATH"].iter().any(|word| name.contains(word)))
+        || value_names(argument).any(|name| {
+            ["DIR", "FILE", "PATH"]
+                .iter()
+                .any(|word| name.contains(word))
+        })
 }

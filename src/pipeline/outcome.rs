@@ -88,17 +88,35 @@ impl Report {
 
     /// The stages with their times.
     pub fn table(&self) -> String {
-        let columns = [("stage", Align::Left), ("command", Align::Left), ("", Align::Left), ("seconds", Align::Right)];
+        let columns = [
+            ("stage", Align::Left),
+            ("command", Align::Left),
+            ("", Align::Left),
+            ("seconds", Align::Right),
+        ];
         let mut rows: Vec<Vec<String>> = self.stages.iter().map(Finished::row).collect();
-        rows.push(vec!["all".to_owned(), String::new(), String::new(), format!("{:.1}", self.seconds)]);
+        rows.push(vec![
+            "all".to_owned(),
+            String::new(),
+            String::new(),
+            format!("{:.1}", self.seconds),
+        ]);
         table::render(&columns, rows)
     }
 }
 
 impl Finished {
     fn row(&self) -> Vec<String> {
-        let because = self.because.as_ref().map(|stage| format!(", for it needs {stage}"));
+        let because = self
+            .because
+            .as_ref()
+            .map(|stage| format!(", for it needs {stage}"));
         let ran = format!("{}{}", self.ran.words(), because.unwrap_or_default());
-        vec![self.stage.clone(), self.command.clone(), ran, format!("{:.1}", self.seconds)]
+        vec![
+            self.stage.clone(),
+            self.command.clone(),
+            ran,
+            format!("{:.1}", self.seconds),
+        ]
     }
 }

@@ -45,25 +45,37 @@ impl Runner<'_> {
     pub(super) fn write_graph(&self, stages: &[Stage], graph: &Graph) -> Result<()> {
         let entry = |(number, stage): (usize, &Stage)| {
             let (name, command) = (stage.name.clone(), stage.kind().to_owned());
-            Entry { stage: name, command, needs: graph.needs(number).iter().copied().collect() }
+            Entry {
+                stage: name,
+                command,
+                needs: graph.needs(number).iter().copied().collect(),
+            }
         };
         let entries: Vec<Entry> = stages.iter().enumerate().map(entry).collect();
         // Text and numbers always serialise.
         let text = serde_json::to_string_pretty(&entries).unwrap_or_default();
-        single::write(&self.work.join(FOLDER).join(GRAPH), &[text.as_bytes(), b"\n"])
+        single::write(
+            &self.work.join(FOLDER).join(GRAPH),
+            &[text.as_bytes(), b"\n"],
+        )
     }
 }
 
 /// The work folder of the run that made `path`: the folder itself, or the nearest above it.
 pub fn work_folder(path: &Path) -> Option<PathBuf> {
     let whole = std::path::absolute(path).ok()?;
-    whole.ancestors().find(|folder| folder.join(FOLDER).join(GRAPH).exists()).map(Path::to_path_buf)
+    whole
+        .ancestors()
+        .find(|folder| folder.join(FOLDER).join(GRAPH).exists())
+        .map(Path::to_path_buf)
 }
 
 /// The stages of a work folder in the order of the recipe; none where no run has worked there.
 pub fn progress(work: &Path) -> Vec<Progress> {
     let folder = work.join(FOLDER);
-    let entries = fs::read(folder.join(GRAPH)).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let entries = fs::read(folder.join(GRAPH))
+        .ok()
+        .and_then(|text| serde_json::from_slice(&text).ok());
     let entries: Vec<Entry> = entries.unwrap_or_default();
     let times = Times::read(&folder.join("run.json"));
     let of = |(number, entry): (usize, Entry)| {
@@ -73,9 +85,19 @@ pub fn progress(work: &Path) -> Vec<Progress> {
             State::Failed => Some(false),
         });
         // What comes later in the list is none that it needs.
-        let needs = entry.needs.into_iter().filter(|needed| *needed < number).collect();
+        let needs = entry
+            .needs
+            .into_iter()
+            .filter(|needed| *needed < number)
+            .collect();
         let seconds = times.of(&entry.stage).and_then(|time| time.seconds);
-        Progress { stage: entry.stage, command: entry.command, needs, ended, seconds }
+        Progress {
+            stage: entry.stage,
+            command: entry.command,
+            needs,
+            ended,
+            seconds,
+        }
     };
     entries.into_iter().enumerate().map(of).collect()
 }

@@ -39,7 +39,11 @@ impl Runner<'_> {
         let mut folders = Vec::new();
         for output in stage.outputs.iter().filter(|_| stage.makes_manifests()) {
             let files = records.files(output)?.into_iter();
-            folders.extend(files.filter(|file| file.ends_with(MANIFEST)).map(|file| folder_of(&file).to_path_buf()));
+            folders.extend(
+                files
+                    .filter(|file| file.ends_with(MANIFEST))
+                    .map(|file| folder_of(&file).to_path_buf()),
+            );
         }
         if folders.is_empty() {
             return Ok(None);
@@ -49,15 +53,27 @@ impl Runner<'_> {
             return Ok(why);
         }
         let makers = Makers::of_stages(stages, self.work)?;
-        let sources = Sources::of(line.iter().map(|n| &stages[*n]), &makers, self.variables, self.work)?;
-        let mut read: Vec<Record> = line.iter().filter_map(|n| records.read(&stages[*n])).collect();
+        let sources = Sources::of(
+            line.iter().map(|n| &stages[*n]),
+            &makers,
+            self.variables,
+            self.work,
+        )?;
+        let mut read: Vec<Record> = line
+            .iter()
+            .filter_map(|n| records.read(&stages[*n]))
+            .collect();
         read.pop();
         read.push(record.clone());
         let mut made = Vec::with_capacity(line.len());
         for (n, record) in line.iter().zip(&read) {
             let mut made_here = stage_record(&stages[*n], &sources, record);
             self.pin(&records, &stages[*n], &mut made_here)?;
-            made_here.needs = graph.needs(*n).iter().map(|needed| stages[*needed].name.clone()).collect();
+            made_here.needs = graph
+                .needs(*n)
+                .iter()
+                .map(|needed| stages[*needed].name.clone())
+                .collect();
             if *n != number {
                 made_here.outputs = records.output_hashes(&stages[*n], &read)?;
             }
@@ -69,7 +85,10 @@ impl Runner<'_> {
         for output in folders {
             let folder = self.work.join(&output);
             let place = |place: &String| relative_to(&self.work.join(place), &folder);
-            let named = sources.named.iter().map(|(name, root)| Ok((name.clone(), place(root)?)));
+            let named = sources
+                .named
+                .iter()
+                .map(|(name, root)| Ok((name.clone(), place(root)?)));
             let recipe = RecipeRecord {
                 output: output.to_string_lossy().into_owned(),
                 sources: named.collect::<Result<_>>()?,
@@ -87,17 +106,25 @@ impl Runner<'_> {
             for file in records.files(output)? {
                 let folder = self.work.join(folder_of(&file));
                 if file.ends_with(MANIFEST) && stage.makes_manifests() {
-                    let sources = Manifest::read(&folder)?.into_iter().flat_map(|manifest| manifest.sources);
-                    commits.extend(sources.filter_map(|source| Some((source.repository?, source.commit?))));
+                    let sources = Manifest::read(&folder)?
+                        .into_iter()
+                        .flat_map(|manifest| manifest.sources);
+                    commits.extend(
+                        sources.filter_map(|source| Some((source.repository?, source.commit?))),
+                    );
                 } else if !stage.makes_manifests() {
                     commits.extend(Origin::of(&folder, &[]));
                 }
             }
         }
         for (key, values) in &mut record.settings {
-            let names_one = |value: &str| value.contains(SCHEME) || !stage.makes_manifests() && key == "repository";
+            let names_one = |value: &str| {
+                value.contains(SCHEME) || !stage.makes_manifests() && key == "repository"
+            };
             for value in values.iter_mut().filter(|value| names_one(value)) {
-                let pinned = commits.iter().find_map(|(repository, commit)| at_commit(value, repository, commit));
+                let pinned = commits
+                    .iter()
+                    .find_map(|(repository, commit)| at_commit(value, repository, commit));
                 *value = pinned.unwrap_or_else(|| value.clone());
             }
         }
@@ -115,17 +142,29 @@ impl Runner<'_> {
         let mut line = BTreeSet::from([number]);
         let mut next = vec![number];
         while let Some(stage) = next.pop() {
-            next.extend(graph.needs(stage).iter().filter(|needed| line.insert(**needed)));
+            next.extend(
+                graph
+                    .needs(stage)
+                    .iter()
+                    .filter(|needed| line.insert(**needed)),
+            );
         }
         for stage in line.iter().map(|n| &stages[*n]) {
             if let Some(output) = stage.outputs.iter().find(|output| !stays_within(output)) {
-                let why = format!("stage `{}` makes {} outside the work folder", stage.name, output.display());
+                let why = format!(
+                    "stage `{}` makes {} outside the work folder",
+                    stage.name,
+                    output.display()
+                );
                 return Ok((line, Some(why)));
             }
         }
         for stage in line.iter().filter(|n| **n != number).map(|n| &stages[*n]) {
             if let Some(reason) = records.reason(stage, records.read(stage).as_ref())? {
-                let why = format!("stage `{}` did not make what lies there: {reason}", stage.name);
+                let why = format!(
+                    "stage `{}` did not make what lies there: {reason}",
+                    stage.name
+                );
                 return Ok((line, Some(why)));
             }
         }
@@ -135,7 +174,8 @@ impl Runner<'_> {
 
 /// Whether a path, seen from a folder, leads to something below it.
 pub(super) fn stays_within(path: &Path) -> bool {
-    path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+    path.components()
+        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
 /// A value that names a repository, `[hf://]ORG/NAME[@REVISION]`, with the commit for its revision.
@@ -153,9 +193,14 @@ fn at_commit(value: &str, repository: &str, commit: &str) -> Option<String> {
 
 /// An input that neither a stage made nor a source holds: put among what a stage made.
 fn unaccounted(stages: &[StageRecord]) -> Option<String> {
-    let made: BTreeSet<&String> = stages.iter().flat_map(|stage| stage.outputs.keys()).collect();
+    let made: BTreeSet<&String> = stages
+        .iter()
+        .flat_map(|stage| stage.outputs.keys())
+        .collect();
     let strange = |path: &&String| !path.starts_with("${") && !made.contains(path);
-    let found = stages.iter().find_map(|stage| Some((stage, stage.inputs.keys().find(strange)?)));
+    let found = stages
+        .iter()
+        .find_map(|stage| Some((stage, stage.inputs.keys().find(strange)?)));
     found.map(|(stage, path)| format!("stage `{}` read {path}, which no stage made", stage.name))
 }
 
@@ -167,13 +212,24 @@ fn stage_record(stage: &Stage, sources: &Sources, record: &Record) -> StageRecor
         false => sources.in_command(value),
     };
     let settings = stage.settings.iter();
-    let settings = settings.map(|(key, values)| (key.clone(), values.iter().map(|text| value(key, text)).collect()));
-    let inputs = record.input_hashes().into_iter().map(|(path, sha256)| (sources.in_path(&path), sha256));
+    let settings = settings.map(|(key, values)| {
+        (
+            key.clone(),
+            values.iter().map(|text| value(key, text)).collect(),
+        )
+    });
+    let inputs = record
+        .input_hashes()
+        .into_iter()
+        .map(|(path, sha256)| (sources.in_path(&path), sha256));
     StageRecord {
         name: stage.name.clone(),
         command: stage.kind().to_owned(),
         settings: settings.collect(),
-        stdout: stage.stdout.as_ref().map(|file| file.to_string_lossy().into_owned()),
+        stdout: stage
+            .stdout
+            .as_ref()
+            .map(|file| file.to_string_lossy().into_owned()),
         needs: Vec::new(),
         inputs: inputs.collect(),
         outputs: Default::default(),
@@ -182,7 +238,9 @@ fn stage_record(stage: &Stage, sources: &Sources, record: &Record) -> StageRecor
 
 /// Puts the recipe into the manifest of a checkpoint, and its text on the card, if the card is one that people edit.
 fn write(folder: &Path, recipe: RecipeRecord, text: &str) -> Result<()> {
-    let Some(mut manifest) = Manifest::read(folder)? else { return Ok(()) };
+    let Some(mut manifest) = Manifest::read(folder)? else {
+        return Ok(());
+    };
     if manifest.unhashed_files.iter().any(|file| file == CARD) {
         let card = folder.join(CARD);
         let old = String::from_utf8(json::read_bytes(&card)?)
@@ -196,7 +254,9 @@ fn write(folder: &Path, recipe: RecipeRecord, text: &str) -> Result<()> {
 /// The card with this recipe in the place of another that it may have.
 fn with_recipe(card: &str, text: &str) -> String {
     let [begin, end] = MARKS;
-    let cut = card.find(begin).and_then(|at| Some((at, at + card[at..].find(end)? + end.len())));
+    let cut = card
+        .find(begin)
+        .and_then(|at| Some((at, at + card[at..].find(end)? + end.len())));
     let (before, after) = cut.map_or((card, ""), |(at, behind)| (&card[..at], &card[behind..]));
     format!(
         "{}\n\n{begin}## How to make it again\n\n`bam-convert run --from-manifest DIR`, with this folder for DIR, runs this recipe \
@@ -214,14 +274,27 @@ mod tests {
     fn revisions_become_commits() {
         let at = |value: &str| at_commit(value, "org/name", "0123");
         assert_eq!(at("org/name").as_deref(), Some("org/name@0123"));
-        assert_eq!(at("a=hf://org/name@main:0.5").as_deref(), Some("a=hf://org/name@0123:0.5"));
-        assert_eq!((at("hf://org/names"), at("hf://my-org/name"), at("x/org/name")), (None, None, None));
+        assert_eq!(
+            at("a=hf://org/name@main:0.5").as_deref(),
+            Some("a=hf://org/name@0123:0.5")
+        );
+        assert_eq!(
+            (
+                at("hf://org/names"),
+                at("hf://my-org/name"),
+                at("x/org/name")
+            ),
+            (None, None, None)
+        );
     }
 
     #[test]
     fn a_card_has_one_recipe() {
         let once = with_recipe("# A model\n\nWords.\n", "stages: 1\n");
-        assert!(once.starts_with("# A model\n\nWords.\n\n<!-- recipe -->\n## How"), "{once}");
+        assert!(
+            once.starts_with("# A model\n\nWords.\n\n<!-- recipe -->\n## How"),
+            "{once}"
+        );
         let twice = with_recipe(&once.replace("stages: 1", "stages: 0"), "stages: 1\n");
         assert_eq!(twice, once);
     }

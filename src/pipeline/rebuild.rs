@@ -71,37 +71,60 @@ impl Rebuild {
     ) -> Result<Self> {
         let path = folder.join(MANIFEST);
         let manifest = Manifest::read(folder)?.ok_or_else(|| {
-            Error::file(&path, "is missing").with_hint("a checkpoint is made again from its manifest")
+            Error::file(&path, "is missing")
+                .with_hint("a checkpoint is made again from its manifest")
         })?;
         let record = manifest.recipe.clone().ok_or_else(|| {
             Error::key(&path, "recipe", "is absent: no recipe made this checkpoint")
                 .with_hint("`bam-convert validate DIR --against` compares it with its sources")
         })?;
         check(&path, &record, allow_shell)?;
-        if let Some((name, _)) = moved.iter().find(|(name, _)| !record.sources.contains_key(name)) {
-            let error = Error::usage(format!("--source: the recipe of {} has no source `{name}`", folder.display()));
+        if let Some((name, _)) = moved
+            .iter()
+            .find(|(name, _)| !record.sources.contains_key(name))
+        {
+            let error = Error::usage(format!(
+                "--source: the recipe of {} has no source `{name}`",
+                folder.display()
+            ));
             let names = || record.sources.keys().map(String::as_str);
             return Err(match nearest(name, names()) {
                 Some(near) => error.with_hint(format!("the nearest is `{near}`")),
-                None => error.with_hint(format!("it has: {}", names().collect::<Vec<_>>().join(", "))),
+                None => error.with_hint(format!(
+                    "it has: {}",
+                    names().collect::<Vec<_>>().join(", ")
+                )),
             });
         }
         let absolute = std::path::absolute(folder).map_err(|e| Error::io("find", folder, e))?;
         let work = work.map_or_else(|| beside(&absolute, &record), Path::to_path_buf);
         let (mut sources, mut places) = (BTreeMap::new(), BTreeMap::new());
         for (name, place) in &record.sources {
-            let given = moved.iter().rev().find(|(moved, _)| moved == name).map(|(_, place)| place.clone());
+            let given = moved
+                .iter()
+                .rev()
+                .find(|(moved, _)| moved == name)
+                .map(|(_, place)| place.clone());
             let place = given.unwrap_or_else(|| folder.join(place));
             if !place.exists() {
-                return Err(Error::file(&place, format!("is missing: source `{name}` of the recipe"))
-                    .with_hint(format!("--source {name}=PATH says where it lies now")));
+                return Err(Error::file(
+                    &place,
+                    format!("is missing: source `{name}` of the recipe"),
+                )
+                .with_hint(format!("--source {name}=PATH says where it lies now")));
             }
             sources.insert(name.clone(), relative_to(&place, &work)?);
             places.insert(name.as_str(), place);
         }
         check_sources(&path, &record, &places, verify)?;
         let recipe = Recipe::parse(&path, &recipe_text::of(&record.stages, &sources)?)?;
-        Ok(Self { folder: folder.to_path_buf(), manifest, record, work, recipe })
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            manifest,
+            record,
+            work,
+            recipe,
+        })
     }
 
     /// The recipe, with the sources where they lie.
@@ -123,7 +146,11 @@ impl Rebuild {
         for (stage, record) in stages.iter_mut().zip(&self.record.stages) {
             stage.after.clone_from(&record.needs);
             if let Some(output) = stage.outputs.iter().find(|output| !stays_within(output)) {
-                let problem = format!("stage `{}` writes {} outside the work folder", stage.name, output.display());
+                let problem = format!(
+                    "stage `{}` writes {} outside the work folder",
+                    stage.name,
+                    output.display()
+                );
                 return Err(Error::file(self.folder.join(MANIFEST), problem));
             }
         }
@@ -136,26 +163,42 @@ impl Rebuild {
     /// # Errors
     /// Where a file cannot be read.
     pub fn compare(&self) -> Result<Vec<Compared>> {
-        let Some((last, before)) = self.record.stages.split_last() else { return Ok(Vec::new()) };
+        let Some((last, before)) = self.record.stages.split_last() else {
+            return Ok(Vec::new());
+        };
         let output = Path::new(&self.record.output);
-        let made = before
-            .iter()
-            .flat_map(|stage| stage.outputs.iter().map(|(file, sha256)| (&stage.name, PathBuf::from(file), sha256)));
+        let made = before.iter().flat_map(|stage| {
+            stage
+                .outputs
+                .iter()
+                .map(|(file, sha256)| (&stage.name, PathBuf::from(file), sha256))
+        });
         let made = made.filter(|(_, file, _)| !file.ends_with(MANIFEST) && !file.ends_with(CARD));
         let files = self.manifest.files.iter();
         let files = files.map(|file| (&last.name, output.join(&file.path), &file.sha256));
         let compare = |(stage, file, expected): (&String, PathBuf, &String)| {
             let path = self.work.join(&file);
             let is_inside = stays_within(&file) && path.is_file();
-            let found = is_inside.then(|| sha256_file(&path)).transpose()?.map(|(sha256, _)| sha256);
-            Ok(Compared { stage: stage.clone(), file, expected: expected.clone(), found })
+            let found = is_inside
+                .then(|| sha256_file(&path))
+                .transpose()?
+                .map(|(sha256, _)| sha256);
+            Ok(Compared {
+                stage: stage.clone(),
+                file,
+                expected: expected.clone(),
+                found,
+            })
         };
         made.chain(files).map(compare).collect()
     }
 
     /// Whether a compared file is one of the checkpoint itself.
     pub fn is_result(&self, compared: &Compared) -> bool {
-        self.record.stages.last().is_some_and(|stage| stage.name == compared.stage)
+        self.record
+            .stages
+            .last()
+            .is_some_and(|stage| stage.name == compared.stage)
     }
 }
 
@@ -166,20 +209,41 @@ pub fn comparison_table(compared: &[Compared]) -> String {
     let rows: Vec<Vec<String>> = differing
         .map(|file| {
             let found = file.found.clone().unwrap_or_else(|| "nothing".to_owned());
-            vec![file.stage.clone(), file.file.display().to_string(), file.expected.clone(), found]
+            vec![
+                file.stage.clone(),
+                file.file.display().to_string(),
+                file.expected.clone(),
+                found,
+            ]
         })
         .collect();
-    let equal = format!("{} of {} files have the same bytes", compared.len() - rows.len(), compared.len());
-    if rows.is_empty() { equal } else { format!("{}\n{equal}", table::render(&columns, rows)) }
+    let equal = format!(
+        "{} of {} files have the same bytes",
+        compared.len() - rows.len(),
+        compared.len()
+    );
+    if rows.is_empty() {
+        equal
+    } else {
+        format!("{}\n{equal}", table::render(&columns, rows))
+    }
 }
 
 /// A manifest is hostile input: what its recipe may do is less than what one's own may.
 fn check(path: &Path, record: &RecipeRecord, allow_shell: bool) -> Result<()> {
     if record.stages.is_empty() {
-        return Err(Error::key(path, "recipe.stages", "expected one stage at least"));
+        return Err(Error::key(
+            path,
+            "recipe.stages",
+            "expected one stage at least",
+        ));
     }
     if !stays_within(Path::new(&record.output)) {
-        return Err(Error::key(path, "recipe.output", "expected a path below the work folder"));
+        return Err(Error::key(
+            path,
+            "recipe.output",
+            "expected a path below the work folder",
+        ));
     }
     for stage in &record.stages {
         if stage.command == "push" {
@@ -190,7 +254,11 @@ fn check(path: &Path, record: &RecipeRecord, allow_shell: bool) -> Result<()> {
             ));
         }
         if stage.command == SHELL && !allow_shell {
-            let text = stage.settings.get("command").map(|words| words.join(" ")).unwrap_or_default();
+            let text = stage
+                .settings
+                .get("command")
+                .map(|words| words.join(" "))
+                .unwrap_or_default();
             let problem = format!("stage `{}` is a command of the shell: {text}", stage.name);
             return Err(Error::file(path, table::printable(&problem))
                 .with_hint("it can do whatever you can: read it, then pass --allow-shell"));
@@ -200,22 +268,39 @@ fn check(path: &Path, record: &RecipeRecord, allow_shell: bool) -> Result<()> {
 }
 
 /// Every file that the stages read from a source must be what it was.
-fn check_sources(path: &Path, record: &RecipeRecord, places: &BTreeMap<&str, PathBuf>, verify: bool) -> Result<()> {
+fn check_sources(
+    path: &Path,
+    record: &RecipeRecord,
+    places: &BTreeMap<&str, PathBuf>,
+    verify: bool,
+) -> Result<()> {
     for stage in &record.stages {
         for (input, expected) in &stage.inputs {
-            let named = input.strip_prefix("${").and_then(|input| input.split_once('}'));
+            let named = input
+                .strip_prefix("${")
+                .and_then(|input| input.split_once('}'));
             let Some((name, rest)) = named else { continue };
             let rest = Path::new(rest.trim_start_matches('/'));
             let Some(place) = places.get(name).filter(|_| stays_within(rest)) else {
-                let problem = format!("stage `{}` read {input}, which lies in no source", stage.name);
+                let problem = format!(
+                    "stage `{}` read {input}, which lies in no source",
+                    stage.name
+                );
                 return Err(Error::key(path, "recipe.stages", problem));
             };
-            let file = if rest.as_os_str().is_empty() { place.clone() } else { place.join(rest) };
+            let file = if rest.as_os_str().is_empty() {
+                place.clone()
+            } else {
+                place.join(rest)
+            };
             let found = known_hashes::sha256_of(&file, verify)?;
             if found != *expected {
-                let problem = format!("source `{name}` has changed: expected SHA-256 {expected}, found {found}");
-                return Err(Error::file(file, problem)
-                    .with_hint(format!("--source {name}=PATH says where one with the same bytes lies")));
+                let problem = format!(
+                    "source `{name}` has changed: expected SHA-256 {expected}, found {found}"
+                );
+                return Err(Error::file(file, problem).with_hint(format!(
+                    "--source {name}=PATH says where one with the same bytes lies"
+                )));
             }
         }
     }
@@ -225,7 +310,11 @@ fn check_sources(path: &Path, record: &RecipeRecord, places: &BTreeMap<&str, Pat
 /// A folder beside the one that the recipe ran in, if the checkpoint still lies where it was made, else beside that.
 fn beside(folder: &Path, record: &RecipeRecord) -> PathBuf {
     let depth = Path::new(&record.output).components().count();
-    let first = folder.ancestors().nth(depth).filter(|_| folder.ends_with(&record.output)).unwrap_or(folder);
+    let first = folder
+        .ancestors()
+        .nth(depth)
+        .filter(|_| folder.ends_with(&record.output))
+        .unwrap_or(folder);
     let mut name = first.file_name().unwrap_or_default().to_owned();
     name.push(AGAIN);
     first.with_file_name(name)

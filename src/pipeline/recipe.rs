@@ -51,7 +51,13 @@ impl Recipe {
 
     fn from_tree(path: &Path, tree: Spanned<Node>) -> Result<Self> {
         let (work, variables, slurm, stages) = Default::default();
-        let mut recipe = Self { path: path.to_path_buf(), work, variables, slurm, stages };
+        let mut recipe = Self {
+            path: path.to_path_buf(),
+            work,
+            variables,
+            slurm,
+            stages,
+        };
         for (key, value) in map(path, &tree, "the keys of a recipe")? {
             match key.value.as_str() {
                 "description" => drop(scalar(path, value)?),
@@ -59,7 +65,10 @@ impl Recipe {
                 "variables" => {
                     for (name, value) in map(path, value, "variables with their values")? {
                         if name.value == RECIPE || name.value.starts_with(STAGE) {
-                            let problem = format!("`{}` has a meaning of its own; choose another name", name.value);
+                            let problem = format!(
+                                "`{}` has a meaning of its own; choose another name",
+                                name.value
+                            );
                             return Err(fault(path, name.referenced, problem));
                         }
                         recipe.variables.push((name.clone(), scalar(path, value)?));
@@ -77,7 +86,11 @@ impl Recipe {
             }
         }
         if recipe.stages.is_empty() {
-            return Err(fault(path, tree.referenced, "expected at least one stage below the key `stages`"));
+            return Err(fault(
+                path,
+                tree.referenced,
+                "expected at least one stage below the key `stages`",
+            ));
         }
         Ok(recipe)
     }
@@ -91,14 +104,22 @@ impl Recipe {
     pub fn work(&self, chosen: Option<&Path>) -> PathBuf {
         let named = || self.work.clone().map(PathBuf::from);
         let stem = || self.path.file_stem().map(PathBuf::from);
-        chosen.map(Path::to_path_buf).or_else(named).or_else(stem).unwrap_or_else(|| PathBuf::from("work"))
+        chosen
+            .map(Path::to_path_buf)
+            .or_else(named)
+            .or_else(stem)
+            .unwrap_or_else(|| PathBuf::from("work"))
     }
 
     /// The variables in order, each with its value: as `set` has it, else as the recipe does.
     ///
     /// # Errors
     /// Where `set` names no variable, or a value refers to none.
-    pub fn variables(&self, set: &[(String, String)], work: &Path) -> Result<Vec<(String, String)>> {
+    pub fn variables(
+        &self,
+        set: &[(String, String)],
+        work: &Path,
+    ) -> Result<Vec<(String, String)>> {
         self.scope(set, work).map(|(_, values)| values)
     }
 
@@ -108,7 +129,12 @@ impl Recipe {
     ///
     /// # Errors
     /// Whatever a command would refuse of its arguments alone, unknown keys, names and variables, with the place of each.
-    pub fn stages(&self, set: &[(String, String)], work: &Path, program: &Command) -> Result<Vec<Stage>> {
+    pub fn stages(
+        &self,
+        set: &[(String, String)],
+        work: &Path,
+        program: &Command,
+    ) -> Result<Vec<Stage>> {
         let mut program = program.clone();
         program.build();
         let (mut scope, _) = self.scope(set, work)?;
@@ -125,7 +151,11 @@ impl Recipe {
                         .with_hint("with for_each, let the name hold the variable"));
                 }
                 for output in &stage.outputs {
-                    let Some(other) = makers.of(output).into_iter().find(|other| *other != stages.len()) else {
+                    let Some(other) = makers
+                        .of(output)
+                        .into_iter()
+                        .find(|other| *other != stages.len())
+                    else {
                         makers.insert(output, stages.len());
                         continue;
                     };
@@ -134,7 +164,10 @@ impl Recipe {
                     let output = output.display();
                     let problem = match again {
                         true => format!("stage `{name}` makes {output} again"),
-                        false => format!("stage `{name}` makes {output}, within or around what `{}` makes", other.name),
+                        false => format!(
+                            "stage `{name}` makes {output}, within or around what `{}` makes",
+                            other.name
+                        ),
                     };
                     return Err(fault(&self.path, tree.referenced, problem));
                 }
@@ -145,16 +178,24 @@ impl Recipe {
     }
 
     /// What names stand for before the first stage, and the variables among them.
-    fn scope(&self, set: &[(String, String)], work: &Path) -> Result<(Scope, Vec<(String, String)>)> {
+    fn scope(
+        &self,
+        set: &[(String, String)],
+        work: &Path,
+    ) -> Result<(Scope, Vec<(String, String)>)> {
         let folder = folder_of(&self.path);
         let mut scope = Scope::new([(RECIPE.to_owned(), relative_to(folder, work)?)]);
         for (name, _) in set {
             let known = || self.variables.iter().map(|(name, _)| name.value.as_str());
             if !known().any(|known| known == name) {
-                let error = Error::usage(format!("{} has no variable `{name}`", self.path.display()));
+                let error =
+                    Error::usage(format!("{} has no variable `{name}`", self.path.display()));
                 return Err(match nearest(name, known()) {
                     Some(near) => error.with_hint(format!("the nearest is `{near}`")),
-                    None => error.with_hint(format!("it has: {}", known().collect::<Vec<_>>().join(", "))),
+                    None => error.with_hint(format!(
+                        "it has: {}",
+                        known().collect::<Vec<_>>().join(", ")
+                    )),
                 });
             }
         }
@@ -172,9 +213,15 @@ impl Recipe {
     }
 
     /// One entry of the list: a stage for each combination of its loop's values.
-    fn resolve(&self, tree: &Spanned<Node>, program: &Command, scope: &mut Scope) -> Result<Vec<Stage>> {
+    fn resolve(
+        &self,
+        tree: &Spanned<Node>,
+        program: &Command,
+        scope: &mut Scope,
+    ) -> Result<Vec<Stage>> {
         let path = &self.path;
-        let (mut name, mut stdout, mut command, mut slurm, mut loops) = (None, None, None, None, Vec::new());
+        let (mut name, mut stdout, mut command, mut slurm, mut loops) =
+            (None, None, None, None, Vec::new());
         for (key, value) in map(path, tree, "the keys of a stage")? {
             match key.value.as_str() {
                 "name" => name = Some(scalar(path, value)?),
@@ -186,7 +233,11 @@ impl Recipe {
                     let commands = commands(program);
                     known.extend(commands.iter().map(String::as_str));
                     return Err(match known.contains(&key.value.as_str()) {
-                        true => fault(path, key.referenced, "a stage is one command, found a second one"),
+                        true => fault(
+                            path,
+                            key.referenced,
+                            "a stage is one command, found a second one",
+                        ),
                         false => unknown_key(path, key, "a stage", &known),
                     });
                 }
@@ -198,15 +249,27 @@ impl Recipe {
         };
         let Some((command, settings)) = command else {
             let hint = format!("known commands: {}", commands(program).join(", "));
-            return Err(
-                fault(path, tree.referenced, format!("stage `{}` lacks its command", name.value)).with_hint(hint)
-            );
+            return Err(fault(
+                path,
+                tree.referenced,
+                format!("stage `{}` lacks its command", name.value),
+            )
+            .with_hint(hint));
         };
-        let written = Written { recipe: path, name: &name, command, settings, stdout: stdout.as_ref() };
+        let written = Written {
+            recipe: path,
+            name: &name,
+            command,
+            settings,
+            stdout: stdout.as_ref(),
+        };
         let mut stages = Vec::new();
         for values in combinations(&loops) {
             let mut inner = scope.clone();
-            loops.iter().zip(values).for_each(|((name, _), value)| inner.insert(name.value.clone(), value));
+            loops
+                .iter()
+                .zip(values)
+                .for_each(|((name, _), value)| inner.insert(name.value.clone(), value));
             let mut stage = written.resolve(program, &inner)?;
             for asked in self.slurm.iter().chain(slurm) {
                 resources::read(path, asked, &inner, &mut stage.slurm)?;
@@ -215,24 +278,37 @@ impl Recipe {
         }
         for (variable, _) in &loops {
             if !refers_to(&name.value, &variable.value) {
-                let problem = format!("the name of a stage for each `{0}` must hold `${{{0}}}`", variable.value);
+                let problem = format!(
+                    "the name of a stage for each `{0}` must hold `${{{0}}}`",
+                    variable.value
+                );
                 return Err(fault(path, name.referenced, problem));
             }
         }
         for stage in &stages {
             if let Some(output) = stage.outputs.first() {
-                scope.insert(format!("{STAGE}{}", stage.name), output.to_string_lossy().into_owned());
+                scope.insert(
+                    format!("{STAGE}{}", stage.name),
+                    output.to_string_lossy().into_owned(),
+                );
             }
         }
         Ok(stages)
     }
 
-    fn loops(&self, tree: &Spanned<Node>, scope: &Scope) -> Result<Vec<(Spanned<String>, Vec<String>)>> {
+    fn loops(
+        &self,
+        tree: &Spanned<Node>,
+        scope: &Scope,
+    ) -> Result<Vec<(Spanned<String>, Vec<String>)>> {
         let path = &self.path;
         let (mut loops, mut count) = (Vec::new(), 1usize);
         for (name, values) in map(path, tree, "variables with lists of values")? {
             if scope.contains(&name.value) {
-                let problem = format!("`{}` is a variable already; choose another name", name.value);
+                let problem = format!(
+                    "`{}` is a variable already; choose another name",
+                    name.value
+                );
                 return Err(fault(path, name.referenced, problem));
             }
             let Node::List(items) = &values.value else {
@@ -246,7 +322,8 @@ impl Recipe {
             let items: Vec<String> = items.collect::<Result<_>>()?;
             count = count.saturating_mul(items.len());
             if count > MOST_STAGES {
-                let problem = format!("expected at most {MOST_STAGES} combinations of values, found {count}");
+                let problem =
+                    format!("expected at most {MOST_STAGES} combinations of values, found {count}");
                 return Err(fault(path, values.referenced, problem));
             }
             loops.push((name.clone(), items));
@@ -259,24 +336,39 @@ impl Recipe {
 fn combinations(loops: &[(Spanned<String>, Vec<String>)]) -> Vec<Vec<String>> {
     loops.iter().fold(vec![Vec::new()], |heads, (_, values)| {
         let longer = |head: &Vec<String>| -> Vec<Vec<String>> {
-            values.iter().map(|value| head.iter().chain([value]).cloned().collect()).collect()
+            values
+                .iter()
+                .map(|value| head.iter().chain([value]).cloned().collect())
+                .collect()
         };
         heads.iter().flat_map(longer).collect()
     })
 }
 
-fn map<'a>(path: &Path, node: &'a Spanned<Node>, what: &str) -> Result<&'a [(Spanned<String>, Spanned<Node>)]> {
+fn map<'a>(
+    path: &Path,
+    node: &'a Spanned<Node>,
+    what: &str,
+) -> Result<&'a [(Spanned<String>, Spanned<Node>)]> {
     match &node.value {
         Node::Map(entries) => Ok(entries),
         Node::Scalar(None) => Ok(&[]),
-        other => Err(fault(path, node.referenced, format!("expected {what}, found {}", other.kind()))),
+        other => Err(fault(
+            path,
+            node.referenced,
+            format!("expected {what}, found {}", other.kind()),
+        )),
     }
 }
 
 fn scalar(path: &Path, node: &Spanned<Node>) -> Result<Spanned<String>> {
     match &node.value {
         Node::Scalar(Some(value)) => Ok(at(node.referenced, value)),
-        other => Err(fault(path, node.referenced, format!("expected a single value, found {}", other.kind()))),
+        other => Err(fault(
+            path,
+            node.referenced,
+            format!("expected a single value, found {}", other.kind()),
+        )),
     }
 }
 

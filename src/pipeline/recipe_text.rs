@@ -27,7 +27,10 @@ fn stage(stage: &StageRecord) -> Value {
     });
     let mut entry = Map::new();
     entry.insert("name".to_owned(), json!(stage.name));
-    entry.insert(stage.command.clone(), settings.collect::<Map<_, _>>().into());
+    entry.insert(
+        stage.command.clone(),
+        settings.collect::<Map<_, _>>().into(),
+    );
     if let Some(file) = &stage.stdout {
         entry.insert("stdout".to_owned(), json!(file));
     }
@@ -40,7 +43,11 @@ fn plain(text: &str) -> Value {
     match &value {
         Value::Bool(_) => value,
         Value::Number(number) if number.is_u64() && number.to_string() == text => value,
-        Value::Number(number) if number.is_f64() && number.as_f64().is_some_and(|n| n.to_string() == text) => value,
+        Value::Number(number)
+            if number.is_f64() && number.as_f64().is_some_and(|n| n.to_string() == text) =>
+        {
+            value
+        }
         _ => text.into(),
     }
 }

@@ -42,7 +42,10 @@ pub(super) struct Record {
 impl Record {
     /// SHA-256 of each file that was read.
     pub(super) fn input_hashes(&self) -> BTreeMap<String, String> {
-        self.inputs.iter().map(|(path, input)| (path.clone(), input.sha256.clone())).collect()
+        self.inputs
+            .iter()
+            .map(|(path, input)| (path.clone(), input.sha256.clone()))
+            .collect()
     }
 
     /// Whether the stage ended well as it is now.
@@ -77,7 +80,11 @@ pub(super) struct Records<'a> {
 impl<'a> Records<'a> {
     /// The records kept in `folder` of the stages that run in `work`; `verify` reads every input, whatever is known of it.
     pub(super) fn new(work: &'a Path, folder: PathBuf, verify: bool) -> Self {
-        Self { work, folder, verify }
+        Self {
+            work,
+            folder,
+            verify,
+        }
     }
 
     /// The record of a stage, if there is one that this version understands.
@@ -94,7 +101,9 @@ impl<'a> Records<'a> {
             command: line(stage),
             inputs: self.inputs(stage, before)?,
             // What it made before is still its own to replace.
-            outputs: before.map(|before| before.outputs.clone()).unwrap_or_default(),
+            outputs: before
+                .map(|before| before.outputs.clone())
+                .unwrap_or_default(),
         };
         self.write(stage, &record)?;
         Ok(record)
@@ -115,7 +124,9 @@ impl<'a> Records<'a> {
 
     /// Why the stage must run.
     pub(super) fn reason(&self, stage: &Stage, record: Option<&Record>) -> Result<Reason> {
-        let Some(record) = record else { return Ok(Some("no run is on record".to_owned())) };
+        let Some(record) = record else {
+            return Ok(Some("no run is on record".to_owned()));
+        };
         match record.state {
             State::Started => return Ok(Some("its last run did not end".to_owned())),
             State::Failed => return Ok(Some("its last run failed".to_owned())),
@@ -127,7 +138,11 @@ impl<'a> Records<'a> {
         if record.command != line(stage) {
             return Ok(Some("its settings changed".to_owned()));
         }
-        if let Some(missing) = stage.outputs.iter().find(|output| !self.work.join(output).exists()) {
+        if let Some(missing) = stage
+            .outputs
+            .iter()
+            .find(|output| !self.work.join(output).exists())
+        {
             return Ok(Some(format!("{} is gone", missing.display())));
         }
         let outputs = self.outputs(stage)?;
@@ -135,14 +150,22 @@ impl<'a> Records<'a> {
             return Ok(Some(format!("{path} is not as it was left")));
         }
         let inputs = self.inputs(stage, Some(record))?;
-        let now = Record { inputs, ..record.clone() };
-        Ok(difference(&record.input_hashes(), &now.input_hashes()).map(|path| format!("{path} changed")))
+        let now = Record {
+            inputs,
+            ..record.clone()
+        };
+        Ok(difference(&record.input_hashes(), &now.input_hashes())
+            .map(|path| format!("{path} changed")))
     }
 
     /// Whether a run of this very stage that was cut short can go on: same command line, same inputs.
     pub(super) fn can_resume(&self, stage: &Stage, record: Option<&Record>) -> Result<bool> {
-        let Some(record) = record.filter(|record| record.state != State::Done) else { return Ok(false) };
-        Ok(stage.resumes && record.command == line(stage) && record.inputs == self.inputs(stage, Some(record))?)
+        let Some(record) = record.filter(|record| record.state != State::Done) else {
+            return Ok(false);
+        };
+        Ok(stage.resumes
+            && record.command == line(stage)
+            && record.inputs == self.inputs(stage, Some(record))?)
     }
 
     fn path(&self, stage: &Stage) -> PathBuf {
@@ -167,12 +190,22 @@ impl<'a> Records<'a> {
     }
 
     /// SHA-256 of each file that a stage has made; those that one of the `readers` has by their stamp are not read again.
-    pub(super) fn output_hashes(&self, stage: &Stage, readers: &[Record]) -> Result<BTreeMap<String, String>> {
+    pub(super) fn output_hashes(
+        &self,
+        stage: &Stage,
+        readers: &[Record],
+    ) -> Result<BTreeMap<String, String>> {
         let outputs = self.outputs(stage)?.into_iter();
         let hashed = outputs.map(|(path, stamp)| {
             let read = readers.iter().filter_map(|reader| reader.inputs.get(&path));
-            let known = read.filter(|input| input.stamp == stamp).map(|input| input.sha256.clone()).next();
-            let sha256 = known.map_or_else(|| known_hashes::sha256_of(&self.work.join(&path), self.verify), Ok)?;
+            let known = read
+                .filter(|input| input.stamp == stamp)
+                .map(|input| input.sha256.clone())
+                .next();
+            let sha256 = known.map_or_else(
+                || known_hashes::sha256_of(&self.work.join(&path), self.verify),
+                Ok,
+            )?;
             Ok((path, sha256))
         });
         hashed.collect()
@@ -191,7 +224,8 @@ impl<'a> Records<'a> {
                     }
                     let stamp = self.stamp(&path)?;
                     let before = known.and_then(|record| record.inputs.get(&name));
-                    let sha256 = match before.filter(|before| before.stamp == stamp && !self.verify) {
+                    let sha256 = match before.filter(|before| before.stamp == stamp && !self.verify)
+                    {
                         Some(before) => before.sha256.clone(),
                         // Another work folder, or a surgery, may have taken it before.
                         None => known_hashes::sha256_of(&self.work.join(&path), self.verify)?,
@@ -205,14 +239,20 @@ impl<'a> Records<'a> {
 
     fn stamp(&self, path: &Path) -> Result<Stamp> {
         let path = self.work.join(path);
-        fs::metadata(&path).map(|metadata| Stamp::of(&metadata)).map_err(|e| Error::io("read", &path, e))
+        fs::metadata(&path)
+            .map(|metadata| Stamp::of(&metadata))
+            .map_err(|e| Error::io("read", &path, e))
     }
 
     /// The file itself, or the files below a folder but hidden ones.
     pub(super) fn files(&self, path: &Path) -> Result<Vec<PathBuf>> {
         let full = self.work.join(path);
         if !full.is_dir() {
-            return Ok(if full.is_file() { vec![path.to_path_buf()] } else { Vec::new() });
+            return Ok(if full.is_file() {
+                vec![path.to_path_buf()]
+            } else {
+                Vec::new()
+            });
         }
         let failed = |e| Error::io("list", &full, e);
         let mut found = Vec::new();
@@ -244,7 +284,10 @@ fn read(path: &Path) -> Option<Record> {
 
 /// The command line, and where its result goes.
 fn line(stage: &Stage) -> Vec<String> {
-    let stdout = stage.stdout.iter().map(|file| format!("> {}", file.display()));
+    let stdout = stage
+        .stdout
+        .iter()
+        .map(|file| format!("> {}", file.display()));
     stage.command.iter().cloned().chain(stdout).collect()
 }
 

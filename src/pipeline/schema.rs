@@ -22,7 +22,10 @@ pub fn schema(program: &Command) -> Value {
         json!({"description": "Variables with their values; the stage comes once for each combination.",
                "type": "object", "additionalProperties": {"type": "array", "items": scalar()}}),
     );
-    stage.insert(stdout.to_owned(), text("A file for what the command prints."));
+    stage.insert(
+        stdout.to_owned(),
+        text("A file for what the command prints."),
+    );
     stage.insert(slurm.to_owned(), resources());
     for name in &names {
         let settings = match definition(&program, name) {
@@ -31,7 +34,10 @@ pub fn schema(program: &Command) -> Value {
         };
         stage.insert(name.clone(), settings);
     }
-    let one: Vec<Value> = names.iter().map(|name| json!({"required": [name]})).collect();
+    let one: Vec<Value> = names
+        .iter()
+        .map(|name| json!({"required": [name]}))
+        .collect();
     let [description, work, variables, slurm, stages] = KEYS;
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -83,7 +89,8 @@ fn shell_settings() -> Value {
 /// The settings of a command.
 fn settings(command: &Command) -> Value {
     let known = command.get_arguments().filter_map(setting);
-    let known = known.filter(|(name, argument)| argument.get_index().is_some() || !RUNNERS.contains(name));
+    let known =
+        known.filter(|(name, argument)| argument.get_index().is_some() || !RUNNERS.contains(name));
     let (mut properties, mut required) = (Map::new(), Vec::new());
     for (name, argument) in known {
         if argument.is_required_set() {
@@ -91,22 +98,36 @@ fn settings(command: &Command) -> Value {
         }
         properties.insert(name.to_owned(), property(argument));
     }
-    let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+    let about = command
+        .get_about()
+        .map(ToString::to_string)
+        .unwrap_or_default();
     // Settings may be left out as a whole where nothing is required.
-    let kind = if required.is_empty() { json!(["object", "null"]) } else { json!("object") };
+    let kind = if required.is_empty() {
+        json!(["object", "null"])
+    } else {
+        json!("object")
+    };
     json!({"description": about, "type": kind, "required": required, "additionalProperties": false,
            "properties": properties})
 }
 
 /// What a setting may be given; a name in braces stands for anything.
 fn property(argument: &Arg) -> Value {
-    let values: Vec<String> = argument.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect();
+    let values: Vec<String> = argument
+        .get_possible_values()
+        .iter()
+        .map(|value| value.get_name().to_owned())
+        .collect();
     let takes_values = argument.get_action().takes_values();
     let one = match (takes_values, values.is_empty()) {
         (false, _) => json!({"type": "boolean"}),
         (true, true) => scalar(),
         (true, false) if matches!(argument.get_action(), ArgAction::Set | ArgAction::Append) => {
-            let mut ways = vec![json!({"enum": values}), json!({"type": "string", "pattern": "\\$\\{"})];
+            let mut ways = vec![
+                json!({"enum": values}),
+                json!({"type": "string", "pattern": "\\$\\{"}),
+            ];
             if values.iter().any(|value| value == "true") {
                 ways.push(json!({"type": "boolean"}));
             }
@@ -121,13 +142,28 @@ fn property(argument: &Arg) -> Value {
     if takes_values && is_named(argument) {
         ways.push(json!({"type": "object", "additionalProperties": scalar()}));
     }
-    if takes_values && argument.get_num_args().is_some_and(|counts| counts.min_values() == 0) {
+    if takes_values
+        && argument
+            .get_num_args()
+            .is_some_and(|counts| counts.min_values() == 0)
+    {
         ways.push(json!({"type": "boolean"}));
     }
     let mut property = Map::new();
-    property.insert("description".to_owned(), argument.get_help().map(ToString::to_string).unwrap_or_default().into());
+    property.insert(
+        "description".to_owned(),
+        argument
+            .get_help()
+            .map(ToString::to_string)
+            .unwrap_or_default()
+            .into(),
+    );
     match ways.len() {
-        1 => property.extend(ways.pop().and_then(|way| way.as_object().cloned()).unwrap_or_default()),
+        1 => property.extend(
+            ways.pop()
+                .and_then(|way| way.as_object().cloned())
+                .unwrap_or_default(),
+        ),
         _ => drop(property.insert("anyOf".to_owned(), ways.into())),
     }
     property.into()

@@ -35,13 +35,18 @@ impl Selection {
     /// Where a name or pattern fits no stage.
     pub fn choices(&self, stages: &[Stage]) -> Result<Vec<Choice>> {
         let first = match &self.from {
-            Some(name) => find(stages, name)?.iter().position(|fits| *fits).unwrap_or_default(),
+            Some(name) => find(stages, name)?
+                .iter()
+                .position(|fits| *fits)
+                .unwrap_or_default(),
             None => 0,
         };
         let any = |names: &[String]| -> Result<Vec<bool>> {
             let mut all = vec![false; stages.len()];
             for name in names {
-                all.iter_mut().zip(find(stages, name)?).for_each(|(any, fits)| *any |= fits);
+                all.iter_mut()
+                    .zip(find(stages, name)?)
+                    .for_each(|(any, fits)| *any |= fits);
             }
             Ok(all)
         };
@@ -57,8 +62,12 @@ impl Selection {
 
 /// Whether each stage has the name or fits the pattern; one at least does.
 fn find(stages: &[Stage], name: &str) -> Result<Vec<bool>> {
-    let pattern = Pattern::new(name).map_err(|e| Error::usage(format!("`{name}` is no pattern: {e}")))?;
-    let found: Vec<bool> = stages.iter().map(|stage| pattern.matches(&stage.name)).collect();
+    let pattern =
+        Pattern::new(name).map_err(|e| Error::usage(format!("`{name}` is no pattern: {e}")))?;
+    let found: Vec<bool> = stages
+        .iter()
+        .map(|stage| pattern.matches(&stage.name))
+        .collect();
     if found.contains(&true) {
         return Ok(found);
     }
@@ -66,6 +75,9 @@ fn find(stages: &[Stage], name: &str) -> Result<Vec<bool>> {
     let error = Error::usage(format!("no stage is named `{name}`"));
     Err(match nearest(name, names()) {
         Some(near) => error.with_hint(format!("the nearest is `{near}`")),
-        None => error.with_hint(format!("stages: {}", names().collect::<Vec<_>>().join(", "))),
+        None => error.with_hint(format!(
+            "stages: {}",
+            names().collect::<Vec<_>>().join(", ")
+        )),
     })
 }

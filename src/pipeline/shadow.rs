@@ -31,17 +31,30 @@ impl Shadow {
         let work = resolved(work)?;
         let made: BTreeSet<PathBuf> = outputs.map(|output| whole(&work, output)).collect();
         let above = made.iter().flat_map(|output| output.ancestors().skip(1));
-        let open = above.chain(work.ancestors()).map(Path::to_path_buf).collect();
-        let root = std::env::temp_dir().join(format!("bam-convert-outlines-{}", std::process::id()));
+        let open = above
+            .chain(work.ancestors())
+            .map(Path::to_path_buf)
+            .collect();
+        let root =
+            std::env::temp_dir().join(format!("bam-convert-outlines-{}", std::process::id()));
         let root = std::path::absolute(&root).map_err(|e| Error::io("find", &root, e))?;
-        let shadow = Self { root, work, made, open };
+        let shadow = Self {
+            root,
+            work,
+            made,
+            open,
+        };
         fs::create_dir(&shadow.root).map_err(|e| Error::io("create", &shadow.root, e))?;
         // Folders come before what they hold.
         for folder in &shadow.open {
             let place = shadow.of(folder);
             fs::create_dir_all(&place).map_err(|e| Error::io("create", &place, e))?;
         }
-        for folder in shadow.open.iter().filter(|folder| folder.starts_with(&shadow.work)) {
+        for folder in shadow
+            .open
+            .iter()
+            .filter(|folder| folder.starts_with(&shadow.work))
+        {
             for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
                 if !entry.file_name().as_encoded_bytes().starts_with(b".") {
                     shadow.link(&entry.path())?;
@@ -76,10 +89,18 @@ impl Shadow {
     /// is replaced by the one of its outline: it would lead out of the shadow.
     pub(super) fn words(&self, stage: &Stage) -> Vec<String> {
         let is_path = |word: &String| {
-            stage.inputs.contains(word) || stage.outputs.iter().any(|output| output.as_os_str() == word.as_str())
+            stage.inputs.contains(word)
+                || stage
+                    .outputs
+                    .iter()
+                    .any(|output| output.as_os_str() == word.as_str())
         };
         let is_made = |place: &Path| self.made.iter().any(|made| place.starts_with(made));
-        let goes_down = |place: &Path| place.components().all(|part| matches!(part, Component::Normal(_)));
+        let goes_down = |place: &Path| {
+            place
+                .components()
+                .all(|part| matches!(part, Component::Normal(_)))
+        };
         let replaced = |word: &String| {
             let mut astray = places(word).filter(|place| !goes_down(Path::new(place)));
             let found = astray.find(|place| is_made(&whole(&self.work, Path::new(place))));
@@ -88,7 +109,11 @@ impl Shadow {
                 word.replacen(&place, &outline.to_string_lossy(), 1)
             })
         };
-        stage.command.iter().map(|word| replaced(word).unwrap_or_else(|| word.clone())).collect()
+        stage
+            .command
+            .iter()
+            .map(|word| replaced(word).unwrap_or_else(|| word.clone()))
+            .collect()
     }
 
     /// The place in the shadow of a whole path.
@@ -98,7 +123,11 @@ impl Shadow {
 
     fn link(&self, path: &Path) -> Result<()> {
         let place = self.of(path);
-        if self.open.contains(path) || self.made.contains(path) || !path.exists() || place.symlink_metadata().is_ok() {
+        if self.open.contains(path)
+            || self.made.contains(path)
+            || !path.exists()
+            || place.symlink_metadata().is_ok()
+        {
             return Ok(());
         }
         symlink(path, &place).map_err(|e| Error::io("link to", &place, e))

@@ -27,32 +27,62 @@ pub(super) struct Shell {
 impl Shell {
     /// As the recipe says them, names replaced.
     pub(super) fn settings(&self) -> Settings {
-        let outputs = self.outputs.iter().map(|output| output.to_string_lossy().into_owned()).collect();
+        let outputs = self
+            .outputs
+            .iter()
+            .map(|output| output.to_string_lossy().into_owned())
+            .collect();
         let values = [vec![self.command.clone()], self.inputs.clone(), outputs];
-        KEYS.map(str::to_owned).into_iter().zip(values).filter(|(_, values)| !values.is_empty()).collect()
+        KEYS.map(str::to_owned)
+            .into_iter()
+            .zip(values)
+            .filter(|(_, values)| !values.is_empty())
+            .collect()
     }
 
     /// Reads the settings, names replaced.
     pub(super) fn read(recipe: &Path, settings: &Spanned<Node>, scope: &Scope) -> Result<Self> {
         let Node::Map(entries) = &settings.value else {
-            let problem = format!("expected the settings of `{SHELL}`, found {}", settings.value.kind());
+            let problem = format!(
+                "expected the settings of `{SHELL}`, found {}",
+                settings.value.kind()
+            );
             return Err(fault(recipe, settings.referenced, problem));
         };
         let (mut command, mut inputs, mut outputs) = (None, Vec::new(), Vec::new());
         for (key, value) in entries {
             match key.value.as_str() {
                 "inputs" => inputs = texts(recipe, value, scope)?,
-                "outputs" => outputs = texts(recipe, value, scope)?.into_iter().map(PathBuf::from).collect(),
+                "outputs" => {
+                    outputs = texts(recipe, value, scope)?
+                        .into_iter()
+                        .map(PathBuf::from)
+                        .collect()
+                }
                 "command" => match <[String; 1]>::try_from(texts(recipe, value, scope)?) {
                     Ok([text]) => command = Some(text),
-                    Err(_) => return Err(fault(recipe, value.referenced, "expected one text for the shell")),
+                    Err(_) => {
+                        return Err(fault(
+                            recipe,
+                            value.referenced,
+                            "expected one text for the shell",
+                        ));
+                    }
                 },
                 _ => return Err(unknown_key(recipe, key, &format!("`{SHELL}`"), &KEYS)),
             }
         }
         match command {
-            Some(command) => Ok(Self { command, inputs, outputs }),
-            None => Err(fault(recipe, settings.referenced, format!("`{SHELL}` lacks its `command`"))),
+            Some(command) => Ok(Self {
+                command,
+                inputs,
+                outputs,
+            }),
+            None => Err(fault(
+                recipe,
+                settings.referenced,
+                format!("`{SHELL}` lacks its `command`"),
+            )),
         }
     }
 }
@@ -63,9 +93,16 @@ fn texts(recipe: &Path, value: &Spanned<Node>, scope: &Scope) -> Result<Vec<Stri
         Node::Scalar(None) => Ok(Vec::new()),
         Node::Scalar(Some(words)) => Ok(vec![text(recipe, value.referenced, words, scope)?]),
         Node::List(items) => {
-            let parts: Vec<Vec<String>> = items.iter().map(|item| texts(recipe, item, scope)).collect::<Result<_>>()?;
+            let parts: Vec<Vec<String>> = items
+                .iter()
+                .map(|item| texts(recipe, item, scope))
+                .collect::<Result<_>>()?;
             Ok(parts.concat())
         }
-        Node::Map(_) => Err(fault(recipe, value.referenced, "expected a text or a list, found keys with values")),
+        Node::Map(_) => Err(fault(
+            recipe,
+            value.referenced,
+            "expected a text or a list, found keys with values",
+        )),
     }
 }

@@ -27,18 +27,29 @@ impl Sources {
     ) -> Result<Self> {
         let is_given = |place: &str| {
             let place = Path::new(place);
-            !matches!(place.to_str(), Some("" | ".")) && work.join(place).exists() && makers.of(place).is_empty()
+            !matches!(place.to_str(), Some("" | "."))
+                && work.join(place).exists()
+                && makers.of(place).is_empty()
         };
-        let mut variables: Vec<&(String, String)> = variables.iter().filter(|(_, value)| is_given(value)).collect();
+        let mut variables: Vec<&(String, String)> = variables
+            .iter()
+            .filter(|(_, value)| is_given(value))
+            .collect();
         // The one that says most of a place comes first.
-        variables.sort_by_key(|(_, value)| std::cmp::Reverse(Path::new(value).components().count()));
+        variables
+            .sort_by_key(|(_, value)| std::cmp::Reverse(Path::new(value).components().count()));
         let mut sources = Self::default();
-        for place in stages.flat_map(Stage::reads).filter(|place| is_given(place)) {
+        for place in stages
+            .flat_map(Stage::reads)
+            .filter(|place| is_given(place))
+        {
             if sources.places.iter().any(|(known, _)| *known == place) {
                 continue;
             }
             let below = |root: &str| Some(Path::new(&place).strip_prefix(root).ok()?.to_path_buf());
-            let variable = variables.iter().find_map(|(name, root)| Some((name.clone(), root.clone(), below(root)?)));
+            let variable = variables
+                .iter()
+                .find_map(|(name, root)| Some((name.clone(), root.clone(), below(root)?)));
             let (name, root, rest) = match variable {
                 Some(found) => found,
                 None => (sources.new_name(&place), place.clone(), PathBuf::new()),
@@ -47,15 +58,28 @@ impl Sources {
             let text = join(&format!("${{{name}}}"), &rest);
             sources.places.push((place, text));
         }
-        sources.places.sort_by_key(|(place, _)| std::cmp::Reverse(place.len()));
+        sources
+            .places
+            .sort_by_key(|(place, _)| std::cmp::Reverse(place.len()));
         Ok(sources)
     }
 
     /// A name for a place that no variable has.
     fn new_name(&self, place: &str) -> String {
-        let stem = Path::new(place).file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let plain: String = stem.chars().filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).collect();
-        let plain = if plain.is_empty() { "source".to_owned() } else { plain };
+        let stem = Path::new(place)
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let plain: String = stem
+            .chars()
+            .filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c))
+            .collect();
+        let plain = if plain.is_empty() {
+            "source".to_owned()
+        } else {
+            plain
+        };
         let mut name = plain.clone();
         for number in 2.. {
             if !self.named.contains_key(&name) {
@@ -68,8 +92,11 @@ impl Sources {
 
     /// A value of a setting with the sources that it holds by name.
     pub(super) fn in_value(&self, value: &str) -> String {
-        let held = places(value).find_map(|place| self.places.iter().find(|(known, _)| *known == place));
-        let Some((place, text)) = held else { return value.to_owned() };
+        let held =
+            places(value).find_map(|place| self.places.iter().find(|(known, _)| *known == place));
+        let Some((place, text)) = held else {
+            return value.to_owned();
+        };
         match value.rfind(place.as_str()) {
             Some(at) => format!("{}{text}{}", &value[..at], &value[at + place.len()..]),
             None => value.to_owned(),
@@ -78,13 +105,22 @@ impl Sources {
 
     /// A command of the shell with the sources that it holds by name.
     pub(super) fn in_command(&self, command: &str) -> String {
-        self.places.iter().fold(command.to_owned(), |command, (place, text)| replaced(&command, place, text))
+        self.places
+            .iter()
+            .fold(command.to_owned(), |command, (place, text)| {
+                replaced(&command, place, text)
+            })
     }
 
     /// The path of a file by the source that it belongs to.
     pub(super) fn in_path(&self, path: &str) -> String {
-        let of = |(place, text): &(String, String)| Some(join(text, Path::new(path).strip_prefix(place).ok()?));
-        self.places.iter().find_map(of).unwrap_or_else(|| path.to_owned())
+        let of = |(place, text): &(String, String)| {
+            Some(join(text, Path::new(path).strip_prefix(place).ok()?))
+        };
+        self.places
+            .iter()
+            .find_map(of)
+            .unwrap_or_else(|| path.to_owned())
     }
 }
 
@@ -94,7 +130,8 @@ fn replaced(command: &str, place: &str, text: &str) -> String {
     let (mut out, mut from) = (String::new(), 0);
     for (at, _) in command.match_indices(place) {
         let end = at + place.len();
-        let is_alone = !command[..at].ends_with(within) && !command[end..].starts_with(|c| c != '/' && within(c));
+        let is_alone = !command[..at].ends_with(within)
+            && !command[end..].starts_with(|c| c != '/' && within(c));
         if is_alone && at >= from {
             out.push_str(&command[from..at]);
             out.push_str(text);
@@ -105,5 +142,9 @@ fn replaced(command: &str, place: &str, text: &str) -> String {
 }
 
 fn join(text: &str, rest: &Path) -> String {
-    if rest.as_os_str().is_empty() { text.to_owned() } else { format!("{text}/{}", rest.display()) }
+    if rest.as_os_str().is_empty() {
+        text.to_owned()
+    } else {
+        format!("{text}/{}", rest.display())
+    }
 }

@@ -18,7 +18,9 @@ const OUTPUTS: [&str; 4] = ["out", "dump", "svg", "routing-svg"];
 /// A command whose positional setting names what it makes, and that setting.
 const PULLED: (&str, &str) = ("pull", "folder");
 /// Settings that are the runner's to choose, and `config`: a recipe says itself what a stage reads.
-pub(super) const RUNNERS: [&str; 7] = ["force", "resume", "dry-run", "outline", "config", "help", "version"];
+pub(super) const RUNNERS: [&str; 7] = [
+    "force", "resume", "dry-run", "outline", "config", "help", "version",
+];
 /// Commands that are no stage.
 const NO_STAGES: [&str; 4] = ["run", "completions", "man", "help"];
 
@@ -59,7 +61,11 @@ pub struct Stage {
 impl Stage {
     /// Whether it runs a model, and so takes the whole machine.
     pub fn computes(&self) -> bool {
-        self.is_own && self.command.first().is_some_and(|command| COMPUTING.contains(&command.as_str()))
+        self.is_own
+            && self
+                .command
+                .first()
+                .is_some_and(|command| COMPUTING.contains(&command.as_str()))
     }
 
     /// Whether checkpoints among its outputs are of its own making, manifests and all; what is pulled keeps its own.
@@ -89,16 +95,22 @@ pub(super) fn is_output(command: &str, setting: &str) -> bool {
 /// The paths that a value may hold: `PATH`, `NAME=PATH`, `PATH:WEIGHT`, `KIND:PATH`; of a pattern, the folder it starts in;
 /// none of what lies on the Hub.
 pub(super) fn places(value: &str) -> impl Iterator<Item = String> {
-    let value = if value.contains(SCHEME) { String::new() } else { value.to_owned() };
+    let value = if value.contains(SCHEME) {
+        String::new()
+    } else {
+        value.to_owned()
+    };
     let after = value.split_once('=').map(|(_, after)| after.to_owned());
     let whole: Vec<String> = [Some(value), after].into_iter().flatten().collect();
     let parts = whole.into_iter().flat_map(|text| {
         let before = text.rsplit_once(':').map(|(before, _)| before.to_owned());
         let behind = text.split_once(':').map(|(_, behind)| behind.to_owned());
-        let pattern = text.find(['*', '?', '[']).map(|at| match text[..at].rfind('/') {
-            Some(slash) => text[..slash].to_owned(),
-            None => ".".to_owned(),
-        });
+        let pattern = text
+            .find(['*', '?', '['])
+            .map(|at| match text[..at].rfind('/') {
+                Some(slash) => text[..slash].to_owned(),
+                None => ".".to_owned(),
+            });
         [Some(text), before, behind, pattern]
     });
     parts.flatten().filter(|text| !text.is_empty())
@@ -115,13 +127,21 @@ pub(super) struct Written<'a> {
 
 /// The names of the commands that stages may use; of a command with commands below it, those: `expert add`.
 pub(super) fn commands(program: &Command) -> Vec<String> {
-    let known = program.get_subcommands().filter(|command| !NO_STAGES.contains(&command.get_name()));
+    let known = program
+        .get_subcommands()
+        .filter(|command| !NO_STAGES.contains(&command.get_name()));
     let mut names: Vec<String> = known
         .flat_map(|command| {
             let own = command.get_name();
-            let below: Vec<String> =
-                command.get_subcommands().map(|below| format!("{own} {}", below.get_name())).collect();
-            if below.is_empty() { vec![own.to_owned()] } else { below }
+            let below: Vec<String> = command
+                .get_subcommands()
+                .map(|below| format!("{own} {}", below.get_name()))
+                .collect();
+            if below.is_empty() {
+                vec![own.to_owned()]
+            } else {
+                below
+            }
         })
         .collect();
     names.push(SHELL.to_owned());
@@ -130,7 +150,9 @@ pub(super) fn commands(program: &Command) -> Vec<String> {
 
 /// The definition of one of these commands of the program.
 pub(super) fn definition<'a>(program: &'a Command, name: &str) -> Option<&'a Command> {
-    let found = name.split(' ').try_fold(program, |command, word| command.find_subcommand(word))?;
+    let found = name
+        .split(' ')
+        .try_fold(program, |command, word| command.find_subcommand(word))?;
     (!found.has_subcommands()).then_some(found)
 }
 
@@ -140,11 +162,18 @@ impl Written<'_> {
         let name = text(self.recipe, self.name.referenced, &self.name.value, scope)?;
         let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if name.is_empty() || name.starts_with('.') || !name.chars().all(fits) {
-            let problem = format!("a stage cannot be named `{name}`; expected letters, digits, `-`, `_` and `.`");
+            let problem = format!(
+                "a stage cannot be named `{name}`; expected letters, digits, `-`, `_` and `.`"
+            );
             return Err(fault(self.recipe, self.name.referenced, problem));
         }
         let stdout = match self.stdout {
-            Some(file) => Some(PathBuf::from(text(self.recipe, file.referenced, &file.value, scope)?)),
+            Some(file) => Some(PathBuf::from(text(
+                self.recipe,
+                file.referenced,
+                &file.value,
+                scope,
+            )?)),
             None => None,
         };
         if self.command.value == SHELL {
@@ -159,47 +188,95 @@ impl Written<'_> {
         let mut lines = Lines::new(self.recipe, scope, &RUNNERS);
         match &self.settings.value {
             Node::Map(settings) => {
-                settings.iter().try_for_each(|(key, value)| lines.add(definition, key, value))?;
+                settings
+                    .iter()
+                    .try_for_each(|(key, value)| lines.add(definition, key, value))?;
             }
             Node::Scalar(None) => {}
             other => {
-                let problem = format!("expected the settings of `{}`, found {}", self.command.value, other.kind());
+                let problem = format!(
+                    "expected the settings of `{}`, found {}",
+                    self.command.value,
+                    other.kind()
+                );
                 return Err(fault(self.recipe, self.settings.referenced, problem));
             }
         }
         let names = OUTPUTS.iter().chain([&PULLED.1]);
         let mut outputs: Vec<PathBuf> = names.filter_map(|key| lines.output(key)).collect();
         outputs.extend(stdout.clone());
-        let has = |flag: &str| definition.get_arguments().any(|argument| argument.get_long() == Some(flag));
+        let has = |flag: &str| {
+            definition
+                .get_arguments()
+                .any(|argument| argument.get_long() == Some(flag))
+        };
         let (arguments, inputs, settings) = lines.finish();
         let mut command: Vec<String> = self.command.value.split(' ').map(str::to_owned).collect();
         command.extend(arguments);
-        let after = scope.used_stages().into_iter().map(|(stage, _)| stage).collect();
+        let after = scope
+            .used_stages()
+            .into_iter()
+            .map(|(stage, _)| stage)
+            .collect();
         let stage = Stage {
             is_own: true,
             replaces: has("force"),
             resumes: has("resume"),
             outlines: has("outline"),
-            ..Stage { name, command, inputs, outputs, stdout, settings, after, ..Stage::default() }
+            ..Stage {
+                name,
+                command,
+                inputs,
+                outputs,
+                stdout,
+                settings,
+                after,
+                ..Stage::default()
+            }
         };
         self.check(program, &stage)?;
         Ok(stage)
     }
 
-    fn with_shell(&self, name: String, stdout: Option<PathBuf>, shell: Shell, scope: &Scope) -> Stage {
+    fn with_shell(
+        &self,
+        name: String,
+        stdout: Option<PathBuf>,
+        shell: Shell,
+        scope: &Scope,
+    ) -> Stage {
         let settings = shell.settings();
-        let Shell { command, mut inputs, mut outputs } = shell;
+        let Shell {
+            command,
+            mut inputs,
+            mut outputs,
+        } = shell;
         outputs.extend(stdout.clone());
         // Nothing says what in the command is a file, but what another stage made is one.
         let (after, made): (_, Vec<String>) = scope.used_stages().into_iter().unzip();
         inputs.extend(made);
         let command = ["sh", "-c", &command].map(str::to_owned).to_vec();
-        Stage { name, command, inputs, outputs, stdout, settings, after, ..Stage::default() }
+        Stage {
+            name,
+            command,
+            inputs,
+            outputs,
+            stdout,
+            settings,
+            after,
+            ..Stage::default()
+        }
     }
 
     /// Parses the command line as the command will.
     fn check(&self, program: &Command, stage: &Stage) -> Result<()> {
-        let Some(problem) = refusal(program, &stage.command) else { return Ok(()) };
-        Err(fault(self.recipe, self.command.referenced, format!("stage `{}`: {problem}", stage.name)))
+        let Some(problem) = refusal(program, &stage.command) else {
+            return Ok(());
+        };
+        Err(fault(
+            self.recipe,
+            self.command.referenced,
+            format!("stage `{}`: {problem}", stage.name),
+        ))
     }
 }

@@ -67,11 +67,19 @@ impl Runner<'_> {
         let (records, times, mut jobs) = (self.records(), self.times(), self.job_states());
         let status = stages.iter().zip(forecasts).map(|(stage, forecast)| {
             let job = jobs.remove(&stage.name);
-            let job_is = |states: &[&str]| job.as_ref().is_some_and(|job| states.contains(&job.state.as_str()));
-            let state = match (records.read(stage).map(|record| record.state), &forecast.runs_because) {
+            let job_is = |states: &[&str]| {
+                job.as_ref()
+                    .is_some_and(|job| states.contains(&job.state.as_str()))
+            };
+            let state = match (
+                records.read(stage).map(|record| record.state),
+                &forecast.runs_because,
+            ) {
                 (_, Some(_)) if job_is(&["PENDING", "CONFIGURING", "REQUEUED"]) => Stand::Queued,
                 (None, _) => Stand::New,
-                (Some(State::Started), _) if self.is_running(stage) || job_is(&["RUNNING"]) => Stand::Running,
+                (Some(State::Started), _) if self.is_running(stage) || job_is(&["RUNNING"]) => {
+                    Stand::Running
+                }
                 (Some(State::Started), _) => Stand::Stopped,
                 (Some(State::Failed), _) => Stand::Failed,
                 (Some(State::Done), None) => Stand::Done,
@@ -103,12 +111,26 @@ pub fn status_table(stages: &[StageStatus]) -> String {
     let mut columns = vec!["stage", "command", "state", "seconds", "began (UTC)"];
     columns.extend(has_jobs.then_some("job"));
     columns.push("last line");
-    let columns: Vec<_> =
-        columns.into_iter().map(|title| (title, if title == "seconds" { Align::Right } else { Align::Left })).collect();
+    let columns: Vec<_> = columns
+        .into_iter()
+        .map(|title| {
+            (
+                title,
+                if title == "seconds" {
+                    Align::Right
+                } else {
+                    Align::Left
+                },
+            )
+        })
+        .collect();
     let row = |stage: &StageStatus| {
         let state = match stage.state {
             Stand::Done => "done".to_owned(),
-            Stand::Stale => format!("stale: {}", stage.runs_because.as_deref().unwrap_or_default()),
+            Stand::Stale => format!(
+                "stale: {}",
+                stage.runs_because.as_deref().unwrap_or_default()
+            ),
             Stand::Running => "running".to_owned(),
             Stand::Failed => "failed".to_owned(),
             Stand::Stopped => "stopped".to_owned(),
@@ -116,11 +138,23 @@ pub fn status_table(stages: &[StageStatus]) -> String {
             Stand::New => "never ran".to_owned(),
         };
         let seconds = stage.seconds.map(|seconds| format!("{seconds:.1}"));
-        let began = stage.started.as_deref().map(|began| began.get(..19).unwrap_or(began).replace('T', " "));
-        let line = stage.last_line.as_deref().map(|line| line.chars().take(60).collect());
+        let began = stage
+            .started
+            .as_deref()
+            .map(|began| began.get(..19).unwrap_or(began).replace('T', " "));
+        let line = stage
+            .last_line
+            .as_deref()
+            .map(|line| line.chars().take(60).collect());
         let job = has_jobs.then(|| stage.job.as_ref().map(JobState::words));
-        let texts = [Some(seconds), Some(began), job, Some(line)].into_iter().flatten().map(Option::unwrap_or_default);
-        [stage.stage.clone(), stage.command.clone(), state].into_iter().chain(texts).collect()
+        let texts = [Some(seconds), Some(began), job, Some(line)]
+            .into_iter()
+            .flatten()
+            .map(Option::unwrap_or_default);
+        [stage.stage.clone(), stage.command.clone(), state]
+            .into_iter()
+            .chain(texts)
+            .collect()
     };
     table::render(&columns, stages.iter().map(row))
 }
@@ -129,8 +163,12 @@ pub fn status_table(stages: &[StageStatus]) -> String {
 pub fn last_line(log: &Path) -> Option<String> {
     let mut file = std::fs::File::open(log).ok()?;
     let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(4096))).ok()?;
+    file.seek(SeekFrom::Start(length.saturating_sub(4096)))
+        .ok()?;
     let mut end = Vec::new();
     file.take(4096).read_to_end(&mut end).ok()?;
-    String::from_utf8_lossy(&end).lines().last().map(str::to_owned)
+    String::from_utf8_lossy(&end)
+        .lines()
+        .last()
+        .map(str::to_owned)
 }

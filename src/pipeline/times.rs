@@ -36,8 +36,13 @@ impl Time {
 impl Times {
     /// Reads the file; one that is absent or broken has no times.
     pub(super) fn read(path: &Path) -> Self {
-        let stages = std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        Self { path: path.to_path_buf(), stages: stages.unwrap_or_default() }
+        let stages = std::fs::read(path)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Self {
+            path: path.to_path_buf(),
+            stages: stages.unwrap_or_default(),
+        }
     }
 
     /// The times of a stage that has run.

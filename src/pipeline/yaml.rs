@@ -42,14 +42,21 @@ pub(super) fn read(path: &Path) -> Result<Spanned<Node>> {
 pub(super) fn parse(path: &Path, text: &str) -> Result<Spanned<Node>> {
     from_text(text).map_err(|error| {
         let error = error.without_snippet();
-        let place = error.location().map_or(path.to_path_buf(), |location| place(path, location));
+        let place = error
+            .location()
+            .map_or(path.to_path_buf(), |location| place(path, location));
         if let serde_saphyr::Error::DuplicateMappingKey { key, .. } = error {
-            return Error::file(place, format!("the key `{}` stands twice", key.as_deref().unwrap_or("?")));
+            return Error::file(
+                place,
+                format!("the key `{}` stands twice", key.as_deref().unwrap_or("?")),
+            );
         }
         let message = error.to_string();
         // The place stands in front already, and what a caller of the parser might do instead is no advice to a user.
         let line = message.lines().next().unwrap_or_default();
-        let problem = [" at line ", "; use "].iter().fold(line, |line, end| line.split(end).next().unwrap_or(line));
+        let problem = [" at line ", "; use "]
+            .iter()
+            .fold(line, |line, end| line.split(end).next().unwrap_or(line));
         Error::file(place, format!("not YAML that can be read: {problem}"))
     })
 }
@@ -60,7 +67,12 @@ pub(super) fn fault(path: &Path, location: Location, problem: impl Into<String>)
 }
 
 /// A key that nothing knows, with the nearest that something does.
-pub(super) fn unknown_key(path: &Path, key: &Spanned<String>, owner: &str, known: &[&str]) -> Error {
+pub(super) fn unknown_key(
+    path: &Path,
+    key: &Spanned<String>,
+    owner: &str,
+    known: &[&str],
+) -> Error {
     let problem = format!("{owner} has no such key");
     let error = Error::key(place(path, key.referenced), &key.value, problem);
     match nearest(&key.value, known.iter().copied()) {
@@ -139,20 +151,38 @@ mod tests {
 
     #[test]
     fn parts_know_where_they_stand() {
-        let tree = parse(Path::new("r.yaml"), "a: 1\nb:\n  - x\n  - {c: true, d: 3e-4}\n").unwrap();
-        let Node::Map(map) = tree.value else { panic!("a map") };
+        let tree = parse(
+            Path::new("r.yaml"),
+            "a: 1\nb:\n  - x\n  - {c: true, d: 3e-4}\n",
+        )
+        .unwrap();
+        let Node::Map(map) = tree.value else {
+            panic!("a map")
+        };
         assert_eq!(map[0].1.value, Node::Scalar(Some("1".to_owned())));
-        assert_eq!((map[1].0.referenced.line(), map[1].0.referenced.column()), (2, 1));
-        let Node::List(list) = &map[1].1.value else { panic!("a list") };
-        let Node::Map(inner) = &list[1].value else { panic!("a map") };
+        assert_eq!(
+            (map[1].0.referenced.line(), map[1].0.referenced.column()),
+            (2, 1)
+        );
+        let Node::List(list) = &map[1].1.value else {
+            panic!("a list")
+        };
+        let Node::Map(inner) = &list[1].value else {
+            panic!("a map")
+        };
         assert_eq!(inner[0].1.value, Node::Scalar(Some("true".to_owned())));
         assert_eq!(inner[1].1.value, Node::Scalar(Some("0.0003".to_owned())));
-        assert_eq!((inner[1].0.referenced.line(), inner[1].0.referenced.column()), (4, 15));
+        assert_eq!(
+            (inner[1].0.referenced.line(), inner[1].0.referenced.column()),
+            (4, 15)
+        );
     }
 
     #[test]
     fn a_key_twice_is_refused_where_it_stands() {
-        let error = parse(Path::new("r.yaml"), "a: 1\na: 2\n").unwrap_err().to_string();
+        let error = parse(Path::new("r.yaml"), "a: 1\na: 2\n")
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("r.yaml:2:1: "), "{error}");
     }
 }

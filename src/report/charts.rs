@@ -72,18 +72,33 @@ pub(super) fn runs(input: &Input) -> Vec<Run> {
     let run = |subject: &Subject| {
         let last = steps(subject).last();
         let tokens_per_step = last.map(|step| step.tokens as f64 / step.step.max(1) as f64);
-        Run { name: subject.name.clone(), tokens_per_step }
+        Run {
+            name: subject.name.clone(),
+            tokens_per_step,
+        }
     };
     input.subjects.iter().map(run).collect()
 }
 
 /// Every group that has anything to show.
 pub(super) fn groups(input: &Input) -> Vec<Group> {
-    let mut groups = vec![losses(input), training_domains(input), validation_domains(input), entropies(input)];
+    let mut groups = vec![
+        losses(input),
+        training_domains(input),
+        validation_domains(input),
+        entropies(input),
+    ];
     groups.extend(loads(input));
-    groups.extend([gradients(input), by_role(input, true), by_role(input, false), speed(input)]);
+    groups.extend([
+        gradients(input),
+        by_role(input, true),
+        by_role(input, false),
+        speed(input),
+    ]);
     for group in &mut groups {
-        group.charts.retain(|chart| chart.series.iter().any(|series| !series.points.is_empty()));
+        group
+            .charts
+            .retain(|chart| chart.series.iter().any(|series| !series.points.is_empty()));
     }
     groups.retain(|group| !group.charts.is_empty());
     groups
@@ -91,48 +106,105 @@ pub(super) fn groups(input: &Input) -> Vec<Group> {
 
 /// The steps of a subject's log.
 pub(super) fn steps(subject: &Subject) -> impl Iterator<Item = &Step> {
-    subject.log.iter().flatten().filter_map(|record| match record {
-        Record::Step(step) => Some(step.as_ref()),
-        _ => None,
-    })
+    subject
+        .log
+        .iter()
+        .flatten()
+        .filter_map(|record| match record {
+            Record::Step(step) => Some(step.as_ref()),
+            _ => None,
+        })
 }
 
 fn details(subject: &Subject) -> impl Iterator<Item = &Detail> {
-    subject.log.iter().flatten().filter_map(|record| match record {
-        Record::Detail(detail) => Some(detail.as_ref()),
-        _ => None,
-    })
+    subject
+        .log
+        .iter()
+        .flatten()
+        .filter_map(|record| match record {
+            Record::Detail(detail) => Some(detail.as_ref()),
+            _ => None,
+        })
 }
 
 fn group(title: &str, note: &str, small: bool, charts: Vec<Chart>) -> Group {
-    Group { title: title.to_owned(), note: note.to_owned(), small, charts }
+    Group {
+        title: title.to_owned(),
+        note: note.to_owned(),
+        small,
+        charts,
+    }
 }
 
 /// A chart of a value of every step, a line for each run.
-fn of_steps(input: &Input, title: &str, unit: &'static str, log: bool, value: impl Fn(&Step) -> Option<f64>) -> Chart {
+fn of_steps(
+    input: &Input,
+    title: &str,
+    unit: &'static str,
+    log: bool,
+    value: impl Fn(&Step) -> Option<f64>,
+) -> Chart {
     let series = input.subjects.iter().enumerate().map(|(run, subject)| {
         let points = steps(subject).filter_map(|step| Some((step.step as f64, value(step)?)));
-        Series { run, name: subject.name.clone(), points: thin(points.collect()) }
+        Series {
+            run,
+            name: subject.name.clone(),
+            points: thin(points.collect()),
+        }
     });
     let series = series.filter(|series| !series.points.is_empty()).collect();
-    Chart { title: title.to_owned(), unit, kind: Kind::Lines, log, noisy: true, series }
+    Chart {
+        title: title.to_owned(),
+        unit,
+        kind: Kind::Lines,
+        log,
+        noisy: true,
+        series,
+    }
 }
 
 fn losses(input: &Input) -> Group {
     let some = |value: f64| (value != 0.0).then_some(value);
     let charts = vec![
-        of_steps(input, "loss, all that is minimised", "nats", false, |step| Some(step.loss)),
-        of_steps(input, "negative log-likelihood", "nats a token", false, |step| Some(step.nll)),
-        of_steps(input, "load-balancing loss, unweighted", "sum over layers", false, move |step| {
-            some(step.load_balance)
-        }),
-        of_steps(input, "router z-loss, unweighted", "sum over layers", false, move |step| some(step.z)),
+        of_steps(
+            input,
+            "loss, all that is minimised",
+            "nats",
+            false,
+            |step| Some(step.loss),
+        ),
+        of_steps(
+            input,
+            "negative log-likelihood",
+            "nats a token",
+            false,
+            |step| Some(step.nll),
+        ),
+        of_steps(
+            input,
+            "load-balancing loss, unweighted",
+            "sum over layers",
+            false,
+            move |step| some(step.load_balance),
+        ),
+        of_steps(
+            input,
+            "router z-loss, unweighted",
+            "sum over layers",
+            false,
+            move |step| some(step.z),
+        ),
     ];
     group("Loss", "On the batches trained on.", false, charts)
 }
 
 fn training_domains(input: &Input) -> Group {
-    let names: BTreeSet<&String> = input.subjects.iter().flat_map(steps).flat_map(|step| step.domains.keys()).collect();
+    let names: BTreeSet<&String> = input
+        .subjects
+        .iter()
+        .flat_map(steps)
+        .flat_map(|step| step.domains.keys())
+        .collect();
     let chart = |name: &&String| {
         let value = |step: &Step| step.domains.get(*name).map(|domain| domain.nll);
         of_steps(input, name, "nats a token", false, value)
@@ -149,9 +221,16 @@ fn validation_domains(input: &Input) -> Group {
     let mut lines: BTreeMap<&String, ByRun> = BTreeMap::new();
     for (run, subject) in input.subjects.iter().enumerate() {
         for record in subject.log.iter().flatten() {
-            let Record::Validation { step, domains } = record else { continue };
+            let Record::Validation { step, domains } = record else {
+                continue;
+            };
             for (name, found) in domains {
-                lines.entry(name).or_default().entry(run).or_default().push((*step as f64, found.perplexity));
+                lines
+                    .entry(name)
+                    .or_default()
+                    .entry(run)
+                    .or_default()
+                    .push((*step as f64, found.perplexity));
             }
         }
     }
@@ -163,20 +242,30 @@ fn validation_domains(input: &Input) -> Group {
         noisy: false,
         series: series(input, runs),
     });
-    group("Perplexity on held-back text", "Measured while training, lower is better.", true, charts.collect())
+    group(
+        "Perplexity on held-back text",
+        "Measured while training, lower is better.",
+        true,
+        charts.collect(),
+    )
 }
 
 fn series(input: &Input, runs: ByRun) -> Vec<Series> {
-    let named =
-        |(run, points): (usize, Points)| Series { run, name: input.subjects[run].name.clone(), points: thin(points) };
+    let named = |(run, points): (usize, Points)| Series {
+        run,
+        name: input.subjects[run].name.clone(),
+        points: thin(points),
+    };
     runs.into_iter().map(named).collect()
 }
 
 type OfDetail = fn(&Detail) -> &[Routing];
 
 /// The two kinds of routers of a log's line.
-const ROUTERS: [(&str, OfDetail); 2] =
-    [("feed-forward", |detail| &detail.ffn_routing), ("attention", |detail| &detail.attention_routing)];
+const ROUTERS: [(&str, OfDetail); 2] = [
+    ("feed-forward", |detail| &detail.ffn_routing),
+    ("attention", |detail| &detail.attention_routing),
+];
 
 fn entropies(input: &Input) -> Group {
     let mut charts = Vec::new();
@@ -185,7 +274,11 @@ fn entropies(input: &Input) -> Group {
         for (run, subject) in input.subjects.iter().enumerate() {
             for detail in details(subject) {
                 for router in routers(detail) {
-                    let line = lines.entry(router.layer).or_default().entry(run).or_default();
+                    let line = lines
+                        .entry(router.layer)
+                        .or_default()
+                        .entry(run)
+                        .or_default();
                     line.push((detail.step as f64, router.entropy));
                 }
             }
@@ -213,8 +306,14 @@ fn loads(input: &Input) -> Vec<Group> {
             for detail in details(subject) {
                 for router in routers(detail) {
                     // Soft attention sends every token everywhere; what tells experts apart is their gate.
-                    let values = if gates { &router.mean_gates } else { &router.load };
-                    let lines = layers.entry(router.layer).or_insert_with(|| vec![Vec::new(); values.len()]);
+                    let values = if gates {
+                        &router.mean_gates
+                    } else {
+                        &router.load
+                    };
+                    let lines = layers
+                        .entry(router.layer)
+                        .or_insert_with(|| vec![Vec::new(); values.len()]);
                     for (line, value) in lines.iter_mut().zip(values) {
                         line.push((detail.step as f64, *value));
                     }
@@ -229,24 +328,45 @@ fn loads(input: &Input) -> Vec<Group> {
                 series: lines
                     .into_iter()
                     .enumerate()
-                    .map(|(expert, points)| Series { run, name: expert_name(subject, expert), points: thin(points) })
+                    .map(|(expert, points)| Series {
+                        run,
+                        name: expert_name(subject, expert),
+                        points: thin(points),
+                    })
                     .collect(),
             });
-            let note = if gates { "Mean gate of each expert." } else { "Share of the tokens that each expert got." };
-            groups.push(group(&format!("{kind} routers of {}", subject.name), note, true, charts.collect()));
+            let note = if gates {
+                "Mean gate of each expert."
+            } else {
+                "Share of the tokens that each expert got."
+            };
+            groups.push(group(
+                &format!("{kind} routers of {}", subject.name),
+                note,
+                true,
+                charts.collect(),
+            ));
         }
     }
     groups
 }
 
 fn expert_name(subject: &Subject, expert: usize) -> String {
-    subject.experts.get(expert).cloned().unwrap_or_else(|| format!("expert {expert}"))
+    subject
+        .experts
+        .get(expert)
+        .cloned()
+        .unwrap_or_else(|| format!("expert {expert}"))
 }
 
 fn gradients(input: &Input) -> Group {
     let charts = vec![
-        of_steps(input, "gradient norm, before clipping", "", true, |step| Some(step.gradient_norm)),
-        of_steps(input, "learning rate", "", false, |step| Some(step.learning_rate)),
+        of_steps(input, "gradient norm, before clipping", "", true, |step| {
+            Some(step.gradient_norm)
+        }),
+        of_steps(input, "learning rate", "", false, |step| {
+            Some(step.learning_rate)
+        }),
         of_steps(input, "learning rate of routers", "", false, |step| {
             (step.router_learning_rate != step.learning_rate).then_some(step.router_learning_rate)
         }),
@@ -260,8 +380,17 @@ fn by_role(input: &Input, gradients: bool) -> Group {
     for (run, subject) in input.subjects.iter().enumerate() {
         for detail in details(subject) {
             for (role, found) in &detail.roles {
-                let value = if gradients { found.gradient_norm } else { found.update_ratio };
-                lines.entry(role).or_default().entry(run).or_default().push((detail.step as f64, value));
+                let value = if gradients {
+                    found.gradient_norm
+                } else {
+                    found.update_ratio
+                };
+                lines
+                    .entry(role)
+                    .or_default()
+                    .entry(run)
+                    .or_default()
+                    .push((detail.step as f64, value));
             }
         }
     }
@@ -292,8 +421,16 @@ fn by_role(input: &Input, gradients: bool) -> Group {
 
 fn speed(input: &Input) -> Group {
     let charts = vec![
-        of_steps(input, "tokens a second", "tokens/s", false, |step| Some(step.tokens_per_second)),
-        of_steps(input, "share of the machine's peak", "of its matrix products", false, |step| Some(step.peak_share)),
+        of_steps(input, "tokens a second", "tokens/s", false, |step| {
+            Some(step.tokens_per_second)
+        }),
+        of_steps(
+            input,
+            "share of the machine's peak",
+            "of its matrix products",
+            false,
+            |step| Some(step.peak_share),
+        ),
     ];
     group("Speed", "", false, charts)
 }
@@ -302,7 +439,9 @@ fn speed(input: &Input) -> Group {
 fn thin(points: Points) -> Points {
     let size = points.len().div_ceil(POINTS).max(1);
     let mean = |part: &[(f64, f64)]| {
-        let sum = part.iter().fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
+        let sum = part
+            .iter()
+            .fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
         (sum.0 / part.len() as f64, sum.1 / part.len() as f64)
     };
     points.chunks(size).map(mean).collect()

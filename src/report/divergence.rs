@@ -38,13 +38,20 @@ pub(super) fn tables(input: &Input, means: Means) -> Result<Vec<Table>> {
             pairs.push((&subject.name, seed, checkpoint.clone()));
         }
     }
-    (means.progress)(Work::Total(pairs.iter().map(|(_, seed, folder)| diff::work_length(seed, folder)).sum()));
+    (means.progress)(Work::Total(
+        pairs
+            .iter()
+            .map(|(_, seed, folder)| diff::work_length(seed, folder))
+            .sum(),
+    ));
     let options = diff::Options {
         threads: means.threads,
         memory: 128 << 20,
         progress: &|bytes| (means.progress)(Work::Done(bytes)),
     };
-    let table = |(name, seed, folder): &(&str, PathBuf, PathBuf)| Ok(of(name, &diff::diff(seed, folder, &options)?));
+    let table = |(name, seed, folder): &(&str, PathBuf, PathBuf)| {
+        Ok(of(name, &diff::diff(seed, folder, &options)?))
+    };
     pairs.iter().map(table).collect()
 }
 
@@ -53,23 +60,38 @@ fn of(name: &str, found: &Diff) -> Table {
     let mut columns: BTreeMap<(bool, Option<u64>), String> = BTreeMap::new();
     let mut roles: Vec<&str> = Vec::new();
     for part in &found.parts {
-        columns.entry(place(part)).or_insert_with(|| title(part, found.mixture));
+        columns
+            .entry(place(part))
+            .or_insert_with(|| title(part, found.mixture));
         if !roles.contains(&part.role.as_str()) {
             roles.push(&part.role);
         }
     }
-    let largest = found.parts.iter().filter_map(|part| part.relative).fold(0.0, f64::max);
+    let largest = found
+        .parts
+        .iter()
+        .filter_map(|part| part.relative)
+        .fold(0.0, f64::max);
     let cell = |role: &str, column: (bool, Option<u64>)| {
-        let part = found.parts.iter().find(|part| part.role == role && place(part) == column);
-        let Some(part) = part else { return Cell::empty() };
+        let part = found
+            .parts
+            .iter()
+            .find(|part| part.role == role && place(part) == column);
+        let Some(part) = part else {
+            return Cell::empty();
+        };
         match part.relative {
-            Some(relative) => Cell::shaded(shown(relative), relative / largest.max(f64::MIN_POSITIVE)),
+            Some(relative) => {
+                Cell::shaded(shown(relative), relative / largest.max(f64::MIN_POSITIVE))
+            }
             None => Cell::number("–".to_owned()),
         }
     };
     let rows = roles.iter().map(|role| {
         let cells = columns.keys().map(|column| cell(role, *column));
-        std::iter::once(Cell::text(role.replace('_', " "))).chain(cells).collect()
+        std::iter::once(Cell::text(role.replace('_', " ")))
+            .chain(cells)
+            .collect()
     });
     Table {
         title: name.to_owned(),
@@ -94,5 +116,9 @@ fn title(part: &PartDiff, mixture: bool) -> String {
 }
 
 fn shown(relative: f64) -> String {
-    if relative == 0.0 { "0".to_owned() } else { format!("{} %", table::number(100.0 * relative)) }
+    if relative == 0.0 {
+        "0".to_owned()
+    } else {
+        format!("{} %", table::number(100.0 * relative))
+    }
 }

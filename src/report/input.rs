@@ -53,17 +53,26 @@ pub fn read(paths: &[PathBuf]) -> Result<Input> {
         let metadata = fs::metadata(path).map_err(|e| Error::io("read", path, e))?;
         let work = work_folder(path);
         let is_work = work.is_some() && work == std::path::absolute(path).ok() && metadata.is_dir();
-        input.works.extend(work.filter(|work| !input.works.contains(work)));
+        input
+            .works
+            .extend(work.filter(|work| !input.works.contains(work)));
         if is_work && !path.join("config.json").exists() {
             continue;
         }
         if metadata.is_file() {
-            input.evaluations.push((path.display().to_string(), Evaluation::read(path)?));
+            input
+                .evaluations
+                .push((path.display().to_string(), Evaluation::read(path)?));
         } else {
             found.push((output_of(path), subject(path)?));
         }
     }
-    let names = names(&found.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>());
+    let names = names(
+        &found
+            .iter()
+            .map(|(path, _)| path.clone())
+            .collect::<Vec<_>>(),
+    );
     for (name, (_, mut subject)) in names.into_iter().zip(found) {
         subject.name = name;
         input.subjects.push(subject);
@@ -73,7 +82,10 @@ pub fn read(paths: &[PathBuf]) -> Result<Input> {
 
 /// The output that belongs to a folder: itself, or what a run's folder stands beside.
 fn output_of(path: &Path) -> PathBuf {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = path
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
     match name.strip_suffix(RUN) {
         Some(stem) if !stem.is_empty() => path.with_file_name(stem),
         _ => path.to_path_buf(),
@@ -82,10 +94,22 @@ fn output_of(path: &Path) -> PathBuf {
 
 fn subject(path: &Path) -> Result<Subject> {
     let output = output_of(path);
-    let run = if path.join(METRICS).exists() { path.to_path_buf() } else { beside(&output)? };
+    let run = if path.join(METRICS).exists() {
+        path.to_path_buf()
+    } else {
+        beside(&output)?
+    };
     let log = run.join(METRICS);
-    let log = if log.exists() { Some(metrics::read(&log)?) } else { None };
-    let checkpoint = if output.join("config.json").exists() { Some(output) } else { latest(&run) };
+    let log = if log.exists() {
+        Some(metrics::read(&log)?)
+    } else {
+        None
+    };
+    let checkpoint = if output.join("config.json").exists() {
+        Some(output)
+    } else {
+        latest(&run)
+    };
     if log.is_none() && checkpoint.is_none() {
         return Err(Error::file(
             path,
@@ -98,7 +122,12 @@ fn subject(path: &Path) -> Result<Subject> {
         Some(folder) => experts(&json::read_object(&folder.join("config.json"))?),
         None => Vec::new(),
     };
-    Ok(Subject { name: String::new(), checkpoint, log, experts })
+    Ok(Subject {
+        name: String::new(),
+        checkpoint,
+        log,
+        experts,
+    })
 }
 
 /// The checkpoint of the last step that a run saved.
@@ -111,7 +140,11 @@ fn latest(run: &Path) -> Option<PathBuf> {
 
 fn experts(config: &Map<String, Value>) -> Vec<String> {
     let names = config.get("expert_names").and_then(Value::as_array);
-    names.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
+    names
+        .into_iter()
+        .flatten()
+        .filter_map(|name| name.as_str().map(str::to_owned))
+        .collect()
 }
 
 /// The shortest ends of the paths that tell them apart, a part longer for all until they do.
@@ -121,10 +154,24 @@ fn names(paths: &[PathBuf]) -> Vec<String> {
         let end: PathBuf = all[all.len().saturating_sub(parts)..].iter().collect();
         end.display().to_string()
     };
-    let longest = paths.iter().map(|path| path.components().count()).max().unwrap_or(1);
-    let tried = (1..=longest).map(|parts| paths.iter().map(|path| end(path, parts)).collect::<Vec<_>>());
+    let longest = paths
+        .iter()
+        .map(|path| path.components().count())
+        .max()
+        .unwrap_or(1);
+    let tried = (1..=longest).map(|parts| {
+        paths
+            .iter()
+            .map(|path| end(path, parts))
+            .collect::<Vec<_>>()
+    });
     let told = |names: &Vec<String>| names.iter().collect::<BTreeSet<_>>().len() == names.len();
-    tried.into_iter().find(told).unwrap_or_else(|| paths.iter().map(|path| path.display().to_string()).collect())
+    tried.into_iter().find(told).unwrap_or_else(|| {
+        paths
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect()
+    })
 }
 
 #[cfg(test)]

@@ -32,20 +32,55 @@ pub(super) struct Ancestor {
 
 /// The ancestors of a checkpoint.
 pub(super) fn of(name: &str, folder: &Path) -> Result<Ancestor> {
-    ancestor(name.to_owned(), folder.display().to_string(), folder, None, DEPTH)
+    ancestor(
+        name.to_owned(),
+        folder.display().to_string(),
+        folder,
+        None,
+        DEPTH,
+    )
 }
 
-fn ancestor(name: String, path: String, folder: &Path, sha256: Option<String>, depth: usize) -> Result<Ancestor> {
-    let manifest = if depth == 0 { None } else { Manifest::read(folder)? };
+fn ancestor(
+    name: String,
+    path: String,
+    folder: &Path,
+    sha256: Option<String>,
+    depth: usize,
+) -> Result<Ancestor> {
+    let manifest = if depth == 0 {
+        None
+    } else {
+        Manifest::read(folder)?
+    };
     let Some(manifest) = manifest else {
-        return Ok(Ancestor { name, path, method: None, settings: String::new(), sha256, sources: Vec::new() });
+        return Ok(Ancestor {
+            name,
+            path,
+            method: None,
+            settings: String::new(),
+            sha256,
+            sources: Vec::new(),
+        });
     };
     let sources = manifest.sources.iter().map(|source| {
-        let weights = source.files.iter().find(|file| file.path.ends_with(".safetensors"));
+        let weights = source
+            .files
+            .iter()
+            .find(|file| file.path.ends_with(".safetensors"));
         let sha256 = weights.map(|file| file.sha256.chars().take(12).collect());
-        ancestor(source.name.clone(), source.path.clone(), &folder.join(&source.path), sha256, depth - 1)
+        ancestor(
+            source.name.clone(),
+            source.path.clone(),
+            &folder.join(&source.path),
+            sha256,
+            depth - 1,
+        )
     });
-    let settings = manifest.settings.iter().map(|(key, value)| format!("{key} {}", plain(value)));
+    let settings = manifest
+        .settings
+        .iter()
+        .map(|(key, value)| format!("{key} {}", plain(value)));
     Ok(Ancestor {
         name,
         path,
@@ -62,9 +97,11 @@ pub(super) fn plain(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Null => "none".to_owned(),
         Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(" "),
-        Value::Object(map) => {
-            map.iter().map(|(key, value)| format!("{key}={}", plain(value))).collect::<Vec<_>>().join(" ")
-        }
+        Value::Object(map) => map
+            .iter()
+            .map(|(key, value)| format!("{key}={}", plain(value)))
+            .collect::<Vec<_>>()
+            .join(" "),
         other => other.to_string(),
     }
 }
@@ -75,9 +112,13 @@ pub(super) fn seed(folder: &Path) -> Result<Option<PathBuf>> {
     let mut found = None;
     let mut current = folder.to_path_buf();
     for _ in 0..DEPTH {
-        let Some(manifest) = Manifest::read(&current)? else { break };
+        let Some(manifest) = Manifest::read(&current)? else {
+            break;
+        };
         let named = manifest.sources.iter().find(|source| source.name == SEED);
-        let Some(source) = named.or_else(|| manifest.sources.first()) else { break };
+        let Some(source) = named.or_else(|| manifest.sources.first()) else {
+            break;
+        };
         let next = resolved(&current.join(&source.path))?;
         if !next.join("config.json").exists() {
             break;

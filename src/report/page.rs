@@ -36,14 +36,26 @@ pub fn html(input: &Input, means: Means) -> Result<String> {
         let drawings: Vec<Value> = drawings.into_iter().map(Value::from_safe_string).collect();
         evaluations.push(context! { tables => Serde(tables::evaluation(name, found)), drawings });
     }
-    let checkpoints =
-        input.subjects.iter().filter_map(|subject| Some((subject.name.as_str(), subject.checkpoint.as_deref()?)));
-    let ancestors = checkpoints.map(|(name, folder)| lineage::of(name, folder)).collect::<Result<Vec<_>>>()?;
+    let checkpoints = input
+        .subjects
+        .iter()
+        .filter_map(|subject| Some((subject.name.as_str(), subject.checkpoint.as_deref()?)));
+    let ancestors = checkpoints
+        .map(|(name, folder)| lineage::of(name, folder))
+        .collect::<Result<Vec<_>>>()?;
     let recipes = input.works.iter().filter_map(|work| {
-        let name = work.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = work
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         Some(context! { name, drawing => Serde(graph::drawing(&progress(work))?) })
     });
-    let names: Vec<&str> = input.subjects.iter().map(|subject| subject.name.as_str()).collect();
+    let names: Vec<&str> = input
+        .subjects
+        .iter()
+        .map(|subject| subject.name.as_str())
+        .collect();
     let page = context! {
         title => if names.is_empty() { if input.evaluations.is_empty() { "recipe" } else { "evaluation" }.to_owned() } else { names.join(", ") },
         version => env!("CARGO_PKG_VERSION"),
@@ -61,7 +73,9 @@ pub fn html(input: &Input, means: Means) -> Result<String> {
     };
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    environment.render_str(TEMPLATE, page).map_err(|e| Error::compute("lay out the report", e))
+    environment
+        .render_str(TEMPLATE, page)
+        .map_err(|e| Error::compute("lay out the report", e))
 }
 
 /// What the script draws, as JSON that can stand inside a script element.
@@ -72,16 +86,26 @@ struct Data<'a> {
 }
 
 fn data(input: &Input, groups: &[Group]) -> Result<Value> {
-    let data = Data { runs: charts::runs(input), charts: groups.iter().flat_map(|group| &group.charts).collect() };
+    let data = Data {
+        runs: charts::runs(input),
+        charts: groups.iter().flat_map(|group| &group.charts).collect(),
+    };
     let text = serde_json::to_string(&data).map_err(|e| Error::compute("lay out the report", e))?;
     // Within JSON, these stand in strings alone; there they could end the element.
-    Ok(Value::from_safe_string(text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")))
+    Ok(Value::from_safe_string(
+        text.replace('<', "\\u003c")
+            .replace('>', "\\u003e")
+            .replace('&', "\\u0026"),
+    ))
 }
 
 impl Group {
     /// What stands in the page itself.
     fn heading(&self) -> Value {
-        let charts = self.charts.iter().map(|chart| context! { title => &chart.title, unit => chart.unit });
+        let charts = self
+            .charts
+            .iter()
+            .map(|chart| context! { title => &chart.title, unit => chart.unit });
         context! { title => &self.title, note => &self.note, small => self.small, charts => charts.collect::<Vec<_>>() }
     }
 }

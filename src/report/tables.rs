@@ -29,11 +29,17 @@ pub(super) struct Column {
 
 impl Column {
     pub(super) fn text(title: &str) -> Self {
-        Self { title: title.to_owned(), number: false }
+        Self {
+            title: title.to_owned(),
+            number: false,
+        }
     }
 
     pub(super) fn number(title: &str) -> Self {
-        Self { title: title.to_owned(), number: true }
+        Self {
+            title: title.to_owned(),
+            number: true,
+        }
     }
 }
 
@@ -55,28 +61,55 @@ impl Cell {
     }
 
     pub(super) fn text(text: impl Into<String>) -> Self {
-        Self { text: text.into(), ..Self::default() }
+        Self {
+            text: text.into(),
+            ..Self::default()
+        }
     }
 
     pub(super) fn number(text: String) -> Self {
-        Self { text, number: true, ..Self::default() }
+        Self {
+            text,
+            number: true,
+            ..Self::default()
+        }
     }
 
     pub(super) fn shaded(text: String, shade: f64) -> Self {
-        Self { text, number: true, shade: Some(shade.clamp(0.0, 1.0)), ..Self::default() }
+        Self {
+            text,
+            number: true,
+            shade: Some(shade.clamp(0.0, 1.0)),
+            ..Self::default()
+        }
     }
 }
 
 /// What each run was and how it ended.
 pub(super) fn overview(input: &Input) -> Option<Table> {
-    let titles = ["parameters", "active", "steps", "tokens", "last loss", "time", "tokens/s", "peak memory"];
-    let rows: Vec<Vec<Cell>> =
-        input.subjects.iter().enumerate().filter_map(|(run, subject)| row(run, subject)).collect();
+    let titles = [
+        "parameters",
+        "active",
+        "steps",
+        "tokens",
+        "last loss",
+        "time",
+        "tokens/s",
+        "peak memory",
+    ];
+    let rows: Vec<Vec<Cell>> = input
+        .subjects
+        .iter()
+        .enumerate()
+        .filter_map(|(run, subject)| row(run, subject))
+        .collect();
     let columns = [Column::text("run"), Column::text("model")].into_iter();
     (!rows.is_empty()).then(|| Table {
         title: String::new(),
         note: String::new(),
-        columns: columns.chain(titles.iter().map(|title| Column::number(title))).collect(),
+        columns: columns
+            .chain(titles.iter().map(|title| Column::number(title)))
+            .collect(),
         rows,
     })
 }
@@ -88,17 +121,29 @@ fn row(run: usize, subject: &Subject) -> Option<Vec<Cell>> {
         _ => None,
     });
     let fact = |key: &str| architecture.and_then(|architecture| architecture.get(key));
-    let count = |key: &str| fact(key).and_then(|value| value.as_u64()).map_or("–".to_owned(), grouped);
+    let count = |key: &str| {
+        fact(key)
+            .and_then(|value| value.as_u64())
+            .map_or("–".to_owned(), grouped)
+    };
     let last = steps(subject).last();
-    let of_last = |show: fn(&crate::train::metrics::Step) -> String| last.map_or("–".to_owned(), show);
+    let of_last =
+        |show: fn(&crate::train::metrics::Step) -> String| last.map_or("–".to_owned(), show);
     let end = log.iter().rev().find_map(|record| match record {
-        Record::End { seconds, peak_memory_bytes, .. } => Some((*seconds, *peak_memory_bytes)),
+        Record::End {
+            seconds,
+            peak_memory_bytes,
+            ..
+        } => Some((*seconds, *peak_memory_bytes)),
         _ => None,
     });
     let speeds: Vec<f64> = steps(subject).map(|step| step.tokens_per_second).collect();
     let speed = speeds.iter().sum::<f64>() / speeds.len() as f64;
     let mut cells = vec![
-        Cell { run: Some(run), ..Cell::text(subject.name.clone()) },
+        Cell {
+            run: Some(run),
+            ..Cell::text(subject.name.clone())
+        },
         Cell::text(fact("model_type").map_or("–".to_owned(), plain)),
     ];
     let numbers = [
@@ -108,7 +153,11 @@ fn row(run: usize, subject: &Subject) -> Option<Vec<Cell>> {
         of_last(|step| grouped(step.tokens)),
         of_last(|step| format!("{:.4}", step.loss)),
         end.map_or("not done".to_owned(), |(seconds, _)| duration(seconds)),
-        if speeds.is_empty() { "–".to_owned() } else { grouped(speed.round() as u64) },
+        if speeds.is_empty() {
+            "–".to_owned()
+        } else {
+            grouped(speed.round() as u64)
+        },
         end.map_or("–".to_owned(), |(_, memory)| bytes(memory)),
     ];
     cells.extend(numbers.map(Cell::number));
@@ -118,8 +167,16 @@ fn row(run: usize, subject: &Subject) -> Option<Vec<Cell>> {
 fn duration(seconds: f64) -> String {
     match seconds {
         ..60.0 => format!("{seconds:.1} s"),
-        ..3600.0 => format!("{:.0} min {:02.0} s", (seconds / 60.0).floor(), seconds % 60.0),
-        _ => format!("{:.0} h {:02.0} min", (seconds / 3600.0).floor(), (seconds % 3600.0 / 60.0).floor()),
+        ..3600.0 => format!(
+            "{:.0} min {:02.0} s",
+            (seconds / 60.0).floor(),
+            seconds % 60.0
+        ),
+        _ => format!(
+            "{:.0} h {:02.0} min",
+            (seconds / 3600.0).floor(),
+            (seconds % 3600.0 / 60.0).floor()
+        ),
     }
 }
 
@@ -132,20 +189,38 @@ pub(super) fn settings(input: &Input) -> Option<Table> {
         .filter_map(|(run, subject)| {
             let log = subject.log.as_ref()?;
             log.iter().find_map(|record| match record {
-                Record::Start { settings, tool_version, .. } => Some((run, &subject.name, settings, tool_version)),
+                Record::Start {
+                    settings,
+                    tool_version,
+                    ..
+                } => Some((run, &subject.name, settings, tool_version)),
                 _ => None,
             })
         })
         .collect();
     let mut seen = BTreeSet::new();
-    let keys = runs.iter().flat_map(|(_, _, settings, _)| settings.keys()).filter(|key| seen.insert(*key));
+    let keys = runs
+        .iter()
+        .flat_map(|(_, _, settings, _)| settings.keys())
+        .filter(|key| seen.insert(*key));
     let mut rows: Vec<Vec<Cell>> = keys
         .map(|key| {
-            line(key, runs.iter().map(|(_, _, settings, _)| settings.get(key).map_or(String::new(), plain)).collect())
+            line(
+                key,
+                runs.iter()
+                    .map(|(_, _, settings, _)| settings.get(key).map_or(String::new(), plain))
+                    .collect(),
+            )
         })
         .collect();
-    rows.push(line("version of bam-convert", runs.iter().map(|(_, _, _, version)| (*version).clone()).collect()));
-    let columns = std::iter::once(Column::text("setting")).chain(runs.iter().map(|(_, name, _, _)| Column::text(name)));
+    rows.push(line(
+        "version of bam-convert",
+        runs.iter()
+            .map(|(_, _, _, version)| (*version).clone())
+            .collect(),
+    ));
+    let columns = std::iter::once(Column::text("setting"))
+        .chain(runs.iter().map(|(_, name, _, _)| Column::text(name)));
     (!runs.is_empty()).then(|| Table {
         title: String::new(),
         note: "Settings in bold differ between runs.".to_owned(),
@@ -156,8 +231,13 @@ pub(super) fn settings(input: &Input) -> Option<Table> {
 
 fn line(name: &str, values: Vec<String>) -> Vec<Cell> {
     let differ = values.iter().collect::<BTreeSet<_>>().len() > 1;
-    let value = |text: String| Cell { strong: differ, ..Cell::text(text) };
-    std::iter::once(Cell::text(name)).chain(values.into_iter().map(value)).collect()
+    let value = |text: String| Cell {
+        strong: differ,
+        ..Cell::text(text)
+    };
+    std::iter::once(Cell::text(name))
+        .chain(values.into_iter().map(value))
+        .collect()
 }
 
 /// What went otherwise than planned.
@@ -167,15 +247,29 @@ pub(super) fn events(input: &Input) -> Option<Table> {
         for record in subject.log.iter().flatten() {
             let (step, what) = match record {
                 Record::Resume { step } => (step, "resumed".to_owned()),
-                Record::Skip { step, reason, rows } => (step, format!("skipped: {reason}; rows {rows}")),
+                Record::Skip { step, reason, rows } => {
+                    (step, format!("skipped: {reason}; rows {rows}"))
+                }
                 _ => continue,
             };
-            let name = Cell { run: Some(run), ..Cell::text(subject.name.clone()) };
+            let name = Cell {
+                run: Some(run),
+                ..Cell::text(subject.name.clone())
+            };
             rows.push(vec![name, Cell::number(grouped(*step)), Cell::text(what)]);
         }
     }
-    let columns = vec![Column::text("run"), Column::number("step"), Column::text("what happened")];
-    (!rows.is_empty()).then(|| Table { title: "Events".to_owned(), note: String::new(), columns, rows })
+    let columns = vec![
+        Column::text("run"),
+        Column::number("step"),
+        Column::text("what happened"),
+    ];
+    (!rows.is_empty()).then(|| Table {
+        title: "Events".to_owned(),
+        note: String::new(),
+        columns,
+        rows,
+    })
 }
 
 type OfScore = fn(&Score) -> f64;
@@ -185,35 +279,71 @@ type OfAverage = fn(&Average) -> f64;
 pub(super) fn evaluation(name: &str, found: &Evaluation) -> Vec<Table> {
     let mut tables = Vec::new();
     if found.models.iter().any(|model| !model.domains.is_empty()) {
-        let domains: Vec<&str> =
-            found.models.first().iter().flat_map(|model| &model.domains).map(|score| score.domain.as_str()).collect();
+        let domains: Vec<&str> = found
+            .models
+            .first()
+            .iter()
+            .flat_map(|model| &model.domains)
+            .map(|score| score.domain.as_str())
+            .collect();
         let kinds: [(&str, OfScore, OfAverage); 2] = [
-            ("Perplexity", |score| score.perplexity, |average| average.perplexity),
-            ("Bits per byte", |score| score.bits_per_byte, |average| average.bits_per_byte),
+            (
+                "Perplexity",
+                |score| score.perplexity,
+                |average| average.perplexity,
+            ),
+            (
+                "Bits per byte",
+                |score| score.bits_per_byte,
+                |average| average.bits_per_byte,
+            ),
         ];
         for (title, value, average) in kinds {
             let values = |model: &ModelReport| -> Vec<f64> {
-                model.domains.iter().map(value).chain(model.average.as_ref().map(average)).collect()
+                model
+                    .domains
+                    .iter()
+                    .map(value)
+                    .chain(model.average.as_ref().map(average))
+                    .collect()
             };
             tables.push(Table {
                 title: title.to_owned(),
-                note: format!("Windows of {}, lower is better; from {name}.", counted(found.context as u64, "token")),
+                note: format!(
+                    "Windows of {}, lower is better; from {name}.",
+                    counted(found.context as u64, "token")
+                ),
                 columns: columns(&domains),
                 rows: rows(found, values, |value| format!("{value:.3}"), f64::min),
             });
         }
     }
     if found.models.iter().any(|model| !model.tasks.is_empty()) {
-        let tasks: Vec<&str> =
-            found.models.first().iter().flat_map(|model| &model.tasks).map(|score| score.task.as_str()).collect();
+        let tasks: Vec<&str> = found
+            .models
+            .first()
+            .iter()
+            .flat_map(|model| &model.tasks)
+            .map(|score| score.task.as_str())
+            .collect();
         let values = |model: &ModelReport| -> Vec<f64> {
-            model.tasks.iter().map(|score| score.accuracy).chain(model.task_average).collect()
+            model
+                .tasks
+                .iter()
+                .map(|score| score.accuracy)
+                .chain(model.task_average)
+                .collect()
         };
         tables.push(Table {
             title: "Accuracy in %".to_owned(),
             note: format!("Higher is better; from {name}."),
             columns: columns(&tasks),
-            rows: rows(found, values, |share| format!("{:.2}", 100.0 * share), f64::max),
+            rows: rows(
+                found,
+                values,
+                |share| format!("{:.2}", 100.0 * share),
+                f64::max,
+            ),
         });
     }
     tables
@@ -221,7 +351,9 @@ pub(super) fn evaluation(name: &str, found: &Evaluation) -> Vec<Table> {
 
 fn columns(names: &[&str]) -> Vec<Column> {
     let numbers = names.iter().copied().chain(["average"]).map(Column::number);
-    std::iter::once(Column::text("model")).chain(numbers).collect()
+    std::iter::once(Column::text("model"))
+        .chain(numbers)
+        .collect()
 }
 
 fn rows(
@@ -231,14 +363,23 @@ fn rows(
     better: fn(f64, f64) -> f64,
 ) -> Vec<Vec<Cell>> {
     let all: Vec<Vec<f64>> = found.models.iter().map(values).collect();
-    let best = |column: usize| all.iter().filter_map(|row| row.get(column).copied()).reduce(better);
+    let best = |column: usize| {
+        all.iter()
+            .filter_map(|row| row.get(column).copied())
+            .reduce(better)
+    };
     let row = |(model, values): (&ModelReport, &Vec<f64>)| {
         let cells = values.iter().enumerate().map(|(column, value)| {
             // Two that look the same are both the best.
             let strong = best(column).is_some_and(|best| show(best) == show(*value));
-            Cell { strong, ..Cell::number(show(*value)) }
+            Cell {
+                strong,
+                ..Cell::number(show(*value))
+            }
         });
-        std::iter::once(Cell::text(model.name.clone())).chain(cells).collect()
+        std::iter::once(Cell::text(model.name.clone()))
+            .chain(cells)
+            .collect()
     };
     found.models.iter().zip(&all).map(row).collect()
 }

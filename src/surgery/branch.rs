@@ -30,23 +30,39 @@ pub fn plan(seed: Model, names: &[String], out: &Path) -> Result<Branching> {
     for name in names {
         let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
         if !plain {
-            return Err(Error::usage(format!("--into: expected names of folders separated by commas, found `{name}`")));
+            return Err(Error::usage(format!(
+                "--into: expected names of folders separated by commas, found `{name}`"
+            )));
         }
         let target = out.join(name);
         if targets.contains(&target) {
-            return Err(Error::usage(format!("--into names `{name}` twice; expected each name once")));
+            return Err(Error::usage(format!(
+                "--into names `{name}` twice; expected each name once"
+            )));
         }
         targets.push(target);
     }
     let mut tensors = Vec::with_capacity(seed.source.checkpoint.tensors.len());
     for (name, entry) in &seed.source.checkpoint.tensors {
         let Some(dtype) = entry.encoding.plain() else {
-            return Err(Error::tensor(&seed.source.checkpoint.path, name, "is quantised, expected plain numbers"));
+            return Err(Error::tensor(
+                &seed.source.checkpoint.path,
+                name,
+                "is quantised, expected plain numbers",
+            ));
         };
-        tensors.push(PlannedTensor::new(name, dtype, entry.shape.clone(), Expression::copy(&seed.source.name, name)));
+        tensors.push(PlannedTensor::new(
+            name,
+            dtype,
+            entry.shape.clone(),
+            Expression::copy(&seed.source.name, name),
+        ));
     }
     let mut kept = seed.source.side_files.clone();
-    kept.retain(|path| path.file_name().is_none_or(|name| name != crate::checkpoint::manifest::MANIFEST));
+    kept.retain(|path| {
+        path.file_name()
+            .is_none_or(|name| name != crate::checkpoint::manifest::MANIFEST)
+    });
     let mut settings = Map::new();
     settings.insert("into".to_owned(), json!(names));
     let plan = Plan {
@@ -57,27 +73,46 @@ pub fn plan(seed: Model, names: &[String], out: &Path) -> Result<Branching> {
         notes: Vec::new(),
         carries_non_finite: false,
     };
-    Ok(Branching { targets, plan, files: card::copies(kept).collect() })
+    Ok(Branching {
+        targets,
+        plan,
+        files: card::copies(kept).collect(),
+    })
 }
 
 impl Branching {
     /// Bytes that the branches will take together.
     pub fn needed(&self, link: bool) -> u64 {
-        let one: u64 =
-            self.plan.sources.iter().flat_map(|source| &source.checkpoint.files).map(|file| file.len()).sum();
-        if link { 0 } else { one * self.targets.len() as u64 }
+        let one: u64 = self
+            .plan
+            .sources
+            .iter()
+            .flat_map(|source| &source.checkpoint.files)
+            .map(|file| file.len())
+            .sum();
+        if link {
+            0
+        } else {
+            one * self.targets.len() as u64
+        }
     }
 
     /// Bytes of the files beside the weights, of all branches together, but for manifests.
     pub fn side_length(&self) -> Result<u64> {
-        let one: u64 = self.files.iter().map(OutputFile::length).sum::<Result<_>>()?;
+        let one: u64 = self
+            .files
+            .iter()
+            .map(OutputFile::length)
+            .sum::<Result<_>>()?;
         Ok(one * self.targets.len() as u64)
     }
 
     /// Makes the outline of each branch.
     pub fn outline(&self) -> Result<()> {
         let seed = &self.plan.sources[0].checkpoint.path;
-        self.targets.iter().try_for_each(|target| outline::copy(seed, target))
+        self.targets
+            .iter()
+            .try_for_each(|target| outline::copy(seed, target))
     }
 
     /// Refuses what cannot be written, before anything is.
@@ -91,7 +126,12 @@ impl Branching {
     }
 
     /// Copies (or, with `link`, hard-links) the seed's files into each branch, byte for byte.
-    pub fn execute(&self, force: bool, link: bool, progress: &(dyn Fn(u64) + Sync)) -> Result<Vec<Manifest>> {
+    pub fn execute(
+        &self,
+        force: bool,
+        link: bool,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Vec<Manifest>> {
         self.check(force, link)?;
         let source = &self.plan.sources[0];
         let mut manifests = Vec::with_capacity(self.targets.len());
@@ -99,13 +139,23 @@ impl Branching {
             let folder = OutputFolder::begin(target, force, &[&source.checkpoint.path])?;
             let mut weights = Vec::new();
             for file in &source.checkpoint.files {
-                let name = file.path().file_name().unwrap_or_default().to_string_lossy();
+                let name = file
+                    .path()
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy();
                 weights.push(folder.copy(file.path(), &name, link)?);
                 progress(file.len());
             }
             let hashes = weights.iter().map(|file| file.sha256.clone()).collect();
             let record = record_source(source, hashes, target)?;
-            manifests.push(finish(folder, &self.plan, vec![record], weights, &self.files)?);
+            manifests.push(finish(
+                folder,
+                &self.plan,
+                vec![record],
+                weights,
+                &self.files,
+            )?);
         }
         Ok(manifests)
     }

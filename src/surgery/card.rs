@@ -27,32 +27,50 @@ pub struct Card<'a> {
 impl Card<'_> {
     /// `README.md`.
     pub fn file(&self) -> OutputFile {
-        OutputFile { name: CARD.to_owned(), content: Content::Editable(self.text().into_bytes()) }
+        OutputFile {
+            name: CARD.to_owned(),
+            content: Content::Editable(self.text().into_bytes()),
+        }
     }
 
     /// The text of `README.md`, with the licences of the sources in its front matter and their conflicts in words.
     fn text(&self) -> String {
         let licences = Licences::of(self.sources.iter().copied());
-        let list =
-            |items: &mut dyn Iterator<Item = String>| items.map(|item| format!("- {item}\n")).collect::<String>();
-        let mut bases: Vec<String> = self.sources.iter().map(|(_, path)| base_model(path)).collect();
+        let list = |items: &mut dyn Iterator<Item = String>| {
+            items.map(|item| format!("- {item}\n")).collect::<String>()
+        };
+        let mut bases: Vec<String> = self
+            .sources
+            .iter()
+            .map(|(_, path)| base_model(path))
+            .collect();
         let mut seen = BTreeSet::new();
         bases.retain(|base| seen.insert(base.clone()));
-        let bases = list(&mut bases.into_iter().map(|base| Value::String(base).to_string()));
+        let bases = list(
+            &mut bases
+                .into_iter()
+                .map(|base| Value::String(base).to_string()),
+        );
         let tags = list(&mut self.tags.iter().map(|tag| (*tag).to_owned()));
         let rows = |rows: &mut dyn Iterator<Item = Vec<String>>| {
-            rows.map(|row| format!("| {} |\n", row.join(" | "))).collect::<String>()
+            rows.map(|row| format!("| {} |\n", row.join(" | ")))
+                .collect::<String>()
         };
-        let sources = rows(
+        let sources = rows(&mut self.sources.iter().map(|(name, path)| {
+            vec![(*name).to_owned(), own_name(path), licences.of_source(name)]
+        }));
+        let settings = rows(
             &mut self
-                .sources
+                .settings
                 .iter()
-                .map(|(name, path)| vec![(*name).to_owned(), own_name(path), licences.of_source(name)]),
+                .map(|(key, value)| vec![format!("`{key}`"), format!("`{value}`")]),
         );
-        let settings =
-            rows(&mut self.settings.iter().map(|(key, value)| vec![format!("`{key}`"), format!("`{value}`")]));
         let conflicts = list(&mut licences.conflicts().into_iter());
-        let conflicts = if conflicts.is_empty() { conflicts } else { format!("\n{conflicts}") };
+        let conflicts = if conflicts.is_empty() {
+            conflicts
+        } else {
+            format!("\n{conflicts}")
+        };
         format!(
             "---\nlibrary_name: transformers\n{}base_model:\n{bases}base_model_relation: merge\ntags:\n{tags}---\n\n\
              # {}\n\n{}\n\nMade by bam-convert {}. `{MANIFEST}` records how each tensor was made and the SHA-256 of every\n\
@@ -70,13 +88,19 @@ impl Card<'_> {
 fn own_name(path: &Path) -> String {
     match Origin::of(path, &[]) {
         Some((repository, _)) => repository,
-        None => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+        None => path
+            .file_name()
+            .unwrap_or(path.as_os_str())
+            .to_string_lossy()
+            .into_owned(),
     }
 }
 
 /// The repository of a model, or of the nearest one that it was made of; its own name where none is known.
 fn base_model(path: &Path) -> String {
-    let hub = licence::lineage(path).iter().find_map(|folder| Origin::of(folder, &[]));
+    let hub = licence::lineage(path)
+        .iter()
+        .find_map(|folder| Origin::of(folder, &[]));
     hub.map_or_else(|| own_name(path), |(repository, _)| repository)
 }
 
@@ -85,24 +109,38 @@ pub fn json_file(name: &str, object: &Map<String, Value>) -> OutputFile {
     // Maps with string keys and finite numbers always serialise.
     let mut text = serde_json::to_string_pretty(object).unwrap_or_default();
     text.push('\n');
-    OutputFile { name: name.to_owned(), content: Content::Bytes(text.into_bytes()) }
+    OutputFile {
+        name: name.to_owned(),
+        content: Content::Bytes(text.into_bytes()),
+    }
 }
 
 /// The code with which transformers loads a BAM checkpoint.
 pub fn model_code() -> impl Iterator<Item = OutputFile> {
     let files = [
-        ("configuration_bam.py", include_str!("transformers/configuration_bam.py")),
-        ("modeling_bam.py", include_str!("transformers/modeling_bam.py")),
+        (
+            "configuration_bam.py",
+            include_str!("transformers/configuration_bam.py"),
+        ),
+        (
+            "modeling_bam.py",
+            include_str!("transformers/modeling_bam.py"),
+        ),
     ];
-    files
-        .into_iter()
-        .map(|(name, text)| OutputFile { name: name.to_owned(), content: Content::Bytes(text.as_bytes().to_vec()) })
+    files.into_iter().map(|(name, text)| OutputFile {
+        name: name.to_owned(),
+        content: Content::Bytes(text.as_bytes().to_vec()),
+    })
 }
 
 /// Files copied byte for byte under their own names.
 pub fn copies(paths: Vec<PathBuf>) -> impl Iterator<Item = OutputFile> {
     paths.into_iter().map(|path| OutputFile {
-        name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        name: path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
         content: Content::CopyOf(path),
     })
 }

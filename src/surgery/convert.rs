@@ -24,8 +24,10 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
     if let Some(dtype) = dtype
         && !dtype::is_float(dtype)
     {
-        return Err(Error::usage(format!("--dtype {dtype} is no floating-point dtype that can be written"))
-            .with_hint("choose one of bf16, f16, f32, f64, f8_e4m3, f8_e5m2"));
+        return Err(Error::usage(format!(
+            "--dtype {dtype} is no floating-point dtype that can be written"
+        ))
+        .with_hint("choose one of bf16, f16, f32, f64, f8_e4m3, f8_e5m2"));
     }
     let mut settings = Map::new();
     if let Some(dtype) = dtype {
@@ -37,17 +39,29 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
     let folder = checkpoint.folder().map(Path::to_path_buf);
     let source = Source {
         name: SOURCE.to_owned(),
-        side_files: folder.iter().flat_map(|folder| side_files(folder)).collect(),
+        side_files: folder
+            .iter()
+            .flat_map(|folder| side_files(folder))
+            .collect(),
         checkpoint,
         kept: false,
     };
     let tensors = source.checkpoint.tensors.iter().map(|(name, entry)| {
         let stored = entry.encoding.plain().unwrap_or(Dtype::F32);
-        let wanted = if dtype::is_float(stored) { dtype.unwrap_or(stored) } else { stored };
+        let wanted = if dtype::is_float(stored) {
+            dtype.unwrap_or(stored)
+        } else {
+            stored
+        };
         if wanted != stored {
             refuse_block_scaled(&source.checkpoint, name, stored)?;
         }
-        Ok(PlannedTensor::new(name, wanted, entry.shape.clone(), as_dtype(&source, name, wanted)?))
+        Ok(PlannedTensor::new(
+            name,
+            wanted,
+            entry.shape.clone(),
+            as_dtype(&source, name, wanted)?,
+        ))
     });
     let tensors = tensors.collect::<Result<Vec<_>>>()?;
     let mut files = Vec::new();
@@ -80,14 +94,28 @@ pub(super) fn readme(folder: &Path) -> Result<Option<OutputFile>> {
     let path = existing(folder, &[CARD]).into_iter().next();
     let read = |path: std::path::PathBuf| {
         let content = Content::Editable(json::read_bytes(&path)?);
-        Ok(OutputFile { name: CARD.to_owned(), content })
+        Ok(OutputFile {
+            name: CARD.to_owned(),
+            content,
+        })
     };
     path.map(read).transpose()
 }
 
-pub(super) fn converted(source: Source, tensors: Vec<PlannedTensor>, settings: Map<String, Value>) -> Plan {
+pub(super) fn converted(
+    source: Source,
+    tensors: Vec<PlannedTensor>,
+    settings: Map<String, Value>,
+) -> Plan {
     let sources = vec![source];
-    Plan { method: "convert".to_owned(), settings, sources, tensors, notes: Vec::new(), carries_non_finite: true }
+    Plan {
+        method: "convert".to_owned(),
+        settings,
+        sources,
+        tensors,
+        notes: Vec::new(),
+        carries_non_finite: true,
+    }
 }
 
 /// The modelling code that a checkpoint carries.
@@ -104,13 +132,21 @@ fn python_files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
 }
 
 /// 8-bit weights with scales beside them mean nothing without those; a plain cast would drop them silently.
-pub(super) fn refuse_block_scaled(checkpoint: &Checkpoint, name: &str, stored: Dtype) -> Result<()> {
+pub(super) fn refuse_block_scaled(
+    checkpoint: &Checkpoint,
+    name: &str,
+    stored: Dtype,
+) -> Result<()> {
     if stored.bitsize() != 8 {
         return Ok(());
     }
     let stem = name.strip_suffix(".weight").unwrap_or(name);
-    let scale = ["weight_scale_inv", "weight_scale", "scale"].map(|suffix| format!("{stem}.{suffix}"));
-    match scale.iter().find(|scale| checkpoint.tensors.contains_key(*scale)) {
+    let scale =
+        ["weight_scale_inv", "weight_scale", "scale"].map(|suffix| format!("{stem}.{suffix}"));
+    match scale
+        .iter()
+        .find(|scale| checkpoint.tensors.contains_key(*scale))
+    {
         None => Ok(()),
         Some(scale) => Err(Error::tensor(
             &checkpoint.path,
@@ -131,17 +167,25 @@ fn plan_gguf(
     };
     let mapped = gguf::tensors(header)?;
     let mut config = gguf::config(header)?;
-    let quantised = checkpoint.tensors.values().any(|entry| match entry.encoding {
-        Encoding::Ggml(ggml) => ggml.plain().is_none(),
-        Encoding::Plain(_) => false,
-    });
+    let quantised = checkpoint
+        .tensors
+        .values()
+        .any(|entry| match entry.encoding {
+            Encoding::Ggml(ggml) => ggml.plain().is_none(),
+            Encoding::Plain(_) => false,
+        });
     // A file that holds plain numbers keeps the dtype of its largest tensor.
-    let largest = checkpoint.tensors.values().max_by_key(|entry| entry.elements());
+    let largest = checkpoint
+        .tensors
+        .values()
+        .max_by_key(|entry| entry.elements());
     let plain = largest.and_then(|entry| match entry.encoding {
         Encoding::Ggml(ggml) => ggml.plain(),
         Encoding::Plain(dtype) => Some(dtype),
     });
-    let wanted = dtype.or(plain.filter(|_| !quantised)).unwrap_or(Dtype::BF16);
+    let wanted = dtype
+        .or(plain.filter(|_| !quantised))
+        .unwrap_or(Dtype::BF16);
     for key in ["dtype", "torch_dtype"] {
         config.insert(key.to_owned(), json!(dtype::torch_name(wanted)));
     }
@@ -149,22 +193,43 @@ fn plan_gguf(
     files.extend(
         gguf_tokenizer::files(header)?
             .into_iter()
-            .map(|file| OutputFile { name: file.name.to_owned(), content: Content::Bytes(file.bytes) }),
+            .map(|file| OutputFile {
+                name: file.name.to_owned(),
+                content: Content::Bytes(file.bytes),
+            }),
     );
-    let source = Source { name: SOURCE.to_owned(), checkpoint, side_files: Vec::new(), kept: false };
+    let source = Source {
+        name: SOURCE.to_owned(),
+        checkpoint,
+        side_files: Vec::new(),
+        kept: false,
+    };
     let mut tensors = Vec::with_capacity(mapped.len());
     for tensor in mapped {
         let whole = Expression::copy(SOURCE, &tensor.source);
         let leaf = match tensor.expert {
-            Some(index) => Expression::Entry { of: Box::new(whole), index },
+            Some(index) => Expression::Entry {
+                of: Box::new(whole),
+                index,
+            },
             None => whole,
         };
         let ordered = match tensor.unpermute_heads {
-            Some(heads) => Expression::Permute { of: Box::new(leaf), heads },
+            Some(heads) => Expression::Permute {
+                of: Box::new(leaf),
+                heads,
+            },
             None => leaf,
         };
-        let expression = Expression::Dequantise { of: Box::new(ordered) };
-        tensors.push(PlannedTensor::new(tensor.name, wanted, tensor.shape, expression));
+        let expression = Expression::Dequantise {
+            of: Box::new(ordered),
+        };
+        tensors.push(PlannedTensor::new(
+            tensor.name,
+            wanted,
+            tensor.shape,
+            expression,
+        ));
     }
     Ok((converted(source, tensors, settings), files))
 }

@@ -19,7 +19,9 @@ pub(super) struct Places<'a> {
 impl Places<'_> {
     /// The random order of the whole axis.
     pub(super) fn order(&self) -> Arc<[u32]> {
-        Draws::new(self.drawn.seed, &self.drawn.key).order(self.extent as u32).into()
+        Draws::new(self.drawn.seed, &self.drawn.key)
+            .order(self.extent as u32)
+            .into()
     }
 
     /// For each entry whether it is drawn.
@@ -34,11 +36,20 @@ impl Places<'_> {
     }
 
     /// Calls `draw` with each drawn element of `first..` that is in `out`, and its standard normal draw.
-    fn draw(&self, draws: &Draws, first: u64, out: &mut [f64], scratch: &mut Scratch, draw: impl Fn(&mut f64, f64)) {
+    fn draw(
+        &self,
+        draws: &Draws,
+        first: u64,
+        out: &mut [f64],
+        scratch: &mut Scratch,
+        draw: impl Fn(&mut f64, f64),
+    ) {
         let mask = self.mask(scratch);
         if self.inner == 1 {
             let wanted = |element: u64| mask[(element % self.extent) as usize];
-            draws.normal_where(first, out.len(), wanted, |at, drawn| draw(&mut out[at], drawn));
+            draws.normal_where(first, out.len(), wanted, |at, drawn| {
+                draw(&mut out[at], drawn)
+            });
             return;
         }
         let mut normals = scratch.free.pop().unwrap_or_default();
@@ -49,7 +60,10 @@ impl Places<'_> {
             if mask[(position / self.inner % self.extent) as usize] {
                 normals.resize(piece.len(), 0.0);
                 draws.normal(position, &mut normals);
-                piece.iter_mut().zip(&normals).for_each(|(value, drawn)| draw(value, *drawn));
+                piece
+                    .iter_mut()
+                    .zip(&normals)
+                    .for_each(|(value, drawn)| draw(value, *drawn));
             }
             (position, rest) = (position + length, others);
         }
@@ -71,7 +85,12 @@ impl Noisy<'_> {
         let add = |value: &mut f64, drawn: f64| *value += self.std * drawn;
         match &self.places {
             Some(places) => places.draw(&self.draws, first, out, scratch, add),
-            None => self.draws.normal_where(first, out.len(), |_| true, |at, drawn| add(&mut out[at], drawn)),
+            None => self.draws.normal_where(
+                first,
+                out.len(),
+                |_| true,
+                |at, drawn| add(&mut out[at], drawn),
+            ),
         }
         Ok(())
     }
@@ -100,7 +119,10 @@ impl Redrawn<'_> {
             Some(std) => (0.0, std),
             None => self.moments(scratch)?,
         };
-        self.places.draw(&self.draws, first, out, scratch, |value, drawn| *value = mean + std * drawn);
+        self.places
+            .draw(&self.draws, first, out, scratch, |value, drawn| {
+                *value = mean + std * drawn
+            });
         Ok(())
     }
 
@@ -130,7 +152,11 @@ impl Redrawn<'_> {
         let mut position = 0;
         while position < self.elements {
             // Entries of many elements that stay are not read.
-            let length = if inner == 1 { PIECE } else { (inner - position % inner).min(PIECE) };
+            let length = if inner == 1 {
+                PIECE
+            } else {
+                (inner - position % inner).min(PIECE)
+            };
             let length = length.min(self.elements - position);
             let mut entry = (position / inner % extent) as usize;
             if inner == 1 || mask[entry] {
@@ -144,7 +170,11 @@ impl Redrawn<'_> {
                         visit(*value);
                     }
                     if inner == 1 {
-                        entry = if entry + 1 == mask.len() { 0 } else { entry + 1 };
+                        entry = if entry + 1 == mask.len() {
+                            0
+                        } else {
+                            entry + 1
+                        };
                     }
                 }
             }

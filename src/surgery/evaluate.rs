@@ -38,14 +38,19 @@ impl Scratch {
     /// The random order of an axis.
     pub(super) fn order(&mut self, places: &Places) -> Arc<[u32]> {
         let (seed, key, extent) = (places.drawn.seed, &places.drawn.key, places.extent);
-        if let Some((_, order)) = self.orders.iter().find(|((s, k, e), _)| *s == seed && k == key && *e == extent) {
+        if let Some((_, order)) = self
+            .orders
+            .iter()
+            .find(|((s, k, e), _)| *s == seed && k == key && *e == extent)
+        {
             return order.clone();
         }
         if self.orders.len() == MOST_ORDERS {
             self.orders.pop_front();
         }
         let order = places.order();
-        self.orders.push_back(((seed, key.clone(), extent), order.clone()));
+        self.orders
+            .push_back(((seed, key.clone(), extent), order.clone()));
         order
     }
 }
@@ -56,9 +61,17 @@ impl<'a> Evaluator<'a> {
         let mut compiled = Vec::with_capacity(tensors.len());
         for tensor in tensors {
             let layout = &tensor.layout;
-            let fault = |problem: String| Error::usage(format!("the plan of tensor `{}`: {problem}", layout.name));
-            let elements = layout.shape.iter().try_fold(1u64, |product, extent| product.checked_mul(*extent));
-            if elements.and_then(|elements| dtype::byte_length(layout.dtype, elements)).is_none() {
+            let fault = |problem: String| {
+                Error::usage(format!("the plan of tensor `{}`: {problem}", layout.name))
+            };
+            let elements = layout
+                .shape
+                .iter()
+                .try_fold(1u64, |product, extent| product.checked_mul(*extent));
+            if elements
+                .and_then(|elements| dtype::byte_length(layout.dtype, elements))
+                .is_none()
+            {
                 return Err(fault(format!(
                     "shape {:?} of {} is not a whole number of bytes",
                     layout.shape, layout.dtype
@@ -67,14 +80,23 @@ impl<'a> Evaluator<'a> {
             let node = compile(&tensor.expression, layout, sources)?;
             let moves_bytes = node.moves_bytes(layout.dtype);
             if !moves_bytes && !dtype::is_float(layout.dtype) {
-                return Err(fault(format!("values cannot be computed in {}", layout.dtype)));
+                return Err(fault(format!(
+                    "values cannot be computed in {}",
+                    layout.dtype
+                )));
             }
             if !moves_bytes && keeps_dtype(&tensor.expression) {
-                return Err(fault(format!("a copy keeps its dtype, expected {}", layout.dtype)));
+                return Err(fault(format!(
+                    "a copy keeps its dtype, expected {}",
+                    layout.dtype
+                )));
             }
             compiled.push((layout, node));
         }
-        Ok(Self { tensors: compiled, carries_non_finite: false })
+        Ok(Self {
+            tensors: compiled,
+            carries_non_finite: false,
+        })
     }
 
     /// The same, which lets NaN and infinities of the sources through; those that a rounding would make are refused.
@@ -85,10 +107,18 @@ impl<'a> Evaluator<'a> {
     }
 
     /// Fills `out` with the bytes of tensor number `tensor` from byte `start` on.
-    pub fn bytes(&self, tensor: usize, start: u64, out: &mut [u8], scratch: &mut Scratch) -> Result<()> {
+    pub fn bytes(
+        &self,
+        tensor: usize,
+        start: u64,
+        out: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<()> {
         let (layout, node) = &self.tensors[tensor];
         // Also of values that are less than a byte, which cannot be counted from `start`.
-        if let Node::Read { checkpoint, entry, .. } = node
+        if let Node::Read {
+            checkpoint, entry, ..
+        } = node
             && entry.encoding == Encoding::Plain(layout.dtype)
         {
             return checkpoint.read_bytes(entry, start, out);
@@ -105,7 +135,9 @@ impl TensorBytes for Evaluator<'_> {
     fn fill(&self, tensor: usize, start: u64, out: &mut [u8], scratch: &mut Scratch) -> Result<()> {
         self.bytes(tensor, start, out, scratch)?;
         let (layout, node) = &self.tensors[tensor];
-        let Some(mut position) = dtype::first_non_finite(layout.dtype, out) else { return Ok(()) };
+        let Some(mut position) = dtype::first_non_finite(layout.dtype, out) else {
+            return Ok(());
+        };
         let size = layout.dtype.bitsize() / 8;
         if self.carries_non_finite {
             if node.moves_bytes(layout.dtype) {
@@ -114,7 +146,8 @@ impl TensorBytes for Evaluator<'_> {
             // `bytes` has left the values before their rounding.
             let overflows = |at: &usize| {
                 let stored = &out[at * size..(at + 1) * size];
-                scratch.values[*at].is_finite() && dtype::first_non_finite(layout.dtype, stored).is_some()
+                scratch.values[*at].is_finite()
+                    && dtype::first_non_finite(layout.dtype, stored).is_some()
             };
             match (position..scratch.values.len()).find(overflows) {
                 Some(at) => position = at,

@@ -8,7 +8,9 @@ use serde::Serialize;
 use super::evaluate::Evaluator;
 use super::plan::{Plan, Source};
 use crate::checkpoint::hash::{FileHash, sha256, sha256_source};
-use crate::checkpoint::manifest::{FORMAT_VERSION, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool};
+use crate::checkpoint::manifest::{
+    FORMAT_VERSION, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool,
+};
 use crate::checkpoint::output::{OutputFolder, check_free_space, check_target};
 use crate::checkpoint::source_file::{SourceFile, Stamp, stamp_of};
 use crate::checkpoint::writer::{WriteOptions, write_weights};
@@ -72,12 +74,17 @@ pub fn work_length(plan: &Plan) -> u64 {
 }
 
 fn weight_files(plan: &Plan) -> impl Iterator<Item = &SourceFile> {
-    plan.sources.iter().flat_map(|source| &source.checkpoint.files)
+    plan.sources
+        .iter()
+        .flat_map(|source| &source.checkpoint.files)
 }
 
 /// Every path that a plan reads.
 fn source_paths(plan: &Plan) -> Vec<&Path> {
-    plan.sources.iter().map(|source| source.checkpoint.path.as_path()).collect()
+    plan.sources
+        .iter()
+        .map(|source| source.checkpoint.path.as_path())
+        .collect()
 }
 
 /// Refuses a plan whose shapes, dtypes or sources do not fit together; reads no data.
@@ -94,7 +101,8 @@ pub fn check_place(plan: &Plan, folder: &Path, force: bool) -> Result<()> {
 /// Writes the output of a plan with its side files and manifest.
 pub fn execute(plan: &Plan, files: &[OutputFile], target: &Target) -> Result<Manifest> {
     check_place(plan, target.folder, target.force)?;
-    let evaluator = Evaluator::new(&plan.tensors, &plan.sources)?.carrying_non_finite(plan.carries_non_finite);
+    let evaluator =
+        Evaluator::new(&plan.tensors, &plan.sources)?.carrying_non_finite(plan.carries_non_finite);
     let folder = OutputFolder::begin(target.folder, target.force, &source_paths(plan))?;
     let options = WriteOptions {
         max_shard_size: target.max_shard_size,
@@ -103,21 +111,41 @@ pub fn execute(plan: &Plan, files: &[OutputFile], target: &Target) -> Result<Man
         fingerprint: fingerprint(plan, target)?,
         progress: target.progress,
     };
-    let known = |file: &SourceFile| if target.rehash { None } else { known_hashes::lookup(file) };
+    let known = |file: &SourceFile| {
+        if target.rehash {
+            None
+        } else {
+            known_hashes::lookup(file)
+        }
+    };
     let known: Vec<Option<String>> = weight_files(plan).map(known).collect();
-    let unknown: Vec<&SourceFile> =
-        weight_files(plan).zip(&known).filter(|(_, hash)| hash.is_none()).map(|(file, _)| file).collect();
-    let skipped = weight_files(plan).zip(&known).filter(|(_, hash)| hash.is_some()).map(|(file, _)| file.len());
+    let unknown: Vec<&SourceFile> = weight_files(plan)
+        .zip(&known)
+        .filter(|(_, hash)| hash.is_none())
+        .map(|(file, _)| file)
+        .collect();
+    let skipped = weight_files(plan)
+        .zip(&known)
+        .filter(|(_, hash)| hash.is_some())
+        .map(|(file, _)| file.len());
     (target.progress)(skipped.sum());
     let written = write_weights(&folder, &plan.layouts(), &evaluator, &options, &unknown)?;
     let mut fresh = written.hashes.iter();
-    let mut hashes = known.into_iter().map(|hash| hash.or_else(|| fresh.next().cloned()).unwrap_or_default());
+    let mut hashes = known
+        .into_iter()
+        .map(|hash| hash.or_else(|| fresh.next().cloned()).unwrap_or_default());
     let mut sources = Vec::with_capacity(plan.sources.len());
     for source in &plan.sources {
-        let weights = hashes.by_ref().take(source.checkpoint.files.len()).collect();
+        let weights = hashes
+            .by_ref()
+            .take(source.checkpoint.files.len())
+            .collect();
         sources.push(record_source(source, weights, target.folder)?);
     }
-    unknown.iter().zip(&written.hashes).for_each(|(file, hash)| known_hashes::remember(file, hash));
+    unknown
+        .iter()
+        .zip(&written.hashes)
+        .for_each(|(file, hash)| known_hashes::remember(file, hash));
     finish(folder, plan, sources, written.files, files)
 }
 
@@ -142,10 +170,19 @@ pub fn finish(
     }
     hashed.sort();
     // Behind the last use of them, so that what was computed, copied and recorded is of the same files.
-    plan.sources.iter().try_for_each(|source| source.checkpoint.check_unchanged())?;
+    plan.sources
+        .iter()
+        .try_for_each(|source| source.checkpoint.check_unchanged())?;
     let tensors = plan.tensors.iter().map(|tensor| {
         let (layout, expression) = (&tensor.layout, tensor.expression.clone());
-        (layout.name.clone(), TensorRecord { dtype: layout.dtype, shape: layout.shape.clone(), expression })
+        (
+            layout.name.clone(),
+            TensorRecord {
+                dtype: layout.dtype,
+                shape: layout.shape.clone(),
+                expression,
+            },
+        )
     });
     let manifest = Manifest {
         format_version: FORMAT_VERSION,
@@ -167,14 +204,27 @@ pub fn finish(
 /// The manifest's record of a source, given the hashes of its weight files.
 pub fn record_source(source: &Source, weights: Vec<String>, output: &Path) -> Result<SourceRecord> {
     let root = &source.checkpoint.path;
-    let name_of = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name_of = |path: &Path| {
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
     let mut files = Vec::new();
     for (file, sha256) in source.checkpoint.files.iter().zip(weights) {
-        files.push(FileHash { path: name_of(file.path()), size: file.len(), sha256 });
+        files.push(FileHash {
+            path: name_of(file.path()),
+            size: file.len(),
+            sha256,
+        });
     }
     for path in &source.side_files {
         let (sha256, size) = crate::checkpoint::hash::sha256_file(path)?;
-        files.push(FileHash { path: name_of(path), size, sha256 });
+        files.push(FileHash {
+            path: name_of(path),
+            size,
+            sha256,
+        });
     }
     files.sort();
     files.dedup();
@@ -186,7 +236,12 @@ pub fn record_source(source: &Source, weights: Vec<String>, output: &Path) -> Re
 }
 
 /// Makes the outline of a plan's output in `folder`; its bytes, but for the manifest.
-pub fn outline(plan: &Plan, files: &[OutputFile], folder: &Path, max_shard_size: u64) -> Result<u64> {
+pub fn outline(
+    plan: &Plan,
+    files: &[OutputFile],
+    folder: &Path,
+    max_shard_size: u64,
+) -> Result<u64> {
     let mut bytes = outline::weights(folder, &plan.layouts(), max_shard_size)?;
     for file in files {
         match &file.content {
@@ -209,9 +264,18 @@ fn fingerprint(plan: &Plan, target: &Target) -> Result<String> {
         sources: Vec<(&'a str, &'a Path, Stamp)>,
         /// Hashes of sources that were made for this run, and lie elsewhere in the next.
         kept: Vec<String>,
-        tensors: Vec<(&'a str, String, &'a [u64], &'a crate::checkpoint::Expression)>,
+        tensors: Vec<(
+            &'a str,
+            String,
+            &'a [u64],
+            &'a crate::checkpoint::Expression,
+        )>,
     }
-    let kept = plan.sources.iter().filter(|source| source.kept).flat_map(|source| &source.checkpoint.files);
+    let kept = plan
+        .sources
+        .iter()
+        .filter(|source| source.kept)
+        .flat_map(|source| &source.checkpoint.files);
     let work = Work {
         version: env!("CARGO_PKG_VERSION"),
         max_shard_size: target.max_shard_size,
@@ -220,7 +284,11 @@ fn fingerprint(plan: &Plan, target: &Target) -> Result<String> {
             .iter()
             .filter(|source| !source.kept)
             .flat_map(|source| {
-                source.checkpoint.files.iter().map(|file| (source.name.as_str(), file.path(), file.stamp()))
+                source
+                    .checkpoint
+                    .files
+                    .iter()
+                    .map(|file| (source.name.as_str(), file.path(), file.stamp()))
             })
             .collect(),
         kept: kept.map(sha256_source).collect::<Result<_>>()?,
@@ -229,10 +297,16 @@ fn fingerprint(plan: &Plan, target: &Target) -> Result<String> {
             .iter()
             .map(|tensor| {
                 let layout = &tensor.layout;
-                (layout.name.as_str(), layout.dtype.to_string(), &layout.shape[..], &tensor.expression)
+                (
+                    layout.name.as_str(),
+                    layout.dtype.to_string(),
+                    &layout.shape[..],
+                    &tensor.expression,
+                )
             })
             .collect(),
     };
-    let text = serde_json::to_vec(&work).map_err(|e| Error::usage(format!("the plan cannot be written down: {e}")))?;
+    let text = serde_json::to_vec(&work)
+        .map_err(|e| Error::usage(format!("the plan cannot be written down: {e}")))?;
     Ok(sha256(&text))
 }

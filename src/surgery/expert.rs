@@ -14,7 +14,9 @@ use super::recompose::{Composition, NewRows, Part, Shared};
 use super::router::{self, PromptRows, ROUTER_SOURCE, RouterInit};
 use super::upcycle;
 use crate::checkpoint::hash::sha256;
-use crate::family::{self, Architecture, AttentionKv, Mixture, Output, TopK, expert_names, find_experts};
+use crate::family::{
+    self, Architecture, AttentionKv, Mixture, Output, TopK, expert_names, find_experts,
+};
 use crate::{Error, Result};
 
 /// What plans call the mixture that is changed.
@@ -68,21 +70,35 @@ pub(super) struct Experts<'a> {
 impl<'a> Experts<'a> {
     pub(super) fn of(model: &'a Model) -> Result<Self> {
         let Some(mixture) = &model.architecture.mixture else {
-            return Err(Error::file(&model.config.path, "is a dense model, expected a mixture")
-                .with_hint("`bam-convert upcycle` makes a mixture of dense models"));
+            return Err(
+                Error::file(&model.config.path, "is a dense model, expected a mixture")
+                    .with_hint("`bam-convert upcycle` makes a mixture of dense models"),
+            );
         };
         let names = expert_names(&model.source.checkpoint.path, &model.architecture)?;
-        Ok(Self { model, mixture, names })
+        Ok(Self {
+            model,
+            mixture,
+            names,
+        })
     }
 
     /// Attention experts; none where attention is merged.
     pub(super) fn attention(&self) -> u64 {
-        if self.mixture.attention_kv == AttentionKv::Merged { 0 } else { self.mixture.num_attention_experts }
+        if self.mixture.attention_kv == AttentionKv::Merged {
+            0
+        } else {
+            self.mixture.num_attention_experts
+        }
     }
 
     /// Every expert as it is: feed-forward and attention.
     fn kept(&self) -> (Vec<Part>, Vec<Part>) {
-        let parts = |count| (0..count).map(|expert| Part::Of { mixture: 0, expert }).collect();
+        let parts = |count| {
+            (0..count)
+                .map(|expert| Part::Of { mixture: 0, expert })
+                .collect()
+        };
         (parts(self.mixture.num_experts), parts(self.attention()))
     }
 
@@ -96,8 +112,13 @@ impl<'a> Experts<'a> {
             [one] => Ok((one, self.names[one].clone())),
             ref several => {
                 let numbers: Vec<String> = several.iter().map(usize::to_string).collect();
-                let problem = format!("has {} experts called `{wanted}`: {}", several.len(), numbers.join(", "));
-                Err(Error::file(&self.model.source.checkpoint.path, problem).with_hint("name one by its number"))
+                let problem = format!(
+                    "has {} experts called `{wanted}`: {}",
+                    several.len(),
+                    numbers.join(", ")
+                );
+                Err(Error::file(&self.model.source.checkpoint.path, problem)
+                    .with_hint("name one by its number"))
             }
         }
     }
@@ -106,38 +127,73 @@ impl<'a> Experts<'a> {
     /// seed. `None` where attention is merged.
     pub(super) fn attention_of(&self, number: usize) -> Result<Option<u64>> {
         let attention = self.attention() as usize;
-        match self.names.iter().take(attention).position(|name| *name == self.names[number]) {
+        match self
+            .names
+            .iter()
+            .take(attention)
+            .position(|name| *name == self.names[number])
+        {
             _ if attention == 0 => Ok(None),
             _ if number < attention => Ok(Some(number as u64)),
             Some(same) => Ok(Some(same as u64)),
             None => {
-                let problem = format!("has no attention expert for its feed-forward expert {number}");
+                let problem =
+                    format!("has no attention expert for its feed-forward expert {number}");
                 Err(Error::file(&self.model.source.checkpoint.path, problem))
             }
         }
     }
 
     /// The mixture with another number of experts.
-    pub(super) fn resized(&self, experts: usize, attention: usize, routing: Routing) -> Result<Mixture> {
+    pub(super) fn resized(
+        &self,
+        experts: usize,
+        attention: usize,
+        routing: Routing,
+    ) -> Result<Mixture> {
         let mixture = self.mixture;
         let experts = experts as u64;
-        let top_k = routed(mixture.num_experts_per_tok, mixture.num_experts, experts, routing.top_k, "--top-k")?;
+        let top_k = routed(
+            mixture.num_experts_per_tok,
+            mixture.num_experts,
+            experts,
+            routing.top_k,
+            "--top-k",
+        )?;
         let (attention, attention_top_k) = match self.attention() {
             0 if routing.attention_top_k.is_some() => {
-                let problem = "--attention-top-k has no effect: this mixture has no attention experts";
+                let problem =
+                    "--attention-top-k has no effect: this mixture has no attention experts";
                 return Err(Error::usage(problem).with_hint("leave it out"));
             }
-            0 => (mixture.num_attention_experts, mixture.num_attention_experts_per_tok),
+            0 => (
+                mixture.num_attention_experts,
+                mixture.num_attention_experts_per_tok,
+            ),
             before => {
-                let (k, asked) = (mixture.num_attention_experts_per_tok, routing.attention_top_k);
-                (attention as u64, routed(k, before, attention as u64, asked, "--attention-top-k")?)
+                let (k, asked) = (
+                    mixture.num_attention_experts_per_tok,
+                    routing.attention_top_k,
+                );
+                (
+                    attention as u64,
+                    routed(k, before, attention as u64, asked, "--attention-top-k")?,
+                )
             }
         };
         let gates = [
             (mixture.norm_topk_prob, top_k, experts, "--top-k"),
-            (mixture.norm_topk_prob_attention, attention_top_k, attention, "--attention-top-k"),
+            (
+                mixture.norm_topk_prob_attention,
+                attention_top_k,
+                attention,
+                "--attention-top-k",
+            ),
         ];
-        if let Some((_, _, _, flag)) = gates.iter().find(|(normed, k, experts, _)| *normed && *k == 1 && *experts > 1) {
+        if let Some((_, _, _, flag)) = gates
+            .iter()
+            .find(|(normed, k, experts, _)| *normed && *k == 1 && *experts > 1)
+        {
             return Err(Error::usage(format!(
                 "this mixture divides gates by their sum, and with {flag} 1 every gate is 1: the router gets no gradient"
             ))
@@ -161,25 +217,35 @@ fn routed(k: u64, before: u64, after: u64, asked: Option<TopK>, flag: &str) -> R
     let soft = k == before && (before > 1 || flag == "--attention-top-k");
     match if soft { after } else { k } {
         found if found <= after => Ok(found),
-        found => Err(Error::usage(format!("each token goes to {found} experts, but {after} would be left"))
-            .with_hint(format!("pass {flag} {after} or less"))),
+        found => Err(Error::usage(format!(
+            "each token goes to {found} experts, but {after} would be left"
+        ))
+        .with_hint(format!("pass {flag} {after} or less"))),
     }
 }
 
 /// Plans the mixture with further experts, each the dense model of its name, behind those it has.
 pub fn add(mixture: Model, dense: Vec<Model>, settings: &Addition) -> Result<Changed> {
     let experts = Experts::of(&mixture)?;
-    let mut taken: Vec<&str> = experts.names.iter().map(String::as_str).chain([MIXTURE, ROUTER_SOURCE]).collect();
+    let mut taken: Vec<&str> = experts
+        .names
+        .iter()
+        .map(String::as_str)
+        .chain([MIXTURE, ROUTER_SOURCE])
+        .collect();
     for model in &dense {
         let name = model.source.name.as_str();
         if name.is_empty() || taken.contains(&name) {
-            let problem = format!("the expert name `{name}` is empty, taken or reserved; expected a new one");
+            let problem =
+                format!("the expert name `{name}` is empty, taken or reserved; expected a new one");
             return Err(Error::usage(problem).with_hint(format!("taken are {}", taken.join(", "))));
         }
         taken.push(name);
     }
     if dense.is_empty() {
-        return Err(Error::usage("nothing to add: expected at least one --expert NAME=DIR"));
+        return Err(Error::usage(
+            "nothing to add: expected at least one --expert NAME=DIR",
+        ));
     }
     let feed_forward_only = experts.attention() == 0 && !settings.mean;
     let mut notes = Vec::new();
@@ -190,9 +256,16 @@ pub fn add(mixture: Model, dense: Vec<Model>, settings: &Addition) -> Result<Cha
     let mut names = experts.names.clone();
     let new = |number: usize| Part::New { model: number + 1 };
     // Behind the last with attention of its own, and before further copies of the seed's feed-forward.
-    let place = if attention.is_empty() { ffn.len() } else { attention.len() };
+    let place = if attention.is_empty() {
+        ffn.len()
+    } else {
+        attention.len()
+    };
     ffn.splice(place..place, (0..dense.len()).map(new));
-    names.splice(place..place, dense.iter().map(|model| model.source.name.clone()));
+    names.splice(
+        place..place,
+        dense.iter().map(|model| model.source.name.clone()),
+    );
     if !attention.is_empty() {
         attention.extend((0..dense.len()).map(new));
     }
@@ -207,28 +280,69 @@ pub fn add(mixture: Model, dense: Vec<Model>, settings: &Addition) -> Result<Cha
     let count = experts.mixture.num_experts;
     let shared = match settings.mean {
         false => Shared::Kept,
-        true => Shared::Averaged([count as f64].into_iter().chain(dense.iter().map(|_| 1.0)).collect()),
+        true => Shared::Averaged(
+            [count as f64]
+                .into_iter()
+                .chain(dense.iter().map(|_| 1.0))
+                .collect(),
+        ),
     };
     let mut recorded = Map::new();
     recorded.insert("experts".to_owned(), json!(names));
-    recorded.insert("added".to_owned(), json!(dense.iter().map(|model| &model.source.name).collect::<Vec<_>>()));
-    recorded.insert("shared".to_owned(), json!(if settings.mean { "mean" } else { "keep" }));
+    recorded.insert(
+        "added".to_owned(),
+        json!(
+            dense
+                .iter()
+                .map(|model| &model.source.name)
+                .collect::<Vec<_>>()
+        ),
+    );
+    recorded.insert(
+        "shared".to_owned(),
+        json!(if settings.mean { "mean" } else { "keep" }),
+    );
     recorded.insert("router".to_owned(), json!(settings.router.to_string()));
     if !attention.is_empty() {
-        recorded.insert("attention_router".to_owned(), json!(settings.attention_router.to_string()));
+        recorded.insert(
+            "attention_router".to_owned(),
+            json!(settings.attention_router.to_string()),
+        );
     }
     if let Some(rows) = &settings.prompt_rows {
         let prompts = json!({"gate_mode": rows.mode, "sha256": rows.prompts_sha256});
         recorded.insert("router_prompts".to_owned(), prompts);
     }
     recorded.insert("rng_seed".to_owned(), json!(settings.rng_seed));
-    let file = router::open_file([&settings.router, &settings.attention_router], settings.prompt_rows.as_ref())?;
+    let file = router::open_file(
+        [&settings.router, &settings.attention_router],
+        settings.prompt_rows.as_ref(),
+    )?;
     let seed = seed_of_rows(settings.rng_seed, &dense[0].source.name);
     let mut models = vec![mixture];
     models.extend(dense);
-    let rows = NewRows { ffn: settings.router.clone(), attention: settings.attention_router.clone(), seed };
-    let composition = Composition { ffn, attention, shared, rows: Some(rows) };
-    Making { models, file, notes, names, mixture: resized, composition, recorded, method: "expert add" }.plan()
+    let rows = NewRows {
+        ffn: settings.router.clone(),
+        attention: settings.attention_router.clone(),
+        seed,
+    };
+    let composition = Composition {
+        ffn,
+        attention,
+        shared,
+        rows: Some(rows),
+    };
+    Making {
+        models,
+        file,
+        notes,
+        names,
+        mixture: resized,
+        composition,
+        recorded,
+        method: "expert add",
+    }
+    .plan()
 }
 
 /// A seed of its own for each addition: the rows that a mixture has may have been drawn for the same tensor by the same seed.
@@ -250,21 +364,36 @@ pub fn remove(mixture: Model, wanted: &[String], routing: Routing) -> Result<Cha
     attention.retain(stays);
     let path = &mixture.source.checkpoint.path;
     if ffn.is_empty() || (attention.is_empty() && experts.attention() > 0) {
-        let what = if ffn.is_empty() { "feed-forward" } else { "attention" };
-        return Err(Error::file(path, format!("would have no {what} expert left"))
-            .with_hint("`bam-convert expert extract` makes a dense model of one expert"));
+        let what = if ffn.is_empty() {
+            "feed-forward"
+        } else {
+            "attention"
+        };
+        return Err(
+            Error::file(path, format!("would have no {what} expert left"))
+                .with_hint("`bam-convert expert extract` makes a dense model of one expert"),
+        );
     }
-    let removed: Vec<&String> =
-        (0..experts.names.len()).filter(|e| gone.contains(e)).map(|e| &experts.names[e]).collect();
+    let removed: Vec<&String> = (0..experts.names.len())
+        .filter(|e| gone.contains(e))
+        .map(|e| &experts.names[e])
+        .collect();
     let removed = json!(removed);
-    let names: Vec<String> =
-        (0..experts.names.len()).filter(|e| !gone.contains(e)).map(|e| experts.names[e].clone()).collect();
+    let names: Vec<String> = (0..experts.names.len())
+        .filter(|e| !gone.contains(e))
+        .map(|e| experts.names[e].clone())
+        .collect();
     let resized = experts.resized(ffn.len(), attention.len(), routing)?;
     let mut recorded = Map::new();
     recorded.insert("experts".to_owned(), json!(names));
     recorded.insert("removed".to_owned(), removed);
     let models = vec![mixture];
-    let composition = Composition { ffn, attention, shared: Shared::Kept, rows: None };
+    let composition = Composition {
+        ffn,
+        attention,
+        shared: Shared::Kept,
+        rows: None,
+    };
     Making {
         models,
         file: None,
@@ -285,7 +414,10 @@ pub fn replace(mixture: Model, wanted: &str, dense: Model) -> Result<Changed> {
     let (number, name) = experts.find_one(wanted)?;
     let notes = fit::check_expert(&mixture, &dense, experts.attention() == 0)?;
     let (mut ffn, mut attention) = experts.kept();
-    let replaced = Part::Replaced { expert: number as u64, model: 1 };
+    let replaced = Part::Replaced {
+        expert: number as u64,
+        model: 1,
+    };
     ffn[number] = replaced;
     if let Some(part) = attention.get_mut(number) {
         *part = replaced;
@@ -296,9 +428,23 @@ pub fn replace(mixture: Model, wanted: &str, dense: Model) -> Result<Changed> {
     recorded.insert("experts".to_owned(), json!(names));
     recorded.insert("replaced".to_owned(), json!(name));
     let models = vec![mixture, dense];
-    let composition = Composition { ffn, attention, shared: Shared::Kept, rows: None };
-    Making { models, file: None, notes, names, mixture: resized, composition, recorded, method: "expert replace" }
-        .plan()
+    let composition = Composition {
+        ffn,
+        attention,
+        shared: Shared::Kept,
+        rows: None,
+    };
+    Making {
+        models,
+        file: None,
+        notes,
+        names,
+        mixture: resized,
+        composition,
+        recorded,
+        method: "expert replace",
+    }
+    .plan()
 }
 
 /// What all of these have in common: the configuration, the files and the plan.
@@ -315,16 +461,33 @@ pub(super) struct Making {
 
 impl Making {
     pub fn plan(self) -> Result<Changed> {
-        let Self { models, file, notes, names, mixture, composition, mut recorded, method } = self;
+        let Self {
+            models,
+            file,
+            notes,
+            names,
+            mixture,
+            composition,
+            mut recorded,
+            method,
+        } = self;
         let base = &models[0];
         recorded.insert("top_k".to_owned(), json!(mixture.num_experts_per_tok));
         if mixture.attention_kv != AttentionKv::Merged {
-            recorded.insert("attention_top_k".to_owned(), json!(mixture.num_attention_experts_per_tok));
+            recorded.insert(
+                "attention_top_k".to_owned(),
+                json!(mixture.num_attention_experts_per_tok),
+            );
         }
         let bam = base.architecture.is_bam();
-        let without = Architecture { mixture: None, ..base.architecture.clone() };
-        let Output { architecture, mut config } =
-            family::output(&without, &base.config, mixture, &base.architecture.family)?;
+        let without = Architecture {
+            mixture: None,
+            ..base.architecture.clone()
+        };
+        let Output {
+            architecture,
+            mut config,
+        } = family::output(&without, &base.config, mixture, &base.architecture.family)?;
         if bam || config.contains_key("expert_names") {
             config.insert("expert_names".to_owned(), json!(names));
         }
@@ -333,16 +496,46 @@ impl Making {
         files.extend(card::copies(base.companions()));
         files.extend(router::kept_rows(file.as_ref()));
         let about = match method {
-            "expert concat" => "Two-expert mixtures that were trained apart, put together (FlexOlmo, Shi et al. 2025).",
+            "expert concat" => {
+                "Two-expert mixtures that were trained apart, put together (FlexOlmo, Shi et al. 2025)."
+            }
             _ => "A mixture of experts whose experts were changed one by one.",
         };
-        let sources = models.iter().map(|model| (model.source.name.as_str(), model.source.checkpoint.path.as_path()));
+        let sources = models.iter().map(|model| {
+            (
+                model.source.name.as_str(),
+                model.source.checkpoint.path.as_path(),
+            )
+        });
         let (title, sources) = ("Mixture of experts", sources.collect());
-        files.push(Card { title, about, tags: &["moe", "merge"], sources, settings: &recorded }.file());
+        files.push(
+            Card {
+                title,
+                about,
+                tags: &["moe", "merge"],
+                sources,
+                settings: &recorded,
+            }
+            .file(),
+        );
         let tensors = composition.tensors(&architecture, &models, file.as_ref())?;
-        let sources = models.into_iter().map(|model| model.source).chain(file).collect();
-        let plan =
-            Plan { method: method.to_owned(), settings: recorded, sources, tensors, notes, carries_non_finite: false };
-        Ok(Changed { plan, architecture, files })
+        let sources = models
+            .into_iter()
+            .map(|model| model.source)
+            .chain(file)
+            .collect();
+        let plan = Plan {
+            method: method.to_owned(),
+            settings: recorded,
+            sources,
+            tensors,
+            notes,
+            carries_non_finite: false,
+        };
+        Ok(Changed {
+            plan,
+            architecture,
+            files,
+        })
     }
 }

@@ -57,38 +57,57 @@ impl Export {
         let absolute = resolved(path)?;
         for source in &self.plan.sources {
             if absolute.starts_with(resolved(&source.checkpoint.path)?) {
-                let problem = format!("lies inside the source {}", source.checkpoint.path.display());
-                return Err(Error::file(path, problem).with_hint("choose an output outside every source"));
+                let problem = format!(
+                    "lies inside the source {}",
+                    source.checkpoint.path.display()
+                );
+                return Err(
+                    Error::file(path, problem).with_hint("choose an output outside every source")
+                );
             }
         }
         if std::fs::symlink_metadata(path).is_ok() {
             if !force {
-                return Err(Error::file(path, "exists already").with_hint("choose another file, or pass --force"));
+                return Err(Error::file(path, "exists already")
+                    .with_hint("choose another file, or pass --force"));
             }
             let (same, kind) = match self.format {
                 Format::Gguf { .. } => (single::starts_with(path, b"GGUF"), "no GGUF file"),
                 Format::Npz => (npz::is_archive(path), "no archive of numpy arrays"),
             };
             if !path.is_file() || !same {
-                return Err(Error::file(path, format!("exists and is {kind}, so --force does not replace it")));
+                return Err(Error::file(
+                    path,
+                    format!("exists and is {kind}, so --force does not replace it"),
+                ));
             }
         }
         check_free_space(path, self.length())
     }
 
     /// Writes the file with so many threads, complete or not at all.
-    pub fn write(&self, path: &Path, threads: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
+    pub fn write(
+        &self,
+        path: &Path,
+        threads: usize,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<()> {
         let evaluator = Evaluator::new(&self.plan.tensors, &self.plan.sources)?;
         let evaluator = evaluator.carrying_non_finite(self.plan.carries_non_finite);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::compute("start the worker threads", e))?;
         single::write_with(path, |file| {
             pool.install(|| match &self.format {
-                Format::Gguf { metadata, layouts } => write_gguf((file, path), metadata, layouts, &evaluator, progress),
+                Format::Gguf { metadata, layouts } => {
+                    write_gguf((file, path), metadata, layouts, &evaluator, progress)
+                }
                 Format::Npz => npz::write((file, path), &self.plan.layouts(), &evaluator, progress),
             })?;
             // Before the file has its name: what was computed is of the sources that were planned with.
-            self.plan.sources.iter().try_for_each(|source| source.checkpoint.check_unchanged())
+            self.plan
+                .sources
+                .iter()
+                .try_for_each(|source| source.checkpoint.check_unchanged())
         })
     }
 }

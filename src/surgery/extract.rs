@@ -17,11 +17,18 @@ pub fn plan(mixture: Model, wanted: &str) -> Result<Changed> {
     let experts = Experts::of(&mixture)?;
     let (number, name) = experts.find_one(wanted)?;
     let attention = experts.attention_of(number)?;
-    let Output { architecture, config } = dense(&mixture.config, &mixture.architecture)?;
+    let Output {
+        architecture,
+        config,
+    } = dense(&mixture.config, &mixture.architecture)?;
     let tensors_of = ByPlace::new(&mixture);
     let mut tensors = Vec::new();
     for spec in architecture.tensors()? {
-        let own = if spec.role.of_attention() { attention } else { Some(number as u64) };
+        let own = if spec.role.of_attention() {
+            attention
+        } else {
+            Some(number as u64)
+        };
         let own = own.filter(|_| tensors_of.find(&spec, own).is_some());
         let (dtype, expression) = tensors_of.copy(&spec, own)?;
         tensors.push(PlannedTensor::new(spec.name, dtype, spec.shape, expression));
@@ -34,17 +41,34 @@ pub fn plan(mixture: Model, wanted: &str) -> Result<Changed> {
         }
         .to_owned(),
     ];
-    if mixture.specs.iter().any(|spec| spec.role == Role::SharedDown) {
-        notes.push("the shared expert is left out: a dense model has one feed-forward network in a layer".to_owned());
+    if mixture
+        .specs
+        .iter()
+        .any(|spec| spec.role == Role::SharedDown)
+    {
+        notes.push(
+            "the shared expert is left out: a dense model has one feed-forward network in a layer"
+                .to_owned(),
+        );
     }
     let mut settings = Map::new();
     settings.insert("expert".to_owned(), json!(name));
     settings.insert("number".to_owned(), json!(number));
     let mut files = vec![card::json_file("config.json", &config)];
     files.extend(card::copies(mixture.companions()));
-    let about = "One expert of a mixture as a dense model; what the experts share is the mixture's.";
-    let sources = vec![(mixture.source.name.as_str(), mixture.source.checkpoint.path.as_path())];
-    let card = Card { title: "Expert of a mixture", about, tags: &["merge"], sources, settings: &settings };
+    let about =
+        "One expert of a mixture as a dense model; what the experts share is the mixture's.";
+    let sources = vec![(
+        mixture.source.name.as_str(),
+        mixture.source.checkpoint.path.as_path(),
+    )];
+    let card = Card {
+        title: "Expert of a mixture",
+        about,
+        tags: &["merge"],
+        sources,
+        settings: &settings,
+    };
     files.push(card.file());
     let plan = Plan {
         method: "expert extract".to_owned(),
@@ -54,5 +78,9 @@ pub fn plan(mixture: Model, wanted: &str) -> Result<Changed> {
         notes,
         carries_non_finite: false,
     };
-    Ok(Changed { plan, architecture, files })
+    Ok(Changed {
+        plan,
+        architecture,
+        files,
+    })
 }

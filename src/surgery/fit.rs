@@ -17,8 +17,15 @@ pub fn check(reference: &Model, other: &Model) -> Result<()> {
 }
 
 /// Keys that say what a feed-forward network is.
-const OF_FEED_FORWARD: [&str; 7] =
-    ["model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "mlp_bias", "mlp_type", "hidden_act"];
+const OF_FEED_FORWARD: [&str; 7] = [
+    "model_type",
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "mlp_bias",
+    "mlp_type",
+    "hidden_act",
+];
 
 /// Refuses `other` where its feed-forward networks cannot be experts beside those of `reference`; what else differs, and
 /// is not taken from it, is said in words.
@@ -26,24 +33,40 @@ pub fn check_feed_forward(reference: &Model, other: &Model) -> Result<Vec<String
     let name = &other.source.name;
     let mut notes = feed_forward_differences(&reference.architecture, &reference.config, other)?;
     let mine = other.by_role();
-    for spec in reference.specs.iter().filter(|spec| matches!(spec.role, Role::Gate | Role::Up | Role::Down)) {
+    for spec in reference
+        .specs
+        .iter()
+        .filter(|spec| matches!(spec.role, Role::Gate | Role::Up | Role::Down))
+    {
         let found = mine.get(&(spec.role, spec.bias, spec.layer));
         check_shape(reference, spec, other, found.map_or(spec, |found| found))?;
     }
     if let Err(error) = check_tokenizer(reference, other) {
-        notes.push(format!("{name} has another tokenizer than the seed, whose ids reach its experts: {error}"));
+        notes.push(format!(
+            "{name} has another tokenizer than the seed, whose ids reach its experts: {error}"
+        ));
     }
     Ok(notes)
 }
 
 /// Refuses the dense model `other` where it cannot be an expert of `mixture`: all of it, or its feed-forward networks, where
 /// only these are taken from it; what else differs then is said in words.
-pub fn check_expert(mixture: &Model, other: &Model, feed_forward_only: bool) -> Result<Vec<String>> {
+pub fn check_expert(
+    mixture: &Model,
+    other: &Model,
+    feed_forward_only: bool,
+) -> Result<Vec<String>> {
     if other.architecture.mixture.is_some() {
-        return Err(Error::file(&other.config.path, "is a mixture, expected a dense model"));
+        return Err(Error::file(
+            &other.config.path,
+            "is a mixture, expected a dense model",
+        ));
     }
     // A mixture is of no dense family: what families differ in is compared by itself.
-    let alone = Architecture { family: other.architecture.family.clone(), ..mixture.architecture.of_one_expert() };
+    let alone = Architecture {
+        family: other.architecture.family.clone(),
+        ..mixture.architecture.of_one_expert()
+    };
     if feed_forward_only {
         return feed_forward_differences(&alone, &mixture.config, other);
     }
@@ -53,7 +76,11 @@ pub fn check_expert(mixture: &Model, other: &Model, feed_forward_only: bool) -> 
 }
 
 /// What differs beside the feed-forward network, in words.
-fn feed_forward_differences(reference: &Architecture, config: &Config, other: &Model) -> Result<Vec<String>> {
+fn feed_forward_differences(
+    reference: &Architecture,
+    config: &Config,
+    other: &Model,
+) -> Result<Vec<String>> {
     let name = &other.source.name;
     let mut notes = Vec::new();
     for (key, expected, found) in differences(reference, config, other) {
@@ -82,72 +109,171 @@ fn misfit(config: &Config, other: &Model, key: &str, expected: &Value, found: &V
 }
 
 /// Keys of which the configurations say different things, with the reference's value and the other's.
-fn differences(a: &Architecture, config: &Config, other: &Model) -> impl Iterator<Item = (String, Value, Value)> {
+fn differences(
+    a: &Architecture,
+    config: &Config,
+    other: &Model,
+) -> impl Iterator<Item = (String, Value, Value)> {
     let b = &other.architecture;
     let key = |name: &str| name.to_owned();
-    let eps = if config.json.contains_key("layer_norm_eps") { "layer_norm_eps" } else { "rms_norm_eps" };
+    let eps = if config.json.contains_key("layer_norm_eps") {
+        "layer_norm_eps"
+    } else {
+        "rms_norm_eps"
+    };
     let compared: Vec<(String, Value, Value)> = vec![
-        (key("model_type"), a.family.clone().into(), b.family.clone().into()),
+        (
+            key("model_type"),
+            a.family.clone().into(),
+            b.family.clone().into(),
+        ),
         (key("block"), json!(a.block), json!(b.block)),
         (key("norm_type"), json!(a.norm_type), json!(b.norm_type)),
-        (key("norm_position"), json!(a.norm_position), json!(b.norm_position)),
+        (
+            key("norm_position"),
+            json!(a.norm_position),
+            json!(b.norm_position),
+        ),
         (key("mlp_type"), json!(a.mlp_type), json!(b.mlp_type)),
-        (key("rope_interleaved"), a.rope_interleaved.into(), b.rope_interleaved.into()),
-        (key("num_hidden_layers"), a.num_layers.into(), b.num_layers.into()),
-        (key("hidden_size"), a.hidden_size.into(), b.hidden_size.into()),
-        (key("intermediate_size"), a.intermediate_size.into(), b.intermediate_size.into()),
-        (key("num_attention_heads"), a.num_heads.into(), b.num_heads.into()),
-        (key("num_key_value_heads"), a.num_kv_heads.into(), b.num_kv_heads.into()),
+        (
+            key("rope_interleaved"),
+            a.rope_interleaved.into(),
+            b.rope_interleaved.into(),
+        ),
+        (
+            key("num_hidden_layers"),
+            a.num_layers.into(),
+            b.num_layers.into(),
+        ),
+        (
+            key("hidden_size"),
+            a.hidden_size.into(),
+            b.hidden_size.into(),
+        ),
+        (
+            key("intermediate_size"),
+            a.intermediate_size.into(),
+            b.intermediate_size.into(),
+        ),
+        (
+            key("num_attention_heads"),
+            a.num_heads.into(),
+            b.num_heads.into(),
+        ),
+        (
+            key("num_key_value_heads"),
+            a.num_kv_heads.into(),
+            b.num_kv_heads.into(),
+        ),
         (key("head_dim"), a.head_dim.into(), b.head_dim.into()),
         (key("vocab_size"), a.vocab_size.into(), b.vocab_size.into()),
-        (key("tie_word_embeddings"), a.tie_word_embeddings.into(), b.tie_word_embeddings.into()),
-        (key("attention_bias"), a.attention_bias.into(), b.attention_bias.into()),
-        (key("attention_output_bias"), a.attention_output_bias.into(), b.attention_output_bias.into()),
+        (
+            key("tie_word_embeddings"),
+            a.tie_word_embeddings.into(),
+            b.tie_word_embeddings.into(),
+        ),
+        (
+            key("attention_bias"),
+            a.attention_bias.into(),
+            b.attention_bias.into(),
+        ),
+        (
+            key("attention_output_bias"),
+            a.attention_output_bias.into(),
+            b.attention_output_bias.into(),
+        ),
         (key("mlp_bias"), a.mlp_bias.into(), b.mlp_bias.into()),
         (key("qk_norm"), json!(a.qk_norm), json!(b.qk_norm)),
         (key(eps), a.norm_eps.into(), b.norm_eps.into()),
         (key("rope_theta"), a.rope_theta.into(), b.rope_theta.into()),
-        (key("rope_scaling"), json!(a.rope_scaling), json!(b.rope_scaling)),
-        (key("hidden_act"), a.hidden_act.clone().into(), b.hidden_act.clone().into()),
-        (key("logit_scale"), a.logit_scale.into(), b.logit_scale.into()),
-        (key("sliding_window"), a.sliding_window.into(), b.sliding_window.into()),
+        (
+            key("rope_scaling"),
+            json!(a.rope_scaling),
+            json!(b.rope_scaling),
+        ),
+        (
+            key("hidden_act"),
+            a.hidden_act.clone().into(),
+            b.hidden_act.clone().into(),
+        ),
+        (
+            key("logit_scale"),
+            a.logit_scale.into(),
+            b.logit_scale.into(),
+        ),
+        (
+            key("sliding_window"),
+            a.sliding_window.into(),
+            b.sliding_window.into(),
+        ),
     ];
-    let layers = |architecture: &Architecture, config: &Config, name: &str| match architecture.sliding_window {
+    let layers = |architecture: &Architecture, config: &Config, name: &str| match architecture
+        .sliding_window
+    {
         Some(_) => config.json.get(name).cloned().unwrap_or(Value::Null),
         None => Value::Null,
     };
-    let windows = ["layer_types", "max_window_layers"]
-        .map(|name| (key(name), layers(a, config, name), layers(b, &other.config, name)));
-    compared.into_iter().chain(windows).filter(|(_, expected, found)| expected != found)
+    let windows = ["layer_types", "max_window_layers"].map(|name| {
+        (
+            key(name),
+            layers(a, config, name),
+            layers(b, &other.config, name),
+        )
+    });
+    compared
+        .into_iter()
+        .chain(windows)
+        .filter(|(_, expected, found)| expected != found)
 }
 
 /// The configurations agree; a tensor can still differ where a model is described by a format file.
 fn check_tensors(reference: &Model, other: &Model) -> Result<()> {
-    reference.specs.iter().try_for_each(|spec| check_shape(reference, spec, other, spec))
+    reference
+        .specs
+        .iter()
+        .try_for_each(|spec| check_shape(reference, spec, other, spec))
 }
 
-fn check_shape(reference: &Model, spec: &TensorSpec, other: &Model, of_other: &TensorSpec) -> Result<()> {
+fn check_shape(
+    reference: &Model,
+    spec: &TensorSpec,
+    other: &Model,
+    of_other: &TensorSpec,
+) -> Result<()> {
     let expected = &reference.entry(spec)?.shape;
     let found = other.entry(of_other)?;
     if found.shape == *expected {
         return Ok(());
     }
     let of_reference = reference.source.checkpoint.path.display();
-    let problem = format!("has shape {:?}, but {of_reference} has {expected:?}", found.shape);
-    Err(Error::tensor(other.source.checkpoint.files[found.file].path(), &of_other.name, problem))
+    let problem = format!(
+        "has shape {:?}, but {of_reference} has {expected:?}",
+        found.shape
+    );
+    Err(Error::tensor(
+        other.source.checkpoint.files[found.file].path(),
+        &of_other.name,
+        problem,
+    ))
 }
 
 /// Compares two tokenizers by what turns text into ids; truncation, padding and templates may differ.
 fn check_tokenizer(reference: &Model, other: &Model) -> Result<()> {
-    let (a, b) = (reference.path("tokenizer.json"), other.path("tokenizer.json"));
+    let (a, b) = (
+        reference.path("tokenizer.json"),
+        other.path("tokenizer.json"),
+    );
     if a.is_file() && b.is_file() {
         return same_tokenizer(&a, &b);
     }
     for name in ["tokenizer.model", "vocab.json", "merges.txt", "vocab.txt"] {
         let (a, b) = (reference.path(name), other.path(name));
         if a.is_file() && b.is_file() && hash::sha256_file(&a)? != hash::sha256_file(&b)? {
-            return Err(Error::file(&b, format!("differs from {}", a.display()))
-                .with_hint("experts must share the seed's tokenizer: embeddings are averaged by token id"));
+            return Err(
+                Error::file(&b, format!("differs from {}", a.display())).with_hint(
+                    "experts must share the seed's tokenizer: embeddings are averaged by token id",
+                ),
+            );
         }
     }
     Ok(())
@@ -158,17 +284,23 @@ fn same_tokenizer(a: &Path, b: &Path) -> Result<()> {
     if left == right {
         return Ok(());
     }
-    let (left, right) = (strict::parse_object(a, &left)?, strict::parse_object(b, &right)?);
+    let (left, right) = (
+        strict::parse_object(a, &left)?,
+        strict::parse_object(b, &right)?,
+    );
     let hint = "experts must share the seed's tokenizer: embeddings are averaged by token id";
-    let model =
-        |object: &serde_json::Map<String, Value>, key: &str| object.get("model").and_then(|m| m.get(key)).cloned();
+    let model = |object: &serde_json::Map<String, Value>, key: &str| {
+        object.get("model").and_then(|m| m.get(key)).cloned()
+    };
     let (vocabulary, other) = (model(&left, "vocab"), model(&right, "vocab"));
     if vocabulary != other {
         let problem = first_difference(vocabulary.as_ref(), other.as_ref(), a);
         return Err(Error::key(b, "model.vocab", problem).with_hint(hint));
     }
     if model(&left, "merges") != model(&right, "merges") {
-        return Err(Error::key(b, "model.merges", format!("differs from {}", a.display())).with_hint(hint));
+        return Err(
+            Error::key(b, "model.merges", format!("differs from {}", a.display())).with_hint(hint),
+        );
     }
     for key in ["normalizer", "pre_tokenizer"] {
         if left.get(key) != right.get(key) {
@@ -177,17 +309,32 @@ fn same_tokenizer(a: &Path, b: &Path) -> Result<()> {
         }
     }
     let tokens = |object: &serde_json::Map<String, Value>| -> Vec<(Value, Value)> {
-        let tokens = object.get("added_tokens").and_then(Value::as_array).cloned().unwrap_or_default();
-        tokens.iter().map(|token| (token["id"].clone(), token["content"].clone())).collect()
+        let tokens = object
+            .get("added_tokens")
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
+        tokens
+            .iter()
+            .map(|token| (token["id"].clone(), token["content"].clone()))
+            .collect()
     };
     let (expected, found) = (tokens(&left), tokens(&right));
     if expected != found {
         let differing = expected.iter().zip(&found).find(|(x, y)| x != y);
         let problem = match differing {
             Some(((id, token), (other_id, other))) => {
-                format!("has {other} as {other_id}, but {} has {token} as {id}", a.display())
+                format!(
+                    "has {other} as {other_id}, but {} has {token} as {id}",
+                    a.display()
+                )
             }
-            None => format!("has {} tokens, but {} has {}", found.len(), a.display(), expected.len()),
+            None => format!(
+                "has {} tokens, but {} has {}",
+                found.len(),
+                a.display(),
+                expected.len()
+            ),
         };
         return Err(Error::key(b, "added_tokens", problem).with_hint(hint));
     }
@@ -202,9 +349,15 @@ fn first_difference(expected: Option<&Value>, found: Option<&Value>, reference: 
     for (token, id) in expected {
         match found.get(token) {
             Some(other) if other == id => {}
-            Some(other) => return format!("maps {token:?} to {other}, but {reference} maps it to {id}"),
+            Some(other) => {
+                return format!("maps {token:?} to {other}, but {reference} maps it to {id}");
+            }
             None => return format!("lacks the token {token:?}, which {reference} maps to {id}"),
         }
     }
-    format!("has {} tokens, but {reference} has {}", found.len(), expected.len())
+    format!(
+        "has {} tokens, but {reference} has {}",
+        found.len(),
+        expected.len()
+    )
 }

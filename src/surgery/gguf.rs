@@ -32,8 +32,11 @@ pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
     let matrices = match dtype {
         Some(dtype) => dtype,
         None => plain(stored).ok_or_else(|| {
-            Error::file(path, format!("its weights are {stored}, which a GGUF file does not hold"))
-                .with_hint("pass --dtype f16, bf16 or f32")
+            Error::file(
+                path,
+                format!("its weights are {stored}, which a GGUF file does not hold"),
+            )
+            .with_hint("pass --dtype f16, bf16 or f32")
         })?,
     };
     let name = model_name(path);
@@ -52,20 +55,42 @@ pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
             (false, false) => GgufDtype::F16,
         };
         let expression = expression(&model, &tensor, dtype.values())?;
-        layouts.push(GgufLayout { name: tensor.name.clone(), dtype, shape: tensor.shape.clone(), values: None });
-        tensors.push(PlannedTensor::new(tensor.name, dtype.values(), tensor.shape, expression));
+        layouts.push(GgufLayout {
+            name: tensor.name.clone(),
+            dtype,
+            shape: tensor.shape.clone(),
+            values: None,
+        });
+        tensors.push(PlannedTensor::new(
+            tensor.name,
+            dtype.values(),
+            tensor.shape,
+            expression,
+        ));
     }
     if let Some(factors) = factors {
         let shape = vec![factors.len() as u64];
-        layouts.push(GgufLayout { name: FACTORS.to_owned(), dtype: GgufDtype::F32, shape, values: Some(factors) });
+        layouts.push(GgufLayout {
+            name: FACTORS.to_owned(),
+            dtype: GgufDtype::F32,
+            shape,
+            values: Some(factors),
+        });
     }
     let mut settings = Map::new();
     settings.insert("to".to_owned(), json!("gguf"));
     let mut source = model.source;
     source.side_files = side_files(path);
-    let plan = Plan { carries_non_finite: false, ..converted(source, tensors, settings) };
+    let plan = Plan {
+        carries_non_finite: false,
+        ..converted(source, tensors, settings)
+    };
     check_plan(&plan)?;
-    Ok(Export { plan, architecture: Some(a), format: Format::Gguf { metadata, layouts } })
+    Ok(Export {
+        plan,
+        architecture: Some(a),
+        format: Format::Gguf { metadata, layouts },
+    })
 }
 
 fn plain(dtype: Dtype) -> Option<GgufDtype> {
@@ -92,10 +117,18 @@ fn expression(model: &Model, tensor: &NamedTensor, wanted: Dtype) -> Result<Expr
     let mut same = true;
     for part in &tensor.parts {
         let entry = model.source.checkpoint.tensor(part)?;
-        let stored = entry.encoding.plain().filter(|stored| dtype::is_float(*stored)).ok_or_else(|| {
-            let path = model.source.checkpoint.files[entry.file].path();
-            Error::tensor(path, part, format!("is {}, expected a floating-point dtype", entry.encoding))
-        })?;
+        let stored = entry
+            .encoding
+            .plain()
+            .filter(|stored| dtype::is_float(*stored))
+            .ok_or_else(|| {
+                let path = model.source.checkpoint.files[entry.file].path();
+                Error::tensor(
+                    path,
+                    part,
+                    format!("is {}, expected a floating-point dtype", entry.encoding),
+                )
+            })?;
         same &= stored == wanted;
         of.push(Expression::copy(SOURCE, part));
     }
@@ -105,11 +138,25 @@ fn expression(model: &Model, tensor: &NamedTensor, wanted: Dtype) -> Result<Expr
             Expression::Stack { of }
         }
         (_, Some(one)) => one,
-        (_, None) => return Err(Error::usage(format!("nothing is known for `{}`", tensor.name))),
+        (_, None) => {
+            return Err(Error::usage(format!(
+                "nothing is known for `{}`",
+                tensor.name
+            )));
+        }
     };
     let ordered = match tensor.heads {
-        Some(heads) => Expression::Interleave { of: Box::new(whole), heads },
+        Some(heads) => Expression::Interleave {
+            of: Box::new(whole),
+            heads,
+        },
         None => whole,
     };
-    Ok(if same { ordered } else { Expression::Cast { of: Box::new(ordered) } })
+    Ok(if same {
+        ordered
+    } else {
+        Expression::Cast {
+            of: Box::new(ordered),
+        }
+    })
 }

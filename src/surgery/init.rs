@@ -28,7 +28,11 @@ pub fn fresh(spec: &TensorSpec, std: f64, seed: u64) -> Expression {
 ///
 /// The standard deviation is the configuration's `initializer_range`; the dtype is `dtype`, else the configuration's,
 /// else float32.
-pub fn plan(path: &Path, dtype: Option<Dtype>, seed: u64) -> Result<(Plan, Architecture, Vec<OutputFile>)> {
+pub fn plan(
+    path: &Path,
+    dtype: Option<Dtype>,
+    seed: u64,
+) -> Result<(Plan, Architecture, Vec<OutputFile>)> {
     let config = Config::read(path)?;
     let mut architecture = Architecture::of(&config)?;
     let dtype = dtype.or(architecture.dtype).unwrap_or(Dtype::F32);
@@ -40,7 +44,10 @@ pub fn plan(path: &Path, dtype: Option<Dtype>, seed: u64) -> Result<(Plan, Archi
     });
     let mut settings = Map::new();
     settings.insert("rng_seed".to_owned(), json!(seed));
-    settings.insert("dtype".to_owned(), json!(crate::checkpoint::dtype::name(dtype)));
+    settings.insert(
+        "dtype".to_owned(),
+        json!(crate::checkpoint::dtype::name(dtype)),
+    );
     settings.insert("initializer_range".to_owned(), json!(std));
     let plan = Plan {
         method: "init".to_owned(),

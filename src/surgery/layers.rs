@@ -26,12 +26,18 @@ impl FromStr for LayerChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let unknown = || format!("expected all, every:N, first:N, last:N or layers such as 1,3,5-7, found `{text}`");
+        let unknown = || {
+            format!(
+                "expected all, every:N, first:N, last:N or layers such as 1,3,5-7, found `{text}`"
+            )
+        };
         let number = |digits: &str| digits.parse::<u64>().map_err(|_| unknown());
         if let Some((rule, count)) = text.split_once(':') {
             let count = number(count)?;
             return match rule {
-                "every" | "first" | "last" if count == 0 => Err(format!("expected a positive number after `{rule}:`")),
+                "every" | "first" | "last" if count == 0 => {
+                    Err(format!("expected a positive number after `{rule}:`"))
+                }
                 "every" => Ok(Self::Every(count)),
                 "first" => Ok(Self::First(count)),
                 "last" => Ok(Self::Last(count)),
@@ -61,18 +67,24 @@ impl LayerChoice {
     pub fn layers(&self, num_layers: u64) -> Result<Layers> {
         let missing = |layer: u64| {
             let last = num_layers.saturating_sub(1);
-            Err(Error::usage(format!("--layers names layer {layer}, expected layers from 0 to {last}"))
-                .with_hint("layers are counted from 0"))
+            Err(Error::usage(format!(
+                "--layers names layer {layer}, expected layers from 0 to {last}"
+            ))
+            .with_hint("layers are counted from 0"))
         };
         let few = |rule: &str, count: u64| match count > num_layers {
-            true => Err(Error::usage(format!("--layers {rule}:{count} asks for more than the {num_layers} layers"))),
+            true => Err(Error::usage(format!(
+                "--layers {rule}:{count} asks for more than the {num_layers} layers"
+            ))),
             false => Ok(()),
         };
         let layers: Vec<u64> = match self {
             Self::All => return Ok(Layers::All),
             Self::Every(step) => {
                 few("every", *step)?;
-                (0..num_layers).filter(|layer| (layer + 1).is_multiple_of(*step)).collect()
+                (0..num_layers)
+                    .filter(|layer| (layer + 1).is_multiple_of(*step))
+                    .collect()
             }
             Self::First(count) => {
                 few("first", *count)?;
@@ -86,15 +98,25 @@ impl LayerChoice {
                 if let Some((_, last)) = ranges.iter().find(|(_, last)| *last >= num_layers) {
                     return missing(*last);
                 }
-                let mut layers: Vec<u64> = ranges.iter().flat_map(|(first, last)| *first..=*last).collect();
+                let mut layers: Vec<u64> = ranges
+                    .iter()
+                    .flat_map(|(first, last)| *first..=*last)
+                    .collect();
                 layers.sort_unstable();
                 if let Some(twice) = layers.windows(2).find(|pair| pair[0] == pair[1]) {
-                    return Err(Error::usage(format!("--layers names layer {} twice", twice[0])));
+                    return Err(Error::usage(format!(
+                        "--layers names layer {} twice",
+                        twice[0]
+                    )));
                 }
                 layers
             }
         };
-        Ok(if layers.len() as u64 == num_layers { Layers::All } else { Layers::List(layers) })
+        Ok(if layers.len() as u64 == num_layers {
+            Layers::All
+        } else {
+            Layers::List(layers)
+        })
     }
 }
 
@@ -103,7 +125,9 @@ mod tests {
     use super::*;
 
     fn of(text: &str, layers: u64) -> Result<Layers, String> {
-        text.parse::<LayerChoice>()?.layers(layers).map_err(|error| error.to_string())
+        text.parse::<LayerChoice>()?
+            .layers(layers)
+            .map_err(|error| error.to_string())
     }
 
     #[test]

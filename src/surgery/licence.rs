@@ -102,21 +102,44 @@ const KNOWN: [(&str, Terms); 62] = [
 ];
 
 /// Names under which folders keep a licence's text.
-const FILES: [&str; 7] = ["LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "LICENCE.md", "COPYING"];
+const FILES: [&str; 7] = [
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "LICENCE",
+    "LICENCE.txt",
+    "LICENCE.md",
+    "COPYING",
+];
 
 /// Words near the beginning of a licence's text, with its identifier; the first that fit count.
 const TITLES: [(&[&str], &str); 22] = [
     (&["apache license", "version 2.0"], "apache-2.0"),
-    (&["attribution-noncommercial-sharealike 4.0"], "cc-by-nc-sa-4.0"),
-    (&["attribution-noncommercial-noderivatives 4.0"], "cc-by-nc-nd-4.0"),
+    (
+        &["attribution-noncommercial-sharealike 4.0"],
+        "cc-by-nc-sa-4.0",
+    ),
+    (
+        &["attribution-noncommercial-noderivatives 4.0"],
+        "cc-by-nc-nd-4.0",
+    ),
     (&["attribution-noncommercial 4.0"], "cc-by-nc-4.0"),
     (&["attribution-noderivatives 4.0"], "cc-by-nd-4.0"),
     (&["attribution-sharealike 4.0"], "cc-by-sa-4.0"),
     (&["attribution 4.0 international"], "cc-by-4.0"),
     (&["cc0 1.0 universal"], "cc0-1.0"),
-    (&["gnu affero general public license", "version 3"], "agpl-3.0"),
-    (&["gnu lesser general public license", "version 3"], "lgpl-3.0"),
-    (&["gnu lesser general public license", "version 2.1"], "lgpl-2.1"),
+    (
+        &["gnu affero general public license", "version 3"],
+        "agpl-3.0",
+    ),
+    (
+        &["gnu lesser general public license", "version 3"],
+        "lgpl-3.0",
+    ),
+    (
+        &["gnu lesser general public license", "version 2.1"],
+        "lgpl-2.1",
+    ),
     (&["gnu general public license", "version 3"], "gpl-3.0"),
     (&["gnu general public license", "version 2"], "gpl-2.0"),
     (&["mozilla public license", "version 2.0"], "mpl-2.0"),
@@ -126,7 +149,13 @@ const TITLES: [(&[&str], &str); 22] = [
     (&["llama 3.3 community license"], "llama3.3"),
     (&["meta llama 3 community license"], "llama3"),
     (&["gemma terms of use"], "gemma"),
-    (&["redistribution and use in source and binary forms", "neither the name"], "bsd-3-clause"),
+    (
+        &[
+            "redistribution and use in source and binary forms",
+            "neither the name",
+        ],
+        "bsd-3-clause",
+    ),
     (&["permission is hereby granted, free of charge"], "mit"),
 ];
 
@@ -162,9 +191,16 @@ pub struct Licences {
 
 /// What a person should know of the licences of a plan's models, where there are several.
 pub fn notes(plan: &Plan) -> Vec<String> {
-    let models = plan.sources.iter().map(|source| (source.name.as_str(), source.checkpoint.path.as_path()));
+    let models = plan
+        .sources
+        .iter()
+        .map(|source| (source.name.as_str(), source.checkpoint.path.as_path()));
     let models: Vec<(&str, &Path)> = models.filter(|(_, path)| path.is_dir()).collect();
-    if models.len() < 2 { Vec::new() } else { Licences::of(models).conflicts() }
+    if models.len() < 2 {
+        Vec::new()
+    } else {
+        Licences::of(models).conflicts()
+    }
 }
 
 /// The folder, and those that its manifests say it was made of, near ones first.
@@ -174,10 +210,19 @@ pub(super) fn lineage(folder: &Path) -> Vec<PathBuf> {
     while let Some(folder) = found.get(next).cloned() {
         next += 1;
         // A manifest that cannot be read tells nothing; whoever needs it says so.
-        for source in Manifest::read(&folder).ok().flatten().into_iter().flat_map(|manifest| manifest.sources) {
+        for source in Manifest::read(&folder)
+            .ok()
+            .flatten()
+            .into_iter()
+            .flat_map(|manifest| manifest.sources)
+        {
             let relative = Path::new(&source.path);
             let path = folder.join(relative);
-            if relative.is_relative() && path.is_dir() && found.len() < MOST_FOLDERS && !found.contains(&path) {
+            if relative.is_relative()
+                && path.is_dir()
+                && found.len() < MOST_FOLDERS
+                && !found.contains(&path)
+            {
                 found.push(path);
             }
         }
@@ -190,19 +235,34 @@ impl Licences {
     /// its manifest says it was made of.
     pub fn of<'a>(models: impl IntoIterator<Item = (&'a str, &'a Path)>) -> Self {
         let told = models.into_iter().map(|(source, folder)| {
-            let (ids, name) = lineage(folder).iter().find_map(|folder| told_in(folder)).unwrap_or_default();
-            Told { source: source.to_owned(), ids, name }
+            let (ids, name) = lineage(folder)
+                .iter()
+                .find_map(|folder| told_in(folder))
+                .unwrap_or_default();
+            Told {
+                source: source.to_owned(),
+                ids,
+                name,
+            }
         });
-        Self { told: told.collect() }
+        Self {
+            told: told.collect(),
+        }
     }
 
     /// The licence of a source in a few words.
     pub(super) fn of_source(&self, source: &str) -> String {
-        let told = self.told.iter().find(|told| told.source == source && !told.ids.is_empty());
+        let told = self
+            .told
+            .iter()
+            .find(|told| told.source == source && !told.ids.is_empty());
         told.map_or_else(
             || UNKNOWN.to_owned(),
             |told| {
-                let name = told.name.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
+                let name = told
+                    .name
+                    .as_ref()
+                    .map_or_else(String::new, |name| format!(" ({name})"));
                 told.ids.join(", ") + &name
             },
         )
@@ -226,22 +286,32 @@ impl Licences {
                 None => format!("license: {OTHER}\n"),
             },
             [one] => format!("license: {one}\n"),
-            _ => format!("license:\n{}", ids.iter().map(|id| format!("- {id}\n")).collect::<String>()),
+            _ => format!(
+                "license:\n{}",
+                ids.iter().map(|id| format!("- {id}\n")).collect::<String>()
+            ),
         }
     }
 
     /// What does not go together, a sentence each; empty where all is well.
     pub fn conflicts(&self) -> Vec<String> {
         let mut found = Vec::new();
-        let silent: Vec<&str> =
-            self.told.iter().filter(|told| told.ids.is_empty()).map(|told| told.source.as_str()).collect();
+        let silent: Vec<&str> = self
+            .told
+            .iter()
+            .filter(|told| told.ids.is_empty())
+            .map(|told| told.source.as_str())
+            .collect();
         if silent.len() == self.told.len() {
             found.push("licences: no source says under which licence it is".to_owned());
             return found;
         }
         if !silent.is_empty() {
             let say = if silent.len() == 1 { "says" } else { "say" };
-            found.push(format!("licences: {} {say} nothing of one", silent.join(", ")));
+            found.push(format!(
+                "licences: {} {say} nothing of one",
+                silent.join(", ")
+            ));
         }
         let mut sources: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for told in &self.told {
@@ -260,10 +330,16 @@ impl Licences {
                 found.push(format!("licences: {} forbids commercial use", of(id)));
             }
             if !derivatives {
-                found.push(format!("licences: {} forbids derivatives, which this is", of(id)));
+                found.push(format!(
+                    "licences: {} forbids derivatives, which this is",
+                    of(id)
+                ));
             }
             if !known {
-                found.push(format!("licences: {} is none that is known here; read its text", of(id)));
+                found.push(format!(
+                    "licences: {} is none that is known here; read its text",
+                    of(id)
+                ));
             }
         }
         found
@@ -284,8 +360,13 @@ fn allowed(id: &str) -> (bool, bool, bool) {
 
 /// What the folder's card or licence file tells.
 fn told_in(folder: &Path) -> Option<(Vec<String>, Option<String>)> {
-    let card = beginning(&folder.join(CARD), CARD_BYTES).and_then(|text| front_matter(folder, &text));
-    if let Some(FrontMatter { license: Some(license), license_name }) = card {
+    let card =
+        beginning(&folder.join(CARD), CARD_BYTES).and_then(|text| front_matter(folder, &text));
+    if let Some(FrontMatter {
+        license: Some(license),
+        license_name,
+    }) = card
+    {
         let ids = match license {
             OneOrMore::One(id) => vec![id],
             OneOrMore::More(ids) => ids,
@@ -296,14 +377,25 @@ fn told_in(folder: &Path) -> Option<(Vec<String>, Option<String>)> {
             return Some((ids, license_name.filter(|name| is_plain(name))));
         }
     }
-    let text = FILES.iter().find_map(|name| beginning(&folder.join(name), LICENCE_BYTES))?;
-    let words = text.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ");
-    let title = TITLES.iter().find(|(parts, _)| parts.iter().all(|part| words.contains(part)));
+    let text = FILES
+        .iter()
+        .find_map(|name| beginning(&folder.join(name), LICENCE_BYTES))?;
+    let words = text
+        .to_lowercase()
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    let title = TITLES
+        .iter()
+        .find(|(parts, _)| parts.iter().all(|part| words.contains(part)));
     Some((vec![title.map_or(OTHER, |(_, id)| id).to_owned()], None))
 }
 
 fn front_matter(folder: &Path, text: &str) -> Option<FrontMatter> {
-    let rest = text.strip_prefix("---")?.trim_start_matches('\r').strip_prefix('\n')?;
+    let rest = text
+        .strip_prefix("---")?
+        .trim_start_matches('\r')
+        .strip_prefix('\n')?;
     let end = rest.find("\n---")?;
     // A card that is no YAML tells nothing.
     yaml::parse(&folder.join(CARD), &rest[..end]).ok()
@@ -320,8 +412,15 @@ fn beginning(path: &Path, most: u64) -> Option<String> {
 /// The Hub's spelling of an identifier, or [`OTHER`] for what could not stand in a card as it is.
 fn plain(id: &str) -> String {
     let id = id.trim().to_lowercase();
-    let id = id.strip_suffix("-only").or_else(|| id.strip_suffix("-or-later")).unwrap_or(&id);
-    if is_plain(id) { id.to_owned() } else { OTHER.to_owned() }
+    let id = id
+        .strip_suffix("-only")
+        .or_else(|| id.strip_suffix("-or-later"))
+        .unwrap_or(&id);
+    if is_plain(id) {
+        id.to_owned()
+    } else {
+        OTHER.to_owned()
+    }
 }
 
 /// Whether a word can stand in a card as it is.

@@ -52,7 +52,11 @@ impl Origin {
 type ByRole<'a> = BTreeMap<(Role, bool, Option<u64>), &'a TensorSpec>;
 
 impl Work<'_> {
-    pub(super) fn tensors(&self, target: &Architecture, router_file: Option<&Source>) -> Result<Vec<PlannedTensor>> {
+    pub(super) fn tensors(
+        &self,
+        target: &Architecture,
+        router_file: Option<&Source>,
+    ) -> Result<Vec<PlannedTensor>> {
         let dense: Vec<ByRole> = self.models.iter().map(Model::by_role).collect();
         let mut tensors = Vec::new();
         for spec in target.tensors()? {
@@ -62,7 +66,12 @@ impl Work<'_> {
         Ok(tensors)
     }
 
-    fn tensor(&self, spec: &TensorSpec, dense: &[ByRole], router_file: Option<&Source>) -> Result<(Dtype, Expression)> {
+    fn tensor(
+        &self,
+        spec: &TensorSpec,
+        dense: &[ByRole],
+        router_file: Option<&Source>,
+    ) -> Result<(Dtype, Expression)> {
         let settings = self.settings;
         let init = match spec.role {
             Role::FfnRouter => Some(&settings.router),
@@ -70,7 +79,8 @@ impl Work<'_> {
             _ => None,
         };
         if spec.role == Role::SharedExpertGate
-            && let Some((file, tensor)) = router_file.and_then(|file| Some((file, file.tensor_of(&spec.name)?)))
+            && let Some((file, tensor)) =
+                router_file.and_then(|file| Some((file, file.tensor_of(&spec.name)?)))
         {
             let dtype = settings.router_dtype.unwrap_or_else(|| self.main_dtype());
             return Ok((dtype, as_dtype(file, tensor, dtype)?));
@@ -87,7 +97,18 @@ impl Work<'_> {
             let mut rows = spec.shape.clone();
             rows[0] /= each;
             let of = init.expression(&spec.name, dtype, &rows, settings.rng_seed, router_file)?;
-            return Ok((dtype, if each == 1 { of } else { Expression::Repeat { of: Box::new(of), each, times: 1 } }));
+            return Ok((
+                dtype,
+                if each == 1 {
+                    of
+                } else {
+                    Expression::Repeat {
+                        of: Box::new(of),
+                        each,
+                        times: 1,
+                    }
+                },
+            ));
         }
         let shared = self.shared.and(match spec.role {
             Role::SharedGate => Some(Role::Gate),
@@ -95,7 +116,11 @@ impl Work<'_> {
             Role::SharedDown => Some(Role::Down),
             _ => None,
         });
-        if let Some(neutral) = neutral(spec, settings.shared_expert.is_some(), &self.models[0].architecture) {
+        if let Some(neutral) = neutral(
+            spec,
+            settings.shared_expert.is_some(),
+            &self.models[0].architecture,
+        ) {
             return Ok((self.main_dtype(), neutral));
         }
         if spec.role.only_in_mixtures() && shared.is_none() {
@@ -103,13 +128,15 @@ impl Work<'_> {
         }
         let of_model = |model: usize| -> Result<(&Model, &TensorSpec, Dtype)> {
             let role = shared.unwrap_or(spec.role);
-            let found = dense[model].get(&(role, spec.bias, spec.layer)).ok_or_else(|| {
-                Error::tensor(
-                    &self.models[model].source.checkpoint.path,
-                    &spec.name,
-                    "has no counterpart in this model",
-                )
-            })?;
+            let found = dense[model]
+                .get(&(role, spec.bias, spec.layer))
+                .ok_or_else(|| {
+                    Error::tensor(
+                        &self.models[model].source.checkpoint.path,
+                        &spec.name,
+                        "has no counterpart in this model",
+                    )
+                })?;
             Ok((&self.models[model], found, self.models[model].dtype(found)?))
         };
         let copy_of = |model: usize| -> Result<(Dtype, Expression)> {
@@ -119,7 +146,12 @@ impl Work<'_> {
         };
         if let (Some(_), Some(model)) = (shared, self.shared) {
             let (dtype, copy) = copy_of(model)?;
-            return Ok((dtype, settings.scales.applied(copy, SHARED, spec, settings.rng_seed)));
+            return Ok((
+                dtype,
+                settings
+                    .scales
+                    .applied(copy, SHARED, spec, settings.rng_seed),
+            ));
         }
         if let (Some(expert), true) = (spec.expert, spec.role.of_attention()) {
             return match self.attention_origins[expert as usize] {
@@ -128,7 +160,9 @@ impl Work<'_> {
             };
         }
         if let (Some(expert), Some(layer)) = (spec.expert, spec.layer) {
-            let networks = settings.feed_forward.networks_of(expert, self.origins.len());
+            let networks = settings
+                .feed_forward
+                .networks_of(expert, self.origins.len());
             let mut dtype = settings.dtype;
             let mut of = Vec::with_capacity(networks.len());
             for network in networks {
@@ -138,14 +172,29 @@ impl Work<'_> {
                 };
                 let (model, found, stored) = of_model(model)?;
                 let copy = as_dtype(&model.source, &found.name, *dtype.get_or_insert(stored))?;
-                of.push(settings.scales.applied(copy, &self.names[network], spec, settings.rng_seed));
+                of.push(settings.scales.applied(
+                    copy,
+                    &self.names[network],
+                    spec,
+                    settings.rng_seed,
+                ));
             }
-            let part = Part { layer, expert, role: spec.role, bias: spec.bias };
+            let part = Part {
+                layer,
+                expert,
+                role: spec.role,
+                bias: spec.bias,
+            };
             let expression = settings.feed_forward.expression(&part, &self.context, of);
             return Ok((dtype.unwrap_or_else(|| self.main_dtype()), expression));
         }
-        let shared_kv = matches!(spec.role, Role::K | Role::V | Role::KNorm) && settings.method == Method::Bam;
-        let of_seed = if shared_kv { settings.shared_kv_of_seed } else { settings.rest_of_seed };
+        let shared_kv =
+            matches!(spec.role, Role::K | Role::V | Role::KNorm) && settings.method == Method::Bam;
+        let of_seed = if shared_kv {
+            settings.shared_kv_of_seed
+        } else {
+            settings.rest_of_seed
+        };
         if of_seed {
             return copy_of(0);
         }
@@ -156,14 +205,23 @@ impl Work<'_> {
         {
             return copy_of(*one);
         }
-        let parts =
-            self.averaged.iter().map(|model| of_model(*model).and_then(|(model, found, _)| model.averaged(found)));
-        Ok((dtype, Expression::Mean { of: parts.collect::<Result<_>>()? }))
+        let parts = self
+            .averaged
+            .iter()
+            .map(|model| of_model(*model).and_then(|(model, found, _)| model.averaged(found)));
+        Ok((
+            dtype,
+            Expression::Mean {
+                of: parts.collect::<Result<_>>()?,
+            },
+        ))
     }
 
     /// The dtype of tensors that no model has.
     fn main_dtype(&self) -> Dtype {
-        self.settings.dtype.unwrap_or_else(|| self.models[0].main_dtype())
+        self.settings
+            .dtype
+            .unwrap_or_else(|| self.models[0].main_dtype())
     }
 
     /// A tensor that no model has, or of a freshly initialised expert: as the family's own models start.

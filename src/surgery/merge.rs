@@ -24,31 +24,58 @@ pub struct Settings {
 }
 
 /// Plans the weighted average, or sum, of `models`.
-pub fn plan(models: Vec<(Model, f64)>, settings: &Settings) -> Result<(Plan, Architecture, Vec<OutputFile>)> {
+pub fn plan(
+    models: Vec<(Model, f64)>,
+    settings: &Settings,
+) -> Result<(Plan, Architecture, Vec<OutputFile>)> {
     let Some((base, _)) = models.get(settings.base) else {
-        return Err(Error::usage("nothing to merge: expected at least one --model DIR[:WEIGHT]"));
+        return Err(Error::usage(
+            "nothing to merge: expected at least one --model DIR[:WEIGHT]",
+        ));
     };
-    for (other, _) in models.iter().filter(|(other, _)| !std::ptr::eq(other, base)) {
+    for (other, _) in models
+        .iter()
+        .filter(|(other, _)| !std::ptr::eq(other, base))
+    {
         fit::check(base, other)?;
     }
     let weights: Vec<f64> = models.iter().map(|(_, weight)| *weight).collect();
     let sum: f64 = weights.iter().sum();
-    if weights.iter().any(|weight| !weight.is_finite()) || !sum.is_finite() || (settings.normalize && sum == 0.0) {
-        return Err(Error::usage(format!("the weights {weights:?} cannot be divided by their sum {sum}"))
-            .with_hint("give finite weights that do not add up to 0"));
+    if weights.iter().any(|weight| !weight.is_finite())
+        || !sum.is_finite()
+        || (settings.normalize && sum == 0.0)
+    {
+        return Err(Error::usage(format!(
+            "the weights {weights:?} cannot be divided by their sum {sum}"
+        ))
+        .with_hint("give finite weights that do not add up to 0"));
     }
     let mut tensors = Vec::with_capacity(base.specs.len());
     for (number, spec) in base.specs.iter().enumerate() {
         let dtype = settings.dtype.map_or_else(|| base.dtype(spec), Ok)?;
-        let parts = models.iter().map(|(model, _)| model.averaged(&model.specs[number])).collect::<Result<Vec<_>>>()?;
+        let parts = models
+            .iter()
+            .map(|(model, _)| model.averaged(&model.specs[number]))
+            .collect::<Result<Vec<_>>>()?;
         let expression = if !settings.normalize {
-            Expression::Sum { of: parts, weights: weights.clone() }
+            Expression::Sum {
+                of: parts,
+                weights: weights.clone(),
+            }
         } else if weights.iter().all(|weight| *weight == weights[0]) {
             Expression::Mean { of: parts }
         } else {
-            Expression::Weighted { of: parts, weights: weights.clone() }
+            Expression::Weighted {
+                of: parts,
+                weights: weights.clone(),
+            }
         };
-        tensors.push(PlannedTensor::new(&spec.name, dtype, spec.shape.clone(), expression));
+        tensors.push(PlannedTensor::new(
+            &spec.name,
+            dtype,
+            spec.shape.clone(),
+            expression,
+        ));
     }
     let mut recorded = Map::new();
     let mut put = |key: &str, value: Value| recorded.insert(key.to_owned(), value);
@@ -64,10 +91,23 @@ pub fn plan(models: Vec<(Model, f64)>, settings: &Settings) -> Result<(Plan, Arc
     both_spellings(&mut config);
     let mut files = vec![card::json_file("config.json", &config)];
     files.extend(card::copies(base.companions()));
-    let sources =
-        models.iter().map(|(model, _)| (model.source.name.as_str(), model.source.checkpoint.path.as_path())).collect();
+    let sources = models
+        .iter()
+        .map(|(model, _)| {
+            (
+                model.source.name.as_str(),
+                model.source.checkpoint.path.as_path(),
+            )
+        })
+        .collect();
     let about = "A weighted average of models of one shape.";
-    let card = Card { title: "Merged model", about, tags: &["merge"], sources, settings: &recorded };
+    let card = Card {
+        title: "Merged model",
+        about,
+        tags: &["merge"],
+        sources,
+        settings: &recorded,
+    };
     files.push(card.file());
     let architecture = base.architecture.clone();
     let sources = models.into_iter().map(|(model, _)| model.source).collect();

@@ -34,11 +34,18 @@ impl Model {
     }
 
     /// As [`open`](Self::open), read as the family that a format file describes.
-    pub fn open_as(name: &str, path: &Path, format: Option<&crate::family::Family>) -> Result<Self> {
+    pub fn open_as(
+        name: &str,
+        path: &Path,
+        format: Option<&crate::family::Family>,
+    ) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
         if !metadata.is_dir() {
-            return Err(Error::file(path, "expected a checkpoint folder with config.json, found a file")
-                .with_hint("`bam-convert convert FILE DIR` makes a folder of a GGUF file"));
+            return Err(Error::file(
+                path,
+                "expected a checkpoint folder with config.json, found a file",
+            )
+            .with_hint("`bam-convert convert FILE DIR` makes a folder of a GGUF file"));
         }
         let config = Config::read(path)?;
         let architecture = match format {
@@ -53,11 +60,28 @@ impl Model {
         }
         architecture.refuse_fused(&checkpoint)?;
         let mut side_files = vec![config.path.clone()];
-        side_files.extend(existing(path, &["model.safetensors.index.json", crate::checkpoint::manifest::MANIFEST]));
+        side_files.extend(existing(
+            path,
+            &[
+                "model.safetensors.index.json",
+                crate::checkpoint::manifest::MANIFEST,
+            ],
+        ));
         side_files.extend(existing(path, &COMPANIONS));
-        let source = Source { name: name.to_owned(), checkpoint, side_files, kept: false };
+        let source = Source {
+            name: name.to_owned(),
+            checkpoint,
+            side_files,
+            kept: false,
+        };
         let unused = architecture.match_tensors(&specs, &source.checkpoint)?;
-        Ok(Self { source, config, architecture, specs, unused })
+        Ok(Self {
+            source,
+            config,
+            architecture,
+            specs,
+            unused,
+        })
     }
 
     /// The entry of a spec's tensor.
@@ -69,9 +93,11 @@ impl Model {
     pub fn dtype(&self, spec: &TensorSpec) -> Result<Dtype> {
         match self.entry(spec)?.encoding {
             Encoding::Plain(dtype) => Ok(dtype),
-            Encoding::Ggml(ggml) => {
-                Err(Error::tensor(&self.source.checkpoint.path, &spec.name, format!("is {}", ggml.name())))
-            }
+            Encoding::Ggml(ggml) => Err(Error::tensor(
+                &self.source.checkpoint.path,
+                &spec.name,
+                format!("is {}", ggml.name()),
+            )),
         }
     }
 
@@ -82,20 +108,27 @@ impl Model {
             return Ok(Expression::copy(&self.source.name, &spec.name));
         }
         let problem = format!("cannot be averaged: it is stored as {stored}");
-        Err(Error::tensor(&self.source.checkpoint.path, &spec.name, problem)
-            .with_hint("average models with floating-point weights"))
+        Err(
+            Error::tensor(&self.source.checkpoint.path, &spec.name, problem)
+                .with_hint("average models with floating-point weights"),
+        )
     }
 
     /// The dtype that new tensors get: that of the input embedding where it is a float, else float32.
     pub fn main_dtype(&self) -> Dtype {
         let embedding = self.specs.iter().find(|spec| spec.role == Role::Embedding);
         let stored = embedding.and_then(|spec| self.dtype(spec).ok());
-        stored.filter(|stored| dtype::is_float(*stored) && stored.bitsize() >= 16).unwrap_or(Dtype::F32)
+        stored
+            .filter(|stored| dtype::is_float(*stored) && stored.bitsize() >= 16)
+            .unwrap_or(Dtype::F32)
     }
 
     /// Tensor specs by what they are for: role, bias or weight, layer.
     pub fn by_role(&self) -> BTreeMap<(Role, bool, Option<u64>), &TensorSpec> {
-        self.specs.iter().map(|spec| ((spec.role, spec.bias, spec.layer), spec)).collect()
+        self.specs
+            .iter()
+            .map(|spec| ((spec.role, spec.bias, spec.layer), spec))
+            .collect()
     }
 
     /// Path of a file of this model's folder.

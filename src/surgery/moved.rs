@@ -23,7 +23,11 @@ pub(super) enum Rule<'a> {
     /// `rows` rows of length `row`, each `each` times, and all of it again.
     Repeat { row: u64, rows: u64, each: u64 },
     /// Rows of each head from interleaved pairs to two halves, or to `pairs` from halves.
-    Heads { rows_per_head: u64, row: u64, pairs: bool },
+    Heads {
+        rows_per_head: u64,
+        row: u64,
+        pairs: bool,
+    },
     /// Entries of an axis in the order in which they were drawn.
     Gather(Places<'a>),
 }
@@ -39,9 +43,17 @@ impl Rule<'_> {
     /// The stretch that begins at element `position`.
     fn run(&self, position: u64, order: &[u32]) -> Run {
         match self {
-            Self::Slice { stride, offset, run } => {
+            Self::Slice {
+                stride,
+                offset,
+                run,
+            } => {
                 let within = position % run;
-                Run { part: 0, from: position / run * stride + offset + within, length: run - within }
+                Run {
+                    part: 0,
+                    from: position / run * stride + offset + within,
+                    length: run - within,
+                }
             }
             Self::Concat { runs, total } => {
                 let (turn, mut within) = (position / total, position % total);
@@ -50,26 +62,62 @@ impl Rule<'_> {
                     within -= runs[part];
                     part += 1;
                 }
-                Run { part, from: turn * runs[part] + within, length: runs[part] - within }
+                Run {
+                    part,
+                    from: turn * runs[part] + within,
+                    length: runs[part] - within,
+                }
             }
             Self::Repeat { row, rows, each } => {
                 let (number, column) = (position / row, position % row);
                 let from = number / each % rows;
-                let length = if *each == 1 { (rows - from) * row } else { *row };
-                Run { part: 0, from: from * row + column, length: length - column }
+                let length = if *each == 1 {
+                    (rows - from) * row
+                } else {
+                    *row
+                };
+                Run {
+                    part: 0,
+                    from: from * row + column,
+                    length: length - column,
+                }
             }
-            Self::Heads { rows_per_head, row, pairs } => {
+            Self::Heads {
+                rows_per_head,
+                row,
+                pairs,
+            } => {
                 let (number, column) = (position / row, position % row);
-                let (head, within, half) = (number / rows_per_head, number % rows_per_head, rows_per_head / 2);
-                let moved = if *pairs { within % 2 * half + within / 2 } else { 2 * (within % half) + within / half };
+                let (head, within, half) = (
+                    number / rows_per_head,
+                    number % rows_per_head,
+                    rows_per_head / 2,
+                );
+                let moved = if *pairs {
+                    within % 2 * half + within / 2
+                } else {
+                    2 * (within % half) + within / half
+                };
                 let from = head * rows_per_head + moved;
-                Run { part: 0, from: from * row + column, length: row - column }
+                Run {
+                    part: 0,
+                    from: from * row + column,
+                    length: row - column,
+                }
             }
-            Self::Gather(Places { drawn, extent, inner }) => {
+            Self::Gather(Places {
+                drawn,
+                extent,
+                inner,
+            }) => {
                 let (entry, within) = (position / inner, position % inner);
                 let (block, number) = (entry / drawn.length, entry % drawn.length);
                 let from = block * extent + u64::from(order[(drawn.start + number) as usize]);
-                Run { part: 0, from: from * inner + within, length: inner - within }
+                Run {
+                    part: 0,
+                    from: from * inner + within,
+                    length: inner - within,
+                }
             }
         }
     }
@@ -90,7 +138,12 @@ impl<'a> Moved<'a> {
             _ => [].into(),
         };
         let (mut position, mut rest) = (first, out);
-        if let Rule::Gather(Places { drawn, extent, inner: 1 }) = &self.rule {
+        if let Rule::Gather(Places {
+            drawn,
+            extent,
+            inner: 1,
+        }) = &self.rule
+        {
             // Entry by entry would be a read each: whole rows are read instead.
             let mut row = vec![T::default(); *extent as usize * width];
             while !rest.is_empty() {

@@ -13,17 +13,41 @@ use crate::{Error, Result};
 
 /// An expression with its sources looked up and its shapes checked.
 pub(super) enum Node<'a> {
-    Read { checkpoint: &'a Checkpoint, entry: &'a TensorEntry, tensor: &'a str },
-    Sum { parts: Vec<Node<'a>>, weights: Option<&'a [f64]>, divisor: f64 },
+    Read {
+        checkpoint: &'a Checkpoint,
+        entry: &'a TensorEntry,
+        tensor: &'a str,
+    },
+    Sum {
+        parts: Vec<Node<'a>>,
+        weights: Option<&'a [f64]>,
+        divisor: f64,
+    },
     Moved(Moved<'a>),
-    Scaled { of: Box<Node<'a>>, by: f64 },
+    Scaled {
+        of: Box<Node<'a>>,
+        by: f64,
+    },
     Noisy(Noisy<'a>),
     Redrawn(Redrawn<'a>),
-    Normal { draws: Draws, std: f64 },
-    Uniform { draws: Draws, std: f64 },
-    Orthogonal { draws: Draws, gain: f64, rows: usize, columns: usize },
+    Normal {
+        draws: Draws,
+        std: f64,
+    },
+    Uniform {
+        draws: Draws,
+        std: f64,
+    },
+    Orthogonal {
+        draws: Draws,
+        gain: f64,
+        rows: usize,
+        columns: usize,
+    },
     Constant(f64),
-    Identity { columns: u64 },
+    Identity {
+        columns: u64,
+    },
 }
 
 /// Values summed in one go: few enough that a term and its sum stay in the cache of a core.
@@ -32,7 +56,9 @@ const SUMMED: usize = 1 << 14;
 /// `sums += weight * values`.
 #[multiversion(targets("x86_64+avx2"))]
 fn add(sums: &mut [f64], values: &[f64], weight: f64) {
-    sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value);
+    sums.iter_mut()
+        .zip(values)
+        .for_each(|(sum, value)| *sum += weight * value);
 }
 
 impl<'a> Node<'a> {
@@ -46,15 +72,24 @@ impl<'a> Node<'a> {
     }
 
     /// Bytes of elements `first..`, rounded to `dtype` where they are not moved; `dtype` is a float or they are moved.
-    pub(super) fn bytes(&self, dtype: Dtype, first: u64, out: &mut [u8], scratch: &mut Scratch) -> Result<()> {
+    pub(super) fn bytes(
+        &self,
+        dtype: Dtype,
+        first: u64,
+        out: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<()> {
         let size = dtype.bitsize() / 8;
         match self {
-            Self::Read { checkpoint, entry, .. } if entry.encoding == Encoding::Plain(dtype) => {
+            Self::Read {
+                checkpoint, entry, ..
+            } if entry.encoding == Encoding::Plain(dtype) => {
                 checkpoint.read_bytes(entry, first * size as u64, out)
             }
             Self::Moved(moved) if self.moves_bytes(dtype) => {
-                moved
-                    .fill(first, out, size, scratch, |part, first, out, scratch| part.bytes(dtype, first, out, scratch))
+                moved.fill(first, out, size, scratch, |part, first, out, scratch| {
+                    part.bytes(dtype, first, out, scratch)
+                })
             }
             _ => {
                 let mut values = std::mem::take(&mut scratch.values);
@@ -71,13 +106,19 @@ impl<'a> Node<'a> {
     /// Values of elements `first..` in `f64`.
     pub(super) fn values(&self, first: u64, out: &mut [f64], scratch: &mut Scratch) -> Result<()> {
         match self {
-            Self::Read { checkpoint, entry, .. } => {
+            Self::Read {
+                checkpoint, entry, ..
+            } => {
                 let mut raw = std::mem::take(&mut scratch.raw);
                 let done = checkpoint.read_values(entry, first, out, &mut raw);
                 scratch.raw = raw;
                 done
             }
-            Self::Sum { parts, weights, divisor } => {
+            Self::Sum {
+                parts,
+                weights,
+                divisor,
+            } => {
                 let mut term = scratch.free.pop().unwrap_or_default();
                 for (block, sums) in out.chunks_mut(SUMMED).enumerate() {
                     let first = first + (block * SUMMED) as u64;
@@ -87,7 +128,10 @@ impl<'a> Node<'a> {
                         let weight = weights.map_or(1.0, |weights| weights[number]);
                         match number {
                             // Not added to 0, which would lose the sign of −0.
-                            0 => sums.iter_mut().zip(&term).for_each(|(sum, value)| *sum = weight * value),
+                            0 => sums
+                                .iter_mut()
+                                .zip(&term)
+                                .for_each(|(sum, value)| *sum = weight * value),
                             _ => add(sums, &term, weight),
                         }
                     }
@@ -112,12 +156,20 @@ impl<'a> Node<'a> {
             Self::Uniform { draws, std } => {
                 draws.uniform(first, out);
                 let reach = libm::sqrt(3.0) * std;
-                out.iter_mut().for_each(|value| *value = (2.0 * *value - 1.0) * reach);
+                out.iter_mut()
+                    .for_each(|value| *value = (2.0 * *value - 1.0) * reach);
                 Ok(())
             }
-            Self::Orthogonal { draws, gain, rows, columns } => {
+            Self::Orthogonal {
+                draws,
+                gain,
+                rows,
+                columns,
+            } => {
                 let matrix = draws.orthonormal(*rows, *columns);
-                out.iter_mut().zip(&matrix[first as usize..]).for_each(|(value, drawn)| *value = gain * drawn);
+                out.iter_mut()
+                    .zip(&matrix[first as usize..])
+                    .for_each(|(value, drawn)| *value = gain * drawn);
                 Ok(())
             }
             Self::Constant(value) => {
@@ -126,7 +178,11 @@ impl<'a> Node<'a> {
             }
             Self::Identity { columns } => {
                 for (element, value) in (first..).zip(out) {
-                    *value = if element / columns == element % columns { 1.0 } else { 0.0 };
+                    *value = if element / columns == element % columns {
+                        1.0
+                    } else {
+                        0.0
+                    };
                 }
                 Ok(())
             }
@@ -134,15 +190,29 @@ impl<'a> Node<'a> {
     }
 
     /// The error for a value that is not finite: which source tensor holds it, or that it overflows.
-    pub(super) fn blame(&self, element: u64, layout: &TensorLayout, scratch: &mut Scratch) -> Result<Error> {
+    pub(super) fn blame(
+        &self,
+        element: u64,
+        layout: &TensorLayout,
+        scratch: &mut Scratch,
+    ) -> Result<Error> {
         let mut value = [0.0];
         self.values(element, &mut value, scratch)?;
         if !value[0].is_finite() {
             match self {
-                Self::Read { checkpoint, entry, tensor } => {
-                    let problem = format!("element {element} is {}; expected finite numbers", value[0]);
-                    return Ok(Error::tensor(checkpoint.files[entry.file].path(), tensor, problem)
-                        .with_hint("`bam-convert validate` lists every tensor with NaN or infinities"));
+                Self::Read {
+                    checkpoint,
+                    entry,
+                    tensor,
+                } => {
+                    let problem =
+                        format!("element {element} is {}; expected finite numbers", value[0]);
+                    return Ok(
+                        Error::tensor(checkpoint.files[entry.file].path(), tensor, problem)
+                            .with_hint(
+                                "`bam-convert validate` lists every tensor with NaN or infinities",
+                            ),
+                    );
                 }
                 Self::Sum { parts, .. } => {
                     for part in parts {
@@ -155,7 +225,9 @@ impl<'a> Node<'a> {
                     let (part, element) = moved.origin(element, scratch);
                     return part.blame(element, layout, scratch);
                 }
-                Self::Scaled { of, .. } | Self::Noisy(Noisy { of, .. }) | Self::Redrawn(Redrawn { of, .. })
+                Self::Scaled { of, .. }
+                | Self::Noisy(Noisy { of, .. })
+                | Self::Redrawn(Redrawn { of, .. })
                     if of.is_not_finite(element, scratch)? =>
                 {
                     return of.blame(element, layout, scratch);
@@ -164,8 +236,10 @@ impl<'a> Node<'a> {
             }
         }
         let (name, dtype) = (&layout.name, layout.dtype);
-        let problem =
-            format!("tensor `{name}` of the output: element {element} is {}, which {dtype} cannot hold", value[0]);
+        let problem = format!(
+            "tensor `{name}` of the output: element {element} is {}, which {dtype} cannot hold",
+            value[0]
+        );
         Ok(Error::usage(problem).with_hint("choose a dtype of wider range, such as bf16 or f32"))
     }
 

@@ -25,8 +25,12 @@ const MOST_EXTENTS: usize = 32;
 /// Dtypes, names and shapes that numpy or an archive does not hold, each tensor by name.
 pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<Export> {
     if let Some(dtype) = dtype.filter(|dtype| npz::descr(*dtype).is_none()) {
-        let problem = format!("numpy has no {}; expected f16, f32 or f64", dtype::name(dtype));
-        return Err(Error::usage(problem).with_hint("bf16 tensors are stored exactly in f32 without --dtype"));
+        let problem = format!(
+            "numpy has no {}; expected f16, f32 or f64",
+            dtype::name(dtype)
+        );
+        return Err(Error::usage(problem)
+            .with_hint("bf16 tensors are stored exactly in f32 without --dtype"));
     }
     let (mut plan, _) = convert::plan(path, dtype)?;
     let mut widened = 0;
@@ -39,21 +43,34 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<Export> {
     }
     if widened > 0 {
         let tensors = counted(widened, "tensor");
-        plan.notes.push(format!("numpy has no bf16: {tensors} stored in f32, which holds the same values"));
+        plan.notes.push(format!(
+            "numpy has no bf16: {tensors} stored in f32, which holds the same values"
+        ));
     }
-    plan.notes.push("an archive holds tensors alone: configuration and tokenizer stay with the source".to_owned());
+    plan.notes.push(
+        "an archive holds tensors alone: configuration and tokenizer stay with the source"
+            .to_owned(),
+    );
     plan.settings.insert("to".to_owned(), json!("npz"));
     check_plan(&plan)?;
     // Of a family that is not known there is just less to say.
-    let architecture = Config::read(path).and_then(|config| Architecture::of(&config)).ok();
-    Ok(Export { plan, architecture, format: Format::Npz })
+    let architecture = Config::read(path)
+        .and_then(|config| Architecture::of(&config))
+        .ok();
+    Ok(Export {
+        plan,
+        architecture,
+        format: Format::Npz,
+    })
 }
 
 /// Makes a tensor that would be bfloat16 float32.
 fn widen(tensor: &mut PlannedTensor) {
     tensor.layout.dtype = Dtype::F32;
     if let Expression::Copy { .. } = tensor.expression {
-        tensor.expression = Expression::Cast { of: Box::new(tensor.expression.clone()) };
+        tensor.expression = Expression::Cast {
+            of: Box::new(tensor.expression.clone()),
+        };
     }
 }
 
@@ -70,11 +87,15 @@ fn check(path: &Path, tensor: &PlannedTensor) -> Result<()> {
     }
     if !npz::holds_name(&layout.name) {
         return refused(
-            "has a name that an archive cannot hold safely: a path out of it, or the end `.npy`".to_owned(),
+            "has a name that an archive cannot hold safely: a path out of it, or the end `.npy`"
+                .to_owned(),
         );
     }
     if layout.shape.len() > MOST_EXTENTS {
-        return refused(format!("has {} extents; numpy reads at most {MOST_EXTENTS}", layout.shape.len()));
+        return refused(format!(
+            "has {} extents; numpy reads at most {MOST_EXTENTS}",
+            layout.shape.len()
+        ));
     }
     Ok(())
 }

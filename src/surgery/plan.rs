@@ -26,7 +26,10 @@ pub struct Source {
 impl Source {
     /// The name of the tensor `name`, if it is there.
     pub fn tensor_of(&self, name: &str) -> Option<&str> {
-        self.checkpoint.tensors.get_key_value(name).map(|(name, _)| name.as_str())
+        self.checkpoint
+            .tensors
+            .get_key_value(name)
+            .map(|(name, _)| name.as_str())
     }
 }
 
@@ -41,8 +44,20 @@ pub struct PlannedTensor {
 
 impl PlannedTensor {
     /// A tensor of the output.
-    pub fn new(name: impl Into<String>, dtype: dtype::Dtype, shape: Vec<u64>, expression: Expression) -> Self {
-        Self { layout: TensorLayout { name: name.into(), dtype, shape }, expression }
+    pub fn new(
+        name: impl Into<String>,
+        dtype: dtype::Dtype,
+        shape: Vec<u64>,
+        expression: Expression,
+    ) -> Self {
+        Self {
+            layout: TensorLayout {
+                name: name.into(),
+                dtype,
+                shape,
+            },
+            expression,
+        }
     }
 }
 
@@ -66,27 +81,47 @@ pub struct Plan {
 impl Plan {
     /// Bytes of all tensors of the output.
     pub fn data_length(&self) -> u64 {
-        self.tensors.iter().map(|tensor| tensor.layout.length()).sum()
+        self.tensors
+            .iter()
+            .map(|tensor| tensor.layout.length())
+            .sum()
     }
 
     /// Values of all tensors of the output.
     pub fn parameters(&self) -> u64 {
-        self.tensors.iter().map(|tensor| tensor.layout.shape.iter().product::<u64>()).sum()
+        self.tensors
+            .iter()
+            .map(|tensor| tensor.layout.shape.iter().product::<u64>())
+            .sum()
     }
 
     /// Names, dtypes and shapes, in order.
     pub fn layouts(&self) -> Vec<TensorLayout> {
-        self.tensors.iter().map(|tensor| tensor.layout.clone()).collect()
+        self.tensors
+            .iter()
+            .map(|tensor| tensor.layout.clone())
+            .collect()
     }
 }
 
 /// The source called `name`.
 pub fn source<'a>(sources: &'a [Source], name: &str) -> Result<&'a Source> {
-    let known = || sources.iter().map(|source| source.name.as_str()).collect::<Vec<_>>().join(", ");
+    let known = || {
+        sources
+            .iter()
+            .map(|source| source.name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     sources
         .iter()
         .find(|source| source.name == name)
-        .ok_or_else(|| Error::usage(format!("an expression reads the source `{name}`; the sources are: {}", known())))
+        .ok_or_else(|| {
+            Error::usage(format!(
+                "an expression reads the source `{name}`; the sources are: {}",
+                known()
+            ))
+        })
 }
 
 /// The expression that brings a source tensor to `dtype`: its bytes where it has that dtype already.
@@ -98,7 +133,11 @@ pub fn as_dtype(source: &Source, tensor: &str, dtype: dtype::Dtype) -> Result<Ex
         Encoding::Plain(stored) => {
             let path = source.checkpoint.files[entry.file].path();
             if !dtype::is_numeric(stored) || !dtype::is_float(dtype) {
-                return Err(Error::tensor(path, tensor, format!("cannot be cast from {stored} to {dtype}")));
+                return Err(Error::tensor(
+                    path,
+                    tensor,
+                    format!("cannot be cast from {stored} to {dtype}"),
+                ));
             }
             Ok(Expression::Cast { of: Box::new(leaf) })
         }

@@ -36,7 +36,11 @@ impl Publication<'_> {
     /// A card that is not UTF-8, or whose front matter is no YAML.
     pub fn card(&self) -> Result<String> {
         let path = self.folder.join(CARD);
-        let text = if path.exists() { yaml::read_text(&path)? } else { format!("# {}\n", self.title) };
+        let text = if path.exists() {
+            yaml::read_text(&path)?
+        } else {
+            format!("# {}\n", self.title)
+        };
         let (front, body) = split(&path, &text)?;
         let known: Map<String, Value> = match front.trim().is_empty() {
             true => Map::new(),
@@ -59,9 +63,15 @@ impl Publication<'_> {
                 remove(&mut front, "base_model_relation");
             } else {
                 added.push_str("base_model:\n");
-                bases.iter().for_each(|base| added.push_str(&format!("- {}\n", Value::from(base.as_str()))));
+                bases.iter().for_each(|base| {
+                    added.push_str(&format!("- {}\n", Value::from(base.as_str())))
+                });
                 if relation.is_none() {
-                    let kind = if bases.len() == 1 { "finetune" } else { "merge" };
+                    let kind = if bases.len() == 1 {
+                        "finetune"
+                    } else {
+                        "merge"
+                    };
                     added.push_str(&format!("base_model_relation: {kind}\n"));
                 }
             }
@@ -74,22 +84,37 @@ impl Publication<'_> {
         let own = self.section();
         let body = match (body.find(BEGIN), body.find(END)) {
             (Some(begin), Some(end)) if begin < end => {
-                format!("{}{own}{}", &body[..begin], body[end + END.len()..].trim_start_matches('\n'))
+                format!(
+                    "{}{own}{}",
+                    &body[..begin],
+                    body[end + END.len()..].trim_start_matches('\n')
+                )
             }
             _ if own.is_empty() => body.to_owned(),
             _ => format!("{}\n\n{own}", body.trim_end()),
         };
-        let gap = if front.is_empty() || body.starts_with('\n') { "" } else { "\n" };
+        let gap = if front.is_empty() || body.starts_with('\n') {
+            ""
+        } else {
+            "\n"
+        };
         Ok(format!("{front}{gap}{body}"))
     }
 
     /// Repositories of the models that it was made of, each once.
     fn bases(&self) -> Vec<String> {
         let mut bases = Vec::new();
-        for source in self.manifest.into_iter().flat_map(|manifest| &manifest.sources) {
+        for source in self
+            .manifest
+            .into_iter()
+            .flat_map(|manifest| &manifest.sources)
+        {
             let nearest = || {
                 let folders = lineage(&self.folder.join(&source.path));
-                folders.iter().find_map(|folder| Origin::of(folder, &[])).map(|(repository, _)| repository)
+                folders
+                    .iter()
+                    .find_map(|folder| Origin::of(folder, &[]))
+                    .map(|(repository, _)| repository)
             };
             let base = source.repository.clone().or_else(nearest);
             bases.extend(base.filter(|base| !bases.contains(base)));
@@ -107,15 +132,29 @@ impl Publication<'_> {
         };
         let mut names = BTreeSet::new();
         for folder in lineage(self.folder) {
-            let sources = Manifest::read(&folder).ok().flatten().map(|manifest| manifest.sources).unwrap_or_default();
-            names.extend(sources.iter().flat_map(|source| [source.name.clone(), source.bare_name(&folder)]));
+            let sources = Manifest::read(&folder)
+                .ok()
+                .flatten()
+                .map(|manifest| manifest.sources)
+                .unwrap_or_default();
+            names.extend(
+                sources
+                    .iter()
+                    .flat_map(|source| [source.name.clone(), source.bare_name(&folder)]),
+            );
         }
-        said.iter().all(|name| names.contains(*name) || bases.iter().any(|base| base == name))
+        said.iter()
+            .all(|name| names.contains(*name) || bases.iter().any(|base| base == name))
     }
 
     fn licence(&self) -> String {
-        let sources = self.manifest.into_iter().flat_map(|manifest| &manifest.sources);
-        let paths: Vec<_> = sources.map(|source| (source.name.as_str(), self.folder.join(&source.path))).collect();
+        let sources = self
+            .manifest
+            .into_iter()
+            .flat_map(|manifest| &manifest.sources);
+        let paths: Vec<_> = sources
+            .map(|source| (source.name.as_str(), self.folder.join(&source.path)))
+            .collect();
         Licences::of(paths.iter().map(|(name, path)| (*name, path.as_path()))).front_matter()
     }
 
@@ -140,7 +179,10 @@ impl Publication<'_> {
             manifest.method, manifest.tool.version
         );
         if let Some(lineage) = &manifest.lineage {
-            let data = lineage.data.iter().map(|data| format!("{} (weight {})", data.name, data.weight));
+            let data = lineage
+                .data
+                .iter()
+                .map(|data| format!("{} (weight {})", data.name, data.weight));
             text.push_str(&format!(
                 "Trained for {} on {} of {}.\n",
                 table::counted(lineage.step, "step"),
@@ -149,11 +191,19 @@ impl Publication<'_> {
             ));
         }
         if !manifest.sources.is_empty() {
-            let columns = [("source", Align::Left), ("repository", Align::Left), ("commit", Align::Left)];
+            let columns = [
+                ("source", Align::Left),
+                ("repository", Align::Left),
+                ("commit", Align::Left),
+            ];
             let row = |source: &SourceRecord| {
                 let local = || format!("{} (not on the Hub)", source.bare_name(self.folder));
                 let repository = source.repository.clone().unwrap_or_else(local);
-                vec![source.name.clone(), repository, source.commit.clone().unwrap_or_default()]
+                vec![
+                    source.name.clone(),
+                    repository,
+                    source.commit.clone().unwrap_or_default(),
+                ]
             };
             let rows: Vec<_> = manifest.sources.iter().map(row).collect();
             text.push_str(&format!("\n{}", table::markdown(&columns, &rows)));
@@ -164,7 +214,12 @@ impl Publication<'_> {
 
 /// Front matter and what follows it; the front matter is empty where there is none.
 fn split<'t>(path: &Path, text: &'t str) -> Result<(&'t str, &'t str)> {
-    let Some(rest) = text.strip_prefix("---\n").or_else(|| text.strip_prefix("---\r\n")) else { return Ok(("", text)) };
+    let Some(rest) = text
+        .strip_prefix("---\n")
+        .or_else(|| text.strip_prefix("---\r\n"))
+    else {
+        return Ok(("", text));
+    };
     let mut start = 0;
     for line in rest.split_inclusive('\n') {
         if line.trim_end() == "---" {
@@ -172,13 +227,21 @@ fn split<'t>(path: &Path, text: &'t str) -> Result<(&'t str, &'t str)> {
         }
         start += line.len();
     }
-    Err(Error::file(path, "expected the front matter to end in a line `---`, found no end"))
+    Err(Error::file(
+        path,
+        "expected the front matter to end in a line `---`, found no end",
+    ))
 }
 
 /// Removes a key and the lines that belong to it.
 fn remove(lines: &mut Vec<&str>, key: &str) {
-    let is_key = |line: &&str| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(':'));
-    let Some(at) = lines.iter().position(is_key) else { return };
+    let is_key = |line: &&str| {
+        line.strip_prefix(key)
+            .is_some_and(|rest| rest.starts_with(':'))
+    };
+    let Some(at) = lines.iter().position(is_key) else {
+        return;
+    };
     let belongs = |line: &&&str| line.starts_with([' ', '\t', '-']);
     let count = lines[at + 1..].iter().take_while(belongs).count();
     lines.drain(at..=at + count);
@@ -192,7 +255,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(CARD), text).unwrap();
         let evaluation = evaluation.map(str::to_owned);
-        Publication { folder: folder.path(), title: "name", manifest: None, evaluation }.card()
+        Publication {
+            folder: folder.path(),
+            title: "name",
+            manifest: None,
+            evaluation,
+        }
+        .card()
     }
 
     #[test]
@@ -200,11 +269,17 @@ mod tests {
         let text = "---\nlicense: mit\nbase_model: org/seed\n---\n\n# Mine\n\nWords.\n";
         assert_eq!(card(text, None).unwrap(), text);
         let once = card(text, Some("| a |\n")).unwrap();
-        assert!(once.starts_with(text.trim_end()) && once.contains("## Evaluation"), "{once}");
+        assert!(
+            once.starts_with(text.trim_end()) && once.contains("## Evaluation"),
+            "{once}"
+        );
         // What is written anew is not written twice.
         let longer = format!("{once}\nAfterwards.\n");
         let twice = card(&longer, Some("| b |\n")).unwrap();
-        assert!(twice.matches("## Evaluation").count() == 1 && twice.contains("| b |"), "{twice}");
+        assert!(
+            twice.matches("## Evaluation").count() == 1 && twice.contains("| b |"),
+            "{twice}"
+        );
         assert!(twice.ends_with("Afterwards.\n"), "{twice}");
     }
 

@@ -18,9 +18,13 @@ pub struct Draws {
 impl Draws {
     /// Those of the tensor called `name` under `seed`.
     pub fn new(seed: u64, name: &str) -> Self {
-        let hash =
-            Sha256::new().chain_update(b"bam-convert rng v1\0").chain_update(seed.to_le_bytes()).chain_update(name);
-        Self { key: hash.finalize().into() }
+        let hash = Sha256::new()
+            .chain_update(b"bam-convert rng v1\0")
+            .chain_update(seed.to_le_bytes())
+            .chain_update(name);
+        Self {
+            key: hash.finalize().into(),
+        }
     }
 
     fn words_of(&self, first: u64) -> ChaCha20Rng {
@@ -91,7 +95,10 @@ impl Draws {
             for _ in 0..2 {
                 for other in earlier.chunks_exact(columns) {
                     let along = dot(current, other);
-                    current.iter_mut().zip(other).for_each(|(value, part)| *value -= along * part);
+                    current
+                        .iter_mut()
+                        .zip(other)
+                        .for_each(|(value, part)| *value -= along * part);
                 }
             }
             let length = libm::sqrt(dot(current, current));
@@ -149,14 +156,23 @@ mod tests {
         let moments = |values: &[f64]| {
             let n = values.len() as f64;
             let mean = values.iter().sum::<f64>() / n;
-            (mean, (values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n).sqrt())
+            (
+                mean,
+                (values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n).sqrt(),
+            )
         };
         Draws::new(0, "x").normal(0, &mut values);
         let (mean, std) = moments(&values);
-        assert!(mean.abs() < 0.01 && (std - 1.0).abs() < 0.01, "{mean} {std}");
+        assert!(
+            mean.abs() < 0.01 && (std - 1.0).abs() < 0.01,
+            "{mean} {std}"
+        );
         Draws::new(0, "x").uniform(0, &mut values);
         let (mean, std) = moments(&values);
-        assert!((mean - 0.5).abs() < 0.01 && (std - 12f64.sqrt().recip()).abs() < 0.01, "{mean} {std}");
+        assert!(
+            (mean - 0.5).abs() < 0.01 && (std - 12f64.sqrt().recip()).abs() < 0.01,
+            "{mean} {std}"
+        );
     }
 
     #[test]

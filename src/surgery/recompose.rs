@@ -74,21 +74,37 @@ pub(super) struct ByPlace<'a> {
 
 impl<'a> ByPlace<'a> {
     pub(super) fn new(model: &'a Model) -> Self {
-        Self { model, specs: model.specs.iter().map(|spec| (spec.place(), spec)).collect() }
+        Self {
+            model,
+            specs: model
+                .specs
+                .iter()
+                .map(|spec| (spec.place(), spec))
+                .collect(),
+        }
     }
 
     /// The tensor that stands for `spec`, of this expert or shared by all; `None` where there is none.
     pub(super) fn find(&self, spec: &TensorSpec, expert: Option<u64>) -> Option<&'a TensorSpec> {
-        self.specs.get(&(spec.role, spec.bias, spec.layer, expert)).copied()
+        self.specs
+            .get(&(spec.role, spec.bias, spec.layer, expert))
+            .copied()
     }
 
     /// Its dtype, and the expression that copies it.
-    pub(super) fn copy(&self, spec: &TensorSpec, expert: Option<u64>) -> Result<(Dtype, Expression)> {
+    pub(super) fn copy(
+        &self,
+        spec: &TensorSpec,
+        expert: Option<u64>,
+    ) -> Result<(Dtype, Expression)> {
         let path = &self.model.source.checkpoint.path;
         let found = self
             .find(spec, expert)
             .ok_or_else(|| Error::tensor(path, &spec.name, "has no counterpart in this model"))?;
-        Ok((self.model.dtype(found)?, Expression::copy(&self.model.source.name, &found.name)))
+        Ok((
+            self.model.dtype(found)?,
+            Expression::copy(&self.model.source.name, &found.name),
+        ))
     }
 }
 
@@ -101,7 +117,12 @@ impl Composition {
         file: Option<&Source>,
     ) -> Result<Vec<PlannedTensor>> {
         let by_place = models.iter().map(ByPlace::new).collect();
-        let taken = Taken { composition: self, models, by_place, file };
+        let taken = Taken {
+            composition: self,
+            models,
+            by_place,
+            file,
+        };
         let tensors = target.tensors()?.into_iter().map(|spec| {
             let (dtype, expression) = match (spec.role, spec.expert) {
                 (role, _) if role.is_router() => taken.router(&spec)?,
@@ -118,16 +139,21 @@ impl Taken<'_> {
     /// The experts that a tensor is of, or a router sends to.
     fn parts(&self, spec: &TensorSpec) -> &[Part] {
         let of_attention = spec.role.of_attention() || spec.role == Role::AttentionRouter;
-        if of_attention { &self.composition.attention } else { &self.composition.ffn }
+        if of_attention {
+            &self.composition.attention
+        } else {
+            &self.composition.ffn
+        }
     }
 
     fn expert(&self, spec: &TensorSpec, part: Part) -> Result<(Dtype, Expression)> {
         let models = &self.by_place;
         match part {
             Part::Of { mixture, expert } => models[mixture].copy(spec, Some(expert)),
-            Part::New { .. } | Part::Replaced { .. } if spec.role.only_in_mixtures() => {
-                Ok((self.models[0].main_dtype(), init::fresh(spec, self.models[0].architecture.initializer_range, 0)))
-            }
+            Part::New { .. } | Part::Replaced { .. } if spec.role.only_in_mixtures() => Ok((
+                self.models[0].main_dtype(),
+                init::fresh(spec, self.models[0].architecture.initializer_range, 0),
+            )),
             Part::New { model } | Part::Replaced { model, .. } => models[model].copy(spec, None),
             Part::Public => {
                 let copies = models.iter().map(|mixture| mixture.copy(spec, Some(0)));
@@ -138,11 +164,22 @@ impl Taken<'_> {
 
     fn shared(&self, spec: &TensorSpec) -> Result<(Dtype, Expression)> {
         let models = &self.by_place;
-        let Shared::Averaged(weights) = &self.composition.shared else { return models[0].copy(spec, None) };
-        let having = models.iter().zip(weights).filter(|(model, _)| model.find(spec, None).is_some());
-        let (copies, weights): (Vec<_>, Vec<f64>) =
-            having.map(|(model, weight)| (model.copy(spec, None), *weight)).unzip();
-        average(spec, self.models, copies.into_iter().collect::<Result<_>>()?, Some(weights))
+        let Shared::Averaged(weights) = &self.composition.shared else {
+            return models[0].copy(spec, None);
+        };
+        let having = models
+            .iter()
+            .zip(weights)
+            .filter(|(model, _)| model.find(spec, None).is_some());
+        let (copies, weights): (Vec<_>, Vec<f64>) = having
+            .map(|(model, weight)| (model.copy(spec, None), *weight))
+            .unzip();
+        average(
+            spec,
+            self.models,
+            copies.into_iter().collect::<Result<_>>()?,
+            Some(weights),
+        )
     }
 
     /// The rows of kept experts cut out of their routers, in runs as long as they come, and new rows between.
@@ -151,25 +188,42 @@ impl Taken<'_> {
         let (dtype, whole) = models[0].copy(spec, None)?;
         let rows_of = |mixture: usize, start: u64, length: u64| -> Result<Expression> {
             let (stored, of) = models[mixture].copy(spec, None)?;
-            let all = models[mixture].find(spec, None).map_or(0, |found| found.shape[0]);
+            let all = models[mixture]
+                .find(spec, None)
+                .map_or(0, |found| found.shape[0]);
             let rows = match length == all {
                 true => of,
-                false => Expression::Slice { of: Box::new(of), axis: 0, start, length },
+                false => Expression::Slice {
+                    of: Box::new(of),
+                    axis: 0,
+                    start,
+                    length,
+                },
             };
-            Ok(if stored == dtype { rows } else { Expression::Cast { of: Box::new(rows) } })
+            Ok(if stored == dtype {
+                rows
+            } else {
+                Expression::Cast { of: Box::new(rows) }
+            })
         };
         let parts = self.parts(spec);
         let mut joined = Vec::new();
         let mut number = 0;
         while number < parts.len() {
             let run = |follows: &dyn Fn(u64, &Part) -> bool| {
-                let others = parts[number..].iter().zip(0..).take_while(|(part, at)| follows(*at, part));
+                let others = parts[number..]
+                    .iter()
+                    .zip(0..)
+                    .take_while(|(part, at)| follows(*at, part));
                 others.count()
             };
             let (count, expression) = match parts[number] {
                 Part::Of { mixture, expert } => {
                     let count = run(&|at, part| match part {
-                        Part::Of { mixture: m, expert: e } => (*m, *e) == (mixture, expert + at),
+                        Part::Of {
+                            mixture: m,
+                            expert: e,
+                        } => (*m, *e) == (mixture, expert + at),
                         Part::Replaced { expert: e, .. } => (0, *e) == (mixture, expert + at),
                         Part::New { .. } | Part::Public => false,
                     });
@@ -191,7 +245,10 @@ impl Taken<'_> {
         }
         let expression = match joined.len() {
             1 => joined.pop().unwrap_or(whole),
-            _ => Expression::Concat { of: joined, axis: 0 },
+            _ => Expression::Concat {
+                of: joined,
+                axis: 0,
+            },
         };
         Ok((dtype, expression))
     }
@@ -200,10 +257,23 @@ impl Taken<'_> {
         if spec.bias {
             return Ok(Expression::Constant { value: 0.0 });
         }
-        let rows =
-            self.composition.rows.as_ref().ok_or_else(|| Error::usage("a new expert has no rows to start from"))?;
-        let init = if spec.role == Role::AttentionRouter { &rows.attention } else { &rows.ffn };
-        init.expression(&spec.name, dtype, &[&[count], &spec.shape[1..]].concat(), rows.seed, self.file)
+        let rows = self
+            .composition
+            .rows
+            .as_ref()
+            .ok_or_else(|| Error::usage("a new expert has no rows to start from"))?;
+        let init = if spec.role == Role::AttentionRouter {
+            &rows.attention
+        } else {
+            &rows.ffn
+        };
+        init.expression(
+            &spec.name,
+            dtype,
+            &[&[count], &spec.shape[1..]].concat(),
+            rows.seed,
+            self.file,
+        )
     }
 }
 
@@ -216,11 +286,19 @@ fn average(
 ) -> Result<(Dtype, Expression)> {
     let path = &models[0].source.checkpoint.path;
     let Some((first, _)) = copies.first() else {
-        return Err(Error::tensor(path, &spec.name, "has no counterpart in any model"));
+        return Err(Error::tensor(
+            path,
+            &spec.name,
+            "has no counterpart in any model",
+        ));
     };
-    if let (Some((stored, _)), true) = (copies.iter().find(|(stored, _)| !dtype::is_float(*stored)), copies.len() > 1) {
+    if let (Some((stored, _)), true) = (
+        copies.iter().find(|(stored, _)| !dtype::is_float(*stored)),
+        copies.len() > 1,
+    ) {
         let problem = format!("cannot be averaged: a model stores it as {stored}");
-        return Err(Error::tensor(path, &spec.name, problem).with_hint("average models with floating-point weights"));
+        return Err(Error::tensor(path, &spec.name, problem)
+            .with_hint("average models with floating-point weights"));
     }
     let first = *first;
     let mut of: Vec<Expression> = copies.into_iter().map(|(_, copy)| copy).collect();

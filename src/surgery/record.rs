@@ -27,12 +27,25 @@ pub(super) fn settings(
         if settings.method == Method::Bam {
             put("kv", json!(mixture.attention_kv));
             if mixture.attention_kv == AttentionKv::Shared {
-                put("shared_kv", json!(if settings.shared_kv_of_seed { "seed" } else { "mean" }));
+                put(
+                    "shared_kv",
+                    json!(if settings.shared_kv_of_seed {
+                        "seed"
+                    } else {
+                        "mean"
+                    }),
+                );
             }
             let soft = mixture.num_attention_experts_per_tok == mixture.num_attention_experts;
             let top_k = mixture.num_attention_experts_per_tok;
-            put("attention_top_k", if soft { json!("soft") } else { json!(top_k) });
-            put("attention_router", json!(settings.attention_router.to_string()));
+            put(
+                "attention_top_k",
+                if soft { json!("soft") } else { json!(top_k) },
+            );
+            put(
+                "attention_router",
+                json!(settings.attention_router.to_string()),
+            );
         }
         put("top_k", json!(mixture.num_experts_per_tok));
         put("norm_topk_prob", json!(mixture.norm_topk_prob));
@@ -44,22 +57,42 @@ pub(super) fn settings(
         put("layers", json!(layers));
     }
     if let Some(shared) = &settings.shared_expert {
-        put("shared_expert", json!(format!("{}{}", shared.of, if shared.gated { ":gated" } else { "" })));
+        put(
+            "shared_expert",
+            json!(format!(
+                "{}{}",
+                shared.of,
+                if shared.gated { ":gated" } else { "" }
+            )),
+        );
     }
     for (key, value) in settings.scales.record() {
         put(key, value);
     }
-    put("rest", json!(if settings.rest_of_seed { "seed" } else { "mean" }));
+    put(
+        "rest",
+        json!(if settings.rest_of_seed {
+            "seed"
+        } else {
+            "mean"
+        }),
+    );
     put("no_seed_expert", json!(!settings.seed_expert));
     put("seed_copies", json!(settings.seed_copies));
     put("router", json!(settings.router.to_string()));
     if let Some(rows) = &settings.prompt_rows {
-        put("router_prompts", json!({"gate_mode": rows.mode, "sha256": rows.prompts_sha256}));
+        put(
+            "router_prompts",
+            json!({"gate_mode": rows.mode, "sha256": rows.prompts_sha256}),
+        );
     }
     put("router_bias", json!(settings.router_bias));
     put("adapters", json!(settings.adapters));
     put("dtype", json!(settings.dtype.map(dtype::name)));
-    put("router_dtype", json!(settings.router_dtype.map(dtype::name)));
+    put(
+        "router_dtype",
+        json!(settings.router_dtype.map(dtype::name)),
+    );
     put("rng_seed", json!(settings.rng_seed));
     map
 }
@@ -81,8 +114,15 @@ pub(super) fn files(
     files.extend(card::copies(seed.companions()));
     let about = about(method);
     let tags = ["moe", "merge", method.name()];
-    let paths =
-        models.iter().map(|model| (model.source.name.as_str(), model.source.checkpoint.path.as_path())).collect();
+    let paths = models
+        .iter()
+        .map(|model| {
+            (
+                model.source.name.as_str(),
+                model.source.checkpoint.path.as_path(),
+            )
+        })
+        .collect();
     let card = Card {
         title: &format!("{} mixture", method.name().to_uppercase()),
         about,
@@ -135,10 +175,14 @@ pub(super) fn notes(models: &[Model], dtype: Option<Dtype>) -> Vec<String> {
                 "{name}: {count} stored tensor(s) that models compute or tie are left out, such as `{first}`"
             ));
         }
-        let differing = model.specs.iter().zip(&models[0].specs).find_map(|(spec, of_seed)| {
-            let (found, expected) = (model.dtype(spec).ok()?, models[0].dtype(of_seed).ok()?);
-            (found != expected).then_some((spec, found, expected))
-        });
+        let differing = model
+            .specs
+            .iter()
+            .zip(&models[0].specs)
+            .find_map(|(spec, of_seed)| {
+                let (found, expected) = (model.dtype(spec).ok()?, models[0].dtype(of_seed).ok()?);
+                (found != expected).then_some((spec, found, expected))
+            });
         if let Some((spec, found, expected)) = differing.filter(|_| dtype.is_none()) {
             notes.push(format!(
                 "{name}: stored in another dtype than the seed (`{}` is {found}, the seed's {expected}); experts keep their bytes, averages take the seed's dtype",

@@ -16,7 +16,9 @@ use super::plan::{Plan, PlannedTensor, Source};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
-use crate::family::{self, Architecture, Config, ExpertLayout, FusedTensor, Output, Place, Role, TensorSpec};
+use crate::family::{
+    self, Architecture, Config, ExpertLayout, FusedTensor, Output, Place, Role, TensorSpec,
+};
 use crate::{Error, Result};
 
 /// What to make of a mixture.
@@ -36,26 +38,45 @@ pub struct Form<'a> {
 /// Whatever the family cannot hold, and a source that is no mixture in a folder.
 pub fn plan(path: &Path, form: &Form) -> Result<(Plan, Architecture, Vec<OutputFile>)> {
     let checkpoint = Checkpoint::open(path)?;
-    let Some(folder) = checkpoint.folder().filter(|_| checkpoint.gguf.is_none()).map(Path::to_path_buf) else {
-        return Err(Error::file(path, "expected a checkpoint folder with config.json")
-            .with_hint("`bam-convert convert FILE DIR` makes a folder of a GGUF file"));
+    let Some(folder) = checkpoint
+        .folder()
+        .filter(|_| checkpoint.gguf.is_none())
+        .map(Path::to_path_buf)
+    else {
+        return Err(
+            Error::file(path, "expected a checkpoint folder with config.json")
+                .with_hint("`bam-convert convert FILE DIR` makes a folder of a GGUF file"),
+        );
     };
     let config = Config::read(&folder)?;
     let architecture = Architecture::of(&config)?;
     let Some(mixture) = architecture.mixture.clone() else {
-        let problem = "describes a dense model, whose experts cannot be laid out; expected a mixture";
-        return Err(Error::file(&config.path, problem).with_hint("`bam-convert upcycle` makes mixtures"));
+        let problem =
+            "describes a dense model, whose experts cannot be laid out; expected a mixture";
+        return Err(
+            Error::file(&config.path, problem).with_hint("`bam-convert upcycle` makes mixtures")
+        );
     };
     let target = form.to.unwrap_or(&architecture.family);
-    let Output { architecture: wanted, config: mut json } = family::output(&architecture, &config, mixture, target)?;
+    let Output {
+        architecture: wanted,
+        config: mut json,
+    } = family::output(&architecture, &config, mixture, target)?;
     if let Some(dtype) = form.dtype {
         for key in ["dtype", "torch_dtype"] {
             json.insert(key.to_owned(), json!(dtype::torch_name(dtype)));
         }
     }
-    let wanted = Architecture { dtype: form.dtype.or(wanted.dtype), ..wanted };
+    let wanted = Architecture {
+        dtype: form.dtype.or(wanted.dtype),
+        ..wanted
+    };
     let stored = Stored::new(&architecture, checkpoint, form.dtype)?;
-    let tensors = stored.tensors(&architecture, &wanted, form.layout.unwrap_or(ExpertLayout::Classic))?;
+    let tensors = stored.tensors(
+        &architecture,
+        &wanted,
+        form.layout.unwrap_or(ExpertLayout::Classic),
+    )?;
     let mut files = vec![card::json_file("config.json", &json)];
     if wanted.is_bam() {
         files.extend(card::model_code());
@@ -70,8 +91,12 @@ pub fn plan(path: &Path, form: &Form) -> Result<(Plan, Architecture, Vec<OutputF
     if let Some(dtype) = form.dtype {
         settings.insert("dtype".to_owned(), json!(dtype::name(dtype)));
     }
-    let source =
-        Source { name: SOURCE.to_owned(), side_files: side_files(&folder), checkpoint: stored.checkpoint, kept: false };
+    let source = Source {
+        name: SOURCE.to_owned(),
+        side_files: side_files(&folder),
+        checkpoint: stored.checkpoint,
+        kept: false,
+    };
     Ok((converted(source, tensors, settings), wanted, files))
 }
 
@@ -83,7 +108,11 @@ struct Stored {
 }
 
 impl Stored {
-    fn new(architecture: &Architecture, checkpoint: Checkpoint, dtype: Option<Dtype>) -> Result<Self> {
+    fn new(
+        architecture: &Architecture,
+        checkpoint: Checkpoint,
+        dtype: Option<Dtype>,
+    ) -> Result<Self> {
         let specs = architecture.tensors()?;
         let apart = architecture.with_experts_apart(Checkpoint::open(&checkpoint.path)?)?;
         architecture.match_tensors(&specs, &apart)?;
@@ -95,9 +124,19 @@ impl Stored {
         }
         let mut found = BTreeMap::new();
         for spec in &specs {
-            let stored = apart.tensor(&spec.name)?.encoding.plain().unwrap_or(Dtype::F32);
-            let wanted = if dtype::is_float(stored) { dtype.unwrap_or(stored) } else { stored };
-            let of = parts.remove(&spec.name).unwrap_or_else(|| Expression::copy(SOURCE, &spec.name));
+            let stored = apart
+                .tensor(&spec.name)?
+                .encoding
+                .plain()
+                .unwrap_or(Dtype::F32);
+            let wanted = if dtype::is_float(stored) {
+                dtype.unwrap_or(stored)
+            } else {
+                stored
+            };
+            let of = parts
+                .remove(&spec.name)
+                .unwrap_or_else(|| Expression::copy(SOURCE, &spec.name));
             let expression = if wanted == stored {
                 of
             } else {
@@ -117,20 +156,32 @@ impl Stored {
     ) -> Result<Vec<PlannedTensor>> {
         let specs = wanted.tensors()?;
         let mut left = self.found.clone();
-        let usual = self.found.get(&(Role::Embedding, false, None, None)).map_or(Dtype::BF16, |(dtype, _)| *dtype);
+        let usual = self
+            .found
+            .get(&(Role::Embedding, false, None, None))
+            .map_or(Dtype::BF16, |(dtype, _)| *dtype);
         let mut tensors = Vec::with_capacity(specs.len());
         for spec in &specs {
             let (dtype, expression) = match left.remove(&spec.place()) {
                 Some(found) => found,
                 None => (
                     usual,
-                    neutral(spec, false, architecture).unwrap_or_else(|| fresh(spec, wanted.initializer_range, 0)),
+                    neutral(spec, false, architecture)
+                        .unwrap_or_else(|| fresh(spec, wanted.initializer_range, 0)),
                 ),
             };
-            tensors.push(PlannedTensor::new(spec.name.clone(), dtype, spec.shape.clone(), expression));
+            tensors.push(PlannedTensor::new(
+                spec.name.clone(),
+                dtype,
+                spec.shape.clone(),
+                expression,
+            ));
         }
         if let Some((role, ..)) = left.keys().next() {
-            let problem = format!("has `{role}` tensors that a {} model has no place for", wanted.family);
+            let problem = format!(
+                "has `{role}` tensors that a {} model has no place for",
+                wanted.family
+            );
             return Err(Error::file(&self.checkpoint.path, problem));
         }
         match layout {
@@ -144,17 +195,29 @@ impl Stored {
 fn taken_apart(fused: FusedTensor) -> impl Iterator<Item = (String, Expression)> {
     let whole = Expression::copy(SOURCE, &fused.name);
     // A matrix is the router under another name.
-    let experts = if fused.shape.len() == 3 { fused.shape[0] } else { 0 };
+    let experts = if fused.shape.len() == 3 {
+        fused.shape[0]
+    } else {
+        0
+    };
     let in_one = (fused.parts.len() as u64).checked_div(experts).unwrap_or(1);
     let rows = fused.shape.get(1).map_or(0, |rows| rows / in_one);
     fused.parts.into_iter().zip(0..).map(move |(name, number)| {
         if experts == 0 {
             return (name, whole.clone());
         }
-        let of = Box::new(Expression::Entry { of: Box::new(whole.clone()), index: number / in_one });
+        let of = Box::new(Expression::Entry {
+            of: Box::new(whole.clone()),
+            index: number / in_one,
+        });
         let part = match in_one {
             1 => *of,
-            _ => Expression::Slice { of, axis: 0, start: number % in_one * rows, length: rows },
+            _ => Expression::Slice {
+                of,
+                axis: 0,
+                start: number % in_one * rows,
+                length: rows,
+            },
         };
         (name, part)
     })
@@ -168,16 +231,22 @@ fn put_together(
 ) -> Result<Vec<PlannedTensor>> {
     let fused = wanted.fused_tensors(specs)?;
     if fused.is_empty() {
-        let problem = format!("a {} mixture has no fused layout: each expert has tensors of its own", wanted.family);
-        return Err(Error::usage(problem).with_hint("leave --layout out, or pass --to with a family of transformers"));
+        let problem = format!(
+            "a {} mixture has no fused layout: each expert has tensors of its own",
+            wanted.family
+        );
+        return Err(Error::usage(problem)
+            .with_hint("leave --layout out, or pass --to with a family of transformers"));
     }
     let mut whole: BTreeMap<&str, &FusedTensor> = BTreeMap::new();
     let mut by_name: BTreeMap<String, PlannedTensor> = BTreeMap::new();
     for fused in &fused {
         whole.extend(fused.parts.first().map(|first| (first.as_str(), fused)));
     }
-    let parts: std::collections::BTreeSet<&str> =
-        fused.iter().flat_map(|fused| fused.parts.iter().map(String::as_str)).collect();
+    let parts: std::collections::BTreeSet<&str> = fused
+        .iter()
+        .flat_map(|fused| fused.parts.iter().map(String::as_str))
+        .collect();
     let mut order = Vec::new();
     for tensor in tensors {
         order.push(tensor.layout.name.clone());
@@ -194,18 +263,35 @@ fn put_together(
     Ok(made)
 }
 
-fn together(fused: &FusedTensor, by_name: &mut BTreeMap<String, PlannedTensor>) -> Result<PlannedTensor> {
-    let parts: Vec<PlannedTensor> = fused.parts.iter().filter_map(|name| by_name.remove(name)).collect();
+fn together(
+    fused: &FusedTensor,
+    by_name: &mut BTreeMap<String, PlannedTensor>,
+) -> Result<PlannedTensor> {
+    let parts: Vec<PlannedTensor> = fused
+        .parts
+        .iter()
+        .filter_map(|name| by_name.remove(name))
+        .collect();
     let Some(first) = parts.first() else {
-        return Err(Error::usage(format!("the plan has nothing for `{}`", fused.name)));
+        return Err(Error::usage(format!(
+            "the plan has nothing for `{}`",
+            fused.name
+        )));
     };
     let dtype = first.layout.dtype;
     if let Some(other) = parts.iter().find(|part| part.layout.dtype != dtype) {
         let (name, found) = (&other.layout.name, other.layout.dtype);
-        let problem = format!("`{name}` is {found}, others of `{}` are {dtype}: one tensor has one dtype", fused.name);
+        let problem = format!(
+            "`{name}` is {found}, others of `{}` are {dtype}: one tensor has one dtype",
+            fused.name
+        );
         return Err(Error::usage(problem).with_hint("pass --dtype"));
     }
-    let experts = if fused.shape.len() == 3 { fused.shape[0] as usize } else { 0 };
+    let experts = if fused.shape.len() == 3 {
+        fused.shape[0] as usize
+    } else {
+        0
+    };
     let mut of = parts.into_iter().map(|part| part.expression);
     let expression = match (experts, fused.parts.len().checked_div(experts)) {
         (_, None) => of.next().unwrap_or(Expression::Constant { value: 0.0 }),
@@ -213,10 +299,18 @@ fn together(fused: &FusedTensor, by_name: &mut BTreeMap<String, PlannedTensor>) 
         (_, Some(in_one)) => {
             let mut entries = Vec::with_capacity(experts);
             for _ in 0..experts {
-                entries.push(Expression::Concat { of: of.by_ref().take(in_one).collect(), axis: 0 });
+                entries.push(Expression::Concat {
+                    of: of.by_ref().take(in_one).collect(),
+                    axis: 0,
+                });
             }
             Expression::Stack { of: entries }
         }
     };
-    Ok(PlannedTensor::new(fused.name.clone(), dtype, fused.shape.clone(), expression))
+    Ok(PlannedTensor::new(
+        fused.name.clone(),
+        dtype,
+        fused.shape.clone(),
+        expression,
+    ))
 }

@@ -53,12 +53,16 @@ impl FromStr for RouterInit {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (kind, argument) = text.split_once(':').map_or((text, None), |(kind, argument)| (kind, Some(argument)));
+        let (kind, argument) = text
+            .split_once(':')
+            .map_or((text, None), |(kind, argument)| (kind, Some(argument)));
         let number = |default: f64| match argument {
             None => Ok(default),
             Some(argument) => match argument.parse::<f64>() {
                 Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
-                _ => Err(format!("expected a positive number after `{kind}:`, found `{argument}`")),
+                _ => Err(format!(
+                    "expected a positive number after `{kind}:`, found `{argument}`"
+                )),
             },
         };
         match (kind, argument) {
@@ -71,8 +75,16 @@ impl FromStr for RouterInit {
             ("prompts", Some(path)) if !path.is_empty() => Ok(Self::Prompts(PathBuf::from(path))),
             ("file" | "prompts", _) => Err(format!("expected a path after `{kind}:`")),
             _ => {
-                let known = ["normal", "uniform", "zeros", "orthogonal", "file", "prompts"];
-                let near = nearest(kind, known).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+                let known = [
+                    "normal",
+                    "uniform",
+                    "zeros",
+                    "orthogonal",
+                    "file",
+                    "prompts",
+                ];
+                let near = nearest(kind, known)
+                    .map_or(String::new(), |near| format!("; did you mean `{near}`?"));
                 Err(format!(
                     "expected normal[:STD], uniform[:STD], zeros, orthogonal[:GAIN], file:PATH or prompts:PATH, found `{text}`{near}"
                 ))
@@ -89,8 +101,16 @@ impl std::fmt::Display for RouterInit {
             Self::Zeros => f.write_str("zeros"),
             Self::Orthogonal(gain) => write!(f, "orthogonal:{gain}"),
             // The path is recorded among the sources, relative to the output.
-            Self::File(path) => write!(f, "file:{}", path.file_name().unwrap_or_default().to_string_lossy()),
-            Self::Prompts(path) => write!(f, "prompts:{}", path.file_name().unwrap_or_default().to_string_lossy()),
+            Self::File(path) => write!(
+                f,
+                "file:{}",
+                path.file_name().unwrap_or_default().to_string_lossy()
+            ),
+            Self::Prompts(path) => write!(
+                f,
+                "prompts:{}",
+                path.file_name().unwrap_or_default().to_string_lossy()
+            ),
         }
     }
 }
@@ -104,9 +124,9 @@ impl RouterInit {
         });
         let first = files.next();
         match files.next() {
-            Some(second) if Some(second) != first => {
-                Err(Error::usage("--router and --attention-router name two files; expected one"))
-            }
+            Some(second) if Some(second) != first => Err(Error::usage(
+                "--router and --attention-router name two files; expected one",
+            )),
             _ => Ok(first),
         }
     }
@@ -137,7 +157,10 @@ impl RouterInit {
             Self::File(path) | Self::Prompts(path) => {
                 let file = file.ok_or_else(|| Error::file(path, "the router file is not open"))?;
                 let tensors = &file.checkpoint.tensors;
-                let Some(tensor) = [name, "router"].into_iter().find(|tensor| tensors.contains_key(*tensor)) else {
+                let Some(tensor) = [name, "router"]
+                    .into_iter()
+                    .find(|tensor| tensors.contains_key(*tensor))
+                else {
                     return Err(Error::tensor(
                         path,
                         name,
@@ -167,28 +190,43 @@ pub fn open_file(inits: [&RouterInit; 2], rows: Option<&PromptRows>) -> Result<O
             RouterInit::File(path) => files.push((path, false)),
             RouterInit::Prompts(path) => match rows {
                 Some(rows) => files.push((&rows.path, true)),
-                None => return Err(Error::file(path, "holds prompts, but no rows were computed from them")),
+                None => {
+                    return Err(Error::file(
+                        path,
+                        "holds prompts, but no rows were computed from them",
+                    ));
+                }
             },
-            RouterInit::Normal(_) | RouterInit::Uniform(_) | RouterInit::Zeros | RouterInit::Orthogonal(_) => {}
+            RouterInit::Normal(_)
+            | RouterInit::Uniform(_)
+            | RouterInit::Zeros
+            | RouterInit::Orthogonal(_) => {}
         }
     }
     match files[..] {
         [] => Ok(None),
-        [(path, kept), ref others @ ..] if others.iter().all(|(other, _)| *other == path) => Ok(Some(Source {
-            name: ROUTER_SOURCE.to_owned(),
-            checkpoint: Checkpoint::open(path)?,
-            side_files: Vec::new(),
-            kept,
-        })),
-        _ => Err(Error::usage("--router and --attention-router name two files; expected one")
-            .with_hint("put the rows of both into one safetensors file")),
+        [(path, kept), ref others @ ..] if others.iter().all(|(other, _)| *other == path) => {
+            Ok(Some(Source {
+                name: ROUTER_SOURCE.to_owned(),
+                checkpoint: Checkpoint::open(path)?,
+                side_files: Vec::new(),
+                kept,
+            }))
+        }
+        _ => Err(
+            Error::usage("--router and --attention-router name two files; expected one")
+                .with_hint("put the rows of both into one safetensors file"),
+        ),
     }
 }
 
 /// The opened file as a file of the output, where that keeps it.
 pub(super) fn kept_rows(file: Option<&Source>) -> Option<OutputFile> {
     let rows = file.filter(|file| file.kept)?;
-    Some(OutputFile { name: PROMPT_ROWS.to_owned(), content: Content::CopyOf(rows.checkpoint.path.clone()) })
+    Some(OutputFile {
+        name: PROMPT_ROWS.to_owned(),
+        content: Content::CopyOf(rows.checkpoint.path.clone()),
+    })
 }
 
 #[cfg(test)]
@@ -205,8 +243,18 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        assert!("normall".parse::<RouterInit>().unwrap_err().contains("`normal`"));
-        assert!("normal:-1".parse::<RouterInit>().unwrap_err().contains("positive"));
+        assert!(
+            "normall"
+                .parse::<RouterInit>()
+                .unwrap_err()
+                .contains("`normal`")
+        );
+        assert!(
+            "normal:-1"
+                .parse::<RouterInit>()
+                .unwrap_err()
+                .contains("positive")
+        );
         assert!("file:".parse::<RouterInit>().unwrap_err().contains("path"));
     }
 }

@@ -25,43 +25,82 @@ impl Scales {
     /// Refuses numbers that make no sense, and names that are neither those of `experts` nor, if there is one, the shared
     /// expert's.
     pub(super) fn check(&self, experts: &[String], shared: bool) -> Result<()> {
-        let known = || experts.iter().map(String::as_str).chain(shared.then_some(SHARED));
-        for (flag, scales) in [("--noise-scale", &self.noise), ("--residual-scale", &self.residual)] {
+        let known = || {
+            experts
+                .iter()
+                .map(String::as_str)
+                .chain(shared.then_some(SHARED))
+        };
+        for (flag, scales) in [
+            ("--noise-scale", &self.noise),
+            ("--residual-scale", &self.residual),
+        ] {
             for (number, (name, value)) in scales.iter().enumerate() {
                 if !value.is_finite() || (flag == "--noise-scale" && *value < 0.0) {
-                    return Err(Error::usage(format!("{flag} {name}={value}: expected a number that can be a factor")));
+                    return Err(Error::usage(format!(
+                        "{flag} {name}={value}: expected a number that can be a factor"
+                    )));
                 }
                 if !known().any(|known| known == name) {
-                    let error = Error::usage(format!("{flag} {name}={value}: there is no expert `{name}`"));
+                    let error = Error::usage(format!(
+                        "{flag} {name}={value}: there is no expert `{name}`"
+                    ));
                     return Err(match nearest(name, known()) {
                         Some(near) => error.with_hint(format!("did you mean `{near}`?")),
-                        None => error.with_hint(format!("there are: {}", known().collect::<Vec<_>>().join(", "))),
+                        None => error.with_hint(format!(
+                            "there are: {}",
+                            known().collect::<Vec<_>>().join(", ")
+                        )),
                     });
                 }
                 if scales[..number].iter().any(|(other, _)| other == name) {
-                    return Err(Error::usage(format!("{flag} names `{name}` twice, expected each expert once")));
+                    return Err(Error::usage(format!(
+                        "{flag} names `{name}` twice, expected each expert once"
+                    )));
                 }
             }
         }
         if shared && experts.iter().any(|name| name == SHARED) && *self != Self::default() {
-            return Err(Error::usage(format!("`{SHARED}` may be the expert of that name or the shared expert"))
-                .with_hint(format!("name the --expert differently; `{SEED}` is the seed itself")));
+            return Err(Error::usage(format!(
+                "`{SHARED}` may be the expert of that name or the shared expert"
+            ))
+            .with_hint(format!(
+                "name the --expert differently; `{SEED}` is the seed itself"
+            )));
         }
         Ok(())
     }
 
     /// The tensor `spec`, made of `of`, as the expert `name` has it.
-    pub(super) fn applied(&self, of: Expression, name: &str, spec: &TensorSpec, seed: u64) -> Expression {
-        let value = |scales: &[(String, f64)]| scales.iter().find(|(of, _)| of == name).map(|(_, value)| *value);
+    pub(super) fn applied(
+        &self,
+        of: Expression,
+        name: &str,
+        spec: &TensorSpec,
+        seed: u64,
+    ) -> Expression {
+        let value = |scales: &[(String, f64)]| {
+            scales
+                .iter()
+                .find(|(of, _)| of == name)
+                .map(|(_, value)| *value)
+        };
         let mut made = of;
         if let Some(std) = value(&self.noise) {
             let key = format!("{}.noise", spec.name);
-            made = Expression::AddNoise { of: Box::new(made), std, seed, key, at: None };
+            made = Expression::AddNoise {
+                of: Box::new(made),
+                std,
+                seed,
+                key,
+                at: None,
+            };
         }
         match value(&self.residual) {
-            Some(by) if matches!(spec.role, Role::Down | Role::SharedDown) => {
-                Expression::Scale { of: Box::new(made), by }
-            }
+            Some(by) if matches!(spec.role, Role::Down | Role::SharedDown) => Expression::Scale {
+                of: Box::new(made),
+                by,
+            },
             _ => made,
         }
     }
@@ -69,9 +108,19 @@ impl Scales {
     /// For the manifest, under the names of the command line.
     pub(super) fn record(&self) -> impl Iterator<Item = (&'static str, Value)> {
         let map = |scales: &[(String, f64)]| {
-            json!(scales.iter().map(|(name, value)| (name.clone(), json!(value))).collect::<Map<String, Value>>())
+            json!(
+                scales
+                    .iter()
+                    .map(|(name, value)| (name.clone(), json!(value)))
+                    .collect::<Map<String, Value>>()
+            )
         };
-        let all = [("noise_scale", &self.noise), ("residual_scale", &self.residual)];
-        all.into_iter().filter(|(_, scales)| !scales.is_empty()).map(move |(key, scales)| (key, map(scales)))
+        let all = [
+            ("noise_scale", &self.noise),
+            ("residual_scale", &self.residual),
+        ];
+        all.into_iter()
+            .filter(|(_, scales)| !scales.is_empty())
+            .map(move |(key, scales)| (key, map(scales)))
     }
 }

@@ -14,7 +14,9 @@ use super::scales::Scales;
 use crate::checkpoint::Dtype;
 use crate::checkpoint::expression::Expression;
 use crate::error::nearest;
-use crate::family::{self, Architecture, AttentionKv, Layers, Method, Mixture, MlpType, Output, RouterBias, TopK};
+use crate::family::{
+    self, Architecture, AttentionKv, Layers, Method, Mixture, MlpType, Output, RouterBias, TopK,
+};
 use crate::{Error, Result};
 
 /// Settings of an upcycling, defaults resolved.
@@ -102,7 +104,10 @@ pub struct Upcycling {
 pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Upcycling> {
     check_names(experts.iter().map(|expert| expert.name.as_str()))?;
     if seed.architecture.mixture.is_some() {
-        return Err(Error::file(&seed.config.path, "is a mixture already, expected a dense seed"));
+        return Err(Error::file(
+            &seed.config.path,
+            "is a mixture already, expected a dense seed",
+        ));
     }
     // The average and attention experts take all of a model; where the rest is the seed's, btx takes its feed-forward alone.
     let feed_forward_only = settings.rest_of_seed && settings.method == Method::Btx;
@@ -113,9 +118,13 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
             false => fit::check(&seed, expert)?,
         }
     }
-    if settings.feed_forward == FeedForward::Blend && experts.iter().any(|expert| expert.model.is_none()) {
-        return Err(Error::usage("--blend puts chunks of all models together, and a `random` expert has none")
-            .with_hint("leave the random expert out, or leave out --blend"));
+    if settings.feed_forward == FeedForward::Blend
+        && experts.iter().any(|expert| expert.model.is_none())
+    {
+        return Err(Error::usage(
+            "--blend puts chunks of all models together, and a `random` expert has none",
+        )
+        .with_hint("leave the random expert out, or leave out --blend"));
     }
     let networks = expert_names(&experts, settings);
     let mut models = vec![seed];
@@ -125,7 +134,10 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     }
     for expert in experts {
         origins.push(match expert.model {
-            Some(model) => match models.iter().position(|earlier| same_folder(earlier, &model)) {
+            Some(model) => match models
+                .iter()
+                .position(|earlier| same_folder(earlier, &model))
+            {
                 Some(earlier) => Origin::Model(earlier),
                 None => {
                     models.push(model);
@@ -140,13 +152,19 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     let attention_origins = origins.clone();
     origins.extend((0..settings.seed_copies).map(|_| Origin::Model(0)));
     if averaged.is_empty() && !settings.rest_of_seed {
-        return Err(Error::usage("no dense model is left to average: --no-seed-expert without an expert")
-            .with_hint("pass --expert NAME=DIR, or keep the seed as an expert"));
+        return Err(Error::usage(
+            "no dense model is left to average: --no-seed-expert without an expert",
+        )
+        .with_hint("pass --expert NAME=DIR, or keep the seed as an expert"));
     }
     let seed = &models[0].architecture;
-    let (experts, width) = settings.feed_forward.size(origins.len() as u64, seed.intermediate_size)?;
-    let mixture =
-        Mixture { moe_intermediate_size: width, ..mixture(seed, experts, attention_origins.len() as u64, settings)? };
+    let (experts, width) = settings
+        .feed_forward
+        .size(origins.len() as u64, seed.intermediate_size)?;
+    let mixture = Mixture {
+        moe_intermediate_size: width,
+        ..mixture(seed, experts, attention_origins.len() as u64, settings)?
+    };
     let names = settings.feed_forward.names(&networks, experts);
     let context = Context {
         width: seed.intermediate_size,
@@ -157,11 +175,26 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
         initializer_range: seed.initializer_range,
         rng_seed: settings.rng_seed,
     };
-    let dense = Architecture { dtype: settings.dtype.or(seed.dtype), ..seed.clone() };
-    let Output { architecture, config } = family::output(&dense, &models[0].config, mixture, &settings.target)?;
-    let router_file = router::open_file([&settings.router, &settings.attention_router], settings.prompt_rows.as_ref())?;
-    settings.scales.check(&networks, settings.shared_expert.is_some())?;
-    let shared = settings.shared_expert.as_ref().map(|shared| shared_model(shared, &networks, &origins)).transpose()?;
+    let dense = Architecture {
+        dtype: settings.dtype.or(seed.dtype),
+        ..seed.clone()
+    };
+    let Output {
+        architecture,
+        config,
+    } = family::output(&dense, &models[0].config, mixture, &settings.target)?;
+    let router_file = router::open_file(
+        [&settings.router, &settings.attention_router],
+        settings.prompt_rows.as_ref(),
+    )?;
+    settings
+        .scales
+        .check(&networks, settings.shared_expert.is_some())?;
+    let shared = settings
+        .shared_expert
+        .as_ref()
+        .map(|shared| shared_model(shared, &networks, &origins))
+        .transpose()?;
     let work = Work {
         models: &models,
         names: &networks,
@@ -174,12 +207,23 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     };
     let tensors = work.tensors(&architecture, router_file.as_ref())?;
     let recorded = record::settings(settings, &names, &architecture, &context);
-    let mut files = record::files(&models, &names, config, &architecture, &recorded, settings.method)?;
+    let mut files = record::files(
+        &models,
+        &names,
+        config,
+        &architecture,
+        &recorded,
+        settings.method,
+    )?;
     files.extend(router::kept_rows(router_file.as_ref()));
     notes.extend(record::notes(&models, settings.dtype));
     let used = |name: &str| tensors.iter().any(|tensor| reads(&tensor.expression, name));
-    let sources: Vec<Source> =
-        models.into_iter().map(|model| model.source).chain(router_file).filter(|source| used(&source.name)).collect();
+    let sources: Vec<Source> = models
+        .into_iter()
+        .map(|model| model.source)
+        .chain(router_file)
+        .filter(|source| used(&source.name))
+        .collect();
     let plan = Plan {
         method: settings.method.name().to_owned(),
         settings: recorded,
@@ -188,7 +232,11 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
         notes,
         carries_non_finite: false,
     };
-    Ok(Upcycling { plan, architecture, files })
+    Ok(Upcycling {
+        plan,
+        architecture,
+        files,
+    })
 }
 
 /// Whether two models are one folder, which is then read and hashed once.
@@ -208,8 +256,11 @@ pub fn check_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<()> {
     let mut seen = vec![SEED, ROUTER_SOURCE];
     for name in names {
         if name.is_empty() || seen.contains(&name) {
-            let problem = format!("the expert name `{name}` is empty, taken or reserved; expected each name once");
-            return Err(Error::usage(problem).with_hint("`seed` is the seed itself; name each --expert differently"));
+            let problem = format!(
+                "the expert name `{name}` is empty, taken or reserved; expected each name once"
+            );
+            return Err(Error::usage(problem)
+                .with_hint("`seed` is the seed itself; name each --expert differently"));
         }
         seen.push(name);
     }
@@ -220,7 +271,10 @@ pub fn check_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<()> {
 fn expert_names(experts: &[Expert], settings: &Settings) -> Vec<String> {
     let seed = settings.seed_expert.then(|| SEED.to_owned());
     let copies = (0..settings.seed_copies).map(|_| SEED.to_owned());
-    seed.into_iter().chain(experts.iter().map(|expert| expert.name.clone())).chain(copies).collect()
+    seed.into_iter()
+        .chain(experts.iter().map(|expert| expert.name.clone()))
+        .chain(copies)
+        .collect()
 }
 
 /// The number of the model that the shared expert is of.
@@ -228,29 +282,52 @@ fn shared_model(shared: &SharedExpert, names: &[String], origins: &[Origin]) -> 
     if shared.of == SEED {
         return Ok(0);
     }
-    match names.iter().position(|name| *name == shared.of).map(|number| origins[number]) {
+    match names
+        .iter()
+        .position(|name| *name == shared.of)
+        .map(|number| origins[number])
+    {
         Some(Origin::Model(model)) => Ok(model),
-        Some(Origin::Random) => {
-            Err(Error::usage(format!("--shared-expert {0}: `{0}` is freshly initialised", shared.of))
-                .with_hint("name an expert that has a model, or `seed`"))
-        }
+        Some(Origin::Random) => Err(Error::usage(format!(
+            "--shared-expert {0}: `{0}` is freshly initialised",
+            shared.of
+        ))
+        .with_hint("name an expert that has a model, or `seed`")),
         None => {
-            let error = Error::usage(format!("--shared-expert {0}: there is no expert `{0}`", shared.of));
+            let error = Error::usage(format!(
+                "--shared-expert {0}: there is no expert `{0}`",
+                shared.of
+            ));
             let known = || names.iter().map(String::as_str).chain([SEED]);
             Err(match nearest(&shared.of, known()) {
                 Some(near) => error.with_hint(format!("did you mean `{near}`?")),
-                None => error.with_hint(format!("there are: {}", known().collect::<Vec<_>>().join(", "))),
+                None => error.with_hint(format!(
+                    "there are: {}",
+                    known().collect::<Vec<_>>().join(", ")
+                )),
             })
         }
     }
 }
 
 /// The mixture of the settings; combinations that cannot be trained are refused.
-fn mixture(dense: &Architecture, experts: u64, attention_experts: u64, settings: &Settings) -> Result<Mixture> {
+fn mixture(
+    dense: &Architecture,
+    experts: u64,
+    attention_experts: u64,
+    settings: &Settings,
+) -> Result<Mixture> {
     let merged = settings.method != Method::Bam;
     let top_k = routed(settings.top_k, experts, "--top-k")?;
-    let attention_top_k =
-        if merged { 1 } else { routed(settings.attention_top_k, attention_experts, "--attention-top-k")? };
+    let attention_top_k = if merged {
+        1
+    } else {
+        routed(
+            settings.attention_top_k,
+            attention_experts,
+            "--attention-top-k",
+        )?
+    };
     if settings.norm_topk_prob && top_k == 1 && experts > 1 {
         return Err(Error::usage(
             "--norm-topk-prob true with --top-k 1 makes every gate 1, so the router gets no gradient",
@@ -265,13 +342,23 @@ fn mixture(dense: &Architecture, experts: u64, attention_experts: u64, settings:
     }
     Ok(Mixture {
         num_attention_experts: if merged { 1 } else { attention_experts },
-        attention_kv: if merged { AttentionKv::Merged } else { settings.kv },
+        attention_kv: if merged {
+            AttentionKv::Merged
+        } else {
+            settings.kv
+        },
         num_experts_per_tok: top_k,
         num_attention_experts_per_tok: attention_top_k,
         norm_topk_prob: settings.norm_topk_prob,
         moe_layers: settings.layers.clone(),
-        shared_expert_intermediate_size: settings.shared_expert.as_ref().map(|_| dense.intermediate_size),
-        shared_expert_gate: settings.shared_expert.as_ref().is_some_and(|shared| shared.gated),
+        shared_expert_intermediate_size: settings
+            .shared_expert
+            .as_ref()
+            .map(|_| dense.intermediate_size),
+        shared_expert_gate: settings
+            .shared_expert
+            .as_ref()
+            .is_some_and(|shared| shared.gated),
         expert_adapters: settings.adapters,
         router_bias: settings.router_bias,
         ..Mixture::new(dense, experts)
@@ -282,7 +369,9 @@ fn mixture(dense: &Architecture, experts: u64, attention_experts: u64, settings:
 pub(super) fn routed(top_k: TopK, experts: u64, flag: &str) -> Result<u64> {
     match top_k.of(experts) {
         count if count <= experts => Ok(count),
-        count => Err(Error::usage(format!("{flag} {count} asks for more than the {experts} experts"))
-            .with_hint(format!("pass {flag} {experts} or less"))),
+        count => Err(Error::usage(format!(
+            "{flag} {count} asks for more than the {experts} experts"
+        ))
+        .with_hint(format!("pass {flag} {experts} or less"))),
     }
 }

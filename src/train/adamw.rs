@@ -145,7 +145,12 @@ impl State {
     /// The state before the first update; `master` holds the float32 weights where the variable has another dtype.
     pub(super) fn new(var: &Var, master: Option<Vec<f32>>) -> candle_core::Result<Self> {
         let master = master.map(|values| Slot::of(values, var)).transpose()?;
-        Ok(Self { var: var.clone(), master, first: Slot::zeros(var)?, second: Slot::zeros(var)? })
+        Ok(Self {
+            var: var.clone(),
+            master,
+            first: Slot::zeros(var)?,
+            second: Slot::zeros(var)?,
+        })
     }
 
     /// Puts back what [`host`](Self::host) gave.
@@ -173,7 +178,9 @@ impl State {
             (Part::Master, None) if self.var.device().is_cpu() => {
                 let (storage, layout) = self.var.storage_and_layout();
                 match (&*storage, layout.contiguous_offsets()) {
-                    (Storage::Cpu(CpuStorage::F32(_)), Some((start, end))) => Ok(Host::Held(storage, start..end)),
+                    (Storage::Cpu(CpuStorage::F32(_)), Some((start, end))) => {
+                        Ok(Host::Held(storage, start..end))
+                    }
                     _ => candle_core::bail!("expected a contiguous float32 parameter"),
                 }
             }
@@ -183,7 +190,12 @@ impl State {
 
     /// Adds to the master weights, without moments.
     pub(super) fn shift(&mut self, by: &[f32]) -> candle_core::Result<()> {
-        let values = self.host(Part::Master)?.iter().zip(by).map(|(value, by)| value + by).collect();
+        let values = self
+            .host(Part::Master)?
+            .iter()
+            .zip(by)
+            .map(|(value, by)| value + by)
+            .collect();
         self.restore(Part::Master, values)
     }
 
@@ -196,11 +208,22 @@ impl State {
     /// Updates the parameter with its gradient, zero where there is none.
     ///
     /// Returned are the sums of squares of the weights before, and of their changes, in float64.
-    pub(super) fn update(&mut self, adamw: &AdamW, update: &Update, gradient: Option<&Tensor>) -> Result<Sums> {
-        self.try_update(adamw, update, gradient).map_err(|e| Error::compute("update the parameters", e))
+    pub(super) fn update(
+        &mut self,
+        adamw: &AdamW,
+        update: &Update,
+        gradient: Option<&Tensor>,
+    ) -> Result<Sums> {
+        self.try_update(adamw, update, gradient)
+            .map_err(|e| Error::compute("update the parameters", e))
     }
 
-    fn try_update(&mut self, adamw: &AdamW, update: &Update, gradient: Option<&Tensor>) -> candle_core::Result<Sums> {
+    fn try_update(
+        &mut self,
+        adamw: &AdamW,
+        update: &Update,
+        gradient: Option<&Tensor>,
+    ) -> candle_core::Result<Sums> {
         let constants = adamw.constants(update);
         if !self.var.device().is_cpu() {
             return self.update_on_device(&constants, gradient);
@@ -212,9 +235,17 @@ impl State {
         let gradient = held.as_ref().map(floats).transpose()?;
         match &mut self.master {
             None => {
-                let update = InPlace { constants, gradient, work: Mutex::new((first, second, Sums::default())) };
+                let update = InPlace {
+                    constants,
+                    gradient,
+                    work: Mutex::new((first, second, Sums::default())),
+                };
                 self.var.inplace_op1(&update)?;
-                Ok(update.work.into_inner().unwrap_or_else(PoisonError::into_inner).2)
+                Ok(update
+                    .work
+                    .into_inner()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .2)
             }
             Some(Slot::Host(master)) => {
                 let sums = kernel(&constants, master, first, second, gradient);
@@ -222,29 +253,43 @@ impl State {
                 self.var.set(&rounded.to_dtype(self.var.dtype())?)?;
                 Ok(sums)
             }
-            Some(Slot::Device(_)) => candle_core::bail!("master weights on another device than the parameter"),
+            Some(Slot::Device(_)) => {
+                candle_core::bail!("master weights on another device than the parameter")
+            }
         }
     }
 
     /// The same in operations of the device.
-    fn update_on_device(&mut self, c: &Constants, gradient: Option<&Tensor>) -> candle_core::Result<Sums> {
-        let (Slot::Device(first), Slot::Device(second)) = (&mut self.first, &mut self.second) else {
+    fn update_on_device(
+        &mut self,
+        c: &Constants,
+        gradient: Option<&Tensor>,
+    ) -> candle_core::Result<Sums> {
+        let (Slot::Device(first), Slot::Device(second)) = (&mut self.first, &mut self.second)
+        else {
             candle_core::bail!("moments on another device than the parameter");
         };
         let gradient = match gradient {
             Some(gradient) => (gradient * f64::from(c.scale))?,
             None => first.zeros_like()?,
         };
-        *first = ((&*first * f64::from(c.beta1))? + (&gradient * f64::from(1.0 - c.beta1))?)?.detach();
-        *second = ((&*second * f64::from(c.beta2))? + (gradient.sqr()? * f64::from(1.0 - c.beta2))?)?.detach();
+        *first =
+            ((&*first * f64::from(c.beta1))? + (&gradient * f64::from(1.0 - c.beta1))?)?.detach();
+        *second = ((&*second * f64::from(c.beta2))?
+            + (gradient.sqr()? * f64::from(1.0 - c.beta2))?)?
+        .detach();
         let root = ((second.sqrt()? * f64::from(c.root))? + f64::from(c.epsilon))?;
         let old = match &self.master {
             Some(Slot::Device(master)) => master.clone(),
             _ => self.var.as_detached_tensor(),
         };
-        let new = ((&old * f64::from(c.keep))? - (first.div(&root)? * f64::from(c.rate))?)?.detach();
+        let new =
+            ((&old * f64::from(c.keep))? - (first.div(&root)? * f64::from(c.rate))?)?.detach();
         let squares = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f32>().map(f64::from);
-        let sums = Sums { weights: squares(&old)?, changes: squares(&(&new - &old)?)? };
+        let sums = Sums {
+            weights: squares(&old)?,
+            changes: squares(&(&new - &old)?)?,
+        };
         self.var.set(&new.to_dtype(self.var.dtype())?)?;
         if self.master.is_some() {
             self.master = Some(Slot::Device(new));
@@ -267,25 +312,43 @@ impl InplaceOp1 for InPlace<'_> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let (CpuStorage::F32(values), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+        let (CpuStorage::F32(values), Some((start, end))) = (storage, layout.contiguous_offsets())
+        else {
             candle_core::bail!("expected a contiguous float32 parameter");
         };
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         let (first, second, sums) = &mut *work;
-        *sums = kernel(&self.constants, &mut values[start..end], first, second, self.gradient);
+        *sums = kernel(
+            &self.constants,
+            &mut values[start..end],
+            first,
+            second,
+            self.gradient,
+        );
         Ok(())
     }
 }
 
 /// Updates all elements, in pieces over all cores.
-fn kernel(c: &Constants, values: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: Option<&[f32]>) -> Sums {
+fn kernel(
+    c: &Constants,
+    values: &mut [f32],
+    first: &mut [f32],
+    second: &mut [f32],
+    gradient: Option<&[f32]>,
+) -> Sums {
     let zeros = [0.0; PIECE];
-    let pieces = values.par_chunks_mut(PIECE).zip(first.par_chunks_mut(PIECE)).zip(second.par_chunks_mut(PIECE));
+    let pieces = values
+        .par_chunks_mut(PIECE)
+        .zip(first.par_chunks_mut(PIECE))
+        .zip(second.par_chunks_mut(PIECE));
     let sums: Vec<Sums> = pieces
         .enumerate()
         .map(|(number, ((values, first), second))| {
             let start = number * PIECE;
-            let gradient = gradient.map_or(&zeros[..values.len()], |gradient| &gradient[start..][..values.len()]);
+            let gradient = gradient.map_or(&zeros[..values.len()], |gradient| {
+                &gradient[start..][..values.len()]
+            });
             piece(c, values, first, second, gradient)
         })
         .collect();
@@ -293,7 +356,13 @@ fn kernel(c: &Constants, values: &mut [f32], first: &mut [f32], second: &mut [f3
 }
 
 /// Updates one piece; the sums are kept in as many lanes as vectors have.
-fn piece(c: &Constants, values: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32]) -> Sums {
+fn piece(
+    c: &Constants,
+    values: &mut [f32],
+    first: &mut [f32],
+    second: &mut [f32],
+    gradient: &[f32],
+) -> Sums {
     const LANES: usize = 16;
     let (mut weights, mut changes) = ([0f32; LANES], [0f32; LANES]);
     let mut one = |lane: usize, value: &mut f32, m: &mut f32, v: &mut f32, g: f32| {
@@ -306,14 +375,26 @@ fn piece(c: &Constants, values: &mut [f32], first: &mut [f32], second: &mut [f32
         changes[lane] += change * change;
         *value = new;
     };
-    let rows = values.chunks_mut(LANES).zip(first.chunks_mut(LANES)).zip(second.chunks_mut(LANES));
+    let rows = values
+        .chunks_mut(LANES)
+        .zip(first.chunks_mut(LANES))
+        .zip(second.chunks_mut(LANES));
     for (((values, first), second), gradient) in rows.zip(gradient.chunks(LANES)) {
-        for (lane, (((value, m), v), g)) in values.iter_mut().zip(first).zip(second).zip(gradient).enumerate() {
+        for (lane, (((value, m), v), g)) in values
+            .iter_mut()
+            .zip(first)
+            .zip(second)
+            .zip(gradient)
+            .enumerate()
+        {
             one(lane, value, m, v, *g);
         }
     }
     let sum = |lanes: [f32; LANES]| lanes.iter().map(|lane| f64::from(*lane)).sum();
-    Sums { weights: sum(weights), changes: sum(changes) }
+    Sums {
+        weights: sum(weights),
+        changes: sum(changes),
+    }
 }
 
 #[cfg(test)]
@@ -330,7 +411,10 @@ mod tests {
             m = adamw.beta1 * m + (1.0 - adamw.beta1) * g;
             v = adamw.beta2 * v + (1.0 - adamw.beta2) * g * g;
             let t = update.number as i32;
-            let (m_hat, v_hat) = (m / (1.0 - adamw.beta1.powi(t)), v / (1.0 - adamw.beta2.powi(t)));
+            let (m_hat, v_hat) = (
+                m / (1.0 - adamw.beta1.powi(t)),
+                v / (1.0 - adamw.beta2.powi(t)),
+            );
             weight -= update.rate * m_hat / (v_hat.sqrt() + adamw.epsilon);
         }
         weight
@@ -338,16 +422,31 @@ mod tests {
 
     #[test]
     fn updates_are_those_of_a_recomputation_in_float64() {
-        let adamw = AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8 };
+        let adamw = AdamW {
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+        };
         let elements = PIECE + 37;
-        let start: Vec<f32> = (0..elements).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect();
-        let gradient = |step: u64, i: usize| ((i * 104_729 + step as usize * 31) % 997) as f32 / 400.0 - 1.2;
+        let start: Vec<f32> = (0..elements)
+            .map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0)
+            .collect();
+        let gradient =
+            |step: u64, i: usize| ((i * 104_729 + step as usize * 31) % 997) as f32 / 400.0 - 1.2;
         for dtype in [DType::F32, DType::BF16] {
-            let tensor = Tensor::from_slice(&start, elements, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            let tensor = Tensor::from_slice(&start, elements, &Device::Cpu)
+                .unwrap()
+                .to_dtype(dtype)
+                .unwrap();
             let var = Var::from_tensor(&tensor).unwrap();
             let mut state = State::new(&var, (dtype != DType::F32).then(|| start.clone())).unwrap();
             let updates: Vec<Update> = (1..=20)
-                .map(|number| Update { rate: 1e-2 / number as f64, weight_decay: 0.1, scale: 0.5, number })
+                .map(|number| Update {
+                    rate: 1e-2 / number as f64,
+                    weight_decay: 0.1,
+                    scale: 0.5,
+                    number,
+                })
                 .collect();
             for update in &updates {
                 let values: Vec<f32> = (0..elements).map(|i| gradient(update.number, i)).collect();
@@ -357,23 +456,47 @@ mod tests {
             }
             let found = state.host(Part::Master).unwrap().to_vec();
             for i in (0..elements).step_by(97) {
-                let own: Vec<(Update, f64)> =
-                    updates.iter().map(|update| (*update, f64::from(gradient(update.number, i)))).collect();
+                let own: Vec<(Update, f64)> = updates
+                    .iter()
+                    .map(|update| (*update, f64::from(gradient(update.number, i))))
+                    .collect();
                 let expected = recomputed(&adamw, &own, f64::from(start[i]));
-                assert!((f64::from(found[i]) - expected).abs() < 1e-6, "{i}: {} and {expected}", found[i]);
+                assert!(
+                    (f64::from(found[i]) - expected).abs() < 1e-6,
+                    "{i}: {} and {expected}",
+                    found[i]
+                );
             }
-            let rounded = Tensor::from_slice(&found, elements, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
-            let (held, rounded) = (var.to_dtype(DType::F32).unwrap(), rounded.to_dtype(DType::F32).unwrap());
-            assert_eq!(held.to_vec1::<f32>().unwrap(), rounded.to_vec1::<f32>().unwrap());
+            let rounded = Tensor::from_slice(&found, elements, &Device::Cpu)
+                .unwrap()
+                .to_dtype(dtype)
+                .unwrap();
+            let (held, rounded) = (
+                var.to_dtype(DType::F32).unwrap(),
+                rounded.to_dtype(DType::F32).unwrap(),
+            );
+            assert_eq!(
+                held.to_vec1::<f32>().unwrap(),
+                rounded.to_vec1::<f32>().unwrap()
+            );
         }
     }
 
     #[test]
     fn without_a_gradient_moments_fade_and_weights_decay() {
-        let adamw = AdamW { beta1: 0.5, beta2: 0.5, epsilon: 1e-8 };
+        let adamw = AdamW {
+            beta1: 0.5,
+            beta2: 0.5,
+            epsilon: 1e-8,
+        };
         let var = Var::from_tensor(&Tensor::new(&[2f32], &Device::Cpu).unwrap()).unwrap();
         let mut state = State::new(&var, None).unwrap();
-        let update = Update { rate: 0.5, weight_decay: 0.5, scale: 1.0, number: 1 };
+        let update = Update {
+            rate: 0.5,
+            weight_decay: 0.5,
+            scale: 1.0,
+            number: 1,
+        };
         state.update(&adamw, &update, None).unwrap();
         assert_eq!(var.to_vec1::<f32>().unwrap(), [1.5]);
     }

@@ -84,7 +84,9 @@ impl Trip<'_> {
         gradients: &mut Gradients,
         mut recorder: Option<&mut Recorder>,
     ) -> Result<Losses> {
-        let (embedded, pass) = self.model.begin(&batch.tokens, None, &self.options.forward)?;
+        let (embedded, pass) = self
+            .model
+            .begin(&batch.tokens, None, &self.options.forward)?;
         let (layers, first) = (self.model.layers(), self.first());
         let mut losses = Losses::default();
         let mut waiting = Vec::with_capacity(layers - first);
@@ -103,7 +105,10 @@ impl Trip<'_> {
             }
             let output = ran.output.detach();
             if layer >= first {
-                waiting.push(Waiting { input: x, ran: keep.then_some(ran) });
+                waiting.push(Waiting {
+                    input: x,
+                    ran: keep.then_some(ran),
+                });
             }
             x = output;
         }
@@ -114,44 +119,89 @@ impl Trip<'_> {
                 Some(ran) => ran,
                 None => self.layer(layer, &input, &pass, true, batch.share)?.0,
             };
-            gradient = self.back(layer, ran, &gradient, gradients).map_err(failed)?;
+            gradient = self
+                .back(layer, ran, &gradient, gradients)
+                .map_err(failed)?;
         }
         if self.parameters.embedding() {
-            let mut store = seeded(&embedded, &gradient).and_then(|sum| sum.backward()).map_err(failed)?;
-            self.parameters.take(None, &mut store, gradients).map_err(failed)?;
+            let mut store = seeded(&embedded, &gradient)
+                .and_then(|sum| sum.backward())
+                .map_err(failed)?;
+            self.parameters
+                .take(None, &mut store, gradients)
+                .map_err(failed)?;
         }
         Ok(losses)
     }
 
     /// The first layer that the way back leads to.
     fn first(&self) -> usize {
-        if self.parameters.embedding() { 0 } else { self.parameters.first_layer() }
+        if self.parameters.embedding() {
+            0
+        } else {
+            self.parameters.first_layer()
+        }
     }
 
     /// Runs a layer; its input is a variable where `back` is planned and something before it is trained.
-    fn layer(&self, layer: usize, x: &Tensor, pass: &Pass, back: bool, share: f64) -> Result<(Ran, LayerRouting)> {
+    fn layer(
+        &self,
+        layer: usize,
+        x: &Tensor,
+        pass: &Pass,
+        back: bool,
+        share: f64,
+    ) -> Result<(Ran, LayerRouting)> {
         let wanted = back && (layer > self.first() || self.parameters.embedding());
-        let variable = wanted.then(|| Var::from_tensor(x)).transpose().map_err(failed)?;
+        let variable = wanted
+            .then(|| Var::from_tensor(x))
+            .transpose()
+            .map_err(failed)?;
         let input = variable.as_ref().map_or(x, |variable| variable.as_tensor());
         let (output, routing) = self.model.layer(layer, input, pass)?;
         let mut loss = self.options.losses.of(&routing).map_err(failed)?;
         if let Some(loss) = &mut loss {
             loss.weighted = (&loss.weighted * share).map_err(failed)?;
         }
-        Ok((Ran { variable, output, loss }, routing))
+        Ok((
+            Ran {
+                variable,
+                output,
+                loss,
+            },
+            routing,
+        ))
     }
 
     /// The final norm, the head and the loss: likelihoods, and the gradient of `x`.
-    fn tail(&self, x: &Tensor, batch: &Batch, gradients: &mut Gradients) -> Result<(Vec<f32>, Tensor)> {
+    fn tail(
+        &self,
+        x: &Tensor,
+        batch: &Batch,
+        gradients: &mut Gradients,
+    ) -> Result<(Vec<f32>, Tensor)> {
         let variable = Var::from_tensor(x).map_err(failed)?;
         let normed = self.model.final_norm(&variable)?;
         let rows = normed.flatten(0, 1).map_err(failed)?;
-        let Batch { targets, weights, .. } = batch;
-        let next = next_token(self.model, self.parameters, gradients, &rows.detach(), targets, weights)?;
+        let Batch {
+            targets, weights, ..
+        } = batch;
+        let next = next_token(
+            self.model,
+            self.parameters,
+            gradients,
+            &rows.detach(),
+            targets,
+            weights,
+        )?;
         let sum = seeded(&rows, &next.hidden).map_err(failed)?;
         let mut store = sum.backward().map_err(failed)?;
-        self.parameters.take(None, &mut store, gradients).map_err(failed)?;
-        let gradient = store.remove(&variable).map_or_else(|| variable.zeros_like(), |gradient| Ok(gradient.detach()));
+        self.parameters
+            .take(None, &mut store, gradients)
+            .map_err(failed)?;
+        let gradient = store
+            .remove(&variable)
+            .map_or_else(|| variable.zeros_like(), |gradient| Ok(gradient.detach()));
         Ok((next.nll, gradient.map_err(failed)?))
     }
 
@@ -184,13 +234,33 @@ fn seeded(x: &Tensor, gradient: &Tensor) -> candle_core::Result<Tensor> {
 impl Batch {
     /// A batch of rows, in which each prediction weighs `weight`.
     pub(super) fn new(rows: &[Row], documents: Documents, weight: f32, share: f64) -> Result<Self> {
-        let seq = rows.first().map_or(0, |row| row.ids.len().saturating_sub(1));
-        let ids: Vec<u32> = rows.iter().flat_map(|row| &row.ids[..seq]).copied().collect();
+        let seq = rows
+            .first()
+            .map_or(0, |row| row.ids.len().saturating_sub(1));
+        let ids: Vec<u32> = rows
+            .iter()
+            .flat_map(|row| &row.ids[..seq])
+            .copied()
+            .collect();
         let targets = rows.iter().flat_map(|row| &row.ids[1..]).copied().collect();
-        let weigh = |row: &Row, position| if predicted(row, position, documents) { weight } else { 0.0 };
-        let weights = rows.iter().flat_map(|row| (0..seq).map(move |position| weigh(row, position))).collect();
+        let weigh = |row: &Row, position| {
+            if predicted(row, position, documents) {
+                weight
+            } else {
+                0.0
+            }
+        };
+        let weights = rows
+            .iter()
+            .flat_map(|row| (0..seq).map(move |position| weigh(row, position)))
+            .collect();
         let tokens = Tensor::from_vec(ids, (rows.len(), seq), &Device::Cpu).map_err(failed)?;
-        Ok(Self { tokens, targets, weights, share })
+        Ok(Self {
+            tokens,
+            targets,
+            weights,
+            share,
+        })
     }
 }
 
@@ -198,7 +268,10 @@ impl Batch {
 pub(super) fn forward_options(rows: &[Row], documents: Documents) -> Forward {
     let inputs = |row: &Row| row.documents[..row.documents.len().saturating_sub(1)].to_vec();
     let documents = (documents == Documents::Separate).then(|| rows.iter().map(inputs).collect());
-    Forward { documents, ..Forward::default() }
+    Forward {
+        documents,
+        ..Forward::default()
+    }
 }
 
 /// Whether the token behind `position` of a row is predicted.
@@ -225,20 +298,37 @@ mod tests {
         let config = Config::read(&folder).unwrap();
         let mut architecture = Architecture::of(&config).unwrap();
         if let Some(attention_kv) = mixture {
-            let mixture = Mixture { attention_kv, num_experts_per_tok: 2, ..Mixture::new(&architecture, 3) };
+            let mixture = Mixture {
+                attention_kv,
+                num_experts_per_tok: 2,
+                ..Mixture::new(&architecture, 3)
+            };
             architecture = architecture.upcycled(mixture);
         }
-        let options = LoadOptions { dtype: DType::F64, ..LoadOptions::train(Device::Cpu) };
+        let options = LoadOptions {
+            dtype: DType::F64,
+            ..LoadOptions::train(Device::Cpu)
+        };
         let tensor = |spec: &crate::family::TensorSpec| {
             let shape: Vec<usize> = spec.shape.iter().map(|extent| *extent as usize).collect();
             let mut values = vec![0.0; shape.iter().product()];
             Draws::new(11, &spec.name).normal(0, &mut values);
             // A seed without a token that two experts are equally good for: its choice would jump.
             let norm = spec.role.to_string().ends_with("norm");
-            values.iter_mut().for_each(|value| *value = if norm { 1.0 + 0.1 * *value } else { 0.3 * *value });
-            (spec.name.clone(), Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+            values.iter_mut().for_each(|value| {
+                *value = if norm {
+                    1.0 + 0.1 * *value
+                } else {
+                    0.3 * *value
+                }
+            });
+            (
+                spec.name.clone(),
+                Tensor::from_vec(values, shape, &Device::Cpu).unwrap(),
+            )
         };
-        let tensors: BTreeMap<String, Tensor> = architecture.tensors().unwrap().iter().map(tensor).collect();
+        let tensors: BTreeMap<String, Tensor> =
+            architecture.tensors().unwrap().iter().map(tensor).collect();
         let params = Params::from_tensors(&folder, &architecture, tensors, &options).unwrap();
         CausalLm::new(architecture, &config, params, &options).unwrap()
     }
@@ -257,7 +347,11 @@ mod tests {
         for kind in [None, Some(AttentionKv::Expert), Some(AttentionKv::Shared)] {
             let model = model(kind);
             let parameters = Parameters::of(&model);
-            let losses = RouterLosses { kind: LoadBalance::Hard, load_balance: 0.3, z: 0.1 };
+            let losses = RouterLosses {
+                kind: LoadBalance::Hard,
+                load_balance: 0.3,
+                z: 0.1,
+            };
             let batch = Batch::new(&rows(), Documents::Separate, 0.25, 0.5).unwrap();
             let options = |checkpointing| Options {
                 losses,
@@ -266,29 +360,57 @@ mod tests {
             };
             let run = |checkpointing: bool| {
                 let mut gradients = Gradients::new(parameters.all.len());
-                let trip = Trip { model: &model, parameters: &parameters, options: options(checkpointing) };
+                let trip = Trip {
+                    model: &model,
+                    parameters: &parameters,
+                    options: options(checkpointing),
+                };
                 let found = trip.run(&batch, &mut gradients, None).unwrap();
-                let nll: f64 = found.nll.iter().zip(&batch.weights).map(|(nll, weight)| f64::from(nll * weight)).sum();
-                (nll + batch.share * (0.3 * found.load_balance + 0.1 * found.z), gradients)
+                let nll: f64 = found
+                    .nll
+                    .iter()
+                    .zip(&batch.weights)
+                    .map(|(nll, weight)| f64::from(nll * weight))
+                    .sum();
+                (
+                    nll + batch.share * (0.3 * found.load_balance + 0.1 * found.z),
+                    gradients,
+                )
             };
             let (_, gradients) = run(false);
             let (_, recomputed) = run(true);
             for (number, parameter) in parameters.all.iter().enumerate() {
                 let name = &parameter.spec.name;
-                let gradient = gradients.get(number).unwrap_or_else(|| panic!("{name} has no gradient"));
+                let gradient = gradients
+                    .get(number)
+                    .unwrap_or_else(|| panic!("{name} has no gradient"));
                 let values = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-                let again = recomputed.get(number).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let again = recomputed
+                    .get(number)
+                    .unwrap()
+                    .flatten_all()
+                    .unwrap()
+                    .to_vec1::<f32>()
+                    .unwrap();
                 assert_eq!(values, again, "{name} differs where layers run twice");
                 if kind.is_some() && parameter.spec.layer == Some(1) {
                     continue;
                 }
                 // The largest one, where rounding of the float32 likelihoods matters least.
-                let place = (0..values.len()).max_by(|a, b| values[*a].abs().total_cmp(&values[*b].abs())).unwrap();
-                let original = parameter.var.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+                let place = (0..values.len())
+                    .max_by(|a, b| values[*a].abs().total_cmp(&values[*b].abs()))
+                    .unwrap();
+                let original = parameter
+                    .var
+                    .flatten_all()
+                    .unwrap()
+                    .to_vec1::<f64>()
+                    .unwrap();
                 let set = |shift: f64| {
                     let mut moved = original.clone();
                     moved[place] += shift;
-                    let tensor = Tensor::from_vec(moved, parameter.var.shape(), &Device::Cpu).unwrap();
+                    let tensor =
+                        Tensor::from_vec(moved, parameter.var.shape(), &Device::Cpu).unwrap();
                     parameter.var.set(&tensor).unwrap();
                 };
                 let at = |shift: f64| {

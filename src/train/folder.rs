@@ -33,7 +33,8 @@ impl RunFolder {
                 .with_hint("pass --resume to go on with it, or --force to begin anew"));
         }
         if path.exists() && !begun && !is_abandoned(&path) {
-            return Err(Error::file(&path, "exists and is no folder of a run").with_hint("choose another --out"));
+            return Err(Error::file(&path, "exists and is no folder of a run")
+                .with_hint("choose another --out"));
         }
         let checkpoints = path.join(CHECKPOINTS);
         fs::create_dir_all(&checkpoints).map_err(|e| Error::io("create", &checkpoints, e))?;
@@ -43,13 +44,17 @@ impl RunFolder {
         match file.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
-                return Err(Error::file(&path, "another process is at this run").with_hint("wait for it to end"));
+                return Err(Error::file(&path, "another process is at this run")
+                    .with_hint("wait for it to end"));
             }
             Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", &lock, e)),
         }
         let folder = Self { path, _lock: file };
         if begun && !resume {
-            folder.checkpoints()?.iter().try_for_each(|(_, path)| remove(path))?;
+            folder
+                .checkpoints()?
+                .iter()
+                .try_for_each(|(_, path)| remove(path))?;
             for name in [SETTINGS, METRICS] {
                 let path = folder.path.join(name);
                 if path.exists() {
@@ -85,12 +90,15 @@ impl RunFolder {
         for entry in fs::read_dir(&folder).map_err(|e| Error::io("list", &folder, e))? {
             let entry = entry.map_err(|e| Error::io("list", &folder, e))?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            let step = name.strip_prefix("step-").and_then(|step| step.parse().ok());
+            let step = name
+                .strip_prefix("step-")
+                .and_then(|step| step.parse().ok());
             if let Some(step) = step {
                 found.push((step, entry.path()));
             } else if name.contains(".removed-") || name.ends_with(".partial") {
                 // A run was killed while it wrote or removed this one; its lock is ours.
-                fs::remove_dir_all(entry.path()).map_err(|e| Error::io("remove", entry.path(), e))?;
+                fs::remove_dir_all(entry.path())
+                    .map_err(|e| Error::io("remove", entry.path(), e))?;
             }
         }
         found.sort();
@@ -101,14 +109,17 @@ impl RunFolder {
     pub(super) fn prune(&self, keep: usize) -> Result<()> {
         let all = self.checkpoints()?;
         let surplus = all.len().saturating_sub(keep.max(1));
-        all[..surplus].iter().try_for_each(|(_, path)| remove(path))?;
+        all[..surplus]
+            .iter()
+            .try_for_each(|(_, path)| remove(path))?;
         sync_folder(&self.path.join(CHECKPOINTS))
     }
 }
 
 /// Whether a folder holds nothing but what a run makes before it begins: hidden files, and a folder for checkpoints.
 fn is_abandoned(folder: &Path) -> bool {
-    let is_empty = |folder: &Path| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+    let is_empty =
+        |folder: &Path| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
     let is_ours = |entry: fs::DirEntry| {
         let name = entry.file_name();
         name.as_encoded_bytes().starts_with(b".") || name == CHECKPOINTS && is_empty(&entry.path())

@@ -41,7 +41,9 @@ enum Slot {
 
 impl Gradients {
     pub(super) fn new(parameters: usize) -> Self {
-        Self { slots: (0..parameters).map(|_| Slot::Empty).collect() }
+        Self {
+            slots: (0..parameters).map(|_| Slot::Empty).collect(),
+        }
     }
 
     /// Adds to the gradient of parameter number `parameter`; the graph behind `gradient` is let go.
@@ -71,7 +73,9 @@ impl Gradients {
 
     /// The sum of the squares of each gradient in float64, the same on any number of threads.
     pub(super) fn squares(&self) -> candle_core::Result<Vec<f64>> {
-        (0..self.slots.len()).map(|parameter| self.get(parameter).map_or(Ok(0.0), squares)).collect()
+        (0..self.slots.len())
+            .map(|parameter| self.get(parameter).map_or(Ok(0.0), squares))
+            .collect()
     }
 }
 
@@ -97,7 +101,9 @@ fn squares(tensor: &Tensor) -> candle_core::Result<f64> {
 }
 
 /// The values of a contiguous float32 tensor on the CPU.
-pub(super) fn floats<'a>((storage, layout): &'a (StorageRef<'_>, &Layout)) -> candle_core::Result<&'a [f32]> {
+pub(super) fn floats<'a>(
+    (storage, layout): &'a (StorageRef<'_>, &Layout),
+) -> candle_core::Result<&'a [f32]> {
     match (&**storage, layout.contiguous_offsets()) {
         (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => Ok(&values[start..end]),
         _ => candle_core::bail!("expected contiguous float32 on the CPU"),
@@ -118,13 +124,23 @@ impl InplaceOp2 for AddInPlace {
         part: &CpuStorage,
         part_layout: &Layout,
     ) -> candle_core::Result<()> {
-        let places = (sum_layout.contiguous_offsets(), part_layout.contiguous_offsets());
-        let (CpuStorage::F32(sum), CpuStorage::F32(part), (Some((a, b)), Some((c, d)))) = (sum, part, places) else {
+        let places = (
+            sum_layout.contiguous_offsets(),
+            part_layout.contiguous_offsets(),
+        );
+        let (CpuStorage::F32(sum), CpuStorage::F32(part), (Some((a, b)), Some((c, d)))) =
+            (sum, part, places)
+        else {
             candle_core::bail!("expected contiguous float32");
         };
-        sum[a..b].par_chunks_mut(PIECE).zip(part[c..d].par_chunks(PIECE)).for_each(|(sum, part)| {
-            sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
-        });
+        sum[a..b]
+            .par_chunks_mut(PIECE)
+            .zip(part[c..d].par_chunks(PIECE))
+            .for_each(|(sum, part)| {
+                sum.iter_mut()
+                    .zip(part)
+                    .for_each(|(sum, part)| *sum += part);
+            });
         Ok(())
     }
 }
@@ -142,7 +158,10 @@ mod tests {
         for part in [&one, &two, &one] {
             gradients.add(0, part).unwrap();
         }
-        assert_eq!(gradients.get(0).unwrap().to_vec1::<f32>().unwrap(), [4.0; 5]);
+        assert_eq!(
+            gradients.get(0).unwrap().to_vec1::<f32>().unwrap(),
+            [4.0; 5]
+        );
         assert_eq!(gradients.squares().unwrap(), [80.0, 0.0]);
         assert!(gradients.get(1).is_none());
         assert_eq!(one.to_vec1::<f32>().unwrap(), [1.0; 5]);

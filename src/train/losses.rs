@@ -49,13 +49,19 @@ impl RouterLosses {
     ///
     /// With k experts a token, the `f` of hard balance sum to k, as they do in transformers.
     pub(super) fn of(&self, routing: &LayerRouting) -> candle_core::Result<Option<RouterLoss>> {
-        let Some(routing) = &routing.feed_forward else { return Ok(None) };
+        let Some(routing) = &routing.feed_forward else {
+            return Ok(None);
+        };
         let (tokens, chosen) = counts(routing)?;
         let probabilities = routing.probabilities.flatten(0, 1)?.mean(0)?;
         let share = match self.kind {
             LoadBalance::Hard => {
-                let share: Vec<f64> = chosen.iter().map(|count| *count as f64 / tokens as f64).collect();
-                Tensor::from_vec(share, chosen.len(), probabilities.device())?.to_dtype(probabilities.dtype())?
+                let share: Vec<f64> = chosen
+                    .iter()
+                    .map(|count| *count as f64 / tokens as f64)
+                    .collect();
+                Tensor::from_vec(share, chosen.len(), probabilities.device())?
+                    .to_dtype(probabilities.dtype())?
             }
             LoadBalance::Soft => routing.gates.flatten(0, 1)?.mean(0)?,
         };
@@ -64,7 +70,12 @@ impl RouterLosses {
         let z = routing.logits.log_sum_exp(D::Minus1)?.sqr()?.mean_all()?;
         let value = |loss: &Tensor| loss.to_dtype(DType::F64)?.to_scalar::<f64>();
         let weighted = ((&load_balance * self.load_balance)? + (&z * self.z)?)?;
-        Ok(Some(RouterLoss { load_balance: value(&load_balance)?, z: value(&z)?, weighted, chosen }))
+        Ok(Some(RouterLoss {
+            load_balance: value(&load_balance)?,
+            z: value(&z)?,
+            weighted,
+            chosen,
+        }))
     }
 }
 
@@ -101,23 +112,34 @@ pub(super) fn next_token(
     let mut back = |rows: &Var, loss: &Tensor| -> candle_core::Result<Tensor> {
         let mut store = loss.backward()?;
         parameters.take(None, &mut store, gradients)?;
-        let Some(gradient) = store.remove(rows) else { candle_core::bail!("the head has no gradient") };
+        let Some(gradient) = store.remove(rows) else {
+            candle_core::bail!("the head has no gradient")
+        };
         Ok(gradient.detach())
     };
     let all = Var::from_tensor(hidden).map_err(failed)?;
     if let Some((nll, loss)) = model.next_token_loss(&all, targets, Some(weights))? {
-        return Ok(NextToken { nll, hidden: back(&all, &loss).map_err(failed)? });
+        return Ok(NextToken {
+            nll,
+            hidden: back(&all, &loss).map_err(failed)?,
+        });
     }
     let chunk = chunk_rows(model);
     let (mut nll, mut parts) = (Vec::with_capacity(targets.len()), Vec::new());
     for (start, targets) in (0..).step_by(chunk).zip(targets.chunks(chunk)) {
-        let rows = hidden.narrow(0, start, targets.len()).and_then(|rows| Var::from_tensor(&rows)).map_err(failed)?;
+        let rows = hidden
+            .narrow(0, start, targets.len())
+            .and_then(|rows| Var::from_tensor(&rows))
+            .map_err(failed)?;
         let logits = model.head(&rows)?;
         let loss = || -> candle_core::Result<(Vec<f32>, Tensor)> {
-            let weight =
-                Tensor::new(&weights[start..start + targets.len()], logits.device())?.to_dtype(logits.dtype())?;
+            let weight = Tensor::new(&weights[start..start + targets.len()], logits.device())?
+                .to_dtype(logits.dtype())?;
             let likelihoods = negative_log_likelihoods(&logits, targets)?;
-            Ok((likelihoods.detach().to_dtype(DType::F32)?.to_vec1()?, (likelihoods * weight)?.sum_all()?))
+            Ok((
+                likelihoods.detach().to_dtype(DType::F32)?.to_vec1()?,
+                (likelihoods * weight)?.sum_all()?,
+            ))
         };
         let (values, loss) = loss().map_err(failed)?;
         nll.extend(values);
@@ -136,9 +158,12 @@ pub(super) fn likelihoods(model: &CausalLm, hidden: &Tensor, targets: &[u32]) ->
     let mut found = Vec::with_capacity(targets.len());
     let chunk = chunk_rows(model);
     for (number, targets) in targets.chunks(chunk).enumerate() {
-        let rows = hidden.narrow(0, number * chunk, targets.len()).map_err(failed)?;
+        let rows = hidden
+            .narrow(0, number * chunk, targets.len())
+            .map_err(failed)?;
         let logits = model.head(&rows)?;
-        let nll = negative_log_likelihoods(&logits, targets).and_then(|nll| nll.to_dtype(DType::F32)?.to_vec1::<f32>());
+        let nll = negative_log_likelihoods(&logits, targets)
+            .and_then(|nll| nll.to_dtype(DType::F32)?.to_vec1::<f32>());
         found.extend(nll.map_err(failed)?);
     }
     Ok(found)
@@ -163,26 +188,43 @@ mod tests {
 
     fn routing(logits: &Tensor, k: usize) -> Routing {
         let probabilities = softmax(logits, D::Minus1).unwrap();
-        let rows = probabilities.flatten(0, 1).unwrap().detach().to_vec2::<f64>().unwrap();
+        let rows = probabilities
+            .flatten(0, 1)
+            .unwrap()
+            .detach()
+            .to_vec2::<f64>()
+            .unwrap();
         let (mut mask, mut chosen) = (Vec::new(), Vec::new());
         for row in &rows {
             let mut order: Vec<usize> = (0..row.len()).collect();
             order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
-            mask.extend((0..row.len()).map(|expert| f64::from(u8::from(order[..k].contains(&expert)))));
+            mask.extend(
+                (0..row.len()).map(|expert| f64::from(u8::from(order[..k].contains(&expert)))),
+            );
             chosen.extend(order[..k].iter().map(|expert| *expert as u32));
         }
         let mask = Tensor::from_vec(mask, logits.shape(), &Device::Cpu).unwrap();
         let chosen = Tensor::from_vec(chosen, (1, rows.len(), k), &Device::Cpu).unwrap();
-        Routing { logits: logits.clone(), gates: (&probabilities * mask).unwrap(), probabilities, chosen }
+        Routing {
+            logits: logits.clone(),
+            gates: (&probabilities * mask).unwrap(),
+            probabilities,
+            chosen,
+        }
     }
 
     fn loss(losses: &RouterLosses, logits: &Tensor) -> RouterLoss {
-        let layer = LayerRouting { feed_forward: Some(routing(logits, 2)), attention: None };
+        let layer = LayerRouting {
+            feed_forward: Some(routing(logits, 2)),
+            attention: None,
+        };
         losses.of(&layer).unwrap().unwrap()
     }
 
     fn logits() -> Vec<f64> {
-        (0..5 * 3).map(|i| f64::from((i * 37) % 11) / 4.0 - 1.0).collect()
+        (0..5 * 3)
+            .map(|i| f64::from((i * 37) % 11) / 4.0 - 1.0)
+            .collect()
     }
 
     #[test]
@@ -198,14 +240,28 @@ mod tests {
                 let (chosen, probability) = (*logit > lowest, logit.exp() / sum);
                 p[expert] += probability / tokens as f64;
                 f[expert] += if chosen { 1.0 / tokens as f64 } else { 0.0 };
-                u[expert] += if chosen { probability / tokens as f64 } else { 0.0 };
+                u[expert] += if chosen {
+                    probability / tokens as f64
+                } else {
+                    0.0
+                };
             }
             z += sum.ln().powi(2) / tokens as f64;
         }
         let dot = |a: [f64; 3], b: [f64; 3]| 3.0 * (0..3).map(|i| a[i] * b[i]).sum::<f64>();
         assert!((f.iter().sum::<f64>() - 2.0).abs() < 1e-12);
-        for (kind, expected) in [(LoadBalance::Hard, dot(f, p)), (LoadBalance::Soft, dot(u, p))] {
-            let found = loss(&RouterLosses { kind, load_balance: 0.5, z: 0.25 }, &tensor);
+        for (kind, expected) in [
+            (LoadBalance::Hard, dot(f, p)),
+            (LoadBalance::Soft, dot(u, p)),
+        ] {
+            let found = loss(
+                &RouterLosses {
+                    kind,
+                    load_balance: 0.5,
+                    z: 0.25,
+                },
+                &tensor,
+            );
             assert!((found.load_balance - expected).abs() < 1e-12, "{kind:?}");
             assert!((found.z - z).abs() < 1e-12);
             let weighted = found.weighted.to_scalar::<f64>().unwrap();
@@ -217,10 +273,20 @@ mod tests {
     fn gradients_of_router_losses_are_central_differences() {
         let values = logits();
         for kind in [LoadBalance::Hard, LoadBalance::Soft] {
-            let losses = RouterLosses { kind, load_balance: 0.7, z: 0.3 };
+            let losses = RouterLosses {
+                kind,
+                load_balance: 0.7,
+                z: 0.3,
+            };
             let var = Var::from_vec(values.clone(), (1, 5, 3), &Device::Cpu).unwrap();
             let store = loss(&losses, var.as_tensor()).weighted.backward().unwrap();
-            let gradient = store.get(&var).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            let gradient = store
+                .get(&var)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f64>()
+                .unwrap();
             for i in 0..values.len() {
                 let at = |shift: f64| {
                     let mut moved = values.clone();
@@ -229,7 +295,11 @@ mod tests {
                     loss(&losses, &tensor).weighted.to_scalar::<f64>().unwrap()
                 };
                 let difference = (at(1e-5) - at(-1e-5)) / 2e-5;
-                assert!((gradient[i] - difference).abs() < 1e-8, "{kind:?} {i}: {} {difference}", gradient[i]);
+                assert!(
+                    (gradient[i] - difference).abs() < 1e-8,
+                    "{kind:?} {i}: {} {difference}",
+                    gradient[i]
+                );
             }
         }
     }

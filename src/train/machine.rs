@@ -38,7 +38,8 @@ fn measure_peak(device: &Device, dtype: DType) -> candle_core::Result<f64> {
 pub(super) fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).map_or(0, |kib| kib << 10)
+    line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
+        .map_or(0, |kib| kib << 10)
 }
 
 /// What a run takes, in bytes.
@@ -68,7 +69,11 @@ impl Memory {
         let vars = || parameters.all.iter().map(|parameter| &parameter.var);
         let elements = |shape: &[u64]| shape.iter().product::<u64>();
         let size = dtype.size_in_bytes() as u64;
-        let weights = model.params().iter().map(|(_, parameter)| size * elements(&parameter.spec.shape)).sum();
+        let weights = model
+            .params()
+            .iter()
+            .map(|(_, parameter)| size * elements(&parameter.spec.shape))
+            .sum();
         let optimiser = vars().map(State::bytes).sum();
         let gradients = vars().map(|var| 4 * var.elem_count() as u64).sum();
         let a = model.architecture();
@@ -76,20 +81,40 @@ impl Memory {
         let mut values = layer_values(a, tokens);
         // Only float32 on the CPU has attention that keeps no scores.
         if !model.device().is_cpu() || dtype != DType::F32 {
-            let experts = a.mixture.as_ref().map_or(1, |mixture| mixture.num_attention_experts);
+            let experts = a
+                .mixture
+                .as_ref()
+                .map_or(1, |mixture| mixture.num_attention_experts);
             values += 4 * experts * a.num_heads * tokens * seq as u64;
         }
         let (layer, input) = (size * values, size * tokens * a.hidden_size);
-        let kept = if checkpointing { layers * input + layer } else { layers * (layer + input) };
+        let kept = if checkpointing {
+            layers * input + layer
+        } else {
+            layers * (layer + input)
+        };
         // Of the layer on its way back, gradients of all values; and logits with theirs.
         let passing = layer + (160 << 20).min(20 * tokens * a.vocab_size);
-        let embedding = if parameters.embedding() { 12 * a.vocab_size * a.hidden_size } else { 0 };
-        Self { weights, optimiser, gradients, activations: kept + passing, embedding }
+        let embedding = if parameters.embedding() {
+            12 * a.vocab_size * a.hidden_size
+        } else {
+            0
+        };
+        Self {
+            weights,
+            optimiser,
+            gradients,
+            activations: kept + passing,
+            embedding,
+        }
     }
 
     /// The peak, with the program itself: activations shrink on the way back while gradients grow.
     pub fn total(&self) -> u64 {
-        self.weights + self.optimiser + self.activations.max(self.gradients + self.embedding) + (24 << 20)
+        self.weights
+            + self.optimiser
+            + self.activations.max(self.gradients + self.embedding)
+            + (24 << 20)
     }
 }
 
@@ -101,7 +126,8 @@ fn layer_values(a: &Architecture, tokens: u64) -> u64 {
     let shared = mixture.is_some_and(|mixture| mixture.attention_kv != AttentionKv::Expert);
     let queries = experts * a.num_heads * a.head_dim;
     let keys = if shared { 1 } else { experts } * a.num_kv_heads * a.head_dim;
-    let inner =
-        mixture.map_or(a.intermediate_size, |mixture| mixture.num_experts_per_tok * mixture.moe_intermediate_size);
+    let inner = mixture.map_or(a.intermediate_size, |mixture| {
+        mixture.num_experts_per_tok * mixture.moe_intermediate_size
+    });
     tokens * (10 * a.hidden_size + 5 * queries + 5 * keys + 4 * inner)
 }

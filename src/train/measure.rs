@@ -20,15 +20,32 @@ pub(super) struct HeldBack {
 
 impl HeldBack {
     /// Up to `most` rows of the validation split; `None` where it has not one.
-    pub(super) fn of(name: &str, folder: TokenFolder, settings: &Settings, most: usize) -> Result<Option<Self>> {
-        let (tokens, bytes) = (folder.tokens(Split::Validation), folder.bytes_of_text(Split::Validation));
+    pub(super) fn of(
+        name: &str,
+        folder: TokenFolder,
+        settings: &Settings,
+        most: usize,
+    ) -> Result<Option<Self>> {
+        let (tokens, bytes) = (
+            folder.tokens(Split::Validation),
+            folder.bytes_of_text(Split::Validation),
+        );
         if tokens < settings.seq as u64 + 1 {
             return Ok(None);
         }
         let domain = (name.to_owned(), folder, 1.0);
-        let mixture = Mixture::new(vec![domain], settings.rng_seed, settings.seq, Split::Validation)?;
+        let mixture = Mixture::new(
+            vec![domain],
+            settings.rng_seed,
+            settings.seq,
+            Split::Validation,
+        )?;
         let rows = mixture.rows(0, most.min(mixture.rows_in_epoch(0) as usize))?;
-        Ok(Some(Self { name: name.to_owned(), rows, bytes_per_token: bytes as f64 / tokens as f64 }))
+        Ok(Some(Self {
+            name: name.to_owned(),
+            rows,
+            bytes_per_token: bytes as f64 / tokens as f64,
+        }))
     }
 }
 
@@ -43,13 +60,24 @@ pub(super) fn measure(
         let (mut sum, mut tokens) = (0.0, 0);
         for rows in domain.rows.chunks(settings.batch) {
             let batch = Batch::new(rows, settings.documents, 1.0, 1.0)?;
-            let (mut x, pass) = model.begin(&batch.tokens, None, &forward_options(rows, settings.documents))?;
+            let (mut x, pass) = model.begin(
+                &batch.tokens,
+                None,
+                &forward_options(rows, settings.documents),
+            )?;
             for layer in 0..model.layers() {
                 x = model.layer(layer, &x.detach(), &pass)?.0;
             }
             let failed = |e| Error::compute("measure on held-back text", e);
-            let hidden = model.final_norm(&x.detach())?.detach().flatten(0, 1).map_err(failed)?;
-            for (nll, weight) in likelihoods(model, &hidden, &batch.targets)?.iter().zip(&batch.weights) {
+            let hidden = model
+                .final_norm(&x.detach())?
+                .detach()
+                .flatten(0, 1)
+                .map_err(failed)?;
+            for (nll, weight) in likelihoods(model, &hidden, &batch.targets)?
+                .iter()
+                .zip(&batch.weights)
+            {
                 if *weight > 0.0 {
                     sum += f64::from(*nll);
                     tokens += 1;
@@ -58,7 +86,15 @@ pub(super) fn measure(
         }
         let nll = sum / tokens.max(1) as f64;
         let bits_per_byte = nll / std::f64::consts::LN_2 / domain.bytes_per_token;
-        found.insert(domain.name.clone(), Validation { nll, perplexity: nll.exp(), bits_per_byte, tokens });
+        found.insert(
+            domain.name.clone(),
+            Validation {
+                nll,
+                perplexity: nll.exp(),
+                bits_per_byte,
+                tokens,
+            },
+        );
     }
     Ok(found)
 }

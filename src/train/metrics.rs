@@ -24,19 +24,34 @@ pub const METRICS: &str = "metrics.jsonl";
 #[allow(missing_docs)]
 pub enum Record {
     /// What runs, and how.
-    Start { tool_version: String, architecture: Map<String, Value>, settings: Map<String, Value> },
+    Start {
+        tool_version: String,
+        architecture: Map<String, Value>,
+        settings: Map<String, Value>,
+    },
     /// One step.
     Step(Box<Step>),
     /// More about some steps.
     Detail(Box<Detail>),
     /// How well the text held back is predicted.
-    Validation { step: u64, domains: BTreeMap<String, Validation> },
+    Validation {
+        step: u64,
+        domains: BTreeMap<String, Validation>,
+    },
     /// The run went on here after it had been stopped.
     Resume { step: u64 },
     /// A step whose gradients were not used.
-    Skip { step: u64, reason: String, rows: String },
+    Skip {
+        step: u64,
+        reason: String,
+        rows: String,
+    },
     /// The run is done.
-    End { step: u64, seconds: f64, peak_memory_bytes: u64 },
+    End {
+        step: u64,
+        seconds: f64,
+        peak_memory_bytes: u64,
+    },
 }
 
 /// One step.
@@ -166,14 +181,19 @@ impl Record {
                 ] {
                     add(name.to_owned(), value);
                 }
-                step.domains.iter().for_each(|(name, domain)| add(format!("nll/{name}"), domain.nll));
+                step.domains
+                    .iter()
+                    .for_each(|(name, domain)| add(format!("nll/{name}"), domain.nll));
             }
             Self::Detail(detail) => {
                 for (role, numbers) in &detail.roles {
                     add(format!("gradient_norm/{role}"), numbers.gradient_norm);
                     add(format!("update_ratio/{role}"), numbers.update_ratio);
                 }
-                for (kind, routers) in [("ffn", &detail.ffn_routing), ("attention", &detail.attention_routing)] {
+                for (kind, routers) in [
+                    ("ffn", &detail.ffn_routing),
+                    ("attention", &detail.attention_routing),
+                ] {
                     for router in routers {
                         let layer = router.layer;
                         add(format!("{kind}_entropy/layer_{layer}"), router.entropy);
@@ -203,7 +223,12 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
         match serde_json::from_str(line) {
             Ok(record) => records.push(record),
             Err(_) if number + 1 == text.lines().count() && !text.ends_with('\n') => {}
-            Err(e) => return Err(Error::file(path, format!("line {}: expected a record: {e}", number + 1))),
+            Err(e) => {
+                return Err(Error::file(
+                    path,
+                    format!("line {}: expected a record: {e}", number + 1),
+                ));
+            }
         }
     }
     Ok(records)
@@ -229,8 +254,16 @@ impl Log {
         }
         let lines = kept.iter().map(line).collect::<Result<Vec<_>>>()?;
         single::write(&path, &lines.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(|e| Error::io("write", &path, e))?;
-        let mut log = Self { path, file, events: EventFile::create(folder)?, time: 0.0 };
+        let file = OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .map_err(|e| Error::io("write", &path, e))?;
+        let mut log = Self {
+            path,
+            file,
+            events: EventFile::create(folder)?,
+            time: 0.0,
+        };
         kept.iter().try_for_each(|record| log.show(record))?;
         Ok(log)
     }
@@ -238,7 +271,9 @@ impl Log {
     /// Appends a line.
     pub(super) fn add(&mut self, record: &Record) -> Result<()> {
         let line = line(record)?;
-        self.file.write_all(&line).map_err(|e| Error::io("write", &self.path, e))?;
+        self.file
+            .write_all(&line)
+            .map_err(|e| Error::io("write", &self.path, e))?;
         self.show(record)
     }
 
@@ -251,12 +286,15 @@ impl Log {
 
     /// Makes what was written durable.
     pub(super) fn sync(&mut self) -> Result<()> {
-        self.file.sync_all().map_err(|e| Error::io("sync", &self.path, e))
+        self.file
+            .sync_all()
+            .map_err(|e| Error::io("sync", &self.path, e))
     }
 }
 
 fn line(record: &Record) -> Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(record).map_err(|e| Error::usage(format!("a record cannot be written: {e}")))?;
+    let mut line = serde_json::to_vec(record)
+        .map_err(|e| Error::usage(format!("a record cannot be written: {e}")))?;
     line.push(b'\n');
     Ok(line)
 }

@@ -57,36 +57,69 @@ impl Outlook {
         let architecture = Architecture::of(&Config::read(checkpoint)?)?;
         let cost = Report::new(&architecture, settings.seq as u64 / 2)?;
         let names = trained_names(checkpoint, &architecture, settings)?;
-        let specs = architecture.tensors()?.into_iter().filter(|spec| names.contains(&spec.name));
+        let specs = architecture
+            .tensors()?
+            .into_iter()
+            .filter(|spec| names.contains(&spec.name));
         let trained = specs.map(|spec| spec.shape.iter().product::<u64>()).sum();
         let output_bytes = length(checkpoint)?;
         let (rows, seq) = (settings.rows() as u64, settings.seq as u64);
-        let times = |every: u64| if every > 0 { settings.steps.div_ceil(every) } else { 0 };
+        let times = |every: u64| {
+            if every > 0 {
+                settings.steps.div_ceil(every)
+            } else {
+                0
+            }
+        };
         let saved = output_bytes + STATE_BYTES * trained;
         let saves = times(operation.save_every);
         let kept = saves.min(operation.keep.max(1) as u64);
         let tokens = settings.steps.saturating_mul(rows).saturating_mul(seq);
-        let measured: u64 =
-            data.iter().map(|(_, folder, _)| held_back(folder, seq, operation.validate_rows as u64)).sum();
-        let again = if operation.gradient_checkpointing { 1.0 } else { 0.0 };
-        let flops = tokens as f64 * (flops_per_token(&cost, trained) + again * cost.flops_per_token as f64)
-            + times(operation.validate_every) as f64 * measured as f64 * seq as f64 * cost.flops_per_token as f64;
-        let products = Products { flops, share: SHARE, gpu, half: settings.dtype == Compute::Bf16 };
+        let measured: u64 = data
+            .iter()
+            .map(|(_, folder, _)| held_back(folder, seq, operation.validate_rows as u64))
+            .sum();
+        let again = if operation.gradient_checkpointing {
+            1.0
+        } else {
+            0.0
+        };
+        let flops = tokens as f64
+            * (flops_per_token(&cost, trained) + again * cost.flops_per_token as f64)
+            + times(operation.validate_every) as f64
+                * measured as f64
+                * seq as f64
+                * cost.flops_per_token as f64;
+        let products = Products {
+            flops,
+            share: SHARE,
+            gpu,
+            half: settings.dtype == Compute::Bf16,
+        };
         Ok(Self {
             parameters: cost.total_parameters,
             trained,
             tokens,
             output_bytes,
-            run_bytes: kept.saturating_mul(saved).saturating_add(LOG.saturating_mul(settings.steps)),
+            run_bytes: kept
+                .saturating_mul(saved)
+                .saturating_add(LOG.saturating_mul(settings.steps)),
             products,
-            other_seconds: output_bytes as f64 / READ + (saves as f64 * saved as f64 + output_bytes as f64) / WRITTEN,
+            other_seconds: output_bytes as f64 / READ
+                + (saves as f64 * saved as f64 + output_bytes as f64) / WRITTEN,
         })
     }
 
     /// The same, as of any command.
     pub fn estimate(&self) -> Estimate {
-        let work = Work { seconds: START + self.other_seconds, products: Some(self.products) };
-        Estimate { bytes: self.output_bytes.saturating_add(self.run_bytes), work: Some(work) }
+        let work = Work {
+            seconds: START + self.other_seconds,
+            products: Some(self.products),
+        };
+        Estimate {
+            bytes: self.output_bytes.saturating_add(self.run_bytes),
+            work: Some(work),
+        }
     }
 }
 
@@ -100,7 +133,10 @@ fn length(folder: &Path) -> Result<u64> {
     let checkpoint = Checkpoint::open(folder)?;
     let weights: u64 = checkpoint.files.iter().map(|file| file.len()).sum();
     let beside = copied(folder)?.into_iter().chain(existing(folder, &[CARD]));
-    beside.map(|path| Ok(stamp_of(&path)?.length)).sum::<Result<u64>>().map(|beside| weights + beside)
+    beside
+        .map(|path| Ok(stamp_of(&path)?.length))
+        .sum::<Result<u64>>()
+        .map(|beside| weights + beside)
 }
 
 /// Rows of a token folder to measure on, `most` at most.

@@ -33,7 +33,10 @@ impl Trained {
 
 /// Whether a parameter is a bias that only takes part in the choice of experts.
 pub(super) fn balances(spec: &TensorSpec, architecture: &Architecture) -> bool {
-    let choice = architecture.mixture.as_ref().is_some_and(|mixture| mixture.router_bias == RouterBias::Choice);
+    let choice = architecture
+        .mixture
+        .as_ref()
+        .is_some_and(|mixture| mixture.router_bias == RouterBias::Choice);
     choice && spec.role == Role::FfnRouter && spec.bias
 }
 
@@ -50,7 +53,10 @@ pub(super) struct Parameters {
 impl Parameters {
     pub(super) fn of(model: &CausalLm) -> Self {
         let trained = |(_, parameter): (&str, &crate::model::Parameter)| {
-            Some(Trained { spec: parameter.spec.clone(), var: parameter.var()?.clone() })
+            Some(Trained {
+                spec: parameter.spec.clone(),
+                var: parameter.var()?.clone(),
+            })
         };
         let all: Vec<Trained> = model.params().iter().filter_map(trained).collect();
         let (mut of_layer, mut outside) = (vec![Vec::new(); model.layers()], Vec::new());
@@ -60,17 +66,26 @@ impl Parameters {
                 None => outside.push(number),
             }
         }
-        Self { all, of_layer, outside }
+        Self {
+            all,
+            of_layer,
+            outside,
+        }
     }
 
     /// Whether the input embedding is among them.
     pub(super) fn embedding(&self) -> bool {
-        self.outside.iter().any(|number| self.all[*number].spec.role == Role::Embedding)
+        self.outside
+            .iter()
+            .any(|number| self.all[*number].spec.role == Role::Embedding)
     }
 
     /// The first layer that has any; the number of layers where none has.
     pub(super) fn first_layer(&self) -> usize {
-        self.of_layer.iter().position(|numbers| !numbers.is_empty()).unwrap_or(self.of_layer.len())
+        self.of_layer
+            .iter()
+            .position(|numbers| !numbers.is_empty())
+            .unwrap_or(self.of_layer.len())
     }
 
     /// Moves the gradients of a layer's parameters, or of those outside the layers, from `store` to `gradients`.

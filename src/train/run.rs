@@ -80,9 +80,19 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     let json = settings.to_json();
     let saver = Saver::open(&request.checkpoint, settings.data.clone(), json.clone())?;
     if operation.resume && is_finished(&request.out, &settings, &json)? {
-        watch(&Event::Note(format!("{} is complete already", request.out.display())));
+        watch(&Event::Note(format!(
+            "{} is complete already",
+            request.out.display()
+        )));
         let (step, tokens) = (settings.steps, 0);
-        return Ok(End { step, tokens, nll: None, seconds: 0.0, peak_memory: peak_memory(), predicted_memory: 0 });
+        return Ok(End {
+            step,
+            tokens,
+            nll: None,
+            seconds: 0.0,
+            peak_memory: peak_memory(),
+            predicted_memory: 0,
+        });
     }
     check_target(&request.out, operation.force, &[&request.checkpoint])?;
     let folder = RunFolder::begin(&request.out, operation.resume, operation.force)?;
@@ -90,20 +100,40 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         true => folder.checkpoints()?.pop(),
         false => None,
     };
-    let resumed = latest.as_ref().map(|(_, path)| Ok((path, position(path)?))).transpose()?;
+    let resumed = latest
+        .as_ref()
+        .map(|(_, path)| Ok((path, position(path)?)))
+        .transpose()?;
     if let Some((path, position)) = &resumed {
-        check_same_run(&request.checkpoint, path, position, &json, saver.parent_files())?;
+        check_same_run(
+            &request.checkpoint,
+            path,
+            position,
+            &json,
+            saver.parent_files(),
+        )?;
     }
 
     let dtype = settings.dtype.stored();
     let trainable = Trainable::Only(names);
-    let options = LoadOptions { dtype, trainable, ..LoadOptions::train(request.device.clone()) };
+    let options = LoadOptions {
+        dtype,
+        trainable,
+        ..LoadOptions::train(request.device.clone())
+    };
     let model = CausalLm::load(&request.checkpoint, &options)?;
     let parameters = Parameters::of(&model);
     let states = states(&request.checkpoint, &parameters, dtype)?;
     let counters = Counters::default();
     let checkpointing = operation.gradient_checkpointing;
-    let mut trainer = Trainer { model: &model, parameters, states, settings: &settings, checkpointing, counters };
+    let mut trainer = Trainer {
+        model: &model,
+        parameters,
+        states,
+        settings: &settings,
+        checkpointing,
+        counters,
+    };
     if let Some((path, position)) = &resumed {
         restore(path, &trainer.parameters, &mut trainer.states)?;
         trainer.counters = Counters {
@@ -115,20 +145,37 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         };
         watch(&Event::Resumes(position.step));
     } else if operation.resume {
-        watch(&Event::Note("there is no checkpoint to resume from: the run begins at its first step".to_owned()));
+        watch(&Event::Note(
+            "there is no checkpoint to resume from: the run begins at its first step".to_owned(),
+        ));
     }
 
     let sizes = (settings.batch, settings.seq);
     let memory = Memory::predict(&model, &trainer.parameters, dtype, sizes, checkpointing);
     let matmul_peak = matmul_peak(model.device(), dtype)?;
     let cost = Report::new(&architecture, settings.seq as u64 / 2)?;
-    let trained: u64 = trainer.parameters.all.iter().map(|parameter| parameter.var.elem_count() as u64).sum();
-    watch(&Event::Begins { trained, parameters: cost.total_parameters, memory, matmul_peak });
+    let trained: u64 = trainer
+        .parameters
+        .all
+        .iter()
+        .map(|parameter| parameter.var.elem_count() as u64)
+        .sum();
+    watch(&Event::Begins {
+        trained,
+        parameters: cost.total_parameters,
+        memory,
+        matmul_peak,
+    });
 
     folder.write_settings(&json)?;
-    let mut log = Log::begin(folder.path(), resumed.as_ref().map(|(_, position)| position.step))?;
+    let mut log = Log::begin(
+        folder.path(),
+        resumed.as_ref().map(|(_, position)| position.step),
+    )?;
     match &resumed {
-        Some((_, position)) => log.add(&Record::Resume { step: position.step })?,
+        Some((_, position)) => log.add(&Record::Resume {
+            step: position.step,
+        })?,
         None => log.add(&start(&architecture, &cost, &json))?,
     }
     let mut session = Session {
@@ -164,19 +211,36 @@ pub fn check(request: &mut Request) -> Result<()> {
     open_data(request, &architecture, &mut |_: &Event| {})?;
     match request.operation.resume {
         true => Ok(()),
-        false => check_target(&request.out, request.operation.force, &[&request.checkpoint]),
+        false => check_target(
+            &request.out,
+            request.operation.force,
+            &[&request.checkpoint],
+        ),
     }
 }
 
 /// Opens the token folders, and checks that they are for this model.
-fn open_data(request: &mut Request, architecture: &Architecture, watch: Watcher) -> Result<(Mixture, Vec<HeldBack>)> {
+fn open_data(
+    request: &mut Request,
+    architecture: &Architecture,
+    watch: Watcher,
+) -> Result<(Mixture, Vec<HeldBack>)> {
     let settings = &mut request.settings;
-    if let Some(longest) = architecture.max_position_embeddings.filter(|longest| settings.seq as u64 > *longest) {
-        let problem = format!("--seq: {} tokens are more than the model's context of {longest}", settings.seq);
+    if let Some(longest) = architecture
+        .max_position_embeddings
+        .filter(|longest| settings.seq as u64 > *longest)
+    {
+        let problem = format!(
+            "--seq: {} tokens are more than the model's context of {longest}",
+            settings.seq
+        );
         return Err(Error::usage(problem));
     }
     let tokenizer = request.checkpoint.join("tokenizer.json");
-    let tokenizer = tokenizer.exists().then(|| sha256_file(&tokenizer)).transpose()?;
+    let tokenizer = tokenizer
+        .exists()
+        .then(|| sha256_file(&tokenizer))
+        .transpose()?;
     let (mut domains, mut held_back) = (Vec::new(), Vec::new());
     settings.data.clear();
     for (name, path, weight) in &request.data {
@@ -186,10 +250,17 @@ fn open_data(request: &mut Request, architecture: &Architecture, watch: Watcher)
         }
         if folder.vocab_size() > architecture.vocab_size {
             let (found, expected) = (folder.vocab_size(), architecture.vocab_size);
-            let problem = format!("its tokens have a vocabulary of {found}, more than the model's {expected}");
-            return Err(Error::file(path, problem).with_hint("tokenize the texts with this model's tokenizer"));
+            let problem = format!(
+                "its tokens have a vocabulary of {found}, more than the model's {expected}"
+            );
+            return Err(Error::file(path, problem)
+                .with_hint("tokenize the texts with this model's tokenizer"));
         }
-        settings.data.push(DataRecord { name: name.clone(), weight: *weight, sha256: folder.hash().to_owned() });
+        settings.data.push(DataRecord {
+            name: name.clone(),
+            weight: *weight,
+            sha256: folder.hash().to_owned(),
+        });
         domains.push((name.clone(), folder, *weight));
     }
     let mixture = Mixture::new(domains, settings.rng_seed, settings.seq, Split::Train)?;
@@ -215,8 +286,10 @@ pub(super) fn trained_names(
     settings: &Settings,
 ) -> Result<std::collections::BTreeSet<String>> {
     let experts = expert_names(checkpoint, architecture)?;
-    let (balancing, specs): (Vec<TensorSpec>, Vec<TensorSpec>) =
-        architecture.tensors()?.into_iter().partition(|spec| balances(spec, architecture));
+    let (balancing, specs): (Vec<TensorSpec>, Vec<TensorSpec>) = architecture
+        .tensors()?
+        .into_iter()
+        .partition(|spec| balances(spec, architecture));
     let mut names = select(&specs, &experts, &settings.train, &settings.freeze)?;
     if settings.bias_balancing > 0.0 {
         if balancing.is_empty() {
@@ -233,9 +306,16 @@ pub(super) fn trained_names(
 
 /// Whether `out` is what the run would make.
 fn is_finished(out: &Path, settings: &Settings, json: &Map<String, Value>) -> Result<bool> {
-    let manifest = if out.is_dir() { Manifest::read(out)? } else { None };
+    let manifest = if out.is_dir() {
+        Manifest::read(out)?
+    } else {
+        None
+    };
     Ok(manifest.is_some_and(|manifest| {
-        manifest.settings == *json && manifest.lineage.is_some_and(|lineage| lineage.step == settings.steps)
+        manifest.settings == *json
+            && manifest
+                .lineage
+                .is_some_and(|lineage| lineage.step == settings.steps)
     }))
 }
 
@@ -250,25 +330,36 @@ fn check_same_run(
     let hint = "go on with the settings that the run was begun with, choose another --out, or begin anew with --force";
     let differences = differences(&position.settings, settings);
     if !differences.is_empty() {
-        let problem = format!("the run cannot go on with other settings: {}", differences.join("; "));
+        let problem = format!(
+            "the run cannot go on with other settings: {}",
+            differences.join("; ")
+        );
         return Err(Error::file(path, problem).with_hint(hint));
     }
     let changed = parent.iter().find(|file| !position.parent.contains(file));
     match changed.or_else(|| position.parent.iter().find(|file| !parent.contains(file))) {
-        Some(file) => {
-            Err(Error::file(checkpoint.join(&file.path), "is not the file that the run was begun with").with_hint(hint))
-        }
+        Some(file) => Err(Error::file(
+            checkpoint.join(&file.path),
+            "is not the file that the run was begun with",
+        )
+        .with_hint(hint)),
         None => Ok(()),
     }
 }
 
 /// The optimiser's state before the first step.
 fn states(folder: &Path, parameters: &Parameters, dtype: DType) -> Result<Vec<State>> {
-    let checkpoint = (dtype != DType::F32).then(|| Checkpoint::open(folder)).transpose()?;
+    let checkpoint = (dtype != DType::F32)
+        .then(|| Checkpoint::open(folder))
+        .transpose()?;
     let state = |parameter: &super::parameters::Trained| {
         let name = &parameter.spec.name;
-        let master = checkpoint.as_ref().map(|checkpoint| stored_values(checkpoint, name)).transpose()?;
-        State::new(&parameter.var, master).map_err(|e| Error::compute(format!("hold the state of `{name}`"), e))
+        let master = checkpoint
+            .as_ref()
+            .map(|checkpoint| stored_values(checkpoint, name))
+            .transpose()?;
+        State::new(&parameter.var, master)
+            .map_err(|e| Error::compute(format!("hold the state of `{name}`"), e))
     };
     parameters.all.iter().map(state).collect()
 }
@@ -282,6 +373,13 @@ fn start(architecture: &Architecture, cost: &Report, settings: &Map<String, Valu
         ("layers", json!(architecture.num_layers)),
         ("mixture", json!(architecture.mixture)),
     ];
-    let architecture = facts.into_iter().map(|(name, fact)| (name.to_owned(), fact)).collect();
-    Record::Start { tool_version: env!("CARGO_PKG_VERSION").to_owned(), architecture, settings: settings.clone() }
+    let architecture = facts
+        .into_iter()
+        .map(|(name, fact)| (name.to_owned(), fact))
+        .collect();
+    Record::Start {
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        architecture,
+        settings: settings.clone(),
+    }
 }

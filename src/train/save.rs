@@ -16,7 +16,9 @@ use crate::checkpoint::manifest::{
     DataRecord, FORMAT_VERSION, Lineage, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool,
 };
 use crate::checkpoint::output::{OutputFolder, check_free_space};
-use crate::checkpoint::writer::{TensorBytes, TensorLayout, WriteOptions, write_file, write_weights};
+use crate::checkpoint::writer::{
+    TensorBytes, TensorLayout, WriteOptions, write_file, write_weights,
+};
 use crate::checkpoint::{Checkpoint, Expression, TensorEntry, dtype, json};
 use crate::{Error, Result};
 
@@ -65,19 +67,41 @@ pub(super) struct Saver {
 
 impl Saver {
     /// Opens the checkpoint that training begins with, and hashes its files.
-    pub(super) fn open(folder: &Path, data: Vec<DataRecord>, settings: Map<String, Value>) -> Result<Self> {
+    pub(super) fn open(
+        folder: &Path,
+        data: Vec<DataRecord>,
+        settings: Map<String, Value>,
+    ) -> Result<Self> {
         let parent = Checkpoint::open(folder)?;
-        let mut paths: Vec<PathBuf> = parent.files.iter().map(|file| file.path().to_path_buf()).collect();
+        let mut paths: Vec<PathBuf> = parent
+            .files
+            .iter()
+            .map(|file| file.path().to_path_buf())
+            .collect();
         paths.extend(copied(folder)?);
         let mut files = Vec::new();
         for path in paths {
             let (sha256, size) = sha256_file(&path)?;
-            files.push(FileHash { path: name_of(&path), size, sha256 });
+            files.push(FileHash {
+                path: name_of(&path),
+                size,
+                sha256,
+            });
         }
         files.sort();
         let manifest = folder.join(MANIFEST);
-        let manifest = manifest.exists().then(|| sha256_file(&manifest)).transpose()?.map(|(sha256, _)| sha256);
-        Ok(Self { parent, files, manifest, data, settings })
+        let manifest = manifest
+            .exists()
+            .then(|| sha256_file(&manifest))
+            .transpose()?
+            .map(|(sha256, _)| sha256);
+        Ok(Self {
+            parent,
+            files,
+            manifest,
+            data,
+            settings,
+        })
     }
 
     /// Files of the checkpoint that training began with.
@@ -87,7 +111,11 @@ impl Saver {
 
     /// Bytes that a checkpoint takes, at most.
     fn bytes(&self, parameters: &Parameters, with_state: bool) -> u64 {
-        let state: u64 = parameters.all.iter().map(|parameter| STATE_BYTES * parameter.var.elem_count() as u64).sum();
+        let state: u64 = parameters
+            .all
+            .iter()
+            .map(|parameter| STATE_BYTES * parameter.var.elem_count() as u64)
+            .sum();
         let files: u64 = self.files.iter().map(|file| file.size).sum();
         files + if with_state { state } else { 0 } + ROOM
     }
@@ -115,15 +143,25 @@ impl Saver {
         let failed = |e| Error::compute("read the parameters", e);
         let mut masters = BTreeMap::new();
         for (parameter, state) in parameters.all.iter().zip(states) {
-            masters.insert(parameter.spec.name.as_str(), state.host(Part::Master).map_err(failed)?);
+            masters.insert(
+                parameter.spec.name.as_str(),
+                state.host(Part::Master).map_err(failed)?,
+            );
         }
         let (layouts, weights) = self.weights(&masters)?;
         let mut files = write_weights(&folder, &layouts, &weights, &options, &[])?.files;
         if with_state {
             let (layouts, tensors) = optimiser(parameters, states).map_err(failed)?;
-            files.extend(write_file(&folder, STATE_TENSORS, &layouts, &tensors, &options)?);
-            let mut text = serde_json::to_vec_pretty(position)
-                .map_err(|e| Error::usage(format!("the state of the run cannot be written: {e}")))?;
+            files.extend(write_file(
+                &folder,
+                STATE_TENSORS,
+                &layouts,
+                &tensors,
+                &options,
+            )?);
+            let mut text = serde_json::to_vec_pretty(position).map_err(|e| {
+                Error::usage(format!("the state of the run cannot be written: {e}"))
+            })?;
             text.push(b'\n');
             files.push(folder.write(STATE, &text)?);
         }
@@ -136,27 +174,38 @@ impl Saver {
             unhashed_files.push(name_of(&path));
         }
         files.sort();
-        let manifest = self.manifest(target, &layouts, &masters, position, files, unhashed_files)?;
+        let manifest =
+            self.manifest(target, &layouts, &masters, position, files, unhashed_files)?;
         folder.write(MANIFEST, &manifest.to_bytes())?;
         folder.commit()
     }
 
     /// Every tensor of the parent: the trained ones as they are now, rounded once to the parent's dtype; the others byte
     /// for byte.
-    fn weights<'a>(&'a self, masters: &'a BTreeMap<&str, Host<'a>>) -> Result<(Vec<TensorLayout>, Bytes<'a>)> {
+    fn weights<'a>(
+        &'a self,
+        masters: &'a BTreeMap<&str, Host<'a>>,
+    ) -> Result<(Vec<TensorLayout>, Bytes<'a>)> {
         let (mut layouts, mut sources) = (Vec::new(), Vec::new());
         for (name, entry) in &self.parent.tensors {
             let Some(stored) = entry.encoding.plain() else {
                 let problem = "is quantised, expected plain numbers";
                 return Err(Error::tensor(&self.parent.path, name, problem));
             };
-            layouts.push(TensorLayout { name: name.clone(), dtype: stored, shape: entry.shape.clone() });
+            layouts.push(TensorLayout {
+                name: name.clone(),
+                dtype: stored,
+                shape: entry.shape.clone(),
+            });
             sources.push(match masters.get(name.as_str()) {
                 Some(values) => Source::Values(values),
                 None => Source::File(&self.parent, entry),
             });
         }
-        let bytes = Bytes { layouts: layouts.clone(), sources };
+        let bytes = Bytes {
+            layouts: layouts.clone(),
+            sources,
+        };
         Ok((layouts, bytes))
     }
 
@@ -177,7 +226,11 @@ impl Saver {
                 true => Expression::Trained { of: Box::new(copy) },
                 false => copy,
             };
-            let record = TensorRecord { dtype: layout.dtype, shape: layout.shape.clone(), expression };
+            let record = TensorRecord {
+                dtype: layout.dtype,
+                shape: layout.shape.clone(),
+                expression,
+            };
             (layout.name.clone(), record)
         });
         Ok(Manifest {
@@ -217,7 +270,10 @@ pub(super) fn copied(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn name_of(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// Where the bytes of tensors come from.
@@ -238,7 +294,13 @@ enum Source<'a> {
 impl TensorBytes for Bytes<'_> {
     type Scratch = Vec<f64>;
 
-    fn fill(&self, tensor: usize, start: u64, out: &mut [u8], scratch: &mut Vec<f64>) -> Result<()> {
+    fn fill(
+        &self,
+        tensor: usize,
+        start: u64,
+        out: &mut [u8],
+        scratch: &mut Vec<f64>,
+    ) -> Result<()> {
         let layout = &self.layouts[tensor];
         let values: &[f32] = match &self.sources[tensor] {
             Source::File(checkpoint, entry) => return checkpoint.read_bytes(entry, start, out),
@@ -249,12 +311,17 @@ impl TensorBytes for Bytes<'_> {
         let first = start as usize / size;
         let values = &values[first..first + out.len() / size];
         if layout.dtype == Dtype::F32 {
-            out.chunks_exact_mut(4).zip(values).for_each(|(out, value)| out.copy_from_slice(&value.to_le_bytes()));
+            out.chunks_exact_mut(4)
+                .zip(values)
+                .for_each(|(out, value)| out.copy_from_slice(&value.to_le_bytes()));
         } else {
             scratch.clear();
             scratch.extend(values.iter().map(|value| f64::from(*value)));
             if !dtype::encode(layout.dtype, scratch, out) {
-                let problem = format!("is stored as {}, expected a floating-point dtype", layout.dtype);
+                let problem = format!(
+                    "is stored as {}, expected a floating-point dtype",
+                    layout.dtype
+                );
                 return Err(Error::usage(format!("tensor `{}` {problem}", layout.name)));
             }
         }
@@ -262,7 +329,8 @@ impl TensorBytes for Bytes<'_> {
             None => Ok(()),
             Some(element) => {
                 let (name, element, dtype) = (&layout.name, first + element, layout.dtype);
-                let problem = format!("tensor `{name}`: element {element} is no finite number in {dtype}");
+                let problem =
+                    format!("tensor `{name}`: element {element} is no finite number in {dtype}");
                 Err(Error::usage(problem).with_hint("train with a smaller --learning-rate"))
             }
         }
@@ -270,19 +338,33 @@ impl TensorBytes for Bytes<'_> {
 }
 
 /// Master weights and moments, under `master.`, `first.` and `second.` with the parameter's name.
-fn optimiser<'a>(parameters: &Parameters, states: &'a [State]) -> candle_core::Result<(Vec<TensorLayout>, Bytes<'a>)> {
+fn optimiser<'a>(
+    parameters: &Parameters,
+    states: &'a [State],
+) -> candle_core::Result<(Vec<TensorLayout>, Bytes<'a>)> {
     let (mut layouts, mut sources) = (Vec::new(), Vec::new());
     for (parameter, state) in parameters.all.iter().zip(states) {
         for (part, prefix) in PARTS {
-            let (name, shape) = (format!("{prefix}.{}", parameter.spec.name), parameter.spec.shape.clone());
-            layouts.push(TensorLayout { name, dtype: Dtype::F32, shape });
+            let (name, shape) = (
+                format!("{prefix}.{}", parameter.spec.name),
+                parameter.spec.shape.clone(),
+            );
+            layouts.push(TensorLayout {
+                name,
+                dtype: Dtype::F32,
+                shape,
+            });
             sources.push(Source::Held(state.host(part)?));
         }
     }
     Ok((layouts.clone(), Bytes { layouts, sources }))
 }
 
-const PARTS: [(Part, &str); 3] = [(Part::Master, "master"), (Part::First, "first"), (Part::Second, "second")];
+const PARTS: [(Part, &str); 3] = [
+    (Part::Master, "master"),
+    (Part::First, "first"),
+    (Part::Second, "second"),
+];
 
 /// Where in its run the checkpoint in `folder` is.
 pub(super) fn position(folder: &Path) -> Result<Position> {
@@ -292,7 +374,11 @@ pub(super) fn position(folder: &Path) -> Result<Position> {
         .map_err(|e| Error::file(&path, format!("expected the state of a run: {e}")))?;
     match position.format_version {
         FORMAT_VERSION => Ok(position),
-        found => Err(Error::key(&path, "format_version", format!("expected {FORMAT_VERSION}, found {found}"))),
+        found => Err(Error::key(
+            &path,
+            "format_version",
+            format!("expected {FORMAT_VERSION}, found {found}"),
+        )),
     }
 }
 
@@ -306,13 +392,21 @@ pub(super) fn restore(folder: &Path, parameters: &Parameters, states: &mut [Stat
             let entry = stored.tensor(&name)?;
             if entry.encoding.plain() != Some(Dtype::F32) || entry.shape != parameter.spec.shape {
                 let (found, expected) = (&entry.shape, &parameter.spec.shape);
-                let problem = format!("expected F32 {expected:?}, found {} {found:?}", entry.encoding);
+                let problem = format!(
+                    "expected F32 {expected:?}, found {} {found:?}",
+                    entry.encoding
+                );
                 return Err(Error::tensor(&path, &name, problem));
             }
             let mut bytes = vec![0; entry.length as usize];
             stored.read_bytes(entry, 0, &mut bytes)?;
-            let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-            state.restore(part, values).map_err(|e| Error::compute(format!("restore `{name}`"), e))?;
+            let values = bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect();
+            state
+                .restore(part, values)
+                .map_err(|e| Error::compute(format!("restore `{name}`"), e))?;
         }
     }
     Ok(())

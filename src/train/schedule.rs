@@ -42,10 +42,13 @@ impl Schedule {
             return Err(Error::usage("--steps: expected at least one step, found 0"));
         }
         if warmup > steps {
-            return Err(Error::usage(format!("--warmup: {warmup} steps are more than the run's {steps}"))
-                .with_hint("shorten the warm-up or lengthen the run"));
+            return Err(Error::usage(format!(
+                "--warmup: {warmup} steps are more than the run's {steps}"
+            ))
+            .with_hint("shorten the warm-up or lengthen the run"));
         }
-        if self.decay == Decay::Wsd && (self.decay_steps == 0 || warmup + self.decay_steps > steps) {
+        if self.decay == Decay::Wsd && (self.decay_steps == 0 || warmup + self.decay_steps > steps)
+        {
             let problem = format!(
                 "--decay-steps: expected 1 to {} steps between the warm-up and the end of the run, found {}",
                 steps - warmup,
@@ -54,7 +57,10 @@ impl Schedule {
             return Err(Error::usage(problem));
         }
         if !(0.0..=1.0).contains(&self.floor) {
-            return Err(Error::usage(format!("--floor: expected a share of the peak, 0 to 1, found {}", self.floor)));
+            return Err(Error::usage(format!(
+                "--floor: expected a share of the peak, 0 to 1, found {}",
+                self.floor
+            )));
         }
         Ok(())
     }
@@ -74,7 +80,11 @@ impl Schedule {
             Decay::Cosine => 0.5 + 0.5 * libm::cos(std::f64::consts::PI * fall(self.warmup)),
             Decay::Wsd => {
                 let start = self.steps - self.decay_steps;
-                if step <= start { 1.0 } else { 1.0 - fall(start) }
+                if step <= start {
+                    1.0
+                } else {
+                    1.0 - fall(start)
+                }
             }
         };
         self.floor + (1.0 - self.floor) * kept
@@ -86,7 +96,13 @@ mod tests {
     use super::*;
 
     fn schedule(decay: Decay) -> Schedule {
-        Schedule { steps: 110, warmup: 10, decay, decay_steps: 20, floor: 0.1 }
+        Schedule {
+            steps: 110,
+            warmup: 10,
+            decay,
+            decay_steps: 20,
+            floor: 0.1,
+        }
     }
 
     #[test]
@@ -112,17 +128,53 @@ mod tests {
 
     #[test]
     fn without_a_warm_up_the_first_step_falls_already() {
-        let schedule = Schedule { steps: 1, warmup: 0, decay: Decay::Cosine, decay_steps: 0, floor: 0.0 };
+        let schedule = Schedule {
+            steps: 1,
+            warmup: 0,
+            decay: Decay::Cosine,
+            decay_steps: 0,
+            floor: 0.0,
+        };
         schedule.check().unwrap();
         assert_eq!(schedule.share(1), 0.0);
-        let schedule = Schedule { steps: 4, warmup: 0, decay: Decay::Linear, decay_steps: 0, floor: 0.0 };
-        assert_eq!([1, 2, 3, 4].map(|step| schedule.share(step)), [0.75, 0.5, 0.25, 0.0]);
+        let schedule = Schedule {
+            steps: 4,
+            warmup: 0,
+            decay: Decay::Linear,
+            decay_steps: 0,
+            floor: 0.0,
+        };
+        assert_eq!(
+            [1, 2, 3, 4].map(|step| schedule.share(step)),
+            [0.75, 0.5, 0.25, 0.0]
+        );
     }
 
     #[test]
     fn parts_must_fit() {
-        assert!(Schedule { steps: 5, ..schedule(Decay::Cosine) }.check().is_err());
-        assert!(Schedule { decay_steps: 101, ..schedule(Decay::Wsd) }.check().is_err());
-        assert!(Schedule { floor: 1.5, ..schedule(Decay::Cosine) }.check().is_err());
+        assert!(
+            Schedule {
+                steps: 5,
+                ..schedule(Decay::Cosine)
+            }
+            .check()
+            .is_err()
+        );
+        assert!(
+            Schedule {
+                decay_steps: 101,
+                ..schedule(Decay::Wsd)
+            }
+            .check()
+            .is_err()
+        );
+        assert!(
+            Schedule {
+                floor: 1.5,
+                ..schedule(Decay::Cosine)
+            }
+            .check()
+            .is_err()
+        );
     }
 }

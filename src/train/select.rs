@@ -9,8 +9,16 @@ use crate::family::{Role, TensorSpec};
 use crate::{Error, Result};
 
 /// Words for groups of parameters.
-const GROUPS: [&str; 8] =
-    ["all", "routers", "experts", "attention-experts", "ffn-experts", "adapters", "norms", "embeddings"];
+const GROUPS: [&str; 8] = [
+    "all",
+    "routers",
+    "experts",
+    "attention-experts",
+    "ffn-experts",
+    "adapters",
+    "norms",
+    "embeddings",
+];
 
 /// One word of `--train` or `--freeze`.
 enum Term {
@@ -43,8 +51,10 @@ pub fn select(
                 found.insert(spec.name.as_str());
             }
             if !any && found.len() == before {
-                return Err(Error::usage(format!("{flag} {word}: the model has no such parameters"))
-                    .with_hint("`bam-convert inspect DIR --tensors` lists them"));
+                return Err(Error::usage(format!(
+                    "{flag} {word}: the model has no such parameters"
+                ))
+                .with_hint("`bam-convert inspect DIR --tensors` lists them"));
             }
         }
         Ok(found)
@@ -52,8 +62,10 @@ pub fn select(
     let (mut chosen, frozen) = (matching("--train", train)?, matching("--freeze", freeze)?);
     chosen.retain(|name| !frozen.contains(name));
     if chosen.is_empty() {
-        return Err(Error::usage("everything is frozen: no parameter is left to train")
-            .with_hint("leave out a --freeze, or name more in --train"));
+        return Err(
+            Error::usage("everything is frozen: no parameter is left to train")
+                .with_hint("leave out a --freeze, or name more in --train"),
+        );
     }
     Ok(chosen.into_iter().map(str::to_owned).collect())
 }
@@ -64,11 +76,25 @@ impl Term {
             return Ok(Self::Group(group));
         }
         if let Some(expert) = word.strip_prefix("expert:") {
-            let by_name = experts.iter().position(|name| name == expert).map(|number| number as u64);
-            let by_number = || expert.parse().ok().filter(|number| *number < experts.len() as u64);
+            let by_name = experts
+                .iter()
+                .position(|name| name == expert)
+                .map(|number| number as u64);
+            let by_number = || {
+                expert
+                    .parse()
+                    .ok()
+                    .filter(|number| *number < experts.len() as u64)
+            };
             return by_name.or_else(by_number).map(Self::Expert).ok_or_else(|| {
-                let known = if experts.is_empty() { "none".to_owned() } else { experts.join(", ") };
-                Error::usage(format!("{flag} {word}: the model has no such expert; its experts are {known}"))
+                let known = if experts.is_empty() {
+                    "none".to_owned()
+                } else {
+                    experts.join(", ")
+                };
+                Error::usage(format!(
+                    "{flag} {word}: the model has no such expert; its experts are {known}"
+                ))
             });
         }
         if let Some(role) = Role::ALL.into_iter().find(|role| role.to_string() == word) {
@@ -104,8 +130,10 @@ impl Term {
             Self::Group("norms") => role.ends_with("norm"),
             Self::Group("embeddings") => matches!(spec.role, Role::Embedding | Role::Head),
             Self::Group(group) => {
-                let feed_forward = matches!(spec.role, Role::Gate | Role::Up | Role::Down) || role == "ffn_adapter";
-                spec.expert.is_some() && (*group == "experts" || (*group == "ffn-experts") == feed_forward)
+                let feed_forward = matches!(spec.role, Role::Gate | Role::Up | Role::Down)
+                    || role == "ffn_adapter";
+                spec.expert.is_some()
+                    && (*group == "experts" || (*group == "ffn-experts") == feed_forward)
             }
         }
     }
@@ -126,17 +154,53 @@ mod tests {
         };
         vec![
             spec("model.embed_tokens.weight", Role::Embedding, None, None),
-            spec("model.layers.0.self_attn.router.weight", Role::AttentionRouter, Some(0), None),
-            spec("model.layers.0.self_attn.attention_experts.0.q_proj.weight", Role::Q, Some(0), Some(0)),
-            spec("model.layers.0.self_attn.attention_experts.1.q_proj.weight", Role::Q, Some(0), Some(1)),
-            spec("model.layers.0.mlp.experts.1.up_proj.weight", Role::Up, Some(0), Some(1)),
-            spec("model.layers.0.input_layernorm.weight", Role::InputNorm, Some(0), None),
+            spec(
+                "model.layers.0.self_attn.router.weight",
+                Role::AttentionRouter,
+                Some(0),
+                None,
+            ),
+            spec(
+                "model.layers.0.self_attn.attention_experts.0.q_proj.weight",
+                Role::Q,
+                Some(0),
+                Some(0),
+            ),
+            spec(
+                "model.layers.0.self_attn.attention_experts.1.q_proj.weight",
+                Role::Q,
+                Some(0),
+                Some(1),
+            ),
+            spec(
+                "model.layers.0.mlp.experts.1.up_proj.weight",
+                Role::Up,
+                Some(0),
+                Some(1),
+            ),
+            spec(
+                "model.layers.0.input_layernorm.weight",
+                Role::InputNorm,
+                Some(0),
+                None,
+            ),
         ]
     }
 
     fn selected(train: &[&str], freeze: &[&str]) -> Result<usize> {
-        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        select(&specs(), &words(&["seed", "code"]), &words(train), &words(freeze)).map(|names| names.len())
+        let words = |words: &[&str]| {
+            words
+                .iter()
+                .map(|word| (*word).to_owned())
+                .collect::<Vec<_>>()
+        };
+        select(
+            &specs(),
+            &words(&["seed", "code"]),
+            &words(train),
+            &words(freeze),
+        )
+        .map(|names| names.len())
     }
 
     #[test]
@@ -153,7 +217,11 @@ mod tests {
             (&["all"], &["embeddings", "experts"], 2),
             (&["model.layers.*.mlp.*"], &[], 1),
         ] {
-            assert_eq!(selected(train, freeze).unwrap(), count, "{train:?} without {freeze:?}");
+            assert_eq!(
+                selected(train, freeze).unwrap(),
+                count,
+                "{train:?} without {freeze:?}"
+            );
         }
     }
 

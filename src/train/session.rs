@@ -42,7 +42,9 @@ impl Session<'_> {
         while self.trainer.counters.step < self.settings.steps {
             self.step(watch)?;
             let step = self.trainer.counters.step;
-            let due = |every: u64| every > 0 && (step.is_multiple_of(every) || step == self.settings.steps);
+            let due = |every: u64| {
+                every > 0 && (step.is_multiple_of(every) || step == self.settings.steps)
+            };
             if due(self.operation.validate_every) && !self.held_back.is_empty() {
                 let domains = measure(self.trainer.model, &self.held_back, self.settings)?;
                 watch(&Event::Validation(step, &domains));
@@ -68,14 +70,18 @@ impl Session<'_> {
     fn step(&mut self, watch: Watcher) -> Result<()> {
         let start = Instant::now();
         let counters = self.trainer.counters;
-        let (first, count) = (counters.step * self.settings.rows() as u64, self.settings.rows());
+        let (first, count) = (
+            counters.step * self.settings.rows() as u64,
+            self.settings.rows(),
+        );
         let rows = self.mixture.rows(first, count)?;
         let step = counters.step + 1;
         if let Some(path) = &self.operation.dump_rows {
             dump(path, step, &self.mixture, &rows)?;
         }
         let every = self.operation.detail_every;
-        let detailed = every > 0 && (step.is_multiple_of(every) || step == 1 || step == self.settings.steps);
+        let detailed =
+            every > 0 && (step.is_multiple_of(every) || step == 1 || step == self.settings.steps);
         let mut done = self.trainer.step(&self.mixture, &rows, detailed)?;
         if let Some((action, reason)) = done.trouble.take() {
             let named = name_rows(&self.mixture, first, &rows);
@@ -84,9 +90,15 @@ impl Session<'_> {
                 return Err(Error::usage(format!("step {step}: {reason}; its batch is {named}"))
                     .with_hint("pass --on-nan skip or --on-spike FACTOR:skip to go on without such steps, or a smaller --learning-rate"));
             }
-            watch(&Event::Note(format!("step {step} skipped: {reason}; its batch is {named}")));
+            watch(&Event::Note(format!(
+                "step {step} skipped: {reason}; its batch is {named}"
+            )));
             self.trainer.skip(&done);
-            return self.log.add(&Record::Skip { step, reason, rows: named });
+            return self.log.add(&Record::Skip {
+                step,
+                reason,
+                rows: named,
+            });
         }
         let record = self.record(step, &mut done, start);
         self.nll = Some(record.nll);
@@ -104,7 +116,9 @@ impl Session<'_> {
         let flops_per_second = self.flops_per_token * tokens_per_second;
         metrics::Step {
             step,
-            time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
+            time: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0.0, |time| time.as_secs_f64()),
             tokens: self.trainer.counters.tokens,
             loss: done.loss,
             nll: done.nll,
@@ -131,7 +145,13 @@ impl Session<'_> {
         self.log.sync()?;
         let target = self.folder.checkpoint(step);
         let trainer = &self.trainer;
-        self.saver.save(&target, &trainer.parameters, &trainer.states, &self.position(), (true, false))?;
+        self.saver.save(
+            &target,
+            &trainer.parameters,
+            &trainer.states,
+            &self.position(),
+            (true, false),
+        )?;
         self.saved = Some(step);
         self.folder.prune(self.operation.keep)?;
         watch(&Event::Saved(&target));
@@ -156,11 +176,21 @@ impl Session<'_> {
     /// Writes the output.
     pub(super) fn finish(&mut self, out: &Path, began: Instant, watch: Watcher) -> Result<()> {
         let (step, seconds) = (self.trainer.counters.step, began.elapsed().as_secs_f64());
-        self.log.add(&Record::End { step, seconds, peak_memory_bytes: peak_memory() })?;
+        self.log.add(&Record::End {
+            step,
+            seconds,
+            peak_memory_bytes: peak_memory(),
+        })?;
         self.log.sync()?;
         let trainer = &self.trainer;
         let how = (false, self.operation.force);
-        self.saver.save(out, &trainer.parameters, &trainer.states, &self.position(), how)?;
+        self.saver.save(
+            out,
+            &trainer.parameters,
+            &trainer.states,
+            &self.position(),
+            how,
+        )?;
         watch(&Event::Saved(out));
         Ok(())
     }
@@ -169,10 +199,19 @@ impl Session<'_> {
 /// Appends rows to a file of JSON lines.
 fn dump(path: &Path, step: u64, mixture: &Mixture, rows: &[Row]) -> Result<()> {
     let names: Vec<&str> = mixture.names().collect();
-    let line = |row: &Row| format!("{}\n", json!({ "step": step, "domain": names[row.domain], "ids": row.ids }));
+    let line = |row: &Row| {
+        format!(
+            "{}\n",
+            json!({ "step": step, "domain": names[row.domain], "ids": row.ids })
+        )
+    };
     let lines: String = rows.iter().map(line).collect();
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-    file.and_then(|mut file| file.write_all(lines.as_bytes())).map_err(|e| Error::io("write", path, e))
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path);
+    file.and_then(|mut file| file.write_all(lines.as_bytes()))
+        .map_err(|e| Error::io("write", path, e))
 }
 
 /// Rows by number, with the domains that they are from.
@@ -181,6 +220,12 @@ fn name_rows(mixture: &Mixture, first: u64, rows: &[Row]) -> String {
     let mut counts = vec![0; names.len()];
     rows.iter().for_each(|row| counts[row.domain] += 1);
     let counted = names.iter().zip(counts).filter(|(_, count)| *count > 0);
-    let domains: Vec<String> = counted.map(|(name, count)| format!("{count} of {name}")).collect();
-    format!("rows {first} to {} ({})", first + rows.len() as u64 - 1, domains.join(", "))
+    let domains: Vec<String> = counted
+        .map(|(name, count)| format!("{count} of {name}"))
+        .collect();
+    format!(
+        "rows {first} to {} ({})",
+        first + rows.len() as u64 - 1,
+        domains.join(", ")
+    )
 }

@@ -155,7 +155,11 @@ impl std::str::FromStr for Spike {
         let action = match action {
             "stop" => Trouble::Stop,
             "skip" => Trouble::Skip,
-            _ => return Err(format!("expected FACTOR:stop or FACTOR:skip, found `{text}`")),
+            _ => {
+                return Err(format!(
+                    "expected FACTOR:stop or FACTOR:skip, found `{text}`"
+                ));
+            }
         };
         match factor.parse() {
             Ok(factor) if factor > 1.0 => Ok(Self { factor, action }),
@@ -198,30 +202,81 @@ impl Settings {
     /// Refuses values out of their ranges.
     pub fn check(&self) -> Result<()> {
         self.schedule().check()?;
-        for (flag, value) in [("--batch", self.batch), ("--accumulate", self.accumulate), ("--seq", self.seq)] {
+        for (flag, value) in [
+            ("--batch", self.batch),
+            ("--accumulate", self.accumulate),
+            ("--seq", self.seq),
+        ] {
             if value == 0 {
-                return Err(Error::usage(format!("{flag}: expected at least 1, found 0")));
+                return Err(Error::usage(format!(
+                    "{flag}: expected at least 1, found 0"
+                )));
             }
         }
         let positive = |value: f64| value.is_finite() && value > 0.0;
         let not_negative = |value: f64| value.is_finite() && value >= 0.0;
         let below_one = |value: f64| (0.0..1.0).contains(&value);
         let ranges: [(&str, f64, bool, &str); 10] = [
-            ("--learning-rate", self.learning_rate, positive(self.learning_rate), "a positive number"),
-            ("--router-learning-rate", self.router_learning_rate, not_negative(self.router_learning_rate), "0 or more"),
-            ("--weight-decay", self.weight_decay, not_negative(self.weight_decay), "0 or more"),
-            ("--beta1", self.beta1, below_one(self.beta1), "0 or more and less than 1"),
-            ("--beta2", self.beta2, below_one(self.beta2), "0 or more and less than 1"),
-            ("--epsilon", self.epsilon, positive(self.epsilon), "a positive number"),
+            (
+                "--learning-rate",
+                self.learning_rate,
+                positive(self.learning_rate),
+                "a positive number",
+            ),
+            (
+                "--router-learning-rate",
+                self.router_learning_rate,
+                not_negative(self.router_learning_rate),
+                "0 or more",
+            ),
+            (
+                "--weight-decay",
+                self.weight_decay,
+                not_negative(self.weight_decay),
+                "0 or more",
+            ),
+            (
+                "--beta1",
+                self.beta1,
+                below_one(self.beta1),
+                "0 or more and less than 1",
+            ),
+            (
+                "--beta2",
+                self.beta2,
+                below_one(self.beta2),
+                "0 or more and less than 1",
+            ),
+            (
+                "--epsilon",
+                self.epsilon,
+                positive(self.epsilon),
+                "a positive number",
+            ),
             ("--clip", self.clip, not_negative(self.clip), "0 or more"),
-            ("--aux-loss-coef", self.aux_loss_coef, not_negative(self.aux_loss_coef), "0 or more"),
-            ("--bias-balancing", self.bias_balancing, not_negative(self.bias_balancing), "0 or more"),
-            ("--z-loss-coef", self.z_loss_coef, not_negative(self.z_loss_coef), "0 or more"),
+            (
+                "--aux-loss-coef",
+                self.aux_loss_coef,
+                not_negative(self.aux_loss_coef),
+                "0 or more",
+            ),
+            (
+                "--bias-balancing",
+                self.bias_balancing,
+                not_negative(self.bias_balancing),
+                "0 or more",
+            ),
+            (
+                "--z-loss-coef",
+                self.z_loss_coef,
+                not_negative(self.z_loss_coef),
+                "0 or more",
+            ),
         ];
         match ranges.into_iter().find(|(_, _, fits, _)| !fits) {
-            Some((flag, value, _, expected)) => {
-                Err(Error::usage(format!("{flag}: expected {expected}, found {value}")))
-            }
+            Some((flag, value, _, expected)) => Err(Error::usage(format!(
+                "{flag}: expected {expected}, found {value}"
+            ))),
             None => Ok(()),
         }
     }
@@ -239,7 +294,11 @@ impl Settings {
 
     /// The optimiser's constants.
     pub fn adamw(&self) -> AdamW {
-        AdamW { beta1: self.beta1, beta2: self.beta2, epsilon: self.epsilon }
+        AdamW {
+            beta1: self.beta1,
+            beta2: self.beta2,
+            epsilon: self.epsilon,
+        }
     }
 
     /// Rows of one step.
@@ -259,9 +318,17 @@ impl Settings {
 
 /// Names every setting that differs between a run that was `begun` and one that would go on with it.
 pub(super) fn differences(begun: &Map<String, Value>, now: &Map<String, Value>) -> Vec<String> {
-    let keys = now.keys().chain(begun.keys().filter(|key| !now.contains_key(*key)));
+    let keys = now
+        .keys()
+        .chain(begun.keys().filter(|key| !now.contains_key(*key)));
     let shown = |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);
     keys.filter(|key| begun.get(*key) != now.get(*key))
-        .map(|key| format!("--{key}: begun with {}, found {}", shown(begun.get(key)), shown(now.get(key))))
+        .map(|key| {
+            format!(
+                "--{key}: begun with {}, found {}",
+                shown(begun.get(key)),
+                shown(now.get(key))
+            )
+        })
         .collect()
 }

@@ -65,7 +65,9 @@ impl EventFile {
         record.extend(masked(&length).to_le_bytes());
         record.extend(event);
         record.extend(masked(event).to_le_bytes());
-        self.file.write_all(&record).map_err(|e| Error::io("write", &self.path, e))
+        self.file
+            .write_all(&record)
+            .map_err(|e| Error::io("write", &self.path, e))
     }
 }
 
@@ -92,7 +94,9 @@ fn varint(out: &mut Vec<u8>, mut value: u64) {
 
 /// CRC-32C, rotated and shifted, because records may hold checksums themselves.
 fn masked(bytes: &[u8]) -> u32 {
-    crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
+    crc32c::crc32c(bytes)
+        .rotate_right(15)
+        .wrapping_add(0xa282_ead8)
 }
 
 #[cfg(test)]
@@ -103,14 +107,19 @@ mod tests {
     fn records_hold_checksums_and_scalars() {
         let folder = tempfile::tempdir().unwrap();
         let mut events = EventFile::create(folder.path()).unwrap();
-        events.add(1.5, 300, &[("loss/nll".to_owned(), 2.5)]).unwrap();
+        events
+            .add(1.5, 300, &[("loss/nll".to_owned(), 2.5)])
+            .unwrap();
         let file = fs::read(folder.path().join(NAME)).unwrap();
         let (mut rest, mut records) = (&file[..], Vec::new());
         while !rest.is_empty() {
             let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
             assert_eq!(rest[8..12], masked(&rest[..8]).to_le_bytes());
             let content = &rest[12..12 + length];
-            assert_eq!(rest[12 + length..16 + length], masked(content).to_le_bytes());
+            assert_eq!(
+                rest[12 + length..16 + length],
+                masked(content).to_le_bytes()
+            );
             records.push(content);
             rest = &rest[16 + length..];
         }

@@ -63,19 +63,29 @@ impl Trainer<'_> {
     pub(super) fn step(&mut self, mixture: &Mixture, rows: &[Row], detailed: bool) -> Result<Done> {
         let step = self.counters.step + 1;
         let share = self.settings.schedule().share(step);
-        let rates = (self.settings.learning_rate * share, self.settings.router_learning_rate * share);
+        let rates = (
+            self.settings.learning_rate * share,
+            self.settings.router_learning_rate * share,
+        );
         let mut gradients = Gradients::new(self.parameters.all.len());
         let mut recorder = detailed.then(Recorder::default);
-        let (mut done, chosen) = self.gradients(mixture, rows, &mut gradients, recorder.as_mut())?;
+        let (mut done, chosen) =
+            self.gradients(mixture, rows, &mut gradients, recorder.as_mut())?;
         done.rates = rates;
-        let squares = gradients.squares().map_err(|e| Error::compute("measure the gradients", e))?;
+        let squares = gradients
+            .squares()
+            .map_err(|e| Error::compute("measure the gradients", e))?;
         done.gradient_norm = squares.iter().sum::<f64>().sqrt();
         done.trouble = self.trouble(&done);
         if done.trouble.is_some() {
             return Ok(done);
         }
         let clip = self.settings.clip;
-        let scale = if clip > 0.0 && done.gradient_norm > clip { clip / done.gradient_norm } else { 1.0 };
+        let scale = if clip > 0.0 && done.gradient_norm > clip {
+            clip / done.gradient_norm
+        } else {
+            1.0
+        };
         let sums = self.update(&gradients, rates, scale, &chosen)?;
         if let Some(recorder) = recorder {
             done.detail = Some(self.detail(step, &squares, &sums, recorder.finish()));
@@ -108,29 +118,51 @@ impl Trainer<'_> {
         let parts: Vec<&[Row]> = rows.chunks(settings.batch).collect();
         let share = 1.0 / parts.len() as f64;
         let predicted = |row: &Row| {
-            (0..settings.seq).filter(|at| super::backward::predicted(row, *at, settings.documents)).count() as u64
+            (0..settings.seq)
+                .filter(|at| super::backward::predicted(row, *at, settings.documents))
+                .count() as u64
         };
         let tokens: u64 = rows.iter().map(predicted).sum();
         if tokens == 0 {
-            return Err(Error::usage("a step has no token to predict").with_hint("pass longer rows: --seq"));
+            return Err(
+                Error::usage("a step has no token to predict").with_hint("pass longer rows: --seq")
+            );
         }
         let names: Vec<&str> = mixture.names().collect();
         let mut sums = vec![(0f64, 0u64); names.len()];
         let (mut load_balance, mut z) = (0.0, 0.0);
         let mut chosen: Vec<Vec<u64>> = vec![Vec::new(); self.model.layers()];
-        let losses =
-            RouterLosses { kind: settings.load_balance, load_balance: settings.aux_loss_coef, z: settings.z_loss_coef };
+        let losses = RouterLosses {
+            kind: settings.load_balance,
+            load_balance: settings.aux_loss_coef,
+            z: settings.z_loss_coef,
+        };
         for part in parts {
-            let batch = Batch::new(part, settings.documents, (1.0 / tokens as f64) as f32, share)?;
+            let batch = Batch::new(
+                part,
+                settings.documents,
+                (1.0 / tokens as f64) as f32,
+                share,
+            )?;
             let forward = forward_options(part, settings.documents);
-            let options = Options { losses, checkpointing: self.checkpointing, forward };
-            let trip = Trip { model: self.model, parameters: &self.parameters, options };
+            let options = Options {
+                losses,
+                checkpointing: self.checkpointing,
+                forward,
+            };
+            let trip = Trip {
+                model: self.model,
+                parameters: &self.parameters,
+                options,
+            };
             let losses: Losses = trip.run(&batch, gradients, recorder.as_deref_mut())?;
             load_balance += losses.load_balance * share;
             z += losses.z * share;
             for (sum, part) in chosen.iter_mut().zip(&losses.chosen) {
                 sum.resize(part.len(), 0);
-                sum.iter_mut().zip(part).for_each(|(sum, count)| *sum += count);
+                sum.iter_mut()
+                    .zip(part)
+                    .for_each(|(sum, count)| *sum += count);
             }
             for (position, (nll, weight)) in losses.nll.iter().zip(&batch.weights).enumerate() {
                 let sum = &mut sums[part[position / settings.seq].domain];
@@ -140,9 +172,19 @@ impl Trainer<'_> {
             }
         }
         let nll = sums.iter().map(|(nll, _)| nll).sum::<f64>() / tokens as f64;
-        let domains = names.iter().zip(&sums).filter(|(_, (_, tokens))| *tokens > 0).map(|(name, (nll, tokens))| {
-            ((*name).to_owned(), DomainLoss { nll: nll / *tokens as f64, tokens: *tokens })
-        });
+        let domains = names
+            .iter()
+            .zip(&sums)
+            .filter(|(_, (_, tokens))| *tokens > 0)
+            .map(|(name, (nll, tokens))| {
+                (
+                    (*name).to_owned(),
+                    DomainLoss {
+                        nll: nll / *tokens as f64,
+                        tokens: *tokens,
+                    },
+                )
+            });
         let done = Done {
             loss: nll + settings.aux_loss_coef * load_balance + settings.z_loss_coef * z,
             nll,
@@ -161,7 +203,11 @@ impl Trainer<'_> {
     /// What speaks against the update.
     fn trouble(&self, done: &Done) -> Option<(Trouble, String)> {
         if !done.loss.is_finite() || !done.gradient_norm.is_finite() {
-            let what = if done.loss.is_finite() { "the norm of the gradients" } else { "the loss" };
+            let what = if done.loss.is_finite() {
+                "the norm of the gradients"
+            } else {
+                "the loss"
+            };
             return Some((self.settings.on_nan, format!("{what} is not finite")));
         }
         let (spike, mean) = (self.settings.on_spike?, self.counters.norm_mean);
@@ -184,31 +230,69 @@ impl Trainer<'_> {
         let (settings, adamw) = (self.settings, self.settings.adamw());
         let number = self.counters.updates + 1;
         let mut sums = Vec::with_capacity(self.states.len());
-        for (index, (parameter, state)) in self.parameters.all.iter().zip(&mut self.states).enumerate() {
+        for (index, (parameter, state)) in
+            self.parameters.all.iter().zip(&mut self.states).enumerate()
+        {
             if parameter.balances(self.model.architecture()) {
-                let counts = parameter.spec.layer.map_or(&[][..], |layer| &chosen[layer as usize]);
+                let counts = parameter
+                    .spec
+                    .layer
+                    .map_or(&[][..], |layer| &chosen[layer as usize]);
                 let shift = shift(counts, settings.bias_balancing);
-                state.shift(&shift).map_err(|e| Error::compute("balance the experts", e))?;
+                state
+                    .shift(&shift)
+                    .map_err(|e| Error::compute("balance the experts", e))?;
                 sums.push(Sums::default());
                 continue;
             }
-            let rate = if parameter.is_router() { rates.1 } else { rates.0 };
-            let weight_decay = if parameter.decays() { settings.weight_decay } else { 0.0 };
-            let update = Update { rate, weight_decay, scale, number };
+            let rate = if parameter.is_router() {
+                rates.1
+            } else {
+                rates.0
+            };
+            let weight_decay = if parameter.decays() {
+                settings.weight_decay
+            } else {
+                0.0
+            };
+            let update = Update {
+                rate,
+                weight_decay,
+                scale,
+                number,
+            };
             sums.push(state.update(&adamw, &update, gradients.get(index))?);
         }
         Ok(sums)
     }
 
-    fn detail(&self, step: u64, squares: &[f64], sums: &[Sums], reports: Vec<RouterReport>) -> Detail {
+    fn detail(
+        &self,
+        step: u64,
+        squares: &[f64],
+        sums: &[Sums],
+        reports: Vec<RouterReport>,
+    ) -> Detail {
         let mut roles: BTreeMap<String, (f64, Sums)> = BTreeMap::new();
         for ((parameter, square), sums) in self.parameters.all.iter().zip(squares).zip(sums) {
             let role = roles.entry(parameter.spec.role.to_string()).or_default();
             *role = (role.0 + square, Sums::total(&[role.1, *sums]));
         }
-        let ratio = |sums: Sums| if sums.weights > 0.0 { (sums.changes / sums.weights).sqrt() } else { 0.0 };
+        let ratio = |sums: Sums| {
+            if sums.weights > 0.0 {
+                (sums.changes / sums.weights).sqrt()
+            } else {
+                0.0
+            }
+        };
         let roles = roles.into_iter().map(|(role, (square, sums))| {
-            (role, RoleDetail { gradient_norm: square.sqrt(), update_ratio: ratio(sums) })
+            (
+                role,
+                RoleDetail {
+                    gradient_norm: square.sqrt(),
+                    update_ratio: ratio(sums),
+                },
+            )
         });
         let routing = |kind| {
             let of_kind = reports.iter().filter(|report| report.router == kind);
@@ -217,7 +301,11 @@ impl Trainer<'_> {
                 load: report.load.clone(),
                 mean_gates: report.mean_gate.clone(),
                 // Every token goes to all attention experts, as a rule: their load says nothing.
-                entropy: if kind == Kind::FeedForward { report.load_entropy } else { report.token_entropy },
+                entropy: if kind == Kind::FeedForward {
+                    report.load_entropy
+                } else {
+                    report.token_entropy
+                },
             };
             of_kind.map(record).collect()
         };

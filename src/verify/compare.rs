@@ -35,12 +35,16 @@ impl Couple<'_> {
     /// Whether the first bytes are the same: of tensors that were trained they are not, and no more need be read to know.
     fn begins_equal(&self) -> Result<bool> {
         let length = BEGINNING.min(self.a.1.length).min(self.b.1.length);
-        self.a.0.same_beginning(self.a.1, self.b.0, self.b.1, length)
+        self.a
+            .0
+            .same_beginning(self.a.1, self.b.0, self.b.1, length)
     }
 
     /// Whether both can be read as numbers.
     pub fn is_numeric(&self) -> bool {
-        [self.a.1, self.b.1].iter().all(|entry| entry.encoding.plain().is_none_or(dtype::is_numeric))
+        [self.a.1, self.b.1]
+            .iter()
+            .all(|entry| entry.encoding.plain().is_none_or(dtype::is_numeric))
     }
 
     /// Bytes of both.
@@ -59,10 +63,18 @@ pub(super) struct Means<'a> {
 
 /// Whether each couple has the same bytes; false where the encodings differ.
 pub(super) fn equal(couples: &[Couple], means: Means) -> Result<Vec<bool>> {
-    let differs = |couple: &Couple| Ok(AtomicBool::new(!couple.same_encoding() || !couple.begins_equal()?));
+    let differs = |couple: &Couple| {
+        Ok(AtomicBool::new(
+            !couple.same_encoding() || !couple.begins_equal()?,
+        ))
+    };
     let differs: Vec<AtomicBool> = couples.iter().map(differs).collect::<Result<_>>()?;
     let pieces = couples.iter().enumerate().flat_map(|(item, couple)| {
-        let length = if couple.same_encoding() { couple.a.1.length } else { 0 };
+        let length = if couple.same_encoding() {
+            couple.a.1.length
+        } else {
+            0
+        };
         pieces::cut(item, length, PIECE_BYTES)
     });
     let compare = |piece: &Piece, (left, right): &mut (Vec<u8>, Vec<u8>)| {
@@ -81,7 +93,10 @@ pub(super) fn equal(couples: &[Couple], means: Means) -> Result<Vec<bool>> {
     };
     let threads = pieces::affordable(means.threads, means.memory, 2 * PIECE_BYTES);
     pieces::for_each(pieces, threads, Default::default, compare, |_, ()| {})?;
-    Ok(differs.into_iter().map(|differs| !differs.into_inner()).collect())
+    Ok(differs
+        .into_iter()
+        .map(|differs| !differs.into_inner())
+        .collect())
 }
 
 /// Sums over the values of two tensors; those that are not finite in either are counted and left out.
@@ -126,7 +141,8 @@ impl Sums {
         if self.squared_difference == 0.0 {
             return Some(0.0);
         }
-        Some(self.squared_difference.sqrt() / self.squared_a.sqrt()).filter(|relative| relative.is_finite())
+        Some(self.squared_difference.sqrt() / self.squared_a.sqrt())
+            .filter(|relative| relative.is_finite())
     }
 
     /// a·b / (‖a‖ ‖b‖); `None` where one of them is zero.
@@ -151,8 +167,19 @@ fn sums_of_finite<T: Copy>(a: &[T], b: &[T], value: impl Fn(T) -> f64) -> Sums {
         let (a, b) = (value(a), value(b));
         let difference = (a - b).abs();
         // `difference` where it is larger; `f64::max` would also ask whether it is a number.
-        let [max_abs, sum_abs, squared_difference, squared_a, squared_b, product] = &mut lanes;
-        max_abs[lane] = if difference > max_abs[lane] { difference } else { max_abs[lane] };
+        let [
+            max_abs,
+            sum_abs,
+            squared_difference,
+            squared_a,
+            squared_b,
+            product,
+        ] = &mut lanes;
+        max_abs[lane] = if difference > max_abs[lane] {
+            difference
+        } else {
+            max_abs[lane]
+        };
         sum_abs[lane] += difference;
         squared_difference[lane] += difference * difference;
         squared_a[lane] += a * a;
@@ -164,8 +191,19 @@ fn sums_of_finite<T: Copy>(a: &[T], b: &[T], value: impl Fn(T) -> f64) -> Sums {
     for (a, b) in a_chunks.iter().zip(b_chunks) {
         (0..LANES).for_each(|lane| add(lane, a[lane], b[lane]));
     }
-    a_rest.iter().zip(b_rest).enumerate().for_each(|(lane, (&a, &b))| add(lane, a, b));
-    let [max_abs, sum_abs, squared_difference, squared_a, squared_b, product] = lanes;
+    a_rest
+        .iter()
+        .zip(b_rest)
+        .enumerate()
+        .for_each(|(lane, (&a, &b))| add(lane, a, b));
+    let [
+        max_abs,
+        sum_abs,
+        squared_difference,
+        squared_a,
+        squared_b,
+        product,
+    ] = lanes;
     let total = |lanes: [f64; LANES]| lanes.iter().sum::<f64>();
     Sums {
         values: a.len() as u64,
@@ -190,14 +228,17 @@ fn sums_of_values(a: &[f64], b: &[f64]) -> Sums {
 /// The same of bfloat16, as it is stored: decoding it first would take longer than the sums.
 #[multiversion(targets("x86_64+avx2"))]
 fn sums_of_bf16(a: &[u8], b: &[u8]) -> Sums {
-    let value = |bytes: [u8; 2]| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16));
+    let value =
+        |bytes: [u8; 2]| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16));
     sums_of_finite(a.as_chunks().0, b.as_chunks().0, value)
 }
 
 /// The same of float32.
 #[multiversion(targets("x86_64+avx2"))]
 fn sums_of_f32(a: &[u8], b: &[u8]) -> Sums {
-    sums_of_finite(a.as_chunks().0, b.as_chunks().0, |bytes: [u8; 4]| f64::from(f32::from_le_bytes(bytes)))
+    sums_of_finite(a.as_chunks().0, b.as_chunks().0, |bytes: [u8; 4]| {
+        f64::from(f32::from_le_bytes(bytes))
+    })
 }
 
 /// The sums of any values, `changed` left out.
@@ -206,14 +247,20 @@ fn sums_of_any(a: &[f64], b: &[f64]) -> Sums {
     if usual.is_finite() {
         return usual;
     }
-    let mut sums = Sums { values: a.len() as u64, ..Sums::default() };
+    let mut sums = Sums {
+        values: a.len() as u64,
+        ..Sums::default()
+    };
     let is_finite = |(a, b): &(&f64, &f64)| a.is_finite() && b.is_finite();
     let (finite_a, finite_b): (Vec<f64>, Vec<f64>) = a.iter().zip(b).filter(is_finite).unzip();
     for (&a, &b) in a.iter().zip(b).filter(|pair| !is_finite(pair)) {
         sums.non_finite_a += u64::from(!a.is_finite());
         sums.non_finite_b += u64::from(!b.is_finite());
     }
-    sums.add(&Sums { values: 0, ..sums_of_values(&finite_a, &finite_b) });
+    sums.add(&Sums {
+        values: 0,
+        ..sums_of_values(&finite_a, &finite_b)
+    });
     sums
 }
 
@@ -231,7 +278,11 @@ fn differing(size: usize, a: &[u8], b: &[u8]) -> u64 {
         2 => words!(2),
         4 => words!(4),
         8 => words!(8),
-        _ => a.chunks_exact(size).zip(b.chunks_exact(size)).map(|(a, b)| u64::from(a != b)).sum(),
+        _ => a
+            .chunks_exact(size)
+            .zip(b.chunks_exact(size))
+            .map(|(a, b)| u64::from(a != b))
+            .sum(),
     }
 }
 
@@ -249,8 +300,14 @@ impl Scratch {
     fn decoded(&mut self, couple: &Couple, piece: &Piece) -> Result<(&[f64], &[f64])> {
         self.a.resize(piece.count as usize, 0.0);
         self.b.resize(piece.count as usize, 0.0);
-        couple.a.0.read_values(couple.a.1, piece.first, &mut self.a, &mut self.raw_a)?;
-        couple.b.0.read_values(couple.b.1, piece.first, &mut self.b, &mut self.raw_b)?;
+        couple
+            .a
+            .0
+            .read_values(couple.a.1, piece.first, &mut self.a, &mut self.raw_a)?;
+        couple
+            .b
+            .0
+            .read_values(couple.b.1, piece.first, &mut self.b, &mut self.raw_b)?;
         Ok((&self.a, &self.b))
     }
 }
@@ -258,9 +315,19 @@ impl Scratch {
 /// The sums of each couple that is [numeric](Couple::is_numeric) and `wanted`.
 pub(super) fn sums(couples: &[Couple], wanted: &[bool], means: Means) -> Result<Vec<Option<Sums>>> {
     let wanted = |item: usize| wanted[item] && couples[item].is_numeric();
-    let mut all: Vec<Option<Sums>> = (0..couples.len()).map(|item| wanted(item).then(Sums::default)).collect();
+    let mut all: Vec<Option<Sums>> = (0..couples.len())
+        .map(|item| wanted(item).then(Sums::default))
+        .collect();
     let pieces = couples.iter().enumerate().flat_map(|(item, couple)| {
-        pieces::cut(item, if wanted(item) { couple.a.1.elements() } else { 0 }, PIECE_VALUES)
+        pieces::cut(
+            item,
+            if wanted(item) {
+                couple.a.1.elements()
+            } else {
+                0
+            },
+            PIECE_VALUES,
+        )
     });
     let compare = |piece: &Piece, scratch: &mut Scratch| {
         let couple = &couples[piece.item];
@@ -282,7 +349,10 @@ fn sums_of(couple: &Couple, piece: &Piece, scratch: &mut Scratch) -> Result<Sums
     // Of one dtype, what has changed is what has other bytes: −0 is not 0, nor one NaN another.
     if let (true, Encoding::Plain(dtype)) = (couple.same_encoding(), couple.a.1.encoding) {
         let size = dtype.bitsize() / 8;
-        for ((checkpoint, entry), raw) in [(couple.a, &mut scratch.raw_a), (couple.b, &mut scratch.raw_b)] {
+        for ((checkpoint, entry), raw) in [
+            (couple.a, &mut scratch.raw_a),
+            (couple.b, &mut scratch.raw_b),
+        ] {
             raw.resize(count * size, 0);
             checkpoint.read_bytes(entry, piece.first * size as u64, raw)?;
         }
@@ -302,6 +372,13 @@ fn sums_of(couple: &Couple, piece: &Piece, scratch: &mut Scratch) -> Result<Sums
         return Ok(Sums { changed, ..sums });
     }
     let (a, b) = scratch.decoded(couple, piece)?;
-    let changed = a.iter().zip(b).filter(|(a, b)| a != b && !(a.is_nan() && b.is_nan())).count() as u64;
-    Ok(Sums { changed, ..sums_of_any(a, b) })
+    let changed = a
+        .iter()
+        .zip(b)
+        .filter(|(a, b)| a != b && !(a.is_nan() && b.is_nan()))
+        .count() as u64;
+    Ok(Sums {
+        changed,
+        ..sums_of_any(a, b)
+    })
 }

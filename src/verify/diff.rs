@@ -149,7 +149,11 @@ pub fn diff(a: &Path, b: &Path, options: &Options) -> Result<Diff> {
     }
     let (a, b) = (&left, &right);
     let mixture = pairs::is_mixture_of(a, b);
-    let pairing = if mixture { pairs::by_role(a, b) } else { pairs::by_name(a, b) };
+    let pairing = if mixture {
+        pairs::by_role(a, b)
+    } else {
+        pairs::by_name(a, b)
+    };
     let mut pairs = Vec::with_capacity(pairing.pairs.len());
     for pair in &pairing.pairs {
         let couple = Couple {
@@ -158,16 +162,27 @@ pub fn diff(a: &Path, b: &Path, options: &Options) -> Result<Diff> {
         };
         pairs.push((pair, couple, couple.a.1.shape == couple.b.1.shape));
     }
-    let couples: Vec<Couple> =
-        pairs.iter().filter(|(_, _, comparable)| *comparable).map(|(_, couple, _)| *couple).collect();
-    let groups: Vec<Option<Group>> =
-        pairs.iter().filter(|(_, _, comparable)| *comparable).map(|(pair, _, _)| pair.group).collect();
-    let means = Means { threads: options.threads, memory: options.memory, progress: options.progress };
+    let couples: Vec<Couple> = pairs
+        .iter()
+        .filter(|(_, _, comparable)| *comparable)
+        .map(|(_, couple, _)| *couple)
+        .collect();
+    let groups: Vec<Option<Group>> = pairs
+        .iter()
+        .filter(|(_, _, comparable)| *comparable)
+        .map(|(pair, _, _)| pair.group)
+        .collect();
+    let means = Means {
+        threads: options.threads,
+        memory: options.memory,
+        progress: options.progress,
+    };
     let equal = compare::equal(&couples, means)?;
     let wanted = wanted(&equal, &groups);
     for (couple, wanted) in couples.iter().zip(&wanted) {
         // What needs no second look, and what could not have a first one, is done.
-        let skipped = u64::from(!couple.same_encoding()) + u64::from(!wanted || !couple.is_numeric());
+        let skipped =
+            u64::from(!couple.same_encoding()) + u64::from(!wanted || !couple.is_numeric());
         (options.progress)(skipped * couple.length());
     }
     let sums = compare::sums(&couples, &wanted, means)?;
@@ -177,45 +192,93 @@ pub fn diff(a: &Path, b: &Path, options: &Options) -> Result<Diff> {
         .map(|(pair, couple, comparable)| {
             let outcome = if *comparable { outcomes.next() } else { None };
             let (equal, sums) = outcome.unwrap_or((false, None));
-            Outcome { pair, a: couple.a.1, b: couple.b.1, equal, sums }
+            Outcome {
+                pair,
+                a: couple.a.1,
+                b: couple.b.1,
+                equal,
+                sums,
+            }
         })
         .collect();
-    let parts = parts(&compared, &if mixture { b.expert_names() } else { a.expert_names() });
+    let parts = parts(
+        &compared,
+        &if mixture {
+            b.expert_names()
+        } else {
+            a.expert_names()
+        },
+    );
     let mut tensors: Vec<TensorDiff> = compared.iter().map(Outcome::tensor).collect();
     tensors.sort_by(order);
     let singles = |side: &Side, names: &[String]| -> Vec<Single> {
-        names.iter().filter_map(|name| side.checkpoint.tensors.get(name).map(|entry| single(name, entry))).collect()
+        names
+            .iter()
+            .filter_map(|name| {
+                side.checkpoint
+                    .tensors
+                    .get(name)
+                    .map(|entry| single(name, entry))
+            })
+            .collect()
     };
     let (only_a, only_b) = (singles(a, &pairing.only_a), singles(b, &pairing.only_b));
     let new = singles(b, &pairing.new_b);
     let equal_tensors = tensors.iter().filter(|tensor| tensor.equal).count();
-    let equal = equal_tensors == tensors.len() && only_a.is_empty() && only_b.is_empty() && new.is_empty();
+    let equal =
+        equal_tensors == tensors.len() && only_a.is_empty() && only_b.is_empty() && new.is_empty();
     left.checkpoint.check_unchanged()?;
     right.checkpoint.check_unchanged()?;
     let (a, b) = (left.checkpoint.path, right.checkpoint.path);
-    Ok(Diff { a, b, mixture, equal, equal_tensors, parts, tensors, only_a, only_b, new })
+    Ok(Diff {
+        a,
+        b,
+        mixture,
+        equal,
+        equal_tensors,
+        parts,
+        tensors,
+        only_a,
+        only_b,
+        new,
+    })
 }
 
 /// Bytes that [`diff`] will compare; 0 where one of the two cannot be opened.
 pub fn work_length(a: &Path, b: &Path) -> u64 {
-    let (Ok(mut left), Ok(mut right)) = (Side::open(a), Side::open(b)) else { return 0 };
+    let (Ok(mut left), Ok(mut right)) = (Side::open(a), Side::open(b)) else {
+        return 0;
+    };
     if pairs::is_mixture_of(&right, &left) {
         std::mem::swap(&mut left, &mut right);
     }
     let mixture = pairs::is_mixture_of(&left, &right);
-    let pairing = if mixture { pairs::by_role(&left, &right) } else { pairs::by_name(&left, &right) };
-    let entries = pairing
-        .pairs
-        .iter()
-        .filter_map(|pair| Some((left.checkpoint.tensors.get(&pair.a)?, right.checkpoint.tensors.get(&pair.b)?)));
+    let pairing = if mixture {
+        pairs::by_role(&left, &right)
+    } else {
+        pairs::by_name(&left, &right)
+    };
+    let entries = pairing.pairs.iter().filter_map(|pair| {
+        Some((
+            left.checkpoint.tensors.get(&pair.a)?,
+            right.checkpoint.tensors.get(&pair.b)?,
+        ))
+    });
     // Bytes are compared first and values second.
-    entries.filter(|(a, b)| a.shape == b.shape).map(|(a, b)| 2 * (a.length + b.length)).fold(0, u64::saturating_add)
+    entries
+        .filter(|(a, b)| a.shape == b.shape)
+        .map(|(a, b)| 2 * (a.length + b.length))
+        .fold(0, u64::saturating_add)
 }
 
 /// Which couples need their numbers: those that differ, and the equal ones that share a row with one of them.
 fn wanted(equal: &[bool], groups: &[Option<Group>]) -> Vec<bool> {
-    let changed: std::collections::BTreeSet<Group> =
-        equal.iter().zip(groups).filter(|(equal, _)| !**equal).filter_map(|(_, group)| *group).collect();
+    let changed: std::collections::BTreeSet<Group> = equal
+        .iter()
+        .zip(groups)
+        .filter(|(equal, _)| !**equal)
+        .filter_map(|(_, group)| *group)
+        .collect();
     equal
         .iter()
         .zip(groups)
@@ -234,7 +297,13 @@ struct Outcome<'a> {
 
 impl Outcome<'_> {
     fn tensor(&self) -> TensorDiff {
-        let Self { pair, a, b, equal, sums } = self;
+        let Self {
+            pair,
+            a,
+            b,
+            equal,
+            sums,
+        } = self;
         TensorDiff {
             name: pair.a.clone(),
             name_b: (pair.a != pair.b).then(|| pair.b.clone()),
@@ -264,7 +333,11 @@ fn numbers(sums: &Sums) -> Numbers {
 }
 
 fn single(name: &str, entry: &TensorEntry) -> Single {
-    Single { name: name.to_owned(), dtype: entry.encoding.to_string(), shape: entry.shape.clone() }
+    Single {
+        name: name.to_owned(),
+        dtype: entry.encoding.to_string(),
+        shape: entry.shape.clone(),
+    }
 }
 
 /// What adds up to one row.
@@ -279,7 +352,9 @@ struct Tally {
 fn parts(compared: &[Outcome], expert_names: &[String]) -> Vec<PartDiff> {
     let mut groups: BTreeMap<(bool, Group), Tally> = BTreeMap::new();
     for outcome in compared {
-        let Some(group) = outcome.pair.group else { continue };
+        let Some(group) = outcome.pair.group else {
+            continue;
+        };
         let tally = groups.entry((group.expert.is_none(), group)).or_default();
         tally.tensors += 1;
         tally.equal += u64::from(outcome.equal);
@@ -287,8 +362,17 @@ fn parts(compared: &[Outcome], expert_names: &[String]) -> Vec<PartDiff> {
             tally.sums.add(found);
         }
     }
-    let row = |((_, Group { expert, role }), Tally { tensors, equal, sums }): ((bool, Group), Tally)| {
-        let name = expert.and_then(|expert| expert_names.get(usize::try_from(expert).ok()?)).cloned();
+    let row = |(
+        (_, Group { expert, role }),
+        Tally {
+            tensors,
+            equal,
+            sums,
+        },
+    ): ((bool, Group), Tally)| {
+        let name = expert
+            .and_then(|expert| expert_names.get(usize::try_from(expert).ok()?))
+            .cloned();
         // Rows of which nothing could be put in numbers have no relative change, not one of zero.
         let known = equal == tensors || sums.values > 0;
         PartDiff {
@@ -309,7 +393,9 @@ fn part(role: Role) -> &'static str {
     match role {
         Role::Q | Role::K | Role::V | Role::O | Role::QNorm | Role::KNorm => "attention",
         Role::Gate | Role::Up | Role::Down => "feed-forward",
-        Role::SharedGate | Role::SharedUp | Role::SharedDown | Role::SharedExpertGate => "shared expert",
+        Role::SharedGate | Role::SharedUp | Role::SharedDown | Role::SharedExpertGate => {
+            "shared expert"
+        }
         Role::AttentionAdapter | Role::FfnAdapter => "adapters",
         Role::Embedding | Role::Head => "embeddings",
         Role::FfnRouter | Role::AttentionRouter => "routers",
@@ -326,7 +412,11 @@ fn order(x: &TensorDiff, y: &TensorDiff) -> std::cmp::Ordering {
     let rank = |tensor: &TensorDiff| match (tensor.equal, &tensor.numbers) {
         (true, _) => (2, 0.0, 0.0),
         (false, None) => (0, 0.0, 0.0),
-        (false, Some(numbers)) => (1, numbers.relative.unwrap_or(f64::INFINITY), numbers.changed_fraction),
+        (false, Some(numbers)) => (
+            1,
+            numbers.relative.unwrap_or(f64::INFINITY),
+            numbers.changed_fraction,
+        ),
     };
     let (a, b) = (rank(x), rank(y));
     a.0.cmp(&b.0)
@@ -345,11 +435,21 @@ impl Diff {
     /// A summary, the rows by role and expert, and the tensors: all, or those that changed most.
     pub fn table(&self, all: bool) -> String {
         let mut text = format!("a  {}\nb  {}\n", self.a.display(), self.b.display());
-        text = text.lines().map(|line| table::printable(line) + "\n").collect();
+        text = text
+            .lines()
+            .map(|line| table::printable(line) + "\n")
+            .collect();
         let pairs = self.tensors.len();
-        text.push_str(&format!("\n{} of {} equal", self.equal_tensors, counted(pairs as u64, "tensor")));
-        for (singles, what) in [(&self.only_a, "only in a"), (&self.only_b, "only in b"), (&self.new, "new (routers)")]
-        {
+        text.push_str(&format!(
+            "\n{} of {} equal",
+            self.equal_tensors,
+            counted(pairs as u64, "tensor")
+        ));
+        for (singles, what) in [
+            (&self.only_a, "only in a"),
+            (&self.only_b, "only in b"),
+            (&self.new, "new (routers)"),
+        ] {
             if !singles.is_empty() {
                 text.push_str(&format!(", {} {what}", singles.len()));
             }
@@ -358,7 +458,12 @@ impl Diff {
         if self.equal {
             text.push_str("equal\n");
         }
-        if !self.parts.is_empty() && self.parts.iter().any(|part| part.equal < part.tensors || all || self.mixture) {
+        if !self.parts.is_empty()
+            && self
+                .parts
+                .iter()
+                .any(|part| part.equal < part.tensors || all || self.mixture)
+        {
             text.push('\n');
             text.push_str(&self.parts_table());
         }
@@ -371,12 +476,25 @@ impl Diff {
                 text.push_str(&format!("… and {} more that differ\n", changed - shown));
             }
         }
-        for (singles, what) in [(&self.only_a, "only in a"), (&self.only_b, "only in b"), (&self.new, "new")] {
-            let shown = if all { singles.len() } else { singles.len().min(SHOWN) };
+        for (singles, what) in [
+            (&self.only_a, "only in a"),
+            (&self.only_b, "only in b"),
+            (&self.new, "new"),
+        ] {
+            let shown = if all {
+                singles.len()
+            } else {
+                singles.len().min(SHOWN)
+            };
             if shown > 0 {
-                let columns = [(what, Align::Left), ("dtype", Align::Left), ("shape", Align::Left)];
-                let rows =
-                    singles[..shown].iter().map(|s| vec![s.name.clone(), s.dtype.clone(), format!("{:?}", s.shape)]);
+                let columns = [
+                    (what, Align::Left),
+                    ("dtype", Align::Left),
+                    ("shape", Align::Left),
+                ];
+                let rows = singles[..shown]
+                    .iter()
+                    .map(|s| vec![s.name.clone(), s.dtype.clone(), format!("{:?}", s.shape)]);
                 text.push('\n');
                 text.push_str(&table::render(&columns, rows));
             }
@@ -433,7 +551,10 @@ fn tensors_table(tensors: &[TensorDiff]) -> String {
             true => tensor.dtype_a.clone(),
             false => format!("{} → {}", tensor.dtype_a, tensor.dtype_b),
         };
-        let mut row = vec![tensor.name_b.clone().unwrap_or_else(|| tensor.name.clone()), dtype];
+        let mut row = vec![
+            tensor.name_b.clone().unwrap_or_else(|| tensor.name.clone()),
+            dtype,
+        ];
         let mut notes = Vec::new();
         match &tensor.numbers {
             Some(n) => {
@@ -443,9 +564,15 @@ fn tensors_table(tensors: &[TensorDiff]) -> String {
                     table::number(n.max_abs),
                     table::number(n.mean_abs),
                 ]);
-                row.push(n.cosine.map_or("-".to_owned(), |cosine| format!("{cosine:.8}")));
+                row.push(
+                    n.cosine
+                        .map_or("-".to_owned(), |cosine| format!("{cosine:.8}")),
+                );
                 if n.non_finite_a + n.non_finite_b > 0 {
-                    notes.push(format!("not finite: {} in a, {} in b", n.non_finite_a, n.non_finite_b));
+                    notes.push(format!(
+                        "not finite: {} in a, {} in b",
+                        n.non_finite_a, n.non_finite_b
+                    ));
                 }
             }
             None => row.extend(std::iter::repeat_n("-".to_owned(), 5)),
@@ -466,5 +593,7 @@ fn tensors_table(tensors: &[TensorDiff]) -> String {
 
 /// A fraction in percent with three significant digits.
 fn percent(fraction: Option<f64>) -> String {
-    fraction.map_or("undefined".to_owned(), |fraction| format!("{} %", table::number(100.0 * fraction)))
+    fraction.map_or("undefined".to_owned(), |fraction| {
+        format!("{} %", table::number(100.0 * fraction))
+    })
 }

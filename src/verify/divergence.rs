@@ -94,10 +94,12 @@ fn open(seed: &Path, experts: &[Specialist]) -> Result<Vec<Model>> {
             experts.len()
         )));
     }
-    let dense = |name: &str, path: &Path| match Model::open(name, path)? {
+    let dense = |name: &str, path: &Path| {
+        match Model::open(name, path)? {
         model if model.architecture.mixture.is_none() => Ok(model),
         _ => Err(Error::file(path, "is a mixture, expected a dense model")
             .with_hint("`bam-convert diff SEED MIXTURE` compares a mixture with its seed, expert by expert")),
+    }
     };
     let mut models = vec![dense("seed", seed)?];
     for expert in experts {
@@ -111,7 +113,9 @@ fn open(seed: &Path, experts: &[Specialist]) -> Result<Vec<Model>> {
 /// Bytes that [`divergence`] will read.
 pub fn work_length(seed: &Path, experts: &[Specialist]) -> u64 {
     let paths = std::iter::once(seed).chain(experts.iter().map(|expert| expert.path.as_path()));
-    paths.filter_map(|path| Some(Checkpoint::open(path).ok()?.data_length())).sum()
+    paths
+        .filter_map(|path| Some(Checkpoint::open(path).ok()?.data_length()))
+        .sum()
 }
 
 /// Compares specialists with their seed, all of them dense.
@@ -125,7 +129,10 @@ pub fn divergence(seed: &Path, experts: &[Specialist], options: &Options) -> Res
     let mut tensors: Vec<Tensor> = Vec::with_capacity(models[0].specs.len());
     for (number, spec) in models[0].specs.iter().enumerate() {
         // One family and one configuration: the lists of tensors are the same.
-        let entries = models.iter().map(|model| model.entry(&model.specs[number])).collect::<Result<_>>()?;
+        let entries = models
+            .iter()
+            .map(|model| model.entry(&model.specs[number]))
+            .collect::<Result<_>>()?;
         tensors.push(Tensor { spec, entries });
     }
     let pieces = tensors
@@ -136,7 +143,11 @@ pub fn divergence(seed: &Path, experts: &[Specialist], options: &Options) -> Res
     let look = |piece: &Piece, scratch: &mut Scratch| {
         let tensor = &tensors[piece.item];
         let found = sums_of(&models, tensor, piece, scratch)?;
-        let read: u64 = tensor.entries.iter().map(|entry| super::numbers::share(entry, piece)).sum();
+        let read: u64 = tensor
+            .entries
+            .iter()
+            .map(|entry| super::numbers::share(entry, piece))
+            .sum();
         (options.progress)(read);
         Ok(found)
     };
@@ -144,24 +155,36 @@ pub fn divergence(seed: &Path, experts: &[Specialist], options: &Options) -> Res
     let threads = pieces::affordable(options.threads, options.memory, thread);
     pieces::for_each(pieces, threads, Scratch::default, look, |piece, found| {
         let spec = tensors[piece.item].spec;
-        sums.entry((spec.role, spec.layer)).or_insert_with(|| Sums::new(experts.len())).add(&found);
+        sums.entry((spec.role, spec.layer))
+            .or_insert_with(|| Sums::new(experts.len()))
+            .add(&found);
     })?;
-    models.iter().try_for_each(|model| model.source.checkpoint.check_unchanged())?;
+    models
+        .iter()
+        .try_for_each(|model| model.source.checkpoint.check_unchanged())?;
     let mut total = Sums::new(experts.len());
     let mut roles: BTreeMap<Role, Sums> = BTreeMap::new();
     for ((role, _), part) in &sums {
         total.add(part);
-        roles.entry(*role).or_insert_with(|| Sums::new(experts.len())).add(part);
+        roles
+            .entry(*role)
+            .or_insert_with(|| Sums::new(experts.len()))
+            .add(part);
     }
     let names: Vec<&str> = experts.iter().map(|expert| expert.name.as_str()).collect();
     Ok(Divergence {
         seed: seed.to_path_buf(),
         experts: experts.to_vec(),
         total: total.row(None, None, &names),
-        roles: roles.iter().map(|(role, sums)| sums.row(Some(*role), None, &names)).collect(),
+        roles: roles
+            .iter()
+            .map(|(role, sums)| sums.row(Some(*role), None, &names))
+            .collect(),
         layers: sums
             .iter()
-            .filter_map(|((role, layer), sums)| layer.map(|layer| sums.row(Some(*role), Some(layer), &names)))
+            .filter_map(|((role, layer), sums)| {
+                layer.map(|layer| sums.row(Some(*role), Some(layer), &names))
+            })
             .collect(),
     })
 }
@@ -191,28 +214,49 @@ struct Sums {
     gram: Vec<f64>,
 }
 
-fn sums_of(models: &[Model], tensor: &Tensor, piece: &Piece, scratch: &mut Scratch) -> Result<Sums> {
+fn sums_of(
+    models: &[Model],
+    tensor: &Tensor,
+    piece: &Piece,
+    scratch: &mut Scratch,
+) -> Result<Sums> {
     let Scratch { seed, deltas, raw } = scratch;
     let count = piece.count as usize;
     let experts = models.len() - 1;
     deltas.resize_with(experts, Vec::new);
     seed.resize(count, 0.0);
-    models[0].source.checkpoint.read_values(tensor.entries[0], piece.first, seed, raw)?;
+    models[0]
+        .source
+        .checkpoint
+        .read_values(tensor.entries[0], piece.first, seed, raw)?;
     let mut sums = Sums::new(experts);
     sums.values = piece.count;
     sums.seed = dot(seed, seed);
     check_finite(sums.seed, &models[0], tensor, 0)?;
     for (number, delta) in deltas.iter_mut().enumerate() {
         delta.resize(count, 0.0);
-        models[number + 1].source.checkpoint.read_values(tensor.entries[number + 1], piece.first, delta, raw)?;
-        delta.iter_mut().zip(&*seed).for_each(|(value, seed)| *value -= seed);
+        models[number + 1].source.checkpoint.read_values(
+            tensor.entries[number + 1],
+            piece.first,
+            delta,
+            raw,
+        )?;
+        delta
+            .iter_mut()
+            .zip(&*seed)
+            .for_each(|(value, seed)| *value -= seed);
         sums.along[number] = dot(seed, delta);
     }
     for row in 0..experts {
         for column in 0..=row {
             sums.gram[place(row, column)] = dot(&deltas[row], &deltas[column]);
         }
-        check_finite(sums.gram[place(row, row)], &models[row + 1], tensor, row + 1)?;
+        check_finite(
+            sums.gram[place(row, row)],
+            &models[row + 1],
+            tensor,
+            row + 1,
+        )?;
     }
     Ok(sums)
 }
@@ -222,8 +266,12 @@ fn check_finite(sum: f64, model: &Model, tensor: &Tensor, number: usize) -> Resu
         return Ok(());
     }
     let path = model.source.checkpoint.files[tensor.entries[number].file].path();
-    Err(Error::tensor(path, &tensor.spec.name, "holds NaN or infinities; expected finite numbers")
-        .with_hint("`bam-convert validate` lists every tensor with NaN or infinities"))
+    Err(Error::tensor(
+        path,
+        &tensor.spec.name,
+        "holds NaN or infinities; expected finite numbers",
+    )
+    .with_hint("`bam-convert validate` lists every tensor with NaN or infinities"))
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
@@ -237,14 +285,25 @@ fn place(row: usize, column: usize) -> usize {
 
 impl Sums {
     fn new(experts: usize) -> Self {
-        Self { values: 0, seed: 0.0, along: vec![0.0; experts], gram: vec![0.0; place(experts, 0)] }
+        Self {
+            values: 0,
+            seed: 0.0,
+            along: vec![0.0; experts],
+            gram: vec![0.0; place(experts, 0)],
+        }
     }
 
     fn add(&mut self, other: &Self) {
         self.values += other.values;
         self.seed += other.seed;
-        self.along.iter_mut().zip(&other.along).for_each(|(sum, part)| *sum += part);
-        self.gram.iter_mut().zip(&other.gram).for_each(|(sum, part)| *sum += part);
+        self.along
+            .iter_mut()
+            .zip(&other.along)
+            .for_each(|(sum, part)| *sum += part);
+        self.gram
+            .iter_mut()
+            .zip(&other.gram)
+            .for_each(|(sum, part)| *sum += part);
     }
 
     fn product(&self, a: usize, b: usize) -> f64 {
@@ -260,7 +319,8 @@ impl Sums {
         };
         // W̄ = W₀ + Σ Δ / (n + 1).
         let share = 1.0 / (experts + 1) as f64;
-        let along_average = |a: usize| share * (0..experts).map(|b| self.product(a, b)).sum::<f64>();
+        let along_average =
+            |a: usize| share * (0..experts).map(|b| self.product(a, b)).sum::<f64>();
         let average = share * (0..experts).map(along_average).sum::<f64>();
         let moved = |(number, name): (usize, &&str)| {
             let squared = self.product(number, number);
@@ -269,7 +329,9 @@ impl Sums {
             Moved {
                 expert: (*name).to_owned(),
                 relative: relative(squared),
-                cosine: Some(cosine).filter(|cosine| cosine.is_finite()).map(|cosine| cosine.clamp(-1.0, 1.0)),
+                cosine: Some(cosine)
+                    .filter(|cosine| cosine.is_finite())
+                    .map(|cosine| cosine.clamp(-1.0, 1.0)),
                 from_average: relative(average - 2.0 * along_average(number) + squared),
             }
         };
@@ -278,7 +340,9 @@ impl Sums {
             let cosine = self.product(a, b) / (self.product(a, a) * self.product(b, b)).sqrt();
             Together {
                 experts: [names[a].to_owned(), names[b].to_owned()],
-                cosine: Some(cosine).filter(|cosine| cosine.is_finite()).map(|cosine| cosine.clamp(-1.0, 1.0)),
+                cosine: Some(cosine)
+                    .filter(|cosine| cosine.is_finite())
+                    .map(|cosine| cosine.clamp(-1.0, 1.0)),
             }
         };
         Row {
@@ -296,13 +360,21 @@ impl Divergence {
     pub fn table(&self) -> String {
         let mut heads = vec!["role".to_owned()];
         for expert in &self.experts {
-            heads.extend([format!("{} moved", expert.name), "cosine".to_owned(), "from average".to_owned()]);
+            heads.extend([
+                format!("{} moved", expert.name),
+                "cosine".to_owned(),
+                "from average".to_owned(),
+            ]);
         }
         heads.extend(self.total.pairs.iter().map(|pair| pair.experts.join(" · ")));
         let rows = self.roles.iter().chain([&self.total]).map(|row| {
             let mut cells = vec![row.role.clone().unwrap_or_else(|| "all".to_owned())];
             for moved in &row.experts {
-                cells.extend([percent(moved.relative), number(moved.cosine, 5), percent(moved.from_average)]);
+                cells.extend([
+                    percent(moved.relative),
+                    number(moved.cosine, 5),
+                    percent(moved.from_average),
+                ]);
             }
             cells.extend(row.pairs.iter().map(|pair| number(pair.cosine, 3)));
             cells
@@ -315,11 +387,16 @@ impl Divergence {
         let roles = self.layer_roles();
         for (number, expert) in self.experts.iter().enumerate() {
             text.push_str(&format!("\n{}, by layer\n", table::printable(&expert.name)));
-            let heads: Vec<String> =
-                std::iter::once("layer".to_owned()).chain(roles.iter().map(|role| (*role).to_owned())).collect();
-            let rows = self.grid(&roles, |row| row.experts[number].relative).into_iter();
+            let heads: Vec<String> = std::iter::once("layer".to_owned())
+                .chain(roles.iter().map(|role| (*role).to_owned()))
+                .collect();
+            let rows = self
+                .grid(&roles, |row| row.experts[number].relative)
+                .into_iter();
             let rows = rows.map(|(layer, values)| {
-                std::iter::once(layer.to_string()).chain(values.into_iter().map(percent)).collect()
+                std::iter::once(layer.to_string())
+                    .chain(values.into_iter().map(percent))
+                    .collect()
             });
             text.push_str(&render(&heads, rows));
         }
@@ -328,16 +405,26 @@ impl Divergence {
 
     /// Roles that layers have, in order.
     pub(super) fn layer_roles(&self) -> Vec<&str> {
-        let mut roles: Vec<&str> = self.layers.iter().filter_map(|row| row.role.as_deref()).collect();
+        let mut roles: Vec<&str> = self
+            .layers
+            .iter()
+            .filter_map(|row| row.role.as_deref())
+            .collect();
         roles.dedup();
         roles
     }
 
     /// Each layer with a value for each role.
-    pub(super) fn grid(&self, roles: &[&str], value: impl Fn(&Row) -> Option<f64>) -> Vec<(u64, Vec<Option<f64>>)> {
+    pub(super) fn grid(
+        &self,
+        roles: &[&str],
+        value: impl Fn(&Row) -> Option<f64>,
+    ) -> Vec<(u64, Vec<Option<f64>>)> {
         let mut grid: BTreeMap<u64, Vec<Option<f64>>> = BTreeMap::new();
         for row in &self.layers {
-            let column = roles.iter().position(|role| row.role.as_deref() == Some(*role));
+            let column = roles
+                .iter()
+                .position(|role| row.role.as_deref() == Some(*role));
             if let (Some(layer), Some(column)) = (row.layer, column) {
                 grid.entry(layer).or_insert_with(|| vec![None; roles.len()])[column] = value(row);
             }
@@ -348,9 +435,18 @@ impl Divergence {
 
 /// The first column to the left, numbers to the right.
 fn render(heads: &[String], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let align = |number: usize| if number == 0 { Align::Left } else { Align::Right };
-    let columns: Vec<(&str, Align)> =
-        heads.iter().enumerate().map(|(number, head)| (head.as_str(), align(number))).collect();
+    let align = |number: usize| {
+        if number == 0 {
+            Align::Left
+        } else {
+            Align::Right
+        }
+    };
+    let columns: Vec<(&str, Align)> = heads
+        .iter()
+        .enumerate()
+        .map(|(number, head)| (head.as_str(), align(number)))
+        .collect();
     table::render(&columns, rows)
 }
 

@@ -25,7 +25,10 @@ pub(super) fn check(report: &mut Report, subject: &mut Subject, options: &Option
     let manifest = match Manifest::read(subject.path) {
         Ok(Some(manifest)) => manifest,
         Ok(None) => {
-            report.skip("manifest", format!("no {MANIFEST}: nothing says how this checkpoint was made"));
+            report.skip(
+                "manifest",
+                format!("no {MANIFEST}: nothing says how this checkpoint was made"),
+            );
             return Ok(());
         }
         Err(error) => {
@@ -38,7 +41,10 @@ pub(super) fn check(report: &mut Report, subject: &mut Subject, options: &Option
     let mut check = report.check("manifest");
     match &subject.checkpoint {
         Some(checkpoint) => compare_tensors(&mut check, &manifest, checkpoint),
-        None => check.warn(Place::default(), "the weights could not be opened, so its tensors are not compared"),
+        None => check.warn(
+            Place::default(),
+            "the weights could not be opened, so its tensors are not compared",
+        ),
     }
     let listed = table::counted(manifest.tensors.len() as u64, "tensor");
     check.done(format!(
@@ -50,7 +56,11 @@ pub(super) fn check(report: &mut Report, subject: &mut Subject, options: &Option
     let mut check = report.check("hashes");
     let hashed = compare_files(&mut check, subject.path, &manifest.files, None, options)?;
     unlisted(&mut check, subject, &manifest)?;
-    check.done(format!("SHA-256 of {}, {}", table::counted(manifest.files.len() as u64, "file"), table::bytes(hashed)));
+    check.done(format!(
+        "SHA-256 of {}, {}",
+        table::counted(manifest.files.len() as u64, "file"),
+        table::bytes(hashed)
+    ));
     recipe::check(report, &manifest);
     subject.manifest = Some(manifest);
     Ok(())
@@ -60,16 +70,28 @@ pub(super) fn check(report: &mut Report, subject: &mut Subject, options: &Option
 fn compare_tensors(check: &mut Running, manifest: &Manifest, checkpoint: &Checkpoint) {
     for (name, record) in &manifest.tensors {
         match checkpoint.tensors.get(name) {
-            None => check.fault(Place::tensor(name), format!("is listed in {MANIFEST}, but no file holds it")),
-            Some(entry) if entry.encoding.plain() != Some(record.dtype) || entry.shape != record.shape => {
+            None => check.fault(
+                Place::tensor(name),
+                format!("is listed in {MANIFEST}, but no file holds it"),
+            ),
+            Some(entry)
+                if entry.encoding.plain() != Some(record.dtype) || entry.shape != record.shape =>
+            {
                 let (dtype, shape) = (record.dtype, &record.shape);
-                let problem = format!("is {} {:?}, but {MANIFEST} says {dtype} {shape:?}", entry.encoding, entry.shape);
+                let problem = format!(
+                    "is {} {:?}, but {MANIFEST} says {dtype} {shape:?}",
+                    entry.encoding, entry.shape
+                );
                 check.fault(Place::tensor(name), problem);
             }
             Some(_) => {}
         }
     }
-    for name in checkpoint.tensors.keys().filter(|name| !manifest.tensors.contains_key(*name)) {
+    for name in checkpoint
+        .tensors
+        .keys()
+        .filter(|name| !manifest.tensors.contains_key(*name))
+    {
         check.fault(Place::tensor(name), format!("is not listed in {MANIFEST}"));
     }
 }
@@ -82,8 +104,12 @@ fn unlisted(check: &mut Running, subject: &Subject, manifest: &Manifest) -> Resu
         .map(|file| file.path.as_str())
         .chain(manifest.unhashed_files.iter().map(String::as_str))
         .collect();
-    let weights: BTreeSet<&Path> =
-        subject.checkpoint.iter().flat_map(|checkpoint| &checkpoint.files).map(SourceFile::path).collect();
+    let weights: BTreeSet<&Path> = subject
+        .checkpoint
+        .iter()
+        .flat_map(|checkpoint| &checkpoint.files)
+        .map(SourceFile::path)
+        .collect();
     let folder = subject.path;
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
@@ -95,15 +121,28 @@ fn unlisted(check: &mut Running, subject: &Subject, manifest: &Manifest) -> Resu
         }
     }
     names.sort();
-    for name in names.iter().filter(|name| !known.contains(name.as_str()) && !is_own_file(name)) {
+    for name in names
+        .iter()
+        .filter(|name| !known.contains(name.as_str()) && !is_own_file(name))
+    {
         if weights.contains(folder.join(name).as_path()) {
-            check.fault(Place::file(name), format!("holds weights, but is not listed in {MANIFEST}"));
+            check.fault(
+                Place::file(name),
+                format!("holds weights, but is not listed in {MANIFEST}"),
+            );
         } else {
             check.warn(Place::file(name), format!("is not listed in {MANIFEST}"));
         }
     }
-    for name in manifest.unhashed_files.iter().filter(|name| !names.contains(name)) {
-        check.warn(Place::file(name), format!("is listed in {MANIFEST}, but is missing"));
+    for name in manifest
+        .unhashed_files
+        .iter()
+        .filter(|name| !names.contains(name))
+    {
+        check.warn(
+            Place::file(name),
+            format!("is listed in {MANIFEST}, but is missing"),
+        );
     }
     Ok(())
 }
@@ -132,7 +171,9 @@ pub(super) fn compare_files(
     let mut wanted: Vec<(PathBuf, &FileHash)> = Vec::new();
     for record in records {
         if !is_plain_name(&record.path) {
-            let problem = format!("{of}is listed, expected the name of a file in its folder; it is not opened");
+            let problem = format!(
+                "{of}is listed, expected the name of a file in its folder; it is not opened"
+            );
             check.fault(Place::file(&record.path), problem);
         } else if !seen.insert(&record.path) {
             check.fault(place(&record.path), format!("{of}is listed twice"));
@@ -173,14 +214,20 @@ pub(super) enum Outcome {
 /// How each file compares with its record; the whole content is read only where the size is right.
 pub(super) fn outcomes(wanted: &[(PathBuf, &FileHash)], options: &Options) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::with_capacity(wanted.len());
-    let files = (0..wanted.len()).map(|item| Piece { item, first: 0, count: 1 });
+    let files = (0..wanted.len()).map(|item| Piece {
+        item,
+        first: 0,
+        count: 1,
+    });
     let hash = |piece: &Piece, buf: &mut Vec<u8>| {
         let (path, record) = &wanted[piece.item];
         match std::fs::metadata(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Outcome::Missing),
             Err(e) => return Err(Error::io("read", path, e)),
             Ok(metadata) if !metadata.is_file() => return Ok(Outcome::NoFile),
-            Ok(metadata) if metadata.len() != record.size => return Ok(Outcome::Size(metadata.len())),
+            Ok(metadata) if metadata.len() != record.size => {
+                return Ok(Outcome::Size(metadata.len()));
+            }
             Ok(_) => {}
         }
         let source = SourceFile::open(path)?;
@@ -195,9 +242,19 @@ pub(super) fn outcomes(wanted: &[(PathBuf, &FileHash)], options: &Options) -> Re
             left -= step;
         };
         source.check_unchanged()?;
-        Ok(if found == record.sha256 { Outcome::Equal } else { Outcome::Hash(found) })
+        Ok(if found == record.sha256 {
+            Outcome::Equal
+        } else {
+            Outcome::Hash(found)
+        })
     };
     let threads = options.threads_of(1 << 20);
-    pieces::for_each(files, threads, || vec![0; 1 << 20], hash, |_, outcome| outcomes.push(outcome))?;
+    pieces::for_each(
+        files,
+        threads,
+        || vec![0; 1 << 20],
+        hash,
+        |_, outcome| outcomes.push(outcome),
+    )?;
     Ok(outcomes)
 }

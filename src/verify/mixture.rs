@@ -16,12 +16,26 @@ const PIECE: u64 = 1 << 20;
 
 /// Adds the rows `routers` and `model code`, for a mixture.
 pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
-    let Some(config) = &subject.config else { return Ok(()) };
-    if let Some(mixture) = subject.architecture.as_ref().and_then(|architecture| architecture.mixture.as_ref()) {
+    let Some(config) = &subject.config else {
+        return Ok(());
+    };
+    if let Some(mixture) = subject
+        .architecture
+        .as_ref()
+        .and_then(|architecture| architecture.mixture.as_ref())
+    {
         let mut check = report.check("routers");
         let gates = [
-            ("norm_topk_prob", mixture.norm_topk_prob, mixture.num_experts_per_tok),
-            ("norm_topk_prob_attention", mixture.norm_topk_prob_attention, mixture.num_attention_experts_per_tok),
+            (
+                "norm_topk_prob",
+                mixture.norm_topk_prob,
+                mixture.num_experts_per_tok,
+            ),
+            (
+                "norm_topk_prob_attention",
+                mixture.norm_topk_prob_attention,
+                mixture.num_attention_experts_per_tok,
+            ),
         ];
         for (key, normed, k) in gates {
             if normed && k == 1 {
@@ -30,20 +44,28 @@ pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
             }
         }
         let mut seen = 0;
-        if let (Some(checkpoint), Some(architecture)) = (&subject.checkpoint, &subject.architecture) {
+        if let (Some(checkpoint), Some(architecture)) = (&subject.checkpoint, &subject.architecture)
+        {
             for spec in tensors::routers(checkpoint, architecture)? {
                 seen += 1;
                 let (experts, k) = match spec.role {
                     Role::FfnRouter => (mixture.num_experts, mixture.num_experts_per_tok),
-                    _ => (mixture.num_attention_experts, mixture.num_attention_experts_per_tok),
+                    _ => (
+                        mixture.num_attention_experts,
+                        mixture.num_attention_experts_per_tok,
+                    ),
                 };
                 let chooses = k < experts;
                 let rows = Rows::of(checkpoint, checkpoint.tensor(&spec.name)?)?;
                 let problem = match rows {
                     Rows::Zero if chooses => {
-                        format!("is all zeros: every token goes to the first {k} of {experts} experts")
+                        format!(
+                            "is all zeros: every token goes to the first {k} of {experts} experts"
+                        )
                     }
-                    Rows::Equal if chooses => format!("has {experts} equal rows: every token goes to the same experts"),
+                    Rows::Equal if chooses => {
+                        format!("has {experts} equal rows: every token goes to the same experts")
+                    }
                     _ => continue,
                 };
                 match rows {
@@ -57,10 +79,15 @@ pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
             false => format!("top {k} of {experts}"),
         };
         let ffn = shown(mixture.num_experts_per_tok, mixture.num_experts);
-        let attention = shown(mixture.num_attention_experts_per_tok, mixture.num_attention_experts);
+        let attention = shown(
+            mixture.num_attention_experts_per_tok,
+            mixture.num_attention_experts,
+        );
         let kv = mixture.attention_kv;
         let count = table::counted(seen as u64, "router");
-        check.done(format!("{count}, feed-forward {ffn}, attention {attention}, keys and values {kv}"));
+        check.done(format!(
+            "{count}, feed-forward {ffn}, attention {attention}, keys and values {kv}"
+        ));
     }
     if let Some(Value::Object(map)) = config.json.get("auto_map") {
         let mut check = report.check("model code");
@@ -71,17 +98,26 @@ pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
                 one => std::slice::from_ref(one),
             };
             for target in targets.iter().filter(|target| !target.is_null()) {
-                let module = target.as_str().and_then(|text| text.rsplit_once('.')).map(|(module, _)| module);
+                let module = target
+                    .as_str()
+                    .and_then(|text| text.rsplit_once('.'))
+                    .map(|(module, _)| module);
                 // `ORG/NAME--module.Class` is code of another repository.
                 match module {
                     Some(module) if module.contains("--") => {
                         let problem = format!("runs code of another repository: {module}");
-                        check.warn(Place::key("config.json", &format!("auto_map.{class}")), problem);
+                        check.warn(
+                            Place::key("config.json", &format!("auto_map.{class}")),
+                            problem,
+                        );
                     }
                     Some(module) if is_module(module) => files.push(format!("{module}.py")),
                     _ => {
                         let problem = "expected `module.Class` with a module of this folder";
-                        check.fault(Place::key("config.json", &format!("auto_map.{class}")), problem);
+                        check.fault(
+                            Place::key("config.json", &format!("auto_map.{class}")),
+                            problem,
+                        );
                     }
                 }
             }
@@ -90,7 +126,10 @@ pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
         files.dedup();
         for file in &files {
             if !subject.path.join(file).is_file() {
-                check.fault(Place::file(file), "is missing, but auto_map of config.json names it");
+                check.fault(
+                    Place::file(file),
+                    "is missing, but auto_map of config.json names it",
+                );
             }
         }
         check.done(files.join(", "));
@@ -117,8 +156,14 @@ impl Rows {
             return Ok(Self::Different);
         }
         let row = entry.length / rows;
-        let size = entry.encoding.plain().map_or(1, |dtype| (dtype.bitsize() / 8).max(1));
-        let (mut first, mut other) = (vec![0; row.min(PIECE) as usize], vec![0; row.min(PIECE) as usize]);
+        let size = entry
+            .encoding
+            .plain()
+            .map_or(1, |dtype| (dtype.bitsize() / 8).max(1));
+        let (mut first, mut other) = (
+            vec![0; row.min(PIECE) as usize],
+            vec![0; row.min(PIECE) as usize],
+        );
         let mut values = vec![0.0; first.len() / size];
         let mut zero = true;
         for start in (0..row).step_by(PIECE as usize) {
@@ -131,7 +176,10 @@ impl Rows {
                 }
             }
             let values = &mut values[..length / size];
-            zero &= entry.encoding.plain().is_some_and(|dtype| dtype::decode(dtype, &first[..length], values))
+            zero &= entry
+                .encoding
+                .plain()
+                .is_some_and(|dtype| dtype::decode(dtype, &first[..length], values))
                 && values.iter().all(|value| *value == 0.0);
         }
         Ok(if zero { Self::Zero } else { Self::Equal })

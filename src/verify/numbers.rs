@@ -50,7 +50,11 @@ pub(super) fn check(report: &mut Report, subject: &Subject, options: &Options) -
         }
     }
     let pieces = entries.iter().enumerate().flat_map(|(item, (_, entry))| {
-        let elements = if piece_size(entry).is_some() { entry.elements() } else { 0 };
+        let elements = if piece_size(entry).is_some() {
+            entry.elements()
+        } else {
+            0
+        };
         pieces::cut(item, elements, piece_size(entry).unwrap_or(1))
     });
     let look = |piece: &Piece, scratch: &mut Scratch| {
@@ -59,23 +63,33 @@ pub(super) fn check(report: &mut Report, subject: &Subject, options: &Options) -
         (options.progress)(share(entry, piece));
         Ok(found)
     };
-    pieces::for_each(pieces, options.threads_of(THREAD_MEMORY), Scratch::default, look, |piece, found| {
-        let all = &mut seen[piece.item];
-        all.nan += found.nan;
-        all.infinite += found.infinite;
-        all.first = all.first.or(found.first);
-        all.nonzero |= found.nonzero;
-    })?;
+    pieces::for_each(
+        pieces,
+        options.threads_of(THREAD_MEMORY),
+        Scratch::default,
+        look,
+        |piece, found| {
+            let all = &mut seen[piece.item];
+            all.nan += found.nan;
+            all.infinite += found.infinite;
+            all.first = all.first.or(found.first);
+            all.nonzero |= found.nonzero;
+        },
+    )?;
     // A router may start at zero where it does not choose; where it does, its own check says so.
     let routers: BTreeSet<String> = match &subject.architecture {
-        Some(architecture) => tensors::routers(checkpoint, architecture)?.into_iter().map(|spec| spec.name).collect(),
+        Some(architecture) => tensors::routers(checkpoint, architecture)?
+            .into_iter()
+            .map(|spec| spec.name)
+            .collect(),
         None => BTreeSet::new(),
     };
     let mut check = report.check("numbers");
     let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
     for ((name, entry), seen) in entries.iter().zip(&seen) {
         let Some(first) = seen.first else {
-            let matrix = entry.shape.len() >= 2 && entry.elements() > 0 && piece_size(entry).is_some();
+            let matrix =
+                entry.shape.len() >= 2 && entry.elements() > 0 && piece_size(entry).is_some();
             let float = entry.encoding.plain().is_none_or(dtype::is_float);
             if matrix && float && !seen.nonzero && !routers.contains(*name) {
                 check.warn(Place::tensor(name), "is all zeros");
@@ -92,13 +106,18 @@ pub(super) fn check(report: &mut Report, subject: &Subject, options: &Options) -
         let all = entry.elements();
         check.fault(
             Place::tensor(name),
-            format!("{} of {all} values, the first at element {first}", what.join(" and ")),
+            format!(
+                "{} of {all} values, the first at element {first}",
+                what.join(" and ")
+            ),
         );
     }
     let mut detail = format!("{values} values");
     if unread > 0 {
         let tensors = table::counted(unread, "tensor");
-        detail.push_str(&format!(", {tensors} of a dtype that holds no plain numbers not read"));
+        detail.push_str(&format!(
+            ", {tensors} of a dtype that holds no plain numbers not read"
+        ));
     }
     for (kind, count) in kinds {
         detail.push_str(&format!(", {kind} in {}", table::counted(count, "tensor")));
@@ -110,7 +129,9 @@ pub(super) fn check(report: &mut Report, subject: &Subject, options: &Options) -
 /// Elements of a tensor looked at in one go; `None` where its dtype cannot be read as numbers.
 pub(super) fn piece_size(entry: &TensorEntry) -> Option<u64> {
     match entry.encoding {
-        Encoding::Plain(dtype) if dtype::is_numeric(dtype) => Some(PIECE_BYTES * 8 / dtype.bitsize() as u64),
+        Encoding::Plain(dtype) if dtype::is_numeric(dtype) => {
+            Some(PIECE_BYTES * 8 / dtype.bitsize() as u64)
+        }
         Encoding::Plain(_) => None,
         Encoding::Ggml(_) => Some(PIECE_VALUES),
     }
@@ -118,12 +139,20 @@ pub(super) fn piece_size(entry: &TensorEntry) -> Option<u64> {
 
 /// Bytes of the file that a piece stands for, such that the pieces of a tensor add up to its length.
 pub(super) fn share(entry: &TensorEntry, piece: &Piece) -> u64 {
-    let (length, elements) = (u128::from(entry.length), u128::from(entry.elements().max(1)));
+    let (length, elements) = (
+        u128::from(entry.length),
+        u128::from(entry.elements().max(1)),
+    );
     let upto = |element: u64| u128::from(element) * length / elements;
     (upto(piece.first + piece.count) - upto(piece.first)) as u64
 }
 
-fn look_at(checkpoint: &Checkpoint, entry: &TensorEntry, piece: &Piece, scratch: &mut Scratch) -> Result<Seen> {
+fn look_at(
+    checkpoint: &Checkpoint,
+    entry: &TensorEntry,
+    piece: &Piece,
+    scratch: &mut Scratch,
+) -> Result<Seen> {
     let count = piece.count as usize;
     if let Encoding::Plain(dtype) = entry.encoding {
         let size = dtype.bitsize() / 8;
@@ -136,7 +165,10 @@ fn look_at(checkpoint: &Checkpoint, entry: &TensorEntry, piece: &Piece, scratch:
         checkpoint.read_bytes(entry, start, &mut scratch.raw)?;
         let nonzero = scratch.raw.iter().any(|byte| *byte != 0);
         if dtype::first_non_finite(dtype, &scratch.raw).is_none() {
-            return Ok(Seen { nonzero, ..Seen::default() });
+            return Ok(Seen {
+                nonzero,
+                ..Seen::default()
+            });
         }
     }
     scratch.values.resize(count, 0.0);

@@ -25,20 +25,39 @@ impl Side {
     /// Opens the weights; the configuration only adds to what can be told, so one that is not understood is no error.
     pub fn open(path: &Path) -> Result<Self> {
         let mut checkpoint = Checkpoint::open(path)?;
-        let config = checkpoint.folder().and_then(|folder| Config::read(folder).ok());
-        let mut architecture = config.as_ref().and_then(|config| Architecture::of(config).ok());
-        let listed = architecture.as_ref().and_then(|known| tensors::specs_of(&checkpoint, known).ok().flatten());
+        let config = checkpoint
+            .folder()
+            .and_then(|folder| Config::read(folder).ok());
+        let mut architecture = config
+            .as_ref()
+            .and_then(|config| Architecture::of(config).ok());
+        let listed = architecture
+            .as_ref()
+            .and_then(|known| tensors::specs_of(&checkpoint, known).ok().flatten());
         match &architecture {
             Some(known) if listed.is_some() => checkpoint = known.with_experts_apart(checkpoint)?,
             _ => architecture = None,
         }
-        Ok(Self { checkpoint, config, architecture, specs: listed.unwrap_or_default() })
+        Ok(Self {
+            checkpoint,
+            config,
+            architecture,
+            specs: listed.unwrap_or_default(),
+        })
     }
 
     /// Names of the experts, where the configuration tells them.
     pub fn expert_names(&self) -> Vec<String> {
-        let names = self.config.as_ref().and_then(|config| config.json.get("expert_names")).and_then(Value::as_array);
-        names.into_iter().flatten().map(|name| name.as_str().unwrap_or_default().to_owned()).collect()
+        let names = self
+            .config
+            .as_ref()
+            .and_then(|config| config.json.get("expert_names"))
+            .and_then(Value::as_array);
+        names
+            .into_iter()
+            .flatten()
+            .map(|name| name.as_str().unwrap_or_default().to_owned())
+            .collect()
     }
 }
 
@@ -83,50 +102,102 @@ pub(super) fn is_mixture_of(a: &Side, b: &Side) -> bool {
 
 /// Pairs by name.
 pub(super) fn by_name(a: &Side, b: &Side) -> Pairing {
-    let known = if a.specs.is_empty() { &b.specs } else { &a.specs };
-    let groups: BTreeMap<&str, Group> =
-        known.iter().map(|spec| (spec.name.as_str(), Group { expert: spec.expert, role: spec.role })).collect();
+    let known = if a.specs.is_empty() {
+        &b.specs
+    } else {
+        &a.specs
+    };
+    let groups: BTreeMap<&str, Group> = known
+        .iter()
+        .map(|spec| {
+            (
+                spec.name.as_str(),
+                Group {
+                    expert: spec.expert,
+                    role: spec.role,
+                },
+            )
+        })
+        .collect();
     let mut pairing = Pairing::default();
     for name in a.checkpoint.tensors.keys() {
         if b.checkpoint.tensors.contains_key(name) {
             let group = groups.get(name.as_str()).copied();
-            pairing.pairs.push(Pair { a: name.clone(), b: name.clone(), group });
+            pairing.pairs.push(Pair {
+                a: name.clone(),
+                b: name.clone(),
+                group,
+            });
         } else {
             pairing.only_a.push(name.clone());
         }
     }
-    pairing.only_b =
-        b.checkpoint.tensors.keys().filter(|name| !a.checkpoint.tensors.contains_key(*name)).cloned().collect();
+    pairing.only_b = b
+        .checkpoint
+        .tensors
+        .keys()
+        .filter(|name| !a.checkpoint.tensors.contains_key(*name))
+        .cloned()
+        .collect();
     pairing
 }
 
 /// Pairs each tensor of the mixture `b` with its counterpart in the dense model `a`.
 pub(super) fn by_role(a: &Side, b: &Side) -> Pairing {
-    let dense: BTreeMap<(Role, bool, Option<u64>), &str> =
-        a.specs.iter().map(|spec| ((spec.role, spec.bias, spec.layer), spec.name.as_str())).collect();
+    let dense: BTreeMap<(Role, bool, Option<u64>), &str> = a
+        .specs
+        .iter()
+        .map(|spec| ((spec.role, spec.bias, spec.layer), spec.name.as_str()))
+        .collect();
     let mut pairing = Pairing::default();
     let (mut used_a, mut used_b) = (BTreeSet::new(), BTreeSet::new());
-    for spec in b.specs.iter().filter(|spec| b.checkpoint.tensors.contains_key(&spec.name)) {
+    for spec in b
+        .specs
+        .iter()
+        .filter(|spec| b.checkpoint.tensors.contains_key(&spec.name))
+    {
         used_b.insert(spec.name.as_str());
         match dense.get(&(spec.role, spec.bias, spec.layer)) {
             Some(name) if a.checkpoint.tensors.contains_key(*name) => {
                 used_a.insert(*name);
-                let group = Some(Group { expert: spec.expert, role: spec.role });
-                pairing.pairs.push(Pair { a: (*name).to_owned(), b: spec.name.clone(), group });
+                let group = Some(Group {
+                    expert: spec.expert,
+                    role: spec.role,
+                });
+                pairing.pairs.push(Pair {
+                    a: (*name).to_owned(),
+                    b: spec.name.clone(),
+                    group,
+                });
             }
             _ if spec.role.only_in_mixtures() => pairing.new_b.push(spec.name.clone()),
             _ => pairing.only_b.push(spec.name.clone()),
         }
     }
     // What no configuration describes is compared by name.
-    for name in b.checkpoint.tensors.keys().filter(|name| !used_b.contains(name.as_str())) {
+    for name in b
+        .checkpoint
+        .tensors
+        .keys()
+        .filter(|name| !used_b.contains(name.as_str()))
+    {
         if a.checkpoint.tensors.contains_key(name) {
             used_a.insert(name);
-            pairing.pairs.push(Pair { a: name.clone(), b: name.clone(), group: None });
+            pairing.pairs.push(Pair {
+                a: name.clone(),
+                b: name.clone(),
+                group: None,
+            });
         } else {
             pairing.only_b.push(name.clone());
         }
     }
-    pairing.only_a = a.checkpoint.tensors.keys().filter(|name| !used_a.contains(name.as_str())).cloned().collect();
+    pairing.only_a = a
+        .checkpoint
+        .tensors
+        .keys()
+        .filter(|name| !used_a.contains(name.as_str()))
+        .cloned()
+        .collect();
     pairing
 }

@@ -27,7 +27,11 @@ pub(super) fn cut(item: usize, elements: u64, size: u64) -> impl Iterator<Item =
     let size = size.max(1);
     (0..elements.div_ceil(size)).map(move |number| {
         let first = number * size;
-        Piece { item, first, count: size.min(elements - first) }
+        Piece {
+            item,
+            first,
+            count: size.min(elements - first),
+        }
     })
 }
 
@@ -75,12 +79,16 @@ fn run<S, T: Send>(
         let mut done = Vec::new();
         while !stop.load(Ordering::Relaxed) {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some(piece) = batch.get(number) else { break };
+            let Some(piece) = batch.get(number) else {
+                break;
+            };
             match work(piece, &mut scratch) {
                 Ok(result) => done.push((number, result)),
                 Err(error) => {
                     stop.store(true, Ordering::Relaxed);
-                    let mut failed = failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let mut failed = failed
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner);
                     if failed.as_ref().is_none_or(|(earlier, _)| number < *earlier) {
                         *failed = Some((number, error));
                     }
@@ -100,7 +108,10 @@ fn run<S, T: Send>(
         }
         results
     });
-    match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+    match failed
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    {
         Some((_, error)) => Err(error),
         None => Ok(results),
     }
@@ -128,7 +139,13 @@ mod tests {
 
     #[test]
     fn an_error_ends_it() {
-        let error = for_each(cut(0, 100, 1), 2, || (), |_, ()| Err::<(), _>(Error::usage("no")), |_, ()| {});
+        let error = for_each(
+            cut(0, 100, 1),
+            2,
+            || (),
+            |_, ()| Err::<(), _>(Error::usage("no")),
+            |_, ()| {},
+        );
         assert_eq!(error.unwrap_err().to_string(), "no");
     }
 }

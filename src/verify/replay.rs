@@ -43,19 +43,32 @@ pub(super) fn check(
         } else {
             "no readable weights".to_owned()
         };
-        check.fault(Place::default(), format!("{missing}: there is nothing to compute again"));
+        check.fault(
+            Place::default(),
+            format!("{missing}: there is nothing to compute again"),
+        );
         check.done("nothing");
         return Ok(());
     };
     if given.len() > manifest.sources.len() {
-        let names: Vec<&str> = manifest.sources.iter().map(|source| source.name.as_str()).collect();
+        let names: Vec<&str> = manifest
+            .sources
+            .iter()
+            .map(|source| source.name.as_str())
+            .collect();
         let (found, listed) = (given.len(), names.join(", "));
-        let problem = format!("--against has {found} folders, but the manifest has {} sources: {listed}", names.len());
-        return Err(Error::usage(problem).with_hint("give the folders in the order of the manifest's sources"));
+        let problem = format!(
+            "--against has {found} folders, but the manifest has {} sources: {listed}",
+            names.len()
+        );
+        return Err(Error::usage(problem)
+            .with_hint("give the folders in the order of the manifest's sources"));
     }
     let sources = open_sources(report, subject.path, manifest, given, options)?;
     replay(report, manifest, checkpoint, &sources, options)?;
-    sources.iter().try_for_each(|source| source.checkpoint.check_unchanged())
+    sources
+        .iter()
+        .try_for_each(|source| source.checkpoint.check_unchanged())
 }
 
 /// Finds each source, compares its files with the manifest and opens it.
@@ -78,30 +91,55 @@ fn open_sources(
             );
             continue;
         }
-        let Some(path) = locate(&mut check, folder, record, given.get(number).and_then(Option::as_ref), options)?
+        let Some(path) = locate(
+            &mut check,
+            folder,
+            record,
+            given.get(number).and_then(Option::as_ref),
+            options,
+        )?
         else {
             continue;
         };
         // A source that is one file lies in the folder that its files' names are relative to.
-        let root = if path.is_file() { path.parent().unwrap_or(Path::new("")) } else { &path };
+        let root = if path.is_file() {
+            path.parent().unwrap_or(Path::new(""))
+        } else {
+            &path
+        };
         hashed += compare_files(&mut check, root, &record.files, Some(&record.name), options)?;
         match Checkpoint::open(&path) {
             Ok(checkpoint) => {
                 for file in &checkpoint.files {
-                    let name = file.path().file_name().unwrap_or_default().to_string_lossy();
+                    let name = file
+                        .path()
+                        .file_name()
+                        .unwrap_or_default()
+                        .to_string_lossy();
                     if !record.files.iter().any(|file| file.path == name) {
-                        let problem =
-                            format!("holds weights of source `{}`, but {MANIFEST} does not list it", record.name);
+                        let problem = format!(
+                            "holds weights of source `{}`, but {MANIFEST} does not list it",
+                            record.name
+                        );
                         check.fault(Place::file(&file.path().display().to_string()), problem);
                     }
                 }
-                sources.push(Source { name: record.name.clone(), checkpoint, side_files: Vec::new(), kept: false });
+                sources.push(Source {
+                    name: record.name.clone(),
+                    checkpoint,
+                    side_files: Vec::new(),
+                    kept: false,
+                });
             }
             Err(error) => check.fault_of(error)?,
         }
     }
     let (found, all) = (sources.len(), manifest.sources.len());
-    check.done(format!("{found} of {} found, {} hashed", table::counted(all as u64, "source"), table::bytes(hashed)));
+    check.done(format!(
+        "{found} of {} found, {} hashed",
+        table::counted(all as u64, "source"),
+        table::bytes(hashed)
+    ));
     Ok(sources)
 }
 
@@ -118,13 +156,18 @@ fn locate(
         if path.exists() {
             return Ok(Some(path.clone()));
         }
-        check.fault(Place::file(&path.display().to_string()), format!("is missing; it was given for source `{name}`"));
+        check.fault(
+            Place::file(&path.display().to_string()),
+            format!("is missing; it was given for source `{name}`"),
+        );
         return Ok(None);
     }
     let recorded = Path::new(&record.path);
     if record.path.is_empty() || recorded.is_absolute() || record.path.contains('\0') {
-        let problem =
-            format!("source `{name}` has the path \"{}\", expected a relative one; it is not opened", record.path);
+        let problem = format!(
+            "source `{name}` has the path \"{}\", expected a relative one; it is not opened",
+            record.path
+        );
         check.fault(Place::file(MANIFEST), problem);
         return Ok(None);
     }
@@ -132,15 +175,25 @@ fn locate(
     places.retain(|place| place.exists());
     places.dedup_by_key(|place| place.canonicalize().ok());
     if let [first, _] = &places[..] {
-        let root = if first.is_file() { first.parent().unwrap_or(Path::new("")) } else { first };
+        let root = if first.is_file() {
+            first.parent().unwrap_or(Path::new(""))
+        } else {
+            first
+        };
         let wanted: Vec<(PathBuf, &FileHash)> = record
             .files
             .iter()
             .filter(|file| is_plain_name(&file.path))
             .map(|file| (root.join(&file.path), file))
             .collect();
-        let silent = Options { progress: &|_| {}, ..*options };
-        if !outcomes(&wanted, &silent)?.iter().all(|outcome| matches!(outcome, Outcome::Equal)) {
+        let silent = Options {
+            progress: &|_| {},
+            ..*options
+        };
+        if !outcomes(&wanted, &silent)?
+            .iter()
+            .all(|outcome| matches!(outcome, Outcome::Equal))
+        {
             places.remove(0);
         }
     }
@@ -189,15 +242,23 @@ fn replay(
     for (name, record) in &manifest.tensors {
         // Only what lies on disk in just this shape is computed: the size of the work is that of the files.
         let stored = output.tensors.get(name);
-        if !stored.is_some_and(|entry| entry.encoding.plain() == Some(record.dtype) && entry.shape == record.shape) {
-            check.fault(Place::tensor(name), format!("is not stored as {MANIFEST} says, so it is not computed"));
+        if !stored.is_some_and(|entry| {
+            entry.encoding.plain() == Some(record.dtype) && entry.shape == record.shape
+        }) {
+            check.fault(
+                Place::tensor(name),
+                format!("is not stored as {MANIFEST} says, so it is not computed"),
+            );
             continue;
         }
         if matches!(record.expression, Expression::Trained { .. }) {
             trained += 1;
             continue;
         }
-        let (parts, orthogonal) = (count(&record.expression, &|_| true), count(&record.expression, &is_orthogonal));
+        let (parts, orthogonal) = (
+            count(&record.expression, &|_| true),
+            count(&record.expression, &is_orthogonal),
+        );
         if parts > MOST_PARTS || orthogonal > 1 {
             let problem = format!(
                 "is made of {parts} parts, {orthogonal} of them orthogonal matrices; at most {MOST_PARTS} and one are computed again"
@@ -207,12 +268,18 @@ fn replay(
         }
         let elements = record.shape.iter().product::<u64>();
         if orthogonal == 1 && elements > LARGEST_ORTHOGONAL {
-            let problem =
-                format!("is an orthogonal matrix of {elements} values; at most {LARGEST_ORTHOGONAL} are drawn again");
+            let problem = format!(
+                "is an orthogonal matrix of {elements} values; at most {LARGEST_ORTHOGONAL} are drawn again"
+            );
             check.fault(Place::tensor(name), problem);
             continue;
         }
-        let tensor = PlannedTensor::new(name, record.dtype, record.shape.clone(), record.expression.clone());
+        let tensor = PlannedTensor::new(
+            name,
+            record.dtype,
+            record.shape.clone(),
+            record.expression.clone(),
+        );
         // One at a time, so that one that cannot be computed does not hide the others.
         match Evaluator::new(std::slice::from_ref(&tensor), sources) {
             Ok(_) => planned.push(tensor),
@@ -223,7 +290,11 @@ fn replay(
         }
     }
     let evaluator = Evaluator::new(&planned, sources)?;
-    let deepest = planned.iter().map(|tensor| depth(&tensor.expression)).max().unwrap_or(1) as u64;
+    let deepest = planned
+        .iter()
+        .map(|tensor| depth(&tensor.expression))
+        .max()
+        .unwrap_or(1) as u64;
     // A sum and its term for each level, the decoded and the raw source, what is expected and what is found.
     let per_value = 8 * (deepest + 1) + 36;
     let affordable = options.memory / (options.threads.max(1) as u64 * per_value);
@@ -231,7 +302,11 @@ fn replay(
     let pieces = planned.iter().enumerate().flat_map(|(item, tensor)| {
         let bits = tensor.layout.dtype.bitsize() as u64;
         // Sub-byte values are compared as bytes.
-        let units = if bits < 8 { tensor.layout.length() } else { tensor.layout.length() * 8 / bits };
+        let units = if bits < 8 {
+            tensor.layout.length()
+        } else {
+            tensor.layout.length() * 8 / bits
+        };
         pieces::cut(item, units, size)
     });
     let compare = |piece: &Piece, space: &mut Space| {
@@ -244,20 +319,41 @@ fn replay(
         evaluator.bytes(piece.item, start, &mut space.expected, &mut space.scratch)?;
         output.read_bytes(output.tensor(&layout.name)?, start, &mut space.found)?;
         (options.progress)(length as u64);
-        Ok(difference(layout.dtype, width, piece.first, &space.expected, &space.found))
+        Ok(difference(
+            layout.dtype,
+            width,
+            piece.first,
+            &space.expected,
+            &space.found,
+        ))
     };
     let threads = options.threads_of(size * per_value);
     let mut differences: Vec<Option<Difference>> = planned.iter().map(|_| None).collect();
-    pieces::for_each(pieces, threads, Space::default, compare, |piece, found| {
-        match (&mut differences[piece.item], found) {
+    pieces::for_each(
+        pieces,
+        threads,
+        Space::default,
+        compare,
+        |piece, found| match (&mut differences[piece.item], found) {
             (Some(earlier), Some(later)) => earlier.count += later.count,
             (none, found @ Some(_)) => *none = found,
             _ => {}
-        }
-    })?;
-    let equal = differences.iter().filter(|difference| difference.is_none()).count();
+        },
+    )?;
+    let equal = differences
+        .iter()
+        .filter(|difference| difference.is_none())
+        .count();
     for (tensor, difference) in planned.iter().zip(&differences) {
-        let Some(Difference { element, expected, found, count }) = difference else { continue };
+        let Some(Difference {
+            element,
+            expected,
+            found,
+            count,
+        }) = difference
+        else {
+            continue;
+        };
         let layout = &tensor.layout;
         let all = layout.shape.iter().product::<u64>();
         let problem = format!(
@@ -266,8 +362,10 @@ fn replay(
         );
         check.fault(Place::tensor(&layout.name), problem);
     }
-    let mut done =
-        format!("{equal} of {} equal to their expressions, bit for bit", table::counted(total as u64, "tensor"));
+    let mut done = format!(
+        "{equal} of {} equal to their expressions, bit for bit",
+        table::counted(total as u64, "tensor")
+    );
     if trained > 0 {
         done += &format!("; {trained} are trained, which cannot be computed again");
     }
@@ -275,7 +373,13 @@ fn replay(
     Ok(())
 }
 
-fn difference(stored: Dtype, width: usize, first: u64, expected: &[u8], found: &[u8]) -> Option<Difference> {
+fn difference(
+    stored: Dtype,
+    width: usize,
+    first: u64,
+    expected: &[u8],
+    found: &[u8],
+) -> Option<Difference> {
     if expected == found {
         return None;
     }
@@ -288,9 +392,16 @@ fn difference(stored: Dtype, width: usize, first: u64, expected: &[u8], found: &
             _ => format!("{bytes:02x?}"),
         }
     };
-    let count = pairs().filter(|(expected, found)| expected != found).count() as u64;
+    let count = pairs()
+        .filter(|(expected, found)| expected != found)
+        .count() as u64;
     let (expected, found) = pairs().nth(at)?;
-    Some(Difference { element: first + at as u64, expected: shown(expected), found: shown(found), count })
+    Some(Difference {
+        element: first + at as u64,
+        expected: shown(expected),
+        found: shown(found),
+        count,
+    })
 }
 
 /// Levels of an expression; reading a manifest has bounded them.
@@ -300,7 +411,12 @@ fn depth(expression: &Expression) -> usize {
 
 /// How many of an expression's parts, itself among them, are such.
 fn count(expression: &Expression, such: &dyn Fn(&Expression) -> bool) -> usize {
-    usize::from(such(expression)) + expression.parts().iter().map(|part| count(part, such)).sum::<usize>()
+    usize::from(such(expression))
+        + expression
+            .parts()
+            .iter()
+            .map(|part| count(part, such))
+            .sum::<usize>()
 }
 
 fn is_orthogonal(expression: &Expression) -> bool {

@@ -58,25 +58,41 @@ pub struct Place {
 impl Place {
     /// A tensor.
     pub fn tensor(name: &str) -> Self {
-        Self { tensor: Some(name.to_owned()), ..Self::default() }
+        Self {
+            tensor: Some(name.to_owned()),
+            ..Self::default()
+        }
     }
 
     /// A file.
     pub fn file(name: &str) -> Self {
-        Self { file: Some(name.to_owned()), ..Self::default() }
+        Self {
+            file: Some(name.to_owned()),
+            ..Self::default()
+        }
     }
 
     /// A key of a file.
     pub fn key(file: &str, key: &str) -> Self {
-        Self { file: Some(file.to_owned()), key: Some(key.to_owned()), tensor: None }
+        Self {
+            file: Some(file.to_owned()),
+            key: Some(key.to_owned()),
+            tensor: None,
+        }
     }
 }
 
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         let key = self.key.as_ref().map(|key| format!("key `{key}`"));
-        let tensor = self.tensor.as_ref().map(|tensor| format!("tensor `{tensor}`"));
-        let parts: Vec<String> = [self.file.clone(), key, tensor].into_iter().flatten().collect();
+        let tensor = self
+            .tensor
+            .as_ref()
+            .map(|tensor| format!("tensor `{tensor}`"));
+        let parts: Vec<String> = [self.file.clone(), key, tensor]
+            .into_iter()
+            .flatten()
+            .collect();
         f.write_str(&parts.join(": "))
     }
 }
@@ -112,18 +128,33 @@ pub struct Report {
 impl Report {
     /// An empty report.
     pub(super) fn new(path: &Path) -> Self {
-        Self { path: path.to_path_buf(), checks: Vec::new(), findings: Vec::new() }
+        Self {
+            path: path.to_path_buf(),
+            checks: Vec::new(),
+            findings: Vec::new(),
+        }
     }
 
     /// Begins a check; it becomes a row when it is closed.
     pub(super) fn check(&mut self, name: &'static str) -> Running<'_> {
-        Running { report: self, name, faults: 0, warnings: 0 }
+        Running {
+            report: self,
+            name,
+            faults: 0,
+            warnings: 0,
+        }
     }
 
     /// A row for a check that does not run.
     pub(super) fn skip(&mut self, name: &'static str, reason: impl Into<String>) {
         let detail = reason.into();
-        self.checks.push(Check { name, status: Status::Skipped, detail, faults: 0, warnings: 0 });
+        self.checks.push(Check {
+            name,
+            status: Status::Skipped,
+            detail,
+            faults: 0,
+            warnings: 0,
+        });
     }
 
     /// Number of faults; the checkpoint is good where it is 0.
@@ -138,7 +169,11 @@ impl Report {
 
     /// The checks as a table and the findings below it, all that are kept or the first few of each check.
     pub fn table(&self, all: bool) -> String {
-        let columns = [("check", Align::Left), ("result", Align::Left), ("what was checked", Align::Left)];
+        let columns = [
+            ("check", Align::Left),
+            ("result", Align::Left),
+            ("what was checked", Align::Left),
+        ];
         let rows = self.checks.iter().map(|check| {
             let status = match check.status {
                 Status::Ok => "ok".to_owned(),
@@ -150,16 +185,31 @@ impl Report {
         });
         let mut text = table::render(&columns, rows);
         for check in &self.checks {
-            let found: Vec<&Finding> = self.findings.iter().filter(|finding| finding.check == check.name).collect();
-            let shown = if all { found.len() } else { found.len().min(SHOWN) };
+            let found: Vec<&Finding> = self
+                .findings
+                .iter()
+                .filter(|finding| finding.check == check.name)
+                .collect();
+            let shown = if all {
+                found.len()
+            } else {
+                found.len().min(SHOWN)
+            };
             if shown > 0 {
                 text.push('\n');
             }
             for finding in &found[..shown] {
-                let severity = if finding.status == Status::Fault { "fault" } else { "warning" };
+                let severity = if finding.status == Status::Fault {
+                    "fault"
+                } else {
+                    "warning"
+                };
                 let place = finding.place.to_string();
                 let colon = if place.is_empty() { "" } else { ": " };
-                let line = format!("{severity}: {}: {place}{colon}{}", finding.check, finding.problem);
+                let line = format!(
+                    "{severity}: {}: {place}{colon}{}",
+                    finding.check, finding.problem
+                );
                 text.push_str(&table::printable(&line));
                 text.push('\n');
                 if let Some(hint) = &finding.hint {
@@ -226,33 +276,88 @@ impl Running<'_> {
             _ => Status::Fault,
         };
         let (name, detail) = (self.name, detail.into());
-        self.report.checks.push(Check { name, status, detail, faults: self.faults, warnings: self.warnings });
+        self.report.checks.push(Check {
+            name,
+            status,
+            detail,
+            faults: self.faults,
+            warnings: self.warnings,
+        });
     }
 
-    fn add(&mut self, status: Status, number: usize, place: Place, problem: String, hint: Option<String>) {
+    fn add(
+        &mut self,
+        status: Status,
+        number: usize,
+        place: Place,
+        problem: String,
+        hint: Option<String>,
+    ) {
         if number <= MOST_FINDINGS {
-            self.report.findings.push(Finding { check: self.name, status, place, problem, hint });
+            self.report.findings.push(Finding {
+                check: self.name,
+                status,
+                place,
+                problem,
+                hint,
+            });
         }
     }
 
     fn describe(&self, error: Error) -> Result<(Place, String, Option<String>)> {
         let hint = error.hint().map(str::to_owned);
         let file = |path: &Path| {
-            let inside = path.strip_prefix(&self.report.path).ok().filter(|inside| !inside.as_os_str().is_empty());
+            let inside = path
+                .strip_prefix(&self.report.path)
+                .ok()
+                .filter(|inside| !inside.as_os_str().is_empty());
             Some(inside.unwrap_or(path).display().to_string())
         };
         Ok(match error {
-            Error::Io { source, path, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                (Place { file: file(&path), ..Place::default() }, "is missing".to_owned(), hint)
+            Error::Io { source, path, .. } if source.kind() == std::io::ErrorKind::NotFound => (
+                Place {
+                    file: file(&path),
+                    ..Place::default()
+                },
+                "is missing".to_owned(),
+                hint,
+            ),
+            error @ (Error::Io { .. } | Error::Compute { .. } | Error::Hub { .. }) => {
+                return Err(error);
             }
-            error @ (Error::Io { .. } | Error::Compute { .. } | Error::Hub { .. }) => return Err(error),
-            Error::File { path, problem, .. } => (Place { file: file(&path), ..Place::default() }, problem, hint),
-            Error::Tensor { path, tensor, problem, .. } => {
-                (Place { file: file(&path), tensor: Some(tensor), key: None }, problem, hint)
-            }
-            Error::Key { path, key, problem, .. } => {
-                (Place { file: file(&path), key: Some(key), tensor: None }, problem, hint)
-            }
+            Error::File { path, problem, .. } => (
+                Place {
+                    file: file(&path),
+                    ..Place::default()
+                },
+                problem,
+                hint,
+            ),
+            Error::Tensor {
+                path,
+                tensor,
+                problem,
+                ..
+            } => (
+                Place {
+                    file: file(&path),
+                    tensor: Some(tensor),
+                    key: None,
+                },
+                problem,
+                hint,
+            ),
+            Error::Key {
+                path, key, problem, ..
+            } => (
+                Place {
+                    file: file(&path),
+                    key: Some(key),
+                    tensor: None,
+                },
+                problem,
+                hint,
+            ),
             Error::Usage { problem, .. } => (Place::default(), problem, hint),
         })
     }

@@ -44,7 +44,13 @@ impl Samples {
         self.write(name, &plan, &files, 5_000_000_000)
     }
 
-    pub fn write(&self, name: &str, plan: &Plan, files: &[OutputFile], max_shard_size: u64) -> PathBuf {
+    pub fn write(
+        &self,
+        name: &str,
+        plan: &Plan,
+        files: &[OutputFile],
+        max_shard_size: u64,
+    ) -> PathBuf {
         let folder = self.path(name);
         let target = Target {
             folder: &folder,
@@ -60,10 +66,17 @@ impl Samples {
     }
 
     /// The mixture of `seed`, two other models and the router `router`.
-    pub fn mixture(&self, name: &str, seed: &Path, experts: &[(&str, &Path)], router: RouterInit) -> PathBuf {
-        let experts = experts
-            .iter()
-            .map(|(name, path)| Expert { name: (*name).to_owned(), model: Some(Model::open(name, path).unwrap()) });
+    pub fn mixture(
+        &self,
+        name: &str,
+        seed: &Path,
+        experts: &[(&str, &Path)],
+        router: RouterInit,
+    ) -> PathBuf {
+        let experts = experts.iter().map(|(name, path)| Expert {
+            name: (*name).to_owned(),
+            model: Some(Model::open(name, path).unwrap()),
+        });
         let settings = Settings {
             target: "bam".to_owned(),
             method: Method::Bam,
@@ -88,21 +101,35 @@ impl Samples {
             dtype: None,
             rng_seed: 0,
         };
-        let made = upcycle::plan(Model::open("seed", seed).unwrap(), experts.collect(), &settings).unwrap();
+        let made = upcycle::plan(
+            Model::open("seed", seed).unwrap(),
+            experts.collect(),
+            &settings,
+        )
+        .unwrap();
         self.write(name, &made.plan, &made.files, 2_000)
     }
 
     /// One safetensors file of these tensors.
     pub fn file(&self, name: &str, tensors: &[(&str, Dtype, &[f64])]) -> PathBuf {
         let path = self.path(name);
-        let shapes: Vec<Vec<u64>> = tensors.iter().map(|(_, _, values)| vec![1, values.len() as u64]).collect();
-        let headers = tensors.iter().zip(&shapes).map(|((name, dtype, _), shape)| (*name, *dtype, &shape[..]));
+        let shapes: Vec<Vec<u64>> = tensors
+            .iter()
+            .map(|(_, _, values)| vec![1, values.len() as u64])
+            .collect();
+        let headers = tensors
+            .iter()
+            .zip(&shapes)
+            .map(|((name, dtype, _), shape)| (*name, *dtype, &shape[..]));
         let mut bytes = header::write(headers);
         for (_, stored, values) in tensors {
             let mut encoded = vec![0; values.len() * stored.bitsize() / 8];
             if !dtype::encode(*stored, values, &mut encoded) {
                 assert_eq!(*stored, Dtype::I32);
-                encoded = values.iter().flat_map(|value| (*value as i32).to_le_bytes()).collect();
+                encoded = values
+                    .iter()
+                    .flat_map(|value| (*value as i32).to_le_bytes())
+                    .collect();
             }
             bytes.extend(encoded);
         }
@@ -116,7 +143,10 @@ pub fn overwrite(folder: &Path, tensor: &str, start: u64, bytes: &[u8]) {
     use std::os::unix::fs::FileExt;
     let checkpoint = crate::checkpoint::Checkpoint::open(folder).unwrap();
     let entry = checkpoint.tensor(tensor).unwrap();
-    let file = std::fs::OpenOptions::new().write(true).open(checkpoint.files[entry.file].path()).unwrap();
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(checkpoint.files[entry.file].path())
+        .unwrap();
     file.write_all_at(bytes, entry.offset + start).unwrap();
 }
 
@@ -131,14 +161,25 @@ pub fn validated(path: &Path, against: Option<&[PathBuf]>) -> Report {
     validated_with(path, against, 2, 64 << 20)
 }
 
-pub fn validated_with(path: &Path, against: Option<&[PathBuf]>, threads: usize, memory: u64) -> Report {
+pub fn validated_with(
+    path: &Path,
+    against: Option<&[PathBuf]>,
+    threads: usize,
+    memory: u64,
+) -> Report {
     let done = std::sync::atomic::AtomicU64::new(0);
     let progress = |bytes| {
         done.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
     };
     let against = against.map(|given| given.iter().cloned().map(Some).collect::<Vec<_>>());
     let against = against.as_deref();
-    let options = validate::Options { against, format: None, threads, memory, progress: &progress };
+    let options = validate::Options {
+        against,
+        format: None,
+        threads,
+        memory,
+        progress: &progress,
+    };
     let report = validate::validate(path, &options).unwrap();
     assert!(
         done.load(std::sync::atomic::Ordering::Relaxed) <= validate::work_length(path, &options),
@@ -152,7 +193,20 @@ pub fn compared(a: &Path, b: &Path) -> Diff {
     let progress = |bytes| {
         done.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
     };
-    let made = diff::diff(a, b, &diff::Options { threads: 2, memory: 64 << 20, progress: &progress }).unwrap();
-    assert_eq!(done.into_inner(), diff::work_length(a, b), "progress ends at its total");
+    let made = diff::diff(
+        a,
+        b,
+        &diff::Options {
+            threads: 2,
+            memory: 64 << 20,
+            progress: &progress,
+        },
+    )
+    .unwrap();
+    assert_eq!(
+        done.into_inner(),
+        diff::work_length(a, b),
+        "progress ends at its total"
+    );
     made
 }

@@ -23,17 +23,29 @@ pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
         return Ok(());
     };
     match &subject.architecture {
-        _ if checkpoint.gguf.is_some() => {
-            report.skip("tensors", "the names of a GGUF file are checked when it is converted")
-        }
-        None if !subject.is_folder() => report.skip("tensors", "a single file has no config.json to compare with"),
-        None => report.skip("tensors", "config.json describes no model that is known here"),
+        _ if checkpoint.gguf.is_some() => report.skip(
+            "tensors",
+            "the names of a GGUF file are checked when it is converted",
+        ),
+        None if !subject.is_folder() => report.skip(
+            "tensors",
+            "a single file has no config.json to compare with",
+        ),
+        None => report.skip(
+            "tensors",
+            "config.json describes no model that is known here",
+        ),
         Some(architecture) => names_and_shapes(report, checkpoint, architecture)?,
     }
     dtypes(report, checkpoint, subject);
     match &subject.architecture {
-        Some(architecture) if checkpoint.gguf.is_none() => tied_head(report, checkpoint, architecture)?,
-        _ => report.skip("tied head", "no configuration says whether the head is tied"),
+        Some(architecture) if checkpoint.gguf.is_none() => {
+            tied_head(report, checkpoint, architecture)?
+        }
+        _ => report.skip(
+            "tied head",
+            "no configuration says whether the head is tied",
+        ),
     }
     Ok(())
 }
@@ -45,8 +57,14 @@ fn file_of(checkpoint: &Checkpoint, entry: &TensorEntry) -> Option<String> {
 
 /// The place of a tensor with the file that holds it.
 fn place(checkpoint: &Checkpoint, name: &str) -> Place {
-    let file = checkpoint.tensors.get(name).and_then(|entry| file_of(checkpoint, entry));
-    Place { file, ..Place::tensor(name) }
+    let file = checkpoint
+        .tensors
+        .get(name)
+        .and_then(|entry| file_of(checkpoint, entry));
+    Place {
+        file,
+        ..Place::tensor(name)
+    }
 }
 
 /// Layers times experts that a configuration asks for: its tensors are listed only if the files could hold them, so
@@ -57,18 +75,26 @@ fn least_tensors(architecture: &Architecture) -> u64 {
         Layers::All => layers.saturating_mul(experts),
         Layers::List(list) => (list.len() as u64).saturating_mul(experts),
     };
-    let experts = architecture.mixture.as_ref().map_or(0, |mixture| of(&mixture.moe_layers, mixture.num_experts));
+    let experts = architecture
+        .mixture
+        .as_ref()
+        .map_or(0, |mixture| of(&mixture.moe_layers, mixture.num_experts));
     layers.saturating_add(experts)
 }
 
-fn names_and_shapes(report: &mut Report, checkpoint: &Checkpoint, architecture: &Architecture) -> Result<()> {
+fn names_and_shapes(
+    report: &mut Report,
+    checkpoint: &Checkpoint,
+    architecture: &Architecture,
+) -> Result<()> {
     let mut check = report.check("tensors");
     let held = checkpoint.tensors.len() as u64;
     let specs = match specs_of(checkpoint, architecture) {
         Ok(Some(specs)) => specs,
         Ok(None) => {
             let least = least_tensors(architecture);
-            let problem = format!("describes a model of at least {least} tensors, but the files hold {held}");
+            let problem =
+                format!("describes a model of at least {least} tensors, but the files hold {held}");
             check.fault(Place::file("config.json"), problem);
             check.done("the numbers of tensors");
             return Ok(());
@@ -80,33 +106,58 @@ fn names_and_shapes(report: &mut Report, checkpoint: &Checkpoint, architecture: 
         }
     };
     let expected: BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
-    let tied_head = architecture.tie_word_embeddings.then(|| head_name(architecture)).flatten();
+    let tied_head = architecture
+        .tie_word_embeddings
+        .then(|| head_name(architecture))
+        .flatten();
     let unexpected: Vec<&str> = checkpoint
         .tensors
         .keys()
         .map(String::as_str)
-        .filter(|name| !expected.contains(name) && !name.ends_with(COMPUTED) && tied_head.as_deref() != Some(*name))
+        .filter(|name| {
+            !expected.contains(name)
+                && !name.ends_with(COMPUTED)
+                && tied_head.as_deref() != Some(*name)
+        })
         .collect();
     for spec in &specs {
         match checkpoint.tensors.get(&spec.name) {
             None => {
                 let near = nearest(&spec.name, unexpected.iter().copied());
-                let near = near.map_or(String::new(), |near| format!("; the nearest unexpected name is `{near}`"));
-                check.fault(Place::tensor(&spec.name), format!("is missing: expected {:?}{near}", spec.shape));
+                let near = near.map_or(String::new(), |near| {
+                    format!("; the nearest unexpected name is `{near}`")
+                });
+                check.fault(
+                    Place::tensor(&spec.name),
+                    format!("is missing: expected {:?}{near}", spec.shape),
+                );
             }
             Some(entry) if entry.shape != spec.shape => {
-                let problem = format!("has shape {:?}, but config.json makes it {:?}", entry.shape, spec.shape);
+                let problem = format!(
+                    "has shape {:?}, but config.json makes it {:?}",
+                    entry.shape, spec.shape
+                );
                 check.fault(place(checkpoint, &spec.name), problem);
             }
             Some(_) => {}
         }
     }
     for name in &unexpected {
-        let problem = format!("is no tensor of the {} model that config.json describes", architecture.family);
+        let problem = format!(
+            "is no tensor of the {} model that config.json describes",
+            architecture.family
+        );
         check.fault(place(checkpoint, name), problem);
     }
-    let values: u64 = checkpoint.tensors.values().map(TensorEntry::elements).fold(0, u64::saturating_add);
-    check.done(format!("{} expected, {held} held, {values} parameters, shapes", specs.len()));
+    let values: u64 = checkpoint
+        .tensors
+        .values()
+        .map(TensorEntry::elements)
+        .fold(0, u64::saturating_add);
+    check.done(format!(
+        "{} expected, {held} held, {values} parameters, shapes",
+        specs.len()
+    ));
     Ok(())
 }
 
@@ -115,33 +166,52 @@ fn dtypes(report: &mut Report, checkpoint: &Checkpoint, subject: &Subject) {
     let mut check = report.check("dtypes");
     let mut mix: BTreeMap<String, (u64, u64, Option<Dtype>)> = BTreeMap::new();
     for entry in checkpoint.tensors.values() {
-        let (count, length, _) = mix.entry(entry.encoding.to_string()).or_insert((0, 0, entry.encoding.plain()));
+        let (count, length, _) =
+            mix.entry(entry.encoding.to_string())
+                .or_insert((0, 0, entry.encoding.plain()));
         *count += 1;
         *length += entry.length;
     }
     let mut mix: Vec<_> = mix.into_iter().collect();
     mix.sort_by_key(|(_, (_, length, _))| std::cmp::Reverse(*length));
-    let said = subject.architecture.as_ref().and_then(|architecture| architecture.dtype);
+    let said = subject
+        .architecture
+        .as_ref()
+        .and_then(|architecture| architecture.dtype);
     if let (Some(said), Some((_, (_, _, Some(stored))))) = (said, mix.first())
         && said != *stored
         && dtype::is_float(*stored)
         && stored.bitsize() >= 16
     {
-        let problem = format!("is {}, but most weights are stored as {stored}", dtype::name(said));
+        let problem = format!(
+            "is {}, but most weights are stored as {stored}",
+            dtype::name(said)
+        );
         check.warn(Place::key("config.json", "dtype"), problem);
     }
     let rows = mix.iter().map(|(name, (count, length, _))| {
-        format!("{name}: {}, {}", table::counted(*count, "tensor"), table::bytes(*length))
+        format!(
+            "{name}: {}, {}",
+            table::counted(*count, "tensor"),
+            table::bytes(*length)
+        )
     });
     check.done(rows.collect::<Vec<_>>().join("; "));
 }
 
 fn head_name(architecture: &Architecture) -> Option<String> {
-    architecture.names().ok().map(|names| names.tensors.head.clone())
+    architecture
+        .names()
+        .ok()
+        .map(|names| names.tensors.head.clone())
 }
 
 /// A stored output embedding of a tied model must be the input embedding.
-fn tied_head(report: &mut Report, checkpoint: &Checkpoint, architecture: &Architecture) -> Result<()> {
+fn tied_head(
+    report: &mut Report,
+    checkpoint: &Checkpoint,
+    architecture: &Architecture,
+) -> Result<()> {
     if !architecture.tie_word_embeddings {
         report.skip("tied head", "config.json says the head has its own weights");
         return Ok(());
@@ -149,12 +219,20 @@ fn tied_head(report: &mut Report, checkpoint: &Checkpoint, architecture: &Archit
     let mut check = report.check("tied head");
     let names = architecture.names()?;
     let (head, embedding) = (&names.tensors.head, &names.tensors.embedding);
-    match (checkpoint.tensors.get(head), checkpoint.tensors.get(embedding)) {
+    match (
+        checkpoint.tensors.get(head),
+        checkpoint.tensors.get(embedding),
+    ) {
         (Some(stored), Some(input)) => {
             if checkpoint.same_bytes(stored, input)? {
-                check.warn(place(checkpoint, head), format!("is a second copy of {embedding}: readers ignore it"));
+                check.warn(
+                    place(checkpoint, head),
+                    format!("is a second copy of {embedding}: readers ignore it"),
+                );
             } else {
-                let problem = format!("differs from {embedding}, but config.json says tie_word_embeddings: true");
+                let problem = format!(
+                    "differs from {embedding}, but config.json says tie_word_embeddings: true"
+                );
                 check.fault_of(Error::tensor(checkpoint.files[stored.file].path(), head, problem).with_hint(
                     "set tie_word_embeddings to false if the stored head is the right one, or remove the tensor",
                 ))?;
@@ -167,13 +245,23 @@ fn tied_head(report: &mut Report, checkpoint: &Checkpoint, architecture: &Archit
 }
 
 /// The tensors of an architecture, unless its configuration asks for far more than the files hold.
-pub(super) fn specs_of(checkpoint: &Checkpoint, architecture: &Architecture) -> Result<Option<Vec<TensorSpec>>> {
+pub(super) fn specs_of(
+    checkpoint: &Checkpoint,
+    architecture: &Architecture,
+) -> Result<Option<Vec<TensorSpec>>> {
     let most = 16 * checkpoint.tensors.len() as u64 + 4096;
-    if least_tensors(architecture) > most { Ok(None) } else { architecture.tensors().map(Some) }
+    if least_tensors(architecture) > most {
+        Ok(None)
+    } else {
+        architecture.tensors().map(Some)
+    }
 }
 
 /// The routers that a checkpoint holds with the shape that its configuration asks for.
-pub(super) fn routers(checkpoint: &Checkpoint, architecture: &Architecture) -> Result<Vec<TensorSpec>> {
+pub(super) fn routers(
+    checkpoint: &Checkpoint,
+    architecture: &Architecture,
+) -> Result<Vec<TensorSpec>> {
     if architecture.mixture.is_none() {
         return Ok(Vec::new());
     }
@@ -181,10 +269,9 @@ pub(super) fn routers(checkpoint: &Checkpoint, architecture: &Architecture) -> R
     specs.retain(|spec| {
         spec.role.is_router()
             && !spec.bias
-            && checkpoint
-                .tensors
-                .get(&spec.name)
-                .is_some_and(|entry| entry.shape == spec.shape && matches!(entry.encoding, Encoding::Plain(_)))
+            && checkpoint.tensors.get(&spec.name).is_some_and(|entry| {
+                entry.shape == spec.shape && matches!(entry.encoding, Encoding::Plain(_))
+            })
     });
     Ok(specs)
 }

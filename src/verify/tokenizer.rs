@@ -12,16 +12,34 @@ use crate::checkpoint::json;
 const TOKENIZER: &str = "tokenizer.json";
 const GENERATION: &str = "generation_config.json";
 /// Tokenizers in formats that are carried along but not read.
-const OTHERS: [&str; 6] =
-    ["tokenizer.model", "spiece.model", "tekken.json", "tokenizer.tiktoken", "vocab.json", "vocab.txt"];
+const OTHERS: [&str; 6] = [
+    "tokenizer.model",
+    "spiece.model",
+    "tekken.json",
+    "tokenizer.tiktoken",
+    "vocab.json",
+    "vocab.txt",
+];
 /// Keys that hold the id of a special token, or a list of ids.
-const SPECIAL: [&str; 4] = ["bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"];
+const SPECIAL: [&str; 4] = [
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+];
 
 /// Adds the rows `tokenizer` and `special ids`.
 pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
-    let own = subject.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.gguf.is_some());
+    let own = subject
+        .checkpoint
+        .as_ref()
+        .is_some_and(|checkpoint| checkpoint.gguf.is_some());
     if !subject.is_folder() || (own && !subject.path.join(TOKENIZER).exists()) {
-        let reason = if own { "inside the GGUF file" } else { "a single file" };
+        let reason = if own {
+            "inside the GGUF file"
+        } else {
+            "a single file"
+        };
         report.skip("tokenizer", reason);
         report.skip("special ids", reason);
         return Ok(());
@@ -35,11 +53,16 @@ fn tokenizer(report: &mut Report, subject: &Subject, vocab_size: Option<u64>) ->
     let mut check = report.check("tokenizer");
     let path = subject.path.join(TOKENIZER);
     if !path.exists() {
-        let other = OTHERS.into_iter().find(|name| subject.path.join(name).is_file());
+        let other = OTHERS
+            .into_iter()
+            .find(|name| subject.path.join(name).is_file());
         match other {
             Some(name) => check.done(format!("{name} is there; its ids are not read")),
             None => {
-                check.warn(Place::file(TOKENIZER), "is missing: the checkpoint cannot turn text into tokens");
+                check.warn(
+                    Place::file(TOKENIZER),
+                    "is missing: the checkpoint cannot turn text into tokens",
+                );
                 check.done("no tokenizer");
             }
         }
@@ -55,12 +78,16 @@ fn tokenizer(report: &mut Report, subject: &Subject, vocab_size: Option<u64>) ->
     let detail = match (ids, vocab_size) {
         (Some((tokens, highest)), Some(rows)) => {
             if highest >= rows {
-                let problem = format!("has the token id {highest}, but the embedding has {rows} rows (vocab_size)");
+                let problem = format!(
+                    "has the token id {highest}, but the embedding has {rows} rows (vocab_size)"
+                );
                 check.fault(Place::file(TOKENIZER), problem);
             }
             format!("{tokens} tokens, highest id {highest}, vocabulary {rows}")
         }
-        (Some((tokens, highest)), None) => format!("{tokens} tokens, highest id {highest}, vocabulary unknown"),
+        (Some((tokens, highest)), None) => {
+            format!("{tokens} tokens, highest id {highest}, vocabulary unknown")
+        }
         (None, _) => TOKENIZER.to_owned(),
     };
     check.done(detail);
@@ -72,16 +99,32 @@ fn highest_id(check: &mut Running, object: &Map<String, Value>) -> Option<(u64, 
     let mut ids = BTreeSet::new();
     let mut see = |id: Option<u64>, check: &mut Running, key: &str| match id {
         Some(id) => _ = ids.insert(id),
-        None => check.fault(Place::key(TOKENIZER, key), "expected a token id, found something else"),
+        None => check.fault(
+            Place::key(TOKENIZER, key),
+            "expected a token id, found something else",
+        ),
     };
     match object.get("model").and_then(|model| model.get("vocab")) {
-        Some(Value::Object(vocab)) => vocab.values().for_each(|id| see(id.as_u64(), check, "model.vocab")),
+        Some(Value::Object(vocab)) => vocab
+            .values()
+            .for_each(|id| see(id.as_u64(), check, "model.vocab")),
         // A unigram model lists [token, score] and counts the ids.
-        Some(Value::Array(vocab)) => (0..vocab.len() as u64).for_each(|id| see(Some(id), check, "model.vocab")),
-        _ => check.fault(Place::key(TOKENIZER, "model.vocab"), "expected the tokens with their ids, found none"),
+        Some(Value::Array(vocab)) => {
+            (0..vocab.len() as u64).for_each(|id| see(Some(id), check, "model.vocab"))
+        }
+        _ => check.fault(
+            Place::key(TOKENIZER, "model.vocab"),
+            "expected the tokens with their ids, found none",
+        ),
     }
     if let Some(Value::Array(added)) = object.get("added_tokens") {
-        added.iter().for_each(|token| see(token.get("id").and_then(Value::as_u64), check, "added_tokens"));
+        added.iter().for_each(|token| {
+            see(
+                token.get("id").and_then(Value::as_u64),
+                check,
+                "added_tokens",
+            )
+        });
     }
     ids.last().map(|highest| (ids.len() as u64, *highest))
 }
@@ -114,14 +157,20 @@ fn special_ids(report: &mut Report, subject: &Subject, vocab_size: Option<u64>) 
                 seen += 1;
                 match (id.as_u64(), vocab_size) {
                     (Some(id), Some(rows)) if id >= rows => {
-                        let problem = format!("is {id}, but the embedding has {rows} rows (vocab_size)");
+                        let problem =
+                            format!("is {id}, but the embedding has {rows} rows (vocab_size)");
                         check.fault(Place::key(file, key), problem);
                     }
                     (Some(_), _) => {}
                     // −1 was an early spelling of "none".
-                    (None, _) if id.is_i64() => check.warn(Place::key(file, key), format!("is {id}, no token id")),
+                    (None, _) if id.is_i64() => {
+                        check.warn(Place::key(file, key), format!("is {id}, no token id"))
+                    }
                     (None, _) => {
-                        check.fault(Place::key(file, key), format!("expected a token id, found {}", json::kind(id)));
+                        check.fault(
+                            Place::key(file, key),
+                            format!("expected a token id, found {}", json::kind(id)),
+                        );
                     }
                 }
             }

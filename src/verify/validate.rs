@@ -53,7 +53,10 @@ impl Subject<'_> {
     /// `vocab_size` of the architecture, or of a configuration that describes none we know.
     pub fn vocab_size(&self) -> Option<u64> {
         let of_config = || self.config.as_ref()?.json.get("vocab_size")?.as_u64();
-        self.architecture.as_ref().map(|architecture| architecture.vocab_size).or_else(of_config)
+        self.architecture
+            .as_ref()
+            .map(|architecture| architecture.vocab_size)
+            .or_else(of_config)
     }
 }
 
@@ -67,7 +70,13 @@ impl Subject<'_> {
 pub fn validate(path: &Path, options: &Options) -> Result<Report> {
     std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
     let mut report = Report::new(path);
-    let mut subject = Subject { path, checkpoint: None, config: None, architecture: None, manifest: None };
+    let mut subject = Subject {
+        path,
+        checkpoint: None,
+        config: None,
+        architecture: None,
+        manifest: None,
+    };
     headers(&mut report, &mut subject)?;
     index(&mut report, &subject)?;
     config(&mut report, &mut subject, options)?;
@@ -93,12 +102,19 @@ pub fn validate(path: &Path, options: &Options) -> Result<Report> {
 /// Bytes that [`validate`] will check, as far as they can be told beforehand.
 pub fn work_length(path: &Path, options: &Options) -> u64 {
     let data = Checkpoint::open(path).map_or(0, |checkpoint| checkpoint.data_length());
-    let Ok(Some(manifest)) = Manifest::read(path) else { return data };
-    let files: u64 = manifest.files.iter().fold(0, |sum, file| sum.saturating_add(file.size));
+    let Ok(Some(manifest)) = Manifest::read(path) else {
+        return data;
+    };
+    let files: u64 = manifest
+        .files
+        .iter()
+        .fold(0, |sum, file| sum.saturating_add(file.size));
     let replayed = match options.against {
-        Some(_) => {
-            manifest.sources.iter().flat_map(|source| &source.files).fold(data, |sum, f| sum.saturating_add(f.size))
-        }
+        Some(_) => manifest
+            .sources
+            .iter()
+            .flat_map(|source| &source.files)
+            .fold(data, |sum, f| sum.saturating_add(f.size)),
         None => 0,
     };
     data.saturating_add(files).saturating_add(replayed)
@@ -109,20 +125,27 @@ fn headers(report: &mut Report, subject: &mut Subject) -> Result<()> {
     let mut check = report.check("headers");
     match Checkpoint::open(subject.path) {
         Ok(checkpoint) => {
-            let [files, tensors] = [checkpoint.files.len(), checkpoint.tensors.len()].map(|count| count as u64);
+            let [files, tensors] =
+                [checkpoint.files.len(), checkpoint.tensors.len()].map(|count| count as u64);
             let size = table::bytes(checkpoint.data_length());
             if tensors == 0 {
                 check.fault(Place::default(), "no tensors");
             }
             subject.checkpoint = Some(checkpoint);
-            check.done(format!("{}, {}, {size}", table::counted(files, "file"), table::counted(tensors, "tensor")));
+            check.done(format!(
+                "{}, {}, {size}",
+                table::counted(files, "file"),
+                table::counted(tensors, "tensor")
+            ));
         }
         Err(error) => {
             let mut alone = 0;
             if subject.is_folder() {
                 for path in safetensors_in(subject.path)? {
                     alone += 1;
-                    if let Err(error) = SourceFile::open(&path).and_then(|file| header::read(&file, 0)) {
+                    if let Err(error) =
+                        SourceFile::open(&path).and_then(|file| header::read(&file, 0))
+                    {
                         check.fault_of(error)?;
                     }
                 }
@@ -131,7 +154,10 @@ fn headers(report: &mut Report, subject: &mut Subject) -> Result<()> {
             if !check.has_faults() {
                 check.fault_of(error)?;
             }
-            check.done(format!("{}; the tensors are not checked further", table::counted(alone as u64, "file")));
+            check.done(format!(
+                "{}; the tensors are not checked further",
+                table::counted(alone as u64, "file")
+            ));
         }
     }
     Ok(())
@@ -141,7 +167,10 @@ fn safetensors_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
         let path = entry.map_err(|e| Error::io("list", folder, e))?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "safetensors")
+        {
             paths.push(path);
         }
     }
@@ -159,14 +188,20 @@ fn index(report: &mut Report, subject: &Subject) -> Result<()> {
         report.skip("index", "a single file");
         return Ok(());
     };
-    let names: Vec<&str> =
-        checkpoint.files.iter().filter_map(|file| file.path().file_name().and_then(|name| name.to_str())).collect();
+    let names: Vec<&str> = checkpoint
+        .files
+        .iter()
+        .filter_map(|file| file.path().file_name().and_then(|name| name.to_str()))
+        .collect();
     if !folder.join(INDEX).is_file() {
         if names.len() < 2 {
             report.skip("index", "one weight file needs none");
         } else {
             let mut check = report.check("index");
-            check.warn(Place::file(INDEX), "is missing: most programs do not find shards without it");
+            check.warn(
+                Place::file(INDEX),
+                "is missing: most programs do not find shards without it",
+            );
             check.done(format!("{} shards without an index", names.len()));
         }
         return Ok(());
@@ -178,14 +213,20 @@ fn index(report: &mut Report, subject: &Subject) -> Result<()> {
             let problem = format!("expected the size of the tensors, {held} bytes, found {total}");
             check.warn(Place::key(INDEX, "metadata.total_size"), problem);
         }
-        None => check.warn(Place::key(INDEX, "metadata.total_size"), format!("expected {held}, found no number")),
+        None => check.warn(
+            Place::key(INDEX, "metadata.total_size"),
+            format!("expected {held}, found no number"),
+        ),
         Some(_) => {}
     }
     let count = names.len();
     let usual = |number: usize| format!("model-{number:05}-of-{count:05}.safetensors");
     for (number, name) in names.iter().enumerate() {
         if *name != usual(number + 1) && !(count == 1 && *name == SINGLE) {
-            check.warn(Place::file(name), format!("expected the name {}", usual(number + 1)));
+            check.warn(
+                Place::file(name),
+                format!("expected the name {}", usual(number + 1)),
+            );
         }
     }
     let tensors = checkpoint.tensors.len() as u64;
@@ -203,7 +244,10 @@ fn config(report: &mut Report, subject: &mut Subject, options: &Options) -> Resu
         report.skip("config", "a single file");
         return Ok(());
     }
-    let own = subject.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.gguf.is_some());
+    let own = subject
+        .checkpoint
+        .as_ref()
+        .is_some_and(|checkpoint| checkpoint.gguf.is_some());
     if own && !subject.path.join("config.json").exists() {
         report.skip("config", "the GGUF file describes itself");
         return Ok(());
@@ -245,7 +289,10 @@ fn config(report: &mut Report, subject: &mut Subject, options: &Options) -> Resu
         // Another program may know it: the checks that need no names still count.
         (Err(error), _) if config.model_type().is_ok() => {
             check.warning_of(error)?;
-            format!("model_type \"{}\", a family that is not known here", config.model_type().unwrap_or_default())
+            format!(
+                "model_type \"{}\", a family that is not known here",
+                config.model_type().unwrap_or_default()
+            )
         }
         (Err(error), _) => {
             check.fault_of(error)?;
@@ -260,8 +307,14 @@ fn config(report: &mut Report, subject: &mut Subject, options: &Options) -> Resu
 /// Says so where all experts of a layer are in one tensor, and looks at them one by one from here on; returns the
 /// checkpoint as it is stored.
 fn layout(report: &mut Report, subject: &mut Subject) -> Result<Option<Checkpoint>> {
-    let (Some(architecture), Some(checkpoint)) = (&subject.architecture, &subject.checkpoint) else { return Ok(None) };
-    if tensors::specs_of(checkpoint, architecture).ok().flatten().is_none()
+    let (Some(architecture), Some(checkpoint)) = (&subject.architecture, &subject.checkpoint)
+    else {
+        return Ok(None);
+    };
+    if tensors::specs_of(checkpoint, architecture)
+        .ok()
+        .flatten()
+        .is_none()
         || architecture.expert_layout(checkpoint)? == ExpertLayout::Classic
     {
         return Ok(None);

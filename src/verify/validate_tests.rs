@@ -9,12 +9,21 @@ const Q: &str = "model.layers.1.self_attn.q_proj.weight";
 
 /// The findings of one check as text.
 fn found(report: &Report, check: &str) -> String {
-    let of = report.findings.iter().filter(|finding| finding.check == check);
-    of.map(|finding| format!("{} {}: {}\n", finding.place, finding.check, finding.problem)).collect()
+    let of = report
+        .findings
+        .iter()
+        .filter(|finding| finding.check == check);
+    of.map(|finding| format!("{} {}: {}\n", finding.place, finding.check, finding.problem))
+        .collect()
 }
 
 fn status(report: &Report, check: &str) -> Status {
-    report.checks.iter().find(|row| row.name == check).unwrap().status
+    report
+        .checks
+        .iter()
+        .find(|row| row.name == check)
+        .unwrap()
+        .status
 }
 
 fn bf16(value: f64) -> [u8; 2] {
@@ -27,9 +36,23 @@ fn bf16(value: f64) -> [u8; 2] {
 fn a_sound_model_has_no_faults() {
     let samples = Samples::new();
     let report = validated(&samples.dense("seed", 0), None);
-    assert_eq!((report.faults(), report.warnings()), (0, 0), "{}", report.table(true));
-    for check in ["headers", "config", "tensors", "dtypes", "numbers", "tokenizer", "special ids", "manifest", "hashes"]
-    {
+    assert_eq!(
+        (report.faults(), report.warnings()),
+        (0, 0),
+        "{}",
+        report.table(true)
+    );
+    for check in [
+        "headers",
+        "config",
+        "tensors",
+        "dtypes",
+        "numbers",
+        "tokenizer",
+        "special ids",
+        "manifest",
+        "hashes",
+    ] {
         assert_eq!(status(&report, check), Status::Ok, "{check}");
     }
 }
@@ -42,8 +65,15 @@ fn nan_and_infinities_are_counted_and_placed() {
     overwrite(&folder, Q, 2 * 9, &bf16(f64::INFINITY));
     let report = validated(&folder, None);
     let text = found(&report, "numbers");
-    assert!(text.contains(Q) && text.contains("1 NaN and 1 infinite of 64 values, the first at element 5"), "{text}");
-    assert!(found(&report, "hashes").contains("model.safetensors"), "the changed file is named too");
+    assert!(
+        text.contains(Q)
+            && text.contains("1 NaN and 1 infinite of 64 values, the first at element 5"),
+        "{text}"
+    );
+    assert!(
+        found(&report, "hashes").contains("model.safetensors"),
+        "the changed file is named too"
+    );
 }
 
 #[test]
@@ -67,20 +97,33 @@ fn missing_and_unexpected_tensors_and_wrong_shapes_are_named() {
     });
     let text = found(&validated(&folder, None), "tensors");
     assert!(
-        text.contains("model.layers.0.self_attn.q_proj.bias") && text.contains("is missing: expected [8]"),
+        text.contains("model.layers.0.self_attn.q_proj.bias")
+            && text.contains("is missing: expected [8]"),
         "{text}"
     );
-    assert!(text.contains(Q) && text.contains("is no tensor of the llama model"), "{text}");
-    assert!(text.contains("has shape [12, 8], but config.json makes it [13, 8]"), "{text}");
+    assert!(
+        text.contains(Q) && text.contains("is no tensor of the llama model"),
+        "{text}"
+    );
+    assert!(
+        text.contains("has shape [12, 8], but config.json makes it [13, 8]"),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_config_that_asks_for_millions_of_tensors_is_a_fault_not_an_allocation() {
     let samples = Samples::new();
     let folder = samples.dense("seed", 0);
-    edit(&folder.join("config.json"), |config| config["num_hidden_layers"] = 30_000.into());
+    edit(&folder.join("config.json"), |config| {
+        config["num_hidden_layers"] = 30_000.into()
+    });
     let report = validated(&folder, None);
-    assert!(found(&report, "tensors").contains("at least 30000 tensors"), "{}", report.table(true));
+    assert!(
+        found(&report, "tensors").contains("at least 30000 tensors"),
+        "{}",
+        report.table(true)
+    );
 }
 
 #[test]
@@ -91,7 +134,10 @@ fn every_broken_file_is_named_and_later_checks_still_run() {
     let shards: Vec<PathBuf> = std::fs::read_dir(&folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "safetensors")
+        })
         .collect();
     assert!(shards.len() > 2);
     for shard in &shards[..2] {
@@ -101,32 +147,55 @@ fn every_broken_file_is_named_and_later_checks_still_run() {
     let report = validated(&folder, None);
     let text = found(&report, "headers");
     for shard in &shards[..2] {
-        assert!(text.contains(shard.file_name().unwrap().to_str().unwrap()), "{text}");
+        assert!(
+            text.contains(shard.file_name().unwrap().to_str().unwrap()),
+            "{text}"
+        );
     }
     assert_eq!(status(&report, "numbers"), Status::Skipped);
     assert_eq!(status(&report, "tokenizer"), Status::Ok);
-    assert_eq!(report.checks.iter().find(|row| row.name == "hashes").unwrap().faults, 2);
+    assert_eq!(
+        report
+            .checks
+            .iter()
+            .find(|row| row.name == "hashes")
+            .unwrap()
+            .faults,
+        2
+    );
 }
 
 #[test]
 fn token_ids_past_the_embedding_are_faults() {
     let samples = Samples::new();
     let folder = samples.dense("seed", 0);
-    edit(&folder.join("tokenizer.json"), |tokenizer| tokenizer["added_tokens"][0]["id"] = 16.into());
-    edit(&folder.join("config.json"), |config| config["eos_token_id"] = serde_json::json!([2, 99]));
+    edit(&folder.join("tokenizer.json"), |tokenizer| {
+        tokenizer["added_tokens"][0]["id"] = 16.into()
+    });
+    edit(&folder.join("config.json"), |config| {
+        config["eos_token_id"] = serde_json::json!([2, 99])
+    });
     let report = validated(&folder, None);
     assert!(found(&report, "tokenizer").contains("token id 16, but the embedding has 16 rows"));
     assert!(found(&report, "special ids").contains("eos_token_id"));
     std::fs::remove_file(folder.join("tokenizer.json")).unwrap();
-    assert_eq!(status(&validated(&folder, None), "tokenizer"), Status::Warning);
+    assert_eq!(
+        status(&validated(&folder, None), "tokenizer"),
+        Status::Warning
+    );
 }
 
 #[test]
 fn a_tied_model_with_another_head_is_a_fault_and_with_a_copy_a_warning() {
     let samples = Samples::new();
     let folder = samples.dense("seed", 0);
-    edit(&folder.join("config.json"), |config| config["tie_word_embeddings"] = true.into());
-    assert_eq!(status(&validated(&folder, None), "tied head"), Status::Fault);
+    edit(&folder.join("config.json"), |config| {
+        config["tie_word_embeddings"] = true.into()
+    });
+    assert_eq!(
+        status(&validated(&folder, None), "tied head"),
+        Status::Fault
+    );
     overwrite(&folder, "model.embed_tokens.weight", 0, &[1; 256]);
     overwrite(&folder, "lm_head.weight", 0, &[1; 256]);
     let report = validated(&folder, None);
@@ -138,9 +207,14 @@ fn a_tied_model_with_another_head_is_a_fault_and_with_a_copy_a_warning() {
 fn an_unknown_family_is_a_warning_and_its_tensors_are_skipped() {
     let samples = Samples::new();
     let folder = samples.dense("seed", 0);
-    edit(&folder.join("config.json"), |config| config["model_type"] = "llamma".into());
+    edit(&folder.join("config.json"), |config| {
+        config["model_type"] = "llamma".into()
+    });
     let report = validated(&folder, None);
-    assert_eq!((status(&report, "config"), status(&report, "tensors")), (Status::Warning, Status::Skipped));
+    assert_eq!(
+        (status(&report, "config"), status(&report, "tensors")),
+        (Status::Warning, Status::Skipped)
+    );
     std::fs::remove_file(folder.join("config.json")).unwrap();
     assert!(found(&validated(&folder, None), "config").contains("is missing"));
 }
@@ -152,8 +226,13 @@ fn a_hostile_manifest_opens_nothing_outside_its_folder() {
     let outside = samples.path("secret");
     std::fs::write(&outside, "x").unwrap();
     for path in ["../secret", "/etc/passwd", "..", ""] {
-        edit(&folder.join("bam-manifest.json"), |manifest| manifest["files"][0]["path"] = path.into());
-        assert!(found(&validated(&folder, None), "hashes").contains("it is not opened"), "{path}");
+        edit(&folder.join("bam-manifest.json"), |manifest| {
+            manifest["files"][0]["path"] = path.into()
+        });
+        assert!(
+            found(&validated(&folder, None), "hashes").contains("it is not opened"),
+            "{path}"
+        );
     }
 }
 
@@ -170,13 +249,20 @@ fn what_the_manifest_does_not_know_is_named() {
     let report = validated(&folder, None);
     assert!(found(&report, "hashes").contains("notes.txt"));
     let text = found(&report, "manifest");
-    assert!(text.contains("model.norm.weight") && text.contains("not listed"), "{text}");
-    assert!(text.contains("is BF16 [8, 8], but bam-manifest.json says BF16 [64]"), "{text}");
+    assert!(
+        text.contains("model.norm.weight") && text.contains("not listed"),
+        "{text}"
+    );
+    assert!(
+        text.contains("is BF16 [8, 8], but bam-manifest.json says BF16 [64]"),
+        "{text}"
+    );
 }
 
 /// A mixture of a seed and two fine-tunes of it.
 fn mixture(samples: &Samples, router: RouterInit) -> PathBuf {
-    let [a, b, c] = [("seed", 0), ("code", 1), ("law", 2)].map(|(name, seed)| samples.dense(name, seed));
+    let [a, b, c] =
+        [("seed", 0), ("code", 1), ("law", 2)].map(|(name, seed)| samples.dense(name, seed));
     samples.mixture("bam", &a, &[("code", &b), ("law", &c)], router)
 }
 
@@ -188,7 +274,10 @@ fn a_mixture_is_equal_to_its_plan_and_one_changed_value_is_found() {
     assert_eq!(report.faults(), 0, "{}", report.table(true));
     for threads in [1, 3] {
         let small = validated_with(&folder, Some(&[]), threads, 1);
-        assert_eq!(small, report, "the result does not depend on threads or memory");
+        assert_eq!(
+            small, report,
+            "the result does not depend on threads or memory"
+        );
     }
     let given = ["seed", "code", "law"].map(|name| samples.path(name));
     assert_eq!(validated(&folder, Some(&given)).faults(), 0);
@@ -198,7 +287,10 @@ fn a_mixture_is_equal_to_its_plan_and_one_changed_value_is_found() {
     let text = found(&report, "replay");
     assert!(text.contains("model.norm.weight"), "{text}");
     assert!(text.contains("1 of 8 values differ"), "{text}");
-    assert!(text.contains("the first is element 3: expected 1.0, found 1.5"), "{text}");
+    assert!(
+        text.contains("the first is element 3: expected 1.0, found 1.5"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -208,10 +300,19 @@ fn a_source_that_changed_is_named_with_both_hashes() {
     overwrite(&samples.path("law"), Q, 0, &bf16(3.0));
     let report = validated(&folder, Some(&[]));
     let text = found(&report, "sources");
-    assert!(text.contains("law/model.safetensors") && text.contains("of source `law` has SHA-256"), "{text}");
+    assert!(
+        text.contains("law/model.safetensors") && text.contains("of source `law` has SHA-256"),
+        "{text}"
+    );
     let text = found(&report, "replay");
-    assert!(text.contains("model.layers.1.self_attn.attention_experts.2.q_proj.weight"), "{text}");
-    assert!(text.contains("1 of 64 values differ from law; the first is element 0: expected 3.0"), "{text}");
+    assert!(
+        text.contains("model.layers.1.self_attn.attention_experts.2.q_proj.weight"),
+        "{text}"
+    );
+    assert!(
+        text.contains("1 of 64 values differ from law; the first is element 0: expected 3.0"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -220,11 +321,23 @@ fn sources_in_the_wrong_order_too_many_or_gone_are_named() {
     let folder = mixture(&samples, RouterInit::Normal(0.02));
     let swapped = ["seed", "law", "code"].map(|name| samples.path(name));
     let report = validated(&folder, Some(&swapped));
-    assert!(status(&report, "sources") == Status::Fault && status(&report, "replay") == Status::Fault);
+    assert!(
+        status(&report, "sources") == Status::Fault && status(&report, "replay") == Status::Fault
+    );
     let many = ["seed", "code", "law", "law"].map(|name| Some(samples.path(name)));
-    let options =
-        super::validate::Options { against: Some(&many), format: None, threads: 1, memory: 1 << 20, progress: &|_| {} };
-    assert!(super::validate(&folder, &options).unwrap_err().to_string().contains("3 sources: seed, code, law"));
+    let options = super::validate::Options {
+        against: Some(&many),
+        format: None,
+        threads: 1,
+        memory: 1 << 20,
+        progress: &|_| {},
+    };
+    assert!(
+        super::validate(&folder, &options)
+            .unwrap_err()
+            .to_string()
+            .contains("3 sources: seed, code, law")
+    );
     std::fs::rename(samples.path("law"), samples.path("gone")).unwrap();
     let report = validated(&folder, Some(&[]));
     assert!(found(&report, "sources").contains("source `law`"));
@@ -237,14 +350,26 @@ fn routers_that_cannot_choose_are_found() {
     let folder = mixture(&samples, RouterInit::Normal(0.02));
     let router = "model.layers.0.mlp.router.weight";
     overwrite(&folder, router, 0, &[0; 48]);
-    edit(&folder.join("config.json"), |config| config["norm_topk_prob"] = true.into());
+    edit(&folder.join("config.json"), |config| {
+        config["norm_topk_prob"] = true.into()
+    });
     assert_eq!(found(&validated(&folder, None), "model code"), "");
     std::fs::remove_file(folder.join("modeling_bam.py")).unwrap();
     let report = validated(&folder, None);
     let text = found(&report, "routers");
-    assert!(text.contains(router) && text.contains("all zeros"), "{text}");
-    assert!(text.contains("norm_topk_prob") && text.contains("no gradient"), "{text}");
-    assert_eq!(found(&report, "numbers"), "", "said once, by the check that knows what a router is");
+    assert!(
+        text.contains(router) && text.contains("all zeros"),
+        "{text}"
+    );
+    assert!(
+        text.contains("norm_topk_prob") && text.contains("no gradient"),
+        "{text}"
+    );
+    assert_eq!(
+        found(&report, "numbers"),
+        "",
+        "said once, by the check that knows what a router is"
+    );
     assert!(found(&report, "model code").contains("modeling_bam.py"));
 }
 
@@ -252,7 +377,8 @@ fn routers_that_cannot_choose_are_found() {
 fn a_hostile_replay_is_refused_tensor_by_tensor() {
     let samples = Samples::new();
     let folder = mixture(&samples, RouterInit::Normal(0.02));
-    let mut deep = serde_json::json!({"op": "copy", "source": "seed", "tensor": "model.norm.weight"});
+    let mut deep =
+        serde_json::json!({"op": "copy", "source": "seed", "tensor": "model.norm.weight"});
     for _ in 0..30 {
         deep = serde_json::json!({"op": "mean", "of": [deep]});
     }
@@ -269,8 +395,14 @@ fn a_hostile_replay_is_refused_tensor_by_tensor() {
     let report = validated(&folder, Some(&[]));
     assert!(found(&report, "sources").contains("expected a relative one; it is not opened"));
     let text = found(&report, "replay");
-    assert!(text.contains("`nobody`") && text.contains("is not stored as bam-manifest.json says"), "{text}");
-    assert!(!text.contains("model.norm.weight"), "a deep expression is computed: {text}");
+    assert!(
+        text.contains("`nobody`") && text.contains("is not stored as bam-manifest.json says"),
+        "{text}"
+    );
+    assert!(
+        !text.contains("model.norm.weight"),
+        "a deep expression is computed: {text}"
+    );
 }
 
 #[test]
@@ -278,7 +410,11 @@ fn one_file_is_checked_for_its_numbers() {
     let samples = Samples::new();
     let file = samples.file(
         "x.safetensors",
-        &[("a", Dtype::F8_E4M3, &[1.0, f64::NAN, 2.0]), ("b", Dtype::I32, &[7.0, 0.0]), ("c", Dtype::F64, &[1e300])],
+        &[
+            ("a", Dtype::F8_E4M3, &[1.0, f64::NAN, 2.0]),
+            ("b", Dtype::I32, &[7.0, 0.0]),
+            ("c", Dtype::F64, &[1e300]),
+        ],
     );
     let report = validated(&file, None);
     assert!(found(&report, "numbers").contains("1 NaN of 3 values, the first at element 1"));

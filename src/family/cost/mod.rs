@@ -167,11 +167,20 @@ impl Report {
     /// The cost of `architecture` where a token has `context` tokens to look at.
     pub fn new(architecture: &Architecture, context: u64) -> Result<Self> {
         let a = architecture;
-        a.check().map_err(|fault| Error::usage(format!("{}: {}", fault.key, fault.problem)))?;
+        a.check()
+            .map_err(|fault| Error::usage(format!("{}: {}", fault.key, fault.problem)))?;
         let layer_kinds = layer_kinds(a, context)?;
         let d = a.hidden_size;
-        let once = |component, count| Parameters { component, total: count, active: count };
-        let output = if a.tie_word_embeddings { 0 } else { a.vocab_size * d };
+        let once = |component, count| Parameters {
+            component,
+            total: count,
+            active: count,
+        };
+        let output = if a.tie_word_embeddings {
+            0
+        } else {
+            a.vocab_size * d
+        };
         let mut parameters = vec![
             once(Component::InputEmbedding, a.vocab_size * d),
             once(Component::OutputEmbedding, output),
@@ -181,9 +190,16 @@ impl Report {
             let layers = kind.layers.len() as u64;
             for row in &kind.parameters {
                 let (total, active) = (row.total * layers, row.active * layers);
-                match parameters.iter_mut().find(|sum| sum.component == row.component) {
+                match parameters
+                    .iter_mut()
+                    .find(|sum| sum.component == row.component)
+                {
                     Some(sum) => (sum.total, sum.active) = (sum.total + total, sum.active + active),
-                    None => parameters.push(Parameters { component: row.component, total, active }),
+                    None => parameters.push(Parameters {
+                        component: row.component,
+                        total,
+                        active,
+                    }),
                 }
             }
         }
@@ -193,9 +209,12 @@ impl Report {
         let dtype = a.dtype.unwrap_or(Dtype::F32);
         let bytes = |values: u64| (values * dtype.bitsize() as u64).div_ceil(8);
         let head_flops_per_token = 2 * d * a.vocab_size;
-        let flops = |kind: &LayerKind| u128::from(kind.flops_per_token.total) * kind.layers.len() as u128;
+        let flops =
+            |kind: &LayerKind| u128::from(kind.flops_per_token.total) * kind.layers.len() as u128;
         let flops: u128 = layer_kinds.iter().map(flops).sum();
-        let kv = |kind: &LayerKind| 2 * a.kv_width() * kv_copies(a, kind.attention_experts) * kind.layers.len() as u64;
+        let kv = |kind: &LayerKind| {
+            2 * a.kv_width() * kv_copies(a, kind.attention_experts) * kind.layers.len() as u64
+        };
         let kv_cache_values_per_token = layer_kinds.iter().map(kv).sum();
         Ok(Self {
             context,
@@ -215,29 +234,40 @@ impl Report {
 
     /// Parameters of one component of the whole model.
     pub fn component(&self, component: Component) -> Option<&Parameters> {
-        self.parameters.iter().find(|row| row.component == component)
+        self.parameters
+            .iter()
+            .find(|row| row.component == component)
     }
 }
 
 /// FLOPs too many to print are refused, not wrapped around.
 fn fit(flops: u128) -> Result<u64> {
-    u64::try_from(flops)
-        .map_err(|_| Error::usage(format!("expected FLOPs below 2^64, found {flops}; is the context right?")))
+    u64::try_from(flops).map_err(|_| {
+        Error::usage(format!(
+            "expected FLOPs below 2^64, found {flops}; is the context right?"
+        ))
+    })
 }
 
 /// The kinds of layers that stand in the model, in order of their first layer.
 fn layer_kinds(a: &Architecture, context: u64) -> Result<Vec<LayerKind>> {
     let none = Layers::List(Vec::new());
     let (attention, ffn) = match &a.mixture {
-        Some(mixture) if mixture.attention_kv == AttentionKv::Merged => (&none, &mixture.moe_layers),
+        Some(mixture) if mixture.attention_kv == AttentionKv::Merged => {
+            (&none, &mixture.moe_layers)
+        }
         Some(mixture) => (&mixture.attention_moe_layers, &mixture.moe_layers),
         None => (&none, &none),
     };
     let mut kinds: Vec<LayerKind> = Vec::new();
-    let masks = attention.mask(a.num_layers).into_iter().zip(ffn.mask(a.num_layers));
+    let masks = attention
+        .mask(a.num_layers)
+        .into_iter()
+        .zip(ffn.mask(a.num_layers));
     for (layer, (attention_experts, ffn_experts)) in (0..).zip(masks) {
-        let same =
-            |kind: &&mut LayerKind| (kind.attention_experts, kind.ffn_experts) == (attention_experts, ffn_experts);
+        let same = |kind: &&mut LayerKind| {
+            (kind.attention_experts, kind.ffn_experts) == (attention_experts, ffn_experts)
+        };
         match kinds.iter_mut().find(same) {
             Some(kind) => kind.layers.push(layer),
             None => kinds.push(LayerKind {
@@ -255,7 +285,10 @@ fn layer_kinds(a: &Architecture, context: u64) -> Result<Vec<LayerKind>> {
 /// Attention experts of a layer and how many of them a token goes to.
 fn attention_routing(a: &Architecture, experts: bool) -> (u64, u64) {
     match a.mixture.as_ref().filter(|_| experts) {
-        Some(mixture) => (mixture.num_attention_experts, mixture.num_attention_experts_per_tok),
+        Some(mixture) => (
+            mixture.num_attention_experts,
+            mixture.num_attention_experts_per_tok,
+        ),
         None => (1, 1),
     }
 }
@@ -263,7 +296,9 @@ fn attention_routing(a: &Architecture, experts: bool) -> (u64, u64) {
 /// Sets of keys and values of a layer.
 fn kv_copies(a: &Architecture, experts: bool) -> u64 {
     match a.mixture.as_ref().filter(|_| experts) {
-        Some(mixture) if mixture.attention_kv == AttentionKv::Expert => mixture.num_attention_experts,
+        Some(mixture) if mixture.attention_kv == AttentionKv::Expert => {
+            mixture.num_attention_experts
+        }
         _ => 1,
     }
 }
@@ -271,7 +306,11 @@ fn kv_copies(a: &Architecture, experts: bool) -> u64 {
 /// Feed-forward experts of a layer, how many of them a token goes to, and the width of one.
 fn ffn_routing(a: &Architecture, experts: bool) -> (u64, u64, u64) {
     match a.mixture.as_ref().filter(|_| experts) {
-        Some(mixture) => (mixture.num_experts, mixture.num_experts_per_tok, mixture.moe_intermediate_size),
+        Some(mixture) => (
+            mixture.num_experts,
+            mixture.num_experts_per_tok,
+            mixture.moe_intermediate_size,
+        ),
         None => (1, 1, a.intermediate_size),
     }
 }
@@ -279,12 +318,24 @@ fn ffn_routing(a: &Architecture, experts: bool) -> (u64, u64, u64) {
 /// Width of the shared expert of a layer with feed-forward experts, and whether it has a gate.
 fn shared_expert(a: &Architecture, ffn_experts: bool) -> Option<(u64, bool)> {
     let mixture = a.mixture.as_ref().filter(|_| ffn_experts)?;
-    mixture.shared_expert_intermediate_size.map(|width| (width, mixture.shared_expert_gate))
+    mixture
+        .shared_expert_intermediate_size
+        .map(|width| (width, mixture.shared_expert_gate))
 }
 
 /// How many of `experts` attention and `ffns` feed-forward experts of a layer have an adapter: all or none.
-fn adapted(a: &Architecture, attention_experts: bool, ffn_experts: bool, experts: u64, ffns: u64) -> u64 {
-    match a.mixture.as_ref().is_some_and(|mixture| mixture.expert_adapters) {
+fn adapted(
+    a: &Architecture,
+    attention_experts: bool,
+    ffn_experts: bool,
+    experts: u64,
+    ffns: u64,
+) -> u64 {
+    match a
+        .mixture
+        .as_ref()
+        .is_some_and(|mixture| mixture.expert_adapters)
+    {
         true => u64::from(attention_experts) * experts + u64::from(ffn_experts) * ffns,
         false => 0,
     }
@@ -298,7 +349,11 @@ fn ffn_inputs(a: &Architecture) -> u64 {
     }
 }
 
-fn layer_parameters(a: &Architecture, attention_experts: bool, ffn_experts: bool) -> Vec<Parameters> {
+fn layer_parameters(
+    a: &Architecture,
+    attention_experts: bool,
+    ffn_experts: bool,
+) -> Vec<Parameters> {
     let (d, q, kv) = (a.hidden_size, a.query_width(), a.kv_width());
     let (experts, routed) = attention_routing(a, attention_experts);
     let copies = kv_copies(a, attention_experts);
@@ -312,7 +367,10 @@ fn layer_parameters(a: &Architecture, attention_experts: bool, ffn_experts: bool
     };
     let if_present = |present: bool, count: u64| if present { count } else { 0 };
     let norms = Role::norms(a.block, a.norm_position).len() as u64 * d;
-    let (q_bias, kv_bias) = (if_present(a.attention_bias, q), if_present(a.attention_bias, 2 * kv * copies));
+    let (q_bias, kv_bias) = (
+        if_present(a.attention_bias, q),
+        if_present(a.attention_bias, 2 * kv * copies),
+    );
     let (q_norm, k_norm) = match a.qk_norm {
         QkNorm::None => (0, 0),
         QkNorm::HeadDim => (a.head_dim, a.head_dim * copies),
@@ -320,22 +378,50 @@ fn layer_parameters(a: &Architecture, attention_experts: bool, ffn_experts: bool
     };
     let attention_bias = q_bias + if_present(a.attention_output_bias, d);
     let ffn_bias = if_present(a.mlp_bias, inputs * ffn_width + d);
-    let bias = a.mixture.as_ref().map_or(RouterBias::None, |mixture| mixture.router_bias);
-    let attention_router = if_present(attention_experts, experts * (d + u64::from(bias == RouterBias::Logits)));
-    let ffn_router = if_present(ffn_experts, ffns * (d + u64::from(bias != RouterBias::None)));
+    let bias = a
+        .mixture
+        .as_ref()
+        .map_or(RouterBias::None, |mixture| mixture.router_bias);
+    let attention_router = if_present(
+        attention_experts,
+        experts * (d + u64::from(bias == RouterBias::Logits)),
+    );
+    let ffn_router = if_present(
+        ffn_experts,
+        ffns * (d + u64::from(bias != RouterBias::None)),
+    );
     let shared = shared_expert(a, ffn_experts).map_or(0, |(width, gate)| {
         (inputs + 1) * width * d + if_present(a.mlp_bias, inputs * width + d) + if_present(gate, d)
     });
-    let adapters = |experts: u64, ffns: u64| d * d * adapted(a, attention_experts, ffn_experts, experts, ffns);
+    let adapters =
+        |experts: u64, ffns: u64| d * d * adapted(a, attention_experts, ffn_experts, experts, ffns);
     let mut rows = vec![
         row(Component::Norms, 0, 0, 0, norms),
-        row(Component::QkvProjection, q * d, experts, routed, 2 * kv * d * copies),
+        row(
+            Component::QkvProjection,
+            q * d,
+            experts,
+            routed,
+            2 * kv * d * copies,
+        ),
         row(Component::OutputProjection, d * q, experts, routed, 0),
-        row(Component::AttentionBiases, attention_bias, experts, routed, kv_bias),
+        row(
+            Component::AttentionBiases,
+            attention_bias,
+            experts,
+            routed,
+            kv_bias,
+        ),
         row(Component::QkNorms, q_norm, experts, routed, k_norm),
         row(Component::AttentionRouter, 0, 0, 0, attention_router),
         row(Component::FfnRouter, 0, 0, 0, ffn_router),
-        row(Component::FfnIn, inputs * ffn_width * d, ffns, ffns_routed, 0),
+        row(
+            Component::FfnIn,
+            inputs * ffn_width * d,
+            ffns,
+            ffns_routed,
+            0,
+        ),
         row(Component::FfnOut, d * ffn_width, ffns, ffns_routed, 0),
         row(Component::FfnBiases, ffn_bias, ffns, ffns_routed, 0),
     ];
@@ -345,15 +431,28 @@ fn layer_parameters(a: &Architecture, attention_experts: bool, ffn_experts: bool
         active: adapters(routed, ffns_routed),
     };
     // Not rows of the paper's table, which shows those that a model does not have as zero.
-    rows.extend([row(Component::SharedExpert, 0, 0, 0, shared), adapters].into_iter().filter(|row| row.total > 0));
+    rows.extend(
+        [row(Component::SharedExpert, 0, 0, 0, shared), adapters]
+            .into_iter()
+            .filter(|row| row.total > 0),
+    );
     rows
 }
 
 /// Table 10 of the paper, with `d_attn` and the keys' width in their own right where they differ from `d`, and the
 /// routed number of attention experts for queries, scores and outputs.
-fn layer_flops(a: &Architecture, attention_experts: bool, ffn_experts: bool, context: u64) -> Result<Flops> {
+fn layer_flops(
+    a: &Architecture,
+    attention_experts: bool,
+    ffn_experts: bool,
+    context: u64,
+) -> Result<Flops> {
     let wide = |value: u64| u128::from(value);
-    let (d, q, kv) = (wide(a.hidden_size), wide(a.query_width()), wide(a.kv_width()));
+    let (d, q, kv) = (
+        wide(a.hidden_size),
+        wide(a.query_width()),
+        wide(a.kv_width()),
+    );
     let (experts, routed) = attention_routing(a, attention_experts);
     let (ffns, ffns_routed, ffn_width) = ffn_routing(a, ffn_experts);
     let copies = wide(kv_copies(a, attention_experts));
@@ -366,9 +465,19 @@ fn layer_flops(a: &Architecture, attention_experts: bool, ffn_experts: bool, con
     let gating = if a.mlp_type == MlpType::Gated { 3 } else { 0 };
     let one_ffn = |width: u64| wide(width) * (2 * d * wide(ffn_inputs(a) + 1) + gating);
     let ffn = wide(ffns_routed) * one_ffn(ffn_width);
-    let shared_expert =
-        shared_expert(a, ffn_experts).map_or(0, |(width, gate)| one_ffn(width) + if gate { 2 * d } else { 0 });
-    let adapters = 2 * d * d * wide(adapted(a, attention_experts, ffn_experts, routed, ffns_routed));
+    let shared_expert = shared_expert(a, ffn_experts).map_or(0, |(width, gate)| {
+        one_ffn(width) + if gate { 2 * d } else { 0 }
+    });
+    let adapters = 2
+        * d
+        * d
+        * wide(adapted(
+            a,
+            attention_experts,
+            ffn_experts,
+            routed,
+            ffns_routed,
+        ));
     let attention = qkv_projection + attention_mask + output_projection;
     Ok(Flops {
         attention_router: fit(attention_router)?,

@@ -49,7 +49,9 @@ impl Request {
         };
         self.apply(&mut mixture)?;
         let architecture = dense.upcycled(mixture);
-        architecture.check().map_err(|fault| Error::usage(format!("{}: {}", fault.key, fault.problem)))?;
+        architecture
+            .check()
+            .map_err(|fault| Error::usage(format!("{}: {}", fault.key, fault.problem)))?;
         Ok(architecture)
     }
 
@@ -80,7 +82,9 @@ impl Request {
             mixture.num_attention_experts = 1;
         }
         match self.attention_top_k {
-            Some(top_k) => mixture.num_attention_experts_per_tok = top_k.of(mixture.num_attention_experts),
+            Some(top_k) => {
+                mixture.num_attention_experts_per_tok = top_k.of(mixture.num_attention_experts)
+            }
             None if soft => mixture.num_attention_experts_per_tok = mixture.num_attention_experts,
             None => {}
         }

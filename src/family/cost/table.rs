@@ -6,16 +6,32 @@ use crate::table::{self, Align, grouped};
 
 /// The report as aligned tables, every number with its unit.
 pub fn table(report: &Report) -> String {
-    let mut parts =
-        vec![summary(&report.architecture) + "\n", parameters(&report.parameters, "parameters of the model")];
+    let mut parts = vec![
+        summary(&report.architecture) + "\n",
+        parameters(&report.parameters, "parameters of the model"),
+    ];
     for kind in &report.layer_kinds {
-        let rows: Vec<Parameters> = kind.parameters.iter().filter(|row| row.total > 0).copied().collect();
+        let rows: Vec<Parameters> = kind
+            .parameters
+            .iter()
+            .filter(|row| row.total > 0)
+            .copied()
+            .collect();
         let title = match &report.layer_kinds[..] {
             [_] => format!("each of the {} layers", kind.layers.len()),
-            _ => format!("each of the {} layers {} ({})", kind.layers.len(), ranges(&kind.layers), describe(kind)),
+            _ => format!(
+                "each of the {} layers {} ({})",
+                kind.layers.len(),
+                ranges(&kind.layers),
+                describe(kind)
+            ),
         };
         parts.push(parameters(&rows, &format!("parameters of {title}")));
-        parts.push(flops(kind, report.context, &format!("FLOPs per token of {title}")));
+        parts.push(flops(
+            kind,
+            report.context,
+            &format!("FLOPs per token of {title}"),
+        ));
     }
     parts.push(totals(report));
     parts.join("\n")
@@ -35,7 +51,11 @@ pub fn summary(a: &Architecture) -> String {
         a.hidden_size,
         a.head_dim,
         grouped(a.vocab_size),
-        if a.tie_word_embeddings { "tied embeddings" } else { "untied embeddings" },
+        if a.tie_word_embeddings {
+            "tied embeddings"
+        } else {
+            "untied embeddings"
+        },
     );
     if let Some(mixture) = &a.mixture {
         let routing = |per_token: u64, experts: u64| match per_token == experts {
@@ -47,22 +67,47 @@ pub fn summary(a: &Architecture) -> String {
         line += &match mixture.attention_kv {
             AttentionKv::Merged => "merged attention".to_owned(),
             kv => {
-                let attention = routing(mixture.num_attention_experts_per_tok, mixture.num_attention_experts);
-                format!("{} attention experts ({attention}, KV {kv})", mixture.num_attention_experts)
+                let attention = routing(
+                    mixture.num_attention_experts_per_tok,
+                    mixture.num_attention_experts,
+                );
+                format!(
+                    "{} attention experts ({attention}, KV {kv})",
+                    mixture.num_attention_experts
+                )
             }
         };
-        line += if mixture.shared_expert_intermediate_size.is_some() { ", a shared FFN expert" } else { "" };
-        line += if mixture.expert_adapters { ", adapters" } else { "" };
+        line += if mixture.shared_expert_intermediate_size.is_some() {
+            ", a shared FFN expert"
+        } else {
+            ""
+        };
+        line += if mixture.expert_adapters {
+            ", adapters"
+        } else {
+            ""
+        };
     }
     line
 }
 
 fn parameters(rows: &[Parameters], title: &str) -> String {
     let row = |name: String, total: u64, active: u64| vec![name, grouped(total), grouped(active)];
-    let (total, active) = rows.iter().fold((0, 0), |sum, row| (sum.0 + row.total, sum.1 + row.active));
-    let listed = rows.iter().map(|each| row(each.component.to_string(), each.total, each.active));
-    let columns = [(title, Align::Left), ("total", Align::Right), ("active", Align::Right)];
-    table::render(&columns, listed.chain([row("sum".to_owned(), total, active)]))
+    let (total, active) = rows
+        .iter()
+        .fold((0, 0), |sum, row| (sum.0 + row.total, sum.1 + row.active));
+    let listed = rows
+        .iter()
+        .map(|each| row(each.component.to_string(), each.total, each.active));
+    let columns = [
+        (title, Align::Left),
+        ("total", Align::Right),
+        ("active", Align::Right),
+    ];
+    table::render(
+        &columns,
+        listed.chain([row("sum".to_owned(), total, active)]),
+    )
 }
 
 fn flops(kind: &LayerKind, context: u64, title: &str) -> String {
@@ -80,8 +125,10 @@ fn flops(kind: &LayerKind, context: u64, title: &str) -> String {
         ("attention without router", flops.attention),
         ("sum", flops.total),
     ];
-    let rows =
-        rows.into_iter().filter(|(_, count)| *count > 0).map(|(name, count)| vec![name.to_owned(), grouped(count)]);
+    let rows = rows
+        .into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(name, count)| vec![name.to_owned(), grouped(count)]);
     table::render(&[(title, Align::Left), ("FLOPs", Align::Right)], rows)
 }
 
@@ -92,13 +139,34 @@ fn totals(report: &Report) -> String {
         ("total parameters", report.total_parameters, "parameters"),
         ("active parameters", report.active_parameters, "parameters"),
         ("size", report.parameter_bytes, size.as_str()),
-        ("output head", report.head_flops_per_token, "FLOPs per token"),
-        ("all layers and head", report.flops_per_token, "FLOPs per token"),
-        ("KV cache", report.kv_cache_values_per_token, "values per token"),
+        (
+            "output head",
+            report.head_flops_per_token,
+            "FLOPs per token",
+        ),
+        (
+            "all layers and head",
+            report.flops_per_token,
+            "FLOPs per token",
+        ),
+        (
+            "KV cache",
+            report.kv_cache_values_per_token,
+            "values per token",
+        ),
         ("KV cache", report.kv_cache_bytes_per_token, bytes.as_str()),
     ];
-    let rows = rows.into_iter().map(|(name, count, unit)| vec![name.to_owned(), grouped(count), unit.to_owned()]);
-    table::render(&[("whole model", Align::Left), ("", Align::Right), ("", Align::Left)], rows)
+    let rows = rows
+        .into_iter()
+        .map(|(name, count, unit)| vec![name.to_owned(), grouped(count), unit.to_owned()]);
+    table::render(
+        &[
+            ("whole model", Align::Left),
+            ("", Align::Right),
+            ("", Align::Left),
+        ],
+        rows,
+    )
 }
 
 fn describe(kind: &LayerKind) -> &'static str {

@@ -9,19 +9,38 @@ use super::*;
 use crate::family::{Block, Config, Method, Mixture, NormPosition, NormType, RouterBias, TopK};
 
 fn fixture(name: &str) -> Config {
-    Config::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)).unwrap()
+    Config::read(
+        &Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("fixtures")
+            .join(name),
+    )
+    .unwrap()
 }
 
 fn cost(name: &str, request: Request) -> Report {
-    Report::new(&request.architecture(&fixture(name), None).unwrap(), PAPER_CONTEXT).unwrap()
+    Report::new(
+        &request.architecture(&fixture(name), None).unwrap(),
+        PAPER_CONTEXT,
+    )
+    .unwrap()
 }
 
 fn bam(kv: AttentionKv) -> Request {
-    Request { method: Some(Method::Bam), kv: Some(kv), experts: Some(4), ..Request::default() }
+    Request {
+        method: Some(Method::Bam),
+        kv: Some(kv),
+        experts: Some(4),
+        ..Request::default()
+    }
 }
 
 fn btx(experts: u64, top_k: u64) -> Request {
-    Request { method: Some(Method::Btx), experts: Some(experts), top_k: Some(TopK::Of(top_k)), ..Request::default() }
+    Request {
+        method: Some(Method::Btx),
+        experts: Some(experts),
+        top_k: Some(TopK::Of(top_k)),
+        ..Request::default()
+    }
 }
 
 fn totals(report: &Report) -> (u64, u64) {
@@ -30,22 +49,49 @@ fn totals(report: &Report) -> (u64, u64) {
 
 #[test]
 fn dense_seeds() {
-    assert_eq!(totals(&cost("paper_small.json", Request::default())), (587_209_728, 587_209_728));
-    assert_eq!(totals(&cost("paper_large.json", Request::default())), (1_991_289_600, 1_991_289_600));
+    assert_eq!(
+        totals(&cost("paper_small.json", Request::default())),
+        (587_209_728, 587_209_728)
+    );
+    assert_eq!(
+        totals(&cost("paper_large.json", Request::default())),
+        (1_991_289_600, 1_991_289_600)
+    );
 }
 
 #[test]
 fn btx_with_growing_numbers_of_experts() {
     let total = |experts| cost("paper_small.json", btx(experts, 1)).total_parameters;
-    assert_eq!([4, 5, 6, 7, 8].map(total), [700_480_512, 738_235_392, 775_990_272, 813_745_152, 851_500_032]);
-    assert_eq!(totals(&cost("paper_small.json", btx(4, 1))), (700_480_512, 587_234_304));
-    assert_eq!(totals(&cost("paper_small.json", btx(6, 3))), (775_990_272, 662_744_064));
+    assert_eq!(
+        [4, 5, 6, 7, 8].map(total),
+        [
+            700_480_512,
+            738_235_392,
+            775_990_272,
+            813_745_152,
+            851_500_032
+        ]
+    );
+    assert_eq!(
+        totals(&cost("paper_small.json", btx(4, 1))),
+        (700_480_512, 587_234_304)
+    );
+    assert_eq!(
+        totals(&cost("paper_small.json", btx(6, 3))),
+        (775_990_272, 662_744_064)
+    );
 }
 
 #[test]
 fn bam_of_both_kinds() {
-    assert_eq!(totals(&cost("paper_small.json", bam(AttentionKv::Expert))), (776_002_560, 662_756_352));
-    assert_eq!(totals(&cost("paper_small.json", bam(AttentionKv::Shared))), (738_253_824, 625_007_616));
+    assert_eq!(
+        totals(&cost("paper_small.json", bam(AttentionKv::Expert))),
+        (776_002_560, 662_756_352)
+    );
+    assert_eq!(
+        totals(&cost("paper_small.json", bam(AttentionKv::Shared))),
+        (738_253_824, 625_007_616)
+    );
 }
 
 #[test]
@@ -53,7 +99,11 @@ fn components_of_one_layer() {
     let rows = |request| {
         let report = cost("paper_small.json", request);
         let row = |component| {
-            let row = report.layer_kinds[0].parameters.iter().find(|row| row.component == component).unwrap();
+            let row = report.layer_kinds[0]
+                .parameters
+                .iter()
+                .find(|row| row.component == component)
+                .unwrap();
             (row.total, row.active)
         };
         [
@@ -68,14 +118,46 @@ fn components_of_one_layer() {
     };
     let same = |count| (count, count);
     let ffn = [(0, 4_194_304), (0, 2_097_152)];
-    let dense = [same(1024), same(1_048_576), same(3_145_728), ffn[0], ffn[1], same(0), same(0)];
+    let dense = [
+        same(1024),
+        same(1_048_576),
+        same(3_145_728),
+        ffn[0],
+        ffn[1],
+        same(0),
+        same(0),
+    ];
     assert_eq!(rows(Request::default()), dense);
-    let expert = [same(1024), same(4_194_304), same(12_582_912), ffn[0], ffn[1], same(4096), same(4096)];
+    let expert = [
+        same(1024),
+        same(4_194_304),
+        same(12_582_912),
+        ffn[0],
+        ffn[1],
+        same(4096),
+        same(4096),
+    ];
     assert_eq!(rows(bam(AttentionKv::Expert)), expert);
     // The paper prints 4,194,304 here, which leaves K and V out.
-    let shared = [same(1024), same(4_194_304), same(6_291_456), ffn[0], ffn[1], same(4096), same(4096)];
+    let shared = [
+        same(1024),
+        same(4_194_304),
+        same(6_291_456),
+        ffn[0],
+        ffn[1],
+        same(4096),
+        same(4096),
+    ];
     assert_eq!(rows(bam(AttentionKv::Shared)), shared);
-    let merged = [same(1024), same(1_048_576), same(3_145_728), ffn[0], ffn[1], same(4096), same(0)];
+    let merged = [
+        same(1024),
+        same(1_048_576),
+        same(3_145_728),
+        ffn[0],
+        ffn[1],
+        same(4096),
+        same(0),
+    ];
     assert_eq!(rows(btx(4, 1)), merged);
 }
 
@@ -85,7 +167,10 @@ fn flops_of_one_layer() {
         let flops = cost("paper_small.json", request).layer_kinds[0].flops_per_token;
         (flops.attention, flops.ffn, flops.total)
     };
-    assert_eq!(row(bam(AttentionKv::Expert)), (35_651_584, 12_589_056, 48_257_024));
+    assert_eq!(
+        row(bam(AttentionKv::Expert)),
+        (35_651_584, 12_589_056, 48_257_024)
+    );
     assert_eq!(row(btx(4, 1)), (8_912_896, 12_589_056, 21_510_144));
     assert_eq!(row(btx(6, 3)), (8_912_896, 37_767_168, 46_692_352));
 }
@@ -98,53 +183,110 @@ fn kv_cache() {
     assert_eq!(values("paper_large.json", AttentionKv::Expert), 110_592);
     assert_eq!(values("paper_large.json", AttentionKv::Shared), 27_648);
     let report = cost("paper_small.json", bam(AttentionKv::Expert));
-    assert_eq!((report.kv_cache_bytes_per_token, report.parameter_bytes), (98_304, 2 * 776_002_560));
+    assert_eq!(
+        (report.kv_cache_bytes_per_token, report.parameter_bytes),
+        (98_304, 2 * 776_002_560)
+    );
 }
 
 /// Q and O of the routed experts, K and V of all; routers always.
 #[test]
 fn top_k_attention() {
-    let request = Request { attention_top_k: Some(TopK::Of(1)), ..bam(AttentionKv::Expert) };
+    let request = Request {
+        attention_top_k: Some(TopK::Of(1)),
+        ..bam(AttentionKv::Expert)
+    };
     let report = cost("paper_small.json", request);
-    assert_eq!(totals(&report), (776_002_560, 662_756_352 - 6 * 3 * 2 * 1024 * 1024));
-    assert_eq!(report.layer_kinds[0].flops_per_token.attention_mask, 2 * 256 * 1024);
+    assert_eq!(
+        totals(&report),
+        (776_002_560, 662_756_352 - 6 * 3 * 2 * 1024 * 1024)
+    );
+    assert_eq!(
+        report.layer_kinds[0].flops_per_token.attention_mask,
+        2 * 256 * 1024
+    );
 }
 
 #[test]
 fn the_mixture_keys_of_a_config_are_honoured() {
     let mut config = fixture("paper_small.json");
     config.json.insert("num_experts".to_owned(), json!(4));
-    config.json.insert("attention_kv".to_owned(), json!("shared"));
-    config.json.insert("moe_layers".to_owned(), json!([0, 2, 4]));
-    config.json.insert("attention_moe_layers".to_owned(), json!([0, 1]));
-    let report = Report::new(&Request::default().architecture(&config, None).unwrap(), 256).unwrap();
-    let kinds: Vec<_> =
-        report.layer_kinds.iter().map(|k| (k.attention_experts, k.ffn_experts, &k.layers[..])).collect();
-    let expected: [(bool, bool, &[u64]); 4] =
-        [(true, true, &[0]), (true, false, &[1]), (false, true, &[2, 4]), (false, false, &[3, 5])];
+    config
+        .json
+        .insert("attention_kv".to_owned(), json!("shared"));
+    config
+        .json
+        .insert("moe_layers".to_owned(), json!([0, 2, 4]));
+    config
+        .json
+        .insert("attention_moe_layers".to_owned(), json!([0, 1]));
+    let report = Report::new(
+        &Request::default().architecture(&config, None).unwrap(),
+        256,
+    )
+    .unwrap();
+    let kinds: Vec<_> = report
+        .layer_kinds
+        .iter()
+        .map(|k| (k.attention_experts, k.ffn_experts, &k.layers[..]))
+        .collect();
+    let expected: [(bool, bool, &[u64]); 4] = [
+        (true, true, &[0]),
+        (true, false, &[1]),
+        (false, true, &[2, 4]),
+        (false, false, &[3, 5]),
+    ];
     assert_eq!(kinds, expected);
-    let flags = Request { experts: Some(8), ..Request::default() };
+    let flags = Request {
+        experts: Some(8),
+        ..Request::default()
+    };
     let mixture = flags.architecture(&config, None).unwrap().mixture.unwrap();
-    assert_eq!((mixture.num_experts, mixture.num_attention_experts_per_tok), (8, 8));
+    assert_eq!(
+        (mixture.num_experts, mixture.num_attention_experts_per_tok),
+        (8, 8)
+    );
     assert_eq!(mixture.attention_kv, AttentionKv::Shared);
     // Another family with the paper's block costs the same.
     let mut llama = fixture("paper_small.json");
     llama.json.insert("model_type".to_owned(), json!("llama"));
     llama.json.insert("block".to_owned(), json!("parallel"));
-    let report = Report::new(&bam(AttentionKv::Expert).architecture(&llama, None).unwrap(), 256).unwrap();
+    let report = Report::new(
+        &bam(AttentionKv::Expert).architecture(&llama, None).unwrap(),
+        256,
+    )
+    .unwrap();
     assert_eq!(report.total_parameters, 776_002_560);
 }
 
 #[test]
 fn refusals() {
-    let refused = |request: Request| request.architecture(&fixture("paper_small.json"), None).unwrap_err().to_string();
-    assert_eq!(refused(btx(4, 5)), "num_experts_per_tok: expected 1 to 4, found 5");
-    let kv = Request { kv: Some(AttentionKv::Shared), ..btx(4, 1) };
+    let refused = |request: Request| {
+        request
+            .architecture(&fixture("paper_small.json"), None)
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(
+        refused(btx(4, 5)),
+        "num_experts_per_tok: expected 1 to 4, found 5"
+    );
+    let kv = Request {
+        kv: Some(AttentionKv::Shared),
+        ..btx(4, 1)
+    };
     assert!(refused(kv).contains("--method btx does not have"));
     assert!(refused(btx(u64::MAX, 1)).contains("num_experts: expected 1 to"));
     assert!(refused(btx(1 << 31, 1)).contains("tensors"));
-    let dense = Request::default().architecture(&fixture("paper_small.json"), None).unwrap();
-    assert!(Report::new(&dense, u64::MAX).unwrap_err().to_string().contains("2^64"));
+    let dense = Request::default()
+        .architecture(&fixture("paper_small.json"), None)
+        .unwrap();
+    assert!(
+        Report::new(&dense, u64::MAX)
+            .unwrap_err()
+            .to_string()
+            .contains("2^64")
+    );
     assert_eq!("soft".parse(), Ok(TopK::Soft));
     assert_eq!("2".parse(), Ok(TopK::Of(2)));
     assert!("0".parse::<TopK>().is_err());
@@ -156,7 +298,10 @@ fn the_table() {
 }
 
 fn layers() -> impl Strategy<Value = Layers> {
-    prop_oneof![Just(Layers::All), proptest::sample::subsequence(vec![0u64, 1, 2, 3], 0..=4).prop_map(Layers::List),]
+    prop_oneof![
+        Just(Layers::All),
+        proptest::sample::subsequence(vec![0u64, 1, 2, 3], 0..=4).prop_map(Layers::List),
+    ]
 }
 
 prop_compose! {
@@ -184,7 +329,10 @@ prop_compose! {
 }
 
 fn base() -> Architecture {
-    Architecture { num_layers: 4, ..Architecture::of(&fixture("paper_small.json")).unwrap() }
+    Architecture {
+        num_layers: 4,
+        ..Architecture::of(&fixture("paper_small.json")).unwrap()
+    }
 }
 
 prop_compose! {

@@ -67,7 +67,10 @@ impl Sizes {
 
     /// The key heads of all rows of the batch: what threads share.
     fn parts(&self) -> impl IndexedParallelIterator<Item = (usize, usize)> {
-        (0..self.batch * self.kv_heads).into_par_iter().with_max_len(1).map(|n| (n / self.kv_heads, n % self.kv_heads))
+        (0..self.batch * self.kv_heads)
+            .into_par_iter()
+            .with_max_len(1)
+            .map(|n| (n / self.kv_heads, n % self.kv_heads))
     }
 
     /// The attention's output `[tokens, heads · head_dim]`.
@@ -78,10 +81,19 @@ impl Sizes {
                 let mut out = vec![0f32; queries.len()];
                 let mut scores = Vec::new();
                 for first in (0..self.seq).step_by(CHUNK) {
-                    let (rows, start, span) = self.weights(b, first, queries, &group.keys, &mut scores);
+                    let (rows, start, span) =
+                        self.weights(b, first, queries, &group.keys, &mut scores);
                     let weights = View::new(&scores, rows, span, span);
                     let values = self.view(&group.values, start, span);
-                    multiply(&mut out[first * self.head_dim..], self.head_dim, false, 1.0, weights, values, 1);
+                    multiply(
+                        &mut out[first * self.head_dim..],
+                        self.head_dim,
+                        false,
+                        1.0,
+                        weights,
+                        values,
+                        1,
+                    );
                 }
                 out
             };
@@ -100,18 +112,36 @@ impl Sizes {
             let mut of_queries = Vec::with_capacity(self.group());
             let (mut scores, mut of_scores) = (Vec::new(), Vec::new());
             for (number, queries) in group.queries.iter().enumerate() {
-                let gradient = self.head(gradient, self.width(), b, kv_head * self.group() + number);
+                let gradient =
+                    self.head(gradient, self.width(), b, kv_head * self.group() + number);
                 let mut of_queries_here = vec![0f32; self.seq * d];
                 for first in (0..self.seq).step_by(CHUNK) {
-                    let (rows, start, span) = self.weights(b, first, queries, &group.keys, &mut scores);
+                    let (rows, start, span) =
+                        self.weights(b, first, queries, &group.keys, &mut scores);
                     let weights = View::new(&scores, rows, span, span);
-                    let (gradient, queries) = (self.view(&gradient, first, rows), self.view(queries, first, rows));
-                    let (keys, values) = (self.view(&group.keys, start, span), self.view(&group.values, start, span));
-                    multiply(&mut of_values[start * d..], d, true, 1.0, weights.t(), gradient, 1);
+                    let (gradient, queries) = (
+                        self.view(&gradient, first, rows),
+                        self.view(queries, first, rows),
+                    );
+                    let (keys, values) = (
+                        self.view(&group.keys, start, span),
+                        self.view(&group.values, start, span),
+                    );
+                    multiply(
+                        &mut of_values[start * d..],
+                        d,
+                        true,
+                        1.0,
+                        weights.t(),
+                        gradient,
+                        1,
+                    );
                     of_scores.resize(rows * span, 0.0);
                     multiply(&mut of_scores, span, false, 1.0, gradient, values.t(), 1);
-                    for (row, (weights, of_scores)) in
-                        scores.chunks_exact(span).zip(of_scores.chunks_exact_mut(span)).enumerate()
+                    for (row, (weights, of_scores)) in scores
+                        .chunks_exact(span)
+                        .zip(of_scores.chunks_exact_mut(span))
+                        .enumerate()
                     {
                         let seen = self.sight.visible(b, first + row, self.window);
                         softmax_backward(
@@ -122,8 +152,24 @@ impl Sizes {
                         of_scores[seen.end - start..].fill(0.0);
                     }
                     let of_scores = View::new(&of_scores, rows, span, span);
-                    multiply(&mut of_queries_here[first * d..], d, false, self.factor(), of_scores, keys, 1);
-                    multiply(&mut of_keys[start * d..], d, true, self.factor(), of_scores.t(), queries, 1);
+                    multiply(
+                        &mut of_queries_here[first * d..],
+                        d,
+                        false,
+                        self.factor(),
+                        of_scores,
+                        keys,
+                        1,
+                    );
+                    multiply(
+                        &mut of_keys[start * d..],
+                        d,
+                        true,
+                        self.factor(),
+                        of_scores.t(),
+                        queries,
+                        1,
+                    );
                 }
                 rotate.back(&mut of_queries_here, b);
                 of_queries.push(of_queries_here);
@@ -132,11 +178,15 @@ impl Sizes {
             (of_queries, vec![of_keys], vec![of_values])
         };
         let mut parts = (Vec::new(), Vec::new(), Vec::new());
-        self.parts().map(part).collect::<Vec<_>>().into_iter().for_each(|(queries, keys, values)| {
-            parts.0.push(queries);
-            parts.1.push(keys);
-            parts.2.push(values);
-        });
+        self.parts()
+            .map(part)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .for_each(|(queries, keys, values)| {
+                parts.0.push(queries);
+                parts.1.push(keys);
+                parts.2.push(values);
+            });
         Gradients {
             queries: self.side_by_side(&parts.0, self.width()),
             keys: self.side_by_side(&parts.1, self.kv_width()),
@@ -159,7 +209,15 @@ impl Sizes {
         let start = (0..rows).map(|row| seen(row).start).min().unwrap_or(0);
         let span = first + rows - start;
         out.resize(rows * span, 0.0);
-        multiply(out, span, false, 1.0, self.view(queries, first, rows), self.view(keys, start, span).t(), 1);
+        multiply(
+            out,
+            span,
+            false,
+            1.0,
+            self.view(queries, first, rows),
+            self.view(keys, start, span).t(),
+            1,
+        );
         for (row, scores) in out.chunks_exact_mut(span).enumerate() {
             let seen = seen(row);
             let visible = &mut scores[seen.start - start..seen.end - start];
@@ -172,7 +230,12 @@ impl Sizes {
     }
 
     fn view<'a>(&self, values: &'a [f32], first: usize, rows: usize) -> View<'a> {
-        View::new(&values[first * self.head_dim..], rows, self.head_dim, self.head_dim)
+        View::new(
+            &values[first * self.head_dim..],
+            rows,
+            self.head_dim,
+            self.head_dim,
+        )
     }
 
     fn group_of(&self, inputs: &Inputs, rotate: &Rotate, b: usize, kv_head: usize) -> Group {
@@ -183,7 +246,9 @@ impl Sizes {
         };
         let heads = kv_head * self.group()..(kv_head + 1) * self.group();
         Group {
-            queries: heads.map(|head| turned(inputs.queries, self.width(), head)).collect(),
+            queries: heads
+                .map(|head| turned(inputs.queries, self.width(), head))
+                .collect(),
             keys: turned(inputs.keys, self.kv_width(), kv_head),
             values: self.head(inputs.values, self.kv_width(), b, kv_head),
         }
@@ -192,7 +257,10 @@ impl Sizes {
     /// One head of row `b` of `[tokens, width]`, as `[seq, head_dim]`.
     fn head(&self, values: &[f32], width: usize, b: usize, head: usize) -> Vec<f32> {
         let mut out = Vec::with_capacity(self.seq * self.head_dim);
-        for row in values[b * self.seq * width..].chunks_exact(width).take(self.seq) {
+        for row in values[b * self.seq * width..]
+            .chunks_exact(width)
+            .take(self.seq)
+        {
             out.extend_from_slice(&row[head * self.head_dim..(head + 1) * self.head_dim]);
         }
         out
@@ -201,13 +269,20 @@ impl Sizes {
     /// `[batch · kv heads][heads of each][seq, head_dim]` as `[tokens, width]`.
     fn side_by_side(&self, parts: &[Vec<Vec<f32>>], width: usize) -> Vec<f32> {
         let mut out = vec![0f32; self.tokens() * width];
-        out.par_chunks_mut(width).enumerate().with_min_len(CHUNK).for_each(|(token, out)| {
-            let (b, position) = (token / self.seq, token % self.seq);
-            let heads = parts[b * self.kv_heads..(b + 1) * self.kv_heads].iter().flatten();
-            for (out, head) in out.chunks_exact_mut(self.head_dim).zip(heads) {
-                out.copy_from_slice(&head[position * self.head_dim..(position + 1) * self.head_dim]);
-            }
-        });
+        out.par_chunks_mut(width)
+            .enumerate()
+            .with_min_len(CHUNK)
+            .for_each(|(token, out)| {
+                let (b, position) = (token / self.seq, token % self.seq);
+                let heads = parts[b * self.kv_heads..(b + 1) * self.kv_heads]
+                    .iter()
+                    .flatten();
+                for (out, head) in out.chunks_exact_mut(self.head_dim).zip(heads) {
+                    out.copy_from_slice(
+                        &head[position * self.head_dim..(position + 1) * self.head_dim],
+                    );
+                }
+            });
         out
     }
 }

@@ -56,7 +56,11 @@ impl Projected {
     }
 
     /// The gradient before the norm, and that of the norm's weight.
-    fn backward(&self, norm: &Option<Norm>, gradient: Vec<f32>) -> Result<(Vec<f32>, Option<Tensor>)> {
+    fn backward(
+        &self,
+        norm: &Option<Norm>,
+        gradient: Vec<f32>,
+    ) -> Result<(Vec<f32>, Option<Tensor>)> {
         match norm {
             Some(norm) => norm.backward(&self.plain, &gradient),
             None => Ok((gradient, None)),
@@ -84,7 +88,9 @@ pub(in crate::model) fn attention(
     attention: Attention,
 ) -> Result<Tensor> {
     let input = h.detach().contiguous()?;
-    let gate_values = gates.map(|gates| gates.detach().flatten_all()?.to_vec1::<f32>()).transpose()?;
+    let gate_values = gates
+        .map(|gates| gates.detach().flatten_all()?.to_vec1::<f32>())
+        .transpose()?;
     let (out, saved) = {
         let values = input.storage_and_layout();
         attention.forward(floats(&values)?, gate_values.as_deref())?
@@ -96,7 +102,11 @@ pub(in crate::model) fn attention(
 
 impl Attention {
     fn key_value(&self, expert: usize) -> usize {
-        if self.key_values.len() == 1 { 0 } else { expert }
+        if self.key_values.len() == 1 {
+            0
+        } else {
+            expert
+        }
     }
 
     fn forward(&self, h: &[f32], gates: Option<&[f32]>) -> Result<(Vec<f32>, Saved)> {
@@ -111,7 +121,11 @@ impl Attention {
         for (number, Expert { q, o, q_norm }) in self.experts.iter().enumerate() {
             let set = self.key_value(number);
             queries.push(Projected::new(q, q_norm, h, tokens)?);
-            let inputs = Inputs { queries: queries[number].values(), keys: keys[set].values(), values: &values[set] };
+            let inputs = Inputs {
+                queries: queries[number].values(),
+                keys: keys[set].values(),
+                values: &values[set],
+            };
             heads.push(self.sizes.forward(&inputs, &self.rotate));
             let gate = |token: usize| gates.map_or(1.0, |gates| gates[token * experts + number]);
             match gates {
@@ -129,11 +143,25 @@ impl Attention {
                     .for_each(|(token, out)| add_scaled(out, bias, gate(token)));
             }
         }
-        Ok((out, Saved { queries, keys, values, heads }))
+        Ok((
+            out,
+            Saved {
+                queries,
+                keys,
+                values,
+                heads,
+            },
+        ))
     }
 
     /// The gradients of `h`, of the gates, and of the weights in the order that [`attention`] says.
-    fn backward(&self, h: &[f32], gates: Option<&[f32]>, saved: &Saved, gradient: &[f32]) -> Result<OfInputs> {
+    fn backward(
+        &self,
+        h: &[f32],
+        gates: Option<&[f32]>,
+        saved: &Saved,
+        gradient: &[f32],
+    ) -> Result<OfInputs> {
         let (tokens, experts) = (self.sizes.tokens(), self.experts.len());
         let hidden = h.len() / tokens;
         let (mut of_h, mut of_weights) = (vec![0f32; h.len()], Vec::new());
@@ -147,7 +175,12 @@ impl Attention {
             let of_o = if gates.is_some() {
                 let mut of_gate = dot_rows(&of_heads, heads, o.columns());
                 o.add_along_bias(gradient, &mut of_gate)?;
-                of_gates.iter_mut().skip(number).step_by(experts).zip(of_gate).for_each(|(all, one)| *all = one);
+                of_gates
+                    .iter_mut()
+                    .skip(number)
+                    .step_by(experts)
+                    .zip(of_gate)
+                    .for_each(|(all, one)| *all = one);
                 of_heads = scale_rows(&of_heads, o.columns(), gate);
                 o.of_weight(&scale_rows(heads, o.columns(), gate), gradient, tokens)?
             } else {
@@ -160,7 +193,8 @@ impl Attention {
                 values: &saved.values[set],
             };
             let mut found = self.sizes.backward(&inputs, &self.rotate, &of_heads);
-            let (of_queries, of_q_norm) = saved.queries[number].backward(q_norm, std::mem::take(&mut found.queries))?;
+            let (of_queries, of_q_norm) =
+                saved.queries[number].backward(q_norm, std::mem::take(&mut found.queries))?;
             q.backward(&of_queries, tokens, &mut of_h, number > 0)?;
             of_weights.extend([
                 q.of_weight(h, &of_queries, tokens)?,
@@ -177,15 +211,30 @@ impl Attention {
                 }
             }
         }
-        for (set, (KeyValue { k, v, k_norm }, found)) in self.key_values.iter().zip(of_keys).enumerate() {
+        for (set, (KeyValue { k, v, k_norm }, found)) in
+            self.key_values.iter().zip(of_keys).enumerate()
+        {
             // Each set of keys has an expert at least.
-            let Some(found) = found else { candle_core::bail!("keys that no expert looks at") };
+            let Some(found) = found else {
+                candle_core::bail!("keys that no expert looks at")
+            };
             let (of_keys, of_k_norm) = saved.keys[set].backward(k_norm, found.keys)?;
             k.backward(&of_keys, tokens, &mut of_h, true)?;
             v.backward(&found.values, tokens, &mut of_h, true)?;
-            of_weights.extend([k.of_weight(h, &of_keys, tokens)?, k.sum_of_bias(&of_keys)?, of_k_norm]);
-            of_weights.extend([v.of_weight(h, &found.values, tokens)?, v.sum_of_bias(&found.values)?]);
+            of_weights.extend([
+                k.of_weight(h, &of_keys, tokens)?,
+                k.sum_of_bias(&of_keys)?,
+                of_k_norm,
+            ]);
+            of_weights.extend([
+                v.of_weight(h, &found.values, tokens)?,
+                v.sum_of_bias(&found.values)?,
+            ]);
         }
-        Ok(OfInputs { h: of_h, gates: of_gates, weights: of_weights })
+        Ok(OfInputs {
+            h: of_h,
+            gates: of_gates,
+            weights: of_weights,
+        })
     }
 }

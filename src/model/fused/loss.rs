@@ -25,17 +25,41 @@ pub(in crate::model) fn next_token_loss(
     weights: Option<&[f32]>,
 ) -> Result<(Vec<f32>, Tensor)> {
     let wanted = (hidden.track_op(), head.track_op());
-    let found = gradients(&hidden.detach().contiguous()?, &head.detach(), factor, targets, weights, wanted)?;
-    let Found { losses, hidden: of_hidden, head: of_head } = found;
+    let found = gradients(
+        &hidden.detach().contiguous()?,
+        &head.detach(),
+        factor,
+        targets,
+        weights,
+        wanted,
+    )?;
+    let Found {
+        losses,
+        hidden: of_hidden,
+        head: of_head,
+    } = found;
     let Some(weights) = weights else {
         let sum = losses.iter().sum::<f32>();
         return Ok((losses, Tensor::new(sum, &Device::Cpu)?));
     };
-    let sum: f64 = losses.iter().zip(weights).map(|(loss, weight)| f64::from(*loss) * f64::from(*weight)).sum();
+    let sum: f64 = losses
+        .iter()
+        .zip(weights)
+        .map(|(loss, weight)| f64::from(*loss) * f64::from(*weight))
+        .sum();
     let scalar = record(&[hidden, head], vec![sum as f32], (), move |gradient| {
         let factor = f64::from(gradient.to_scalar::<f32>()?);
-        let scaled = |found: &Tensor| if factor == 1.0 { Ok(found.clone()) } else { found * factor };
-        [&of_hidden, &of_head].into_iter().map(|found| found.as_ref().map(scaled).transpose()).collect()
+        let scaled = |found: &Tensor| {
+            if factor == 1.0 {
+                Ok(found.clone())
+            } else {
+                found * factor
+            }
+        };
+        [&of_hidden, &of_head]
+            .into_iter()
+            .map(|found| found.as_ref().map(scaled).transpose())
+            .collect()
     })?;
     Ok((losses, scalar))
 }
@@ -87,16 +111,44 @@ fn gradients(
                 logits[target] -= weight;
             }
         };
-        logits.par_chunks_mut(vocab).zip(losses).enumerate().for_each(row);
+        logits
+            .par_chunks_mut(vocab)
+            .zip(losses)
+            .enumerate()
+            .for_each(row);
         let of_logits = View::new(logits, here, vocab, vocab);
         if of_hidden {
-            multiply(&mut hidden_gradient[first * size..], size, false, 1.0, of_logits, matrix, threads);
+            multiply(
+                &mut hidden_gradient[first * size..],
+                size,
+                false,
+                1.0,
+                of_logits,
+                matrix,
+                threads,
+            );
         }
         if of_head {
-            multiply(&mut head_gradient, size, true, 1.0, of_logits.t(), x, threads);
+            multiply(
+                &mut head_gradient,
+                size,
+                true,
+                1.0,
+                of_logits.t(),
+                x,
+                threads,
+            );
         }
     }
-    let hidden = of_hidden.then(|| Tensor::from_vec(hidden_gradient, (tokens, size), &Device::Cpu)).transpose()?;
-    let head = of_head.then(|| Tensor::from_vec(head_gradient, (vocab, size), &Device::Cpu)).transpose()?;
-    Ok(Found { losses, hidden, head })
+    let hidden = of_hidden
+        .then(|| Tensor::from_vec(hidden_gradient, (tokens, size), &Device::Cpu))
+        .transpose()?;
+    let head = of_head
+        .then(|| Tensor::from_vec(head_gradient, (vocab, size), &Device::Cpu))
+        .transpose()?;
+    Ok(Found {
+        losses,
+        hidden,
+        head,
+    })
 }

@@ -80,17 +80,23 @@ pub(in crate::model) fn mlp(
         let values = input.storage_and_layout();
         mixture.forward(floats(&values)?)?
     };
-    record_sublayer((h, input), gates, weights, out, move |h, gradient| mixture.backward(h, &saved, gradient))
+    record_sublayer((h, input), gates, weights, out, move |h, gradient| {
+        mixture.backward(h, &saved, gradient)
+    })
 }
 
 impl Mixture {
     fn hidden(&self) -> usize {
-        self.experts.first().map_or(0, |expert| expert.gate.columns())
+        self.experts
+            .first()
+            .map_or(0, |expert| expert.gate.columns())
     }
 
     /// The rows of `h` that an expert sees.
     fn seen(&self, h: &[f32], expert: usize) -> Option<Vec<f32>> {
-        self.routed.as_ref().map(|(places, _)| gather(h, self.hidden(), &places.tokens[expert]))
+        self.routed
+            .as_ref()
+            .map(|(places, _)| gather(h, self.hidden(), &places.tokens[expert]))
     }
 
     fn forward(&self, h: &[f32]) -> Result<(Vec<f32>, Vec<Saved>)> {
@@ -99,34 +105,48 @@ impl Mixture {
             let seen = self.seen(h, number);
             let x = seen.as_deref().unwrap_or(h);
             let n = x.len() / self.hidden();
-            let products = Saved { gate: gate.forward(x, n)?, up: up.forward(x, n)? };
+            let products = Saved {
+                gate: gate.forward(x, n)?,
+                up: up.forward(x, n)?,
+            };
             let mut activated = products.gate.clone();
-            let pieces = activated.par_chunks_mut(ACTIVATED).zip(products.up.par_chunks(ACTIVATED));
+            let pieces = activated
+                .par_chunks_mut(ACTIVATED)
+                .zip(products.up.par_chunks(ACTIVATED));
             pieces.for_each(|(gate, up)| silu_multiply(gate, up));
             outputs.push(down.forward(&activated, n)?);
             saved.push(products);
         }
         let out = match &self.routed {
             None => outputs.pop().unwrap_or_default(),
-            Some((_, gates)) => {
-                self.at_tokens(h.len(), &outputs, |token, expert| gates[token * self.experts.len() + expert])
-            }
+            Some((_, gates)) => self.at_tokens(h.len(), &outputs, |token, expert| {
+                gates[token * self.experts.len() + expert]
+            }),
         };
         Ok((out, saved))
     }
 
     /// Rows of the experts' tokens, added up at their tokens.
-    fn at_tokens(&self, length: usize, rows: &[Vec<f32>], factor: impl Fn(usize, usize) -> f32 + Sync) -> Vec<f32> {
+    fn at_tokens(
+        &self,
+        length: usize,
+        rows: &[Vec<f32>],
+        factor: impl Fn(usize, usize) -> f32 + Sync,
+    ) -> Vec<f32> {
         let (mut out, hidden) = (vec![0f32; length], self.hidden());
-        let Some((places, _)) = &self.routed else { return out };
-        out.par_chunks_mut(hidden).zip(&places.experts).enumerate().with_min_len(PIECE).for_each(
-            |(token, (out, experts))| {
+        let Some((places, _)) = &self.routed else {
+            return out;
+        };
+        out.par_chunks_mut(hidden)
+            .zip(&places.experts)
+            .enumerate()
+            .with_min_len(PIECE)
+            .for_each(|(token, (out, experts))| {
                 for (expert, place) in experts {
                     let row = &rows[*expert as usize][*place as usize * hidden..][..hidden];
                     add_scaled(out, row, factor(token, *expert as usize));
                 }
-            },
-        );
+            });
         out
     }
 
@@ -134,9 +154,17 @@ impl Mixture {
     fn backward(&self, h: &[f32], saved: &[Saved], gradient: &[f32]) -> Result<OfInputs> {
         let (experts, hidden) = (self.experts.len(), self.hidden());
         let tokens = h.len() / hidden;
-        let mut of_gates = vec![0f32; if self.routed.is_some() { tokens * experts } else { 0 }];
+        let mut of_gates = vec![
+            0f32;
+            if self.routed.is_some() {
+                tokens * experts
+            } else {
+                0
+            }
+        ];
         let (mut of_h, mut of_weights) = (Vec::new(), Vec::new());
-        for (number, (Mlp { gate, up, down }, saved)) in self.experts.iter().zip(saved).enumerate() {
+        for (number, (Mlp { gate, up, down }, saved)) in self.experts.iter().zip(saved).enumerate()
+        {
             let seen = self.seen(h, number);
             let x = seen.as_deref().unwrap_or(h);
             let n = x.len() / hidden;
@@ -149,8 +177,16 @@ impl Mixture {
             let own = self.routed.as_ref().map(|(places, gates)| {
                 let tokens = &places.tokens[number];
                 let rows = gather(gradient, hidden, tokens);
-                let weights: Vec<f32> = tokens.iter().map(|token| gates[*token as usize * experts + number]).collect();
-                (tokens, scale_rows(&rows, hidden, |row| weights[row]), rows, weights)
+                let weights: Vec<f32> = tokens
+                    .iter()
+                    .map(|token| gates[*token as usize * experts + number])
+                    .collect();
+                (
+                    tokens,
+                    scale_rows(&rows, hidden, |row| weights[row]),
+                    rows,
+                    weights,
+                )
             });
             let of_out = own.as_ref().map_or(gradient, |(_, scaled, ..)| scaled);
             let unscaled = own.as_ref().map_or(gradient, |(_, _, rows, _)| rows);
@@ -159,10 +195,15 @@ impl Mixture {
             let (mut of_gate, mut of_up) = (saved.gate.clone(), saved.up.clone());
             let mut activated = vec![0f32; of_gate.len()];
             // The gates come last: their own gradient is along the unscaled one.
-            let pieces = of_gate.par_chunks_mut(ACTIVATED).zip(of_up.par_chunks_mut(ACTIVATED));
-            let pieces = pieces.zip(of_activated.par_chunks(ACTIVATED)).zip(activated.par_chunks_mut(ACTIVATED));
-            pieces
-                .for_each(|(((gate, up), gradient), activated)| silu_multiply_backward(gate, up, gradient, activated));
+            let pieces = of_gate
+                .par_chunks_mut(ACTIVATED)
+                .zip(of_up.par_chunks_mut(ACTIVATED));
+            let pieces = pieces
+                .zip(of_activated.par_chunks(ACTIVATED))
+                .zip(activated.par_chunks_mut(ACTIVATED));
+            pieces.for_each(|(((gate, up), gradient), activated)| {
+                silu_multiply_backward(gate, up, gradient, activated)
+            });
             if let Some((tokens, _, rows, weights)) = &own {
                 let mut along = dot_rows(&of_activated, &activated, down.columns());
                 down.add_along_bias(rows, &mut along)?;
@@ -178,12 +219,19 @@ impl Mixture {
             of_h.push(of_x);
             of_weights.extend([gate.of_weight(x, &of_gate, n)?, gate.sum_of_bias(&of_gate)?]);
             of_weights.extend([up.of_weight(x, &of_up, n)?, up.sum_of_bias(&of_up)?]);
-            of_weights.extend([down.of_weight(&activated, of_out, n)?, down.sum_of_bias(of_out)?]);
+            of_weights.extend([
+                down.of_weight(&activated, of_out, n)?,
+                down.sum_of_bias(of_out)?,
+            ]);
         }
         let of_h = match &self.routed {
             None => of_h.pop().unwrap_or_default(),
             Some(_) => self.at_tokens(h.len(), &of_h, |_, _| 1.0),
         };
-        Ok(OfInputs { h: of_h, gates: of_gates, weights: of_weights })
+        Ok(OfInputs {
+            h: of_h,
+            gates: of_gates,
+            weights: of_weights,
+        })
     }
 }

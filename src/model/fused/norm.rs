@@ -22,7 +22,13 @@ impl Norm {
     /// Its numbers, out of the graph; `centred` where the mean is taken away (layer norm).
     pub(in crate::model) fn new(weight: &Tensor, eps: f64, centred: bool) -> Result<Self> {
         let (size, trained) = (weight.dim(D::Minus1)?, weight.track_op());
-        Ok(Self { weight: weight.detach(), eps, centred, size, trained })
+        Ok(Self {
+            weight: weight.detach(),
+            eps,
+            centred,
+            size,
+            trained,
+        })
     }
 
     /// Rows of `size` values.
@@ -33,25 +39,47 @@ impl Norm {
         let mut out = vec![0f32; x.len()];
         // Pieces begin with the first head.
         let piece = PIECE * heads * self.size;
-        x.par_chunks(piece).zip(out.par_chunks_mut(piece)).for_each(|(x, out)| {
-            for (row, (x, out)) in x.chunks(self.size).zip(out.chunks_mut(self.size)).enumerate() {
-                normalise(x, &weight[row % heads * self.size..][..self.size], self.eps, self.centred, out);
-            }
-        });
+        x.par_chunks(piece)
+            .zip(out.par_chunks_mut(piece))
+            .for_each(|(x, out)| {
+                for (row, (x, out)) in x
+                    .chunks(self.size)
+                    .zip(out.chunks_mut(self.size))
+                    .enumerate()
+                {
+                    normalise(
+                        x,
+                        &weight[row % heads * self.size..][..self.size],
+                        self.eps,
+                        self.centred,
+                        out,
+                    );
+                }
+            });
         Ok(out)
     }
 
     /// The gradient of `x`, and of the weight where it gets one.
-    pub(super) fn backward(&self, x: &[f32], gradient: &[f32]) -> Result<(Vec<f32>, Option<Tensor>)> {
+    pub(super) fn backward(
+        &self,
+        x: &[f32],
+        gradient: &[f32],
+    ) -> Result<(Vec<f32>, Option<Tensor>)> {
         let weight = self.weight.storage_and_layout();
         let weight = floats(&weight)?;
         let heads = weight.len() / self.size;
         let mut of_x = vec![0f32; x.len()];
         let piece = PIECE * heads * self.size;
-        let pieces = of_x.par_chunks_mut(piece).zip(x.par_chunks(piece)).zip(gradient.par_chunks(piece));
+        let pieces = of_x
+            .par_chunks_mut(piece)
+            .zip(x.par_chunks(piece))
+            .zip(gradient.par_chunks(piece));
         let of_weight = pieces.map(|((of_x, x), gradient)| {
             let mut of_weight = vec![0f32; weight.len()];
-            let rows = of_x.chunks_mut(self.size).zip(x.chunks(self.size)).zip(gradient.chunks(self.size));
+            let rows = of_x
+                .chunks_mut(self.size)
+                .zip(x.chunks(self.size))
+                .zip(gradient.chunks(self.size));
             for (row, ((of_x, x), gradient)) in rows.enumerate() {
                 let place = row % heads * self.size..(row % heads + 1) * self.size;
                 let (weight, of_weight) = (&weight[place.clone()], &mut of_weight[place]);
@@ -60,7 +88,9 @@ impl Norm {
             of_weight
         });
         let of_weight = add_up(of_weight.collect(), weight.len());
-        let of_weight = self.trained.then(|| Tensor::from_vec(of_weight, self.weight.shape(), &Device::Cpu));
+        let of_weight = self
+            .trained
+            .then(|| Tensor::from_vec(of_weight, self.weight.shape(), &Device::Cpu));
         Ok((of_x, of_weight.transpose()?))
     }
 }
@@ -75,6 +105,9 @@ pub(in crate::model) fn norm(x: &Tensor, weight: &Tensor, norm: Norm) -> Result<
     record(&[x, weight], out, x.shape(), move |gradient| {
         let (values, gradient) = (input.storage_and_layout(), gradient.storage_and_layout());
         let (of_x, of_weight) = norm.backward(floats(&values)?, floats(&gradient)?)?;
-        Ok(vec![Some(Tensor::from_vec(of_x, input.shape(), &Device::Cpu)?), of_weight])
+        Ok(vec![
+            Some(Tensor::from_vec(of_x, input.shape(), &Device::Cpu)?),
+            of_weight,
+        ])
     })
 }

@@ -27,19 +27,31 @@ pub(in super::super) fn record(
     backward: impl Fn(&Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
 ) -> Result<Tensor> {
     let shape = shape.into();
-    let tracked: Vec<(usize, &Tensor)> =
-        inputs.iter().enumerate().filter(|(_, input)| input.track_op()).map(|(place, input)| (place, *input)).collect();
+    let tracked: Vec<(usize, &Tensor)> = inputs
+        .iter()
+        .enumerate()
+        .filter(|(_, input)| input.track_op())
+        .map(|(place, input)| (place, *input))
+        .collect();
     let Some((first, rest)) = tracked.split_first() else {
         return Tensor::from_vec(values, shape, &Device::Cpu);
     };
     let gradients = Gradients::default();
-    let link = |place| Link { gradients: Arc::clone(&gradients), place };
+    let link = |place| Link {
+        gradients: Arc::clone(&gradients),
+        place,
+    };
     let mut chain = first.1.apply_op1(link(first.0))?;
     for (place, input) in rest {
         chain = chain.apply_op2(input, link(*place))?;
     }
     let output = Mutex::new(Some(CpuStorage::F32(values)));
-    chain.apply_op1(Operation { output, shape, gradients, backward: Box::new(backward) })
+    chain.apply_op1(Operation {
+        output,
+        shape,
+        gradients,
+        backward: Box::new(backward),
+    })
 }
 
 /// The gradients of a sublayer's inputs.
@@ -59,7 +71,10 @@ pub(super) fn record_sublayer(
     values: Vec<f32>,
     backward: impl Fn(&[f32], &[f32]) -> Result<OfInputs> + Send + Sync + 'static,
 ) -> Result<Tensor> {
-    let inputs: Vec<Option<&Tensor>> = [Some(h), gates].into_iter().chain(weights.iter().copied()).collect();
+    let inputs: Vec<Option<&Tensor>> = [Some(h), gates]
+        .into_iter()
+        .chain(weights.iter().copied())
+        .collect();
     let there: Vec<bool> = inputs.iter().map(Option::is_some).collect();
     let inputs: Vec<&Tensor> = inputs.into_iter().flatten().collect();
     let gate_shape = gates.map(|gates| gates.shape().clone());
@@ -67,9 +82,17 @@ pub(super) fn record_sublayer(
         let (values, gradient) = (input.storage_and_layout(), gradient.storage_and_layout());
         let found = backward(floats(&values)?, floats(&gradient)?)?;
         let of_h = Tensor::from_vec(found.h, input.shape(), &Device::Cpu)?;
-        let of_gates = gate_shape.as_ref().map(|shape| Tensor::from_vec(found.gates, shape, &Device::Cpu));
-        let all = [Some(of_h), of_gates.transpose()?].into_iter().chain(found.weights);
-        Ok(all.zip(&there).filter(|(_, there)| **there).map(|(gradient, _)| gradient).collect())
+        let of_gates = gate_shape
+            .as_ref()
+            .map(|shape| Tensor::from_vec(found.gates, shape, &Device::Cpu));
+        let all = [Some(of_h), of_gates.transpose()?]
+            .into_iter()
+            .chain(found.weights);
+        Ok(all
+            .zip(&there)
+            .filter(|(_, there)| **there)
+            .map(|(gradient, _)| gradient)
+            .collect())
     })
 }
 
@@ -81,7 +104,10 @@ struct Link {
 
 impl Link {
     fn take(&self) -> Option<Tensor> {
-        let mut gradients = self.gradients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gradients = self
+            .gradients
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         gradients.get_mut(self.place).and_then(Option::take)
     }
 }
@@ -114,12 +140,27 @@ impl CustomOp2 for Link {
         "fused-input"
     }
 
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         Ok(nothing())
     }
 
-    fn bwd(&self, chain: &Tensor, input: &Tensor, _: &Tensor, _: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(chain.zeros_like()?), CustomOp1::bwd(self, input, input, input)?))
+    fn bwd(
+        &self,
+        chain: &Tensor,
+        input: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((
+            Some(chain.zeros_like()?),
+            CustomOp1::bwd(self, input, input, input)?,
+        ))
     }
 }
 
@@ -138,7 +179,11 @@ impl CustomOp1 for Operation {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let output = self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let output = self
+            .output
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         match output {
             Some(output) => Ok((output, self.shape.clone())),
             None => candle_core::bail!("a fused operation ran twice"),
@@ -147,7 +192,10 @@ impl CustomOp1 for Operation {
 
     fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let found = (self.backward)(&gradient.contiguous()?)?;
-        *self.gradients.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        *self
+            .gradients
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = found;
         Tensor::zeros(1, DType::F32, &Device::Cpu).map(Some)
     }
 }

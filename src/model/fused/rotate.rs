@@ -15,8 +15,20 @@ pub(in crate::model) struct Rotate {
 
 impl Rotate {
     /// `cos` and `sin` `[rows, seq, pairs]`, where `rows` is 1 or the batch.
-    pub(in crate::model) fn new(cos: Vec<f32>, sin: Vec<f32>, rows: usize, pairs: usize, interleaved: bool) -> Self {
-        Self { cos: cos.into(), sin: sin.into(), rows, pairs, interleaved }
+    pub(in crate::model) fn new(
+        cos: Vec<f32>,
+        sin: Vec<f32>,
+        rows: usize,
+        pairs: usize,
+        interleaved: bool,
+    ) -> Self {
+        Self {
+            cos: cos.into(),
+            sin: sin.into(),
+            rows,
+            pairs,
+            interleaved,
+        }
     }
 
     /// Rotates a head `[seq, head_dim]` of row `b`.
@@ -35,7 +47,9 @@ impl Rotate {
         let (cos, sin) = (&self.cos[row.clone()], &self.sin[row]);
         let seq = length / self.pairs;
         let head_dim = values.len() / seq;
-        let positions = cos.chunks_exact(self.pairs).zip(sin.chunks_exact(self.pairs));
+        let positions = cos
+            .chunks_exact(self.pairs)
+            .zip(sin.chunks_exact(self.pairs));
         for (values, (cos, sin)) in values.chunks_exact_mut(head_dim).zip(positions) {
             if self.interleaved {
                 for (pair, (cos, sin)) in values.chunks_exact_mut(2).zip(cos.iter().zip(sin)) {
@@ -44,9 +58,12 @@ impl Rotate {
                 }
             } else {
                 let (first, second) = values.split_at_mut(self.pairs);
-                for ((first, second), (cos, sin)) in first.iter_mut().zip(second).zip(cos.iter().zip(sin)) {
+                for ((first, second), (cos, sin)) in
+                    first.iter_mut().zip(second).zip(cos.iter().zip(sin))
+                {
                     let sin = direction * sin;
-                    (*first, *second) = (*first * cos - *second * sin, *second * cos + *first * sin);
+                    (*first, *second) =
+                        (*first * cos - *second * sin, *second * cos + *first * sin);
                 }
             }
         }

@@ -41,7 +41,13 @@ pub struct Job {
 }
 
 /// The jobs of the stages that `runs`, in order. Stages of one entry of the recipe that do not need each other are an array.
-pub(super) fn jobs(stages: &[Stage], graph: &Graph, choices: &[Choice], runs: &[bool], site: &Site) -> Vec<Job> {
+pub(super) fn jobs(
+    stages: &[Stage],
+    graph: &Graph,
+    choices: &[Choice],
+    runs: &[bool],
+    site: &Site,
+) -> Vec<Job> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     for number in (0..stages.len()).filter(|number| runs[*number]) {
         let fits = |group: &&mut Vec<usize>| {
@@ -49,7 +55,9 @@ pub(super) fn jobs(stages: &[Stage], graph: &Graph, choices: &[Choice], runs: &[
             first.entry == stage.entry
                 && choices[group[0]] == choices[number]
                 && first.slurm == stage.slurm
-                && group.iter().all(|member| !graph.waits(number).any(|other| other == *member))
+                && group
+                    .iter()
+                    .all(|member| !graph.waits(number).any(|other| other == *member))
         };
         match groups.last_mut().filter(fits) {
             Some(group) => group.push(number),
@@ -57,10 +65,24 @@ pub(super) fn jobs(stages: &[Stage], graph: &Graph, choices: &[Choice], runs: &[
         }
     }
     let job = |group: Vec<usize>| {
-        let needs: BTreeSet<usize> = group.iter().flat_map(|stage| graph.needs(*stage)).copied().collect();
-        let waits = group.iter().flat_map(|stage| graph.waits(*stage)).filter(|stage| !needs.contains(stage)).collect();
+        let needs: BTreeSet<usize> = group
+            .iter()
+            .flat_map(|stage| graph.needs(*stage))
+            .copied()
+            .collect();
+        let waits = group
+            .iter()
+            .flat_map(|stage| graph.waits(*stage))
+            .filter(|stage| !needs.contains(stage))
+            .collect();
         let script = script(stages, &group, choices, site);
-        Job { name: name(stages, &group), stages: group, needs, waits, script }
+        Job {
+            name: name(stages, &group),
+            stages: group,
+            needs,
+            waits,
+            script,
+        }
     };
     groups.into_iter().map(job).collect()
 }
@@ -68,8 +90,18 @@ pub(super) fn jobs(stages: &[Stage], graph: &Graph, choices: &[Choice], runs: &[
 /// A stage's name, or what the names of an array's stages begin with.
 fn name(stages: &[Stage], group: &[usize]) -> String {
     let first = &stages[group[0]].name;
-    let shared = |other: &str| first.chars().zip(other.chars()).take_while(|(a, b)| a == b).count();
-    let length = group.iter().map(|stage| shared(&stages[*stage].name)).min().unwrap_or_default();
+    let shared = |other: &str| {
+        first
+            .chars()
+            .zip(other.chars())
+            .take_while(|(a, b)| a == b)
+            .count()
+    };
+    let length = group
+        .iter()
+        .map(|stage| shared(&stages[*stage].name))
+        .min()
+        .unwrap_or_default();
     let begin: String = first.chars().take(length).collect();
     match begin.trim_end_matches(['-', '_', '.']) {
         "" => stages[group[0]].kind().to_owned(),
@@ -79,8 +111,17 @@ fn name(stages: &[Stage], group: &[usize]) -> String {
 
 fn script(stages: &[Stage], group: &[usize], choices: &[Choice], site: &Site) -> String {
     let is_array = group.len() > 1;
-    let log = if is_array { "slurm-%A_%a.out" } else { "slurm-%j.out" };
-    let logs = site.work.join(FOLDER).join("logs").to_string_lossy().replace('%', "%%");
+    let log = if is_array {
+        "slurm-%A_%a.out"
+    } else {
+        "slurm-%j.out"
+    };
+    let logs = site
+        .work
+        .join(FOLDER)
+        .join("logs")
+        .to_string_lossy()
+        .replace('%', "%%");
     let mut directives = vec![
         format!("job-name=\"{}\"", name(stages, group)),
         format!("output=\"{logs}/{log}\""),
@@ -92,17 +133,31 @@ fn script(stages: &[Stage], group: &[usize], choices: &[Choice], site: &Site) ->
         directives.push(format!("array=0-{}", group.len() - 1));
     }
     let resources: &BTreeMap<_, _> = &stages[group[0]].slurm;
-    let flag = |key: &str| FLAGS.iter().find(|(known, _)| *known == key).map_or("", |(_, flag)| flag);
-    directives.extend(resources.iter().map(|(key, value)| format!("{}=\"{value}\"", flag(key))));
+    let flag = |key: &str| {
+        FLAGS
+            .iter()
+            .find(|(known, _)| *known == key)
+            .map_or("", |(_, flag)| flag)
+    };
+    directives.extend(
+        resources
+            .iter()
+            .map(|(key, value)| format!("{}=\"{value}\"", flag(key))),
+    );
     let mut text = String::from("#!/bin/sh\n");
-    directives.iter().for_each(|directive| text.push_str(&format!("#SBATCH --{directive}\n")));
+    directives
+        .iter()
+        .for_each(|directive| text.push_str(&format!("#SBATCH --{directive}\n")));
     if let Some(cpus) = resources.get("cpus") {
         text.push_str(&format!("export RAYON_NUM_THREADS={}\n", quoted(cpus)));
     }
     if is_array {
         text.push_str("case $SLURM_ARRAY_TASK_ID in\n");
         for (task, stage) in group.iter().enumerate() {
-            text.push_str(&format!("{task}) stage={} ;;\n", quoted(&stages[*stage].name)));
+            text.push_str(&format!(
+                "{task}) stage={} ;;\n",
+                quoted(&stages[*stage].name)
+            ));
         }
         text.push_str("esac\n");
     } else {

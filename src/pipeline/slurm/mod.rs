@@ -51,21 +51,36 @@ impl Runner<'_> {
         site: &Site,
     ) -> Result<(Vec<Job>, BTreeMap<usize, String>)> {
         let forecasts = self.forecast(stages, graph, choices)?;
-        let alive: BTreeMap<String, JobState> =
-            self.job_states().into_iter().filter(|(_, state)| state.is_alive()).collect();
+        let alive: BTreeMap<String, JobState> = self
+            .job_states()
+            .into_iter()
+            .filter(|(_, state)| state.is_alive())
+            .collect();
         let waiting = stages.iter().enumerate();
-        let waiting = waiting.filter_map(|(number, stage)| Some((number, alive.get(&stage.name)?.job.clone())));
+        let waiting = waiting
+            .filter_map(|(number, stage)| Some((number, alive.get(&stage.name)?.job.clone())));
         let waiting: BTreeMap<usize, String> = waiting.collect();
         let runs = forecasts.iter().enumerate();
-        let runs = runs.map(|(number, forecast)| forecast.runs_because.is_some() && !waiting.contains_key(&number));
-        Ok((jobs::jobs(stages, graph, choices, &runs.collect::<Vec<_>>(), site), waiting))
+        let runs = runs.map(|(number, forecast)| {
+            forecast.runs_because.is_some() && !waiting.contains_key(&number)
+        });
+        Ok((
+            jobs::jobs(stages, graph, choices, &runs.collect::<Vec<_>>(), site),
+            waiting,
+        ))
     }
 
     /// Submits what is chosen and not up to date, each job behind those that it needs.
     ///
     /// # Errors
     /// Where Slurm refuses a job; those submitted before stay.
-    pub fn submit(&self, stages: &[Stage], graph: &Graph, choices: &[Choice], site: &Site) -> Result<Vec<Submitted>> {
+    pub fn submit(
+        &self,
+        stages: &[Stage],
+        graph: &Graph,
+        choices: &[Choice],
+        site: &Site,
+    ) -> Result<Vec<Submitted>> {
         let (jobs, mut of_stage) = self.jobs(stages, graph, choices, site)?;
         let logs = self.logs();
         fs::create_dir_all(&logs).map_err(|e| Error::io("create", &logs, e))?;
@@ -74,18 +89,32 @@ impl Runner<'_> {
         let mut submitted: Vec<Submitted> = of_stage
             .iter()
             .map(|(stage, job)| (stages[*stage].name.clone(), job.clone()))
-            .map(|(stage, job)| Submitted { stage, job, after: Vec::new(), already: true })
+            .map(|(stage, job)| Submitted {
+                stage,
+                job,
+                after: Vec::new(),
+                already: true,
+            })
             .collect();
         let mut known = self.submitted();
         for job in jobs {
             let (after, dependency) = dependency(&job, &of_stage);
             let number = queue::submit(&job.name, &job.script, dependency.as_deref())?;
             for (task, stage) in job.stages.iter().enumerate() {
-                let id = if job.stages.len() > 1 { format!("{number}_{task}") } else { number.clone() };
+                let id = if job.stages.len() > 1 {
+                    format!("{number}_{task}")
+                } else {
+                    number.clone()
+                };
                 of_stage.insert(*stage, id.clone());
                 known.insert(stages[*stage].name.clone(), id.clone());
                 let stage = stages[*stage].name.clone();
-                submitted.push(Submitted { stage, job: id, after: after.clone(), already: false });
+                submitted.push(Submitted {
+                    stage,
+                    job: id,
+                    after: after.clone(),
+                    already: false,
+                });
             }
             // Maps with string keys always serialise.
             let text = serde_json::to_string_pretty(&known).unwrap_or_default();
@@ -98,12 +127,18 @@ impl Runner<'_> {
     pub(super) fn job_states(&self) -> BTreeMap<String, JobState> {
         let known = self.submitted();
         let states = queue::states(&known.values().map(String::as_str).collect::<Vec<_>>());
-        known.into_iter().filter_map(|(stage, job)| Some((stage, states.get(&job)?.clone()))).collect()
+        known
+            .into_iter()
+            .filter_map(|(stage, job)| Some((stage, states.get(&job)?.clone())))
+            .collect()
     }
 
     /// The last job of each stage.
     fn submitted(&self) -> BTreeMap<String, String> {
-        fs::read(self.jobs_file()).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+        fs::read(self.jobs_file())
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default()
     }
 
     fn jobs_file(&self) -> PathBuf {
@@ -115,7 +150,10 @@ impl Runner<'_> {
 fn dependency(job: &Job, of_stage: &BTreeMap<usize, String>) -> (Vec<String>, Option<String>) {
     let (mut after, mut clauses) = (Vec::new(), Vec::new());
     for (kind, stages) in [("afterok", &job.needs), ("afterany", &job.waits)] {
-        let jobs: BTreeSet<&String> = stages.iter().filter_map(|stage| of_stage.get(stage)).collect();
+        let jobs: BTreeSet<&String> = stages
+            .iter()
+            .filter_map(|stage| of_stage.get(stage))
+            .collect();
         let jobs: Vec<String> = jobs.into_iter().cloned().collect();
         if !jobs.is_empty() {
             clauses.push(format!("{kind}:{}", jobs.join(":")));
@@ -131,13 +169,21 @@ pub fn submission_script(jobs: &[Job], waiting: &BTreeMap<usize, String>) -> Str
     let mut of_stage = waiting.clone();
     for (number, job) in jobs.iter().enumerate() {
         let (_, dependency) = dependency(job, &of_stage);
-        let after =
-            dependency.map_or(String::new(), |clauses| format!(" --dependency={clauses} --kill-on-invalid-dep=yes"));
+        let after = dependency.map_or(String::new(), |clauses| {
+            format!(" --dependency={clauses} --kill-on-invalid-dep=yes")
+        });
         let variable = format!("job{}", number + 1);
-        text.push_str(&format!("{variable}=$(sbatch --parsable{after} <<'END'\n{}END\n)\n\n", job.script));
+        text.push_str(&format!(
+            "{variable}=$(sbatch --parsable{after} <<'END'\n{}END\n)\n\n",
+            job.script
+        ));
         let is_array = job.stages.len() > 1;
         for (task, stage) in job.stages.iter().enumerate() {
-            let id = if is_array { format!("${{{variable}}}_{task}") } else { format!("${{{variable}}}") };
+            let id = if is_array {
+                format!("${{{variable}}}_{task}")
+            } else {
+                format!("${{{variable}}}")
+            };
             of_stage.insert(*stage, id);
         }
     }
@@ -148,8 +194,17 @@ pub fn submission_script(jobs: &[Job], waiting: &BTreeMap<usize, String>) -> Str
 pub fn submitted_table(submitted: &[Submitted]) -> String {
     let columns = ["stage", "job", "after", ""].map(|title| (title, Align::Left));
     let row = |stage: &Submitted| {
-        let already = if stage.already { "waits or runs already" } else { "submitted" };
-        vec![stage.stage.clone(), stage.job.clone(), stage.after.join(" "), already.to_owned()]
+        let already = if stage.already {
+            "waits or runs already"
+        } else {
+            "submitted"
+        };
+        vec![
+            stage.stage.clone(),
+            stage.job.clone(),
+            stage.after.join(" "),
+            already.to_owned(),
+        ]
     };
     table::render(&columns, submitted.iter().map(row))
 }

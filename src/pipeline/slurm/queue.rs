@@ -42,8 +42,16 @@ impl JobState {
 
     /// In words.
     pub fn words(&self) -> String {
-        let more: Vec<&str> = [&self.reason, &self.elapsed].into_iter().flatten().map(String::as_str).collect();
-        let more = if more.is_empty() { String::new() } else { format!(" ({})", more.join(", ")) };
+        let more: Vec<&str> = [&self.reason, &self.elapsed]
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
+            .collect();
+        let more = if more.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", more.join(", "))
+        };
         format!("{} {}{more}", self.job, self.state.to_lowercase())
     }
 }
@@ -54,11 +62,19 @@ pub(super) fn submit(name: &str, script: &str, dependency: Option<&str>) -> Resu
     command.arg("--parsable");
     if let Some(dependency) = dependency {
         // A job whose needs failed goes, instead of waiting for ever.
-        command.args([&format!("--dependency={dependency}"), "--kill-on-invalid-dep=yes"]);
+        command.args([
+            &format!("--dependency={dependency}"),
+            "--kill-on-invalid-dep=yes",
+        ]);
     }
-    let failed =
-        |e| Error::io("run", "sbatch", e).with_hint("--executor slurm needs the commands of Slurm on this machine");
-    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let failed = |e| {
+        Error::io("run", "sbatch", e)
+            .with_hint("--executor slurm needs the commands of Slurm on this machine")
+    };
+    let piped = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = piped.spawn().map_err(failed)?;
     if let Some(mut stdin) = child.stdin.take() {
         // It may have refused its arguments, and says why; what it did not read is no other fault.
@@ -68,10 +84,18 @@ pub(super) fn submit(name: &str, script: &str, dependency: Option<&str>) -> Resu
     let words = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     // `JOB` or `JOB;CLUSTER`.
     let job = words.split(';').next().unwrap_or_default();
-    if !output.status.success() || job.is_empty() || !job.bytes().all(|byte| byte.is_ascii_digit()) {
+    if !output.status.success() || job.is_empty() || !job.bytes().all(|byte| byte.is_ascii_digit())
+    {
         let said = String::from_utf8_lossy(&output.stderr);
-        let said = said.trim().lines().last().unwrap_or("it gave no number of a job");
-        return Err(Error::compute(format!("submit the job `{name}`"), said.trim_start_matches("sbatch: ")));
+        let said = said
+            .trim()
+            .lines()
+            .last()
+            .unwrap_or("it gave no number of a job");
+        return Err(Error::compute(
+            format!("submit the job `{name}`"),
+            said.trim_start_matches("sbatch: "),
+        ));
     }
     Ok(job.to_owned())
 }
@@ -82,20 +106,50 @@ pub(super) fn states(jobs: &[&str]) -> BTreeMap<String, JobState> {
     if jobs.is_empty() {
         return states;
     }
-    let numbers: Vec<&str> = jobs.iter().map(|job| job.split('_').next().unwrap_or(job)).collect();
+    let numbers: Vec<&str> = jobs
+        .iter()
+        .map(|job| job.split('_').next().unwrap_or(job))
+        .collect();
     // What has ended stands in the accounting, where there is one.
     let mut accounting = Command::new("sacct");
-    accounting.args(["--noheader", "--parsable2", "--allocations", "--format=JobID,State,Elapsed", "--jobs"]);
+    accounting.args([
+        "--noheader",
+        "--parsable2",
+        "--allocations",
+        "--format=JobID,State,Elapsed",
+        "--jobs",
+    ]);
     for [job, state, elapsed] in rows(accounting.arg(numbers.join(","))) {
         // `CANCELLED by 0`
         let state = state.split(' ').next().unwrap_or_default().to_owned();
-        states.insert(job.clone(), JobState { job, state, reason: None, elapsed: Some(elapsed) });
+        states.insert(
+            job.clone(),
+            JobState {
+                job,
+                state,
+                reason: None,
+                elapsed: Some(elapsed),
+            },
+        );
     }
     // What waits or runs stands in the queue; asked for everything, for it refuses numbers that it has forgotten.
-    for [job, state, reason] in rows(Command::new("squeue").args(["--noheader", "--array", "--format=%i|%T|%r"])) {
-        let elapsed = states.get(&job).and_then(|known| known.elapsed.clone()).filter(|_| state != "PENDING");
+    for [job, state, reason] in
+        rows(Command::new("squeue").args(["--noheader", "--array", "--format=%i|%T|%r"]))
+    {
+        let elapsed = states
+            .get(&job)
+            .and_then(|known| known.elapsed.clone())
+            .filter(|_| state != "PENDING");
         let reason = Some(reason).filter(|reason| reason != "None");
-        states.insert(job.clone(), JobState { job, state, reason, elapsed });
+        states.insert(
+            job.clone(),
+            JobState {
+                job,
+                state,
+                reason,
+                elapsed,
+            },
+        );
     }
     states.retain(|job, _| jobs.contains(&job.as_str()));
     states
@@ -103,8 +157,12 @@ pub(super) fn states(jobs: &[&str]) -> BTreeMap<String, JobState> {
 
 /// The rows of a command's table; none where it does not answer.
 fn rows(command: &mut Command) -> Vec<[String; 3]> {
-    let Ok(output) = command.stdin(Stdio::null()).stderr(Stdio::null()).output() else { return Vec::new() };
+    let Ok(output) = command.stdin(Stdio::null()).stderr(Stdio::null()).output() else {
+        return Vec::new();
+    };
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let row = |line: &str| <[String; 3]>::try_from(line.split('|').map(str::to_owned).collect::<Vec<_>>()).ok();
+    let row = |line: &str| {
+        <[String; 3]>::try_from(line.split('|').map(str::to_owned).collect::<Vec<_>>()).ok()
+    };
     text.lines().filter_map(row).collect()
 }

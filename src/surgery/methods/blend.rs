@@ -14,7 +14,10 @@ pub(super) fn expression(part: &Part, context: &Context, of: Vec<Expression>) ->
     let width = context.width / of.len().max(1) as u64;
     match part.neurons() {
         Some(axis) => {
-            let of = of.into_iter().map(|network| shard(network, part, part.expert, width, context)).collect();
+            let of = of
+                .into_iter()
+                .map(|network| shard(network, part, part.expert, width, context))
+                .collect();
             Expression::Concat { of, axis }
         }
         None => Expression::Mean { of },

@@ -39,8 +39,17 @@ impl Drop {
 
     pub(super) fn expression(&self, part: &Part, context: &Context, of: Expression) -> Expression {
         let dropped = (self.ratio * context.width as f64).floor() as u64;
-        let Some(axis) = part.neurons() else { return of };
-        let of = gathered(of, axis, context, part.expert_key("order"), 0, context.width);
+        let Some(axis) = part.neurons() else {
+            return of;
+        };
+        let of = gathered(
+            of,
+            axis,
+            context,
+            part.expert_key("order"),
+            0,
+            context.width,
+        );
         if dropped == 0 {
             return of;
         }
@@ -49,7 +58,19 @@ impl Drop {
             DropIndices::PerMatrix => part.own_key("dropped"),
         };
         let seed = context.rng_seed;
-        let at = Drawn { axis, seed, key, start: 0, length: dropped };
-        Expression::Redraw { of: Box::new(of), at, std: None, seed, key: part.own_key("redrawn") }
+        let at = Drawn {
+            axis,
+            seed,
+            key,
+            start: 0,
+            length: dropped,
+        };
+        Expression::Redraw {
+            of: Box::new(of),
+            at,
+            std: None,
+            seed,
+            key: part.own_key("redrawn"),
+        }
     }
 }

@@ -37,12 +37,21 @@ pub enum WeightScaling {
 
 impl Granular {
     pub(super) fn size(&self, width: u64) -> Result<(u64, u64)> {
-        Ok((self.expansion.saturating_mul(self.granularity), cut(width, self.granularity, "--granularity")?))
+        Ok((
+            self.expansion.saturating_mul(self.granularity),
+            cut(width, self.granularity, "--granularity")?,
+        ))
     }
 
     pub(super) fn expression(&self, part: &Part, context: &Context, of: Expression) -> Expression {
         let shards = self.granularity;
-        let of = shard(of, part, part.expert % shards, context.width / shards, context);
+        let of = shard(
+            of,
+            part,
+            part.expert % shards,
+            context.width / shards,
+            context,
+        );
         scaled(of, self.factor(part, context))
     }
 

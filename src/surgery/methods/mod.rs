@@ -102,7 +102,10 @@ impl Part {
     /// The key of draws about this tensor alone.
     fn own_key(&self, what: &str) -> String {
         let bias = if self.bias { ".bias" } else { "" };
-        format!("layers.{}.experts.{}.{}{bias}.{what}", self.layer, self.expert, self.role)
+        format!(
+            "layers.{}.experts.{}.{}{bias}.{what}",
+            self.layer, self.expert, self.role
+        )
     }
 }
 
@@ -114,7 +117,10 @@ impl FeedForward {
     pub fn size(&self, networks: u64, width: u64) -> Result<(u64, u64)> {
         match self {
             Self::Networks => Ok((networks, width)),
-            Self::Chunks(chunks) => Ok((networks.saturating_mul(*chunks), cut(width, *chunks, "--split-ffn")?)),
+            Self::Chunks(chunks) => Ok((
+                networks.saturating_mul(*chunks),
+                cut(width, *chunks, "--split-ffn")?,
+            )),
             Self::Blend => Ok((networks, blend::chunk(width, networks)? * networks)),
             Self::Copies(experts) => Ok((*experts, width)),
             Self::Noise(noise) => noise.size(width),
@@ -134,10 +140,13 @@ impl FeedForward {
     pub fn names(&self, networks: &[String], experts: u64) -> Vec<String> {
         match self {
             Self::Networks => networks.to_vec(),
-            Self::Chunks(chunks) => {
-                networks.iter().flat_map(|name| (0..*chunks).map(move |chunk| format!("{name}.{chunk}"))).collect()
-            }
-            Self::Blend => (0..experts).map(|expert| format!("blend.{expert}")).collect(),
+            Self::Chunks(chunks) => networks
+                .iter()
+                .flat_map(|name| (0..*chunks).map(move |chunk| format!("{name}.{chunk}")))
+                .collect(),
+            Self::Blend => (0..experts)
+                .map(|expert| format!("blend.{expert}"))
+                .collect(),
             _ => vec![networks.first().cloned().unwrap_or_default(); experts as usize],
         }
     }
@@ -154,15 +163,28 @@ impl FeedForward {
     }
 
     /// A tensor of an expert, given that tensor of each of its networks.
-    pub fn expression(&self, part: &Part, context: &Context, mut of: Vec<Expression>) -> Expression {
+    pub fn expression(
+        &self,
+        part: &Part,
+        context: &Context,
+        mut of: Vec<Expression>,
+    ) -> Expression {
         if let Self::Blend = self {
             return blend::expression(part, context, of);
         }
         // Every other method makes an expert of one network.
-        let Some(one) = of.pop() else { return Expression::Mean { of } };
+        let Some(one) = of.pop() else {
+            return Expression::Mean { of };
+        };
         match self {
             Self::Networks | Self::Blend | Self::Copies(_) => one,
-            Self::Chunks(chunks) => shard(one, part, part.expert % chunks, context.width / chunks, context),
+            Self::Chunks(chunks) => shard(
+                one,
+                part,
+                part.expert % chunks,
+                context.width / chunks,
+                context,
+            ),
             Self::Noise(noise) => noise.expression(part, context, one),
             Self::Drop(drop) => drop.expression(part, context, one),
             Self::Granular(granular) => granular.expression(part, context, one),
@@ -191,13 +213,25 @@ impl FeedForward {
             Self::Networks | Self::Copies(_) => vec![],
             Self::Chunks(chunks) => vec![("split_ffn", json!(chunks))],
             Self::Blend => vec![("blend", json!(true))],
-            Self::Noise(noise) => vec![("noise_std", json!(noise.std)), ("noise_ratio", json!(noise.ratio))],
-            Self::Drop(drop) => vec![("drop_ratio", json!(drop.ratio)), ("drop_indices", json!(drop.indices))],
+            Self::Noise(noise) => vec![
+                ("noise_std", json!(noise.std)),
+                ("noise_ratio", json!(noise.ratio)),
+            ],
+            Self::Drop(drop) => vec![
+                ("drop_ratio", json!(drop.ratio)),
+                ("drop_indices", json!(drop.indices)),
+            ],
             Self::Granular(granular) => {
-                vec![("granularity", json!(granular.granularity)), ("weight_scaling", json!(granular.scaling))]
+                vec![
+                    ("granularity", json!(granular.granularity)),
+                    ("weight_scaling", json!(granular.scaling)),
+                ]
             }
             Self::Shuffle(shuffle) => {
-                vec![("expert_width", json!(shuffle.width)), ("reinit_ratio", json!(shuffle.reinit_ratio))]
+                vec![
+                    ("expert_width", json!(shuffle.width)),
+                    ("reinit_ratio", json!(shuffle.reinit_ratio)),
+                ]
             }
             Self::Split(split) => vec![("output_scale", json!(split.factor(context)))],
         }
@@ -208,10 +242,10 @@ impl FeedForward {
 fn cut(width: u64, parts: u64, flag: &str) -> Result<u64> {
     match width.checked_rem(parts) {
         Some(0) => Ok(width / parts),
-        _ => {
-            Err(Error::usage(format!("the feed-forward width {width} does not fall into {parts} equal parts ({flag})"))
-                .with_hint(format!("pass {flag} with a divisor of {width}")))
-        }
+        _ => Err(Error::usage(format!(
+            "the feed-forward width {width} does not fall into {parts} equal parts ({flag})"
+        ))
+        .with_hint(format!("pass {flag} with a divisor of {width}"))),
     }
 }
 
@@ -219,33 +253,55 @@ fn cut(width: u64, parts: u64, flag: &str) -> Result<u64> {
 fn share(ratio: f64, width: u64, flag: &str) -> Result<u64> {
     match (0.0..=1.0).contains(&ratio) {
         true => Ok((ratio * width as f64).floor() as u64),
-        false => {
-            Err(Error::usage(format!("{flag} {ratio} is no part of a whole"))
-                .with_hint(format!("pass {flag} from 0 to 1")))
-        }
+        false => Err(
+            Error::usage(format!("{flag} {ratio} is no part of a whole"))
+                .with_hint(format!("pass {flag} from 0 to 1")),
+        ),
     }
 }
 
 /// The `number`-th run of `width` neurons. A bias of the output is shared out by width, so that parts add up to the whole.
 fn shard(of: Expression, part: &Part, number: u64, width: u64, context: &Context) -> Expression {
     match part.neurons() {
-        Some(axis) if width < context.width => {
-            Expression::Slice { of: Box::new(of), axis, start: number * width, length: width }
-        }
+        Some(axis) if width < context.width => Expression::Slice {
+            of: Box::new(of),
+            axis,
+            start: number * width,
+            length: width,
+        },
         Some(_) => of,
         None => scaled(of, width as f64 / context.width as f64),
     }
 }
 
 /// Neurons of the network in the order of `key`, from place `start` on.
-fn gathered(of: Expression, axis: u64, context: &Context, key: String, start: u64, length: u64) -> Expression {
-    Expression::Gather { of: Box::new(of), at: Drawn { axis, seed: context.rng_seed, key, start, length } }
+fn gathered(
+    of: Expression,
+    axis: u64,
+    context: &Context,
+    key: String,
+    start: u64,
+    length: u64,
+) -> Expression {
+    Expression::Gather {
+        of: Box::new(of),
+        at: Drawn {
+            axis,
+            seed: context.rng_seed,
+            key,
+            start,
+            length,
+        },
+    }
 }
 
 /// `by · of`, or `of` as it is where that is the same.
 fn scaled(of: Expression, by: f64) -> Expression {
     match by == 1.0 {
         true => of,
-        false => Expression::Scale { of: Box::new(of), by },
+        false => Expression::Scale {
+            of: Box::new(of),
+            by,
+        },
     }
 }

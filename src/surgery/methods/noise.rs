@@ -25,10 +25,23 @@ impl Noise {
 
     pub(super) fn expression(&self, part: &Part, context: &Context, of: Expression) -> Expression {
         let noisy = (self.ratio * context.width as f64).floor() as u64;
-        let Some(axis) = part.neurons().filter(|_| !part.bias && noisy > 0) else { return of };
+        let Some(axis) = part.neurons().filter(|_| !part.bias && noisy > 0) else {
+            return of;
+        };
         let (seed, start) = (context.rng_seed, 0);
-        let at =
-            (noisy < context.width).then(|| Drawn { axis, seed, key: part.expert_key("noisy"), start, length: noisy });
-        Expression::AddNoise { of: Box::new(of), std: self.std, seed, key: part.own_key("noise"), at }
+        let at = (noisy < context.width).then(|| Drawn {
+            axis,
+            seed,
+            key: part.expert_key("noisy"),
+            start,
+            length: noisy,
+        });
+        Expression::AddNoise {
+            of: Box::new(of),
+            std: self.std,
+            seed,
+            key: part.own_key("noise"),
+            at,
+        }
     }
 }

@@ -24,14 +24,19 @@ impl Shuffle {
     pub(super) fn size(&self, width: u64) -> Result<(u64, u64)> {
         share(self.reinit_ratio, width, "--reinit-ratio")?;
         if self.width == 0 || self.experts.checked_mul(self.width).is_none() {
-            return Err(Error::usage(format!("{} experts of width {} cannot be cut", self.experts, self.width))
-                .with_hint("pass --expert-width with the inner width of one expert"));
+            return Err(Error::usage(format!(
+                "{} experts of width {} cannot be cut",
+                self.experts, self.width
+            ))
+            .with_hint("pass --expert-width with the inner width of one expert"));
         }
         Ok((self.experts, self.width))
     }
 
     pub(super) fn expression(&self, part: &Part, context: &Context, of: Expression) -> Expression {
-        let Some(axis) = part.neurons() else { return scaled(of, self.width as f64 / context.width as f64) };
+        let Some(axis) = part.neurons() else {
+            return scaled(of, self.width as f64 / context.width as f64);
+        };
         let (begin, end) = (part.expert * self.width, (part.expert + 1) * self.width);
         let mut pieces = Vec::new();
         let mut place = begin;
@@ -51,8 +56,24 @@ impl Shuffle {
             return cut;
         }
         let seed = context.rng_seed;
-        let at = Drawn { axis, seed, key: part.expert_key("fresh"), start: 0, length: fresh };
-        let std = if part.bias { 0.0 } else { context.initializer_range };
-        Expression::Redraw { of: Box::new(cut), at, std: Some(std), seed, key: part.own_key("redrawn") }
+        let at = Drawn {
+            axis,
+            seed,
+            key: part.expert_key("fresh"),
+            start: 0,
+            length: fresh,
+        };
+        let std = if part.bias {
+            0.0
+        } else {
+            context.initializer_range
+        };
+        Expression::Redraw {
+            of: Box::new(cut),
+            at,
+            std: Some(std),
+            seed,
+            key: part.own_key("redrawn"),
+        }
     }
 }

@@ -19,23 +19,42 @@ pub struct Split {
 
 impl Split {
     pub(super) fn size(&self, width: u64) -> Result<(u64, u64)> {
-        if self.output_scale.is_some_and(|scale| !scale.is_finite() || scale <= 0.0) {
-            return Err(
-                Error::usage("--output-scale expects a positive number").with_hint("1 leaves weights as they are")
-            );
+        if self
+            .output_scale
+            .is_some_and(|scale| !scale.is_finite() || scale <= 0.0)
+        {
+            return Err(Error::usage("--output-scale expects a positive number")
+                .with_hint("1 leaves weights as they are"));
         }
         Ok((self.experts, cut(width, self.experts, "--experts")?))
     }
 
     /// The factor on the output.
     pub(super) fn factor(&self, context: &Context) -> f64 {
-        self.output_scale.unwrap_or(self.experts as f64 / context.top_k as f64)
+        self.output_scale
+            .unwrap_or(self.experts as f64 / context.top_k as f64)
     }
 
     pub(super) fn expression(&self, part: &Part, context: &Context, of: Expression) -> Expression {
         let width = context.width / self.experts;
-        let Some(axis) = part.neurons() else { return scaled(of, self.factor(context) / self.experts as f64) };
-        let of = gathered(of, axis, context, part.layer_key("order"), part.expert * width, width);
-        scaled(of, if part.is_output() { self.factor(context) } else { 1.0 })
+        let Some(axis) = part.neurons() else {
+            return scaled(of, self.factor(context) / self.experts as f64);
+        };
+        let of = gathered(
+            of,
+            axis,
+            context,
+            part.layer_key("order"),
+            part.expert * width,
+            width,
+        );
+        scaled(
+            of,
+            if part.is_output() {
+                self.factor(context)
+            } else {
+                1.0
+            },
+        )
     }
 }

@@ -60,31 +60,48 @@ impl FromRequestParts<Arc<Hub>> for Caller {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, _: &Arc<Hub>) -> Answer<Self> {
-        let Some(token) = bearer(parts) else { return Ok(Self(None)) };
+        let Some(token) = bearer(parts) else {
+            return Ok(Self(None));
+        };
         match Role::ALL.into_iter().find(|role| role.token() == token) {
-            Some(Role::Expired) => Err(Refusal::new(401, "User Access Token \"expired\" is expired")),
+            Some(Role::Expired) => Err(Refusal::new(
+                401,
+                "User Access Token \"expired\" is expired",
+            )),
             Some(role) => Ok(Self(Some(role))),
-            None => Err(Refusal::new(401, "Invalid credentials in Authorization header")),
+            None => Err(Refusal::new(
+                401,
+                "Invalid credentials in Authorization header",
+            )),
         }
     }
 }
 
 /// The token in the `Authorization` header.
 pub(crate) fn bearer(parts: &Parts) -> Option<&str> {
-    parts.headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
+    parts
+        .headers
+        .get(AUTHORIZATION)?
+        .to_str()
+        .ok()?
+        .strip_prefix("Bearer ")
 }
 
 impl Caller {
     /// An account, whichever.
     pub(crate) fn account(self) -> Answer<Role> {
-        self.0.ok_or_else(|| Refusal::new(401, "Invalid username or password."))
+        self.0
+            .ok_or_else(|| Refusal::new(401, "Invalid username or password."))
     }
 
     /// An account that may write.
     pub(crate) fn writer(self) -> Answer<Role> {
         match self.account()? {
             Role::Write => Ok(Role::Write),
-            _ => Err(Refusal::new(403, "Forbidden: you must use a write token to upload to a repository.")),
+            _ => Err(Refusal::new(
+                403,
+                "Forbidden: you must use a write token to upload to a repository.",
+            )),
         }
     }
 
@@ -131,20 +148,33 @@ pub(crate) struct Signatures {
 impl Signatures {
     /// A query that makes `path` good on `listener` for as long as `life`.
     pub(crate) fn query(&self, listener: Listener, path: &str, life: Duration) -> String {
-        let (number, until) = (self.issued.fetch_add(1, Ordering::Relaxed) + 1, now() + life.as_secs());
-        format!("Expires={until}&Key-Pair-Id={number}&Signature={}", digest(listener, path, number, until))
+        let (number, until) = (
+            self.issued.fetch_add(1, Ordering::Relaxed) + 1,
+            now() + life.as_secs(),
+        );
+        format!(
+            "Expires={until}&Key-Pair-Id={number}&Signature={}",
+            digest(listener, path, number, until)
+        )
     }
 
     /// Whether `query` holds for `path`, now.
     pub(crate) fn verify(&self, listener: Listener, path: &str, query: &str) -> bool {
-        let field = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+        let field = |name: &str| {
+            query
+                .split('&')
+                .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+        };
         let number = |name| field(name).and_then(|text| text.parse::<u64>().ok());
         let (Some(until), Some(number), Some(signature)) =
             (number("Expires"), number("Key-Pair-Id"), field("Signature"))
         else {
             return false;
         };
-        let revoked = self.revoked.lock().map(|revoked| revoked.get(&listener).copied().unwrap_or(0));
+        let revoked = self
+            .revoked
+            .lock()
+            .map(|revoked| revoked.get(&listener).copied().unwrap_or(0));
         now() < until
             && revoked.is_ok_and(|revoked| number > revoked)
             && signature == digest(listener, path, number, until)
@@ -159,10 +189,14 @@ impl Signatures {
 }
 
 fn digest(listener: Listener, path: &str, number: u64, until: u64) -> String {
-    hex(&Sha1::digest(format!("a secret of the test server {listener:?} {path} {number} {until}")))
+    hex(&Sha1::digest(format!(
+        "a secret of the test server {listener:?} {path} {number} {until}"
+    )))
 }
 
 /// Seconds since the epoch.
 pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |age| age.as_secs())
 }

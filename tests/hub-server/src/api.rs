@@ -23,8 +23,14 @@ pub(crate) fn router(hub: Arc<Hub>) -> Router {
         .route("/paths-info/{revision}", post(listing::paths_info))
         .route("/commits/{revision}", get(listing::commits))
         .route("/refs", get(branches::refs))
-        .route("/branch/{name}", post(branches::branch).delete(branches::delete_branch))
-        .route("/tag/{name}", post(branches::tag).delete(branches::delete_tag))
+        .route(
+            "/branch/{name}",
+            post(branches::branch).delete(branches::delete_branch),
+        )
+        .route(
+            "/tag/{name}",
+            post(branches::tag).delete(branches::delete_tag),
+        )
         .route("/discussions", post(branches::open))
         .route("/discussions/{number}", get(branches::details))
         .route("/discussions/{number}/merge", post(branches::merge))
@@ -39,9 +45,18 @@ pub(crate) fn router(hub: Arc<Hub>) -> Router {
         .route("/api/validate-yaml", post(validate_yaml))
         .route("/api/models/{namespace}/{name}", get(listing::info))
         .nest("/api/models/{namespace}/{name}", model)
-        .route("/api/resolve-cache/models/{namespace}/{name}/{revision}/{*path}", get(resolve::resolve))
-        .route("/{namespace}/{name}/resolve/{revision}/{*path}", get(resolve::resolve))
-        .route("/{namespace}/{name}/info/lfs/objects/batch", post(lfs::batch))
+        .route(
+            "/api/resolve-cache/models/{namespace}/{name}/{revision}/{*path}",
+            get(resolve::resolve),
+        )
+        .route(
+            "/{namespace}/{name}/resolve/{revision}/{*path}",
+            get(resolve::resolve),
+        )
+        .route(
+            "/{namespace}/{name}/info/lfs/objects/batch",
+            post(lfs::batch),
+        )
         .route("/lfs/{sha256}/complete/{upload}", post(lfs::complete))
         .route("/lfs/{sha256}/verify", post(lfs::verify))
         .fallback(async || Refusal::new(404, "Sorry, we can't find the page you are looking for."))
@@ -74,13 +89,26 @@ impl Named {
         if self.kind.as_deref().is_some_and(|kind| kind != "model") {
             return Err(Refusal::new(400, "This server holds models only"));
         }
-        let bad = |part: &str| part.is_empty() || !part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        let bad = |part: &str| {
+            part.is_empty()
+                || !part
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        };
         let id = match self.name.split_once('/') {
             Some((namespace, name)) => (namespace.to_owned(), name.to_owned()),
-            None => (self.organization.clone().unwrap_or_else(|| role.name().to_owned()), self.name.clone()),
+            None => (
+                self.organization
+                    .clone()
+                    .unwrap_or_else(|| role.name().to_owned()),
+                self.name.clone(),
+            ),
         };
         if bad(&id.0) || bad(&id.1) || id.1.len() > 96 {
-            return Err(Refusal::new(400, format!("Invalid repo name: {}/{}", id.0, id.1)));
+            return Err(Refusal::new(
+                400,
+                format!("Invalid repo name: {}/{}", id.0, id.1),
+            ));
         }
         Ok(format!("{}/{}", id.0, id.1))
     }
@@ -90,7 +118,12 @@ async fn create(State(hub): State<Arc<Hub>>, caller: Caller, Json(named): Json<N
     let id = named.id(caller.account()?)?;
     caller.writer().map_err(|_| {
         let namespace = id.split('/').next().unwrap_or_default();
-        Refusal::new(403, format!("You don't have the rights to create a model under the namespace \"{namespace}\""))
+        Refusal::new(
+            403,
+            format!(
+                "You don't have the rights to create a model under the namespace \"{namespace}\""
+            ),
+        )
     })?;
     let url = format!("{}/{id}", hub.url);
     let mut repositories = lock(&hub.repositories);
@@ -101,12 +134,18 @@ async fn create(State(hub): State<Arc<Hub>>, caller: Caller, Json(named): Json<N
         )
             .into_response());
     }
-    let private = named.private.unwrap_or(named.visibility.as_deref() == Some("private"));
+    let private = named
+        .private
+        .unwrap_or(named.visibility.as_deref() == Some("private"));
     repositories.insert(id.clone(), Repository::new(&id, private));
     Ok(Json(json!({"url": url, "name": id, "id": id})).into_response())
 }
 
-async fn remove(State(hub): State<Arc<Hub>>, caller: Caller, Json(named): Json<Named>) -> Answer<Json<Value>> {
+async fn remove(
+    State(hub): State<Arc<Hub>>,
+    caller: Caller,
+    Json(named): Json<Named>,
+) -> Answer<Json<Value>> {
     let id = named.id(caller.writer()?)?;
     let mut repositories = lock(&hub.repositories);
     caller.sees(repositories.get_mut(&id))?;
@@ -116,9 +155,17 @@ async fn remove(State(hub): State<Arc<Hub>>, caller: Caller, Json(named): Json<N
 
 /// The Hub reads the front matter of cards; here all are good that have none or end it.
 async fn validate_yaml(Json(card): Json<Value>) -> Answer<Json<Value>> {
-    let content = card["content"].as_str().ok_or_else(|| Refusal::new(400, "\"content\" is required"))?;
-    if content.strip_prefix("---\n").is_some_and(|rest| !rest.contains("\n---")) {
-        return Err(Refusal::new(400, "Invalid metadata in README.md: the front matter has no end"));
+    let content = card["content"]
+        .as_str()
+        .ok_or_else(|| Refusal::new(400, "\"content\" is required"))?;
+    if content
+        .strip_prefix("---\n")
+        .is_some_and(|rest| !rest.contains("\n---"))
+    {
+        return Err(Refusal::new(
+            400,
+            "Invalid metadata in README.md: the front matter has no end",
+        ));
     }
     Ok(Json(json!({"errors": [], "warnings": []})))
 }

@@ -30,8 +30,7 @@ pub(crate) async fn refs(
 ) -> Answer<Json<Value>> {
     let mut repositories = lock(&hub.repositories);
     let repository = caller.sees(repositories.get_mut(&format!("{namespace}/{name}")))?;
-    let mut told =
-        json!({"branches": repository.listed("refs/heads/"), "converts": [], "tags": repository.listed("refs/tags/")});
+    let mut told = json!({"branches": repository.listed("refs/heads/"), "converts": [], "tags": repository.listed("refs/tags/")});
     if matches!(which.include_prs.as_deref(), Some("true" | "True" | "1")) {
         told["pullRequests"] = repository.listed("refs/pr/").into();
     }
@@ -56,7 +55,10 @@ fn change<T>(
 fn point(repository: &mut Repository, full: String, revision: &str) -> Answer<Json<Value>> {
     let id = repository.revision(revision)?.id.clone();
     if repository.references.contains_key(&full) {
-        return Err(Refusal::new(409, format!("Reference already exists: {full}")));
+        return Err(Refusal::new(
+            409,
+            format!("Reference already exists: {full}"),
+        ));
     }
     repository.references.insert(full, id);
     Ok(Json(json!({})))
@@ -71,7 +73,11 @@ fn forget(repository: &mut Repository, full: &str) -> Answer<Json<Value>> {
 
 /// A body may be absent.
 fn field(body: &Bytes, name: &str) -> Option<String> {
-    serde_json::from_slice::<Value>(body).ok()?.get(name)?.as_str().map(str::to_owned)
+    serde_json::from_slice::<Value>(body)
+        .ok()?
+        .get(name)?
+        .as_str()
+        .map(str::to_owned)
 }
 
 pub(crate) async fn branch(
@@ -81,7 +87,9 @@ pub(crate) async fn branch(
     body: Bytes,
 ) -> Answer<Json<Value>> {
     let start = field(&body, "startingPoint").unwrap_or_else(|| "main".to_owned());
-    change(&hub, caller, &namespace, &name, |repository| point(repository, format!("refs/heads/{branch}"), &start))
+    change(&hub, caller, &namespace, &name, |repository| {
+        point(repository, format!("refs/heads/{branch}"), &start)
+    })
 }
 
 pub(crate) async fn delete_branch(
@@ -92,7 +100,9 @@ pub(crate) async fn delete_branch(
     if branch == "main" {
         return Err(Refusal::new(403, "Cannot delete the default branch"));
     }
-    change(&hub, caller, &namespace, &name, |repository| forget(repository, &format!("refs/heads/{branch}")))
+    change(&hub, caller, &namespace, &name, |repository| {
+        forget(repository, &format!("refs/heads/{branch}"))
+    })
 }
 
 /// The path names the revision, the body the tag.
@@ -103,7 +113,9 @@ pub(crate) async fn tag(
     body: Bytes,
 ) -> Answer<Json<Value>> {
     let tag = field(&body, "tag").ok_or_else(|| Refusal::new(400, "\"tag\" is required"))?;
-    change(&hub, caller, &namespace, &name, |repository| point(repository, format!("refs/tags/{tag}"), &revision))
+    change(&hub, caller, &namespace, &name, |repository| {
+        point(repository, format!("refs/tags/{tag}"), &revision)
+    })
 }
 
 pub(crate) async fn delete_tag(
@@ -111,7 +123,9 @@ pub(crate) async fn delete_tag(
     caller: Caller,
     Path((namespace, name, tag)): IdAt,
 ) -> Answer<Json<Value>> {
-    change(&hub, caller, &namespace, &name, |repository| forget(repository, &format!("refs/tags/{tag}")))
+    change(&hub, caller, &namespace, &name, |repository| {
+        forget(repository, &format!("refs/tags/{tag}"))
+    })
 }
 
 /// Anyone with an account may propose.
@@ -122,8 +136,10 @@ pub(crate) async fn open(
     body: Bytes,
 ) -> Answer<Json<Value>> {
     caller.account()?;
-    let (title, description) =
-        (field(&body, "title").unwrap_or_default(), field(&body, "description").unwrap_or_default());
+    let (title, description) = (
+        field(&body, "title").unwrap_or_default(),
+        field(&body, "description").unwrap_or_default(),
+    );
     let mut repositories = lock(&hub.repositories);
     let repository = caller.sees(repositories.get_mut(&format!("{namespace}/{name}")))?;
     let main = repository.revision("main")?;
@@ -140,7 +156,9 @@ pub(crate) async fn details(
 ) -> Answer<Json<Value>> {
     let mut repositories = lock(&hub.repositories);
     let repository = caller.sees(repositories.get_mut(&format!("{namespace}/{name}")))?;
-    let pull = number.checked_sub(1).and_then(|place| repository.pulls.get(place));
+    let pull = number
+        .checked_sub(1)
+        .and_then(|place| repository.pulls.get(place));
     let pull = pull.ok_or_else(|| Refusal::new(404, "Discussion not found"))?;
     Ok(Json(json!({
         "num": number, "title": pull.title, "author": {"name": "writer"}, "createdAt": "2026-01-01T00:00:00.000Z", "isPullRequest": true,
@@ -156,6 +174,8 @@ pub(crate) async fn merge(
     caller: Caller,
     Path((namespace, name, number)): Numbered,
 ) -> Answer<Json<Value>> {
-    change(&hub, caller, &namespace, &name, |repository| repository.merge(number))?;
+    change(&hub, caller, &namespace, &name, |repository| {
+        repository.merge(number)
+    })?;
     Ok(Json(json!({})))
 }

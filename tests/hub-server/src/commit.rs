@@ -34,7 +34,11 @@ impl How {
         repository: Option<&'a mut Repository>,
     ) -> Answer<&'a mut Repository> {
         let repository = caller.sees(repository)?;
-        if self.proposes() { caller.account() } else { caller.writer() }?;
+        if self.proposes() {
+            caller.account()
+        } else {
+            caller.writer()
+        }?;
         Ok(repository)
     }
 }
@@ -61,7 +65,10 @@ pub(crate) async fn preupload(
     Json(announced): Json<Announced>,
 ) -> Answer<Json<Value>> {
     if announced.files.len() > 256 {
-        return Err(Refusal::new(400, "\"files\" must contain less than or equal to 256 items"));
+        return Err(Refusal::new(
+            400,
+            "\"files\" must contain less than or equal to 256 items",
+        ));
     }
     let mut repositories = lock(&hub.repositories);
     let repository = how.writable(caller, repositories.get_mut(&format!("{namespace}/{name}")))?;
@@ -71,19 +78,27 @@ pub(crate) async fn preupload(
         _ => None,
     };
     let attributes = text(".gitattributes").unwrap_or_else(|| ATTRIBUTES.to_owned());
-    let ignore = announced.git_ignore.or_else(|| text(".gitignore")).unwrap_or_default();
+    let ignore = announced
+        .git_ignore
+        .or_else(|| text(".gitignore"))
+        .unwrap_or_default();
     let mut told = Vec::new();
     for AnnouncedFile { path, size, sample } in &announced.files {
-        let sample =
-            STANDARD.decode(sample).map_err(|_| Refusal::new(400, format!("\"sample\" of {path} is no base64")))?;
+        let sample = STANDARD
+            .decode(sample)
+            .map_err(|_| Refusal::new(400, format!("\"sample\" of {path} is no base64")))?;
         if sample.len() as u64 != (*size).min(512) {
-            return Err(Refusal::new(400, format!("\"sample\" of {path} is not its first 512 bytes")));
+            return Err(Refusal::new(
+                400,
+                format!("\"sample\" of {path} is not its first 512 bytes"),
+            ));
         }
-        let large = *size > 0 && (*size >= hub.options.regular_limit || wants_lfs(&attributes, path));
-        let ignored =
-            ignore.lines().any(|line| !line.trim().is_empty() && !line.starts_with('#') && covers(line.trim(), path));
-        let mut answer =
-            json!({"path": path, "uploadMode": if large { "lfs" } else { "regular" }, "shouldIgnore": ignored});
+        let large =
+            *size > 0 && (*size >= hub.options.regular_limit || wants_lfs(&attributes, path));
+        let ignored = ignore.lines().any(|line| {
+            !line.trim().is_empty() && !line.starts_with('#') && covers(line.trim(), path)
+        });
+        let mut answer = json!({"path": path, "uploadMode": if large { "lfs" } else { "regular" }, "shouldIgnore": ignored});
         if let Some(entry) = commit.files.get(path) {
             answer["oid"] = entry.sha256().unwrap_or(&entry.oid).into();
         }
@@ -140,12 +155,23 @@ pub(crate) async fn commit(
 ) -> Answer<Json<Value>> {
     let id = format!("{namespace}/{name}");
     how.writable(caller, lock(&hub.repositories).get_mut(&id))?;
-    let lines = body.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
+    let lines = body
+        .split(|&byte| byte == b'\n')
+        .filter(|line| !line.trim_ascii().is_empty());
     let mut lines = lines.map(|line| {
-        serde_json::from_slice(line).map_err(|error| Refusal::new(400, format!("Invalid commit: {error}")))
+        serde_json::from_slice(line)
+            .map_err(|error| Refusal::new(400, format!("Invalid commit: {error}")))
     });
-    let Some(Line::Header { summary, description, parent_commit }) = lines.next().transpose()? else {
-        return Err(Refusal::new(400, "Invalid commit: the first line is no header"));
+    let Some(Line::Header {
+        summary,
+        description,
+        parent_commit,
+    }) = lines.next().transpose()?
+    else {
+        return Err(Refusal::new(
+            400,
+            "Invalid commit: the first line is no header",
+        ));
     };
     if summary.is_empty() {
         return Err(Refusal::new(400, "Invalid commit: the summary is empty"));
@@ -153,25 +179,46 @@ pub(crate) async fn commit(
     let (mut changes, mut folders) = (Changes::new(), Vec::new());
     for line in lines {
         match line? {
-            Line::Header { .. } => return Err(Refusal::new(400, "Invalid commit: a second header")),
-            Line::File { path, content, encoding } => {
+            Line::Header { .. } => {
+                return Err(Refusal::new(400, "Invalid commit: a second header"));
+            }
+            Line::File {
+                path,
+                content,
+                encoding,
+            } => {
                 let bytes = match encoding.as_str() {
-                    "base64" => {
-                        STANDARD.decode(content).map_err(|_| Refusal::new(400, format!("{path} is no base64")))?
-                    }
+                    "base64" => STANDARD
+                        .decode(content)
+                        .map_err(|_| Refusal::new(400, format!("{path} is no base64")))?,
                     "utf-8" => content.into_bytes(),
-                    _ => return Err(Refusal::new(400, format!("Unknown encoding of {path}: {encoding}"))),
+                    _ => {
+                        return Err(Refusal::new(
+                            400,
+                            format!("Unknown encoding of {path}: {encoding}"),
+                        ));
+                    }
                 };
                 if bytes.len() as u64 >= hub.options.regular_limit {
                     return Err(Refusal::new(
                         400,
-                        format!("Your push was rejected because {path} is too large: use LFS or Xet"),
+                        format!(
+                            "Your push was rejected because {path} is too large: use LFS or Xet"
+                        ),
                     ));
                 }
                 changes.insert(checked(path)?, Some(Entry::regular(bytes.into())));
             }
-            Line::LfsFile { path, algo, oid, size } => {
-                let stored = hub.object(&oid).await.filter(|object| algo == "sha256" && object.len() == size);
+            Line::LfsFile {
+                path,
+                algo,
+                oid,
+                size,
+            } => {
+                let stored = hub
+                    .object(&oid)
+                    .await
+                    .filter(|object| algo == "sha256" && object.len() == size);
                 if stored.is_none() {
                     return Err(Refusal::new(
                         400,
@@ -181,23 +228,40 @@ pub(crate) async fn commit(
                 changes.insert(checked(path)?, Some(Entry::large(oid, size)));
             }
             Line::DeletedFile { path } => drop(changes.insert(path, None)),
-            Line::DeletedFolder { path } => folders.push(format!("{}/", path.trim_end_matches('/'))),
+            Line::DeletedFolder { path } => {
+                folders.push(format!("{}/", path.trim_end_matches('/')))
+            }
         }
     }
     let mut repositories = lock(&hub.repositories);
     let repository = how.writable(caller, repositories.get_mut(&id))?;
-    let reference = repository.reference(&revision).filter(|full| !full.starts_with("refs/tags/"));
+    let reference = repository
+        .reference(&revision)
+        .filter(|full| !full.starts_with("refs/tags/"));
     let base = repository.revision(&revision)?;
     if parent_commit.is_some_and(|parent| !base.id.starts_with(&parent)) {
-        return Err(Refusal::new(412, "A commit has happened since. Please refresh and try again."));
+        return Err(Refusal::new(
+            412,
+            "A commit has happened since. Please refresh and try again.",
+        ));
     }
     for folder in folders {
-        changes.extend(base.files.keys().filter(|path| path.starts_with(&folder)).map(|path| (path.clone(), None)));
+        changes.extend(
+            base.files
+                .keys()
+                .filter(|path| path.starts_with(&folder))
+                .map(|path| (path.clone(), None)),
+        );
     }
-    if let Some((path, _)) = changes.iter().find(|(path, entry)| entry.is_none() && !base.files.contains_key(*path)) {
+    if let Some((path, _)) = changes
+        .iter()
+        .find(|(path, entry)| entry.is_none() && !base.files.contains_key(*path))
+    {
         return Err(Refusal::entry(path, &base.id));
     }
-    let number = how.proposes().then(|| repository.open(&base, &summary, &description));
+    let number = how
+        .proposes()
+        .then(|| repository.open(&base, &summary, &description));
     let target = match (number, reference) {
         (Some(number), _) => format!("refs/pr/{number}"),
         (None, Some(full)) => full,

@@ -38,17 +38,30 @@ pub struct Fault {
 impl Fault {
     /// A fault that the first match meets, once.
     pub fn new(listener: Listener, method: &'static str, target: &str, kind: FaultKind) -> Self {
-        Self { listener, method, target: target.to_owned(), after: 0, times: 1, kind }
+        Self {
+            listener,
+            method,
+            target: target.to_owned(),
+            after: 0,
+            times: 1,
+            kind,
+        }
     }
 
     /// Lets `count` matches pass first.
     pub fn after(self, count: usize) -> Self {
-        Self { after: count, ..self }
+        Self {
+            after: count,
+            ..self
+        }
     }
 
     /// Meets `count` matches.
     pub fn times(self, count: usize) -> Self {
-        Self { times: count, ..self }
+        Self {
+            times: count,
+            ..self
+        }
     }
 
     /// Meets every match.
@@ -158,27 +171,50 @@ pub(crate) async fn answer(
             return Err(Cut);
         }
         Some(FaultKind::Stall) => std::future::pending().await,
-        Some(FaultKind::Status(code, headers, body)) => return Ok(other(*code, headers, body.clone().into())),
+        Some(FaultKind::Status(code, headers, body)) => {
+            return Ok(other(*code, headers, body.clone().into()));
+        }
         Some(FaultKind::NotJson) => {
             let page = "<!DOCTYPE html><html><body>Please sign in to this network.</body></html>";
-            return Ok(other(200, &[("content-type", "text/html".to_owned())], page.into()));
+            return Ok(other(
+                200,
+                &[("content-type", "text/html".to_owned())],
+                page.into(),
+            ));
         }
         Some(FaultKind::HugeJson(size)) => {
-            let pieces = std::iter::repeat_n(Bytes::from(vec![b'['; 1 << 16]), (*size >> 16) as usize + 1);
+            let pieces =
+                std::iter::repeat_n(Bytes::from(vec![b'['; 1 << 16]), (*size >> 16) as usize + 1);
             let body = Body::from_stream(stream::iter(pieces.map(Ok::<_, io::Error>)));
-            return Ok(other(200, &[("content-type", "application/json".to_owned())], body));
+            return Ok(other(
+                200,
+                &[("content-type", "application/json".to_owned())],
+                body,
+            ));
         }
-        Some(FaultKind::RedirectTo(url)) => return Ok(other(302, &[("location", url.clone())], Body::empty())),
+        Some(FaultKind::RedirectTo(url)) => {
+            return Ok(other(302, &[("location", url.clone())], Body::empty()));
+        }
         Some(FaultKind::ExpiredToken) => hub.signatures.revoke(listener),
         Some(FaultKind::IgnoreRange) => drop(request.headers_mut().remove(RANGE)),
-        Some(FaultKind::MoveBranch { repository, branch, files }) => {
-            let files: Vec<_> = files.iter().map(|(path, bytes)| (path.as_str(), &bytes[..])).collect();
+        Some(FaultKind::MoveBranch {
+            repository,
+            branch,
+            files,
+        }) => {
+            let files: Vec<_> = files
+                .iter()
+                .map(|(path, bytes)| (path.as_str(), &bytes[..]))
+                .collect();
             hub.put(repository, branch, &files).await.map_err(|_| Cut)?;
         }
         _ => {}
     }
     // Routes answer always: the error type of a router has no values.
-    let response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
+    let response = router
+        .oneshot(request)
+        .await
+        .unwrap_or_else(|never| match never {});
     match fault {
         Some(FaultKind::LoseAnswer) => Err(Cut),
         Some(FaultKind::Instead(body)) => Ok(other(200, &[], body.into())),
@@ -192,7 +228,9 @@ fn other(code: u16, headers: &[(&'static str, String)], body: Body) -> Response 
     *response.status_mut() = StatusCode::from_u16(code).unwrap_or_default();
     for (name, value) in headers {
         if let Ok(value) = HeaderValue::from_str(value) {
-            response.headers_mut().insert(HeaderName::from_static(name), value);
+            response
+                .headers_mut()
+                .insert(HeaderName::from_static(name), value);
         }
     }
     response
@@ -208,12 +246,19 @@ fn spoiled(fault: FaultKind, response: Response) -> Response {
         .get(CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok())
         .and_then(|text| text.parse::<u64>().ok());
-    let length = length.or_else(|| axum::body::HttpBody::size_hint(&body).exact()).unwrap_or(0);
-    let pieces: Pieces = Box::pin(body.into_data_stream().map(|piece| piece.map_err(io::Error::other)));
+    let length = length
+        .or_else(|| axum::body::HttpBody::size_hint(&body).exact())
+        .unwrap_or(0);
+    let pieces: Pieces = Box::pin(
+        body.into_data_stream()
+            .map(|piece| piece.map_err(io::Error::other)),
+    );
     let pieces = match fault {
         FaultKind::CutAfter(bytes) => {
             head.headers.insert(CONTENT_LENGTH, length.into());
-            chained(first(pieces, bytes), async { Some(Err(io::Error::other(Cut))) })
+            chained(first(pieces, bytes), async {
+                Some(Err(io::Error::other(Cut)))
+            })
         }
         FaultKind::StallAfter(bytes) => {
             head.headers.insert(CONTENT_LENGTH, length.into());
@@ -221,12 +266,16 @@ fn spoiled(fault: FaultKind, response: Response) -> Response {
         }
         FaultKind::WrongBytes => flipped(pieces, length / 2),
         FaultKind::ShortBody(missing) => {
-            head.headers.insert(CONTENT_LENGTH, length.saturating_sub(missing).into());
+            head.headers
+                .insert(CONTENT_LENGTH, length.saturating_sub(missing).into());
             first(pieces, length.saturating_sub(missing))
         }
         FaultKind::LongBody(extra) => {
             head.headers.insert(CONTENT_LENGTH, (length + extra).into());
-            chained(pieces, async move { Some(Ok(vec![0; extra as usize].into())) })
+            chained(
+                pieces,
+                async move { Some(Ok(vec![0; extra as usize].into())) },
+            )
         }
         FaultKind::NoContentLength(missing) => {
             head.headers.remove(CONTENT_LENGTH);
@@ -236,7 +285,10 @@ fn spoiled(fault: FaultKind, response: Response) -> Response {
         FaultKind::Drip { bytes, every } => {
             let crumbs = pieces.flat_map(move |piece| {
                 let crumbs: Vec<io::Result<Bytes>> = match piece {
-                    Ok(piece) => piece.chunks(bytes).map(|crumb| Ok(Bytes::copy_from_slice(crumb))).collect(),
+                    Ok(piece) => piece
+                        .chunks(bytes)
+                        .map(|crumb| Ok(Bytes::copy_from_slice(crumb)))
+                        .collect(),
                     Err(error) => vec![Err(error)],
                 };
                 stream::iter(crumbs)
@@ -247,7 +299,11 @@ fn spoiled(fault: FaultKind, response: Response) -> Response {
             }))
         }
         FaultKind::WrongContentRange => {
-            let moved = head.headers.get(CONTENT_RANGE).and_then(|value| value.to_str().ok()).and_then(one_further);
+            let moved = head
+                .headers
+                .get(CONTENT_RANGE)
+                .and_then(|value| value.to_str().ok())
+                .and_then(one_further);
             moved
                 .and_then(|value| HeaderValue::from_str(&value).ok())
                 .map(|value| head.headers.insert(CONTENT_RANGE, value));
@@ -256,7 +312,8 @@ fn spoiled(fault: FaultKind, response: Response) -> Response {
         FaultKind::ChangedEtag => {
             for name in [ETAG, HeaderName::from_static("x-linked-etag")] {
                 if let Some(value) = head.headers.get_mut(name) {
-                    *value = HeaderValue::from_static("\"0123456789abcdef0123456789abcdef01234567\"");
+                    *value =
+                        HeaderValue::from_static("\"0123456789abcdef0123456789abcdef01234567\"");
                 }
             }
             pieces
@@ -264,14 +321,18 @@ fn spoiled(fault: FaultKind, response: Response) -> Response {
         _ => pieces,
     };
     // A body that is streamed has no length of its own.
-    if head.version != Version::HTTP_10 && length > 0 && !head.headers.contains_key(CONTENT_LENGTH) {
+    if head.version != Version::HTTP_10 && length > 0 && !head.headers.contains_key(CONTENT_LENGTH)
+    {
         head.headers.insert(CONTENT_LENGTH, length.into());
     }
     Response::from_parts(head, Body::from_stream(pieces))
 }
 
 /// `pieces`, then what `last` yields, a moment later: what came before it is on the wire by then.
-fn chained(pieces: Pieces, last: impl Future<Output = Option<io::Result<Bytes>>> + Send + 'static) -> Pieces {
+fn chained(
+    pieces: Pieces,
+    last: impl Future<Output = Option<io::Result<Bytes>>> + Send + 'static,
+) -> Pieces {
     let last = stream::once(async {
         tokio::time::sleep(Duration::from_millis(20)).await;
         last.await
@@ -312,5 +373,9 @@ fn flipped(pieces: Pieces, place: u64) -> Pieces {
 fn one_further(range: &str) -> Option<String> {
     let (first, rest) = range.strip_prefix("bytes ")?.split_once('-')?;
     let (last, size) = rest.split_once('/')?;
-    Some(format!("bytes {}-{}/{size}", first.parse::<u64>().ok()? + 1, last.parse::<u64>().ok()? + 1))
+    Some(format!(
+        "bytes {}-{}/{size}",
+        first.parse::<u64>().ok()? + 1,
+        last.parse::<u64>().ok()? + 1
+    ))
 }

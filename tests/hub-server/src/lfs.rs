@@ -54,18 +54,32 @@ pub(crate) async fn batch(
     {
         let mut repositories = lock(&hub.repositories);
         let repository = caller.sees(repositories.get_mut(&id))?;
-        if upload { caller.account().map(drop) } else { caller.reads(repository) }?;
+        if upload {
+            caller.account().map(drop)
+        } else {
+            caller.reads(repository)
+        }?;
     }
     let offers = hub.options.transfers;
-    let both = |name: &str, offered: bool| offered && batch.transfers.iter().any(|transfer| transfer == name);
+    let both = |name: &str, offered: bool| {
+        offered && batch.transfers.iter().any(|transfer| transfer == name)
+    };
     let basic = offers.basic && (batch.transfers.is_empty() || both("basic", true));
-    let large = batch.objects.iter().any(|object| object.size > hub.options.part_size);
+    let large = batch
+        .objects
+        .iter()
+        .any(|object| object.size > hub.options.part_size);
     let transfer = match () {
         () if !upload => "basic",
         () if both("xet", offers.xet) => "xet",
         () if both("multipart", offers.multipart) && (large || !basic) => "multipart",
         () if basic => "basic",
-        () => return Err(Refusal::new(422, "None of the transfers asked for is offered")),
+        () => {
+            return Err(Refusal::new(
+                422,
+                "None of the transfers asked for is offered",
+            ));
+        }
     };
     let mut told = Vec::new();
     for Pointer { oid, size } in &batch.objects {
@@ -75,19 +89,30 @@ pub(crate) async fn batch(
             (true, Some(object)) if object.len() == *size => {}
             (true, _) if transfer == "xet" => answer["actions"] = xet::action(&hub, &id)?,
             (true, _) => {
-                answer["actions"] =
-                    actions(&hub, oid, *size, transfer == "multipart" && (*size > hub.options.part_size || !basic))
+                answer["actions"] = actions(
+                    &hub,
+                    oid,
+                    *size,
+                    transfer == "multipart" && (*size > hub.options.part_size || !basic),
+                )
             }
             (false, Some(_)) => {
                 let href = hub.sign(Listener::Cdn, &format!("/objects/{oid}"));
                 answer["actions"] = json!({"download": {"href": href}});
             }
-            (false, None) => answer["error"] = json!({"code": 404, "message": "Object does not exist on the server"}),
+            (false, None) => {
+                answer["error"] =
+                    json!({"code": 404, "message": "Object does not exist on the server"})
+            }
         }
         told.push(answer);
     }
     let told = json!({"transfer": transfer, "objects": told});
-    Ok(([(CONTENT_TYPE, "application/vnd.git-lfs+json")], told.to_string()).into_response())
+    Ok((
+        [(CONTENT_TYPE, "application/vnd.git-lfs+json")],
+        told.to_string(),
+    )
+        .into_response())
 }
 
 /// Where an object is to be sent, in parts or not.
@@ -100,7 +125,9 @@ fn actions(hub: &Hub, oid: &str, size: u64, parts: bool) -> Value {
     lock(&hub.uploads.parts).insert(upload, BTreeMap::new());
     let mut header = json!({"chunk_size": hub.options.part_size.to_string()});
     for part in 1..=size.div_ceil(hub.options.part_size) {
-        header[format!("{part:05}")] = hub.sign(Listener::Cdn, &format!("/parts/{upload}/{part}")).into();
+        header[format!("{part:05}")] = hub
+            .sign(Listener::Cdn, &format!("/parts/{upload}/{part}"))
+            .into();
     }
     json!({"upload": {"href": hub.sign(Listener::Hub, &format!("/lfs/{oid}/complete/{upload}")), "header": header}, "verify": verify})
 }
@@ -132,7 +159,10 @@ pub(crate) async fn part(
     receiver.take(body).await?;
     let sha256 = hub.store.finish(None, receiver)?;
     let etag = format!("\"{sha256}\"");
-    lock(&hub.uploads.parts).get_mut(&upload).ok_or_else(|| Refusal::new(404, "NoSuchUpload"))?.insert(part, sha256);
+    lock(&hub.uploads.parts)
+        .get_mut(&upload)
+        .ok_or_else(|| Refusal::new(404, "NoSuchUpload"))?
+        .insert(part, sha256);
     Ok([(ETAG, etag)].into_response())
 }
 
@@ -158,20 +188,36 @@ pub(crate) async fn complete(
     Json(completion): Json<Completion>,
 ) -> Answer<Json<Value>> {
     signed(&hub, Listener::Hub, &uri, &headers)?;
-    let held = lock(&hub.uploads.parts).get(&upload).cloned().ok_or_else(|| Refusal::new(404, "NoSuchUpload"))?;
-    let named: BTreeMap<u64, String> =
-        completion.parts.iter().map(|part| (part.part_number, part.etag.trim_matches('"').to_owned())).collect();
+    let held = lock(&hub.uploads.parts)
+        .get(&upload)
+        .cloned()
+        .ok_or_else(|| Refusal::new(404, "NoSuchUpload"))?;
+    let named: BTreeMap<u64, String> = completion
+        .parts
+        .iter()
+        .map(|part| (part.part_number, part.etag.trim_matches('"').to_owned()))
+        .collect();
     if completion.oid != oid || named != held || !named.keys().copied().eq(1..=held.len() as u64) {
-        return Err(Refusal::new(400, "InvalidPart: the parts named are not those that were uploaded"));
+        return Err(Refusal::new(
+            400,
+            "InvalidPart: the parts named are not those that were uploaded",
+        ));
     }
     let mut receiver = hub.store.receiver();
     for sha256 in held.values() {
-        let object = hub.store.get(sha256).ok_or_else(|| Refusal::new(404, "NoSuchKey"))?;
-        receiver.take(object.body(0..object.len()).await.map_err(failed)?).await?;
+        let object = hub
+            .store
+            .get(sha256)
+            .ok_or_else(|| Refusal::new(404, "NoSuchKey"))?;
+        receiver
+            .take(object.body(0..object.len()).await.map_err(failed)?)
+            .await?;
     }
     hub.store.finish(Some(&oid), receiver)?;
     lock(&hub.uploads.parts).remove(&upload);
-    held.values().filter(|sha256| **sha256 != oid).for_each(|sha256| hub.store.remove(sha256));
+    held.values()
+        .filter(|sha256| **sha256 != oid)
+        .for_each(|sha256| hub.store.remove(sha256));
     Ok(Json(json!({"success": true})))
 }
 
@@ -182,6 +228,11 @@ pub(crate) async fn verify(
     Json(named): Json<Pointer>,
 ) -> Answer<()> {
     caller.account()?;
-    let stored = hub.object(&oid).await.filter(|object| named.oid == oid && object.len() == named.size);
-    stored.map(drop).ok_or_else(|| Refusal::new(404, "The object was not uploaded, or has another size"))
+    let stored = hub
+        .object(&oid)
+        .await
+        .filter(|object| named.oid == oid && object.len() == named.size);
+    stored
+        .map(drop)
+        .ok_or_else(|| Refusal::new(404, "The object was not uploaded, or has another size"))
 }

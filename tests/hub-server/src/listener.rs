@@ -44,7 +44,10 @@ pub struct Request {
 impl Request {
     /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -63,15 +66,24 @@ impl std::error::Error for Cut {}
 /// Answers what comes in on `socket`, for ever.
 pub(crate) async fn serve(hub: Arc<Hub>, listener: Listener, socket: TcpListener, router: Router) {
     loop {
-        let Ok((stream, _)) = socket.accept().await else { continue };
+        let Ok((stream, _)) = socket.accept().await else {
+            continue;
+        };
         let (hub, router) = (hub.clone(), router.clone());
         let _ = stream.set_nodelay(true);
         tokio::spawn(async move {
             let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                answer(hub.clone(), listener, router.clone(), request.map(Body::new))
+                answer(
+                    hub.clone(),
+                    listener,
+                    router.clone(),
+                    request.map(Body::new),
+                )
             });
             // A client that goes away, or that was cut off, is nothing to report.
-            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let _ = http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
         });
     }
 }
@@ -82,7 +94,10 @@ async fn answer(
     router: Router,
     request: http::Request<Body>,
 ) -> Result<Response, Cut> {
-    let target = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
+    let target = request
+        .uri()
+        .path_and_query()
+        .map_or_else(String::new, ToString::to_string);
     let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let place = {
         let mut log = lock(&hub.log);
@@ -90,7 +105,11 @@ async fn answer(
             listener,
             method: request.method().to_string(),
             target: target.clone(),
-            headers: request.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
+            headers: request
+                .headers()
+                .iter()
+                .map(|(name, value)| (name.to_string(), text(value)))
+                .collect(),
             status: 0,
         });
         log.len() - 1

@@ -31,7 +31,13 @@ pub(crate) async fn info(
     Path((namespace, name)): Id,
     detail: Query<Detail>,
 ) -> Answer<Json<Value>> {
-    revision(hub, caller, Path((namespace, name, "main".to_owned())), detail).await
+    revision(
+        hub,
+        caller,
+        Path((namespace, name, "main".to_owned())),
+        detail,
+    )
+    .await
 }
 
 pub(crate) async fn revision(
@@ -56,7 +62,11 @@ pub(crate) async fn revision(
         }
         told
     };
-    let gated = if repository.gated { json!("manual") } else { json!(false) };
+    let gated = if repository.gated {
+        json!("manual")
+    } else {
+        json!(false)
+    };
     Ok(Json(json!({
         "_id": "000000000000000000000002", "id": id, "modelId": id, "author": namespace, "sha": commit.id, "private": repository.private,
         "gated": gated, "disabled": false, "xetEnabled": hub.xet.is_some(), "downloads": 0, "likes": 0, "tags": [], "lastModified": commit.date, "createdAt": commit.date,
@@ -71,7 +81,8 @@ fn file(hub: &Hub, path: &str, entry: &Entry) -> Value {
     }
     let mut told = json!({"type": "file", "oid": entry.oid, "size": entry.size, "path": path});
     if let Some(sha256) = entry.sha256() {
-        told["lfs"] = json!({"oid": sha256, "size": entry.size, "pointerSize": entry.pointer_size()});
+        told["lfs"] =
+            json!({"oid": sha256, "size": entry.size, "pointerSize": entry.pointer_size()});
         if let Some(hash) = hub.xet.as_ref().and_then(|xet| xet.hash(sha256)) {
             told["xetHash"] = hash.into();
         }
@@ -98,7 +109,14 @@ pub(crate) async fn tree(
     uri: OriginalUri,
     page: Query<Page>,
 ) -> Answer {
-    folder(hub, caller, Path((namespace, name, revision, String::new())), uri, page).await
+    folder(
+        hub,
+        caller,
+        Path((namespace, name, revision, String::new())),
+        uri,
+        page,
+    )
+    .await
 }
 
 pub(crate) async fn folder(
@@ -112,13 +130,23 @@ pub(crate) async fn folder(
     let repository = caller.sees(repositories.get_mut(&format!("{namespace}/{name}")))?;
     let commit = repository.revision(&revision)?;
     let recursive = matches!(page.recursive.as_deref(), Some("true" | "True" | "1"));
-    let prefix = if folder.is_empty() { folder.clone() } else { format!("{}/", folder.trim_end_matches('/')) };
+    let prefix = if folder.is_empty() {
+        folder.clone()
+    } else {
+        format!("{}/", folder.trim_end_matches('/'))
+    };
     let mut entries = BTreeMap::new();
     for (path, entry) in &commit.files {
-        let Some(below) = path.strip_prefix(&prefix) else { continue };
-        let folders = below.match_indices('/').map(|(at, _)| &path[..prefix.len() + at]);
+        let Some(below) = path.strip_prefix(&prefix) else {
+            continue;
+        };
+        let folders = below
+            .match_indices('/')
+            .map(|(at, _)| &path[..prefix.len() + at]);
         for folder in folders.take(if recursive { usize::MAX } else { 1 }) {
-            entries.entry(folder.to_owned()).or_insert_with(|| directory(&commit, folder));
+            entries
+                .entry(folder.to_owned())
+                .or_insert_with(|| directory(&commit, folder));
         }
         if recursive || !below.contains('/') {
             entries.insert(path.clone(), file(&hub, path, entry));
@@ -127,16 +155,23 @@ pub(crate) async fn folder(
     if entries.is_empty() && !folder.is_empty() {
         return Err(Refusal::entry(&folder, &commit.id));
     }
-    let (size, first) =
-        (page.limit.unwrap_or(hub.options.page_size).clamp(1, hub.options.page_size), page.cursor.unwrap_or(0));
+    let (size, first) = (
+        page.limit
+            .unwrap_or(hub.options.page_size)
+            .clamp(1, hub.options.page_size),
+        page.cursor.unwrap_or(0),
+    );
     let rest = entries.len().saturating_sub(first.saturating_add(size));
     let listed: Vec<Value> = entries.into_values().skip(first).take(size).collect();
     if rest == 0 {
         return Ok(Json(listed).into_response());
     }
     let origin = hub.options.named.as_ref().unwrap_or(&hub.url);
-    let next =
-        format!("<{origin}{}?recursive={recursive}&limit={size}&cursor={}>; rel=\"next\"", uri.path(), first + size);
+    let next = format!(
+        "<{origin}{}?recursive={recursive}&limit={size}&cursor={}>; rel=\"next\"",
+        uri.path(),
+        first + size
+    );
     Ok(([(LINK, next)], Json(listed)).into_response())
 }
 
@@ -151,15 +186,27 @@ pub(crate) async fn paths_info(
     let repository = caller.sees(repositories.get_mut(&format!("{namespace}/{name}")))?;
     let commit = repository.revision(&revision)?;
     let paths: BTreeSet<String> = match serde_json::from_slice::<Value>(&body) {
-        Ok(json) => {
-            json["paths"].as_array().into_iter().flatten().filter_map(|path| path.as_str().map(str::to_owned)).collect()
-        }
-        Err(_) => form(&body).filter(|(key, _)| key == "paths").map(|(_, path)| path).collect(),
+        Ok(json) => json["paths"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|path| path.as_str().map(str::to_owned))
+            .collect(),
+        Err(_) => form(&body)
+            .filter(|(key, _)| key == "paths")
+            .map(|(_, path)| path)
+            .collect(),
     };
-    let told = paths.iter().filter_map(|path| match commit.files.get(path) {
-        Some(entry) => Some(file(&hub, path, entry)),
-        None => commit.files.keys().any(|file| file.starts_with(&format!("{path}/"))).then(|| directory(&commit, path)),
-    });
+    let told = paths
+        .iter()
+        .filter_map(|path| match commit.files.get(path) {
+            Some(entry) => Some(file(&hub, path, entry)),
+            None => commit
+                .files
+                .keys()
+                .any(|file| file.starts_with(&format!("{path}/")))
+                .then(|| directory(&commit, path)),
+        });
     Ok(Json(told.collect()))
 }
 
@@ -169,7 +216,11 @@ fn form(body: &[u8]) -> impl Iterator<Item = (String, String)> {
         let mut bytes = Vec::new();
         let mut rest = part.iter();
         while let Some(&byte) = rest.next() {
-            let mut digit = || rest.next().and_then(|&digit| char::from(digit).to_digit(16)).unwrap_or(0) as u8;
+            let mut digit = || {
+                rest.next()
+                    .and_then(|&digit| char::from(digit).to_digit(16))
+                    .unwrap_or(0) as u8
+            };
             bytes.push(match byte {
                 b'%' => digit() << 4 | digit(),
                 b'+' => b' ',
@@ -179,8 +230,14 @@ fn form(body: &[u8]) -> impl Iterator<Item = (String, String)> {
         String::from_utf8_lossy(&bytes).into_owned()
     };
     body.split(|&byte| byte == b'&').map(move |pair| {
-        let at = pair.iter().position(|&byte| byte == b'=').unwrap_or(pair.len());
-        (text(&pair[..at]), text(pair.get(at + 1..).unwrap_or_default()))
+        let at = pair
+            .iter()
+            .position(|&byte| byte == b'=')
+            .unwrap_or(pair.len());
+        (
+            text(&pair[..at]),
+            text(pair.get(at + 1..).unwrap_or_default()),
+        )
     })
 }
 

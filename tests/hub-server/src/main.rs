@@ -42,10 +42,18 @@ struct Arguments {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments = Arguments::parse();
     let offers = |name: &str| arguments.transfers.iter().any(|transfer| transfer == name);
-    let transfers = Transfers { basic: offers("basic"), multipart: offers("multipart"), xet: offers("xet") };
+    let transfers = Transfers {
+        basic: offers("basic"),
+        multipart: offers("multipart"),
+        xet: offers("xet"),
+    };
     let options = Options {
         transfers,
-        keep: if arguments.keep_in_xet { Keep::Xet } else { Keep::Lfs },
+        keep: if arguments.keep_in_xet {
+            Keep::Xet
+        } else {
+            Keep::Lfs
+        },
         data: arguments.data,
         page_size: arguments.page_size,
         part_size: arguments.part_size,
@@ -61,7 +69,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             server.put(id, "main", &[(&path, &fs::read(file)?)]);
         }
     }
-    arguments.gated.iter().for_each(|id| server.set_gated(id, true));
+    arguments
+        .gated
+        .iter()
+        .for_each(|id| server.set_gated(id, true));
     writeln!(std::io::stdout(), "{}\n{}", server.url(), server.token())?;
     loop {
         std::thread::park();
@@ -72,7 +83,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn below(folder: &Path, prefix: &str, files: &mut Vec<(String, PathBuf)>) -> std::io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        let name = format!("{prefix}{}", path.file_name().unwrap_or_default().to_string_lossy());
+        let name = format!(
+            "{prefix}{}",
+            path.file_name().unwrap_or_default().to_string_lossy()
+        );
         match path.is_dir() {
             true => below(&path, &format!("{name}/"), files)?,
             false => files.push((name, path)),

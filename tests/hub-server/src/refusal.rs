@@ -19,11 +19,19 @@ pub(crate) type Answer<T = Response> = Result<T, Refusal>;
 impl Refusal {
     pub(crate) fn new(status: u16, message: impl Into<String>) -> Self {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self { status, code: None, message: message.into(), commit: None }
+        Self {
+            status,
+            code: None,
+            message: message.into(),
+            commit: None,
+        }
     }
 
     pub(crate) fn coded(status: u16, code: &'static str, message: impl Into<String>) -> Self {
-        Self { code: Some(code), ..Self::new(status, message) }
+        Self {
+            code: Some(code),
+            ..Self::new(status, message)
+        }
     }
 
     /// No such file in a revision that is there.
@@ -44,12 +52,15 @@ impl IntoResponse for Refusal {
         let mut response = (self.status, Json(json!({"error": self.message}))).into_response();
         let mut header = |name: &'static str, value: &str| {
             if let Ok(value) = HeaderValue::from_str(value) {
-                response.headers_mut().insert(HeaderName::from_static(name), value);
+                response
+                    .headers_mut()
+                    .insert(HeaderName::from_static(name), value);
             }
         };
         header("x-error-message", &self.message);
         self.code.inspect(|code| header("x-error-code", code));
-        self.commit.inspect(|commit| header("x-repo-commit", commit));
+        self.commit
+            .inspect(|commit| header("x-repo-commit", commit));
         response
     }
 }

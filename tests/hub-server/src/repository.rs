@@ -37,11 +37,19 @@ pub(crate) enum Content {
 
 impl Entry {
     pub(crate) fn regular(bytes: Bytes) -> Arc<Self> {
-        Arc::new(Self { size: bytes.len() as u64, oid: blob_id(&bytes), content: Content::Regular(bytes) })
+        Arc::new(Self {
+            size: bytes.len() as u64,
+            oid: blob_id(&bytes),
+            content: Content::Regular(bytes),
+        })
     }
 
     pub(crate) fn large(sha256: String, size: u64) -> Arc<Self> {
-        Arc::new(Self { size, oid: blob_id(pointer(&sha256, size).as_bytes()), content: Content::Large(sha256) })
+        Arc::new(Self {
+            size,
+            oid: blob_id(pointer(&sha256, size).as_bytes()),
+            content: Content::Large(sha256),
+        })
     }
 
     /// The SHA-256 of a large file.
@@ -64,7 +72,9 @@ fn pointer(sha256: &str, size: u64) -> String {
 
 /// The id that git gives to a file with this content.
 fn blob_id(bytes: &[u8]) -> String {
-    hex(&Sha1::new_with_prefix(format!("blob {}\0", bytes.len())).chain_update(bytes).finalize())
+    hex(&Sha1::new_with_prefix(format!("blob {}\0", bytes.len()))
+        .chain_update(bytes)
+        .finalize())
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
@@ -117,19 +127,37 @@ impl Repository {
 
     /// The full name of a branch, tag or pull request.
     pub(crate) fn reference(&self, name: &str) -> Option<String> {
-        let candidates = [format!("refs/heads/{name}"), format!("refs/tags/{name}"), name.to_owned()];
-        candidates.into_iter().find(|full| self.references.contains_key(full))
+        let candidates = [
+            format!("refs/heads/{name}"),
+            format!("refs/tags/{name}"),
+            name.to_owned(),
+        ];
+        candidates
+            .into_iter()
+            .find(|full| self.references.contains_key(full))
     }
 
     /// The commit that a branch, a tag, a pull request or a commit id names.
     pub(crate) fn revision(&self, name: &str) -> Answer<Arc<Commit>> {
-        let id = self.reference(name).map_or(name, |full| &self.references[&full]).to_owned();
-        self.commits.get(&id).cloned().ok_or_else(|| Refusal::revision(name))
+        let id = self
+            .reference(name)
+            .map_or(name, |full| &self.references[&full])
+            .to_owned();
+        self.commits
+            .get(&id)
+            .cloned()
+            .ok_or_else(|| Refusal::revision(name))
     }
 
     /// The commit and its ancestors, newest first.
     pub(crate) fn history(&self, newest: Arc<Commit>) -> Vec<Arc<Commit>> {
-        let parent = |commit: &Arc<Commit>| commit.parent.as_ref().and_then(|id| self.commits.get(id)).cloned();
+        let parent = |commit: &Arc<Commit>| {
+            commit
+                .parent
+                .as_ref()
+                .and_then(|id| self.commits.get(id))
+                .cloned()
+        };
         std::iter::successors(Some(newest), parent).collect()
     }
 
@@ -142,7 +170,9 @@ impl Repository {
         title: &str,
         message: &str,
     ) -> String {
-        let mut files = parent.map(|parent| parent.files.clone()).unwrap_or_default();
+        let mut files = parent
+            .map(|parent| parent.files.clone())
+            .unwrap_or_default();
         for (path, entry) in changes {
             match entry {
                 Some(entry) => files.insert(path, entry),
@@ -151,12 +181,25 @@ impl Repository {
         }
         let number = self.commits.len();
         let mut text = format!("{} {reference} {number} {title}\n{message}\n", self.id);
-        files.iter().for_each(|(path, entry)| text.push_str(&format!("{} {path}\n", entry.oid)));
+        files
+            .iter()
+            .for_each(|(path, entry)| text.push_str(&format!("{} {path}\n", entry.oid)));
         let id = hex(&Sha1::digest(text));
-        let date = format!("2026-01-{:02}T{:02}:{:02}:00.000Z", number / 1440 % 28 + 1, number / 60 % 24, number % 60);
+        let date = format!(
+            "2026-01-{:02}T{:02}:{:02}:00.000Z",
+            number / 1440 % 28 + 1,
+            number / 60 % 24,
+            number % 60
+        );
         let parent = parent.map(|parent| parent.id.clone());
-        let commit =
-            Commit { id: id.clone(), parent, title: title.to_owned(), message: message.to_owned(), date, files };
+        let commit = Commit {
+            id: id.clone(),
+            parent,
+            title: title.to_owned(),
+            message: message.to_owned(),
+            date,
+            files,
+        };
         self.commits.insert(id.clone(), Arc::new(commit));
         self.references.insert(reference.to_owned(), id.clone());
         id
@@ -171,23 +214,36 @@ impl Repository {
             merged: None,
         });
         let number = self.pulls.len();
-        self.references.insert(format!("refs/pr/{number}"), base.id.clone());
+        self.references
+            .insert(format!("refs/pr/{number}"), base.id.clone());
         number
     }
 
     /// Merges pull request `number` into main.
     pub(crate) fn merge(&mut self, number: usize) -> Answer<()> {
         let missing = || Refusal::new(404, "Discussion not found");
-        let pull = number.checked_sub(1).and_then(|place| self.pulls.get(place)).ok_or_else(missing)?;
+        let pull = number
+            .checked_sub(1)
+            .and_then(|place| self.pulls.get(place))
+            .ok_or_else(missing)?;
         if pull.merged.is_some() {
             return Err(Refusal::new(409, "This pull request is merged already"));
         }
-        let (base, title) = (self.revision(&pull.base)?, format!("{} (#{number})", pull.title));
-        let (theirs, main) = (self.revision(&format!("refs/pr/{number}"))?, self.revision("main")?);
+        let (base, title) = (
+            self.revision(&pull.base)?,
+            format!("{} (#{number})", pull.title),
+        );
+        let (theirs, main) = (
+            self.revision(&format!("refs/pr/{number}"))?,
+            self.revision("main")?,
+        );
         let of = |files: &Files, path: &str| files.get(path).map(|entry| entry.oid.clone());
         let paths: BTreeSet<&String> = base.files.keys().chain(theirs.files.keys()).collect();
         let mut changes = Changes::new();
-        for path in paths.into_iter().filter(|path| of(&base.files, path) != of(&theirs.files, path)) {
+        for path in paths
+            .into_iter()
+            .filter(|path| of(&base.files, path) != of(&theirs.files, path))
+        {
             if of(&base.files, path) != of(&main.files, path) {
                 return Err(Refusal::new(409, format!("Merge conflict in {path}")));
             }
@@ -200,8 +256,13 @@ impl Repository {
 
     /// The references below `prefix`, as `refs` lists them.
     pub(crate) fn listed(&self, prefix: &str) -> Vec<Value> {
-        let below = self.references.iter().filter_map(|(full, id)| Some((full.strip_prefix(prefix)?, full, id)));
-        below.map(|(name, full, id)| json!({"name": name, "ref": full, "targetCommit": id})).collect()
+        let below = self
+            .references
+            .iter()
+            .filter_map(|(full, id)| Some((full.strip_prefix(prefix)?, full, id)));
+        below
+            .map(|(name, full, id)| json!({"name": name, "ref": full, "targetCommit": id}))
+            .collect()
     }
 }
 
@@ -209,16 +270,31 @@ impl Repository {
 /// folders with a trailing slash or `/**`.
 pub(crate) fn covers(pattern: &str, path: &str) -> bool {
     let pattern = pattern.trim_start_matches('/');
-    if let Some(folder) = pattern.strip_suffix("/**").or_else(|| pattern.strip_suffix('/')) {
+    if let Some(folder) = pattern
+        .strip_suffix("/**")
+        .or_else(|| pattern.strip_suffix('/'))
+    {
         return path.starts_with(&format!("{folder}/")) || path.contains(&format!("/{folder}/"));
     }
-    let name = if pattern.contains('/') { path } else { path.rsplit('/').next().unwrap_or(path) };
+    let name = if pattern.contains('/') {
+        path
+    } else {
+        path.rsplit('/').next().unwrap_or(path)
+    };
     let mut parts = pattern.split('*');
-    let (Some(first), last) = (parts.next(), parts.next_back()) else { return false };
-    let Some(mut rest) = name.strip_prefix(first) else { return false };
-    let Some(last) = last else { return rest.is_empty() };
+    let (Some(first), last) = (parts.next(), parts.next_back()) else {
+        return false;
+    };
+    let Some(mut rest) = name.strip_prefix(first) else {
+        return false;
+    };
+    let Some(last) = last else {
+        return rest.is_empty();
+    };
     for part in parts {
-        let Some(at) = rest.find(part) else { return false };
+        let Some(at) = rest.find(part) else {
+            return false;
+        };
         rest = &rest[at + part.len()..];
     }
     rest.ends_with(last)
@@ -226,8 +302,10 @@ pub(crate) fn covers(pattern: &str, path: &str) -> bool {
 
 /// Whether `.gitattributes` puts `path` into LFS.
 pub(crate) fn wants_lfs(attributes: &str, path: &str) -> bool {
-    let mut patterns =
-        attributes.lines().filter(|line| line.contains("filter=lfs")).filter_map(|line| line.split_whitespace().next());
+    let mut patterns = attributes
+        .lines()
+        .filter(|line| line.contains("filter=lfs"))
+        .filter_map(|line| line.split_whitespace().next());
     patterns.any(|pattern| covers(pattern, path))
 }
 
@@ -253,6 +331,9 @@ mod tests {
 
     #[test]
     fn ids_are_those_of_git() {
-        assert_eq!(blob_id(b"hello\n"), "ce013625030ba8dba906f756967f9e9ca394464a");
+        assert_eq!(
+            blob_id(b"hello\n"),
+            "ce013625030ba8dba906f756967f9e9ca394464a"
+        );
     }
 }

@@ -7,7 +7,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{OriginalUri, Path, State};
 use axum::http::header::{
-    ACCEPT_RANGES, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_RANGE, LOCATION,
+    ACCEPT_RANGES, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_RANGE,
+    LOCATION,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::IntoResponse;
@@ -39,11 +40,19 @@ pub(crate) async fn resolve(
         let repository = caller.sees(repositories.get_mut(&id))?;
         caller.reads(repository)?;
         let commit = repository.revision(&revision)?;
-        let entry = commit.files.get(&path).cloned().ok_or_else(|| Refusal::entry(&path, &commit.id))?;
+        let entry = commit
+            .files
+            .get(&path)
+            .cloned()
+            .ok_or_else(|| Refusal::entry(&path, &commit.id))?;
         (commit.id.clone(), entry)
     };
     let etag = format!("\"{}\"", entry.sha256().unwrap_or(&entry.oid));
-    let told = [(COMMIT, commit.clone()), (LINKED_ETAG, etag.clone()), (LINKED_SIZE, entry.size.to_string())];
+    let told = [
+        (COMMIT, commit.clone()),
+        (LINKED_ETAG, etag.clone()),
+        (LINKED_SIZE, entry.size.to_string()),
+    ];
     let redirect = |status, location: String, more: Vec<(HeaderName, String)>| {
         let told = told.into_iter().chain(more).chain([(LOCATION, location)]);
         (status, headers_of(told), "Redirecting").into_response()
@@ -51,18 +60,27 @@ pub(crate) async fn resolve(
     match &entry.content {
         Content::Regular(_) if hub.options.resolve_cache && !uri.path().starts_with("/api/") => {
             let raw = uri.path().splitn(6, '/').last().unwrap_or_default();
-            let location = format!("/api/resolve-cache/models/{id}/{commit}/{raw}?etag=%22{}%22", entry.oid);
+            let location = format!(
+                "/api/resolve-cache/models/{id}/{commit}/{raw}?etag=%22{}%22",
+                entry.oid
+            );
             Ok(redirect(StatusCode::TEMPORARY_REDIRECT, location, vec![]))
         }
         Content::Regular(bytes) => {
-            let mut response = serve(&method, &headers, &Object::Memory(bytes.clone()), &etag).await?;
-            response
-                .headers_mut()
-                .extend(headers_of([(COMMIT, commit), (CONTENT_TYPE, "text/plain; charset=utf-8".into())]));
+            let mut response =
+                serve(&method, &headers, &Object::Memory(bytes.clone()), &etag).await?;
+            response.headers_mut().extend(headers_of([
+                (COMMIT, commit),
+                (CONTENT_TYPE, "text/plain; charset=utf-8".into()),
+            ]));
             Ok(response)
         }
         Content::Large(sha256) => {
-            let links = hub.xet.as_ref().and_then(|xet| xet.links(&hub.url, &id, &commit, sha256)).map(Vec::from);
+            let links = hub
+                .xet
+                .as_ref()
+                .and_then(|xet| xet.links(&hub.url, &id, &commit, sha256))
+                .map(Vec::from);
             Ok(redirect(
                 StatusCode::FOUND,
                 hub.sign(Listener::Cdn, &format!("/objects/{sha256}")),
@@ -74,7 +92,9 @@ pub(crate) async fn resolve(
 
 fn headers_of(pairs: impl IntoIterator<Item = (HeaderName, String)>) -> HeaderMap {
     let pairs = pairs.into_iter();
-    pairs.filter_map(|(name, value)| Some((name, HeaderValue::from_str(&value).ok()?))).collect()
+    pairs
+        .filter_map(|(name, value)| Some((name, HeaderValue::from_str(&value).ok()?)))
+        .collect()
 }
 
 /// The routes of the CDN's origin.
@@ -94,7 +114,10 @@ async fn download(
     headers: HeaderMap,
 ) -> Answer {
     signed(&hub, Listener::Cdn, &uri, &headers)?;
-    let object = hub.object(&sha256).await.ok_or_else(|| Refusal::new(404, "NoSuchKey"))?;
+    let object = hub
+        .object(&sha256)
+        .await
+        .ok_or_else(|| Refusal::new(404, "NoSuchKey"))?;
     serve(&method, &headers, &object, &format!("\"{sha256}\"")).await
 }
 
@@ -102,9 +125,15 @@ async fn download(
 /// signature.
 pub(crate) fn signed(hub: &Hub, listener: Listener, uri: &Uri, headers: &HeaderMap) -> Answer<()> {
     if listener == Listener::Cdn && headers.contains_key(AUTHORIZATION) {
-        return Err(Refusal::new(400, "InvalidArgument: only one authorization mechanism is allowed"));
+        return Err(Refusal::new(
+            400,
+            "InvalidArgument: only one authorization mechanism is allowed",
+        ));
     }
-    match hub.signatures.verify(listener, uri.path(), uri.query().unwrap_or_default()) {
+    match hub
+        .signatures
+        .verify(listener, uri.path(), uri.query().unwrap_or_default())
+    {
         true => Ok(()),
         false => Err(Refusal::new(403, "AccessDenied: the request has expired")),
     }
@@ -130,9 +159,16 @@ async fn serve(method: &Method, headers: &HeaderMap, object: &Object, etag: &str
         (CONTENT_TYPE, "application/octet-stream".to_owned()),
     ]);
     if status == StatusCode::PARTIAL_CONTENT {
-        told.extend(headers_of([(CONTENT_RANGE, format!("bytes {}-{}/{size}", range.start, range.end - 1))]));
+        told.extend(headers_of([(
+            CONTENT_RANGE,
+            format!("bytes {}-{}/{size}", range.start, range.end - 1),
+        )]));
     }
-    let body = if method == Method::HEAD { Body::empty() } else { object.body(range).await.map_err(failed)? };
+    let body = if method == Method::HEAD {
+        Body::empty()
+    } else {
+        object.body(range).await.map_err(failed)?
+    };
     Ok((status, told, body).into_response())
 }
 

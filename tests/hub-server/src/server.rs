@@ -68,7 +68,11 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            transfers: Transfers { basic: true, multipart: true, xet: false },
+            transfers: Transfers {
+                basic: true,
+                multipart: true,
+                xet: false,
+            },
             keep: Keep::Lfs,
             data: None,
             page_size: 1000,
@@ -122,15 +126,28 @@ impl Hub {
 
     /// The URL of `path` on an origin, signed.
     pub(crate) fn sign(&self, listener: Listener, path: &str) -> String {
-        let origin = if listener == Listener::Hub { &self.url } else { &self.cdn };
-        format!("{origin}{path}?{}", self.signatures.query(listener, path, self.options.url_life))
+        let origin = if listener == Listener::Hub {
+            &self.url
+        } else {
+            &self.cdn
+        };
+        format!(
+            "{origin}{path}?{}",
+            self.signatures.query(listener, path, self.options.url_life)
+        )
     }
 
     /// Commits files; the commit's id.
-    pub(crate) async fn put(&self, id: &str, branch: &str, files: &[(&str, &[u8])]) -> io::Result<String> {
+    pub(crate) async fn put(
+        &self,
+        id: &str,
+        branch: &str,
+        files: &[(&str, &[u8])],
+    ) -> io::Result<String> {
         let mut changes = Changes::new();
         for (path, bytes) in files {
-            let large = bytes.len() as u64 >= self.options.regular_limit || wants_lfs(ATTRIBUTES, path);
+            let large =
+                bytes.len() as u64 >= self.options.regular_limit || wants_lfs(ATTRIBUTES, path);
             let entry = if large && !bytes.is_empty() {
                 Entry::large(self.keep(bytes).await?, bytes.len() as u64)
             } else {
@@ -139,9 +156,20 @@ impl Hub {
             changes.insert((*path).to_owned(), Some(entry));
         }
         let mut repositories = lock(&self.repositories);
-        let repository = repositories.entry(id.to_owned()).or_insert_with(|| Repository::new(id, false));
-        let parent = repository.revision(branch).or_else(|_| repository.revision("main")).ok();
-        Ok(repository.commit(&format!("refs/heads/{branch}"), parent.as_deref(), changes, "Files of a test", ""))
+        let repository = repositories
+            .entry(id.to_owned())
+            .or_insert_with(|| Repository::new(id, false));
+        let parent = repository
+            .revision(branch)
+            .or_else(|_| repository.revision("main"))
+            .ok();
+        Ok(repository.commit(
+            &format!("refs/heads/{branch}"),
+            parent.as_deref(),
+            changes,
+            "Files of a test",
+            "",
+        ))
     }
 }
 
@@ -162,7 +190,10 @@ impl Server {
 
     /// Starts a server; the Hub itself on `port`, or a free one for 0.
     pub fn try_start(options: Options, port: u16) -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
         let bind = |port| {
             let socket = TcpListener::bind(("127.0.0.1", port))?;
             socket.set_nonblocking(true)?;
@@ -174,7 +205,10 @@ impl Server {
             false => None,
             true => {
                 let folder = options.data.as_ref().map(|folder| folder.join("xet"));
-                Some(runtime.block_on(Xet::start(format!("http://127.0.0.1:{cas_port}"), folder.as_deref()))?)
+                Some(runtime.block_on(Xet::start(
+                    format!("http://127.0.0.1:{cas_port}"),
+                    folder.as_deref(),
+                ))?)
             }
         };
         let hub = Arc::new(Hub {
@@ -201,7 +235,10 @@ impl Server {
         spawn(Listener::Cdn, cdn_socket, resolve::cdn(hub.clone()))?;
         spawn(Listener::Cas, cas_socket, xet::router(hub.clone()))?;
         drop(guard);
-        Ok(Self { hub, runtime: Some(runtime) })
+        Ok(Self {
+            hub,
+            runtime: Some(runtime),
+        })
     }
 
     /// What `HF_ENDPOINT` should be.
@@ -221,37 +258,57 @@ impl Server {
 
     /// Commits files to a branch, making the repository and the branch where they are missing; the commit's id.
     pub fn put(&self, id: &str, branch: &str, files: &[(&str, &[u8])]) -> String {
-        self.wait(self.hub.put(id, branch, files)).expect("files are kept")
+        self.wait(self.hub.put(id, branch, files))
+            .expect("files are kept")
     }
 
     /// The content of a file at a revision.
     pub fn file(&self, id: &str, revision: &str, path: &str) -> Option<Vec<u8>> {
-        let commit = lock(&self.hub.repositories).get(id)?.revision(revision).ok()?;
+        let commit = lock(&self.hub.repositories)
+            .get(id)?
+            .revision(revision)
+            .ok()?;
         match &commit.files.get(path)?.content {
             Content::Regular(bytes) => Some(bytes.to_vec()),
-            Content::Large(sha256) => self.wait(async { self.hub.object(sha256).await?.bytes().await.ok() }),
+            Content::Large(sha256) => {
+                self.wait(async { self.hub.object(sha256).await?.bytes().await.ok() })
+            }
         }
     }
 
     /// The paths of the files at a revision, sorted.
     pub fn paths(&self, id: &str, revision: &str) -> Vec<String> {
-        let commit = lock(&self.hub.repositories).get(id).and_then(|repository| repository.revision(revision).ok());
-        commit.map(|commit| commit.files.keys().cloned().collect()).unwrap_or_default()
+        let commit = lock(&self.hub.repositories)
+            .get(id)
+            .and_then(|repository| repository.revision(revision).ok());
+        commit
+            .map(|commit| commit.files.keys().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// The commit that a branch, tag or pull request is at; empty where there is none.
     pub fn head(&self, id: &str, revision: &str) -> String {
         let repositories = lock(&self.hub.repositories);
-        let commit = repositories.get(id).and_then(|repository| repository.revision(revision).ok());
+        let commit = repositories
+            .get(id)
+            .and_then(|repository| repository.revision(revision).ok());
         commit.map(|commit| commit.id.clone()).unwrap_or_default()
     }
 
     /// Titles and messages of the commits that lead to a revision, newest first.
     pub fn messages(&self, id: &str, revision: &str) -> Vec<(String, String)> {
         let repositories = lock(&self.hub.repositories);
-        let Some(repository) = repositories.get(id) else { return Vec::new() };
-        let history = repository.revision(revision).map(|commit| repository.history(commit)).unwrap_or_default();
-        history.iter().map(|commit| (commit.title.clone(), commit.message.clone())).collect()
+        let Some(repository) = repositories.get(id) else {
+            return Vec::new();
+        };
+        let history = repository
+            .revision(revision)
+            .map(|commit| repository.history(commit))
+            .unwrap_or_default();
+        history
+            .iter()
+            .map(|commit| (commit.title.clone(), commit.message.clone()))
+            .collect()
     }
 
     /// Hides a repository from callers without access to it, or shows it; it must be there.
@@ -266,11 +323,17 @@ impl Server {
 
     /// Whether a repository is private; nothing where there is none.
     pub fn private(&self, id: &str) -> Option<bool> {
-        lock(&self.hub.repositories).get(id).map(|repository| repository.private)
+        lock(&self.hub.repositories)
+            .get(id)
+            .map(|repository| repository.private)
     }
 
     fn change(&self, id: &str, change: impl FnOnce(&mut Repository)) {
-        change(lock(&self.hub.repositories).get_mut(id).unwrap_or_else(|| panic!("there is no repository {id}")));
+        change(
+            lock(&self.hub.repositories)
+                .get_mut(id)
+                .unwrap_or_else(|| panic!("there is no repository {id}")),
+        );
     }
 
     /// All requests so far, in the order of arrival.
@@ -299,13 +362,19 @@ impl Server {
     }
 
     fn wait<T>(&self, future: impl Future<Output = T>) -> T {
-        self.runtime.as_ref().expect("the runtime lives until the drop").block_on(future)
+        self.runtime
+            .as_ref()
+            .expect("the runtime lives until the drop")
+            .block_on(future)
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         // Without waiting: a stalled connection would never end.
-        self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
+        self.runtime
+            .take()
+            .into_iter()
+            .for_each(Runtime::shutdown_background);
     }
 }

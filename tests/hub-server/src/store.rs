@@ -37,16 +37,19 @@ impl Object {
     /// The bytes of `range` as the body of an answer, a piece at a time.
     pub(crate) async fn body(&self, range: Range<u64>) -> io::Result<Body> {
         match self {
-            Object::Memory(bytes) => Ok(bytes.slice(range.start as usize..range.end as usize).into()),
+            Object::Memory(bytes) => {
+                Ok(bytes.slice(range.start as usize..range.end as usize).into())
+            }
             Object::Xet(file) => Ok(file.body(range)),
             Object::File(path, _) => {
                 let mut file = tokio::fs::File::open(path).await?;
                 file.seek(io::SeekFrom::Start(range.start)).await?;
-                let pieces = stream::try_unfold(file.take(range.end - range.start), |mut file| async {
-                    let mut piece = Vec::with_capacity(1 << 20);
-                    while piece.len() < 1 << 20 && file.read_buf(&mut piece).await? > 0 {}
-                    Ok::<_, io::Error>((!piece.is_empty()).then(|| (Bytes::from(piece), file)))
-                });
+                let pieces =
+                    stream::try_unfold(file.take(range.end - range.start), |mut file| async {
+                        let mut piece = Vec::with_capacity(1 << 20);
+                        while piece.len() < 1 << 20 && file.read_buf(&mut piece).await? > 0 {}
+                        Ok::<_, io::Error>((!piece.is_empty()).then(|| (Bytes::from(piece), file)))
+                    });
                 Ok(Body::from_stream(pieces))
             }
         }
@@ -70,7 +73,11 @@ pub(crate) struct Store {
 impl Store {
     pub(crate) fn new(folder: Option<PathBuf>) -> io::Result<Self> {
         folder.iter().try_for_each(fs::create_dir_all)?;
-        Ok(Self { folder, objects: Mutex::default(), incoming: AtomicU64::new(0) })
+        Ok(Self {
+            folder,
+            objects: Mutex::default(),
+            incoming: AtomicU64::new(0),
+        })
     }
 
     pub(crate) fn get(&self, sha256: &str) -> Option<Object> {
@@ -95,16 +102,31 @@ impl Store {
     /// An object that arrives in pieces.
     pub(crate) fn receiver(&self) -> Receiver {
         let number = self.incoming.fetch_add(1, Ordering::Relaxed);
-        let path = self.folder.as_ref().map(|folder| folder.join(format!("incoming-{number}")));
-        Receiver { path, bytes: Vec::new(), hash: Sha256::new(), size: 0 }
+        let path = self
+            .folder
+            .as_ref()
+            .map(|folder| folder.join(format!("incoming-{number}")));
+        Receiver {
+            path,
+            bytes: Vec::new(),
+            hash: Sha256::new(),
+            size: 0,
+        }
     }
 
     /// Keeps what arrived, if it is the object that was expected; its SHA-256.
     pub(crate) fn finish(&self, expected: Option<&str>, receiver: Receiver) -> Answer<String> {
         let sha256 = hex(&receiver.hash.finalize());
         if expected.is_some_and(|expected| expected != sha256) {
-            receiver.path.iter().try_for_each(fs::remove_file).map_err(failed)?;
-            return Err(Refusal::new(400, "BadDigest: the content does not have the SHA-256 that was announced"));
+            receiver
+                .path
+                .iter()
+                .try_for_each(fs::remove_file)
+                .map_err(failed)?;
+            return Err(Refusal::new(
+                400,
+                "BadDigest: the content does not have the SHA-256 that was announced",
+            ));
         }
         let object = match (receiver.path, &self.folder) {
             (Some(path), Some(folder)) => {
@@ -137,12 +159,20 @@ impl Receiver {
     /// Takes all of `body` as the next piece.
     pub(crate) async fn take(&mut self, body: Body) -> Answer<()> {
         let mut file = match &self.path {
-            Some(path) => Some(tokio::fs::File::options().create(true).append(true).open(path).await.map_err(failed)?),
+            Some(path) => Some(
+                tokio::fs::File::options()
+                    .create(true)
+                    .append(true)
+                    .open(path)
+                    .await
+                    .map_err(failed)?,
+            ),
             None => None,
         };
         let mut pieces = body.into_data_stream();
         while let Some(piece) = pieces.next().await {
-            let piece = piece.map_err(|error| Refusal::new(400, format!("IncompleteBody: {error}")))?;
+            let piece =
+                piece.map_err(|error| Refusal::new(400, format!("IncompleteBody: {error}")))?;
             self.hash.update(&piece);
             self.size += piece.len() as u64;
             match &mut file {

@@ -26,16 +26,24 @@ impl Answer {
     pub fn cut(&self) -> bool {
         match self.header("content-length") {
             Some(length) => (self.body.len() as u64) < length.parse().expect("a length"),
-            None => self.header("transfer-encoding").is_some() && !self.body.ends_with(b"0\r\n\r\n"),
+            None => {
+                self.header("transfer-encoding").is_some() && !self.body.ends_with(b"0\r\n\r\n")
+            }
         }
     }
 }
 
 /// One request on a connection of its own; nothing where the connection ended without an answer.
 pub fn ask(method: &str, url: &str, headers: &str, body: &[u8]) -> Option<Answer> {
-    let (origin, path) = url.strip_prefix("http://").expect("http").split_once('/').expect("a path");
+    let (origin, path) = url
+        .strip_prefix("http://")
+        .expect("http")
+        .split_once('/')
+        .expect("a path");
     let mut stream = TcpStream::connect(origin).expect("the server listens");
-    stream.set_read_timeout(Some(Duration::from_millis(1500))).expect("a timeout");
+    stream
+        .set_read_timeout(Some(Duration::from_millis(1500)))
+        .expect("a timeout");
     let head = format!(
         "{method} /{path} HTTP/1.1\r\nhost: {origin}\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n",
         body.len()
@@ -47,7 +55,11 @@ pub fn ask(method: &str, url: &str, headers: &str, body: &[u8]) -> Option<Answer
     let end = all.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(&all[..end]).into_owned();
     let status = head.split(' ').nth(1)?.parse().ok()?;
-    Some(Answer { status, head, body: all[end + 4..].to_vec() })
+    Some(Answer {
+        status,
+        head,
+        body: all[end + 4..].to_vec(),
+    })
 }
 
 pub fn get(url: &str, headers: &str) -> Answer {

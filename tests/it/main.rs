@@ -1,0 +1,46 @@
+//! Every test of the built binary, a module for each capability, as one program: one program links once.
+//!
+//! `cargo test --test it train::` runs the tests of one module.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    missing_docs
+)]
+#![allow(clippy::type_complexity)]
+
+mod commands;
+mod common;
+mod configs;
+mod convert;
+mod determinism;
+mod evaluate;
+mod experts;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod faults;
+mod forecast;
+mod format;
+mod generate;
+mod gguf;
+mod golden;
+mod hostile;
+mod hub;
+mod logits;
+mod methods;
+mod model;
+mod npz;
+mod prompts;
+mod properties;
+mod push;
+mod quickstart;
+mod rebuild;
+mod refusals;
+mod report;
+mod run;
+mod schema;
+mod targets;
+mod tokenize;
+mod train;
+mod upcycle;

@@ -1,0 +1,207 @@
+//! Every parameter gets a gradient, and it is the right one: central differences in float64.
+
+use bam_convert::family::RouterBias;
+use bam_convert::model::{CausalLm, Forward, LoadOptions, Mode, Trainable, Weights};
+use candle_core::backprop::GradStore;
+use candle_core::{D, DType, Tensor, Var};
+
+use super::{FAMILIES, Kind, fixture, ids};
+
+/// Long and varied enough that every expert of every layer gets tokens.
+fn tokens() -> Vec<u32> {
+    (0..40).map(|i| (i * 97 + 13) % 384).collect()
+}
+
+fn trainable() -> LoadOptions {
+    LoadOptions {
+        dtype: DType::F64,
+        mode: Mode::Train,
+        weights: Weights::Widened,
+        trainable: Trainable::All,
+        ..LoadOptions::default()
+    }
+}
+
+/// Mean negative log-likelihood of the next tokens, in nats.
+fn loss(model: &CausalLm) -> Tensor {
+    let tokens = tokens();
+    let (input, target) = (&tokens[..tokens.len() - 1], &tokens[1..]);
+    let logits = model
+        .forward(&ids(input), None, &Forward::default())
+        .unwrap()
+        .logits
+        .squeeze(0)
+        .unwrap();
+    let log = candle_nn::ops::log_softmax(&logits, D::Minus1).unwrap();
+    let target = Tensor::new(target, log.device())
+        .unwrap()
+        .unsqueeze(1)
+        .unwrap();
+    log.gather(&target, 1)
+        .unwrap()
+        .mean_all()
+        .unwrap()
+        .neg()
+        .unwrap()
+}
+
+fn value(model: &CausalLm) -> f64 {
+    loss(model).to_scalar().unwrap()
+}
+
+/// Compares gradients with central differences, where they are largest and at one more place of each parameter.
+fn check(model: &CausalLm, name: &str) {
+    let gradients: GradStore = loss(model).backward().unwrap();
+    let step = 1e-4;
+    let mut worst = 0f64;
+    for (number, (parameter, var)) in model.params().vars().enumerate() {
+        let (spec, mixture) = (
+            &model.params().get(parameter).unwrap().spec,
+            &model.architecture().mixture,
+        );
+        let of_choice = mixture
+            .as_ref()
+            .is_some_and(|mixture| mixture.router_bias == RouterBias::Choice);
+        if spec.bias && spec.role.is_router() && of_choice {
+            assert!(
+                gradients.get(var).is_none(),
+                "{name}: {parameter} takes part in the choice alone"
+            );
+            continue;
+        }
+        let gradient = gradients
+            .get(var)
+            .unwrap_or_else(|| panic!("{name}: no gradient for {parameter}"));
+        let gradient: Vec<f64> = gradient.flatten_all().unwrap().to_vec1().unwrap();
+        let largest = (0..gradient.len())
+            .max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs()))
+            .unwrap();
+        assert!(
+            gradient[largest].abs() > 1e-12,
+            "{name}: the gradient of {parameter} is zero"
+        );
+        let values: Vec<f64> = var.flatten_all().unwrap().to_vec1().unwrap();
+        for place in [largest, number * 31 % gradient.len()] {
+            let at = |by: f64| {
+                let mut moved = values.clone();
+                moved[place] += by;
+                set(var, moved);
+                value(model)
+            };
+            let difference = (at(step) - at(-step)) / (2.0 * step);
+            let error = (difference - gradient[place]).abs()
+                / (1e-6 + difference.abs().max(gradient[place].abs()));
+            worst = worst.max(error);
+            assert!(
+                error < 1e-5,
+                "{name}: {parameter}[{place}]: gradient {}, difference {difference}",
+                gradient[place]
+            );
+        }
+        set(var, values);
+    }
+    println!(
+        "{name}: {} parameters, largest relative error {worst:.1e}",
+        model.params().vars().count()
+    );
+}
+
+fn set(var: &Var, values: Vec<f64>) {
+    var.set(&Tensor::from_vec(values, var.dims(), var.device()).unwrap())
+        .unwrap();
+}
+
+#[test]
+fn gradients_of_dense_families_are_right() {
+    for family in FAMILIES.into_iter().chain(["llama_bias"]) {
+        let model = CausalLm::load(&fixture(family).join("seed"), &trainable()).unwrap();
+        check(&model, family);
+    }
+}
+
+#[test]
+fn gradients_of_mixtures_are_right() {
+    for (number, kind) in Kind::all().into_iter().enumerate() {
+        // Each kind once, over all families in turn.
+        let family = FAMILIES[number % FAMILIES.len()];
+        let folder = tempfile::tempdir().unwrap();
+        kind.make(family, &folder.path().join("out"));
+        let model = CausalLm::load(&folder.path().join("out"), &trainable()).unwrap();
+        let forward = Forward {
+            keep_routing: true,
+            ..Forward::default()
+        };
+        for (layer, routing) in model
+            .forward(&ids(&tokens()), None, &forward)
+            .unwrap()
+            .routing
+            .iter()
+            .enumerate()
+        {
+            let chosen: Vec<u32> = routing
+                .feed_forward
+                .as_ref()
+                .unwrap()
+                .chosen
+                .flatten_all()
+                .unwrap()
+                .to_vec1()
+                .unwrap();
+            assert!(
+                (0..3).all(|expert| chosen.contains(&expert)),
+                "{}: layer {layer} leaves an expert out",
+                kind.name
+            );
+        }
+        check(&model, &format!("{family}, {}", kind.name));
+    }
+}
+
+#[test]
+fn frozen_parameters_get_no_gradient_and_change_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().join("out");
+    Kind::BAM.make("llama", &folder);
+    let all = CausalLm::load(&folder, &trainable()).unwrap();
+    let routers: std::collections::BTreeSet<String> = all
+        .params()
+        .iter()
+        .map(|(name, _)| name.to_owned())
+        .filter(|name| name.contains("router"))
+        .collect();
+    assert_eq!(routers.len(), 4);
+    let some = CausalLm::load(
+        &folder,
+        &LoadOptions {
+            trainable: Trainable::Only(routers.clone()),
+            ..trainable()
+        },
+    )
+    .unwrap();
+    let (of_all, of_some) = (
+        loss(&all).backward().unwrap(),
+        loss(&some).backward().unwrap(),
+    );
+    assert_eq!(some.params().vars().count(), 4);
+    for (name, var) in some.params().vars() {
+        let (_, full) = all
+            .params()
+            .vars()
+            .find(|(other, _)| *other == name)
+            .unwrap();
+        let flat = |gradients: &GradStore, var: &Var| -> Vec<f64> {
+            gradients
+                .get(var)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1()
+                .unwrap()
+        };
+        let (a, b) = (flat(&of_some, var), flat(&of_all, full));
+        assert!(
+            a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-12),
+            "{name}"
+        );
+    }
+}

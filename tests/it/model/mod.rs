@@ -1,0 +1,240 @@
+//! The models compute what transformers computes (`fixtures/golden/`, by `fixtures/make.py`), and what the papers say
+//! (`naive.rs`, float64).
+
+mod cache;
+mod dense;
+mod fused;
+mod gradients;
+mod layouts;
+mod mixture;
+mod naive;
+mod parts;
+
+use std::path::{Path, PathBuf};
+
+use bam_convert::family::{AttentionKv, Layers, Method, RouterBias, TopK};
+use bam_convert::model::{CausalLm, Forward, LoadOptions, Mode, Weights};
+use bam_convert::surgery::execute::{Target, execute};
+use bam_convert::surgery::methods::FeedForward;
+use bam_convert::surgery::upcycle::{Expert, SEED, Settings, plan};
+use bam_convert::surgery::{Model, router::RouterInit};
+use candle_core::{DType, Device, Tensor};
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures")
+        .join(name)
+}
+
+/// The tokens of the golden logits.
+pub fn golden_tokens() -> Vec<u32> {
+    serde_json::from_slice(&std::fs::read(fixture("golden/tokens.json")).unwrap()).unwrap()
+}
+
+pub fn ids(tokens: &[u32]) -> Tensor {
+    Tensor::new(tokens, &Device::Cpu)
+        .unwrap()
+        .unsqueeze(0)
+        .unwrap()
+}
+
+/// Every way of loading that must compute the same in float32.
+pub fn ways() -> [(&'static str, LoadOptions); 3] {
+    let options = |mode, weights| LoadOptions {
+        mode,
+        weights,
+        ..LoadOptions::default()
+    };
+    [
+        ("train", options(Mode::Train, Weights::Widened)),
+        ("infer", options(Mode::Infer, Weights::Widened)),
+        ("stored", options(Mode::Infer, Weights::Stored)),
+    ]
+}
+
+pub fn in_f64() -> LoadOptions {
+    LoadOptions {
+        dtype: DType::F64,
+        mode: Mode::Train,
+        weights: Weights::Widened,
+        ..LoadOptions::default()
+    }
+}
+
+/// Logits `[seq][vocab]` of one sequence.
+pub fn run(model: &CausalLm, tokens: &[u32], forward: &Forward) -> Vec<Vec<f64>> {
+    let logits = model.forward(&ids(tokens), None, forward).unwrap().logits;
+    assert_eq!(
+        logits.dims(),
+        [1, tokens.len(), model.architecture().vocab_size as usize]
+    );
+    rows(&logits.squeeze(0).unwrap())
+}
+
+pub fn rows(logits: &Tensor) -> Vec<Vec<f64>> {
+    logits.to_dtype(DType::F64).unwrap().to_vec2().unwrap()
+}
+
+/// The largest difference; both must have the same shape and be finite.
+pub fn difference(a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let mut most = 0f64;
+    for (a, b) in a.iter().zip(b) {
+        assert_eq!(a.len(), b.len());
+        for (a, b) in a.iter().zip(b) {
+            assert!(a.is_finite() && b.is_finite());
+            most = most.max((a - b).abs());
+        }
+    }
+    most
+}
+
+/// What varies between the mixtures that are tested.
+#[derive(Clone, Debug)]
+pub struct Kind {
+    pub name: &'static str,
+    pub method: Method,
+    pub kv: AttentionKv,
+    pub top_k: TopK,
+    pub attention_top_k: TopK,
+    pub norm: bool,
+    pub router_bias: RouterBias,
+    pub adapters: bool,
+    /// Width of a shared expert, and whether it has a gate.
+    pub shared_expert: Option<(u64, bool)>,
+    pub copies: bool,
+}
+
+impl Kind {
+    pub const BAM: Self = Self {
+        name: "bam, expert kv",
+        method: Method::Bam,
+        kv: AttentionKv::Expert,
+        top_k: TopK::Of(1),
+        attention_top_k: TopK::Soft,
+        norm: false,
+        copies: false,
+        router_bias: RouterBias::None,
+        adapters: false,
+        shared_expert: None,
+    };
+
+    /// Adapters, biases of routers, and a gated shared expert.
+    pub const PARTS: Self = Self {
+        name: "bam, adapters, router biases, gated shared expert, top-2",
+        top_k: TopK::Of(2),
+        router_bias: RouterBias::Logits,
+        adapters: true,
+        shared_expert: Some((20, true)),
+        ..Self::BAM
+    };
+
+    pub fn all() -> Vec<Self> {
+        let shared = Self {
+            name: "bam, shared kv",
+            kv: AttentionKv::Shared,
+            ..Self::BAM
+        };
+        vec![
+            Self::BAM,
+            shared.clone(),
+            Self {
+                name: "bam, soft",
+                top_k: TopK::Soft,
+                ..Self::BAM
+            },
+            Self {
+                name: "bam, top-2 normalised, attention top-1",
+                top_k: TopK::Of(2),
+                attention_top_k: TopK::Of(1),
+                norm: true,
+                ..Self::BAM
+            },
+            Self {
+                name: "bam, shared kv, top-2, attention top-2",
+                top_k: TopK::Of(2),
+                attention_top_k: TopK::Of(2),
+                ..shared
+            },
+            Self::PARTS,
+            Self {
+                name: "bam, shared kv, adapters, biased choice",
+                kv: AttentionKv::Shared,
+                router_bias: RouterBias::Choice,
+                shared_expert: None,
+                ..Self::PARTS
+            },
+            Self {
+                name: "btx, adapters, shared expert, soft",
+                method: Method::Btx,
+                top_k: TopK::Soft,
+                router_bias: RouterBias::None,
+                shared_expert: Some((24, false)),
+                ..Self::PARTS
+            },
+            Self {
+                name: "btx",
+                method: Method::Btx,
+                ..Self::BAM
+            },
+            Self {
+                name: "btx, top-2 normalised",
+                method: Method::Btx,
+                top_k: TopK::Of(2),
+                norm: true,
+                ..Self::BAM
+            },
+        ]
+    }
+
+    /// Makes the mixture of a family's fixtures in `folder`, with routers wide enough that tokens differ.
+    pub fn make(&self, family: &str, folder: &Path) {
+        let open = |name: &str, path: &str| Model::open(name, &fixture(family).join(path)).unwrap();
+        let experts = ["code", "law"].map(|name| Expert {
+            name: name.to_owned(),
+            model: Some(open(name, if self.copies { "seed" } else { name })),
+        });
+        let router = RouterInit::Normal(0.5);
+        let settings = Settings {
+            target: "bam".to_owned(),
+            method: self.method,
+            feed_forward: FeedForward::Networks,
+            layers: Layers::All,
+            shared_expert: None,
+            kv: self.kv,
+            shared_kv_of_seed: false,
+            top_k: self.top_k,
+            attention_top_k: self.attention_top_k,
+            norm_topk_prob: self.norm,
+            seed_expert: true,
+            seed_copies: 0,
+            router: router.clone(),
+            attention_router: router,
+            router_dtype: None,
+            router_bias: self.router_bias,
+            adapters: self.adapters,
+            prompt_rows: None,
+            rest_of_seed: false,
+            scales: Default::default(),
+            dtype: None,
+            rng_seed: 1,
+        };
+        let upcycling = plan(open(SEED, "seed"), experts.into(), &settings).unwrap();
+        let target = Target {
+            folder,
+            force: false,
+            max_shard_size: 1 << 30,
+            memory: 1 << 24,
+            threads: 1,
+            rehash: true,
+            progress: &|_| {},
+        };
+        execute(&upcycling.plan, &upcycling.files, &target).unwrap();
+        if self.adapters || self.shared_expert.is_some() || self.router_bias != RouterBias::None {
+            parts::draw(self, folder);
+        }
+    }
+}
+
+/// The families of which there are three dense fixtures.
+pub const FAMILIES: [&str; 5] = ["llama", "mistral", "qwen2", "qwen3", "cohere"];

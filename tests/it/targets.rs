@@ -1,0 +1,673 @@
+//! Mixtures in the formats of other programs: read as transformers reads them, written exactly or refused with the reason.
+
+use std::path::{Path, PathBuf};
+
+use crate::common::{
+    Tensor, bam, copy_folder, edit_json, edit_tensors, fixture, read_file, read_folder, read_json,
+    run,
+};
+use bam_convert::model::{CausalLm, Forward, LoadOptions, logits};
+use candle_core::{Device, Tensor as Candle};
+use serde_json::json;
+use tempfile::TempDir;
+
+const STOCK: [&str; 4] = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
+
+fn mixture(family: &str) -> PathBuf {
+    fixture("mixtures").join(family)
+}
+
+fn tokens() -> Vec<u32> {
+    serde_json::from_slice(&std::fs::read(fixture("golden/tokens.json")).unwrap()).unwrap()
+}
+
+/// Largest distance of the logits of `folder`, computed in two ways, from the golden ones of `family`.
+fn assert_golden(folder: &Path, family: &str) {
+    let expected = read_file(&fixture(format!("golden/{family}.safetensors")))["logits"].values();
+    let tokens = tokens();
+    let infer = logits(folder, &tokens, &Device::Cpu).unwrap();
+    let train = CausalLm::load(folder, &LoadOptions::train(Device::Cpu)).unwrap();
+    let row = Candle::new(&tokens[..], &Device::Cpu)
+        .unwrap()
+        .unsqueeze(0)
+        .unwrap();
+    let train = train
+        .forward(&row, None, &Forward::default())
+        .unwrap()
+        .logits;
+    for (way, found) in [("inference", infer), ("training", train)] {
+        let found: Vec<f32> = found.flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(found.len(), expected.len());
+        let worst = found
+            .iter()
+            .zip(&expected)
+            .map(|(a, b)| (f64::from(*a) - b).abs())
+            .fold(0.0, f64::max);
+        assert!(worst <= 1e-4, "{family}, {way}: logits differ by {worst}");
+    }
+}
+
+/// The mixture whose weights a file holds in the fused layout.
+fn fused(family: &str, work: &TempDir) -> PathBuf {
+    let folder = copy_folder(
+        &mixture(family),
+        &work.path().join(format!("{family}-fused")),
+    );
+    let weights = fixture("mixtures").join(format!("{family}.fused.safetensors"));
+    std::fs::copy(weights, folder.join("model.safetensors")).unwrap();
+    folder
+}
+
+fn upcycle(family: &str, target: &str, options: &[&str], out: &Path) -> crate::common::Run {
+    let folder = |name: &str| fixture(family).join(name);
+    let expert = |name: &str| format!("{name}={}", folder(name).display());
+    let mut arguments: Vec<std::ffi::OsString> =
+        vec!["upcycle".into(), "--target".into(), target.into()];
+    arguments.extend([
+        "--seed".into(),
+        folder("seed").into(),
+        "--out".into(),
+        out.into(),
+    ]);
+    arguments.extend([
+        "--expert".into(),
+        expert("code").into(),
+        "--expert".into(),
+        expert("law").into(),
+    ]);
+    arguments.extend(options.iter().map(Into::into));
+    run(arguments)
+}
+
+#[test]
+fn stock_mixtures_have_the_logits_of_transformers() {
+    for family in STOCK {
+        assert_golden(&mixture(family), family);
+        let report = bam!("validate", mixture(family), "--json").ok().json();
+        assert!(report.to_string().contains("top 2 of 4"), "{report}");
+    }
+}
+
+#[test]
+fn every_command_knows_a_stock_mixture() {
+    let facts = bam!("inspect", mixture("qwen2_moe"), "--json").ok().json();
+    assert_eq!(facts["architecture"]["mixture"]["moe_layers"], json!([1]));
+    assert_eq!(
+        facts["architecture"]["mixture"]["shared_expert_intermediate_size"],
+        40
+    );
+    assert_eq!(facts["fused_experts"], false);
+    let facts = bam!("inspect", mixture("qwen3_moe"), "--json").ok().json();
+    assert_eq!(
+        facts["architecture"]["mixture"]["moe_layers"],
+        json!([1]),
+        "each second layer is sparse"
+    );
+    let cost = bam!("cost", mixture("mixtral"), "--json").ok().json();
+    assert!(cost["active_parameters"].as_u64() < cost["total_parameters"].as_u64());
+    bam!(
+        "generate",
+        mixture("olmoe"),
+        "--prompt",
+        "def mean",
+        "--max-tokens",
+        "4"
+    )
+    .ok();
+    bam!("diff", mixture("olmoe"), mixture("olmoe")).ok();
+}
+
+#[test]
+fn the_fused_layout_is_the_same_model() {
+    let work = TempDir::new().unwrap();
+    for family in ["mixtral", "qwen2_moe"] {
+        let folder = fused(family, &work);
+        let expected = logits(&mixture(family), &tokens(), &Device::Cpu).unwrap();
+        let found = logits(&folder, &tokens(), &Device::Cpu).unwrap();
+        assert_eq!(
+            found.to_vec2::<f32>().unwrap(),
+            expected.to_vec2::<f32>().unwrap()
+        );
+        bam!("diff", &folder, mixture(family)).ok();
+        assert!(bam!("inspect", &folder).ok().stdout.contains("fused"));
+        let report = bam!("validate", &folder).ok().stdout;
+        assert!(
+            report.contains("layout") && report.contains("convert --layout classic"),
+            "{report}"
+        );
+        bam!(
+            "merge",
+            "--model",
+            &folder,
+            "--out",
+            work.path().join("merged")
+        )
+        .refused(
+            2,
+            &["all experts of a layer in one tensor", "--layout classic"],
+        );
+    }
+}
+
+#[test]
+fn experts_are_copies_under_the_target_s_names() {
+    let work = TempDir::new().unwrap();
+    let out = work.path().join("out");
+    upcycle("llama", "mixtral", &["--method", "btx"], &out).ok();
+    let (found, code) = (read_folder(&out), read_folder(&fixture("llama/code")));
+    for (classic, dense) in [("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj")] {
+        let name = format!("model.layers.1.block_sparse_moe.experts.1.{classic}.weight");
+        assert_eq!(
+            found[&name].bytes,
+            code[&format!("model.layers.1.mlp.{dense}.weight")].bytes
+        );
+    }
+    let config = read_json(out.join("config.json"));
+    let expected = json!({
+        "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": 3, "num_experts": 3,
+        "num_experts_per_tok": 2, "dtype": "bfloat16", "torch_dtype": "bfloat16", "rope_theta": 500_000.0, "head_dim": 8,
+    });
+    for (key, value) in expected.as_object().unwrap() {
+        assert_eq!(&config[key], value, "{key}");
+    }
+    assert_eq!(config["rope_parameters"]["rope_theta"], 500_000.0);
+    assert!(config.get("auto_map").is_none() && !out.join("modeling_bam.py").exists());
+    for file in ["tokenizer.json", "generation_config.json"] {
+        let read = |folder: &Path| std::fs::read(folder.join(file)).unwrap();
+        assert_eq!(read(&out), read(&fixture("llama/seed")));
+    }
+    bam!("validate", &out, "--against").ok();
+}
+
+#[test]
+fn what_qwen2_moe_insists_on_is_neutral() {
+    let work = TempDir::new().unwrap();
+    let out = work.path().join("out");
+    upcycle("llama", "qwen2_moe", &["--method", "btx"], &out).ok();
+    let found = read_folder(&out);
+    for name in [
+        "self_attn.q_proj.bias",
+        "self_attn.v_proj.bias",
+        "mlp.shared_expert.down_proj.weight",
+    ] {
+        let values = found[&format!("model.layers.0.{name}")].values();
+        assert!(values.iter().all(|value| *value == 0.0), "{name}");
+    }
+    assert!(
+        found["model.layers.0.mlp.shared_expert.up_proj.weight"]
+            .values()
+            .iter()
+            .any(|value| *value != 0.0)
+    );
+    bam!("validate", &out, "--against").ok();
+}
+
+#[test]
+fn copies_of_one_model_are_that_model() {
+    let work = TempDir::new().unwrap();
+    for (family, target) in [
+        ("llama", "mixtral"),
+        ("llama", "qwen2_moe"),
+        ("qwen3", "qwen3_moe"),
+    ] {
+        let out = work.path().join(target);
+        let seed = fixture(family).join("seed");
+        bam!(
+            "upcycle",
+            "--method",
+            "btx",
+            "--target",
+            target,
+            "--seed",
+            &seed,
+            "--seed-copies",
+            "3",
+            "--out",
+            &out
+        )
+        .ok();
+        let dense = logits(&seed, &tokens(), &Device::Cpu)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
+        let found = logits(&out, &tokens(), &Device::Cpu)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
+        let worst = dense
+            .iter()
+            .zip(&found)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
+        assert!(worst < 1e-4, "{target}: {worst}");
+    }
+}
+
+/// A dense model with OLMoE's norms, which no family of transformers is: brought with a format file.
+const DENSE_OLMOE: &str = include_str!("dense_olmoe.yaml");
+
+#[test]
+fn olmoe_out_of_dense_models_has_the_logits_of_transformers() {
+    let work = TempDir::new().unwrap();
+    let format = work.path().join("format.yaml");
+    std::fs::write(&format, DENSE_OLMOE).unwrap();
+    let mixture = mixture("olmoe");
+    let stored = read_folder(&mixture);
+    let mut dense = Vec::new();
+    for expert in 0..4 {
+        let folder = copy_folder(&mixture, &work.path().join(format!("dense-{expert}")));
+        edit_json(&folder.join("config.json"), |config| {
+            config["model_type"] = "dense_olmoe".into()
+        });
+        edit_tensors(&folder, |tensors| {
+            tensors.retain(|name, _| !name.contains(".mlp."));
+            for (name, tensor) in &stored {
+                if let Some((before, after)) = name.split_once(&format!(".mlp.experts.{expert}.")) {
+                    tensors.insert(format!("{before}.mlp.{after}"), tensor.clone());
+                }
+            }
+        });
+        dense.push(folder);
+    }
+    let routers: crate::common::Tensors = stored
+        .into_iter()
+        .filter(|(name, _)| name.ends_with(".mlp.gate.weight"))
+        .collect::<_>();
+    let rows = work.path().join("routers.safetensors");
+    crate::common::write_file(&rows, &routers);
+    let out = work.path().join("out");
+    let mut arguments: Vec<std::ffi::OsString> =
+        vec!["upcycle".into(), "--method".into(), "btx".into()];
+    arguments.extend([
+        "--target".into(),
+        "olmoe".into(),
+        "--norm-topk-prob".into(),
+        "false".into(),
+    ]);
+    arguments.extend([
+        "--format".into(),
+        format.into(),
+        "--seed".into(),
+        dense[0].clone().into(),
+    ]);
+    for (number, folder) in dense.iter().enumerate().skip(1) {
+        arguments.extend([
+            "--expert".into(),
+            format!("e{number}={}", folder.display()).into(),
+        ]);
+    }
+    arguments.extend([
+        "--router".into(),
+        format!("file:{}", rows.display()).into(),
+        "--out".into(),
+        out.clone().into(),
+    ]);
+    run(arguments).ok();
+    assert_golden(&out, "olmoe");
+    crate::common::assert_same_tensor(
+        "weights",
+        &all(&read_folder(&out)),
+        &all(&read_folder(&mixture)),
+    );
+}
+
+/// Every byte of a checkpoint as one tensor.
+fn all(tensors: &crate::common::Tensors) -> Tensor {
+    let bytes: Vec<u8> = tensors
+        .values()
+        .flat_map(|tensor| tensor.bytes.clone())
+        .collect();
+    Tensor {
+        dtype: ::safetensors::Dtype::BF16,
+        shape: vec![bytes.len() / 2],
+        bytes,
+    }
+}
+
+#[test]
+fn what_a_target_cannot_hold_is_refused_with_the_reason() {
+    let work = TempDir::new().unwrap();
+    let out = work.path().join("out");
+    let refused = |family: &str, target: &str, options: &[&str], reasons: &[&str]| {
+        upcycle(family, target, options, &out).refused(2, reasons);
+        assert!(!out.exists());
+    };
+    let btx = ["--method", "btx"];
+    refused(
+        "llama",
+        "mixtral",
+        &["--method", "bam"],
+        &["no attention experts"],
+    );
+    refused("qwen2", "mixtral", &btx, &["biases of q, k and v"]);
+    refused(
+        "llama",
+        "qwen3_moe",
+        &btx,
+        &["a norm of each head's queries and keys"],
+    );
+    refused("llama", "olmoe", &btx, &["a norm over all heads' queries"]);
+    refused(
+        "cohere",
+        "mixtral",
+        &btx,
+        &[
+            "block is sequential, the model's parallel",
+            "norm is rms",
+            "scale logits",
+        ],
+    );
+    refused(
+        "llama",
+        "mixtral",
+        &["--method", "btx", "--top-k", "1"],
+        &["always renormalises", "no gradient"],
+    );
+    refused(
+        "llama",
+        "mixtral",
+        &["--method", "btx", "--norm-topk-prob", "false"],
+        &["always renormalises"],
+    );
+    refused(
+        "llama",
+        "mixtral",
+        &["--method", "btx", "--adapters"],
+        &["no adapters"],
+    );
+    refused(
+        "llama",
+        "mixtral",
+        &["--method", "btx", "--router-bias", "logits"],
+        &["routers have no bias"],
+    );
+    refused("llama", "mixtrall", &btx, &["mixtral"]);
+    bam!(
+        "upcycle",
+        "--method",
+        "btx",
+        "--target",
+        "mixtral",
+        "--seed",
+        fixture("llama_bias/seed"),
+        "--expert",
+        "a=random",
+        "--out",
+        &out
+    )
+    .refused(
+        2,
+        &[
+            "bias of the output projection",
+            "biases of the feed-forward",
+        ],
+    );
+}
+
+#[test]
+fn windows_of_qwen2_moe_are_refused() {
+    let work = TempDir::new().unwrap();
+    let folder = copy_folder(&mixture("qwen2_moe"), &work.path().join("window"));
+    edit_json(&folder.join("config.json"), |config| {
+        config["use_sliding_window"] = true.into()
+    });
+    bam!("generate", &folder, "--prompt", "a").refused(2, &["use_sliding_window", "disagree"]);
+}
+
+#[test]
+fn experts_are_put_together_and_taken_apart_again() {
+    let work = TempDir::new().unwrap();
+    for family in STOCK {
+        let (fused, classic) = (
+            work.path().join(format!("{family}-f")),
+            work.path().join(format!("{family}-c")),
+        );
+        bam!("convert", mixture(family), &fused, "--layout", "fused").ok();
+        bam!("validate", &fused, "--against").ok();
+        let stored = fixture("mixtures").join(format!("{family}.fused.safetensors"));
+        if stored.exists() {
+            let (found, expected) = (read_folder(&fused), read_file(&stored));
+            assert_eq!(
+                found.keys().collect::<Vec<_>>(),
+                expected.keys().collect::<Vec<_>>()
+            );
+            found.iter().for_each(|(name, tensor)| {
+                crate::common::assert_same_tensor(name, tensor, &expected[name])
+            });
+        }
+        bam!("convert", &fused, &classic, "--layout", "classic").ok();
+        bam!("validate", &classic, "--against").ok();
+        bam!("diff", &classic, mixture(family)).ok();
+        assert_golden(&classic, family);
+        let narrow = work.path().join(format!("{family}-f32"));
+        bam!(
+            "convert", &fused, &narrow, "--layout", "classic", "--dtype", "f32"
+        )
+        .ok();
+        bam!("validate", &narrow, "--against").ok();
+        assert_golden(&narrow, family);
+    }
+    bam!(
+        "convert",
+        fixture("llama/seed"),
+        work.path().join("x"),
+        "--layout",
+        "fused"
+    )
+    .refused(2, &["dense"]);
+}
+
+#[test]
+fn a_mixture_goes_to_another_family_and_back() {
+    let work = TempDir::new().unwrap();
+    for family in STOCK {
+        let (there, back) = (
+            work.path().join(format!("{family}-bam")),
+            work.path().join(family),
+        );
+        bam!("convert", mixture(family), &there, "--to", "bam").ok();
+        bam!("validate", &there, "--against").ok();
+        assert_golden(&there, family);
+        assert!(there.join("modeling_bam.py").exists());
+        bam!("convert", &there, &back, "--to", family).ok();
+        bam!("diff", &back, mixture(family)).ok();
+        assert_golden(&back, family);
+    }
+    let (bam, direct, through) = (
+        work.path().join("b"),
+        work.path().join("d"),
+        work.path().join("t"),
+    );
+    let gates = [
+        "--method",
+        "btx",
+        "--top-k",
+        "2",
+        "--norm-topk-prob",
+        "true",
+    ];
+    upcycle("llama", "bam", &gates, &bam).ok();
+    upcycle("llama", "mixtral", &["--method", "btx"], &direct).ok();
+    bam!("convert", &bam, &through, "--to", "mixtral").ok();
+    let differing: Vec<String> = read_folder(&direct)
+        .into_iter()
+        .filter(|(name, tensor)| read_folder(&through)[name].bytes != tensor.bytes)
+        .map(|(name, _)| name)
+        .collect();
+    assert!(
+        differing.iter().all(|name| name.ends_with("gate.weight")),
+        "routers are drawn by name: {differing:?}"
+    );
+    bam!("convert", &bam, work.path().join("x"), "--to", "qwen3_moe")
+        .refused(2, &["qwen3_moe cannot hold"]);
+    bam!(
+        "convert",
+        mixture("qwen2_moe"),
+        work.path().join("x"),
+        "--to",
+        "mixtral"
+    )
+    .refused(
+        2,
+        &[
+            "biases of q, k and v",
+            "experts in every layer",
+            "no shared expert",
+        ],
+    );
+    bam!("convert", &bam, work.path().join("x"), "--layout", "fused")
+        .refused(2, &["no fused layout"]);
+}
+
+#[test]
+fn a_gguf_file_taken_back_is_the_model_in_its_dtype() {
+    let work = TempDir::new().unwrap();
+    let at = |name: String| work.path().join(name);
+    for (number, source) in [
+        fixture("llama/seed"),
+        fixture("mistral/seed"),
+        mixture("mixtral"),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let (file, back, narrow) = (
+            at(format!("{number}.gguf")),
+            at(format!("{number}b")),
+            at(format!("{number}n")),
+        );
+        bam!("convert", source, &file, "--to", "gguf", "--dtype", "f16").ok();
+        bam!("convert", &file, &back).ok();
+        bam!("validate", &back, "--against").ok();
+        bam!("convert", source, &narrow, "--dtype", "f16").ok();
+        bam!("diff", &back, &narrow).ok();
+        let vocabulary = |folder: &Path| read_json(folder.join("tokenizer.json"))["model"].clone();
+        assert_eq!(vocabulary(&back), vocabulary(source));
+        let again = at(format!("{number}.again.gguf"));
+        bam!(
+            "convert",
+            source,
+            &again,
+            "--to",
+            "gguf",
+            "--dtype",
+            "f16",
+            "--threads",
+            "1"
+        )
+        .ok();
+        assert_eq!(
+            std::fs::read(&file).unwrap(),
+            std::fs::read(&again).unwrap()
+        );
+        let same = bam!("convert", source, &file, "--to", "gguf");
+        same.refused(2, &["exists already"]);
+        bam!("convert", source, &file, "--to", "gguf", "--force").ok();
+        bam!("convert", &file, at(format!("{number}s"))).ok();
+        bam!("diff", at(format!("{number}s")), source).ok();
+    }
+    let plan = bam!(
+        "convert",
+        mixture("mixtral"),
+        at("x.gguf".into()),
+        "--to",
+        "gguf",
+        "--dry-run",
+        "--json"
+    )
+    .ok()
+    .json();
+    assert!(
+        plan["groups"]
+            .to_string()
+            .contains("blk.{l}.ffn_gate_exps.weight"),
+        "{plan}"
+    );
+}
+
+#[test]
+fn eight_bits_are_as_near_as_they_can_be() {
+    let work = TempDir::new().unwrap();
+    let file = work.path().join("q8_0.gguf");
+    bam!(
+        "convert",
+        fixture("llama/seed"),
+        &file,
+        "--to",
+        "gguf",
+        "--quantize",
+        "q8_0"
+    )
+    .ok();
+    let checkpoint = bam_convert::checkpoint::Checkpoint::open(&file).unwrap();
+    let seed = read_folder(&fixture("llama/seed"));
+    let (entry, expected) = (
+        &checkpoint.tensors["blk.0.ffn_up.weight"],
+        &seed["model.layers.0.mlp.up_proj.weight"],
+    );
+    assert_eq!(entry.encoding.to_string(), "Q8_0");
+    let mut found = vec![0.0; entry.elements() as usize];
+    checkpoint
+        .read_values(entry, 0, &mut found, &mut Vec::new())
+        .unwrap();
+    for (found, expected) in found.chunks(32).zip(expected.values().chunks(32)) {
+        let largest = expected
+            .iter()
+            .fold(0f64, |largest, value| largest.max(value.abs()));
+        let worst = found
+            .iter()
+            .zip(expected)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f64::max);
+        assert!(worst <= largest / 127.0 * 0.57, "{worst} of {largest}");
+    }
+    assert_eq!(
+        checkpoint.tensors["blk.0.attn_norm.weight"]
+            .encoding
+            .to_string(),
+        "F32"
+    );
+    bam!(
+        "convert",
+        fixture("llama/seed"),
+        work.path().join("x"),
+        "--quantize",
+        "q8_0"
+    )
+    .refused(2, &["--to gguf"]);
+}
+
+#[test]
+fn what_llama_cpp_would_compute_otherwise_is_refused() {
+    let work = TempDir::new().unwrap();
+    let out = work.path().join("x.gguf");
+    let refused = |source: &Path, reasons: &[&str]| {
+        bam!("convert", source, &out, "--to", "gguf").refused(2, reasons);
+        assert!(!out.exists());
+    };
+    refused(
+        &fixture("qwen3/seed"),
+        &[
+            "only llama, mistral and mixtral",
+            "norms of queries and keys",
+        ],
+    );
+    refused(&mixture("olmoe"), &["only llama, mistral and mixtral"]);
+    let window = copy_folder(&fixture("mistral/seed"), &work.path().join("window"));
+    edit_json(&window.join("config.json"), |config| {
+        config["sliding_window"] = 16.into()
+    });
+    refused(&window, &["no sliding window"]);
+    let words = copy_folder(&fixture("llama/seed"), &work.path().join("words"));
+    edit_json(&words.join("tokenizer.json"), |json| {
+        json["pre_tokenizer"] = json!({"type": "Whitespace"})
+    });
+    refused(&words, &["pre_tokenizer", "no name for"]);
+    let inside = fixture("llama/seed").join("x.gguf");
+    bam!("convert", fixture("llama/seed"), &inside, "--to", "gguf")
+        .refused(2, &["inside the source"]);
+}

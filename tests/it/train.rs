@@ -1,0 +1,619 @@
+//! `train` on the built binary: losses, freezing, memory, resuming, refusals.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use crate::common::{
+    Run, Tensors, assert_same_folder, binary, contents, finish, fixture, read_file, read_folder,
+    read_json,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Token folders of two domains and a mixture, made once.
+struct Shared {
+    folder: TempDir,
+}
+
+impl Shared {
+    fn get() -> &'static Self {
+        static SHARED: OnceLock<Shared> = OnceLock::new();
+        SHARED.get_or_init(|| {
+            let folder = tempfile::tempdir().unwrap();
+            let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+            for (name, texts) in [
+                ("code", ["tests/common/mod.rs", "src/error.rs"]),
+                ("law", ["docs/random.md", "docs/scale.md"]),
+            ] {
+                let texts: Vec<PathBuf> = texts
+                    .iter()
+                    .map(|text| root.join(text))
+                    .filter(|text| text.exists())
+                    .collect();
+                // One document a paragraph, so that some can be held back.
+                let paragraphs = texts
+                    .iter()
+                    .map(|text| std::fs::read_to_string(text).unwrap())
+                    .collect::<String>();
+                let lines = paragraphs
+                    .split("\n\n")
+                    .map(|text| format!("{}\n", serde_json::json!({ "text": text })));
+                let file = folder.path().join(format!("{name}.jsonl"));
+                std::fs::write(&file, lines.collect::<String>()).unwrap();
+                let mut command = Command::new(binary());
+                command
+                    .arg("tokenize")
+                    .arg("--tokenizer")
+                    .arg(fixture("llama/seed"))
+                    .arg("--validation")
+                    .arg("0.1");
+                finish({
+                    command.arg("--out").arg(folder.path().join(name)).arg(file);
+                    command
+                })
+                .ok();
+            }
+            for (name, options) in [("bam", &[][..]), ("choice", &["--router-bias", "choice"])] {
+                let mut command = Command::new(binary());
+                command
+                    .arg("upcycle")
+                    .arg("--method")
+                    .arg("bam")
+                    .arg("--seed")
+                    .arg(fixture("llama/seed"));
+                for expert in ["code", "law"] {
+                    let path = fixture(format!("llama/{expert}"));
+                    command
+                        .arg("--expert")
+                        .arg(format!("{expert}={}", path.display()));
+                }
+                finish({
+                    command
+                        .args(options)
+                        .arg("--out")
+                        .arg(folder.path().join(name));
+                    command
+                })
+                .ok();
+            }
+            Self { folder }
+        })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+/// A `train` command: `arguments` behind the usual ones.
+fn command(checkpoint: &Path, out: &Path, arguments: &[&str]) -> Command {
+    let shared = Shared::get();
+    let mut command = Command::new(binary());
+    command.arg("train").arg(checkpoint).arg("--out").arg(out);
+    for name in ["code", "law"] {
+        command
+            .arg("--data")
+            .arg(format!("{name}={}", shared.path(name).display()));
+    }
+    command
+        .args(["--seq", "24", "--threads", "1"])
+        .args(arguments);
+    if !arguments.contains(&"--learning-rate") {
+        command.args(["--learning-rate", "1e-2"]);
+    }
+    command
+}
+
+fn train(checkpoint: &Path, out: &Path, arguments: &[&str]) -> Run {
+    finish(command(checkpoint, out, arguments))
+}
+
+fn seed() -> PathBuf {
+    fixture("llama/seed")
+}
+
+fn run_folder(out: &Path) -> PathBuf {
+    out.with_file_name(format!(
+        "{}.run",
+        out.file_name().unwrap().to_str().unwrap()
+    ))
+}
+
+fn metrics(out: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(run_folder(out).join("metrics.jsonl")).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn of_kind(records: &[Value], kind: &str) -> Vec<Value> {
+    records
+        .iter()
+        .filter(|record| record["kind"] == kind)
+        .cloned()
+        .collect()
+}
+
+/// A number of every step.
+fn series(out: &Path, key: &str) -> Vec<f64> {
+    of_kind(&metrics(out), "step")
+        .iter()
+        .map(|step| step[key].as_f64().unwrap())
+        .collect()
+}
+
+/// The log without times and without the lines that say that the run was resumed.
+fn timeless(out: &Path) -> Vec<Value> {
+    let mut records = metrics(out);
+    records.retain(|record| record["kind"] != "resume");
+    for record in &mut records {
+        let record = record.as_object_mut().unwrap();
+        for key in [
+            "time",
+            "seconds",
+            "tokens_per_second",
+            "flops_per_second",
+            "peak_share",
+            "peak_memory_bytes",
+        ] {
+            record.remove(key);
+        }
+    }
+    records
+}
+
+/// Master weights of the latest checkpoint.
+fn masters(out: &Path) -> Tensors {
+    let mut steps: Vec<PathBuf> = std::fs::read_dir(run_folder(out).join("checkpoints"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    steps.sort();
+    let tensors = read_file(&steps.pop().unwrap().join("training-state.safetensors"));
+    tensors
+        .into_iter()
+        .filter_map(|(name, tensor)| Some((name.strip_prefix("master.")?.to_owned(), tensor)))
+        .collect()
+}
+
+fn changed(before: &Path, after: &Path) -> BTreeMap<String, bool> {
+    let (before, after) = (read_folder(before), read_folder(after));
+    assert_eq!(
+        before.keys().collect::<Vec<_>>(),
+        after.keys().collect::<Vec<_>>()
+    );
+    before
+        .into_iter()
+        .map(|(name, tensor)| (name.clone(), tensor != after[&name]))
+        .collect()
+}
+
+#[test]
+fn losses_fall_and_the_output_is_a_checkpoint() {
+    let work = tempfile::tempdir().unwrap();
+    for (name, checkpoint) in [("dense", seed()), ("mixture", Shared::get().path("bam"))] {
+        let out = work.path().join(name);
+        let run = train(&checkpoint, &out, &["--steps", "16", "--json"]).ok();
+        assert_eq!(run.json()["step"], 16);
+        let losses = series(&out, "nll");
+        assert_eq!(losses.len(), 16);
+        assert!(losses[15] < losses[0] - 1.0, "{name}: {losses:?}");
+        finish({
+            let mut command = Command::new(binary());
+            command.arg("validate").arg(&out).arg("--against");
+            command
+        })
+        .ok();
+        let records = metrics(&out);
+        assert_eq!(records[0]["kind"], "start");
+        assert_eq!(
+            records[0]["architecture"]["model_type"],
+            if name == "dense" { "llama" } else { "bam" }
+        );
+        assert_eq!(records.last().unwrap()["kind"], "end");
+        let validations = of_kind(&records, "validation");
+        assert_eq!(validations.len(), 16);
+        let perplexity = |record: &Value| record["domains"]["law"]["perplexity"].as_f64().unwrap();
+        assert!(perplexity(&validations[15]) < perplexity(&validations[0]));
+        let details = of_kind(&records, "detail");
+        assert_eq!(
+            details
+                .iter()
+                .map(|detail| detail["step"].as_u64().unwrap())
+                .collect::<Vec<_>>(),
+            [1, 10, 16]
+        );
+        assert!(
+            details[2]["roles"]["down"]["update_ratio"]
+                .as_f64()
+                .unwrap()
+                > 0.0
+        );
+        let routers = details[2]["ffn_routing"].as_array().unwrap().len();
+        assert_eq!(routers, if name == "dense" { 0 } else { 2 });
+        let manifest = read_json(out.join("bam-manifest.json"));
+        assert_eq!(manifest["lineage"]["step"], 16);
+        assert_eq!(manifest["lineage"]["tokens"], 16 * 8 * 24);
+        assert_eq!(
+            manifest["lineage"]["parent_manifest"].is_string(),
+            name == "mixture"
+        );
+        assert!(
+            run_folder(&out)
+                .join("checkpoints/step-00000016/config.json")
+                .exists()
+        );
+        let events = run_folder(&out).join("events.out.tfevents.0.bam-convert");
+        assert!(events.metadata().unwrap().len() > 1000);
+    }
+}
+
+#[test]
+fn everything_trainable_changes_and_nothing_else() {
+    let work = tempfile::tempdir().unwrap();
+    let bam = Shared::get().path("bam");
+    let every = |_: &str| true;
+    let routers = |name: &str| name.contains("router");
+    let code = |name: &str| name.contains("experts.1.");
+    let no_norms = |name: &str| !name.contains("norm") && !name.contains("embed");
+    let cases: [(&[&str], &dyn Fn(&str) -> bool); 5] = [
+        (&[], &every),
+        (&["--train", "routers"], &routers),
+        (&["--train", "expert:code"], &code),
+        (&["--freeze", "norms,embeddings"], &no_norms),
+        (&["--train", "model.layers.1.mlp.*"], &|name| {
+            name.starts_with("model.layers.1.mlp.")
+        }),
+    ];
+    for (number, (options, expected)) in cases.into_iter().enumerate() {
+        let out = work.path().join(number.to_string());
+        let mut arguments = vec![
+            "--steps",
+            "4",
+            "--router-learning-rate",
+            "0.05",
+            "--validate-every",
+            "0",
+        ];
+        arguments.extend(options);
+        train(&bam, &out, &arguments).ok();
+        for (name, changed) in changed(&bam, &out) {
+            assert_eq!(changed, expected(&name), "{options:?}: {name}");
+        }
+    }
+}
+
+#[test]
+fn checkpointing_gives_the_same_bytes() {
+    let work = tempfile::tempdir().unwrap();
+    let bam = Shared::get().path("bam");
+    let arguments = ["--steps", "4", "--validate-every", "0"];
+    let (plain, recomputed) = (work.path().join("plain"), work.path().join("recomputed"));
+    train(&bam, &plain, &arguments).ok();
+    train(
+        &bam,
+        &recomputed,
+        &[&arguments[..], &["--gradient-checkpointing"]].concat(),
+    )
+    .ok();
+    assert_same_folder(&plain, &recomputed);
+    assert_eq!(timeless(&plain), timeless(&recomputed));
+    assert_eq!(masters(&plain), masters(&recomputed));
+}
+
+#[test]
+fn accumulated_batches_equal_one_larger_batch() {
+    let work = tempfile::tempdir().unwrap();
+    let (large, small) = (work.path().join("large"), work.path().join("small"));
+    // The load-balancing loss is a product of means over a batch, so that it depends on the batch.
+    let arguments = [
+        "--steps",
+        "3",
+        "--aux-loss-coef",
+        "0",
+        "--validate-every",
+        "0",
+        "--learning-rate",
+        "1e-4",
+    ];
+    let bam = Shared::get().path("bam");
+    train(&bam, &large, &[&arguments[..], &["--batch", "6"]].concat()).ok();
+    train(
+        &bam,
+        &small,
+        &[&arguments[..], &["--batch", "2", "--accumulate", "3"]].concat(),
+    )
+    .ok();
+    for key in ["nll", "loss", "z", "gradient_norm"] {
+        for (a, b) in series(&large, key).iter().zip(series(&small, key)) {
+            assert!(
+                (a - b).abs() < 1e-6 * a.abs().max(1.0),
+                "{key}: {a} and {b}"
+            );
+        }
+    }
+}
+
+#[test]
+fn bfloat16_trains_and_separate_documents_are_another_loss() {
+    let work = tempfile::tempdir().unwrap();
+    let bam = Shared::get().path("bam");
+    let losses = |name: &str, options: &[&str]| {
+        let out = work.path().join(name);
+        train(
+            &bam,
+            &out,
+            &[&["--steps", "6", "--validate-every", "3"], options].concat(),
+        )
+        .ok();
+        series(&out, "nll")
+    };
+    let joined = losses("joined", &[]);
+    let half = losses("half", &["--dtype", "bf16"]);
+    assert!(
+        (joined[0] - half[0]).abs() < 0.05 * joined[0] && half[5] < half[0],
+        "{joined:?} {half:?}"
+    );
+    let separate = losses("separate", &["--documents", "separate"]);
+    assert!(
+        separate != joined && separate[5] < separate[0],
+        "{joined:?} {separate:?}"
+    );
+    let predicted = of_kind(&metrics(&work.path().join("separate")), "step")
+        .pop()
+        .unwrap()["tokens"]
+        .as_u64()
+        .unwrap();
+    assert!(
+        predicted < 6 * 8 * 24,
+        "the first tokens of documents are not predicted: {predicted}"
+    );
+}
+
+#[test]
+fn biases_balance_experts() {
+    let work = tempfile::tempdir().unwrap();
+    let (choice, out) = (Shared::get().path("choice"), work.path().join("out"));
+    let balance = [
+        "--steps",
+        "3",
+        "--bias-balancing",
+        "0.25",
+        "--train",
+        "routers",
+        "--validate-every",
+        "0",
+    ];
+    train(&choice, &out, &balance).ok();
+    let name = "model.layers.0.mlp.router.bias";
+    let steps: Vec<f64> = read_folder(&out)[name]
+        .values()
+        .iter()
+        .map(|bias| bias / 0.25)
+        .collect();
+    assert!(steps.iter().any(|steps| *steps != 0.0), "{steps:?}");
+    assert!(
+        steps
+            .iter()
+            .all(|steps| steps.fract() == 0.0 && steps.abs() <= 3.0),
+        "{steps:?}"
+    );
+    let untouched = work.path().join("untouched");
+    train(
+        &choice,
+        &untouched,
+        &["--steps", "2", "--validate-every", "0"],
+    )
+    .ok();
+    assert_eq!(read_folder(&choice)[name], read_folder(&untouched)[name]);
+    train(
+        &Shared::get().path("bam"),
+        &work.path().join("none"),
+        &balance,
+    )
+    .refused(2, &["--bias-balancing", "router-bias"]);
+}
+
+/// Starts a run and waits until its log has a record of step `step`.
+fn start_until(mut command: Command, out: &Path, step: u64) -> Child {
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = run_folder(out).join("metrics.jsonl");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let wanted = format!("\"kind\":\"step\",\"step\":{step},");
+    while Instant::now() < deadline {
+        let found = std::fs::read_to_string(&log).is_ok_and(|text| text.contains(&wanted));
+        if found || child.try_wait().unwrap().is_some() {
+            return child;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    panic!(
+        "step {step} was not reached: {:?}",
+        child.wait_with_output()
+    );
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_same_bytes() {
+    let work = tempfile::tempdir().unwrap();
+    let bam = Shared::get().path("bam");
+    let arguments = [
+        "--steps",
+        "14",
+        "--save-every",
+        "3",
+        "--validate-every",
+        "4",
+        "--batch",
+        "3",
+        "--clip",
+        "0.5",
+    ];
+    let (whole, broken) = (work.path().join("whole"), work.path().join("broken"));
+    train(&bam, &whole, &arguments).ok();
+    let resuming = [&arguments[..], &["--resume"]].concat();
+    // Before the first checkpoint, right behind one, between two, and again in the same place.
+    for step in [1, 3, 5, 5, 11] {
+        let mut child = start_until(command(&bam, &broken, &resuming), &broken, step);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!broken.exists());
+    }
+    train(&bam, &broken, &resuming).ok();
+    assert_same_folder(&whole, &broken);
+    assert_eq!(timeless(&whole), timeless(&broken));
+    assert_eq!(masters(&whole), masters(&broken));
+    assert!(!of_kind(&metrics(&broken), "resume").is_empty());
+    // What is complete is left as it is.
+    let before = contents(&broken);
+    train(&bam, &broken, &resuming).ok();
+    assert_eq!(contents(&broken), before);
+}
+
+#[test]
+fn a_signal_saves_and_says_so() {
+    let work = tempfile::tempdir().unwrap();
+    let (whole, out) = (work.path().join("whole"), work.path().join("out"));
+    let arguments = ["--steps", "60", "--validate-every", "0", "--batch", "2"];
+    let child = start_until(command(&seed(), &out, &arguments), &out, 2);
+    Command::new("kill")
+        .arg("-TERM")
+        .arg(child.id().to_string())
+        .status()
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(
+        said.contains("stopped by a signal") && said.contains("--resume"),
+        "{said}"
+    );
+    train(&seed(), &out, &[&arguments[..], &["--resume"]].concat()).ok();
+    train(&seed(), &whole, &arguments).ok();
+    assert_same_folder(&whole, &out);
+}
+
+#[test]
+fn other_settings_and_inputs_are_refused_at_resume() {
+    let work = tempfile::tempdir().unwrap();
+    let seed_copy = crate::common::copy_folder(&seed(), &work.path().join("seed"));
+    let out = work.path().join("out");
+    let arguments = [
+        "--steps",
+        "30",
+        "--save-every",
+        "1",
+        "--validate-every",
+        "0",
+        "--batch",
+        "1",
+    ];
+    let mut child = start_until(command(&seed_copy, &out, &arguments), &out, 3);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let again = |options: &[&str]| train(&seed_copy, &out, &[&arguments[..], options].concat());
+    again(&[]).refused(2, &["out.run", "--resume", "--force"]);
+    again(&["--resume", "--clip", "2", "--freeze", "norms"])
+        .refused(2, &["--clip", "--freeze", "begun with 1"]);
+    crate::common::edit_json(&seed_copy.join("config.json"), |config| {
+        config["attention_dropout"] = 0.5.into()
+    });
+    again(&["--resume"]).refused(2, &["config.json", "begun with"]);
+}
+
+#[test]
+fn loss_that_is_no_number_stops_or_is_skipped() {
+    let work = tempfile::tempdir().unwrap();
+    let wild = [
+        "--steps",
+        "4",
+        "--learning-rate",
+        "1e25",
+        "--warmup",
+        "0",
+        "--validate-every",
+        "0",
+    ];
+    let out = work.path().join("stopped");
+    let run = train(&seed(), &out, &wild).refused(2, &["not finite", "rows ", "--on-nan skip"]);
+    assert!(run.stderr.contains("step "), "{run}");
+    let out = work.path().join("skipped");
+    train(&seed(), &out, &[&wild[..], &["--on-nan", "skip"]].concat()).ok();
+    let skips = of_kind(&metrics(&out), "skip");
+    assert!(
+        !skips.is_empty() && skips[0]["rows"].as_str().unwrap().contains("code"),
+        "{skips:?}"
+    );
+}
+
+#[test]
+fn bad_input_is_named() {
+    let shared = Shared::get();
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("out");
+    let refused = |options: &[&str], parts: &[&str]| {
+        train(&seed(), &out, &[&["--steps", "2"], options].concat()).refused(2, parts);
+        assert!(!out.exists());
+    };
+    refused(&["--freeze", "all"], &["everything is frozen"]);
+    refused(
+        &["--train", "routers"],
+        &["--train routers", "no such parameters"],
+    );
+    refused(
+        &["--train", "routr"],
+        &["--train routr", "nearest known word is `router"],
+    );
+    refused(&["--warmup", "3"], &["--warmup", "3 steps"]);
+    refused(&["--learning-rate", "0"], &["--learning-rate", "positive"]);
+    refused(
+        &[
+            "--data",
+            &format!("more={}:0", shared.path("code").display()),
+        ],
+        &["weight", "more"],
+    );
+    refused(
+        &["--data", &format!("code={}", shared.path("code").display())],
+        &["code", "twice"],
+    );
+    refused(
+        &["--data", &format!("none={}", work.path().display())],
+        &["header.json"],
+    );
+    let train_on = |checkpoint: &Path, options: &[&str]| {
+        let mut command = Command::new(binary());
+        command
+            .arg("train")
+            .arg(checkpoint)
+            .arg("--steps")
+            .arg("2")
+            .arg("--out")
+            .arg(&out)
+            .args(options);
+        finish(command)
+    };
+    let code = format!("code={}", shared.path("code").display());
+    train_on(&seed(), &["--data", &code, "--seq", "100000"]).refused(2, &["--seq", "context"]);
+    let other = crate::common::copy_folder(&seed(), &work.path().join("other"));
+    crate::common::edit_json(&other.join("tokenizer.json"), |tokenizer| {
+        tokenizer["version"] = "1.0 ".into()
+    });
+    train_on(&other, &["--data", &code]).refused(2, &["tokenizer"]);
+    let cut = crate::common::copy_folder(&shared.path("code"), &work.path().join("cut"));
+    let shard = cut.join("train-00000.bin");
+    let bytes = std::fs::read(&shard).unwrap();
+    std::fs::write(&shard, &bytes[..bytes.len() - 2]).unwrap();
+    train_on(&seed(), &["--data", &format!("cut={}", cut.display())])
+        .refused(2, &["train-00000.bin"]);
+    std::fs::create_dir(&out).unwrap();
+    train_on(&seed(), &["--data", &code]).refused(2, &["exists already"]);
+}
