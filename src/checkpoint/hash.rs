@@ -1,11 +1,12 @@
 //! SHA-256 of files.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
 use super::source_file::{ReadAt, SourceFile};
-use crate::Result;
+use crate::{Error, Result};
 
 /// A file's name within its folder, its size and its SHA-256, as manifests list it.
 #[derive(
@@ -27,6 +28,40 @@ pub struct FileHash {
     pub size: u64,
     /// SHA-256 of the content, 64 lower-case hexadecimal digits.
     pub sha256: String,
+}
+
+impl FileHash {
+    /// Whether its path is the name of a file in its folder and nothing else.
+    pub fn is_plain_name(&self) -> bool {
+        let name = self.path.as_str();
+        !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
+    }
+
+    /// Refuses a file of `folder` that is missing, or has another length or content than recorded. It is read whole.
+    pub fn check(&self, folder: &Path) -> Result<()> {
+        if !self.is_plain_name() {
+            let problem = format!(
+                "its record lists `{}`, expected the name of a file in this folder",
+                self.path
+            );
+            return Err(Error::file(folder, problem));
+        }
+        let path = folder.join(&self.path);
+        if std::fs::metadata(&path).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+            return Err(Error::file(&path, "is missing"));
+        }
+        let length = SourceFile::open(&path)?.len();
+        if length != self.size {
+            let problem = format!("expected {} bytes, found {length}", self.size);
+            return Err(Error::file(&path, problem));
+        }
+        let (found, _) = sha256_file(&path)?;
+        if found == self.sha256 {
+            return Ok(());
+        }
+        let problem = format!("expected SHA-256 {}, found {found}", self.sha256);
+        Err(Error::file(&path, problem))
+    }
 }
 
 /// Bytes in lower-case hexadecimal.

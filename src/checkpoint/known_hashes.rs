@@ -76,13 +76,17 @@ fn place(source: &SourceFile) -> Option<(Identity, PathBuf, SystemTime)> {
 
 /// SHA-256 (hexadecimal) of a file: the one that is known, unless it is to be taken `anew`.
 pub fn sha256_of(path: &Path, anew: bool) -> Result<String> {
-    let source = SourceFile::open(path)?;
-    if let Some(known) = lookup(&source).filter(|_| !anew) {
+    sha256_of_source(&SourceFile::open(path)?, anew)
+}
+
+/// SHA-256 (hexadecimal) of an open file: the one that is known, unless it is to be taken `anew`.
+pub fn sha256_of_source(source: &SourceFile, anew: bool) -> Result<String> {
+    if let Some(known) = lookup(source).filter(|_| !anew) {
         return Ok(known);
     }
-    let sha256 = sha256_source(&source)?;
+    let sha256 = sha256_source(source)?;
     source.check_unchanged()?;
-    remember(&source, &sha256);
+    remember(source, &sha256);
     Ok(sha256)
 }
 

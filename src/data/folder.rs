@@ -3,7 +3,10 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+
 use super::header::{self, Header, IdType, Shard, Split};
+use crate::checkpoint::known_hashes::sha256_of_source;
 use crate::checkpoint::{ReadAt, SourceFile};
 use crate::{Error, Result};
 
@@ -131,6 +134,48 @@ impl TokenFolder {
             .with_hint("tokenize the texts again with --tokenizer and the folder of the model"))
     }
 
+    /// Refuses a split whose files do not have the content that the header's hashes promise.
+    ///
+    /// It reads large files once: their hashes are remembered by size, times and inode.
+    pub fn check_content(&self, split: Split) -> Result<()> {
+        let shards = self.header.splits.get(&split).into_iter().flatten();
+        let files: Vec<(&SourceFile, &str)> = self
+            .stream(split)
+            .shards
+            .iter()
+            .zip(shards)
+            .flat_map(|(open, shard)| {
+                [
+                    (&open.ids, shard.sha256.as_str()),
+                    (&open.ends, shard.ends_sha256.as_str()),
+                ]
+            })
+            .collect();
+        let check = |(file, expected): &(&SourceFile, &str)| {
+            let found = sha256_of_source(file, false)?;
+            if found == *expected {
+                return Ok(());
+            }
+            let problem = format!(
+                "expected SHA-256 {expected} (as {} says), found {found}",
+                header::FILE
+            );
+            Err(Error::file(file.path(), problem).with_hint(
+                "its content has changed: copy the token folder again, or tokenize the texts again",
+            ))
+        };
+        let checked = files.par_iter().map(check);
+        checked.find_first(Result::is_err).unwrap_or(Ok(()))
+    }
+
+    /// Refuses a folder with a file of ids or ends that changed since the folder was opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let shards = self.train.shards.iter().chain(&self.validation.shards);
+        shards
+            .flat_map(|shard| [&shard.ids, &shard.ends])
+            .try_for_each(SourceFile::check_unchanged)
+    }
+
     /// The ids at `positions` of a split, which must lie within it.
     pub fn ids(&self, split: Split, positions: Range<u64>) -> Result<Vec<u32>> {
         let width = self.header.dtype.width();
@@ -199,6 +244,10 @@ impl TokenFolder {
                 for end in shard.read_ends(start, ENDS_AT_ONCE.min(shard.documents - start))? {
                     if end > local.end {
                         break 'shard;
+                    }
+                    // Ends out of order can come before the range that the search found.
+                    if end <= local.start {
+                        continue;
                     }
                     found.push(shard.first_token + end);
                 }

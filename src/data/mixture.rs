@@ -138,6 +138,12 @@ impl Mixture {
         &self.domains[domain].folder
     }
 
+    /// Refuses data that changed since they were opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let mut folders = self.domains.iter().map(|domain| &domain.folder);
+        folders.try_for_each(TokenFolder::check_unchanged)
+    }
+
     /// Rows of a domain before one comes again.
     pub fn rows_in_epoch(&self, domain: usize) -> u64 {
         self.domains[domain].rows

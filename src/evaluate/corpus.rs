@@ -108,6 +108,7 @@ fn tokens(path: &Path) -> Result<Content> {
         return Err(Error::file(path, "has no validation split to evaluate on")
             .with_hint("tokenize with --validation, or name the texts themselves"));
     }
+    folder.check_content(Split::Validation)?;
     Ok(Content::Tokens(Arc::new(folder)))
 }
 

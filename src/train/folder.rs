@@ -13,6 +13,8 @@ use crate::{Error, Result};
 const LOCK: &str = ".lock";
 const SETTINGS: &str = "settings.json";
 const CHECKPOINTS: &str = "checkpoints";
+/// Extension of a checkpoint that was found damaged.
+const DAMAGED: &str = "damaged";
 
 /// The folder of a run, held.
 #[derive(Debug)]
@@ -27,7 +29,10 @@ impl RunFolder {
     /// what an earlier run has left.
     pub(super) fn begin(out: &Path, resume: bool, force: bool) -> Result<Self> {
         let path = beside(out)?;
-        let begun = path.join(SETTINGS).exists() || path.join(METRICS).exists();
+        let begun = [SETTINGS, METRICS]
+            .iter()
+            .any(|name| path.join(name).exists())
+            || holds_checkpoints(&path);
         if begun && !resume && !force {
             return Err(Error::file(&path, "holds a run already")
                 .with_hint("pass --resume to go on with it, or --force to begin anew"));
@@ -51,10 +56,9 @@ impl RunFolder {
         }
         let folder = Self { path, _lock: file };
         if begun && !resume {
-            folder
-                .checkpoints()?
-                .iter()
-                .try_for_each(|(_, path)| remove(path))?;
+            for entry in list(&checkpoints)? {
+                remove(&entry.path())?;
+            }
             for name in [SETTINGS, METRICS] {
                 let path = folder.path.join(name);
                 if path.exists() {
@@ -80,20 +84,16 @@ impl RunFolder {
 
     /// Where the checkpoint of `step` is, or will be.
     pub(super) fn checkpoint(&self, step: u64) -> PathBuf {
-        self.path.join(CHECKPOINTS).join(format!("step-{step:08}"))
+        self.path.join(CHECKPOINTS).join(name_of(step))
     }
 
     /// The complete checkpoints by step.
     pub(super) fn checkpoints(&self) -> Result<Vec<(u64, PathBuf)>> {
         let folder = self.path.join(CHECKPOINTS);
         let mut found = Vec::new();
-        for entry in fs::read_dir(&folder).map_err(|e| Error::io("list", &folder, e))? {
-            let entry = entry.map_err(|e| Error::io("list", &folder, e))?;
+        for entry in list(&folder)? {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let step = name
-                .strip_prefix("step-")
-                .and_then(|step| step.parse().ok());
-            if let Some(step) = step {
+            if let Some(step) = step_of(&name) {
                 found.push((step, entry.path()));
             } else if name.contains(".removed-") || name.ends_with(".partial") {
                 // A run was killed while it wrote or removed this one; its lock is ours.
@@ -103,6 +103,17 @@ impl RunFolder {
         }
         found.sort();
         Ok(found)
+    }
+
+    /// Moves a damaged checkpoint out of the run's way, and returns where it is then.
+    pub(super) fn set_aside(&self, checkpoint: &Path) -> Result<PathBuf> {
+        let aside = checkpoint.with_extension(DAMAGED);
+        if aside.exists() {
+            remove(&aside)?;
+        }
+        fs::rename(checkpoint, &aside).map_err(|e| Error::io("rename", checkpoint, e))?;
+        sync_folder(&self.path.join(CHECKPOINTS))?;
+        Ok(aside)
     }
 
     /// Removes all checkpoints but the `keep` latest.
@@ -116,6 +127,27 @@ impl RunFolder {
     }
 }
 
+/// The step of a checkpoint by its name.
+fn step_of(name: &str) -> Option<u64> {
+    let step = name.strip_prefix("step-")?.parse().ok()?;
+    (name == name_of(step)).then_some(step)
+}
+
+fn name_of(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+/// Whether a run has saved in this folder: its other files can be lost.
+fn holds_checkpoints(folder: &Path) -> bool {
+    let entries = fs::read_dir(folder.join(CHECKPOINTS));
+    let mut names = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name());
+    names.any(|name| name.to_str().is_some_and(|name| step_of(name).is_some()))
+}
+
 /// Whether a folder holds nothing but what a run makes before it begins: hidden files, and a folder for checkpoints.
 fn is_abandoned(folder: &Path) -> bool {
     let is_empty =
@@ -127,6 +159,18 @@ fn is_abandoned(folder: &Path) -> bool {
     fs::read_dir(folder).is_ok_and(|entries| entries.flatten().all(is_ours))
 }
 
-fn remove(folder: &Path) -> Result<()> {
-    remove_at_once(folder).map_err(|e| Error::io("remove", folder, e))
+fn list(folder: &Path) -> Result<Vec<fs::DirEntry>> {
+    let failed = |e| Error::io("list", folder, e);
+    let entries = fs::read_dir(folder).map_err(failed)?;
+    entries.map(|entry| entry.map_err(failed)).collect()
+}
+
+/// Removes a folder, or a file in the place of one.
+fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() {
+        remove_at_once(path)
+    } else {
+        fs::remove_file(path)
+    };
+    removed.map_err(|e| Error::io("remove", path, e))
 }

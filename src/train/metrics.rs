@@ -217,21 +217,26 @@ impl Record {
 
 /// The records of a log; a last line that a killed run left unfinished is left out.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    let mut records = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        match serde_json::from_str(line) {
+    let (records, problems) = parse(path)?;
+    match problems.into_iter().next() {
+        None => Ok(records),
+        Some(problem) => Err(Error::file(path, problem)),
+    }
+}
+
+/// The records of a log, and what is wrong with the lines that are none. A last line without an end is left out.
+fn parse(path: &Path) -> Result<(Vec<Record>, Vec<String>)> {
+    // Bytes, not text: a crash of the machine can leave anything behind the last line that was synced.
+    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    let (mut records, mut problems) = (Vec::new(), Vec::new());
+    for (number, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        match serde_json::from_slice(line) {
             Ok(record) => records.push(record),
-            Err(_) if number + 1 == text.lines().count() && !text.ends_with('\n') => {}
-            Err(e) => {
-                return Err(Error::file(
-                    path,
-                    format!("line {}: expected a record: {e}", number + 1),
-                ));
-            }
+            Err(_) if !line.ends_with(b"\n") => {}
+            Err(e) => problems.push(format!("line {}: expected a record: {e}", number + 1)),
         }
     }
-    Ok(records)
+    Ok((records, problems))
 }
 
 /// The log of a run, being written.
@@ -241,15 +246,18 @@ pub(super) struct Log {
     file: File,
     events: EventFile,
     time: f64,
+    is_empty: bool,
 }
 
 impl Log {
-    /// Begins the log in `folder`, or goes on with it behind the last record of `step`.
-    pub(super) fn begin(folder: &Path, step: Option<u64>) -> Result<Self> {
+    /// Begins the log in `folder`, or goes on with it after the last record of `step`.
+    ///
+    /// Nothing depends on the log, so damaged lines are left out: also returns what is wrong with each.
+    pub(super) fn begin(folder: &Path, step: Option<u64>) -> Result<(Self, Vec<String>)> {
         let path = folder.join(METRICS);
-        let mut kept = Vec::new();
+        let (mut kept, mut problems) = (Vec::new(), Vec::new());
         if let Some(step) = step.filter(|_| path.exists()) {
-            kept = read(&path)?;
+            (kept, problems) = parse(&path)?;
             kept.retain(|record| record.step() <= step && !matches!(record, Record::End { .. }));
         }
         let lines = kept.iter().map(line).collect::<Result<Vec<_>>>()?;
@@ -263,13 +271,20 @@ impl Log {
             file,
             events: EventFile::create(folder)?,
             time: 0.0,
+            is_empty: kept.is_empty(),
         };
         kept.iter().try_for_each(|record| log.show(record))?;
-        Ok(log)
+        Ok((log, problems))
+    }
+
+    /// Whether it holds no record yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.is_empty
     }
 
     /// Appends a line.
     pub(super) fn add(&mut self, record: &Record) -> Result<()> {
+        self.is_empty = false;
         let line = line(record)?;
         self.file
             .write_all(&line)

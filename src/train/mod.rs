@@ -14,6 +14,7 @@ mod measure;
 pub mod metrics;
 mod outlook;
 mod parameters;
+mod resume;
 mod run;
 mod save;
 mod schedule;

@@ -12,13 +12,14 @@ use super::event::{Event, Watcher};
 use super::folder::RunFolder;
 use super::machine::{Memory, matmul_peak, peak_memory};
 use super::measure::HeldBack;
-use super::metrics::{Log, Record};
+use super::metrics::{Log, METRICS, Record};
 use super::outlook::flops_per_token;
 use super::parameters::{Parameters, balances};
-use super::save::{Position, Saver, position, restore, stored_values};
+use super::resume::{Candidates, ResumePoint, SameRun, check_files, different_file, restore};
+use super::save::{Saver, stored_values};
 use super::select::select;
 use super::session::Session;
-use super::settings::{Operation, Settings, differences};
+use super::settings::{Operation, Settings};
 use super::trainer::{Counters, Trainer};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hash::sha256_file;
@@ -79,7 +80,13 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     let operation = &request.operation;
     let json = settings.to_json();
     let saver = Saver::open(&request.checkpoint, settings.data.clone(), json.clone())?;
-    if operation.resume && is_finished(&request.out, &settings, &json)? {
+    let same_run = SameRun {
+        settings: &settings,
+        json: &json,
+        checkpoint: &request.checkpoint,
+        parent: saver.parent_files(),
+    };
+    if operation.resume && is_finished(&request.out, &same_run)? {
         watch(&Event::Note(format!(
             "{} is complete already",
             request.out.display()
@@ -96,23 +103,13 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     }
     check_target(&request.out, operation.force, &[&request.checkpoint])?;
     let folder = RunFolder::begin(&request.out, operation.resume, operation.force)?;
-    let latest = match operation.resume {
-        true => folder.checkpoints()?.pop(),
-        false => None,
+    let Candidates {
+        newest: resumed,
+        damaged,
+    } = match operation.resume {
+        true => Candidates::of(&folder, &same_run)?,
+        false => Candidates::default(),
     };
-    let resumed = latest
-        .as_ref()
-        .map(|(_, path)| Ok((path, position(path)?)))
-        .transpose()?;
-    if let Some((path, position)) = &resumed {
-        check_same_run(
-            &request.checkpoint,
-            path,
-            position,
-            &json,
-            saver.parent_files(),
-        )?;
-    }
 
     let dtype = settings.dtype.stored();
     let trainable = Trainable::Only(names);
@@ -134,8 +131,15 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         checkpointing,
         counters,
     };
-    if let Some((path, position)) = &resumed {
+    if let Some(ResumePoint { path, position }) = &resumed {
         restore(path, &trainer.parameters, &mut trainer.states)?;
+        for (path, problem) in &damaged {
+            let aside = folder.set_aside(path)?;
+            let (damaged, aside) = (path.display(), aside.display());
+            watch(&Event::Note(format!(
+                "{damaged} is damaged and is now {aside}: {problem}"
+            )));
+        }
         trainer.counters = Counters {
             step: position.step,
             updates: position.updates,
@@ -168,15 +172,22 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     });
 
     folder.write_settings(&json)?;
-    let mut log = Log::begin(
+    let (mut log, problems) = Log::begin(
         folder.path(),
-        resumed.as_ref().map(|(_, position)| position.step),
+        resumed.as_ref().map(|resumed| resumed.position.step),
     )?;
-    match &resumed {
-        Some((_, position)) => log.add(&Record::Resume {
+    for problem in problems {
+        watch(&Event::Note(format!(
+            "{METRICS}: {problem}; the log goes on without this line"
+        )));
+    }
+    if log.is_empty() {
+        log.add(&start(&architecture, &cost, &json))?;
+    }
+    if let Some(ResumePoint { position, .. }) = &resumed {
+        log.add(&Record::Resume {
             step: position.step,
-        })?,
-        None => log.add(&start(&architecture, &cost, &json))?,
+        })?;
     }
     let mut session = Session {
         flops_per_token: flops_per_token(&cost, trained),
@@ -189,7 +200,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         held_back,
         settings: &settings,
         operation,
-        saved: resumed.map(|(_, position)| position.step),
+        saved: resumed.map(|resumed| resumed.position.step),
         nll: None,
     };
     session.steps(stop, watch)?;
@@ -256,6 +267,9 @@ fn open_data(
             return Err(Error::file(path, problem)
                 .with_hint("tokenize the texts with this model's tokenizer"));
         }
+        Split::ALL
+            .iter()
+            .try_for_each(|split| folder.check_content(*split))?;
         settings.data.push(DataRecord {
             name: name.clone(),
             weight: *weight,
@@ -305,46 +319,32 @@ pub(super) fn trained_names(
 }
 
 /// Whether `out` is what the run would make.
-fn is_finished(out: &Path, settings: &Settings, json: &Map<String, Value>) -> Result<bool> {
+///
+/// # Errors
+/// An output of this run that is damaged.
+fn is_finished(out: &Path, run: &SameRun) -> Result<bool> {
     let manifest = if out.is_dir() {
         Manifest::read(out)?
     } else {
         None
     };
-    Ok(manifest.is_some_and(|manifest| {
-        manifest.settings == *json
-            && manifest
-                .lineage
-                .is_some_and(|lineage| lineage.step == settings.steps)
-    }))
-}
-
-/// Refuses to go on with a run that was begun otherwise.
-fn check_same_run(
-    checkpoint: &Path,
-    path: &Path,
-    position: &Position,
-    settings: &Map<String, Value>,
-    parent: &[crate::checkpoint::hash::FileHash],
-) -> Result<()> {
-    let hint = "go on with the settings that the run was begun with, choose another --out, or begin anew with --force";
-    let differences = differences(&position.settings, settings);
-    if !differences.is_empty() {
-        let problem = format!(
-            "the run cannot go on with other settings: {}",
-            differences.join("; ")
-        );
-        return Err(Error::file(path, problem).with_hint(hint));
+    let Some(manifest) = manifest else {
+        return Ok(false);
+    };
+    let step = manifest.lineage.as_ref().map(|lineage| lineage.step);
+    let parent = manifest.sources.first().map(|source| &source.files);
+    let is_same = manifest.settings == *run.json
+        && step == Some(run.settings.steps)
+        && parent.is_some_and(|files| different_file(files, run.parent).is_none());
+    if is_same {
+        check_files(out, &manifest).map_err(|error| {
+            error.with_hint(format!(
+                "{} is damaged: remove it, and run the same command again",
+                out.display()
+            ))
+        })?;
     }
-    let changed = parent.iter().find(|file| !position.parent.contains(file));
-    match changed.or_else(|| position.parent.iter().find(|file| !parent.contains(file))) {
-        Some(file) => Err(Error::file(
-            checkpoint.join(&file.path),
-            "is not the file that the run was begun with",
-        )
-        .with_hint(hint)),
-        None => Ok(()),
-    }
+    Ok(is_same)
 }
 
 /// The optimiser's state before the first step.

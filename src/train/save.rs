@@ -19,7 +19,7 @@ use crate::checkpoint::output::{OutputFolder, check_free_space};
 use crate::checkpoint::writer::{
     TensorBytes, TensorLayout, WriteOptions, write_file, write_weights,
 };
-use crate::checkpoint::{Checkpoint, Expression, TensorEntry, dtype, json};
+use crate::checkpoint::{Checkpoint, Expression, TensorEntry, dtype};
 use crate::{Error, Result};
 
 /// Tensors of the optimiser beside the weights.
@@ -360,57 +360,12 @@ fn optimiser<'a>(
     Ok((layouts.clone(), Bytes { layouts, sources }))
 }
 
-const PARTS: [(Part, &str); 3] = [
+/// What the state of a parameter is made of, and what tensors of it are called.
+pub(super) const PARTS: [(Part, &str); 3] = [
     (Part::Master, "master"),
     (Part::First, "first"),
     (Part::Second, "second"),
 ];
-
-/// Where in its run the checkpoint in `folder` is.
-pub(super) fn position(folder: &Path) -> Result<Position> {
-    let path = folder.join(STATE);
-    let object = json::read_object(&path)?;
-    let position: Position = serde_json::from_value(Value::Object(object))
-        .map_err(|e| Error::file(&path, format!("expected the state of a run: {e}")))?;
-    match position.format_version {
-        FORMAT_VERSION => Ok(position),
-        found => Err(Error::key(
-            &path,
-            "format_version",
-            format!("expected {FORMAT_VERSION}, found {found}"),
-        )),
-    }
-}
-
-/// Puts the optimiser's state of the checkpoint in `folder` back.
-pub(super) fn restore(folder: &Path, parameters: &Parameters, states: &mut [State]) -> Result<()> {
-    let path = folder.join(STATE_TENSORS);
-    let stored = Checkpoint::open(&path)?;
-    for (parameter, state) in parameters.all.iter().zip(states) {
-        for (part, prefix) in PARTS {
-            let name = format!("{prefix}.{}", parameter.spec.name);
-            let entry = stored.tensor(&name)?;
-            if entry.encoding.plain() != Some(Dtype::F32) || entry.shape != parameter.spec.shape {
-                let (found, expected) = (&entry.shape, &parameter.spec.shape);
-                let problem = format!(
-                    "expected F32 {expected:?}, found {} {found:?}",
-                    entry.encoding
-                );
-                return Err(Error::tensor(&path, &name, problem));
-            }
-            let mut bytes = vec![0; entry.length as usize];
-            stored.read_bytes(entry, 0, &mut bytes)?;
-            let values = bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect();
-            state
-                .restore(part, values)
-                .map_err(|e| Error::compute(format!("restore `{name}`"), e))?;
-        }
-    }
-    Ok(())
-}
 
 /// The float32 values of a parameter in the checkpoint in `folder`.
 pub(super) fn stored_values(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>> {

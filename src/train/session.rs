@@ -141,6 +141,7 @@ impl Session<'_> {
         if self.saved == Some(step) {
             return Ok(());
         }
+        self.mixture.check_unchanged()?;
         // Every line up to this step must outlive whatever comes.
         self.log.sync()?;
         let target = self.folder.checkpoint(step);
@@ -176,6 +177,7 @@ impl Session<'_> {
     /// Writes the output.
     pub(super) fn finish(&mut self, out: &Path, began: Instant, watch: Watcher) -> Result<()> {
         let (step, seconds) = (self.trainer.counters.step, began.elapsed().as_secs_f64());
+        self.mixture.check_unchanged()?;
         self.log.add(&Record::End {
             step,
             seconds,

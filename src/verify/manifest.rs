@@ -147,11 +147,6 @@ fn unlisted(check: &mut Running, subject: &Subject, manifest: &Manifest) -> Resu
     Ok(())
 }
 
-/// Whether `name` is the name of a file in its folder and nothing else.
-pub(super) fn is_plain_name(name: &str) -> bool {
-    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
-}
-
 /// Compares files of `folder` with their recorded sizes and hashes, in parallel; returns the bytes hashed.
 ///
 /// `source` is the name of the source whose folder it is; none for the output itself.
@@ -170,7 +165,7 @@ pub(super) fn compare_files(
     let mut seen = BTreeSet::new();
     let mut wanted: Vec<(PathBuf, &FileHash)> = Vec::new();
     for record in records {
-        if !is_plain_name(&record.path) {
+        if !record.is_plain_name() {
             let problem = format!(
                 "{of}is listed, expected the name of a file in its folder; it is not opened"
             );

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::manifest::{Outcome, compare_files, is_plain_name, outcomes};
+use super::manifest::{Outcome, compare_files, outcomes};
 use super::pieces::{self, Piece};
 use super::report::{Place, Report, Running};
 use super::validate::{Options, Subject};
@@ -183,7 +183,7 @@ fn locate(
         let wanted: Vec<(PathBuf, &FileHash)> = record
             .files
             .iter()
-            .filter(|file| is_plain_name(&file.path))
+            .filter(|file| file.is_plain_name())
             .map(|file| (root.join(&file.path), file))
             .collect();
         let silent = Options {

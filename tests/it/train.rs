@@ -617,3 +617,297 @@ fn bad_input_is_named() {
     std::fs::create_dir(&out).unwrap();
     train_on(&seed(), &["--data", &code]).refused(2, &["exists already"]);
 }
+
+/// Changes one byte in the middle of a file, and nothing else of it but its time.
+fn flip(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn overwritten_tokens_are_named() {
+    let work = tempfile::tempdir().unwrap();
+    let (shared, out) = (Shared::get(), work.path().join("out"));
+    for name in [
+        "train-00000.bin",
+        "train-00000.ends",
+        "validation-00000.bin",
+        "validation-00000.ends",
+    ] {
+        let tokens = crate::common::copy_folder(&shared.path("code"), &work.path().join(name));
+        let data = format!("changed={}", tokens.display());
+        flip(&tokens.join(name));
+        for options in [&[][..], &["--dry-run"], &["--validate-every", "0"]] {
+            let arguments = [&["--steps", "1", "--data", &data], options].concat();
+            train(&seed(), &out, &arguments).refused(2, &[name, "SHA-256", "header.json"]);
+        }
+        assert!(!out.exists() && !run_folder(&out).exists());
+        let mut command = Command::new(binary());
+        command.arg("eval").arg(seed()).args(["--data", &data]);
+        let run = finish(command);
+        if name.starts_with("validation") {
+            run.refused(2, &[name, "SHA-256", "header.json"]);
+        } else {
+            run.ok();
+        }
+    }
+}
+
+/// A run of eight steps with its checkpoints, whose output is gone.
+struct Stopped {
+    work: TempDir,
+    arguments: Vec<&'static str>,
+    whole: BTreeMap<String, Vec<u8>>,
+    log: Vec<Value>,
+}
+
+impl Stopped {
+    fn new() -> Self {
+        let work = tempfile::tempdir().unwrap();
+        let arguments = vec![
+            "--steps",
+            "8",
+            "--save-every",
+            "2",
+            "--keep",
+            "3",
+            "--validate-every",
+            "4",
+            "--batch",
+            "2",
+            "--detail-every",
+            "3",
+        ];
+        let out = work.path().join("out");
+        train(&seed(), &out, &arguments).ok();
+        let (whole, log) = (contents(&out), timeless(&out));
+        std::fs::remove_dir_all(&out).unwrap();
+        std::fs::rename(run_folder(&out), work.path().join("kept")).unwrap();
+        Self {
+            work,
+            arguments,
+            whole,
+            log,
+        }
+    }
+
+    /// The output of a copy of the run named `name`, which `damage` may change.
+    fn copy(&self, name: &str, damage: impl FnOnce(&Path)) -> PathBuf {
+        let (kept, out) = (self.work.path().join("kept"), self.work.path().join(name));
+        let run = run_folder(&out);
+        for (path, hash) in crate::common::listing(&kept) {
+            let (from, to) = (kept.join(&path), run.join(&path));
+            if hash.is_empty() {
+                std::fs::create_dir_all(to).unwrap();
+            } else {
+                std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+                std::fs::copy(from, to).unwrap();
+            }
+        }
+        damage(&run);
+        out
+    }
+
+    fn resume(&self, out: &Path) -> Run {
+        train(&seed(), out, &[&self.arguments[..], &["--resume"]].concat())
+    }
+
+    /// Resumes after `step`, and finds the bytes and the log of the run that nothing disturbed.
+    fn resumes_after(&self, step: u64, out: &Path) -> Run {
+        let run = self.resume(out).ok();
+        assert_eq!(contents(out), self.whole, "{run}");
+        assert_eq!(timeless(out), self.log, "{run}");
+        let resumed = of_kind(&metrics(out), "resume");
+        assert_eq!(resumed.last().unwrap()["step"], step, "{run}");
+        run
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_the_one_before_it_resumes_to_the_same_bytes() {
+    let stopped = Stopped::new();
+    let newest = |run: &Path| run.join("checkpoints/step-00000008");
+    let edit_state = |run: &Path, edit: &dyn Fn(&mut Value)| {
+        crate::common::edit_json(&newest(run).join("training-state.json"), edit);
+    };
+    // As somebody would who wants the change to pass.
+    let forge = |run: &Path, edit: &dyn Fn(&mut Value)| {
+        edit_state(run, edit);
+        let bytes = std::fs::read(newest(run).join("training-state.json")).unwrap();
+        crate::common::edit_json(&newest(run).join("bam-manifest.json"), |manifest| {
+            let files = manifest["files"].as_array_mut().unwrap();
+            let of_state = |file: &&mut Value| file["path"] == "training-state.json";
+            let record = files.iter_mut().find(of_state).unwrap();
+            record["size"] = bytes.len().into();
+            record["sha256"] = crate::common::sha256(&bytes).into();
+        });
+    };
+    let cases: [(&str, &dyn Fn(&Path), &str); 15] = [
+        (
+            "optimiser",
+            &|run| flip(&newest(run).join("training-state.safetensors")),
+            "training-state.safetensors: expected SHA-256",
+        ),
+        (
+            "weights",
+            &|run| flip(&newest(run).join("model.safetensors")),
+            "model.safetensors: expected SHA-256",
+        ),
+        (
+            "cut",
+            &|run| std::fs::write(newest(run).join("training-state.safetensors"), b"{}").unwrap(),
+            "training-state.safetensors: expected",
+        ),
+        (
+            "removed",
+            &|run| std::fs::remove_file(newest(run).join("training-state.json")).unwrap(),
+            "training-state.json: is missing",
+        ),
+        (
+            "unlisted",
+            &|run| std::fs::remove_file(newest(run).join("bam-manifest.json")).unwrap(),
+            "bam-manifest.json: is missing",
+        ),
+        (
+            "broken manifest",
+            &|run| std::fs::write(newest(run).join("bam-manifest.json"), "{").unwrap(),
+            "bam-manifest.json",
+        ),
+        (
+            "emptied",
+            &|run| {
+                std::fs::remove_dir_all(newest(run)).unwrap();
+                std::fs::create_dir(newest(run)).unwrap();
+            },
+            "bam-manifest.json: is missing",
+        ),
+        (
+            "file",
+            &|run| {
+                std::fs::remove_dir_all(newest(run)).unwrap();
+                std::fs::write(newest(run), "").unwrap();
+            },
+            "expected a folder",
+        ),
+        (
+            "edited",
+            &|run| edit_state(run, &|state| state["step"] = 99.into()),
+            "training-state.json: expected",
+        ),
+        (
+            "step",
+            &|run| forge(run, &|state| state["step"] = 99.into()),
+            "training-state.json: step",
+        ),
+        (
+            "tokens",
+            &|run| forge(run, &|state| state["tokens"] = 1.into()),
+            "training-state.json: step, tokens",
+        ),
+        (
+            "row",
+            &|run| forge(run, &|state| state["row"] = 7.into()),
+            "key `row`: expected 16 to 16, found 7",
+        ),
+        (
+            "updates",
+            &|run| forge(run, &|state| state["updates"] = u64::MAX.into()),
+            "key `updates`: expected 0 to 8",
+        ),
+        (
+            "norm",
+            &|run| forge(run, &|state| state["norm_mean"] = (-1.0).into()),
+            "key `norm_mean`",
+        ),
+        (
+            "negative",
+            &|run| forge(run, &|state| state["updates"] = (-1).into()),
+            "expected the state of a run",
+        ),
+    ];
+    for (name, damage, named) in cases {
+        let out = stopped.copy(name, damage);
+        let run = stopped.resumes_after(6, &out);
+        let said = ["step-00000008 is damaged", "step-00000008.damaged", named];
+        for part in said {
+            assert!(run.stderr.contains(part), "{name}: `{part}`\n{run}");
+        }
+        assert!(
+            run_folder(&out)
+                .join("checkpoints/step-00000008.damaged")
+                .exists()
+        );
+    }
+}
+
+#[test]
+fn a_run_without_a_whole_checkpoint_says_how_to_begin_anew() {
+    let stopped = Stopped::new();
+    let out = stopped.copy("all", |run| {
+        for step in [4, 6, 8] {
+            flip(&run.join(format!(
+                "checkpoints/step-{step:08}/training-state.safetensors"
+            )));
+        }
+    });
+    let before = crate::common::listing(&run_folder(&out));
+    stopped.resume(&out).refused(
+        2,
+        &[
+            "no checkpoint of the run is whole",
+            "step-00000004",
+            "step-00000008",
+            "--force",
+        ],
+    );
+    assert_eq!(crate::common::listing(&run_folder(&out)), before);
+    train(
+        &seed(),
+        &out,
+        &[&stopped.arguments[..], &["--force"]].concat(),
+    )
+    .ok();
+    assert_eq!(contents(&out), stopped.whole);
+}
+
+#[test]
+fn a_damaged_log_does_not_stop_a_run() {
+    let stopped = Stopped::new();
+    let newest =
+        |run: &Path| std::fs::remove_dir_all(run.join("checkpoints/step-00000008")).unwrap();
+    let log = |run: &Path| run.join("metrics.jsonl");
+    let out = stopped.copy("torn", |run| {
+        newest(run);
+        let mut bytes = std::fs::read(log(run)).unwrap();
+        bytes.extend(b"{\"kind\":\"step\",\"ste\0\0\xff");
+        std::fs::write(log(run), bytes).unwrap();
+    });
+    stopped.resumes_after(6, &out);
+    let out = stopped.copy("middle", |run| {
+        let text = std::fs::read_to_string(log(run)).unwrap();
+        std::fs::write(log(run), text.replacen('\n', "\nnothing\n", 1)).unwrap();
+    });
+    let run = stopped.resumes_after(8, &out);
+    assert!(run.stderr.contains("metrics.jsonl: line 2"), "{run}");
+    let out = stopped.copy("lost", |run| {
+        std::fs::remove_file(log(run)).unwrap();
+        std::fs::remove_file(run.join("settings.json")).unwrap();
+    });
+    stopped.resume(&out).ok();
+    assert_eq!(contents(&out), stopped.whole);
+    assert_eq!(metrics(&out)[0]["kind"], "start");
+}
+
+#[test]
+fn a_complete_output_that_is_damaged_is_named() {
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("out");
+    let arguments = ["--steps", "1", "--validate-every", "0", "--resume"];
+    train(&seed(), &out, &arguments).ok();
+    let run = train(&seed(), &out, &arguments).ok();
+    assert!(run.stderr.contains("complete already"), "{run}");
+    flip(&out.join("model.safetensors"));
+    train(&seed(), &out, &arguments).refused(2, &["model.safetensors", "SHA-256", "remove it"]);
+}

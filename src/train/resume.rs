@@ -1,0 +1,225 @@
+//! Where a run goes on: its newest checkpoint that is whole.
+//!
+//! A checkpoint is whole where every file is what its manifest says, and where its position fits the run. A damaged one
+//! costs the steps since the one before, and nothing else: the run takes them again with the same bytes.
+
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use safetensors::Dtype;
+use serde_json::{Map, Value};
+
+use super::adamw::State;
+use super::folder::RunFolder;
+use super::parameters::Parameters;
+use super::save::{PARTS, Position, STATE, STATE_TENSORS};
+use super::settings::{Settings, differences};
+use crate::checkpoint::hash::FileHash;
+use crate::checkpoint::manifest::{FORMAT_VERSION, MANIFEST, Manifest};
+use crate::checkpoint::{Checkpoint, json};
+use crate::{Error, Result};
+
+/// The run that would go on.
+pub(super) struct SameRun<'a> {
+    pub(super) settings: &'a Settings,
+    /// The settings by flag.
+    pub(super) json: &'a Map<String, Value>,
+    /// The checkpoint that training began with, and its files.
+    pub(super) checkpoint: &'a Path,
+    pub(super) parent: &'a [FileHash],
+}
+
+/// A checkpoint to go on from.
+pub(super) struct ResumePoint {
+    pub(super) path: PathBuf,
+    pub(super) position: Position,
+}
+
+/// The newest whole checkpoint, if there is a checkpoint, and those after it with what is wrong with each.
+#[derive(Default)]
+pub(super) struct Candidates {
+    pub(super) newest: Option<ResumePoint>,
+    pub(super) damaged: Vec<(PathBuf, Error)>,
+}
+
+impl Candidates {
+    /// Looks through the checkpoints of `folder`, newest first.
+    ///
+    /// # Errors
+    /// A run with other settings or another parent, files that the machine cannot read, and a run whose checkpoints are all
+    /// damaged.
+    pub(super) fn of(folder: &RunFolder, run: &SameRun) -> Result<Self> {
+        let mut found = Self::default();
+        for (step, path) in folder.checkpoints()?.into_iter().rev() {
+            let problem = match read(&path, step) {
+                Ok(position) => {
+                    run.check(&path, &position)?;
+                    match check_range(&path, &position, run.settings) {
+                        Ok(()) => {
+                            found.newest = Some(ResumePoint { path, position });
+                            return Ok(found);
+                        }
+                        Err(problem) => problem,
+                    }
+                }
+                Err(problem) => problem,
+            };
+            // What the machine cannot read now may be whole all the same.
+            if problem.exit_code() != 2 {
+                return Err(problem);
+            }
+            found.damaged.push((path, problem));
+        }
+        if found.damaged.is_empty() {
+            return Ok(found);
+        }
+        let problems: Vec<String> = found
+            .damaged
+            .iter()
+            .map(|(_, problem)| problem.to_string())
+            .collect();
+        let problem = format!("no checkpoint of the run is whole: {}", problems.join("; "));
+        Err(Error::file(folder.path(), problem)
+            .with_hint("restore a checkpoint from a copy, or begin anew with --force"))
+    }
+}
+
+impl SameRun<'_> {
+    /// Refuses to go on with a run that was begun otherwise.
+    fn check(&self, path: &Path, position: &Position) -> Result<()> {
+        let hint = "go on with the settings that the run was begun with, choose another --out, or begin anew with --force";
+        let differences = differences(&position.settings, self.json);
+        if !differences.is_empty() {
+            let problem = format!(
+                "the run cannot go on with other settings: {}",
+                differences.join("; ")
+            );
+            return Err(Error::file(path, problem).with_hint(hint));
+        }
+        match different_file(&position.parent, self.parent) {
+            Some(file) => Err(Error::file(
+                self.checkpoint.join(&file.path),
+                "is not the file that the run was begun with",
+            )
+            .with_hint(hint)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A file that only one of two lists holds.
+pub(super) fn different_file<'a>(a: &'a [FileHash], b: &'a [FileHash]) -> Option<&'a FileHash> {
+    let changed = b.iter().find(|file| !a.contains(file));
+    changed.or_else(|| a.iter().find(|file| !b.contains(file)))
+}
+
+/// The position of the checkpoint of `step` in `folder`, once all its files have the hashes that its manifest lists.
+fn read(folder: &Path, step: u64) -> Result<Position> {
+    if !folder.is_dir() {
+        return Err(Error::file(folder, "expected a folder"));
+    }
+    let Some(manifest) = Manifest::read(folder)? else {
+        return Err(Error::file(folder.join(MANIFEST), "is missing"));
+    };
+    check_files(folder, &manifest)?;
+    for name in [STATE, STATE_TENSORS] {
+        if !manifest.files.iter().any(|file| file.path == name) {
+            let problem = format!("is not listed in {MANIFEST}");
+            return Err(Error::file(folder.join(name), problem));
+        }
+    }
+    let position = position(folder)?;
+    let lineage = manifest.lineage.as_ref();
+    let of_manifest = lineage.map(|lineage| (lineage.step, lineage.tokens));
+    let fits = position.step == step
+        && of_manifest == Some((position.step, position.tokens))
+        && manifest.settings == position.settings;
+    if fits {
+        return Ok(position);
+    }
+    let problem = format!(
+        "step, tokens or settings differ from those of {MANIFEST}, or from the folder's name: found step {}",
+        position.step
+    );
+    Err(Error::file(folder.join(STATE), problem))
+}
+
+/// Refuses a checkpoint with a file that is not what its manifest says.
+pub(super) fn check_files(folder: &Path, manifest: &Manifest) -> Result<()> {
+    let checked = manifest.files.par_iter().map(|file| file.check(folder));
+    checked.find_first(Result::is_err).unwrap_or(Ok(()))
+}
+
+fn position(folder: &Path) -> Result<Position> {
+    let path = folder.join(STATE);
+    let object = json::read_object(&path)?;
+    let position: Position = serde_json::from_value(Value::Object(object))
+        .map_err(|e| Error::file(&path, format!("expected the state of a run: {e}")))?;
+    match position.format_version {
+        FORMAT_VERSION => Ok(position),
+        found => Err(Error::key(
+            &path,
+            "format_version",
+            format!("expected {FORMAT_VERSION}, found {found}"),
+        )),
+    }
+}
+
+/// Refuses a position that a run with these settings cannot reach.
+fn check_range(folder: &Path, position: &Position, settings: &Settings) -> Result<()> {
+    let rows = settings.rows() as u64;
+    let row = position.step.saturating_mul(rows);
+    let tokens = row.saturating_mul(settings.seq as u64);
+    let ranges = [
+        ("step", position.step, 0, settings.steps),
+        ("row", position.row, row, row),
+        ("updates", position.updates, 0, position.step),
+        ("norms", position.norms, position.updates, position.updates),
+        ("tokens", position.tokens, 0, tokens),
+    ];
+    let path = folder.join(STATE);
+    if let Some((key, found, least, most)) = ranges
+        .into_iter()
+        .find(|(_, found, least, most)| !(least..=most).contains(&found))
+    {
+        let problem = format!("expected {least} to {most}, found {found}");
+        return Err(Error::key(&path, key, problem));
+    }
+    let mean = position.norm_mean;
+    if mean.is_finite() && mean >= 0.0 {
+        Ok(())
+    } else {
+        let problem = format!("expected a number of 0 or more, found {mean}");
+        Err(Error::key(&path, "norm_mean", problem))
+    }
+}
+
+/// Puts the optimiser's state of the checkpoint in `folder` back.
+pub(super) fn restore(folder: &Path, parameters: &Parameters, states: &mut [State]) -> Result<()> {
+    let path = folder.join(STATE_TENSORS);
+    let stored = Checkpoint::open(&path)?;
+    for (parameter, state) in parameters.all.iter().zip(states) {
+        for (part, prefix) in PARTS {
+            let name = format!("{prefix}.{}", parameter.spec.name);
+            let entry = stored.tensor(&name)?;
+            if entry.encoding.plain() != Some(Dtype::F32) || entry.shape != parameter.spec.shape {
+                let (found, expected) = (&entry.shape, &parameter.spec.shape);
+                let problem = format!(
+                    "expected F32 {expected:?}, found {} {found:?}",
+                    entry.encoding
+                );
+                return Err(Error::tensor(&path, &name, problem));
+            }
+            let mut bytes = vec![0; entry.length as usize];
+            stored.read_bytes(entry, 0, &mut bytes)?;
+            let values = bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect();
+            state
+                .restore(part, values)
+                .map_err(|e| Error::compute(format!("restore `{name}`"), e))?;
+        }
+    }
+    Ok(())
+}
