@@ -21,6 +21,7 @@ use clap::Args;
 
 use super::device::{ComputeDtype, DeviceName, load_options};
 use super::estimate::print;
+use super::names::{named, named_path};
 use super::printer::Printer;
 use super::{Outcome, Verdict};
 
@@ -329,24 +330,16 @@ fn names(paths: &[PathBuf]) -> Vec<String> {
         .collect()
 }
 
-fn named_path(text: &str) -> Result<(String, PathBuf), String> {
-    match text.split_once('=') {
-        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
-            Ok((name.to_owned(), PathBuf::from(path)))
-        }
-        _ => Err("expected NAME=PATH".to_owned()),
-    }
-}
-
+/// `NAME=FILE`, or `FILE`, which is named after itself.
 fn named_file(text: &str) -> Result<(String, PathBuf), String> {
-    if text.contains('=') {
-        return named_path(text);
-    }
-    let path = PathBuf::from(text);
-    let name = path
-        .file_stem()
-        .ok_or("expected a file")?
-        .to_string_lossy()
-        .into_owned();
+    let (name, path) = named(Path::new(text));
+    let name = match name {
+        Some(name) => name,
+        None => path
+            .file_stem()
+            .ok_or("expected a file")?
+            .to_string_lossy()
+            .into_owned(),
+    };
     Ok((name, path))
 }

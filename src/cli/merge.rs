@@ -10,6 +10,7 @@ use bam_convert::surgery::merge::{Settings, plan};
 use clap::Args;
 
 use super::Outcome;
+use super::names::weighted_path;
 use super::printer::Printer;
 use super::upcycle::float_dtype;
 use super::write::WriteArguments;
@@ -38,22 +39,6 @@ pub struct Arguments {
     format: Option<PathBuf>,
     #[command(flatten)]
     write: WriteArguments,
-}
-
-/// `DIR` or `DIR:WEIGHT`; a folder whose name ends in a colon and a number wins over the weight.
-fn weighted_path(text: &str) -> Result<(PathBuf, f64), String> {
-    let whole = PathBuf::from(text);
-    match text.rsplit_once(':') {
-        Some((path, weight)) if !path.is_empty() && !whole.exists() => {
-            match weight.parse::<f64>() {
-                Ok(weight) if weight.is_finite() => Ok((PathBuf::from(path), weight)),
-                _ => Err(format!(
-                    "expected a finite number after the colon, found `{weight}`"
-                )),
-            }
-        }
-        _ => Ok((whole, 1.0)),
-    }
 }
 
 impl Arguments {

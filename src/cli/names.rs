@@ -1,4 +1,5 @@
-//! Names and folders as they are typed: `NAME=DIR`.
+//! Names, paths and weights as they are typed: `NAME=DIR`, `DIR:WEIGHT`. A path that exists as a whole wins over every
+//! other reading.
 
 use std::path::{Path, PathBuf};
 
@@ -9,6 +10,25 @@ pub fn named_path(text: &str) -> Result<(String, PathBuf), String> {
             Ok((name.to_owned(), PathBuf::from(path)))
         }
         _ => Err(format!("expected NAME=DIR, found `{text}`")),
+    }
+}
+
+/// `DIR` or `DIR:WEIGHT`; a folder whose whole name ends in a colon and a number wins.
+pub fn weighted_path(text: &str) -> Result<(PathBuf, f64), String> {
+    let whole = PathBuf::from(text);
+    match text.rsplit_once(':') {
+        // What follows the colon of `hf://` is no weight.
+        Some((path, weight))
+            if !path.is_empty() && !weight.starts_with("//") && !whole.exists() =>
+        {
+            match weight.parse::<f64>() {
+                Ok(weight) if weight.is_finite() => Ok((PathBuf::from(path), weight)),
+                _ => Err(format!(
+                    "expected a finite number after the colon, found `{weight}`"
+                )),
+            }
+        }
+        _ => Ok((whole, 1.0)),
     }
 }
 

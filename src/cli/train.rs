@@ -17,6 +17,7 @@ use serde_json::json;
 
 use super::device::DeviceName;
 use super::estimate::{print, show_training};
+use super::names::weighted_path;
 use super::printer::Printer;
 use super::{Outcome, Verdict};
 
@@ -419,11 +420,6 @@ fn domain(text: &str) -> Result<(String, PathBuf, f64), String> {
     else {
         return Err("expected NAME=DIR or NAME=DIR:WEIGHT".to_owned());
     };
-    match rest
-        .rsplit_once(':')
-        .map(|(path, weight)| (path, weight.parse::<f64>()))
-    {
-        Some((path, Ok(weight))) => Ok((name.to_owned(), PathBuf::from(path), weight)),
-        _ => Ok((name.to_owned(), PathBuf::from(rest), 1.0)),
-    }
+    let (path, weight) = weighted_path(rest)?;
+    Ok((name.to_owned(), path, weight))
 }

@@ -415,6 +415,10 @@ fn tasks_have_right_answers() {
         &[json!({"question": "a", "choices": ["a", "b"], "answer": 2})],
     );
     bam!("eval", seed, "--task", bad).refused(2, &["bad.jsonl", "answer", "line 1", "from 0 to 1"]);
+    // A file whose name holds a `=` is that file.
+    let equals = write("a=b.jsonl", &[example(0)]);
+    let report = bam!("eval", seed, "--task", equals, "--json").ok().json();
+    assert_eq!(report["models"][0]["tasks"][0]["task"], "a=b");
 }
 
 #[test]

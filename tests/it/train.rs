@@ -911,3 +911,41 @@ fn a_complete_output_that_is_damaged_is_named() {
     flip(&out.join("model.safetensors"));
     train(&seed(), &out, &arguments).refused(2, &["model.safetensors", "SHA-256", "remove it"]);
 }
+
+#[test]
+fn a_token_folder_whose_name_ends_like_a_weight_is_that_folder() {
+    let work = tempfile::tempdir().unwrap();
+    let (shared, out) = (Shared::get(), work.path().join("out"));
+    crate::common::copy_folder(&shared.path("law"), &work.path().join("tok"));
+    let exact = crate::common::copy_folder(&shared.path("code"), &work.path().join("tok:2"));
+    let train_on = |data: &str| {
+        let mut command = Command::new(binary());
+        command.arg("train").arg(seed()).arg("--out").arg(&out);
+        command.args([
+            "--steps",
+            "1",
+            "--seq",
+            "24",
+            "--validate-every",
+            "0",
+            "--force",
+        ]);
+        finish({
+            command
+                .arg("--data")
+                .arg(format!("a={}", work.path().join(data).display()));
+            command
+        })
+    };
+    let record = || read_json(out.join("bam-manifest.json"))["lineage"]["data"][0].clone();
+    train_on("tok:2").ok();
+    let header = std::fs::read(exact.join("header.json")).unwrap();
+    assert_eq!(record()["weight"], 1.0);
+    assert_eq!(record()["sha256"], crate::common::sha256(&header));
+    train_on("tok:2:3").ok();
+    assert_eq!(record()["weight"], 3.0);
+    assert_eq!(record()["sha256"], crate::common::sha256(&header));
+    train_on("tok:4").ok();
+    assert_eq!(record()["weight"], 4.0);
+    train_on("tok:none").refused(2, &["finite number", "`none`"]);
+}
