@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bam_convert::model::CausalLm;
-use bam_convert::model::chat::{ChatTemplate, Message};
+use bam_convert::model::chat::{ChatTemplate, Conversation};
 use bam_convert::model::generate::{Batch, Ending, Flow, Settings, eos_ids, generate};
 use bam_convert::model::sampling::Sampling;
 use bam_convert::model::tokenizer::{TextStream, Tokenizer};
@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::device::{ComputeDtype, DeviceName, load_options};
 use super::printer::Printer;
-use super::{Outcome, Verdict};
+use super::{Outcome, Verdict, render_chat};
 
 /// New tokens where nothing else is said.
 const MAX_TOKENS: usize = 128;
@@ -95,10 +95,14 @@ struct Answer<'a> {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
+        // A template that cannot be used is refused before a large model is loaded.
+        let texts = self.texts()?;
         let options = load_options(&self.checkpoint, self.device, self.dtype)?;
         let model = CausalLm::load(&self.checkpoint, &options)?;
         let tokenizer = Tokenizer::load(&self.checkpoint, model.architecture().vocab_size)?;
-        let prompts = self.encode(&tokenizer)?;
+        // A chat template writes the special tokens itself.
+        let encode = |text: &String| Ok(tokenizer.encode(text, !self.chat)?.ids);
+        let prompts: Vec<Vec<u32>> = texts.iter().map(encode).collect::<anyhow::Result<_>>()?;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let room = model
             .architecture()
@@ -159,27 +163,17 @@ impl Arguments {
         printer.piece(&format!("==> prompt {} <==\n", number + 1))
     }
 
-    fn encode(&self, tokenizer: &Tokenizer) -> anyhow::Result<Vec<Vec<u32>>> {
+    /// What the model reads: the prompts, or the conversations that they begin.
+    fn texts(&self) -> anyhow::Result<Vec<String>> {
         if !self.chat {
-            return self
-                .prompts
-                .iter()
-                .map(|prompt| Ok(tokenizer.encode(prompt, true)?.ids))
-                .collect();
+            return Ok(self.prompts.clone());
         }
         let template = ChatTemplate::load(&self.checkpoint)?;
-        let message = |role: &str, content: &String| Message {
-            role: role.to_owned(),
-            content: content.clone(),
+        let text = |prompt: &String| {
+            let conversation = Conversation::question(self.system.as_deref(), prompt);
+            render_chat::render(&template, conversation)
         };
-        let encode = |prompt: &String| {
-            let system = self.system.iter().map(|text| message("system", text));
-            let messages: Vec<Message> = system.chain([message("user", prompt)]).collect();
-            Ok(tokenizer
-                .encode(&template.render(&messages, true)?, false)?
-                .ids)
-        };
-        self.prompts.iter().map(encode).collect()
+        self.prompts.iter().map(text).collect()
     }
 
     fn sampling(&self) -> Sampling {

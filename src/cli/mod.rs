@@ -31,6 +31,7 @@ mod prompts;
 mod pull;
 #[cfg(feature = "hub")]
 mod push;
+mod render_chat;
 mod report;
 mod run;
 mod stages;
@@ -104,6 +105,8 @@ enum Command {
     Run(run::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
+    #[command(hide = true)]
+    RenderChat(render_chat::Arguments),
 }
 
 /// Parses the arguments, runs the command, and turns its outcome into an exit code.
@@ -144,6 +147,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => arguments.run(&printer),
         Command::Completions(arguments) => arguments.run(&printer),
         Command::Man(arguments) => arguments.run(&printer),
+        Command::RenderChat(arguments) => arguments.run(&printer),
     };
     match outcome {
         Ok(Verdict::Yes) => ExitCode::SUCCESS,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::common::{bam, copy_folder, edit_json, edit_tensors, fixture};
-use bam_convert::model::chat::{ChatTemplate, Message};
+use bam_convert::model::chat::{ChatTemplate, Conversation};
 use bam_convert::model::generate::{Ending, Flow, Settings, eos_ids, generate};
 use bam_convert::model::sampling::Sampling;
 use bam_convert::model::tokenizer::{TextStream, Tokenizer};
@@ -268,13 +268,10 @@ fn characters_are_shown_whole() {
 #[test]
 fn a_conversation_is_laid_out_by_the_template() {
     let folder = seed("llama");
-    let message = Message {
-        role: "user".to_owned(),
-        content: "Hello".to_owned(),
-    };
     let text = ChatTemplate::load(&folder)
         .unwrap()
-        .render(&[message], true)
+        .request(Conversation::question(None, "Hello"))
+        .text()
         .unwrap();
     assert_eq!(
         text,

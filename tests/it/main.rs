@@ -41,6 +41,7 @@ mod report;
 mod run;
 mod schema;
 mod targets;
+mod templates;
 mod tokenize;
 mod train;
 mod upcycle;

@@ -1,0 +1,167 @@
+//! One conversation through one template.
+
+use std::fmt::Write;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, ErrorKind, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
+
+use super::RenderRequest;
+
+/// Steps that a template may take; real ones take some thousand. Texts count by their length.
+const STEPS: u64 = 2_000_000;
+/// Bytes that it may write: the context of a model holds less.
+const LARGEST: usize = 16 << 20;
+/// Bytes of an error that are printed: a template can raise one with any text.
+const LONGEST_PROBLEM: usize = 500;
+
+impl RenderRequest {
+    /// The text, or why there is none.
+    ///
+    /// It holds its special tokens itself: encode it without adding any. A hostile template can end the process.
+    pub fn text(&self) -> Result<String, String> {
+        self.render().map_err(|error| problem(&error))
+    }
+
+    fn render(&self) -> Result<String, minijinja::Error> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()?;
+        environment.set_syntax(syntax);
+        environment.set_fuel(Some(STEPS));
+        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+
+        let conversation = &self.conversation;
+        let special = minijinja::Value::from(Serde(&self.special));
+        let others = minijinja::Value::from(Serde(&conversation.variables));
+        let variables = context! {
+            messages => Serde(&conversation.messages),
+            tools => Serde(&conversation.tools),
+            documents => Serde(&conversation.documents),
+            add_generation_prompt => conversation.add_generation_prompt,
+            ..context! { ..others, ..special }
+        };
+        let mut text = Bounded(Vec::new());
+        environment
+            .template_from_str(&self.source)?
+            .render_captured_to(variables, &mut text)?;
+        // The engine writes text.
+        Ok(String::from_utf8_lossy(&text.0).into_owned())
+    }
+}
+
+/// Text up to [`LARGEST`] bytes.
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > LARGEST {
+            return Err(std::io::Error::other(format!(
+                "more than {LARGEST} bytes of text"
+            )));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What the engine says, and why, cut to what a terminal shows.
+fn problem(error: &minijinja::Error) -> String {
+    let mut problem = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        problem.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    let end = problem.floor_char_boundary(LONGEST_PROBLEM);
+    if end < problem.len() {
+        let left_out = problem.len() - end;
+        problem.truncate(end);
+        problem.push_str(&format!("… ({left_out} more bytes)"));
+    }
+    problem
+}
+
+fn raise_exception(message: String) -> Result<String, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// The local time in a format of C's `strftime`.
+fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
+    let mut text = String::new();
+    write!(text, "{}", chrono::Local::now().format(format)).map_err(|_| {
+        minijinja::Error::new(
+            ErrorKind::InvalidOperation,
+            format!("strftime_now: `{format}` is no format of a time"),
+        )
+    })?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::model::chat::Conversation;
+
+    use super::*;
+
+    fn text(source: &str) -> Result<String, String> {
+        let special = serde_json::json!({"bos_token": "<s>"});
+        let request = RenderRequest {
+            source: source.to_owned(),
+            special: special.as_object().unwrap().clone(),
+            conversation: Conversation::question(None, " a <b> "),
+        };
+        request.text()
+    }
+
+    /// Golden: `apply_chat_template` of transformers 5.23.0 on the same template and messages.
+    #[test]
+    fn blocks_are_trimmed_and_python_methods_known() {
+        let source = "{{ bos_token }}\n{% for message in messages %}\n    {% if message['role'] == 'user' %}\n\
+                      [INST] {{ message.content.strip() }} [/INST]\n    {% endif %}\n{% endfor %}\n\
+                      {% if add_generation_prompt %}\n>\n{% endif %}\n";
+        assert_eq!(text(source).unwrap(), "<s>\n[INST] a <b> [/INST]\n>\n");
+    }
+
+    #[test]
+    fn a_template_can_refuse() {
+        let problem = text("{{ raise_exception('no system, please') }}").unwrap_err();
+        assert!(problem.contains("no system, please"), "{problem}");
+    }
+
+    #[test]
+    fn a_template_knows_the_day() {
+        let source = "{{ strftime_now('%d %b %Y') }}|{{ strftime_now('%Y-%m-%d') }}|{{ strftime_now('no time') }}";
+        let text_of_day = text(source).unwrap();
+        let [day, date, plain] = text_of_day.split('|').collect::<Vec<_>>()[..] else {
+            panic!("{text_of_day}")
+        };
+        let read = |text, format| chrono::NaiveDate::parse_from_str(text, format).unwrap();
+        let today = chrono::Local::now().date_naive();
+        // Midnight may pass between two calls.
+        assert!(
+            (today - read(day, "%d %b %Y")).num_days() <= 1
+                && (today - read(date, "%Y-%m-%d")).num_days() <= 1
+        );
+        assert_eq!(plain, "no time");
+        let problem = text("{{ strftime_now('%Q') }}").unwrap_err();
+        assert!(problem.contains("`%Q` is no format of a time"), "{problem}");
+    }
+
+    #[test]
+    fn a_template_cannot_run_for_ever() {
+        let source =
+            "{% for a in range(9999) %}{% for b in range(9999) %}{{ a }}{% endfor %}{% endfor %}";
+        let problem = text(source).unwrap_err();
+        assert!(problem.contains("fuel"), "{problem}");
+    }
+}
