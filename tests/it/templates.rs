@@ -25,7 +25,9 @@ fn hostile(group: &str) -> Vec<(String, String)> {
     let table = read_json(fixture("hostile_templates.json"));
     let templates = table[group].as_object().unwrap().iter();
     let whole = |pieces: &Value| pieces.as_array().unwrap().iter().map(piece).collect();
-    templates.map(|(name, pieces)| (name.clone(), whole(pieces))).collect()
+    templates
+        .map(|(name, pieces)| (name.clone(), whole(pieces)))
+        .collect()
 }
 
 /// Runs every template in a process with 1 GiB of address space: each is refused or rendered, and none takes long.

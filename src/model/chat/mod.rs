@@ -131,7 +131,10 @@ impl ChatTemplate {
 
     /// What to render for this conversation.
     pub fn request(&self, conversation: Conversation) -> RenderRequest {
-        let for_tools = self.tool_use.as_ref().filter(|_| conversation.tools.is_some());
+        let for_tools = self
+            .tool_use
+            .as_ref()
+            .filter(|_| conversation.tools.is_some());
         RenderRequest {
             source: for_tools.unwrap_or(&self.source).clone(),
             special: self.special.clone(),
