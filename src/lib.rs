@@ -13,9 +13,11 @@ pub mod evaluate;
 pub mod family;
 #[cfg(feature = "hub")]
 pub mod hub;
+pub mod markdown;
 pub mod mergekit;
 pub mod model;
 pub mod pipeline;
+pub mod printable;
 pub mod report;
 pub mod surgery;
 pub mod table;

@@ -3,6 +3,8 @@
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 
+use crate::printable::printable;
+
 /// Which way a column is aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
@@ -17,7 +19,7 @@ pub fn render(columns: &[(&str, Align)], rows: impl IntoIterator<Item = Vec<Stri
     let mut table = Table::new();
     table.load_style(NOTHING);
     if columns.iter().any(|(title, _)| !title.is_empty()) {
-        table.set_header(columns.iter().map(|(title, _)| *title));
+        table.set_header(columns.iter().map(|(title, _)| printable(title)));
     }
     for row in rows {
         table.add_row(row.iter().map(|cell| printable(cell)));
@@ -37,44 +39,6 @@ pub fn render(columns: &[(&str, Align)], rows: impl IntoIterator<Item = Vec<Stri
         text.push('\n');
     }
     text
-}
-
-/// A table of Markdown; what would end a cell is escaped.
-pub fn markdown(columns: &[(&str, Align)], rows: &[Vec<String>]) -> String {
-    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
-    let cell = |text: &str| printable(text).replace('|', "\\|");
-    let head = line(columns.iter().map(|(name, _)| cell(name)).collect());
-    let rule = columns.iter().map(|(_, align)| {
-        if matches!(align, Align::Right) {
-            "---:|"
-        } else {
-            "---|"
-        }
-    });
-    let rows = rows
-        .iter()
-        .map(|row| line(row.iter().map(|text| cell(text)).collect()));
-    format!(
-        "{head}|{}\n{}",
-        rule.collect::<String>(),
-        rows.collect::<String>()
-    )
-}
-
-/// Text from a model file made safe to print: a tensor's name must not move the cursor.
-pub fn printable(text: &str) -> String {
-    if !text.chars().any(char::is_control) {
-        return text.to_owned();
-    }
-    text.chars()
-        .map(|c| {
-            if c.is_control() {
-                c.escape_default().to_string()
-            } else {
-                c.to_string()
-            }
-        })
-        .collect()
 }
 
 /// A word for a shell.
@@ -178,11 +142,6 @@ mod tests {
         ];
         let text = render(&[("name", Align::Left), ("n", Align::Right)], rows);
         assert_eq!(text, "name   n\na      1\nbcd   10\n");
-    }
-
-    #[test]
-    fn escape_sequences_do_not_reach_the_terminal() {
-        assert_eq!(printable("a\u{1b}[2J\n"), "a\\u{1b}[2J\\n");
     }
 
     #[test]

@@ -46,6 +46,7 @@ mod write;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use bam_convert::printable::is_printable;
 use bam_convert::{Error, pipeline};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -111,6 +112,8 @@ enum Command {
 
 /// Parses the arguments, runs the command, and turns its outcome into an exit code.
 pub fn main() -> ExitCode {
+    // A panic is a fault of this program, and its message may repeat a stranger's text.
+    std::panic::set_hook(Box::new(|panic| Printer::new(false).panic(panic)));
     let (arguments, notes) = match parse() {
         Ok(parsed) => parsed,
         Err(error) => {
@@ -176,12 +179,17 @@ fn parse() -> bam_convert::Result<(Arguments, Vec<String>)> {
         #[cfg(not(feature = "hub"))]
         let fetch = |_: &str| Ok(None);
         let relaxed = pipeline::relaxed(definition());
-        let matches = relaxed.clone().get_matches_from(line.clone());
+        let matches = relaxed
+            .clone()
+            .try_get_matches_from(&line)
+            .unwrap_or_else(|error| end(&error, &line));
         pipeline::Settled { line, notes } = pipeline::settle(&relaxed, line, &matches, &fetch)?;
     }
     let read = |line: &[OsString]| {
-        let mut matches = definition().get_matches_from(line);
-        Arguments::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit())
+        let matches = definition().try_get_matches_from(line);
+        matches
+            .and_then(|mut matches| Arguments::from_arg_matches_mut(&mut matches))
+            .unwrap_or_else(|error| end(&error, line))
     };
     let arguments = read(&line);
     // What the line lacks is told before anything is pulled.
@@ -191,6 +199,20 @@ fn parse() -> bam_convert::Result<(Arguments, Vec<String>)> {
         None => arguments,
     };
     Ok((arguments, notes))
+}
+
+/// Ends the process with clap's help or refusal. Words of the line may be names of strangers' files, as a shell's `*` gives
+/// them, and clap repeats them as they are.
+fn end(error: &clap::Error, line: &[OsString]) -> ! {
+    let is_safe = |word: &OsString| word.to_string_lossy().chars().all(is_printable);
+    if line.iter().all(is_safe) {
+        error.exit();
+    }
+    let text = error.render().to_string();
+    let problem = text.split("\n\n").next().unwrap_or_default();
+    let problem = problem.trim_start_matches("error: ").to_owned();
+    Printer::new(false).error(&anyhow::Error::msg(problem));
+    std::process::exit(error.exit_code())
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {

@@ -1,9 +1,13 @@
 //! Everything the program prints: results to stdout, all else to stderr.
+//!
+//! All of it is made printable here. A note or an error is one line, whatever its names hold; a result has the lines of its
+//! layout, and whoever composes it makes each value printable first.
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use bam_convert::{Error, table};
+use bam_convert::Error;
+use bam_convert::printable::{printable, printable_json, printable_lines};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Where a command prints.
@@ -20,33 +24,43 @@ impl Printer {
     /// Prints a result, which ends with a line break.
     pub fn result(&self, text: &str) -> std::io::Result<()> {
         let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes())?;
+        out.write_all(printable_lines(text).as_bytes())?;
         if !text.ends_with('\n') {
             out.write_all(b"\n")?;
         }
         out.flush()
     }
 
-    /// Prints a piece of a result that comes little by little, as it is; on a terminal, what would move the cursor is
-    /// printed escaped.
+    /// Prints a piece of a model's text: on a terminal made printable, elsewhere as it is, because a file keeps the text.
     pub fn piece(&self, text: &str) -> std::io::Result<()> {
         let mut out = std::io::stdout().lock();
-        match out.is_terminal() {
-            true => out.write_all(spoken(text).as_bytes())?,
-            false => out.write_all(text.as_bytes())?,
+        if out.is_terminal() {
+            out.write_all(printable_lines(text).as_bytes())?;
+        } else {
+            out.write_all(text.as_bytes())?;
         }
         out.flush()
     }
 
     /// Prints a result as JSON.
     pub fn json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
-        Ok(self.result(&serde_json::to_string_pretty(value)?)?)
+        let text = serde_json::to_string_pretty(value)?;
+        Ok(self.result(&printable_json(&text))?)
     }
 
     /// Prints what the user should know, unless quiet.
     pub fn note(&self, text: &str) {
         if !self.quiet {
-            self.stderr(text);
+            self.stderr(&printable(text));
+        }
+    }
+
+    /// Prints lines of a log, unless quiet: marked, so that none passes for one of this program's own.
+    pub fn log(&self, lines: &str) {
+        if !self.quiet {
+            let marked = |line: &str| format!("  | {}", printable(line));
+            let lines: Vec<String> = lines.lines().map(marked).collect();
+            self.stderr(&lines.join("\n"));
         }
     }
 
@@ -54,12 +68,20 @@ impl Printer {
     pub fn error(&self, error: &anyhow::Error) {
         let known = error.downcast_ref::<Error>();
         // Ours says its cause itself.
-        self.stderr(&known.map_or_else(
-            || format!("error: {error:#}"),
-            |known| format!("error: {known}"),
-        ));
+        let text = known.map_or_else(|| format!("{error:#}"), Error::to_string);
+        self.stderr(&format!("error: {}", printable(&text)));
         if let Some(hint) = known.and_then(Error::hint) {
-            self.stderr(&format!(" hint: {hint}"));
+            self.stderr(&format!(" hint: {}", printable(hint)));
+        }
+    }
+
+    /// Prints where the program panicked, and the backtrace if `RUST_BACKTRACE` asks for one.
+    pub fn panic(&self, panic: &std::panic::PanicHookInfo) {
+        self.stderr(&format!("error: {}", printable(&panic.to_string())));
+        self.stderr(" hint: this is a fault of bam-convert: please report it");
+        let backtrace = std::backtrace::Backtrace::capture();
+        if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
+            self.stderr(&printable_lines(&backtrace.to_string()));
         }
     }
 
@@ -128,18 +150,6 @@ impl Printer {
 
     fn stderr(&self, text: &str) {
         // Nobody is left to tell where stderr is closed.
-        // Names in messages come from model files, and must not move the cursor.
-        let safe: Vec<String> = text.lines().map(table::printable).collect();
-        let _ = writeln!(std::io::stderr().lock(), "{}", safe.join("\n"));
+        let _ = writeln!(std::io::stderr().lock(), "{text}");
     }
-}
-
-/// A model's words, line breaks and tabs kept.
-fn spoken(text: &str) -> String {
-    let lines = text.split_inclusive(['\n', '\t']);
-    let safe = lines.map(|line| match line.strip_suffix(['\n', '\t']) {
-        Some(words) => table::printable(words) + &line[words.len()..],
-        None => table::printable(line),
-    });
-    safe.collect()
 }

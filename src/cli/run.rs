@@ -313,7 +313,7 @@ fn ended(report: &Report, printer: &Printer) -> Outcome {
     noes.iter()
         .chain(others)
         .for_each(|failure| say(failure, printer));
-    printer.note(&worst.tail);
+    printer.log(&worst.tail);
     Err(match (worst.code, &worst.missing) {
         (Some(2), _) | (_, Some(_)) => Error::usage(problem(worst))
             .with_hint("the last lines are above")
@@ -323,7 +323,7 @@ fn ended(report: &Report, printer: &Printer) -> Outcome {
 }
 
 fn say(failure: &Failure, printer: &Printer) {
-    printer.note(&failure.tail);
+    printer.log(&failure.tail);
     printer.error(&anyhow::anyhow!(problem(failure)));
 }
 

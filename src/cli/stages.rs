@@ -6,6 +6,7 @@ use std::path::Path;
 use bam_convert::checkpoint::output::free_space;
 use bam_convert::estimate::{Estimate, Products};
 use bam_convert::pipeline::{Forecast, Stage};
+use bam_convert::printable::printable;
 use bam_convert::table::{self, Align, quoted};
 use serde_json::{Value, json};
 
@@ -144,7 +145,7 @@ impl<'a> Preview<'a> {
 
     /// What would be run, as one would type it, and what it takes.
     pub(super) fn text(&self, work: &Path) -> bam_convert::Result<String> {
-        let mut text = format!("cd {}\n", quoted(&work.to_string_lossy()));
+        let mut text = format!("cd {}\n", printable(&quoted(&work.to_string_lossy())));
         for (stage, forecast) in self.stages.iter().zip(self.forecasts) {
             let why = forecast
                 .runs_because
@@ -152,11 +153,17 @@ impl<'a> Preview<'a> {
                 .map_or("does not run".to_owned(), |reason| {
                     format!("runs: {reason}")
                 });
-            text.push_str(&format!("\n# {}: {}\n", stage.name, table::printable(&why)));
+            text.push_str(&format!(
+                "\n# {}\n",
+                printable(&format!("{}: {why}", stage.name))
+            ));
             if !forecast.needs.is_empty() {
-                text.push_str(&format!("# needs {}\n", forecast.needs.join(", ")));
+                text.push_str(&format!(
+                    "# needs {}\n",
+                    printable(&forecast.needs.join(", "))
+                ));
             }
-            text.push_str(&format!("{}\n", table::printable(&typed(stage))));
+            text.push_str(&format!("{}\n", printable(&typed(stage))));
         }
         text.push('\n');
         self.table()
@@ -194,7 +201,7 @@ impl<'a> Preview<'a> {
                 flops
                     .map(|flops| format!("~{}", table::number(flops)))
                     .unwrap_or_default(),
-                table::printable(problem.unwrap_or_default()),
+                problem.unwrap_or_default().to_owned(),
             ]
         };
         let columns = [

@@ -8,6 +8,7 @@ use bam_convert::data::documents::TEXT_KEY;
 use bam_convert::data::outline::outline;
 use bam_convert::data::tokenize::{Progress, Report, Settings, SplitReport, tokenize};
 use bam_convert::data::vocabulary::Vocabulary;
+use bam_convert::printable::printable;
 use bam_convert::table::{self, Align};
 use bytesize::ByteSize;
 use clap::Args;
@@ -162,6 +163,6 @@ fn text(report: &Report) -> String {
     format!(
         "{facts}\n{}\nwrote {}",
         table::render(&columns, rows),
-        report.output.display()
+        printable(&report.output.to_string_lossy())
     )
 }

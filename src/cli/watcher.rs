@@ -8,7 +8,7 @@ use std::thread::{JoinHandle, spawn};
 use std::time::Duration;
 
 use bam_convert::pipeline::{Finished, Ran, Stage, Watch, last_line};
-use bam_convert::table;
+use bam_convert::printable::printable;
 use indicatif::ProgressBar;
 
 use super::printer::Printer;
@@ -109,7 +109,7 @@ fn follow(bar: &ProgressBar, running: &Logs, ended: &Receiver<()>) {
             format!("{name}: {}", last_line(log).unwrap_or_default())
         };
         let lines: Vec<String> = running.iter().map(line).collect();
-        bar.set_message(table::printable(&lines.join(" | ")));
+        bar.set_message(printable(&lines.join(" | ")));
         bar.tick();
     }
 }

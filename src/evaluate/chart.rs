@@ -6,13 +6,14 @@ use plotters::style::text_anchor::{HPos, VPos};
 use super::report::{ModelReport, Report};
 use super::routing::{Kind, RouterReport};
 use crate::chart::{Area, COLOURS, Drawn, GREY, shade, words};
+use crate::printable::printable_lines;
 use crate::{Error, Result};
 
 /// Perplexity by domain, a bar for each model; empty without domains.
 pub fn perplexities(report: &Report) -> Result<String> {
     let mut svg = String::new();
     draw_bars(report, &mut svg).map_err(|e| Error::compute("draw the chart", e))?;
-    Ok(svg)
+    Ok(printable_lines(&svg))
 }
 
 /// The load of feed-forward experts and the mean gates of attention experts by layer and domain, for every mixture whose
@@ -20,7 +21,7 @@ pub fn perplexities(report: &Report) -> Result<String> {
 pub fn routing(report: &Report) -> Result<String> {
     let mut svg = String::new();
     draw_heat_maps(report, &mut svg).map_err(|e| Error::compute("draw the heat map", e))?;
-    Ok(svg)
+    Ok(printable_lines(&svg))
 }
 
 fn draw_bars(report: &Report, svg: &mut String) -> Drawn {

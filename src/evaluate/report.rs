@@ -9,6 +9,8 @@ use super::perplexity::Score;
 use super::routing::RouterReport;
 use super::tasks::TaskScore;
 use crate::checkpoint::json;
+use crate::markdown;
+use crate::printable::printable;
 use crate::table::{self, Align};
 use crate::{Error, Result};
 
@@ -124,10 +126,12 @@ impl Report {
     pub fn markdown(&self) -> String {
         let parts = self.scores();
         let parts = parts.iter().map(|part| {
+            let cells = |row: &Vec<String>| row.iter().map(|cell| markdown::text(cell)).collect();
+            let rows: Vec<Vec<String>> = part.rows.iter().map(cells).collect();
             format!(
                 "{}:\n\n{}",
                 part.title,
-                table::markdown(&part.columns(), &part.rows)
+                markdown::table(&part.columns(), &rows)
             )
         });
         parts.collect::<Vec<_>>().join("\n")
@@ -270,7 +274,7 @@ impl ModelReport {
         });
         format!(
             "routing of {}\n{}",
-            self.name,
+            printable(&self.name),
             table::render(&columns, rows)
         )
     }

@@ -9,6 +9,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use super::stage::Stage;
+use crate::printable::printable;
 use crate::{Error, Result};
 
 /// Longest time between two looks at a child.
@@ -31,7 +32,8 @@ pub(super) fn run(
     let out = File::create(&printed).map_err(|e| Error::io("create", &printed, e))?;
     let failed = |e| Error::io("write", log, e);
     let name = if stage.is_own { "bam-convert " } else { "" };
-    fs::write(log, format!("$ {name}{}\n", line.join(" "))).map_err(failed)?;
+    let shown = printable(&format!("{name}{}", line.join(" ")));
+    fs::write(log, format!("$ {shown}\n")).map_err(failed)?;
     // Both streams append, so that neither writes over the other.
     let append = || File::options().append(true).open(log).map_err(failed);
     let program = std::path::absolute(program).map_err(|e| Error::io("find", program, e))?;

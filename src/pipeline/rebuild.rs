@@ -260,7 +260,7 @@ fn check(path: &Path, record: &RecipeRecord, allow_shell: bool) -> Result<()> {
                 .map(|words| words.join(" "))
                 .unwrap_or_default();
             let problem = format!("stage `{}` is a command of the shell: {text}", stage.name);
-            return Err(Error::file(path, table::printable(&problem))
+            return Err(Error::file(path, problem)
                 .with_hint("it can do whatever you can: read it, then pass --allow-shell"));
         }
     }

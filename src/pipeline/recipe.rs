@@ -14,6 +14,7 @@ use super::yaml::{self, Node, fault, unknown_key};
 use crate::checkpoint::manifest::relative_to;
 use crate::checkpoint::output::folder_of;
 use crate::error::nearest;
+use crate::printable::{is_printable, printable};
 use crate::{Error, Result};
 
 /// Keys at the top of a recipe.
@@ -61,7 +62,18 @@ impl Recipe {
         for (key, value) in map(path, &tree, "the keys of a recipe")? {
             match key.value.as_str() {
                 "description" => drop(scalar(path, value)?),
-                "work" => recipe.work = Some(scalar(path, value)?.value),
+                "work" => {
+                    let work = scalar(path, value)?;
+                    // A line break in it would be a line of the script of a job.
+                    if !work.value.chars().all(is_printable) {
+                        let shown = printable(&work.value);
+                        let problem = format!(
+                            "`work` must be a path of printable characters, but is `{shown}`"
+                        );
+                        return Err(fault(path, work.referenced, problem));
+                    }
+                    recipe.work = Some(work.value);
+                }
                 "variables" => {
                     for (name, value) in map(path, value, "variables with their values")? {
                         if name.value == RECIPE || name.value.starts_with(STAGE) {

@@ -12,6 +12,7 @@ use super::lineage;
 use super::tables;
 use crate::evaluate::chart;
 use crate::pipeline::progress;
+use crate::printable::{printable_json, printable_lines};
 use crate::{Error, Result};
 
 const TEMPLATE: &str = include_str!("page.html");
@@ -73,9 +74,11 @@ pub fn html(input: &Input, means: Means) -> Result<String> {
     };
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    environment
+    let html = environment
         .render_str(TEMPLATE, page)
-        .map_err(|e| Error::compute("lay out the report", e))
+        .map_err(|e| Error::compute("lay out the report", e))?;
+    // Browsers turn text round at the same characters as terminals do.
+    Ok(printable_lines(&html))
 }
 
 /// What the script draws, as JSON that can stand inside a script element.
@@ -93,7 +96,8 @@ fn data(input: &Input, groups: &[Group]) -> Result<Value> {
     let text = serde_json::to_string(&data).map_err(|e| Error::compute("lay out the report", e))?;
     // Within JSON, these stand in strings alone; there they could end the element.
     Ok(Value::from_safe_string(
-        text.replace('<', "\\u003c")
+        printable_json(&text)
+            .replace('<', "\\u003c")
             .replace('>', "\\u003e")
             .replace('&', "\\u0026"),
     ))

@@ -9,6 +9,9 @@ use super::execute::{Content, OutputFile};
 use super::licence::{self, Licences};
 use crate::checkpoint::folder::CARD;
 use crate::checkpoint::manifest::{MANIFEST, Origin};
+use crate::markdown;
+use crate::printable::printable_json;
+use crate::table::Align;
 
 /// What a model card says.
 pub struct Card<'a> {
@@ -46,26 +49,29 @@ impl Card<'_> {
             .collect();
         let mut seen = BTreeSet::new();
         bases.retain(|base| seen.insert(base.clone()));
-        let bases = list(
-            &mut bases
-                .into_iter()
-                .map(|base| Value::String(base).to_string()),
-        );
+        let bases = list(&mut bases.into_iter().map(|base| quoted(&base)));
         let tags = list(&mut self.tags.iter().map(|tag| (*tag).to_owned()));
-        let rows = |rows: &mut dyn Iterator<Item = Vec<String>>| {
-            rows.map(|row| format!("| {} |\n", row.join(" | ")))
-                .collect::<String>()
-        };
-        let sources = rows(&mut self.sources.iter().map(|(name, path)| {
-            vec![(*name).to_owned(), own_name(path), licences.of_source(name)]
-        }));
-        let settings = rows(
-            &mut self
-                .settings
-                .iter()
-                .map(|(key, value)| vec![format!("`{key}`"), format!("`{value}`")]),
-        );
-        let conflicts = list(&mut licences.conflicts().into_iter());
+        let sources: Vec<_> = self
+            .sources
+            .iter()
+            .map(|(name, path)| {
+                let licence = licences.of_source(name);
+                [*name, &own_name(path), &licence]
+                    .map(markdown::text)
+                    .to_vec()
+            })
+            .collect();
+        let columns = ["source", "model", "licence"].map(|title| (title, Align::Left));
+        let sources = markdown::table(&columns, &sources);
+        let settings: Vec<_> = self
+            .settings
+            .iter()
+            .map(|(key, value)| vec![markdown::code(key), markdown::code(&value.to_string())])
+            .collect();
+        let columns = ["setting", "value"].map(|title| (title, Align::Left));
+        let settings = markdown::table(&columns, &settings);
+        let conflicts = licences.conflicts();
+        let conflicts = list(&mut conflicts.iter().map(|conflict| markdown::text(conflict)));
         let conflicts = if conflicts.is_empty() {
             conflicts
         } else {
@@ -75,13 +81,18 @@ impl Card<'_> {
             "---\nlibrary_name: transformers\n{}base_model:\n{bases}base_model_relation: merge\ntags:\n{tags}---\n\n\
              # {}\n\n{}\n\nMade by bam-convert {}. `{MANIFEST}` records how each tensor was made and the SHA-256 of every\n\
              file; `bam-convert validate DIR --against` checks both.\n\n\
-             | source | model | licence |\n|---|---|---|\n{sources}{conflicts}\n| setting | value |\n|---|---|\n{settings}",
+             {sources}{conflicts}\n{settings}",
             licences.front_matter(),
-            self.title,
+            markdown::text(self.title),
             self.about,
             env!("CARGO_PKG_VERSION"),
         )
     }
+}
+
+/// A text for the front matter: JSON is YAML, which may not hold controls.
+pub(super) fn quoted(text: &str) -> String {
+    printable_json(&Value::from(text).to_string())
 }
 
 /// A model's repository on the Hub, or the name of its folder.

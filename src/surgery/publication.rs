@@ -6,10 +6,12 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::card;
 use super::licence::{Licences, lineage};
 use crate::checkpoint::folder::CARD;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, Origin, SourceRecord};
 use crate::checkpoint::yaml;
+use crate::markdown;
 use crate::table::{self, Align};
 use crate::{Error, Result};
 
@@ -39,7 +41,7 @@ impl Publication<'_> {
         let text = if path.exists() {
             yaml::read_text(&path)?
         } else {
-            format!("# {}\n", self.title)
+            format!("# {}\n", markdown::text(self.title))
         };
         let (front, body) = split(&path, &text)?;
         let known: Map<String, Value> = match front.trim().is_empty() {
@@ -63,9 +65,9 @@ impl Publication<'_> {
                 remove(&mut front, "base_model_relation");
             } else {
                 added.push_str("base_model:\n");
-                bases.iter().for_each(|base| {
-                    added.push_str(&format!("- {}\n", Value::from(base.as_str())))
-                });
+                bases
+                    .iter()
+                    .for_each(|base| added.push_str(&format!("- {}\n", card::quoted(base))));
                 if relation.is_none() {
                     let kind = if bases.len() == 1 {
                         "finetune"
@@ -175,14 +177,15 @@ impl Publication<'_> {
 
     fn lineage(&self, manifest: &Manifest) -> String {
         let mut text = format!(
-            "## Lineage\n\nMade with `{}` by bam-convert {}; `{MANIFEST}` has all of it.\n",
-            manifest.method, manifest.tool.version
+            "## Lineage\n\nMade with {} by bam-convert {}; `{MANIFEST}` has all of it.\n",
+            markdown::code(&manifest.method),
+            markdown::text(&manifest.tool.version)
         );
         if let Some(lineage) = &manifest.lineage {
             let data = lineage
                 .data
                 .iter()
-                .map(|data| format!("{} (weight {})", data.name, data.weight));
+                .map(|data| format!("{} (weight {})", markdown::text(&data.name), data.weight));
             text.push_str(&format!(
                 "Trained for {} on {} of {}.\n",
                 table::counted(lineage.step, "step"),
@@ -199,14 +202,16 @@ impl Publication<'_> {
             let row = |source: &SourceRecord| {
                 let local = || format!("{} (not on the Hub)", source.bare_name(self.folder));
                 let repository = source.repository.clone().unwrap_or_else(local);
-                vec![
-                    source.name.clone(),
-                    repository,
-                    source.commit.clone().unwrap_or_default(),
+                [
+                    &source.name,
+                    &repository,
+                    source.commit.as_ref().unwrap_or(&String::new()),
                 ]
+                .map(|cell| markdown::text(cell))
+                .to_vec()
             };
             let rows: Vec<_> = manifest.sources.iter().map(row).collect();
-            text.push_str(&format!("\n{}", table::markdown(&columns, &rows)));
+            text.push_str(&format!("\n{}", markdown::table(&columns, &rows)));
         }
         text
     }

@@ -10,6 +10,7 @@ use super::pairs::{self, Group, Pair, Side};
 use crate::Result;
 use crate::checkpoint::TensorEntry;
 use crate::family::Role;
+use crate::printable::printable;
 use crate::table::{self, Align, counted};
 
 /// Rows of changed tensors that the short table shows.
@@ -434,11 +435,8 @@ impl Diff {
 
     /// A summary, the rows by role and expert, and the tensors: all, or those that changed most.
     pub fn table(&self, all: bool) -> String {
-        let mut text = format!("a  {}\nb  {}\n", self.a.display(), self.b.display());
-        text = text
-            .lines()
-            .map(|line| table::printable(line) + "\n")
-            .collect();
+        let shown = |path: &Path| printable(&path.to_string_lossy());
+        let mut text = format!("a  {}\nb  {}\n", shown(&self.a), shown(&self.b));
         let pairs = self.tensors.len();
         text.push_str(&format!(
             "\n{} of {} equal",

@@ -14,6 +14,7 @@ use super::pieces::{self, Piece};
 use crate::checkpoint::TensorEntry;
 use crate::checkpoint::folder::Checkpoint;
 use crate::family::{Role, TensorSpec};
+use crate::printable::printable;
 use crate::surgery::{Model, fit};
 use crate::table::{self, Align};
 use crate::{Error, Result};
@@ -386,7 +387,7 @@ impl Divergence {
         text.push_str(&render(&heads, rows));
         let roles = self.layer_roles();
         for (number, expert) in self.experts.iter().enumerate() {
-            text.push_str(&format!("\n{}, by layer\n", table::printable(&expert.name)));
+            text.push_str(&format!("\n{}, by layer\n", printable(&expert.name)));
             let heads: Vec<String> = std::iter::once("layer".to_owned())
                 .chain(roles.iter().map(|role| (*role).to_owned()))
                 .collect();

@@ -5,6 +5,7 @@ use plotters::style::text_anchor::{HPos, VPos};
 
 use super::divergence::{Divergence, percent};
 use crate::chart::{Area, Drawn, GREY, shade, shade_below, words};
+use crate::printable::printable_lines;
 use crate::{Error, Result};
 
 const CELL: i32 = 62;
@@ -29,7 +30,7 @@ impl Divergence {
         let mut svg = String::new();
         self.draw(&mut svg)
             .map_err(|e| Error::compute("draw the divergence", e))?;
-        Ok(svg)
+        Ok(printable_lines(&svg))
     }
 
     fn panels(&self, roles: &[&str]) -> Vec<Panel> {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::printable::printable;
 use crate::table::{self, Align};
 use crate::{Error, Result};
 
@@ -210,10 +211,10 @@ impl Report {
                     "{severity}: {}: {place}{colon}{}",
                     finding.check, finding.problem
                 );
-                text.push_str(&table::printable(&line));
+                text.push_str(&printable(&line));
                 text.push('\n');
                 if let Some(hint) = &finding.hint {
-                    text.push_str(&table::printable(&format!("  hint: {hint}")));
+                    text.push_str(&printable(&format!("  hint: {hint}")));
                     text.push('\n');
                 }
             }

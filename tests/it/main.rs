@@ -42,6 +42,7 @@ mod run;
 mod schema;
 mod targets;
 mod templates;
+mod terminal;
 mod tokenize;
 mod train;
 mod upcycle;
