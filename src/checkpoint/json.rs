@@ -44,11 +44,7 @@ pub fn read_bytes_up_to(path: &Path, largest: u64) -> Result<Vec<u8>> {
 
 /// Parses an object; `path` only names the place in errors.
 pub fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>> {
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let left = Cell::new(MOST_VALUES);
-    let value = Strict { left: &left }
-        .deserialize(&mut deserializer)
-        .and_then(|value| deserializer.end().map(|()| value))
+    let value = parse(bytes, MOST_VALUES)
         .map_err(|e| Error::file(path, format!("expected JSON without repeated keys: {e}")))?;
     match value {
         Value::Object(map) => Ok(map),
@@ -57,6 +53,14 @@ pub fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>> {
             format!("expected a JSON object, found {}", kind(&other)),
         )),
     }
+}
+
+/// Parses any JSON of at most `most` values, keys counted; a key that stands twice is refused.
+pub fn parse(bytes: &[u8], most: u32) -> serde_json::Result<Value> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let left = Cell::new(most);
+    let value = Strict { left: &left, most }.deserialize(&mut deserializer)?;
+    deserializer.end().map(|()| value)
 }
 
 /// What a value is, in words, for error messages.
@@ -77,13 +81,15 @@ pub fn kind(value: &Value) -> String {
 struct Strict<'a> {
     /// Values that may still be built.
     left: &'a Cell<u32>,
+    /// Values that may be built in all.
+    most: u32,
 }
 
 impl Strict<'_> {
     fn count<E: serde::de::Error>(self) -> Result<(), E> {
         let left = self.left.get().checked_sub(1);
         self.left
-            .set(left.ok_or_else(|| E::custom(format_args!("more than {MOST_VALUES} values")))?);
+            .set(left.ok_or_else(|| E::custom(format_args!("more than {} values", self.most)))?);
         Ok(())
     }
 }

@@ -1,13 +1,14 @@
 //! Answers of the Hub: their bodies, bounded, and what a refusal means.
 
 use std::ops::Deref;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 
 use super::http::{Client, Failure};
+use crate::checkpoint::json;
 use crate::error::HubFault;
 use crate::{Error, Result};
 
@@ -15,6 +16,11 @@ use crate::{Error, Result};
 const LARGEST_ANSWER: usize = 64 << 20;
 /// The most of a refusal's text that is read.
 const LARGEST_REFUSAL: usize = 16 << 10;
+/// The most values that the JSON of an answer holds: each takes some hundred bytes in memory though two of the answer can
+/// be enough. Hubs that list 100,000 files in one page use 1.8 million.
+const MOST_VALUES: u32 = 2_000_000;
+/// How long the body of an answer may take that is held in memory, however steadily it comes.
+const LONGEST_BODY: Duration = Duration::from_secs(300);
 
 /// An answer of success.
 pub(super) struct Answer<'a> {
@@ -66,10 +72,30 @@ impl<'a> Answer<'a> {
         chunk.map_err(|error| Failure::passing(broken(&self.place, "broke off", error)))
     }
 
+    /// As [`next`](Self::next), for a body that is to be whole at `end`.
+    fn next_before(
+        &mut self,
+        end: Instant,
+    ) -> Result<Option<impl Deref<Target = [u8]> + use<>>, Failure> {
+        let left = end.saturating_duration_since(Instant::now());
+        let client = self.client;
+        match client.block_on(async { tokio::time::timeout(left, self.response.chunk()).await }) {
+            Ok(chunk) => {
+                chunk.map_err(|error| Failure::passing(broken(&self.place, "broke off", error)))
+            }
+            Err(_) => {
+                let problem = format!("expected the whole answer within {LONGEST_BODY:?}");
+                let error = Error::hub(&self.place, HubFault::Network, problem);
+                Err(Failure::lasting(error))
+            }
+        }
+    }
+
     /// The whole body, which must not be large.
     pub(super) fn read(mut self) -> Result<(Vec<u8>, HeaderMap), Failure> {
+        let end = Instant::now() + LONGEST_BODY;
         let mut bytes = Vec::new();
-        while let Some(piece) = self.next()? {
+        while let Some(piece) = self.next_before(end)? {
             if bytes.len() + piece.len() > LARGEST_ANSWER {
                 let problem =
                     format!("expected an answer of at most {LARGEST_ANSWER} bytes, found more");
@@ -100,9 +126,10 @@ impl<'a> Answer<'a> {
             header("x-error-message"),
             wait_of(self.response.headers()),
         );
+        let end = Instant::now() + LONGEST_BODY;
         let mut body = Vec::new();
         while body.len() < LARGEST_REFUSAL
-            && let Ok(Some(piece)) = self.next()
+            && let Ok(Some(piece)) = self.next_before(end)
         {
             body.extend_from_slice(&piece[..piece.len().min(LARGEST_REFUSAL - body.len())]);
         }
@@ -151,7 +178,7 @@ impl<'a> Answer<'a> {
 }
 
 /// How errors tell a status and the words that came with it.
-pub(super) fn answered(status: StatusCode, said: &str) -> String {
+fn answered(status: StatusCode, said: &str) -> String {
     if said.is_empty() {
         format!("answered {status}")
     } else {
@@ -202,7 +229,7 @@ fn fault_of_storage(status: StatusCode) -> HubFault {
 }
 
 /// The wait that a server asks for: `Retry-After: SECONDS`, or `t=SECONDS` of `RateLimit`.
-fn wait_of(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn wait_of(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let after = text(RETRY_AFTER.as_str()).and_then(|value| value.trim().parse().ok());
     let limit = || {
@@ -211,6 +238,11 @@ fn wait_of(headers: &HeaderMap) -> Option<Duration> {
             .find_map(|part| part.trim().strip_prefix("t=")?.parse().ok())
     };
     after.or_else(limit).map(Duration::from_secs)
+}
+
+/// The JSON of an answer.
+pub(super) fn parse(body: &[u8]) -> serde_json::Result<Value> {
+    json::parse(body, MOST_VALUES)
 }
 
 /// What the body of a refusal says, wherever servers put it: JSON of the Hub, of FastAPI and of proxies, XML of S3; else
@@ -227,7 +259,7 @@ pub(super) fn spoken(body: &[u8]) -> String {
         "/message",
     ];
     let text = String::from_utf8_lossy(body);
-    let object: Value = serde_json::from_slice(body).unwrap_or_default();
+    let object = parse(body).unwrap_or_default();
     let found = WORDS
         .iter()
         .find_map(|place| object.pointer(place)?.as_str());

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use reqwest::{Method, Url};
 use serde_json::{Value, json};
 
-use super::answer::Answer;
+use super::answer::{Answer, parse};
 use super::http::{Client, Patience, Request};
 use super::outgoing::Outgoing;
 use super::tree::{Snapshot, is_commit, repository_url};
@@ -20,6 +20,9 @@ use crate::{Error, Result};
 const GROUP: usize = 256;
 /// Bytes that a commit itself may hold; the Hub takes large files otherwise.
 const LARGEST_INLINE: u64 = 48 << 20;
+
+/// Pull requests that may be opened while one is made; each is looked into for its files.
+const MOST_OPENED: usize = 100;
 
 /// What a push changes: a branch, or a pull request that is made of it.
 pub(super) struct Target {
@@ -187,13 +190,13 @@ impl Target {
     }
 
     /// What an answer of success says; `found` looks for the commit where it names none.
-    fn read(
+    pub(super) fn read(
         &self,
         client: &Client,
         body: &[u8],
         found: impl FnOnce() -> Result<Option<Committed>>,
     ) -> Result<Committed> {
-        let answer: Value = serde_json::from_slice(body).unwrap_or_default();
+        let answer = parse(body).unwrap_or_default();
         let text = |key: &str| answer.get(key).and_then(Value::as_str);
         let Some(commit) = text("commitOid").filter(|commit| is_commit(commit)) else {
             return found()?.ok_or_else(|| {
@@ -250,6 +253,14 @@ impl Target {
                 .filter(|name| !pulls.contains_key(name))
                 .collect(),
         };
+        if revisions.len() > MOST_OPENED {
+            let problem = format!(
+                "expected at most {MOST_OPENED} pull requests to be opened meanwhile, found {}",
+                revisions.len()
+            );
+            return Err(Error::hub(self.place(), HubFault::Answer, problem)
+                .with_hint("see on the repository's page whether one of them is yours"));
+        }
         for revision in revisions {
             let reference = Reference {
                 revision: Some(revision),
@@ -294,7 +305,7 @@ impl Target {
     }
 }
 
-fn read_mode(mode: &Value) -> Option<Mode> {
+pub(super) fn read_mode(mode: &Value) -> Option<Mode> {
     let large = match mode.get("uploadMode")?.as_str()? {
         "lfs" => true,
         "regular" => false,

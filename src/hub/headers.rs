@@ -30,6 +30,8 @@ const WORKERS: usize = 8;
 const FIRST: u64 = 256 << 10;
 /// Bytes that are asked for at once at most.
 const LARGEST: u64 = 8 << 20;
+/// Bytes of metadata of a GGUF file; vocabularies of 260,000 tokens take some ten million.
+const LONGEST_GGUF: u64 = 256 << 20;
 /// Tokenizers and the like that are larger are left out.
 const LARGEST_BESIDE: u64 = 64 << 20;
 
@@ -95,7 +97,7 @@ fn write_header(remote: &mut Remote, place: &Path) -> Result<()> {
             .extension()
             .is_some_and(|extension| extension == "gguf")
         {
-            Gguf::read(place, &mut reader, size)?;
+            Gguf::read(place, reader.take(LONGEST_GGUF), size)?;
         } else {
             let mut length = [0; 8];
             let cut = |_| {

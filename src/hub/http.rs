@@ -13,10 +13,10 @@ use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use super::answer::{Answer, broken, cause};
+use super::answer::{Answer, broken, cause, parse};
 use super::settings::Settings;
 use crate::error::HubFault;
-use crate::table::printable;
+use crate::printable::printable;
 use crate::{Error, Result};
 
 /// Attempts before an error is told, each after a longer wait.
@@ -202,11 +202,6 @@ impl Client {
         self.runtime.block_on(future)
     }
 
-    /// The client underneath, for libraries that take one.
-    pub(super) fn http(&self) -> &reqwest::Client {
-        &self.http
-    }
-
     /// One without a time-out, for what sends large bodies and looks after itself.
     pub(super) fn uploads(&self) -> &reqwest::Client {
         &self.slow
@@ -235,7 +230,7 @@ impl Client {
     /// Asks and reads an answer that is JSON.
     pub(super) fn json(&self, place: &str, request: &Request) -> Result<(Value, HeaderMap)> {
         let (bytes, headers) = self.ask(place, request, Answer::read)?;
-        let value = serde_json::from_slice(&bytes).map_err(|error| {
+        let value = parse(&bytes).map_err(|error| {
             Error::hub(
                 place,
                 HubFault::Answer,

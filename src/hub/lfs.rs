@@ -24,6 +24,11 @@ const GROUP: usize = 100;
 const WORKERS: usize = 4;
 /// How often a file is begun anew, with fresh addresses.
 const BEGINNINGS: u32 = 3;
+/// Headers that a server may ask for with a request, and their bytes; a request with more is refused anywhere.
+const MOST_HEADERS: usize = 64;
+const LARGEST_HEADERS: usize = 64 << 10;
+/// Bytes of the tag that a storage gives to a part.
+const LONGEST_ETAG: usize = 1024;
 const MEDIA_TYPE: &str = "application/vnd.git-lfs+json";
 
 /// Uploads files, but those that the server has; those that it wants over Xet are left, and returned.
@@ -60,7 +65,7 @@ pub(super) fn upload<'f>(
 
 /// What is to be done for an object.
 #[derive(Clone, Debug)]
-struct Action {
+pub(super) struct Action {
     way: Way,
     /// Whom to tell when it is there.
     verify: Option<(Url, HeaderMap)>,
@@ -150,8 +155,12 @@ fn post(url: Url, body: &Value) -> Request {
     .with_header(ACCEPT, HeaderValue::from_static(MEDIA_TYPE))
 }
 
-fn read_action(client: &Client, place: &str, size: u64, object: &Value) -> Result<Action> {
-    let refused = |problem: &str| Error::hub(place, HubFault::Answer, problem);
+pub(super) fn read_action(
+    client: &Client,
+    place: &str,
+    size: u64,
+    object: &Value,
+) -> Result<Action> {
     if let Some(error) = object.get("error").filter(|error| !error.is_null()) {
         let code = error
             .get("code")
@@ -173,64 +182,53 @@ fn read_action(client: &Client, place: &str, size: u64, object: &Value) -> Resul
             problem,
         ));
     }
-    let link = |action: &Value| -> Result<(Url, HeaderMap)> {
-        let href = action.get("href").and_then(Value::as_str);
-        let url = href.and_then(|href| client.settings.endpoint.join(href).ok());
-        let url = url.filter(|url| {
-            url.scheme() == "https" || client.settings.endpoint.scheme() == url.scheme()
-        });
-        let url = url.ok_or_else(|| {
-            refused("expected an address as safe as the Hub's to send it to, found none")
-        })?;
-        let empty = Map::new();
-        let told = action
-            .get("header")
-            .and_then(Value::as_object)
-            .unwrap_or(&empty);
-        Ok((
-            url,
-            told.iter()
-                .filter_map(|(name, value)| header(name, value.as_str()?))
-                .collect(),
-        ))
-    };
-    let Some(actions) = object.get("actions").filter(|actions| !actions.is_null()) else {
-        return Ok(Action {
-            way: Way::Stored,
-            verify: None,
-        });
-    };
-    let Some(upload) = actions.get("upload") else {
-        return Ok(Action {
-            way: Way::Stored,
-            verify: None,
-        });
-    };
-    let verify = actions.get("verify").map(link).transpose()?;
-    let (url, headers) = link(upload)?;
-    let Some(part_size) = upload
-        .get("header")
-        .and_then(|header| header.get("chunk_size"))
+    let Some(upload) = object
+        .get("actions")
+        .and_then(|actions| actions.get("upload"))
     else {
         return Ok(Action {
-            way: Way::Whole(url, headers),
-            verify,
+            way: Way::Stored,
+            verify: None,
         });
     };
+    let verify = object
+        .get("actions")
+        .and_then(|actions| actions.get("verify"));
+    let verify = verify
+        .map(|verify| link(client, place, verify))
+        .transpose()?;
+    let part_size = upload
+        .get("header")
+        .and_then(|header| header.get("chunk_size"));
+    let way = match part_size {
+        None => {
+            let (url, headers) = link(client, place, upload)?;
+            Way::Whole(url, headers)
+        }
+        Some(part_size) => read_parts(client, place, size, upload, part_size)?,
+    };
+    Ok(Action { way, verify })
+}
+
+/// The parts that a file of `size` bytes goes up in; each header with a number for its name is the address of one.
+fn read_parts(
+    client: &Client,
+    place: &str,
+    size: u64,
+    upload: &Value,
+    part_size: &Value,
+) -> Result<Way> {
+    let refused = |problem: &str| Error::hub(place, HubFault::Answer, problem);
     let number = part_size
         .as_u64()
         .or_else(|| part_size.as_str()?.parse().ok())
         .filter(|size| *size > 0);
     let part_size = number.ok_or_else(|| refused("expected the size of a part, found none"))?;
-    let told = upload
-        .get("header")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten();
+    let told = upload.get("header").and_then(Value::as_object);
     let mut parts: Vec<(u64, Url)> = Vec::new();
-    for (name, href) in told {
+    for (name, href) in told.into_iter().flatten() {
         if let Ok(number) = name.parse() {
-            parts.push((number, link(&json!({"href": href}))?.0));
+            parts.push((number, address(client, place, href)?));
         }
     }
     parts.sort_by_key(|(number, _)| *number);
@@ -241,15 +239,60 @@ fn read_action(client: &Client, place: &str, size: u64, object: &Value) -> Resul
             parts.len()
         )));
     }
-    let parts = parts.into_iter().map(|(_, url)| url).collect();
-    Ok(Action {
-        way: Way::Parts {
-            size: part_size,
-            parts,
-            complete: url,
-        },
-        verify,
+    Ok(Way::Parts {
+        size: part_size,
+        parts: parts.into_iter().map(|(_, url)| url).collect(),
+        complete: address(client, place, &upload["href"])?,
     })
+}
+
+/// Where a request goes, and the headers that the server wants with it.
+fn link(client: &Client, place: &str, action: &Value) -> Result<(Url, HeaderMap)> {
+    let url = address(client, place, &action["href"])?;
+    let empty = Map::new();
+    let told = action.get("header").and_then(Value::as_object);
+    let told = told.unwrap_or(&empty);
+    let length = |(name, value): (&String, &Value)| name.len() + value.as_str().map_or(0, str::len);
+    let bytes: usize = told.iter().map(length).sum();
+    let refused = |problem: String| Error::hub(place, HubFault::Answer, problem);
+    if told.len() > MOST_HEADERS || bytes > LARGEST_HEADERS {
+        return Err(refused(format!(
+            "expected at most {MOST_HEADERS} headers and {LARGEST_HEADERS} bytes of them for a request, found {} and {bytes}",
+            told.len()
+        )));
+    }
+    let mut headers = HeaderMap::new();
+    for (name, value) in told {
+        let Some((key, value)) = header(name, value) else {
+            return Err(refused(format!(
+                "expected headers that can be sent, found `{}`",
+                client.shown(name)
+            )));
+        };
+        // Those that say how long the body is, or where it goes, are the request's own.
+        if ![HOST, CONTENT_LENGTH, TRANSFER_ENCODING].contains(&key) {
+            headers.insert(key, value);
+        }
+    }
+    Ok((url, headers))
+}
+
+/// An address to send something to, which must be as safe as the Hub's own.
+fn address(client: &Client, place: &str, href: &Value) -> Result<Url> {
+    let endpoint = &client.settings.endpoint;
+    let url = href.as_str().and_then(|href| endpoint.join(href).ok());
+    url.filter(|url| url.scheme() == "https" || endpoint.scheme() == url.scheme())
+        .ok_or_else(|| {
+            let problem = "expected an address as safe as the Hub's to send it to, found none";
+            Error::hub(place, HubFault::Answer, problem)
+        })
+}
+
+fn header(name: &str, value: &Value) -> Option<(HeaderName, HeaderValue)> {
+    Some((
+        name.parse().ok()?,
+        HeaderValue::from_str(value.as_str()?).ok()?,
+    ))
 }
 
 fn is_mended_anew(fault: HubFault) -> bool {
@@ -257,13 +300,6 @@ fn is_mended_anew(fault: HubFault) -> bool {
         fault,
         HubFault::Quota | HubFault::Network | HubFault::RateLimited | HubFault::BadToken
     )
-}
-
-/// A header that a server wants with a request; not those that say how long the body is, or where it goes.
-fn header(name: &str, value: &str) -> Option<(HeaderName, HeaderValue)> {
-    let name: HeaderName = name.parse().ok()?;
-    let value = HeaderValue::from_str(value).ok()?;
-    (![HOST, CONTENT_LENGTH, TRANSFER_ENCODING].contains(&name)).then_some((name, value))
 }
 
 /// A file on its way.
@@ -335,7 +371,7 @@ impl Sending<'_> {
             let etag = headers
                 .get(ETAG)
                 .and_then(|etag| etag.to_str().ok())
-                .filter(|etag| !etag.is_empty());
+                .filter(|etag| (1..=LONGEST_ETAG).contains(&etag.len()));
             let etag = etag.ok_or_else(|| {
                 let problem = format!(
                     "expected the ETag of part {}, found none in the answer",

@@ -1,12 +1,8 @@
-//! Making repositories and branches, for which `hf-hub` is the client.
+//! Making repositories and branches. The answers are bounded, which those of the `hf-hub` library are not.
 
-use hf_hub::repository::RepoTypeModel;
-use hf_hub::{HFClient, HFError};
-use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::answer::{answered, broken, fault_of, spoken};
-use super::http::{Client, Failure, Patience, Request};
+use super::http::{Client, Request};
 use super::tree::{Snapshot, is_commit, repository_url};
 use crate::checkpoint::reference::{MAIN, Reference};
 use crate::error::HubFault;
@@ -134,121 +130,47 @@ fn check_private(client: &Client, target: &Reference) -> Result<()> {
 }
 
 fn create(client: &Client, repository: &str, private: bool) -> Result<()> {
-    let hub = library(client)?;
-    let create = || async {
-        let request = hub
-            .create_repository()
-            .repo_id(repository)
-            .repo_type(RepoTypeModel)
-            .private(private);
-        request.exist_ok(true).send().await
-    };
-    let mut patience = Patience::new();
-    // Made twice it is made once.
-    while let Err(error) = client.block_on(create()) {
-        patience.after(failure(client, repository, error)).map_err(|error| match &error {
-            Error::Hub { fault: HubFault::Forbidden, .. } => error.with_hint(
-                "the token must be one with write access, and its account the owner or a member of it; or push to a repository of your own",
-            ),
-            _ => error,
-        })?;
+    let (owner, name) = repository.split_once('/').unwrap_or(("", repository));
+    let mut body = json!({"name": name, "type": "model", "private": private});
+    if !owner.is_empty() {
+        body["organization"] = json!(owner);
     }
-    Ok(())
+    let request = Request::post(client.url(&["api", "repos", "create"]), &body);
+    match client.send(repository, &request) {
+        // Somebody else, or an attempt whose answer was lost, has made it.
+        Ok(_)
+        | Err(Error::Hub {
+            fault: HubFault::Conflict,
+            ..
+        }) => Ok(()),
+        Err(
+            error @ Error::Hub {
+                fault: HubFault::Forbidden,
+                ..
+            },
+        ) => Err(error.with_hint(
+            "the token must be one with write access, and its account the owner or a member of it; or push to a repository of your own",
+        )),
+        Err(error) => Err(error),
+    }
 }
 
 fn create_branch(client: &Client, target: &Reference, commit: &str) -> Result<()> {
-    let hub = library(client)?;
-    let (owner, name) = hf_hub::split_id(&target.repository);
-    let repository = hub.model(owner, name);
-    let create = || async {
-        repository
-            .create_branch()
-            .branch(target.revision())
-            .revision(commit)
-            .send()
-            .await
-    };
-    let mut patience = Patience::new();
-    loop {
-        match client.block_on(create()) {
-            // An attempt whose answer was lost has made it.
-            Ok(()) | Err(HFError::Conflict { .. }) => return Ok(()),
-            Err(error) => {
-                patience
-                    .after(failure(client, &target.to_string(), error))
-                    .map_err(|error| match &error {
-                        Error::Hub {
-                            fault: HubFault::NotOffered,
-                            ..
-                        } => error.with_hint(
-                            "this Hub cannot make such a branch: try a name without `/`",
-                        ),
-                        _ => error,
-                    })?;
-            }
-        }
-    }
-}
-
-fn library(client: &Client) -> Result<HFClient> {
-    let builder = HFClient::builder()
-        .client(client.http().clone())
-        .retry_max_attempts(1);
-    let builder = builder
-        .endpoint(client.settings.endpoint.as_str().trim_end_matches('/'))
-        .cache_enabled(false);
-    let builder = match &client.settings.token {
-        Some(token) => builder.token(token.secret()),
-        None => builder,
-    };
-    builder
-        .build()
-        .map_err(|_| Error::usage("cannot prepare connections to the Hub"))
-}
-
-/// What the library's error means here.
-fn failure(client: &Client, place: &str, error: HFError) -> Failure {
-    let context = match error {
-        HFError::Http { context }
-        | HFError::AuthRequired { context }
-        | HFError::Forbidden { context }
-        | HFError::Conflict { context }
-        | HFError::RateLimited { context, .. }
-        | HFError::RepoNotFound {
-            context: Some(context),
+    let url = repository_url(client, &target.repository, &["branch", target.revision()]);
+    let request = Request::post(url, &json!({"startingPoint": commit}));
+    match client.send(&target.to_string(), &request) {
+        // An attempt whose answer was lost has made it.
+        Ok(_)
+        | Err(Error::Hub {
+            fault: HubFault::Conflict,
             ..
-        }
-        | HFError::RevisionNotFound {
-            context: Some(context),
-            ..
-        }
-        | HFError::EntryNotFound {
-            context: Some(context),
-            ..
-        } => context,
-        HFError::Request { source, .. } => {
-            return Failure::passing(broken(place, "failed", source));
-        }
-        _ => {
-            let problem = "expected an answer of the Hub, found something else";
-            return Failure::lasting(Error::hub(place, HubFault::Answer, problem));
-        }
-    };
-    let said = context
-        .server_message
-        .unwrap_or_else(|| spoken(context.body.as_bytes()));
-    let (said, code) = (
-        client.shown(&said),
-        context.error_code.as_deref().unwrap_or_default(),
-    );
-    let fault = fault_of(&Method::POST, context.status, code, &said, true);
-    let error = Error::hub(
-        place,
-        fault,
-        format!("the server {}", answered(context.status, &said)),
-    );
-    match fault {
-        HubFault::Network | HubFault::RateLimited => Failure::passing(error),
-        _ => Failure::lasting(error),
+        }) => Ok(()),
+        Err(
+            error @ Error::Hub {
+                fault: HubFault::NotOffered,
+                ..
+            },
+        ) => Err(error.with_hint("this Hub cannot make such a branch: try a name without `/`")),
+        Err(error) => Err(error),
     }
 }

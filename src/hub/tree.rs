@@ -12,10 +12,15 @@ use super::http::{Client, Request};
 use super::parallel::each;
 use crate::checkpoint::reference::{MAIN, Reference, pinned};
 use crate::error::HubFault;
+use crate::printable::printable;
 use crate::{Error, Result};
 
 /// More files are no checkpoint.
 const MOST_FILES: usize = 100_000;
+/// More pages are no listing: Hubs list at least a hundred files in one.
+const MOST_PAGES: usize = 1000;
+/// Files that are asked about one by one, because the listing does not tell their hashes.
+const MOST_ASKED: usize = 10_000;
 /// Files that are asked about at a time.
 const WORKERS: usize = 8;
 
@@ -85,37 +90,14 @@ impl Snapshot {
         let place = pinned(&reference.repository, &commit);
         let mut url = repository_url(client, &reference.repository, &["tree", &commit]);
         url.set_query(Some("recursive=true"));
-        let mut files = BTreeMap::new();
+        let mut listing = Listing::default();
         loop {
             let (page, headers) = client.json(&place, &Request::get(url.clone()))?;
-            let Value::Array(entries) = page else {
-                return Err(Error::hub(
-                    &place,
-                    HubFault::Answer,
-                    "expected a list of files",
-                ));
-            };
-            for entry in &entries {
-                if let Some((path, entry)) = read_entry(&place, entry)?
-                    && files.insert(path.clone(), entry).is_some()
-                {
-                    let problem = format!("expected each file once, found `{path}` twice");
-                    return Err(Error::hub(&place, HubFault::Answer, problem));
-                }
-            }
-            if files.len() > MOST_FILES {
-                return Err(Error::hub(
-                    &place,
-                    HubFault::Answer,
-                    format!("expected at most {MOST_FILES} files"),
-                ));
-            }
+            let is_empty = listing.add_page(&place, &page)?;
             match next_page(&headers, &url) {
                 None => break,
                 // The token goes along, and must not be sent to where a listing points.
-                Some(next) if client.is_own(&next) && next != url && !entries.is_empty() => {
-                    url = next
-                }
+                Some(next) if client.is_own(&next) && next != url && !is_empty => url = next,
                 Some(_) => {
                     let problem = "expected the next page of the list of files at the Hub, found another address";
                     return Err(Error::hub(&place, HubFault::Answer, problem));
@@ -125,7 +107,7 @@ impl Snapshot {
         let mut snapshot = Self {
             repository: reference.repository.clone(),
             commit,
-            files,
+            files: listing.files,
         };
         snapshot.ask_hashes(client)?;
         Ok(snapshot)
@@ -138,6 +120,13 @@ impl Snapshot {
             .iter()
             .filter(|(_, entry)| entry.hash == ContentHash::Unknown);
         let unknown: Vec<String> = unknown.map(|(path, _)| path.clone()).collect();
+        if unknown.len() > MOST_ASKED {
+            let problem = format!(
+                "expected a list of files with their hashes, found {} files without",
+                unknown.len()
+            );
+            return Err(Error::hub(self.place(), HubFault::Answer, problem));
+        }
         let told = Mutex::new(Vec::new());
         each(&unknown, WORKERS, |path| {
             let tag = match client.etag(
@@ -180,6 +169,52 @@ impl Snapshot {
     /// How errors and people name it.
     pub fn place(&self) -> String {
         pinned(&self.repository, &self.commit)
+    }
+}
+
+/// The files of a commit as pages list them.
+#[derive(Default)]
+pub(super) struct Listing {
+    files: BTreeMap<String, Entry>,
+    folders: usize,
+    pages: usize,
+    bytes: u64,
+}
+
+impl Listing {
+    /// Takes a page; returns whether it is empty.
+    pub(super) fn add_page(&mut self, place: &str, page: &Value) -> Result<bool> {
+        let refused = |problem: String| Error::hub(place, HubFault::Answer, problem);
+        let Value::Array(entries) = page else {
+            return Err(refused("expected a list of files".to_owned()));
+        };
+        self.pages += 1;
+        if self.pages > MOST_PAGES {
+            let problem = format!("expected a list of files in at most {MOST_PAGES} pages");
+            return Err(refused(problem));
+        }
+        for entry in entries {
+            let Some((path, entry)) = read_entry(place, entry)? else {
+                self.folders += 1;
+                continue;
+            };
+            let bytes = self.bytes.checked_add(entry.size);
+            self.bytes = bytes
+                .filter(|bytes| *bytes <= i64::MAX as u64)
+                .ok_or_else(|| {
+                    refused("expected sizes whose sum is a number of 63 bits".to_owned())
+                })?;
+            if self.files.insert(path.clone(), entry).is_some() {
+                return Err(refused(format!(
+                    "expected each file once, found `{path}` twice"
+                )));
+            }
+        }
+        // There is no folder without a file in it, but each file can be in one of its own.
+        if self.files.len() > MOST_FILES || self.folders > MOST_FILES {
+            return Err(refused(format!("expected at most {MOST_FILES} files")));
+        }
+        Ok(entries.is_empty())
     }
 }
 
@@ -237,7 +272,7 @@ fn read_entry(place: &str, entry: &Value) -> Result<Option<(String, Entry)>> {
     let path = text(entry, "path").unwrap_or_default();
     let refused = |problem: String| Error::hub(place, HubFault::Answer, problem);
     if !is_path(&path) {
-        let shown = crate::table::printable(&path.chars().take(100).collect::<String>());
+        let shown = printable(&path.chars().take(100).collect::<String>());
         return Err(refused(format!(
             "expected paths of files inside the repository, found `{shown}`"
         )));
@@ -298,7 +333,7 @@ fn is_hex(text: &str, digits: usize) -> bool {
 
 /// The `rel="next"` of a `Link` header. Hubs behind a proxy name themselves otherwise than they are asked: what says the
 /// same page of the same listing is asked for where the one before came from.
-fn next_page(headers: &HeaderMap, url: &Url) -> Option<Url> {
+pub(super) fn next_page(headers: &HeaderMap, url: &Url) -> Option<Url> {
     let links = headers.get(LINK)?.to_str().ok()?;
     let link = links
         .split(',')

@@ -24,6 +24,8 @@ use crate::{Error, Result};
 
 /// Bytes of a file that are handed over at once.
 const PIECE: u64 = 1 << 20;
+/// Bytes of a token for the storage.
+const LONGEST_TOKEN: usize = 16 << 10;
 /// How long to wait for what is on its way to the storage while none of it arrives.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// What keeps its memory small; no telemetry, because nobody was asked.
@@ -55,22 +57,7 @@ impl Access {
     /// Asks the Hub at `url` for a token.
     fn new(client: &Client, place: &str, url: Url) -> Result<Self> {
         let (answer, _) = client.json(place, &Request::get(url.clone()))?;
-        let text = |key: &str| answer.get(key).and_then(Value::as_str).map(str::to_owned);
-        let storage = text("casUrl").filter(|storage| {
-            let parsed = Url::parse(storage).ok();
-            parsed.is_some_and(|url| {
-                url.scheme() == "https" || url.scheme() == client.settings.endpoint.scheme()
-            })
-        });
-        let (Some(storage), Some(token)) = (storage, text("accessToken")) else {
-            let problem = "expected an address of the Xet storage as safe as the Hub's and a token, found none";
-            return Err(Error::hub(place, HubFault::Answer, problem));
-        };
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
-        let until = answer.get("exp").and_then(Value::as_u64).unwrap_or(now);
+        let (storage, token, until) = read_token(client, place, &answer)?;
         let mut headers = HeaderMap::new();
         if let Some(own) = &client.settings.token
             && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {}", own.secret()))
@@ -86,6 +73,38 @@ impl Access {
             refresh: (url, headers),
         })
     }
+}
+
+/// The address of the storage, a token for it, and when that expires.
+pub(super) fn read_token(
+    client: &Client,
+    place: &str,
+    answer: &Value,
+) -> Result<(String, String, u64)> {
+    let text = |key: &str| answer.get(key).and_then(Value::as_str).map(str::to_owned);
+    let storage = text("casUrl").filter(|storage| {
+        let parsed = Url::parse(storage).ok();
+        parsed.is_some_and(|url| {
+            url.scheme() == "https" || url.scheme() == client.settings.endpoint.scheme()
+        })
+    });
+    // The library puts it into a header as it is, and panics at what no header can hold.
+    let is_token = |token: &String| {
+        (1..=LONGEST_TOKEN).contains(&token.len())
+            && token.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    let token = text("accessToken").filter(is_token);
+    let (Some(storage), Some(token)) = (storage, token) else {
+        let problem =
+            "expected an address of the Xet storage as safe as the Hub's and a token, found none";
+        return Err(Error::hub(place, HubFault::Answer, problem));
+    };
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    let until = answer.get("exp").and_then(Value::as_u64).unwrap_or(now);
+    Ok((storage, token, until))
 }
 
 fn session(client: &Client) -> Result<XetSession> {
