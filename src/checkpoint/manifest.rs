@@ -15,7 +15,7 @@ use super::expression::Expression;
 use super::folder::CARD;
 use super::hash::FileHash;
 use super::json;
-use super::output::{OutputFolder, resolved};
+use super::output::{ORIGIN, OutputFolder, resolved};
 use super::recipe::RecipeRecord;
 use super::reference::pinned;
 use crate::{Error, Result};
@@ -257,9 +257,6 @@ pub struct Origin {
     /// What was pulled.
     pub files: Vec<FileHash>,
 }
-
-/// Where an [`Origin`] is written.
-const ORIGIN: &str = ".hub.json";
 
 impl Origin {
     /// Writes it into a folder that was pulled.

@@ -17,6 +17,10 @@ use super::source_file::SourceFile;
 use crate::{Error, Result};
 
 const LOCK: &str = ".lock";
+/// What the writer of a checkpoint resumes from.
+pub(super) const PROGRESS: &str = ".progress.json";
+/// Where a folder that was pulled says what it came from.
+pub(super) const ORIGIN: &str = ".hub.json";
 /// Extension, before the number of the process, of a folder that is being removed.
 const DOOMED: &str = "removed-";
 
@@ -34,6 +38,12 @@ pub struct OutputFolder {
     /// The topmost folder that had to be made to hold the target.
     made: Option<PathBuf>,
     committed: bool,
+}
+
+/// The part of a path in an output folder that is this program's own name there, where no other file can be.
+pub fn reserved(path: &str) -> Option<&str> {
+    let first = path.split('/').next()?;
+    [LOCK, PROGRESS, ORIGIN].contains(&first).then_some(first)
 }
 
 /// Refuses an output that could not be written, without touching anything: an existing target

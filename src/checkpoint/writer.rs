@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::folder::{INDEX, SINGLE};
 use super::hash::{FileHash, FileHasher, hex, sha256_file};
-use super::output::{OutputFolder, sync_folder};
+use super::output::{OutputFolder, PROGRESS, sync_folder};
 use super::source_file::SourceFile;
 use super::{dtype, header};
 use crate::{Error, Result};
@@ -83,8 +83,6 @@ struct Progress {
     fingerprint: String,
     shards: Vec<FileHash>,
 }
-
-const PROGRESS: &str = ".progress.json";
 
 /// One file to write: which tensors, in which order.
 pub(super) struct Shard {

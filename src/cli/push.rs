@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use bam_convert::checkpoint::folder::CARD;
-use bam_convert::checkpoint::manifest::{MANIFEST, Manifest};
+use bam_convert::checkpoint::manifest::Manifest;
 use bam_convert::checkpoint::reference::Reference;
 use bam_convert::evaluate::report::Report as Evaluation;
-use bam_convert::hub::{self, Push, PushOptions, Pushed, State};
+use bam_convert::hub::{self, LocalPaths, Push, PushOptions, Pushed, State};
+use bam_convert::pipeline::published_card;
 use bam_convert::surgery::publication::Publication;
 use bam_convert::table::{self, Align, counted, grouped};
 use bam_convert::{Error, Result};
@@ -90,7 +91,17 @@ impl Arguments {
             return Ok(Verdict::No);
         }
         let manifest = Manifest::read(&self.folder)?;
-        let replaced = self.replaced(&reference, manifest.as_ref())?;
+        let (replaced, told) = self.replaced(&reference, manifest.as_ref())?;
+        told.iter().for_each(|path| {
+            printer.note(&format!(
+                " note: {path}: goes up without the paths of this machine that it holds"
+            ))
+        });
+        hub::left_out(&self.folder)?.iter().for_each(|path| {
+            printer.note(&format!(
+                " note: {path}: is not pushed, because its name begins with a dot or ends as one of an unfinished file"
+            ))
+        });
         let bar = printer.bytes_bar(hub::length(&self.folder)?, "reading");
         let options = PushOptions {
             folder: &self.folder,
@@ -156,12 +167,12 @@ impl Arguments {
         Ok(false)
     }
 
-    /// What goes up in the place of files of the folder.
+    /// What goes up in the place of files of the folder, and the names of those that hold paths of this machine.
     fn replaced(
         &self,
         reference: &Reference,
         manifest: Option<&Manifest>,
-    ) -> Result<BTreeMap<String, Vec<u8>>> {
+    ) -> Result<(BTreeMap<String, Vec<u8>>, Vec<String>)> {
         let beside = self.folder.join(EVALUATION);
         let evaluation = self
             .evaluation
@@ -177,14 +188,18 @@ impl Arguments {
             evaluation,
         }
         .card()?;
+        let mut published = manifest.map(|manifest| manifest.clone().published(&self.folder));
+        let recipe = published
+            .as_ref()
+            .and_then(|manifest| manifest.recipe.as_ref());
+        let card = match recipe {
+            Some(recipe) => published_card(&card, recipe)?,
+            None => card,
+        };
         let mut replaced = BTreeMap::from([(CARD.to_owned(), card.into_bytes())]);
-        if let Some(manifest) = manifest {
-            replaced.insert(
-                MANIFEST.to_owned(),
-                manifest.clone().published(&self.folder).to_bytes(),
-            );
-        }
-        Ok(replaced)
+        let local = LocalPaths::of(&self.folder, manifest);
+        let told = local.remove(&self.folder, published.as_mut(), &mut replaced)?;
+        Ok((replaced, told))
     }
 
     fn message(&self, manifest: Option<&Manifest>) -> Result<String> {
@@ -268,8 +283,16 @@ impl Arguments {
             return Ok(Verdict::Yes);
         }
         let Some(url) = &pushed.url else {
+            let is_ignored = |file: &&hub::PushedFile| file.state == State::Ignored;
+            let but = match pushed.files.iter().filter(is_ignored).count() {
+                0 => String::new(),
+                count => format!(
+                    " but {} that .gitignore leaves out",
+                    counted(count as u64, "file")
+                ),
+            };
             printer.note(&format!(
-                "{} has all of it already, at {}",
+                "{} has all of it already{but}, at {}",
                 pushed.repository, pushed.commit
             ));
             printer.result(&pushed.commit)?;

@@ -2,17 +2,20 @@
 //!
 //! Nothing that the Hub says is taken on trust: a revision is resolved to its commit first, a file counts once its size
 //! and its hash are those of the commit's tree, answers are bounded, and the token goes to the Hub itself and to no other
-//! origin. Downloads and their cache are ours, because `hf-hub` checks neither size nor hash and does not resume; making
-//! repositories and branches is its work, and the Xet protocol that of `hf-xet`. See `docs/hub.md`.
+//! origin. The client is ours, because `hf-hub` checks neither size nor hash, does not resume, and reads answers of any
+//! length; the Xet protocol is the work of `hf-xet`. See `docs/hub.md`.
 
 mod answer;
 mod cache;
 mod commit;
 mod content;
 mod download;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod headers;
 mod http;
 mod lfs;
+mod local_paths;
 mod outgoing;
 mod parallel;
 mod pull;
@@ -27,7 +30,8 @@ mod xet;
 
 pub use headers::headers;
 pub use http::Client;
-pub use outgoing::length;
+pub use local_paths::LocalPaths;
+pub use outgoing::{left_out, length};
 pub use pull::{Pull, Pulled, Wanted, cached};
 pub use push::{Push, PushOptions, Pushed, PushedFile, State};
 pub use selection::Selection;

@@ -13,6 +13,7 @@ use super::settings::Token;
 use super::tree::{ContentHash, Entry, is_path};
 use crate::checkpoint::hash::hex;
 use crate::checkpoint::known_hashes;
+use crate::checkpoint::output::reserved;
 use crate::checkpoint::source_file::{ReadAt, SourceFile};
 use crate::{Error, Result};
 
@@ -20,6 +21,9 @@ use crate::{Error, Result};
 const PIECE: usize = 1 << 20;
 /// Bytes at the beginning of a file from which the Hub tells what it is.
 const SAMPLE: usize = 512;
+
+/// Folders that git and Python's client keep beside the files of a repository.
+const KEPT_BESIDE: [&str; 2] = [".cache", ".git"];
 
 /// A file that is to be in the repository.
 #[derive(Debug)]
@@ -201,8 +205,18 @@ pub fn length(folder: &Path) -> Result<u64> {
     lengths.sum()
 }
 
+/// Names of files and folders that stay, beside those that this program and others keep about a folder for themselves.
+pub fn left_out(folder: &Path) -> Result<Vec<String>> {
+    Ok(look_through(folder)?.1)
+}
+
 /// Paths in the repository, and where the files are.
-fn paths(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+pub(super) fn paths(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+    Ok(look_through(folder)?.0)
+}
+
+/// What goes up, and what stays.
+fn look_through(folder: &Path) -> Result<(Vec<(String, PathBuf)>, Vec<String>)> {
     let resolved = |path: &Path| path.canonicalize().map_err(|e| Error::io("read", path, e));
     let root = resolved(folder)?;
     // A snapshot of a cache is made of links to blobs beside it.
@@ -211,7 +225,8 @@ fn paths(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
         .filter(|parent| parent.ends_with("snapshots"))
         .and_then(Path::parent);
     let blobs = blobs.map(|repository| repository.join("blobs"));
-    let (mut found, mut open) = (Vec::new(), vec![(String::new(), folder.to_path_buf())]);
+    let (mut found, mut left_out) = (Vec::new(), Vec::new());
+    let mut open = vec![(String::new(), folder.to_path_buf())];
     while let Some((above, folder)) = open.pop() {
         for entry in fs::read_dir(&folder).map_err(|e| Error::io("read", &folder, e))? {
             let entry = entry.map_err(|e| Error::io("read", &folder, e))?;
@@ -226,6 +241,9 @@ fn paths(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
                     .iter()
                     .any(|end| name.ends_with(end))
             {
+                if reserved(&name).is_none() && !KEPT_BESIDE.contains(&&*name) {
+                    left_out.push(format!("{above}{name}"));
+                }
                 continue;
             }
             let path = format!("{above}{name}");
@@ -264,5 +282,6 @@ fn paths(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
         }
     }
     found.sort();
-    Ok(found)
+    left_out.sort();
+    Ok((found, left_out))
 }

@@ -19,7 +19,7 @@ use crate::checkpoint::hash::FileHash;
 use crate::checkpoint::hash::sha256_file;
 use crate::checkpoint::manifest::Origin;
 use crate::checkpoint::output::{
-    OutputFolder, check_free_space, check_target, folder_of, sync_folder,
+    OutputFolder, check_free_space, check_target, folder_of, reserved, sync_folder,
 };
 use crate::checkpoint::reference::Reference;
 use crate::{Error, Result};
@@ -79,8 +79,12 @@ impl<'a> Pull<'a> {
     ) -> Result<Self> {
         let snapshot = Snapshot::of(client, reference)?;
         let cache = Cache::of(&client.settings, &reference.repository);
+        let chosen = selection.choose(&snapshot)?;
+        if folder.is_some() {
+            check_names(&snapshot, &chosen)?;
+        }
         let mut files = Vec::new();
-        for path in selection.choose(&snapshot)? {
+        for path in chosen {
             let entry = snapshot.files[path].clone();
             let mut places = vec![cache.blob(&entry)];
             if let Some(folder) = folder {
@@ -198,7 +202,6 @@ impl<'a> Pull<'a> {
         workers: usize,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
-        let grows = |path: &str| format!("{path}.incomplete");
         let keep = |name: &str| {
             self.files
                 .iter()
@@ -286,4 +289,38 @@ pub fn cached(client: &Client, reference: &Reference) -> Option<PathBuf> {
     let cache = Cache::of(&client.settings, &reference.repository);
     let folder = cache.snapshot(&cache.revision(reference.revision())?);
     folder.is_dir().then_some(folder)
+}
+
+/// The name of a file of a folder while it grows.
+fn grows(path: &str) -> String {
+    format!("{path}.incomplete")
+}
+
+/// Refuses files that would take the place of this program's own in a folder. The cache has room for any name.
+fn check_names(snapshot: &Snapshot, paths: &[&str]) -> Result<()> {
+    let refused = |path: &str, why: &str| {
+        let problem = format!(
+            "{}: `{path}` cannot be in a folder: {why}",
+            snapshot.place()
+        );
+        Err(Error::usage(problem).with_hint(format!(
+            "leave it out with --exclude '{path}', or pull into the cache, without DIR"
+        )))
+    };
+    for path in paths {
+        if let Some(name) = reserved(path) {
+            return refused(
+                path,
+                &format!("bam-convert keeps a file `{name}` of its own there"),
+            );
+        }
+        let growing = path.strip_suffix(&grows(""));
+        if growing.is_some_and(|growing| paths.contains(&growing)) {
+            return refused(
+                path,
+                "bam-convert writes another file under this name first",
+            );
+        }
+    }
+    Ok(())
 }

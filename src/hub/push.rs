@@ -139,6 +139,7 @@ impl<'a> Push<'a> {
             state,
         });
         let files: Vec<PushedFile> = files.collect();
+        check_ignored(&target, &files)?;
         let there = head
             .snapshot
             .iter()
@@ -319,6 +320,23 @@ impl<'a> Push<'a> {
 /// Whether a file says where the weights of a repository's model are, or holds some: two models side by side are none.
 fn is_of_model(path: &str) -> bool {
     is_model_file(path) || [INDEX, MANIFEST].contains(&path)
+}
+
+/// Refuses to push what would be no model, because `.gitignore` leaves out what belongs to it.
+fn check_ignored(target: &Target, files: &[PushedFile]) -> Result<()> {
+    let ignored = |file: &&PushedFile| file.state == State::Ignored;
+    let problem = if !files.is_empty() && files.iter().all(|file| ignored(&file)) {
+        "the repository's .gitignore leaves out every file".to_owned()
+    } else {
+        let needed = |file: &&PushedFile| is_of_model(&file.path) || file.path == "config.json";
+        match files.iter().filter(needed).find(ignored) {
+            Some(file) => format!("the repository's .gitignore leaves out {}", file.path),
+            None => return Ok(()),
+        }
+    };
+    let problem = format!("{}: {problem}, so nothing is pushed", target.place());
+    Err(Error::usage(problem)
+        .with_hint("correct .gitignore on the repository's page, then push again"))
 }
 
 fn is_sent(state: State) -> bool {

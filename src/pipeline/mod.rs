@@ -38,6 +38,7 @@ pub use graph::Graph;
 pub use lines::names_files;
 pub use outcome::{Failure, Finished, Ran, Report};
 pub use progress::{Progress, progress, work_folder};
+pub use provenance::published_card;
 pub use rebuild::{Compared, Rebuild, comparison_table};
 pub use recipe::Recipe;
 pub use schema::schema;

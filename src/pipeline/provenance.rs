@@ -19,6 +19,7 @@ use crate::checkpoint::output::folder_of;
 use crate::checkpoint::recipe::{RecipeRecord, StageRecord};
 use crate::checkpoint::reference::SCHEME;
 use crate::checkpoint::{json, single};
+use crate::markdown;
 use crate::{Error, Result};
 
 /// Where the recipe begins and ends on a card, so that another can take its place.
@@ -251,18 +252,33 @@ fn write(folder: &Path, recipe: RecipeRecord, text: &str) -> Result<()> {
     single::write(&folder.join(MANIFEST), &[&manifest.to_bytes()])
 }
 
+/// The card with the recipe as it is published, where it has one: sources lie on the Hub, or nowhere that could be told.
+///
+/// # Errors
+/// A recipe that cannot be written as YAML.
+pub fn published_card(card: &str, recipe: &RecipeRecord) -> Result<String> {
+    if !MARKS.iter().all(|mark| card.contains(mark)) {
+        return Ok(card.to_owned());
+    }
+    let text = recipe_text::of(&recipe.stages, &recipe.sources)?;
+    Ok(with_recipe(card, &text))
+}
+
 /// The card with this recipe in the place of another that it may have.
 fn with_recipe(card: &str, text: &str) -> String {
     let [begin, end] = MARKS;
+    // Within the recipe, whose lines are indented, the mark of the end can stand too.
+    let last = format!("```\n{end}");
     let cut = card
         .find(begin)
-        .and_then(|at| Some((at, at + card[at..].find(end)? + end.len())));
+        .and_then(|at| Some((at, at + card[at..].find(&last)? + last.len())));
     let (before, after) = cut.map_or((card, ""), |(at, behind)| (&card[..at], &card[behind..]));
     format!(
         "{}\n\n{begin}## How to make it again\n\n`bam-convert run --from-manifest DIR`, with this folder for DIR, runs this recipe \
          and compares what it makes with\nthis checkpoint. `{MANIFEST}` has the SHA-256 of every file that the stages read \
-         and made.\n\n```yaml\n{text}```\n{end}{after}",
-        before.trim_end()
+         and made.\n\n{}{end}{after}",
+        before.trim_end(),
+        markdown::block("yaml", text)
     )
 }
 

@@ -624,6 +624,119 @@ fn a_token_goes_to_the_hub_and_nowhere_else() {
 }
 
 #[test]
+fn listings_end_and_take_the_memory_that_they_are_worth() {
+    let world = World::new();
+    let page = |from: &str, to: &str, body: &str| {
+        let path = format!("/api/models/org/seed/tree/{}", world.commit);
+        let next = format!("<{path}?cursor={to}>; rel=\"next\"");
+        let kind = FaultKind::Status(200, vec![("link", next)], body.to_owned());
+        Fault::new(Listener::Hub, "GET", from, kind).always()
+    };
+    // Two pages that each name the other, and each a folder more.
+    let folder = r#"[{"type": "directory", "path": "deep", "oid": ""}]"#;
+    world.server.fault(page("cursor=1", "2", folder));
+    world.server.fault(page("cursor=2", "1", folder));
+    world.server.fault(page("/tree/", "1", folder));
+    world
+        .run(&["pull", REPOSITORY])
+        .refused(3, &["org/seed@", "at most 1000 pages"]);
+    let many =
+        |entry: &str, count: usize| format!("[{}{entry}]", format!("{entry},").repeat(count));
+    let bodies = [
+        (many("[]", 2_500_000), "more than 2000000 values"),
+        (
+            many(r#"{"type":"directory","path":"d"}"#, 100_001),
+            "at most 100000 files",
+        ),
+        (
+            many(
+                &format!(r#"{{"type":"file","path":"a","size":{}}}"#, i64::MAX),
+                1,
+            ),
+            "sum",
+        ),
+    ];
+    for (body, part) in bodies {
+        let world = World::new();
+        let kind = FaultKind::Status(200, vec![], body);
+        world
+            .server
+            .fault(Fault::new(Listener::Hub, "GET", "/tree/", kind).always());
+        let plain = world.command(&["pull", REPOSITORY]);
+        let mut command = Command::new("bash");
+        command
+            .args(["-c", "ulimit -v 2097152; exec timeout 60 \"$@\"", "bash"])
+            .arg(plain.get_program())
+            .args(plain.get_args())
+            .current_dir(world.work.path());
+        for (name, value) in plain.get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        finish(command).refused(3, &["org/seed@", part]);
+        assert!(!world.path("hf/hub").exists());
+    }
+}
+
+#[test]
+fn names_that_this_program_uses_itself_are_pulled_into_the_cache_and_refused_in_a_folder() {
+    for (name, beside) in [
+        (".lock", "a"),
+        (".hub.json", "a"),
+        (".progress.json", "a"),
+        ("a.incomplete", "a"),
+    ] {
+        let world = World::new();
+        let files: [(&str, &[u8]); 2] = [(name, b"{\"its\": 1}"), (beside, b"other")];
+        world.server.put(REPOSITORY, "main", &files);
+        let folder = world.run(&["pull", REPOSITORY, "--include", "*"]).ok();
+        let found = std::fs::read(Path::new(folder.stdout.trim()).join(name)).unwrap();
+        assert_eq!(found, b"{\"its\": 1}", "{name}");
+        for flags in [&[][..], &["--dry-run"], &["--force"]] {
+            let line = [&["pull", REPOSITORY, "here", "--include", "*"], flags].concat();
+            world
+                .run(&line)
+                .refused(2, &[&format!("`{name}`"), "--exclude", "without DIR"]);
+            assert!(!world.path("here").exists());
+        }
+        let line = [
+            "pull",
+            REPOSITORY,
+            "here",
+            "--include",
+            "*",
+            "--exclude",
+            name,
+        ];
+        world.run(&line).ok();
+        assert_eq!(
+            std::fs::read(world.path("here").join(beside)).unwrap(),
+            b"other"
+        );
+    }
+    // Names that only look so are files like any other.
+    let world = World::new();
+    let names = [
+        ".gitattributes",
+        ".cache/x",
+        "b.lock",
+        "b.incomplete",
+        "c/.lock",
+        "d.partial",
+    ];
+    let files = names.map(|name| (name, name.as_bytes()));
+    world.server.put(REPOSITORY, "main", &files);
+    world
+        .run(&["pull", REPOSITORY, "here", "--include", "*"])
+        .ok();
+    for name in names {
+        assert_eq!(
+            std::fs::read(world.path("here").join(name)).unwrap(),
+            name.as_bytes()
+        );
+    }
+}
+
+#[test]
 fn a_branch_that_moves_during_a_pull_does_not_mix_commits() {
     let world = World::new();
     let files = vec![

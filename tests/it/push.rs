@@ -334,7 +334,11 @@ fn caches_made_of_links_are_pushed_and_what_is_not_complete_is_not() {
     }
     std::fs::create_dir(Path::new(&folder).join("notes")).unwrap();
     std::fs::write(Path::new(&folder).join("notes/a.txt"), "").unwrap();
-    world.run(&["push", &folder, "org/copy"]).ok();
+    let run = world.run(&["push", &folder, "org/copy"]).ok();
+    for name in [".secret", "a.partial", "model.safetensors.incomplete"] {
+        let note = format!(" note: {name}: is not pushed");
+        assert!(run.stderr.contains(&note), "{run}");
+    }
     let mut expected = world.server.paths(REPOSITORY, "main");
     expected.push("notes/a.txt".to_owned());
     expected.sort();
@@ -361,6 +365,41 @@ fn the_repository_may_leave_files_out() {
             .contains(&"train.log".to_owned())
     );
     world.assert_no_secret("main");
+}
+
+#[test]
+fn a_gitignore_that_leaves_out_the_model_is_told_before_anything_is_sent() {
+    for (patterns, part) in [
+        ("*\n", "leaves out every file"),
+        ("*.safetensors\n", "leaves out model.safetensors"),
+        ("config.json\n", "leaves out config.json"),
+    ] {
+        let world = World::new();
+        let stale: [(&str, &[u8]); 2] = [
+            (".gitignore", patterns.as_bytes()),
+            ("model-00001-of-00001.safetensors", b"of an earlier model"),
+        ];
+        world.server.put(REPOSITORY, "main", &stale);
+        let head = world.server.head(REPOSITORY, "main");
+        for flags in [&[][..], &["--dry-run"]] {
+            let run = world.push(flags).refused(2, &[part, "hint"]);
+            assert!(!run.stderr.contains("has all of it"), "{run}");
+        }
+        assert_eq!(world.server.head(REPOSITORY, "main"), head);
+        assert!(world.requests("PUT", "").is_empty());
+    }
+    // What is there already but for a log is not all of it.
+    let world = World::new();
+    world.push(&[]).ok();
+    world
+        .server
+        .put(REPOSITORY, "main", &[(".gitignore", b"*.log\n")]);
+    std::fs::write(world.path("model/train.log"), "long").unwrap();
+    let run = world.push(&[]).ok();
+    assert!(
+        run.stderr.contains("has all of it already but 1 file"),
+        "{run}"
+    );
 }
 
 // ---------------------------------------------------------------- manifest and card
@@ -431,6 +470,200 @@ fn local_paths_become_repositories_and_the_copy_can_be_checked_against_them() {
             .json()["sent"],
         0
     );
+}
+
+/// A checkpoint that a recipe with absolute paths has made, with files of this program and of its user beside it.
+#[test]
+fn no_path_of_this_machine_goes_up() {
+    let world = World::new();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let far = |name: &str| elsewhere.path().join(name).display().to_string();
+    for name in ["seed", "code"] {
+        let folder = copy_folder(&fixture("llama").join(name), Path::new(&far(name)));
+        for file in ["config.json", "tokenizer_config.json"] {
+            edit_json(&folder.join(file), |value| {
+                value["_name_or_path"] = far(name).into()
+            });
+        }
+    }
+    std::fs::write(far("text.txt"), "Words of a client. ".repeat(20)).unwrap();
+    let work = world.path("here").display().to_string();
+    let recipe = format!(
+        "work: {work}\nvariables: {{seed: {}, text: {}}}\nstages:\n  \
+         - name: text\n    shell: {{command: \"cp {} text.txt # {work}/x\", inputs: \"${{text}}\", outputs: text.txt}}\n  \
+         - name: tokens\n    tokenize: {{tokenizer: \"${{seed}}\", paths: \"${{stage.text}}\", validation: 0, out: tokens}}\n  \
+         - name: law\n    train: {{checkpoint: \"${{seed}}\", data: {{law: tokens}}, steps: 1, batch: 1, seq: 16, threads: 1, out: law}}\n  \
+         - name: mixture\n    upcycle: {{method: btx, seed: \"${{seed}}\", expert: {{code: {}, law: law}}, out: mixture}}\n",
+        far("seed"),
+        far("text.txt"),
+        far("text.txt"),
+        far("code"),
+    );
+    std::fs::write(world.path("recipe.yaml"), recipe).unwrap();
+    world.run(&["run", "recipe.yaml"]).ok();
+    let mixture = world.path("here/mixture");
+    let card = std::fs::read_to_string(mixture.join("README.md")).unwrap();
+    assert!(
+        card.contains(&far("seed")),
+        "the recipe has no such path\n{card}"
+    );
+    let data = format!("client={}", far("text.txt"));
+    let path = mixture.display().to_string();
+    let eval = world.run(&[
+        "eval",
+        &path,
+        "--data",
+        &data,
+        "--max-tokens",
+        "16",
+        "--json",
+    ]);
+    std::fs::write(mixture.join("eval.json"), eval.ok().stdout).unwrap();
+    let beside = [
+        (
+            "README.md",
+            format!("{card}\nSee `{}` and {}.\n", far("notes"), far("seed/x")),
+        ),
+        (
+            "run.json",
+            format!(
+                "{{\"out\": \"{path}\", \"data\": [\"a={}:0.5\"]}}\n",
+                far("text.txt")
+            ),
+        ),
+        ("settings.yaml", format!("checkpoint: {}\n", far("seed"))),
+        (
+            "logs/train.log",
+            format!("reading {}\nwrote {path}\n", far("text.txt")),
+        ),
+        (
+            "other.jsonl",
+            "{\"from\": \"/mnt/of/another/machine\"}\n".to_owned(),
+        ),
+    ];
+    std::fs::create_dir(mixture.join("logs")).unwrap();
+    for (name, text) in &beside {
+        std::fs::write(mixture.join(name), text).unwrap();
+    }
+    let before = contents(&mixture.join("logs"));
+    let run = world.run(&["push", "here/mixture", REPOSITORY]).ok();
+    for name in [
+        "eval.json",
+        "run.json",
+        "logs/train.log",
+        "config.json",
+        "README.md",
+    ] {
+        let note = format!(" note: {name}: goes up without the paths of this machine");
+        assert!(run.stderr.contains(&note), "{name}\n{run}");
+    }
+    assert_eq!(
+        contents(&mixture.join("logs")),
+        before,
+        "the folder itself was changed"
+    );
+    let private = [
+        world.work.path().to_str().unwrap(),
+        elsewhere.path().to_str().unwrap(),
+        "/mnt/of",
+    ];
+    let paths = world.server.paths(REPOSITORY, "main");
+    assert!(paths.contains(&"logs/train.log".to_owned()), "{paths:?}");
+    for path in &paths {
+        let bytes = world.server.file(REPOSITORY, "main", path).unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        for place in private {
+            assert!(!text.contains(place), "{path} holds {place}");
+        }
+    }
+    // What is there is a checkpoint whose hashes are those of its files, and the recipe names its sources.
+    world
+        .run(&["pull", REPOSITORY, "back", "--include", "*"])
+        .ok();
+    world.run(&["validate", "back"]).ok();
+    let card = std::fs::read_to_string(world.path("back/README.md")).unwrap();
+    assert!(
+        card.contains("seed: seed\n") && card.contains("See `notes` and x."),
+        "{card}"
+    );
+    assert_eq!(
+        read_json(world.path("back/run.json"))["data"][0],
+        "a=text.txt:0.5"
+    );
+    assert_eq!(
+        read_json(world.path("back/eval.json"))["models"][0]["path"],
+        "mixture"
+    );
+    assert_eq!(
+        world
+            .run(&["push", "here/mixture", REPOSITORY, "--json"])
+            .ok()
+            .json()["sent"],
+        0
+    );
+}
+
+/// A line of Markdown without its code, which ends at as many backticks as it began with.
+fn outside_code(line: &str) -> String {
+    let (mut outside, mut rest) = (String::new(), line.replace("\\`", ""));
+    while let Some(at) = rest.find('`') {
+        let count = rest[at..].chars().take_while(|c| *c == '`').count();
+        let fence = "`".repeat(count);
+        outside.push_str(&rest[..at]);
+        let code = rest[at + count..].to_owned();
+        let end = code
+            .match_indices(&fence)
+            .find(|(end, _)| !code[..*end].ends_with('`') && !code[end + count..].starts_with('`'));
+        let (end, _) = end.unwrap_or_else(|| panic!("code without an end: {line}"));
+        rest = code[end + count..].to_owned();
+    }
+    outside + &rest
+}
+
+/// Names and settings of strangers' files are text on a card: no HTML, no markup, no cell, no front matter.
+#[test]
+fn a_card_shows_names_and_does_not_obey_them() {
+    const NAME: &str = "<img src=x>|[a](https://evil)`*b*\u{202e}\u{1b}";
+    let world = World::new();
+    let seed = world.path(NAME);
+    copy_folder(&fixture("llama/seed"), &seed);
+    let licence = format!(
+        "---\nlicense: other\nlicense_name: {}\n---\n",
+        Value::from(NAME)
+    );
+    std::fs::write(seed.join("README.md"), licence).unwrap();
+    let expert = format!("code={}", fixture("llama/code").display());
+    let line = [
+        "upcycle", "--method", "btx", "--expert", &expert, "--out", "mixture", "--seed",
+    ];
+    world
+        .run(&[&line[..], &[seed.to_str().unwrap()]].concat())
+        .ok();
+    edit_json(&world.path("mixture/bam-manifest.json"), |manifest| {
+        manifest["method"] = NAME.into();
+    });
+    let evaluation = evaluation()
+        .replace("law", "<i>l|w")
+        .replace("\"mixture\"", "\"<b>\"");
+    std::fs::write(world.path("mixture/eval.json"), evaluation).unwrap();
+    world.run(&["push", "mixture", REPOSITORY]).ok();
+    let card = world.server.file(REPOSITORY, "main", "README.md").unwrap();
+    let card = String::from_utf8(card).unwrap();
+    for (number, line) in card.lines().enumerate() {
+        let raw = |c: char| c.is_control() || c == '\u{202e}';
+        assert!(!line.contains(raw), "{line}");
+        let outside = outside_code(line);
+        if number > 20 || line.starts_with('|') {
+            for part in ["<img", "<i>", "<b>", "](https://"] {
+                assert!(!outside.contains(part), "{part} in {line}");
+            }
+        }
+    }
+    let cells = |line: &str| line.replace("\\|", "").matches('|').count();
+    for line in card.lines().filter(|line| line.starts_with("| seed")) {
+        assert_eq!(cells(line), 4, "{line}");
+    }
+    assert!(card.contains("| &lt;i&gt;l\\|w |"), "{card}");
 }
 
 fn evaluation() -> &'static str {
@@ -858,6 +1091,22 @@ fn what_does_not_pass_is_an_error_and_no_commit() {
     let status = |code, text: &str| FaultKind::Status(code, vec![], text.to_owned());
     let always =
         |listener, method, target: &str, kind| Fault::new(listener, method, target, kind).always();
+    // Where each file goes, with these headers.
+    let batch = |edit: fn(&mut serde_json::Map<String, Value>)| {
+        let mut header = serde_json::Map::new();
+        edit(&mut header);
+        let upload = serde_json::json!({"href": "/upload", "header": header});
+        let object = |bytes: &Vec<u8>| serde_json::json!({"oid": sha256(bytes), "size": bytes.len(), "actions": {"upload": upload}});
+        let files = contents(&fixture("llama/seed"));
+        let objects: Vec<Value> = files.values().map(object).collect();
+        let answer = serde_json::json!({"transfer": "basic", "objects": objects});
+        always(
+            Listener::Hub,
+            "POST",
+            "/objects/batch",
+            status(200, &answer.to_string()),
+        )
+    };
     let faults = [
         (
             always(Listener::Cdn, "PUT", "", status(500, "broken")),
@@ -883,6 +1132,45 @@ fn what_does_not_pass_is_an_error_and_no_commit() {
             always(Listener::Hub, "POST", "/objects/batch", status(200, "{}")),
             3,
             "expected to hear where it goes",
+        ),
+        (
+            batch(|header| {
+                for number in 0..40_000 {
+                    header.insert(format!("x-{number}"), "y".into());
+                }
+            }),
+            3,
+            "at most 64 headers",
+        ),
+        (
+            batch(|header| drop(header.insert("x".to_owned(), "y".repeat(1 << 20).into()))),
+            3,
+            "65536 bytes",
+        ),
+        (
+            batch(|header| drop(header.insert("a b".to_owned(), "y".into()))),
+            3,
+            "headers that can be sent, found `a b`",
+        ),
+        (
+            batch(|header| drop(header.insert("x".to_owned(), "a\nb".into()))),
+            3,
+            "headers that can be sent, found `x`",
+        ),
+        (
+            batch(|header| drop(header.insert("chunk_size".to_owned(), 1.into()))),
+            3,
+            "expected addresses for",
+        ),
+        (
+            always(
+                Listener::Hub,
+                "POST",
+                "/objects/batch",
+                status(200, &format!("[{}1]", "1,".repeat(2_100_000))),
+            ),
+            3,
+            "more than 2000000 values",
         ),
         (
             always(
@@ -937,6 +1225,19 @@ fn what_does_not_pass_is_an_error_and_no_commit() {
         world.server.mend();
         world.push(&[]).ok();
         world.assert_pushed("main");
+    }
+}
+
+#[test]
+fn a_token_of_xet_that_no_header_can_hold_is_an_error() {
+    for token in ["a\nb", "a\u{7f}", "ä", ""] {
+        let world = World::over("xet");
+        let answer = serde_json::json!({"casUrl": world.server.url(), "accessToken": token, "exp": 9_999_999_999u64});
+        let kind = FaultKind::Status(200, vec![], answer.to_string());
+        world
+            .server
+            .fault(Fault::new(Listener::Hub, "GET", "xet-write-token", kind).always());
+        world.push(&[]).refused(3, &["Xet storage", "a token"]);
     }
 }
 
