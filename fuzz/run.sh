@@ -30,6 +30,7 @@ seeds() { # the files that a target's corpus begins with
     tokens) ls $hostile/tokens-*/header.json ;;
     texts) ls $hostile/text-* ;;
     mergekit) ls $hostile/{mergekit,linear,prompts}-*.yaml $fixtures/mergekit/*.yaml ;;
+    answers) ls seeds/answers-* ;;
     results) ls seeds/eval.json $fixtures/golden/tokens.json ;;
     template) ls $hostile/template-*/chat_template.jinja $fixtures/*/seed/chat_template.jinja ;;
     esac 2>/dev/null || true
@@ -37,7 +38,7 @@ seeds() { # the files that a target's corpus begins with
 
 mkdir -p artifacts
 failed=0
-for target in "${@:-safetensors index gguf config tokenizer yaml manifest tokens template texts mergekit results}"; do
+for target in "${@:-safetensors index gguf config tokenizer yaml manifest tokens template texts mergekit results answers}"; do
     for target in $target; do
         mkdir -p "corpus/$target"
         seeds "$target" | while read -r file; do
