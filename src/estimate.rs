@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Error, Result, table};
+
 /// Bytes a second that are hashed, or computed, hashed and written.
 pub const WRITTEN: f64 = 0.7e9;
 /// Bytes a second that are read and checked or compared.
@@ -105,5 +107,41 @@ mod tests {
             .seconds(|_| None),
             Some(1.0)
         );
+    }
+}
+
+/// How far an estimate of memory may be above what the run then takes.
+const SLACK: u64 = 2;
+
+/// Memory in bytes that a process can still get: of the machine, or less where a limit is set on the process; `None` where the
+/// operating system does not tell.
+pub fn available_memory() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let machine = read("/proc/meminfo");
+    let kib = |key: &str| {
+        let line = machine.lines().find_map(|line| line.strip_prefix(key))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    };
+    let free = (kib("MemAvailable:")? + kib("SwapFree:").unwrap_or(0)) << 10;
+    let limits = read("/proc/self/limits");
+    let limit = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max address space"))
+        .and_then(|line| line.split_whitespace().next()?.parse().ok());
+    Some(limit.map_or(free, |limit: u64| free.min(limit)))
+}
+
+/// Refuses what cannot fit into memory; `what` is what takes an estimated `needed` bytes, as in “the run”.
+pub fn check_memory(what: &str, needed: u64, hint: &str) -> Result<()> {
+    match available_memory() {
+        Some(available) if needed / SLACK > available => {
+            let problem = format!(
+                "{what} takes about {} of memory, but {} are available",
+                table::bytes(needed),
+                table::bytes(available)
+            );
+            Err(Error::usage(problem).with_hint(hint))
+        }
+        _ => Ok(()),
     }
 }

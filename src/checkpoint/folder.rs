@@ -180,6 +180,28 @@ impl Checkpoint {
             && self.same_beginning(a, self, b, a.length)?)
     }
 
+    /// Whether two tensors have the same shape and values, whatever their encodings.
+    pub fn same_values(&self, a: &TensorEntry, b: &TensorEntry) -> Result<bool> {
+        /// Whole blocks of every quantised encoding.
+        const AT_ONCE: u64 = 1 << 16;
+        if a.shape != b.shape || a.encoding == b.encoding {
+            return self.same_bytes(a, b);
+        }
+        let (mut left, mut right, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+        let elements = a.elements();
+        for first in (0..elements).step_by(AT_ONCE as usize) {
+            let count = (elements - first).min(AT_ONCE) as usize;
+            left.resize(count, 0.0);
+            right.resize(count, 0.0);
+            self.read_values(a, first, &mut left, &mut scratch)?;
+            self.read_values(b, first, &mut right, &mut scratch)?;
+            if left != right {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Whether the first `length` bytes of a tensor are those of a tensor of another checkpoint.
     pub fn same_beginning(
         &self,

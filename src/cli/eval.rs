@@ -21,7 +21,7 @@ use clap::Args;
 
 use super::device::{ComputeDtype, DeviceName, load_options};
 use super::estimate::print;
-use super::names::{named, named_path};
+use super::names::{at_least_one, named, named_path};
 use super::printer::Printer;
 use super::{Outcome, Verdict};
 
@@ -55,7 +55,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 0, requires = "tasks")]
     shots: usize,
     /// Most tokens of an answer that is generated.
-    #[arg(long, value_name = "N", default_value_t = 64, requires = "tasks")]
+    #[arg(long, value_name = "N", default_value_t = 64, requires = "tasks", value_parser = at_least_one())]
     answer_tokens: usize,
     /// Leave an expert of the mixtures out, by name or number (repeat).
     #[arg(long, value_name = "NAME", help_heading = "Routing")]

@@ -37,7 +37,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["b", "tolerance", "json"], requires = "tokens")]
     dump: Option<PathBuf>,
     /// Largest difference that is no difference.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = tolerance)]
     tolerance: Option<f64>,
     /// Where to compute.
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
@@ -108,6 +108,16 @@ impl Arguments {
             )),
             _ => Ok(Some(default_tokens(&described))),
         }
+    }
+}
+
+/// A number of 0 or more: nothing is larger than NaN or infinity.
+fn tolerance(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() && number >= 0.0 => Ok(number),
+        _ => Err(format!(
+            "expected a finite number of 0 or more, found `{text}`"
+        )),
     }
 }
 

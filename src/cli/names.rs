@@ -1,7 +1,13 @@
-//! Names, paths and weights as they are typed: `NAME=DIR`, `DIR:WEIGHT`. A path that exists as a whole wins over every
-//! other reading.
+//! Names, paths, weights, counts and sizes as they are typed: `NAME=DIR`, `DIR:WEIGHT`, `128MiB`. A path that exists as a
+//! whole wins over every other reading.
 
 use std::path::{Path, PathBuf};
+
+use bytesize::ByteSize;
+use clap::builder::RangedU64ValueParser;
+
+/// More working memory than any machine has.
+const MOST_MEMORY: ByteSize = ByteSize::tib(64);
 
 /// `NAME=DIR`.
 pub fn named_path(text: &str) -> Result<(String, PathBuf), String> {
@@ -39,5 +45,28 @@ pub fn named(path: &Path) -> (Option<String>, PathBuf) {
             (Some(name.to_owned()), PathBuf::from(folder))
         }
         _ => (None, path.to_path_buf()),
+    }
+}
+
+/// A count of one or more.
+pub fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+/// A size of one byte or more.
+pub fn size(text: &str) -> Result<ByteSize, String> {
+    match text.parse::<ByteSize>()? {
+        ByteSize(0) => Err("expected at least one byte".to_owned()),
+        size => Ok(size),
+    }
+}
+
+/// A size that a machine's memory can have.
+pub fn memory(text: &str) -> Result<ByteSize, String> {
+    let size = size(text)?;
+    if size <= MOST_MEMORY {
+        Ok(size)
+    } else {
+        Err(format!("expected at most {MOST_MEMORY}, found {size}"))
     }
 }

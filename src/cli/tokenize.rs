@@ -15,6 +15,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 
 use super::estimate::print;
+use super::names::size;
 use super::printer::Printer;
 use super::{Outcome, Verdict};
 
@@ -50,7 +51,7 @@ pub struct Arguments {
     #[arg(long, value_name = "SHARE", default_value_t = 0.02)]
     validation: f64,
     /// Largest shard; a single longer document gets one of its own.
-    #[arg(long, value_name = "SIZE", default_value = "1GB")]
+    #[arg(long, value_name = "SIZE", default_value = "1GB", value_parser = size)]
     max_shard_size: ByteSize,
     /// Replace an existing token folder at the output.
     #[arg(long)]

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::device::DeviceName;
 use super::estimate::{print, show_training};
-use super::names::weighted_path;
+use super::names::{at_least_one, weighted_path};
 use super::printer::Printer;
 use super::{Outcome, Verdict};
 
@@ -186,15 +186,15 @@ struct Keeping {
     #[arg(long, value_name = "STEPS", default_value_t = 100)]
     save_every: u64,
     /// Checkpoints kept, the latest.
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = at_least_one())]
     keep: usize,
     /// Steps between measurements on held-back text; 0 measures nothing [default: a tenth of the run].
     #[arg(long, value_name = "STEPS")]
     validate_every: Option<u64>,
     /// Rows of each domain to measure on, at most.
-    #[arg(long, value_name = "ROWS", default_value_t = 32)]
+    #[arg(long, value_name = "ROWS", default_value_t = 32, value_parser = at_least_one())]
     validate_rows: usize,
-    /// Steps between records of updates by role, and of routers.
+    /// Steps between records of updates by role, and of routers; 0 records none.
     #[arg(long, value_name = "STEPS", default_value_t = 10)]
     detail_every: u64,
     /// Write the rows of each step to FILE as JSON lines (step, domain, ids), to follow the run elsewhere.

@@ -3,11 +3,13 @@
 use bytesize::ByteSize;
 use clap::Args;
 
+use super::names::memory;
+
 /// Means and form of the result.
 #[derive(Debug, Args)]
 pub struct WorkArguments {
     /// Working memory, all threads together.
-    #[arg(long, value_name = "SIZE", default_value = "128MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = memory)]
     pub memory: ByteSize,
     /// Worker threads [default: all cores].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]

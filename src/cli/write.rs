@@ -17,6 +17,7 @@ use clap::Args;
 
 use super::check::Check;
 use super::estimate::print;
+use super::names::size;
 use super::preview::Preview;
 use super::printer::Printer;
 use super::work::WorkArguments;
@@ -27,7 +28,7 @@ use super::{Outcome, Verdict};
 #[command(next_help_heading = "Writing")]
 pub struct WriteArguments {
     /// Largest weight file; a single larger tensor gets a file of its own.
-    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size)]
     pub max_shard_size: ByteSize,
     /// Replace an existing checkpoint at the output.
     #[arg(long)]
@@ -117,7 +118,7 @@ impl WriteArguments {
         out: &Path,
         printer: &Printer,
     ) -> Outcome {
-        let bytes = outline(plan, files, out, self.max_shard_size.as_u64().max(1))?;
+        let bytes = outline(plan, files, out, self.max_shard_size.as_u64())?;
         // What is made of nothing is drawn.
         let drawn = if plan.sources.is_empty() {
             plan.parameters()
@@ -163,7 +164,7 @@ impl WriteArguments {
         let target = Target {
             folder: out,
             force: self.force,
-            max_shard_size: self.max_shard_size.as_u64().max(1),
+            max_shard_size: self.max_shard_size.as_u64(),
             memory: self.work.memory.as_u64(),
             threads,
             rehash: self.rehash,

@@ -28,6 +28,8 @@ pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const END_OF_TEXT: &str = "<|endoftext|>";
 /// Tokens that a byte-level tokenizer has before the first merge: all bytes, and the end of text.
 const LEAST: u64 = 257;
+/// Largest vocabulary that is made: four times the largest in use, and some 100 MB while it is made.
+const MOST: u64 = 1 << 20;
 /// Most text that a tokenizer is made of, in bytes: pairs of tokens are counted in 31 bits.
 pub(super) const MOST_TEXT: u64 = 1 << 31;
 
@@ -52,9 +54,9 @@ impl FromStr for Vocabulary {
             return Ok(Self::Existing(PathBuf::from(text)));
         };
         match count.parse() {
-            Ok(count) if (LEAST..=u64::from(u32::MAX)).contains(&count) => Ok(Self::Train(count)),
+            Ok(count) if (LEAST..=MOST).contains(&count) => Ok(Self::Train(count)),
             _ => Err(format!(
-                "expected train: and a number of tokens from {LEAST} up, found `{text}`"
+                "expected train: and a number of tokens from {LEAST} to {MOST}, found `{text}`"
             )),
         }
     }

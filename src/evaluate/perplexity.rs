@@ -7,11 +7,15 @@ use serde::{Deserialize, Serialize};
 use super::corpus::Window;
 use super::logits::log_sum_exp;
 use super::routing::Recorder;
+use crate::estimate::check_memory;
 use crate::model::{CausalLm, Forward, Overrides};
 use crate::{Error, Result};
 
 /// Positions whose logits are in memory at once.
 const CHUNK: usize = 128;
+
+/// Bytes of a token's activations in float32 that live together, by the hidden size.
+const LIVE: u64 = 6 * 4;
 
 /// The score of a domain's text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,6 +45,11 @@ pub fn score(
     mut recorder: Option<&mut Recorder>,
     progress: &dyn Fn(u64),
 ) -> Result<Score> {
+    let longest = windows.iter().map(|window| window.ids.len()).max();
+    let hidden = model.architecture().hidden_size;
+    // What goes into a layer, its norm, queries, keys, values and outputs: the least that a window takes.
+    let needed = (LIVE * hidden).saturating_mul(longest.unwrap_or(0) as u64);
+    check_memory("the longest window", needed, "pass a smaller --context")?;
     let (mut nll, mut tokens, mut bytes) = (0.0, 0, 0);
     for window in windows {
         nll += negative_log_likelihoods(model, &window.ids, overrides, recorder.as_deref_mut())?

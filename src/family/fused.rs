@@ -139,6 +139,11 @@ impl Architecture {
         Ok(checkpoint)
     }
 
+    /// The same checkpoint under the names of [`Architecture::tensors`], however it is stored.
+    pub fn as_read(&self, checkpoint: Checkpoint) -> Result<Checkpoint> {
+        self.with_experts_apart(self.with_tied_embedding(checkpoint)?)
+    }
+
     /// Refuses the fused layout where the names of tensors are recorded.
     pub fn refuse_fused(&self, checkpoint: &Checkpoint) -> Result<()> {
         match self.expert_layout(checkpoint)? {

@@ -134,6 +134,14 @@ impl Layers {
         }
     }
 
+    /// How many of `num_layers` layers they are.
+    pub(crate) fn count(&self, num_layers: u64) -> u64 {
+        match self {
+            Self::All => num_layers,
+            Self::List(layers) => layers.len() as u64,
+        }
+    }
+
     /// One flag a layer, for walking over many layers.
     pub(crate) fn mask(&self, num_layers: u64) -> Vec<bool> {
         let mut mask = vec![matches!(self, Self::All); num_layers as usize];

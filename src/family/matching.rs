@@ -13,8 +13,8 @@ const COMPUTED: &str = ".rotary_emb.inv_freq";
 impl Architecture {
     /// Matches `specs`, the tensors of this architecture, with those of a checkpoint, names and shapes both ways.
     ///
-    /// Returns the names that no reader uses: computed buffers, and a stored copy of a tied head, which must equal the
-    /// input embedding byte for byte. Any other missing, unexpected or misshapen tensor is an error that names it.
+    /// Returns the names that no reader uses: computed buffers, and a stored copy of a tied head, which must hold the
+    /// values of the input embedding. Any other missing, unexpected or misshapen tensor is an error that names it.
     pub fn match_tensors(
         &self,
         specs: &[TensorSpec],
@@ -62,6 +62,35 @@ impl Architecture {
         }
         Ok(unused)
     }
+
+    /// The name of the head, where a checkpoint of a tied model stores the matrix of head and input embedding under that
+    /// name alone, as transformers 5 reads it.
+    pub fn only_head(&self, checkpoint: &Checkpoint) -> Result<Option<String>> {
+        let family = self.names()?;
+        let names = &family.tensors;
+        let stored = |name: &str| checkpoint.tensors.contains_key(name);
+        let is_only = self.tie_word_embeddings && stored(&names.head) && !stored(&names.embedding);
+        Ok(is_only.then(|| names.head.clone()))
+    }
+
+    /// The same checkpoint with the one matrix of a tied model under the name of the input embedding.
+    pub fn with_tied_embedding(&self, mut checkpoint: Checkpoint) -> Result<Checkpoint> {
+        if let Some(head) = self.only_head(&checkpoint)?
+            && let Some(entry) = checkpoint.tensors.remove(&head)
+        {
+            let embedding = self.names()?.tensors.embedding.clone();
+            checkpoint.tensors.insert(embedding, entry);
+        }
+        Ok(checkpoint)
+    }
+
+    /// The same checkpoint without the second copy of the matrix of a tied model.
+    pub(crate) fn without_second_head(&self, mut checkpoint: Checkpoint) -> Result<Checkpoint> {
+        if self.tie_word_embeddings {
+            checkpoint.tensors.remove(&self.names()?.tensors.head);
+        }
+        Ok(checkpoint)
+    }
 }
 
 /// A stored output embedding of a tied model must be the input embedding.
@@ -75,7 +104,7 @@ fn check_tied(
         return Ok(());
     };
     let embedding = checkpoint.tensor(&embedding.name)?;
-    if checkpoint.same_bytes(head, embedding)? {
+    if checkpoint.same_values(head, embedding)? {
         return Ok(());
     }
     let problem =

@@ -82,6 +82,41 @@ impl FromStr for Method {
     }
 }
 
+/// The weight in a stock `config.json` of the load-balancing loss whose weight is `of_sum` here.
+///
+/// We add up the losses of all layers; transformers' `load_balancing_loss_func` takes one loss of their mean routing, so
+/// that its weight counts once for all `routers`.
+pub(crate) fn weight_of_mean(of_sum: f64, routers: u64) -> f64 {
+    let weight = product(of_sum, routers);
+    if weight_of_sum(weight, routers) == of_sum {
+        weight
+    } else {
+        of_sum * routers as f64
+    }
+}
+
+/// The weight here of a loss whose weight in a stock `config.json` is `of_mean`: the shortest number that leads back to it.
+pub(crate) fn weight_of_sum(of_mean: f64, routers: u64) -> f64 {
+    let weight = of_mean / routers.max(1) as f64;
+    (1..=16)
+        .map(|digits| rounded(weight, digits))
+        .find(|weight| product(*weight, routers) == of_mean)
+        .unwrap_or(weight)
+}
+
+/// Fifteen digits are those that a float64 always holds as written: 0.1 three times is 0.3.
+fn product(weight: f64, routers: u64) -> f64 {
+    rounded(weight * routers as f64, 15)
+}
+
+/// A number rounded to significant decimal digits.
+fn rounded(number: f64, digits: usize) -> f64 {
+    // The text of a finite number is one.
+    format!("{number:.*e}", digits - 1)
+        .parse()
+        .unwrap_or(number)
+}
+
 /// How many experts a token goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TopK {
@@ -189,7 +224,7 @@ pub struct Mixture {
     /// Biases of the routers.
     #[serde(skip_serializing_if = "RouterBias::is_none")]
     pub router_bias: RouterBias,
-    /// Weight of the load-balancing loss.
+    /// Weight of the load-balancing losses of all layers, added up.
     pub router_aux_loss_coef: f64,
     /// Weight of the router z-loss.
     pub router_z_loss_coef: f64,
@@ -323,19 +358,22 @@ impl Mixture {
         };
         let shared = keys.shared_expert_intermediate_size.as_ref();
         let shared = shared.map(|key| config.required_count(key)).transpose()?;
+        let moe_layers = sparse_layers(config, dense.num_layers, keys)?;
+        let routers = moe_layers.count(dense.num_layers);
+        let aux = config.number(&keys.router_aux_loss_coef, 0.0)?;
         Ok(Self {
             num_attention_experts: 1,
             num_attention_experts_per_tok: 1,
             attention_kv: AttentionKv::Merged,
             moe_intermediate_size: config.required_count(&keys.moe_intermediate_size)?,
-            moe_layers: sparse_layers(config, dense.num_layers, keys)?,
+            moe_layers,
             num_experts_per_tok: config.required_count(&keys.num_experts_per_tok)?,
             norm_topk_prob: config.flag(&keys.norm_topk_prob)?.unwrap_or_default(),
             shared_expert_intermediate_size: shared,
             shared_expert_gate: shared.is_some(),
-            router_aux_loss_coef: config
-                .number(&keys.router_aux_loss_coef, 0.0)?
-                .unwrap_or(usual.router_aux_loss_coef),
+            router_aux_loss_coef: aux.map_or(usual.router_aux_loss_coef, |aux| {
+                weight_of_sum(aux, routers)
+            }),
             router_z_loss_coef: config.number(&z, 0.0)?.unwrap_or(usual.router_z_loss_coef),
             ..usual
         })

@@ -8,7 +8,7 @@ use super::architecture::Architecture;
 use super::config::Config;
 use super::format::{Family, Key, MixtureKeys, Presence};
 use super::layout::{AttentionKv, Layers, QkNorm};
-use super::mixture::{Mixture, RouterBias};
+use super::mixture::{Mixture, RouterBias, weight_of_mean};
 use super::spelling::{both_spellings, same_value};
 use super::target::{DESCRIBED, bam_config};
 use crate::checkpoint::dtype::torch_name;
@@ -83,6 +83,13 @@ pub fn output(
     // A default of the family may stand where the source says nothing.
     read.max_position_embeddings = wanted.max_position_embeddings;
     read.dtype = wanted.dtype;
+    if let (Some(read), Some(wanted)) = (&mut read.mixture, &wanted.mixture) {
+        let weight = wanted.router_aux_loss_coef;
+        // Of more digits than a product with the number of layers leads back to.
+        if (read.router_aux_loss_coef - weight).abs() <= 1e-12 * weight {
+            read.router_aux_loss_coef = weight;
+        }
+    }
     if let Some(field) = first_difference(&wanted, &read) {
         let problem =
             format!("{target} cannot hold this mixture: its config.json does not say {field}");
@@ -424,7 +431,10 @@ fn config(
         put_all(&keys.norm_topk_prob, json!(mixture.norm_topk_prob));
         put_all(
             &keys.router_aux_loss_coef,
-            json!(mixture.router_aux_loss_coef),
+            json!(weight_of_mean(
+                mixture.router_aux_loss_coef,
+                mixture.moe_layers.count(wanted.num_layers)
+            )),
         );
         if let Some(key) = &keys.shared_expert_intermediate_size {
             put_all(key, json!(mixture.shared_expert_intermediate_size));

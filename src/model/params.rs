@@ -151,7 +151,7 @@ impl Params {
     pub fn load(folder: &Path, architecture: &Architecture, options: &LoadOptions) -> Result<Self> {
         options.check()?;
         let specs = architecture.tensors()?;
-        let checkpoint = architecture.with_experts_apart(Checkpoint::open(folder)?)?;
+        let checkpoint = architecture.as_read(Checkpoint::open(folder)?)?;
         if checkpoint.gguf.is_some() {
             return Err(
                 Error::file(folder, "holds a GGUF file, expected safetensors")

@@ -8,6 +8,7 @@ use super::card;
 use super::execute::{OutputFile, finish, record_source};
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
+use crate::checkpoint::Checkpoint;
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::manifest::Manifest;
 use crate::checkpoint::outline;
@@ -25,7 +26,7 @@ pub struct Branching {
 }
 
 /// Plans copies of `seed` under `out`, one for each name.
-pub fn plan(seed: Model, names: &[String], out: &Path) -> Result<Branching> {
+pub fn plan(mut seed: Model, names: &[String], out: &Path) -> Result<Branching> {
     let mut targets: Vec<PathBuf> = Vec::with_capacity(names.len());
     for name in names {
         let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
@@ -42,6 +43,8 @@ pub fn plan(seed: Model, names: &[String], out: &Path) -> Result<Branching> {
         }
         targets.push(target);
     }
+    // Branches are copies of files, so that names are those that the files hold.
+    seed.source.checkpoint = Checkpoint::open(&seed.source.checkpoint.path)?;
     let mut tensors = Vec::with_capacity(seed.source.checkpoint.tensors.len());
     for (name, entry) in &seed.source.checkpoint.tensors {
         let Some(dtype) = entry.encoding.plain() else {

@@ -53,7 +53,7 @@ impl Model {
             None => Architecture::of(&config)?,
         };
         let specs = architecture.tensors()?;
-        let checkpoint = Checkpoint::open(path)?;
+        let checkpoint = architecture.with_tied_embedding(Checkpoint::open(path)?)?;
         if checkpoint.gguf.is_some() {
             return Err(Error::file(path, "holds a GGUF file, expected safetensors")
                 .with_hint("`bam-convert convert FILE.gguf DIR` makes a folder of it"));

@@ -50,6 +50,7 @@ pub fn plan(path: &Path, form: &Form) -> Result<(Plan, Architecture, Vec<OutputF
     };
     let config = Config::read(&folder)?;
     let architecture = Architecture::of(&config)?;
+    let checkpoint = architecture.with_tied_embedding(checkpoint)?;
     let Some(mixture) = architecture.mixture.clone() else {
         let problem =
             "describes a dense model, whose experts cannot be laid out; expected a mixture";
@@ -114,7 +115,7 @@ impl Stored {
         dtype: Option<Dtype>,
     ) -> Result<Self> {
         let specs = architecture.tensors()?;
-        let apart = architecture.with_experts_apart(Checkpoint::open(&checkpoint.path)?)?;
+        let apart = architecture.as_read(Checkpoint::open(&checkpoint.path)?)?;
         architecture.match_tensors(&specs, &apart)?;
         let mut parts = BTreeMap::new();
         for fused in architecture.fused_tensors(&specs)? {

@@ -100,6 +100,9 @@ pub struct Upcycling {
     pub files: Vec<OutputFile>,
 }
 
+/// Experts of a layer, at most: far more than any router chooses from.
+const MOST_EXPERTS: u64 = 1 << 16;
+
 /// Plans the mixture of a seed and its experts.
 pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Upcycling> {
     check_names(experts.iter().map(|expert| expert.name.as_str()))?;
@@ -161,6 +164,12 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     let (experts, width) = settings
         .feed_forward
         .size(origins.len() as u64, seed.intermediate_size)?;
+    if experts > MOST_EXPERTS {
+        return Err(Error::usage(format!(
+            "the mixture would have {experts} experts in a layer; expected at most {MOST_EXPERTS}"
+        ))
+        .with_hint("pass a smaller --experts, --granularity or --seed-copies"));
+    }
     let mixture = Mixture {
         moe_intermediate_size: width,
         ..mixture(seed, experts, attention_origins.len() as u64, settings)?

@@ -199,10 +199,10 @@ impl State {
         self.restore(Part::Master, values)
     }
 
-    /// Bytes that the state takes beside the variable.
-    pub(super) fn bytes(var: &Var) -> u64 {
-        let slots = if var.dtype() == DType::F32 { 2 } else { 3 };
-        4 * slots * var.elem_count() as u64
+    /// Bytes that the states of variables of `dtype` with so many values together take beside them.
+    pub(super) fn bytes(dtype: DType, values: u64) -> u64 {
+        let slots = if dtype == DType::F32 { 2 } else { 3 };
+        4 * slots * values
     }
 
     /// Updates the parameter with its gradient, zero where there is none.

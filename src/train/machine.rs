@@ -1,14 +1,18 @@
 //! What the machine can do, and how much memory a run takes.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 
 use super::adamw::State;
-use super::parameters::Parameters;
-use crate::family::{Architecture, AttentionKv};
-use crate::model::CausalLm;
+use super::settings::Settings;
+use crate::estimate::check_memory;
+use crate::family::{Architecture, AttentionKv, Role};
 use crate::{Error, Result};
+
+/// Bytes of a token that waits for its batch: its id, and the number of its document.
+const TOKEN: u64 = 8;
 
 /// The rate of a large product of matrices of `dtype` on `device`, in floating-point operations a second.
 ///
@@ -55,66 +59,85 @@ pub struct Memory {
     pub activations: u64,
     /// Gradients of the embedding while they are added up, at the end of the way back.
     embedding: u64,
+    /// Tokens of a step, all batches together.
+    rows: u64,
 }
 
 impl Memory {
-    /// An estimate for batches of `rows` rows of `seq` tokens.
+    /// An estimate for training the tensors named `trained` of a model of the architecture.
+    ///
+    /// Sums saturate: settings that ask for more than there is are refused by [`Memory::check`].
     pub(super) fn predict(
-        model: &CausalLm,
-        parameters: &Parameters,
-        dtype: DType,
-        (rows, seq): (usize, usize),
+        a: &Architecture,
+        trained: &BTreeSet<String>,
+        settings: &Settings,
+        is_cpu: bool,
         checkpointing: bool,
-    ) -> Self {
-        let vars = || parameters.all.iter().map(|parameter| &parameter.var);
-        let elements = |shape: &[u64]| shape.iter().product::<u64>();
+    ) -> Result<Self> {
+        let dtype = settings.dtype.stored();
         let size = dtype.size_in_bytes() as u64;
-        let weights = model
-            .params()
-            .iter()
-            .map(|(_, parameter)| size * elements(&parameter.spec.shape))
-            .sum();
-        let optimiser = vars().map(State::bytes).sum();
-        let gradients = vars().map(|var| 4 * var.elem_count() as u64).sum();
-        let a = model.architecture();
-        let (tokens, layers) = ((rows * seq) as u64, a.num_layers);
+        let (mut all, mut of_trained, mut trains_embedding) = (0, 0, false);
+        for spec in a.tensors()? {
+            let elements = spec.shape.iter().product::<u64>();
+            all += elements;
+            if trained.contains(&spec.name) {
+                of_trained += elements;
+                trains_embedding |= spec.role == Role::Embedding;
+            }
+        }
+        let (rows, seq, layers) = (settings.batch as u64, settings.seq as u64, a.num_layers);
+        let tokens = rows.saturating_mul(seq);
         let mut values = layer_values(a, tokens);
         // Only float32 on the CPU has attention that keeps no scores.
-        if !model.device().is_cpu() || dtype != DType::F32 {
+        if !is_cpu || dtype != DType::F32 {
             let experts = a
                 .mixture
                 .as_ref()
                 .map_or(1, |mixture| mixture.num_attention_experts);
-            values += 4 * experts * a.num_heads * tokens * seq as u64;
+            let scores = (4 * experts * a.num_heads).saturating_mul(tokens);
+            values = values.saturating_add(scores.saturating_mul(seq));
         }
-        let (layer, input) = (size * values, size * tokens * a.hidden_size);
+        let layer = size.saturating_mul(values);
+        let input = (size * a.hidden_size).saturating_mul(tokens);
         let kept = if checkpointing {
-            layers * input + layer
+            layers.saturating_mul(input).saturating_add(layer)
         } else {
-            layers * (layer + input)
+            layers.saturating_mul(layer.saturating_add(input))
         };
         // Of the layer on its way back, gradients of all values; and logits with theirs.
-        let passing = layer + (160 << 20).min(20 * tokens * a.vocab_size);
-        let embedding = if parameters.embedding() {
-            12 * a.vocab_size * a.hidden_size
-        } else {
-            0
-        };
-        Self {
-            weights,
-            optimiser,
-            gradients,
-            activations: kept + passing,
-            embedding,
-        }
+        let logits = (160 << 20).min((20 * a.vocab_size).saturating_mul(tokens));
+        let passing = layer.saturating_add(logits);
+        Ok(Self {
+            weights: size * all,
+            optimiser: State::bytes(dtype, of_trained),
+            gradients: 4 * of_trained,
+            activations: kept.saturating_add(passing),
+            embedding: if trains_embedding {
+                12 * a.vocab_size * a.hidden_size
+            } else {
+                0
+            },
+            rows: tokens
+                .saturating_mul(settings.accumulate as u64)
+                .saturating_mul(TOKEN),
+        })
     }
 
     /// The peak, with the program itself: activations shrink on the way back while gradients grow.
     pub fn total(&self) -> u64 {
-        self.weights
-            + self.optimiser
-            + self.activations.max(self.gradients + self.embedding)
-            + (24 << 20)
+        let passing = self.activations.max(self.gradients + self.embedding);
+        (self.weights + self.optimiser + (24 << 20))
+            .saturating_add(passing)
+            .saturating_add(self.rows)
+    }
+
+    /// Refuses a run that cannot fit.
+    pub(super) fn check(&self) -> Result<()> {
+        check_memory(
+            "the run",
+            self.total(),
+            "pass a smaller --batch, --accumulate or --seq, or train less of the model with --train",
+        )
     }
 }
 
@@ -129,5 +152,5 @@ fn layer_values(a: &Architecture, tokens: u64) -> u64 {
     let inner = mixture.map_or(a.intermediate_size, |mixture| {
         mixture.num_experts_per_tok * mixture.moe_intermediate_size
     });
-    tokens * (10 * a.hidden_size + 5 * queries + 5 * keys + 4 * inner)
+    tokens.saturating_mul(10 * a.hidden_size + 5 * queries + 5 * keys + 4 * inner)
 }

@@ -1,5 +1,6 @@
 //! A run from its first step, or from where it was stopped, to its output.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -73,13 +74,17 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     let began = Instant::now();
     let architecture = Architecture::of(&Config::read(&request.checkpoint)?)?;
     architecture.refuse_fused(&Checkpoint::open(&request.checkpoint)?)?;
+    let (names, memory) = check_settings(&request, &architecture)?;
     let (mixture, held_back) = open_data(&mut request, &architecture, watch)?;
     let settings = request.settings.clone();
-    settings.check()?;
-    let names = trained_names(&request.checkpoint, &architecture, &settings)?;
     let operation = &request.operation;
     let json = settings.to_json();
-    let saver = Saver::open(&request.checkpoint, settings.data.clone(), json.clone())?;
+    let saver = Saver::open(
+        &request.checkpoint,
+        &architecture,
+        settings.data.clone(),
+        json.clone(),
+    )?;
     let same_run = SameRun {
         settings: &settings,
         json: &json,
@@ -120,7 +125,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     };
     let model = CausalLm::load(&request.checkpoint, &options)?;
     let parameters = Parameters::of(&model);
-    let states = states(&request.checkpoint, &parameters, dtype)?;
+    let states = states(&request.checkpoint, &architecture, &parameters, dtype)?;
     let counters = Counters::default();
     let checkpointing = operation.gradient_checkpointing;
     let mut trainer = Trainer {
@@ -154,8 +159,6 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         ));
     }
 
-    let sizes = (settings.batch, settings.seq);
-    let memory = Memory::predict(&model, &trainer.parameters, dtype, sizes, checkpointing);
     let matmul_peak = matmul_peak(model.device(), dtype)?;
     let cost = Report::new(&architecture, settings.seq as u64 / 2)?;
     let trained: u64 = trainer
@@ -219,6 +222,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
 pub fn check(request: &mut Request) -> Result<()> {
     let architecture = Architecture::of(&Config::read(&request.checkpoint)?)?;
     architecture.refuse_fused(&Checkpoint::open(&request.checkpoint)?)?;
+    check_settings(request, &architecture)?;
     open_data(request, &architecture, &mut |_: &Event| {})?;
     match request.operation.resume {
         true => Ok(()),
@@ -230,13 +234,13 @@ pub fn check(request: &mut Request) -> Result<()> {
     }
 }
 
-/// Opens the token folders, and checks that they are for this model.
-fn open_data(
-    request: &mut Request,
+/// Refuses settings out of their ranges, and a run that cannot fit into memory; returns what trains and what the run takes.
+fn check_settings(
+    request: &Request,
     architecture: &Architecture,
-    watch: Watcher,
-) -> Result<(Mixture, Vec<HeldBack>)> {
-    let settings = &mut request.settings;
+) -> Result<(BTreeSet<String>, Memory)> {
+    let settings = &request.settings;
+    settings.check()?;
     if let Some(longest) = architecture
         .max_position_embeddings
         .filter(|longest| settings.seq as u64 > *longest)
@@ -247,6 +251,24 @@ fn open_data(
         );
         return Err(Error::usage(problem));
     }
+    let names = trained_names(&request.checkpoint, architecture, settings)?;
+    let is_cpu = request.device.is_cpu();
+    let checkpointing = request.operation.gradient_checkpointing;
+    let memory = Memory::predict(architecture, &names, settings, is_cpu, checkpointing)?;
+    // What a GPU has left only its driver knows.
+    if is_cpu {
+        memory.check()?;
+    }
+    Ok((names, memory))
+}
+
+/// Opens the token folders, and checks that they are for this model.
+fn open_data(
+    request: &mut Request,
+    architecture: &Architecture,
+    watch: Watcher,
+) -> Result<(Mixture, Vec<HeldBack>)> {
+    let settings = &mut request.settings;
     let tokenizer = request.checkpoint.join("tokenizer.json");
     let tokenizer = tokenizer
         .exists()
@@ -298,7 +320,7 @@ pub(super) fn trained_names(
     checkpoint: &Path,
     architecture: &Architecture,
     settings: &Settings,
-) -> Result<std::collections::BTreeSet<String>> {
+) -> Result<BTreeSet<String>> {
     let experts = expert_names(checkpoint, architecture)?;
     let (balancing, specs): (Vec<TensorSpec>, Vec<TensorSpec>) = architecture
         .tensors()?
@@ -348,9 +370,14 @@ fn is_finished(out: &Path, run: &SameRun) -> Result<bool> {
 }
 
 /// The optimiser's state before the first step.
-fn states(folder: &Path, parameters: &Parameters, dtype: DType) -> Result<Vec<State>> {
+fn states(
+    folder: &Path,
+    architecture: &Architecture,
+    parameters: &Parameters,
+    dtype: DType,
+) -> Result<Vec<State>> {
     let checkpoint = (dtype != DType::F32)
-        .then(|| Checkpoint::open(folder))
+        .then(|| architecture.with_tied_embedding(Checkpoint::open(folder)?))
         .transpose()?;
     let state = |parameter: &super::parameters::Trained| {
         let name = &parameter.spec.name;

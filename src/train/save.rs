@@ -20,6 +20,7 @@ use crate::checkpoint::writer::{
     TensorBytes, TensorLayout, WriteOptions, write_file, write_weights,
 };
 use crate::checkpoint::{Checkpoint, Expression, TensorEntry, dtype};
+use crate::family::Architecture;
 use crate::{Error, Result};
 
 /// Tensors of the optimiser beside the weights.
@@ -69,10 +70,14 @@ impl Saver {
     /// Opens the checkpoint that training begins with, and hashes its files.
     pub(super) fn open(
         folder: &Path,
+        architecture: &Architecture,
         data: Vec<DataRecord>,
         settings: Map<String, Value>,
     ) -> Result<Self> {
-        let parent = Checkpoint::open(folder)?;
+        let parent = architecture.with_tied_embedding(Checkpoint::open(folder)?)?;
+        architecture.match_tensors(&architecture.tensors()?, &parent)?;
+        // It would keep the values that it has now, while the embedding trains.
+        let parent = architecture.without_second_head(parent)?;
         let mut paths: Vec<PathBuf> = parent
             .files
             .iter()

@@ -47,7 +47,7 @@ impl Schedule {
             ))
             .with_hint("shorten the warm-up or lengthen the run"));
         }
-        if self.decay == Decay::Wsd && (self.decay_steps == 0 || warmup + self.decay_steps > steps)
+        if self.decay == Decay::Wsd && (self.decay_steps == 0 || self.decay_steps > steps - warmup)
         {
             let problem = format!(
                 "--decay-steps: expected 1 to {} steps between the warm-up and the end of the run, found {}",

@@ -162,8 +162,10 @@ impl std::str::FromStr for Spike {
             }
         };
         match factor.parse() {
-            Ok(factor) if factor > 1.0 => Ok(Self { factor, action }),
-            _ => Err(format!("expected a factor above 1, found `{factor}`")),
+            Ok(factor) if f64::is_finite(factor) && factor > 1.0 => Ok(Self { factor, action }),
+            _ => Err(format!(
+                "expected a finite factor above 1, found `{factor}`"
+            )),
         }
     }
 }
@@ -212,6 +214,17 @@ impl Settings {
                     "{flag}: expected at least 1, found 0"
                 )));
             }
+        }
+        let tokens = (self.batch as u64)
+            .checked_mul(self.accumulate as u64)
+            .and_then(|rows| rows.checked_mul((self.seq as u64).checked_add(1)?))
+            .and_then(|tokens| tokens.checked_mul(self.steps));
+        if tokens.is_none_or(|tokens| tokens > i64::MAX as u64) {
+            let problem = format!(
+                "--steps, --batch, --accumulate, --seq: expected less than 2^63 tokens in all, found {} x {} x {} x {}",
+                self.steps, self.batch, self.accumulate, self.seq
+            );
+            return Err(Error::usage(problem));
         }
         let positive = |value: f64| value.is_finite() && value > 0.0;
         let not_negative = |value: f64| value.is_finite() && value >= 0.0;

@@ -35,7 +35,7 @@ impl Side {
             .as_ref()
             .and_then(|known| tensors::specs_of(&checkpoint, known).ok().flatten());
         match &architecture {
-            Some(known) if listed.is_some() => checkpoint = known.with_experts_apart(checkpoint)?,
+            Some(known) if listed.is_some() => checkpoint = known.as_read(checkpoint)?,
             _ => architecture = None,
         }
         Ok(Self {

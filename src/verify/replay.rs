@@ -12,6 +12,7 @@ use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::hash::FileHash;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, SourceRecord};
 use crate::checkpoint::{Dtype, dtype};
+use crate::family::{Architecture, Config};
 use crate::surgery::evaluate::{Evaluator, Scratch};
 use crate::surgery::plan::{PlannedTensor, Source};
 use crate::table;
@@ -108,7 +109,7 @@ fn open_sources(
             &path
         };
         hashed += compare_files(&mut check, root, &record.files, Some(&record.name), options)?;
-        match Checkpoint::open(&path) {
+        match open_source(&path) {
             Ok(checkpoint) => {
                 for file in &checkpoint.files {
                     let name = file
@@ -141,6 +142,22 @@ fn open_sources(
         table::bytes(hashed)
     ));
     Ok(sources)
+}
+
+/// Opens a source. A plan may read the one matrix of a tied model under either of its names.
+fn open_source(path: &Path) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(path)?;
+    // A source may have no configuration that is understood, as plans that only copy need none.
+    let known = checkpoint
+        .folder()
+        .and_then(|folder| Architecture::of(&Config::read(folder).ok()?).ok());
+    let Some(known) = known else {
+        return Ok(checkpoint);
+    };
+    let stored = checkpoint.tensors.clone();
+    let mut checkpoint = known.with_tied_embedding(checkpoint)?;
+    checkpoint.tensors.extend(stored);
+    Ok(checkpoint)
 }
 
 /// Where a source is: what was given, else the first place that holds the recorded files, else one that exists.

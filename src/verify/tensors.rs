@@ -224,7 +224,7 @@ fn tied_head(
         checkpoint.tensors.get(embedding),
     ) {
         (Some(stored), Some(input)) => {
-            if checkpoint.same_bytes(stored, input)? {
+            if checkpoint.same_values(stored, input)? {
                 check.warn(
                     place(checkpoint, head),
                     format!("is a second copy of {embedding}: readers ignore it"),

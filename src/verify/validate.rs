@@ -304,8 +304,8 @@ fn config(report: &mut Report, subject: &mut Subject, options: &Options) -> Resu
     Ok(())
 }
 
-/// Says so where all experts of a layer are in one tensor, and looks at them one by one from here on; returns the
-/// checkpoint as it is stored.
+/// Says so where tensors are not stored under their usual names (all experts of a layer in one, the one matrix of a tied
+/// model as its head), and looks at them under those from here on; returns the checkpoint as it is stored.
 fn layout(report: &mut Report, subject: &mut Subject) -> Result<Option<Checkpoint>> {
     let (Some(architecture), Some(checkpoint)) = (&subject.architecture, &subject.checkpoint)
     else {
@@ -315,23 +315,33 @@ fn layout(report: &mut Report, subject: &mut Subject) -> Result<Option<Checkpoin
         .ok()
         .flatten()
         .is_none()
-        || architecture.expert_layout(checkpoint)? == ExpertLayout::Classic
     {
         return Ok(None);
     }
+    let fused = architecture.expert_layout(checkpoint)? == ExpertLayout::Fused;
+    let head = architecture.only_head(checkpoint)?;
+    if !fused && head.is_none() {
+        return Ok(None);
+    }
     let mut check = report.check("layout");
-    let problem = "all experts of a layer are in one tensor: transformers 4 and most other programs find none; \
-                   `convert --layout classic` takes them apart";
-    check.warn(Place::default(), problem);
-    let apart = architecture.with_experts_apart(Checkpoint::open(subject.path)?);
-    let stored = match apart {
+    if fused {
+        let problem = "all experts of a layer are in one tensor: transformers 4 and most other programs find none; \
+                       `convert --layout classic` takes them apart";
+        check.warn(Place::default(), problem);
+    }
+    if let Some(head) = head {
+        let problem = "is the one matrix of a tied model, which transformers 4 and most other programs look for under the \
+                       name of the input embedding; `merge --model` stores it there";
+        check.warn(Place::tensor(&head), problem);
+    }
+    let stored = match architecture.as_read(Checkpoint::open(subject.path)?) {
         Ok(apart) => subject.checkpoint.replace(apart),
         Err(error) => {
             check.fault_of(error)?;
             None
         }
     };
-    check.done("fused, as transformers 5 writes it");
+    check.done("as transformers 5 reads it");
     Ok(stored)
 }
 

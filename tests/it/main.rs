@@ -11,6 +11,7 @@
 )]
 #![allow(clippy::type_complexity)]
 
+mod bounds;
 mod commands;
 mod common;
 mod configs;

@@ -17,6 +17,11 @@ fn mixture(family: &str) -> PathBuf {
     fixture("mixtures").join(family)
 }
 
+fn aux_weight(folder: &Path) -> f64 {
+    let config = read_json(folder.join("config.json"));
+    config["router_aux_loss_coef"].as_f64().unwrap()
+}
+
 fn tokens() -> Vec<u32> {
     serde_json::from_slice(&std::fs::read(fixture("golden/tokens.json")).unwrap()).unwrap()
 }
@@ -476,6 +481,10 @@ fn a_mixture_goes_to_another_family_and_back() {
         bam!("convert", &there, &back, "--to", family).ok();
         bam!("diff", &back, mixture(family)).ok();
         assert_golden(&back, family);
+        // transformers weights one loss of all layers, a BAM the loss of each; two of the four have one router alone.
+        let routers = if family.starts_with("qwen") { 1.0 } else { 2.0 };
+        assert_eq!(aux_weight(&there) * routers, aux_weight(&mixture(family)));
+        assert_eq!(aux_weight(&back), aux_weight(&mixture(family)));
     }
     let (bam, direct, through) = (
         work.path().join("b"),
@@ -493,6 +502,18 @@ fn a_mixture_goes_to_another_family_and_back() {
     upcycle("llama", "bam", &gates, &bam).ok();
     upcycle("llama", "mixtral", &["--method", "btx"], &direct).ok();
     bam!("convert", &bam, &through, "--to", "mixtral").ok();
+    for (folder, weight) in [(&bam, 0.01), (&direct, 0.02), (&through, 0.02)] {
+        assert_eq!(aux_weight(folder), weight);
+    }
+    for weight in [0.0, 0.1, 0.3, 0.007, 1.0 / 3.0, 2.5e-7] {
+        edit_json(&bam.join("config.json"), |config| {
+            config["router_aux_loss_coef"] = weight.into()
+        });
+        let (stock, again) = (work.path().join("stock"), work.path().join("again"));
+        bam!("convert", &bam, &stock, "--to", "mixtral", "--force").ok();
+        bam!("convert", &stock, &again, "--to", "bam", "--force").ok();
+        assert_eq!(aux_weight(&again), weight);
+    }
     let differing: Vec<String> = read_folder(&direct)
         .into_iter()
         .filter(|(name, tensor)| read_folder(&through)[name].bytes != tensor.bytes)

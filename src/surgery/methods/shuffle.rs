@@ -9,6 +9,9 @@ use super::{Context, Part, gathered, scaled, share};
 use crate::checkpoint::expression::{Drawn, Expression};
 use crate::{Error, Result};
 
+/// Copies that one expert spans, at most: each is a part of an expression of the manifest, which has few enough to be replayed.
+const MOST_COPIES: u64 = 500;
+
 /// Settings of shuffle and cut.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shuffle {
@@ -29,6 +32,13 @@ impl Shuffle {
                 self.experts, self.width
             ))
             .with_hint("pass --expert-width with the inner width of one expert"));
+        }
+        if self.width / MOST_COPIES > width {
+            let problem = format!(
+                "an expert of width {} spans more than {MOST_COPIES} copies of a network of width {width}",
+                self.width
+            );
+            return Err(Error::usage(problem).with_hint("pass a smaller --expert-width"));
         }
         Ok((self.experts, self.width))
     }
