@@ -3,6 +3,7 @@
 //! A checkpoint is whole where every file is what its manifest says, and where its position fits the run. A damaged one
 //! costs the steps since the one before, and nothing else: the run takes them again with the same bytes.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -115,12 +116,12 @@ pub(super) fn different_file<'a>(a: &'a [FileHash], b: &'a [FileHash]) -> Option
 
 /// The position of the checkpoint of `step` in `folder`, once all its files have the hashes that its manifest lists.
 fn read(folder: &Path, step: u64) -> Result<Position> {
-    if !folder.is_dir() {
+    if !metadata(folder)?.is_some_and(|found| found.is_dir()) {
         return Err(Error::file(folder, "expected a folder"));
     }
-    let Some(manifest) = Manifest::read(folder)? else {
-        return Err(Error::file(folder.join(MANIFEST), "is missing"));
-    };
+    let missing = || Error::file(folder.join(MANIFEST), "is missing");
+    metadata(&folder.join(MANIFEST))?.ok_or_else(missing)?;
+    let manifest = Manifest::read(folder)?.ok_or_else(missing)?;
     check_files(folder, &manifest)?;
     for name in [STATE, STATE_TENSORS] {
         if !manifest.files.iter().any(|file| file.path == name) {
@@ -142,6 +143,15 @@ fn read(folder: &Path, step: u64) -> Result<Position> {
         position.step
     );
     Err(Error::file(folder.join(STATE), problem))
+}
+
+/// What is at a path, `None` for nothing: what the machine refuses to tell is no damage.
+fn metadata(path: &Path) -> Result<Option<std::fs::Metadata>> {
+    match std::fs::metadata(path) {
+        Ok(found) => Ok(Some(found)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("read", path, e)),
+    }
 }
 
 /// Refuses a checkpoint with a file that is not what its manifest says.
