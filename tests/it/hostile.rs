@@ -351,7 +351,7 @@ fn a_broken_run_is_not_resumed() {
     let work = TempDir::new().unwrap();
     let train = |more: &str| {
         let line = format!(
-            "train {} --data x={} --steps 2 --save-every 1 --batch 2 --seq 4 --out {} {more}",
+            "train {} --data x={} --steps 2 --save-every 1 --keep 1 --batch 2 --seq 4 --out {} {more}",
             fixture("hostile/good").display(),
             fixture("hostile/tokens-good").display(),
             work.path().join("out").display()

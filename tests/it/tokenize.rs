@@ -690,7 +690,7 @@ fn tokenizers_that_do_not_serve_are_named() {
         )
     };
     with(&path("nowhere")).refused(2, &["nowhere", "is missing", "train:N"]);
-    with(Path::new("train:100")).refused(2, &["from 257 up", "train:100"]);
+    with(Path::new("train:100")).refused(2, &["from 257 to 1048576", "train:100"]);
     let bare = path("bare");
     std::fs::create_dir(&bare).unwrap();
     std::fs::copy(seed().join("tokenizer.json"), bare.join("tokenizer.json")).unwrap();
