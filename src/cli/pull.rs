@@ -6,6 +6,7 @@ use bam_convert::checkpoint::outline;
 use bam_convert::checkpoint::reference::Reference;
 use bam_convert::estimate::Estimate;
 use bam_convert::hub::{Pull, Selection, cached, headers};
+use bam_convert::printable::printable;
 use bam_convert::table::{self, Align, counted, grouped};
 use bam_convert::{Error, error::HubFault};
 use clap::Args;
@@ -80,7 +81,7 @@ impl Arguments {
                 true => printer.json(
                     &serde_json::json!({"repository": reference.repository, "folder": folder}),
                 )?,
-                false => printer.result(&folder.display().to_string())?,
+                false => printer.result(&printable(&folder.to_string_lossy()))?,
             }
             return Ok(Verdict::Yes);
         }
@@ -117,7 +118,7 @@ impl Arguments {
                     table::bytes(pulled.bytes),
                     table::bytes(pulled.transferred),
                 ));
-                printer.result(&pulled.folder.display().to_string())?;
+                printer.result(&printable(&pulled.folder.to_string_lossy()))?;
             }
         }
         Ok(Verdict::Yes)

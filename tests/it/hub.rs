@@ -643,7 +643,7 @@ fn listings_end_and_take_the_memory_that_they_are_worth() {
     let many =
         |entry: &str, count: usize| format!("[{}{entry}]", format!("{entry},").repeat(count));
     let bodies = [
-        (many("[]", 2_500_000), "more than 2000000 values"),
+        (many("0", 2_000_000), "more than 2000000 values"),
         (
             many(r#"{"type":"directory","path":"d"}"#, 100_001),
             "at most 100000 files",
@@ -691,10 +691,10 @@ fn names_that_this_program_uses_itself_are_pulled_into_the_cache_and_refused_in_
         let folder = world.run(&["pull", REPOSITORY, "--include", "*"]).ok();
         let found = std::fs::read(Path::new(folder.stdout.trim()).join(name)).unwrap();
         assert_eq!(found, b"{\"its\": 1}", "{name}");
-        for flags in [&[][..], &["--dry-run"], &["--force"]] {
-            let line = [&["pull", REPOSITORY, "here", "--include", "*"], flags].concat();
+        let line = ["pull", REPOSITORY, "here", "--include", "*", "--dry-run"];
+        for line in [&line[..], &line[..5]] {
             world
-                .run(&line)
+                .run(line)
                 .refused(2, &[&format!("`{name}`"), "--exclude", "without DIR"]);
             assert!(!world.path("here").exists());
         }

@@ -105,13 +105,47 @@ fn named(path: &Path) -> String {
     format!("{EVIL}={}", path.display())
 }
 
+/// A text as YAML, which cannot hold controls as they are.
+fn yaml(text: &str) -> String {
+    let escape = |c: char| match c {
+        ' '..='~' if !"\"\\".contains(c) => c.to_string(),
+        _ => format!("\\U{:08x}", u32::from(c)),
+    };
+    format!("\"{}\"", text.chars().map(escape).collect::<String>())
+}
+
 #[test]
 fn no_command_prints_a_name_raw() {
     let world = World::new();
     let (mixture, seed, evil) = (world.mixture(), world.path("seed"), world.path(EVIL));
     let (text, out) = (world.path("code.txt"), world.path("out"));
     let (data, expert) = (named(&text), named(&evil));
+    let llama = fs::read_to_string(fixture("../formats/llama.yaml")).unwrap();
+    let format = world.path("format.yaml");
+    let family = llama.replace("name: llama\n", &format!("name: {}\n", yaml(EVIL)));
+    fs::write(&format, family).unwrap();
     let lines = [
+        words(&[&"cost", &seed, &"--format", &format]),
+        words(&[
+            &"init",
+            &evil,
+            &"--out",
+            &world.path(&format!("{EVIL}-new")),
+        ]),
+        words(&[&"branch", &seed, &"--into", &EVIL, &"--out", &out]),
+        words(&[
+            &"expert",
+            &"add",
+            &mixture,
+            &"--expert",
+            &expert,
+            &"--out",
+            &out,
+        ]),
+        words(&[&"expert", &"replace", &mixture, &expert, &"--out", &out]),
+        words(&[&"expert", &"concat", &mixture, &mixture, &"--out", &out]),
+        words(&[&"completions", &EVIL]),
+        words(&[&"man", &"--out", &world.path(&format!("{EVIL}-man"))]),
         words(&[&"inspect", &mixture, &"--tensors"]),
         words(&[&"inspect", &mixture, &"--json"]),
         words(&[&"inspect", &"--divergence", &seed, &evil]),
@@ -253,20 +287,13 @@ fn json_says_what_it_escapes() {
 fn a_recipe_cannot_hide_its_commands() {
     let world = World::new();
     let recipe = world.path("recipe.yaml");
-    let command = |text: &str| {
-        let escape = |c: char| match c {
-            ' '..='~' if !"\"\\".contains(c) => c.to_string(),
-            _ => format!("\\U{:08x}", u32::from(c)),
-        };
-        format!("\"{}\"", text.chars().map(escape).collect::<String>())
-    };
     let write = |work: &str, shell: &str| {
         let text = format!(
             "work: {}\nstages:\n  - name: a\n    shell: {{command: {}, inputs: {}}}\n  - name: b\n    inspect: {{path: {}}}\n    stdout: b.txt\n",
-            command(work),
-            command(shell),
-            command(&format!("{EVIL}.in")),
-            command(EVIL)
+            yaml(work),
+            yaml(shell),
+            yaml(&format!("{EVIL}.in")),
+            yaml(EVIL)
         );
         fs::write(&recipe, text).unwrap();
     };

@@ -2,6 +2,7 @@
 
 use super::{LayerKind, Parameters, Report};
 use crate::family::{Architecture, AttentionKv};
+use crate::printable::printable;
 use crate::table::{self, Align, grouped};
 
 /// The report as aligned tables, every number with its unit.
@@ -45,7 +46,7 @@ pub fn summary(a: &Architecture) -> String {
     };
     let mut line = format!(
         "{}: {} layers, {} block, hidden size {}, {heads} of {}, vocabulary {}, {}",
-        a.family,
+        printable(&a.family),
         a.num_layers,
         a.block,
         a.hidden_size,
