@@ -44,8 +44,7 @@ pub fn read_bytes_up_to(path: &Path, largest: u64) -> Result<Vec<u8>> {
 
 /// Parses an object; `path` only names the place in errors.
 pub fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>> {
-    let value = parse(bytes, MOST_VALUES)
-        .map_err(|e| Error::file(path, format!("expected JSON without repeated keys: {e}")))?;
+    let value = parse(bytes, MOST_VALUES).map_err(|error| syntax_error(path, bytes, &error))?;
     match value {
         Value::Object(map) => Ok(map),
         other => Err(Error::file(
@@ -61,6 +60,33 @@ pub fn parse(bytes: &[u8], most: u32) -> serde_json::Result<Value> {
     let left = Cell::new(most);
     let value = Strict { left: &left, most }.deserialize(&mut deserializer)?;
     deserializer.end().map(|()| value)
+}
+
+/// The error for a text that is not strict JSON. Numbers that only Python's writer makes are named as such.
+fn syntax_error(path: &Path, bytes: &[u8], error: &serde_json::Error) -> Error {
+    /// Longest first, so that the minus is part of what is named.
+    const NOT_NUMBERS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+    let line = error.line().saturating_sub(1);
+    let text = bytes.split(|byte| *byte == b'\n').nth(line).unwrap_or(&[]);
+    // The column counts from 1, and points at the letter after a minus.
+    let starts = [
+        error.column().saturating_sub(2),
+        error.column().saturating_sub(1),
+    ];
+    let found = starts.into_iter().find_map(|start| {
+        let rest = text.get(start..)?;
+        NOT_NUMBERS
+            .into_iter()
+            .find(|word| rest.starts_with(word.as_bytes()))
+    });
+    match found {
+        Some(word) => Error::file(
+            path,
+            format!("line {}: JSON has no {word}, which Python's json module writes all the same", line + 1),
+        )
+        .with_hint("replace it by a finite number or null; `json.dump(…, allow_nan=False)` never writes it"),
+        None => Error::file(path, format!("expected JSON without repeated keys: {error}")),
+    }
 }
 
 /// What a value is, in words, for error messages.

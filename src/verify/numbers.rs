@@ -76,14 +76,30 @@ pub(super) fn check(report: &mut Report, subject: &Subject, options: &Options) -
             all.nonzero |= found.nonzero;
         },
     )?;
+    let zero: BTreeSet<&str> = entries
+        .iter()
+        .zip(&seen)
+        .filter(|(_, seen)| !seen.nonzero && seen.first.is_none())
+        .map(|((name, _), _)| name.as_str())
+        .collect();
     // A router may start at zero where it does not choose; where it does, its own check says so.
-    let routers: BTreeSet<String> = match &subject.architecture {
-        Some(architecture) => tensors::routers(checkpoint, architecture)?
-            .into_iter()
-            .map(|spec| spec.name)
-            .collect(),
-        None => BTreeSet::new(),
+    let (routers, neutral) = match &subject.architecture {
+        Some(architecture) => (
+            tensors::routers(checkpoint, architecture)?,
+            tensors::neutral_shared_experts(checkpoint, architecture, &zero)?,
+        ),
+        None => Default::default(),
     };
+    let neutral_layers = neutral
+        .iter()
+        .filter_map(|spec| spec.layer)
+        .collect::<BTreeSet<_>>()
+        .len();
+    let expected: BTreeSet<String> = routers
+        .into_iter()
+        .chain(neutral)
+        .map(|spec| spec.name)
+        .collect();
     let mut check = report.check("numbers");
     let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
     for ((name, entry), seen) in entries.iter().zip(&seen) {
@@ -91,7 +107,7 @@ pub(super) fn check(report: &mut Report, subject: &Subject, options: &Options) -
             let matrix =
                 entry.shape.len() >= 2 && entry.elements() > 0 && piece_size(entry).is_some();
             let float = entry.encoding.plain().is_none_or(dtype::is_float);
-            if matrix && float && !seen.nonzero && !routers.contains(*name) {
+            if matrix && float && !seen.nonzero && !expected.contains(*name) {
                 check.warn(Place::tensor(name), "is all zeros");
             }
             continue;
@@ -117,6 +133,12 @@ pub(super) fn check(report: &mut Report, subject: &Subject, options: &Options) -
         let tensors = table::counted(unread, "tensor");
         detail.push_str(&format!(
             ", {tensors} of a dtype that holds no plain numbers not read"
+        ));
+    }
+    if neutral_layers > 0 {
+        let layers = table::counted(neutral_layers as u64, "layer");
+        detail.push_str(&format!(
+            ", a shared expert of zeros, which adds nothing, in {layers}"
         ));
     }
     for (kind, count) in kinds {

@@ -7,12 +7,9 @@ use super::validate::Subject;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::{Dtype, Encoding, TensorEntry, dtype};
 use crate::error::nearest;
-use crate::family::{Architecture, Layers, TensorSpec};
+use crate::family::{Architecture, COMPUTED, Layers, Role, TensorSpec};
 use crate::table;
 use crate::{Error, Result};
-
-/// Buffers that old exports store though every reader computes them.
-const COMPUTED: &str = ".rotary_emb.inv_freq";
 
 /// Adds the rows `tensors`, `dtypes` and `tied head`.
 pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
@@ -105,6 +102,11 @@ fn names_and_shapes(
             return Ok(());
         }
     };
+    if let Some(error) = architecture.other_model(&specs, checkpoint) {
+        check.fault_of(error)?;
+        check.done(format!("{held} held"));
+        return Ok(());
+    }
     let expected: BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
     let tied_head = architecture
         .tie_word_embeddings
@@ -273,5 +275,26 @@ pub(super) fn routers(
                 entry.shape == spec.shape && matches!(entry.encoding, Encoding::Plain(_))
             })
     });
+    Ok(specs)
+}
+
+/// The matrices of zeros that a shared expert has where its family insists on one and the mixture has none: its down projection
+/// and its gate. One of the two alone is no such expert.
+pub(super) fn neutral_shared_experts(
+    checkpoint: &Checkpoint,
+    architecture: &Architecture,
+    zero: &BTreeSet<&str>,
+) -> Result<Vec<TensorSpec>> {
+    let mut specs = specs_of(checkpoint, architecture)?.unwrap_or_default();
+    specs.retain(|spec| {
+        matches!(spec.role, Role::SharedDown | Role::SharedExpertGate)
+            && !spec.bias
+            && zero.contains(spec.name.as_str())
+    });
+    let mut parts: BTreeMap<Option<u64>, usize> = BTreeMap::new();
+    for spec in &specs {
+        *parts.entry(spec.layer).or_default() += 1;
+    }
+    specs.retain(|spec| parts.get(&spec.layer) == Some(&2));
     Ok(specs)
 }

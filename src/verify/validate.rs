@@ -271,6 +271,9 @@ fn config(report: &mut Report, subject: &mut Subject, options: &Options) -> Resu
     };
     let detail = match (family, read) {
         (Ok(family), Ok(a)) => {
+            if let Err(error) = a.check_computable(&config) {
+                check.fault_of(error)?;
+            }
             let detail = format!(
                 "{family}, {}, hidden size {}, {} heads, {} key-value heads, vocabulary {}",
                 table::counted(a.num_layers, "layer"),

@@ -167,6 +167,97 @@ fn layers_that_the_config_hides_or_promises() {
 }
 
 #[test]
+fn numbers_that_only_python_writes() {
+    for word in ["NaN", "Infinity", "-Infinity"] {
+        let bench = Bench::new("llama");
+        let path = bench.path("code/config.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let key = "\"initializer_range\": 0.02";
+        assert!(text.contains(key));
+        let line = text.lines().position(|line| line.contains(key)).unwrap() + 1;
+        std::fs::write(
+            &path,
+            text.replace(key, &format!("\"initializer_range\": {word}")),
+        )
+        .unwrap();
+        let line = format!("line {line}:");
+        bench.expert_refused(&[
+            "code/config.json",
+            &line,
+            &format!("JSON has no {word},"),
+            "Python",
+        ]);
+    }
+}
+
+/// One reason that names what the file is, rather than each tensor that is missing.
+#[test]
+fn names_of_another_module() {
+    let renamed = |rename: &dyn Fn(&str) -> String, parts: &[&str]| {
+        let bench = Bench::new("llama");
+        edit_tensors(&bench.path("code"), |tensors| {
+            let old = std::mem::take(tensors);
+            tensors.extend(
+                old.into_iter()
+                    .map(|(name, tensor)| (rename(&name), tensor)),
+            );
+        });
+        bench.expert_refused(parts);
+        let code = bench.path("code");
+        let run = bam!("validate", code);
+        assert_eq!(run.code, Some(1), "{run}");
+        assert!(
+            parts[1..].iter().all(|part| run.stdout.contains(part)),
+            "{run}"
+        );
+        bam!("generate", code, "--prompt", "a").refused(2, parts);
+    };
+    renamed(
+        &|name| format!("module.{name}"),
+        &[
+            "model.safetensors",
+            "`module.model.embed_tokens.weight`",
+            "found `module.` before it",
+        ],
+    );
+    renamed(
+        &|name| format!("language_model.{name}"),
+        &["model.safetensors", "found `language_model.` before it"],
+    );
+    renamed(
+        &|name| name.replace("model.", ""),
+        &[
+            "model.safetensors",
+            "`embed_tokens.weight`",
+            "found it without `model.`",
+        ],
+    );
+    renamed(
+        &|name| name.replace("model.", "transformer."),
+        &[
+            "model.safetensors",
+            "`transformer.embed_tokens.weight`",
+            "expected the name `model.embed_tokens.weight`",
+        ],
+    );
+}
+
+#[test]
+fn a_classifier() {
+    let bench = Bench::new("llama");
+    bench.config(|config| config["architectures"] = json!(["LlamaForSequenceClassification"]));
+    edit_tensors(&bench.path("code"), |tensors| {
+        tensors.insert("score.weight".to_owned(), constant(&[2, 32]));
+    });
+    bench.expert_refused(&[
+        "model.safetensors",
+        "`score.weight`",
+        "head of a sequence classifier",
+        "ForCausalLM",
+    ]);
+}
+
+#[test]
 fn biases() {
     let bench = Bench::new("llama");
     let add = |tensors: &mut crate::common::Tensors| {
@@ -296,12 +387,12 @@ fn windows_in_other_layers() {
         for model in ["seed", "code"] {
             edit_json(&bench.path(model).join("config.json"), |c| {
                 (c["use_sliding_window"], c["sliding_window"]) = (json!(true), json!(8));
-                (c["layer_types"], c["max_window_layers"]) = (json!(null), json!(null));
+                (c["layer_types"], c["max_window_layers"]) = (json!(null), json!(0));
             });
         }
         run(bench.upcycle(&["--dry-run"])).ok();
         bench.config(|c| c[key] = of_code);
-        bench.expert_refused(&["code/config.json", &format!("`{key}`"), "null"]);
+        bench.expert_refused(&["code/config.json", "`layer_types`", "is [1]", "has \"all\""]);
     }
 }
 

@@ -204,7 +204,43 @@ fn what_qwen2_moe_insists_on_is_neutral() {
             .iter()
             .any(|value| *value != 0.0)
     );
-    bam!("validate", &out, "--against").ok();
+    let run = bam!("validate", &out, "--against").ok();
+    assert!(!run.stdout.contains("is all zeros"), "{run}");
+    assert!(
+        run.stdout
+            .contains("a shared expert of zeros, which adds nothing, in 2 layers"),
+        "{run}"
+    );
+
+    // A gate that is not zero is no part of it: the zeros beside it are worth a warning.
+    edit_tensors(&out, |tensors| {
+        let gate = tensors
+            .get_mut("model.layers.0.mlp.shared_expert_gate.weight")
+            .unwrap();
+        gate.bytes.fill(0x3f);
+    });
+    let run = bam!("validate", &out);
+    let zeros = "model.layers.0.mlp.shared_expert.down_proj.weight";
+    assert!(
+        run.stdout.contains(zeros) && run.stdout.contains("is all zeros"),
+        "{run}"
+    );
+    assert!(run.stdout.contains("in 1 layer"), "{run}");
+}
+
+/// Mixtral always divides gates by their sum: with one expert a token that is a valid model, and nothing to train.
+#[test]
+fn a_mixtral_with_one_expert_a_token_is_valid() {
+    let work = TempDir::new().unwrap();
+    let folder = copy_folder(&mixture("mixtral"), &work.path().join("top-1"));
+    edit_json(&folder.join("config.json"), |config| {
+        config["num_experts_per_tok"] = json!(1);
+    });
+    let run = bam!("validate", folder).ok();
+    assert!(
+        run.stdout.contains("num_experts_per_tok") && run.stdout.contains("no gradient"),
+        "{run}"
+    );
 }
 
 #[test]
