@@ -7,11 +7,15 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::config::{Config, Found};
-use super::format::{Family, Key, Presence};
-use super::layout::{Block, MlpType, NormPosition, NormType, QkNorm};
+use super::format::{Family, Presence, Refused};
+use super::keys::Key;
+use super::layout::{Block, Layers, MlpType, NormPosition, NormType, QkNorm};
 use super::mixture::Mixture;
+use super::rope::{RopeContext, partial_rotary_factor};
 use super::spelling::same_value;
+use super::windows::windows;
 use crate::checkpoint::dtype::from_torch_name;
+use crate::checkpoint::json::kind;
 use crate::{Error, Result};
 
 /// A decoder as its configuration describes it, dense or a mixture.
@@ -65,6 +69,12 @@ pub struct Architecture {
     pub logit_scale: Option<f64>,
     /// Positions that attention looks back, where limited.
     pub sliding_window: Option<u64>,
+    /// Layers that [`Self::sliding_window`] limits.
+    #[serde(skip_serializing_if = "Layers::is_all")]
+    pub window_layers: Layers,
+    /// Part of each head that is rotated, where not all of it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partial_rotary_factor: Option<f64>,
     /// Largest magnitude of queries, keys and values, where limited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_qkv: Option<f64>,
@@ -111,22 +121,20 @@ impl Architecture {
                 let key = Key {
                     names: vec![name.clone()],
                     default: Some(Value::Bool(*default)),
+                    ..Key::default()
                 };
                 config.flag(&key).map(Option::unwrap_or_default)
             }
         };
-        for refused in &family.refused {
-            if config
-                .json
-                .get(&refused.key)
-                .is_some_and(|value| same_value(value, &refused.value))
-            {
-                let problem = format!(
-                    "is {}, which cannot be computed here: {}",
-                    refused.value, refused.because
-                );
-                return Err(Error::key(&config.path, &refused.key, problem));
-            }
+        refuse(config, family)?;
+        for (key, expected) in [
+            (&keys.norm_eps, "a number"),
+            (&keys.rope_theta, "a number"),
+            (&keys.logit_scale, "a number"),
+            (&keys.hidden_act, "a string"),
+            (&keys.head_dim, "a positive integer"),
+        ] {
+            config.not_null(key, expected)?;
         }
         let hidden_size = config.required_count(&keys.hidden_size)?;
         let num_heads = config.required_count(&keys.num_heads)?;
@@ -147,32 +155,36 @@ impl Architecture {
                 ));
             }
         };
-        let window_used = config.flag(&keys.use_sliding_window)?.unwrap_or(true);
+        let num_layers = config.required_count(&keys.num_layers)?;
+        let (sliding_window, window_layers) = windows(config, family, num_layers)?;
+        let partial_rotary_factor = partial_rotary_factor(config, family)?;
+        let max_position_embeddings = config.count(&keys.max_position_embeddings)?;
+        let context = RopeContext {
+            rotary: (head_dim as f64 * partial_rotary_factor.unwrap_or(1.0)) as u64,
+            longest: max_position_embeddings,
+        };
         let qk_norm = if present(&family.present.qk_norm)? {
             family.qk_norm
         } else {
             QkNorm::None
         };
-        // Some dense configs have a boolean of this name.
-        let own_qk_norm = match config.json.get("qk_norm") {
-            Some(Value::Bool(_)) if !family.says_layouts() => None,
-            _ => config.choice("qk_norm")?,
+        // Keys of these names in the configuration of any other family mean nothing to it.
+        let layouts = if family.says_layouts() {
+            Layouts::said(config)?
+        } else {
+            Layouts::default()
         };
-        let norm_type = config.choice("norm_type")?.unwrap_or(family.norm_type);
+        let norm_type = layouts.norm_type.unwrap_or(family.norm_type);
         let mut architecture = Self {
             family: family.name.clone(),
-            block: config.choice("block")?.unwrap_or(family.block),
+            block: layouts.block.unwrap_or(family.block),
             norm_type,
-            norm_position: config
-                .choice("norm_position")?
-                .unwrap_or(family.norm_position),
-            mlp_type: config.choice("mlp_type")?.unwrap_or(family.mlp_type),
-            rope_interleaved: config
-                .own_flag("rope_interleaved")?
-                .unwrap_or(family.rope_interleaved),
+            norm_position: layouts.norm_position.unwrap_or(family.norm_position),
+            mlp_type: layouts.mlp_type.unwrap_or(family.mlp_type),
+            rope_interleaved: layouts.rope_interleaved.unwrap_or(family.rope_interleaved),
             hidden_size,
             intermediate_size: config.required_count(&keys.intermediate_size)?,
-            num_layers: config.required_count(&keys.num_layers)?,
+            num_layers,
             num_heads,
             num_kv_heads: config.count(&keys.num_kv_heads)?.unwrap_or(num_heads),
             head_dim,
@@ -181,21 +193,19 @@ impl Architecture {
             attention_bias: present(&family.present.attention_bias)?,
             attention_output_bias: present(&family.present.attention_output_bias)?,
             mlp_bias: present(&family.present.mlp_bias)?,
-            qk_norm: own_qk_norm.unwrap_or(qk_norm),
+            qk_norm: layouts.qk_norm.unwrap_or(qk_norm),
             norm_eps: norm_eps(config, family, norm_type)?,
             rope_theta: config
                 .number(&keys.rope_theta, f64::MIN_POSITIVE)?
                 .unwrap_or(10_000.0),
-            rope_scaling: config.rope_scaling()?,
+            rope_scaling: config.rope_scaling(&context)?,
             hidden_act: config.text(&keys.hidden_act)?.unwrap_or("silu").to_owned(),
             logit_scale: config.number(&keys.logit_scale, f64::MIN)?,
-            sliding_window: if window_used {
-                config.count(&keys.sliding_window)?
-            } else {
-                None
-            },
+            sliding_window,
+            window_layers,
+            partial_rotary_factor,
             clip_qkv: config.number(&keys.clip_qkv, f64::MIN_POSITIVE)?,
-            max_position_embeddings: config.count(&keys.max_position_embeddings)?,
+            max_position_embeddings,
             initializer_range: config.number(&keys.initializer_range, 0.0)?.unwrap_or(0.02),
             dtype: dtype(config, &keys.dtype)?,
             mixture: None,
@@ -232,6 +242,13 @@ impl Architecture {
         self.format
             .clone()
             .map_or_else(|| Family::named(&self.family), Ok)
+    }
+
+    /// Whether the family divides gates by their sum without a key that could say otherwise.
+    pub(crate) fn always_renormalises(&self) -> Result<bool> {
+        let family = self.names()?;
+        let key = family.mixture.as_ref().map(|keys| &keys.norm_topk_prob);
+        Ok(key.is_some_and(|key| key.names.is_empty() && key.default == Some(Value::Bool(true))))
     }
 
     /// Width of all queries, `num_heads · head_dim`.
@@ -332,6 +349,75 @@ impl Architecture {
         }
         Ok(())
     }
+}
+
+/// The layouts that the config of a BAM says itself.
+#[derive(Default)]
+struct Layouts {
+    block: Option<Block>,
+    norm_type: Option<NormType>,
+    norm_position: Option<NormPosition>,
+    mlp_type: Option<MlpType>,
+    rope_interleaved: Option<bool>,
+    qk_norm: Option<QkNorm>,
+}
+
+impl Layouts {
+    fn said(config: &Config) -> Result<Self> {
+        Ok(Self {
+            block: config.choice("block")?,
+            norm_type: config.choice("norm_type")?,
+            norm_position: config.choice("norm_position")?,
+            mlp_type: config.choice("mlp_type")?,
+            rope_interleaved: config.own_flag("rope_interleaved")?,
+            qk_norm: config.choice("qk_norm")?,
+        })
+    }
+}
+
+/// Refuses values that mean something which cannot be computed here, whatever the family or in this one.
+fn refuse(config: &Config, family: &Family) -> Result<()> {
+    let refused = |key: &str, value: &Value, because: &str| {
+        let problem = format!(
+            "is {}, which cannot be computed here: {because}",
+            kind(value)
+        );
+        Err(Error::key(&config.path, key, problem))
+    };
+    // Both are obeyed by every class of transformers 5.
+    if let Some(value) = config
+        .json
+        .get("is_causal")
+        .filter(|value| **value == Value::Bool(false))
+    {
+        return refused("is_causal", value, "attention looks back only");
+    }
+    if let Some(value) = config
+        .json
+        .get("per_layer_config")
+        .filter(|value| !value.is_null())
+    {
+        return refused(
+            "per_layer_config",
+            value,
+            "all layers have one configuration",
+        );
+    }
+    for Refused {
+        key,
+        value,
+        because,
+    } in &family.refused
+    {
+        if config
+            .json
+            .get(key)
+            .is_some_and(|found| same_value(found, value))
+        {
+            return refused(key, value, because);
+        }
+    }
+    Ok(())
 }
 
 /// Epsilon of the norms; where a mixture's config has the keys of both norms, that of its own norm counts.

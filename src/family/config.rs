@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::format::Key;
+use super::keys::Key;
 use super::layout::Choice;
 use super::spelling::same_value;
 use crate::checkpoint::json::{kind, read_object};
@@ -100,7 +100,7 @@ impl Config {
     /// As [`Self::find`], with the default of the key where none of its names stands.
     pub(crate) fn lookup<'a>(&'a self, key: &'a Key) -> Result<Found<'a>> {
         Ok(match self.find(key.names.iter().map(String::as_str))? {
-            Found::Absent => match (&key.default, key.names.first()) {
+            Found::Absent => match (self.default(key), key.names.first()) {
                 (Some(Value::Null), _) => Found::Null,
                 (Some(value), Some(name)) => Found::Value(name, value),
                 (Some(value), None) => Found::Value("default", value),
@@ -108,6 +108,53 @@ impl Config {
             },
             found => found,
         })
+    }
+
+    /// The default of a key; where it depends on the version of transformers, that of the version that wrote the file, and of
+    /// version 4 where no version is said.
+    fn default<'a>(&self, key: &'a Key) -> Option<&'a Value> {
+        match (&key.default_before_5, &key.default) {
+            (Some(of_4), _) if self.transformers().is_none_or(|major| major < 5) => Some(of_4),
+            (_, default) => default.as_ref(),
+        }
+    }
+
+    /// The major version of transformers that wrote the file, if it says so.
+    fn transformers(&self) -> Option<u32> {
+        let version = self.json.get("transformers_version")?.as_str()?;
+        version.split('.').next()?.parse().ok()
+    }
+
+    /// What was assumed where a key is not said and the versions of transformers have different defaults.
+    pub(crate) fn assumed(&self, key: &Key) -> Result<Option<String>> {
+        let absent = self.find(key.names.iter().map(String::as_str))? == Found::Absent;
+        let (Some(of_4), Some(of_5), Some(name), true) = (
+            &key.default_before_5,
+            &key.default,
+            key.names.first(),
+            absent,
+        ) else {
+            return Ok(None);
+        };
+        let (taken, by) = match self.transformers() {
+            Some(major) if major < 5 => (of_4, "transformers 4, which wrote the file"),
+            Some(_) => (of_5, "transformers 5, which wrote the file"),
+            None => (of_4, "transformers 4, as the file says no version"),
+        };
+        Ok(Some(format!(
+            "{}: `{name}` is not said and is taken to be {taken}, the default of {by}; it is {of_4} in transformers 4 and {of_5} in 5",
+            self.path.display()
+        )))
+    }
+
+    /// Refuses null for a key that has a default: the configuration class expects a value then.
+    pub(crate) fn not_null(&self, key: &Key, expected: &str) -> Result<()> {
+        match (&key.default, key.names.first()) {
+            (Some(_), Some(name)) if self.lookup(key)? == Found::Null => Err(self
+                .wrong(name, expected, &Value::Null)
+                .with_hint(format!("remove `{name}` where its default is meant"))),
+            _ => Ok(()),
+        }
     }
 
     /// A positive integer, if the key stands and is not null.

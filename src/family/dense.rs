@@ -8,7 +8,7 @@ use super::format::{Family, Presence, families};
 use super::mixture::Mixture;
 use super::spelling::both_spellings;
 use super::stock::{Output, biases};
-use super::target::DESCRIBED;
+use super::target::{DESCRIBED, put_rope};
 use crate::{Error, Result};
 
 /// The key of a BAM's `config.json` that keeps the seed's `model_type`.
@@ -109,6 +109,7 @@ pub fn dense(config: &Config, architecture: &Architecture) -> Result<Output> {
             return Ok(Output {
                 architecture: wanted,
                 config: json,
+                notes: Vec::new(),
             });
         }
     }
@@ -133,8 +134,13 @@ fn restored(
     for stray in STRAY.iter().chain(&DESCRIBED).chain(&Mixture::KEYS) {
         json.shift_remove(*stray);
     }
-    if !matches!(json.get("qk_norm"), Some(Value::Bool(_))) {
-        json.shift_remove("qk_norm");
+    json.retain(|key, _| family.knows(key));
+    json.shift_remove("rope_scaling");
+    put_rope(&mut json, wanted);
+    if let Some(name) = family.keys.sliding_window.names.first()
+        && !json.contains_key(name)
+    {
+        json.insert(name.clone(), json!(wanted.sliding_window));
     }
     let biases = biases(family, wanted);
     for said in ["attention_bias", "mlp_bias"] {

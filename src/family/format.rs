@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::config::Config;
+use super::keys::{Keys, MixtureKeys};
 use super::layout::{Block, MlpType, NormPosition, NormType, QkNorm};
 use super::tensors::Role;
 use crate::checkpoint::json::kind;
@@ -51,6 +52,9 @@ pub struct Family {
     /// Names of the tensors that hold all experts of a layer at once, in the layout that transformers 5 writes.
     #[serde(default)]
     pub(crate) fused_tensors: Option<FusedTensorNames>,
+    /// Further keys of the configuration class, which change nothing that is computed here.
+    #[serde(default)]
+    pub(crate) other_keys: Vec<String>,
     /// Values of configuration keys that mean something which cannot be computed here.
     #[serde(default)]
     pub(crate) refused: Vec<Refused>,
@@ -117,71 +121,6 @@ pub(crate) struct Present {
     pub(crate) mlp_bias: Presence,
     /// The norms of queries and keys.
     pub(crate) qk_norm: Presence,
-}
-
-/// One configuration key: the names it may have and the value where none of them stands.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Key {
-    /// Alternative names, each with the same meaning; `a.b` is key `b` of the object `a`.
-    pub(crate) names: Vec<String>,
-    /// The value where no name stands in `config.json`.
-    #[serde(default)]
-    pub(crate) default: Option<Value>,
-}
-
-/// The configuration keys that the toolkit reads, under the names of the fields of `Architecture`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Keys {
-    pub(crate) hidden_size: Key,
-    pub(crate) intermediate_size: Key,
-    pub(crate) num_layers: Key,
-    pub(crate) num_heads: Key,
-    pub(crate) num_kv_heads: Key,
-    pub(crate) vocab_size: Key,
-    pub(crate) norm_eps: Key,
-    pub(crate) tie_word_embeddings: Key,
-    #[serde(default)]
-    pub(crate) head_dim: Key,
-    #[serde(default)]
-    pub(crate) max_position_embeddings: Key,
-    #[serde(default)]
-    pub(crate) hidden_act: Key,
-    #[serde(default)]
-    pub(crate) rope_theta: Key,
-    #[serde(default)]
-    pub(crate) initializer_range: Key,
-    #[serde(default)]
-    pub(crate) dtype: Key,
-    #[serde(default)]
-    pub(crate) logit_scale: Key,
-    #[serde(default)]
-    pub(crate) sliding_window: Key,
-    #[serde(default)]
-    pub(crate) use_sliding_window: Key,
-    #[serde(default)]
-    pub(crate) clip_qkv: Key,
-}
-
-/// The configuration keys of a mixture's experts; a key without names is fixed at its default.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct MixtureKeys {
-    pub(crate) num_experts: Key,
-    pub(crate) num_experts_per_tok: Key,
-    pub(crate) moe_intermediate_size: Key,
-    pub(crate) norm_topk_prob: Key,
-    pub(crate) router_aux_loss_coef: Key,
-    /// The width of the shared expert, which each checkpoint of such a family has.
-    #[serde(default)]
-    pub(crate) shared_expert_intermediate_size: Option<Key>,
-    /// The list of layers without experts.
-    #[serde(default)]
-    pub(crate) dense_layers: Option<String>,
-    /// The number `n` where only each `n`-th layer has experts.
-    #[serde(default)]
-    pub(crate) sparse_step: Option<String>,
 }
 
 /// Names of the tensors of the fused layout: gate and up projections of all experts `[experts, 2 · intermediate, hidden]`, down

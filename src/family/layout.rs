@@ -126,6 +126,11 @@ pub enum Layers {
 }
 
 impl Layers {
+    /// Whether it is every layer.
+    pub(crate) fn is_all(&self) -> bool {
+        *self == Self::All
+    }
+
     /// Whether `layer` is one of them.
     pub fn contains(&self, layer: u64) -> bool {
         match self {

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::architecture::{Architecture, Fault};
 use super::config::{Config, Found};
-use super::format::{Key, MixtureKeys};
+use super::keys::{Key, MixtureKeys};
 use super::layout::{AttentionKv, Layers};
 use crate::checkpoint::json::kind;
 use crate::error::{nearest, one_of};
@@ -354,7 +354,7 @@ impl Mixture {
         let usual = Self::new(dense, config.required_count(&keys.num_experts)?);
         let z = Key {
             names: vec!["router_z_loss_coef".to_owned()],
-            default: None,
+            ..Key::default()
         };
         let shared = keys.shared_expert_intermediate_size.as_ref();
         let shared = shared.map(|key| config.required_count(key)).transpose()?;

@@ -4,6 +4,7 @@
 //! of its own. [`Config`] is one `config.json`, [`Architecture`] what it says with the family's differences
 //! resolved, [`Architecture::tensors`] every tensor such a checkpoint has, and [`cost`] pure arithmetic on top.
 
+mod activation;
 mod architecture;
 mod config;
 pub mod cost;
@@ -17,16 +18,20 @@ pub mod gguf_names;
 mod gguf_rope;
 pub mod gguf_tokenizer;
 pub mod gguf_vocabulary;
+mod keys;
 mod layout;
 mod matching;
 mod mixture;
+mod rope;
 mod spelling;
 mod stock;
 mod target;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod windows;
 
+pub(crate) use activation::Activation;
 pub use architecture::Architecture;
 pub use config::Config;
 pub use dense::dense;
@@ -34,8 +39,10 @@ pub use experts::{expert_names, find_experts};
 pub use format::{Family, families};
 pub use fused::{ExpertLayout, FusedTensor};
 pub use layout::{AttentionKv, Block, Layers, MlpType, NormPosition, NormType, QkNorm};
+pub(crate) use matching::COMPUTED;
 pub use mixture::{Method, Mixture, RouterBias, TopK};
 pub use spelling::both_spellings;
+pub(crate) use spelling::same_value;
 pub use stock::{Output, output, targets};
 pub use target::bam_config;
 pub use tensors::{Place, Role, TensorSpec};

@@ -3,10 +3,6 @@
 
 use serde_json::{Map, Value};
 
-use super::config::Config;
-use crate::checkpoint::json::kind;
-use crate::{Error, Result};
-
 /// Adds the missing spelling of the dtype and of the RoPE keys; no value changes, and nothing is invented: a config
 /// that says nothing about a subject gets no key about it.
 pub fn both_spellings(config: &mut Map<String, Value>) {
@@ -65,7 +61,7 @@ pub fn both_spellings(config: &mut Map<String, Value>) {
 }
 
 /// A RoPE scaling without `rope_theta` and with `rope_type` in its new spelling; `None` where it is the plain RoPE.
-fn normalised(scaling: &Map<String, Value>) -> Option<Map<String, Value>> {
+pub(super) fn normalised(scaling: &Map<String, Value>) -> Option<Map<String, Value>> {
     let kind = ["rope_type", "type"]
         .iter()
         .find_map(|name| scaling.get(*name))
@@ -82,75 +78,6 @@ fn normalised(scaling: &Map<String, Value>) -> Option<Map<String, Value>> {
             .map(|(key, value)| (key.clone(), value.clone())),
     );
     Some(normal)
-}
-
-impl Config {
-    /// The RoPE scaling of either spelling, with `rope_type` first; `None` for the plain RoPE.
-    pub(crate) fn rope_scaling(&self) -> Result<Option<Value>> {
-        let mut found: Option<(&str, Option<Map<String, Value>>)> = None;
-        for name in ["rope_scaling", "rope_parameters"] {
-            let object = match self.json.get(name) {
-                None | Some(Value::Null) => continue,
-                Some(Value::Object(object)) => object,
-                Some(other) => return Err(self.wrong(name, "an object", other)),
-            };
-            self.check_rope_type(name, object)?;
-            let scaling = normalised(object);
-            match &found {
-                Some((first, earlier)) if !same_scaling(earlier, &scaling) => {
-                    let shown = |s: &Option<Map<String, Value>>| match s {
-                        Some(map) => Value::Object(map.clone()).to_string(),
-                        None => "no scaling".to_owned(),
-                    };
-                    return Err(Error::key(
-                        &self.path,
-                        first,
-                        format!(
-                            "says {}, but `{name}`, its other spelling, says {}",
-                            shown(earlier),
-                            shown(&scaling)
-                        ),
-                    )
-                    .with_hint(format!("make them equal or remove `{name}`")));
-                }
-                Some(_) => {}
-                None => found = Some((name, scaling)),
-            }
-        }
-        Ok(found.and_then(|(_, scaling)| scaling).map(Value::Object))
-    }
-
-    fn check_rope_type(&self, name: &str, object: &Map<String, Value>) -> Result<()> {
-        let key = |inner: &str| format!("{name}.{inner}");
-        for inner in ["rope_type", "type"] {
-            if let Some(value) = object
-                .get(inner)
-                .filter(|value| !value.is_string() && !value.is_null())
-            {
-                return Err(self.wrong(&key(inner), "a string", value));
-            }
-        }
-        if let (Some(new), Some(old)) = (object.get("rope_type"), object.get("type"))
-            && new != old
-        {
-            let problem = format!(
-                "is {}, but `{}`, its old spelling, is {}",
-                kind(new),
-                key("type"),
-                kind(old)
-            );
-            return Err(Error::key(&self.path, &key("rope_type"), problem));
-        }
-        Ok(())
-    }
-}
-
-fn same_scaling(a: &Option<Map<String, Value>>, b: &Option<Map<String, Value>>) -> bool {
-    match (a, b) {
-        (None, None) => true,
-        (Some(a), Some(b)) => same_value(&Value::Object(a.clone()), &Value::Object(b.clone())),
-        _ => false,
-    }
 }
 
 /// Whether two JSON values mean the same: numbers by value (`1` is `1.0`), objects whatever their order.

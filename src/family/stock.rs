@@ -6,11 +6,12 @@ use serde_json::{Map, Value, json};
 
 use super::architecture::Architecture;
 use super::config::Config;
-use super::format::{Family, Key, MixtureKeys, Presence};
+use super::format::{Family, Presence};
+use super::keys::{Key, MixtureKeys};
 use super::layout::{AttentionKv, Layers, QkNorm};
 use super::mixture::{Mixture, RouterBias, weight_of_mean};
 use super::spelling::{both_spellings, same_value};
-use super::target::{DESCRIBED, bam_config};
+use super::target::{DESCRIBED, bam_config, carried, notes, put_rope};
 use crate::checkpoint::dtype::torch_name;
 use crate::error::{nearest, one_of};
 use crate::{Error, Result};
@@ -26,6 +27,8 @@ pub struct Output {
     pub architecture: Architecture,
     /// Its `config.json`.
     pub config: Map<String, Value>,
+    /// What a user should know: keys of the source that its family does not have.
+    pub notes: Vec<String>,
 }
 
 /// The names of the families that can hold a mixture.
@@ -61,15 +64,18 @@ pub fn output(
         });
     }
     let family = Family::named(target)?;
+    dense.check_computable(source)?;
+    let notes = notes(source, dense)?;
     let Some(keys) = &family.mixture else {
         let architecture = dense.upcycled(mixture);
-        let config = bam_config(source, &architecture);
+        let config = bam_config(source, dense, &architecture)?;
         return Ok(Output {
             architecture,
             config,
+            notes,
         });
     };
-    let reasons = reasons(dense, source, &mixture, &family, keys);
+    let reasons = reasons(dense, &mixture, &family, keys);
     if !reasons.is_empty() {
         return Err(Error::usage(format!(
             "{target} cannot hold this mixture: {}",
@@ -78,7 +84,7 @@ pub fn output(
         .with_hint("the family `bam` holds it"));
     }
     let wanted = fitted(dense, mixture, &family, keys);
-    let config = config(&wanted, source, &family, keys);
+    let config = config(carried(source, dense)?, &wanted, &family, keys);
     let mut read = Architecture::of(&Config::from_json(&source.path, config.clone()))?;
     // A default of the family may stand where the source says nothing.
     read.max_position_embeddings = wanted.max_position_embeddings;
@@ -98,6 +104,7 @@ pub fn output(
     Ok(Output {
         architecture: wanted,
         config,
+        notes,
     })
 }
 
@@ -115,7 +122,6 @@ pub(super) fn biases<'a>(family: &'a Family, of: &Architecture) -> [(&'a Presenc
 /// Why a family cannot hold a mixture.
 fn reasons(
     dense: &Architecture,
-    source: &Config,
     mixture: &Mixture,
     family: &Family,
     keys: &MixtureKeys,
@@ -195,16 +201,13 @@ fn reasons(
             dense.query_width()
         ),
     );
-    let by_layer = ["layer_types", "max_window_layers"]
-        .iter()
-        .any(|key| source.json.contains_key(*key));
     let window = family.keys.sliding_window.names.is_empty();
     refuse(
         dense.sliding_window.is_some() && window,
         "it has no sliding window".to_owned(),
     );
     refuse(
-        dense.sliding_window.is_some() && !window && by_layer,
+        !dense.window_layers.is_all() && !window,
         "its sliding window is the same in all layers".to_owned(),
     );
     refuse(
@@ -332,9 +335,12 @@ fn fitted(
 }
 
 /// Keys of other families that a reader of the target would misunderstand, and keys of code that is not copied.
-const STRAY: [&str; 9] = [
+const STRAY: [&str; 12] = [
     "auto_map",
     "bam_version",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+    "qk_norm",
     "layer_types",
     "max_window_layers",
     "mlp_only_layers",
@@ -344,24 +350,20 @@ const STRAY: [&str; 9] = [
     "qkv_bias",
 ];
 
-/// The `config.json` of `wanted`: the keys of the source in their order, changed where the family differs.
+/// The `config.json` of `wanted`: the keys of the source, `config`, in their order, changed where the family differs.
 fn config(
+    mut config: Map<String, Value>,
     wanted: &Architecture,
-    source: &Config,
     family: &Family,
     keys: &MixtureKeys,
 ) -> Map<String, Value> {
-    let mut config = source.json.clone();
-    for stray in STRAY.iter().chain(&Mixture::KEYS).chain(
-        DESCRIBED
-            .iter()
-            .filter(|_| source.json.contains_key("bam_version")),
-    ) {
+    let torch_dtype = config.contains_key("torch_dtype");
+    for stray in STRAY.iter().chain(&Mixture::KEYS).chain(&DESCRIBED) {
         config.shift_remove(*stray);
     }
-    if !matches!(config.get("qk_norm"), Some(Value::Bool(_))) {
-        config.shift_remove("qk_norm");
-    }
+    // Said again below, with every value, in both spellings.
+    config.shift_remove("rope_scaling");
+    put_rope(&mut config, wanted);
     let mut put = |name: &str, value: Value| {
         if !config
             .get(name)
@@ -374,7 +376,7 @@ fn config(
     put("architectures", json!(family.architectures));
     let of = &family.keys;
     let dtype = wanted.dtype.and_then(torch_name);
-    let sizes: [(&Key, Value); 17] = [
+    let sizes: [(&Key, Value); 16] = [
         (&of.hidden_size, json!(wanted.hidden_size)),
         (&of.intermediate_size, json!(wanted.intermediate_size)),
         (&of.num_layers, json!(wanted.num_layers)),
@@ -397,7 +399,6 @@ fn config(
             json!(wanted.max_position_embeddings),
         ),
         (&of.dtype, json!(dtype)),
-        (&of.rope_theta, json!(wanted.rope_theta)),
     ];
     for (key, value) in sizes {
         if let Some(name) = key.names.first()
@@ -408,7 +409,7 @@ fn config(
     }
     // Some readers compute it only where the key is absent rather than null.
     put("head_dim", json!(wanted.head_dim));
-    if let (Some(name), true) = (dtype, source.json.contains_key("torch_dtype")) {
+    if let (Some(name), true) = (dtype, torch_dtype) {
         put("torch_dtype", json!(name));
     }
     for (presence, there) in biases(family, wanted) {

@@ -7,7 +7,9 @@ use super::config::Config;
 use super::dense::SEED_MODEL_TYPE;
 use super::layout::NormType;
 use super::mixture::Mixture;
+use super::rope::ORIGINAL;
 use super::spelling::{both_spellings, same_value};
+use crate::Result;
 use crate::checkpoint::dtype::torch_name;
 
 /// Keys by which the `config.json` of a BAM says which layouts it uses; other families have one each.
@@ -20,25 +22,26 @@ pub(super) const DESCRIBED: [&str; 6] = [
     "attention_output_bias",
 ];
 
-/// The `config.json` of `target`, an upcycled architecture: the keys of `seed` in their order, changed only where
+/// The `config.json` of `target`, an upcycled architecture: the keys of the source `dense` in their order, changed only where
 /// the mixture differs, then the keys that a reader of a BAM checkpoint needs, each said explicitly.
-pub fn bam_config(seed: &Config, target: &Architecture) -> Map<String, Value> {
-    let mut config = seed.json.clone();
+///
+/// # Errors
+/// A family that is not known.
+pub fn bam_config(
+    seed: &Config,
+    dense: &Architecture,
+    target: &Architecture,
+) -> Result<Map<String, Value>> {
+    let mut config = carried(seed, dense)?;
     // A reader of the mixture would take them for the mixture's, which says them where it has them.
-    for stray in Mixture::OPTIONAL_KEYS
-        .into_iter()
-        .chain(["num_local_experts"])
-    {
+    for stray in Mixture::OPTIONAL_KEYS.into_iter().chain([
+        "num_local_experts",
+        ORIGINAL,
+        "partial_rotary_factor",
+    ]) {
         config.shift_remove(stray);
     }
-    let mut put = |key: &str, value: Value| {
-        if !config
-            .get(key)
-            .is_some_and(|present| same_value(present, &value))
-        {
-            config.insert(key.to_owned(), value);
-        }
-    };
+    let mut put = |key: &str, value: Value| put(&mut config, key, value);
     put("bam_version", json!(1));
     // What an expert is on its own: there is no telling from the mixture's own keys.
     if let Some(family) = seed
@@ -76,29 +79,13 @@ pub fn bam_config(seed: &Config, target: &Architecture) -> Map<String, Value> {
     if let Some(positions) = target.max_position_embeddings {
         put("max_position_embeddings", json!(positions));
     }
-    // A reader of the mixture sees a key that the seed's family would have passed over.
-    match (target.sliding_window, seed.json.get("sliding_window")) {
-        (Some(window), _) => put("sliding_window", json!(window)),
-        (None, Some(stray)) if !stray.is_null() => put("use_sliding_window", json!(false)),
-        (None, _) => {}
-    }
     for (key, value) in [
         ("logit_scale", target.logit_scale),
         ("clip_qkv", target.clip_qkv),
     ] {
-        match (value, seed.json.get(key)) {
-            (Some(value), _) => put(key, json!(value)),
-            (None, Some(_)) => put(key, Value::Null),
-            (None, None) => {}
+        if let Some(value) = value {
+            put(key, json!(value));
         }
-    }
-    if seed
-        .json
-        .get("rope_parameters")
-        .and_then(|parameters| parameters.get("rope_theta"))
-        .is_none()
-    {
-        put("rope_theta", json!(target.rope_theta));
     }
     if let Some(name) = target.dtype.and_then(torch_name) {
         put("dtype", json!(name));
@@ -120,6 +107,8 @@ pub fn bam_config(seed: &Config, target: &Architecture) -> Map<String, Value> {
             put(&key, value);
         }
     }
+    put_windows(&mut config, target);
+    put_rope(&mut config, target);
     both_spellings(&mut config);
     // All that it says stands in rope_parameters, and with it transformers 5 cannot read the tokenizer of a model type
     // that it does not know.
@@ -129,5 +118,110 @@ pub fn bam_config(seed: &Config, target: &Architecture) -> Map<String, Value> {
     {
         config.shift_remove("rope_scaling");
     }
-    config
+    Ok(config)
+}
+
+/// The keys of `source` that the family of `architecture` knows, in their order. Other programs could obey the others, and
+/// make another model of the same weights.
+pub(super) fn carried(source: &Config, architecture: &Architecture) -> Result<Map<String, Value>> {
+    let family = architecture.names()?;
+    let mut config = source.json.clone();
+    config.retain(|key, _| family.knows(key));
+    Ok(config)
+}
+
+/// What a user should know of `source`: keys that its family does not have, and a default that depends on the version.
+pub(super) fn notes(source: &Config, architecture: &Architecture) -> Result<Vec<String>> {
+    let family = architecture.names()?;
+    let unknown: Vec<&str> = source
+        .json
+        .iter()
+        .filter(|(key, value)| !value.is_null() && !family.knows(key))
+        .map(|(key, _)| key.as_str())
+        .collect();
+    let left_out = (!unknown.is_empty()).then(|| {
+        format!(
+            "{}: models of the family {} have no such keys, and they are left out: {}",
+            source.path.display(),
+            family.name,
+            unknown.join(", ")
+        )
+    });
+    let assumed = source.assumed(&family.keys.rope_theta)?;
+    Ok(left_out.into_iter().chain(assumed).collect())
+}
+
+fn put(config: &mut Map<String, Value>, key: &str, value: Value) {
+    if !config
+        .get(key)
+        .is_some_and(|present| same_value(present, &value))
+    {
+        config.insert(key.to_owned(), value);
+    }
+}
+
+/// The window, and a list of its layers where the seed has one or not all have it.
+fn put_windows(config: &mut Map<String, Value>, target: &Architecture) {
+    let unused = ["sliding_window", "use_sliding_window"]
+        .into_iter()
+        .any(|key| config.get(key).is_some_and(|value| !value.is_null()));
+    match target.sliding_window {
+        Some(window) => {
+            put(config, "sliding_window", json!(window));
+            if config.contains_key("use_sliding_window") {
+                put(config, "use_sliding_window", json!(true));
+            }
+        }
+        None if unused => put(config, "use_sliding_window", json!(false)),
+        None => {}
+    }
+    let listed = ["layer_types", "max_window_layers"]
+        .into_iter()
+        .any(|key| config.contains_key(key));
+    if listed || !target.window_layers.is_all() {
+        let kinds: Vec<&str> = (0..target.num_layers)
+            .map(|layer| {
+                if target.sliding_window.is_some() && target.window_layers.contains(layer) {
+                    "sliding_attention"
+                } else {
+                    "full_attention"
+                }
+            })
+            .collect();
+        put(config, "layer_types", json!(kinds));
+    }
+}
+
+/// The rotary positions with every value that a reader would infer otherwise, as `rope_parameters` and `rope_theta`.
+pub(super) fn put_rope(config: &mut Map<String, Value>, target: &Architecture) {
+    let said = config.get("rope_parameters").and_then(Value::as_object);
+    let mut parameters = Map::new();
+    match &target.rope_scaling {
+        Some(Value::Object(scaling)) => parameters.extend(scaling.clone()),
+        _ => _ = parameters.insert("rope_type".to_owned(), json!("default")),
+    }
+    if let Some(factor) = target.partial_rotary_factor {
+        parameters.insert("partial_rotary_factor".to_owned(), json!(factor));
+    }
+    // Numbers are written as the seed writes them.
+    let theta = said
+        .and_then(|said| said.get("rope_theta"))
+        .or(config.get("rope_theta"))
+        .filter(|theta| same_value(theta, &json!(target.rope_theta)));
+    let theta = theta.cloned().unwrap_or(json!(target.rope_theta));
+    parameters.insert("rope_theta".to_owned(), theta.clone());
+    if let Some(said) = said {
+        let order: Vec<String> = said.keys().cloned().collect();
+        let place = |key: &String| {
+            order
+                .iter()
+                .position(|name| name == key)
+                .unwrap_or(order.len())
+        };
+        let mut sorted: Vec<_> = parameters.into_iter().collect();
+        sorted.sort_by_key(|(key, _)| place(key));
+        parameters = sorted.into_iter().collect();
+    }
+    put(config, "rope_theta", theta);
+    put(config, "rope_parameters", Value::Object(parameters));
 }

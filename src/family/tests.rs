@@ -89,7 +89,7 @@ fn the_config_of_a_mixture_reads_back() {
                 ..Mixture::new(&dense, 3)
             };
             let target = dense.upcycled(mixture);
-            let written = bam_config(&seed, &target);
+            let written = bam_config(&seed, &dense, &target).unwrap();
             assert_eq!(
                 Architecture::of(&config(json!(written))).unwrap(),
                 target,
@@ -128,6 +128,9 @@ fn defaults_are_those_of_the_configuration_classes() {
             .json
             .insert("num_attention_heads".to_owned(), json!(64));
         config.json.insert("hidden_size".to_owned(), json!(640));
+        config
+            .json
+            .insert("transformers_version".to_owned(), json!("4.57.1"));
         Architecture::of(&config).unwrap()
     };
     let facts = |a: Architecture| {
@@ -156,13 +159,24 @@ fn defaults_are_those_of_the_configuration_classes() {
     assert_eq!(facts(of("cohere")), (64, 10, 1e-5, None, true, Some(8192)));
     assert_eq!(of("cohere").logit_scale, Some(0.0625));
     assert_eq!(of("llama").rope_theta, 10_000.0);
-    let windowed = small(
-        "qwen2",
-        json!({"use_sliding_window": true, "sliding_window": 100}),
+    let windowed = |first: Value| {
+        let mut config = small(
+            "qwen2",
+            json!({"use_sliding_window": true, "sliding_window": 100}),
+        );
+        config.json.extend(first.as_object().unwrap().clone());
+        let architecture = Architecture::of(&config).unwrap();
+        (architecture.sliding_window, architecture.window_layers)
+    };
+    // Its window begins at layer 28 where the file does not say another.
+    assert_eq!(windowed(json!({})), (None, Layers::All));
+    assert_eq!(
+        windowed(json!({"max_window_layers": 0})),
+        (Some(100), Layers::All)
     );
     assert_eq!(
-        Architecture::of(&windowed).unwrap().sliding_window,
-        Some(100)
+        windowed(json!({"max_window_layers": 1})),
+        (Some(100), Layers::List(vec![1]))
     );
     let open = small(
         "mistral",
@@ -277,7 +291,7 @@ fn parts_that_only_some_mixtures_have() {
         },
         Mixture::new(&dense, 2),
     ] {
-        let written = bam_config(&seed, &dense.upcycled(mixture.clone()));
+        let written = bam_config(&seed, &dense, &dense.upcycled(mixture.clone())).unwrap();
         let read = Architecture::of(&config(Value::Object(written.clone()))).unwrap();
         assert_eq!(read.mixture, Some(mixture.clone()));
         assert_eq!(
@@ -391,6 +405,10 @@ fn refused(config: &Config) -> String {
 
 #[test]
 fn wrong_values_are_refused_by_name() {
+    let layout = refused(&small("bam", json!({"num_experts": 2, "block": "paralel"})));
+    let expected =
+        "key `block`: expected one of `sequential`, `parallel`, found the string \"paralel\"";
+    assert!(layout.contains(expected), "{layout}");
     for (changes, expected) in [
         (
             json!({"num_hidden_layers": "two"}),
@@ -453,10 +471,6 @@ fn wrong_values_are_refused_by_name() {
         (
             json!({"torch_dtype": "bf16"}),
             "key `torch_dtype`: expected a floating-point dtype",
-        ),
-        (
-            json!({"block": "paralel"}),
-            "key `block`: expected one of `sequential`, `parallel`, found the string \"paralel\"",
         ),
         (
             json!({"rope_scaling": 3}),
@@ -568,7 +582,7 @@ fn a_user_brings_a_family() {
     let target = dense.upcycled(Mixture::new(&dense, 2));
     assert!(names(&target).contains(&"model.layers.1.mlp.experts.0.up_proj.weight".to_owned()));
     assert!(!names(&target).iter().any(|name| name.contains("gate_proj")));
-    let read: Map<String, Value> = bam_config(&seed, &target);
+    let read: Map<String, Value> = bam_config(&seed, &dense, &target).unwrap();
     assert_eq!(Architecture::of(&config(json!(read))).unwrap(), target);
     let request = Request {
         method: Some(Method::Btx),
@@ -631,7 +645,8 @@ proptest! {
             if let Ok(tensors) = &tensors {
                 prop_assert_eq!(tensors.iter().map(|tensor| tensor.shape.iter().product::<u64>()).sum::<u64>(), total);
             }
-            let written = bam_config(&config, &architecture.upcycled(Mixture::new(&architecture, 2)));
+            let written =
+                bam_config(&config, &architecture, &architecture.upcycled(Mixture::new(&architecture, 2))).unwrap();
             prop_assert!(Architecture::of(&Config::from_json("written.json", written)).is_ok());
         }
         let _ = Request { experts: Some(2), ..Request::default() }.architecture(&config, None);

@@ -1,18 +1,15 @@
 //! From parameters to layers: which modules an architecture has.
 
-use serde_json::Value as Json;
-
 use super::attention::{Attention, Heads, KeyValue};
 use super::block::Block;
-use super::feed_forward::{Activation, FeedForward, Mlp, SharedExpert};
+use super::feed_forward::{FeedForward, Mlp, SharedExpert};
 use super::linear::{Linear, Matrix};
 use super::norm::Norm;
 use super::params::{Mode, Params, Value};
 use super::router::{Bias, Router};
-use crate::error::nearest;
 use crate::family::{
-    Architecture, AttentionKv, Block as Layout, Config, MlpType, NormPosition, NormType, QkNorm,
-    Role, RouterBias,
+    Activation, Architecture, AttentionKv, Block as Layout, Config, MlpType, NormPosition,
+    NormType, QkNorm, Role, RouterBias,
 };
 use crate::{Error, Result};
 
@@ -33,8 +30,8 @@ type Place = (u64, Option<u64>);
 impl Builder<'_> {
     /// All layers.
     pub(super) fn blocks(&self) -> Result<Vec<Block>> {
-        let activation = self.activation()?;
-        let windows = self.windows()?;
+        let activation = self.architecture.activation(self.config)?;
+        let windows = self.windows();
         windows
             .into_iter()
             .enumerate()
@@ -297,77 +294,18 @@ impl Builder<'_> {
         })
     }
 
-    fn activation(&self) -> Result<Activation> {
-        let name = self.architecture.hidden_act.as_str();
-        if let Some((_, known)) = Activation::ALL.iter().find(|(known, _)| *known == name) {
-            return Ok(*known);
-        }
-        let names = Activation::ALL.map(|(name, _)| name);
-        let error = Error::key(
-            &self.config.path,
-            "hidden_act",
-            format!("expected one of {}, found {name}", names.join(", ")),
-        );
-        Err(match nearest(name, names) {
-            Some(known) => error.with_hint(format!("the nearest known activation is `{known}`")),
-            None => error,
-        })
-    }
-
-    /// Positions that each layer looks back; with `layer_types` or `max_window_layers` (Qwen) some layers see all.
-    fn windows(&self) -> Result<Vec<Option<usize>>> {
-        let layers = self.architecture.num_layers as usize;
-        let Some(window) = self
-            .architecture
-            .sliding_window
-            .map(|window| window as usize)
-        else {
-            return Ok(vec![None; layers]);
-        };
-        let key = |name: &str| self.config.json.get(name).filter(|value| !value.is_null());
-        if let Some(types) = key("layer_types") {
-            let sliding = |kind: &Json| match kind.as_str() {
-                Some("sliding_attention") => Ok(Some(window)),
-                Some("full_attention") => Ok(None),
-                _ => Err(self.fault(
-                    "layer_types",
-                    format!("expected `sliding_attention` or `full_attention`, found {kind}"),
-                )),
-            };
-            let windows: Vec<_> = types
-                .as_array()
-                .into_iter()
-                .flatten()
-                .map(sliding)
-                .collect::<Result<_>>()?;
-            return if windows.len() == layers {
-                Ok(windows)
-            } else {
-                Err(self.fault(
-                    "layer_types",
-                    format!(
-                        "expected one entry for each of {layers} layers, found {}",
-                        windows.len()
-                    ),
-                ))
-            };
-        }
-        let full = match key("max_window_layers") {
-            None => 0,
-            Some(value) => value.as_u64().ok_or_else(|| {
-                self.fault(
-                    "max_window_layers",
-                    format!("expected a number of layers, found {value}"),
-                )
-            })? as usize,
-        };
-        Ok((0..layers)
-            .map(|layer| (layer >= full).then_some(window))
-            .collect())
-    }
-
-    fn fault(&self, key: &str, problem: String) -> Error {
-        Error::key(&self.config.path, key, problem)
+    /// Positions that each layer looks back.
+    fn windows(&self) -> Vec<Option<usize>> {
+        let a = self.architecture;
+        let sliding = a.window_layers.mask(a.num_layers);
+        sliding
+            .into_iter()
+            .map(|sliding| {
+                a.sliding_window
+                    .filter(|_| sliding)
+                    .map(|window| window as usize)
+            })
+            .collect()
     }
 }
 

@@ -11,44 +11,18 @@ use super::params::Mode;
 use super::pass::{Pass, on_cpu};
 use super::router::{Router, Routing};
 use super::stored::floats;
+use crate::family::Activation;
 
 /// Values that one thread activates at a time.
 const PIECE: usize = 1 << 13;
 
-/// The functions that configurations name in `hidden_act`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Activation {
-    Silu,
-    /// With the error function.
-    Gelu,
-    /// Its approximation with the hyperbolic tangent.
-    GeluTanh,
-    Relu,
-    /// The square of [`Self::Relu`].
-    Relu2,
-}
-
-impl Activation {
-    /// Every name with its meaning.
-    pub(super) const ALL: [(&'static str, Self); 8] = [
-        ("silu", Self::Silu),
-        ("swish", Self::Silu),
-        ("gelu", Self::Gelu),
-        ("gelu_new", Self::GeluTanh),
-        ("gelu_fast", Self::GeluTanh),
-        ("gelu_pytorch_tanh", Self::GeluTanh),
-        ("relu", Self::Relu),
-        ("relu2", Self::Relu2),
-    ];
-
-    fn apply(self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Silu => x.silu(),
-            Self::Gelu => x.gelu_erf(),
-            Self::GeluTanh => x.gelu(),
-            Self::Relu => x.relu(),
-            Self::Relu2 => x.relu()?.sqr(),
-        }
+fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
+    match activation {
+        Activation::Silu => x.silu(),
+        Activation::Gelu => x.gelu_erf(),
+        Activation::GeluTanh => x.gelu(),
+        Activation::Relu => x.relu(),
+        Activation::Relu2 => x.relu()?.sqr(),
     }
 }
 
@@ -75,7 +49,7 @@ impl Mlp {
                 let both = forward_together(&[gate, &self.up], x)?;
                 self.gated(&both[0], &both[1])?
             }
-            None => self.activation.apply(&self.up.forward(x)?)?,
+            None => activate(self.activation, &self.up.forward(x)?)?,
         };
         let out = self.down.forward(&inner)?;
         self.adapter
@@ -95,7 +69,7 @@ impl Mlp {
     /// `act(gate) · up`.
     fn gated(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         if self.mode == Mode::Train || self.activation != Activation::Silu || !on_cpu(gate) {
-            return self.activation.apply(gate)? * up;
+            return activate(self.activation, gate)? * up;
         }
         let (gate, up) = (gate.contiguous()?, up.contiguous()?);
         let (gate_values, up_values) = (gate.storage_and_layout(), up.storage_and_layout());

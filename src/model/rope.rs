@@ -1,5 +1,6 @@
 //! Rotary position embeddings: half-split or interleaved pairs, over all of a head or its first part, with the scalings
-//! of transformers (`modeling_rope_utils.py`): linear, llama3 (Llama 3.1) and yarn (Peng et al. 2023, arXiv 2309.00071).
+//! of transformers (`modeling_rope_utils.py`): linear, dynamic, llama3 (Llama 3.1), yarn (Peng et al. 2023, arXiv 2309.00071)
+//! and longrope (Ding et al. 2024, arXiv 2402.13753).
 
 use std::f64::consts::PI;
 
@@ -8,19 +9,17 @@ use serde_json::Value;
 
 use super::fused;
 use super::params::Mode;
-use crate::error::nearest;
 use crate::family::{Architecture, Config};
 use crate::{Error, Result};
-
-/// The kinds of scaling that are known.
-const KINDS: [&str; 4] = ["default", "linear", "llama3", "yarn"];
 
 /// The rotation of one model.
 #[derive(Debug, Clone)]
 pub(super) struct Rope {
     /// Angle per position of each pair, rounded to float32 as everywhere else.
     frequencies: Vec<f32>,
-    /// Factor on cosines and sines (yarn).
+    /// Those of a pass that reaches beyond a number of positions (longrope).
+    long: Option<(usize, Vec<f32>)>,
+    /// Factor on cosines and sines (yarn, longrope).
     attention_factor: f64,
     interleaved: bool,
     mode: Mode,
@@ -36,31 +35,24 @@ pub(super) struct Rotation {
 impl Rope {
     /// The rotation that a configuration describes.
     pub(super) fn new(architecture: &Architecture, config: &Config, mode: Mode) -> Result<Self> {
-        let partial = partial_factor(config)?;
-        let rotary = (architecture.head_dim as f64 * partial) as usize;
-        if rotary == 0 || rotary % 2 == 1 {
-            let problem = format!(
-                "expected an even number of rotated dimensions of each head, found {rotary}"
-            );
-            return Err(Error::key(&config.path, "head_dim", problem));
-        }
+        let rotary = architecture.rotary(config)? as usize;
         let base = architecture.rope_theta;
         let plain: Vec<f64> = (0..rotary / 2)
             .map(|i| base.powf(-((2 * i) as f64) / rotary as f64))
             .collect();
         let scaling = Scaling {
             config,
-            architecture,
+            base,
             values: architecture.rope_scaling.as_ref(),
         };
-        let (frequencies, attention_factor) = scaling.apply(plain, rotary)?;
-        let frequencies = frequencies
-            .into_iter()
-            .map(|frequency| frequency as f32)
-            .collect();
+        let scaled = scaling.apply(plain, rotary)?;
+        let rounded = |frequencies: Vec<f64>| frequencies.into_iter().map(|x| x as f32).collect();
         Ok(Self {
-            frequencies,
-            attention_factor,
+            frequencies: rounded(scaled.frequencies),
+            long: scaled
+                .long
+                .map(|(original, frequencies)| (original, rounded(frequencies))),
+            attention_factor: scaled.attention_factor,
             interleaved: architecture.rope_interleaved,
             mode,
         })
@@ -88,8 +80,14 @@ impl Rope {
             Vec::with_capacity(rows * seq * pairs),
             Vec::with_capacity(rows * seq * pairs),
         );
+        // One set for the whole pass, as in transformers: keys in a cache stay as they were.
+        let longest = positions.iter().flatten().max().map_or(0, |last| last + 1);
+        let frequencies = match &self.long {
+            Some((original, frequencies)) if longest > *original => frequencies,
+            _ => &self.frequencies,
+        };
         for position in positions.iter().flatten() {
-            for frequency in &self.frequencies {
+            for frequency in frequencies {
                 // The product is rounded to float32 as in transformers, which matters at large positions.
                 let angle = f64::from(*position as f32 * frequency);
                 cos.push(angle.cos() * self.attention_factor);
@@ -171,92 +169,56 @@ fn rotate(
     Ok((new_first, new_second))
 }
 
-/// Fraction of a head that is rotated.
-fn partial_factor(config: &Config) -> Result<f64> {
-    let objects = ["rope_parameters", "rope_scaling"]
-        .map(|name| config.json.get(name).and_then(Value::as_object));
-    let inner = objects
-        .into_iter()
-        .flatten()
-        .find_map(|object| object.get("partial_rotary_factor"));
-    let Some(value) = config
-        .json
-        .get("partial_rotary_factor")
-        .or(inner)
-        .filter(|value| !value.is_null())
-    else {
-        return Ok(1.0);
-    };
-    value
-        .as_f64()
-        .filter(|factor| *factor > 0.0 && *factor <= 1.0)
-        .ok_or_else(|| {
-            Error::key(
-                &config.path,
-                "partial_rotary_factor",
-                format!("expected a number above 0 up to 1, found {value}"),
-            )
-        })
+/// What a scaling makes of the plain frequencies.
+struct Scaled {
+    frequencies: Vec<f64>,
+    long: Option<(usize, Vec<f64>)>,
+    attention_factor: f64,
 }
 
-/// The scaling of the frequencies, and where it stands for errors.
+impl From<Vec<f64>> for Scaled {
+    fn from(frequencies: Vec<f64>) -> Self {
+        Self {
+            frequencies,
+            long: None,
+            attention_factor: 1.0,
+        }
+    }
+}
+
+/// The scaling of the frequencies; reading the configuration has checked its values and said those that are inferred.
 struct Scaling<'a> {
     config: &'a Config,
-    architecture: &'a Architecture,
+    base: f64,
     values: Option<&'a Value>,
 }
 
 impl Scaling<'_> {
-    /// The scaled frequencies out of the plain ones, and the factor on cosines and sines.
-    fn apply(&self, plain: Vec<f64>, rotary: usize) -> Result<(Vec<f64>, f64)> {
+    fn apply(&self, plain: Vec<f64>, rotary: usize) -> Result<Scaled> {
         let kind = self
-            .values
-            .and_then(|values| values.get("rope_type"))
+            .value("rope_type")
             .and_then(Value::as_str)
             .unwrap_or("default");
         match kind {
-            "default" => Ok((plain, 1.0)),
             "linear" => {
                 let factor = self.required("factor")?;
-                Ok((
-                    plain
-                        .into_iter()
-                        .map(|frequency| frequency / factor)
-                        .collect(),
-                    1.0,
-                ))
+                let slower: Vec<f64> = plain.into_iter().map(|x| x / factor).collect();
+                Ok(slower.into())
             }
-            "llama3" => Ok((self.llama3(plain)?, 1.0)),
+            "llama3" => Ok(self.llama3(plain)?.into()),
             "yarn" => self.yarn(&plain, rotary),
-            other => {
-                let error = self.fault(
-                    "rope_type",
-                    format!("expected one of {}, found {other}", KINDS.join(", ")),
-                );
-                Err(match nearest(other, KINDS) {
-                    Some(known) => {
-                        error.with_hint(format!("the nearest known scaling is `{known}`"))
-                    }
-                    None => error,
-                })
-            }
+            "longrope" => self.longrope(&plain),
+            // A dynamic scaling begins beyond `max_position_embeddings`, and no pass goes there.
+            _ => Ok(plain.into()),
         }
     }
 
     /// Long waves are stretched, short ones kept, those between are blended.
     fn llama3(&self, plain: Vec<f64>) -> Result<Vec<f64>> {
         let factor = self.required("factor")?;
-        let (low, high) = (
-            self.required("low_freq_factor")?,
-            self.required("high_freq_factor")?,
-        );
-        let context = self.original_context()?;
-        if low >= high {
-            return Err(self.fault(
-                "high_freq_factor",
-                format!("expected more than low_freq_factor {low}, found {high}"),
-            ));
-        }
+        let low = self.required("low_freq_factor")?;
+        let high = self.required("high_freq_factor")?;
+        let context = self.required("original_max_position_embeddings")?;
         let scaled = |frequency: f64| {
             let wave = 2.0 * PI / frequency;
             if wave < context / high {
@@ -271,12 +233,9 @@ impl Scaling<'_> {
         Ok(plain.into_iter().map(scaled).collect())
     }
 
-    fn yarn(&self, plain: &[f64], rotary: usize) -> Result<(Vec<f64>, f64)> {
-        let context = self.original_context()?;
-        let factor = match self.optional("factor")? {
-            Some(factor) => factor,
-            None => self.longest()? / context,
-        };
+    fn yarn(&self, plain: &[f64], rotary: usize) -> Result<Scaled> {
+        let context = self.required("original_max_position_embeddings")?;
+        let factor = self.required("factor")?;
         let mscale = |scale: f64| {
             if factor <= 1.0 {
                 1.0
@@ -284,26 +243,19 @@ impl Scaling<'_> {
                 0.1 * scale * factor.ln() + 1.0
             }
         };
-        let of_heads = match (self.optional("mscale")?, self.optional("mscale_all_dim")?) {
+        let of_heads = match (self.number("mscale"), self.number("mscale_all_dim")) {
             (Some(one), Some(all)) => mscale(one) / mscale(all),
             _ => mscale(1.0),
         };
-        let attention_factor = self.optional("attention_factor")?.unwrap_or(of_heads);
-        let (fast, slow) = (
-            self.optional("beta_fast")?.unwrap_or(32.0),
-            self.optional("beta_slow")?.unwrap_or(1.0),
-        );
-        let base = self.architecture.rope_theta;
+        let attention_factor = self.number("attention_factor").unwrap_or(of_heads);
+        let fast = self.number("beta_fast").unwrap_or(32.0);
+        let slow = self.number("beta_slow").unwrap_or(1.0);
         let dimension = |rotations: f64| {
-            rotary as f64 * (context / (rotations * 2.0 * PI)).ln() / (2.0 * base.ln())
+            rotary as f64 * (context / (rotations * 2.0 * PI)).ln() / (2.0 * self.base.ln())
         };
-        let truncate = self
-            .values
-            .and_then(|values| values.get("truncate"))
-            .and_then(Value::as_bool)
-            .unwrap_or(true);
+        let truncate = self.value("truncate").and_then(Value::as_bool);
         let (mut low, mut high) = (dimension(fast), dimension(slow));
-        if truncate {
+        if truncate.unwrap_or(true) {
             (low, high) = (low.floor(), high.ceil());
         }
         (low, high) = (low.max(0.0), high.min(rotary as f64 - 1.0));
@@ -314,56 +266,52 @@ impl Scaling<'_> {
             let stretched = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
             frequency / factor * stretched + frequency * (1.0 - stretched)
         });
-        Ok((frequencies.collect(), attention_factor))
-    }
-
-    fn optional(&self, name: &str) -> Result<Option<f64>> {
-        let Some(value) = self
-            .values
-            .and_then(|values| values.get(name))
-            .filter(|value| !value.is_null())
-        else {
-            return Ok(None);
-        };
-        let number = value
-            .as_f64()
-            .filter(|number| number.is_finite() && *number > 0.0);
-        number
-            .map(Some)
-            .ok_or_else(|| self.fault(name, format!("expected a number above 0, found {value}")))
-    }
-
-    fn required(&self, name: &str) -> Result<f64> {
-        self.optional(name)?.ok_or_else(|| {
-            self.fault(
-                name,
-                "expected a number above 0, found no such key".to_owned(),
-            )
+        Ok(Scaled {
+            frequencies: frequencies.collect(),
+            long: None,
+            attention_factor,
         })
     }
 
-    fn original_context(&self) -> Result<f64> {
-        match self.optional("original_max_position_embeddings")? {
-            Some(context) => Ok(context),
-            None => self.longest(),
-        }
+    /// A factor for each pair: one list up to the original context, another beyond it.
+    fn longrope(&self, plain: &[f64]) -> Result<Scaled> {
+        let divided = |name: &str| -> Result<Vec<f64>> {
+            let factors = self.value(name).and_then(Value::as_array);
+            let factors = factors.ok_or_else(|| self.missing(name))?;
+            let factors = factors.iter().filter_map(Value::as_f64);
+            // transformers holds the lists in float32.
+            Ok(plain
+                .iter()
+                .zip(factors)
+                .map(|(x, by)| x / f64::from(by as f32))
+                .collect())
+        };
+        let original = self.required("original_max_position_embeddings")?;
+        Ok(Scaled {
+            frequencies: divided("short_factor")?,
+            long: Some((original as usize, divided("long_factor")?)),
+            attention_factor: self.required("attention_factor")?,
+        })
     }
 
-    fn longest(&self) -> Result<f64> {
-        self.architecture
-            .max_position_embeddings
-            .map(|longest| longest as f64)
-            .ok_or_else(|| {
-                let problem = "expected a positive integer, found no such key".to_owned();
-                Error::key(&self.config.path, "max_position_embeddings", problem)
-            })
+    fn value(&self, name: &str) -> Option<&Value> {
+        self.values?.get(name)
     }
 
-    fn fault(&self, name: &str, problem: String) -> Error {
-        let object = ["rope_parameters", "rope_scaling"]
-            .into_iter()
-            .find(|object| self.config.json.get(*object).is_some_and(Value::is_object))
-            .unwrap_or("rope_parameters");
-        Error::key(&self.config.path, &format!("{object}.{name}"), problem)
+    fn number(&self, name: &str) -> Option<f64> {
+        self.value(name).and_then(Value::as_f64)
+    }
+
+    fn required(&self, name: &str) -> Result<f64> {
+        self.number(name).ok_or_else(|| self.missing(name))
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        let problem = "expected a value, found no such key";
+        Error::key(
+            &self.config.path,
+            &format!("rope_parameters.{name}"),
+            problem,
+        )
     }
 }

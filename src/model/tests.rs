@@ -123,7 +123,8 @@ fn frequencies_are_those_of_transformers() {
 
 #[test]
 fn part_of_a_head_can_be_rotated() {
-    let half = rope(json!({ "partial_rotary_factor": 0.5 })).unwrap();
+    let half = rope(json!({ "model_type": "bam", "num_experts": 2, "partial_rotary_factor": 0.5 }))
+        .unwrap();
     assert_eq!(half.parts().0.len(), 4);
     let x = Tensor::ones((1, 3, 2, 16), DType::F64, &Device::Cpu).unwrap();
     let rotation = half

@@ -464,7 +464,7 @@ impl Making {
         let Self {
             models,
             file,
-            notes,
+            mut notes,
             names,
             mixture,
             composition,
@@ -487,7 +487,9 @@ impl Making {
         let Output {
             architecture,
             mut config,
+            notes: of_config,
         } = family::output(&without, &base.config, mixture, &base.architecture.family)?;
+        notes.extend(of_config);
         if bam || config.contains_key("expert_names") {
             config.insert("expert_names".to_owned(), json!(names));
         }

@@ -20,6 +20,7 @@ pub fn plan(mixture: Model, wanted: &str) -> Result<Changed> {
     let Output {
         architecture,
         config,
+        notes: _,
     } = dense(&mixture.config, &mixture.architecture)?;
     let tensors_of = ByPlace::new(&mixture);
     let mut tensors = Vec::new();

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::model::Model;
 use crate::checkpoint::{hash, json as strict};
-use crate::family::{Architecture, Config, Role, TensorSpec};
+use crate::family::{Architecture, Config, Role, TensorSpec, same_value};
 use crate::{Error, Result};
 
 /// Refuses `other` where it cannot be averaged with, or stand beside, `reference`.
@@ -206,24 +206,21 @@ fn differences(
             a.sliding_window.into(),
             b.sliding_window.into(),
         ),
-    ];
-    let layers = |architecture: &Architecture, config: &Config, name: &str| match architecture
-        .sliding_window
-    {
-        Some(_) => config.json.get(name).cloned().unwrap_or(Value::Null),
-        None => Value::Null,
-    };
-    let windows = ["layer_types", "max_window_layers"].map(|name| {
         (
-            key(name),
-            layers(a, config, name),
-            layers(b, &other.config, name),
-        )
-    });
+            key("layer_types"),
+            json!(a.window_layers),
+            json!(b.window_layers),
+        ),
+        (key("clip_qkv"), a.clip_qkv.into(), b.clip_qkv.into()),
+        (
+            key("partial_rotary_factor"),
+            a.partial_rotary_factor.into(),
+            b.partial_rotary_factor.into(),
+        ),
+    ];
     compared
         .into_iter()
-        .chain(windows)
-        .filter(|(_, expected, found)| expected != found)
+        .filter(|(_, expected, found)| !same_value(expected, found))
 }
 
 /// The configurations agree; a tensor can still differ where a model is described by a format file.

@@ -61,6 +61,13 @@ pub fn plan(
     let torch = crate::checkpoint::dtype::torch_name(dtype);
     json.insert("dtype".to_owned(), json!(torch));
     json.insert("torch_dtype".to_owned(), json!(torch));
+    // Its default depends on the version of transformers.
+    let inner = json
+        .get("rope_parameters")
+        .and_then(|rope| rope.get("rope_theta"));
+    if inner.is_none() && json.get("rope_theta").is_none() {
+        json.insert("rope_theta".to_owned(), json!(architecture.rope_theta));
+    }
     both_spellings(&mut json);
     let mut files = vec![card::json_file("config.json", &json)];
     if architecture.is_bam() {

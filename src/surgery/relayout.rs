@@ -62,6 +62,7 @@ pub fn plan(path: &Path, form: &Form) -> Result<(Plan, Architecture, Vec<OutputF
     let Output {
         architecture: wanted,
         config: mut json,
+        notes,
     } = family::output(&architecture, &config, mixture, target)?;
     if let Some(dtype) = form.dtype {
         for key in ["dtype", "torch_dtype"] {
@@ -98,7 +99,9 @@ pub fn plan(path: &Path, form: &Form) -> Result<(Plan, Architecture, Vec<OutputF
         checkpoint: stored.checkpoint,
         kept: false,
     };
-    Ok((converted(source, tensors, settings), wanted, files))
+    let mut plan = converted(source, tensors, settings);
+    plan.notes.extend(notes);
+    Ok((plan, wanted, files))
 }
 
 /// The tensors of the source by what they are.

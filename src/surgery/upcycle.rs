@@ -191,7 +191,9 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     let Output {
         architecture,
         config,
+        notes: of_config,
     } = family::output(&dense, &models[0].config, mixture, &settings.target)?;
+    notes.extend(of_config);
     let router_file = router::open_file(
         [&settings.router, &settings.attention_router],
         settings.prompt_rows.as_ref(),

@@ -65,6 +65,7 @@ ONE_SEED = {
 BY_HAND = {
     "yarn": dict(rope_parameters=dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=32)),
     "linear": dict(rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=4.0)),
+    "dynamic": dict(rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, factor=2.0)),
     "partial": dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5)),
     "post": dict(norm_position="post", mlp_type="plain", hidden_act="gelu", mlp_bias=True),
     "post parallel": dict(norm_position="post", block="parallel"),

@@ -115,7 +115,7 @@ def frequencies(config):
     base = np.array([rope["rope_theta"] ** (-2 * i / dims) for i in range(dims // 2)])
     kind, factor = rope["rope_type"], rope.get("factor", 1.0)
     original = rope.get("original_max_position_embeddings") or config.get("max_position_embeddings")
-    if kind == "default":
+    if kind in ("default", "dynamic"):  # dynamic begins beyond `max_position_embeddings`, where no check goes
         return base, 1.0
     if kind == "linear":
         return base / factor, 1.0

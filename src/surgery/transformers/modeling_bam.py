@@ -53,15 +53,23 @@ def rotary_angles(config, position_ids):
     Computed anew for each call: half a head of numbers costs nothing, and there is no buffer that a cast to bf16 rounds
     or that loading on the meta device leaves empty.
     """
-    kind = config.rope_parameters["rope_type"]
+    rope = config.rope_parameters
+    kind, dims = rope["rope_type"], int(config.head_dim * rope.get("partial_rotary_factor", 1.0))
+    steps = torch.arange(0, dims, 2, dtype=torch.float32, device=position_ids.device) / dims
+    scale = 1.0
     if kind == "default":
-        dims = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
-        steps = torch.arange(0, dims, 2, dtype=torch.float32, device=position_ids.device)
-        frequencies, scale = config.rope_theta ** -(steps / dims), 1.0
+        frequencies = config.rope_theta**-steps
     elif kind in ("linear", "llama3", "yarn"):
         frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, position_ids.device)
+    elif kind == "dynamic":  # for the longest position of the call; 4.57 and 5.x agree
+        length = int(position_ids.max()) + 1
+        frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, position_ids.device, seq_len=length)
+    elif kind == "longrope":  # written out: the two versions look for the original length in different places
+        long = int(position_ids.max()) + 1 > rope["original_max_position_embeddings"]
+        factors = torch.tensor(rope["long_factor" if long else "short_factor"], device=position_ids.device)
+        frequencies, scale = 1.0 / (factors * config.rope_theta**steps), rope["attention_factor"]
     else:
-        raise ValueError(f"config.json: rope_type is {kind!r}, expected default, linear, llama3 or yarn")
+        raise ValueError(f"config.json: rope_type is {kind!r}, expected default, linear, dynamic, yarn, longrope or llama3")
     angles = position_ids[..., None].float() * frequencies.float()
     return angles.cos() * scale, angles.sin() * scale
 

@@ -1,0 +1,56 @@
+//! The activation of feed-forward networks.
+
+use super::architecture::Architecture;
+use super::config::Config;
+use crate::error::{nearest, one_of};
+use crate::{Error, Result};
+
+/// The functions that configurations name in `hidden_act` and that can be computed here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activation {
+    Silu,
+    /// With the error function.
+    Gelu,
+    /// Its approximation with the hyperbolic tangent.
+    GeluTanh,
+    Relu,
+    /// The square of [`Self::Relu`].
+    Relu2,
+}
+
+impl Activation {
+    /// Every name with its meaning.
+    const ALL: [(&'static str, Self); 8] = [
+        ("silu", Self::Silu),
+        ("swish", Self::Silu),
+        ("gelu", Self::Gelu),
+        ("gelu_new", Self::GeluTanh),
+        ("gelu_fast", Self::GeluTanh),
+        ("gelu_pytorch_tanh", Self::GeluTanh),
+        ("relu", Self::Relu),
+        ("relu2", Self::Relu2),
+    ];
+}
+
+impl Architecture {
+    /// Refuses what can be described and stored, but not computed: an unknown activation, heads that cannot be rotated.
+    pub(crate) fn check_computable(&self, config: &Config) -> Result<()> {
+        self.activation(config)?;
+        self.rotary(config).map(|_| ())
+    }
+
+    /// The activation that `hidden_act` names; `config` only names the place in errors.
+    pub(crate) fn activation(&self, config: &Config) -> Result<Activation> {
+        let name = self.hidden_act.as_str();
+        if let Some((_, known)) = Activation::ALL.iter().find(|(known, _)| *known == name) {
+            return Ok(*known);
+        }
+        let names = Activation::ALL.map(|(name, _)| name);
+        let problem = format!("expected {}, found {name}", one_of(names));
+        let error = Error::key(&config.path, "hidden_act", problem);
+        Err(match nearest(name, names) {
+            Some(known) => error.with_hint(format!("the nearest known activation is `{known}`")),
+            None => error,
+        })
+    }
+}

@@ -1,0 +1,389 @@
+//! Scaled rotary positions as transformers reads them (`modeling_rope_utils.py`), with every value that it would infer.
+//!
+//! The two versions read some files differently. What both read the same way, or only one can read, is resolved; the rest is refused.
+
+use serde_json::{Map, Value, json};
+
+use super::architecture::Architecture;
+use super::config::{Config, Found};
+use super::format::Family;
+use super::spelling::{normalised, same_value};
+use crate::checkpoint::json::kind;
+use crate::error::{nearest, one_of};
+use crate::{Error, Result};
+
+/// The key that says how long texts were before positions were scaled.
+pub(super) const ORIGINAL: &str = "original_max_position_embeddings";
+
+/// The part of each head that is rotated. No class of the dense families reads such a key: transformers 4 fails where it
+/// is there, transformers 5 passes over it.
+pub(super) fn partial_rotary_factor(config: &Config, family: &Family) -> Result<Option<f64>> {
+    let names = [
+        "partial_rotary_factor",
+        "rope_parameters.partial_rotary_factor",
+        "rope_scaling.partial_rotary_factor",
+    ];
+    let Found::Value(name, value) = config.find(names)? else {
+        return Ok(None);
+    };
+    let factor = value
+        .as_f64()
+        .filter(|factor| *factor > 0.0 && *factor <= 1.0)
+        .ok_or_else(|| config.wrong(name, "a number above 0 up to 1", value))?;
+    if factor == 1.0 {
+        return Ok(None);
+    }
+    if family.keys.partial_rotary_factor.names.is_empty() {
+        let problem = format!(
+            "is {factor}, but models of the family {} rotate whole heads",
+            family.name
+        );
+        return Err(Error::key(&config.path, name, problem).with_hint(
+            "remove the key if the model was trained with transformers 5, which ignores it",
+        ));
+    }
+    Ok(Some(factor))
+}
+
+/// What the values of a scaling depend on.
+pub(crate) struct RopeContext {
+    /// Dimensions of each head that are rotated.
+    pub(crate) rotary: u64,
+    /// Longest context that the model was made for.
+    pub(crate) longest: Option<u64>,
+}
+
+/// A kind of scaling: its keys beside `rope_type`.
+struct Kind {
+    name: &'static str,
+    required: &'static [&'static str],
+    optional: &'static [&'static str],
+}
+
+const KINDS: [Kind; 6] = [
+    Kind {
+        name: "default",
+        required: &[],
+        optional: &[],
+    },
+    Kind {
+        name: "linear",
+        required: &["factor"],
+        optional: &[],
+    },
+    Kind {
+        name: "dynamic",
+        required: &["factor"],
+        optional: &[],
+    },
+    Kind {
+        name: "yarn",
+        required: &[],
+        optional: &[
+            "factor",
+            ORIGINAL,
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+        ],
+    },
+    Kind {
+        name: "longrope",
+        required: &["short_factor", "long_factor"],
+        optional: &["factor", ORIGINAL, "attention_factor"],
+    },
+    Kind {
+        name: "llama3",
+        required: &["factor", "low_freq_factor", "high_freq_factor"],
+        optional: &[ORIGINAL],
+    },
+];
+
+impl Config {
+    /// The RoPE scaling of either spelling with all its values, `rope_type` first; `None` for the plain RoPE.
+    pub(crate) fn rope_scaling(&self, context: &RopeContext) -> Result<Option<Value>> {
+        let mut found: Option<(&str, Option<Map<String, Value>>)> = None;
+        for name in ["rope_scaling", "rope_parameters"] {
+            let object = match self.json.get(name) {
+                None | Some(Value::Null) => continue,
+                Some(Value::Object(object)) if object.is_empty() => continue,
+                Some(Value::Object(object)) => object,
+                Some(other) => return Err(self.wrong(name, "an object", other)),
+            };
+            self.check_rope_type(name, object)?;
+            let scaling = normalised(object);
+            match &found {
+                Some((first, earlier)) if !same_scaling(earlier, &scaling) => {
+                    let shown = |s: &Option<Map<String, Value>>| match s {
+                        Some(map) => Value::Object(map.clone()).to_string(),
+                        None => "no scaling".to_owned(),
+                    };
+                    return Err(Error::key(
+                        &self.path,
+                        first,
+                        format!(
+                            "says {}, but `{name}`, its other spelling, says {}",
+                            shown(earlier),
+                            shown(&scaling)
+                        ),
+                    )
+                    .with_hint(format!("make them equal or remove `{name}`")));
+                }
+                Some(_) => {}
+                None => found = Some((name, scaling)),
+            }
+        }
+        match found {
+            Some((name, Some(values))) => Scaling {
+                config: self,
+                name,
+                values,
+                context,
+            }
+            .resolved()
+            .map(|values| Some(Value::Object(values))),
+            _ => Ok(None),
+        }
+    }
+
+    fn check_rope_type(&self, name: &str, object: &Map<String, Value>) -> Result<()> {
+        let key = |inner: &str| format!("{name}.{inner}");
+        for inner in ["rope_type", "type"] {
+            if let Some(value) = object.get(inner).filter(|value| !value.is_string()) {
+                return Err(self.wrong(&key(inner), "a string", value));
+            }
+        }
+        if let (Some(new), Some(old)) = (object.get("rope_type"), object.get("type"))
+            && new != old
+        {
+            let problem = format!(
+                "is {}, but `{}`, its old spelling, is {}",
+                kind(new),
+                key("type"),
+                kind(old)
+            );
+            return Err(Error::key(&self.path, &key("rope_type"), problem));
+        }
+        Ok(())
+    }
+}
+
+fn same_scaling(a: &Option<Map<String, Value>>, b: &Option<Map<String, Value>>) -> bool {
+    match (a, b) {
+        (None, None) => true,
+        (Some(a), Some(b)) => same_value(&Value::Object(a.clone()), &Value::Object(b.clone())),
+        _ => false,
+    }
+}
+
+impl Architecture {
+    /// Dimensions of each head that are rotated, an even number; `config` only names the place in errors.
+    pub(crate) fn rotary(&self, config: &Config) -> Result<u64> {
+        let rotary = (self.head_dim as f64 * self.partial_rotary_factor.unwrap_or(1.0)) as u64;
+        if rotary == 0 || !rotary.is_multiple_of(2) {
+            let problem = format!(
+                "expected an even number of rotated dimensions of each head, found {rotary}"
+            );
+            return Err(Error::key(&config.path, "head_dim", problem));
+        }
+        Ok(rotary)
+    }
+}
+
+/// One scaling, and where it stands.
+struct Scaling<'a> {
+    config: &'a Config,
+    /// `rope_scaling` or `rope_parameters`.
+    name: &'static str,
+    values: Map<String, Value>,
+    context: &'a RopeContext,
+}
+
+impl Scaling<'_> {
+    /// The values of its kind: checked, and those that transformers would infer said.
+    fn resolved(mut self) -> Result<Map<String, Value>> {
+        let text = self.values.get("rope_type").and_then(Value::as_str);
+        let text = text.unwrap_or_default().to_owned();
+        let names = KINDS.map(|kind| kind.name);
+        let Some(kind) = KINDS.into_iter().find(|kind| kind.name == text) else {
+            let problem = format!("expected {}, found {text}", one_of(names));
+            let error = self.fault("rope_type", problem);
+            return Err(match nearest(&text, names) {
+                Some(known) => error.with_hint(format!("the nearest known scaling is `{known}`")),
+                None => error,
+            });
+        };
+        for key in kind.required {
+            self.check(key, true)?;
+        }
+        for key in kind.optional {
+            self.check(key, false)?;
+        }
+        let known = |key: &str| {
+            key == "rope_type" || kind.required.contains(&key) || kind.optional.contains(&key)
+        };
+        self.values
+            .retain(|key, value| known(key) && !(value.is_null() && key != "factor"));
+        match kind.name {
+            "llama3" => {
+                self.say_original()?;
+                let [low, high] =
+                    ["low_freq_factor", "high_freq_factor"].map(|key| self.number(key));
+                if low >= high {
+                    let problem = format!(
+                        "expected more than low_freq_factor {}, found {}",
+                        self.values["low_freq_factor"], self.values["high_freq_factor"]
+                    );
+                    return Err(self.fault("high_freq_factor", problem));
+                }
+            }
+            "yarn" => {
+                let original = self.say_original()?;
+                match self.values.get("factor") {
+                    None => return Err(self.missing("factor", "a number above 0")),
+                    Some(Value::Null) => {
+                        let factor = self.longest()? as f64 / original;
+                        self.say("factor", factor);
+                    }
+                    Some(_) => {}
+                }
+            }
+            "longrope" => self.resolve_longrope()?,
+            "dynamic" => _ = self.longest()?,
+            _ => {}
+        }
+        Ok(self.values)
+    }
+
+    /// Refuses a value of the wrong kind, and one that is missing where it is required.
+    fn check(&self, key: &str, required: bool) -> Result<()> {
+        let list = matches!(key, "short_factor" | "long_factor");
+        let pairs = self.context.rotary / 2;
+        let expected = if list {
+            format!("{pairs} numbers above 0, one for each pair of rotated dimensions")
+        } else if key == "truncate" {
+            "true or false".to_owned()
+        } else {
+            "a number above 0".to_owned()
+        };
+        let positive = |value: &Value| value.as_f64().is_some_and(|x| x.is_finite() && x > 0.0);
+        let right = match self.values.get(key) {
+            None if required => return Err(self.missing(key, &expected)),
+            None => return Ok(()),
+            // Python's `or` and `is None` pass over these, but reads a null `truncate` as false.
+            Some(Value::Null) if !required && key != "truncate" => return Ok(()),
+            Some(Value::Array(items)) if list => {
+                items.len() as u64 == pairs && items.iter().all(positive)
+            }
+            Some(value) if key == "truncate" => value.is_boolean(),
+            Some(value) => !list && positive(value),
+        };
+        if right {
+            return Ok(());
+        }
+        let name = format!("{}.{key}", self.name);
+        Err(self.config.wrong(&name, &expected, &self.values[key]))
+    }
+
+    /// Says the original context, which both versions read from the scaling or take as the whole context.
+    fn say_original(&mut self) -> Result<f64> {
+        let inner = self.values.get(ORIGINAL).and_then(Value::as_f64);
+        let outer = self.outer_original()?;
+        if let Some(outer) = outer
+            && inner != Some(outer)
+        {
+            let problem =
+                format!("is {outer}, which transformers 5 reads and transformers 4 does not");
+            return Err(
+                Error::key(&self.config.path, ORIGINAL, problem).with_hint(format!(
+                    "say it as `{}.{ORIGINAL}` and remove this key",
+                    self.name
+                )),
+            );
+        }
+        match inner {
+            Some(original) => Ok(original),
+            None => {
+                let longest = self.longest()?;
+                self.values.insert(ORIGINAL.to_owned(), json!(longest));
+                Ok(longest as f64)
+            }
+        }
+    }
+
+    /// The key beside the scaling, where Phi-3 has it.
+    fn outer_original(&self) -> Result<Option<f64>> {
+        match self.config.json.get(ORIGINAL) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => self
+                .config
+                .as_count(ORIGINAL, value)
+                .map(|count| Some(count as f64)),
+        }
+    }
+
+    /// Says the original context and the factor on cosines and sines.
+    fn resolve_longrope(&mut self) -> Result<()> {
+        let longest = self.longest()? as f64;
+        let [inner, factor, said] =
+            [ORIGINAL, "factor", "attention_factor"].map(|key| self.number(key));
+        let outer = self.outer_original()?;
+        let attention = |factor: Option<f64>, original: f64| match (said, factor) {
+            (Some(said), _) => Some(said),
+            (None, Some(factor)) if factor <= 1.0 => Some(1.0),
+            (None, factor) => factor.map(|factor| (1.0 + factor.ln() / original.ln()).sqrt()),
+        };
+        let original = outer.or(inner).unwrap_or(longest);
+        let of_5 = (
+            original,
+            attention(Some(factor.unwrap_or(longest / original)), original),
+        );
+        let of_4 = match outer {
+            Some(outer) => (outer, attention(Some(longest / outer), outer)),
+            None => (longest, attention(factor, longest)),
+        };
+        // transformers 4 does not read `rope_parameters` at all.
+        let read_by_4 = self.name == "rope_scaling" && of_4.1.is_some();
+        if read_by_4 && of_4 != of_5 {
+            let problem =
+                "says a longrope that transformers 4 and 5 compute differently".to_owned();
+            return Err(Error::key(&self.config.path, self.name, problem).with_hint(format!(
+                "say it as transformers 5 does: `rope_parameters` with {ORIGINAL} and attention_factor"
+            )));
+        }
+        self.values
+            .insert(ORIGINAL.to_owned(), json!(original as u64));
+        self.values.shift_remove("factor");
+        if let Some(attention) = of_5.1.filter(|_| said.is_none()) {
+            self.say("attention_factor", attention);
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, key: &str, value: f64) {
+        self.values.insert(key.to_owned(), json!(value));
+    }
+
+    fn number(&self, key: &str) -> Option<f64> {
+        self.values.get(key).and_then(Value::as_f64)
+    }
+
+    fn longest(&self) -> Result<u64> {
+        self.context.longest.ok_or_else(|| {
+            self.config
+                .missing("max_position_embeddings", "a positive integer")
+        })
+    }
+
+    fn missing(&self, key: &str, expected: &str) -> Error {
+        self.config
+            .missing(&format!("{}.{key}", self.name), expected)
+    }
+
+    fn fault(&self, key: &str, problem: String) -> Error {
+        Error::key(&self.config.path, &format!("{}.{key}", self.name), problem)
+    }
+}
