@@ -11,7 +11,7 @@ use super::format::{Family, Presence, Refused};
 use super::keys::Key;
 use super::layout::{Block, Layers, MlpType, NormPosition, NormType, QkNorm};
 use super::mixture::Mixture;
-use super::rope::{RopeContext, partial_rotary_factor};
+use super::rope::{RopeContext, partial_rotary_factor, rope_theta};
 use super::spelling::same_value;
 use super::windows::windows;
 use crate::checkpoint::dtype::from_torch_name;
@@ -155,6 +155,15 @@ impl Architecture {
                 ));
             }
         };
+        if let Found::Value(name, value) = config.find(["head_dim"])?
+            && config.as_count(name, value)? != head_dim
+        {
+            let problem = format!(
+                "is {}, but heads of the family {} fill the hidden size: {head_dim}",
+                value, family.name
+            );
+            return Err(Error::key(&config.path, name, problem));
+        }
         let num_layers = config.required_count(&keys.num_layers)?;
         let (sliding_window, window_layers) = windows(config, family, num_layers)?;
         let partial_rotary_factor = partial_rotary_factor(config, family)?;
@@ -162,6 +171,7 @@ impl Architecture {
         let context = RopeContext {
             rotary: (head_dim as f64 * partial_rotary_factor.unwrap_or(1.0)) as u64,
             longest: max_position_embeddings,
+            own_class: family.says_layouts(),
         };
         let qk_norm = if present(&family.present.qk_norm)? {
             family.qk_norm
@@ -195,9 +205,7 @@ impl Architecture {
             mlp_bias: present(&family.present.mlp_bias)?,
             qk_norm: layouts.qk_norm.unwrap_or(qk_norm),
             norm_eps: norm_eps(config, family, norm_type)?,
-            rope_theta: config
-                .number(&keys.rope_theta, f64::MIN_POSITIVE)?
-                .unwrap_or(10_000.0),
+            rope_theta: rope_theta(config, family)?,
             rope_scaling: config.rope_scaling(&context)?,
             hidden_act: config.text(&keys.hidden_act)?.unwrap_or("silu").to_owned(),
             logit_scale: config.number(&keys.logit_scale, f64::MIN)?,
@@ -388,7 +396,7 @@ fn refuse(config: &Config, family: &Family) -> Result<()> {
     if let Some(value) = config
         .json
         .get("is_causal")
-        .filter(|value| **value == Value::Bool(false))
+        .filter(|value| **value != Value::Bool(true))
     {
         return refused("is_causal", value, "attention looks back only");
     }
@@ -409,12 +417,12 @@ fn refuse(config: &Config, family: &Family) -> Result<()> {
         because,
     } in &family.refused
     {
-        if config
-            .json
-            .get(key)
-            .is_some_and(|found| same_value(found, value))
-        {
-            return refused(key, value, because);
+        let refuses = |found: &Value| match value {
+            Some(value) => same_value(found, value),
+            None => !found.is_null(),
+        };
+        if let Some(found) = config.json.get(key).filter(|found| refuses(found)) {
+            return refused(key, found, because);
         }
     }
     Ok(())

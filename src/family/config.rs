@@ -120,7 +120,7 @@ impl Config {
     }
 
     /// The major version of transformers that wrote the file, if it says so.
-    fn transformers(&self) -> Option<u32> {
+    pub(crate) fn transformers(&self) -> Option<u32> {
         let version = self.json.get("transformers_version")?.as_str()?;
         version.split('.').next()?.parse().ok()
     }

@@ -66,8 +66,9 @@ pub struct Family {
 pub(crate) struct Refused {
     /// The key.
     pub(crate) key: String,
-    /// The value; others are fine.
-    pub(crate) value: Value,
+    /// The value, where others are fine; any but null is refused where absent.
+    #[serde(default)]
+    pub(crate) value: Option<Value>,
     /// Why.
     pub(crate) because: String,
 }

@@ -4,8 +4,6 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::format::{Family, Presence};
-use super::mixture::Mixture;
-use super::target::DESCRIBED;
 
 /// One configuration key: the names it may have and the value where none of them stands.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -128,7 +126,7 @@ impl MixtureKeys {
 }
 
 impl Family {
-    /// Whether the configuration class of the family knows the key of that name.
+    /// Whether the configuration class of the family knows the key of that name. A BAM's holds what its seed's class knows.
     pub(crate) fn knows(&self, name: &str) -> bool {
         /// Keys of every configuration in transformers that change nothing that is computed here.
         const COMMON: [&str; 21] = [
@@ -171,7 +169,8 @@ impl Family {
         let lists = mixture
             .into_iter()
             .flat_map(|mixture| [&mixture.dense_layers, &mixture.sparse_step]);
-        COMMON.contains(&name)
+        self.says_layouts()
+            || COMMON.contains(&name)
             || self.other_keys.iter().any(|key| key == name)
             || self.refused.iter().any(|refused| refused.key == name)
             || keys.any(|key| key == name)
@@ -179,6 +178,5 @@ impl Family {
             || presences
                 .into_iter()
                 .any(|presence| matches!(presence, Presence::Key { name: key, .. } if key == name))
-            || self.says_layouts() && (Mixture::KEYS.contains(&name) || DESCRIBED.contains(&name))
     }
 }

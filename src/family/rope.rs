@@ -45,12 +45,39 @@ pub(super) fn partial_rotary_factor(config: &Config, family: &Family) -> Result<
     Ok(Some(factor))
 }
 
+/// The base of the rotary frequencies.
+pub(super) fn rope_theta(config: &Config, family: &Family) -> Result<f64> {
+    let key = &family.keys.rope_theta;
+    let theta = config.number(key, f64::MIN_POSITIVE)?.unwrap_or(10_000.0);
+    let absent = |name| {
+        config
+            .find([name])
+            .map(|found| !matches!(found, Found::Value(..)))
+    };
+    let inner = "rope_parameters.rope_theta";
+    if family.says_layouts() || !absent("rope_theta")? || absent(inner)? {
+        return Ok(theta);
+    }
+    // Both versions take all of `rope_scaling` instead where that says anything, and version 4 never reads the other.
+    let scaled =
+        matches!(config.json.get("rope_scaling"), Some(Value::Object(map)) if !map.is_empty());
+    if scaled || config.transformers().is_some_and(|major| major < 5) {
+        let problem = "is passed over by transformers: beside rope_scaling by version 5, and always by version 4";
+        return Err(
+            Error::key(&config.path, inner, problem).with_hint("say it as `rope_theta` too")
+        );
+    }
+    Ok(theta)
+}
+
 /// What the values of a scaling depend on.
 pub(crate) struct RopeContext {
     /// Dimensions of each head that are rotated.
     pub(crate) rotary: u64,
     /// Longest context that the model was made for.
     pub(crate) longest: Option<u64>,
+    /// Whether the class that reads the file is this program's own, the same under each version of transformers.
+    pub(crate) own_class: bool,
 }
 
 /// A kind of scaling: its keys beside `rope_type`.
@@ -135,6 +162,15 @@ impl Config {
                 Some(_) => {}
                 None => found = Some((name, scaling)),
             }
+        }
+        if let Some(("rope_parameters", Some(_))) = found
+            && !context.own_class
+            && self.transformers().is_some_and(|major| major < 5)
+        {
+            let problem =
+                "says a scaling, but transformers 4, which wrote the file, does not read it";
+            return Err(Error::key(&self.path, "rope_parameters", problem)
+                .with_hint("say it as `rope_scaling` too"));
         }
         match found {
             Some((name, Some(values))) => Scaling {
@@ -273,8 +309,10 @@ impl Scaling<'_> {
         let right = match self.values.get(key) {
             None if required => return Err(self.missing(key, &expected)),
             None => return Ok(()),
-            // Python's `or` and `is None` pass over these, but reads a null `truncate` as false.
-            Some(Value::Null) if !required && key != "truncate" => return Ok(()),
+            // Python passes over these, but takes a null `truncate` for false and cannot divide by a null context.
+            Some(Value::Null) if !required && !matches!(key, "truncate" | ORIGINAL) => {
+                return Ok(());
+            }
             Some(Value::Array(items)) if list => {
                 items.len() as u64 == pairs && items.iter().all(positive)
             }
