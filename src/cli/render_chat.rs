@@ -18,9 +18,10 @@ use super::{Outcome, Verdict};
 
 /// Name of the hidden command.
 const NAME: &str = "render-chat";
-/// Longest time that a template may take, and the seconds of a processor. Real ones take some milliseconds.
-const LONGEST: Duration = Duration::from_secs(4);
+/// Seconds of a processor that a template may take. Real ones take some milliseconds.
 const LONGEST_CPU: u64 = 2;
+/// Longest time until then, where other processes keep the machine busy.
+const LONGEST: Duration = Duration::from_secs(4);
 /// Bytes that the child may hold, its stack among them.
 const MEMORY: u64 = 384 << 20;
 const TOO_LONG: &str = "it takes more than some seconds, where real templates take milliseconds";

@@ -1,64 +1,36 @@
 //! Conversations as a model was trained to read them: the checkpoint's chat template.
 //!
 //! The text is the one that `apply_chat_template` of transformers makes of the same template and conversation.
+//! What our engine cannot do as Jinja2 does is refused, such as `%` after a text that is no literal. Known exceptions print
+//! otherwise: ranges and the groups of `groupby` as lists, and floats that Python writes with an exponent before or after `~`.
+//! Values of several types compare, where Python raises an error.
+//!
 //! A template is a program from a stranger. [`RenderRequest::text`] bounds its steps and its output, but it can still exhaust
 //! the stack or the memory. Render in a process that may die: the command line does.
 
+mod bounds;
+mod filters;
+mod methods;
+mod percent;
+mod python;
 mod render;
+mod request;
+mod source;
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::json;
 use crate::{Error, Result};
+
+pub use request::{Conversation, RenderRequest};
 
 const FILE: &str = "chat_template.jinja";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 /// Bytes of the longest template. Templates that models ship have at most some ten thousand.
 const LONGEST_TEMPLATE: u64 = 1 << 20;
-
-/// What a chat template lays out.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Conversation {
-    /// The turns, each with `role` and `content`, and what else the template reads, such as `tool_calls`.
-    pub messages: Vec<Map<String, Value>>,
-    /// JSON schemas of the functions that the model may call.
-    pub tools: Option<Vec<Value>>,
-    /// What the model may quote, each with `title` and `text`.
-    pub documents: Option<Vec<Value>>,
-    /// Whether the text ends where the assistant speaks next.
-    pub add_generation_prompt: bool,
-    /// Other variables of the template, such as `enable_thinking`. They replace special tokens of the same name.
-    pub variables: Map<String, Value>,
-}
-
-impl Conversation {
-    /// A user's question, perhaps after a system message, that the assistant answers next.
-    pub fn question(system: Option<&str>, user: &str) -> Self {
-        let turn = |role: &str, content: &str| {
-            let pairs = [("role", role), ("content", content)];
-            Map::from_iter(pairs.map(|(key, text)| (key.to_owned(), Value::from(text))))
-        };
-        let system = system.map(|text| turn("system", text));
-        Self {
-            messages: system.into_iter().chain([turn("user", user)]).collect(),
-            add_generation_prompt: true,
-            ..Self::default()
-        }
-    }
-}
-
-/// All that the text of a conversation depends on.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct RenderRequest {
-    source: String,
-    special: Map<String, Value>,
-    conversation: Conversation,
-}
 
 /// The chat template of a checkpoint.
 #[derive(Debug, Clone)]

@@ -1,18 +1,15 @@
 //! One conversation through one template.
 
-use std::fmt::Write;
-
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::{Environment, ErrorKind, context};
-use minijinja_contrib::pycompat::unknown_method_callback;
+use minijinja::{Environment, context};
 
-use super::RenderRequest;
+use super::bounds::LONGEST;
+use super::request::RenderRequest;
+use super::{filters, methods, python, source};
 
 /// Steps that a template may take; real ones take some thousand. Texts count by their length.
 const STEPS: u64 = 2_000_000;
-/// Bytes that it may write: the context of a model holds less.
-const LARGEST: usize = 16 << 20;
 /// Bytes of an error that are printed: a template can raise one with any text.
 const LONGEST_PROBLEM: usize = 500;
 
@@ -21,10 +18,11 @@ impl RenderRequest {
     ///
     /// It holds its special tokens itself: encode it without adding any. A hostile template can end the process.
     pub fn text(&self) -> Result<String, String> {
-        self.render().map_err(|error| problem(&error))
+        let source = source::prepared(&self.source)?;
+        self.render(&source).map_err(|error| problem(&error))
     }
 
-    fn render(&self) -> Result<String, minijinja::Error> {
+    fn render(&self, source: &str) -> Result<String, minijinja::Error> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
@@ -32,15 +30,15 @@ impl RenderRequest {
             .build()?;
         environment.set_syntax(syntax);
         environment.set_fuel(Some(STEPS));
-        environment.set_unknown_method_callback(unknown_method_callback);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
+        environment.set_unknown_method_callback(methods::call);
+        environment.set_formatter(|out, _, value| Ok(out.write_str(&python::text(value)?)?));
+        filters::extend(&mut environment);
 
         let conversation = &self.conversation;
         let special = minijinja::Value::from(Serde(&self.special));
         let others = minijinja::Value::from(Serde(&conversation.variables));
         let variables = context! {
-            messages => Serde(&conversation.messages),
+            messages => Serde(&conversation.prepared_messages()),
             tools => Serde(&conversation.tools),
             documents => Serde(&conversation.documents),
             add_generation_prompt => conversation.add_generation_prompt,
@@ -48,21 +46,21 @@ impl RenderRequest {
         };
         let mut text = Bounded(Vec::new());
         environment
-            .template_from_str(&self.source)?
+            .template_from_str(source)?
             .render_captured_to(variables, &mut text)?;
         // The engine writes text.
         Ok(String::from_utf8_lossy(&text.0).into_owned())
     }
 }
 
-/// Text up to [`LARGEST`] bytes.
+/// Text up to [`LONGEST`] bytes.
 struct Bounded(Vec<u8>);
 
 impl std::io::Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.0.len() + bytes.len() > LARGEST {
+        if self.0.len() + bytes.len() > LONGEST {
             return Err(std::io::Error::other(format!(
-                "more than {LARGEST} bytes of text"
+                "more than {LONGEST} bytes of text"
             )));
         }
         self.0.extend_from_slice(bytes);
@@ -82,29 +80,16 @@ fn problem(error: &minijinja::Error) -> String {
         problem.push_str(&format!(": {cause}"));
         source = cause.source();
     }
-    let end = problem.floor_char_boundary(LONGEST_PROBLEM);
-    if end < problem.len() {
+    if problem.len() > LONGEST_PROBLEM {
+        let mut end = LONGEST_PROBLEM;
+        while !problem.is_char_boundary(end) {
+            end -= 1;
+        }
         let left_out = problem.len() - end;
         problem.truncate(end);
         problem.push_str(&format!("… ({left_out} more bytes)"));
     }
     problem
-}
-
-fn raise_exception(message: String) -> Result<String, minijinja::Error> {
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-}
-
-/// The local time in a format of C's `strftime`.
-fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
-    let mut text = String::new();
-    write!(text, "{}", chrono::Local::now().format(format)).map_err(|_| {
-        minijinja::Error::new(
-            ErrorKind::InvalidOperation,
-            format!("strftime_now: `{format}` is no format of a time"),
-        )
-    })?;
-    Ok(text)
 }
 
 #[cfg(test)]
