@@ -81,35 +81,6 @@ impl Work {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn products_go_at_their_share_of_the_peak() {
-        let products = Some(Products {
-            flops: 6e12,
-            share: 0.5,
-            gpu: false,
-            half: false,
-        });
-        let work = Work {
-            seconds: 1.0,
-            products,
-        };
-        assert_eq!(work.seconds(|_| Some(1e12)), Some(13.0));
-        assert_eq!(work.seconds(|_| None), None);
-        assert_eq!(
-            Work {
-                products: None,
-                ..work
-            }
-            .seconds(|_| None),
-            Some(1.0)
-        );
-    }
-}
-
 /// How far an estimate of memory may be above what the run then takes.
 const SLACK: u64 = 2;
 
@@ -143,5 +114,34 @@ pub fn check_memory(what: &str, needed: u64, hint: &str) -> Result<()> {
             Err(Error::usage(problem).with_hint(hint))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_go_at_their_share_of_the_peak() {
+        let products = Some(Products {
+            flops: 6e12,
+            share: 0.5,
+            gpu: false,
+            half: false,
+        });
+        let work = Work {
+            seconds: 1.0,
+            products,
+        };
+        assert_eq!(work.seconds(|_| Some(1e12)), Some(13.0));
+        assert_eq!(work.seconds(|_| None), None);
+        assert_eq!(
+            Work {
+                products: None,
+                ..work
+            }
+            .seconds(|_| None),
+            Some(1.0)
+        );
     }
 }
