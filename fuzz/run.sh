@@ -28,7 +28,8 @@ seeds() { # the files that a target's corpus begins with
     yaml) ls $hostile/*.yaml ../formats/*.yaml ../recipes/*.yaml ;;
     manifest) ls $hostile/manifest-*/bam-manifest.json ;;
     tokens) ls $hostile/tokens-*/header.json ;;
-    texts) ls $hostile/text-* ;;
+    texts) ls $hostile/text-* | grep -v parquet ;;
+    parquet) ls $hostile/text-*.parquet ;;
     mergekit) ls $hostile/{mergekit,linear,prompts}-*.yaml $fixtures/mergekit/*.yaml ;;
     answers) ls seeds/answers-* ;;
     results) ls seeds/eval.json $fixtures/golden/tokens.json ;;
@@ -38,7 +39,7 @@ seeds() { # the files that a target's corpus begins with
 
 mkdir -p artifacts
 failed=0
-for target in "${@:-safetensors index gguf config tokenizer yaml manifest tokens template texts mergekit results answers}"; do
+for target in "${@:-safetensors index gguf config tokenizer yaml manifest tokens template texts parquet mergekit results answers}"; do
     for target in $target; do
         mkdir -p "corpus/$target"
         seeds "$target" | while read -r file; do

@@ -31,7 +31,11 @@ pub struct Check {
 impl Check {
     /// Reads the text and cuts it by the tokenizer of the first source, so that what cannot be read is refused before
     /// anything is written.
-    pub fn new(text: &Path, sources: Vec<(String, PathBuf)>) -> Result<Self> {
+    pub fn new(
+        text: &Path,
+        sources: Vec<(String, PathBuf)>,
+        printer: &Printer,
+    ) -> Result<Self> {
         let domain = text
             .file_stem()
             .unwrap_or(text.as_os_str())
@@ -41,6 +45,9 @@ impl Check {
         if let Some((_, seed)) = sources.first() {
             let tokenizer =
                 Tokenizer::load(seed, Architecture::of(&Config::read(seed)?)?.vocab_size)?;
+            if let Some(note) = tokenizer.note() {
+                printer.note(&format!(" note: {note}"));
+            }
             windows = Domain::read(&domain, text)?.windows(&tokenizer, CONTEXT, Some(TOKENS))?;
         }
         Ok(Self {

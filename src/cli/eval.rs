@@ -114,7 +114,7 @@ impl Arguments {
         let domains: Vec<Domain> = domains.collect::<bam_convert::Result<_>>()?;
         let tasks = self.tasks.iter().map(|(name, path)| Task::read(name, path));
         let tasks: Vec<Task> = tasks.collect::<bam_convert::Result<_>>()?;
-        let tokens = self.tokenise(domains)?;
+        let tokens = self.tokenise(domains, printer)?;
         let total: usize = tokens
             .iter()
             .flat_map(|domain| &domain.windows)
@@ -218,13 +218,20 @@ impl Arguments {
     }
 
     /// Cuts the domains by the first model's tokenizer, and refuses models that read them otherwise.
-    fn tokenise(&self, domains: Vec<Domain>) -> bam_convert::Result<Vec<Tokens>> {
+    fn tokenise(
+        &self,
+        domains: Vec<Domain>,
+        printer: &Printer,
+    ) -> bam_convert::Result<Vec<Tokens>> {
         let limit = self.max_tokens.map(|tokens| tokens as usize);
         let mut found: Vec<Tokens> = Vec::new();
         let mut bytes: Option<Vec<u8>> = None;
         for path in &self.checkpoints {
             let vocab = Architecture::of(&Config::read(path)?)?.vocab_size;
             let tokenizer = Tokenizer::load(path, vocab)?;
+            if let Some(note) = tokenizer.note() {
+                printer.note(&format!(" note: {note}"));
+            }
             let content = std::fs::read(tokenizer.path()).ok();
             if bytes.is_some() && bytes == content {
                 continue;

@@ -6,7 +6,8 @@ use bam_convert::model::CausalLm;
 use bam_convert::model::chat::{ChatTemplate, Conversation};
 use bam_convert::model::generate::{Batch, Ending, Flow, Settings, eos_ids, generate};
 use bam_convert::model::sampling::Sampling;
-use bam_convert::model::tokenizer::{TextStream, Tokenizer};
+use bam_convert::model::text_stream::TextStream;
+use bam_convert::model::tokenizer::Tokenizer;
 use clap::Args;
 use serde::Serialize;
 
@@ -100,8 +101,17 @@ impl Arguments {
         let options = load_options(&self.checkpoint, self.device, self.dtype)?;
         let model = CausalLm::load(&self.checkpoint, &options)?;
         let tokenizer = Tokenizer::load(&self.checkpoint, model.architecture().vocab_size)?;
+        if let Some(note) = tokenizer.note() {
+            printer.note(&format!(" note: {note}"));
+        }
         // A chat template writes the special tokens itself.
-        let encode = |text: &String| Ok(tokenizer.encode(text, !self.chat)?.ids);
+        let encode = |text: &String| {
+            if self.chat {
+                Ok(tokenizer.encode(text, false)?.ids)
+            } else {
+                Ok(tokenizer.prompt_ids(text)?)
+            }
+        };
         let prompts: Vec<Vec<u32>> = texts.iter().map(encode).collect::<anyhow::Result<_>>()?;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let room = model

@@ -34,6 +34,9 @@ impl ComputedRows {
         let bar = printer.tokens_bar(prompts.count(), "reading prompts");
         let rows = prompts.rows(&model, &|read| bar.inc(read))?;
         bar.finish_and_clear();
+        if let Some(note) = &rows.note {
+            printer.note(&format!(" note: {note}"));
+        }
         if let Some((a, b, layer, cosine)) = rows
             .most_alike()
             .filter(|(_, _, _, cosine)| *cosine > ALIKE)

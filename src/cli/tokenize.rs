@@ -104,6 +104,9 @@ impl Arguments {
             bar.finish_and_clear();
         }
         let report = report?;
+        for note in &report.notes {
+            printer.note(&format!(" note: {note}"));
+        }
         if let Vocabulary::Train(wanted) = self.tokenizer
             && report.vocab_size < wanted
         {
@@ -126,6 +129,7 @@ fn text(report: &Report) -> String {
         ("files", table::grouped(report.files)),
         ("documents", table::grouped(report.documents)),
         ("without text", table::grouped(report.empty)),
+        ("unreadable", table::grouped(report.unreadable)),
         (
             "exact duplicates dropped",
             table::grouped(report.duplicates),

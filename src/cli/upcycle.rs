@@ -234,7 +234,7 @@ impl Arguments {
             .check
             .as_deref()
             .filter(|_| !self.write.outline)
-            .map(|text| Check::new(text, self.sources()))
+            .map(|text| Check::new(text, self.sources(), printer))
             .transpose()?;
         let (plan, architecture, files) = (
             &upcycling.plan,

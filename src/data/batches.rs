@@ -2,19 +2,33 @@
 
 use std::path::{Path, PathBuf};
 
-use super::documents::Documents;
+use super::documents::{Document, Documents};
 use crate::Result;
 use crate::checkpoint::SourceFile;
 use crate::checkpoint::source_file::{Stamp, changed};
 
 /// Bytes of text in a batch; one document more than that is one batch.
 const BATCH: usize = 8 << 20;
+/// Bytes that a document counts for beside its text: what is made of it takes as much, however short it is.
+const DOCUMENT: usize = 256;
+
+/// How many documents there were.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    /// All.
+    pub documents: u64,
+    /// Those without text, left out.
+    pub empty: u64,
+    /// Those whose text cannot be read, left out.
+    pub unreadable: u64,
+}
 
 /// The documents of all files, one after the other.
 pub(super) struct Reader<'a> {
     files: std::slice::Iter<'a, (PathBuf, Stamp)>,
     text_key: &'a str,
     open: Option<(&'a Path, &'a Stamp, Documents)>,
+    counts: Counts,
     /// Told the length of each file that has been read.
     progress: &'a (dyn Fn(u64) + Sync),
 }
@@ -30,16 +44,23 @@ impl<'a> Reader<'a> {
             files: files.iter(),
             text_key,
             open: None,
+            counts: Counts::default(),
             progress,
         }
     }
 
-    /// The next document, without a batch.
+    /// The next document that has text, without a batch.
     pub fn next_document(&mut self) -> Result<Option<String>> {
         loop {
             if let Some((path, stamp, documents)) = &mut self.open {
                 if let Some(document) = documents.next() {
-                    return document.map(Some);
+                    self.counts.documents += 1;
+                    match document? {
+                        Document::Text(text) => return Ok(Some(text)),
+                        Document::Empty => self.counts.empty += 1,
+                        Document::Unreadable(_) => self.counts.unreadable += 1,
+                    }
+                    continue;
                 }
                 // Here and not at the next opening alone: behind the last pass there is none.
                 check_unchanged(path, stamp)?;
@@ -54,12 +75,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Hands all documents to `work` in batches, with the file that the last one came from, and reads the next batch
-    /// meanwhile.
+    /// Hands all documents that have text to `work` in batches, with the file that the last one came from, and reads the next
+    /// batch meanwhile. Returns how many documents there were.
     pub fn batches(
         mut self,
         work: &mut (dyn FnMut(&Path, Vec<String>) -> Result<()> + Send),
-    ) -> Result<()> {
+    ) -> Result<Counts> {
         let mut batch = self.next_batch()?;
         while !batch.1.is_empty() {
             let (path, documents) = batch;
@@ -67,7 +88,7 @@ impl<'a> Reader<'a> {
             done?;
             batch = next?;
         }
-        Ok(())
+        Ok(self.counts)
     }
 
     fn next_batch(&mut self) -> Result<(&'a Path, Vec<String>)> {
@@ -77,7 +98,7 @@ impl<'a> Reader<'a> {
                 break;
             };
             path = self.open.as_ref().map_or(path, |(path, ..)| path);
-            length += document.len();
+            length += document.len() + DOCUMENT;
             documents.push(document);
         }
         Ok((path, documents))

@@ -53,25 +53,40 @@ pub(super) fn fingerprint(text: &str) -> Option<Fingerprint> {
     })
 }
 
-/// For each document the first one of its cluster, and `None` for exact duplicates of an earlier document.
-pub(super) fn clusters(documents: &[Fingerprint]) -> Vec<Option<u32>> {
-    let mut seen = HashSet::with_capacity(documents.len());
-    let mut kept = Vec::with_capacity(documents.len());
-    for (number, document) in documents.iter().enumerate() {
-        if seen.insert(document.exact) {
-            kept.push(number as u32);
+/// What is remembered of all documents, in the order in which they were read.
+///
+/// Of a document that repeats another nothing but that is kept: a packed file can repeat one many million times.
+#[derive(Debug, Default)]
+pub(super) struct Fingerprints {
+    seen: HashSet<u128>,
+    /// Those of documents that repeat no earlier one.
+    pub distinct: Vec<Fingerprint>,
+    /// For each document whether it repeats no earlier one.
+    pub first: Vec<bool>,
+}
+
+impl Fingerprints {
+    /// Adds the next document.
+    pub fn add(&mut self, document: Fingerprint) {
+        let first = self.seen.insert(document.exact);
+        self.first.push(first);
+        if first {
+            self.distinct.push(document);
         }
     }
-    drop(seen);
+}
+
+/// For each document, none of which repeats another, the first one of its cluster.
+pub(super) fn clusters(documents: &[Fingerprint]) -> Vec<u32> {
     let mut sets = Sets((0..documents.len() as u32).collect());
     for band in (0..BINS).step_by(BAND) {
         let key = |number: u32| {
             let bytes = &documents[number as usize].signature[band..band + BAND];
             u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
         };
-        let mut keyed: Vec<(u32, u32)> = kept
-            .par_iter()
-            .map(|number| (key(*number), *number))
+        let mut keyed: Vec<(u32, u32)> = (0..documents.len() as u32)
+            .into_par_iter()
+            .map(|number| (key(number), number))
             .collect();
         keyed.par_sort_unstable();
         let mut run = 0;
@@ -91,11 +106,9 @@ pub(super) fn clusters(documents: &[Fingerprint]) -> Vec<Option<u32>> {
             }
         }
     }
-    let mut found = vec![None; documents.len()];
-    for number in kept {
-        found[number as usize] = Some(sets.root(number));
-    }
-    found
+    (0..documents.len() as u32)
+        .map(|number| sets.root(number))
+        .collect()
 }
 
 /// The estimated Jaccard similarity of two documents' shingles.
@@ -229,13 +242,15 @@ mod tests {
             .join(" ")
     }
 
+    /// For each text the first one of its cluster, and `None` for one that repeats an earlier one.
     fn found(texts: &[String]) -> Vec<Option<u32>> {
-        clusters(
-            &texts
-                .iter()
-                .map(|text| fingerprint(text).unwrap())
-                .collect::<Vec<_>>(),
-        )
+        let mut documents = Fingerprints::default();
+        texts
+            .iter()
+            .for_each(|text| documents.add(fingerprint(text).unwrap()));
+        let mut roots = clusters(&documents.distinct).into_iter();
+        let root = |first: &bool| first.then(|| roots.next().unwrap());
+        documents.first.iter().map(root).collect()
     }
 
     #[test]

@@ -1,27 +1,34 @@
 //! The documents of a file, one by one.
 
-use std::fs::File;
+use std::collections::HashMap;
+use std::fmt;
 use std::io::{self, BufRead, BufReader, Read};
-use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::reader::RowIter;
-use parquet::schema::types::Type;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::input::{Kind, Packing, kind};
+use super::limits::{LARGEST, key_hint, most_text, too_long, unpacks_too_far};
+use super::table::TableTexts;
 use crate::checkpoint::{ReadAt, SourceFile, json};
-use crate::error::nearest;
 use crate::{Error, Result};
-
-/// Largest document in bytes of text: tokenizing takes many times as much memory.
-const LARGEST: u64 = 64 << 20;
 
 /// The field of JSON lines, or the column of a table, that holds the text unless another is named.
 pub const TEXT_KEY: &str = "text";
 
 type Stream = Box<dyn BufRead + Send>;
+
+/// A document, or why there is none.
+#[derive(Debug)]
+pub enum Document {
+    /// A text that holds more than white space.
+    Text(String),
+    /// No text, or white space alone.
+    Empty,
+    /// A line that holds no readable text although it is written as JSON lines are: what is wrong with it.
+    Unreadable(Error),
+}
 
 /// The documents of a text file (one), of JSON lines, or of a parquet table; plain, or packed by gzip or zstd.
 pub struct Documents {
@@ -34,10 +41,7 @@ enum Content {
     /// A file that is one document, unless it has been read.
     Text(Option<Stream>),
     JsonLines(JsonLines),
-    Parquet {
-        rows: RowIter<'static>,
-        number: u64,
-    },
+    Table(Box<TableTexts>),
 }
 
 impl Documents {
@@ -50,10 +54,9 @@ impl Documents {
                 stream: stream(path, packing)?,
                 line: 0,
             }),
-            (Kind::Parquet, Packing::Plain) => Content::Parquet {
-                rows: guarded(path, || rows(path, text_key))?,
-                number: 0,
-            },
+            (Kind::Parquet, Packing::Plain) => {
+                Content::Table(Box::new(TableTexts::open(path, text_key)?))
+            }
             (Kind::Parquet, _) => {
                 return Err(Error::file(
                     path,
@@ -69,78 +72,146 @@ impl Documents {
         })
     }
 
-    fn read(&mut self) -> Result<Option<String>> {
-        match &mut self.content {
+    fn read(&mut self) -> Result<Option<Document>> {
+        let text = match &mut self.content {
             Content::Text(stream) => stream
                 .take()
                 .map(|stream| read_text(&self.path, stream))
-                .transpose(),
+                .transpose()?,
             Content::JsonLines(lines) => {
-                let Some(line) = lines.next() else {
+                let Some((number, line)) = lines.next_line()? else {
                     return Ok(None);
                 };
-                let (number, mut object) = line?;
-                match object.remove(&self.text_key) {
-                    Some(Value::String(text)) => Ok(Some(text)),
-                    found => {
-                        let found = found.as_ref().map_or("no such key".to_owned(), json::kind);
-                        let error = Error::key(
-                            &self.path,
-                            &self.text_key,
-                            format!("line {number}: expected a string, found {found}"),
-                        );
-                        Err(key_hint(
-                            error,
-                            &self.text_key,
-                            object.keys().map(String::as_str),
-                        ))
-                    }
-                }
+                return self.of_line(number, &line).map(Some);
             }
-            Content::Parquet { rows, number } => {
-                let Some(row) = guarded(&self.path, || Ok(rows.next()))? else {
-                    return Ok(None);
-                };
-                *number += 1;
-                let row = row.map_err(|e| damaged_parquet(&self.path, &e))?;
-                let value = row.get_column_iter().next().map(|(_, field)| field);
-                match value {
-                    Some(parquet::record::Field::Str(text)) if text.len() as u64 <= LARGEST => {
-                        Ok(Some(text.clone()))
-                    }
-                    Some(parquet::record::Field::Str(text)) => Err(too_long(
-                        &self.path,
-                        &format!("row {number}"),
-                        text.len() as u64,
-                    )),
-                    Some(parquet::record::Field::Bytes(bytes)) => {
-                        String::from_utf8(bytes.data().to_vec())
-                            .map(Some)
-                            .map_err(|e| {
-                                let at = e.utf8_error().valid_up_to();
-                                Error::key(
-                                    &self.path,
-                                    &self.text_key,
-                                    format!(
-                                        "row {number}: expected text in UTF-8: byte {at} is none"
-                                    ),
-                                )
-                            })
-                    }
-                    // A row without text is no document.
-                    _ => Ok(Some(String::new())),
-                }
+            Content::Table(table) => table.next_text()?,
+        };
+        Ok(text.map(Document::of))
+    }
+
+    /// The document of a line of JSON lines.
+    fn of_line(&self, number: usize, line: &str) -> Result<Document> {
+        let mut object = match serde_json::from_str::<Map<String, Value>>(line) {
+            Ok(object) => object,
+            Err(error) => return self.of_broken_line(number, line, &error),
+        };
+        match object.remove(&self.text_key) {
+            Some(Value::String(text)) => Ok(Document::of(text)),
+            Some(Value::Null) => Ok(Document::Empty),
+            found => {
+                let found = found.as_ref().map_or("no such key".to_owned(), json::kind);
+                let error = Error::key(
+                    &self.path,
+                    &self.text_key,
+                    format!("line {number}: expected a string, found {found}"),
+                );
+                let keys = object.keys().map(String::as_str);
+                Err(key_hint(error, &self.text_key, keys))
             }
+        }
+    }
+
+    /// The document of a line that JSON does not allow. Python writes NaN, and halves of characters; a corpus of millions
+    /// of lines has some, and they are no reason to refuse the rest.
+    fn of_broken_line(
+        &self,
+        number: usize,
+        line: &str,
+        error: &serde_json::Error,
+    ) -> Result<Document> {
+        let broken = not_json(&self.path, number, error);
+        // What is ignored may nest without end.
+        if error.to_string().starts_with("recursion limit") {
+            return Err(broken);
+        }
+        // Of what is ignored, only the form is checked: halves of characters and huge numbers elsewhere harm nobody.
+        let mut json = serde_json::Deserializer::from_str(line);
+        let text = TextOf(&self.text_key).deserialize(&mut json);
+        if let Ok(Some(text)) = text.and_then(|text| json.end().map(|()| text)) {
+            return Ok(text.map_or(Document::Empty, Document::of));
+        }
+        match serde_json::from_str::<HashMap<String, IgnoredAny>>(&without_nan(line)) {
+            Ok(keys) if keys.contains_key(&self.text_key) => Ok(Document::Unreadable(broken)),
+            _ => Err(broken),
+        }
+    }
+}
+
+/// Reads one key of an object, which may be null, and ignores the others.
+struct TextOf<'k>(&'k str);
+
+impl<'de> DeserializeSeed<'de> for TextOf<'_> {
+    type Value = Option<Option<String>>;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TextOf<'_> {
+    type Value = Option<Option<String>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+        let mut text = None;
+        while let Some(key) = entries.next_key::<String>()? {
+            if key == self.0 {
+                text = Some(entries.next_value()?);
+            } else {
+                entries.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(text)
+    }
+}
+
+impl Document {
+    fn of(text: String) -> Self {
+        if text.trim().is_empty() {
+            Self::Empty
+        } else {
+            Self::Text(text)
         }
     }
 }
 
 impl Iterator for Documents {
-    type Item = Result<String>;
+    type Item = Result<Document>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.read().transpose()
     }
+}
+
+/// A line of JSON with Python's names for what is no number replaced by zeros.
+fn without_nan(line: &str) -> String {
+    let mut plain = String::with_capacity(line.len());
+    let mut rest = line;
+    let (mut inside, mut escaped) = (false, false);
+    while let Some(first) = rest.chars().next() {
+        let name = ["NaN", "Infinity"]
+            .into_iter()
+            .find(|name| !inside && rest.starts_with(name));
+        if let Some(name) = name {
+            plain.push('0');
+            rest = &rest[name.len()..];
+            continue;
+        }
+        inside ^= first == '"' && !escaped;
+        escaped = inside && first == '\\' && !escaped;
+        plain.push(first);
+        rest = &rest[first.len_utf8()..];
+    }
+    plain
+}
+
+fn not_json(path: &Path, line: usize, error: &serde_json::Error) -> Error {
+    Error::file(path, format!("line {line}: expected a JSON object: {error}")).with_hint(
+        "each line must hold one whole object; leave other JSON out by a pattern such as 'texts/**/*.md'",
+    )
 }
 
 /// The objects of a file of JSON lines with their line numbers; empty lines are skipped.
@@ -161,7 +232,8 @@ impl JsonLines {
         })
     }
 
-    fn read(&mut self) -> Result<Option<(usize, Map<String, Value>)>> {
+    /// The next line that is not empty, with its number.
+    fn next_line(&mut self) -> Result<Option<(usize, String)>> {
         loop {
             let mut bytes = Vec::new();
             let read = (&mut self.stream)
@@ -179,25 +251,32 @@ impl JsonLines {
                     bytes.len() as u64,
                 ));
             }
-            let text = std::str::from_utf8(&bytes).map_err(|e| {
+            let text = String::from_utf8(bytes).map_err(|e| {
                 Error::file(
                     &self.path,
                     format!(
                         "line {line}: expected text in UTF-8: byte {} is none",
-                        e.valid_up_to()
+                        e.utf8_error().valid_up_to()
                     ),
                 )
             })?;
-            let text = text.trim_start_matches('\u{feff}').trim();
-            if text.is_empty() {
-                continue;
+            let trimmed = text.trim_start_matches('\u{feff}').trim();
+            if trimmed.len() == text.len() {
+                return Ok(Some((line, text)));
             }
-            return serde_json::from_str(text).map(|object| Some((line, object))).map_err(|e| {
-                Error::file(&self.path, format!("line {line}: expected a JSON object: {e}")).with_hint(
-                    "each line must hold one whole object; leave other JSON out by a pattern such as 'texts/**/*.md'",
-                )
-            });
+            if !trimmed.is_empty() {
+                return Ok(Some((line, trimmed.to_owned())));
+            }
         }
+    }
+
+    fn read(&mut self) -> Result<Option<(usize, Map<String, Value>)>> {
+        let Some((line, text)) = self.next_line()? else {
+            return Ok(None);
+        };
+        serde_json::from_str(&text)
+            .map(|object| Some((line, object)))
+            .map_err(|e| not_json(&self.path, line, &e))
     }
 }
 
@@ -240,52 +319,30 @@ fn read_text(path: &Path, stream: Stream) -> Result<String> {
         .unwrap_or(text))
 }
 
-/// The column of a table that holds the text.
-fn rows(path: &Path, text_key: &str) -> Result<RowIter<'static>> {
-    // Refuses folders and pipes.
-    SourceFile::open(path)?;
-    let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
-    let reader = SerializedFileReader::new(file).map_err(|e| damaged_parquet(path, &e))?;
-    let schema = reader.metadata().file_metadata().schema();
-    let fields = schema.get_fields();
-    let Some(field) = fields.iter().find(|field| field.name() == text_key) else {
-        let error = Error::key(path, text_key, "the table has no such column");
-        return Err(key_hint(
-            error,
-            text_key,
-            fields.iter().map(|field| field.name()),
-        ));
-    };
-    if !field.is_primitive() || field.get_physical_type() != parquet::basic::Type::BYTE_ARRAY {
-        return Err(Error::key(path, text_key, "expected a column of strings"));
-    }
-    let projection = Type::group_type_builder(schema.name())
-        .with_fields(vec![field.clone()])
-        .build();
-    let projection = projection.map_err(|e| damaged_parquet(path, &e))?;
-    RowIter::from_file_into(Box::new(reader))
-        .project(Some(projection))
-        .map_err(|e| damaged_parquet(path, &e))
-}
-
 fn stream(path: &Path, packing: Packing) -> Result<Stream> {
     let source = Sequential {
         source: SourceFile::open(path)?,
         position: 0,
+    };
+    let length = source.source.len();
+    let bounded = |unpacked| Bounded {
+        unpacked,
+        left: most_text(length),
+        path: path.to_path_buf(),
+        length,
     };
     let buffer = 1 << 18;
     Ok(match packing {
         Packing::Plain => Box::new(BufReader::with_capacity(buffer, source)),
         Packing::Gzip => {
             let packed = BufReader::with_capacity(buffer, source);
-            Box::new(BufReader::with_capacity(
-                buffer,
-                flate2::bufread::MultiGzDecoder::new(packed),
-            ))
+            let decoder: Box<dyn Read + Send> =
+                Box::new(flate2::bufread::MultiGzDecoder::new(packed));
+            Box::new(BufReader::with_capacity(buffer, bounded(decoder)))
         }
         Packing::Zstd => {
             let decoder = zstd::Decoder::new(source).map_err(|e| failed(path, e))?;
-            Box::new(BufReader::with_capacity(buffer, decoder))
+            Box::new(BufReader::with_capacity(buffer, bounded(Box::new(decoder))))
         }
     })
 }
@@ -307,41 +364,30 @@ impl Read for Sequential {
     }
 }
 
+/// What a packed file unpacks to, which its length bounds.
+struct Bounded {
+    unpacked: Box<dyn Read + Send>,
+    left: u64,
+    path: PathBuf,
+    length: u64,
+}
+
+impl Read for Bounded {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.unpacked.read(buf)?;
+        self.left = self
+            .left
+            .checked_sub(count as u64)
+            .ok_or_else(|| io::Error::other(unpacks_too_far(&self.path, self.length)))?;
+        Ok(count)
+    }
+}
+
 /// The error of reading a packed or plain file: ours passed through, or what the unpacking found wrong.
 fn failed(path: &Path, error: io::Error) -> Error {
     match error.downcast::<Error>() {
         Ok(ours) => ours,
         Err(error) => Error::file(path, format!("cannot be unpacked: {error}"))
             .with_hint("is it cut or damaged? its ending (.gz, .zst) says how it is packed"),
-    }
-}
-
-fn too_long(path: &Path, place: &str, found: u64) -> Error {
-    let problem =
-        format!("{place}: expected a document of at most {LARGEST} bytes, found {found} or more");
-    Error::file(path, problem)
-        .with_hint("split it into documents: one a file, or one a line of JSON lines")
-}
-
-/// What reading a table gives; where the `parquet` crate panics over a damaged one, that is an error like any other.
-fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
-    // The reader is dropped with the error, so that nobody sees what the panic left of it.
-    std::panic::catch_unwind(AssertUnwindSafe(read))
-        .unwrap_or_else(|_| Err(Error::file(path, "expected a parquet table: it is damaged")))
-}
-
-fn damaged_parquet(path: &Path, error: &parquet::errors::ParquetError) -> Error {
-    Error::file(path, format!("expected a parquet table: {error}"))
-}
-
-fn key_hint<'a>(error: Error, wanted: &str, keys: impl Iterator<Item = &'a str>) -> Error {
-    let keys: Vec<&str> = keys.take(20).collect();
-    match (nearest(wanted, keys.iter().copied()), keys.is_empty()) {
-        (Some(near), _) => error.with_hint(format!("did you mean --text-key {near}?")),
-        (None, false) => error.with_hint(format!(
-            "--text-key names the text; there are: {}",
-            keys.join(", ")
-        )),
-        (None, true) => error,
     }
 }

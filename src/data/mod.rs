@@ -10,13 +10,16 @@ pub mod documents;
 pub mod folder;
 pub mod header;
 pub mod input;
+mod limits;
 pub mod mixture;
 mod order;
 pub mod outline;
 mod shards;
 mod split;
+mod table;
 #[cfg(test)]
 mod tests;
+mod thrift;
 pub mod tokenize;
 pub mod vocabulary;
 

@@ -10,6 +10,9 @@ use super::header::{IdType, Shard, Split, ends_file, shard_file};
 use crate::checkpoint::hash::hex;
 use crate::{Error, Result};
 
+/// Ids that are turned into bytes at once.
+const AT_ONCE: usize = 1 << 16;
+
 /// The shards of a split, written one after the other.
 pub(super) struct Shards<'a> {
     folder: &'a Path,
@@ -61,14 +64,17 @@ impl<'a> Shards<'a> {
                 })
             }
         };
-        let bytes: Vec<u8> = match self.dtype {
-            IdType::U16 => ids
-                .iter()
-                .flat_map(|id| (*id as u16).to_le_bytes())
-                .collect(),
-            IdType::U32 => ids.iter().flat_map(|id| id.to_le_bytes()).collect(),
-        };
-        open.ids.write(&bytes)?;
+        // A document may have 64 million tokens.
+        for ids in ids.chunks(AT_ONCE) {
+            let bytes: Vec<u8> = match self.dtype {
+                IdType::U16 => ids
+                    .iter()
+                    .flat_map(|id| (*id as u16).to_le_bytes())
+                    .collect(),
+                IdType::U32 => ids.iter().flat_map(|id| id.to_le_bytes()).collect(),
+            };
+            open.ids.write(&bytes)?;
+        }
         open.tokens += ids.len() as u64;
         open.documents += 1;
         open.bytes_of_text += bytes_of_text;

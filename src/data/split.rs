@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::dedup::{Fingerprint, clusters};
+use super::dedup::{Fingerprints, clusters};
 use super::header::Split;
 
 /// Part of the share held back from which it is full; smaller documents are not searched for to fill the rest.
@@ -25,11 +25,10 @@ pub(super) struct Assignment {
 ///
 /// Clusters are taken in the order of their least hash: what is held back depends on what the documents say, not on their
 /// order or their files. One cluster is held back at least, if there are two.
-pub(super) fn assign(documents: &[Fingerprint], fraction: f64) -> Assignment {
-    let roots = clusters(documents);
+pub(super) fn assign(documents: &Fingerprints, fraction: f64) -> Assignment {
+    let roots = clusters(&documents.distinct);
     let mut found: HashMap<u32, Cluster> = HashMap::new();
-    for (document, root) in documents.iter().zip(&roots) {
-        let Some(root) = root else { continue };
+    for (document, root) in documents.distinct.iter().zip(&roots) {
         let cluster = found.entry(*root).or_insert(Cluster {
             root: *root,
             least: u128::MAX,
@@ -61,17 +60,23 @@ pub(super) fn assign(documents: &[Fingerprint], fraction: f64) -> Assignment {
             .min_by_key(|cluster| (cluster.bytes, cluster.least));
         held.extend(smallest.map(|cluster| cluster.root));
     }
-    let side = |root: &u32| {
+    let mut sides = roots.iter().map(|root| {
         if held.contains(root) {
             Split::Validation
         } else {
             Split::Train
         }
-    };
+    });
+    // As many as documents that come first.
+    let splits: Vec<Option<Split>> = documents
+        .first
+        .iter()
+        .map(|first| if *first { sides.next() } else { None })
+        .collect();
     let several = clusters.iter().filter(|cluster| cluster.documents > 1);
     Assignment {
-        splits: roots.iter().map(|root| root.as_ref().map(side)).collect(),
-        duplicates: roots.iter().filter(|root| root.is_none()).count() as u64,
+        splits,
+        duplicates: documents.first.iter().filter(|first| !**first).count() as u64,
         clusters: several.clone().count() as u64,
         clustered: several.map(|cluster| cluster.documents).sum(),
     }

@@ -10,8 +10,8 @@ use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::batches::Reader;
-use super::dedup::fingerprint;
+use super::batches::{Counts, Reader};
+use super::dedup::{Fingerprints, fingerprint};
 use super::header::{self, FORMAT_VERSION, Header, IdType, Shard, Source, Split};
 use super::input;
 use super::shards::Shards;
@@ -56,6 +56,9 @@ pub enum Progress {
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
+    /// What there is to say beside that.
+    #[serde(skip)]
+    pub notes: Vec<String>,
     /// The token folder.
     pub output: PathBuf,
     /// SHA-256 of its header, which stands for the whole folder.
@@ -70,6 +73,8 @@ pub struct Report {
     pub documents: u64,
     /// Documents without text, left out.
     pub empty: u64,
+    /// Documents whose text cannot be read, left out: lines with NaN, or with half of a character.
+    pub unreadable: u64,
     /// Exact duplicates, dropped.
     pub duplicates: u64,
     /// Clusters of near-duplicates, each of which is wholly in one split.
@@ -99,9 +104,7 @@ pub struct SplitReport {
 struct Corpus {
     files: Vec<(PathBuf, Stamp)>,
     sources: Vec<Source>,
-    /// Number of documents read, and of those without text.
-    documents: u64,
-    empty: u64,
+    counts: Counts,
     bytes_of_text: u64,
     assignment: Assignment,
 }
@@ -177,13 +180,15 @@ pub fn tokenize(settings: &Settings, progress: &(dyn Fn(Progress) + Sync)) -> Re
     folder.write(header::FILE, text.as_bytes())?;
     folder.commit()?;
     Ok(Report {
+        notes: ready.notes,
         output: settings.out.clone(),
         hash: sha256(text.as_bytes()),
         tokenizer_sha256,
         vocab_size: ready.vocab_size,
         files: corpus.files.len() as u64,
-        documents: corpus.documents,
-        empty: corpus.empty,
+        documents: corpus.counts.documents,
+        empty: corpus.counts.empty,
+        unreadable: corpus.counts.unreadable,
         duplicates: corpus.assignment.duplicates,
         near_duplicate_clusters: corpus.assignment.clusters,
         near_duplicates: corpus.assignment.clustered,
@@ -253,29 +258,32 @@ impl Corpus {
             "reading",
             sources.iter().map(|source| source.bytes).sum(),
         ));
-        let (mut documents, mut empty, mut bytes_of_text) = (0, 0, 0);
-        let mut fingerprints = Vec::new();
+        let mut bytes_of_text = 0;
+        let mut fingerprints = Fingerprints::default();
         let told = |length| progress(Progress::Bytes(length));
-        Reader::new(&files, &settings.text_key, &told).batches(&mut |_, batch: Vec<String>| {
-            documents += batch.len() as u64;
+        let reader = Reader::new(&files, &settings.text_key, &told);
+        let counts = reader.batches(&mut |_, batch: Vec<String>| {
             let found: Vec<_> = batch.par_iter().map(|text| fingerprint(text)).collect();
-            let before = fingerprints.len();
-            fingerprints.extend(found.into_iter().flatten());
-            empty += (before + batch.len() - fingerprints.len()) as u64;
-            bytes_of_text += fingerprints[before..]
-                .iter()
-                .map(|document| document.bytes)
-                .sum::<u64>();
+            for document in found.into_iter().flatten() {
+                bytes_of_text += document.bytes;
+                fingerprints.add(document);
+            }
             Ok(())
         })?;
         let path = settings
             .paths
             .first()
             .map_or(Path::new("."), PathBuf::as_path);
-        if fingerprints.is_empty() {
-            return Err(Error::file(path, "expected text, found none"));
+        if fingerprints.distinct.is_empty() {
+            let Counts {
+                empty, unreadable, ..
+            } = counts;
+            let problem = format!(
+                "expected text, found none: {empty} documents are empty, and {unreadable} cannot be read"
+            );
+            return Err(Error::file(path, problem));
         }
-        if fingerprints.len() > u32::MAX as usize {
+        if fingerprints.distinct.len() > u32::MAX as usize {
             return Err(
                 Error::file(path, format!("expected at most {} documents", u32::MAX))
                     .with_hint("make several token folders"),
@@ -292,8 +300,7 @@ impl Corpus {
         Ok(Self {
             files,
             sources,
-            documents,
-            empty,
+            counts,
             bytes_of_text,
             assignment,
         })
@@ -329,9 +336,6 @@ impl Corpus {
                         return None;
                     }
                 };
-                if is_empty(&text) {
-                    continue;
-                }
                 let split = splits.next()?;
                 left = left.checked_sub(text.len() as u64)?;
                 progress(Progress::Bytes(text.len() as u64));
@@ -340,7 +344,14 @@ impl Corpus {
                 }
             }
         });
-        let ready = vocabulary::train(count, texts, settings.end_of_text.as_deref(), scratch);
+        let bytes = self.bytes_of_text;
+        let ready = vocabulary::train(
+            count,
+            bytes,
+            texts,
+            settings.end_of_text.as_deref(),
+            scratch,
+        );
         match failure.into_inner() {
             Ok(Some(error)) => Err(error),
             _ => ready,
@@ -365,9 +376,9 @@ impl Corpus {
                                                                               batch: Vec<
             String,
         >| {
-            let batch = batch.into_iter().filter(|text| !is_empty(text));
             // As many as the first pass has seen, unless a file has changed in a way that its stamp does not show.
             let batch: Vec<(String, Option<Split>)> = batch
+                .into_iter()
                 .map(|text| {
                     splits
                         .next()
@@ -400,9 +411,4 @@ impl Corpus {
         let [train, validation] = shards;
         Ok([train.finish()?, validation.finish()?])
     }
-}
-
-/// Whether the first pass has left a text out.
-fn is_empty(text: &str) -> bool {
-    text.trim().is_empty()
 }

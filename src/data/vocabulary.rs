@@ -24,6 +24,8 @@ use crate::{Error, Result};
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 /// Name of the file that says which of its tokens ends a text.
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// Name of the file that describes a model.
+const CONFIG: &str = "config.json";
 /// What ends a text in a tokenizer that is made here.
 const END_OF_TEXT: &str = "<|endoftext|>";
 /// Tokens that a byte-level tokenizer has before the first merge: all bytes, and the end of text.
@@ -36,6 +38,9 @@ pub(super) const MOST_TEXT: u64 = 1 << 31;
 /// Longest run of characters with white space throughout, or without any, that a tokenizer is made of: finding pairs takes time
 /// that is quadratic in the longest word, which is no longer than that.
 const LONGEST_RUN: usize = 512;
+
+/// Bytes of text that a tokenizer is made of at once: finding words takes some hundred times as much memory.
+const PIECE: usize = 512 << 10;
 
 /// Where the tokenizer comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +79,8 @@ impl fmt::Display for Vocabulary {
 /// A tokenizer ready for use.
 pub(super) struct Ready {
     pub tokenizer: Tokenizer,
+    /// What to say about it.
+    pub notes: Vec<String>,
     pub vocab_size: u64,
     pub end_of_text: u32,
     /// Files to put beside the shards, so that the folder can be read, and used as a tokenizer, on its own.
@@ -116,20 +123,40 @@ pub(super) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Ready> {
         files.push((TOKENIZER_CONFIG, json::read_bytes(&config)?));
     }
     read.iter().try_for_each(SourceFile::check_unchanged)?;
+    let notes = tokenizer.note().into_iter();
+    let notes = notes.chain(beyond_model(&tokenizer, folder)).collect();
     Ok(Ready {
         tokenizer,
+        notes,
         vocab_size,
         end_of_text,
         files,
     })
 }
 
+/// What to say where the model beside a tokenizer has no embedding for some of its ids: `train` would refuse the tokens.
+fn beyond_model(tokenizer: &Tokenizer, folder: &Path) -> Option<String> {
+    let path = folder.join(CONFIG);
+    let config = path.is_file().then(|| json::read_object(&path).ok())??;
+    let rows = config.get("vocab_size")?.as_u64()?;
+    let found = tokenizer.vocab_size();
+    (found > rows).then(|| {
+        format!(
+            "{}: has ids up to {}, but vocab_size of {} is {rows}: this model cannot be trained on the tokens",
+            tokenizer.path().display(),
+            found - 1,
+            path.display()
+        )
+    })
+}
+
 /// Makes a byte-level BPE of `vocab_size` tokens, fewer if the texts have no more pairs to join.
 ///
-/// The texts are cut before digits and as GPT-2 cuts them, and longer words than any of a language anywhere. The same texts make the
-/// same tokenizer.
+/// The texts, which have `bytes` bytes together, are cut before digits and as GPT-2 cuts them, and longer words than any of
+/// a language anywhere. The same texts make the same tokenizer.
 pub(super) fn train(
     vocab_size: u64,
+    bytes: u64,
     texts: impl Iterator<Item = String> + Send,
     end_of_text: Option<&str>,
     scratch: &Path,
@@ -143,6 +170,8 @@ pub(super) fn train(
     tokenizer.with_pre_tokenizer(Some(Sequence::new(pieces.to_vec())));
     tokenizer.with_decoder(Some(ByteLevel::default()));
     tokenizer.with_post_processor(Some(byte_level));
+    // Each token beyond the least joins two that the texts hold. The library makes room for all that it is asked for.
+    let vocab_size = vocab_size.min(LEAST.saturating_add(bytes));
     let trainer = BpeTrainer::builder()
         .vocab_size(vocab_size as usize)
         .show_progress(false)
@@ -171,6 +200,7 @@ pub(super) fn train(
         end_of_text: id_of(&tokenizer, end_of_text)?,
         vocab_size: tokenizer.vocab_size(),
         tokenizer,
+        notes: Vec::new(),
         files: vec![
             (TOKENIZER, text.into_bytes()),
             (TOKENIZER_CONFIG, config.into_bytes()),
@@ -178,19 +208,32 @@ pub(super) fn train(
     })
 }
 
-/// A text in pieces in which no run is longer than [`LONGEST_RUN`]: one piece, if it is text of people.
+/// A text in pieces in which no run is longer than [`LONGEST_RUN`], none much longer than [`PIECE`]: one piece, if it is
+/// a text of people and of the usual length.
+///
+/// A piece ends where a line does before a letter, so that its words are those of the text.
 fn short_runs(text: String) -> Vec<String> {
     let mut cuts = Vec::new();
-    let (mut run, mut white) = (0, false);
+    let (mut run, mut white, mut start) = (0, false, 0);
+    // The two characters before.
+    let mut before = (' ', ' ');
     for (at, character) in text.char_indices() {
-        if run == LONGEST_RUN && character.is_whitespace() == white {
+        let line = before.1 == '\n' && !before.0.is_whitespace() && character.is_alphabetic();
+        let long = at - start;
+        if run == LONGEST_RUN && character.is_whitespace() == white
+            || line && long > PIECE
+            || long > 2 * PIECE
+        {
             cuts.push(at);
+            start = at;
             run = 0;
-        } else if character.is_whitespace() != white {
+        }
+        if character.is_whitespace() != white {
             white = !white;
             run = 0;
         }
         run += 1;
+        before = (before.1, character);
     }
     if cuts.is_empty() {
         return vec![text];
@@ -278,5 +321,24 @@ mod tests {
         let pieces = short_runs(long.clone());
         assert_eq!(pieces.len(), 4);
         assert_eq!(pieces.concat(), long);
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_lines() {
+        let lines = "a line of words\n".repeat(PIECE / 8);
+        let pieces = short_runs(lines.clone());
+        assert!(pieces.len() > 1 && pieces.iter().all(|piece| piece.len() < PIECE + 20));
+        assert!(
+            pieces
+                .iter()
+                .all(|piece| piece.starts_with("a line") && piece.ends_with("words\n"))
+        );
+        assert_eq!(pieces.concat(), lines);
+        // Where there is no line, anywhere.
+        assert!(
+            short_runs("1 2 ".repeat(PIECE))
+                .iter()
+                .all(|piece| piece.len() <= 2 * PIECE)
+        );
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::checkpoint::hash::sha256_file;
-use crate::data::documents::{Documents, TEXT_KEY};
+use crate::data::documents::{Document, Documents, TEXT_KEY};
 use crate::data::{Split, TokenFolder, header, input};
 use crate::model::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -93,7 +93,12 @@ fn texts(path: &Path) -> Result<Content> {
     let mut texts = Vec::new();
     for file in input::files(path)? {
         for document in Documents::open(&file, TEXT_KEY)? {
-            texts.extend(Some(document?).filter(|document| !document.is_empty()));
+            match document? {
+                Document::Text(text) => texts.push(text),
+                Document::Empty => {}
+                // A score says nothing about texts that were left out of it.
+                Document::Unreadable(error) => return Err(error),
+            }
         }
     }
     match texts.is_empty() {

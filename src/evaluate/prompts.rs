@@ -173,6 +173,7 @@ impl Prompts {
         Ok(Rows {
             experts,
             shared: self.shared.as_ref().map(rows).transpose()?,
+            note: tokenizer.note(),
         })
     }
 
@@ -386,6 +387,8 @@ impl Reader<'_> {
 pub struct Rows {
     experts: Vec<Vec<Vec<f64>>>,
     shared: Option<Vec<Vec<f64>>>,
+    /// What there is to say about the tokenizer that read the prompts.
+    pub note: Option<String>,
 }
 
 impl Rows {

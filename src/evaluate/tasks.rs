@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 use super::perplexity::{rows, token_scores};
 use crate::data::documents::JsonLines;
 use crate::model::generate::{Flow, Settings, generate};
-use crate::model::tokenizer::{TextStream, Tokenizer};
+use crate::model::text_stream::TextStream;
+use crate::model::tokenizer::Tokenizer;
 use crate::model::{CausalLm, Forward, KvCache, Overrides};
 use crate::{Error, Result};
 
@@ -173,8 +174,9 @@ impl Task {
         overrides: &Overrides,
     ) -> Result<Vec<f64>> {
         // White space at its end belongs to the first token of the answer.
-        let context = tokenizer.encode(prompt.trim_end(), true)?.ids;
-        let encode = |choice: &String| Ok(tokenizer.encode(&joined(prompt, choice), true)?.ids);
+        let context = tokenizer.prompt_ids(prompt.trim_end())?;
+        // Without what the tokenizer puts behind a text: the answer is scored, not its end.
+        let encode = |choice: &String| tokenizer.prompt_ids(&joined(prompt, choice));
         let all: Vec<Vec<u32>> = choices.iter().map(encode).collect::<Result<_>>()?;
         if context.is_empty() || all.iter().any(|ids| ids.len() <= context.len()) {
             let problem = format!(
@@ -234,7 +236,7 @@ fn answer_text(
     prompt: &str,
     settings: &TaskSettings,
 ) -> Result<String> {
-    let ids = tokenizer.encode(prompt.trim_end(), true)?.ids;
+    let ids = tokenizer.prompt_ids(prompt.trim_end())?;
     let stops = [STOP.to_owned()];
     let mut stream = TextStream::new(tokenizer, &ids, &stops);
     let settings = Settings {

@@ -20,6 +20,9 @@ const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N
 /// The split of Mistral's Tekken: words end where small letters turn into capitals.
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// The expressions here that find words, each of which ends before a space.
+pub(super) const WORD_EXPRESSIONS: [&str; 3] = [LLAMA3, QWEN2, TEKKEN];
+
 /// How a text is split before byte pairs are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Split {

@@ -8,6 +8,9 @@ use super::gguf_bpe::{self, Model, Vocabulary};
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
+/// Expressions that find the words of texts: in each of them a word that is followed by a space ends before it.
+pub(crate) const WORD_EXPRESSIONS: [&str; 3] = gguf_bpe::WORD_EXPRESSIONS;
+
 /// One file to write beside the weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextFile {

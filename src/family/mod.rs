@@ -27,6 +27,7 @@ mod spelling;
 mod stock;
 mod target;
 mod tensors;
+mod token_ids;
 #[cfg(test)]
 mod tests;
 mod windows;
@@ -46,3 +47,4 @@ pub(crate) use spelling::same_value;
 pub use stock::{Output, output, targets};
 pub use target::bam_config;
 pub use tensors::{Place, Role, TensorSpec};
+pub use token_ids::each_token_id;

@@ -28,7 +28,12 @@ pub mod sampling;
 mod stored;
 #[cfg(test)]
 mod tests;
+pub mod text_stream;
 pub mod tokenizer;
+mod tokenizer_cuts;
+mod tokenizer_parts;
+#[cfg(test)]
+mod tokenizer_tests;
 
 pub use cache::KvCache;
 pub use causal_lm::{CausalLm, Forward, Output, logits};

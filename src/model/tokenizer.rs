@@ -1,19 +1,40 @@
 //! Text to token ids and back, by the `tokenizer.json` beside the weights.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
-use tokenizers::Tokenizer as Inner;
+use tokenizers::models::ModelWrapper;
+use tokenizers::{Encoding, NormalizedString, Normalizer, Tokenizer as Inner};
 
+use super::tokenizer_cuts::Cuts;
+use super::tokenizer_parts::{self, Parts};
+use crate::caught::caught;
 use crate::checkpoint::json;
 use crate::{Error, Result};
 
 const FILE: &str = "tokenizer.json";
+
+/// Bytes of text that are tokenized at once where it can be cut: the library takes 70 to 200 times as much memory.
+const PIECE: usize = 64 << 10;
+/// Bytes of text that are tokenized at once where it cannot be cut.
+const LONGEST_PIECE: usize = 4 << 20;
+/// Growth of a text by the normalizer from which it is measured before the library takes it, and what it may be then.
+const USUAL_GROWTH: u64 = 16;
+/// Bytes of normalized text that measuring may make at once.
+const MEASURED: u64 = 1 << 20;
+/// Bytes of text that ids may be decoded to.
+const MOST_DECODED: u64 = 256 << 20;
 
 /// The tokenizer of a checkpoint.
 #[derive(Debug)]
 pub struct Tokenizer {
     path: PathBuf,
     inner: Inner,
+    parts: Parts,
+    cuts: Cuts,
+    /// Held while a piece that could not be cut is tokenized, so that threads do not add up.
+    long_piece: Mutex<()>,
 }
 
 /// Token ids of a text, and where in the text each ends.
@@ -39,31 +60,28 @@ impl Tokenizer {
             .with_hint("copy the tokenizer.json of the model that it was made from"));
         }
         let tokenizer = Self::open(&path)?;
-        if let Some((token, id)) = tokenizer.highest()
-            && u64::from(id) >= vocab_size
-        {
-            let problem = format!(
-                "has the token id {id} (`{token}`), but the model's vocabulary has {vocab_size} (vocab_size)"
-            );
-            return Err(
-                Error::file(&path, problem).with_hint("is the tokenizer the one of this model?")
-            );
-        }
+        tokenizer.check_ids(vocab_size)?;
         Ok(tokenizer)
     }
 
     /// Reads a `tokenizer.json`, wherever it lies.
     ///
-    /// Truncation and padding that the file may ask for are left out, as transformers leaves them out.
+    /// Truncation and padding that the file may ask for are left out, as transformers leaves them out. So is dropout, which
+    /// leaves merges out at random: the same text has the same tokens.
     pub fn open(path: &Path) -> Result<Self> {
         let bytes = json::read_bytes(path)?;
+        let object = json::parse_object(path, &bytes)?;
+        let parts = tokenizer_parts::check(path, &object)?;
+        let cuts = Cuts::of(&object);
+        // Values take many times the bytes of the file.
+        drop(object);
         let refused = |problem: &dyn std::fmt::Display| {
             Error::file(
                 path,
                 format!("expected a tokenizer of the `tokenizers` library: {problem}"),
             )
         };
-        let mut inner = quietly(|| Inner::from_bytes(bytes))
+        let mut inner = caught(|| Inner::from_bytes(bytes))
             .map_err(|panic| refused(&panic))?
             .map_err(|e| refused(&e))?;
         inner.with_padding(None);
@@ -71,21 +89,53 @@ impl Tokenizer {
         inner
             .with_truncation(None)
             .map_err(|e| Error::file(path, e.to_string()))?;
+        if let ModelWrapper::BPE(model) = inner.get_model()
+            && model.dropout.is_some()
+        {
+            let mut model = model.clone();
+            model.dropout = None;
+            inner.with_model(model);
+        }
         Ok(Self {
             path: path.to_path_buf(),
             inner,
+            parts,
+            cuts,
+            long_piece: Mutex::new(()),
         })
+    }
+
+    /// What this tokenizer does otherwise than its file says, in words for whoever uses it.
+    pub fn note(&self) -> Option<String> {
+        let dropout = self.parts.dropout?;
+        Some(format!(
+            "{}: its dropout of {dropout} is switched off, so that a text has the same tokens each time",
+            self.path.display()
+        ))
+    }
+
+    /// Refuses ids beyond a model's `vocab_size` embeddings.
+    pub fn check_ids(&self, vocab_size: u64) -> Result<()> {
+        let Some((token, id)) = self.highest().filter(|(_, id)| *id >= vocab_size) else {
+            return Ok(());
+        };
+        let problem = format!(
+            "has the token id {id} (`{token}`), but the model's vocabulary has {vocab_size} (vocab_size)"
+        );
+        Err(Error::file(&self.path, problem).with_hint("is the tokenizer the one of this model?"))
     }
 
     /// The highest id plus one.
     pub fn vocab_size(&self) -> u64 {
-        self.highest().map_or(0, |(_, id)| u64::from(id) + 1)
+        self.highest().map_or(0, |(_, id)| id + 1)
     }
 
-    fn highest(&self) -> Option<(String, u32)> {
-        self.inner
-            .get_vocab(true)
-            .into_iter()
+    /// The highest id that a text may have, with its token.
+    fn highest(&self) -> Option<(String, u64)> {
+        let vocabulary = self.inner.get_vocab(true).into_iter();
+        vocabulary
+            .map(|(token, id)| (token, u64::from(id)))
+            .chain(self.parts.around.highest.clone())
             .max_by_key(|(_, id)| *id)
     }
 
@@ -107,167 +157,167 @@ impl Tokenizer {
         found.into_iter().map(|(_, token)| token).collect()
     }
 
-    /// Token ids of `text` with the tokens around it that the tokenizer asks for; faster than [`encode`](Self::encode).
-    pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self
-            .inner
-            .encode_fast(text, true)
-            .map_err(|e| self.failed("encode a text", &*e))?;
-        Ok(encoding.get_ids().to_vec())
-    }
-
     /// The file it was loaded from.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// Token ids of `text` with the tokens around it that the tokenizer asks for; faster than [`encode`](Self::encode).
+    pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.tokens(text, true, Offsets::Left, PIECE)?.0.ids)
+    }
+
+    /// Token ids of a text that others will follow: with the tokens before it that the tokenizer asks for, and without those
+    /// behind it, which would end the text.
+    pub fn prompt_ids(&self, text: &str) -> Result<Vec<u32>> {
+        let (mut encoded, behind) = self.tokens(text, true, Offsets::Left, PIECE)?;
+        encoded.ids.truncate(encoded.ids.len() - behind);
+        Ok(encoded.ids)
+    }
+
     /// Token ids of `text`; with `special`, the tokens around a text that the tokenizer asks for are added.
     pub fn encode(&self, text: &str, special: bool) -> Result<Encoded> {
-        let encoding = self
-            .inner
-            .encode(text, special)
-            .map_err(|e| self.failed("encode a text", &*e))?;
+        Ok(self.tokens(text, special, Offsets::Kept, PIECE)?.0)
+    }
+
+    /// Tokens of a text, in pieces of about `piece` bytes, and how many at the end are not of it but put behind it.
+    pub(super) fn tokens(
+        &self,
+        text: &str,
+        special: bool,
+        offsets: Offsets,
+        piece: usize,
+    ) -> Result<(Encoded, usize)> {
+        let mut pieces = self.pieces(text, piece)?.into_iter();
+        let first = pieces.next().unwrap_or(0..0);
+        let encoding = self.encoding(&text[first.clone()], special, offsets)?;
+        let ids = encoding.get_ids();
+        let behind = if special { self.parts.around.behind } else { 0 };
+        let around = ids.split_at(ids.len().saturating_sub(behind));
+        let mut encoded = Encoded::default();
         let mut end = 0;
-        let ends = encoding.get_offsets().iter().map(|(_, token)| {
-            end = end.max(*token);
-            end
+        let mut add = |encoding: &Encoding, start: usize, encoded: &mut Encoded| {
+            if offsets == Offsets::Kept {
+                encoded
+                    .ends
+                    .extend(encoding.get_offsets().iter().map(|(_, token)| {
+                        end = end.max(start + token);
+                        end
+                    }));
+            }
+        };
+        encoded.ids.extend(around.0);
+        add(&encoding, first.start, &mut encoded);
+        encoded.ends.truncate(encoded.ids.len());
+        for piece in pieces {
+            let encoding = self.encoding(&text[piece.clone()], false, offsets)?;
+            encoded.ids.extend(encoding.get_ids());
+            add(&encoding, piece.start, &mut encoded);
+        }
+        encoded.ids.extend(around.1);
+        if offsets == Offsets::Kept {
+            encoded.ends.resize(encoded.ids.len(), end);
+        }
+        Ok((encoded, behind))
+    }
+
+    /// The pieces that a text is tokenized in: one for a text of the usual length.
+    pub(super) fn pieces(&self, text: &str, wanted: usize) -> Result<Vec<Range<usize>>> {
+        let mut pieces = Vec::new();
+        let mut start = 0;
+        while start < text.len() {
+            let (length, next) = self.cuts.first(&text[start..], wanted);
+            if length > LONGEST_PIECE {
+                let begins: String = text[start..].chars().take(40).collect();
+                let problem = format!(
+                    "cannot tokenize {length} bytes of text in one piece, at most {LONGEST_PIECE}: the text that begins \
+                     {begins:?} has no place to cut it at for this tokenizer"
+                );
+                return Err(Error::file(&self.path, problem)
+                    .with_hint("split it into documents, or leave it out"));
+            }
+            pieces.push(start..start + length);
+            start += next;
+        }
+        Ok(pieces)
+    }
+
+    fn encoding(&self, piece: &str, special: bool, offsets: Offsets) -> Result<Encoding> {
+        let what = "encode a text";
+        // A thread that panicked with the lock left nothing behind.
+        let alone = (piece.len() > 4 * PIECE).then(|| self.long_piece.lock());
+        let encoding = caught(|| {
+            self.check_growth(piece)?;
+            match offsets {
+                Offsets::Kept => self.inner.encode(piece, special),
+                Offsets::Left => self.inner.encode_fast(piece, special),
+            }
+            .map_err(|e| self.failed(what, &e))
         });
-        let ends = ends.collect();
-        Ok(Encoded {
-            ids: encoding.get_ids().to_vec(),
-            ends,
-        })
+        drop(alone);
+        encoding.map_err(|panic| self.failed(what, &panic))?
+    }
+
+    /// Refuses a text of which the normalizer makes far more; where it may, bits of the text are measured first.
+    fn check_growth(&self, piece: &str) -> Result<()> {
+        let Some(normalizer) = self.inner.get_normalizer() else {
+            return Ok(());
+        };
+        if self.parts.growth <= USUAL_GROWTH {
+            return Ok(());
+        }
+        let step = (MEASURED / self.parts.growth) as usize;
+        let most = PIECE as u64 + USUAL_GROWTH * piece.len() as u64;
+        let (mut rest, mut made) = (piece, 0);
+        while !rest.is_empty() {
+            let end = (0..=step.min(rest.len()))
+                .rev()
+                .find(|at| rest.is_char_boundary(*at));
+            let bit;
+            (bit, rest) = rest.split_at(end.unwrap_or(0));
+            let mut normalized = NormalizedString::from(bit);
+            let done = normalizer.normalize(&mut normalized);
+            done.map_err(|e| self.failed("normalize a text", &e))?;
+            made += normalized.get().len() as u64;
+            if made > most {
+                let problem = format!(
+                    "its normalizer makes more than {most} bytes of a text of {}",
+                    piece.len()
+                );
+                return Err(Error::key(&self.path, "normalizer", problem));
+            }
+        }
+        Ok(())
     }
 
     /// The text of `ids`, without special tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner
-            .decode(ids, true)
-            .map_err(|e| self.failed("decode token ids", &*e))
+        let what = "decode token ids";
+        if ids.is_empty() {
+            return Ok(String::new());
+        }
+        let tokens = ids.iter().filter_map(|id| self.inner.id_to_token(*id));
+        let bytes: u64 = tokens.map(|token| 1 + token.len() as u64).sum();
+        if bytes.saturating_mul(self.parts.decoded) > MOST_DECODED {
+            let problem = format!(
+                "its decoder may make more than {MOST_DECODED} bytes of {} tokens",
+                ids.len()
+            );
+            return Err(Error::key(&self.path, "decoder", problem));
+        }
+        caught(|| self.inner.decode(ids, true))
+            .map_err(|panic| self.failed(what, &panic))?
+            .map_err(|e| self.failed(what, &e))
     }
 
-    fn failed(&self, what: &str, problem: &(dyn std::error::Error + Send + Sync)) -> Error {
+    fn failed(&self, what: &str, problem: &dyn std::fmt::Display) -> Error {
         Error::file(&self.path, format!("cannot {what}: {problem}"))
     }
 }
 
-/// Does what the library may panic in, as it does on merges whose result is no token; the error is what it said.
-fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    // What the work had in hands is dropped.
-    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-    std::panic::set_hook(hook);
-    done.map_err(|panic| match panic.downcast::<String>() {
-        Ok(said) => *said,
-        Err(panic) => panic
-            .downcast_ref::<&str>()
-            .map_or("it panicked".to_owned(), |said| (*said).to_owned()),
-    })
-}
-
-/// Text as it comes, token by token: whole characters only, up to the first stop string.
-#[derive(Debug)]
-pub struct TextStream<'a> {
-    tokenizer: &'a Tokenizer,
-    stops: &'a [String],
-    ids: Vec<u32>,
-    /// Tokens from here on are decoded again, because what a token says depends on those before it.
-    context: usize,
-    /// Tokens up to here are in `text`.
-    read: usize,
-    text: String,
-    shown: usize,
-    stopped: bool,
-}
-
-/// Tokens of the prompt that the first new one is decoded behind.
-const CONTEXT: usize = 8;
-
-impl<'a> TextStream<'a> {
-    /// The text behind `prompt`, which ends where one of `stops` begins.
-    pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32], stops: &'a [String]) -> Self {
-        let ids = prompt[prompt.len().saturating_sub(CONTEXT)..].to_vec();
-        let read = ids.len();
-        Self {
-            tokenizer,
-            stops,
-            ids,
-            context: 0,
-            read,
-            text: String::new(),
-            shown: 0,
-            stopped: false,
-        }
-    }
-
-    /// Takes a token; returns what can be shown now.
-    pub fn push(&mut self, id: u32) -> Result<String> {
-        self.ids.push(id);
-        self.advance(false)
-    }
-
-    /// What was held back: characters that never became whole, and beginnings of stop strings.
-    pub fn finish(&mut self) -> Result<String> {
-        self.advance(true)
-    }
-
-    /// Whether a stop string has come.
-    pub fn stopped(&self) -> bool {
-        self.stopped
-    }
-
-    /// All text that could be shown so far.
-    pub fn text(&self) -> &str {
-        &self.text[..self.shown]
-    }
-
-    fn advance(&mut self, end: bool) -> Result<String> {
-        if self.stopped {
-            return Ok(String::new());
-        }
-        let before = self.tokenizer.decode(&self.ids[self.context..self.read])?;
-        let after = self.tokenizer.decode(&self.ids[self.context..])?;
-        // A character that is not whole yet decodes as U+FFFD.
-        if end || !after.ends_with('\u{fffd}') {
-            let common = before
-                .bytes()
-                .zip(after.bytes())
-                .take_while(|(a, b)| a == b)
-                .count();
-            let common = (0..=common)
-                .rev()
-                .find(|at| after.is_char_boundary(*at))
-                .unwrap_or(0);
-            self.text.push_str(&after[common..]);
-            (self.context, self.read) = (self.read, self.ids.len());
-        }
-        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
-        let from = (0..=self.shown.saturating_sub(longest))
-            .rev()
-            .find(|at| self.text.is_char_boundary(*at))
-            .unwrap_or(0);
-        let stops = self.stops.iter().filter(|stop| !stop.is_empty());
-        let mut until = self.text.len();
-        if let Some(at) = stops
-            .clone()
-            .filter_map(|stop| self.text[from..].find(stop.as_str()))
-            .min()
-        {
-            until = from + at;
-            self.stopped = true;
-        } else if !end {
-            let held = |stop: &String| {
-                (1..stop.len())
-                    .rev()
-                    .filter(|at| stop.is_char_boundary(*at))
-                    .find(|at| self.text.ends_with(&stop[..*at]))
-            };
-            until -= stops.filter_map(held).max().unwrap_or(0);
-        }
-        let until = until.max(self.shown);
-        let piece = self.text[self.shown..until].to_owned();
-        self.shown = until;
-        Ok(piece)
-    }
+/// Whether tokens come with their places in the text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Offsets {
+    Kept,
+    Left,
 }

@@ -46,8 +46,9 @@ pub fn plan(mixtures: Vec<(Model, bool)>, average: bool, routing: Routing) -> Re
         }
         names.push(name.clone());
     }
+    let mut notes = Vec::new();
     for other in others {
-        fit::check(first, other)?;
+        notes.extend(fit::check(first, other)?);
         if let Some((key, expected, found)) =
             first_difference(experts.mixture, other.architecture.mixture.as_ref())
         {
@@ -91,7 +92,6 @@ pub fn plan(mixtures: Vec<(Model, bool)>, average: bool, routing: Routing) -> Re
         shared,
         rows: None,
     };
-    let notes = Vec::new();
     Making {
         models,
         file: None,

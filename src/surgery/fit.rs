@@ -1,16 +1,14 @@
 //! Whether models can be put together: the first key, token or tensor that differs, with both values.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 
+use super::fit_tokenizer::check_tokenizer;
 use super::model::Model;
-use crate::checkpoint::{hash, json as strict};
 use crate::family::{Architecture, Config, Role, TensorSpec, same_value};
 use crate::{Error, Result};
 
-/// Refuses `other` where it cannot be averaged with, or stand beside, `reference`.
-pub fn check(reference: &Model, other: &Model) -> Result<()> {
+/// Refuses `other` where it cannot be averaged with, or stand beside, `reference`; what cannot be compared is said in words.
+pub fn check(reference: &Model, other: &Model) -> Result<Vec<String>> {
     check_architecture(&reference.architecture, &reference.config, other)?;
     check_tensors(reference, other)?;
     check_tokenizer(reference, other)
@@ -41,10 +39,11 @@ pub fn check_feed_forward(reference: &Model, other: &Model) -> Result<Vec<String
         let found = mine.get(&(spec.role, spec.bias, spec.layer));
         check_shape(reference, spec, other, found.map_or(spec, |found| found))?;
     }
-    if let Err(error) = check_tokenizer(reference, other) {
-        notes.push(format!(
+    match check_tokenizer(reference, other) {
+        Ok(unknown) => notes.extend(unknown),
+        Err(error) => notes.push(format!(
             "{name} has another tokenizer than the seed, whose ids reach its experts: {error}"
-        ));
+        )),
     }
     Ok(notes)
 }
@@ -71,8 +70,7 @@ pub fn check_expert(
         return feed_forward_differences(&alone, &mixture.config, other);
     }
     check_architecture(&alone, &mixture.config, other)?;
-    check_tokenizer(mixture, other)?;
-    Ok(Vec::new())
+    check_tokenizer(mixture, other)
 }
 
 /// What differs beside the feed-forward network, in words.
@@ -252,109 +250,4 @@ fn check_shape(
         &of_other.name,
         problem,
     ))
-}
-
-/// Compares two tokenizers by what turns text into ids; truncation, padding and templates may differ.
-fn check_tokenizer(reference: &Model, other: &Model) -> Result<()> {
-    let (a, b) = (
-        reference.path("tokenizer.json"),
-        other.path("tokenizer.json"),
-    );
-    if a.is_file() && b.is_file() {
-        return same_tokenizer(&a, &b);
-    }
-    for name in ["tokenizer.model", "vocab.json", "merges.txt", "vocab.txt"] {
-        let (a, b) = (reference.path(name), other.path(name));
-        if a.is_file() && b.is_file() && hash::sha256_file(&a)? != hash::sha256_file(&b)? {
-            return Err(
-                Error::file(&b, format!("differs from {}", a.display())).with_hint(
-                    "experts must share the seed's tokenizer: embeddings are averaged by token id",
-                ),
-            );
-        }
-    }
-    Ok(())
-}
-
-fn same_tokenizer(a: &Path, b: &Path) -> Result<()> {
-    let (left, right) = (strict::read_bytes(a)?, strict::read_bytes(b)?);
-    if left == right {
-        return Ok(());
-    }
-    let (left, right) = (
-        strict::parse_object(a, &left)?,
-        strict::parse_object(b, &right)?,
-    );
-    let hint = "experts must share the seed's tokenizer: embeddings are averaged by token id";
-    let model = |object: &serde_json::Map<String, Value>, key: &str| {
-        object.get("model").and_then(|m| m.get(key)).cloned()
-    };
-    let (vocabulary, other) = (model(&left, "vocab"), model(&right, "vocab"));
-    if vocabulary != other {
-        let problem = first_difference(vocabulary.as_ref(), other.as_ref(), a);
-        return Err(Error::key(b, "model.vocab", problem).with_hint(hint));
-    }
-    if model(&left, "merges") != model(&right, "merges") {
-        return Err(
-            Error::key(b, "model.merges", format!("differs from {}", a.display())).with_hint(hint),
-        );
-    }
-    for key in ["normalizer", "pre_tokenizer"] {
-        if left.get(key) != right.get(key) {
-            let problem = format!("differs from {}", a.display());
-            return Err(Error::key(b, key, problem).with_hint(hint));
-        }
-    }
-    let tokens = |object: &serde_json::Map<String, Value>| -> Vec<(Value, Value)> {
-        let tokens = object
-            .get("added_tokens")
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default();
-        tokens
-            .iter()
-            .map(|token| (token["id"].clone(), token["content"].clone()))
-            .collect()
-    };
-    let (expected, found) = (tokens(&left), tokens(&right));
-    if expected != found {
-        let differing = expected.iter().zip(&found).find(|(x, y)| x != y);
-        let problem = match differing {
-            Some(((id, token), (other_id, other))) => {
-                format!(
-                    "has {other} as {other_id}, but {} has {token} as {id}",
-                    a.display()
-                )
-            }
-            None => format!(
-                "has {} tokens, but {} has {}",
-                found.len(),
-                a.display(),
-                expected.len()
-            ),
-        };
-        return Err(Error::key(b, "added_tokens", problem).with_hint(hint));
-    }
-    Ok(())
-}
-
-fn first_difference(expected: Option<&Value>, found: Option<&Value>, reference: &Path) -> String {
-    let reference = reference.display();
-    let (Some(Value::Object(expected)), Some(Value::Object(found))) = (expected, found) else {
-        return format!("differs from {reference}");
-    };
-    for (token, id) in expected {
-        match found.get(token) {
-            Some(other) if other == id => {}
-            Some(other) => {
-                return format!("maps {token:?} to {other}, but {reference} maps it to {id}");
-            }
-            None => return format!("lacks the token {token:?}, which {reference} maps to {id}"),
-        }
-    }
-    format!(
-        "has {} tokens, but {reference} has {}",
-        found.len(),
-        expected.len()
-    )
 }

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::card::{self, Card};
 use super::execute::OutputFile;
 use super::fit;
+use super::fit_tokenizer::ids_beyond;
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
 use crate::checkpoint::dtype::{self, Dtype};
@@ -33,11 +34,12 @@ pub fn plan(
             "nothing to merge: expected at least one --model DIR[:WEIGHT]",
         ));
     };
+    let mut notes: Vec<String> = ids_beyond(base)?.into_iter().collect();
     for (other, _) in models
         .iter()
         .filter(|(other, _)| !std::ptr::eq(other, base))
     {
-        fit::check(base, other)?;
+        notes.extend(fit::check(base, other)?);
     }
     let weights: Vec<f64> = models.iter().map(|(_, weight)| *weight).collect();
     let sum: f64 = weights.iter().sum();
@@ -117,7 +119,7 @@ pub fn plan(
             settings: recorded,
             sources,
             tensors,
-            notes: Vec::new(),
+            notes,
             carries_non_finite: false,
         },
         architecture,

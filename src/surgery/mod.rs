@@ -12,6 +12,7 @@ pub mod expert;
 pub mod export;
 pub mod extract;
 pub mod fit;
+mod fit_tokenizer;
 pub mod gguf;
 pub mod init;
 pub mod layers;

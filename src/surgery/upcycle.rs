@@ -4,6 +4,7 @@
 
 use super::execute::OutputFile;
 use super::fit;
+use super::fit_tokenizer::ids_beyond;
 use super::mapping::{Origin, Work};
 use super::methods::{Context, FeedForward};
 use super::model::Model;
@@ -114,11 +115,11 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     }
     // The average and attention experts take all of a model; where the rest is the seed's, btx takes its feed-forward alone.
     let feed_forward_only = settings.rest_of_seed && settings.method == Method::Btx;
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = ids_beyond(&seed)?.into_iter().collect();
     for expert in experts.iter().filter_map(|expert| expert.model.as_ref()) {
         match feed_forward_only {
             true => notes.extend(fit::check_feed_forward(&seed, expert)?),
-            false => fit::check(&seed, expert)?,
+            false => notes.extend(fit::check(&seed, expert)?),
         }
     }
     if settings.feed_forward == FeedForward::Blend

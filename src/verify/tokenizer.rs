@@ -8,6 +8,7 @@ use super::report::{Place, Report, Running};
 use super::validate::Subject;
 use crate::Result;
 use crate::checkpoint::json;
+use crate::family::each_token_id;
 
 const TOKENIZER: &str = "tokenizer.json";
 const GENERATION: &str = "generation_config.json";
@@ -97,35 +98,20 @@ fn tokenizer(report: &mut Report, subject: &Subject, vocab_size: Option<u64>) ->
 /// Number of ids and the highest among them; added tokens often stand in the vocabulary too.
 fn highest_id(check: &mut Running, object: &Map<String, Value>) -> Option<(u64, u64)> {
     let mut ids = BTreeSet::new();
-    let mut see = |id: Option<u64>, check: &mut Running, key: &str| match id {
+    let vocab = object.get("model").and_then(|model| model.get("vocab"));
+    if !vocab.is_some_and(|vocab| vocab.is_object() || vocab.is_array()) {
+        check.fault(
+            Place::key(TOKENIZER, "model.vocab"),
+            "expected the tokens with their ids, found none",
+        );
+    }
+    each_token_id(object, &mut |key, _, id| match id {
         Some(id) => _ = ids.insert(id),
         None => check.fault(
             Place::key(TOKENIZER, key),
             "expected a token id, found something else",
         ),
-    };
-    match object.get("model").and_then(|model| model.get("vocab")) {
-        Some(Value::Object(vocab)) => vocab
-            .values()
-            .for_each(|id| see(id.as_u64(), check, "model.vocab")),
-        // A unigram model lists [token, score] and counts the ids.
-        Some(Value::Array(vocab)) => {
-            (0..vocab.len() as u64).for_each(|id| see(Some(id), check, "model.vocab"))
-        }
-        _ => check.fault(
-            Place::key(TOKENIZER, "model.vocab"),
-            "expected the tokens with their ids, found none",
-        ),
-    }
-    if let Some(Value::Array(added)) = object.get("added_tokens") {
-        added.iter().for_each(|token| {
-            see(
-                token.get("id").and_then(Value::as_u64),
-                check,
-                "added_tokens",
-            )
-        });
-    }
+    });
     ids.last().map(|highest| (ids.len() as u64, *highest))
 }
 

@@ -475,3 +475,52 @@ fn a_dtype_can_be_chosen() {
     arguments.push("--json".into());
     run(arguments).refused(2, &["f8", "f32", "bf16"]);
 }
+
+#[test]
+fn a_token_behind_each_text_changes_no_answer() {
+    let bench = Bench::new("llama");
+    let seed = bench.dense("seed");
+    let ending = copy_folder(&seed, &bench.path("ending"));
+    edit_json(&ending.join("tokenizer.json"), |tokenizer| {
+        let end = json!({"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]});
+        let processor = &mut tokenizer["post_processor"];
+        processor["special_tokens"]["<|endoftext|>"] = end;
+        let pieces = processor["single"].as_array_mut().unwrap();
+        pieces.push(json!({"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}));
+    });
+    let task = bench.path("task.jsonl");
+    let lines: Vec<String> = (0..6)
+        .map(|number| {
+            let choices = ["alpha", "be", "gamma delta"];
+            json!({"question": format!("Which of {number}?"), "choices": choices, "answer": number % 3}).to_string()
+        })
+        .chain([json!({"prompt": "Say it:", "answer": "no"}).to_string()])
+        .collect();
+    std::fs::write(&task, lines.join("\n")).unwrap();
+    let results = |folder: &Path| {
+        let report = bam!(
+            "eval",
+            folder,
+            "--task",
+            task,
+            "--answer-tokens",
+            "4",
+            "--json"
+        );
+        report.ok().json()["models"][0]["tasks"].clone()
+    };
+    assert_eq!(results(&ending), results(&seed));
+    let text = |folder: &Path| {
+        let run = bam!(
+            "generate",
+            folder,
+            "--prompt",
+            "Say it:",
+            "--max-tokens",
+            "8",
+            "--json"
+        );
+        run.ok().json()["text"].clone()
+    };
+    assert_eq!(text(&ending), text(&seed));
+}

@@ -322,6 +322,80 @@ fn another_tokenizer() {
 }
 
 #[test]
+fn tokenizers_in_other_files_are_compared_or_named() {
+    // None at all.
+    let bench = Bench::new("llama");
+    std::fs::remove_file(bench.path("code/tokenizer.json")).unwrap();
+    let run_of = |bench: &Bench| run(bench.upcycle(&["--force"])).ok();
+    let seen = run_of(&bench);
+    assert!(
+        seen.stderr
+            .contains("code has no tokenizer, and seed has its tokenizer in tokenizer.json"),
+        "{seen}"
+    );
+    // In a format that is not read.
+    std::fs::write(bench.path("code/tokenizer.model"), "sentences").unwrap();
+    let seen = run_of(&bench);
+    assert!(
+        seen.stderr
+            .contains("code has its tokenizer in tokenizer.model"),
+        "{seen}"
+    );
+    // The same vocabulary in a file of its own.
+    let vocabulary = read_json(bench.path("seed/tokenizer.json"))["model"]["vocab"].clone();
+    std::fs::write(bench.path("code/vocab.json"), vocabulary.to_string()).unwrap();
+    let seen = run_of(&bench);
+    assert!(!seen.stderr.contains("compared"), "{seen}");
+    // Another one.
+    edit_json(&bench.path("code/vocab.json"), |vocabulary| {
+        (vocabulary["a"], vocabulary["b"]) = (vocabulary["b"].clone(), vocabulary["a"].clone());
+    });
+    bench.expert_refused(&["code/vocab.json", "\"a\"", "seed/tokenizer.json"]);
+}
+
+#[test]
+fn a_token_without_an_embedding_is_named() {
+    let bench = Bench::new("llama");
+    for name in ["seed", "code"] {
+        edit_json(&bench.path(name).join("tokenizer.json"), |tokenizer| {
+            tokenizer["added_tokens"].as_array_mut().unwrap().push(json!({
+                "id": 384, "content": "<pad>", "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true
+            }));
+        });
+    }
+    let seen = run(bench.upcycle(&[])).ok();
+    assert!(seen.stderr.contains("token id 384 (\"<pad>\")"), "{seen}");
+    let text = bench.path("text.txt");
+    std::fs::write(&text, "a b c").unwrap();
+    let seed = bench.path("seed");
+    let tokens = bench.path("tokens");
+    let seen = bam!(
+        "tokenize",
+        text,
+        "--tokenizer",
+        seed,
+        "--validation",
+        "0",
+        "--out",
+        tokens
+    )
+    .ok();
+    assert!(
+        seen.stderr.contains("ids up to 384") && seen.stderr.contains("is 384"),
+        "{seen}"
+    );
+    let data = format!("x={}", tokens.display());
+    let trained = bench.path("trained");
+    bam!(
+        "train", seed, "--data", data, "--steps", "1", "--seq", "2", "--out", trained
+    )
+    .refused(2, &["385", "384"]);
+    bam!("generate", seed, "--prompt", "a").refused(2, &["tokenizer.json", "384"]);
+    bam!("validate", bench.path("out")).refused(1, &["384"]);
+}
+
+#[test]
 fn other_positions_norms_and_heads() {
     let cases: [(&str, fn(&mut serde_json::Value), &[&str]); 7] = [
         (

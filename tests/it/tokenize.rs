@@ -752,3 +752,254 @@ fn tokenizers_that_do_not_serve_are_named() {
     )
     .refused(2, &["100000", "--end-of-text"]);
 }
+
+/// The folder of the fixture, its tokenizer changed.
+fn changed_tokenizer(work: &TempDir, edit: impl FnOnce(&mut Value)) -> PathBuf {
+    let folder = copy_folder(&seed(), &work.path().join("changed"));
+    edit_json(&folder.join("tokenizer.json"), edit);
+    folder
+}
+
+#[test]
+fn lines_that_hold_no_readable_text_are_counted() {
+    let work = TempDir::new().unwrap();
+    let path = |name: &str| work.path().join(name);
+    let bad = [
+        r#"{"text": null}"#,
+        r#"{"text": "half \ud83d of a smile"}"#,
+        r#"{"score": NaN, "text": "a"}"#,
+        r#"{"score": [-Infinity, 1.5], "text": "a \"NaN\" {"}"#,
+    ];
+    // What is wrong elsewhere than in the text is no reason to leave it out, as long as it is JSON.
+    let good = [
+        r#"{"text": "one court", "other": "\udc00", "far": 1e999}"#.to_owned(),
+        json!({"text": "two 'NaN' \\ \" Infinity", "none": null}).to_string(),
+    ];
+    let input = path("a.jsonl");
+    write(
+        &input,
+        bad.iter()
+            .map(|line| (*line).to_owned())
+            .chain(good)
+            .collect::<Vec<_>>()
+            .join("\n"),
+    );
+    let tokenize = |flags: &[&str]| {
+        let mut arguments: Vec<std::ffi::OsString> = vec!["tokenize".into(), input.clone().into()];
+        arguments.extend(["--validation", "0", "--force", "--tokenizer"].map(Into::into));
+        arguments.extend([seed().into(), "--out".into(), path("out").into()]);
+        arguments.extend(flags.iter().map(Into::into));
+        crate::common::run(arguments)
+    };
+    let report = tokenize(&["--json"]).ok().json();
+    assert_eq!(
+        (
+            &report["documents"],
+            &report["empty"],
+            &report["unreadable"]
+        ),
+        (&json!(6), &json!(1), &json!(3))
+    );
+    assert_eq!(
+        decoded(&path("out"), Split::Train),
+        ["one court", "two 'NaN' \\ \" Infinity"]
+    );
+    let text = tokenize(&[]).ok().stdout;
+    assert!(
+        text.lines()
+            .any(|line| line.starts_with("unreadable") && line.ends_with('3')),
+        "{text}"
+    );
+    // A line that is cut, or no object, is an error still; so is one without the key.
+    for line in [
+        r#"{"text": "a", "score": NaN"#,
+        r#"[NaN]"#,
+        r#"{"texd": "a", "score": NaN}"#,
+    ] {
+        write(&input, format!("{}\n{line}\n", json!({"text": "a"})));
+        tokenize(&[]).refused(2, &["a.jsonl", "line 2"]);
+    }
+    // An evaluation has no place to count what it leaves out.
+    write(&input, bad[1]);
+    let data = format!("x={}", input.display());
+    bam!("eval", seed(), "--data", data).refused(2, &["a.jsonl", "line 1"]);
+}
+
+#[test]
+fn a_long_document_has_the_tokens_of_the_whole() {
+    let work = TempDir::new().unwrap();
+    let path = |name: &str| work.path().join(name);
+    let mut noise = Noise(11);
+    let line =
+        |noise: &mut Noise| text(noise, 12) + if noise.word() % 3 == 0 { ".\n" } else { "\n\n" };
+    let mut long = String::new();
+    while long.len() < 300_000 {
+        long += &line(&mut noise);
+    }
+    let input = write(path("a.txt"), &long);
+    let ending = changed_tokenizer(&work, |tokenizer| {
+        let processor = &mut tokenizer["post_processor"];
+        let token = |name: &str, id: u32| json!({"id": name, "ids": [id], "tokens": [name]});
+        processor["special_tokens"] = json!({"<a>": token("<a>", 1), "<b>": token("<b>", 2)});
+        let piece = |name: &str| json!({"SpecialToken": {"id": name, "type_id": 0}});
+        let single = processor["single"].as_array_mut().unwrap();
+        single.insert(0, piece("<a>"));
+        single.push(piece("<b>"));
+    });
+    for tokenizer in [seed(), ending] {
+        let out = path("out");
+        bam!(
+            "tokenize",
+            input,
+            "--tokenizer",
+            tokenizer,
+            "--validation",
+            "0",
+            "--force",
+            "--out",
+            out
+        )
+        .ok();
+        let folder = TokenFolder::open(&out).unwrap();
+        let ids = folder
+            .ids(Split::Train, 0..folder.tokens(Split::Train))
+            .unwrap();
+        // The library itself, on the whole text.
+        let whole = tokenizers::Tokenizer::from_file(tokenizer.join("tokenizer.json")).unwrap();
+        let whole = whole.encode(long.as_str(), true).unwrap();
+        assert_eq!(ids[..ids.len() - 1], *whole.get_ids());
+    }
+}
+
+/// Runs the binary with so many bytes of address space.
+fn within(bytes: u64, arguments: &[&std::ffi::OsStr]) -> crate::common::Run {
+    let mut command = std::process::Command::new("bash");
+    let limit = format!("ulimit -v {}; exec timeout 120 \"$@\"", bytes >> 10);
+    command
+        .args(["-c", &limit, "bash"])
+        .arg(crate::common::binary())
+        .args(arguments);
+    crate::common::finish(command)
+}
+
+#[test]
+fn memory_is_bounded_whatever_a_document_is_like() {
+    let work = TempDir::new().unwrap();
+    let path = |name: &str| work.path().join(name);
+    let (seed, out) = (seed(), path("out"));
+    let tokenize = |input: &Path| {
+        let mut arguments = vec!["tokenize".as_ref(), input.as_os_str()];
+        arguments.extend(
+            [
+                "--threads",
+                "2",
+                "--validation",
+                "0",
+                "--force",
+                "--tokenizer",
+            ]
+            .map(std::ffi::OsStr::new),
+        );
+        arguments.extend([seed.as_os_str(), "--out".as_ref(), out.as_os_str()]);
+        within(1 << 30, &arguments)
+    };
+    // Whole, either would take more.
+    let words = write(
+        path("words.txt.zst"),
+        zstd("the court of law shall ".repeat(300_000).as_bytes()),
+    );
+    tokenize(&words).ok();
+    let letters = write(
+        path("letters.txt.zst"),
+        zstd("a".repeat(66_000_000).as_bytes()),
+    );
+    tokenize(&letters).refused(2, &["tokenizer.json", "66000000", "\"aaaa", "hint: split"]);
+    // As documents that are empty, or all the same.
+    let lines = "{\"text\":\"\"}\n{\"text\":\"a\"}\n".repeat(200_000);
+    let lines = write(path("lines.jsonl.zst"), zstd(lines.as_bytes()));
+    let report = tokenize(&lines).ok();
+    assert!(report.stdout.contains("199,999"), "{report}");
+}
+
+#[test]
+fn a_vocabulary_that_no_text_justifies() {
+    let work = TempDir::new().unwrap();
+    let path = |name: &str| work.path().join(name);
+    let input = write(path("a.txt"), "the court of law ".repeat(50));
+    let out = path("out");
+    let train = |wanted: &str| {
+        let arguments = [
+            "tokenize",
+            "--validation",
+            "0",
+            "--force",
+            "--tokenizer",
+            wanted,
+        ]
+        .map(std::ffi::OsStr::new);
+        let rest = ["--out".as_ref(), out.as_os_str(), input.as_os_str()];
+        within(1 << 30, &[&arguments[..], &rest].concat())
+    };
+    for wanted in [
+        "train:1000000000",
+        "train:1048577",
+        "train:4294967295",
+        "train:256",
+        "train:x",
+    ] {
+        train(wanted).refused(2, &[wanted, "257 to 1048576"]);
+    }
+    assert!(!out.exists());
+    let run = train("train:1048576").ok();
+    assert!(run.stderr.contains("tokens only, not 1,048,576"), "{run}");
+}
+
+#[test]
+fn dropout_is_switched_off_and_said() {
+    let work = TempDir::new().unwrap();
+    let path = |name: &str| work.path().join(name);
+    let input = write(path("a.jsonl"), lines(&texts(20), "text"));
+    let random = changed_tokenizer(&work, |tokenizer| {
+        tokenizer["model"]["dropout"] = json!(0.5)
+    });
+    let mut found = Vec::new();
+    for (name, tokenizer) in [
+        ("plain", seed()),
+        ("a", random.clone()),
+        ("b", random.clone()),
+    ] {
+        let run = bam!(
+            "tokenize",
+            input,
+            "--tokenizer",
+            tokenizer,
+            "--validation",
+            "0",
+            "--out",
+            path(name)
+        )
+        .ok();
+        assert_eq!(
+            run.stderr.contains("dropout of 0.5 is switched off"),
+            name != "plain",
+            "{run}"
+        );
+        found.push(shards(&path(name)));
+    }
+    assert!(found[1] == found[0] && found[2] == found[0]);
+    let data = format!("x={}", input.display());
+    for run in [
+        bam!(
+            "generate",
+            random,
+            "--prompt",
+            "the court",
+            "--max-tokens",
+            "1"
+        ),
+        bam!("eval", random, "--data", data, "--max-tokens", "8"),
+    ] {
+        let run = run.ok();
+        assert!(run.stderr.contains("dropout of 0.5"), "{run}");
+    }
+}

@@ -1,0 +1,31 @@
+//! A parquet table: every row of its column `text`.
+#![no_main]
+
+use bam_convert::data::documents::Documents;
+use bam_convert_fuzz::{file, within};
+use libfuzzer_sys::fuzz_target;
+
+/// What a table may take: a page, what it is unpacked to, and a document of it.
+const UNPACKED: usize = 512 << 20;
+/// Bytes of text after which another document tells nothing new.
+const ENOUGH: usize = 64 << 20;
+
+fuzz_target!(|data: &[u8]| {
+    let path = file("texts.parquet", data);
+    within(UNPACKED, || {
+        let Ok(documents) = Documents::open(&path, "text") else {
+            return;
+        };
+        let mut read = 0;
+        for document in documents {
+            match document {
+                Ok(bam_convert::data::documents::Document::Text(text)) => read += text.len(),
+                Ok(_) => {}
+                Err(_) => return,
+            }
+            if read > ENOUGH {
+                return;
+            }
+        }
+    });
+});

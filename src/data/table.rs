@@ -1,0 +1,415 @@
+//! The texts of a parquet table, one row at a time.
+//!
+//! A few hundred bytes of parquet can stand for terabytes: pages are compressed, one number repeats a value any number
+//! of times, and the crate that reads pages allocates what their headers say. So a table is read page by page, each page is
+//! checked before the crate sees it, and rows and text are bounded by the length of the file.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parquet::basic::{Compression, ConvertedType, Encoding, Type as PhysicalType};
+use parquet::column::page::{Page, PageMetadata, PageReader};
+use parquet::column::reader::ColumnReaderImpl;
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::errors::{ParquetError, Result as ParquetResult};
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::reader::{ChunkReader, Length};
+use parquet::file::serialized_reader::SerializedPageReader;
+
+use super::limits::{LARGEST, key_hint, most_text, too_long, unpacks_too_far};
+use super::thrift;
+use crate::caught::caught;
+use crate::checkpoint::SourceFile;
+use crate::{Error, Result};
+
+/// Bytes of a page that need no reason: a text of the largest size, and others beside it.
+const PAGE: u64 = 2 * LARGEST;
+/// Bytes of a page by its bytes in the file beyond that. Packed text is some 10 times as long.
+const UNPACKED: u64 = 64;
+/// Values of a page that need no reason: writers make pages of some 20,000.
+const VALUES: u64 = 1 << 20;
+/// Rows that need no reason, and rows by the bytes of the file beyond that.
+const ROWS: u64 = 1 << 20;
+const ROWS_BY_BYTE: u64 = 1000;
+
+/// The rows of the column that holds the text.
+pub(super) struct TableTexts {
+    path: PathBuf,
+    file: Arc<TableFile>,
+    metadata: ParquetMetaData,
+    column: usize,
+    /// The next row group.
+    group: usize,
+    rows: Option<ColumnReaderImpl<ByteArrayType>>,
+    /// Rows left in the row group that is read.
+    left: u64,
+    number: u64,
+    /// Bytes of text that the file may still hold.
+    text_left: u64,
+    levels: Vec<i16>,
+    values: Vec<ByteArray>,
+}
+
+impl TableTexts {
+    /// Opens a table; `text_key` is the column that holds the text.
+    pub fn open(path: &Path, text_key: &str) -> Result<Self> {
+        // Refuses folders and pipes.
+        let length = SourceFile::open(path)?.len();
+        let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
+        let metadata = guarded(path, || {
+            check_footer(&file, length)?;
+            ParquetMetaDataReader::new().parse_and_finish(&file)
+        })?;
+        let column = text_column(path, &metadata, text_key)?;
+        let rows = metadata.row_groups().iter().try_fold(0u64, |sum, group| {
+            sum.checked_add(u64::try_from(group.num_rows()).ok()?)
+        });
+        let most = ROWS + ROWS_BY_BYTE * length;
+        if rows.is_none_or(|rows| rows > most) {
+            let found = rows.map_or("more".to_owned(), |rows| rows.to_string());
+            let problem =
+                format!("expected at most {most} rows in a table of {length} bytes, found {found}");
+            return Err(Error::file(path, problem)
+                .with_hint("is it a real table? write its texts as JSON lines if it is"));
+        }
+        Ok(Self {
+            path: path.to_path_buf(),
+            file: Arc::new(TableFile { file, length }),
+            metadata,
+            column,
+            group: 0,
+            rows: None,
+            left: 0,
+            number: 0,
+            text_left: most_text(length),
+            levels: Vec::new(),
+            values: Vec::new(),
+        })
+    }
+
+    /// The text of the next row, empty where it has none.
+    pub fn next_text(&mut self) -> Result<Option<String>> {
+        let path = self.path.clone();
+        let Some(value) = guarded(&path, || self.read())? else {
+            return Ok(None);
+        };
+        self.number += 1;
+        let row = format!("row {}", self.number);
+        // A row without text is no document.
+        let Some(value) = value else {
+            return Ok(Some(String::new()));
+        };
+        let bytes = value.data();
+        if bytes.len() as u64 > LARGEST {
+            return Err(too_long(&path, &row, bytes.len() as u64));
+        }
+        let Some(left) = self.text_left.checked_sub(bytes.len() as u64) else {
+            return Err(unpacks_too_far(&path, self.file.length));
+        };
+        self.text_left = left;
+        String::from_utf8(bytes.to_vec()).map(Some).map_err(|e| {
+            let at = e.utf8_error().valid_up_to();
+            let problem = format!("{row}: expected text in UTF-8: byte {at} is none");
+            Error::file(&path, problem)
+        })
+    }
+
+    /// The value of the next row, if there is one.
+    fn read(&mut self) -> ParquetResult<Option<Option<ByteArray>>> {
+        while self.left == 0 {
+            let Some(group) = self.metadata.row_groups().get(self.group) else {
+                return Ok(None);
+            };
+            self.group += 1;
+            // Not negative, since their sum could be taken.
+            self.left = group.num_rows() as u64;
+            let pages = Pages::open(&self.file, group.column(self.column), self.left)?;
+            let column = group.column(self.column).column_descr_ptr();
+            self.rows = Some(ColumnReaderImpl::new(column, Box::new(pages)));
+        }
+        self.levels.clear();
+        self.values.clear();
+        let read = match &mut self.rows {
+            // One at a time: values can be prefixes of the one before, so that a batch of them has no bound.
+            Some(rows) => {
+                rows.read_records(1, Some(&mut self.levels), None, &mut self.values)?
+                    .0
+            }
+            None => 0,
+        };
+        if read == 0 {
+            let problem = format!("row group {} has {} rows too few", self.group, self.left);
+            return Err(ParquetError::General(problem));
+        }
+        self.left -= 1;
+        Ok(Some(self.values.pop()))
+    }
+}
+
+/// The number of the column that holds the text.
+fn text_column(path: &Path, metadata: &ParquetMetaData, text_key: &str) -> Result<usize> {
+    let schema = metadata.file_metadata().schema_descr();
+    let fields = schema.root_schema().get_fields();
+    let Some(field) = fields.iter().find(|field| field.name() == text_key) else {
+        let error = Error::key(path, text_key, "the table has no such column");
+        return Err(key_hint(
+            error,
+            text_key,
+            fields.iter().map(|field| field.name()),
+        ));
+    };
+    let column = (0..schema.num_columns())
+        .find(|column| schema.column(*column).path().parts() == [text_key]);
+    let column = column.filter(|column| {
+        let column = schema.column(*column);
+        field.is_primitive()
+            && column.physical_type() == PhysicalType::BYTE_ARRAY
+            && column.converted_type() != ConvertedType::DECIMAL
+            && column.max_rep_level() == 0
+    });
+    column.ok_or_else(|| Error::key(path, text_key, "expected a column of strings"))
+}
+
+/// Refuses a footer whose numbers its length does not justify.
+fn check_footer(file: &File, length: u64) -> ParquetResult<()> {
+    let tail = length
+        .checked_sub(8)
+        .map(|at| file.get_bytes(at, 8))
+        .transpose()?;
+    // What is no footer at all the crate refuses.
+    let Some(size) = tail.and_then(|tail| tail.first_chunk::<4>().copied()) else {
+        return Ok(());
+    };
+    let size = u64::from(u32::from_le_bytes(size));
+    let Some(start) = (length - 8).checked_sub(size) else {
+        return Ok(());
+    };
+    let footer = file.get_bytes(start, size as usize)?;
+    match thrift::schema(&footer) {
+        Some((most, columns)) if most <= columns => Ok(()),
+        Some((most, columns)) => Err(ParquetError::General(format!(
+            "a schema of {columns} columns has one with {most} children"
+        ))),
+        None => Err(ParquetError::General(
+            "the footer cannot be read".to_owned(),
+        )),
+    }
+}
+
+/// The file, whose pages the crate reads through here.
+struct TableFile {
+    file: File,
+    length: u64,
+}
+
+impl Length for TableFile {
+    fn len(&self) -> u64 {
+        self.length
+    }
+}
+
+impl ChunkReader for TableFile {
+    type T = BufReader<File>;
+
+    /// A reader at the header of a page, which is checked before.
+    fn get_read(&self, start: u64) -> ParquetResult<Self::T> {
+        let mut header = Vec::new();
+        self.file
+            .get_read(start)?
+            .take(32)
+            .read_to_end(&mut header)?;
+        let Some((unpacked, packed)) = thrift::page(&header) else {
+            return Err(ParquetError::General("a page has no header".to_owned()));
+        };
+        if unpacked > most_of_page(packed) {
+            let problem = format!("a page of {packed} bytes unpacks to {unpacked}");
+            return Err(ParquetError::General(problem));
+        }
+        self.file.get_read(start)
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<bytes::Bytes> {
+        if start
+            .checked_add(length as u64)
+            .is_none_or(|end| end > self.length)
+        {
+            return Err(ParquetError::EOF("a page ends behind the file".to_owned()));
+        }
+        self.file.get_bytes(start, length)
+    }
+}
+
+/// Bytes that a page of so many bytes in the file may have once unpacked.
+fn most_of_page(packed: u64) -> u64 {
+    PAGE.max(UNPACKED.saturating_mul(packed))
+}
+
+/// The pages of a column, each checked.
+struct Pages {
+    pages: SerializedPageReader<TableFile>,
+    /// Whether pages are unpacked here: the crate unpacks gzip without a bound.
+    gzip: bool,
+    nullable: bool,
+}
+
+impl Pages {
+    fn open(
+        file: &Arc<TableFile>,
+        column: &parquet::file::metadata::ColumnChunkMetaData,
+        rows: u64,
+    ) -> ParquetResult<Self> {
+        let gzip = matches!(column.compression(), Compression::GZIP(_));
+        let mut chunk = column.clone();
+        if gzip {
+            chunk = chunk
+                .into_builder()
+                .set_compression(Compression::UNCOMPRESSED)
+                .build()?;
+        }
+        Ok(Self {
+            pages: SerializedPageReader::new(file.clone(), &chunk, rows as usize, None)?,
+            gzip,
+            nullable: column.column_descr().max_def_level() > 0,
+        })
+    }
+
+    /// Refuses values that the length of the page does not justify: the crate makes room for them first.
+    fn check(&self, page: &Page) -> ParquetResult<()> {
+        let length = page.buffer().len() as u64;
+        let (values, most) = match page {
+            Page::DictionaryPage { num_values, .. } => (
+                u64::from(*num_values),
+                (length / 4).min(VALUES.max(length / 16)),
+            ),
+            Page::DataPage {
+                encoding,
+                buf,
+                def_level_encoding,
+                ..
+            } => {
+                // Other levels do not say how long they are; no writer has them beside delta-encoded values.
+                let sized = *def_level_encoding == Encoding::RLE;
+                let levels = match buf.first_chunk::<4>() {
+                    _ if !self.nullable => 0,
+                    Some(size) if sized => 4 + u32::from_le_bytes(*size) as usize,
+                    _ => usize::MAX,
+                };
+                (
+                    delta_values(*encoding, buf, levels)?,
+                    VALUES.max(length / 4),
+                )
+            }
+            Page::DataPageV2 {
+                encoding,
+                buf,
+                def_levels_byte_len,
+                rep_levels_byte_len,
+                ..
+            } => {
+                let levels = *def_levels_byte_len as usize + *rep_levels_byte_len as usize;
+                (
+                    delta_values(*encoding, buf, levels)?,
+                    VALUES.max(length / 4),
+                )
+            }
+        };
+        if values > most {
+            let problem = format!("a page of {length} bytes has {values} values");
+            return Err(ParquetError::General(problem));
+        }
+        Ok(())
+    }
+}
+
+impl Iterator for Pages {
+    type Item = ParquetResult<Page>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.get_next_page().transpose()
+    }
+}
+
+impl PageReader for Pages {
+    fn get_next_page(&mut self) -> ParquetResult<Option<Page>> {
+        let Some(mut page) = self.pages.get_next_page()? else {
+            return Ok(None);
+        };
+        if self.gzip {
+            unpack(&mut page)?;
+        }
+        self.check(&page)?;
+        Ok(Some(page))
+    }
+
+    fn peek_next_page(&mut self) -> ParquetResult<Option<PageMetadata>> {
+        self.pages.peek_next_page()
+    }
+
+    fn skip_next_page(&mut self) -> ParquetResult<()> {
+        self.pages.skip_next_page()
+    }
+}
+
+/// The values that a page's section behind its levels has, where the encoding says so in the section itself.
+fn delta_values(encoding: Encoding, page: &[u8], levels: usize) -> ParquetResult<u64> {
+    let delta = [
+        Encoding::DELTA_LENGTH_BYTE_ARRAY,
+        Encoding::DELTA_BYTE_ARRAY,
+    ];
+    if !delta.contains(&encoding) {
+        return Ok(0);
+    }
+    page.get(levels..)
+        .and_then(thrift::delta_values)
+        .ok_or_else(|| ParquetError::EOF("a page ends before its values".to_owned()))
+}
+
+/// Unpacks a page of gzip; the levels before the values are not packed in pages of the second version.
+fn unpack(page: &mut Page) -> ParquetResult<()> {
+    let (buf, levels) = match page {
+        Page::DictionaryPage { buf, .. } | Page::DataPage { buf, .. } => (buf, 0),
+        Page::DataPageV2 {
+            is_compressed: false,
+            ..
+        } => return Ok(()),
+        Page::DataPageV2 {
+            buf,
+            def_levels_byte_len,
+            rep_levels_byte_len,
+            ..
+        } => (
+            buf,
+            *def_levels_byte_len as usize + *rep_levels_byte_len as usize,
+        ),
+    };
+    let most = most_of_page(buf.len() as u64);
+    let Some((levels, packed)) = buf.split_at_checked(levels) else {
+        return Err(ParquetError::EOF(
+            "a page ends before its values".to_owned(),
+        ));
+    };
+    let mut unpacked = levels.to_vec();
+    flate2::read::MultiGzDecoder::new(packed)
+        .take(most + 1)
+        .read_to_end(&mut unpacked)?;
+    if unpacked.len() as u64 > most {
+        let problem = format!("a page of {} bytes unpacks to more than {most}", buf.len());
+        return Err(ParquetError::General(problem));
+    }
+    *buf = unpacked.into();
+    Ok(())
+}
+
+/// What reading a table gives; where the `parquet` crate panics over a damaged one, that is an error like any other.
+fn guarded<T>(path: &Path, read: impl FnOnce() -> ParquetResult<T>) -> Result<T> {
+    match caught(read) {
+        Ok(Ok(read)) => Ok(read),
+        Ok(Err(error)) => Err(Error::file(
+            path,
+            format!("expected a parquet table: {error}"),
+        )),
+        Err(_) => Err(Error::file(path, "expected a parquet table: it is damaged")),
+    }
+}
