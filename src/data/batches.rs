@@ -49,14 +49,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The next document that has text, without a batch.
-    pub fn next_document(&mut self) -> Result<Option<String>> {
+    /// The next document that has text with its file, without a batch.
+    pub fn next_document(&mut self) -> Result<Option<(&'a Path, String)>> {
         loop {
             if let Some((path, stamp, documents)) = &mut self.open {
                 if let Some(document) = documents.next() {
                     self.counts.documents += 1;
                     match document? {
-                        Document::Text(text) => return Ok(Some(text)),
+                        Document::Text(text) => return Ok(Some((*path, text))),
                         Document::Empty => self.counts.empty += 1,
                         Document::Unreadable(_) => self.counts.unreadable += 1,
                     }
@@ -75,33 +75,31 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Hands all documents that have text to `work` in batches, with the file that the last one came from, and reads the next
-    /// batch meanwhile. Returns how many documents there were.
+    /// Hands all documents that have text to `work` in batches, each with its file, and reads the next batch meanwhile.
+    /// Returns how many documents there were.
     pub fn batches(
         mut self,
-        work: &mut (dyn FnMut(&Path, Vec<String>) -> Result<()> + Send),
+        work: &mut (dyn FnMut(Vec<(&'a Path, String)>) -> Result<()> + Send),
     ) -> Result<Counts> {
         let mut batch = self.next_batch()?;
-        while !batch.1.is_empty() {
-            let (path, documents) = batch;
-            let (done, next) = rayon::join(|| work(path, documents), || self.next_batch());
+        while !batch.is_empty() {
+            let (done, next) = rayon::join(|| work(batch), || self.next_batch());
             done?;
             batch = next?;
         }
         Ok(self.counts)
     }
 
-    fn next_batch(&mut self) -> Result<(&'a Path, Vec<String>)> {
-        let (mut path, mut documents, mut length) = (Path::new("."), Vec::new(), 0);
+    fn next_batch(&mut self) -> Result<Vec<(&'a Path, String)>> {
+        let (mut documents, mut length) = (Vec::new(), 0);
         while length < BATCH {
             let Some(document) = self.next_document()? else {
                 break;
             };
-            path = self.open.as_ref().map_or(path, |(path, ..)| path);
-            length += document.len() + DOCUMENT;
+            length += document.1.len() + DOCUMENT;
             documents.push(document);
         }
-        Ok((path, documents))
+        Ok(documents)
     }
 }
 

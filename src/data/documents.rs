@@ -327,7 +327,7 @@ fn stream(path: &Path, packing: Packing) -> Result<Stream> {
     let length = source.source.len();
     let bounded = |unpacked| Bounded {
         unpacked,
-        left: most_text(length),
+        left: most_text(LARGEST, length),
         path: path.to_path_buf(),
         length,
     };
@@ -375,10 +375,13 @@ struct Bounded {
 impl Read for Bounded {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let count = self.unpacked.read(buf)?;
-        self.left = self
-            .left
-            .checked_sub(count as u64)
-            .ok_or_else(|| io::Error::other(unpacks_too_far(&self.path, self.length)))?;
+        self.left = self.left.checked_sub(count as u64).ok_or_else(|| {
+            io::Error::other(unpacks_too_far(
+                &self.path,
+                most_text(LARGEST, self.length),
+                self.length,
+            ))
+        })?;
         Ok(count)
     }
 }

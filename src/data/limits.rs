@@ -8,21 +8,19 @@ use crate::error::nearest;
 /// Largest document in bytes of text.
 pub(super) const LARGEST: u64 = 64 << 20;
 
-/// Bytes of text that a packed file may hold whatever its length, and bytes of text by its bytes beyond that: texts
-/// of people pack to a tenth or a hundredth.
-const UNPACKED: u64 = 256 << 20;
-const UNPACKED_BY_BYTE: u64 = 1000;
+/// Bytes of text that a table may hold whatever its length.
+pub(super) const TABLE: u64 = 16 << 20;
 
-/// Bytes of text that a packed file of `length` bytes may hold.
-pub(super) fn most_text(length: u64) -> u64 {
-    UNPACKED.saturating_add(UNPACKED_BY_BYTE.saturating_mul(length))
+/// Bytes of text by the bytes of a packed file or a table beyond that: texts of people pack to a tenth or a hundredth.
+const UNPACKED: u64 = 1000;
+
+/// Bytes of text that a packed file of `length` bytes may hold, and `free` more.
+pub(super) fn most_text(free: u64, length: u64) -> u64 {
+    free.saturating_add(UNPACKED.saturating_mul(length))
 }
 
-pub(super) fn unpacks_too_far(path: &Path, length: u64) -> Error {
-    let problem = format!(
-        "expected at most {} bytes of text packed in {length}, found more",
-        most_text(length)
-    );
+pub(super) fn unpacks_too_far(path: &Path, most: u64, length: u64) -> Error {
+    let problem = format!("expected at most {most} bytes of text packed in {length}, found more");
     Error::file(path, problem).with_hint("is it a real text? unpack it yourself if it is")
 }
 

@@ -18,7 +18,7 @@ use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
 
-use super::limits::{LARGEST, key_hint, most_text, too_long, unpacks_too_far};
+use super::limits::{LARGEST, TABLE, key_hint, most_text, too_long, unpacks_too_far};
 use super::thrift;
 use crate::caught::caught;
 use crate::checkpoint::SourceFile;
@@ -83,7 +83,7 @@ impl TableTexts {
             rows: None,
             left: 0,
             number: 0,
-            text_left: most_text(length),
+            text_left: most_text(TABLE, length),
             levels: Vec::new(),
             values: Vec::new(),
         })
@@ -106,7 +106,11 @@ impl TableTexts {
             return Err(too_long(&path, &row, bytes.len() as u64));
         }
         let Some(left) = self.text_left.checked_sub(bytes.len() as u64) else {
-            return Err(unpacks_too_far(&path, self.file.length));
+            return Err(unpacks_too_far(
+                &path,
+                most_text(TABLE, self.file.length),
+                self.file.length,
+            ));
         };
         self.text_left = left;
         String::from_utf8(bytes.to_vec()).map(Some).map_err(|e| {

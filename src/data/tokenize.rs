@@ -262,8 +262,11 @@ impl Corpus {
         let mut fingerprints = Fingerprints::default();
         let told = |length| progress(Progress::Bytes(length));
         let reader = Reader::new(&files, &settings.text_key, &told);
-        let counts = reader.batches(&mut |_, batch: Vec<String>| {
-            let found: Vec<_> = batch.par_iter().map(|text| fingerprint(text)).collect();
+        let counts = reader.batches(&mut |batch| {
+            let found: Vec<_> = batch
+                .par_iter()
+                .map(|(_, text)| fingerprint(text))
+                .collect();
             for document in found.into_iter().flatten() {
                 bytes_of_text += document.bytes;
                 fingerprints.add(document);
@@ -326,7 +329,7 @@ impl Corpus {
         let texts = std::iter::from_fn(|| {
             loop {
                 let text = match reader.next_document() {
-                    Ok(text) => text?,
+                    Ok(document) => document?.1,
                     Err(error) => {
                         // A poisoned lock would mean that another thread had panicked here.
                         failure
@@ -372,35 +375,24 @@ impl Corpus {
         progress(Progress::Begin("tokenizing", self.bytes_of_text));
         let mut splits = self.assignment.splits.iter();
         let nothing = |_| {};
-        Reader::new(&self.files, &settings.text_key, &nothing).batches(&mut |path,
-                                                                              batch: Vec<
-            String,
-        >| {
+        let reader = Reader::new(&self.files, &settings.text_key, &nothing);
+        reader.batches(&mut |batch| {
             // As many as the first pass has seen, unless a file has changed in a way that its stamp does not show.
-            let batch: Vec<(String, Option<Split>)> = batch
+            let batch: Vec<(&Path, String, Option<Split>)> = batch
                 .into_iter()
-                .map(|text| {
-                    splits
-                        .next()
-                        .map(|split| (text, *split))
-                        .ok_or_else(|| changed(path))
+                .map(|(path, text)| {
+                    let split = splits.next().ok_or_else(|| changed(path))?;
+                    Ok((path, text, *split))
                 })
                 .collect::<Result<_>>()?;
             let tokens: Vec<Vec<u32>> = batch
                 .par_iter()
-                .map(|(text, split)| match split {
+                .map(|(path, text, split)| match split {
                     None => Ok(Vec::new()),
-                    Some(_) => {
-                        let mut ids = ready.tokenizer.ids(text)?;
-                        // Some tokenizers put it there themselves.
-                        if ids.last() != Some(&ready.end_of_text) {
-                            ids.push(ready.end_of_text);
-                        }
-                        Ok(ids)
-                    }
+                    Some(_) => tokens(ready, path, text),
                 })
                 .collect::<Result<_>>()?;
-            for ((text, split), ids) in batch.iter().zip(tokens) {
+            for ((_, text, split), ids) in batch.iter().zip(tokens) {
                 if let Some(split) = split {
                     shards[*split as usize].add(&ids, text.len() as u64)?;
                 }
@@ -411,4 +403,24 @@ impl Corpus {
         let [train, validation] = shards;
         Ok([train.finish()?, validation.finish()?])
     }
+}
+
+/// The tokens of a document of the file `path`, with the end of text behind them.
+fn tokens(ready: &Ready, path: &Path, text: &str) -> Result<Vec<u32>> {
+    let mut ids = ready.tokenizer.ids(text).map_err(|error| {
+        let begins: String = text.chars().take(40).collect();
+        let of_text = Error::file(
+            path,
+            format!("the document that begins {begins:?}: {error}"),
+        );
+        match error.hint() {
+            Some(hint) => of_text.with_hint(hint),
+            None => of_text,
+        }
+    })?;
+    // Some tokenizers put it there themselves.
+    if ids.last() != Some(&ready.end_of_text) {
+        ids.push(ready.end_of_text);
+    }
+    Ok(ids)
 }

@@ -228,10 +228,9 @@ impl Tokenizer {
         while start < text.len() {
             let (length, next) = self.cuts.first(&text[start..], wanted);
             if length > LONGEST_PIECE {
-                let begins: String = text[start..].chars().take(40).collect();
                 let problem = format!(
-                    "cannot tokenize {length} bytes of text in one piece, at most {LONGEST_PIECE}: the text that begins \
-                     {begins:?} has no place to cut it at for this tokenizer"
+                    "cannot tokenize {length} bytes of text in one piece, at most {LONGEST_PIECE}, and finds no place to \
+                     cut them at"
                 );
                 return Err(Error::file(&self.path, problem)
                     .with_hint("split it into documents, or leave it out"));

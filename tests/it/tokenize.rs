@@ -840,7 +840,7 @@ fn a_long_document_has_the_tokens_of_the_whole() {
     let ending = changed_tokenizer(&work, |tokenizer| {
         let processor = &mut tokenizer["post_processor"];
         let token = |name: &str, id: u32| json!({"id": name, "ids": [id], "tokens": [name]});
-        processor["special_tokens"] = json!({"<a>": token("<a>", 1), "<b>": token("<b>", 2)});
+        processor["special_tokens"] = json!({"<a>": token("<a>", 1), "<b>": token("<b>", 1)});
         let piece = |name: &str| json!({"SpecialToken": {"id": name, "type_id": 0}});
         let single = processor["single"].as_array_mut().unwrap();
         single.insert(0, piece("<a>"));
@@ -867,7 +867,8 @@ fn a_long_document_has_the_tokens_of_the_whole() {
         // The library itself, on the whole text.
         let whole = tokenizers::Tokenizer::from_file(tokenizer.join("tokenizer.json")).unwrap();
         let whole = whole.encode(long.as_str(), true).unwrap();
-        assert_eq!(ids[..ids.len() - 1], *whole.get_ids());
+        let differs = ids.iter().zip(whole.get_ids()).position(|(a, b)| a != b);
+        assert_eq!((differs, ids.len()), (None, whole.len() + 1));
     }
 }
 
@@ -879,6 +880,8 @@ fn within(bytes: u64, arguments: &[&std::ffi::OsStr]) -> crate::common::Run {
         .args(["-c", &limit, "bash"])
         .arg(crate::common::binary())
         .args(arguments);
+    // Each arena of the C library reserves address space that nothing uses.
+    command.env("MALLOC_ARENA_MAX", "1");
     crate::common::finish(command)
 }
 
@@ -901,24 +904,28 @@ fn memory_is_bounded_whatever_a_document_is_like() {
             .map(std::ffi::OsStr::new),
         );
         arguments.extend([seed.as_os_str(), "--out".as_ref(), out.as_os_str()]);
-        within(1 << 30, &arguments)
+        within(120 << 20, &arguments)
     };
-    // Whole, either would take more.
-    let words = write(
-        path("words.txt.zst"),
-        zstd("the court of law shall ".repeat(300_000).as_bytes()),
-    );
+    // Whole, it would take more.
+    let words = "the court of law shall ".repeat(45_000);
+    let words = write(path("words.txt.zst"), zstd(words.as_bytes()));
     tokenize(&words).ok();
-    let letters = write(
-        path("letters.txt.zst"),
-        zstd("a".repeat(66_000_000).as_bytes()),
+    let letters = write(path("letters.txt.zst"), zstd(&[b'a'; 4_300_000]));
+    tokenize(&letters).refused(
+        2,
+        &[
+            "letters.txt.zst",
+            "tokenizer.json",
+            "4300000",
+            "\"aaaa",
+            "hint: split",
+        ],
     );
-    tokenize(&letters).refused(2, &["tokenizer.json", "66000000", "\"aaaa", "hint: split"]);
-    // As documents that are empty, or all the same.
-    let lines = "{\"text\":\"\"}\n{\"text\":\"a\"}\n".repeat(200_000);
+    // Nothing is kept of documents that are empty, or like an earlier one.
+    let lines = "{\"text\":\"\"}\n{\"text\":\"a\"}\n".repeat(30_000);
     let lines = write(path("lines.jsonl.zst"), zstd(lines.as_bytes()));
     let report = tokenize(&lines).ok();
-    assert!(report.stdout.contains("199,999"), "{report}");
+    assert!(report.stdout.contains("29,999"), "{report}");
 }
 
 #[test]
@@ -947,7 +954,7 @@ fn a_vocabulary_that_no_text_justifies() {
         "train:256",
         "train:x",
     ] {
-        train(wanted).refused(2, &[wanted, "257 to 1048576"]);
+        train(wanted).refused(2, &[wanted, "from 257 up to 1048576"]);
     }
     assert!(!out.exists());
     let run = train("train:1048576").ok();
