@@ -61,7 +61,7 @@ impl FromStr for Vocabulary {
         match count.parse() {
             Ok(count) if (LEAST..=MOST).contains(&count) => Ok(Self::Train(count)),
             _ => Err(format!(
-                "expected train: and a number of tokens from {LEAST} up to {MOST}, found `{text}`"
+                "expected train: and a number of tokens from {LEAST} to {MOST}, found `{text}`"
             )),
         }
     }

@@ -954,7 +954,7 @@ fn a_vocabulary_that_no_text_justifies() {
         "train:256",
         "train:x",
     ] {
-        train(wanted).refused(2, &[wanted, "from 257 up to 1048576"]);
+        train(wanted).refused(2, &[wanted, "from 257 to 1048576"]);
     }
     assert!(!out.exists());
     let run = train("train:1048576").ok();
