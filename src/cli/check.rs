@@ -31,11 +31,7 @@ pub struct Check {
 impl Check {
     /// Reads the text and cuts it by the tokenizer of the first source, so that what cannot be read is refused before
     /// anything is written.
-    pub fn new(
-        text: &Path,
-        sources: Vec<(String, PathBuf)>,
-        printer: &Printer,
-    ) -> Result<Self> {
+    pub fn new(text: &Path, sources: Vec<(String, PathBuf)>, printer: &Printer) -> Result<Self> {
         let domain = text
             .file_stem()
             .unwrap_or(text.as_os_str())

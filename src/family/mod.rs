@@ -27,9 +27,9 @@ mod spelling;
 mod stock;
 mod target;
 mod tensors;
-mod token_ids;
 #[cfg(test)]
 mod tests;
+mod token_ids;
 mod windows;
 
 pub(crate) use activation::Activation;
