@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::encoding::{Encoding, TensorEntry};
 use super::manifest::MANIFEST;
 use super::source_file::{ReadAt, SourceFile, Stamp, changed, stamp_of};
-use super::{dtype, gguf, header, json};
+use super::{dtype, foreign, gguf, header, json};
 use crate::error::nearest;
 use crate::{Error, Result};
 
@@ -62,7 +62,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Opens a folder (one file, or shards with or without an index), a `.safetensors` or a `.gguf` file.
     pub fn open(path: &Path) -> Result<Self> {
-        let metadata = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
+        let metadata = foreign::stat(path)?;
         let mut found = Self {
             path: path.to_path_buf(),
             files: Vec::new(),
@@ -89,16 +89,11 @@ impl Checkpoint {
             return Ok(found);
         }
         match &names[..] {
-            [] => return Err(no_weights(path)),
-            [one] if shard_number(one).is_none() => {
-                if one.starts_with("adapter_model") {
-                    return Err(Error::file(
-                        path.join(one),
-                        "holds a LoRA adapter, expected a whole model",
-                    )
-                    .with_hint("merge the adapter into its base model first"));
-                }
+            [] => return Err(foreign::folder(path).unwrap_or_else(|| no_weights(path))),
+            [one] if one.starts_with("adapter_model") => {
+                return Err(foreign::folder(path).unwrap_or_else(|| no_weights(path)));
             }
+            [one] if shard_number(one).is_none() => {}
             several => complete_set(path, several)?,
         }
         for name in &names {
@@ -404,6 +399,11 @@ fn shard_number(name: &str) -> Option<(u64, u64)> {
 
 /// Refuses several weight files that are not the shards 1..=N of one set.
 fn complete_set(folder: &Path, names: &[String]) -> Result<()> {
+    if names.iter().any(|name| !name.ends_with(".safetensors"))
+        && let Some(error) = foreign::folder(folder)
+    {
+        return Err(error);
+    }
     let ambiguous = |problem: String| {
         Err(Error::file(folder, problem)
             .with_hint("keep one model in the folder, or add its model.safetensors.index.json"))
@@ -446,15 +446,8 @@ fn complete_set(folder: &Path, names: &[String]) -> Result<()> {
 }
 
 fn no_weights(folder: &Path) -> Error {
-    let error = Error::file(
+    Error::file(
         folder,
         format!("no weights: expected {SINGLE}, {INDEX} with its shards, or one .gguf file"),
-    );
-    if folder.join("pytorch_model.bin").exists()
-        || folder.join("pytorch_model.bin.index.json").exists()
-    {
-        return error
-            .with_hint("pytorch_model.bin is a pickle: save the model as safetensors first");
-    }
-    error
+    )
 }

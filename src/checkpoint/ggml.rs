@@ -16,7 +16,7 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// The largest alignment of candle's block structures, in bytes.
 const BLOCK_ALIGNMENT: usize = 4;
 
-/// An element type of ggml that this program can read as numbers.
+/// An element type of ggml. The values of some are not computed here: [`GgmlType::is_readable`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs, non_camel_case_types)] // the names are ggml's own
 pub enum GgmlType {
@@ -35,6 +35,25 @@ pub enum GgmlType {
     Q5_K,
     Q6_K,
     Q8_K,
+    IQ2_XXS,
+    IQ2_XS,
+    IQ3_XXS,
+    IQ1_S,
+    IQ4_NL,
+    IQ3_S,
+    IQ2_S,
+    IQ4_XS,
+    I8,
+    I16,
+    I32,
+    I64,
+    F64,
+    IQ1_M,
+    TQ1_0,
+    TQ2_0,
+    MXFP4,
+    NVFP4,
+    Q1_0,
 }
 
 /// Ggml's number, ggml's name and the type, for all that can be dequantised.
@@ -56,59 +75,67 @@ const READABLE: [(u32, &str, GgmlType); 15] = [
     (30, "BF16", GgmlType::BF16),
 ];
 
-/// Types that are only named, so that a refusal can name them.
-const UNREADABLE: [(u32, &str); 20] = [
-    (4, "Q4_2"),
-    (5, "Q4_3"),
-    (16, "IQ2_XXS"),
-    (17, "IQ2_XS"),
-    (18, "IQ3_XXS"),
-    (19, "IQ1_S"),
-    (20, "IQ4_NL"),
-    (21, "IQ3_S"),
-    (22, "IQ2_S"),
-    (23, "IQ4_XS"),
-    (24, "I8"),
-    (25, "I16"),
-    (26, "I32"),
-    (27, "I64"),
-    (28, "F64"),
-    (29, "IQ1_M"),
-    (34, "TQ1_0"),
-    (35, "TQ2_0"),
-    (39, "MXFP4"),
-    (40, "NVFP4"),
+/// Types that are shown but not computed with: ggml's number, ggml's name, the type, and the elements and bytes of a block as gguf-py has
+/// them.
+const SHOWN: [(u32, &str, GgmlType, usize, usize); 19] = [
+    (16, "IQ2_XXS", GgmlType::IQ2_XXS, 256, 66),
+    (17, "IQ2_XS", GgmlType::IQ2_XS, 256, 74),
+    (18, "IQ3_XXS", GgmlType::IQ3_XXS, 256, 98),
+    (19, "IQ1_S", GgmlType::IQ1_S, 256, 50),
+    (20, "IQ4_NL", GgmlType::IQ4_NL, 32, 18),
+    (21, "IQ3_S", GgmlType::IQ3_S, 256, 110),
+    (22, "IQ2_S", GgmlType::IQ2_S, 256, 82),
+    (23, "IQ4_XS", GgmlType::IQ4_XS, 256, 136),
+    (24, "I8", GgmlType::I8, 1, 1),
+    (25, "I16", GgmlType::I16, 1, 2),
+    (26, "I32", GgmlType::I32, 1, 4),
+    (27, "I64", GgmlType::I64, 1, 8),
+    (28, "F64", GgmlType::F64, 1, 8),
+    (29, "IQ1_M", GgmlType::IQ1_M, 256, 56),
+    (34, "TQ1_0", GgmlType::TQ1_0, 256, 54),
+    (35, "TQ2_0", GgmlType::TQ2_0, 256, 66),
+    (39, "MXFP4", GgmlType::MXFP4, 32, 17),
+    (40, "NVFP4", GgmlType::NVFP4, 64, 36),
+    (41, "Q1_0", GgmlType::Q1_0, 128, 18),
 ];
+
+/// Types that ggml has removed, so that a refusal can name them.
+const REMOVED: [(u32, &str); 2] = [(4, "Q4_2"), (5, "Q4_3")];
 
 /// Ggml's name of the type with this number in a GGUF file, whether or not it can be read.
 pub fn name_of_code(code: u32) -> Option<&'static str> {
-    let readable = READABLE
+    let removed = || REMOVED.iter().find(|(number, _)| *number == code);
+    GgmlType::from_code(code)
+        .map(GgmlType::name)
+        .or_else(|| removed().map(|(_, name)| *name))
+}
+
+/// Every type with its number and name.
+fn all() -> impl Iterator<Item = (u32, &'static str, GgmlType)> {
+    let shown = SHOWN
         .iter()
-        .find(|(number, ..)| *number == code)
-        .map(|(_, name, _)| *name);
-    readable.or_else(|| {
-        UNREADABLE
-            .iter()
-            .find(|(number, _)| *number == code)
-            .map(|(_, name)| *name)
-    })
+        .map(|(number, name, kind, ..)| (*number, *name, *kind));
+    READABLE.into_iter().chain(shown)
 }
 
 impl GgmlType {
-    /// The type with this number in a GGUF file, if its values can be read.
+    /// The type with this number in a GGUF file, if the size of its blocks is known.
     pub fn from_code(code: u32) -> Option<Self> {
-        READABLE
-            .iter()
+        all()
             .find(|(number, ..)| *number == code)
-            .map(|(.., kind)| *kind)
+            .map(|(.., kind)| kind)
+    }
+
+    /// Whether its values can be computed.
+    pub fn is_readable(self) -> bool {
+        self.candle().is_some()
     }
 
     /// Its number in a GGUF file.
     pub fn code(self) -> u32 {
-        READABLE
-            .iter()
+        all()
             .find(|(.., kind)| *kind == self)
-            .map_or(u32::MAX, |(number, ..)| *number)
+            .map_or(u32::MAX, |(number, ..)| number)
     }
 
     /// The safetensors dtype with the same bytes, for the types that are not quantised.
@@ -123,20 +150,29 @@ impl GgmlType {
 
     /// Ggml's name: `Q4_K`.
     pub fn name(self) -> &'static str {
-        READABLE
-            .iter()
+        all()
             .find(|(.., kind)| *kind == self)
-            .map_or("?", |(_, name, _)| *name)
+            .map_or("?", |(_, name, _)| name)
     }
 
     /// Elements in a block.
     pub fn block_size(self) -> usize {
-        self.candle().block_size()
+        self.candle()
+            .map_or_else(|| self.shown().0, |kind| kind.block_size())
     }
 
     /// Bytes in a block.
     pub fn type_size(self) -> usize {
-        self.candle().type_size()
+        self.candle()
+            .map_or_else(|| self.shown().1, |kind| kind.type_size())
+    }
+
+    /// Elements and bytes of a block of a type that candle does not know.
+    fn shown(self) -> (usize, usize) {
+        SHOWN
+            .iter()
+            .find(|(_, _, kind, ..)| *kind == self)
+            .map_or((1, 1), |(.., elements, bytes)| (*elements, *bytes))
     }
 
     /// Writes the values of whole blocks to `out`.
@@ -144,6 +180,9 @@ impl GgmlType {
     /// # Errors
     /// A sentence where `bytes` is not a whole number of blocks, or `out` has not room for exactly their elements.
     pub fn dequantise(self, bytes: &[u8], out: &mut [f32]) -> Result<(), String> {
+        let Some(candle) = self.candle() else {
+            return Err(self.unreadable());
+        };
         let (block, size) = (self.block_size(), self.type_size());
         if !bytes.len().is_multiple_of(size) || bytes.len() / size * block != out.len() {
             return Err(format!(
@@ -163,8 +202,7 @@ impl GgmlType {
                 return Err("no aligned place in memory for a block".to_owned());
             };
             copy.copy_from_slice(source);
-            let values = self
-                .candle()
+            let values = candle
                 .from_data(Cow::Borrowed(copy))
                 .dequantize(target.len());
             match values {
@@ -178,9 +216,16 @@ impl GgmlType {
         Ok(())
     }
 
-    /// The same type in candle.
-    fn candle(self) -> GgmlDType {
-        match self {
+    /// Why its values cannot be computed.
+    pub fn unreadable(self) -> String {
+        let readable =
+            "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, and Q2_K to Q6_K and Q8_K";
+        format!("cannot read elements of type {self}; expected one of {readable}")
+    }
+
+    /// The same type in candle, which computes its values.
+    fn candle(self) -> Option<GgmlDType> {
+        Some(match self {
             Self::F32 => GgmlDType::F32,
             Self::F16 => GgmlDType::F16,
             Self::BF16 => GgmlDType::BF16,
@@ -196,7 +241,8 @@ impl GgmlType {
             Self::Q5_K => GgmlDType::Q5K,
             Self::Q6_K => GgmlDType::Q6K,
             Self::Q8_K => GgmlDType::Q8K,
-        }
+            _ => return None,
+        })
     }
 }
 
@@ -302,7 +348,9 @@ mod tests {
         assert_eq!(name_of_code(12), Some("Q4_K"));
         assert_eq!(name_of_code(4096), None);
         assert_eq!(GgmlType::from_code(30), Some(GgmlType::BF16));
-        assert_eq!(GgmlType::from_code(20), None);
+        assert_eq!(GgmlType::from_code(20), Some(GgmlType::IQ4_NL));
+        assert!(!GgmlType::IQ4_NL.is_readable() && GgmlType::Q4_K.is_readable());
+        assert_eq!(GgmlType::from_code(4), None, "its blocks are forgotten");
         assert_eq!(
             (GgmlType::Q6_K.block_size(), GgmlType::Q6_K.type_size()),
             (256, 210)

@@ -20,6 +20,10 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 /// The most dimensions that ggml knows.
 const MAX_DIMENSIONS: u32 = 4;
 
+/// Advice where elements cannot be read.
+pub const REQUANTISE: &str =
+    "take another file of this model, or: llama-quantize --allow-requantize IN.gguf OUT.gguf Q8_0";
+
 /// The largest tensor that [`Gguf::small_tensor`] reads, in elements.
 const SMALL_TENSOR: u64 = 64 * 1024;
 
@@ -40,13 +44,12 @@ impl Gguf {
     /// # Errors
     /// Where the file cannot be read, or breaks a rule of the format: the error names the metadata key or tensor.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
-        let facts = file
-            .metadata()
-            .map_err(|error| Error::io("read", path, error))?;
+        // Opening a pipe would wait for a writer.
+        let facts = std::fs::metadata(path).map_err(|error| Error::io("open", path, error))?;
         if !facts.is_file() {
             return Err(Error::file(path, "is not a file; expected a GGUF file"));
         }
+        let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
         Self::read(path, BufReader::new(file), facts.len())
     }
 
@@ -344,13 +347,9 @@ fn tensor_entry(header: &mut Header<impl Read>, alignment: u64) -> Result<Tensor
     let offset = header.u64()?;
     let Some(kind) = GgmlType::from_code(code) else {
         let name = name_of_code(code).unwrap_or("unknown");
-        let readable =
-            "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, and Q2_K to Q6_K and Q8_K";
-        let problem = format!(
-            "cannot read elements of type {name} (ggml type {code}); expected one of {readable}"
-        );
-        let advice = "take another file of this model, or: llama-quantize --allow-requantize IN.gguf OUT.gguf Q8_0";
-        return Err(Fault::problem(problem).with_hint(advice));
+        let problem =
+            format!("has elements of type {name} (ggml type {code}), whose size is not known here");
+        return Err(Fault::problem(problem).with_hint(REQUANTISE));
     };
     if !offset.is_multiple_of(alignment) {
         let problem =

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::encoding::{Encoding, TensorEntry};
 use super::source_file::{ReadAt, SourceFile};
-use super::{dtype, json};
+use super::{dtype, foreign, json};
 use crate::{Error, Result};
 
 /// The format's limit on the header's length in bytes.
@@ -34,6 +34,13 @@ pub fn read(source: &SourceFile, file: usize) -> Result<Header> {
         Error::file(path, what)
             .with_hint("the file is cut short or is no safetensors file: copy or download it again")
     };
+    let head = foreign::head(source)?;
+    // Some lengths of a header look like the first bytes of a pickle.
+    if head.get(8) != Some(&b'{')
+        && let Some(error) = foreign::not_weights(path, &head)
+    {
+        return Err(error);
+    }
     if source.len() < 8 {
         return Err(cut(format!(
             "expected an 8-byte header length, found a file of {} bytes",

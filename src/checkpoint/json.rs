@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use super::foreign;
 use super::source_file::{ReadAt, SourceFile};
 use crate::{Error, Result};
 
@@ -44,7 +45,9 @@ pub fn read_bytes_up_to(path: &Path, largest: u64) -> Result<Vec<u8>> {
 
 /// Parses an object; `path` only names the place in errors.
 pub fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>> {
-    let value = parse(bytes, MOST_VALUES).map_err(|error| syntax_error(path, bytes, &error))?;
+    let value = parse(bytes, MOST_VALUES).map_err(|error| {
+        foreign::not_json(path, bytes).unwrap_or_else(|| syntax_error(path, bytes, &error))
+    })?;
     match value {
         Value::Object(map) => Ok(map),
         other => Err(Error::file(

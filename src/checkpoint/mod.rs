@@ -5,6 +5,7 @@ pub mod dtype;
 pub mod encoding;
 pub mod expression;
 pub mod folder;
+pub mod foreign;
 pub mod ggml;
 pub mod gguf;
 #[cfg(test)]

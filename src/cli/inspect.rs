@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use bam_convert::Error;
 use bam_convert::checkpoint::folder::Checkpoint;
-use bam_convert::checkpoint::{Manifest, TensorEntry};
-use bam_convert::family::{Architecture, Config, ExpertLayout, cost};
+use bam_convert::checkpoint::{Gguf, Manifest, TensorEntry};
+use bam_convert::family::{Architecture, Config, ExpertLayout, Quantised, cost, gguf};
 use bam_convert::table::{self, Align, counted, grouped};
 use clap::Args;
 use serde::Serialize;
@@ -46,6 +46,12 @@ struct Summary {
     architecture_unknown: Option<String>,
     /// Whether all experts of a layer are in one tensor.
     fused_experts: bool,
+    /// How the weights are quantised, where they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantised: Option<String>,
+    /// What a GGUF file says of itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<BTreeMap<String, String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     method: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,20 +105,25 @@ impl Arguments {
     fn summary(&self, path: &Path) -> Result<Summary, Error> {
         let checkpoint = Checkpoint::open(path)?;
         let config = match &checkpoint.gguf {
-            Some(header) => Some(Config::from_json(
-                path,
-                bam_convert::family::gguf::config(header)?,
-            )),
+            // A file of another architecture is shown all the same.
+            Some(header) => match gguf::other_architecture(header)? {
+                Some(_) => None,
+                None => Some(Config::from_json(path, gguf::config(header)?)),
+            },
             None => checkpoint
                 .folder()
                 .filter(|folder| folder.join("config.json").exists())
                 .map(Config::read)
                 .transpose()?,
         };
+        let other = checkpoint.gguf.as_ref().map(gguf::other_architecture);
         let (architecture, architecture_unknown) = match config.as_ref().map(Architecture::of) {
             Some(Ok(architecture)) => (Some(architecture), None),
             Some(Err(error)) => (None, Some(error.to_string())),
-            None => (None, None),
+            None => (
+                None,
+                other.transpose()?.flatten().map(|error| error.to_string()),
+            ),
         };
         let layout = architecture
             .as_ref()
@@ -162,6 +173,8 @@ impl Arguments {
             architecture,
             architecture_unknown,
             fused_experts: layout == Some(ExpertLayout::Fused),
+            quantised: Quantised::of(&checkpoint).map(|quantised| quantised.scheme),
+            metadata: checkpoint.gguf.as_ref().map(described),
             method: manifest.map(|manifest| manifest.method),
             expert_names: names.and_then(|names| serde_json::from_value(names.clone()).ok()),
             parameters: checkpoint.tensors.values().map(TensorEntry::elements).sum(),
@@ -172,6 +185,15 @@ impl Arguments {
             tensors: self.tensors.then(|| list().collect()),
         })
     }
+}
+
+/// The metadata of a GGUF file, each value in words.
+fn described(header: &Gguf) -> BTreeMap<String, String> {
+    header
+        .metadata
+        .iter()
+        .map(|(key, value)| (key.clone(), value.describe()))
+        .collect()
 }
 
 impl Summary {
@@ -185,6 +207,12 @@ impl Summary {
         }
         if let Some(unknown) = &self.architecture_unknown {
             fact("model", format!("unknown: {unknown}"));
+        }
+        if let Some(scheme) = &self.quantised {
+            fact(
+                "quantised",
+                format!("{scheme} (`convert` copies it; other commands need plain weights)"),
+            );
         }
         if self.fused_experts {
             fact(
@@ -239,6 +267,11 @@ impl Summary {
                     table::bytes(file.bytes)
                 ),
             );
+        }
+        if self.architecture.is_none() {
+            for (key, value) in self.metadata.iter().flatten() {
+                fact(key, value.clone());
+            }
         }
         let mut text = table::facts(facts);
         if let Some(tensors) = &self.tensors {

@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::gguf;
 use super::keys::Key;
 use super::layout::Choice;
 use super::spelling::same_value;
+use crate::checkpoint::foreign;
 use crate::checkpoint::json::{kind, read_object};
 use crate::{Error, Result};
 
@@ -33,16 +35,9 @@ pub(crate) enum Found<'a> {
 impl Config {
     /// Reads a `config.json`, or that of a folder.
     pub fn read(file_or_folder: &Path) -> Result<Self> {
-        let path = match file_or_folder.is_dir() {
-            true => file_or_folder.join("config.json"),
-            false => file_or_folder.to_path_buf(),
-        };
-        let json = read_object(&path).map_err(|error| match &error {
-            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                error.with_hint("a checkpoint folder in the Hugging Face layout has a config.json beside its weights")
-            }
-            _ => error,
-        })?;
+        let path = foreign::config_of(file_or_folder)?;
+        // Of a GGUF file, its architecture decides what can be done with it.
+        let json = read_object(&path).map_err(|error| gguf::refusal(&path).unwrap_or(error))?;
         Ok(Self { path, json })
     }
 

@@ -1,6 +1,6 @@
 //! Models in GGUF: which Hugging Face tensor each GGUF tensor is, and the `config.json` that its metadata means.
 //!
-//! Only the architecture that llama.cpp calls `llama` (Llama, Mistral, SmolLM and all that share their layers).
+//! Only the architectures in [`ARCHITECTURES`]: llama.cpp's `llama` is Llama, Mistral, SmolLM, Mixtral and all that share their layers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,8 +8,12 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::gguf_rope;
-use crate::checkpoint::{Encoding, Gguf};
-use crate::error::{Error, Result};
+use crate::checkpoint::gguf::REQUANTISE;
+use crate::checkpoint::{Encoding, Gguf, TensorEntry, foreign};
+use crate::error::{Error, Result, one_of};
+
+/// Values of `general.architecture` that are read.
+pub const ARCHITECTURES: [&str; 1] = ["llama"];
 
 /// One tensor of the model under its Hugging Face name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -254,16 +258,66 @@ impl Found<'_> {
     }
 }
 
+/// The refusal of a file whose architecture is not among [`ARCHITECTURES`]; `None` for one that is read.
+///
+/// # Errors
+/// Where the file does not say its architecture.
+pub fn other_architecture(gguf: &Gguf) -> Result<Option<Error>> {
+    let key = "general.architecture";
+    let known = one_of(ARCHITECTURES);
+    let found = gguf
+        .text(key)?
+        .ok_or_else(|| Error::key(&gguf.path, key, format!("is missing; expected {known}")))?;
+    if ARCHITECTURES.contains(&found) {
+        return Ok(None);
+    }
+    let problem =
+        format!("expected {known}, found `{found}`; other architectures of GGUF are not read");
+    Ok(Some(Error::key(&gguf.path, key, problem).with_hint(
+        "take the model's safetensors, or load the file in transformers with gguf_file=… and save it with save_pretrained; \
+         `bam-convert inspect` shows what it holds",
+    )))
+}
+
+/// Refuses a file where a checkpoint folder is meant; of a GGUF file that `convert` would refuse too, it says why.
+///
+/// # Errors
+/// As [`foreign::expect_folder`].
+pub fn expect_folder(path: &Path) -> Result<()> {
+    foreign::expect_folder(path).map_err(|error| refusal(path).unwrap_or(error))
+}
+
+/// Why `convert` would refuse a file; `None` for one that is no GGUF file, or of an architecture that is read.
+pub(super) fn refusal(path: &Path) -> Option<Error> {
+    let gguf = Gguf::open(path).ok()?;
+    other_architecture(&gguf).ok().flatten()
+}
+
+/// Refuses elements whose values cannot be computed.
+///
+/// # Errors
+/// The first such tensor.
+pub fn refuse_unreadable(gguf: &Gguf) -> Result<()> {
+    let unreadable = |entry: &TensorEntry| match entry.encoding {
+        Encoding::Ggml(kind) if !kind.is_readable() => Some(kind.unreadable()),
+        _ => None,
+    };
+    let found = gguf
+        .tensors
+        .iter()
+        .find_map(|(name, entry)| Some((name, unreadable(entry)?)));
+    match found {
+        Some((name, problem)) => {
+            Err(Error::tensor(&gguf.path, name, problem).with_hint(REQUANTISE))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Refuses what is no dense llama, naming what it is.
 fn check_architecture(gguf: &Gguf) -> Result<()> {
-    let key = "general.architecture";
-    let architecture = gguf
-        .text(key)?
-        .ok_or_else(|| Error::key(&gguf.path, key, "is missing; expected `llama`"))?;
-    if architecture != "llama" {
-        return Err(Error::key(&gguf.path, key, format!("expected `llama`, found `{architecture}`")).with_hint(
-            "of GGUF only the llama architecture is read; save this model as safetensors with transformers",
-        ));
+    if let Some(error) = other_architecture(gguf)? {
+        return Err(error);
     }
     // Keys of llama.cpp that change what the model computes, with the value that leaves it a llama.
     for (key, neutral) in [

@@ -7,14 +7,6 @@ use super::tensors::{Role, TensorSpec};
 use crate::checkpoint::{Checkpoint, TensorEntry};
 use crate::{Error, Result};
 
-/// How the names of heads begin that are no language model's, and whose they are.
-const HEADS: [(&str, &str); 4] = [
-    ("score.", "a sequence classifier or reward model"),
-    ("classifier.", "a classifier"),
-    ("qa_outputs.", "a model for question answering"),
-    ("v_head.", "a model with a value head"),
-];
-
 /// Buffers that old exports store though every reader computes them.
 pub(crate) const COMPUTED: &str = ".rotary_emb.inv_freq";
 
@@ -22,7 +14,8 @@ impl Architecture {
     /// Matches `specs`, the tensors of this architecture, with those of a checkpoint, names and shapes both ways.
     ///
     /// Returns the names that no reader uses: computed buffers, and a stored copy of a tied head, which must hold the
-    /// values of the input embedding. Any other missing, unexpected or misshapen tensor is an error that names it.
+    /// values of the input embedding. Any other missing, unexpected or misshapen tensor is an error that names it, or the
+    /// one reason behind many.
     pub fn match_tensors(
         &self,
         specs: &[TensorSpec],
@@ -101,74 +94,6 @@ impl Architecture {
             checkpoint.tensors.remove(&self.names()?.tensors.head);
         }
         Ok(checkpoint)
-    }
-
-    /// What the checkpoint is instead, where its names show it: a model saved inside another module, without its head, or
-    /// with the head of a classifier. One reason for many tensors that do not match.
-    pub(crate) fn other_model(
-        &self,
-        specs: &[TensorSpec],
-        checkpoint: &Checkpoint,
-    ) -> Option<Error> {
-        let embedding = specs.iter().find(|spec| spec.role == Role::Embedding)?;
-        let file = |entry: &TensorEntry| checkpoint.files[entry.file].path();
-        let head = checkpoint.tensors.iter().find_map(|(name, entry)| {
-            let (_, kind) = HEADS.iter().find(|(start, _)| name.starts_with(start))?;
-            let own = specs.iter().any(|spec| spec.name == *name);
-            (!own).then_some((name, entry, kind))
-        });
-        if let Some((name, entry, kind)) = head {
-            let problem =
-                format!("is the head of {kind}, expected the weights of a language model");
-            return Some(Error::tensor(file(entry), name, problem).with_hint(
-                "use the language model that it was made from; its architectures name a class `…ForCausalLM`",
-            ));
-        }
-        if checkpoint.tensors.contains_key(&embedding.name) {
-            return None;
-        }
-        let (base, rest) = embedding.name.split_once('.')?;
-        let found = |wanted: &str| {
-            checkpoint
-                .tensors
-                .iter()
-                .find(|(name, _)| name.ends_with(&format!(".{wanted}")) || **name == *wanted)
-        };
-        if let Some((name, entry)) = found(&embedding.name) {
-            let prefix = &name[..name.len() - embedding.name.len()];
-            let problem = format!(
-                "expected the name `{}`, found `{prefix}` before it",
-                embedding.name
-            );
-            let by = match prefix {
-                "module." => {
-                    "torch's DataParallel put it there: save `model.module` instead of `model`"
-                }
-                "language_model." | "model.language_model." => {
-                    "it is the language part of a model with several: save that part alone"
-                }
-                _ => "a module around the model put it there: save the inner model alone",
-            };
-            return Some(Error::tensor(file(entry), name, problem).with_hint(by));
-        }
-        let (name, entry) = found(rest)?;
-        let prefix = &name[..name.len() - rest.len()];
-        Some(match prefix {
-            "" => {
-                let problem = format!(
-                    "expected the name `{}`, found it without `{base}.`",
-                    embedding.name
-                );
-                Error::tensor(file(entry), name, problem).with_hint(
-                    "it was saved from a class without a head (`…Model`): load it as `…ForCausalLM` and save that",
-                )
-            }
-            _ => {
-                let problem = format!("expected the name `{}`", embedding.name);
-                Error::tensor(file(entry), name, problem)
-                    .with_hint(format!("its names have `{prefix}` in the place of `{base}.`: save the language model alone"))
-            }
-        })
     }
 }
 

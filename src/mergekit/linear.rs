@@ -10,6 +10,7 @@ use super::Translation;
 use super::model::{Fetch, float, folder};
 use crate::checkpoint::dtype;
 use crate::checkpoint::yaml::{self, place};
+use crate::error::nearest;
 use crate::{Error, Result};
 
 /// A configuration of `mergekit-yaml`.
@@ -57,6 +58,69 @@ enum Weight {
     Other(IgnoredAny),
 }
 
+/// The method of a file, whatever other keys it has.
+#[derive(Debug, Deserialize)]
+struct AnyMethod {
+    merge_method: Spanned<String>,
+}
+
+/// The method that runs here.
+const LINEAR: &str = "linear";
+
+/// Methods of mergekit that do not run here.
+const OTHER_METHODS: [&str; 21] = [
+    "arcee_fusion",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "core_space",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "karcher",
+    "model_stock",
+    "multislerp",
+    "nearswap",
+    "nuslerp",
+    "passthrough",
+    "ram",
+    "ramplus_tl",
+    "sce",
+    "slerp",
+    "task_arithmetic",
+    "task_swapping",
+    "ties",
+];
+
+/// Refuses every method but [`LINEAR`].
+fn refuse_other_method(path: &Path, method: &Spanned<String>) -> Result<()> {
+    let name = method.value.as_str();
+    if name == LINEAR {
+        return Ok(());
+    }
+    let refuse = |problem: String, hint: String| {
+        let at = place(path, method.referenced);
+        Err(Error::key(at, "merge_method", problem).with_hint(hint))
+    };
+    if OTHER_METHODS.contains(&name) {
+        return refuse(
+            format!(
+                "expected `{LINEAR}`, the method that runs here, found `{name}`, which only mergekit runs"
+            ),
+            "run the file with mergekit-yaml, then give its output to bam-convert".to_owned(),
+        );
+    }
+    let known = || OTHER_METHODS.into_iter().chain([LINEAR]);
+    let hint = nearest(name, known()).map_or_else(
+        || format!("`{LINEAR}` averages whole models"),
+        |near| format!("the nearest method of mergekit is `{near}`"),
+    );
+    refuse(
+        format!("expected `{LINEAR}`, the method that runs here, found `{name}`"),
+        hint,
+    )
+}
+
 impl LinearFile {
     /// Whether a file with these keys at its top is such a configuration.
     pub fn has_keys<'a>(mut keys: impl Iterator<Item = &'a str>) -> bool {
@@ -66,11 +130,15 @@ impl LinearFile {
     /// Reads a file.
     ///
     /// # Errors
-    /// Unknown keys, with the nearest known one and the line.
+    /// Other methods, by their names; unknown keys, with the nearest known one and the line.
     pub fn read(path: &Path) -> Result<Self> {
+        let text = yaml::read_text(path)?;
+        // Other methods have keys of their own, which would be unknown below.
+        let method: AnyMethod = yaml::parse(path, &text)?;
+        refuse_other_method(path, &method.merge_method)?;
         Ok(Self {
             path: path.to_path_buf(),
-            keys: yaml::read(path)?,
+            keys: yaml::parse(path, &text)?,
         })
     }
 
@@ -81,16 +149,9 @@ impl LinearFile {
     /// The same average in settings of `merge`.
     ///
     /// # Errors
-    /// Other methods, parts of models, weights that differ by layer or tensor, other tokenizers; each with its line.
+    /// Parts of models, weights that differ by layer or tensor, other tokenizers; each with its line.
     pub fn translate(&self, fetch: Fetch) -> Result<Translation> {
         let keys = &self.keys;
-        if keys.merge_method.value != "linear" {
-            let problem = format!(
-                "expected `linear`, the method that is supported, found `{}`",
-                keys.merge_method.value
-            );
-            return Err(self.key(keys.merge_method.referenced, "merge_method", problem));
-        }
         for (key, value) in [("slices", &keys.slices), ("modules", &keys.modules)] {
             if let Some(value) = value {
                 return Err(self.key(

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::stored::{Pages, StoredMatrix};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::{Checkpoint, Encoding, TensorEntry};
-use crate::family::{Architecture, Config, Place, Role, TensorSpec};
+use crate::family::{Architecture, Config, Place, Role, TensorSpec, gguf};
 use crate::{Error, Result};
 
 /// How a model computes.
@@ -392,14 +392,7 @@ fn read(
 
 /// The architecture of the checkpoint in `folder`, and its configuration.
 pub(super) fn describe(folder: &Path) -> Result<(Config, Architecture)> {
-    let metadata = std::fs::metadata(folder).map_err(|e| Error::io("open", folder, e))?;
-    if !metadata.is_dir() {
-        return Err(Error::file(
-            folder,
-            "expected a checkpoint folder with config.json, found a file",
-        )
-        .with_hint("`bam-convert convert FILE DIR` makes a folder of a GGUF file"));
-    }
+    gguf::expect_folder(folder)?;
     let config = Config::read(folder)?;
     let architecture = Architecture::of(&config)?;
     Ok((config, architecture))

@@ -12,7 +12,7 @@ use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::{CARD, Checkpoint};
 use crate::checkpoint::{Encoding, json};
-use crate::family::{both_spellings, gguf, gguf_tokenizer};
+use crate::family::{Quantised, both_spellings, gguf, gguf_tokenizer};
 use crate::{Error, Result};
 
 /// Name of the converted checkpoint in the plan.
@@ -36,6 +36,12 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
     if checkpoint.gguf.is_some() {
         return plan_gguf(checkpoint, dtype, settings);
     }
+    // A cast would round scales and leave the integers that they belong to.
+    if let (Some(_), Some(quantised)) = (dtype, Quantised::of(&checkpoint)) {
+        return Err(quantised.refusal(&checkpoint).with_hint(
+            "convert without --dtype, which copies quantised weights as they are, or start from the unquantised checkpoint",
+        ));
+    }
     let folder = checkpoint.folder().map(Path::to_path_buf);
     let source = Source {
         name: SOURCE.to_owned(),
@@ -53,9 +59,6 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
         } else {
             stored
         };
-        if wanted != stored {
-            refuse_block_scaled(&source.checkpoint, name, stored)?;
-        }
         Ok(PlannedTensor::new(
             name,
             wanted,
@@ -131,32 +134,6 @@ fn python_files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
     Ok(files)
 }
 
-/// 8-bit weights with scales beside them mean nothing without those; a plain cast would drop them silently.
-pub(super) fn refuse_block_scaled(
-    checkpoint: &Checkpoint,
-    name: &str,
-    stored: Dtype,
-) -> Result<()> {
-    if stored.bitsize() != 8 {
-        return Ok(());
-    }
-    let stem = name.strip_suffix(".weight").unwrap_or(name);
-    let scale =
-        ["weight_scale_inv", "weight_scale", "scale"].map(|suffix| format!("{stem}.{suffix}"));
-    match scale
-        .iter()
-        .find(|scale| checkpoint.tensors.contains_key(*scale))
-    {
-        None => Ok(()),
-        Some(scale) => Err(Error::tensor(
-            &checkpoint.path,
-            name,
-            format!("is {stored} scaled by `{scale}`; a cast would lose the scale"),
-        )
-        .with_hint("convert without --dtype, or start from the unquantised checkpoint")),
-    }
-}
-
 fn plan_gguf(
     checkpoint: Checkpoint,
     dtype: Option<Dtype>,
@@ -166,6 +143,7 @@ fn plan_gguf(
         return Err(Error::file(&checkpoint.path, "expected a GGUF file"));
     };
     let mapped = gguf::tensors(header)?;
+    gguf::refuse_unreadable(header)?;
     let mut config = gguf::config(header)?;
     let quantised = checkpoint
         .tensors

@@ -9,7 +9,7 @@ use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
 pub use crate::checkpoint::folder::{COMPANIONS, existing};
 use crate::checkpoint::{Encoding, TensorEntry};
-use crate::family::{Architecture, Config, Role, TensorSpec};
+use crate::family::{Architecture, Config, Role, TensorSpec, gguf};
 use crate::{Error, Result};
 
 /// A checkpoint whose tensors have been matched with what its configuration says it holds.
@@ -39,14 +39,7 @@ impl Model {
         path: &Path,
         format: Option<&crate::family::Family>,
     ) -> Result<Self> {
-        let metadata = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
-        if !metadata.is_dir() {
-            return Err(Error::file(
-                path,
-                "expected a checkpoint folder with config.json, found a file",
-            )
-            .with_hint("`bam-convert convert FILE DIR` makes a folder of a GGUF file"));
-        }
+        gguf::expect_folder(path)?;
         let config = Config::read(path)?;
         let architecture = match format {
             Some(format) => Architecture::of_format(&config, format.clone())?,

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Map, json};
 
 use super::card;
-use super::convert::{SOURCE, converted, readme, refuse_block_scaled, side_files};
+use super::convert::{SOURCE, converted, readme, side_files};
 use super::execute::OutputFile;
 use super::init::fresh;
 use super::mapping::neutral;
@@ -144,7 +144,6 @@ impl Stored {
             let expression = if wanted == stored {
                 of
             } else {
-                refuse_block_scaled(&apart, &spec.name, stored)?;
                 Expression::Cast { of: Box::new(of) }
             };
             found.insert(spec.place(), (wanted, expression));

@@ -8,6 +8,8 @@ use bam_convert::family::gguf;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::common::{bam, run};
+
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("fixtures/gguf")
@@ -78,4 +80,90 @@ fn every_tensor_of_a_llama_is_that_of_transformers() {
             );
         }
     }
+}
+
+/// A copy of a fixture in `folder` in which the bytes after `mark` are changed.
+fn patched(folder: &Path, name: &str, mark: &[u8], change: impl FnOnce(&mut [u8])) -> PathBuf {
+    let mut bytes = fs::read(fixture(name)).unwrap();
+    let at = bytes
+        .windows(mark.len())
+        .position(|window| window == mark)
+        .unwrap();
+    change(&mut bytes[at + mark.len()..]);
+    let path = folder.join("patched.gguf");
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// Every command that could take a GGUF file for a checkpoint.
+fn readers<'a>(path: &'a str, out: &'a str) -> [Vec<&'a str>; 5] {
+    [
+        vec!["convert", path, out],
+        vec!["train", path, "--data", "a=b", "--steps", "1", "--out", out],
+        vec!["generate", path, "--prompt", "a"],
+        vec!["merge", "--model", path, "--out", out],
+        vec![
+            "upcycle", "--method", "bam", "--seed", path, "--expert", "a=random", "--out", out,
+        ],
+    ]
+}
+
+#[test]
+fn a_file_of_another_architecture_is_shown_and_named() {
+    let work = tempfile::TempDir::new().unwrap();
+    // The value of the key: its type, its length, its text.
+    let path = patched(
+        work.path(),
+        "llama-k.gguf",
+        b"general.architecture",
+        |rest| rest[12..17].copy_from_slice(b"qwen2"),
+    );
+    let shown = bam!("inspect", path).ok().stdout;
+    for part in [
+        "unknown: ",
+        "`general.architecture`: expected one of `llama`, found `qwen2`",
+        "llama.block_count",
+        "_K",
+        "tensor data",
+        "tokenizer.ggml.tokens",
+        "a list of",
+    ] {
+        assert!(shown.contains(part), "`{part}` is not in\n{shown}");
+    }
+    let json = bam!("inspect", path, "--tensors", "--json").ok().json();
+    assert_eq!(json["metadata"]["general.architecture"], "\"qwen2\"");
+    assert!(json["tensors"].as_array().unwrap().len() > 10);
+
+    let (path, out) = (
+        path.to_str().unwrap().to_owned(),
+        work.path().join("out").to_str().unwrap().to_owned(),
+    );
+    for arguments in readers(&path, &out) {
+        run(arguments.iter().map(Into::into)).refused(
+            2,
+            &["patched.gguf", "one of `llama`", "found `qwen2`", "hint: "],
+        );
+        assert!(!Path::new(&out).exists());
+    }
+}
+
+#[test]
+fn elements_that_cannot_be_computed_are_shown_and_refused_by_name() {
+    let work = tempfile::TempDir::new().unwrap();
+    let name = "blk.0.ffn_up.weight";
+    // Its rank, two extents, and its type: blocks of IQ4_NL are as large as those of Q4_0.
+    let path = patched(work.path(), "llama-q4_0.gguf", name.as_bytes(), |rest| {
+        assert_eq!(rest[20..24], 2_u32.to_le_bytes());
+        rest[20..24].copy_from_slice(&20_u32.to_le_bytes());
+    });
+    let shown = bam!("inspect", path).ok().stdout;
+    assert!(
+        shown.contains("IQ4_NL") && shown.contains("1 tensor"),
+        "{shown}"
+    );
+    bam!("convert", path, work.path().join("out")).refused(
+        2,
+        &["patched.gguf", name, "IQ4_NL", "Q4_0", "llama-quantize"],
+    );
+    assert!(!work.path().join("out").exists());
 }

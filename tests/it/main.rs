@@ -22,6 +22,7 @@ mod experts;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod faults;
 mod forecast;
+mod foreign;
 mod format;
 mod generate;
 mod gguf;
