@@ -1,6 +1,7 @@
 //! Whether the tensors of a checkpoint are those that its configuration describes.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use super::architecture::Architecture;
 use super::tensors::{Role, TensorSpec};
@@ -11,6 +12,16 @@ use crate::{Error, Result};
 pub(crate) const COMPUTED: &str = ".rotary_emb.inv_freq";
 
 impl Architecture {
+    /// Opens the checkpoint at `path`, one tensor an expert, and matches all its tensors; reads headers only.
+    ///
+    /// # Errors
+    /// As [`Self::match_tensors`].
+    pub fn match_checkpoint(&self, path: &Path) -> Result<()> {
+        let checkpoint = Checkpoint::open(path)?;
+        self.refuse_fused(&checkpoint)?;
+        self.match_tensors(&self.tensors()?, &checkpoint).map(drop)
+    }
+
     /// Matches `specs`, the tensors of this architecture, with those of a checkpoint, names and shapes both ways.
     ///
     /// Returns the names that no reader uses: computed buffers, and a stored copy of a tied head, which must hold the

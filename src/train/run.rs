@@ -73,7 +73,7 @@ pub struct End {
 pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<End> {
     let began = Instant::now();
     let architecture = Architecture::of(&Config::read(&request.checkpoint)?)?;
-    architecture.refuse_fused(&Checkpoint::open(&request.checkpoint)?)?;
+    architecture.match_checkpoint(&request.checkpoint)?;
     let (names, memory) = check_settings(&request, &architecture)?;
     let (mixture, held_back) = open_data(&mut request, &architecture, watch)?;
     let settings = request.settings.clone();
@@ -221,7 +221,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
 /// Refuses what a run would refuse before its first step; reads no weights.
 pub fn check(request: &mut Request) -> Result<()> {
     let architecture = Architecture::of(&Config::read(&request.checkpoint)?)?;
-    architecture.refuse_fused(&Checkpoint::open(&request.checkpoint)?)?;
+    architecture.match_checkpoint(&request.checkpoint)?;
     check_settings(request, &architecture)?;
     open_data(request, &architecture, &mut |_: &Event| {})?;
     match request.operation.resume {
