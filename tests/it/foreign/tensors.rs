@@ -34,8 +34,8 @@ fn names_with_another_beginning() {
         &LOOKING,
         &[
             "`embed_tokens.weight`",
-            "lacks `model.`",
-            "AutoModelForCausalLM",
+            "found it without `model.`",
+            "ForCausalLM",
         ],
     );
     for (prefix, part) in [
@@ -51,7 +51,7 @@ fn names_with_another_beginning() {
             &LOOKING,
             &[
                 &format!("`{prefix}model.embed_tokens.weight`"),
-                &format!("begins with `{prefix}`"),
+                &format!("found `{prefix}` before it"),
                 part,
             ],
         );
@@ -60,7 +60,10 @@ fn names_with_another_beginning() {
     each_command(
         inner.path(),
         &LOOKING,
-        &["begins with `model.language_model.`", "multimodal"],
+        &[
+            "found `model.language_model.` in the place of `model.`",
+            "multimodal",
+        ],
     );
 }
 
@@ -76,11 +79,7 @@ fn models_with_another_head() {
         each_command(
             head(name).path(),
             &LOOKING,
-            &[
-                &format!("`{name}`"),
-                "classifier or reward model",
-                "language model",
-            ],
+            &[&format!("`{name}`"), "is the head of", "language model"],
         );
     }
     let tower = head("vision_tower.patch.weight");
