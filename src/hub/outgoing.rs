@@ -207,16 +207,24 @@ pub fn length(folder: &Path) -> Result<u64> {
 
 /// Names of files and folders that stay, beside those that this program and others keep about a folder for themselves.
 pub fn left_out(folder: &Path) -> Result<Vec<String>> {
-    Ok(look_through(folder)?.1)
+    Ok(contents(folder)?.left_out)
 }
 
 /// Paths in the repository, and where the files are.
 pub(super) fn paths(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
-    Ok(look_through(folder)?.0)
+    Ok(contents(folder)?.files)
 }
 
-/// What goes up, and what stays.
-fn look_through(folder: &Path) -> Result<(Vec<(String, PathBuf)>, Vec<String>)> {
+/// What is in a folder.
+struct Contents {
+    /// Paths of what goes up, and where it lies.
+    files: Vec<(String, PathBuf)>,
+    /// Paths of what stays.
+    left_out: Vec<String>,
+}
+
+/// Looks through a folder.
+fn contents(folder: &Path) -> Result<Contents> {
     let resolved = |path: &Path| path.canonicalize().map_err(|e| Error::io("read", path, e));
     let root = resolved(folder)?;
     // A snapshot of a cache is made of links to blobs beside it.
@@ -225,7 +233,7 @@ fn look_through(folder: &Path) -> Result<(Vec<(String, PathBuf)>, Vec<String>)> 
         .filter(|parent| parent.ends_with("snapshots"))
         .and_then(Path::parent);
     let blobs = blobs.map(|repository| repository.join("blobs"));
-    let (mut found, mut left_out) = (Vec::new(), Vec::new());
+    let (mut files, mut left_out) = (Vec::new(), Vec::new());
     let mut open = vec![(String::new(), folder.to_path_buf())];
     while let Some((above, folder)) = open.pop() {
         for entry in fs::read_dir(&folder).map_err(|e| Error::io("read", &folder, e))? {
@@ -278,10 +286,10 @@ fn look_through(folder: &Path) -> Result<(Vec<(String, PathBuf)>, Vec<String>)> 
                 open.push((format!("{path}/"), place));
                 continue;
             }
-            found.push((path, place));
+            files.push((path, place));
         }
     }
-    found.sort();
+    files.sort();
     left_out.sort();
-    Ok((found, left_out))
+    Ok(Contents { files, left_out })
 }
