@@ -17,11 +17,13 @@ pub mod hub;
 pub mod markdown;
 pub mod mergekit;
 pub mod model;
+pub mod notice;
 pub mod pipeline;
 pub mod printable;
 pub mod report;
 pub mod surgery;
 pub mod table;
+pub mod threads;
 pub mod train;
 pub mod verify;
 

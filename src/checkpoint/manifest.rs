@@ -266,14 +266,18 @@ impl Origin {
         folder.write(ORIGIN, text.as_bytes()).map(drop)
     }
 
+    /// Reads that of a folder that was pulled; `None` where there is none that can be read.
+    pub(super) fn read(folder: &Path) -> Option<Self> {
+        serde_json::from_slice(&json::read_bytes(&folder.join(ORIGIN)).ok()?).ok()
+    }
+
     /// Repository and commit of a folder that lies in a Hub cache, or was pulled and has not been changed since: each of
     /// `files`, where they are known, is one that was pulled.
     pub fn of(folder: &Path, files: &[FileHash]) -> Option<(String, String)> {
         if let Some(cached) = hub_origin(folder) {
             return Some(cached);
         }
-        let origin: Self =
-            serde_json::from_slice(&json::read_bytes(&folder.join(ORIGIN)).ok()?).ok()?;
+        let origin = Self::read(folder)?;
         files
             .iter()
             .all(|file| origin.files.contains(file))

@@ -21,7 +21,9 @@ pub fn weights(folder: &Path, tensors: &[TensorLayout], max_shard_size: u64) -> 
     let shards = split(tensors, max_shard_size);
     let mut bytes = 0;
     for shard in &shards {
-        bytes += OpenShard::create(folder, shard, tensors)?.length;
+        let shard = OpenShard::new(folder, shard, tensors);
+        shard.file()?;
+        bytes += shard.length;
     }
     if shards.len() > 1 {
         bytes += file(folder, INDEX, &index(&shards, tensors))?;

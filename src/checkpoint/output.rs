@@ -5,27 +5,28 @@
 //! that is killed leaves it, and the next run with the same plan resumes from the shards that are
 //! whole (see [`super::writer`]).
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
 
+use super::filesystem::{self, Lock};
 use super::hash::{FileHash, sha256, sha256_source};
+use super::leftovers::{remove_at_once, remove_doomed, remove_empty, replaced, settle_replaced};
+use super::owned::{check_replaceable, no_record};
 use super::source_file::SourceFile;
 use crate::{Error, Result};
 
-const LOCK: &str = ".lock";
+/// The file whose lock holds a folder that is being written.
+pub(super) const LOCK: &str = ".lock";
 /// What the writer of a checkpoint resumes from.
 pub(super) const PROGRESS: &str = ".progress.json";
 /// Where a folder that was pulled says what it came from.
 pub(super) const ORIGIN: &str = ".hub.json";
-/// Extension, before the number of the process, of a folder that is being removed.
-const DOOMED: &str = "removed-";
-
-/// What this program's folders can be told by: a checkpoint's configuration, and the header of a token folder.
-const MADE_HERE: [&str; 2] = ["config.json", "header.json"];
 
 /// A folder being written; dropped without [`commit`](Self::commit) it leaves nothing behind.
 #[derive(Debug)]
@@ -47,8 +48,8 @@ pub fn reserved(path: &str) -> Option<&str> {
 }
 
 /// Refuses an output that could not be written, without touching anything: an existing target
-/// (unless `force` may replace it, and then only if it is a checkpoint or a token folder), or one that is, holds or lies
-/// inside a source.
+/// (unless `force` may replace it, and then only what [`check_replaceable`] lets go), or one that is, holds or lies inside
+/// a source.
 pub fn check_target(target: &Path, force: bool, sources: &[&Path]) -> Result<()> {
     if partial_of(target).is_none() {
         return Err(Error::file(target, "expected the name of a folder to make"));
@@ -70,20 +71,10 @@ pub fn check_target(target: &Path, force: bool, sources: &[&Path]) -> Result<()>
         return Err(Error::file(target, "exists already")
             .with_hint("choose another --out, or pass --force to replace it"));
     }
-    let is_ours = MADE_HERE.iter().any(|name| target.join(name).exists());
-    if !(metadata.is_dir() && (is_ours || is_empty(target))) {
-        return Err(Error::file(
-            target,
-            "exists and is neither a checkpoint nor a token folder (no config.json, no header.json), so --force does not \
-             replace it",
-        )
-        .with_hint("choose another --out"));
+    match metadata.is_dir() {
+        true => check_replaceable(target),
+        false => Err(no_record(target)),
     }
-    Ok(())
-}
-
-fn is_empty(folder: &Path) -> bool {
-    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// The folder that a training run keeps beside its output `out`.
@@ -115,29 +106,30 @@ pub fn check_free_space(target: &Path, needed: u64) -> Result<()> {
     if free >= needed {
         return Ok(());
     }
-    let source = std::io::Error::new(
-        std::io::ErrorKind::StorageFull,
+    let source = io::Error::new(
+        io::ErrorKind::StorageFull,
         format!("the output takes {needed} bytes, but the file system has {free} bytes free"),
     );
     Err(Error::io("write", target, source).with_hint("free some space or choose another --out"))
 }
 
-/// Bytes on disk of the partial folder that a killed run has left for `target`.
+/// Bytes on disk of the partial folder or file that a killed run has left for `target`.
 fn left_behind(target: &Path) -> u64 {
-    let entries = partial_of(target).and_then(|partial| fs::read_dir(partial).ok());
-    let files = entries
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.metadata().ok());
-    files.map(|metadata| metadata.blocks() * 512).sum()
+    let Some(partial) = partial_of(target) else {
+        return 0;
+    };
+    let inside = fs::read_dir(&partial).into_iter().flatten().flatten();
+    let files = inside.filter_map(|entry| entry.metadata().ok());
+    let all = files.chain(fs::symlink_metadata(&partial));
+    all.map(|metadata| metadata.blocks() * 512).sum()
 }
 
-/// The sibling folder in which `target` is written.
-fn partial_of(target: &Path) -> Option<PathBuf> {
-    Some(target.with_file_name(format!(
-        ".{}.partial",
-        target.file_name()?.to_string_lossy()
-    )))
+/// The sibling folder or file in which `target` is written.
+pub(super) fn partial_of(target: &Path) -> Option<PathBuf> {
+    let mut name = OsString::from(".");
+    name.push(target.file_name()?);
+    name.push(".partial");
+    Some(target.with_file_name(name))
 }
 
 /// Free bytes for an unprivileged user on the file system that would hold `target`.
@@ -185,6 +177,7 @@ impl OutputFolder {
             made,
             committed: false,
         };
+        settle_replaced(&folder.partial, target)?;
         // Another run may have finished this output between the check and the lock.
         check_target(target, force, sources)?;
         remove_doomed(&folder.partial);
@@ -208,21 +201,34 @@ impl OutputFolder {
 
     /// Removes what a killed run has left, but for files that `keep` accepts by their path in the folder.
     pub fn clear_but(&self, keep: &dyn Fn(&str) -> bool) -> Result<()> {
-        let mut folders = vec![self.partial.clone()];
-        while let Some(folder) = folders.pop() {
-            let failed = |e| Error::io("list", &folder, e);
-            for entry in fs::read_dir(&folder).map_err(failed)? {
-                let entry = entry.map_err(failed)?;
-                let path = entry.path();
-                let inside = path.strip_prefix(&self.partial).unwrap_or(&path);
-                if entry.file_type().map_err(failed)?.is_dir() {
-                    folders.push(path);
-                } else if inside != Path::new(LOCK) && !inside.to_str().is_some_and(keep) {
-                    fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+        self.clear_inside(&self.partial, keep).map(drop)
+    }
+
+    /// Clears a folder inside, or the whole; whether it is empty now.
+    fn clear_inside(&self, folder: &Path, keep: &dyn Fn(&str) -> bool) -> Result<bool> {
+        let mut is_empty = true;
+        let failed = |e| Error::io("list", folder, e);
+        for entry in fs::read_dir(folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let path = entry.path();
+            let inside = path.strip_prefix(&self.partial).unwrap_or(&path);
+            let removed = if entry.file_type().map_err(failed)?.is_dir() {
+                match self.clear_inside(&path, keep)? {
+                    true => fs::remove_dir(&path),
+                    false => {
+                        is_empty = false;
+                        continue;
+                    }
                 }
-            }
+            } else if inside == Path::new(LOCK) || inside.to_str().is_some_and(keep) {
+                is_empty = false;
+                continue;
+            } else {
+                fs::remove_file(&path)
+            };
+            removed.map_err(|e| Error::io("remove", &path, e))?;
         }
-        Ok(())
+        Ok(is_empty)
     }
 
     /// Leaves what there is for the next run into this target, as a kill would.
@@ -234,9 +240,9 @@ impl OutputFolder {
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<FileHash> {
         let path = self.partial.join(name);
         let fault = |e| Error::io("write", &path, e);
-        let mut file = File::create(&path).map_err(fault)?;
+        let mut file = create_anew(&path).map_err(fault)?;
         file.write_all(bytes)
-            .and_then(|()| file.sync_all())
+            .and_then(|()| filesystem::sync(&file))
             .map_err(fault)?;
         Ok(FileHash {
             path: name.to_owned(),
@@ -253,18 +259,21 @@ impl OutputFolder {
             let real = from
                 .canonicalize()
                 .map_err(|e| Error::io("resolve", from, e))?;
-            fs::hard_link(real, &path).map_err(|e| {
-                Error::io("hard-link", &path, e)
-                    .with_hint("links need one file system for both: leave out --link")
-            })?;
+            remove_existing(&path)
+                .and_then(|()| fs::hard_link(real, &path))
+                .map_err(|e| {
+                    Error::io("hard-link", &path, e).with_hint(
+                        "links need one file system for both, and one that has them: leave out --link",
+                    )
+                })?;
         } else {
             // Not `fs::copy`, which would give the copy the source's permissions: Hub caches are read-only, and
             // Python's safetensors writes files that only their owner can read.
             let mut original = File::open(from).map_err(|e| Error::io("read", from, e))?;
             let fault = |e| Error::io("write", &path, e);
-            let mut copy = File::create(&path).map_err(fault)?;
+            let mut copy = create_anew(&path).map_err(fault)?;
             copy_all(&mut original, &mut copy)
-                .and_then(|()| copy.sync_all())
+                .and_then(|()| filesystem::sync(&copy))
                 .map_err(fault)?;
         }
         let sha256 = sha256_source(&source)?;
@@ -281,7 +290,7 @@ impl OutputFolder {
     /// The lock moves along and goes last: without it, a run that starts now would take the partial folder for
     /// what a killed run has left, and clean it.
     pub fn commit(mut self) -> Result<()> {
-        let fault = |e: rustix::io::Errno| Error::io("rename to", &self.target, e.into());
+        let fault = |e: Errno| Error::io("rename to", &self.target, e.into());
         sync_folder(&self.partial)?;
         let mut replaced = None;
         if self.replace && self.target.exists() {
@@ -303,7 +312,8 @@ impl OutputFolder {
                 &self.target,
                 RenameFlags::NOREPLACE,
             ) {
-                Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                // Not every file system knows the flag.
+                Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                     rustix::fs::rename(&self.partial, &self.target).map_err(fault)?;
                 }
                 other => other.map_err(fault)?,
@@ -321,22 +331,39 @@ impl OutputFolder {
                     "{new} is whole; what it replaces is kept in {old} until the next run"
                 ))
             })?;
-            remove_at_once(&old).map_err(|e| Error::io("remove the replaced folder", &old, e))?;
-            return Ok(());
+            return self.discard(&old);
         }
         synced
     }
 
+    /// Removes the old folder, unless somebody has put files into it while this run worked.
+    fn discard(&self, old: &Path) -> Result<()> {
+        if check_replaceable(old).is_ok() {
+            return remove_at_once(old)
+                .map_err(|e| Error::io("remove the replaced folder", old, e));
+        }
+        let kept = replaced(&self.partial);
+        if old != kept {
+            fs::rename(old, &kept).map_err(|e| Error::io("rename to", &kept, e))?;
+        }
+        check_replaceable(&kept).map_err(|error| {
+            error.with_hint(format!(
+                "{} is whole; the folder that it replaces is kept for these files: move them, then remove it",
+                self.target.display()
+            ))
+        })
+    }
+
     /// Puts the finished folder in the place of the old one, and says where that is now.
     fn exchange(&self) -> Result<PathBuf> {
-        let fault = |e: rustix::io::Errno| Error::io("rename to", &self.target, e.into());
+        let fault = |e: Errno| Error::io("rename to", &self.target, e.into());
         if rustix::fs::renameat_with(CWD, &self.partial, CWD, &self.target, RenameFlags::EXCHANGE)
             .is_ok()
         {
             return Ok(self.partial.clone());
         }
         // Not every file system can exchange: move the old folder aside first.
-        let aside = self.partial.with_extension("replaced");
+        let aside = replaced(&self.partial);
         rustix::fs::rename(&self.target, &aside).map_err(fault)?;
         rustix::fs::rename(&self.partial, &self.target).map_err(|e| {
             // Best effort to put the old folder back; the error below names what failed.
@@ -360,58 +387,26 @@ impl Drop for OutputFolder {
 }
 
 /// Copies what is left of one file to another; a copy that a signal interrupts goes on.
-fn copy_all(from: &mut File, to: &mut File) -> std::io::Result<()> {
+fn copy_all(from: &mut File, to: &mut File) -> io::Result<()> {
     loop {
-        match std::io::copy(from, to) {
+        match io::copy(from, to) {
             // What was copied before has moved both files on.
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             other => return other.map(drop),
         }
     }
 }
 
-/// Removes a folder under another name, so that a run that starts meanwhile cannot make its files in it.
-pub fn remove_at_once(folder: &Path) -> std::io::Result<()> {
-    let doomed = folder.with_extension(format!("{DOOMED}{}", std::process::id()));
-    fs::rename(folder, &doomed)?;
-    match fs::remove_dir_all(doomed) {
-        // The next run of this output has taken the process for dead.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+/// Makes a new file. One of this name is removed, not cut: it may be another name of a source (`--link`).
+fn create_anew(path: &Path) -> io::Result<File> {
+    remove_existing(path)?;
+    File::create_new(path)
 }
 
-/// Removes what a run that was killed in [`remove_at_once`] has left of `folder`.
-fn remove_doomed(folder: &Path) {
-    let prefix = folder.with_extension(DOOMED);
-    let Some(prefix) = prefix.file_name().and_then(|name| name.to_str()) else {
-        return;
-    };
-    for entry in fs::read_dir(folder_of(folder))
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        let name = entry.file_name();
-        let process = name.to_str().and_then(|name| name.strip_prefix(prefix));
-        if process.is_some_and(|process| {
-            !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit())
-        }) {
-            // Best effort: it is in nobody's way.
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
-/// Removes the folders from `parent` up to `made`, as long as they are empty.
-fn remove_empty(made: &Path, parent: &Path) {
-    for folder in parent
-        .ancestors()
-        .take_while(|ancestor| ancestor.starts_with(made))
-    {
-        if fs::remove_dir(folder).is_err() {
-            break;
-        }
+fn remove_existing(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
     }
 }
 
@@ -421,7 +416,7 @@ fn lock(partial: &Path, target: &Path) -> Result<File> {
         let made = fs::create_dir(partial);
         let made_here = made.is_ok();
         match made {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(Error::io("create", partial, e));
             }
             Err(_) if fs::symlink_metadata(partial).is_ok_and(|found| !found.is_dir()) => {
@@ -436,7 +431,7 @@ fn lock(partial: &Path, target: &Path) -> Result<File> {
         let path = partial.join(LOCK);
         let file = match try_lock(&path, target) {
             // The other run has just renamed or removed the folder.
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 continue;
             }
             Err(error @ Error::Io { .. }) if made_here => {
@@ -462,14 +457,16 @@ fn try_lock(path: &Path, target: &Path) -> Result<File> {
         .append(true)
         .open(path)
         .map_err(|e| Error::io("create", path, e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => {
-            Err(Error::file(target, "another run is writing this output")
-                .with_hint("wait for it to end, or choose another --out"))
-        }
-        Err(fs::TryLockError::Error(e)) => Err(Error::io("lock", path, e)),
+    match filesystem::try_lock(&file).map_err(|e| Error::io("lock", path, e))? {
+        Lock::Busy => Err(busy(target)),
+        Lock::Held | Lock::Unsupported => Ok(file),
     }
+}
+
+/// The refusal to write what another run writes.
+pub(super) fn busy(target: &Path) -> Error {
+    Error::file(target, "another run is writing this output")
+        .with_hint("wait for it to end, or choose another output")
 }
 
 /// The folder that a path names something in: the current one for a bare name.
@@ -489,6 +486,6 @@ pub(super) fn sync_name(path: &Path) -> Result<()> {
     sync(folder_of(path)).map_err(|e| Error::io("sync the folder of", path, e))
 }
 
-fn sync(folder: &Path) -> std::io::Result<()> {
-    File::open(folder)?.sync_all()
+fn sync(folder: &Path) -> io::Result<()> {
+    filesystem::sync(&File::open(folder)?)
 }

@@ -1,16 +1,27 @@
 //! A single file that is either complete or absent.
+//!
+//! It grows beside its place as `.NAME.partial`, whose lock keeps two runs apart, and is renamed when it is whole. What a run
+//! that was killed has left under that name the next one writes over.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use safetensors::Dtype;
 
-use super::output::{folder_of, sync_name};
+use super::filesystem::{self, Lock};
+use super::output::{busy, folder_of, partial_of, sync_name};
 use super::{SourceFile, header};
 use crate::{Error, Result};
 
-/// Writes `parts`, one behind the other, to a sibling of `path` that then takes its place.
+/// Partial files of this process, for [`remove_unfinished`].
+static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Writes `parts`, one behind the other, to a sibling of `path` that then takes its place; the last of several writers wins.
 pub fn write(path: &Path, parts: &[&[u8]]) -> Result<()> {
     let fault = |e| Error::io("write", path, e);
     write_with(path, |file| {
@@ -23,41 +34,79 @@ pub fn write(path: &Path, parts: &[&[u8]]) -> Result<()> {
 
 /// As [`write()`], of what `fill` puts into the file.
 pub fn write_with(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
-    let Some(name) = path.file_name() else {
-        return Err(Error::file(path, "expected the name of a file to write"));
-    };
-    let folder = folder_of(path);
-    // The process in the name keeps two runs apart.
-    let partial = folder.join(format!(
-        ".{}.partial-{}",
-        name.to_string_lossy(),
-        std::process::id()
-    ));
-    let written = Removed(&partial);
-    let fault = |e| Error::io("write", path, e);
-    let mut file = File::create(&partial).map_err(fault)?;
-    fill(&mut file)?;
-    file.sync_all().map_err(fault)?;
-    fs::rename(&partial, path).map_err(fault)?;
-    std::mem::forget(written);
-    sync_name(path)
+    let mut file = Partial::begin(path, filesystem::lock)?;
+    fill(&mut file.file)?;
+    file.finish(path)
 }
 
-/// First bytes of an SVG file of ours.
-pub const SVG: &[u8] = b"<svg";
+/// As [`write_with()`], but another run that writes the file is an error. `check` says whether the place is still free, once
+/// no other run can take it.
+pub fn write_alone(
+    path: &Path,
+    check: impl FnOnce() -> Result<()>,
+    fill: impl FnOnce(&mut File) -> Result<()>,
+) -> Result<()> {
+    let mut file = Partial::begin(path, filesystem::try_lock)?;
+    check()?;
+    fill(&mut file.file)?;
+    file.finish(path)
+}
+
+/// Removes what this process has begun to write, for a signal that ends it. Nothing can be finished afterwards.
+pub fn remove_unfinished() {
+    // Not waited for to the end: the thread that holds it may be the one that asks.
+    let held = (0..100).find_map(|_| {
+        let held = UNFINISHED.try_lock().ok();
+        if held.is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        held
+    });
+    let Some(unfinished) = held else {
+        return;
+    };
+    for path in unfinished.iter() {
+        // There is nobody left to tell.
+        let _ = fs::remove_file(path);
+    }
+    // Held to the end of the process, so that no file gets its name now.
+    std::mem::forget(unfinished);
+}
+
+fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How much of a file says what it is.
+const BEGINNING: u64 = 1024;
+
+
+/// The beginning of a regular file; nothing of one that cannot be read.
+fn beginning(path: &Path) -> Vec<u8> {
+    let mut found = Vec::new();
+    // A pipe would keep whoever opens it waiting.
+    if path.is_file()
+        && let Ok(file) = File::open(path)
+        && file.take(BEGINNING).read_to_end(&mut found).is_err()
+    {
+        found.clear();
+    }
+    found
+}
 
 /// Whether a file that can be read begins so.
 pub fn starts_with(path: &Path, start: &[u8]) -> bool {
-    let mut found = vec![0; start.len()];
-    File::open(path)
-        .and_then(|mut file| file.read_exact(&mut found))
-        .is_ok()
-        && found == start
+    beginning(path).starts_with(start)
 }
 
-/// Refuses to replace a file that does not begin as those of its `kind` do.
-pub fn check_kind(path: &Path, start: &[u8], kind: &str) -> Result<()> {
-    if path.exists() && !starts_with(path, start) {
+/// Refuses to replace a file that is no SVG.
+pub fn check_svg(path: &Path) -> Result<()> {
+    check_kind(path, "SVG", &|beginning| beginning.starts_with(b"<svg"))
+}
+
+/// Refuses to replace a file whose beginning does not say that it is of this `kind`.
+pub fn check_kind(path: &Path, kind: &str, is_one: &dyn Fn(&[u8]) -> bool) -> Result<()> {
+    if fs::symlink_metadata(path).is_ok() && !is_one(&beginning(path)) {
         return Err(
             Error::file(path, format!("exists already, and is no {kind}"))
                 .with_hint("choose another output"),
@@ -95,12 +144,95 @@ pub fn check_tensor_target(path: &Path, name: &str) -> Result<()> {
     }
 }
 
-/// A partial file, removed unless it was renamed.
-struct Removed<'a>(&'a PathBuf);
+/// A file on its way, removed unless it is finished.
+struct Partial {
+    path: PathBuf,
+    /// Its lock ends with it.
+    file: File,
+    is_finished: bool,
+}
 
-impl Drop for Removed<'_> {
+impl Partial {
+    /// Makes the file for `path`, and takes its lock with `take`.
+    fn begin(path: &Path, take: fn(&File) -> io::Result<Lock>) -> Result<Self> {
+        let partial = partial_of(path)
+            .ok_or_else(|| Error::file(path, "expected the name of a file to write"))?;
+        let fault = |e| Error::io("write", path, e);
+        loop {
+            let found = fs::symlink_metadata(&partial);
+            if found.is_ok_and(|found| !found.is_file()) {
+                return Err(
+                    Error::file(&partial, "is in the way: expected a file, or nothing")
+                        .with_hint("remove it, or choose another output"),
+                );
+            }
+            // What is there may be written by another run: it is cut once the lock is held.
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .custom_flags(libc::O_NOFOLLOW)
+                .open(&partial)
+                .map_err(fault)?;
+            match take(&file).map_err(|e| Error::io("lock", &partial, e))? {
+                Lock::Busy => return Err(busy(path)),
+                Lock::Unsupported => return Self::unlocked(path, &partial),
+                Lock::Held => {}
+            }
+            // The file locked may be one that has its place, or was removed, since it was opened.
+            let held = file.metadata().map_err(fault)?.ino();
+            if fs::symlink_metadata(&partial).is_ok_and(|found| found.ino() == held) {
+                let partial = Self::new(partial, file);
+                partial.file.set_len(0).map_err(fault)?;
+                return Ok(partial);
+            }
+        }
+    }
+
+    /// Where there are no locks, random letters keep two runs apart; what a kill leaves has to be removed by hand.
+    fn unlocked(path: &Path, partial: &Path) -> Result<Self> {
+        // Best effort: it was made for its lock.
+        let _ = fs::remove_file(partial);
+        let mut prefix = partial.file_name().unwrap_or_default().to_owned();
+        prefix.push("-");
+        let made = tempfile::Builder::new()
+            .prefix(&prefix)
+            .make_in(folder_of(path), |partial| File::create_new(partial));
+        let (file, name) = made.map_err(|e| Error::io("write", path, e))?.into_parts();
+        let name = name
+            .keep()
+            .map_err(|e| Error::io("write", path, e.error))?;
+        Ok(Self::new(name, file))
+    }
+
+    fn new(path: PathBuf, file: File) -> Self {
+        unfinished().insert(path.clone());
+        Self {
+            path,
+            file,
+            is_finished: false,
+        }
+    }
+
+    /// Makes the file durable and gives it its name.
+    fn finish(mut self, path: &Path) -> Result<()> {
+        let fault = |e| Error::io("write", path, e);
+        filesystem::sync(&self.file).map_err(fault)?;
+        let mut unfinished = unfinished();
+        fs::rename(&self.path, path).map_err(fault)?;
+        unfinished.remove(&self.path);
+        drop(unfinished);
+        self.is_finished = true;
+        sync_name(path)
+    }
+}
+
+impl Drop for Partial {
     fn drop(&mut self) {
-        // The error that brought us here is what the user must see, not that of the cleaning.
-        let _ = fs::remove_file(self.0);
+        if !self.is_finished {
+            // The error that brought us here is what the user must see, not that of the cleaning.
+            let _ = fs::remove_file(&self.path);
+            unfinished().remove(&self.path);
+        }
     }
 }

@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::open_files::Key;
 use crate::{Error, Result};
 
 /// Random access to bytes: a file now, a cache or a remote later.
@@ -37,10 +39,12 @@ impl Stamp {
 }
 
 /// A regular file opened for reading, which must not change while it is in use.
+///
+/// It is closed while the process has too many others open, and opened again where it is read.
 #[derive(Debug)]
 pub struct SourceFile {
     path: PathBuf,
-    file: File,
+    key: Key,
     stamp: Stamp,
 }
 
@@ -51,13 +55,33 @@ impl SourceFile {
         if !metadata.is_file() {
             return Err(Error::file(path, "expected a regular file"));
         }
-        let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
-        let metadata = file.metadata().map_err(|e| Error::io("read", path, e))?;
+        let fault = |e| Error::io("read", path, e);
+        let key = Key::new();
+        let file = key.file(|| File::open(path)).map_err(fault)?;
+        let stamp = Stamp::of(&file.metadata().map_err(fault)?);
         Ok(Self {
             path: path.to_path_buf(),
-            file,
-            stamp: Stamp::of(&metadata),
+            key,
+            stamp,
         })
+    }
+
+    /// The open file; one that was opened again must be the one that it was.
+    fn file(&self) -> Result<Arc<File>> {
+        let mut now = None;
+        let open = || {
+            let file = File::open(&self.path)?;
+            now = Some(Stamp::of(&file.metadata()?));
+            Ok(file)
+        };
+        let file = self
+            .key
+            .file(open)
+            .map_err(|e| Error::io("read", &self.path, e))?;
+        match now.is_none_or(|now| now == self.stamp) {
+            true => Ok(file),
+            false => Err(changed(&self.path)),
+        }
     }
 
     /// The path it was opened by.
@@ -80,11 +104,13 @@ impl SourceFile {
         use rustix::fs::{SeekFrom, seek};
         use rustix::io::Errno;
         // Reading is at offsets, so nobody else uses the position. Beyond the last data there is none to seek to.
-        match seek(&self.file, SeekFrom::Data(offset)) {
+        let Ok(file) = self.file() else {
+            return false;
+        };
+        match seek(&*file, SeekFrom::Data(offset)) {
             Ok(data) => data >= offset + length,
             // By the length that the file has now: what was cut off is no hole.
-            Err(Errno::NXIO) => self
-                .file
+            Err(Errno::NXIO) => file
                 .metadata()
                 .is_ok_and(|now| offset + length <= now.len()),
             Err(_) => false,
@@ -121,7 +147,7 @@ pub(crate) fn changed(path: &Path) -> Error {
 
 impl ReadAt for SourceFile {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.file
+        self.file()?
             .read_exact_at(buf, offset)
             .map_err(|e| match e.kind() {
                 std::io::ErrorKind::UnexpectedEof => changed(&self.path),

@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use safetensors::Dtype;
@@ -20,8 +20,8 @@ use super::folder::{INDEX, SINGLE};
 use super::hash::{FileHash, FileHasher, hex, sha256_file};
 use super::output::{OutputFolder, PROGRESS, sync_folder};
 use super::source_file::SourceFile;
-use super::{dtype, header};
-use crate::{Error, Result};
+use super::{dtype, filesystem, header};
+use crate::{Error, Result, threads};
 
 /// Name, dtype and shape of a tensor to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,8 +63,8 @@ pub struct WriteOptions<'a> {
     pub memory: u64,
     /// Worker threads.
     pub threads: usize,
-    /// Identity of the work: a partial folder with the same one is resumed.
-    pub fingerprint: String,
+    /// Identity of the work: a partial folder with the same one is resumed, without one none is.
+    pub fingerprint: Option<String>,
     /// Told of each number of bytes written, hashed or found whole.
     pub progress: &'a (dyn Fn(u64) + Sync),
 }
@@ -80,7 +80,7 @@ pub struct Written {
 /// The shards that a partial folder holds whole.
 #[derive(Default, serde::Serialize, serde::Deserialize)]
 struct Progress {
-    fingerprint: String,
+    fingerprint: Option<String>,
     shards: Vec<FileHash>,
 }
 
@@ -213,7 +213,7 @@ fn write_shards<B: TensorBytes>(
                 .sum();
             (options.progress)(size);
         } else {
-            open.push(OpenShard::create(folder.path(), shard, tensors)?);
+            open.push(OpenShard::new(folder.path(), shard, tensors));
         }
     }
     let run = Run {
@@ -256,9 +256,7 @@ fn write_shards<B: TensorBytes>(
         }
     }
     std::thread::scope(|scope| {
-        for _ in 0..options.threads {
-            scope.spawn(|| run.work());
-        }
+        threads::share(scope, options.threads, || run.work());
     });
     if let Some(error) = locked(&run.error).take() {
         return Err(error);
@@ -280,7 +278,10 @@ fn resume(folder: &OutputFolder, options: &WriteOptions) -> Result<Progress> {
         fingerprint: options.fingerprint.clone(),
         shards: Vec::new(),
     };
-    if let Some(found) = found.filter(|found| found.fingerprint == options.fingerprint) {
+    let is_same = |found: &Progress| {
+        found.fingerprint.is_some() && found.fingerprint == options.fingerprint
+    };
+    if let Some(found) = found.filter(is_same) {
         for shard in found.shards {
             let path = folder.path().join(&shard.path);
             if path.exists() && sha256_file(&path)? == (shard.sha256.clone(), shard.size) {
@@ -288,13 +289,9 @@ fn resume(folder: &OutputFolder, options: &WriteOptions) -> Result<Progress> {
             }
         }
     }
-    for entry in fs::read_dir(folder.path()).map_err(|e| Error::io("list", folder.path(), e))? {
-        let entry = entry.map_err(|e| Error::io("list", folder.path(), e))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.starts_with('.') && !progress.shards.iter().any(|shard| shard.path == name) {
-            remove(folder, &name)?;
-        }
-    }
+    folder.clear_but(&|name| {
+        name == PROGRESS || progress.shards.iter().any(|shard| shard.path == name)
+    })?;
     Ok(progress)
 }
 
@@ -328,7 +325,10 @@ pub(super) fn index(shards: &[Shard], tensors: &[TensorLayout]) -> Vec<u8> {
 pub(super) struct OpenShard {
     name: String,
     path: PathBuf,
-    file: File,
+    /// Open from the first chunk to the last: a checkpoint can have more shards than a process may have files.
+    file: Mutex<Option<Arc<File>>>,
+    /// What the file begins with.
+    head: Vec<u8>,
     /// Tensor numbers and the offset of each in the file.
     tensors: Vec<(usize, u64)>,
     /// Length of the whole file in bytes.
@@ -346,36 +346,46 @@ struct ShardHash {
 }
 
 impl OpenShard {
-    pub(super) fn create(folder: &Path, shard: &Shard, tensors: &[TensorLayout]) -> Result<Self> {
+    pub(super) fn new(folder: &Path, shard: &Shard, tensors: &[TensorLayout]) -> Self {
         let entries = shard.tensors.iter().map(|number| {
             let tensor = &tensors[*number];
             (tensor.name.as_str(), tensor.dtype, &tensor.shape[..])
         });
         let head = header::write(entries);
         let path = folder.join(&shard.name);
-        let file = File::create(&path).map_err(|e| Error::io("create", &path, e))?;
         let mut offset = head.len() as u64;
         let mut placed = Vec::with_capacity(shard.tensors.len());
         for number in &shard.tensors {
             placed.push((*number, offset));
             offset += tensors[*number].length();
         }
-        file.write_all_at(&head, 0)
-            .and_then(|()| file.set_len(offset))
-            .map_err(|e| Error::io("write", &path, e))?;
         let hash = ShardHash {
             state: Some(Sha256::new_with_prefix(&head)),
             position: head.len() as u64,
             waiting: BTreeMap::new(),
         };
-        Ok(Self {
+        Self {
             name: shard.name.clone(),
             path,
-            file,
+            file: Mutex::new(None),
+            head,
             tensors: placed,
             length: offset,
             hash: Mutex::new(hash),
-        })
+        }
+    }
+
+    /// The file, made with its header and holes for data unless it is open.
+    pub(super) fn file(&self) -> Result<Arc<File>> {
+        let mut open = locked(&self.file);
+        if let Some(file) = &*open {
+            return Ok(Arc::clone(file));
+        }
+        let file = File::create(&self.path).map_err(|e| Error::io("create", &self.path, e))?;
+        file.write_all_at(&self.head, 0)
+            .and_then(|()| file.set_len(self.length))
+            .map_err(|e| Error::io("write", &self.path, e))?;
+        Ok(Arc::clone(open.insert(Arc::new(file))))
     }
 }
 
@@ -507,11 +517,10 @@ impl<B: TensorBytes> Run<'_, B> {
         buf.resize(chunk.length, 0);
         self.bytes
             .fill(chunk.tensor, chunk.start, &mut buf, scratch)?;
-        shard
-            .file
-            .write_all_at(&buf, chunk.offset)
+        let file = shard.file()?;
+        file.write_all_at(&buf, chunk.offset)
             .map_err(|e| Error::io("write", &shard.path, e))?;
-        begin_writeback(&shard.file, chunk.offset, chunk.length);
+        begin_writeback(&file, chunk.offset, chunk.length);
         (self.options.progress)(chunk.length as u64);
         *locked(&self.waiting) += 1;
         locked(&shard.hash).waiting.insert(chunk.offset, buf);
@@ -553,10 +562,8 @@ impl<B: TensorBytes> Run<'_, B> {
 
     /// Makes a whole shard durable and records it for a run that resumes.
     fn finish(&self, shard: &OpenShard, sha256: String) -> Result<()> {
-        shard
-            .file
-            .sync_all()
-            .map_err(|e| Error::io("sync", &shard.path, e))?;
+        filesystem::sync(&*shard.file()?).map_err(|e| Error::io("sync", &shard.path, e))?;
+        *locked(&shard.file) = None;
         let mut progress = locked(&self.progress);
         progress.shards.push(FileHash {
             path: shard.name.clone(),

@@ -25,7 +25,7 @@ pub fn run(paths: &[PathBuf], svg: Option<&Path>, json: bool, printer: &Printer)
         .into());
     };
     if let Some(svg) = svg {
-        single::check_kind(svg, single::SVG, "SVG")?;
+        single::check_svg(svg)?;
     }
     let experts: Vec<Specialist> = experts.iter().map(|path| specialist(path)).collect();
     let mut seen = BTreeSet::new();

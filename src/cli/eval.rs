@@ -191,7 +191,7 @@ impl Arguments {
             }
         }
         for path in self.svg.iter().chain(&self.routing_svg) {
-            single::check_kind(path, single::SVG, "SVG")?;
+            single::check_svg(path)?;
         }
         let request = self.request();
         let mut mixtures = 0;

@@ -1,9 +1,11 @@
 //! `man`: manual pages, generated from the flags.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use bam_convert::Error;
-use clap::Args;
+use bam_convert::checkpoint::single;
+use bam_convert::{Error, Result};
+use clap::{Args, Command};
+use clap_mangen::Man;
 
 use super::printer::Printer;
 use super::{Outcome, Verdict, definition};
@@ -21,9 +23,23 @@ impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
         std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
-        clap_mangen::generate_to(definition(), &self.out)
-            .map_err(|e| Error::io("write to", &self.out, e))?;
+        let mut definition = definition().disable_help_subcommand(true);
+        definition.build();
+        write_pages(&definition, &self.out)?;
         printer.note(&format!("wrote manual pages to {}", self.out.display()));
         Ok(Verdict::Yes)
     }
+}
+
+/// The page of a command, and those of the commands below it. clap's own function would leave half a page on a full disk.
+fn write_pages(command: &Command, folder: &Path) -> Result<()> {
+    for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
+        write_pages(below, folder)?;
+    }
+    let page = Man::new(command.clone());
+    let path = folder.join(page.get_filename());
+    let mut text = Vec::new();
+    page.render(&mut text)
+        .map_err(|e| Error::io("write", &path, e))?;
+    single::write(&path, &[&text])
 }

@@ -20,6 +20,7 @@ mod hub;
 mod init;
 mod inspect;
 mod logits;
+mod machine;
 mod man;
 mod merge;
 mod methods;
@@ -47,7 +48,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use bam_convert::printable::is_printable;
-use bam_convert::{Error, pipeline};
+use bam_convert::{Error, notice, pipeline};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use printer::Printer;
@@ -114,6 +115,7 @@ enum Command {
 pub fn main() -> ExitCode {
     // A panic is a fault of this program, and its message may repeat a stranger's text.
     std::panic::set_hook(Box::new(|panic| Printer::new(false).panic(panic)));
+    machine::prepare();
     let (arguments, notes) = match parse() {
         Ok(parsed) => parsed,
         Err(error) => {
@@ -126,6 +128,9 @@ pub fn main() -> ExitCode {
     notes
         .iter()
         .for_each(|note| printer.note(&format!(" note: {note}")));
+    if !matches!(arguments.command, Command::Train(_) | Command::Run(_)) {
+        machine::clean_up_at_signals();
+    }
     let outcome = match &arguments.command {
         #[cfg(feature = "hub")]
         Command::Pull(arguments) => arguments.run(&printer),
@@ -152,6 +157,9 @@ pub fn main() -> ExitCode {
         Command::Man(arguments) => arguments.run(&printer),
         Command::RenderChat(arguments) => arguments.run(&printer),
     };
+    notice::take()
+        .iter()
+        .for_each(|notice| printer.note(&format!(" note: {notice}")));
     match outcome {
         Ok(Verdict::Yes) => ExitCode::SUCCESS,
         Ok(Verdict::No) => ExitCode::from(1),

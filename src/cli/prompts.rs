@@ -1,20 +1,23 @@
 //! `--router prompts:FILE`: rows computed by the seed, before the surgery, into a file that goes along with the output.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use bam_convert::checkpoint::filesystem::temporary_folder;
 use bam_convert::checkpoint::{Dtype, header};
 use bam_convert::evaluate::prompts::{ALIKE, Prompts, Rows};
 use bam_convert::family::{Architecture, Role, TensorSpec};
 use bam_convert::model::{CausalLm, LoadOptions};
 use bam_convert::surgery::router::{PROMPT_ROWS, PromptRows};
 use bam_convert::{Error, Result};
+use tempfile::TempDir;
 
 use super::printer::Printer;
 
 /// Rows of routers in a temporary folder, which goes when this does.
 #[derive(Debug)]
 pub struct ComputedRows {
-    folder: PathBuf,
+    /// Held, not read: the folder goes with it.
+    _folder: TempDir,
     /// What surgery takes.
     pub rows: PromptRows,
 }
@@ -47,12 +50,11 @@ impl ComputedRows {
                  get few tokens; negative_prompts tell experts apart"
             ));
         }
-        let folder = std::env::temp_dir().join(format!("bam-convert-rows-{}", std::process::id()));
-        std::fs::create_dir(&folder).map_err(|e| Error::io("make", &folder, e))?;
-        let path = folder.join(PROMPT_ROWS);
+        let folder = temporary_folder("bam-convert-rows-")?;
+        let path = folder.path().join(PROMPT_ROWS);
         let mode = prompts.mode.name().to_owned();
         let found = Self {
-            folder,
+            _folder: folder,
             rows: PromptRows {
                 path: path.clone(),
                 mode,
@@ -61,13 +63,6 @@ impl ComputedRows {
         };
         std::fs::write(&path, encode(&rows, output)?).map_err(|e| Error::io("write", &path, e))?;
         Ok(found)
-    }
-}
-
-impl Drop for ComputedRows {
-    fn drop(&mut self) {
-        // What is left in the folder for temporary files harms nobody.
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 

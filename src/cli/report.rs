@@ -11,8 +11,8 @@ use super::estimate::print;
 use super::printer::Printer;
 use super::{Outcome, Verdict};
 
-/// First bytes of a page, by which an earlier one is known.
-const HTML: &[u8] = b"<!doctype html>";
+/// What a page has near its beginning, by which an earlier one is known.
+const TITLE: &[u8] = b"<title>bam-convert report: ";
 
 /// Write one self-contained HTML page about training runs, checkpoints and evaluations.
 ///
@@ -58,7 +58,9 @@ impl Arguments {
             let bytes = PAGE.0 + PAGE.1 * lengths.len() as u64;
             return print(printer, &Estimate::of(bytes, compared as f64 / READ));
         }
-        single::check_kind(&self.out, HTML, "report")?;
+        single::check_kind(&self.out, "report of bam-convert", &|beginning| {
+            beginning.windows(TITLE.len()).any(|part| part == TITLE)
+        })?;
         let input = report::read(&self.inputs)?;
         let bar = printer.bytes_bar(0, "comparing");
         let threads = self.threads.map(usize::from);

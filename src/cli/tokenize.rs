@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use anyhow::Context;
 use bam_convert::data::documents::TEXT_KEY;
 use bam_convert::data::outline::outline;
 use bam_convert::data::tokenize::{Progress, Report, Settings, SplitReport, tokenize};
 use bam_convert::data::vocabulary::Vocabulary;
 use bam_convert::printable::printable;
 use bam_convert::table::{self, Align};
+use bam_convert::threads;
 use bytesize::ByteSize;
 use clap::Args;
 use indicatif::ProgressBar;
@@ -83,10 +83,7 @@ impl Arguments {
         if self.outline {
             return print(printer, &outline(&settings)?);
         }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(self.threads.map_or(0, usize::from))
-            .build();
-        let pool = pool.context("cannot start the worker threads")?;
+        let pool = threads::pool(self.threads.map_or(0, usize::from))?;
         let bar = Mutex::new(ProgressBar::hidden());
         let progress = |progress: Progress| {
             // A bar that cannot be reached is no reason to stop.

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use bam_convert::checkpoint::outline;
 use bam_convert::family::{Architecture, Config};
 use bam_convert::table;
+use bam_convert::threads::start_shared;
 use bam_convert::train::settings::{Compute, Documents, Preset, Spike, Trouble};
 use bam_convert::train::{
     Decay, End, Event, LoadBalance, Operation, Outlook, Request, Settings, beside, check, run,
@@ -404,12 +405,10 @@ impl Arguments {
 }
 
 /// Makes all computations use so many threads.
-fn use_threads(threads: u16) -> anyhow::Result<()> {
+fn use_threads(threads: u16) -> bam_convert::Result<()> {
     // SAFETY: no other thread runs yet that could read the environment.
     unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
-    Ok(rayon::ThreadPoolBuilder::new()
-        .num_threads(threads.into())
-        .build_global()?)
+    start_shared(threads.into())
 }
 
 /// `NAME=DIR` or `NAME=DIR:WEIGHT`.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::thread::{JoinHandle, spawn};
+use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use bam_convert::pipeline::{Finished, Ran, Stage, Watch, last_line};
@@ -73,7 +73,9 @@ impl Watch for Watcher<'_> {
         {
             let (end, ended) = channel();
             let (bar, running) = (self.bar.clone(), Arc::clone(&self.running));
-            *follower = Some((end, spawn(move || follow(&bar, &running, &ended))));
+            // Without the thread, nothing is drawn.
+            let drawn = Builder::new().spawn(move || follow(&bar, &running, &ended));
+            *follower = drawn.ok().map(|thread| (end, thread));
         }
     }
 

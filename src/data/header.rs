@@ -12,7 +12,7 @@ use crate::checkpoint::json;
 use crate::{Error, Result};
 
 /// Name of the header within its folder.
-pub const FILE: &str = "header.json";
+pub const FILE: &str = crate::checkpoint::owned::TOKENS;
 
 /// The version of the format that this program writes, and the only one that it reads.
 pub const FORMAT_VERSION: u64 = 1;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::header::{IdType, Shard, Split, ends_file, shard_file};
+use crate::checkpoint::filesystem;
 use crate::checkpoint::hash::hex;
 use crate::{Error, Result};
 
@@ -130,7 +131,7 @@ impl HashedFile {
         let synced = self
             .file
             .flush()
-            .and_then(|()| self.file.get_ref().sync_all());
+            .and_then(|()| filesystem::sync(self.file.get_ref()));
         synced.map_err(|e| Error::io("write", &self.path, e))?;
         Ok(hex(&self.hash.finalize()))
     }

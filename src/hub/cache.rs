@@ -4,12 +4,13 @@
 //! Whoever fetches a blob holds the lock that Python takes too.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use super::settings::Settings;
 use super::tree::{Entry, is_commit};
 use crate::checkpoint::output::{folder_of, sync_folder};
-use crate::checkpoint::single;
+use crate::checkpoint::{filesystem, single};
 use crate::{Error, Result};
 
 /// The part of a cache that is about one repository.
@@ -61,7 +62,7 @@ impl Cache {
             .append(true)
             .open(&path)
             .map_err(|e| Error::io("create", &path, e))?;
-        file.lock().map_err(|e| Error::io("lock", &path, e))?;
+        filesystem::lock(&file).map_err(|e| Error::io("lock", &path, e))?;
         Ok(file)
     }
 
@@ -75,7 +76,7 @@ impl Cache {
         }
         make_folder(folder_of(&link))?;
         let fault = |e| Error::io("link", &link, e);
-        match std::os::unix::fs::symlink(&target, &link) {
+        match symlink(&target, &link) {
             Ok(()) => return sync_folder(folder_of(&link)),
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(fault(e)),
             // Another pull has made it.
@@ -83,18 +84,14 @@ impl Cache {
             Err(_) => {}
         }
         // What is there leads elsewhere: made beside, to take its place in one step.
-        let name = link
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let beside = link.with_file_name(format!(".{name}.{}.link", std::process::id()));
-        match fs::remove_file(&beside) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(fault(e)),
-            _ => {}
-        }
-        std::os::unix::fs::symlink(&target, &beside).map_err(fault)?;
-        fs::rename(&beside, &link).map_err(fault)?;
+        let beside = tempfile::Builder::new()
+            .prefix(".link-")
+            .make_in(folder_of(&link), |beside| symlink(&target, beside))
+            .map_err(fault)?;
+        beside
+            .into_temp_path()
+            .persist(&link)
+            .map_err(|e| fault(e.error))?;
         sync_folder(folder_of(&link))
     }
 

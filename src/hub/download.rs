@@ -15,8 +15,9 @@ use super::content::Hasher;
 use super::http::Patience;
 use super::remote_file::RemoteFile;
 use super::xet;
+use crate::checkpoint::filesystem;
 use crate::error::HubFault;
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 
 /// Bytes after which a connection has been good enough to forget earlier failures.
 const PROGRESS: u64 = 1 << 16;
@@ -52,7 +53,11 @@ impl Download<'_> {
             file.set_len(had).map_err(fault)?;
             let found = std::thread::scope(|scope| {
                 let (grown, lengths) = mpsc::channel();
-                let hashing = scope.spawn(|| follow(&file, Hasher::of(self.file.entry), lengths));
+                let hashing = std::thread::Builder::new()
+                    .spawn_scoped(scope, || {
+                        follow(&file, Hasher::of(self.file.entry), lengths)
+                    })
+                    .map_err(threads::none)?;
                 let transferred = self.transfer(&file, partial, had, &mut told, &grown);
                 drop(grown);
                 let found = hashing
@@ -61,7 +66,7 @@ impl Download<'_> {
                 transferred.and(found.map_err(|e| Error::io("read", partial, e)))
             })?;
             if found == self.file.entry.hash.digits() {
-                return file.sync_all().map_err(|e| Error::io("sync", partial, e));
+                return filesystem::sync(&file).map_err(|e| Error::io("sync", partial, e));
             }
             file.set_len(0).map_err(fault)?;
             if wrong + 1 == WRONG_CONTENTS {

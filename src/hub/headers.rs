@@ -6,7 +6,7 @@
 //! fetched cannot be checked against the hash of the whole: they are shown, never built upon.
 
 use std::collections::VecDeque;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -69,7 +69,12 @@ pub fn headers(client: &Client, reference: &Reference) -> Result<PathBuf> {
             }
             false if entry.size > LARGEST_BESIDE || has_content(&place, entry)? => Ok(()),
             false => {
-                let partial = folder.join(format!(".{path}.{}", std::process::id()));
+                // Random letters: process ids are no names in a cache that several containers share.
+                let partial = tempfile::Builder::new()
+                    .prefix(&format!(".{path}."))
+                    .make_in(&folder, |path| File::create_new(path))
+                    .map_err(|e| Error::io("create", &place, e))?
+                    .into_temp_path();
                 let received = &AtomicU64::new(0);
                 Download {
                     file,
@@ -77,7 +82,9 @@ pub fn headers(client: &Client, reference: &Reference) -> Result<PathBuf> {
                     received,
                 }
                 .fetch(&partial)?;
-                fs::rename(&partial, &place).map_err(|e| Error::io("rename to", &place, e))
+                partial
+                    .persist(&place)
+                    .map_err(|e| Error::io("rename to", &place, e.error))
             }
         }
     })?;

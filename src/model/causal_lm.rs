@@ -17,7 +17,7 @@ use super::pass::{Pass, Sight, on_cpu};
 use super::rope::Rope;
 use super::router::{LayerRouting, Overrides};
 use crate::family::{Architecture, AttentionKv, Config};
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 
 /// A language model: any family that `formats/` knows, and BAM mixtures of them.
 #[derive(Debug, Clone)]
@@ -71,6 +71,7 @@ impl CausalLm {
     /// Errors name the file, tensor or key: a config that contradicts the tensors, an unknown activation or RoPE scaling.
     pub fn load(folder: &Path, options: &LoadOptions) -> Result<Self> {
         memory::keep_freed();
+        threads::start_shared(0)?;
         let (config, architecture) = describe(folder)?;
         let params = Params::load(folder, &architecture, options)?;
         Self::new(architecture, &config, params, options)

@@ -1,7 +1,7 @@
 //! Runs the stages of a recipe, each as a child process, side by side where nothing makes them wait.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -15,8 +15,9 @@ use super::schedule::Schedule;
 use super::select::Choice;
 use super::stage::Stage;
 use super::times::Times;
+use crate::checkpoint::filesystem::{self, Lock};
 use crate::checkpoint::{json, single};
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 
 /// The runner's own folder within the work folder.
 pub(super) const FOLDER: &str = ".bam-run";
@@ -94,11 +95,16 @@ impl Runner<'_> {
                     let Some(stage) = schedule.start() else { break };
                     running += 1;
                     let (tell, choice) = (tell.clone(), choices[stage]);
-                    scope.spawn(move || {
+                    let settled = move || {
                         let end = self.settle(stages, graph, stage, choice, &tell);
                         // The receiver lives until the last stage has told its end.
                         let _ = tell.send(News::Ends { stage, end });
-                    });
+                    };
+                    if let Err(e) = std::thread::Builder::new().spawn_scoped(scope, settled) {
+                        running -= 1;
+                        schedule.end(stage, false);
+                        fault = Some(threads::none(e));
+                    }
                 }
                 if running == 0 {
                     return Ok(());
@@ -293,7 +299,7 @@ impl Runner<'_> {
     pub(super) fn is_running(&self, stage: &Stage) -> bool {
         let is_held = |path: PathBuf| {
             File::open(path).is_ok_and(|file| {
-                matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock))
+                matches!(filesystem::try_lock_shared(&file), Ok(Lock::Busy))
             })
         };
         is_held(self.lock_of_all()) || is_held(self.lock_of(stage))
@@ -310,28 +316,27 @@ impl Runner<'_> {
     /// Takes the lock of the work folder, or, beside others, those of the stages that are to run; held until dropped.
     fn locks(&self, stages: &[Stage], choices: &[Choice]) -> Result<Vec<File>> {
         if !self.shares {
-            return Ok(vec![self.lock(&self.lock_of_all(), File::try_lock)?]);
+            return Ok(vec![self.lock(&self.lock_of_all(), filesystem::try_lock)?]);
         }
         let own = stages
             .iter()
             .zip(choices)
             .filter(|(_, choice)| **choice != Choice::Leave);
-        let own = own.map(|(stage, _)| self.lock(&self.lock_of(stage), File::try_lock));
+        let own = own.map(|(stage, _)| self.lock(&self.lock_of(stage), filesystem::try_lock));
         std::iter::once(self.lock_shared()).chain(own).collect()
     }
 
     /// Keeps runs of the whole folder out, until dropped.
     pub(super) fn lock_shared(&self) -> Result<File> {
-        self.lock(&self.lock_of_all(), File::try_lock_shared)
+        self.lock(&self.lock_of_all(), filesystem::try_lock_shared)
     }
 
-    fn lock(&self, path: &Path, take: fn(&File) -> Result<(), fs::TryLockError>) -> Result<File> {
+    fn lock(&self, path: &Path, take: fn(&File) -> io::Result<Lock>) -> Result<File> {
         let file = File::create(path).map_err(|e| Error::io("lock", path, e))?;
         for _ in 0..LOCK_TRIES {
-            match take(&file) {
-                Ok(()) => return Ok(file),
-                Err(fs::TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
-                Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", path, e)),
+            match take(&file).map_err(|e| Error::io("lock", path, e))? {
+                Lock::Held | Lock::Unsupported => return Ok(file),
+                Lock::Busy => std::thread::sleep(Duration::from_millis(20)),
             }
         }
         Err(Error::file(self.work, "another run works in this folder")

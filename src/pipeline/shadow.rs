@@ -9,14 +9,19 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Component, Path, PathBuf};
 
+use tempfile::TempDir;
+
 use super::graph::whole;
 use super::stage::{Stage, places};
+use crate::checkpoint::filesystem::temporary_folder;
 use crate::checkpoint::output::resolved;
 use crate::{Error, Result};
 
 /// The shadow; it goes when this does.
 pub(super) struct Shadow {
     root: PathBuf,
+    /// Held, not read: the folder goes with it.
+    _folder: TempDir,
     /// The work folder, its whole path.
     work: PathBuf,
     /// What stages would make, whole paths.
@@ -35,16 +40,16 @@ impl Shadow {
             .chain(work.ancestors())
             .map(Path::to_path_buf)
             .collect();
-        let root =
-            std::env::temp_dir().join(format!("bam-convert-outlines-{}", std::process::id()));
-        let root = std::path::absolute(&root).map_err(|e| Error::io("find", &root, e))?;
+        let folder = temporary_folder("bam-convert-outlines-")?;
+        let root = folder.path();
+        let root = std::path::absolute(root).map_err(|e| Error::io("find", root, e))?;
         let shadow = Self {
             root,
+            _folder: folder,
             work,
             made,
             open,
         };
-        fs::create_dir(&shadow.root).map_err(|e| Error::io("create", &shadow.root, e))?;
         // Folders come before what they hold.
         for folder in &shadow.open {
             let place = shadow.of(folder);
@@ -131,12 +136,5 @@ impl Shadow {
             return Ok(());
         }
         symlink(path, &place).map_err(|e| Error::io("link to", &place, e))
-    }
-}
-
-impl Drop for Shadow {
-    fn drop(&mut self) {
-        // What is left in the folder for temporary files harms nobody.
-        let _ = fs::remove_dir_all(&self.root);
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::single;
+use crate::checkpoint::{filesystem, single};
 use crate::{Error, Result};
 
 /// The times of a work folder's stages.
@@ -64,7 +64,7 @@ impl Times {
     /// Writes a change down, with those that runs of other stages have made meanwhile.
     fn change(&mut self, stage: &str, change: impl FnOnce(&mut Time)) -> Result<()> {
         let lock = self.path.with_extension("lock");
-        let held = File::create(&lock).and_then(|file| file.lock().map(|()| file));
+        let held = File::create(&lock).and_then(|file| filesystem::lock(&file).map(|_| file));
         let _held = held.map_err(|e| Error::io("lock", &lock, e))?;
         self.stages = Self::read(&self.path).stages;
         change(self.stages.entry(stage.to_owned()).or_default());

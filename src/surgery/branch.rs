@@ -140,6 +140,7 @@ impl Branching {
         let mut manifests = Vec::with_capacity(self.targets.len());
         for target in &self.targets {
             let folder = OutputFolder::begin(target, force, &[&source.checkpoint.path])?;
+            folder.clear()?;
             let mut weights = Vec::new();
             for file in &source.checkpoint.files {
                 let name = file

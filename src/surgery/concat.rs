@@ -8,7 +8,7 @@ use super::fit;
 use super::model::Model;
 use super::recompose::{ByPlace, Composition, Part, Shared};
 use crate::family::{Mixture, TensorSpec};
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 
 /// Plans one mixture of several two-expert mixtures that were trained apart (FlexOlmo, Shi et al. 2025): the expert that all
 /// of them share, which comes first in each, and the own expert of each, called by the mixture's name where that was chosen.
@@ -156,6 +156,7 @@ fn check_frozen(first: &Model, other: &Model) -> Result<()> {
         )
         .with_hint("--average-shared averages what differs"))
     };
+    threads::start_shared(0)?;
     let frozen: Vec<&TensorSpec> = first
         .specs
         .iter()

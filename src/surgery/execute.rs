@@ -108,7 +108,7 @@ pub fn execute(plan: &Plan, files: &[OutputFile], target: &Target) -> Result<Man
         max_shard_size: target.max_shard_size,
         memory: target.memory,
         threads: target.threads,
-        fingerprint: fingerprint(plan, target)?,
+        fingerprint: Some(fingerprint(plan, target)?),
         progress: target.progress,
     };
     let known = |file: &SourceFile| {

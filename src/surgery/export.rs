@@ -9,7 +9,7 @@ use super::plan::Plan;
 use crate::checkpoint::output::{check_free_space, resolved};
 use crate::checkpoint::{GgufLayout, GgufMetadata, npz, single, write_gguf};
 use crate::family::Architecture;
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 
 /// A file to be.
 #[derive(Debug)]
@@ -66,6 +66,12 @@ impl Export {
                 );
             }
         }
+        self.check_free(path, force)?;
+        check_free_space(path, self.length())
+    }
+
+    /// Refuses a file that is there, but with `force` one of this format.
+    fn check_free(&self, path: &Path, force: bool) -> Result<()> {
         if std::fs::symlink_metadata(path).is_ok() {
             if !force {
                 return Err(Error::file(path, "exists already")
@@ -79,24 +85,26 @@ impl Export {
                 return Err(Error::file(
                     path,
                     format!("exists and is {kind}, so --force does not replace it"),
-                ));
+                )
+                .with_hint("choose another output, or remove it yourself"));
             }
         }
-        check_free_space(path, self.length())
+        Ok(())
     }
 
     /// Writes the file with so many threads, complete or not at all.
     pub fn write(
         &self,
         path: &Path,
+        force: bool,
         threads: usize,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
         let evaluator = Evaluator::new(&self.plan.tensors, &self.plan.sources)?;
         let evaluator = evaluator.carrying_non_finite(self.plan.carries_non_finite);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(|e| Error::compute("start the worker threads", e))?;
-        single::write_with(path, |file| {
+        let pool = threads::pool(threads)?;
+        let check = || self.check_free(path, force);
+        single::write_alone(path, check, |file| {
             pool.install(|| match &self.format {
                 Format::Gguf { metadata, layouts } => {
                     write_gguf((file, path), metadata, layouts, &evaluator, progress)

@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::metrics::METRICS;
-use crate::checkpoint::output::{beside, remove_at_once, sync_folder};
-use crate::checkpoint::single;
+use crate::checkpoint::filesystem::{self, Lock};
+use crate::checkpoint::leftovers::remove_at_once;
+use crate::checkpoint::output::{beside, sync_folder};
+use crate::checkpoint::owned::check_replaceable;
+use crate::checkpoint::{Manifest, single};
 use crate::{Error, Result};
 
 const LOCK: &str = ".lock";
@@ -46,19 +49,16 @@ impl RunFolder {
         let lock = path.join(LOCK);
         let file = OpenOptions::new().create(true).append(true).open(&lock);
         let file = file.map_err(|e| Error::io("create", &lock, e))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => {
-                return Err(Error::file(&path, "another process is at this run")
-                    .with_hint("wait for it to end"));
-            }
-            Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", &lock, e)),
+        if filesystem::try_lock(&file).map_err(|e| Error::io("lock", &lock, e))? == Lock::Busy {
+            return Err(
+                Error::file(&path, "another process is at this run").with_hint("wait for it to end")
+            );
         }
         let folder = Self { path, _lock: file };
         if begun && !resume {
-            for entry in list(&checkpoints)? {
-                remove(&entry.path())?;
-            }
+            let entries = list(&checkpoints)?;
+            entries.iter().try_for_each(|entry| check_own(&entry.path()))?;
+            entries.iter().try_for_each(|entry| remove(&entry.path()))?;
             for name in [SETTINGS, METRICS] {
                 let path = folder.path.join(name);
                 if path.exists() {
@@ -116,14 +116,23 @@ impl RunFolder {
         Ok(aside)
     }
 
-    /// Removes all checkpoints but the `keep` latest.
+    /// Removes all checkpoints but the `keep` latest, and but those in which somebody keeps files of their own.
     pub(super) fn prune(&self, keep: usize) -> Result<()> {
         let all = self.checkpoints()?;
         let surplus = all.len().saturating_sub(keep.max(1));
         all[..surplus]
             .iter()
+            .filter(|(_, path)| check_own(path).is_ok())
             .try_for_each(|(_, path)| remove(path))?;
         sync_folder(&self.path.join(CHECKPOINTS))
+    }
+}
+
+/// Refuses to remove a checkpoint in which somebody keeps files of their own. Nobody can tell that of a damaged one.
+fn check_own(checkpoint: &Path) -> Result<()> {
+    match Manifest::read(checkpoint) {
+        Ok(Some(_)) => check_replaceable(checkpoint),
+        _ => Ok(()),
     }
 }
 

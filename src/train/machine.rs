@@ -9,7 +9,7 @@ use super::adamw::State;
 use super::settings::Settings;
 use crate::estimate::check_memory;
 use crate::family::{Architecture, AttentionKv, Role};
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 
 /// Bytes of a token that waits for its batch: its id, and the number of its document.
 const TOKEN: u64 = 8;
@@ -19,6 +19,7 @@ const TOKEN: u64 = 8;
 /// # Errors
 /// Where the device refuses.
 pub fn matmul_peak(device: &Device, dtype: DType) -> Result<f64> {
+    threads::start_shared(0)?;
     measure_peak(device, dtype).map_err(|e| Error::compute("measure the machine", e))
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::tensorboard::EventFile;
-use crate::checkpoint::single;
+use crate::checkpoint::{filesystem, single};
 use crate::{Error, Result};
 
 /// File name of the log within a run's folder.
@@ -301,8 +301,7 @@ impl Log {
 
     /// Makes what was written durable.
     pub(super) fn sync(&mut self) -> Result<()> {
-        self.file
-            .sync_all()
+        filesystem::sync(&self.file)
             .map_err(|e| Error::io("sync", &self.path, e))
     }
 }

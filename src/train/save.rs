@@ -142,7 +142,7 @@ impl Saver {
             max_shard_size: MAX_SHARD,
             memory: (threads as u64) << 25,
             threads,
-            fingerprint: format!("step {} of process {}", position.step, std::process::id()),
+            fingerprint: None,
             progress: &|_| {},
         };
         let failed = |e| Error::compute("read the parameters", e);

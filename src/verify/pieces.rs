@@ -98,7 +98,9 @@ fn run<S, T: Send>(
         done
     };
     let results = std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(worker)).collect();
+        // With fewer threads than asked for it takes longer.
+        let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, worker).ok();
+        let others: Vec<_> = (1..threads).map_while(spawn).collect();
         let mut results = worker();
         for other in others {
             match other.join() {

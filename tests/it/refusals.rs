@@ -793,16 +793,11 @@ fn an_existing_output_needs_force() {
         preview.contains("refused now") && preview.contains("exists already"),
         "{preview}"
     );
-    std::fs::write(bench.path("out/stray.txt"), "of the old output").unwrap();
     run(bench.upcycle(&["--rng-seed", "1", "--force"])).ok();
     assert_ne!(listing(&bench.path("out")), before);
     assert_eq!(
         read_json(bench.path("out/bam-manifest.json"))["settings"]["rng_seed"],
         1
-    );
-    assert!(
-        !bench.path("out/stray.txt").exists(),
-        "a replaced output is replaced whole"
     );
     let names: Vec<String> = listing(bench.work.path())
         .into_keys()
@@ -838,6 +833,107 @@ fn force_replaces_checkpoints_only() {
         2,
         &["out", "neither a checkpoint"],
     );
+}
+
+#[test]
+fn force_keeps_what_somebody_has_put_into_an_output() {
+    let bench = Bench::new("llama");
+    run(bench.upcycle(&[])).ok();
+    // A card that was edited is replaced with its checkpoint.
+    std::fs::write(bench.path("out/README.md"), "edited").unwrap();
+    run(bench.upcycle(&["--force"])).ok();
+    let whole = listing(&bench.path("out"));
+
+    let deeds: [(&str, &dyn Fn(&Path)); 5] = [
+        ("notes.txt", &|path| std::fs::write(path, "mine").unwrap()),
+        (".git", &|path| {
+            std::fs::create_dir(path).unwrap();
+            std::fs::write(path.join("HEAD"), "ref: refs/heads/main").unwrap();
+        }),
+        ("empty", &|path| std::fs::create_dir(path).unwrap()),
+        ("link", &|path| {
+            std::os::unix::fs::symlink("/etc/hostname", path).unwrap()
+        }),
+        // A name that the manifest lists, but for a file.
+        ("config.json", &|path| {
+            std::fs::remove_file(path).unwrap();
+            std::fs::create_dir(path).unwrap();
+            std::fs::write(path.join("notes.txt"), "mine").unwrap();
+        }),
+    ];
+    for (name, deed) in deeds {
+        deed(&bench.path("out").join(name));
+        let before = listing(&bench.path("out"));
+        bench.refused(
+            bench.upcycle(&["--force"]),
+            2,
+            &["out: holds files", name, "hint: move them"],
+        );
+        let preview = run(bench.upcycle(&["--force", "--dry-run"])).ok().stdout;
+        assert!(preview.contains("refused now"), "{preview}");
+        assert_eq!(listing(&bench.path("out")), before);
+        let path = bench.path("out").join(name);
+        match path.is_dir() && !path.is_symlink() {
+            true => std::fs::remove_dir_all(&path).unwrap(),
+            false => std::fs::remove_file(&path).unwrap(),
+        }
+    }
+    for number in 0..7 {
+        std::fs::write(bench.path(&format!("out/mine-{number}")), "").unwrap();
+    }
+    let stderr = run(bench.upcycle(&["--force"]))
+        .refused(2, &["mine-0, mine-1, mine-2, mine-3, mine-4 and more"])
+        .stderr;
+    assert!(!stderr.contains("mine-5"), "{stderr}");
+    for number in 0..7 {
+        std::fs::remove_file(bench.path(&format!("out/mine-{number}"))).unwrap();
+    }
+    // What killed runs leave is ours; a missing file is nobody's.
+    std::fs::write(bench.path("out/.lock"), "").unwrap();
+    std::fs::write(bench.path("out/.bam-manifest.json.partial"), "{").unwrap();
+    run(bench.upcycle(&["--force"])).ok();
+    assert_eq!(listing(&bench.path("out")), whole);
+
+    // Without a record nothing is ours, whatever it looks like; an empty folder has nothing to lose.
+    std::fs::remove_file(bench.path("out/bam-manifest.json")).unwrap();
+    bench.refused(
+        bench.upcycle(&["--force"]),
+        2,
+        &["out", "neither a checkpoint", "no bam-manifest.json"],
+    );
+    std::fs::remove_dir_all(bench.path("out")).unwrap();
+    std::fs::create_dir(bench.path("out")).unwrap();
+    run(bench.upcycle(&["--force"])).ok();
+    std::fs::write(bench.path("out/bam-manifest.json"), "{").unwrap();
+    bench.refused(bench.upcycle(&["--force"]), 2, &["bam-manifest.json"]);
+    assert!(bench.path("out/model.safetensors").exists());
+}
+
+/// Where folders cannot be exchanged, a run that is killed in between leaves the old output aside.
+#[test]
+fn an_output_moved_aside_by_a_killed_run_comes_back() {
+    let bench = Bench::new("llama");
+    run(bench.upcycle(&[])).ok();
+    let old = listing(&bench.path("out"));
+    std::fs::rename(bench.path("out"), bench.path(".out.replaced")).unwrap();
+    bench.refused(
+        bench.upcycle(&["--rng-seed", "1"]),
+        2,
+        &["exists already", "--force"],
+    );
+    assert_eq!(listing(&bench.path("out")), old);
+    // Had the new one its place already, the old one goes; not with files of somebody else in it.
+    crate::common::copy_folder(&bench.path("out"), &bench.path(".out.replaced"));
+    std::fs::write(bench.path(".out.replaced/notes.txt"), "mine").unwrap();
+    bench.refused(
+        bench.upcycle(&["--force"]),
+        2,
+        &[".out.replaced", "notes.txt"],
+    );
+    std::fs::remove_file(bench.path(".out.replaced/notes.txt")).unwrap();
+    run(bench.upcycle(&["--force"])).ok();
+    assert!(!bench.path(".out.replaced").exists());
+    assert_eq!(listing(&bench.path("out")), old);
 }
 
 #[test]
@@ -1001,23 +1097,106 @@ fn two_runs_into_one_target() {
     }
 }
 
+/// Of several runs that write one file at once, one wins.
+#[test]
+fn two_runs_into_one_file() {
+    let bench = Bench::new("llama");
+    for (to, out) in [("gguf", "out.gguf"), ("npz", "out.npz")] {
+        let arguments: Vec<OsString> = vec![
+            "convert".into(),
+            bench.path("seed").into(),
+            bench.path(out).into(),
+            "--to".into(),
+            to.into(),
+        ];
+        let partial = bench.path(&format!(".{out}.partial"));
+        let lock = File::create(&partial).unwrap();
+        lock.try_lock().unwrap();
+        std::fs::write(&partial, "work of the other run").unwrap();
+        run(arguments.clone()).refused(2, &[out, "another run is writing", "hint:"]);
+        assert_eq!(std::fs::read(&partial).unwrap(), b"work of the other run");
+        drop(lock);
+        let runs: Vec<_> = (0..6)
+            .map(|_| {
+                let mut command = Command::new(crate::common::binary());
+                command.args(&arguments).stderr(Stdio::piped());
+                command.spawn().unwrap()
+            })
+            .collect();
+        let mut won = 0;
+        for run in runs {
+            let outcome = run.wait_with_output().unwrap();
+            let stderr = String::from_utf8_lossy(&outcome.stderr);
+            match outcome.status.code() {
+                Some(0) => won += 1,
+                code => assert!(
+                    code == Some(2)
+                        && (stderr.contains("another run") || stderr.contains("exists already")),
+                    "{stderr}"
+                ),
+            }
+        }
+        assert_eq!(won, 1);
+        assert!(!partial.exists());
+    }
+    // A planted link, folder or pipe is not written through, and nobody waits for it.
+    let out = bench.path("link.gguf");
+    let arguments: Vec<OsString> = vec![
+        "convert".into(),
+        bench.path("seed").into(),
+        out.clone().into(),
+        "--to".into(),
+        "gguf".into(),
+    ];
+    let partial = bench.path(".link.gguf.partial");
+    std::fs::write(bench.path("victim"), "mine").unwrap();
+    std::os::unix::fs::symlink(bench.path("victim"), &partial).unwrap();
+    bench.refused(arguments.clone(), 2, &[".link.gguf.partial", "in the way"]);
+    assert_eq!(std::fs::read(bench.path("victim")).unwrap(), b"mine");
+    std::fs::remove_file(&partial).unwrap();
+    std::fs::create_dir(&partial).unwrap();
+    bench.refused(arguments, 2, &[".link.gguf.partial", "in the way"]);
+}
+
+/// Pages, drawings and dumps of other programs are not replaced, and a pipe keeps nobody waiting.
+#[test]
+fn only_files_of_our_own_formats_are_replaced() {
+    let bench = Bench::new("llama");
+    let seed = bench.path("seed");
+    let out = bench.path("page.html");
+    std::fs::write(&out, "<!doctype html>\n<title>Mine</title>").unwrap();
+    bam!("report", seed, "--out", out).refused(2, &["page.html", "no report of bam-convert"]);
+    std::fs::remove_file(&out).unwrap();
+    bam!("report", seed, "--out", out).ok();
+    bam!("report", seed, "--out", out).ok();
+    let pipe = bench.path("pipe.svg");
+    let mut command = Command::new("mkfifo");
+    command.arg(&pipe);
+    finish(command).ok();
+    bam!("inspect", "--divergence", seed, bench.path("code"), "--svg", pipe)
+        .refused(2, &["pipe.svg", "is no SVG"]);
+    std::os::unix::fs::symlink("nowhere", bench.path("dangling.svg")).unwrap();
+    bam!("inspect", "--divergence", seed, bench.path("code"), "--svg", bench.path("dangling.svg"))
+        .refused(2, &["dangling.svg", "is no SVG"]);
+}
+
 #[test]
 fn branch_makes_all_branches_or_none() {
     let bench = Bench::new("llama");
     let out = bench.path("branches");
-    std::fs::create_dir_all(out.join("law")).unwrap();
-    std::fs::write(out.join("law/config.json"), "{}").unwrap();
-    let arguments = |flags: &[&str]| {
+    let into = |names: &str, flags: &[&str]| {
         let mut arguments: Vec<OsString> = vec![
             "branch".into(),
             bench.path("seed").into(),
             "--into".into(),
-            "code,law".into(),
+            names.into(),
         ];
         arguments.extend(["--out".into(), out.clone().into()]);
         arguments.extend(flags.iter().map(Into::into));
         arguments
     };
+    let arguments = |flags: &[&str]| into("code,law", flags);
+    run(into("law", &[])).ok();
     bench.refused(arguments(&[]), 2, &["branches/law", "exists already"]);
     let preview = run(arguments(&["--dry-run"])).ok().stdout;
     assert!(
@@ -1026,6 +1205,43 @@ fn branch_makes_all_branches_or_none() {
     );
     run(arguments(&["--force"])).ok();
     assert!(read_folder(&out.join("law")) == read_folder(&bench.path("seed")));
+}
+
+/// What a killed run has left is neither in the way nor written into: it may be another name of the seed's weights.
+#[test]
+fn branch_after_a_killed_run() {
+    let bench = Bench::new("llama");
+    let (out, partial) = (bench.path("branches"), bench.path("branches/.code.partial"));
+    let seed = listing(&bench.path("seed"));
+    for flags in [&["--link"][..], &[]] {
+        std::fs::create_dir_all(partial.join("deep")).unwrap();
+        std::fs::write(partial.join(".lock"), "").unwrap();
+        std::fs::hard_link(
+            bench.path("seed/model.safetensors"),
+            partial.join("model.safetensors"),
+        )
+        .unwrap();
+        // Of a killed pull, and of another method.
+        for stray in ["deep/x", ".hub.json", "model-00001-of-00002.safetensors"] {
+            std::fs::write(partial.join(stray), "{}").unwrap();
+        }
+        let mut arguments: Vec<OsString> = vec!["branch".into(), bench.path("seed").into()];
+        arguments.extend(["--into", "code", "--force", "--out"].map(Into::into));
+        arguments.push(out.clone().into());
+        arguments.extend(flags.iter().map(Into::into));
+        run(arguments).ok();
+        assert_eq!(listing(&bench.path("seed")), seed);
+        assert!(read_folder(&out.join("code")) == read_folder(&bench.path("seed")));
+        for stray in ["deep", ".hub.json", "model-00001-of-00002.safetensors"] {
+            assert!(!out.join("code").join(stray).exists(), "{stray}");
+        }
+    }
+    // The same of a surgery.
+    std::fs::create_dir_all(bench.path(".out.partial/onnx")).unwrap();
+    std::fs::write(bench.path(".out.partial/onnx/model.onnx"), "x").unwrap();
+    std::fs::write(bench.path(".out.partial/.hub.json"), "{}").unwrap();
+    run(bench.upcycle(&[])).ok();
+    assert!(!bench.path("out/onnx").exists() && !bench.path("out/.hub.json").exists());
 }
 
 #[test]

@@ -14,7 +14,9 @@ use std::process::Command;
 
 use self::tracer::{Act, Calls, Traced, traced};
 use crate::common::{Noise, Run, binary, copy_folder, finish, fixture, listing};
-use libc::{EINTR, EIO, ENOSPC};
+use libc::{
+    EAGAIN, EINTR, EINVAL, EIO, ENOLCK, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, SIGINT, SIGTERM,
+};
 use tempfile::TempDir;
 
 /// A command on sources of its own below a folder that the tracer watches.
@@ -30,7 +32,7 @@ struct Scene {
 }
 
 /// Commands by name: what each writes, and its line.
-const COMMANDS: [(&str, &str, &str); 15] = [
+const COMMANDS: [(&str, &str, &str); 16] = [
     (
         "upcycle",
         "made/out",
@@ -49,6 +51,11 @@ const COMMANDS: [(&str, &str, &str); 15] = [
         "merge --model seed --model code:2 --out out",
     ),
     ("branch", "made/a", "branch seed --into a --out made"),
+    (
+        "branch with links",
+        "made/a",
+        "branch seed --into a --out made --link",
+    ),
     ("init", "out", "init seed/config.json --out out"),
     (
         "tokenize",
@@ -106,6 +113,12 @@ impl Scene {
             // Of a few numbers: this is the command with the most calls.
             copy_folder(&fixture("hostile/good"), &here.join("good"));
             copy_folder(&fixture("hostile/tokens-good"), &here.join("tokens"));
+        }
+        if line.contains("--force") {
+            let branch = "branch code --into old --out .";
+            let mut command = Command::new(binary());
+            command.current_dir(here).args(branch.split(' '));
+            finish(command).ok();
         }
         if line.contains("mixture") {
             let upcycle = "upcycle --method btx --seed seed --expert code=code --out mixture";
@@ -167,7 +180,7 @@ impl Scene {
             }
         }
         if self.replaces() {
-            copy_folder(&self.path().join("code"), &self.path().join("out"));
+            copy_folder(&self.path().join("old"), &self.path().join("out"));
         }
     }
 
@@ -180,7 +193,7 @@ impl Scene {
         if !self.replaces() {
             return made.is_empty();
         }
-        let old = listing(&self.path().join("code"));
+        let old = listing(&self.path().join("old"));
         let old = old
             .into_iter()
             .map(|(name, hash)| (format!("out/{name}"), hash));
@@ -373,8 +386,118 @@ fn faults_at_some_calls() {
 
 #[test]
 fn some_kills() {
-    for name in ["upcycle", "replacing", "tokenize"] {
+    for name in [
+        "upcycle",
+        "replacing",
+        "branch with links",
+        "tokenize",
+        "logits",
+        "convert to GGUF",
+        "convert to npz",
+        "report",
+    ] {
         assert!(kills(&Scene::new(name), 3, 6) > 0, "{name}");
+    }
+}
+
+/// A single file is removed on Ctrl-C; nothing could go on with it.
+#[test]
+fn a_signal_leaves_no_part_of_a_single_file() {
+    for (name, signal) in [
+        ("convert to GGUF", SIGINT),
+        ("convert to npz", SIGTERM),
+        ("report", SIGTERM),
+        ("logits", SIGINT),
+    ] {
+        let scene = Scene::new(name);
+        let mut ended = 0;
+        for number in 0..8 {
+            let traced = scene.traced(Calls::Writes, number, Act::Signal(signal));
+            let made = scene.made();
+            match traced.run.code {
+                // Ended by the signal.
+                None => {
+                    ended += 1;
+                    assert!(made.is_empty() || made == scene.whole, "{:?}", traced.at);
+                }
+                // Too late.
+                code => assert!(code == Some(0) && made == scene.whole, "{}", traced.run),
+            }
+        }
+        assert!(ended > 0, "{name}");
+    }
+}
+
+/// Network and FUSE file systems lack some calls. Every command does its work without them, and says what it could not do.
+#[test]
+fn a_file_system_that_lacks_calls() {
+    type Lacks = &'static [(&'static str, i32)];
+    const LACKS: [Lacks; 2] = [
+        // As NFS without lockd.
+        &[
+            ("flock", ENOLCK),
+            ("renameat2", EINVAL),
+            ("fsync of a folder", EINVAL),
+            ("copy_file_range", EOPNOTSUPP),
+            ("sendfile", EINVAL),
+        ],
+        // As Lustre and FUSE.
+        &[
+            ("flock", ENOSYS),
+            ("renameat2", ENOSYS),
+            ("fsync of a folder", EOPNOTSUPP),
+            ("fsync", EOPNOTSUPP),
+            ("fdatasync", EOPNOTSUPP),
+            ("copy_file_range", ENOSYS),
+        ],
+    ];
+    for (name, ..) in COMMANDS {
+        let scene = Scene::new(name);
+        for lacks in LACKS {
+            let answer = |call: &str, path: &Path| {
+                let what = match call {
+                    "fsync" if path.is_dir() => "fsync of a folder",
+                    other => other,
+                };
+                let lack = lacks.iter().find(|(lack, _)| *lack == what);
+                lack.map(|(_, errno)| *errno)
+            };
+            let traced = scene.traced(Calls::All, 0, Act::Lack(&answer));
+            assert_eq!(traced.run.code, Some(0), "{name}: {}", traced.run);
+            assert!(scene.made() == scene.whole, "{name}: {:?}", scene.made());
+            for note in ["this file system has no locks", "this file system cannot sync"] {
+                let times = traced.run.stderr.matches(note).count();
+                assert_eq!(times, 1, "{name}: {note}: {}", traced.run);
+            }
+        }
+    }
+    // Only what asks for links needs them.
+    let scene = Scene::new("branch with links");
+    let answer = |call: &str, _: &Path| call.starts_with("link").then_some(EPERM);
+    let traced = scene.traced(Calls::All, 0, Act::Lack(&answer));
+    traced.run.refused(3, &["hard-link", "leave out --link"]);
+    assert!(scene.made().is_empty());
+}
+
+/// With as few threads as the system gives, and none at all, a command does its work or says what it lacks.
+#[test]
+fn a_machine_that_gives_few_threads() {
+    for (name, ..) in COMMANDS {
+        let scene = Scene::new(name);
+        for number in [0, 1, 2] {
+            let traced = scene.traced(Calls::Threads, number, Act::Lack(&|_, _| Some(EAGAIN)));
+            let run = &traced.run;
+            match run.code {
+                Some(0) => assert!(scene.made() == scene.whole, "{name}: {run}"),
+                Some(3) => {
+                    assert!(run.stderr.contains("error: cannot start a thread"), "{name}: {run}");
+                    assert!(run.stderr.contains("ulimit -u"), "{name}: {run}");
+                    assert!(scene.is_before(&scene.made()), "{name}: {run}");
+                }
+                _ => panic!("{name} without thread {number}: {run}"),
+            }
+            assert!(number < 2 || run.code == Some(0), "{name}: {run}");
+        }
     }
 }
 

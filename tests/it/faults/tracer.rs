@@ -19,7 +19,9 @@ pub enum Calls {
     Writes,
     /// Reads.
     Reads,
-    /// Any of these.
+    /// New threads.
+    Threads,
+    /// Any of these, but threads.
     All,
 }
 
@@ -35,6 +37,10 @@ pub enum Act<'a> {
     KillAfter,
     /// This is done with the file first, then the call.
     Do(&'a mut dyn FnMut(&Path)),
+    /// The process gets this signal, then the call is made.
+    Signal(i32),
+    /// Every call from this one on that has an answer does nothing, and returns it as an error.
+    Lack(&'a dyn Fn(&str, &Path) -> Option<i32>),
     /// Nothing.
     Count,
 }
@@ -59,6 +65,7 @@ const TABLE: &[(u64, &str, usize, Names, Calls)] = &[
     (19, "readv", 0, Names::File, Calls::Reads),
     (20, "writev", 0, Names::File, Calls::Writes),
     (40, "sendfile", 0, Names::File, Calls::Writes),
+    (56, "clone", 0, Names::Nothing, Calls::Threads),
     (73, "flock", 0, Names::File, Calls::Changes),
     (74, "fsync", 0, Names::File, Calls::Writes),
     (75, "fdatasync", 0, Names::File, Calls::Writes),
@@ -81,6 +88,7 @@ const TABLE: &[(u64, &str, usize, Names, Calls)] = &[
     (285, "fallocate", 0, Names::File, Calls::Changes),
     (316, "renameat2", 0, Names::At, Calls::Changes),
     (326, "copy_file_range", 2, Names::File, Calls::Writes),
+    (435, "clone3", 0, Names::Nothing, Calls::Threads),
 ];
 
 /// How an argument names a file.
@@ -90,6 +98,7 @@ enum Names {
     Path,
     /// A folder, and in the next argument a path.
     At,
+    Nothing,
 }
 
 /// Places of registers in the tracee's user area.
@@ -153,7 +162,15 @@ pub fn traced(
             stop if stop == libc::SIGTRAP | 0x80 => match call(thread) {
                 Some((entry, arguments)) => {
                     if let Some(found) = counted(process, entry, &arguments, below, calls) {
-                        if count == number {
+                        if let Act::Lack(answer) = &act
+                            && count >= number
+                        {
+                            if let Some(errno) = answer(found.0, &found.1) {
+                                request(libc::PTRACE_POKEUSER, thread, ORIG_RAX, u64::MAX);
+                                pending.insert(thread, Some(errno));
+                                at = Some(found);
+                            }
+                        } else if count == number {
                             let (_, path) = at.insert(found);
                             match &mut act {
                                 Act::Fail(errno) => {
@@ -178,7 +195,9 @@ pub fn traced(
                                 Act::Kill => kill(process),
                                 Act::KillAfter => drop(pending.insert(thread, None)),
                                 Act::Do(deed) => deed(path),
-                                Act::Count => {}
+                                // SAFETY: the child has not been waited for to its end.
+                                Act::Signal(signal) => drop(unsafe { libc::kill(process, *signal) }),
+                                Act::Count | Act::Lack(_) => {}
                             }
                         }
                         count += 1;
@@ -255,8 +274,8 @@ fn counted(
         }
     }
     let wanted = match calls {
-        Calls::All => true,
-        Calls::Changes => kind != Calls::Reads,
+        Calls::All => kind != Calls::Threads,
+        Calls::Changes => ![Calls::Reads, Calls::Threads].contains(&kind),
         other => kind == other,
     };
     if !wanted {
@@ -265,6 +284,7 @@ fn counted(
     let opened = |file: u64| std::fs::read_link(format!("/proc/{process}/fd/{}", file as i32)).ok();
     let here = || std::fs::read_link(format!("/proc/{process}/cwd")).ok();
     let path = match names {
+        Names::Nothing => below.to_path_buf(),
         Names::File => opened(arguments[argument])?,
         Names::Path => here()?.join(text(process, arguments[argument])?),
         Names::At => {

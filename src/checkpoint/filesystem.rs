@@ -1,0 +1,87 @@
+//! What not every file system offers: locks, and syncing of folders.
+//!
+//! Network and FUSE file systems lack one or the other. A command does its work all the same, and says once what it could
+//! not make sure of.
+
+use std::fs::{File, TryLockError};
+use std::io;
+
+use rustix::io::Errno;
+
+use tempfile::TempDir;
+
+use crate::{Error, Result, notice};
+
+const NO_LOCKS: &str = "this file system has no locks: do not write the same output with two commands at a time";
+const NO_SYNC: &str = "this file system cannot sync: the output may be lost if the machine stops within the next minute";
+
+/// What became of a lock that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    /// It is held until the file is closed.
+    Held,
+    /// Another process holds it.
+    Busy,
+    /// The file system has no locks.
+    Unsupported,
+}
+
+/// Asks for a file's lock, and does not wait.
+pub fn try_lock(file: &File) -> io::Result<Lock> {
+    asked(file.try_lock())
+}
+
+/// Asks for a file's lock beside others that share it, and does not wait.
+pub fn try_lock_shared(file: &File) -> io::Result<Lock> {
+    asked(file.try_lock_shared())
+}
+
+/// Waits for a file's lock.
+pub fn lock(file: &File) -> io::Result<Lock> {
+    asked(file.lock().map_err(TryLockError::Error))
+}
+
+fn asked(outcome: std::result::Result<(), TryLockError>) -> io::Result<Lock> {
+    match outcome {
+        Ok(()) => Ok(Lock::Held),
+        Err(TryLockError::WouldBlock) => Ok(Lock::Busy),
+        // NFS without lockd; Lustre and FUSE without `flock`.
+        Err(TryLockError::Error(e)) if lacks(&e, &[Errno::NOLCK]) => {
+            notice::once(NO_LOCKS);
+            Ok(Lock::Unsupported)
+        }
+        Err(TryLockError::Error(e)) => Err(e),
+    }
+}
+
+/// Makes a file, or the names in a folder, durable as far as the file system can.
+pub fn sync(file: &File) -> io::Result<()> {
+    match file.sync_all() {
+        // Linux answers this where a file system has no such operation for folders.
+        Err(e) if lacks(&e, &[Errno::INVAL]) => {
+            notice::once(NO_SYNC);
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// A folder for temporary files, which goes when this does.
+pub fn temporary_folder(prefix: &str) -> Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .tempdir()
+        .map_err(|e| {
+            let folder = std::env::temp_dir();
+            Error::io("create a folder for temporary files in", folder, e)
+                .with_hint("set TMPDIR to a folder that you can write to")
+        })
+}
+
+/// Whether an error says that the file system does not offer this: by one of `errors`, or by one that always says so.
+fn lacks(error: &io::Error, errors: &[Errno]) -> bool {
+    let found = Errno::from_io_error(error);
+    found.is_some_and(|found| {
+        errors.contains(&found) || [Errno::NOSYS, Errno::OPNOTSUPP].contains(&found)
+    })
+}

@@ -1,0 +1,133 @@
+//! Which files of a folder this program made, by the records that it leaves there.
+//!
+//! Only these are ever removed with the folder: whatever else somebody keeps in it is not ours to replace.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::folder::{CARD, COMPANIONS};
+use super::manifest::{MANIFEST, Manifest, Origin};
+use super::output::{LOCK, ORIGIN};
+use super::json;
+use crate::{Error, Result};
+
+/// The record of a token folder.
+pub const TOKENS: &str = "header.json";
+
+/// How many files of others an error names.
+const NAMED: usize = 5;
+
+/// Refuses to replace a folder without a record of ours, or with files that its records do not list. An empty folder has
+/// nothing to lose.
+pub fn check_replaceable(folder: &Path) -> Result<()> {
+    let Some(ours) = listed(folder)? else {
+        return match is_empty(folder) {
+            true => Ok(()),
+            false => Err(no_record(folder)),
+        };
+    };
+    let others = foreign(folder, &ours)?;
+    if others.is_empty() {
+        return Ok(());
+    }
+    let more = if others.len() > NAMED { " and more" } else { "" };
+    let named: Vec<String> = others
+        .iter()
+        .take(NAMED)
+        .map(|path| path.display().to_string())
+        .collect();
+    let problem = format!(
+        "holds files that bam-convert did not make there: {}{more}; --force replaces only what the records in the folder list",
+        named.join(", ")
+    );
+    Err(Error::file(folder, problem)
+        .with_hint("move them to another folder, or choose another output"))
+}
+
+/// The refusal to replace what no record says is ours.
+pub(super) fn no_record(target: &Path) -> Error {
+    let problem = format!(
+        "exists and is neither a checkpoint nor a token folder that bam-convert made (no {MANIFEST}, no {TOKENS}), so \
+         --force does not replace it"
+    );
+    Error::file(target, problem).with_hint("choose another output, or remove it yourself")
+}
+
+/// The files that the records of a folder list, with the records themselves; `None` where there is no record.
+fn listed(folder: &Path) -> Result<Option<BTreeSet<PathBuf>>> {
+    let mut names = BTreeSet::new();
+    if let Some(manifest) = Manifest::read(folder)? {
+        names.insert(MANIFEST.to_owned());
+        names.extend(manifest.files.into_iter().map(|file| file.path));
+        names.extend(manifest.unhashed_files);
+    }
+    if let Some(origin) = Origin::read(folder) {
+        names.insert(ORIGIN.to_owned());
+        names.extend(origin.files.into_iter().map(|file| file.path));
+    }
+    if let Some(shards) = token_shards(folder) {
+        names.insert(TOKENS.to_owned());
+        names.extend(shards);
+        names.extend(COMPANIONS.map(str::to_owned));
+    }
+    if names.is_empty() {
+        return Ok(None);
+    }
+    // People edit the card; the lock is what a run that was killed while it replaced the folder has left.
+    names.extend([CARD, LOCK].map(str::to_owned));
+    Ok(Some(names.into_iter().map(PathBuf::from).collect()))
+}
+
+/// The shards of a token folder, by its header; `None` where there is no such header.
+fn token_shards(folder: &Path) -> Option<Vec<String>> {
+    let header = json::read_object(&folder.join(TOKENS)).ok()?;
+    header.get("tokenizer_sha256")?;
+    let splits = header.get("splits")?.as_object()?;
+    let shards = splits.values().filter_map(Value::as_array).flatten();
+    let files = shards.filter_map(|shard| shard.get("file")?.as_str());
+    let both = files.flat_map(|file| {
+        let ends = Path::new(file).with_extension("ends");
+        [file.to_owned(), ends.to_string_lossy().into_owned()]
+    });
+    Some(both.collect())
+}
+
+/// What lies in a folder and is not among `ours`, as paths within it; at most one more than an error names.
+fn foreign(folder: &Path, ours: &BTreeSet<PathBuf>) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut open = vec![PathBuf::new()];
+    while let Some(inside) = open.pop() {
+        let place = folder.join(&inside);
+        let failed = |e| Error::io("list", &place, e);
+        for entry in fs::read_dir(&place).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let path = inside.join(entry.file_name());
+            // A link is removed as a link, wherever it leads.
+            let is_folder = entry.file_type().map_err(failed)?.is_dir();
+            match is_folder {
+                true if ours.iter().any(|file| *file != path && file.starts_with(&path)) => {
+                    open.push(path);
+                }
+                false if ours.contains(&path) || is_unfinished(&path, ours) => {}
+                _ => found.push(path),
+            }
+        }
+    }
+    found.sort();
+    found.truncate(NAMED + 1);
+    Ok(found)
+}
+
+/// Whether a file is what a run that was killed has left of one of `ours` (see [`super::single`]).
+fn is_unfinished(path: &Path, ours: &BTreeSet<PathBuf>) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let stem = name.and_then(|name| name.strip_prefix('.')?.rsplit_once(".partial"));
+    stem.is_some_and(|(stem, _)| ours.contains(&path.with_file_name(stem)))
+}
+
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
