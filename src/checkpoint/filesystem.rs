@@ -3,13 +3,16 @@
 //! Network and FUSE file systems lack one or the other. A command does its work all the same, and says once what it could
 //! not make sure of.
 
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use rustix::io::Errno;
 
 use tempfile::TempDir;
 
+use super::output::folder_of;
 use crate::{Error, Result, notice};
 
 const NO_LOCKS: &str = "this file system has no locks: do not write the same output with two commands at a time";
@@ -64,6 +67,34 @@ pub fn sync(file: &File) -> io::Result<()> {
         }
         other => other,
     }
+}
+
+/// Makes `link` lead to `target`, which may be relative to its folder. On a file system without symbolic links it becomes
+/// another name of `target`, or a copy.
+pub fn link_or_copy(target: &Path, link: &Path) -> io::Result<()> {
+    match symlink(target, link) {
+        Err(e) if has_no_links(&e) => {
+            let whole = folder_of(link).join(target);
+            fs::hard_link(&whole, link).or_else(|_| {
+                let copied = File::open(&whole).and_then(|mut from| {
+                    let mut to = File::create_new(link)?;
+                    io::copy(&mut from, &mut to)?;
+                    sync(&to)
+                });
+                copied.inspect_err(|_| {
+                    // The error of the copy is what counts, not that of the cleaning.
+                    let _ = fs::remove_file(link);
+                })
+            })
+        }
+        other => other,
+    }
+}
+
+/// Whether making a symbolic link failed because the file system has none.
+pub fn has_no_links(error: &io::Error) -> bool {
+    // FAT answers with EPERM.
+    lacks(error, &[Errno::PERM])
 }
 
 /// A folder for temporary files, which goes when this does.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::architecture::Architecture;
+use super::config::Config;
 use super::gguf_rope;
 use super::layout::QkNorm;
 use super::tensors::{Role, TensorSpec};
@@ -30,7 +31,7 @@ pub struct NamedTensor {
 }
 
 /// Refuses what llama.cpp would compute otherwise, each reason named.
-pub fn check(architecture: &Architecture) -> Result<()> {
+pub fn check(architecture: &Architecture, config: &Config) -> Result<()> {
     let a = architecture;
     let mut reasons = Vec::new();
     let mut refuse =
@@ -47,6 +48,16 @@ pub fn check(architecture: &Architecture) -> Result<()> {
     refuse(
         a.sliding_window.is_some_and(|window| window < context),
         "it has no sliding window",
+    );
+    let rotated = [None, Some("rope_parameters"), Some("rope_scaling")].map(|place| {
+        let object = place.map_or(Some(&config.json), |place| {
+            config.json.get(place).and_then(Value::as_object)
+        });
+        object.and_then(|object| object.get("partial_rotary_factor")?.as_f64())
+    });
+    refuse(
+        rotated.into_iter().flatten().any(|share| share != 1.0),
+        "it rotates whole heads (`partial_rotary_factor`)",
     );
     refuse(a.hidden_act != "silu", "its activation is silu");
     refuse(
@@ -120,6 +131,7 @@ fn rope(metadata: &mut GgufMetadata, a: &Architecture) -> Result<Option<Vec<f32>
             ))
         })
     };
+    let mut factors = None;
     let known: &[&str] = match scaling.get("rope_type").and_then(Value::as_str) {
         Some(kind @ ("linear" | "yarn")) => {
             metadata.text("llama.rope.scaling.type", kind);
@@ -130,12 +142,12 @@ fn rope(metadata: &mut GgufMetadata, a: &Architecture) -> Result<Option<Vec<f32>
                 if let Some(original) = original.or(a.max_position_embeddings) {
                     metadata.number("llama.rope.scaling.original_context_length", original)?;
                 }
-                for (name, field) in [
-                    ("beta_fast", "yarn_beta_fast"),
-                    ("beta_slow", "yarn_beta_slow"),
-                ] {
-                    if let Some(value) = number(name) {
-                        metadata.float(&format!("llama.rope.scaling.{field}"), value);
+                // llama.cpp does not read them for this architecture: it takes YaRN's usual values.
+                for (name, usual) in [("beta_fast", 32.0), ("beta_slow", 1.0)] {
+                    if let Some(value) = number(name).filter(|value| *value != usual) {
+                        return Err(Error::usage(format!(
+                            "the key `{name}` of rope_scaling is {value}, but llama.cpp computes with {usual}"
+                        )));
                     }
                 }
             }
@@ -155,14 +167,21 @@ fn rope(metadata: &mut GgufMetadata, a: &Architecture) -> Result<Option<Vec<f32>
                 "original_max_position_embeddings",
             ]
             .map(needed);
-            let factors = gguf_rope::llama3_factors(
+            let limits = (low?, high?);
+            factors = Some(gguf_rope::llama3_factors(
                 a.rope_theta,
                 a.head_dim,
                 factor?,
-                (low?, high?),
+                limits,
                 original?,
-            );
-            return Ok(Some(factors));
+            ));
+            &[
+                "rope_type",
+                "factor",
+                "low_freq_factor",
+                "high_freq_factor",
+                "original_max_position_embeddings",
+            ]
         }
         other => {
             let kind = other.unwrap_or("none");
@@ -172,7 +191,7 @@ fn rope(metadata: &mut GgufMetadata, a: &Architecture) -> Result<Option<Vec<f32>
         }
     };
     match scaling.keys().find(|key| !known.contains(&key.as_str())) {
-        None => Ok(None),
+        None => Ok(factors),
         Some(key) => Err(Error::usage(format!(
             "the key `{key}` of rope_scaling has no place in GGUF"
         ))),

@@ -101,10 +101,8 @@ pub fn add(
         metadata.texts("tokenizer.ggml.merges", &merges);
     }
     let bos = role(config, &settings, &tokens, "bos");
-    for (key, id) in [
-        ("bos", bos),
-        ("eos", role(config, &settings, &tokens, "eos")),
-    ] {
+    let eos = role(config, &settings, &tokens, "eos");
+    for (key, id) in [("bos", bos), ("eos", eos)] {
         if let Some(id) = id {
             metadata.number(&format!("tokenizer.ggml.{key}_token_id"), id)?;
         }
@@ -114,11 +112,10 @@ pub fn add(
             metadata.number(&format!("tokenizer.ggml.{key}_token_id"), id)?;
         }
     }
-    let first = bos.and_then(|id| tokens.get(id as usize));
-    metadata.flag(
-        "tokenizer.ggml.add_bos_token",
-        first.is_some_and(|token| tokenizer.puts_first(token)),
-    );
+    let named = |id: Option<u64>| Some(tokens.get(id? as usize)?.as_str());
+    let (adds_bos, adds_eos) = tokenizer.adds(named(bos), named(eos))?;
+    metadata.flag("tokenizer.ggml.add_bos_token", adds_bos);
+    metadata.flag("tokenizer.ggml.add_eos_token", adds_eos);
     let template = folder.join("chat_template.jinja");
     let template = match template.is_file() {
         true => Some(String::from_utf8_lossy(&json::read_bytes(&template)?).into_owned()),
@@ -272,20 +269,51 @@ impl Tokenizer {
         Ok(normalizers.iter().any(|step| kind(step, "Prepend")) || metaspace)
     }
 
-    /// Whether the template around a text begins with this token.
-    fn puts_first(&self, token: &str) -> bool {
-        fn first(processor: &Value) -> Option<&str> {
-            if let Some(processors) = processor.get("processors").and_then(Value::as_array) {
-                return processors.iter().find_map(first);
+    /// Whether a text gets the token `bos` before it, and `eos` after it; nothing else can be said in a GGUF file.
+    fn adds(&self, bos: Option<&str>, eos: Option<&str>) -> Result<(bool, bool)> {
+        let mut open: Vec<&Value> = self.json.get("post_processor").into_iter().collect();
+        let mut added = (false, false);
+        while let Some(step) = open.pop() {
+            match step.get("type").and_then(Value::as_str) {
+                Some("Sequence") => open.extend(
+                    step.get("processors")
+                        .and_then(Value::as_array)
+                        .into_iter()
+                        .flatten(),
+                ),
+                Some("TemplateProcessing") => {
+                    let parts = step.get("single").and_then(Value::as_array);
+                    let ids = parts.into_iter().flatten().map(|part| {
+                        let token = part.get("SpecialToken");
+                        token.and_then(|token| token.get("id")?.as_str())
+                    });
+                    // The text itself has no id.
+                    let ids: Vec<Option<&str>> = ids.collect();
+                    added = match ids[..] {
+                        [None] => (false, false),
+                        [first @ Some(_), None] if first == bos => (true, false),
+                        [None, last @ Some(_)] if last == eos => (false, true),
+                        [first @ Some(_), None, last @ Some(_)] if (first, last) == (bos, eos) => {
+                            (true, true)
+                        }
+                        _ => return Err(self.adds_others(step)),
+                    };
+                }
+                Some("ByteLevel") | None => {}
+                Some(_) => return Err(self.adds_others(step)),
             }
-            processor
-                .get("single")?
-                .get(0)?
-                .get("SpecialToken")?
-                .get("id")?
-                .as_str()
         }
-        self.json.get("post_processor").and_then(first) == Some(token)
+        Ok(added)
+    }
+
+    fn adds_others(&self, step: &Value) -> Error {
+        let kind = step.get("type").unwrap_or(&Value::Null);
+        self.wrong(
+            "post_processor",
+            format!(
+                "has a {kind} that adds other tokens than the first and the last of a text (bos, eos), which a GGUF file cannot say"
+            ),
+        )
     }
 }
 

@@ -3,6 +3,8 @@
 
 use serde_json::{Map, Value};
 
+use super::format::families;
+
 /// Adds the missing spelling of the dtype and of the RoPE keys; no value changes, and nothing is invented: a config
 /// that says nothing about a subject gets no key about it.
 pub fn both_spellings(config: &mut Map<String, Value>) {
@@ -15,6 +17,9 @@ pub fn both_spellings(config: &mut Map<String, Value>) {
         {
             config.insert(other.to_owned(), value);
         }
+    }
+    if !has_one_rotary_embedding(config) {
+        return;
     }
     match stands(config, "rope_parameters") {
         Some(Value::Object(mut parameters)) if !parameters.is_empty() => {
@@ -57,6 +62,21 @@ pub fn both_spellings(config: &mut Map<String, Value>) {
             }
             config.insert("rope_parameters".to_owned(), Value::Object(parameters));
         }
+    }
+}
+
+/// Whether all layers of a model have the same rotary embedding, as far as known here: in families that are not known (Gemma 3
+/// is one) `rope_parameters` may need an entry for each kind of layer.
+fn has_one_rotary_embedding(config: &Map<String, Value>) -> bool {
+    let is_known = |name: &str| {
+        families().is_ok_and(|families| {
+            let mut types = families.iter().flat_map(|family| &family.model_types);
+            types.any(|known| known == name)
+        })
+    };
+    match config.get("model_type") {
+        Some(Value::String(name)) => is_known(name),
+        _ => true,
     }
 }
 

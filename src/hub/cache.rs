@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use super::content::has_content;
 use super::settings::Settings;
 use super::tree::{Entry, is_commit};
 use crate::checkpoint::output::{folder_of, sync_folder};
@@ -71,22 +72,26 @@ impl Cache {
         let link = self.snapshot(commit).join(path);
         let up = "../".repeat(path.split('/').count() + 1);
         let target = PathBuf::from(format!("{up}blobs/{}", entry.hash.digits()));
-        if fs::read_link(&link).is_ok_and(|found| found == target) {
+        let leads_there = || fs::read_link(&link).is_ok_and(|found| found == target);
+        let is_copy = || Ok(!link.is_symlink() && has_content(&link, entry)?);
+        if leads_there() || is_copy()? {
             return Ok(());
         }
         make_folder(folder_of(&link))?;
         let fault = |e| Error::io("link", &link, e);
         match symlink(&target, &link) {
             Ok(()) => return sync_folder(folder_of(&link)),
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(fault(e)),
             // Another pull has made it.
-            Err(_) if fs::read_link(&link).is_ok_and(|found| found == target) => return Ok(()),
-            Err(_) => {}
+            Err(_) if leads_there() => return Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists || filesystem::has_no_links(&e) => {}
+            Err(e) => return Err(fault(e)),
         }
-        // What is there leads elsewhere: made beside, to take its place in one step.
+        // What is there leads elsewhere, or a copy is made: beside, to take its place in one step.
         let beside = tempfile::Builder::new()
             .prefix(".link-")
-            .make_in(folder_of(&link), |beside| symlink(&target, beside))
+            .make_in(folder_of(&link), |beside| {
+                filesystem::link_or_copy(&target, beside)
+            })
             .map_err(fault)?;
         beside
             .into_temp_path()

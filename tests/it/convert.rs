@@ -308,6 +308,41 @@ fn a_family_that_is_not_known_keeps_all_it_has() {
 
 // ---------------------------------------------------------------- GGUF
 
+/// Gemma 3 has a rotary embedding for each kind of layer: with one for all in `rope_parameters`, transformers 5 cannot read it.
+#[test]
+fn a_rotary_embedding_for_each_kind_of_layer_stays_as_it_is() {
+    let work = TempDir::new().unwrap();
+    let kinds = json!({"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                       "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}});
+    for (number, rope) in [
+        json!({"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+        json!({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+        json!({"rope_theta": 1e6, "rope_parameters": kinds}),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let source = copy_folder(&fixture("llama/seed"), &work.path().join(format!("{number}")));
+        edit_json(&source.join("config.json"), |config| {
+            let config = config.as_object_mut().unwrap();
+            for key in ["rope_theta", "rope_scaling", "rope_parameters"] {
+                config.remove(key);
+            }
+            config.insert("model_type".to_owned(), json!("gemma3_text"));
+            config.extend(rope.as_object().unwrap().clone());
+        });
+        let out = work.path().join(format!("{number}-out"));
+        bam!("convert", &source, &out).ok();
+        let (before, after) = (
+            read_json(source.join("config.json")),
+            read_json(out.join("config.json")),
+        );
+        for key in ["rope_theta", "rope_scaling", "rope_parameters"] {
+            assert_eq!(after.get(key), before.get(key), "{key} of {rope}");
+        }
+    }
+}
+
 #[test]
 fn gguf_tensors_are_those_that_gguf_py_computes() {
     let work = TempDir::new().unwrap();

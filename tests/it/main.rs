@@ -29,6 +29,7 @@ mod gguf;
 mod golden;
 mod hostile;
 mod hub;
+mod limits;
 mod logits;
 mod methods;
 mod model;

@@ -698,6 +698,43 @@ fn eight_bits_are_as_near_as_they_can_be() {
     .refused(2, &["--to gguf"]);
 }
 
+/// Tokens that a tokenizer puts around a text go along in both directions; others have no place in a GGUF file.
+#[test]
+fn a_gguf_file_says_which_tokens_stand_around_a_text() {
+    let work = TempDir::new().unwrap();
+    let source = copy_folder(&fixture("llama/seed"), &work.path().join("source"));
+    let template = |parts: serde_json::Value| json!({"type": "TemplateProcessing", "single": parts, "pair": parts, "special_tokens": {}});
+    let token = |id: &str| json!({"SpecialToken": {"id": id, "type_id": 0}});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let (bos, eos) = ("<|endoftext|>", "<|im_end|>");
+    for (parts, expected) in [
+        (json!([text]), Some((false, false))),
+        (json!([token(bos), text]), Some((true, false))),
+        (json!([text, token(eos)]), Some((false, true))),
+        (json!([token(bos), text, token(eos)]), Some((true, true))),
+        (json!([token(bos), token(bos), text]), None),
+        (json!([token(eos), text]), None),
+    ] {
+        edit_json(&source.join("tokenizer.json"), |json| {
+            json["post_processor"] = template(parts.clone());
+        });
+        let (file, back) = (work.path().join("x.gguf"), work.path().join("back"));
+        let run = bam!("convert", &source, &file, "--to", "gguf", "--force");
+        let Some((adds_bos, adds_eos)) = expected else {
+            run.refused(2, &["tokenizer.json", "post_processor"]);
+            continue;
+        };
+        run.ok();
+        bam!("convert", &file, &back, "--force").ok();
+        let settings = read_json(back.join("tokenizer_config.json"));
+        assert_eq!(settings["add_bos_token"], adds_bos, "{parts}");
+        assert_eq!(settings["add_eos_token"], adds_eos, "{parts}");
+        let processor = read_json(back.join("tokenizer.json"))["post_processor"].to_string();
+        assert_eq!(processor.contains(bos), adds_bos, "{processor}");
+        assert_eq!(processor.contains(eos), adds_eos, "{processor}");
+    }
+}
+
 #[test]
 fn what_llama_cpp_would_compute_otherwise_is_refused() {
     let work = TempDir::new().unwrap();
@@ -724,6 +761,40 @@ fn what_llama_cpp_would_compute_otherwise_is_refused() {
         json["pre_tokenizer"] = json!({"type": "Whitespace"})
     });
     refused(&words, &["pre_tokenizer", "no name for"]);
+    let rope = copy_folder(&fixture("llama/seed"), &work.path().join("rope"));
+    let yarn = json!({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16});
+    let with = |object: &serde_json::Value, key: &str, value: f64| {
+        let mut object = object.clone();
+        object[key] = value.into();
+        object
+    };
+    let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                        "original_max_position_embeddings": 16});
+    let plain = json!({"rope_type": "default", "rope_theta": 500000.0});
+    for (key, value, reason) in [
+        ("partial_rotary_factor", json!(0.5), "partial_rotary_factor"),
+        ("rope_parameters", with(&plain, "partial_rotary_factor", 0.5), "partial_rotary_factor"),
+        ("rope_scaling", with(&yarn, "partial_rotary_factor", 0.5), "partial_rotary_factor"),
+        ("rope_scaling", with(&llama3, "partial_rotary_factor", 0.5), "partial_rotary_factor"),
+        ("rope_scaling", with(&llama3, "attention_factor", 0.5), "attention_factor"),
+        ("rope_scaling", with(&yarn, "attention_factor", 0.5), "attention_factor"),
+        ("rope_scaling", with(&yarn, "beta_fast", 16.0), "beta_fast"),
+        ("rope_scaling", with(&yarn, "beta_slow", 2.0), "beta_slow"),
+    ] {
+        edit_json(&rope.join("config.json"), |config| {
+            for key in ["rope_parameters", "rope_scaling", "partial_rotary_factor"] {
+                config.as_object_mut().unwrap().remove(key);
+            }
+            config[key] = value.clone();
+        });
+        refused(&rope, &[reason]);
+    }
+    // The values that llama.cpp computes with.
+    edit_json(&rope.join("config.json"), |config| {
+        config["rope_scaling"] = with(&with(&yarn, "beta_fast", 32.0), "beta_slow", 1.0);
+        config["partial_rotary_factor"] = 1.0.into();
+    });
+    bam!("convert", &rope, work.path().join("yarn.gguf"), "--to", "gguf").ok();
     let inside = fixture("llama/seed").join("x.gguf");
     bam!("convert", fixture("llama/seed"), &inside, "--to", "gguf")
         .refused(2, &["inside the source"]);
