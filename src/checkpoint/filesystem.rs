@@ -15,7 +15,8 @@ use tempfile::TempDir;
 use super::output::folder_of;
 use crate::{Error, Result, notice};
 
-const NO_LOCKS: &str = "this file system has no locks: do not write the same output with two commands at a time";
+const NO_LOCKS: &str =
+    "this file system has no locks: do not write the same output with two commands at a time";
 const NO_SYNC: &str = "this file system cannot sync: the output may be lost if the machine stops within the next minute";
 
 /// What became of a lock that was asked for.

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::folder::{CARD, COMPANIONS};
+use super::json;
 use super::manifest::{MANIFEST, Manifest, Origin};
 use super::output::{LOCK, ORIGIN};
-use super::json;
 use crate::{Error, Result};
 
 /// The record of a token folder.
@@ -33,7 +33,11 @@ pub fn check_replaceable(folder: &Path) -> Result<()> {
     if others.is_empty() {
         return Ok(());
     }
-    let more = if others.len() > NAMED { " and more" } else { "" };
+    let more = if others.len() > NAMED {
+        " and more"
+    } else {
+        ""
+    };
     let named: Vec<String> = others
         .iter()
         .take(NAMED)
@@ -108,7 +112,10 @@ fn foreign(folder: &Path, ours: &BTreeSet<PathBuf>) -> Result<Vec<PathBuf>> {
             // A link is removed as a link, wherever it leads.
             let is_folder = entry.file_type().map_err(failed)?.is_dir();
             match is_folder {
-                true if ours.iter().any(|file| *file != path && file.starts_with(&path)) => {
+                true if ours
+                    .iter()
+                    .any(|file| *file != path && file.starts_with(&path)) =>
+                {
                     open.push(path);
                 }
                 false if ours.contains(&path) || is_unfinished(&path, ours) => {}

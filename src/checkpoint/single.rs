@@ -80,7 +80,6 @@ fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 /// How much of a file says what it is.
 const BEGINNING: u64 = 1024;
 
-
 /// The beginning of a regular file; nothing of one that cannot be read.
 fn beginning(path: &Path) -> Vec<u8> {
     let mut found = Vec::new();
@@ -199,9 +198,7 @@ impl Partial {
             .prefix(&prefix)
             .make_in(folder_of(path), |partial| File::create_new(partial));
         let (file, name) = made.map_err(|e| Error::io("write", path, e))?.into_parts();
-        let name = name
-            .keep()
-            .map_err(|e| Error::io("write", path, e.error))?;
+        let name = name.keep().map_err(|e| Error::io("write", path, e.error))?;
         Ok(Self::new(name, file))
     }
 

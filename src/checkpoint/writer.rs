@@ -278,9 +278,8 @@ fn resume(folder: &OutputFolder, options: &WriteOptions) -> Result<Progress> {
         fingerprint: options.fingerprint.clone(),
         shards: Vec::new(),
     };
-    let is_same = |found: &Progress| {
-        found.fingerprint.is_some() && found.fingerprint == options.fingerprint
-    };
+    let is_same =
+        |found: &Progress| found.fingerprint.is_some() && found.fingerprint == options.fingerprint;
     if let Some(found) = found.filter(is_same) {
         for shard in found.shards {
             let path = folder.path().join(&shard.path);

@@ -27,7 +27,9 @@ pub(super) fn prepare() {
 ///
 /// For commands without a way of their own to end. Output folders stay: the next run goes on with them.
 pub(super) fn clean_up_at_signals() {
-    let signals = [SIGINT, SIGTERM].into_iter().filter(|signal| !is_ignored(*signal));
+    let signals = [SIGINT, SIGTERM]
+        .into_iter()
+        .filter(|signal| !is_ignored(*signal));
     let Ok(mut signals) = Signals::new(signals) else {
         return;
     };

@@ -33,7 +33,10 @@ impl Arguments {
 
 /// The page of a command, and those of the commands below it. clap's own function would leave half a page on a full disk.
 fn write_pages(command: &Command, folder: &Path) -> Result<()> {
-    for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
+    for below in command
+        .get_subcommands()
+        .filter(|below| !below.is_hide_set())
+    {
         write_pages(below, folder)?;
     }
     let page = Man::new(command.clone());

@@ -83,7 +83,9 @@ impl Cache {
             Ok(()) => return sync_folder(folder_of(&link)),
             // Another pull has made it.
             Err(_) if leads_there() => return Ok(()),
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists || filesystem::has_no_links(&e) => {}
+            Err(e)
+                if e.kind() == std::io::ErrorKind::AlreadyExists
+                    || filesystem::has_no_links(&e) => {}
             Err(e) => return Err(fault(e)),
         }
         // What is there leads elsewhere, or a copy is made: beside, to take its place in one step.

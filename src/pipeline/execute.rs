@@ -298,9 +298,8 @@ impl Runner<'_> {
     /// Whether a stage that was started may still run: a run holds the folder, or the stage.
     pub(super) fn is_running(&self, stage: &Stage) -> bool {
         let is_held = |path: PathBuf| {
-            File::open(path).is_ok_and(|file| {
-                matches!(filesystem::try_lock_shared(&file), Ok(Lock::Busy))
-            })
+            File::open(path)
+                .is_ok_and(|file| matches!(filesystem::try_lock_shared(&file), Ok(Lock::Busy)))
         };
         is_held(self.lock_of_all()) || is_held(self.lock_of(stage))
     }

@@ -50,14 +50,15 @@ impl RunFolder {
         let file = OpenOptions::new().create(true).append(true).open(&lock);
         let file = file.map_err(|e| Error::io("create", &lock, e))?;
         if filesystem::try_lock(&file).map_err(|e| Error::io("lock", &lock, e))? == Lock::Busy {
-            return Err(
-                Error::file(&path, "another process is at this run").with_hint("wait for it to end")
-            );
+            return Err(Error::file(&path, "another process is at this run")
+                .with_hint("wait for it to end"));
         }
         let folder = Self { path, _lock: file };
         if begun && !resume {
             let entries = list(&checkpoints)?;
-            entries.iter().try_for_each(|entry| check_own(&entry.path()))?;
+            entries
+                .iter()
+                .try_for_each(|entry| check_own(&entry.path()))?;
             entries.iter().try_for_each(|entry| remove(&entry.path()))?;
             for name in [SETTINGS, METRICS] {
                 let path = folder.path.join(name);

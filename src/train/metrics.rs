@@ -301,8 +301,7 @@ impl Log {
 
     /// Makes what was written durable.
     pub(super) fn sync(&mut self) -> Result<()> {
-        filesystem::sync(&self.file)
-            .map_err(|e| Error::io("sync", &self.path, e))
+        filesystem::sync(&self.file).map_err(|e| Error::io("sync", &self.path, e))
     }
 }
 

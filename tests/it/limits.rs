@@ -67,7 +67,14 @@ impl Sources {
         std::fs::write(here.join("recipe.yaml"), recipe).unwrap();
         let expert = format!("code={}", here.join("code").display());
         bam!(
-            "upcycle", "--method", "btx", "--seed", here.join("seed"), "--expert", expert, "--out",
+            "upcycle",
+            "--method",
+            "btx",
+            "--seed",
+            here.join("seed"),
+            "--expert",
+            expert,
+            "--out",
             here.join("mixture")
         )
         .ok();
@@ -193,7 +200,10 @@ fn names_of_outputs() {
     let work = TempDir::new().unwrap();
     let name = |bytes: &[u8]| work.path().join(std::ffi::OsStr::from_bytes(bytes));
     let seed = fixture("llama/seed");
-    for (number, to) in [&[][..], &["--to", "gguf"], &["--to", "npz"]].iter().enumerate() {
+    for (number, to) in [&[][..], &["--to", "gguf"], &["--to", "npz"]]
+        .iter()
+        .enumerate()
+    {
         // Two names that look alike where they are shown.
         for bytes in [&b"a\xff"[..], b"a\xfe"] {
             let out = name(&[bytes, number.to_string().as_bytes()].concat());
@@ -239,7 +249,16 @@ fn more_shards_than_open_files() {
             .args(arguments);
         finish(command)
     };
-    limited(&["convert", "source", "out", "--max-shard-size", "1B", "--threads", "4"]).ok();
+    limited(&[
+        "convert",
+        "source",
+        "out",
+        "--max-shard-size",
+        "1B",
+        "--threads",
+        "4",
+    ])
+    .ok();
     assert!(read_folder(&out) == all);
     limited(&["diff", "source", "out"]).ok();
     limited(&["validate", "out", "--against"]).ok();

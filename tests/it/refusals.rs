@@ -1173,11 +1173,25 @@ fn only_files_of_our_own_formats_are_replaced() {
     let mut command = Command::new("mkfifo");
     command.arg(&pipe);
     finish(command).ok();
-    bam!("inspect", "--divergence", seed, bench.path("code"), "--svg", pipe)
-        .refused(2, &["pipe.svg", "is no SVG"]);
+    bam!(
+        "inspect",
+        "--divergence",
+        seed,
+        bench.path("code"),
+        "--svg",
+        pipe
+    )
+    .refused(2, &["pipe.svg", "is no SVG"]);
     std::os::unix::fs::symlink("nowhere", bench.path("dangling.svg")).unwrap();
-    bam!("inspect", "--divergence", seed, bench.path("code"), "--svg", bench.path("dangling.svg"))
-        .refused(2, &["dangling.svg", "is no SVG"]);
+    bam!(
+        "inspect",
+        "--divergence",
+        seed,
+        bench.path("code"),
+        "--svg",
+        bench.path("dangling.svg")
+    )
+    .refused(2, &["dangling.svg", "is no SVG"]);
 }
 
 #[test]

@@ -773,11 +773,31 @@ fn what_llama_cpp_would_compute_otherwise_is_refused() {
     let plain = json!({"rope_type": "default", "rope_theta": 500000.0});
     for (key, value, reason) in [
         ("partial_rotary_factor", json!(0.5), "partial_rotary_factor"),
-        ("rope_parameters", with(&plain, "partial_rotary_factor", 0.5), "partial_rotary_factor"),
-        ("rope_scaling", with(&yarn, "partial_rotary_factor", 0.5), "partial_rotary_factor"),
-        ("rope_scaling", with(&llama3, "partial_rotary_factor", 0.5), "partial_rotary_factor"),
-        ("rope_scaling", with(&llama3, "attention_factor", 0.5), "attention_factor"),
-        ("rope_scaling", with(&yarn, "attention_factor", 0.5), "attention_factor"),
+        (
+            "rope_parameters",
+            with(&plain, "partial_rotary_factor", 0.5),
+            "partial_rotary_factor",
+        ),
+        (
+            "rope_scaling",
+            with(&yarn, "partial_rotary_factor", 0.5),
+            "partial_rotary_factor",
+        ),
+        (
+            "rope_scaling",
+            with(&llama3, "partial_rotary_factor", 0.5),
+            "partial_rotary_factor",
+        ),
+        (
+            "rope_scaling",
+            with(&llama3, "attention_factor", 0.5),
+            "attention_factor",
+        ),
+        (
+            "rope_scaling",
+            with(&yarn, "attention_factor", 0.5),
+            "attention_factor",
+        ),
         ("rope_scaling", with(&yarn, "beta_fast", 16.0), "beta_fast"),
         ("rope_scaling", with(&yarn, "beta_slow", 2.0), "beta_slow"),
     ] {
@@ -794,7 +814,14 @@ fn what_llama_cpp_would_compute_otherwise_is_refused() {
         config["rope_scaling"] = with(&with(&yarn, "beta_fast", 32.0), "beta_slow", 1.0);
         config["partial_rotary_factor"] = 1.0.into();
     });
-    bam!("convert", &rope, work.path().join("yarn.gguf"), "--to", "gguf").ok();
+    bam!(
+        "convert",
+        &rope,
+        work.path().join("yarn.gguf"),
+        "--to",
+        "gguf"
+    )
+    .ok();
     let inside = fixture("llama/seed").join("x.gguf");
     bam!("convert", fixture("llama/seed"), &inside, "--to", "gguf")
         .refused(2, &["inside the source"]);

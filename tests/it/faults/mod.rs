@@ -465,7 +465,10 @@ fn a_file_system_that_lacks_calls() {
             let traced = scene.traced(Calls::All, 0, Act::Lack(&answer));
             assert_eq!(traced.run.code, Some(0), "{name}: {}", traced.run);
             assert!(scene.made() == scene.whole, "{name}: {:?}", scene.made());
-            for note in ["this file system has no locks", "this file system cannot sync"] {
+            for note in [
+                "this file system has no locks",
+                "this file system cannot sync",
+            ] {
                 let times = traced.run.stderr.matches(note).count();
                 assert_eq!(times, 1, "{name}: {note}: {}", traced.run);
             }
@@ -490,7 +493,10 @@ fn a_machine_that_gives_few_threads() {
             match run.code {
                 Some(0) => assert!(scene.made() == scene.whole, "{name}: {run}"),
                 Some(3) => {
-                    assert!(run.stderr.contains("error: cannot start a thread"), "{name}: {run}");
+                    assert!(
+                        run.stderr.contains("error: cannot start a thread"),
+                        "{name}: {run}"
+                    );
                     assert!(run.stderr.contains("ulimit -u"), "{name}: {run}");
                     assert!(scene.is_before(&scene.made()), "{name}: {run}");
                 }
