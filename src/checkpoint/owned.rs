@@ -135,6 +135,9 @@ fn is_unfinished(path: &Path, ours: &BTreeSet<PathBuf>) -> bool {
     stem.is_some_and(|(stem, _)| ours.contains(&path.with_file_name(stem)))
 }
 
+/// Whether a folder holds nothing, or nothing but the lock of a run that is about to replace it.
 fn is_empty(folder: &Path) -> bool {
-    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+    let is_lock =
+        |entry: std::io::Result<fs::DirEntry>| entry.is_ok_and(|entry| entry.file_name() == LOCK);
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.all(is_lock))
 }

@@ -2,7 +2,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bam_convert::checkpoint::single;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -67,8 +67,16 @@ static ALLOCATOR: Allocator = Allocator;
 const NO_MEMORY: &[u8] = b"error: the system refuses more memory\n hint: raise the limit (ulimit -v), free some memory, \
 or lower --memory, --threads or the batch\n";
 
+/// Whether the standard library may abort the process all the same.
+static ABORTS: AtomicBool = AtomicBool::new(false);
+
+/// Lets memory that is refused abort the process: whoever started it knows this end.
+pub(super) fn abort_without_memory() {
+    ABORTS.store(true, Ordering::Relaxed);
+}
+
 fn given(memory: *mut u8) -> *mut u8 {
-    if !memory.is_null() {
+    if !memory.is_null() || ABORTS.load(Ordering::Relaxed) {
         return memory;
     }
     single::remove_unfinished();

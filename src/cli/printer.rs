@@ -23,23 +23,17 @@ impl Printer {
 
     /// Prints a result, which ends with a line break.
     pub fn result(&self, text: &str) -> std::io::Result<()> {
-        let mut out = std::io::stdout().lock();
-        out.write_all(printable_lines(text).as_bytes())?;
-        if !text.ends_with('\n') {
-            out.write_all(b"\n")?;
-        }
-        out.flush()
+        let end = if text.ends_with('\n') { "" } else { "\n" };
+        write_out(&[&printable_lines(text), end])
     }
 
     /// Prints a piece of a model's text: on a terminal made printable, elsewhere as it is, because a file keeps the text.
     pub fn piece(&self, text: &str) -> std::io::Result<()> {
-        let mut out = std::io::stdout().lock();
-        if out.is_terminal() {
-            out.write_all(printable_lines(text).as_bytes())?;
+        if std::io::stdout().is_terminal() {
+            write_out(&[&printable_lines(text)])
         } else {
-            out.write_all(text.as_bytes())?;
+            write_out(&[text])
         }
-        out.flush()
     }
 
     /// Prints a result as JSON.
@@ -152,4 +146,15 @@ impl Printer {
         // Nobody is left to tell where stderr is closed.
         let _ = writeln!(std::io::stderr().lock(), "{text}");
     }
+}
+
+/// Writes to standard output; an error says so, and keeps its kind.
+fn write_out(parts: &[&str]) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let written = parts
+        .iter()
+        .try_for_each(|part| out.write_all(part.as_bytes()));
+    written
+        .and_then(|()| out.flush())
+        .map_err(|e| std::io::Error::new(e.kind(), format!("cannot write to standard output: {e}")))
 }

@@ -9,10 +9,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use bam_convert::Error;
 use bam_convert::model::chat::{ChatTemplate, Conversation, RenderRequest};
+use bam_convert::{Error, threads};
 use clap::Args;
 
+use super::machine::abort_without_memory;
 use super::printer::Printer;
 use super::{Outcome, Verdict};
 
@@ -36,6 +37,7 @@ impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
         limit_process()?;
+        abort_without_memory();
         let request: RenderRequest = serde_json::from_reader(std::io::stdin().lock())?;
         let rendering = std::thread::Builder::new()
             .stack_size(STACK)
@@ -59,12 +61,14 @@ pub fn render(template: &ChatTemplate, conversation: Conversation) -> anyhow::Re
         .stderr(Stdio::null())
         .spawn()
         .map_err(failed)?;
-    let Some(answer) = answer(&mut child, request) else {
+    let answer = answer(&mut child, request);
+    if !matches!(answer, Ok(Some(_))) {
         child.kill().map_err(failed)?;
-        child.wait().map_err(failed)?;
+    }
+    let status = child.wait().map_err(failed)?;
+    let Some(answer) = answer? else {
         return Err(template.refused(TOO_LONG).into());
     };
-    let status = child.wait().map_err(failed)?;
     match serde_json::from_slice::<Result<String, String>>(&answer) {
         Ok(Ok(text)) => Ok(text),
         Ok(Err(problem)) => Err(template.refused(&problem).into()),
@@ -73,18 +77,23 @@ pub fn render(template: &ChatTemplate, conversation: Conversation) -> anyhow::Re
 }
 
 /// What the child prints up to its end; nothing where that takes too long.
-fn answer(child: &mut Child, request: Vec<u8>) -> Option<Vec<u8>> {
+fn answer(child: &mut Child, request: Vec<u8>) -> bam_convert::Result<Option<Vec<u8>>> {
     let (sender, receiver) = mpsc::channel();
-    let (mut stdin, mut stdout) = (child.stdin.take()?, child.stdout.take()?);
-    std::thread::spawn(move || {
+    let (Some(mut stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
+        return Ok(None);
+    };
+    let exchange = move || {
         let mut answer = Vec::new();
         // A child that ends early leaves no answer, and its status says why. Nobody listens where the time is over.
         let _ = stdin.write_all(&request);
         drop(stdin);
         let _ = stdout.read_to_end(&mut answer);
         let _ = sender.send(answer);
-    });
-    receiver.recv_timeout(LONGEST).ok()
+    };
+    std::thread::Builder::new()
+        .spawn(exchange)
+        .map_err(threads::none)?;
+    Ok(receiver.recv_timeout(LONGEST).ok())
 }
 
 /// The error for a child that ended without an answer.

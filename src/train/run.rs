@@ -30,7 +30,7 @@ use crate::data::{Mixture, Split, TokenFolder};
 use crate::family::cost::Report;
 use crate::family::{Architecture, Config, TensorSpec, expert_names};
 use crate::model::{CausalLm, LoadOptions, Trainable};
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 
 /// A run that is asked for.
 pub struct Request {
@@ -72,6 +72,7 @@ pub struct End {
 /// context, weights of 0, nothing to train, and going on with other settings than the run was begun with.
 pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<End> {
     let began = Instant::now();
+    threads::start_shared(0)?;
     let architecture = Architecture::of(&Config::read(&request.checkpoint)?)?;
     architecture.match_checkpoint(&request.checkpoint)?;
     let (names, memory) = check_settings(&request, &architecture)?;

@@ -916,11 +916,7 @@ fn an_output_moved_aside_by_a_killed_run_comes_back() {
     run(bench.upcycle(&[])).ok();
     let old = listing(&bench.path("out"));
     std::fs::rename(bench.path("out"), bench.path(".out.replaced")).unwrap();
-    bench.refused(
-        bench.upcycle(&["--rng-seed", "1"]),
-        2,
-        &["exists already", "--force"],
-    );
+    run(bench.upcycle(&["--rng-seed", "1"])).refused(2, &["exists already", "--force"]);
     assert_eq!(listing(&bench.path("out")), old);
     // Had the new one its place already, the old one goes; not with files of somebody else in it.
     crate::common::copy_folder(&bench.path("out"), &bench.path(".out.replaced"));

@@ -196,9 +196,7 @@ pub fn traced(
                                 Act::KillAfter => drop(pending.insert(thread, None)),
                                 Act::Do(deed) => deed(path),
                                 // SAFETY: the child has not been waited for to its end.
-                                Act::Signal(signal) => {
-                                    drop(unsafe { libc::kill(process, *signal) })
-                                }
+                                Act::Signal(signal) => _ = unsafe { libc::kill(process, *signal) },
                                 Act::Count | Act::Lack(_) => {}
                             }
                         }
