@@ -25,7 +25,7 @@ seeds() { # the files that a target's corpus begins with
     gguf) ls $hostile/*.gguf $fixtures/gguf/llama-q8_0.gguf $fixtures/gguf/llama-spm-q4_0.gguf ;;
     config) ls $hostile/config-*/config.json $fixtures/*/seed/config.json $fixtures/paper_*.json ;;
     tokenizer) ls $hostile/*/tokenizer.json $fixtures/*/seed/tokenizer.json ;;
-    yaml) ls $hostile/*.yaml ../formats/*.yaml ../recipes/*.yaml ;;
+    yaml | scripts) ls $hostile/*.yaml ../formats/*.yaml ../recipes/*.yaml ;;
     manifest) ls $hostile/manifest-*/bam-manifest.json ;;
     tokens) ls $hostile/tokens-*/header.json ;;
     texts) ls $hostile/text-* | grep -v parquet ;;
@@ -39,7 +39,7 @@ seeds() { # the files that a target's corpus begins with
 
 mkdir -p artifacts
 failed=0
-for target in "${@:-safetensors index gguf config tokenizer yaml manifest tokens template texts parquet mergekit results answers}"; do
+for target in "${@:-safetensors index gguf config tokenizer yaml manifest tokens template texts parquet mergekit results answers scripts}"; do
     for target in $target; do
         mkdir -p "corpus/$target"
         seeds "$target" | while read -r file; do

@@ -18,6 +18,7 @@ use super::json;
 use super::output::{ORIGIN, OutputFolder, resolved};
 use super::recipe::RecipeRecord;
 use super::reference::pinned;
+use super::version;
 use crate::{Error, Result};
 
 /// File name of the manifest in a checkpoint folder.
@@ -173,18 +174,8 @@ impl Manifest {
             return Ok(None);
         }
         let object = json::read_object(&path)?;
-        match object.get("format_version").and_then(Value::as_u64) {
-            Some(version) if version == u64::from(FORMAT_VERSION) => {}
-            found => {
-                let found = found.map_or("none".to_owned(), |version| version.to_string());
-                return Err(Error::key(
-                    &path,
-                    "format_version",
-                    format!("expected {FORMAT_VERSION}, found {found}"),
-                )
-                .with_hint("use the version of bam-convert that wrote it"));
-            }
-        }
+        let key = "format_version";
+        version::check(&path, key, object.get(key), u64::from(FORMAT_VERSION))?;
         serde_json::from_value(Value::Object(object))
             .map(Some)
             .map_err(|e| Error::file(&path, format!("not a manifest: {e}")))

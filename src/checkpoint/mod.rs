@@ -24,10 +24,12 @@ mod open_files;
 pub mod outline;
 pub mod output;
 pub mod owned;
+pub mod reach;
 pub mod recipe;
 pub mod reference;
 pub mod single;
 pub mod source_file;
+pub mod version;
 pub mod writer;
 pub mod yaml;
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use bam_convert::estimate::{Estimate, WRITTEN};
 use bam_convert::family::Family;
+use bam_convert::pipeline::OutputPath;
 use bam_convert::surgery::Model;
 use bam_convert::surgery::branch::plan;
 use bam_convert::surgery::upcycle::SEED;
@@ -26,7 +27,7 @@ pub struct Arguments {
     into: Vec<String>,
     /// Folder that holds the branches.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: OutputPath,
     /// Hard-link the weight files instead of copying them.
     #[arg(long)]
     link: bool,

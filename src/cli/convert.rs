@@ -6,6 +6,7 @@ use bam_convert::Error;
 use bam_convert::checkpoint::GgufDtype;
 use bam_convert::checkpoint::dtype::{self, Dtype};
 use bam_convert::family::{Architecture, Config, ExpertLayout};
+use bam_convert::pipeline::OutputPath;
 use bam_convert::surgery::convert::plan;
 use bam_convert::surgery::relayout::{self, Form};
 use bam_convert::surgery::{gguf, npz};
@@ -31,7 +32,7 @@ pub struct Arguments {
     /// Folder, .safetensors or .gguf file.
     source: PathBuf,
     /// Folder to make, or file with `--to gguf` and `--to npz`.
-    out: PathBuf,
+    out: OutputPath,
     /// Dtype of floating-point tensors [default: the source's; bf16 from quantised].
     #[arg(long, value_name = "DTYPE", value_parser = float_dtype)]
     dtype: Option<Dtype>,

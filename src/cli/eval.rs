@@ -17,6 +17,7 @@ use bam_convert::family::{Architecture, Config, TopK, expert_names};
 use bam_convert::model::generate::eos_ids;
 use bam_convert::model::tokenizer::Tokenizer;
 use bam_convert::model::{CausalLm, LoadOptions};
+use bam_convert::pipeline::OutputPath;
 use clap::Args;
 
 use super::device::{ComputeDtype, DeviceName, load_options};
@@ -66,6 +67,9 @@ pub struct Arguments {
     /// Attention experts a token goes to, or `soft` [default: the checkpoint's].
     #[arg(long, value_name = "K", help_heading = "Routing")]
     attention_top_k: Option<TopK>,
+    /// Draw the perplexities as bars.
+    #[arg(long, value_name = "FILE.svg", requires = "data")]
+    svg: Option<OutputPath>,
     /// Report load, entropy, dead experts and mean gates of each router and domain.
     #[arg(long, help_heading = "Routing", requires = "data")]
     report_routing: bool,
@@ -76,10 +80,7 @@ pub struct Arguments {
         help_heading = "Routing",
         requires = "data"
     )]
-    routing_svg: Option<PathBuf>,
-    /// Draw the perplexities as bars.
-    #[arg(long, value_name = "FILE.svg", requires = "data")]
-    svg: Option<PathBuf>,
+    routing_svg: Option<OutputPath>,
     /// Where to compute.
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
     device: DeviceName,

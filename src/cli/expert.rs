@@ -6,6 +6,7 @@ use bam_convert::Error;
 use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::checkpoint::output::check_target;
 use bam_convert::family::{Architecture, Mixture, TopK};
+use bam_convert::pipeline::OutputPath;
 use bam_convert::surgery::expert::{self, Addition, Changed, MIXTURE, Routing};
 use bam_convert::surgery::router::RouterInit;
 use bam_convert::surgery::{Model, concat, extract};
@@ -74,16 +75,16 @@ struct Add {
     experts: Vec<(String, PathBuf)>,
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: OutputPath,
     /// What experts share stays as it is, or moves towards the new models as Nexus does: (n · mixture + new) / (n + 1).
     #[arg(long, value_enum, default_value_t = SharedName::Keep)]
     shared: SharedName,
     /// How the new rows of routers start: normal[:STD], uniform[:STD], zeros, orthogonal[:GAIN], file:PATH (safetensors) or
     /// prompts:PATH, rows that the mixture computes from prompts for each new expert (docs/routers.md).
-    #[arg(long, value_name = "KIND", default_value = "normal:0.02")]
+    #[arg(long, value_name = "KIND[:PATH]", default_value = "normal:0.02")]
     router: RouterInit,
     /// How the new rows of attention routers start [default: as --router].
-    #[arg(long, value_name = "KIND")]
+    #[arg(long, value_name = "KIND[:PATH]")]
     attention_router: Option<RouterInit>,
     /// Seed of everything random.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -113,7 +114,7 @@ struct Remove {
     experts: Vec<String>,
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: OutputPath,
     #[command(flatten)]
     routing: RoutingArguments,
     #[command(flatten)]
@@ -131,7 +132,7 @@ struct Replace {
     expert: (String, PathBuf),
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: OutputPath,
     #[command(flatten)]
     write: WriteArguments,
 }
@@ -147,7 +148,7 @@ struct Extract {
     expert: String,
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: OutputPath,
     #[command(flatten)]
     write: WriteArguments,
 }
@@ -165,7 +166,7 @@ struct Concat {
     mixtures: Vec<PathBuf>,
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: OutputPath,
     /// Average what is shared where it differs, instead of refusing it.
     #[arg(long)]
     average_shared: bool,

@@ -3,13 +3,13 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use bam_convert::Result;
 use bam_convert::checkpoint::Manifest;
-use bam_convert::checkpoint::manifest::SourceRecord;
+use bam_convert::checkpoint::manifest::{MANIFEST, SourceRecord};
 use bam_convert::checkpoint::reference::{Reference, SCHEME};
 use bam_convert::hub::{Client, Pull, Selection, Settings, cached, headers};
 use bam_convert::pipeline::names_files;
 use bam_convert::table;
+use bam_convert::{Error, Result};
 
 use super::printer::Printer;
 
@@ -162,7 +162,11 @@ pub fn recipe_sources(
         .filter(|(name, place)| place.starts_with(SCHEME) && !is_given(name));
     let place = |(name, place): (&String, &String)| {
         let place = match place.starts_with(SCHEME) && recipe.sources.contains_key(name) {
-            true => folder(&Reference::parse(place)?, false, printer)?,
+            true if is_given(name) => folder(&Reference::parse(place)?, false, printer)?,
+            true => {
+                let key = format!("recipe.sources.{name}");
+                folder(&recorded(checkpoint, &key, place)?, false, printer)?
+            }
             false => PathBuf::from(place),
         };
         Ok((name.clone(), place))
@@ -179,9 +183,32 @@ pub fn sources(checkpoint: &Path, printer: &Printer) -> Result<Vec<Option<PathBu
     let Ok(Some(manifest)) = Manifest::read(checkpoint) else {
         return Ok(Vec::new());
     };
-    let fetch = |source: SourceRecord| match source.path.starts_with(SCHEME) {
-        true => folder(&Reference::parse(&source.path)?, false, printer).map(Some),
+    let fetch = |(number, source): (usize, SourceRecord)| match source.path.starts_with(SCHEME) {
+        true => {
+            let key = format!("sources.{number}.path");
+            folder(&recorded(checkpoint, &key, &source.path)?, false, printer).map(Some)
+        }
         false => Ok(None),
     };
-    manifest.sources.into_iter().map(fetch).collect()
+    manifest
+        .sources
+        .into_iter()
+        .enumerate()
+        .map(fetch)
+        .collect()
+}
+
+/// The reference that a manifest records under `key`. It must name a commit: whoever knows one has seen the repository,
+/// while names of branches would let a stranger's manifest reach for private repositories.
+fn recorded(checkpoint: &Path, key: &str, text: &str) -> Result<Reference> {
+    let reference = Reference::parse(text)?;
+    let is_commit = |revision: &str| {
+        revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    if reference.revision.as_deref().is_some_and(is_commit) {
+        return Ok(reference);
+    }
+    let problem = format!("expected a reference to a commit, hf://ORG/NAME@COMMIT, found {text}");
+    Err(Error::key(checkpoint.join(MANIFEST), key, problem)
+        .with_hint("name it yourself: `validate --against hf://…`, or `run --source NAME=hf://…`"))
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use bam_convert::checkpoint::dtype::Dtype;
+use bam_convert::pipeline::OutputPath;
 use bam_convert::surgery::init::plan;
 use clap::Args;
 
@@ -22,7 +23,7 @@ pub struct Arguments {
     config: PathBuf,
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: OutputPath,
     /// Seed of the random draws.
     #[arg(long, value_name = "N", default_value_t = 0)]
     rng_seed: u64,

@@ -7,6 +7,7 @@ use bam_convert::Error;
 use bam_convert::checkpoint::folder::Checkpoint;
 use bam_convert::checkpoint::{Gguf, Manifest, TensorEntry};
 use bam_convert::family::{Architecture, Config, ExpertLayout, Quantised, cost, gguf};
+use bam_convert::pipeline::OutputPath;
 use bam_convert::table::{self, Align, counted, grouped};
 use clap::Args;
 use serde::Serialize;
@@ -31,7 +32,7 @@ pub struct Arguments {
     divergence: Vec<PathBuf>,
     /// Draw the divergence as heat maps.
     #[arg(long, value_name = "FILE.svg", requires = "divergence")]
-    svg: Option<PathBuf>,
+    svg: Option<OutputPath>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,

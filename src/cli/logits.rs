@@ -6,6 +6,7 @@ use bam_convert::Error;
 use bam_convert::checkpoint::single::{check_tensor_target, write_tensor};
 use bam_convert::evaluate::logits::{Comparison, LOGITS, Logits, default_tokens, read_tokens};
 use bam_convert::family::{Architecture, Config};
+use bam_convert::pipeline::OutputPath;
 use candle_core::Device;
 use clap::Args;
 
@@ -35,7 +36,7 @@ pub struct Arguments {
     tokens: Option<PathBuf>,
     /// File to write.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["b", "tolerance", "json"], requires = "tokens")]
-    dump: Option<PathBuf>,
+    dump: Option<OutputPath>,
     /// Largest difference that is no difference.
     #[arg(long, value_name = "X", value_parser = tolerance)]
     tolerance: Option<f64>,

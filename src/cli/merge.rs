@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use bam_convert::Error;
 use bam_convert::checkpoint::Dtype;
 use bam_convert::family::Family;
+use bam_convert::pipeline::OutputPath;
 use bam_convert::surgery::Model;
 use bam_convert::surgery::merge::{Settings, plan};
 use clap::Args;
@@ -33,7 +34,7 @@ pub struct Arguments {
     dtype: Option<Dtype>,
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: OutputPath,
     /// Read the models as the family that this format file describes, as in `formats/`.
     #[arg(long, value_name = "FILE")]
     format: Option<PathBuf>,

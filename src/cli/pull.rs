@@ -1,11 +1,10 @@
 //! `pull`: a checkpoint from the Hub.
 
-use std::path::PathBuf;
-
 use bam_convert::checkpoint::outline;
 use bam_convert::checkpoint::reference::Reference;
 use bam_convert::estimate::Estimate;
 use bam_convert::hub::{Pull, Selection, cached, headers};
+use bam_convert::pipeline::OutputPath;
 use bam_convert::printable::printable;
 use bam_convert::table::{self, Align, counted, grouped};
 use bam_convert::{Error, error::HubFault};
@@ -31,7 +30,7 @@ pub struct Arguments {
     repository: String,
     /// Folder to make; it is complete or absent.
     #[arg(value_name = "DIR")]
-    folder: Option<PathBuf>,
+    folder: Option<OutputPath>,
     /// Pull the files that match, instead of those that a checkpoint needs; `*` matches `/` too.
     #[arg(long, value_name = "PATTERN")]
     include: Vec<String>,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use bam_convert::checkpoint::{Checkpoint, single};
 use bam_convert::estimate::{Estimate, READ};
+use bam_convert::pipeline::OutputPath;
 use bam_convert::report::{self, Means, Work};
 use clap::Args;
 
@@ -30,7 +31,7 @@ pub struct Arguments {
     inputs: Vec<PathBuf>,
     /// The page.
     #[arg(long, value_name = "FILE.html")]
-    out: PathBuf,
+    out: OutputPath,
     /// Worker threads [default: all cores].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,

@@ -1,5 +1,6 @@
 //! `run`: a recipe of stages, from texts to a finished mixture.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -8,7 +9,7 @@ use bam_convert::Error;
 use bam_convert::checkpoint::reference::SCHEME;
 use bam_convert::pipeline::{
     Choice, Failure, Graph, Rebuild, Recipe, Report, Runner, Selection, Site, Stage,
-    comparison_table, schema, status_table, submission_script, submitted_table,
+    comparison_table, schema, status_table, submission_script, submitted_table, supervise,
 };
 use clap::{Args, ValueEnum};
 
@@ -32,7 +33,7 @@ use super::{Outcome, Verdict, definition};
 )]
 pub struct Arguments {
     /// The recipe, in YAML.
-    #[arg(value_name = "RECIPE.yaml", required_unless_present_any = ["schema", "from_manifest"])]
+    #[arg(value_name = "RECIPE.yaml", required_unless_present_any = ["schema", "from_manifest", "supervise"])]
     recipe: Option<PathBuf>,
     /// Make the checkpoint in this folder again, by the recipe in its manifest, and compare the two.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "set"])]
@@ -83,6 +84,12 @@ pub struct Arguments {
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
+    /// Run a program, and end all that it has started where standard input closes.
+    #[arg(long, hide = true, requires = "supervised")]
+    supervise: bool,
+    /// That program with its arguments.
+    #[arg(last = true, hide = true, requires = "supervise")]
+    supervised: Vec<OsString>,
 }
 
 /// Where stages run.
@@ -97,6 +104,9 @@ enum Executor {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
+        if self.supervise {
+            return Err(supervise(&self.supervised).into());
+        }
         if let Some(folder) = &self.from_manifest {
             #[cfg(feature = "hub")]
             let moved = super::hub::recipe_sources(folder, &self.source, printer)?;
@@ -112,6 +122,7 @@ impl Arguments {
                 &moved,
                 self.allow_shell,
                 self.verify,
+                &definition(),
             )?;
             let stages = rebuild.stages(&definition())?;
             return self.run_stages(
@@ -230,24 +241,24 @@ impl Arguments {
         ended(&report, printer)
     }
 
-    /// The arguments that say what to run, wherever that happens.
+    /// The arguments that say what to run, wherever that happens; each is one word, so that no value passes for a flag.
     fn what(&self, recipe: &Recipe) -> bam_convert::Result<Vec<String>> {
         let text = |path: &Path| whole(path).map(|path| path.to_string_lossy().into_owned());
         let Some(folder) = &self.from_manifest else {
             let set = self
                 .set
                 .iter()
-                .flat_map(|(name, value)| ["--set".to_owned(), format!("{name}={value}")]);
+                .map(|(name, value)| format!("--set={name}={value}"));
             return Ok(std::iter::once(text(recipe.path())?).chain(set).collect());
         };
-        let mut words = vec!["--from-manifest".to_owned(), text(folder)?];
+        let mut words = vec![format!("--from-manifest={}", text(folder)?)];
         for (name, place) in &self.source {
             let place = if place.starts_with(SCHEME) {
                 place.clone()
             } else {
                 text(Path::new(place))?
             };
-            words.extend(["--source".to_owned(), format!("{name}={place}")]);
+            words.push(format!("--source={name}={place}"));
         }
         words.extend(self.allow_shell.then(|| "--allow-shell".to_owned()));
         Ok(words)

@@ -7,6 +7,7 @@ use bam_convert::data::documents::TEXT_KEY;
 use bam_convert::data::outline::outline;
 use bam_convert::data::tokenize::{Progress, Report, Settings, SplitReport, tokenize};
 use bam_convert::data::vocabulary::Vocabulary;
+use bam_convert::pipeline::OutputPath;
 use bam_convert::printable::printable;
 use bam_convert::table::{self, Align};
 use bam_convert::threads;
@@ -40,7 +41,7 @@ pub struct Arguments {
     tokenizer: Vocabulary,
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: OutputPath,
     /// Field of JSON lines, or column of a table, that holds the text.
     #[arg(long, value_name = "NAME", default_value = TEXT_KEY)]
     text_key: String,
@@ -77,7 +78,7 @@ impl Arguments {
             end_of_text: self.end_of_text.clone(),
             validation: self.validation,
             max_shard_size: self.max_shard_size.as_u64(),
-            out: self.out.clone(),
+            out: self.out.to_path_buf(),
             force: self.force,
         };
         if self.outline {

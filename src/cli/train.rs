@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use bam_convert::checkpoint::outline;
 use bam_convert::family::{Architecture, Config};
+use bam_convert::pipeline::OutputPath;
 use bam_convert::table;
 use bam_convert::threads::start_shared;
 use bam_convert::train::settings::{Compute, Documents, Preset, Spike, Trouble};
@@ -45,7 +46,7 @@ pub struct Arguments {
     steps: u64,
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: OutputPath,
     /// Go on with the run in DIR.run.
     #[arg(long, conflicts_with = "force")]
     resume: bool,
@@ -200,7 +201,7 @@ struct Keeping {
     detail_every: u64,
     /// Write the rows of each step to FILE as JSON lines (step, domain, ids), to follow the run elsewhere.
     #[arg(long, value_name = "FILE")]
-    dump_rows: Option<PathBuf>,
+    dump_rows: Option<OutputPath>,
     /// At a loss or gradient that is no number: stop, or skip the step.
     #[arg(long, value_enum, default_value_t = Trouble::Stop)]
     on_nan: Trouble,
@@ -282,7 +283,7 @@ impl Arguments {
         Ok(Request {
             checkpoint: self.checkpoint.clone(),
             data: self.data.clone(),
-            out: self.out.clone(),
+            out: self.out.to_path_buf(),
             settings: self.settings(printer)?,
             operation: self.operation(),
             device,
@@ -303,7 +304,7 @@ impl Arguments {
     fn say(&self, end: &End, printer: &Printer) -> Outcome {
         if self.json {
             printer.json(&json!({
-                "output": self.out,
+                "output": &*self.out,
                 "run": beside(&self.out)?,
                 "step": end.step,
                 "tokens": end.tokens,
@@ -397,7 +398,7 @@ impl Arguments {
                 .unwrap_or((self.steps / 10).max(1)),
             validate_rows: self.keeping.validate_rows,
             detail_every: self.keeping.detail_every,
-            dump_rows: self.keeping.dump_rows.clone(),
+            dump_rows: self.keeping.dump_rows.as_deref().map(Into::into),
             resume: self.resume,
             force: self.force,
         }

@@ -6,6 +6,7 @@ use bam_convert::Error;
 use bam_convert::checkpoint::dtype::{self, Dtype};
 use bam_convert::checkpoint::output::check_target;
 use bam_convert::family::{Architecture, AttentionKv, Family, Method, Mixture, RouterBias, TopK};
+use bam_convert::pipeline::OutputPath;
 use bam_convert::surgery::Model;
 use bam_convert::surgery::methods::FeedForward;
 use bam_convert::surgery::router::RouterInit;
@@ -42,7 +43,7 @@ pub struct Arguments {
     experts: Vec<(String, PathBuf)>,
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: OutputPath,
     /// Whether attention experts have their own keys and values, or share one set (`bam`) [default: expert].
     #[arg(long, value_enum)]
     kv: Option<KvName>,
@@ -74,10 +75,10 @@ pub struct Arguments {
     seed_copies: u16,
     /// How routers start: normal[:STD], uniform[:STD], zeros, orthogonal[:GAIN], file:PATH (safetensors) or
     /// prompts:PATH, rows that the seed computes from prompts for each expert (docs/routers.md).
-    #[arg(long, value_name = "KIND", default_value = "normal:0.02")]
+    #[arg(long, value_name = "KIND[:PATH]", default_value = "normal:0.02")]
     router: RouterInit,
     /// How attention routers start (`bam`) [default: as --router].
-    #[arg(long, value_name = "KIND")]
+    #[arg(long, value_name = "KIND[:PATH]")]
     attention_router: Option<RouterInit>,
     /// Dtype of all weights but the routers [default: the models' own].
     #[arg(long, value_name = "DTYPE", value_parser = float_dtype)]

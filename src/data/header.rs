@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::hash::sha256;
-use crate::checkpoint::json;
+use crate::checkpoint::{json, version};
 use crate::{Error, Result};
 
 /// Name of the header within its folder.
@@ -103,19 +103,8 @@ impl Header {
         }
         let bytes = json::read_bytes(&path)?;
         let object = json::parse_object(&path, &bytes)?;
-        let version = object
-            .get("format_version")
-            .and_then(serde_json::Value::as_u64);
-        if version != Some(FORMAT_VERSION) {
-            let found = object
-                .get("format_version")
-                .map_or("nothing".to_owned(), json::kind);
-            return Err(Error::key(
-                &path,
-                "format_version",
-                format!("expected {FORMAT_VERSION}, found {found}"),
-            ));
-        }
+        let key = "format_version";
+        version::check(&path, key, object.get(key), FORMAT_VERSION)?;
         let header: Self =
             serde_json::from_value(serde_json::Value::Object(object)).map_err(|e| {
                 Error::file(&path, format!("expected the header of a token folder: {e}"))

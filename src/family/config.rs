@@ -10,7 +10,11 @@ use super::layout::Choice;
 use super::spelling::same_value;
 use crate::checkpoint::foreign;
 use crate::checkpoint::json::{kind, read_object};
+use crate::checkpoint::version;
 use crate::{Error, Result};
+
+/// The key that holds the version of a BAM's `config.json`.
+pub(super) const BAM_VERSION: &str = "bam_version";
 
 /// One `config.json` as read; its keys keep their order.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,7 +42,9 @@ impl Config {
         let path = foreign::config_of(file_or_folder)?;
         // Of a GGUF file, its architecture decides what can be done with it.
         let json = read_object(&path).map_err(|error| gguf::refusal(&path).unwrap_or(error))?;
-        Ok(Self { path, json })
+        let config = Self { path, json };
+        config.check_version()?;
+        Ok(config)
     }
 
     /// A config that was not read from a file; `path` only names the place in errors.
@@ -46,6 +52,21 @@ impl Config {
         Self {
             path: path.into(),
             json,
+        }
+    }
+
+    /// Refuses a BAM of a version that this program does not know; one without the key has the first version.
+    fn check_version(&self) -> Result<()> {
+        match self.json.get(BAM_VERSION) {
+            Some(found)
+                if self
+                    .json
+                    .get("model_type")
+                    .is_some_and(|name| name == "bam") =>
+            {
+                version::check(&self.path, BAM_VERSION, Some(found), 1)
+            }
+            _ => Ok(()),
         }
     }
 

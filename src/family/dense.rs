@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::architecture::Architecture;
-use super::config::Config;
+use super::config::{BAM_VERSION, Config};
 use super::format::{Family, Presence, families};
 use super::mixture::Mixture;
 use super::spelling::both_spellings;
@@ -18,7 +18,7 @@ pub(super) const SEED_MODEL_TYPE: &str = "seed_model_type";
 const STRAY: [&str; 10] = [
     "qkv_bias",
     "auto_map",
-    "bam_version",
+    BAM_VERSION,
     SEED_MODEL_TYPE,
     "expert_names",
     "num_local_experts",

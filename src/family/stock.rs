@@ -5,7 +5,7 @@
 use serde_json::{Map, Value, json};
 
 use super::architecture::Architecture;
-use super::config::Config;
+use super::config::{BAM_VERSION, Config};
 use super::format::{Family, Presence};
 use super::keys::{Key, MixtureKeys};
 use super::layout::{AttentionKv, Layers, QkNorm};
@@ -337,7 +337,7 @@ fn fitted(
 /// Keys of other families that a reader of the target would misunderstand, and keys of code that is not copied.
 const STRAY: [&str; 12] = [
     "auto_map",
-    "bam_version",
+    BAM_VERSION,
     "original_max_position_embeddings",
     "partial_rotary_factor",
     "qk_norm",

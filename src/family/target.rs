@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::architecture::Architecture;
-use super::config::Config;
+use super::config::{BAM_VERSION, Config};
 use super::dense::SEED_MODEL_TYPE;
 use super::layout::NormType;
 use super::mixture::Mixture;
@@ -42,7 +42,7 @@ pub fn bam_config(
         config.shift_remove(stray);
     }
     let mut put = |key: &str, value: Value| put(&mut config, key, value);
-    put("bam_version", json!(1));
+    put(BAM_VERSION, json!(1));
     // What an expert is on its own: there is no telling from the mixture's own keys.
     if let Some(family) = seed
         .json

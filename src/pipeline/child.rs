@@ -1,9 +1,9 @@
-//! One run of a stage's command, as a child process that does not outlive this one.
+//! One run of a stage's command, below a supervisor that does not let it outlive this process.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use crate::{Error, Result};
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// The variable by which commands of the shell find this program.
 const PROGRAM: &str = "BAM_CONVERT";
+/// The flag of `run` that makes it a supervisor.
+const SUPERVISE: &str = "--supervise";
 
 /// Runs `line`, the stage's command or one that goes on with it; its status, and the file that holds its standard output.
 ///
@@ -37,21 +39,19 @@ pub(super) fn run(
     // Both streams append, so that neither writes over the other.
     let append = || File::options().append(true).open(log).map_err(failed);
     let program = std::path::absolute(program).map_err(|e| Error::io("find", program, e))?;
-    let mut command = match (stage.is_own, line) {
-        (false, [shell, arguments @ ..]) => {
-            let mut command = Command::new(shell);
-            command.args(arguments).env(PROGRAM, &program);
-            command
-        }
-        (_, arguments) => {
-            let mut command = Command::new(&program);
-            command.args(arguments);
-            command
-        }
-    };
+    // Nobody writes into the pipe: it closes where this process ends, which the supervisor then notices.
+    let (held_by_child, held) = std::io::pipe().map_err(|e| Error::io("run", &program, e))?;
+    let mut command = Command::new(&program);
+    command.args(["run", SUPERVISE, "--"]);
+    if stage.is_own {
+        command.arg(&program);
+    } else {
+        command.env(PROGRAM, &program);
+    }
+    command.args(line);
     command
         .current_dir(work)
-        .stdin(Stdio::null())
+        .stdin(held_by_child)
         .stderr(append()?);
     command.stdout(if stage.stdout.is_some() {
         out
@@ -60,10 +60,13 @@ pub(super) fn run(
     });
     // In a group of its own, a child hears of Ctrl-C from us alone: a second signal would cut its saving short.
     command.process_group(0);
-    end_with_parent(&mut command);
     let failed = |e| Error::io("run", &program, e);
     let mut child = command.spawn().map_err(failed)?;
-    Ok((wait(&mut child, stop).map_err(failed)?, printed))
+    // Its end of the pipe is open in the child alone.
+    drop(command);
+    let status = wait(&mut child, stop).map_err(failed)?;
+    drop(held);
+    Ok((status, printed))
 }
 
 fn wait(child: &mut Child, stop: &AtomicBool) -> std::io::Result<ExitStatus> {
@@ -84,20 +87,4 @@ fn wait(child: &mut Child, stop: &AtomicBool) -> std::io::Result<ExitStatus> {
         sleep(pause);
         pause = (2 * pause).min(LONGEST_PAUSE);
     }
-}
-
-/// The kernel ends the child where this process is killed: the next run would meet it at its work.
-fn end_with_parent(command: &mut Command) {
-    #[cfg(target_os = "linux")]
-    // SAFETY: `prctl` may be called between fork and exec; it allocates nothing and takes no locks.
-    unsafe {
-        command.pre_exec(
-            || match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            },
-        );
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = command;
 }

@@ -168,7 +168,7 @@ fn own(
         let mut lines = Lines::new(file, &scope, &RESERVED);
         let (_, argument) = lines.argument(command, key)?;
         lines.add(command, key, value)?;
-        let (words, ..) = lines.finish();
+        let words = lines.finish().arguments;
         let line: Vec<String> = std::iter::once(command.get_name().to_owned())
             .chain(words.iter().cloned())
             .collect();

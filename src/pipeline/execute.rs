@@ -178,7 +178,7 @@ impl Runner<'_> {
         };
         let stage = &stages[number];
         let records = self.records();
-        let before = records.read(stage);
+        let before = records.read(stage)?;
         let reason = match choice {
             Choice::Leave => return nothing(Ran::Left),
             Choice::Force => Some("it was asked for".to_owned()),

@@ -46,7 +46,7 @@ impl Runner<'_> {
         let (records, times) = (self.records(), self.times());
         let mut forecasts: Vec<Forecast> = Vec::with_capacity(stages.len());
         for (number, stage) in stages.iter().enumerate() {
-            let record = records.read(stage);
+            let record = records.read(stage)?;
             let first = graph
                 .needs(number)
                 .iter()

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, Command};
 use serde_saphyr::{Location, Spanned};
 
+use super::arguments::{names_files, names_output, value_names};
 use super::expand::{Scope, expand};
-use super::stage::is_output;
 use super::yaml::{Node, fault, unknown_key};
 use crate::Result;
 
@@ -44,6 +44,18 @@ pub(super) fn refusal(program: &Command, arguments: &[String]) -> Option<String>
 /// Settings with their values, names replaced.
 pub(super) type Settings = Vec<(String, Vec<String>)>;
 
+/// Settings as a command line.
+pub(super) struct Line {
+    /// The arguments, without the command.
+    pub(super) arguments: Vec<String>,
+    /// Values that name files to read.
+    pub(super) inputs: Vec<String>,
+    /// Files and folders that the command writes to; the first is its result.
+    pub(super) outputs: Vec<PathBuf>,
+    /// The settings that the arguments were.
+    pub(super) settings: Settings,
+}
+
 /// A command line as it grows.
 pub(super) struct Lines<'a> {
     file: &'a Path,
@@ -52,7 +64,7 @@ pub(super) struct Lines<'a> {
     positional: Vec<(usize, String)>,
     flags: Vec<String>,
     inputs: Vec<String>,
-    outputs: Vec<(String, PathBuf)>,
+    outputs: Vec<(usize, PathBuf)>,
     settings: Settings,
 }
 
@@ -72,24 +84,19 @@ impl<'a> Lines<'a> {
         }
     }
 
-    /// What the setting `key`, which names an output, was given.
-    pub(super) fn output(&self, key: &str) -> Option<PathBuf> {
-        self.outputs
-            .iter()
-            .find(|(of, _)| of == key)
-            .map(|(_, path)| path.clone())
-    }
-
-    /// The arguments, what of them names files to read, and the settings that they were.
-    pub(super) fn finish(mut self) -> (Vec<String>, Vec<String>, Settings) {
+    /// The command line, and what of it names files.
+    pub(super) fn finish(mut self) -> Line {
         // Positional values first: a flag that takes any number of values would swallow them.
         self.positional.sort_by_key(|(index, _)| *index);
         let positional = self.positional.into_iter().map(|(_, value)| value);
-        (
-            positional.chain(self.flags).collect(),
-            self.inputs,
-            self.settings,
-        )
+        // In the order of the command's definition, whatever order the file has.
+        self.outputs.sort_by_key(|(place, _)| *place);
+        Line {
+            arguments: positional.chain(self.flags).collect(),
+            inputs: self.inputs,
+            outputs: self.outputs.into_iter().map(|(_, path)| path).collect(),
+            settings: self.settings,
+        }
     }
 
     /// Adds a key of the file with its values.
@@ -116,8 +123,9 @@ impl<'a> Lines<'a> {
             self.flags.push(format!("--{name}"));
         }
         for value in values {
-            if is_output(command.get_name(), name) {
-                self.outputs.push((name.to_owned(), PathBuf::from(&value)));
+            if names_output(argument) {
+                self.outputs
+                    .push((place_of(command, argument), PathBuf::from(&value)));
             } else if names_files(argument) {
                 self.inputs.push(value.clone());
             }
@@ -210,6 +218,14 @@ impl<'a> Lines<'a> {
     }
 }
 
+/// The place of an argument in the definition of its command.
+fn place_of(command: &Command, argument: &Arg) -> usize {
+    command
+        .get_arguments()
+        .position(|other| other.get_id() == argument.get_id())
+        .unwrap_or(usize::MAX)
+}
+
 fn is_switch(values: &[String]) -> bool {
     matches!(values, [one] if one == "true" || one == "false")
 }
@@ -232,22 +248,4 @@ pub(super) fn takes_many(argument: &Arg) -> bool {
 /// Whether its values are `NAME=…`.
 pub(super) fn is_named(argument: &Arg) -> bool {
     value_names(argument).any(|name| name.contains('='))
-}
-
-fn value_names(argument: &Arg) -> impl Iterator<Item = &str> {
-    argument
-        .get_value_names()
-        .unwrap_or_default()
-        .iter()
-        .map(|name| name.as_str())
-}
-
-/// Whether values of this argument are files or folders, or hold one.
-pub fn names_files(argument: &Arg) -> bool {
-    argument.get_value_hint() == clap::ValueHint::AnyPath
-        || value_names(argument).any(|name| {
-            ["DIR", "FILE", "PATH"]
-                .iter()
-                .any(|word| name.contains(word))
-        })
 }

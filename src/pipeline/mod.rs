@@ -5,8 +5,10 @@
 //! so that a recipe cannot fall behind. A stage is skipped where its record says that nothing changed: the same command
 //! line, inputs with the same bytes, and outputs as it left them.
 
+mod arguments;
 mod child;
 mod config;
+mod confine;
 mod execute;
 mod expand;
 mod forecast;
@@ -28,14 +30,16 @@ mod slurm;
 mod sources;
 mod stage;
 mod status;
+mod supervise;
 mod times;
 mod yaml;
 
+pub use arguments::{OutputPath, names_files, names_output};
 pub use config::{Settled, define, is_given, relaxed, settle};
 pub use execute::{Runner, Watch};
 pub use forecast::Forecast;
 pub use graph::Graph;
-pub use lines::names_files;
+
 pub use outcome::{Failure, Finished, Ran, Report};
 pub use progress::{Progress, progress, work_folder};
 pub use provenance::published_card;
@@ -46,4 +50,5 @@ pub use select::{Choice, Selection};
 pub use slurm::{Job, JobState, Site, Submitted, submission_script, submitted_table};
 pub use stage::Stage;
 pub use status::{StageStatus, Stand, last_line, status_table};
+pub use supervise::supervise;
 pub use times::Time;

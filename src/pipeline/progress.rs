@@ -71,15 +71,19 @@ pub fn work_folder(path: &Path) -> Option<PathBuf> {
 }
 
 /// The stages of a work folder in the order of the recipe; none where no run has worked there.
-pub fn progress(work: &Path) -> Vec<Progress> {
+///
+/// # Errors
+/// Where another version of this program has left the record of a stage.
+pub fn progress(work: &Path) -> Result<Vec<Progress>> {
     let folder = work.join(FOLDER);
     let entries = fs::read(folder.join(GRAPH))
         .ok()
         .and_then(|text| serde_json::from_slice(&text).ok());
     let entries: Vec<Entry> = entries.unwrap_or_default();
     let times = Times::read(&folder.join("run.json"));
-    let of = |(number, entry): (usize, Entry)| {
-        let ended = record::state(&folder.join("stages"), &entry.stage).map(|state| match state {
+    let mut stages = Vec::with_capacity(entries.len());
+    for (number, entry) in entries.into_iter().enumerate() {
+        let ended = record::state(&folder.join("stages"), &entry.stage)?.map(|state| match state {
             State::Started => None,
             State::Done => Some(true),
             State::Failed => Some(false),
@@ -91,13 +95,13 @@ pub fn progress(work: &Path) -> Vec<Progress> {
             .filter(|needed| *needed < number)
             .collect();
         let seconds = times.of(&entry.stage).and_then(|time| time.seconds);
-        Progress {
+        stages.push(Progress {
             stage: entry.stage,
             command: entry.command,
             needs,
             ended,
             seconds,
-        }
-    };
-    entries.into_iter().enumerate().map(of).collect()
+        });
+    }
+    Ok(stages)
 }

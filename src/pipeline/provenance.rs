@@ -5,8 +5,9 @@
 //! that did not end.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path};
+use std::path::Path;
 
+use super::confine::leads_below;
 use super::execute::Runner;
 use super::graph::{Graph, Makers};
 use super::recipe_text;
@@ -60,10 +61,10 @@ impl Runner<'_> {
             self.variables,
             self.work,
         )?;
-        let mut read: Vec<Record> = line
-            .iter()
-            .filter_map(|n| records.read(&stages[*n]))
-            .collect();
+        let mut read = Vec::with_capacity(line.len());
+        for n in &line {
+            read.extend(records.read(&stages[*n])?);
+        }
         read.pop();
         read.push(record.clone());
         let mut made = Vec::with_capacity(line.len());
@@ -151,7 +152,7 @@ impl Runner<'_> {
             );
         }
         for stage in line.iter().map(|n| &stages[*n]) {
-            if let Some(output) = stage.outputs.iter().find(|output| !stays_within(output)) {
+            if let Some(output) = stage.outputs.iter().find(|output| !leads_below(output)) {
                 let why = format!(
                     "stage `{}` makes {} outside the work folder",
                     stage.name,
@@ -161,7 +162,7 @@ impl Runner<'_> {
             }
         }
         for stage in line.iter().filter(|n| **n != number).map(|n| &stages[*n]) {
-            if let Some(reason) = records.reason(stage, records.read(stage).as_ref())? {
+            if let Some(reason) = records.reason(stage, records.read(stage)?.as_ref())? {
                 let why = format!(
                     "stage `{}` did not make what lies there: {reason}",
                     stage.name
@@ -171,12 +172,6 @@ impl Runner<'_> {
         }
         Ok((line, None))
     }
-}
-
-/// Whether a path, seen from a folder, leads to something below it.
-pub(super) fn stays_within(path: &Path) -> bool {
-    path.components()
-        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
 /// A value that names a repository, `[hf://]ORG/NAME[@REVISION]`, with the commit for its revision.

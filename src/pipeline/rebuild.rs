@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Command;
 use serde::Serialize;
 
-use super::provenance::stays_within;
+use super::confine::{check_links, check_settings, leads_below, stays_within};
 use super::recipe::Recipe;
 use super::recipe_text;
 use super::shell::SHELL;
@@ -15,6 +15,7 @@ use crate::checkpoint::folder::CARD;
 use crate::checkpoint::hash::sha256_file;
 use crate::checkpoint::known_hashes;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, relative_to};
+use crate::checkpoint::reach::{is_neighbour, is_relative};
 use crate::checkpoint::recipe::RecipeRecord;
 use crate::error::nearest;
 use crate::table::{self, Align};
@@ -57,7 +58,7 @@ impl Rebuild {
     /// Reads the recipe of the checkpoint in `folder`, to run it in `work`, else beside the folder that it ran in first.
     ///
     /// Sources lie where the manifest says, or where `moved` does, by their names; `verify` reads them again, whatever is
-    /// known of them.
+    /// known of them. `program` is the command line that the stages are written for.
     ///
     /// # Errors
     /// Where there is no recipe, a stage would write outside the work folder, a source is unknown or not what it was, or
@@ -68,6 +69,7 @@ impl Rebuild {
         moved: &[(String, PathBuf)],
         allow_shell: bool,
         verify: bool,
+        program: &Command,
     ) -> Result<Self> {
         let path = folder.join(MANIFEST);
         let manifest = Manifest::read(folder)?.ok_or_else(|| {
@@ -79,6 +81,11 @@ impl Rebuild {
                 .with_hint("`bam-convert validate DIR --against` compares it with its sources")
         })?;
         check(&path, &record, allow_shell)?;
+        let mut built = program.clone();
+        built.build();
+        for (number, stage) in record.stages.iter().enumerate() {
+            check_settings(&path, number, stage, &built)?;
+        }
         if let Some((name, _)) = moved
             .iter()
             .find(|(name, _)| !record.sources.contains_key(name))
@@ -97,26 +104,17 @@ impl Rebuild {
             });
         }
         let absolute = std::path::absolute(folder).map_err(|e| Error::io("find", folder, e))?;
-        let work = work.map_or_else(|| beside(&absolute, &record), Path::to_path_buf);
-        let (mut sources, mut places) = (BTreeMap::new(), BTreeMap::new());
-        for (name, place) in &record.sources {
-            let given = moved
-                .iter()
-                .rev()
-                .find(|(moved, _)| moved == name)
-                .map(|(_, place)| place.clone());
-            let place = given.unwrap_or_else(|| folder.join(place));
-            if !place.exists() {
-                return Err(Error::file(
-                    &place,
-                    format!("is missing: source `{name}` of the recipe"),
-                )
-                .with_hint(format!("--source {name}=PATH says where it lies now")));
-            }
-            sources.insert(name.clone(), relative_to(&place, &work)?);
-            places.insert(name.as_str(), place);
+        let work = match work {
+            Some(work) => work.to_path_buf(),
+            None => beside(&absolute, &record)?,
+        };
+        let places = places(folder, &record, moved)?;
+        let mut sources = BTreeMap::new();
+        for (name, place) in &places {
+            sources.insert((*name).to_owned(), relative_to(place, &work)?);
         }
         check_sources(&path, &record, &places, verify)?;
+        check_links(&work, places.values())?;
         let recipe = Recipe::parse(&path, &recipe_text::of(&record.stages, &sources)?)?;
         Ok(Self {
             folder: folder.to_path_buf(),
@@ -142,16 +140,18 @@ impl Rebuild {
     /// # Errors
     /// Where this program does not know a command or a setting.
     pub fn stages(&self, program: &Command) -> Result<Vec<Stage>> {
+        let path = self.folder.join(MANIFEST);
         let mut stages = self.recipe.stages(&[], &self.work, program)?;
         for (stage, record) in stages.iter_mut().zip(&self.record.stages) {
             stage.after.clone_from(&record.needs);
-            if let Some(output) = stage.outputs.iter().find(|output| !stays_within(output)) {
+            // What settings make a stage write, `stdout`, and what a command of the shell says that it makes.
+            if let Some(output) = stage.outputs.iter().find(|output| !leads_below(output)) {
                 let problem = format!(
                     "stage `{}` writes {} outside the work folder",
                     stage.name,
                     output.display()
                 );
-                return Err(Error::file(self.folder.join(MANIFEST), problem));
+                return Err(Error::file(&path, problem));
             }
         }
         Ok(stages)
@@ -293,10 +293,11 @@ fn check_sources(
             } else {
                 place.join(rest)
             };
-            let found = known_hashes::sha256_of(&file, verify)?;
-            if found != *expected {
+            // One message for whatever is wrong: a manifest must not tell its author what lies on this machine.
+            let found = known_hashes::sha256_of(&file, verify);
+            if !found.is_ok_and(|found| found == *expected) {
                 let problem = format!(
-                    "source `{name}` has changed: expected SHA-256 {expected}, found {found}"
+                    "source `{name}` is missing or has changed: expected SHA-256 {expected}"
                 );
                 return Err(Error::file(file, problem).with_hint(format!(
                     "--source {name}=PATH says where one with the same bytes lies"
@@ -307,8 +308,65 @@ fn check_sources(
     Ok(())
 }
 
+/// Where each source lies: as the user says, else as the manifest does, if that is a neighbour of its folder.
+fn places<'a>(
+    folder: &Path,
+    record: &'a RecipeRecord,
+    moved: &[(String, PathBuf)],
+) -> Result<BTreeMap<&'a str, PathBuf>> {
+    let mut places = BTreeMap::new();
+    let mut far = Vec::new();
+    for (name, place) in &record.sources {
+        if let Some((_, given)) = moved.iter().rev().find(|(moved, _)| moved == name) {
+            if !given.exists() {
+                return Err(missing(given, name));
+            }
+            places.insert(name.as_str(), given.clone());
+            continue;
+        }
+        let path = folder.join(place);
+        if !is_relative(place) || !is_neighbour(&path, folder)? {
+            far.push((name, place));
+        } else if !path.exists() {
+            return Err(missing(&path, name));
+        } else {
+            places.insert(name.as_str(), path);
+        }
+    }
+    let Some((name, place)) = far.first() else {
+        return Ok(places);
+    };
+    let problem = format!(
+        "source `{name}` of the recipe is recorded at {place}, which is not beside this folder; a manifest alone does not \
+         lead there"
+    );
+    let flag = |(name, place): &(&String, &String)| {
+        let path = folder.join(place);
+        format!(
+            "--source {}",
+            table::quoted(&format!("{name}={}", path.display()))
+        )
+    };
+    let flags: Vec<String> = far.iter().map(flag).collect();
+    let path = folder.join(MANIFEST);
+    Err(Error::key(
+        path,
+        &format!("recipe.sources.{name}"),
+        table::printable(&problem),
+    )
+    .with_hint(format!(
+        "if you mean to read these, name them yourself: {}",
+        table::printable(&flags.join(" "))
+    )))
+}
+
+fn missing(place: &Path, name: &str) -> Error {
+    Error::file(place, format!("is missing: source `{name}` of the recipe"))
+        .with_hint(format!("--source {name}=PATH says where it lies now"))
+}
+
 /// A folder beside the one that the recipe ran in, if the checkpoint still lies where it was made, else beside that.
-fn beside(folder: &Path, record: &RecipeRecord) -> PathBuf {
+fn beside(folder: &Path, record: &RecipeRecord) -> Result<PathBuf> {
     let depth = Path::new(&record.output).components().count();
     let first = folder
         .ancestors()
@@ -317,5 +375,11 @@ fn beside(folder: &Path, record: &RecipeRecord) -> PathBuf {
         .unwrap_or(folder);
     let mut name = first.file_name().unwrap_or_default().to_owned();
     name.push(AGAIN);
-    first.with_file_name(name)
+    let work = first.with_file_name(name);
+    if work.is_symlink() {
+        // Nobody chose where it leads but whoever made the link, and it may have come with the manifest.
+        return Err(Error::file(work, "is a link, expected a folder of its own")
+            .with_hint("remove it, or choose the folder to work in with --work DIR"));
+    }
+    Ok(work)
 }

@@ -13,12 +13,24 @@ use super::stage::{Stage, Written, commands};
 use super::yaml::{self, Node, fault, unknown_key};
 use crate::checkpoint::manifest::relative_to;
 use crate::checkpoint::output::folder_of;
+use crate::checkpoint::version;
+use crate::checkpoint::yaml::place;
 use crate::error::nearest;
 use crate::printable::{is_printable, printable};
 use crate::{Error, Result};
 
 /// Keys at the top of a recipe.
-pub(super) const KEYS: [&str; 5] = ["description", "work", "variables", SLURM, "stages"];
+pub(super) const KEYS: [&str; 6] = [
+    FORMAT_VERSION_KEY,
+    "description",
+    "work",
+    "variables",
+    SLURM,
+    "stages",
+];
+/// The key of the version, and the one that is read; a recipe without the key has it.
+const FORMAT_VERSION_KEY: &str = "format_version";
+pub(super) const FORMAT_VERSION: u64 = 1;
 /// Keys of a stage beside its command.
 pub(super) const STAGE_KEYS: [&str; 4] = ["name", "for_each", "stdout", SLURM];
 /// Most stages that one entry may stand for.
@@ -59,8 +71,17 @@ impl Recipe {
             slurm,
             stages,
         };
-        for (key, value) in map(path, &tree, "the keys of a recipe")? {
+        let keys = map(path, &tree, "the keys of a recipe")?;
+        // Before anything else: a later version may give every other key another meaning.
+        if let Some((_, value)) = keys.iter().find(|(key, _)| key.value == FORMAT_VERSION_KEY) {
+            let written = scalar(path, value)?.value;
+            let found = serde_json::from_str(&written).unwrap_or_else(|_| written.into());
+            let place = place(path, value.referenced);
+            version::check(&place, FORMAT_VERSION_KEY, Some(&found), FORMAT_VERSION)?;
+        }
+        for (key, value) in keys {
             match key.value.as_str() {
+                FORMAT_VERSION_KEY => {}
                 "description" => drop(scalar(path, value)?),
                 "work" => {
                     let work = scalar(path, value)?;

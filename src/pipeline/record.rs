@@ -5,15 +5,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::stage::{Stage, places};
 use crate::checkpoint::known_hashes;
 use crate::checkpoint::manifest::Tool;
 use crate::checkpoint::single;
 use crate::checkpoint::source_file::Stamp;
+use crate::checkpoint::version;
 use crate::{Error, Result};
 
-/// Version of the records; others are as good as none.
+/// Version of the records.
 const FORMAT_VERSION: u32 = 2;
 
 /// How far a stage came.
@@ -87,8 +89,11 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// The record of a stage, if there is one that this version understands.
-    pub(super) fn read(&self, stage: &Stage) -> Option<Record> {
+    /// The record of a stage, if there is one that can be read.
+    ///
+    /// # Errors
+    /// Where another version of this program wrote it.
+    pub(super) fn read(&self, stage: &Stage) -> Result<Option<Record>> {
         read(&self.path(stage))
     }
 
@@ -269,17 +274,27 @@ impl<'a> Records<'a> {
 }
 
 /// How far the stage of this name came, by the records in `folder`.
-pub(super) fn state(folder: &Path, stage: &str) -> Option<State> {
-    read(&place(folder, stage)).map(|record| record.state)
+pub(super) fn state(folder: &Path, stage: &str) -> Result<Option<State>> {
+    Ok(read(&place(folder, stage))?.map(|record| record.state))
 }
 
 fn place(folder: &Path, stage: &str) -> PathBuf {
     folder.join(format!("{stage}.json"))
 }
 
-fn read(path: &Path) -> Option<Record> {
-    let record: Record = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-    (record.format_version == FORMAT_VERSION).then_some(record)
+/// A record that is broken is as good as none; one of an unknown version may say what this program must not undo.
+fn read(path: &Path) -> Result<Option<Record>> {
+    let Some(value) = fs::read(path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok())
+    else {
+        return Ok(None);
+    };
+    let key = "format_version";
+    if let Some(found) = value.get(key) {
+        version::check(path, key, Some(found), u64::from(FORMAT_VERSION))?;
+    }
+    Ok(serde_json::from_value(value).ok())
 }
 
 /// The command line, and where its result goes.

@@ -4,7 +4,7 @@ use clap::{Arg, ArgAction, Command};
 use serde_json::{Map, Value, json};
 
 use super::lines::{is_named, setting, takes_many};
-use super::recipe::{KEYS, STAGE_KEYS};
+use super::recipe::{FORMAT_VERSION, KEYS, STAGE_KEYS};
 use super::shell;
 use super::slurm::resources::FLAGS;
 use super::stage::{RUNNERS, commands, definition};
@@ -38,7 +38,7 @@ pub fn schema(program: &Command) -> Value {
         .iter()
         .map(|name| json!({"required": [name]}))
         .collect();
-    let [description, work, variables, slurm, stages] = KEYS;
+    let [version, description, work, variables, slurm, stages] = KEYS;
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Recipe",
@@ -47,6 +47,7 @@ pub fn schema(program: &Command) -> Value {
         "required": [stages],
         "additionalProperties": false,
         "properties": {
+            version: {"description": "Version of the format of recipes.", "const": FORMAT_VERSION},
             description: text("What it is for."),
             work: text("The folder to work in; --work replaces it."),
             variables: {"description": "What ${name} stands for; --set NAME=VALUE replaces it.",

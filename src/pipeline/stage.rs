@@ -6,17 +6,15 @@ use clap::Command;
 use serde_saphyr::Spanned;
 
 use super::expand::Scope;
-use super::lines::{Lines, Settings, refusal, text};
+use super::lines::{Line, Lines, Settings, refusal, text};
 use super::shell::{SHELL, Shell};
 use super::slurm::resources::Resources;
 use super::yaml::{Node, fault, unknown_key};
 use crate::Result;
 use crate::checkpoint::reference::SCHEME;
 
-/// Settings that name what a command makes; the first one given is what `${stage.NAME}` stands for.
-const OUTPUTS: [&str; 4] = ["out", "dump", "svg", "routing-svg"];
-/// A command whose positional setting names what it makes, and that setting.
-const PULLED: (&str, &str) = ("pull", "folder");
+/// A command that makes copies of checkpoints, manifests and all.
+const PULL: &str = "pull";
 /// Settings that are the runner's to choose, and `config`: a recipe says itself what a stage reads.
 pub(super) const RUNNERS: [&str; 7] = [
     "force", "resume", "dry-run", "outline", "config", "help", "version",
@@ -36,7 +34,7 @@ pub struct Stage {
     pub command: Vec<String>,
     /// Whether it is a command of this program, and not the shell's.
     pub is_own: bool,
-    /// What it makes, as seen from the work folder.
+    /// What it makes or writes to, as seen from the work folder; `${stage.NAME}` stands for the first.
     pub outputs: Vec<PathBuf>,
     /// Where its standard output goes, if it is a result to keep.
     pub stdout: Option<PathBuf>,
@@ -70,7 +68,7 @@ impl Stage {
 
     /// Whether checkpoints among its outputs are of its own making, manifests and all; what is pulled keeps its own.
     pub(super) fn makes_manifests(&self) -> bool {
-        self.is_own && self.kind() != PULLED.0
+        self.is_own && self.kind() != PULL
     }
 
     /// The command as a person names it.
@@ -85,11 +83,6 @@ impl Stage {
     pub(super) fn reads(&self) -> impl Iterator<Item = String> {
         self.inputs.iter().flat_map(|value| places(value))
     }
-}
-
-/// Whether a setting of a command names what it makes.
-pub(super) fn is_output(command: &str, setting: &str) -> bool {
-    OUTPUTS.contains(&setting) || (command, setting) == PULLED
 }
 
 /// The paths that a value may hold: `PATH`, `NAME=PATH`, `PATH:WEIGHT`, `KIND:PATH`; of a pattern, the folder it starts in;
@@ -127,14 +120,14 @@ pub(super) struct Written<'a> {
 
 /// The names of the commands that stages may use; of a command with commands below it, those: `expert add`.
 pub(super) fn commands(program: &Command) -> Vec<String> {
-    let known = program
-        .get_subcommands()
-        .filter(|command| !NO_STAGES.contains(&command.get_name()));
+    let is_stage = |command: &&Command| !NO_STAGES.contains(&command.get_name());
+    let known = program.get_subcommands().filter(is_stage);
     let mut names: Vec<String> = known
         .flat_map(|command| {
             let own = command.get_name();
             let below: Vec<String> = command
                 .get_subcommands()
+                .filter(is_stage)
                 .map(|below| format!("{own} {}", below.get_name()))
                 .collect();
             if below.is_empty() {
@@ -202,15 +195,18 @@ impl Written<'_> {
                 return Err(fault(self.recipe, self.settings.referenced, problem));
             }
         }
-        let names = OUTPUTS.iter().chain([&PULLED.1]);
-        let mut outputs: Vec<PathBuf> = names.filter_map(|key| lines.output(key)).collect();
-        outputs.extend(stdout.clone());
         let has = |flag: &str| {
             definition
                 .get_arguments()
                 .any(|argument| argument.get_long() == Some(flag))
         };
-        let (arguments, inputs, settings) = lines.finish();
+        let Line {
+            arguments,
+            inputs,
+            mut outputs,
+            settings,
+        } = lines.finish();
+        outputs.extend(stdout.clone());
         let mut command: Vec<String> = self.command.value.split(' ').map(str::to_owned).collect();
         command.extend(arguments);
         let after = scope

@@ -65,14 +65,15 @@ impl Runner<'_> {
     pub fn status(&self, stages: &[Stage], graph: &Graph) -> Result<Vec<StageStatus>> {
         let forecasts = self.forecast(stages, graph, &vec![Choice::Check; stages.len()])?;
         let (records, times, mut jobs) = (self.records(), self.times(), self.job_states());
-        let status = stages.iter().zip(forecasts).map(|(stage, forecast)| {
+        let mut status = Vec::with_capacity(stages.len());
+        for (stage, forecast) in stages.iter().zip(forecasts) {
             let job = jobs.remove(&stage.name);
             let job_is = |states: &[&str]| {
                 job.as_ref()
                     .is_some_and(|job| states.contains(&job.state.as_str()))
             };
             let state = match (
-                records.read(stage).map(|record| record.state),
+                records.read(stage)?.map(|record| record.state),
                 &forecast.runs_because,
             ) {
                 (_, Some(_)) if job_is(&["PENDING", "CONFIGURING", "REQUEUED"]) => Stand::Queued,
@@ -90,7 +91,7 @@ impl Runner<'_> {
                 Stand::Running => time.and_then(super::times::Time::elapsed),
                 _ => forecast.last_seconds,
             };
-            StageStatus {
+            status.push(StageStatus {
                 stage: stage.name.clone(),
                 command: stage.kind().to_owned(),
                 state,
@@ -99,9 +100,9 @@ impl Runner<'_> {
                 seconds,
                 job,
                 last_line: last_line(&self.log(stage)),
-            }
-        });
-        Ok(status.collect())
+            });
+        }
+        Ok(status)
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::Result;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::output::resolved;
+use crate::checkpoint::reach::source_folder;
 
 /// Sources of sources of … that are followed; a manifest that names itself would have no end.
 const DEPTH: usize = 16;
@@ -69,13 +70,18 @@ fn ancestor(
             .iter()
             .find(|file| file.path.ends_with(".safetensors"));
         let sha256 = weights.map(|file| file.sha256.chars().take(12).collect());
-        ancestor(
-            source.name.clone(),
-            source.path.clone(),
-            &folder.join(&source.path),
-            sha256,
-            depth - 1,
-        )
+        let (name, path) = (source.name.clone(), source.path.clone());
+        match source_folder(source, folder)? {
+            Some(place) => ancestor(name, path, &place, sha256, depth - 1),
+            None => Ok(Ancestor {
+                name,
+                path,
+                method: None,
+                settings: String::new(),
+                sha256,
+                sources: Vec::new(),
+            }),
+        }
     });
     let settings = manifest
         .settings
@@ -119,7 +125,10 @@ pub(super) fn seed(folder: &Path) -> Result<Option<PathBuf>> {
         let Some(source) = named.or_else(|| manifest.sources.first()) else {
             break;
         };
-        let next = resolved(&current.join(&source.path))?;
+        let Some(next) = source_folder(source, &current)? else {
+            break;
+        };
+        let next = resolved(&next)?;
         if !next.join("config.json").exists() {
             break;
         }

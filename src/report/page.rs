@@ -44,14 +44,17 @@ pub fn html(input: &Input, means: Means) -> Result<String> {
     let ancestors = checkpoints
         .map(|(name, folder)| lineage::of(name, folder))
         .collect::<Result<Vec<_>>>()?;
-    let recipes = input.works.iter().filter_map(|work| {
+    let mut recipes = Vec::new();
+    for work in &input.works {
         let name = work
             .file_name()
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        Some(context! { name, drawing => Serde(graph::drawing(&progress(work))?) })
-    });
+        if let Some(drawing) = graph::drawing(&progress(work)?) {
+            recipes.push(context! { name, drawing => Serde(drawing) });
+        }
+    }
     let names: Vec<&str> = input
         .subjects
         .iter()
@@ -62,7 +65,7 @@ pub fn html(input: &Input, means: Means) -> Result<String> {
         version => env!("CARGO_PKG_VERSION"),
         style => Value::from_safe_string(STYLE.to_owned()),
         script => Value::from_safe_string(SCRIPT.to_owned()),
-        recipes => recipes.collect::<Vec<_>>(),
+        recipes,
         overview => Serde(tables::overview(input)),
         evaluations,
         groups => groups.iter().map(Group::heading).collect::<Vec<_>>(),

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::plan::Plan;
 use crate::checkpoint::folder::CARD;
 use crate::checkpoint::manifest::Manifest;
+use crate::checkpoint::reach::source_folder;
 use crate::checkpoint::{ReadAt, SourceFile, yaml};
 
 /// Bytes of a model card that are read: its front matter stands first.
@@ -216,13 +217,10 @@ pub(super) fn lineage(folder: &Path) -> Vec<PathBuf> {
             .into_iter()
             .flat_map(|manifest| manifest.sources)
         {
-            let relative = Path::new(&source.path);
-            let path = folder.join(relative);
-            if relative.is_relative()
-                && path.is_dir()
-                && found.len() < MOST_FOLDERS
-                && !found.contains(&path)
-            {
+            let Ok(Some(path)) = source_folder(&source, &folder) else {
+                continue;
+            };
+            if path.is_dir() && found.len() < MOST_FOLDERS && !found.contains(&path) {
                 found.push(path);
             }
         }

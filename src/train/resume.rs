@@ -17,8 +17,11 @@ use super::save::{PARTS, Position, STATE, STATE_TENSORS};
 use super::settings::{Settings, differences};
 use crate::checkpoint::hash::FileHash;
 use crate::checkpoint::manifest::{FORMAT_VERSION, MANIFEST, Manifest};
-use crate::checkpoint::{Checkpoint, json};
+use crate::checkpoint::{Checkpoint, json, version};
 use crate::{Error, Result};
+
+/// The key of the version of a manifest and of a position.
+const VERSION: &str = "format_version";
 
 /// The run that would go on.
 pub(super) struct SameRun<'a> {
@@ -52,6 +55,7 @@ impl Candidates {
     pub(super) fn of(folder: &RunFolder, run: &SameRun) -> Result<Self> {
         let mut found = Self::default();
         for (step, path) in folder.checkpoints()?.into_iter().rev() {
+            check_versions(&path)?;
             let problem = match read(&path, step) {
                 Ok(position) => {
                     run.check(&path, &position)?;
@@ -163,16 +167,23 @@ pub(super) fn check_files(folder: &Path, manifest: &Manifest) -> Result<()> {
 fn position(folder: &Path) -> Result<Position> {
     let path = folder.join(STATE);
     let object = json::read_object(&path)?;
-    let position: Position = serde_json::from_value(Value::Object(object))
-        .map_err(|e| Error::file(&path, format!("expected the state of a run: {e}")))?;
-    match position.format_version {
-        FORMAT_VERSION => Ok(position),
-        found => Err(Error::key(
-            &path,
-            "format_version",
-            format!("expected {FORMAT_VERSION}, found {found}"),
-        )),
+    version::check(&path, VERSION, object.get(VERSION), u64::from(FORMAT_VERSION))?;
+    serde_json::from_value(Value::Object(object))
+        .map_err(|e| Error::file(&path, format!("expected the state of a run: {e}")))
+}
+
+/// Refuses a checkpoint of a version that is not known. It is no damage: going on from an older checkpoint would undo what
+/// a later program has done.
+fn check_versions(folder: &Path) -> Result<()> {
+    for name in [STATE, MANIFEST] {
+        let path = folder.join(name);
+        // What cannot be read, or is no number, is damage, which reading tells.
+        let object = json::read_object(&path).unwrap_or_default();
+        if let Some(found) = object.get(VERSION).filter(|found| found.is_u64()) {
+            version::check(&path, VERSION, Some(found), u64::from(FORMAT_VERSION))?;
+        }
     }
+    Ok(())
 }
 
 /// Refuses a position that a run with these settings cannot reach.

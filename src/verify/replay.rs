@@ -11,6 +11,8 @@ use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::hash::FileHash;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, SourceRecord};
+use crate::checkpoint::reach::{is_neighbour, is_plain_name, is_relative};
+use crate::checkpoint::reference::SCHEME;
 use crate::checkpoint::{Dtype, dtype};
 use crate::family::{Architecture, Config};
 use crate::surgery::evaluate::{Evaluator, Scratch};
@@ -95,6 +97,7 @@ fn open_sources(
         let Some(path) = locate(
             &mut check,
             folder,
+            manifest,
             record,
             given.get(number).and_then(Option::as_ref),
             options,
@@ -160,10 +163,12 @@ fn open_source(path: &Path) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-/// Where a source is: what was given, else the first place that holds the recorded files, else one that exists.
+/// Where a source is: what was given, else the first neighbour of the manifest's folder that holds the recorded files, else
+/// one that exists.
 fn locate(
     check: &mut Running,
     folder: &Path,
+    manifest: &Manifest,
     record: &SourceRecord,
     given: Option<&PathBuf>,
     options: &Options,
@@ -180,15 +185,25 @@ fn locate(
         return Ok(None);
     }
     let recorded = Path::new(&record.path);
-    if record.path.is_empty() || recorded.is_absolute() || record.path.contains('\0') {
+    let mut places = Vec::new();
+    for place in [recorded.to_path_buf(), folder.join(recorded)] {
+        if is_relative(&record.path) && is_neighbour(&place, folder)? {
+            places.push(place);
+        }
+    }
+    if places.is_empty() && !record.path.starts_with(SCHEME) {
         let problem = format!(
-            "source `{name}` has the path \"{}\", expected a relative one; it is not opened",
+            "source `{name}` is recorded at \"{}\", which is not beside the manifest's folder; it is not opened",
             record.path
         );
-        check.fault(Place::file(MANIFEST), problem);
+        check.fault_of(
+            Error::file(folder.join(MANIFEST), problem).with_hint(format!(
+                "name the sources yourself, in this order: {}",
+                with_sources(folder, manifest)
+            )),
+        )?;
         return Ok(None);
     }
-    let mut places = vec![recorded.to_path_buf(), folder.join(recorded)];
     places.retain(|place| place.exists());
     places.dedup_by_key(|place| place.canonicalize().ok());
     if let [first, _] = &places[..] {
@@ -222,10 +237,24 @@ fn locate(
         let path = &record.path;
         check.fault_of(
             Error::file(folder.join(recorded), format!("source `{name}`{origin} is not here: expected it at {path}, from the current folder or from that of the manifest"))
-                .with_hint("name the sources in the manifest's order: --against DIR…"),
+                .with_hint(format!("name the sources in this order: {}", with_sources(folder, manifest))),
         )?;
     }
     Ok(places.into_iter().next())
+}
+
+/// The command that names every source where the manifest has it, for the user to judge and to run.
+fn with_sources(folder: &Path, manifest: &Manifest) -> String {
+    let place = |source: &SourceRecord| match source.path.starts_with(SCHEME) {
+        true => table::quoted(&source.path),
+        false => table::quoted(&folder.join(&source.path).to_string_lossy()),
+    };
+    let places: Vec<String> = manifest.sources.iter().map(place).collect();
+    let folder = table::quoted(&folder.to_string_lossy());
+    table::printable(&format!(
+        "bam-convert validate {folder} --against {}",
+        places.join(" ")
+    ))
 }
 
 /// The first place where an output differs from its expression.

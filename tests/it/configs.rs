@@ -141,7 +141,7 @@ fn the_folder_of_the_file_has_a_name() {
             &[],
         )
         .ok();
-    bam!("validate", bench.path("out"), "--against").ok();
+    crate::common::against(&bench.path("out")).ok();
 }
 
 #[test]
@@ -282,7 +282,7 @@ fn assert_is_mergekits(name: &str) {
         expected.len() + routers.count(),
         "{name}: tensors that mergekit has not"
     );
-    bam!("validate", out, "--against").ok();
+    crate::common::against(&out).ok();
 }
 
 #[test]
@@ -524,7 +524,7 @@ fn other_gates_and_flags_beside_the_file() {
         "- source_model: fixtures/llama/law\n  noise_scale: 0.01\n  residual_scale: 2\n",
     );
     bench.upcycle(&scaled, &["--target", "bam", "--force"]).ok();
-    bam!("validate", bench.path("out"), "--against").ok();
+    crate::common::against(&bench.path("out")).ok();
     let (out, law) = (
         read_folder(&bench.path("out")),
         read_folder(&fixture("llama/law")),
@@ -569,7 +569,7 @@ fn averages_are_mergekits_but_for_ties() {
         let bench = Bench::new();
         let out = bench.path("out");
         configured("merge", &mergekit(&format!("{name}.yaml")), &out, &[]).ok();
-        bam!("validate", out, "--against").ok();
+        crate::common::against(&out).ok();
         let models: Vec<Tensors> = ["seed", "code", "law"]
             .iter()
             .map(|model| read_folder(&fixture("llama").join(model)))

@@ -358,7 +358,7 @@ fn named(name: &str, folder: &Path) -> String {
 
 #[track_caller]
 fn replays(folder: &Path) {
-    bam!("validate", folder, "--against").ok();
+    crate::common::against(&folder).ok();
 }
 
 fn rows(tensor: &Tensor) -> Vec<&[u8]> {

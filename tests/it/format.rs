@@ -33,7 +33,7 @@ fn a_format_file_brings_a_family() {
         format
     )
     .ok();
-    bam!("validate", out, "--against").ok();
+    crate::common::against(&out).ok();
     bam!("validate", seed, "--format", format).ok();
     bam!(
         "merge",

@@ -41,7 +41,7 @@ fn golden(name: &str) {
         facts["weights_sha256"],
         "{name}: the mixture is another one than the golden file's"
     );
-    bam!("validate", out, "--against").ok();
+    crate::common::against(&out).ok();
 
     if let Some(config) = facts.get("config") {
         put(&out, &path, config);

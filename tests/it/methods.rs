@@ -220,7 +220,7 @@ fn check(seed: &Path, flags: &[&str], experts: u64, layers: &[u64], each: u64, e
         listing(&outs[1]),
         "{flags:?}: one thread and three"
     );
-    bam!("validate", outs[0], "--against").ok();
+    crate::common::against(&outs[0]).ok();
     let (found, dense) = (read_folder(&outs[0]), read_folder(seed));
     let mut expected: Tensors = dense.clone();
     for layer in layers.iter().copied() {
@@ -535,7 +535,7 @@ fn chunks_of_each_network_and_of_all() {
                 &["--split-ffn", "4"]
             };
             with_experts(&out, &[&["--method", method], flags].concat()).ok();
-            bam!("validate", out, "--against").ok();
+            crate::common::against(&out).ok();
             let (found, config) = (read_folder(&out), read_json(out.join("config.json")));
             let (experts, width) = if blend { (3, 48) } else { (12, 12) };
             assert_eq!(config["num_experts"], json!(experts));
@@ -601,7 +601,7 @@ fn a_shared_expert_is_the_seeds_network() {
             ],
         )
         .ok();
-        bam!("validate", out, "--against").ok();
+        crate::common::against(&out).ok();
         bam!(
             "logits",
             out,
@@ -828,7 +828,7 @@ fn a_hostile_expression_is_a_fault_and_no_more() {
         edit_json(&out.join("bam-manifest.json"), |manifest| {
             manifest["tensors"][name]["expression"] = expression.clone()
         });
-        let run = bam!("validate", out, "--against");
+        let run = crate::common::against(&out);
         assert_eq!(run.code, Some(1), "{expression}\n{run}");
         assert!(
             run.stdout.contains("cannot be computed") || run.stdout.contains("not a manifest"),

@@ -172,13 +172,13 @@ fn rows_are_kept_recorded_and_replayed() {
     }
     // The folder of prompts is not needed any more, and folders can move.
     std::fs::remove_file(bench.path("prompts.yaml")).unwrap();
-    bam!("validate", out, "--against").ok();
+    crate::common::against(&out).ok();
     // A row that was touched is found.
     let mut broken = bytes.clone();
     let last = broken.len() - 1;
     broken[last] ^= 64;
     std::fs::write(out.join(ROWS), broken).unwrap();
-    let verdict = bam!("validate", out, "--against");
+    let verdict = crate::common::against(&out);
     assert!(
         verdict.code == Some(1) && verdict.stdout.contains(ROWS),
         "{}",
@@ -285,7 +285,7 @@ fn btx_and_json_and_a_mixture_without_the_seed() {
         btx
     )
     .ok();
-    bam!("validate", btx, "--against").ok();
+    crate::common::against(&btx).ok();
 }
 
 #[test]

@@ -181,7 +181,7 @@ fn experts_are_copies_under_the_target_s_names() {
         let read = |folder: &Path| std::fs::read(folder.join(file)).unwrap();
         assert_eq!(read(&out), read(&fixture("llama/seed")));
     }
-    bam!("validate", &out, "--against").ok();
+    crate::common::against(&out).ok();
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn what_qwen2_moe_insists_on_is_neutral() {
             .iter()
             .any(|value| *value != 0.0)
     );
-    let run = bam!("validate", &out, "--against").ok();
+    let run = crate::common::against(&out).ok();
     assert!(!run.stdout.contains("is all zeros"), "{run}");
     assert!(
         run.stdout
@@ -468,7 +468,7 @@ fn experts_are_put_together_and_taken_apart_again() {
             work.path().join(format!("{family}-c")),
         );
         bam!("convert", mixture(family), &fused, "--layout", "fused").ok();
-        bam!("validate", &fused, "--against").ok();
+        crate::common::against(&fused).ok();
         let stored = fixture("mixtures").join(format!("{family}.fused.safetensors"));
         if stored.exists() {
             let (found, expected) = (read_folder(&fused), read_file(&stored));
@@ -481,7 +481,7 @@ fn experts_are_put_together_and_taken_apart_again() {
             });
         }
         bam!("convert", &fused, &classic, "--layout", "classic").ok();
-        bam!("validate", &classic, "--against").ok();
+        crate::common::against(&classic).ok();
         bam!("diff", &classic, mixture(family)).ok();
         assert_golden(&classic, family);
         let narrow = work.path().join(format!("{family}-f32"));
@@ -489,7 +489,7 @@ fn experts_are_put_together_and_taken_apart_again() {
             "convert", &fused, &narrow, "--layout", "classic", "--dtype", "f32"
         )
         .ok();
-        bam!("validate", &narrow, "--against").ok();
+        crate::common::against(&narrow).ok();
         assert_golden(&narrow, family);
     }
     bam!(
@@ -511,7 +511,7 @@ fn a_mixture_goes_to_another_family_and_back() {
             work.path().join(family),
         );
         bam!("convert", mixture(family), &there, "--to", "bam").ok();
-        bam!("validate", &there, "--against").ok();
+        crate::common::against(&there).ok();
         assert_golden(&there, family);
         assert!(there.join("modeling_bam.py").exists());
         bam!("convert", &there, &back, "--to", family).ok();
@@ -599,7 +599,7 @@ fn a_gguf_file_taken_back_is_the_model_in_its_dtype() {
         );
         bam!("convert", source, &file, "--to", "gguf", "--dtype", "f16").ok();
         bam!("convert", &file, &back).ok();
-        bam!("validate", &back, "--against").ok();
+        crate::common::against(&back).ok();
         bam!("convert", source, &narrow, "--dtype", "f16").ok();
         bam!("diff", &back, &narrow).ok();
         let vocabulary = |folder: &Path| read_json(folder.join("tokenizer.json"))["model"].clone();

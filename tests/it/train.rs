@@ -201,12 +201,7 @@ fn losses_fall_and_the_output_is_a_checkpoint() {
         let losses = series(&out, "nll");
         assert_eq!(losses.len(), 16);
         assert!(losses[15] < losses[0] - 1.0, "{name}: {losses:?}");
-        finish({
-            let mut command = Command::new(binary());
-            command.arg("validate").arg(&out).arg("--against");
-            command
-        })
-        .ok();
+        crate::common::against(&out).ok();
         let records = metrics(&out);
         assert_eq!(records[0]["kind"], "start");
         assert_eq!(
@@ -1082,7 +1077,7 @@ fn a_tied_model_trains_the_same_however_its_matrix_is_stored() {
                 assert_eq!(read_folder(&out), read_folder(&plain), "{name}");
                 assert_eq!(perplexity(&out), perplexity(&plain), "{name}");
             }
-            crate::common::bam!("validate", &out, "--against").ok();
+            crate::common::crate::common::against(&out).ok();
         }
     }
 }
@@ -1124,7 +1119,7 @@ fn every_command_reads_a_tied_model_however_its_matrix_is_stored() {
             out("f32"),
             out("branches").join("x"),
         ] {
-            crate::common::bam!("validate", made, "--against").ok();
+            crate::common::crate::common::against(&made).ok();
         }
         if name == "head" {
             crate::common::bam!("diff", seed(), &folder).ok();

@@ -1192,7 +1192,7 @@ fn adapters_start_as_the_identity_and_biases_of_routers_at_zero() {
         arguments.extend(["--out".into(), out.clone().into()]);
         arguments.extend(options.iter().map(Into::into));
         crate::common::run(arguments).ok();
-        bam!("validate", out, "--against").ok();
+        crate::common::against(&out).ok();
         out
     };
     let plain = upcycle("plain", &[]);

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::resources::FLAGS;
+use super::resources::{FLAGS, fits_directive};
 use crate::pipeline::execute::FOLDER;
 use crate::pipeline::graph::Graph;
 use crate::pipeline::select::Choice;
 use crate::pipeline::stage::Stage;
 use crate::table::quoted;
+use crate::{Error, Result};
 
 /// How the jobs find what they run: every path is whole, on the file system that all machines share.
 #[derive(Clone, Debug)]
@@ -41,13 +42,17 @@ pub struct Job {
 }
 
 /// The jobs of the stages that `runs`, in order. Stages of one entry of the recipe that do not need each other are an array.
+///
+/// # Errors
+/// Where the path of the work folder cannot stand in a script.
 pub(super) fn jobs(
     stages: &[Stage],
     graph: &Graph,
     choices: &[Choice],
     runs: &[bool],
     site: &Site,
-) -> Vec<Job> {
+) -> Result<Vec<Job>> {
+    let logs = logs(site)?;
     let mut groups: Vec<Vec<usize>> = Vec::new();
     for number in (0..stages.len()).filter(|number| runs[*number]) {
         let fits = |group: &&mut Vec<usize>| {
@@ -75,7 +80,7 @@ pub(super) fn jobs(
             .flat_map(|stage| graph.waits(*stage))
             .filter(|stage| !needs.contains(stage))
             .collect();
-        let script = script(stages, &group, choices, site);
+        let script = script(stages, &group, choices, site, &logs);
         Job {
             name: name(stages, &group),
             stages: group,
@@ -84,7 +89,7 @@ pub(super) fn jobs(
             script,
         }
     };
-    groups.into_iter().map(job).collect()
+    Ok(groups.into_iter().map(job).collect())
 }
 
 /// A stage's name, or what the names of an array's stages begin with.
@@ -109,19 +114,32 @@ fn name(stages: &[Stage], group: &[usize]) -> String {
     }
 }
 
-fn script(stages: &[Stage], group: &[usize], choices: &[Choice], site: &Site) -> String {
+/// The folder of the logs, as a directive has it.
+fn logs(site: &Site) -> Result<String> {
+    let logs = site.work.join(FOLDER).join("logs");
+    let text = logs.to_string_lossy();
+    if !fits_directive(&text) {
+        let problem = "the path holds a quote, a backslash, a `#` or a control character, which no directive of Slurm can";
+        return Err(Error::file(text.escape_debug().to_string(), problem)
+            .with_hint("choose another folder to work in with --work"));
+    }
+    // A `%` begins what Slurm replaces: the number of the job, the name of the user.
+    Ok(text.replace('%', "%%"))
+}
+
+fn script(
+    stages: &[Stage],
+    group: &[usize],
+    choices: &[Choice],
+    site: &Site,
+    logs: &str,
+) -> String {
     let is_array = group.len() > 1;
     let log = if is_array {
         "slurm-%A_%a.out"
     } else {
         "slurm-%j.out"
     };
-    let logs = site
-        .work
-        .join(FOLDER)
-        .join("logs")
-        .to_string_lossy()
-        .replace('%', "%%");
     let mut directives = vec![
         format!("job-name=\"{}\"", name(stages, group)),
         format!("output=\"{logs}/{log}\""),
@@ -172,7 +190,7 @@ fn script(stages: &[Stage], group: &[usize], choices: &[Choice], site: &Site) ->
     let verify = if site.verify { " --verify" } else { "" };
     // In the place of the shell, so that signals reach it: on SIGTERM it saves where it is.
     text.push_str(&format!(
-        "exec {} run {} --work {}{verify} --only \"$stage\" ${{force:-}} --job\n",
+        "exec {} run {} --work {}{verify} --only=\"$stage\" ${{force:-}} --job\n",
         path(&site.program),
         what.join(" "),
         path(&site.work),

@@ -65,7 +65,7 @@ impl Runner<'_> {
             forecast.runs_because.is_some() && !waiting.contains_key(&number)
         });
         Ok((
-            jobs::jobs(stages, graph, choices, &runs.collect::<Vec<_>>(), site),
+            jobs::jobs(stages, graph, choices, &runs.collect::<Vec<_>>(), site)?,
             waiting,
         ))
     }
@@ -133,12 +133,20 @@ impl Runner<'_> {
             .collect()
     }
 
-    /// The last job of each stage.
+    /// The last job of each stage. The file may have come with the folder: what is no number of a job is left out, for it
+    /// would stand in scripts.
     fn submitted(&self) -> BTreeMap<String, String> {
-        fs::read(self.jobs_file())
+        let mut known: BTreeMap<String, String> = fs::read(self.jobs_file())
             .ok()
             .and_then(|text| serde_json::from_slice(&text).ok())
-            .unwrap_or_default()
+            .unwrap_or_default();
+        let is_number =
+            |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        known.retain(|_, job| match job.split_once('_') {
+            Some((job, task)) => is_number(job) && is_number(task),
+            None => is_number(job),
+        });
+        known
     }
 
     fn jobs_file(&self) -> PathBuf {
@@ -173,8 +181,9 @@ pub fn submission_script(jobs: &[Job], waiting: &BTreeMap<usize, String>) -> Str
             format!(" --dependency={clauses} --kill-on-invalid-dep=yes")
         });
         let variable = format!("job{}", number + 1);
+        let end = end_of(&job.script);
         text.push_str(&format!(
-            "{variable}=$(sbatch --parsable{after} <<'END'\n{}END\n)\n\n",
+            "{variable}=$(sbatch --parsable{after} <<'{end}'\n{}{end}\n)\n\n",
             job.script
         ));
         let is_array = job.stages.len() > 1;
@@ -188,6 +197,15 @@ pub fn submission_script(jobs: &[Job], waiting: &BTreeMap<usize, String>) -> Str
         }
     }
     text
+}
+
+/// A word that is no line of the script, to end it: a value in quotes may hold any line.
+fn end_of(script: &str) -> String {
+    let mut end = "END".to_owned();
+    while script.lines().any(|line| line == end) {
+        end.push('_');
+    }
+    end
 }
 
 /// What was submitted, as a table.

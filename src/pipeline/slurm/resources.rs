@@ -49,11 +49,17 @@ pub(in crate::pipeline) fn read(
             return Err(fault(recipe, value.referenced, problem));
         };
         let words = text(recipe, value.referenced, words, scope)?;
-        if words.is_empty() || words.chars().any(|c| c.is_control() || "\"\\#".contains(c)) {
+        if words.is_empty() || !fits_directive(&words) {
             let problem = format!("`{known}` cannot be `{}`", words.escape_debug());
             return Err(fault(recipe, value.referenced, problem));
         }
         resources.insert(known, words);
     }
     Ok(())
+}
+
+/// Whether a text stands in double quotes in a directive as it is. Slurm has its own rules there: a backslash takes the
+/// next character as it is, and a line break ends the directive.
+pub(super) fn fits_directive(text: &str) -> bool {
+    !text.chars().any(|c| c.is_control() || "\"\\#".contains(c))
 }

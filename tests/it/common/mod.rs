@@ -61,6 +61,16 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Run {
     finish(command)
 }
 
+/// `validate FOLDER --against` the sources that its manifest records, each named: fixtures are no neighbours of outputs.
+pub fn against(folder: impl AsRef<Path>) -> Run {
+    let folder = folder.as_ref();
+    let manifest = read_json(folder.join("bam-manifest.json"));
+    let sources = manifest["sources"].as_array().unwrap().iter();
+    let places = sources.map(|source| folder.join(source["path"].as_str().unwrap()));
+    let begin = ["validate".into(), folder.into(), "--against".into()];
+    run(begin.into_iter().chain(places.map(PathBuf::into_os_string)))
+}
+
 /// A command of the binary in the folder `work`, which has the only cache and home that it knows, with a Hub at `url`. Its
 /// time-outs are short: what a test lets stand still stands still for good.
 pub fn on_hub(work: &Path, url: &str, token: &str, arguments: &[&str]) -> Command {

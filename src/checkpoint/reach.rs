@@ -1,0 +1,120 @@
+//! Where a manifest may lead.
+//!
+//! A manifest is a stranger's text, and the paths in it are his choice: followed blindly, they would read any file of the
+//! user, and say whether it exists. So a manifest leads by itself to its neighbours alone. For everything else the user
+//! names the folder, or the manifest proves by hashes that it knows what lies there.
+
+use std::path::{Path, PathBuf};
+
+use super::hash::sha256_file;
+use super::manifest::SourceRecord;
+use super::output::resolved;
+use super::reference::SCHEME;
+use crate::Result;
+
+/// The file whose hash proves that a manifest knows a folder: small, and in every checkpoint folder.
+const PROOF: &str = "config.json";
+
+/// Whether `name` is the name of a file in its folder and nothing else.
+pub fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
+}
+
+/// Whether a recorded place is a path relative to the folder of its manifest.
+pub fn is_relative(recorded: &str) -> bool {
+    !recorded.is_empty()
+        && !recorded.contains('\0')
+        && !recorded.starts_with(SCHEME)
+        && Path::new(recorded).is_relative()
+}
+
+/// Whether `place` lies in the folder that holds the manifest's `folder`, itself and what is directly in it, with links
+/// followed.
+///
+/// # Errors
+/// Where the current folder cannot be told.
+pub fn is_neighbour(place: &Path, folder: &Path) -> Result<bool> {
+    let folder = resolved(folder)?;
+    let Some(around) = folder.parent() else {
+        return Ok(false);
+    };
+    let real = resolved(place)?;
+    // What does not exist keeps its steps up, which may lead anywhere.
+    if !real.starts_with(around) || real.components().any(|part| part.as_os_str() == "..") {
+        return Ok(false);
+    }
+    let Ok(entries) = std::fs::read_dir(&real) else {
+        return Ok(true);
+    };
+    for entry in entries.flatten() {
+        let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+        if is_link && !resolved(&entry.path())?.starts_with(around) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The folder of a source, as far as the manifest in `folder` may lead there by itself: to a neighbour, or to a folder with
+/// the configuration and the sizes that the manifest lists.
+///
+/// # Errors
+/// Where the current folder cannot be told.
+pub fn source_folder(source: &SourceRecord, folder: &Path) -> Result<Option<PathBuf>> {
+    if !is_relative(&source.path) {
+        return Ok(None);
+    }
+    let place = folder.join(&source.path);
+    let may_follow = is_neighbour(&place, folder)? || knows(source, &place);
+    Ok(may_follow.then_some(place))
+}
+
+/// Whether the record has the hash of the configuration in `place`, and the size of every file that it lists there.
+fn knows(source: &SourceRecord, place: &Path) -> bool {
+    let is_same = |record: &super::hash::FileHash| {
+        let path = place.join(&record.path);
+        is_plain_name(&record.path)
+            && path
+                .metadata()
+                .is_ok_and(|found| found.is_file() && found.len() == record.size)
+            && (record.path != PROOF
+                || sha256_file(&path).is_ok_and(|(sha256, _)| sha256 == record.sha256))
+    };
+    source.files.iter().any(|record| record.path == PROOF) && source.files.iter().all(is_same)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::create_dir_all;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_manifest_leads_to_its_neighbours_alone() {
+        let work = tempfile::tempdir().unwrap();
+        let at = |name: &str| work.path().join(name);
+        for folder in ["around/bam", "around/seed", "around/linked", "far"] {
+            create_dir_all(at(folder)).unwrap();
+        }
+        symlink(at("far"), at("around/link")).unwrap();
+        symlink(at("far/secret"), at("around/linked/config.json")).unwrap();
+        let is = |recorded: &str| {
+            let folder = at("around/bam");
+            is_neighbour(&folder.join(recorded), &folder).unwrap()
+        };
+        for inside in ["../seed", "../absent", ".", "..", "../seed/../seed"] {
+            assert!(is(inside), "{inside}");
+        }
+        for outside in [
+            "../../far",
+            "/etc",
+            "../link",
+            "../linked",
+            "../absent/../../../etc",
+            "../link/../around/seed/../../..",
+        ] {
+            assert!(!is(outside), "{outside}");
+        }
+        assert!(!is_relative("/etc") && !is_relative("") && !is_relative("hf://org/name"));
+    }
+}

@@ -1,0 +1,135 @@
+//! What a recipe out of a manifest may touch: nothing but its work folder, and the sources that it was given.
+//!
+//! A manifest is a stranger's. Its recipe may name paths in every setting, and the archive that it came in may hold a work
+//! folder full of links. So paths are checked as the manifest has them, by the definition of each command, and links in
+//! the work folder are followed before anything runs.
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use clap::Command;
+
+use super::arguments::{names_files, names_output};
+use super::lines::setting;
+use super::shell::SHELL;
+use super::stage::{definition, places};
+use crate::checkpoint::output::resolved;
+use crate::checkpoint::recipe::StageRecord;
+use crate::{Error, Result};
+
+/// Whether a path, seen from a folder, leads to something in it or to the folder itself.
+pub(super) fn stays_within(path: &Path) -> bool {
+    path.components()
+        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+}
+
+/// Whether a path, seen from a folder, leads to something below it.
+pub(super) fn leads_below(path: &Path) -> bool {
+    stays_within(path)
+        && path
+            .components()
+            .any(|part| matches!(part, Component::Normal(_)))
+}
+
+/// Refuses a stage of the manifest at `path` whose settings name a path outside the work folder. `program` is built.
+///
+/// # Errors
+/// Names the setting as `recipe.stages.NUMBER.settings.KEY`.
+pub(super) fn check_settings(
+    path: &Path,
+    number: usize,
+    stage: &StageRecord,
+    program: &Command,
+) -> Result<()> {
+    if stage.command == SHELL {
+        // The user has read it, and allowed it.
+        return Ok(());
+    }
+    let Some(command) = definition(program, &stage.command) else {
+        // Whoever resolves the recipe names the nearest command.
+        return Ok(());
+    };
+    let arguments = command.get_arguments().filter_map(setting);
+    for (key, argument) in arguments {
+        let values = stage.settings.get(key).into_iter().flatten();
+        for value in values {
+            let verb = match () {
+                () if names_output(argument) && !leads_below(Path::new(value)) => "writes",
+                () if names_files(argument) && !reads_within(value) => "reads",
+                () => continue,
+            };
+            let problem = format!(
+                "stage `{}` {verb} {value} outside the work folder",
+                stage.name
+            );
+            let place = format!("recipe.stages.{number}.settings.{key}");
+            let error = Error::key(path, &place, problem);
+            return Err(match verb {
+                "reads" => error.with_hint(
+                    "a recorded stage reads what stages before it made, or sources by name: `${NAME}/…`",
+                ),
+                _ => error.with_hint("nothing was run; do not trust this manifest"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Whether whatever path a value holds lies in the work folder or in a source, which stands there as `${NAME}`.
+fn reads_within(value: &str) -> bool {
+    places(value).all(|place| {
+        let Some((before, after)) = place.split_once("${") else {
+            return stays_within(Path::new(&place));
+        };
+        // `NAME=${SOURCE}/…`: anything else in front would make another path of the source's.
+        let is_prefix = before.is_empty() || before.ends_with(['=', ':']);
+        let rest = after.split_once('}').map_or("", |(_, rest)| rest);
+        // `${SOURCE}x` would be a sibling of the source, but `${SOURCE}:0.5` has its weight.
+        let ends = rest.is_empty() || rest.starts_with(['/', ':']);
+        let rest = rest.trim_start_matches('/');
+        is_prefix
+            && ends
+            && !rest.contains("${")
+            && [before, rest]
+                .iter()
+                .all(|part| stays_within(Path::new(part)))
+    })
+}
+
+/// Refuses a work folder that holds a link which leads out of it and into none of the `sources`.
+///
+/// # Errors
+/// Names the link.
+pub(super) fn check_links<'a>(
+    work: &Path,
+    sources: impl Iterator<Item = &'a PathBuf>,
+) -> Result<()> {
+    if !work.exists() {
+        return Ok(());
+    }
+    let mut allowed = vec![resolved(work)?];
+    for source in sources {
+        allowed.push(resolved(source)?);
+    }
+    let mut open = vec![work.to_path_buf()];
+    while let Some(folder) = open.pop() {
+        let failed = |e| Error::io("list", &folder, e);
+        for entry in fs::read_dir(&folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let kind = entry.file_type().map_err(failed)?;
+            if kind.is_symlink() {
+                let target = entry.path().canonicalize();
+                if !target.is_ok_and(|target| allowed.iter().any(|root| target.starts_with(root))) {
+                    return Err(Error::file(
+                        entry.path(),
+                        "is a link that leads out of the work folder, or nowhere",
+                    )
+                    .with_hint("remove it, or choose another --work"));
+                }
+            } else if kind.is_dir() {
+                open.push(entry.path());
+            }
+        }
+    }
+    Ok(())
+}
