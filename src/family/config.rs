@@ -55,6 +55,12 @@ impl Config {
         }
     }
 
+    /// As [`read`](Self::read); none where a folder has no `config.json`, or where `path` is a weight file.
+    pub fn find(path: &Path) -> Result<Option<Self>> {
+        let file = path.join("config.json");
+        file.exists().then(|| Self::read(&file)).transpose()
+    }
+
     /// Refuses a BAM of a version that this program does not know; one without the key has the first version.
     fn check_version(&self) -> Result<()> {
         match self.json.get(BAM_VERSION) {
