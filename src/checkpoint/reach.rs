@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::hash::sha256_file;
+use super::hash::{FileHash, sha256_file};
 use super::manifest::SourceRecord;
 use super::output::resolved;
 use super::reference::SCHEME;
@@ -14,11 +14,6 @@ use crate::Result;
 
 /// The file whose hash proves that a manifest knows a folder: small, and in every checkpoint folder.
 const PROOF: &str = "config.json";
-
-/// Whether `name` is the name of a file in its folder and nothing else.
-pub fn is_plain_name(name: &str) -> bool {
-    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
-}
 
 /// Whether a recorded place is a path relative to the folder of its manifest.
 pub fn is_relative(recorded: &str) -> bool {
@@ -71,9 +66,9 @@ pub fn source_folder(source: &SourceRecord, folder: &Path) -> Result<Option<Path
 
 /// Whether the record has the hash of the configuration in `place`, and the size of every file that it lists there.
 fn knows(source: &SourceRecord, place: &Path) -> bool {
-    let is_same = |record: &super::hash::FileHash| {
+    let is_same = |record: &FileHash| {
         let path = place.join(&record.path);
-        is_plain_name(&record.path)
+        record.is_plain_name()
             && path
                 .metadata()
                 .is_ok_and(|found| found.is_file() && found.len() == record.size)

@@ -56,7 +56,7 @@ impl Config {
     }
 
     /// As [`read`](Self::read); none where a folder has no `config.json`, or where `path` is a weight file.
-    pub fn find(path: &Path) -> Result<Option<Self>> {
+    pub fn read_if_present(path: &Path) -> Result<Option<Self>> {
         let file = path.join("config.json");
         file.exists().then(|| Self::read(&file)).transpose()
     }

@@ -167,7 +167,12 @@ pub(super) fn check_files(folder: &Path, manifest: &Manifest) -> Result<()> {
 fn position(folder: &Path) -> Result<Position> {
     let path = folder.join(STATE);
     let object = json::read_object(&path)?;
-    version::check(&path, VERSION, object.get(VERSION), u64::from(FORMAT_VERSION))?;
+    version::check(
+        &path,
+        VERSION,
+        object.get(VERSION),
+        u64::from(FORMAT_VERSION),
+    )?;
     serde_json::from_value(Value::Object(object))
         .map_err(|e| Error::file(&path, format!("expected the state of a run: {e}")))
 }

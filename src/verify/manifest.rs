@@ -13,7 +13,6 @@ use super::validate::{Options, Subject, is_own_file};
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::hash::{FileHash, FileHasher};
 use crate::checkpoint::manifest::{MANIFEST, Manifest};
-use crate::checkpoint::reach::is_plain_name;
 use crate::checkpoint::source_file::SourceFile;
 use crate::table;
 use crate::{Error, Result};

@@ -11,7 +11,7 @@ use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::hash::FileHash;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, SourceRecord};
-use crate::checkpoint::reach::{is_neighbour, is_plain_name, is_relative};
+use crate::checkpoint::reach::{is_neighbour, is_relative};
 use crate::checkpoint::reference::SCHEME;
 use crate::checkpoint::{Dtype, dtype};
 use crate::family::{Architecture, Config};
