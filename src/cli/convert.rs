@@ -142,8 +142,8 @@ impl Arguments {
         }
         let (plan, files) = plan(&self.source, self.dtype)?;
         // A family we do not know can be converted all the same; there is just less to say about it.
-        let architecture =
-            Config::read_if_present(&self.source)?.and_then(|config| Architecture::of(&config).ok());
+        let architecture = Config::read_if_present(&self.source)?
+            .and_then(|config| Architecture::of(&config).ok());
         self.write
             .run(&plan, architecture.as_ref(), &files, &self.out, printer)
     }

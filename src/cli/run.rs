@@ -283,7 +283,8 @@ impl Arguments {
             let (jobs, waiting) = runner.jobs(stages, graph, choices, &site)?;
             match self.json {
                 true => printer.json(&jobs)?,
-                false => printer.result(&submission_script(&jobs, &waiting))?,
+                // A file that it goes to must hold every value as it is.
+                false => printer.piece(&submission_script(&jobs, &waiting))?,
             }
             return Ok(Verdict::Yes);
         }

@@ -349,15 +349,12 @@ fn places<'a>(
     };
     let flags: Vec<String> = far.iter().map(flag).collect();
     let path = folder.join(MANIFEST);
-    Err(Error::key(
-        path,
-        &format!("recipe.sources.{name}"),
-        table::printable(&problem),
+    Err(
+        Error::key(path, &format!("recipe.sources.{name}"), problem).with_hint(format!(
+            "if you mean to read these, name them yourself: {}",
+            flags.join(" ")
+        )),
     )
-    .with_hint(format!(
-        "if you mean to read these, name them yourself: {}",
-        table::printable(&flags.join(" "))
-    )))
 }
 
 fn missing(place: &Path, name: &str) -> Error {

@@ -120,14 +120,15 @@ pub(super) struct Written<'a> {
 
 /// The names of the commands that stages may use; of a command with commands below it, those: `expert add`.
 pub(super) fn commands(program: &Command) -> Vec<String> {
-    let is_stage = |command: &&Command| !NO_STAGES.contains(&command.get_name());
-    let known = program.get_subcommands().filter(is_stage);
+    let known = program
+        .get_subcommands()
+        .filter(|command| is_stage(command));
     let mut names: Vec<String> = known
         .flat_map(|command| {
             let own = command.get_name();
             let below: Vec<String> = command
                 .get_subcommands()
-                .filter(is_stage)
+                .filter(|command| is_stage(command))
                 .map(|below| format!("{own} {}", below.get_name()))
                 .collect();
             if below.is_empty() {
@@ -141,11 +142,18 @@ pub(super) fn commands(program: &Command) -> Vec<String> {
     names
 }
 
+/// Whether stages may use a command: not where it would run others, or is the program's own affair.
+fn is_stage(command: &Command) -> bool {
+    !NO_STAGES.contains(&command.get_name()) && !command.is_hide_set()
+}
+
 /// The definition of one of these commands of the program.
 pub(super) fn definition<'a>(program: &'a Command, name: &str) -> Option<&'a Command> {
-    let found = name
-        .split(' ')
-        .try_fold(program, |command, word| command.find_subcommand(word))?;
+    let found = name.split(' ').try_fold(program, |command, word| {
+        command
+            .find_subcommand(word)
+            .filter(|found| is_stage(found))
+    })?;
     (!found.has_subcommands()).then_some(found)
 }
 

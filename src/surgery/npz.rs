@@ -54,7 +54,8 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<Export> {
     plan.settings.insert("to".to_owned(), json!("npz"));
     check_plan(&plan)?;
     // Of a family that is not known there is just less to say.
-    let architecture = Config::read_if_present(path)?.and_then(|config| Architecture::of(&config).ok());
+    let architecture =
+        Config::read_if_present(path)?.and_then(|config| Architecture::of(&config).ok());
     Ok(Export {
         plan,
         architecture,

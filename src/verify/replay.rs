@@ -251,10 +251,10 @@ fn with_sources(folder: &Path, manifest: &Manifest) -> String {
     };
     let places: Vec<String> = manifest.sources.iter().map(place).collect();
     let folder = table::quoted(&folder.to_string_lossy());
-    table::printable(&format!(
+    format!(
         "bam-convert validate {folder} --against {}",
         places.join(" ")
-    ))
+    )
 }
 
 /// The first place where an output differs from its expression.

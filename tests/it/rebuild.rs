@@ -760,3 +760,33 @@ fn a_replay_opens_neighbours_alone_and_tells_no_sizes() {
     bam!("validate", bam, "--against")
         .refused(2, &["key `sources.0.path`", "hf://ORG/NAME@COMMIT"]);
 }
+
+#[test]
+fn no_stage_runs_a_recipe_or_a_hidden_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    fs::create_dir(root.join("bam.again")).unwrap();
+    let inner = "stages: [{name: s, shell: {command: \"touch ../PWNED\"}}]\n";
+    fs::write(root.join("bam.again/inner.yaml"), inner).unwrap();
+    let settings = [
+        ("run", json!({"recipe": ["inner.yaml"]})),
+        (
+            "run",
+            json!({"supervise": ["true"], "supervised": ["touch", "../PWNED"]}),
+        ),
+        ("man", json!({"out": ["."]})),
+        ("completions", json!({"shell": ["bash"]})),
+        ("render-chat", json!({})),
+        ("help", json!({})),
+        ("expert help", json!({})),
+    ];
+    for (command, settings) in settings {
+        let bam = one_stage(root, command, settings);
+        let key = format!("key `{command}`: a stage has no such key");
+        bam!("run", "--from-manifest", bam).refused(2, &[&key]);
+        let recipe = root.join("r.yaml");
+        fs::write(&recipe, format!("stages: [{{name: s, {command}: {{}}}}]\n")).unwrap();
+        bam!("run", recipe, "--work", root.join("w")).refused(2, &[&key]);
+    }
+    assert!(!root.join("PWNED").exists() && !root.join("w").exists());
+}
