@@ -250,10 +250,24 @@ fn values_that_would_leave_their_quotes_are_refused_or_quoted() {
 fn a_work_folder_that_no_script_can_hold_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = folder.path().join("r.yaml");
-    let text = "work: \"w\\ntouch PWNED\\n#\"\nstages:\n- name: s\n  shell: {command: \"true\"}\n";
-    fs::write(&recipe, text).unwrap();
-    let run = crate::common::bam!("run", recipe, "--executor", "slurm", "--dry-run");
-    run.refused(2, &["w\\ntouch PWNED\\n#", "control character", "--work"]);
+    for (work, part) in [
+        (
+            "w\ntouch PWNED\n#",
+            "must be a path of printable characters",
+        ),
+        ("w\" --uid=\"0", "the path holds a quote"),
+        ("w\\", "the path holds a quote, a backslash"),
+        ("w#", "a `#`"),
+    ] {
+        let stage = json!({"name": "s", "shell": {"command": "true"}});
+        fs::write(
+            &recipe,
+            json!({"work": work, "stages": [stage]}).to_string(),
+        )
+        .unwrap();
+        let run = crate::common::bam!("run", recipe, "--executor", "slurm", "--dry-run");
+        run.refused(2, &["w", part]);
+    }
 }
 
 #[test]
