@@ -1077,7 +1077,7 @@ fn a_tied_model_trains_the_same_however_its_matrix_is_stored() {
                 assert_eq!(read_folder(&out), read_folder(&plain), "{name}");
                 assert_eq!(perplexity(&out), perplexity(&plain), "{name}");
             }
-            crate::common::crate::common::against(&out).ok();
+            crate::common::against(&out).ok();
         }
     }
 }
@@ -1119,7 +1119,7 @@ fn every_command_reads_a_tied_model_however_its_matrix_is_stored() {
             out("f32"),
             out("branches").join("x"),
         ] {
-            crate::common::crate::common::against(&made).ok();
+            crate::common::against(&made).ok();
         }
         if name == "head" {
             crate::common::bam!("diff", seed(), &folder).ok();
