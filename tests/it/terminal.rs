@@ -118,7 +118,8 @@ fn yaml(text: &str) -> String {
 fn no_command_prints_a_name_raw() {
     let world = World::new();
     let (mixture, seed, evil) = (world.mixture(), world.path("seed"), world.path(EVIL));
-    let (text, out) = (world.path("code.txt"), world.path("out"));
+    let out = world.path(&format!("{EVIL}-out"));
+    let text = world.path("code.txt");
     let (data, expert) = (named(&text), named(&evil));
     let llama = fs::read_to_string(fixture("../formats/llama.yaml")).unwrap();
     let format = world.path("format.yaml");
