@@ -100,6 +100,9 @@ for version in v4 v5; do
   "$version/bin/python" "$root/fixtures/make_golden_bam.py" --binary "$bam" --fixtures "$root/fixtures" --out "$root/fixtures/golden" --check
 done
 
+say 'modeling_bam.py on odd configurations, under both versions'
+for version in v4 v5; do "$version/bin/python" "$here/configs.py" --binary "$bam" --fixtures "$root/fixtures"; done
+
 say 'mixtures in the formats of transformers, under both versions; what mergekit-moe makes'
 for version in v4 v5; do
   "$version/bin/python" "$here/targets.py" --binary "$bam" --fixtures "$root/fixtures" --mergekit mk/bin/mergekit-moe

@@ -2,6 +2,7 @@
 //! (`naive.rs`, float64).
 
 mod cache;
+mod configurations;
 mod dense;
 mod fused;
 mod gradients;
