@@ -67,7 +67,8 @@ impl Cuts {
             spaces,
         )?;
         let marked = words.marked || spaces != Spaces::Kept;
-        if !words.found && !(marked && has_no_inner_mark(tokenizer.get("model")?)?) {
+        let parted = words.found || marked && has_no_inner_mark(tokenizer.get("model")?)?;
+        if !parted {
             return None;
         }
         let mut cuts = Self {

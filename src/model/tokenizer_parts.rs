@@ -111,6 +111,8 @@ struct Check<'a> {
 
 /// A step of a part with its type.
 type Step<'v> = (&'v Map<String, Value>, &'v str);
+/// The bytes that a step of a type may make of one.
+type GrowthOf<'f> = &'f dyn Fn(&Map<String, Value>, &str) -> Result<u64>;
 
 impl Check<'_> {
     fn refused(&self, key: &str, problem: impl Into<String>) -> Error {
@@ -154,7 +156,7 @@ impl Check<'_> {
         object: &Map<String, Value>,
         key: &str,
         list: &str,
-        of: &dyn Fn(&Map<String, Value>, &str) -> Result<u64>,
+        of: GrowthOf<'_>,
     ) -> Result<u64> {
         let mut growth = 1u64;
         for (step, kind) in self.steps(object, key, list)? {
