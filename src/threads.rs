@@ -2,6 +2,7 @@
 
 use std::error::Error as _;
 use std::io;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, Scope};
 
@@ -14,9 +15,10 @@ use crate::{Error, Result};
 /// # Errors
 /// Where the system gives not a single one.
 pub fn pool(threads: usize) -> Result<ThreadPool> {
+    let threads = Waiting::start(threads)?;
     ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .spawn_handler(start)
+        .num_threads(threads.0.len())
+        .spawn_handler(|thread| threads.run(thread))
         .build()
         .map_err(none)
 }
@@ -33,17 +35,49 @@ pub fn start_shared(threads: usize) -> Result<()> {
     if *started {
         return Ok(());
     }
+    let threads = Waiting::start(threads)?;
     let built = ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .spawn_handler(start)
+        .num_threads(threads.0.len())
+        .spawn_handler(|thread| threads.run(thread))
         .build_global();
+    // rayon's only other error is that these threads run already.
     match built {
-        // An error without a cause says that the threads run already.
         Err(e) if e.source().is_some() => Err(none(e)),
         _ => {
             *started = true;
             Ok(())
         }
+    }
+}
+
+/// Threads that wait for their part in a pool: rayon makes a pool with all its threads or not at all, and the shared one once.
+struct Waiting(Vec<Sender<ThreadBuilder>>);
+
+impl Waiting {
+    /// Starts as many of `threads` as the system gives; 0 stands for one a core.
+    fn start(threads: usize) -> Result<Self> {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let asked = || std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok();
+        let wanted = [Some(threads), asked()];
+        let wanted = wanted.into_iter().flatten().find(|threads| *threads > 0);
+        let mut waiting = Vec::new();
+        for _ in 0..wanted.unwrap_or_else(cores) {
+            let (give, take) = channel::<ThreadBuilder>();
+            // Without a part, the thread ends.
+            let run = move || take.recv().map_or((), ThreadBuilder::run);
+            match Builder::new().spawn(run) {
+                Ok(_) => waiting.push(give),
+                Err(e) if waiting.is_empty() => return Err(none(e)),
+                Err(_) => break,
+            }
+        }
+        Ok(Self(waiting))
+    }
+
+    fn run(&self, thread: ThreadBuilder) -> io::Result<()> {
+        let waiting = self.0.get(thread.index());
+        let given = waiting.and_then(|waiting| waiting.send(thread).ok());
+        given.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
@@ -65,13 +99,4 @@ pub fn share<'scope>(
 pub fn none(source: impl ToString) -> Error {
     Error::compute("start a thread", source)
         .with_hint("raise the limit of processes (ulimit -u) or of memory (ulimit -v)")
-}
-
-/// Starts a thread of a pool. A pool whose later threads are missing works with the others.
-fn start(thread: ThreadBuilder) -> io::Result<()> {
-    let is_first = thread.index() == 0;
-    match Builder::new().spawn(|| thread.run()) {
-        Err(e) if is_first => Err(e),
-        _ => Ok(()),
-    }
 }

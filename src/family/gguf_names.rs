@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::architecture::Architecture;
-use super::config::Config;
 use super::gguf_rope;
 use super::layout::QkNorm;
 use super::tensors::{Role, TensorSpec};
@@ -31,7 +30,7 @@ pub struct NamedTensor {
 }
 
 /// Refuses what llama.cpp would compute otherwise, each reason named.
-pub fn check(architecture: &Architecture, config: &Config) -> Result<()> {
+pub fn check(architecture: &Architecture) -> Result<()> {
     let a = architecture;
     let mut reasons = Vec::new();
     let mut refuse =
@@ -49,14 +48,8 @@ pub fn check(architecture: &Architecture, config: &Config) -> Result<()> {
         a.sliding_window.is_some_and(|window| window < context),
         "it has no sliding window",
     );
-    let rotated = [None, Some("rope_parameters"), Some("rope_scaling")].map(|place| {
-        let object = place.map_or(Some(&config.json), |place| {
-            config.json.get(place).and_then(Value::as_object)
-        });
-        object.and_then(|object| object.get("partial_rotary_factor")?.as_f64())
-    });
     refuse(
-        rotated.into_iter().flatten().any(|share| share != 1.0),
+        a.partial_rotary_factor.is_some(),
         "it rotates whole heads (`partial_rotary_factor`)",
     );
     refuse(a.hidden_act != "silu", "its activation is silu");

@@ -27,7 +27,7 @@ const FACTORS: &str = "rope_freqs.weight";
 pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
     let model = Model::open(SOURCE, path)?;
     let a = model.architecture.clone();
-    gguf_names::check(&a, &model.config)?;
+    gguf_names::check(&a)?;
     let stored = model.main_dtype();
     let matrices = match dtype {
         Some(dtype) => dtype,
