@@ -58,11 +58,13 @@ impl Sources {
         copy_folder(&fixture("hostile/tokens-good"), &here.join("tokens"));
         std::fs::write(here.join("ids.json"), "[1, 2, 3]").unwrap();
         std::fs::write(here.join("text.md"), "A few words to read.\n".repeat(40)).unwrap();
-        let prompts = "seed: {prompts: [words]}\ncode: {prompts: ['fn main']}\n";
+        let prompts = "gate_mode: hidden\nexperts:\n- name: seed\n  positive_prompts: [words]\n\
+                       - name: code\n  positive_prompts: ['fn main']\n";
         std::fs::write(here.join("prompts.yaml"), prompts).unwrap();
+        let config = here.join("seed/config.json");
         let recipe = format!(
-            "stages:\n  seed:\n    init: {}\n    out: made\n",
-            here.join("seed/config.json").display()
+            "stages:\n- name: seed\n  init:\n    config: {}\n    out: made\n",
+            config.display()
         );
         std::fs::write(here.join("recipe.yaml"), recipe).unwrap();
         let expert = format!("code={}", here.join("code").display());
@@ -161,7 +163,7 @@ fn memory() {
         run.code == Some(0)
     };
     let least = (40_000..2_000_000).step_by(5000).find(starts).unwrap();
-    for more in [1000, 12_000, 40_000] {
+    for more in [1000, 20_000] {
         sources.run_all(&format!("ulimit -v {}", least + more));
     }
 }

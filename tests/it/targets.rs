@@ -790,11 +790,6 @@ fn what_llama_cpp_would_compute_otherwise_is_refused() {
         ),
         (
             "rope_scaling",
-            with(&llama3, "attention_factor", 0.5),
-            "attention_factor",
-        ),
-        (
-            "rope_scaling",
             with(&yarn, "attention_factor", 0.5),
             "attention_factor",
         ),
