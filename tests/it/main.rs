@@ -14,6 +14,7 @@
 mod bounds;
 mod commands;
 mod common;
+mod compatibility;
 mod configs;
 mod convert;
 mod determinism;

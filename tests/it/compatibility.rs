@@ -1,0 +1,169 @@
+//! What earlier versions wrote, read by this one: `fixtures/written-by-VERSION/`, which `fixtures/make_written.py` made with that version.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::common::{bam, binary, contents, edit_json, finish, fixture, read_json, sha256};
+use serde_json::{Value, json};
+
+/// Versions whose output is kept.
+const VERSIONS: [&str; 1] = ["0.1"];
+
+fn written(version: &str) -> PathBuf {
+    fixture(format!("written-by-{version}"))
+}
+
+/// A copy of what `version` wrote beside copies of what it was made of, as in `fixtures/`.
+fn copy(version: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    copy_tree(
+        &fixture("hostile/good"),
+        &folder.path().join("hostile/good"),
+    );
+    let kept = folder.path().join("kept");
+    copy_tree(&written(version), &kept);
+    (folder, kept)
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_tree(&path, &target);
+        } else {
+            fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
+/// SHA-256 of each file of a flat folder.
+fn hashes(folder: &Path) -> Value {
+    contents(folder)
+        .iter()
+        .map(|(name, bytes)| (name.clone(), json!(sha256(bytes))))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+#[test]
+fn checkpoints_are_valid_and_replay_from_their_manifests() {
+    for version in VERSIONS {
+        let folder = written(version);
+        for name in [
+            "llama-bam",
+            "qwen3-bam-shared",
+            "cohere-btx",
+            "mistral-mixtral",
+            "recipe/work/bam",
+        ] {
+            bam!("validate", folder.join(name), "--against").ok();
+            bam!(
+                "generate",
+                folder.join(name),
+                "--prompt",
+                "abc",
+                "--max-tokens",
+                "2"
+            )
+            .ok();
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_is_made_again_from_its_manifest() {
+    for version in VERSIONS {
+        let (_folder, kept) = copy(version);
+        let bam = kept.join("recipe/work/bam");
+        let work = kept.join("again");
+        bam!("run", "--from-manifest", bam, "--work", work).ok();
+        let made = work.join("bam");
+        assert_eq!(
+            sha256(&fs::read(made.join("model.safetensors")).unwrap()),
+            read_json(kept.join("golden.json"))["rebuilt"]["model.safetensors"],
+        );
+        let tensors =
+            |folder: &Path| read_json(folder.join("bam-manifest.json"))["tensors"].clone();
+        assert_eq!(tensors(&made), tensors(&bam));
+    }
+}
+
+/// Makes the records of a work folder speak of files whose times and inodes are those of a copy; nothing else changes.
+fn as_left(work: &Path) {
+    for entry in fs::read_dir(work.join(".bam-run/stages")).unwrap() {
+        edit_json(&entry.unwrap().path(), |record| {
+            for (name, stamp) in record["outputs"].as_object_mut().unwrap() {
+                let now = fs::metadata(work.join(name)).unwrap();
+                assert_eq!(stamp["length"], now.len(), "{name}");
+                stamp["modified"] = json!(now.mtime() * 1_000_000_000 + now.mtime_nsec());
+                stamp["inode"] = json!(now.ino());
+            }
+        });
+    }
+}
+
+#[test]
+fn a_finished_recipe_has_nothing_to_do() {
+    for version in VERSIONS {
+        let (_folder, kept) = copy(version);
+        let work = kept.join("recipe/work");
+        as_left(&work);
+        let before = contents(&work.join("bam"));
+        let run = bam!("run", kept.join("recipe/recipe.yaml"), "--work", work).ok();
+        assert_eq!(run.stdout.matches("up to date").count(), 4, "{run}");
+        assert!(contents(&work.join("bam")) == before);
+    }
+}
+
+#[test]
+fn token_folders_are_read() {
+    for version in VERSIONS {
+        let data = format!(
+            "x={}",
+            written(version).join("recipe/work/tokens").display()
+        );
+        let found = bam!(
+            "eval",
+            fixture("hostile/good"),
+            "--data",
+            data,
+            "--context",
+            "16",
+            "--json"
+        )
+        .ok()
+        .json();
+        let domain = &found["models"][0]["domains"][0];
+        assert_eq!(domain["tokens"], 148, "{found}");
+        let perplexity = domain["perplexity"].as_f64().unwrap();
+        // What 0.1 said of its own tokens.
+        assert!((perplexity - 15.788_181).abs() < 1e-4, "{found}");
+    }
+}
+
+#[test]
+fn a_stopped_run_is_resumed_to_the_same_bytes() {
+    for version in VERSIONS {
+        let (_folder, kept) = copy(version);
+        let golden = read_json(kept.join("golden.json"));
+        let stopped = kept.join("stopped");
+        let mut command = Command::new(binary());
+        let words = golden["command"].as_array().unwrap();
+        command
+            .args(words.iter().map(|word| word.as_str().unwrap()))
+            .arg("--resume")
+            .current_dir(&stopped);
+        let run = finish(command).ok();
+        assert!(run.stderr.contains("resumed"), "{run}");
+        let made = hashes(&stopped.join("trained"));
+        assert_eq!(
+            made["model.safetensors"],
+            golden["resumed"]["model.safetensors"]
+        );
+        assert_eq!(made["config.json"], golden["resumed"]["config.json"]);
+    }
+}
