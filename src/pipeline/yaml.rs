@@ -57,7 +57,11 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Spanned<Node>> {
         let problem = [" at line ", "; use "]
             .iter()
             .fold(line, |line, end| line.split(end).next().unwrap_or(line));
-        Error::file(place, format!("not YAML that can be read: {problem}"))
+        let refused = Error::file(place, format!("not YAML that can be read: {problem}"));
+        if problem.starts_with("multiple YAML documents") {
+            return refused.with_hint("put each document into a file of its own");
+        }
+        refused
     })
 }
 

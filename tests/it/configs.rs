@@ -729,6 +729,32 @@ fn other_merges_are_refused_by_name() {
     for (text, parts) in cases {
         bench.merge(&text, &[]).refused(2, parts);
     }
+    // The method is named before the keys that only it has, whichever command is given the file.
+    let sliced = "slices:\n- sources: [{model: a, layer_range: [0, 1]}]\nmerge_method: METHOD\nparameters: {t: [0, 1]}\n";
+    for method in [
+        "slerp",
+        "nuslerp",
+        "ties",
+        "dare_ties",
+        "passthrough",
+        "task_arithmetic",
+        "model_stock",
+        "della",
+        "breadcrumbs",
+    ] {
+        let text = sliced.replace("METHOD", method);
+        let found = format!("found `{method}`, which only mergekit runs");
+        let parts = ["settings.yaml:3:15", &found, "expected `linear`", "mergekit-yaml"];
+        bench.merge(&text, &[]).refused(2, &parts);
+        bench.upcycle(&text, &[]).refused(2, &parts);
+    }
+    bench
+        .merge(&sliced.replace("METHOD", "tiess"), &[])
+        .refused(2, &["found `tiess`", "`ties`"]);
+    let several = format!("{linear}---\n{linear}");
+    bench
+        .merge(&several, &[])
+        .refused(2, &["settings.yaml:6:", "multiple YAML documents", "file of its own"]);
     bam!(
         "merge",
         "--model",
