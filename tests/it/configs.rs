@@ -744,7 +744,12 @@ fn other_merges_are_refused_by_name() {
     ] {
         let text = sliced.replace("METHOD", method);
         let found = format!("found `{method}`, which only mergekit runs");
-        let parts = ["settings.yaml:3:15", &found, "expected `linear`", "mergekit-yaml"];
+        let parts = [
+            "settings.yaml:3:15",
+            &found,
+            "expected `linear`",
+            "mergekit-yaml",
+        ];
         bench.merge(&text, &[]).refused(2, &parts);
         bench.upcycle(&text, &[]).refused(2, &parts);
     }
@@ -752,9 +757,14 @@ fn other_merges_are_refused_by_name() {
         .merge(&sliced.replace("METHOD", "tiess"), &[])
         .refused(2, &["found `tiess`", "`ties`"]);
     let several = format!("{linear}---\n{linear}");
-    bench
-        .merge(&several, &[])
-        .refused(2, &["settings.yaml:6:", "multiple YAML documents", "file of its own"]);
+    bench.merge(&several, &[]).refused(
+        2,
+        &[
+            "settings.yaml:6:",
+            "multiple YAML documents",
+            "file of its own",
+        ],
+    );
     bam!(
         "merge",
         "--model",
