@@ -141,7 +141,7 @@ fn the_folder_of_the_file_has_a_name() {
             &[],
         )
         .ok();
-    crate::common::against(&bench.path("out")).ok();
+    crate::common::against(bench.path("out")).ok();
 }
 
 #[test]
@@ -524,7 +524,7 @@ fn other_gates_and_flags_beside_the_file() {
         "- source_model: fixtures/llama/law\n  noise_scale: 0.01\n  residual_scale: 2\n",
     );
     bench.upcycle(&scaled, &["--target", "bam", "--force"]).ok();
-    crate::common::against(&bench.path("out")).ok();
+    crate::common::against(bench.path("out")).ok();
     let (out, law) = (
         read_folder(&bench.path("out")),
         read_folder(&fixture("llama/law")),

@@ -358,7 +358,7 @@ fn named(name: &str, folder: &Path) -> String {
 
 #[track_caller]
 fn replays(folder: &Path) {
-    crate::common::against(&folder).ok();
+    crate::common::against(folder).ok();
 }
 
 fn rows(tensor: &Tensor) -> Vec<&[u8]> {
