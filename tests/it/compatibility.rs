@@ -61,19 +61,7 @@ fn checkpoints_are_valid_and_replay_from_their_manifests() {
             "mistral-mixtral",
             "recipe/work/bam",
         ] {
-            let checkpoint = folder.join(name);
-            let manifest = read_json(checkpoint.join("bam-manifest.json"));
-            // Sources that are not beside a checkpoint are read only where the user names them.
-            let sources = manifest["sources"].as_array().unwrap();
-            let named = sources
-                .iter()
-                .map(|source| checkpoint.join(source["path"].as_str().unwrap()).into());
-            let line = [
-                "validate".into(),
-                checkpoint.clone().into(),
-                "--against".into(),
-            ];
-            run(line.into_iter().chain(named)).ok();
+            against(folder.join(name)).ok();
             bam!(
                 "generate",
                 folder.join(name),
