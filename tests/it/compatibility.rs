@@ -6,7 +6,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{bam, binary, contents, edit_json, finish, fixture, read_json, run, sha256};
+use crate::common::{
+    against, bam, binary, contents, edit_json, finish, fixture, read_json, run, sha256,
+};
 use serde_json::{Value, json};
 
 /// Versions whose output is kept.
