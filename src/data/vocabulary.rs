@@ -124,7 +124,7 @@ pub(super) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Ready> {
     }
     read.iter().try_for_each(SourceFile::check_unchanged)?;
     let notes = tokenizer.note().into_iter();
-    let notes = notes.chain(beyond_model(&tokenizer, folder)).collect();
+    let notes = notes.chain(beyond_model(&tokenizer, folder)?).collect();
     Ok(Ready {
         tokenizer,
         notes,
@@ -135,19 +135,24 @@ pub(super) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Ready> {
 }
 
 /// What to say where the model beside a tokenizer has no embedding for some of its ids: `train` would refuse the tokens.
-fn beyond_model(tokenizer: &Tokenizer, folder: &Path) -> Option<String> {
+fn beyond_model(tokenizer: &Tokenizer, folder: &Path) -> Result<Option<String>> {
     let path = folder.join(CONFIG);
-    let config = path.is_file().then(|| json::read_object(&path).ok())??;
-    let rows = config.get("vocab_size")?.as_u64()?;
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let config = json::read_object(&path)?;
+    let Some(rows) = config.get("vocab_size").and_then(Value::as_u64) else {
+        return Ok(None);
+    };
     let found = tokenizer.vocab_size();
-    (found > rows).then(|| {
+    Ok((found > rows).then(|| {
         format!(
             "{}: has ids up to {}, but vocab_size of {} is {rows}: this model cannot be trained on the tokens",
             tokenizer.path().display(),
             found - 1,
             path.display()
         )
-    })
+    }))
 }
 
 /// Makes a byte-level BPE of `vocab_size` tokens, fewer if the texts have no more pairs to join.

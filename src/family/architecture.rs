@@ -230,6 +230,22 @@ impl Architecture {
         Ok(architecture)
     }
 
+    /// This architecture with the layouts that `config` says in a BAM's own keys.
+    ///
+    /// For configurations of mixtures that do not exist yet: a model of another family ignores these keys.
+    pub(crate) fn with_own_layouts(self, config: &Config) -> Result<Self> {
+        let layouts = Layouts::said(config)?;
+        Ok(Self {
+            block: layouts.block.unwrap_or(self.block),
+            norm_type: layouts.norm_type.unwrap_or(self.norm_type),
+            norm_position: layouts.norm_position.unwrap_or(self.norm_position),
+            mlp_type: layouts.mlp_type.unwrap_or(self.mlp_type),
+            rope_interleaved: layouts.rope_interleaved.unwrap_or(self.rope_interleaved),
+            qk_norm: layouts.qk_norm.unwrap_or(self.qk_norm),
+            ..self
+        })
+    }
+
     /// The BAM architecture whose experts are copies of this dense one.
     pub fn upcycled(&self, mixture: Mixture) -> Self {
         Self {

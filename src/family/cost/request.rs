@@ -41,6 +41,7 @@ impl Request {
         if *self == Self::default() && !described {
             return Ok(dense);
         }
+        let dense = dense.with_own_layouts(config)?;
         /// The paper's number, the seed counted.
         const EXPERTS: u64 = 4;
         let mut mixture = match described {
