@@ -167,7 +167,11 @@ fn nonsense_tensors_are_refused_by_name() {
         (&[u64::MAX, 2], 0, "more elements than can be counted"),
         (&[1 << 60, 32], 0, "more elements than can be counted"),
         (&[1 << 40], 0, "pass the end of the file"),
-        (&[1], 39, "rows of a multiple of 32 elements (MXFP4), found 1"),
+        (
+            &[1],
+            39,
+            "rows of a multiple of 32 elements (MXFP4), found 1",
+        ),
         (&[1], 7777, "type unknown (ggml type 7777)"),
     ] {
         let problem = refusal(&small().tensor("odd", shape, kind, vec![]).bytes());
