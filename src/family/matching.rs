@@ -17,7 +17,7 @@ impl Architecture {
     /// # Errors
     /// As [`Self::match_tensors`].
     pub fn match_checkpoint(&self, path: &Path) -> Result<()> {
-        let checkpoint = Checkpoint::open(path)?;
+        let checkpoint = self.with_tied_embedding(Checkpoint::open(path)?)?;
         self.refuse_fused(&checkpoint)?;
         self.match_tensors(&self.tensors()?, &checkpoint).map(drop)
     }

@@ -294,14 +294,15 @@ fn a_mixture_is_equal_to_its_plan_and_one_changed_value_is_found() {
 }
 
 #[test]
-fn a_source_that_changed_is_named_with_both_hashes() {
+fn a_source_that_changed_is_named_without_what_lies_there() {
     let samples = Samples::new();
     let folder = mixture(&samples, RouterInit::Normal(0.02));
     overwrite(&samples.path("law"), Q, 0, &bf16(3.0));
     let report = validated(&folder, Some(&[]));
     let text = found(&report, "sources");
     assert!(
-        text.contains("law/model.safetensors") && text.contains("of source `law` has SHA-256"),
+        text.contains("law/model.safetensors")
+            && text.contains("of source `law` is missing or differs: expected the file with SHA-256"),
         "{text}"
     );
     let text = found(&report, "replay");
@@ -393,7 +394,9 @@ fn a_hostile_replay_is_refused_tensor_by_tensor() {
         manifest["sources"][1]["path"] = "/etc".into();
     });
     let report = validated(&folder, Some(&[]));
-    assert!(found(&report, "sources").contains("expected a relative one; it is not opened"));
+    assert!(
+        found(&report, "sources").contains("is not beside the manifest's folder; it is not opened")
+    );
     let text = found(&report, "replay");
     assert!(
         text.contains("`nobody`") && text.contains("is not stored as bam-manifest.json says"),
