@@ -302,7 +302,8 @@ fn a_source_that_changed_is_named_without_what_lies_there() {
     let text = found(&report, "sources");
     assert!(
         text.contains("law/model.safetensors")
-            && text.contains("of source `law` is missing or differs: expected the file with SHA-256"),
+            && text
+                .contains("of source `law` is missing or differs: expected the file with SHA-256"),
         "{text}"
     );
     let text = found(&report, "replay");
