@@ -258,11 +258,9 @@ impl Scaling<'_> {
         for key in kind.optional {
             self.check(key, false)?;
         }
-        let known = |key: &str| {
-            key == "rope_type" || kind.required.contains(&key) || kind.optional.contains(&key)
-        };
+        // Keys of other kinds stay: no reader looks at them, and a format without a place for them can say so.
         self.values
-            .retain(|key, value| known(key) && !(value.is_null() && key != "factor"));
+            .retain(|key, value| key == "factor" || !value.is_null());
         match kind.name {
             "llama3" => {
                 self.say_original()?;

@@ -418,9 +418,12 @@ fn a_config_that_contradicts_the_tensors_is_refused() {
         error.contains("hidden_act") && error.contains("found sulu"),
         "{error}"
     );
-    let error = with("\"rope_type\": \"llama3\"", "\"rope_type\": \"longrope\"");
+    let error = with(
+        "\"rope_type\": \"llama3\"",
+        "\"rope_type\": \"proportional\"",
+    );
     assert!(
-        error.contains("rope_type") && error.contains("longrope"),
+        error.contains("rope_type") && error.contains("proportional"),
         "{error}"
     );
 }
