@@ -67,6 +67,14 @@ pub struct Arguments {
 /// What becomes of files that another model has left in the repository.
 const REMOVED: &str = "to remove, of the model that is there now";
 
+/// What goes up in the place of files of the folder.
+struct Replaced {
+    /// The content of each, by name.
+    files: BTreeMap<String, Vec<u8>>,
+    /// Names of those whose own content holds paths of this machine.
+    with_paths: Vec<String>,
+}
+
 /// What `--dry-run` shows.
 #[derive(Serialize)]
 struct Preview<'a> {
@@ -91,8 +99,8 @@ impl Arguments {
             return Ok(Verdict::No);
         }
         let manifest = Manifest::read(&self.folder)?;
-        let (replaced, told) = self.replaced(&reference, manifest.as_ref())?;
-        told.iter().for_each(|path| {
+        let replaced = self.replaced(&reference, manifest.as_ref())?;
+        replaced.with_paths.iter().for_each(|path| {
             printer.note(&format!(
                 " note: {path}: goes up without the paths of this machine that it holds"
             ))
@@ -105,7 +113,7 @@ impl Arguments {
         let bar = printer.bytes_bar(hub::length(&self.folder)?, "reading");
         let options = PushOptions {
             folder: &self.folder,
-            replaced,
+            replaced: replaced.files,
             private: self.private,
             create_pr: self.create_pr,
             message: self.message(manifest.as_ref())?,
@@ -167,12 +175,8 @@ impl Arguments {
         Ok(false)
     }
 
-    /// What goes up in the place of files of the folder, and the names of those that hold paths of this machine.
-    fn replaced(
-        &self,
-        reference: &Reference,
-        manifest: Option<&Manifest>,
-    ) -> Result<(BTreeMap<String, Vec<u8>>, Vec<String>)> {
+    /// What goes up in the place of files of the folder.
+    fn replaced(&self, reference: &Reference, manifest: Option<&Manifest>) -> Result<Replaced> {
         let beside = self.folder.join(EVALUATION);
         let evaluation = self
             .evaluation
@@ -196,10 +200,10 @@ impl Arguments {
             Some(recipe) => published_card(&card, recipe)?,
             None => card,
         };
-        let mut replaced = BTreeMap::from([(CARD.to_owned(), card.into_bytes())]);
+        let mut files = BTreeMap::from([(CARD.to_owned(), card.into_bytes())]);
         let local = LocalPaths::of(&self.folder, manifest);
-        let told = local.remove(&self.folder, published.as_mut(), &mut replaced)?;
-        Ok((replaced, told))
+        let with_paths = local.remove(&self.folder, published.as_mut(), &mut files)?;
+        Ok(Replaced { files, with_paths })
     }
 
     fn message(&self, manifest: Option<&Manifest>) -> Result<String> {

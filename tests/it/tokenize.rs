@@ -830,8 +830,14 @@ fn a_long_document_has_the_tokens_of_the_whole() {
     let work = TempDir::new().unwrap();
     let path = |name: &str| work.path().join(name);
     let mut noise = Noise(11);
-    let line =
-        |noise: &mut Noise| text(noise, 12) + if noise.word() % 3 == 0 { ".\n" } else { "\n\n" };
+    let line = |noise: &mut Noise| {
+        text(noise, 12)
+            + if noise.word().is_multiple_of(3) {
+                ".\n"
+            } else {
+                "\n\n"
+            }
+    };
     let mut long = String::new();
     while long.len() < 300_000 {
         long += &line(&mut noise);
