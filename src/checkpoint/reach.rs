@@ -98,6 +98,7 @@ mod tests {
         for inside in ["../seed", "../absent", ".", "..", "../seed/../seed"] {
             assert!(is(inside), "{inside}");
         }
+        std::fs::write(at("far/secret"), "").unwrap();
         symlink(at("far"), at("around/link")).unwrap();
         symlink(at("far/secret"), at("around/linked/config.json")).unwrap();
         for outside in [
