@@ -14,6 +14,8 @@ use crate::Result;
 
 /// The file whose hash proves that a manifest knows a folder: small, and in every checkpoint folder.
 const PROOF: &str = "config.json";
+/// Entries of a folder that are looked through for links. A larger folder is the user's to name.
+const MOST_ENTRIES: usize = 10_000;
 
 /// Whether a recorded place is a path relative to the folder of its manifest.
 pub fn is_relative(recorded: &str) -> bool {
@@ -23,8 +25,7 @@ pub fn is_relative(recorded: &str) -> bool {
         && Path::new(recorded).is_relative()
 }
 
-/// Whether `place` lies in the folder that holds the manifest's `folder`, itself and what is directly in it, with links
-/// followed.
+/// Whether `place` lies in the folder that holds the manifest's `folder`, itself and all that it holds, with links followed.
 ///
 /// # Errors
 /// Where the current folder cannot be told.
@@ -38,13 +39,19 @@ pub fn is_neighbour(place: &Path, folder: &Path) -> Result<bool> {
     if !real.starts_with(around) || real.components().any(|part| part.as_os_str() == "..") {
         return Ok(false);
     }
-    let Ok(entries) = std::fs::read_dir(&real) else {
-        return Ok(true);
-    };
-    for entry in entries.flatten() {
-        let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
-        if is_link && !resolved(&entry.path())?.starts_with(around) {
-            return Ok(false);
+    let (mut open, mut seen) = (vec![real], 0);
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            seen += 1;
+            let kind = entry.file_type().ok();
+            let leads_out = kind.is_some_and(|kind| kind.is_symlink())
+                && !resolved(&entry.path())?.starts_with(around);
+            if leads_out || seen > MOST_ENTRIES {
+                return Ok(false);
+            }
+            if kind.is_some_and(|kind| kind.is_dir()) {
+                open.push(entry.path());
+            }
         }
     }
     Ok(true)
@@ -88,7 +95,13 @@ mod tests {
     fn a_manifest_leads_to_its_neighbours_alone() {
         let work = tempfile::tempdir().unwrap();
         let at = |name: &str| work.path().join(name);
-        for folder in ["around/bam", "around/seed", "around/linked", "far"] {
+        for folder in [
+            "around/bam",
+            "around/seed",
+            "around/linked",
+            "around/deep/er",
+            "far",
+        ] {
             create_dir_all(at(folder)).unwrap();
         }
         let is = |recorded: &str| {
@@ -101,9 +114,11 @@ mod tests {
         std::fs::write(at("far/secret"), "").unwrap();
         symlink(at("far"), at("around/link")).unwrap();
         symlink(at("far/secret"), at("around/linked/config.json")).unwrap();
+        symlink(at("far"), at("around/deep/er/link")).unwrap();
         for outside in [
-            // It holds a link that leads out.
+            // They hold a link that leads out.
             "..",
+            "../deep",
             "../../far",
             "/etc",
             "../link",

@@ -107,6 +107,7 @@ impl<'a> Lines<'a> {
         value: &Spanned<Node>,
     ) -> Result<()> {
         let (name, argument) = self.argument(command, key)?;
+        let place = value.referenced;
         let values = self.values(argument, value)?;
         self.settings.push((name.to_owned(), values.clone()));
         let counts = argument.get_num_args().unwrap_or_default();
@@ -128,6 +129,14 @@ impl<'a> Lines<'a> {
                     .push((place_of(command, argument), PathBuf::from(&value)));
             } else if names_files(argument) {
                 self.inputs.push(value.clone());
+            }
+            let stands_alone = together || argument.get_index().is_some();
+            if stands_alone && value.starts_with('-') {
+                let problem = format!(
+                    "`{name}` takes no value that begins with a dash, found `{value}`: it would be read as a flag"
+                );
+                return Err(fault(self.file, place, problem)
+                    .with_hint(format!("a file of that name is `./{value}`")));
             }
             match argument.get_index() {
                 Some(index) => self.positional.push((index, value)),

@@ -114,7 +114,7 @@ impl Rebuild {
             sources.insert((*name).to_owned(), relative_to(place, &work)?);
         }
         check_sources(&path, &record, &places, verify)?;
-        check_links(&work, places.values())?;
+        check_links(&work)?;
         let recipe = Recipe::parse(&path, &recipe_text::of(&record.stages, &sources)?)?;
         Ok(Self {
             folder: folder.to_path_buf(),
@@ -337,8 +337,8 @@ fn places<'a>(
         return Ok(places);
     };
     let problem = format!(
-        "source `{name}` of the recipe is recorded at {place}, which is not beside this folder; a manifest alone does not \
-         lead there"
+        "source `{name}` of the recipe is recorded at {place}, which is not beside this folder, or holds links that lead \
+         away or too many files; a manifest alone does not lead there"
     );
     let flag = |(name, place): &(&String, &String)| {
         let path = folder.join(place);

@@ -88,14 +88,15 @@ impl Stage {
 /// The paths that a value may hold: `PATH`, `NAME=PATH`, `PATH:WEIGHT`, `KIND:PATH`; of a pattern, the folder it starts in;
 /// none of what lies on the Hub.
 pub(super) fn places(value: &str) -> impl Iterator<Item = String> {
-    let value = if value.contains(SCHEME) {
-        String::new()
-    } else {
-        value.to_owned()
-    };
-    let after = value.split_once('=').map(|(_, after)| after.to_owned());
-    let whole: Vec<String> = [Some(value), after].into_iter().flatten().collect();
-    let parts = whole.into_iter().flat_map(|text| {
+    let after = value.split_once('=').map(|(_, after)| after);
+    let is_remote = |text: &str| text.starts_with(SCHEME);
+    if after.is_some_and(is_remote) {
+        // A folder that is called so wins over the repository.
+        return vec![value.to_owned()].into_iter();
+    }
+    let whole = [Some(value), after].into_iter().flatten();
+    let local = whole.filter(|text| !is_remote(text)).map(str::to_owned);
+    let parts = local.flat_map(|text| {
         let before = text.rsplit_once(':').map(|(before, _)| before.to_owned());
         let behind = text.split_once(':').map(|(_, behind)| behind.to_owned());
         let pattern = text
@@ -106,7 +107,8 @@ pub(super) fn places(value: &str) -> impl Iterator<Item = String> {
             });
         [Some(text), before, behind, pattern]
     });
-    parts.flatten().filter(|text| !text.is_empty())
+    let places: Vec<String> = parts.flatten().filter(|text| !text.is_empty()).collect();
+    places.into_iter()
 }
 
 /// A stage as the recipe has it.

@@ -622,7 +622,14 @@ fn a_work_folder_of_links_is_refused() {
         ("bam.again/a", "home/absent"),
         ("bam.again/.bam-run", "home"),
         ("bam.again/b", "../.."),
+        // A source is there to be read.
+        ("bam.again/a", "seed"),
+        ("bam.again/a", "."),
     ];
+    crate::common::copy_folder(&fixture("llama/seed"), &root.join("seed"));
+    edit_json(&bam.join("bam-manifest.json"), |manifest| {
+        manifest["recipe"]["sources"] = json!({"seed": "../seed"});
+    });
     for (link, target) in links {
         symlink(root.join(target), root.join(link)).unwrap();
         bam!("run", "--from-manifest", bam).refused(
@@ -671,8 +678,17 @@ fn sources_of_a_manifest_are_neighbours_or_named_by_the_user() {
     );
     fs::write(root.join("deep/near"), "0123456789").unwrap();
     std::os::unix::fs::symlink(root.join("secret"), root.join("deep/link")).unwrap();
+    fs::create_dir_all(root.join("deep/texts/more")).unwrap();
+    std::os::unix::fs::symlink(root, root.join("deep/texts/more/link")).unwrap();
     let manifest = bam.join("bam-manifest.json");
-    for place in [secret.as_str(), "../../secret", "../link", "", "hf://org/x"] {
+    for place in [
+        secret.as_str(),
+        "../../secret",
+        "../link",
+        "../texts",
+        "",
+        "hf://org/x",
+    ] {
         edit_json(&manifest, |manifest| {
             manifest["recipe"]["sources"] = json!({"x": place});
             manifest["recipe"]["stages"][0]["inputs"] = json!({"${x}": "0".repeat(64)});
@@ -680,6 +696,7 @@ fn sources_of_a_manifest_are_neighbours_or_named_by_the_user() {
         bam!("run", "--from-manifest", bam).refused(2, &["recipe.sources.x"]);
     }
     fs::remove_file(root.join("deep/link")).unwrap();
+    fs::remove_dir_all(root.join("deep/texts")).unwrap();
     // Missing, unreadable or other bytes: one answer, which tells nothing of the file.
     let mut said = Vec::new();
     for place in ["../near", "../absent"] {
@@ -789,4 +806,28 @@ fn no_stage_runs_a_recipe_or_a_hidden_command() {
         bam!("run", recipe, "--work", root.join("w")).refused(2, &[&key]);
     }
     assert!(!root.join("PWNED").exists() && !root.join("w").exists());
+}
+
+#[test]
+fn no_value_passes_for_a_repository_or_a_flag() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    fs::create_dir_all(root.join("bam.again/hf:")).unwrap();
+    fs::create_dir_all(root.join("bam.again/x=hf:")).unwrap();
+    crate::common::copy_folder(&fixture("llama/seed"), &root.join("secret"));
+    for place in [
+        "./hf://../../secret",
+        "hf:/../../secret/hf://",
+        "x=hf://../../secret",
+        "/x/hf://",
+    ] {
+        let bam = one_stage(root, "init", json!({"config": [place], "out": ["out"]}));
+        let problem = format!("reads {place} outside the work folder");
+        bam!("run", "--from-manifest", bam).refused(2, &[&problem]);
+    }
+    let settings = json!({"tokenizer": ["t"], "paths": ["--force", "x"], "out": ["out"]});
+    let bam = one_stage(root, "tokenize", settings);
+    bam!("run", "--from-manifest", bam).refused(2, &["`paths`", "`--force`", "`./--force`"]);
+    let bam = one_stage(root, "inspect", json!({"divergence": ["a", "--json"]}));
+    bam!("run", "--from-manifest", bam).refused(2, &["`divergence`", "`--json`"]);
 }
