@@ -29,7 +29,11 @@ pub fn check_replaceable(folder: &Path) -> Result<()> {
             false => Err(no_record(folder)),
         };
     };
-    let others = foreign(folder, &ours)?;
+    check_none(folder, &foreign(folder, &ours)?)
+}
+
+/// Refuses to remove a folder that holds `others`, paths within it that no record of ours lists.
+pub fn check_none(folder: &Path, others: &[PathBuf]) -> Result<()> {
     if others.is_empty() {
         return Ok(());
     }

@@ -9,13 +9,15 @@ use super::metrics::METRICS;
 use crate::checkpoint::filesystem::{self, Lock};
 use crate::checkpoint::leftovers::remove_at_once;
 use crate::checkpoint::output::{beside, sync_folder};
-use crate::checkpoint::owned::check_replaceable;
+use crate::checkpoint::owned::{check_none, check_replaceable};
 use crate::checkpoint::{Manifest, single};
 use crate::{Error, Result};
 
 const LOCK: &str = ".lock";
 const SETTINGS: &str = "settings.json";
 const CHECKPOINTS: &str = "checkpoints";
+/// What the name of a checkpoint begins with.
+const STEP: &str = "step-";
 /// Extension of a checkpoint that was found damaged.
 const DAMAGED: &str = "damaged";
 
@@ -56,6 +58,7 @@ impl RunFolder {
         let folder = Self { path, _lock: file };
         if begun && !resume {
             let entries = list(&checkpoints)?;
+            check_names(&checkpoints, &entries)?;
             entries
                 .iter()
                 .try_for_each(|entry| check_own(&entry.path()))?;
@@ -129,6 +132,19 @@ impl RunFolder {
     }
 }
 
+/// Refuses to empty a folder of checkpoints that holds anything else.
+fn check_names(checkpoints: &Path, entries: &[fs::DirEntry]) -> Result<()> {
+    let names = entries.iter().map(|entry| PathBuf::from(entry.file_name()));
+    // Hidden ones are checkpoints that a killed run was about to write or remove.
+    let is_ours = |name: &PathBuf| {
+        let name = name.to_string_lossy();
+        name.trim_start_matches('.').starts_with(STEP)
+    };
+    let mut others: Vec<PathBuf> = names.filter(|name| !is_ours(name)).collect();
+    others.sort();
+    check_none(checkpoints, &others)
+}
+
 /// Refuses to remove a checkpoint in which somebody keeps files of their own. Nobody can tell that of a damaged one.
 fn check_own(checkpoint: &Path) -> Result<()> {
     match Manifest::read(checkpoint) {
@@ -139,12 +155,12 @@ fn check_own(checkpoint: &Path) -> Result<()> {
 
 /// The step of a checkpoint by its name.
 fn step_of(name: &str) -> Option<u64> {
-    let step = name.strip_prefix("step-")?.parse().ok()?;
+    let step = name.strip_prefix(STEP)?.parse().ok()?;
     (name == name_of(step)).then_some(step)
 }
 
 fn name_of(step: u64) -> String {
-    format!("step-{step:08}")
+    format!("{STEP}{step:08}")
 }
 
 /// Whether a run has saved in this folder: its other files can be lost.

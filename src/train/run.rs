@@ -19,13 +19,14 @@ use super::parameters::{Parameters, balances};
 use super::resume::{Candidates, ResumePoint, SameRun, check_files, different_file, restore};
 use super::save::{Saver, stored_values};
 use super::select::select;
-use super::session::Session;
+use super::session::{ROWS, Session};
 use super::settings::{Operation, Settings};
 use super::trainer::{Counters, Trainer};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hash::sha256_file;
 use crate::checkpoint::manifest::{DataRecord, Manifest};
 use crate::checkpoint::output::check_target;
+use crate::checkpoint::single::check_kind;
 use crate::data::{Mixture, Split, TokenFolder};
 use crate::family::cost::Report;
 use crate::family::{Architecture, Config, TensorSpec, expert_names};
@@ -242,6 +243,12 @@ fn check_settings(
 ) -> Result<(BTreeSet<String>, Memory)> {
     let settings = &request.settings;
     settings.check()?;
+    if let Some(path) = &request.operation.dump_rows {
+        // Rows are added to what an earlier run has left.
+        check_kind(path, "file of rows", &|beginning: &[u8]| {
+            beginning.is_empty() || beginning.starts_with(ROWS)
+        })?;
+    }
     if let Some(longest) = architecture
         .max_position_embeddings
         .filter(|longest| settings.seq as u64 > *longest)

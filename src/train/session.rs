@@ -19,6 +19,9 @@ use crate::checkpoint::manifest::FORMAT_VERSION;
 use crate::data::{Mixture, Row};
 use crate::{Error, Result};
 
+/// What a file of rows begins with.
+pub(super) const ROWS: &[u8] = b"{\"step\":";
+
 /// A run that is going on.
 pub(super) struct Session<'a> {
     pub(super) trainer: Trainer<'a>,

@@ -1,6 +1,7 @@
 //! `train` on the built binary: losses, freezing, memory, resuming, refusals.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -522,6 +523,29 @@ fn other_settings_and_inputs_are_refused_at_resume() {
         config["attention_dropout"] = 0.5.into()
     });
     again(&["--resume"]).refused(2, &["config.json", "begun with"]);
+}
+
+#[test]
+fn what_others_keep_in_a_run_is_not_replaced() {
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("out");
+    let rows = work.path().join("rows");
+    let rows_flag = format!("--dump-rows={}", rows.display());
+    let arguments = ["--steps", "1", "--validate-every", "0", &rows_flag];
+    fs::write(&rows, "precious").unwrap();
+    train(&seed(), &out, &arguments)
+        .refused(2, &["rows", "exists already, and is no file of rows"]);
+    assert!(!out.exists() && fs::read_to_string(&rows).unwrap() == "precious");
+    fs::remove_file(&rows).unwrap();
+    train(&seed(), &out, &arguments).ok();
+
+    let again = [&arguments[..], &["--force"]].concat();
+    let mine = work.path().join("out.run/checkpoints/mine");
+    fs::create_dir(&mine).unwrap();
+    train(&seed(), &out, &again).refused(2, &["out.run/checkpoints", "did not make there: mine"]);
+    fs::remove_dir(&mine).unwrap();
+    train(&seed(), &out, &again).ok();
+    assert_eq!(fs::read_to_string(&rows).unwrap().lines().count(), 2 * 8);
 }
 
 #[test]
