@@ -712,7 +712,7 @@ fn slurm_gets_jobs_arrays_and_what_each_waits_for() {
         ],
     );
     bench.edit("gpu: 1", "gpus: \"1 # 2\"");
-    dry(&[]).refused(2, &["`gpus` cannot be `1 # 2`"]);
+    dry(&[]).refused(2, &["`gpus` must be a line without", "but is `1 # 2`"]);
     if which("sbatch").is_none() {
         bench.edit("gpus: \"1 # 2\"", "gpus: 1");
         let run = bam!(

@@ -50,7 +50,10 @@ pub(in crate::pipeline) fn read(
         };
         let words = text(recipe, value.referenced, words, scope)?;
         if words.is_empty() || !fits_directive(&words) {
-            let problem = format!("`{known}` cannot be `{}`", words.escape_debug());
+            let problem = format!(
+                "`{known}` must be a line without quotes, backslashes and `#`, but is `{}`",
+                words.escape_debug()
+            );
             return Err(fault(recipe, value.referenced, problem));
         }
         resources.insert(known, words);
