@@ -45,7 +45,10 @@ pub fn is_neighbour(place: &Path, folder: &Path) -> Result<bool> {
             seen += 1;
             let kind = entry.file_type().ok();
             let leads_out = kind.is_some_and(|kind| kind.is_symlink())
-                && !resolved(&entry.path())?.starts_with(around);
+                && !entry
+                    .path()
+                    .canonicalize()
+                    .is_ok_and(|target| target.starts_with(around));
             if leads_out || seen > MOST_ENTRIES {
                 return Ok(false);
             }
