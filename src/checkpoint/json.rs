@@ -88,7 +88,9 @@ fn syntax_error(path: &Path, bytes: &[u8], error: &serde_json::Error) -> Error {
             format!("line {}: JSON has no {word}, which Python's json module writes all the same", line + 1),
         )
         .with_hint("replace it by a finite number or null; `json.dump(…, allow_nan=False)` never writes it"),
-        None => Error::file(path, format!("expected JSON without repeated keys: {error}")),
+        // Repeated keys and too many values are errors of ours, which serde_json calls errors of the data.
+        None if error.is_data() => Error::file(path, error.to_string()),
+        None => Error::file(path, format!("expected JSON: {error}")),
     }
 }
 

@@ -131,7 +131,9 @@ impl Documents {
             return Ok(text.map_or(Document::Empty, Document::of));
         }
         match serde_json::from_str::<HashMap<String, IgnoredAny>>(&without_nan(line)) {
-            Ok(keys) if keys.contains_key(&self.text_key) => Ok(Document::Unreadable(broken)),
+            Ok(keys) if keys.contains_key(&self.text_key) => {
+                Ok(Document::Unreadable(not_text(&self.path, number, error)))
+            }
             _ => Err(broken),
         }
     }
@@ -206,6 +208,16 @@ fn without_nan(line: &str) -> String {
         rest = &rest[first.len_utf8()..];
     }
     plain
+}
+
+/// The error for a line that Python writes and JSON does not allow.
+fn not_text(path: &Path, line: usize, error: &serde_json::Error) -> Error {
+    let column = error.column();
+    Error::file(
+        path,
+        format!("line {line}: expected JSON, found NaN, Infinity or half of a character (a lone surrogate) near column {column}"),
+    )
+    .with_hint("remove the line, or tokenize the texts first: `tokenize` leaves such lines out and counts them")
 }
 
 fn not_json(path: &Path, line: usize, error: &serde_json::Error) -> Error {

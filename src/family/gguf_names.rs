@@ -1,6 +1,7 @@
 //! A model in the words of llama.cpp: metadata, names of tensors, and what its architecture `llama` cannot compute.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -29,8 +30,11 @@ pub struct NamedTensor {
     pub exact: bool,
 }
 
-/// Refuses what llama.cpp would compute otherwise, each reason named.
-pub fn check(architecture: &Architecture) -> Result<()> {
+/// What to do with a model that llama.cpp would compute otherwise.
+const ELSEWHERE: &str = "llama.cpp would compute other logits: run the Hugging Face folder";
+
+/// Refuses what llama.cpp would compute otherwise, each reason named; `path` is the folder of the model.
+pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
     let a = architecture;
     let mut reasons = Vec::new();
     let mut refuse =
@@ -69,17 +73,18 @@ pub fn check(architecture: &Architecture) -> Result<()> {
         a.family,
         reasons.join("; ")
     );
-    let error = Error::usage(problem);
+    let error = Error::file(path, problem);
     Err(match a.family.as_str() {
         "bam" => error.with_hint("`convert --to mixtral` where that holds it, then --to gguf"),
-        _ => error,
+        _ => error.with_hint(ELSEWHERE),
     })
 }
 
-/// Adds what the model is to `metadata`; returns the values of the tensor of frequency factors, where its rotary embedding has
-/// them.
+/// Adds what the model in the folder `path` is to `metadata`; returns the values of the tensor of frequency factors, where its
+/// rotary embedding has them.
 pub fn describe(
     metadata: &mut GgufMetadata,
+    path: &Path,
     architecture: &Architecture,
     name: &str,
 ) -> Result<Option<Vec<f32>>> {
@@ -109,20 +114,16 @@ pub fn describe(
         metadata.number("llama.expert_count", mixture.num_experts)?;
         metadata.number("llama.expert_used_count", mixture.num_experts_per_tok)?;
     }
-    rope(metadata, a)
+    rope(metadata, &path.join("config.json"), a)
 }
 
-fn rope(metadata: &mut GgufMetadata, a: &Architecture) -> Result<Option<Vec<f32>>> {
+fn rope(metadata: &mut GgufMetadata, config: &Path, a: &Architecture) -> Result<Option<Vec<f32>>> {
     let Some(Value::Object(scaling)) = &a.rope_scaling else {
         return Ok(None);
     };
     let number = |key: &str| scaling.get(key).and_then(Value::as_f64);
     let needed = |key: &str| {
-        number(key).ok_or_else(|| {
-            Error::usage(format!(
-                "rope_scaling: expected a number as {key}, found none"
-            ))
-        })
+        number(key).ok_or_else(|| Error::key(config, key, "expected a number, found none"))
     };
     let mut factors = None;
     let known: &[&str] = match scaling.get("rope_type").and_then(Value::as_str) {
@@ -138,9 +139,8 @@ fn rope(metadata: &mut GgufMetadata, a: &Architecture) -> Result<Option<Vec<f32>
                 // llama.cpp does not read them for this architecture: it takes YaRN's usual values.
                 for (name, usual) in [("beta_fast", 32.0), ("beta_slow", 1.0)] {
                     if let Some(value) = number(name).filter(|value| *value != usual) {
-                        return Err(Error::usage(format!(
-                            "the key `{name}` of rope_scaling is {value}, but llama.cpp computes with {usual}"
-                        )));
+                        let problem = format!("is {value}, but llama.cpp computes with {usual}");
+                        return Err(Error::key(config, name, problem).with_hint(ELSEWHERE));
                     }
                 }
             }
@@ -178,16 +178,15 @@ fn rope(metadata: &mut GgufMetadata, a: &Architecture) -> Result<Option<Vec<f32>
         }
         other => {
             let kind = other.unwrap_or("none");
-            return Err(Error::usage(format!(
-                "the rotary scaling `{kind}` has no place in GGUF; expected linear, yarn or llama3"
-            )));
+            let problem = format!(
+                "expected `linear`, `yarn` or `llama3`, found `{kind}`, which has no place in GGUF"
+            );
+            return Err(Error::key(config, "rope_type", problem).with_hint(ELSEWHERE));
         }
     };
     match scaling.keys().find(|key| !known.contains(&key.as_str())) {
         None => Ok(factors),
-        Some(key) => Err(Error::usage(format!(
-            "the key `{key}` of rope_scaling has no place in GGUF"
-        ))),
+        Some(key) => Err(Error::key(config, key, "has no place in GGUF").with_hint(ELSEWHERE)),
     }
 }
 

@@ -27,7 +27,7 @@ const FACTORS: &str = "rope_freqs.weight";
 pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
     let model = Model::open(SOURCE, path)?;
     let a = model.architecture.clone();
-    gguf_names::check(&a)?;
+    gguf_names::check(path, &a)?;
     let stored = model.main_dtype();
     let matrices = match dtype {
         Some(dtype) => dtype,
@@ -41,7 +41,7 @@ pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
     };
     let name = model_name(path);
     let mut metadata = GgufMetadata::default();
-    let factors = gguf_names::describe(&mut metadata, &a, &name)?;
+    let factors = gguf_names::describe(&mut metadata, path, &a, &name)?;
     metadata.number("general.file_type", file_type(matrices))?;
     metadata.number("general.quantization_version", 2)?;
     gguf_vocabulary::add(&mut metadata, path, &model.config.json, a.vocab_size)?;

@@ -190,6 +190,19 @@ fn numbers_that_only_python_writes() {
     }
 }
 
+#[test]
+fn numbers_beyond_the_largest_float() {
+    let bench = Bench::new("llama");
+    let path = bench.path("code/config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let text = text.replace(
+        "\"initializer_range\": 0.02",
+        "\"initializer_range\": 1e400",
+    );
+    std::fs::write(&path, text).unwrap();
+    bench.expert_refused(&["code/config.json", "expected JSON: number out of range"]);
+}
+
 /// One reason that names what the file is, rather than each tensor that is missing.
 #[test]
 fn names_of_another_module() {

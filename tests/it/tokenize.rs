@@ -820,9 +820,14 @@ fn lines_that_hold_no_readable_text_are_counted() {
         tokenize(&[]).refused(2, &["a.jsonl", "line 2"]);
     }
     // An evaluation has no place to count what it leaves out.
-    write(&input, bad[1]);
     let data = format!("x={}", input.display());
-    bam!("eval", seed(), "--data", data).refused(2, &["a.jsonl", "line 1"]);
+    for line in [bad[1], bad[2]] {
+        write(&input, line);
+        bam!("eval", seed(), "--data", &data).refused(
+            2,
+            &["a.jsonl: line 1:", "found NaN", "lone surrogate", "hint: "],
+        );
+    }
 }
 
 #[test]
