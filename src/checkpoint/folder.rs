@@ -42,6 +42,18 @@ pub const COMPANIONS: [&str; 14] = [
     "chat_template.json",
 ];
 
+/// The files of [`COMPANIONS`] that a folder has.
+///
+/// # Errors
+/// A `generation_config.json` that no reader could use: a copy of it would be refused by whoever opens the output.
+pub fn companions(folder: &Path) -> Result<Vec<PathBuf>> {
+    let paths = existing(folder, &COMPANIONS);
+    if let Some(path) = paths.first().filter(|path| path.ends_with(COMPANIONS[0])) {
+        json::read_object(path)?;
+    }
+    Ok(paths)
+}
+
 /// The weights of a checkpoint, opened: headers read and checked, no tensor data touched.
 #[derive(Debug)]
 pub struct Checkpoint {

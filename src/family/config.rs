@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::format::Family;
 use super::gguf;
 use super::keys::Key;
 use super::layout::Choice;
@@ -167,6 +168,22 @@ impl Config {
             "{}: `{name}` is not said and is taken to be {taken}, the default of {by}; it is {of_4} in transformers 4 and {of_5} in 5",
             self.path.display()
         )))
+    }
+
+    /// Adds to `json`, this config as it will be written, the base of the rotary embedding where it is not said and the
+    /// versions of transformers assume different ones. Returns what was assumed.
+    pub(crate) fn say_rope_theta(&self, json: &mut Map<String, Value>) -> Result<Option<String>> {
+        // A model of a family that is not known is copied as it is.
+        let Ok(family) = Family::of(self) else {
+            return Ok(None);
+        };
+        let key = &family.keys.rope_theta;
+        let assumed = self.assumed(key)?;
+        if let (Some(_), Some(value), Some(name)) = (&assumed, self.default(key), key.names.first())
+        {
+            json.insert(name.clone(), value.clone());
+        }
+        Ok(assumed)
     }
 
     /// Refuses null for a key that has a default: the configuration class expects a value then.

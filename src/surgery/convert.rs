@@ -6,13 +6,13 @@ use serde_json::{Map, Value, json};
 
 use super::card;
 use super::execute::{Content, OutputFile};
-use super::model::{COMPANIONS, existing};
+use super::model::{companions, existing};
 use super::plan::{Plan, PlannedTensor, Source, as_dtype};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::{CARD, Checkpoint};
 use crate::checkpoint::{Encoding, json};
-use crate::family::{Quantised, both_spellings, gguf, gguf_tokenizer};
+use crate::family::{Config, Quantised, both_spellings, gguf, gguf_tokenizer};
 use crate::{Error, Result};
 
 /// Name of the converted checkpoint in the plan.
@@ -67,11 +67,13 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
         ))
     });
     let tensors = tensors.collect::<Result<Vec<_>>>()?;
-    let mut files = Vec::new();
+    let (mut files, mut notes) = (Vec::new(), Vec::new());
     if let Some(folder) = &folder {
         let config = folder.join("config.json");
         if config.is_file() {
-            let mut object = json::read_object(&config)?;
+            let config = Config::read(&config)?;
+            let mut object = config.json.clone();
+            notes.extend(config.say_rope_theta(&mut object)?);
             if let Some(dtype) = dtype {
                 for key in ["dtype", "torch_dtype"] {
                     object.insert(key.to_owned(), json!(dtype::torch_name(dtype)));
@@ -80,11 +82,15 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
             both_spellings(&mut object);
             files.push(card::json_file("config.json", &object));
         }
-        files.extend(card::copies(existing(folder, &COMPANIONS)));
+        files.extend(card::copies(companions(folder)?));
         files.extend(card::copies(python_files(folder)?));
         files.extend(readme(folder)?);
     }
-    Ok((converted(source, tensors, settings), files))
+    let plan = Plan {
+        notes,
+        ..converted(source, tensors, settings)
+    };
+    Ok((plan, files))
 }
 
 /// Files beside the weights of a source that say what they are.

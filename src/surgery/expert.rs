@@ -495,7 +495,7 @@ impl Making {
         }
         let mut files = vec![card::json_file("config.json", &config)];
         files.extend(bam.then(card::model_code).into_iter().flatten());
-        files.extend(card::copies(base.companions()));
+        files.extend(card::copies(base.companions()?));
         files.extend(router::kept_rows(file.as_ref()));
         let about = match method {
             "expert concat" => {

@@ -56,7 +56,7 @@ pub fn plan(mixture: Model, wanted: &str) -> Result<Changed> {
     settings.insert("expert".to_owned(), json!(name));
     settings.insert("number".to_owned(), json!(number));
     let mut files = vec![card::json_file("config.json", &config)];
-    files.extend(card::copies(mixture.companions()));
+    files.extend(card::copies(mixture.companions()?));
     let about =
         "One expert of a mixture as a dense model; what the experts share is the mixture's.";
     let sources = vec![(

@@ -6,7 +6,7 @@ use serde_json::{Map, json};
 
 use super::card;
 use super::execute::OutputFile;
-use super::model::{COMPANIONS, existing};
+use super::model::companions;
 use super::plan::{Plan, PlannedTensor};
 use crate::Result;
 use crate::checkpoint::Dtype;
@@ -73,6 +73,6 @@ pub fn plan(
     if architecture.is_bam() {
         files.extend(card::model_code());
     }
-    files.extend(card::copies(existing(path, &COMPANIONS)));
+    files.extend(card::copies(companions(path)?));
     Ok((plan, architecture, files))
 }

@@ -86,13 +86,14 @@ pub fn plan(
     put("normalize", json!(settings.normalize));
     put("dtype", json!(settings.dtype.map(dtype::name)));
     let mut config = base.config.json.clone();
+    notes.extend(base.config.say_rope_theta(&mut config)?);
     if let Some(name) = settings.dtype.and_then(dtype::torch_name) {
         config.insert("dtype".to_owned(), json!(name));
         config.insert("torch_dtype".to_owned(), json!(name));
     }
     both_spellings(&mut config);
     let mut files = vec![card::json_file("config.json", &config)];
-    files.extend(card::copies(base.companions()));
+    files.extend(card::copies(base.companions()?));
     let sources = models
         .iter()
         .map(|(model, _)| {

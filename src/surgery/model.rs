@@ -7,7 +7,7 @@ use super::plan::Source;
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
-pub use crate::checkpoint::folder::{COMPANIONS, existing};
+pub use crate::checkpoint::folder::{companions, existing};
 use crate::checkpoint::{Encoding, TensorEntry};
 use crate::family::{Architecture, Config, Role, TensorSpec, gguf};
 use crate::{Error, Result};
@@ -60,7 +60,7 @@ impl Model {
                 crate::checkpoint::manifest::MANIFEST,
             ],
         ));
-        side_files.extend(existing(path, &COMPANIONS));
+        side_files.extend(companions(path)?);
         let source = Source {
             name: name.to_owned(),
             checkpoint,
@@ -130,7 +130,7 @@ impl Model {
     }
 
     /// The companion files that the folder has.
-    pub fn companions(&self) -> Vec<PathBuf> {
-        existing(&self.source.checkpoint.path, &COMPANIONS)
+    pub fn companions(&self) -> Result<Vec<PathBuf>> {
+        companions(&self.source.checkpoint.path)
     }
 }

@@ -111,7 +111,7 @@ pub(super) fn files(
     if architecture.is_bam() {
         files.extend(card::model_code());
     }
-    files.extend(card::copies(seed.companions()));
+    files.extend(card::copies(seed.companions()?));
     let about = about(method);
     let tags = ["moe", "merge", method.name()];
     let paths = models

@@ -11,7 +11,7 @@ use super::convert::{SOURCE, converted, readme, side_files};
 use super::execute::OutputFile;
 use super::init::fresh;
 use super::mapping::neutral;
-use super::model::{COMPANIONS, existing};
+use super::model::companions;
 use super::plan::{Plan, PlannedTensor, Source};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
@@ -83,7 +83,7 @@ pub fn plan(path: &Path, form: &Form) -> Result<(Plan, Architecture, Vec<OutputF
     if wanted.is_bam() {
         files.extend(card::model_code());
     }
-    files.extend(card::copies(existing(&folder, &COMPANIONS)));
+    files.extend(card::copies(companions(&folder)?));
     files.extend(readme(&folder)?);
     let mut settings = Map::new();
     settings.insert("to".to_owned(), json!(target));

@@ -111,9 +111,12 @@ impl RunFolder {
 
     /// Moves a damaged checkpoint out of the run's way, and returns where it is then.
     pub(super) fn set_aside(&self, checkpoint: &Path) -> Result<PathBuf> {
-        let aside = checkpoint.with_extension(DAMAGED);
-        if aside.exists() {
-            remove(&aside)?;
+        // What an earlier resume has set aside stays.
+        let mut aside = checkpoint.with_extension(DAMAGED);
+        let mut number = 2;
+        while aside.exists() {
+            aside = checkpoint.with_extension(format!("{DAMAGED}-{number}"));
+            number += 1;
         }
         fs::rename(checkpoint, &aside).map_err(|e| Error::io("rename", checkpoint, e))?;
         sync_folder(&self.path.join(CHECKPOINTS))?;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::adamw::{Host, Part, State};
 use super::parameters::Parameters;
-use crate::checkpoint::folder::{CARD, COMPANIONS, existing};
+use crate::checkpoint::folder::{CARD, companions, existing};
 use crate::checkpoint::hash::{FileHash, sha256_file};
 use crate::checkpoint::manifest::{
     DataRecord, FORMAT_VERSION, Lineage, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool,
@@ -261,7 +261,7 @@ impl Saver {
 /// Files that go with the weights: configuration, tokenizer, and the code that transformers loads.
 pub(super) fn copied(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = existing(folder, &["config.json"]);
-    paths.extend(existing(folder, &COMPANIONS));
+    paths.extend(companions(folder)?);
     let mut code = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
         let path = entry.map_err(|e| Error::io("list", folder, e))?.path();

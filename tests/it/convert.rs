@@ -309,6 +309,32 @@ fn a_family_that_is_not_known_keeps_all_it_has() {
 // ---------------------------------------------------------------- GGUF
 
 /// Gemma 3 has a rotary embedding for each kind of layer: with one for all in `rope_parameters`, transformers 5 cannot read it.
+/// The versions of transformers have other defaults, so that the same file means two models.
+#[test]
+fn a_base_that_versions_of_transformers_assume_differently_is_written() {
+    let work = TempDir::new().unwrap();
+    let seed = copy_folder(&fixture("cohere/seed"), &work.path().join("seed"));
+    for (version, base) in [("4.57.1", 10000.0), ("5.24.0", 500_000.0)] {
+        edit_json(&seed.join("config.json"), |config| {
+            let config = config.as_object_mut().unwrap();
+            config.retain(|key, _| !key.starts_with("rope_"));
+            config.insert("transformers_version".to_owned(), json!(version));
+        });
+        let at = |name: &str| work.path().join(format!("{name}-{version}"));
+        let runs = [
+            bam!("convert", &seed, at("convert"), "--dtype", "f32"),
+            bam!("merge", "--model", &seed, "--out", at("merge")),
+        ];
+        for (run, name) in runs.into_iter().zip(["convert", "merge"]) {
+            let run = run.ok();
+            assert!(run.stderr.contains("`rope_theta` is not said"), "{run}");
+            let config = read_json(at(name).join("config.json"));
+            assert_eq!(config["rope_theta"], base, "{name}");
+            assert_eq!(config["rope_parameters"]["rope_theta"], base, "{name}");
+        }
+    }
+}
+
 #[test]
 fn a_rotary_embedding_for_each_kind_of_layer_stays_as_it_is() {
     let work = TempDir::new().unwrap();

@@ -191,6 +191,17 @@ fn numbers_that_only_python_writes() {
 }
 
 #[test]
+fn a_generation_config_that_nobody_could_read_is_not_carried_on() {
+    let bench = Bench::new("llama");
+    let path = bench.path("seed/generation_config.json");
+    std::fs::write(&path, "{\"temperature\": NaN}").unwrap();
+    let out = bench.path("out");
+    bench.expert_refused(&["seed/generation_config.json", "JSON has no NaN"]);
+    bam!("convert", bench.path("seed"), &out).refused(2, &["seed/generation_config.json", "NaN"]);
+    assert!(!out.exists());
+}
+
+#[test]
 fn numbers_beyond_the_largest_float() {
     let bench = Bench::new("llama");
     let path = bench.path("code/config.json");

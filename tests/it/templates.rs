@@ -282,6 +282,10 @@ fn what_the_engine_cannot_bound_ends_with_the_file_named() {
         (long.as_str(), ["at most 1048576 bytes", "found 10485"]),
         (raised, ["xxxxx", "more bytes)"]),
         ("{{ raise_exception('no system') }}", ["no system", ""]),
+        (
+            "{% macro f(a) %}{{ varargs }}{% endmacro %}{{ f(1) }}",
+            ["`varargs` of a macro", ""],
+        ),
     ] {
         std::fs::write(folder.join("chat_template.jinja"), template).unwrap();
         let run = generate_within_a_gibibyte(&folder).refused(2, &["chat_template.jinja"]);

@@ -72,7 +72,7 @@ fn placeholders(template: &str) -> Result<usize, Error> {
     Ok(count)
 }
 
-/// Refuses a number above [`WIDEST`].
+/// Refuses a number above the widest field.
 fn bound_numbers(options: &str) -> Result<(), Error> {
     for digits in options.split(|c: char| !c.is_ascii_digit()) {
         let digits = digits.trim_start_matches('0');

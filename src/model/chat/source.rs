@@ -27,6 +27,8 @@ const METHODS: [&str; 11] = [
     "update",
     "values",
 ];
+/// Arguments that a macro does not name. The engine has no such variables, and would print nothing for them.
+const SURPLUS: [&str; 2] = ["kwargs", "varargs"];
 /// Filter that formats a text as Python's `%` does.
 pub(super) const PERCENT: &str = "_percent";
 
@@ -146,6 +148,11 @@ fn tag(source: &str, start: usize, out: &mut String) -> Result<usize, String> {
         _ => {}
     }
     for (index, token) in tokens.iter().enumerate() {
+        let is_attribute = index > 0 && of(&tokens[index - 1]) == ".";
+        if token.kind == Kind::Name && !is_attribute && SURPLUS.contains(&of(token)) {
+            let name = of(token);
+            return Err(format!("`{name}` of a macro cannot be rendered here"));
+        }
         if token.kind != Kind::Text {
             continue;
         }
