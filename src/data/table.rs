@@ -31,7 +31,7 @@ const UNPACKED: u64 = 64;
 /// Values of a page that need no reason: writers make pages of some 20,000.
 const VALUES: u64 = 1 << 20;
 /// Rows that need no reason, and rows by the bytes of the file beyond that.
-const ROWS: u64 = 1 << 20;
+const ROWS: u64 = 1 << 16;
 const ROWS_BY_BYTE: u64 = 1000;
 
 /// The rows of the column that holds the text.

@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
+use crate::error::nearest;
 use crate::{Error, Result};
 
 /// Steps of a normalizer, pre-tokenizer, post-processor or decoder.
@@ -40,6 +41,45 @@ pub(super) struct Parts {
     /// The share of merges that the model leaves out at random.
     pub dropout: Option<f64>,
 }
+
+/// The types of steps that the library reads.
+const STEPS: [&str; 32] = [
+    "BPEDecoder",
+    "BertNormalizer",
+    "BertPreTokenizer",
+    "BertProcessing",
+    "ByteFallback",
+    "ByteLevel",
+    "CTC",
+    "CharDelimiterSplit",
+    "Digits",
+    "FixedLength",
+    "Fuse",
+    "Lowercase",
+    "Metaspace",
+    "NFC",
+    "NFD",
+    "NFKC",
+    "NFKD",
+    "Nmt",
+    "Precompiled",
+    "Prepend",
+    "Punctuation",
+    "Replace",
+    "RobertaProcessing",
+    "Sequence",
+    "Split",
+    "Strip",
+    "StripAccents",
+    "TemplateProcessing",
+    "UnicodeScripts",
+    "Whitespace",
+    "WhitespaceSplit",
+    "WordPiece",
+];
+
+/// Those that it reads by their keys alone.
+const BY_KEYS: [&str; 2] = ["BertNormalizer", "CharDelimiterSplit"];
 
 /// Checks the parts of a tokenizer; `path` only names the place in errors.
 pub(super) fn check(path: &Path, object: &Map<String, Value>) -> Result<Parts> {
@@ -138,6 +178,7 @@ impl Check<'_> {
             let Some(Value::String(kind)) = step.get("type") else {
                 return Err(self.refused(key, "expected a `type` in each step, found none"));
             };
+            self.known(key, list, kind, step)?;
             match (kind.as_str(), step.get(list)) {
                 ("Sequence", Some(Value::Array(steps))) => open.extend(steps.iter().rev()),
                 _ => found.push((step, kind.as_str())),
@@ -148,6 +189,29 @@ impl Check<'_> {
             }
         }
         Ok(found)
+    }
+
+    /// Refuses a step whose type the library does not read: it then goes by the other keys, and takes the step for another one.
+    fn known(&self, key: &str, list: &str, kind: &str, step: &Map<String, Value>) -> Result<()> {
+        if !STEPS.contains(&kind) {
+            let known = nearest(kind, STEPS).unwrap_or("Sequence");
+            let problem = format!("`{kind}` is no type of a step; did you mean `{known}`?");
+            return Err(self.refused(key, problem));
+        }
+        let other = [
+            list,
+            "pattern",
+            "content",
+            "prepend",
+            "precompiled_charsmap",
+        ];
+        match other.into_iter().find(|key| step.contains_key(*key)) {
+            Some(other) if BY_KEYS.contains(&kind) => {
+                let problem = format!("`{other}` is no key of a step of the type `{kind}`");
+                Err(self.refused(key, problem))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The bytes that the steps of a part may make of one.

@@ -168,3 +168,22 @@ fn what_is_not_known_is_not_cut() {
     uncut(&added("ab", "lstrip"));
     uncut(&added("ab", "rstrip"));
 }
+
+/// The library takes a step whose type it does not know for another one, by its keys.
+#[test]
+fn a_step_is_what_its_type_says() {
+    let grows =
+        json!({"type": "Replace", "pattern": {"Regex": "."}, "content": "aaaaaaaaaaaaaaaa"});
+    let steps = vec![grows; 8];
+    for kind in ["Sequense", "BertNormalizer"] {
+        let mut tokenizer = marked(Value::Null, Value::Null);
+        tokenizer["normalizer"] = json!({"type": kind, "normalizers": steps});
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), tokenizer.to_string()).unwrap();
+        let error = Tokenizer::open(file.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("normalizer") && error.contains(kind),
+            "{error}"
+        );
+    }
+}
