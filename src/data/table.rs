@@ -32,7 +32,7 @@ const UNPACKED: u64 = 64;
 const VALUES: u64 = 1 << 20;
 /// Rows that need no reason, and rows by the bytes of the file beyond that.
 const ROWS: u64 = 1 << 16;
-const ROWS_BY_BYTE: u64 = 1000;
+const ROWS_BY_BYTE: u64 = 100;
 
 /// The rows of the column that holds the text.
 pub(super) struct TableTexts {
