@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use bam_convert::Error;
-use bam_convert::family::cost::{PAPER_CONTEXT, Report, Request, table};
-use bam_convert::family::{Config, Family, Method, TopK};
+use bam_convert::family::cost::{CostedMethod, PAPER_CONTEXT, Report, Request, table};
+use bam_convert::family::{Config, Family, TopK};
+use bam_convert::surgery::methods::Method;
 use clap::Args;
 
-use super::methods::cut_feed_forward;
+use super::methods::SizeArguments;
 use super::printer::Printer;
 use super::upcycle::KvName;
 use super::{Outcome, Verdict};
@@ -32,12 +33,8 @@ pub struct Arguments {
     /// Experts, the seed counted; with `granular` before they are cut [default: 4].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     experts: Option<u64>,
-    /// Shards that each expert is cut into (`granular`).
-    #[arg(long, value_name = "G", value_parser = clap::value_parser!(u64).range(1..))]
-    granularity: Option<u64>,
-    /// Inner width of an expert (`shuffle`).
-    #[arg(long, value_name = "WIDTH", value_parser = clap::value_parser!(u64).range(1..))]
-    expert_width: Option<u64>,
+    #[command(flatten)]
+    size: SizeArguments,
     /// Feed-forward experts a token goes to, or `soft` [default: 1, with `granular` the granularity].
     #[arg(long, value_name = "K")]
     top_k: Option<TopK>,
@@ -61,29 +58,28 @@ impl Arguments {
         let config = Config::read(&self.config)?;
         let format = self.format.as_deref().map(Family::read).transpose()?;
         let mut request = Request {
-            method: self.method,
+            method: self.method.map(|method| CostedMethod {
+                name: method.name(),
+                attention_experts: method.upcycles().makes_attention_experts(),
+            }),
             kv: self.kv.map(KvName::value),
             experts: self.experts,
             expert_width: None,
             top_k: self.top_k,
             attention_top_k: self.attention_top_k,
         };
-        if let Some(feed_forward) = cut_feed_forward(
-            self.method,
-            self.experts,
-            self.granularity,
-            self.expert_width,
-        )? {
+        if let Some(rule) = self.size.rule(self.method, self.experts)? {
             let dense = Request::default().architecture(&config, format.clone())?;
-            let (experts, width) = feed_forward.size(1, dense.intermediate_size)?;
+            let (experts, width) = rule.size(1, dense.intermediate_size)?;
             (request.experts, request.expert_width) = (Some(experts), Some(width));
-            request.top_k = self.top_k.or(Some(TopK::Of(feed_forward.usual_top_k())));
+            request.top_k = self.top_k.or(Some(TopK::Of(rule.default_top_k())));
         }
         let report = Report::new(&request.architecture(&config, format)?, self.context)
             .map_err(|error| Error::file(&config.path, error.to_string()))?;
-        match self.json {
-            true => printer.json(&report)?,
-            false => printer.result(&table(&report))?,
+        if self.json {
+            printer.json(&report)?;
+        } else {
+            printer.result(&table(&report))?;
         }
         Ok(Verdict::Yes)
     }

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use bam_convert::Error;
 use bam_convert::checkpoint::dtype::{self, Dtype};
 use bam_convert::checkpoint::output::check_target;
-use bam_convert::family::{Architecture, AttentionKv, Family, Method, Mixture, RouterBias, TopK};
+use bam_convert::family::{Architecture, AttentionKv, Family, Mixture, RouterBias, TopK};
 use bam_convert::pipeline::OutputPath;
 use bam_convert::surgery::Model;
-use bam_convert::surgery::methods::FeedForward;
+use bam_convert::surgery::methods::{self, ExpertRule, Method};
 use bam_convert::surgery::router::RouterInit;
 use bam_convert::surgery::upcycle::{Expert, SEED, Settings, check_names, plan};
 use clap::{Args, ValueEnum};
@@ -31,9 +31,7 @@ use super::write::WriteArguments;
     after_help = "Example:\n  bam-convert upcycle --method bam --seed seed --expert code=code --expert law=law --out bam\n  bam-convert upcycle --method drop --seed seed --experts 8 --top-k 2 --out drop"
 )]
 pub struct Arguments {
-    /// Which surgery: of a seed and specialists `bam` or `btx`, of a seed alone `sparse`, `noise`, `drop`, `granular`,
-    /// `shuffle` or `split` (docs/methods.md).
-    #[arg(long, value_name = "METHOD")]
+    #[arg(long, value_name = "METHOD", help = method_help())]
     method: Method,
     /// Folder of the dense seed: expert 0.
     #[arg(long, value_name = "DIR")]
@@ -109,6 +107,16 @@ pub struct Arguments {
     write: WriteArguments,
 }
 
+/// The help of `--method`: every method, by what it takes.
+fn method_help() -> String {
+    let takes_specialists = |method: &Method| method.upcycles().takes_specialists();
+    format!(
+        "Which surgery: of a seed and specialists {}, of a seed alone {} (docs/methods.md)",
+        methods::alternatives(takes_specialists, "`"),
+        methods::alternatives(|method| !takes_specialists(method), "`"),
+    )
+}
+
 /// Values of `--kv`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum KvName {
@@ -168,8 +176,8 @@ pub fn float_dtype(text: &str) -> Result<Dtype, String> {
 impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
-        let feed_forward = self.methods.feed_forward(self.method)?;
-        self.refuse_misplaced(&feed_forward)?;
+        let expert_rule = self.methods.rule(self.method)?;
+        self.refuse_misplaced(&*expert_rule)?;
         let format = self.format.as_deref().map(Family::read).transpose()?;
         let seed = Model::open_as(SEED, &self.seed, format.as_ref())?;
         let mut experts = Vec::with_capacity(self.experts.len());
@@ -196,7 +204,7 @@ impl Arguments {
         let stock = self.target != "bam";
         let top_k = self
             .top_k
-            .unwrap_or(TopK::Of(feed_forward.usual_top_k().max(if stock {
+            .unwrap_or(TopK::Of(expert_rule.default_top_k().max(if stock {
                 2
             } else {
                 1
@@ -206,8 +214,8 @@ impl Arguments {
             method: self.method,
             layers: self.methods.layers(&seed.architecture)?,
             shared_expert: self.methods.shared_expert(),
-            scales: self.methods.scales(),
-            feed_forward,
+            scales: self.methods.scales()?,
+            expert_rule,
             target: self.target.clone(),
             kv: self.kv.map_or(AttentionKv::Expert, KvName::value),
             shared_kv_of_seed: self
@@ -288,7 +296,7 @@ impl Arguments {
             .chain(self.experts.iter().map(|(name, _)| name.clone()))
             .collect();
         let mut output = dense.upcycled(Mixture::new(dense, names.len() as u64));
-        if (self.method == Method::Btx || self.target != "bam")
+        if (!self.method.upcycles().makes_attention_experts() || self.target != "bam")
             && let Some(mixture) = &mut output.mixture
         {
             mixture.attention_kv = AttentionKv::Merged;
@@ -307,7 +315,7 @@ impl Arguments {
     }
 
     /// Flags that would be without effect are refused rather than ignored.
-    fn refuse_misplaced(&self, feed_forward: &FeedForward) -> bam_convert::Result<()> {
+    fn refuse_misplaced(&self, expert_rule: &dyn ExpertRule) -> bam_convert::Result<()> {
         let shared = matches!(self.kv, Some(KvName::Shared));
         let of_attention = [
             ("--kv", self.kv.is_some()),
@@ -328,8 +336,11 @@ impl Arguments {
                 .map(|(flag, _)| *flag)
         };
         let method = self.method.name();
-        if let Some(flag) = first(&of_attention).filter(|_| self.method != Method::Bam) {
-            let why = if self.method.of_models() {
+        let upcycles = self.method.upcycles();
+        if let Some(flag) = first(&of_attention).filter(|_| !upcycles.makes_attention_experts()) {
+            let attending =
+                methods::alternatives(|method| method.upcycles().makes_attention_experts(), "");
+            let why = if upcycles.takes_specialists() {
                 "averages attention"
             } else {
                 "keeps the seed's attention"
@@ -337,17 +348,18 @@ impl Arguments {
             return Err(Error::usage(format!(
                 "{flag} has no effect with --method {method}, which {why}"
             ))
-            .with_hint("leave it out, or pass --method bam"));
+            .with_hint(format!("leave it out, or pass --method {attending}")));
         }
-        if let Some(flag) = first(&of_models).filter(|_| !self.method.of_models()) {
+        if let Some(flag) = first(&of_models).filter(|_| !upcycles.takes_specialists()) {
+            let of_specialists =
+                methods::alternatives(|method| method.upcycles().takes_specialists(), "");
             let problem = format!(
                 "{flag} has no effect with --method {method}, which takes all from the seed"
             );
-            return Err(
-                Error::usage(problem).with_hint("leave it out, or pass --method bam or btx")
-            );
+            return Err(Error::usage(problem)
+                .with_hint(format!("leave it out, or pass --method {of_specialists}")));
         }
-        if matches!(self.router, RouterInit::Prompts(_)) && *feed_forward != FeedForward::Networks {
+        if matches!(self.router, RouterInit::Prompts(_)) && !expert_rule.keeps_networks_whole() {
             return Err(Error::usage(
                 "--router prompts:PATH makes a row for each model, but experts are no whole models",
             )

@@ -10,77 +10,7 @@ use super::config::{Config, Found};
 use super::keys::{Key, MixtureKeys};
 use super::layout::{AttentionKv, Layers};
 use crate::checkpoint::json::kind;
-use crate::error::{nearest, one_of};
 use crate::{Error, Result};
-
-/// How dense models become a mixture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// Branch-Attend-Mix: attention and feed-forward experts (Zhang et al. 2024).
-    Bam,
-    /// Branch-Train-MiX: feed-forward experts beside one averaged attention (Sukhbaatar et al. 2024).
-    Btx,
-    /// Sparse upcycling: copies of one feed-forward network (Komatsuzaki et al. 2022).
-    Sparse,
-    /// Copies with noise.
-    Noise,
-    /// Drop-Upcycling: copies with neurons drawn again (Nakamura et al. 2025).
-    Drop,
-    /// Shards of copies with virtual groups (He et al. 2024).
-    Granular,
-    /// Cuts out of shuffled copies (Qwen2-MoE).
-    Shuffle,
-    /// One feed-forward network shared out (LLaMA-MoE).
-    Split,
-}
-
-impl Method {
-    /// Every method.
-    pub const ALL: [Self; 8] = [
-        Self::Bam,
-        Self::Btx,
-        Self::Sparse,
-        Self::Noise,
-        Self::Drop,
-        Self::Granular,
-        Self::Shuffle,
-        Self::Split,
-    ];
-
-    /// As on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Bam => "bam",
-            Self::Btx => "btx",
-            Self::Sparse => "sparse",
-            Self::Noise => "noise",
-            Self::Drop => "drop",
-            Self::Granular => "granular",
-            Self::Shuffle => "shuffle",
-            Self::Split => "split",
-        }
-    }
-
-    /// Whether it makes experts of several dense models rather than of the seed alone.
-    pub fn of_models(self) -> bool {
-        matches!(self, Self::Bam | Self::Btx)
-    }
-}
-
-impl FromStr for Method {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|method| method.name() == text)
-            .ok_or_else(|| {
-                let known = Self::ALL.map(Self::name);
-                let near = nearest(text, known)
-                    .map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-                format!("expected {}, found `{text}`{near}", one_of(known))
-            })
-    }
-}
 
 /// The weight in a stock `config.json` of the load-balancing loss whose weight is `of_sum` here.
 ///

@@ -43,7 +43,7 @@ pub use format::{Family, families};
 pub use fused::{ExpertLayout, FusedTensor};
 pub use layout::{AttentionKv, Block, Layers, MlpType, NormPosition, NormType, QkNorm};
 pub(crate) use matching::COMPUTED;
-pub use mixture::{Method, Mixture, RouterBias, TopK};
+pub use mixture::{Mixture, RouterBias, TopK};
 pub use quantised::Quantised;
 pub use spelling::both_spellings;
 pub(crate) use spelling::same_value;

@@ -6,7 +6,7 @@ use std::path::Path;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::cost::{Report, Request};
+use super::cost::{CostedMethod, Report, Request};
 use super::*;
 
 fn config(json: Value) -> Config {
@@ -585,7 +585,10 @@ fn a_user_brings_a_family() {
     let read: Map<String, Value> = bam_config(&seed, &dense, &target).unwrap();
     assert_eq!(Architecture::of(&config(json!(read))).unwrap(), target);
     let request = Request {
-        method: Some(Method::Btx),
+        method: Some(CostedMethod {
+            name: "btx",
+            attention_experts: false,
+        }),
         ..Request::default()
     };
     assert_eq!(

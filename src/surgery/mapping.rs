@@ -12,7 +12,7 @@ use super::scales::SHARED;
 use super::upcycle::Settings;
 use crate::checkpoint::Dtype;
 use crate::checkpoint::expression::Expression;
-use crate::family::{Architecture, Method, Role, TensorSpec};
+use crate::family::{Architecture, Role, TensorSpec};
 use crate::{Error, Result};
 
 /// What the tensors of the mixture are made of.
@@ -91,7 +91,7 @@ impl Work<'_> {
                 return Ok((dtype, self.fresh(spec)));
             }
             let each = match spec.role {
-                Role::FfnRouter => settings.feed_forward.router_rows_each(),
+                Role::FfnRouter => settings.expert_rule.router_rows_each(),
                 _ => 1,
             };
             let mut rows = spec.shape.clone();
@@ -160,9 +160,7 @@ impl Work<'_> {
             };
         }
         if let (Some(expert), Some(layer)) = (spec.expert, spec.layer) {
-            let networks = settings
-                .feed_forward
-                .networks_of(expert, self.origins.len());
+            let networks = settings.expert_rule.networks_of(expert, self.origins.len());
             let mut dtype = settings.dtype;
             let mut of = Vec::with_capacity(networks.len());
             for network in networks {
@@ -185,11 +183,11 @@ impl Work<'_> {
                 role: spec.role,
                 bias: spec.bias,
             };
-            let expression = settings.feed_forward.expression(&part, &self.context, of);
+            let expression = settings.expert_rule.expression(&part, &self.context, of);
             return Ok((dtype.unwrap_or_else(|| self.main_dtype()), expression));
         }
-        let shared_kv =
-            matches!(spec.role, Role::K | Role::V | Role::KNorm) && settings.method == Method::Bam;
+        let shared_kv = matches!(spec.role, Role::K | Role::V | Role::KNorm)
+            && settings.method.upcycles().makes_attention_experts();
         let of_seed = if shared_kv {
             settings.shared_kv_of_seed
         } else {

@@ -4,12 +4,12 @@ use serde_json::{Map, Value, json};
 
 use super::card::{self, Card};
 use super::execute::OutputFile;
-use super::methods::Context;
+use super::methods::{Context, Method};
 use super::model::Model;
 use super::upcycle::Settings;
 use crate::Result;
 use crate::checkpoint::dtype::{self, Dtype};
-use crate::family::{Architecture, AttentionKv, Layers, Method};
+use crate::family::{Architecture, AttentionKv, Layers};
 
 /// The settings as the manifest, the card and the configuration record them.
 pub(super) fn settings(
@@ -24,7 +24,7 @@ pub(super) fn settings(
     put("target", json!(settings.target));
     put("experts", json!(names));
     if let Some(mixture) = &architecture.mixture {
-        if settings.method == Method::Bam {
+        if settings.method.upcycles().makes_attention_experts() {
             put("kv", json!(mixture.attention_kv));
             if mixture.attention_kv == AttentionKv::Shared {
                 put(
@@ -50,7 +50,7 @@ pub(super) fn settings(
         put("top_k", json!(mixture.num_experts_per_tok));
         put("norm_topk_prob", json!(mixture.norm_topk_prob));
     }
-    for (key, value) in settings.feed_forward.record(context) {
+    for (key, value) in settings.expert_rule.record(context) {
         put(key, value);
     }
     if let Layers::List(layers) = &settings.layers {
@@ -112,7 +112,6 @@ pub(super) fn files(
         files.extend(card::model_code());
     }
     files.extend(card::copies(seed.companions()?));
-    let about = about(method);
     let tags = ["moe", "merge", method.name()];
     let paths = models
         .iter()
@@ -125,43 +124,13 @@ pub(super) fn files(
         .collect();
     let card = Card {
         title: &format!("{} mixture", method.name().to_uppercase()),
-        about,
+        about: method.about(),
         tags: &tags,
         sources: paths,
         settings,
     };
     files.push(card.file());
     Ok(files)
-}
-
-/// A method in one sentence, with its paper.
-fn about(method: Method) -> &'static str {
-    match method {
-        Method::Bam => {
-            "A BAM mixture (Branch-Attend-Mix, Zhang et al. 2024, arXiv 2408.08274): attention and feed-forward experts upcycled from dense models."
-        }
-        Method::Btx => {
-            "A BTX mixture (Branch-Train-MiX, Sukhbaatar et al. 2024, arXiv 2403.07816): feed-forward experts upcycled from dense models, everything else averaged."
-        }
-        Method::Sparse => {
-            "A sparsely upcycled mixture (Komatsuzaki et al. 2022, arXiv 2212.05055): every expert is a copy of a dense model's feed-forward network."
-        }
-        Method::Noise => {
-            "A mixture by noise upcycling: every expert is a copy of a dense model's feed-forward network, with noise added."
-        }
-        Method::Drop => {
-            "A mixture by Drop-Upcycling (Nakamura et al. 2025, arXiv 2502.19261): every expert is a copy of a dense model's feed-forward network, some of whose neurons are drawn again."
-        }
-        Method::Granular => {
-            "A fine-grained mixture with virtual groups (He et al. 2024, arXiv 2410.07524): every expert is a shard of a dense model's feed-forward network."
-        }
-        Method::Shuffle => {
-            "A fine-grained mixture as in Qwen2-MoE (Yang et al. 2024, arXiv 2407.10671): experts are cut out of shuffled copies of a dense model's feed-forward network, and part of each is drawn again."
-        }
-        Method::Split => {
-            "A mixture whose experts share out the neurons of a dense model's feed-forward network (LLaMA-MoE, Zhu et al. 2024, arXiv 2406.16554)."
-        }
-    }
 }
 
 /// What a user should know before the surgery runs.

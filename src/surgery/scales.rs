@@ -1,6 +1,7 @@
 //! Noise on the weights of single experts, and factors on what they add to the residual stream (mergekit-moe's
 //! `noise_scale` and `residual_scale`).
 
+use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::upcycle::SEED;
@@ -12,13 +13,44 @@ use crate::{Error, Result};
 /// The name of the shared expert here.
 pub const SHARED: &str = "shared";
 
-/// What is done to single experts, by name.
+/// Noise and factors for single experts, by name.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scales {
     /// Standard deviations of the noise on every feed-forward weight.
     pub noise: Vec<(String, f64)>,
     /// Factors on the down projection, after the noise.
     pub residual: Vec<(String, f64)>,
+}
+
+/// The flags that say so.
+#[derive(Clone, Debug, Args)]
+pub struct ScaleFlags {
+    /// Add noise of this standard deviation to the feed-forward weights of one expert, or of `shared` (`bam`, `btx`; repeat).
+    #[arg(long, value_name = "NAME=STD", value_parser = named_number)]
+    noise_scale: Vec<(String, f64)>,
+    /// Multiply the down projection of one expert, or of `shared`, by a factor (`bam`, `btx`; repeat).
+    #[arg(long, value_name = "NAME=FACTOR", value_parser = named_number)]
+    residual_scale: Vec<(String, f64)>,
+}
+
+impl From<ScaleFlags> for Scales {
+    fn from(flags: ScaleFlags) -> Self {
+        Self {
+            noise: flags.noise_scale,
+            residual: flags.residual_scale,
+        }
+    }
+}
+
+/// `NAME=NUMBER`.
+fn named_number(text: &str) -> Result<(String, f64), String> {
+    match text
+        .rsplit_once('=')
+        .map(|(name, number)| (name, number.parse()))
+    {
+        Some((name, Ok(number))) if !name.is_empty() => Ok((name.to_owned(), number)),
+        _ => Err(format!("expected NAME=NUMBER, found `{text}`")),
+    }
 }
 
 impl Scales {

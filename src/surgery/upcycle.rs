@@ -1,12 +1,14 @@
-//! From dense models to a mixture: what every upcycling method shares.
+//! From dense models to a mixture: the part that every upcycling method shares.
 //!
-//! A method decides what experts are made of ([`methods`](super::methods)); the mapping of all other tensors is then the same for all.
+//! A method decides how experts are made ([`methods`](super::methods)); the mapping of all other tensors is then the same for all.
+
+use std::sync::Arc;
 
 use super::execute::OutputFile;
 use super::fit;
 use super::fit_tokenizer::ids_beyond;
 use super::mapping::{Origin, Work};
-use super::methods::{Context, FeedForward};
+use super::methods::{Context, ExpertRule, Method, Roster};
 use super::model::Model;
 use super::plan::{Plan, Source};
 use super::record;
@@ -16,7 +18,7 @@ use crate::checkpoint::Dtype;
 use crate::checkpoint::expression::Expression;
 use crate::error::nearest;
 use crate::family::{
-    self, Architecture, AttentionKv, Layers, Method, Mixture, MlpType, Output, RouterBias, TopK,
+    self, Architecture, AttentionKv, Layers, Mixture, MlpType, Output, RouterBias, TopK,
 };
 use crate::{Error, Result};
 
@@ -25,8 +27,8 @@ use crate::{Error, Result};
 pub struct Settings {
     /// Which method.
     pub method: Method,
-    /// What becomes of feed-forward networks.
-    pub feed_forward: FeedForward,
+    /// How feed-forward experts are made.
+    pub expert_rule: Arc<dyn ExpertRule>,
     /// Layers with feed-forward experts; in others the network is treated as everything that is no expert.
     pub layers: Layers,
     /// A model's feed-forward network beside the experts of each layer, for every token.
@@ -114,7 +116,8 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
         ));
     }
     // The average and attention experts take all of a model; where the rest is the seed's, btx takes its feed-forward alone.
-    let feed_forward_only = settings.rest_of_seed && settings.method == Method::Btx;
+    let upcycles = settings.method.upcycles();
+    let feed_forward_only = settings.rest_of_seed && !upcycles.makes_attention_experts();
     let mut notes: Vec<String> = ids_beyond(&seed)?.into_iter().collect();
     for expert in experts.iter().filter_map(|expert| expert.model.as_ref()) {
         match feed_forward_only {
@@ -122,14 +125,10 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
             false => notes.extend(fit::check(&seed, expert)?),
         }
     }
-    if settings.feed_forward == FeedForward::Blend
-        && experts.iter().any(|expert| expert.model.is_none())
-    {
-        return Err(Error::usage(
-            "--blend puts chunks of all models together, and a `random` expert has none",
-        )
-        .with_hint("leave the random expert out, or leave out --blend"));
-    }
+    settings.expert_rule.check(Roster {
+        seed_is_expert: settings.seed_expert,
+        has_random: experts.iter().any(|expert| expert.model.is_none()),
+    })?;
     let networks = expert_names(&experts, settings);
     let mut models = vec![seed];
     let mut origins = Vec::new();
@@ -163,7 +162,7 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     }
     let seed = &models[0].architecture;
     let (experts, width) = settings
-        .feed_forward
+        .expert_rule
         .size(origins.len() as u64, seed.intermediate_size)?;
     if experts > MOST_EXPERTS {
         return Err(Error::usage(format!(
@@ -175,7 +174,7 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
         moe_intermediate_size: width,
         ..mixture(seed, experts, attention_origins.len() as u64, settings)?
     };
-    let names = settings.feed_forward.names(&networks, experts);
+    let names = settings.expert_rule.names(&networks, experts);
     let context = Context {
         width: seed.intermediate_size,
         experts,
@@ -329,7 +328,7 @@ fn mixture(
     attention_experts: u64,
     settings: &Settings,
 ) -> Result<Mixture> {
-    let merged = settings.method != Method::Bam;
+    let merged = !settings.method.upcycles().makes_attention_experts();
     let top_k = routed(settings.top_k, experts, "--top-k")?;
     let attention_top_k = if merged {
         1

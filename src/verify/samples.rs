@@ -6,9 +6,9 @@ use serde_json::json;
 
 use super::{Diff, Report, diff, validate};
 use crate::checkpoint::{Dtype, dtype, header};
-use crate::family::{AttentionKv, Layers, Method, TopK};
+use crate::family::{AttentionKv, Layers, TopK};
 use crate::surgery::execute::{OutputFile, Target, execute};
-use crate::surgery::methods::FeedForward;
+use crate::surgery::methods::{Method, NetworkRule};
 use crate::surgery::router::RouterInit;
 use crate::surgery::upcycle::{self, Expert, Settings};
 use crate::surgery::{Model, Plan, init};
@@ -79,8 +79,8 @@ impl Samples {
         });
         let settings = Settings {
             target: "bam".to_owned(),
-            method: Method::Bam,
-            feed_forward: FeedForward::Networks,
+            method: Method::BAM,
+            expert_rule: std::sync::Arc::new(NetworkRule::Whole),
             layers: Layers::All,
             shared_expert: None,
             kv: AttentionKv::Expert,

@@ -882,19 +882,19 @@ fn what_does_not_fit_is_refused_by_name() {
         ),
         (
             "--method drop --experts 2 --drop-ratio 1.5",
-            &["--drop-ratio 1.5", "from 0 to 1"],
+            &["--drop-ratio must be from 0 to 1, but is 1.5"],
         ),
         (
             "--method drop --experts 2 --drop-ratio nan",
-            &["--drop-ratio NaN"],
+            &["--drop-ratio must be from 0 to 1, but is NaN"],
         ),
         (
             "--method noise --experts 2 --noise-ratio 2",
-            &["--noise-ratio 2"],
+            &["--noise-ratio must be from 0 to 1, but is 2"],
         ),
         (
             "--method noise --experts 2 --noise-std inf",
-            &["--noise-std inf"],
+            &["--noise-std must be a non-negative number, but is inf"],
         ),
         (
             "--method granular --experts 2",
@@ -918,7 +918,7 @@ fn what_does_not_fit_is_refused_by_name() {
         ),
         (
             "--method shuffle --experts 5 --expert-width 8 --reinit-ratio=-1",
-            &["--reinit-ratio -1"],
+            &["--reinit-ratio must be from 0 to 1, but is -1"],
         ),
         (
             "--method btx --split-ffn 7",

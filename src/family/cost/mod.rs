@@ -18,7 +18,7 @@ use super::{Architecture, AttentionKv, Layers, MlpType, QkNorm, Role, RouterBias
 use crate::checkpoint::dtype::torch_name;
 use crate::{Error, Result};
 
-pub use request::Request;
+pub use request::{CostedMethod, Request};
 pub use table::{summary, table};
 
 /// Context length of the paper's FLOPs table.

@@ -1,13 +1,13 @@
 //! Which mixture to cost: what was asked for, over what the config says, over what is usual.
 
-use crate::family::{Architecture, AttentionKv, Config, Family, Method, Mixture, TopK};
+use crate::family::{Architecture, AttentionKv, Config, Family, Mixture, TopK};
 use crate::{Error, Result};
 
 /// The mixture to cost on top of a dense config; a field that is `None` is read from the config, or usual.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Request {
-    /// Attention experts or merged attention.
-    pub method: Option<Method>,
+    /// The method that makes the mixture.
+    pub method: Option<CostedMethod>,
     /// What happens to keys and values.
     pub kv: Option<AttentionKv>,
     /// Feed-forward experts, the seed counted.
@@ -18,6 +18,15 @@ pub struct Request {
     pub top_k: Option<TopK>,
     /// Attention experts a token.
     pub attention_top_k: Option<TopK>,
+}
+
+/// A surgery method, as far as it matters for costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CostedMethod {
+    /// Its name, for messages.
+    pub name: &'static str,
+    /// Whether attention becomes experts; otherwise it stays one.
+    pub attention_experts: bool,
 }
 
 impl Request {
@@ -58,9 +67,10 @@ impl Request {
 
     /// Puts what was asked for over what the config says.
     fn apply(&self, mixture: &mut Mixture) -> Result<()> {
-        let merged = self.method.is_some_and(|method| method != Method::Bam);
+        let attention_experts = self.method.map(|method| method.attention_experts);
+        let merged = attention_experts == Some(false);
         if merged && (self.kv.is_some() || self.attention_top_k.is_some()) {
-            let method = self.method.map_or("", Method::name);
+            let method = self.method.map_or("", |method| method.name);
             return Err(Error::usage(format!(
                 "--kv and --attention-top-k are for attention experts, which --method {method} does not have"
             )));
@@ -70,10 +80,10 @@ impl Request {
             mixture.num_experts = experts;
             mixture.num_attention_experts = experts;
         }
-        match (self.method, self.kv) {
+        match (attention_experts, self.kv) {
             _ if merged => mixture.attention_kv = AttentionKv::Merged,
             (_, Some(kv)) => mixture.attention_kv = kv,
-            (Some(Method::Bam), None) if mixture.attention_kv == AttentionKv::Merged => {
+            (Some(true), None) if mixture.attention_kv == AttentionKv::Merged => {
                 mixture.attention_kv = AttentionKv::Expert;
                 mixture.num_attention_experts = mixture.num_experts;
             }

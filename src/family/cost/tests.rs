@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::family::{Block, Config, Method, Mixture, NormPosition, NormType, RouterBias, TopK};
+use crate::family::{Block, Config, Mixture, NormPosition, NormType, RouterBias, TopK};
 
 fn fixture(name: &str) -> Config {
     Config::read(
@@ -27,7 +27,10 @@ fn cost(name: &str, request: Request) -> Report {
 
 fn bam(kv: AttentionKv) -> Request {
     Request {
-        method: Some(Method::Bam),
+        method: Some(CostedMethod {
+            name: "bam",
+            attention_experts: true,
+        }),
         kv: Some(kv),
         experts: Some(4),
         ..Request::default()
@@ -36,7 +39,10 @@ fn bam(kv: AttentionKv) -> Request {
 
 fn btx(experts: u64, top_k: u64) -> Request {
     Request {
-        method: Some(Method::Btx),
+        method: Some(CostedMethod {
+            name: "btx",
+            attention_experts: false,
+        }),
         experts: Some(experts),
         top_k: Some(TopK::Of(top_k)),
         ..Request::default()

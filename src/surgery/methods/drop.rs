@@ -1,55 +1,93 @@
 //! Drop-Upcycling (Nakamura et al. 2025, arXiv 2502.19261): copies of one network, a part of whose neurons is drawn again.
 //!
 //! For each layer and expert the neurons are put into a random order, one for all three matrices. Then ⌊r · width⌋ of them
-//! are dropped: rows of gate and up, columns of down become N(μ, σ²), μ and σ being those of the very values dropped, for each matrix
-//! alone. The paper reads as one set of neurons for all three matrices; the released code draws a set for each.
+//! are dropped: rows of gate and up, columns of down become N(μ, σ²). μ and σ are those of the very values dropped, for each
+//! matrix alone. The paper reads as one set of neurons for all three matrices; the released code draws a set for each.
 
+use std::sync::Arc;
+
+use clap::{ArgMatches, Args, Command, ValueEnum};
 use serde::Serialize;
+use serde_json::{Value, json};
 
-use super::{Context, Part, gathered, share};
+use super::rule::{
+    Context, ExpertCount, ExpertRule, Part, SurgeryMethod, gathered, group, only, share,
+};
 use crate::Result;
 use crate::checkpoint::expression::{Drawn, Expression};
 
-/// Settings of Drop-Upcycling.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Drop {
-    /// Number of experts.
-    pub experts: u64,
-    /// The part of an expert's neurons that is drawn again, `r`.
-    pub ratio: f64,
-    /// Which neurons these are.
-    pub indices: DropIndices,
+/// Drop-Upcycling.
+#[derive(Debug)]
+pub(super) struct DropUpcycling;
+
+#[derive(Clone, Debug, Args)]
+struct DropFlags {
+    /// The part of each expert's neurons that is drawn again (`drop`) [default: 0.5].
+    #[arg(long, value_name = "R")]
+    drop_ratio: Option<f64>,
+    /// Whether gate, up and down drop the same neurons or each its own (`drop`) [default: shared].
+    #[arg(long, value_enum)]
+    drop_indices: Option<DropIndices>,
 }
 
 /// Which neurons are dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum DropIndices {
-    /// The same in all matrices of an expert.
+enum DropIndices {
+    /// One set of neurons for the three matrices, as the paper reads.
     Shared,
-    /// Others in each matrix.
+    /// A set for each matrix, as the released code draws them.
     PerMatrix,
 }
 
-impl Drop {
-    pub(super) fn size(&self, width: u64) -> Result<(u64, u64)> {
+impl SurgeryMethod for DropUpcycling {
+    fn name(&self) -> &'static str {
+        "drop"
+    }
+
+    fn about(&self) -> &'static str {
+        "A mixture by Drop-Upcycling (Nakamura et al. 2025, arXiv 2502.19261): every expert is a copy of a dense model's feed-forward network, some of whose neurons are drawn again."
+    }
+
+    fn flags(&self, command: Command) -> Command {
+        DropFlags::augment_args(ExpertCount::augment_args(command))
+    }
+
+    fn rule(&self, flags: &ArgMatches) -> Result<Arc<dyn ExpertRule>> {
+        let own: DropFlags = group(flags)?;
+        Ok(Arc::new(DroppedCopies {
+            experts: group::<ExpertCount>(flags)?.of(self)?,
+            ratio: own.drop_ratio.unwrap_or(0.5),
+            indices: own.drop_indices.unwrap_or(DropIndices::Shared),
+        }))
+    }
+}
+
+/// Copies of one network, some of whose neurons are drawn again.
+#[derive(Debug)]
+struct DroppedCopies {
+    experts: u64,
+    /// The part of an expert's neurons that is drawn again, `r`.
+    ratio: f64,
+    indices: DropIndices,
+}
+
+impl ExpertRule for DroppedCopies {
+    fn size(&self, _networks: u64, width: u64) -> Result<(u64, u64)> {
         share(self.ratio, width, "--drop-ratio")?;
         Ok((self.experts, width))
     }
 
-    pub(super) fn expression(&self, part: &Part, context: &Context, of: Expression) -> Expression {
-        let dropped = (self.ratio * context.width as f64).floor() as u64;
+    fn expression(&self, part: &Part, context: &Context, of: Vec<Expression>) -> Expression {
+        let of = only(of);
         let Some(axis) = part.neurons() else {
             return of;
         };
-        let of = gathered(
-            of,
-            axis,
-            context,
-            part.expert_key("order"),
-            0,
-            context.width,
-        );
+
+        let order = part.expert_key("order");
+        let of = gathered(of, axis, context, order, 0, context.width);
+
+        let dropped = (self.ratio * context.width as f64).floor() as u64;
         if dropped == 0 {
             return of;
         }
@@ -72,5 +110,12 @@ impl Drop {
             seed,
             key: part.own_key("redrawn"),
         }
+    }
+
+    fn record(&self, _context: &Context) -> Vec<(&'static str, Value)> {
+        vec![
+            ("drop_ratio", json!(self.ratio)),
+            ("drop_indices", json!(self.indices)),
+        ]
     }
 }

@@ -5,48 +5,99 @@
 //! the dense network up to the factor of its gates. Scaling the weights makes up for that: s = E · G² / T where the gate is a
 //! softmax over all experts, s = G where the gates of the chosen are divided by their sum.
 
-use serde::Serialize;
+use std::sync::Arc;
 
-use super::{Context, Part, cut, scaled, shard};
+use clap::{ArgMatches, Args, Command, ValueEnum};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::rule::{
+    Context, ExpertCount, ExpertRule, Part, SurgeryMethod, cut, group, needed, only, scaled, shard,
+};
 use crate::Result;
 use crate::checkpoint::expression::Expression;
 
-/// Settings of granular upcycling.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Granular {
-    /// Copies of the network, `E`.
-    pub expansion: u64,
-    /// Shards of each copy, `G`.
-    pub granularity: u64,
-    /// Where the factor `s` goes.
-    pub scaling: WeightScaling,
+/// Fine-grained upcycling with virtual groups.
+#[derive(Debug)]
+pub(super) struct Granular;
+
+#[derive(Clone, Debug, Args)]
+struct GranularFlags {
+    /// Shards that each copy is cut into (`granular`).
+    #[arg(long, value_name = "G", value_parser = clap::value_parser!(u64).range(1..))]
+    granularity: Option<u64>,
+    /// Where the factor that makes up for the gates goes (`granular`) [default: spread].
+    #[arg(long, value_enum)]
+    weight_scaling: Option<WeightScaling>,
 }
 
-/// Where the factor that makes up for the gates goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// Where the factor `s` that makes up for the gates goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum WeightScaling {
-    /// On every matrix, as in the paper: s^⅓ where the network is gated or squares its activation, else s^½. Exact where
-    /// the activation is homogeneous.
+enum WeightScaling {
+    /// A root of the factor on every matrix, as in the paper.
+    // s^⅓ where the network is gated or squares its activation, else s^½: exact where the activation is homogeneous.
     Spread,
-    /// All of it on the down projection: exact for any activation.
+    /// All of it on the down projections, which is exact for any activation.
     Down,
-    /// Nowhere.
+    /// No scaling.
     Off,
 }
 
-impl Granular {
-    pub(super) fn size(&self, width: u64) -> Result<(u64, u64)> {
+impl SurgeryMethod for Granular {
+    fn name(&self) -> &'static str {
+        "granular"
+    }
+
+    fn about(&self) -> &'static str {
+        "A fine-grained mixture with virtual groups (He et al. 2024, arXiv 2410.07524): every expert is a shard of a dense model's feed-forward network."
+    }
+
+    fn flags(&self, command: Command) -> Command {
+        GranularFlags::augment_args(ExpertCount::augment_args(command))
+    }
+
+    fn size_flags(&self) -> Option<&'static [&'static str]> {
+        Some(&["granularity"])
+    }
+
+    fn rule(&self, flags: &ArgMatches) -> Result<Arc<dyn ExpertRule>> {
+        let own: GranularFlags = group(flags)?;
+        Ok(Arc::new(Shards {
+            expansion: group::<ExpertCount>(flags)?.of(self)?,
+            granularity: needed(
+                own.granularity,
+                "--granularity",
+                self,
+                "how many shards a copy is cut into",
+            )?,
+            scaling: own.weight_scaling.unwrap_or(WeightScaling::Spread),
+        }))
+    }
+}
+
+/// Shards of copies of one network.
+#[derive(Debug)]
+struct Shards {
+    /// Copies of the network, `E`.
+    expansion: u64,
+    /// Shards of each copy, `G`.
+    granularity: u64,
+    scaling: WeightScaling,
+}
+
+impl ExpertRule for Shards {
+    fn size(&self, _networks: u64, width: u64) -> Result<(u64, u64)> {
         Ok((
             self.expansion.saturating_mul(self.granularity),
             cut(width, self.granularity, "--granularity")?,
         ))
     }
 
-    pub(super) fn expression(&self, part: &Part, context: &Context, of: Expression) -> Expression {
+    fn expression(&self, part: &Part, context: &Context, of: Vec<Expression>) -> Expression {
         let shards = self.granularity;
         let of = shard(
-            of,
+            only(of),
             part,
             part.expert % shards,
             context.width / shards,
@@ -55,20 +106,34 @@ impl Granular {
         scaled(of, self.factor(part, context))
     }
 
+    fn router_rows_each(&self) -> u64 {
+        self.granularity
+    }
+
+    fn record(&self, _context: &Context) -> Vec<(&'static str, Value)> {
+        vec![
+            ("granularity", json!(self.granularity)),
+            ("weight_scaling", json!(self.scaling)),
+        ]
+    }
+}
+
+impl Shards {
     /// The factor on a tensor.
     fn factor(&self, part: &Part, context: &Context) -> f64 {
         let (experts, shards) = (self.expansion as f64, self.granularity as f64);
-        let whole = match context.norm_topk_prob {
-            true => shards,
-            false => experts * shards * shards / context.top_k as f64,
+        let whole = if context.norm_topk_prob {
+            shards
+        } else {
+            experts * shards * shards / context.top_k as f64
         };
+
+        let is_output_bias = part.is_output() && part.bias;
         match self.scaling {
             WeightScaling::Off => 1.0,
-            // The bias of the output is no product of matrices.
-            WeightScaling::Spread if !(part.is_output() && part.bias) => match context.cubic {
-                true => libm::cbrt(whole),
-                false => libm::sqrt(whole),
-            },
+            // No matmul follows the bias of the output, so it takes the whole factor.
+            WeightScaling::Spread if !is_output_bias && context.cubic => libm::cbrt(whole),
+            WeightScaling::Spread if !is_output_bias => libm::sqrt(whole),
             WeightScaling::Spread | WeightScaling::Down if part.is_output() => whole,
             WeightScaling::Spread | WeightScaling::Down => 1.0,
         }

@@ -1,307 +1,230 @@
-//! What becomes of feed-forward networks: one file a method, each a function from settings and networks to expressions.
+//! Surgery methods: what becomes of feed-forward networks, and whether attention becomes experts too.
+//!
+//! A method is one file in this folder: its flags, its paper, its fit rule, its expressions and its record.
+//! [`METHODS`] lists them. No other code knows a method by name, except for the two that tests and checks start from.
 
-mod blend;
+mod bam;
+mod btx;
 mod drop;
 mod granular;
+mod networks;
 mod noise;
+mod rule;
 mod shuffle;
+mod sparse;
 mod split;
 
-use serde_json::{Value, json};
+use std::ffi::OsString;
+use std::fmt;
+use std::ops::Deref;
+use std::str::FromStr;
+use std::sync::Arc;
 
-pub use drop::{Drop, DropIndices};
-pub use granular::{Granular, WeightScaling};
-pub use noise::Noise;
-pub use shuffle::Shuffle;
-pub use split::Split;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command};
 
-use crate::checkpoint::expression::{Drawn, Expression};
-use crate::family::Role;
+pub use networks::NetworkRule;
+pub use rule::{Context, ExpertRule, Part, Roster, SurgeryMethod, Upcycles};
+
+use crate::error::{nearest, one_of};
 use crate::{Error, Result};
 
-/// How experts are made of feed-forward networks.
-#[derive(Clone, Debug, PartialEq)]
-pub enum FeedForward {
-    /// Each network is an expert (BAM, BTX).
-    Networks,
-    /// Each network is cut into so many experts (BTX, "splitting").
-    Chunks(u64),
-    /// Each expert has a chunk of every network (BTX, "blending").
-    Blend,
-    /// So many copies of one network (sparse upcycling, Komatsuzaki et al. 2022).
-    Copies(u64),
-    /// Copies with noise.
-    Noise(Noise),
-    /// Copies with neurons drawn again (Drop-Upcycling).
-    Drop(Drop),
-    /// Shards of copies, found through virtual groups (He et al. 2024).
-    Granular(Granular),
-    /// Cuts out of shuffled copies (Qwen2-MoE).
-    Shuffle(Shuffle),
-    /// The neurons of one network shared out (LLaMA-MoE).
-    Split(Split),
-}
+/// Every method, in the order of `--help`.
+static METHODS: [&dyn SurgeryMethod; 8] = [
+    &bam::Bam,
+    &btx::Btx,
+    &sparse::Sparse,
+    &noise::Noise,
+    &drop::DropUpcycling,
+    &granular::Granular,
+    &shuffle::Shuffle,
+    &split::Split,
+];
 
-/// One tensor of one feed-forward expert.
-#[derive(Clone, Copy, Debug)]
-pub struct Part {
-    /// Its layer.
-    pub layer: u64,
-    /// Its expert.
-    pub expert: u64,
-    /// Gate, up or down.
-    pub role: Role,
-    /// Whether it is the bias of that projection.
-    pub bias: bool,
-}
+/// A method of the registry.
+#[derive(Clone, Copy)]
+pub struct Method(&'static dyn SurgeryMethod);
 
-/// What a method needs to know of the whole.
-#[derive(Clone, Copy, Debug)]
-pub struct Context {
-    /// Inner width of a network of a dense model.
-    pub width: u64,
-    /// Feed-forward experts of the mixture.
-    pub experts: u64,
-    /// Experts a token goes to.
-    pub top_k: u64,
-    /// Whether the gates of these are divided by their sum.
-    pub norm_topk_prob: bool,
-    /// Whether scaling every projection of a network by `f` is, as the method's paper counts it, a factor of f³.
-    pub cubic: bool,
-    /// Standard deviation of fresh weights.
-    pub initializer_range: f64,
-    /// Seed of all random draws.
-    pub rng_seed: u64,
-}
+impl Method {
+    /// Branch-Attend-Mix.
+    pub const BAM: Self = Self(&bam::Bam);
+    /// Branch-Train-MiX.
+    pub const BTX: Self = Self(&btx::Btx);
 
-impl Part {
-    /// The axis along which the network's neurons lie; the bias of the output has none.
-    fn neurons(&self) -> Option<u64> {
-        match (self.role, self.bias) {
-            (Role::Down, true) => None,
-            (Role::Down, false) => Some(1),
-            _ => Some(0),
-        }
+    /// Every method, in the order of `--help`.
+    pub fn all() -> impl Iterator<Item = Self> {
+        METHODS.iter().copied().map(Self)
     }
 
-    /// Whether it is a part of the down projection.
-    fn is_output(&self) -> bool {
-        self.role == Role::Down
-    }
-
-    /// The key of draws about this layer.
-    fn layer_key(&self, what: &str) -> String {
-        format!("layers.{}.{what}", self.layer)
-    }
-
-    /// The key of draws about this expert, whatever the projection.
-    fn expert_key(&self, what: &str) -> String {
-        format!("layers.{}.experts.{}.{what}", self.layer, self.expert)
-    }
-
-    /// The key of draws about this tensor alone.
-    fn own_key(&self, what: &str) -> String {
-        let bias = if self.bias { ".bias" } else { "" };
-        format!(
-            "layers.{}.experts.{}.{}{bias}.{what}",
-            self.layer, self.expert, self.role
-        )
-    }
-}
-
-impl FeedForward {
-    /// Number and inner width of the experts that come of `networks` networks of inner width `width`.
+    /// The rule for experts that the flags of a command describe.
     ///
     /// # Errors
-    /// Numbers that do not fit together: a width that cannot be cut, a ratio that is none.
-    pub fn size(&self, networks: u64, width: u64) -> Result<(u64, u64)> {
-        match self {
-            Self::Networks => Ok((networks, width)),
-            Self::Chunks(chunks) => Ok((
-                networks.saturating_mul(*chunks),
-                cut(width, *chunks, "--split-ffn")?,
-            )),
-            Self::Blend => Ok((networks, blend::chunk(width, networks)? * networks)),
-            Self::Copies(experts) => Ok((*experts, width)),
-            Self::Noise(noise) => noise.size(width),
-            Self::Drop(drop) => drop.size(width),
-            Self::Granular(granular) => granular.size(width),
-            Self::Shuffle(shuffle) => shuffle.size(width),
-            Self::Split(split) => split.size(width),
-        }
+    /// A flag of another method, and whatever [`SurgeryMethod::rule`] refuses.
+    pub fn configured(self, flags: &ArgMatches) -> Result<Arc<dyn ExpertRule>> {
+        self.refuse_misplaced(flags)?;
+        self.rule(flags)
     }
 
-    /// Whether experts are made of the seed alone.
-    pub fn of_one_network(&self) -> bool {
-        !matches!(self, Self::Networks | Self::Chunks(_) | Self::Blend)
+    /// The rule for experts that `arguments` describe, as typed: `--experts=8`.
+    ///
+    /// # Errors
+    /// As [`Self::configured`].
+    pub fn parsed(
+        self,
+        arguments: impl IntoIterator<Item = OsString>,
+    ) -> Result<Arc<dyn ExpertRule>> {
+        let flags = self
+            .flags(Command::new(self.name()).no_binary_name(true))
+            .try_get_matches_from(arguments)
+            .map_err(|error| Error::usage(error.to_string()))?;
+
+        self.rule(&flags)
     }
 
-    /// Names of the experts, given those of the networks.
-    pub fn names(&self, networks: &[String], experts: u64) -> Vec<String> {
-        match self {
-            Self::Networks => networks.to_vec(),
-            Self::Chunks(chunks) => networks
-                .iter()
-                .flat_map(|name| (0..*chunks).map(move |chunk| format!("{name}.{chunk}")))
-                .collect(),
-            Self::Blend => (0..experts)
-                .map(|expert| format!("blend.{expert}"))
-                .collect(),
-            _ => vec![networks.first().cloned().unwrap_or_default(); experts as usize],
-        }
-    }
-
-    /// The networks that an expert is made of, out of `networks`.
-    pub fn networks_of(&self, expert: u64, networks: usize) -> std::ops::Range<usize> {
-        let one = |number: u64| number as usize..number as usize + 1;
-        match self {
-            Self::Networks => one(expert),
-            Self::Chunks(chunks) => one(expert / chunks),
-            Self::Blend => 0..networks,
-            _ => one(0),
-        }
-    }
-
-    /// A tensor of an expert, given that tensor of each of its networks.
-    pub fn expression(
-        &self,
-        part: &Part,
-        context: &Context,
-        mut of: Vec<Expression>,
-    ) -> Expression {
-        if let Self::Blend = self {
-            return blend::expression(part, context, of);
-        }
-        // Every other method makes an expert of one network.
-        let Some(one) = of.pop() else {
-            return Expression::Mean { of };
-        };
-        match self {
-            Self::Networks | Self::Blend | Self::Copies(_) => one,
-            Self::Chunks(chunks) => shard(
-                one,
-                part,
-                part.expert % chunks,
-                context.width / chunks,
-                context,
-            ),
-            Self::Noise(noise) => noise.expression(part, context, one),
-            Self::Drop(drop) => drop.expression(part, context, one),
-            Self::Granular(granular) => granular.expression(part, context, one),
-            Self::Shuffle(shuffle) => shuffle.expression(part, context, one),
-            Self::Split(split) => split.expression(part, context, one),
-        }
-    }
-
-    /// How often each row of the router is repeated: experts of one virtual group share theirs.
-    pub fn router_rows_each(&self) -> u64 {
-        match self {
-            Self::Granular(granular) => granular.granularity,
-            _ => 1,
-        }
-    }
-
-    /// The number of experts a token goes to where nothing else is asked for.
-    pub fn usual_top_k(&self) -> u64 {
-        // One shard of each kind make up the whole network.
-        self.router_rows_each()
-    }
-
-    /// The settings, under the names of the command line.
-    pub fn record(&self, context: &Context) -> Vec<(&'static str, Value)> {
-        match self {
-            Self::Networks | Self::Copies(_) => vec![],
-            Self::Chunks(chunks) => vec![("split_ffn", json!(chunks))],
-            Self::Blend => vec![("blend", json!(true))],
-            Self::Noise(noise) => vec![
-                ("noise_std", json!(noise.std)),
-                ("noise_ratio", json!(noise.ratio)),
-            ],
-            Self::Drop(drop) => vec![
-                ("drop_ratio", json!(drop.ratio)),
-                ("drop_indices", json!(drop.indices)),
-            ],
-            Self::Granular(granular) => {
-                vec![
-                    ("granularity", json!(granular.granularity)),
-                    ("weight_scaling", json!(granular.scaling)),
-                ]
+    /// Flags of other methods are refused rather than ignored.
+    fn refuse_misplaced(self, flags: &ArgMatches) -> Result<()> {
+        for flag in all_flags() {
+            let id = flag.get_id();
+            let is_given = flags.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+            if !is_given || self.has_flag(&flag) {
+                continue;
             }
-            Self::Shuffle(shuffle) => {
-                vec![
-                    ("expert_width", json!(shuffle.width)),
-                    ("reinit_ratio", json!(shuffle.reinit_ratio)),
-                ]
-            }
-            Self::Split(split) => vec![("output_scale", json!(split.factor(context)))],
+
+            let owners: Vec<&str> = Self::all()
+                .filter(|method| method.has_flag(&flag))
+                .map(|method| method.0.name())
+                .collect();
+            let problem = format!(
+                "{} has no effect with --method {}",
+                typed(&flag),
+                self.name()
+            );
+            return Err(Error::usage(problem)
+                .with_hint(format!("it belongs to --method {}", owners.join(", "))));
+        }
+        Ok(())
+    }
+
+    fn has_flag(self, flag: &Arg) -> bool {
+        flags_of(self)
+            .iter()
+            .any(|own| own.get_id() == flag.get_id())
+    }
+}
+
+impl Deref for Method {
+    type Target = dyn SurgeryMethod;
+
+    fn deref(&self) -> &Self::Target {
+        self.0
+    }
+}
+
+impl PartialEq for Method {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for Method {}
+
+impl fmt::Debug for Method {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Method {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = || METHODS.iter().map(|method| method.name());
+        Self::all()
+            .find(|method| method.name() == text)
+            .ok_or_else(|| {
+                let near = nearest(text, known())
+                    .map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+                format!("expected {}, found `{text}`{near}", one_of(known()))
+            })
+    }
+}
+
+/// The flags of all methods, each once, in the order of the registry.
+pub fn all_flags() -> Vec<Arg> {
+    let mut flags: Vec<Arg> = Vec::new();
+    for flag in Method::all().flat_map(flags_of) {
+        if !flags.iter().any(|known| known.get_id() == flag.get_id()) {
+            flags.push(flag);
         }
     }
+    flags
 }
 
-/// `width` in `parts` equal parts.
-fn cut(width: u64, parts: u64, flag: &str) -> Result<u64> {
-    match width.checked_rem(parts) {
-        Some(0) => Ok(width / parts),
-        _ => Err(Error::usage(format!(
-            "the feed-forward width {width} does not fall into {parts} equal parts ({flag})"
-        ))
-        .with_hint(format!("pass {flag} with a divisor of {width}"))),
+/// The flags of one method.
+pub fn flags_of(method: Method) -> Vec<Arg> {
+    // The command that shows the flags decides where they stand in its help.
+    let command = Command::new(method.name()).next_display_order(None);
+    method.flags(command).get_arguments().cloned().collect()
+}
+
+/// A flag as one types it.
+pub fn typed(flag: &Arg) -> String {
+    format!("--{}", flag.get_long().unwrap_or_default())
+}
+
+/// The methods that `fits` chooses, as words: "`bam`, `btx` or `sparse`", each in `quote`s.
+pub fn alternatives(fits: impl Fn(&Method) -> bool, quote: &str) -> String {
+    let mut names: Vec<String> = Method::all()
+        .filter(fits)
+        .map(|method| format!("{quote}{}{quote}", method.name()))
+        .collect();
+    let last = names.pop().unwrap_or_default();
+    if names.is_empty() {
+        return last;
     }
+    format!("{} or {last}", names.join(", "))
 }
 
-/// The number of neurons that a ratio of `width` is, rounded down.
-fn share(ratio: f64, width: u64, flag: &str) -> Result<u64> {
-    match (0.0..=1.0).contains(&ratio) {
-        true => Ok((ratio * width as f64).floor() as u64),
-        false => Err(
-            Error::usage(format!("{flag} {ratio} is no part of a whole"))
-                .with_hint(format!("pass {flag} from 0 to 1")),
-        ),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn docs_list_every_method_with_its_flags_and_defaults() {
+        let docs = include_str!("../../../docs/methods.md");
+        let table: Vec<&str> = docs
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .collect();
+        for method in Method::all() {
+            let name = format!("`{}`", method.name());
+            let rows: Vec<&&str> = table.iter().filter(|row| row.contains(&name)).collect();
+            assert!(!rows.is_empty(), "docs/methods.md has no row for {name}");
+            for flag in flags_of(method) {
+                // Both are described in docs/configs.md, for mergekit's keys of these names.
+                if ["noise_scale", "residual_scale"].contains(&flag.get_id().as_str()) {
+                    continue;
+                }
+                let flag = typed(&flag);
+                assert!(
+                    rows.iter().any(|row| row.contains(&format!("`{flag}"))),
+                    "the row of {name} in docs/methods.md lacks {flag}"
+                );
+            }
+        }
     }
-}
 
-/// The `number`-th run of `width` neurons. A bias of the output is shared out by width, so that parts add up to the whole.
-fn shard(of: Expression, part: &Part, number: u64, width: u64, context: &Context) -> Expression {
-    match part.neurons() {
-        Some(axis) if width < context.width => Expression::Slice {
-            of: Box::new(of),
-            axis,
-            start: number * width,
-            length: width,
-        },
-        Some(_) => of,
-        None => scaled(of, width as f64 / context.width as f64),
-    }
-}
-
-/// Neurons of the network in the order of `key`, from place `start` on.
-fn gathered(
-    of: Expression,
-    axis: u64,
-    context: &Context,
-    key: String,
-    start: u64,
-    length: u64,
-) -> Expression {
-    Expression::Gather {
-        of: Box::new(of),
-        at: Drawn {
-            axis,
-            seed: context.rng_seed,
-            key,
-            start,
-            length,
-        },
-    }
-}
-
-/// `by · of`, or `of` as it is where that is the same.
-fn scaled(of: Expression, by: f64) -> Expression {
-    match by == 1.0 {
-        true => of,
-        false => Expression::Scale {
-            of: Box::new(of),
-            by,
-        },
+    #[test]
+    fn names_and_shared_flags_are_unambiguous() {
+        let mut help = std::collections::BTreeMap::new();
+        for (number, method) in Method::all().enumerate() {
+            let other = Method::all().position(|other| other.name() == method.name());
+            assert_eq!(other, Some(number), "two methods are called {method:?}");
+            for flag in flags_of(method) {
+                let text = flag.get_help().map(ToString::to_string);
+                let known = help.entry(flag.get_id().clone()).or_insert(text.clone());
+                assert_eq!(*known, text, "two flags are called {}", typed(&flag));
+            }
+        }
     }
 }

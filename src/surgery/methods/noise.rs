@@ -1,39 +1,91 @@
 //! Noise upcycling: copies of one network with N(0, std²) added to the weights, everywhere or at some neurons.
 //!
-//! The second is a baseline of Drop-Upcycling (Nakamura et al. 2025), with half of the neurons. Biases stay as they are.
+//! Noise at half of the neurons is a baseline of Drop-Upcycling (Nakamura et al. 2025, arXiv 2502.19261). Biases stay as they are.
 
-use super::{Context, Part, share};
-use crate::Result;
+use std::sync::Arc;
+
+use clap::{ArgMatches, Args, Command};
+use serde_json::{Value, json};
+
+use super::rule::{Context, ExpertCount, ExpertRule, Part, SurgeryMethod, group, only, share};
 use crate::checkpoint::expression::{Drawn, Expression};
+use crate::{Error, Result};
 
-/// Settings of noise upcycling.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Noise {
-    /// Number of experts.
-    pub experts: u64,
-    /// Standard deviation of the noise.
-    pub std: f64,
-    /// The part of an expert's neurons that get noise; 1 is every weight.
-    pub ratio: f64,
+/// Noise upcycling.
+#[derive(Debug)]
+pub(super) struct Noise;
+
+#[derive(Clone, Debug, Args)]
+struct NoiseFlags {
+    /// Standard deviation of the noise (`noise`) [default: 0.02].
+    #[arg(long, value_name = "STD")]
+    noise_std: Option<f64>,
+    /// The part of each expert's neurons that gets noise (`noise`) [default: 1].
+    #[arg(long, value_name = "R")]
+    noise_ratio: Option<f64>,
 }
 
-impl Noise {
-    pub(super) fn size(&self, width: u64) -> Result<(u64, u64)> {
+impl SurgeryMethod for Noise {
+    fn name(&self) -> &'static str {
+        "noise"
+    }
+
+    fn about(&self) -> &'static str {
+        "A mixture by noise upcycling: every expert is a copy of a dense model's feed-forward network, with noise added."
+    }
+
+    fn flags(&self, command: Command) -> Command {
+        NoiseFlags::augment_args(ExpertCount::augment_args(command))
+    }
+
+    fn rule(&self, flags: &ArgMatches) -> Result<Arc<dyn ExpertRule>> {
+        let own: NoiseFlags = group(flags)?;
+
+        let std = own.noise_std.unwrap_or(0.02);
+        if !std.is_finite() || std < 0.0 {
+            return Err(Error::usage(format!(
+                "--noise-std must be a non-negative number, but is {std}"
+            ))
+            .with_hint("pass a number of 0 or more"));
+        }
+
+        Ok(Arc::new(NoisyCopies {
+            experts: group::<ExpertCount>(flags)?.of(self)?,
+            std,
+            ratio: own.noise_ratio.unwrap_or(1.0),
+        }))
+    }
+}
+
+/// Copies of one network with noise.
+#[derive(Debug)]
+struct NoisyCopies {
+    experts: u64,
+    /// Standard deviation of the noise.
+    std: f64,
+    /// The part of an expert's neurons that get noise; 1 is every weight.
+    ratio: f64,
+}
+
+impl ExpertRule for NoisyCopies {
+    fn size(&self, _networks: u64, width: u64) -> Result<(u64, u64)> {
         share(self.ratio, width, "--noise-ratio")?;
         Ok((self.experts, width))
     }
 
-    pub(super) fn expression(&self, part: &Part, context: &Context, of: Expression) -> Expression {
+    fn expression(&self, part: &Part, context: &Context, of: Vec<Expression>) -> Expression {
+        let of = only(of);
         let noisy = (self.ratio * context.width as f64).floor() as u64;
         let Some(axis) = part.neurons().filter(|_| !part.bias && noisy > 0) else {
             return of;
         };
-        let (seed, start) = (context.rng_seed, 0);
+
+        let seed = context.rng_seed;
         let at = (noisy < context.width).then(|| Drawn {
             axis,
             seed,
             key: part.expert_key("noisy"),
-            start,
+            start: 0,
             length: noisy,
         });
         Expression::AddNoise {
@@ -43,5 +95,12 @@ impl Noise {
             key: part.own_key("noise"),
             at,
         }
+    }
+
+    fn record(&self, _context: &Context) -> Vec<(&'static str, Value)> {
+        vec![
+            ("noise_std", json!(self.std)),
+            ("noise_ratio", json!(self.ratio)),
+        ]
     }
 }

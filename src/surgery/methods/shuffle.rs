@@ -1,31 +1,85 @@
 //! Shuffle and cut, as in Qwen2-57B-A14B (Yang et al. 2024, arXiv 2407.10671): copies of one network, each in a random order of its
 //! neurons, stand one after another; experts of any width are cut through them, and part of each is drawn again.
 //!
-//! ⌈n · expert width / width⌉ copies are needed; what is left of the last is not used. The report does not say which half
+//! ⌈n · expert width / width⌉ copies are needed; the rest of the last copy is not used. The report does not say which half
 //! is drawn again, nor from what: here it is neurons, from N(0, std²) with the family's standard deviation of fresh
 //! weights, biases from 0.
 
-use super::{Context, Part, gathered, scaled, share};
+use std::sync::Arc;
+
+use clap::{ArgMatches, Args, Command};
+use serde_json::{Value, json};
+
+use super::rule::{
+    Context, ExpertCount, ExpertRule, Part, SurgeryMethod, gathered, group, needed, only, scaled,
+    share,
+};
 use crate::checkpoint::expression::{Drawn, Expression};
 use crate::{Error, Result};
 
-/// Copies that one expert spans, at most: each is a part of an expression of the manifest, which has few enough to be replayed.
+/// Copies that one expert spans, at most: each is a part of an expression of the manifest, and replaying needs few parts.
 const MOST_COPIES: u64 = 500;
 
-/// Settings of shuffle and cut.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Shuffle {
-    /// Number of experts.
-    pub experts: u64,
-    /// Inner width of one.
-    pub width: u64,
-    /// The part of an expert's neurons that is drawn again.
-    pub reinit_ratio: f64,
+/// Shuffle and cut.
+#[derive(Debug)]
+pub(super) struct Shuffle;
+
+#[derive(Clone, Debug, Args)]
+struct ShuffleFlags {
+    /// Inner width of an expert (`shuffle`).
+    #[arg(long, value_name = "WIDTH", value_parser = clap::value_parser!(u64).range(1..))]
+    expert_width: Option<u64>,
+    /// The part of each expert's neurons that is drawn again (`shuffle`) [default: 0.5].
+    #[arg(long, value_name = "R")]
+    reinit_ratio: Option<f64>,
 }
 
-impl Shuffle {
-    pub(super) fn size(&self, width: u64) -> Result<(u64, u64)> {
+impl SurgeryMethod for Shuffle {
+    fn name(&self) -> &'static str {
+        "shuffle"
+    }
+
+    fn about(&self) -> &'static str {
+        "A fine-grained mixture as in Qwen2-MoE (Yang et al. 2024, arXiv 2407.10671): experts are cut out of shuffled copies of a dense model's feed-forward network, and part of each is drawn again."
+    }
+
+    fn flags(&self, command: Command) -> Command {
+        ShuffleFlags::augment_args(ExpertCount::augment_args(command))
+    }
+
+    fn size_flags(&self) -> Option<&'static [&'static str]> {
+        Some(&["expert_width"])
+    }
+
+    fn rule(&self, flags: &ArgMatches) -> Result<Arc<dyn ExpertRule>> {
+        let own: ShuffleFlags = group(flags)?;
+        Ok(Arc::new(Cuts {
+            experts: group::<ExpertCount>(flags)?.of(self)?,
+            width: needed(
+                own.expert_width,
+                "--expert-width",
+                self,
+                "how wide an expert is",
+            )?,
+            reinit_ratio: own.reinit_ratio.unwrap_or(0.5),
+        }))
+    }
+}
+
+/// Cuts through shuffled copies of one network.
+#[derive(Debug)]
+struct Cuts {
+    experts: u64,
+    /// Inner width of one.
+    width: u64,
+    /// The part of an expert's neurons that is drawn again.
+    reinit_ratio: f64,
+}
+
+impl ExpertRule for Cuts {
+    fn size(&self, _networks: u64, width: u64) -> Result<(u64, u64)> {
         share(self.reinit_ratio, width, "--reinit-ratio")?;
+
         if self.width == 0 || self.experts.checked_mul(self.width).is_none() {
             return Err(Error::usage(format!(
                 "{} experts of width {} cannot be cut",
@@ -33,6 +87,7 @@ impl Shuffle {
             ))
             .with_hint("pass --expert-width with the inner width of one expert"));
         }
+
         if self.width / MOST_COPIES > width {
             let problem = format!(
                 "an expert of width {} spans more than {MOST_COPIES} copies of a network of width {width}",
@@ -40,27 +95,17 @@ impl Shuffle {
             );
             return Err(Error::usage(problem).with_hint("pass a smaller --expert-width"));
         }
+
         Ok((self.experts, self.width))
     }
 
-    pub(super) fn expression(&self, part: &Part, context: &Context, of: Expression) -> Expression {
+    fn expression(&self, part: &Part, context: &Context, of: Vec<Expression>) -> Expression {
+        let of = only(of);
         let Some(axis) = part.neurons() else {
             return scaled(of, self.width as f64 / context.width as f64);
         };
-        let (begin, end) = (part.expert * self.width, (part.expert + 1) * self.width);
-        let mut pieces = Vec::new();
-        let mut place = begin;
-        while place < end {
-            let (copy, start) = (place / context.width, place % context.width);
-            let length = (context.width - start).min(end - place);
-            let key = part.layer_key(&format!("copies.{copy}.order"));
-            pieces.push(gathered(of.clone(), axis, context, key, start, length));
-            place += length;
-        }
-        let cut = match pieces.len() {
-            1 => pieces.remove(0),
-            _ => Expression::Concat { of: pieces, axis },
-        };
+        let cut = self.cut(part, context, of, axis);
+
         let fresh = (self.reinit_ratio * self.width as f64).floor() as u64;
         if fresh == 0 {
             return cut;
@@ -84,6 +129,34 @@ impl Shuffle {
             std: Some(std),
             seed,
             key: part.own_key("redrawn"),
+        }
+    }
+
+    fn record(&self, _context: &Context) -> Vec<(&'static str, Value)> {
+        vec![
+            ("expert_width", json!(self.width)),
+            ("reinit_ratio", json!(self.reinit_ratio)),
+        ]
+    }
+}
+
+impl Cuts {
+    /// The neurons of an expert, out of as many copies as it spans.
+    fn cut(&self, part: &Part, context: &Context, of: Expression, axis: u64) -> Expression {
+        let (mut place, end) = (part.expert * self.width, (part.expert + 1) * self.width);
+        let mut pieces = Vec::new();
+        while place < end {
+            let (copy, start) = (place / context.width, place % context.width);
+            let length = (context.width - start).min(end - place);
+            let key = part.layer_key(&format!("copies.{copy}.order"));
+            pieces.push(gathered(of.clone(), axis, context, key, start, length));
+            place += length;
+        }
+
+        if pieces.len() == 1 {
+            pieces.remove(0)
+        } else {
+            Expression::Concat { of: pieces, axis }
         }
     }
 }

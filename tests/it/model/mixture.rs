@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bam_convert::family::{
-    Architecture, AttentionKv, Config, Layers, Method, Mixture, Role, TensorSpec, TopK,
+    Architecture, AttentionKv, Config, Layers, Mixture, Role, TensorSpec, TopK,
 };
 use bam_convert::model::{CausalLm, Forward, LoadOptions, Overrides, Params};
+use bam_convert::surgery::methods::Method;
 use candle_core::{DType, Device, Tensor};
 
 use super::naive::{Naive, Routing};
@@ -395,7 +396,7 @@ fn a_config_that_contradicts_the_tensors_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().join("out");
     Kind {
-        method: Method::Btx,
+        method: Method::BTX,
         ..Kind::BAM
     }
     .make("llama", &folder);

@@ -13,10 +13,10 @@ mod parts;
 
 use std::path::{Path, PathBuf};
 
-use bam_convert::family::{AttentionKv, Layers, Method, RouterBias, TopK};
+use bam_convert::family::{AttentionKv, Layers, RouterBias, TopK};
 use bam_convert::model::{CausalLm, Forward, LoadOptions, Mode, Weights};
 use bam_convert::surgery::execute::{Target, execute};
-use bam_convert::surgery::methods::FeedForward;
+use bam_convert::surgery::methods::{Method, NetworkRule};
 use bam_convert::surgery::upcycle::{Expert, SEED, Settings, plan};
 use bam_convert::surgery::{Model, router::RouterInit};
 use candle_core::{DType, Device, Tensor};
@@ -109,7 +109,7 @@ pub struct Kind {
 impl Kind {
     pub const BAM: Self = Self {
         name: "bam, expert kv",
-        method: Method::Bam,
+        method: Method::BAM,
         kv: AttentionKv::Expert,
         top_k: TopK::Of(1),
         attention_top_k: TopK::Soft,
@@ -167,7 +167,7 @@ impl Kind {
             },
             Self {
                 name: "btx, adapters, shared expert, soft",
-                method: Method::Btx,
+                method: Method::BTX,
                 top_k: TopK::Soft,
                 router_bias: RouterBias::None,
                 shared_expert: Some((24, false)),
@@ -175,12 +175,12 @@ impl Kind {
             },
             Self {
                 name: "btx",
-                method: Method::Btx,
+                method: Method::BTX,
                 ..Self::BAM
             },
             Self {
                 name: "btx, top-2 normalised",
-                method: Method::Btx,
+                method: Method::BTX,
                 top_k: TopK::Of(2),
                 norm: true,
                 ..Self::BAM
@@ -199,7 +199,7 @@ impl Kind {
         let settings = Settings {
             target: "bam".to_owned(),
             method: self.method,
-            feed_forward: FeedForward::Networks,
+            expert_rule: std::sync::Arc::new(NetworkRule::Whole),
             layers: Layers::All,
             shared_expert: None,
             kv: self.kv,
