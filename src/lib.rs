@@ -2,7 +2,7 @@
 //!
 //! A surgery is a *plan*: for each tensor of the output its name, dtype, shape and an expression over
 //! the tensors of the sources. The same plan is printed, executed, recorded and replayed. See
-//! `docs/architecture.md` for the house and which room may know of which.
+//! `docs/design/architecture.md` for the house and which room may know of which.
 
 mod caught;
 mod chart;

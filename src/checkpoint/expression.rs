@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// [`Copy`](Self::Copy), and what only puts bytes elsewhere ([`Slice`](Self::Slice), [`Concat`](Self::Concat),
 /// [`Stack`](Self::Stack), [`Entry`](Self::Entry), [`Gather`](Self::Gather), [`Repeat`](Self::Repeat), [`Permute`](Self::Permute)), moves bytes where
 /// the output has the source's dtype. Everything else computes in `f64` and rounds once, to nearest even, to the dtype that
-/// the output tensor is stored in. `docs/random.md` says how draws and orders follow from a seed and a key.
+/// the output tensor is stored in. `docs/reference/random.md` says how draws and orders follow from a seed and a key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Expression {
@@ -145,7 +145,7 @@ pub enum Expression {
         /// Key of the generator.
         key: String,
     },
-    /// Independent draws from N(0, std²); see `docs/random.md` for the generator.
+    /// Independent draws from N(0, std²); see `docs/reference/random.md` for the generator.
     Normal {
         /// Standard deviation.
         std: f64,

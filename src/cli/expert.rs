@@ -21,7 +21,7 @@ use super::write::WriteArguments;
 /// Change the experts of a mixture one by one: add, remove, replace, extract, concat.
 ///
 /// Every expert that stays keeps its bytes. The output records how each tensor was made, the mixture being one of its
-/// sources; `validate --against` replays it. See docs/experts.md.
+/// sources; `validate --against` replays it. See docs/reference/experts.md.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  bam-convert expert add bam --expert law=law --out wider\n  \
@@ -80,7 +80,7 @@ struct Add {
     #[arg(long, value_enum, default_value_t = SharedName::Keep)]
     shared: SharedName,
     /// How the new rows of routers start: normal[:STD], uniform[:STD], zeros, orthogonal[:GAIN], file:PATH (safetensors) or
-    /// prompts:PATH, rows that the mixture computes from prompts for each new expert (docs/routers.md).
+    /// prompts:PATH, rows that the mixture computes from prompts for each new expert (docs/reference/routers.md).
     #[arg(long, value_name = "KIND[:PATH]", default_value = "normal:0.02")]
     router: RouterInit,
     /// How the new rows of attention routers start [default: as --router].

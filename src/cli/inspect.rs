@@ -27,7 +27,7 @@ pub struct Arguments {
     #[arg(long)]
     tensors: bool,
     /// Compare dense specialists with the seed they were trained from, reading all weights: by role and layer how far each
-    /// has moved, which way the others went, and what averaging will change (docs/experts.md).
+    /// has moved, which way the others went, and what averaging will change (docs/reference/experts.md).
     #[arg(long, value_names = ["SEED", "[NAME=]EXPERT"], num_args = 2.., conflicts_with_all = ["path", "tensors"])]
     divergence: Vec<PathBuf>,
     /// Draw the divergence as heat maps.

@@ -14,7 +14,7 @@ use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 /// Where the help lists the flags of [`MethodArguments`].
 const HEADING: &str = "Feed-forward experts";
 
-/// Settings of feed-forward experts (docs/methods.md): those that every method takes, then the methods' own.
+/// Settings of feed-forward experts (docs/reference/methods.md): those that every method takes, then the methods' own.
 #[derive(Clone, Debug)]
 pub struct MethodArguments {
     common: CommonArguments,

@@ -22,7 +22,7 @@ use super::{Outcome, Verdict, estimate, hub};
 #[command(
     after_help = "Examples:\n  bam-convert pull HuggingFaceTB/SmolLM2-135M\n  \
                         bam-convert pull org/name@v1.0 seed --exclude '*.gguf' --dry-run\n\n\
-                        Environment: HF_ENDPOINT, HF_TOKEN (or the file of a login), HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE (docs/hub.md)."
+                        Environment: HF_ENDPOINT, HF_TOKEN (or the file of a login), HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE (docs/reference/hub.md)."
 )]
 pub struct Arguments {
     /// Repository, and a branch, tag or commit of it.

@@ -33,7 +33,7 @@ const EVALUATION: &str = "eval.json";
 #[command(
     after_help = "Examples:\n  bam-convert push bam org/name --private\n  \
                         bam-convert push bam org/name --create-pr --message 'Longer training'\n\n\
-                        Environment: HF_ENDPOINT, HF_TOKEN (or the file of a login), HF_HUB_DISABLE_XET (docs/hub.md)."
+                        Environment: HF_ENDPOINT, HF_TOKEN (or the file of a login), HF_HUB_DISABLE_XET (docs/reference/hub.md)."
 )]
 pub struct Arguments {
     /// Folder of the checkpoint.

@@ -62,7 +62,7 @@ pub struct Arguments {
     /// than `bam` where a token goes to more than one].
     #[arg(long, value_name = "BOOL")]
     norm_topk_prob: Option<bool>,
-    /// Architecture of the output: a BAM, or what other programs read without code beside it (docs/targets.md).
+    /// Architecture of the output: a BAM, or what other programs read without code beside it (docs/reference/targets.md).
     #[arg(long, value_name = "FAMILY", default_value = "bam", value_parser = TARGETS)]
     target: String,
     /// Take the seed out of the experts and out of the averages.
@@ -72,7 +72,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed_copies: u16,
     /// How routers start: normal[:STD], uniform[:STD], zeros, orthogonal[:GAIN], file:PATH (safetensors) or
-    /// prompts:PATH, rows that the seed computes from prompts for each expert (docs/routers.md).
+    /// prompts:PATH, rows that the seed computes from prompts for each expert (docs/reference/routers.md).
     #[arg(long, value_name = "KIND[:PATH]", default_value = "normal:0.02")]
     router: RouterInit,
     /// How attention routers start (`bam`) [default: as --router].
@@ -111,7 +111,7 @@ pub struct Arguments {
 fn method_help() -> String {
     let takes_specialists = |method: &Method| method.upcycles().takes_specialists();
     format!(
-        "Which surgery: of a seed and specialists {}, of a seed alone {} (docs/methods.md)",
+        "Which surgery: of a seed and specialists {}, of a seed alone {} (docs/reference/methods.md)",
         methods::alternatives(takes_specialists, "`"),
         methods::alternatives(|method| !takes_specialists(method), "`"),
     )

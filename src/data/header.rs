@@ -17,7 +17,7 @@ pub const FILE: &str = crate::checkpoint::owned::TOKENS;
 /// The version of the format that this program writes, and the only one that it reads.
 pub const FORMAT_VERSION: u64 = 1;
 
-/// What a token folder holds; documented in `docs/data.md`.
+/// What a token folder holds; documented in `docs/reference/token-folder.md`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Header {

@@ -1,6 +1,6 @@
 //! Text in, rows of token ids out.
 //!
-//! Texts become a **token folder** once ([`header`], [`folder`]; the format is in `docs/data.md`), and training reads
+//! Texts become a **token folder** once ([`header`], [`folder`]; the format is in `docs/reference/token-folder.md`), and training reads
 //! rows from a weighted [`mixture`] of such folders. Which row comes when is a function of the seed and the row's
 //! number alone, so that a run that stopped goes on anywhere.
 

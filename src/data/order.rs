@@ -7,7 +7,7 @@ const ROUNDS: usize = 8;
 /// A permutation of `0..count`, fixed by a seed, a name and a number.
 ///
 /// A Feistel network of eight rounds over the next even number of bits, walked until it comes back below `count`: any
-/// element is found alone, in constant time and memory. `docs/data.md` has it in full.
+/// element is found alone, in constant time and memory. `docs/reference/token-folder.md` has it in full.
 #[derive(Clone, Debug)]
 pub(super) struct Permutation {
     count: u64,

@@ -3,7 +3,7 @@
 //! Nothing that the Hub says is taken on trust: a revision is resolved to its commit first, a file counts once its size
 //! and its hash are those of the commit's tree, answers are bounded, and the token goes to the Hub itself and to no other
 //! origin. The client is ours, because `hf-hub` checks neither size nor hash, does not resume, and reads answers of any
-//! length; the Xet protocol is the work of `hf-xet`. See `docs/hub.md`.
+//! length; the Xet protocol is the work of `hf-xet`. See `docs/reference/hub.md`.
 
 mod answer;
 mod cache;

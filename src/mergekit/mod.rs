@@ -1,7 +1,7 @@
 //! mergekit's configuration files, read strictly and said in settings of our own commands.
 //!
 //! What mergekit does with such a file was learnt by running release 0.1.5. Where ours does something else, a note says so;
-//! where a key means something that ours does not do, the file is refused at that key. `docs/configs.md` has the table.
+//! where a key means something that ours does not do, the file is refused at that key. `docs/reference/settings-files.md` has the table.
 
 mod linear;
 mod model;

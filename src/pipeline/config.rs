@@ -30,7 +30,7 @@ pub fn define(program: Command) -> Command {
         .long(CONFIG)
         .value_name("FILE")
         .value_parser(value_parser!(PathBuf))
-        .help("Take settings from a YAML file, under the names of the flags, or one of mergekit's; flags win (docs/configs.md)");
+        .help("Take settings from a YAML file, under the names of the flags, or one of mergekit's; flags win (docs/reference/settings-files.md)");
     COMMANDS.iter().fold(program, |program, name| {
         program.mut_subcommand(name, |command| command.arg(flag.clone()))
     })

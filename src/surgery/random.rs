@@ -3,7 +3,7 @@
 //! The key of a tensor is SHA-256("bam-convert rng v1\0" ‖ seed as 8 bytes, little-endian ‖ name). The ChaCha20
 //! keystream of that key (64-bit counter from 0, nonce 0) is read as little-endian 64-bit words; element `i`
 //! owns words `2i` and `2i + 1`. Any thread can so compute any element, and any program can check it
-//! (`docs/random.md`). Transcendental functions come from `libm` in pure Rust: the same bytes everywhere.
+//! (`docs/reference/random.md`). Transcendental functions come from `libm` in pure Rust: the same bytes everywhere.
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};

@@ -17,7 +17,7 @@ use crate::family::cost::Report;
 use crate::family::{Architecture, Config};
 
 /// The share of the peak that training reaches, the optimiser counted: on two idle cores the quickstart's models reach 0.36
-/// where products are fast, and 0.42 to 0.64 where they are slow (docs/log.md).
+/// where products are fast, and 0.42 to 0.64 where they are slow (docs/design/log.md).
 const SHARE: f64 = 0.45;
 /// Bytes of both logs for a step.
 const LOG: u64 = 1200;

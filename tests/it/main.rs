@@ -18,6 +18,7 @@ mod compatibility;
 mod configs;
 mod convert;
 mod determinism;
+mod docs;
 mod evaluate;
 mod experts;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

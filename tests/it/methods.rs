@@ -1,7 +1,7 @@
 //! The methods of `upcycle` that cut, shuffle, scale and draw: every tensor recomputed here from what the papers say.
 //!
 //! A network is a list of neurons here, whatever axis they lie on in a file. Only the generator is the library's; the
-//! order of neurons, what is dropped, means and deviations are computed again (`docs/methods.md`, `docs/random.md`).
+//! order of neurons, what is dropped, means and deviations are computed again (`docs/reference/methods.md`, `docs/reference/random.md`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

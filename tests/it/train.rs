@@ -26,18 +26,13 @@ impl Shared {
             let folder = tempfile::tempdir().unwrap();
             let root = Path::new(env!("CARGO_MANIFEST_DIR"));
             for (name, texts) in [
-                ("code", ["tests/common/mod.rs", "src/error.rs"]),
-                ("law", ["docs/random.md", "docs/scale.md"]),
+                ("code", ["tests/it/common/mod.rs", "src/error.rs"]),
+                ("law", ["LICENSE-APACHE", "LICENSE-MIT"]),
             ] {
-                let texts: Vec<PathBuf> = texts
-                    .iter()
-                    .map(|text| root.join(text))
-                    .filter(|text| text.exists())
-                    .collect();
                 // One document a paragraph, so that some can be held back.
                 let paragraphs = texts
                     .iter()
-                    .map(|text| std::fs::read_to_string(text).unwrap())
+                    .map(|text| std::fs::read_to_string(root.join(text)).unwrap())
                     .collect::<String>();
                 let lines = paragraphs
                     .split("\n\n")

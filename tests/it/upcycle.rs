@@ -1,4 +1,4 @@
-//! `upcycle`: every tensor of the output recomputed from the sources, with names as `docs/architecture.md` lists them.
+//! `upcycle`: every tensor of the output recomputed from the sources, with names as `docs/reference/checkpoint.md` lists them.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;

@@ -49,7 +49,7 @@ def sentencepiece_llama(folder):
     import sentencepiece
 
     folder.mkdir()
-    lines = [line for path in sorted(ROOT.glob("docs/*.md")) for line in path.read_text().splitlines()]
+    lines = [line for path in sorted(ROOT.glob("docs/**/*.md")) for line in path.read_text().splitlines()]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines), model_prefix=str(folder / "tokenizer"), vocab_size=1024, model_type="bpe",
         byte_fallback=True, character_coverage=0.9995, split_digits=True, allow_whitespace_only_pieces=True,

@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--max-tokens", type=int, default=4096)
     arguments = parser.parse_args()
     root = pathlib.Path(__file__).resolve().parents[2]
-    text = pathlib.Path(arguments.text) if arguments.text else root / "docs" / "architecture.md"
+    text = pathlib.Path(arguments.text) if arguments.text else root / "docs" / "design" / "architecture.md"
 
     command = [arguments.binary, "eval", arguments.checkpoint, "--data", f"text={text}", "--json"]
     command += ["--context", str(arguments.context), "--max-tokens", str(arguments.max_tokens)]

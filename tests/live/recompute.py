@@ -8,7 +8,7 @@
 
 The options are those of `bam-convert upcycle`; `--expert NAME=random` is an expert drawn at random. Needs numpy only.
 
-Checked, as docs/architecture.md (the checkpoint and the manifest) says:
+Checked, as docs/reference/checkpoint.md says:
   * the set of tensor names, each dtype and shape;
   * expert tensors: the bytes of their source;
   * all others: the float64 sum in source order over the dense models, divided once, rounded once to nearest even;
@@ -438,7 +438,7 @@ def check_spellings(config: dict, seed: dict, dtype: str | None, report: Report)
         "dtype": (config.get("dtype"), stated),
         "torch_dtype": (config.get("torch_dtype"), stated),
         "rope_theta": (config.get("rope_theta"), theta),
-        # Left out of a BAM (docs/architecture.md); where it stands it must say what rope_parameters says.
+        # Left out of a BAM (docs/reference/checkpoint.md); where it stands it must say what rope_parameters says.
         "rope_scaling": (strip(config.get("rope_scaling")) or scaling, scaling),
         "rope_parameters.rope_theta": ((new or {}).get("rope_theta"), theta),
         "rope_parameters.rope_type": ((new or {}).get("rope_type"), (scaling or {}).get("rope_type", "default")),

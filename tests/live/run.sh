@@ -125,7 +125,7 @@ v5/bin/python -m torch.distributed.run --nproc_per_node 2 "$here/torchrun.py" --
 unset OMP_NUM_THREADS
 
 say 'training, step by step as torch takes it'
-"$bam" tokenize --tokenizer "$llama/seed" --validation 0 --out tokens "$root/docs/*.md" "$root/src/**/*.rs"
+"$bam" tokenize --tokenizer "$llama/seed" --validation 0 --out tokens "$root/docs/**/*.md" "$root/src/**/*.rs"
 "$bam" upcycle --method btx --top-k 2 --seed "$llama/seed" --expert "code=$llama/code" --out tiny-btx --force
 for model in "$llama/seed" tiny tiny-btx; do
   v5/bin/python "$here/train.py" --binary "$bam" --checkpoint "$model" --data text=tokens --learning-rate 1e-2

@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn docs_list_every_method_with_its_flags_and_defaults() {
-        let docs = include_str!("../../../docs/methods.md");
+        let docs = include_str!("../../../docs/reference/methods.md");
         let table: Vec<&str> = docs
             .lines()
             .filter(|line| line.starts_with("| `"))
@@ -199,16 +199,16 @@ mod tests {
         for method in Method::all() {
             let name = format!("`{}`", method.name());
             let rows: Vec<&&str> = table.iter().filter(|row| row.contains(&name)).collect();
-            assert!(!rows.is_empty(), "docs/methods.md has no row for {name}");
+            assert!(!rows.is_empty(), "docs/reference/methods.md has no row for {name}");
             for flag in flags_of(method) {
-                // Both are described in docs/configs.md, for mergekit's keys of these names.
+                // Both are described in docs/reference/settings-files.md, for mergekit's keys of these names.
                 if ["noise_scale", "residual_scale"].contains(&flag.get_id().as_str()) {
                     continue;
                 }
                 let flag = typed(&flag);
                 assert!(
                     rows.iter().any(|row| row.contains(&format!("`{flag}"))),
-                    "the row of {name} in docs/methods.md lacks {flag}"
+                    "the row of {name} in docs/reference/methods.md lacks {flag}"
                 );
             }
         }
