@@ -199,7 +199,10 @@ mod tests {
         for method in Method::all() {
             let name = format!("`{}`", method.name());
             let rows: Vec<&&str> = table.iter().filter(|row| row.contains(&name)).collect();
-            assert!(!rows.is_empty(), "docs/reference/methods.md has no row for {name}");
+            assert!(
+                !rows.is_empty(),
+                "docs/reference/methods.md has no row for {name}"
+            );
             for flag in flags_of(method) {
                 // Both are described in docs/reference/settings-files.md, for mergekit's keys of these names.
                 if ["noise_scale", "residual_scale"].contains(&flag.get_id().as_str()) {
