@@ -24,8 +24,9 @@ use super::write::WriteArguments;
 /// Make a mixture of experts out of a dense seed and models that were trained from it.
 ///
 /// With `bam` and `btx` experts are copies, byte for byte: of the feed-forward weights and, with `bam`, of the
-/// attention weights. Everything else is the average over the dense models, the seed included. The other methods
-/// make feed-forward experts of the seed alone and keep the rest of it. Routers start fresh. The output records how each tensor was made; `validate --against` replays it.
+/// attention weights. `interpolate` puts each expert between the seed and its model. With these three everything else
+/// is the average over the dense models, the seed included. The other methods make feed-forward experts of the seed
+/// alone and keep the rest of it. Routers start fresh. The output records how each tensor was made; `validate --against` replays it.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  bam-convert upcycle --method bam --seed seed --expert code=code --expert law=law --out bam\n  bam-convert upcycle --method drop --seed seed --experts 8 --top-k 2 --out drop"

@@ -584,6 +584,58 @@ fn chunks_of_each_network_and_of_all() {
 }
 
 #[test]
+fn interpolated_experts_lie_between_the_seed_and_a_specialist() {
+    let models = models().map(|folder| read_folder(&folder));
+    for (flags, share) in [(&[][..], 0.5), (&["--expert-weight", "0.3"], 0.3)] {
+        let work = TempDir::new().unwrap();
+        let out = work.path().join("out");
+        let method = ["--method", "interpolate", "--seed-copies", "1"];
+        with_experts(&out, &[&method, flags].concat()).ok();
+        crate::common::against(&out).ok();
+
+        let (found, config) = (read_folder(&out), read_json(out.join("config.json")));
+        assert_eq!(config["num_experts"], json!(4));
+        assert_eq!(
+            config["expert_names"],
+            json!(["seed", "code", "law", "seed"])
+        );
+        for layer in 0..LAYERS {
+            for projection in ["gate", "up", "down"] {
+                let dense = format!("model.layers.{layer}.mlp.{projection}_proj.weight");
+                let seed = &models[0][&dense];
+                for expert in 0..4 {
+                    let name = format!(
+                        "model.layers.{layer}.mlp.experts.{expert}.{projection}_proj.weight"
+                    );
+                    let specialist = &models[expert % 3][&dense];
+                    let between: Vec<f64> = (seed.values().iter())
+                        .zip(specialist.values())
+                        .map(|(seed, specialist)| (1.0 - share) * seed + share * specialist)
+                        .collect();
+                    let expected = match expert {
+                        0 | 3 => seed.clone(),
+                        _ => Tensor::new(seed.dtype, &seed.shape, &between),
+                    };
+                    assert_same_tensor(&name, &found[&name], &expected);
+                }
+            }
+            let name = format!("model.layers.{layer}.self_attn.q_proj.weight");
+            let of: Vec<&Tensor> = models.iter().map(|model| &model[&name]).collect();
+            assert_same_tensor(&name, &found[&name], &mean(&of));
+        }
+    }
+}
+
+#[test]
+fn a_weight_of_one_interpolates_to_the_experts_of_btx() {
+    let work = TempDir::new().unwrap();
+    let [btx, out] = ["btx", "out"].map(|name| work.path().join(name));
+    with_experts(&btx, &["--method", "btx"]).ok();
+    with_experts(&out, &["--method", "interpolate", "--expert-weight", "1"]).ok();
+    bam!("diff", btx, out).ok();
+}
+
+#[test]
 fn a_shared_expert_is_the_seeds_network() {
     let models = models().map(|folder| read_folder(&folder));
     let work = TempDir::new().unwrap();
@@ -931,6 +983,22 @@ fn what_does_not_fit_is_refused_by_name() {
         (
             "--method btx --blend --expert a=random",
             &["--blend", "`random`"],
+        ),
+        (
+            "--method interpolate --expert-weight 0",
+            &["--expert-weight must be above 0 and at most 1, but is 0"],
+        ),
+        (
+            "--method interpolate --expert-weight nan --expert a=random",
+            &["--expert-weight must be above 0 and at most 1, but is NaN"],
+        ),
+        (
+            "--method interpolate --no-seed-expert --expert a=random",
+            &["--method interpolate needs the seed as an expert"],
+        ),
+        (
+            "--method sparse --experts 2 --expert-weight 0.5",
+            &["--expert-weight has no effect with --method sparse"],
         ),
         (
             "--method split --experts 4 --router prompts:x",

@@ -7,6 +7,7 @@ mod bam;
 mod btx;
 mod drop;
 mod granular;
+mod interpolate;
 mod networks;
 mod noise;
 mod rule;
@@ -30,9 +31,10 @@ use crate::error::{nearest, one_of};
 use crate::{Error, Result};
 
 /// Every method, in the order of `--help`.
-static METHODS: [&dyn SurgeryMethod; 8] = [
+static METHODS: [&dyn SurgeryMethod; 9] = [
     &bam::Bam,
     &btx::Btx,
+    &interpolate::Interpolate,
     &sparse::Sparse,
     &noise::Noise,
     &drop::DropUpcycling,

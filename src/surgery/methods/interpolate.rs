@@ -1,0 +1,105 @@
+//! Interpolated experts: each is a specialist's network moved back towards the seed's, (1 − α) · seed + α · specialist.
+//!
+//! The interpolation is that of WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), which finds models between a base and its
+//! fine-tuned descendant that keep the descendant's skill and the base's generality. Everything else is averaged, as in BTX.
+
+use std::sync::Arc;
+
+use clap::{ArgMatches, Args, Command};
+use serde_json::{Value, json};
+
+use super::rule::{Context, ExpertRule, Part, Roster, SurgeryMethod, Upcycles, group, only};
+use crate::checkpoint::expression::Expression;
+use crate::{Error, Result};
+
+/// Interpolation between the seed and each specialist.
+#[derive(Debug)]
+pub(super) struct Interpolate;
+
+#[derive(Clone, Debug, Args)]
+struct InterpolateFlags {
+    /// The specialist's share of its expert's feed-forward weights; the rest is the seed's (`interpolate`) [default: 0.5].
+    #[arg(long, value_name = "A")]
+    expert_weight: Option<f64>,
+}
+
+impl SurgeryMethod for Interpolate {
+    fn name(&self) -> &'static str {
+        "interpolate"
+    }
+
+    fn about(&self) -> &'static str {
+        "A mixture of interpolated experts (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903): each feed-forward expert lies between the seed's network and a specialist's; everything else is averaged."
+    }
+
+    fn upcycles(&self) -> Upcycles {
+        Upcycles::FeedForward
+    }
+
+    fn flags(&self, command: Command) -> Command {
+        InterpolateFlags::augment_args(command)
+    }
+
+    fn rule(&self, flags: &ArgMatches) -> Result<Arc<dyn ExpertRule>> {
+        let share = group::<InterpolateFlags>(flags)?
+            .expert_weight
+            .unwrap_or(0.5);
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(Error::usage(format!(
+                "--expert-weight must be above 0 and at most 1, but is {share}"
+            ))
+            .with_hint("1 keeps the specialists as they are, as `--method btx` does"));
+        }
+        Ok(Arc::new(Interpolation { share }))
+    }
+}
+
+/// Networks between the seed's and the specialists'.
+#[derive(Debug)]
+struct Interpolation {
+    /// The specialist's share, α.
+    share: f64,
+}
+
+impl ExpertRule for Interpolation {
+    fn size(&self, networks: u64, width: u64) -> Result<(u64, u64)> {
+        Ok((networks, width))
+    }
+
+    fn check(&self, roster: Roster) -> Result<()> {
+        if roster.seed_is_expert {
+            return Ok(());
+        }
+        Err(Error::usage(
+            "--method interpolate needs the seed as an expert, to interpolate with it",
+        )
+        .with_hint("leave out --no-seed-expert, or pass --method btx"))
+    }
+
+    fn names(&self, networks: &[String], _experts: u64) -> Vec<String> {
+        networks.to_vec()
+    }
+
+    fn networks_of(&self, expert: u64, _networks: usize) -> Vec<usize> {
+        if expert == 0 || self.share == 1.0 {
+            vec![expert as usize]
+        } else {
+            vec![0, expert as usize]
+        }
+    }
+
+    fn expression(&self, _part: &Part, _context: &Context, of: Vec<Expression>) -> Expression {
+        match &of[..] {
+            // Expert 0 and further copies of the seed are the seed's network, byte for byte.
+            [seed, specialist] if seed != specialist => Expression::Sum {
+                of,
+                weights: vec![1.0 - self.share, self.share],
+            },
+            _ => only(of),
+        }
+    }
+
+    fn record(&self, _context: &Context) -> Vec<(&'static str, Value)> {
+        vec![("expert_weight", json!(self.share))]
+    }
+}
