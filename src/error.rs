@@ -1,15 +1,25 @@
-//! The one error of the library: what was wrong, where (file, tensor or key), and what to do next.
+//! The error of the library: what was wrong, where (file, position, tensor or key), and what to do next.
+//!
+//! Each room has its own enum with one variant per broken rule, in `src/<room>/error.rs`. [`Error`] wraps these enums.
+//! Rules that several rooms check are in [`InputError`]. `docs/design/architecture.md` says how to convert a room whose errors
+//! still are texts.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+
+#[cfg(feature = "hub")]
+use crate::hub::HubError;
+use crate::mergekit::MergekitError;
 
 /// Result of this crate's operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, named by the place where a user would look for it.
 ///
-/// Every variant but [`Error::Io`], [`Error::Compute`] and some kinds of [`Error::Hub`] means the request or the input was
-/// bad (exit code 2); these mean that the machine or the network refused (exit code 3).
+/// [`Error::Io`], [`Error::Compute`] and some kinds of `Error::Hub` mean that the machine or the network failed (exit
+/// code 3). All others mean that the request or an input is bad (exit code 2).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -25,11 +35,31 @@ pub enum Error {
         /// What to do next.
         hint: Option<String>,
     },
+    /// A computation with tensors failed: out of memory, or a device that does not work.
+    #[error("cannot {action}: {problem}")]
+    Compute {
+        /// What was to be computed, and of which model.
+        action: String,
+        /// What the tensor library said.
+        problem: String,
+        /// What to do next.
+        hint: Option<String>,
+    },
+    /// A file breaks a rule that several rooms check.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// The Hub refused, could not be reached, or answered what cannot be right.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// A configuration file of mergekit asks for something that bam-convert does not do.
+    #[error(transparent)]
+    Mergekit(#[from] MergekitError),
     /// A file or folder breaks a rule as a whole.
-    #[error("{}: {problem}", path.display())]
+    #[error("{at}: {problem}")]
     File {
-        /// The offending file or folder.
-        path: PathBuf,
+        /// The offending file or folder, and where in it.
+        at: Location,
         /// The rule that was broken: what was expected and what was found.
         problem: String,
         /// What to do next.
@@ -48,34 +78,12 @@ pub enum Error {
         hint: Option<String>,
     },
     /// One key of a JSON or YAML file breaks a rule.
-    #[error("{}: key `{key}`: {problem}", path.display())]
+    #[error("{at}: key `{key}`: {problem}")]
     Key {
-        /// The file that holds the key.
-        path: PathBuf,
+        /// The file that holds the key, and where in it.
+        at: Location,
         /// Dotted path of the key.
         key: String,
-        /// What was expected and what was found.
-        problem: String,
-        /// What to do next.
-        hint: Option<String>,
-    },
-    /// A computation with tensors failed: out of memory, or a device that does not work.
-    #[error("cannot {action}: {problem}")]
-    Compute {
-        /// What was to be computed, and of which model.
-        action: String,
-        /// What the tensor library said.
-        problem: String,
-        /// What to do next.
-        hint: Option<String>,
-    },
-    /// The Hub refused, could not be reached, or answered what cannot be right.
-    #[error("{place}: {problem}")]
-    Hub {
-        /// Repository and revision, with the file where it is about one.
-        place: String,
-        /// Which kind of failure it is.
-        fault: HubFault,
         /// What was expected and what was found.
         problem: String,
         /// What to do next.
@@ -104,9 +112,9 @@ impl Error {
     }
 
     /// A file or folder that breaks a rule.
-    pub fn file(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
+    pub fn file(at: impl Into<Location>, problem: impl Into<String>) -> Self {
         Self::File {
-            path: path.as_ref().to_path_buf(),
+            at: at.into(),
             problem: problem.into(),
             hint: None,
         }
@@ -124,11 +132,10 @@ impl Error {
     }
 
     /// A key of a configuration file that breaks a rule.
-    pub fn key(path: impl AsRef<Path>, key: &str, problem: impl Into<String>) -> Self {
-        let (path, key) = (path.as_ref().to_path_buf(), key.to_owned());
+    pub fn key(at: impl Into<Location>, key: &str, problem: impl Into<String>) -> Self {
         Self::Key {
-            path,
-            key,
+            at: at.into(),
+            key: key.to_owned(),
             problem: problem.into(),
             hint: None,
         }
@@ -143,17 +150,6 @@ impl Error {
         }
     }
 
-    /// What the Hub refused or answered wrongly; the advice is that for this kind of failure.
-    pub fn hub(place: impl ToString, fault: HubFault, problem: impl Into<String>) -> Self {
-        let hint = fault.advice().map(str::to_owned);
-        Self::Hub {
-            place: place.to_string(),
-            fault,
-            problem: problem.into(),
-            hint,
-        }
-    }
-
     /// A request that makes no sense.
     pub fn usage(problem: impl Into<String>) -> Self {
         Self::Usage {
@@ -162,108 +158,258 @@ impl Error {
         }
     }
 
-    /// The same error with advice on what to do next.
+    /// The same error with advice on what to do next. The variants of the rooms have their own advice and keep it.
     #[must_use]
     pub fn with_hint(mut self, advice: impl Into<String>) -> Self {
-        let (Self::Io { hint, .. }
-        | Self::File { hint, .. }
-        | Self::Tensor { hint, .. }
-        | Self::Key { hint, .. }
-        | Self::Compute { hint, .. }
-        | Self::Hub { hint, .. }
-        | Self::Usage { hint, .. }) = &mut self;
-        *hint = Some(advice.into());
+        match &mut self {
+            Self::Io { hint, .. }
+            | Self::File { hint, .. }
+            | Self::Tensor { hint, .. }
+            | Self::Key { hint, .. }
+            | Self::Compute { hint, .. }
+            | Self::Usage { hint, .. } => *hint = Some(advice.into()),
+            _ => {}
+        }
         self
     }
 
     /// What to do next, where the error knows.
-    pub fn hint(&self) -> Option<&str> {
-        let (Self::Io { hint, .. }
-        | Self::File { hint, .. }
-        | Self::Tensor { hint, .. }
-        | Self::Key { hint, .. }
-        | Self::Compute { hint, .. }
-        | Self::Hub { hint, .. }
-        | Self::Usage { hint, .. }) = self;
-        hint.as_deref()
+    pub fn hint(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Io { hint, .. }
+            | Self::File { hint, .. }
+            | Self::Tensor { hint, .. }
+            | Self::Key { hint, .. }
+            | Self::Compute { hint, .. }
+            | Self::Usage { hint, .. } => hint.as_deref().map(Cow::Borrowed),
+            Self::Input(error) => error.hint(),
+            #[cfg(feature = "hub")]
+            Self::Hub(error) => error.hint(),
+            Self::Mergekit(error) => error.hint(),
+        }
     }
 
-    /// Exit code of the binary: 3 where the machine refused, 2 where the request or input was bad.
+    /// Where the error is, as far as it knows; an empty place for errors of requests, of the machine and of the network.
+    pub fn place(&self) -> ErrorPlace<'_> {
+        match self {
+            Self::File { at, .. } => ErrorPlace::of(at),
+            Self::Tensor { path, tensor, .. } => ErrorPlace {
+                tensor: Some(tensor),
+                ..ErrorPlace::of(path)
+            },
+            Self::Key { at, key, .. } => ErrorPlace::of(at).with_key(key),
+            Self::Input(error) => error.place(),
+            Self::Mergekit(error) => error.place(),
+            _ => ErrorPlace::default(),
+        }
+    }
+
+    /// What is wrong, without the place.
+    pub fn problem(&self) -> String {
+        let text = self.to_string();
+        let place = self.place().to_string();
+        match text
+            .strip_prefix(&place)
+            .and_then(|rest| rest.strip_prefix(": "))
+        {
+            Some(problem) if !place.is_empty() => problem.to_owned(),
+            _ => text,
+        }
+    }
+
+    /// Exit code of the binary: 3 where the machine or the network failed, 2 where the request or an input is bad.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Io { .. } | Self::Compute { .. } => 3,
-            Self::Hub { fault, .. } if fault.is_outside() => 3,
+            #[cfg(feature = "hub")]
+            Self::Hub(error) if error.is_outside() => 3,
             _ => 2,
         }
     }
 }
 
-/// Kinds of failure of the Hub, told apart because each asks for something else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Rules about files and their keys that several rooms check.
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum HubFault {
-    /// There is no such repository, or it is private and the token may not see it.
-    NoRepository,
-    /// The repository is there, but its owner must grant access first.
-    Gated,
-    /// The repository has no such branch, tag or commit.
-    NoRevision,
-    /// The revision has no such file.
-    NoFile,
-    /// The token is not accepted.
-    BadToken,
-    /// The token is accepted, but may not do this.
-    Forbidden,
-    /// Something else was committed meanwhile, or the name is taken.
-    Conflict,
-    /// The server is no such Hub that offers this.
-    NotOffered,
-    /// The account has no room left.
-    Quota,
-    /// Too many requests.
-    RateLimited,
-    /// `HF_HUB_OFFLINE` forbids the network, and the cache does not hold what was asked for.
-    Offline,
-    /// The other side could not be reached, was silent or broke off.
-    Network,
-    /// The other side answered what cannot be right: other bytes than promised, or no sense.
-    Answer,
+pub enum InputError {
+    /// A file or folder is not there.
+    #[error("{}: is missing: expected {expected}", path.display())]
+    MissingFile {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A key that the format does not have.
+    #[error("{at}: key `{key}`: expected {}", one_of(known.iter().copied()))]
+    UnknownKey {
+        /// The file, and where in it.
+        at: Location,
+        /// The key that was found.
+        key: String,
+        /// All keys that the format has here.
+        known: Vec<&'static str>,
+    },
+    /// A key that must be there is not.
+    #[error("{at}: key `{key}`: is missing, expected {expected}")]
+    MissingKey {
+        /// The file, and where in it.
+        at: Location,
+        /// The key.
+        key: &'static str,
+        /// The values that it may have.
+        expected: Cow<'static, str>,
+    },
+    /// A key has a value of another type, or outside of its range.
+    #[error("{at}: key `{key}`: expected {expected}, found {found}")]
+    WrongValue {
+        /// The file, and where in it.
+        at: Location,
+        /// The key.
+        key: Cow<'static, str>,
+        /// The values that it may have.
+        expected: Cow<'static, str>,
+        /// Its value, in words.
+        found: String,
+    },
 }
 
-impl HubFault {
-    /// Whether the request may be right all the same.
-    fn is_outside(self) -> bool {
-        matches!(
-            self,
-            Self::Quota | Self::RateLimited | Self::Network | Self::Answer
-        )
+impl InputError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::UnknownKey { key, known, .. } => nearest(key, known.iter().copied())
+                .map(|near| format!("the nearest known key is `{near}`").into()),
+            _ => None,
+        }
     }
 
-    fn advice(self) -> Option<&'static str> {
+    /// The file and the key.
+    pub fn place(&self) -> ErrorPlace<'_> {
         match self {
-            Self::NoRepository => Some(
-                "check the spelling; for a private repository set HF_TOKEN to a token that may read it",
-            ),
-            Self::Gated => Some(
-                "ask for access on the repository's page, then set HF_TOKEN to a token of that account",
-            ),
-            Self::NoRevision => Some(
-                "name a branch, a tag or a commit that the repository has, as in org/name@main",
-            ),
-            Self::BadToken => {
-                Some("set HF_TOKEN to a valid token, or unset it where none is needed")
-            }
-            Self::Forbidden => Some("use a token with write access to this repository"),
-            Self::Quota => Some("free some space of the account, or push elsewhere"),
-            Self::RateLimited => {
-                Some("wait, then run the command again: what has been transferred is kept")
-            }
-            Self::Offline => Some("unset HF_HUB_OFFLINE, or pull it while the network is there"),
-            Self::Network => Some("run the command again: what has been transferred is kept"),
-            Self::NotOffered => Some(
-                "HF_ENDPOINT names a Hub that does not offer this, as a mirror that can only be pulled from",
-            ),
-            Self::NoFile | Self::Conflict | Self::Answer => None,
+            Self::MissingFile { path, .. } => ErrorPlace::of(path),
+            Self::UnknownKey { at, key, .. } => ErrorPlace::of(at).with_key(key),
+            Self::MissingKey { at, key, .. } => ErrorPlace::of(at).with_key(key),
+            Self::WrongValue { at, key, .. } => ErrorPlace::of(at).with_key(key),
+        }
+    }
+}
+
+/// A position in a text file. Lines and columns count from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The line.
+    pub line: u32,
+    /// The column.
+    pub column: u32,
+}
+
+impl From<serde_saphyr::Location> for Position {
+    fn from(location: serde_saphyr::Location) -> Self {
+        let number = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        Self {
+            line: number(location.line()),
+            column: number(location.column()),
+        }
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+/// A file, and where in it; written `FILE:LINE:COLUMN`, which editors open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// The file.
+    pub path: PathBuf,
+    /// The position, where it is known.
+    pub position: Option<Position>,
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.path.display().fmt(f)?;
+        match self.position {
+            Some(position) => write!(f, ":{position}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<P: AsRef<Path>> From<P> for Location {
+    fn from(path: P) -> Self {
+        Self {
+            path: path.as_ref().to_path_buf(),
+            position: None,
+        }
+    }
+}
+
+/// Where an error is, as far as the error knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ErrorPlace<'a> {
+    /// The file or folder.
+    pub path: Option<&'a Path>,
+    /// The position in the file.
+    pub position: Option<Position>,
+    /// The tensor.
+    pub tensor: Option<&'a str>,
+    /// The key.
+    pub key: Option<&'a str>,
+}
+
+impl<'a> ErrorPlace<'a> {
+    /// A place in a file or folder.
+    pub fn of(at: impl Into<ErrorPlace<'a>>) -> Self {
+        at.into()
+    }
+
+    /// The same place, at this key.
+    #[must_use]
+    pub fn with_key(self, key: &'a str) -> Self {
+        Self {
+            key: Some(key),
+            ..self
+        }
+    }
+}
+
+impl<'a> From<&'a PathBuf> for ErrorPlace<'a> {
+    fn from(path: &'a PathBuf) -> Self {
+        Self {
+            path: Some(path),
+            ..Self::default()
+        }
+    }
+}
+
+impl<'a> From<&'a Location> for ErrorPlace<'a> {
+    fn from(at: &'a Location) -> Self {
+        Self {
+            position: at.position,
+            ..Self::from(&at.path)
+        }
+    }
+}
+
+impl fmt::Display for ErrorPlace<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(path) = self.path else {
+            return Ok(());
+        };
+        path.display().fmt(f)?;
+        if let Some(position) = self.position {
+            write!(f, ":{position}")?;
+        }
+        if let Some(tensor) = self.tensor {
+            write!(f, ": tensor `{tensor}`")?;
+        }
+        match self.key {
+            Some(key) => write!(f, ": key `{key}`"),
+            None => Ok(()),
         }
     }
 }

@@ -3,13 +3,13 @@
 
 use std::sync::LazyLock;
 
-use bam_convert::hub::{Client, Settings, fuzzing};
+use bam_convert::hub::{HubClient, HubSettings, fuzzing};
 use bam_convert_fuzz::bounded;
 use libfuzzer_sys::fuzz_target;
 
-static CLIENT: LazyLock<Client> = LazyLock::new(|| {
-    let settings = Settings::from_environment().expect("the environment names a Hub");
-    Client::new(settings).expect("a client that asks nobody")
+static CLIENT: LazyLock<HubClient> = LazyLock::new(|| {
+    let settings = HubSettings::from_environment().expect("the environment names a Hub");
+    HubClient::new(settings).expect("a client that asks nobody")
 });
 
 fuzz_target!(|data: &[u8]| {

@@ -257,7 +257,7 @@ fn a_small_tensor_is_read_and_a_quantised_one_is_not() {
             .contains("Q8_0")
     );
     assert_eq!(
-        gguf.tensor("a.weigth").unwrap_err().hint(),
+        gguf.tensor("a.weigth").unwrap_err().hint().as_deref(),
         Some("the nearest name is `a.weight`")
     );
 }

@@ -1,17 +1,16 @@
 //! Versions of formats: a reader refuses by name what it does not know.
 
-use std::path::Path;
-
 use serde_json::Value;
 
 use super::json;
+use crate::error::Location;
 use crate::{Error, Result};
 
 /// Refuses a file whose version, `found` under `key`, is not the one that this program reads.
 ///
 /// # Errors
 /// Names file, key, and both versions, and says which program reads the file.
-pub fn check(path: &Path, key: &str, found: Option<&Value>, known: u64) -> Result<()> {
+pub fn check(at: impl Into<Location>, key: &str, found: Option<&Value>, known: u64) -> Result<()> {
     let number = found.and_then(Value::as_u64);
     if number == Some(known) {
         return Ok(());
@@ -21,7 +20,7 @@ pub fn check(path: &Path, key: &str, found: Option<&Value>, known: u64) -> Resul
         (None, Some(other)) => json::kind(other),
         (None, None) => "nothing".to_owned(),
     };
-    let error = Error::key(path, key, format!("expected {known}, found {shown}"));
+    let error = Error::key(at, key, format!("expected {known}, found {shown}"));
     let this = env!("CARGO_PKG_VERSION");
     Err(if number.is_some_and(|number| number > known) {
         error.with_hint(format!(

@@ -1,12 +1,11 @@
 //! Small YAML files of ours, read into types; JSON is YAML too.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
-use serde_saphyr::Location;
 
 use super::json;
-use crate::error::{nearest, one_of};
+use crate::error::{InputError, Location};
 use crate::{Error, Result};
 
 /// Largest file that is read, in bytes.
@@ -15,14 +14,12 @@ const LARGEST: u64 = 1 << 20;
 /// Most values that aliases may stand for.
 const MOST_ALIASED: usize = 10_000;
 
-/// `FILE:LINE:COLUMN`, which editors open.
-pub(crate) fn place(path: &Path, location: Location) -> PathBuf {
-    PathBuf::from(format!(
-        "{}:{}:{}",
-        path.display(),
-        location.line(),
-        location.column()
-    ))
+/// A place in a file that the parser has seen.
+pub(crate) fn place(path: &Path, location: serde_saphyr::Location) -> Location {
+    Location {
+        path: path.to_path_buf(),
+        position: Some(location.into()),
+    }
 }
 
 /// Reads the file.
@@ -52,19 +49,17 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
             serde_saphyr::Error::WithSnippet { error, .. } => *error,
             other => other,
         };
-        match &error {
+        match error {
             serde_saphyr::Error::SerdeUnknownField {
                 field,
                 expected,
                 location,
-            } => {
-                let problem = format!("expected {}", one_of(expected.iter().copied()));
-                let error = Error::key(place(path, *location), field, problem);
-                match nearest(field, expected.iter().copied()) {
-                    Some(name) => error.with_hint(format!("the nearest known key is `{name}`")),
-                    None => error,
-                }
+            } => InputError::UnknownKey {
+                at: place(path, location),
+                key: field,
+                known: expected,
             }
+            .into(),
             other => Error::file(path, other.to_string()),
         }
     })

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bam_convert::checkpoint::Manifest;
 use bam_convert::checkpoint::manifest::{MANIFEST, SourceRecord};
 use bam_convert::checkpoint::reference::{Reference, SCHEME};
-use bam_convert::hub::{Client, Pull, Selection, Settings, cached, headers};
+use bam_convert::hub::{FileSelection, HubClient, HubSettings, Pull, cached, headers};
 use bam_convert::pipeline::names_files;
 use bam_convert::table;
 use bam_convert::{Error, Result};
@@ -25,8 +25,8 @@ const READING: &str = "--divergence";
 pub const WORKERS: usize = 8;
 
 /// The Hub that the environment names.
-pub fn client() -> Result<Client> {
-    Client::new(Settings::from_environment()?)
+pub fn client() -> Result<HubClient> {
+    HubClient::new(HubSettings::from_environment()?)
 }
 
 /// The command line with folders in the place of references, each pulled if it is not here; `None` where it has none.
@@ -126,7 +126,7 @@ pub fn folder(reference: &Reference, only_headers: bool, printer: &Printer) -> R
     if only_headers {
         return headers(&client, reference);
     }
-    let pull = Pull::new(&client, reference, &Selection::default(), None)?;
+    let pull = Pull::new(&client, reference, &FileSelection::default(), None)?;
     let missing = pull.missing();
     if missing > 0 {
         printer.note(&format!(

@@ -65,7 +65,7 @@ impl Printer {
         let text = known.map_or_else(|| format!("{error:#}"), Error::to_string);
         self.stderr(&format!("error: {}", printable(&text)));
         if let Some(hint) = known.and_then(Error::hint) {
-            self.stderr(&format!(" hint: {}", printable(hint)));
+            self.stderr(&format!(" hint: {}", printable(&hint)));
         }
     }
 

@@ -1,13 +1,13 @@
 //! `pull`: a checkpoint from the Hub.
 
+use bam_convert::Error;
 use bam_convert::checkpoint::outline;
 use bam_convert::checkpoint::reference::Reference;
 use bam_convert::estimate::Estimate;
-use bam_convert::hub::{Pull, Selection, cached, headers};
+use bam_convert::hub::{FileSelection, HubError, Pull, cached, headers};
 use bam_convert::pipeline::OutputPath;
 use bam_convert::printable::printable;
 use bam_convert::table::{self, Align, counted, grouped};
-use bam_convert::{Error, error::HubFault};
 use clap::Args;
 use serde::Serialize;
 
@@ -59,7 +59,7 @@ pub struct Arguments {
 struct Preview<'a> {
     repository: &'a str,
     commit: &'a str,
-    files: &'a [bam_convert::hub::Wanted],
+    files: &'a [bam_convert::hub::PullFile],
     bytes: u64,
     missing: u64,
 }
@@ -68,14 +68,16 @@ impl Arguments {
     /// Runs the command.
     pub fn run(&self, printer: &Printer) -> Outcome {
         let reference = Reference::parse(&self.repository)?;
-        let selection = Selection::new(&self.include, &self.exclude)?;
+        let selection = FileSelection::new(&self.include, &self.exclude)?;
         let client = hub::client()?;
         if client.settings.offline {
-            let folder = cached(&client, &reference).filter(|_| self.folder.is_none()).ok_or_else(|| {
-                let problem =
-                    "expected it in the cache, because HF_HUB_OFFLINE is set, and found no such revision there";
-                Error::hub(&reference, HubFault::Offline, problem)
-            })?;
+            let folder = cached(&client, &reference)
+                .filter(|_| self.folder.is_none())
+                .ok_or_else(|| {
+                    Error::from(HubError::NotCached {
+                        place: reference.to_string(),
+                    })
+                })?;
             match self.json {
                 true => printer.json(
                     &serde_json::json!({"repository": reference.repository, "folder": folder}),

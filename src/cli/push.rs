@@ -7,7 +7,7 @@ use bam_convert::checkpoint::folder::CARD;
 use bam_convert::checkpoint::manifest::Manifest;
 use bam_convert::checkpoint::reference::Reference;
 use bam_convert::evaluate::report::Report as Evaluation;
-use bam_convert::hub::{self, LocalPaths, Push, PushOptions, Pushed, State};
+use bam_convert::hub::{self, LocalPaths, Push, PushOptions, PushState, Pushed};
 use bam_convert::pipeline::published_card;
 use bam_convert::surgery::publication::Publication;
 use bam_convert::table::{self, Align, counted, grouped};
@@ -127,7 +127,7 @@ impl Arguments {
         let ignored = push
             .files
             .iter()
-            .filter(|file| file.state == State::Ignored);
+            .filter(|file| file.state == PushState::Ignored);
         ignored.for_each(|file| {
             printer.note(&format!(
                 " note: {}: left out by the repository's .gitignore",
@@ -249,9 +249,9 @@ impl Arguments {
         ];
         let rows = push.files.iter().map(|file| {
             let state = match file.state {
-                State::Unchanged => "there already",
-                State::Ignored => "left out by .gitignore",
-                State::Small | State::Large | State::New => "to push",
+                PushState::Unchanged => "there already",
+                PushState::Ignored => "left out by .gitignore",
+                PushState::Small | PushState::Large | PushState::New => "to push",
             };
             vec![
                 file.path.clone(),
@@ -287,7 +287,7 @@ impl Arguments {
             return Ok(Verdict::Yes);
         }
         let Some(url) = &pushed.url else {
-            let is_ignored = |file: &&hub::PushedFile| file.state == State::Ignored;
+            let is_ignored = |file: &&hub::PushedFile| file.state == PushState::Ignored;
             let but = match pushed.files.iter().filter(is_ignored).count() {
                 0 => String::new(),
                 count => format!(
@@ -305,7 +305,7 @@ impl Arguments {
         let sent = pushed
             .files
             .iter()
-            .filter(|file| matches!(file.state, State::Small | State::Large))
+            .filter(|file| matches!(file.state, PushState::Small | PushState::Large))
             .count();
         printer.note(&format!(
             "{} at {}: {}, of which {} sent ({})",

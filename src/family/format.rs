@@ -448,7 +448,10 @@ mod tests {
         let error = refused(|text| text.replace("  num_heads:", "  nun_heads:"));
         assert!(error.to_string().contains("key `nun_heads`"), "{error}");
         assert!(error.to_string().contains("my.yaml:"), "{error}");
-        assert_eq!(error.hint(), Some("the nearest known key is `num_heads`"));
+        assert_eq!(
+            error.hint().as_deref(),
+            Some("the nearest known key is `num_heads`")
+        );
         let error = refused(|text| text.replace("block: sequential", "block: sequentail"));
         assert!(error.to_string().contains("sequential"), "{error}");
     }

@@ -400,7 +400,7 @@ fn both_spellings_of_rope_mean_the_same() {
 
 fn refused(config: &Config) -> String {
     let error = Architecture::of(config).unwrap_err();
-    format!("{error} ({})", error.hint().unwrap_or("no hint"))
+    format!("{error} ({})", error.hint().unwrap_or("no hint".into()))
 }
 
 #[test]

@@ -7,10 +7,10 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 
-use super::http::{Client, Failure};
+use super::error::{HubError, HubFault, HubStep};
+use super::http::{Failure, HubClient};
+use crate::Result;
 use crate::checkpoint::json;
-use crate::error::HubFault;
-use crate::{Error, Result};
 
 /// The largest answer that is held in memory.
 const LARGEST_ANSWER: usize = 64 << 20;
@@ -24,7 +24,7 @@ const LONGEST_BODY: Duration = Duration::from_secs(300);
 
 /// An answer of success.
 pub(super) struct Answer<'a> {
-    client: &'a Client,
+    client: &'a HubClient,
     place: String,
     /// Where it came from, redirects followed.
     url: Url,
@@ -36,7 +36,7 @@ pub(super) struct Answer<'a> {
 impl<'a> Answer<'a> {
     /// Of a response whatever its status.
     pub(super) fn new(
-        client: &'a Client,
+        client: &'a HubClient,
         place: &str,
         url: Url,
         response: reqwest::Response,
@@ -52,7 +52,7 @@ impl<'a> Answer<'a> {
 
     /// Of a response to a request of this method that is no redirect.
     pub(super) fn of(
-        client: &'a Client,
+        client: &'a HubClient,
         place: &str,
         method: &Method,
         url: Url,
@@ -84,9 +84,11 @@ impl<'a> Answer<'a> {
                 chunk.map_err(|error| Failure::passing(broken(&self.place, "broke off", error)))
             }
             Err(_) => {
-                let problem = format!("expected the whole answer within {LONGEST_BODY:?}");
-                let error = Error::hub(&self.place, HubFault::Network, problem);
-                Err(Failure::lasting(error))
+                let place = self.place.clone();
+                Err(Failure::lasting(HubError::SlowAnswer {
+                    place,
+                    limit: LONGEST_BODY,
+                }))
             }
         }
     }
@@ -97,13 +99,10 @@ impl<'a> Answer<'a> {
         let mut bytes = Vec::new();
         while let Some(piece) = self.next_before(end)? {
             if bytes.len() + piece.len() > LARGEST_ANSWER {
-                let problem =
-                    format!("expected an answer of at most {LARGEST_ANSWER} bytes, found more");
-                return Err(Failure::lasting(Error::hub(
-                    &self.place,
-                    HubFault::Answer,
-                    problem,
-                )));
+                return Err(Failure::lasting(HubError::LargeAnswer {
+                    place: self.place,
+                    limit: LARGEST_ANSWER,
+                }));
             }
             bytes.extend_from_slice(&piece);
         }
@@ -136,43 +135,28 @@ impl<'a> Answer<'a> {
         let said = if said.is_empty() { spoken(&body) } else { said };
         let said = self.client.shown(&said);
         let is_own = self.client.is_own(&self.url);
-        let fault = match is_own {
-            true => fault_of(
-                method,
-                status,
-                &code,
-                &said,
-                self.client.settings.token.is_some(),
-            ),
-            false => fault_of_storage(status),
+        let has_token = self.client.settings.token.is_some();
+        let (fault, who) = if is_own {
+            let fault = fault_of(method, status, &code, &said, has_token);
+            (fault, "the server")
+        } else {
+            (fault_of_storage(status), "the storage that the Hub names")
         };
-        let answered = answered(status, &said);
-        let problem = match fault {
-            HubFault::NoRepository => {
-                "expected a repository that may be read, found none".to_owned()
-            }
-            HubFault::Gated => {
-                "expected a repository that may be read, found a gated one".to_owned()
-            }
-            HubFault::NoRevision => {
-                "expected a revision of the repository, found none of this name".to_owned()
-            }
-            HubFault::NoFile => "expected a file of this name, found none".to_owned(),
-            _ if is_own => format!("the server {answered}"),
-            _ => format!("the storage that the Hub names {answered}"),
+        let error = HubError::Refused {
+            place: self.place,
+            fault,
+            answer: Some(format!("{who} {}", answered(status, &said))),
+            step: HubStep::Other,
         };
-        let error = Error::hub(&self.place, fault, problem);
-        match fault {
-            HubFault::Network | HubFault::RateLimited => Failure {
-                error,
+
+        // A signed address of a storage expires: asking the Hub again gives a fresh one.
+        if matches!(fault, HubFault::Network | HubFault::RateLimited) || !is_own {
+            Failure {
+                error: error.into(),
                 passing: Some(wait),
-            },
-            // An address that was signed for a while has expired: asking the Hub again gives a fresh one.
-            _ if !is_own => Failure {
-                error,
-                passing: Some(wait),
-            },
-            _ => Failure::lasting(error),
+            }
+        } else {
+            Failure::lasting(error)
         }
     }
 }
@@ -205,7 +189,7 @@ pub(super) fn fault_of(
         (_, "RepoNotFound") => HubFault::NoRepository,
         // A repository that does not exist and one that nobody without a token may see read the same.
         (401, _) if has_token => HubFault::BadToken,
-        // Nobody is told to do something with a repository that was not found before: the way is what is missing.
+        // The repository was found earlier, so a 404 here means that this Hub lacks the endpoint.
         (404, "") if !asks => HubFault::NotOffered,
         (401 | 404, _) => HubFault::NoRepository,
         (402 | 413 | 507, _) => HubFault::Quota,
@@ -273,7 +257,7 @@ pub(super) fn spoken(body: &[u8]) -> String {
 }
 
 /// A connection that came to nothing.
-pub(super) fn broken(place: &str, what: &str, error: reqwest::Error) -> Error {
+pub(super) fn broken(place: &str, event: &'static str, error: reqwest::Error) -> HubError {
     // Addresses may be signed, which makes them secrets.
     let error = error.without_url();
     let cause = if error.is_timeout() {
@@ -281,11 +265,11 @@ pub(super) fn broken(place: &str, what: &str, error: reqwest::Error) -> Error {
     } else {
         cause(&error)
     };
-    Error::hub(
-        place,
-        HubFault::Network,
-        format!("the connection {what}: {cause}"),
-    )
+    HubError::Connection {
+        place: place.to_owned(),
+        event,
+        cause,
+    }
 }
 
 /// The innermost cause, which says what happened.

@@ -8,8 +8,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use super::content::has_content;
-use super::settings::Settings;
-use super::tree::{Entry, is_commit};
+use super::settings::HubSettings;
+use super::tree::{FileEntry, is_commit};
 use crate::checkpoint::output::{folder_of, sync_folder};
 use crate::checkpoint::{filesystem, single};
 use crate::{Error, Result};
@@ -23,7 +23,7 @@ pub struct Cache {
 
 impl Cache {
     /// That of a repository, in the folder that the settings name; nothing is made yet.
-    pub fn of(settings: &Settings, repository: &str) -> Self {
+    pub fn of(settings: &HubSettings, repository: &str) -> Self {
         Self::within(&settings.cache, repository)
     }
 
@@ -42,19 +42,19 @@ impl Cache {
     }
 
     /// Where a content lies once it is whole.
-    pub(super) fn blob(&self, entry: &Entry) -> PathBuf {
+    pub(super) fn blob(&self, entry: &FileEntry) -> PathBuf {
         self.folder.join("blobs").join(entry.hash.digits())
     }
 
     /// Where a content grows.
-    pub(super) fn partial(&self, entry: &Entry) -> PathBuf {
+    pub(super) fn partial(&self, entry: &FileEntry) -> PathBuf {
         self.folder
             .join("blobs")
             .join(format!("{}.incomplete", entry.hash.digits()))
     }
 
     /// Waits until nobody else fetches this content, and keeps others from it until the file is dropped.
-    pub(super) fn lock(&self, entry: &Entry) -> Result<File> {
+    pub(super) fn lock(&self, entry: &FileEntry) -> Result<File> {
         make_folder(&self.locks)?;
         make_folder(&self.folder.join("blobs"))?;
         let path = self.locks.join(format!("{}.lock", entry.hash.digits()));
@@ -68,12 +68,12 @@ impl Cache {
     }
 
     /// Links the file of a snapshot to its blob.
-    pub(super) fn link(&self, commit: &str, path: &str, entry: &Entry) -> Result<()> {
+    pub(super) fn link(&self, commit: &str, path: &str, entry: &FileEntry) -> Result<()> {
         let link = self.snapshot(commit).join(path);
         let up = "../".repeat(path.split('/').count() + 1);
         let target = PathBuf::from(format!("{up}blobs/{}", entry.hash.digits()));
         let leads_there = || fs::read_link(&link).is_ok_and(|found| found == target);
-        let is_copy = || Ok(!link.is_symlink() && has_content(&link, entry)?);
+        let is_copy = || Ok::<_, Error>(!link.is_symlink() && has_content(&link, entry)?);
         if leads_there() || is_copy()? {
             return Ok(());
         }

@@ -1,5 +1,5 @@
-//! The commit: what the Hub says of each file before, the one request that makes it, and what to do if nobody knows
-//! whether it did.
+//! The commit of a push: how the Hub wants each file, the one request that makes the commit, and what to do if its
+//! answer was lost.
 
 use std::collections::BTreeMap;
 
@@ -9,12 +9,12 @@ use reqwest::{Method, Url};
 use serde_json::{Value, json};
 
 use super::answer::{Answer, parse};
-use super::http::{Client, Patience, Request};
+use super::error::{HubError, HubFault, HubStep};
+use super::http::{HubClient, HubRequest, RetryPolicy};
 use super::outgoing::Outgoing;
 use super::tree::{Snapshot, is_commit, repository_url};
+use crate::Result;
 use crate::checkpoint::reference::Reference;
-use crate::error::HubFault;
-use crate::{Error, Result};
 
 /// Files that may be asked about at once.
 const GROUP: usize = 256;
@@ -59,7 +59,7 @@ pub(super) struct Committed {
 
 impl Target {
     /// An address of the API about the revision.
-    pub(super) fn url(&self, client: &Client, what: &str) -> Url {
+    pub(super) fn url(&self, client: &HubClient, what: &str) -> Url {
         let mut url = repository_url(
             client,
             &self.reference.repository,
@@ -77,7 +77,7 @@ impl Target {
     }
 
     /// Asks how each file is to be sent, in order.
-    pub(super) fn modes(&self, client: &Client, files: &[Outgoing]) -> Result<Vec<Mode>> {
+    pub(super) fn modes(&self, client: &HubClient, files: &[Outgoing]) -> Result<Vec<Mode>> {
         let mut modes = Vec::with_capacity(files.len());
         for group in files.chunks(GROUP) {
             let asked: Vec<Value> = group
@@ -86,14 +86,10 @@ impl Target {
                     Ok(json!({"path": file.path, "size": file.size, "sample": STANDARD.encode(file.sample()?)}))
                 })
                 .collect::<Result<_>>()?;
-            let request = Request::post(self.url(client, "preupload"), &json!({"files": asked}));
-            let (answer, _) = client.json(&self.place(), &request).map_err(|error| match &error {
-                // It has just been read.
-                Error::Hub { fault: HubFault::NoRepository, .. } => error.with_hint(
-                    "it can be read and takes no pushes: HF_ENDPOINT may name a mirror, or HF_TOKEN may not write",
-                ),
-                _ => error,
-            })?;
+            let request = HubRequest::post(self.url(client, "preupload"), &json!({"files": asked}));
+            let (answer, _) = client
+                .json(&self.place(), &request)
+                .map_err(|error| error.during(HubStep::Preupload))?;
             let told = answer
                 .get("files")
                 .and_then(Value::as_array)
@@ -106,12 +102,9 @@ impl Target {
                 let mode = told
                     .get(file.path.as_str())
                     .and_then(|mode| read_mode(mode));
-                modes.push(mode.ok_or_else(|| {
-                    let problem = format!(
-                        "expected to hear how `{}` is to be sent, found no such answer",
-                        file.path
-                    );
-                    Error::hub(self.place(), HubFault::Answer, problem)
+                modes.push(mode.ok_or_else(|| HubError::NoUploadMode {
+                    place: self.place(),
+                    path: file.path.clone(),
                 })?);
             }
         }
@@ -124,12 +117,12 @@ impl Target {
     /// Somebody else's commit meanwhile; what the Hub refuses.
     pub(super) fn commit(
         &self,
-        client: &Client,
+        client: &HubClient,
         parent: &Snapshot,
         message: &str,
         changes: &Changes,
     ) -> Result<Committed> {
-        let request = Request {
+        let request = HubRequest {
             method: Method::POST,
             body: Some((
                 "application/x-ndjson",
@@ -138,17 +131,22 @@ impl Target {
             // Made twice it could be two commits.
             repeat: false,
             slow: true,
-            ..Request::get(self.url(client, "commit"))
+            ..HubRequest::get(self.url(client, "commit"))
         };
         let pulls = if self.create_pr {
             self.pull_requests(client)?
         } else {
             BTreeMap::new()
         };
-        let mut patience = Patience::new();
-        let mut again = true;
+        let step = if self.create_pr {
+            HubStep::PullRequest
+        } else {
+            HubStep::Commit
+        };
+        let mut retries = RetryPolicy::new();
+        let mut may_repeat = true;
         loop {
-            let failure = match client
+            let mut failure = match client
                 .attempt(&self.place(), &request)
                 .and_then(Answer::read)
             {
@@ -157,32 +155,21 @@ impl Target {
                 }
                 Err(failure) => failure,
             };
-            let fault = match &failure.error {
-                Error::Hub { fault, .. } => *fault,
-                _ => return Err(failure.error),
-            };
-            match fault {
+            failure.error = failure.error.during(step);
+
+            match failure.error.hub_fault() {
                 // Nothing was done.
-                HubFault::RateLimited => patience.after(failure)?,
+                Some(HubFault::RateLimited) => retries.wait(failure)?,
                 // Nobody knows whether it was done; a conflict may be one with our own first attempt.
-                HubFault::Network | HubFault::Conflict => {
+                Some(fault @ (HubFault::Network | HubFault::Conflict)) => {
                     if let Some(done) = self.find(client, parent, &pulls, changes)? {
                         return Ok(done);
                     }
-                    if fault == HubFault::Conflict {
-                        return Err(failure.error.with_hint(
-                            "somebody else has committed meanwhile: run the command again, which compares anew and sends only what is missing",
-                        ));
-                    }
-                    if !std::mem::take(&mut again) {
+                    if fault == HubFault::Conflict || !may_repeat {
                         return Err(failure.error);
                     }
-                    patience.after(failure)?;
-                }
-                HubFault::NotOffered if self.create_pr => {
-                    return Err(failure.error.with_hint(
-                        "this Hub has no pull requests: push to a branch with --revision",
-                    ));
+                    may_repeat = false;
+                    retries.wait(failure)?;
                 }
                 _ => return Err(failure.error),
             }
@@ -192,18 +179,17 @@ impl Target {
     /// What an answer of success says; `found` looks for the commit where it names none.
     pub(super) fn read(
         &self,
-        client: &Client,
+        client: &HubClient,
         body: &[u8],
         found: impl FnOnce() -> Result<Option<Committed>>,
     ) -> Result<Committed> {
         let answer = parse(body).unwrap_or_default();
         let text = |key: &str| answer.get(key).and_then(Value::as_str);
         let Some(commit) = text("commitOid").filter(|commit| is_commit(commit)) else {
-            return found()?.ok_or_else(|| {
-                let problem = "expected the commit that was made, found none in the answer";
-                Error::hub(self.place(), HubFault::Answer, problem)
-                    .with_hint("run the command again: it says whether anything is left to send")
-            });
+            let missing = || HubError::NoCommit {
+                place: self.place(),
+            };
+            return Ok(found()?.ok_or_else(missing)?);
         };
         let pull_request = text("pullRequestUrl").map(|url| client.shown(url));
         Ok(Committed {
@@ -214,7 +200,7 @@ impl Target {
     }
 
     /// The page of a commit.
-    fn page(&self, client: &Client, commit: &str) -> String {
+    fn page(&self, client: &HubClient, commit: &str) -> String {
         let parts: Vec<&str> = self
             .reference
             .repository
@@ -227,7 +213,7 @@ impl Target {
     /// The commit with these files that an attempt has made whose answer was lost.
     fn find(
         &self,
-        client: &Client,
+        client: &HubClient,
         parent: &Snapshot,
         pulls: &BTreeMap<String, String>,
         changes: &Changes,
@@ -245,21 +231,19 @@ impl Target {
                 .all(|path| !snapshot.files.contains_key(*path));
             Ok(removed && snapshot.commit != parent.commit)
         };
-        let revisions = match self.create_pr {
-            false => vec![self.reference.revision().to_owned()],
-            true => self
-                .pull_requests(client)?
-                .into_keys()
-                .filter(|name| !pulls.contains_key(name))
-                .collect(),
+        let revisions: Vec<String> = if self.create_pr {
+            let opened = self.pull_requests(client)?.into_keys();
+            opened.filter(|name| !pulls.contains_key(name)).collect()
+        } else {
+            vec![self.reference.revision().to_owned()]
         };
         if revisions.len() > MOST_OPENED {
-            let problem = format!(
-                "expected at most {MOST_OPENED} pull requests to be opened meanwhile, found {}",
-                revisions.len()
-            );
-            return Err(Error::hub(self.place(), HubFault::Answer, problem)
-                .with_hint("see on the repository's page whether one of them is yours"));
+            return Err(HubError::ManyPullRequests {
+                place: self.place(),
+                limit: MOST_OPENED,
+                found: revisions.len(),
+            }
+            .into());
         }
         for revision in revisions {
             let reference = Reference {
@@ -289,10 +273,10 @@ impl Target {
     }
 
     /// The pull requests, by their full names, and the commit that each is at.
-    fn pull_requests(&self, client: &Client) -> Result<BTreeMap<String, String>> {
+    fn pull_requests(&self, client: &HubClient) -> Result<BTreeMap<String, String>> {
         let mut url = repository_url(client, &self.reference.repository, &["refs"]);
         url.set_query(Some("include_prs=1"));
-        let (answer, _) = client.json(&self.place(), &Request::get(url))?;
+        let (answer, _) = client.json(&self.place(), &HubRequest::get(url))?;
         let listed = answer
             .get("pullRequests")
             .and_then(Value::as_array)
@@ -324,11 +308,12 @@ pub(super) fn read_mode(mode: &Value) -> Option<Mode> {
 fn lines(place: &str, parent: &str, message: &str, changes: &Changes) -> Result<Vec<u8>> {
     let total: u64 = changes.small.iter().map(|file| file.size).sum();
     if total > LARGEST_INLINE {
-        let problem = format!(
-            "expected to send at most {LARGEST_INLINE} bytes as small files, found {total} that the server wants so"
-        );
-        return Err(Error::hub(place, HubFault::Answer, problem)
-            .with_hint("name the large ones in the repository's .gitattributes as files of LFS"));
+        return Err(HubError::LargeCommit {
+            place: place.to_owned(),
+            limit: LARGEST_INLINE,
+            found: total,
+        }
+        .into());
     }
     let (summary, description) = message.split_once('\n').unwrap_or((message, ""));
     let header = json!({"key": "header", "value": {

@@ -5,7 +5,7 @@ use std::path::Path;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::tree::{ContentHash, Entry};
+use super::tree::{ContentHash, FileEntry};
 use crate::Result;
 use crate::checkpoint::hash::hex;
 use crate::checkpoint::known_hashes;
@@ -19,7 +19,7 @@ pub(super) enum Hasher {
 
 impl Hasher {
     /// For a content that must have the hash of an entry.
-    pub(super) fn of(entry: &Entry) -> Self {
+    pub(super) fn of(entry: &FileEntry) -> Self {
         match entry.hash {
             ContentHash::Sha256(_) | ContentHash::Unknown => Self::Sha256(Sha256::new()),
             ContentHash::GitBlob(_) => Self::git_blob(entry.size),
@@ -60,7 +60,7 @@ impl Hasher {
 }
 
 /// Whether there is a file at `path` with the size and the hash of an entry.
-pub fn has_content(path: &Path, entry: &Entry) -> Result<bool> {
+pub fn has_content(path: &Path, entry: &FileEntry) -> Result<bool> {
     if !path.is_file() {
         return Ok(false);
     }

@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 
 use super::content::Hasher;
-use super::http::Patience;
+use super::error::{HubError, HubFault};
+use super::http::RetryPolicy;
 use super::remote_file::RemoteFile;
 use super::xet;
 use crate::checkpoint::filesystem;
-use crate::error::HubFault;
 use crate::{Error, Result, threads};
 
 /// Bytes after which a connection has been good enough to forget earlier failures.
@@ -37,7 +37,7 @@ impl Download<'_> {
     /// Fills the file at `partial`, going on where it ends, and makes it durable.
     ///
     /// # Errors
-    /// What is not there after several attempts, or is other than the commit has, in which case `partial` is removed.
+    /// The bytes do not arrive after several attempts, or they differ from the commit's. Then `partial` is removed.
     pub(super) fn fetch(&self, partial: &Path) -> Result<()> {
         let fault = |e| Error::io("write", partial, e);
         let file = OpenOptions::new()
@@ -46,42 +46,51 @@ impl Download<'_> {
             .append(true)
             .open(partial)
             .map_err(fault)?;
-        let mut told = 0;
-        for wrong in 0.. {
+        let expected = self.file.entry.hash.digits();
+        let mut reported = 0;
+        let mut found = String::new();
+
+        for _ in 0..WRONG_CONTENTS {
             let had = file.metadata().map_err(fault)?.len();
             let had = if had > self.file.entry.size { 0 } else { had };
             file.set_len(had).map_err(fault)?;
-            let found = std::thread::scope(|scope| {
-                let (grown, lengths) = mpsc::channel();
-                let hashing = std::thread::Builder::new()
-                    .spawn_scoped(scope, || {
-                        follow(&file, Hasher::of(self.file.entry), lengths)
-                    })
-                    .map_err(threads::none)?;
-                let transferred = self.transfer(&file, partial, had, &mut told, &grown);
-                drop(grown);
-                let found = hashing
-                    .join()
-                    .map_err(|_| Error::file(partial, "the thread that hashes it has died"))?;
-                transferred.and(found.map_err(|e| Error::io("read", partial, e)))
-            })?;
-            if found == self.file.entry.hash.digits() {
+            found = self.complete(&file, partial, had, &mut reported)?;
+            if found == expected {
                 return filesystem::sync(&file).map_err(|e| Error::io("sync", partial, e));
             }
             file.set_len(0).map_err(fault)?;
-            if wrong + 1 == WRONG_CONTENTS {
-                // Best effort: nobody goes on with it.
-                let _ = std::fs::remove_file(partial);
-                let problem = format!(
-                    "expected a content with the hash {}, found {found}",
-                    self.file.entry.hash.digits()
-                );
-                return Err(Error::hub(self.file.place(), HubFault::Answer, problem).with_hint(
-                    "the bytes were changed on their way, or the server holds others than it lists: nothing was kept",
-                ));
-            }
         }
-        Ok(())
+
+        // Best effort: nobody resumes from it.
+        let _ = std::fs::remove_file(partial);
+        Err(HubError::WrongContent {
+            place: self.file.place(),
+            expected: expected.to_owned(),
+            found,
+        }
+        .into())
+    }
+
+    /// Appends what is missing while another thread hashes the file; returns the hash.
+    fn complete(
+        &self,
+        file: &File,
+        partial: &Path,
+        had: u64,
+        reported: &mut u64,
+    ) -> Result<String> {
+        std::thread::scope(|scope| {
+            let (grown, lengths) = mpsc::channel();
+            let hashing = std::thread::Builder::new()
+                .spawn_scoped(scope, || follow(file, Hasher::of(self.file.entry), lengths))
+                .map_err(threads::none)?;
+            let transferred = self.transfer(file, partial, had, reported, &grown);
+            drop(grown);
+            let found = hashing.join().map_err(|_| HubError::HashThread {
+                path: partial.to_path_buf(),
+            })?;
+            transferred.and(found.map_err(|e| Error::io("read", partial, e)))
+        })
     }
 
     /// Appends what is missing; `had` bytes are there.
@@ -90,16 +99,16 @@ impl Download<'_> {
         mut file: &File,
         partial: &Path,
         had: u64,
-        told: &mut u64,
+        reported: &mut u64,
         grown: &mpsc::Sender<u64>,
     ) -> Result<()> {
         // The other end waits as long as this one sends.
-        let tell = |had: u64, told: &mut u64| {
+        let report = |had: u64, reported: &mut u64| {
             let _ = grown.send(had);
-            (self.progress)(had.saturating_sub(*told));
-            *told = had.max(*told);
+            (self.progress)(had.saturating_sub(*reported));
+            *reported = had.max(*reported);
         };
-        tell(had, told);
+        report(had, reported);
         let had = Cell::new(had);
         let mut write = |bytes: &[u8]| {
             file.write_all(bytes)
@@ -107,31 +116,32 @@ impl Download<'_> {
             self.received
                 .fetch_add(bytes.len() as u64, Ordering::Relaxed);
             had.set(had.get() + bytes.len() as u64);
-            tell(had.get(), told);
+            report(had.get(), reported);
             Ok(())
         };
-        let mut patience = Patience::new();
+        let mut retries = RetryPolicy::new();
         while had.get() < self.file.entry.size {
             let begin = had.get();
             let Err(failure) = self.file.stream(begin, None, &mut write)? else {
                 continue;
             };
             if had.get() - begin >= PROGRESS {
-                patience = Patience::new();
+                retries = RetryPolicy::new();
             }
-            if let Err(error) = patience.after(failure) {
-                return match self.may_use_xet(&error) {
-                    true => xet::download(&self.file, had.get(), &mut write),
-                    false => Err(error),
+            if let Err(error) = retries.wait(failure) {
+                return if self.may_use_xet(&error) {
+                    xet::download(&self.file, had.get(), &mut write)
+                } else {
+                    Err(error)
                 };
             }
         }
         Ok(())
     }
 
-    /// Whether the bytes may be had from where they lie, since their address has failed for good.
+    /// Whether the bytes can come from the Xet storage, after their address has failed for good.
     fn may_use_xet(&self, error: &Error) -> bool {
-        let Error::Hub { fault, .. } = error else {
+        let Some(fault) = error.hub_fault() else {
             return false;
         };
         let is_refusal = matches!(

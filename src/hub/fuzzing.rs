@@ -5,7 +5,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::answer::{fault_of, parse, spoken, wait_of};
 use super::commit::{Target, read_mode};
-use super::http::Client;
+use super::http::HubClient;
 use super::lfs::read_action;
 use super::tree::{Listing, next_page};
 use super::xet::read_token;
@@ -14,7 +14,7 @@ use crate::checkpoint::reference::Reference;
 const PLACE: &str = "org/name";
 
 /// Reads the body of an answer as everything that it could be.
-pub fn body(client: &Client, body: &[u8]) {
+pub fn body(client: &HubClient, body: &[u8]) {
     let said = client.shown(&spoken(body));
     for code in [200, 401, 403, 404, 409, 429, 500] {
         let status = reqwest::StatusCode::from_u16(code).unwrap_or_default();
@@ -44,7 +44,7 @@ pub fn body(client: &Client, body: &[u8]) {
 }
 
 /// Reads the headers of an answer, a line each.
-pub fn headers(client: &Client, lines: &[u8]) {
+pub fn headers(client: &HubClient, lines: &[u8]) {
     let mut headers = HeaderMap::new();
     // As many as the HTTP library lets through.
     for line in lines.split(|byte| *byte == b'\n').take(100) {

@@ -1,8 +1,8 @@
 //! A checkpoint on the Hub without its data: configuration and headers by range requests, weight files as long as they are
 //! but empty behind their headers.
 //!
-//! What only looks at headers (`inspect`, `cost`, `--dry-run`) opens such a folder like any other. It lies in this
-//! program's own cache, in the layout of the Hub's, so that it is known where it came from. The parts of a file that are
+//! What only looks at headers (`inspect`, `cost`, `--dry-run`) opens such a folder like any other. It is in this
+//! program's own cache, in the layout of the Hub's cache, so that its path says where it came from. The parts of a file that are
 //! fetched cannot be checked against the hash of the whole: they are shown, never built upon.
 
 use std::collections::VecDeque;
@@ -14,10 +14,11 @@ use std::sync::atomic::AtomicU64;
 use super::cache::{Cache, make_folder};
 use super::content::has_content;
 use super::download::Download;
-use super::http::{Client, Patience};
+use super::error::HubError;
+use super::http::{HubClient, RetryPolicy};
 use super::parallel::each;
 use super::remote_file::RemoteFile;
-use super::selection::Selection;
+use super::selection::FileSelection;
 use super::tree::Snapshot;
 use crate::checkpoint::gguf::Gguf;
 use crate::checkpoint::reference::Reference;
@@ -39,56 +40,65 @@ const LARGEST_BESIDE: u64 = 64 << 20;
 ///
 /// # Errors
 /// As those of a pull; weight files that do not begin as theirs do.
-pub fn headers(client: &Client, reference: &Reference) -> Result<PathBuf> {
+pub fn headers(client: &HubClient, reference: &Reference) -> Result<PathBuf> {
     let snapshot = Snapshot::of(client, reference)?;
-    let root = known_hashes::cache_folder()
-        .ok_or_else(|| Error::usage("no place for headers: set XDG_CACHE_HOME"))?;
+    let root = known_hashes::cache_folder().ok_or(HubError::NoHeaderCache)?;
     let folder =
         Cache::within(&root.join("headers"), &snapshot.repository).snapshot(&snapshot.commit);
     make_folder(&folder)?;
-    each(&Selection::default().choose(&snapshot)?, WORKERS, |path| {
-        let (entry, place) = (&snapshot.files[*path], folder.join(path));
-        let file = RemoteFile {
-            client,
-            snapshot: &snapshot,
-            path,
-            entry,
-        };
-        match path.ends_with(".safetensors") || path.ends_with(".gguf") {
-            true if place.is_file() => Ok(()),
-            true => {
-                let mut remote = Remote {
-                    file,
-                    fetched: VecDeque::new(),
-                    position: 0,
-                    failed: None,
-                };
-                let written = write_header(&mut remote, &place);
-                // What the network refused is the cause, whatever the reader made of it.
-                remote.failed.map_or(written, Err)
-            }
-            false if entry.size > LARGEST_BESIDE || has_content(&place, entry)? => Ok(()),
-            false => {
-                // Random letters: process ids are no names in a cache that several containers share.
-                let partial = tempfile::Builder::new()
-                    .prefix(&format!(".{path}."))
-                    .make_in(&folder, |path| File::create_new(path))
-                    .map_err(|e| Error::io("create", &place, e))?
-                    .into_temp_path();
-                let received = &AtomicU64::new(0);
-                Download {
-                    file,
-                    progress: &|_| {},
-                    received,
-                }
-                .fetch(&partial)?;
-                partial
-                    .persist(&place)
-                    .map_err(|e| Error::io("rename to", &place, e.error))
-            }
-        }
-    })?;
+    each(
+        &FileSelection::default().choose(&snapshot)?,
+        WORKERS,
+        |path| {
+            let file = RemoteFile {
+                client,
+                snapshot: &snapshot,
+                path,
+                entry: &snapshot.files[*path],
+            };
+            fetch_file(file, &folder)
+        },
+    )?;
     Ok(folder)
+}
+
+/// Puts a file into the folder: a weight file by its header, a small file whole, a large one not at all.
+fn fetch_file(file: RemoteFile, folder: &Path) -> Result<()> {
+    let (path, entry) = (file.path, file.entry);
+    let place = folder.join(path);
+    if path.ends_with(".safetensors") || path.ends_with(".gguf") {
+        if place.is_file() {
+            return Ok(());
+        }
+        let mut remote = Remote {
+            file,
+            fetched: VecDeque::new(),
+            position: 0,
+            failed: None,
+        };
+        let written = write_header(&mut remote, &place);
+        // An error of the network is the cause, whatever the reader made of it.
+        return remote.failed.map_or(written, Err);
+    }
+    if entry.size > LARGEST_BESIDE || has_content(&place, entry)? {
+        return Ok(());
+    }
+
+    // Random letters: process ids are not unique in a cache that several containers share.
+    let partial = tempfile::Builder::new()
+        .prefix(&format!(".{path}."))
+        .make_in(folder, |path| File::create_new(path))
+        .map_err(|e| Error::io("create", &place, e))?
+        .into_temp_path();
+    Download {
+        file,
+        progress: &|_| {},
+        received: &AtomicU64::new(0),
+    }
+    .fetch(&partial)?;
+    partial
+        .persist(&place)
+        .map_err(|e| Error::io("rename to", &place, e.error))
 }
 
 /// Makes a weight file at `place` with its header, and nothing behind it.
@@ -107,11 +117,9 @@ fn write_header(remote: &mut Remote, place: &Path) -> Result<()> {
             Gguf::read(place, reader.take(LONGEST_GGUF), size)?;
         } else {
             let mut length = [0; 8];
-            let cut = |_| {
-                Error::file(
-                    place,
-                    format!("expected a safetensors file, found {size} bytes"),
-                )
+            let cut = |_| HubError::NotSafetensors {
+                path: place.to_path_buf(),
+                size,
             };
             reader.read_exact(&mut length).map_err(cut)?;
             let length = u64::from_le_bytes(length).min(header::LONGEST);
@@ -138,7 +146,7 @@ impl Remote<'_> {
                 .max(self.position + FIRST)
                 .min(self.position + LARGEST),
         );
-        let mut patience = Patience::new();
+        let mut retries = RetryPolicy::new();
         while self.position < end {
             let found = self.file.stream(self.position, Some(end), &mut |bytes| {
                 self.fetched.extend(bytes);
@@ -146,7 +154,7 @@ impl Remote<'_> {
                 Ok(())
             })?;
             if let Err(failure) = found {
-                patience.after(failure)?;
+                retries.wait(failure)?;
             }
         }
         Ok(())

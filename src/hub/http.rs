@@ -6,20 +6,20 @@
 use std::time::Duration;
 
 use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue,
-    LOCATION, RANGE,
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName,
+    HeaderValue, LOCATION, RANGE,
 };
 use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use super::answer::{Answer, broken, cause, parse};
-use super::settings::Settings;
-use crate::error::HubFault;
+use super::error::HubError;
+use super::settings::HubSettings;
 use crate::printable::printable;
 use crate::{Error, Result};
 
-/// Attempts before an error is told, each after a longer wait.
+/// Attempts before an error is reported, each after a longer wait.
 const ATTEMPTS: u32 = 6;
 /// The wait before the second attempt.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -31,9 +31,9 @@ const MOST_HOPS: usize = 10;
 const LINKED_ETAG: &str = "x-linked-etag";
 
 /// The Hub, as this process asks it.
-pub struct Client {
+pub struct HubClient {
     /// What the environment says.
-    pub settings: Settings,
+    pub settings: HubSettings,
     http: reqwest::Client,
     /// For requests that go out slowly or are answered late.
     slow: reqwest::Client,
@@ -42,7 +42,7 @@ pub struct Client {
 
 /// A request that can be made again.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct HubRequest {
     /// `GET`, `POST`, …
     pub method: Method,
     /// Where to.
@@ -57,7 +57,7 @@ pub struct Request {
     pub slow: bool,
 }
 
-impl Request {
+impl HubRequest {
     /// A `GET`.
     pub fn get(url: Url) -> Self {
         Self {
@@ -97,33 +97,33 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    pub(super) fn passing(error: Error) -> Self {
+    pub(super) fn passing(error: impl Into<Error>) -> Self {
         Self {
-            error,
+            error: error.into(),
             passing: Some(None),
         }
     }
 
-    pub(super) fn lasting(error: Error) -> Self {
+    pub(super) fn lasting(error: impl Into<Error>) -> Self {
         Self {
-            error,
+            error: error.into(),
             passing: None,
         }
     }
 }
 
-/// How often something was tried in a row, and how long to wait before it is tried again.
-pub(super) struct Patience {
+/// When to try again: after waits that double, up to [`ATTEMPTS`] attempts in a row.
+pub(super) struct RetryPolicy {
     failures: u32,
 }
 
-impl Patience {
+impl RetryPolicy {
     pub(super) fn new() -> Self {
         Self { failures: 0 }
     }
 
-    /// Waits after a failure that may pass; returns the error of one that does not, or that came too often.
-    pub(super) fn after(&mut self, failure: Failure) -> Result<()> {
+    /// Waits before the next attempt; returns the error of a failure that lasts, or that came too often.
+    pub(super) fn wait(&mut self, failure: Failure) -> Result<()> {
         self.failures += 1;
         let Some(asked) = failure.passing.filter(|_| self.failures < ATTEMPTS) else {
             return Err(failure.error);
@@ -131,7 +131,8 @@ impl Patience {
         if asked.is_some_and(|asked| asked > LONGEST_WAIT) {
             return Err(failure.error);
         }
-        // Not all at the same time again: up to half as long more, by the clock's last digits.
+
+        // Up to half as long more, by the clock's last digits, so that clients do not all come back at the same time.
         let wait = FIRST_WAIT * 2u32.pow(self.failures - 1);
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
@@ -142,11 +143,13 @@ impl Patience {
     }
 }
 
-impl Client {
+impl HubClient {
     /// Opens no connection yet.
-    pub fn new(settings: Settings) -> Result<Self> {
-        let failed =
-            |e: String| Error::usage(format!("cannot prepare connections to the Hub: {e}"));
+    pub fn new(settings: HubSettings) -> Result<Self> {
+        let failed = |problem: String| HubError::Client {
+            to: "the Hub",
+            problem,
+        };
         let common = || {
             reqwest::Client::builder()
                 .user_agent(concat!(
@@ -178,12 +181,10 @@ impl Client {
     pub fn require_token(&self, place: impl ToString) -> Result<()> {
         match &self.settings.token {
             Some(_) => Ok(()),
-            None => Err(Error::hub(
-                place,
-                HubFault::BadToken,
-                "expected a token to push with, found none",
-            )
-            .with_hint("set HF_TOKEN to a token with write access")),
+            None => Err(HubError::NoToken {
+                place: place.to_string(),
+            }
+            .into()),
         }
     }
 
@@ -223,20 +224,16 @@ impl Client {
     }
 
     /// Asks until there is an answer of success, whose body is still to be read.
-    pub(super) fn send(&self, place: &str, request: &Request) -> Result<Answer<'_>> {
+    pub(super) fn send(&self, place: &str, request: &HubRequest) -> Result<Answer<'_>> {
         self.ask(place, request, Ok)
     }
 
     /// Asks and reads an answer that is JSON.
-    pub(super) fn json(&self, place: &str, request: &Request) -> Result<(Value, HeaderMap)> {
+    pub(super) fn json(&self, place: &str, request: &HubRequest) -> Result<(Value, HeaderMap)> {
         let (bytes, headers) = self.ask(place, request, Answer::read)?;
-        let value = parse(&bytes).map_err(|error| {
-            Error::hub(
-                place,
-                HubFault::Answer,
-                format!("expected JSON from the Hub, found something else: {error}"),
-            )
-            .with_hint("is HF_ENDPOINT the address of a Hub?")
+        let value = parse(&bytes).map_err(|error| HubError::NotJson {
+            place: place.to_owned(),
+            problem: error.to_string(),
         })?;
         Ok((value, headers))
     }
@@ -245,49 +242,29 @@ impl Client {
     fn ask<'a, T>(
         &'a self,
         place: &str,
-        request: &Request,
+        request: &HubRequest,
         then: impl Fn(Answer<'a>) -> Result<T, Failure>,
     ) -> Result<T> {
-        let mut patience = Patience::new();
+        let mut retries = RetryPolicy::new();
         loop {
             match self.attempt(place, request).and_then(&then) {
                 Ok(made) => return Ok(made),
-                Err(failure) if request.repeat => patience.after(failure)?,
+                Err(failure) if request.repeat => retries.wait(failure)?,
                 Err(failure) => return Err(failure.error),
             }
         }
     }
 
     /// One attempt, redirects followed.
-    pub(super) fn attempt(&self, place: &str, request: &Request) -> Result<Answer<'_>, Failure> {
+    pub(super) fn attempt(&self, place: &str, request: &HubRequest) -> Result<Answer<'_>, Failure> {
         if self.settings.offline {
-            let problem = "expected to reach the Hub, found HF_HUB_OFFLINE set";
-            return Err(Failure::lasting(Error::hub(
-                place,
-                HubFault::Offline,
-                problem,
-            )));
+            let place = place.to_owned();
+            return Err(Failure::lasting(HubError::Offline { place }));
         }
         let mut url = request.url.clone();
         for _ in 0..MOST_HOPS {
-            let mut builder = match request.slow {
-                true => self
-                    .slow
-                    .request(request.method.clone(), url.clone())
-                    .timeout(LONGEST_WAIT),
-                false => self.http.request(request.method.clone(), url.clone()),
-            };
-            builder = builder.headers(request.headers.clone());
-            if let Some(token) = self.settings.token.as_ref().filter(|_| self.is_own(&url)) {
-                builder = builder.header(AUTHORIZATION, format!("Bearer {}", token.secret()));
-            }
-            if let Some((kind, body)) = &request.body {
-                builder = builder
-                    .header(reqwest::header::CONTENT_TYPE, *kind)
-                    .body(body.clone());
-            }
             let response = self
-                .block_on(async { builder.send().await })
+                .block_on(async { self.prepared(request, &url).send().await })
                 .map_err(|error| Failure::passing(broken(place, "failed", error)))?;
             if !response.status().is_redirection() {
                 return Answer::of(self, place, &request.method, url, response);
@@ -295,37 +272,41 @@ impl Client {
             if request.method == Method::HEAD && response.headers().contains_key(LINKED_ETAG) {
                 return Ok(Answer::new(self, place, url, response));
             }
-            let next = response
-                .headers()
-                .get(LOCATION)
-                .and_then(|location| location.to_str().ok());
-            let next = next
-                .and_then(|next| url.join(next).ok())
-                .filter(|next| matches!(next.scheme(), "http" | "https"));
-            let Some(next) = next.filter(|next| next.scheme() == "https" || url.scheme() == "http")
-            else {
-                let problem =
-                    "expected a redirect to an http address as safe as this one, found none";
-                return Err(Failure::lasting(Error::hub(
-                    place,
-                    HubFault::Answer,
-                    problem,
-                )));
-            };
-            url = next;
+            let next = redirect(&url, response.headers());
+            url = next.ok_or_else(|| {
+                let place = place.to_owned();
+                Failure::lasting(HubError::UnsafeRedirect { place })
+            })?;
         }
-        Err(Failure::lasting(Error::hub(
-            place,
-            HubFault::Answer,
-            format!("expected at most {MOST_HOPS} redirects"),
-        )))
+        Err(Failure::lasting(HubError::ManyRedirects {
+            place: place.to_owned(),
+            limit: MOST_HOPS,
+        }))
+    }
+
+    /// The request as it goes to `url`, with the token if that is the Hub itself.
+    fn prepared(&self, request: &HubRequest, url: &Url) -> reqwest::RequestBuilder {
+        let mut builder = if request.slow {
+            let builder = self.slow.request(request.method.clone(), url.clone());
+            builder.timeout(LONGEST_WAIT)
+        } else {
+            self.http.request(request.method.clone(), url.clone())
+        };
+        builder = builder.headers(request.headers.clone());
+        if let Some(token) = self.settings.token.as_ref().filter(|_| self.is_own(url)) {
+            builder = builder.header(AUTHORIZATION, format!("Bearer {}", token.secret()));
+        }
+        match &request.body {
+            Some((kind, body)) => builder.header(CONTENT_TYPE, *kind).body(body.clone()),
+            None => builder,
+        }
     }
 
     /// The tag by which the Hub knows the content of a file, without quotes.
     pub(super) fn etag(&self, place: &str, url: Url) -> Result<Option<String>> {
-        let request = Request {
+        let request = HubRequest {
             method: Method::HEAD,
-            ..Request::get(url)
+            ..HubRequest::get(url)
         };
         let answer = self.send(
             place,
@@ -347,7 +328,7 @@ impl Client {
         start: u64,
         end: Option<u64>,
     ) -> Result<Answer<'_>, Failure> {
-        let mut request = Request::get(url);
+        let mut request = HubRequest::get(url);
         if start > 0 || end.is_some() {
             let last = end.map_or(String::new(), |end| (end - 1).to_string());
             // Digits and a dash are a valid value.
@@ -375,15 +356,26 @@ impl Client {
             });
             if begins != Some(start) {
                 let found = printable(found.unwrap_or("no Content-Range"));
-                let problem = format!("expected bytes from {start} on, found {found}");
-                return Err(Failure::passing(Error::hub(
-                    place,
-                    HubFault::Answer,
-                    problem,
-                )));
+                return Err(Failure::passing(HubError::WrongRange {
+                    place: place.to_owned(),
+                    start,
+                    found,
+                }));
             }
             answer.begins = start;
         }
         Ok(answer)
     }
+}
+
+/// Where a redirect leads from `url`; none where it is no http address, or less safe than this one.
+fn redirect(url: &Url, headers: &HeaderMap) -> Option<Url> {
+    let next = headers.get(LOCATION)?.to_str().ok()?;
+    let next = url.join(next).ok()?;
+    let is_safe = match next.scheme() {
+        "https" => true,
+        "http" => url.scheme() == "http",
+        _ => false,
+    };
+    is_safe.then_some(next)
 }

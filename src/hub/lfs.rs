@@ -11,12 +11,12 @@ use serde_json::{Map, Value, json};
 
 use super::answer::fault_of;
 use super::commit::Target;
-use super::http::{Client, Patience, Request};
+use super::error::{HubError, HubFault};
+use super::http::{HubClient, HubRequest, RetryPolicy};
 use super::outgoing::Outgoing;
 use super::parallel::each;
 use super::upload::{Meter, Piece};
-use crate::error::HubFault;
-use crate::{Error, Result};
+use crate::Result;
 
 /// Objects of one batch.
 const GROUP: usize = 100;
@@ -33,7 +33,7 @@ const MEDIA_TYPE: &str = "application/vnd.git-lfs+json";
 
 /// Uploads files, but those that the server has; those that it wants over Xet are left, and returned.
 pub(super) fn upload<'f>(
-    client: &Client,
+    client: &HubClient,
     target: &Target,
     files: &[&'f Outgoing],
     progress: &(dyn Fn(u64) + Sync),
@@ -66,13 +66,13 @@ pub(super) fn upload<'f>(
 /// What is to be done for an object.
 #[derive(Clone, Debug)]
 pub(super) struct Action {
-    way: Way,
+    transfer: Transfer,
     /// Whom to tell when it is there.
     verify: Option<(Url, HeaderMap)>,
 }
 
 #[derive(Clone, Debug)]
-enum Way {
+enum Transfer {
     /// The server has it.
     Stored,
     /// In one request.
@@ -86,7 +86,11 @@ enum Way {
 }
 
 /// Asks where objects go: the kind of transfer, and an action for each.
-fn batch(client: &Client, target: &Target, files: &[&Outgoing]) -> Result<(String, Vec<Action>)> {
+fn batch(
+    client: &HubClient,
+    target: &Target,
+    files: &[&Outgoing],
+) -> Result<(String, Vec<Action>)> {
     let place = target.place();
     let mut transfers = vec!["basic", "multipart"];
     if !client.settings.no_xet {
@@ -112,13 +116,10 @@ fn batch(client: &Client, target: &Target, files: &[&Outgoing]) -> Result<(Strin
         .unwrap_or("basic")
         .to_owned();
     if !["basic", "multipart", "xet"].contains(&transfer.as_str()) {
-        let problem = format!(
-            "expected a transfer that was offered, found `{}`",
-            client.shown(&transfer)
-        );
-        return Err(Error::hub(place, HubFault::Answer, problem));
+        let found = client.shown(&transfer);
+        return Err(HubError::UnknownTransfer { place, found }.into());
     }
-    let told = answer
+    let listed = answer
         .get("objects")
         .and_then(Value::as_array)
         .map(Vec::as_slice)
@@ -127,13 +128,12 @@ fn batch(client: &Client, target: &Target, files: &[&Outgoing]) -> Result<(Strin
         let place = format!("{place}: {}", file.path);
         let of_file =
             |object: &&Value| object.get("oid").and_then(Value::as_str) == Some(&file.sha256);
-        let object = told.iter().find(of_file).ok_or_else(|| {
-            Error::hub(
-                &place,
-                HubFault::Answer,
-                "expected to hear where it goes, found no such answer",
-            )
-        })?;
+        let object = listed
+            .iter()
+            .find(of_file)
+            .ok_or_else(|| HubError::NoUploadAddress {
+                place: place.clone(),
+            })?;
         read_action(client, &place, file.size, object)
     };
     // A file over Xet has no use for them.
@@ -145,18 +145,18 @@ fn batch(client: &Client, target: &Target, files: &[&Outgoing]) -> Result<(Strin
     Ok((transfer, actions))
 }
 
-fn post(url: Url, body: &Value) -> Request {
+fn post(url: Url, body: &Value) -> HubRequest {
     let body = Some((MEDIA_TYPE, body.to_string().into_bytes()));
-    Request {
+    HubRequest {
         method: Method::POST,
         body,
-        ..Request::get(url)
+        ..HubRequest::get(url)
     }
     .with_header(ACCEPT, HeaderValue::from_static(MEDIA_TYPE))
 }
 
 pub(super) fn read_action(
-    client: &Client,
+    client: &HubClient,
     place: &str,
     size: u64,
     object: &Value,
@@ -175,19 +175,19 @@ pub(super) fn read_action(
                 .and_then(Value::as_str)
                 .unwrap_or_default(),
         );
-        let problem = format!("the server does not take it: {status}: {said}");
-        return Err(Error::hub(
-            place,
-            fault_of(&Method::POST, status, "", &said, true),
-            problem,
-        ));
+        return Err(HubError::ObjectRefused {
+            place: place.to_owned(),
+            fault: fault_of(&Method::POST, status, "", &said, true),
+            answer: format!("{status}: {said}"),
+        }
+        .into());
     }
     let Some(upload) = object
         .get("actions")
         .and_then(|actions| actions.get("upload"))
     else {
         return Ok(Action {
-            way: Way::Stored,
+            transfer: Transfer::Stored,
             verify: None,
         });
     };
@@ -200,33 +200,34 @@ pub(super) fn read_action(
     let part_size = upload
         .get("header")
         .and_then(|header| header.get("chunk_size"));
-    let way = match part_size {
+    let transfer = match part_size {
         None => {
             let (url, headers) = link(client, place, upload)?;
-            Way::Whole(url, headers)
+            Transfer::Whole(url, headers)
         }
         Some(part_size) => read_parts(client, place, size, upload, part_size)?,
     };
-    Ok(Action { way, verify })
+    Ok(Action { transfer, verify })
 }
 
 /// The parts that a file of `size` bytes goes up in; each header with a number for its name is the address of one.
 fn read_parts(
-    client: &Client,
+    client: &HubClient,
     place: &str,
     size: u64,
     upload: &Value,
     part_size: &Value,
-) -> Result<Way> {
-    let refused = |problem: &str| Error::hub(place, HubFault::Answer, problem);
+) -> Result<Transfer> {
     let number = part_size
         .as_u64()
         .or_else(|| part_size.as_str()?.parse().ok())
         .filter(|size| *size > 0);
-    let part_size = number.ok_or_else(|| refused("expected the size of a part, found none"))?;
-    let told = upload.get("header").and_then(Value::as_object);
+    let part_size = number.ok_or_else(|| HubError::NoPartSize {
+        place: place.to_owned(),
+    })?;
+    let named = upload.get("header").and_then(Value::as_object);
     let mut parts: Vec<(u64, Url)> = Vec::new();
-    for (name, href) in told.into_iter().flatten() {
+    for (name, href) in named.into_iter().flatten() {
         if let Ok(number) = name.parse() {
             parts.push((number, address(client, place, href)?));
         }
@@ -234,12 +235,14 @@ fn read_parts(
     parts.sort_by_key(|(number, _)| *number);
     let count = size.div_ceil(part_size);
     if parts.iter().map(|(number, _)| *number).ne(1..=count) {
-        return Err(refused(&format!(
-            "expected addresses for {count} parts, found {}",
-            parts.len()
-        )));
+        return Err(HubError::WrongParts {
+            place: place.to_owned(),
+            expected: count,
+            found: parts.len(),
+        }
+        .into());
     }
-    Ok(Way::Parts {
+    Ok(Transfer::Parts {
         size: part_size,
         parts: parts.into_iter().map(|(_, url)| url).collect(),
         complete: address(client, place, &upload["href"])?,
@@ -247,28 +250,30 @@ fn read_parts(
 }
 
 /// Where a request goes, and the headers that the server wants with it.
-fn link(client: &Client, place: &str, action: &Value) -> Result<(Url, HeaderMap)> {
+fn link(client: &HubClient, place: &str, action: &Value) -> Result<(Url, HeaderMap)> {
     let url = address(client, place, &action["href"])?;
     let empty = Map::new();
-    let told = action.get("header").and_then(Value::as_object);
-    let told = told.unwrap_or(&empty);
+    let wanted = action.get("header").and_then(Value::as_object);
+    let wanted = wanted.unwrap_or(&empty);
     let length = |(name, value): (&String, &Value)| name.len() + value.as_str().map_or(0, str::len);
-    let bytes: usize = told.iter().map(length).sum();
-    let refused = |problem: String| Error::hub(place, HubFault::Answer, problem);
-    if told.len() > MOST_HEADERS || bytes > LARGEST_HEADERS {
-        return Err(refused(format!(
-            "expected at most {MOST_HEADERS} headers and {LARGEST_HEADERS} bytes of them for a request, found {} and {bytes}",
-            told.len()
-        )));
+    let bytes: usize = wanted.iter().map(length).sum();
+    if wanted.len() > MOST_HEADERS || bytes > LARGEST_HEADERS {
+        return Err(HubError::ManyHeaders {
+            place: place.to_owned(),
+            most: MOST_HEADERS,
+            largest: LARGEST_HEADERS,
+            count: wanted.len(),
+            bytes,
+        }
+        .into());
     }
+
     let mut headers = HeaderMap::new();
-    for (name, value) in told {
-        let Some((key, value)) = header(name, value) else {
-            return Err(refused(format!(
-                "expected headers that can be sent, found `{}`",
-                client.shown(name)
-            )));
-        };
+    for (name, value) in wanted {
+        let (key, value) = header(name, value).ok_or_else(|| HubError::InvalidHeader {
+            place: place.to_owned(),
+            name: client.shown(name),
+        })?;
         // Those that say how long the body is, or where it goes, are the request's own.
         if ![HOST, CONTENT_LENGTH, TRANSFER_ENCODING].contains(&key) {
             headers.insert(key, value);
@@ -278,14 +283,13 @@ fn link(client: &Client, place: &str, action: &Value) -> Result<(Url, HeaderMap)
 }
 
 /// An address to send something to, which must be as safe as the Hub's own.
-fn address(client: &Client, place: &str, href: &Value) -> Result<Url> {
+fn address(client: &HubClient, place: &str, href: &Value) -> Result<Url> {
     let endpoint = &client.settings.endpoint;
     let url = href.as_str().and_then(|href| endpoint.join(href).ok());
-    url.filter(|url| url.scheme() == "https" || endpoint.scheme() == url.scheme())
-        .ok_or_else(|| {
-            let problem = "expected an address as safe as the Hub's to send it to, found none";
-            Error::hub(place, HubFault::Answer, problem)
-        })
+    let safe = url.filter(|url| url.scheme() == "https" || endpoint.scheme() == url.scheme());
+    Ok(safe.ok_or_else(|| HubError::UnsafeAddress {
+        place: place.to_owned(),
+    })?)
 }
 
 fn header(name: &str, value: &Value) -> Option<(HeaderName, HeaderValue)> {
@@ -304,7 +308,7 @@ fn is_mended_anew(fault: HubFault) -> bool {
 
 /// A file on its way.
 struct Sending<'a> {
-    client: &'a Client,
+    client: &'a HubClient,
     place: String,
     file: &'a Outgoing,
     meter: &'a Meter<'a>,
@@ -318,8 +322,9 @@ impl Sending<'_> {
             match self.send(&action) {
                 Ok(()) => return self.file.check_unchanged(),
                 // Addresses expire, and parts get lost: both begin anew. What failed in passing has been tried often.
-                Err(Error::Hub { fault, .. })
-                    if beginnings < BEGINNINGS && is_mended_anew(fault) => {}
+                Err(error)
+                    if beginnings < BEGINNINGS && error.hub_fault().is_some_and(is_mended_anew) => {
+                }
                 Err(error) => return Err(error),
             }
             beginnings += 1;
@@ -329,10 +334,10 @@ impl Sending<'_> {
     }
 
     fn send(&self, action: &Action) -> Result<()> {
-        match &action.way {
-            Way::Stored => return Ok(()),
-            Way::Whole(url, headers) => drop(self.put(url, headers, 0, self.file.size)?),
-            Way::Parts {
+        match &action.transfer {
+            Transfer::Stored => return Ok(()),
+            Transfer::Whole(url, headers) => drop(self.put(url, headers, 0, self.file.size)?),
+            Transfer::Parts {
                 size,
                 parts,
                 complete,
@@ -349,7 +354,7 @@ impl Sending<'_> {
         self.client
             .send(
                 &self.place,
-                &Request {
+                &HubRequest {
                     slow: true,
                     ..request
                 },
@@ -372,12 +377,9 @@ impl Sending<'_> {
                 .get(ETAG)
                 .and_then(|etag| etag.to_str().ok())
                 .filter(|etag| (1..=LONGEST_ETAG).contains(&etag.len()));
-            let etag = etag.ok_or_else(|| {
-                let problem = format!(
-                    "expected the ETag of part {}, found none in the answer",
-                    number + 1
-                );
-                Error::hub(&self.place, HubFault::Answer, problem)
+            let etag = etag.ok_or_else(|| HubError::NoPartTag {
+                place: self.place.clone(),
+                part: number + 1,
             })?;
             // No thread panics with the lock; if one did, the etags are still what they are.
             etags
@@ -400,7 +402,7 @@ impl Sending<'_> {
         self.client
             .send(
                 &self.place,
-                &Request {
+                &HubRequest {
                     slow: true,
                     ..request
                 },
@@ -410,7 +412,7 @@ impl Sending<'_> {
 
     /// Sends bytes of the file, again if the connection or the server fails in passing.
     fn put(&self, url: &Url, headers: &HeaderMap, start: u64, length: u64) -> Result<HeaderMap> {
-        let mut patience = Patience::new();
+        let mut retries = RetryPolicy::new();
         loop {
             let piece = Piece {
                 content: &self.file.content,
@@ -420,13 +422,10 @@ impl Sending<'_> {
             };
             match self.client.put(&self.place, url, headers.clone(), &piece) {
                 Ok(headers) => return Ok(headers),
-                Err(failure) => match failure.error {
-                    // The rest asks for a fresh address, if anything helps.
-                    Error::Hub {
-                        fault: HubFault::Network | HubFault::RateLimited,
-                        ..
-                    } => patience.after(failure)?,
-                    error => return Err(error),
+                Err(failure) => match failure.error.hub_fault() {
+                    Some(HubFault::Network | HubFault::RateLimited) => retries.wait(failure)?,
+                    // Only a fresh address can help.
+                    _ => return Err(failure.error),
                 },
             }
         }

@@ -10,6 +10,7 @@ mod cache;
 mod commit;
 mod content;
 mod download;
+mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod headers;
@@ -28,12 +29,13 @@ mod tree;
 mod upload;
 mod xet;
 
+pub use error::{HubError, HubFault, HubStep};
 pub use headers::headers;
-pub use http::Client;
+pub use http::HubClient;
 pub use local_paths::LocalPaths;
 pub use outgoing::{left_out, length};
-pub use pull::{Pull, Pulled, Wanted, cached};
-pub use push::{Push, PushOptions, Pushed, PushedFile, State};
-pub use selection::Selection;
-pub use settings::Settings;
-pub use tree::{Entry, Snapshot};
+pub use pull::{Pull, PullFile, Pulled, cached};
+pub use push::{Push, PushOptions, PushState, Pushed, PushedFile};
+pub use selection::FileSelection;
+pub use settings::HubSettings;
+pub use tree::{FileEntry, Snapshot};

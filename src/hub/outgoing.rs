@@ -9,8 +9,9 @@ use memchr::memmem::Finder;
 use sha2::{Digest, Sha256};
 
 use super::content::Hasher;
+use super::error::HubError;
 use super::settings::Token;
-use super::tree::{ContentHash, Entry, is_path};
+use super::tree::{ContentHash, FileEntry, is_path};
 use crate::checkpoint::hash::hex;
 use crate::checkpoint::known_hashes;
 use crate::checkpoint::output::reserved;
@@ -53,10 +54,7 @@ impl ReadAt for Content {
             Self::Bytes(bytes) => {
                 let start = offset as usize;
                 let wanted = bytes.get(start..start + buf.len());
-                buf.copy_from_slice(
-                    wanted
-                        .ok_or_else(|| Error::usage("a piece lies beyond the end of its file"))?,
-                );
+                buf.copy_from_slice(wanted.ok_or(HubError::BeyondEnd)?);
                 Ok(())
             }
         }
@@ -86,12 +84,7 @@ impl Outgoing {
             }
             let end = before + count;
             if secret.is_some_and(|secret| secret.find(&buf[..end]).is_some()) {
-                return Err(Error::usage(format!(
-                    "{path}: holds the Hub's token, which would be public"
-                ))
-                .with_hint(
-                    "remove the token from the file, and revoke it if the file was ever shared",
-                ));
+                return Err(HubError::HoldsToken { path }.into());
             }
             let rest = kept.min(end);
             buf.copy_within(end - rest..end, 0);
@@ -115,7 +108,7 @@ impl Outgoing {
     }
 
     /// Whether its content is that of an entry.
-    pub(super) fn is(&self, entry: &Entry) -> Result<bool> {
+    pub(super) fn is(&self, entry: &FileEntry) -> Result<bool> {
         if self.size != entry.size {
             return Ok(false);
         }
@@ -225,7 +218,6 @@ struct Contents {
 
 /// Looks through a folder.
 fn contents(folder: &Path) -> Result<Contents> {
-    let resolved = |path: &Path| path.canonicalize().map_err(|e| Error::io("read", path, e));
     let root = resolved(folder)?;
     // A snapshot of a cache is made of links to blobs beside it.
     let blobs = root
@@ -233,55 +225,32 @@ fn contents(folder: &Path) -> Result<Contents> {
         .filter(|parent| parent.ends_with("snapshots"))
         .and_then(Path::parent);
     let blobs = blobs.map(|repository| repository.join("blobs"));
+
     let (mut files, mut left_out) = (Vec::new(), Vec::new());
     let mut open = vec![(String::new(), folder.to_path_buf())];
     while let Some((above, folder)) = open.pop() {
         for entry in fs::read_dir(&folder).map_err(|e| Error::io("read", &folder, e))? {
             let entry = entry.map_err(|e| Error::io("read", &folder, e))?;
             let place = entry.path();
-            let refused =
-                |problem: &str, hint: &str| Err(Error::file(&place, problem).with_hint(hint));
             let Ok(name) = entry.file_name().into_string() else {
-                return refused("expected a name in UTF-8", "rename the file");
+                return Err(HubError::NameNotUtf8 { path: place }.into());
             };
-            if name.starts_with('.')
-                || [".partial", ".incomplete"]
-                    .iter()
-                    .any(|end| name.ends_with(end))
-            {
+            let path = format!("{above}{name}");
+            if stays(&name) {
                 if reserved(&name).is_none() && !KEPT_BESIDE.contains(&&*name) {
-                    left_out.push(format!("{above}{name}"));
+                    left_out.push(path);
                 }
                 continue;
             }
-            let path = format!("{above}{name}");
             if !is_path(&path) {
-                return refused(
-                    "expected a name that a repository can have",
-                    "rename the file",
-                );
+                return Err(HubError::InvalidName { path: place }.into());
             }
+
             let kind = entry
                 .file_type()
                 .map_err(|e| Error::io("read", &place, e))?;
             if kind.is_symlink() {
-                let target = resolved(&place)?;
-                if target.is_dir() {
-                    return refused(
-                        "a link to a folder, which is not pushed",
-                        "move the folder here, or remove the link",
-                    );
-                }
-                if !target.starts_with(&root)
-                    && !blobs
-                        .as_ref()
-                        .is_some_and(|blobs| target.starts_with(blobs))
-                {
-                    return refused(
-                        "a link to a file outside of the folder",
-                        "copy the file here, or remove the link",
-                    );
-                }
+                check_link(&place, &root, blobs.as_deref())?;
             } else if kind.is_dir() {
                 open.push((format!("{path}/"), place));
                 continue;
@@ -292,4 +261,32 @@ fn contents(folder: &Path) -> Result<Contents> {
     files.sort();
     left_out.sort();
     Ok(Contents { files, left_out })
+}
+
+fn resolved(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().map_err(|e| Error::io("read", path, e))
+}
+
+/// Whether a file or folder of this name is not pushed: hidden ones, and downloads and outputs that are not complete.
+fn stays(name: &str) -> bool {
+    let is_incomplete = [".partial", ".incomplete"]
+        .iter()
+        .any(|end| name.ends_with(end));
+    name.starts_with('.') || is_incomplete
+}
+
+/// Refuses a link that leads to a folder, or out of the folder `root` and the `blobs` of its cache.
+fn check_link(link: &Path, root: &Path, blobs: Option<&Path>) -> Result<()> {
+    let target = resolved(link)?;
+    let path = link.to_path_buf();
+    if target.is_dir() {
+        return Err(HubError::LinkToFolder { path }.into());
+    }
+    let is_inside =
+        target.starts_with(root) || blobs.is_some_and(|blobs| target.starts_with(blobs));
+    if is_inside {
+        Ok(())
+    } else {
+        Err(HubError::LinkOutside { path }.into())
+    }
 }

@@ -10,11 +10,12 @@ use serde::Serialize;
 use super::cache::{Cache, make_folder};
 use super::content::has_content;
 use super::download::Download;
-use super::http::Client;
+use super::error::HubError;
+use super::http::HubClient;
 use super::parallel::each;
 use super::remote_file::RemoteFile;
-use super::selection::Selection;
-use super::tree::{Entry, Snapshot};
+use super::selection::FileSelection;
+use super::tree::{FileEntry, Snapshot};
 use crate::checkpoint::hash::FileHash;
 use crate::checkpoint::hash::sha256_file;
 use crate::checkpoint::manifest::Origin;
@@ -26,12 +27,12 @@ use crate::{Error, Result};
 
 /// A pull that has been worked out, and can be shown or carried out.
 pub struct Pull<'a> {
-    client: &'a Client,
+    client: &'a HubClient,
     reference: Reference,
     /// The commit and its files.
     pub snapshot: Snapshot,
     /// The files that are wanted.
-    pub files: Vec<Wanted>,
+    pub files: Vec<PullFile>,
     cache: Cache,
     folder: Option<&'a Path>,
     received: AtomicU64,
@@ -39,12 +40,12 @@ pub struct Pull<'a> {
 
 /// A file of a pull.
 #[derive(Clone, Debug, Serialize)]
-pub struct Wanted {
+pub struct PullFile {
     /// Path in the repository.
     pub path: String,
     /// Size and hash.
     #[serde(flatten)]
-    pub entry: Entry,
+    pub entry: FileEntry,
     /// A file on this machine that has the content already.
     pub here: Option<PathBuf>,
 }
@@ -70,11 +71,11 @@ impl<'a> Pull<'a> {
     /// Asks the Hub what a revision is now, chooses files, and looks which are here already.
     ///
     /// # Errors
-    /// No such repository, revision or file; see [`Snapshot::of`] and [`Selection::choose`].
+    /// No such repository, revision or file; see [`Snapshot::of`] and [`FileSelection::choose`].
     pub fn new(
-        client: &'a Client,
+        client: &'a HubClient,
         reference: &Reference,
-        selection: &Selection,
+        selection: &FileSelection,
         folder: Option<&'a Path>,
     ) -> Result<Self> {
         let snapshot = Snapshot::of(client, reference)?;
@@ -97,7 +98,7 @@ impl<'a> Pull<'a> {
                     break;
                 }
             }
-            files.push(Wanted {
+            files.push(PullFile {
                 path: path.to_owned(),
                 entry,
                 here,
@@ -258,15 +259,15 @@ impl<'a> Pull<'a> {
     }
 
     /// The files, the largest first: what begins last should be soon done.
-    fn by_size(&self) -> Vec<&Wanted> {
-        let mut files: Vec<&Wanted> = self.files.iter().collect();
+    fn by_size(&self) -> Vec<&PullFile> {
+        let mut files: Vec<&PullFile> = self.files.iter().collect();
         files.sort_by_key(|file| std::cmp::Reverse(file.entry.size));
         files
     }
 
     fn download<'b>(
         &'b self,
-        file: &'b Wanted,
+        file: &'b PullFile,
         progress: &'b (dyn Fn(u64) + Sync),
     ) -> Download<'b> {
         let (client, snapshot, path, entry) =
@@ -285,7 +286,7 @@ impl<'a> Pull<'a> {
 }
 
 /// The folder of a snapshot that was pulled before, by the cache alone.
-pub fn cached(client: &Client, reference: &Reference) -> Option<PathBuf> {
+pub fn cached(client: &HubClient, reference: &Reference) -> Option<PathBuf> {
     let cache = Cache::of(&client.settings, &reference.repository);
     let folder = cache.snapshot(&cache.revision(reference.revision())?);
     folder.is_dir().then_some(folder)
@@ -298,28 +299,20 @@ fn grows(path: &str) -> String {
 
 /// Refuses files that would take the place of this program's own in a folder. The cache has room for any name.
 fn check_names(snapshot: &Snapshot, paths: &[&str]) -> Result<()> {
-    let refused = |path: &str, why: &str| {
-        let problem = format!(
-            "{}: `{path}` cannot be in a folder: {why}",
-            snapshot.place()
-        );
-        Err(Error::usage(problem).with_hint(format!(
-            "leave it out with --exclude '{path}', or pull into the cache, without DIR"
-        )))
-    };
     for path in paths {
-        if let Some(name) = reserved(path) {
-            return refused(
-                path,
-                &format!("bam-convert keeps a file `{name}` of its own there"),
-            );
+        let place = snapshot.place();
+        if let Some(own) = reserved(path) {
+            return Err(HubError::ReservedName {
+                place,
+                path: (*path).to_owned(),
+                own: own.to_owned(),
+            }
+            .into());
         }
         let growing = path.strip_suffix(&grows(""));
         if growing.is_some_and(|growing| paths.contains(&growing)) {
-            return refused(
-                path,
-                "bam-convert writes another file under this name first",
-            );
+            let path = (*path).to_owned();
+            return Err(HubError::PartialName { place, path }.into());
         }
     }
     Ok(())

@@ -6,16 +6,16 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::commit::{Changes, Committed, Target};
-use super::http::{Client, Request};
+use super::error::{HubError, HubFault, HubStep};
+use super::http::{HubClient, HubRequest};
 use super::outgoing::{Outgoing, collect};
-use super::repository::{Head, Wish, with_owner};
+use super::repository::{Head, HeadOptions, with_owner};
 use super::tree::Snapshot;
 use super::{lfs, xet};
+use crate::Result;
 use crate::checkpoint::folder::{CARD, INDEX, is_model_file};
 use crate::checkpoint::manifest::MANIFEST;
 use crate::checkpoint::reference::Reference;
-use crate::error::HubFault;
-use crate::{Error, Result};
 
 /// What is pushed, and how.
 pub struct PushOptions<'a> {
@@ -35,7 +35,7 @@ pub struct PushOptions<'a> {
 
 /// A push that has been worked out, and can be shown or carried out.
 pub struct Push<'a> {
-    client: &'a Client,
+    client: &'a HubClient,
     target: Target,
     message: String,
     head: Head,
@@ -56,13 +56,13 @@ pub struct PushedFile {
     /// SHA-256 of its content.
     pub sha256: String,
     /// What becomes of it.
-    pub state: State,
+    pub state: PushState,
 }
 
 /// What becomes of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum PushState {
     /// The repository has it as it is.
     Unchanged,
     /// The repository's `.gitignore` leaves it out.
@@ -105,7 +105,7 @@ impl<'a> Push<'a> {
     /// # Errors
     /// What must not go up, and what the Hub refuses; no token.
     pub fn new(
-        client: &'a Client,
+        client: &'a HubClient,
         reference: &Reference,
         options: PushOptions,
         progress: &dyn Fn(u64),
@@ -118,18 +118,18 @@ impl<'a> Push<'a> {
             progress,
         )?;
         let reference = with_owner(client, reference)?;
-        let wish = Wish {
+        let head_options = HeadOptions {
             private: options.private,
             as_base: options.create_pr,
             only_look: options.dry_run,
         };
-        let head = Head::find(client, &reference, wish)?;
+        let head = Head::find(client, &reference, head_options)?;
         let target = Target {
             reference,
             create_pr: options.create_pr,
         };
         let states = match &head.snapshot {
-            None => vec![State::New; outgoing.len()],
+            None => vec![PushState::New; outgoing.len()],
             Some(snapshot) => states(client, &target, snapshot, &outgoing)?,
         };
         let files = outgoing.iter().zip(states).map(|(file, state)| PushedFile {
@@ -184,11 +184,9 @@ impl<'a> Push<'a> {
     /// sent.
     pub fn run(&self, progress: &(dyn Fn(u64) + Sync)) -> Result<Pushed> {
         let Some(parent) = &self.head.snapshot else {
-            return Err(Error::usage(
-                "a look at what would be pushed cannot be carried out",
-            ));
+            return Err(HubError::OnlyPreview.into());
         };
-        let of = |state: State| -> Vec<&Outgoing> {
+        let of = |state: PushState| -> Vec<&Outgoing> {
             let all = self.outgoing.iter().zip(&self.files);
             all.filter(|(_, file)| file.state == state)
                 .map(|(outgoing, _)| outgoing)
@@ -196,8 +194,8 @@ impl<'a> Push<'a> {
         };
         let removed = self.removed.iter().map(String::as_str).collect();
         let changes = Changes {
-            small: of(State::Small),
-            large: of(State::Large),
+            small: of(PushState::Small),
+            large: of(PushState::Large),
             removed,
         };
         let (small, large) = (&changes.small, &changes.large);
@@ -243,25 +241,16 @@ impl<'a> Push<'a> {
     /// Lets the Hub read the card's front matter before anything is sent.
     fn check_card(&self, card: &Outgoing) -> Result<()> {
         let place = format!("{}: {CARD}", self.target.place());
-        let content = String::from_utf8(card.bytes()?)
-            .map_err(|_| Error::hub(&place, HubFault::Answer, "expected a card in UTF-8"))?;
+        let Ok(content) = String::from_utf8(card.bytes()?) else {
+            return Err(HubError::CardNotUtf8 { place }.into());
+        };
         let body = serde_json::json!({"repoType": "model", "content": content});
         let url = self.client.url(&["api", "validate-yaml"]);
-        let hint = "correct the lines between `---` of README.md";
-        let answer = match self.client.json(&place, &Request::post(url, &body)) {
+        let answer = match self.client.json(&place, &HubRequest::post(url, &body)) {
             Ok((answer, _)) => answer,
             // A Hub that reads no cards refuses none.
-            Err(Error::Hub {
-                fault: HubFault::NotOffered,
-                ..
-            }) => return Ok(()),
-            Err(
-                error @ Error::Hub {
-                    fault: HubFault::Answer,
-                    ..
-                },
-            ) => return Err(error.with_hint(hint)),
-            Err(error) => return Err(error),
+            Err(error) if error.hub_fault() == Some(HubFault::NotOffered) => return Ok(()),
+            Err(error) => return Err(error.during(HubStep::CheckCard)),
         };
         let errors = answer
             .get("errors")
@@ -274,11 +263,8 @@ impl<'a> Push<'a> {
         if said.is_empty() {
             return Ok(());
         }
-        let problem = format!(
-            "expected a card that the Hub can read: {}",
-            self.client.shown(&said.join("; "))
-        );
-        Err(Error::hub(&place, HubFault::Answer, problem).with_hint(hint))
+        let said = self.client.shown(&said.join("; "));
+        Err(HubError::CardRefused { place, said }.into())
     }
 
     /// Compares what the commit holds with what was pushed.
@@ -290,74 +276,69 @@ impl<'a> Push<'a> {
         let snapshot = Snapshot::of(self.client, &reference)?;
         let mut wrong = Vec::new();
         for (outgoing, file) in self.outgoing.iter().zip(&self.files) {
-            if file.state == State::Ignored {
+            if file.state == PushState::Ignored {
                 continue;
             }
             match snapshot.files.get(&file.path) {
                 Some(entry) if outgoing.is(entry)? => {}
-                _ => wrong.push(file.path.as_str()),
+                _ => wrong.push(file.path.clone()),
             }
         }
-        wrong.extend(
-            self.removed
-                .iter()
-                .map(String::as_str)
-                .filter(|path| snapshot.files.contains_key(*path)),
-        );
+        let still_there = |path: &&String| snapshot.files.contains_key(*path);
+        wrong.extend(self.removed.iter().filter(still_there).cloned());
         if wrong.is_empty() {
             return Ok(());
         }
-        let problem = format!(
-            "expected the commit to hold what was pushed, found otherwise: {}",
-            wrong.join(", ")
-        );
-        Err(Error::hub(snapshot.place(), HubFault::Answer, problem).with_hint(
-            "do not use this commit; run the command again, and tell the server's maintainers if it stays so",
-        ))
+        Err(HubError::WrongCommit {
+            place: snapshot.place(),
+            paths: wrong,
+        }
+        .into())
     }
 }
 
-/// Whether a file says where the weights of a repository's model are, or holds some: two models side by side are none.
+/// Whether a file holds weights of the repository's model, or says where they are. A repository holds one model only.
 fn is_of_model(path: &str) -> bool {
     is_model_file(path) || [INDEX, MANIFEST].contains(&path)
 }
 
-/// Refuses to push what would be no model, because `.gitignore` leaves out what belongs to it.
+/// Refuses a push of which `.gitignore` leaves out files that the model needs.
 fn check_ignored(target: &Target, files: &[PushedFile]) -> Result<()> {
-    let ignored = |file: &&PushedFile| file.state == State::Ignored;
-    let problem = if !files.is_empty() && files.iter().all(|file| ignored(&file)) {
-        "the repository's .gitignore leaves out every file".to_owned()
-    } else {
-        let needed = |file: &&PushedFile| is_of_model(&file.path) || file.path == "config.json";
-        match files.iter().filter(needed).find(ignored) {
-            Some(file) => format!("the repository's .gitignore leaves out {}", file.path),
-            None => return Ok(()),
+    let ignored = |file: &&PushedFile| file.state == PushState::Ignored;
+    let place = target.place();
+    if !files.is_empty() && files.iter().all(|file| ignored(&file)) {
+        return Err(HubError::AllIgnored { place }.into());
+    }
+    let needed = |file: &&PushedFile| is_of_model(&file.path) || file.path == "config.json";
+    match files.iter().filter(needed).find(ignored) {
+        Some(file) => Err(HubError::ModelIgnored {
+            place,
+            path: file.path.clone(),
         }
-    };
-    let problem = format!("{}: {problem}, so nothing is pushed", target.place());
-    Err(Error::usage(problem)
-        .with_hint("correct .gitignore on the repository's page, then push again"))
+        .into()),
+        None => Ok(()),
+    }
 }
 
-fn is_sent(state: State) -> bool {
-    matches!(state, State::Small | State::Large | State::New)
+fn is_sent(state: PushState) -> bool {
+    matches!(state, PushState::Small | PushState::Large | PushState::New)
 }
 
 /// What becomes of each file, where the branch is at `snapshot`.
 fn states(
-    client: &Client,
+    client: &HubClient,
     target: &Target,
     snapshot: &Snapshot,
     files: &[Outgoing],
-) -> Result<Vec<State>> {
+) -> Result<Vec<PushState>> {
     let modes = target.modes(client, files)?;
     let state = |(file, mode): (&Outgoing, super::commit::Mode)| {
         let there = snapshot.files.get(&file.path);
         Ok(match there.map(|entry| file.is(entry)).transpose()? {
-            Some(true) => State::Unchanged,
-            _ if mode.ignored => State::Ignored,
-            _ if mode.large => State::Large,
-            _ => State::Small,
+            Some(true) => PushState::Unchanged,
+            _ if mode.ignored => PushState::Ignored,
+            _ if mode.large => PushState::Large,
+            _ => PushState::Small,
         })
     };
     files.iter().zip(modes).map(state).collect()

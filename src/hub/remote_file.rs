@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::http::{Client, Failure};
-use super::tree::{Entry, Snapshot};
-use crate::error::HubFault;
-use crate::{Error, Result};
+use super::error::HubError;
+use super::http::{Failure, HubClient};
+use super::tree::{FileEntry, Snapshot};
+use crate::Result;
 
 /// A transfer slower than so many bytes a second, over [`WINDOW`] times the transfer's time-out, is given up.
 const SLOWEST: u64 = 1024;
@@ -14,10 +14,10 @@ const WINDOW: u32 = 3;
 /// A file of a commit.
 #[derive(Clone, Copy)]
 pub(super) struct RemoteFile<'a> {
-    pub client: &'a Client,
+    pub client: &'a HubClient,
     pub snapshot: &'a Snapshot,
     pub path: &'a str,
-    pub entry: &'a Entry,
+    pub entry: &'a FileEntry,
 }
 
 impl RemoteFile<'_> {
@@ -40,13 +40,7 @@ impl RemoteFile<'_> {
             Ok(answer) => answer,
             Err(failure) => return Ok(Err(failure)),
         };
-        let broken = |problem: String| {
-            Ok(Err(Failure::passing(Error::hub(
-                &place,
-                HubFault::Network,
-                problem,
-            ))))
-        };
+        let broken = |error: HubError| Ok(Err(Failure::passing(error)));
         let end = end.unwrap_or(self.entry.size);
         let window = self.client.settings.transfer_timeout * WINDOW;
         let mut position = answer.begins;
@@ -55,10 +49,11 @@ impl RemoteFile<'_> {
             let piece = match answer.next() {
                 Ok(Some(piece)) => piece,
                 Ok(None) => {
-                    return broken(format!(
-                        "expected {} bytes, found the end after {position}",
-                        self.entry.size
-                    ));
+                    return broken(HubError::CutOff {
+                        place,
+                        size: self.entry.size,
+                        received: position,
+                    });
                 }
                 Err(failure) => return Ok(Err(failure)),
             };
@@ -70,9 +65,12 @@ impl RemoteFile<'_> {
             if since.elapsed() > window {
                 let bytes = position - at_since;
                 if is_slow(bytes, since.elapsed()) {
-                    return broken(format!(
-                        "expected at least {SLOWEST} bytes/s, found {bytes} in {window:?}"
-                    ));
+                    return broken(HubError::SlowDownload {
+                        place,
+                        slowest: SLOWEST,
+                        bytes,
+                        window,
+                    });
                 }
                 (since, at_since) = (Instant::now(), position);
             }

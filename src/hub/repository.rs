@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::http::{Client, Request};
+use super::error::{HubError, HubFault, HubStep};
+use super::http::{HubClient, HubRequest};
 use super::tree::{Snapshot, is_commit, repository_url};
+use crate::Result;
 use crate::checkpoint::reference::{MAIN, Reference};
-use crate::error::HubFault;
-use crate::{Error, Result};
 
 /// Where a push goes to, as it is.
 pub(super) struct Head {
@@ -16,9 +16,9 @@ pub(super) struct Head {
     pub new_repository: bool,
 }
 
-/// What is to be made where it is missing.
+/// What [`Head::find`] creates where it is missing.
 #[derive(Clone, Copy)]
-pub(super) struct Wish {
+pub(super) struct HeadOptions {
     /// Nobody else may see the repository.
     pub private: bool,
     /// The revision is to be there already, as what a pull request asks to change.
@@ -31,13 +31,17 @@ impl Head {
     /// Finds the head of a revision; makes the repository and the branch that are missing.
     ///
     /// # Errors
-    /// A repository that all may see where a private one is wished for; a commit in the place of a branch.
-    pub(super) fn find(client: &Client, target: &Reference, wish: Wish) -> Result<Self> {
+    /// A public repository where a private one is asked for; a commit in place of a branch.
+    pub(super) fn find(
+        client: &HubClient,
+        target: &Reference,
+        options: HeadOptions,
+    ) -> Result<Self> {
         if is_commit(target.revision()) {
-            return Err(Error::usage(format!(
-                "{target}: expected a branch to push to, found a commit"
-            ))
-            .with_hint("name a branch with --revision"));
+            return Err(HubError::CommitAsBranch {
+                place: target.to_string(),
+            }
+            .into());
         }
         let mut found = Self {
             snapshot: None,
@@ -45,7 +49,7 @@ impl Head {
         };
         let error = match Snapshot::of(client, target) {
             Ok(snapshot) => {
-                if wish.private {
+                if options.private {
                     check_private(client, target)?;
                 }
                 found.snapshot = Some(snapshot);
@@ -53,24 +57,18 @@ impl Head {
             }
             Err(error) => error,
         };
-        match &error {
-            Error::Hub {
-                fault: HubFault::NoRepository,
-                ..
-            } => found.new_repository = true,
-            Error::Hub {
-                fault: HubFault::NoRevision,
-                ..
-            } if !wish.as_base => {}
+        match error.hub_fault() {
+            Some(HubFault::NoRepository) => found.new_repository = true,
+            Some(HubFault::NoRevision) if !options.as_base => {}
             _ => return Err(error),
         }
-        if wish.only_look {
+        if options.only_look {
             return Ok(found);
         }
         if found.new_repository {
-            create(client, &target.repository, wish.private)?;
+            create(client, &target.repository, options.private)?;
         }
-        if target.revision() != MAIN && !wish.as_base {
+        if target.revision() != MAIN && !options.as_base {
             let main = Reference {
                 repository: target.repository.clone(),
                 revision: None,
@@ -83,94 +81,59 @@ impl Head {
 }
 
 /// The repository with its owner, who is the token's where none is named.
-pub(super) fn with_owner(client: &Client, target: &Reference) -> Result<Reference> {
+pub(super) fn with_owner(client: &HubClient, target: &Reference) -> Result<Reference> {
     if target.repository.contains('/') {
         return Ok(target.clone());
     }
     let place = target.to_string();
-    let (answer, _) = client.json(&place, &Request::get(client.url(&["api", "whoami-v2"])))?;
+    let (answer, _) = client.json(&place, &HubRequest::get(client.url(&["api", "whoami-v2"])))?;
     let name = answer
         .get("name")
         .and_then(Value::as_str)
         .unwrap_or_default();
-    let full = Reference::parse(&format!("{name}/{}", target.repository)).map_err(|_| {
-        Error::hub(
-            &place,
-            HubFault::Answer,
-            "expected the name of the token's account, found none in the answer",
-        )
-    })?;
+    let full = Reference::parse(&format!("{name}/{}", target.repository))
+        .map_err(|_| HubError::NoAccountName { place })?;
     Ok(Reference {
         revision: target.revision.clone(),
         ..full
     })
 }
 
-fn check_private(client: &Client, target: &Reference) -> Result<()> {
+fn check_private(client: &HubClient, target: &Reference) -> Result<()> {
     let url = repository_url(client, &target.repository, &[]);
-    let (answer, _) = client.json(&target.to_string(), &Request::get(url))?;
+    let (answer, _) = client.json(&target.to_string(), &HubRequest::get(url))?;
     let visibility = || Some(answer.get("visibility")?.as_str()? == "private");
-    match answer
-        .get("private")
-        .and_then(Value::as_bool)
-        .or_else(visibility)
-    {
+    let is_private = answer.get("private").and_then(Value::as_bool);
+    let place = target.to_string();
+    match is_private.or_else(visibility) {
         Some(true) => Ok(()),
-        Some(false) => Err(Error::usage(format!(
-            "{target}: expected a private repository, found one that all may see"
-        ))
-        .with_hint("make it private in its settings, or push without --private")),
-        None => {
-            let problem = "expected to hear whether the repository is private, found neither `private` nor `visibility`";
-            Err(Error::hub(target, HubFault::Answer, problem).with_hint(
-                "see on its page that nobody else can read it, then push without --private",
-            ))
-        }
+        Some(false) => Err(HubError::PublicRepository { place }.into()),
+        None => Err(HubError::NoVisibility { place }.into()),
     }
 }
 
-fn create(client: &Client, repository: &str, private: bool) -> Result<()> {
+fn create(client: &HubClient, repository: &str, private: bool) -> Result<()> {
     let (owner, name) = repository.split_once('/').unwrap_or(("", repository));
     let mut body = json!({"name": name, "type": "model", "private": private});
     if !owner.is_empty() {
         body["organization"] = json!(owner);
     }
-    let request = Request::post(client.url(&["api", "repos", "create"]), &body);
-    match client.send(repository, &request) {
-        // Somebody else, or an attempt whose answer was lost, has made it.
-        Ok(_)
-        | Err(Error::Hub {
-            fault: HubFault::Conflict,
-            ..
-        }) => Ok(()),
-        Err(
-            error @ Error::Hub {
-                fault: HubFault::Forbidden,
-                ..
-            },
-        ) => Err(error.with_hint(
-            "the token must be one with write access, and its account the owner or a member of it; or push to a repository of your own",
-        )),
-        Err(error) => Err(error),
-    }
+    let request = HubRequest::post(client.url(&["api", "repos", "create"]), &body);
+    allow_conflict(client.send(repository, &request).map(drop))
+        .map_err(|error| error.during(HubStep::CreateRepository))
 }
 
-fn create_branch(client: &Client, target: &Reference, commit: &str) -> Result<()> {
+fn create_branch(client: &HubClient, target: &Reference, commit: &str) -> Result<()> {
     let url = repository_url(client, &target.repository, &["branch", target.revision()]);
-    let request = Request::post(url, &json!({"startingPoint": commit}));
-    match client.send(&target.to_string(), &request) {
-        // An attempt whose answer was lost has made it.
-        Ok(_)
-        | Err(Error::Hub {
-            fault: HubFault::Conflict,
-            ..
-        }) => Ok(()),
-        Err(
-            error @ Error::Hub {
-                fault: HubFault::NotOffered,
-                ..
-            },
-        ) => Err(error.with_hint("this Hub cannot make such a branch: try a name without `/`")),
-        Err(error) => Err(error),
+    let request = HubRequest::post(url, &json!({"startingPoint": commit}));
+    allow_conflict(client.send(&target.to_string(), &request).map(drop))
+        .map_err(|error| error.during(HubStep::CreateBranch))
+}
+
+/// A conflict is no error here: somebody else has made it, or an attempt whose answer was lost.
+fn allow_conflict(sent: Result<()>) -> Result<()> {
+    match sent {
+        Err(error) if error.hub_fault() == Some(HubFault::Conflict) => Ok(()),
+        sent => sent,
     }
 }

@@ -2,30 +2,33 @@
 
 use glob::Pattern;
 
+use super::error::HubError;
 use super::tree::{ContentHash, Snapshot};
+use crate::Result;
 use crate::checkpoint::folder::{CARD, COMPANIONS, INDEX, wanted_weights};
 use crate::checkpoint::manifest::MANIFEST;
-use crate::error::{HubFault, nearest};
-use crate::{Error, Result};
+use crate::error::nearest;
 
 /// Files beside weights and tokenizer that belong to a checkpoint.
 const BESIDE: [&str; 4] = ["config.json", INDEX, MANIFEST, CARD];
 
 /// Patterns of paths, in which `*` matches `/` too, as in Python.
 #[derive(Clone, Debug, Default)]
-pub struct Selection {
+pub struct FileSelection {
     include: Vec<Pattern>,
     exclude: Vec<Pattern>,
 }
 
-impl Selection {
-    /// Reads patterns; without any to include, what a checkpoint needs is meant.
+impl FileSelection {
+    /// Reads patterns. Without a pattern to include, the selection is what a checkpoint needs.
     pub fn new(include: &[String], exclude: &[String]) -> Result<Self> {
         let read = |patterns: &[String]| -> Result<Vec<Pattern>> {
             let read = |text: &String| {
-                Pattern::new(text).map_err(|e| {
-                    Error::usage(format!("expected a pattern of paths, found `{text}`: {e}"))
-                })
+                let pattern = Pattern::new(text).map_err(|e| HubError::Pattern {
+                    pattern: text.clone(),
+                    problem: e.to_string(),
+                })?;
+                Ok(pattern)
             };
             patterns.iter().map(read).collect()
         };
@@ -42,37 +45,31 @@ impl Selection {
     /// file of which the Hub tells no hash.
     pub fn choose<'a>(&self, snapshot: &'a Snapshot) -> Result<Vec<&'a str>> {
         let paths = || snapshot.files.keys().map(String::as_str);
-        let chosen: Vec<&str> = match self.include.is_empty() {
-            false => paths()
-                .filter(|path| matches_any(&self.include, path))
-                .collect(),
-            true => needed(snapshot)?,
+        let included: Vec<&str> = if self.include.is_empty() {
+            needed(snapshot)?
+        } else {
+            let is_included = |path: &&str| matches_any(&self.include, path);
+            paths().filter(is_included).collect()
         };
-        let chosen: Vec<&str> = chosen
+        let chosen: Vec<&str> = included
             .into_iter()
             .filter(|path| !matches_any(&self.exclude, path))
             .collect();
         if chosen.is_empty() {
-            let error = Error::usage(format!(
-                "{}: no file matches what is included and not excluded",
-                snapshot.place()
-            ));
             let wanted = self.include.first().map_or("", Pattern::as_str);
-            return Err(match nearest(wanted, paths()) {
-                Some(path) => error.with_hint(format!("the nearest path there is `{path}`")),
-                None => error.with_hint("--dry-run without patterns lists what would be pulled"),
-            });
+            return Err(HubError::NothingSelected {
+                place: snapshot.place(),
+                nearest: nearest(wanted, paths()).map(str::to_owned),
+            }
+            .into());
         }
-        if let Some(path) = chosen
-            .iter()
-            .find(|path| snapshot.files[**path].hash == ContentHash::Unknown)
-        {
-            let problem = format!(
-                "expected the hash of `{path}` in the list of files or in its ETag, found none"
-            );
-            return Err(Error::hub(snapshot.place(), HubFault::Answer, problem).with_hint(
-                "what cannot be checked is not pulled: leave it out with --exclude, or pull from a Hub that tells hashes",
-            ));
+        let has_no_hash = |path: &&&str| snapshot.files[**path].hash == ContentHash::Unknown;
+        if let Some(path) = chosen.iter().find(has_no_hash) {
+            return Err(HubError::NoHash {
+                place: snapshot.place(),
+                path: (*path).to_owned(),
+            }
+            .into());
         }
         Ok(chosen)
     }
@@ -91,24 +88,25 @@ fn needed(snapshot: &Snapshot) -> Result<Vec<&str>> {
         .filter(|path| !path.contains('/'))
         .collect();
     let weights = wanted_weights(&top);
-    let refused = |problem: String| Error::usage(format!("{}: {problem}", snapshot.place()));
-    let list = "name files with --include; --include '*' --dry-run lists them all";
+    let place = || snapshot.place();
     if weights.is_empty() {
-        let pickles = top
-            .iter()
-            .find(|path| path.ends_with(".bin") || path.ends_with(".pth") || path.ends_with(".pt"));
-        let found = pickles.map_or("none".to_owned(), |path| format!("{path}, a pickle"));
-        return Err(refused(format!(
-            "expected weights as safetensors or GGUF, found {found}"
-        ))
-        .with_hint(list));
+        let is_pickle = |path: &&&str| {
+            [".bin", ".pth", ".pt"]
+                .iter()
+                .any(|end| path.ends_with(end))
+        };
+        return Err(HubError::NoWeights {
+            place: place(),
+            pickle: top.iter().find(is_pickle).map(|path| (*path).to_owned()),
+        }
+        .into());
     }
     if weights.len() > 1 && weights.iter().all(|path| path.ends_with(".gguf")) {
-        return Err(refused(format!(
-            "expected one GGUF file, found {}",
-            weights.join(", ")
-        ))
-        .with_hint(list));
+        return Err(HubError::SeveralGguf {
+            place: place(),
+            paths: weights.iter().map(|path| (*path).to_owned()).collect(),
+        }
+        .into());
     }
     let is_needed = |path: &&str| {
         weights.contains(path)

@@ -1,17 +1,18 @@
-//! What the environment says of the Hub, under the names that `huggingface_hub` reads.
+//! The settings of the Hub client, from the environment variables that `huggingface_hub` reads.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::Url;
 
+use super::error::HubError;
 use crate::{Error, Result};
 
 const PUBLIC: &str = "https://huggingface.co";
 
 /// Where the Hub is, who asks, and where files are kept.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct HubSettings {
     /// Root of the Hub: `HF_ENDPOINT`.
     pub endpoint: Url,
     /// `HF_TOKEN`, or the file that a login has left.
@@ -45,7 +46,7 @@ impl std::fmt::Debug for Token {
     }
 }
 
-impl Settings {
+impl HubSettings {
     /// Those of this process's environment.
     ///
     /// # Errors
@@ -56,16 +57,17 @@ impl Settings {
 
     fn from(variable: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
         let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| PUBLIC.to_owned());
-        let refused = |why: &str| Error::usage(format!("HF_ENDPOINT: {why}, found `{endpoint}`"));
-        let url = Url::parse(&endpoint).map_err(|_| refused("expected an address"))?;
+        let refused = |expected: &'static str| HubError::Variable {
+            variable: "HF_ENDPOINT",
+            expected,
+            found: endpoint.clone(),
+        };
+        let url = Url::parse(&endpoint).map_err(|_| refused("an address"))?;
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-            return Err(refused("expected an http or https address"));
+            return Err(refused("an http or https address").into());
         }
         if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
-            return Err(Error::usage(
-                "HF_ENDPOINT: expected an address without a password or a query",
-            )
-            .with_hint("give the token in HF_TOKEN"));
+            return Err(HubError::SecretInEndpoint.into());
         }
         let path = |name: &str| variable(name).map(PathBuf::from);
         let home = path("HF_HOME")
@@ -74,22 +76,23 @@ impl Settings {
         let cache = path("HF_HUB_CACHE")
             .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
             .or_else(|| Some(home.clone()?.join("hub")));
-        let cache =
-            cache.ok_or_else(|| Error::usage("no place for the Hub's cache: set HF_HOME"))?;
+        let cache = cache.ok_or(HubError::NoCache)?;
         let is_on = |name: &str| {
             variable(name).is_some_and(|value| {
                 matches!(value.to_lowercase().as_str(), "1" | "on" | "yes" | "true")
             })
         };
-        let seconds = |name: &str, usual: u64| match variable(name) {
+        let seconds = |name: &'static str, usual: u64| match variable(name) {
             None => Ok(Duration::from_secs(usual)),
             Some(text) => match text.parse::<f64>() {
                 Ok(seconds) if seconds > 0.0 && seconds < 1e6 => {
                     Ok(Duration::from_secs_f64(seconds))
                 }
-                _ => Err(Error::usage(format!(
-                    "{name}: expected a number of seconds, found `{text}`"
-                ))),
+                _ => Err(HubError::Variable {
+                    variable: name,
+                    expected: "a number of seconds",
+                    found: text,
+                }),
             },
         };
         let file = path("HF_TOKEN_PATH").or_else(|| Some(home?.join("token")));
@@ -106,10 +109,7 @@ impl Settings {
             .as_ref()
             .is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic()))
         {
-            return Err(Error::usage(
-                "the Hub's token: expected visible ASCII characters without spaces",
-            )
-            .with_hint("check HF_TOKEN, or the token file"));
+            return Err(HubError::InvalidToken.into());
         }
         Ok(Self {
             endpoint: url,
@@ -135,8 +135,8 @@ fn read_token(file: &Path) -> Result<Option<String>> {
 mod tests {
     use super::*;
 
-    fn with(variables: &[(&str, &str)]) -> Result<Settings> {
-        Settings::from(&|name| {
+    fn with(variables: &[(&str, &str)]) -> Result<HubSettings> {
+        HubSettings::from(&|name| {
             variables
                 .iter()
                 .find(|(key, _)| *key == name)
@@ -192,9 +192,14 @@ mod tests {
             ("HF_HUB_ETAG_TIMEOUT", "soon"),
             ("HF_TOKEN", "hf_a\nb"),
         ] {
-            let error = with(&[("HOME", "/h"), (name, value)])
-                .unwrap_err()
-                .to_string();
+            let error = with(&[("HOME", "/h"), (name, value)]).unwrap_err();
+            match &error {
+                Error::Hub(HubError::Variable { variable, .. }) => assert_eq!(*variable, name),
+                Error::Hub(HubError::SecretInEndpoint) => assert_eq!(name, "HF_ENDPOINT"),
+                Error::Hub(HubError::InvalidToken) => assert_eq!(name, "HF_TOKEN"),
+                other => panic!("{name}: {other}"),
+            }
+            let error = error.to_string();
             assert!(
                 !error.contains("secret") && !error.contains("hf_a"),
                 "{error}"

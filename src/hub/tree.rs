@@ -8,10 +8,10 @@ use reqwest::header::{HeaderMap, LINK};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::http::{Client, Request};
+use super::error::{HubError, HubFault, HubStep};
+use super::http::{HubClient, HubRequest};
 use super::parallel::each;
 use crate::checkpoint::reference::{MAIN, Reference, pinned};
-use crate::error::HubFault;
 use crate::printable::printable;
 use crate::{Error, Result};
 
@@ -32,12 +32,12 @@ pub struct Snapshot {
     /// The commit, 40 or 64 hexadecimal digits.
     pub commit: String,
     /// Its files by path.
-    pub files: BTreeMap<String, Entry>,
+    pub files: BTreeMap<String, FileEntry>,
 }
 
 /// A file of a commit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Entry {
+pub struct FileEntry {
     /// Length in bytes.
     pub size: u64,
     /// What its content must hash to.
@@ -85,23 +85,20 @@ impl Snapshot {
     ///
     /// # Errors
     /// No such repository or revision, no access, no network; listings that no repository can have.
-    pub fn of(client: &Client, reference: &Reference) -> Result<Self> {
+    pub fn of(client: &HubClient, reference: &Reference) -> Result<Self> {
         let commit = commit_of(client, reference)?;
         let place = pinned(&reference.repository, &commit);
         let mut url = repository_url(client, &reference.repository, &["tree", &commit]);
         url.set_query(Some("recursive=true"));
         let mut listing = Listing::default();
         loop {
-            let (page, headers) = client.json(&place, &Request::get(url.clone()))?;
+            let (page, headers) = client.json(&place, &HubRequest::get(url.clone()))?;
             let is_empty = listing.add_page(&place, &page)?;
             match next_page(&headers, &url) {
                 None => break,
                 // The token goes along, and must not be sent to where a listing points.
                 Some(next) if client.is_own(&next) && next != url && !is_empty => url = next,
-                Some(_) => {
-                    let problem = "expected the next page of the list of files at the Hub, found another address";
-                    return Err(Error::hub(&place, HubFault::Answer, problem));
-                }
+                Some(_) => return Err(HubError::NextPageElsewhere { place }.into()),
             }
         }
         let mut snapshot = Self {
@@ -114,41 +111,41 @@ impl Snapshot {
     }
 
     /// Asks for the tags of files whose hash the listing does not tell.
-    fn ask_hashes(&mut self, client: &Client) -> Result<()> {
+    fn ask_hashes(&mut self, client: &HubClient) -> Result<()> {
         let unknown = self
             .files
             .iter()
             .filter(|(_, entry)| entry.hash == ContentHash::Unknown);
         let unknown: Vec<String> = unknown.map(|(path, _)| path.clone()).collect();
         if unknown.len() > MOST_ASKED {
-            let problem = format!(
-                "expected a list of files with their hashes, found {} files without",
-                unknown.len()
-            );
-            return Err(Error::hub(self.place(), HubFault::Answer, problem));
+            return Err(HubError::NoHashes {
+                place: self.place(),
+                count: unknown.len(),
+            }
+            .into());
         }
-        let told = Mutex::new(Vec::new());
+        let hashes = Mutex::new(Vec::new());
         each(&unknown, WORKERS, |path| {
             let tag = match client.etag(
                 &format!("{}: {path}", self.place()),
                 self.address(client, path),
             ) {
                 Ok(tag) => tag.unwrap_or_default(),
-                Err(
-                    error @ Error::Hub {
-                        fault: HubFault::Network | HubFault::RateLimited,
-                        ..
-                    },
-                ) => return Err(error),
-                // Only a file that is wanted must have one.
-                Err(_) => return Ok(()),
+                Err(error) => {
+                    return match error.hub_fault() {
+                        Some(HubFault::Network | HubFault::RateLimited) => Err(error),
+                        // Only a file that is wanted must have one.
+                        _ => Ok(()),
+                    };
+                }
             };
-            told.lock()
+            hashes
+                .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .push((path.clone(), ContentHash::of(&tag)));
             Ok(())
         })?;
-        for (path, hash) in told.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        for (path, hash) in hashes.into_inner().unwrap_or_else(PoisonError::into_inner) {
             if let Some(entry) = self.files.get_mut(&path) {
                 entry.hash = hash;
             }
@@ -157,7 +154,7 @@ impl Snapshot {
     }
 
     /// Where the bytes of a file are asked for.
-    pub(super) fn address(&self, client: &Client, path: &str) -> Url {
+    pub(super) fn address(&self, client: &HubClient, path: &str) -> Url {
         let repository = self.repository.split('/');
         let parts: Vec<&str> = repository
             .chain(["resolve", &self.commit])
@@ -175,7 +172,7 @@ impl Snapshot {
 /// The files of a commit as pages list them.
 #[derive(Default)]
 pub(super) struct Listing {
-    files: BTreeMap<String, Entry>,
+    files: BTreeMap<String, FileEntry>,
     folders: usize,
     pages: usize,
     bytes: u64,
@@ -184,14 +181,17 @@ pub(super) struct Listing {
 impl Listing {
     /// Takes a page; returns whether it is empty.
     pub(super) fn add_page(&mut self, place: &str, page: &Value) -> Result<bool> {
-        let refused = |problem: String| Error::hub(place, HubFault::Answer, problem);
+        let at = || place.to_owned();
         let Value::Array(entries) = page else {
-            return Err(refused("expected a list of files".to_owned()));
+            return Err(HubError::NotAListing { place: at() }.into());
         };
         self.pages += 1;
         if self.pages > MOST_PAGES {
-            let problem = format!("expected a list of files in at most {MOST_PAGES} pages");
-            return Err(refused(problem));
+            return Err(HubError::ManyPages {
+                place: at(),
+                limit: MOST_PAGES,
+            }
+            .into());
         }
         for entry in entries {
             let Some((path, entry)) = read_entry(place, entry)? else {
@@ -201,25 +201,25 @@ impl Listing {
             let bytes = self.bytes.checked_add(entry.size);
             self.bytes = bytes
                 .filter(|bytes| *bytes <= i64::MAX as u64)
-                .ok_or_else(|| {
-                    refused("expected sizes whose sum is a number of 63 bits".to_owned())
-                })?;
+                .ok_or_else(|| HubError::LargeSizes { place: at() })?;
             if self.files.insert(path.clone(), entry).is_some() {
-                return Err(refused(format!(
-                    "expected each file once, found `{path}` twice"
-                )));
+                return Err(HubError::RepeatedPath { place: at(), path }.into());
             }
         }
         // There is no folder without a file in it, but each file can be in one of its own.
         if self.files.len() > MOST_FILES || self.folders > MOST_FILES {
-            return Err(refused(format!("expected at most {MOST_FILES} files")));
+            return Err(HubError::ManyFiles {
+                place: at(),
+                limit: MOST_FILES,
+            }
+            .into());
         }
         Ok(entries.is_empty())
     }
 }
 
 /// An address of the API about a model repository.
-pub(super) fn repository_url(client: &Client, repository: &str, rest: &[&str]) -> Url {
+pub(super) fn repository_url(client: &HubClient, repository: &str, rest: &[&str]) -> Url {
     let parts: Vec<&str> = ["api", "models"]
         .into_iter()
         .chain(repository.split('/'))
@@ -229,83 +229,83 @@ pub(super) fn repository_url(client: &Client, repository: &str, rest: &[&str]) -
 }
 
 /// The commit that a revision is now.
-pub(super) fn commit_of(client: &Client, reference: &Reference) -> Result<String> {
+pub(super) fn commit_of(client: &HubClient, reference: &Reference) -> Result<String> {
     let place = reference.to_string();
     let url = repository_url(
         client,
         &reference.repository,
         &["revision", reference.revision()],
     );
-    let answer = match client.json(&place, &Request::get(url)) {
+    let answer = match client.json(&place, &HubRequest::get(url)) {
         Ok((answer, _)) => answer,
-        Err(
-            error @ Error::Hub {
-                fault: HubFault::NoRepository,
-                ..
-            },
-        ) if reference.revision() != MAIN => {
-            // Not every Hub says which of the two is missing.
+        // Not every Hub says which of the two is missing.
+        Err(error)
+            if error.hub_fault() == Some(HubFault::NoRepository)
+                && reference.revision() != MAIN =>
+        {
             let main = Reference {
                 revision: None,
                 ..reference.clone()
             };
-            let problem = "expected a revision of the repository, found none of this name";
-            return Err(commit_of(client, &main)
-                .map_or(error, |_| Error::hub(&place, HubFault::NoRevision, problem)));
+            return Err(match commit_of(client, &main) {
+                Ok(_) => no_revision(place),
+                Err(_) => error,
+            });
         }
         Err(error) => return Err(error),
     };
     match answer.get("sha").and_then(Value::as_str) {
         Some(commit) if is_commit(commit) => Ok(commit.to_owned()),
-        _ => Err(Error::hub(
-            &place,
-            HubFault::Answer,
-            "expected the commit of the revision, found none in the answer",
-        )
-        .with_hint("is HF_ENDPOINT the address of a Hub?")),
+        _ => Err(HubError::NoCommitOfRevision { place }.into()),
     }
 }
 
+fn no_revision(place: String) -> Error {
+    HubError::Refused {
+        place,
+        fault: HubFault::NoRevision,
+        answer: None,
+        step: HubStep::Other,
+    }
+    .into()
+}
+
 /// One entry of a listing; `None` for a folder.
-fn read_entry(place: &str, entry: &Value) -> Result<Option<(String, Entry)>> {
+fn read_entry(place: &str, entry: &Value) -> Result<Option<(String, FileEntry)>> {
     let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
     let path = text(entry, "path").unwrap_or_default();
-    let refused = |problem: String| Error::hub(place, HubFault::Answer, problem);
+    let at = || place.to_owned();
     if !is_path(&path) {
         let shown = printable(&path.chars().take(100).collect::<String>());
-        return Err(refused(format!(
-            "expected paths of files inside the repository, found `{shown}`"
-        )));
+        return Err(HubError::UnsafePath {
+            place: at(),
+            path: shown,
+        }
+        .into());
     }
     match entry.get("type").and_then(Value::as_str) {
         Some("directory") => return Ok(None),
         Some("file") => {}
-        _ => {
-            return Err(refused(format!(
-                "expected `{path}` to be a file or a folder"
-            )));
-        }
+        _ => return Err(HubError::UnknownEntry { place: at(), path }.into()),
     }
     let large = entry.get("lfs").filter(|lfs| !lfs.is_null());
     let size = large.unwrap_or(entry).get("size").and_then(Value::as_u64);
     let size = size.filter(|size| *size <= i64::MAX as u64);
     // Hubs that are not built on git tell the SHA-256 of small files too.
-    let told = match large {
+    let digits = match large {
         Some(lfs) => text(lfs, "oid").or_else(|| text(lfs, "sha256")),
         None => text(entry, "oid"),
     };
     let Some(size) = size else {
-        return Err(refused(format!(
-            "expected the size of `{path}`, found none that can be"
-        )));
+        return Err(HubError::NoSize { place: at(), path }.into());
     };
-    let hash = match ContentHash::of(&told.unwrap_or_default()) {
-        // That of the pointer is none of the content.
+    let hash = match ContentHash::of(&digits.unwrap_or_default()) {
+        // It is the hash of the pointer file, not of the content.
         ContentHash::GitBlob(_) if large.is_some() => ContentHash::Unknown,
         hash => hash,
     };
     let xet = text(entry, "xetHash").filter(|hash| is_hex(hash, 64));
-    Ok(Some((path, Entry { size, hash, xet })))
+    Ok(Some((path, FileEntry { size, hash, xet })))
 }
 
 /// Whether a path stays inside the folder that it is put in.

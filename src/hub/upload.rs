@@ -10,10 +10,10 @@ use reqwest::header::{CONTENT_LENGTH, HeaderMap};
 use reqwest::{Body, Method, Response, Url};
 
 use super::answer::{Answer, broken};
-use super::http::{Client, Failure};
+use super::error::HubError;
+use super::http::{Failure, HubClient};
 use super::outgoing::Content;
 use crate::checkpoint::source_file::ReadAt;
-use crate::error::HubFault;
 use crate::{Error, Result};
 
 /// Bytes that are read at once; with those in the system's buffers, what a connection holds.
@@ -35,7 +35,7 @@ pub(super) struct Piece<'a> {
 /// How much of a file has gone out, which is at most its size, however often its bytes are sent.
 pub(super) struct Meter<'a> {
     size: u64,
-    told: AtomicU64,
+    sent: AtomicU64,
     progress: &'a (dyn Fn(u64) + Sync),
 }
 
@@ -44,24 +44,24 @@ impl<'a> Meter<'a> {
     pub(super) fn new(size: u64, progress: &'a (dyn Fn(u64) + Sync)) -> Self {
         Self {
             size,
-            told: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
             progress,
         }
     }
 
     /// More bytes have gone out.
     pub(super) fn add(&self, bytes: u64) {
-        let more = |told: u64| Some(told.saturating_add(bytes).min(self.size));
+        let more = |sent: u64| Some(sent.saturating_add(bytes).min(self.size));
         // Never refused: there is always a next value.
-        let told = self
-            .told
+        let sent = self
+            .sent
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
             .unwrap_or(self.size);
-        (self.progress)(told.saturating_add(bytes).min(self.size) - told);
+        (self.progress)(sent.saturating_add(bytes).min(self.size) - sent);
     }
 }
 
-impl Client {
+impl HubClient {
     /// `PUT`s the piece; the headers of the answer.
     pub(super) fn put(
         &self,
@@ -121,22 +121,17 @@ async fn watched(
             since = Instant::now();
         }
         last = now;
-        if since.elapsed()
-            > if now == piece.length {
-                stall * ANSWER
-            } else {
-                stall
-            }
-        {
-            let problem = format!(
-                "the connection stood still after {now} of {} bytes",
-                piece.length
-            );
-            return Err(Failure::passing(Error::hub(
-                place,
-                HubFault::Network,
-                problem,
-            )));
+        let limit = if now == piece.length {
+            stall * ANSWER
+        } else {
+            stall
+        };
+        if since.elapsed() > limit {
+            return Err(Failure::passing(HubError::StalledUpload {
+                place: place.to_owned(),
+                sent: now,
+                length: piece.length,
+            }));
         }
     }
 }
@@ -146,8 +141,10 @@ fn failure(place: &str, error: reqwest::Error) -> Failure {
     let mut inner: Option<&dyn std::error::Error> = Some(&error);
     while let Some(cause) = inner {
         if let Some(own) = cause.downcast_ref::<Error>() {
-            let hint = own.hint().unwrap_or("run the command again").to_owned();
-            return Failure::lasting(Error::usage(own.to_string()).with_hint(hint));
+            return Failure::lasting(HubError::Unreadable {
+                problem: own.to_string(),
+                hint: own.hint().map(|hint| hint.into_owned()),
+            });
         }
         inner = cause.source();
     }

@@ -14,12 +14,12 @@ use xet::xet_session::{
 };
 
 use super::commit::Target;
-use super::http::{Client, Request};
+use super::error::{HubError, HubFault};
+use super::http::{HubClient, HubRequest};
 use super::outgoing::Outgoing;
 use super::remote_file::RemoteFile;
 use super::tree::repository_url;
 use crate::checkpoint::source_file::ReadAt;
-use crate::error::HubFault;
 use crate::{Error, Result};
 
 /// Bytes of a file that are handed over at once.
@@ -55,8 +55,8 @@ struct Access {
 
 impl Access {
     /// Asks the Hub at `url` for a token.
-    fn new(client: &Client, place: &str, url: Url) -> Result<Self> {
-        let (answer, _) = client.json(place, &Request::get(url.clone()))?;
+    fn new(client: &HubClient, place: &str, url: Url) -> Result<Self> {
+        let (answer, _) = client.json(place, &HubRequest::get(url.clone()))?;
         let (storage, token, until) = read_token(client, place, &answer)?;
         let mut headers = HeaderMap::new();
         if let Some(own) = &client.settings.token
@@ -77,7 +77,7 @@ impl Access {
 
 /// The address of the storage, a token for it, and when that expires.
 pub(super) fn read_token(
-    client: &Client,
+    client: &HubClient,
     place: &str,
     answer: &Value,
 ) -> Result<(String, String, u64)> {
@@ -95,9 +95,8 @@ pub(super) fn read_token(
     };
     let token = text("accessToken").filter(is_token);
     let (Some(storage), Some(token)) = (storage, token) else {
-        let problem =
-            "expected an address of the Xet storage as safe as the Hub's and a token, found none";
-        return Err(Error::hub(place, HubFault::Answer, problem));
+        let place = place.to_owned();
+        return Err(HubError::NoXetAccess { place }.into());
     };
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -107,9 +106,8 @@ pub(super) fn read_token(
     Ok((storage, token, until))
 }
 
-fn session(client: &Client) -> Result<XetSession> {
-    let failed =
-        |error: String| Error::usage(format!("cannot prepare connections to Xet: {error}"));
+fn session(client: &HubClient) -> Result<XetSession> {
+    let failed = |problem: String| HubError::Client { to: "Xet", problem };
     let wait = |time: Duration| format!("{}ms", time.as_millis());
     let own = [(
         "client.connect_timeout",
@@ -125,21 +123,20 @@ fn session(client: &Client) -> Result<XetSession> {
             config.with_config(key, value)
         });
     let config = config.map_err(|error| failed(error.to_string()))?;
-    XetSessionBuilder::new_with_config(config)
-        .build()
-        .map_err(|error| failed(error.to_string()))
+    let session = XetSessionBuilder::new_with_config(config).build();
+    Ok(session.map_err(|error| failed(error.to_string()))?)
 }
 
 /// Uploads files, one after the other; their chunks go out side by side.
 pub(super) fn upload(
-    client: &Client,
+    client: &HubClient,
     target: &Target,
     files: &[&Outgoing],
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<()> {
     let place = target.place();
     let access = Access::new(client, &place, target.url(client, "xet-write-token"))?;
-    let fault = |error: XetError| told(client, &place, error);
+    let fault = |error: XetError| error_of(client, &place, error);
     let commit = access.session.new_upload_commit().map_err(fault)?;
     let commit = commit
         .with_endpoint(access.storage)
@@ -150,7 +147,7 @@ pub(super) fn upload(
         .map_err(fault)?;
     let mut waits = true;
     let mut send = |file: &Outgoing| -> Result<()> {
-        let fault = |error: XetError| told(client, &format!("{place}: {}", file.path), error);
+        let fault = |error: XetError| error_of(client, &format!("{place}: {}", file.path), error);
         let policy = Sha256Policy::from_hex(&file.sha256);
         let stream = commit
             .upload_stream_blocking(Some(file.path.clone()), policy)
@@ -174,8 +171,8 @@ pub(super) fn upload(
     commit.commit_blocking().map(drop).map_err(fault)
 }
 
-/// Waits until the storage has what was cut off for it, so that the next block of 64 MiB does not grow beside two forms of the
-/// one before. Whether it came to that: if not, waiting again is of no use, and the library's own time-outs tell why.
+/// Waits until the storage has the bytes handed over so far, so that at most one block of 64 MiB and its two encoded forms
+/// are in memory. Returns false when nothing arrives: then waiting again is useless, and the library's time-outs report why.
 fn settle(commit: &XetUploadCommit) -> bool {
     let (mut arrived, mut since) = (0, Instant::now());
     while since.elapsed() < LONGEST_WAIT {
@@ -213,7 +210,7 @@ pub(super) fn download(
         &["xet-read-token", &snapshot.commit],
     );
     let access = Access::new(client, &place, url)?;
-    let fault = |error: XetError| told(client, &place, error);
+    let fault = |error: XetError| error_of(client, &place, error);
     let group = access.session.new_download_stream_group().map_err(fault)?;
     let group = group
         .with_endpoint(access.storage)
@@ -229,8 +226,11 @@ pub(super) fn download(
     let mut left = entry.size - begin;
     while left > 0 {
         let Some(piece) = stream.blocking_next().map_err(fault)? else {
-            let problem = format!("expected {left} more bytes from Xet, found the end");
-            return Err(Error::hub(&place, HubFault::Network, problem));
+            return Err(HubError::XetCutOff {
+                place,
+                missing: left,
+            }
+            .into());
         };
         let wanted = left.min(piece.len() as u64) as usize;
         write(&piece[..wanted])?;
@@ -240,7 +240,7 @@ pub(super) fn download(
 }
 
 /// What the library's error means here, without addresses' queries, which may be signed.
-fn told(client: &Client, place: &str, error: XetError) -> Error {
+fn error_of(client: &HubClient, place: &str, error: XetError) -> Error {
     let fault = match &error {
         XetError::Authentication(_) => HubFault::BadToken,
         XetError::RateLimited(_) => HubFault::RateLimited,
@@ -252,6 +252,10 @@ fn told(client: &Client, place: &str, error: XetError) -> Error {
         Some((address, _)) if address.contains("://") => address,
         _ => word,
     });
-    let said = client.shown(&words.collect::<Vec<_>>().join(" "));
-    Error::hub(place, fault, format!("Xet: {said}"))
+    HubError::Xet {
+        place: place.to_owned(),
+        fault,
+        problem: client.shown(&words.collect::<Vec<_>>().join(" ")),
+    }
+    .into()
 }

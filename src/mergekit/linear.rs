@@ -1,16 +1,18 @@
-//! `mergekit-yaml` with `merge_method: linear`: a weighted average.
+//! `mergekit-yaml` files with `merge_method: linear`: a weighted average.
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde_saphyr::{Location, Spanned};
+use serde_saphyr::Spanned;
 
 use super::Translation;
+use super::error::MergekitError;
 use super::model::{Fetch, float, folder};
+use super::names::{LINEAR, OTHER_METHODS};
 use crate::checkpoint::dtype;
 use crate::checkpoint::yaml::{self, place};
-use crate::error::nearest;
+use crate::error::{InputError, Location};
 use crate::{Error, Result};
 
 /// A configuration of `mergekit-yaml`.
@@ -64,61 +66,19 @@ struct AnyMethod {
     merge_method: Spanned<String>,
 }
 
-/// The method that runs here.
-const LINEAR: &str = "linear";
-
-/// Methods of mergekit that do not run here.
-const OTHER_METHODS: [&str; 21] = [
-    "arcee_fusion",
-    "breadcrumbs",
-    "breadcrumbs_ties",
-    "core_space",
-    "dare_linear",
-    "dare_ties",
-    "della",
-    "della_linear",
-    "karcher",
-    "model_stock",
-    "multislerp",
-    "nearswap",
-    "nuslerp",
-    "passthrough",
-    "ram",
-    "ramplus_tl",
-    "sce",
-    "slerp",
-    "task_arithmetic",
-    "task_swapping",
-    "ties",
-];
-
 /// Refuses every method but [`LINEAR`].
 fn refuse_other_method(path: &Path, method: &Spanned<String>) -> Result<()> {
     let name = method.value.as_str();
     if name == LINEAR {
         return Ok(());
     }
-    let refuse = |problem: String, hint: String| {
-        let at = place(path, method.referenced);
-        Err(Error::key(at, "merge_method", problem).with_hint(hint))
+    let (at, found) = (place(path, method.referenced), name.to_owned());
+    let error = if OTHER_METHODS.contains(&name) {
+        MergekitError::OtherMethod { at, found }
+    } else {
+        MergekitError::UnknownMethod { at, found }
     };
-    if OTHER_METHODS.contains(&name) {
-        return refuse(
-            format!(
-                "expected `{LINEAR}`, the method that runs here, found `{name}`, which only mergekit runs"
-            ),
-            "run the file with mergekit-yaml, then give its output to bam-convert".to_owned(),
-        );
-    }
-    let known = || OTHER_METHODS.into_iter().chain([LINEAR]);
-    let hint = nearest(name, known()).map_or_else(
-        || format!("`{LINEAR}` averages whole models"),
-        |near| format!("the nearest method of mergekit is `{near}`"),
-    );
-    refuse(
-        format!("expected `{LINEAR}`, the method that runs here, found `{name}`"),
-        hint,
-    )
+    Err(error.into())
 }
 
 impl LinearFile {
@@ -142,8 +102,8 @@ impl LinearFile {
         })
     }
 
-    fn key(&self, location: Location, key: &str, problem: impl Into<String>) -> Error {
-        Error::key(place(&self.path, location), key, problem)
+    fn at(&self, location: serde_saphyr::Location) -> Location {
+        place(&self.path, location)
     }
 
     /// The same average in settings of `merge`.
@@ -152,53 +112,24 @@ impl LinearFile {
     /// Parts of models, weights that differ by layer or tensor, other tokenizers; each with its line.
     pub fn translate(&self, fetch: Fetch) -> Result<Translation> {
         let keys = &self.keys;
-        for (key, value) in [("slices", &keys.slices), ("modules", &keys.modules)] {
-            if let Some(value) = value {
-                return Err(self.key(
-                    value.referenced,
-                    key,
-                    "is not supported, expected `models`: whole models",
-                ));
-            }
-        }
-        for (key, value) in [
-            ("tokenizer", &keys.tokenizer),
-            ("chat_template", &keys.chat_template),
-        ] {
-            if let Some(value) = value {
-                let problem = "is not supported: the output has the base model's tokenizer and chat template as they are";
-                return Err(self
-                    .key(value.referenced, key, problem)
-                    .with_hint("leave it out"));
-            }
-        }
-        if let Some(source) = keys
-            .tokenizer_source
-            .as_ref()
-            .filter(|source| source.value != "base")
-        {
-            let problem = format!(
-                "expected `base`, the one that is supported, found `{}`",
-                source.value
-            );
-            return Err(self
-                .key(source.referenced, "tokenizer_source", problem)
-                .with_hint("models must share a tokenizer: embeddings are averaged by token id"));
-        }
+        self.refuse_unsupported()?;
         let Some(models) = &keys.models else {
-            return Err(self.key(
-                keys.merge_method.referenced,
-                "models",
-                "is missing, expected a list of models",
-            ));
+            return Err(InputError::MissingKey {
+                at: self.at(keys.merge_method.referenced),
+                key: "models",
+                expected: "a list of models".into(),
+            }
+            .into());
         };
         if models.value.is_empty() {
-            return Err(self.key(
-                models.referenced,
-                "models",
-                "is empty, expected at least one model",
-            ));
+            return Err(MergekitError::EmptyList {
+                at: self.at(models.referenced),
+                key: "models",
+                item: "model",
+            }
+            .into());
         }
+
         let mut to = Translation::new();
         self.models(models, &mut to, fetch)?;
         if let Some(normalize) = keys
@@ -230,6 +161,34 @@ impl LinearFile {
         Ok(to)
     }
 
+    /// Refuses keys whose effect our average does not have.
+    fn refuse_unsupported(&self) -> Result<()> {
+        let keys = &self.keys;
+        for (key, value) in [("slices", &keys.slices), ("modules", &keys.modules)] {
+            if let Some(value) = value {
+                let at = self.at(value.referenced);
+                return Err(MergekitError::PartsOfModels { at, key }.into());
+            }
+        }
+        for (key, value) in [
+            ("tokenizer", &keys.tokenizer),
+            ("chat_template", &keys.chat_template),
+        ] {
+            if let Some(value) = value {
+                let at = self.at(value.referenced);
+                return Err(MergekitError::OwnTokenizer { at, key }.into());
+            }
+        }
+        match &keys.tokenizer_source {
+            Some(source) if source.value != "base" => Err(MergekitError::TokenizerSource {
+                at: self.at(source.referenced),
+                found: source.value.clone(),
+            }
+            .into()),
+            _ => Ok(()),
+        }
+    }
+
     fn models(
         &self,
         models: &Spanned<Vec<Model>>,
@@ -255,11 +214,8 @@ impl LinearFile {
                 .as_ref()
                 .and_then(|of_model| of_model.normalize.as_ref())
             {
-                return Err(self.key(
-                    normalize.referenced,
-                    "normalize",
-                    "belongs to `parameters` at the top",
-                ));
+                let at = self.at(normalize.referenced);
+                return Err(MergekitError::NormalizeOfModel { at }.into());
             }
             let own = model
                 .parameters
@@ -283,28 +239,26 @@ impl LinearFile {
         Ok(())
     }
 
-    fn weight(&self, weight: Option<&Spanned<Weight>>, model: Location) -> Result<f64> {
+    fn weight(
+        &self,
+        weight: Option<&Spanned<Weight>>,
+        model: serde_saphyr::Location,
+    ) -> Result<f64> {
         let Some(weight) = weight else {
-            return Err(self
-                .key(
-                    model,
-                    "weight",
-                    "is missing: expected `parameters: {weight: NUMBER}` at each model",
-                )
-                .with_hint("or one for all, in `parameters` at the top"));
+            let at = self.at(model);
+            return Err(MergekitError::NoWeight { at }.into());
         };
+        let at = self.at(weight.referenced);
         match weight.value {
             Weight::Same(number) if number.is_finite() => Ok(number),
-            Weight::Same(number) => Err(self.key(
-                weight.referenced,
-                "weight",
-                format!("expected a finite number, found {number}"),
-            )),
-            Weight::Other(_) => {
-                let problem =
-                    "expected a number: weights that differ by layer or tensor are not supported";
-                Err(self.key(weight.referenced, "weight", problem))
+            Weight::Same(number) => Err(InputError::WrongValue {
+                at,
+                key: "weight".into(),
+                expected: "a finite number".into(),
+                found: number.to_string(),
             }
+            .into()),
+            Weight::Other(_) => Err(MergekitError::WeightByTensor { at }.into()),
         }
     }
 }

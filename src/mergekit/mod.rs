@@ -1,12 +1,16 @@
-//! mergekit's configuration files, read strictly and said in settings of our own commands.
+//! Reads mergekit's configuration files strictly, and translates them into settings of our own commands.
 //!
-//! What mergekit does with such a file was learnt by running release 0.1.5. Where ours does something else, a note says so;
-//! where a key means something that ours does not do, the file is refused at that key. `docs/reference/settings-files.md` has the table.
+//! We learnt what mergekit does with such a file by running release 0.1.5. Where bam-convert does something else, a note
+//! says so. Where a key asks for something that bam-convert does not do, it refuses the file at that key.
+//! `docs/reference/settings-files.md` has the table.
 
+mod error;
 mod linear;
 mod model;
 mod moe;
+mod names;
 
+pub use error::MergekitError;
 pub use linear::LinearFile;
 pub use model::Fetch;
 pub use moe::{MoeFile, Prompted};

@@ -4,26 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde_saphyr::{Location, Spanned};
+use serde_saphyr::Spanned;
 
 use super::Translation;
+use super::error::MergekitError;
 use super::model::{Fetch, float, folder};
+use super::names::GATE_MODES;
+use crate::Result;
 use crate::checkpoint::dtype;
 use crate::checkpoint::manifest::model_name;
 use crate::checkpoint::yaml::{self, place};
-use crate::error::{nearest, one_of};
+use crate::error::Location;
 use crate::family::{Architecture, Config};
-use crate::{Error, Result};
-
-/// Values of `gate_mode`.
-const GATE_MODES: [&str; 6] = [
-    "hidden",
-    "hidden_avg",
-    "hidden_last",
-    "cheap_embed",
-    "random",
-    "uniform_random",
-];
 
 /// A configuration of `mergekit-moe`.
 #[derive(Debug)]
@@ -158,8 +150,8 @@ impl MoeFile {
             .map_or(&[], |shared| &shared.value)
     }
 
-    fn key(&self, location: Location, key: &str, problem: impl Into<String>) -> Error {
-        Error::key(place(&self.path, location), key, problem)
+    fn at(&self, location: serde_saphyr::Location) -> Location {
+        place(&self.path, location)
     }
 
     /// The same mixture in settings of `upcycle`.
@@ -194,12 +186,14 @@ impl MoeFile {
     fn experts(&self, base: &Path, to: &mut Translation, fetch: Fetch) -> Result<()> {
         let experts = &self.keys.experts;
         if experts.value.is_empty() {
-            return Err(self.key(
-                experts.referenced,
-                "experts",
-                "is empty, expected at least one expert",
-            ));
+            return Err(MergekitError::EmptyList {
+                at: self.at(experts.referenced),
+                key: "experts",
+                item: "expert",
+            }
+            .into());
         }
+
         // `seed` names the base model itself.
         let mut taken = BTreeSet::from(["seed".to_owned(), "shared".to_owned()]);
         let mut folders: BTreeMap<PathBuf, String> = BTreeMap::new();
@@ -216,38 +210,42 @@ impl MoeFile {
                     .to_owned(),
             );
         }
-        match self.shared() {
-            [] => {}
-            [shared] => {
-                let source = folder(&self.path, "source_model", &shared.source_model, fetch)?;
-                let name = match folders.get(&source) {
-                    _ if source == base => "seed",
-                    Some(name) => name,
-                    None => {
-                        let problem =
-                            "is neither base_model nor among the experts, expected one of them";
-                        let at = shared.source_model.referenced;
-                        return Err(self
-                            .key(at, "shared_experts", problem)
-                            .with_hint("list the model as an expert too"));
-                    }
-                };
-                to.set("shared-expert", format!("{name}:gated"));
-                self.scales("shared", shared, to);
-            }
+        self.shared_expert(base, &folders, to, fetch)
+    }
+
+    /// The shared expert, which must be a model that the mixture has anyway.
+    fn shared_expert(
+        &self,
+        base: &Path,
+        folders: &BTreeMap<PathBuf, String>,
+        to: &mut Translation,
+        fetch: Fetch,
+    ) -> Result<()> {
+        let Some(list) = &self.keys.shared_experts else {
+            return Ok(());
+        };
+        let shared = match &list.value[..] {
+            [] => return Ok(()),
+            [shared] => shared,
             more => {
-                let place = self
-                    .keys
-                    .shared_experts
-                    .as_ref()
-                    .map_or(experts.referenced, |shared| shared.referenced);
-                return Err(self.key(
-                    place,
-                    "shared_experts",
-                    format!("expected at most one, found {}", more.len()),
-                ));
+                return Err(MergekitError::SharedExperts {
+                    at: self.at(list.referenced),
+                    found: more.len(),
+                }
+                .into());
             }
-        }
+        };
+        let source = folder(&self.path, "source_model", &shared.source_model, fetch)?;
+        let name = match folders.get(&source) {
+            _ if source == base => "seed",
+            Some(name) => name,
+            None => {
+                let at = self.at(shared.source_model.referenced);
+                return Err(MergekitError::SharedExpert { at }.into());
+            }
+        };
+        to.set("shared-expert", format!("{name}:gated"));
+        self.scales("shared", shared, to);
         Ok(())
     }
 
@@ -276,15 +274,14 @@ impl MoeFile {
             .map(|(output, _)| *output)
             .collect();
         if let (Some(wanted), true) = (wanted, named.is_empty()) {
-            let known = Output::ALL.map(|(_, name)| name);
-            let problem = format!(
-                "expected the beginning of {}, found `{}`",
-                one_of(known),
-                wanted.value
-            );
-            return Err(self.key(wanted.referenced, "architecture", problem));
+            return Err(MergekitError::UnknownArchitecture {
+                at: self.at(wanted.referenced),
+                known: Output::ALL.map(|(_, name)| name).to_vec(),
+                found: wanted.value.clone(),
+            }
+            .into());
         }
-        let place = wanted.map_or(self.keys.base_model.referenced, |wanted| wanted.referenced);
+        let at = wanted.map_or(self.keys.base_model.referenced, |wanted| wanted.referenced);
         let key = if wanted.is_some() {
             "architecture"
         } else {
@@ -305,37 +302,35 @@ impl MoeFile {
                 }
                 Ok("qwen2_moe")
             }
-            Some(Output::DeepSeek) => {
-                let problem = "asks for DeepSeek-MoE, which runs only with code from the Hub and is not written here";
-                let hint = if shared == 0 {
-                    "architecture: mixtral"
-                } else {
-                    "architecture: qwen"
-                };
-                Err(self
-                    .key(place, key, problem)
-                    .with_hint(format!("say `{hint}`, which holds the same experts")))
+            Some(Output::DeepSeek) => Err(MergekitError::DeepSeek {
+                at: self.at(at),
+                key,
+                instead: if shared == 0 { "mixtral" } else { "qwen" },
             }
-            None => {
-                let problem = format!(
-                    "no output holds experts of `{family}` models beside {shared} shared expert(s)"
-                );
-                Err(self.key(place, key, problem).with_hint(
-                    "mixtral holds llama and mistral, qwen2_moe these and qwen2 beside one shared expert, qwen3_moe qwen3",
-                ))
+            .into()),
+            None => Err(MergekitError::NoOutput {
+                at: self.at(at),
+                key,
+                family: family.to_owned(),
+                shared,
             }
+            .into()),
         }
     }
 
     fn routing(&self, to: &mut Translation) -> Result<()> {
         let experts = self.keys.experts.value.len() as u64;
-        let (top_k, place) = match &self.keys.experts_per_token {
+        let (top_k, at) = match &self.keys.experts_per_token {
             Some(top_k) => (top_k.value, top_k.referenced),
             None => (2, self.keys.experts.referenced),
         };
         if top_k == 0 || top_k > experts {
-            let problem = format!("expected 1 to {experts}, the number of experts, found {top_k}");
-            return Err(self.key(place, "experts_per_token", problem));
+            return Err(MergekitError::ExpertsPerToken {
+                at: self.at(at),
+                experts,
+                found: top_k,
+            }
+            .into());
         }
         to.set("top-k", top_k);
         // With one expert a token it would be a router without gradient, which targets that always renormalise refuse.
@@ -347,7 +342,7 @@ impl MoeFile {
 
     /// The routers: rows from prompts, or draws.
     fn gates(&self, architecture: &Architecture, to: &mut Translation) -> Result<()> {
-        let (mode, place) = match &self.keys.gate_mode {
+        let (mode, at) = match &self.keys.gate_mode {
             Some(mode) => (mode.value.as_str(), mode.referenced),
             None => (GATE_MODES[0], self.keys.experts.referenced),
         };
@@ -385,24 +380,21 @@ impl MoeFile {
                     .iter()
                     .find(|expert| !prompted(expert));
                 if let Some(expert) = missing {
-                    let at = expert.source_model.referenced;
-                    let problem = format!(
-                        "has no prompts, from which gate_mode `{mode}` makes an expert's router row"
-                    );
-                    return Err(self
-                        .key(at, "positive_prompts", problem)
-                        .with_hint("give each expert positive_prompts, or say gate_mode: random"));
+                    return Err(MergekitError::NoPrompts {
+                        at: self.at(expert.source_model.referenced),
+                        mode: mode.to_owned(),
+                    }
+                    .into());
                 }
                 to.set("router", format!("prompts:{}", self.path.display()));
                 return Ok(());
             }
             other => {
-                let problem = format!("expected {}, found `{other}`", one_of(GATE_MODES));
-                let error = self.key(place, "gate_mode", problem);
-                return Err(match nearest(other, GATE_MODES) {
-                    Some(near) => error.with_hint(format!("the nearest is `{near}`")),
-                    None => error,
-                });
+                return Err(MergekitError::GateMode {
+                    at: self.at(at),
+                    found: other.to_owned(),
+                }
+                .into());
             }
         }
         if self

@@ -88,7 +88,7 @@ impl Runner<'_> {
         let mut failures = Vec::new();
         let mut fault = None;
         let (tell, told) = channel();
-        std::thread::scope(|scope| {
+        std::thread::scope(|scope| -> Result<()> {
             let mut running = 0;
             loop {
                 while !self.is_stopped() && fault.is_none() {

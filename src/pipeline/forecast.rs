@@ -71,7 +71,7 @@ impl Runner<'_> {
                 runs_because,
                 last_seconds: times.of(&stage.name).and_then(|time| time.seconds),
                 last_bytes: last_bytes
-                    .map(|bytes| Ok(bytes + self.kept_beside(stage)?))
+                    .map(|bytes| Ok::<_, Error>(bytes + self.kept_beside(stage)?))
                     .transpose()?,
                 is_measured: record.is_some_and(|record| record.is_done(stage)),
                 estimate: None,

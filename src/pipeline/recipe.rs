@@ -77,7 +77,7 @@ impl Recipe {
             let written = scalar(path, value)?.value;
             let found = serde_json::from_str(&written).unwrap_or_else(|_| written.into());
             let place = place(path, value.referenced);
-            version::check(&place, FORMAT_VERSION_KEY, Some(&found), FORMAT_VERSION)?;
+            version::check(place, FORMAT_VERSION_KEY, Some(&found), FORMAT_VERSION)?;
         }
         for (key, value) in keys {
             match key.value.as_str() {

@@ -7,7 +7,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, Spanned};
 
 use crate::checkpoint::yaml::{from_text, place, read_text};
-use crate::error::nearest;
+use crate::error::{self, nearest};
 use crate::{Error, Result};
 
 /// A part of a YAML text.
@@ -42,9 +42,10 @@ pub(super) fn read(path: &Path) -> Result<Spanned<Node>> {
 pub(super) fn parse(path: &Path, text: &str) -> Result<Spanned<Node>> {
     from_text(text).map_err(|error| {
         let error = error.without_snippet();
-        let place = error
-            .location()
-            .map_or(path.to_path_buf(), |location| place(path, location));
+        let place = error.location().map_or_else(
+            || error::Location::from(path),
+            |location| place(path, location),
+        );
         if let serde_saphyr::Error::DuplicateMappingKey { key, .. } = error {
             return Error::file(
                 place,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::pieces::{self, Piece};
 use super::recipe;
-use super::report::{Place, Report, Running};
+use super::report::{FindingPlace, Report, Running};
 use super::validate::{Options, Subject, is_own_file};
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::hash::{FileHash, FileHasher};
@@ -43,7 +43,7 @@ pub(super) fn check(report: &mut Report, subject: &mut Subject, options: &Option
     match &subject.checkpoint {
         Some(checkpoint) => compare_tensors(&mut check, &manifest, checkpoint),
         None => check.warn(
-            Place::default(),
+            FindingPlace::default(),
             "the weights could not be opened, so its tensors are not compared",
         ),
     }
@@ -72,7 +72,7 @@ fn compare_tensors(check: &mut Running, manifest: &Manifest, checkpoint: &Checkp
     for (name, record) in &manifest.tensors {
         match checkpoint.tensors.get(name) {
             None => check.fault(
-                Place::tensor(name),
+                FindingPlace::tensor(name),
                 format!("is listed in {MANIFEST}, but no file holds it"),
             ),
             Some(entry)
@@ -83,7 +83,7 @@ fn compare_tensors(check: &mut Running, manifest: &Manifest, checkpoint: &Checkp
                     "is {} {:?}, but {MANIFEST} says {dtype} {shape:?}",
                     entry.encoding, entry.shape
                 );
-                check.fault(Place::tensor(name), problem);
+                check.fault(FindingPlace::tensor(name), problem);
             }
             Some(_) => {}
         }
@@ -93,7 +93,10 @@ fn compare_tensors(check: &mut Running, manifest: &Manifest, checkpoint: &Checkp
         .keys()
         .filter(|name| !manifest.tensors.contains_key(*name))
     {
-        check.fault(Place::tensor(name), format!("is not listed in {MANIFEST}"));
+        check.fault(
+            FindingPlace::tensor(name),
+            format!("is not listed in {MANIFEST}"),
+        );
     }
 }
 
@@ -128,11 +131,14 @@ fn unlisted(check: &mut Running, subject: &Subject, manifest: &Manifest) -> Resu
     {
         if weights.contains(folder.join(name).as_path()) {
             check.fault(
-                Place::file(name),
+                FindingPlace::file(name),
                 format!("holds weights, but is not listed in {MANIFEST}"),
             );
         } else {
-            check.warn(Place::file(name), format!("is not listed in {MANIFEST}"));
+            check.warn(
+                FindingPlace::file(name),
+                format!("is not listed in {MANIFEST}"),
+            );
         }
     }
     for name in manifest
@@ -141,7 +147,7 @@ fn unlisted(check: &mut Running, subject: &Subject, manifest: &Manifest) -> Resu
         .filter(|name| !names.contains(name))
     {
         check.warn(
-            Place::file(name),
+            FindingPlace::file(name),
             format!("is listed in {MANIFEST}, but is missing"),
         );
     }
@@ -160,8 +166,8 @@ pub(super) fn compare_files(
 ) -> Result<u64> {
     let of = source.map_or(String::new(), |name| format!("of source `{name}` "));
     let place = |name: &str| match source {
-        Some(_) => Place::file(&folder.join(name).display().to_string()),
-        None => Place::file(name),
+        Some(_) => FindingPlace::file(&folder.join(name).display().to_string()),
+        None => FindingPlace::file(name),
     };
     let mut seen = BTreeSet::new();
     let mut wanted: Vec<(PathBuf, &FileHash)> = Vec::new();
@@ -170,7 +176,7 @@ pub(super) fn compare_files(
             let problem = format!(
                 "{of}is listed, expected the name of a file in its folder; it is not opened"
             );
-            check.fault(Place::file(&record.path), problem);
+            check.fault(FindingPlace::file(&record.path), problem);
         } else if !seen.insert(&record.path) {
             check.fault(place(&record.path), format!("{of}is listed twice"));
         } else {

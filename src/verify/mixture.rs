@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::report::{Place, Report};
+use super::report::{FindingPlace, Report};
 use super::tensors;
 use super::validate::Subject;
 use crate::Result;
@@ -43,10 +43,13 @@ pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
             }
             if fixed {
                 let problem = "is 1, and this family divides gates by their sum: the gate is always 1 and the router has no gradient";
-                check.warn(Place::key("config.json", "num_experts_per_tok"), problem);
+                check.warn(
+                    FindingPlace::key("config.json", "num_experts_per_tok"),
+                    problem,
+                );
             } else {
                 let problem = "is true with one expert a token: the gate is always 1 and the router has no gradient";
-                check.fault(Place::key("config.json", key), problem);
+                check.fault(FindingPlace::key("config.json", key), problem);
             }
         }
         let mut seen = 0;
@@ -74,8 +77,8 @@ pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
                     _ => continue,
                 };
                 match rows {
-                    Rows::Zero => check.fault(Place::tensor(&spec.name), problem),
-                    _ => check.warn(Place::tensor(&spec.name), problem),
+                    Rows::Zero => check.fault(FindingPlace::tensor(&spec.name), problem),
+                    _ => check.warn(FindingPlace::tensor(&spec.name), problem),
                 }
             }
         }
@@ -112,7 +115,7 @@ pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
                     Some(module) if module.contains("--") => {
                         let problem = format!("runs code of another repository: {module}");
                         check.warn(
-                            Place::key("config.json", &format!("auto_map.{class}")),
+                            FindingPlace::key("config.json", &format!("auto_map.{class}")),
                             problem,
                         );
                     }
@@ -120,7 +123,7 @@ pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
                     _ => {
                         let problem = "expected `module.Class` with a module of this folder";
                         check.fault(
-                            Place::key("config.json", &format!("auto_map.{class}")),
+                            FindingPlace::key("config.json", &format!("auto_map.{class}")),
                             problem,
                         );
                     }
@@ -132,7 +135,7 @@ pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
         for file in &files {
             if !subject.path.join(file).is_file() {
                 check.fault(
-                    Place::file(file),
+                    FindingPlace::file(file),
                     "is missing, but auto_map of config.json names it",
                 );
             }

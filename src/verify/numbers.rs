@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::pieces::{self, Piece};
-use super::report::{Place, Report};
+use super::report::{FindingPlace, Report};
 use super::tensors;
 use super::validate::{Options, Subject};
 use crate::Result;
@@ -108,7 +108,7 @@ pub(super) fn check(report: &mut Report, subject: &Subject, options: &Options) -
                 entry.shape.len() >= 2 && entry.elements() > 0 && piece_size(entry).is_some();
             let float = entry.encoding.plain().is_none_or(dtype::is_float);
             if matrix && float && !seen.nonzero && !expected.contains(*name) {
-                check.warn(Place::tensor(name), "is all zeros");
+                check.warn(FindingPlace::tensor(name), "is all zeros");
             }
             continue;
         };
@@ -121,7 +121,7 @@ pub(super) fn check(report: &mut Report, subject: &Subject, options: &Options) -
         }
         let all = entry.elements();
         check.fault(
-            Place::tensor(name),
+            FindingPlace::tensor(name),
             format!(
                 "{} of {all} values, the first at element {first}",
                 what.join(" and ")

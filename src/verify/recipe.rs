@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::report::{Place, Report, Running};
+use super::report::{FindingPlace, Report, Running};
 use crate::checkpoint::manifest::{MANIFEST, Manifest, SourceRecord};
 use crate::checkpoint::recipe::{RecipeRecord, StageRecord};
 use crate::checkpoint::reference::pinned;
@@ -25,7 +25,7 @@ pub(super) fn check(report: &mut Report, manifest: &Manifest) {
             settings(&mut check, last, manifest);
         }
         None => check.fault(
-            Place::key(MANIFEST, "recipe.stages"),
+            FindingPlace::key(MANIFEST, "recipe.stages"),
             "expected one stage at least, found none",
         ),
     }
@@ -43,7 +43,7 @@ fn stages(check: &mut Running, recipe: &RecipeRecord) {
     let mut names = BTreeSet::new();
     let mut made: BTreeMap<&str, (&str, &str)> = BTreeMap::new();
     for (number, stage) in recipe.stages.iter().enumerate() {
-        let place = || Place::key(MANIFEST, &format!("recipe.stages.{number}"));
+        let place = || FindingPlace::key(MANIFEST, &format!("recipe.stages.{number}"));
         let name = &stage.name;
         for needed in stage
             .needs
@@ -121,7 +121,7 @@ fn sources(check: &mut Running, last: &StageRecord, manifest: &Manifest) {
                     "stage `{}` read no {} with the SHA-256 {} that source `{}` has",
                     last.name, file.path, file.sha256, source.name
                 );
-                check.fault(Place::key(MANIFEST, "recipe"), problem);
+                check.fault(FindingPlace::key(MANIFEST, "recipe"), problem);
             }
         }
     }
@@ -144,7 +144,7 @@ fn settings(check: &mut Running, last: &StageRecord, manifest: &Manifest) {
                 last.name
             );
             check.fault(
-                Place::key(MANIFEST, &format!("settings.{}", key.replace('-', "_"))),
+                FindingPlace::key(MANIFEST, &format!("settings.{}", key.replace('-', "_"))),
                 problem,
             );
         }

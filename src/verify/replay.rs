@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::manifest::{Outcome, compare_files, outcomes};
 use super::pieces::{self, Piece};
-use super::report::{Place, Report, Running};
+use super::report::{FindingPlace, Report, Running};
 use super::validate::{Options, Subject};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
@@ -47,7 +47,7 @@ pub(super) fn check(
             "no readable weights".to_owned()
         };
         check.fault(
-            Place::default(),
+            FindingPlace::default(),
             format!("{missing}: there is nothing to compute again"),
         );
         check.done("nothing");
@@ -89,7 +89,7 @@ fn open_sources(
     for (number, record) in manifest.sources.iter().enumerate() {
         if !names.insert(&record.name) {
             check.fault(
-                Place::key(MANIFEST, &format!("sources.{number}")),
+                FindingPlace::key(MANIFEST, &format!("sources.{number}")),
                 format!("is a second source `{}`", record.name),
             );
             continue;
@@ -125,7 +125,10 @@ fn open_sources(
                             "holds weights of source `{}`, but {MANIFEST} does not list it",
                             record.name
                         );
-                        check.fault(Place::file(&file.path().display().to_string()), problem);
+                        check.fault(
+                            FindingPlace::file(&file.path().display().to_string()),
+                            problem,
+                        );
                     }
                 }
                 sources.push(Source {
@@ -179,7 +182,7 @@ fn locate(
             return Ok(Some(path.clone()));
         }
         check.fault(
-            Place::file(&path.display().to_string()),
+            FindingPlace::file(&path.display().to_string()),
             format!("is missing; it was given for source `{name}`"),
         );
         return Ok(None);
@@ -292,7 +295,7 @@ fn replay(
             entry.encoding.plain() == Some(record.dtype) && entry.shape == record.shape
         }) {
             check.fault(
-                Place::tensor(name),
+                FindingPlace::tensor(name),
                 format!("is not stored as {MANIFEST} says, so it is not computed"),
             );
             continue;
@@ -309,7 +312,7 @@ fn replay(
             let problem = format!(
                 "is made of {parts} parts, {orthogonal} of them orthogonal matrices; at most {MOST_PARTS} and one are computed again"
             );
-            check.fault(Place::tensor(name), problem);
+            check.fault(FindingPlace::tensor(name), problem);
             continue;
         }
         let elements = record.shape.iter().product::<u64>();
@@ -317,7 +320,7 @@ fn replay(
             let problem = format!(
                 "is an orthogonal matrix of {elements} values; at most {LARGEST_ORTHOGONAL} are drawn again"
             );
-            check.fault(Place::tensor(name), problem);
+            check.fault(FindingPlace::tensor(name), problem);
             continue;
         }
         let tensor = PlannedTensor::new(
@@ -331,7 +334,7 @@ fn replay(
             Ok(_) => planned.push(tensor),
             Err(error) => {
                 let problem = format!("cannot be computed: {error}");
-                check.fault(Place::tensor(name), problem);
+                check.fault(FindingPlace::tensor(name), problem);
             }
         }
     }
@@ -406,7 +409,7 @@ fn replay(
             "{count} of {all} values differ from {}; the first is element {element}: expected {expected}, found {found}",
             tensor.expression
         );
-        check.fault(Place::tensor(&layout.name), problem);
+        check.fault(FindingPlace::tensor(&layout.name), problem);
     }
     let mut done = format!(
         "{equal} of {} equal to their expressions, bit for bit",

@@ -1,5 +1,6 @@
 //! What was checked and what was found.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -44,7 +45,7 @@ pub struct Check {
 
 /// Where something was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Place {
+pub struct FindingPlace {
     /// File, relative to the folder where it lies in it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
@@ -56,7 +57,7 @@ pub struct Place {
     pub key: Option<String>,
 }
 
-impl Place {
+impl FindingPlace {
     /// A tensor.
     pub fn tensor(name: &str) -> Self {
         Self {
@@ -83,7 +84,7 @@ impl Place {
     }
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for FindingPlace {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         let key = self.key.as_ref().map(|key| format!("key `{key}`"));
         let tensor = self
@@ -107,7 +108,7 @@ pub struct Finding {
     pub status: Status,
     /// Where it is.
     #[serde(flatten)]
-    pub place: Place,
+    pub place: FindingPlace,
     /// What was expected and what was found.
     pub problem: String,
     /// What to do next.
@@ -237,13 +238,13 @@ pub(super) struct Running<'r> {
 
 impl Running<'_> {
     /// Something that is wrong.
-    pub fn fault(&mut self, place: Place, problem: impl Into<String>) {
+    pub fn fault(&mut self, place: FindingPlace, problem: impl Into<String>) {
         self.faults += 1;
         self.add(Status::Fault, self.faults, place, problem.into(), None);
     }
 
     /// Something that is unusual.
-    pub fn warn(&mut self, place: Place, problem: impl Into<String>) {
+    pub fn warn(&mut self, place: FindingPlace, problem: impl Into<String>) {
         self.warnings += 1;
         self.add(Status::Warning, self.warnings, place, problem.into(), None);
     }
@@ -290,7 +291,7 @@ impl Running<'_> {
         &mut self,
         status: Status,
         number: usize,
-        place: Place,
+        place: FindingPlace,
         problem: String,
         hint: Option<String>,
     ) {
@@ -305,61 +306,41 @@ impl Running<'_> {
         }
     }
 
-    fn describe(&self, error: Error) -> Result<(Place, String, Option<String>)> {
-        let hint = error.hint().map(str::to_owned);
-        let file = |path: &Path| {
-            let inside = path
-                .strip_prefix(&self.report.path)
-                .ok()
-                .filter(|inside| !inside.as_os_str().is_empty());
-            Some(inside.unwrap_or(path).display().to_string())
+    /// An error as place, problem and hint; errors of the machine and of the network are returned.
+    fn describe(&self, error: Error) -> Result<(FindingPlace, String, Option<String>)> {
+        if let Error::Io { source, path, .. } = &error
+            && source.kind() == std::io::ErrorKind::NotFound
+        {
+            let place = FindingPlace {
+                file: Some(self.shown(path)),
+                ..FindingPlace::default()
+            };
+            let hint = error.hint().map(Cow::into_owned);
+            return Ok((place, "is missing".to_owned(), hint));
+        }
+        if error.exit_code() == 3 {
+            return Err(error);
+        }
+
+        let found = error.place();
+        let place = FindingPlace {
+            file: found.path.map(|path| match found.position {
+                Some(position) => format!("{}:{position}", self.shown(path)),
+                None => self.shown(path),
+            }),
+            tensor: found.tensor.map(str::to_owned),
+            key: found.key.map(str::to_owned),
         };
-        Ok(match error {
-            Error::Io { source, path, .. } if source.kind() == std::io::ErrorKind::NotFound => (
-                Place {
-                    file: file(&path),
-                    ..Place::default()
-                },
-                "is missing".to_owned(),
-                hint,
-            ),
-            error @ (Error::Io { .. } | Error::Compute { .. } | Error::Hub { .. }) => {
-                return Err(error);
-            }
-            Error::File { path, problem, .. } => (
-                Place {
-                    file: file(&path),
-                    ..Place::default()
-                },
-                problem,
-                hint,
-            ),
-            Error::Tensor {
-                path,
-                tensor,
-                problem,
-                ..
-            } => (
-                Place {
-                    file: file(&path),
-                    tensor: Some(tensor),
-                    key: None,
-                },
-                problem,
-                hint,
-            ),
-            Error::Key {
-                path, key, problem, ..
-            } => (
-                Place {
-                    file: file(&path),
-                    key: Some(key),
-                    tensor: None,
-                },
-                problem,
-                hint,
-            ),
-            Error::Usage { problem, .. } => (Place::default(), problem, hint),
-        })
+        let hint = error.hint().map(Cow::into_owned);
+        Ok((place, error.problem(), hint))
+    }
+
+    /// A path relative to what is checked, if it is inside.
+    fn shown(&self, path: &Path) -> String {
+        let inside = path
+            .strip_prefix(&self.report.path)
+            .ok()
+            .filter(|inside| !inside.as_os_str().is_empty());
+        inside.unwrap_or(path).display().to_string()
     }
 }

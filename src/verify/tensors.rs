@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::report::{Place, Report};
+use super::report::{FindingPlace, Report};
 use super::validate::Subject;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::{Dtype, Encoding, TensorEntry, dtype};
@@ -53,14 +53,14 @@ fn file_of(checkpoint: &Checkpoint, entry: &TensorEntry) -> Option<String> {
 }
 
 /// The place of a tensor with the file that holds it.
-fn place(checkpoint: &Checkpoint, name: &str) -> Place {
+fn place(checkpoint: &Checkpoint, name: &str) -> FindingPlace {
     let file = checkpoint
         .tensors
         .get(name)
         .and_then(|entry| file_of(checkpoint, entry));
-    Place {
+    FindingPlace {
         file,
-        ..Place::tensor(name)
+        ..FindingPlace::tensor(name)
     }
 }
 
@@ -92,7 +92,7 @@ fn names_and_shapes(
             let least = least_tensors(architecture);
             let problem =
                 format!("describes a model of at least {least} tensors, but the files hold {held}");
-            check.fault(Place::file("config.json"), problem);
+            check.fault(FindingPlace::file("config.json"), problem);
             check.done("the numbers of tensors");
             return Ok(());
         }
@@ -130,7 +130,7 @@ fn names_and_shapes(
                     format!("; the nearest unexpected name is `{near}`")
                 });
                 check.fault(
-                    Place::tensor(&spec.name),
+                    FindingPlace::tensor(&spec.name),
                     format!("is missing: expected {:?}{near}", spec.shape),
                 );
             }
@@ -189,7 +189,7 @@ fn dtypes(report: &mut Report, checkpoint: &Checkpoint, subject: &Subject) {
             "is {}, but most weights are stored as {stored}",
             dtype::name(said)
         );
-        check.warn(Place::key("config.json", "dtype"), problem);
+        check.warn(FindingPlace::key("config.json", "dtype"), problem);
     }
     let rows = mix.iter().map(|(name, (count, length, _))| {
         format!(

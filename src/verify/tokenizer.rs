@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::report::{Place, Report, Running};
+use super::report::{FindingPlace, Report, Running};
 use super::validate::Subject;
 use crate::Result;
 use crate::checkpoint::json;
@@ -61,7 +61,7 @@ fn tokenizer(report: &mut Report, subject: &Subject, vocab_size: Option<u64>) ->
             Some(name) => check.done(format!("{name} is there; its ids are not read")),
             None => {
                 check.warn(
-                    Place::file(TOKENIZER),
+                    FindingPlace::file(TOKENIZER),
                     "is missing: the checkpoint cannot turn text into tokens",
                 );
                 check.done("no tokenizer");
@@ -82,7 +82,7 @@ fn tokenizer(report: &mut Report, subject: &Subject, vocab_size: Option<u64>) ->
                 let problem = format!(
                     "has the token id {highest}, but the embedding has {rows} rows (vocab_size)"
                 );
-                check.fault(Place::file(TOKENIZER), problem);
+                check.fault(FindingPlace::file(TOKENIZER), problem);
             }
             format!("{tokens} tokens, highest id {highest}, vocabulary {rows}")
         }
@@ -101,14 +101,14 @@ fn highest_id(check: &mut Running, object: &Map<String, Value>) -> Option<(u64, 
     let vocab = object.get("model").and_then(|model| model.get("vocab"));
     if !vocab.is_some_and(|vocab| vocab.is_object() || vocab.is_array()) {
         check.fault(
-            Place::key(TOKENIZER, "model.vocab"),
+            FindingPlace::key(TOKENIZER, "model.vocab"),
             "expected the tokens with their ids, found none",
         );
     }
     each_token_id(object, &mut |key, _, id| match id {
         Some(id) => _ = ids.insert(id),
         None => check.fault(
-            Place::key(TOKENIZER, key),
+            FindingPlace::key(TOKENIZER, key),
             "expected a token id, found something else",
         ),
     });
@@ -145,16 +145,17 @@ fn special_ids(report: &mut Report, subject: &Subject, vocab_size: Option<u64>) 
                     (Some(id), Some(rows)) if id >= rows => {
                         let problem =
                             format!("is {id}, but the embedding has {rows} rows (vocab_size)");
-                        check.fault(Place::key(file, key), problem);
+                        check.fault(FindingPlace::key(file, key), problem);
                     }
                     (Some(_), _) => {}
                     // −1 was an early spelling of "none".
-                    (None, _) if id.is_i64() => {
-                        check.warn(Place::key(file, key), format!("is {id}, no token id"))
-                    }
+                    (None, _) if id.is_i64() => check.warn(
+                        FindingPlace::key(file, key),
+                        format!("is {id}, no token id"),
+                    ),
                     (None, _) => {
                         check.fault(
-                            Place::key(file, key),
+                            FindingPlace::key(file, key),
                             format!("expected a token id, found {}", json::kind(id)),
                         );
                     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::report::{Place, Report};
+use super::report::{FindingPlace, Report};
 use super::{manifest, mixture, numbers, pieces, replay, tensors, tokenizer};
 use crate::checkpoint::folder::{Checkpoint, INDEX, SINGLE};
 use crate::checkpoint::header;
@@ -129,7 +129,7 @@ fn headers(report: &mut Report, subject: &mut Subject) -> Result<()> {
                 [checkpoint.files.len(), checkpoint.tensors.len()].map(|count| count as u64);
             let size = table::bytes(checkpoint.data_length());
             if tensors == 0 {
-                check.fault(Place::default(), "no tensors");
+                check.fault(FindingPlace::default(), "no tensors");
             }
             subject.checkpoint = Some(checkpoint);
             check.done(format!(
@@ -199,7 +199,7 @@ fn index(report: &mut Report, subject: &Subject) -> Result<()> {
         } else {
             let mut check = report.check("index");
             check.warn(
-                Place::file(INDEX),
+                FindingPlace::file(INDEX),
                 "is missing: most programs do not find shards without it",
             );
             check.done(format!("{} shards without an index", names.len()));
@@ -211,10 +211,10 @@ fn index(report: &mut Report, subject: &Subject) -> Result<()> {
     match checkpoint.index_total_size {
         Some(total) if total != held => {
             let problem = format!("expected the size of the tensors, {held} bytes, found {total}");
-            check.warn(Place::key(INDEX, "metadata.total_size"), problem);
+            check.warn(FindingPlace::key(INDEX, "metadata.total_size"), problem);
         }
         None => check.warn(
-            Place::key(INDEX, "metadata.total_size"),
+            FindingPlace::key(INDEX, "metadata.total_size"),
             format!("expected {held}, found no number"),
         ),
         Some(_) => {}
@@ -224,7 +224,7 @@ fn index(report: &mut Report, subject: &Subject) -> Result<()> {
     for (number, name) in names.iter().enumerate() {
         if *name != usual(number + 1) && !(count == 1 && *name == SINGLE) {
             check.warn(
-                Place::file(name),
+                FindingPlace::file(name),
                 format!("expected the name {}", usual(number + 1)),
             );
         }
@@ -330,12 +330,12 @@ fn layout(report: &mut Report, subject: &mut Subject) -> Result<Option<Checkpoin
     if fused {
         let problem = "all experts of a layer are in one tensor: transformers 4 and most other programs find none; \
                        `convert --layout classic` takes them apart";
-        check.warn(Place::default(), problem);
+        check.warn(FindingPlace::default(), problem);
     }
     if let Some(head) = head {
         let problem = "is the one matrix of a tied model, which transformers 4 and most other programs look for under the \
                        name of the input embedding; `merge --model` stores it there";
-        check.warn(Place::tensor(&head), problem);
+        check.warn(FindingPlace::tensor(&head), problem);
     }
     let stored = match architecture.as_read(Checkpoint::open(subject.path)?) {
         Ok(apart) => subject.checkpoint.replace(apart),

@@ -378,14 +378,14 @@ fn refusals_are_told_apart_and_hold_no_secret() {
     };
     let (write, outsider) = (world.server.token(), Role::Outsider.token());
     with(write, &["pull", "org/absent"])
-        .refused(2, &["hf://org/absent", "expected a repository", "spelling"]);
+        .refused(2, &["hf://org/absent", "repository not found", "spelling"]);
     with(write, &["pull", "org/seed@absent"]).refused(
         2,
         &["hf://org/seed@absent", "revision", "a tag or a commit"],
     );
     with(outsider, &["pull", "org/gated"]).refused(2, &["org/gated", "gated", "ask for access"]);
     with(outsider, &["pull", "org/private"])
-        .refused(2, &["org/private", "expected a repository", "HF_TOKEN"]);
+        .refused(2, &["org/private", "repository not found", "HF_TOKEN"]);
     with("", &["pull", "org/private"]).refused(2, &["org/private", "HF_TOKEN"]);
     with(Role::Expired.token(), &["pull", "org/seed"]).refused(2, &["HF_TOKEN to a valid token"]);
     with("hf_nobodynobodynobody", &["pull", "org/seed"]).refused(2, &["HF_TOKEN to a valid token"]);
@@ -397,12 +397,12 @@ fn refusals_are_told_apart_and_hold_no_secret() {
         .server
         .fault(Fault::new(Listener::Hub, "GET", "/revision/a%2Fb", bare.clone()).always());
     with(write, &["pull", "org/seed@a/b"])
-        .refused(2, &["hf://org/seed@a/b", "expected a revision"]);
+        .refused(2, &["hf://org/seed@a/b", "no revision of this name"]);
     world
         .server
         .fault(Fault::new(Listener::Hub, "GET", "/revision/", bare).always());
     with(write, &["pull", "org/seed@a/b"])
-        .refused(2, &["hf://org/seed@a/b", "expected a repository"]);
+        .refused(2, &["hf://org/seed@a/b", "repository not found"]);
     world.server.mend();
     let mut command = world.command(&["pull", "org/seed"]);
     command.env("HF_ENDPOINT", "http://127.0.0.1:9");
@@ -542,7 +542,7 @@ fn what_cannot_be_right_is_refused() {
                 String::new(),
             ),
         ),
-        &Ends::Badly(2, &["expected a file of this name"]),
+        &Ends::Badly(2, &["no file of this name"]),
     );
     under(
         hub(

@@ -949,7 +949,7 @@ fn refusals_of_the_hub_are_told_apart() {
         .fault(Fault::new(Listener::Hub, "POST", "/preupload/", gone));
     world
         .push(&[])
-        .refused(2, &["expected a repository", "takes no pushes"]);
+        .refused(2, &["repository not found", "takes no pushes"]);
     let mut command = world.command(&["push", "model", REPOSITORY]);
     command.env("HF_HUB_OFFLINE", "1");
     finish(command).refused(2, &["HF_HUB_OFFLINE"]);
