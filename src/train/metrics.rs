@@ -1,6 +1,6 @@
 //! What a run tells about itself: one JSON object a line, and the same numbers for TensorBoard.
 //!
-//! `docs/reference/training.md` describes each line. A run that resumes cuts both files back to the step that it resumes from, so
+//! `docs/reference/training-log.md` describes each line. A run that resumes cuts both files back to the step that it resumes from, so
 //! that the log of an interrupted run is that of one never stopped, but for times and the line that says so.
 
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! Training, of dense models and mixtures alike: losses, gradients layer by layer, AdamW, and a run that survives.
 //!
 //! [`run()`] is the whole of it: from a checkpoint and token folders to a checkpoint, with everything that happens on the
-//! way in the folder `OUT.run` beside the output. `docs/reference/training.md` describes both.
+//! way in the folder `OUT.run` beside the output. `docs/reference/run-folder.md` describes both.
 
 mod adamw;
 mod backward;
