@@ -53,4 +53,16 @@ impl Architecture {
             None => error,
         })
     }
+
+    /// Dimensions of each head that are rotated, an even number; `config` only names the place in errors.
+    pub(crate) fn rotary(&self, config: &Config) -> Result<u64> {
+        let rotary = (self.head_dim as f64 * self.partial_rotary_factor.unwrap_or(1.0)) as u64;
+        if rotary == 0 || !rotary.is_multiple_of(2) {
+            let problem = format!(
+                "expected an even number of rotated dimensions of each head, found {rotary}"
+            );
+            return Err(Error::key(&config.path, "head_dim", problem));
+        }
+        Ok(rotary)
+    }
 }

@@ -1,17 +1,20 @@
 //! One `config.json` as read, and typed access to its keys under any of their names.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use super::format::Family;
-use super::gguf;
-use super::keys::Key;
+use super::gguf_architecture;
+use super::keys::{Field, Key};
+use super::known::{brought, families};
 use super::layout::Choice;
 use super::spelling::same_value;
 use crate::checkpoint::foreign;
 use crate::checkpoint::json::{kind, read_object};
 use crate::checkpoint::version;
+use crate::error::{nearest, one_of};
 use crate::{Error, Result};
 
 /// The key that holds the version of a BAM's `config.json`.
@@ -37,12 +40,65 @@ pub(crate) enum Found<'a> {
     Value(&'a str, &'a Value),
 }
 
+impl Family {
+    /// The family of a `config.json`, by `model_type` or, where it has none, by `architectures`.
+    ///
+    /// A family that a user brought describes every model that is not said to be of an embedded family with experts where it has
+    /// none, or without experts where it has some: a command reads mixtures beside the dense models of that family.
+    pub fn of(config: &Config) -> Result<Arc<Self>> {
+        let model_type = match config.json.get("model_type") {
+            None => None,
+            Some(_) => Some(config.model_type()?),
+        };
+        let class = config
+            .json
+            .get("architectures")
+            .and_then(|classes| classes.get(0))
+            .and_then(Value::as_str);
+        let known = families()?;
+        let named = known
+            .iter()
+            .find(|family| family.is_named(model_type, class));
+        if let Some(brought) = brought() {
+            let is_other = named.is_some_and(|named| named.is_mixture() != brought.is_mixture());
+            if brought.is_named(model_type, class) || !is_other {
+                return Ok(Arc::clone(brought));
+            }
+        }
+        match named {
+            Some(family) => Ok(Arc::clone(family)),
+            None => Err(unknown_family(config, config.model_type()?, known)),
+        }
+    }
+}
+
+/// The refusal of a `model_type` that is none of the known families'.
+fn unknown_family(config: &Config, found: &str, known: &[Arc<Family>]) -> Error {
+    let names = || {
+        known
+            .iter()
+            .flat_map(|family| family.model_types.iter().map(String::as_str))
+    };
+    let bring = "a family that differs in names only can be brought with --format FILE (see formats/ for examples)";
+    let hint = match nearest(found, names()) {
+        Some(name) => format!("the nearest known one is `{name}`; {bring}"),
+        None => bring.to_owned(),
+    };
+    let problem = format!(
+        "expected a known family: {}; found {}",
+        one_of(names()),
+        kind(&Value::from(found))
+    );
+    Error::key(&config.path, "model_type", problem).with_hint(hint)
+}
+
 impl Config {
     /// Reads a `config.json`, or that of a folder.
     pub fn read(file_or_folder: &Path) -> Result<Self> {
         let path = foreign::config_of(file_or_folder)?;
         // Of a GGUF file, its architecture decides what can be done with it.
-        let json = read_object(&path).map_err(|error| gguf::refusal(&path).unwrap_or(error))?;
+        let json = read_object(&path)
+            .map_err(|error| gguf_architecture::refusal(&path).unwrap_or(error))?;
         let config = Self { path, json };
         config.check_version()?;
         Ok(config)
@@ -177,7 +233,7 @@ impl Config {
         let Ok(family) = Family::of(self) else {
             return Ok(None);
         };
-        let key = &family.keys.rope_theta;
+        let key = &family.keys[Field::RopeTheta];
         let assumed = self.assumed(key)?;
         if let (Some(_), Some(value), Some(name)) = (&assumed, self.default(key), key.names.first())
         {

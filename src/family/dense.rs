@@ -1,21 +1,21 @@
 //! Back from a mixture: the dense model that one of its experts is on its own.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::architecture::Architecture;
 use super::config::{BAM_VERSION, Config};
-use super::format::{Family, Presence, families};
+use super::format::{Family, Presence};
+use super::keys::Field;
+use super::known::families;
+use super::layout::Layouts;
 use super::mixture::Mixture;
-use super::spelling::both_spellings;
-use super::stock::{Output, biases};
-use super::target::{DESCRIBED, put_rope};
+use super::stock::Output;
+use super::target::SEED_MODEL_TYPE;
+use super::write::{ConfigWriter, biases};
 use crate::{Error, Result};
 
-/// The key of a BAM's `config.json` that keeps the seed's `model_type`.
-pub(super) const SEED_MODEL_TYPE: &str = "seed_model_type";
-
-/// Keys that describe a mixture, beside [`Mixture::KEYS`] and [`DESCRIBED`]; a dense model of any family does without them.
-const STRAY: [&str; 10] = [
+/// Keys that describe a mixture, beside [`Mixture::KEYS`] and those of its layouts; a dense model of any family does without them.
+const STRAY: [&str; 12] = [
     "qkv_bias",
     "auto_map",
     BAM_VERSION,
@@ -26,6 +26,9 @@ const STRAY: [&str; 10] = [
     "decoder_sparse_step",
     "router_jitter_noise",
     "output_router_logits",
+    "attention_output_bias",
+    // Said again, with every value, in both spellings.
+    "rope_scaling",
 ];
 
 impl Architecture {
@@ -130,17 +133,17 @@ fn restored(
     family: &Family,
     model_type: Option<&String>,
 ) -> Map<String, Value> {
-    let mut json = config.json.clone();
-    for stray in STRAY.iter().chain(&DESCRIBED).chain(&Mixture::KEYS) {
-        json.shift_remove(*stray);
-    }
-    json.retain(|key, _| family.knows(key));
-    json.shift_remove("rope_scaling");
-    put_rope(&mut json, wanted);
-    if let Some(name) = family.keys.sliding_window.names.first()
-        && !json.contains_key(name)
-    {
-        json.insert(name.clone(), json!(wanted.sliding_window));
+    let mut base = config.json.clone();
+    base.retain(|key, _| family.knows(key));
+    // Dense models of some families have norms of queries and keys by a key of that name.
+    let layouts = Layouts::NAMES.into_iter().filter(|key| *key != "qk_norm");
+    let strays = STRAY.into_iter().chain(Mixture::KEYS).chain(layouts);
+    let mut json = ConfigWriter::new(base, strays, family, wanted);
+    json.rope();
+
+    let window = family.keys[Field::SlidingWindow].name();
+    if window.is_some_and(|name| !json.contains(name)) {
+        json.keys(&[Field::SlidingWindow]);
     }
     let biases = biases(family, wanted);
     for said in ["attention_bias", "mlp_bias"] {
@@ -148,19 +151,11 @@ fn restored(
             .iter()
             .any(|(presence, _)| matches!(presence, Presence::Key { name, .. } if name == said))
         {
-            json.shift_remove(said);
+            json.remove(said);
         }
     }
-    for (presence, there) in biases {
-        if let Presence::Key { name, .. } = presence {
-            json.insert(name.clone(), json!(there));
-        }
-    }
-    if let Some(name) = family.keys.intermediate_size.names.first() {
-        json.insert(name.clone(), json!(wanted.intermediate_size));
-    }
-    json.insert("model_type".to_owned(), json!(model_type));
-    json.insert("architectures".to_owned(), json!(family.architectures));
-    both_spellings(&mut json);
-    json
+    json.biases();
+    json.keys(&[Field::IntermediateSize]);
+    json.identity(model_type.map(String::as_str));
+    json.finish()
 }

@@ -1,23 +1,18 @@
-//! A family as data: one file of `formats/`, embedded here or brought by a user.
+//! A family as data: what one file of `formats/`, or one that a user brings, says.
 
 use std::path::Path;
-use std::sync::{Arc, LazyLock};
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::config::Config;
-use super::keys::{Keys, MixtureKeys};
-use super::layout::{Block, MlpType, NormPosition, NormType, QkNorm};
-use super::tensors::Role;
-use crate::checkpoint::json::kind;
-use crate::checkpoint::yaml;
-use crate::error::{nearest, one_of};
+use super::keys::{Field, Keys, Need, Section};
+use super::layout::{Block, Layouts, MlpType, NormPosition, NormType, QkNorm, SaidLayouts};
+use super::names::{FusedTensorNames, GgufNames, Holds, RoleNames};
+use super::role::Role;
 use crate::{Error, Result};
 
 /// What one family of models calls its tensors and configuration keys, and which layouts it uses.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Family {
     /// Name of the family.
     pub name: String,
@@ -25,38 +20,25 @@ pub struct Family {
     pub(crate) model_types: Vec<String>,
     /// Classes in `architectures` that mean this family, for a config without `model_type`.
     pub(crate) architectures: Vec<String>,
-    /// How attention and feed-forward are joined.
-    pub(crate) block: Block,
-    /// Which normalisation.
-    pub(crate) norm_type: NormType,
-    /// Where a block normalises.
-    pub(crate) norm_position: NormPosition,
-    /// The feed-forward network.
-    pub(crate) mlp_type: MlpType,
-    /// Whether rotary pairs are neighbours (`2i`, `2i + 1`) rather than half a head apart.
-    pub(crate) rope_interleaved: bool,
-    /// Normalisation of queries and keys, where [`Present::qk_norm`] says there is one.
-    pub(crate) qk_norm: QkNorm,
+    /// What its models compute.
+    pub(crate) layouts: Layouts,
     /// Which optional parameters exist.
     pub(crate) present: Present,
     /// Names of configuration keys.
     pub(crate) keys: Keys,
     /// Names of tensors.
-    pub(crate) tensors: TensorNames,
+    pub(crate) tensors: RoleNames,
     /// Names of the experts' tensors; a family with these is a mixture.
-    #[serde(default)]
-    pub(crate) expert_tensors: Option<ExpertTensorNames>,
+    pub(crate) expert_tensors: Option<RoleNames>,
     /// Configuration keys of the experts, in a mixture that is not a BAM: feed-forward experts beside ordinary attention.
-    #[serde(default)]
-    pub(crate) mixture: Option<MixtureKeys>,
+    pub(crate) mixture: Option<Keys>,
     /// Names of the tensors that hold all experts of a layer at once, in the layout that transformers 5 writes.
-    #[serde(default)]
     pub(crate) fused_tensors: Option<FusedTensorNames>,
+    /// Names in GGUF files, of a family that llama.cpp computes.
+    pub(crate) gguf: Option<GgufNames>,
     /// Further keys of the configuration class, which change nothing that is computed here.
-    #[serde(default)]
     pub(crate) other_keys: Vec<String>,
     /// Values of configuration keys that mean something which cannot be computed here.
-    #[serde(default)]
     pub(crate) refused: Vec<Refused>,
 }
 
@@ -111,8 +93,7 @@ impl From<PresenceText> for Presence {
 
 /// Which optional parameters exist: `never`, `always`, the boolean key that says so (absent means false), or
 /// `{ key: NAME, default: true }`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Present {
     /// Biases of q, k and v.
     pub(crate) attention_bias: Presence,
@@ -124,215 +105,109 @@ pub(crate) struct Present {
     pub(crate) qk_norm: Presence,
 }
 
-/// Names of the tensors of the fused layout: gate and up projections of all experts `[experts, 2 · intermediate, hidden]`, down
-/// projections `[experts, hidden, intermediate]`, and the router under the name that it has there.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct FusedTensorNames {
-    pub(crate) gate_up: String,
-    pub(crate) down: String,
-    pub(crate) ffn_router: String,
-}
-
-/// Names of the tensors outside experts, one field a [`Role`]; `{l}` stands for the layer.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TensorNames {
-    pub(crate) embedding: String,
-    pub(crate) final_norm: String,
-    pub(crate) head: String,
-    pub(crate) input_norm: Option<String>,
-    pub(crate) post_attention_norm: Option<String>,
-    pub(crate) pre_feedforward_norm: Option<String>,
-    pub(crate) post_feedforward_norm: Option<String>,
-    pub(crate) q: String,
-    pub(crate) k: String,
-    pub(crate) v: String,
-    pub(crate) o: String,
-    pub(crate) q_norm: Option<String>,
-    pub(crate) k_norm: Option<String>,
-    pub(crate) gate: Option<String>,
-    pub(crate) up: String,
-    pub(crate) down: String,
-    pub(crate) ffn_router: Option<String>,
-    pub(crate) attention_router: Option<String>,
-    pub(crate) shared_gate: Option<String>,
-    pub(crate) shared_up: Option<String>,
-    pub(crate) shared_down: Option<String>,
-    pub(crate) shared_expert_gate: Option<String>,
-}
-
-/// Names of the tensors of one expert, one field a [`Role`]; `{l}` stands for the layer, `{e}` for the expert.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ExpertTensorNames {
-    pub(crate) q: Option<String>,
-    pub(crate) k: Option<String>,
-    pub(crate) v: Option<String>,
-    pub(crate) o: Option<String>,
-    pub(crate) q_norm: Option<String>,
-    pub(crate) k_norm: Option<String>,
-    pub(crate) gate: String,
-    pub(crate) up: String,
-    pub(crate) down: String,
-    pub(crate) attention_adapter: Option<String>,
-    pub(crate) ffn_adapter: Option<String>,
-}
-
-impl TensorNames {
-    /// The pattern of a role's weight.
-    pub(crate) fn get(&self, role: Role) -> Option<&str> {
-        match role {
-            Role::Embedding => Some(&self.embedding),
-            Role::FinalNorm => Some(&self.final_norm),
-            Role::Head => Some(&self.head),
-            Role::InputNorm => self.input_norm.as_deref(),
-            Role::PostAttentionNorm => self.post_attention_norm.as_deref(),
-            Role::PreFeedforwardNorm => self.pre_feedforward_norm.as_deref(),
-            Role::PostFeedforwardNorm => self.post_feedforward_norm.as_deref(),
-            Role::Q => Some(&self.q),
-            Role::K => Some(&self.k),
-            Role::V => Some(&self.v),
-            Role::O => Some(&self.o),
-            Role::QNorm => self.q_norm.as_deref(),
-            Role::KNorm => self.k_norm.as_deref(),
-            Role::Gate => self.gate.as_deref(),
-            Role::Up => Some(&self.up),
-            Role::Down => Some(&self.down),
-            Role::FfnRouter => self.ffn_router.as_deref(),
-            Role::AttentionRouter => self.attention_router.as_deref(),
-            Role::SharedGate => self.shared_gate.as_deref(),
-            Role::SharedUp => self.shared_up.as_deref(),
-            Role::SharedDown => self.shared_down.as_deref(),
-            Role::SharedExpertGate => self.shared_expert_gate.as_deref(),
-            Role::AttentionAdapter | Role::FfnAdapter => None,
-        }
+impl Present {
+    /// All of them, in the order of a format file.
+    fn all(&self) -> [&Presence; 4] {
+        [
+            &self.attention_bias,
+            &self.attention_output_bias,
+            &self.mlp_bias,
+            &self.qk_norm,
+        ]
     }
 }
 
-impl ExpertTensorNames {
-    /// The pattern of a role's weight in an expert.
-    pub(crate) fn get(&self, role: Role) -> Option<&str> {
-        match role {
-            Role::Q => self.q.as_deref(),
-            Role::K => self.k.as_deref(),
-            Role::V => self.v.as_deref(),
-            Role::O => self.o.as_deref(),
-            Role::QNorm => self.q_norm.as_deref(),
-            Role::KNorm => self.k_norm.as_deref(),
-            Role::Gate => Some(&self.gate),
-            Role::Up => Some(&self.up),
-            Role::Down => Some(&self.down),
-            Role::AttentionAdapter => self.attention_adapter.as_deref(),
-            Role::FfnAdapter => self.ffn_adapter.as_deref(),
-            _ => None,
-        }
+/// A format file as it is written: a file that extends another says only what differs.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FamilyText {
+    #[serde(default)]
+    pub(super) extends: Option<String>,
+    name: Option<String>,
+    model_types: Option<Vec<String>>,
+    architectures: Option<Vec<String>>,
+    block: Option<Block>,
+    norm_type: Option<NormType>,
+    norm_position: Option<NormPosition>,
+    mlp_type: Option<MlpType>,
+    rope_interleaved: Option<bool>,
+    qk_norm: Option<QkNorm>,
+    present: Option<PresentText>,
+    keys: Option<Keys>,
+    tensors: Option<RoleNames>,
+    expert_tensors: Option<RoleNames>,
+    mixture: Option<Keys>,
+    fused_tensors: Option<FusedTensorNames>,
+    gguf: Option<GgufNames>,
+    other_keys: Option<Vec<String>>,
+    refused: Option<Vec<Refused>>,
+}
+
+/// The section `present` as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PresentText {
+    attention_bias: Option<Presence>,
+    attention_output_bias: Option<Presence>,
+    mlp_bias: Option<Presence>,
+    qk_norm: Option<Presence>,
+}
+
+impl FamilyText {
+    /// The family, complete; `path` names the place in errors.
+    pub(super) fn resolve(self, path: &Path) -> Result<Family> {
+        let missing = |key: &str| Error::key(path, key, "is required, but is not there");
+        let said = SaidLayouts {
+            block: self.block,
+            norm_type: self.norm_type,
+            norm_position: self.norm_position,
+            mlp_type: self.mlp_type,
+            rope_interleaved: self.rope_interleaved,
+            qk_norm: self.qk_norm,
+        };
+        let present = self.present.ok_or_else(|| missing("present"))?;
+        let presence = |presence: Option<Presence>, key: &str| {
+            presence.ok_or_else(|| missing(&format!("present.{key}")))
+        };
+
+        let family = Family {
+            name: self.name.ok_or_else(|| missing("name"))?,
+            model_types: self.model_types.ok_or_else(|| missing("model_types"))?,
+            architectures: self.architectures.ok_or_else(|| missing("architectures"))?,
+            layouts: said.complete().map_err(missing)?,
+            present: Present {
+                attention_bias: presence(present.attention_bias, "attention_bias")?,
+                attention_output_bias: presence(
+                    present.attention_output_bias,
+                    "attention_output_bias",
+                )?,
+                mlp_bias: presence(present.mlp_bias, "mlp_bias")?,
+                qk_norm: presence(present.qk_norm, "qk_norm")?,
+            },
+            keys: self.keys.unwrap_or_default(),
+            tensors: self.tensors.unwrap_or_default(),
+            expert_tensors: self.expert_tensors,
+            mixture: self.mixture,
+            fused_tensors: self.fused_tensors,
+            gguf: self.gguf,
+            other_keys: self.other_keys.unwrap_or_default(),
+            refused: self.refused.unwrap_or_default(),
+        };
+        family.check(path)?;
+        Ok(family)
     }
-}
-
-macro_rules! embedded {
-    ($($name:literal),*) => {
-        [$((concat!("formats/", $name, ".yaml"), include_str!(concat!("../../formats/", $name, ".yaml")))),*]
-    };
-}
-
-/// The embedded files, in the order in which they are listed to users.
-static EMBEDDED: [(&str, &str); 10] = embedded!(
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "cohere",
-    "bam",
-    "mixtral",
-    "qwen2_moe",
-    "qwen3_moe",
-    "olmoe"
-);
-
-static FAMILIES: LazyLock<std::result::Result<Vec<Arc<Family>>, String>> = LazyLock::new(|| {
-    let parse =
-        |(path, text): &(&str, &str)| Family::from_yaml(Path::new(path), text).map(Arc::new);
-    EMBEDDED
-        .iter()
-        .map(parse)
-        .collect::<Result<_>>()
-        .map_err(|e| e.to_string())
-});
-
-/// The families that the toolkit knows by itself.
-pub fn families() -> Result<&'static [Arc<Family>]> {
-    FAMILIES.as_deref().map_err(Error::usage)
 }
 
 impl Family {
-    /// Reads a family from the text of a format file; `path` only names the place in errors.
-    pub fn from_yaml(path: &Path, text: &str) -> Result<Self> {
-        let family: Self = yaml::parse(path, text)?;
-        family.check(path)?;
-        Ok(family)
+    /// The name of the output embedding.
+    pub(crate) fn head(&self) -> &str {
+        // The check of the format file has seen it.
+        self.tensors.get(Role::Head).unwrap_or_default()
     }
 
-    /// Reads a family from a format file.
-    pub fn read(path: &Path) -> Result<Self> {
-        let family: Self = yaml::read(path)?;
-        family.check(path)?;
-        Ok(family)
-    }
-
-    /// The embedded family of that name.
-    pub fn named(name: &str) -> Result<Arc<Self>> {
-        let known = families()?;
-        known
-            .iter()
-            .find(|family| family.name == name)
-            .cloned()
-            .ok_or_else(|| {
-                Error::usage(format!(
-                    "expected a family: {}; found `{name}`",
-                    one_of(known.iter().map(|family| family.name.as_str()))
-                ))
-            })
-    }
-
-    /// The embedded family of a `config.json`, by `model_type` or, where it has none, by `architectures`.
-    pub fn of(config: &Config) -> Result<Arc<Self>> {
-        let known = families()?;
-        let class = config
-            .json
-            .get("architectures")
-            .and_then(|classes| classes.get(0))
-            .and_then(Value::as_str);
-        if let (false, Some(class)) = (config.json.contains_key("model_type"), class)
-            && let Some(family) = known
-                .iter()
-                .find(|family| family.architectures.iter().any(|name| name == class))
-        {
-            return Ok(Arc::clone(family));
-        }
-        let found = config.model_type()?;
-        if let Some(family) = known
-            .iter()
-            .find(|family| family.model_types.iter().any(|name| name == found))
-        {
-            return Ok(Arc::clone(family));
-        }
-        let names = || {
-            known
-                .iter()
-                .flat_map(|family| family.model_types.iter().map(String::as_str))
-        };
-        let bring = "a family that differs in names only can be brought with --format FILE (see formats/ for examples)";
-        let hint = match nearest(found, names()) {
-            Some(name) => format!("the nearest known one is `{name}`; {bring}"),
-            None => bring.to_owned(),
-        };
-        let problem = format!(
-            "expected a known family: {}; found {}",
-            one_of(names()),
-            kind(&Value::from(found))
-        );
-        Err(Error::key(&config.path, "model_type", problem).with_hint(hint))
+    /// The name of the input embedding.
+    pub(crate) fn embedding(&self) -> &str {
+        self.tensors.get(Role::Embedding).unwrap_or_default()
     }
 
     /// Whether configurations of the family say themselves which layouts they use, as a BAM's do.
@@ -345,55 +220,71 @@ impl Family {
         self.expert_tensors.is_some()
     }
 
+    /// Whether a configuration names this family, by `model_type`, or by its class where it has no `model_type`.
+    pub(crate) fn is_named(&self, model_type: Option<&str>, class: Option<&str>) -> bool {
+        let (names, found) = match (model_type, class) {
+            (None, Some(class)) => (&self.architectures, class),
+            (model_type, _) => (&self.model_types, model_type.unwrap_or_default()),
+        };
+        names.iter().any(|name| name == found)
+    }
+
+    /// Whether the configuration class of the family knows the key of that name. A BAM's holds what its seed's class knows.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        /// Keys of every configuration in transformers that change nothing that is computed here.
+        const COMMON: [&str; 21] = [
+            "_name_or_path",
+            "architectures",
+            "attn_implementation",
+            "bos_token_id",
+            "chunk_size_feed_forward",
+            "eos_token_id",
+            // Ours, in mixtures of every family.
+            "expert_names",
+            "id2label",
+            "label2id",
+            "model_type",
+            "original_max_position_embeddings",
+            "output_attentions",
+            "output_hidden_states",
+            "pad_token_id",
+            "problem_type",
+            "return_dict",
+            "rope_parameters",
+            "rope_scaling",
+            "rope_theta",
+            "transformers_version",
+            "use_cache",
+        ];
+        let is_listed = |keys: &Keys| {
+            keys.iter()
+                .any(|(_, key)| key.names.iter().any(|known| known == name))
+        };
+        self.says_layouts()
+            || COMMON.contains(&name)
+            || self.other_keys.iter().any(|key| key == name)
+            || self.refused.iter().any(|refused| refused.key == name)
+            || is_listed(&self.keys)
+            || self.mixture.as_ref().is_some_and(is_listed)
+            || self
+                .present
+                .all()
+                .into_iter()
+                .any(|presence| matches!(presence, Presence::Key { name: key, .. } if key == name))
+    }
+
     /// Refuses what the grammar allows and the toolkit could not use.
     fn check(&self, path: &Path) -> Result<()> {
-        for role in Role::ALL {
-            for (section, pattern, expert) in [
-                ("tensors", self.tensors.get(role), false),
-                (
-                    "expert_tensors",
-                    self.expert_tensors
-                        .as_ref()
-                        .and_then(|names| names.get(role)),
-                    true,
-                ),
-            ] {
-                let Some(pattern) = pattern else { continue };
-                let places = [("{l}", role.in_layer()), ("{e}", expert)];
-                let fits = places
-                    .iter()
-                    .all(|(hole, wanted)| pattern.matches(hole).count() == usize::from(*wanted));
-                let holes: usize = places.iter().map(|(_, wanted)| usize::from(*wanted)).sum();
-                if !fits
-                    || pattern.matches(['{', '}']).count() != 2 * holes
-                    || !pattern.ends_with(".weight")
-                {
-                    let wanted: Vec<&str> = places
-                        .iter()
-                        .filter(|(_, wanted)| *wanted)
-                        .map(|(hole, _)| *hole)
-                        .collect();
-                    let wanted = if wanted.is_empty() {
-                        "no {…}".to_owned()
-                    } else {
-                        wanted.join(" and ") + " once"
-                    };
-                    return Err(Error::key(
-                        path,
-                        &format!("{section}.{role}"),
-                        format!(
-                            "expected a name that ends in .weight with {wanted}, found \"{pattern}\""
-                        ),
-                    ));
-                }
-            }
+        self.check_keys(path)?;
+        self.tensors.check(path, "tensors", Holds::Model)?;
+        if let Some(names) = &self.expert_tensors {
+            names.check(path, "expert_tensors", Holds::OneExpert)?;
         }
-        if self.mixture.is_some() && self.tensors.ffn_router.is_none() {
-            return Err(Error::key(
-                path,
-                "tensors.ffn_router",
-                "expected a name, because this family is a mixture",
-            ));
+        if let Some(names) = &self.fused_tensors {
+            names.check(path)?;
+        }
+        if let Some(names) = &self.gguf {
+            names.check(path)?;
         }
         if self.mixture.is_some() && self.expert_tensors.is_none() {
             return Err(Error::key(
@@ -402,82 +293,60 @@ impl Family {
                 "expected names, because this family is a mixture",
             ));
         }
-        for (key, pattern) in self.fused_tensors.iter().flat_map(FusedTensorNames::all) {
-            if pattern.matches("{l}").count() != 1 || pattern.matches(['{', '}']).count() != 2 {
-                let problem = format!("expected a name with {{l}} once, found \"{pattern}\"");
-                return Err(Error::key(path, &format!("fused_tensors.{key}"), problem));
+        self.check_roles(path)
+    }
+
+    /// Each key that the reader needs is listed, in its section, and has a name or a default.
+    fn check_keys(&self, path: &Path) -> Result<()> {
+        let sections = [
+            ("keys", Section::Keys, Some(&self.keys)),
+            ("mixture", Section::Mixture, self.mixture.as_ref()),
+        ];
+        for (name, section, keys) in sections {
+            let Some(keys) = keys else { continue };
+            for (field, key) in keys.iter() {
+                let at = format!("{name}.{}", field.name());
+                if field.section() != section {
+                    let other = match field.section() {
+                        Section::Keys => "keys",
+                        Section::Mixture => "mixture",
+                    };
+                    let problem = format!("belongs under `{other}`");
+                    return Err(Error::key(path, &at, problem));
+                }
+                if key.names.is_empty() && key.default.is_none() {
+                    let problem = "has neither a name nor a default";
+                    return Err(Error::key(path, &at, problem));
+                }
             }
-        }
-        let needed = Role::norms(self.block, self.norm_position)
-            .into_iter()
-            .chain((self.mlp_type == MlpType::Gated).then_some(Role::Gate))
-            .chain((self.qk_norm != QkNorm::None).then_some(Role::QNorm))
-            .chain((self.qk_norm != QkNorm::None).then_some(Role::KNorm));
-        for role in needed {
-            if self.tensors.get(role).is_none() {
-                let problem = "expected a name, because the layout of this family has such a tensor; found none";
-                return Err(Error::key(path, &format!("tensors.{role}"), problem));
+            for field in Field::ALL {
+                let needed = field.section() == section && field.need() == Need::Required;
+                if needed && !keys.has(field) {
+                    let at = format!("{name}.{}", field.name());
+                    return Err(Error::key(path, &at, "is required, but is not there"));
+                }
             }
         }
         Ok(())
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn embedded_formats_are_sound() {
-        let names: Vec<_> = families()
-            .unwrap()
-            .iter()
-            .map(|family| family.name.clone())
-            .collect();
-        let dense = ["llama", "mistral", "qwen2", "qwen3", "cohere"];
-        let mixtures = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
-        assert_eq!(names, [dense, mixtures].concat());
-    }
-
-    fn refused(change: impl Fn(&str) -> String) -> Error {
-        Family::from_yaml(Path::new("my.yaml"), &change(EMBEDDED[0].1)).unwrap_err()
-    }
-
-    #[test]
-    fn unknown_keys_are_refused_with_the_nearest() {
-        let error = refused(|text| text.replace("  num_heads:", "  nun_heads:"));
-        assert!(error.to_string().contains("key `nun_heads`"), "{error}");
-        assert!(error.to_string().contains("my.yaml:"), "{error}");
-        assert_eq!(
-            error.hint().as_deref(),
-            Some("the nearest known key is `num_heads`")
-        );
-        let error = refused(|text| text.replace("block: sequential", "block: sequentail"));
-        assert!(error.to_string().contains("sequential"), "{error}");
-    }
-
-    #[test]
-    fn patterns_are_checked() {
-        let error = refused(|text| {
-            text.replace("layers.{l}.self_attn.q_proj", "layers.{n}.self_attn.q_proj")
-        });
-        assert!(
-            error
-                .to_string()
-                .contains("key `tensors.q`: expected a name that ends in .weight with {l}"),
-            "{error}"
-        );
-        let error = refused(|text| {
-            text.replace(
-                "block: sequential",
-                "block: sequential\nnorm_position: sandwich",
-            )
-        });
-        assert!(error.to_string().contains("norm_position"), "{error}");
-        let error = refused(|text| text.replace("norm_position: pre", "norm_position: sandwich"));
-        assert!(
-            error.to_string().contains("tensors.pre_feedforward_norm"),
-            "{error}"
-        );
+    /// Each tensor that the layouts need has a name.
+    fn check_roles(&self, path: &Path) -> Result<()> {
+        let layouts = &self.layouts;
+        let place = (layouts.block, layouts.norm_position);
+        for role in Role::ALL {
+            let because = if role.is_in_dense(place, layouts.mlp_type, layouts.qk_norm) {
+                "the layout of this family has such a tensor"
+            } else if role == Role::FfnRouter && self.mixture.is_some() {
+                "this family is a mixture"
+            } else {
+                continue;
+            };
+            if self.tensors.get(role).is_none() {
+                let problem = format!("expected a name, because {because}; found none");
+                return Err(Error::key(path, &format!("tensors.{role}"), problem));
+            }
+        }
+        Ok(())
     }
 }

@@ -4,8 +4,8 @@
 use serde::Serialize;
 
 use super::architecture::Architecture;
-use super::format::FusedTensorNames;
-use super::tensors::{Role, TensorSpec};
+use super::role::Role;
+use super::tensors::TensorSpec;
 use crate::checkpoint::{Checkpoint, TensorEntry};
 use crate::{Error, Result};
 
@@ -159,15 +159,4 @@ impl Architecture {
 
 fn in_layer(pattern: &str, layer: u64) -> String {
     pattern.replace("{l}", &layer.to_string())
-}
-
-impl FusedTensorNames {
-    /// Every name with its key.
-    pub(crate) fn all(&self) -> [(&'static str, &str); 3] {
-        [
-            ("gate_up", &self.gate_up),
-            ("down", &self.down),
-            ("ffn_router", &self.ffn_router),
-        ]
-    }
 }

@@ -1,4 +1,4 @@
-//! A model in the words of llama.cpp: metadata, names of tensors, and what its architecture `llama` cannot compute.
+//! A model in the words of llama.cpp: metadata, names of tensors, and what its architectures cannot compute.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,14 +6,16 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::architecture::Architecture;
+use super::gguf_architecture::{architectures, written};
+use super::gguf_metadata::{ROTATED, VALUE_LENGTH};
 use super::gguf_rope;
-use super::layout::QkNorm;
-use super::tensors::{Role, TensorSpec};
+use super::keys::Field;
+use super::layout::{Block, MlpType, NormPosition, NormType, QkNorm};
+use super::names::GgufNames;
+use super::role::Role;
+use super::tensors::TensorSpec;
 use crate::checkpoint::GgufMetadata;
 use crate::{Error, Result};
-
-/// Families that are llama.cpp's `llama`, with experts or without.
-const FAMILIES: [&str; 3] = ["llama", "mistral", "mixtral"];
 
 /// A tensor of the GGUF file, and the tensors of the model that it is made of.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,12 +38,22 @@ const ELSEWHERE: &str = "llama.cpp would compute other logits: run the Hugging F
 /// Refuses what llama.cpp would compute otherwise, each reason named; `path` is the folder of the model.
 pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
     let a = architecture;
+    let family = a.names()?;
     let mut reasons = Vec::new();
     let mut refuse =
         |refused: bool, reason: &str| reasons.extend(refused.then(|| reason.to_owned()));
+    if family.gguf.is_none() {
+        let names: Vec<&str> = written()?.map(|(family, _)| family.name.as_str()).collect();
+        refuse(true, &format!("only {} are written", listed(&names)));
+    }
     refuse(
-        !FAMILIES.contains(&a.family.as_str()),
-        "only llama, mistral and mixtral are written",
+        (a.block, a.norm_position) != (Block::Sequential, NormPosition::Pre),
+        "it normalises the input of attention, then that of the feed-forward network",
+    );
+    refuse(a.norm_type != NormType::Rms, "its norms are RMS norms");
+    refuse(
+        a.mlp_type != MlpType::Gated,
+        "its feed-forward network is gated",
     );
     refuse(
         a.qk_norm != QkNorm::None,
@@ -68,15 +80,38 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
     if reasons.is_empty() {
         return Ok(());
     }
+    let held = match &family.gguf {
+        Some(names) => names.architecture.clone(),
+        None => architectures()?.join("`, `"),
+    };
     let problem = format!(
-        "the GGUF architecture `llama` cannot hold this {} model: {}",
+        "the GGUF architecture `{held}` cannot hold this {} model: {}",
         a.family,
         reasons.join("; ")
     );
     let error = Error::file(path, problem);
-    Err(match a.family.as_str() {
-        "bam" => error.with_hint("`convert --to mixtral` where that holds it, then --to gguf"),
-        _ => error.with_hint(ELSEWHERE),
+    Err(if a.is_bam() {
+        error.with_hint("`convert --to mixtral` where that holds it, then --to gguf")
+    } else {
+        error.with_hint(ELSEWHERE)
+    })
+}
+
+/// Names in a sentence.
+fn listed(names: &[&str]) -> String {
+    match names {
+        [] => "none".to_owned(),
+        [one] => (*one).to_owned(),
+        [first @ .., last] => format!("{} and {last}", first.join(", ")),
+    }
+}
+
+/// What llama.cpp calls the parts of the model.
+fn names_of(architecture: &Architecture) -> Result<GgufNames> {
+    let family = architecture.names()?;
+    family.gguf.clone().ok_or_else(|| {
+        Error::usage(format!("the family {} has no GGUF names", family.name))
+            .with_hint("say them in a section `gguf` of its format file")
     })
 }
 
@@ -89,35 +124,42 @@ pub fn describe(
     name: &str,
 ) -> Result<Option<Vec<f32>>> {
     let a = architecture;
-    metadata.text("general.architecture", "llama");
+    let names = names_of(a)?;
+    metadata.text("general.architecture", &names.architecture);
     metadata.text("general.type", "model");
     metadata.text("general.name", name);
-    metadata.number("llama.block_count", a.num_layers)?;
+    metadata.number(&names.key(Field::NumLayers)?, a.num_layers)?;
     if let Some(context) = a.max_position_embeddings {
-        metadata.number("llama.context_length", context)?;
+        metadata.number(&names.key(Field::MaxPositionEmbeddings)?, context)?;
     }
-    metadata.number("llama.embedding_length", a.hidden_size)?;
+    metadata.number(&names.key(Field::HiddenSize)?, a.hidden_size)?;
     let width = a
         .mixture
         .as_ref()
         .map_or(a.intermediate_size, |mixture| mixture.moe_intermediate_size);
-    metadata.number("llama.feed_forward_length", width)?;
-    metadata.number("llama.attention.head_count", a.num_heads)?;
-    metadata.number("llama.attention.head_count_kv", a.num_kv_heads)?;
-    metadata.float("llama.rope.freq_base", a.rope_theta);
-    metadata.float("llama.attention.layer_norm_rms_epsilon", a.norm_eps);
-    metadata.number("llama.attention.key_length", a.head_dim)?;
-    metadata.number("llama.attention.value_length", a.head_dim)?;
-    metadata.number("llama.rope.dimension_count", a.head_dim)?;
-    metadata.number("llama.vocab_size", a.vocab_size)?;
+    metadata.number(&names.key(Field::IntermediateSize)?, width)?;
+    metadata.number(&names.key(Field::NumHeads)?, a.num_heads)?;
+    metadata.number(&names.key(Field::NumKvHeads)?, a.num_kv_heads)?;
+    metadata.float(&names.key(Field::RopeTheta)?, a.rope_theta);
+    metadata.float(&names.key(Field::NormEps)?, a.norm_eps);
+    metadata.number(&names.key(Field::HeadDim)?, a.head_dim)?;
+    metadata.number(&names.own_key(VALUE_LENGTH), a.head_dim)?;
+    metadata.number(&names.own_key(ROTATED), a.head_dim)?;
+    metadata.number(&names.key(Field::VocabSize)?, a.vocab_size)?;
     if let Some(mixture) = &a.mixture {
-        metadata.number("llama.expert_count", mixture.num_experts)?;
-        metadata.number("llama.expert_used_count", mixture.num_experts_per_tok)?;
+        metadata.number(&names.key(Field::NumExperts)?, mixture.num_experts)?;
+        let used = names.key(Field::NumExpertsPerTok)?;
+        metadata.number(&used, mixture.num_experts_per_tok)?;
     }
-    rope(metadata, &path.join("config.json"), a)
+    rope(metadata, &names, &path.join("config.json"), a)
 }
 
-fn rope(metadata: &mut GgufMetadata, config: &Path, a: &Architecture) -> Result<Option<Vec<f32>>> {
+fn rope(
+    metadata: &mut GgufMetadata,
+    names: &GgufNames,
+    config: &Path,
+    a: &Architecture,
+) -> Result<Option<Vec<f32>>> {
     let Some(Value::Object(scaling)) = &a.rope_scaling else {
         return Ok(None);
     };
@@ -128,13 +170,14 @@ fn rope(metadata: &mut GgufMetadata, config: &Path, a: &Architecture) -> Result<
     let mut factors = None;
     let known: &[&str] = match scaling.get("rope_type").and_then(Value::as_str) {
         Some(kind @ ("linear" | "yarn")) => {
-            metadata.text("llama.rope.scaling.type", kind);
-            metadata.float("llama.rope.scaling.factor", needed("factor")?);
+            metadata.text(&names.own_key("rope.scaling.type"), kind);
+            metadata.float(&names.own_key("rope.scaling.factor"), needed("factor")?);
             if kind == "yarn" {
                 let original =
                     number("original_max_position_embeddings").map(|length| length as u64);
                 if let Some(original) = original.or(a.max_position_embeddings) {
-                    metadata.number("llama.rope.scaling.original_context_length", original)?;
+                    let key = names.own_key("rope.scaling.original_context_length");
+                    metadata.number(&key, original)?;
                 }
                 // llama.cpp does not read them for this architecture: it takes YaRN's usual values.
                 for (name, usual) in [("beta_fast", 32.0), ("beta_slow", 1.0)] {
@@ -192,15 +235,12 @@ fn rope(metadata: &mut GgufMetadata, config: &Path, a: &Architecture) -> Result<
 
 /// The tensors of the file, in the order of the model's, for `specs`, the tensors of the architecture.
 pub fn tensors(architecture: &Architecture, specs: &[TensorSpec]) -> Result<Vec<NamedTensor>> {
+    let names = names_of(architecture)?;
     let mut found: Vec<NamedTensor> = Vec::new();
     let mut experts: BTreeMap<String, usize> = BTreeMap::new();
     for spec in specs {
-        let (stem, heads) = stem(spec, architecture)?;
-        let end = if spec.bias { "bias" } else { "weight" };
-        let name = match spec.layer {
-            Some(layer) => format!("blk.{layer}.{stem}.{end}"),
-            None => format!("{stem}.{end}"),
-        };
+        let name = file_name(&names, spec)?;
+        let heads = permuted_heads(&names, architecture, spec.role);
         if spec.expert.is_some()
             && let Some(number) = experts.get(&name)
         {
@@ -225,29 +265,39 @@ pub fn tensors(architecture: &Architecture, specs: &[TensorSpec]) -> Result<Vec<
     Ok(found)
 }
 
-fn stem(spec: &TensorSpec, a: &Architecture) -> Result<(&'static str, Option<u64>)> {
-    Ok(match (spec.role, spec.expert.is_some()) {
-        (Role::Embedding, _) => ("token_embd", None),
-        (Role::FinalNorm, _) => ("output_norm", None),
-        (Role::Head, _) => ("output", None),
-        (Role::InputNorm, _) => ("attn_norm", None),
-        (Role::PostAttentionNorm, _) => ("ffn_norm", None),
-        (Role::Q, _) => ("attn_q", Some(a.num_heads)),
-        (Role::K, _) => ("attn_k", Some(a.num_kv_heads)),
-        (Role::V, _) => ("attn_v", None),
-        (Role::O, _) => ("attn_output", None),
-        (Role::Gate, false) => ("ffn_gate", None),
-        (Role::Up, false) => ("ffn_up", None),
-        (Role::Down, false) => ("ffn_down", None),
-        (Role::Gate, true) => ("ffn_gate_exps", None),
-        (Role::Up, true) => ("ffn_up_exps", None),
-        (Role::Down, true) => ("ffn_down_exps", None),
-        (Role::FfnRouter, _) => ("ffn_gate_inp", None),
-        (role, _) => {
-            return Err(Error::usage(format!(
-                "`{role}` tensors such as `{}` have no place in GGUF",
-                spec.name
-            )));
-        }
-    })
+/// The name of a tensor in the file; that of an expert is the name of the tensor that holds all of a layer.
+pub(super) fn file_name(names: &GgufNames, spec: &TensorSpec) -> Result<String> {
+    let names = if spec.expert.is_some() {
+        &names.expert_tensors
+    } else {
+        &names.tensors
+    };
+    let weight = names.name(spec.role, spec.layer, None).ok_or_else(|| {
+        Error::usage(format!(
+            "`{}` tensors such as `{}` have no place in GGUF",
+            spec.role, spec.name
+        ))
+    })?;
+    Ok(if spec.bias { bias_of(&weight) } else { weight })
+}
+
+/// The name of the bias beside a weight.
+pub(super) fn bias_of(weight: &str) -> String {
+    format!("{}.bias", weight.strip_suffix(".weight").unwrap_or(weight))
+}
+
+/// The heads whose rows llama.cpp keeps interleaved: it rotates neighbours where the model rotates halves.
+pub(super) fn permuted_heads(
+    names: &GgufNames,
+    architecture: &Architecture,
+    role: Role,
+) -> Option<u64> {
+    if names.rope_interleaved == architecture.rope_interleaved {
+        return None;
+    }
+    match role {
+        Role::Q => Some(architecture.num_heads),
+        Role::K => Some(architecture.num_kv_heads),
+        _ => None,
+    }
 }

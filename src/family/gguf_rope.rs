@@ -1,17 +1,19 @@
-//! The rotary embedding of a GGUF llama, in the words of transformers.
+//! The rotary embedding of a GGUF file, in the words of transformers.
 
 use std::f64::consts::TAU;
 
 use serde_json::{Map, Value, json};
 
+use super::keys::Field;
+use super::names::GgufNames;
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
 /// The tensor of factors that divide the frequencies: how llama.cpp stores the scaling of Llama 3.
 pub(super) const FACTORS: &str = "rope_freqs.weight";
 
-/// How llama.cpp and transformers call the fields of the metadata.
-const PREFIX: &str = "llama.rope.scaling.";
+/// How the metadata keys of a scaling begin, behind the architecture's name.
+const SCALING: &str = "rope.scaling.";
 
 /// `low_freq_factor` and `high_freq_factor` of all published Llama 3 models.
 const LOW: f64 = 1.0;
@@ -26,37 +28,24 @@ pub(super) struct Rope {
     pub(super) scaling: Option<Map<String, Value>>,
 }
 
-impl Rope {
-    /// `rope_parameters` of transformers 5: the scaling and the base in one.
-    pub(super) fn parameters(&self) -> Map<String, Value> {
-        let default = || {
-            [("rope_type".to_owned(), json!("default"))]
-                .into_iter()
-                .collect()
-        };
-        let mut parameters = self.scaling.clone().unwrap_or_else(default);
-        parameters.insert("rope_theta".to_owned(), json!(self.theta));
-        parameters
-    }
-}
-
 /// What the metadata and the factors of `gguf` say, for heads of `head_dim` and a context of `context` tokens.
-pub(super) fn read(gguf: &Gguf, head_dim: u64, context: u64) -> Result<Rope> {
-    let theta_key = "llama.rope.freq_base";
-    let theta = gguf.float(theta_key)?.unwrap_or(10000.0);
+pub(super) fn read(gguf: &Gguf, names: &GgufNames, head_dim: u64, context: u64) -> Result<Rope> {
+    let theta_key = names.key(Field::RopeTheta)?;
+    let theta = gguf.float(&theta_key)?.unwrap_or(10000.0);
     if theta <= 0.0 {
         return Err(Error::key(
             &gguf.path,
-            theta_key,
+            &theta_key,
             format!("expected a base above 0, found {theta}"),
         ));
     }
-    let key = |field: &str| format!("{PREFIX}{field}");
+    let key = |field: &str| names.own_key(&format!("{SCALING}{field}"));
     let factor = match gguf.float(&key("factor"))? {
         Some(factor) => Some((factor, key("factor"))),
-        None => gguf
-            .float("llama.rope.scale_linear")?
-            .map(|factor| (factor, "llama.rope.scale_linear".to_owned())),
+        None => {
+            let old = names.own_key("rope.scale_linear");
+            gguf.float(&old)?.map(|factor| (factor, old))
+        }
     };
     let default = if factor.is_some() { "linear" } else { "none" };
     let kind = gguf.text(&key("type"))?.unwrap_or(default);
@@ -74,7 +63,7 @@ pub(super) fn read(gguf: &Gguf, head_dim: u64, context: u64) -> Result<Rope> {
             Some(if kind == "linear" {
                 linear(factor)
             } else {
-                yarn(gguf, factor, context)?
+                yarn(gguf, names, factor, context)?
             })
         }
         found => {
@@ -133,8 +122,9 @@ fn linear(factor: f64) -> Map<String, Value> {
     object(&[("rope_type", json!("linear")), ("factor", json!(factor))])
 }
 
-fn yarn(gguf: &Gguf, factor: f64, context: u64) -> Result<Map<String, Value>> {
-    let original_key = format!("{PREFIX}original_context_length");
+fn yarn(gguf: &Gguf, names: &GgufNames, factor: f64, context: u64) -> Result<Map<String, Value>> {
+    let prefix = names.own_key(SCALING);
+    let original_key = format!("{prefix}original_context_length");
     let original = match gguf.unsigned(&original_key)? {
         Some(0) => {
             return Err(Error::key(
@@ -155,13 +145,13 @@ fn yarn(gguf: &Gguf, factor: f64, context: u64) -> Result<Map<String, Value>> {
         ("yarn_beta_fast", "beta_fast"),
         ("yarn_beta_slow", "beta_slow"),
     ] {
-        if let Some(value) = gguf.float(&format!("{PREFIX}{field}"))? {
+        if let Some(value) = gguf.float(&format!("{prefix}{field}"))? {
             scaling.insert(name.to_owned(), json!(value));
         }
     }
     // llama.cpp multiplies YaRN's own attention factor by this; transformers puts its `attention_factor` in place of it.
     if let Some(attention) = gguf
-        .float(&format!("{PREFIX}attn_factor"))?
+        .float(&format!("{prefix}attn_factor"))?
         .filter(|attention| *attention != 1.0)
     {
         scaling.insert(
@@ -179,7 +169,7 @@ fn yarn(gguf: &Gguf, factor: f64, context: u64) -> Result<Map<String, Value>> {
         "attn_factor",
     ];
     let unknown = gguf.metadata.keys().find(|key| {
-        key.strip_prefix(PREFIX)
+        key.strip_prefix(&prefix)
             .is_some_and(|field| !known.contains(&field))
     });
     match unknown {

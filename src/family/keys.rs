@@ -1,182 +1,204 @@
-//! Configuration keys of a family as its format file lists them, and whether its class knows a key at all.
+//! The one table of configuration keys: their names in format files, and what each holds of an architecture's numbers.
 
-use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Index;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-use super::format::{Family, Presence};
+use super::role::{listed, named};
 
 /// One configuration key: the names it may have and the value where none of them stands.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Key {
     /// Alternative names, each with the same meaning; `a.b` is key `b` of the object `a`.
     pub(crate) names: Vec<String>,
     /// The value where no name stands in `config.json`.
-    #[serde(default)]
     pub(crate) default: Option<Value>,
     /// The default of transformers 4, where transformers 5 has another.
-    #[serde(default)]
     pub(crate) default_before_5: Option<Value>,
 }
 
-/// The configuration keys that the toolkit reads, under the names of the fields of `Architecture`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Keys {
-    pub(crate) hidden_size: Key,
-    pub(crate) intermediate_size: Key,
-    pub(crate) num_layers: Key,
-    pub(crate) num_heads: Key,
-    pub(crate) num_kv_heads: Key,
-    pub(crate) vocab_size: Key,
-    pub(crate) norm_eps: Key,
-    pub(crate) tie_word_embeddings: Key,
-    #[serde(default)]
-    pub(crate) head_dim: Key,
-    #[serde(default)]
-    pub(crate) max_position_embeddings: Key,
-    #[serde(default)]
-    pub(crate) hidden_act: Key,
-    #[serde(default)]
-    pub(crate) rope_theta: Key,
-    #[serde(default)]
-    pub(crate) initializer_range: Key,
-    #[serde(default)]
-    pub(crate) dtype: Key,
-    #[serde(default)]
-    pub(crate) logit_scale: Key,
-    #[serde(default)]
-    pub(crate) sliding_window: Key,
-    #[serde(default)]
-    pub(crate) use_sliding_window: Key,
-    /// Layers below it see all positions, where the family has such a key.
-    #[serde(default)]
-    pub(crate) max_window_layers: Key,
-    /// The list of kinds of layers, `sliding_attention` and `full_attention`.
-    #[serde(default)]
-    pub(crate) layer_types: Key,
-    #[serde(default)]
-    pub(crate) partial_rotary_factor: Key,
-    #[serde(default)]
-    pub(crate) clip_qkv: Key,
+impl Key {
+    /// A key of one name without a default.
+    pub(crate) fn called(name: &str) -> Self {
+        Self {
+            names: vec![name.to_owned()],
+            ..Self::default()
+        }
+    }
+
+    /// The name under which the key is written.
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.names.first().map(String::as_str)
+    }
 }
+
+impl<'de> Deserialize<'de> for Key {
+    /// Reads one name, or a map of names and defaults.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Fields {
+            #[serde(default)]
+            names: Option<Vec<String>>,
+            #[serde(default)]
+            default: Option<Value>,
+            #[serde(default)]
+            default_before_5: Option<Value>,
+        }
+
+        struct NameOrFields;
+
+        impl<'de> Visitor<'de> for NameOrFields {
+            type Value = Key;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("the name of a key, or { names: […], default: … }")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Key, E> {
+                Ok(Key::called(name))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Key, A::Error> {
+                let fields = Fields::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Key {
+                    names: fields.names.unwrap_or_default(),
+                    default: fields.default,
+                    default_before_5: fields.default_before_5,
+                })
+            }
+        }
+
+        deserializer.deserialize_any(NameOrFields)
+    }
+}
+
+/// Where a format file lists a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Section {
+    /// Under `keys`.
+    Keys,
+    /// Under `mixture`.
+    Mixture,
+}
+
+/// Whether a family must list a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    Required,
+    Optional,
+}
+
+macro_rules! fields {
+    ($($(#[$about:meta])* $field:ident = $name:literal, $section:ident, $need:ident;)*) => {
+        /// A configuration key that the toolkit reads, whatever a family calls it.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub(crate) enum Field { $($(#[$about])* $field,)* }
+
+        impl Field {
+            /// Every key.
+            pub(crate) const ALL: [Self; [$($name),*].len()] = [$(Self::$field),*];
+
+            /// Their names in a format file.
+            pub(crate) const NAMES: &'static [&'static str] = &[$($name),*];
+
+            /// The name in a format file.
+            pub(crate) fn name(self) -> &'static str {
+                match self { $(Self::$field => $name,)* }
+            }
+
+            /// Where a format file lists it.
+            pub(crate) fn section(self) -> Section {
+                match self { $(Self::$field => Section::$section,)* }
+            }
+
+            /// Whether a family must list it.
+            pub(crate) fn need(self) -> Need {
+                match self { $(Self::$field => Need::$need,)* }
+            }
+        }
+    };
+}
+
+fields! {
+    HiddenSize = "hidden_size", Keys, Required;
+    IntermediateSize = "intermediate_size", Keys, Required;
+    NumLayers = "num_layers", Keys, Required;
+    NumHeads = "num_heads", Keys, Required;
+    NumKvHeads = "num_kv_heads", Keys, Required;
+    VocabSize = "vocab_size", Keys, Required;
+    NormEps = "norm_eps", Keys, Required;
+    TieWordEmbeddings = "tie_word_embeddings", Keys, Required;
+    HeadDim = "head_dim", Keys, Optional;
+    MaxPositionEmbeddings = "max_position_embeddings", Keys, Optional;
+    HiddenAct = "hidden_act", Keys, Optional;
+    RopeTheta = "rope_theta", Keys, Optional;
+    InitializerRange = "initializer_range", Keys, Optional;
+    Dtype = "dtype", Keys, Optional;
+    LogitScale = "logit_scale", Keys, Optional;
+    SlidingWindow = "sliding_window", Keys, Optional;
+    UseSlidingWindow = "use_sliding_window", Keys, Optional;
+    /// Layers below it see all positions.
+    MaxWindowLayers = "max_window_layers", Keys, Optional;
+    /// The list of kinds of layers, `sliding_attention` and `full_attention`.
+    LayerTypes = "layer_types", Keys, Optional;
+    PartialRotaryFactor = "partial_rotary_factor", Keys, Optional;
+    ClipQkv = "clip_qkv", Keys, Optional;
+    NumExperts = "num_experts", Mixture, Required;
+    NumExpertsPerTok = "num_experts_per_tok", Mixture, Required;
+    MoeIntermediateSize = "moe_intermediate_size", Mixture, Required;
+    NormTopkProb = "norm_topk_prob", Mixture, Required;
+    RouterAuxLossCoef = "router_aux_loss_coef", Mixture, Required;
+    /// The width of the shared expert, which each checkpoint of such a family has.
+    SharedExpertIntermediateSize = "shared_expert_intermediate_size", Mixture, Optional;
+    /// The list of layers without experts.
+    DenseLayers = "dense_layers", Mixture, Optional;
+    /// The number `n` where only each `n`-th layer has experts.
+    SparseStep = "sparse_step", Mixture, Optional;
+}
+
+impl<'de> Deserialize<'de> for Field {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        named(deserializer, &Self::ALL, Self::NAMES)
+    }
+}
+
+/// The keys that a family lists in one section of its format file; a key without names is fixed at its default.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Keys(BTreeMap<Field, Key>);
 
 impl Keys {
-    /// Every key.
-    fn all(&self) -> [&Key; 21] {
-        [
-            &self.hidden_size,
-            &self.intermediate_size,
-            &self.num_layers,
-            &self.num_heads,
-            &self.num_kv_heads,
-            &self.vocab_size,
-            &self.norm_eps,
-            &self.tie_word_embeddings,
-            &self.head_dim,
-            &self.max_position_embeddings,
-            &self.hidden_act,
-            &self.rope_theta,
-            &self.initializer_range,
-            &self.dtype,
-            &self.logit_scale,
-            &self.sliding_window,
-            &self.use_sliding_window,
-            &self.max_window_layers,
-            &self.layer_types,
-            &self.partial_rotary_factor,
-            &self.clip_qkv,
-        ]
+    /// The fields and their keys, in the order of the table.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Field, &Key)> {
+        self.0.iter().map(|(field, key)| (*field, key))
+    }
+
+    /// Whether the family lists the key.
+    pub(crate) fn has(&self, field: Field) -> bool {
+        self.0.contains_key(&field)
     }
 }
 
-/// The configuration keys of a mixture's experts; a key without names is fixed at its default.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct MixtureKeys {
-    pub(crate) num_experts: Key,
-    pub(crate) num_experts_per_tok: Key,
-    pub(crate) moe_intermediate_size: Key,
-    pub(crate) norm_topk_prob: Key,
-    pub(crate) router_aux_loss_coef: Key,
-    /// The width of the shared expert, which each checkpoint of such a family has.
-    #[serde(default)]
-    pub(crate) shared_expert_intermediate_size: Option<Key>,
-    /// The list of layers without experts.
-    #[serde(default)]
-    pub(crate) dense_layers: Option<String>,
-    /// The number `n` where only each `n`-th layer has experts.
-    #[serde(default)]
-    pub(crate) sparse_step: Option<String>,
-}
+/// A key that is not listed has no names and no default: nothing is ever found under it.
+impl Index<Field> for Keys {
+    type Output = Key;
 
-impl MixtureKeys {
-    /// Every key but those of lists of layers.
-    fn all(&self) -> impl Iterator<Item = &Key> {
-        [
-            &self.num_experts,
-            &self.num_experts_per_tok,
-            &self.moe_intermediate_size,
-            &self.norm_topk_prob,
-            &self.router_aux_loss_coef,
-        ]
-        .into_iter()
-        .chain(&self.shared_expert_intermediate_size)
+    fn index(&self, field: Field) -> &Key {
+        static UNLISTED: Key = Key {
+            names: Vec::new(),
+            default: None,
+            default_before_5: None,
+        };
+        self.0.get(&field).unwrap_or(&UNLISTED)
     }
 }
 
-impl Family {
-    /// Whether the configuration class of the family knows the key of that name. A BAM's holds what its seed's class knows.
-    pub(crate) fn knows(&self, name: &str) -> bool {
-        /// Keys of every configuration in transformers that change nothing that is computed here.
-        const COMMON: [&str; 21] = [
-            "_name_or_path",
-            "architectures",
-            "attn_implementation",
-            "bos_token_id",
-            "chunk_size_feed_forward",
-            "eos_token_id",
-            // Ours, in mixtures of every family.
-            "expert_names",
-            "id2label",
-            "label2id",
-            "model_type",
-            "original_max_position_embeddings",
-            "output_attentions",
-            "output_hidden_states",
-            "pad_token_id",
-            "problem_type",
-            "return_dict",
-            "rope_parameters",
-            "rope_scaling",
-            "rope_theta",
-            "transformers_version",
-            "use_cache",
-        ];
-        let mixture = self.mixture.as_ref();
-        let mut keys = self
-            .keys
-            .all()
-            .into_iter()
-            .chain(mixture.into_iter().flat_map(MixtureKeys::all))
-            .flat_map(|key| key.names.iter());
-        let presences = [
-            &self.present.attention_bias,
-            &self.present.attention_output_bias,
-            &self.present.mlp_bias,
-            &self.present.qk_norm,
-        ];
-        let lists = mixture
-            .into_iter()
-            .flat_map(|mixture| [&mixture.dense_layers, &mixture.sparse_step]);
-        self.says_layouts()
-            || COMMON.contains(&name)
-            || self.other_keys.iter().any(|key| key == name)
-            || self.refused.iter().any(|refused| refused.key == name)
-            || keys.any(|key| key == name)
-            || lists.flatten().any(|key| key == name)
-            || presences
-                .into_iter()
-                .any(|presence| matches!(presence, Presence::Key { name: key, .. } if key == name))
+impl<'de> Deserialize<'de> for Keys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        listed(deserializer).map(Self)
     }
 }

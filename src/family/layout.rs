@@ -1,7 +1,7 @@
 //! The named layouts: the few choices in which decoder families differ, spelled as in `config.json`.
 
 use serde::{Deserialize, Serialize, Serializer};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use crate::checkpoint::json::kind;
 use crate::error::one_of;
@@ -28,6 +28,32 @@ pub(crate) trait Choice: Sized + Copy + 'static {
     }
 }
 
+/// The value of a layout, as configurations and messages say it.
+pub(crate) trait LayoutValue: Sized {
+    /// Reads it from a configuration; the error says what was expected and found.
+    fn read(value: &Value) -> Result<Self, String>;
+
+    /// In the words of a message.
+    fn words(self) -> String;
+}
+
+impl LayoutValue for bool {
+    fn read(value: &Value) -> Result<Self, String> {
+        value
+            .as_bool()
+            .ok_or_else(|| format!("expected true or false, found {}", kind(value)))
+    }
+
+    fn words(self) -> String {
+        let pairs = if self {
+            "neighbours"
+        } else {
+            "half a head apart"
+        };
+        pairs.to_owned()
+    }
+}
+
 macro_rules! choice {
     ($(#[$about:meta])* $name:ident { $($(#[$variant_about:meta])* $variant:ident = $text:literal,)* }) => {
         $(#[$about])*
@@ -48,6 +74,16 @@ macro_rules! choice {
             type Err = String;
             fn from_str(text: &str) -> Result<Self, String> {
                 Self::parse(&Value::from(text))
+            }
+        }
+
+        impl LayoutValue for $name {
+            fn read(value: &Value) -> Result<Self, String> {
+                Self::parse(value)
+            }
+
+            fn words(self) -> String {
+                self.to_string()
             }
         }
     };
@@ -71,6 +107,16 @@ choice! {
         Layer = "layer",
     }
 }
+impl NormType {
+    /// The key of its epsilon.
+    pub(crate) fn eps_key(self) -> &'static str {
+        match self {
+            Self::Rms => "rms_norm_eps",
+            Self::Layer => "layer_norm_eps",
+        }
+    }
+}
+
 choice! {
     /// Where a block normalises.
     NormPosition {
@@ -114,6 +160,86 @@ choice! {
         /// Attention is one ordinary, averaged attention: no attention experts, no attention router (BTX).
         Merged = "merged",
     }
+}
+
+macro_rules! layouts {
+    ($($(#[$about:meta])* $field:ident: $value:ty, $words:literal;)*) => {
+        /// The layouts of a family or of a model, each a difference in meaning.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) struct Layouts { $($(#[$about])* pub(crate) $field: $value,)* }
+
+        /// The layouts that a file says itself, each under the key of its name.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub(crate) struct SaidLayouts { $(pub(crate) $field: Option<$value>,)* }
+
+        impl Layouts {
+            /// The keys, in the order of the table.
+            pub(crate) const NAMES: [&'static str; [$(stringify!($field)),*].len()] =
+                [$(stringify!($field)),*];
+
+            /// Each layout with its key, its value as JSON and the words of a message.
+            pub(crate) fn rows(&self) -> [LayoutRow; Self::NAMES.len()] {
+                [$(LayoutRow {
+                    key: stringify!($field),
+                    value: json!(self.$field),
+                    what: $words,
+                    words: self.$field.words(),
+                }),*]
+            }
+
+            /// These, but for those that a file says.
+            pub(crate) fn but(self, said: SaidLayouts) -> Self {
+                Self { $($field: said.$field.unwrap_or(self.$field),)* }
+            }
+        }
+
+        impl SaidLayouts {
+            /// Those among the keys of an object; null counts as absent. The error is a key and what is wrong with it.
+            pub(crate) fn read(object: &Map<String, Value>) -> Result<Self, (&'static str, String)> {
+                Ok(Self {
+                    $($field: match object.get(stringify!($field)) {
+                        None | Some(Value::Null) => None,
+                        Some(value) => {
+                            Some(<$value>::read(value).map_err(|problem| (stringify!($field), problem))?)
+                        }
+                    },)*
+                })
+            }
+
+            /// All of them, where each is said; the error is the first that is not.
+            pub(crate) fn complete(self) -> Result<Layouts, &'static str> {
+                Ok(Layouts { $($field: self.$field.ok_or(stringify!($field))?,)* })
+            }
+        }
+    };
+}
+
+layouts! {
+    /// How attention and feed-forward are joined.
+    block: Block, "block is";
+    /// Which normalisation.
+    norm_type: NormType, "norm is";
+    /// Where a block normalises.
+    norm_position: NormPosition, "place of norms is";
+    /// The feed-forward network.
+    mlp_type: MlpType, "feed-forward network is";
+    /// Whether rotary pairs are neighbours (`2i`, `2i + 1`) rather than half a head apart.
+    rope_interleaved: bool, "rotary pairs are";
+    /// Normalisation of queries and keys.
+    qk_norm: QkNorm, "norm of queries and keys is";
+}
+
+/// One layout of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct LayoutRow {
+    /// Its key in `config.json` and in format files.
+    pub(crate) key: &'static str,
+    /// Its value under that key.
+    pub(crate) value: Value,
+    /// The beginning of a sentence about it.
+    pub(crate) what: &'static str,
+    /// The end of that sentence.
+    pub(crate) words: String,
 }
 
 /// A set of layers: all, or those listed.

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::architecture::Architecture;
-use super::tensors::{Role, TensorSpec};
+use super::role::Role;
+use super::tensors::TensorSpec;
 use crate::checkpoint::{Checkpoint, TensorEntry};
 use crate::{Error, Result};
 
@@ -60,8 +61,8 @@ impl Architecture {
             if expected.contains(name.as_str()) {
                 continue;
             }
-            let tied_head = self.tie_word_embeddings
-                && self.names().is_ok_and(|names| names.tensors.head == *name);
+            let tied_head =
+                self.tie_word_embeddings && self.names().is_ok_and(|names| names.head() == name);
             if !tied_head && !name.ends_with(COMPUTED) {
                 let problem = format!(
                     "is no tensor of the {family} model that config.json describes; it would be lost"
@@ -82,10 +83,10 @@ impl Architecture {
     /// name alone, as transformers 5 reads it.
     pub fn only_head(&self, checkpoint: &Checkpoint) -> Result<Option<String>> {
         let family = self.names()?;
-        let names = &family.tensors;
         let stored = |name: &str| checkpoint.tensors.contains_key(name);
-        let is_only = self.tie_word_embeddings && stored(&names.head) && !stored(&names.embedding);
-        Ok(is_only.then(|| names.head.clone()))
+        let is_only =
+            self.tie_word_embeddings && stored(family.head()) && !stored(family.embedding());
+        Ok(is_only.then(|| family.head().to_owned()))
     }
 
     /// The same checkpoint with the one matrix of a tied model under the name of the input embedding.
@@ -93,7 +94,7 @@ impl Architecture {
         if let Some(head) = self.only_head(&checkpoint)?
             && let Some(entry) = checkpoint.tensors.remove(&head)
         {
-            let embedding = self.names()?.tensors.embedding.clone();
+            let embedding = self.names()?.embedding().to_owned();
             checkpoint.tensors.insert(embedding, entry);
         }
         Ok(checkpoint)
@@ -102,7 +103,7 @@ impl Architecture {
     /// The same checkpoint without the second copy of the matrix of a tied model.
     pub(crate) fn without_second_head(&self, mut checkpoint: Checkpoint) -> Result<Checkpoint> {
         if self.tie_word_embeddings {
-            checkpoint.tensors.remove(&self.names()?.tensors.head);
+            checkpoint.tensors.remove(self.names()?.head());
         }
         Ok(checkpoint)
     }

@@ -2,7 +2,8 @@
 
 use super::architecture::Architecture;
 use super::quantised::Quantised;
-use super::tensors::{Role, TensorSpec};
+use super::role::Role;
+use super::tensors::TensorSpec;
 use crate::Error;
 use crate::checkpoint::{Checkpoint, TensorEntry};
 

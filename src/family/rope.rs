@@ -4,9 +4,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::architecture::Architecture;
 use super::config::{Config, Found};
 use super::format::Family;
+use super::keys::Field;
 use super::spelling::{normalised, same_value};
 use crate::checkpoint::json::kind;
 use crate::error::{nearest, one_of};
@@ -33,7 +33,7 @@ pub(super) fn partial_rotary_factor(config: &Config, family: &Family) -> Result<
     if factor == 1.0 {
         return Ok(None);
     }
-    if family.keys.partial_rotary_factor.names.is_empty() {
+    if family.keys[Field::PartialRotaryFactor].names.is_empty() {
         let problem = format!(
             "is {factor}, but models of the family {} rotate whole heads",
             family.name
@@ -47,7 +47,7 @@ pub(super) fn partial_rotary_factor(config: &Config, family: &Family) -> Result<
 
 /// The base of the rotary frequencies.
 pub(super) fn rope_theta(config: &Config, family: &Family) -> Result<f64> {
-    let key = &family.keys.rope_theta;
+    let key = &family.keys[Field::RopeTheta];
     let theta = config.number(key, f64::MIN_POSITIVE)?.unwrap_or(10_000.0);
     let absent = |name| {
         config
@@ -212,20 +212,6 @@ fn same_scaling(a: &Option<Map<String, Value>>, b: &Option<Map<String, Value>>) 
         (None, None) => true,
         (Some(a), Some(b)) => same_value(&Value::Object(a.clone()), &Value::Object(b.clone())),
         _ => false,
-    }
-}
-
-impl Architecture {
-    /// Dimensions of each head that are rotated, an even number; `config` only names the place in errors.
-    pub(crate) fn rotary(&self, config: &Config) -> Result<u64> {
-        let rotary = (self.head_dim as f64 * self.partial_rotary_factor.unwrap_or(1.0)) as u64;
-        if rotary == 0 || !rotary.is_multiple_of(2) {
-            let problem = format!(
-                "expected an even number of rotated dimensions of each head, found {rotary}"
-            );
-            return Err(Error::key(&config.path, "head_dim", problem));
-        }
-        Ok(rotary)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::format::families;
+use super::known::families;
 
 /// Adds the missing spelling of the dtype and of the RoPE keys; no value changes, and nothing is invented: a config
 /// that says nothing about a subject gets no key about it.

@@ -7,12 +7,13 @@ use serde_json::{Map, Value, json};
 use super::architecture::Architecture;
 use super::config::{BAM_VERSION, Config};
 use super::format::{Family, Presence};
-use super::keys::{Key, MixtureKeys};
-use super::layout::{AttentionKv, Layers, QkNorm};
-use super::mixture::{Mixture, RouterBias, weight_of_mean};
-use super::spelling::{both_spellings, same_value};
-use super::target::{DESCRIBED, bam_config, carried, notes, put_rope};
-use crate::checkpoint::dtype::torch_name;
+use super::keys::{Field, Keys};
+use super::known::families;
+use super::layout::{AttentionKv, Layers, Layouts, QkNorm};
+use super::mixture::{Mixture, RouterBias};
+use super::spelling::same_value;
+use super::target::bam_config;
+use super::write::{ConfigWriter, biases, carried, notes};
 use crate::error::{nearest, one_of};
 use crate::{Error, Result};
 
@@ -33,9 +34,7 @@ pub struct Output {
 
 /// The names of the families that can hold a mixture.
 pub fn targets() -> Result<Vec<&'static str>> {
-    let mixtures = super::families()?
-        .iter()
-        .filter(|family| family.is_mixture());
+    let mixtures = families()?.iter().filter(|family| family.is_mixture());
     Ok(mixtures.map(|family| family.name.as_str()).collect())
 }
 
@@ -84,7 +83,7 @@ pub fn output(
         .with_hint("the family `bam` holds it"));
     }
     let wanted = fitted(dense, mixture, &family, keys);
-    let config = config(carried(source, dense)?, &wanted, &family, keys);
+    let config = config(carried(source, dense)?, &wanted, &family);
     let mut read = Architecture::of(&Config::from_json(&source.path, config.clone()))?;
     // A default of the family may stand where the source says nothing.
     read.max_position_embeddings = wanted.max_position_embeddings;
@@ -108,69 +107,31 @@ pub fn output(
     })
 }
 
-/// Biases of q, k and v, of the output projection, and of the feed-forward network: when the family has them, and whether the
-/// architecture does.
-pub(super) fn biases<'a>(family: &'a Family, of: &Architecture) -> [(&'a Presence, bool); 3] {
-    let present = &family.present;
-    [
-        (&present.attention_bias, of.attention_bias),
-        (&present.attention_output_bias, of.attention_output_bias),
-        (&present.mlp_bias, of.mlp_bias),
-    ]
-}
-
 /// Why a family cannot hold a mixture.
-fn reasons(
-    dense: &Architecture,
-    mixture: &Mixture,
-    family: &Family,
-    keys: &MixtureKeys,
-) -> Vec<String> {
+fn reasons(dense: &Architecture, mixture: &Mixture, family: &Family, keys: &Keys) -> Vec<String> {
     let mut reasons = Vec::new();
     let mut refuse = |refused: bool, reason: String| reasons.extend(refused.then_some(reason));
-    let layouts = [
-        ("block", dense.block.to_string(), family.block.to_string()),
-        (
-            "norm",
-            dense.norm_type.to_string(),
-            family.norm_type.to_string(),
-        ),
-        (
-            "place of norms",
-            dense.norm_position.to_string(),
-            family.norm_position.to_string(),
-        ),
-        (
-            "feed-forward network",
-            dense.mlp_type.to_string(),
-            family.mlp_type.to_string(),
-        ),
-    ];
-    for (what, found, held) in layouts {
-        refuse(
-            found != held,
-            format!("its {what} is {held}, the model's {found}"),
-        );
-    }
-    let rotary = |interleaved| {
-        if interleaved {
-            "neighbours"
-        } else {
-            "half a head apart"
+    for (held, found) in family
+        .layouts
+        .rows()
+        .into_iter()
+        .zip(dense.layouts().rows())
+    {
+        // The norms of queries and keys have words of their own, below.
+        if held.key != "qk_norm" {
+            refuse(
+                held.value != found.value,
+                format!(
+                    "its {} {}, the model's {}",
+                    held.what, held.words, found.words
+                ),
+            );
         }
-    };
-    refuse(
-        dense.rope_interleaved != family.rope_interleaved,
-        format!(
-            "its rotary pairs are {}, the model's {}",
-            rotary(family.rope_interleaved),
-            rotary(dense.rope_interleaved)
-        ),
-    );
+    }
     let held = if family.present.qk_norm == Presence::Never {
         QkNorm::None
     } else {
-        family.qk_norm
+        family.layouts.qk_norm
     };
     let norm = |norm: QkNorm| match norm {
         QkNorm::None => "no norm of queries and keys",
@@ -194,14 +155,14 @@ fn reasons(
         );
     }
     refuse(
-        family.keys.head_dim.names.is_empty() && dense.query_width() != dense.hidden_size,
+        family.keys[Field::HeadDim].names.is_empty() && dense.query_width() != dense.hidden_size,
         format!(
             "its heads fill the hidden size {}, the model's are {} wide",
             dense.hidden_size,
             dense.query_width()
         ),
     );
-    let window = family.keys.sliding_window.names.is_empty();
+    let window = family.keys[Field::SlidingWindow].names.is_empty();
     refuse(
         dense.sliding_window.is_some() && window,
         "it has no sliding window".to_owned(),
@@ -212,11 +173,11 @@ fn reasons(
     );
     refuse(
         dense.logit_scale.is_some_and(|scale| scale != 1.0)
-            && family.keys.logit_scale.names.is_empty(),
+            && family.keys[Field::LogitScale].names.is_empty(),
         "it does not scale logits".to_owned(),
     );
     refuse(
-        dense.clip_qkv.is_some() && family.keys.clip_qkv.names.is_empty(),
+        dense.clip_qkv.is_some() && family.keys[Field::ClipQkv].names.is_empty(),
         "it does not clip queries, keys and values".to_owned(),
     );
     refuse(
@@ -224,7 +185,7 @@ fn reasons(
         "it has no attention experts (--method btx has none)".to_owned(),
     );
     refuse(
-        keys.dense_layers.is_none() && mixture.moe_layers.mask(dense.num_layers).contains(&false),
+        !keys.has(Field::DenseLayers) && mixture.moe_layers.mask(dense.num_layers).contains(&false),
         "it has experts in every layer".to_owned(),
     );
     refuse(mixture.expert_adapters, "it has no adapters".to_owned());
@@ -235,8 +196,8 @@ fn reasons(
     // Gates that sum to 1 are the same renormalised.
     let soft = mixture.num_experts_per_tok == mixture.num_experts;
     if let (true, Some(fixed)) = (
-        keys.norm_topk_prob.names.is_empty(),
-        &keys.norm_topk_prob.default,
+        keys[Field::NormTopkProb].names.is_empty(),
+        &keys[Field::NormTopkProb].default,
     ) {
         let reason = match (fixed == true, mixture.num_experts_per_tok) {
             (false, _) => "it never renormalises gates",
@@ -251,14 +212,17 @@ fn reasons(
         );
     }
     let shared = mixture.shared_expert_intermediate_size.is_some();
-    match keys.shared_expert_intermediate_size {
-        None => refuse(shared, "it has no shared expert".to_owned()),
-        Some(_) => refuse(
-            shared && !mixture.shared_expert_gate,
-            "it weights its shared expert by a gate".to_owned(),
-        ),
-    }
-    let width_is_dense = keys.moe_intermediate_size.names == family.keys.intermediate_size.names;
+    let holds_shared = keys.has(Field::SharedExpertIntermediateSize);
+    refuse(
+        shared && !holds_shared,
+        "it has no shared expert".to_owned(),
+    );
+    refuse(
+        shared && holds_shared && !mixture.shared_expert_gate,
+        "it weights its shared expert by a gate".to_owned(),
+    );
+    let width_is_dense =
+        keys[Field::MoeIntermediateSize].names == family.keys[Field::IntermediateSize].names;
     refuse(
         width_is_dense
             && mixture.moe_intermediate_size != dense.intermediate_size
@@ -273,7 +237,7 @@ fn fitted(
     dense: &Architecture,
     mut mixture: Mixture,
     family: &Family,
-    keys: &MixtureKeys,
+    keys: &Keys,
 ) -> Architecture {
     // One key may switch two kinds of biases on.
     let flags = biases(family, dense);
@@ -290,12 +254,12 @@ fn fitted(
     let soft = mixture.num_experts_per_tok == mixture.num_experts;
     if let (true, true, Some(fixed)) = (
         soft,
-        keys.norm_topk_prob.names.is_empty(),
-        &keys.norm_topk_prob.default,
+        keys[Field::NormTopkProb].names.is_empty(),
+        &keys[Field::NormTopkProb].default,
     ) {
         mixture.norm_topk_prob = fixed == true;
     }
-    if keys.shared_expert_intermediate_size.is_some()
+    if keys.has(Field::SharedExpertIntermediateSize)
         && mixture.shared_expert_intermediate_size.is_none()
     {
         mixture.shared_expert_intermediate_size =
@@ -306,7 +270,8 @@ fn fitted(
     mixture.num_attention_experts_per_tok = 1;
     mixture.attention_moe_layers = Layers::All;
     mixture.norm_topk_prob_attention = false;
-    let width_is_dense = keys.moe_intermediate_size.names == family.keys.intermediate_size.names;
+    let width_is_dense =
+        keys[Field::MoeIntermediateSize].names == family.keys[Field::IntermediateSize].names;
     if mixture
         .moe_layers
         .mask(dense.num_layers)
@@ -327,7 +292,7 @@ fn fitted(
         },
         logit_scale: dense
             .logit_scale
-            .filter(|_| !family.keys.logit_scale.names.is_empty()),
+            .filter(|_| !family.keys[Field::LogitScale].names.is_empty()),
         mixture: Some(mixture),
         format: None,
         ..dense.clone()
@@ -335,12 +300,11 @@ fn fitted(
 }
 
 /// Keys of other families that a reader of the target would misunderstand, and keys of code that is not copied.
-const STRAY: [&str; 12] = [
+const STRAY: [&str; 13] = [
     "auto_map",
     BAM_VERSION,
     "original_max_position_embeddings",
     "partial_rotary_factor",
-    "qk_norm",
     "layer_types",
     "max_window_layers",
     "mlp_only_layers",
@@ -348,110 +312,43 @@ const STRAY: [&str; 12] = [
     "sliding_window",
     "use_sliding_window",
     "qkv_bias",
+    "attention_output_bias",
+    // Said again, with every value, in both spellings.
+    "rope_scaling",
 ];
 
-/// The `config.json` of `wanted`: the keys of the source, `config`, in their order, changed where the family differs.
-fn config(
-    mut config: Map<String, Value>,
-    wanted: &Architecture,
-    family: &Family,
-    keys: &MixtureKeys,
-) -> Map<String, Value> {
-    let torch_dtype = config.contains_key("torch_dtype");
-    for stray in STRAY.iter().chain(&Mixture::KEYS).chain(&DESCRIBED) {
-        config.shift_remove(*stray);
-    }
-    // Said again below, with every value, in both spellings.
-    config.shift_remove("rope_scaling");
-    put_rope(&mut config, wanted);
-    let mut put = |name: &str, value: Value| {
-        if !config
-            .get(name)
-            .is_some_and(|present| same_value(present, &value))
-        {
-            config.insert(name.to_owned(), value);
-        }
-    };
-    put("model_type", json!(family.model_types.first()));
-    put("architectures", json!(family.architectures));
-    let of = &family.keys;
-    let dtype = wanted.dtype.and_then(torch_name);
-    let sizes: [(&Key, Value); 16] = [
-        (&of.hidden_size, json!(wanted.hidden_size)),
-        (&of.intermediate_size, json!(wanted.intermediate_size)),
-        (&of.num_layers, json!(wanted.num_layers)),
-        (&of.num_heads, json!(wanted.num_heads)),
-        (&of.num_kv_heads, json!(wanted.num_kv_heads)),
-        (&of.vocab_size, json!(wanted.vocab_size)),
-        (&of.tie_word_embeddings, json!(wanted.tie_word_embeddings)),
-        (&of.hidden_act, json!(wanted.hidden_act)),
-        (&of.norm_eps, json!(wanted.norm_eps)),
-        (&of.initializer_range, json!(wanted.initializer_range)),
-        (&of.sliding_window, json!(wanted.sliding_window)),
-        (
-            &of.use_sliding_window,
-            json!(wanted.sliding_window.is_some()),
-        ),
-        (&of.clip_qkv, json!(wanted.clip_qkv)),
-        (&of.logit_scale, json!(wanted.logit_scale)),
-        (
-            &of.max_position_embeddings,
-            json!(wanted.max_position_embeddings),
-        ),
-        (&of.dtype, json!(dtype)),
-    ];
-    for (key, value) in sizes {
-        if let Some(name) = key.names.first()
-            && (!value.is_null() || key == &of.sliding_window)
-        {
-            put(name, value);
-        }
-    }
-    // Some readers compute it only where the key is absent rather than null.
-    put("head_dim", json!(wanted.head_dim));
-    if let (Some(name), true) = (dtype, torch_dtype) {
-        put("torch_dtype", json!(name));
-    }
-    for (presence, there) in biases(family, wanted) {
-        if let Presence::Key { name, .. } = presence {
-            put(name, json!(there));
-        }
-    }
-    if let Some(mixture) = &wanted.mixture {
-        let mut put_all =
-            |key: &Key, value: Value| key.names.iter().for_each(|name| put(name, value.clone()));
-        put_all(&keys.num_experts, json!(mixture.num_experts));
-        put_all(
-            &keys.num_experts_per_tok,
-            json!(mixture.num_experts_per_tok),
-        );
-        put_all(
-            &keys.moe_intermediate_size,
-            json!(mixture.moe_intermediate_size),
-        );
-        put_all(&keys.norm_topk_prob, json!(mixture.norm_topk_prob));
-        put_all(
-            &keys.router_aux_loss_coef,
-            json!(weight_of_mean(
-                mixture.router_aux_loss_coef,
-                mixture.moe_layers.count(wanted.num_layers)
-            )),
-        );
-        if let Some(key) = &keys.shared_expert_intermediate_size {
-            put_all(key, json!(mixture.shared_expert_intermediate_size));
-        }
-        if let Some(name) = &keys.dense_layers {
-            let sparse = mixture.moe_layers.mask(wanted.num_layers);
-            let dense = (0..wanted.num_layers).filter(|layer| !sparse[*layer as usize]);
-            put(name, json!(dense.collect::<Vec<_>>()));
-        }
-        if let Some(name) = &keys.sparse_step {
-            put(name, json!(1));
-        }
-        put("router_z_loss_coef", json!(mixture.router_z_loss_coef));
-    }
-    both_spellings(&mut config);
-    config
+/// Numbers of the architecture, in the order in which a source that does not say them gets them.
+const NUMBERS: [Field; 15] = [
+    Field::HiddenSize,
+    Field::IntermediateSize,
+    Field::NumLayers,
+    Field::NumHeads,
+    Field::NumKvHeads,
+    Field::VocabSize,
+    Field::TieWordEmbeddings,
+    Field::HiddenAct,
+    Field::NormEps,
+    Field::InitializerRange,
+    Field::SlidingWindow,
+    Field::UseSlidingWindow,
+    Field::ClipQkv,
+    Field::LogitScale,
+    Field::MaxPositionEmbeddings,
+];
+
+/// The `config.json` of `wanted`: the keys of the source, `base`, in their order, changed where the family differs.
+fn config(base: Map<String, Value>, wanted: &Architecture, family: &Family) -> Map<String, Value> {
+    let both_dtypes = base.contains_key("torch_dtype");
+    let strays = STRAY.into_iter().chain(Mixture::KEYS).chain(Layouts::NAMES);
+    let mut config = ConfigWriter::new(base, strays, family, wanted);
+    config.rope();
+    config.identity(None);
+    config.keys(&NUMBERS);
+    config.dtype(both_dtypes);
+    config.keys(&[Field::HeadDim]);
+    config.biases();
+    config.mixture();
+    config.finish()
 }
 
 /// The first field in which two architectures differ, with what it should be.

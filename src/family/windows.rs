@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::config::{Config, Found};
 use super::format::Family;
+use super::keys::Field;
 use super::layout::Layers;
 use crate::{Error, Result};
 
@@ -14,13 +15,13 @@ pub(super) fn windows(
     num_layers: u64,
 ) -> Result<(Option<u64>, Layers)> {
     let keys = &family.keys;
-    let used = config.flag(&keys.use_sliding_window)?.unwrap_or(true);
+    let used = config.flag(&keys[Field::UseSlidingWindow])?.unwrap_or(true);
     let window = if used {
-        config.count(&keys.sliding_window)?
+        config.count(&keys[Field::SlidingWindow])?
     } else {
         None
     };
-    let listed = match config.lookup(&keys.layer_types)? {
+    let listed = match config.lookup(&keys[Field::LayerTypes])? {
         Found::Value(name, value) => Some((name, sliding(config, name, value, num_layers)?)),
         Found::Absent | Found::Null => None,
     };
@@ -36,9 +37,9 @@ pub(super) fn windows(
         (Some(_), Some((_, layers))) => layers,
         (Some(_), None) => {
             if !family.says_layouts() {
-                config.not_null(&keys.max_window_layers, "a number of layers")?;
+                config.not_null(&keys[Field::MaxWindowLayers], "a number of layers")?;
             }
-            let first = match config.lookup(&keys.max_window_layers)? {
+            let first = match config.lookup(&keys[Field::MaxWindowLayers])? {
                 Found::Absent | Found::Null => 0,
                 Found::Value(name, value) => value
                     .as_u64()

@@ -205,7 +205,7 @@ fn head_name(architecture: &Architecture) -> Option<String> {
     architecture
         .names()
         .ok()
-        .map(|names| names.tensors.head.clone())
+        .map(|names| names.head().to_owned())
 }
 
 /// A stored output embedding of a tied model must be the input embedding.
@@ -220,7 +220,7 @@ fn tied_head(
     }
     let mut check = report.check("tied head");
     let names = architecture.names()?;
-    let (head, embedding) = (&names.tensors.head, &names.tensors.embedding);
+    let (head, embedding) = (names.head(), names.embedding());
     match (
         checkpoint.tensors.get(head),
         checkpoint.tensors.get(embedding),

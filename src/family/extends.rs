@@ -1,0 +1,169 @@
+//! A format file with the families that it extends: `extends: llama` takes all of llama's file but for what the file itself says.
+//!
+//! Maps are merged key by key, whatever their depth; lists and single values are replaced, and null removes a key.
+//! A file never takes the name of the family that it extends, nor the `model_types` and `architectures` that mean that family.
+//! A file with a layout or experts of its own computes something else, and takes GGUF names only where it has a section `gguf` too.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::format::{Family, FamilyText};
+use super::layout::Layouts;
+use crate::checkpoint::yaml;
+use crate::error::{nearest, one_of};
+use crate::{Error, Result};
+
+/// Most families that one file extends, each through the one before.
+const MOST_PARENTS: usize = 8;
+
+/// Keys that say which models are of a family, and so are not taken from another.
+const OWN: [&str; 4] = ["extends", "name", "model_types", "architectures"];
+
+/// Reads a family from the text of a format file. `known` are the names and texts of families that a file may extend.
+pub(super) fn read(path: &Path, text: &str, known: &[(&str, &str)]) -> Result<Family> {
+    // Its own errors have lines; those of the merged file have none.
+    let own: FamilyText = yaml::parse(path, text)?;
+    if own.extends.is_none() {
+        return own.resolve(path);
+    }
+    let merged = Chain {
+        path,
+        known,
+        names: Vec::new(),
+    }
+    .merged(text)?;
+    let merged: FamilyText = serde_json::from_value(Value::Object(merged))
+        .map_err(|error| Error::file(path, error.to_string()))?;
+    merged.resolve(path)
+}
+
+/// The families that a file extends, each through the one before.
+struct Chain<'a> {
+    /// The file, for errors.
+    path: &'a Path,
+    known: &'a [(&'a str, &'a str)],
+    names: Vec<&'a str>,
+}
+
+impl<'a> Chain<'a> {
+    /// What the file of this text says, on top of what it extends.
+    fn merged(mut self, text: &str) -> Result<Map<String, Value>> {
+        let mut files = vec![yaml::parse::<Map<String, Value>>(self.path, text)?];
+        while let Some(Value::String(parent)) = files.last().and_then(|file| file.get("extends")) {
+            let text = self.find(parent)?;
+            files.push(yaml::parse(self.path, text)?);
+        }
+
+        let mut merged = Map::new();
+        for file in files.into_iter().rev() {
+            for key in OWN {
+                merged.remove(key);
+            }
+            let computes_otherwise = Layouts::NAMES
+                .into_iter()
+                .chain(["mixture"])
+                .any(|key| file.contains_key(key));
+            if computes_otherwise && !file.contains_key("gguf") {
+                merged.remove("gguf");
+            }
+            merge(&mut merged, file);
+        }
+        Ok(merged)
+    }
+
+    /// The text of the family called `parent`, which is the next of the chain.
+    fn find(&mut self, parent: &str) -> Result<&'a str> {
+        let refused = |problem: String| Error::key(self.path, "extends", problem);
+        let Some((name, text)) = self.known.iter().find(|(name, _)| *name == parent) else {
+            let names = || self.known.iter().map(|(name, _)| *name);
+            let error = refused(format!(
+                "expected a known family: {}; found `{parent}`",
+                one_of(names())
+            ));
+            return Err(match nearest(parent, names()) {
+                Some(near) => error.with_hint(format!("the nearest known one is `{near}`")),
+                None => error,
+            });
+        };
+        let is_circle = self.names.contains(name);
+        self.names.push(name);
+        if is_circle {
+            let circle = self.names.join("` extends `");
+            return Err(refused(format!("is a circle: `{circle}`")));
+        }
+        if self.names.len() > MOST_PARENTS {
+            let problem = format!("extends more than {MOST_PARENTS} families one through another");
+            return Err(refused(problem));
+        }
+        Ok(text)
+    }
+}
+
+/// Puts what `own` says over `base`.
+fn merge(base: &mut Map<String, Value>, own: Map<String, Value>) {
+    for (key, value) in own {
+        match value {
+            Value::Null => _ = base.shift_remove(&key),
+            Value::Object(own) => {
+                let mut inner = match base.remove(&key) {
+                    Some(Value::Object(inner)) => inner,
+                    _ => Map::new(),
+                };
+                merge(&mut inner, own);
+                base.insert(key, Value::Object(inner));
+            }
+            value => _ = base.insert(key, value),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CIRCLE: [(&str, &str); 2] = [("a", "extends: b"), ("b", "extends: a")];
+
+    fn refused(text: &str, known: &[(&str, &str)]) -> Error {
+        read(Path::new("my.yaml"), text, known).unwrap_err()
+    }
+
+    #[test]
+    fn circles_depth_and_unknown_families_are_refused() {
+        let error = refused("extends: a", &CIRCLE).to_string();
+        assert!(
+            error.contains("key `extends`: is a circle: `a` extends `b` extends `a`"),
+            "{error}"
+        );
+
+        let names: Vec<String> = (0..10).map(|number| format!("f{number}")).collect();
+        let texts: Vec<String> = (1..11)
+            .map(|number| format!("extends: f{number}"))
+            .collect();
+        let long: Vec<(&str, &str)> = names
+            .iter()
+            .zip(&texts)
+            .map(|(name, text)| (name.as_str(), text.as_str()))
+            .collect();
+        let error = refused("extends: f0", &long).to_string();
+        assert!(error.contains("extends more than 8 families"), "{error}");
+
+        let error = refused("extends: aa", &CIRCLE);
+        assert!(error.to_string().contains("found `aa`"), "{error}");
+        assert_eq!(error.hint().as_deref(), Some("the nearest known one is `a`"));
+    }
+
+    #[test]
+    fn maps_are_merged_lists_replaced_and_null_removes() {
+        let object = |value: Value| match value {
+            Value::Object(object) => object,
+            _ => Map::new(),
+        };
+        let mut base =
+            object(serde_json::json!({"a": {"b": 1, "c": [1, 2]}, "d": 2, "e": {"f": 3}}));
+        let own = serde_json::json!({"a": {"b": 7, "c": [3], "g": {"h": null}}, "d": null, "e": 4});
+        merge(&mut base, object(own));
+        let merged = serde_json::json!({"a": {"b": 7, "c": [3], "g": {}}, "e": 4});
+        assert_eq!(Value::Object(base), merged);
+    }
+}

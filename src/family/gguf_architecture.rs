@@ -1,0 +1,95 @@
+//! Which GGUF files are read: those whose architecture is that of a family with a section `gguf`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::format::Family;
+use super::keys::Field;
+use super::known::{brought, families};
+use super::names::GgufNames;
+use crate::checkpoint::{Gguf, foreign};
+use crate::error::{Error, Result, one_of};
+
+/// The key that says of which architecture a file is.
+const ARCHITECTURE: &str = "general.architecture";
+
+/// The families that llama.cpp computes, and what it calls their parts: one that a user brought comes first.
+pub(super) fn written() -> Result<impl Iterator<Item = (&'static Arc<Family>, &'static GgufNames)>>
+{
+    let known = brought().into_iter().chain(families()?);
+    Ok(known.filter_map(|family| Some((family, family.gguf.as_ref()?))))
+}
+
+/// Values of `general.architecture` that are read, each once.
+pub(super) fn architectures() -> Result<Vec<&'static str>> {
+    let mut names = Vec::new();
+    for (_, gguf) in written()? {
+        if !names.contains(&gguf.architecture.as_str()) {
+            names.push(gguf.architecture.as_str());
+        }
+    }
+    Ok(names)
+}
+
+/// The family of a file: the first of its architecture, with experts if the file has any and without if it has none.
+///
+/// # Errors
+/// An architecture that is not read.
+pub(super) fn family(gguf: &Gguf) -> Result<Arc<Family>> {
+    if let Some(error) = other_architecture(gguf)? {
+        return Err(error);
+    }
+    let found = gguf.text(ARCHITECTURE)?.unwrap_or_default();
+    let of_architecture =
+        || written().map(|families| families.filter(|(_, names)| names.architecture == found));
+    let mut has_experts = false;
+    for (_, names) in of_architecture()?.filter(|(family, _)| family.is_mixture()) {
+        let count = gguf.unsigned(&names.key(Field::NumExperts)?)?;
+        has_experts |= count.is_some_and(|count| count > 0);
+    }
+    let family = of_architecture()?.find(|(family, _)| family.is_mixture() == has_experts);
+    family.map(|(family, _)| Arc::clone(family)).ok_or_else(|| {
+        let problem = if has_experts {
+            "is of models without experts, but this file has some"
+        } else {
+            "is of models with experts, but this file has none"
+        };
+        Error::key(&gguf.path, ARCHITECTURE, problem)
+    })
+}
+
+/// The refusal of a file whose architecture is not read; `None` for one that is read.
+///
+/// # Errors
+/// Where the file does not say its architecture.
+pub fn other_architecture(gguf: &Gguf) -> Result<Option<Error>> {
+    let architectures = architectures()?;
+    let known = one_of(architectures.iter().copied());
+    let found = gguf.text(ARCHITECTURE)?.ok_or_else(|| {
+        let problem = format!("is missing; expected {known}");
+        Error::key(&gguf.path, ARCHITECTURE, problem)
+    })?;
+    if architectures.contains(&found) {
+        return Ok(None);
+    }
+    let problem =
+        format!("expected {known}, found `{found}`; other architectures of GGUF are not read");
+    Ok(Some(Error::key(&gguf.path, ARCHITECTURE, problem).with_hint(
+        "take the model's safetensors, or load the file in transformers with gguf_file=… and save it with save_pretrained; \
+         `bam-convert inspect` shows what it holds",
+    )))
+}
+
+/// Refuses a file where a checkpoint folder is meant; of a GGUF file that `convert` would refuse too, it says why.
+///
+/// # Errors
+/// As [`foreign::expect_folder`].
+pub fn expect_folder(path: &Path) -> Result<()> {
+    foreign::expect_folder(path).map_err(|error| refusal(path).unwrap_or(error))
+}
+
+/// Why `convert` would refuse a file; `None` for one that is no GGUF file, or of an architecture that is read.
+pub(super) fn refusal(path: &Path) -> Option<Error> {
+    let gguf = Gguf::open(path).ok()?;
+    other_architecture(&gguf).ok().flatten()
+}

@@ -1,0 +1,340 @@
+//! What the metadata of a GGUF file says about its model.
+
+use std::sync::Arc;
+
+use super::architecture::Architecture;
+use super::format::{Family, Presence};
+use super::gguf_architecture;
+use super::gguf_names::bias_of;
+use super::gguf_rope;
+use super::keys::Field;
+use super::layout::{AttentionKv, Layers, QkNorm};
+use super::mixture::Mixture;
+use super::names::GgufNames;
+use super::role::{BiasRule, Role};
+use crate::checkpoint::{Dtype, Encoding, Gguf};
+use crate::error::{Error, Result};
+
+/// A file, and the family whose names it uses.
+pub(super) struct Metadata<'a> {
+    pub(super) gguf: &'a Gguf,
+    pub(super) family: Arc<Family>,
+}
+
+impl<'a> Metadata<'a> {
+    /// The metadata of a file of a family that is read.
+    ///
+    /// # Errors
+    /// Another architecture, and what llama.cpp would compute otherwise than the family.
+    pub(super) fn of(gguf: &'a Gguf) -> Result<Self> {
+        let family = gguf_architecture::family(gguf)?;
+        let metadata = Self { gguf, family };
+        metadata.check_neutral()?;
+        Ok(metadata)
+    }
+
+    /// What llama.cpp calls the parts of the family.
+    pub(super) fn names(&self) -> Result<&GgufNames> {
+        let names = self.family.gguf.as_ref();
+        names.ok_or_else(|| Error::usage(format!("{} has no GGUF names", self.family.name)))
+    }
+
+    fn fault(&self, key: &str, problem: impl Into<String>) -> Error {
+        Error::key(&self.gguf.path, key, problem)
+    }
+
+    /// Refuses keys of llama.cpp that change what the model computes.
+    fn check_neutral(&self) -> Result<()> {
+        let names = self.names()?;
+        let architecture = &names.architecture;
+        for (key, neutral) in [
+            ("attention.sliding_window", 0.0),
+            ("attention.clamp_kqv", 0.0),
+            ("attention.scale", 0.0),
+            ("logit_scale", 1.0),
+            ("residual_scale", 1.0),
+            ("embedding_scale", 1.0),
+        ] {
+            let key = names.own_key(key);
+            if let Some(value) = self
+                .gguf
+                .float(&key)?
+                .filter(|value| *value != neutral && *value != 0.0)
+            {
+                let problem = format!(
+                    "expected it absent, as in the {architecture} architecture, found {value}"
+                );
+                return Err(self.fault(&key, problem));
+            }
+        }
+        for (key, neutral) in [("attention.causal", true), ("use_parallel_residual", false)] {
+            let key = names.own_key(key);
+            if self
+                .gguf
+                .boolean(&key)?
+                .is_some_and(|value| value != neutral)
+            {
+                let problem = format!(
+                    "expected {neutral}, as in the {architecture} architecture, found {}",
+                    !neutral
+                );
+                return Err(self.fault(&key, problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// The model that the metadata and the names of the tensors describe.
+    ///
+    /// # Errors
+    /// Numbers that are missing, out of bounds or contradict each other: the error names the key.
+    pub(super) fn architecture(&self) -> Result<Architecture> {
+        let (gguf, family) = (self.gguf, &self.family);
+        let names = self.names()?;
+        let hidden_size = self.size(Field::HiddenSize)?;
+        let (num_heads, num_kv_heads) = self.heads()?;
+        let head_dim = self.head_dim(hidden_size, num_heads)?;
+        let vocab_size = self.vocabulary()?;
+        let num_layers = self.layers()?;
+        let intermediate_size = self.size(Field::IntermediateSize)?;
+        let experts = self.experts()?;
+
+        let eps_key = names.key(Field::NormEps)?;
+        let norm_eps = gguf.float(&eps_key)?.filter(|epsilon| *epsilon >= 0.0);
+        let norm_eps = norm_eps.ok_or_else(|| self.fault(&eps_key, "is missing or below 0"))?;
+        let context = self.size(Field::MaxPositionEmbeddings)?;
+        let rope = gguf_rope::read(gguf, names, head_dim, context)?;
+
+        let layouts = family.layouts;
+        let qk_norm = match family.present.qk_norm {
+            Presence::Never => QkNorm::None,
+            Presence::Always | Presence::Key { .. } => layouts.qk_norm,
+        };
+        let biased = |rule| self.is_biased(rule, num_layers);
+        let head = names.tensors.get(Role::Head).unwrap_or_default();
+        let dense = Architecture {
+            family: family.name.clone(),
+            block: layouts.block,
+            norm_type: layouts.norm_type,
+            norm_position: layouts.norm_position,
+            mlp_type: layouts.mlp_type,
+            rope_interleaved: layouts.rope_interleaved,
+            hidden_size,
+            intermediate_size,
+            num_layers,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            vocab_size,
+            tie_word_embeddings: !gguf.tensors.contains_key(head),
+            attention_bias: biased(BiasRule::Attention)?,
+            attention_output_bias: biased(BiasRule::AttentionOutput)?,
+            mlp_bias: biased(BiasRule::FeedForward)?,
+            qk_norm,
+            norm_eps,
+            rope_theta: rope.theta,
+            rope_scaling: rope.scaling.map(serde_json::Value::Object),
+            hidden_act: "silu".to_owned(),
+            logit_scale: None,
+            sliding_window: None,
+            window_layers: Layers::All,
+            partial_rotary_factor: None,
+            clip_qkv: None,
+            max_position_embeddings: Some(context),
+            initializer_range: 0.02,
+            dtype: Some(self.dtype()?),
+            mixture: None,
+            format: Some(Arc::clone(family)),
+        };
+        let mixture = experts.map(|(count, used)| Mixture {
+            num_experts_per_tok: used,
+            num_attention_experts: 1,
+            num_attention_experts_per_tok: 1,
+            attention_kv: AttentionKv::Merged,
+            ..Mixture::new(&dense, count)
+        });
+        Ok(Architecture { mixture, ..dense })
+    }
+
+    /// Heads of queries, and of keys and values.
+    fn heads(&self) -> Result<(u64, u64)> {
+        let heads = self.size(Field::NumHeads)?;
+        let key = self.names()?.key(Field::NumKvHeads)?;
+        let kv_heads = if self.gguf.metadata.contains_key(&key) {
+            self.size(Field::NumKvHeads)?
+        } else {
+            heads
+        };
+        if heads % kv_heads != 0 {
+            let problem =
+                format!("expected a divisor of the {heads} query heads, found {kv_heads}");
+            return Err(self.fault(&key, problem));
+        }
+        Ok((heads, kv_heads))
+    }
+
+    fn head_dim(&self, hidden: u64, heads: u64) -> Result<u64> {
+        let names = self.names()?;
+        let (key, values) = (names.key(Field::HeadDim)?, names.own_key(VALUE_LENGTH));
+        let rotated_key = names.own_key(ROTATED);
+        let rotated = self.gguf.unsigned(&rotated_key)?;
+        let head_dim = self
+            .gguf
+            .unsigned(&key)?
+            .or(rotated)
+            .unwrap_or(hidden / heads);
+        // A head is one row of attn_q at least, and attn_q is in the file: more is nonsense.
+        if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > 1 << 20 {
+            let problem = format!("expected an even head dimension, found {head_dim}");
+            return Err(self.fault(&key, problem));
+        }
+        for key in [values, rotated_key] {
+            let found = self.gguf.unsigned(&key)?;
+            if let Some(found) = found.filter(|found| *found != head_dim) {
+                let problem = format!("expected the head dimension {head_dim}, found {found}");
+                return Err(self.fault(&key, problem));
+            }
+        }
+        Ok(head_dim)
+    }
+
+    /// Rows of the embedding, with which the metadata agrees where it says them.
+    fn vocabulary(&self) -> Result<u64> {
+        let names = self.names()?;
+        let embedding = names.tensors.get(Role::Embedding).unwrap_or_default();
+        let shape = &self.gguf.tensor(embedding)?.shape;
+        let rows = shape.first().copied().unwrap_or_default();
+        let key = names.key(Field::VocabSize)?;
+        let said = self.gguf.unsigned(&key)?;
+        match said.filter(|said| *said != rows) {
+            Some(said) => {
+                let problem = format!("expected {rows}, the rows of `{embedding}`, found {said}");
+                Err(self.fault(&key, problem))
+            }
+            None => Ok(rows),
+        }
+    }
+
+    /// Number of layers: no more than the file has tensors.
+    fn layers(&self) -> Result<u64> {
+        let (layers, tensors) = (self.size(Field::NumLayers)?, self.gguf.tensors.len());
+        if layers > tensors as u64 {
+            let problem = format!(
+                "expected a tensor a layer at least, found {layers} layers, {tensors} tensors"
+            );
+            return Err(self.fault(&self.names()?.key(Field::NumLayers)?, problem));
+        }
+        Ok(layers)
+    }
+
+    /// Experts of a layer, and how many a token goes to; none in a dense model.
+    fn experts(&self) -> Result<Option<(u64, u64)>> {
+        if !self.family.is_mixture() {
+            return Ok(None);
+        }
+        let names = self.names()?;
+        let count_key = names.key(Field::NumExperts)?;
+        let used_key = names.key(Field::NumExpertsPerTok)?;
+        let count = self.gguf.unsigned(&count_key)?.unwrap_or(0);
+        // Each expert has rows of its own in the router of each layer.
+        if count > 1 << 16 {
+            let problem = format!("expected at most 65536 experts, found {count}");
+            return Err(self.fault(&count_key, problem));
+        }
+        let used = self.gguf.unsigned(&used_key)?.unwrap_or(0);
+        if used == 0 || used > count {
+            let problem = format!("expected 1 to {count_key} = {count}, found {used}");
+            return Err(self.fault(&used_key, problem));
+        }
+        Ok(Some((count, used)))
+    }
+
+    /// A size above zero; a list of one a layer counts where all are equal.
+    fn size(&self, field: Field) -> Result<u64> {
+        let key = self.names()?.key(field)?;
+        let value = match self.gguf.integers(&key) {
+            Ok(Some(values)) => match values.split_first() {
+                Some((first, rest)) if rest.iter().all(|value| value == first) => {
+                    u64::try_from(*first).ok()
+                }
+                _ => {
+                    let problem = format!("expected one size for all layers, found {values:.60?}");
+                    return Err(self.fault(&key, problem));
+                }
+            },
+            _ => self.gguf.unsigned(&key)?,
+        };
+        let value =
+            value.ok_or_else(|| self.fault(&key, "is missing; expected a whole number above 0"))?;
+        // No tensor with such a dimension fits into a file, and products of two sizes stay countable.
+        if value == 0 || value > u64::from(u32::MAX) {
+            let problem = format!("expected a whole number above 0, found {value}");
+            return Err(self.fault(&key, problem));
+        }
+        Ok(value)
+    }
+
+    /// Whether the projections of a rule have biases: where a key of the family decides, the file's tensors do.
+    fn is_biased(&self, rule: BiasRule, layers: u64) -> Result<bool> {
+        let presence_of = |rule| match rule {
+            BiasRule::Attention => &self.family.present.attention_bias,
+            BiasRule::AttentionOutput => &self.family.present.attention_output_bias,
+            _ => &self.family.present.mlp_bias,
+        };
+        let presence = presence_of(rule);
+        let one_key = |role: &Role| {
+            let rules = [
+                BiasRule::Attention,
+                BiasRule::AttentionOutput,
+                BiasRule::FeedForward,
+            ];
+            rules.contains(&role.bias()) && presence_of(role.bias()) == presence
+        };
+        match presence {
+            Presence::Never => Ok(false),
+            Presence::Always => Ok(true),
+            Presence::Key { .. } => {
+                let roles = Role::ALL.into_iter().filter(|role| one_key(role));
+                Ok(self.first_bias(roles, layers)?.is_some())
+            }
+        }
+    }
+
+    /// The first bias of these roles that the file holds, layer by layer.
+    pub(super) fn first_bias(
+        &self,
+        roles: impl Iterator<Item = Role> + Clone,
+        layers: u64,
+    ) -> Result<Option<String>> {
+        let names = self.names()?;
+        let mut held = (0..layers).flat_map(|layer| {
+            let biases = roles
+                .clone()
+                .filter_map(move |role| names.tensors.name(role, Some(layer), None));
+            biases.map(|weight| bias_of(&weight))
+        });
+        Ok(held.find(|bias| self.gguf.tensors.contains_key(bias)))
+    }
+
+    /// The dtype that the weights become: that of the embedding, or bfloat16 from quantised tensors.
+    fn dtype(&self) -> Result<Dtype> {
+        let names = self.names()?;
+        let quantised = self
+            .gguf
+            .tensors
+            .values()
+            .any(|entry| matches!(entry.encoding, Encoding::Ggml(_)));
+        let embedding = names.tensors.get(Role::Embedding).unwrap_or_default();
+        let stored = self.gguf.tensors.get(embedding);
+        Ok(match stored.map(|entry| entry.encoding) {
+            Some(Encoding::Plain(dtype @ (Dtype::F32 | Dtype::F16))) if !quantised => dtype,
+            _ => Dtype::BF16,
+        })
+    }
+}
+
+/// The metadata key, without the architecture's name, of the width of a value; it is that of a key.
+pub(super) const VALUE_LENGTH: &str = "attention.value_length";
+
+/// The metadata key, without the architecture's name, of the rotated width of a head; all of it is.
+pub(super) const ROTATED: &str = "rope.dimension_count";

@@ -1,0 +1,180 @@
+//! The families that the program knows: those embedded in it, and one that a user brings with `--format`.
+
+use std::path::Path;
+use std::sync::{Arc, LazyLock, OnceLock};
+
+use super::extends;
+use super::format::Family;
+use crate::checkpoint::yaml;
+use crate::error::one_of;
+use crate::{Error, Result};
+
+macro_rules! embedded {
+    ($($name:literal),*) => {
+        [$(($name, include_str!(concat!("../../formats/", $name, ".yaml")))),*]
+    };
+}
+
+/// Names and texts of the embedded files, in the order in which they are listed to users.
+pub(super) static EMBEDDED: [(&str, &str); 10] = embedded!(
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "cohere",
+    "bam",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe"
+);
+
+static FAMILIES: LazyLock<std::result::Result<Vec<Arc<Family>>, String>> = LazyLock::new(|| {
+    EMBEDDED
+        .iter()
+        .map(|(name, text)| {
+            let path = format!("formats/{name}.yaml");
+            Family::from_yaml(Path::new(&path), text).map(Arc::new)
+        })
+        .collect::<Result<_>>()
+        .map_err(|e| e.to_string())
+});
+
+/// The family that a user brought. A process works for one command line, which has at most one `--format`; every
+/// configuration that it reads, however deep, may be of that family.
+static BROUGHT: OnceLock<Arc<Family>> = OnceLock::new();
+
+/// The families that the toolkit knows by itself.
+pub fn families() -> Result<&'static [Arc<Family>]> {
+    FAMILIES.as_deref().map_err(Error::usage)
+}
+
+/// The family that a user brought, if any.
+pub(super) fn brought() -> Option<&'static Arc<Family>> {
+    BROUGHT.get()
+}
+
+impl Family {
+    /// Makes the family known to everything that this process reads from here on, as `--format` does.
+    ///
+    /// # Errors
+    /// Where the process has brought another family before.
+    pub fn bring(self) -> Result<()> {
+        let brought = BROUGHT.get_or_init(|| Arc::new(self.clone()));
+        if **brought == self {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "the family `{}` was brought before: a process reads one format file",
+            brought.name
+        )))
+    }
+
+    /// Reads a family from the text of a format file; `path` only names the place in errors.
+    pub fn from_yaml(path: &Path, text: &str) -> Result<Self> {
+        extends::read(path, text, &EMBEDDED)
+    }
+
+    /// Reads a family from a format file.
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::from_yaml(path, &yaml::read_text(path)?)
+    }
+
+    /// The embedded family of that name.
+    pub fn named(name: &str) -> Result<Arc<Self>> {
+        let known = families()?;
+        known
+            .iter()
+            .find(|family| family.name == name)
+            .cloned()
+            .ok_or_else(|| {
+                Error::usage(format!(
+                    "expected a family: {}; found `{name}`",
+                    one_of(known.iter().map(|family| family.name.as_str()))
+                ))
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn embedded_formats_are_sound() {
+        let names: Vec<_> = families()
+            .unwrap()
+            .iter()
+            .map(|family| family.name.clone())
+            .collect();
+        let dense = ["llama", "mistral", "qwen2", "qwen3", "cohere"];
+        let mixtures = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
+        assert_eq!(names, [dense, mixtures].concat());
+    }
+
+    fn refused(change: impl Fn(&str) -> String) -> Error {
+        Family::from_yaml(Path::new("my.yaml"), &change(EMBEDDED[0].1)).unwrap_err()
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_the_nearest() {
+        let error = refused(|text| text.replace("  num_heads:", "  nun_heads:"));
+        assert!(error.to_string().contains("key `nun_heads`"), "{error}");
+        assert!(error.to_string().contains("my.yaml:"), "{error}");
+        assert_eq!(error.hint().as_deref(), Some("the nearest known key is `num_heads`"));
+        let error = refused(|text| text.replace("block: sequential", "block: sequentail"));
+        assert!(error.to_string().contains("sequential"), "{error}");
+    }
+
+    #[test]
+    fn patterns_are_checked() {
+        let error = refused(|text| {
+            text.replace("layers.{l}.self_attn.q_proj", "layers.{n}.self_attn.q_proj")
+        });
+        assert!(
+            error
+                .to_string()
+                .contains("key `tensors.q`: expected a name that ends in .weight with {l}"),
+            "{error}"
+        );
+        let error = refused(|text| {
+            text.replace(
+                "block: sequential",
+                "block: sequential\nnorm_position: sandwich",
+            )
+        });
+        assert!(error.to_string().contains("norm_position"), "{error}");
+        let error = refused(|text| text.replace("norm_position: pre", "norm_position: sandwich"));
+        assert!(
+            error.to_string().contains("tensors.pre_feedforward_norm"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_extends_another_says_only_what_differs() {
+        let text = "\
+            extends: llama\n\
+            name: mine\n\
+            model_types: [mine]\n\
+            architectures: [MineForCausalLM]\n\
+            keys:\n  norm_eps: { names: [epsilon] }\n  head_dim: ~\n\
+            tensors:\n  q: h.{l}.query.weight\n";
+        let mine = Family::from_yaml(Path::new("my.yaml"), text).unwrap();
+        let llama = Family::named("llama").unwrap();
+        assert_eq!(mine.layouts, llama.layouts);
+        assert_eq!(mine.gguf, llama.gguf);
+        assert_ne!(mine.tensors, llama.tensors);
+
+        let refused = |text: &str| Family::from_yaml(Path::new("my.yaml"), text).unwrap_err();
+        let error = refused(&text.replace("name: mine\n", "\n"));
+        assert!(error.to_string().contains("key `name`"), "{error}");
+        let error = refused(&text.replace("  head_dim:", "  head_dmi:"));
+        assert!(error.to_string().contains("my.yaml:7:"), "{error}");
+        assert_eq!(error.hint().as_deref(), Some("the nearest known key is `head_dim`"));
+
+        let plain = format!("{text}norm_type: layer\n");
+        let plain = Family::from_yaml(Path::new("my.yaml"), &plain).unwrap();
+        assert_eq!(plain.gguf, None);
+    }
+}

@@ -1,0 +1,181 @@
+//! Names of tensors, by role: in Hugging Face checkpoints, in the fused layout of transformers 5, and in GGUF files.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::de::{Deserialize, Deserializer};
+
+use super::keys::Field;
+use super::role::{Role, listed};
+use crate::{Error, Result};
+
+/// The place of the layer's number in a name.
+const LAYER: &str = "{l}";
+
+/// The place of the expert's number in a name.
+const EXPERT: &str = "{e}";
+
+/// Names of weights by role; a name holds `{l}` for the layer and `{e}` for the expert.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct RoleNames(BTreeMap<Role, String>);
+
+impl RoleNames {
+    /// The pattern of a role's weight.
+    pub(crate) fn get(&self, role: Role) -> Option<&str> {
+        self.0.get(&role).map(String::as_str)
+    }
+
+    /// The name of a role's weight in that layer and expert, where it has them.
+    pub(crate) fn name(
+        &self,
+        role: Role,
+        layer: Option<u64>,
+        expert: Option<u64>,
+    ) -> Option<String> {
+        let mut name = self.get(role)?.to_owned();
+        for (place, number) in [(LAYER, layer), (EXPERT, expert)] {
+            if let Some(number) = number {
+                name = name.replace(place, &number.to_string());
+            }
+        }
+        Some(name)
+    }
+
+    /// Refuses patterns without the places that their roles need; `section` is the key of these names in the file `path`.
+    pub(crate) fn check(&self, path: &Path, section: &str, holds: Holds) -> Result<()> {
+        for (role, pattern) in &self.0 {
+            let key = format!("{section}.{role}");
+            let fits = match holds {
+                Holds::Model => role.outside_experts(),
+                Holds::OneExpert | Holds::AllExperts => role.in_experts(),
+            };
+            if !fits {
+                let problem = match holds {
+                    Holds::Model => "is a tensor of experts: name it under `expert_tensors`",
+                    Holds::OneExpert | Holds::AllExperts => "is no tensor of an expert",
+                };
+                return Err(Error::key(path, &key, problem));
+            }
+
+            let places = [
+                (LAYER, role.in_layer()),
+                (EXPERT, holds == Holds::OneExpert),
+            ];
+            let wanted: Vec<&str> = places
+                .iter()
+                .filter(|(_, wanted)| *wanted)
+                .map(|(place, _)| *place)
+                .collect();
+            let once = wanted
+                .iter()
+                .all(|place| pattern.matches(place).count() == 1);
+            let braces = pattern.matches(['{', '}']).count();
+            if once && braces == 2 * wanted.len() && pattern.ends_with(".weight") {
+                continue;
+            }
+
+            let wanted = if wanted.is_empty() {
+                "no {…}".to_owned()
+            } else {
+                wanted.join(" and ") + " once"
+            };
+            let problem =
+                format!("expected a name that ends in .weight with {wanted}, found \"{pattern}\"");
+            return Err(Error::key(path, &key, problem));
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Deserialize<'de> for RoleNames {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        listed(deserializer).map(Self)
+    }
+}
+
+/// What the tensors of a section of names hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holds {
+    /// Weights outside the experts.
+    Model,
+    /// A weight of one expert.
+    OneExpert,
+    /// That weight of all experts of a layer.
+    AllExperts,
+}
+
+/// Names of the tensors of the fused layout: gate and up projections of all experts `[experts, 2 · intermediate, hidden]`, down
+/// projections `[experts, hidden, intermediate]`, and the router under the name that it has there.
+#[derive(Debug, Clone, PartialEq, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct FusedTensorNames {
+    pub(crate) gate_up: String,
+    pub(crate) down: String,
+    pub(crate) ffn_router: String,
+}
+
+impl FusedTensorNames {
+    /// Refuses names without the place of the layer.
+    pub(crate) fn check(&self, path: &Path) -> Result<()> {
+        let names = [
+            ("gate_up", &self.gate_up),
+            ("down", &self.down),
+            ("ffn_router", &self.ffn_router),
+        ];
+        for (key, pattern) in names {
+            if pattern.matches(LAYER).count() != 1 || pattern.matches(['{', '}']).count() != 2 {
+                let problem = format!("expected a name with {{l}} once, found \"{pattern}\"");
+                return Err(Error::key(path, &format!("fused_tensors.{key}"), problem));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What llama.cpp calls the tensors and numbers of a family; read in both directions.
+#[derive(Debug, Clone, PartialEq, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct GgufNames {
+    /// The value of `general.architecture`, which also begins the names of the metadata keys.
+    pub(crate) architecture: String,
+    /// Whether llama.cpp rotates neighbouring rows of a head: then those of a model that rotates halves are interleaved.
+    pub(crate) rope_interleaved: bool,
+    /// Metadata keys, without the architecture's name.
+    #[serde(deserialize_with = "listed")]
+    pub(crate) keys: BTreeMap<Field, String>,
+    /// Tensors outside the experts.
+    pub(crate) tensors: RoleNames,
+    /// Tensors that hold one projection of all experts of a layer.
+    pub(crate) expert_tensors: RoleNames,
+}
+
+impl GgufNames {
+    /// The metadata key of a number.
+    pub(crate) fn key(&self, field: Field) -> Result<String> {
+        match self.keys.get(&field) {
+            Some(key) => Ok(self.own_key(key)),
+            None => Err(Error::usage(format!(
+                "the GGUF architecture `{}` has no key for `{}`",
+                self.architecture,
+                field.name()
+            ))
+            .with_hint("name it under `gguf.keys` of the format file")),
+        }
+    }
+
+    /// A metadata key of this architecture.
+    pub(crate) fn own_key(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture)
+    }
+
+    /// Refuses a section that names no architecture, or names tensors in a way that no file has.
+    pub(crate) fn check(&self, path: &Path) -> Result<()> {
+        if self.architecture.is_empty() {
+            let problem = "expected the name of a GGUF architecture, found none";
+            return Err(Error::key(path, "gguf.architecture", problem));
+        }
+        self.tensors.check(path, "gguf.tensors", Holds::Model)?;
+        self.expert_tensors
+            .check(path, "gguf.expert_tensors", Holds::AllExperts)
+    }
+}

@@ -1,0 +1,265 @@
+//! An architecture as a `config.json` describes it, with the keys and defaults of its family.
+
+use std::sync::Arc;
+
+use safetensors::Dtype;
+use serde_json::Value;
+
+use super::architecture::Architecture;
+use super::config::{Config, Found};
+use super::format::{Family, Presence, Refused};
+use super::keys::{Field, Key};
+use super::known::families;
+use super::layout::{Layouts, NormType, QkNorm, SaidLayouts};
+use super::mixture::Mixture;
+use super::rope::{RopeContext, partial_rotary_factor, rope_theta};
+use super::spelling::same_value;
+use super::windows::windows;
+use crate::checkpoint::dtype::from_torch_name;
+use crate::checkpoint::json::kind;
+use crate::{Error, Result};
+
+impl Architecture {
+    /// What `config` says, in the family that its `model_type` names.
+    pub fn of(config: &Config) -> Result<Self> {
+        let family = Family::of(config)?;
+        let architecture = Self::read(config, &family)?;
+        let is_embedded = families()?.iter().any(|known| Arc::ptr_eq(known, &family));
+        Ok(Self {
+            format: (!is_embedded).then_some(family),
+            ..architecture
+        })
+    }
+
+    /// What `config` says in a family that is not one of the program's own.
+    pub fn of_format(config: &Config, family: Family) -> Result<Self> {
+        let architecture = Self::read(config, &family)?;
+        Ok(Self {
+            format: Some(Arc::new(family)),
+            ..architecture
+        })
+    }
+
+    fn read(config: &Config, family: &Family) -> Result<Self> {
+        refuse(config, family)?;
+        let keys = &family.keys;
+        for (field, expected) in [
+            (Field::NormEps, "a number"),
+            (Field::RopeTheta, "a number"),
+            (Field::LogitScale, "a number"),
+            (Field::HiddenAct, "a string"),
+            (Field::HeadDim, "a positive integer"),
+        ] {
+            config.not_null(&keys[field], expected)?;
+        }
+
+        let count = |field| config.count(&keys[field]);
+        let required = |field| config.required_count(&keys[field]);
+        let present = |presence| is_present(config, presence);
+        let hidden_size = required(Field::HiddenSize)?;
+        let num_heads = required(Field::NumHeads)?;
+        let head_dim = head_dim(config, family, hidden_size, num_heads)?;
+        let num_layers = required(Field::NumLayers)?;
+        let (sliding_window, window_layers) = windows(config, family, num_layers)?;
+        let partial_rotary_factor = partial_rotary_factor(config, family)?;
+        let max_position_embeddings = count(Field::MaxPositionEmbeddings)?;
+        let context = RopeContext {
+            rotary: (head_dim as f64 * partial_rotary_factor.unwrap_or(1.0)) as u64,
+            longest: max_position_embeddings,
+            own_class: family.says_layouts(),
+        };
+        let layouts = layouts(config, family)?;
+
+        let mut architecture = Self {
+            family: family.name.clone(),
+            block: layouts.block,
+            norm_type: layouts.norm_type,
+            norm_position: layouts.norm_position,
+            mlp_type: layouts.mlp_type,
+            rope_interleaved: layouts.rope_interleaved,
+            hidden_size,
+            intermediate_size: required(Field::IntermediateSize)?,
+            num_layers,
+            num_heads,
+            num_kv_heads: count(Field::NumKvHeads)?.unwrap_or(num_heads),
+            head_dim,
+            vocab_size: required(Field::VocabSize)?,
+            tie_word_embeddings: config
+                .flag(&keys[Field::TieWordEmbeddings])?
+                .unwrap_or_default(),
+            attention_bias: present(&family.present.attention_bias)?,
+            attention_output_bias: present(&family.present.attention_output_bias)?,
+            mlp_bias: present(&family.present.mlp_bias)?,
+            qk_norm: layouts.qk_norm,
+            norm_eps: norm_eps(config, family, layouts.norm_type)?,
+            rope_theta: rope_theta(config, family)?,
+            rope_scaling: config.rope_scaling(&context)?,
+            hidden_act: config
+                .text(&keys[Field::HiddenAct])?
+                .unwrap_or("silu")
+                .to_owned(),
+            logit_scale: config.number(&keys[Field::LogitScale], f64::MIN)?,
+            sliding_window,
+            window_layers,
+            partial_rotary_factor,
+            clip_qkv: config.number(&keys[Field::ClipQkv], f64::MIN_POSITIVE)?,
+            max_position_embeddings,
+            initializer_range: config
+                .number(&keys[Field::InitializerRange], 0.0)?
+                .unwrap_or(0.02),
+            dtype: dtype(config, &keys[Field::Dtype])?,
+            mixture: None,
+            format: None,
+        };
+        architecture.check_in(config)?;
+
+        if family.is_mixture() {
+            architecture.mixture = Some(match &family.mixture {
+                Some(keys) => Mixture::read_keys(config, &architecture, keys)?,
+                None => Mixture::read(config, &architecture)?,
+            });
+            architecture.check_in(config)?;
+        }
+        Ok(architecture)
+    }
+
+    /// This architecture with the layouts that `config` says in a BAM's own keys.
+    ///
+    /// For configurations of mixtures that do not exist yet: a model of another family ignores these keys.
+    pub(crate) fn with_own_layouts(self, config: &Config) -> Result<Self> {
+        let layouts = self.layouts().but(said_layouts(config)?);
+        Ok(self.with_layouts(layouts))
+    }
+
+    fn check_in(&self, config: &Config) -> Result<()> {
+        self.check()
+            .map_err(|fault| Error::key(&config.path, fault.key, fault.problem))
+    }
+}
+
+/// Whether an optional parameter exists.
+fn is_present(config: &Config, presence: &Presence) -> Result<bool> {
+    match presence {
+        Presence::Never => Ok(false),
+        Presence::Always => Ok(true),
+        Presence::Key { name, default } => {
+            let key = Key {
+                default: Some(Value::Bool(*default)),
+                ..Key::called(name)
+            };
+            config.flag(&key).map(Option::unwrap_or_default)
+        }
+    }
+}
+
+/// The width of a head: as the configuration says, else the heads fill the hidden size.
+fn head_dim(config: &Config, family: &Family, hidden_size: u64, num_heads: u64) -> Result<u64> {
+    let head_dim = match config.count(&family.keys[Field::HeadDim])? {
+        Some(head_dim) => head_dim,
+        None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
+        None => {
+            let name = family.keys[Field::NumHeads].name().unwrap_or("num_heads");
+            let problem =
+                format!("expected a divisor of the hidden size {hidden_size}, found {num_heads}");
+            return Err(Error::key(&config.path, name, problem)
+                .with_hint("a config whose heads do not fill the hidden size says `head_dim`"));
+        }
+    };
+    // A family without the key ignores it, but a file that has it means something by it.
+    if let Found::Value(name, value) = config.find(["head_dim"])?
+        && config.as_count(name, value)? != head_dim
+    {
+        let problem = format!(
+            "is {}, but heads of the family {} fill the hidden size: {head_dim}",
+            value, family.name
+        );
+        return Err(Error::key(&config.path, name, problem));
+    }
+    Ok(head_dim)
+}
+
+/// The family's layouts, but for those that the configuration of a BAM says itself. Keys of these names mean nothing in any other
+/// family.
+fn layouts(config: &Config, family: &Family) -> Result<Layouts> {
+    let mut layouts = family.layouts;
+    if !is_present(config, &family.present.qk_norm)? {
+        layouts.qk_norm = QkNorm::None;
+    }
+    if family.says_layouts() {
+        layouts = layouts.but(said_layouts(config)?);
+    }
+    Ok(layouts)
+}
+
+fn said_layouts(config: &Config) -> Result<SaidLayouts> {
+    SaidLayouts::read(&config.json).map_err(|(key, problem)| Error::key(&config.path, key, problem))
+}
+
+/// Refuses values that mean something which cannot be computed here, whatever the family or in this one.
+fn refuse(config: &Config, family: &Family) -> Result<()> {
+    let refused = |key: &str, value: &Value, because: &str| {
+        let problem = format!(
+            "is {}, which cannot be computed here: {because}",
+            kind(value)
+        );
+        Err(Error::key(&config.path, key, problem))
+    };
+    // Both are obeyed by every class of transformers 5.
+    if let Some(value) = config
+        .json
+        .get("is_causal")
+        .filter(|value| **value != Value::Bool(true))
+    {
+        return refused("is_causal", value, "attention looks back only");
+    }
+    if let Some(value) = config
+        .json
+        .get("per_layer_config")
+        .filter(|value| !value.is_null())
+    {
+        return refused(
+            "per_layer_config",
+            value,
+            "all layers have one configuration",
+        );
+    }
+    for Refused {
+        key,
+        value,
+        because,
+    } in &family.refused
+    {
+        let refuses = |found: &Value| match value {
+            Some(value) => same_value(found, value),
+            None => !found.is_null(),
+        };
+        if let Some(found) = config.json.get(key).filter(|found| refuses(found)) {
+            return refused(key, found, because);
+        }
+    }
+    Ok(())
+}
+
+/// Epsilon of the norms; where a mixture's config has the keys of both norms, that of its own norm counts.
+fn norm_eps(config: &Config, family: &Family, norm_type: NormType) -> Result<f64> {
+    if family.says_layouts()
+        && let Found::Value(name, value) = config.find([norm_type.eps_key()])?
+    {
+        return config.as_number(name, value, 0.0);
+    }
+    Ok(config
+        .number(&family.keys[Field::NormEps], 0.0)?
+        .unwrap_or(1e-6))
+}
+
+fn dtype(config: &Config, key: &Key) -> Result<Option<Dtype>> {
+    match config.text(key)? {
+        None | Some("auto") => Ok(None),
+        Some(name) => match (from_torch_name(name), config.lookup(key)?) {
+            (None, Found::Value(name, value)) => {
+                Err(config.wrong(name, "a floating-point dtype such as \"bfloat16\"", value))
+            }
+            (dtype, _) => Ok(dtype),
+        },
+    }
+}

@@ -1,0 +1,323 @@
+//! The one writer of `config.json`: what an architecture is, under the names that its family has for it.
+//!
+//! It starts from a configuration that is there (a seed's, a mixture's, or an empty one). Keys keep their place, and a value that
+//! means the same keeps its spelling, so that a file changes only where the model does.
+
+use serde_json::{Map, Value, json};
+
+use super::architecture::Architecture;
+use super::config::Config;
+use super::format::{Family, Presence};
+use super::keys::{Field, Section};
+use super::mixture::weight_of_mean;
+use super::spelling::{both_spellings, same_value};
+use crate::Result;
+use crate::checkpoint::dtype::{Dtype, torch_name};
+
+/// A configuration in the making.
+pub(super) struct ConfigWriter<'a> {
+    family: &'a Family,
+    of: &'a Architecture,
+    json: Map<String, Value>,
+}
+
+impl<'a> ConfigWriter<'a> {
+    /// Writes the configuration of `of`, a model of `family`, over the keys of `base` but for `strays`.
+    pub(super) fn new(
+        mut base: Map<String, Value>,
+        strays: impl IntoIterator<Item = &'static str>,
+        family: &'a Family,
+        of: &'a Architecture,
+    ) -> Self {
+        for stray in strays {
+            base.shift_remove(stray);
+        }
+        Self {
+            family,
+            of,
+            json: base,
+        }
+    }
+
+    /// The configuration, in both spellings of the keys that have two.
+    pub(super) fn finish(mut self) -> Map<String, Value> {
+        both_spellings(&mut self.json);
+        // Of a BAM, all that it says stands in rope_parameters, and with it transformers 5 cannot read the tokenizer of a
+        // model type that it does not know.
+        if self.family.says_layouts() && self.has("rope_scaling") {
+            self.json.shift_remove("rope_scaling");
+        }
+        self.json
+    }
+
+    /// Says a value under a name; one that means the same stays as it is.
+    pub(super) fn put(&mut self, name: &str, value: Value) {
+        let says = self.json.get(name);
+        if !says.is_some_and(|present| same_value(present, &value)) {
+            self.json.insert(name.to_owned(), value);
+        }
+    }
+
+    /// Removes a key.
+    pub(super) fn remove(&mut self, name: &str) {
+        self.json.shift_remove(name);
+    }
+
+    /// Whether a key is there, though it may be null.
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.json.contains_key(name)
+    }
+
+    /// Whether a key holds a value.
+    fn has(&self, name: &str) -> bool {
+        self.json.get(name).is_some_and(|value| !value.is_null())
+    }
+
+    /// Says which family it is: its first `model_type` where none is given.
+    pub(super) fn identity(&mut self, model_type: Option<&str>) {
+        let first = self.family.model_types.first().map(String::as_str);
+        self.put("model_type", json!(model_type.or(first)));
+        self.put("architectures", json!(self.family.architectures));
+    }
+
+    /// Says the numbers of these keys, where the family has names for them and the architecture has a value.
+    ///
+    /// A mixture's key is said under all its names, because programs differ in the one that they read.
+    pub(super) fn keys(&mut self, fields: &[Field]) {
+        for field in fields {
+            let value = self.value(*field);
+            // No window is a value: a family may have one where the key is absent.
+            if value.is_null() && *field != Field::SlidingWindow {
+                continue;
+            }
+            for name in self.names(*field) {
+                self.put(name, value.clone());
+            }
+        }
+    }
+
+    /// The names under which a key is written.
+    fn names(&self, field: Field) -> Vec<&'a str> {
+        let family = self.family;
+        if field.section() == Section::Mixture {
+            let names = family.mixture.iter().flat_map(|keys| &keys[field].names);
+            return names.map(String::as_str).collect();
+        }
+        let names = family.keys[field].names.iter().map(String::as_str);
+        let own = self.of.norm_type.eps_key();
+        match field {
+            Field::NormEps if names.clone().any(|name| name == own) => vec![own],
+            // Some readers compute it only where the key is absent rather than null.
+            Field::HeadDim if names.len() == 0 => vec!["head_dim"],
+            _ => names.take(1).collect(),
+        }
+    }
+
+    /// What a key holds; null where the architecture has no such thing.
+    fn value(&self, field: Field) -> Value {
+        let of = self.of;
+        let mixture = of.mixture.as_ref();
+        match field {
+            Field::HiddenSize => json!(of.hidden_size),
+            Field::IntermediateSize => json!(of.intermediate_size),
+            Field::NumLayers => json!(of.num_layers),
+            Field::NumHeads => json!(of.num_heads),
+            Field::NumKvHeads => json!(of.num_kv_heads),
+            Field::VocabSize => json!(of.vocab_size),
+            Field::NormEps => json!(of.norm_eps),
+            Field::TieWordEmbeddings => json!(of.tie_word_embeddings),
+            Field::HeadDim => json!(of.head_dim),
+            Field::MaxPositionEmbeddings => json!(of.max_position_embeddings),
+            Field::HiddenAct => json!(of.hidden_act),
+            Field::RopeTheta => json!(of.rope_theta),
+            Field::InitializerRange => json!(of.initializer_range),
+            Field::Dtype => json!(of.dtype.and_then(torch_name)),
+            Field::LogitScale => json!(of.logit_scale),
+            Field::SlidingWindow => json!(of.sliding_window),
+            Field::UseSlidingWindow => json!(of.sliding_window.is_some()),
+            Field::LayerTypes => json!(self.layer_types()),
+            // Said otherwise: by the kinds of layers, and in rope_parameters.
+            Field::MaxWindowLayers | Field::PartialRotaryFactor => Value::Null,
+            Field::ClipQkv => json!(of.clip_qkv),
+            Field::NumExperts => json!(mixture.map(|mixture| mixture.num_experts)),
+            Field::NumExpertsPerTok => json!(mixture.map(|mixture| mixture.num_experts_per_tok)),
+            Field::MoeIntermediateSize => {
+                json!(mixture.map(|mixture| mixture.moe_intermediate_size))
+            }
+            Field::NormTopkProb => json!(mixture.map(|mixture| mixture.norm_topk_prob)),
+            Field::RouterAuxLossCoef => json!(mixture.map(|mixture| {
+                let routers = mixture.moe_layers.count(of.num_layers);
+                weight_of_mean(mixture.router_aux_loss_coef, routers)
+            })),
+            Field::SharedExpertIntermediateSize => {
+                json!(mixture.and_then(|mixture| mixture.shared_expert_intermediate_size))
+            }
+            Field::DenseLayers => json!(mixture.map(|mixture| {
+                let sparse = mixture.moe_layers.mask(of.num_layers);
+                let dense = (0..of.num_layers).filter(|layer| !sparse[*layer as usize]);
+                dense.collect::<Vec<_>>()
+            })),
+            Field::SparseStep => json!(mixture.map(|_| 1)),
+        }
+    }
+
+    /// Says the dtype, under both of its names where `both`.
+    pub(super) fn dtype(&mut self, both: bool) {
+        self.keys(&[Field::Dtype]);
+        let value = self.value(Field::Dtype);
+        if both && !value.is_null() {
+            self.put("torch_dtype", value);
+        }
+    }
+
+    /// Says those layouts whose keys are `wanted`.
+    pub(super) fn layouts(&mut self, wanted: impl Fn(&str) -> bool) {
+        for row in self.of.layouts().rows() {
+            if wanted(row.key) {
+                self.put(row.key, row.value);
+            }
+        }
+    }
+
+    /// Says which biases there are, where the family has keys for that.
+    pub(super) fn biases(&mut self) {
+        for (presence, there) in biases(self.family, self.of) {
+            if let Presence::Key { name, .. } = presence {
+                self.put(name, json!(there));
+            }
+        }
+    }
+
+    /// Says the experts: in the keys of the family, or in those of a BAM.
+    pub(super) fn mixture(&mut self) {
+        let Some(mixture) = &self.of.mixture else {
+            return;
+        };
+        match &self.family.mixture {
+            Some(keys) => {
+                let fields: Vec<Field> = keys.iter().map(|(field, _)| field).collect();
+                self.keys(&fields);
+                self.put("router_z_loss_coef", json!(mixture.router_z_loss_coef));
+            }
+            None => {
+                if let Value::Object(said) = json!(mixture) {
+                    for (key, value) in said {
+                        self.put(&key, value);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Says the window of a BAM, and a list of its layers where the seed has one or not all have it.
+    pub(super) fn windows(&mut self) {
+        let unused = self.has("sliding_window") || self.has("use_sliding_window");
+        match self.of.sliding_window {
+            Some(window) => {
+                self.put("sliding_window", json!(window));
+                if self.contains("use_sliding_window") {
+                    self.put("use_sliding_window", json!(true));
+                }
+            }
+            None if unused => self.put("use_sliding_window", json!(false)),
+            None => {}
+        }
+        let listed = self.contains("layer_types") || self.contains("max_window_layers");
+        if listed || !self.of.window_layers.is_all() {
+            let kinds = self.layer_types();
+            self.put("layer_types", json!(kinds));
+        }
+    }
+
+    fn layer_types(&self) -> Vec<&'static str> {
+        let of = self.of;
+        let slides = |layer: u64| of.sliding_window.is_some() && of.window_layers.contains(layer);
+        (0..of.num_layers)
+            .map(|layer| {
+                if slides(layer) {
+                    "sliding_attention"
+                } else {
+                    "full_attention"
+                }
+            })
+            .collect()
+    }
+
+    /// Says the rotary positions with every value that a reader would infer otherwise, as `rope_parameters` and `rope_theta`.
+    pub(super) fn rope(&mut self) {
+        let said = self.json.get("rope_parameters").and_then(Value::as_object);
+        let mut parameters = Map::new();
+        match &self.of.rope_scaling {
+            Some(Value::Object(scaling)) => parameters.extend(scaling.clone()),
+            _ => _ = parameters.insert("rope_type".to_owned(), json!("default")),
+        }
+        if let Some(factor) = self.of.partial_rotary_factor {
+            parameters.insert("partial_rotary_factor".to_owned(), json!(factor));
+        }
+
+        // Numbers are written as the seed writes them.
+        let theta = said
+            .and_then(|said| said.get("rope_theta"))
+            .or(self.json.get("rope_theta"))
+            .filter(|theta| same_value(theta, &json!(self.of.rope_theta)));
+        let theta = theta.cloned().unwrap_or(json!(self.of.rope_theta));
+        parameters.insert("rope_theta".to_owned(), theta.clone());
+
+        if let Some(said) = said {
+            let place = |key: &String| said.keys().position(|name| name == key);
+            let mut sorted: Vec<_> = parameters.into_iter().collect();
+            sorted.sort_by_key(|(key, _)| place(key).unwrap_or(said.len()));
+            parameters = sorted.into_iter().collect();
+        }
+        self.put("rope_theta", theta);
+        self.put("rope_parameters", Value::Object(parameters));
+    }
+}
+
+/// Biases of q, k and v, of the output projection, and of the feed-forward network: when the family has them, and whether the
+/// architecture does.
+pub(super) fn biases<'a>(family: &'a Family, of: &Architecture) -> [(&'a Presence, bool); 3] {
+    let present = &family.present;
+    [
+        (&present.attention_bias, of.attention_bias),
+        (&present.attention_output_bias, of.attention_output_bias),
+        (&present.mlp_bias, of.mlp_bias),
+    ]
+}
+
+/// The keys of `source` that the family of `architecture` knows, in their order. Other programs could obey the others, and
+/// make another model of the same weights.
+pub(super) fn carried(source: &Config, architecture: &Architecture) -> Result<Map<String, Value>> {
+    let family = architecture.names()?;
+    let mut config = source.json.clone();
+    config.retain(|key, _| family.knows(key));
+    Ok(config)
+}
+
+/// What a user should know of `source`: keys that its family does not have, and a default that depends on the version.
+pub(super) fn notes(source: &Config, architecture: &Architecture) -> Result<Vec<String>> {
+    let family = architecture.names()?;
+    let unknown: Vec<&str> = source
+        .json
+        .iter()
+        .filter(|(key, value)| !value.is_null() && !family.knows(key))
+        .map(|(key, _)| key.as_str())
+        .collect();
+    let left_out = (!unknown.is_empty()).then(|| {
+        format!(
+            "{}: models of the family {} have no such keys, and they are left out: {}",
+            source.path.display(),
+            family.name,
+            unknown.join(", ")
+        )
+    });
+    let assumed = source.assumed(&family.keys[Field::RopeTheta])?;
+    Ok(left_out.into_iter().chain(assumed).collect())
+}
+
+/// Says the dtype of a checkpoint in its configuration, in the spellings of transformers 4 and 5.
+pub fn say_dtype(config: &mut Map<String, Value>, dtype: Dtype) {
+    for key in ["dtype", "torch_dtype"] {
+        config.insert(key.to_owned(), json!(torch_name(dtype)));
+    }
+}
