@@ -42,19 +42,20 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
     let mut reasons = Vec::new();
     let mut refuse =
         |refused: bool, reason: &str| reasons.extend(refused.then(|| reason.to_owned()));
-    if family.gguf.is_none() {
+    if family.gguf.is_some() {
+        refuse(
+            (a.block, a.norm_position) != (Block::Sequential, NormPosition::Pre),
+            "it normalises the input of attention, then that of the feed-forward network",
+        );
+        refuse(a.norm_type != NormType::Rms, "its norms are RMS norms");
+        refuse(
+            a.mlp_type != MlpType::Gated,
+            "its feed-forward network is gated",
+        );
+    } else {
         let names: Vec<&str> = written()?.map(|(family, _)| family.name.as_str()).collect();
         refuse(true, &format!("only {} are written", listed(&names)));
     }
-    refuse(
-        (a.block, a.norm_position) != (Block::Sequential, NormPosition::Pre),
-        "it normalises the input of attention, then that of the feed-forward network",
-    );
-    refuse(a.norm_type != NormType::Rms, "its norms are RMS norms");
-    refuse(
-        a.mlp_type != MlpType::Gated,
-        "its feed-forward network is gated",
-    );
     refuse(
         a.qk_norm != QkNorm::None,
         "it has no norms of queries and keys",
