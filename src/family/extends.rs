@@ -150,7 +150,10 @@ mod tests {
 
         let error = refused("extends: aa", &CIRCLE);
         assert!(error.to_string().contains("found `aa`"), "{error}");
-        assert_eq!(error.hint().as_deref(), Some("the nearest known one is `a`"));
+        assert_eq!(
+            error.hint().as_deref(),
+            Some("the nearest known one is `a`")
+        );
     }
 
     #[test]

@@ -121,7 +121,10 @@ mod tests {
         let error = refused(|text| text.replace("  num_heads:", "  nun_heads:"));
         assert!(error.to_string().contains("key `nun_heads`"), "{error}");
         assert!(error.to_string().contains("my.yaml:"), "{error}");
-        assert_eq!(error.hint().as_deref(), Some("the nearest known key is `num_heads`"));
+        assert_eq!(
+            error.hint().as_deref(),
+            Some("the nearest known key is `num_heads`")
+        );
         let error = refused(|text| text.replace("block: sequential", "block: sequentail"));
         assert!(error.to_string().contains("sequential"), "{error}");
     }
@@ -171,7 +174,10 @@ mod tests {
         assert!(error.to_string().contains("key `name`"), "{error}");
         let error = refused(&text.replace("  head_dim:", "  head_dmi:"));
         assert!(error.to_string().contains("my.yaml:7:"), "{error}");
-        assert_eq!(error.hint().as_deref(), Some("the nearest known key is `head_dim`"));
+        assert_eq!(
+            error.hint().as_deref(),
+            Some("the nearest known key is `head_dim`")
+        );
 
         let plain = format!("{text}norm_type: layer\n");
         let plain = Family::from_yaml(Path::new("my.yaml"), &plain).unwrap();
