@@ -29,6 +29,7 @@ mod format;
 mod generate;
 mod gguf;
 mod golden;
+mod guides;
 mod hostile;
 mod hub;
 mod limits;
