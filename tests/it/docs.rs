@@ -213,3 +213,60 @@ fn the_index_lists_every_page() {
         .collect();
     assert!(missing.is_empty(), "docs/README.md lists no {missing:?}");
 }
+
+/// Most words of a sentence.
+const LONGEST: usize = 30;
+
+/// What a reader sees of a line, as words: code counts as one word, and addresses of links do not count.
+fn words(line: &str) -> Vec<String> {
+    let mut text = String::new();
+    for (number, part) in line.split('`').enumerate() {
+        text.push_str(if number % 2 == 1 { "code" } else { part });
+    }
+    while let Some(start) = text.find("](") {
+        let end = text[start..]
+            .find(')')
+            .map_or(text.len(), |end| start + end + 1);
+        text.replace_range(start..end, "");
+    }
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Whether a line has a second sentence: a word that ends one, and then a word that begins one.
+fn has_two_sentences(words: &[String]) -> bool {
+    words.windows(2).any(|pair| {
+        let ends = pair[0].ends_with(['.', '!', '?']) && pair[0].len() > 2;
+        let begins = pair[1]
+            .trim_start_matches(['[', '(', '"', '*'])
+            .starts_with(char::is_uppercase);
+        ends && begins
+    })
+}
+
+#[test]
+fn each_line_of_a_page_is_one_short_sentence() {
+    let log = root().join("docs/design/log.md");
+    let mut faults = Vec::new();
+    for page in pages().iter().filter(|page| **page != log) {
+        let text = fs::read_to_string(page).unwrap();
+        for line in prose(&text) {
+            let is_sentence = !line.starts_with(['#', '|', '!']) && !line.starts_with("    ");
+            // A bold word that leads a paragraph is its heading.
+            let sentence = line
+                .rsplit_once(".** ")
+                .map_or(line, |(_, sentence)| sentence)
+                .trim_start_matches([
+                    ' ', '-', '*', '1', '2', '3', '4', '5', '6', '7', '8', '9', '.',
+                ]);
+            let words = words(sentence);
+            if is_sentence && (words.len() > LONGEST || has_two_sentences(&words)) {
+                faults.push(format!("{}: {line}", page.display()));
+            }
+        }
+    }
+    assert!(
+        faults.is_empty(),
+        "long or several sentences:\n{}",
+        faults.join("\n")
+    );
+}
