@@ -15,7 +15,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use bam_convert::model::{CausalLm, Forward, LoadOptions};
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use serde_json::Value;
 
 use common::{Times, processor};
@@ -110,30 +110,21 @@ fn step(model: &CausalLm, batch: usize, seq: usize) {
     let mut targets = ids[1..].to_vec();
     targets.push(0);
     let weights = vec![1.0 / ids.len() as f32; ids.len()];
-    let (embedded, pass) = model.begin(&tokens, None, &Forward::default()).unwrap();
-    let mut x = embedded.detach();
-    let mut layers = Vec::new();
+    let mut gradients = model.gradients();
+    let (mut x, pass) = model.begin(&tokens, None, &Forward::default()).unwrap();
+    let mut records = Vec::new();
     for layer in 0..model.layers() {
-        let input = Var::from_tensor(&x).unwrap();
-        let output = model.layer(layer, &input, &pass).unwrap().0;
-        x = output.detach();
-        layers.push((input, output));
+        let run = model.layer_recorded(layer, &x, &pass, None).unwrap();
+        x = run.output;
+        records.push(run.record);
     }
-    let last = Var::from_tensor(&x).unwrap();
-    let hidden = model.final_norm(&last).unwrap().flatten(0, 1).unwrap();
-    let (_, loss) = model
-        .next_token_loss(&hidden, &targets, Some(&weights))
-        .unwrap()
-        .unwrap();
-    let mut gradient = loss.backward().unwrap().remove(&last).unwrap().detach();
-    for (input, output) in layers.into_iter().rev() {
-        let seed = (output * &gradient).unwrap().sum_all().unwrap();
-        gradient = seed.backward().unwrap().remove(&input).unwrap().detach();
+    let (_, mut gradient) = model.loss(&x, &targets, &weights, &mut gradients).unwrap();
+    for record in records.into_iter().rev() {
+        gradient = model
+            .layer_backward(record, &gradient, &mut gradients)
+            .unwrap();
     }
-    (embedded * gradient)
-        .unwrap()
-        .sum_all()
-        .unwrap()
-        .backward()
+    model
+        .embed_backward(&pass, &gradient, &mut gradients)
         .unwrap();
 }

@@ -1,17 +1,15 @@
 //! One layer: attention and feed-forward with their norms, one after the other or side by side.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
-use super::attention::Attention;
+use super::backend::{Computed, Operations};
 use super::cache::LayerCache;
-use super::feed_forward::FeedForward;
-use super::norm::Norm;
+use super::modules::{Attention, FeedForward, Norm};
 use super::pass::Pass;
-use super::rope::Rope;
-use super::router::LayerRouting;
+use super::router::{LayerRouting, RouterLoss, RouterLosses};
 use crate::family::Block as Layout;
 
-/// A layer. Norms that its family has not are absent.
+/// A layer. Norms that its family lacks are absent.
 #[derive(Debug, Clone)]
 pub(super) struct Block {
     pub(super) layout: Layout,
@@ -23,45 +21,130 @@ pub(super) struct Block {
     pub(super) feed_forward: FeedForward,
 }
 
-impl Block {
-    /// `x` `[batch, seq, hidden]` with both sublayers added.
-    pub(super) fn forward(
-        &self,
-        x: &Tensor,
-        rope: &Rope,
-        pass: &Pass,
-        cache: Option<&mut LayerCache>,
-    ) -> Result<(Tensor, LayerRouting)> {
-        let h = apply(&self.before_attention, x)?;
-        let (attended, attention) = self.attention.forward(&h, rope, pass, cache)?;
-        let attended = apply(&self.after_attention, &attended)?;
-        let (out, feed_forward) = match self.layout {
-            Layout::Sequential => {
-                let x = (x + attended)?;
-                let (fed, routing) = self
-                    .feed_forward
-                    .forward(&apply(&self.before_feed_forward, &x)?, pass)?;
-                ((x + apply(&self.after_feed_forward, &fed)?)?, routing)
-            }
-            Layout::Parallel => {
-                let (fed, routing) = self.feed_forward.forward(&h, pass)?;
-                (
-                    ((x + attended)? + apply(&self.after_feed_forward, &fed)?)?,
-                    routing,
-                )
-            }
-        };
-        Ok((
-            out,
-            LayerRouting {
-                feed_forward,
-                attention,
-            },
-        ))
-    }
+/// The output of a layer.
+pub(super) struct BlockOutput<B, R> {
+    pub(super) x: B,
+    pub(super) routing: LayerRouting,
+    /// The losses of the feed-forward router, where they were asked for.
+    pub(super) loss: Option<RouterLoss>,
+    /// Absent in inference, and with a cache.
+    pub(super) record: Option<BlockRecord<R>>,
 }
 
-fn apply(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
-    norm.as_ref()
-        .map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
+/// The records of a layer's operations; those of absent norms are absent.
+pub(super) struct BlockRecord<R> {
+    before_attention: Option<R>,
+    attention: R,
+    after_attention: Option<R>,
+    before_feed_forward: Option<R>,
+    feed_forward: R,
+    after_feed_forward: Option<R>,
+}
+
+impl Block {
+    /// `x` `[batch, seq, hidden]` with both sublayers added.
+    pub(super) fn forward<O: Operations + ?Sized>(
+        &self,
+        operations: &O,
+        x: &O::Buffer,
+        pass: &Pass,
+        cache: Option<&mut LayerCache>,
+        losses: Option<&RouterLosses>,
+    ) -> Result<BlockOutput<O::Buffer, O::Record>> {
+        let norm = |norm: &Option<Norm>, x: &O::Buffer| match norm {
+            Some(norm) => operations.norm(norm, x),
+            None => Ok(Computed {
+                output: x.clone(),
+                record: None,
+            }),
+        };
+
+        let h = norm(&self.before_attention, x)?;
+        let attended = operations.attention(&self.attention, &h.output, pass, cache)?;
+        let after_attention = norm(&self.after_attention, &attended.output)?;
+        let x = operations.add(x, &after_attention.output)?;
+
+        let fed_input = match self.layout {
+            Layout::Sequential => norm(&self.before_feed_forward, &x)?,
+            Layout::Parallel => Computed {
+                output: h.output,
+                record: None,
+            },
+        };
+        let fed = operations.feed_forward(&self.feed_forward, &fed_input.output, pass, losses)?;
+        let after_feed_forward = norm(&self.after_feed_forward, &fed.output)?;
+        let x = operations.add(&x, &after_feed_forward.output)?;
+
+        let record = match (attended.record, fed.record) {
+            (Some(attention), Some(feed_forward)) => Some(BlockRecord {
+                before_attention: h.record,
+                attention,
+                after_attention: after_attention.record,
+                before_feed_forward: fed_input.record,
+                feed_forward,
+                after_feed_forward: after_feed_forward.record,
+            }),
+            _ => None,
+        };
+        Ok(BlockOutput {
+            x,
+            routing: LayerRouting {
+                feed_forward: fed.routing,
+                attention: attended.routing,
+            },
+            loss: fed.loss,
+            record,
+        })
+    }
+
+    /// The gradient of the layer's input from the gradient of its output; those of parameters are added to their buffers.
+    ///
+    /// Each operation adds to the sum so far, so that the order of the sums is the order of this code.
+    pub(super) fn backward<O: Operations + ?Sized>(
+        &self,
+        operations: &O,
+        record: BlockRecord<O::Record>,
+        grad_output: &O::Buffer,
+        gradients: &mut O::Gradients,
+    ) -> Result<O::Buffer> {
+        let mut backward = |record: Option<O::Record>, grad_output: &O::Buffer, sum| match record {
+            Some(record) => operations.backward(record, grad_output, sum, gradients),
+            // No norm.
+            None => Ok(grad_output.clone()),
+        };
+
+        let grad_fed = backward(record.after_feed_forward, grad_output, None)?;
+        let feed_forward = Some(record.feed_forward);
+        let (grad_x, grad_h) = match (self.layout, record.before_feed_forward) {
+            (Layout::Sequential, Some(norm)) => {
+                let grad_normed = backward(feed_forward, &grad_fed, None)?;
+                let grad_x = backward(Some(norm), &grad_normed, Some(grad_output.clone()))?;
+                (grad_x, None)
+            }
+            (Layout::Sequential, None) => {
+                let grad_x = backward(feed_forward, &grad_fed, Some(grad_output.clone()))?;
+                (grad_x, None)
+            }
+            (Layout::Parallel, _) => {
+                let grad_h = backward(feed_forward, &grad_fed, None)?;
+                (grad_output.clone(), Some(grad_h))
+            }
+        };
+
+        let grad_attended = backward(record.after_attention, &grad_x, None)?;
+        let attention = Some(record.attention);
+        match record.before_attention {
+            Some(norm) => {
+                let grad_h = backward(attention, &grad_attended, grad_h)?;
+                backward(Some(norm), &grad_h, Some(grad_x))
+            }
+            None => {
+                let sum = match grad_h {
+                    Some(grad_h) => operations.add(&grad_h, &grad_x)?,
+                    None => grad_x,
+                };
+                backward(attention, &grad_attended, Some(sum))
+            }
+        }
+    }
 }

@@ -1,11 +1,10 @@
 //! From parameters to layers: which modules an architecture has.
 
-use super::attention::{Attention, Heads, KeyValue};
 use super::block::Block;
-use super::feed_forward::{FeedForward, Mlp, SharedExpert};
-use super::linear::{Linear, Matrix};
-use super::norm::Norm;
-use super::params::{Mode, Params, Value};
+use super::modules::{
+    Attention, Experts, FeedForward, Head, Heads, KeyValue, Linear, Matrix, Mlp, Norm, SharedExpert,
+};
+use super::params::{Params, Value};
 use super::router::{Bias, Router};
 use crate::family::{
     Activation, Architecture, AttentionKv, Block as Layout, Config, MlpType, NormPosition,
@@ -18,7 +17,6 @@ pub(super) struct Builder<'a> {
     pub(super) params: &'a Params,
     pub(super) architecture: &'a Architecture,
     pub(super) config: &'a Config,
-    pub(super) mode: Mode,
 }
 
 /// The feed-forward network of a layer or expert.
@@ -132,7 +130,6 @@ impl Builder<'_> {
             head_dim: a.head_dim as usize,
             window,
             clip: a.clip_qkv,
-            mode: self.mode,
         })
     }
 
@@ -171,11 +168,11 @@ impl Builder<'_> {
                 })
             }
         };
-        Ok(FeedForward::Experts {
+        Ok(FeedForward::Experts(Experts {
             router,
             experts: experts.collect::<Result<_>>()?,
             shared,
-        })
+        }))
     }
 
     /// A network of gate, up and down projection.
@@ -196,7 +193,6 @@ impl Builder<'_> {
             down,
             adapter: self.adapter(Role::FfnAdapter, place)?,
             activation,
-            mode: self.mode,
         })
     }
 
@@ -241,10 +237,7 @@ impl Builder<'_> {
     }
 
     fn matrix(&self, role: Role, (layer, expert): Place) -> Result<Matrix> {
-        Ok(Matrix::new(
-            self.value(role, Some(layer), expert)?,
-            self.mode,
-        ))
+        Ok(Matrix::new(self.value(role, Some(layer), expert)?))
     }
 
     fn norm(&self, role: Role, (layer, expert): Place) -> Result<Norm> {
@@ -267,20 +260,19 @@ impl Builder<'_> {
             kind,
             weight: plain(value)?,
             eps: self.architecture.norm_eps,
-            mode: self.mode,
         })
     }
 
     /// The input embedding, and the output embedding, which is the same where they are tied.
-    pub(super) fn embeddings(&self) -> Result<(Matrix, Matrix)> {
-        let input = Matrix::new(self.value(Role::Embedding, None, None)?, self.mode);
-        if self.architecture.tie_word_embeddings {
-            return Ok((input.clone(), input));
-        }
-        Ok((
-            input,
-            Matrix::new(self.value(Role::Head, None, None)?, self.mode),
-        ))
+    pub(super) fn embeddings(&self) -> Result<(Matrix, Head)> {
+        let input = Matrix::new(self.value(Role::Embedding, None, None)?);
+        let weight = if self.architecture.tie_word_embeddings {
+            input.clone()
+        } else {
+            Matrix::new(self.value(Role::Head, None, None)?)
+        };
+        let scale = self.architecture.logit_scale;
+        Ok((input, Head { weight, scale }))
     }
 
     fn value(&self, role: Role, layer: Option<u64>, expert: Option<u64>) -> Result<&Value> {

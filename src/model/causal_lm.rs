@@ -3,19 +3,20 @@
 use std::cell::RefCell;
 use std::path::Path;
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor, Var};
 
-use super::block::Block;
+use super::backend::{
+    Backend, BackendChoice, Gradients, OptimiserState, TensorOperations, TensorRecord, TokenLosses,
+};
+use super::block::{Block, BlockOutput, BlockRecord};
 use super::build::Builder;
 use super::cache::{KvCache, LayerCache};
-use super::fused;
-use super::linear::Matrix;
 use super::memory;
-use super::norm::{Norm, at_least_f32};
+use super::modules::{Head, Matrix, Norm};
 use super::params::{LoadOptions, Params, describe};
-use super::pass::{Pass, Sight, on_cpu};
+use super::pass::{AttentionMask, Pass};
 use super::rope::Rope;
-use super::router::{LayerRouting, Overrides};
+use super::router::{LayerRouting, Overrides, RouterLoss, RouterLosses};
 use crate::family::{Architecture, AttentionKv, Config};
 use crate::{Error, Result, threads};
 
@@ -27,8 +28,9 @@ pub struct CausalLm {
     embedding: Matrix,
     blocks: Vec<Block>,
     norm: Norm,
-    head: Matrix,
+    head: Head,
     rope: Rope,
+    backend: Backend,
     dtype: DType,
     device: Device,
 }
@@ -50,6 +52,24 @@ pub struct Forward {
     pub keep_hidden: bool,
     /// Whether logits are wanted of the last position alone.
     pub last_only: bool,
+}
+
+/// A layer that has run, and waits for the gradient of its output.
+pub struct LayerRun {
+    /// `[batch, seq, hidden]`.
+    pub output: Tensor,
+    /// How its tokens were routed.
+    pub routing: LayerRouting,
+    /// The losses of its feed-forward router, where they were asked for and there is one.
+    pub loss: Option<RouterLoss>,
+    /// What its backward pass needs.
+    pub record: LayerRecord,
+}
+
+/// What the backward pass of a layer needs.
+pub struct LayerRecord {
+    layer: usize,
+    record: BlockRecord<Box<dyn TensorRecord>>,
 }
 
 /// What a forward pass computes.
@@ -88,12 +108,15 @@ impl CausalLm {
             params: &params,
             architecture: &architecture,
             config,
-            mode: options.mode,
         };
         let (embedding, head) = builder.embeddings()?;
         let blocks = builder.blocks()?;
         let norm = builder.final_norm()?;
-        let rope = Rope::new(&architecture, config, options.mode)?;
+        let rope = Rope::new(&architecture, config)?;
+        let sublayers = blocks
+            .iter()
+            .map(|block| (&block.attention, &block.feed_forward));
+        let backend = Backend::choose(options, sublayers);
         let (dtype, device) = (options.dtype, options.device.clone());
         Ok(Self {
             architecture,
@@ -103,6 +126,7 @@ impl CausalLm {
             norm,
             head,
             rope,
+            backend,
             dtype,
             device,
         })
@@ -118,7 +142,12 @@ impl CausalLm {
         &self.params
     }
 
-    /// Where it computes.
+    /// The backend that computes, and why it was chosen.
+    pub fn backend(&self) -> &BackendChoice {
+        self.backend.choice()
+    }
+
+    /// The device that it computes on.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -142,10 +171,10 @@ impl CausalLm {
             let layer_cache = cache
                 .as_deref_mut()
                 .and_then(|cache| cache.layers.get_mut(layer));
-            let (next, of_layer) = self.run(layer, &x, &pass, layer_cache)?;
-            x = next;
+            let output = self.run(layer, &x, &pass, layer_cache, None)?;
+            x = output.x;
             if options.keep_routing {
-                routing.push(of_layer);
+                routing.push(output.routing);
             }
         }
         if let Some(cache) = cache {
@@ -172,8 +201,8 @@ impl CausalLm {
 
     /// The embeddings of `tokens` `[batch, seq, hidden]`, and what the layers need to know of the pass.
     ///
-    /// With [`layer`](Self::layer), [`final_norm`](Self::final_norm) and [`head`](Self::head) a trainer can run a pass
-    /// piece by piece, to recompute activations or to take the loss in chunks.
+    /// With [`layer_recorded`](Self::layer_recorded), [`loss`](Self::loss) and [`layer_backward`](Self::layer_backward) a
+    /// trainer runs a pass layer by layer, forward and back.
     pub fn begin(
         &self,
         tokens: &Tensor,
@@ -204,7 +233,7 @@ impl CausalLm {
         }
         if cache.is_some() && self.params.vars().next().is_some() {
             return Err(Error::usage(
-                "a cache cuts gradients: give it to a model without trainable parameters",
+                "a pass with a cache has no backward pass: load the model without trainable parameters",
             ));
         }
         let (mut offset, mut left_padding) = (0, options.left_padding.clone());
@@ -268,7 +297,8 @@ impl CausalLm {
         let begin = || -> candle_core::Result<(Tensor, Pass)> {
             let rotation = self.rope.rotation(&positions, self.dtype, &self.device)?;
             let pass = Pass {
-                sight: Sight {
+                tokens: tokens.to_device(&self.device)?,
+                attention_mask: AttentionMask {
                     offset,
                     left_padding,
                     document_starts,
@@ -279,17 +309,65 @@ impl CausalLm {
                 device: self.device.clone(),
                 masks: RefCell::default(),
             };
-            Ok((
-                self.embedding.select(&tokens.to_device(&self.device)?)?,
-                pass,
-            ))
+            let embedded = self.operations().embed(&self.embedding, &pass.tokens)?;
+            Ok((embedded, pass))
         };
         begin().map_err(|e| self.failed(e))
     }
 
-    /// One layer of a pass: `x` `[batch, seq, hidden]` to the same, without cache.
+    /// One layer of a pass without cache: `x` `[batch, seq, hidden]` to the same.
     pub fn layer(&self, layer: usize, x: &Tensor, pass: &Pass) -> Result<(Tensor, LayerRouting)> {
-        self.run(layer, x, pass, None)
+        let output = self.run(layer, x, pass, None, None)?;
+        Ok((output.x, output.routing))
+    }
+
+    /// [`layer`](Self::layer) with the record that [`layer_backward`](Self::layer_backward) needs, and the losses of its
+    /// feed-forward router.
+    ///
+    /// Refused is a model that was loaded for inference.
+    pub fn layer_recorded(
+        &self,
+        layer: usize,
+        x: &Tensor,
+        pass: &Pass,
+        losses: Option<&RouterLosses>,
+    ) -> Result<LayerRun> {
+        let output = self.run(layer, x, pass, None, losses)?;
+        let Some(record) = output.record else {
+            return Err(no_backward_pass());
+        };
+        Ok(LayerRun {
+            output: output.x,
+            routing: output.routing,
+            loss: output.loss,
+            record: LayerRecord { layer, record },
+        })
+    }
+
+    /// The gradient of a layer's input from that of its output, with the losses of its router; the gradients of its
+    /// parameters are added to `gradients`.
+    pub fn layer_backward(
+        &self,
+        record: LayerRecord,
+        grad_output: &Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        let LayerRecord { layer, record } = record;
+        self.blocks[layer]
+            .backward(self.operations(), record, grad_output, gradients)
+            .map_err(|e| self.failed(e))
+    }
+
+    /// Adds the gradient of the embedding to `gradients`, from the gradient of what [`begin`](Self::begin) returned.
+    pub fn embed_backward(
+        &self,
+        pass: &Pass,
+        grad_output: &Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        self.operations()
+            .embed_backward(&self.embedding, &pass.tokens, grad_output, gradients)
+            .map_err(|e| self.failed(e))
     }
 
     /// Number of layers.
@@ -297,48 +375,78 @@ impl CausalLm {
         self.blocks.len()
     }
 
+    /// Empty gradients of the trainable parameters, in the order of [`Params::vars`].
+    pub fn gradients(&self) -> Gradients {
+        self.backend
+            .gradients(self.params.vars().map(|(_, var)| var))
+    }
+
+    /// The optimiser's state of a parameter before the first update; `master` holds the float32 weights of a variable of
+    /// another dtype.
+    pub fn optimiser_state(
+        &self,
+        var: &Var,
+        master: Option<Vec<f32>>,
+    ) -> Result<Box<dyn OptimiserState>> {
+        self.backend
+            .optimiser_state(var, master)
+            .map_err(|e| Error::compute("hold the state of the optimiser", e))
+    }
+
     /// The norm before the head, `[batch, seq, hidden]` to the same.
     pub fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        self.norm.forward(x).map_err(|e| self.failed(e))
+        let normed = self.operations().norm(&self.norm, x);
+        Ok(normed.map_err(|e| self.failed(e))?.output)
     }
 
     /// Logits `[.., vocab]` of normed hidden states `[.., hidden]`, in float32 at least.
     pub fn head(&self, x: &Tensor) -> Result<Tensor> {
-        let head = || -> candle_core::Result<Tensor> {
-            let logits = self.head.multiply(x)?;
-            let logits = logits.to_dtype(at_least_f32(logits.dtype()))?;
-            match self.architecture.logit_scale {
-                Some(scale) => logits * scale,
-                None => Ok(logits),
-            }
-        };
-        head().map_err(|e| self.failed(e))
+        self.operations()
+            .logits(&self.head, x)
+            .map_err(|e| self.failed(e))
     }
 
-    /// The negative log-likelihoods in nats of `targets` behind `hidden` `[tokens, hidden]`, which has passed the final norm, and
-    /// the sum of them times their `weights` as a scalar of the graph; logits of all tokens never exist at once. Without weights it is
-    /// the plain sum, outside the graph.
+    /// The negative log-likelihoods in nats of `targets` `[batch · seq]` behind `x` `[batch, seq, hidden]`, the output of
+    /// the last layer, and the gradient of `x` of the sum of them times their `weights`.
     ///
-    /// `None` where it is not written for the device or dtype: go through [`head`](Self::head), some tokens at a time.
-    pub fn next_token_loss(
+    /// The gradients of the final norm and the head are added to `gradients`. Logits of all tokens never exist at once.
+    /// Refused are targets outside the vocabulary, and a model that was loaded for inference.
+    pub fn loss(
         &self,
-        hidden: &Tensor,
+        x: &Tensor,
         targets: &[u32],
-        weights: Option<&[f32]>,
-    ) -> Result<Option<(Vec<f32>, Tensor)>> {
-        let Some(head) = self.head.tensor().filter(|_| on_cpu(hidden)) else {
-            return Ok(None);
+        weights: &[f32],
+        gradients: &mut Gradients,
+    ) -> Result<(Tensor, Tensor)> {
+        self.check_targets(targets)?;
+        let failed = |e| self.failed(e);
+        let operations = self.operations();
+        let normed = operations.norm(&self.norm, x).map_err(failed)?;
+        let Some(record) = normed.record else {
+            return Err(no_backward_pass());
         };
-        let vocab = self.architecture.vocab_size;
-        if let Some(id) = targets.iter().find(|id| u64::from(**id) >= vocab) {
-            return Err(Error::usage(format!(
-                "token id {id} is outside the model's vocabulary of {vocab}"
-            )));
-        }
-        let factor = self.architecture.logit_scale.unwrap_or(1.0) as f32;
-        fused::next_token_loss(hidden, head, factor, targets, weights)
-            .map(Some)
+        let loss = || -> candle_core::Result<(Tensor, Tensor)> {
+            let rows = normed.output.flatten(0, 1)?;
+            let TokenLosses { nll, grad_x } =
+                operations.loss(&self.head, &rows, targets, weights, gradients)?;
+            let grad_normed = grad_x.reshape(x.shape())?;
+            let grad_x = operations.backward(record, &grad_normed, None, gradients)?;
+            Ok((nll, grad_x))
+        };
+        loss().map_err(failed)
+    }
+
+    /// The negative log-likelihoods of [`loss`](Self::loss) alone.
+    pub fn likelihoods(&self, x: &Tensor, targets: &[u32]) -> Result<Tensor> {
+        self.check_targets(targets)?;
+        let rows = self.final_norm(x)?;
+        rows.flatten(0, 1)
+            .and_then(|rows| self.operations().likelihoods(&self.head, &rows, targets))
             .map_err(|e| self.failed(e))
+    }
+
+    fn operations(&self) -> &TensorOperations {
+        self.backend.operations()
     }
 
     fn run(
@@ -347,7 +455,8 @@ impl CausalLm {
         x: &Tensor,
         pass: &Pass,
         cache: Option<&mut LayerCache>,
-    ) -> Result<(Tensor, LayerRouting)> {
+        losses: Option<&RouterLosses>,
+    ) -> Result<BlockOutput<Tensor, Box<dyn TensorRecord>>> {
         let Some(block) = self.blocks.get(layer) else {
             return Err(Error::usage(format!(
                 "the model has {} layers, found layer {layer}",
@@ -355,8 +464,18 @@ impl CausalLm {
             )));
         };
         block
-            .forward(x, &self.rope, pass, cache)
+            .forward(self.operations(), x, pass, cache, losses)
             .map_err(|e| self.failed(e))
+    }
+
+    fn check_targets(&self, targets: &[u32]) -> Result<()> {
+        let vocab = self.architecture.vocab_size;
+        match targets.iter().find(|id| u64::from(**id) >= vocab) {
+            Some(id) => Err(Error::usage(format!(
+                "token id {id} is outside the model's vocabulary of {vocab}"
+            ))),
+            None => Ok(()),
+        }
     }
 
     fn failed(&self, problem: candle_core::Error) -> Error {
@@ -425,6 +544,11 @@ impl CausalLm {
         }
         Ok(())
     }
+}
+
+fn no_backward_pass() -> Error {
+    Error::usage("a model loaded for inference has no backward pass")
+        .with_hint("load it with Mode::Train")
 }
 
 /// The position at which the document of each token begins.

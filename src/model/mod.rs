@@ -1,27 +1,19 @@
 //! The models themselves: from token ids to logits, dense seeds and mixtures of their experts alike.
 //!
-//! A model is built from an [`Architecture`](crate::family::Architecture); modules know roles, and only
-//! [`Params`] knows names. Everything differentiates in [`Mode::Train`]: candle's fused norms, softmax and rotations cut
-//! the gradient without a word, so they are used in [`Mode::Infer`] alone, and the tests compare both.
+//! A model is built from an [`Architecture`](crate::family::Architecture). Modules know roles, and only [`Params`] knows
+//! names. Layers say what is computed; a [backend](BackendChoice), chosen when the model is built, says how.
 
-mod attend;
-mod attention;
+mod backend;
 mod block;
 mod build;
 mod cache;
 mod causal_lm;
 pub mod chat;
-mod feed_forward;
-mod fused;
 pub mod generate;
-mod kernels;
-mod linear;
-mod matrix;
 mod memory;
-mod norm;
+mod modules;
 mod params;
 mod pass;
-mod product;
 mod rope;
 mod router;
 pub mod sampling;
@@ -35,8 +27,14 @@ mod tokenizer_parts;
 #[cfg(test)]
 mod tokenizer_tests;
 
+pub use backend::{
+    AdamW, BackendChoice, BackendName, Gradients, HostValues, OptimiserState, StatePart, Update,
+    UpdateSums, optimiser_bytes,
+};
 pub use cache::KvCache;
-pub use causal_lm::{CausalLm, Forward, Output, logits};
+pub use causal_lm::{CausalLm, Forward, LayerRecord, LayerRun, Output, logits};
 pub use params::{LoadOptions, Mode, Parameter, Params, Trainable, Weights};
 pub use pass::Pass;
-pub use router::{LayerRouting, Overrides, Routing};
+pub use router::{
+    LayerRouting, LoadBalance, Overrides, RouterLoss, RouterLossValues, RouterLosses, Routing,
+};

@@ -19,9 +19,9 @@ use crate::{Error, Result};
 /// How a model computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Only operations that candle can differentiate, also where a faster one exists.
+    /// With a backward pass.
     Train,
-    /// The fastest operations; no gradient flows.
+    /// Without one, as fast as possible.
     Infer,
 }
 
@@ -85,6 +85,11 @@ impl LoadOptions {
             weights: Weights::Widened,
             trainable: Trainable::All,
         }
+    }
+
+    /// Whether kernels exist for the device and dtype: float32 on the CPU. This is the one rule about both.
+    pub(super) fn has_kernels(&self) -> bool {
+        self.device.is_cpu() && self.dtype == DType::F32
     }
 
     fn check(&self) -> Result<()> {
@@ -161,8 +166,7 @@ impl Params {
         architecture.match_tensors(&specs, &checkpoint)?;
         let keep_stored = options.weights == Weights::Stored
             && options.mode == Mode::Infer
-            && options.device.is_cpu()
-            && options.dtype == DType::F32;
+            && options.has_kernels();
         let pages: Vec<Option<Arc<Pages>>> = checkpoint
             .files
             .iter()

@@ -1,4 +1,4 @@
-//! What all layers of one forward pass share: positions, masks, overrides.
+//! What all layers of one forward pass share: positions, the attention mask, routing overrides.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -12,20 +12,22 @@ use super::router::Overrides;
 /// One forward pass over new tokens.
 #[derive(Debug, Clone)]
 pub struct Pass {
-    /// What queries may look at.
-    pub(super) sight: Sight,
+    /// The token ids `[batch, seq]`, on the device.
+    pub(super) tokens: Tensor,
+    /// Which positions each query sees.
+    pub(super) attention_mask: AttentionMask,
     /// Rotations of the new positions.
     pub(super) rotation: Rotation,
     pub(super) overrides: Overrides,
     pub(super) dtype: DType,
     pub(super) device: Device,
-    /// Masks that a layer of this pass has asked for already.
+    /// Masks as tensors, made when a layer first asks for one.
     pub(super) masks: RefCell<BTreeMap<MaskKey, Tensor>>,
 }
 
 /// Which positions the queries of a pass see, beside the window of their layer.
 #[derive(Debug, Clone)]
-pub(super) struct Sight {
+pub(super) struct AttentionMask {
     /// Positions before the first new one, padding included.
     pub(super) offset: usize,
     /// Padding tokens at the start of each row of the batch.
@@ -34,9 +36,10 @@ pub(super) struct Sight {
     pub(super) document_starts: Option<Vec<Vec<usize>>>,
 }
 
-impl Sight {
-    /// The positions that the query at `position` of row `b` sees; padding sees itself, so that no row is without anything
-    /// to see, and what it computes is looked at by nobody.
+impl AttentionMask {
+    /// The positions that the query at `position` of row `b` sees.
+    ///
+    /// Padding attends to itself, so that no softmax row is empty. Nothing reads the output of padding.
     pub(super) fn visible(&self, b: usize, position: usize, window: Option<usize>) -> Range<usize> {
         let oldest = window.map_or(0, |window| (position + 1).saturating_sub(window));
         let padding = self.left_padding.as_ref().map_or(0, |padding| padding[b]);
@@ -47,7 +50,7 @@ impl Sight {
         oldest.max(padding).max(document).min(position)..position + 1
     }
 
-    /// Rows of the batch that see each their own; `None` where all see the same.
+    /// The number of rows with a mask of their own; `None` where all rows share one.
     fn rows(&self) -> Option<usize> {
         self.left_padding
             .as_ref()
@@ -69,20 +72,20 @@ impl Pass {
         rows: usize,
         total: usize,
     ) -> Result<Option<Tensor>> {
-        let first = self.sight.offset + first;
+        let first = self.attention_mask.offset + first;
         let narrow = window.is_some_and(|window| total > window);
-        if rows == 1 && first + 1 == total && !narrow && self.sight.rows().is_none() {
+        if rows == 1 && first + 1 == total && !narrow && self.attention_mask.rows().is_none() {
             return Ok(None);
         }
         let key = (window, first, rows, total);
         if let Some(mask) = self.masks.borrow().get(&key) {
             return Ok(Some(mask.clone()));
         }
-        let batch = self.sight.rows().unwrap_or(1);
+        let batch = self.attention_mask.rows().unwrap_or(1);
         let mut mask = Vec::with_capacity(batch * rows * total);
         for b in 0..batch {
             for query in first..first + rows {
-                let visible = self.sight.visible(b, query, window);
+                let visible = self.attention_mask.visible(b, query, window);
                 mask.extend((0..total).map(|key| {
                     if visible.contains(&key) {
                         0f32
@@ -97,9 +100,4 @@ impl Pass {
         self.masks.borrow_mut().insert(key, mask.clone());
         Ok(Some(mask))
     }
-}
-
-/// Whether the loops that are written for the CPU in float32 can be used.
-pub(super) fn on_cpu(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
 }

@@ -4,11 +4,9 @@
 
 use std::f64::consts::PI;
 
-use candle_core::{D, DType, Device, Result as CandleResult, Tensor};
+use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use serde_json::Value;
 
-use super::fused;
-use super::params::Mode;
 use crate::family::{Architecture, Config};
 use crate::{Error, Result};
 
@@ -17,24 +15,25 @@ use crate::{Error, Result};
 pub(super) struct Rope {
     /// Angle per position of each pair, rounded to float32 as everywhere else.
     frequencies: Vec<f32>,
-    /// Those of a pass that reaches beyond a number of positions (longrope).
+    /// Frequencies of a pass that reaches beyond a number of positions (longrope).
     long: Option<(usize, Vec<f32>)>,
     /// Factor on cosines and sines (yarn, longrope).
     attention_factor: f64,
     interleaved: bool,
-    mode: Mode,
 }
 
 /// Cosines and sines of some positions, `[1 or batch, seq, 1, pairs]`.
 #[derive(Debug, Clone)]
 pub(super) struct Rotation {
-    cos: Tensor,
-    sin: Tensor,
+    pub(super) cos: Tensor,
+    pub(super) sin: Tensor,
+    /// Whether neighbours are a pair; otherwise the first half of a head pairs with the second.
+    pub(super) interleaved: bool,
 }
 
 impl Rope {
     /// The rotation that a configuration describes.
-    pub(super) fn new(architecture: &Architecture, config: &Config, mode: Mode) -> Result<Self> {
+    pub(super) fn new(architecture: &Architecture, config: &Config) -> Result<Self> {
         let rotary = architecture.rotary(config)? as usize;
         let base = architecture.rope_theta;
         let plain: Vec<f64> = (0..rotary / 2)
@@ -54,7 +53,6 @@ impl Rope {
                 .map(|(original, frequencies)| (original, rounded(frequencies))),
             attention_factor: scaled.attention_factor,
             interleaved: architecture.rope_interleaved,
-            mode,
         })
     }
 
@@ -99,74 +97,9 @@ impl Rope {
         Ok(Rotation {
             cos: tensor(cos)?,
             sin: tensor(sin)?,
+            interleaved: self.interleaved,
         })
     }
-
-    /// For a fused operation.
-    pub(super) fn fused(&self, rotation: &Rotation) -> CandleResult<fused::Rotate> {
-        let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
-        let (rows, pairs) = (rotation.cos.dim(0)?, self.frequencies.len());
-        Ok(fused::Rotate::new(
-            values(&rotation.cos)?,
-            values(&rotation.sin)?,
-            rows,
-            pairs,
-            self.interleaved,
-        ))
-    }
-
-    /// Rotates queries or keys `[batch, seq, heads, head_dim]`.
-    pub(super) fn apply(&self, x: &Tensor, rotation: &Rotation) -> CandleResult<Tensor> {
-        let (pairs, head_dim) = (self.frequencies.len(), x.dim(D::Minus1)?);
-        let Rotation { cos, sin } = rotation;
-        if self.mode == Mode::Infer
-            && !self.interleaved
-            && 2 * pairs == head_dim
-            && cos.dim(0)? == 1
-        {
-            let flat = |t: &Tensor| t.reshape((t.dim(1)?, pairs));
-            return candle_nn::rotary_emb::rope_thd(&x.contiguous()?, &flat(cos)?, &flat(sin)?);
-        }
-        let rotated = x.narrow(D::Minus1, 0, 2 * pairs)?;
-        let rotated = if self.interleaved {
-            let (batch, seq, heads, _) = rotated.dims4()?;
-            let x = rotated.reshape((batch, seq, heads, pairs, 2))?;
-            let (first, second) = (
-                x.narrow(4, 0, 1)?.squeeze(4)?,
-                x.narrow(4, 1, 1)?.squeeze(4)?,
-            );
-            let (first, second) = rotate(&first, &second, cos, sin)?;
-            Tensor::stack(&[first, second], 4)?.reshape((batch, seq, heads, 2 * pairs))?
-        } else {
-            let (first, second) = (
-                rotated.narrow(D::Minus1, 0, pairs)?,
-                rotated.narrow(D::Minus1, pairs, pairs)?,
-            );
-            let (first, second) = rotate(&first, &second, cos, sin)?;
-            Tensor::cat(&[first, second], D::Minus1)?
-        };
-        if 2 * pairs == head_dim {
-            return Ok(rotated);
-        }
-        Tensor::cat(
-            &[
-                rotated,
-                x.narrow(D::Minus1, 2 * pairs, head_dim - 2 * pairs)?,
-            ],
-            D::Minus1,
-        )
-    }
-}
-
-fn rotate(
-    first: &Tensor,
-    second: &Tensor,
-    cos: &Tensor,
-    sin: &Tensor,
-) -> CandleResult<(Tensor, Tensor)> {
-    let new_first = (first.broadcast_mul(cos)? - second.broadcast_mul(sin)?)?;
-    let new_second = (second.broadcast_mul(cos)? + first.broadcast_mul(sin)?)?;
-    Ok((new_first, new_second))
 }
 
 /// What a scaling makes of the plain frequencies.

@@ -1,17 +1,17 @@
-//! Routers: which experts a token goes to, and with what weight.
+//! Routers: which experts a token goes to, with what weight, and the losses that keep routers in balance.
 
-use candle_core::{D, DType, Result, Tensor};
-use candle_nn::ops::softmax;
+use candle_core::{DType, Result, Tensor};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
-use super::linear::Matrix;
-use super::norm::at_least_f32;
+use super::modules::Matrix;
 
 /// Changes to a model's routing while it runs; the default changes nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
-    /// Feed-forward experts a token goes to.
+    /// Feed-forward experts that a token goes to.
     pub top_k: Option<usize>,
-    /// Attention experts a token goes to.
+    /// Attention experts that a token goes to.
     pub attention_top_k: Option<usize>,
     /// Experts that no token goes to, feed-forward and attention alike; gates are a softmax over the others.
     pub dropped: Vec<usize>,
@@ -28,6 +28,18 @@ pub struct Routing {
     pub gates: Tensor,
     /// Numbers (u32) of the chosen experts, the best first `[batch, seq, top_k]`; in order where all are chosen.
     pub chosen: Tensor,
+}
+
+impl Routing {
+    /// The same numbers outside candle's graph.
+    pub(super) fn detach(&self) -> Self {
+        Self {
+            logits: self.logits.detach(),
+            probabilities: self.probabilities.detach(),
+            gates: self.gates.detach(),
+            chosen: self.chosen.detach(),
+        }
+    }
 }
 
 /// The routing of one layer.
@@ -50,6 +62,8 @@ pub(super) enum Bias {
 }
 
 /// A softmax router with its weight `[experts, hidden]`.
+///
+/// Gates are a softmax over all experts, then the `top_k` largest (BAM, sections 3.3 and 3.4).
 #[derive(Debug, Clone)]
 pub(super) struct Router {
     pub(super) weight: Matrix,
@@ -60,104 +74,70 @@ pub(super) struct Router {
     pub(super) normalise: bool,
 }
 
-impl Router {
-    /// Gates of `h` `[batch, seq, hidden]`: a softmax over all experts, then the `top_k` largest (BAM, sections 3.3, 3.4).
-    pub(super) fn route(
-        &self,
-        h: &Tensor,
-        top_k: Option<usize>,
-        dropped: &[usize],
-    ) -> Result<Routing> {
-        let (batch, seq, _) = h.dims3()?;
-        let dtype = at_least_f32(h.dtype());
-        let mut logits = self.logits(&h.to_dtype(dtype)?)?;
-        if let Bias::Logits(bias) = &self.bias {
-            logits = logits.broadcast_add(&bias.to_dtype(dtype)?)?;
-        }
-        let left = (0..self.experts)
-            .filter(|expert| !dropped.contains(expert))
-            .count();
-        let without_dropped = |scores: Tensor| -> Result<Tensor> {
-            if left == self.experts {
-                return Ok(scores);
-            }
-            let mask: Vec<f64> = (0..self.experts)
-                .map(|e| {
-                    if dropped.contains(&e) {
-                        f64::NEG_INFINITY
-                    } else {
-                        0.0
-                    }
-                })
-                .collect();
-            scores.broadcast_add(&Tensor::new(mask, h.device())?.to_dtype(dtype)?)
-        };
-        let logits = without_dropped(logits)?;
-        let probabilities = softmax(&logits, D::Minus1)?;
-        let top_k = top_k.unwrap_or(self.top_k).min(left);
-        if top_k == self.experts {
-            let all: Vec<u32> = (0..self.experts as u32).collect();
-            let chosen = Tensor::new(all, h.device())?.broadcast_as((batch, seq, self.experts))?;
-            return Ok(Routing {
-                logits,
-                gates: probabilities.clone(),
-                probabilities,
-                chosen,
-            });
-        }
-        let (chosen, mask) = match &self.bias {
-            Bias::Choice(bias) => {
-                let scores = probabilities
-                    .detach()
-                    .broadcast_add(&bias.detach().to_dtype(dtype)?)?;
-                largest(&without_dropped(scores)?, top_k)?
-            }
-            Bias::None | Bias::Logits(_) => largest(&probabilities, top_k)?,
-        };
-        let mut gates = (&probabilities * mask)?;
-        if self.normalise {
-            gates = gates.broadcast_div(&gates.sum_keepdim(D::Minus1)?)?;
-        }
-        Ok(Routing {
-            logits,
-            probabilities,
-            gates,
-            chosen,
-        })
-    }
+/// How load balance is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoadBalance {
+    /// `E · Σ fᵢ Pᵢ`: `f` is the share of the tokens that chose expert i, without gradient; `P` the mean probability
+    /// (BAM, equation 2; Switch).
+    Hard,
+    /// `E · Σ uᵢ Pᵢ`: `u` is the mean gate of expert i, zero for tokens that did not choose it, with gradient (BTX).
+    Soft,
+}
 
-    fn logits(&self, h: &Tensor) -> Result<Tensor> {
-        let weight = match &self.weight {
-            Matrix::Variable(weight) => Matrix::Variable(weight.to_dtype(h.dtype())?),
-            Matrix::Frozen(weight, mode) => Matrix::Frozen(weight.to_dtype(h.dtype())?, *mode),
-            stored @ Matrix::Stored(_) => stored.clone(),
-        };
-        weight.multiply(h)
+/// The losses that training adds for feed-forward routers, with their weights.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RouterLosses {
+    /// How load balance is measured.
+    pub kind: LoadBalance,
+    /// Weight of the load-balancing loss.
+    pub load_balance: f64,
+    /// Weight of the z-loss.
+    pub z: f64,
+    /// Factor on both: the share of this batch in the tokens of its step.
+    pub share: f64,
+}
+
+/// The losses of one layer's feed-forward router over the tokens of one batch, without their weights.
+#[derive(Debug, Clone)]
+pub struct RouterLoss {
+    /// The load-balancing loss, a scalar.
+    pub(super) load_balance: Tensor,
+    /// The z-loss, a scalar.
+    pub(super) z: Tensor,
+    /// Numbers of the chosen experts `[batch, seq, top_k]`.
+    pub(super) chosen: Tensor,
+    pub(super) experts: usize,
+}
+
+/// A [`RouterLoss`] on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouterLossValues {
+    /// The load-balancing loss.
+    pub load_balance: f64,
+    /// The z-loss.
+    pub z: f64,
+    /// Tokens that chose each expert.
+    pub chosen: Vec<u64>,
+}
+
+impl RouterLoss {
+    /// Copies the values to the host. On a device this waits for the pass.
+    pub fn download(&self) -> Result<RouterLossValues> {
+        let value = |loss: &Tensor| loss.to_dtype(DType::F64)?.to_scalar::<f64>();
+        Ok(RouterLossValues {
+            load_balance: value(&self.load_balance)?,
+            z: value(&self.z)?,
+            chosen: chosen_counts(&self.chosen, self.experts)?,
+        })
     }
 }
 
-/// The `k` largest of each token's scores: their numbers `[batch, seq, k]`, and a mask of ones and zeros.
-///
-/// Chosen on the host, where ties go to the lower number; the choice itself has no gradient.
-fn largest(scores: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
-    let (batch, seq, experts) = scores.dims3()?;
-    let rows = scores
-        .detach()
-        .to_dtype(DType::F64)?
-        .reshape((batch * seq, experts))?
-        .to_vec2::<f64>()?;
-    let mut chosen = Vec::with_capacity(batch * seq * k);
-    let mut mask = vec![0f64; batch * seq * experts];
-    for (row, mask) in rows.iter().zip(mask.chunks_exact_mut(experts)) {
-        let mut order: Vec<usize> = (0..experts).collect();
-        order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
-        for expert in &order[..k] {
-            chosen.push(*expert as u32);
-            mask[*expert] = 1.0;
-        }
+/// The number of tokens that chose each of `experts`.
+pub(super) fn chosen_counts(chosen: &Tensor, experts: usize) -> Result<Vec<u64>> {
+    let mut counts = vec![0; experts];
+    for expert in chosen.flatten_all()?.to_vec1::<u32>()? {
+        counts[expert as usize] += 1;
     }
-    let device = scores.device();
-    let chosen = Tensor::from_vec(chosen, (batch, seq, k), device)?;
-    let mask = Tensor::from_vec(mask, (batch, seq, experts), device)?.to_dtype(scores.dtype())?;
-    Ok((chosen, mask))
+    Ok(counts)
 }

@@ -1,95 +1,12 @@
-//! Products with stored bfloat16, and rotary frequencies, against plain arithmetic.
-
-use std::io::Write;
-use std::sync::Arc;
+//! Rotary frequencies against transformers and plain arithmetic.
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 
+use super::backend::rotate;
 use super::params::Mode;
 use super::rope::Rope;
-use super::stored::{Pages, StoredMatrix};
 use crate::family::{Architecture, Config};
-
-/// Numbers that bfloat16 holds exactly.
-fn weights(count: usize) -> Vec<half::bf16> {
-    (0..count)
-        .map(|i| half::bf16::from_f32(((i * 37 % 101) as f32 - 50.0) / 64.0))
-        .collect()
-}
-
-#[test]
-fn stored_products_are_exact_products() {
-    for (rows, columns) in [(1, 1), (5, 3), (7, 64), (33, 100), (300, 576), (70, 1000)] {
-        let weights = weights(rows * columns);
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        // An odd offset: nothing may depend on alignment.
-        file.write_all(b"x").unwrap();
-        weights
-            .iter()
-            .for_each(|weight| file.write_all(&weight.to_le_bytes()).unwrap());
-        let pages = Pages::map(file.path(), 1 + 2 * weights.len() as u64).unwrap();
-        let matrix = Arc::new(StoredMatrix::new(&pages, 1, rows, columns));
-        let expected: Vec<f32> = weights.iter().map(|weight| weight.to_f32()).collect();
-        let wide = matrix.to_tensor().unwrap();
-        assert_eq!(
-            wide.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
-            expected
-        );
-        let ids = [rows as u32 - 1, 0];
-        let selected = matrix.select(&ids).unwrap();
-        let by_candle = wide
-            .index_select(&Tensor::new(&ids, &Device::Cpu).unwrap(), 0)
-            .unwrap();
-        assert_eq!(
-            selected.to_vec2::<f32>().unwrap(),
-            by_candle.to_vec2::<f32>().unwrap()
-        );
-        for n in [1, 2, 3, 4, 5, 17] {
-            let x: Vec<f32> = (0..n * columns)
-                .map(|i| ((i * 13 % 29) as f32 - 14.0) / 16.0)
-                .collect();
-            let x = Tensor::from_vec(x, (1, n, columns), &Device::Cpu).unwrap();
-            let product = matrix.multiply(&x).unwrap().squeeze(0).unwrap();
-            let in_f64 = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
-            let expected = in_f64(&x.squeeze(0).unwrap())
-                .matmul(&in_f64(&wide).t().unwrap())
-                .unwrap();
-            assert_eq!(product.dims(), [n, rows]);
-            let difference = (in_f64(&product) - expected)
-                .unwrap()
-                .abs()
-                .unwrap()
-                .max_all()
-                .unwrap();
-            assert!(
-                difference.to_scalar::<f64>().unwrap() < 1e-4,
-                "{n} x {columns} x {rows}"
-            );
-        }
-    }
-}
-
-#[test]
-fn products_are_the_same_on_any_processor() {
-    let (rows, columns) = (7, 100);
-    let bytes: Vec<u8> = weights(rows * columns)
-        .iter()
-        .flat_map(|weight| weight.to_le_bytes())
-        .collect();
-    let x: Vec<f32> = (0..3 * columns)
-        .map(|i| ((i * 13 % 29) as f32 - 14.0) / 16.0)
-        .collect();
-    let [mut plain, mut fastest] = [const { [0f32; 21] }; 2];
-    super::product::rows::<3>(&bytes, 2 * columns, &x, &mut plain);
-    super::product::kernel::<3>()(&bytes, 2 * columns, &x, &mut fastest);
-    assert!(
-        plain
-            .iter()
-            .zip(&fastest)
-            .all(|(plain, fastest)| (plain - fastest).abs() < 1e-5)
-    );
-}
 
 fn rope(extra: serde_json::Value) -> crate::Result<Rope> {
     let mut json = json!({
@@ -99,7 +16,7 @@ fn rope(extra: serde_json::Value) -> crate::Result<Rope> {
     let json = json.as_object_mut().unwrap();
     json.extend(extra.as_object().unwrap().clone());
     let config = Config::from_json("config.json", json.clone());
-    Rope::new(&Architecture::of(&config)?, &config, Mode::Train)
+    Rope::new(&Architecture::of(&config)?, &config)
 }
 
 /// Golden numbers: `ROPE_INIT_FUNCTIONS[kind](config)` of transformers 5.23.0 for the configurations below.
@@ -130,7 +47,7 @@ fn part_of_a_head_can_be_rotated() {
     let rotation = half
         .rotation(&[vec![0, 1, 2]], DType::F64, &Device::Cpu)
         .unwrap();
-    let out = half.apply(&x, &rotation).unwrap();
+    let out = rotate::apply(&x, &rotation, Mode::Train).unwrap();
     let out: Vec<f64> = out
         .narrow(1, 2, 1)
         .unwrap()

@@ -1,23 +1,20 @@
 //! Losses and gradients of one batch, layer by layer.
 //!
-//! Each layer's input is cut from the graph of the layer before it. Going back, a layer gets the gradient of its output,
-//! gives those of its parameters, which are added up at once, and that of its input, and is let go. So the gradients
-//! that candle makes for every value it met are those of one layer at a time; with checkpointing, the same is true of
-//! activations: only inputs of layers are kept, and a layer runs a second time on its way back. The same operations run
-//! on the same numbers either way, so the gradients are equal bit for bit.
+//! Going forward, each layer leaves the record of what its backward pass needs. Going back, a layer takes the gradient of
+//! its output, returns that of its input, and adds those of its parameters to their buffers; then its record is freed.
+//! With checkpointing, a layer keeps its input only, and runs a second time on the way back. The same operations run on
+//! the same numbers either way, so the gradients are equal bit for bit.
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 
-use super::gradients::Gradients;
-use super::losses::{RouterLoss, RouterLosses, next_token};
 use super::parameters::Parameters;
 use super::settings::Documents;
 use crate::data::Row;
 use crate::evaluate::routing::Recorder;
-use crate::model::{CausalLm, Forward, LayerRouting, Pass};
+use crate::model::{CausalLm, Forward, Gradients, LayerRun, Pass, RouterLossValues, RouterLosses};
 use crate::{Error, Result};
 
-/// Rows of tokens, and what each position is worth.
+/// Rows of tokens, and the weight of each position.
 #[derive(Debug)]
 pub(super) struct Batch {
     /// Ids `[rows, seq]`, u32 on the CPU.
@@ -30,8 +27,8 @@ pub(super) struct Batch {
     pub(super) share: f64,
 }
 
-/// What a batch is asked for beside gradients.
-pub(super) struct Options {
+/// How to run the backward pass of a batch.
+pub(super) struct BackwardOptions {
     pub(super) losses: RouterLosses,
     /// Whether layers run a second time on the way back.
     pub(super) checkpointing: bool,
@@ -40,7 +37,7 @@ pub(super) struct Options {
 
 /// The losses of a batch.
 #[derive(Debug, Default)]
-pub(super) struct Losses {
+pub(super) struct BatchLosses {
     /// Negative log-likelihood in nats of each position.
     pub(super) nll: Vec<f32>,
     /// Load-balancing loss, summed over layers.
@@ -51,90 +48,87 @@ pub(super) struct Losses {
     pub(super) chosen: Vec<Vec<u64>>,
 }
 
-/// A layer that has run, and waits for the gradient of its output.
-struct Waiting {
-    input: Tensor,
-    /// What it computed; absent where it runs again.
-    ran: Option<Ran>,
+/// A layer that waits for the gradient of its output.
+enum Waiting {
+    /// It has run.
+    Run(Box<LayerRun>),
+    /// Its input, with which it runs again.
+    Input(Tensor),
 }
 
-struct Ran {
-    /// The input as a variable, where its gradient is wanted.
-    variable: Option<Var>,
-    output: Tensor,
-    loss: Option<RouterLoss>,
-}
-
-/// The way of one batch through a model and back.
-pub(super) struct Trip<'a> {
+/// The forward and backward pass of one batch through a model.
+pub(super) struct BackwardPass<'a> {
     pub(super) model: &'a CausalLm,
     pub(super) parameters: &'a Parameters,
-    pub(super) options: Options,
+    pub(super) options: BackwardOptions,
 }
 
 fn failed(problem: candle_core::Error) -> Error {
     Error::compute("take the gradients", problem)
 }
 
-impl Trip<'_> {
+impl BackwardPass<'_> {
     /// Adds the gradients of `batch` to `gradients`, and tells `recorder` how its tokens were routed.
     pub(super) fn run(
         &self,
         batch: &Batch,
         gradients: &mut Gradients,
         mut recorder: Option<&mut Recorder>,
-    ) -> Result<Losses> {
-        let (embedded, pass) = self
-            .model
-            .begin(&batch.tokens, None, &self.options.forward)?;
+    ) -> Result<BatchLosses> {
+        let forward = &self.options.forward;
+        let (mut x, pass) = self.model.begin(&batch.tokens, None, forward)?;
         let (layers, first) = (self.model.layers(), self.first());
-        let mut losses = Losses::default();
+        let mut router_losses = Vec::with_capacity(layers);
         let mut waiting = Vec::with_capacity(layers - first);
-        let mut x = embedded.detach();
         for layer in 0..layers {
-            let keep = layer >= first && !self.options.checkpointing;
-            let (ran, routing) = self.layer(layer, &x, &pass, keep, batch.share)?;
-            losses.chosen.push(Vec::new());
-            if let Some(loss) = &ran.loss {
-                losses.load_balance += loss.load_balance;
-                losses.z += loss.z;
-                losses.chosen[layer].clone_from(&loss.chosen);
-            }
+            let run = self.layer(layer, &x, &pass, batch.share)?;
+            router_losses.push(run.loss.clone());
             if let Some(recorder) = recorder.as_deref_mut() {
-                recorder.add(layer, &routing)?;
+                recorder.add(layer, &run.routing)?;
             }
-            let output = ran.output.detach();
+            let input = std::mem::replace(&mut x, run.output.clone());
             if layer >= first {
-                waiting.push(Waiting {
-                    input: x,
-                    ran: keep.then_some(ran),
+                waiting.push(if self.options.checkpointing {
+                    Waiting::Input(input)
+                } else {
+                    Waiting::Run(Box::new(run))
                 });
             }
-            x = output;
         }
-        let (nll, mut gradient) = self.tail(&x, batch, gradients)?;
-        losses.nll = nll;
-        for (layer, Waiting { input, ran }) in (first..layers).zip(waiting).rev() {
-            let ran = match ran {
-                Some(ran) => ran,
-                None => self.layer(layer, &input, &pass, true, batch.share)?.0,
+
+        let Batch {
+            targets, weights, ..
+        } = batch;
+        let (nll, mut gradient) = self.model.loss(&x, targets, weights, gradients)?;
+        for (layer, waiting) in (first..layers).zip(waiting).rev() {
+            let run = match waiting {
+                Waiting::Run(run) => *run,
+                Waiting::Input(input) => self.layer(layer, &input, &pass, batch.share)?,
             };
             gradient = self
-                .back(layer, ran, &gradient, gradients)
-                .map_err(failed)?;
+                .model
+                .layer_backward(run.record, &gradient, gradients)?;
         }
         if self.parameters.embedding() {
-            let mut store = seeded(&embedded, &gradient)
-                .and_then(|sum| sum.backward())
+            self.model.embed_backward(&pass, &gradient, gradients)?;
+        }
+
+        // On a device, the losses are the first numbers that the host waits for.
+        let mut losses = BatchLosses {
+            nll: nll.to_vec1::<f32>().map_err(failed)?,
+            ..BatchLosses::default()
+        };
+        for loss in router_losses {
+            let values = loss
+                .map(|loss| loss.download())
+                .transpose()
                 .map_err(failed)?;
-            self.parameters
-                .take(None, &mut store, gradients)
-                .map_err(failed)?;
+            losses.add(values);
         }
         Ok(losses)
     }
 
-    /// The first layer that the way back leads to.
+    /// The first layer of the backward pass.
     fn first(&self) -> usize {
         if self.parameters.embedding() {
             0
@@ -143,92 +137,26 @@ impl Trip<'_> {
         }
     }
 
-    /// Runs a layer; its input is a variable where `back` is planned and something before it is trained.
-    fn layer(
-        &self,
-        layer: usize,
-        x: &Tensor,
-        pass: &Pass,
-        back: bool,
-        share: f64,
-    ) -> Result<(Ran, LayerRouting)> {
-        let wanted = back && (layer > self.first() || self.parameters.embedding());
-        let variable = wanted
-            .then(|| Var::from_tensor(x))
-            .transpose()
-            .map_err(failed)?;
-        let input = variable.as_ref().map_or(x, |variable| variable.as_tensor());
-        let (output, routing) = self.model.layer(layer, input, pass)?;
-        let mut loss = self.options.losses.of(&routing).map_err(failed)?;
-        if let Some(loss) = &mut loss {
-            loss.weighted = (&loss.weighted * share).map_err(failed)?;
-        }
-        Ok((
-            Ran {
-                variable,
-                output,
-                loss,
-            },
-            routing,
-        ))
-    }
-
-    /// The final norm, the head and the loss: likelihoods, and the gradient of `x`.
-    fn tail(
-        &self,
-        x: &Tensor,
-        batch: &Batch,
-        gradients: &mut Gradients,
-    ) -> Result<(Vec<f32>, Tensor)> {
-        let variable = Var::from_tensor(x).map_err(failed)?;
-        let normed = self.model.final_norm(&variable)?;
-        let rows = normed.flatten(0, 1).map_err(failed)?;
-        let Batch {
-            targets, weights, ..
-        } = batch;
-        let next = next_token(
-            self.model,
-            self.parameters,
-            gradients,
-            &rows.detach(),
-            targets,
-            weights,
-        )?;
-        let sum = seeded(&rows, &next.hidden).map_err(failed)?;
-        let mut store = sum.backward().map_err(failed)?;
-        self.parameters
-            .take(None, &mut store, gradients)
-            .map_err(failed)?;
-        let gradient = store
-            .remove(&variable)
-            .map_or_else(|| variable.zeros_like(), |gradient| Ok(gradient.detach()));
-        Ok((next.nll, gradient.map_err(failed)?))
-    }
-
-    /// The gradients of a layer's parameters, added up, and of its input.
-    fn back(
-        &self,
-        layer: usize,
-        ran: Ran,
-        gradient: &Tensor,
-        gradients: &mut Gradients,
-    ) -> candle_core::Result<Tensor> {
-        let mut sum = seeded(&ran.output, gradient)?;
-        if let Some(loss) = &ran.loss {
-            sum = (sum + loss.weighted.to_dtype(gradient.dtype())?)?;
-        }
-        let mut store = sum.backward()?;
-        self.parameters.take(Some(layer), &mut store, gradients)?;
-        match ran.variable.and_then(|variable| store.remove(&variable)) {
-            Some(input) => Ok(input.detach()),
-            None => Ok(gradient.clone()),
-        }
+    fn layer(&self, layer: usize, x: &Tensor, pass: &Pass, share: f64) -> Result<LayerRun> {
+        let losses = RouterLosses {
+            share,
+            ..self.options.losses
+        };
+        self.model.layer_recorded(layer, x, pass, Some(&losses))
     }
 }
 
-/// A scalar whose gradient with respect to `x` is `gradient`.
-fn seeded(x: &Tensor, gradient: &Tensor) -> candle_core::Result<Tensor> {
-    (x * gradient)?.sum_all()
+impl BatchLosses {
+    /// Adds the losses of a layer's router, if it has one.
+    fn add(&mut self, values: Option<RouterLossValues>) {
+        let Some(values) = values else {
+            self.chosen.push(Vec::new());
+            return;
+        };
+        self.load_balance += values.load_balance;
+        self.z += values.z;
+        self.chosen.push(values.chosen);
+    }
 }
 
 impl Batch {
@@ -264,7 +192,7 @@ impl Batch {
     }
 }
 
-/// What the model is asked for beside the tokens of `rows`.
+/// The forward options for `rows`.
 pub(super) fn forward_options(rows: &[Row], documents: Documents) -> Forward {
     let inputs = |row: &Row| row.documents[..row.documents.len().saturating_sub(1)].to_vec();
     let documents = (documents == Documents::Separate).then(|| rows.iter().map(inputs).collect());
@@ -274,7 +202,7 @@ pub(super) fn forward_options(rows: &[Row], documents: Documents) -> Forward {
     }
 }
 
-/// Whether the token behind `position` of a row is predicted.
+/// Whether the token after `position` of a row is predicted.
 pub(super) fn predicted(row: &Row, position: usize, documents: Documents) -> bool {
     documents == Documents::Joined || row.documents[position] == row.documents[position + 1]
 }
@@ -288,9 +216,8 @@ mod tests {
 
     use super::*;
     use crate::family::{Architecture, AttentionKv, Config, Mixture};
-    use crate::model::{LoadOptions, Params};
+    use crate::model::{LoadBalance, LoadOptions, Params};
     use crate::surgery::random::Draws;
-    use crate::train::LoadBalance;
 
     /// A model in float64 with random weights, dense or a mixture of three experts.
     fn model(mixture: Option<AttentionKv>) -> CausalLm {
@@ -351,21 +278,22 @@ mod tests {
                 kind: LoadBalance::Hard,
                 load_balance: 0.3,
                 z: 0.1,
+                share: 1.0,
             };
             let batch = Batch::new(&rows(), Documents::Separate, 0.25, 0.5).unwrap();
-            let options = |checkpointing| Options {
+            let options = |checkpointing| BackwardOptions {
                 losses,
                 checkpointing,
                 forward: forward_options(&rows(), Documents::Separate),
             };
             let run = |checkpointing: bool| {
-                let mut gradients = Gradients::new(parameters.all.len());
-                let trip = Trip {
+                let mut gradients = model.gradients();
+                let pass = BackwardPass {
                     model: &model,
                     parameters: &parameters,
                     options: options(checkpointing),
                 };
-                let found = trip.run(&batch, &mut gradients, None).unwrap();
+                let found = pass.run(&batch, &mut gradients, None).unwrap();
                 let nll: f64 = found
                     .nll
                     .iter()

@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::adamw::State;
 use super::settings::Settings;
 use crate::estimate::check_memory;
 use crate::family::{Architecture, AttentionKv, Role};
+use crate::model::optimiser_bytes;
 use crate::{Error, Result, threads};
 
 /// Bytes of a token that waits for its batch: its id, and the number of its document.
@@ -110,7 +110,7 @@ impl Memory {
         let passing = layer.saturating_add(logits);
         Ok(Self {
             weights: size * all,
-            optimiser: State::bytes(dtype, of_trained),
+            optimiser: optimiser_bytes(dtype, of_trained),
             gradients: 4 * of_trained,
             activations: kept.saturating_add(passing),
             embedding: if trains_embedding {

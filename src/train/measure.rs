@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use super::backward::{Batch, forward_options};
-use super::losses::likelihoods;
 use super::metrics::Validation;
 use super::settings::Settings;
 use crate::data::{Mixture, Row, Split, TokenFolder};
@@ -66,18 +65,13 @@ pub(super) fn measure(
                 &forward_options(rows, settings.documents),
             )?;
             for layer in 0..model.layers() {
-                x = model.layer(layer, &x.detach(), &pass)?.0;
+                x = model.layer(layer, &x, &pass)?.0;
             }
-            let failed = |e| Error::compute("measure on held-back text", e);
-            let hidden = model
-                .final_norm(&x.detach())?
-                .detach()
-                .flatten(0, 1)
-                .map_err(failed)?;
-            for (nll, weight) in likelihoods(model, &hidden, &batch.targets)?
-                .iter()
-                .zip(&batch.weights)
-            {
+            let nll = model
+                .likelihoods(&x, &batch.targets)?
+                .to_vec1::<f32>()
+                .map_err(|e| Error::compute("measure on held-back text", e))?;
+            for (nll, weight) in nll.iter().zip(&batch.weights) {
                 if *weight > 0.0 {
                     sum += f64::from(*nll);
                     tokens += 1;

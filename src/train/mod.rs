@@ -3,12 +3,9 @@
 //! [`run()`] is the whole of it: from a checkpoint and token folders to a checkpoint, with everything that happens on the
 //! way in the folder `OUT.run` beside the output. `docs/reference/run-folder.md` describes both.
 
-mod adamw;
 mod backward;
 mod event;
 mod folder;
-mod gradients;
-mod losses;
 mod machine;
 mod measure;
 pub mod metrics;
@@ -25,9 +22,8 @@ mod tensorboard;
 mod trainer;
 
 pub use crate::checkpoint::output::beside;
-pub use adamw::AdamW;
+pub use crate::model::{AdamW, LoadBalance};
 pub use event::{Event, Watcher};
-pub use losses::LoadBalance;
 pub use machine::{Memory, matmul_peak};
 pub use outlook::Outlook;
 pub use run::{End, Request, check, run};

@@ -1,9 +1,7 @@
-//! The trainable parameters of a model: which they are, and where their gradients go.
+//! The trainable parameters of a model.
 
 use candle_core::Var;
-use candle_core::backprop::GradStore;
 
-use super::gradients::Gradients;
 use crate::family::{Architecture, Role, RouterBias, TensorSpec};
 use crate::model::CausalLm;
 
@@ -86,21 +84,5 @@ impl Parameters {
             .iter()
             .position(|numbers| !numbers.is_empty())
             .unwrap_or(self.of_layer.len())
-    }
-
-    /// Moves the gradients of a layer's parameters, or of those outside the layers, from `store` to `gradients`.
-    pub(super) fn take(
-        &self,
-        layer: Option<usize>,
-        store: &mut GradStore,
-        gradients: &mut Gradients,
-    ) -> candle_core::Result<()> {
-        let numbers = layer.map_or(&self.outside, |layer| &self.of_layer[layer]);
-        for number in numbers {
-            if let Some(gradient) = store.remove(&self.all[*number].var) {
-                gradients.add(*number, &gradient)?;
-            }
-        }
-        Ok(())
     }
 }

@@ -10,7 +10,6 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
-use super::adamw::State;
 use super::folder::RunFolder;
 use super::parameters::Parameters;
 use super::save::{PARTS, Position, STATE, STATE_TENSORS};
@@ -18,6 +17,7 @@ use super::settings::{Settings, differences};
 use crate::checkpoint::hash::FileHash;
 use crate::checkpoint::manifest::{FORMAT_VERSION, MANIFEST, Manifest};
 use crate::checkpoint::{Checkpoint, json, version};
+use crate::model::OptimiserState;
 use crate::{Error, Result};
 
 /// The key of the version of a manifest and of a position.
@@ -221,7 +221,11 @@ fn check_range(folder: &Path, position: &Position, settings: &Settings) -> Resul
 }
 
 /// Puts the optimiser's state of the checkpoint in `folder` back.
-pub(super) fn restore(folder: &Path, parameters: &Parameters, states: &mut [State]) -> Result<()> {
+pub(super) fn restore(
+    folder: &Path,
+    parameters: &Parameters,
+    states: &mut [Box<dyn OptimiserState>],
+) -> Result<()> {
     let path = folder.join(STATE_TENSORS);
     let stored = Checkpoint::open(&path)?;
     for (parameter, state) in parameters.all.iter().zip(states) {
@@ -243,7 +247,7 @@ pub(super) fn restore(folder: &Path, parameters: &Parameters, states: &mut [Stat
                 .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
                 .collect();
             state
-                .restore(part, values)
+                .upload(part, values)
                 .map_err(|e| Error::compute(format!("restore `{name}`"), e))?;
         }
     }

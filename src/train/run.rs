@@ -8,7 +8,6 @@ use std::time::Instant;
 use candle_core::{DType, Device};
 use serde_json::{Map, Value, json};
 
-use super::adamw::State;
 use super::event::{Event, Watcher};
 use super::folder::RunFolder;
 use super::machine::{Memory, matmul_peak, peak_memory};
@@ -30,7 +29,7 @@ use crate::checkpoint::single::check_kind;
 use crate::data::{Mixture, Split, TokenFolder};
 use crate::family::cost::Report;
 use crate::family::{Architecture, Config, TensorSpec, expert_names};
-use crate::model::{CausalLm, LoadOptions, Trainable};
+use crate::model::{CausalLm, LoadOptions, OptimiserState, Trainable};
 use crate::{Error, Result, threads};
 
 /// A run that is asked for.
@@ -127,7 +126,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     };
     let model = CausalLm::load(&request.checkpoint, &options)?;
     let parameters = Parameters::of(&model);
-    let states = states(&request.checkpoint, &architecture, &parameters, dtype)?;
+    let states = states(&request.checkpoint, &model, &parameters, dtype)?;
     let counters = Counters::default();
     let checkpointing = operation.gradient_checkpointing;
     let mut trainer = Trainer {
@@ -380,12 +379,16 @@ fn is_finished(out: &Path, run: &SameRun) -> Result<bool> {
 /// The optimiser's state before the first step.
 fn states(
     folder: &Path,
-    architecture: &Architecture,
+    model: &CausalLm,
     parameters: &Parameters,
     dtype: DType,
-) -> Result<Vec<State>> {
+) -> Result<Vec<Box<dyn OptimiserState>>> {
     let checkpoint = (dtype != DType::F32)
-        .then(|| architecture.with_tied_embedding(Checkpoint::open(folder)?))
+        .then(|| {
+            model
+                .architecture()
+                .with_tied_embedding(Checkpoint::open(folder)?)
+        })
         .transpose()?;
     let state = |parameter: &super::parameters::Trained| {
         let name = &parameter.spec.name;
@@ -393,8 +396,7 @@ fn states(
             .as_ref()
             .map(|checkpoint| stored_values(checkpoint, name))
             .transpose()?;
-        State::new(&parameter.var, master)
-            .map_err(|e| Error::compute(format!("hold the state of `{name}`"), e))
+        model.optimiser_state(&parameter.var, master)
     };
     parameters.all.iter().map(state).collect()
 }

@@ -8,7 +8,6 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::adamw::{Host, Part, State};
 use super::parameters::Parameters;
 use crate::checkpoint::folder::{CARD, companions, existing};
 use crate::checkpoint::hash::{FileHash, sha256_file};
@@ -21,6 +20,7 @@ use crate::checkpoint::writer::{
 };
 use crate::checkpoint::{Checkpoint, Expression, TensorEntry, dtype};
 use crate::family::Architecture;
+use crate::model::{HostValues, OptimiserState, StatePart};
 use crate::{Error, Result};
 
 /// Tensors of the optimiser beside the weights.
@@ -130,7 +130,7 @@ impl Saver {
         &self,
         target: &Path,
         parameters: &Parameters,
-        states: &[State],
+        states: &[Box<dyn OptimiserState>],
         position: &Position,
         (with_state, force): (bool, bool),
     ) -> Result<()> {
@@ -150,7 +150,7 @@ impl Saver {
         for (parameter, state) in parameters.all.iter().zip(states) {
             masters.insert(
                 parameter.spec.name.as_str(),
-                state.host(Part::Master).map_err(failed)?,
+                state.download(StatePart::Master).map_err(failed)?,
             );
         }
         let (layouts, weights) = self.weights(&masters)?;
@@ -189,7 +189,7 @@ impl Saver {
     /// for byte.
     fn weights<'a>(
         &'a self,
-        masters: &'a BTreeMap<&str, Host<'a>>,
+        masters: &'a BTreeMap<&str, HostValues<'a>>,
     ) -> Result<(Vec<TensorLayout>, Bytes<'a>)> {
         let (mut layouts, mut sources) = (Vec::new(), Vec::new());
         for (name, entry) in &self.parent.tensors {
@@ -218,7 +218,7 @@ impl Saver {
         &self,
         target: &Path,
         layouts: &[TensorLayout],
-        masters: &BTreeMap<&str, Host<'_>>,
+        masters: &BTreeMap<&str, HostValues<'_>>,
         position: &Position,
         files: Vec<FileHash>,
         unhashed_files: Vec<String>,
@@ -293,7 +293,7 @@ enum Source<'a> {
     /// Numbers to round.
     Values(&'a [f32]),
     /// Numbers to write as they are.
-    Held(Host<'a>),
+    Held(HostValues<'a>),
 }
 
 impl TensorBytes for Bytes<'_> {
@@ -345,7 +345,7 @@ impl TensorBytes for Bytes<'_> {
 /// Master weights and moments, under `master.`, `first.` and `second.` with the parameter's name.
 fn optimiser<'a>(
     parameters: &Parameters,
-    states: &'a [State],
+    states: &'a [Box<dyn OptimiserState>],
 ) -> candle_core::Result<(Vec<TensorLayout>, Bytes<'a>)> {
     let (mut layouts, mut sources) = (Vec::new(), Vec::new());
     for (parameter, state) in parameters.all.iter().zip(states) {
@@ -359,17 +359,17 @@ fn optimiser<'a>(
                 dtype: Dtype::F32,
                 shape,
             });
-            sources.push(Source::Held(state.host(part)?));
+            sources.push(Source::Held(state.download(part)?));
         }
     }
     Ok((layouts.clone(), Bytes { layouts, sources }))
 }
 
 /// What the state of a parameter is made of, and what tensors of it are called.
-pub(super) const PARTS: [(Part, &str); 3] = [
-    (Part::Master, "master"),
-    (Part::First, "first"),
-    (Part::Second, "second"),
+pub(super) const PARTS: [(StatePart, &str); 3] = [
+    (StatePart::Master, "master"),
+    (StatePart::First, "first"),
+    (StatePart::Second, "second"),
 ];
 
 /// The float32 values of a parameter in the checkpoint in `folder`.

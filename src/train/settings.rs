@@ -7,10 +7,9 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::adamw::AdamW;
-use super::losses::LoadBalance;
 use super::schedule::{Decay, Schedule};
 use crate::checkpoint::manifest::DataRecord;
+use crate::model::{AdamW, LoadBalance};
 use crate::{Error, Result};
 
 /// What the weights follow from. Keys are the flags of the command line.

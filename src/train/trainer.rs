@@ -3,16 +3,13 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use super::adamw::{State, Update};
-use super::backward::{Batch, Losses, Options, Trip, forward_options};
-use super::gradients::{Gradients, Sums};
-use super::losses::RouterLosses;
+use super::backward::{BackwardOptions, BackwardPass, Batch, forward_options};
 use super::metrics::{Detail, DomainLoss, RoleDetail, Routing};
 use super::parameters::Parameters;
 use super::settings::{Settings, Trouble};
 use crate::data::{Mixture, Row};
 use crate::evaluate::routing::{Kind, Recorder, RouterReport};
-use crate::model::CausalLm;
+use crate::model::{CausalLm, Gradients, OptimiserState, RouterLosses, Update, UpdateSums};
 use crate::{Error, Result};
 
 /// Norms that the running mean holds before one can be a spike.
@@ -24,7 +21,7 @@ const MEMORY: f64 = 0.95;
 pub(super) struct Trainer<'a> {
     pub(super) model: &'a CausalLm,
     pub(super) parameters: Parameters,
-    pub(super) states: Vec<State>,
+    pub(super) states: Vec<Box<dyn OptimiserState>>,
     pub(super) settings: &'a Settings,
     pub(super) checkpointing: bool,
     pub(super) counters: Counters,
@@ -67,7 +64,7 @@ impl Trainer<'_> {
             self.settings.learning_rate * share,
             self.settings.router_learning_rate * share,
         );
-        let mut gradients = Gradients::new(self.parameters.all.len());
+        let mut gradients = self.model.gradients();
         let mut recorder = detailed.then(Recorder::default);
         let (mut done, chosen) =
             self.gradients(mixture, rows, &mut gradients, recorder.as_mut())?;
@@ -136,6 +133,7 @@ impl Trainer<'_> {
             kind: settings.load_balance,
             load_balance: settings.aux_loss_coef,
             z: settings.z_loss_coef,
+            share,
         };
         for part in parts {
             let batch = Batch::new(
@@ -145,17 +143,17 @@ impl Trainer<'_> {
                 share,
             )?;
             let forward = forward_options(part, settings.documents);
-            let options = Options {
+            let options = BackwardOptions {
                 losses,
                 checkpointing: self.checkpointing,
                 forward,
             };
-            let trip = Trip {
+            let pass = BackwardPass {
                 model: self.model,
                 parameters: &self.parameters,
                 options,
             };
-            let losses: Losses = trip.run(&batch, gradients, recorder.as_deref_mut())?;
+            let losses = pass.run(&batch, gradients, recorder.as_deref_mut())?;
             load_balance += losses.load_balance * share;
             z += losses.z * share;
             for (sum, part) in chosen.iter_mut().zip(&losses.chosen) {
@@ -226,7 +224,7 @@ impl Trainer<'_> {
         rates: (f64, f64),
         scale: f64,
         chosen: &[Vec<u64>],
-    ) -> Result<Vec<Sums>> {
+    ) -> Result<Vec<UpdateSums>> {
         let (settings, adamw) = (self.settings, self.settings.adamw());
         let number = self.counters.updates + 1;
         let mut sums = Vec::with_capacity(self.states.len());
@@ -242,7 +240,7 @@ impl Trainer<'_> {
                 state
                     .shift(&shift)
                     .map_err(|e| Error::compute("balance the experts", e))?;
-                sums.push(Sums::default());
+                sums.push(UpdateSums::default());
                 continue;
             }
             let rate = if parameter.is_router() {
@@ -261,7 +259,8 @@ impl Trainer<'_> {
                 scale,
                 number,
             };
-            sums.push(state.update(&adamw, &update, gradients.get(index))?);
+            let updated = state.update(&adamw, &update, gradients.get(index));
+            sums.push(updated.map_err(|e| Error::compute("update the parameters", e))?);
         }
         Ok(sums)
     }
@@ -270,15 +269,15 @@ impl Trainer<'_> {
         &self,
         step: u64,
         squares: &[f64],
-        sums: &[Sums],
+        sums: &[UpdateSums],
         reports: Vec<RouterReport>,
     ) -> Detail {
-        let mut roles: BTreeMap<String, (f64, Sums)> = BTreeMap::new();
+        let mut roles: BTreeMap<String, (f64, UpdateSums)> = BTreeMap::new();
         for ((parameter, square), sums) in self.parameters.all.iter().zip(squares).zip(sums) {
             let role = roles.entry(parameter.spec.role.to_string()).or_default();
-            *role = (role.0 + square, Sums::total(&[role.1, *sums]));
+            *role = (role.0 + square, UpdateSums::total(&[role.1, *sums]));
         }
-        let ratio = |sums: Sums| {
+        let ratio = |sums: UpdateSums| {
             if sums.weights > 0.0 {
                 (sums.changes / sums.weights).sqrt()
             } else {

@@ -1,12 +1,11 @@
-//! The fused operations of training on the CPU against the ordinary ones in float64: losses and every gradient.
+//! Training with the kernels for the CPU against the reference in float64: losses and every gradient.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use bam_convert::model::{CausalLm, Forward, LoadOptions, Trainable};
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, Device, Tensor};
 
-use super::{FAMILIES, Kind, fixture, in_f64};
+use super::{FAMILIES, Gradients, Kind, fixture, in_f64, loss_and_gradients};
 
 const SEQ: usize = 70;
 
@@ -54,93 +53,54 @@ fn inputs() -> (Tensor, Vec<u32>, Forward) {
     )
 }
 
-type Gradients = BTreeMap<String, Vec<f64>>;
-
-fn backward(model: &CausalLm, loss: &Tensor) -> (f64, Gradients) {
-    let gradients = loss.backward().unwrap();
-    let of = |(name, var): (&str, &candle_core::Var)| {
-        // A bias that moves choices alone has none.
-        let gradient = gradients.get(var)?.to_dtype(DType::F64).unwrap();
-        Some((
-            name.to_owned(),
-            gradient.flatten_all().unwrap().to_vec1().unwrap(),
-        ))
-    };
-    let loss = loss.to_dtype(DType::F64).unwrap().to_scalar().unwrap();
-    (loss, model.params().vars().filter_map(of).collect())
-}
-
-/// Ordinary operations in float64.
-fn plain(folder: &Path, trainable: Trainable) -> (f64, Gradients) {
-    let model = CausalLm::load(
-        folder,
-        &LoadOptions {
-            trainable,
-            ..in_f64()
-        },
-    )
-    .unwrap();
+fn run(folder: &Path, options: &LoadOptions) -> (f64, Gradients) {
+    let model = CausalLm::load(folder, options).unwrap();
     let (ids, targets, forward) = inputs();
-    let logits = model
-        .forward(&ids, None, &forward)
-        .unwrap()
-        .logits
-        .flatten(0, 1)
-        .unwrap();
-    let targets = Tensor::new(targets, &Device::Cpu)
-        .unwrap()
-        .unsqueeze(1)
-        .unwrap();
-    let log = candle_nn::ops::log_softmax(&logits, D::Minus1)
-        .unwrap()
-        .gather(&targets, 1)
-        .unwrap()
-        .squeeze(1)
-        .unwrap();
-    let weights = Tensor::new(weights(), &Device::Cpu)
-        .unwrap()
-        .to_dtype(DType::F64)
-        .unwrap();
-    backward(
-        &model,
-        &(log * weights).unwrap().sum_all().unwrap().neg().unwrap(),
-    )
+    loss_and_gradients(&model, &ids, &targets, &weights(), &forward)
 }
 
-/// Fused operations in float32.
-fn fused(folder: &Path, trainable: Trainable) -> (f64, Gradients) {
-    let model = CausalLm::load(
-        folder,
-        &LoadOptions {
-            trainable,
-            ..LoadOptions::train(Device::Cpu)
-        },
-    )
-    .unwrap();
+/// The reference in float64.
+fn reference(folder: &Path, trainable: Trainable) -> (f64, Gradients) {
+    let options = LoadOptions {
+        trainable,
+        ..in_f64()
+    };
+    run(folder, &options)
+}
+
+/// The kernels in float32.
+fn cpu(folder: &Path, trainable: Trainable) -> (f64, Gradients) {
+    let options = LoadOptions {
+        trainable,
+        ..LoadOptions::train(Device::Cpu)
+    };
+    check_losses(&CausalLm::load(folder, &options).unwrap());
+    run(folder, &options)
+}
+
+/// The losses of tokens are those of the logits.
+fn check_losses(model: &CausalLm) {
     let (ids, targets, forward) = inputs();
     let (mut x, pass) = model.begin(&ids, None, &forward).unwrap();
     for layer in 0..model.layers() {
         x = model.layer(layer, &x, &pass).unwrap().0;
     }
+    let losses = model.likelihoods(&x, &targets).unwrap();
     let hidden = model.final_norm(&x).unwrap().flatten(0, 1).unwrap();
-    let (losses, loss) = model
-        .next_token_loss(&hidden, &targets, Some(&weights()))
-        .unwrap()
-        .unwrap();
     let logits = candle_nn::ops::log_softmax(&model.head(&hidden).unwrap(), D::Minus1)
         .unwrap()
         .to_vec2::<f32>()
         .unwrap();
+    let losses = losses.to_vec1::<f32>().unwrap();
     for ((loss, logits), target) in losses.iter().zip(logits).zip(targets) {
         assert!((loss + logits[target as usize]).abs() < 1e-4);
     }
-    backward(&model, &loss)
 }
 
 fn compare(folder: &Path, name: &str, trainable: &Trainable) {
     let ((loss, gradients), (right_loss, right)) = (
-        fused(folder, trainable.clone()),
-        plain(folder, trainable.clone()),
+        cpu(folder, trainable.clone()),
+        reference(folder, trainable.clone()),
     );
     assert!(
         (loss - right_loss).abs() < 1e-5,

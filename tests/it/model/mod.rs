@@ -11,6 +11,7 @@ mod mixture;
 mod naive;
 mod parts;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bam_convert::family::{AttentionKv, Layers, RouterBias, TopK};
@@ -88,6 +89,57 @@ pub fn difference(a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
         }
     }
     most
+}
+
+/// The gradients of trainable parameters by name; those without one are absent.
+pub type Gradients = BTreeMap<String, Vec<f64>>;
+
+/// The sum of the next tokens' losses times their weights, and its gradients, layer by layer as the trainer takes them.
+pub fn loss_and_gradients(
+    model: &CausalLm,
+    ids: &Tensor,
+    targets: &[u32],
+    weights: &[f32],
+    forward: &Forward,
+) -> (f64, Gradients) {
+    let mut gradients = model.gradients();
+    let (mut x, pass) = model.begin(ids, None, forward).unwrap();
+    let mut records = Vec::new();
+    for layer in 0..model.layers() {
+        let run = model.layer_recorded(layer, &x, &pass, None).unwrap();
+        x = run.output;
+        records.push(run.record);
+    }
+    let (nll, mut gradient) = model.loss(&x, targets, weights, &mut gradients).unwrap();
+    for record in records.into_iter().rev() {
+        gradient = model
+            .layer_backward(record, &gradient, &mut gradients)
+            .unwrap();
+    }
+    model
+        .embed_backward(&pass, &gradient, &mut gradients)
+        .unwrap();
+
+    let loss = nll
+        .to_vec1::<f32>()
+        .unwrap()
+        .iter()
+        .zip(weights)
+        .map(|(nll, weight)| f64::from(*nll) * f64::from(*weight))
+        .sum();
+    let gradients = model
+        .params()
+        .vars()
+        .enumerate()
+        .filter_map(|(number, (name, _))| {
+            let gradient = gradients.get(number)?.to_dtype(DType::F64).unwrap();
+            Some((
+                name.to_owned(),
+                gradient.flatten_all().unwrap().to_vec1().unwrap(),
+            ))
+        })
+        .collect();
+    (loss, gradients)
 }
 
 /// What varies between the mixtures that are tested.

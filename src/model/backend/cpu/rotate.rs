@@ -2,9 +2,13 @@
 
 use std::sync::Arc;
 
-/// Cosines and sines of the positions of a pass.
+use candle_core::{D, Result, Tensor};
+
+use crate::model::rope::Rotation;
+
+/// Cosines and sines of the positions of a pass, on the host.
 #[derive(Debug, Clone)]
-pub(in crate::model) struct Rotate {
+pub(super) struct Rotate {
     cos: Arc<[f32]>,
     sin: Arc<[f32]>,
     /// Rows of the batch that have positions of their own, or 1.
@@ -14,30 +18,24 @@ pub(in crate::model) struct Rotate {
 }
 
 impl Rotate {
-    /// `cos` and `sin` `[rows, seq, pairs]`, where `rows` is 1 or the batch.
-    pub(in crate::model) fn new(
-        cos: Vec<f32>,
-        sin: Vec<f32>,
-        rows: usize,
-        pairs: usize,
-        interleaved: bool,
-    ) -> Self {
-        Self {
-            cos: cos.into(),
-            sin: sin.into(),
-            rows,
-            pairs,
-            interleaved,
-        }
+    pub(super) fn new(rotation: &Rotation) -> Result<Self> {
+        let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+        Ok(Self {
+            cos: values(&rotation.cos)?.into(),
+            sin: values(&rotation.sin)?.into(),
+            rows: rotation.cos.dim(0)?,
+            pairs: rotation.cos.dim(D::Minus1)?,
+            interleaved: rotation.interleaved,
+        })
     }
 
     /// Rotates a head `[seq, head_dim]` of row `b`.
-    pub(super) fn forth(&self, values: &mut [f32], b: usize) {
+    pub(super) fn forward(&self, values: &mut [f32], b: usize) {
         self.turn(values, b, 1.0);
     }
 
-    /// The gradient of [`forth`](Self::forth): rotates back.
-    pub(super) fn back(&self, values: &mut [f32], b: usize) {
+    /// The gradient of [`forward`](Self::forward), which rotates in the other direction.
+    pub(super) fn backward(&self, values: &mut [f32], b: usize) {
         self.turn(values, b, -1.0);
     }
 

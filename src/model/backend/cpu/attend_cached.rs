@@ -1,14 +1,16 @@
-//! Softmax attention for inference on the CPU in float32: nothing in the future is computed, no mask is made, and the
-//! memory for scores is that of a few queries.
+//! Softmax attention for inference, over keys and values that may come from a cache.
+//!
+//! Nothing computes future positions or makes a mask, and scores are in memory for a few queries only.
 
 use candle_core::{CpuStorage, Device, Result, Storage, Tensor};
 use rayon::prelude::*;
 
 use super::kernels::{add_scaled, dot, exponentials};
-use super::matrix::{View, multiply};
-use super::pass::{Pass, Sight};
+use super::matmul::{View, matmul};
+use crate::model::modules::Attention;
+use crate::model::pass::{AttentionMask, Pass};
 
-/// Queries that look at the keys together.
+/// Queries that are handled together.
 const CHUNK: usize = 32;
 /// Multiplications below which waking a second thread takes longer than doing them.
 const SERIAL: usize = 1 << 16;
@@ -20,23 +22,22 @@ struct Sizes<'a> {
     experts: usize,
     heads: usize,
     head_dim: usize,
-    /// Sets of key heads: one, or one a expert.
+    /// Sets of key heads: one, or one per expert.
     sets: usize,
     kv_heads: usize,
-    /// Values from one key head to the next.
+    /// Distance from one key head to the next, in values.
     stride: usize,
     window: Option<usize>,
-    sight: &'a Sight,
+    mask: &'a AttentionMask,
 }
 
 /// Outputs `[batch, seq, experts, heads, head_dim]` of queries of that shape over keys and values
 /// `[batch · sets · kv heads, positions, head_dim]`.
 pub(super) fn attend(
+    attention: &Attention,
     queries: &Tensor,
     keys: &Tensor,
     values: &Tensor,
-    (sets, kv_heads): (usize, usize),
-    window: Option<usize>,
     pass: &Pass,
 ) -> Result<Tensor> {
     let queries = queries.contiguous()?;
@@ -47,11 +48,11 @@ pub(super) fn attend(
         experts,
         heads,
         head_dim,
-        sets,
-        kv_heads,
+        sets: attention.key_values.len(),
+        kv_heads: attention.kv_heads,
         stride: keys.stride()[0],
-        window,
-        sight: &pass.sight,
+        window: attention.window,
+        mask: &pass.attention_mask,
     };
     let (q, k, v) = (
         queries.storage_and_layout(),
@@ -92,7 +93,7 @@ impl Sizes<'_> {
                 .par_chunks_mut(piece)
                 .zip(queries.par_chunks(piece))
                 .enumerate();
-            let work = self.batch * token * (self.sight.offset + 1);
+            let work = self.batch * token * (self.mask.offset + 1);
             let least = if work < SERIAL { usize::MAX } else { 1 };
             pieces
                 .with_min_len(least)
@@ -107,7 +108,7 @@ impl Sizes<'_> {
                         queries,
                         &keys[start..],
                         &values[start..],
-                        self.sight.visible(b, self.sight.offset, self.window),
+                        self.mask.visible(b, self.mask.offset, self.window),
                         out,
                     );
                 });
@@ -181,9 +182,9 @@ impl Sizes<'_> {
     ) {
         let (d, token) = (self.head_dim, self.experts * self.heads * self.head_dim);
         let tokens = queries.len() / token;
-        let position = self.sight.offset + first;
+        let position = self.mask.offset + first;
         let start = (0..tokens)
-            .map(|t| self.sight.visible(b, position + t, self.window).start)
+            .map(|t| self.mask.visible(b, position + t, self.window).start)
             .min()
             .unwrap_or(0);
         let span = position + tokens - start;
@@ -197,7 +198,7 @@ impl Sizes<'_> {
             );
             let queries = &queries[head * d..];
             let by_row = View::new(queries, tokens, d, token);
-            multiply(
+            matmul(
                 &mut scores,
                 span,
                 false,
@@ -208,7 +209,7 @@ impl Sizes<'_> {
             );
             let mut sums = [0f32; CHUNK];
             for (t, (row, sum)) in scores.chunks_exact_mut(span).zip(&mut sums).enumerate() {
-                let visible = self.sight.visible(b, position + t, self.window);
+                let visible = self.mask.visible(b, position + t, self.window);
                 row[..visible.start - start].fill(0.0);
                 row[visible.end - start..].fill(0.0);
                 *sum = exponentials(
@@ -218,7 +219,7 @@ impl Sizes<'_> {
             }
             let target = &mut out[head * d..];
             let weights = View::new(&scores, tokens, span, span);
-            multiply(
+            matmul(
                 target,
                 token,
                 false,

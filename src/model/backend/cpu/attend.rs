@@ -1,26 +1,28 @@
-//! Softmax attention of one head over its keys, forward and backward, without keeping scores.
+//! Softmax attention of whole sequences, forward and backward, for training.
+//!
+//! Nothing keeps scores: the backward pass computes them again, a few queries at a time.
 
 use rayon::prelude::*;
 
+use super::kernels::{exponentials, scale, softmax_backward};
+use super::matmul::{View, matmul};
 use super::rotate::Rotate;
-use crate::model::kernels::{exponentials, scale, softmax_backward};
-use crate::model::matrix::{View, multiply};
-use crate::model::pass::Sight;
+use crate::model::pass::AttentionMask;
 
-/// Queries that look at the keys together.
+/// Queries that are handled together.
 const CHUNK: usize = 64;
 
 /// The sizes of an attention over a batch of whole sequences.
 #[derive(Debug, Clone)]
-pub(in crate::model) struct Sizes {
-    pub(in crate::model) batch: usize,
-    pub(in crate::model) seq: usize,
-    pub(in crate::model) heads: usize,
-    pub(in crate::model) kv_heads: usize,
-    pub(in crate::model) head_dim: usize,
-    /// Positions that it looks back, its own counted.
-    pub(in crate::model) window: Option<usize>,
-    pub(in crate::model) sight: Sight,
+pub(super) struct Sizes {
+    pub(super) batch: usize,
+    pub(super) seq: usize,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+    /// Positions that a query sees, its own included.
+    pub(super) window: Option<usize>,
+    pub(super) mask: AttentionMask,
 }
 
 /// Queries `[tokens, heads · head_dim]`, keys and values `[tokens, kv_heads · head_dim]`.
@@ -31,7 +33,7 @@ pub(super) struct Inputs<'a> {
 }
 
 /// The gradients of [`Inputs`], in their shapes.
-pub(super) struct Gradients {
+pub(super) struct InputGradients {
     pub(super) queries: Vec<f32>,
     pub(super) keys: Vec<f32>,
     pub(super) values: Vec<f32>,
@@ -65,7 +67,7 @@ impl Sizes {
         (self.head_dim as f32).powf(-0.5)
     }
 
-    /// The key heads of all rows of the batch: what threads share.
+    /// The key heads of all rows of the batch, which threads share out.
     fn parts(&self) -> impl IndexedParallelIterator<Item = (usize, usize)> {
         (0..self.batch * self.kv_heads)
             .into_par_iter()
@@ -85,7 +87,7 @@ impl Sizes {
                         self.weights(b, first, queries, &group.keys, &mut scores);
                     let weights = View::new(&scores, rows, span, span);
                     let values = self.view(&group.values, start, span);
-                    multiply(
+                    matmul(
                         &mut out[first * self.head_dim..],
                         self.head_dim,
                         false,
@@ -103,79 +105,97 @@ impl Sizes {
         self.side_by_side(&heads, self.width())
     }
 
-    /// The gradients of the inputs, from that of the output.
-    pub(super) fn backward(&self, inputs: &Inputs, rotate: &Rotate, gradient: &[f32]) -> Gradients {
+    /// The gradients of the inputs, from the gradient of the output.
+    pub(super) fn backward(
+        &self,
+        inputs: &Inputs,
+        rotate: &Rotate,
+        grad_output: &[f32],
+    ) -> InputGradients {
         let d = self.head_dim;
         let part = |(b, kv_head): (usize, usize)| {
             let group = self.group_of(inputs, rotate, b, kv_head);
-            let (mut of_keys, mut of_values) = (vec![0f32; self.seq * d], vec![0f32; self.seq * d]);
-            let mut of_queries = Vec::with_capacity(self.group());
-            let (mut scores, mut of_scores) = (Vec::new(), Vec::new());
+            let (mut grad_keys, mut grad_values) =
+                (vec![0f32; self.seq * d], vec![0f32; self.seq * d]);
+            let mut grad_queries = Vec::with_capacity(self.group());
+            let (mut scores, mut grad_scores) = (Vec::new(), Vec::new());
             for (number, queries) in group.queries.iter().enumerate() {
-                let gradient =
-                    self.head(gradient, self.width(), b, kv_head * self.group() + number);
-                let mut of_queries_here = vec![0f32; self.seq * d];
+                let grad_output = self.head(
+                    grad_output,
+                    self.width(),
+                    b,
+                    kv_head * self.group() + number,
+                );
+                let mut grad_head = vec![0f32; self.seq * d];
                 for first in (0..self.seq).step_by(CHUNK) {
                     let (rows, start, span) =
                         self.weights(b, first, queries, &group.keys, &mut scores);
                     let weights = View::new(&scores, rows, span, span);
-                    let (gradient, queries) = (
-                        self.view(&gradient, first, rows),
+                    let (grad_output, queries) = (
+                        self.view(&grad_output, first, rows),
                         self.view(queries, first, rows),
                     );
                     let (keys, values) = (
                         self.view(&group.keys, start, span),
                         self.view(&group.values, start, span),
                     );
-                    multiply(
-                        &mut of_values[start * d..],
+                    matmul(
+                        &mut grad_values[start * d..],
                         d,
                         true,
                         1.0,
                         weights.t(),
-                        gradient,
+                        grad_output,
                         1,
                     );
-                    of_scores.resize(rows * span, 0.0);
-                    multiply(&mut of_scores, span, false, 1.0, gradient, values.t(), 1);
-                    for (row, (weights, of_scores)) in scores
+                    grad_scores.resize(rows * span, 0.0);
+                    matmul(
+                        &mut grad_scores,
+                        span,
+                        false,
+                        1.0,
+                        grad_output,
+                        values.t(),
+                        1,
+                    );
+                    for (row, (weights, grad_scores)) in scores
                         .chunks_exact(span)
-                        .zip(of_scores.chunks_exact_mut(span))
+                        .zip(grad_scores.chunks_exact_mut(span))
                         .enumerate()
                     {
-                        let seen = self.sight.visible(b, first + row, self.window);
+                        let visible = self.mask.visible(b, first + row, self.window);
                         softmax_backward(
-                            &weights[seen.start - start..seen.end - start],
-                            &mut of_scores[seen.start - start..seen.end - start],
+                            &weights[visible.start - start..visible.end - start],
+                            &mut grad_scores[visible.start - start..visible.end - start],
                         );
-                        of_scores[..seen.start - start].fill(0.0);
-                        of_scores[seen.end - start..].fill(0.0);
+                        grad_scores[..visible.start - start].fill(0.0);
+                        grad_scores[visible.end - start..].fill(0.0);
                     }
-                    let of_scores = View::new(&of_scores, rows, span, span);
-                    multiply(
-                        &mut of_queries_here[first * d..],
+                    let grad_scores = View::new(&grad_scores, rows, span, span);
+                    matmul(
+                        &mut grad_head[first * d..],
                         d,
                         false,
                         self.factor(),
-                        of_scores,
+                        grad_scores,
                         keys,
                         1,
                     );
-                    multiply(
-                        &mut of_keys[start * d..],
+                    matmul(
+                        &mut grad_keys[start * d..],
                         d,
                         true,
                         self.factor(),
-                        of_scores.t(),
+                        grad_scores.t(),
                         queries,
                         1,
                     );
                 }
-                rotate.back(&mut of_queries_here, b);
-                of_queries.push(of_queries_here);
+                rotate.backward(&mut grad_head, b);
+                grad_queries.push(grad_head);
             }
-            rotate.back(&mut of_keys, b);
-            (of_queries, vec![of_keys], vec![of_values])
+            rotate.backward(&mut grad_keys, b);
+            (grad_queries, vec![grad_keys], vec![grad_values])
         };
         let mut parts = (Vec::new(), Vec::new(), Vec::new());
         self.parts()
@@ -187,7 +207,7 @@ impl Sizes {
                 parts.1.push(keys);
                 parts.2.push(values);
             });
-        Gradients {
+        InputGradients {
             queries: self.side_by_side(&parts.0, self.width()),
             keys: self.side_by_side(&parts.1, self.kv_width()),
             values: self.side_by_side(&parts.2, self.kv_width()),
@@ -205,11 +225,11 @@ impl Sizes {
         out: &mut Vec<f32>,
     ) -> (usize, usize, usize) {
         let rows = CHUNK.min(self.seq - first);
-        let seen = |row: usize| self.sight.visible(b, first + row, self.window);
+        let seen = |row: usize| self.mask.visible(b, first + row, self.window);
         let start = (0..rows).map(|row| seen(row).start).min().unwrap_or(0);
         let span = first + rows - start;
         out.resize(rows * span, 0.0);
-        multiply(
+        matmul(
             out,
             span,
             false,
@@ -241,7 +261,7 @@ impl Sizes {
     fn group_of(&self, inputs: &Inputs, rotate: &Rotate, b: usize, kv_head: usize) -> Group {
         let turned = |values: &[f32], width, head| {
             let mut values = self.head(values, width, b, head);
-            rotate.forth(&mut values, b);
+            rotate.forward(&mut values, b);
             values
         };
         let heads = kv_head * self.group()..(kv_head + 1) * self.group();

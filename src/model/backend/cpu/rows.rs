@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::model::kernels::{add_scaled, dot};
+use super::kernels::{add_scaled, dot};
 
 /// Rows that a thread takes at a time; fixed, so that sums do not depend on the number of threads.
 pub(super) const PIECE: usize = 64;
@@ -63,7 +63,7 @@ pub(super) fn scale_rows(
     out
 }
 
-/// The product of each pair of rows of `width` values.
+/// The dot product of each pair of rows of `width` values.
 pub(super) fn dot_rows(a: &[f32], b: &[f32], width: usize) -> Vec<f32> {
     a.par_chunks(width)
         .zip(b.par_chunks(width))

@@ -1,5 +1,6 @@
-//! Loops for one core, written so that the compiler vectorises them, each compiled for several instruction sets of which
-//! the widest that the processor has is chosen at run time.
+//! Loops for one core, written so that the compiler vectorises them.
+//!
+//! Each is compiled for several instruction sets, and the widest one that the processor has is chosen at run time.
 
 /// Defines a function whose body is compiled for AVX-512, AVX2 and the baseline, and dispatched when called.
 macro_rules! multiversion {
@@ -183,17 +184,11 @@ pub(super) mod avx2 {
                     .zip(&x[n * columns + whole..]);
                 *out = sum(together)
                     + rest
-                        .map(|(pair, x)| super::widened([pair[0], pair[1]]) * x)
+                        .map(|(pair, x)| crate::model::stored::widened([pair[0], pair[1]]) * x)
                         .sum::<f32>();
             }
         }
     }
-}
-
-/// The float32 of a little-endian bfloat16.
-#[inline(always)]
-pub(super) fn widened(pair: [u8; 2]) -> f32 {
-    f32::from_bits(u32::from(u16::from_le_bytes(pair)) << 16)
 }
 
 multiversion! {
@@ -257,7 +252,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// The gradient of [`normalise`]: `out` is that of `x`, and that of the weight is added to `of_weight`.
+    /// The gradient of [`normalise`]: `out` is that of `x`, and that of the weight is added to `grad_weight`.
     fn normalise_backward(
         x: &[f32],
         weight: &[f32],
@@ -265,7 +260,7 @@ multiversion! {
         centred: bool,
         gradient: &[f32],
         out: &mut [f32],
-        of_weight: &mut [f32],
+        grad_weight: &mut [f32],
     ) {
         let length = x.len() as f64;
         let mean = if centred { (x.iter().map(|x| f64::from(*x)).sum::<f64>() / length) as f32 } else { 0.0 };
@@ -282,9 +277,9 @@ multiversion! {
         let scale = 1.0 / (sum(squares) + eps).sqrt();
         let along = (sum(alongs) * scale * scale) as f32;
         let (slope, scale) = (if centred { sum(slopes) as f32 } else { 0.0 }, scale as f32);
-        for ((((out, of_weight), x), weight), gradient) in out.iter_mut().zip(of_weight).zip(x).zip(weight).zip(gradient) {
+        for ((((out, grad_weight), x), weight), gradient) in out.iter_mut().zip(grad_weight).zip(x).zip(weight).zip(gradient) {
             let x = *x - mean;
-            *of_weight = multiply_add::<FMA>(x * scale, *gradient, *of_weight);
+            *grad_weight = multiply_add::<FMA>(x * scale, *gradient, *grad_weight);
             *out = (weight * gradient - slope - x * along) * scale;
         }
     }

@@ -1,4 +1,4 @@
-//! Products of matrices in float32 on the CPU, in place and of any strides.
+//! Matmuls in float32 on the CPU, in place and of any strides.
 
 use gemm::{Parallelism, gemm};
 
@@ -12,7 +12,7 @@ pub(super) struct View<'a> {
     column_stride: usize,
 }
 
-/// Index of the last element and one more; zero where there is none.
+/// The number of values from the first element to the last, both included.
 fn extent(rows: usize, columns: usize, row_stride: usize, column_stride: usize) -> usize {
     if rows == 0 || columns == 0 {
         0
@@ -26,7 +26,7 @@ impl<'a> View<'a> {
     ///
     /// # Panics
     ///
-    /// Where `values` is too short: the caller has mistaken its own sizes.
+    /// If `values` is too short, which is a mistake of the caller.
     pub(super) fn new(values: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
         assert!(
             extent(rows, columns, stride, 1) <= values.len(),
@@ -53,12 +53,12 @@ impl<'a> View<'a> {
     }
 }
 
-/// `out` `[a rows, b columns]`, `stride` values from one row to the next, becomes `factor · a · b`, or that is added to it.
+/// Writes `factor · a · b` to `out` `[a rows, b columns]`, or adds it. `stride` is the distance from one row of `out` to the next.
 ///
 /// # Panics
 ///
-/// Where sizes do not fit: the caller has mistaken its own.
-pub(super) fn multiply(
+/// If sizes do not fit, which is a mistake of the caller.
+pub(super) fn matmul(
     out: &mut [f32],
     stride: usize,
     add: bool,
@@ -69,13 +69,13 @@ pub(super) fn multiply(
 ) {
     assert!(
         a.columns == b.rows,
-        "a product of {} columns with {} rows",
+        "a matmul of {} columns with {} rows",
         a.columns,
         b.rows
     );
     assert!(
         extent(a.rows, b.columns, stride, 1) <= out.len(),
-        "a product beyond its place"
+        "a matmul beyond its output"
     );
     let parallelism = if threads > 1 {
         Parallelism::Rayon(threads)

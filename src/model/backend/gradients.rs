@@ -1,0 +1,178 @@
+//! Gradients of the trainable parameters, added up in float32 as they come.
+
+use std::collections::HashMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, TensorId, Var};
+use rayon::prelude::*;
+
+use super::host::{PIECE, Residence, floats};
+
+/// One gradient per trainable parameter, absent until something is added.
+#[derive(Debug)]
+pub struct Gradients {
+    places: HashMap<TensorId, usize>,
+    slots: Vec<Slot>,
+    residence: Residence,
+}
+
+#[derive(Debug, Default)]
+enum Slot {
+    #[default]
+    Empty,
+    /// The first gradient, which may share its numbers with another tensor.
+    Shared(Tensor),
+    /// A sum that nobody else holds, which changes in place.
+    Own(Tensor),
+}
+
+impl Gradients {
+    /// Empty buffers of these parameters, numbered in their order.
+    pub(super) fn new<'a>(
+        parameters: impl IntoIterator<Item = &'a Var>,
+        residence: Residence,
+    ) -> Self {
+        let places: HashMap<TensorId, usize> = parameters
+            .into_iter()
+            .enumerate()
+            .map(|(number, var)| (var.id(), number))
+            .collect();
+        let slots = (0..places.len()).map(|_| Slot::Empty).collect();
+        Self {
+            places,
+            slots,
+            residence,
+        }
+    }
+
+    /// Adds to the gradient of `parameter`; a tensor that is not trained has no buffer, and nothing happens.
+    pub(super) fn add(&mut self, parameter: &Tensor, gradient: &Tensor) -> Result<()> {
+        match self.places.get(&parameter.id()) {
+            Some(number) => self.add_to(*number, gradient),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds the gradients of parameters that candle's autograd has found.
+    pub(super) fn add_all(&mut self, store: &GradStore) -> Result<()> {
+        let found: Vec<(usize, &Tensor)> = store
+            .get_ids()
+            .filter_map(|id| Some((*self.places.get(id)?, store.get_id(*id)?)))
+            .collect();
+        found
+            .into_iter()
+            .try_for_each(|(number, gradient)| self.add_to(number, gradient))
+    }
+
+    fn add_to(&mut self, number: usize, gradient: &Tensor) -> Result<()> {
+        // The gradient of a matmul's second factor often comes transposed.
+        let gradient = gradient.detach().to_dtype(DType::F32)?.contiguous()?;
+        let slot = &mut self.slots[number];
+        *slot = match std::mem::take(slot) {
+            Slot::Empty => Slot::Shared(gradient),
+            Slot::Shared(sum) => Slot::Own((sum + gradient)?.detach()),
+            Slot::Own(sum) if self.residence == Residence::Host => {
+                sum.inplace_op2(&gradient, &AddInPlace)?;
+                Slot::Own(sum)
+            }
+            Slot::Own(sum) => Slot::Own((sum + gradient)?.detach()),
+        };
+        Ok(())
+    }
+
+    /// The gradient of parameter `number` in float32, if anything was added.
+    pub fn get(&self, number: usize) -> Option<&Tensor> {
+        match &self.slots[number] {
+            Slot::Empty => None,
+            Slot::Shared(tensor) | Slot::Own(tensor) => Some(tensor),
+        }
+    }
+
+    /// The sum of the squares of each gradient in float64, the same on any number of threads.
+    pub fn squares(&self) -> Result<Vec<f64>> {
+        (0..self.slots.len())
+            .map(|number| self.get(number).map_or(Ok(0.0), |g| self.square(g)))
+            .collect()
+    }
+
+    fn square(&self, gradient: &Tensor) -> Result<f64> {
+        if self.residence == Residence::Device {
+            return gradient.sqr()?.sum_all()?.to_scalar::<f32>().map(f64::from);
+        }
+        let values = gradient.storage_and_layout();
+        let pieces: Vec<f64> = floats(&values)?
+            .par_chunks(PIECE)
+            .map(|piece| {
+                const LANES: usize = 16;
+                let mut lanes = [0f64; LANES];
+                for row in piece.chunks(LANES) {
+                    for (lane, value) in lanes.iter_mut().zip(row) {
+                        *lane += f64::from(*value) * f64::from(*value);
+                    }
+                }
+                lanes.iter().sum()
+            })
+            .collect();
+        Ok(pieces.iter().sum())
+    }
+}
+
+struct AddInPlace;
+
+impl InplaceOp2 for AddInPlace {
+    fn name(&self) -> &'static str {
+        "add-in-place"
+    }
+
+    fn cpu_fwd(
+        &self,
+        sum: &mut CpuStorage,
+        sum_layout: &Layout,
+        part: &CpuStorage,
+        part_layout: &Layout,
+    ) -> Result<()> {
+        let places = (
+            sum_layout.contiguous_offsets(),
+            part_layout.contiguous_offsets(),
+        );
+        let (CpuStorage::F32(sum), CpuStorage::F32(part), (Some((a, b)), Some((c, d)))) =
+            (sum, part, places)
+        else {
+            candle_core::bail!("expected contiguous float32");
+        };
+        sum[a..b]
+            .par_chunks_mut(PIECE)
+            .zip(part[c..d].par_chunks(PIECE))
+            .for_each(|(sum, part)| {
+                sum.iter_mut()
+                    .zip(part)
+                    .for_each(|(sum, part)| *sum += part);
+            });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn gradients_add_up_without_touching_what_was_given() {
+        let tensor = |value: f32| Tensor::full(value, 5, &Device::Cpu).unwrap();
+        let vars = [0.0, 0.0].map(|value| Var::from_tensor(&tensor(value)).unwrap());
+        for residence in [Residence::Host, Residence::Device] {
+            let (one, two) = (tensor(1.0), tensor(2.0));
+            let mut gradients = Gradients::new(&vars, residence);
+            for part in [&one, &two, &one] {
+                gradients.add(&vars[0], part).unwrap();
+            }
+            gradients.add(&one, &two).unwrap();
+            let sum = gradients.get(0).unwrap();
+            assert_eq!(sum.to_vec1::<f32>().unwrap(), [4.0; 5]);
+            assert_eq!(gradients.squares().unwrap(), [80.0, 0.0]);
+            assert!(gradients.get(1).is_none());
+            assert_eq!(one.to_vec1::<f32>().unwrap(), [1.0; 5]);
+        }
+    }
+}

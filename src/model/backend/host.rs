@@ -1,0 +1,24 @@
+//! Numbers of candle tensors in the host's memory.
+
+use candle_core::{CpuStorage, Layout, Result, Storage, StorageRef};
+
+/// Values that a thread takes at a time in elementwise passes. Sums are taken over pieces of this size, in order, so that
+/// they are the same on any number of threads.
+pub(super) const PIECE: usize = 1 << 14;
+
+/// Where the numbers of gradients and of the optimiser are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Residence {
+    /// In memory that kernels for the CPU change in place.
+    Host,
+    /// On a device, where candle computes.
+    Device,
+}
+
+/// The values of a contiguous float32 tensor on the CPU.
+pub(super) fn floats<'a>((storage, layout): &'a (StorageRef<'_>, &Layout)) -> Result<&'a [f32]> {
+    match (&**storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => Ok(&values[start..end]),
+        _ => candle_core::bail!("expected contiguous float32 on the CPU"),
+    }
+}

@@ -1,0 +1,239 @@
+//! Attention, ordinary or of experts, composed of steps.
+
+use candle_core::{D, Result, Tensor};
+use candle_nn::ops::{softmax, softmax_last_dim};
+
+use super::{Steps, rotate, route};
+use crate::model::cache::LayerCache;
+use crate::model::modules::{Attention, Heads, Linear, Matrix, Norm};
+use crate::model::params::Mode;
+use crate::model::pass::Pass;
+use crate::model::router::Routing;
+
+/// Queries that inference handles together. This bounds the memory for scores, and skips most future positions.
+const CHUNK: usize = 128;
+
+/// The output for `h` `[batch, seq, hidden]`, and how its tokens were routed.
+pub(super) fn forward<S: Steps>(
+    steps: &S,
+    attention: &Attention,
+    h: &Tensor,
+    pass: &Pass,
+    cache: Option<&mut LayerCache>,
+) -> Result<(Tensor, Option<Routing>)> {
+    let (batch, seq, _) = h.dims3()?;
+    let (queries, keys, values) = project(steps, attention, h, pass)?;
+    let (keys, values) = match cache {
+        Some(cache) => cache.append(&keys, &values, pass.attention_mask.offset)?,
+        None => (keys, values),
+    };
+    let out = steps.attend(attention, &queries, &keys, &values, pass)?;
+    let out = out.reshape((batch, seq, attention.heads.len(), ()))?;
+
+    let Some(router) = &attention.router else {
+        let o = &attention.heads[0].o;
+        return Ok((super::linear(steps, o, &out.squeeze(2)?)?, None));
+    };
+    let overrides = &pass.overrides;
+    let routing = route(
+        steps,
+        router,
+        h,
+        overrides.attention_top_k,
+        &overrides.dropped,
+    )?;
+    let gates = routing.gates.to_dtype(h.dtype())?.unsqueeze(3)?;
+    let gated = out.broadcast_mul(&gates)?;
+    if attention.has_adapters() {
+        return Ok((
+            adapted_sum(steps, attention, &gates, &gated)?,
+            Some(routing),
+        ));
+    }
+    let terms: Vec<(&Matrix, Tensor)> = attention
+        .heads
+        .iter()
+        .enumerate()
+        .map(|(number, heads)| Ok((&heads.o.weight, of_expert(&gated, number)?)))
+        .collect::<Result<_>>()?;
+    let mut sum = steps.sum_of_matmuls(&terms)?;
+    for (number, Heads { o, .. }) in attention.heads.iter().enumerate() {
+        if let Some(bias) = &o.bias {
+            sum = (sum + of_expert(&gates, number)?.broadcast_mul(bias)?)?;
+        }
+    }
+    Ok((sum, Some(routing)))
+}
+
+/// The part of expert `number` in `x` `[batch, seq, experts, ..]`.
+fn of_expert(x: &Tensor, number: usize) -> Result<Tensor> {
+    x.narrow(2, number, 1)?.squeeze(2)
+}
+
+/// The sum of the experts' outputs through their adapters. A gate commutes with an adapter, which has no bias.
+fn adapted_sum<S: Steps>(
+    steps: &S,
+    attention: &Attention,
+    gates: &Tensor,
+    gated: &Tensor,
+) -> Result<Tensor> {
+    let mut adapted = Vec::new();
+    for (number, Heads { o, adapter, .. }) in attention.heads.iter().enumerate() {
+        let Some(adapter) = adapter else { continue };
+        let mut out = steps.matmul(&o.weight, &of_expert(gated, number)?)?;
+        if let Some(bias) = &o.bias {
+            out = (out + of_expert(gates, number)?.broadcast_mul(bias)?)?;
+        }
+        adapted.push((adapter, out));
+    }
+    steps.sum_of_matmuls(&adapted)
+}
+
+/// Rotated queries `[batch, seq, experts, heads, head_dim]`; rotated keys, and values,
+/// `[batch · sets · kv heads, seq, head_dim]`.
+fn project<S: Steps>(
+    steps: &S,
+    attention: &Attention,
+    h: &Tensor,
+    pass: &Pass,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let (batch, seq, _) = h.dims3()?;
+    let Attention {
+        heads, key_values, ..
+    } = attention;
+    let queries = heads.iter().map(|heads| &heads.q);
+    let keys = key_values.iter().map(|key_value| &key_value.k);
+    let values = key_values.iter().map(|key_value| &key_value.v);
+    let linears: Vec<&Linear> = queries.chain(keys).chain(values).collect();
+    let mut projected = steps.project(&linears, h)?.into_iter();
+
+    let rotated = |mut x: Tensor, norm: &Option<Norm>| -> Result<Tensor> {
+        if let Some(norm) = norm {
+            // The norm is of one head, or of all of them together.
+            let size = norm.weight.dim(D::Minus1)?;
+            x = steps.norm(norm, &x.reshape((batch, seq, (), size))?)?;
+        }
+        let x = clipped(attention, x.reshape((batch, seq, (), attention.head_dim))?)?;
+        rotate::apply(&x, &pass.rotation, steps.mode())
+    };
+    let queries: Vec<Tensor> = projected
+        .by_ref()
+        .take(heads.len())
+        .zip(heads)
+        .map(|(x, heads)| rotated(x, &heads.q_norm))
+        .collect::<Result<_>>()?;
+    let keys: Vec<Tensor> = projected
+        .by_ref()
+        .take(key_values.len())
+        .zip(key_values)
+        .map(|(x, key_value)| rotated(x, &key_value.k_norm))
+        .collect::<Result<_>>()?;
+    let values: Vec<Tensor> = projected
+        .map(|v| {
+            clipped(
+                attention,
+                v.reshape((batch, seq, attention.kv_heads, attention.head_dim))?,
+            )
+        })
+        .collect::<Result<_>>()?;
+
+    let rows = batch * key_values.len() * attention.kv_heads;
+    let fold = |parts: Vec<Tensor>| -> Result<Tensor> {
+        let all = if parts.len() == 1 {
+            parts[0].clone()
+        } else {
+            Tensor::cat(&parts, 2)?
+        };
+        all.transpose(1, 2)?
+            .contiguous()?
+            .reshape((rows, seq, attention.head_dim))
+    };
+    Ok((Tensor::stack(&queries, 2)?, fold(keys)?, fold(values)?))
+}
+
+fn clipped(attention: &Attention, x: Tensor) -> Result<Tensor> {
+    match attention.clip {
+        Some(most) => x.clamp(-most, most),
+        None => Ok(x),
+    }
+}
+
+/// Attention as matmuls, which candle can differentiate. Queries of all heads that see the same keys are rows of one matrix.
+pub(super) fn attend_in_groups(
+    attention: &Attention,
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    pass: &Pass,
+    mode: Mode,
+) -> Result<Tensor> {
+    let (batch, seq, experts, heads, head_dim) = queries.dims5()?;
+    let (sets, kv_heads) = (attention.key_values.len(), attention.kv_heads);
+    let (in_set, group) = (experts / sets, heads / kv_heads);
+    let grouped = queries
+        .reshape(vec![batch, seq, sets, in_set, kv_heads, group, head_dim])?
+        .permute(vec![0, 2, 4, 3, 5, 1, 6])?
+        .reshape((batch * sets * kv_heads, in_set * group, seq, head_dim))?;
+    attend(attention.window, &grouped, keys, values, pass, mode)?
+        .reshape(vec![batch, sets, kv_heads, in_set, group, seq, head_dim])?
+        .permute(vec![0, 5, 1, 3, 2, 4, 6])?
+        .reshape((batch, seq, experts, heads, head_dim))
+}
+
+/// Softmax attention of queries `[rows, group, seq, head_dim]` over `[rows, positions, head_dim]`.
+fn attend(
+    window: Option<usize>,
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    pass: &Pass,
+    mode: Mode,
+) -> Result<Tensor> {
+    let (seq, total) = (queries.dim(2)?, keys.dim(1)?);
+    let chunk = match mode {
+        Mode::Infer => CHUNK,
+        Mode::Train => seq,
+    };
+    if seq <= chunk {
+        let mask = pass.mask(window, 0, seq, total)?;
+        return attend_all(queries, keys, values, mask.as_ref(), mode);
+    }
+    let mut parts = Vec::with_capacity(seq.div_ceil(chunk));
+    for first in (0..seq).step_by(chunk) {
+        let rows = chunk.min(seq - first);
+        let visible = total - seq + first + rows;
+        let (keys, values) = (keys.narrow(1, 0, visible)?, values.narrow(1, 0, visible)?);
+        let mask = pass.mask(window, first, rows, visible)?;
+        let queries = queries.narrow(2, first, rows)?.contiguous()?;
+        parts.push(attend_all(&queries, &keys, &values, mask.as_ref(), mode)?);
+    }
+    Tensor::cat(&parts, 2)
+}
+
+fn attend_all(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    mask: Option<&Tensor>,
+    mode: Mode,
+) -> Result<Tensor> {
+    let (rows, group, seq, head_dim) = queries.dims4()?;
+    let total = keys.dim(1)?;
+    let queries = (queries.reshape((rows, group * seq, head_dim))? * (head_dim as f64).powf(-0.5))?;
+    let mut scores = queries.matmul(&keys.transpose(1, 2)?)?;
+    if let Some(mask) = mask {
+        let batch = mask.dim(0)?;
+        let by_row = scores.reshape((batch, rows / batch * group, seq, total))?;
+        scores = by_row
+            .broadcast_add(mask)?
+            .reshape((rows, group * seq, total))?;
+    }
+    let weights = match mode {
+        Mode::Train => softmax(&scores, D::Minus1)?,
+        // candle's fused softmax has no gradient.
+        Mode::Infer => softmax_last_dim(&scores)?,
+    };
+    weights
+        .matmul(values)?
+        .reshape((rows, group, seq, head_dim))
+}

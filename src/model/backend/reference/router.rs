@@ -1,0 +1,250 @@
+//! Routers and their losses.
+
+use candle_core::{D, DType, Result, Tensor};
+use candle_nn::ops::softmax;
+
+use super::{Steps, at_least_f32};
+use crate::model::modules::Matrix;
+use crate::model::router::{
+    Bias, LoadBalance, Router, RouterLoss, RouterLosses, Routing, chosen_counts,
+};
+
+/// The gates of `h` `[batch, seq, hidden]`; `top_k` replaces the router's own.
+pub(in crate::model::backend) fn route<S: Steps + ?Sized>(
+    steps: &S,
+    router: &Router,
+    h: &Tensor,
+    top_k: Option<usize>,
+    dropped: &[usize],
+) -> Result<Routing> {
+    let (batch, seq, _) = h.dims3()?;
+    let dtype = at_least_f32(h.dtype());
+    let mut logits = router_logits(steps, router, &h.to_dtype(dtype)?)?;
+    if let Bias::Logits(bias) = &router.bias {
+        logits = logits.broadcast_add(&bias.to_dtype(dtype)?)?;
+    }
+    let left = (0..router.experts)
+        .filter(|expert| !dropped.contains(expert))
+        .count();
+    let without_dropped = |scores: Tensor| -> Result<Tensor> {
+        if left == router.experts {
+            return Ok(scores);
+        }
+        let mask: Vec<f64> = (0..router.experts)
+            .map(|expert| {
+                if dropped.contains(&expert) {
+                    f64::NEG_INFINITY
+                } else {
+                    0.0
+                }
+            })
+            .collect();
+        scores.broadcast_add(&Tensor::new(mask, h.device())?.to_dtype(dtype)?)
+    };
+    let logits = without_dropped(logits)?;
+    let probabilities = softmax(&logits, D::Minus1)?;
+
+    let top_k = top_k.unwrap_or(router.top_k).min(left);
+    if top_k == router.experts {
+        let all: Vec<u32> = (0..router.experts as u32).collect();
+        let chosen = Tensor::new(all, h.device())?.broadcast_as((batch, seq, router.experts))?;
+        return Ok(Routing {
+            logits,
+            gates: probabilities.clone(),
+            probabilities,
+            chosen,
+        });
+    }
+    let (chosen, mask) = match &router.bias {
+        Bias::Choice(bias) => {
+            let scores = probabilities
+                .detach()
+                .broadcast_add(&bias.detach().to_dtype(dtype)?)?;
+            largest(&without_dropped(scores)?, top_k)?
+        }
+        Bias::None | Bias::Logits(_) => largest(&probabilities, top_k)?,
+    };
+    let mut gates = (&probabilities * mask)?;
+    if router.normalise {
+        gates = gates.broadcast_div(&gates.sum_keepdim(D::Minus1)?)?;
+    }
+    Ok(Routing {
+        logits,
+        probabilities,
+        gates,
+        chosen,
+    })
+}
+
+/// The products of `h` with the router's weight in the dtype of `h`.
+fn router_logits<S: Steps + ?Sized>(steps: &S, router: &Router, h: &Tensor) -> Result<Tensor> {
+    let weight = match &router.weight {
+        Matrix::Variable(weight) => Matrix::Variable(weight.to_dtype(h.dtype())?),
+        Matrix::Frozen(weight) => Matrix::Frozen(weight.to_dtype(h.dtype())?),
+        stored @ Matrix::Stored(_) => stored.clone(),
+    };
+    steps.matmul(&weight, h)
+}
+
+/// The `k` largest of each token's scores: their numbers `[batch, seq, k]`, and a mask of ones and zeros.
+///
+/// They are chosen on the host, where ties go to the lower number. The choice itself has no gradient.
+fn largest(scores: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
+    let (batch, seq, experts) = scores.dims3()?;
+    let rows = scores
+        .detach()
+        .to_dtype(DType::F64)?
+        .reshape((batch * seq, experts))?
+        .to_vec2::<f64>()?;
+    let mut chosen = Vec::with_capacity(batch * seq * k);
+    let mut mask = vec![0f64; batch * seq * experts];
+    for (row, mask) in rows.iter().zip(mask.chunks_exact_mut(experts)) {
+        let mut order: Vec<usize> = (0..experts).collect();
+        order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
+        for expert in &order[..k] {
+            chosen.push(*expert as u32);
+            mask[*expert] = 1.0;
+        }
+    }
+    let device = scores.device();
+    let chosen = Tensor::from_vec(chosen, (batch, seq, k), device)?;
+    let mask = Tensor::from_vec(mask, (batch, seq, experts), device)?.to_dtype(scores.dtype())?;
+    Ok((chosen, mask))
+}
+
+/// The losses of a feed-forward router (BAM, section 3.3, equation 2): their weighted sum in the graph, and each outside it.
+///
+/// With k experts per token, the `f` of hard balance sum to k, as they do in transformers.
+pub(in crate::model::backend) fn losses(
+    routing: &Routing,
+    wanted: &RouterLosses,
+) -> Result<(Tensor, RouterLoss)> {
+    let experts = routing.probabilities.dim(2)?;
+    let tokens = routing.chosen.dim(0)? * routing.chosen.dim(1)?;
+    let probabilities = routing.probabilities.flatten(0, 1)?.mean(0)?;
+    let share = match wanted.kind {
+        LoadBalance::Hard => {
+            let share: Vec<f64> = chosen_counts(&routing.chosen, experts)?
+                .iter()
+                .map(|count| *count as f64 / tokens as f64)
+                .collect();
+            Tensor::from_vec(share, experts, probabilities.device())?
+                .to_dtype(probabilities.dtype())?
+        }
+        LoadBalance::Soft => routing.gates.flatten(0, 1)?.mean(0)?,
+    };
+    let load_balance = ((probabilities * share)?.sum_all()? * experts as f64)?;
+    let z = routing.logits.log_sum_exp(D::Minus1)?.sqr()?.mean_all()?;
+    let weighted = (((&load_balance * wanted.load_balance)? + (&z * wanted.z)?)? * wanted.share)?;
+    let loss = RouterLoss {
+        load_balance: load_balance.detach(),
+        z: z.detach(),
+        chosen: routing.chosen.detach(),
+        experts,
+    };
+    Ok((weighted, loss))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    fn routing(logits: &Tensor, k: usize) -> Routing {
+        let probabilities = softmax(logits, D::Minus1).unwrap();
+        let (chosen, mask) = largest(&probabilities, k).unwrap();
+        Routing {
+            logits: logits.clone(),
+            gates: (&probabilities * mask).unwrap(),
+            probabilities,
+            chosen,
+        }
+    }
+
+    fn values() -> Vec<f64> {
+        (0..5 * 3)
+            .map(|i| f64::from((i * 37) % 11) / 4.0 - 1.0)
+            .collect()
+    }
+
+    #[test]
+    fn router_losses_are_those_of_the_paper() {
+        let (tokens, experts) = (5, 3);
+        let values = values();
+        let tensor = Tensor::from_vec(values.clone(), (1, tokens, experts), &Device::Cpu).unwrap();
+        let (mut f, mut p, mut u, mut z) = ([0.0; 3], [0.0; 3], [0.0; 3], 0.0);
+        for row in values.chunks(experts) {
+            let sum: f64 = row.iter().map(|x| x.exp()).sum();
+            let lowest = row.iter().copied().fold(f64::INFINITY, f64::min);
+            for (expert, logit) in row.iter().enumerate() {
+                let (chosen, probability) = (*logit > lowest, logit.exp() / sum);
+                p[expert] += probability / tokens as f64;
+                f[expert] += if chosen { 1.0 / tokens as f64 } else { 0.0 };
+                u[expert] += if chosen {
+                    probability / tokens as f64
+                } else {
+                    0.0
+                };
+            }
+            z += sum.ln().powi(2) / tokens as f64;
+        }
+        let dot = |a: [f64; 3], b: [f64; 3]| 3.0 * (0..3).map(|i| a[i] * b[i]).sum::<f64>();
+        assert!((f.iter().sum::<f64>() - 2.0).abs() < 1e-12);
+        for (kind, expected) in [
+            (LoadBalance::Hard, dot(f, p)),
+            (LoadBalance::Soft, dot(u, p)),
+        ] {
+            let wanted = RouterLosses {
+                kind,
+                load_balance: 0.5,
+                z: 0.25,
+                share: 0.5,
+            };
+            let (weighted, loss) = losses(&routing(&tensor, 2), &wanted).unwrap();
+            let found = loss.download().unwrap();
+            assert!((found.load_balance - expected).abs() < 1e-12, "{kind:?}");
+            assert!((found.z - z).abs() < 1e-12);
+            assert_eq!(found.chosen.iter().sum::<u64>(), 2 * tokens as u64);
+            let weighted = weighted.to_scalar::<f64>().unwrap();
+            assert!((weighted - 0.5 * (0.5 * expected + 0.25 * z)).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn gradients_of_router_losses_are_central_differences() {
+        let values = values();
+        for kind in [LoadBalance::Hard, LoadBalance::Soft] {
+            let wanted = RouterLosses {
+                kind,
+                load_balance: 0.7,
+                z: 0.3,
+                share: 1.0,
+            };
+            let weighted = |logits: &Tensor| losses(&routing(logits, 2), &wanted).unwrap().0;
+            let var = Var::from_vec(values.clone(), (1, 5, 3), &Device::Cpu).unwrap();
+            let store = weighted(var.as_tensor()).backward().unwrap();
+            let gradient = store
+                .get(&var)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f64>()
+                .unwrap();
+            for i in 0..values.len() {
+                let at = |shift: f64| {
+                    let mut moved = values.clone();
+                    moved[i] += shift;
+                    let tensor = Tensor::from_vec(moved, (1, 5, 3), &Device::Cpu).unwrap();
+                    weighted(&tensor).to_scalar::<f64>().unwrap()
+                };
+                let difference = (at(1e-5) - at(-1e-5)) / 2e-5;
+                assert!(
+                    (gradient[i] - difference).abs() < 1e-8,
+                    "{kind:?} {i}: {} {difference}",
+                    gradient[i]
+                );
+            }
+        }
+    }
+}

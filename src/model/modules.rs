@@ -1,0 +1,161 @@
+//! The modules of a layer as a model holds them: which parameters they have, and what they compute.
+//!
+//! Modules hold numbers and settings only. The [backend](super::backend) decides how to compute them.
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+
+use super::params::Value;
+use super::router::Router;
+use super::stored::StoredMatrix;
+use crate::family::{Activation, NormType};
+
+/// A matrix `[out, in]`.
+#[derive(Debug, Clone)]
+pub(super) enum Matrix {
+    /// A trainable parameter.
+    Variable(Tensor),
+    /// A tensor without gradient.
+    Frozen(Tensor),
+    /// bfloat16 in the pages of a file.
+    Stored(Arc<StoredMatrix>),
+}
+
+impl Matrix {
+    pub(super) fn new(value: &Value) -> Self {
+        match value {
+            Value::Variable(var) => Self::Variable(var.as_tensor().clone()),
+            Value::Frozen(tensor) => Self::Frozen(tensor.clone()),
+            Value::Stored(stored) => Self::Stored(Arc::clone(stored)),
+        }
+    }
+
+    pub(super) fn rows(&self) -> Result<usize> {
+        match self {
+            Self::Variable(weight) | Self::Frozen(weight) => weight.dim(0),
+            Self::Stored(stored) => Ok(stored.rows()),
+        }
+    }
+
+    /// The tensor, unless the matrix stays in its file.
+    pub(super) fn tensor(&self) -> Result<&Tensor> {
+        match self {
+            Self::Variable(weight) | Self::Frozen(weight) => Ok(weight),
+            Self::Stored(_) => candle_core::bail!("expected a tensor, found a stored matrix"),
+        }
+    }
+
+    pub(super) fn stored(&self) -> Option<&StoredMatrix> {
+        match self {
+            Self::Stored(stored) => Some(stored),
+            Self::Variable(_) | Self::Frozen(_) => None,
+        }
+    }
+}
+
+/// A projection.
+#[derive(Debug, Clone)]
+pub(super) struct Linear {
+    pub(super) weight: Matrix,
+    /// `[out]`.
+    pub(super) bias: Option<Tensor>,
+}
+
+/// The output embedding `[vocab, hidden]`.
+#[derive(Debug, Clone)]
+pub(super) struct Head {
+    pub(super) weight: Matrix,
+    /// Factor on the logits.
+    pub(super) scale: Option<f64>,
+}
+
+/// Root-mean-square or layer norm over the last dimension, without a bias.
+///
+/// The weight is `[size]`, or `[heads, size]` where each head has its own. Statistics are in float32 at least.
+#[derive(Debug, Clone)]
+pub(super) struct Norm {
+    pub(super) kind: NormType,
+    pub(super) weight: Tensor,
+    pub(super) eps: f64,
+}
+
+/// Query and output projection of one attention expert, or of the ordinary attention.
+#[derive(Debug, Clone)]
+pub(super) struct Heads {
+    pub(super) q: Linear,
+    pub(super) o: Linear,
+    /// Multiplies the output, in experts with adapters.
+    pub(super) adapter: Option<Matrix>,
+    pub(super) q_norm: Option<Norm>,
+}
+
+/// Keys and values of one attention expert, or of all of them.
+#[derive(Debug, Clone)]
+pub(super) struct KeyValue {
+    pub(super) k: Linear,
+    pub(super) v: Linear,
+    pub(super) k_norm: Option<Norm>,
+}
+
+/// Attention, ordinary or of experts (BAM, section 3.4).
+///
+/// Experts run as one attention with `E` times the query heads, over `E` times the key heads, or over the seed's own where
+/// keys and values are shared. The gate of each token and expert weights the expert's heads, and the output projections
+/// stand side by side. This equals the sum of `E` attentions, each weighted after its output projection.
+#[derive(Debug, Clone)]
+pub(super) struct Attention {
+    /// One per expert; one where attention is ordinary.
+    pub(super) heads: Vec<Heads>,
+    /// One per expert; one where it is shared or attention is ordinary.
+    pub(super) key_values: Vec<KeyValue>,
+    /// The router of the experts.
+    pub(super) router: Option<Router>,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+    /// Positions that a query sees, its own included.
+    pub(super) window: Option<usize>,
+    /// Largest magnitude of queries, keys and values, where limited.
+    pub(super) clip: Option<f64>,
+}
+
+impl Attention {
+    /// Whether the outputs of experts pass adapters.
+    pub(super) fn has_adapters(&self) -> bool {
+        self.heads.iter().any(|heads| heads.adapter.is_some())
+    }
+}
+
+/// One feed-forward network: `down(act(gate(x)) · up(x))`, or `down(act(up(x)))` without a gate.
+#[derive(Debug, Clone)]
+pub(super) struct Mlp {
+    pub(super) gate: Option<Linear>,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
+    /// Multiplies the output, in experts with adapters.
+    pub(super) adapter: Option<Matrix>,
+    pub(super) activation: Activation,
+}
+
+/// A network that every token goes to beside its experts.
+#[derive(Debug, Clone)]
+pub(super) struct SharedExpert {
+    pub(super) mlp: Mlp,
+    /// `[1, hidden]`: the sigmoid of its product with a token weights the output for that token.
+    pub(super) gate: Option<Matrix>,
+}
+
+/// Feed-forward experts (BAM, section 3.3).
+#[derive(Debug, Clone)]
+pub(super) struct Experts {
+    pub(super) router: Router,
+    pub(super) experts: Vec<Mlp>,
+    pub(super) shared: Option<SharedExpert>,
+}
+
+/// The feed-forward sublayer of a layer.
+#[derive(Debug, Clone)]
+pub(super) enum FeedForward {
+    Dense(Mlp),
+    Experts(Experts),
+}
