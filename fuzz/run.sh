@@ -20,7 +20,7 @@ hostile=../fixtures/hostile
 fixtures=../fixtures
 seeds() { # the files that a target's corpus begins with
     case $1 in
-    safetensors) ls $hostile/*.safetensors $fixtures/llama/seed/model.safetensors ;;
+    safetensors) ls $hostile/*.safetensors $hostile/*.npz $fixtures/llama/seed/model.safetensors ;;
     index) ls $hostile/index-*/model.safetensors.index.json ;;
     gguf) ls $hostile/*.gguf $fixtures/gguf/llama-q8_0.gguf $fixtures/gguf/llama-spm-q4_0.gguf ;;
     config) ls $hostile/config-*/config.json $fixtures/*/seed/config.json $fixtures/paper_*.json ;;

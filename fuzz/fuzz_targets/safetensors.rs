@@ -1,4 +1,4 @@
-//! A safetensors file: its header, and the values of its first tensors.
+//! A weight file of any format: its header, and the values of its first tensors.
 #![no_main]
 
 use bam_convert::checkpoint::Checkpoint;

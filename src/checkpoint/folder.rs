@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::encoding::{Encoding, TensorEntry};
+use super::format::Described;
 use super::manifest::MANIFEST;
 use super::source_file::{ReadAt, SourceFile, Stamp, changed, stamp_of};
-use super::{dtype, foreign, gguf, header, json};
+use super::{dtype, foreign, format, json};
 use crate::error::nearest;
 use crate::{Error, Result};
 
@@ -65,14 +66,14 @@ pub struct Checkpoint {
     pub tensors: BTreeMap<String, TensorEntry>,
     /// `total_size` of the index, in bytes, where there is one.
     pub index_total_size: Option<u64>,
-    /// Metadata of a GGUF file.
-    pub gguf: Option<gguf::Gguf>,
+    /// What a weight file says of its model, in formats whose files do; tensors then have the names of that format.
+    pub described: Option<Described>,
     /// What the files beside the weights were when the folder was opened.
     beside: Vec<(PathBuf, Stamp)>,
 }
 
 impl Checkpoint {
-    /// Opens a folder (one file, or shards with or without an index), a `.safetensors` or a `.gguf` file.
+    /// Opens a folder (one file, or shards with or without an index), or a weight file of any format in [`format`].
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = foreign::stat(path)?;
         let mut found = Self {
@@ -80,7 +81,7 @@ impl Checkpoint {
             files: Vec::new(),
             tensors: BTreeMap::new(),
             index_total_size: None,
-            gguf: None,
+            described: None,
             beside: Vec::new(),
         };
         if !metadata.is_dir() {
@@ -242,6 +243,16 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Refuses weights that are not in the Hugging Face layout, with its names and beside a configuration; `place` names them.
+    ///
+    /// # Errors
+    /// Where a weight file describes its model itself.
+    pub fn expect_layout(&self, place: &Path) -> Result<()> {
+        self.described
+            .as_ref()
+            .map_or(Ok(()), |described| Err(described.refusal(place)))
+    }
+
     /// Bytes of all tensors.
     pub fn data_length(&self) -> u64 {
         self.tensors.values().map(|entry| entry.length).sum()
@@ -251,14 +262,10 @@ impl Checkpoint {
     fn add(&mut self, path: &Path) -> Result<()> {
         let source = SourceFile::open(path)?;
         let number = self.files.len();
-        let tensors = if is_gguf(&source)? {
-            let gguf = gguf::Gguf::open(path)?;
-            let tensors = gguf.tensors.clone();
-            self.gguf = Some(gguf);
-            tensors
-        } else {
-            header::read(&source, number)?.tensors
-        };
+        let (tensors, described) = format::read(&source, number)?;
+        if described.is_some() {
+            self.described = described;
+        }
         for (name, entry) in tensors {
             if let Some(earlier) = self.tensors.get(&name) {
                 let other = self.files[earlier.file].path().display().to_string();
@@ -365,15 +372,6 @@ pub fn existing(folder: &Path, names: &[&str]) -> Vec<PathBuf> {
         .collect()
 }
 
-fn is_gguf(source: &SourceFile) -> Result<bool> {
-    let mut magic = [0; 4];
-    if source.len() < 4 {
-        return Ok(false);
-    }
-    source.read_exact_at(&mut magic, 0)?;
-    Ok(&magic == b"GGUF")
-}
-
 /// Weight files of a folder that we read, sorted by name.
 fn weight_files(folder: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
@@ -389,7 +387,7 @@ fn weight_files(folder: &Path) -> Result<Vec<String>> {
 /// Those of a folder's files that hold the weights of its model.
 pub fn wanted_weights<'a>(names: &[&'a str]) -> Vec<&'a str> {
     let mut weights: Vec<&str> = names.to_vec();
-    weights.retain(|name| name.ends_with(".safetensors") || name.ends_with(".gguf"));
+    weights.retain(|name| format::is_weight_file(name));
     // Some repositories carry a second copy of the weights in their vendor's layout beside the usual one.
     if weights.iter().any(|name| is_model_file(name)) {
         weights.retain(|name| is_model_file(name));

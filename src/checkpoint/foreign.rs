@@ -7,6 +7,7 @@ use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 
 use super::folder::{INDEX, SINGLE, wanted_weights};
+use super::format;
 use super::reference::Reference;
 use super::source_file::{ReadAt, SourceFile};
 use crate::{Error, Result};
@@ -107,7 +108,7 @@ const KINDS: [Kind; 16] = [
     Kind {
         names: &["*.npz", "*.npy"],
         what: "numpy arrays",
-        hint: "archives of numpy are written but not read; take the checkpoint that they were made from",
+        hint: "name the archive itself: `bam-convert convert FILE.npz DIR` makes safetensors of one",
     },
     Kind {
         names: &[
@@ -175,10 +176,10 @@ pub fn expect_folder(path: &Path) -> Result<()> {
         return Ok(());
     }
     let head = head_of(path);
-    if head.starts_with(b"GGUF") {
-        let problem = "is a GGUF file, expected a checkpoint folder with config.json";
-        return Err(Error::file(path, problem)
-            .with_hint("`bam-convert convert FILE DIR` makes a folder of a GGUF file"));
+    if let Some(format) = format::recognised(&head) {
+        let kind = format::a(format.name());
+        let problem = format!("is {kind}, expected a checkpoint folder with config.json");
+        return Err(Error::file(path, problem).with_hint(format::advice(&kind)));
     }
     let problem = "expected a checkpoint folder with config.json, found a file";
     let beside = path
@@ -211,9 +212,12 @@ fn head_of(path: &Path) -> Vec<u8> {
         .unwrap_or_default()
 }
 
-/// As many first bytes of a file as [`content`] needs.
+/// As many first bytes as say what a file is.
+const HEAD: usize = 512;
+
+/// The first bytes of a file, as [`content`] needs them.
 pub(super) fn head(file: &SourceFile) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; file.len().min(512) as usize];
+    let mut bytes = vec![0; file.len().min(HEAD as u64) as usize];
     file.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)
 }
@@ -397,11 +401,6 @@ pub(crate) fn content(path: &Path, head: &[u8]) -> Option<Error> {
             "a web page (HTML), not the file itself",
             "download it from an address with /resolve/ in place of /blob/, or with `bam-convert pull`",
         )
-    } else if head.starts_with(b"PK\x03\x04") && contains(head, b".npy") {
-        is(
-            "an archive of numpy (.npz), expected safetensors or GGUF",
-            "take the checkpoint that it was made from",
-        )
     } else if head.starts_with(b"PK\x03\x04") {
         is(
             "a PyTorch file (a zip archive with a pickle), expected safetensors or GGUF",
@@ -431,10 +430,10 @@ pub(crate) fn content(path: &Path, head: &[u8]) -> Option<Error> {
 
 /// As [`content`], for what should be JSON: weights are named too.
 pub(crate) fn not_json(path: &Path, bytes: &[u8]) -> Option<Error> {
-    if bytes.starts_with(b"GGUF") {
+    if let Some(format) = format::recognised(&bytes[..bytes.len().min(HEAD)]) {
+        let kind = format::a(format.name());
         return Some(
-            Error::file(path, "is a GGUF file, expected JSON")
-                .with_hint("`bam-convert convert FILE DIR` makes a folder of a GGUF file"),
+            Error::file(path, format!("is {kind}, expected JSON")).with_hint(format::advice(&kind)),
         );
     }
     if bytes.get(8) == Some(&b'{') && bytes.get(4..8) == Some(&[0; 4]) {
@@ -443,7 +442,7 @@ pub(crate) fn not_json(path: &Path, bytes: &[u8]) -> Option<Error> {
                 .with_hint("name the folder that holds config.json and the weights"),
         );
     }
-    content(path, &bytes[..bytes.len().min(512)])
+    content(path, &bytes[..bytes.len().min(HEAD)])
 }
 
 /// As [`content`], for what should be weights: text is quoted.
@@ -460,10 +459,6 @@ pub(super) fn not_weights(path: &Path, head: &[u8]) -> Option<Error> {
             "name the folder or the weight file; a download that failed saves the server's answer in place of the file",
         ))
     })
-}
-
-fn contains(bytes: &[u8], part: &[u8]) -> bool {
-    bytes.windows(part.len()).any(|window| window == part)
 }
 
 /// The path of a folder's `config.json`, or the file itself.

@@ -7,6 +7,7 @@ pub mod expression;
 pub mod filesystem;
 pub mod folder;
 pub mod foreign;
+pub mod format;
 pub mod ggml;
 pub mod gguf;
 #[cfg(test)]

@@ -21,24 +21,33 @@ const PREFIX: usize = 10;
 /// Entries from this size on need the longer fields of zip64.
 const LARGE: u64 = u32::MAX as u64;
 
-/// What numpy calls a dtype, little-endian; nothing where it has none like it.
+/// The dtypes that numpy has, and its names for them, little-endian.
+const DESCRS: [(Dtype, &str); 13] = [
+    (Dtype::BOOL, "|b1"),
+    (Dtype::U8, "|u1"),
+    (Dtype::I8, "|i1"),
+    (Dtype::U16, "<u2"),
+    (Dtype::I16, "<i2"),
+    (Dtype::U32, "<u4"),
+    (Dtype::I32, "<i4"),
+    (Dtype::U64, "<u8"),
+    (Dtype::I64, "<i8"),
+    (Dtype::F16, "<f2"),
+    (Dtype::F32, "<f4"),
+    (Dtype::F64, "<f8"),
+    (Dtype::C64, "<c8"),
+];
+
+/// numpy's name for a dtype; `None` where numpy has no such dtype.
 pub fn descr(dtype: Dtype) -> Option<&'static str> {
-    Some(match dtype {
-        Dtype::BOOL => "|b1",
-        Dtype::U8 => "|u1",
-        Dtype::I8 => "|i1",
-        Dtype::U16 => "<u2",
-        Dtype::I16 => "<i2",
-        Dtype::U32 => "<u4",
-        Dtype::I32 => "<i4",
-        Dtype::U64 => "<u8",
-        Dtype::I64 => "<i8",
-        Dtype::F16 => "<f2",
-        Dtype::F32 => "<f4",
-        Dtype::F64 => "<f8",
-        Dtype::C64 => "<c8",
-        _ => return None,
-    })
+    let (_, name) = DESCRS.iter().find(|(known, _)| *known == dtype)?;
+    Some(name)
+}
+
+/// The dtype that numpy calls `descr`; `None` for those that no tensor has.
+pub(super) fn dtype_of(descr: &str) -> Option<Dtype> {
+    let (dtype, _) = DESCRS.iter().find(|(_, known)| *known == descr)?;
+    Some(*dtype)
 }
 
 /// Whether a tensor can have this name in an archive: one that unpacks below a folder, and that numpy finds again.

@@ -29,7 +29,7 @@ use super::write::WriteArguments;
     after_help = "Examples:\n  bam-convert convert model.gguf model\n  bam-convert convert model model-f32 --dtype f32 --max-shard-size 500MB\n  bam-convert convert btx mixtral --to mixtral\n  bam-convert convert from-transformers-5 classic --layout classic\n  bam-convert convert mixtral mixtral.gguf --to gguf --dtype f16\n  bam-convert convert model model.npz --to npz"
 )]
 pub struct Arguments {
-    /// Folder, .safetensors or .gguf file.
+    /// Folder, or a .safetensors, .gguf or .npz file.
     source: PathBuf,
     /// Folder to make, or file with `--to gguf` and `--to npz`.
     out: OutputPath,

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use bam_convert::Error;
 use bam_convert::checkpoint::folder::Checkpoint;
-use bam_convert::checkpoint::{Gguf, Manifest, TensorEntry};
-use bam_convert::family::{Architecture, Config, ExpertLayout, Quantised, cost, gguf};
+use bam_convert::checkpoint::{Manifest, TensorEntry};
+use bam_convert::family::described::{self, DescribedModel};
+use bam_convert::family::{Architecture, Config, ExpertLayout, Quantised, cost};
 use bam_convert::pipeline::OutputPath;
 use bam_convert::table::{self, Align, counted, grouped};
 use clap::Args;
@@ -20,7 +21,7 @@ use super::{Outcome, Verdict, divergence};
 #[command(after_help = "Examples:\n  bam-convert inspect bam --tensors\n  \
                         bam-convert inspect --divergence seed code law --svg divergence.svg")]
 pub struct Arguments {
-    /// Folder, .safetensors or .gguf file.
+    /// Folder, or a .safetensors, .gguf or .npz file.
     #[arg(required_unless_present = "divergence")]
     path: Option<PathBuf>,
     /// List every tensor.
@@ -50,7 +51,7 @@ struct Summary {
     /// How the weights are quantised, where they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     quantised: Option<String>,
-    /// What a GGUF file says of itself.
+    /// What a weight file says of its model, in formats whose files do.
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata: Option<BTreeMap<String, String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,26 +106,25 @@ impl Arguments {
 
     fn summary(&self, path: &Path) -> Result<Summary, Error> {
         let checkpoint = Checkpoint::open(path)?;
-        let config = match &checkpoint.gguf {
+        let described = described::model_of(&checkpoint);
+        let unknown = described
+            .map(DescribedModel::unknown)
+            .transpose()?
+            .flatten();
+        let config = match described {
             // A file of another architecture is shown all the same.
-            Some(header) => match gguf::other_architecture(header)? {
-                Some(_) => None,
-                None => Some(Config::from_json(path, gguf::config(header)?)),
-            },
+            Some(_) if unknown.is_some() => None,
+            Some(model) => Some(Config::from_json(path, model.config()?)),
             None => checkpoint
                 .folder()
                 .filter(|folder| folder.join("config.json").exists())
                 .map(Config::read)
                 .transpose()?,
         };
-        let other = checkpoint.gguf.as_ref().map(gguf::other_architecture);
         let (architecture, architecture_unknown) = match config.as_ref().map(Architecture::of) {
             Some(Ok(architecture)) => (Some(architecture), None),
             Some(Err(error)) => (None, Some(error.to_string())),
-            None => (
-                None,
-                other.transpose()?.flatten().map(|error| error.to_string()),
-            ),
+            None => (None, unknown.map(|error| error.to_string())),
         };
         let layout = architecture
             .as_ref()
@@ -175,7 +175,10 @@ impl Arguments {
             architecture_unknown,
             fused_experts: layout == Some(ExpertLayout::Fused),
             quantised: Quantised::of(&checkpoint).map(|quantised| quantised.scheme),
-            metadata: checkpoint.gguf.as_ref().map(described),
+            metadata: checkpoint
+                .described
+                .as_ref()
+                .map(|described| described.model.metadata()),
             method: manifest.map(|manifest| manifest.method),
             expert_names: names.and_then(|names| serde_json::from_value(names.clone()).ok()),
             parameters: checkpoint.tensors.values().map(TensorEntry::elements).sum(),
@@ -186,15 +189,6 @@ impl Arguments {
             tensors: self.tensors.then(|| list().collect()),
         })
     }
-}
-
-/// The metadata of a GGUF file, each value in words.
-fn described(header: &Gguf) -> BTreeMap<String, String> {
-    header
-        .metadata
-        .iter()
-        .map(|(key, value)| (key.clone(), value.describe()))
-        .collect()
 }
 
 impl Summary {

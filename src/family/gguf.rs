@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use super::architecture::Architecture;
-pub use super::gguf_architecture::{expect_folder, other_architecture};
 use super::gguf_metadata::Metadata;
 use super::gguf_names::{file_name, permuted_heads};
 use super::gguf_rope;

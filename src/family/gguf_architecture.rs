@@ -7,7 +7,7 @@ use super::format::Family;
 use super::keys::Field;
 use super::known::{brought, families};
 use super::names::GgufNames;
-use crate::checkpoint::{Gguf, foreign};
+use crate::checkpoint::Gguf;
 use crate::error::{Error, Result, one_of};
 
 /// The key that says of which architecture a file is.
@@ -78,14 +78,6 @@ pub fn other_architecture(gguf: &Gguf) -> Result<Option<Error>> {
         "take the model's safetensors, or load the file in transformers with gguf_file=… and save it with save_pretrained; \
          `bam-convert inspect` shows what it holds",
     )))
-}
-
-/// Refuses a file where a checkpoint folder is meant; of a GGUF file that `convert` would refuse too, it says why.
-///
-/// # Errors
-/// As [`foreign::expect_folder`].
-pub fn expect_folder(path: &Path) -> Result<()> {
-    foreign::expect_folder(path).map_err(|error| refusal(path).unwrap_or(error))
 }
 
 /// Why `convert` would refuse a file; `None` for one that is no GGUF file, or of an architecture that is read.

@@ -9,6 +9,7 @@ mod architecture;
 mod config;
 pub mod cost;
 mod dense;
+pub mod described;
 mod experts;
 mod extends;
 mod format;

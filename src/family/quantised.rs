@@ -45,9 +45,9 @@ pub struct Quantised {
 }
 
 impl Quantised {
-    /// The scheme of the weights in a checkpoint of safetensors; `None` where all are plain numbers, whatever `config.json` says.
+    /// The scheme of weights under Hugging Face names; `None` where all are plain numbers, whatever `config.json` says.
     pub fn of(checkpoint: &Checkpoint) -> Option<Self> {
-        if checkpoint.gguf.is_some() {
+        if checkpoint.described.is_some() {
             return None;
         }
         // Other models have tensors of such names too, but no narrow ones beside them.

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::stored::{Pages, StoredMatrix};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::{Checkpoint, Encoding, TensorEntry};
-use crate::family::{Architecture, Config, Place, Role, TensorSpec, gguf};
+use crate::family::{Architecture, Config, Place, Role, TensorSpec, described};
 use crate::{Error, Result};
 
 /// How a model computes.
@@ -157,12 +157,7 @@ impl Params {
         options.check()?;
         let specs = architecture.tensors()?;
         let checkpoint = architecture.as_read(Checkpoint::open(folder)?)?;
-        if checkpoint.gguf.is_some() {
-            return Err(
-                Error::file(folder, "holds a GGUF file, expected safetensors")
-                    .with_hint("`bam-convert convert FILE.gguf DIR` makes a folder of it"),
-            );
-        }
+        checkpoint.expect_layout(folder)?;
         architecture.match_tensors(&specs, &checkpoint)?;
         let keep_stored = options.weights == Weights::Stored
             && options.mode == Mode::Infer
@@ -396,7 +391,7 @@ fn read(
 
 /// The architecture of the checkpoint in `folder`, and its configuration.
 pub(super) fn describe(folder: &Path) -> Result<(Config, Architecture)> {
-    gguf::expect_folder(folder)?;
+    described::expect_folder(folder)?;
     let config = Config::read(folder)?;
     let architecture = Architecture::of(&config)?;
     Ok((config, architecture))

@@ -11,8 +11,10 @@ use super::plan::{Plan, PlannedTensor, Source, as_dtype};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::{CARD, Checkpoint};
-use crate::checkpoint::{Encoding, json};
-use crate::family::{Config, Quantised, both_spellings, gguf, gguf_tokenizer};
+use crate::checkpoint::{Encoding, format, json};
+use crate::family::described::{self, DescribedModel};
+use crate::family::gguf::GgufTensor;
+use crate::family::{Config, Quantised, both_spellings};
 use crate::{Error, Result};
 
 /// Name of the converted checkpoint in the plan.
@@ -33,8 +35,18 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
     if let Some(dtype) = dtype {
         settings.insert("dtype".to_owned(), json!(dtype::name(dtype)));
     }
-    if checkpoint.gguf.is_some() {
-        return plan_gguf(checkpoint, dtype, settings);
+    if let Some(described) = &checkpoint.described {
+        let model = described::model_of(&checkpoint).ok_or_else(|| {
+            Error::file(
+                path,
+                format!(
+                    "is {}, whose model has no translation",
+                    format::a(described.name)
+                ),
+            )
+        })?;
+        let form = Form::of(model, &checkpoint, dtype)?;
+        return Ok(plan_described(checkpoint, form, settings));
     }
     // A cast would round scales and leave the integers that they belong to.
     if let (Some(_), Some(quantised)) = (dtype, Quantised::of(&checkpoint)) {
@@ -140,56 +152,71 @@ fn python_files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
     Ok(files)
 }
 
-fn plan_gguf(
-    checkpoint: Checkpoint,
-    dtype: Option<Dtype>,
-    settings: Map<String, Value>,
-) -> Result<(Plan, Vec<OutputFile>)> {
-    let Some(header) = &checkpoint.gguf else {
-        return Err(Error::file(&checkpoint.path, "expected a GGUF file"));
-    };
-    let mapped = gguf::tensors(header)?;
-    gguf::refuse_unreadable(header)?;
-    let mut config = gguf::config(header)?;
-    let quantised = checkpoint
-        .tensors
-        .values()
-        .any(|entry| match entry.encoding {
-            Encoding::Ggml(ggml) => ggml.plain().is_none(),
-            Encoding::Plain(_) => false,
+/// The Hugging Face folder that a described model becomes.
+struct Form {
+    dtype: Dtype,
+    files: Vec<OutputFile>,
+    tensors: Vec<GgufTensor>,
+}
+
+impl Form {
+    /// The folder of `model`, its tensors in `dtype`: where absent, in the dtype of its largest tensor, bf16 from quantised.
+    fn of(
+        model: &dyn DescribedModel,
+        checkpoint: &Checkpoint,
+        dtype: Option<Dtype>,
+    ) -> Result<Self> {
+        let tensors = model.tensors()?;
+        let mut config = model.config()?;
+
+        let dtype = dtype
+            .or_else(|| plain_dtype(checkpoint))
+            .unwrap_or(Dtype::BF16);
+        for key in ["dtype", "torch_dtype"] {
+            config.insert(key.to_owned(), json!(dtype::torch_name(dtype)));
+        }
+
+        let tokenizer = model.tokenizer_files()?.into_iter();
+        let tokenizer = tokenizer.map(|file| OutputFile {
+            name: file.name.to_owned(),
+            content: Content::Bytes(file.bytes),
         });
-    // A file that holds plain numbers keeps the dtype of its largest tensor.
-    let largest = checkpoint
-        .tensors
-        .values()
-        .max_by_key(|entry| entry.elements());
-    let plain = largest.and_then(|entry| match entry.encoding {
+        let mut files = vec![card::json_file("config.json", &config)];
+        files.extend(tokenizer);
+        Ok(Self {
+            dtype,
+            files,
+            tensors,
+        })
+    }
+}
+
+/// The dtype of the largest tensor; `None` where any tensor is quantised.
+fn plain_dtype(checkpoint: &Checkpoint) -> Option<Dtype> {
+    let plain = |encoding: Encoding| match encoding {
         Encoding::Ggml(ggml) => ggml.plain(),
         Encoding::Plain(dtype) => Some(dtype),
-    });
-    let wanted = dtype
-        .or(plain.filter(|_| !quantised))
-        .unwrap_or(Dtype::BF16);
-    for key in ["dtype", "torch_dtype"] {
-        config.insert(key.to_owned(), json!(dtype::torch_name(wanted)));
+    };
+    let entries = || checkpoint.tensors.values();
+    if entries().any(|entry| plain(entry.encoding).is_none()) {
+        return None;
     }
-    let mut files = vec![card::json_file("config.json", &config)];
-    files.extend(
-        gguf_tokenizer::files(header)?
-            .into_iter()
-            .map(|file| OutputFile {
-                name: file.name.to_owned(),
-                content: Content::Bytes(file.bytes),
-            }),
-    );
+    let largest = entries().max_by_key(|entry| entry.elements());
+    largest.and_then(|entry| plain(entry.encoding))
+}
+
+fn plan_described(
+    checkpoint: Checkpoint,
+    form: Form,
+    settings: Map<String, Value>,
+) -> (Plan, Vec<OutputFile>) {
     let source = Source {
         name: SOURCE.to_owned(),
         checkpoint,
         side_files: Vec::new(),
         kept: false,
     };
-    let mut tensors = Vec::with_capacity(mapped.len());
-    for tensor in mapped {
+    let tensors = form.tensors.into_iter().map(|tensor| {
         let whole = Expression::copy(SOURCE, &tensor.source);
         let leaf = match tensor.expert {
             Some(index) => Expression::Entry {
@@ -208,12 +235,7 @@ fn plan_gguf(
         let expression = Expression::Dequantise {
             of: Box::new(ordered),
         };
-        tensors.push(PlannedTensor::new(
-            tensor.name,
-            wanted,
-            tensor.shape,
-            expression,
-        ));
-    }
-    Ok((converted(source, tensors, settings), files))
+        PlannedTensor::new(tensor.name, form.dtype, tensor.shape, expression)
+    });
+    (converted(source, tensors.collect(), settings), form.files)
 }

@@ -9,7 +9,7 @@ use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
 pub use crate::checkpoint::folder::{companions, existing};
 use crate::checkpoint::{Encoding, TensorEntry};
-use crate::family::{Architecture, Config, Role, TensorSpec, gguf};
+use crate::family::{Architecture, Config, Role, TensorSpec, described};
 use crate::{Error, Result};
 
 /// A checkpoint whose tensors have been matched with what its configuration says it holds.
@@ -39,7 +39,7 @@ impl Model {
         path: &Path,
         format: Option<&crate::family::Family>,
     ) -> Result<Self> {
-        gguf::expect_folder(path)?;
+        described::expect_folder(path)?;
         let config = Config::read(path)?;
         let architecture = match format {
             Some(format) => Architecture::of_format(&config, format.clone())?,
@@ -47,10 +47,7 @@ impl Model {
         };
         let specs = architecture.tensors()?;
         let checkpoint = architecture.with_tied_embedding(Checkpoint::open(path)?)?;
-        if checkpoint.gguf.is_some() {
-            return Err(Error::file(path, "holds a GGUF file, expected safetensors")
-                .with_hint("`bam-convert convert FILE.gguf DIR` makes a folder of it"));
-        }
+        checkpoint.expect_layout(path)?;
         architecture.refuse_fused(&checkpoint)?;
         let mut side_files = vec![config.path.clone()];
         side_files.extend(existing(

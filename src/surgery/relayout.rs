@@ -40,12 +40,12 @@ pub fn plan(path: &Path, form: &Form) -> Result<(Plan, Architecture, Vec<OutputF
     let checkpoint = Checkpoint::open(path)?;
     let Some(folder) = checkpoint
         .folder()
-        .filter(|_| checkpoint.gguf.is_none())
+        .filter(|_| checkpoint.described.is_none())
         .map(Path::to_path_buf)
     else {
         return Err(
             Error::file(path, "expected a checkpoint folder with config.json")
-                .with_hint("`bam-convert convert FILE DIR` makes a folder of a GGUF file"),
+                .with_hint("`bam-convert convert FILE DIR` makes a folder of a single file"),
         );
     };
     let config = Config::read(&folder)?;

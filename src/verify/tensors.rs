@@ -20,9 +20,9 @@ pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
         return Ok(());
     };
     match &subject.architecture {
-        _ if checkpoint.gguf.is_some() => report.skip(
+        _ if checkpoint.described.is_some() => report.skip(
             "tensors",
-            "the names of a GGUF file are checked when it is converted",
+            "the names are those of another format; `convert` checks them",
         ),
         None if !subject.is_folder() => report.skip(
             "tensors",
@@ -36,7 +36,7 @@ pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
     }
     dtypes(report, checkpoint, subject);
     match &subject.architecture {
-        Some(architecture) if checkpoint.gguf.is_none() => {
+        Some(architecture) if checkpoint.described.is_none() => {
             tied_head(report, checkpoint, architecture)?
         }
         _ => report.skip(

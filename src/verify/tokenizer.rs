@@ -31,17 +31,13 @@ const SPECIAL: [&str; 4] = [
 
 /// Adds the rows `tokenizer` and `special ids`.
 pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
-    let own = subject
-        .checkpoint
-        .as_ref()
-        .is_some_and(|checkpoint| checkpoint.gguf.is_some());
-    if !subject.is_folder() || (own && !subject.path.join(TOKENIZER).exists()) {
-        let reason = if own {
-            "inside the GGUF file"
-        } else {
-            "a single file"
-        };
-        report.skip("tokenizer", reason);
+    let described = subject.described();
+    let is_inside = described.is_some() && !subject.path.join(TOKENIZER).exists();
+    if !subject.is_folder() || is_inside {
+        let reason = described.map_or("a single file".to_owned(), |described| {
+            format!("inside the {}", described.name)
+        });
+        report.skip("tokenizer", reason.clone());
         report.skip("special ids", reason);
         return Ok(());
     }

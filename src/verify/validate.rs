@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::report::{FindingPlace, Report};
 use super::{manifest, mixture, numbers, pieces, replay, tensors, tokenizer};
 use crate::checkpoint::folder::{Checkpoint, INDEX, SINGLE};
+use crate::checkpoint::format::Described;
 use crate::checkpoint::header;
 use crate::checkpoint::manifest::{MANIFEST, Manifest};
 use crate::checkpoint::source_file::SourceFile;
@@ -50,6 +51,11 @@ impl Subject<'_> {
         self.path.is_dir()
     }
 
+    /// What the weight file says of its model, in formats whose files do.
+    pub fn described(&self) -> Option<&Described> {
+        self.checkpoint.as_ref()?.described.as_ref()
+    }
+
     /// `vocab_size` of the architecture, or of a configuration that describes none we know.
     pub fn vocab_size(&self) -> Option<u64> {
         let of_config = || self.config.as_ref()?.json.get("vocab_size")?.as_u64();
@@ -60,7 +66,7 @@ impl Subject<'_> {
     }
 }
 
-/// Checks a checkpoint folder, a `.safetensors` or a `.gguf` file.
+/// Checks a checkpoint folder, or a weight file of any format.
 ///
 /// Whatever is wrong with it is a finding, and the checks after it still run where they can.
 ///
@@ -244,12 +250,10 @@ fn config(report: &mut Report, subject: &mut Subject, options: &Options) -> Resu
         report.skip("config", "a single file");
         return Ok(());
     }
-    let own = subject
-        .checkpoint
-        .as_ref()
-        .is_some_and(|checkpoint| checkpoint.gguf.is_some());
-    if own && !subject.path.join("config.json").exists() {
-        report.skip("config", "the GGUF file describes itself");
+    if let Some(described) = subject.described()
+        && !subject.path.join("config.json").exists()
+    {
+        report.skip("config", format!("the {} describes itself", described.name));
         return Ok(());
     }
     let mut check = report.check("config");

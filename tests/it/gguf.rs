@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bam_convert::checkpoint::{Checkpoint, TensorEntry};
-use bam_convert::family::gguf;
+use bam_convert::family::{described, gguf};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -58,7 +58,8 @@ fn every_tensor_of_a_llama_is_that_of_transformers() {
     let golden: Value = serde_json::from_slice(&fs::read(fixture("golden.json")).unwrap()).unwrap();
     for (file, expected) in golden.as_object().unwrap() {
         let checkpoint = Checkpoint::open(&fixture(file)).unwrap();
-        let tensors = gguf::tensors(checkpoint.gguf.as_ref().unwrap()).unwrap();
+        let model = described::model_of(&checkpoint).unwrap();
+        let tensors = model.tensors().unwrap();
         assert_eq!(tensors.len(), expected.as_object().unwrap().len(), "{file}");
         for tensor in tensors {
             let values = values(&checkpoint, checkpoint.tensor(&tensor.source).unwrap());

@@ -97,6 +97,7 @@ fn every_entry_of_the_index() {
         // What is wrong with weights shows at once; a configuration or tokenizer matters to those who use it.
         let of_weights = entry.name.starts_with("st-")
             || entry.name.starts_with("index-")
+            || entry.name.starts_with("npz-")
             || entry.name.starts_with("weights-");
         let of_words = entry.name.starts_with("gguf-to") || entry.name.starts_with("gguf-merge");
         // What is of an architecture that is not read can be shown.

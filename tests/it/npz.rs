@@ -1,10 +1,12 @@
-//! `convert --to npz`: every tensor as an array that a reader of zip files and of numpy's headers finds again.
+//! `convert --to npz`: every tensor as an array that a reader of zip files and of numpy's headers finds again; and archives
+//! of numpy as sources.
 
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
 use crate::common::{bam, copy_folder, edit_json, fixture, listing, read_folder};
+use bam_convert::checkpoint::Checkpoint;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use tempfile::TempDir;
@@ -356,4 +358,118 @@ fn a_family_that_is_not_known_is_written_too() {
         config["model_type"] = "other".into()
     });
     bam!("convert", &folder, work.path().join("x.npz"), "--to", "npz").ok();
+}
+
+// ---------------------------------------------------------------- archives as sources
+
+#[test]
+fn an_archive_is_read_back_as_it_was_written() {
+    let work = TempDir::new().unwrap();
+    let at = |name: &str| work.path().join(name);
+    for source in ["llama/seed", "llama_sharded/seed", "mixtures/mixtral"] {
+        let (npz, back, wide) = (at("x.npz"), at("back"), at("wide"));
+        bam!("convert", fixture(source), &npz, "--to", "npz", "--force").ok();
+        bam!(
+            "convert",
+            fixture(source),
+            &wide,
+            "--dtype",
+            "f32",
+            "--force"
+        )
+        .ok();
+        bam!("convert", &npz, &back, "--force").ok();
+
+        assert!(read_folder(&back) == read_folder(&wide), "{source}");
+        bam!("diff", &npz, &wide).ok();
+        bam!("diff", &npz, &back).ok();
+        bam!("validate", &npz).ok();
+        // The archive has no config.json, so the folder has none, but each tensor is replayed.
+        let replayed = crate::common::against(&back);
+        assert!(replayed.stdout.contains("bit for bit"), "{replayed}");
+
+        let shown = bam!("inspect", &npz, "--json", "--tensors").ok().json();
+        let tensors = read_folder(&wide);
+        assert_eq!(shown["tensors"].as_array().unwrap().len(), tensors.len());
+        let bytes: usize = tensors.values().map(|tensor| tensor.bytes.len()).sum();
+        assert_eq!(shown["bytes"], bytes);
+
+        let again = at("again.npz");
+        bam!("convert", &npz, &again, "--to", "npz", "--force").ok();
+        assert!(std::fs::read(&npz).unwrap() == std::fs::read(&again).unwrap());
+    }
+}
+
+#[test]
+fn an_archive_of_numpy_itself_is_read() {
+    let work = TempDir::new().unwrap();
+    let out = work.path().join("out");
+    bam!("convert", fixture("npz/savez.npz"), &out).ok();
+    let found = read_folder(&out);
+
+    let shapes: Vec<(&str, Dtype, &[usize])> = found
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor.dtype, &tensor.shape[..]))
+        .collect();
+    let expected: [(&str, Dtype, &[usize]); 5] = [
+        ("count", Dtype::I64, &[]),
+        ("flags", Dtype::BOOL, &[2]),
+        ("half", Dtype::F16, &[5]),
+        ("model.embed_tokens.weight", Dtype::F32, &[3, 4]),
+        ("none", Dtype::F64, &[0, 3]),
+    ];
+    assert_eq!(shapes, expected);
+    let eighths: Vec<f64> = (0..12).map(|number| f64::from(number) / 8.0).collect();
+    assert_eq!(found["model.embed_tokens.weight"].values(), eighths);
+    assert_eq!(found["half"].values(), [0.0, 1.0, 2.0, 3.0, 4.0]);
+    assert_eq!(found["count"].bytes, 7_i64.to_le_bytes());
+    assert_eq!(found["flags"].bytes, [1, 0]);
+
+    bam!("inspect", fixture("npz/compressed.npz")).refused(
+        2,
+        &["compressed.npz", "is compressed", "numpy.savez in place of"],
+    );
+}
+
+#[test]
+fn an_archive_is_no_checkpoint_folder() {
+    let work = TempDir::new().unwrap();
+    let npz = work.path().join("x.npz");
+    bam!("convert", fixture("llama/seed"), &npz, "--to", "npz").ok();
+    for line in [["branch", "--into", "a"], ["generate", "--prompt", "a"]] {
+        let out = work.path().join("out");
+        let mut arguments = vec![line[0].into(), npz.clone().into()];
+        arguments.extend(line[1..].iter().map(Into::into));
+        if line[0] == "branch" {
+            arguments.extend(["--out".into(), out.clone().into()]);
+        }
+        crate::common::run(arguments).refused(
+            2,
+            &[
+                "is an archive of numpy (.npz), expected",
+                "bam-convert convert",
+            ],
+        );
+        assert!(!out.exists());
+    }
+}
+
+/// A change of any one byte leads to an error or to an archive, never to a panic.
+#[test]
+fn any_byte_may_be_wrong() {
+    let work = TempDir::new().unwrap();
+    let path = work.path().join("x.npz");
+    for name in ["good", "zip64"] {
+        let good = std::fs::read(fixture(&format!("hostile/npz-{name}.npz"))).unwrap();
+        for at in 0..good.len() {
+            for wrong in [0, 0xFF, good[at] ^ 1, good[at] ^ 0x80] {
+                let mut bytes = good.clone();
+                bytes[at] = wrong;
+                std::fs::write(&path, bytes).unwrap();
+                let _ = Checkpoint::open(&path);
+            }
+            std::fs::write(&path, &good[..at]).unwrap();
+            assert!(Checkpoint::open(&path).is_err(), "{name} cut at {at}");
+        }
+    }
 }

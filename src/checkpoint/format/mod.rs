@@ -1,0 +1,129 @@
+//! The formats of weight files that we read: one file each, behind one trait.
+//!
+//! [`FORMATS`] lists them. A format hands out tensors with their places in the file and, where the file describes its model
+//! itself, that description. Hashes, changes while reading and the files beside the weights are the same for all formats, so
+//! `folder.rs` and `source_file.rs` take care of them.
+
+mod gguf;
+mod npz;
+mod safetensors;
+mod zip_directory;
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::path::Path;
+
+use super::encoding::TensorEntry;
+use super::source_file::SourceFile;
+use crate::{Error, Result};
+
+/// Every format; safetensors comes last, because its files begin with no magic number.
+static FORMATS: [&dyn WeightFormat; 3] = [
+    &gguf::GgufFile,
+    &npz::NumpyArchive,
+    &safetensors::SafetensorsFile,
+];
+
+/// A format of weight files.
+pub(crate) trait WeightFormat: Debug + Sync {
+    /// What messages call a file of this format, without an article.
+    fn name(&self) -> &'static str;
+
+    /// The end of the names by which a checkpoint folder's weight files are found; `None` where only a file that is named
+    /// itself is read.
+    fn folder_suffix(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Whether a file that begins with `head` is of this format. Safetensors is never asked: every other file may be one.
+    fn recognises(&self, head: &[u8]) -> bool;
+
+    /// Reads everything but tensor data; entries point to file number `number`.
+    ///
+    /// # Errors
+    /// Where the file breaks a rule of the format: the error names the tensor or key.
+    fn read(&self, file: &SourceFile, number: usize) -> Result<WeightFile>;
+}
+
+/// What a weight file holds.
+pub(crate) struct WeightFile {
+    /// Its tensors by name.
+    pub(crate) tensors: BTreeMap<String, TensorEntry>,
+    /// What it says of its model.
+    pub(crate) description: Option<Box<dyn ModelDescription>>,
+}
+
+/// The description of its model that a weight file carries.
+///
+/// Names, keys and tokens in it follow the conventions of the file's format. This room knows nothing of models:
+/// [`family::described`](crate::family::described) translates them.
+pub trait ModelDescription: Any + Debug + Send + Sync {
+    /// The metadata by key, each value in words.
+    fn metadata(&self) -> BTreeMap<String, String>;
+}
+
+/// The description of a model, and the file that carries it.
+#[derive(Debug)]
+pub struct Described {
+    /// What messages call such a file, without an article.
+    pub name: &'static str,
+    /// What the file says.
+    pub model: Box<dyn ModelDescription>,
+}
+
+impl Described {
+    /// The refusal where `place` must hold weights in the Hugging Face layout.
+    pub(super) fn refusal(&self, place: &Path) -> Error {
+        let kind = a(self.name);
+        Error::file(place, format!("holds {kind}, expected safetensors")).with_hint(advice(&kind))
+    }
+}
+
+/// The name with its article.
+pub(crate) fn a(name: &str) -> String {
+    let article = if name.starts_with(['a', 'e', 'i', 'o', 'u']) {
+        "an"
+    } else {
+        "a"
+    };
+    format!("{article} {name}")
+}
+
+/// How to make a folder of a file of this kind.
+pub(super) fn advice(kind: &str) -> String {
+    format!("`bam-convert convert FILE DIR` makes a folder of {kind}")
+}
+
+/// The format other than safetensors of a file that begins with `head`.
+pub(super) fn recognised(head: &[u8]) -> Option<&'static dyn WeightFormat> {
+    let with_magic = &FORMATS[..FORMATS.len() - 1];
+    with_magic
+        .iter()
+        .copied()
+        .find(|format| format.recognises(head))
+}
+
+/// Reads everything but the tensor data of a weight file: its tensors and its description of its model.
+pub(super) fn read(
+    file: &SourceFile,
+    number: usize,
+) -> Result<(BTreeMap<String, TensorEntry>, Option<Described>)> {
+    let head = super::foreign::head(file)?;
+    let format = recognised(&head).unwrap_or(&safetensors::SafetensorsFile);
+
+    let found = format.read(file, number)?;
+    let described = found.description.map(|model| Described {
+        name: format.name(),
+        model,
+    });
+    Ok((found.tensors, described))
+}
+
+/// Whether a file of a checkpoint folder holds weights, by its name.
+pub fn is_weight_file(name: &str) -> bool {
+    FORMATS
+        .iter()
+        .filter_map(|format| format.folder_suffix())
+        .any(|suffix| name.ends_with(suffix))
+}
