@@ -270,3 +270,34 @@ fn each_line_of_a_page_is_one_short_sentence() {
         faults.join("\n")
     );
 }
+
+#[test]
+fn every_source_file_that_a_page_names_exists() {
+    let log = root().join("docs/design/log.md");
+    let mut gone = Vec::new();
+    for page in pages().iter().filter(|page| **page != log) {
+        let text = fs::read_to_string(page).unwrap();
+        for line in prose(&text) {
+            let code = line.split('`').skip(1).step_by(2);
+            for path in code.filter(|code| {
+                let is_plain = |letter: char| {
+                    letter.is_ascii_lowercase()
+                        || letter.is_ascii_digit()
+                        || "/._-".contains(letter)
+                };
+                code.contains('/')
+                    && code.chars().all(is_plain)
+                    && has_kind(Path::new(code), &["rs", "py", "sh"])
+            }) {
+                if !root().join(path).exists() && !root().join("src").join(path).exists() {
+                    gone.push(format!("{}: {path}", page.display()));
+                }
+            }
+        }
+    }
+    assert!(
+        gone.is_empty(),
+        "sources that are gone:\n{}",
+        gone.join("\n")
+    );
+}
