@@ -4,6 +4,7 @@
 //! the tensors of the sources. The same plan is printed, executed, recorded and replayed. See
 //! `docs/design/architecture.md` for the house and which room may know of which.
 
+pub mod arguments;
 mod caught;
 mod chart;
 pub mod checkpoint;

@@ -1,19 +1,19 @@
 //! `branch`: a seed into copies, one for each domain.
 
-use std::path::PathBuf;
-
+use bam_convert::arguments::{CheckpointPath, DryRun, Force, InputPath, Outline, OutputPath};
 use bam_convert::estimate::{Estimate, WRITTEN};
 use bam_convert::family::Family;
-use bam_convert::pipeline::OutputPath;
+use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::surgery::Model;
 use bam_convert::surgery::branch::plan;
 use bam_convert::surgery::upcycle::SEED;
 use bam_convert::table;
-use clap::Args;
+use clap::{ArgAction, Args};
 
 use super::estimate::print;
 use super::preview::Preview;
 use super::printer::Printer;
+use super::verb::Verb;
 use super::{Outcome, Verdict};
 
 /// Copy a dense seed into one folder for each domain, byte for byte.
@@ -21,7 +21,7 @@ use super::{Outcome, Verdict};
 #[command(after_help = "Example:\n  bam-convert branch seed --into code,law,math --out branches")]
 pub struct Arguments {
     /// Folder of the seed.
-    seed: PathBuf,
+    seed: CheckpointPath,
     /// Names of the branches, separated by commas.
     #[arg(long, value_name = "NAMES", value_delimiter = ',', required = true)]
     into: Vec<String>,
@@ -33,30 +33,33 @@ pub struct Arguments {
     link: bool,
     /// Read the models as the family that this format file describes, as in `formats/`.
     #[arg(long, value_name = "FILE")]
-    format: Option<PathBuf>,
+    format: Option<InputPath>,
     /// Replace branches that exist.
-    #[arg(long)]
-    force: bool,
+    #[arg(long, action = ArgAction::SetTrue)]
+    force: Force,
     /// Show what would be written, and write nothing.
-    #[arg(long)]
-    dry_run: bool,
+    #[arg(long, action = ArgAction::SetTrue)]
+    dry_run: DryRun,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
     /// Make the outline of the output, and say what it would take.
-    #[arg(long, hide = true)]
-    outline: bool,
+    #[arg(long, hide = true, action = ArgAction::SetTrue)]
+    outline: Outline,
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("branch", StageUse::Makes)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         let format = self.format.as_deref().map(Family::read).transpose()?;
         let seed = Model::open_as(SEED, &self.seed, format.as_ref())?;
         let architecture = seed.architecture.clone();
         let files = seed.source.checkpoint.files.len();
         let branching = plan(seed, &self.into, &self.out)?;
-        if self.outline {
+        if *self.outline {
             branching.outline()?;
             let bytes = branching.needed(self.link) + branching.side_length()?;
             return print(
@@ -64,8 +67,8 @@ impl Arguments {
                 &Estimate::of(bytes, 2.0 * branching.needed(false) as f64 / WRITTEN),
             );
         }
-        if self.dry_run {
-            let refusal = branching.check(self.force, self.link).err();
+        if *self.dry_run {
+            let refusal = branching.check(*self.force, self.link).err();
             let preview = Preview::new(
                 &branching.plan,
                 Some(&architecture),
@@ -89,7 +92,7 @@ impl Arguments {
             return Ok(Verdict::Yes);
         }
         let bar = printer.bytes_bar(branching.needed(false), "copying");
-        let manifests = branching.execute(self.force, self.link, &|bytes| bar.inc(bytes))?;
+        let manifests = branching.execute(*self.force, self.link, &|bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
         if self.json {
             let outputs = branching.targets.iter().zip(&manifests);

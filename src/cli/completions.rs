@@ -1,9 +1,11 @@
 //! `completions`: shell completions, generated from the flags.
 
+use bam_convert::pipeline::{Declaration, StageUse};
 use clap::Args;
 use clap_complete::Shell;
 
 use super::printer::Printer;
+use super::verb::Verb;
 use super::{Outcome, Verdict, definition};
 
 /// Print completions for a shell.
@@ -16,9 +18,12 @@ pub struct Arguments {
     shell: Shell,
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("completions", StageUse::Never)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         let mut text = Vec::new();
         clap_complete::generate(self.shell, &mut definition(), "bam-convert", &mut text);
         printer.result(&String::from_utf8_lossy(&text))?;

@@ -1,12 +1,11 @@
 //! `convert`: the same model in another dtype, other shards, another format, or out of a GGUF file.
 
-use std::path::PathBuf;
-
 use bam_convert::Error;
+use bam_convert::arguments::{CheckpointPath, OutputPath};
 use bam_convert::checkpoint::GgufDtype;
 use bam_convert::checkpoint::dtype::{self, Dtype};
 use bam_convert::family::{Architecture, Config, ExpertLayout};
-use bam_convert::pipeline::OutputPath;
+use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::surgery::convert::plan;
 use bam_convert::surgery::relayout::{self, Form};
 use bam_convert::surgery::{gguf, npz};
@@ -15,6 +14,7 @@ use clap::{Args, ValueEnum};
 use super::Outcome;
 use super::printer::Printer;
 use super::upcycle::float_dtype;
+use super::verb::Verb;
 use super::write::WriteArguments;
 
 /// Convert a checkpoint: from and to GGUF, to numpy, to another dtype, family or layout, other shards.
@@ -30,7 +30,7 @@ use super::write::WriteArguments;
 )]
 pub struct Arguments {
     /// Folder, or a .safetensors, .gguf or .npz file.
-    source: PathBuf,
+    source: CheckpointPath,
     /// Folder to make, or file with `--to gguf` and `--to npz`.
     out: OutputPath,
     /// Dtype of floating-point tensors [default: the source's; bf16 from quantised].
@@ -87,27 +87,12 @@ impl LayoutName {
     }
 }
 
-impl Arguments {
-    /// How matrices are stored in a GGUF file; as they are where absent.
-    fn gguf_dtype(&self) -> bam_convert::Result<Option<GgufDtype>> {
-        Ok(match (self.quantize, self.dtype) {
-            (Some(Quantized::Q8_0), _) => Some(GgufDtype::Q8_0),
-            (None, None) => None,
-            (None, Some(Dtype::F32)) => Some(GgufDtype::F32),
-            (None, Some(Dtype::F16)) => Some(GgufDtype::F16),
-            (None, Some(Dtype::BF16)) => Some(GgufDtype::BF16),
-            (None, Some(other)) => {
-                let problem = format!(
-                    "a GGUF file does not hold {}; expected f32, f16 or bf16",
-                    dtype::name(other)
-                );
-                return Err(Error::usage(problem).with_hint("or pass --quantize q8_0"));
-            }
-        })
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("convert", StageUse::Makes)
     }
 
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+    fn run(&self, printer: &Printer) -> Outcome {
         let file = self.to.as_deref().filter(|to| ["gguf", "npz"].contains(to));
         if let (Some(to), Some(_)) = (file, self.layout) {
             let problem = format!("--layout has no effect with --to {to}");
@@ -146,5 +131,25 @@ impl Arguments {
             .and_then(|config| Architecture::of(&config).ok());
         self.write
             .run(&plan, architecture.as_ref(), &files, &self.out, printer)
+    }
+}
+
+impl Arguments {
+    /// How matrices are stored in a GGUF file; as they are where absent.
+    fn gguf_dtype(&self) -> bam_convert::Result<Option<GgufDtype>> {
+        Ok(match (self.quantize, self.dtype) {
+            (Some(Quantized::Q8_0), _) => Some(GgufDtype::Q8_0),
+            (None, None) => None,
+            (None, Some(Dtype::F32)) => Some(GgufDtype::F32),
+            (None, Some(Dtype::F16)) => Some(GgufDtype::F16),
+            (None, Some(Dtype::BF16)) => Some(GgufDtype::BF16),
+            (None, Some(other)) => {
+                let problem = format!(
+                    "a GGUF file does not hold {}; expected f32, f16 or bf16",
+                    dtype::name(other)
+                );
+                return Err(Error::usage(problem).with_hint("or pass --quantize q8_0"));
+            }
+        })
     }
 }

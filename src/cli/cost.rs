@@ -1,16 +1,17 @@
 //! `cost`: parameters, FLOPs and cache of a configuration, without weights.
 
-use std::path::PathBuf;
-
 use bam_convert::Error;
+use bam_convert::arguments::{CheckpointPath, InputPath};
 use bam_convert::family::cost::{CostedMethod, PAPER_CONTEXT, Report, Request, table};
 use bam_convert::family::{Config, Family, TopK};
+use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::surgery::methods::Method;
 use clap::Args;
 
 use super::methods::SizeArguments;
 use super::printer::Printer;
 use super::upcycle::KvName;
+use super::verb::{HubUse, Verb};
 use super::{Outcome, Verdict};
 
 /// Count the parameters, FLOPs and cache of a model or of the mixture it would become.
@@ -23,7 +24,7 @@ use super::{Outcome, Verdict};
 )]
 pub struct Arguments {
     /// A config.json, or a folder that holds one.
-    config: PathBuf,
+    config: CheckpointPath,
     /// Cost the mixture that this method makes.
     #[arg(long, value_name = "METHOD")]
     method: Option<Method>,
@@ -46,15 +47,18 @@ pub struct Arguments {
     context: u64,
     /// Read the model as the family that this format file describes, as in `formats/`.
     #[arg(long, value_name = "FILE")]
-    format: Option<PathBuf>,
+    format: Option<InputPath>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("cost", StageUse::Makes)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         let config = Config::read(&self.config)?;
         let format = self.format.as_deref().map(Family::read).transpose()?;
         let mut request = Request {
@@ -82,5 +86,9 @@ impl Arguments {
             printer.result(&table(&report))?;
         }
         Ok(Verdict::Yes)
+    }
+
+    fn hub_use(&self) -> HubUse {
+        HubUse::Headers
     }
 }

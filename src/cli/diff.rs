@@ -1,12 +1,13 @@
 //! `diff`: where two checkpoints differ, and by how much.
 
-use std::path::PathBuf;
-
+use bam_convert::arguments::CheckpointPath;
+use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::verify::diff;
 use bam_convert::verify::diff::{Options, work_length};
 use clap::Args;
 
 use super::printer::Printer;
+use super::verb::Verb;
 use super::work::WorkArguments;
 use super::{Outcome, Verdict};
 
@@ -17,9 +18,9 @@ use super::{Outcome, Verdict};
 #[command(after_help = "Example:\n  bam-convert diff bam seed")]
 pub struct Arguments {
     /// Folder or weight file.
-    a: PathBuf,
+    a: CheckpointPath,
     /// The other.
-    b: PathBuf,
+    b: CheckpointPath,
     /// Show every tensor, the equal ones too.
     #[arg(long)]
     all: bool,
@@ -27,9 +28,12 @@ pub struct Arguments {
     work: WorkArguments,
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("diff", StageUse::Makes)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         let bar = printer.bytes_bar(work_length(&self.a, &self.b), "comparing");
         let options = Options {
             threads: self.work.thread_count(),

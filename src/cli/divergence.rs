@@ -1,33 +1,45 @@
 //! `inspect --divergence`: how far specialists have moved from their seed.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bam_convert::Error;
+use bam_convert::arguments::{CheckpointPath, MaybeNamed};
 use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::checkpoint::single;
 use bam_convert::verify::diff::Options;
 use bam_convert::verify::divergence::{Specialist, divergence, work_length};
 
-use super::names::named;
 use super::printer::Printer;
 use super::{Outcome, Verdict};
 
 /// Working memory in bytes.
 const MEMORY: u64 = 128 << 20;
 
-/// Compares the specialists in `paths`, each `DIR` or `NAME=DIR`, with the seed, the first of them.
-pub fn run(paths: &[PathBuf], svg: Option<&Path>, json: bool, printer: &Printer) -> Outcome {
-    let Some((seed, experts)) = paths.split_first() else {
+/// Compares specialists with their seed, which is the first of the models.
+pub fn run(
+    models: &[MaybeNamed<CheckpointPath>],
+    svg: Option<&Path>,
+    json: bool,
+    printer: &Printer,
+) -> Outcome {
+    let Some((seed, experts)) = models.split_first() else {
         return Err(Error::usage(
             "--divergence: expected a seed and its specialists, found nothing",
         )
         .into());
     };
+    if let Some(name) = &seed.name {
+        let problem = format!("--divergence: the seed takes no name, found `{name}=`");
+        return Err(Error::usage(problem)
+            .with_hint("the seed comes first: --divergence SEED NAME=DIR…")
+            .into());
+    }
+    let seed = &*seed.value;
     if let Some(svg) = svg {
         single::check_svg(svg)?;
     }
-    let experts: Vec<Specialist> = experts.iter().map(|path| specialist(path)).collect();
+    let experts: Vec<Specialist> = experts.iter().map(specialist).collect();
     let mut seen = BTreeSet::new();
     if let Some(twice) = experts.iter().find(|expert| !seen.insert(&expert.name)) {
         let problem = format!(
@@ -57,11 +69,11 @@ pub fn run(paths: &[PathBuf], svg: Option<&Path>, json: bool, printer: &Printer)
     Ok(Verdict::Yes)
 }
 
-/// `NAME=DIR`, or the folder by its own name.
-fn specialist(path: &Path) -> Specialist {
-    let (name, path) = named(path);
+/// A specialist by the name that was typed, or by the name of its folder.
+fn specialist(model: &MaybeNamed<CheckpointPath>) -> Specialist {
+    let name = model.name.clone();
     Specialist {
-        name: name.unwrap_or_else(|| model_name(&path)),
-        path,
+        name: name.unwrap_or_else(|| model_name(&model.value)),
+        path: model.value.to_path_buf(),
     }
 }

@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use bam_convert::Error;
+use bam_convert::arguments::{
+    CheckpointPath, InputPath, MaybeNamed, Named, Outline, OutputPath, TextsPath,
+};
 use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::checkpoint::single;
 use bam_convert::estimate::Estimate;
@@ -17,13 +20,14 @@ use bam_convert::family::{Architecture, Config, TopK, expert_names};
 use bam_convert::model::generate::eos_ids;
 use bam_convert::model::tokenizer::Tokenizer;
 use bam_convert::model::{CausalLm, LoadOptions};
-use bam_convert::pipeline::OutputPath;
-use clap::Args;
+use bam_convert::pipeline::{Declaration, StageUse};
+use clap::{ArgAction, Args};
 
 use super::device::{ComputeDtype, DeviceName, load_options};
 use super::estimate::print;
-use super::names::{at_least_one, named, named_path};
+use super::names::{at_least_one, paths};
 use super::printer::Printer;
+use super::verb::Verb;
 use super::{Outcome, Verdict};
 
 /// Measure models side by side: perplexity and bits per byte per domain, tasks, routing.
@@ -38,11 +42,15 @@ use super::{Outcome, Verdict};
 pub struct Arguments {
     /// Folders of the models.
     #[arg(value_name = "CKPT", required = true)]
-    checkpoints: Vec<PathBuf>,
+    checkpoints: Vec<CheckpointPath>,
     /// A domain: its name and texts (a file, JSON lines or parquet with a `text` field, a folder or pattern of these), or
     /// a token folder, of which the validation split is read (repeat).
-    #[arg(long = "data", value_name = "NAME=PATH", value_parser = named_path, required_unless_present = "tasks")]
-    data: Vec<(String, PathBuf)>,
+    #[arg(
+        long = "data",
+        value_name = "NAME=PATH",
+        required_unless_present = "tasks"
+    )]
+    data: Vec<Named<TextsPath>>,
     /// Tokens of a window.
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     context: usize,
@@ -50,8 +58,8 @@ pub struct Arguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..))]
     max_tokens: Option<u64>,
     /// A task: JSON lines with `prompt` or `question` and `answer`, multiple choice where there are `choices` (repeat).
-    #[arg(long = "task", value_name = "[NAME=]FILE", value_parser = named_file)]
-    tasks: Vec<(String, PathBuf)>,
+    #[arg(long = "task", value_name = "[NAME=]FILE")]
+    tasks: Vec<MaybeNamed<InputPath>>,
     /// Examples with their answers before each question.
     #[arg(long, value_name = "N", default_value_t = 0, requires = "tasks")]
     shots: usize,
@@ -91,8 +99,8 @@ pub struct Arguments {
     #[arg(long)]
     json: bool,
     /// Say what it would take.
-    #[arg(long, hide = true)]
-    outline: bool,
+    #[arg(long, hide = true, action = ArgAction::SetTrue)]
+    outline: Outline,
 }
 
 /// The tokens of a domain, as the first model's tokenizer cuts them.
@@ -101,19 +109,23 @@ struct Tokens {
     windows: Vec<Window>,
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
-        if self.outline {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("eval", StageUse::Makes)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
+        if *self.outline {
             return print(printer, &self.estimate()?);
         }
         self.check()?;
         let domains = self
             .data
             .iter()
-            .map(|(name, path)| Domain::read(name, path));
+            .map(|Named { name, value }| Domain::read(name, value));
         let domains: Vec<Domain> = domains.collect::<bam_convert::Result<_>>()?;
-        let tasks = self.tasks.iter().map(|(name, path)| Task::read(name, path));
+        let tasks = self.tasks()?;
+        let tasks = tasks.iter().map(|(name, path)| Task::read(name, path));
         let tasks: Vec<Task> = tasks.collect::<bam_convert::Result<_>>()?;
         let tokens = self.tokenise(domains, printer)?;
         let total: usize = tokens
@@ -163,11 +175,17 @@ impl Arguments {
         Ok(Verdict::Yes)
     }
 
+    fn computes(&self) -> bool {
+        true
+    }
+}
+
+impl Arguments {
     /// What a run would take; nothing tells how long answers to tasks are.
     fn estimate(&self) -> bam_convert::Result<Estimate> {
         let request = outlook::Request {
-            checkpoints: &self.checkpoints,
-            data: &self.data,
+            checkpoints: &paths(&self.checkpoints),
+            data: &self.domains(),
             context: self.context as u64,
             max_tokens: self.max_tokens,
             routing: self.report_routing,
@@ -181,9 +199,26 @@ impl Arguments {
         })
     }
 
+    /// Each domain with its texts.
+    fn domains(&self) -> Vec<(String, PathBuf)> {
+        let domain = |domain: &Named<TextsPath>| (domain.name.clone(), domain.value.to_path_buf());
+        self.data.iter().map(domain).collect()
+    }
+
+    /// Each task with its file, which lends its name where none was typed.
+    fn tasks(&self) -> bam_convert::Result<Vec<(String, PathBuf)>> {
+        let task = |task: &MaybeNamed<InputPath>| {
+            let stem = task.value.file_stem().map(|stem| stem.to_string_lossy());
+            let name = task.name.clone().or(stem.map(Into::into));
+            let name = name.ok_or_else(|| Error::file(&*task.value, "expected a file"))?;
+            Ok((name, task.value.to_path_buf()))
+        };
+        self.tasks.iter().map(task).collect()
+    }
+
     /// Refuses, before anything is loaded, what would be refused after minutes.
     fn check(&self) -> bam_convert::Result<()> {
-        for named in [&self.data, &self.tasks] {
+        for named in [self.domains(), self.tasks()?] {
             let mut seen = BTreeSet::new();
             if let Some((name, _)) = named.iter().find(|(name, _)| !seen.insert(name)) {
                 return Err(Error::usage(format!(
@@ -323,7 +358,7 @@ impl Arguments {
 }
 
 /// Names for the rows: the folders' own, or whole paths where those are not enough.
-fn names(paths: &[PathBuf]) -> Vec<String> {
+fn names(paths: &[CheckpointPath]) -> Vec<String> {
     let short: BTreeSet<String> = paths.iter().map(|path| model_name(path)).collect();
     let whole = short.len() < paths.len();
     paths
@@ -336,18 +371,4 @@ fn names(paths: &[PathBuf]) -> Vec<String> {
             }
         })
         .collect()
-}
-
-/// `NAME=FILE`, or `FILE`, which is named after itself.
-fn named_file(text: &str) -> Result<(String, PathBuf), String> {
-    let (name, path) = named(Path::new(text));
-    let name = match name {
-        Some(name) => name,
-        None => path
-            .file_stem()
-            .ok_or("expected a file")?
-            .to_string_lossy()
-            .into_owned(),
-    };
-    Ok((name, path))
 }

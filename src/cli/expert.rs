@@ -1,21 +1,20 @@
 //! `expert`: a mixture's experts added, removed, replaced, extracted; two-expert mixtures put together.
 
-use std::path::PathBuf;
-
 use bam_convert::Error;
+use bam_convert::arguments::{CheckpointPath, MaybeNamed, Named, OutputPath};
 use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::checkpoint::output::check_target;
 use bam_convert::family::{Architecture, Mixture, TopK};
-use bam_convert::pipeline::OutputPath;
+use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::surgery::expert::{self, Addition, Changed, MIXTURE, Routing};
 use bam_convert::surgery::router::RouterInit;
 use bam_convert::surgery::{Model, concat, extract};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::Outcome;
-use super::names::{named, named_path};
 use super::printer::Printer;
 use super::prompts::ComputedRows;
+use super::verb::Verb;
 use super::write::WriteArguments;
 
 /// Change the experts of a mixture one by one: add, remove, replace, extract, concat.
@@ -69,10 +68,10 @@ impl RoutingArguments {
 )]
 struct Add {
     /// Folder of the mixture.
-    mixture: PathBuf,
+    mixture: CheckpointPath,
     /// A new expert: its name and the folder of its dense model (repeat).
-    #[arg(long = "expert", value_name = "NAME=DIR", required = true, value_parser = named_path)]
-    experts: Vec<(String, PathBuf)>,
+    #[arg(long = "expert", value_name = "NAME=DIR", required = true)]
+    experts: Vec<Named<CheckpointPath>>,
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
     out: OutputPath,
@@ -108,7 +107,7 @@ enum SharedName {
 #[command(after_help = "Example:\n  bam-convert expert remove bam law --out narrower")]
 struct Remove {
     /// Folder of the mixture.
-    mixture: PathBuf,
+    mixture: CheckpointPath,
     /// Experts to remove, by name or number; a name that several have means all of them.
     #[arg(value_name = "NAME|NUMBER", required = true)]
     experts: Vec<String>,
@@ -126,10 +125,10 @@ struct Remove {
 #[command(after_help = "Example:\n  bam-convert expert replace bam code=better-code --out renewed")]
 struct Replace {
     /// Folder of the mixture.
-    mixture: PathBuf,
+    mixture: CheckpointPath,
     /// The expert, by name or number, and the folder of the dense model.
-    #[arg(value_name = "NAME=DIR", value_parser = named_path)]
-    expert: (String, PathBuf),
+    #[arg(value_name = "NAME=DIR")]
+    expert: Named<CheckpointPath>,
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
     out: OutputPath,
@@ -142,7 +141,7 @@ struct Replace {
 #[command(after_help = "Example:\n  bam-convert expert extract bam code --out code-again")]
 struct Extract {
     /// Folder of the mixture.
-    mixture: PathBuf,
+    mixture: CheckpointPath,
     /// The expert, by name or number.
     #[arg(value_name = "NAME|NUMBER")]
     expert: String,
@@ -163,7 +162,7 @@ struct Extract {
 struct Concat {
     /// Folders of mixtures, each of the public expert and its own, in this order; NAME= calls the own expert so.
     #[arg(value_name = "[NAME=]DIR", required = true, num_args = 1..)]
-    mixtures: Vec<PathBuf>,
+    mixtures: Vec<MaybeNamed<CheckpointPath>>,
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
     out: OutputPath,
@@ -176,9 +175,12 @@ struct Concat {
     write: WriteArguments,
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("expert", StageUse::Makes)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         let (changed, write, out) = match &self.command {
             Command::Add(add) => (add.plan(printer)?, &add.write, &add.out),
             Command::Remove(remove) => {
@@ -187,7 +189,10 @@ impl Arguments {
                 (Planned::from(changed), &remove.write, &remove.out)
             }
             Command::Replace(replace) => {
-                let (name, folder) = &replace.expert;
+                let Named {
+                    name,
+                    value: folder,
+                } = &replace.expert;
                 let (mixture, dense) = (
                     Model::open(MIXTURE, &replace.mixture)?,
                     Model::open(name, folder)?,
@@ -212,6 +217,14 @@ impl Arguments {
         } = &changed.changed;
         write.run(plan, Some(architecture), files, out, printer)
     }
+
+    fn computes(&self) -> bool {
+        let Command::Add(add) = &self.command else {
+            return false;
+        };
+        let routers = [Some(&add.router), add.attention_router.as_ref()];
+        routers.into_iter().flatten().any(RouterInit::computes)
+    }
 }
 
 /// A plan, and the computed rows that it reads while it is carried out.
@@ -235,9 +248,9 @@ impl Add {
         let experts = self
             .experts
             .iter()
-            .map(|(name, path)| Model::open(name, path));
+            .map(|Named { name, value }| Model::open(name, value));
         let experts = experts.collect::<bam_convert::Result<_>>()?;
-        let rows = match self.write.outline {
+        let rows = match *self.write.outline {
             true => None,
             false => self.prompt_rows(&mixture.architecture, printer)?,
         };
@@ -269,8 +282,12 @@ impl Add {
         else {
             return Ok(None);
         };
-        check_target(&self.out, self.write.force, &[])?;
-        let names: Vec<String> = self.experts.iter().map(|(name, _)| name.clone()).collect();
+        check_target(&self.out, *self.write.force, &[])?;
+        let names: Vec<String> = self
+            .experts
+            .iter()
+            .map(|expert| expert.name.clone())
+            .collect();
         let sized = mixture.mixture.clone().map(|found| Mixture {
             num_experts: names.len() as u64,
             num_attention_experts: names.len() as u64,
@@ -289,14 +306,13 @@ impl Add {
 impl Concat {
     fn plan(&self) -> bam_convert::Result<Changed> {
         let mut mixtures: Vec<(Model, bool)> = Vec::with_capacity(self.mixtures.len());
-        for path in &self.mixtures {
-            let (name, folder) = named(path);
-            let own = name.clone().unwrap_or_else(|| model_name(&folder));
+        for MaybeNamed { name, value } in &self.mixtures {
+            let own = name.clone().unwrap_or_else(|| model_name(value));
             if mixtures.iter().any(|(other, _)| other.source.name == own) {
                 let problem = format!("two mixtures are called `{own}`; expected each name once");
                 return Err(Error::usage(problem).with_hint("name them: NAME=DIR"));
             }
-            mixtures.push((Model::open(&own, &folder)?, name.is_some()));
+            mixtures.push((Model::open(&own, value)?, name.is_some()));
         }
         concat::plan(mixtures, self.average_shared, self.routing.routing())
     }

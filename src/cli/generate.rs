@@ -1,18 +1,19 @@
 //! `generate`: a model continues texts.
 
-use std::path::PathBuf;
-
+use bam_convert::arguments::CheckpointPath;
 use bam_convert::model::CausalLm;
 use bam_convert::model::chat::{ChatTemplate, Conversation};
 use bam_convert::model::generate::{Batch, Ending, Flow, Settings, eos_ids, generate};
 use bam_convert::model::sampling::Sampling;
 use bam_convert::model::text_stream::TextStream;
 use bam_convert::model::tokenizer::Tokenizer;
+use bam_convert::pipeline::{Declaration, StageUse};
 use clap::Args;
 use serde::Serialize;
 
 use super::device::{ComputeDtype, DeviceName, load_options};
 use super::printer::Printer;
+use super::verb::Verb;
 use super::{Outcome, Verdict, render_chat};
 
 /// New tokens where nothing else is said.
@@ -29,7 +30,7 @@ const MAX_TOKENS: usize = 128;
 )]
 pub struct Arguments {
     /// Folder of the model.
-    checkpoint: PathBuf,
+    checkpoint: CheckpointPath,
     /// Text to continue; repeat it for a batch.
     #[arg(long = "prompt", value_name = "TEXT", required = true)]
     prompts: Vec<String>,
@@ -93,9 +94,12 @@ struct Answer<'a> {
     tokens_per_second: f64,
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("generate", StageUse::Makes)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         // A template that cannot be used is refused before a large model is loaded.
         let texts = self.texts()?;
         let options = load_options(&self.checkpoint, self.device, self.dtype)?;
@@ -166,6 +170,12 @@ impl Arguments {
         Ok(Verdict::Yes)
     }
 
+    fn computes(&self) -> bool {
+        true
+    }
+}
+
+impl Arguments {
     fn heading(&self, printer: &Printer, number: usize) -> std::io::Result<()> {
         if self.prompts.len() == 1 {
             return Ok(());

@@ -1,26 +1,25 @@
-//! `hf://ORG/NAME@REVISION` wherever a checkpoint is accepted: such an argument is replaced by the folder it was pulled to.
+//! `hf://ORG/NAME@REVISION` wherever a command takes a checkpoint: the command sees the folder that it was pulled to.
 
-use std::ffi::OsString;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use bam_convert::arguments::{ArgumentRole, ArgumentValue, CheckpointPath, Named, PulledFolders};
 use bam_convert::checkpoint::Manifest;
 use bam_convert::checkpoint::manifest::{MANIFEST, SourceRecord};
 use bam_convert::checkpoint::reference::{Reference, SCHEME};
 use bam_convert::hub::{FileSelection, HubClient, HubSettings, Pull, cached, headers};
-use bam_convert::pipeline::names_files;
+use bam_convert::pipeline::Program;
 use bam_convert::table;
 use bam_convert::{Error, Result};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Command};
 
 use super::printer::Printer;
+use super::verb::HubUse;
 
-/// Commands that take references as such.
-const OWN: [&str; 3] = ["pull", "push", "run"];
-/// Commands that look at headers only, as `--dry-run` does everywhere.
-const LOOKING: [&str; 2] = ["inspect", "cost"];
-/// What makes every command look only.
-const DRY_RUN: [&str; 2] = ["--dry-run", "--outline"];
-/// What makes one of them read weights.
-const READING: &str = "--divergence";
 /// Files that are pulled at a time.
 pub const WORKERS: usize = 8;
 
@@ -29,92 +28,108 @@ pub fn client() -> Result<HubClient> {
     HubClient::new(HubSettings::from_environment()?)
 }
 
-/// The command line with folders in the place of references, each pulled if it is not here; `None` where it has none.
+/// A repository of the Hub, and perhaps a revision of it, as a command takes it by name.
+#[derive(Clone, Debug)]
+pub struct Repository(String);
+
+impl Deref for Repository {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl ArgumentValue for Repository {
+    const ROLE: ArgumentRole = ArgumentRole::Repository;
+
+    fn read(text: &OsStr) -> Result<Self, String> {
+        let text = text.to_str().ok_or("expected UTF-8")?;
+        Ok(Self(text.to_owned()))
+    }
+
+    fn form() -> String {
+        "REPO".to_owned()
+    }
+
+    fn places(_: &str) -> Vec<&str> {
+        Vec::new()
+    }
+}
+
+/// `clap` reads values by this.
+impl From<String> for Repository {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+/// The folders of the references among the arguments, each pulled if it is not here; `None` where there is none.
 pub fn resolve(
-    program: impl FnOnce() -> clap::Command,
-    line: &[OsString],
+    program: &Program,
+    matches: &ArgMatches,
+    needed: HubUse,
     printer: &Printer,
-) -> Result<Option<Vec<OsString>>> {
-    if !line
-        .iter()
-        .any(|word| word.to_str().and_then(split).is_some())
-    {
+) -> Result<Option<PulledFolders>> {
+    if needed == HubUse::Own {
         return Ok(None);
     }
-    let program = program();
-    let is_command = |word: &OsString| word.to_str().and_then(|word| program.find_subcommand(word));
-    let Some((at, command)) = line
-        .iter()
-        .enumerate()
-        .skip(1)
-        .find_map(|(at, word)| Some((at, is_command(word)?)))
-    else {
-        return Ok(None);
-    };
-    let name = command.get_name();
-    if OWN.contains(&name) {
-        return Ok(None);
-    }
-    let only_headers = looks(line) || LOOKING.contains(&name) && !has(line, READING);
-    // The subcommand of a command with several, as in `expert add`.
-    let inner = line
-        .get(at + 1)
-        .and_then(|word| command.find_subcommand(word))
-        .unwrap_or(command);
-    let mut found: Option<Vec<OsString>> = None;
-    for (place, word) in line.iter().enumerate().skip(at + 1) {
-        let Some((before, reference, after)) = word.to_str().and_then(split) else {
+    let (command, matches) = innermost(program.definition(), matches);
+    let only_headers = needed == HubUse::Headers || looks(program, command, matches);
+    let mut folders = BTreeMap::new();
+    for argument in command.get_arguments() {
+        let Some(kind) = program.kind(argument) else {
             continue;
         };
-        let flag = match before.split_once('=') {
-            Some((flag, _)) if flag.starts_with("--") => Some(flag),
-            _ => line[place - 1].to_str(),
-        };
-        let flag = flag.and_then(|flag| flag.strip_prefix("--"));
-        let argument = flag.and_then(|flag| {
-            inner
-                .get_arguments()
-                .find(|argument| argument.get_long() == Some(flag))
-        });
-        if argument
-            .is_some_and(|argument| argument.get_action().takes_values() && !names_files(argument))
-        {
-            continue;
+        let values = matches.get_raw(argument.get_id().as_str());
+        for text in values.into_iter().flatten().filter_map(OsStr::to_str) {
+            let Some(place) = kind.reference(text) else {
+                continue;
+            };
+            let reference = &text[place];
+            if !folders.contains_key(reference) {
+                let found = folder(&Reference::parse(reference)?, only_headers, printer)?;
+                folders.insert(reference.to_owned(), found);
+            }
         }
-        let folder = folder(&Reference::parse(reference)?, only_headers, printer)?;
-        let mut word = OsString::from(before);
-        word.push(folder);
-        word.push(after);
-        found.get_or_insert_with(|| line.to_vec())[place] = word;
     }
-    Ok(found)
+    Ok((!folders.is_empty()).then(|| Arc::new(folders)))
 }
 
-fn looks(line: &[OsString]) -> bool {
-    DRY_RUN.iter().any(|flag| has(line, flag))
+/// The last command of a line, as `add` in `expert add`, and its arguments.
+fn innermost<'a>(
+    mut command: &'a Command,
+    mut matches: &'a ArgMatches,
+) -> (&'a Command, &'a ArgMatches) {
+    while let Some((name, below)) = matches.subcommand()
+        && let Some(found) = command.find_subcommand(name)
+    {
+        (command, matches) = (found, below);
+    }
+    (command, matches)
 }
 
-fn has(line: &[OsString], flag: &str) -> bool {
-    line.iter().any(|word| word == flag)
+/// Whether a command shows only what it would do: then headers are enough.
+fn looks(program: &Program, command: &Command, matches: &ArgMatches) -> bool {
+    command.get_arguments().any(|argument| {
+        let is_look = matches!(
+            program.role(argument),
+            Some(ArgumentRole::DryRun | ArgumentRole::Outline)
+        );
+        let id = argument.get_id().as_str();
+        is_look && matches.value_source(id) == Some(ValueSource::CommandLine)
+    })
 }
 
-/// Brings what a file of settings takes from the Hub, for this command line.
-pub fn fetch(line: &[OsString]) -> impl Fn(&str) -> Result<Option<PathBuf>> + use<> {
-    let (only_headers, quiet) = (looks(line), has(line, "--quiet") || has(line, "-q"));
+/// Brings what a file of settings takes from the Hub, for the command line that names the file.
+pub fn fetch(
+    program: &Program,
+    matches: &ArgMatches,
+) -> impl Fn(&str) -> Result<Option<PathBuf>> + use<> {
+    let (command, inner) = innermost(program.definition(), matches);
+    let only_headers = looks(program, command, inner);
+    let quiet = super::is_quiet(matches);
     move |name| folder(&Reference::parse(name)?, only_headers, &Printer::new(quiet)).map(Some)
-}
-
-/// What stands before a reference (`--seed=`, `NAME=`), the reference, and what follows it (`:WEIGHT`).
-fn split(word: &str) -> Option<(&str, &str, &str)> {
-    let begin = word.find(SCHEME)?;
-    if begin > 0 && !word[..begin].ends_with('=') {
-        return None;
-    }
-    let rest = &word[begin + SCHEME.len()..];
-    let end = rest
-        .find(':')
-        .map_or(word.len(), |colon| begin + SCHEME.len() + colon);
-    Some((&word[..begin], &word[begin..end], &word[end..]))
 }
 
 /// The folder of a checkpoint on the Hub: with its headers alone, or whole.
@@ -145,7 +160,7 @@ pub fn folder(reference: &Reference, only_headers: bool, printer: &Printer) -> R
 /// the manifest has elsewhere are left out, and nothing is pulled for names that it does not have.
 pub fn recipe_sources(
     checkpoint: &Path,
-    given: &[(String, String)],
+    given: &[Named<CheckpointPath>],
     printer: &Printer,
 ) -> Result<Vec<(String, PathBuf)>> {
     let Ok(Some(Manifest {
@@ -155,26 +170,27 @@ pub fn recipe_sources(
     else {
         return Ok(Vec::new());
     };
-    let is_given = |name: &String| given.iter().any(|(given, _)| given == name);
+    let is_given = |name: &String| given.iter().any(|given| given.name == *name);
     let remote = recipe
         .sources
         .iter()
         .filter(|(name, place)| place.starts_with(SCHEME) && !is_given(name));
-    let place = |(name, place): (&String, &String)| {
-        let place = match place.starts_with(SCHEME) && recipe.sources.contains_key(name) {
-            true if is_given(name) => folder(&Reference::parse(place)?, false, printer)?,
-            true => {
-                let key = format!("recipe.sources.{name}");
-                folder(&recorded(checkpoint, &key, place)?, false, printer)?
-            }
-            false => PathBuf::from(place),
+    let recorded = remote.map(|(name, place)| {
+        let key = format!("recipe.sources.{name}");
+        let reference = recorded(checkpoint, &key, place)?;
+        Ok((name.clone(), folder(&reference, false, printer)?))
+    });
+    let given = given.iter().map(|Named { name, value }| {
+        let reference = value
+            .to_str()
+            .filter(|text| text.starts_with(SCHEME) && recipe.sources.contains_key(name));
+        let place = match reference {
+            Some(text) => folder(&Reference::parse(text)?, false, printer)?,
+            None => value.to_path_buf(),
         };
         Ok((name.clone(), place))
-    };
-    remote
-        .chain(given.iter().map(|(name, place)| (name, place)))
-        .map(place)
-        .collect()
+    });
+    recorded.chain(given).collect()
 }
 
 /// What the sources of a checkpoint that lie on the Hub have been pulled to, in the order of its manifest; `None` for the
@@ -183,12 +199,12 @@ pub fn sources(checkpoint: &Path, printer: &Printer) -> Result<Vec<Option<PathBu
     let Ok(Some(manifest)) = Manifest::read(checkpoint) else {
         return Ok(Vec::new());
     };
-    let fetch = |(number, source): (usize, SourceRecord)| match source.path.starts_with(SCHEME) {
-        true => {
-            let key = format!("sources.{number}.path");
-            folder(&recorded(checkpoint, &key, &source.path)?, false, printer).map(Some)
+    let fetch = |(number, source): (usize, SourceRecord)| {
+        if !source.path.starts_with(SCHEME) {
+            return Ok(None);
         }
-        false => Ok(None),
+        let key = format!("sources.{number}.path");
+        folder(&recorded(checkpoint, &key, &source.path)?, false, printer).map(Some)
     };
     manifest
         .sources

@@ -1,15 +1,15 @@
 //! `init`: a checkpoint from a configuration alone.
 
-use std::path::PathBuf;
-
+use bam_convert::arguments::{CheckpointPath, OutputPath};
 use bam_convert::checkpoint::dtype::Dtype;
-use bam_convert::pipeline::OutputPath;
+use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::surgery::init::plan;
 use clap::Args;
 
 use super::Outcome;
 use super::printer::Printer;
 use super::upcycle::float_dtype;
+use super::verb::Verb;
 use super::write::WriteArguments;
 
 /// Make a randomly initialised checkpoint from a config.json.
@@ -20,7 +20,7 @@ use super::write::WriteArguments;
 #[command(after_help = "Example:\n  bam-convert init config.json --out seed --rng-seed 7")]
 pub struct Arguments {
     /// A config.json, or a folder that holds one.
-    config: PathBuf,
+    config: CheckpointPath,
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
     out: OutputPath,
@@ -34,9 +34,12 @@ pub struct Arguments {
     write: WriteArguments,
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("init", StageUse::Makes)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         let (plan, architecture, files) = plan(&self.config, self.dtype, self.rng_seed)?;
         self.write
             .run(&plan, Some(&architecture), &files, &self.out, printer)

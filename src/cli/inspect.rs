@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bam_convert::Error;
+use bam_convert::arguments::{CheckpointPath, MaybeNamed, OutputPath};
 use bam_convert::checkpoint::folder::Checkpoint;
 use bam_convert::checkpoint::{Manifest, TensorEntry};
 use bam_convert::family::described::{self, DescribedModel};
 use bam_convert::family::{Architecture, Config, ExpertLayout, Quantised, cost};
-use bam_convert::pipeline::OutputPath;
+use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::table::{self, Align, counted, grouped};
 use clap::Args;
 use serde::Serialize;
 
 use super::printer::Printer;
+use super::verb::{HubUse, Verb};
 use super::{Outcome, Verdict, divergence};
 
 /// Show what a checkpoint holds, reading headers only; or how far specialists have moved from their seed.
@@ -23,14 +25,14 @@ use super::{Outcome, Verdict, divergence};
 pub struct Arguments {
     /// Folder, or a .safetensors, .gguf or .npz file.
     #[arg(required_unless_present = "divergence")]
-    path: Option<PathBuf>,
+    path: Option<CheckpointPath>,
     /// List every tensor.
     #[arg(long)]
     tensors: bool,
     /// Compare dense specialists with the seed they were trained from, reading all weights: by role and layer how far each
     /// has moved, which way the others went, and what averaging will change (docs/reference/experts.md).
     #[arg(long, value_names = ["SEED", "[NAME=]EXPERT"], num_args = 2.., conflicts_with_all = ["path", "tensors"])]
-    divergence: Vec<PathBuf>,
+    divergence: Vec<MaybeNamed<CheckpointPath>>,
     /// Draw the divergence as heat maps.
     #[arg(long, value_name = "FILE.svg", requires = "divergence")]
     svg: Option<OutputPath>,
@@ -90,9 +92,12 @@ struct Tensor {
     bytes: u64,
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("inspect", StageUse::Makes)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         let Some(path) = &self.path else {
             return divergence::run(&self.divergence, self.svg.as_deref(), self.json, printer);
         };
@@ -104,6 +109,16 @@ impl Arguments {
         Ok(Verdict::Yes)
     }
 
+    fn hub_use(&self) -> HubUse {
+        if self.divergence.is_empty() {
+            HubUse::Headers
+        } else {
+            HubUse::Whole
+        }
+    }
+}
+
+impl Arguments {
     fn summary(&self, path: &Path) -> Result<Summary, Error> {
         let checkpoint = Checkpoint::open(path)?;
         let described = described::model_of(&checkpoint);

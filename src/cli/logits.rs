@@ -1,17 +1,19 @@
 //! `logits`: what a model says of a sequence of tokens, kept or compared.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bam_convert::Error;
+use bam_convert::arguments::{CheckpointPath, InputPath, OutputPath};
 use bam_convert::checkpoint::single::{check_tensor_target, write_tensor};
 use bam_convert::evaluate::logits::{Comparison, LOGITS, Logits, default_tokens, read_tokens};
 use bam_convert::family::{Architecture, Config};
-use bam_convert::pipeline::OutputPath;
+use bam_convert::pipeline::{Declaration, StageUse};
 use candle_core::Device;
 use clap::Args;
 
 use super::device::DeviceName;
 use super::printer::Printer;
+use super::verb::Verb;
 use super::{Outcome, Verdict};
 
 /// Compute a model's logits, or compare those of two models.
@@ -27,13 +29,13 @@ use super::{Outcome, Verdict};
 pub struct Arguments {
     /// Folder of a model, or a dump of its logits.
     #[arg(value_name = "CKPT")]
-    a: PathBuf,
+    a: CheckpointPath,
     /// The other.
     #[arg(value_name = "B")]
-    b: Option<PathBuf>,
+    b: Option<CheckpointPath>,
     /// A JSON array of token ids [default: 64 ids drawn once and for all, for a comparison].
     #[arg(long, value_name = "FILE")]
-    tokens: Option<PathBuf>,
+    tokens: Option<InputPath>,
     /// File to write.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["b", "tolerance", "json"], requires = "tokens")]
     dump: Option<OutputPath>,
@@ -48,9 +50,12 @@ pub struct Arguments {
     json: bool,
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("logits", StageUse::Makes)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         let device = self.device.open()?;
         if let Some(dump) = &self.dump {
             check_tensor_target(dump, LOGITS)?;
@@ -91,6 +96,12 @@ impl Arguments {
         Ok(if beyond { Verdict::No } else { Verdict::Yes })
     }
 
+    fn computes(&self) -> bool {
+        true
+    }
+}
+
+impl Arguments {
     fn tokens(&self) -> bam_convert::Result<Option<Vec<u32>>> {
         self.tokens.as_deref().map(read_tokens).transpose()
     }

@@ -1,13 +1,16 @@
 //! `man`: manual pages, generated from the flags.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use bam_convert::arguments::OutputPath;
 use bam_convert::checkpoint::single;
+use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::{Error, Result};
 use clap::{Args, Command};
 use clap_mangen::Man;
 
 use super::printer::Printer;
+use super::verb::Verb;
 use super::{Outcome, Verdict, definition};
 
 /// Write a manual page for each command.
@@ -16,12 +19,15 @@ use super::{Outcome, Verdict, definition};
 pub struct Arguments {
     /// Folder to write to, made where absent.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: OutputPath,
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("man", StageUse::Never)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
         let mut definition = definition().disable_help_subcommand(true);
         definition.build();

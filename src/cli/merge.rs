@@ -1,19 +1,19 @@
 //! `merge`: the weighted average of models of one shape.
 
-use std::path::PathBuf;
-
 use bam_convert::Error;
+use bam_convert::arguments::{CheckpointPath, InputPath, OutputPath, Weighted};
 use bam_convert::checkpoint::Dtype;
 use bam_convert::family::Family;
-use bam_convert::pipeline::OutputPath;
+use bam_convert::mergekit::Dialect;
+use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::surgery::Model;
 use bam_convert::surgery::merge::{Settings, plan};
 use clap::Args;
 
 use super::Outcome;
-use super::names::weighted_path;
 use super::printer::Printer;
 use super::upcycle::float_dtype;
+use super::verb::Verb;
 use super::write::WriteArguments;
 
 /// Average models of one shape, each with a weight.
@@ -21,11 +21,11 @@ use super::write::WriteArguments;
 #[command(after_help = "Example:\n  bam-convert merge --model a:0.75 --model b:0.25 --out merged")]
 pub struct Arguments {
     /// A model and its weight, 1 where none is given (repeat).
-    #[arg(long = "model", value_name = "DIR[:WEIGHT]", required = true, value_parser = weighted_path)]
-    models: Vec<(PathBuf, f64)>,
+    #[arg(long = "model", value_name = "DIR[:WEIGHT]", required = true)]
+    models: Vec<Weighted<CheckpointPath>>,
     /// Whose configuration and tokenizer the output has: one of the models [default: the first].
     #[arg(long, value_name = "DIR")]
-    base: Option<PathBuf>,
+    base: Option<CheckpointPath>,
     /// Divide by the sum of the weights.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     normalize: bool,
@@ -37,20 +37,27 @@ pub struct Arguments {
     out: OutputPath,
     /// Read the models as the family that this format file describes, as in `formats/`.
     #[arg(long, value_name = "FILE")]
-    format: Option<PathBuf>,
+    format: Option<InputPath>,
     #[command(flatten)]
     write: WriteArguments,
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("merge", StageUse::Makes).with_settings_file(Dialect::Linear)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         let format = self.format.as_deref().map(Family::read).transpose()?;
         let mut models = Vec::with_capacity(self.models.len());
-        for (number, (path, weight)) in self.models.iter().enumerate() {
+        for (number, model) in self.models.iter().enumerate() {
             models.push((
-                Model::open_as(&format!("model-{}", number + 1), path, format.as_ref())?,
-                *weight,
+                Model::open_as(
+                    &format!("model-{}", number + 1),
+                    &model.value,
+                    format.as_ref(),
+                )?,
+                model.weight,
             ));
         }
         let base = match &self.base {
@@ -58,7 +65,7 @@ impl Arguments {
             Some(base) => self
                 .models
                 .iter()
-                .position(|(path, _)| path == base)
+                .position(|model| model.value == *base)
                 .ok_or_else(|| {
                     Error::usage(format!("--base {} is none of the models", base.display()))
                         .with_hint("name one of the folders of --model as it stands there")

@@ -40,6 +40,8 @@ mod tokenize;
 mod train;
 mod upcycle;
 mod validate;
+mod values;
+mod verb;
 mod watcher;
 mod work;
 mod write;
@@ -49,9 +51,41 @@ use std::process::ExitCode;
 
 use bam_convert::printable::is_printable;
 use bam_convert::{Error, notice, pipeline};
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Parser};
 
 use printer::Printer;
+use verb::{Registered, Verb};
+
+/// The commands, in the order of the help.
+fn commands() -> Vec<Registered> {
+    vec![
+        #[cfg(feature = "hub")]
+        Registered::of::<pull::Arguments>(),
+        #[cfg(feature = "hub")]
+        Registered::of::<push::Arguments>(),
+        Registered::of::<inspect::Arguments>(),
+        Registered::of::<cost::Arguments>(),
+        Registered::of::<init::Arguments>(),
+        Registered::of::<convert::Arguments>(),
+        Registered::of::<branch::Arguments>(),
+        Registered::of::<merge::Arguments>(),
+        Registered::of::<upcycle::Arguments>(),
+        Registered::of::<expert::Arguments>(),
+        Registered::of::<validate::Arguments>(),
+        Registered::of::<diff::Arguments>(),
+        Registered::of::<tokenize::Arguments>(),
+        Registered::of::<train::Arguments>(),
+        Registered::of::<eval::Arguments>(),
+        Registered::of::<generate::Arguments>(),
+        Registered::of::<logits::Arguments>(),
+        Registered::of::<report::Arguments>(),
+        Registered::of::<run::Arguments>(),
+        Registered::of::<completions::Arguments>(),
+        Registered::of::<man::Arguments>(),
+        Registered::of::<render_chat::Arguments>(),
+    ]
+}
 
 /// What a command returns: whether its check, if it is one, said yes.
 type Outcome = anyhow::Result<Verdict>;
@@ -72,43 +106,13 @@ enum Verdict {
     version,
     max_term_width = 110,
     propagate_version = true,
+    subcommand_required = true,
     arg_required_else_help = true
 )]
 struct Arguments {
     /// Print results only: no progress, no notes.
     #[arg(short, long, global = true)]
     quiet: bool,
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    #[cfg(feature = "hub")]
-    Pull(pull::Arguments),
-    #[cfg(feature = "hub")]
-    Push(push::Arguments),
-    Inspect(inspect::Arguments),
-    Cost(cost::Arguments),
-    Init(init::Arguments),
-    Convert(convert::Arguments),
-    Branch(branch::Arguments),
-    Merge(merge::Arguments),
-    Upcycle(Box<upcycle::Arguments>),
-    Expert(expert::Arguments),
-    Validate(validate::Arguments),
-    Diff(diff::Arguments),
-    Tokenize(tokenize::Arguments),
-    Train(Box<train::Arguments>),
-    Eval(eval::Arguments),
-    Generate(generate::Arguments),
-    Logits(logits::Arguments),
-    Report(report::Arguments),
-    Run(run::Arguments),
-    Completions(completions::Arguments),
-    Man(man::Arguments),
-    #[command(hide = true)]
-    RenderChat(render_chat::Arguments),
 }
 
 /// Parses the arguments, runs the command, and turns its outcome into an exit code.
@@ -116,7 +120,7 @@ pub fn main() -> ExitCode {
     // A panic is a fault of this program, and its message may repeat a stranger's text.
     std::panic::set_hook(Box::new(|panic| Printer::new(false).panic(panic)));
     machine::prepare();
-    let (arguments, notes) = match parse() {
+    let (verb, printer) = match parse() {
         Ok(parsed) => parsed,
         Err(error) => {
             let exit_code = error.exit_code();
@@ -124,39 +128,10 @@ pub fn main() -> ExitCode {
             return ExitCode::from(exit_code);
         }
     };
-    let printer = Printer::new(arguments.quiet);
-    notes
-        .iter()
-        .for_each(|note| printer.note(&format!(" note: {note}")));
-    if !matches!(arguments.command, Command::Train(_) | Command::Run(_)) {
+    if !verb.handles_signals() {
         machine::clean_up_at_signals();
     }
-    let outcome = match &arguments.command {
-        #[cfg(feature = "hub")]
-        Command::Pull(arguments) => arguments.run(&printer),
-        #[cfg(feature = "hub")]
-        Command::Push(arguments) => arguments.run(&printer),
-        Command::Inspect(arguments) => arguments.run(&printer),
-        Command::Cost(arguments) => arguments.run(&printer),
-        Command::Init(arguments) => arguments.run(&printer),
-        Command::Convert(arguments) => arguments.run(&printer),
-        Command::Branch(arguments) => arguments.run(&printer),
-        Command::Merge(arguments) => arguments.run(&printer),
-        Command::Upcycle(arguments) => arguments.run(&printer),
-        Command::Expert(arguments) => arguments.run(&printer),
-        Command::Validate(arguments) => arguments.run(&printer),
-        Command::Diff(arguments) => arguments.run(&printer),
-        Command::Tokenize(arguments) => arguments.run(&printer),
-        Command::Train(arguments) => arguments.run(&printer),
-        Command::Eval(arguments) => arguments.run(&printer),
-        Command::Generate(arguments) => arguments.run(&printer),
-        Command::Logits(arguments) => arguments.run(&printer),
-        Command::Report(arguments) => arguments.run(&printer),
-        Command::Run(arguments) => arguments.run(&printer),
-        Command::Completions(arguments) => arguments.run(&printer),
-        Command::Man(arguments) => arguments.run(&printer),
-        Command::RenderChat(arguments) => arguments.run(&printer),
-    };
+    let outcome = verb.run(&printer);
     notice::take()
         .iter()
         .for_each(|notice| printer.note(&format!(" note: {notice}")));
@@ -172,41 +147,77 @@ pub fn main() -> ExitCode {
 }
 
 /// The definition of the command line, from which help, completions and manual pages come.
-fn definition() -> clap::Command {
-    pipeline::define(Arguments::command())
+fn definition() -> Command {
+    program().definition().clone()
 }
 
-/// The arguments of this process, with those that the file of `--config` holds, and notes about that file. What clap refuses,
-/// or answers itself, ends the process.
-fn parse() -> bam_convert::Result<(Arguments, Vec<String>)> {
+/// The definition of the command line, with what commands and arguments say of themselves.
+fn program() -> pipeline::Program {
+    let commands = commands();
+    let definition = commands
+        .iter()
+        .fold(Arguments::command(), |definition, command| {
+            definition.subcommand(command.definition())
+        });
+    let declarations = commands.into_iter().map(|command| command.declaration);
+    pipeline::Program::new(definition, declarations.collect(), values::kinds())
+}
+
+/// The command of this process, with the settings that the file of `--config` holds, and where it prints. What `clap`
+/// refuses, or answers itself, ends the process.
+fn parse() -> bam_convert::Result<(Box<dyn Verb>, Printer)> {
+    let program = program();
     let mut line = std::env::args_os().collect::<Vec<_>>();
     let mut notes = Vec::new();
     if pipeline::is_given(&line) {
+        let relaxed = pipeline::relaxed(&program);
+        let matches = matches(relaxed.definition(), &line);
         #[cfg(feature = "hub")]
-        let fetch = hub::fetch(&line);
+        let fetch = hub::fetch(&program, &matches);
         #[cfg(not(feature = "hub"))]
         let fetch = |_: &str| Ok(None);
-        let relaxed = pipeline::relaxed(definition());
-        let matches = relaxed
-            .clone()
-            .try_get_matches_from(&line)
-            .unwrap_or_else(|error| end(&error, &line));
         pipeline::Settled { line, notes } = pipeline::settle(&relaxed, line, &matches, &fetch)?;
     }
-    let read = |line: &[OsString]| {
-        let matches = definition().try_get_matches_from(line);
-        matches
-            .and_then(|mut matches| Arguments::from_arg_matches_mut(&mut matches))
-            .unwrap_or_else(|error| end(&error, line))
-    };
-    let arguments = read(&line);
+    let (verb, printer) = read(program.definition(), &line);
     // What the line lacks is told before anything is pulled.
     #[cfg(feature = "hub")]
-    let arguments = match hub::resolve(definition, &line, &Printer::new(arguments.quiet))? {
-        Some(line) => read(&line),
-        None => arguments,
+    let verb = {
+        let matches = matches(program.definition(), &line);
+        match hub::resolve(&program, &matches, verb.hub_use(), &printer)? {
+            Some(folders) => read(&program.with_folders(&folders), &line).0,
+            None => verb,
+        }
     };
-    Ok((arguments, notes))
+    notes
+        .iter()
+        .for_each(|note| printer.note(&format!(" note: {note}")));
+    Ok((verb, printer))
+}
+
+/// The command that a line means, and where it prints.
+fn read(definition: &Command, line: &[OsString]) -> (Box<dyn Verb>, Printer) {
+    let matches = matches(definition, line);
+    let verb = matches.subcommand().and_then(|(name, matches)| {
+        let command = commands()
+            .into_iter()
+            .find(|command| command.declaration.name == name);
+        Some(command?.read(matches))
+    });
+    // The definition requires a command.
+    let verb = verb.unwrap_or_else(|| Err(clap::Error::new(ErrorKind::MissingSubcommand)));
+    match verb {
+        Ok(verb) => (verb, Printer::new(is_quiet(&matches))),
+        Err(error) => end(&error, line),
+    }
+}
+
+fn is_quiet(matches: &ArgMatches) -> bool {
+    Arguments::from_arg_matches(matches).is_ok_and(|arguments| arguments.quiet)
+}
+
+fn matches(definition: &Command, line: &[OsString]) -> ArgMatches {
+    let matches = definition.clone().try_get_matches_from(line);
+    matches.unwrap_or_else(|error| end(&error, line))
 }
 
 /// Ends the process with clap's help or refusal. Words of the line may be names of strangers' files, as a shell's `*` gives

@@ -1,17 +1,19 @@
 //! `pull`: a checkpoint from the Hub.
 
 use bam_convert::Error;
+use bam_convert::arguments::{DryRun, Force, Outline, OutputPath};
 use bam_convert::checkpoint::outline;
 use bam_convert::checkpoint::reference::Reference;
 use bam_convert::estimate::Estimate;
 use bam_convert::hub::{FileSelection, HubError, Pull, cached, headers};
-use bam_convert::pipeline::OutputPath;
+use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::printable::printable;
 use bam_convert::table::{self, Align, counted, grouped};
-use clap::Args;
+use clap::{ArgAction, Args};
 use serde::Serialize;
 
 use super::printer::Printer;
+use super::verb::{HubUse, Verb};
 use super::{Outcome, Verdict, estimate, hub};
 
 /// Pull a checkpoint from the Hugging Face Hub, every file checked against the hashes of its commit.
@@ -27,7 +29,7 @@ use super::{Outcome, Verdict, estimate, hub};
 pub struct Arguments {
     /// Repository, and a branch, tag or commit of it.
     #[arg(value_name = "REPO[@REV]")]
-    repository: String,
+    repository: hub::Repository,
     /// Folder to make; it is complete or absent.
     #[arg(value_name = "DIR")]
     folder: Option<OutputPath>,
@@ -38,20 +40,20 @@ pub struct Arguments {
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
     /// Replace an existing checkpoint at DIR.
-    #[arg(long, requires = "folder")]
-    force: bool,
+    #[arg(long, requires = "folder", action = ArgAction::SetTrue)]
+    force: Force,
     /// Files to transfer at a time.
     #[arg(long, value_name = "N", default_value_t = hub::WORKERS as u16, value_parser = clap::value_parser!(u16).range(1..=64))]
     max_workers: u16,
     /// Show what would be pulled, with sizes, and pull nothing.
-    #[arg(long)]
-    dry_run: bool,
+    #[arg(long, action = ArgAction::SetTrue)]
+    dry_run: DryRun,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
     /// Make the outline of the output, and say what it would take.
-    #[arg(long, hide = true)]
-    outline: bool,
+    #[arg(long, hide = true, action = ArgAction::SetTrue)]
+    outline: Outline,
 }
 
 /// What `--dry-run` shows.
@@ -64,9 +66,12 @@ struct Preview<'a> {
     missing: u64,
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("pull", StageUse::Copies)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         let reference = Reference::parse(&self.repository)?;
         let selection = FileSelection::new(&self.include, &self.exclude)?;
         let client = hub::client()?;
@@ -87,7 +92,7 @@ impl Arguments {
             return Ok(Verdict::Yes);
         }
         let pull = Pull::new(&client, &reference, &selection, self.folder.as_deref())?;
-        if self.outline {
+        if *self.outline {
             if let Some(folder) = &self.folder {
                 outline::copy(&headers(&client, &reference)?, folder)?;
             }
@@ -100,11 +105,11 @@ impl Arguments {
                 },
             );
         }
-        if self.dry_run {
+        if *self.dry_run {
             return Self::preview(&pull, self.json, printer);
         }
         let bar = printer.bytes_bar(pull.missing(), "pulling");
-        let pulled = pull.run(self.force, usize::from(self.max_workers), &|bytes| {
+        let pulled = pull.run(*self.force, usize::from(self.max_workers), &|bytes| {
             bar.inc(bytes)
         })?;
         bar.finish_and_clear();
@@ -125,6 +130,12 @@ impl Arguments {
         Ok(Verdict::Yes)
     }
 
+    fn hub_use(&self) -> HubUse {
+        HubUse::Own
+    }
+}
+
+impl Arguments {
     fn preview(pull: &Pull, json: bool, printer: &Printer) -> Outcome {
         let snapshot = &pull.snapshot;
         let (bytes, missing) = (pull.bytes(), pull.missing());

@@ -1,23 +1,25 @@
 //! `push`: a checkpoint to the Hub.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 
+use bam_convert::arguments::{DryRun, InputPath};
 use bam_convert::checkpoint::folder::CARD;
 use bam_convert::checkpoint::manifest::Manifest;
 use bam_convert::checkpoint::reference::Reference;
 use bam_convert::evaluate::report::Report as Evaluation;
 use bam_convert::hub::{self, LocalPaths, Push, PushOptions, PushState, Pushed};
-use bam_convert::pipeline::published_card;
+use bam_convert::pipeline::{Declaration, StageUse, published_card};
 use bam_convert::surgery::publication::Publication;
 use bam_convert::table::{self, Align, counted, grouped};
 use bam_convert::{Error, Result};
-use clap::Args;
+use clap::{ArgAction, Args};
 use serde::Serialize;
 
 use super::hub::client;
 use super::printer::Printer;
 use super::validate::examine;
+use super::verb::{HubUse, Verb};
 use super::work::WorkArguments;
 use super::{Outcome, Verdict};
 
@@ -38,10 +40,10 @@ const EVALUATION: &str = "eval.json";
 pub struct Arguments {
     /// Folder of the checkpoint.
     #[arg(value_name = "DIR")]
-    folder: PathBuf,
+    folder: InputPath,
     /// Repository; it is made if it is missing.
     #[arg(value_name = "REPO")]
-    repository: String,
+    repository: super::hub::Repository,
     /// If the repository has to be made, let nobody else see it; refuse one that all may see.
     #[arg(long)]
     private: bool,
@@ -56,10 +58,10 @@ pub struct Arguments {
     message: Option<String>,
     /// Result of `eval --json` for the card [default: eval.json in DIR, where there is one].
     #[arg(long, value_name = "FILE")]
-    evaluation: Option<PathBuf>,
+    evaluation: Option<InputPath>,
     /// Show what would be pushed, and push nothing.
-    #[arg(long)]
-    dry_run: bool,
+    #[arg(long, action = ArgAction::SetTrue)]
+    dry_run: DryRun,
     #[command(flatten)]
     work: WorkArguments,
 }
@@ -86,9 +88,12 @@ struct Preview<'a> {
     sent: u64,
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("push", StageUse::Publishes)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         let reference = self.reference()?;
         let client = client()?;
         client.require_token(&reference)?;
@@ -117,11 +122,11 @@ impl Arguments {
             private: self.private,
             create_pr: self.create_pr,
             message: self.message(manifest.as_ref())?,
-            dry_run: self.dry_run,
+            dry_run: *self.dry_run,
         };
         let push = Push::new(&client, &reference, options, &|bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
-        if self.dry_run {
+        if *self.dry_run {
             return self.preview(&push, printer);
         }
         let ignored = push
@@ -143,6 +148,12 @@ impl Arguments {
         self.show(&pushed, printer)
     }
 
+    fn hub_use(&self) -> HubUse {
+        HubUse::Own
+    }
+}
+
+impl Arguments {
     fn reference(&self) -> Result<Reference> {
         let mut reference = Reference::parse(&self.repository)?;
         match (&self.revision, &reference.revision) {
@@ -180,7 +191,8 @@ impl Arguments {
         let beside = self.folder.join(EVALUATION);
         let evaluation = self
             .evaluation
-            .clone()
+            .as_deref()
+            .map(Path::to_path_buf)
             .or_else(|| Some(beside).filter(|path| path.exists()));
         let evaluation = evaluation.map(|path| Evaluation::read(&path)).transpose()?;
         let title = reference.repository.rsplit('/').next().unwrap_or_default();

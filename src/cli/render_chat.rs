@@ -10,11 +10,13 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use bam_convert::model::chat::{ChatTemplate, Conversation, RenderRequest};
+use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::{Error, threads};
 use clap::Args;
 
 use super::machine::abort_without_memory;
 use super::printer::Printer;
+use super::verb::Verb;
 use super::{Outcome, Verdict};
 
 /// Name of the hidden command.
@@ -31,11 +33,15 @@ const STACK: usize = 64 << 20;
 
 /// Render a conversation: a request as JSON on standard input, its result as JSON on standard output.
 #[derive(Debug, Args)]
+#[command(hide = true)]
 pub struct Arguments {}
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new(NAME, StageUse::Never)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         limit_process()?;
         abort_without_memory();
         let request: RenderRequest = serde_json::from_reader(std::io::stdin().lock())?;

@@ -1,15 +1,16 @@
 //! `report`: runs and what came of them, as one page.
 
-use std::path::PathBuf;
-
+use bam_convert::arguments::{CheckpointPath, Outline, OutputPath};
 use bam_convert::checkpoint::{Checkpoint, single};
 use bam_convert::estimate::{Estimate, READ};
-use bam_convert::pipeline::OutputPath;
+use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::report::{self, Means, Work};
-use clap::Args;
+use clap::{ArgAction, Args};
 
 use super::estimate::print;
+use super::names::paths;
 use super::printer::Printer;
+use super::verb::Verb;
 use super::{Outcome, Verdict};
 
 /// What a page has near its beginning, by which an earlier one is known.
@@ -28,7 +29,7 @@ const TITLE: &[u8] = b"<title>bam-convert report: ";
 pub struct Arguments {
     /// Outputs of `train` (OUT or OUT.run), checkpoint folders, results of `eval --json`, and work folders of `run`.
     #[arg(value_name = "DIR|FILE.json", required = true)]
-    inputs: Vec<PathBuf>,
+    inputs: Vec<CheckpointPath>,
     /// The page.
     #[arg(long, value_name = "FILE.html")]
     out: OutputPath,
@@ -36,17 +37,20 @@ pub struct Arguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// Say what it would take.
-    #[arg(long, hide = true)]
-    outline: bool,
+    #[arg(long, hide = true, action = ArgAction::SetTrue)]
+    outline: Outline,
 }
 
 /// Bytes of a page without runs, and of what a checkpoint and its run add to it, in round numbers.
 const PAGE: (u64, u64) = (30_000, 50_000);
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
-        if self.outline {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("report", StageUse::Makes)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
+        if *self.outline {
             let checkpoints = self
                 .inputs
                 .iter()
@@ -62,7 +66,7 @@ impl Arguments {
         single::check_kind(&self.out, "report of bam-convert", &|beginning| {
             beginning.windows(TITLE.len()).any(|part| part == TITLE)
         })?;
-        let input = report::read(&self.inputs)?;
+        let input = report::read(&paths(&self.inputs))?;
         let bar = printer.bytes_bar(0, "comparing");
         let threads = self.threads.map(usize::from);
         let means = Means {

@@ -6,23 +6,31 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use bam_convert::Error;
+use bam_convert::arguments::{CheckpointPath, DryRun, InputPath, Named, OutputPath};
 use bam_convert::checkpoint::reference::SCHEME;
 use bam_convert::pipeline::{
-    Choice, Failure, Graph, Rebuild, Recipe, Report, Runner, Selection, Site, Stage,
-    comparison_table, schema, status_table, submission_script, submitted_table, supervise,
+    Choice, Declaration, Failure, Graph, Rebuild, Recipe, Report, Runner, Selection, Site, Stage,
+    StageUse, comparison_table, schema, status_table, submission_script, submitted_table,
+    supervise,
 };
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 
 use super::printer::Printer;
 use super::stages::Preview;
+use super::verb::{HubUse, Verb};
 use super::watcher::Watcher;
-use super::{Outcome, Verdict, definition};
+use super::{Outcome, Verdict, program};
+
+/// Name of the command, by which stages run below a supervisor and as jobs.
+const NAME: &str = "run";
+/// Arguments that make this program a supervisor of the words after them.
+const SUPERVISE: [&str; 3] = [NAME, "--supervise", "--"];
 
 /// Run a recipe: stages, each a command of this program or of the shell, in a work folder.
 ///
 /// Stages whose settings, inputs and outputs are as their last run left them are skipped, so that a run that was stopped,
 /// or a recipe that was changed, goes on with what is left to do. Stages that do not need each other run side by side; one
-/// that runs a model (train, eval, logits, generate) takes all cores and runs alone. STAGE is a name or a pattern: 'train-*'.
+/// that runs a model takes all cores and runs alone. STAGE is a name or a pattern: 'train-*'.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  bam-convert run recipes/quickstart.yaml\n  \
@@ -34,20 +42,20 @@ use super::{Outcome, Verdict, definition};
 pub struct Arguments {
     /// The recipe, in YAML.
     #[arg(value_name = "RECIPE.yaml", required_unless_present_any = ["schema", "from_manifest", "supervise"])]
-    recipe: Option<PathBuf>,
+    recipe: Option<InputPath>,
     /// Make the checkpoint in this folder again, by the recipe in its manifest, and compare the two.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "set"])]
-    from_manifest: Option<PathBuf>,
+    from_manifest: Option<InputPath>,
     /// Where a source of that recipe lies now (repeat); its bytes must be the same [default: where the manifest says].
-    #[arg(long, value_name = "NAME=PATH", value_parser = named_value, requires = "from_manifest")]
-    source: Vec<(String, String)>,
+    #[arg(long, value_name = "NAME=PATH", requires = "from_manifest")]
+    source: Vec<Named<CheckpointPath>>,
     /// Run the commands of the shell that are in that recipe: programs that whoever wrote the manifest has chosen.
     #[arg(long, requires = "from_manifest")]
     allow_shell: bool,
     /// Folder to work in [default: the recipe's `work`, else one named after it, in the current folder; with
     /// --from-manifest, NAME.again beside the folder NAME that the recipe ran in].
     #[arg(long, value_name = "DIR")]
-    work: Option<PathBuf>,
+    work: Option<OutputPath>,
     /// Replace the value of a variable (repeat).
     #[arg(long, value_name = "NAME=VALUE", value_parser = named_value)]
     set: Vec<(String, String)>,
@@ -73,8 +81,8 @@ pub struct Arguments {
     #[arg(long, hide = true, requires = "only", conflicts_with = "executor")]
     job: bool,
     /// Print the commands, what needs what, which would run and why, and the disk and time that they take; run nothing.
-    #[arg(long)]
-    dry_run: bool,
+    #[arg(long, action = ArgAction::SetTrue)]
+    dry_run: DryRun,
     /// Print where each stage stands; run nothing.
     #[arg(long, conflicts_with = "dry_run")]
     status: bool,
@@ -101,9 +109,12 @@ enum Executor {
     Slurm,
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new(NAME, StageUse::Never)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         if self.supervise {
             return Err(supervise(&self.supervised).into());
         }
@@ -114,7 +125,7 @@ impl Arguments {
             let moved: Vec<_> = self
                 .source
                 .iter()
-                .map(|(name, path)| (name.clone(), PathBuf::from(path)))
+                .map(|source| (source.name.clone(), source.value.to_path_buf()))
                 .collect();
             let rebuild = Rebuild::read(
                 folder,
@@ -122,9 +133,9 @@ impl Arguments {
                 &moved,
                 self.allow_shell,
                 self.verify,
-                &definition(),
+                &program(),
             )?;
-            let stages = rebuild.stages(&definition())?;
+            let stages = rebuild.stages(&program())?;
             return self.run_stages(
                 rebuild.recipe(),
                 rebuild.work(),
@@ -133,16 +144,26 @@ impl Arguments {
                 printer,
             );
         }
-        let Some(recipe) = &self.recipe else {
-            printer.json(&schema(&definition()))?;
+        let Some(recipe) = self.recipe.as_deref() else {
+            printer.json(&schema(&program()))?;
             return Ok(Verdict::Yes);
         };
         let recipe = Recipe::read(recipe)?;
         let work = recipe.work(self.work.as_deref());
-        let stages = recipe.stages(&self.set, &work, &definition())?;
+        let stages = recipe.stages(&self.set, &work, &program())?;
         self.run_stages(&recipe, &work, &stages, None, printer)
     }
 
+    fn hub_use(&self) -> HubUse {
+        HubUse::Own
+    }
+
+    fn handles_signals(&self) -> bool {
+        true
+    }
+}
+
+impl Arguments {
     fn run_stages(
         &self,
         recipe: &Recipe,
@@ -168,6 +189,7 @@ impl Arguments {
         let (shares, variables, stop, watch) = (self.job, &variables[..], &stop, &watcher);
         let runner = Runner {
             program: &program,
+            supervise: &SUPERVISE,
             work,
             jobs,
             variables,
@@ -190,12 +212,12 @@ impl Arguments {
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             // A second signal does not wait for the stages to end; but Slurm sends as many as it likes, and a dry run has
             // its outlines to remove.
-            if !self.job && !self.dry_run {
+            if !self.job && !*self.dry_run {
                 signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(stop))?;
             }
             signal_hook::flag::register(signal, Arc::clone(stop))?;
         }
-        if self.dry_run {
+        if *self.dry_run {
             let mut forecasts = runner.forecast(stages, &graph, &choices)?;
             runner.estimate(stages, &mut forecasts)?;
             let preview = Preview::new(stages, &forecasts);
@@ -252,11 +274,10 @@ impl Arguments {
             return Ok(std::iter::once(text(recipe.path())?).chain(set).collect());
         };
         let mut words = vec![format!("--from-manifest={}", text(folder)?)];
-        for (name, place) in &self.source {
-            let place = if place.starts_with(SCHEME) {
-                place.clone()
-            } else {
-                text(Path::new(place))?
+        for Named { name, value } in &self.source {
+            let place = match value.to_str().filter(|place| place.starts_with(SCHEME)) {
+                Some(reference) => reference.to_owned(),
+                None => text(value)?,
             };
             words.push(format!("--source={name}={place}"));
         }
@@ -273,13 +294,19 @@ impl Arguments {
         printer: &Printer,
     ) -> Outcome {
         let (program, work) = (runner.program.to_path_buf(), whole(runner.work)?);
+        let mut arguments = vec![NAME.to_owned()];
+        arguments.extend(self.what(recipe)?);
+        arguments.extend(["--work".to_owned(), work.to_string_lossy().into_owned()]);
+        arguments.extend(self.verify.then(|| "--verify".to_owned()));
         let site = Site {
             program,
-            what: self.what(recipe)?,
+            arguments,
+            only: "--only",
+            force: "--force",
+            shares: "--job",
             work,
-            verify: self.verify,
         };
-        if self.dry_run {
+        if *self.dry_run {
             let (jobs, waiting) = runner.jobs(stages, graph, choices, &site)?;
             match self.json {
                 true => printer.json(&jobs)?,

@@ -1,23 +1,24 @@
 //! `tokenize`: texts to token shards.
 
-use std::path::PathBuf;
 use std::sync::Mutex;
 
+use bam_convert::arguments::{Force, Outline, OutputPath, TextsPath};
 use bam_convert::data::documents::TEXT_KEY;
 use bam_convert::data::outline::outline;
 use bam_convert::data::tokenize::{Progress, Report, Settings, SplitReport, tokenize};
 use bam_convert::data::vocabulary::Vocabulary;
-use bam_convert::pipeline::OutputPath;
+use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::printable::printable;
 use bam_convert::table::{self, Align};
 use bam_convert::threads;
 use bytesize::ByteSize;
-use clap::Args;
+use clap::{ArgAction, Args};
 use indicatif::ProgressBar;
 
 use super::estimate::print;
-use super::names::size;
+use super::names::{paths, size};
 use super::printer::Printer;
+use super::verb::Verb;
 use super::{Outcome, Verdict};
 
 /// Turn texts into a folder of token shards to train on.
@@ -35,7 +36,7 @@ use super::{Outcome, Verdict};
 pub struct Arguments {
     /// Files, folders, and patterns such as 'texts/**/*.md'.
     #[arg(required = true, value_name = "PATH")]
-    paths: Vec<PathBuf>,
+    paths: Vec<TextsPath>,
     /// Folder with a tokenizer.json, or such a file; `train:N` makes a byte-level BPE of N tokens of the texts.
     #[arg(long, value_name = "DIR|FILE|train:N")]
     tokenizer: Vocabulary,
@@ -55,8 +56,8 @@ pub struct Arguments {
     #[arg(long, value_name = "SIZE", default_value = "1GB", value_parser = size)]
     max_shard_size: ByteSize,
     /// Replace an existing token folder at the output.
-    #[arg(long)]
-    force: bool,
+    #[arg(long, action = ArgAction::SetTrue)]
+    force: Force,
     /// Worker threads [default: all cores].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -64,24 +65,27 @@ pub struct Arguments {
     #[arg(long)]
     json: bool,
     /// Make the outline of the output, and say what it would take.
-    #[arg(long, hide = true)]
-    outline: bool,
+    #[arg(long, hide = true, action = ArgAction::SetTrue)]
+    outline: Outline,
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("tokenize", StageUse::Makes)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         let settings = Settings {
-            paths: self.paths.clone(),
+            paths: paths(&self.paths),
             text_key: self.text_key.clone(),
             vocabulary: self.tokenizer.clone(),
             end_of_text: self.end_of_text.clone(),
             validation: self.validation,
             max_shard_size: self.max_shard_size.as_u64(),
             out: self.out.to_path_buf(),
-            force: self.force,
+            force: *self.force,
         };
-        if self.outline {
+        if *self.outline {
             return print(printer, &outline(&settings)?);
         }
         let pool = threads::pool(self.threads.map_or(0, usize::from))?;

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use bam_convert::arguments::{
+    CheckpointPath, DryRun, Force, InputPath, Named, Outline, OutputPath, Resume, Weighted,
+};
 use bam_convert::checkpoint::outline;
 use bam_convert::family::{Architecture, Config};
-use bam_convert::pipeline::OutputPath;
+use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::table;
 use bam_convert::threads::start_shared;
 use bam_convert::train::settings::{Compute, Documents, Preset, Spike, Trouble};
@@ -14,13 +17,14 @@ use bam_convert::train::{
     Decay, End, Event, LoadBalance, Operation, Outlook, Request, Settings, beside, check, run,
 };
 use candle_core::Device;
-use clap::Args;
+use clap::{ArgAction, Args};
 use serde_json::json;
 
 use super::device::DeviceName;
 use super::estimate::{print, show_training};
-use super::names::{at_least_one, weighted_path};
+use super::names::at_least_one;
 use super::printer::Printer;
+use super::verb::Verb;
 use super::{Outcome, Verdict};
 
 /// Train a checkpoint, dense or a mixture, on token folders.
@@ -37,10 +41,10 @@ use super::{Outcome, Verdict};
 pub struct Arguments {
     /// Folder of the checkpoint to begin with.
     #[arg(value_name = "CKPT")]
-    checkpoint: PathBuf,
+    checkpoint: CheckpointPath,
     /// A domain: its name, its token folder, and its weight in the mixture [default weight: 1].
-    #[arg(long, value_name = "NAME=DIR[:WEIGHT]", required = true, value_parser = domain)]
-    data: Vec<(String, PathBuf, f64)>,
+    #[arg(long, value_name = "NAME=DIR[:WEIGHT]", required = true)]
+    data: Vec<Named<Weighted<InputPath>>>,
     /// Updates of the weights.
     #[arg(long, value_name = "N")]
     steps: u64,
@@ -48,20 +52,20 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR")]
     out: OutputPath,
     /// Go on with the run in DIR.run.
-    #[arg(long, conflicts_with = "force")]
-    resume: bool,
+    #[arg(long, conflicts_with = "force", action = ArgAction::SetTrue)]
+    resume: Resume,
     /// Replace an earlier run and its output.
-    #[arg(long)]
-    force: bool,
+    #[arg(long, action = ArgAction::SetTrue)]
+    force: Force,
     /// Check what is asked for, and show the disk, compute and time that the run would take; train nothing.
-    #[arg(long)]
-    dry_run: bool,
+    #[arg(long, action = ArgAction::SetTrue)]
+    dry_run: DryRun,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
     /// Make the outline of the output, and say what it would take.
-    #[arg(long, hide = true)]
-    outline: bool,
+    #[arg(long, hide = true, action = ArgAction::SetTrue)]
+    outline: Outline,
     #[command(flatten)]
     batches: Batches,
     #[command(flatten)]
@@ -210,17 +214,20 @@ struct Keeping {
     on_spike: Option<Spike>,
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("train", StageUse::Makes)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         if let Some(threads) = self.machine.threads {
             use_threads(threads)?;
         }
-        if self.outline {
+        if *self.outline {
             outline::copy(&self.checkpoint, &self.out)?;
             return print(printer, &self.outlook(&self.settings(printer)?)?.estimate());
         }
-        if self.dry_run {
+        if *self.dry_run {
             let mut request = self.request(Device::Cpu, printer)?;
             check(&mut request)?;
             return show_training(
@@ -279,10 +286,20 @@ impl Arguments {
         self.say(&end?, printer)
     }
 
+    fn computes(&self) -> bool {
+        true
+    }
+
+    fn handles_signals(&self) -> bool {
+        true
+    }
+}
+
+impl Arguments {
     fn request(&self, device: Device, printer: &Printer) -> bam_convert::Result<Request> {
         Ok(Request {
-            checkpoint: self.checkpoint.clone(),
-            data: self.data.clone(),
+            checkpoint: self.checkpoint.to_path_buf(),
+            data: self.domains(),
             out: self.out.to_path_buf(),
             settings: self.settings(printer)?,
             operation: self.operation(),
@@ -290,11 +307,19 @@ impl Arguments {
         })
     }
 
+    /// Each domain with its token folder and its weight.
+    fn domains(&self) -> Vec<(String, PathBuf, f64)> {
+        let domains = self.data.iter();
+        domains
+            .map(|Named { name, value }| (name.clone(), value.value.to_path_buf(), value.weight))
+            .collect()
+    }
+
     fn outlook(&self, settings: &Settings) -> bam_convert::Result<Outlook> {
         let gpu = self.machine.device == DeviceName::Cuda;
         Outlook::of(
             &self.checkpoint,
-            &self.data,
+            &self.domains(),
             settings,
             &self.operation(),
             gpu,
@@ -399,8 +424,8 @@ impl Arguments {
             validate_rows: self.keeping.validate_rows,
             detail_every: self.keeping.detail_every,
             dump_rows: self.keeping.dump_rows.as_deref().map(Into::into),
-            resume: self.resume,
-            force: self.force,
+            resume: *self.resume,
+            force: *self.force,
         }
     }
 }
@@ -410,16 +435,4 @@ fn use_threads(threads: u16) -> bam_convert::Result<()> {
     // SAFETY: no other thread runs yet that could read the environment.
     unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
     start_shared(threads.into())
-}
-
-/// `NAME=DIR` or `NAME=DIR:WEIGHT`.
-fn domain(text: &str) -> Result<(String, PathBuf, f64), String> {
-    let Some((name, rest)) = text
-        .split_once('=')
-        .filter(|(name, rest)| !name.is_empty() && !rest.is_empty())
-    else {
-        return Err("expected NAME=DIR or NAME=DIR:WEIGHT".to_owned());
-    };
-    let (path, weight) = weighted_path(rest)?;
-    Ok((name.to_owned(), path, weight))
 }

@@ -1,12 +1,17 @@
 //! `upcycle`: dense models into a mixture of experts.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use bam_convert::Error;
+use bam_convert::arguments::{
+    ArgumentRole, ArgumentValue, CheckpointPath, InputPath, Named, OutputPath, TextsPath,
+};
 use bam_convert::checkpoint::dtype::{self, Dtype};
 use bam_convert::checkpoint::output::check_target;
 use bam_convert::family::{Architecture, AttentionKv, Family, Mixture, RouterBias, TopK};
-use bam_convert::pipeline::OutputPath;
+use bam_convert::mergekit::Dialect;
+use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::surgery::Model;
 use bam_convert::surgery::methods::{self, ExpertRule, Method};
 use bam_convert::surgery::router::RouterInit;
@@ -16,9 +21,9 @@ use clap::{Args, ValueEnum};
 use super::Outcome;
 use super::check::Check;
 use super::methods::MethodArguments;
-use super::names::named_path;
 use super::printer::Printer;
 use super::prompts::ComputedRows;
+use super::verb::Verb;
 use super::write::WriteArguments;
 
 /// Make a mixture of experts out of a dense seed and models that were trained from it.
@@ -36,10 +41,10 @@ pub struct Arguments {
     method: Method,
     /// Folder of the dense seed: expert 0.
     #[arg(long, value_name = "DIR")]
-    seed: PathBuf,
+    seed: CheckpointPath,
     /// An expert: its name and the folder of its dense model, or `random` for a freshly initialised one (repeat).
-    #[arg(long = "expert", value_name = "NAME=DIR", value_parser = named_path)]
-    experts: Vec<(String, PathBuf)>,
+    #[arg(long = "expert", value_name = "NAME=DIR")]
+    experts: Vec<Named<ExpertSource>>,
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
     out: OutputPath,
@@ -97,11 +102,11 @@ pub struct Arguments {
     rng_seed: u64,
     /// Read the models as the family that this format file describes, as in `formats/`.
     #[arg(long, value_name = "FILE")]
-    format: Option<PathBuf>,
+    format: Option<InputPath>,
     /// Then let each source and the mixture read the beginning of this text (as for `eval --data`, 4096 tokens), and show
     /// their perplexity: what the surgery has cost, before any training.
     #[arg(long, value_name = "TEXT", conflicts_with = "format")]
-    check: Option<PathBuf>,
+    check: Option<TextsPath>,
     #[command(flatten)]
     methods: MethodArguments,
     #[command(flatten)]
@@ -116,6 +121,42 @@ fn method_help() -> String {
         methods::alternatives(takes_specialists, "`"),
         methods::alternatives(|method| !takes_specialists(method), "`"),
     )
+}
+
+/// Where an expert comes from.
+#[derive(Clone, Debug)]
+pub enum ExpertSource {
+    /// It is freshly initialised.
+    Random,
+    /// It is this dense model.
+    Dense(CheckpointPath),
+}
+
+/// The word for an expert that is freshly initialised.
+const RANDOM: &str = "random";
+
+impl ArgumentValue for ExpertSource {
+    const ROLE: ArgumentRole = ArgumentRole::Checkpoint;
+
+    fn read(text: &OsStr) -> Result<Self, String> {
+        if text == RANDOM {
+            Ok(Self::Random)
+        } else {
+            CheckpointPath::read(text).map(Self::Dense)
+        }
+    }
+
+    fn form() -> String {
+        CheckpointPath::form()
+    }
+
+    fn places(text: &str) -> Vec<&str> {
+        if text == RANDOM {
+            Vec::new()
+        } else {
+            CheckpointPath::places(text)
+        }
+    }
 }
 
 /// Values of `--kv`.
@@ -174,20 +215,21 @@ pub fn float_dtype(text: &str) -> Result<Dtype, String> {
         })
 }
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("upcycle", StageUse::Makes).with_settings_file(Dialect::Moe)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
         let expert_rule = self.methods.rule(self.method)?;
         self.refuse_misplaced(&*expert_rule)?;
         let format = self.format.as_deref().map(Family::read).transpose()?;
         let seed = Model::open_as(SEED, &self.seed, format.as_ref())?;
         let mut experts = Vec::with_capacity(self.experts.len());
-        for (name, path) in &self.experts {
-            let random = path.as_os_str() == "random";
-            let model = if random {
-                None
-            } else {
-                Some(Model::open_as(name, path, format.as_ref())?)
+        for Named { name, value } in &self.experts {
+            let model = match value {
+                ExpertSource::Random => None,
+                ExpertSource::Dense(path) => Some(Model::open_as(name, path, format.as_ref())?),
             };
             experts.push(Expert {
                 name: name.clone(),
@@ -198,7 +240,7 @@ impl Arguments {
             &self.router,
             self.attention_router.as_ref().unwrap_or(&self.router),
         ]);
-        let computed = match self.write.outline {
+        let computed = match *self.write.outline {
             true => None,
             false => self.prompt_rows(&seed.architecture, printer)?,
         };
@@ -243,7 +285,7 @@ impl Arguments {
         let check = self
             .check
             .as_deref()
-            .filter(|_| !self.write.outline)
+            .filter(|_| !*self.write.outline)
             .map(|text| Check::new(text, self.sources(), printer))
             .transpose()?;
         let (plan, architecture, files) = (
@@ -261,14 +303,23 @@ impl Arguments {
         )
     }
 
+    fn computes(&self) -> bool {
+        let routers = [Some(&self.router), self.attention_router.as_ref()];
+        self.check.is_some() || routers.into_iter().flatten().any(RouterInit::computes)
+    }
+}
+
+impl Arguments {
     /// The dense models with their names, the seed first.
     fn sources(&self) -> Vec<(String, PathBuf)> {
         let experts = self
             .experts
             .iter()
-            .filter(|(_, path)| path.as_os_str() != "random")
-            .cloned();
-        std::iter::once((SEED.to_owned(), self.seed.clone()))
+            .filter_map(|expert| match &expert.value {
+                ExpertSource::Random => None,
+                ExpertSource::Dense(path) => Some((expert.name.clone(), path.to_path_buf())),
+            });
+        std::iter::once((SEED.to_owned(), self.seed.to_path_buf()))
             .chain(experts)
             .collect()
     }
@@ -289,12 +340,12 @@ impl Arguments {
             )
             .with_hint("pass --router normal, or leave --seed-copies out"));
         }
-        check_names(self.experts.iter().map(|(name, _)| name.as_str()))?;
-        check_target(&self.out, self.write.force, &[])?;
+        check_names(self.experts.iter().map(|expert| expert.name.as_str()))?;
+        check_target(&self.out, *self.write.force, &[])?;
         let seed = (!self.no_seed_expert).then(|| SEED.to_owned());
         let names: Vec<String> = seed
             .into_iter()
-            .chain(self.experts.iter().map(|(name, _)| name.clone()))
+            .chain(self.experts.iter().map(|expert| expert.name.clone()))
             .collect();
         let mut output = dense.upcycled(Mixture::new(dense, names.len() as u64));
         if (!self.method.upcycles().makes_attention_experts() || self.target != "bam")

@@ -3,15 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use bam_convert::Result;
+use bam_convert::arguments::{CheckpointPath, InputPath, Outline};
 use bam_convert::checkpoint::Checkpoint;
 use bam_convert::estimate::{Estimate, READ};
 use bam_convert::family::Family;
+use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::verify::validate::{Options, work_length};
 use bam_convert::verify::{Report, validate};
-use clap::Args;
+use clap::{ArgAction, Args};
 
 use super::estimate::print;
+use super::names::paths;
 use super::printer::Printer;
+use super::verb::Verb;
 use super::work::WorkArguments;
 use super::{Outcome, Verdict};
 
@@ -25,30 +29,33 @@ use super::{Outcome, Verdict};
 )]
 pub struct Arguments {
     /// Folder or weight file.
-    path: PathBuf,
+    path: CheckpointPath,
     /// Replay the manifest against its sources; folders given replace the recorded ones in order.
     #[arg(long, value_name = "DIR", num_args = 0..)]
-    against: Option<Vec<PathBuf>>,
+    against: Option<Vec<CheckpointPath>>,
     /// Read the model as the family that this format file describes, as in `formats/`.
     #[arg(long, value_name = "FILE")]
-    format: Option<PathBuf>,
+    format: Option<InputPath>,
     /// Show every finding.
     #[arg(long)]
     all: bool,
     #[command(flatten)]
     work: WorkArguments,
     /// Say what it would take.
-    #[arg(long, hide = true)]
-    outline: bool,
+    #[arg(long, hide = true, action = ArgAction::SetTrue)]
+    outline: Outline,
 }
 
 /// Bytes of a report, in round numbers.
 const REPORT: u64 = 4096;
 
-impl Arguments {
-    /// Runs the command.
-    pub fn run(&self, printer: &Printer) -> Outcome {
-        if self.outline {
+impl Verb for Arguments {
+    fn declaration() -> Declaration {
+        Declaration::new("validate", StageUse::Makes)
+    }
+
+    fn run(&self, printer: &Printer) -> Outcome {
+        if *self.outline {
             // Read for its numbers and for its hashes, and twice more to make it anew.
             let passes = if self.against.is_some() { 4 } else { 2 };
             let bytes = passes * Checkpoint::open(&self.path)?.data_length();
@@ -58,7 +65,7 @@ impl Arguments {
         let against = self
             .against
             .as_ref()
-            .map(|given| given.iter().cloned().map(Some).collect::<Vec<_>>());
+            .map(|given| paths(given).into_iter().map(Some).collect::<Vec<_>>());
         #[cfg(feature = "hub")]
         let against = match against {
             Some(given) if given.is_empty() => Some(super::hub::sources(&self.path, printer)?),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use bam_convert::arguments::{DryRun, Force, Outline};
 use bam_convert::checkpoint::writer::shard_count;
 use bam_convert::estimate::{DRAWN, Estimate, WRITTEN};
 use bam_convert::family::Architecture;
@@ -13,7 +14,7 @@ use bam_convert::surgery::router::RouterInit;
 use bam_convert::surgery::{Plan, licence};
 use bam_convert::table;
 use bytesize::ByteSize;
-use clap::Args;
+use clap::{ArgAction, Args};
 
 use super::check::Check;
 use super::estimate::print;
@@ -31,14 +32,14 @@ pub struct WriteArguments {
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size)]
     pub max_shard_size: ByteSize,
     /// Replace an existing checkpoint at the output.
-    #[arg(long)]
-    pub force: bool,
+    #[arg(long, action = ArgAction::SetTrue)]
+    pub force: Force,
     /// Show what would be written, and write nothing.
-    #[arg(long)]
-    pub dry_run: bool,
+    #[arg(long, action = ArgAction::SetTrue)]
+    pub dry_run: DryRun,
     /// Make the outline of the output, and say what it would take.
-    #[arg(long, hide = true)]
-    pub outline: bool,
+    #[arg(long, hide = true, action = ArgAction::SetTrue)]
+    pub outline: Outline,
     /// Hash every source again, also those that have not changed since they were hashed before.
     #[arg(long)]
     rehash: bool,
@@ -50,7 +51,7 @@ impl WriteArguments {
     /// Routers as they are asked for; for an outline, which computes nothing, such as need no model but have the same shape.
     pub fn routers<const N: usize>(&self, asked: [&RouterInit; N]) -> [RouterInit; N] {
         asked.map(|router| match router {
-            RouterInit::Prompts(_) if self.outline => RouterInit::Normal(0.02),
+            RouterInit::Prompts(_) if *self.outline => RouterInit::Normal(0.02),
             router => router.clone(),
         })
     }
@@ -69,7 +70,7 @@ impl WriteArguments {
 
     /// Shows the plan of a single file for another program, or writes it.
     pub fn run_export(&self, export: &Export, out: &Path, printer: &Printer) -> Outcome {
-        if self.outline {
+        if *self.outline {
             return print(
                 printer,
                 &Estimate::of(export.length(), work_length(&export.plan) as f64 / WRITTEN),
@@ -80,8 +81,8 @@ impl WriteArguments {
             .notes
             .iter()
             .for_each(|note| printer.note(&format!(" note: {note}")));
-        let place = export.check_place(out, self.force);
-        if self.dry_run {
+        let place = export.check_place(out, *self.force);
+        if *self.dry_run {
             let (memory, threads) = (self.work.memory.as_u64(), self.work.thread_count());
             let preview = Preview::new(
                 &export.plan,
@@ -95,7 +96,7 @@ impl WriteArguments {
         }
         place?;
         let bar = printer.bytes_bar(export.length(), "writing");
-        export.write(out, self.force, self.work.thread_count(), &|bytes| {
+        export.write(out, *self.force, self.work.thread_count(), &|bytes| {
             bar.inc(bytes)
         })?;
         bar.finish_and_clear();
@@ -154,7 +155,7 @@ impl WriteArguments {
         check: Option<&Check>,
         printer: &Printer,
     ) -> Outcome {
-        if self.outline {
+        if *self.outline {
             return self.print_outline(plan, files, out, printer);
         }
         plan.notes
@@ -165,18 +166,18 @@ impl WriteArguments {
         let threads = self.work.thread_count();
         let target = Target {
             folder: out,
-            force: self.force,
+            force: *self.force,
             max_shard_size: self.max_shard_size.as_u64(),
             memory: self.work.memory.as_u64(),
             threads,
             rehash: self.rehash,
             progress: &|bytes| bar.inc(bytes),
         };
-        if self.dry_run {
+        if *self.dry_run {
             bar.finish_and_clear();
             let shards = shard_count(&plan.layouts(), target.max_shard_size);
             check_plan(plan)?;
-            let refusal = check_place(plan, out, self.force).err();
+            let refusal = check_place(plan, out, *self.force).err();
             let preview = Preview::new(
                 plan,
                 architecture,

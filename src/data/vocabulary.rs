@@ -1,6 +1,7 @@
 //! Which tokenizer to use, and what ends a text; or a new one, made of the texts themselves.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -14,6 +15,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{AddedToken, PreTokenizerWrapper};
 
 use super::header;
+use crate::arguments::{ArgumentRole, ArgumentValue};
 use crate::checkpoint::{SourceFile, json};
 use crate::error::nearest;
 use crate::model::generate::eos_ids;
@@ -42,6 +44,9 @@ const LONGEST_RUN: usize = 512;
 /// Bytes of text that a tokenizer is made of at once: finding words takes some hundred times as much memory.
 const PIECE: usize = 512 << 10;
 
+/// What a vocabulary to make begins with, as it is typed.
+const TRAIN: &str = "train:";
+
 /// Where the tokenizer comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Vocabulary {
@@ -55,7 +60,7 @@ impl FromStr for Vocabulary {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let Some(count) = text.strip_prefix("train:") else {
+        let Some(count) = text.strip_prefix(TRAIN) else {
             return Ok(Self::Existing(PathBuf::from(text)));
         };
         match count.parse() {
@@ -67,11 +72,31 @@ impl FromStr for Vocabulary {
     }
 }
 
+impl ArgumentValue for Vocabulary {
+    const ROLE: ArgumentRole = ArgumentRole::Checkpoint;
+
+    fn read(text: &OsStr) -> Result<Self, String> {
+        text.to_str().ok_or("expected UTF-8")?.parse()
+    }
+
+    fn form() -> String {
+        "DIR|FILE|train:N".to_owned()
+    }
+
+    fn places(text: &str) -> Vec<&str> {
+        if text.starts_with(TRAIN) {
+            Vec::new()
+        } else {
+            vec![text]
+        }
+    }
+}
+
 impl fmt::Display for Vocabulary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Existing(path) => path.display().fmt(f),
-            Self::Train(count) => write!(f, "train:{count}"),
+            Self::Train(count) => write!(f, "{TRAIN}{count}"),
         }
     }
 }

@@ -15,6 +15,49 @@ pub use linear::LinearFile;
 pub use model::Fetch;
 pub use moe::{MoeFile, Prompted};
 
+use std::path::Path;
+
+use crate::Result;
+
+/// The kinds of mergekit's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// `mergekit-yaml`: an average of models.
+    Linear,
+    /// `mergekit-moe`: a mixture of experts.
+    Moe,
+}
+
+impl Dialect {
+    /// The dialect of a file with these keys; none where it is no file of mergekit.
+    pub fn of<'a>(keys: impl Iterator<Item = &'a str> + Clone) -> Option<Self> {
+        if LinearFile::has_keys(keys.clone()) {
+            Some(Self::Linear)
+        } else {
+            MoeFile::has_keys(keys).then_some(Self::Moe)
+        }
+    }
+
+    /// What mergekit calls its program for such files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Linear => "mergekit-yaml",
+            Self::Moe => "mergekit-moe",
+        }
+    }
+
+    /// Reads a file of this dialect, and says it in settings of our own command.
+    ///
+    /// # Errors
+    /// Where the file asks for something that ours does not do.
+    pub fn translate(self, file: &Path, fetch: Fetch) -> Result<Translation> {
+        match self {
+            Self::Linear => LinearFile::read(file)?.translate(fetch),
+            Self::Moe => MoeFile::read(file)?.translate(fetch),
+        }
+    }
+}
+
 /// A file in settings of a command of ours.
 #[derive(Debug)]
 pub struct Translation {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
+use super::execute::Runner;
 use super::stage::Stage;
 use crate::printable::printable;
 use crate::{Error, Result};
@@ -16,19 +17,15 @@ use crate::{Error, Result};
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// The variable by which commands of the shell find this program.
 const PROGRAM: &str = "BAM_CONVERT";
-/// The flag of `run` that makes it a supervisor.
-const SUPERVISE: &str = "--supervise";
 
 /// Runs `line`, the stage's command or one that goes on with it; its status, and the file that holds its standard output.
 ///
-/// Once `stop` is true the child is told to end, and waited for.
+/// Once the runner is told to stop, the child is told to end, and waited for.
 pub(super) fn run(
-    program: &Path,
-    work: &Path,
+    runner: &Runner,
     stage: &Stage,
     line: &[String],
     log: &Path,
-    stop: &AtomicBool,
 ) -> Result<(ExitStatus, PathBuf)> {
     let printed = log.with_extension("out");
     let out = File::create(&printed).map_err(|e| Error::io("create", &printed, e))?;
@@ -38,11 +35,12 @@ pub(super) fn run(
     fs::write(log, format!("$ {shown}\n")).map_err(failed)?;
     // Both streams append, so that neither writes over the other.
     let append = || File::options().append(true).open(log).map_err(failed);
-    let program = std::path::absolute(program).map_err(|e| Error::io("find", program, e))?;
+    let program =
+        std::path::absolute(runner.program).map_err(|e| Error::io("find", runner.program, e))?;
     // Nobody writes into the pipe: it closes where this process ends, which the supervisor then notices.
     let (held_by_child, held) = std::io::pipe().map_err(|e| Error::io("run", &program, e))?;
     let mut command = Command::new(&program);
-    command.args(["run", SUPERVISE, "--"]);
+    command.args(runner.supervise);
     if stage.is_own {
         command.arg(&program);
     } else {
@@ -50,7 +48,7 @@ pub(super) fn run(
     }
     command.args(line);
     command
-        .current_dir(work)
+        .current_dir(runner.work)
         .stdin(held_by_child)
         .stderr(append()?);
     command.stdout(if stage.stdout.is_some() {
@@ -64,7 +62,7 @@ pub(super) fn run(
     let mut child = command.spawn().map_err(failed)?;
     // Its end of the pipe is open in the child alone.
     drop(command);
-    let status = wait(&mut child, stop).map_err(failed)?;
+    let status = wait(&mut child, runner.stop).map_err(failed)?;
     drop(held);
     Ok((status, printed))
 }

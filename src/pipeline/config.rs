@@ -4,37 +4,20 @@
 //! then parses them all.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{ArgMatches, Command};
 use serde_saphyr::Spanned;
 
 use super::expand::Scope;
-use super::lines::{Lines, refusal};
+use super::lines::{Lines, Owner, parse};
+use super::program::{CONFIG, Program};
 use super::yaml::{self, Node, fault};
+use crate::arguments::InputPath;
 use crate::checkpoint::output::folder_of;
-use crate::mergekit::{Fetch, LinearFile, MoeFile, Translation};
+use crate::mergekit::{Dialect, Fetch, LinearFile, Translation};
 use crate::{Error, Result};
-
-/// The flag without its dashes.
-const CONFIG: &str = "config";
-/// Commands that have it.
-const COMMANDS: [&str; 2] = ["merge", "upcycle"];
-/// Flags that a file cannot set.
-const RESERVED: [&str; 3] = [CONFIG, "help", "version"];
-
-/// The definition of the command line with `--config FILE` where commands take it.
-pub fn define(program: Command) -> Command {
-    let flag = Arg::new(CONFIG)
-        .long(CONFIG)
-        .value_name("FILE")
-        .value_parser(value_parser!(PathBuf))
-        .help("Take settings from a YAML file, under the names of the flags, or one of mergekit's; flags win (docs/reference/settings-files.md)");
-    COMMANDS.iter().fold(program, |program, name| {
-        program.mut_subcommand(name, |command| command.arg(flag.clone()))
-    })
-}
 
 /// Whether a command line may have the flag.
 pub fn is_given(line: &[OsString]) -> bool {
@@ -47,14 +30,18 @@ fn is_flag(word: &OsString) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
 }
 
-/// The same definition with nothing required: a file may hold what is.
-pub fn relaxed(program: Command) -> Command {
-    let relax = |command: Command| command.mut_args(|argument| argument.required(false));
-    let mut program = COMMANDS
-        .iter()
-        .fold(program, |program, name| program.mut_subcommand(name, relax));
-    program.build();
-    program
+/// The same program with nothing required where a file may hold what is.
+pub fn relaxed(program: &Program) -> Program {
+    let names: Vec<&str> = program
+        .with_settings_file()
+        .map(|(command, _)| command.name)
+        .collect();
+    program.mapped(|definition| {
+        let relax = |command: Command| command.mut_args(|argument| argument.required(false));
+        names.iter().fold(definition, |definition, name| {
+            definition.mut_subcommand(name, relax)
+        })
+    })
 }
 
 /// A command line that needs no file any more.
@@ -67,12 +54,12 @@ pub struct Settled {
 }
 
 /// The command line with the settings of the file that its `--config` names in it; `matches` is what the [`relaxed`]
-/// definition made of it, and `fetch` brings what mergekit's files take from the Hub.
+/// program made of it, and `fetch` brings what mergekit's files take from the Hub.
 ///
 /// # Errors
 /// Unknown keys and values that the command would refuse, with the nearest known and `FILE:LINE:COLUMN`.
 pub fn settle(
-    relaxed: &Command,
+    relaxed: &Program,
     line: Vec<OsString>,
     matches: &ArgMatches,
     fetch: Fetch,
@@ -83,20 +70,20 @@ pub fn settle(
             notes: Vec::new(),
         })
     };
-    let Some((name, given)) = matches
-        .subcommand()
-        .filter(|(name, _)| COMMANDS.contains(name))
+    let Some((name, given)) = matches.subcommand() else {
+        return nothing(line);
+    };
+    let mut with_file = relaxed.with_settings_file();
+    let found = with_file.find(|(command, _)| command.name == name);
+    let (Some((_, dialect)), Some(command)) = (found, relaxed.definition().find_subcommand(name))
     else {
         return nothing(line);
     };
-    let (Some(file), Some(command)) = (
-        given.get_one::<PathBuf>(CONFIG),
-        relaxed.find_subcommand(name),
-    ) else {
+    let Some(file) = given.get_one::<InputPath>(CONFIG) else {
         return nothing(line);
     };
     let typed = |id: &str| given.value_source(id) == Some(ValueSource::CommandLine);
-    let (settings, notes) = read(file, relaxed, command, &typed, fetch)?;
+    let (settings, notes) = read(file, relaxed, (command, dialect), &typed, fetch)?;
     let mut words = line.into_iter();
     let mut line = Vec::new();
     for word in words.by_ref() {
@@ -117,11 +104,12 @@ pub fn settle(
     Ok(Settled { line, notes })
 }
 
-/// The arguments of a file, those that were `typed` left out, and notes.
+/// The arguments of a file for a command that reads mergekit's files of this dialect, those that were `typed` left out, and
+/// notes.
 fn read(
     file: &Path,
-    program: &Command,
-    command: &Command,
+    program: &Program,
+    (command, dialect): (&Command, Dialect),
     typed: &dyn Fn(&str) -> bool,
     fetch: Fetch,
 ) -> Result<(Vec<String>, Vec<String>)> {
@@ -134,33 +122,39 @@ fn read(
         );
         return Err(fault(file, tree.referenced, problem));
     };
-    let keys = || entries.iter().map(|(key, _)| key.value.as_str());
-    let (kind, owner) = match (LinearFile::has_keys(keys()), MoeFile::has_keys(keys())) {
-        (true, _) => ("mergekit-yaml", "merge"),
-        (false, true) => ("mergekit-moe", "upcycle"),
-        (false, false) => return own(file, entries, program, command, typed),
+    let Some(found) = Dialect::of(entries.iter().map(|(key, _)| key.value.as_str())) else {
+        return own(file, entries, program, command, typed);
     };
-    if command.get_name() != owner {
-        if owner == "merge" {
-            // A method that runs nowhere here is the first thing to know.
-            LinearFile::read(file)?;
-        }
-        let problem = format!("is a file of {kind}, which is for `bam-convert {owner}`");
-        return Err(Error::file(file, problem)
-            .with_hint(format!("bam-convert {owner} --config {}", file.display())));
+    if found != dialect {
+        return Err(other_command(file, program, found));
     }
-    let translation = match owner {
-        "merge" => LinearFile::read(file)?.translate(fetch)?,
-        _ => MoeFile::read(file)?.translate(fetch)?,
-    };
+    let translation = found.translate(file, fetch)?;
     Ok((translated(&translation, command, typed), translation.notes))
+}
+
+/// The refusal of a file of mergekit that another command reads.
+fn other_command(file: &Path, program: &Program, dialect: Dialect) -> Error {
+    if dialect == Dialect::Linear
+        // A method that runs nowhere here is the first thing to know.
+        && let Err(error) = LinearFile::read(file)
+    {
+        return error;
+    }
+    let mut commands = program.with_settings_file();
+    let owner = commands.find(|(_, other)| *other == dialect);
+    let owner = owner.map_or("", |(command, _)| command.name);
+    let problem = format!(
+        "is a file of {}, which is for `bam-convert {owner}`",
+        dialect.name()
+    );
+    Error::file(file, problem).with_hint(format!("bam-convert {owner} --config {}", file.display()))
 }
 
 /// The arguments of a file in the names of the command's own flags.
 fn own(
     file: &Path,
     entries: &[(Spanned<String>, Spanned<Node>)],
-    program: &Command,
+    program: &Program,
     command: &Command,
     typed: &dyn Fn(&str) -> bool,
 ) -> Result<(Vec<String>, Vec<String>)> {
@@ -169,16 +163,15 @@ fn own(
     let mut arguments = Vec::new();
     for (key, value) in entries {
         // One key at a time, so that what is refused is refused where it stands.
-        let mut lines = Lines::new(file, &scope, &RESERVED);
+        let mut lines = Lines::new(file, &scope, program, Owner::SettingsFile);
         let (_, argument) = lines.argument(command, key)?;
         lines.add(command, key, value)?;
         let words = lines.finish().arguments;
         let line: Vec<String> = std::iter::once(command.get_name().to_owned())
             .chain(words.iter().cloned())
             .collect();
-        if let Some(problem) = refusal(program, &line) {
-            return Err(fault(file, value.referenced, problem));
-        }
+        parse(program.definition(), &line)
+            .map_err(|problem| fault(file, value.referenced, problem))?;
         if !typed(argument.get_id().as_str()) {
             arguments.extend(words);
         }

@@ -7,12 +7,10 @@
 use std::fs;
 use std::path::{Component, Path};
 
-use clap::Command;
-
-use super::arguments::{names_files, names_output};
 use super::lines::setting;
+use super::program::Program;
 use super::shell::SHELL;
-use super::stage::{definition, places};
+use crate::arguments::{ArgumentKind, ArgumentRole};
 use crate::checkpoint::output::resolved;
 use crate::checkpoint::recipe::StageRecord;
 use crate::{Error, Result};
@@ -39,24 +37,29 @@ pub(super) fn check_settings(
     path: &Path,
     number: usize,
     stage: &StageRecord,
-    program: &Command,
+    program: &Program,
 ) -> Result<()> {
     if stage.command == SHELL {
         // The user has read it, and allowed it.
         return Ok(());
     }
-    let Some(command) = definition(program, &stage.command) else {
+    let Some(command) = program.stage_definition(&stage.command) else {
         // Whoever resolves the recipe names the nearest command.
         return Ok(());
     };
     let arguments = command.get_arguments().filter_map(setting);
     for (key, argument) in arguments {
         let values = stage.settings.get(key).into_iter().flatten();
+        let Some(kind) = program.kind(argument) else {
+            continue;
+        };
         for value in values {
-            let verb = match () {
-                () if names_output(argument) && !leads_below(Path::new(value)) => "writes",
-                () if names_files(argument) && !reads_within(value) => "reads",
-                () => continue,
+            let verb = if kind.role == ArgumentRole::Output && !leads_below(Path::new(value)) {
+                "writes"
+            } else if kind.role.is_read() && !reads_within(kind, value) {
+                "reads"
+            } else {
+                continue;
             };
             let problem = format!(
                 "stage `{}` {verb} {value} outside the work folder",
@@ -76,10 +79,10 @@ pub(super) fn check_settings(
 }
 
 /// Whether whatever path a value holds lies in the work folder or in a source, which stands there as `${NAME}`.
-fn reads_within(value: &str) -> bool {
-    places(value).all(|place| {
+fn reads_within(kind: ArgumentKind, value: &str) -> bool {
+    kind.places(value).into_iter().all(|place| {
         let Some((before, after)) = place.split_once("${") else {
-            return stays_within(Path::new(&place));
+            return stays_within(Path::new(place));
         };
         // `NAME=${SOURCE}/…`: anything else in front would make another path of the source's.
         let is_prefix = before.is_empty() || before.ends_with(['=', ':']);

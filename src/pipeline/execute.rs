@@ -30,6 +30,8 @@ const LOCK_TRIES: usize = 5;
 pub struct Runner<'a> {
     /// This program.
     pub program: &'a Path,
+    /// The arguments that make this program run the words after them, and end all that they started when it ends itself.
+    pub supervise: &'a [&'a str],
     /// The folder that relative paths are seen from, made where absent.
     pub work: &'a Path,
     /// Stages that run at once; one that runs a model runs alone.
@@ -81,7 +83,7 @@ impl Runner<'_> {
         let mut times = self.times();
         let weights = stages
             .iter()
-            .map(|stage| if stage.computes() { self.jobs } else { 1 })
+            .map(|stage| if stage.computes { self.jobs } else { 1 })
             .collect();
         let mut schedule = Schedule::new(graph, weights, self.jobs);
         let mut finished: Vec<Option<Finished>> = vec![None; stages.len()];
@@ -197,7 +199,7 @@ impl Runner<'_> {
             reason,
         });
         let record = records.start(stage, before.as_ref())?;
-        let (status, printed) = child::run(self.program, self.work, stage, &line, &log, self.stop)?;
+        let (status, printed) = child::run(self, stage, &line, &log)?;
         let failed = |missing: Option<PathBuf>| {
             let (stage, code, tail) = (stage.name.clone(), status.code(), tail(&log, &printed));
             let failure = Some(Failure {
@@ -263,9 +265,9 @@ impl Runner<'_> {
                 )
                 .with_hint("remove it, or choose another --work"));
             }
-            _ if resume => line.push("--resume".to_owned()),
+            _ if resume => line.extend(stage.resume.clone()),
             // A killed run may have left more than the output.
-            _ if owned && stage.replaces => line.push("--force".to_owned()),
+            _ if owned => line.extend(stage.force.clone()),
             _ => {}
         }
         Ok(line)

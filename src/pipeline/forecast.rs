@@ -106,7 +106,7 @@ impl Runner<'_> {
         let outlined = stages
             .iter()
             .zip(&asked)
-            .filter(|(stage, asked)| **asked && stage.outlines);
+            .filter(|(stage, asked)| **asked && stage.outline.is_some());
         let shadow = Shadow::new(self.work, outlined.flat_map(|(stage, _)| &stage.outputs))?;
         for ((stage, forecast), _) in stages
             .iter()
@@ -125,17 +125,17 @@ impl Runner<'_> {
 
     /// What the command says, or why it cannot.
     fn ask(&self, stage: &Stage, shadow: &Shadow) -> Result<Result<Estimate, String>> {
-        if !stage.outlines {
+        let Some(outline) = &stage.outline else {
             return Ok(Err(format!(
                 "`{}` cannot tell before it runs",
                 stage.kind()
             )));
-        }
+        };
         for place in stage.reads() {
-            shadow.show(&place)?;
+            shadow.show(place)?;
         }
         let mut command = Command::new(self.program);
-        command.args(shadow.words(stage)).arg("--outline");
+        command.args(shadow.words(stage)).arg(outline);
         command.current_dir(shadow.work()).stdin(Stdio::null());
         let output = command
             .output()
@@ -152,7 +152,7 @@ impl Runner<'_> {
 
     /// Bytes of what a command that can go on keeps beside its output.
     fn kept_beside(&self, stage: &Stage) -> Result<u64> {
-        let Some(output) = stage.outputs.first().filter(|_| stage.resumes) else {
+        let Some(output) = stage.outputs.first().filter(|_| stage.resume.is_some()) else {
             return Ok(0);
         };
         let files = self.records().files(&beside(output)?)?;

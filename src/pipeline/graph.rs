@@ -104,7 +104,7 @@ impl Graph {
                     .iter()
                     .filter_map(|name| numbers.get(name.as_str()).copied()),
             );
-            for maker in stage.reads().flat_map(|place| makers.of(Path::new(&place))) {
+            for maker in stage.reads().flat_map(|place| makers.of(Path::new(place))) {
                 if maker < number {
                     graph.needs[number].insert(maker);
                 } else if maker > number {

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Arg, Command};
+use clap::{Arg, ArgMatches, Command};
 use serde_saphyr::{Location, Spanned};
 
-use super::arguments::{names_files, names_output, value_names};
 use super::expand::{Scope, expand};
+use super::program::Program;
 use super::yaml::{Node, fault, unknown_key};
 use crate::Result;
+use crate::arguments::{ArgumentKind, ArgumentRole};
 
 /// A text of the file with its names replaced.
 pub(super) fn text(file: &Path, place: Location, text: &str, scope: &Scope) -> Result<String> {
@@ -21,66 +22,109 @@ pub(super) fn text(file: &Path, place: Location, text: &str, scope: &Scope) -> R
     })
 }
 
-/// What the program would refuse of these arguments, in a line: what follows in its message is how to use the command
-/// line, which a file hides.
-pub(super) fn refusal(program: &Command, arguments: &[String]) -> Option<String> {
+/// Parses arguments as the program will. The error is what it would refuse, in a line: what follows in its message is how
+/// to use the command line, which a file hides.
+pub(super) fn parse(program: &Command, arguments: &[String]) -> Result<ArgMatches, String> {
     let line = std::iter::once(program.get_name().to_owned()).chain(arguments.iter().cloned());
-    let message = program
-        .clone()
-        .try_get_matches_from(line)
-        .err()?
-        .render()
-        .to_string();
-    let advice =
-        |line: &str| line.starts_with("Usage:") || line.starts_with("For more information");
-    let words = message
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !advice(line));
-    let words: Vec<&str> = words.filter(|line| !line.is_empty()).collect();
-    Some(words.join(" ").trim_start_matches("error: ").to_owned())
+    program.clone().try_get_matches_from(line).map_err(|error| {
+        let message = error.render().to_string();
+        let is_advice =
+            |line: &str| line.starts_with("Usage:") || line.starts_with("For more information");
+        let words = message
+            .lines()
+            .map(str::trim)
+            .take_while(|line| !is_advice(line));
+        let words: Vec<&str> = words.filter(|line| !line.is_empty()).collect();
+        words.join(" ").trim_start_matches("error: ").to_owned()
+    })
 }
 
-/// Settings with their values, names replaced.
-pub(super) type Settings = Vec<(String, Vec<String>)>;
+/// A setting of a file, names replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Setting {
+    /// The key.
+    pub(super) key: String,
+    /// What the values mean, where they name something.
+    pub(super) role: Option<ArgumentRole>,
+    /// The values, in order.
+    pub(super) values: Vec<SettingValue>,
+}
+
+/// A value of a setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SettingValue {
+    /// The whole value.
+    pub(super) text: String,
+    /// The paths that it may hold.
+    pub(super) places: Vec<String>,
+}
+
+impl Setting {
+    /// A setting whose values are of this kind, or name nothing.
+    pub(super) fn new(key: &str, kind: Option<ArgumentKind>, values: &[String]) -> Self {
+        let value = |text: &String| {
+            let places = kind.map_or(Vec::new(), |kind| kind.places(text));
+            SettingValue {
+                text: text.clone(),
+                places: places.into_iter().map(str::to_owned).collect(),
+            }
+        };
+        Self {
+            key: key.to_owned(),
+            role: kind.map(|kind| kind.role),
+            values: values.iter().map(value).collect(),
+        }
+    }
+}
 
 /// Settings as a command line.
 pub(super) struct Line {
     /// The arguments, without the command.
     pub(super) arguments: Vec<String>,
-    /// Values that name files to read.
-    pub(super) inputs: Vec<String>,
     /// Files and folders that the command writes to; the first is its result.
     pub(super) outputs: Vec<PathBuf>,
     /// The settings that the arguments were.
-    pub(super) settings: Settings,
+    pub(super) settings: Vec<Setting>,
+}
+
+/// What kind of file holds the settings; each keeps some arguments to itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// A recipe, whose runner chooses whether to replace, resume or estimate.
+    Recipe,
+    /// A file of `--config`.
+    SettingsFile,
 }
 
 /// A command line as it grows.
 pub(super) struct Lines<'a> {
     file: &'a Path,
     scope: &'a Scope,
-    reserved: &'a [&'a str],
+    program: &'a Program,
+    owner: Owner,
     positional: Vec<(usize, String)>,
     flags: Vec<String>,
-    inputs: Vec<String>,
     outputs: Vec<(usize, PathBuf)>,
-    settings: Settings,
+    settings: Vec<Setting>,
 }
 
 impl<'a> Lines<'a> {
-    /// Of a file whose texts may hold the names of `scope`; keys that are `reserved` are none of a file's.
-    pub(super) fn new(file: &'a Path, scope: &'a Scope, reserved: &'a [&'a str]) -> Self {
-        let (positional, flags, inputs, outputs, settings) = Default::default();
+    /// Of a file whose texts may hold the names of `scope`.
+    pub(super) fn new(
+        file: &'a Path,
+        scope: &'a Scope,
+        program: &'a Program,
+        owner: Owner,
+    ) -> Self {
         Self {
             file,
             scope,
-            reserved,
-            positional,
-            flags,
-            inputs,
-            outputs,
-            settings,
+            program,
+            owner,
+            positional: Vec::new(),
+            flags: Vec::new(),
+            outputs: Vec::new(),
+            settings: Vec::new(),
         }
     }
 
@@ -93,7 +137,6 @@ impl<'a> Lines<'a> {
         self.outputs.sort_by_key(|(place, _)| *place);
         Line {
             arguments: positional.chain(self.flags).collect(),
-            inputs: self.inputs,
             outputs: self.outputs.into_iter().map(|(_, path)| path).collect(),
             settings: self.settings,
         }
@@ -109,7 +152,7 @@ impl<'a> Lines<'a> {
         let (name, argument) = self.argument(command, key)?;
         let place = value.referenced;
         let values = self.values(argument, value)?;
-        self.settings.push((name.to_owned(), values.clone()));
+        let kind = self.program.kind(argument);
         let counts = argument.get_num_args().unwrap_or_default();
         if values.len() > 1 && !takes_many(argument) {
             let problem = format!("`{name}` takes one value, found {}", values.len());
@@ -117,18 +160,18 @@ impl<'a> Lines<'a> {
         }
         if !argument.get_action().takes_values() || (counts.min_values() == 0 && is_switch(&values))
         {
+            self.settings.push(Setting::new(name, None, &values));
             return self.switch(name, &values, value.referenced);
         }
+        self.settings.push(Setting::new(name, kind, &values));
         let together = counts.min_values() > 1;
         if together {
             self.flags.push(format!("--{name}"));
         }
         for value in values {
-            if names_output(argument) {
+            if kind.is_some_and(|kind| kind.role == ArgumentRole::Output) {
                 self.outputs
                     .push((place_of(command, argument), PathBuf::from(&value)));
-            } else if names_files(argument) {
-                self.inputs.push(value.clone());
             }
             let stands_alone = together || argument.get_index().is_some();
             if stands_alone && value.starts_with('-') {
@@ -158,7 +201,7 @@ impl<'a> Lines<'a> {
         let known: Vec<(&str, &Arg)> = command
             .get_arguments()
             .filter_map(setting)
-            .filter(|setting| !self.is_reserved(setting))
+            .filter(|(_, argument)| !self.is_reserved(argument))
             .collect();
         known
             .iter()
@@ -170,8 +213,11 @@ impl<'a> Lines<'a> {
             })
     }
 
-    fn is_reserved(&self, (name, argument): &(&str, &Arg)) -> bool {
-        argument.get_index().is_none() && self.reserved.contains(name)
+    fn is_reserved(&self, argument: &Arg) -> bool {
+        match self.owner {
+            Owner::Recipe => self.program.is_runners(argument),
+            Owner::SettingsFile => self.program.is_reserved(argument),
+        }
     }
 
     fn switch(&mut self, name: &str, values: &[String], place: Location) -> Result<()> {
@@ -189,7 +235,10 @@ impl<'a> Lines<'a> {
 
     /// The values of a key, in order: `name: {a: x}` gives `a=x` where the flag wants `NAME=…`.
     fn values(&self, argument: &Arg, value: &Spanned<Node>) -> Result<Vec<String>> {
-        let named = is_named(argument);
+        let named = self
+            .program
+            .kind(argument)
+            .is_some_and(|kind| kind.is_named);
         match &value.value {
             Node::Scalar(None) => Ok(Vec::new()),
             Node::Scalar(Some(scalar)) => Ok(vec![self.text(value.referenced, scalar)?]),
@@ -252,9 +301,4 @@ pub(super) fn setting(argument: &Arg) -> Option<(&str, &Arg)> {
 pub(super) fn takes_many(argument: &Arg) -> bool {
     let counts = argument.get_num_args().unwrap_or_default();
     matches!(argument.get_action(), clap::ArgAction::Append) || counts.max_values() > 1
-}
-
-/// Whether its values are `NAME=…`.
-pub(super) fn is_named(argument: &Arg) -> bool {
-    value_names(argument).any(|name| name.contains('='))
 }

@@ -5,7 +5,6 @@
 //! so that a recipe cannot fall behind. A stage is skipped where its record says that nothing changed: the same command
 //! line, inputs with the same bytes, and outputs as it left them.
 
-mod arguments;
 mod child;
 mod config;
 mod confine;
@@ -15,6 +14,7 @@ mod forecast;
 mod graph;
 mod lines;
 mod outcome;
+mod program;
 mod progress;
 mod provenance;
 mod rebuild;
@@ -34,13 +34,13 @@ mod supervise;
 mod times;
 mod yaml;
 
-pub use arguments::{OutputPath, names_files, names_output};
-pub use config::{Settled, define, is_given, relaxed, settle};
+pub use config::{Settled, is_given, relaxed, settle};
 pub use execute::{Runner, Watch};
 pub use forecast::Forecast;
 pub use graph::Graph;
 
 pub use outcome::{Failure, Finished, Ran, Report};
+pub use program::{Declaration, Program, StageUse};
 pub use progress::{Progress, progress, work_folder};
 pub use provenance::published_card;
 pub use rebuild::{Compared, Rebuild, comparison_table};

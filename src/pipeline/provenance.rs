@@ -10,10 +10,12 @@ use std::path::Path;
 use super::confine::leads_below;
 use super::execute::Runner;
 use super::graph::{Graph, Makers};
+use super::lines::SettingValue;
 use super::recipe_text;
 use super::record::{Record, Records};
 use super::sources::Sources;
 use super::stage::Stage;
+use crate::arguments::ArgumentRole;
 use crate::checkpoint::folder::CARD;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, Origin, relative_to};
 use crate::checkpoint::output::folder_of;
@@ -39,7 +41,7 @@ impl Runner<'_> {
         let stage = &stages[number];
         let records = self.records();
         let mut folders = Vec::new();
-        for output in stage.outputs.iter().filter(|_| stage.makes_manifests()) {
+        for output in stage.outputs.iter().filter(|_| stage.makes_manifests) {
             let files = records.files(output)?.into_iter();
             folders.extend(
                 files
@@ -107,21 +109,26 @@ impl Runner<'_> {
         for output in stage.outputs.iter().filter(|_| stage.is_own) {
             for file in records.files(output)? {
                 let folder = self.work.join(folder_of(&file));
-                if file.ends_with(MANIFEST) && stage.makes_manifests() {
+                if file.ends_with(MANIFEST) && stage.makes_manifests {
                     let sources = Manifest::read(&folder)?
                         .into_iter()
                         .flat_map(|manifest| manifest.sources);
                     commits.extend(
                         sources.filter_map(|source| Some((source.repository?, source.commit?))),
                     );
-                } else if !stage.makes_manifests() {
+                } else if !stage.makes_manifests {
                     commits.extend(Origin::of(&folder, &[]));
                 }
             }
         }
         for (key, values) in &mut record.settings {
-            let names_one = |value: &str| {
-                value.contains(SCHEME) || !stage.makes_manifests() && key == "repository"
+            let mut settings = stage.settings.iter();
+            let role = settings
+                .find(|setting| setting.key == *key)
+                .and_then(|setting| setting.role);
+            let names_one = |value: &str| match role {
+                Some(ArgumentRole::Checkpoint) => value.contains(SCHEME),
+                role => role == Some(ArgumentRole::Repository),
             };
             for value in values.iter_mut().filter(|value| names_one(value)) {
                 let pinned = commits
@@ -202,17 +209,15 @@ fn unaccounted(stages: &[StageRecord]) -> Option<String> {
 
 /// What a stage was told and has read.
 fn stage_record(stage: &Stage, sources: &Sources, record: &Record) -> StageRecord {
-    let value = |key: &str, value: &String| match stage.is_own || key != "command" {
-        true if stage.inputs.contains(value) => sources.in_value(value),
-        true => value.clone(),
-        false => sources.in_command(value),
+    let text = |role: Option<ArgumentRole>, value: &SettingValue| match role {
+        Some(role) if role.is_read() => sources.in_value(value),
+        None if !stage.is_own => sources.in_command(&value.text),
+        _ => value.text.clone(),
     };
-    let settings = stage.settings.iter();
-    let settings = settings.map(|(key, values)| {
-        (
-            key.clone(),
-            values.iter().map(|text| value(key, text)).collect(),
-        )
+    let settings = stage.settings.iter().map(|setting| {
+        let values = setting.values.iter();
+        let values = values.map(|value| text(setting.role, value));
+        (setting.key.clone(), values.collect())
     });
     let inputs = record
         .input_hashes()

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use clap::Command;
 use serde::Serialize;
 
 use super::confine::{check_links, check_settings, leads_below, stays_within};
+use super::program::{Program, StageUse};
 use super::recipe::Recipe;
 use super::recipe_text;
 use super::shell::SHELL;
@@ -69,7 +69,7 @@ impl Rebuild {
         moved: &[(String, PathBuf)],
         allow_shell: bool,
         verify: bool,
-        program: &Command,
+        program: &Program,
     ) -> Result<Self> {
         let path = folder.join(MANIFEST);
         let manifest = Manifest::read(folder)?.ok_or_else(|| {
@@ -80,9 +80,8 @@ impl Rebuild {
             Error::key(&path, "recipe", "is absent: no recipe made this checkpoint")
                 .with_hint("`bam-convert validate DIR --against` compares it with its sources")
         })?;
-        check(&path, &record, allow_shell)?;
-        let mut built = program.clone();
-        built.build();
+        check(&path, &record, allow_shell, program)?;
+        let built = program.built();
         for (number, stage) in record.stages.iter().enumerate() {
             check_settings(&path, number, stage, &built)?;
         }
@@ -139,7 +138,7 @@ impl Rebuild {
     ///
     /// # Errors
     /// Where this program does not know a command or a setting.
-    pub fn stages(&self, program: &Command) -> Result<Vec<Stage>> {
+    pub fn stages(&self, program: &Program) -> Result<Vec<Stage>> {
         let path = self.folder.join(MANIFEST);
         let mut stages = self.recipe.stages(&[], &self.work, program)?;
         for (stage, record) in stages.iter_mut().zip(&self.record.stages) {
@@ -230,7 +229,7 @@ pub fn comparison_table(compared: &[Compared]) -> String {
 }
 
 /// A manifest is hostile input: what its recipe may do is less than what one's own may.
-fn check(path: &Path, record: &RecipeRecord, allow_shell: bool) -> Result<()> {
+fn check(path: &Path, record: &RecipeRecord, allow_shell: bool, program: &Program) -> Result<()> {
     if record.stages.is_empty() {
         return Err(Error::key(
             path,
@@ -246,7 +245,7 @@ fn check(path: &Path, record: &RecipeRecord, allow_shell: bool) -> Result<()> {
         ));
     }
     for stage in &record.stages {
-        if stage.command == "push" {
+        if program.stage_use(&stage.command) == StageUse::Publishes {
             return Err(Error::key(
                 path,
                 "recipe.stages",

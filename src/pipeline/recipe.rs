@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Command;
 use serde_saphyr::{Location, Spanned};
 
 use super::expand::{STAGE, Scope, refers_to};
 use super::graph::Makers;
 use super::lines::text;
+use super::program::Program;
 use super::slurm::resources::{self, SLURM};
-use super::stage::{Stage, Written, commands};
+use super::stage::{Stage, Written};
 use super::yaml::{self, Node, fault, unknown_key};
 use crate::checkpoint::manifest::relative_to;
 use crate::checkpoint::output::folder_of;
@@ -166,10 +166,9 @@ impl Recipe {
         &self,
         set: &[(String, String)],
         work: &Path,
-        program: &Command,
+        program: &Program,
     ) -> Result<Vec<Stage>> {
-        let mut program = program.clone();
-        program.build();
+        let program = program.built();
         let (mut scope, _) = self.scope(set, work)?;
         let mut stages: Vec<Stage> = Vec::new();
         let mut makers = Makers::new(work)?;
@@ -249,7 +248,7 @@ impl Recipe {
     fn resolve(
         &self,
         tree: &Spanned<Node>,
-        program: &Command,
+        program: &Program,
         scope: &mut Scope,
     ) -> Result<Vec<Stage>> {
         let path = &self.path;
@@ -263,7 +262,7 @@ impl Recipe {
                 SLURM => slurm = Some(value),
                 _ if command.is_some() => {
                     let mut known = STAGE_KEYS.to_vec();
-                    let commands = commands(program);
+                    let commands = program.stage_commands();
                     known.extend(commands.iter().map(String::as_str));
                     return Err(match known.contains(&key.value.as_str()) {
                         true => fault(
@@ -281,7 +280,7 @@ impl Recipe {
             return Err(fault(path, tree.referenced, "a stage lacks its `name`"));
         };
         let Some((command, settings)) = command else {
-            let hint = format!("known commands: {}", commands(program).join(", "));
+            let hint = format!("known commands: {}", program.stage_commands().join(", "));
             return Err(fault(
                 path,
                 tree.referenced,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::stage::{Stage, places};
+use super::stage::Stage;
 use crate::checkpoint::known_hashes;
 use crate::checkpoint::manifest::Tool;
 use crate::checkpoint::single;
@@ -168,7 +168,7 @@ impl<'a> Records<'a> {
         let Some(record) = record.filter(|record| record.state != State::Done) else {
             return Ok(false);
         };
-        Ok(stage.resumes
+        Ok(stage.resume.is_some()
             && record.command == line(stage)
             && record.inputs == self.inputs(stage, Some(record))?)
     }
@@ -220,23 +220,20 @@ impl<'a> Records<'a> {
     /// but to verify them.
     fn inputs(&self, stage: &Stage, known: Option<&Record>) -> Result<BTreeMap<String, Input>> {
         let mut found = BTreeMap::new();
-        for value in &stage.inputs {
-            for input in places(value).filter(|place| self.work.join(place).exists()) {
-                for path in self.files(Path::new(&input))? {
-                    let name = path.to_string_lossy().into_owned();
-                    if found.contains_key(&name) {
-                        continue;
-                    }
-                    let stamp = self.stamp(&path)?;
-                    let before = known.and_then(|record| record.inputs.get(&name));
-                    let sha256 = match before.filter(|before| before.stamp == stamp && !self.verify)
-                    {
-                        Some(before) => before.sha256.clone(),
-                        // Another work folder, or a surgery, may have taken it before.
-                        None => known_hashes::sha256_of(&self.work.join(&path), self.verify)?,
-                    };
-                    found.insert(name, Input { stamp, sha256 });
+        for input in stage.reads().filter(|place| self.work.join(place).exists()) {
+            for path in self.files(Path::new(input))? {
+                let name = path.to_string_lossy().into_owned();
+                if found.contains_key(&name) {
+                    continue;
                 }
+                let stamp = self.stamp(&path)?;
+                let before = known.and_then(|record| record.inputs.get(&name));
+                let sha256 = match before.filter(|before| before.stamp == stamp && !self.verify) {
+                    Some(before) => before.sha256.clone(),
+                    // Another work folder, or a surgery, may have taken it before.
+                    None => known_hashes::sha256_of(&self.work.join(&path), self.verify)?,
+                };
+                found.insert(name, Input { stamp, sha256 });
             }
         }
         Ok(found)

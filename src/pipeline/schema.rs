@@ -3,17 +3,16 @@
 use clap::{Arg, ArgAction, Command};
 use serde_json::{Map, Value, json};
 
-use super::lines::{is_named, setting, takes_many};
+use super::lines::{setting, takes_many};
+use super::program::Program;
 use super::recipe::{FORMAT_VERSION, KEYS, STAGE_KEYS};
 use super::shell;
 use super::slurm::resources::FLAGS;
-use super::stage::{RUNNERS, commands, definition};
 
 /// The schema of recipes for the commands of `program`.
-pub fn schema(program: &Command) -> Value {
-    let mut program = program.clone();
-    program.build();
-    let names = commands(&program);
+pub fn schema(program: &Program) -> Value {
+    let program = program.built();
+    let names = program.stage_commands();
     let mut stage = Map::new();
     let [name, for_each, stdout, slurm] = STAGE_KEYS;
     stage.insert(name.to_owned(), text("Its name, which no other stage has."));
@@ -28,8 +27,8 @@ pub fn schema(program: &Command) -> Value {
     );
     stage.insert(slurm.to_owned(), resources());
     for name in &names {
-        let settings = match definition(&program, name) {
-            Some(command) => settings(command),
+        let settings = match program.stage_definition(name) {
+            Some(command) => settings(&program, command),
             None => shell_settings(),
         };
         stage.insert(name.clone(), settings);
@@ -88,16 +87,15 @@ fn shell_settings() -> Value {
 }
 
 /// The settings of a command.
-fn settings(command: &Command) -> Value {
+fn settings(program: &Program, command: &Command) -> Value {
     let known = command.get_arguments().filter_map(setting);
-    let known =
-        known.filter(|(name, argument)| argument.get_index().is_some() || !RUNNERS.contains(name));
+    let known = known.filter(|(_, argument)| !program.is_runners(argument));
     let (mut properties, mut required) = (Map::new(), Vec::new());
     for (name, argument) in known {
         if argument.is_required_set() {
             required.push(name);
         }
-        properties.insert(name.to_owned(), property(argument));
+        properties.insert(name.to_owned(), property(program, argument));
     }
     let about = command
         .get_about()
@@ -114,7 +112,7 @@ fn settings(command: &Command) -> Value {
 }
 
 /// What a setting may be given; a name in braces stands for anything.
-fn property(argument: &Arg) -> Value {
+fn property(program: &Program, argument: &Arg) -> Value {
     let values: Vec<String> = argument
         .get_possible_values()
         .iter()
@@ -140,7 +138,8 @@ fn property(argument: &Arg) -> Value {
     if takes_values && takes_many(argument) {
         ways.push(json!({"type": "array", "items": one}));
     }
-    if takes_values && is_named(argument) {
+    let is_named = program.kind(argument).is_some_and(|kind| kind.is_named);
+    if takes_values && is_named {
         ways.push(json!({"type": "object", "additionalProperties": scalar()}));
     }
     if takes_values

@@ -12,7 +12,8 @@ use std::path::{Component, Path, PathBuf};
 use tempfile::TempDir;
 
 use super::graph::whole;
-use super::stage::{Stage, places};
+use super::stage::Stage;
+use crate::arguments::ArgumentRole;
 use crate::checkpoint::filesystem::temporary_folder;
 use crate::checkpoint::output::resolved;
 use crate::{Error, Result};
@@ -93,13 +94,11 @@ impl Shadow {
     /// The words of a stage's command. A path to what a stage would make that does not simply go down from the work folder
     /// is replaced by the one of its outline: it would lead out of the shadow.
     pub(super) fn words(&self, stage: &Stage) -> Vec<String> {
-        let is_path = |word: &String| {
-            stage.inputs.contains(word)
-                || stage
-                    .outputs
-                    .iter()
-                    .any(|output| output.as_os_str() == word.as_str())
-        };
+        let paths = stage
+            .settings
+            .iter()
+            .filter(|setting| setting.role.is_some_and(ArgumentRole::is_path));
+        let values: Vec<_> = paths.flat_map(|setting| &setting.values).collect();
         let is_made = |place: &Path| self.made.iter().any(|made| place.starts_with(made));
         let goes_down = |place: &Path| {
             place
@@ -107,11 +106,13 @@ impl Shadow {
                 .all(|part| matches!(part, Component::Normal(_)))
         };
         let replaced = |word: &String| {
-            let mut astray = places(word).filter(|place| !goes_down(Path::new(place)));
+            let values = values.iter().filter(|value| value.text == *word);
+            let places = values.flat_map(|value| &value.places);
+            let mut astray = places.filter(|place| !goes_down(Path::new(place)));
             let found = astray.find(|place| is_made(&whole(&self.work, Path::new(place))));
-            found.filter(|_| is_path(word)).map(|place| {
-                let outline = self.of(&whole(&self.work, Path::new(&place)));
-                word.replacen(&place, &outline.to_string_lossy(), 1)
+            found.map(|place| {
+                let outline = self.of(&whole(&self.work, Path::new(place)));
+                word.replacen(place, &outline.to_string_lossy(), 1)
             })
         };
         stage

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_saphyr::Spanned;
 
 use super::expand::Scope;
-use super::lines::{Settings, text};
+use super::lines::{Setting, text};
 use super::yaml::{Node, fault, unknown_key};
 use crate::Result;
+use crate::arguments::{ArgumentKind, OutputPath, TextsPath};
 
 /// What such a stage is called.
 pub(super) const SHELL: &str = "shell";
@@ -26,18 +27,20 @@ pub(super) struct Shell {
 
 impl Shell {
     /// As the recipe says them, names replaced.
-    pub(super) fn settings(&self) -> Settings {
-        let outputs = self
+    pub(super) fn settings(&self) -> Vec<Setting> {
+        let outputs: Vec<String> = self
             .outputs
             .iter()
             .map(|output| output.to_string_lossy().into_owned())
             .collect();
-        let values = [vec![self.command.clone()], self.inputs.clone(), outputs];
-        KEYS.map(str::to_owned)
-            .into_iter()
-            .zip(values)
-            .filter(|(_, values)| !values.is_empty())
-            .collect()
+        let [command, inputs, made] = KEYS;
+        let mut settings = vec![
+            Setting::new(command, None, std::slice::from_ref(&self.command)),
+            Setting::new(inputs, Some(ArgumentKind::of::<TextsPath>()), &self.inputs),
+            Setting::new(made, Some(ArgumentKind::of::<OutputPath>()), &outputs),
+        ];
+        settings.retain(|setting| !setting.values.is_empty());
+        settings
     }
 
     /// Reads the settings, names replaced.

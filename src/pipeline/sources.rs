@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::graph::Makers;
-use super::stage::{Stage, places};
+use super::lines::SettingValue;
+use super::stage::Stage;
 use crate::Result;
 
 /// The sources of some stages, and what stands for their places.
@@ -43,20 +44,20 @@ impl Sources {
             .flat_map(Stage::reads)
             .filter(|place| is_given(place))
         {
-            if sources.places.iter().any(|(known, _)| *known == place) {
+            if sources.places.iter().any(|(known, _)| known == place) {
                 continue;
             }
-            let below = |root: &str| Some(Path::new(&place).strip_prefix(root).ok()?.to_path_buf());
+            let below = |root: &str| Some(Path::new(place).strip_prefix(root).ok()?.to_path_buf());
             let variable = variables
                 .iter()
                 .find_map(|(name, root)| Some((name.clone(), root.clone(), below(root)?)));
             let (name, root, rest) = match variable {
                 Some(found) => found,
-                None => (sources.new_name(&place), place.clone(), PathBuf::new()),
+                None => (sources.new_name(place), place.clone(), PathBuf::new()),
             };
             sources.named.insert(name.clone(), root);
             let text = join(&format!("${{{name}}}"), &rest);
-            sources.places.push((place, text));
+            sources.places.push((place.clone(), text));
         }
         sources
             .places
@@ -91,15 +92,15 @@ impl Sources {
     }
 
     /// A value of a setting with the sources that it holds by name.
-    pub(super) fn in_value(&self, value: &str) -> String {
-        let held =
-            places(value).find_map(|place| self.places.iter().find(|(known, _)| *known == place));
-        let Some((place, text)) = held else {
-            return value.to_owned();
+    pub(super) fn in_value(&self, value: &SettingValue) -> String {
+        let known = |place: &String| self.places.iter().find(|(known, _)| known == place);
+        let whole = &value.text;
+        let Some((place, text)) = value.places.iter().find_map(known) else {
+            return whole.clone();
         };
-        match value.rfind(place.as_str()) {
-            Some(at) => format!("{}{text}{}", &value[..at], &value[at + place.len()..]),
-            None => value.to_owned(),
+        match whole.rfind(place.as_str()) {
+            Some(at) => format!("{}{text}{}", &whole[..at], &whole[at + place.len()..]),
+            None => whole.clone(),
         }
     }
 

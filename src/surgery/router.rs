@@ -3,9 +3,11 @@
 //! The paper does not say (`paper.md` §1.3 of the design notes; §9 lists it as unconfirmed). N(0, 0.02²) is our
 //! default: with normed inputs of width d the logits then have a standard deviation of about 0.02·√d.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::arguments::{ArgumentRole, ArgumentValue};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::nearest;
@@ -30,6 +32,10 @@ pub enum RouterInit {
     /// [`PromptRows`].
     Prompts(PathBuf),
 }
+
+/// The kinds that hold the path of a file.
+const FILE: &str = "file";
+const PROMPTS: &str = "prompts";
 
 /// Name under which plans know the file of [`RouterInit::File`].
 pub const ROUTER_SOURCE: &str = "router file";
@@ -71,24 +77,36 @@ impl FromStr for RouterInit {
             ("orthogonal", _) => Ok(Self::Orthogonal(number(1.0)?)),
             ("zeros", None) => Ok(Self::Zeros),
             ("zeros", Some(_)) => Err("`zeros` takes no argument".to_owned()),
-            ("file", Some(path)) if !path.is_empty() => Ok(Self::File(PathBuf::from(path))),
-            ("prompts", Some(path)) if !path.is_empty() => Ok(Self::Prompts(PathBuf::from(path))),
-            ("file" | "prompts", _) => Err(format!("expected a path after `{kind}:`")),
+            (FILE, Some(path)) if !path.is_empty() => Ok(Self::File(PathBuf::from(path))),
+            (PROMPTS, Some(path)) if !path.is_empty() => Ok(Self::Prompts(PathBuf::from(path))),
+            (FILE | PROMPTS, _) => Err(format!("expected a path after `{kind}:`")),
             _ => {
-                let known = [
-                    "normal",
-                    "uniform",
-                    "zeros",
-                    "orthogonal",
-                    "file",
-                    "prompts",
-                ];
+                let known = ["normal", "uniform", "zeros", "orthogonal", FILE, PROMPTS];
                 let near = nearest(kind, known)
                     .map_or(String::new(), |near| format!("; did you mean `{near}`?"));
                 Err(format!(
                     "expected normal[:STD], uniform[:STD], zeros, orthogonal[:GAIN], file:PATH or prompts:PATH, found `{text}`{near}"
                 ))
             }
+        }
+    }
+}
+
+impl ArgumentValue for RouterInit {
+    const ROLE: ArgumentRole = ArgumentRole::Input;
+
+    fn read(text: &OsStr) -> Result<Self, String> {
+        text.to_str().ok_or("expected UTF-8")?.parse()
+    }
+
+    fn form() -> String {
+        "KIND[:PATH]".to_owned()
+    }
+
+    fn places(text: &str) -> Vec<&str> {
+        match text.split_once(':') {
+            Some((FILE | PROMPTS, path)) => vec![path],
+            _ => Vec::new(),
         }
     }
 }
@@ -103,12 +121,12 @@ impl std::fmt::Display for RouterInit {
             // The path is recorded among the sources, relative to the output.
             Self::File(path) => write!(
                 f,
-                "file:{}",
+                "{FILE}:{}",
                 path.file_name().unwrap_or_default().to_string_lossy()
             ),
             Self::Prompts(path) => write!(
                 f,
-                "prompts:{}",
+                "{PROMPTS}:{}",
                 path.file_name().unwrap_or_default().to_string_lossy()
             ),
         }
@@ -116,6 +134,11 @@ impl std::fmt::Display for RouterInit {
 }
 
 impl RouterInit {
+    /// Whether a model must run to compute the rows.
+    pub fn computes(&self) -> bool {
+        matches!(self, Self::Prompts(_))
+    }
+
     /// The one file of prompts that these need, if any does.
     pub fn prompts(inits: [Option<&Self>; 2]) -> Result<Option<&Path>> {
         let mut files = inits.into_iter().flatten().filter_map(|init| match init {

@@ -5,6 +5,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::upcycle::SEED;
+use crate::arguments::Named;
 use crate::checkpoint::expression::Expression;
 use crate::error::nearest;
 use crate::family::{Role, TensorSpec};
@@ -26,31 +27,28 @@ pub struct Scales {
 #[derive(Clone, Debug, Args)]
 pub struct ScaleFlags {
     /// Add noise of this standard deviation to the feed-forward weights of one expert, or of `shared` (`bam`, `btx`; repeat).
-    #[arg(long, value_name = "NAME=STD", value_parser = named_number)]
-    noise_scale: Vec<(String, f64)>,
+    #[arg(long, value_name = "NAME=STD")]
+    noise_scale: Vec<Named<f64>>,
     /// Multiply the down projection of one expert, or of `shared`, by a factor (`bam`, `btx`; repeat).
-    #[arg(long, value_name = "NAME=FACTOR", value_parser = named_number)]
-    residual_scale: Vec<(String, f64)>,
+    #[arg(long, value_name = "NAME=FACTOR")]
+    residual_scale: Vec<Named<f64>>,
 }
 
 impl From<ScaleFlags> for Scales {
     fn from(flags: ScaleFlags) -> Self {
         Self {
-            noise: flags.noise_scale,
-            residual: flags.residual_scale,
+            noise: pairs(flags.noise_scale),
+            residual: pairs(flags.residual_scale),
         }
     }
 }
 
-/// `NAME=NUMBER`.
-fn named_number(text: &str) -> Result<(String, f64), String> {
-    match text
-        .rsplit_once('=')
-        .map(|(name, number)| (name, number.parse()))
-    {
-        Some((name, Ok(number))) if !name.is_empty() => Ok((name.to_owned(), number)),
-        _ => Err(format!("expected NAME=NUMBER, found `{text}`")),
-    }
+/// Each name with its number.
+fn pairs(named: Vec<Named<f64>>) -> Vec<(String, f64)> {
+    named
+        .into_iter()
+        .map(|Named { name, value }| (name, value))
+        .collect()
 }
 
 impl Scales {

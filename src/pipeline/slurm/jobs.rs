@@ -1,7 +1,7 @@
 //! Stages as jobs of Slurm: which go together as an array, what waits for what, and the script of each.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 
@@ -18,12 +18,16 @@ use crate::{Error, Result};
 pub struct Site {
     /// This program.
     pub program: PathBuf,
-    /// What it is to run: the recipe with what was set, or the manifest with its sources.
-    pub what: Vec<String>,
+    /// Its arguments: what to run, in which work folder, and how.
+    pub arguments: Vec<String>,
+    /// The flag that names the one stage to run.
+    pub only: &'static str,
+    /// The flag that runs it even where nothing changed.
+    pub force: &'static str,
+    /// The flag that lets other runs of the folder work beside it.
+    pub shares: &'static str,
     /// The work folder.
     pub work: PathBuf,
-    /// Whether every input is read again.
-    pub verify: bool,
 }
 
 /// A job, or an array of them.
@@ -183,17 +187,19 @@ fn script(
     }
     if group.iter().all(|stage| choices[*stage] == Choice::Force) {
         // What was requeued is not begun anew.
-        text.push_str("[ \"${SLURM_RESTART_COUNT:-0}\" = 0 ] && force=--force\n");
+        text.push_str(&format!(
+            "[ \"${{SLURM_RESTART_COUNT:-0}}\" = 0 ] && force={}\n",
+            site.force
+        ));
     }
-    let path = |path: &Path| quoted(&path.to_string_lossy());
-    let what: Vec<String> = site.what.iter().map(|word| quoted(word)).collect();
-    let verify = if site.verify { " --verify" } else { "" };
+    let program = quoted(&site.program.to_string_lossy());
+    let arguments: Vec<String> = site.arguments.iter().map(|word| quoted(word)).collect();
     // In the place of the shell, so that signals reach it: on SIGTERM it saves where it is.
     text.push_str(&format!(
-        "exec {} run {} --work {}{verify} --only=\"$stage\" ${{force:-}} --job\n",
-        path(&site.program),
-        what.join(" "),
-        path(&site.work),
+        "exec {program} {} {}=\"$stage\" ${{force:-}} {}\n",
+        arguments.join(" "),
+        site.only,
+        site.shares,
     ));
     text
 }

@@ -1,0 +1,244 @@
+//! What the values of command-line arguments name.
+//!
+//! Every argument that names a file, a folder, a checkpoint or a repository has a value type that says so. So has every
+//! flag that the runner of recipes sets itself. Each type knows which parts of its text are paths. Recipes, `--config`,
+//! references to the Hub and the JSON schema ask the types: they compare no names of flags and read no help texts.
+//!
+//! A new value type implements [`ArgumentValue`] and gets a row in the table of the command line (`cli/values.rs`).
+
+mod composed;
+mod paths;
+mod switches;
+
+use std::any::TypeId;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Arg;
+use clap::builder::{OsStringValueParser, PathBufValueParser, TypedValueParser, ValueParser};
+
+use crate::checkpoint::reference::SCHEME;
+
+pub use composed::{MaybeNamed, Named, Weighted};
+pub use paths::{CheckpointPath, InputPath, OutputPath, TextsPath};
+pub use switches::{DryRun, Force, Outline, Resume};
+
+/// What the values of an argument mean to whoever sets them for a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArgumentRole {
+    /// A file or folder that the command reads.
+    Input,
+    /// A checkpoint that the command reads; a reference to the Hub (`hf://…`) may stand in its place.
+    Checkpoint,
+    /// A file or folder that the command makes or writes to.
+    Output,
+    /// The name of a repository of the Hub.
+    Repository,
+    /// A number with a name.
+    Number,
+    /// A switch: replace an output that exists.
+    Force,
+    /// A switch: go on where a killed run stopped.
+    Resume,
+    /// A switch: show what would be done, and do nothing.
+    DryRun,
+    /// A switch: make the outline of the output, and print an estimate.
+    Outline,
+}
+
+impl ArgumentRole {
+    /// Whether the command reads files that the values name.
+    pub fn is_read(self) -> bool {
+        matches!(self, Self::Input | Self::Checkpoint)
+    }
+
+    /// Whether the values name files or folders.
+    pub fn is_path(self) -> bool {
+        self.is_read() || self == Self::Output
+    }
+
+    /// Whether only the runner of recipes sets the argument.
+    pub fn is_switch(self) -> bool {
+        matches!(
+            self,
+            Self::Force | Self::Resume | Self::DryRun | Self::Outline
+        )
+    }
+}
+
+/// A type of values that name something outside the command line.
+pub trait ArgumentValue: Clone + Send + Sync + 'static {
+    /// What the values mean.
+    const ROLE: ArgumentRole;
+    /// Whether values are `NAME=…`, so that a file of settings may list them by name.
+    const IS_NAMED: bool = false;
+
+    /// Reads a value as it is typed; the error says what was expected and found.
+    fn read(text: &OsStr) -> Result<Self, String>;
+
+    /// How the values look, for errors: `DIR`.
+    fn form() -> String;
+
+    /// The paths that a value may hold. There are several where only the file system tells which one is meant.
+    fn places(text: &str) -> Vec<&str>;
+}
+
+/// The local folders of references to the Hub, by the text of each reference.
+pub type PulledFolders = Arc<BTreeMap<String, PathBuf>>;
+
+/// A row of the table of value types.
+#[derive(Clone, Copy, Debug)]
+pub struct ArgumentKind {
+    type_id: TypeId,
+    /// What the values mean.
+    pub role: ArgumentRole,
+    /// Whether values are `NAME=…`.
+    pub is_named: bool,
+    places: fn(&str) -> Vec<&str>,
+    parser: fn(PulledFolders) -> ValueParser,
+}
+
+impl ArgumentKind {
+    /// The row of a value type.
+    pub fn of<T: ArgumentValue>() -> Self {
+        Self {
+            type_id: TypeId::of::<T>(),
+            role: T::ROLE,
+            is_named: T::IS_NAMED,
+            places: T::places,
+            parser: parser_with::<T>,
+        }
+    }
+
+    /// The paths that a value may hold; references to the Hub are none.
+    pub fn places<'a>(&self, text: &'a str) -> Vec<&'a str> {
+        let mut places = (self.places)(text);
+        places.retain(|place| !place.is_empty() && !self.is_reference(place));
+        places
+    }
+
+    /// Where a value holds a reference to the Hub: after `NAME=` and before `:WEIGHT`.
+    pub fn reference(&self, text: &str) -> Option<Range<usize>> {
+        let mut places = (self.places)(text).into_iter();
+        let begin = text.rfind(places.find(|place| self.is_reference(place))?)?;
+        let name = begin + SCHEME.len();
+        let end = text[name..]
+            .find(':')
+            .map_or(text.len(), |colon| name + colon);
+        Some(begin..end)
+    }
+
+    /// A parser of such values that puts folders in the place of the references they were pulled for.
+    pub fn parser(&self, folders: PulledFolders) -> ValueParser {
+        (self.parser)(folders)
+    }
+
+    fn is_reference(&self, place: &str) -> bool {
+        self.role == ArgumentRole::Checkpoint && place.starts_with(SCHEME)
+    }
+}
+
+/// The table of all value types of a command line.
+#[derive(Clone, Debug)]
+pub struct ArgumentKinds(Vec<ArgumentKind>);
+
+impl ArgumentKinds {
+    /// A table of these rows.
+    pub fn new(rows: Vec<ArgumentKind>) -> Self {
+        Self(rows)
+    }
+
+    /// The row for an argument; none where its values name nothing.
+    pub fn of(&self, argument: &Arg) -> Option<ArgumentKind> {
+        let type_id = argument.get_value_parser().type_id();
+        self.0.iter().find(|kind| type_id == kind.type_id).copied()
+    }
+
+    /// What an argument's values mean; none where they name nothing.
+    pub fn role(&self, argument: &Arg) -> Option<ArgumentRole> {
+        self.of(argument).map(|kind| kind.role)
+    }
+}
+
+/// The parser that `clap` uses for a value type. Like that of paths, it refuses an empty value.
+fn parser<T: ArgumentValue>() -> ValueParser {
+    ValueParser::new(PathBufValueParser::new().try_map(|text| T::read(text.as_os_str())))
+}
+
+fn parser_with<T: ArgumentValue>(folders: PulledFolders) -> ValueParser {
+    let read = move |text: OsString| T::read(&with_folder::<T>(text, &folders));
+    ValueParser::new(OsStringValueParser::new().try_map(read))
+}
+
+/// A value with a folder in the place of its reference, if it has been pulled.
+fn with_folder<T: ArgumentValue>(text: OsString, folders: &PulledFolders) -> OsString {
+    let place = text
+        .to_str()
+        .and_then(|text| Some((text, ArgumentKind::of::<T>().reference(text)?)));
+    let Some((words, place)) = place else {
+        return text;
+    };
+    let Some(folder) = folders.get(&words[place.clone()]) else {
+        return text;
+    };
+    let mut found = OsString::from(&words[..place.start]);
+    found.push(folder);
+    found.push(&words[place.end..]);
+    found
+}
+
+/// The text of a value that must be UTF-8 to be cut into parts.
+fn utf8(text: &OsStr) -> Result<&str, String> {
+    text.to_str()
+        .ok_or_else(|| format!("expected UTF-8, found {}", text.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places<T: ArgumentValue>(text: &str) -> Vec<&str> {
+        ArgumentKind::of::<T>().places(text)
+    }
+
+    fn reference<T: ArgumentValue>(text: &str) -> Option<&str> {
+        ArgumentKind::of::<T>()
+            .reference(text)
+            .map(|place| &text[place])
+    }
+
+    #[test]
+    fn each_type_knows_the_paths_in_its_values() {
+        type Weight = Weighted<CheckpointPath>;
+        assert_eq!(places::<InputPath>("a=b:c"), ["a=b:c"]);
+        assert_eq!(places::<Named<CheckpointPath>>("a=b=c"), ["b=c"]);
+        assert_eq!(places::<Named<Weight>>("a=b:2"), ["b:2", "b"]);
+        assert_eq!(places::<MaybeNamed<InputPath>>("a=b"), ["a=b", "b"]);
+        assert_eq!(places::<TextsPath>("a/b*.md"), ["a/b*.md", "a"]);
+        assert_eq!(places::<TextsPath>("*.md"), ["*.md", "."]);
+    }
+
+    #[test]
+    fn references_are_no_paths() {
+        type Weight = Weighted<CheckpointPath>;
+        assert_eq!(places::<Named<Weight>>("a=hf://o/n@v:2"), [""; 0]);
+        assert_eq!(
+            reference::<Named<Weight>>("a=hf://o/n@v:2"),
+            Some("hf://o/n@v")
+        );
+        assert_eq!(reference::<CheckpointPath>("hf://o/n"), Some("hf://o/n"));
+        assert_eq!(reference::<CheckpointPath>("./hf://o/n"), None);
+        assert_eq!(reference::<InputPath>("hf://o/n"), None);
+        assert!(InputPath::read(OsStr::new("hf://o/n")).is_err());
+    }
+
+    #[test]
+    fn a_pulled_folder_takes_the_place_of_its_reference() {
+        let folders = BTreeMap::from([("hf://o/n".to_owned(), PathBuf::from("/cache/n"))]);
+        let found = with_folder::<Weighted<CheckpointPath>>("hf://o/n:0.5".into(), &folders.into());
+        assert_eq!(found, "/cache/n:0.5");
+    }
+}

@@ -1,0 +1,89 @@
+//! What a command is: its arguments, what it declares about itself, and what it does.
+//!
+//! Each command implements [`Verb`] for its `Arguments` in its own file, and has one line in the list of [`commands`]
+//! (super::commands). Parsing, references to the Hub, recipes and the JSON schema take all from there.
+
+use std::fmt::Debug;
+
+use bam_convert::pipeline::Declaration;
+use clap::{ArgMatches, Args, Command};
+
+use super::Outcome;
+use super::printer::Printer;
+
+/// What a command takes from a repository of the Hub that is named in the place of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HubUse {
+    /// It takes references as they are typed, and resolves them itself.
+    Own,
+    /// Headers of weights and small files.
+    Headers,
+    /// All files of the checkpoint.
+    Whole,
+}
+
+/// A command with its arguments.
+pub trait Verb: Debug {
+    /// What the command declares about itself.
+    fn declaration() -> Declaration
+    where
+        Self: Sized;
+
+    /// Runs the command.
+    fn run(&self, printer: &Printer) -> Outcome;
+
+    /// Whether it runs a model with these arguments. Such a stage takes all cores.
+    fn computes(&self) -> bool {
+        false
+    }
+
+    /// What it takes from the Hub with these arguments. A dry run takes headers at most.
+    fn hub_use(&self) -> HubUse {
+        HubUse::Whole
+    }
+
+    /// Whether it answers signals itself, instead of ending after temporary files are removed.
+    fn handles_signals(&self) -> bool {
+        false
+    }
+}
+
+/// A command of the list.
+pub struct Registered {
+    /// What it declares about itself.
+    pub declaration: Declaration,
+    augment: fn(Command) -> Command,
+    read: fn(&ArgMatches) -> Result<Box<dyn Verb>, clap::Error>,
+}
+
+impl Registered {
+    /// The command whose arguments are `A`.
+    pub fn of<A: Verb + Args + 'static>() -> Self {
+        Self {
+            declaration: Declaration {
+                computes: computes::<A>,
+                ..A::declaration()
+            },
+            augment: A::augment_args,
+            read: read::<A>,
+        }
+    }
+
+    /// Its part of the definition of the command line.
+    pub fn definition(&self) -> Command {
+        (self.augment)(Command::new(self.declaration.name))
+    }
+
+    /// The command with the arguments that `clap` found.
+    pub fn read(&self, matches: &ArgMatches) -> Result<Box<dyn Verb>, clap::Error> {
+        (self.read)(matches)
+    }
+}
+
+fn read<A: Verb + Args + 'static>(matches: &ArgMatches) -> Result<Box<dyn Verb>, clap::Error> {
+    Ok(Box::new(A::from_arg_matches(matches)?))
+}
+
+fn computes<A: Verb + Args>(matches: &ArgMatches) -> bool {
+    A::from_arg_matches(matches).is_ok_and(|arguments| arguments.computes())
+}
