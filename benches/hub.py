@@ -3,8 +3,8 @@
 
     python benches/hub.py BINARY HUB_SERVER [--gigabytes N] [--work FOLDER] [--rounds N]
 
-makes a file of random bytes below --work, serves it over LFS (`cargo build --release -p hub-server`), and fetches it by
-turns: with curl to a file, and with `pull` to a folder, which hashes it and makes it durable. Prints JSON: the seconds of
+makes a file of random bytes below --work, and serves it over LFS (`cargo build --release -p hub-server`).
+It fetches the file in turns: with curl to a file, and with `pull` to a folder, which hashes it and makes it durable. Prints JSON: the seconds of
 each run, a `sync` included in both, the ratio of the medians, and the most memory that `pull` held, in MiB.
 """
 

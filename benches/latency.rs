@@ -144,7 +144,7 @@ fn kind(model: &CausalLm) -> (&'static str, Option<f64>) {
     }
 }
 
-/// Reads the prompt and takes the most likely token 16 times; the ids are those of `latency.py`.
+/// Reads the prompt and takes the most likely token 16 times; `latency.py` uses the same ids.
 fn generate(model: &CausalLm) -> Vec<u32> {
     let vocab = model.architecture().vocab_size;
     let mut cache = KvCache::new();

@@ -3,8 +3,8 @@
 
     python benches/mergekit.py BINARY [--mergekit FOLDER] [--work FOLDER] [--rounds N] [--gate-mode random|hidden|cheap_embed]
 
-makes three random Llama models of 0.6 billion bfloat16 parameters below --work (3.6 GB, kept), a file of three experts, and
-runs both --rounds times with inputs in the page cache. FOLDER is where mergekit's scripts are, by default those beside this
+makes three random Llama models of 0.6 billion bfloat16 parameters below --work (3.6 GB, kept), and a file of three experts.
+It runs both programs --rounds times with inputs in the page cache. FOLDER is where mergekit's scripts are, by default those beside this
 Python. Prints JSON: for each program the seconds of each run, the seconds with a `sync` after it, and the most anonymous
 memory in MiB, of processes sampled every 10 ms.
 """

@@ -2,8 +2,8 @@
 //!
 //!     cargo bench --bench surgery -- FOLDER [--rounds N]
 //!
-//! FOLDER is made, and used again by the next run: three llamas of 602 M parameters in bfloat16 (3.6 GB), whose mixture takes
-//! 2.7 GB; two to three times that must be free. Rounds go over all commands in turn, so that a disturbance meets every one.
+//! The benchmark makes FOLDER, and the next run uses it again. It holds three llamas of 602 M parameters in bfloat16 (3.6 GB),
+//! whose mixture takes 2.7 GB. Two to three times as much must be free. Rounds go over all commands in turn, so that a disturbance meets every one.
 //! Files are in the page cache. Before each command that writes, everything written before is on the disk (`sync`).
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]

@@ -97,7 +97,7 @@ fn main() {
     }
 }
 
-/// Token ids; those of `train.py`.
+/// Token ids, the same as in `train.py`.
 fn ids(vocab: usize, batch: usize, seq: usize) -> Vec<u32> {
     (0..batch * seq)
         .map(|i| ((i / seq * 7919 + i % seq * 104_729 + 13) % vocab) as u32)

@@ -2,7 +2,7 @@
 # Fuzzes every reader:   fuzz/run.sh SECONDS [TARGET…]      (SECONDS for each; all targets if none is named)
 #
 # Stable Rust does: libFuzzer comes with the crate libfuzzer-sys, coverage from LLVM's own pass. Inputs begin with
-# fixtures/ and fixtures/hostile/; what a target finds lies in fuzz/artifacts/TARGET-*, and
+# fixtures/ and fixtures/hostile/; a target's findings are in fuzz/artifacts/TARGET-*, and
 # `fuzz/target/…/release/TARGET FILE` runs it again. A crash, a panic, an overflow, 10 seconds for one input, and memory that
 # the input's size does not justify (src/lib.rs) all count.
 set -euo pipefail

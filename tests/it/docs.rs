@@ -81,7 +81,7 @@ fn prose(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Targets of the links and pictures of a page: what stands in `](…)`.
+/// Targets of the links and pictures of a page: the text in `](…)`.
 fn links(text: &str) -> Vec<&str> {
     prose(text)
         .flat_map(|line| line.split("](").skip(1))

@@ -3,10 +3,14 @@
 
     python tests/live/check_gguf.py FILE.gguf DIR [--new-tokens 20] [--no-generate]
 
-needs torch, transformers, gguf and safetensors. (Not named gguf.py: that would hide the package of this name.)
-Checks that DIR holds the same tensors bit for bit after the one cast to DIR's dtypes, that both tokenizers give the same
-ids for every sample and decode them alike, that the chat template is the same, and that both models continue a prompt by
-the same greedy tokens. Prints a table; exits with 1 if anything differs.
+needs torch, transformers, gguf and safetensors. (The name gguf.py would hide the package of this name.) Checks:
+
+- DIR holds the same tensors bit for bit after the one cast to DIR's dtypes;
+- both tokenizers give the same ids for every sample and decode them alike;
+- the chat template is the same;
+- both models continue a prompt by the same greedy tokens.
+
+Prints a table; exits with 1 if anything differs.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks that the feature `cuda` builds, on a machine without a GPU or a CUDA toolkit: lays a toolkit out of NVIDIA's Python
+# Checks that the feature `cuda` builds, on a machine without a GPU or a CUDA toolkit. It makes a toolkit of NVIDIA's Python
 # packages (1.4 GB) and runs `cargo check --features cuda` with it. Everything is made below the folder named first
 # (default: target/cuda) and kept for the next run. To build for a card: the same environment, `cargo build --release
 # --features cuda`, and CUDA_COMPUTE_CAP as of the card (90: Hopper).

@@ -3,8 +3,8 @@
 
     python tests/live/experts.py --binary target/release/bam-convert --fixtures fixtures
 
-For each of MIXTURES the binary adds an expert, removes the first one and extracts the new one again; transformers loads each folder,
-must miss and leave nothing, and its logits may differ from the binary's by at most 1e-4.
+For each of MIXTURES the binary adds an expert, removes the first one and extracts the new one again. transformers loads each
+folder and must miss and leave nothing. Its logits may differ from the binary's by at most 1e-4.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def compare(binary: Path, work: Path, name: str) -> float:
-    """The largest difference between our logits and those of transformers."""
+    """The largest difference between our logits and transformers'."""
     (work / "tokens.json").write_text(json.dumps(TOKENS))
     dump = f"{name}.logits"
     subprocess.run([binary, "--quiet", "logits", name, "--tokens", "tokens.json", "--dump", dump], cwd=work, check=True)

@@ -5,12 +5,12 @@
 
 needs xllamacpp (llama.cpp, built), transformers and torch; with --sentencepiece, which adds a small model with random weights
 and a tokenizer as Llama 2 has one, also sentencepiece. Each DIR (llama, mistral or mixtral) is written in f16 as a GGUF
-file and as a folder; llama.cpp continues a prompt of token ids from the one, transformers in float32 from the other, greedily.
+file and as a folder. Both continue a prompt of token ids greedily: llama.cpp with the file, transformers in float32 with the folder.
 Where they part, the two tokens' logits may differ by at most 0.05: f16 arithmetic rounds. The file taken back must be
 that folder, and a text must be the same tokens in llama.cpp and in the folder's tokenizer.
 
-The same for q8_0, against the file's values taken back to float32. llama.cpp rounds what it multiplies with such weights to
-8 bits as well, so that every token is compared after the same tokens before it, and one in ten may be another.
+The same for q8_0, against the file's values taken back to float32. llama.cpp rounds what it multiplies with these weights to
+8 bits as well. So every token is compared after the same earlier tokens, and one in ten may differ.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def load(folder):
 
 
 def judged(model, prompt, chosen):
-    """For each chosen token, how far its logit lies below the largest after the same tokens before it."""
+    """For each chosen token, how far its logit is below the largest after the same tokens before it."""
     with torch.no_grad():
         logits = model(torch.tensor([prompt + chosen])).logits[0, len(prompt) - 1 : -1]
     return (logits.max(-1).values - logits.gather(1, torch.tensor(chosen)[:, None])[:, 0]).tolist()

@@ -5,8 +5,8 @@
 
 Loads the folder in float32 and prints one `key value` a line: the config values that versions spell differently, then
 facts of the logits [seq, vocab] of fixed token ids. Logits are rounded to 5 digits, for kernels differ between versions.
-`--trust-remote-code` loads a BAM folder through its own modeling_bam.py; `--golden FILE` compares with the tensor
-`logits` of a safetensors file (largest absolute difference at most `--tolerance`), and exits with 1 if they differ.
+`--trust-remote-code` loads a BAM folder through its own modeling_bam.py. `--golden FILE` compares with the tensor `logits` of a
+safetensors file (largest absolute difference at most `--tolerance`), and exits with 1 if they differ.
 """
 
 import argparse

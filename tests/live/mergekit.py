@@ -3,8 +3,8 @@
 
     python mergekit.py BINARY FIXTURES    with the Python that has mergekit
 
-Experts, and all that is no router, must have mergekit's bytes; router rows must be near; averages may differ where float32
-cannot tell on which side of halfway a value lies.
+Every tensor but the routers must have mergekit's bytes, and router rows must be near. Averages may differ where float32
+cannot decide on which side of halfway a value is.
 """
 
 import json

@@ -3,8 +3,8 @@
 
     python tests/live/modeling.py --binary target/release/bam-convert --fixtures fixtures [--code DIR] [--only TEXT]
 
-Makes tiny mixtures of every family with the binary (`--code`: put the two .py files of DIR into them), others by hand for
-what no tiny family has, and runs every check below on each. Logits are compared with `reference.py`. Prints one row a
+Makes tiny mixtures of every family with the binary, and others by hand for features that no tiny family has (`--code`: put the
+two .py files of DIR into them). Runs every check below on each. Logits are compared with `reference.py`. Prints one row a
 mixture with the largest differences found; exits 1 if anything failed.
 """
 

@@ -4,8 +4,8 @@
     python tests/live/npz.py --binary target/release/bam-convert SOURCE…
 
 needs numpy, torch and safetensors. Each SOURCE (a folder, or a GGUF file) is written as an archive, and read with
-`numpy.load`, which checks each entry's sum: names, shapes, dtypes and values must be those that the safetensors library
-reads from the folder, bfloat16 as float32.
+`numpy.load`, which checks each entry's sum. Names, shapes, dtypes and values must equal what the safetensors library reads from
+the folder, with bfloat16 as float32.
 """
 
 import argparse

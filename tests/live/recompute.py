@@ -6,7 +6,7 @@
            [--top-k K] [--attention-top-k K|soft] [--router-std 0.02] [--router-dtype D] [--rng-seed N]
     python tests/live/recompute.py --self-test
 
-The options are those of `bam-convert upcycle`; `--expert NAME=random` is an expert drawn at random. Needs numpy only.
+The options have the meaning of `bam-convert upcycle`'s; `--expert NAME=random` is an expert drawn at random. Needs numpy only.
 
 Checked, as docs/reference/checkpoint.md says:
   * the set of tensor names, each dtype and shape;
@@ -210,7 +210,7 @@ class Sources:
     def __init__(self, seed: Checkpoint, experts: list[tuple[str, Checkpoint | None]], settings):
         self.seed = seed
         given = [model for _, model in experts]
-        # None stands for an expert drawn at random: it has no weights to average.
+        # None means an expert drawn at random: it has no weights to average.
         self.attention = given if settings.no_seed_expert else [seed, *given]
         self.feed_forward = self.attention + [seed] * settings.seed_copies
         self.averaged = [model for model in self.attention if model is not None]
@@ -383,7 +383,7 @@ def check_spread(name: str, values: np.ndarray, std: float, kind: str, report: R
 
 
 def main_dtype(model: Checkpoint) -> str:
-    """The checkpoint's dtype: that of most of its elements."""
+    """The checkpoint's dtype: most of its elements have it."""
     sizes: dict[str, int] = {}
     for dtype, shape, _ in model.tensors.values():
         sizes[dtype] = sizes.get(dtype, 0) + int(np.prod(shape))
@@ -438,7 +438,7 @@ def check_spellings(config: dict, seed: dict, dtype: str | None, report: Report)
         "dtype": (config.get("dtype"), stated),
         "torch_dtype": (config.get("torch_dtype"), stated),
         "rope_theta": (config.get("rope_theta"), theta),
-        # Left out of a BAM (docs/reference/checkpoint.md); where it stands it must say what rope_parameters says.
+        # Left out of a BAM (docs/reference/checkpoint.md); where it is present, it must equal rope_parameters.
         "rope_scaling": (strip(config.get("rope_scaling")) or scaling, scaling),
         "rope_parameters.rope_theta": ((new or {}).get("rope_theta"), theta),
         "rope_parameters.rope_type": ((new or {}).get("rope_type"), (scaling or {}).get("rope_type", "default")),

@@ -38,7 +38,7 @@ class Weights:
         return self.files[name].get_tensor(name).to(torch.float64).numpy()
 
     def linear(self, name, x):
-        """x Wᵀ, plus the bias that stands beside the weight, if any."""
+        """x Wᵀ, plus the weight's bias, if any."""
         y = x @ self[name + ".weight"].T
         return y + self[name + ".bias"] if name + ".bias" in self else y
 

@@ -3,8 +3,8 @@
 
     python tests/live/replay.py FOLDER…
 
-Follows docs/manifest.schema.json and docs/reference/random.md. Tensors that only move or scale numbers must be equal bit for bit; those with
-draws, means of many values or cube roots may be one unit in the last place off. Prints a row a folder; exits 1 on a fault.
+Follows docs/manifest.schema.json and docs/reference/random.md. Tensors that only move or scale numbers must be
+equal bit for bit. Tensors with draws, means of many values or cube roots may be one unit in the last place off. Prints a row a folder; exits 1 on a fault.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The heavy checks against Python: transformers 4.57.1 and 5.x, torch, gguf, a real model. Needs the package registry, about
 # 8 GB of disk and 20 minutes. Everything is made below the folder named first (default: target/live) and kept for the next run.
-# What is there already can be named: V5 and V4, virtual environments with transformers 5.x and 4.57.1; MK, one with mergekit
-# 0.1.5; LC, one with xllamacpp (llama.cpp) and transformers 5; BINARY, the program; SERVER, the Hub server of the tests.
+# Variables name what exists already. V5 and V4 are virtual environments with transformers 5.x and 4.57.1, MK one with mergekit
+# 0.1.5, and LC one with xllamacpp (llama.cpp) and transformers 5. BINARY is the program, SERVER the Hub server of the tests.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$here/../..

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A recipe on a real Slurm of one node, with its accounting, from Debian's packages (slurm-wlm, slurmdbd, munge, mariadb-server): an
-# array behind a stage, a job that is put back into the queue in the middle of training, the same bytes as on one machine, nothing
-# submitted twice. Needs root, and no Slurm or database that runs already. BINARY names the program; the folder is the first argument.
+# A recipe on a real Slurm of one node, with its accounting, from Debian's packages (slurm-wlm, slurmdbd, munge, mariadb-server).
+# Checks an array after a stage, a job that is requeued in the middle of training, the same bytes as on one machine, and that
+# nothing is submitted twice. Needs root, and no Slurm or database that runs already. BINARY names the program; the folder is the first argument.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 bam=$(realpath "${BINARY:-$here/../../target/release/bam-convert}")
@@ -68,7 +68,7 @@ chown -R mysql: db && chmod 755 "$work"
 mariadb-install-db --user=mysql --datadir="$work/db" > mariadb-install.log 2>&1
 mariadbd --no-defaults --user=mysql --datadir="$work/db" --socket="$work/db/s" --port=33306 --bind-address=127.0.0.1 2> mariadb.log & started+=($!)
 until [ -S db/s ] && mariadb --no-defaults -S db/s -e 'create database if not exists slurm; create user if not exists slurm@"127.0.0.1" identified by "slurm"; grant all on slurm.* to slurm@"127.0.0.1"' 2> /dev/null; do sleep 0.5; done
-# It wants its settings beside those of Slurm.
+# It expects its settings next to Slurm's.
 slurmdbd -D 2> slurmdbd.err & started+=($!)
 until sacctmgr -n list cluster > /dev/null 2>&1; do sleep 0.5; done
 sacctmgr -i add cluster one > /dev/null

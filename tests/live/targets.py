@@ -3,8 +3,8 @@
 
     python tests/live/targets.py --binary target/release/bam-convert --fixtures fixtures
 
-For each of MIXTURES the binary makes the mixture and computes logits; transformers loads the folder without code beside it,
-must miss and leave nothing, and its logits may differ by at most 1e-4. What this version saves again, in whatever layout it
+For each of MIXTURES the binary makes the mixture and computes logits. transformers loads the folder without code beside it, and
+must miss and leave nothing. Its logits may differ by at most 1e-4. What this version saves again, in whatever layout it
 has, must be read by the binary with the same logits. With `--mergekit` (a program `mergekit-moe` 0.1.5) its outputs are read as
 they are and taken apart, which both versions of transformers must then load with the logits of the binary.
 """

@@ -7,8 +7,8 @@ DIR is an export with `modeling_bam.py`. Every rank sees other data, and feed-fo
 rank uses one expert, another on each: expert r on rank r, and the last expert nowhere. `ddp` is DistributedDataParallel,
 `fsdp` FullyShardedDataParallel and `fully_shard` FSDP 2 a block, `experts` FSDP 2 with each feed-forward expert a unit of
 its own. `accelerate` is what accelerate prepares (DDP: it has no FSDP on CPU), `policy` FSDP wrapped as accelerate's plugin
-chooses. Checked for each: steps end in time, the loss falls, all ranks hold the same weights after each step, the weights
-equal those of one process on the joined batches, and an expert without tokens stays as it was. Runs on CPU with gloo; exits
+chooses. Checked for each: steps end in time, the loss falls, and all ranks hold the same weights after each step. One
+process on the joined batches has equal weights. An expert without tokens stays as it was. Runs on CPU with gloo; exits
 1 on a fault. A modeling file that skips experts without tokens fails `ddp`, `fully_shard` and `experts`.
 """
 

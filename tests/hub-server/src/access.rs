@@ -105,7 +105,7 @@ impl Caller {
         }
     }
 
-    /// Whether this caller sees `repository`: who may not see it is told that it is not there.
+    /// Whether this caller sees `repository`. A caller who may not see it gets the answer that it does not exist.
     pub(crate) fn sees(self, repository: Option<&mut Repository>) -> Answer<&mut Repository> {
         match (self.0, repository) {
             (None, Some(found)) if !found.private => Ok(found),

@@ -91,7 +91,7 @@ pub enum FaultKind {
     ShortBody(u64),
     /// The answer is so many bytes longer, and says so.
     LongBody(u64),
-    /// No length is told and the end of the connection ends the body, so many bytes early.
+    /// The answer has no length, and the end of the connection ends the body, so many bytes early.
     NoContentLength(u64),
     /// The body comes this many bytes at a time, with a pause before each.
     Drip {

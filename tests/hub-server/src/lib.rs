@@ -1,8 +1,8 @@
 //! A small conforming Hub server for the tests.
 //!
-//! What the Hugging Face Hub says to `pull` and `push`, as its Python client understands it: models with commits, branches, tags
-//! and pull requests; files as git blobs, over LFS (basic and multipart) or Xet; a second origin for downloads, as the Hub's
-//! CDN is. Faults are injected in front of all of it ([`Fault`]), and every request is logged ([`Request`]).
+//! It answers `pull` and `push` as the Hugging Face Hub does, and as its Python client understands it. Models have commits,
+//! branches, tags and pull requests. Files are git blobs, or go over LFS (basic and multipart) or Xet. Downloads have a second
+//! origin, as the Hub's CDN is. Faults are injected in front of all of it ([`Fault`]), and every request is logged ([`Request`]).
 //!
 //! Callers are synchronous: the server has threads of its own and ends when it is dropped.
 

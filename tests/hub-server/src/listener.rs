@@ -37,7 +37,7 @@ pub struct Request {
     pub target: String,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
-    /// The status of the answer; 0 while there is none.
+    /// The status of the answer; 0 before the answer.
     pub status: u16,
 }
 

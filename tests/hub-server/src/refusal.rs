@@ -34,7 +34,7 @@ impl Refusal {
         }
     }
 
-    /// No such file in a revision that is there.
+    /// The revision exists, but has no file of this name.
     pub(crate) fn entry(path: &str, commit: &str) -> Self {
         Self {
             commit: Some(commit.to_owned()),

@@ -121,8 +121,7 @@ async fn download(
     serve(&method, &headers, &object, &format!("\"{sha256}\"")).await
 }
 
-/// Refuses URLs that were not signed or have expired and, on the CDN, as storage behind signed URLs does, a token beside the
-/// signature.
+/// Refuses URLs that were not signed or have expired. The CDN also refuses a token beside the signature, as real storage does.
 pub(crate) fn signed(hub: &Hub, listener: Listener, uri: &Uri, headers: &HeaderMap) -> Answer<()> {
     if listener == Listener::Cdn && headers.contains_key(AUTHORIZATION) {
         return Err(Refusal::new(
@@ -172,8 +171,8 @@ async fn serve(method: &Method, headers: &HeaderMap, object: &Object, etag: &str
     Ok((status, told, body).into_response())
 }
 
-/// The bytes that a `Range` header asks for: nothing where it is none that is answered (more than one range), and `Some(None)`
-/// where there are no such bytes.
+/// The bytes that a `Range` header asks for. `None` means a header that is ignored (more than one range); `Some(None)` means that
+/// the file does not have these bytes.
 fn parse(range: &str, size: u64) -> Option<Option<Range<u64>>> {
     let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
     let range = match (first.parse::<u64>(), last.parse::<u64>()) {

@@ -61,7 +61,7 @@ pub struct Options {
     pub resolve_cache: bool,
     /// Whether listings hold no hashes, which only the tags of the files tell then.
     pub hides_hashes: bool,
-    /// The origin that pages of listings name, as of a Hub behind a proxy that it does not know of.
+    /// The origin that pages of listings name, as a Hub does that does not know its proxy.
     pub named: Option<String>,
 }
 
@@ -286,7 +286,7 @@ impl Server {
             .unwrap_or_default()
     }
 
-    /// The commit that a branch, tag or pull request is at; empty where there is none.
+    /// The commit that a branch, tag or pull request is at; empty where it does not exist.
     pub fn head(&self, id: &str, revision: &str) -> String {
         let repositories = lock(&self.hub.repositories);
         let commit = repositories
@@ -321,7 +321,7 @@ impl Server {
         self.change(id, |repository| repository.gated = gated);
     }
 
-    /// Whether a repository is private; nothing where there is none.
+    /// Whether a repository is private; `None` where it does not exist.
     pub fn private(&self, id: &str) -> Option<bool> {
         lock(&self.hub.repositories)
             .get(id)

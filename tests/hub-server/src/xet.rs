@@ -1,4 +1,4 @@
-//! Xet: Hugging Face's own content-addressed store behind an origin of its own, tokens for it, and what the Hub knows of it.
+//! Xet: Hugging Face's own content-addressed store with its own origin, tokens for it, and what the Hub knows of it.
 
 use std::collections::HashMap;
 use std::io;
@@ -44,7 +44,7 @@ pub(crate) struct Xet {
     url: String,
     client: Arc<dyn DirectAccessClient>,
     files: Arc<dyn DeletionControlableClient>,
-    /// Where Hugging Face's server listens, behind our origin.
+    /// Where Hugging Face's server listens; our origin passes requests to it.
     behind: SocketAddr,
     known: Mutex<HashMap<String, XetFile>>,
 }
@@ -178,7 +178,7 @@ impl Xet {
         }
     }
 
-    /// Keeps `bytes` as a client would: in chunks, here all of one size, in blocks, told by a shard. Their SHA-256.
+    /// Keeps `bytes` as a client would: in chunks, here all of one size, in blocks, which a shard lists. Returns their SHA-256.
     pub(crate) async fn put(&self, bytes: &[u8]) -> io::Result<String> {
         let (sha256, config) = (hex(&Sha256::digest(bytes)), XetConfig::new());
         let (mut shard, mut segments, mut lengths) =
