@@ -9,9 +9,12 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::data::DataError;
+use crate::evaluate::EvaluateError;
 #[cfg(feature = "hub")]
 use crate::hub::HubError;
 use crate::mergekit::MergekitError;
+use crate::table;
 
 /// Result of this crate's operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -52,6 +55,12 @@ pub enum Error {
     #[cfg(feature = "hub")]
     #[error(transparent)]
     Hub(#[from] HubError),
+    /// Texts, token folders or mixtures of them break a rule.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// An evaluation cannot be made of its inputs.
+    #[error(transparent)]
+    Evaluate(#[from] EvaluateError),
     /// A configuration file of mergekit asks for something that bam-convert does not do.
     #[error(transparent)]
     Mergekit(#[from] MergekitError),
@@ -185,6 +194,8 @@ impl Error {
             Self::Input(error) => error.hint(),
             #[cfg(feature = "hub")]
             Self::Hub(error) => error.hint(),
+            Self::Data(error) => error.hint(),
+            Self::Evaluate(error) => error.hint(),
             Self::Mergekit(error) => error.hint(),
         }
     }
@@ -193,12 +204,11 @@ impl Error {
     pub fn place(&self) -> ErrorPlace<'_> {
         match self {
             Self::File { at, .. } => ErrorPlace::of(at),
-            Self::Tensor { path, tensor, .. } => ErrorPlace {
-                tensor: Some(tensor),
-                ..ErrorPlace::of(path)
-            },
+            Self::Tensor { path, tensor, .. } => ErrorPlace::of(path).with_tensor(tensor),
             Self::Key { at, key, .. } => ErrorPlace::of(at).with_key(key),
             Self::Input(error) => error.place(),
+            Self::Data(error) => error.place(),
+            Self::Evaluate(error) => error.place(),
             Self::Mergekit(error) => error.place(),
             _ => ErrorPlace::default(),
         }
@@ -240,6 +250,30 @@ pub enum InputError {
         /// What it should be.
         expected: &'static str,
     },
+    /// A file or folder of another kind.
+    #[error("{}: expected {expected}, found {found}", path.display())]
+    WrongFile {
+        /// The file or folder.
+        path: PathBuf,
+        /// The kinds that it may be.
+        expected: Cow<'static, str>,
+        /// What it is.
+        found: String,
+    },
+    /// Work that cannot fit into memory.
+    #[error(
+        "{what} takes about {} of memory, but {} are available", table::bytes(*needed), table::bytes(*available)
+    )]
+    Memory {
+        /// The work, as in “the run”.
+        what: String,
+        /// An estimate in bytes.
+        needed: u64,
+        /// Bytes that a process can still get.
+        available: u64,
+        /// What to do next.
+        hint: String,
+    },
     /// A key that the format does not have.
     #[error("{at}: key `{key}`: expected {}", one_of(known.iter().copied()))]
     UnknownKey {
@@ -280,14 +314,19 @@ impl InputError {
         match self {
             Self::UnknownKey { key, known, .. } => nearest(key, known.iter().copied())
                 .map(|near| format!("the nearest known key is `{near}`").into()),
-            _ => None,
+            Self::Memory { hint, .. } => Some(hint.as_str().into()),
+            Self::MissingFile { .. }
+            | Self::WrongFile { .. }
+            | Self::MissingKey { .. }
+            | Self::WrongValue { .. } => None,
         }
     }
 
     /// The file and the key.
     pub fn place(&self) -> ErrorPlace<'_> {
         match self {
-            Self::MissingFile { path, .. } => ErrorPlace::of(path),
+            Self::MissingFile { path, .. } | Self::WrongFile { path, .. } => ErrorPlace::of(path),
+            Self::Memory { .. } => ErrorPlace::default(),
             Self::UnknownKey { at, key, .. } => ErrorPlace::of(at).with_key(key),
             Self::MissingKey { at, key, .. } => ErrorPlace::of(at).with_key(key),
             Self::WrongValue { at, key, .. } => ErrorPlace::of(at).with_key(key),
@@ -365,6 +404,15 @@ impl<'a> ErrorPlace<'a> {
     /// A place in a file or folder.
     pub fn of(at: impl Into<ErrorPlace<'a>>) -> Self {
         at.into()
+    }
+
+    /// The same place, at this tensor.
+    #[must_use]
+    pub fn with_tensor(self, tensor: &'a str) -> Self {
+        Self {
+            tensor: Some(tensor),
+            ..self
+        }
     }
 
     /// The same place, at this key.

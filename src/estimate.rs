@@ -6,7 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, table};
+use crate::error::InputError;
+use crate::Result;
 
 /// Bytes a second that are hashed, or computed, hashed and written.
 pub const WRITTEN: f64 = 0.7e9;
@@ -105,14 +106,13 @@ pub fn available_memory() -> Option<u64> {
 /// Refuses what cannot fit into memory; `what` is what takes an estimated `needed` bytes, as in “the run”.
 pub fn check_memory(what: &str, needed: u64, hint: &str) -> Result<()> {
     match available_memory() {
-        Some(available) if needed / SLACK > available => {
-            let problem = format!(
-                "{what} takes about {} of memory, but {} are available",
-                table::bytes(needed),
-                table::bytes(available)
-            );
-            Err(Error::usage(problem).with_hint(hint))
+        Some(available) if needed / SLACK > available => Err(InputError::Memory {
+            what: what.to_owned(),
+            needed,
+            available,
+            hint: hint.to_owned(),
         }
+        .into()),
         _ => Ok(()),
     }
 }

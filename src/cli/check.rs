@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::evaluate::corpus::{Domain, Window};
 use bam_convert::evaluate::perplexity;
-use bam_convert::evaluate::report::{Average, ModelReport, Report};
+use bam_convert::evaluate::report::{Average, EvaluationReport, ModelReport};
 use bam_convert::family::{Architecture, Config, Mixture, expert_names};
 use bam_convert::model::tokenizer::Tokenizer;
 use bam_convert::model::{CausalLm, LoadOptions, Overrides};
@@ -54,7 +54,7 @@ impl Check {
     }
 
     /// The perplexity of every source and of the mixture in the folder `out`; a note where the mixture is ruined.
-    pub fn run(&self, out: &Path, printer: &Printer) -> Result<Report> {
+    pub fn run(&self, out: &Path, printer: &Printer) -> Result<EvaluationReport> {
         let mixture = (model_name(out), out.to_path_buf());
         let all: Vec<(String, PathBuf)> = self.sources.iter().cloned().chain([mixture]).collect();
         let tokens: usize = self.windows.iter().map(|window| window.ids.len()).sum();
@@ -98,7 +98,7 @@ impl Check {
         if let Some(note) = ruined(&perplexities, mixture.as_ref()) {
             printer.note(&format!(" note: {note}"));
         }
-        Ok(Report {
+        Ok(EvaluationReport {
             context: CONTEXT,
             models,
         })

@@ -11,8 +11,8 @@ use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::checkpoint::single;
 use bam_convert::estimate::Estimate;
 use bam_convert::evaluate::corpus::{Domain, Window};
-use bam_convert::evaluate::report::{Average, DomainRouting, ModelReport, Report};
-use bam_convert::evaluate::request::Request;
+use bam_convert::evaluate::report::{Average, DomainRouting, EvaluationReport, ModelReport};
+use bam_convert::evaluate::request::RoutingRequest;
 use bam_convert::evaluate::routing::Recorder;
 use bam_convert::evaluate::tasks::{Task, TaskSettings};
 use bam_convert::evaluate::{chart, outlook, perplexity};
@@ -152,7 +152,7 @@ impl Verb for Arguments {
             );
         }
         bar.finish_and_clear();
-        let mut report = Report {
+        let mut report = EvaluationReport {
             context: self.context,
             models,
         };
@@ -183,7 +183,7 @@ impl Verb for Arguments {
 impl Arguments {
     /// What a run would take; nothing tells how long answers to tasks are.
     fn estimate(&self) -> bam_convert::Result<Estimate> {
-        let request = outlook::Request {
+        let request = outlook::EvaluationRequest {
             checkpoints: &paths(&self.checkpoints),
             data: &self.domains(),
             context: self.context as u64,
@@ -245,8 +245,8 @@ impl Arguments {
         Ok(())
     }
 
-    fn request(&self) -> Request {
-        Request {
+    fn request(&self) -> RoutingRequest {
+        RoutingRequest {
             without: self.without.clone(),
             top_k: self.top_k,
             attention_top_k: self.attention_top_k,

@@ -7,7 +7,7 @@ use bam_convert::arguments::{DryRun, InputPath};
 use bam_convert::checkpoint::folder::CARD;
 use bam_convert::checkpoint::manifest::Manifest;
 use bam_convert::checkpoint::reference::Reference;
-use bam_convert::evaluate::report::Report as Evaluation;
+use bam_convert::evaluate::report::EvaluationReport;
 use bam_convert::hub::{self, LocalPaths, Push, PushOptions, PushState, Pushed};
 use bam_convert::pipeline::{Declaration, StageUse, published_card};
 use bam_convert::surgery::publication::Publication;
@@ -194,7 +194,9 @@ impl Arguments {
             .as_deref()
             .map(Path::to_path_buf)
             .or_else(|| Some(beside).filter(|path| path.exists()));
-        let evaluation = evaluation.map(|path| Evaluation::read(&path)).transpose()?;
+        let evaluation = evaluation
+            .map(|path| EvaluationReport::read(&path))
+            .transpose()?;
         let title = reference.repository.rsplit('/').next().unwrap_or_default();
         let evaluation = evaluation.map(|report| report.markdown());
         let card = Publication {

@@ -5,7 +5,9 @@ use std::sync::Mutex;
 use bam_convert::arguments::{Force, Outline, OutputPath, TextsPath};
 use bam_convert::data::documents::TEXT_KEY;
 use bam_convert::data::outline::outline;
-use bam_convert::data::tokenize::{Progress, Report, Settings, SplitReport, tokenize};
+use bam_convert::data::tokenize::{
+    SplitReport, TokenizeProgress, TokenizeReport, TokenizeSettings, tokenize,
+};
 use bam_convert::data::vocabulary::Vocabulary;
 use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::printable::printable;
@@ -75,7 +77,7 @@ impl Verb for Arguments {
     }
 
     fn run(&self, printer: &Printer) -> Outcome {
-        let settings = Settings {
+        let settings = TokenizeSettings {
             paths: paths(&self.paths),
             text_key: self.text_key.clone(),
             vocabulary: self.tokenizer.clone(),
@@ -90,15 +92,15 @@ impl Verb for Arguments {
         }
         let pool = threads::pool(self.threads.map_or(0, usize::from))?;
         let bar = Mutex::new(ProgressBar::hidden());
-        let progress = |progress: Progress| {
+        let progress = |progress: TokenizeProgress| {
             // A bar that cannot be reached is no reason to stop.
             let Ok(mut bar) = bar.lock() else { return };
             match progress {
-                Progress::Begin(verb, bytes) => {
+                TokenizeProgress::Begin(verb, bytes) => {
                     bar.finish_and_clear();
                     *bar = printer.bytes_bar(bytes, verb);
                 }
-                Progress::Bytes(bytes) => bar.inc(bytes),
+                TokenizeProgress::Bytes(bytes) => bar.inc(bytes),
             }
         };
         let report = pool.install(|| tokenize(&settings, &progress));
@@ -126,7 +128,7 @@ impl Verb for Arguments {
     }
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &TokenizeReport) -> String {
     let facts = [
         ("files", table::grouped(report.files)),
         ("documents", table::grouped(report.documents)),

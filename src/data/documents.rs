@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::error::{DataError, DocumentPlace};
 use super::input::{Kind, Packing, kind};
-use super::limits::{LARGEST, key_hint, most_text, too_long, unpacks_too_far};
+use super::limits::{LARGEST, most_text};
 use super::table::TableTexts;
 use crate::checkpoint::{ReadAt, SourceFile, json};
 use crate::{Error, Result};
@@ -58,11 +59,8 @@ impl Documents {
                 Content::Table(Box::new(TableTexts::open(path, text_key)?))
             }
             (Kind::Parquet, _) => {
-                return Err(Error::file(
-                    path,
-                    "is parquet packed once more: its pages cannot be reached",
-                )
-                .with_hint("unpack it; parquet is compressed within"));
+                let path = path.to_path_buf();
+                return Err(DataError::PackedParquet { path }.into());
             }
         };
         Ok(Self {
@@ -100,19 +98,20 @@ impl Documents {
             Some(Value::Null) => Ok(Document::Empty),
             found => {
                 let found = found.as_ref().map_or("no such key".to_owned(), json::kind);
-                let error = Error::key(
-                    &self.path,
-                    &self.text_key,
-                    format!("line {number}: expected a string, found {found}"),
-                );
-                let keys = object.keys().map(String::as_str);
-                Err(key_hint(error, &self.text_key, keys))
+                Err(DataError::NoTextInLine {
+                    path: self.path.clone(),
+                    key: self.text_key.clone(),
+                    line: number,
+                    found,
+                    keys: object.keys().cloned().collect(),
+                }
+                .into())
             }
         }
     }
 
-    /// The document of a line that JSON does not allow. Python writes NaN, and halves of characters; a corpus of millions
-    /// of lines has some, and they are no reason to refuse the rest.
+    /// The document of a line that is not JSON. Python writes NaN and lone surrogates; a corpus of millions of lines has
+    /// some, and they are no reason to refuse the rest.
     fn of_broken_line(
         &self,
         number: usize,
@@ -131,9 +130,14 @@ impl Documents {
             return Ok(text.map_or(Document::Empty, Document::of));
         }
         match serde_json::from_str::<HashMap<String, IgnoredAny>>(&without_nan(line)) {
-            Ok(keys) if keys.contains_key(&self.text_key) => {
-                Ok(Document::Unreadable(not_text(&self.path, number, error)))
-            }
+            Ok(keys) if keys.contains_key(&self.text_key) => Ok(Document::Unreadable(
+                DataError::PythonJson {
+                    path: self.path.clone(),
+                    line: number,
+                    column: error.column(),
+                }
+                .into(),
+            )),
             _ => Err(broken),
         }
     }
@@ -210,20 +214,13 @@ fn without_nan(line: &str) -> String {
     plain
 }
 
-/// The error for a line that Python writes and JSON does not allow.
-fn not_text(path: &Path, line: usize, error: &serde_json::Error) -> Error {
-    let column = error.column();
-    Error::file(
-        path,
-        format!("line {line}: expected JSON, found NaN, Infinity or half of a character (a lone surrogate) near column {column}"),
-    )
-    .with_hint("remove the line, or tokenize the texts first: `tokenize` leaves such lines out and counts them")
-}
-
 fn not_json(path: &Path, line: usize, error: &serde_json::Error) -> Error {
-    Error::file(path, format!("line {line}: expected a JSON object: {error}")).with_hint(
-        "each line must hold one whole object; leave other JSON out by a pattern such as 'texts/**/*.md'",
-    )
+    DataError::NotJson {
+        path: path.to_path_buf(),
+        line,
+        problem: error.to_string(),
+    }
+    .into()
 }
 
 /// The objects of a file of JSON lines with their line numbers; empty lines are skipped.
@@ -257,20 +254,17 @@ impl JsonLines {
             self.line += 1;
             let line = self.line;
             if bytes.len() as u64 > LARGEST {
-                return Err(too_long(
-                    &self.path,
-                    &format!("line {line}"),
-                    bytes.len() as u64,
-                ));
+                return Err(DataError::LongDocument {
+                    path: self.path.clone(),
+                    place: DocumentPlace::Line(line),
+                    found: bytes.len() as u64,
+                }
+                .into());
             }
-            let text = String::from_utf8(bytes).map_err(|e| {
-                Error::file(
-                    &self.path,
-                    format!(
-                        "line {line}: expected text in UTF-8: byte {} is none",
-                        e.utf8_error().valid_up_to()
-                    ),
-                )
+            let text = String::from_utf8(bytes).map_err(|e| DataError::NotUtf8 {
+                path: self.path.clone(),
+                place: DocumentPlace::Line(line),
+                byte: e.utf8_error().valid_up_to(),
             })?;
             let trimmed = text.trim_start_matches('\u{feff}').trim();
             if trimmed.len() == text.len() {
@@ -308,22 +302,21 @@ fn read_text(path: &Path, stream: Stream) -> Result<String> {
         .read_to_end(&mut bytes)
         .map_err(|e| failed(path, e))?;
     if bytes.len() as u64 > LARGEST {
-        return Err(too_long(path, "the file", bytes.len() as u64));
+        return Err(DataError::LongDocument {
+            path: path.to_path_buf(),
+            place: DocumentPlace::File,
+            found: bytes.len() as u64,
+        }
+        .into());
     }
-    let text = String::from_utf8(bytes).map_err(|e| {
-        Error::file(
-            path,
-            format!(
-                "expected text in UTF-8: byte {} is none",
-                e.utf8_error().valid_up_to()
-            ),
-        )
+    let text = String::from_utf8(bytes).map_err(|e| DataError::NotUtf8 {
+        path: path.to_path_buf(),
+        place: DocumentPlace::File,
+        byte: e.utf8_error().valid_up_to(),
     })?;
-    if let Some(at) = text.find('\0') {
-        return Err(Error::file(
-            path,
-            format!("expected text, found a NUL at byte {at}"),
-        ));
+    if let Some(byte) = text.find('\0') {
+        let path = path.to_path_buf();
+        return Err(DataError::HoldsNul { path, byte }.into());
     }
     Ok(text
         .strip_prefix('\u{feff}')
@@ -388,11 +381,11 @@ impl Read for Bounded {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let count = self.unpacked.read(buf)?;
         self.left = self.left.checked_sub(count as u64).ok_or_else(|| {
-            io::Error::other(unpacks_too_far(
-                &self.path,
-                most_text(LARGEST, self.length),
-                self.length,
-            ))
+            io::Error::other(Error::from(DataError::UnpacksTooFar {
+                path: self.path.clone(),
+                most: most_text(LARGEST, self.length),
+                length: self.length,
+            }))
         })?;
         Ok(count)
     }
@@ -402,7 +395,10 @@ impl Read for Bounded {
 fn failed(path: &Path, error: io::Error) -> Error {
     match error.downcast::<Error>() {
         Ok(ours) => ours,
-        Err(error) => Error::file(path, format!("cannot be unpacked: {error}"))
-            .with_hint("is it cut or damaged? its ending (.gz, .zst) says how it is packed"),
+        Err(error) => DataError::NotUnpacked {
+            path: path.to_path_buf(),
+            problem: error.to_string(),
+        }
+        .into(),
     }
 }

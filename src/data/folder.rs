@@ -5,22 +5,24 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::header::{self, Header, IdType, Shard, Split};
+use super::error::DataError;
+use super::header::{Shard, TokenHeader};
+use super::layout::{IdType, Split, ends_file, shard_file};
+use crate::Result;
 use crate::checkpoint::known_hashes::sha256_of_source;
 use crate::checkpoint::{ReadAt, SourceFile};
-use crate::{Error, Result};
 
 /// Document ends read from disk at once.
 const ENDS_AT_ONCE: u64 = 512;
 
-/// A folder of token ids: the documents of each split one behind the other, an end of text behind each.
+/// A folder of token ids: the documents of each split in a row, each with an end of text.
 ///
-/// Positions are counted over all shards of a split. Ids are read from disk where they are wanted; nothing but the
-/// header is held in memory.
+/// Positions are counted over all shards of a split. Ids are read from disk when they are asked for; only the header is
+/// in memory.
 #[derive(Debug)]
 pub struct TokenFolder {
     path: PathBuf,
-    header: Header,
+    header: TokenHeader,
     hash: String,
     train: Stream,
     validation: Stream,
@@ -48,7 +50,7 @@ struct OpenShard {
 impl TokenFolder {
     /// Opens a token folder; a shard that is missing, cut or longer than the header says is an error that names it.
     pub fn open(path: &Path) -> Result<Self> {
-        let (header, hash) = Header::read(path)?;
+        let (header, hash) = TokenHeader::read(path)?;
         let stream = |split| {
             Stream::open(
                 path,
@@ -59,7 +61,8 @@ impl TokenFolder {
         };
         let (train, validation) = (stream(Split::Train)?, stream(Split::Validation)?);
         if train.tokens + validation.tokens == 0 {
-            return Err(Error::file(path, "expected tokens, found none"));
+            let path = path.to_path_buf();
+            return Err(DataError::NoTokens { path }.into());
         }
         Ok(Self {
             path: path.to_path_buf(),
@@ -76,7 +79,7 @@ impl TokenFolder {
     }
 
     /// What `header.json` says.
-    pub fn header(&self) -> &Header {
+    pub fn header(&self) -> &TokenHeader {
         &self.header
     }
 
@@ -122,16 +125,13 @@ impl TokenFolder {
         if self.tokenizer_sha256() == sha256 {
             return Ok(());
         }
-        let (ours, theirs) = (
-            &self.tokenizer_sha256()[..12.min(self.tokenizer_sha256().len())],
-            &sha256[..12],
-        );
-        let problem = format!(
-            "its tokens are those of another tokenizer (SHA-256 {ours}…) than that of {} ({theirs}…)",
-            owner.display()
-        );
-        Err(Error::file(&self.path, problem)
-            .with_hint("tokenize the texts again with --tokenizer and the folder of the model"))
+        Err(DataError::OtherTokenizer {
+            path: self.path.clone(),
+            found: self.tokenizer_sha256().to_owned(),
+            owner: owner.to_path_buf(),
+            expected: sha256.to_owned(),
+        }
+        .into())
     }
 
     /// Refuses a split whose files do not have the content that the header's hashes promise.
@@ -156,13 +156,12 @@ impl TokenFolder {
             if found == *expected {
                 return Ok(());
             }
-            let problem = format!(
-                "expected SHA-256 {expected} (as {} says), found {found}",
-                header::FILE
-            );
-            Err(Error::file(file.path(), problem).with_hint(
-                "its content has changed: copy the token folder again, or tokenize the texts again",
-            ))
+            Err(DataError::WrongHash {
+                path: file.path().to_path_buf(),
+                expected: (*expected).to_owned(),
+                found,
+            }
+            .into())
         };
         let checked = files.par_iter().map(check);
         checked.find_first(Result::is_err).unwrap_or(Ok(()))
@@ -210,26 +209,28 @@ impl TokenFolder {
                 .iter()
                 .find(|id| u64::from(**id) >= self.header.vocab_size)
             {
-                let problem = format!(
-                    "holds the token id {id}, but the vocabulary has {}",
-                    self.header.vocab_size
-                );
-                return Err(Error::file(shard.ids.path(), problem)
-                    .with_hint("is it damaged? tokenize the texts again"));
+                return Err(DataError::LargeId {
+                    path: shard.ids.path().to_path_buf(),
+                    id: *id,
+                    vocab_size: self.header.vocab_size,
+                }
+                .into());
             }
         }
         if found.len() as u64 != positions.end - positions.start {
-            let (asked, has) = (positions.end, stream.tokens);
-            return Err(Error::file(
-                &self.path,
-                format!("has {has} {split} tokens, but the one at {asked} was asked for"),
-            ));
+            return Err(DataError::NoSuchToken {
+                path: self.path.clone(),
+                split,
+                tokens: stream.tokens,
+                position: positions.end,
+            }
+            .into());
         }
         Ok(found)
     }
 
-    /// Where the documents end that end within `positions` of a split: each end is the position behind a document's end
-    /// of text, and lies in `positions.start + 1 ..= positions.end`.
+    /// The ends of documents within `positions` of a split: each end is the position after a document's end of text, in
+    /// `positions.start + 1 ..= positions.end`.
     pub fn ends(&self, split: Split, positions: Range<u64>) -> Result<Vec<u64>> {
         let mut found = Vec::new();
         let stream = self.stream(split);
@@ -239,7 +240,7 @@ impl TokenFolder {
             }
             let local = positions.start.saturating_sub(shard.first_token)
                 ..positions.end - shard.first_token;
-            let first = shard.first_end_behind(local.start)?;
+            let first = shard.first_end_after(local.start)?;
             'shard: for start in (first..shard.documents).step_by(ENDS_AT_ONCE as usize) {
                 for end in shard.read_ends(start, ENDS_AT_ONCE.min(shard.documents - start))? {
                     if end > local.end {
@@ -264,11 +265,13 @@ impl TokenFolder {
             .iter()
             .find(|shard| number < shard.first_document + shard.documents);
         let Some(shard) = shard else {
-            let has = stream.documents;
-            return Err(Error::file(
-                &self.path,
-                format!("has {has} {split} documents, but number {number} was asked for"),
-            ));
+            return Err(DataError::NoSuchDocument {
+                path: self.path.clone(),
+                split,
+                documents: stream.documents,
+                number,
+            }
+            .into());
         };
         let local = number - shard.first_document;
         let start = if local == 0 {
@@ -278,11 +281,11 @@ impl TokenFolder {
         };
         let end = shard.read_ends(local, 1)?[0];
         if start > end || end > shard.tokens {
-            return Err(Error::file(
-                shard.ends.path(),
-                format!("document {local} does not end behind its beginning"),
-            )
-            .with_hint("is it damaged? tokenize the texts again"));
+            return Err(DataError::WrongEnd {
+                path: shard.ends.path().to_path_buf(),
+                document: local,
+            }
+            .into());
         }
         Ok(shard.first_token + start..shard.first_token + end)
     }
@@ -296,16 +299,16 @@ impl TokenFolder {
 }
 
 impl Stream {
-    fn open(folder: &Path, split: Split, shards: &[Shard], header: &Header) -> Result<Self> {
+    fn open(folder: &Path, split: Split, shards: &[Shard], header: &TokenHeader) -> Result<Self> {
         let mut stream = Self::default();
         for (number, shard) in shards.iter().enumerate() {
             let ids = open_shard(
-                &folder.join(header::shard_file(split, number)),
+                &folder.join(shard_file(split, number)),
                 shard.tokens,
                 header.dtype.width(),
             )?;
             let ends = open_shard(
-                &folder.join(header::ends_file(split, number)),
+                &folder.join(ends_file(split, number)),
                 shard.documents,
                 size_of::<u64>() as u64,
             )?;
@@ -322,12 +325,12 @@ impl Stream {
                 documents => open.read_ends(documents - 1, 1)?[0],
             };
             if last != open.tokens {
-                let problem = format!(
-                    "its last document ends at {last}, but the shard has {} tokens",
-                    open.tokens
-                );
-                return Err(Error::file(open.ends.path(), problem)
-                    .with_hint("is it damaged? tokenize the texts again"));
+                return Err(DataError::WrongLastEnd {
+                    path: open.ends.path().to_path_buf(),
+                    end: last,
+                    tokens: open.tokens,
+                }
+                .into());
             }
             stream.tokens += open.tokens;
             stream.documents += open.documents;
@@ -344,14 +347,15 @@ impl Stream {
 }
 
 impl OpenShard {
-    /// The first document that ends behind a position of this shard.
-    fn first_end_behind(&self, position: u64) -> Result<u64> {
+    /// The first document that ends after a position of this shard.
+    fn first_end_after(&self, position: u64) -> Result<u64> {
         let (mut low, mut high) = (0, self.documents);
         while low < high {
             let middle = low + (high - low) / 2;
-            match self.read_ends(middle, 1)?[0] > position {
-                true => high = middle,
-                false => low = middle + 1,
+            if self.read_ends(middle, 1)?[0] > position {
+                high = middle;
+            } else {
+                low = middle + 1;
             }
         }
         Ok(low)
@@ -374,11 +378,11 @@ fn open_shard(path: &Path, count: u64, width: u64) -> Result<SourceFile> {
     if count.checked_mul(width) == Some(file.len()) {
         return Ok(file);
     }
-    let problem = format!(
-        "expected {count} items of {width} bytes (as {} says), found {} bytes",
-        header::FILE,
-        file.len()
-    );
-    Err(Error::file(path, problem)
-        .with_hint("is the shard cut? copy the token folder again, or tokenize the texts again"))
+    Err(DataError::WrongLength {
+        path: path.to_path_buf(),
+        count,
+        width,
+        found: file.len(),
+    }
+    .into())
 }

@@ -1,26 +1,24 @@
 //! The header of a token folder: whose tokens they are, and how many.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::error::DataError;
+use super::layout::{FILE, FORMAT_VERSION, IdType, Split, shard_file};
 use crate::checkpoint::hash::sha256;
 use crate::checkpoint::{json, version};
+use crate::error::InputError;
 use crate::{Error, Result};
-
-/// Name of the header within its folder.
-pub const FILE: &str = crate::checkpoint::owned::TOKENS;
-
-/// The version of the format that this program writes, and the only one that it reads.
-pub const FORMAT_VERSION: u64 = 1;
 
 /// What a token folder holds; documented in `docs/reference/token-folder.md`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Header {
+#[schemars(rename = "Header")]
+pub struct TokenHeader {
     /// 1.
     pub format_version: u64,
     /// SHA-256 of the `tokenizer.json` that made the ids, in hexadecimal.
@@ -32,37 +30,16 @@ pub struct Header {
     /// The id that stands behind each document.
     pub end_of_text: u32,
     /// Where the texts came from.
-    pub sources: Vec<Source>,
+    pub sources: Vec<TextSource>,
     /// The shards of each split; a split that is missing has none.
     pub splits: BTreeMap<Split, Vec<Shard>>,
-}
-
-/// How token ids are stored, little-endian.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum IdType {
-    /// 16 bits, for vocabularies of up to 65,536.
-    U16,
-    /// 32 bits.
-    U32,
-}
-
-/// Part of the documents.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Split {
-    /// To train on.
-    Train,
-    /// Held back, to measure on.
-    Validation,
 }
 
 /// One path given to `tokenize`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Source {
+#[schemars(rename = "Source")]
+pub struct TextSource {
     /// The path as it was given.
     pub path: String,
     /// Files found there.
@@ -91,15 +68,13 @@ pub struct Shard {
     pub ends_sha256: String,
 }
 
-impl Header {
+impl TokenHeader {
     /// Reads and checks `header.json` of a token folder; also returns its SHA-256, which stands for the whole folder.
     pub fn read(folder: &Path) -> Result<(Self, String)> {
         let path = folder.join(FILE);
         if !path.exists() {
-            return Err(
-                Error::file(folder, format!("expected a token folder: it has no {FILE}"))
-                    .with_hint("`bam-convert tokenize` makes one of texts"),
-            );
+            let path = folder.to_path_buf();
+            return Err(DataError::NotTokenFolder { path }.into());
         }
         let bytes = json::read_bytes(&path)?;
         let object = json::parse_object(&path, &bytes)?;
@@ -107,7 +82,10 @@ impl Header {
         version::check(&path, key, object.get(key), FORMAT_VERSION)?;
         let header: Self =
             serde_json::from_value(serde_json::Value::Object(object)).map_err(|e| {
-                Error::file(&path, format!("expected the header of a token folder: {e}"))
+                DataError::NotHeader {
+                    path: path.clone(),
+                    problem: e.to_string(),
+                }
             })?;
         header.check(&path)?;
         Ok((header, sha256(&bytes)))
@@ -123,81 +101,39 @@ impl Header {
             .sum()
     }
 
+    /// The header as the text of its file, without the last line break.
+    pub(super) fn to_text(&self) -> Result<String> {
+        serde_json::to_string_pretty(self).map_err(|e| Error::compute("write the header", e))
+    }
+
     fn check(&self, path: &Path) -> Result<()> {
-        if self.vocab_size == 0 || self.vocab_size > self.dtype.limit() {
-            let (limit, found) = (self.dtype.limit(), self.vocab_size);
-            return Err(Error::key(
-                path,
-                "vocab_size",
-                format!("expected 1 to {limit} for this dtype, found {found}"),
-            ));
+        let wrong = |key: Cow<'static, str>, expected: String, found: String| {
+            Err(InputError::WrongValue {
+                at: path.into(),
+                key,
+                expected: expected.into(),
+                found,
+            }
+            .into())
+        };
+        let vocab_size = self.vocab_size;
+        if vocab_size == 0 || vocab_size > self.dtype.limit() {
+            let expected = format!("1 to {} for this dtype", self.dtype.limit());
+            return wrong("vocab_size".into(), expected, vocab_size.to_string());
         }
-        if u64::from(self.end_of_text) >= self.vocab_size {
-            let problem = format!(
-                "expected an id below {} (vocab_size), found {}",
-                self.vocab_size, self.end_of_text
-            );
-            return Err(Error::key(path, "end_of_text", problem));
+        if u64::from(self.end_of_text) >= vocab_size {
+            let expected = format!("an id below {vocab_size} (vocab_size)");
+            return wrong("end_of_text".into(), expected, self.end_of_text.to_string());
         }
         for (split, shards) in &self.splits {
             for (number, shard) in shards.iter().enumerate() {
                 let expected = shard_file(*split, number);
                 if shard.file != expected {
-                    let problem = format!("expected {expected}, found {}", shard.file);
-                    return Err(Error::key(
-                        path,
-                        &format!("splits.{split}.{number}.file"),
-                        problem,
-                    ));
+                    let key = format!("splits.{split}.{number}.file");
+                    return wrong(key.into(), expected, shard.file.clone());
                 }
             }
         }
         Ok(())
     }
-}
-
-impl IdType {
-    /// The smaller type that holds every id below `vocab_size`, if one does.
-    pub fn of(vocab_size: u64) -> Option<Self> {
-        [Self::U16, Self::U32]
-            .into_iter()
-            .find(|dtype| vocab_size <= dtype.limit())
-    }
-
-    /// Bytes of an id.
-    pub fn width(self) -> u64 {
-        match self {
-            Self::U16 => 2,
-            Self::U32 => 4,
-        }
-    }
-
-    /// One more than the largest id that fits.
-    fn limit(self) -> u64 {
-        1 << (8 * self.width())
-    }
-}
-
-impl Split {
-    /// Both, in the order of their names.
-    pub const ALL: [Self; 2] = [Self::Train, Self::Validation];
-}
-
-impl fmt::Display for Split {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Train => "train",
-            Self::Validation => "validation",
-        })
-    }
-}
-
-/// Name of a file of ids.
-pub fn shard_file(split: Split, number: usize) -> String {
-    format!("{split}-{number:05}.bin")
-}
-
-/// Name of the file of document ends beside a file of ids.
-pub fn ends_file(split: Split, number: usize) -> String {
-    format!("{split}-{number:05}.ends")
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::error::DataError;
 use crate::{Error, Result};
 
 /// What a file holds.
@@ -24,7 +25,7 @@ pub(super) enum Packing {
     Zstd,
 }
 
-/// Endings of files that are no text, and of tables, whose cells would have to be told apart.
+/// Endings of binary files, and of tables whose cells we do not split.
 const NO_TEXT: [&str; 39] = [
     "7z",
     "arrow",
@@ -88,11 +89,11 @@ pub(super) fn kind(path: &Path) -> Result<(Kind, Packing)> {
         Some("jsonl" | "jsonlines" | "ndjson" | "json") => Kind::JsonLines,
         Some("parquet" | "parq") => Kind::Parquet,
         Some(ending) if NO_TEXT.contains(&ending) => {
-            let problem = format!("cannot take text from `.{ending}` files");
-            return Err(Error::file(path, problem).with_hint(
-                "expected text, JSON lines (.jsonl) or parquet, each plain or with .gz or .zst; name the files to read \
-                 with a pattern such as 'texts/**/*.md'",
-            ));
+            return Err(DataError::NotText {
+                path: path.to_path_buf(),
+                ending: ending.to_owned(),
+            }
+            .into());
         }
         _ => Kind::Text,
     };
@@ -120,8 +121,10 @@ fn matching(path: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
         require_literal_leading_dot: true,
         ..Default::default()
     };
-    let paths = glob::glob_with(pattern, options)
-        .map_err(|e| Error::file(path, format!("expected a pattern of file names: {e}")))?;
+    let paths = glob::glob_with(pattern, options).map_err(|e| DataError::Pattern {
+        path: path.to_path_buf(),
+        problem: e.to_string(),
+    })?;
     let mut found = Vec::new();
     for entry in paths {
         let entry = entry.map_err(|e| {
@@ -133,7 +136,8 @@ fn matching(path: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
         }
     }
     if found.is_empty() {
-        return Err(Error::file(path, "no file matches this pattern"));
+        let path = path.to_path_buf();
+        return Err(DataError::NoMatch { path }.into());
     }
     found.sort();
     Ok(found)
@@ -174,11 +178,10 @@ mod tests {
         assert_eq!(of("a.b.JSONL.zst"), (Kind::JsonLines, Packing::Zstd));
         assert_eq!(of("c4.json.gz"), (Kind::JsonLines, Packing::Gzip));
         assert_eq!(of("train.parquet"), (Kind::Parquet, Packing::Plain));
+        let error = kind(Path::new("a.tar.gz")).unwrap_err();
         assert!(
-            kind(Path::new("a.tar.gz"))
-                .unwrap_err()
-                .to_string()
-                .contains("`.tar`")
+            matches!(&error, Error::Data(DataError::NotText { ending, .. }) if ending == "tar"),
+            "{error}"
         );
     }
 
@@ -201,11 +204,10 @@ mod tests {
         };
         assert_eq!(names("."), ["a.txt", "b/c.txt", "b/d/e.md"]);
         assert_eq!(names("**/*.txt"), ["a.txt", "b/c.txt"]);
+        let error = files(&work.path().join("*.rs")).unwrap_err();
         assert!(
-            files(&work.path().join("*.rs"))
-                .unwrap_err()
-                .to_string()
-                .contains("no file matches")
+            matches!(error, Error::Data(DataError::NoMatch { .. })),
+            "{error}"
         );
         assert!(files(&work.path().join("missing.txt")).is_err());
     }

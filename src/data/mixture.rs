@@ -3,10 +3,11 @@
 //! Row number `n` is computed from `n` alone. Rows come in blocks; each block holds every domain by its share, in a
 //! shuffled order. Within a domain rows are drawn without replacement: all of them once an epoch, shuffled anew in each.
 
+use super::error::DataError;
 use super::folder::TokenFolder;
-use super::header::Split;
+use super::layout::Split;
 use super::order::Permutation;
-use crate::{Error, Result};
+use crate::Result;
 
 /// Longest block in which shares that are fractions (0.9 and 0.1; three thirds) are exact.
 const EXACT_BLOCK: u64 = 1000;
@@ -33,7 +34,7 @@ struct Domain {
     folder: TokenFolder,
     /// Rows of an epoch.
     rows: u64,
-    /// Tokens behind them that do not fill another row.
+    /// Tokens after them that do not fill another row.
     left: u64,
 }
 
@@ -63,51 +64,45 @@ impl Mixture {
     ) -> Result<Self> {
         let seq = seq as u64;
         let Some((first_name, first, _)) = domains.first() else {
-            return Err(Error::usage(
-                "expected one domain or more to mix, found none",
-            ));
+            return Err(DataError::NoDomain.into());
         };
         if seq == 0 {
-            return Err(Error::usage(
-                "expected rows of one token or more, found a sequence length of 0",
-            ));
+            return Err(DataError::NoSequence.into());
         }
         for (number, (name, folder, weight)) in domains.iter().enumerate() {
             if domains[..number].iter().any(|(other, ..)| other == name) {
-                return Err(Error::usage(format!(
-                    "the domain `{name}` stands twice; expected one weight for each"
-                )));
+                let name = name.clone();
+                return Err(DataError::RepeatedDomain { name }.into());
             }
             if !(weight.is_finite() && *weight > 0.0) {
-                let problem =
-                    format!("the weight of domain `{name}` is {weight}; expected a number above 0");
-                return Err(
-                    Error::usage(problem).with_hint("leave out a domain that is not wanted")
-                );
+                return Err(DataError::Weight {
+                    name: name.clone(),
+                    weight: *weight,
+                }
+                .into());
             }
             if folder.tokenizer_sha256() != first.tokenizer_sha256() {
-                let problem = format!(
-                    "its tokens (`{name}`) are those of another tokenizer than {} (`{first_name}`)",
-                    first.path().display()
-                );
-                return Err(Error::file(folder.path(), problem)
-                    .with_hint("tokenize all domains with one and the same --tokenizer"));
+                return Err(DataError::MixedTokenizers {
+                    path: folder.path().to_path_buf(),
+                    name: name.clone(),
+                    first: first.path().to_path_buf(),
+                    first_name: first_name.clone(),
+                }
+                .into());
             }
             let tokens = folder.tokens(split);
             if tokens < seq + 1 {
-                let problem = format!(
-                    "its {split} split (`{name}`) has {tokens} tokens, too few for one row of {} ({seq} and the one \
-                     after)",
-                    seq + 1
-                );
-                return Err(Error::file(folder.path(), problem).with_hint(match split {
-                    Split::Train => "give it more text, or train on shorter rows",
-                    Split::Validation => {
-                        "tokenize with a larger --validation, or measure on shorter rows"
-                    }
-                }));
+                return Err(DataError::ShortSplit {
+                    path: folder.path().to_path_buf(),
+                    name: name.clone(),
+                    split,
+                    tokens,
+                    seq,
+                }
+                .into());
             }
         }
+
         let weights: Vec<f64> = domains.iter().map(|(_, _, weight)| *weight).collect();
         let shares = Shares::new(&weights)?;
         let domains = domains.into_iter().map(|(name, folder, _)| {
@@ -256,9 +251,11 @@ impl Shares {
             .saturating_add(2)
             .max(OTHER_BLOCK);
         if !(least > 0.0 && block <= LONGEST_BLOCK) {
-            return Err(Error::usage(format!(
-                "the least weight is {least:.1e} of the whole; expected 1/{LONGEST_BLOCK} or more"
-            )));
+            return Err(DataError::SmallWeight {
+                share: least,
+                most: LONGEST_BLOCK,
+            }
+            .into());
         }
         Ok(Self {
             block,

@@ -2,14 +2,16 @@
 //!
 //! Texts become a **token folder** once ([`header`], [`folder`]; the format is in `docs/reference/token-folder.md`), and training reads
 //! rows from a weighted [`mixture`] of such folders. Which row comes when is a function of the seed and the row's
-//! number alone, so that a run that stopped goes on anywhere.
+//! number alone, so that a stopped run can resume anywhere.
 
 mod batches;
 mod dedup;
 pub mod documents;
+mod error;
 pub mod folder;
 pub mod header;
 pub mod input;
+pub mod layout;
 mod limits;
 pub mod mixture;
 mod order;
@@ -23,6 +25,8 @@ mod thrift;
 pub mod tokenize;
 pub mod vocabulary;
 
+pub use error::{DataError, DocumentPlace};
 pub use folder::TokenFolder;
-pub use header::{Header, Split};
+pub use header::TokenHeader;
+pub use layout::Split;
 pub use mixture::{Mixture, Row};

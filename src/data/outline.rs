@@ -1,10 +1,11 @@
-//! What `tokenize` would make of texts, by their length alone.
+//! An estimate of the token folder that `tokenize` would make, from the length of the texts alone.
 
 use std::path::Path;
 
-use super::header::{self, FORMAT_VERSION, Header, IdType, Shard, Split};
+use super::header::{Shard, TokenHeader};
 use super::input::{self, Kind, Packing};
-use super::tokenize::Settings;
+use super::layout::{FILE, FORMAT_VERSION, IdType, Split, shard_file};
+use super::tokenize::TokenizeSettings;
 use super::vocabulary::{TOKENIZER, TOKENIZER_CONFIG, Vocabulary};
 use crate::checkpoint::{json, outline};
 use crate::estimate::{BYTES_PER_TOKEN, Estimate, TOKENIZED};
@@ -17,7 +18,7 @@ const PACKED: f64 = 4.0;
 ///
 /// # Errors
 /// Texts that are not there or are no text; an output that cannot be written.
-pub fn outline(settings: &Settings) -> Result<Estimate> {
+pub fn outline(settings: &TokenizeSettings) -> Result<Estimate> {
     let mut bytes = 0.0;
     for path in &settings.paths {
         bytes += length(path)?;
@@ -29,7 +30,7 @@ pub fn outline(settings: &Settings) -> Result<Estimate> {
     let dtype = vocab_size.and_then(IdType::of).unwrap_or(IdType::U16);
     let tokens = bytes / BYTES_PER_TOKEN;
     let shard = |split: Split, share: f64| {
-        let (file, none) = (header::shard_file(split, 0), String::new());
+        let (file, none) = (shard_file(split, 0), String::new());
         let (tokens, bytes_of_text) = ((share * tokens) as u64, (share * bytes) as u64);
         (
             split,
@@ -44,7 +45,7 @@ pub fn outline(settings: &Settings) -> Result<Estimate> {
         )
     };
     let held_back = settings.validation;
-    let header = Header {
+    let header = TokenHeader {
         format_version: FORMAT_VERSION,
         tokenizer_sha256: String::new(),
         vocab_size: vocab_size.unwrap_or(1),
@@ -57,10 +58,9 @@ pub fn outline(settings: &Settings) -> Result<Estimate> {
         ]
         .into(),
     };
-    let text =
-        serde_json::to_vec_pretty(&header).map_err(|e| Error::file(header::FILE, e.to_string()))?;
+    let text = header.to_text()?;
     std::fs::create_dir_all(&settings.out).map_err(|e| Error::io("create", &settings.out, e))?;
-    beside += outline::file(&settings.out, header::FILE, &text)?;
+    beside += outline::file(&settings.out, FILE, text.as_bytes())?;
     Ok(Estimate::of(
         beside + dtype.width() * tokens as u64,
         bytes / TOKENIZED,
@@ -86,7 +86,7 @@ pub fn length(path: &Path) -> Result<f64> {
     Ok(bytes)
 }
 
-/// The size of a vocabulary, where the configuration beside it tells, and the bytes of its files; it may not be there yet.
+/// The size of a vocabulary, if the configuration beside it says so, and the bytes of its files. They may not exist yet.
 fn tokenizer(path: &Path) -> (Option<u64>, u64) {
     let folder = if path.is_file() {
         path.parent().unwrap_or(path)

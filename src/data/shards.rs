@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::header::{IdType, Shard, Split, ends_file, shard_file};
+use super::header::Shard;
+use super::layout::{IdType, Split, ends_file, shard_file};
 use crate::checkpoint::filesystem;
 use crate::checkpoint::hash::hex;
 use crate::{Error, Result};

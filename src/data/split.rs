@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::dedup::{Fingerprints, clusters};
-use super::header::Split;
+use super::layout::Split;
 
 /// Part of the share held back from which it is full; smaller documents are not searched for to fill the rest.
 const FULL: f64 = 0.95;

@@ -18,19 +18,20 @@ use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
 
-use super::limits::{LARGEST, TABLE, key_hint, most_text, too_long, unpacks_too_far};
+use super::error::{DataError, DocumentPlace};
+use super::limits::{LARGEST, TABLE, most_text};
 use super::thrift;
 use crate::caught::caught;
 use crate::checkpoint::SourceFile;
 use crate::{Error, Result};
 
-/// Bytes of a page that need no reason: a text of the largest size, and others beside it.
+/// Bytes of a page that need no justification: a text of the largest size, and others beside it.
 const PAGE: u64 = 2 * LARGEST;
-/// Bytes of a page by its bytes in the file beyond that. Packed text is some 10 times as long.
+/// Unpacked bytes for each byte of a larger page in the file. Text packs to about a tenth.
 const UNPACKED: u64 = 64;
-/// Values of a page that need no reason: writers make pages of some 20,000.
+/// Values of a page that need no justification: writers make pages of some 20,000.
 const VALUES: u64 = 1 << 20;
-/// Rows that need no reason, and rows by the bytes of the file beyond that.
+/// Rows that need no justification, and further rows for each byte of the file.
 const ROWS: u64 = 1 << 16;
 const ROWS_BY_BYTE: u64 = 100;
 
@@ -68,11 +69,13 @@ impl TableTexts {
         });
         let most = ROWS + ROWS_BY_BYTE * length;
         if rows.is_none_or(|rows| rows > most) {
-            let found = rows.map_or("more".to_owned(), |rows| rows.to_string());
-            let problem =
-                format!("expected at most {most} rows in a table of {length} bytes, found {found}");
-            return Err(Error::file(path, problem)
-                .with_hint("is it a real table? write its texts as JSON lines if it is"));
+            return Err(DataError::ManyRows {
+                path: path.to_path_buf(),
+                most,
+                length,
+                found: rows,
+            }
+            .into());
         }
         Ok(Self {
             path: path.to_path_buf(),
@@ -96,28 +99,31 @@ impl TableTexts {
             return Ok(None);
         };
         self.number += 1;
-        let row = format!("row {}", self.number);
+        let place = DocumentPlace::Row(self.number);
         // A row without text is no document.
         let Some(value) = value else {
             return Ok(Some(String::new()));
         };
         let bytes = value.data();
-        if bytes.len() as u64 > LARGEST {
-            return Err(too_long(&path, &row, bytes.len() as u64));
+        let found = bytes.len() as u64;
+        if found > LARGEST {
+            return Err(DataError::LongDocument { path, place, found }.into());
         }
-        let Some(left) = self.text_left.checked_sub(bytes.len() as u64) else {
-            return Err(unpacks_too_far(
-                &path,
-                most_text(TABLE, self.file.length),
-                self.file.length,
-            ));
+        let Some(left) = self.text_left.checked_sub(found) else {
+            return Err(DataError::UnpacksTooFar {
+                path,
+                most: most_text(TABLE, self.file.length),
+                length: self.file.length,
+            }
+            .into());
         };
         self.text_left = left;
-        String::from_utf8(bytes.to_vec()).map(Some).map_err(|e| {
-            let at = e.utf8_error().valid_up_to();
-            let problem = format!("{row}: expected text in UTF-8: byte {at} is none");
-            Error::file(&path, problem)
-        })
+        let text = String::from_utf8(bytes.to_vec()).map_err(|e| DataError::NotUtf8 {
+            path,
+            place,
+            byte: e.utf8_error().valid_up_to(),
+        })?;
+        Ok(Some(text))
     }
 
     /// The value of the next row, if there is one.
@@ -157,12 +163,12 @@ fn text_column(path: &Path, metadata: &ParquetMetaData, text_key: &str) -> Resul
     let schema = metadata.file_metadata().schema_descr();
     let fields = schema.root_schema().get_fields();
     let Some(field) = fields.iter().find(|field| field.name() == text_key) else {
-        let error = Error::key(path, text_key, "the table has no such column");
-        return Err(key_hint(
-            error,
-            text_key,
-            fields.iter().map(|field| field.name()),
-        ));
+        return Err(DataError::NoColumn {
+            path: path.to_path_buf(),
+            key: text_key.to_owned(),
+            columns: fields.iter().map(|field| field.name().to_owned()).collect(),
+        }
+        .into());
     };
     let column = (0..schema.num_columns())
         .find(|column| schema.column(*column).path().parts() == [text_key]);
@@ -173,7 +179,10 @@ fn text_column(path: &Path, metadata: &ParquetMetaData, text_key: &str) -> Resul
             && column.converted_type() != ConvertedType::DECIMAL
             && column.max_rep_level() == 0
     });
-    column.ok_or_else(|| Error::key(path, text_key, "expected a column of strings"))
+    Ok(column.ok_or_else(|| DataError::NotStrings {
+        path: path.to_path_buf(),
+        key: text_key.to_owned(),
+    })?)
 }
 
 /// Refuses a footer whose numbers its length does not justify.
@@ -408,12 +417,11 @@ fn unpack(page: &mut Page) -> ParquetResult<()> {
 
 /// What reading a table gives; where the `parquet` crate panics over a damaged one, that is an error like any other.
 fn guarded<T>(path: &Path, read: impl FnOnce() -> ParquetResult<T>) -> Result<T> {
-    match caught(read) {
-        Ok(Ok(read)) => Ok(read),
-        Ok(Err(error)) => Err(Error::file(
-            path,
-            format!("expected a parquet table: {error}"),
-        )),
-        Err(_) => Err(Error::file(path, "expected a parquet table: it is damaged")),
-    }
+    let problem = match caught(read) {
+        Ok(Ok(read)) => return Ok(read),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "it is damaged".to_owned(),
+    };
+    let path = path.to_path_buf();
+    Err(DataError::NotParquet { path, problem }.into())
 }

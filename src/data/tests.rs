@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::order::Permutation;
-use super::{Mixture, Split, TokenFolder};
-use crate::Result;
+use super::{DataError, Mixture, Split, TokenFolder};
 use crate::checkpoint::hash::sha256;
+use crate::error::InputError;
+use crate::{Error, Result};
 
 /// Writes a token folder by the description of the format: documents by shard, 16-bit ids.
 fn write(folder: &Path, shards: &[&[Vec<u16>]]) {
@@ -173,7 +174,6 @@ fn damaged_folders_are_named() {
             .map(|folder| folder.ids(Split::Train, 0..7))
             .and_then(|ids| ids)
             .unwrap_err()
-            .to_string()
     };
     let edit = |folder: &Path, from: &str, to: &str| {
         let path = folder.join("header.json");
@@ -181,59 +181,75 @@ fn damaged_folders_are_named() {
         assert!(text.contains(from), "{text}");
         std::fs::write(path, text.replacen(from, to, 1)).unwrap();
     };
-    let has = |error: String, parts: &[&str]| {
-        parts
-            .iter()
-            .for_each(|part| assert!(error.contains(part), "{error}"))
-    };
-    has(
-        refused("cut", &|f| {
-            std::fs::write(f.join("train-00001.bin"), [0; 3]).unwrap()
-        }),
-        &["train-00001.bin", "found 3"],
+    let cut = refused("cut", &|f| {
+        std::fs::write(f.join("train-00001.bin"), [0; 3]).unwrap()
+    });
+    assert!(
+        matches!(&cut, Error::Data(DataError::WrongLength { path, count: 2, width: 2, found: 3 }) if path.ends_with("train-00001.bin")),
+        "{cut}"
     );
-    has(
-        refused("gone", &|f| {
-            std::fs::remove_file(f.join("train-00001.bin")).unwrap()
-        }),
-        &["train-00001.bin"],
+    let gone = refused("gone", &|f| {
+        std::fs::remove_file(f.join("train-00001.bin")).unwrap()
+    });
+    assert!(
+        matches!(&gone, Error::Io { path, .. } if path.ends_with("train-00001.bin")),
+        "{gone}"
     );
-    has(
-        refused("ends", &|f| {
-            std::fs::write(f.join("train-00000.ends"), [0; 16]).unwrap()
-        }),
-        &["train-00000.ends", "ends at 0"],
+    let ends = refused("ends", &|f| {
+        std::fs::write(f.join("train-00000.ends"), [0; 16]).unwrap()
+    });
+    assert!(
+        matches!(&ends, Error::Data(DataError::WrongLastEnd { path, end: 0, .. }) if path.ends_with("train-00000.ends")),
+        "{ends}"
     );
-    has(
-        refused("ids", &|f| edit(f, "60000", "3")),
-        &["train-00000.bin", "token id 3"],
+    let ids = refused("ids", &|f| edit(f, "60000", "3"));
+    assert!(
+        matches!(&ids, Error::Data(DataError::LargeId { path, id: 3, .. }) if path.ends_with("train-00000.bin")),
+        "{ids}"
     );
-    has(
-        refused("version", &|f| edit(f, "version\":1", "version\":2")),
-        &["format_version", "expected 1"],
+    let none = refused("none", &|f| {
+        std::fs::remove_file(f.join("header.json")).unwrap()
+    });
+    assert!(
+        matches!(none, Error::Data(DataError::NotTokenFolder { .. })),
+        "{none}"
     );
-    has(
-        refused("vocab", &|f| edit(f, "60000", "70000")),
-        &["vocab_size", "65536"],
+    let unknown = refused("key", &|f| edit(f, "sources", "sauces"));
+    assert!(
+        matches!(&unknown, Error::Data(DataError::NotHeader { problem, .. }) if problem.contains("sauces")),
+        "{unknown}"
     );
-    has(
-        refused("end", &|f| edit(f, "text\":0", "text\":60000")),
-        &["end_of_text"],
-    );
-    has(
-        refused("key", &|f| edit(f, "sources", "sauces")),
-        &["sauces", "sources"],
-    );
-    has(
-        refused("escape", &|f| edit(f, "train-00000.bin", "../x.bin")),
-        &["train-00000.bin", "../x.bin"],
-    );
-    has(
-        refused("none", &|f| {
-            std::fs::remove_file(f.join("header.json")).unwrap()
-        }),
-        &["no header.json"],
-    );
+    let version = refused("version", &|f| edit(f, "version\":1", "version\":2"));
+    assert_eq!(version.place().key, Some("format_version"), "{version}");
+    for (name, from, to, wrong, said) in [
+        (
+            "vocab",
+            "60000",
+            "70000",
+            "vocab_size",
+            "1 to 65536 for this dtype",
+        ),
+        (
+            "end",
+            "text\":0",
+            "text\":60000",
+            "end_of_text",
+            "an id below 60000 (vocab_size)",
+        ),
+        (
+            "escape",
+            "train-00000.bin",
+            "../x.bin",
+            "splits.train.0.file",
+            "train-00000.bin",
+        ),
+    ] {
+        let error = refused(name, &|f| edit(f, from, to));
+        assert!(
+            matches!(&error, Error::Input(InputError::WrongValue { key, expected, .. }) if key == wrong && expected == said),
+            "{error}"
+        );
+    }
 }
 
 #[test]
@@ -349,17 +365,37 @@ fn documents_are_numbered_within_a_row() {
 fn mixtures_that_make_no_sense_are_refused() {
     let work = TempDir::new().unwrap();
     let (a, b) = (domain(&work, "a", 1, 300), domain(&work, "b", 1000, 200));
-    let refused = |parts: &[(&str, &Path, f64)], seq| mix(parts, 0, seq).unwrap_err().to_string();
-    for weight in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-        assert!(refused(&[("a", &a, 1.0), ("b", &b, weight)], 4).contains("weight of domain `b`"));
+    let refused = |parts: &[(&str, &Path, f64)], seq| match mix(parts, 0, seq) {
+        Err(Error::Data(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    for value in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let error = refused(&[("a", &a, 1.0), ("b", &b, value)], 4);
+        assert!(
+            matches!(&error, DataError::Weight { name, .. } if name == "b"),
+            "{error}"
+        );
     }
-    assert!(refused(&[("a", &a, 1.0), ("b", &b, 1e-9)], 4).contains("least weight"));
-    assert!(refused(&[("a", &a, 1.0), ("a", &b, 1.0)], 4).contains("twice"));
-    assert!(refused(&[("a", &a, 1.0)], 5000).contains("too few"));
-    assert!(refused(&[("a", &a, 1.0)], 0).contains("sequence length"));
-    assert!(refused(&[], 4).contains("none"));
+    let error = refused(&[("a", &a, 1.0), ("b", &b, 1e-9)], 4);
+    assert!(matches!(error, DataError::SmallWeight { .. }), "{error}");
+    let error = refused(&[("a", &a, 1.0), ("a", &b, 1.0)], 4);
+    assert!(matches!(error, DataError::RepeatedDomain { .. }), "{error}");
+    let error = refused(&[("a", &a, 1.0)], 5000);
+    assert!(
+        matches!(error, DataError::ShortSplit { seq: 5000, .. }),
+        "{error}"
+    );
+    assert!(matches!(
+        refused(&[("a", &a, 1.0)], 0),
+        DataError::NoSequence
+    ));
+    assert!(matches!(refused(&[], 4), DataError::NoDomain));
     let header = b.join("header.json");
     let text = std::fs::read_to_string(&header).unwrap();
     std::fs::write(&header, text.replace("abab", "cdcd")).unwrap();
-    assert!(refused(&[("a", &a, 1.0), ("b", &b, 1.0)], 4).contains("another tokenizer"));
+    let error = refused(&[("a", &a, 1.0), ("b", &b, 1.0)], 4);
+    assert!(
+        matches!(&error, DataError::MixedTokenizers { path, .. } if *path == b),
+        "{error}"
+    );
 }

@@ -3,6 +3,7 @@
 //! Documents are read in batches, the next one while the last is worked on, so that memory holds two batches and some
 //! 170 bytes for each document, however much text there is. Nothing depends on the number of threads.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -12,20 +13,22 @@ use sha2::{Digest, Sha256};
 
 use super::batches::{Counts, Reader};
 use super::dedup::{Fingerprints, fingerprint};
-use super::header::{self, FORMAT_VERSION, Header, IdType, Shard, Source, Split};
+use super::error::DataError;
+use super::header::{Shard, TextSource, TokenHeader};
 use super::input;
+use super::layout::{FILE, FORMAT_VERSION, IdType, Split};
 use super::shards::Shards;
 use super::split::{Assignment, assign};
 use super::vocabulary::{self, MOST_TEXT, Ready, Vocabulary};
+use crate::Result;
 use crate::checkpoint::SourceFile;
 use crate::checkpoint::hash::{hex, sha256, sha256_source};
 use crate::checkpoint::output::OutputFolder;
 use crate::checkpoint::source_file::{Stamp, changed};
-use crate::{Error, Result};
 
 /// What to tokenize, and how.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct TokenizeSettings {
     /// Files, folders and patterns.
     pub paths: Vec<PathBuf>,
     /// The field of JSON lines, or column of a table, that holds the text.
@@ -46,7 +49,7 @@ pub struct Settings {
 
 /// How far the work is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
+pub enum TokenizeProgress {
     /// A pass over the text begins: its name, and its length in bytes.
     Begin(&'static str, u64),
     /// So many bytes of it are done.
@@ -55,7 +58,7 @@ pub enum Progress {
 
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
+pub struct TokenizeReport {
     /// What there is to say beside that.
     #[serde(skip)]
     pub notes: Vec<String>,
@@ -103,19 +106,22 @@ pub struct SplitReport {
 /// The files, and what is known of their documents.
 struct Corpus {
     files: Vec<(PathBuf, Stamp)>,
-    sources: Vec<Source>,
+    sources: Vec<TextSource>,
     counts: Counts,
     bytes_of_text: u64,
     assignment: Assignment,
 }
 
 /// Makes a token folder; `progress` is told how far it is.
-pub fn tokenize(settings: &Settings, progress: &(dyn Fn(Progress) + Sync)) -> Result<Report> {
+pub fn tokenize(
+    settings: &TokenizeSettings,
+    progress: &(dyn Fn(TokenizeProgress) + Sync),
+) -> Result<TokenizeReport> {
     if !(0.0..1.0).contains(&settings.validation) {
-        let found = settings.validation;
-        return Err(Error::usage(format!(
-            "expected a share of 0 to below 1 to hold back, found {found}"
-        )));
+        return Err(DataError::ValidationShare {
+            found: settings.validation,
+        }
+        .into());
     }
     let found: Vec<Vec<PathBuf>> = settings
         .paths
@@ -124,9 +130,10 @@ pub fn tokenize(settings: &Settings, progress: &(dyn Fn(Progress) + Sync)) -> Re
         .collect::<Result<_>>()?;
     let mut protected: Vec<&Path> = Vec::new();
     for (path, files) in settings.paths.iter().zip(&found) {
-        match path.exists() {
-            true => protected.push(path),
-            false => protected.extend(files.iter().map(PathBuf::as_path)),
+        if path.exists() {
+            protected.push(path);
+        } else {
+            protected.extend(files.iter().map(PathBuf::as_path));
         }
     }
     if let Vocabulary::Existing(path) = &settings.vocabulary {
@@ -161,7 +168,7 @@ pub fn tokenize(settings: &Settings, progress: &(dyn Fn(Progress) + Sync)) -> Re
     }
     let report = |split: Split| SplitReport::of(&splits[split as usize]);
     let (train, validation) = (report(Split::Train), report(Split::Validation));
-    let header = Header {
+    let header = TokenHeader {
         format_version: FORMAT_VERSION,
         tokenizer_sha256: tokenizer_sha256.clone(),
         vocab_size: ready.vocab_size,
@@ -174,12 +181,10 @@ pub fn tokenize(settings: &Settings, progress: &(dyn Fn(Progress) + Sync)) -> Re
             .filter(|(_, shards)| !shards.is_empty())
             .collect(),
     };
-    let text = serde_json::to_string_pretty(&header)
-        .map_err(|e| Error::file(header::FILE, e.to_string()))?
-        + "\n";
-    folder.write(header::FILE, text.as_bytes())?;
+    let text = header.to_text()? + "\n";
+    folder.write(FILE, text.as_bytes())?;
     folder.commit()?;
-    Ok(Report {
+    Ok(TokenizeReport {
         notes: ready.notes,
         output: settings.out.clone(),
         hash: sha256(text.as_bytes()),
@@ -198,10 +203,13 @@ pub fn tokenize(settings: &Settings, progress: &(dyn Fn(Progress) + Sync)) -> Re
 }
 
 fn id_type(ready: &Ready) -> Result<IdType> {
-    IdType::of(ready.vocab_size).ok_or_else(|| {
-        let problem = format!("has ids up to {}, more than 32 bits hold", ready.vocab_size);
-        Error::file(ready.tokenizer.path(), problem)
-    })
+    let vocab_size = ready.vocab_size;
+    Ok(
+        IdType::of(vocab_size).ok_or_else(|| DataError::LargeVocabulary {
+            path: ready.tokenizer.path().to_path_buf(),
+            vocab_size,
+        })?,
+    )
 }
 
 impl SplitReport {
@@ -221,9 +229,9 @@ impl SplitReport {
 impl Corpus {
     /// The first pass: hashes of files, fingerprints of documents, and which split each goes to.
     fn read(
-        settings: &Settings,
+        settings: &TokenizeSettings,
         found: &[Vec<PathBuf>],
-        progress: &(dyn Fn(Progress) + Sync),
+        progress: &(dyn Fn(TokenizeProgress) + Sync),
     ) -> Result<Self> {
         let opened: Vec<Vec<(SourceFile, String)>> = found
             .iter()
@@ -241,7 +249,7 @@ impl Corpus {
         for (path, files) in settings.paths.iter().zip(&opened) {
             let mut hash = Sha256::new();
             files.iter().for_each(|(_, sha256)| hash.update(sha256));
-            sources.push(Source {
+            sources.push(TextSource {
                 path: path.to_string_lossy().into_owned(),
                 files: files.len() as u64,
                 bytes: files.iter().map(|(source, _)| source.len()).sum(),
@@ -254,14 +262,14 @@ impl Corpus {
             .map(|(source, _)| (source.path().to_path_buf(), source.stamp()))
             .collect();
         drop(opened);
-        progress(Progress::Begin(
+        progress(TokenizeProgress::Begin(
             "reading",
             sources.iter().map(|source| source.bytes).sum(),
         ));
         let mut bytes_of_text = 0;
         let mut fingerprints = Fingerprints::default();
-        let told = |length| progress(Progress::Bytes(length));
-        let reader = Reader::new(&files, &settings.text_key, &told);
+        let report = |length| progress(TokenizeProgress::Bytes(length));
+        let reader = Reader::new(&files, &settings.text_key, &report);
         let counts = reader.batches(&mut |batch| {
             let found: Vec<_> = batch
                 .par_iter()
@@ -273,32 +281,22 @@ impl Corpus {
             }
             Ok(())
         })?;
-        let path = settings
-            .paths
-            .first()
-            .map_or(Path::new("."), PathBuf::as_path);
+
+        let path = || settings.paths.first().cloned().unwrap_or_default();
         if fingerprints.distinct.is_empty() {
-            let Counts {
-                empty, unreadable, ..
-            } = counts;
-            let problem = format!(
-                "expected text, found none: {empty} documents are empty, and {unreadable} cannot be read"
-            );
-            return Err(Error::file(path, problem));
+            return Err(DataError::NoText {
+                path: path(),
+                empty: counts.empty,
+                unreadable: counts.unreadable,
+            }
+            .into());
         }
         if fingerprints.distinct.len() > u32::MAX as usize {
-            return Err(
-                Error::file(path, format!("expected at most {} documents", u32::MAX))
-                    .with_hint("make several token folders"),
-            );
+            return Err(DataError::ManyDocuments { path: path() }.into());
         }
         let assignment = assign(&fingerprints, settings.validation);
         if settings.validation > 0.0 && !assignment.splits.contains(&Some(Split::Validation)) {
-            return Err(Error::file(
-                path,
-                "is one document, or one cluster of near-duplicates: none can be held back",
-            )
-            .with_hint("give it more documents, or pass --validation 0"));
+            return Err(DataError::OneCluster { path: path() }.into());
         }
         Ok(Self {
             files,
@@ -313,11 +311,11 @@ impl Corpus {
     fn train_tokenizer(
         &self,
         count: u64,
-        settings: &Settings,
+        settings: &TokenizeSettings,
         scratch: &Path,
-        progress: &(dyn Fn(Progress) + Sync),
+        progress: &(dyn Fn(TokenizeProgress) + Sync),
     ) -> Result<Ready> {
-        progress(Progress::Begin(
+        progress(TokenizeProgress::Begin(
             "making the tokenizer",
             self.bytes_of_text.min(MOST_TEXT),
         ));
@@ -341,7 +339,7 @@ impl Corpus {
                 };
                 let split = splits.next()?;
                 left = left.checked_sub(text.len() as u64)?;
-                progress(Progress::Bytes(text.len() as u64));
+                progress(TokenizeProgress::Bytes(text.len() as u64));
                 if *split == Some(Split::Train) {
                     return Some(text);
                 }
@@ -364,15 +362,15 @@ impl Corpus {
     /// The last pass: tokens of the documents that are kept, in the order in which they were read.
     fn write(
         &self,
-        settings: &Settings,
+        settings: &TokenizeSettings,
         ready: &Ready,
         folder: &Path,
-        progress: &(dyn Fn(Progress) + Sync),
+        progress: &(dyn Fn(TokenizeProgress) + Sync),
     ) -> Result<[Vec<Shard>; 2]> {
         let dtype = id_type(ready)?;
         let mut shards =
             Split::ALL.map(|split| Shards::new(folder, split, dtype, settings.max_shard_size));
-        progress(Progress::Begin("tokenizing", self.bytes_of_text));
+        progress(TokenizeProgress::Begin("tokenizing", self.bytes_of_text));
         let mut splits = self.assignment.splits.iter();
         let nothing = |_| {};
         let reader = Reader::new(&self.files, &settings.text_key, &nothing);
@@ -396,7 +394,7 @@ impl Corpus {
                 if let Some(split) = split {
                     shards[*split as usize].add(&ids, text.len() as u64)?;
                 }
-                progress(Progress::Bytes(text.len() as u64));
+                progress(TokenizeProgress::Bytes(text.len() as u64));
             }
             Ok(())
         })?;
@@ -405,19 +403,17 @@ impl Corpus {
     }
 }
 
-/// The tokens of a document of the file `path`, with the end of text behind them.
+/// The tokens of a document of the file `path`, with an end of text.
 fn tokens(ready: &Ready, path: &Path, text: &str) -> Result<Vec<u32>> {
-    let mut ids = ready.tokenizer.ids(text).map_err(|error| {
-        let begins: String = text.chars().take(40).collect();
-        let of_text = Error::file(
-            path,
-            format!("the document that begins {begins:?}: {error}"),
-        );
-        match error.hint() {
-            Some(hint) => of_text.with_hint(hint),
-            None => of_text,
-        }
-    })?;
+    let mut ids = ready
+        .tokenizer
+        .ids(text)
+        .map_err(|error| DataError::Untokenizable {
+            path: path.to_path_buf(),
+            begins: text.chars().take(40).collect(),
+            problem: error.to_string(),
+            hint: error.hint().map(Cow::into_owned),
+        })?;
     // Some tokenizers put it there themselves.
     if ids.last() != Some(&ready.end_of_text) {
         ids.push(ready.end_of_text);

@@ -1,4 +1,4 @@
-//! Which tokenizer to use, and what ends a text; or a new one, made of the texts themselves.
+//! Which tokenizer to use, and which token ends a text; or a new tokenizer, trained on the texts themselves.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -14,10 +14,11 @@ use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{AddedToken, PreTokenizerWrapper};
 
-use super::header;
+use super::error::DataError;
+use super::header::TokenHeader;
+use super::layout::FILE;
 use crate::arguments::{ArgumentRole, ArgumentValue};
 use crate::checkpoint::{SourceFile, json};
-use crate::error::nearest;
 use crate::model::generate::eos_ids;
 use crate::model::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -120,9 +121,7 @@ pub(super) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Ready> {
         path.to_path_buf()
     };
     if !file.exists() {
-        return Err(Error::file(&file, "is missing: expected a tokenizer").with_hint(
-            "--tokenizer takes a folder with a tokenizer.json, such a file, or train:N to make one of N tokens",
-        ));
+        return Err(DataError::NoTokenizer { path: file }.into());
     }
     let folder = file.parent().unwrap_or(Path::new("."));
     let config = folder.join(TOKENIZER_CONFIG);
@@ -139,9 +138,12 @@ pub(super) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Ready> {
     };
     let vocab_size = tokenizer.vocab_size();
     if u64::from(end_of_text) >= vocab_size {
-        let problem =
-            format!("the id that ends a text, {end_of_text}, is none of its {vocab_size}");
-        return Err(Error::file(&file, problem).with_hint("name the token with --end-of-text"));
+        return Err(DataError::EndOfTextId {
+            path: file,
+            id: end_of_text,
+            vocab_size,
+        }
+        .into());
     }
     let mut files = vec![(TOKENIZER, json::read_bytes(&file)?)];
     if config.exists() {
@@ -280,30 +282,19 @@ fn id_of(tokenizer: &Tokenizer, token: &str) -> Result<u32> {
     if let Some(id) = tokenizer.id_of(token) {
         return Ok(id);
     }
-    let special = tokenizer.special_tokens();
-    let error = Error::file(
-        tokenizer.path(),
-        format!("has no token `{token}` to end a text with"),
-    );
-    Err(
-        match (
-            nearest(token, special.iter().map(String::as_str)),
-            special.is_empty(),
-        ) {
-            (Some(near), _) => error.with_hint(format!("did you mean `{near}`?")),
-            (None, false) => {
-                error.with_hint(format!("its special tokens are {}", special.join(", ")))
-            }
-            (None, true) => error,
-        },
-    )
+    Err(DataError::NoEndToken {
+        path: tokenizer.path().to_path_buf(),
+        token: token.to_owned(),
+        special: tokenizer.special_tokens(),
+    }
+    .into())
 }
 
-/// What ends a text by the files beside the tokenizer: an earlier token folder's header, `tokenizer_config.json`,
+/// The token that ends a text, according to the files beside the tokenizer: an earlier token folder's header, `tokenizer_config.json`,
 /// `generation_config.json` or `config.json`.
 fn own_end_of_text(tokenizer: &Tokenizer, folder: &Path) -> Result<u32> {
-    if folder.join(header::FILE).exists() {
-        return Ok(header::Header::read(folder)?.0.end_of_text);
+    if folder.join(FILE).exists() {
+        return Ok(TokenHeader::read(folder)?.0.end_of_text);
     }
     let path = folder.join(TOKENIZER_CONFIG);
     if path.exists() {
@@ -318,20 +309,11 @@ fn own_end_of_text(tokenizer: &Tokenizer, folder: &Path) -> Result<u32> {
     }
     match eos_ids(folder)?.first() {
         Some(id) => Ok(*id),
-        None => {
-            let special = tokenizer.special_tokens();
-            let error = Error::file(
-                tokenizer.path(),
-                "nothing beside it says which token ends a text",
-            );
-            Err(error.with_hint(match special.is_empty() {
-                true => "name it with --end-of-text".to_owned(),
-                false => format!(
-                    "name it with --end-of-text; its special tokens are {}",
-                    special.join(", ")
-                ),
-            }))
+        None => Err(DataError::NoEndOfText {
+            path: tokenizer.path().to_path_buf(),
+            special: tokenizer.special_tokens(),
         }
+        .into()),
     }
 }
 

@@ -3,14 +3,14 @@
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
-use super::report::{ModelReport, Report};
-use super::routing::{Kind, RouterReport};
+use super::report::{EvaluationReport, ModelReport};
+use super::routing::{RouterKind, RouterReport};
 use crate::chart::{Area, COLOURS, Drawn, GREY, shade, words};
 use crate::printable::printable_lines;
 use crate::{Error, Result};
 
 /// Perplexity by domain, a bar for each model; empty without domains.
-pub fn perplexities(report: &Report) -> Result<String> {
+pub fn perplexities(report: &EvaluationReport) -> Result<String> {
     let mut svg = String::new();
     draw_bars(report, &mut svg).map_err(|e| Error::compute("draw the chart", e))?;
     Ok(printable_lines(&svg))
@@ -18,13 +18,13 @@ pub fn perplexities(report: &Report) -> Result<String> {
 
 /// The load of feed-forward experts and the mean gates of attention experts by layer and domain, for every mixture whose
 /// routing was recorded.
-pub fn routing(report: &Report) -> Result<String> {
+pub fn routing(report: &EvaluationReport) -> Result<String> {
     let mut svg = String::new();
     draw_heat_maps(report, &mut svg).map_err(|e| Error::compute("draw the heat map", e))?;
     Ok(printable_lines(&svg))
 }
 
-fn draw_bars(report: &Report, svg: &mut String) -> Drawn {
+fn draw_bars(report: &EvaluationReport, svg: &mut String) -> Drawn {
     let domains = report.models.first().map_or(0, |model| model.domains.len());
     let models = report.models.len();
     let (bar, gap, left, top, height) = (34, 40, 70, 60, 300);
@@ -134,13 +134,13 @@ const ROW: i32 = 16;
 /// One heat map: what of which model.
 struct Panel<'a> {
     model: &'a ModelReport,
-    kind: Kind,
+    kind: RouterKind,
     layers: Vec<usize>,
     experts: usize,
 }
 
 impl<'a> Panel<'a> {
-    fn of(model: &'a ModelReport, kind: Kind) -> Option<Self> {
+    fn of(model: &'a ModelReport, kind: RouterKind) -> Option<Self> {
         let routers = model
             .routing
             .first()?
@@ -168,8 +168,8 @@ impl<'a> Panel<'a> {
     fn draw(&self, area: &Area, top: i32) -> Drawn {
         let left = 60;
         let what = match self.kind {
-            Kind::FeedForward => "load of feed-forward experts",
-            Kind::Attention => "mean gate of attention experts",
+            RouterKind::FeedForward => "load of feed-forward experts",
+            RouterKind::Attention => "mean gate of attention experts",
         };
         let title = format!("{}: {what}", self.model.name);
         area.draw(&Text::new(
@@ -202,8 +202,8 @@ impl<'a> Panel<'a> {
                 .filter(|router| router.router == self.kind);
             for (row, router) in routers.enumerate() {
                 let values = match self.kind {
-                    Kind::FeedForward => &router.load,
-                    Kind::Attention => &router.mean_gate,
+                    RouterKind::FeedForward => &router.load,
+                    RouterKind::Attention => &router.mean_gate,
                 };
                 for (expert, value) in values.iter().enumerate() {
                     let (x, y) = (start + expert as i32 * CELL, grid + row as i32 * ROW);
@@ -249,12 +249,12 @@ impl<'a> Panel<'a> {
     }
 }
 
-fn draw_heat_maps(report: &Report, svg: &mut String) -> Drawn {
+fn draw_heat_maps(report: &EvaluationReport, svg: &mut String) -> Drawn {
     let panels: Vec<Panel> = report
         .models
         .iter()
         .flat_map(|model| {
-            [Kind::FeedForward, Kind::Attention]
+            [RouterKind::FeedForward, RouterKind::Attention]
                 .into_iter()
                 .filter_map(|kind| Panel::of(model, kind))
         })

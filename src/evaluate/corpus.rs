@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::error::EvaluateError;
+use crate::Result;
 use crate::checkpoint::hash::sha256_file;
 use crate::data::documents::{Document, Documents, TEXT_KEY};
-use crate::data::{Split, TokenFolder, header, input};
+use crate::data::{Split, TokenFolder, input, layout};
 use crate::model::tokenizer::Tokenizer;
-use crate::{Error, Result};
 
 /// Bytes of text that are tokenised for each token wanted; no real text has so long tokens.
 const BYTES_PER_TOKEN: usize = 64;
@@ -34,7 +35,7 @@ enum Content {
 pub struct Window {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// Bytes of text behind the first token: what the scored tokens say.
+    /// Bytes of text of the scored tokens, which are all but the first.
     pub bytes: usize,
 }
 
@@ -42,9 +43,10 @@ impl Domain {
     /// Reads a text file, JSON lines or a parquet table with a `text` field, or all such files of a folder, in order of
     /// their names; or opens a token folder.
     pub fn read(name: &str, path: &Path) -> Result<Self> {
-        let content = match path.join(header::FILE).exists() {
-            true => tokens(path)?,
-            false => texts(path)?,
+        let content = if path.join(layout::FILE).exists() {
+            tokens(path)?
+        } else {
+            texts(path)?
         };
         Ok(Self {
             name: name.to_owned(),
@@ -66,9 +68,7 @@ impl Domain {
         max_tokens: Option<usize>,
     ) -> Result<Vec<Window>> {
         if context < 2 {
-            return Err(Error::usage(format!(
-                "expected a context of 2 tokens or more, found {context}"
-            )));
+            return Err(EvaluateError::Context { found: context }.into());
         }
         let left = max_tokens.unwrap_or(usize::MAX);
         let windows = match &self.content {
@@ -80,10 +80,8 @@ impl Domain {
             }
         };
         if windows.is_empty() {
-            return Err(Error::file(
-                &self.path,
-                "expected texts of at least two tokens, found none",
-            ));
+            let path = self.path.clone();
+            return Err(EvaluateError::NoWindow { path }.into());
         }
         Ok(windows)
     }
@@ -101,17 +99,18 @@ fn texts(path: &Path) -> Result<Content> {
             }
         }
     }
-    match texts.is_empty() {
-        true => Err(Error::file(path, "expected text, found none")),
-        false => Ok(Content::Texts(texts)),
+    if texts.is_empty() {
+        let path = path.to_path_buf();
+        return Err(EvaluateError::NoText { path }.into());
     }
+    Ok(Content::Texts(texts))
 }
 
 fn tokens(path: &Path) -> Result<Content> {
     let folder = TokenFolder::open(path)?;
     if folder.tokens(Split::Validation) == 0 {
-        return Err(Error::file(path, "has no validation split to evaluate on")
-            .with_hint("tokenize with --validation, or name the texts themselves"));
+        let path = path.to_path_buf();
+        return Err(EvaluateError::NoValidation { path }.into());
     }
     folder.check_content(Split::Validation)?;
     Ok(Content::Tokens(Arc::new(folder)))
@@ -194,6 +193,8 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::Error;
+    use crate::data::DataError;
 
     #[test]
     fn a_folder_is_read_in_order() {
@@ -217,9 +218,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.jsonl");
         fs::write(&path, "{\"text\": \"two\"}\n{\"tekst\": 1}\n").unwrap();
-        let error = Domain::read("d", &path).unwrap_err().to_string();
+        let error = Domain::read("d", &path).unwrap_err();
+        assert_eq!(error.place().path, Some(path.as_path()));
         assert!(
-            error.contains("a.jsonl") && error.contains("line 2"),
+            matches!(error, Error::Data(DataError::NoTextInLine { line: 2, .. })),
             "{error}"
         );
     }

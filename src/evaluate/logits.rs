@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use serde::Serialize;
 
+use super::error::EvaluateError;
 use crate::checkpoint::{Checkpoint, json};
 use crate::family::Architecture;
 use crate::model;
@@ -14,7 +15,7 @@ use crate::{Error, Result};
 /// Name of the tensor of a dump.
 pub const LOGITS: &str = "logits";
 
-/// Tokens of the sequence that is compared on where none is given.
+/// Tokens of the sequence to compare on, if none is given.
 const FIXED: usize = 64;
 
 /// Logits of one sequence in float32.
@@ -53,20 +54,30 @@ impl Logits {
         let file = Checkpoint::open(path)?;
         let entry = file.tensor(LOGITS)?;
         let [positions, vocab] = entry.shape[..] else {
-            let problem = format!("expected a shape [seq, vocab], found {:?}", entry.shape);
-            return Err(Error::tensor(path, LOGITS, problem));
+            return Err(EvaluateError::LogitsShape {
+                path: path.to_path_buf(),
+                tensor: LOGITS,
+                found: entry.shape.clone(),
+            }
+            .into());
         };
         if positions == 0 || vocab == 0 {
-            return Err(Error::tensor(path, LOGITS, "is empty"));
+            return Err(EvaluateError::LogitsEmpty {
+                path: path.to_path_buf(),
+                tensor: LOGITS,
+            }
+            .into());
         }
         let mut values = vec![0.0; entry.elements() as usize];
         file.read_values(entry, 0, &mut values, &mut Vec::new())?;
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            return Err(Error::tensor(
-                path,
-                LOGITS,
-                format!("element {at} is {}", values[at]),
-            ));
+        if let Some(element) = values.iter().position(|value| !value.is_finite()) {
+            return Err(EvaluateError::LogitNotFinite {
+                path: path.to_path_buf(),
+                tensor: LOGITS,
+                element,
+                value: values[element],
+            }
+            .into());
         }
         let values = values.into_iter().map(|value| value as f32).collect();
         Ok(Self {
@@ -81,13 +92,14 @@ impl Logits {
 /// Reads a JSON array of token ids.
 pub fn read_tokens(path: &Path) -> Result<Vec<u32>> {
     let bytes = json::read_bytes(path)?;
-    let tokens: Vec<u32> = serde_json::from_slice(&bytes)
-        .map_err(|e| Error::file(path, format!("expected a JSON array of token ids: {e}")))?;
+    let tokens: Vec<u32> =
+        serde_json::from_slice(&bytes).map_err(|e| EvaluateError::NotTokens {
+            path: path.to_path_buf(),
+            problem: e.to_string(),
+        })?;
     if tokens.is_empty() {
-        return Err(Error::file(
-            path,
-            "expected at least one token id, found none",
-        ));
+        let path = path.to_path_buf();
+        return Err(EvaluateError::NoTokens { path }.into());
     }
     Ok(tokens)
 }
@@ -139,15 +151,13 @@ impl Comparison {
     /// Compares logits of the same shape.
     pub fn of(a: &Logits, b: &Logits) -> Result<Self> {
         if (a.positions, a.vocab) != (b.positions, b.vocab) {
-            let shape = |logits: &Logits| format!("[{}, {}]", logits.positions, logits.vocab);
-            let problem = format!(
-                "its logits have shape {}, but those of {} have {}",
-                shape(b),
-                a.path.display(),
-                shape(a)
-            );
-            return Err(Error::file(&b.path, problem)
-                .with_hint("only models of one vocabulary, on the same tokens, can be compared"));
+            return Err(EvaluateError::LogitsDiffer {
+                path: b.path.clone(),
+                found: [b.positions, b.vocab],
+                other: a.path.clone(),
+                expected: [a.positions, a.vocab],
+            }
+            .into());
         }
         let (mut max, mut sum, mut kl, mut same) = (0f64, 0f64, 0f64, 0usize);
         for (a, b) in a

@@ -1,5 +1,5 @@
-//! What a model is worth: perplexity and bits per byte per domain, tasks, where its routers send tokens, and whether
-//! two checkpoints compute the same.
+//! Evaluation of models: perplexity and bits per byte per domain, tasks, routing reports, and whether two checkpoints
+//! compute the same function.
 //!
 //! Perplexity is taken over non-overlapping windows of a document's tokens. Each window is read on its own, so that its
 //! first token is context alone and every other one is scored: what transformers gives as the loss of `labels =
@@ -7,6 +7,7 @@
 
 pub mod chart;
 pub mod corpus;
+mod error;
 pub mod logits;
 pub mod outlook;
 pub mod perplexity;
@@ -15,3 +16,5 @@ pub mod report;
 pub mod request;
 pub mod routing;
 pub mod tasks;
+
+pub use error::EvaluateError;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::data::{Header, Split, outline};
+use crate::data::{Split, TokenHeader, outline};
 use crate::estimate::{BYTES_PER_TOKEN, Estimate, Products, READ, START, Work};
 use crate::family::cost::Report;
 use crate::family::{Architecture, Config, Mixture};
@@ -17,7 +17,7 @@ const SCORE: u64 = 350;
 const ROUTER: (u64, u64) = (200, 60);
 
 /// An evaluation that is asked for.
-pub struct Request<'a> {
+pub struct EvaluationRequest<'a> {
     /// Folders of the models.
     pub checkpoints: &'a [PathBuf],
     /// Names and texts or token folders of the domains.
@@ -38,7 +38,7 @@ pub struct Request<'a> {
 ///
 /// # Errors
 /// Models whose configuration or headers cannot be read.
-pub fn estimate(request: &Request) -> Result<Estimate> {
+pub fn estimate(request: &EvaluationRequest) -> Result<Estimate> {
     let tokens: Option<u64> = request
         .data
         .iter()
@@ -78,7 +78,7 @@ pub fn estimate(request: &Request) -> Result<Estimate> {
 
 /// Tokens of a domain, `most` at most; none where nothing tells.
 fn tokens(path: &Path, most: Option<u64>) -> Option<u64> {
-    let found = match Header::read(path) {
+    let found = match TokenHeader::read(path) {
         Ok((header, _)) => Some(header.tokens(Split::Validation)),
         Err(_) => outline::length(path)
             .ok()

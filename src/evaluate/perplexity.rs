@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::corpus::Window;
+use super::error::EvaluateError;
 use super::logits::log_sum_exp;
 use super::routing::Recorder;
 use crate::estimate::check_memory;
@@ -128,11 +129,10 @@ pub(super) fn token_scores(
         if score.is_finite() {
             return Ok(score);
         }
-        Err(Error::file(
-            model.params().path(),
-            "its logits are not finite: NaN or infinity among them",
-        )
-        .with_hint("`bam-convert validate` names the tensors that hold NaN or infinity"))
+        Err(EvaluateError::LogitsNotFinite {
+            path: model.params().path().to_path_buf(),
+        }
+        .into())
     });
     scores.collect()
 }

@@ -1,4 +1,4 @@
-//! Router rows out of prompts: what a model's hidden states are where it reads what an expert is for.
+//! Router rows from prompts: the hidden states of a model as it reads descriptions of each expert's domain.
 //!
 //! The rows of `mergekit-moe`, under its names. An expert's row in a layer is the mean over its positive prompts, less the
 //! mean over its negative ones, made one long; `hidden` and `hidden_last` take the layer's input at a prompt's last token,
@@ -13,8 +13,8 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::error::EvaluateError;
 use crate::checkpoint::{hash, yaml};
-use crate::error::nearest;
 use crate::mergekit::{MoeFile, Prompted};
 use crate::model::chat::special_tokens;
 use crate::model::tokenizer::Tokenizer;
@@ -104,20 +104,22 @@ impl Prompts {
     /// `mergekit-moe`, whose experts are these in order.
     pub fn read(path: &Path, names: &[String]) -> Result<Self> {
         let keys: BTreeMap<String, IgnoredAny> = yaml::read(path)?;
-        let (mode, experts, shared) = match MoeFile::has_keys(keys.keys().map(String::as_str)) {
-            true => of_mergekit(path, names)?,
-            false => of_ours(path, names)?,
+        let is_mergekit = MoeFile::has_keys(keys.keys().map(String::as_str));
+        let (mode, experts, shared) = if is_mergekit {
+            of_mergekit(path, names)?
+        } else {
+            of_ours(path, names)?
         };
         if let Some(expert) = experts
             .iter()
             .chain(&shared)
             .find(|expert| expert.positive_prompts.is_empty())
         {
-            let problem = format!(
-                "has no positive_prompts for `{}`, expected at least one",
-                expert.name
-            );
-            return Err(Error::file(path, problem));
+            return Err(EvaluateError::NoPositivePrompts {
+                path: path.to_path_buf(),
+                name: expert.name.clone(),
+            }
+            .into());
         }
         for (number, expert) in experts.iter().enumerate() {
             let same = |other: &&ExpertPrompts| {
@@ -125,10 +127,12 @@ impl Prompts {
                     == (&expert.positive_prompts, &expert.negative_prompts)
             };
             if let Some(other) = experts[..number].iter().find(same) {
-                let (a, b) = (&other.name, &expert.name);
-                let problem =
-                    format!("has the same prompts for `{a}` and `{b}`: their rows would tie");
-                return Err(Error::file(path, problem));
+                return Err(EvaluateError::SamePrompts {
+                    path: path.to_path_buf(),
+                    first: other.name.clone(),
+                    second: expert.name.clone(),
+                }
+                .into());
             }
         }
         let (sha256, _) = hash::sha256_file(path)?;
@@ -180,11 +184,13 @@ impl Prompts {
     fn normalise(&self, row: &mut [f64], name: &str, layer: usize) -> Result<()> {
         let norm = row.iter().map(|value| value * value).sum::<f64>().sqrt();
         if !(norm.is_finite() && norm > 1e-8) {
-            let problem =
-                format!("gives the expert `{name}` a row of length {norm} in layer {layer}");
-            return Err(Error::file(&self.path, problem).with_hint(
-                "positive and negative prompts must differ, and the model's weights be finite",
-            ));
+            return Err(EvaluateError::RowLength {
+                path: self.path.clone(),
+                name: name.to_owned(),
+                length: norm,
+                layer,
+            }
+            .into());
         }
         row.iter_mut().for_each(|value| *value /= norm);
         Ok(())
@@ -209,39 +215,33 @@ fn of_ours(path: &Path, names: &[String]) -> Result<Read> {
     let mut by_name = BTreeMap::new();
     for expert in file.experts {
         if !names.contains(&expert.name) {
-            let problem = format!(
-                "has prompts for `{}`, but the experts are {}",
-                expert.name,
-                names.join(", ")
-            );
-            let error = Error::file(path, problem);
-            return Err(
-                match nearest(&expert.name, names.iter().map(String::as_str)) {
-                    Some(near) => error.with_hint(format!("did you mean `{near}`?")),
-                    None => error,
-                },
-            );
+            return Err(EvaluateError::UnknownExpert {
+                path: path.to_path_buf(),
+                name: expert.name,
+                experts: names.to_vec(),
+            }
+            .into());
         }
         let name = expert.name.clone();
         if by_name.insert(name.clone(), expert).is_some() {
-            return Err(Error::file(
-                path,
-                format!("has `{name}` twice, expected each expert once"),
-            ));
+            let path = path.to_path_buf();
+            return Err(EvaluateError::RepeatedExpert { path, name }.into());
         }
     }
     let in_order = names.iter().map(|name| {
-        by_name.remove(name).ok_or_else(|| {
-            Error::file(path, format!("has no prompts for the expert `{name}`"))
-                .with_hint("`seed` is the seed itself, expert 0; --no-seed-expert leaves it out")
-        })
+        by_name
+            .remove(name)
+            .ok_or_else(|| EvaluateError::NoPrompts {
+                path: path.to_path_buf(),
+                name: name.clone(),
+            })
     });
     let shared = file.shared_expert.map(|shared| ExpertPrompts {
         name: SHARED.to_owned(),
         positive_prompts: shared.positive_prompts,
         negative_prompts: shared.negative_prompts,
     });
-    Ok((file.gate_mode, in_order.collect::<Result<_>>()?, shared))
+    Ok((file.gate_mode, in_order.collect::<Result<_, _>>()?, shared))
 }
 
 /// A configuration of `mergekit-moe`, its experts under `names`.
@@ -251,22 +251,20 @@ fn of_mergekit(path: &Path, names: &[String]) -> Result<Read> {
         .into_iter()
         .find(|mode| mode.name() == file.gate_mode())
     else {
-        let problem = format!(
-            "is `{}`, expected one that makes rows of prompts",
-            file.gate_mode()
-        );
-        return Err(Error::key(path, "gate_mode", problem));
+        return Err(EvaluateError::GateMode {
+            path: path.to_path_buf(),
+            mode: file.gate_mode().to_owned(),
+        }
+        .into());
     };
     let prompts = file.prompts();
     if prompts.len() != names.len() {
-        let problem = format!(
-            "has {} experts, but the mixture has {}: {}",
-            prompts.len(),
-            names.len(),
-            names.join(", ")
-        );
-        return Err(Error::file(path, problem)
-            .with_hint("rows are given in the order of the experts; with experts of your own, pass --router too"));
+        return Err(EvaluateError::ExpertCount {
+            path: path.to_path_buf(),
+            found: prompts.len(),
+            experts: names.to_vec(),
+        }
+        .into());
     }
     let named = |(name, prompts): (&str, Prompted)| ExpertPrompts {
         name: name.to_owned(),
@@ -337,10 +335,8 @@ impl Reader<'_> {
             .encode(&format!("{}{prompt}", self.bos), false)?
             .ids;
         if ids.is_empty() {
-            return Err(
-                Error::file(self.path, "holds an empty prompt, expected text")
-                    .with_hint("each prompt needs at least one token"),
-            );
+            let path = self.path.to_path_buf();
+            return Err(EvaluateError::EmptyPrompt { path }.into());
         }
         let failed = |e| Error::compute("read a prompt's hidden states", e);
         let tokens = Tensor::new(ids.as_slice(), &Device::Cpu)

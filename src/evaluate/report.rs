@@ -5,18 +5,19 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::error::EvaluateError;
 use super::perplexity::Score;
 use super::routing::RouterReport;
 use super::tasks::TaskScore;
+use crate::Result;
 use crate::checkpoint::json;
 use crate::markdown;
 use crate::printable::printable;
 use crate::table::{self, Align};
-use crate::{Error, Result};
 
 /// Everything that was measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub struct EvaluationReport {
     /// Tokens of a window.
     pub context: usize,
     /// One for each checkpoint, in order.
@@ -94,14 +95,17 @@ impl Scores<'_> {
     }
 }
 
-impl Report {
+impl EvaluationReport {
     /// Reads a result of `eval --json`.
     pub fn read(path: &Path) -> Result<Self> {
         let object = json::read_object(path)?;
-        serde_json::from_value(Value::Object(object)).map_err(|e| {
-            Error::file(path, format!("expected the result of an evaluation: {e}"))
-                .with_hint("write one with `bam-convert eval … --json > FILE.json`")
-        })
+        let report = serde_json::from_value(Value::Object(object)).map_err(|e| {
+            EvaluateError::NotAResult {
+                path: path.to_path_buf(),
+                problem: e.to_string(),
+            }
+        })?;
+        Ok(report)
     }
 
     /// As text: perplexity, bits per byte, tasks, routing; whatever was measured.

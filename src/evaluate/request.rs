@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
+use super::error::EvaluateError;
+use crate::Result;
 use crate::family::{Architecture, AttentionKv, TopK, expert_names, find_experts};
 use crate::model::Overrides;
-use crate::{Error, Result};
 
 /// Changes to the routing of every mixture that is evaluated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Request {
+pub struct RoutingRequest {
     /// Experts that no token goes to, by name or number; the gates of the others are a softmax over them alone.
     pub without: Vec<String>,
     /// Feed-forward experts a token goes to.
@@ -17,7 +18,7 @@ pub struct Request {
     pub attention_top_k: Option<TopK>,
 }
 
-impl Request {
+impl RoutingRequest {
     /// Whether nothing is asked for.
     pub fn is_empty(&self) -> bool {
         self == &Self::default()
@@ -29,10 +30,8 @@ impl Request {
             return Ok(Overrides::default());
         };
         if self.attention_top_k.is_some() && mixture.attention_kv == AttentionKv::Merged {
-            return Err(Error::file(
-                folder,
-                "has no attention experts, so there is no top-k of them",
-            ));
+            let path = folder.to_path_buf();
+            return Err(EvaluateError::NoAttentionExperts { path }.into());
         }
         let names = expert_names(folder, architecture)?;
         let mut dropped = Vec::new();

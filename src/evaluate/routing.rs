@@ -11,14 +11,14 @@ use crate::{Error, Result};
 /// What a router chooses among.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum RouterKind {
     /// Feed-forward experts.
     FeedForward,
     /// Attention experts.
     Attention,
 }
 
-impl Kind {
+impl RouterKind {
     /// In a table.
     pub fn name(self) -> &'static str {
         match self {
@@ -34,7 +34,7 @@ pub struct RouterReport {
     /// Layer, from 0.
     pub layer: usize,
     /// Which of its routers.
-    pub router: Kind,
+    pub router: RouterKind,
     /// Tokens routed.
     pub tokens: usize,
     /// Share of the assignments that each expert got; they sum to 1.
@@ -54,7 +54,7 @@ pub struct RouterReport {
 /// Counts what routers do.
 #[derive(Debug, Clone, Default)]
 pub struct Recorder {
-    routers: BTreeMap<(usize, Kind), Sums>,
+    routers: BTreeMap<(usize, RouterKind), Sums>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -70,8 +70,8 @@ impl Recorder {
     /// Counts the tokens of one pass through `layer`.
     pub fn add(&mut self, layer: usize, routing: &LayerRouting) -> Result<()> {
         let both = [
-            (Kind::FeedForward, &routing.feed_forward),
-            (Kind::Attention, &routing.attention),
+            (RouterKind::FeedForward, &routing.feed_forward),
+            (RouterKind::Attention, &routing.attention),
         ];
         for (kind, routing) in both {
             if let Some(routing) = routing {
@@ -127,7 +127,7 @@ impl Sums {
         Ok(())
     }
 
-    fn report(self, layer: usize, router: Kind) -> RouterReport {
+    fn report(self, layer: usize, router: RouterKind) -> RouterReport {
         let mean = |sums: Vec<f64>| {
             sums.into_iter()
                 .map(|sum| sum / self.tokens as f64)

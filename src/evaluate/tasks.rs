@@ -1,11 +1,13 @@
 //! Tasks with right answers: multiple choice, and text that must match.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::error::EvaluateError;
 use super::perplexity::{rows, token_scores};
 use crate::data::documents::JsonLines;
 use crate::model::generate::{Flow, Settings, generate};
@@ -16,7 +18,7 @@ use crate::{Error, Result};
 
 /// What ends a generated answer, beside the model.
 const STOP: &str = "\n";
-/// What stands between the examples before a question.
+/// What separates the examples before a question.
 const BETWEEN: &str = "\n\n";
 
 /// A file of examples.
@@ -73,14 +75,15 @@ impl Task {
     /// Reads JSON lines: `{"prompt" or "question", "choices": […], "answer": number}` or `{"prompt", "answer": text or
     /// texts}`.
     ///
-    /// A `prompt` is used as it is; a `question` becomes `Question: …\nAnswer:`. Answers follow behind a space unless one
-    /// side has white space already.
+    /// A `prompt` is used as it is; a `question` becomes `Question: …\nAnswer:`. A space separates prompt and answer, unless
+    /// one side has white space already.
     pub fn read(name: &str, path: &Path) -> Result<Self> {
         let lines = JsonLines::open(path)?
             .map(|line| line.and_then(|(line, object)| example(path, line, &object)));
         let examples: Vec<Example> = lines.collect::<Result<_>>()?;
         if examples.is_empty() {
-            return Err(Error::file(path, "expected examples, found none"));
+            let path = path.to_path_buf();
+            return Err(EvaluateError::NoExamples { path }.into());
         }
         Ok(Self {
             name: name.to_owned(),
@@ -107,12 +110,12 @@ impl Task {
         settings: &TaskSettings,
     ) -> Result<TaskScore> {
         if settings.shots >= self.examples.len() {
-            let problem = format!(
-                "{} examples are too few for {} shots",
-                self.examples.len(),
-                settings.shots
-            );
-            return Err(Error::file(&self.path, problem));
+            return Err(EvaluateError::FewExamples {
+                path: self.path.clone(),
+                examples: self.examples.len(),
+                shots: settings.shots,
+            }
+            .into());
         }
         let (mut right, mut right_unnormalised, mut choices) = (0usize, 0usize, 0usize);
         for (number, example) in self.examples.iter().enumerate() {
@@ -164,7 +167,7 @@ impl Task {
         text + &self.examples[number].prompt
     }
 
-    /// The log-likelihood of each choice behind the prompt, in nats.
+    /// The log-likelihood of each choice after the prompt, in nats.
     fn choice_scores(
         &self,
         model: &CausalLm,
@@ -175,14 +178,15 @@ impl Task {
     ) -> Result<Vec<f64>> {
         // White space at its end belongs to the first token of the answer.
         let context = tokenizer.prompt_ids(prompt.trim_end())?;
-        // Without what the tokenizer puts behind a text: the answer is scored, not its end.
+        // Without the tokens that the tokenizer appends to a text: they are not part of the answer.
         let encode = |choice: &String| tokenizer.prompt_ids(&joined(prompt, choice));
         let all: Vec<Vec<u32>> = choices.iter().map(encode).collect::<Result<_>>()?;
         if context.is_empty() || all.iter().any(|ids| ids.len() <= context.len()) {
-            let problem = format!(
-                "expected a prompt and choices of at least one token each, found `{prompt}`"
-            );
-            return Err(Error::file(&self.path, problem));
+            return Err(EvaluateError::EmptyChoice {
+                path: self.path.clone(),
+                prompt: prompt.to_owned(),
+            }
+            .into());
         }
         // What all of them share is read once; the last shared token again, because it predicts the first new one.
         let shared = (0..context.len())
@@ -264,55 +268,56 @@ fn joined(prompt: &str, answer: &str) -> String {
 }
 
 fn example(path: &Path, line: usize, object: &Map<String, Value>) -> Result<Example> {
-    let wrong =
-        |key: &str, problem: String| Error::key(path, key, format!("line {line}: {problem}"));
-    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let wrong = |key: &'static str, expected: Cow<'static, str>| {
+        Error::from(EvaluateError::Example {
+            path: path.to_path_buf(),
+            key,
+            line,
+            expected,
+        })
+    };
     let prompt = match (object.get("prompt"), object.get("question")) {
         (Some(Value::String(prompt)), _) => prompt.clone(),
         (None, Some(Value::String(question))) => format!("Question: {question}\nAnswer:"),
-        _ => {
-            return Err(wrong(
-                "prompt",
-                "expected a text, or a `question`".to_owned(),
-            ));
-        }
+        _ => return Err(wrong("prompt", "a text, or a `question`".into())),
     };
+
     let answer = object.get("answer");
-    let answer = match object.get("choices") {
-        None => {
-            let texts = match answer {
-                Some(Value::String(answer)) => Some(vec![answer.clone()]),
-                Some(Value::Array(answers)) => answers.iter().map(text).collect(),
-                _ => None,
-            };
-            let texts = texts.filter(|texts| !texts.is_empty());
-            Answer::Text(
-                texts.ok_or_else(|| wrong("answer", "expected a text or several".to_owned()))?,
-            )
-        }
-        Some(choices) => {
-            let choices = choices
-                .as_array()
-                .and_then(|choices| choices.iter().map(text).collect::<Option<Vec<_>>>());
-            let choices = choices
-                .filter(|choices| {
-                    choices.len() > 1 && choices.iter().all(|choice| !choice.trim().is_empty())
-                })
-                .ok_or_else(|| wrong("choices", "expected two texts or more".to_owned()))?;
-            let number = answer.and_then(Value::as_u64).map(|number| number as usize);
-            let number = number
-                .filter(|number| *number < choices.len())
-                .ok_or_else(|| {
-                    wrong(
-                        "answer",
-                        format!(
-                            "expected the number of a choice, from 0 to {}",
-                            choices.len() - 1
-                        ),
-                    )
-                })?;
-            Answer::Choice(number, choices)
-        }
+    let Some(choices) = object.get("choices") else {
+        let texts = match answer {
+            Some(Value::String(answer)) => Some(vec![answer.clone()]),
+            Some(Value::Array(answers)) => strings(answers),
+            _ => None,
+        };
+        let texts = texts.filter(|texts| !texts.is_empty());
+        let texts = texts.ok_or_else(|| wrong("answer", "a text or several".into()))?;
+        let answer = Answer::Text(texts);
+        return Ok(Example { prompt, answer });
     };
+
+    let choices = choices
+        .as_array()
+        .and_then(|choices| strings(choices))
+        .filter(|choices| {
+            choices.len() > 1 && choices.iter().all(|choice| !choice.trim().is_empty())
+        })
+        .ok_or_else(|| wrong("choices", "two texts or more".into()))?;
+    let number = answer.and_then(Value::as_u64).map(|number| number as usize);
+    let number = number
+        .filter(|number| *number < choices.len())
+        .ok_or_else(|| {
+            let last = choices.len() - 1;
+            wrong(
+                "answer",
+                format!("the number of a choice, from 0 to {last}").into(),
+            )
+        })?;
+    let answer = Answer::Choice(number, choices);
     Ok(Example { prompt, answer })
+}
+
+/// The texts of a list that holds nothing else.
+fn strings(values: &[Value]) -> Option<Vec<String>> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    values.iter().map(text).collect()
 }

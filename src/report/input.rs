@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::json;
-use crate::evaluate::report::Report as Evaluation;
+use crate::error::InputError;
+use crate::evaluate::report::EvaluationReport;
 use crate::pipeline::work_folder;
 use crate::train::beside;
 use crate::train::metrics::{self, METRICS, Record};
@@ -26,7 +27,7 @@ pub struct Input {
     /// Work folders of recipes that made them, or that were named themselves.
     pub(super) works: Vec<PathBuf>,
     /// Results of `eval --json`, with the names of their files.
-    pub(super) evaluations: Vec<(String, Evaluation)>,
+    pub(super) evaluations: Vec<(String, EvaluationReport)>,
 }
 
 /// A checkpoint, a training run, or both.
@@ -62,7 +63,7 @@ pub fn read(paths: &[PathBuf]) -> Result<Input> {
         if metadata.is_file() {
             input
                 .evaluations
-                .push((path.display().to_string(), Evaluation::read(path)?));
+                .push((path.display().to_string(), EvaluationReport::read(path)?));
         } else {
             found.push((output_of(path), subject(path)?));
         }
@@ -111,12 +112,15 @@ fn subject(path: &Path) -> Result<Subject> {
         latest(&run)
     };
     if log.is_none() && checkpoint.is_none() {
-        return Err(Error::file(
-            path,
-            format!(
-                "expected a training run ({METRICS}), a checkpoint (config.json) or the work folder of a recipe, found none"
-            ),
-        ));
+        let expected = format!(
+            "a training run ({METRICS}), a checkpoint (config.json) or the work folder of a recipe"
+        );
+        return Err(InputError::WrongFile {
+            path: path.to_path_buf(),
+            expected: expected.into(),
+            found: "none".to_owned(),
+        }
+        .into());
     }
     let experts = match &checkpoint {
         Some(folder) => experts(&json::read_object(&folder.join("config.json"))?),

@@ -8,7 +8,7 @@ use super::charts::steps;
 use super::input::{Input, Subject};
 use super::lineage::plain;
 use crate::evaluate::perplexity::Score;
-use crate::evaluate::report::{Average, ModelReport, Report as Evaluation};
+use crate::evaluate::report::{Average, EvaluationReport, ModelReport};
 use crate::table::{bytes, counted, grouped};
 use crate::train::metrics::Record;
 
@@ -276,7 +276,7 @@ type OfScore = fn(&Score) -> f64;
 type OfAverage = fn(&Average) -> f64;
 
 /// Perplexity, bits per byte and tasks of an evaluation; the best of each column stands out.
-pub(super) fn evaluation(name: &str, found: &Evaluation) -> Vec<Table> {
+pub(super) fn evaluation(name: &str, found: &EvaluationReport) -> Vec<Table> {
     let mut tables = Vec::new();
     if found.models.iter().any(|model| !model.domains.is_empty()) {
         let domains: Vec<&str> = found
@@ -357,7 +357,7 @@ fn columns(names: &[&str]) -> Vec<Column> {
 }
 
 fn rows(
-    found: &Evaluation,
+    found: &EvaluationReport,
     values: impl Fn(&ModelReport) -> Vec<f64>,
     show: fn(f64) -> String,
     better: fn(f64, f64) -> f64,

@@ -11,7 +11,7 @@ use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::folder::{CARD, existing};
 use crate::checkpoint::source_file::stamp_of;
-use crate::data::{Header, Split};
+use crate::data::{Split, TokenHeader};
 use crate::estimate::{Estimate, Products, READ, START, WRITTEN, Work};
 use crate::family::cost::Report;
 use crate::family::{Architecture, Config};
@@ -141,7 +141,7 @@ fn length(folder: &Path) -> Result<u64> {
 
 /// Rows of a token folder to measure on, `most` at most.
 fn held_back(folder: &Path, seq: u64, most: u64) -> u64 {
-    match Header::read(folder) {
+    match TokenHeader::read(folder) {
         Ok((header, _)) => most.min(header.tokens(Split::Validation) / (seq + 1)),
         Err(_) => most,
     }

@@ -8,7 +8,7 @@ use super::metrics::{Detail, DomainLoss, RoleDetail, Routing};
 use super::parameters::Parameters;
 use super::settings::{Settings, Trouble};
 use crate::data::{Mixture, Row};
-use crate::evaluate::routing::{Kind, Recorder, RouterReport};
+use crate::evaluate::routing::{Recorder, RouterKind, RouterReport};
 use crate::model::{CausalLm, Gradients, OptimiserState, RouterLosses, Update, UpdateSums};
 use crate::{Error, Result};
 
@@ -300,7 +300,7 @@ impl Trainer<'_> {
                 load: report.load.clone(),
                 mean_gates: report.mean_gate.clone(),
                 // Every token goes to all attention experts, as a rule: their load says nothing.
-                entropy: if kind == Kind::FeedForward {
+                entropy: if kind == RouterKind::FeedForward {
                     report.load_entropy
                 } else {
                     report.token_entropy
@@ -311,8 +311,8 @@ impl Trainer<'_> {
         Detail {
             step,
             roles: roles.collect(),
-            ffn_routing: routing(Kind::FeedForward),
-            attention_routing: routing(Kind::Attention),
+            ffn_routing: routing(RouterKind::FeedForward),
+            attention_routing: routing(RouterKind::Attention),
         }
     }
 }

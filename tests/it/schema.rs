@@ -1,14 +1,17 @@
 //! The schemas under `docs/` are generated from the types of what they describe, that of recipes from the command line.
 
 use bam_convert::checkpoint::Manifest;
-use bam_convert::data::Header;
+use bam_convert::data::TokenHeader;
 
 #[test]
 fn the_published_schemas_are_those_of_the_code() {
     let pretty = |schema: schemars::Schema| serde_json::to_string_pretty(&schema).unwrap() + "\n";
     let schemas = [
         ("manifest", pretty(schemars::schema_for!(Manifest))),
-        ("token-folder-header", pretty(schemars::schema_for!(Header))),
+        (
+            "token-folder-header",
+            pretty(schemars::schema_for!(TokenHeader)),
+        ),
         ("recipe", crate::common::bam!("run", "--schema").ok().stdout),
     ];
     for (name, generated) in schemas {

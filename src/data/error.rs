@@ -1,0 +1,600 @@
+//! What can be wrong with texts, token folders and mixtures of them: one variant per broken rule, and what to do next.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::path::PathBuf;
+
+use super::layout::{FILE, Split};
+use super::limits::LARGEST;
+use crate::error::{ErrorPlace, nearest};
+
+/// A rule that texts, a token folder or a mixture break.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    // ---- files of texts
+    /// The name of a file says that it holds no text.
+    #[error("{}: cannot take text from `.{ending}` files", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// Its ending.
+        ending: String,
+    },
+    /// A pattern of file names cannot be read.
+    #[error("{}: expected a pattern of file names: {problem}", path.display())]
+    Pattern {
+        /// The pattern.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A pattern matches no file.
+    #[error("{}: no file matches this pattern", path.display())]
+    NoMatch {
+        /// The pattern.
+        path: PathBuf,
+    },
+    /// A parquet table that is compressed as a whole.
+    #[error("{}: is parquet packed once more: its pages cannot be reached", path.display())]
+    PackedParquet {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file that cannot be unpacked.
+    #[error("{}: cannot be unpacked: {problem}", path.display())]
+    NotUnpacked {
+        /// The file.
+        path: PathBuf,
+        /// What the unpacking found.
+        problem: String,
+    },
+    /// A file that unpacks to more text than its length justifies.
+    #[error("{}: expected at most {most} bytes of text packed in {length}, found more", path.display())]
+    UnpacksTooFar {
+        /// The file.
+        path: PathBuf,
+        /// The most bytes of text.
+        most: u64,
+        /// Bytes of the file.
+        length: u64,
+    },
+    /// A document that is too long.
+    #[error(
+        "{}: {place}expected a document of at most {LARGEST} bytes, found {found} or more", path.display()
+    )]
+    LongDocument {
+        /// The file.
+        path: PathBuf,
+        /// The document.
+        place: DocumentPlace,
+        /// Bytes that were read of it.
+        found: u64,
+    },
+    /// A document that is not UTF-8.
+    #[error("{}: {place}expected text in UTF-8: byte {byte} is none", path.display())]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// The document.
+        place: DocumentPlace,
+        /// The first byte that is wrong, from 0.
+        byte: usize,
+    },
+    /// A text file with a NUL: it is binary.
+    #[error("{}: expected text, found a NUL at byte {byte}", path.display())]
+    HoldsNul {
+        /// The file.
+        path: PathBuf,
+        /// Where the NUL is, from 0.
+        byte: usize,
+    },
+    /// A line that is not a JSON object.
+    #[error("{}: line {line}: expected a JSON object: {problem}", path.display())]
+    NotJson {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What the parser says.
+        problem: String,
+    },
+    /// A line whose text Python's `json` module writes and JSON forbids.
+    #[error(
+        "{}: line {line}: expected JSON, found NaN, Infinity or half of a character (a lone surrogate) near column {column}",
+        path.display()
+    )]
+    PythonJson {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The column, from 1.
+        column: usize,
+    },
+    /// A line whose key does not hold a text.
+    #[error("{}: key `{key}`: line {line}: expected a string, found {found}", path.display())]
+    NoTextInLine {
+        /// The file.
+        path: PathBuf,
+        /// The key that should hold the text.
+        key: String,
+        /// The line, from 1.
+        line: usize,
+        /// What the key holds, in words.
+        found: String,
+        /// The other keys of the object.
+        keys: Vec<String>,
+    },
+    /// A file that is no parquet table, or a damaged one.
+    #[error("{}: expected a parquet table: {problem}", path.display())]
+    NotParquet {
+        /// The file.
+        path: PathBuf,
+        /// What the reader says.
+        problem: String,
+    },
+    /// A table with more rows than its length justifies.
+    #[error(
+        "{}: expected at most {most} rows in a table of {length} bytes, found {}",
+        path.display(),
+        found.map_or_else(|| "more".to_owned(), |rows| rows.to_string())
+    )]
+    ManyRows {
+        /// The file.
+        path: PathBuf,
+        /// The most rows.
+        most: u64,
+        /// Bytes of the file.
+        length: u64,
+        /// Its rows, where their number fits into 64 bits.
+        found: Option<u64>,
+    },
+    /// A table without the column of the text.
+    #[error("{}: key `{key}`: the table has no such column", path.display())]
+    NoColumn {
+        /// The file.
+        path: PathBuf,
+        /// The column that should hold the text.
+        key: String,
+        /// The columns of the table.
+        columns: Vec<String>,
+    },
+    /// A column of anything but strings.
+    #[error("{}: key `{key}`: expected a column of strings", path.display())]
+    NotStrings {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        key: String,
+    },
+
+    // ---- making a token folder
+    /// The share to hold back is none.
+    #[error("expected a share of 0 to below 1 to hold back, found {found}")]
+    ValidationShare {
+        /// The share.
+        found: f64,
+    },
+    /// No document has text.
+    #[error(
+        "{}: expected text, found none: {empty} documents are empty, and {unreadable} cannot be read",
+        path.display()
+    )]
+    NoText {
+        /// The first of the paths.
+        path: PathBuf,
+        /// Documents without text.
+        empty: u64,
+        /// Documents that cannot be read.
+        unreadable: u64,
+    },
+    /// More documents than one token folder can have.
+    #[error("{}: expected at most {} documents", path.display(), u32::MAX)]
+    ManyDocuments {
+        /// The first of the paths.
+        path: PathBuf,
+    },
+    /// No document can be held back, because all are alike.
+    #[error(
+        "{}: is one document, or one cluster of near-duplicates: none can be held back", path.display()
+    )]
+    OneCluster {
+        /// The first of the paths.
+        path: PathBuf,
+    },
+    /// A document that the tokenizer cannot tokenize.
+    #[error("{}: the document that begins {begins:?}: {problem}", path.display())]
+    Untokenizable {
+        /// The file.
+        path: PathBuf,
+        /// Its first characters.
+        begins: String,
+        /// The tokenizer's error.
+        problem: String,
+        /// The advice of that error.
+        hint: Option<String>,
+    },
+    /// There is no tokenizer.
+    #[error("{}: is missing: expected a tokenizer", path.display())]
+    NoTokenizer {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// A tokenizer with more ids than 32 bits hold.
+    #[error("{}: has ids up to {vocab_size}, more than 32 bits hold", path.display())]
+    LargeVocabulary {
+        /// The tokenizer.
+        path: PathBuf,
+        /// Its highest id plus one.
+        vocab_size: u64,
+    },
+    /// The id that ends a text is not in the vocabulary.
+    #[error("{}: the id that ends a text, {id}, is none of its {vocab_size}", path.display())]
+    EndOfTextId {
+        /// The tokenizer.
+        path: PathBuf,
+        /// The id.
+        id: u32,
+        /// The tokenizer's highest id plus one.
+        vocab_size: u64,
+    },
+    /// The token that should end a text is not in the vocabulary.
+    #[error("{}: has no token `{token}` to end a text with", path.display())]
+    NoEndToken {
+        /// The tokenizer.
+        path: PathBuf,
+        /// The token.
+        token: String,
+        /// The special tokens of the tokenizer.
+        special: Vec<String>,
+    },
+    /// No file says which token ends a text.
+    #[error("{}: nothing beside it says which token ends a text", path.display())]
+    NoEndOfText {
+        /// The tokenizer.
+        path: PathBuf,
+        /// The special tokens of the tokenizer.
+        special: Vec<String>,
+    },
+
+    // ---- token folders
+    /// A folder without a header.
+    #[error("{}: expected a token folder: it has no {FILE}", path.display())]
+    NotTokenFolder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A header that does not follow the format.
+    #[error("{}: expected the header of a token folder: {problem}", path.display())]
+    NotHeader {
+        /// The header.
+        path: PathBuf,
+        /// What the parser says.
+        problem: String,
+    },
+    /// A token folder without tokens.
+    #[error("{}: expected tokens, found none", path.display())]
+    NoTokens {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Tokens of another tokenizer than the model's.
+    #[error(
+        "{}: its tokens are those of another tokenizer (SHA-256 {}…) than that of {} ({}…)",
+        path.display(), short(found), owner.display(), short(expected)
+    )]
+    OtherTokenizer {
+        /// The token folder.
+        path: PathBuf,
+        /// SHA-256 of the tokenizer that made the tokens.
+        found: String,
+        /// The model or tokenizer that the tokens are for.
+        owner: PathBuf,
+        /// SHA-256 of its tokenizer.
+        expected: String,
+    },
+    /// A file whose content is not the one that the header lists.
+    #[error("{}: expected SHA-256 {expected} (as {FILE} says), found {found}", path.display())]
+    WrongHash {
+        /// The file of ids or of ends.
+        path: PathBuf,
+        /// The hash in the header.
+        expected: String,
+        /// The hash of the file.
+        found: String,
+    },
+    /// A file whose length is not the one that the header says.
+    #[error(
+        "{}: expected {count} items of {width} bytes (as {FILE} says), found {found} bytes", path.display()
+    )]
+    WrongLength {
+        /// The file of ids or of ends.
+        path: PathBuf,
+        /// Items that the header says.
+        count: u64,
+        /// Bytes of an item.
+        width: u64,
+        /// Bytes of the file.
+        found: u64,
+    },
+    /// A token id that the vocabulary does not have.
+    #[error("{}: holds the token id {id}, but the vocabulary has {vocab_size}", path.display())]
+    LargeId {
+        /// The file of ids.
+        path: PathBuf,
+        /// The id.
+        id: u32,
+        /// The tokenizer's highest id plus one.
+        vocab_size: u64,
+    },
+    /// A position behind the last token.
+    #[error("{}: has {tokens} {split} tokens, but the one at {position} was asked for", path.display())]
+    NoSuchToken {
+        /// The token folder.
+        path: PathBuf,
+        /// The split.
+        split: Split,
+        /// Its tokens.
+        tokens: u64,
+        /// The position.
+        position: u64,
+    },
+    /// A number behind the last document.
+    #[error("{}: has {documents} {split} documents, but number {number} was asked for", path.display())]
+    NoSuchDocument {
+        /// The token folder.
+        path: PathBuf,
+        /// The split.
+        split: Split,
+        /// Its documents.
+        documents: u64,
+        /// The number.
+        number: u64,
+    },
+    /// A document that ends before it begins.
+    #[error("{}: document {document} does not end after its beginning", path.display())]
+    WrongEnd {
+        /// The file of ends.
+        path: PathBuf,
+        /// Number of the document within the shard.
+        document: u64,
+    },
+    /// A shard whose last document does not end with the shard.
+    #[error("{}: its last document ends at {end}, but the shard has {tokens} tokens", path.display())]
+    WrongLastEnd {
+        /// The file of ends.
+        path: PathBuf,
+        /// Where the last document ends.
+        end: u64,
+        /// Tokens of the shard.
+        tokens: u64,
+    },
+
+    // ---- mixtures
+    /// A mixture of nothing.
+    #[error("expected one domain or more to mix, found none")]
+    NoDomain,
+    /// Rows without a token.
+    #[error("expected rows of one token or more, found a sequence length of 0")]
+    NoSequence,
+    /// Two domains of one name.
+    #[error("the domain `{name}` is given twice; expected one weight for each")]
+    RepeatedDomain {
+        /// The name.
+        name: String,
+    },
+    /// A weight that is no positive number.
+    #[error("the weight of domain `{name}` is {weight}; expected a number above 0")]
+    Weight {
+        /// The domain.
+        name: String,
+        /// Its weight.
+        weight: f64,
+    },
+    /// A weight that is too small a part of the whole.
+    #[error("the least weight is {share:.1e} of the whole; expected 1/{most} or more")]
+    SmallWeight {
+        /// Its part of the whole.
+        share: f64,
+        /// The most times that the whole may be larger.
+        most: u64,
+    },
+    /// Domains of different tokenizers.
+    #[error(
+        "{}: its tokens (`{name}`) are those of another tokenizer than {} (`{first_name}`)",
+        path.display(), first.display()
+    )]
+    MixedTokenizers {
+        /// A token folder.
+        path: PathBuf,
+        /// Its domain.
+        name: String,
+        /// The token folder of the first domain.
+        first: PathBuf,
+        /// The first domain.
+        first_name: String,
+    },
+    /// A split that is too short for a row.
+    #[error(
+        "{}: its {split} split (`{name}`) has {tokens} tokens, too few for one row of {} ({seq} and the one after)",
+        path.display(), seq + 1
+    )]
+    ShortSplit {
+        /// The token folder.
+        path: PathBuf,
+        /// Its domain.
+        name: String,
+        /// The split.
+        split: Split,
+        /// Its tokens.
+        tokens: u64,
+        /// Predicted tokens of a row.
+        seq: u64,
+    },
+}
+
+/// Which document of a file an error is about; written with a colon after it, and not at all for a whole file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DocumentPlace {
+    /// The file is the document.
+    File,
+    /// A line of JSON lines, from 1.
+    Line(usize),
+    /// A row of a table, from 1.
+    Row(u64),
+}
+
+impl fmt::Display for DocumentPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File => Ok(()),
+            Self::Line(line) => write!(f, "line {line}: "),
+            Self::Row(row) => write!(f, "row {row}: "),
+        }
+    }
+}
+
+impl DataError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Cow<'_, str>> {
+        const DAMAGED: &str = "is it damaged? tokenize the texts again";
+        Some(Cow::Borrowed(match self {
+            Self::NotText { .. } => {
+                "expected text, JSON lines (.jsonl) or parquet, each plain or with .gz or .zst; name the files to read \
+                 with a pattern such as 'texts/**/*.md'"
+            }
+            Self::PackedParquet { .. } => "unpack it; parquet is compressed within",
+            Self::NotUnpacked { .. } => {
+                "is it cut or damaged? its ending (.gz, .zst) says how it is packed"
+            }
+            Self::UnpacksTooFar { .. } => "is it a real text? unpack it yourself if it is",
+            Self::LongDocument { .. } => {
+                "split it into documents: one a file, or one a line of JSON lines"
+            }
+            Self::NotJson { .. } => {
+                "each line must hold one whole object; leave other JSON out by a pattern such as 'texts/**/*.md'"
+            }
+            Self::PythonJson { .. } => {
+                "remove the line, or tokenize the texts first: `tokenize` leaves such lines out and counts them"
+            }
+            Self::NoTextInLine { key, keys, .. }
+            | Self::NoColumn {
+                key, columns: keys, ..
+            } => return text_key_hint(key, keys),
+            Self::ManyRows { .. } => "is it a real table? write its texts as JSON lines if it is",
+            Self::ManyDocuments { .. } => "make several token folders",
+            Self::OneCluster { .. } => "give it more documents, or pass --validation 0",
+            Self::Untokenizable { hint, .. } => return hint.as_deref().map(Cow::Borrowed),
+            Self::NoTokenizer { .. } => {
+                "--tokenizer takes a folder with a tokenizer.json, such a file, or train:N to make one of N tokens"
+            }
+            Self::EndOfTextId { .. } => "name the token with --end-of-text",
+            Self::NoEndToken { token, special, .. } => {
+                let near = nearest(token, special.iter().map(String::as_str));
+                return match near {
+                    Some(near) => Some(format!("did you mean `{near}`?").into()),
+                    None if special.is_empty() => None,
+                    None => Some(format!("its special tokens are {}", special.join(", ")).into()),
+                };
+            }
+            Self::NoEndOfText { special, .. } if special.is_empty() => "name it with --end-of-text",
+            Self::NoEndOfText { special, .. } => {
+                let special = special.join(", ");
+                let hint = format!("name it with --end-of-text; its special tokens are {special}");
+                return Some(hint.into());
+            }
+            Self::NotTokenFolder { .. } => "`bam-convert tokenize` makes one of texts",
+            Self::OtherTokenizer { .. } => {
+                "tokenize the texts again with --tokenizer and the folder of the model"
+            }
+            Self::WrongHash { .. } => {
+                "its content has changed: copy the token folder again, or tokenize the texts again"
+            }
+            Self::WrongLength { .. } => {
+                "is the shard cut? copy the token folder again, or tokenize the texts again"
+            }
+            Self::LargeId { .. } | Self::WrongEnd { .. } | Self::WrongLastEnd { .. } => DAMAGED,
+            Self::Weight { .. } => "leave out a domain that is not wanted",
+            Self::MixedTokenizers { .. } => {
+                "tokenize all domains with one and the same --tokenizer"
+            }
+            Self::ShortSplit { split, .. } => match split {
+                Split::Train => "give it more text, or train on shorter rows",
+                Split::Validation => {
+                    "tokenize with a larger --validation, or measure on shorter rows"
+                }
+            },
+            _ => return None,
+        }))
+    }
+
+    /// The file or folder, and the key.
+    pub fn place(&self) -> ErrorPlace<'_> {
+        match self {
+            Self::NoTextInLine { path, key, .. }
+            | Self::NoColumn { path, key, .. }
+            | Self::NotStrings { path, key } => ErrorPlace::of(path).with_key(key),
+            Self::NotText { path, .. }
+            | Self::Pattern { path, .. }
+            | Self::NoMatch { path }
+            | Self::PackedParquet { path }
+            | Self::NotUnpacked { path, .. }
+            | Self::UnpacksTooFar { path, .. }
+            | Self::LongDocument { path, .. }
+            | Self::NotUtf8 { path, .. }
+            | Self::HoldsNul { path, .. }
+            | Self::NotJson { path, .. }
+            | Self::PythonJson { path, .. }
+            | Self::NotParquet { path, .. }
+            | Self::ManyRows { path, .. }
+            | Self::NoText { path, .. }
+            | Self::ManyDocuments { path }
+            | Self::OneCluster { path }
+            | Self::Untokenizable { path, .. }
+            | Self::NoTokenizer { path }
+            | Self::LargeVocabulary { path, .. }
+            | Self::EndOfTextId { path, .. }
+            | Self::NoEndToken { path, .. }
+            | Self::NoEndOfText { path, .. }
+            | Self::NotTokenFolder { path }
+            | Self::NotHeader { path, .. }
+            | Self::NoTokens { path }
+            | Self::OtherTokenizer { path, .. }
+            | Self::WrongHash { path, .. }
+            | Self::WrongLength { path, .. }
+            | Self::LargeId { path, .. }
+            | Self::NoSuchToken { path, .. }
+            | Self::NoSuchDocument { path, .. }
+            | Self::WrongEnd { path, .. }
+            | Self::WrongLastEnd { path, .. }
+            | Self::MixedTokenizers { path, .. }
+            | Self::ShortSplit { path, .. } => ErrorPlace::of(path),
+            Self::ValidationShare { .. }
+            | Self::NoDomain
+            | Self::NoSequence
+            | Self::RepeatedDomain { .. }
+            | Self::Weight { .. }
+            | Self::SmallWeight { .. } => ErrorPlace::default(),
+        }
+    }
+}
+
+/// Advice where no text is found under `key`, by the keys that there are.
+fn text_key_hint(key: &str, keys: &[String]) -> Option<Cow<'static, str>> {
+    // A line can have any number of keys.
+    let keys: Vec<&str> = keys.iter().take(20).map(String::as_str).collect();
+    match nearest(key, keys.iter().copied()) {
+        Some(near) => Some(format!("did you mean --text-key {near}?").into()),
+        None if keys.is_empty() => None,
+        None => {
+            let keys = keys.join(", ");
+            Some(format!("--text-key names the text; there are: {keys}").into())
+        }
+    }
+}
+
+/// The beginning of a hash.
+fn short(hash: &str) -> &str {
+    hash.get(..12).unwrap_or(hash)
+}
