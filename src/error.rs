@@ -15,6 +15,7 @@ use crate::evaluate::EvaluateError;
 use crate::hub::HubError;
 use crate::mergekit::MergekitError;
 use crate::table;
+use crate::verify::VerifyError;
 
 /// Result of this crate's operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -64,6 +65,9 @@ pub enum Error {
     /// A configuration file of mergekit asks for something that bam-convert does not do.
     #[error(transparent)]
     Mergekit(#[from] MergekitError),
+    /// A check cannot run, or finds something that an error describes.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
     /// A file or folder breaks a rule as a whole.
     #[error("{at}: {problem}")]
     File {
@@ -197,6 +201,7 @@ impl Error {
             Self::Data(error) => error.hint(),
             Self::Evaluate(error) => error.hint(),
             Self::Mergekit(error) => error.hint(),
+            Self::Verify(error) => error.hint(),
         }
     }
 
@@ -210,6 +215,7 @@ impl Error {
             Self::Data(error) => error.place(),
             Self::Evaluate(error) => error.place(),
             Self::Mergekit(error) => error.place(),
+            Self::Verify(error) => error.place(),
             _ => ErrorPlace::default(),
         }
     }

@@ -6,8 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::InputError;
 use crate::Result;
+use crate::error::InputError;
 
 /// Bytes a second that are hashed, or computed, hashed and written.
 pub const WRITTEN: f64 = 0.7e9;

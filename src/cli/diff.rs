@@ -3,7 +3,7 @@
 use bam_convert::arguments::CheckpointPath;
 use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::verify::diff;
-use bam_convert::verify::diff::{Options, work_length};
+use bam_convert::verify::diff::{DiffOptions, work_length};
 use clap::Args;
 
 use super::printer::Printer;
@@ -35,7 +35,7 @@ impl Verb for Arguments {
 
     fn run(&self, printer: &Printer) -> Outcome {
         let bar = printer.bytes_bar(work_length(&self.a, &self.b), "comparing");
-        let options = Options {
+        let options = DiffOptions {
             threads: self.work.thread_count(),
             memory: self.work.memory.as_u64(),
             progress: &|bytes| bar.inc(bytes),

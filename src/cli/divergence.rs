@@ -7,7 +7,7 @@ use bam_convert::Error;
 use bam_convert::arguments::{CheckpointPath, MaybeNamed};
 use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::checkpoint::single;
-use bam_convert::verify::diff::Options;
+use bam_convert::verify::diff::DiffOptions;
 use bam_convert::verify::divergence::{Specialist, divergence, work_length};
 
 use super::printer::Printer;
@@ -52,7 +52,7 @@ pub fn run(
     }
     let bar = printer.bytes_bar(work_length(seed, &experts), "comparing");
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let options = Options {
+    let options = DiffOptions {
         threads,
         memory: MEMORY,
         progress: &|bytes| bar.inc(bytes),

@@ -8,8 +8,8 @@ use bam_convert::checkpoint::Checkpoint;
 use bam_convert::estimate::{Estimate, READ};
 use bam_convert::family::Family;
 use bam_convert::pipeline::{Declaration, StageUse};
-use bam_convert::verify::validate::{Options, work_length};
-use bam_convert::verify::{Report, validate};
+use bam_convert::verify::validate::{ValidateOptions, work_length};
+use bam_convert::verify::{ValidationReport, validate};
 use clap::{ArgAction, Args};
 
 use super::estimate::print;
@@ -97,10 +97,10 @@ pub fn examine(
     format: Option<&Family>,
     work: &WorkArguments,
     printer: &Printer,
-) -> Result<Report> {
+) -> Result<ValidationReport> {
     let bar = printer.bytes_bar(0, "checking");
     let (threads, memory) = (work.thread_count(), work.memory.as_u64());
-    let options = Options {
+    let options = ValidateOptions {
         against,
         format,
         threads,

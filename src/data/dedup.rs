@@ -55,7 +55,7 @@ pub(super) fn fingerprint(text: &str) -> Option<Fingerprint> {
 
 /// What is remembered of all documents, in the order in which they were read.
 ///
-/// Of a document that repeats another nothing but that is kept: a packed file can repeat one many million times.
+/// A document that repeats another keeps one bit only: a packed file can repeat a document many million times.
 #[derive(Debug, Default)]
 pub(super) struct Fingerprints {
     seen: HashSet<u128>,
@@ -176,12 +176,13 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
             let mut rest = run;
             std::iter::from_fn(move || {
                 let first = rest.chars().next()?;
-                let length = match alone(first) {
-                    true => first.len_utf8(),
-                    false => rest.find(alone).unwrap_or(rest.len()),
+                let length = if alone(first) {
+                    first.len_utf8()
+                } else {
+                    rest.find(alone).unwrap_or(rest.len())
                 };
-                let (word, behind) = rest.split_at(length);
-                rest = behind;
+                let (word, after) = rest.split_at(length);
+                rest = after;
                 Some(word)
             })
         })

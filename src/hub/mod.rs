@@ -1,9 +1,12 @@
 //! The Hugging Face Hub: pull and push that can be trusted.
 //!
-//! Nothing that the Hub says is taken on trust: a revision is resolved to its commit first, a file counts once its size
-//! and its hash are those of the commit's tree, answers are bounded, and the token goes to the Hub itself and to no other
-//! origin. The client is ours, because `hf-hub` checks neither size nor hash, does not resume, and reads answers of any
-//! length; the Xet protocol is the work of `hf-xet`. See `docs/reference/hub.md`.
+//! Nothing that the Hub says is taken on trust. A revision is resolved to its commit first. A file counts once its size and
+//! its hash are those of the commit's tree. Answers are bounded, and the token goes to the Hub's own origin only.
+//!
+//! The client is ours, because `hf-hub` checks neither size nor hash, does not resume, and reads answers of any length.
+//! Uploads are ours, too. `hf-hub` 1.0 sends large files over Xet only, and puts them into the commit itself where a Hub has
+//! no Xet. It repeats a commit whose answer was lost, which can make two, and does not read the commit back. The Xet protocol
+//! is the work of `hf-xet`. See `docs/reference/hub.md`.
 
 mod answer;
 mod cache;

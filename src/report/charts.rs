@@ -403,20 +403,18 @@ fn by_role(input: &Input, gradients: bool) -> Group {
         series: series(input, runs),
     });
     let charts = charts.collect();
-    match gradients {
-        true => group(
+    let (title, text) = if gradients {
+        (
             "Gradient norm by role",
             "Norm of the gradients of all tensors of a role, before clipping.",
-            true,
-            charts,
-        ),
-        false => group(
+        )
+    } else {
+        (
             "Update ratio by role",
             "Norm of a step's change by the norm of the weights themselves.",
-            true,
-            charts,
-        ),
-    }
+        )
+    };
+    group(title, text, true, charts)
 }
 
 fn speed(input: &Input) -> Group {

@@ -44,7 +44,7 @@ pub(super) fn tables(input: &Input, means: Means) -> Result<Vec<Table>> {
             .map(|(_, seed, folder)| diff::work_length(seed, folder))
             .sum(),
     ));
-    let options = diff::Options {
+    let options = diff::DiffOptions {
         threads: means.threads,
         memory: 128 << 20,
         progress: &|bytes| (means.progress)(Work::Done(bytes)),

@@ -18,7 +18,7 @@ const SHOWN: usize = 20;
 
 /// Means to compare with.
 #[derive(Clone, Copy)]
-pub struct Options<'a> {
+pub struct DiffOptions<'a> {
     /// Worker threads.
     pub threads: usize,
     /// Working memory in bytes; bounds the threads that work at once.
@@ -31,7 +31,7 @@ pub struct Options<'a> {
 ///
 /// Values that are not finite in one of them are counted and left out of everything but `changed`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Numbers {
+pub struct TensorNumbers {
     /// max |a − b|.
     pub max_abs: f64,
     /// Mean of |a − b|.
@@ -75,7 +75,7 @@ pub struct TensorDiff {
     pub equal: bool,
     /// By how much they differ; none where they are equal, have two shapes or hold no plain numbers.
     #[serde(flatten)]
-    pub numbers: Option<Numbers>,
+    pub numbers: Option<TensorNumbers>,
 }
 
 /// All tensors of one role, and one expert where it has its own, over all layers.
@@ -142,7 +142,7 @@ pub struct Diff {
 ///
 /// # Errors
 /// Where one of them cannot be opened, or changes while it is read.
-pub fn diff(a: &Path, b: &Path, options: &Options) -> Result<Diff> {
+pub fn diff(a: &Path, b: &Path, options: &DiffOptions) -> Result<Diff> {
     let (mut left, mut right) = (Side::open(a)?, Side::open(b)?);
     // A change is relative to the seed, whichever was named first.
     if pairs::is_mixture_of(&right, &left) {
@@ -155,74 +155,12 @@ pub fn diff(a: &Path, b: &Path, options: &Options) -> Result<Diff> {
     } else {
         pairs::by_name(a, b)
     };
-    let mut pairs = Vec::with_capacity(pairing.pairs.len());
-    for pair in &pairing.pairs {
-        let couple = Couple {
-            a: (&a.checkpoint, a.checkpoint.tensor(&pair.a)?),
-            b: (&b.checkpoint, b.checkpoint.tensor(&pair.b)?),
-        };
-        pairs.push((pair, couple, couple.a.1.shape == couple.b.1.shape));
-    }
-    let couples: Vec<Couple> = pairs
-        .iter()
-        .filter(|(_, _, comparable)| *comparable)
-        .map(|(_, couple, _)| *couple)
-        .collect();
-    let groups: Vec<Option<Group>> = pairs
-        .iter()
-        .filter(|(_, _, comparable)| *comparable)
-        .map(|(pair, _, _)| pair.group)
-        .collect();
-    let means = Means {
-        threads: options.threads,
-        memory: options.memory,
-        progress: options.progress,
-    };
-    let equal = compare::equal(&couples, means)?;
-    let wanted = wanted(&equal, &groups);
-    for (couple, wanted) in couples.iter().zip(&wanted) {
-        // What needs no second look, and what could not have a first one, is done.
-        let skipped =
-            u64::from(!couple.same_encoding()) + u64::from(!wanted || !couple.is_numeric());
-        (options.progress)(skipped * couple.length());
-    }
-    let sums = compare::sums(&couples, &wanted, means)?;
-    let mut outcomes = equal.into_iter().zip(sums);
-    let compared: Vec<Outcome> = pairs
-        .iter()
-        .map(|(pair, couple, comparable)| {
-            let outcome = if *comparable { outcomes.next() } else { None };
-            let (equal, sums) = outcome.unwrap_or((false, None));
-            Outcome {
-                pair,
-                a: couple.a.1,
-                b: couple.b.1,
-                equal,
-                sums,
-            }
-        })
-        .collect();
-    let parts = parts(
-        &compared,
-        &if mixture {
-            b.expert_names()
-        } else {
-            a.expert_names()
-        },
-    );
+    let compared = compare_all(a, b, &pairing.pairs, options)?;
+
+    let names = if mixture { b } else { a }.expert_names();
+    let parts = parts(&compared, &names);
     let mut tensors: Vec<TensorDiff> = compared.iter().map(Outcome::tensor).collect();
     tensors.sort_by(order);
-    let singles = |side: &Side, names: &[String]| -> Vec<Single> {
-        names
-            .iter()
-            .filter_map(|name| {
-                side.checkpoint
-                    .tensors
-                    .get(name)
-                    .map(|entry| single(name, entry))
-            })
-            .collect()
-    };
     let (only_a, only_b) = (singles(a, &pairing.only_a), singles(b, &pairing.only_b));
     let new = singles(b, &pairing.new_b);
     let equal_tensors = tensors.iter().filter(|tensor| tensor.equal).count();
@@ -230,10 +168,9 @@ pub fn diff(a: &Path, b: &Path, options: &Options) -> Result<Diff> {
         equal_tensors == tensors.len() && only_a.is_empty() && only_b.is_empty() && new.is_empty();
     left.checkpoint.check_unchanged()?;
     right.checkpoint.check_unchanged()?;
-    let (a, b) = (left.checkpoint.path, right.checkpoint.path);
     Ok(Diff {
-        a,
-        b,
+        a: left.checkpoint.path,
+        b: right.checkpoint.path,
         mixture,
         equal,
         equal_tensors,
@@ -243,6 +180,63 @@ pub fn diff(a: &Path, b: &Path, options: &Options) -> Result<Diff> {
         only_b,
         new,
     })
+}
+
+/// Compares the tensors of each pair: bytes first, then the values of those that need numbers.
+fn compare_all<'a>(
+    a: &'a Side,
+    b: &'a Side,
+    pairs: &'a [Pair],
+    options: &DiffOptions,
+) -> Result<Vec<Outcome<'a>>> {
+    let mut all = Vec::with_capacity(pairs.len());
+    for pair in pairs {
+        let couple = Couple {
+            a: (&a.checkpoint, a.checkpoint.tensor(&pair.a)?),
+            b: (&b.checkpoint, b.checkpoint.tensor(&pair.b)?),
+        };
+        all.push((pair, couple, couple.a.1.shape == couple.b.1.shape));
+    }
+    let comparable = || all.iter().filter(|(_, _, comparable)| *comparable);
+    let couples: Vec<Couple> = comparable().map(|(_, couple, _)| *couple).collect();
+    let groups: Vec<Option<Group>> = comparable().map(|(pair, _, _)| pair.group).collect();
+    let means = Means {
+        threads: options.threads,
+        memory: options.memory,
+        progress: options.progress,
+    };
+
+    let equal = compare::equal(&couples, means)?;
+    let wanted = wanted(&equal, &groups);
+    for (couple, wanted) in couples.iter().zip(&wanted) {
+        // Passes that a couple does not need count as done.
+        let skipped =
+            u64::from(!couple.same_encoding()) + u64::from(!wanted || !couple.is_numeric());
+        (options.progress)(skipped * couple.length());
+    }
+    let sums = compare::sums(&couples, &wanted, means)?;
+
+    let mut outcomes = equal.into_iter().zip(sums);
+    let outcome = |(pair, couple, comparable): (&'a Pair, Couple<'a>, bool)| {
+        let outcome = if comparable { outcomes.next() } else { None };
+        let (equal, sums) = outcome.unwrap_or((false, None));
+        Outcome {
+            pair,
+            a: couple.a.1,
+            b: couple.b.1,
+            equal,
+            sums,
+        }
+    };
+    Ok(all.into_iter().map(outcome).collect())
+}
+
+fn singles(side: &Side, names: &[String]) -> Vec<Single> {
+    let tensors = &side.checkpoint.tensors;
+    names
+        .iter()
+        .filter_map(|name| Some(single(name, tensors.get(name)?)))
+        .collect()
 }
 
 /// Bytes that [`diff`] will compare; 0 where one of the two cannot be opened.
@@ -319,8 +313,8 @@ impl Outcome<'_> {
     }
 }
 
-fn numbers(sums: &Sums) -> Numbers {
-    Numbers {
+fn numbers(sums: &Sums) -> TensorNumbers {
+    TensorNumbers {
         max_abs: sums.max_abs,
         mean_abs: sums.sum_abs / sums.finite.max(1) as f64,
         relative: sums.relative(),
@@ -479,26 +473,7 @@ impl Diff {
             (&self.only_b, "only in b"),
             (&self.new, "new"),
         ] {
-            let shown = if all {
-                singles.len()
-            } else {
-                singles.len().min(SHOWN)
-            };
-            if shown > 0 {
-                let columns = [
-                    (what, Align::Left),
-                    ("dtype", Align::Left),
-                    ("shape", Align::Left),
-                ];
-                let rows = singles[..shown]
-                    .iter()
-                    .map(|s| vec![s.name.clone(), s.dtype.clone(), format!("{:?}", s.shape)]);
-                text.push('\n');
-                text.push_str(&table::render(&columns, rows));
-            }
-            if singles.len() > shown {
-                text.push_str(&format!("… and {} more {what}\n", singles.len() - shown));
-            }
+            text.push_str(&singles_table(singles, what, all));
         }
         text
     }
@@ -533,6 +508,32 @@ impl Diff {
     }
 }
 
+/// Tensors without a counterpart, all or the first ones; empty where there is none.
+fn singles_table(singles: &[Single], what: &str, all: bool) -> String {
+    let shown = if all {
+        singles.len()
+    } else {
+        singles.len().min(SHOWN)
+    };
+    let mut text = String::new();
+    if shown > 0 {
+        let columns = [
+            (what, Align::Left),
+            ("dtype", Align::Left),
+            ("shape", Align::Left),
+        ];
+        let rows = singles[..shown]
+            .iter()
+            .map(|s| vec![s.name.clone(), s.dtype.clone(), format!("{:?}", s.shape)]);
+        text.push('\n');
+        text.push_str(&table::render(&columns, rows));
+    }
+    if singles.len() > shown {
+        text.push_str(&format!("… and {} more {what}\n", singles.len() - shown));
+    }
+    text
+}
+
 fn tensors_table(tensors: &[TensorDiff]) -> String {
     let columns = [
         ("tensor", Align::Left),
@@ -545,9 +546,10 @@ fn tensors_table(tensors: &[TensorDiff]) -> String {
         ("note", Align::Left),
     ];
     let rows = tensors.iter().map(|tensor| {
-        let dtype = match tensor.dtype_a == tensor.dtype_b {
-            true => tensor.dtype_a.clone(),
-            false => format!("{} → {}", tensor.dtype_a, tensor.dtype_b),
+        let dtype = if tensor.dtype_a == tensor.dtype_b {
+            tensor.dtype_a.clone()
+        } else {
+            format!("{} → {}", tensor.dtype_a, tensor.dtype_b)
         };
         let mut row = vec![
             tensor.name_b.clone().unwrap_or_else(|| tensor.name.clone()),

@@ -6,7 +6,7 @@ use crate::checkpoint::Dtype;
 use crate::surgery::router::RouterInit;
 use crate::surgery::{Model, convert};
 
-fn numbers(diff: &Diff, name: &str) -> diff::Numbers {
+fn numbers(diff: &Diff, name: &str) -> diff::TensorNumbers {
     diff.tensors
         .iter()
         .find(|tensor| tensor.name == name)
@@ -190,7 +190,7 @@ fn the_result_does_not_depend_on_threads() {
         diff::diff(
             &a,
             &b,
-            &diff::Options {
+            &diff::DiffOptions {
                 threads,
                 memory: 1 << 30,
                 progress: &|_| {},

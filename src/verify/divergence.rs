@@ -1,15 +1,16 @@
-//! How far specialists have moved from the seed they were trained from, by role and layer, and whether they moved the same way.
+//! How far specialists have moved from their seed, by role and layer, and whether they moved in the same direction.
 //!
-//! What experts do not keep apart is averaged by an upcycling (BAM, §4.1; BTX, §3.2), so how far a specialist lies from the
-//! average is what that will cost it. All of it follows from the inner products of the changes Δ = W − W₀, so each weight is
-//! read once, whatever the number of specialists.
+//! An upcycling averages all weights that experts do not keep apart (BAM, §4.1; BTX, §3.2), and a specialist's distance from
+//! the average is its cost. All numbers follow from the inner products of the changes Δ = W − W₀, so each weight is read
+//! once, whatever the number of specialists.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::diff::Options;
+use super::diff::DiffOptions;
+use super::error::VerifyError;
 use super::pieces::{self, Piece};
 use crate::checkpoint::TensorEntry;
 use crate::checkpoint::folder::Checkpoint;
@@ -41,16 +42,16 @@ pub struct Divergence {
     /// The specialists in order.
     pub experts: Vec<Specialist>,
     /// Over all weights.
-    pub total: Row,
+    pub total: DivergenceRow,
     /// By role, over all layers.
-    pub roles: Vec<Row>,
+    pub roles: Vec<DivergenceRow>,
     /// By role and layer, for the roles that layers have.
-    pub layers: Vec<Row>,
+    pub layers: Vec<DivergenceRow>,
 }
 
 /// What was found of some of the weights.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Row {
+pub struct DivergenceRow {
     /// The role, as in a format file: `q`, `gate`, …; none for all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
@@ -87,20 +88,22 @@ pub struct Together {
     pub cosine: Option<f64>,
 }
 
-/// Opens the seed and its specialists, and refuses what does not belong together.
+/// Opens the seed and its specialists, and refuses models that do not fit together.
 fn open(seed: &Path, experts: &[Specialist]) -> Result<Vec<Model>> {
     if experts.is_empty() || experts.len() > MOST {
-        return Err(Error::usage(format!(
-            "expected 1 to {MOST} specialists to compare with their seed, found {}",
-            experts.len()
-        )));
+        return Err(VerifyError::Specialists {
+            most: MOST,
+            found: experts.len(),
+        }
+        .into());
     }
     let dense = |name: &str, path: &Path| {
-        match Model::open(name, path)? {
-        model if model.architecture.mixture.is_none() => Ok(model),
-        _ => Err(Error::file(path, "is a mixture, expected a dense model")
-            .with_hint("`bam-convert diff SEED MIXTURE` compares a mixture with its seed, expert by expert")),
-    }
+        let model = Model::open(name, path)?;
+        if model.architecture.mixture.is_some() {
+            let path = path.to_path_buf();
+            return Err(Error::from(VerifyError::NotDense { path }));
+        }
+        Ok(model)
     };
     let mut models = vec![dense("seed", seed)?];
     for expert in experts {
@@ -125,7 +128,11 @@ pub fn work_length(seed: &Path, experts: &[Specialist]) -> u64 {
 ///
 /// # Errors
 /// Where a model cannot be opened, is none of the seed's shape, holds NaN or infinities, or changes while it is read.
-pub fn divergence(seed: &Path, experts: &[Specialist], options: &Options) -> Result<Divergence> {
+pub fn divergence(
+    seed: &Path,
+    experts: &[Specialist],
+    options: &DiffOptions,
+) -> Result<Divergence> {
     let models = open(seed, experts)?;
     let mut tensors: Vec<Tensor> = Vec::with_capacity(models[0].specs.len());
     for (number, spec) in models[0].specs.iter().enumerate() {
@@ -267,12 +274,11 @@ fn check_finite(sum: f64, model: &Model, tensor: &Tensor, number: usize) -> Resu
         return Ok(());
     }
     let path = model.source.checkpoint.files[tensor.entries[number].file].path();
-    Err(Error::tensor(
-        path,
-        &tensor.spec.name,
-        "holds NaN or infinities; expected finite numbers",
-    )
-    .with_hint("`bam-convert validate` lists every tensor with NaN or infinities"))
+    Err(VerifyError::NotFinite {
+        path: path.to_path_buf(),
+        tensor: tensor.spec.name.clone(),
+    }
+    .into())
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
@@ -311,12 +317,14 @@ impl Sums {
         self.gram[place(a.max(b), a.min(b))]
     }
 
-    fn row(&self, role: Option<Role>, layer: Option<u64>, names: &[&str]) -> Row {
+    fn row(&self, role: Option<Role>, layer: Option<u64>, names: &[&str]) -> DivergenceRow {
         let experts = names.len();
         let length = self.seed.sqrt();
-        let relative = |squared: f64| match squared <= 0.0 {
-            true => Some(0.0),
-            false => Some(squared.sqrt() / length).filter(|relative| relative.is_finite()),
+        let relative = |squared: f64| {
+            if squared <= 0.0 {
+                return Some(0.0);
+            }
+            Some(squared.sqrt() / length).filter(|relative| relative.is_finite())
         };
         // W̄ = W₀ + Σ Δ / (n + 1).
         let share = 1.0 / (experts + 1) as f64;
@@ -346,7 +354,7 @@ impl Sums {
                     .map(|cosine| cosine.clamp(-1.0, 1.0)),
             }
         };
-        Row {
+        DivergenceRow {
             role: role.map(|role| role.to_string()),
             layer,
             values: self.values,
@@ -419,7 +427,7 @@ impl Divergence {
     pub(super) fn grid(
         &self,
         roles: &[&str],
-        value: impl Fn(&Row) -> Option<f64>,
+        value: impl Fn(&DivergenceRow) -> Option<f64>,
     ) -> Vec<(u64, Vec<Option<f64>>)> {
         let mut grid: BTreeMap<u64, Vec<Option<f64>>> = BTreeMap::new();
         for row in &self.layers {

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use super::pieces::{self, Piece};
 use super::recipe;
-use super::report::{FindingPlace, Report, Running};
-use super::validate::{Options, Subject, is_own_file};
+use super::report::{FindingPlace, Running, ValidationReport};
+use super::validate::{Subject, ValidateOptions, is_own_file};
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::hash::{FileHash, FileHasher};
 use crate::checkpoint::manifest::{MANIFEST, Manifest};
@@ -18,7 +18,11 @@ use crate::table;
 use crate::{Error, Result};
 
 /// Adds the row `manifest`, and `hashes` where there is a manifest.
-pub(super) fn check(report: &mut Report, subject: &mut Subject, options: &Options) -> Result<()> {
+pub(super) fn check(
+    report: &mut ValidationReport,
+    subject: &mut Subject,
+    options: &ValidateOptions,
+) -> Result<()> {
     if !subject.is_folder() {
         report.skip("manifest", "a single file");
         return Ok(());
@@ -162,7 +166,7 @@ pub(super) fn compare_files(
     folder: &Path,
     records: &[FileHash],
     source: Option<&str>,
-    options: &Options,
+    options: &ValidateOptions,
 ) -> Result<u64> {
     let of = source.map_or(String::new(), |name| format!("of source `{name}` "));
     let place = |name: &str| match source {
@@ -218,7 +222,10 @@ pub(super) enum Outcome {
 }
 
 /// How each file compares with its record; the whole content is read only where the size is right.
-pub(super) fn outcomes(wanted: &[(PathBuf, &FileHash)], options: &Options) -> Result<Vec<Outcome>> {
+pub(super) fn outcomes(
+    wanted: &[(PathBuf, &FileHash)],
+    options: &ValidateOptions,
+) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::with_capacity(wanted.len());
     let files = (0..wanted.len()).map(|item| Piece {
         item,

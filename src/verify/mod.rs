@@ -1,13 +1,14 @@
 //! Checks after the fact: [`validate()`] one checkpoint, replay its manifest, [`diff()`] two.
 //!
-//! What is wrong with a checkpoint is a finding in a [`Report`], not an error: one fault must not hide the next.
-//! Errors are for a machine that refuses and for requests that make no sense. Everything streams, in parallel and in
-//! bounded memory, and gives the same numbers on any number of threads.
+//! A fault of a checkpoint is a finding in a [`ValidationReport`], not an error: one fault must not hide the next. Errors are for a
+//! machine that fails and for requests that make no sense. Everything streams, in parallel and in bounded memory, and
+//! gives the same numbers on any number of threads.
 
 mod compare;
 pub mod diff;
 pub mod divergence;
 mod divergence_chart;
+mod error;
 mod manifest;
 mod mixture;
 mod numbers;
@@ -21,7 +22,8 @@ mod tokenizer;
 pub mod validate;
 
 pub use diff::{Diff, diff};
-pub use report::Report;
+pub use error::VerifyError;
+pub use report::ValidationReport;
 pub use validate::validate;
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::pieces::{self, Piece};
-use super::report::{FindingPlace, Report};
+use super::report::{FindingPlace, ValidationReport};
 use super::tensors;
-use super::validate::{Options, Subject};
+use super::validate::{Subject, ValidateOptions};
 use crate::Result;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::{Encoding, TensorEntry, dtype};
@@ -18,7 +18,7 @@ const PIECE_VALUES: u64 = 1 << 17;
 /// Working memory of one thread: the raw piece, and eight times that where a piece of bytes must be decoded.
 const THREAD_MEMORY: u64 = 9 * PIECE_BYTES;
 
-/// What was seen of a tensor.
+/// Counts over the values of a tensor.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     nan: u64,
@@ -35,20 +35,63 @@ struct Scratch {
 }
 
 /// Adds the row `numbers`.
-pub(super) fn check(report: &mut Report, subject: &Subject, options: &Options) -> Result<()> {
+pub(super) fn check(
+    report: &mut ValidationReport,
+    subject: &Subject,
+    options: &ValidateOptions,
+) -> Result<()> {
     let Some(checkpoint) = &subject.checkpoint else {
         report.skip("numbers", "the weights could not be opened");
         return Ok(());
     };
     let entries: Vec<(&String, &TensorEntry)> = checkpoint.tensors.iter().collect();
-    let mut seen = vec![Seen::default(); entries.len()];
-    let (mut values, mut unread) = (0u64, 0u64);
-    for (_, entry) in &entries {
-        match piece_size(entry) {
-            Some(_) => values = values.saturating_add(entry.elements()),
-            None => unread += 1,
+    let seen = look_at_all(checkpoint, &entries, options)?;
+    let zero: BTreeSet<&str> = entries
+        .iter()
+        .zip(&seen)
+        .filter(|(_, seen)| !seen.nonzero && seen.first.is_none())
+        .map(|((name, _), _)| name.as_str())
+        .collect();
+    // A router may start at zero where it does not choose; where it does, its own check says so.
+    let (routers, neutral) = match &subject.architecture {
+        Some(architecture) => (
+            tensors::routers(checkpoint, architecture)?,
+            tensors::neutral_shared_experts(checkpoint, architecture, &zero)?,
+        ),
+        None => Default::default(),
+    };
+    let neutral_layers: BTreeSet<u64> = neutral.iter().filter_map(|spec| spec.layer).collect();
+    let expected: BTreeSet<String> = routers
+        .into_iter()
+        .chain(neutral)
+        .map(|spec| spec.name)
+        .collect();
+
+    let mut check = report.check("numbers");
+    let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
+    for ((name, entry), seen) in entries.iter().zip(&seen) {
+        match seen.first {
+            Some(first) => {
+                let problem = not_finite(entry, seen, first, &mut kinds);
+                check.fault(FindingPlace::tensor(name), problem);
+            }
+            None if is_float_matrix(entry) && !seen.nonzero && !expected.contains(*name) => {
+                check.warn(FindingPlace::tensor(name), "is all zeros");
+            }
+            None => {}
         }
     }
+    check.done(detail(&entries, neutral_layers.len() as u64, &kinds));
+    Ok(())
+}
+
+/// Looks at every value of every tensor that holds numbers.
+fn look_at_all(
+    checkpoint: &Checkpoint,
+    entries: &[(&String, &TensorEntry)],
+    options: &ValidateOptions,
+) -> Result<Vec<Seen>> {
+    let mut seen = vec![Seen::default(); entries.len()];
     let pieces = entries.iter().enumerate().flat_map(|(item, (_, entry))| {
         let elements = if piece_size(entry).is_some() {
             entry.elements()
@@ -76,57 +119,47 @@ pub(super) fn check(report: &mut Report, subject: &Subject, options: &Options) -
             all.nonzero |= found.nonzero;
         },
     )?;
-    let zero: BTreeSet<&str> = entries
-        .iter()
-        .zip(&seen)
-        .filter(|(_, seen)| !seen.nonzero && seen.first.is_none())
-        .map(|((name, _), _)| name.as_str())
-        .collect();
-    // A router may start at zero where it does not choose; where it does, its own check says so.
-    let (routers, neutral) = match &subject.architecture {
-        Some(architecture) => (
-            tensors::routers(checkpoint, architecture)?,
-            tensors::neutral_shared_experts(checkpoint, architecture, &zero)?,
-        ),
-        None => Default::default(),
-    };
-    let neutral_layers = neutral
-        .iter()
-        .filter_map(|spec| spec.layer)
-        .collect::<BTreeSet<_>>()
-        .len();
-    let expected: BTreeSet<String> = routers
-        .into_iter()
-        .chain(neutral)
-        .map(|spec| spec.name)
-        .collect();
-    let mut check = report.check("numbers");
-    let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
-    for ((name, entry), seen) in entries.iter().zip(&seen) {
-        let Some(first) = seen.first else {
-            let matrix =
-                entry.shape.len() >= 2 && entry.elements() > 0 && piece_size(entry).is_some();
-            let float = entry.encoding.plain().is_none_or(dtype::is_float);
-            if matrix && float && !seen.nonzero && !expected.contains(*name) {
-                check.warn(FindingPlace::tensor(name), "is all zeros");
-            }
-            continue;
-        };
-        let mut what = Vec::new();
-        for (count, kind) in [(seen.nan, "NaN"), (seen.infinite, "infinite")] {
-            if count > 0 {
-                *kinds.entry(kind).or_default() += 1;
-                what.push(format!("{count} {kind}"));
-            }
+    Ok(seen)
+}
+
+/// Whether a tensor is a matrix of floating-point numbers, which should not be zero throughout.
+fn is_float_matrix(entry: &TensorEntry) -> bool {
+    entry.shape.len() >= 2
+        && entry.elements() > 0
+        && piece_size(entry).is_some()
+        && entry.encoding.plain().is_none_or(dtype::is_float)
+}
+
+/// What is wrong with a tensor whose element `first` is not finite; counts tensors by what they hold.
+fn not_finite(
+    entry: &TensorEntry,
+    seen: &Seen,
+    first: u64,
+    kinds: &mut BTreeMap<&str, u64>,
+) -> String {
+    let mut what = Vec::new();
+    for (count, kind) in [(seen.nan, "NaN"), (seen.infinite, "infinite")] {
+        if count > 0 {
+            *kinds.entry(kind).or_default() += 1;
+            what.push(format!("{count} {kind}"));
         }
-        let all = entry.elements();
-        check.fault(
-            FindingPlace::tensor(name),
-            format!(
-                "{} of {all} values, the first at element {first}",
-                what.join(" and ")
-            ),
-        );
+    }
+    let (what, all) = (what.join(" and "), entry.elements());
+    format!("{what} of {all} values, the first at element {first}")
+}
+
+/// What the row says: how much was read, and what was found.
+fn detail(
+    entries: &[(&String, &TensorEntry)],
+    neutral_layers: u64,
+    kinds: &BTreeMap<&str, u64>,
+) -> String {
+    let (mut values, mut unread) = (0u64, 0u64);
+    for (_, entry) in entries {
+        match piece_size(entry) {
+            Some(_) => values = values.saturating_add(entry.elements()),
+            None => unread += 1,
+        }
     }
     let mut detail = format!("{values} values");
     if unread > 0 {
@@ -136,16 +169,15 @@ pub(super) fn check(report: &mut Report, subject: &Subject, options: &Options) -
         ));
     }
     if neutral_layers > 0 {
-        let layers = table::counted(neutral_layers as u64, "layer");
+        let layers = table::counted(neutral_layers, "layer");
         detail.push_str(&format!(
             ", a shared expert of zeros, which adds nothing, in {layers}"
         ));
     }
     for (kind, count) in kinds {
-        detail.push_str(&format!(", {kind} in {}", table::counted(count, "tensor")));
+        detail.push_str(&format!(", {kind} in {}", table::counted(*count, "tensor")));
     }
-    check.done(detail);
-    Ok(())
+    detail
 }
 
 /// Elements of a tensor looked at in one go; `None` where its dtype cannot be read as numbers.

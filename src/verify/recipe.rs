@@ -6,14 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::report::{FindingPlace, Report, Running};
+use super::report::{FindingPlace, Running, ValidationReport};
 use crate::checkpoint::manifest::{MANIFEST, Manifest, SourceRecord};
 use crate::checkpoint::recipe::{RecipeRecord, StageRecord};
 use crate::checkpoint::reference::pinned;
 use crate::table;
 
 /// Adds the row `recipe`, where the manifest has one.
-pub(super) fn check(report: &mut Report, manifest: &Manifest) {
+pub(super) fn check(report: &mut ValidationReport, manifest: &Manifest) {
     let Some(recipe) = &manifest.recipe else {
         return;
     };

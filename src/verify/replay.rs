@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::error::VerifyError;
 use super::manifest::{Outcome, compare_files, outcomes};
 use super::pieces::{self, Piece};
-use super::report::{FindingPlace, Report, Running};
-use super::validate::{Options, Subject};
+use super::report::{FindingPlace, Running, ValidationReport};
+use super::validate::{Subject, ValidateOptions};
+use crate::Result;
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::hash::FileHash;
@@ -18,7 +20,6 @@ use crate::family::{Architecture, Config};
 use crate::surgery::evaluate::{Evaluator, Scratch};
 use crate::surgery::plan::{PlannedTensor, Source};
 use crate::table;
-use crate::{Error, Result};
 
 /// Values computed in one go at most; fewer where the memory is small.
 const MOST_VALUES: u64 = 1 << 18;
@@ -31,15 +32,15 @@ const LARGEST_ORTHOGONAL: u64 = 1 << 22;
 /// years of work.
 const MOST_PARTS: usize = 1 << 10;
 
-/// Adds the rows `sources` and `replay`; `given` stands for the first sources of the manifest.
+/// Adds the rows `sources` and `replay`; `given` replaces the first sources of the manifest.
 pub(super) fn check(
-    report: &mut Report,
+    report: &mut ValidationReport,
     subject: &Subject,
     given: &[Option<PathBuf>],
-    options: &Options,
+    options: &ValidateOptions,
 ) -> Result<()> {
     let (Some(manifest), Some(checkpoint)) = (&subject.manifest, &subject.checkpoint) else {
-        // What was asked for cannot be had, so saying nothing would read as a yes.
+        // The user asked for a replay, so a skipped one would read as a success.
         let mut check = report.check("replay");
         let missing = if subject.manifest.is_none() {
             format!("no readable {MANIFEST}")
@@ -54,18 +55,12 @@ pub(super) fn check(
         return Ok(());
     };
     if given.len() > manifest.sources.len() {
-        let names: Vec<&str> = manifest
-            .sources
-            .iter()
-            .map(|source| source.name.as_str())
-            .collect();
-        let (found, listed) = (given.len(), names.join(", "));
-        let problem = format!(
-            "--against has {found} folders, but the manifest has {} sources: {listed}",
-            names.len()
-        );
-        return Err(Error::usage(problem)
-            .with_hint("give the folders in the order of the manifest's sources"));
+        let names = manifest.sources.iter().map(|source| source.name.clone());
+        return Err(VerifyError::ManyFolders {
+            found: given.len(),
+            names: names.collect(),
+        }
+        .into());
     }
     let sources = open_sources(report, subject.path, manifest, given, options)?;
     replay(report, manifest, checkpoint, &sources, options)?;
@@ -76,11 +71,11 @@ pub(super) fn check(
 
 /// Finds each source, compares its files with the manifest and opens it.
 fn open_sources(
-    report: &mut Report,
+    report: &mut ValidationReport,
     folder: &Path,
     manifest: &Manifest,
     given: &[Option<PathBuf>],
-    options: &Options,
+    options: &ValidateOptions,
 ) -> Result<Vec<Source>> {
     let mut check = report.check("sources");
     let mut sources = Vec::with_capacity(manifest.sources.len());
@@ -174,7 +169,7 @@ fn locate(
     manifest: &Manifest,
     record: &SourceRecord,
     given: Option<&PathBuf>,
-    options: &Options,
+    options: &ValidateOptions,
 ) -> Result<Option<PathBuf>> {
     let name = &record.name;
     if let Some(path) = given {
@@ -195,16 +190,12 @@ fn locate(
         }
     }
     if places.is_empty() && !record.path.starts_with(SCHEME) {
-        let problem = format!(
-            "source `{name}` is recorded at \"{}\", which is not beside the manifest's folder; it is not opened",
-            record.path
-        );
-        check.fault_of(
-            Error::file(folder.join(MANIFEST), problem).with_hint(format!(
-                "name the sources yourself, in this order: {}",
-                with_sources(folder, manifest)
-            )),
-        )?;
+        check.fault_of(VerifyError::SourceElsewhere {
+            path: folder.join(MANIFEST),
+            name: name.clone(),
+            recorded: record.path.clone(),
+            command: with_sources(folder, manifest),
+        })?;
         return Ok(None);
     }
     places.retain(|place| place.exists());
@@ -221,7 +212,7 @@ fn locate(
             .filter(|file| file.is_plain_name())
             .map(|file| (root.join(&file.path), file))
             .collect();
-        let silent = Options {
+        let silent = ValidateOptions {
             progress: &|_| {},
             ..*options
         };
@@ -237,20 +228,24 @@ fn locate(
             (Some(repository), Some(commit)) => format!(" (from {repository} at {commit})"),
             _ => String::new(),
         };
-        let path = &record.path;
-        check.fault_of(
-            Error::file(folder.join(recorded), format!("source `{name}`{origin} is not here: expected it at {path}, from the current folder or from that of the manifest"))
-                .with_hint(format!("name the sources in this order: {}", with_sources(folder, manifest))),
-        )?;
+        check.fault_of(VerifyError::NoSource {
+            path: folder.join(recorded),
+            name: format!("`{name}`{origin}"),
+            recorded: record.path.clone(),
+            command: with_sources(folder, manifest),
+        })?;
     }
     Ok(places.into_iter().next())
 }
 
 /// The command that names every source where the manifest has it, for the user to judge and to run.
 fn with_sources(folder: &Path, manifest: &Manifest) -> String {
-    let place = |source: &SourceRecord| match source.path.starts_with(SCHEME) {
-        true => table::quoted(&source.path),
-        false => table::quoted(&folder.join(&source.path).to_string_lossy()),
+    let place = |source: &SourceRecord| {
+        if source.path.starts_with(SCHEME) {
+            table::quoted(&source.path)
+        } else {
+            table::quoted(&folder.join(&source.path).to_string_lossy())
+        }
     };
     let places: Vec<String> = manifest.sources.iter().map(place).collect();
     let folder = table::quoted(&folder.to_string_lossy());
@@ -278,117 +273,17 @@ struct Space {
 
 /// Computes every tensor again and compares it with the output.
 fn replay(
-    report: &mut Report,
+    report: &mut ValidationReport,
     manifest: &Manifest,
     output: &Checkpoint,
     sources: &[Source],
-    options: &Options,
+    options: &ValidateOptions,
 ) -> Result<()> {
     let mut check = report.check("replay");
     let total = output.tensors.len().max(manifest.tensors.len());
-    let mut planned = Vec::with_capacity(manifest.tensors.len());
-    let mut trained = 0;
-    for (name, record) in &manifest.tensors {
-        // Only what lies on disk in just this shape is computed: the size of the work is that of the files.
-        let stored = output.tensors.get(name);
-        if !stored.is_some_and(|entry| {
-            entry.encoding.plain() == Some(record.dtype) && entry.shape == record.shape
-        }) {
-            check.fault(
-                FindingPlace::tensor(name),
-                format!("is not stored as {MANIFEST} says, so it is not computed"),
-            );
-            continue;
-        }
-        if matches!(record.expression, Expression::Trained { .. }) {
-            trained += 1;
-            continue;
-        }
-        let (parts, orthogonal) = (
-            count(&record.expression, &|_| true),
-            count(&record.expression, &is_orthogonal),
-        );
-        if parts > MOST_PARTS || orthogonal > 1 {
-            let problem = format!(
-                "is made of {parts} parts, {orthogonal} of them orthogonal matrices; at most {MOST_PARTS} and one are computed again"
-            );
-            check.fault(FindingPlace::tensor(name), problem);
-            continue;
-        }
-        let elements = record.shape.iter().product::<u64>();
-        if orthogonal == 1 && elements > LARGEST_ORTHOGONAL {
-            let problem = format!(
-                "is an orthogonal matrix of {elements} values; at most {LARGEST_ORTHOGONAL} are drawn again"
-            );
-            check.fault(FindingPlace::tensor(name), problem);
-            continue;
-        }
-        let tensor = PlannedTensor::new(
-            name,
-            record.dtype,
-            record.shape.clone(),
-            record.expression.clone(),
-        );
-        // One at a time, so that one that cannot be computed does not hide the others.
-        match Evaluator::new(std::slice::from_ref(&tensor), sources) {
-            Ok(_) => planned.push(tensor),
-            Err(error) => {
-                let problem = format!("cannot be computed: {error}");
-                check.fault(FindingPlace::tensor(name), problem);
-            }
-        }
-    }
-    let evaluator = Evaluator::new(&planned, sources)?;
-    let deepest = planned
-        .iter()
-        .map(|tensor| depth(&tensor.expression))
-        .max()
-        .unwrap_or(1) as u64;
-    // A sum and its term for each level, the decoded and the raw source, what is expected and what is found.
-    let per_value = 8 * (deepest + 1) + 36;
-    let affordable = options.memory / (options.threads.max(1) as u64 * per_value);
-    let size = (affordable.clamp(LEAST_VALUES, MOST_VALUES) / LEAST_VALUES) * LEAST_VALUES;
-    let pieces = planned.iter().enumerate().flat_map(|(item, tensor)| {
-        let bits = tensor.layout.dtype.bitsize() as u64;
-        // Sub-byte values are compared as bytes.
-        let units = if bits < 8 {
-            tensor.layout.length()
-        } else {
-            tensor.layout.length() * 8 / bits
-        };
-        pieces::cut(item, units, size)
-    });
-    let compare = |piece: &Piece, space: &mut Space| {
-        let layout = &planned[piece.item].layout;
-        let width = (layout.dtype.bitsize() / 8).max(1);
-        let length = piece.count as usize * width;
-        space.expected.resize(length, 0);
-        space.found.resize(length, 0);
-        let start = piece.first * width as u64;
-        evaluator.bytes(piece.item, start, &mut space.expected, &mut space.scratch)?;
-        output.read_bytes(output.tensor(&layout.name)?, start, &mut space.found)?;
-        (options.progress)(length as u64);
-        Ok(difference(
-            layout.dtype,
-            width,
-            piece.first,
-            &space.expected,
-            &space.found,
-        ))
-    };
-    let threads = options.threads_of(size * per_value);
-    let mut differences: Vec<Option<Difference>> = planned.iter().map(|_| None).collect();
-    pieces::for_each(
-        pieces,
-        threads,
-        Space::default,
-        compare,
-        |piece, found| match (&mut differences[piece.item], found) {
-            (Some(earlier), Some(later)) => earlier.count += later.count,
-            (none, found @ Some(_)) => *none = found,
-            _ => {}
-        },
-    )?;
+    let (planned, trained) = computable(&mut check, manifest, output, sources);
+    let differences = compare(&planned, output, sources, options)?;
+
     let equal = differences
         .iter()
         .filter(|difference| difference.is_none())
@@ -420,6 +315,134 @@ fn replay(
     }
     check.done(done);
     Ok(())
+}
+
+/// The tensors that can be computed again, and the number of those that were trained; all others are faults.
+fn computable(
+    check: &mut Running,
+    manifest: &Manifest,
+    output: &Checkpoint,
+    sources: &[Source],
+) -> (Vec<PlannedTensor>, u64) {
+    let mut planned = Vec::with_capacity(manifest.tensors.len());
+    let mut trained = 0;
+    for (name, record) in &manifest.tensors {
+        // Only a tensor that is stored in this shape is computed: the size of the work is that of the files.
+        let stored = output.tensors.get(name);
+        if !stored.is_some_and(|entry| {
+            entry.encoding.plain() == Some(record.dtype) && entry.shape == record.shape
+        }) {
+            check.fault(
+                FindingPlace::tensor(name),
+                format!("is not stored as {MANIFEST} says, so it is not computed"),
+            );
+            continue;
+        }
+        if matches!(record.expression, Expression::Trained { .. }) {
+            trained += 1;
+            continue;
+        }
+        if let Some(problem) = too_much(&record.expression, &record.shape) {
+            check.fault(FindingPlace::tensor(name), problem);
+            continue;
+        }
+
+        let tensor = PlannedTensor::new(
+            name,
+            record.dtype,
+            record.shape.clone(),
+            record.expression.clone(),
+        );
+        // One at a time, so that one that cannot be computed does not hide the others.
+        match Evaluator::new(std::slice::from_ref(&tensor), sources) {
+            Ok(_) => planned.push(tensor),
+            Err(error) => {
+                let problem = format!("cannot be computed: {error}");
+                check.fault(FindingPlace::tensor(name), problem);
+            }
+        }
+    }
+    (planned, trained)
+}
+
+/// Why an expression would take too long to compute, if it would.
+fn too_much(expression: &Expression, shape: &[u64]) -> Option<String> {
+    let (parts, orthogonal) = (
+        count(expression, &|_| true),
+        count(expression, &is_orthogonal),
+    );
+    if parts > MOST_PARTS || orthogonal > 1 {
+        return Some(format!(
+            "is made of {parts} parts, {orthogonal} of them orthogonal matrices; at most {MOST_PARTS} and one are computed again"
+        ));
+    }
+    let elements = shape.iter().product::<u64>();
+    (orthogonal == 1 && elements > LARGEST_ORTHOGONAL).then(|| {
+        format!(
+            "is an orthogonal matrix of {elements} values; at most {LARGEST_ORTHOGONAL} are drawn again"
+        )
+    })
+}
+
+/// The first difference of each tensor from its expression, if there is one.
+fn compare(
+    planned: &[PlannedTensor],
+    output: &Checkpoint,
+    sources: &[Source],
+    options: &ValidateOptions,
+) -> Result<Vec<Option<Difference>>> {
+    let evaluator = Evaluator::new(planned, sources)?;
+    let deepest = planned
+        .iter()
+        .map(|tensor| depth(&tensor.expression))
+        .max()
+        .unwrap_or(1) as u64;
+    // A sum and its term for each level, the decoded and the raw source, the expected and the stored bytes.
+    let per_value = 8 * (deepest + 1) + 36;
+    let affordable = options.memory / (options.threads.max(1) as u64 * per_value);
+    let size = (affordable.clamp(LEAST_VALUES, MOST_VALUES) / LEAST_VALUES) * LEAST_VALUES;
+    let pieces = planned.iter().enumerate().flat_map(|(item, tensor)| {
+        let bits = tensor.layout.dtype.bitsize() as u64;
+        // Sub-byte values are compared as bytes.
+        let units = if bits < 8 {
+            tensor.layout.length()
+        } else {
+            tensor.layout.length() * 8 / bits
+        };
+        pieces::cut(item, units, size)
+    });
+
+    let compare = |piece: &Piece, space: &mut Space| {
+        let layout = &planned[piece.item].layout;
+        let width = (layout.dtype.bitsize() / 8).max(1);
+        let length = piece.count as usize * width;
+        space.expected.resize(length, 0);
+        space.found.resize(length, 0);
+        let start = piece.first * width as u64;
+        evaluator.bytes(piece.item, start, &mut space.expected, &mut space.scratch)?;
+        output.read_bytes(output.tensor(&layout.name)?, start, &mut space.found)?;
+        (options.progress)(length as u64);
+        Ok(difference(
+            layout.dtype,
+            width,
+            piece.first,
+            &space.expected,
+            &space.found,
+        ))
+    };
+    let mut differences: Vec<Option<Difference>> = planned.iter().map(|_| None).collect();
+    pieces::for_each(
+        pieces,
+        options.threads_of(size * per_value),
+        Space::default,
+        compare,
+        |piece, found| match (&mut differences[piece.item], found) {
+            (Some(earlier), Some(later)) => earlier.count += later.count,
+            (none, found @ Some(_)) => *none = found,
+            _ => {}
+        },
+    )?;
+    Ok(differences)
 }
 
 fn difference(
@@ -458,13 +481,13 @@ fn depth(expression: &Expression) -> usize {
     1 + expression.parts().iter().map(depth).max().unwrap_or(0)
 }
 
-/// How many of an expression's parts, itself among them, are such.
-fn count(expression: &Expression, such: &dyn Fn(&Expression) -> bool) -> usize {
-    usize::from(such(expression))
+/// How many of an expression's parts, itself among them, match.
+fn count(expression: &Expression, matches: &dyn Fn(&Expression) -> bool) -> usize {
+    usize::from(matches(expression))
         + expression
             .parts()
             .iter()
-            .map(|part| count(part, such))
+            .map(|part| count(part, matches))
             .sum::<usize>()
 }
 

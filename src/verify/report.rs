@@ -18,9 +18,9 @@ const SHOWN: usize = 5;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// Nothing to complain about.
+    /// Nothing is wrong.
     Ok,
-    /// Unusual, but readers get by.
+    /// Something is unusual, but readers cope.
     Warning,
     /// The checkpoint is not what it should be.
     Fault,
@@ -30,7 +30,7 @@ pub enum Status {
 
 /// One row of the report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Check {
+pub struct CheckRow {
     /// Its name: `headers`, `numbers`, …
     pub name: &'static str,
     /// How it ended.
@@ -118,16 +118,16 @@ pub struct Finding {
 
 /// What `validate` looked at, and what it found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
+pub struct ValidationReport {
     /// The folder or file.
     pub path: PathBuf,
     /// One row a check, in order.
-    pub checks: Vec<Check>,
+    pub checks: Vec<CheckRow>,
     /// What they found, at most 100 a check.
     pub findings: Vec<Finding>,
 }
 
-impl Report {
+impl ValidationReport {
     /// An empty report.
     pub(super) fn new(path: &Path) -> Self {
         Self {
@@ -150,7 +150,7 @@ impl Report {
     /// A row for a check that does not run.
     pub(super) fn skip(&mut self, name: &'static str, reason: impl Into<String>) {
         let detail = reason.into();
-        self.checks.push(Check {
+        self.checks.push(CheckRow {
             name,
             status: Status::Skipped,
             detail,
@@ -230,7 +230,7 @@ impl Report {
 
 /// A check under way.
 pub(super) struct Running<'r> {
-    report: &'r mut Report,
+    report: &'r mut ValidationReport,
     name: &'static str,
     faults: usize,
     warnings: usize,
@@ -250,9 +250,9 @@ impl Running<'_> {
     }
 
     /// An error as a fault; one of the machine, a missing file apart, is returned.
-    pub fn fault_of(&mut self, error: Error) -> Result<()> {
+    pub fn fault_of(&mut self, error: impl Into<Error>) -> Result<()> {
         self.faults += 1;
-        let (place, problem, hint) = self.describe(error)?;
+        let (place, problem, hint) = self.describe(error.into())?;
         self.add(Status::Fault, self.faults, place, problem, hint);
         Ok(())
     }
@@ -278,7 +278,7 @@ impl Running<'_> {
             _ => Status::Fault,
         };
         let (name, detail) = (self.name, detail.into());
-        self.report.checks.push(Check {
+        self.report.checks.push(CheckRow {
             name,
             status,
             detail,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{Diff, Report, diff, validate};
+use super::{Diff, ValidationReport, diff, validate};
 use crate::checkpoint::{Dtype, dtype, header};
 use crate::family::{AttentionKv, Layers, TopK};
 use crate::surgery::execute::{OutputFile, Target, execute};
@@ -157,7 +157,7 @@ pub fn edit(path: &Path, change: impl FnOnce(&mut serde_json::Value)) {
     std::fs::write(path, serde_json::to_vec(&value).unwrap()).unwrap();
 }
 
-pub fn validated(path: &Path, against: Option<&[PathBuf]>) -> Report {
+pub fn validated(path: &Path, against: Option<&[PathBuf]>) -> ValidationReport {
     validated_with(path, against, 2, 64 << 20)
 }
 
@@ -166,14 +166,14 @@ pub fn validated_with(
     against: Option<&[PathBuf]>,
     threads: usize,
     memory: u64,
-) -> Report {
+) -> ValidationReport {
     let done = std::sync::atomic::AtomicU64::new(0);
     let progress = |bytes| {
         done.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
     };
     let against = against.map(|given| given.iter().cloned().map(Some).collect::<Vec<_>>());
     let against = against.as_deref();
-    let options = validate::Options {
+    let options = validate::ValidateOptions {
         against,
         format: None,
         threads,
@@ -196,7 +196,7 @@ pub fn compared(a: &Path, b: &Path) -> Diff {
     let made = diff::diff(
         a,
         b,
-        &diff::Options {
+        &diff::DiffOptions {
             threads: 2,
             memory: 64 << 20,
             progress: &progress,

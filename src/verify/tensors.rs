@@ -2,17 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::report::{FindingPlace, Report};
+use super::error::VerifyError;
+use super::report::{FindingPlace, Running, ValidationReport};
 use super::validate::Subject;
+use crate::Result;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::{Dtype, Encoding, TensorEntry, dtype};
 use crate::error::nearest;
 use crate::family::{Architecture, COMPUTED, Layers, Role, TensorSpec};
 use crate::table;
-use crate::{Error, Result};
 
 /// Adds the rows `tensors`, `dtypes` and `tied head`.
-pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
+pub(super) fn check(report: &mut ValidationReport, subject: &Subject) -> Result<()> {
     let Some(checkpoint) = &subject.checkpoint else {
         for name in ["tensors", "dtypes", "tied head"] {
             report.skip(name, "the weights could not be opened");
@@ -80,7 +81,7 @@ fn least_tensors(architecture: &Architecture) -> u64 {
 }
 
 fn names_and_shapes(
-    report: &mut Report,
+    report: &mut ValidationReport,
     checkpoint: &Checkpoint,
     architecture: &Architecture,
 ) -> Result<()> {
@@ -107,22 +108,38 @@ fn names_and_shapes(
         check.done(format!("{held} held"));
         return Ok(());
     }
+    compare_names(&mut check, checkpoint, architecture, &specs);
+    let values: u64 = checkpoint
+        .tensors
+        .values()
+        .map(TensorEntry::elements)
+        .fold(0, u64::saturating_add);
+    check.done(format!(
+        "{} expected, {held} held, {values} parameters, shapes",
+        specs.len()
+    ));
+    Ok(())
+}
+
+/// Every tensor of the architecture must be there in its shape, and no other.
+fn compare_names(
+    check: &mut Running,
+    checkpoint: &Checkpoint,
+    architecture: &Architecture,
+    specs: &[TensorSpec],
+) {
     let expected: BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
     let tied_head = architecture
         .tie_word_embeddings
         .then(|| head_name(architecture))
         .flatten();
-    let unexpected: Vec<&str> = checkpoint
-        .tensors
-        .keys()
-        .map(String::as_str)
-        .filter(|name| {
-            !expected.contains(name)
-                && !name.ends_with(COMPUTED)
-                && tied_head.as_deref() != Some(*name)
-        })
-        .collect();
-    for spec in &specs {
+    let is_unexpected = |name: &&str| {
+        !expected.contains(name) && !name.ends_with(COMPUTED) && tied_head.as_deref() != Some(*name)
+    };
+    let held = checkpoint.tensors.keys().map(String::as_str);
+    let unexpected: Vec<&str> = held.filter(is_unexpected).collect();
+
+    for spec in specs {
         match checkpoint.tensors.get(&spec.name) {
             None => {
                 let near = nearest(&spec.name, unexpected.iter().copied());
@@ -151,20 +168,10 @@ fn names_and_shapes(
         );
         check.fault(place(checkpoint, name), problem);
     }
-    let values: u64 = checkpoint
-        .tensors
-        .values()
-        .map(TensorEntry::elements)
-        .fold(0, u64::saturating_add);
-    check.done(format!(
-        "{} expected, {held} held, {values} parameters, shapes",
-        specs.len()
-    ));
-    Ok(())
 }
 
 /// How many tensors have which encoding, and what the configuration says of it.
-fn dtypes(report: &mut Report, checkpoint: &Checkpoint, subject: &Subject) {
+fn dtypes(report: &mut ValidationReport, checkpoint: &Checkpoint, subject: &Subject) {
     let mut check = report.check("dtypes");
     let mut mix: BTreeMap<String, (u64, u64, Option<Dtype>)> = BTreeMap::new();
     for entry in checkpoint.tensors.values() {
@@ -210,7 +217,7 @@ fn head_name(architecture: &Architecture) -> Option<String> {
 
 /// A stored output embedding of a tied model must be the input embedding.
 fn tied_head(
-    report: &mut Report,
+    report: &mut ValidationReport,
     checkpoint: &Checkpoint,
     architecture: &Architecture,
 ) -> Result<()> {
@@ -232,12 +239,11 @@ fn tied_head(
                     format!("is a second copy of {embedding}: readers ignore it"),
                 );
             } else {
-                let problem = format!(
-                    "differs from {embedding}, but config.json says tie_word_embeddings: true"
-                );
-                check.fault_of(Error::tensor(checkpoint.files[stored.file].path(), head, problem).with_hint(
-                    "set tie_word_embeddings to false if the stored head is the right one, or remove the tensor",
-                ))?;
+                check.fault_of(VerifyError::UntiedHead {
+                    path: checkpoint.files[stored.file].path().to_path_buf(),
+                    tensor: head.clone(),
+                    embedding: embedding.clone(),
+                })?;
             }
             check.done(format!("{head} against {embedding}"));
         }

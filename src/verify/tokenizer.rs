@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::report::{FindingPlace, Report, Running};
+use super::report::{FindingPlace, Running, ValidationReport};
 use super::validate::Subject;
 use crate::Result;
 use crate::checkpoint::json;
@@ -30,7 +30,7 @@ const SPECIAL: [&str; 4] = [
 ];
 
 /// Adds the rows `tokenizer` and `special ids`.
-pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
+pub(super) fn check(report: &mut ValidationReport, subject: &Subject) -> Result<()> {
     let described = subject.described();
     let is_inside = described.is_some() && !subject.path.join(TOKENIZER).exists();
     if !subject.is_folder() || is_inside {
@@ -46,7 +46,11 @@ pub(super) fn check(report: &mut Report, subject: &Subject) -> Result<()> {
     special_ids(report, subject, vocab_size)
 }
 
-fn tokenizer(report: &mut Report, subject: &Subject, vocab_size: Option<u64>) -> Result<()> {
+fn tokenizer(
+    report: &mut ValidationReport,
+    subject: &Subject,
+    vocab_size: Option<u64>,
+) -> Result<()> {
     let mut check = report.check("tokenizer");
     let path = subject.path.join(TOKENIZER);
     if !path.exists() {
@@ -111,7 +115,11 @@ fn highest_id(check: &mut Running, object: &Map<String, Value>) -> Option<(u64, 
     ids.last().map(|highest| (ids.len() as u64, *highest))
 }
 
-fn special_ids(report: &mut Report, subject: &Subject, vocab_size: Option<u64>) -> Result<()> {
+fn special_ids(
+    report: &mut ValidationReport,
+    subject: &Subject,
+    vocab_size: Option<u64>,
+) -> Result<()> {
     let mut check = report.check("special ids");
     let path = subject.path.join(GENERATION);
     let generation = if path.exists() {

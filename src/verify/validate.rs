@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::report::{FindingPlace, Report};
+use super::report::{FindingPlace, ValidationReport};
 use super::{manifest, mixture, numbers, pieces, replay, tensors, tokenizer};
 use crate::checkpoint::folder::{Checkpoint, INDEX, SINGLE};
 use crate::checkpoint::format::Described;
@@ -15,7 +15,7 @@ use crate::{Error, Result};
 
 /// What to check and with which means.
 #[derive(Clone, Copy)]
-pub struct Options<'a> {
+pub struct ValidateOptions<'a> {
     /// Replay the manifest too: these folders stand for its first sources, in order; the others are taken from where the
     /// manifest says.
     pub against: Option<&'a [Option<PathBuf>]>,
@@ -29,7 +29,7 @@ pub struct Options<'a> {
     pub progress: &'a (dyn Fn(u64) + Sync),
 }
 
-impl Options<'_> {
+impl ValidateOptions<'_> {
     /// Threads that can work at once within the memory where each takes `bytes`.
     pub(super) fn threads_of(&self, bytes: u64) -> usize {
         pieces::affordable(self.threads, self.memory, bytes)
@@ -73,9 +73,9 @@ impl Subject<'_> {
 /// # Errors
 /// Only where the machine refuses (a path that does not exist, an unreadable disk), where a file changes while it is
 /// read, or where `options.against` names more folders than the manifest has sources.
-pub fn validate(path: &Path, options: &Options) -> Result<Report> {
+pub fn validate(path: &Path, options: &ValidateOptions) -> Result<ValidationReport> {
     std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
-    let mut report = Report::new(path);
+    let mut report = ValidationReport::new(path);
     let mut subject = Subject {
         path,
         checkpoint: None,
@@ -106,7 +106,7 @@ pub fn validate(path: &Path, options: &Options) -> Result<Report> {
 }
 
 /// Bytes that [`validate`] will check, as far as they can be told beforehand.
-pub fn work_length(path: &Path, options: &Options) -> u64 {
+pub fn work_length(path: &Path, options: &ValidateOptions) -> u64 {
     let data = Checkpoint::open(path).map_or(0, |checkpoint| checkpoint.data_length());
     let Ok(Some(manifest)) = Manifest::read(path) else {
         return data;
@@ -127,7 +127,7 @@ pub fn work_length(path: &Path, options: &Options) -> u64 {
 }
 
 /// Opens the weights; where that fails, looks at each weight file alone, so that every broken one is named.
-fn headers(report: &mut Report, subject: &mut Subject) -> Result<()> {
+fn headers(report: &mut ValidationReport, subject: &mut Subject) -> Result<()> {
     let mut check = report.check("headers");
     match Checkpoint::open(subject.path) {
         Ok(checkpoint) => {
@@ -185,7 +185,7 @@ fn safetensors_in(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// What an index says beyond what opening has compared: the total, the names of the shards.
-fn index(report: &mut Report, subject: &Subject) -> Result<()> {
+fn index(report: &mut ValidationReport, subject: &Subject) -> Result<()> {
     let Some(checkpoint) = &subject.checkpoint else {
         report.skip("index", "the weights could not be opened");
         return Ok(());
@@ -245,7 +245,11 @@ fn index(report: &mut Report, subject: &Subject) -> Result<()> {
 }
 
 /// Reads the configuration and what it says.
-fn config(report: &mut Report, subject: &mut Subject, options: &Options) -> Result<()> {
+fn config(
+    report: &mut ValidationReport,
+    subject: &mut Subject,
+    options: &ValidateOptions,
+) -> Result<()> {
     if !subject.is_folder() {
         report.skip("config", "a single file");
         return Ok(());
@@ -313,7 +317,7 @@ fn config(report: &mut Report, subject: &mut Subject, options: &Options) -> Resu
 
 /// Says so where tensors are not stored under their usual names (all experts of a layer in one, the one matrix of a tied
 /// model as its head), and looks at them under those from here on; returns the checkpoint as it is stored.
-fn layout(report: &mut Report, subject: &mut Subject) -> Result<Option<Checkpoint>> {
+fn layout(report: &mut ValidationReport, subject: &mut Subject) -> Result<Option<Checkpoint>> {
     let (Some(architecture), Some(checkpoint)) = (&subject.architecture, &subject.checkpoint)
     else {
         return Ok(None);

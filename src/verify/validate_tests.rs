@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use super::report::{Report, Status};
+use super::report::{Status, ValidationReport};
 use super::samples::{Samples, edit, overwrite, validated, validated_with};
 use crate::checkpoint::{Dtype, dtype};
 use crate::surgery::router::RouterInit;
@@ -8,7 +8,7 @@ use crate::surgery::router::RouterInit;
 const Q: &str = "model.layers.1.self_attn.q_proj.weight";
 
 /// The findings of one check as text.
-fn found(report: &Report, check: &str) -> String {
+fn found(report: &ValidationReport, check: &str) -> String {
     let of = report
         .findings
         .iter()
@@ -17,7 +17,7 @@ fn found(report: &Report, check: &str) -> String {
         .collect()
 }
 
-fn status(report: &Report, check: &str) -> Status {
+fn status(report: &ValidationReport, check: &str) -> Status {
     report
         .checks
         .iter()
@@ -327,7 +327,7 @@ fn sources_in_the_wrong_order_too_many_or_gone_are_named() {
         status(&report, "sources") == Status::Fault && status(&report, "replay") == Status::Fault
     );
     let many = ["seed", "code", "law", "law"].map(|name| Some(samples.path(name)));
-    let options = super::validate::Options {
+    let options = super::validate::ValidateOptions {
         against: Some(&many),
         format: None,
         threads: 1,
