@@ -241,8 +241,8 @@ fn tied_head(
             } else {
                 check.fault_of(VerifyError::UntiedHead {
                     path: checkpoint.files[stored.file].path().to_path_buf(),
-                    tensor: head.clone(),
-                    embedding: embedding.clone(),
+                    tensor: head.to_owned(),
+                    embedding: embedding.to_owned(),
                 })?;
             }
             check.done(format!("{head} against {embedding}"));
