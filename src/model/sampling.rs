@@ -82,7 +82,7 @@ impl Sampler {
         }
     }
 
-    /// The next token behind `seen`, out of finite `logits` over the vocabulary.
+    /// The next token after `seen`, out of finite `logits` over the vocabulary.
     pub(super) fn next(&mut self, mut logits: Vec<f32>, seen: &[u32]) -> Result<u32> {
         let penalty = self.sampling.repetition_penalty as f32;
         if penalty != 1.0 {

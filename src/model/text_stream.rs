@@ -18,11 +18,11 @@ pub struct TextStream<'a> {
     stopped: bool,
 }
 
-/// Tokens of the prompt that the first new one is decoded behind.
+/// Tokens of the prompt that are decoded together with the first new one.
 const CONTEXT: usize = 8;
 
 impl<'a> TextStream<'a> {
-    /// The text behind `prompt`, which ends where one of `stops` begins.
+    /// The text after `prompt`, which ends where one of `stops` begins.
     pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32], stops: &'a [String]) -> Self {
         let ids = prompt[prompt.len().saturating_sub(CONTEXT)..].to_vec();
         let read = ids.len();

@@ -42,7 +42,7 @@ pub struct Tokenizer {
 pub struct Encoded {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// For each token, the byte of the text behind its last one; never decreasing.
+    /// For each token, the byte of the text after its last one; never decreasing.
     pub ends: Vec<usize>,
 }
 
@@ -64,7 +64,7 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Reads a `tokenizer.json`, wherever it lies.
+    /// Reads a `tokenizer.json` from any path.
     ///
     /// Truncation and padding that the file may ask for are left out, as transformers leaves them out. So is dropout, which
     /// leaves merges out at random: the same text has the same tokens.
@@ -167,8 +167,8 @@ impl Tokenizer {
         Ok(self.tokens(text, true, Offsets::Left, PIECE)?.0.ids)
     }
 
-    /// Token ids of a text that others will follow: with the tokens before it that the tokenizer asks for, and without those
-    /// behind it, which would end the text.
+    /// Token ids of a text that others will follow. They have the tokens that the tokenizer puts before a text, and none of
+    /// the tokens that it puts after one, which would end the text.
     pub fn prompt_ids(&self, text: &str) -> Result<Vec<u32>> {
         let (mut encoded, behind) = self.tokens(text, true, Offsets::Left, PIECE)?;
         encoded.ids.truncate(encoded.ids.len() - behind);
@@ -180,7 +180,7 @@ impl Tokenizer {
         Ok(self.tokens(text, special, Offsets::Kept, PIECE)?.0)
     }
 
-    /// Tokens of a text, in pieces of about `piece` bytes, and how many at the end are not of it but put behind it.
+    /// Tokens of a text, in pieces of about `piece` bytes, and how many of them the tokenizer added at the end.
     pub(super) fn tokens(
         &self,
         text: &str,
@@ -243,7 +243,7 @@ impl Tokenizer {
 
     fn encoding(&self, piece: &str, special: bool, offsets: Offsets) -> Result<Encoding> {
         let what = "encode a text";
-        // A thread that panicked with the lock left nothing behind.
+        // A thread that panicked with the lock left nothing to repair.
         let alone = (piece.len() > 4 * PIECE).then(|| self.long_piece.lock());
         let encoding = caught(|| {
             self.check_growth(piece)?;

@@ -1,13 +1,13 @@
-//! Where a text can be cut so that the tokens of its pieces are those of the whole.
+//! Where a text can be cut so that its pieces have the tokens of the whole.
 //!
 //! The library takes 70 to 200 bytes of memory for each byte of a text, so long texts are tokenized piece by piece. That is
-//! right only where a tokenizer looks at no character across the cut. Two places are such, in tokenizers whose parts are
-//! all known:
+//! right only where a tokenizer looks at no character across the cut. In tokenizers whose parts are all known, two places
+//! qualify:
 //!
-//! - **Before a single space between two letters.** Every known way to find words ends one there, whatever follows; and the
-//!   words behind depend on nothing before. Where words are not told apart at all, no token may have a space within it, so
-//!   that no merge reaches across.
-//! - **Behind a single line feed between a character that is no white space and a letter**, where words are found by GPT-2's
+//! - **Before a single space between two letters.** Every known way to find words ends one there, whatever follows, and the
+//!   later words depend on nothing before. A tokenizer without words may have no token with a space within it, so that no
+//!   merge reaches across.
+//! - **After a single line feed between a character that is no white space and a letter**, where words are found by GPT-2's
 //!   expression or its descendants.
 //!
 //! No normal form joins a space or a line feed with its neighbours. Added tokens are looked for before words are: none may
@@ -41,12 +41,12 @@ enum Spaces {
     MarkedAndPrepended,
 }
 
-/// How words are told apart.
+/// How words are found.
 #[derive(Clone, Copy, Default)]
 struct Words {
     /// By a step that ends one before each space.
     found: bool,
-    /// So, by an expression that ends one behind a line feed too.
+    /// The same, by an expression that also ends one after a line feed.
     lines: bool,
     /// Spaces become [`MARK`] here.
     marked: bool,
@@ -198,7 +198,7 @@ fn words(pre_tokenizer: &Value, spaces: Spaces) -> Option<Words> {
                 if spaces != Spaces::Kept
                     && pattern.get("String").and_then(Value::as_str) == Some(" ")
                 {
-                    // There are none left.
+                    // The normalizer has replaced them all.
                     continue;
                 }
                 let expression = pattern.get("Regex")?.as_str()?;

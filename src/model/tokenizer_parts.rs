@@ -14,13 +14,13 @@ use crate::{Error, Result};
 
 /// Steps of a normalizer, pre-tokenizer, post-processor or decoder.
 const MOST_STEPS: usize = 64;
-/// Bytes that all steps together may make of one: those of ALBERT's tokenizer may make 700.
+/// Bytes that all steps together may make of one: ALBERT's steps may make 700.
 const MOST_GROWTH: u64 = 4096;
 /// Bytes of a regular expression: published ones have some 700.
 const LONGEST_PATTERN: usize = 4096;
 /// Tokens that a post-processor puts around a text.
 const MOST_AROUND: usize = 1024;
-/// Bytes that are put before or behind each character before the vocabulary is asked.
+/// Bytes that are put before or after each character before the vocabulary is asked.
 const LONGEST_AFFIX: usize = 64;
 /// Characters of a word for WordPiece, which takes their number to the third power; it is 100 everywhere.
 const LONGEST_WORD: u64 = 512;
@@ -128,7 +128,7 @@ pub(super) fn check(path: &Path, object: &Map<String, Value>) -> Result<Parts> {
 pub(super) struct Around {
     /// How many.
     count: usize,
-    /// How many of them behind the text.
+    /// How many of them after the text.
     pub behind: usize,
     /// The highest id among them, with its token.
     pub highest: Option<(String, u64)>,
@@ -160,7 +160,7 @@ impl Check<'_> {
             .with_hint("no published tokenizer needs this: take the tokenizer.json from the model's own repository")
     }
 
-    /// The steps of a part, those of sequences in sequences one after the other.
+    /// The steps of a part; sequences within sequences are listed one after the other.
     fn steps<'v>(
         &self,
         object: &'v Map<String, Value>,
@@ -450,7 +450,7 @@ impl Check<'_> {
     }
 }
 
-/// A text of an object, empty where there is none.
+/// A text of an object, empty where the object lacks it.
 fn text_of<'v>(object: &'v Map<String, Value>, key: &str) -> &'v str {
     object.get(key).and_then(Value::as_str).unwrap_or_default()
 }

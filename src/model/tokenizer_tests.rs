@@ -10,7 +10,7 @@ const BYTE_LEVEL: &str = concat!(
     "/fixtures/llama/seed/tokenizer.json"
 );
 
-/// What texts are made of: whatever may stand before or behind a cut.
+/// Pieces of random texts: everything that may be before or after a cut.
 const BITS: [&str; 40] = [
     "a", "b", "ab", "x", "Foo", "don't", "'s", " ", " ", " ", "  ", "\n", "\n", "\n\n", "\r\n",
     "\t", ".", ",", "//", "!?", "1", "23", "456", "天地", "。", "é", "e\u{301}", "कि", "\u{345}",
@@ -67,7 +67,7 @@ fn opened(tokenizer: &Value) -> Tokenizer {
     Tokenizer::open(&path).unwrap()
 }
 
-/// How many pieces random texts have in all, whose tokens are compared with those of the whole texts.
+/// How many pieces random texts have in all, whose tokens are compared with the whole texts'.
 fn pieces_with_the_tokens_of_the_whole(tokenizer: &Value) -> usize {
     let tokenizer = opened(tokenizer);
     let mut state = 1u64;

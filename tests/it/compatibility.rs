@@ -136,7 +136,7 @@ fn a_checkpoint_is_made_again_from_its_manifest() {
     }
 }
 
-/// Makes the records of a work folder speak of files whose times and inodes are those of a copy; nothing else changes.
+/// Gives the records of a work folder the times and inodes of a copy's files; nothing else changes.
 fn as_left(work: &Path) {
     for entry in fs::read_dir(work.join(".bam-run/stages")).unwrap() {
         edit_json(&entry.unwrap().path(), |record| {

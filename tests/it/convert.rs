@@ -63,7 +63,7 @@ fn every_dtype_is_carried_through_untouched() {
     let out = work.path().join("out");
     bam!("convert", path, out).ok();
     assert!(read_folder(&out) == tensors);
-    // Wider dtypes come first, so that each tensor lies at a multiple of its element.
+    // Wider dtypes come first, so that each tensor begins at a multiple of its element.
     let bytes = std::fs::read(out.join("model.safetensors")).unwrap();
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     assert_eq!(length % 8, 0);

@@ -287,7 +287,7 @@ fn what_was_measured_wins_over_what_is_estimated() {
     assert_eq!(stage(&forced, "bam")["estimated_bytes"], Value::Null);
     assert_eq!(stage(&forced, "bam")["is_measured"], true);
 
-    // Other settings: an estimate again, though what is behind the stage was measured.
+    // Other settings: an estimate again, though later stages were measured.
     let longer = bench.json(&recipe, &["--set", "steps=8"]);
     let trained = stage(&longer, "trained-a");
     assert!(

@@ -62,7 +62,7 @@ fn settings(max_tokens: usize) -> Settings {
 fn greedy_is_the_largest_logit_of_the_whole_sequence() {
     for family in FAMILIES {
         let model = load(&seed(family));
-        // Of different lengths: the batch is padded on the left, and a sliding window is left behind.
+        // Of different lengths: the batch is padded on the left, and positions leave a sliding window.
         let prompts = vec![
             vec![72, 105, 300, 17],
             vec![9],

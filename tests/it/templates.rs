@@ -194,7 +194,7 @@ fn templates_and_tokens_are_found_where_transformers_finds_them() {
     }
 }
 
-/// The templates of a group of `fixtures/hostile_templates.json`, where `[text, n]` stands for n times the text.
+/// The templates of a group of `fixtures/hostile_templates.json`, where `[text, n]` means n times the text.
 fn hostile(group: &str) -> Vec<(String, String)> {
     let piece = |piece: &Value| match piece {
         Value::Array(repeated) => {

@@ -59,7 +59,7 @@ fn versions_that_are_not_known_are_refused_by_name() {
         1,
         "the string \"1\"",
     );
-    // Where a configuration does not say its version, it is that of the first.
+    // A configuration that does not say its version has the first one.
     edit_json(&config, |config| {
         drop(config.as_object_mut().unwrap().shift_remove("bam_version"))
     });

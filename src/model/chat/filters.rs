@@ -23,7 +23,7 @@ const OWN_FILTERS: [&str; 8] = [
 ];
 const OWN_TESTS: [&str; 4] = ["startingwith", "endingwith", "safe", "int"];
 
-/// Makes the environment that of transformers.
+/// Makes the environment equal to transformers'.
 pub(super) fn extend(environment: &mut Environment) {
     for name in OWN_FILTERS {
         environment.remove_filter(name);

@@ -14,7 +14,7 @@ const STEPS: u64 = 2_000_000;
 const LONGEST_PROBLEM: usize = 500;
 
 impl RenderRequest {
-    /// The text, or why there is none.
+    /// The text, or the reason why it cannot be rendered.
     ///
     /// It holds its special tokens itself: encode it without adding any. A hostile template can end the process.
     pub fn text(&self) -> Result<String, String> {

@@ -1,8 +1,10 @@
 //! A template's text as our engine must read it, so that it means what it means in Jinja2.
 //!
-//! The engine reads Jinja with a few differences. This pass writes them out of the template, or refuses it:
-//! line breaks, escapes in texts, the end of a `raw` tag, `{% generation %}`, a text before `%`, attributes with the name of a
-//! method, and what a loop goes over.
+//! The engine reads Jinja with a few differences. This pass rewrites the places where they matter, or refuses the template:
+//!
+//! - line breaks, escapes in texts, and the end of a `raw` tag;
+//! - `{% generation %}`, and a text before `%`;
+//! - attributes with the name of a method, and the value that a loop iterates over.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -27,7 +29,7 @@ const METHODS: [&str; 11] = [
     "update",
     "values",
 ];
-/// Arguments that a macro does not name. The engine has no such variables, and would print nothing for them.
+/// Arguments that a macro does not name. The engine lacks these variables, and would print nothing for them.
 const SURPLUS: [&str; 2] = ["kwargs", "varargs"];
 /// Filter that formats a text as Python's `%` does.
 pub(super) const PERCENT: &str = "_percent";
@@ -252,7 +254,7 @@ fn text_length(text: &str) -> Result<usize, String> {
     Err("a text has no end".to_owned())
 }
 
-/// The literal with the escapes that our engine reads as Python does: those of the quote and of the backslash.
+/// The literal with the escapes that our engine reads as Python does: for the quote and the backslash.
 fn literal(text: &str) -> Result<Cow<'_, str>, String> {
     if !text.contains('\\') {
         return Ok(Cow::Borrowed(text));
@@ -265,7 +267,7 @@ fn literal(text: &str) -> Result<Cow<'_, str>, String> {
     Ok(Cow::Owned(format!("{quote}{inner}{quote}")))
 }
 
-/// The text behind a literal's escapes, which are those of Python.
+/// The text that a literal means, by Python's escapes.
 fn unescaped(text: &str) -> Result<String, String> {
     let mut out = String::new();
     let mut rest = text;

@@ -72,7 +72,7 @@ pub fn against(folder: impl AsRef<Path>) -> Run {
 }
 
 /// A command of the binary in the folder `work`, which has the only cache and home that it knows, with a Hub at `url`. Its
-/// time-outs are short: what a test lets stand still stands still for good.
+/// time-outs are short, because a connection that a test stops never continues.
 pub fn on_hub(work: &Path, url: &str, token: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command
@@ -366,7 +366,7 @@ fn format(dtype: Dtype) -> (u32, u32) {
 
 /// `value` rounded once to nearest, ties to even, in integers: the little-endian bytes of `dtype`.
 ///
-/// Beyond the largest finite value lies infinity, or NaN where the format (E4M3) has no infinity.
+/// Beyond the largest finite value is infinity, or NaN where the format (E4M3) has no infinity.
 pub fn round(dtype: Dtype, value: f64) -> Vec<u8> {
     let (exponent_bits, mantissa_bits) = format(dtype);
     let size = dtype.bitsize() / 8;

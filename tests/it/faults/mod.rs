@@ -1,6 +1,5 @@
 //! Full disks, I/O errors, interrupted calls, kills and changing sources, at every call of the built binary that touches a
-//! file: an output is whole or absent, the machine's refusal is told with the file's name, and the next run makes the
-//! bytes of one that was never disturbed.
+//! file. An output is whole or absent, an error names the file, and the next run makes the bytes of an undisturbed run.
 //!
 //! The tests take every call of `upcycle` and some of the calls of the other commands; the ignored ones take all, and
 //! 200 kills: `cargo test --test it faults:: -- --ignored`.
@@ -22,7 +21,7 @@ use tempfile::TempDir;
 /// A command on sources of its own below a folder that the tracer watches.
 struct Scene {
     work: TempDir,
-    /// Behind the binary's name; relative paths are in `work`.
+    /// Arguments after the binary's name; relative paths are in `work`.
     arguments: Vec<String>,
     /// What the command makes.
     target: &'static str,
@@ -250,7 +249,7 @@ impl Scene {
     /// Asserts that the next run makes the whole output and nothing else.
     #[track_caller]
     fn check_again(&self, traced: &Traced) {
-        // These replace what they made without being told.
+        // These replace their own output without `--force`.
         let forces = !self.replaces() && !["out.safetensors", "out.html"].contains(&self.target);
         let done = self.path().join(self.target).exists() && forces;
         let begun = self.path().join("out.run/settings.json").exists();
@@ -400,7 +399,7 @@ fn some_kills() {
     }
 }
 
-/// A single file is removed on Ctrl-C; nothing could go on with it.
+/// A single file is removed on Ctrl-C; no run could continue it.
 #[test]
 fn a_signal_leaves_no_part_of_a_single_file() {
     for (name, signal) in [

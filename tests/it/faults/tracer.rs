@@ -33,7 +33,7 @@ pub enum Act<'a> {
     Short,
     /// The process is killed instead of the call.
     Kill,
-    /// The process is killed behind the call.
+    /// The process is killed after the call.
     KillAfter,
     /// This is done with the file first, then the call.
     Do(&'a mut dyn FnMut(&Path)),
@@ -306,7 +306,7 @@ fn text(process: i32, address: u64) -> Option<PathBuf> {
     use std::os::unix::fs::FileExt;
     let memory = std::fs::File::open(format!("/proc/{process}/mem")).ok()?;
     let mut bytes = vec![0; 4096];
-    // The page behind may not be mapped: read to its edge first.
+    // The next page may not be mapped: read to its edge first.
     let edge = 4096 - (address % 4096) as usize;
     let mut length = memory.read_at(&mut bytes[..edge], address).ok()?;
     if !bytes[..length].contains(&0) {

@@ -119,7 +119,7 @@ fn each_command(input: &Path, shown: &[&str], parts: &[&str]) {
                     .into_keys()
                     .filter(|name| name != "ids.json")
                     .collect();
-                assert!(left.is_empty(), "{name} left {left:?} behind");
+                assert!(left.is_empty(), "{name} left {left:?}");
             }
         }
         let _ = std::fs::remove_dir_all(&out);

@@ -1,4 +1,4 @@
-//! Tensors that are not what the configuration says: one reason behind many names that do not match.
+//! Tensors that are not what the configuration says: one reason for many names that do not match.
 
 use crate::common::{
     Tensor, Tensors, bam, copy_folder, edit_json, edit_tensors, fixture, read_folder, write_file,
