@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use reqwest::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName,
     HeaderValue, LOCATION, RANGE,
@@ -20,7 +21,7 @@ use crate::printable::printable;
 use crate::{Error, Result};
 
 /// Attempts before an error is reported, each after a longer wait.
-const ATTEMPTS: u32 = 6;
+const ATTEMPTS: usize = 6;
 /// The wait before the second attempt.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// The longest wait that a server may ask for, and for an answer that takes long.
@@ -114,31 +115,32 @@ impl Failure {
 
 /// When to try again: after waits that double, up to [`ATTEMPTS`] attempts in a row.
 pub(super) struct RetryPolicy {
-    failures: u32,
+    waits: ExponentialBackoff,
 }
 
 impl RetryPolicy {
     pub(super) fn new() -> Self {
-        Self { failures: 0 }
+        // Jitter, so that clients do not all come back at the same time.
+        let waits = ExponentialBuilder::new()
+            .with_min_delay(FIRST_WAIT)
+            .with_max_times(ATTEMPTS - 1)
+            .with_jitter();
+        Self {
+            waits: waits.build(),
+        }
     }
 
     /// Waits before the next attempt; returns the error of a failure that lasts, or that came too often.
     pub(super) fn wait(&mut self, failure: Failure) -> Result<()> {
-        self.failures += 1;
-        let Some(asked) = failure.passing.filter(|_| self.failures < ATTEMPTS) else {
+        let Some((asked, own)) = failure.passing.zip(self.waits.next()) else {
             return Err(failure.error);
         };
-        if asked.is_some_and(|asked| asked > LONGEST_WAIT) {
+        let asked = asked.unwrap_or_default();
+        if asked > LONGEST_WAIT {
             return Err(failure.error);
         }
 
-        // Up to half as long more, by the clock's last digits, so that clients do not all come back at the same time.
-        let wait = FIRST_WAIT * 2u32.pow(self.failures - 1);
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default();
-        let spread = f64::from(now.subsec_nanos() % 1000) / 2000.0;
-        std::thread::sleep(asked.unwrap_or(wait).mul_f64(1.0 + spread));
+        std::thread::sleep(asked + own);
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use crate::pipeline::Progress;
+use crate::table::duration;
 
 const BOX: (f64, f64) = (176.0, 42.0);
 /// Between columns, between boxes, and around all.
@@ -306,14 +307,6 @@ impl Stage {
     }
 }
 
-fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 99.5 => format!("{s:.1} s"),
-        s if s < 5_970.0 => format!("{:.1} min", s / 60.0),
-        s => format!("{:.1} h", s / 3_600.0),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,7 +339,7 @@ mod tests {
             x[0] < x[1] && x[1] == x[3] && x[1] < x[2] && x[2] < x[4],
             "{x:?}"
         );
-        assert_eq!(drawing.summary, "5 of 5 stages are done; 10.0 s of work");
+        assert_eq!(drawing.summary, "5 of 5 stages are done; 10 s of work");
         assert!(super::drawing(&[]).is_none());
     }
 }

@@ -9,7 +9,7 @@ use super::input::{Input, Subject};
 use super::lineage::plain;
 use crate::evaluate::perplexity::Score;
 use crate::evaluate::report::{Average, EvaluationReport, ModelReport};
-use crate::table::{bytes, counted, grouped};
+use crate::table::{bytes, counted, duration, grouped};
 use crate::train::metrics::Record;
 
 /// Rows under titles.
@@ -162,22 +162,6 @@ fn row(run: usize, subject: &Subject) -> Option<Vec<Cell>> {
     ];
     cells.extend(numbers.map(Cell::number));
     Some(cells)
-}
-
-fn duration(seconds: f64) -> String {
-    match seconds {
-        ..60.0 => format!("{seconds:.1} s"),
-        ..3600.0 => format!(
-            "{:.0} min {:02.0} s",
-            (seconds / 60.0).floor(),
-            seconds % 60.0
-        ),
-        _ => format!(
-            "{:.0} h {:02.0} min",
-            (seconds / 3600.0).floor(),
-            (seconds % 3600.0 / 60.0).floor()
-        ),
-    }
 }
 
 /// The settings of all runs side by side; those by which runs differ stand out.

@@ -4,8 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use serde::Deserialize;
+use spdx::detection::{Store, TextData};
 
 use super::plan::Plan;
 use crate::checkpoint::folder::CARD;
@@ -15,91 +17,54 @@ use crate::checkpoint::{ReadAt, SourceFile, yaml};
 
 /// Bytes of a model card that are read: its front matter stands first.
 const CARD_BYTES: u64 = 64 << 10;
-/// Bytes of a licence file that are read: its title stands first.
-const LICENCE_BYTES: u64 = 4 << 10;
+/// Bytes of a licence file that are read: the longest that is recognised, the GPL, has 35 kB.
+const LICENCE_BYTES: u64 = 64 << 10;
 /// Folders that are looked into for one source: it, and those that manifests lead to.
 const MOST_FOLDERS: usize = 64;
 /// What the Hub calls a licence that is not known, and one that is none of its list.
 const UNKNOWN: &str = "unknown";
 const OTHER: &str = "other";
 
-/// What a licence asks, as far as it matters to a model made of others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Terms {
-    /// Nothing that another licence could contradict.
-    Free,
-    /// Works made of it keep the licence.
-    ShareAlike,
-    /// Terms of its own, such as uses that it excludes.
-    Own,
-    /// No commercial use.
-    NonCommercial,
-}
+/// Identifiers of the Hub that are not SPDX's, in lower case as the Hub spells them.
+const HUB_ONLY: [&str; 30] = [
+    "apple-amlr",
+    "apple-ascl",
+    "bigcode-openrail-m",
+    "bigscience-bloom-rail-1.0",
+    "bigscience-openrail-m",
+    "bsd",
+    "c-uda",
+    "creativeml-openrail-m",
+    "deepfloyd-if-license",
+    "fair-noncommercial-research-license",
+    "gemma",
+    "gfdl",
+    "gpl",
+    "grok2-community",
+    "h-research",
+    "intel-research",
+    "lgpl",
+    "lgpl-lr",
+    "llama2",
+    "llama3",
+    "llama3.1",
+    "llama3.2",
+    "llama3.3",
+    "llama4",
+    "odbl",
+    "odc-by",
+    "open-mdw",
+    "openrail",
+    "openrail++",
+    "pddl",
+];
 
-/// Identifiers of the Hub, in lower case as it spells them, beside those of Creative Commons, whose names say their terms.
-const KNOWN: [(&str, Terms); 62] = [
-    ("afl-3.0", Terms::Free),
-    ("agpl-3.0", Terms::ShareAlike),
-    ("apache-2.0", Terms::Free),
-    ("apple-amlr", Terms::NonCommercial),
-    ("apple-ascl", Terms::Own),
-    ("artistic-2.0", Terms::Free),
-    ("bigcode-openrail-m", Terms::Own),
-    ("bigscience-bloom-rail-1.0", Terms::Own),
-    ("bigscience-openrail-m", Terms::Own),
-    ("bsd", Terms::Free),
-    ("bsd-2-clause", Terms::Free),
-    ("bsd-3-clause", Terms::Free),
-    ("bsd-3-clause-clear", Terms::Free),
-    ("bsl-1.0", Terms::Free),
-    ("c-uda", Terms::Own),
-    ("cdla-permissive-1.0", Terms::Free),
-    ("cdla-permissive-2.0", Terms::Free),
-    ("cdla-sharing-1.0", Terms::ShareAlike),
-    ("creativeml-openrail-m", Terms::Own),
-    ("deepfloyd-if-license", Terms::NonCommercial),
-    ("ecl-2.0", Terms::Free),
-    ("epl-1.0", Terms::ShareAlike),
-    ("epl-2.0", Terms::ShareAlike),
-    ("etalab-2.0", Terms::Free),
-    ("eupl-1.1", Terms::ShareAlike),
-    ("eupl-1.2", Terms::ShareAlike),
-    ("fair-noncommercial-research-license", Terms::NonCommercial),
-    ("gemma", Terms::Own),
-    ("gfdl", Terms::ShareAlike),
-    ("gpl", Terms::ShareAlike),
-    ("gpl-2.0", Terms::ShareAlike),
-    ("gpl-3.0", Terms::ShareAlike),
-    ("grok2-community", Terms::Own),
-    ("h-research", Terms::NonCommercial),
-    ("intel-research", Terms::NonCommercial),
-    ("isc", Terms::Free),
-    ("lgpl", Terms::ShareAlike),
-    ("lgpl-2.1", Terms::ShareAlike),
-    ("lgpl-3.0", Terms::ShareAlike),
-    ("lgpl-lr", Terms::ShareAlike),
-    ("llama2", Terms::Own),
-    ("llama3", Terms::Own),
-    ("llama3.1", Terms::Own),
-    ("llama3.2", Terms::Own),
-    ("llama3.3", Terms::Own),
-    ("llama4", Terms::Own),
-    ("lppl-1.3c", Terms::Free),
-    ("mit", Terms::Free),
-    ("mpl-2.0", Terms::ShareAlike),
-    ("ms-pl", Terms::Free),
-    ("ncsa", Terms::Free),
-    ("odbl", Terms::ShareAlike),
-    ("odc-by", Terms::Free),
-    ("ofl-1.1", Terms::Free),
-    ("open-mdw", Terms::Free),
-    ("openrail", Terms::Own),
-    ("openrail++", Terms::Own),
-    ("osl-3.0", Terms::ShareAlike),
-    ("pddl", Terms::Free),
-    ("postgresql", Terms::Free),
-    ("unlicense", Terms::Free),
-    ("zlib", Terms::Free),
+/// Licences that forbid commercial use, beside those whose names say so.
+const NON_COMMERCIAL: [&str; 4] = [
+    "apple-amlr",
+    "deepfloyd-if-license",
+    "h-research",
+    "intel-research",
 ];
 
 /// Names under which folders keep a licence's text.
@@ -113,52 +78,52 @@ const FILES: [&str; 7] = [
     "COPYING",
 ];
 
-/// Words near the beginning of a licence's text, with its identifier; the first that fit count.
-const TITLES: [(&[&str], &str); 22] = [
-    (&["apache license", "version 2.0"], "apache-2.0"),
-    (
-        &["attribution-noncommercial-sharealike 4.0"],
-        "cc-by-nc-sa-4.0",
-    ),
-    (
-        &["attribution-noncommercial-noderivatives 4.0"],
-        "cc-by-nc-nd-4.0",
-    ),
-    (&["attribution-noncommercial 4.0"], "cc-by-nc-4.0"),
-    (&["attribution-noderivatives 4.0"], "cc-by-nd-4.0"),
-    (&["attribution-sharealike 4.0"], "cc-by-sa-4.0"),
-    (&["attribution 4.0 international"], "cc-by-4.0"),
-    (&["cc0 1.0 universal"], "cc0-1.0"),
-    (
-        &["gnu affero general public license", "version 3"],
-        "agpl-3.0",
-    ),
-    (
-        &["gnu lesser general public license", "version 3"],
-        "lgpl-3.0",
-    ),
-    (
-        &["gnu lesser general public license", "version 2.1"],
-        "lgpl-2.1",
-    ),
-    (&["gnu general public license", "version 3"], "gpl-3.0"),
-    (&["gnu general public license", "version 2"], "gpl-2.0"),
-    (&["mozilla public license", "version 2.0"], "mpl-2.0"),
-    (&["llama 2 community license"], "llama2"),
-    (&["llama 3.1 community license"], "llama3.1"),
-    (&["llama 3.2 community license"], "llama3.2"),
-    (&["llama 3.3 community license"], "llama3.3"),
-    (&["meta llama 3 community license"], "llama3"),
-    (&["gemma terms of use"], "gemma"),
-    (
-        &[
-            "redistribution and use in source and binary forms",
-            "neither the name",
-        ],
-        "bsd-3-clause",
-    ),
-    (&["permission is hereby granted, free of charge"], "mit"),
+/// Words near the beginning of licences of model makers, which SPDX does not have; the first that fit count.
+const MAKERS: [(&str, &str); 6] = [
+    ("llama 2 community license", "llama2"),
+    ("llama 3.1 community license", "llama3.1"),
+    ("llama 3.2 community license", "llama3.2"),
+    ("llama 3.3 community license", "llama3.3"),
+    ("meta llama 3 community license", "llama3"),
+    ("gemma terms of use", "gemma"),
 ];
+
+/// Licences whose texts are recognised, as SPDX names them: those that models on the Hub have.
+const RECOGNISED: [&str; 28] = [
+    "AGPL-3.0",
+    "Apache-2.0",
+    "Artistic-2.0",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "BSD-3-Clause-Clear",
+    "BSL-1.0",
+    "CC-BY-4.0",
+    "CC-BY-NC-4.0",
+    "CC-BY-NC-ND-4.0",
+    "CC-BY-NC-SA-4.0",
+    "CC-BY-ND-4.0",
+    "CC-BY-SA-4.0",
+    "CC0-1.0",
+    "CDLA-Permissive-2.0",
+    "EPL-2.0",
+    "EUPL-1.2",
+    "GPL-2.0",
+    "GPL-3.0",
+    "ISC",
+    "LGPL-2.1",
+    "LGPL-3.0",
+    "MIT",
+    "MPL-2.0",
+    "OFL-1.1",
+    "OpenMDW-1.0",
+    "Unlicense",
+    "Zlib",
+];
+
+/// The least likeness, from 0 to 1, at which a text is that of a licence; the crate's own tools take this number.
+const LIKENESS: f32 = 0.9;
+/// Characters at the beginning of a text in which a short notice names its licence.
+const NOTICE: usize = 200;
 
 /// The part of a model card's front matter that tells of licences.
 #[derive(Debug, Default, Deserialize)]
@@ -323,17 +288,17 @@ impl Licences {
             found.push(format!("licences differ: {}", every.join(", ")));
         }
         for id in sources.keys() {
-            let (commercial, derivatives, known) = allowed(id);
-            if !commercial {
+            let allows = Allows::of(id);
+            if !allows.commercial_use {
                 found.push(format!("licences: {} forbids commercial use", of(id)));
             }
-            if !derivatives {
+            if !allows.derivatives {
                 found.push(format!(
                     "licences: {} forbids derivatives, which this is",
                     of(id)
                 ));
             }
-            if !known {
+            if !allows.is_known {
                 found.push(format!(
                     "licences: {} is none that is known here; read its text",
                     of(id)
@@ -344,15 +309,30 @@ impl Licences {
     }
 }
 
-/// Whether a licence allows commercial use and derivatives, and whether it is known at all.
-fn allowed(id: &str) -> (bool, bool, bool) {
-    let parts: Vec<&str> = id.split('-').collect();
-    if parts[0] == "cc" || id == "cc0-1.0" {
-        return (!parts.contains(&"nc"), !parts.contains(&"nd"), true);
-    }
-    match KNOWN.iter().find(|(known, _)| *known == id) {
-        Some((_, terms)) => (*terms != Terms::NonCommercial, true, true),
-        None => (true, true, false),
+/// What a licence allows, as far as its name says.
+struct Allows {
+    commercial_use: bool,
+    derivatives: bool,
+    /// Whether the licence is one of SPDX's or of the Hub's.
+    is_known: bool,
+}
+
+impl Allows {
+    fn of(id: &str) -> Self {
+        let parts: Vec<&str> = id.split('-').collect();
+        let is_creative_commons = parts[0] == "cc";
+        let names_no_commerce =
+            parts.contains(&"noncommercial") || (is_creative_commons && parts.contains(&"nc"));
+        // The Hub also has identifiers of Creative Commons that SPDX lacks, such as `cc`.
+        let is_spdx = || {
+            let mut licences = spdx::identifiers::LICENSES.iter();
+            licences.any(|licence| licence.name.eq_ignore_ascii_case(id))
+        };
+        Self {
+            commercial_use: !names_no_commerce && !NON_COMMERCIAL.contains(&id),
+            derivatives: !(is_creative_commons && parts.contains(&"nd")),
+            is_known: is_creative_commons || HUB_ONLY.contains(&id) || is_spdx(),
+        }
     }
 }
 
@@ -378,15 +358,46 @@ fn told_in(folder: &Path) -> Option<(Vec<String>, Option<String>)> {
     let text = FILES
         .iter()
         .find_map(|name| beginning(&folder.join(name), LICENCE_BYTES))?;
-    let words = text
-        .to_lowercase()
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ");
-    let title = TITLES
-        .iter()
-        .find(|(parts, _)| parts.iter().all(|part| words.contains(part)));
-    Some((vec![title.map_or(OTHER, |(_, id)| id).to_owned()], None))
+    Some((vec![identified(&text)], None))
+}
+
+/// The Hub's identifier of the licence with this text, or [`OTHER`].
+fn identified(text: &str) -> String {
+    let words = words_of(text);
+    if let Some((_, id)) = MAKERS.iter().find(|(title, _)| words.contains(title)) {
+        return (*id).to_owned();
+    }
+
+    let text = TextData::new(text);
+    let best = STORE.analyze(&text);
+    if best.score >= LIKENESS {
+        return best.name.to_lowercase();
+    }
+
+    // A notice names its licence alone, in SPDX's words but for `version`.
+    let beginning: String = words.chars().take(NOTICE).collect();
+    let named = RECOGNISED.iter().find(|name| {
+        spdx::license_id(name).is_some_and(|id| beginning.contains(&words_of(id.full_name)))
+    });
+    named.map_or_else(|| OTHER.to_owned(), |name| name.to_lowercase())
+}
+
+/// The texts of [`RECOGNISED`]. The crate's store of all licences would take more memory than a surgery may.
+static STORE: LazyLock<Store> = LazyLock::new(|| {
+    let mut store = Store::new();
+    for (name, text) in spdx::text::LICENSE_TEXTS {
+        if RECOGNISED.contains(name) {
+            store.add_license((*name).to_owned(), TextData::new(text));
+        }
+    }
+    store
+});
+
+/// The words of a text in lower case, one space between them, without `version`.
+fn words_of(text: &str) -> String {
+    let text = text.to_lowercase();
+    let words = text.split_whitespace().filter(|word| *word != "version");
+    words.collect::<Vec<_>>().join(" ")
 }
 
 fn front_matter(folder: &Path, text: &str) -> Option<FrontMatter> {
@@ -425,4 +436,52 @@ fn plain(id: &str) -> String {
 fn is_plain(word: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.+".contains(c);
     (1..=64).contains(&word.len()) && word.chars().all(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_text_of_the_list_is_identified_as_itself() {
+        for name in RECOGNISED {
+            let found = spdx::text::LICENSE_TEXTS
+                .iter()
+                .find(|(known, _)| *known == name);
+            let (_, text) = found.unwrap_or_else(|| panic!("SPDX has no text of {name}"));
+            assert_eq!(identified(text), name.to_lowercase());
+            assert!(Allows::of(&name.to_lowercase()).is_known, "{name}");
+        }
+    }
+
+    #[test]
+    fn texts_that_only_resemble_a_licence_are_other() {
+        let mit = "Permission is hereby granted, free of charge, to any person, for research only.";
+        assert_eq!(identified(mit), OTHER);
+        assert_eq!(identified(""), OTHER);
+        assert_eq!(
+            identified("META LLAMA 3 COMMUNITY LICENSE AGREEMENT\nMeta"),
+            "llama3"
+        );
+        assert_eq!(identified("MIT License\n\nCopyright 2024 A"), "mit");
+    }
+
+    #[test]
+    fn terms_follow_from_names() {
+        let terms = |id: &str| {
+            let allows = Allows::of(id);
+            (allows.commercial_use, allows.derivatives, allows.is_known)
+        };
+        assert_eq!(terms("apache-2.0"), (true, true, true));
+        assert_eq!(terms("cc-by-nc-nd-4.0"), (false, false, true));
+        assert_eq!(
+            terms("fair-noncommercial-research-license"),
+            (false, true, true)
+        );
+        assert_eq!(terms("apple-amlr"), (false, true, true));
+        assert_eq!(terms("my-licence"), (true, true, false));
+        for id in NON_COMMERCIAL {
+            assert!(HUB_ONLY.contains(&id), "{id}");
+        }
+    }
 }

@@ -213,11 +213,7 @@ fn licences_are_carried_and_conflicts_are_named() {
     );
     assert!(card.contains("| law | law | apache-2.0 |"), "{card}");
 
-    std::fs::write(
-        law.join("LICENSE"),
-        "MIT License\n\nPermission is hereby granted, free of charge, to any",
-    )
-    .unwrap();
+    std::fs::write(law.join("LICENSE"), "MIT License\n\nCopyright (c) 2024 A").unwrap();
     card_says(code, "license:\n- cc-by-nc-nd-4.0\n- GPL-3.0-or-later");
     let (said, front, card) = upcycled(work.path(), &folders);
     assert!(

@@ -272,7 +272,7 @@ fn runs_checkpoints_and_evaluations_come_to_one_page() {
         "Update ratio by role",
         "Divergence from the seed",
         "Lineage",
-        "1 min 33 s",
+        "93 s",
         "537 MB",
         "resumed",
         "class=\"method\">bam<",
