@@ -83,7 +83,7 @@ impl Runner<'_> {
         let mut times = self.times();
         let weights = stages
             .iter()
-            .map(|stage| if stage.computes { self.jobs } else { 1 })
+            .map(|stage| if stage.computes() { self.jobs } else { 1 })
             .collect();
         let mut schedule = Schedule::new(graph, weights, self.jobs);
         let mut finished: Vec<Option<Finished>> = vec![None; stages.len()];

@@ -58,6 +58,11 @@ impl Stage {
         }
     }
 
+    /// Whether it runs a model, and so takes the whole machine.
+    pub fn computes(&self) -> bool {
+        self.computes
+    }
+
     /// The paths that it may read, as seen from the work folder; some may be no file at all.
     pub(super) fn reads(&self) -> impl Iterator<Item = &String> {
         let settings = self

@@ -20,6 +20,7 @@ mod convert;
 mod determinism;
 mod docs;
 mod evaluate;
+mod every_command;
 mod experts;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod faults;
@@ -47,6 +48,7 @@ mod report;
 mod run;
 mod schema;
 mod slurm;
+mod stage_files;
 mod targets;
 mod templates;
 mod terminal;

@@ -1,0 +1,131 @@
+//! Every command: what its `--help` looks like, and what one refusal looks like. The commands come from the binary, so
+//! that a new one cannot be forgotten.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use crate::common::{Run, finish};
+
+/// Arguments that each command refuses, in an empty folder.
+const REFUSALS: [(&str, &[&str]); 25] = [
+    ("branch", &["absent", "--into", "code", "--out", "out"]),
+    ("completions", &["cmd"]),
+    ("convert", &["absent", "out"]),
+    ("cost", &["absent"]),
+    ("diff", &["absent", "other"]),
+    ("eval", &["absent", "--data", "code"]),
+    (
+        "expert add",
+        &["absent", "--expert", "code", "--out", "out"],
+    ),
+    ("expert concat", &["absent", "other", "--out", "out"]),
+    ("expert extract", &["absent", "code", "--out", "out"]),
+    (
+        "expert remove",
+        &["absent", "code", "--out", "hf://org/name"],
+    ),
+    ("expert replace", &["absent", "code=other", "--out", "out"]),
+    ("generate", &["absent", "--prompt", "The year"]),
+    ("init", &["absent", "--out", "out"]),
+    ("inspect", &["absent"]),
+    ("logits", &["absent"]),
+    ("man", &[]),
+    ("merge", &["--model", "absent:much", "--out", "out"]),
+    ("pull", &["../seed"]),
+    ("push", &["absent", "../seed"]),
+    ("report", &["absent", "--out", "report.html"]),
+    ("run", &["absent.yaml"]),
+    (
+        "tokenize",
+        &["absent", "--tokenizer", "train:1", "--out", "out"],
+    ),
+    (
+        "train",
+        &[
+            "absent",
+            "--data",
+            "code=tokens:x",
+            "--steps",
+            "1",
+            "--out",
+            "out",
+        ],
+    ),
+    (
+        "upcycle",
+        &[
+            "--method", "bam", "--seed", "absent", "--router", "fil:rows", "--out", "out",
+        ],
+    ),
+    ("validate", &["absent", "--format", "hf://org/name"]),
+];
+
+/// Runs the binary in a folder, on a terminal of no particular width.
+fn run_in(folder: &Path, words: &[&str]) -> Run {
+    let mut command = Command::new(crate::common::binary());
+    command
+        .current_dir(folder)
+        .args(words)
+        .env_remove("COLUMNS")
+        .env("HF_HUB_OFFLINE", "1")
+        .env("HF_HOME", folder.join("hf"));
+    finish(command)
+}
+
+/// The help of each command, by its name; of a command with commands below it, those too.
+fn helps(folder: &Path) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![String::new()];
+    while let Some(name) = open.pop() {
+        let words: Vec<&str> = name.split_whitespace().chain(["--help"]).collect();
+        let help = run_in(folder, &words).ok().stdout;
+        open.extend(below(&help).map(|below| format!("{name} {below}").trim().to_owned()));
+        found.insert(name, help);
+    }
+    assert!(found.len() > 20, "{:?}", found.keys());
+    found
+}
+
+/// The commands that a help lists, but for `help` itself.
+fn below(help: &str) -> impl Iterator<Item = String> {
+    let list = help.split("Commands:\n").nth(1).unwrap_or_default();
+    let list = list.split("\n\n").next().unwrap_or_default();
+    let lines = list.lines().filter_map(|line| line.strip_prefix("  "));
+    let names = lines
+        .filter(|line| !line.starts_with(' '))
+        .filter_map(|line| line.split(' ').next());
+    let names: Vec<String> = names
+        .filter(|name| *name != "help")
+        .map(str::to_owned)
+        .collect();
+    names.into_iter()
+}
+
+#[test]
+fn the_help_of_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, help) in helps(folder.path()) {
+        let name = format!("help {name}").trim().replace(' ', "-");
+        insta::assert_snapshot!(name, help);
+    }
+}
+
+#[test]
+fn a_refusal_of_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, help) in helps(folder.path()) {
+        if below(&help).next().is_some() {
+            continue;
+        }
+        let refusal = REFUSALS.iter().find(|(command, _)| *command == name);
+        let (_, arguments) = refusal.unwrap_or_else(|| panic!("`{name}` has no refusal here"));
+        let words: Vec<&str> = name.split(' ').chain(arguments.iter().copied()).collect();
+        let run = run_in(folder.path(), &words);
+        assert!(matches!(run.code, Some(2 | 3)), "{run}");
+        let text = format!("{}exit code {}\n", run.stderr, run.code.unwrap());
+        insta::assert_snapshot!(format!("refusal-{}", name.replace(' ', "-")), text);
+        let left = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 0, "{name} wrote something");
+    }
+}
