@@ -11,9 +11,9 @@ use crate::checkpoint::reference::SCHEME;
 /// `NAME=VALUE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named<T> {
-    /// What stands before the first `=`.
+    /// The text before the first `=`.
     pub name: String,
-    /// What stands after it.
+    /// The value after it.
     pub value: T,
 }
 
@@ -152,7 +152,7 @@ impl<T: ArgumentValue> ValueParserFactory for Weighted<T> {
     }
 }
 
-/// What stands before and after the last colon, unless that is the one of `hf://`.
+/// The text before the last colon and after it, unless it is the colon of `hf://`.
 fn weight_of(text: &str) -> Option<(&str, &str)> {
     let (path, weight) = text.rsplit_once(':')?;
     let is_scheme = weight.starts_with(&SCHEME[SCHEME.len() - 2..]);

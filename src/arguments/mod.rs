@@ -41,7 +41,7 @@ pub enum ArgumentRole {
     Number,
     /// A switch: replace an output that exists.
     Force,
-    /// A switch: go on where a killed run stopped.
+    /// A switch: resume a run that was cut short.
     Resume,
     /// A switch: show what would be done, and do nothing.
     DryRun,
@@ -131,7 +131,7 @@ impl ArgumentKind {
         Some(begin..end)
     }
 
-    /// A parser of such values that puts folders in the place of the references they were pulled for.
+    /// A parser of these values. It replaces each reference by the folder that the reference was pulled to.
     pub fn parser(&self, folders: PulledFolders) -> ValueParser {
         (self.parser)(folders)
     }
@@ -163,7 +163,7 @@ impl ArgumentKinds {
     }
 }
 
-/// The parser that `clap` uses for a value type. Like that of paths, it refuses an empty value.
+/// The parser that `clap` uses for a value type. It refuses an empty value.
 fn parser<T: ArgumentValue>() -> ValueParser {
     ValueParser::new(PathBufValueParser::new().try_map(|text| T::read(text.as_os_str())))
 }

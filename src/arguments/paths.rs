@@ -82,7 +82,7 @@ fn check(text: &OsStr, role: ArgumentRole) -> Result<(), String> {
     }
     if role != ArgumentRole::Checkpoint && text.as_encoded_bytes().starts_with(SCHEME.as_bytes()) {
         return Err(format!(
-            "expected a path on this machine; a reference that begins with `{SCHEME}` stands for a checkpoint to read"
+            "expected a path on this machine; only a checkpoint to read may be a reference that begins with `{SCHEME}`"
         ));
     }
     Ok(())

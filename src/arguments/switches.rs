@@ -1,7 +1,7 @@
 //! Flags without a value that programs set for a command, and not only people.
 //!
 //! Their types say what they do, so that the runner of recipes finds them without knowing their names. An argument of
-//! such a type needs `action = ArgAction::SetTrue`.
+//! this kind needs `action = ArgAction::SetTrue`.
 
 use std::ffi::OsStr;
 use std::ops::Deref;
@@ -56,7 +56,7 @@ switch! {
     Force
 }
 switch! {
-    /// Goes on where a killed run stopped.
+    /// Resumes a run that was cut short.
     Resume
 }
 switch! {

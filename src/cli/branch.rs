@@ -78,16 +78,15 @@ impl Verb for Arguments {
                 1,
             )?
             .refused(refusal);
-            match self.json {
-                true => printer.json(&preview)?,
-                false => {
-                    let bytes = table::bytes(branching.needed(self.link));
-                    let count = branching.targets.len();
-                    printer.result(&format!(
-                        "{}\n{count} branches of this, {bytes} together",
-                        preview.table()
-                    ))?;
-                }
+            if self.json {
+                printer.json(&preview)?;
+            } else {
+                let bytes = table::bytes(branching.needed(self.link));
+                let count = branching.targets.len();
+                printer.result(&format!(
+                    "{}\n{count} branches of this, {bytes} together",
+                    preview.table()
+                ))?;
             }
             return Ok(Verdict::Yes);
         }

@@ -116,15 +116,14 @@ fn ruined(perplexities: &[f64], mixture: Option<&Mixture>) -> Option<String> {
     let raw = mixture.is_some_and(|mixture| {
         !mixture.norm_topk_prob && mixture.num_experts_per_tok < mixture.num_experts
     });
-    let advice = match raw {
-        true => {
-            "raw gates of the top k sum to less than 1, so feed-forward layers add less than theirs have learned: \
+    let advice = if raw {
+        "raw gates of the top k sum to less than 1, so feed-forward layers add less than theirs have learned: \
                  --top-k 2 --norm-topk-prob true keeps the sum at 1"
-        }
-        false => "`inspect --divergence` shows how far the specialists are from their average",
+    } else {
+        "`inspect --divergence` shows how far the specialists are from their average"
     };
     Some(format!(
-        "the mixture's perplexity is {fresh}, {times} times that of its worst source; {advice}"
+        "the mixture's perplexity is {fresh}, {times} times the perplexity of its worst source; {advice}"
     ))
 }
 

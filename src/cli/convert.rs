@@ -22,8 +22,8 @@ use super::write::WriteArguments;
 /// A GGUF file becomes a folder with config.json and tokenizer rebuilt from its metadata. Any other
 /// checkpoint keeps its tensors; with `--dtype` its floating-point tensors are rounded once to that dtype.
 /// A mixture of feed-forward experts can be taken to another family where that one holds it exactly (`--to`), and its
-/// experts put together or taken apart (`--layout`). An archive for numpy (`--to npz`) has every tensor under its name, and those
-/// of bf16, which numpy lacks, in f32 with the same values.
+/// experts put together or taken apart (`--layout`). An archive for numpy (`--to npz`) has every tensor under its name. Numpy lacks
+/// bf16, so tensors of bf16 become f32 with the same values.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  bam-convert convert model.gguf model\n  bam-convert convert model model-f32 --dtype f32 --max-shard-size 500MB\n  bam-convert convert btx mixtral --to mixtral\n  bam-convert convert from-transformers-5 classic --layout classic\n  bam-convert convert mixtral mixtral.gguf --to gguf --dtype f16\n  bam-convert convert model model.npz --to npz"
@@ -42,8 +42,8 @@ pub struct Arguments {
     /// Store matrices as blocks of small whole numbers with a scale (`--to gguf`).
     #[arg(long, value_enum, conflicts_with = "dtype")]
     quantize: Option<Quantized>,
-    /// How a mixture's experts are stored: one tensor an expert, which every program reads, or all experts of a layer in
-    /// one, as transformers 5 does [default: as they are, or classic with --to].
+    /// How a mixture's experts are stored [default: as they are, or classic with --to]. `classic`: one tensor per expert,
+    /// which every program reads. `fused`: all experts of a layer in one tensor, as transformers 5 does.
     #[arg(long, value_enum)]
     layout: Option<LayoutName>,
     #[command(flatten)]

@@ -42,9 +42,10 @@ impl Verb for Arguments {
         };
         let difference = diff(&self.a, &self.b, &options)?;
         bar.finish_and_clear();
-        match self.work.json {
-            true => printer.json(&difference)?,
-            false => printer.result(&difference.table(self.all))?,
+        if self.work.json {
+            printer.json(&difference)?;
+        } else {
+            printer.result(&difference.table(self.all))?;
         }
         Ok(if difference.is_equal() {
             Verdict::Yes

@@ -62,9 +62,10 @@ pub fn run(
     if let Some(svg) = svg {
         single::write(svg, &[found.svg()?.as_bytes()])?;
     }
-    match json {
-        true => printer.json(&found)?,
-        false => printer.result(&found.table())?,
+    if json {
+        printer.json(&found)?;
+    } else {
+        printer.result(&found.table())?;
     }
     Ok(Verdict::Yes)
 }

@@ -43,8 +43,8 @@ pub struct Arguments {
     /// Folders of the models.
     #[arg(value_name = "CKPT", required = true)]
     checkpoints: Vec<CheckpointPath>,
-    /// A domain: its name and texts (a file, JSON lines or parquet with a `text` field, a folder or pattern of these), or
-    /// a token folder, of which the validation split is read (repeat).
+    /// A domain: its name and its texts (repeat). Texts are a file, JSON lines or parquet with a `text` field, or a folder or
+    /// pattern of these. Of a token folder, the validation split is read.
     #[arg(
         long = "data",
         value_name = "NAME=PATH",
@@ -168,9 +168,10 @@ impl Verb for Arguments {
                 .iter_mut()
                 .for_each(|model| model.routing.clear());
         }
-        match self.json {
-            true => printer.json(&report)?,
-            false => printer.result(&report.table())?,
+        if self.json {
+            printer.json(&report)?;
+        } else {
+            printer.result(&report.table())?;
         }
         Ok(Verdict::Yes)
     }
@@ -222,7 +223,7 @@ impl Arguments {
             let mut seen = BTreeSet::new();
             if let Some((name, _)) = named.iter().find(|(name, _)| !seen.insert(name)) {
                 return Err(Error::usage(format!(
-                    "the name `{name}` stands twice; expected one for each column"
+                    "duplicate name `{name}`; expected one for each column"
                 )));
             }
         }
@@ -287,7 +288,7 @@ impl Arguments {
                 if tokens.domain.windows(&tokenizer, self.context, limit)? != tokens.windows {
                     let (name, first) = (&tokens.domain.name, self.checkpoints[0].display());
                     let problem =
-                        format!("its tokens of `{name}` are others than those of {first}");
+                        format!("its tokens of `{name}` differ from the tokens of {first}");
                     return Err(Error::file(tokenizer.path(), problem).with_hint(
                         "perplexities of different tokens cannot be compared: evaluate the models apart, and compare \
                          bits per byte",

@@ -120,7 +120,7 @@ struct Remove {
     write: WriteArguments,
 }
 
-/// Replace the weights of an expert by those of a dense model; its rows of the routers stay.
+/// Replace the weights of an expert by the weights of a dense model; its rows of the routers stay.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  bam-convert expert replace bam code=better-code --out renewed")]
 struct Replace {
@@ -250,9 +250,10 @@ impl Add {
             .iter()
             .map(|Named { name, value }| Model::open(name, value));
         let experts = experts.collect::<bam_convert::Result<_>>()?;
-        let rows = match *self.write.outline {
-            true => None,
-            false => self.prompt_rows(&mixture.architecture, printer)?,
+        let rows = if *self.write.outline {
+            None
+        } else {
+            self.prompt_rows(&mixture.architecture, printer)?
         };
         let [router, attention_router] = self.write.routers([
             &self.router,

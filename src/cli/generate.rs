@@ -90,7 +90,7 @@ struct Answer<'a> {
     ended_by: Ending,
     prefill_seconds: f64,
     decode_seconds: f64,
-    /// New tokens of the whole batch behind the first of each, by the time that they took.
+    /// Tokens per second of the whole batch, without the first new token of each text.
     tokens_per_second: f64,
 }
 

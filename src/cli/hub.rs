@@ -64,7 +64,7 @@ impl From<String> for Repository {
     }
 }
 
-/// The folders of the references among the arguments, each pulled if it is not here; `None` where there is none.
+/// The folders of the references among the arguments, each pulled if it is not here; `None` where no argument is a reference.
 pub fn resolve(
     program: &Program,
     matches: &ArgMatches,
@@ -156,7 +156,7 @@ pub fn folder(reference: &Reference, only_headers: bool, printer: &Printer) -> R
     Ok(pulled.folder)
 }
 
-/// Where the sources of a checkpoint's recipe lie now, by their names: as `given`, or where they were pulled to. Those that
+/// The places of the sources of a checkpoint's recipe, by their names: as `given`, or where they were pulled to. Those that
 /// the manifest has elsewhere are left out, and nothing is pulled for names that it does not have.
 pub fn recipe_sources(
     checkpoint: &Path,
@@ -193,8 +193,8 @@ pub fn recipe_sources(
     recorded.chain(given).collect()
 }
 
-/// What the sources of a checkpoint that lie on the Hub have been pulled to, in the order of its manifest; `None` for the
-/// others, and nothing where no manifest can be read.
+/// The folders that the sources of a checkpoint have been pulled to, in the order of its manifest. A source that is not on
+/// the Hub has `None`. The list is empty where no manifest can be read.
 pub fn sources(checkpoint: &Path, printer: &Printer) -> Result<Vec<Option<PathBuf>>> {
     let Ok(Some(manifest)) = Manifest::read(checkpoint) else {
         return Ok(Vec::new());

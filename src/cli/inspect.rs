@@ -29,8 +29,8 @@ pub struct Arguments {
     /// List every tensor.
     #[arg(long)]
     tensors: bool,
-    /// Compare dense specialists with the seed they were trained from, reading all weights: by role and layer how far each
-    /// has moved, which way the others went, and what averaging will change (docs/reference/experts.md).
+    /// Compare dense specialists with the seed they were trained from, reading all weights. Shows by role and layer how far
+    /// each has moved, which way the others went, and what averaging will change (docs/reference/experts.md).
     #[arg(long, value_names = ["SEED", "[NAME=]EXPERT"], num_args = 2.., conflicts_with_all = ["path", "tensors"])]
     divergence: Vec<MaybeNamed<CheckpointPath>>,
     /// Draw the divergence as heat maps.
@@ -102,9 +102,10 @@ impl Verb for Arguments {
             return divergence::run(&self.divergence, self.svg.as_deref(), self.json, printer);
         };
         let summary = self.summary(path)?;
-        match self.json {
-            true => printer.json(&summary)?,
-            false => printer.result(&summary.text())?,
+        if self.json {
+            printer.json(&summary)?;
+        } else {
+            printer.result(&summary.text())?;
         }
         Ok(Verdict::Yes)
     }

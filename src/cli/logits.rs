@@ -16,10 +16,10 @@ use super::printer::Printer;
 use super::verb::Verb;
 use super::{Outcome, Verdict};
 
-/// Compute a model's logits, or compare those of two models.
+/// Compute a model's logits, or compare the logits of two models.
 ///
 /// Computed in float32 whatever the stored dtype. With --dump they are written as float32 tensor `logits` [seq, vocab].
-/// With a second model, or for dumps of such logits, differences are printed; exit code 1 means that the largest one is
+/// With a second model, or for two dumps, differences are printed. Exit code 1 means that the largest one is
 /// above --tolerance.
 #[derive(Debug, Args)]
 #[command(
@@ -86,9 +86,10 @@ impl Verb for Arguments {
         let a = side(&self.a, tokens.as_deref(), &device)?;
         let b = side(b, tokens.as_deref(), &device)?;
         let comparison = Comparison::of(&a, &b)?;
-        match self.json {
-            true => printer.json(&comparison)?,
-            false => printer.result(&comparison.table())?,
+        if self.json {
+            printer.json(&comparison)?;
+        } else {
+            printer.result(&comparison.table())?;
         }
         let beyond = self
             .tolerance

@@ -25,7 +25,7 @@ pub(super) fn prepare() {
 
 /// Removes single files that are not whole when a signal ends the process.
 ///
-/// For commands without a way of their own to end. Output folders stay: the next run goes on with them.
+/// For commands without a way of their own to end. Output folders stay: the next run continues with them.
 pub(super) fn clean_up_at_signals() {
     let signals = [SIGINT, SIGTERM]
         .into_iter()
@@ -46,7 +46,7 @@ pub(super) fn clean_up_at_signals() {
         .spawn(watch);
 }
 
-/// Whether whoever started the process has told it to ignore a signal, as `nohup` and shells do for jobs in the background.
+/// Whether the process started with a signal ignored, as `nohup` and shells do for jobs in the background.
 fn is_ignored(signal: i32) -> bool {
     // SAFETY: all zeros is a value of the type, which the system fills; no handler is set.
     unsafe {

@@ -37,7 +37,7 @@ impl Verb for Arguments {
     }
 }
 
-/// The page of a command, and those of the commands below it. clap's own function would leave half a page on a full disk.
+/// The page of a command, and the pages of the commands below it. clap's own function would leave half a page on a full disk.
 fn write_pages(command: &Command, folder: &Path) -> Result<()> {
     for below in command
         .get_subcommands()

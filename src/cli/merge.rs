@@ -68,7 +68,7 @@ impl Verb for Arguments {
                 .position(|model| model.value == *base)
                 .ok_or_else(|| {
                     Error::usage(format!("--base {} is none of the models", base.display()))
-                        .with_hint("name one of the folders of --model as it stands there")
+                        .with_hint("name one of the folders of --model with the same words")
                 })?,
         };
         let settings = Settings {

@@ -179,7 +179,7 @@ fn parse() -> bam_convert::Result<(Box<dyn Verb>, Printer)> {
         pipeline::Settled { line, notes } = pipeline::settle(&relaxed, line, &matches, &fetch)?;
     }
     let (verb, printer) = read(program.definition(), &line);
-    // What the line lacks is told before anything is pulled.
+    // The line is complete before anything is pulled.
     #[cfg(feature = "hub")]
     let verb = {
         let matches = matches(program.definition(), &line);

@@ -19,7 +19,7 @@ use super::{Outcome, Verdict, estimate, hub};
 /// Pull a checkpoint from the Hugging Face Hub, every file checked against the hashes of its commit.
 ///
 /// Without DIR it goes to the cache that Python shares (HF_HOME), and its folder is printed. What was transferred before a
-/// cut connection or a kill is kept, and the next run goes on from there.
+/// cut connection or a kill is kept, and the next run resumes from there.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  bam-convert pull HuggingFaceTB/SmolLM2-135M\n  \
@@ -83,11 +83,12 @@ impl Verb for Arguments {
                         place: reference.to_string(),
                     })
                 })?;
-            match self.json {
-                true => printer.json(
+            if self.json {
+                printer.json(
                     &serde_json::json!({"repository": reference.repository, "folder": folder}),
-                )?,
-                false => printer.result(&printable(&folder.to_string_lossy()))?,
+                )?;
+            } else {
+                printer.result(&printable(&folder.to_string_lossy()))?;
             }
             return Ok(Verdict::Yes);
         }
@@ -113,19 +114,18 @@ impl Verb for Arguments {
             bar.inc(bytes)
         })?;
         bar.finish_and_clear();
-        match self.json {
-            true => printer.json(&pulled)?,
-            false => {
-                printer.note(&format!(
-                    "{} at {}: {}, {}; {} transferred",
-                    pulled.repository,
-                    pulled.commit,
-                    counted(pulled.files as u64, "file"),
-                    table::bytes(pulled.bytes),
-                    table::bytes(pulled.transferred),
-                ));
-                printer.result(&printable(&pulled.folder.to_string_lossy()))?;
-            }
+        if self.json {
+            printer.json(&pulled)?;
+        } else {
+            printer.note(&format!(
+                "{} at {}: {}, {}; {} transferred",
+                pulled.repository,
+                pulled.commit,
+                counted(pulled.files as u64, "file"),
+                table::bytes(pulled.bytes),
+                table::bytes(pulled.transferred),
+            ));
+            printer.result(&printable(&pulled.folder.to_string_lossy()))?;
         }
         Ok(Verdict::Yes)
     }

@@ -28,7 +28,7 @@ const EVALUATION: &str = "eval.json";
 
 /// Push a checkpoint to the Hugging Face Hub, after it is found to be valid, in one commit that is read back.
 ///
-/// Only what the repository lacks goes up; after a cut connection or a kill the next run goes on. Paths in the manifest
+/// Only what the repository lacks goes up; after a cut connection or a kill the next run resumes. Paths in the manifest
 /// become repositories, and the card gets lineage and evaluation: in what is sent, not in DIR. Exit code 1 means that the
 /// checkpoint has faults, and nothing was sent.
 #[derive(Debug, Args)]
@@ -175,9 +175,10 @@ impl Arguments {
         if report.faults() == 0 {
             return Ok(true);
         }
-        match self.work.json {
-            true => printer.json(&report)?,
-            false => printer.result(&report.table(false))?,
+        if self.work.json {
+            printer.json(&report)?;
+        } else {
+            printer.result(&report.table(false))?;
         }
         printer.note(&format!(
             "nothing was pushed: {} has faults",

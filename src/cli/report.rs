@@ -18,9 +18,9 @@ const TITLE: &[u8] = b"<title>bam-convert report: ";
 
 /// Write one self-contained HTML page about training runs, checkpoints and evaluations.
 ///
-/// The stages of the recipe that made them as a graph, loss curves, perplexity by domain, routers over time, gradients and
-/// updates by role, divergence from the seed, settings and lineage; several runs are laid over each other. The page needs no
-/// network and no other file.
+/// The page shows the graph of the recipe's stages, loss curves, perplexity by domain, and routers over time. It also shows
+/// gradients and updates by role, divergence from the seed, settings and lineage. Several runs share one chart. The page
+/// needs no network and no other file.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  bam-convert report bam-trained btx-trained --out report.html\n  \

@@ -28,8 +28,8 @@ const SUPERVISE: [&str; 3] = [NAME, "--supervise", "--"];
 
 /// Run a recipe: stages, each a command of this program or of the shell, in a work folder.
 ///
-/// Stages whose settings, inputs and outputs are as their last run left them are skipped, so that a run that was stopped,
-/// or a recipe that was changed, goes on with what is left to do. Stages that do not need each other run side by side; one
+/// The run skips stages whose settings, inputs and outputs are as their last run left them. So a run that was stopped
+/// resumes, and a recipe that was changed runs only what changed. Stages that do not need each other run side by side; one
 /// that runs a model takes all cores and runs alone. STAGE is a name or a pattern: 'train-*'.
 #[derive(Debug, Args)]
 #[command(
@@ -46,7 +46,7 @@ pub struct Arguments {
     /// Make the checkpoint in this folder again, by the recipe in its manifest, and compare the two.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "set"])]
     from_manifest: Option<InputPath>,
-    /// Where a source of that recipe lies now (repeat); its bytes must be the same [default: where the manifest says].
+    /// Where a source of that recipe is now (repeat); its bytes must be the same [default: where the manifest says].
     #[arg(long, value_name = "NAME=PATH", requires = "from_manifest")]
     source: Vec<Named<CheckpointPath>>,
     /// Run the commands of the shell that are in that recipe: programs that whoever wrote the manifest has chosen.
@@ -83,7 +83,7 @@ pub struct Arguments {
     /// Print the commands, what needs what, which would run and why, and the disk and time that they take; run nothing.
     #[arg(long, action = ArgAction::SetTrue)]
     dry_run: DryRun,
-    /// Print where each stage stands; run nothing.
+    /// Print the state of each stage; run nothing.
     #[arg(long, conflicts_with = "dry_run")]
     status: bool,
     /// Print the JSON schema of recipes, for editors.
@@ -200,9 +200,10 @@ impl Arguments {
         };
         if self.status {
             let status = runner.status(stages, &graph)?;
-            match self.json {
-                true => printer.json(&status)?,
-                false => printer.result(&status_table(&status))?,
+            if self.json {
+                printer.json(&status)?;
+            } else {
+                printer.result(&status_table(&status))?;
             }
             return Ok(Verdict::Yes);
         }
@@ -221,9 +222,10 @@ impl Arguments {
             let mut forecasts = runner.forecast(stages, &graph, &choices)?;
             runner.estimate(stages, &mut forecasts)?;
             let preview = Preview::new(stages, &forecasts);
-            match self.json {
-                true => printer.json(&preview.json())?,
-                false => printer.result(&preview.text(work)?)?,
+            if self.json {
+                printer.json(&preview.json())?;
+            } else {
+                printer.result(&preview.text(work)?)?;
             }
             return Ok(Verdict::Yes);
         }
@@ -308,18 +310,21 @@ impl Arguments {
         };
         if *self.dry_run {
             let (jobs, waiting) = runner.jobs(stages, graph, choices, &site)?;
-            match self.json {
-                true => printer.json(&jobs)?,
+            if self.json {
+                printer.json(&jobs)?;
+            } else {
                 // A file that it goes to must hold every value as it is.
-                false => printer.piece(&submission_script(&jobs, &waiting))?,
+                printer.piece(&submission_script(&jobs, &waiting))?;
             }
             return Ok(Verdict::Yes);
         }
         let submitted = runner.submit(stages, graph, choices, &site)?;
-        match self.json {
-            true => printer.json(&submitted)?,
-            false if submitted.is_empty() => printer.note("nothing changed: nothing was submitted"),
-            false => printer.result(&submitted_table(&submitted))?,
+        if self.json {
+            printer.json(&submitted)?;
+        } else if submitted.is_empty() {
+            printer.note("nothing changed: nothing was submitted");
+        } else {
+            printer.result(&submitted_table(&submitted))?;
         }
         Ok(Verdict::Yes)
     }
@@ -334,7 +339,7 @@ fn whole(path: &Path) -> bam_convert::Result<PathBuf> {
 fn ended(report: &Report, printer: &Printer) -> Outcome {
     if report.stopped {
         let error = Error::compute("finish the recipe", "a signal stopped it");
-        return Err(error.with_hint("the same command goes on from here").into());
+        return Err(error.with_hint("the same command resumes from here").into());
     }
     // What is worse than a no comes last, and decides.
     let (noes, faults): (Vec<_>, Vec<_>) = report

@@ -53,10 +53,12 @@ impl Amount {
     /// As a person reads it: `~` before what is estimated, `?` where nothing is known.
     fn text(self, show: impl Fn(f64) -> String) -> String {
         let mark = if self.is_measured { "" } else { "~" };
-        match self.is_open {
-            true if self.sum == 0.0 => "?".to_owned(),
-            true => format!("at least {mark}{}", show(self.sum)),
-            false => format!("{mark}{}", show(self.sum)),
+        if !self.is_open {
+            format!("{mark}{}", show(self.sum))
+        } else if self.sum == 0.0 {
+            "?".to_owned()
+        } else {
+            format!("at least {mark}{}", show(self.sum))
         }
     }
 }

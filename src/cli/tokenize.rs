@@ -39,7 +39,7 @@ pub struct Arguments {
     /// Files, folders, and patterns such as 'texts/**/*.md'.
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<TextsPath>,
-    /// Folder with a tokenizer.json, or such a file; `train:N` makes a byte-level BPE of N tokens of the texts.
+    /// Folder with a tokenizer.json, or the file itself; `train:N` makes a byte-level BPE of N tokens of the texts.
     #[arg(long, value_name = "DIR|FILE|train:N")]
     tokenizer: Vocabulary,
     /// Folder to make.
@@ -48,7 +48,7 @@ pub struct Arguments {
     /// Field of JSON lines, or column of a table, that holds the text.
     #[arg(long, value_name = "NAME", default_value = TEXT_KEY)]
     text_key: String,
-    /// Token to put behind each document [default: what the tokenizer's files call the end of a text].
+    /// Token to put after each document [default: what the tokenizer's files call the end of a text].
     #[arg(long, value_name = "TOKEN")]
     end_of_text: Option<String>,
     /// Share of the text to hold back for validation.
@@ -120,9 +120,10 @@ impl Verb for Arguments {
                 table::grouped(wanted)
             ));
         }
-        match self.json {
-            true => printer.json(&report)?,
-            false => printer.result(&text(&report))?,
+        if self.json {
+            printer.json(&report)?;
+        } else {
+            printer.result(&text(&report))?;
         }
         Ok(Verdict::Yes)
     }

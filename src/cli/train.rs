@@ -29,9 +29,9 @@ use super::{Outcome, Verdict};
 
 /// Train a checkpoint, dense or a mixture, on token folders.
 ///
-/// Makes DIR, a checkpoint like any other, when the last step is done; beside it DIR.run holds the log (metrics.jsonl, and
-/// the same for TensorBoard), the settings, and checkpoints to resume from. Ctrl-C and SIGTERM save a checkpoint first;
-/// --resume goes on from the latest one, with the same losses and the same bytes as if nothing had happened.
+/// Makes DIR, a checkpoint like any other, when the last step is done. Beside it, DIR.run holds the log (metrics.jsonl, and
+/// the same for TensorBoard), the settings, and checkpoints to resume from. Ctrl-C and SIGTERM save a checkpoint first.
+/// --resume continues from the latest checkpoint, with the same losses and the same bytes as an uninterrupted run.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  bam-convert train seed --data code=tokens/code --steps 1000 --out code\n  \
@@ -51,7 +51,7 @@ pub struct Arguments {
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
     out: OutputPath,
-    /// Go on with the run in DIR.run.
+    /// Resume the run in DIR.run.
     #[arg(long, conflicts_with = "force", action = ArgAction::SetTrue)]
     resume: Resume,
     /// Replace an earlier run and its output.
@@ -107,7 +107,7 @@ struct Optimiser {
     /// Peak of the learning rate [default: 3e-4].
     #[arg(long, value_name = "RATE")]
     learning_rate: Option<f64>,
-    /// Its peak for routers [default: that of all].
+    /// Its peak for routers [default: --learning-rate].
     #[arg(long, value_name = "RATE")]
     router_learning_rate: Option<f64>,
     /// Steps in which the rate rises to its peak [default: a tenth of the run, 100 or the preset's at most].
@@ -276,7 +276,7 @@ impl Verb for Arguments {
                 let each = domains.iter().map(|(name, numbers)| format!("{name} {:.3}", numbers.perplexity));
                 printer.note(&format!("step {step}: perplexity {}", each.collect::<Vec<_>>().join(", ")));
             }),
-            Event::Resumes(step) => bar.suspend(|| printer.note(&format!("resumed behind step {step}"))),
+            Event::Resumes(step) => bar.suspend(|| printer.note(&format!("resumed after step {step}"))),
             Event::Saved(path) => bar.suspend(|| printer.note(&format!("saved {}", path.display()))),
             Event::Note(text) => bar.suspend(|| printer.note(&format!(" note: {text}"))),
         }

@@ -90,8 +90,8 @@ pub struct Arguments {
     /// Dtype of the routers [default: the checkpoint's].
     #[arg(long, value_name = "DTYPE", value_parser = float_dtype)]
     router_dtype: Option<Dtype>,
-    /// Biases of the routers, which start at zero: `logits`, or `choice` for feed-forward routers whose bias counts in
-    /// the choice of experts alone, to balance their load without a loss [default: none].
+    /// Biases of the routers, which start at zero [default: none]. `logits` adds them to the logits. `choice` lets the
+    /// biases of feed-forward routers count in the choice of experts alone, to balance their load without a loss.
     #[arg(long, value_enum)]
     router_bias: Option<RouterBiasName>,
     /// Give each expert a square matrix that its output passes, the identity at first: train these and the routers alone.
@@ -240,9 +240,10 @@ impl Verb for Arguments {
             &self.router,
             self.attention_router.as_ref().unwrap_or(&self.router),
         ]);
-        let computed = match *self.write.outline {
-            true => None,
-            false => self.prompt_rows(&seed.architecture, printer)?,
+        let computed = if *self.write.outline {
+            None
+        } else {
+            self.prompt_rows(&seed.architecture, printer)?
         };
         let stock = self.target != "bam";
         let top_k = self

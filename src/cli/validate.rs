@@ -78,9 +78,10 @@ impl Verb for Arguments {
             &self.work,
             printer,
         )?;
-        match self.work.json {
-            true => printer.json(&report)?,
-            false => printer.result(&report.table(self.all))?,
+        if self.work.json {
+            printer.json(&report)?;
+        } else {
+            printer.result(&report.table(self.all))?;
         }
         Ok(if report.faults() == 0 {
             Verdict::Yes

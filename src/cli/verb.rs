@@ -32,7 +32,7 @@ pub trait Verb: Debug {
     /// Runs the command.
     fn run(&self, printer: &Printer) -> Outcome;
 
-    /// Whether it runs a model with these arguments. Such a stage takes all cores.
+    /// Whether it runs a model with these arguments. Its stage then takes all cores.
     fn computes(&self) -> bool {
         false
     }

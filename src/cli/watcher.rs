@@ -100,7 +100,7 @@ impl Watch for Watcher<'_> {
     }
 }
 
-/// Draws the last lines of growing logs until told to end.
+/// Draws the last lines of growing logs until the sender ends.
 fn follow(bar: &ProgressBar, running: &Logs, ended: &Receiver<()>) {
     while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(Duration::from_millis(200)) {
         let running = running

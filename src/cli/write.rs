@@ -122,7 +122,7 @@ impl WriteArguments {
         printer: &Printer,
     ) -> Outcome {
         let bytes = outline(plan, files, out, self.max_shard_size.as_u64())?;
-        // What is made of nothing is drawn.
+        // A plan without sources draws its tensors at random.
         let drawn = if plan.sources.is_empty() {
             plan.parameters()
         } else {
@@ -138,9 +138,10 @@ impl WriteArguments {
     }
 
     fn show(&self, preview: &Preview, printer: &Printer) -> Outcome {
-        match self.work.json {
-            true => printer.json(preview)?,
-            false => printer.result(&preview.table())?,
+        if self.work.json {
+            printer.json(preview)?;
+        } else {
+            printer.result(&preview.table())?;
         }
         Ok(Verdict::Yes)
     }

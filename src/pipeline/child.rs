@@ -18,9 +18,10 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// The variable by which commands of the shell find this program.
 const PROGRAM: &str = "BAM_CONVERT";
 
-/// Runs `line`, the stage's command or one that goes on with it; its status, and the file that holds its standard output.
+/// Runs `line`: the stage's command, or the command that resumes it. Returns its status, and the file that holds its
+/// standard output.
 ///
-/// Once the runner is told to stop, the child is told to end, and waited for.
+/// Once the runner stops, this function sends the child SIGTERM and waits for it.
 pub(super) fn run(
     runner: &Runner,
     stage: &Stage,

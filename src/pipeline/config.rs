@@ -53,8 +53,10 @@ pub struct Settled {
     pub notes: Vec<String>,
 }
 
-/// The command line with the settings of the file that its `--config` names in it; `matches` is what the [`relaxed`]
-/// program made of it, and `fetch` brings what mergekit's files take from the Hub.
+/// The command line with the settings of the file that its `--config` names.
+///
+/// `matches` are the arguments as the [`relaxed`] program parses them. `fetch` brings what mergekit's files take from the
+/// Hub.
 ///
 /// # Errors
 /// Unknown keys and values that the command would refuse, with the nearest known and `FILE:LINE:COLUMN`.
@@ -162,7 +164,7 @@ fn own(
     let scope = Scope::new([(CONFIG.to_owned(), folder.to_string_lossy().into_owned())]);
     let mut arguments = Vec::new();
     for (key, value) in entries {
-        // One key at a time, so that what is refused is refused where it stands.
+        // One key at a time, so that an error names the place of its key.
         let mut lines = Lines::new(file, &scope, program, Owner::SettingsFile);
         let (_, argument) = lines.argument(command, key)?;
         lines.add(command, key, value)?;

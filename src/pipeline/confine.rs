@@ -78,7 +78,7 @@ pub(super) fn check_settings(
     Ok(())
 }
 
-/// Whether whatever path a value holds lies in the work folder or in a source, which stands there as `${NAME}`.
+/// Whether every path of a value is in the work folder, or in a source, which the value names as `${NAME}`.
 fn reads_within(kind: ArgumentKind, value: &str) -> bool {
     kind.places(value).into_iter().all(|place| {
         let Some((before, after)) = place.split_once("${") else {

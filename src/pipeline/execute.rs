@@ -42,13 +42,13 @@ pub struct Runner<'a> {
     pub verify: bool,
     /// Whether this is one of several processes that each run some of the stages: it holds those, and not the folder.
     pub shares: bool,
-    /// Once true, running stages are told to end, and no other is started.
+    /// Once true, the runner ends the running stages and starts no other.
     pub stop: &'a AtomicBool,
-    /// Told what happens.
+    /// Hears what happens.
     pub watch: &'a dyn Watch,
 }
 
-/// Who is told of stages that start and end.
+/// Hears of stages that start and end.
 pub trait Watch: Sync {
     /// A stage starts, for a reason; its log grows in `log`.
     fn starts(&self, stage: &Stage, reason: &str, log: &Path);
@@ -56,7 +56,7 @@ pub trait Watch: Sync {
     fn ends(&self, finished: &Finished);
 }
 
-/// What a stage's thread tells.
+/// What a stage's thread sends.
 enum News {
     Starts { stage: usize, reason: String },
     Ends { stage: usize, end: Result<End> },
@@ -70,7 +70,7 @@ struct End {
 }
 
 impl Runner<'_> {
-    /// Runs what is chosen and not up to date. Where a stage fails, those that need it are skipped; others go on.
+    /// Runs what is chosen and not up to date. Where a stage fails, the stages that need it are skipped; others continue.
     ///
     /// # Errors
     /// Where the machine refuses, another run works in the folder, or an output is in the way that no stage made.
@@ -99,7 +99,7 @@ impl Runner<'_> {
                     let (tell, choice) = (tell.clone(), choices[stage]);
                     let settled = move || {
                         let end = self.settle(stages, graph, stage, choice, &tell);
-                        // The receiver lives until the last stage has told its end.
+                        // The receiver lives until the last stage has sent its end.
                         let _ = tell.send(News::Ends { stage, end });
                     };
                     if let Err(e) = std::thread::Builder::new().spawn_scoped(scope, settled) {
@@ -193,7 +193,7 @@ impl Runner<'_> {
         let log = self.log(stage);
         let resume = choice != Choice::Force && records.can_resume(stage, before.as_ref())?;
         let line = self.line(stage, resume, before.is_some())?;
-        // The receiver lives until the last stage has told its end.
+        // The receiver lives until the last stage has sent its end.
         let _ = tell.send(News::Starts {
             stage: number,
             reason,
@@ -216,7 +216,7 @@ impl Runner<'_> {
             }
         };
         if !status.success() {
-            // What was told to end did not fail by itself, and may go on.
+            // A stage that the runner ended did not fail, and may be resumed.
             if !self.is_stopped() {
                 records.fail(stage, record)?;
             }
@@ -314,7 +314,8 @@ impl Runner<'_> {
         self.logs().join(format!("{}.lock", stage.name))
     }
 
-    /// Takes the lock of the work folder, or, beside others, those of the stages that are to run; held until dropped.
+    /// Takes the lock of the work folder. Beside other processes it takes the locks of the stages that are to run instead.
+    /// The locks are held until they are dropped.
     fn locks(&self, stages: &[Stage], choices: &[Choice]) -> Result<Vec<File>> {
         if !self.shares {
             return Ok(vec![self.lock(&self.lock_of_all(), filesystem::try_lock)?]);

@@ -34,7 +34,7 @@ impl Scope {
         self.names.insert(name, value);
     }
 
-    /// Whether a name stands for anything.
+    /// Whether a name has a value.
     pub(super) fn contains(&self, name: &str) -> bool {
         self.names.contains_key(name)
     }
@@ -65,7 +65,7 @@ const DEEPEST: usize = 8;
 /// Prefix of the names that stand for the outputs of stages.
 pub(super) const STAGE: &str = "stage.";
 
-/// The text with each `${name}` replaced by what it stands for; names may hold others: `${stage.train-${domain}}`.
+/// The text with each `${name}` replaced by its value. Names may hold others: `${stage.train-${domain}}`.
 ///
 /// The error is a problem in words and a hint.
 pub(super) fn expand(text: &str, scope: &Scope) -> Result<String, (String, Option<String>)> {

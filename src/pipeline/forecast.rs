@@ -22,7 +22,7 @@ pub struct Forecast {
     pub runs_because: Option<String>,
     /// Wall time of its last run that ended well.
     pub last_seconds: Option<f64>,
-    /// Bytes that its last run left behind, what it keeps beside its output counted.
+    /// Bytes of what its last run wrote, also beside its output.
     pub last_bytes: Option<u64>,
     /// Whether that run ended well and was one of this very command.
     pub is_measured: bool,
@@ -81,8 +81,8 @@ impl Runner<'_> {
         Ok(forecasts)
     }
 
-    /// Asks each stage that would run, and has not run as it is now, what it would make and take: its own command makes the
-    /// outline of its output in a shadow of the work folder, where those behind it find it.
+    /// Asks each stage that would run, and has not run as it is now, what it would make and take. Its own command makes the
+    /// outline of its output in a shadow of the work folder, where later stages find it.
     ///
     /// # Errors
     /// Where the folder for temporary files cannot be written, or a signal came.
@@ -114,7 +114,7 @@ impl Runner<'_> {
             .zip(&asked)
             .filter(|(_, asked)| **asked)
         {
-            // What is measured needs no estimate, but those behind it its outline.
+            // A stage that has run before needs no estimate, but later stages still need its outline.
             match self.ask(stage, &shadow)? {
                 Ok(estimate) => forecast.estimate = Some(estimate),
                 Err(problem) => forecast.unknown_because = Some(problem),
@@ -146,11 +146,14 @@ impl Runner<'_> {
         }
         let said = String::from_utf8_lossy(&output.stderr);
         let problem = said.lines().find_map(|line| line.strip_prefix("error: "));
-        Ok(serde_json::from_slice(&output.stdout)
-            .map_err(|_| problem.unwrap_or("its command told nothing").to_owned()))
+        Ok(serde_json::from_slice(&output.stdout).map_err(|_| {
+            problem
+                .unwrap_or("its command printed no estimate")
+                .to_owned()
+        }))
     }
 
-    /// Bytes of what a command that can go on keeps beside its output.
+    /// Bytes of what a command that can be resumed keeps beside its output.
     fn kept_beside(&self, stage: &Stage) -> Result<u64> {
         let Some(output) = stage.outputs.first().filter(|_| stage.resume.is_some()) else {
             return Ok(0);

@@ -44,7 +44,7 @@ impl Makers {
     pub(super) fn of(&self, path: &Path) -> BTreeSet<usize> {
         let place = self.place(path);
         let above = place.ancestors().filter_map(|folder| self.made.get(folder));
-        // Paths are ordered by their parts, so that what lies in a folder follows it.
+        // Paths are ordered by their parts, so that the content of a folder follows it.
         let below = self
             .made
             .range(place.clone()..)
@@ -81,11 +81,11 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// The graph of a recipe's stages: what a stage reads or names must be made before, and what it replaces must have
-    /// been read by the stages above it that do.
+    /// The graph of a recipe's stages. A stage needs the stages that make what it reads or names. It waits for the stages
+    /// above it that read what it replaces.
     ///
     /// # Errors
-    /// Where the current folder cannot be told.
+    /// Where the current folder cannot be found.
     pub fn of(stages: &[Stage], work: &Path) -> Result<Self> {
         let makers = Makers::of_stages(stages, work)?;
         let numbers: BTreeMap<&str, usize> = stages

@@ -1,9 +1,8 @@
 //! Recipes: the whole method as one file of stages, run side by side where nothing makes them wait.
 //!
-//! A stage is one command of this program, or of the shell, run as a child process in the recipe's work folder. What a stage may say is
-//! what the command line defines: its keys are the command's own flags, read from the one definition that parses them,
-//! so that a recipe cannot fall behind. A stage is skipped where its record says that nothing changed: the same command
-//! line, inputs with the same bytes, and outputs as it left them.
+//! A stage is one command of this program, or of the shell. It runs as a child process in the recipe's work folder. The
+//! keys of a stage are the command's own flags, read from the definition that parses them. The runner skips a stage whose
+//! record says that nothing changed: the same command line, inputs with the same bytes, and outputs as it left them.
 
 mod child;
 mod config;
@@ -49,6 +48,6 @@ pub use schema::schema;
 pub use select::{Choice, Selection};
 pub use slurm::{Job, JobState, Site, Submitted, submission_script, submitted_table};
 pub use stage::Stage;
-pub use status::{StageStatus, Stand, last_line, status_table};
+pub use status::{StageState, StageStatus, last_line, status_table};
 pub use supervise::supervise;
 pub use times::Time;

@@ -12,7 +12,7 @@ use crate::mergekit::Dialect;
 /// The flag that reads the settings of one command from a file, without its dashes.
 pub(super) const CONFIG: &str = "config";
 
-/// Whether recipes may use a command as a stage, and what such a stage leaves behind.
+/// Whether recipes may use a command as a stage, and what it then leaves there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StageUse {
     /// No stage: it runs other commands, or serves people alone.

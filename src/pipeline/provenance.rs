@@ -170,10 +170,7 @@ impl Runner<'_> {
         }
         for stage in line.iter().filter(|n| **n != number).map(|n| &stages[*n]) {
             if let Some(reason) = records.reason(stage, records.read(stage)?.as_ref())? {
-                let why = format!(
-                    "stage `{}` did not make what lies there: {reason}",
-                    stage.name
-                );
+                let why = format!("stage `{}` did not make its output: {reason}", stage.name);
                 return Ok((line, Some(why)));
             }
         }
@@ -207,7 +204,7 @@ fn unaccounted(stages: &[StageRecord]) -> Option<String> {
     found.map(|(stage, path)| format!("stage `{}` read {path}, which no stage made", stage.name))
 }
 
-/// What a stage was told and has read.
+/// The settings of a stage, and the hashes of what it has read.
 fn stage_record(stage: &Stage, sources: &Sources, record: &Record) -> StageRecord {
     let text = |role: Option<ArgumentRole>, value: &SettingValue| match role {
         Some(role) if role.is_read() => sources.in_value(value),
@@ -252,7 +249,7 @@ fn write(folder: &Path, recipe: RecipeRecord, text: &str) -> Result<()> {
     single::write(&folder.join(MANIFEST), &[&manifest.to_bytes()])
 }
 
-/// The card with the recipe as it is published, where it has one: sources lie on the Hub, or nowhere that could be told.
+/// The card with the recipe as it is published, where it has one. Sources are on the Hub, or have no place.
 ///
 /// # Errors
 /// A recipe that cannot be written as YAML.

@@ -57,12 +57,12 @@ impl Compared {
 impl Rebuild {
     /// Reads the recipe of the checkpoint in `folder`, to run it in `work`, else beside the folder that it ran in first.
     ///
-    /// Sources lie where the manifest says, or where `moved` does, by their names; `verify` reads them again, whatever is
+    /// Sources are where the manifest says, or where `moved` says by their names. `verify` reads them again, whatever is
     /// known of them. `program` is the command line that the stages are written for.
     ///
     /// # Errors
-    /// Where there is no recipe, a stage would write outside the work folder, a source is unknown or not what it was, or
-    /// the recipe has commands of the shell and `allow_shell` is not set.
+    /// Where there is no recipe, or a source is unknown or not what it was. Where a stage would write outside the work
+    /// folder, or is a command of the shell and `allow_shell` is not set.
     pub fn read(
         folder: &Path,
         work: Option<&Path>,
@@ -156,8 +156,8 @@ impl Rebuild {
         Ok(stages)
     }
 
-    /// Compares what was made again with what the manifest says: the files of the stages before in order, then those of the
-    /// checkpoint. Cards and manifests are left out, for they tell where sources lie.
+    /// Compares what was made again with what the manifest says: the files of the stages before in order, then the files
+    /// of the checkpoint. Cards and manifests are left out, because they say where sources are.
     ///
     /// # Errors
     /// Where a file cannot be read.
@@ -281,10 +281,7 @@ fn check_sources(
             let Some((name, rest)) = named else { continue };
             let rest = Path::new(rest.trim_start_matches('/'));
             let Some(place) = places.get(name).filter(|_| stays_within(rest)) else {
-                let problem = format!(
-                    "stage `{}` read {input}, which lies in no source",
-                    stage.name
-                );
+                let problem = format!("stage `{}` read {input}, which is in no source", stage.name);
                 return Err(Error::key(path, "recipe.stages", problem));
             };
             let file = if rest.as_os_str().is_empty() {
@@ -292,14 +289,14 @@ fn check_sources(
             } else {
                 place.join(rest)
             };
-            // One message for whatever is wrong: a manifest must not tell its author what lies on this machine.
+            // One message for whatever is wrong: a manifest must not tell its author which files this machine has.
             let found = known_hashes::sha256_of(&file, verify);
             if !found.is_ok_and(|found| found == *expected) {
                 let problem = format!(
                     "source `{name}` is missing or has changed: expected SHA-256 {expected}"
                 );
                 return Err(Error::file(file, problem).with_hint(format!(
-                    "--source {name}=PATH says where one with the same bytes lies"
+                    "--source {name}=PATH says where a source with the same bytes is"
                 )));
             }
         }
@@ -307,7 +304,7 @@ fn check_sources(
     Ok(())
 }
 
-/// Where each source lies: as the user says, else as the manifest does, if that is a neighbour of its folder.
+/// The place of each source: as the user says, else as the manifest says, if that is a neighbour of its folder.
 fn places<'a>(
     folder: &Path,
     record: &'a RecipeRecord,
@@ -336,8 +333,8 @@ fn places<'a>(
         return Ok(places);
     };
     let problem = format!(
-        "source `{name}` of the recipe is recorded at {place}, which is not beside this folder, or holds links that lead \
-         away or too many files; a manifest alone does not lead there"
+        "source `{name}` of the recipe is recorded at {place}. It is not beside this folder, or holds too many files or \
+         links that lead away; a manifest alone does not lead there"
     );
     let flag = |(name, place): &(&String, &String)| {
         let path = folder.join(place);
@@ -358,10 +355,10 @@ fn places<'a>(
 
 fn missing(place: &Path, name: &str) -> Error {
     Error::file(place, format!("is missing: source `{name}` of the recipe"))
-        .with_hint(format!("--source {name}=PATH says where it lies now"))
+        .with_hint(format!("--source {name}=PATH says where it is now"))
 }
 
-/// A folder beside the one that the recipe ran in, if the checkpoint still lies where it was made, else beside that.
+/// A folder beside the one that the recipe ran in, if the checkpoint is still where it was made, else beside the checkpoint.
 fn beside(folder: &Path, record: &RecipeRecord) -> Result<PathBuf> {
     let depth = Path::new(&record.output).components().count();
     let first = folder

@@ -194,12 +194,13 @@ impl Recipe {
                     let (name, other) = (&stage.name, &stages[other]);
                     let again = other.outputs.contains(output);
                     let output = output.display();
-                    let problem = match again {
-                        true => format!("stage `{name}` makes {output} again"),
-                        false => format!(
+                    let problem = if again {
+                        format!("stage `{name}` makes {output} again")
+                    } else {
+                        format!(
                             "stage `{name}` makes {output}, within or around what `{}` makes",
                             other.name
-                        ),
+                        )
                     };
                     return Err(fault(&self.path, tree.referenced, problem));
                 }
@@ -264,13 +265,14 @@ impl Recipe {
                     let mut known = STAGE_KEYS.to_vec();
                     let commands = program.stage_commands();
                     known.extend(commands.iter().map(String::as_str));
-                    return Err(match known.contains(&key.value.as_str()) {
-                        true => fault(
+                    return Err(if known.contains(&key.value.as_str()) {
+                        fault(
                             path,
                             key.referenced,
                             "a stage is one command, found a second one",
-                        ),
-                        false => unknown_key(path, key, "a stage", &known),
+                        )
+                    } else {
+                        unknown_key(path, key, "a stage", &known)
                     });
                 }
                 _ => command = Some((key, value)),

@@ -1,4 +1,4 @@
-//! What a stage left behind: by this the next run knows whether anything changed.
+//! The record of a stage, by which the next run knows whether anything changed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -55,7 +55,7 @@ impl Record {
         self.state == State::Done && self.command == line(stage)
     }
 
-    /// Bytes that the last run which ended well left behind.
+    /// Bytes of the outputs of the last run that ended well.
     pub(super) fn output_bytes(&self) -> u64 {
         self.outputs.values().map(|stamp| stamp.length).sum()
     }
@@ -163,7 +163,7 @@ impl<'a> Records<'a> {
             .map(|path| format!("{path} changed")))
     }
 
-    /// Whether a run of this very stage that was cut short can go on: same command line, same inputs.
+    /// Whether a run of this very stage that was cut short can be resumed: same command line, same inputs.
     pub(super) fn can_resume(&self, stage: &Stage, record: Option<&Record>) -> Result<bool> {
         let Some(record) = record.filter(|record| record.state != State::Done) else {
             return Ok(false);
@@ -216,8 +216,8 @@ impl<'a> Records<'a> {
         hashed.collect()
     }
 
-    /// The files behind the stage's settings with their hashes; those that `known` has by their stamp are not read again,
-    /// but to verify them.
+    /// The files that the stage's settings name, with their hashes. A file that `known` has with the same stamp is read
+    /// again only to verify it.
     fn inputs(&self, stage: &Stage, known: Option<&Record>) -> Result<BTreeMap<String, Input>> {
         let mut found = BTreeMap::new();
         for input in stage.reads().filter(|place| self.work.join(place).exists()) {

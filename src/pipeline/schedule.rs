@@ -2,7 +2,7 @@
 
 use super::graph::Graph;
 
-/// Where a stage stands.
+/// How far a stage is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Waits,

@@ -49,7 +49,7 @@ pub fn schema(program: &Program) -> Value {
             version: {"description": "Version of the format of recipes.", "const": FORMAT_VERSION},
             description: text("What it is for."),
             work: text("The folder to work in; --work replaces it."),
-            variables: {"description": "What ${name} stands for; --set NAME=VALUE replaces it.",
+            variables: {"description": "Values of ${name}; --set NAME=VALUE replaces one.",
                         "type": "object", "additionalProperties": scalar()},
             slurm: resources(),
             stages: {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/stage"}},
@@ -111,7 +111,7 @@ fn settings(program: &Program, command: &Command) -> Value {
            "properties": properties})
 }
 
-/// What a setting may be given; a name in braces stands for anything.
+/// What a setting may be given; a name in braces may have any value.
 fn property(program: &Program, argument: &Arg) -> Value {
     let values: Vec<String> = argument
         .get_possible_values()

@@ -1,7 +1,7 @@
 //! A shadow of the work folder: what is there under the same names, and outlines where stages have not made their outputs yet.
 //!
-//! It lies in a folder for temporary files, at the path that the work folder has in the whole file system, so that paths
-//! out of it (`../texts`) lead to the same places. Folders that hold an output are folders there; everything else is a
+//! It is in a folder for temporary files, at the path that the work folder has in the whole file system. So paths out of
+//! it (`../texts`) lead to the same places. Folders that hold an output are folders there; everything else is a
 //! link to itself. Nothing is written through the links: an output that would be replaced has none.
 
 use std::collections::BTreeSet;
@@ -84,15 +84,15 @@ impl Shadow {
                 part => path.push(part),
             }
             if !self.open.contains(&path) {
-                // What lies below a link, or steps up from it, is what it is.
+                // Everything below a link is real, and so is everything above it.
                 return self.link(&path);
             }
         }
         Ok(())
     }
 
-    /// The words of a stage's command. A path to what a stage would make that does not simply go down from the work folder
-    /// is replaced by the one of its outline: it would lead out of the shadow.
+    /// The words of a stage's command. A path to an output that does not simply go down from the work folder would lead out
+    /// of the shadow, so the path of its outline replaces it.
     pub(super) fn words(&self, stage: &Stage) -> Vec<String> {
         let paths = stage
             .settings

@@ -10,7 +10,7 @@ use super::yaml::{Node, fault, unknown_key};
 use crate::Result;
 use crate::arguments::{ArgumentKind, OutputPath, TextsPath};
 
-/// What such a stage is called.
+/// The key of a stage that is a command of the shell.
 pub(super) const SHELL: &str = "shell";
 /// Its settings.
 pub(super) const KEYS: [&str; 3] = ["command", "inputs", "outputs"];

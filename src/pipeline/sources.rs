@@ -8,18 +8,18 @@ use super::lines::SettingValue;
 use super::stage::Stage;
 use crate::Result;
 
-/// The sources of some stages, and what stands for their places.
+/// The sources of some stages, and the names that replace their places.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
     /// The place of each source, as seen from the work folder.
     pub(super) named: BTreeMap<String, String>,
-    /// Places that settings name, each with the text that stands for it; the longest first.
+    /// Places that settings name, each with the text that replaces it; the longest first.
     places: Vec<(String, String)>,
 }
 
 impl Sources {
-    /// The sources of `stages`, out of all of a recipe: each has the name of the variable that says where it lies, else one
-    /// after its own.
+    /// The sources of `stages`, out of all of a recipe: each has the name of the variable that holds its place, else
+    /// its own name.
     pub(super) fn of<'a>(
         stages: impl Iterator<Item = &'a Stage>,
         makers: &Makers,
@@ -125,7 +125,7 @@ impl Sources {
     }
 }
 
-/// The command with a path replaced where it stands by itself, and is no part of another.
+/// The command with a path replaced where it is a word by itself, and no part of another path.
 fn replaced(command: &str, place: &str, text: &str) -> String {
     let within = |c: char| c.is_alphanumeric() || "-_./".contains(c);
     let (mut out, mut from) = (String::new(), 0);

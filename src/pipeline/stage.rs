@@ -22,7 +22,7 @@ pub struct Stage {
     pub command: Vec<String>,
     /// Whether it is a command of this program, and not the shell's.
     pub is_own: bool,
-    /// What it makes or writes to, as seen from the work folder; `${stage.NAME}` stands for the first.
+    /// What it makes or writes to, as seen from the work folder; `${stage.NAME}` is the first.
     pub outputs: Vec<PathBuf>,
     /// Where its standard output goes, if it is a result to keep.
     pub stdout: Option<PathBuf>,
@@ -42,7 +42,7 @@ pub struct Stage {
     pub(super) makes_manifests: bool,
     /// The flag that replaces an output, where the command has one.
     pub(super) force: Option<String>,
-    /// The flag that goes on where a killed run stopped, where the command has one.
+    /// The flag that resumes a run that was cut short, where the command has one.
     pub(super) resume: Option<String>,
     /// The flag that makes the outline of the output and prints an estimate, where the command has one.
     pub(super) outline: Option<String>,

@@ -14,10 +14,10 @@ use super::stage::Stage;
 use crate::Result;
 use crate::table::{self, Align};
 
-/// Where a stage stands.
+/// The state of a stage in a work folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Stand {
+pub enum StageState {
     /// Its last run ended well, and nothing changed since.
     Done,
     /// Its last run ended well, and something changed since.
@@ -41,8 +41,8 @@ pub struct StageStatus {
     pub stage: String,
     /// Its command.
     pub command: String,
-    /// Where it stands.
-    pub state: Stand,
+    /// Its state.
+    pub state: StageState,
     /// Why it would run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runs_because: Option<String>,
@@ -58,7 +58,7 @@ pub struct StageStatus {
 }
 
 impl Runner<'_> {
-    /// Where each stage stands.
+    /// The state of each stage.
     ///
     /// # Errors
     /// Where an input cannot be read.
@@ -76,26 +76,30 @@ impl Runner<'_> {
                 records.read(stage)?.map(|record| record.state),
                 &forecast.runs_because,
             ) {
-                (_, Some(_)) if job_is(&["PENDING", "CONFIGURING", "REQUEUED"]) => Stand::Queued,
-                (None, _) => Stand::New,
-                (Some(State::Started), _) if self.is_running(stage) || job_is(&["RUNNING"]) => {
-                    Stand::Running
+                (_, Some(_)) if job_is(&["PENDING", "CONFIGURING", "REQUEUED"]) => {
+                    StageState::Queued
                 }
-                (Some(State::Started), _) => Stand::Stopped,
-                (Some(State::Failed), _) => Stand::Failed,
-                (Some(State::Done), None) => Stand::Done,
-                (Some(State::Done), Some(_)) => Stand::Stale,
+                (None, _) => StageState::New,
+                (Some(State::Started), _) if self.is_running(stage) || job_is(&["RUNNING"]) => {
+                    StageState::Running
+                }
+                (Some(State::Started), _) => StageState::Stopped,
+                (Some(State::Failed), _) => StageState::Failed,
+                (Some(State::Done), None) => StageState::Done,
+                (Some(State::Done), Some(_)) => StageState::Stale,
             };
             let time = times.of(&stage.name);
             let seconds = match state {
-                Stand::Running => time.and_then(super::times::Time::elapsed),
+                StageState::Running => time.and_then(super::times::Time::elapsed),
                 _ => forecast.last_seconds,
             };
             status.push(StageStatus {
                 stage: stage.name.clone(),
                 command: stage.kind().to_owned(),
                 state,
-                runs_because: forecast.runs_because.filter(|_| state != Stand::Running),
+                runs_because: forecast
+                    .runs_because
+                    .filter(|_| state != StageState::Running),
                 started: time.map(|time| time.started.clone()),
                 seconds,
                 job,
@@ -127,16 +131,16 @@ pub fn status_table(stages: &[StageStatus]) -> String {
         .collect();
     let row = |stage: &StageStatus| {
         let state = match stage.state {
-            Stand::Done => "done".to_owned(),
-            Stand::Stale => format!(
+            StageState::Done => "done".to_owned(),
+            StageState::Stale => format!(
                 "stale: {}",
                 stage.runs_because.as_deref().unwrap_or_default()
             ),
-            Stand::Running => "running".to_owned(),
-            Stand::Failed => "failed".to_owned(),
-            Stand::Stopped => "stopped".to_owned(),
-            Stand::Queued => "queued".to_owned(),
-            Stand::New => "never ran".to_owned(),
+            StageState::Running => "running".to_owned(),
+            StageState::Failed => "failed".to_owned(),
+            StageState::Stopped => "stopped".to_owned(),
+            StageState::Queued => "queued".to_owned(),
+            StageState::New => "never ran".to_owned(),
         };
         let seconds = stage.seconds.map(|seconds| format!("{seconds:.1}"));
         let began = stage

@@ -1,6 +1,6 @@
 //! A process between a run and one of its stages, which ends whatever the stage has started where the run is killed.
 //!
-//! The kernel can end a child with its parent, but not its grandchildren: they would go on writing beside the next run. The
+//! The kernel can end a child with its parent, but not its grandchildren: they would continue to write beside the next run. The
 //! supervisor has two means against that. Its standard input is a pipe that only the run holds open, so that it ends with
 //! the run, however that ends. And it is the subreaper of its descendants: an orphan becomes its child, even one with a
 //! session of its own, so that none escapes.

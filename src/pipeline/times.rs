@@ -1,4 +1,4 @@
-//! `run.json`: when stages ran, and for how long. Nothing depends on it but what people are told.
+//! `run.json`: when stages ran, and for how long. Only status and estimates read it.
 
 use std::collections::BTreeMap;
 use std::fs::File;

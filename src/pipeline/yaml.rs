@@ -1,4 +1,4 @@
-//! A YAML text as a tree that knows where each part stands.
+//! A YAML text as a tree that knows the place of each part.
 
 use std::fmt;
 use std::path::Path;
@@ -49,11 +49,11 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Spanned<Node>> {
         if let serde_saphyr::Error::DuplicateMappingKey { key, .. } = error {
             return Error::file(
                 place,
-                format!("the key `{}` stands twice", key.as_deref().unwrap_or("?")),
+                format!("duplicate key `{}`", key.as_deref().unwrap_or("?")),
             );
         }
         let message = error.to_string();
-        // The place stands in front already, and what a caller of the parser might do instead is no advice to a user.
+        // The place is in front already, and advice to a caller of the parser is none to a user.
         let line = message.lines().next().unwrap_or_default();
         let problem = [" at line ", "; use "]
             .iter()
@@ -78,7 +78,7 @@ pub(super) fn unknown_key(
     owner: &str,
     known: &[&str],
 ) -> Error {
-    let problem = format!("{owner} has no such key");
+    let problem = format!("unknown key of {owner}");
     let error = Error::key(place(path, key.referenced), &key.value, problem);
     match nearest(&key.value, known.iter().copied()) {
         Some(name) => error.with_hint(format!("the nearest known key is `{name}`")),

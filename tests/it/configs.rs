@@ -453,7 +453,7 @@ fn what_mergekit_loses_silently_is_said_or_refused() {
     bench
         .upcycle(&text, &[])
         .refused(2, &["mixtral cannot hold", "biases"]);
-    // Another vocabulary: its embeddings are not used, so it can be an expert; one is told.
+    // Another vocabulary: its embeddings are not used, so it can be an expert, with a note.
     let text = edited(&|folder| {
         edit_json(&folder.join("config.json"), |config| {
             config["vocab_size"] = json!(386)

@@ -799,7 +799,7 @@ fn no_stage_runs_a_recipe_or_a_hidden_command() {
     ];
     for (command, settings) in settings {
         let bam = one_stage(root, command, settings);
-        let key = format!("key `{command}`: a stage has no such key");
+        let key = format!("key `{command}`: unknown key of a stage");
         bam!("run", "--from-manifest", bam).refused(2, &[&key]);
         let recipe = root.join("r.yaml");
         fs::write(&recipe, format!("stages: [{{name: s, {command}: {{}}}}]\n")).unwrap();

@@ -1,4 +1,4 @@
-//! Bad input: a refusal that names file, tensor or key and both values; nothing left behind, no source touched.
+//! Bad input: a refusal that names file, tensor or key and both values; no file left, no source touched.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -57,7 +57,7 @@ impl Bench {
         assert_eq!(
             listing(self.work.path()),
             before,
-            "something was left behind or touched\n{run}"
+            "something was left or touched\n{run}"
         );
         run
     }

@@ -619,17 +619,17 @@ fn faults_of_a_recipe_are_refused_where_they_stand() {
         (
             "name: bam",
             "name: bam\n    name: bim",
-            &["mixture.yaml:13:5: the key `name` stands twice"],
+            &["mixture.yaml:13:5: duplicate key `name`"],
         ),
         (
             "method: bam",
             "method: bam\n      force: true",
-            &["key `force`: `upcycle` has no such key"],
+            &["key `force`: unknown key of `upcycle`"],
         ),
         (
             "method: bam",
             "method: bam\n      config: x.yaml",
-            &["key `config`: `upcycle` has no such key"],
+            &["key `config`: unknown key of `upcycle`"],
         ),
     ];
     for (from, to, parts) in faults {
@@ -707,7 +707,7 @@ fn slurm_gets_jobs_arrays_and_what_each_waits_for() {
     dry(&[]).refused(
         2,
         &[
-            "mixture.yaml:20:41: key `gpu`: `slurm` has no such key",
+            "mixture.yaml:20:41: key `gpu`: unknown key of `slurm`",
             "nearest known key is `gpus`",
         ],
     );
@@ -731,7 +731,7 @@ fn slurm_gets_jobs_arrays_and_what_each_waits_for() {
     }
 }
 
-/// Where a program lies, of those that the shell would find.
+/// The path of a program that the shell would find.
 fn which(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
         .map(|folder| folder.join(name))

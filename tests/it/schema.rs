@@ -1,4 +1,4 @@
-//! The schemas under `docs/` are generated from the types of what they describe, that of recipes from the command line.
+//! The schemas under `docs/` are generated: the schema of recipes from the command line, the others from types.
 
 use bam_convert::checkpoint::Manifest;
 use bam_convert::data::TokenHeader;

@@ -106,7 +106,7 @@ impl Cluster {
     }
 }
 
-/// The options of a script as sbatch reads them: those of the lines before the first command, in sbatch's own quotes.
+/// The options of a script as sbatch reads them: from the lines before the first command, in sbatch's own quotes.
 fn directives(script: &str) -> Vec<String> {
     let head = script
         .lines()

@@ -46,7 +46,7 @@ fn assert_safe(run: &Run) -> bool {
     said.contains("\\u{202e}") || said.contains("\\u202e")
 }
 
-/// A mixture whose experts have hostile names, in a folder of such a name, beside dense models, texts and a log.
+/// A mixture whose experts have hostile names, in a folder with a hostile name, beside dense models, texts and a log.
 struct World {
     work: tempfile::TempDir,
 }
@@ -315,7 +315,7 @@ fn a_recipe_cannot_hide_its_commands() {
     for flag in ["--dry-run", "--status", "--json"] {
         assert_safe(&bam!("run", recipe, flag));
     }
-    // The last lines of a log are marked as such.
+    // The last lines of a log have a mark.
     fs::create_dir_all(work).unwrap();
     fs::write(Path::new(work).join(format!("{EVIL}.in")), "").unwrap();
     let run = bam!("run", recipe).refused(3, &["exit code 4", "  | FORGED"]);

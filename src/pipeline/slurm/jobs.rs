@@ -148,7 +148,7 @@ fn script(
         format!("job-name=\"{}\"", name(stages, group)),
         format!("output=\"{logs}/{log}\""),
         "open-mode=append".to_owned(),
-        // Whatever is cut short goes on from what it left.
+        // A stage that was cut short resumes from what it left.
         "requeue".to_owned(),
     ];
     if is_array {

@@ -1,7 +1,7 @@
 //! Stages on the machines of a cluster: Slurm runs them, and nothing of ours schedules.
 //!
-//! A stage is a job that runs this program with `--only STAGE` on the shared file system, so that records, checks and
-//! verification are those of a run on one machine. What is up to date is not submitted, and what waits or runs is not
+//! A stage is a job that runs this program with `--only STAGE` on the shared file system, with the same
+//! records, checks and verification as a run on one machine. What is up to date is not submitted, and what waits or runs is not
 //! submitted again.
 
 mod jobs;
@@ -70,7 +70,7 @@ impl Runner<'_> {
         ))
     }
 
-    /// Submits what is chosen and not up to date, each job behind those that it needs.
+    /// Submits what is chosen and not up to date, each job after the jobs that it needs.
     ///
     /// # Errors
     /// Where Slurm refuses a job; those submitted before stay.

@@ -1,4 +1,4 @@
-//! What Slurm is told and asked: `sbatch`, `squeue`, `sacct`.
+//! The commands of Slurm: `sbatch`, `squeue`, `sacct`.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::{Error, Result};
 
-/// Where a job stands, in Slurm's words.
+/// The state of a job, in Slurm's words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct JobState {
     /// Its number; of a task of an array, `JOB_TASK`.
@@ -56,7 +56,7 @@ impl JobState {
     }
 }
 
-/// Hands a script to `sbatch`, behind other jobs; the number of the job.
+/// Hands a script to `sbatch`, to run after other jobs. Returns the number of the job.
 pub(super) fn submit(name: &str, script: &str, dependency: Option<&str>) -> Result<String> {
     let mut command = Command::new("sbatch");
     command.arg("--parsable");
@@ -110,7 +110,7 @@ pub(super) fn states(jobs: &[&str]) -> BTreeMap<String, JobState> {
         .iter()
         .map(|job| job.split('_').next().unwrap_or(job))
         .collect();
-    // What has ended stands in the accounting, where there is one.
+    // The accounting, where there is one, knows the jobs that have ended.
     let mut accounting = Command::new("sacct");
     accounting.args([
         "--noheader",
@@ -132,7 +132,7 @@ pub(super) fn states(jobs: &[&str]) -> BTreeMap<String, JobState> {
             },
         );
     }
-    // What waits or runs stands in the queue; asked for everything, for it refuses numbers that it has forgotten.
+    // The queue knows the jobs that wait or run. It refuses numbers that it has forgotten, so it is asked for all jobs.
     for [job, state, reason] in
         rows(Command::new("squeue").args(["--noheader", "--array", "--format=%i|%T|%r"]))
     {

@@ -61,7 +61,7 @@ pub(in crate::pipeline) fn read(
     Ok(())
 }
 
-/// Whether a text stands in double quotes in a directive as it is. Slurm has its own rules there: a backslash takes the
+/// Whether a text in double quotes means itself in a directive. Slurm has its own rules there: a backslash takes the
 /// next character as it is, and a line break ends the directive.
 pub(super) fn fits_directive(text: &str) -> bool {
     !text.chars().any(|c| c.is_control() || "\"\\#".contains(c))
