@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use safetensors::Dtype;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::format::Family;
 use super::keys::Field;
+use super::known::BAM;
 use super::layout::{Block, Layers, Layouts, MlpType, NormPosition, NormType, QkNorm};
 use super::mixture::{Fault, Mixture};
 use crate::Result;
@@ -89,7 +90,7 @@ impl Architecture {
     /// The BAM architecture whose experts are copies of this dense one.
     pub fn upcycled(&self, mixture: Mixture) -> Self {
         Self {
-            family: "bam".to_owned(),
+            family: BAM.to_owned(),
             mixture: Some(mixture),
             format: None,
             ..self.clone()
@@ -99,6 +100,35 @@ impl Architecture {
     /// Whether it is a checkpoint of this program's own format, which transformers reads with the code beside it.
     pub fn is_bam(&self) -> bool {
         self.names().is_ok_and(|family| family.says_layouts())
+    }
+
+    /// What the model computes, by the keys of a BAM's configuration: models in which all of it is equal fit together.
+    pub(crate) fn meaning(&self) -> Vec<(&'static str, Value)> {
+        let mut meaning = vec![("model_type", json!(self.family))];
+        meaning.extend(self.layouts().rows().map(|row| (row.key, row.value)));
+        meaning.extend([
+            ("num_hidden_layers", json!(self.num_layers)),
+            ("hidden_size", json!(self.hidden_size)),
+            ("intermediate_size", json!(self.intermediate_size)),
+            ("num_attention_heads", json!(self.num_heads)),
+            ("num_key_value_heads", json!(self.num_kv_heads)),
+            ("head_dim", json!(self.head_dim)),
+            ("vocab_size", json!(self.vocab_size)),
+            ("tie_word_embeddings", json!(self.tie_word_embeddings)),
+            ("attention_bias", json!(self.attention_bias)),
+            ("attention_output_bias", json!(self.attention_output_bias)),
+            ("mlp_bias", json!(self.mlp_bias)),
+            (self.norm_type.eps_key(), json!(self.norm_eps)),
+            ("rope_theta", json!(self.rope_theta)),
+            ("rope_scaling", json!(self.rope_scaling)),
+            ("hidden_act", json!(self.hidden_act)),
+            ("logit_scale", json!(self.logit_scale)),
+            ("sliding_window", json!(self.sliding_window)),
+            ("layer_types", json!(self.window_layers)),
+            ("clip_qkv", json!(self.clip_qkv)),
+            ("partial_rotary_factor", json!(self.partial_rotary_factor)),
+        ]);
+        meaning
     }
 
     /// Its layouts.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::format::Family;
 use super::gguf_architecture;
 use super::keys::{Field, Key};
-use super::known::{brought, families};
+use super::known::{BAM, brought, families};
 use super::layout::Choice;
 use super::spelling::same_value;
 use crate::checkpoint::foreign;
@@ -125,7 +125,7 @@ impl Config {
                 if self
                     .json
                     .get("model_type")
-                    .is_some_and(|name| name == "bam") =>
+                    .is_some_and(|name| name == BAM) =>
             {
                 version::check(&self.path, BAM_VERSION, Some(found), 1)
             }

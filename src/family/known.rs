@@ -11,17 +11,21 @@ use crate::{Error, Result};
 
 macro_rules! embedded {
     ($($name:literal),*) => {
-        [$(($name, include_str!(concat!("../../formats/", $name, ".yaml")))),*]
+        &[$(($name, include_str!(concat!("../../formats/", $name, ".yaml")))),*]
     };
 }
 
+/// The family of this program's own mixtures.
+pub(super) const BAM: &str = "bam";
+
 /// Names and texts of the embedded files, in the order in which they are listed to users.
-pub(super) static EMBEDDED: [(&str, &str); 10] = embedded!(
+pub(super) static EMBEDDED: &[(&str, &str)] = embedded!(
     "llama",
     "mistral",
     "qwen2",
     "qwen3",
     "cohere",
+    "seed_oss",
     "bam",
     "mixtral",
     "qwen2_moe",
@@ -72,7 +76,7 @@ impl Family {
 
     /// Reads a family from the text of a format file; `path` only names the place in errors.
     pub fn from_yaml(path: &Path, text: &str) -> Result<Self> {
-        extends::read(path, text, &EMBEDDED)
+        extends::read(path, text, EMBEDDED)
     }
 
     /// Reads a family from a format file.
@@ -107,9 +111,9 @@ mod tests {
             .iter()
             .map(|family| family.name.clone())
             .collect();
-        let dense = ["llama", "mistral", "qwen2", "qwen3", "cohere"];
+        let dense = ["llama", "mistral", "qwen2", "qwen3", "cohere", "seed_oss"];
         let mixtures = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
-        assert_eq!(names, [dense, mixtures].concat());
+        assert_eq!(names, [&dense[..], &mixtures[..]].concat());
     }
 
     fn refused(change: impl Fn(&str) -> String) -> Error {

@@ -6,13 +6,11 @@ use super::architecture::Architecture;
 use super::config::{BAM_VERSION, Config};
 use super::format::Family;
 use super::keys::Field;
+use super::known::BAM;
 use super::mixture::Mixture;
 use super::rope::ORIGINAL;
 use super::write::{ConfigWriter, carried};
 use crate::Result;
-
-/// The family of this program's own mixtures.
-const BAM: &str = "bam";
 
 /// The key of a BAM's `config.json` that keeps the seed's `model_type`: nothing else in it tells what an expert is on its own.
 pub(super) const SEED_MODEL_TYPE: &str = "seed_model_type";

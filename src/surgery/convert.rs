@@ -14,7 +14,7 @@ use crate::checkpoint::folder::{CARD, Checkpoint};
 use crate::checkpoint::{Encoding, format, json};
 use crate::family::described::{self, DescribedModel};
 use crate::family::gguf::GgufTensor;
-use crate::family::{Config, Quantised, both_spellings};
+use crate::family::{Config, Quantised, both_spellings, say_dtype};
 use crate::{Error, Result};
 
 /// Name of the converted checkpoint in the plan.
@@ -87,9 +87,7 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
             let mut object = config.json.clone();
             notes.extend(config.say_rope_theta(&mut object)?);
             if let Some(dtype) = dtype {
-                for key in ["dtype", "torch_dtype"] {
-                    object.insert(key.to_owned(), json!(dtype::torch_name(dtype)));
-                }
+                say_dtype(&mut object, dtype);
             }
             both_spellings(&mut object);
             files.push(card::json_file("config.json", &object));
@@ -172,9 +170,7 @@ impl Form {
         let dtype = dtype
             .or_else(|| plain_dtype(checkpoint))
             .unwrap_or(Dtype::BF16);
-        for key in ["dtype", "torch_dtype"] {
-            config.insert(key.to_owned(), json!(dtype::torch_name(dtype)));
-        }
+        say_dtype(&mut config, dtype);
 
         let tokenizer = model.tokenizer_files()?.into_iter();
         let tokenizer = tokenizer.map(|file| OutputFile {

@@ -1,6 +1,6 @@
 //! Whether models can be put together: the first key, token or tensor that differs, with both values.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::fit_tokenizer::check_tokenizer;
 use super::model::Model;
@@ -81,9 +81,9 @@ fn feed_forward_differences(
 ) -> Result<Vec<String>> {
     let name = &other.source.name;
     let mut notes = Vec::new();
-    for (key, expected, found) in differences(reference, config, other) {
-        if OF_FEED_FORWARD.contains(&key.as_str()) {
-            return Err(misfit(config, other, &key, &expected, &found));
+    for (key, expected, found) in differences(reference, other) {
+        if OF_FEED_FORWARD.contains(&key) {
+            return Err(misfit(config, other, key, &expected, &found));
         }
         notes.push(format!(
             "{name}: {key} is {found}, the seed's {expected}; only its feed-forward weights are taken, trained beside its own"
@@ -94,8 +94,8 @@ fn feed_forward_differences(
 
 /// Compares what two configurations say about the function that the model computes.
 fn check_architecture(reference: &Architecture, config: &Config, other: &Model) -> Result<()> {
-    match differences(reference, config, other).next() {
-        Some((key, expected, found)) => Err(misfit(config, other, &key, &expected, &found)),
+    match differences(reference, other).next() {
+        Some((key, expected, found)) => Err(misfit(config, other, key, &expected, &found)),
         None => Ok(()),
     }
 }
@@ -109,115 +109,13 @@ fn misfit(config: &Config, other: &Model, key: &str, expected: &Value, found: &V
 /// Keys of which the configurations say different things, with the reference's value and the other's.
 fn differences(
     a: &Architecture,
-    config: &Config,
     other: &Model,
-) -> impl Iterator<Item = (String, Value, Value)> {
+) -> impl Iterator<Item = (&'static str, Value, Value)> {
     let b = &other.architecture;
-    let key = |name: &str| name.to_owned();
-    let eps = if config.json.contains_key("layer_norm_eps") {
-        "layer_norm_eps"
-    } else {
-        "rms_norm_eps"
-    };
-    let compared: Vec<(String, Value, Value)> = vec![
-        (
-            key("model_type"),
-            a.family.clone().into(),
-            b.family.clone().into(),
-        ),
-        (key("block"), json!(a.block), json!(b.block)),
-        (key("norm_type"), json!(a.norm_type), json!(b.norm_type)),
-        (
-            key("norm_position"),
-            json!(a.norm_position),
-            json!(b.norm_position),
-        ),
-        (key("mlp_type"), json!(a.mlp_type), json!(b.mlp_type)),
-        (
-            key("rope_interleaved"),
-            a.rope_interleaved.into(),
-            b.rope_interleaved.into(),
-        ),
-        (
-            key("num_hidden_layers"),
-            a.num_layers.into(),
-            b.num_layers.into(),
-        ),
-        (
-            key("hidden_size"),
-            a.hidden_size.into(),
-            b.hidden_size.into(),
-        ),
-        (
-            key("intermediate_size"),
-            a.intermediate_size.into(),
-            b.intermediate_size.into(),
-        ),
-        (
-            key("num_attention_heads"),
-            a.num_heads.into(),
-            b.num_heads.into(),
-        ),
-        (
-            key("num_key_value_heads"),
-            a.num_kv_heads.into(),
-            b.num_kv_heads.into(),
-        ),
-        (key("head_dim"), a.head_dim.into(), b.head_dim.into()),
-        (key("vocab_size"), a.vocab_size.into(), b.vocab_size.into()),
-        (
-            key("tie_word_embeddings"),
-            a.tie_word_embeddings.into(),
-            b.tie_word_embeddings.into(),
-        ),
-        (
-            key("attention_bias"),
-            a.attention_bias.into(),
-            b.attention_bias.into(),
-        ),
-        (
-            key("attention_output_bias"),
-            a.attention_output_bias.into(),
-            b.attention_output_bias.into(),
-        ),
-        (key("mlp_bias"), a.mlp_bias.into(), b.mlp_bias.into()),
-        (key("qk_norm"), json!(a.qk_norm), json!(b.qk_norm)),
-        (key(eps), a.norm_eps.into(), b.norm_eps.into()),
-        (key("rope_theta"), a.rope_theta.into(), b.rope_theta.into()),
-        (
-            key("rope_scaling"),
-            json!(a.rope_scaling),
-            json!(b.rope_scaling),
-        ),
-        (
-            key("hidden_act"),
-            a.hidden_act.clone().into(),
-            b.hidden_act.clone().into(),
-        ),
-        (
-            key("logit_scale"),
-            a.logit_scale.into(),
-            b.logit_scale.into(),
-        ),
-        (
-            key("sliding_window"),
-            a.sliding_window.into(),
-            b.sliding_window.into(),
-        ),
-        (
-            key("layer_types"),
-            json!(a.window_layers),
-            json!(b.window_layers),
-        ),
-        (key("clip_qkv"), a.clip_qkv.into(), b.clip_qkv.into()),
-        (
-            key("partial_rotary_factor"),
-            a.partial_rotary_factor.into(),
-            b.partial_rotary_factor.into(),
-        ),
-    ];
-    compared
+    a.meaning()
         .into_iter()
+        .zip(b.meaning())
+        .map(|((key, expected), (_, found))| (key, expected, found))
         .filter(|(_, expected, found)| !same_value(expected, found))
 }
 

@@ -11,7 +11,7 @@ use super::plan::{Plan, PlannedTensor};
 use crate::Result;
 use crate::checkpoint::Dtype;
 use crate::checkpoint::expression::Expression;
-use crate::family::{Architecture, Config, Role, TensorSpec, both_spellings};
+use crate::family::{Architecture, Config, Role, TensorSpec, both_spellings, say_dtype};
 
 /// How a fresh tensor starts: weights from N(0, std²), norms at 1, biases at 0, adapters as the identity.
 pub fn fresh(spec: &TensorSpec, std: f64, seed: u64) -> Expression {
@@ -58,9 +58,7 @@ pub fn plan(
         carries_non_finite: false,
     };
     let mut json = config.json.clone();
-    let torch = crate::checkpoint::dtype::torch_name(dtype);
-    json.insert("dtype".to_owned(), json!(torch));
-    json.insert("torch_dtype".to_owned(), json!(torch));
+    say_dtype(&mut json, dtype);
     // Its default depends on the version of transformers.
     let inner = json
         .get("rope_parameters")

@@ -10,7 +10,7 @@ use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
-use crate::family::{Architecture, both_spellings};
+use crate::family::{Architecture, both_spellings, say_dtype};
 use crate::{Error, Result};
 
 /// Settings of a merge.
@@ -87,9 +87,8 @@ pub fn plan(
     put("dtype", json!(settings.dtype.map(dtype::name)));
     let mut config = base.config.json.clone();
     notes.extend(base.config.say_rope_theta(&mut config)?);
-    if let Some(name) = settings.dtype.and_then(dtype::torch_name) {
-        config.insert("dtype".to_owned(), json!(name));
-        config.insert("torch_dtype".to_owned(), json!(name));
+    if let Some(dtype) = settings.dtype {
+        say_dtype(&mut config, dtype);
     }
     both_spellings(&mut config);
     let mut files = vec![card::json_file("config.json", &config)];

@@ -65,9 +65,7 @@ pub fn plan(path: &Path, form: &Form) -> Result<(Plan, Architecture, Vec<OutputF
         notes,
     } = family::output(&architecture, &config, mixture, target)?;
     if let Some(dtype) = form.dtype {
-        for key in ["dtype", "torch_dtype"] {
-            json.insert(key.to_owned(), json!(dtype::torch_name(dtype)));
-        }
+        family::say_dtype(&mut json, dtype);
     }
     let wanted = Architecture {
         dtype: form.dtype.or(wanted.dtype),

@@ -1,9 +1,249 @@
-//! A family that differs in names only is brought by the user, in a file.
+//! Families are data: one more is a file, embedded in the program or brought by the user with `--format`.
 
-use crate::common::{bam, copy_folder, edit_json, fixture};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::common::{bam, copy_folder, edit_json, edit_tensors, fixture, read_file, read_json};
+
+/// Llama under other names, from the tensors to the keys of `config.json`: as many lines as it has names of its own.
+const HOUSE: &str = "\
+extends: llama
+name: house
+model_types: [house]
+architectures: [HouseForCausalLM]
+
+keys:
+  num_layers: depth
+  hidden_act: { names: [activation_function] }
+  norm_eps: { names: [layer_norm_epsilon] }
+
+tensors:
+  embedding: transformer.wte.weight
+  final_norm: transformer.ln_f.weight
+  input_norm: transformer.h.{l}.ln_1.weight
+  post_attention_norm: transformer.h.{l}.ln_2.weight
+  q: transformer.h.{l}.attn.attention.q_proj.weight
+  k: transformer.h.{l}.attn.attention.k_proj.weight
+  v: transformer.h.{l}.attn.attention.v_proj.weight
+  o: transformer.h.{l}.attn.attention.out_proj.weight
+  gate: transformer.h.{l}.mlp.c_fc_0.weight
+  up: transformer.h.{l}.mlp.c_fc_1.weight
+  down: transformer.h.{l}.mlp.c_proj.weight
+";
+
+/// Names of a llama's tensors, and of the house's.
+const RENAMED: [(&str, &str); 12] = [
+    ("model.embed_tokens.", "transformer.wte."),
+    ("model.norm.", "transformer.ln_f."),
+    ("model.layers.", "transformer.h."),
+    (".input_layernorm.", ".ln_1."),
+    (".post_attention_layernorm.", ".ln_2."),
+    (".self_attn.o_proj.", ".attn.attention.out_proj."),
+    (".self_attn.", ".attn.attention."),
+    (".mlp.gate_proj.", ".mlp.c_fc_0."),
+    (".mlp.up_proj.", ".mlp.c_fc_1."),
+    (".mlp.down_proj.", ".mlp.c_proj."),
+    (".gate_proj.", ".c_fc_0."),
+    (".up_proj.", ".c_fc_1."),
+];
+
+/// The format file of the house in `work`, with `more` at its end.
+fn house(work: &Path, more: &str) -> PathBuf {
+    let path = work.join("house.yaml");
+    std::fs::write(&path, format!("{HOUSE}{more}")).unwrap();
+    path
+}
+
+/// A copy of the llama in `fixtures/` as a checkpoint of the house.
+fn renamed(work: &Path, name: &str) -> PathBuf {
+    let folder = copy_folder(&fixture("llama").join(name), &work.join(name));
+    edit_tensors(&folder, |tensors| {
+        let all = std::mem::take(tensors);
+        tensors.extend(all.into_iter().map(|(name, tensor)| {
+            let name = RENAMED
+                .iter()
+                .fold(name, |name, (from, to)| name.replace(from, to));
+            (name, tensor)
+        }));
+    });
+    edit_json(&folder.join("config.json"), |config| {
+        let config = config.as_object_mut().unwrap();
+        config.insert("model_type".into(), "house".into());
+        config.insert("architectures".into(), serde_json::json!(["HouseForCausalLM"]));
+        for (from, to) in [
+            ("num_hidden_layers", "depth"),
+            ("hidden_act", "activation_function"),
+            ("rms_norm_eps", "layer_norm_epsilon"),
+        ] {
+            let value: Value = config.remove(from).unwrap();
+            config.insert(to.into(), value);
+        }
+    });
+    folder
+}
+
+/// The logits of a checkpoint, with more arguments.
+fn logits(folder: &Path, more: &[&std::ffi::OsStr]) -> Vec<f64> {
+    let out = folder.with_extension("logits");
+    let tokens = fixture("golden/tokens.json");
+    let arguments = [
+        "logits".as_ref(),
+        folder.as_os_str(),
+        "--tokens".as_ref(),
+        tokens.as_os_str(),
+        "--dump".as_ref(),
+        out.as_os_str(),
+    ];
+    let arguments = arguments.into_iter().chain(more.iter().copied());
+    crate::common::run(arguments.map(ToOwned::to_owned)).ok();
+    read_file(&out)["logits"].values()
+}
+
+/// Seed-OSS is Qwen2 with keys for what Qwen2 always has: no layer slides, q, k and v have biases, o has none.
+#[test]
+fn a_family_is_a_file_of_fifteen_lines() {
+    let work = TempDir::new().unwrap();
+    let folders = ["seed", "code"].map(|name| {
+        let folder = copy_folder(&fixture("qwen2").join(name), &work.path().join(name));
+        edit_json(&folder.join("config.json"), |config| {
+            let config = config.as_object_mut().unwrap();
+            config.insert("model_type".into(), "seed_oss".into());
+            config.insert("architectures".into(), serde_json::json!(["SeedOssForCausalLM"]));
+            config.insert("head_dim".into(), 8.into());
+            for key in ["layer_types", "max_window_layers", "sliding_window", "use_sliding_window"] {
+                config.remove(key);
+            }
+        });
+        folder
+    });
+    let [seed, code] = &folders;
+    let golden = read_file(&fixture("golden/qwen2.safetensors"))["logits"].values();
+    let ours = logits(seed, &[]);
+    let difference = ours.iter().zip(&golden).map(|(a, b)| (a - b).abs());
+    assert!(difference.fold(0.0, f64::max) < 2e-4);
+
+    let (bam, alone) = (work.path().join("bam"), work.path().join("alone"));
+    let expert = format!("code={}", code.display());
+    bam!("upcycle", "--method", "bam", "--seed", seed, "--expert", expert, "--out", bam).ok();
+    crate::common::against(&bam).ok();
+    bam!("expert", "extract", bam, "code", "--out", alone).ok();
+    assert_eq!(read_json(alone.join("config.json"))["model_type"], "seed_oss");
+    let refused = bam!("convert", seed, work.path().join("x.gguf"), "--to", "gguf");
+    refused.refused(2, &["seed_oss", "only llama, mistral and mixtral are written"]);
+}
 
 #[test]
-#[allow(clippy::unwrap_used)]
+fn other_names_are_the_same_model_on_every_command() {
+    let work = TempDir::new().unwrap();
+    let format = house(work.path(), "");
+    let with = ["--format".as_ref(), format.as_os_str()];
+    let (seed, code) = (renamed(work.path(), "seed"), renamed(work.path(), "code"));
+    let same = fixture("llama/seed");
+    let to = |name: &str| work.path().join(name);
+    let original = copy_folder(&same, &to("llama"));
+    assert_eq!(logits(&seed, &with), logits(&original, &[]));
+    bam!("logits", seed, "--tokens", fixture("golden/tokens.json"), "--dump", to("x"))
+        .refused(2, &["model_type", "house", "--format FILE"]);
+
+    // A BAM of it is read as a BAM, with or without the file.
+    let expert = format!("code={}", code.display());
+    let bam = to("bam");
+    bam!(
+        "upcycle", "--method", "bam", "--seed", seed, "--expert", expert, "--out", bam, "--format", format
+    )
+    .ok();
+    assert_eq!(logits(&bam, &with), logits(&bam, &[]));
+    let mixed = bam!("logits", seed, bam, "--tokens", fixture("golden/tokens.json"), "--format", format);
+    mixed.ok();
+
+    // One of its experts alone is of the family again.
+    bam!("expert", "extract", bam, "code", "--out", to("alone"), "--format", format).ok();
+    assert_eq!(read_json(to("alone/config.json"))["depth"], 2);
+    assert_eq!(logits(&to("alone"), &with), {
+        let original = copy_folder(&fixture("llama/code"), &to("llama-code"));
+        logits(&original, &[])
+    });
+
+    // GGUF names are those of the family that it extends: written and read back, it is a llama.
+    bam!("convert", seed, to("house.gguf"), "--to", "gguf", "--format", format).ok();
+    bam!("convert", to("house.gguf"), to("back")).ok();
+    assert_eq!(read_json(to("back/config.json"))["model_type"], "llama");
+    bam!("convert", original, to("llama.gguf"), "--to", "gguf").ok();
+    assert_eq!(
+        std::fs::read(to("house.gguf")).unwrap().len(),
+        std::fs::read(to("llama.gguf")).unwrap().len()
+    );
+    bam!("convert", to("llama.gguf"), to("house"), "--format", format).ok();
+    assert_eq!(read_json(to("house/config.json"))["model_type"], "house");
+    assert_eq!(logits(&to("house"), &with), logits(&to("back"), &[]));
+
+    bam!("inspect", seed, "--format", format).ok();
+    bam!("validate", seed, "--format", format).ok();
+    bam!("cost", seed, "--format", format).ok();
+    bam!("diff", seed, seed, "--format", format).ok();
+    bam!("init", seed, "--out", to("init"), "--format", format).ok();
+    bam!("convert", seed, to("f32"), "--dtype", "f32", "--format", format).ok();
+    bam!("merge", "--model", seed, "--model", code, "--out", to("merged"), "--format", format).ok();
+    bam!("branch", seed, "--into", "a", "--out", to("branches"), "--format", format).ok();
+    bam!("generate", seed, "--prompt", "a", "--max-tokens", "2", "--format", format).ok();
+}
+
+/// A GGUF architecture of a user's own, which rotates halves: the other names, and no row moves.
+#[test]
+fn gguf_names_are_data_in_both_directions() {
+    let work = TempDir::new().unwrap();
+    let to = |name: &str| work.path().join(name);
+    let names = "\
+gguf:
+  architecture: house
+  rope_interleaved: false
+  keys: { num_layers: depth }
+  tensors: { post_attention_norm: blk.{l}.post_attention_norm.weight }
+";
+    let format = house(work.path(), names);
+    let seed = renamed(work.path(), "seed");
+    bam!("convert", seed, to("a.gguf"), "--to", "gguf", "--format", format).ok();
+    let shown = bam!("inspect", to("a.gguf"), "--tensors", "--format", format).ok();
+    assert!(shown.stdout.contains("blk.0.post_attention_norm.weight"), "{shown:?}");
+    bam!("convert", to("a.gguf"), to("unread")).refused(2, &["general.architecture", "found `house`"]);
+
+    bam!("convert", to("a.gguf"), to("back"), "--format", format).ok();
+    let (before, after) = (seed.join("model.safetensors"), to("back/model.safetensors"));
+    assert_eq!(read_file(&before), read_file(&after));
+    let with = ["--format".as_ref(), format.as_os_str()];
+    assert_eq!(logits(&to("back"), &with), logits(&seed, &with));
+}
+
+#[test]
+fn format_files_that_cannot_be_are_refused() {
+    let work = TempDir::new().unwrap();
+    let seed = renamed(work.path(), "seed");
+    let refused = |text: String, parts: &[&str]| {
+        let path = work.path().join("wrong.yaml");
+        std::fs::write(&path, text).unwrap();
+        bam!("validate", seed, "--format", path).refused(2, parts);
+    };
+    let wrong = |from: &str, to: &str, parts: &[&str]| refused(HOUSE.replace(from, to), parts);
+    wrong("extends: llama", "extends: lama", &["`extends`", "found `lama`", "is `llama`"]);
+    wrong("name: house\n", "", &["`name`", "required"]);
+    wrong("  norm_eps:", "  norm_epz:", &["wrong.yaml:9:", "norm_epz", "`norm_eps`"]);
+    wrong("{ names: [layer", "{ nmaes: [layer", &["nmaes", "`names`"]);
+    wrong("num_layers: depth", "num_layers: ~", &["`keys.num_layers`", "required"]);
+    wrong("{l}.ln_1", "0.ln_1", &["`tensors.input_norm`", "{l}"]);
+    wrong("  gate:", "  attention_adapter:", &["`tensors.attention_adapter`", "experts"]);
+    refused(
+        format!("{HOUSE}mixture: {{ num_experts: n }}\n"),
+        &["`mixture.num_experts_per_tok`", "required"],
+    );
+    refused(
+        format!("{HOUSE}gguf: {{ keys: {{ deptz: d }} }}\n"),
+        &["deptz", "gguf"],
+    );
+}
+
+#[test]
 fn a_format_file_brings_a_family() {
     let work = tempfile::TempDir::new().unwrap();
     let folders = ["seed", "code"]
