@@ -1,8 +1,7 @@
 //! `branch`: a seed into copies, one for each domain.
 
-use bam_convert::arguments::{CheckpointPath, DryRun, Force, InputPath, Outline, OutputPath};
+use bam_convert::arguments::{CheckpointPath, DryRun, Force, Outline, OutputPath};
 use bam_convert::estimate::{Estimate, WRITTEN};
-use bam_convert::family::Family;
 use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::surgery::Model;
 use bam_convert::surgery::branch::plan;
@@ -31,9 +30,6 @@ pub struct Arguments {
     /// Hard-link the weight files instead of copying them.
     #[arg(long)]
     link: bool,
-    /// Read the models as the family that this format file describes, as in `formats/`.
-    #[arg(long, value_name = "FILE")]
-    format: Option<InputPath>,
     /// Replace branches that exist.
     #[arg(long, action = ArgAction::SetTrue)]
     force: Force,
@@ -53,9 +49,12 @@ impl Verb for Arguments {
         Declaration::new("branch", StageUse::Makes)
     }
 
+    fn opens_models() -> bool {
+        true
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
-        let format = self.format.as_deref().map(Family::read).transpose()?;
-        let seed = Model::open_as(SEED, &self.seed, format.as_ref())?;
+        let seed = Model::open(SEED, &self.seed)?;
         let architecture = seed.architecture.clone();
         let files = seed.source.checkpoint.files.len();
         let branching = plan(seed, &self.into, &self.out)?;

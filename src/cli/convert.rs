@@ -9,11 +9,12 @@ use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::surgery::convert::plan;
 use bam_convert::surgery::relayout::{self, Form};
 use bam_convert::surgery::{gguf, npz};
+use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 
 use super::Outcome;
 use super::printer::Printer;
-use super::upcycle::float_dtype;
+use super::upcycle::{float_dtype, targets};
 use super::verb::Verb;
 use super::write::WriteArguments;
 
@@ -37,7 +38,7 @@ pub struct Arguments {
     #[arg(long, value_name = "DTYPE", value_parser = float_dtype)]
     dtype: Option<Dtype>,
     /// Family of the output, for a mixture; or `gguf`, a file for llama.cpp; or `npz`, one for numpy [default: the source's].
-    #[arg(long, value_name = "FAMILY", value_parser = FORMS)]
+    #[arg(long, value_name = "FAMILY", value_parser = PossibleValuesParser::new(forms()))]
     to: Option<String>,
     /// Store matrices as blocks of small whole numbers with a scale (`--to gguf`).
     #[arg(long, value_enum, conflicts_with = "dtype")]
@@ -51,15 +52,9 @@ pub struct Arguments {
 }
 
 /// Values of `--to`: the families of mixtures, GGUF, and archives of numpy.
-const FORMS: [&str; 7] = [
-    "bam",
-    "mixtral",
-    "qwen2_moe",
-    "qwen3_moe",
-    "olmoe",
-    "gguf",
-    "npz",
-];
+fn forms() -> Vec<&'static str> {
+    targets().into_iter().chain(["gguf", "npz"]).collect()
+}
 
 /// Values of `--quantize`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -90,6 +85,10 @@ impl LayoutName {
 impl Verb for Arguments {
     fn declaration() -> Declaration {
         Declaration::new("convert", StageUse::Makes)
+    }
+
+    fn opens_models() -> bool {
+        true
     }
 
     fn run(&self, printer: &Printer) -> Outcome {

@@ -1,9 +1,9 @@
 //! `cost`: parameters, FLOPs and cache of a configuration, without weights.
 
 use bam_convert::Error;
-use bam_convert::arguments::{CheckpointPath, InputPath};
+use bam_convert::arguments::CheckpointPath;
 use bam_convert::family::cost::{CostedMethod, PAPER_CONTEXT, Report, Request, table};
-use bam_convert::family::{Config, Family, TopK};
+use bam_convert::family::{Config, TopK};
 use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::surgery::methods::Method;
 use clap::Args;
@@ -45,9 +45,6 @@ pub struct Arguments {
     /// Tokens of context for the FLOPs of attention.
     #[arg(long, value_name = "TOKENS", default_value_t = PAPER_CONTEXT)]
     context: u64,
-    /// Read the model as the family that this format file describes, as in `formats/`.
-    #[arg(long, value_name = "FILE")]
-    format: Option<InputPath>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -58,9 +55,12 @@ impl Verb for Arguments {
         Declaration::new("cost", StageUse::Makes)
     }
 
+    fn opens_models() -> bool {
+        true
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
         let config = Config::read(&self.config)?;
-        let format = self.format.as_deref().map(Family::read).transpose()?;
         let mut request = Request {
             method: self.method.map(|method| CostedMethod {
                 name: method.name(),
@@ -73,12 +73,12 @@ impl Verb for Arguments {
             attention_top_k: self.attention_top_k,
         };
         if let Some(rule) = self.size.rule(self.method, self.experts)? {
-            let dense = Request::default().architecture(&config, format.clone())?;
+            let dense = Request::default().architecture(&config)?;
             let (experts, width) = rule.size(1, dense.intermediate_size)?;
             (request.experts, request.expert_width) = (Some(experts), Some(width));
             request.top_k = self.top_k.or(Some(TopK::Of(rule.default_top_k())));
         }
-        let report = Report::new(&request.architecture(&config, format)?, self.context)
+        let report = Report::new(&request.architecture(&config)?, self.context)
             .map_err(|error| Error::file(&config.path, error.to_string()))?;
         if self.json {
             printer.json(&report)?;

@@ -33,6 +33,10 @@ impl Verb for Arguments {
         Declaration::new("diff", StageUse::Makes)
     }
 
+    fn opens_models() -> bool {
+        true
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
         let bar = printer.bytes_bar(work_length(&self.a, &self.b), "comparing");
         let options = DiffOptions {

@@ -114,6 +114,10 @@ impl Verb for Arguments {
         Declaration::new("eval", StageUse::Makes)
     }
 
+    fn opens_models() -> bool {
+        true
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
         if *self.outline {
             return print(printer, &self.estimate()?);

@@ -180,6 +180,10 @@ impl Verb for Arguments {
         Declaration::new("expert", StageUse::Makes)
     }
 
+    fn opens_models() -> bool {
+        true
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
         let (changed, write, out) = match &self.command {
             Command::Add(add) => (add.plan(printer)?, &add.write, &add.out),

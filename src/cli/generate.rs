@@ -99,6 +99,10 @@ impl Verb for Arguments {
         Declaration::new("generate", StageUse::Makes)
     }
 
+    fn opens_models() -> bool {
+        true
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
         // A template that cannot be used is refused before a large model is loaded.
         let texts = self.texts()?;

@@ -39,6 +39,10 @@ impl Verb for Arguments {
         Declaration::new("init", StageUse::Makes)
     }
 
+    fn opens_models() -> bool {
+        true
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
         let (plan, architecture, files) = plan(&self.config, self.dtype, self.rng_seed)?;
         self.write

@@ -97,6 +97,10 @@ impl Verb for Arguments {
         Declaration::new("inspect", StageUse::Makes)
     }
 
+    fn opens_models() -> bool {
+        true
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
         let Some(path) = &self.path else {
             return divergence::run(&self.divergence, self.svg.as_deref(), self.json, printer);

@@ -55,6 +55,10 @@ impl Verb for Arguments {
         Declaration::new("logits", StageUse::Makes)
     }
 
+    fn opens_models() -> bool {
+        true
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
         let device = self.device.open()?;
         if let Some(dump) = &self.dump {

@@ -1,9 +1,8 @@
 //! `merge`: the weighted average of models of one shape.
 
 use bam_convert::Error;
-use bam_convert::arguments::{CheckpointPath, InputPath, OutputPath, Weighted};
+use bam_convert::arguments::{CheckpointPath, OutputPath, Weighted};
 use bam_convert::checkpoint::Dtype;
-use bam_convert::family::Family;
 use bam_convert::mergekit::Dialect;
 use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::surgery::Model;
@@ -35,9 +34,6 @@ pub struct Arguments {
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
     out: OutputPath,
-    /// Read the models as the family that this format file describes, as in `formats/`.
-    #[arg(long, value_name = "FILE")]
-    format: Option<InputPath>,
     #[command(flatten)]
     write: WriteArguments,
 }
@@ -47,16 +43,15 @@ impl Verb for Arguments {
         Declaration::new("merge", StageUse::Makes).with_settings_file(Dialect::Linear)
     }
 
+    fn opens_models() -> bool {
+        true
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
-        let format = self.format.as_deref().map(Family::read).transpose()?;
         let mut models = Vec::with_capacity(self.models.len());
         for (number, model) in self.models.iter().enumerate() {
             models.push((
-                Model::open_as(
-                    &format!("model-{}", number + 1),
-                    &model.value,
-                    format.as_ref(),
-                )?,
+                Model::open(&format!("model-{}", number + 1), &model.value)?,
                 model.weight,
             ));
         }

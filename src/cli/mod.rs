@@ -14,6 +14,7 @@ mod divergence;
 mod estimate;
 mod eval;
 mod expert;
+mod format;
 mod generate;
 #[cfg(feature = "hub")]
 mod hub;
@@ -179,14 +180,13 @@ fn parse() -> bam_convert::Result<(Box<dyn Verb>, Printer)> {
         pipeline::Settled { line, notes } = pipeline::settle(&relaxed, line, &matches, &fetch)?;
     }
     let (verb, printer) = read(program.definition(), &line);
+    let found = matches(program.definition(), &line);
+    format::bring(&found)?;
     // The line is complete before anything is pulled.
     #[cfg(feature = "hub")]
-    let verb = {
-        let matches = matches(program.definition(), &line);
-        match hub::resolve(&program, &matches, verb.hub_use(), &printer)? {
-            Some(folders) => read(&program.with_folders(&folders), &line).0,
-            None => verb,
-        }
+    let verb = match hub::resolve(&program, &found, verb.hub_use(), &printer)? {
+        Some(folders) => read(&program.with_folders(&folders), &line).0,
+        None => verb,
     };
     notes
         .iter()

@@ -93,6 +93,10 @@ impl Verb for Arguments {
         Declaration::new("push", StageUse::Publishes)
     }
 
+    fn opens_models() -> bool {
+        true
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
         let reference = self.reference()?;
         let client = client()?;
@@ -171,7 +175,7 @@ impl Arguments {
     }
 
     fn is_valid(&self, printer: &Printer) -> anyhow::Result<bool> {
-        let report = examine(&self.folder, None, None, &self.work, printer)?;
+        let report = examine(&self.folder, None, &self.work, printer)?;
         if report.faults() == 0 {
             return Ok(true);
         }

@@ -49,6 +49,10 @@ impl Verb for Arguments {
         Declaration::new("report", StageUse::Makes)
     }
 
+    fn opens_models() -> bool {
+        true
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
         if *self.outline {
             let checkpoints = self

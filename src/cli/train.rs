@@ -219,6 +219,10 @@ impl Verb for Arguments {
         Declaration::new("train", StageUse::Makes)
     }
 
+    fn opens_models() -> bool {
+        true
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
         if let Some(threads) = self.machine.threads {
             use_threads(threads)?;

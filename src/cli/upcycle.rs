@@ -5,17 +5,18 @@ use std::path::PathBuf;
 
 use bam_convert::Error;
 use bam_convert::arguments::{
-    ArgumentRole, ArgumentValue, CheckpointPath, InputPath, Named, OutputPath, TextsPath,
+    ArgumentRole, ArgumentValue, CheckpointPath, Named, OutputPath, TextsPath,
 };
 use bam_convert::checkpoint::dtype::{self, Dtype};
 use bam_convert::checkpoint::output::check_target;
-use bam_convert::family::{Architecture, AttentionKv, Family, Mixture, RouterBias, TopK};
+use bam_convert::family::{self, Architecture, AttentionKv, Mixture, RouterBias, TopK};
 use bam_convert::mergekit::Dialect;
 use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::surgery::Model;
 use bam_convert::surgery::methods::{self, ExpertRule, Method};
 use bam_convert::surgery::router::RouterInit;
 use bam_convert::surgery::upcycle::{Expert, SEED, Settings, check_names, plan};
+use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 
 use super::Outcome;
@@ -69,7 +70,7 @@ pub struct Arguments {
     #[arg(long, value_name = "BOOL")]
     norm_topk_prob: Option<bool>,
     /// Architecture of the output: a BAM, or what other programs read without code beside it (docs/reference/targets.md).
-    #[arg(long, value_name = "FAMILY", default_value = "bam", value_parser = TARGETS)]
+    #[arg(long, value_name = "FAMILY", default_value = "bam", value_parser = PossibleValuesParser::new(targets()))]
     target: String,
     /// Take the seed out of the experts and out of the averages.
     #[arg(long)]
@@ -100,12 +101,9 @@ pub struct Arguments {
     /// Seed of everything random.
     #[arg(long, value_name = "N", default_value_t = 0)]
     rng_seed: u64,
-    /// Read the models as the family that this format file describes, as in `formats/`.
-    #[arg(long, value_name = "FILE")]
-    format: Option<InputPath>,
     /// Then let each source and the mixture read the beginning of this text (as for `eval --data`, 4096 tokens), and show
     /// their perplexity: what the surgery has cost, before any training.
-    #[arg(long, value_name = "TEXT", conflicts_with = "format")]
+    #[arg(long, value_name = "TEXT")]
     check: Option<TextsPath>,
     #[command(flatten)]
     methods: MethodArguments,
@@ -203,8 +201,11 @@ impl RouterBiasName {
     }
 }
 
-/// Values of `--target`: the families of mixtures.
-pub const TARGETS: [&str; 5] = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
+/// The families of mixtures: values of `--target`.
+pub fn targets() -> Vec<&'static str> {
+    // A test of the library reads every embedded family.
+    family::targets().unwrap_or_default()
+}
 
 /// A floating-point dtype by name.
 pub fn float_dtype(text: &str) -> Result<Dtype, String> {
@@ -220,16 +221,19 @@ impl Verb for Arguments {
         Declaration::new("upcycle", StageUse::Makes).with_settings_file(Dialect::Moe)
     }
 
+    fn opens_models() -> bool {
+        true
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
         let expert_rule = self.methods.rule(self.method)?;
         self.refuse_misplaced(&*expert_rule)?;
-        let format = self.format.as_deref().map(Family::read).transpose()?;
-        let seed = Model::open_as(SEED, &self.seed, format.as_ref())?;
+        let seed = Model::open(SEED, &self.seed)?;
         let mut experts = Vec::with_capacity(self.experts.len());
         for Named { name, value } in &self.experts {
             let model = match value {
                 ExpertSource::Random => None,
-                ExpertSource::Dense(path) => Some(Model::open_as(name, path, format.as_ref())?),
+                ExpertSource::Dense(path) => Some(Model::open(name, path)?),
             };
             experts.push(Expert {
                 name: name.clone(),
@@ -425,16 +429,5 @@ impl Arguments {
             );
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn every_mixture_is_a_target() {
-        assert_eq!(
-            bam_convert::family::targets().unwrap_or_default(),
-            super::TARGETS
-        );
     }
 }

@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use bam_convert::Result;
-use bam_convert::arguments::{CheckpointPath, InputPath, Outline};
+use bam_convert::arguments::{CheckpointPath, Outline};
 use bam_convert::checkpoint::Checkpoint;
 use bam_convert::estimate::{Estimate, READ};
-use bam_convert::family::Family;
 use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::verify::validate::{ValidateOptions, work_length};
 use bam_convert::verify::{ValidationReport, validate};
@@ -33,9 +32,6 @@ pub struct Arguments {
     /// Replay the manifest against its sources; folders given replace the recorded ones in order.
     #[arg(long, value_name = "DIR", num_args = 0..)]
     against: Option<Vec<CheckpointPath>>,
-    /// Read the model as the family that this format file describes, as in `formats/`.
-    #[arg(long, value_name = "FILE")]
-    format: Option<InputPath>,
     /// Show every finding.
     #[arg(long)]
     all: bool,
@@ -54,6 +50,10 @@ impl Verb for Arguments {
         Declaration::new("validate", StageUse::Makes)
     }
 
+    fn opens_models() -> bool {
+        true
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
         if *self.outline {
             // Read for its numbers and for its hashes, and twice more to make it anew.
@@ -61,7 +61,6 @@ impl Verb for Arguments {
             let bytes = passes * Checkpoint::open(&self.path)?.data_length();
             return print(printer, &Estimate::of(REPORT, bytes as f64 / READ));
         }
-        let format = self.format.as_deref().map(Family::read).transpose()?;
         let against = self
             .against
             .as_ref()
@@ -71,13 +70,7 @@ impl Verb for Arguments {
             Some(given) if given.is_empty() => Some(super::hub::sources(&self.path, printer)?),
             other => other,
         };
-        let report = examine(
-            &self.path,
-            against.as_deref(),
-            format.as_ref(),
-            &self.work,
-            printer,
-        )?;
+        let report = examine(&self.path, against.as_deref(), &self.work, printer)?;
         if self.work.json {
             printer.json(&report)?;
         } else {
@@ -95,7 +88,6 @@ impl Verb for Arguments {
 pub fn examine(
     path: &Path,
     against: Option<&[Option<PathBuf>]>,
-    format: Option<&Family>,
     work: &WorkArguments,
     printer: &Printer,
 ) -> Result<ValidationReport> {
@@ -103,7 +95,6 @@ pub fn examine(
     let (threads, memory) = (work.thread_count(), work.memory.as_u64());
     let options = ValidateOptions {
         against,
-        format,
         threads,
         memory,
         progress: &|bytes| bar.inc(bytes),

@@ -8,8 +8,8 @@ use std::fmt::Debug;
 use bam_convert::pipeline::Declaration;
 use clap::{ArgMatches, Args, Command};
 
-use super::Outcome;
 use super::printer::Printer;
+use super::{Outcome, format};
 
 /// What a command takes from a repository of the Hub that is named in the place of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,14 @@ pub trait Verb: Debug {
     fn declaration() -> Declaration
     where
         Self: Sized;
+
+    /// Whether it opens models, and so has `--format`.
+    fn opens_models() -> bool
+    where
+        Self: Sized,
+    {
+        false
+    }
 
     /// Runs the command.
     fn run(&self, printer: &Printer) -> Outcome;
@@ -52,6 +60,7 @@ pub trait Verb: Debug {
 pub struct Registered {
     /// What it declares about itself.
     pub declaration: Declaration,
+    opens_models: bool,
     augment: fn(Command) -> Command,
     read: fn(&ArgMatches) -> Result<Box<dyn Verb>, clap::Error>,
 }
@@ -64,6 +73,7 @@ impl Registered {
                 computes: computes::<A>,
                 ..A::declaration()
             },
+            opens_models: A::opens_models(),
             augment: A::augment_args,
             read: read::<A>,
         }
@@ -71,7 +81,12 @@ impl Registered {
 
     /// Its part of the definition of the command line.
     pub fn definition(&self) -> Command {
-        (self.augment)(Command::new(self.declaration.name))
+        let command = (self.augment)(Command::new(self.declaration.name));
+        if self.opens_models {
+            format::augmented(command)
+        } else {
+            command
+        }
     }
 
     /// The command with the arguments that `clap` found.

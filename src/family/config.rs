@@ -43,8 +43,8 @@ pub(crate) enum Found<'a> {
 impl Family {
     /// The family of a `config.json`, by `model_type` or, where it has none, by `architectures`.
     ///
-    /// A family that a user brought describes every model that is not said to be of an embedded family with experts where it has
-    /// none, or without experts where it has some: a command reads mixtures beside the dense models of that family.
+    /// A family that a user brought comes before the embedded ones, and describes models of unknown families, too. A command
+    /// may read models of embedded families beside those: the mixture that it made of them, or what they are compared with.
     pub fn of(config: &Config) -> Result<Arc<Self>> {
         let model_type = match config.json.get("model_type") {
             None => None,
@@ -56,16 +56,11 @@ impl Family {
             .and_then(|classes| classes.get(0))
             .and_then(Value::as_str);
         let known = families()?;
-        let named = known
-            .iter()
+        let named = brought()
+            .into_iter()
+            .chain(known)
             .find(|family| family.is_named(model_type, class));
-        if let Some(brought) = brought() {
-            let is_other = named.is_some_and(|named| named.is_mixture() != brought.is_mixture());
-            if brought.is_named(model_type, class) || !is_other {
-                return Ok(Arc::clone(brought));
-            }
-        }
-        match named {
+        match named.or(brought()) {
             Some(family) => Ok(Arc::clone(family)),
             None => Err(unknown_family(config, config.model_type()?, known)),
         }
@@ -121,12 +116,7 @@ impl Config {
     /// Refuses a BAM of a version that this program does not know; one without the key has the first version.
     fn check_version(&self) -> Result<()> {
         match self.json.get(BAM_VERSION) {
-            Some(found)
-                if self
-                    .json
-                    .get("model_type")
-                    .is_some_and(|name| name == BAM) =>
-            {
+            Some(found) if self.json.get("model_type").is_some_and(|name| name == BAM) => {
                 version::check(&self.path, BAM_VERSION, Some(found), 1)
             }
             _ => Ok(()),

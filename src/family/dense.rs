@@ -6,7 +6,7 @@ use super::architecture::Architecture;
 use super::config::{BAM_VERSION, Config};
 use super::format::{Family, Presence};
 use super::keys::Field;
-use super::known::families;
+use super::known::{brought, families};
 use super::layout::Layouts;
 use super::mixture::Mixture;
 use super::stock::Output;
@@ -82,8 +82,9 @@ pub fn dense(config: &Config, architecture: &Architecture) -> Result<Output> {
     }
     let alone = architecture.of_one_expert();
     let seed = config.json.get(SEED_MODEL_TYPE).and_then(Value::as_str);
-    let mut known: Vec<_> = families()?
-        .iter()
+    let mut known: Vec<_> = brought()
+        .into_iter()
+        .chain(families()?)
         .filter(|family| !family.is_mixture())
         .collect();
     known.sort_by_key(|family| {
@@ -107,10 +108,13 @@ pub fn dense(config: &Config, architecture: &Architecture) -> Result<Output> {
             family,
             model_type.or(family.model_types.first()),
         );
-        let read = Architecture::of(&Config::from_json(&config.path, json.clone()));
+        let read = Architecture::read(&Config::from_json(&config.path, json.clone()), family);
         if read.is_ok_and(|read| read == wanted) {
             return Ok(Output {
-                architecture: wanted,
+                architecture: Architecture {
+                    format: brought().filter(|brought| *brought == *family).cloned(),
+                    ..wanted
+                },
                 config: json,
                 notes: Vec::new(),
             });

@@ -40,7 +40,8 @@ impl Architecture {
         })
     }
 
-    fn read(config: &Config, family: &Family) -> Result<Self> {
+    /// What `config` says in that family, as [`Self::of_format`] without the family itself.
+    pub(super) fn read(config: &Config, family: &Family) -> Result<Self> {
         refuse(config, family)?;
         let keys = &family.keys;
         for (field, expected) in [

@@ -84,7 +84,7 @@ pub fn output(
     }
     let wanted = fitted(dense, mixture, &family, keys);
     let config = config(carried(source, dense)?, &wanted, &family);
-    let mut read = Architecture::of(&Config::from_json(&source.path, config.clone()))?;
+    let mut read = Architecture::read(&Config::from_json(&source.path, config.clone()), &family)?;
     // A default of the family may stand where the source says nothing.
     read.max_position_embeddings = wanted.max_position_embeddings;
     read.dtype = wanted.dtype;

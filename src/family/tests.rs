@@ -6,7 +6,7 @@ use std::path::Path;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::cost::{CostedMethod, Report, Request};
+use super::cost::{Report, Request};
 use super::*;
 
 fn config(json: Value) -> Config {
@@ -584,17 +584,6 @@ fn a_user_brings_a_family() {
     assert!(!names(&target).iter().any(|name| name.contains("gate_proj")));
     let read: Map<String, Value> = bam_config(&seed, &dense, &target).unwrap();
     assert_eq!(Architecture::of(&config(json!(read))).unwrap(), target);
-    let request = Request {
-        method: Some(CostedMethod {
-            name: "btx",
-            attention_experts: false,
-        }),
-        ..Request::default()
-    };
-    assert_eq!(
-        request.architecture(&seed, Some(family)).unwrap().family,
-        "bam"
-    );
 }
 
 /// Values that a hostile or broken config may have under any key.
@@ -652,7 +641,7 @@ proptest! {
                 bam_config(&config, &architecture, &architecture.upcycled(Mixture::new(&architecture, 2))).unwrap();
             prop_assert!(Architecture::of(&Config::from_json("written.json", written)).is_ok());
         }
-        let _ = Request { experts: Some(2), ..Request::default() }.architecture(&config, None);
+        let _ = Request { experts: Some(2), ..Request::default() }.architecture(&config);
     }
 }
 

@@ -30,21 +30,9 @@ pub struct Model {
 impl Model {
     /// Opens the folder `path` and matches names and shapes both ways.
     pub fn open(name: &str, path: &Path) -> Result<Self> {
-        Self::open_as(name, path, None)
-    }
-
-    /// As [`open`](Self::open), read as the family that a format file describes.
-    pub fn open_as(
-        name: &str,
-        path: &Path,
-        format: Option<&crate::family::Family>,
-    ) -> Result<Self> {
         described::expect_folder(path)?;
         let config = Config::read(path)?;
-        let architecture = match format {
-            Some(format) => Architecture::of_format(&config, format.clone())?,
-            None => Architecture::of(&config)?,
-        };
+        let architecture = Architecture::of(&config)?;
         let specs = architecture.tensors()?;
         let checkpoint = architecture.with_tied_embedding(Checkpoint::open(path)?)?;
         checkpoint.expect_layout(path)?;

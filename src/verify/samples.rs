@@ -175,7 +175,6 @@ pub fn validated_with(
     let against = against.as_deref();
     let options = validate::ValidateOptions {
         against,
-        format: None,
         threads,
         memory,
         progress: &progress,

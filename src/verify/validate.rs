@@ -19,8 +19,6 @@ pub struct ValidateOptions<'a> {
     /// Replay the manifest too: these folders stand for its first sources, in order; the others are taken from where the
     /// manifest says.
     pub against: Option<&'a [Option<PathBuf>]>,
-    /// A family that the user brings; otherwise that of `model_type`.
-    pub format: Option<&'a Family>,
     /// Worker threads.
     pub threads: usize,
     /// Working memory in bytes; bounds the threads that work at once.
@@ -85,7 +83,7 @@ pub fn validate(path: &Path, options: &ValidateOptions) -> Result<ValidationRepo
     };
     headers(&mut report, &mut subject)?;
     index(&mut report, &subject)?;
-    config(&mut report, &mut subject, options)?;
+    config(&mut report, &mut subject)?;
     let stored = layout(&mut report, &mut subject)?;
     tensors::check(&mut report, &subject)?;
     numbers::check(&mut report, &subject, options)?;
@@ -245,11 +243,7 @@ fn index(report: &mut ValidationReport, subject: &Subject) -> Result<()> {
 }
 
 /// Reads the configuration and what it says.
-fn config(
-    report: &mut ValidationReport,
-    subject: &mut Subject,
-    options: &ValidateOptions,
-) -> Result<()> {
+fn config(report: &mut ValidationReport, subject: &mut Subject) -> Result<()> {
     if !subject.is_folder() {
         report.skip("config", "a single file");
         return Ok(());
@@ -269,15 +263,8 @@ fn config(
             return Ok(());
         }
     };
-    let family = match options.format {
-        Some(format) => Ok(format.name.clone()),
-        None => Family::of(&config).map(|family| family.name.clone()),
-    };
-    let read = match options.format {
-        Some(format) => Architecture::of_format(&config, format.clone()),
-        None => Architecture::of(&config),
-    };
-    let detail = match (family, read) {
+    let family = Family::of(&config).map(|family| family.name.clone());
+    let detail = match (family, Architecture::of(&config)) {
         (Ok(family), Ok(a)) => {
             if let Err(error) = a.check_computable(&config) {
                 check.fault_of(error)?;

@@ -329,7 +329,6 @@ fn sources_in_the_wrong_order_too_many_or_gone_are_named() {
     let many = ["seed", "code", "law", "law"].map(|name| Some(samples.path(name)));
     let options = super::validate::ValidateOptions {
         against: Some(&many),
-        format: None,
         threads: 1,
         memory: 1 << 20,
         progress: &|_| {},

@@ -1,6 +1,6 @@
 //! Which mixture to cost: what was asked for, over what the config says, over what is usual.
 
-use crate::family::{Architecture, AttentionKv, Config, Family, Mixture, TopK};
+use crate::family::{Architecture, AttentionKv, Config, Mixture, TopK};
 use crate::{Error, Result};
 
 /// The mixture to cost on top of a dense config; a field that is `None` is read from the config, or usual.
@@ -32,11 +32,8 @@ pub struct CostedMethod {
 impl Request {
     /// The architecture to cost: `config` as it is where it is a mixture already or where nothing asks for one,
     /// otherwise its mixture; the mixture keys of a BAM `config.json` are honoured on any config.
-    pub fn architecture(&self, config: &Config, format: Option<Family>) -> Result<Architecture> {
-        let dense = match format {
-            Some(family) => Architecture::of_format(config, family)?,
-            None => Architecture::of(config)?,
-        };
+    pub fn architecture(&self, config: &Config) -> Result<Architecture> {
+        let dense = Architecture::of(config)?;
         if dense.mixture.is_some() {
             return match *self == Self::default() {
                 true => Ok(dense),

@@ -19,7 +19,7 @@ fn fixture(name: &str) -> Config {
 
 fn cost(name: &str, request: Request) -> Report {
     Report::new(
-        &request.architecture(&fixture(name), None).unwrap(),
+        &request.architecture(&fixture(name)).unwrap(),
         PAPER_CONTEXT,
     )
     .unwrap()
@@ -226,11 +226,7 @@ fn the_mixture_keys_of_a_config_are_honoured() {
     config
         .json
         .insert("attention_moe_layers".to_owned(), json!([0, 1]));
-    let report = Report::new(
-        &Request::default().architecture(&config, None).unwrap(),
-        256,
-    )
-    .unwrap();
+    let report = Report::new(&Request::default().architecture(&config).unwrap(), 256).unwrap();
     let kinds: Vec<_> = report
         .layer_kinds
         .iter()
@@ -247,7 +243,7 @@ fn the_mixture_keys_of_a_config_are_honoured() {
         experts: Some(8),
         ..Request::default()
     };
-    let mixture = flags.architecture(&config, None).unwrap().mixture.unwrap();
+    let mixture = flags.architecture(&config).unwrap().mixture.unwrap();
     assert_eq!(
         (mixture.num_experts, mixture.num_attention_experts_per_tok),
         (8, 8)
@@ -257,11 +253,7 @@ fn the_mixture_keys_of_a_config_are_honoured() {
     let mut llama = fixture("paper_small.json");
     llama.json.insert("model_type".to_owned(), json!("llama"));
     llama.json.insert("block".to_owned(), json!("parallel"));
-    let report = Report::new(
-        &bam(AttentionKv::Expert).architecture(&llama, None).unwrap(),
-        256,
-    )
-    .unwrap();
+    let report = Report::new(&bam(AttentionKv::Expert).architecture(&llama).unwrap(), 256).unwrap();
     assert_eq!(report.total_parameters, 776_002_560);
 }
 
@@ -269,7 +261,7 @@ fn the_mixture_keys_of_a_config_are_honoured() {
 fn refusals() {
     let refused = |request: Request| {
         request
-            .architecture(&fixture("paper_small.json"), None)
+            .architecture(&fixture("paper_small.json"))
             .unwrap_err()
             .to_string()
     };
@@ -285,7 +277,7 @@ fn refusals() {
     assert!(refused(btx(u64::MAX, 1)).contains("num_experts: expected 1 to"));
     assert!(refused(btx(1 << 31, 1)).contains("tensors"));
     let dense = Request::default()
-        .architecture(&fixture("paper_small.json"), None)
+        .architecture(&fixture("paper_small.json"))
         .unwrap();
     assert!(
         Report::new(&dense, u64::MAX)
