@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
-use bam_convert::model::{CausalLm, Forward, LoadOptions};
+use bam_convert::model::{CausalLm, Forward, InputGradient, LoadOptions};
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 
@@ -121,7 +121,8 @@ fn step(model: &CausalLm, batch: usize, seq: usize) {
     let (_, mut gradient) = model.loss(&x, &targets, &weights, &mut gradients).unwrap();
     for record in records.into_iter().rev() {
         gradient = model
-            .layer_backward(record, &gradient, &mut gradients)
+            .layer_backward(record, &gradient, InputGradient::Needed, &mut gradients)
+            .unwrap()
             .unwrap();
     }
     model

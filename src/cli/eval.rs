@@ -149,6 +149,7 @@ impl Verb for Arguments {
                 },
             };
             let model = CausalLm::load(path, &options)?;
+            bar.suspend(|| printer.note(&format!("backend of {name}: {}", model.backend())));
             models.push(
                 self.measure(path, name, &model, &tokens, &tasks, &|tokens| {
                     bar.inc(tokens)

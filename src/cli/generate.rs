@@ -108,6 +108,7 @@ impl Verb for Arguments {
         let texts = self.texts()?;
         let options = load_options(&self.checkpoint, self.device, self.dtype)?;
         let model = CausalLm::load(&self.checkpoint, &options)?;
+        printer.note(&format!("backend: {}", model.backend()));
         let tokenizer = Tokenizer::load(&self.checkpoint, model.architecture().vocab_size)?;
         if let Some(note) = tokenizer.note() {
             printer.note(&format!(" note: {note}"));

@@ -262,7 +262,7 @@ impl Verb for Arguments {
                     100.0 * step.peak_share
                 ));
             }
-            Event::Begins { trained, parameters, memory, matmul_peak } => bar.suspend(|| {
+            Event::Begins { trained, parameters, memory, matmul_peak, backend } => bar.suspend(|| {
                 printer.note(&format!(
                     "training {} of {} parameters; memory about {} (weights {}, optimiser {}, gradients {}, activations {}); \
                      products at {}",
@@ -275,6 +275,7 @@ impl Verb for Arguments {
                     table::bytes(memory.activations),
                     table::rate(*matmul_peak)
                 ));
+                printer.note(&format!("backend: {backend}"));
             }),
             Event::Validation(step, domains) => bar.suspend(|| {
                 let each = domains.iter().map(|(name, numbers)| format!("{name} {:.3}", numbers.perplexity));
@@ -338,6 +339,7 @@ impl Arguments {
                 "step": end.step,
                 "tokens": end.tokens,
                 "nll": end.nll,
+                "backend": end.backend,
                 "seconds": end.seconds,
                 "peak_memory_bytes": end.peak_memory,
                 "predicted_memory_bytes": end.predicted_memory,

@@ -97,16 +97,18 @@ impl Block {
         })
     }
 
-    /// The gradient of the layer's input from the gradient of its output; those of parameters are added to their buffers.
+    /// The gradient of the layer's input from the gradient of its output. Gradients of parameters are added to their buffers.
     ///
-    /// Each operation adds to the sum so far, so that the order of the sums is the order of this code.
+    /// If the input's gradient is not needed and the attention side is frozen, the backward pass ends before it. Each operation adds
+    /// to the sum so far, so that the order of the sums is the order of this code.
     pub(super) fn backward<O: Operations + ?Sized>(
         &self,
         operations: &O,
         record: BlockRecord<O::Record>,
         grad_output: &O::Buffer,
+        input_gradient: InputGradient,
         gradients: &mut O::Gradients,
-    ) -> Result<O::Buffer> {
+    ) -> Result<Option<O::Buffer>> {
         let mut backward = |record: Option<O::Record>, grad_output: &O::Buffer, sum| match record {
             Some(record) => operations.backward(record, grad_output, sum, gradients),
             // No norm.
@@ -131,20 +133,40 @@ impl Block {
             }
         };
 
+        if input_gradient == InputGradient::NotNeeded && !self.trains_attention() {
+            return Ok(None);
+        }
         let grad_attended = backward(record.after_attention, &grad_x, None)?;
         let attention = Some(record.attention);
-        match record.before_attention {
+        let grad_x = match record.before_attention {
             Some(norm) => {
                 let grad_h = backward(attention, &grad_attended, grad_h)?;
-                backward(Some(norm), &grad_h, Some(grad_x))
+                backward(Some(norm), &grad_h, Some(grad_x))?
             }
             None => {
                 let sum = match grad_h {
                     Some(grad_h) => operations.add(&grad_h, &grad_x)?,
                     None => grad_x,
                 };
-                backward(attention, &grad_attended, Some(sum))
+                backward(attention, &grad_attended, Some(sum))?
             }
-        }
+        };
+        Ok(Some(grad_x))
     }
+
+    /// Whether attention or one of its norms is trained.
+    fn trains_attention(&self) -> bool {
+        let norms = [&self.before_attention, &self.after_attention];
+        let mut norms = norms.into_iter().flatten();
+        self.attention.is_trained() || norms.any(Norm::is_trained)
+    }
+}
+
+/// Whether the backward pass continues in the layer before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InputGradient {
+    /// It does.
+    Needed,
+    /// Nothing before this layer is trained.
+    NotNeeded,
 }

@@ -2,10 +2,10 @@
 
 use super::block::Block;
 use super::modules::{
-    Attention, Experts, FeedForward, Head, Heads, KeyValue, Linear, Matrix, Mlp, Norm, SharedExpert,
+    Attention, Bias, Experts, FeedForward, Head, Heads, KeyValue, Linear, Matrix, Mlp, Norm,
+    Router, SharedExpert,
 };
 use super::params::{Params, Value};
-use super::router::{Bias, Router};
 use crate::family::{
     Activation, Architecture, AttentionKv, Block as Layout, Config, MlpType, NormPosition,
     NormType, QkNorm, Role, RouterBias,

@@ -8,7 +8,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use super::backend::{
     Backend, BackendChoice, Gradients, OptimiserState, TensorOperations, TensorRecord, TokenLosses,
 };
-use super::block::{Block, BlockOutput, BlockRecord};
+use super::block::{Block, BlockOutput, BlockRecord, InputGradient};
 use super::build::Builder;
 use super::cache::{KvCache, LayerCache};
 use super::memory;
@@ -344,21 +344,30 @@ impl CausalLm {
         })
     }
 
-    /// The gradient of a layer's input from that of its output, with the losses of its router; the gradients of its
+    /// The gradient of a layer's input from the gradient of its output, with the losses of its router. The gradients of its
     /// parameters are added to `gradients`.
+    ///
+    /// The result may be `None` only where the input's gradient is not needed.
     pub fn layer_backward(
         &self,
         record: LayerRecord,
         grad_output: &Tensor,
+        input_gradient: InputGradient,
         gradients: &mut Gradients,
-    ) -> Result<Tensor> {
+    ) -> Result<Option<Tensor>> {
         let LayerRecord { layer, record } = record;
         self.blocks[layer]
-            .backward(self.operations(), record, grad_output, gradients)
+            .backward(
+                self.operations(),
+                record,
+                grad_output,
+                input_gradient,
+                gradients,
+            )
             .map_err(|e| self.failed(e))
     }
 
-    /// Adds the gradient of the embedding to `gradients`, from the gradient of what [`begin`](Self::begin) returned.
+    /// Adds the gradient of the embedding to `gradients`, from the gradient of the output of [`begin`](Self::begin).
     pub fn embed_backward(
         &self,
         pass: &Pass,

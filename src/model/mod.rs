@@ -31,6 +31,7 @@ pub use backend::{
     AdamW, BackendChoice, BackendName, Gradients, HostValues, OptimiserState, StatePart, Update,
     UpdateSums, optimiser_bytes,
 };
+pub use block::InputGradient;
 pub use cache::KvCache;
 pub use causal_lm::{CausalLm, Forward, LayerRecord, LayerRun, Output, logits};
 pub use params::{LoadOptions, Mode, Parameter, Params, Trainable, Weights};

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use super::params::Value;
-use super::router::Router;
 use super::stored::StoredMatrix;
 use crate::family::{Activation, NormType};
 
@@ -46,6 +45,10 @@ impl Matrix {
         }
     }
 
+    fn is_trained(&self) -> bool {
+        matches!(self, Self::Variable(_))
+    }
+
     pub(super) fn stored(&self) -> Option<&StoredMatrix> {
         match self {
             Self::Stored(stored) => Some(stored),
@@ -60,6 +63,12 @@ pub(super) struct Linear {
     pub(super) weight: Matrix,
     /// `[out]`.
     pub(super) bias: Option<Tensor>,
+}
+
+impl Linear {
+    fn is_trained(&self) -> bool {
+        self.weight.is_trained() || self.bias.as_ref().is_some_and(Tensor::is_variable)
+    }
 }
 
 /// The output embedding `[vocab, hidden]`.
@@ -78,6 +87,45 @@ pub(super) struct Norm {
     pub(super) kind: NormType,
     pub(super) weight: Tensor,
     pub(super) eps: f64,
+}
+
+impl Norm {
+    pub(super) fn is_trained(&self) -> bool {
+        self.weight.is_variable()
+    }
+}
+
+/// The bias `[experts]` of a router.
+#[derive(Debug, Clone)]
+pub(super) enum Bias {
+    None,
+    /// Added to the logits.
+    Logits(Tensor),
+    /// Added to the gates where the largest are chosen; has no gradient.
+    Choice(Tensor),
+}
+
+/// A softmax router with its weight `[experts, hidden]`.
+///
+/// Gates are a softmax over all experts, then the `top_k` largest (BAM, sections 3.3 and 3.4).
+#[derive(Debug, Clone)]
+pub(super) struct Router {
+    pub(super) weight: Matrix,
+    pub(super) bias: Bias,
+    pub(super) experts: usize,
+    pub(super) top_k: usize,
+    /// Whether the chosen gates are divided by their sum.
+    pub(super) normalise: bool,
+}
+
+impl Router {
+    fn is_trained(&self) -> bool {
+        let bias = match &self.bias {
+            Bias::Logits(bias) => bias.is_variable(),
+            Bias::None | Bias::Choice(_) => false,
+        };
+        self.weight.is_trained() || bias
+    }
 }
 
 /// Query and output projection of one attention expert, or of the ordinary attention.
@@ -120,6 +168,24 @@ pub(super) struct Attention {
 }
 
 impl Attention {
+    /// Whether any of its parameters is trained.
+    pub(super) fn is_trained(&self) -> bool {
+        let norm = |norm: &Option<Norm>| norm.as_ref().is_some_and(Norm::is_trained);
+        let heads = |Heads {
+                         q,
+                         o,
+                         adapter,
+                         q_norm,
+                     }: &Heads| {
+            let adapter = adapter.as_ref().is_some_and(Matrix::is_trained);
+            q.is_trained() || o.is_trained() || adapter || norm(q_norm)
+        };
+        let key_value =
+            |KeyValue { k, v, k_norm }: &KeyValue| k.is_trained() || v.is_trained() || norm(k_norm);
+        let router = self.router.as_ref().is_some_and(Router::is_trained);
+        router || self.heads.iter().any(heads) || self.key_values.iter().any(key_value)
+    }
+
     /// Whether the outputs of experts pass adapters.
     pub(super) fn has_adapters(&self) -> bool {
         self.heads.iter().any(|heads| heads.adapter.is_some())

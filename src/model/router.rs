@@ -4,8 +4,6 @@ use candle_core::{DType, Result, Tensor};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::modules::Matrix;
-
 /// Changes to a model's routing while it runs; the default changes nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
@@ -49,29 +47,6 @@ pub struct LayerRouting {
     pub feed_forward: Option<Routing>,
     /// Of the attention experts.
     pub attention: Option<Routing>,
-}
-
-/// The bias `[experts]` of a router.
-#[derive(Debug, Clone)]
-pub(super) enum Bias {
-    None,
-    /// Added to the logits.
-    Logits(Tensor),
-    /// Added to the gates where the largest are chosen; has no gradient.
-    Choice(Tensor),
-}
-
-/// A softmax router with its weight `[experts, hidden]`.
-///
-/// Gates are a softmax over all experts, then the `top_k` largest (BAM, sections 3.3 and 3.4).
-#[derive(Debug, Clone)]
-pub(super) struct Router {
-    pub(super) weight: Matrix,
-    pub(super) bias: Bias,
-    pub(super) experts: usize,
-    pub(super) top_k: usize,
-    /// Whether the chosen gates are divided by their sum.
-    pub(super) normalise: bool,
 }
 
 /// How load balance is measured.

@@ -11,7 +11,9 @@ use super::parameters::Parameters;
 use super::settings::Documents;
 use crate::data::Row;
 use crate::evaluate::routing::Recorder;
-use crate::model::{CausalLm, Forward, Gradients, LayerRun, Pass, RouterLossValues, RouterLosses};
+use crate::model::{
+    CausalLm, Forward, Gradients, InputGradient, LayerRun, Pass, RouterLossValues, RouterLosses,
+};
 use crate::{Error, Result};
 
 /// Rows of tokens, and the weight of each position.
@@ -99,18 +101,26 @@ impl BackwardPass<'_> {
         let Batch {
             targets, weights, ..
         } = batch;
-        let (nll, mut gradient) = self.model.loss(&x, targets, weights, gradients)?;
+        let (nll, grad_x) = self.model.loss(&x, targets, weights, gradients)?;
+        let mut gradient = Some(grad_x);
         for (layer, waiting) in (first..layers).zip(waiting).rev() {
+            let Some(grad_output) = gradient else { break };
             let run = match waiting {
                 Waiting::Run(run) => *run,
                 Waiting::Input(input) => self.layer(layer, &input, &pass, batch.share)?,
             };
-            gradient = self
-                .model
-                .layer_backward(run.record, &gradient, gradients)?;
+            let input_gradient = if layer > first || self.parameters.embedding() {
+                InputGradient::Needed
+            } else {
+                InputGradient::NotNeeded
+            };
+            gradient =
+                self.model
+                    .layer_backward(run.record, &grad_output, input_gradient, gradients)?;
         }
-        if self.parameters.embedding() {
-            self.model.embed_backward(&pass, &gradient, gradients)?;
+        if let Some(grad_embedded) = gradient.filter(|_| self.parameters.embedding()) {
+            self.model
+                .embed_backward(&pass, &grad_embedded, gradients)?;
         }
 
         // On a device, the losses are the first numbers that the host waits for.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::machine::Memory;
 use super::metrics::{self, Validation};
+use crate::model::BackendChoice;
 
 /// What a run tells while it goes on.
 pub enum Event<'a> {
@@ -18,6 +19,8 @@ pub enum Event<'a> {
         memory: Memory,
         /// The machine's rate in a large product, in floating-point operations a second.
         matmul_peak: f64,
+        /// The backend that computes.
+        backend: &'a BackendChoice,
     },
     /// It goes on behind this step.
     Resumes(u64),

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::run::trained_names;
 use super::save::{STATE_BYTES, copied};
+use super::select::trained_names;
 use super::settings::{Compute, Operation, Settings};
 use crate::Result;
 use crate::checkpoint::Checkpoint;

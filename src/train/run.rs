@@ -14,10 +14,10 @@ use super::machine::{Memory, matmul_peak, peak_memory};
 use super::measure::HeldBack;
 use super::metrics::{Log, METRICS, Record};
 use super::outlook::flops_per_token;
-use super::parameters::{Parameters, balances};
+use super::parameters::Parameters;
 use super::resume::{Candidates, ResumePoint, SameRun, check_files, different_file, restore};
 use super::save::{Saver, stored_values};
-use super::select::select;
+use super::select::trained_names;
 use super::session::{ROWS, Session};
 use super::settings::{Operation, Settings};
 use super::trainer::{Counters, Trainer};
@@ -28,8 +28,8 @@ use crate::checkpoint::output::check_target;
 use crate::checkpoint::single::check_kind;
 use crate::data::{Mixture, Split, TokenFolder};
 use crate::family::cost::Report;
-use crate::family::{Architecture, Config, TensorSpec, expert_names};
-use crate::model::{CausalLm, LoadOptions, OptimiserState, Trainable};
+use crate::family::{Architecture, Config};
+use crate::model::{BackendChoice, CausalLm, LoadOptions, OptimiserState, Trainable};
 use crate::{Error, Result, threads};
 
 /// A run that is asked for.
@@ -57,6 +57,8 @@ pub struct End {
     pub tokens: u64,
     /// Mean negative log-likelihood of the last step; absent where the run was complete before it began.
     pub nll: Option<f64>,
+    /// The backend that computed; absent where the run was complete before it began.
+    pub backend: Option<BackendChoice>,
     /// Duration of this part, in seconds.
     pub seconds: f64,
     /// Largest memory of the process, in bytes.
@@ -102,6 +104,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
             step,
             tokens,
             nll: None,
+            backend: None,
             seconds: 0.0,
             peak_memory: peak_memory(),
             predicted_memory: 0,
@@ -112,9 +115,10 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     let Candidates {
         newest: resumed,
         damaged,
-    } = match operation.resume {
-        true => Candidates::of(&folder, &same_run)?,
-        false => Candidates::default(),
+    } = if operation.resume {
+        Candidates::of(&folder, &same_run)?
+    } else {
+        Candidates::default()
     };
 
     let dtype = settings.dtype.stored();
@@ -173,6 +177,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         parameters: cost.total_parameters,
         memory,
         matmul_peak,
+        backend: model.backend(),
     });
 
     folder.write_settings(&json)?;
@@ -213,6 +218,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         step: session.trainer.counters.step,
         tokens: session.trainer.counters.tokens,
         nll: session.nll,
+        backend: Some(model.backend().clone()),
         seconds: began.elapsed().as_secs_f64(),
         peak_memory: peak_memory(),
         predicted_memory: memory.total(),
@@ -225,14 +231,14 @@ pub fn check(request: &mut Request) -> Result<()> {
     architecture.match_checkpoint(&request.checkpoint)?;
     check_settings(request, &architecture)?;
     open_data(request, &architecture, &mut |_: &Event| {})?;
-    match request.operation.resume {
-        true => Ok(()),
-        false => check_target(
-            &request.out,
-            request.operation.force,
-            &[&request.checkpoint],
-        ),
+    if request.operation.resume {
+        return Ok(());
     }
+    check_target(
+        &request.out,
+        request.operation.force,
+        &[&request.checkpoint],
+    )
 }
 
 /// Refuses settings out of their ranges, and a run that cannot fit into memory; returns what trains and what the run takes.
@@ -321,30 +327,6 @@ fn open_data(
         }
     }
     Ok((mixture, held_back))
-}
-
-pub(super) fn trained_names(
-    checkpoint: &Path,
-    architecture: &Architecture,
-    settings: &Settings,
-) -> Result<BTreeSet<String>> {
-    let experts = expert_names(checkpoint, architecture)?;
-    let (balancing, specs): (Vec<TensorSpec>, Vec<TensorSpec>) = architecture
-        .tensors()?
-        .into_iter()
-        .partition(|spec| balances(spec, architecture));
-    let mut names = select(&specs, &experts, &settings.train, &settings.freeze)?;
-    if settings.bias_balancing > 0.0 {
-        if balancing.is_empty() {
-            return Err(Error::file(
-                checkpoint,
-                "--bias-balancing: its routers have no bias that takes part in the choice",
-            )
-            .with_hint("make the mixture with `bam-convert upcycle --router-bias choice`"));
-        }
-        names.extend(balancing.into_iter().map(|spec| spec.name));
-    }
-    Ok(names)
 }
 
 /// Whether `out` is what the run would make.

@@ -1,11 +1,14 @@
 //! Which parameters train, as a user asks for it.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use glob::Pattern;
 
+use super::parameters::balances;
+use super::settings::Settings;
 use crate::error::nearest;
-use crate::family::{Role, TensorSpec};
+use crate::family::{Architecture, Role, TensorSpec, expert_names};
 use crate::{Error, Result};
 
 /// Words for groups of parameters.
@@ -27,6 +30,31 @@ enum Term {
     Expert(u64),
     Role(Role),
     Pattern(Pattern),
+}
+
+/// The names of the parameters that the settings train, of the model in `checkpoint`.
+pub(super) fn trained_names(
+    checkpoint: &Path,
+    architecture: &Architecture,
+    settings: &Settings,
+) -> Result<BTreeSet<String>> {
+    let experts = expert_names(checkpoint, architecture)?;
+    let (balancing, specs): (Vec<TensorSpec>, Vec<TensorSpec>) = architecture
+        .tensors()?
+        .into_iter()
+        .partition(|spec| balances(spec, architecture));
+    let mut names = select(&specs, &experts, &settings.train, &settings.freeze)?;
+    if settings.bias_balancing > 0.0 {
+        if balancing.is_empty() {
+            return Err(Error::file(
+                checkpoint,
+                "--bias-balancing: its routers have no bias that takes part in the choice",
+            )
+            .with_hint("make the mixture with `bam-convert upcycle --router-bias choice`"));
+        }
+        names.extend(balancing.into_iter().map(|spec| spec.name));
+    }
+    Ok(names)
 }
 
 /// The names of the parameters among `specs` that a word of `train` holds and none of `freeze`.

@@ -83,7 +83,7 @@ impl Trainer<'_> {
         } else {
             1.0
         };
-        let sums = self.update(&gradients, rates, scale, &chosen)?;
+        let sums = self.update(&gradients, rates, scale, &chosen, detailed)?;
         if let Some(recorder) = recorder {
             done.detail = Some(self.detail(step, &squares, &sums, recorder.finish()));
         }
@@ -224,6 +224,7 @@ impl Trainer<'_> {
         rates: (f64, f64),
         scale: f64,
         chosen: &[Vec<u64>],
+        measured: bool,
     ) -> Result<Vec<UpdateSums>> {
         let (settings, adamw) = (self.settings, self.settings.adamw());
         let number = self.counters.updates + 1;
@@ -258,6 +259,7 @@ impl Trainer<'_> {
                 weight_decay,
                 scale,
                 number,
+                measured,
             };
             let updated = state.update(&adamw, &update, gradients.get(index));
             sums.push(updated.map_err(|e| Error::compute("update the parameters", e))?);

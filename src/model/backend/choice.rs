@@ -7,9 +7,12 @@ use std::sync::Arc;
 use candle_core::Var;
 use serde::Serialize;
 
+use super::cpu;
+use super::gradients::Gradients;
 use super::host::Residence;
+use super::operations::TensorOperations;
+use super::optimiser::OptimiserState;
 use super::reference::{DeviceState, Reference};
-use super::{Gradients, OptimiserState, TensorOperations, cpu};
 use crate::model::modules::{Attention, FeedForward};
 use crate::model::params::{LoadOptions, Mode};
 

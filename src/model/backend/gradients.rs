@@ -88,33 +88,56 @@ impl Gradients {
         }
     }
 
-    /// The sum of the squares of each gradient in float64, the same on any number of threads.
+    /// The sum of the squares of each gradient in float64, the same on any number of threads. A device is waited for once.
     pub fn squares(&self) -> Result<Vec<f64>> {
-        (0..self.slots.len())
-            .map(|number| self.get(number).map_or(Ok(0.0), |g| self.square(g)))
-            .collect()
-    }
-
-    fn square(&self, gradient: &Tensor) -> Result<f64> {
-        if self.residence == Residence::Device {
-            return gradient.sqr()?.sum_all()?.to_scalar::<f32>().map(f64::from);
+        let gradients = (0..self.slots.len()).map(|number| self.get(number));
+        match self.residence {
+            Residence::Host => gradients
+                .map(|gradient| gradient.map_or(Ok(0.0), square_on_host))
+                .collect(),
+            Residence::Device => squares_on_device(gradients),
         }
-        let values = gradient.storage_and_layout();
-        let pieces: Vec<f64> = floats(&values)?
-            .par_chunks(PIECE)
-            .map(|piece| {
-                const LANES: usize = 16;
-                let mut lanes = [0f64; LANES];
-                for row in piece.chunks(LANES) {
-                    for (lane, value) in lanes.iter_mut().zip(row) {
-                        *lane += f64::from(*value) * f64::from(*value);
-                    }
-                }
-                lanes.iter().sum()
-            })
-            .collect();
-        Ok(pieces.iter().sum())
     }
+}
+
+fn squares_on_device<'a>(gradients: impl Iterator<Item = Option<&'a Tensor>>) -> Result<Vec<f64>> {
+    let squares: Vec<Option<Tensor>> = gradients
+        .map(|gradient| {
+            gradient
+                .map(|gradient| gradient.sqr()?.sum_all())
+                .transpose()
+        })
+        .collect::<Result<_>>()?;
+    let found: Vec<&Tensor> = squares.iter().flatten().collect();
+    if found.is_empty() {
+        return Ok(vec![0.0; squares.len()]);
+    }
+    let mut values = Tensor::stack(&found, 0)?.to_vec1::<f32>()?.into_iter();
+    Ok(squares
+        .iter()
+        .map(|square| match square {
+            Some(_) => values.next().map_or(0.0, f64::from),
+            None => 0.0,
+        })
+        .collect())
+}
+
+fn square_on_host(gradient: &Tensor) -> Result<f64> {
+    let values = gradient.storage_and_layout();
+    let pieces: Vec<f64> = floats(&values)?
+        .par_chunks(PIECE)
+        .map(|piece| {
+            const LANES: usize = 16;
+            let mut lanes = [0f64; LANES];
+            for row in piece.chunks(LANES) {
+                for (lane, value) in lanes.iter_mut().zip(row) {
+                    *lane += f64::from(*value) * f64::from(*value);
+                }
+            }
+            lanes.iter().sum()
+        })
+        .collect();
+    Ok(pieces.iter().sum())
 }
 
 struct AddInPlace;

@@ -1,6 +1,6 @@
 //! Numbers of candle tensors in the host's memory.
 
-use candle_core::{CpuStorage, Layout, Result, Storage, StorageRef};
+use candle_core::{CpuStorage, Device, Layout, Result, Shape, Storage, StorageRef, Tensor};
 
 /// Values that a thread takes at a time in elementwise passes. Sums are taken over pieces of this size, in order, so that
 /// they are the same on any number of threads.
@@ -20,5 +20,18 @@ pub(super) fn floats<'a>((storage, layout): &'a (StorageRef<'_>, &Layout)) -> Re
     match (&**storage, layout.contiguous_offsets()) {
         (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => Ok(&values[start..end]),
         _ => candle_core::bail!("expected contiguous float32 on the CPU"),
+    }
+}
+
+/// `values` of `shape`, added to `grad_input` where there is a sum already.
+pub(super) fn add_to(
+    grad_input: Option<Tensor>,
+    values: Vec<f32>,
+    shape: &Shape,
+) -> Result<Tensor> {
+    let gradient = Tensor::from_vec(values, shape, &Device::Cpu)?;
+    match grad_input {
+        Some(sum) => sum + gradient,
+        None => Ok(gradient),
     }
 }

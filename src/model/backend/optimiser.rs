@@ -30,6 +30,8 @@ pub struct Update {
     pub scale: f64,
     /// Number of this update, from 1, for the bias correction of the moments.
     pub number: u64,
+    /// Whether the caller reads the sums of the update, which a device would otherwise wait for.
+    pub measured: bool,
 }
 
 /// The constants of one update in float32.
@@ -99,7 +101,8 @@ pub trait OptimiserState: Debug + Send + Sync {
     /// Puts back what [`download`](Self::download) gave.
     fn upload(&mut self, part: StatePart, values: Vec<f32>) -> Result<()>;
 
-    /// Updates the parameter with its gradient, which is zero where there is none. Returns sums over the parameter.
+    /// Updates the parameter with its gradient, which is zero where there is none. Returns sums over the parameter if the
+    /// update is measured.
     fn update(
         &mut self,
         adamw: &AdamW,

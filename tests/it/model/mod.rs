@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bam_convert::family::{AttentionKv, Layers, RouterBias, TopK};
-use bam_convert::model::{CausalLm, Forward, LoadOptions, Mode, Weights};
+use bam_convert::model::{CausalLm, Forward, InputGradient, LoadOptions, Mode, Weights};
 use bam_convert::surgery::execute::{Target, execute};
 use bam_convert::surgery::methods::{Method, NetworkRule};
 use bam_convert::surgery::upcycle::{Expert, SEED, Settings, plan};
@@ -113,7 +113,8 @@ pub fn loss_and_gradients(
     let (nll, mut gradient) = model.loss(&x, targets, weights, &mut gradients).unwrap();
     for record in records.into_iter().rev() {
         gradient = model
-            .layer_backward(record, &gradient, &mut gradients)
+            .layer_backward(record, &gradient, InputGradient::Needed, &mut gradients)
+            .unwrap()
             .unwrap();
     }
     model

@@ -238,6 +238,7 @@ mod tests {
                     weight_decay: 0.1,
                     scale: 0.5,
                     number,
+                    measured: true,
                 })
                 .collect();
             for update in &updates {
@@ -288,6 +289,7 @@ mod tests {
             weight_decay: 0.5,
             scale: 1.0,
             number: 1,
+            measured: false,
         };
         state.update(&adamw, &update, None).unwrap();
         assert_eq!(var.to_vec1::<f32>().unwrap(), [1.5]);

@@ -3,7 +3,6 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::add_to;
 use super::attend::{InputGradients, Inputs, Sizes};
 use super::kernels::add_scaled;
 use super::norm;
@@ -11,9 +10,9 @@ use super::rotate::Rotate;
 use super::router::RouterRecord;
 use super::rows::{dot_rows, scale_rows, sum_scaled_rows};
 use super::weight::Weight;
-use crate::model::backend::TensorRecord;
 use crate::model::backend::gradients::Gradients;
-use crate::model::backend::host::floats;
+use crate::model::backend::host::{add_to, floats};
+use crate::model::backend::operations::TensorRecord;
 use crate::model::modules::{Attention, Norm};
 use crate::model::pass::Pass;
 

@@ -6,9 +6,9 @@ use rayon::prelude::*;
 
 use super::kernels::{exponentials, scale};
 use super::matmul::{View, matmul};
-use crate::model::backend::TokenLosses;
 use crate::model::backend::gradients::Gradients;
 use crate::model::backend::host::floats;
+use crate::model::backend::operations::TokenLosses;
 use crate::model::modules::Head;
 
 /// Logits in memory at a time.

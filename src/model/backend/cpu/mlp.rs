@@ -3,14 +3,13 @@
 use candle_core::{D, Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::add_to;
 use super::kernels::{add_scaled, silu_multiply, silu_multiply_backward};
 use super::router::RouterRecord;
 use super::rows::{PIECE, dot_rows, gather, scale_rows};
 use super::weight::Weight;
-use crate::model::backend::TensorRecord;
 use crate::model::backend::gradients::Gradients;
-use crate::model::backend::host::floats;
+use crate::model::backend::host::{add_to, floats};
+use crate::model::backend::operations::TensorRecord;
 use crate::model::modules::Mlp;
 
 /// Values that one thread activates at a time.

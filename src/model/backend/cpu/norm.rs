@@ -6,9 +6,9 @@ use rayon::prelude::*;
 use super::kernels::{normalise, normalise_backward};
 use super::rows::{PIECE, add_up};
 use crate::family::NormType;
-use crate::model::backend::TensorRecord;
 use crate::model::backend::gradients::Gradients;
-use crate::model::backend::host::floats;
+use crate::model::backend::host::{add_to, floats};
+use crate::model::backend::operations::TensorRecord;
 use crate::model::modules::Norm;
 
 /// Values below which waking a second thread takes longer than the norm.
@@ -123,7 +123,7 @@ impl TensorRecord for NormRecord {
             grad_output.storage_and_layout(),
         );
         let grad_x = backward(&self.norm, floats(&x)?, floats(&grad_output)?, gradients)?;
-        super::add_to(grad_input, grad_x, self.x.shape())
+        add_to(grad_input, grad_x, self.x.shape())
     }
 }
 

@@ -3,10 +3,11 @@
 use candle_core::{Device, Result, Shape, Tensor, Var};
 
 use super::steps::TrainSteps;
-use crate::model::backend::TensorRecord;
 use crate::model::backend::gradients::Gradients;
+use crate::model::backend::operations::TensorRecord;
 use crate::model::backend::reference::{Subgraph, losses, route};
-use crate::model::router::{Router, RouterLoss, RouterLosses, Routing};
+use crate::model::modules::Router;
+use crate::model::router::{RouterLoss, RouterLosses, Routing};
 
 /// The record of a router: its graph, and the gates that its sublayer used.
 pub(super) struct RouterRecord {

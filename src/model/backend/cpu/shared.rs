@@ -3,11 +3,12 @@
 use candle_core::{Result, Tensor, Var};
 use candle_nn::ops::sigmoid;
 
+use super::mlp;
 use super::steps::TrainSteps;
-use super::{mlp, unsupported_mlp};
+use super::support::unsupported_mlp;
 use crate::model::backend::gradients::Gradients;
+use crate::model::backend::operations::{Routed, TensorRecord};
 use crate::model::backend::reference::{Steps, Subgraph, network};
-use crate::model::backend::{Routed, TensorRecord};
 use crate::model::modules::{Matrix, SharedExpert};
 
 /// The record of routed experts and a shared one.

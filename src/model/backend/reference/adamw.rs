@@ -83,11 +83,12 @@ impl OptimiserState for DeviceState {
         };
         let new =
             ((&old * f64::from(c.keep))? - (self.first.div(&root)? * f64::from(c.rate))?)?.detach();
-        let squares = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f32>().map(f64::from);
-        let sums = UpdateSums {
-            weights: squares(&old)?,
-            changes: squares(&(&new - &old)?)?,
-        };
+        let mut sums = UpdateSums::default();
+        if update.measured {
+            let squares = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f32>().map(f64::from);
+            sums.weights = squares(&old)?;
+            sums.changes = squares(&(&new - &old)?)?;
+        }
 
         self.var.set(&new.to_dtype(self.var.dtype())?)?;
         if self.master.is_some() {

@@ -1,17 +1,14 @@
 //! Attention, ordinary or of experts, composed of steps.
 
 use candle_core::{D, Result, Tensor};
-use candle_nn::ops::{softmax, softmax_last_dim};
 
-use super::{Steps, rotate, route};
+use super::rotate;
+use super::router::route;
+use super::steps::Steps;
 use crate::model::cache::LayerCache;
 use crate::model::modules::{Attention, Heads, Linear, Matrix, Norm};
-use crate::model::params::Mode;
 use crate::model::pass::Pass;
 use crate::model::router::Routing;
-
-/// Queries that inference handles together. This bounds the memory for scores, and skips most future positions.
-const CHUNK: usize = 128;
 
 /// The output for `h` `[batch, seq, hidden]`, and how its tokens were routed.
 pub(super) fn forward<S: Steps>(
@@ -32,7 +29,7 @@ pub(super) fn forward<S: Steps>(
 
     let Some(router) = &attention.router else {
         let o = &attention.heads[0].o;
-        return Ok((super::linear(steps, o, &out.squeeze(2)?)?, None));
+        return Ok((steps.linear(o, &out.squeeze(2)?)?, None));
     };
     let overrides = &pass.overrides;
     let routing = route(
@@ -156,84 +153,4 @@ fn clipped(attention: &Attention, x: Tensor) -> Result<Tensor> {
         Some(most) => x.clamp(-most, most),
         None => Ok(x),
     }
-}
-
-/// Attention as matmuls, which candle can differentiate. Queries of all heads that see the same keys are rows of one matrix.
-pub(super) fn attend_in_groups(
-    attention: &Attention,
-    queries: &Tensor,
-    keys: &Tensor,
-    values: &Tensor,
-    pass: &Pass,
-    mode: Mode,
-) -> Result<Tensor> {
-    let (batch, seq, experts, heads, head_dim) = queries.dims5()?;
-    let (sets, kv_heads) = (attention.key_values.len(), attention.kv_heads);
-    let (in_set, group) = (experts / sets, heads / kv_heads);
-    let grouped = queries
-        .reshape(vec![batch, seq, sets, in_set, kv_heads, group, head_dim])?
-        .permute(vec![0, 2, 4, 3, 5, 1, 6])?
-        .reshape((batch * sets * kv_heads, in_set * group, seq, head_dim))?;
-    attend(attention.window, &grouped, keys, values, pass, mode)?
-        .reshape(vec![batch, sets, kv_heads, in_set, group, seq, head_dim])?
-        .permute(vec![0, 5, 1, 3, 2, 4, 6])?
-        .reshape((batch, seq, experts, heads, head_dim))
-}
-
-/// Softmax attention of queries `[rows, group, seq, head_dim]` over `[rows, positions, head_dim]`.
-fn attend(
-    window: Option<usize>,
-    queries: &Tensor,
-    keys: &Tensor,
-    values: &Tensor,
-    pass: &Pass,
-    mode: Mode,
-) -> Result<Tensor> {
-    let (seq, total) = (queries.dim(2)?, keys.dim(1)?);
-    let chunk = match mode {
-        Mode::Infer => CHUNK,
-        Mode::Train => seq,
-    };
-    if seq <= chunk {
-        let mask = pass.mask(window, 0, seq, total)?;
-        return attend_all(queries, keys, values, mask.as_ref(), mode);
-    }
-    let mut parts = Vec::with_capacity(seq.div_ceil(chunk));
-    for first in (0..seq).step_by(chunk) {
-        let rows = chunk.min(seq - first);
-        let visible = total - seq + first + rows;
-        let (keys, values) = (keys.narrow(1, 0, visible)?, values.narrow(1, 0, visible)?);
-        let mask = pass.mask(window, first, rows, visible)?;
-        let queries = queries.narrow(2, first, rows)?.contiguous()?;
-        parts.push(attend_all(&queries, &keys, &values, mask.as_ref(), mode)?);
-    }
-    Tensor::cat(&parts, 2)
-}
-
-fn attend_all(
-    queries: &Tensor,
-    keys: &Tensor,
-    values: &Tensor,
-    mask: Option<&Tensor>,
-    mode: Mode,
-) -> Result<Tensor> {
-    let (rows, group, seq, head_dim) = queries.dims4()?;
-    let total = keys.dim(1)?;
-    let queries = (queries.reshape((rows, group * seq, head_dim))? * (head_dim as f64).powf(-0.5))?;
-    let mut scores = queries.matmul(&keys.transpose(1, 2)?)?;
-    if let Some(mask) = mask {
-        let batch = mask.dim(0)?;
-        let by_row = scores.reshape((batch, rows / batch * group, seq, total))?;
-        scores = by_row
-            .broadcast_add(mask)?
-            .reshape((rows, group * seq, total))?;
-    }
-    let weights = match mode {
-        Mode::Train => softmax(&scores, D::Minus1)?,
-        // candle's fused softmax has no gradient.
-        Mode::Infer => softmax_last_dim(&scores)?,
-    };
-    weights
-        .matmul(values)?
-        .reshape((rows, group, seq, head_dim))
 }

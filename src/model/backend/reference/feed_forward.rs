@@ -3,8 +3,8 @@
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::sigmoid;
 
-use super::steps::activate;
-use super::{Steps, route};
+use super::router::route;
+use super::steps::{Steps, activate};
 use crate::model::modules::{Experts, FeedForward, Mlp, SharedExpert};
 use crate::model::pass::Pass;
 use crate::model::router::Routing;
@@ -65,9 +65,9 @@ pub(in crate::model::backend) fn network<S: Steps>(
             let both = steps.project(&[gate, &mlp.up], x)?;
             steps.gated(mlp.activation, &both[0], &both[1])?
         }
-        None => activate(mlp.activation, &super::linear(steps, &mlp.up, x)?)?,
+        None => activate(mlp.activation, &steps.linear(&mlp.up, x)?)?,
     };
-    let out = super::linear(steps, &mlp.down, &inner)?;
+    let out = steps.linear(&mlp.down, &inner)?;
     match &mlp.adapter {
         Some(adapter) => steps.matmul(adapter, &out),
         None => Ok(out),

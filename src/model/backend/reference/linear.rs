@@ -2,8 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
 
-use super::Steps;
-use crate::model::modules::{Linear, Matrix};
+use crate::model::modules::Matrix;
 
 /// `x · matrixᵀ` for `x` `[.., in]`, as `[.., out]`.
 pub(super) fn matmul(matrix: &Matrix, x: &Tensor) -> Result<Tensor> {
@@ -21,19 +20,6 @@ pub(super) fn matmul(matrix: &Matrix, x: &Tensor) -> Result<Tensor> {
         x.matmul(&weight.t()?)?
     };
     product.reshape(shape)
-}
-
-/// A projection of `x` `[.., in]`, as `[.., out]`.
-pub(in crate::model::backend) fn forward<S: Steps + ?Sized>(
-    steps: &S,
-    linear: &Linear,
-    x: &Tensor,
-) -> Result<Tensor> {
-    let product = steps.matmul(&linear.weight, x)?;
-    match &linear.bias {
-        Some(bias) => product.broadcast_add(bias),
-        None => Ok(product),
-    }
 }
 
 /// `value`, which is `x · weightᵀ` computed outside the graph, as an operation whose gradient goes to `x` alone.

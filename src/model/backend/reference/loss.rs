@@ -2,9 +2,10 @@
 
 use candle_core::{D, DType, Result, Tensor, Var};
 
-use super::super::TokenLosses;
-use super::super::gradients::Gradients;
-use super::{Steps, at_least_f32};
+use super::norm::at_least_f32;
+use super::steps::Steps;
+use crate::model::backend::gradients::Gradients;
+use crate::model::backend::operations::TokenLosses;
 use crate::model::modules::Head;
 
 /// Logits in memory at once, at most: 32 MiB of float32.
@@ -20,7 +21,7 @@ pub(super) fn logits<S: Steps>(steps: &S, head: &Head, x: &Tensor) -> Result<Ten
     }
 }
 
-/// [`Operations::loss`](super::Operations::loss).
+/// [`Operations::loss`](crate::model::backend::Operations::loss).
 pub(super) fn next_token<S: Steps>(
     steps: &S,
     head: &Head,
@@ -52,7 +53,7 @@ pub(super) fn next_token<S: Steps>(
     })
 }
 
-/// [`Operations::likelihoods`](super::Operations::likelihoods).
+/// [`Operations::likelihoods`](crate::model::backend::Operations::likelihoods).
 pub(super) fn likelihoods<S: Steps>(
     steps: &S,
     head: &Head,

@@ -1,15 +1,16 @@
 //! Root-mean-square and layer norm.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
-use super::at_least_f32;
 use crate::family::NormType;
 use crate::model::modules::Norm;
 use crate::model::params::Mode;
 
 /// Normalises `x` `[.., size]` (`[.., heads, size]`).
 pub(super) fn forward(norm: &Norm, x: &Tensor, mode: Mode) -> Result<Tensor> {
-    if mode == Mode::Infer && norm.kind == NormType::Rms && norm.weight.rank() == 1 {
+    // candle's fused norm has no gradient, no weights per head, and no float64.
+    let is_fused = mode == Mode::Infer && norm.kind == NormType::Rms && x.dtype() != DType::F64;
+    if is_fused && norm.weight.rank() == 1 {
         return candle_nn::ops::rms_norm(&x.contiguous()?, &norm.weight, norm.eps as f32);
     }
     let dtype = x.dtype();
@@ -26,5 +27,14 @@ pub(super) fn forward(norm: &Norm, x: &Tensor, mode: Mode) -> Result<Tensor> {
         NormType::Layer => x
             .broadcast_mul(&norm.weight.to_dtype(x.dtype())?)?
             .to_dtype(dtype),
+    }
+}
+
+/// float32, or `dtype` where it is wider.
+pub(super) fn at_least_f32(dtype: DType) -> DType {
+    if dtype == DType::F64 {
+        DType::F64
+    } else {
+        DType::F32
     }
 }

@@ -3,11 +3,10 @@
 use candle_core::{D, DType, Result, Tensor};
 use candle_nn::ops::softmax;
 
-use super::{Steps, at_least_f32};
-use crate::model::modules::Matrix;
-use crate::model::router::{
-    Bias, LoadBalance, Router, RouterLoss, RouterLosses, Routing, chosen_counts,
-};
+use super::norm::at_least_f32;
+use super::steps::Steps;
+use crate::model::modules::{Bias, Matrix, Router};
+use crate::model::router::{LoadBalance, RouterLoss, RouterLosses, Routing, chosen_counts};
 
 /// The gates of `h` `[batch, seq, hidden]`; `top_k` replaces the router's own.
 pub(in crate::model::backend) fn route<S: Steps + ?Sized>(

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use candle_core::{Result, Tensor};
 
-use super::{attention, linear, norm};
+use super::{attend, linear, norm};
 use crate::family::Activation;
 use crate::model::modules::{Attention, Linear, Matrix, Norm};
 use crate::model::params::Mode;
@@ -25,11 +25,20 @@ pub(in crate::model::backend) trait Steps: Debug + Send + Sync {
         linear::matmul(matrix, x)
     }
 
+    /// A projection of `x` `[.., in]`, as `[.., out]`.
+    fn linear(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
+        let product = self.matmul(&linear.weight, x)?;
+        match &linear.bias {
+            Some(bias) => product.broadcast_add(bias),
+            None => Ok(product),
+        }
+    }
+
     /// Several projections of the same `x` `[.., in]`.
     fn project(&self, linears: &[&Linear], x: &Tensor) -> Result<Vec<Tensor>> {
         linears
             .iter()
-            .map(|linear| linear::forward(self, linear, x))
+            .map(|linear| self.linear(linear, x))
             .collect()
     }
 
@@ -57,7 +66,7 @@ pub(in crate::model::backend) trait Steps: Debug + Send + Sync {
         values: &Tensor,
         pass: &Pass,
     ) -> Result<Tensor> {
-        attention::attend_in_groups(attention, queries, keys, values, pass, self.mode())
+        attend::attend_in_groups(attention, queries, keys, values, pass, self.mode())
     }
 
     /// `act(gate) · up`.

@@ -3,8 +3,8 @@
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 
-use super::super::TensorRecord;
-use super::super::gradients::Gradients;
+use crate::model::backend::gradients::Gradients;
+use crate::model::backend::operations::TensorRecord;
 
 /// The graph of one operation from its input, cut as a variable, to its output.
 #[derive(Debug)]

@@ -1,0 +1,165 @@
+//! Operations composed of steps, with candle's autograd as their backward pass.
+
+use candle_core::{Result, Tensor, Var};
+
+use super::router::losses;
+use super::steps::{CandleSteps, Steps};
+use super::subgraph::Subgraph;
+use super::{attention, feed_forward, loss};
+use crate::model::backend::gradients::Gradients;
+use crate::model::backend::operations::{Computed, Operations, Routed, TensorRecord, TokenLosses};
+use crate::model::cache::LayerCache;
+use crate::model::modules::{Attention, FeedForward, Head, Matrix, Norm};
+use crate::model::params::Mode;
+use crate::model::pass::Pass;
+use crate::model::router::RouterLosses;
+
+/// Operations composed of steps.
+#[derive(Debug, Clone)]
+pub(in crate::model::backend) struct Composed<S>(S);
+
+impl<S> Composed<S> {
+    pub(in crate::model::backend) const fn of(steps: S) -> Self {
+        Self(steps)
+    }
+}
+
+/// The reference backend itself.
+pub(in crate::model::backend) type Reference = Composed<CandleSteps>;
+
+impl Reference {
+    pub(in crate::model::backend) fn new(mode: Mode) -> Self {
+        Self(CandleSteps { mode })
+    }
+}
+
+impl<S: Steps> Composed<S> {
+    /// `x` as the input of an operation, and the variable that cuts the operation from the graph before it, in training.
+    fn input(&self, x: &Tensor, records: bool) -> Result<(Tensor, Option<Var>)> {
+        if records && self.0.mode() == Mode::Train {
+            let var = Var::from_tensor(x)?;
+            Ok((var.as_tensor().clone(), Some(var)))
+        } else {
+            Ok((x.clone(), None))
+        }
+    }
+}
+
+fn record(
+    input: Option<Var>,
+    output: &Tensor,
+    loss: Option<Tensor>,
+) -> Option<Box<dyn TensorRecord>> {
+    let graph = Subgraph::new(input?, output.clone()).with_loss(loss);
+    Some(Box::new(graph))
+}
+
+impl<S: Steps> Operations for Composed<S> {
+    type Buffer = Tensor;
+    type Record = Box<dyn TensorRecord>;
+    type Gradients = Gradients;
+
+    fn embed(&self, table: &Matrix, ids: &Tensor) -> Result<Tensor> {
+        let (batch, seq) = ids.dims2()?;
+        let rows = self.0.select(table, &ids.flatten_all()?)?;
+        Ok(rows.reshape((batch, seq, ()))?.detach())
+    }
+
+    fn embed_backward(
+        &self,
+        table: &Matrix,
+        ids: &Tensor,
+        grad_output: &Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        let table = table.tensor()?;
+        let grad_table =
+            table
+                .zeros_like()?
+                .index_add(&ids.flatten_all()?, &grad_output.flatten(0, 1)?, 0)?;
+        gradients.add(table, &grad_table)
+    }
+
+    fn norm(&self, norm: &Norm, x: &Tensor) -> Result<Computed<Tensor, Self::Record>> {
+        let (x, var) = self.input(x, true)?;
+        let output = self.0.norm(norm, &x)?;
+        Ok(Computed {
+            record: record(var, &output, None),
+            output: output.detach(),
+        })
+    }
+
+    fn attention(
+        &self,
+        attention: &Attention,
+        h: &Tensor,
+        pass: &Pass,
+        cache: Option<&mut LayerCache>,
+    ) -> Result<Routed<Tensor, Self::Record>> {
+        let (h, var) = self.input(h, cache.is_none())?;
+        let (output, routing) = attention::forward(&self.0, attention, &h, pass, cache)?;
+        Ok(Routed {
+            record: record(var, &output, None),
+            output: output.detach(),
+            routing: routing.map(|routing| routing.detach()),
+            loss: None,
+        })
+    }
+
+    fn feed_forward(
+        &self,
+        feed_forward: &FeedForward,
+        h: &Tensor,
+        pass: &Pass,
+        wanted: Option<&RouterLosses>,
+    ) -> Result<Routed<Tensor, Self::Record>> {
+        let (h, var) = self.input(h, true)?;
+        let (output, routing) = feed_forward::forward(&self.0, feed_forward, &h, pass)?;
+        let (weighted, loss) = match (&routing, wanted) {
+            (Some(routing), Some(wanted)) => {
+                let (weighted, loss) = losses(routing, wanted)?;
+                (Some(weighted), Some(loss))
+            }
+            _ => (None, None),
+        };
+        Ok(Routed {
+            record: record(var, &output, weighted),
+            output: output.detach(),
+            routing: routing.map(|routing| routing.detach()),
+            loss,
+        })
+    }
+
+    fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        a + b
+    }
+
+    fn logits(&self, head: &Head, x: &Tensor) -> Result<Tensor> {
+        Ok(loss::logits(&self.0, head, x)?.detach())
+    }
+
+    fn loss(
+        &self,
+        head: &Head,
+        x: &Tensor,
+        targets: &[u32],
+        weights: &[f32],
+        gradients: &mut Gradients,
+    ) -> Result<TokenLosses<Tensor>> {
+        loss::next_token(&self.0, head, x, targets, weights, gradients)
+    }
+
+    fn likelihoods(&self, head: &Head, x: &Tensor, targets: &[u32]) -> Result<Tensor> {
+        loss::likelihoods(&self.0, head, x, targets)
+    }
+
+    fn backward(
+        &self,
+        record: Self::Record,
+        grad_output: &Tensor,
+        grad_input: Option<Tensor>,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        record.backward(grad_output, grad_input, gradients)
+    }
+}

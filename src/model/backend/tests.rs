@@ -1,0 +1,720 @@
+//! Each operation of the cpu backend against the reference, over a table of shapes, dtypes and features: outputs,
+//! gradients of inputs, and gradients of parameters.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use candle_core::{D, DType, Device, Tensor, Var};
+
+use super::cpu::{self, HostState};
+use super::gradients::Gradients;
+use super::host::Residence;
+use super::operations::{Routed, TensorOperations, TensorRecord};
+use super::optimiser::{AdamW, OptimiserState, StatePart, Update};
+use super::reference::{DeviceState, Reference};
+use crate::family::{Activation, NormType};
+use crate::model::cache::LayerCache;
+use crate::model::modules::{
+    Attention, Bias, Experts, FeedForward, Head, Heads, KeyValue, Linear, Matrix, Mlp, Norm,
+    Router, SharedExpert,
+};
+use crate::model::params::Mode;
+use crate::model::pass::{AttentionMask, Pass};
+use crate::model::rope::Rotation;
+use crate::model::router::{LoadBalance, Overrides, RouterLosses};
+
+const HIDDEN: usize = 24;
+const HEAD_DIM: usize = 8;
+
+/// Makes the same numbers in any dtype, as parameters or as plain tensors.
+struct Maker {
+    dtype: DType,
+    /// Whether every third parameter is frozen.
+    some_frozen: bool,
+    state: RefCell<(u64, Vec<Var>)>,
+}
+
+impl Maker {
+    fn new(dtype: DType, some_frozen: bool) -> Self {
+        Self {
+            dtype,
+            some_frozen,
+            state: RefCell::new((1, Vec::new())),
+        }
+    }
+
+    fn tensor(&self, shape: &[usize], wide: f64) -> Tensor {
+        let mut state = self.state.borrow_mut();
+        let count = shape.iter().product();
+        let values: Vec<f64> = (0..count)
+            .map(|_| {
+                state.0 = state
+                    .0
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                wide * ((state.0 >> 33) as f64 / f64::from(1u32 << 30) - 1.0)
+            })
+            .collect();
+        Tensor::from_vec(values, shape, &Device::Cpu)
+            .unwrap()
+            .to_dtype(self.dtype)
+            .unwrap()
+    }
+
+    fn parameter(&self, shape: &[usize], wide: f64) -> Tensor {
+        self.trained(self.tensor(shape, wide))
+    }
+
+    /// `tensor` as a parameter, unless it is one of the frozen ones.
+    fn trained(&self, tensor: Tensor) -> Tensor {
+        let mut state = self.state.borrow_mut();
+        let var = Var::from_tensor(&tensor).unwrap();
+        state.1.push(var.clone());
+        if self.some_frozen && state.1.len() % 3 == 2 {
+            return tensor;
+        }
+        var.as_tensor().clone()
+    }
+
+    fn matrix(&self, rows: usize, columns: usize) -> Matrix {
+        let wide = 1.5 / (columns as f64).sqrt();
+        let weight = self.parameter(&[rows, columns], wide);
+        if weight.is_variable() {
+            Matrix::Variable(weight)
+        } else {
+            Matrix::Frozen(weight)
+        }
+    }
+
+    fn linear(&self, rows: usize, columns: usize, bias: bool) -> Linear {
+        Linear {
+            weight: self.matrix(rows, columns),
+            bias: bias.then(|| self.parameter(&[rows], 0.3)),
+        }
+    }
+
+    fn norm(&self, kind: NormType, shape: &[usize]) -> Norm {
+        let weight = (self.tensor(shape, 0.4) + 1.0).unwrap();
+        Norm {
+            kind,
+            weight: self.trained(weight),
+            eps: 1e-5,
+        }
+    }
+
+    fn gradients(&self) -> Gradients {
+        Gradients::new(&self.state.borrow().1, Residence::Host)
+    }
+
+    fn router(&self, experts: usize, top_k: usize, features: &Features) -> Router {
+        Router {
+            weight: self.matrix(experts, HIDDEN),
+            bias: match features.router_bias {
+                "logits" => Bias::Logits(self.parameter(&[experts], 0.3)),
+                "choice" => Bias::Choice(self.parameter(&[experts], 0.1)),
+                _ => Bias::None,
+            },
+            experts,
+            top_k,
+            normalise: features.normalise,
+        }
+    }
+
+    fn attention(&self, features: &Features) -> Attention {
+        let Features {
+            heads, kv_heads, ..
+        } = *features;
+        let qk_norm = |heads: usize| match features.qk_norm {
+            "head" => Some(self.norm(NormType::Rms, &[HEAD_DIM])),
+            "full" => Some(self.norm(NormType::Rms, &[heads * HEAD_DIM])),
+            "per-head" => Some(self.norm(NormType::Layer, &[heads, HEAD_DIM])),
+            _ => None,
+        };
+        let sets = if features.shared_kv {
+            1
+        } else {
+            features.experts
+        };
+        Attention {
+            heads: (0..features.experts)
+                .map(|_| Heads {
+                    q: self.linear(heads * HEAD_DIM, HIDDEN, features.bias),
+                    o: self.linear(HIDDEN, heads * HEAD_DIM, features.bias),
+                    adapter: features.adapters.then(|| self.matrix(HIDDEN, HIDDEN)),
+                    q_norm: qk_norm(heads),
+                })
+                .collect(),
+            key_values: (0..sets)
+                .map(|_| KeyValue {
+                    k: self.linear(kv_heads * HEAD_DIM, HIDDEN, features.bias),
+                    v: self.linear(kv_heads * HEAD_DIM, HIDDEN, features.bias),
+                    k_norm: qk_norm(kv_heads),
+                })
+                .collect(),
+            router: (features.experts > 1)
+                .then(|| self.router(features.experts, features.top_k, features)),
+            kv_heads,
+            head_dim: HEAD_DIM,
+            window: features.window,
+            clip: features.clip,
+        }
+    }
+
+    fn mlp(&self, features: &Features, adapter: bool) -> Mlp {
+        Mlp {
+            gate: features
+                .gated
+                .then(|| self.linear(20, HIDDEN, features.bias)),
+            up: self.linear(20, HIDDEN, features.bias),
+            down: self.linear(HIDDEN, 20, features.bias),
+            adapter: adapter.then(|| self.matrix(HIDDEN, HIDDEN)),
+            activation: features.activation,
+        }
+    }
+
+    fn feed_forward(&self, features: &Features) -> FeedForward {
+        if features.experts == 1 {
+            return FeedForward::Dense(self.mlp(features, false));
+        }
+        FeedForward::Experts(Experts {
+            router: self.router(features.experts, features.top_k, features),
+            experts: (0..features.experts)
+                .map(|_| self.mlp(features, features.adapters))
+                .collect(),
+            shared: (features.shared != "none").then(|| SharedExpert {
+                mlp: self.mlp(features, false),
+                gate: (features.shared == "gated").then(|| self.matrix(1, HIDDEN)),
+            }),
+        })
+    }
+
+    /// A pass over `batch` rows of `seq` tokens.
+    fn pass(&self, features: &Features, batch: usize, seq: usize) -> Pass {
+        let pairs = HEAD_DIM / if features.partial_rotary { 4 } else { 2 };
+        let rows = if features.mask == "padding" { batch } else { 1 };
+        let turned = |f: fn(f64) -> f64| {
+            let values: Vec<f64> = (0..rows * seq * pairs).map(|i| f(i as f64 * 0.7)).collect();
+            Tensor::from_vec(values, (rows, seq, 1, pairs), &Device::Cpu)
+                .unwrap()
+                .to_dtype(self.dtype)
+                .unwrap()
+        };
+        let starts = |_| {
+            (0..seq)
+                .map(|i| if i >= seq / 2 { seq / 2 } else { 0 })
+                .collect()
+        };
+        Pass {
+            tokens: Tensor::zeros((batch, seq), DType::U32, &Device::Cpu).unwrap(),
+            attention_mask: AttentionMask {
+                offset: 0,
+                left_padding: (features.mask == "padding").then(|| (0..batch).collect()),
+                document_starts: (features.mask == "documents")
+                    .then(|| (0..batch).map(starts).collect()),
+            },
+            rotation: Rotation {
+                cos: turned(f64::cos),
+                sin: turned(f64::sin),
+                interleaved: features.interleaved,
+            },
+            overrides: Overrides {
+                dropped: features.dropped.clone(),
+                ..Overrides::default()
+            },
+            dtype: self.dtype,
+            device: Device::Cpu,
+            masks: RefCell::default(),
+        }
+    }
+}
+
+/// What varies between rows of the table.
+#[derive(Debug, Clone)]
+struct Features {
+    heads: usize,
+    kv_heads: usize,
+    experts: usize,
+    shared_kv: bool,
+    top_k: usize,
+    normalise: bool,
+    router_bias: &'static str,
+    qk_norm: &'static str,
+    bias: bool,
+    window: Option<usize>,
+    clip: Option<f64>,
+    mask: &'static str,
+    interleaved: bool,
+    partial_rotary: bool,
+    adapters: bool,
+    gated: bool,
+    activation: Activation,
+    shared: &'static str,
+    dropped: Vec<usize>,
+    balance: LoadBalance,
+    some_frozen: bool,
+}
+
+const PLAIN: Features = Features {
+    heads: 4,
+    kv_heads: 2,
+    experts: 1,
+    shared_kv: false,
+    top_k: 1,
+    normalise: false,
+    router_bias: "none",
+    qk_norm: "none",
+    bias: false,
+    window: None,
+    clip: None,
+    mask: "causal",
+    interleaved: false,
+    partial_rotary: false,
+    adapters: false,
+    gated: true,
+    activation: Activation::Silu,
+    shared: "none",
+    dropped: Vec::new(),
+    balance: LoadBalance::Hard,
+    some_frozen: false,
+};
+
+/// Batches and lengths of rows: one token, and more than the queries that kernels handle together.
+const SHAPES: [(usize, usize); 4] = [(1, 1), (2, 5), (1, 33), (2, 70)];
+
+/// The features of attention.
+fn attention_table() -> Vec<Features> {
+    let experts = Features {
+        experts: 3,
+        top_k: 3,
+        ..PLAIN
+    };
+    vec![
+        PLAIN,
+        Features {
+            kv_heads: 4,
+            bias: true,
+            ..PLAIN
+        },
+        Features {
+            kv_heads: 1,
+            qk_norm: "head",
+            interleaved: true,
+            ..PLAIN
+        },
+        Features {
+            qk_norm: "full",
+            window: Some(3),
+            ..PLAIN
+        },
+        Features {
+            qk_norm: "per-head",
+            mask: "documents",
+            partial_rotary: true,
+            ..PLAIN
+        },
+        Features {
+            mask: "padding",
+            some_frozen: true,
+            ..PLAIN
+        },
+        Features {
+            clip: Some(0.5),
+            qk_norm: "head",
+            ..PLAIN
+        },
+        experts.clone(),
+        Features {
+            shared_kv: true,
+            bias: true,
+            qk_norm: "per-head",
+            ..experts.clone()
+        },
+        Features {
+            top_k: 1,
+            mask: "documents",
+            router_bias: "logits",
+            ..experts.clone()
+        },
+        Features {
+            top_k: 2,
+            normalise: true,
+            router_bias: "choice",
+            window: Some(4),
+            ..experts.clone()
+        },
+        Features {
+            adapters: true,
+            bias: true,
+            qk_norm: "head",
+            ..experts.clone()
+        },
+        Features {
+            dropped: vec![1],
+            some_frozen: true,
+            bias: true,
+            ..experts
+        },
+    ]
+}
+
+/// The features of feed-forward sublayers.
+fn feed_forward_table() -> Vec<Features> {
+    let experts = Features {
+        experts: 3,
+        top_k: 2,
+        ..PLAIN
+    };
+    let soft = Features {
+        top_k: 3,
+        ..experts.clone()
+    };
+    vec![
+        PLAIN,
+        Features {
+            bias: true,
+            some_frozen: true,
+            ..PLAIN
+        },
+        Features {
+            activation: Activation::Gelu,
+            ..PLAIN
+        },
+        Features {
+            gated: false,
+            activation: Activation::Relu2,
+            bias: true,
+            ..PLAIN
+        },
+        experts.clone(),
+        Features {
+            top_k: 1,
+            bias: true,
+            ..experts.clone()
+        },
+        Features {
+            normalise: true,
+            shared: "plain",
+            balance: LoadBalance::Soft,
+            ..experts.clone()
+        },
+        Features {
+            router_bias: "choice",
+            shared: "gated",
+            some_frozen: true,
+            ..experts.clone()
+        },
+        Features {
+            router_bias: "logits",
+            adapters: true,
+            shared: "gated",
+            ..experts.clone()
+        },
+        Features {
+            activation: Activation::GeluTanh,
+            shared: "gated",
+            ..experts
+        },
+        Features {
+            balance: LoadBalance::Soft,
+            bias: true,
+            ..soft.clone()
+        },
+        Features {
+            dropped: vec![0],
+            shared: "plain",
+            ..soft
+        },
+    ]
+}
+
+/// Named numbers of one run: output, gradients.
+type Numbers = BTreeMap<String, Vec<f64>>;
+
+fn numbers(tensor: &Tensor) -> Vec<f64> {
+    let tensor = tensor.to_dtype(DType::F64).unwrap();
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn parameters(maker: &Maker, gradients: &Gradients, found: &mut Numbers) {
+    for number in 0..maker.state.borrow().1.len() {
+        if let Some(gradient) = gradients.get(number) {
+            found.insert(format!("parameter {number}"), numbers(gradient));
+        }
+    }
+}
+
+/// Runs an operation forward and back, once alone and once added to a sum.
+fn differentiate(
+    maker: &Maker,
+    operations: &TensorOperations,
+    run: &dyn Fn() -> Routed<Tensor, Box<dyn TensorRecord>>,
+) -> Numbers {
+    let mut found = Numbers::new();
+    let output = run().output;
+    let grad_output = maker.tensor(output.dims(), 1.0);
+    let sum = maker.tensor(output.dims(), 1.0);
+    for (name, sum) in [("alone", None), ("added", Some(sum))] {
+        let mut gradients = maker.gradients();
+        let routed = run();
+        let grad_input = operations
+            .backward(routed.record.unwrap(), &grad_output, sum, &mut gradients)
+            .unwrap();
+        found.insert(format!("gradient, {name}"), numbers(&grad_input));
+        parameters(maker, &gradients, &mut found);
+        if let Some(routing) = routed.routing {
+            found.insert("gates".to_owned(), numbers(&routing.gates));
+        }
+        if let Some(loss) = routed.loss {
+            let loss = loss.download().unwrap();
+            found.insert("losses".to_owned(), vec![loss.load_balance, loss.z]);
+        }
+    }
+    found.insert("output".to_owned(), numbers(&output));
+    found
+}
+
+fn compare(name: &str, found: &Numbers, expected: &Numbers, tolerance: f64) {
+    assert!(
+        found.keys().eq(expected.keys()),
+        "{name}: {:?} {:?}",
+        found.keys(),
+        expected.keys()
+    );
+    for (part, values) in found {
+        let expected = &expected[part];
+        assert_eq!(values.len(), expected.len(), "{name}: {part}");
+        let largest = expected
+            .iter()
+            .fold(0f64, |most, value| most.max(value.abs()));
+        for (value, expected) in values.iter().zip(expected) {
+            let off = (value - expected).abs() / (largest + 1e-3);
+            assert!(off < tolerance, "{name}: {part}: {value} {expected}");
+        }
+    }
+}
+
+/// Compares the kernels with the reference in float32 and float64.
+fn table(name: &str, some_frozen: bool, run: impl Fn(&Maker, &TensorOperations) -> Numbers) {
+    let maker = |dtype| Maker::new(dtype, some_frozen);
+    let found = run(&maker(DType::F32), &cpu::Training);
+    for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::F64, 1e-4)] {
+        let expected = run(&maker(dtype), &Reference::new(Mode::Train));
+        compare(&format!("{name}, {dtype:?}"), &found, &expected, tolerance);
+    }
+}
+
+#[test]
+fn norms_are_those_of_the_reference() {
+    for kind in [NormType::Rms, NormType::Layer] {
+        for shape in [&[1usize][..], &[31], &[32], &[100], &[3, 8]] {
+            for rows in [1usize, 2, 70] {
+                table(
+                    &format!("{kind:?} {shape:?} {rows}"),
+                    false,
+                    |maker, operations| {
+                        let mut of_x = vec![2, rows];
+                        of_x.extend_from_slice(shape);
+                        let norm = maker.norm(kind, shape);
+                        let x = maker.tensor(&of_x, 2.0);
+                        differentiate(maker, operations, &|| {
+                            let computed = operations.norm(&norm, &x).unwrap();
+                            Routed {
+                                output: computed.output,
+                                record: computed.record,
+                                routing: None,
+                                loss: None,
+                            }
+                        })
+                    },
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_is_that_of_the_reference() {
+    for features in attention_table() {
+        for (batch, seq) in SHAPES {
+            let name = format!("{batch} x {seq}, {features:?}");
+            table(&name, features.some_frozen, |maker, operations| {
+                let attention = maker.attention(&features);
+                let h = maker.tensor(&[batch, seq, HIDDEN], 1.0);
+                differentiate(maker, operations, &|| {
+                    let pass = maker.pass(&features, batch, seq);
+                    operations.attention(&attention, &h, &pass, None).unwrap()
+                })
+            });
+        }
+    }
+}
+
+#[test]
+fn feed_forward_is_that_of_the_reference() {
+    for features in feed_forward_table() {
+        for (batch, seq) in SHAPES {
+            let name = format!("{batch} x {seq}, {features:?}");
+            table(&name, features.some_frozen, |maker, operations| {
+                let sublayer = maker.feed_forward(&features);
+                let h = maker.tensor(&[batch, seq, HIDDEN], 1.0);
+                let losses = RouterLosses {
+                    kind: features.balance,
+                    load_balance: 0.3,
+                    z: 0.1,
+                    share: 0.5,
+                };
+                differentiate(maker, operations, &|| {
+                    let pass = maker.pass(&features, batch, seq);
+                    operations
+                        .feed_forward(&sublayer, &h, &pass, Some(&losses))
+                        .unwrap()
+                })
+            });
+        }
+    }
+}
+
+#[test]
+fn losses_and_embeddings_are_those_of_the_reference() {
+    for (tokens, vocab, scale, some_frozen) in [
+        (1, 7, None, false),
+        (5, 40, Some(0.5), false),
+        (70, 300, None, true),
+    ] {
+        let name = format!("{tokens} x {vocab}, {scale:?}");
+        table(&name, some_frozen, |maker, operations| {
+            let mut found = Numbers::new();
+            // The second parameter is frozen.
+            let table = maker.matrix(vocab, HIDDEN);
+            let weight = maker.matrix(vocab, HIDDEN);
+            let head = Head { weight, scale };
+            let ids: Vec<u32> = (0..tokens).map(|i| (i * i % vocab) as u32).collect();
+            let ids = Tensor::from_vec(ids, (1, tokens), &Device::Cpu).unwrap();
+            let targets: Vec<u32> = (0..tokens).map(|i| (i * 31 % vocab) as u32).collect();
+            let weights: Vec<f32> = (0..tokens).map(|i| (i % 3) as f32 * 0.5).collect();
+            let mut gradients = maker.gradients();
+
+            let x = operations.embed(&table, &ids).unwrap();
+            let rows = x.flatten(0, 1).unwrap();
+            let losses = operations
+                .loss(&head, &rows, &targets, &weights, &mut gradients)
+                .unwrap();
+            operations
+                .embed_backward(
+                    &table,
+                    &ids,
+                    &losses.grad_x.unsqueeze(0).unwrap(),
+                    &mut gradients,
+                )
+                .unwrap();
+            let likelihoods = operations.likelihoods(&head, &rows, &targets).unwrap();
+            assert_eq!(numbers(&likelihoods), numbers(&losses.nll));
+            found.insert("losses".to_owned(), numbers(&losses.nll));
+            found.insert("gradient".to_owned(), numbers(&losses.grad_x));
+            parameters(maker, &gradients, &mut found);
+            found
+        });
+    }
+}
+
+#[test]
+fn inference_is_that_of_the_reference() {
+    let options = |table: Vec<Features>| table.into_iter().filter(|features| !features.some_frozen);
+    let run = |dtype, operations: &TensorOperations| {
+        let mut all = Numbers::new();
+        for (number, features) in options(attention_table()).enumerate() {
+            let maker = Maker::new(dtype, false);
+            let attention = maker.attention(&features);
+            let h = maker.tensor(&[2, 70, HIDDEN], 1.0);
+            let mut pass = maker.pass(&features, 2, 70);
+            let whole = operations.attention(&attention, &h, &pass, None).unwrap();
+            assert!(whole.record.is_none());
+            all.insert(format!("attention {number}"), numbers(&whole.output));
+            if features.mask == "documents" {
+                continue;
+            }
+            // The same rows in two parts with a cache; rotations are those of the whole.
+            let mut cache = LayerCache::default();
+            let rotation = pass.rotation.clone();
+            for (first, rows) in [(0, 50), (50, 1), (51, 19)] {
+                pass.attention_mask.offset = first;
+                pass.rotation.cos = rotation.cos.narrow(1, first, rows).unwrap();
+                pass.rotation.sin = rotation.sin.narrow(1, first, rows).unwrap();
+                pass.masks = RefCell::default();
+                let h = h.narrow(1, first, rows).unwrap();
+                let part = operations
+                    .attention(&attention, &h, &pass, Some(&mut cache))
+                    .unwrap();
+                let expected = whole.output.narrow(1, first, rows).unwrap();
+                let off = (part.output - expected).unwrap().abs().unwrap();
+                let off = off.flatten_all().unwrap().max(D::Minus1).unwrap();
+                assert!(numbers(&off)[0] < 1e-5, "{features:?}");
+            }
+        }
+        for (number, features) in options(feed_forward_table()).enumerate() {
+            let maker = Maker::new(dtype, false);
+            let sublayer = maker.feed_forward(&features);
+            let h = maker.tensor(&[2, 70, HIDDEN], 1.0);
+            let pass = maker.pass(&features, 2, 70);
+            let out = operations.feed_forward(&sublayer, &h, &pass, None).unwrap();
+            all.insert(format!("feed-forward {number}"), numbers(&out.output));
+        }
+        for kind in [NormType::Rms, NormType::Layer] {
+            let maker = Maker::new(dtype, false);
+            let norm = maker.norm(kind, &[3, 8]);
+            let out = operations
+                .norm(&norm, &maker.tensor(&[2, 5, 3, 8], 1.0))
+                .unwrap();
+            all.insert(format!("{kind:?}"), numbers(&out.output));
+        }
+        all
+    };
+    let found = run(DType::F32, &cpu::INFERENCE);
+    for dtype in [DType::F32, DType::F64] {
+        let expected = run(dtype, &Reference::new(Mode::Infer));
+        compare(&format!("{dtype:?}"), &found, &expected, 1e-4);
+    }
+}
+
+#[test]
+fn optimiser_steps_are_those_of_the_reference() {
+    let adamw = AdamW {
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+    };
+    for (dtype, elements) in [(DType::F32, 5), (DType::F32, 40_000), (DType::BF16, 300)] {
+        let run = |state: &dyn Fn(&Var, Option<Vec<f32>>) -> Box<dyn OptimiserState>| {
+            let maker = Maker::new(DType::F32, false);
+            let start = maker.tensor(&[elements], 1.0);
+            let var = Var::from_tensor(&start.to_dtype(dtype).unwrap()).unwrap();
+            let master = (dtype != DType::F32).then(|| start.to_vec1::<f32>().unwrap());
+            let mut state = state(&var, master);
+            let mut found = Numbers::new();
+            for number in 1..=5 {
+                let update = Update {
+                    rate: 1e-2,
+                    weight_decay: 0.1,
+                    scale: 0.5,
+                    number,
+                    measured: true,
+                };
+                let gradient = maker.tensor(&[elements], 1.0);
+                let gradient = (number != 3).then_some(&gradient);
+                let sums = state.update(&adamw, &update, gradient).unwrap();
+                found.insert(format!("sums {number}"), vec![sums.weights, sums.changes]);
+            }
+            state.shift(&vec![0.5; elements]).unwrap();
+            for part in [StatePart::Master, StatePart::First, StatePart::Second] {
+                let values = state.download(part).unwrap();
+                let values = values.iter().map(|value| f64::from(*value)).collect();
+                found.insert(format!("{part:?}"), values);
+            }
+            found.insert("parameter".to_owned(), numbers(var.as_tensor()));
+            found
+        };
+        let host = run(&|var, master| Box::new(HostState::new(var, master)));
+        let device = run(&|var, master| Box::new(DeviceState::new(var, master).unwrap()));
+        compare(&format!("{dtype:?} {elements}"), &host, &device, 1e-5);
+    }
+}
