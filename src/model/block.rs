@@ -31,7 +31,7 @@ pub(super) struct BlockOutput<B, R> {
     pub(super) record: Option<BlockRecord<R>>,
 }
 
-/// The records of a layer's operations; those of absent norms are absent.
+/// The records of a layer's operations. An absent norm has no record.
 pub(super) struct BlockRecord<R> {
     before_attention: Option<R>,
     attention: R,

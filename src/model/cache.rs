@@ -4,8 +4,8 @@ use candle_core::{Device, Result, Tensor};
 
 /// The keys and values of all layers, for decoding token by token.
 ///
-/// A layer keeps one pair of `[batch · key heads, capacity, head_dim]`: attention experts with shared keys and values need
-/// the memory of the dense seed, those with their own that of as many seeds.
+/// A layer keeps one pair of `[batch · key heads, capacity, head_dim]`. Attention experts with shared keys and values need
+/// the memory of the dense seed. Experts with their own need it once per expert.
 #[derive(Debug, Clone, Default)]
 pub struct KvCache {
     pub(super) layers: Vec<LayerCache>,
@@ -38,7 +38,7 @@ impl KvCache {
         }
     }
 
-    /// Bytes that its tensors take.
+    /// Size of its tensors in bytes.
     pub fn bytes(&self) -> usize {
         let layers = self.layers.iter().filter_map(|layer| layer.pair.as_ref());
         layers
@@ -55,7 +55,7 @@ pub(super) struct LayerCache {
 }
 
 impl LayerCache {
-    /// Puts keys and values `[rows, seq, head_dim]` at `offset`; returns those of all positions up to their end.
+    /// Writes keys and values `[rows, seq, head_dim]` at `offset`, and returns all up to their end.
     pub(super) fn append(
         &mut self,
         keys: &Tensor,

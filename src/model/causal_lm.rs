@@ -1,78 +1,57 @@
 //! A decoder, dense or a mixture, from token ids to logits.
 
-use std::cell::RefCell;
 use std::path::Path;
 
-use candle_core::{D, DType, Device, Tensor, Var};
+use candle_core::{D, DType, Device, Tensor};
 
-use super::backend::{
-    Backend, BackendChoice, Gradients, OptimiserState, TensorOperations, TensorRecord, TokenLosses,
-};
-use super::block::{Block, BlockOutput, BlockRecord, InputGradient};
+use super::backend::{Backend, BackendChoice, TensorOperations, TensorRecord};
+use super::block::{Block, BlockOutput};
 use super::build::Builder;
 use super::cache::{KvCache, LayerCache};
 use super::memory;
 use super::modules::{Head, Matrix, Norm};
 use super::params::{LoadOptions, Params, describe};
-use super::pass::{AttentionMask, Pass};
+use super::pass::Pass;
 use super::rope::Rope;
-use super::router::{LayerRouting, Overrides, RouterLoss, RouterLosses};
-use crate::family::{Architecture, AttentionKv, Config};
+use super::router::{LayerRouting, Overrides, RouterLosses};
+use crate::family::{Architecture, Config};
 use crate::{Error, Result, threads};
 
 /// A language model: any family that `formats/` knows, and BAM mixtures of them.
 #[derive(Debug, Clone)]
 pub struct CausalLm {
-    architecture: Architecture,
-    params: Params,
-    embedding: Matrix,
-    blocks: Vec<Block>,
-    norm: Norm,
-    head: Head,
-    rope: Rope,
-    backend: Backend,
-    dtype: DType,
-    device: Device,
+    pub(super) architecture: Architecture,
+    pub(super) params: Params,
+    pub(super) embedding: Matrix,
+    pub(super) blocks: Vec<Block>,
+    pub(super) norm: Norm,
+    pub(super) head: Head,
+    pub(super) rope: Rope,
+    pub(super) backend: Backend,
+    pub(super) dtype: DType,
+    pub(super) device: Device,
 }
 
-/// What a forward pass is asked for beside the tokens.
+/// The options of a forward pass.
 #[derive(Debug, Clone, Default)]
 pub struct Forward {
-    /// Padding tokens at the start of each row of the batch, which nothing looks at. With a cache they are given with
-    /// the first pass and remembered.
+    /// The number of padding tokens at the start of each row of the batch, which other tokens do not see. A cache remembers
+    /// the numbers of its first pass.
     pub left_padding: Option<Vec<usize>>,
-    /// For each row of the batch the document that each of its tokens belongs to, in any numbering: attention stays within
-    /// documents, which stand side by side. Without a cache only.
+    /// For each row of the batch, the document that each of its tokens belongs to, in any numbering. Attention stays within
+    /// documents, which are contiguous. Only without a cache.
     pub documents: Option<Vec<Vec<u32>>>,
     /// Changes to the routing.
     pub overrides: Overrides,
-    /// Whether [`Output::routing`] is wanted.
+    /// Whether to return [`Output::routing`].
     pub keep_routing: bool,
-    /// Whether [`Output::hidden`] is wanted.
+    /// Whether to return [`Output::hidden`].
     pub keep_hidden: bool,
-    /// Whether logits are wanted of the last position alone.
+    /// Whether to compute logits of the last position alone.
     pub last_only: bool,
 }
 
-/// A layer that has run, and waits for the gradient of its output.
-pub struct LayerRun {
-    /// `[batch, seq, hidden]`.
-    pub output: Tensor,
-    /// How its tokens were routed.
-    pub routing: LayerRouting,
-    /// The losses of its feed-forward router, where they were asked for and there is one.
-    pub loss: Option<RouterLoss>,
-    /// What its backward pass needs.
-    pub record: LayerRecord,
-}
-
-/// What the backward pass of a layer needs.
-pub struct LayerRecord {
-    layer: usize,
-    record: BlockRecord<Box<dyn TensorRecord>>,
-}
-
-/// What a forward pass computes.
+/// The results of a forward pass.
 #[derive(Debug, Clone)]
 pub struct Output {
     /// Logits `[batch, seq, vocab]` (`seq` = 1 with [`Forward::last_only`]) in float32, or float64 where the model
@@ -132,7 +111,7 @@ impl CausalLm {
         })
     }
 
-    /// What the model is.
+    /// The architecture.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture
     }
@@ -152,7 +131,7 @@ impl CausalLm {
         &self.device
     }
 
-    /// Logits of `tokens`, ids `[batch, seq]` of dtype u32, behind the positions that `cache` has seen.
+    /// Logits of `tokens`, ids `[batch, seq]` of dtype u32, which follow the positions that `cache` has seen.
     ///
     /// The cache is filled with the new positions. Refused are ids outside the vocabulary, more positions than
     /// `max_position_embeddings`, a cache of another model or batch, and overrides that leave no expert.
@@ -199,207 +178,15 @@ impl CausalLm {
         })
     }
 
-    /// The embeddings of `tokens` `[batch, seq, hidden]`, and what the layers need to know of the pass.
-    ///
-    /// With [`layer_recorded`](Self::layer_recorded), [`loss`](Self::loss) and [`layer_backward`](Self::layer_backward) a
-    /// trainer runs a pass layer by layer, forward and back.
-    pub fn begin(
-        &self,
-        tokens: &Tensor,
-        cache: Option<&mut KvCache>,
-        options: &Forward,
-    ) -> Result<(Tensor, Pass)> {
-        let (batch, seq) = tokens.dims2().map_err(|_| {
-            Error::usage(format!(
-                "expected token ids [batch, seq], found {:?}",
-                tokens.dims()
-            ))
-        })?;
-        if batch == 0 || seq == 0 {
-            return Err(Error::usage("expected at least one token, found none"));
-        }
-        self.check_ids(tokens)?;
-        self.check_overrides(&options.overrides)?;
-        if let Some(padding) = options
-            .left_padding
-            .as_ref()
-            .filter(|padding| padding.len() != batch)
-        {
-            let problem = format!(
-                "expected the padding of {batch} rows, found {}",
-                padding.len()
-            );
-            return Err(Error::usage(problem));
-        }
-        if cache.is_some() && self.params.vars().next().is_some() {
-            return Err(Error::usage(
-                "a pass with a cache has no backward pass: load the model without trainable parameters",
-            ));
-        }
-        let (mut offset, mut left_padding) = (0, options.left_padding.clone());
-        if let Some(cache) = cache {
-            offset = cache.length;
-            if cache.layers.is_empty() || offset == 0 {
-                cache
-                    .layers
-                    .resize_with(self.blocks.len(), LayerCache::default);
-                if cache.batch != batch {
-                    cache.layers.fill(LayerCache::default());
-                }
-                (cache.batch, cache.left_padding) = (batch, left_padding.clone());
-            } else if (cache.batch, cache.layers.len()) != (batch, self.blocks.len()) {
-                let problem = format!(
-                    "the cache holds {} rows of another pass, expected {batch}",
-                    cache.batch
-                );
-                return Err(Error::usage(problem));
-            } else if options.left_padding.is_some() {
-                return Err(Error::usage(
-                    "padding belongs to the first tokens, but the cache has seen some already",
-                ));
-            }
-            left_padding = cache.left_padding.clone();
-        }
-        let positions = offset + seq;
-        if let Some(longest) = self
-            .architecture
-            .max_position_embeddings
-            .filter(|longest| positions as u64 > *longest)
-        {
-            let problem =
-                format!("{positions} positions are more than the model's context of {longest}");
-            return Err(Error::usage(problem)
-                .with_hint("shorten the text; max_position_embeddings is the limit"));
-        }
-        let document_starts = match &options.documents {
-            None => None,
-            Some(documents)
-                if documents.len() != batch || documents.iter().any(|row| row.len() != seq) =>
-            {
-                return Err(Error::usage(format!(
-                    "expected the documents of {batch} rows of {seq} tokens"
-                )));
-            }
-            Some(_) if offset > 0 => {
-                return Err(Error::usage("documents are for a pass without cache"));
-            }
-            Some(documents) => Some(documents.iter().map(|row| starts(row)).collect()),
-        };
-        let rows = left_padding.clone().unwrap_or_else(|| vec![0]);
-        let positions: Vec<Vec<usize>> = rows
-            .iter()
-            .map(|padding| {
-                (offset..positions)
-                    .map(|position| position.saturating_sub(*padding))
-                    .collect()
-            })
-            .collect();
-        let begin = || -> candle_core::Result<(Tensor, Pass)> {
-            let rotation = self.rope.rotation(&positions, self.dtype, &self.device)?;
-            let pass = Pass {
-                tokens: tokens.to_device(&self.device)?,
-                attention_mask: AttentionMask {
-                    offset,
-                    left_padding,
-                    document_starts,
-                },
-                rotation,
-                overrides: options.overrides.clone(),
-                dtype: self.dtype,
-                device: self.device.clone(),
-                masks: RefCell::default(),
-            };
-            let embedded = self.operations().embed(&self.embedding, &pass.tokens)?;
-            Ok((embedded, pass))
-        };
-        begin().map_err(|e| self.failed(e))
-    }
-
     /// One layer of a pass without cache: `x` `[batch, seq, hidden]` to the same.
     pub fn layer(&self, layer: usize, x: &Tensor, pass: &Pass) -> Result<(Tensor, LayerRouting)> {
         let output = self.run(layer, x, pass, None, None)?;
         Ok((output.x, output.routing))
     }
 
-    /// [`layer`](Self::layer) with the record that [`layer_backward`](Self::layer_backward) needs, and the losses of its
-    /// feed-forward router.
-    ///
-    /// Refused is a model that was loaded for inference.
-    pub fn layer_recorded(
-        &self,
-        layer: usize,
-        x: &Tensor,
-        pass: &Pass,
-        losses: Option<&RouterLosses>,
-    ) -> Result<LayerRun> {
-        let output = self.run(layer, x, pass, None, losses)?;
-        let Some(record) = output.record else {
-            return Err(no_backward_pass());
-        };
-        Ok(LayerRun {
-            output: output.x,
-            routing: output.routing,
-            loss: output.loss,
-            record: LayerRecord { layer, record },
-        })
-    }
-
-    /// The gradient of a layer's input from the gradient of its output, with the losses of its router. The gradients of its
-    /// parameters are added to `gradients`.
-    ///
-    /// The result may be `None` only where the input's gradient is not needed.
-    pub fn layer_backward(
-        &self,
-        record: LayerRecord,
-        grad_output: &Tensor,
-        input_gradient: InputGradient,
-        gradients: &mut Gradients,
-    ) -> Result<Option<Tensor>> {
-        let LayerRecord { layer, record } = record;
-        self.blocks[layer]
-            .backward(
-                self.operations(),
-                record,
-                grad_output,
-                input_gradient,
-                gradients,
-            )
-            .map_err(|e| self.failed(e))
-    }
-
-    /// Adds the gradient of the embedding to `gradients`, from the gradient of the output of [`begin`](Self::begin).
-    pub fn embed_backward(
-        &self,
-        pass: &Pass,
-        grad_output: &Tensor,
-        gradients: &mut Gradients,
-    ) -> Result<()> {
-        self.operations()
-            .embed_backward(&self.embedding, &pass.tokens, grad_output, gradients)
-            .map_err(|e| self.failed(e))
-    }
-
     /// Number of layers.
     pub fn layers(&self) -> usize {
         self.blocks.len()
-    }
-
-    /// Empty gradients of the trainable parameters, in the order of [`Params::vars`].
-    pub fn gradients(&self) -> Gradients {
-        self.backend
-            .gradients(self.params.vars().map(|(_, var)| var))
-    }
-
-    /// The optimiser's state of a parameter before the first update; `master` holds the float32 weights of a variable of
-    /// another dtype.
-    pub fn optimiser_state(
-        &self,
-        var: &Var,
-        master: Option<Vec<f32>>,
-    ) -> Result<Box<dyn OptimiserState>> {
-        self.backend
-            .optimiser_state(var, master)
-            .map_err(|e| Error::compute("hold the state of the optimiser", e))
     }
 
     /// The norm before the head, `[batch, seq, hidden]` to the same.
@@ -415,36 +202,6 @@ impl CausalLm {
             .map_err(|e| self.failed(e))
     }
 
-    /// The negative log-likelihoods in nats of `targets` `[batch · seq]` behind `x` `[batch, seq, hidden]`, the output of
-    /// the last layer, and the gradient of `x` of the sum of them times their `weights`.
-    ///
-    /// The gradients of the final norm and the head are added to `gradients`. Logits of all tokens never exist at once.
-    /// Refused are targets outside the vocabulary, and a model that was loaded for inference.
-    pub fn loss(
-        &self,
-        x: &Tensor,
-        targets: &[u32],
-        weights: &[f32],
-        gradients: &mut Gradients,
-    ) -> Result<(Tensor, Tensor)> {
-        self.check_targets(targets)?;
-        let failed = |e| self.failed(e);
-        let operations = self.operations();
-        let normed = operations.norm(&self.norm, x).map_err(failed)?;
-        let Some(record) = normed.record else {
-            return Err(no_backward_pass());
-        };
-        let loss = || -> candle_core::Result<(Tensor, Tensor)> {
-            let rows = normed.output.flatten(0, 1)?;
-            let TokenLosses { nll, grad_x } =
-                operations.loss(&self.head, &rows, targets, weights, gradients)?;
-            let grad_normed = grad_x.reshape(x.shape())?;
-            let grad_x = operations.backward(record, &grad_normed, None, gradients)?;
-            Ok((nll, grad_x))
-        };
-        loss().map_err(failed)
-    }
-
     /// The negative log-likelihoods of [`loss`](Self::loss) alone.
     pub fn likelihoods(&self, x: &Tensor, targets: &[u32]) -> Result<Tensor> {
         self.check_targets(targets)?;
@@ -454,11 +211,11 @@ impl CausalLm {
             .map_err(|e| self.failed(e))
     }
 
-    fn operations(&self) -> &TensorOperations {
+    pub(super) fn operations(&self) -> &TensorOperations {
         self.backend.operations()
     }
 
-    fn run(
+    pub(super) fn run(
         &self,
         layer: usize,
         x: &Tensor,
@@ -477,7 +234,7 @@ impl CausalLm {
             .map_err(|e| self.failed(e))
     }
 
-    fn check_targets(&self, targets: &[u32]) -> Result<()> {
+    pub(super) fn check_targets(&self, targets: &[u32]) -> Result<()> {
         let vocab = self.architecture.vocab_size;
         match targets.iter().find(|id| u64::from(**id) >= vocab) {
             Some(id) => Err(Error::usage(format!(
@@ -487,89 +244,12 @@ impl CausalLm {
         }
     }
 
-    fn failed(&self, problem: candle_core::Error) -> Error {
+    pub(super) fn failed(&self, problem: candle_core::Error) -> Error {
         Error::compute(
             format!("run the model {}", self.params.path().display()),
             problem,
         )
     }
-
-    fn check_ids(&self, tokens: &Tensor) -> Result<()> {
-        let ids = tokens.flatten_all().and_then(|ids| ids.to_vec1::<u32>());
-        let ids = ids.map_err(|e| Error::usage(format!("expected token ids of dtype u32: {e}")))?;
-        let vocab = self.architecture.vocab_size;
-        match ids.iter().find(|id| u64::from(**id) >= vocab) {
-            Some(id) => Err(Error::usage(format!(
-                "token id {id} is outside the model's vocabulary of {vocab}"
-            ))
-            .with_hint("is the tokenizer the one of this model?")),
-            None => Ok(()),
-        }
-    }
-
-    fn check_overrides(&self, overrides: &Overrides) -> Result<()> {
-        if overrides == &Overrides::default() {
-            return Ok(());
-        }
-        let Some(mixture) = &self.architecture.mixture else {
-            return Err(Error::usage(
-                "routing cannot be changed: the model is dense",
-            ));
-        };
-        let experts = mixture.num_experts as usize;
-        if let Some(dropped) = overrides
-            .dropped
-            .iter()
-            .find(|dropped| **dropped >= experts)
-        {
-            return Err(Error::usage(format!(
-                "expected experts from 0 to {}, found {dropped}",
-                experts - 1
-            )));
-        }
-        let attention_experts = match mixture.attention_kv {
-            AttentionKv::Merged => experts,
-            AttentionKv::Expert | AttentionKv::Shared => mixture.num_attention_experts as usize,
-        };
-        if (0..experts.min(attention_experts)).all(|expert| overrides.dropped.contains(&expert)) {
-            return Err(Error::usage(
-                "every expert is dropped; expected at least one to be left",
-            ));
-        }
-        let limits = [
-            ("top-k", overrides.top_k, experts),
-            (
-                "attention top-k",
-                overrides.attention_top_k,
-                mixture.num_attention_experts as usize,
-            ),
-        ];
-        for (name, value, most) in limits {
-            if let Some(value) = value.filter(|value| *value == 0 || *value > most) {
-                return Err(Error::usage(format!(
-                    "expected a {name} of 1 to {most}, found {value}"
-                )));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn no_backward_pass() -> Error {
-    Error::usage("a model loaded for inference has no backward pass")
-        .with_hint("load it with Mode::Train")
-}
-
-/// The position at which the document of each token begins.
-fn starts(documents: &[u32]) -> Vec<usize> {
-    let mut start = 0;
-    let start_of = |position: usize| {
-        if position > 0 && documents[position] != documents[position - 1] {
-            start = position;
-        }
-        start
-    };
-    (0..documents.len()).map(start_of).collect()
 }
 
 /// Logits `[seq, vocab]` of one sequence in float32, computed in float32 whatever the checkpoint's dtype.

@@ -70,7 +70,7 @@ pub struct Batch {
 
 /// Continues all `prompts` (token ids) together, the shorter ones padded on the left.
 ///
-/// `each` gets the number of the prompt and each new token but those of [`Settings::eos`]. Every prompt has its own
+/// `each` gets the number of the prompt and each new token, except for tokens of [`Settings::eos`]. Every prompt has its own
 /// draws from the same seed, so that a text does not depend on the others beside it, up to rounding.
 ///
 /// Refused are empty prompts, ids outside the vocabulary, and more tokens than the model's context. Logits that are not
@@ -224,7 +224,7 @@ fn last_logits(
 
 /// One row of the batch.
 struct Text {
-    /// The prompt and what came behind it.
+    /// The prompt and the new tokens.
     all: Vec<u32>,
     prompt: usize,
     ending: Option<Ending>,
@@ -254,7 +254,7 @@ impl Text {
         }
         if !logits.iter().all(|logit| logit.is_finite()) {
             let problem = format!(
-                "its logits behind {} tokens are not finite: NaN or infinity",
+                "its logits after {} tokens are not finite: NaN or infinity",
                 self.all.len()
             );
             return Err(Error::file(model.params().path(), problem)

@@ -4,6 +4,8 @@
 //! names. Layers say what is computed; a [backend](BackendChoice), chosen when the model is built, says how.
 
 mod backend;
+mod backward;
+mod begin;
 mod block;
 mod build;
 mod cache;
@@ -31,9 +33,10 @@ pub use backend::{
     AdamW, BackendChoice, BackendName, Gradients, HostValues, OptimiserState, StatePart, Update,
     UpdateSums, optimiser_bytes,
 };
+pub use backward::{LayerRecord, LayerRun};
 pub use block::InputGradient;
 pub use cache::KvCache;
-pub use causal_lm::{CausalLm, Forward, LayerRecord, LayerRun, Output, logits};
+pub use causal_lm::{CausalLm, Forward, Output, logits};
 pub use params::{LoadOptions, Mode, Parameter, Params, Trainable, Weights};
 pub use pass::Pass;
 pub use router::{

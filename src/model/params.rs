@@ -43,7 +43,7 @@ pub enum Trainable {
     None,
     /// All.
     All,
-    /// Those of these names.
+    /// The parameters with these names.
     Only(BTreeSet<String>),
 }
 

@@ -1,5 +1,6 @@
-//! Rotary position embeddings: half-split or interleaved pairs, over all of a head or its first part, with the scalings
-//! of transformers (`modeling_rope_utils.py`): linear, dynamic, llama3 (Llama 3.1), yarn (Peng et al. 2023, arXiv 2309.00071)
+//! Rotary position embeddings: half-split or interleaved pairs, over all of a head or its first part.
+//!
+//! The scalings are as in transformers (`modeling_rope_utils.py`): linear, dynamic, llama3 (Llama 3.1), yarn (Peng et al. 2023, arXiv 2309.00071)
 //! and longrope (Ding et al. 2024, arXiv 2402.13753).
 
 use std::f64::consts::PI;
@@ -240,7 +241,7 @@ impl Scaling<'_> {
     }
 
     fn missing(&self, name: &str) -> Error {
-        let problem = "expected a value, found no such key";
+        let problem = "expected a value, but the key is missing";
         Error::key(
             &self.config.path,
             &format!("rope_parameters.{name}"),

@@ -38,7 +38,7 @@ pub(super) struct StoredMatrix {
 }
 
 impl StoredMatrix {
-    /// The matrix at byte `offset`; the header's reader has checked that it lies in the file.
+    /// The matrix at byte `offset`; the header's reader has checked that it is inside the file.
     pub(super) fn new(pages: &Arc<Pages>, offset: usize, rows: usize, columns: usize) -> Self {
         Self {
             pages: Arc::clone(pages),

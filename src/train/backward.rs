@@ -1,9 +1,9 @@
 //! Losses and gradients of one batch, layer by layer.
 //!
-//! Going forward, each layer leaves the record of what its backward pass needs. Going back, a layer takes the gradient of
-//! its output, returns that of its input, and adds those of its parameters to their buffers; then its record is freed.
-//! With checkpointing, a layer keeps its input only, and runs a second time on the way back. The same operations run on
-//! the same numbers either way, so the gradients are equal bit for bit.
+//! In the forward pass, each layer leaves the record of what its backward pass needs. In the backward pass, a
+//! layer takes the gradient of its output and returns the gradient of its input. It adds the gradients of its parameters
+//! to their buffers; then its record is freed. With checkpointing, a layer keeps its input only, and runs a second time in
+//! the backward pass. The same operations run on the same numbers either way, so the gradients are equal bit for bit.
 
 use candle_core::{Device, Tensor};
 
@@ -32,7 +32,7 @@ pub(super) struct Batch {
 /// How to run the backward pass of a batch.
 pub(super) struct BackwardOptions {
     pub(super) losses: RouterLosses,
-    /// Whether layers run a second time on the way back.
+    /// Whether layers run a second time in the backward pass.
     pub(super) checkpointing: bool,
     pub(super) forward: Forward,
 }

@@ -1,4 +1,4 @@
-//! What a run tells whoever watches it.
+//! The events of a run, for whoever watches it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,7 +7,7 @@ use super::machine::Memory;
 use super::metrics::{self, Validation};
 use crate::model::BackendChoice;
 
-/// What a run tells while it goes on.
+/// An event of a run.
 pub enum Event<'a> {
     /// What it will take.
     Begins {
@@ -22,7 +22,7 @@ pub enum Event<'a> {
         /// The backend that computes.
         backend: &'a BackendChoice,
     },
-    /// It goes on behind this step.
+    /// It resumes after this step.
     Resumes(u64),
     /// A step is done.
     Step(&'a metrics::Step),
@@ -34,5 +34,5 @@ pub enum Event<'a> {
     Note(String),
 }
 
-/// Told of each event.
+/// Receives each event.
 pub type Watcher<'a> = &'a mut dyn FnMut(&Event);

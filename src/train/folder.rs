@@ -40,7 +40,7 @@ impl RunFolder {
             || holds_checkpoints(&path);
         if begun && !resume && !force {
             return Err(Error::file(&path, "holds a run already")
-                .with_hint("pass --resume to go on with it, or --force to begin anew"));
+                .with_hint("pass --resume to continue it, or --force to begin anew"));
         }
         if path.exists() && !begun && !is_abandoned(&path) {
             return Err(Error::file(&path, "exists and is no folder of a run")
@@ -148,7 +148,7 @@ fn check_names(checkpoints: &Path, entries: &[fs::DirEntry]) -> Result<()> {
     check_none(checkpoints, &others)
 }
 
-/// Refuses to remove a checkpoint in which somebody keeps files of their own. Nobody can tell that of a damaged one.
+/// Refuses to remove a checkpoint in which somebody keeps files of their own. Nobody can tell the step of a damaged one.
 fn check_own(checkpoint: &Path) -> Result<()> {
     match Manifest::read(checkpoint) {
         Ok(Some(_)) => check_replaceable(checkpoint),

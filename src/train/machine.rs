@@ -14,7 +14,7 @@ use crate::{Error, Result, threads};
 /// Bytes of a token that waits for its batch: its id, and the number of its document.
 const TOKEN: u64 = 8;
 
-/// The rate of a large product of matrices of `dtype` on `device`, in floating-point operations a second.
+/// The rate of a large matmul of `dtype` on `device`, in floating-point operations per second.
 ///
 /// # Errors
 /// Where the device refuses.
@@ -56,9 +56,9 @@ pub struct Memory {
     pub optimiser: u64,
     /// Gradients of the trainable parameters.
     pub gradients: u64,
-    /// What a batch leaves behind for the way back, and what its layers and losses take while they run.
+    /// What a batch keeps for the backward pass, and what its layers and losses take while they run.
     pub activations: u64,
-    /// Gradients of the embedding while they are added up, at the end of the way back.
+    /// Gradients of the embedding while they are added up, at the end of the backward pass.
     embedding: u64,
     /// Tokens of a step, all batches together.
     rows: u64,
@@ -105,7 +105,7 @@ impl Memory {
         } else {
             layers.saturating_mul(layer.saturating_add(input))
         };
-        // Of the layer on its way back, gradients of all values; and logits with theirs.
+        // In the backward pass of a layer, gradients of all values; and logits with their gradients.
         let logits = (160 << 20).min((20 * a.vocab_size).saturating_mul(tokens));
         let passing = layer.saturating_add(logits);
         Ok(Self {
@@ -124,7 +124,7 @@ impl Memory {
         })
     }
 
-    /// The peak, with the program itself: activations shrink on the way back while gradients grow.
+    /// The peak, with the program itself: activations shrink in the backward pass while gradients grow.
     pub fn total(&self) -> u64 {
         let passing = self.activations.max(self.gradients + self.embedding);
         (self.weights + self.optimiser + (24 << 20))
@@ -142,8 +142,9 @@ impl Memory {
     }
 }
 
-/// Values that one layer keeps for its way back, as measured: of norms and residuals, of queries, keys and values with
-/// their outputs, and of the feed-forward network.
+/// Values that one layer keeps for its backward pass, as measured.
+///
+/// They are of norms and residuals, of queries, keys and values with their outputs, and of the feed-forward network.
 fn layer_values(a: &Architecture, tokens: u64) -> u64 {
     let mixture = a.mixture.as_ref();
     let experts = mixture.map_or(1, |mixture| mixture.num_attention_experts);

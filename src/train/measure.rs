@@ -1,4 +1,4 @@
-//! How well the text held back is predicted while training goes on.
+//! How well the model predicts held-back text during training.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::{Error, Result};
 pub(super) struct HeldBack {
     name: String,
     rows: Vec<Row>,
-    /// Bytes of text that a token stands for on average.
+    /// Bytes of text per token, on average.
     bytes_per_token: f64,
 }
 

@@ -1,7 +1,7 @@
-//! What a run tells about itself: one JSON object a line, and the same numbers for TensorBoard.
+//! The log of a run: one JSON object per line, and the same numbers for TensorBoard.
 //!
-//! `docs/reference/training-log.md` describes each line. A run that resumes cuts both files back to the step that it resumes from, so
-//! that the log of an interrupted run is that of one never stopped, but for times and the line that says so.
+//! `docs/reference/training-log.md` describes each line. A run that resumes cuts both files back to the step
+//! that it resumes from. The log of an interrupted run then differs in times only, and in the line that says so.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -81,9 +81,9 @@ pub struct Step {
     pub seconds: f64,
     /// Tokens predicted a second.
     pub tokens_per_second: f64,
-    /// Floating-point operations a second, those of recomputed activations not counted.
+    /// Floating-point operations per second, without recomputed activations.
     pub flops_per_second: f64,
-    /// The same as a share of what the machine does in a large product of matrices.
+    /// The same as a share of the machine's rate in a large matmul.
     pub peak_share: f64,
     /// The domains that the rows came from.
     pub domains: BTreeMap<String, DomainLoss>,
@@ -129,8 +129,8 @@ pub struct Routing {
     pub load: Vec<f64>,
     /// Mean gate of each expert.
     pub mean_gates: Vec<f64>,
-    /// Entropy by its largest value: of a feed-forward router's load, where 1 is an even load; of an attention router's
-    /// probabilities for a token, the mean, where 1 is a router that prefers nobody.
+    /// Entropy divided by its largest value. For a feed-forward router it is of the load, and 1 is an even load. For an
+    /// attention router it is the mean over tokens of its probabilities, and 1 is a router without preference.
     pub entropy: f64,
 }
 
@@ -141,7 +141,7 @@ pub struct Validation {
     pub nll: f64,
     /// Its exponential.
     pub perplexity: f64,
-    /// In bits, by the bytes of text that a token of the domain stands for on average.
+    /// The same in bits, divided by the mean number of bytes of text per token of the domain.
     pub bits_per_byte: f64,
     /// Tokens predicted.
     pub tokens: u64,
@@ -226,7 +226,7 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
 
 /// The records of a log, and what is wrong with the lines that are none. A last line without an end is left out.
 fn parse(path: &Path) -> Result<(Vec<Record>, Vec<String>)> {
-    // Bytes, not text: a crash of the machine can leave anything behind the last line that was synced.
+    // Bytes, not text: a crash of the machine can leave anything after the last line that was synced.
     let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
     let (mut records, mut problems) = (Vec::new(), Vec::new());
     for (number, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
@@ -250,7 +250,7 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Begins the log in `folder`, or goes on with it after the last record of `step`.
+    /// Begins the log in `folder`, or continues it after the last record of `step`.
     ///
     /// Nothing depends on the log, so damaged lines are left out: also returns what is wrong with each.
     pub(super) fn begin(folder: &Path, step: Option<u64>) -> Result<(Self, Vec<String>)> {

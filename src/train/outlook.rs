@@ -1,4 +1,4 @@
-//! What a run will make and take, told of headers alone.
+//! What a run will make and take, from headers alone.
 
 use std::path::{Path, PathBuf};
 
@@ -16,8 +16,8 @@ use crate::estimate::{Estimate, Products, READ, START, WRITTEN, Work};
 use crate::family::cost::Report;
 use crate::family::{Architecture, Config};
 
-/// The share of the peak that training reaches, the optimiser counted: on two idle cores the quickstart's models reach 0.36
-/// where products are fast, and 0.42 to 0.64 where they are slow (docs/design/log.md).
+/// The share of the peak that training reaches, with the optimiser. On two idle cores the quickstart's models reach 0.36
+/// where matmuls are fast, and 0.42 to 0.64 where they are slow (docs/design/log.md).
 const SHARE: f64 = 0.45;
 /// Bytes of both logs for a step.
 const LOG: u64 = 1200;
@@ -29,13 +29,13 @@ pub struct Outlook {
     pub parameters: u64,
     /// Those that train.
     pub trained: u64,
-    /// Tokens that it reads, those of measurements on held-back text left out.
+    /// Tokens that it reads, without measurements on held-back text.
     pub tokens: u64,
     /// Bytes of the output.
     pub output_bytes: u64,
     /// Bytes of the folder beside it at the end: the logs, and the checkpoints that are kept with the optimiser's state.
     pub run_bytes: u64,
-    /// Products of matrices, recomputed layers and measurements counted.
+    /// Matmuls, with recomputed layers and measurements.
     pub products: Products,
     /// Seconds of reading and writing.
     pub other_seconds: f64,
@@ -123,7 +123,8 @@ impl Outlook {
     }
 }
 
-/// Floating-point operations of a token: the way forward, the way back through activations, and gradients of what trains.
+/// Floating-point operations of a token: the forward pass, the backward pass through activations, and the weight gradients
+/// of trainable tensors.
 pub(super) fn flops_per_token(cost: &Report, trained: u64) -> f64 {
     cost.flops_per_token as f64 * (2.0 + trained as f64 / cost.total_parameters as f64)
 }

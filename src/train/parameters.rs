@@ -42,9 +42,9 @@ pub(super) fn balances(spec: &TensorSpec, architecture: &Architecture) -> bool {
 #[derive(Debug)]
 pub(super) struct Parameters {
     pub(super) all: Vec<Trained>,
-    /// Numbers of those of each layer.
+    /// Numbers of the parameters of each layer.
     of_layer: Vec<Vec<usize>>,
-    /// Numbers of those outside the layers.
+    /// Numbers of the parameters outside the layers.
     outside: Vec<usize>,
 }
 

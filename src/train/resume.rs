@@ -1,4 +1,4 @@
-//! Where a run goes on: its newest checkpoint that is whole.
+//! Where a run resumes: at its newest checkpoint that is whole.
 //!
 //! A checkpoint is whole where every file is what its manifest says, and where its position fits the run. A damaged one
 //! costs the steps since the one before, and nothing else: the run takes them again with the same bytes.
@@ -23,7 +23,7 @@ use crate::{Error, Result};
 /// The key of the version of a manifest and of a position.
 const VERSION: &str = "format_version";
 
-/// The run that would go on.
+/// The run that would resume.
 pub(super) struct SameRun<'a> {
     pub(super) settings: &'a Settings,
     /// The settings by flag.
@@ -33,7 +33,7 @@ pub(super) struct SameRun<'a> {
     pub(super) parent: &'a [FileHash],
 }
 
-/// A checkpoint to go on from.
+/// A checkpoint to resume from.
 pub(super) struct ResumePoint {
     pub(super) path: PathBuf,
     pub(super) position: Position,
@@ -90,13 +90,13 @@ impl Candidates {
 }
 
 impl SameRun<'_> {
-    /// Refuses to go on with a run that was begun otherwise.
+    /// Refuses to resume a run that was begun otherwise.
     fn check(&self, path: &Path, position: &Position) -> Result<()> {
-        let hint = "go on with the settings that the run was begun with, choose another --out, or begin anew with --force";
+        let hint = "resume with the settings that the run was begun with, choose another --out, or begin anew with --force";
         let differences = differences(&position.settings, self.json);
         if !differences.is_empty() {
             let problem = format!(
-                "the run cannot go on with other settings: {}",
+                "the run cannot resume with other settings: {}",
                 differences.join("; ")
             );
             return Err(Error::file(path, problem).with_hint(hint));
@@ -143,7 +143,7 @@ fn read(folder: &Path, step: u64) -> Result<Position> {
         return Ok(position);
     }
     let problem = format!(
-        "step, tokens or settings differ from those of {MANIFEST}, or from the folder's name: found step {}",
+        "step, tokens or settings differ from {MANIFEST} or from the folder's name: found step {}",
         position.step
     );
     Err(Error::file(folder.join(STATE), problem))

@@ -187,7 +187,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     )?;
     for problem in problems {
         watch(&Event::Note(format!(
-            "{METRICS}: {problem}; the log goes on without this line"
+            "{METRICS}: {problem}; the log continues without this line"
         )));
     }
     if log.is_empty() {

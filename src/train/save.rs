@@ -1,5 +1,5 @@
-//! Checkpoints of a run: folders as any other model, with a manifest that says where they come from, and, for a run
-//! that goes on, the state of the optimiser beside the weights.
+//! Checkpoints of a run: folders like any other model, with a manifest that says where they come from. Checkpoints to
+//! resume from also hold the state of the optimiser.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -59,9 +59,14 @@ pub(super) fn trained_names(
 
 /// The names of the parameters among `specs` that a word of `train` holds and none of `freeze`.
 ///
-/// A word is a group (`all`, `routers`, `experts`, `attention-experts`, `ffn-experts`, `adapters`, `norms`,
-/// `embeddings`), `expert:` with a name out of `experts` or a number, a role as in format files (`q`, `down`, …), or a
-/// pattern of tensor names (`model.layers.[01].*`). A word that holds no parameter is an error, as is nothing to train.
+/// A word is one of:
+///
+/// - a group (`all`, `routers`, `experts`, `attention-experts`, `ffn-experts`, `adapters`, `norms`, `embeddings`);
+/// - `expert:` with a name out of `experts` or a number;
+/// - a role as in format files (`q`, `down`, …);
+/// - a pattern of tensor names (`model.layers.[01].*`).
+///
+/// A word that holds no parameter is an error, and so is an empty result.
 pub fn select(
     specs: &[TensorSpec],
     experts: &[String],
@@ -80,7 +85,7 @@ pub fn select(
             }
             if !any && found.len() == before {
                 return Err(Error::usage(format!(
-                    "{flag} {word}: the model has no such parameters"
+                    "{flag} {word}: the model has no parameters of this kind"
                 ))
                 .with_hint("`bam-convert inspect DIR --tensors` lists them"));
             }
@@ -121,7 +126,7 @@ impl Term {
                     experts.join(", ")
                 };
                 Error::usage(format!(
-                    "{flag} {word}: the model has no such expert; its experts are {known}"
+                    "{flag} {word}: the model does not have this expert; its experts are {known}"
                 ))
             });
         }

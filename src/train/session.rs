@@ -64,7 +64,7 @@ impl Session<'_> {
                     self.folder.checkpoint(step),
                     source,
                 )
-                .with_hint("run the same command with --resume to go on"));
+                .with_hint("run the same command with --resume to continue"));
             }
         }
         Ok(())
@@ -91,7 +91,7 @@ impl Session<'_> {
             if action == Trouble::Stop {
                 self.save(watch)?;
                 return Err(Error::usage(format!("step {step}: {reason}; its batch is {named}"))
-                    .with_hint("pass --on-nan skip or --on-spike FACTOR:skip to go on without such steps, or a smaller --learning-rate"));
+                    .with_hint("pass --on-nan skip or --on-spike FACTOR:skip to continue without these steps, or a smaller --learning-rate"));
             }
             watch(&Event::Note(format!(
                 "step {step} skipped: {reason}; its batch is {named}"

@@ -75,7 +75,7 @@ pub struct Settings {
 /// How a run goes about it; the weights do not depend on it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Operation {
-    /// Whether layers run a second time on the way back, instead of keeping what they computed.
+    /// Whether layers run a second time in the backward pass, instead of keeping their activations.
     pub gradient_checkpointing: bool,
     /// Steps between checkpoints; 0 saves at the end and at a signal alone.
     pub save_every: u64,
@@ -89,7 +89,7 @@ pub struct Operation {
     pub detail_every: u64,
     /// Where to write the rows of each step as JSON lines.
     pub dump_rows: Option<PathBuf>,
-    /// Whether to go on with a run that was stopped.
+    /// Whether to resume a run that was stopped.
     pub resume: bool,
     /// Whether to replace an earlier run and its output.
     pub force: bool,
@@ -328,7 +328,7 @@ impl Settings {
     }
 }
 
-/// Names every setting that differs between a run that was `begun` and one that would go on with it.
+/// Names every setting that differs between a run that was `begun` and one that would resume it.
 pub(super) fn differences(begun: &Map<String, Value>, now: &Map<String, Value>) -> Vec<String> {
     let keys = now
         .keys()

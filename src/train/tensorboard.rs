@@ -2,7 +2,7 @@
 //!
 //! A record is its length (u64), the masked CRC-32C of the length, the bytes, and their masked CRC-32C, all
 //! little-endian. The bytes are a protobuf `Event`: wall_time (1, double), step (2, varint), and either file_version
-//! (3, string) or summary (5), a list of values (1) of tag (1, string) and simple_value (2, float).
+//! (3, string) or summary (5). A summary is a list of values (1) of tag (1, string) and simple_value (2, float).
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -126,7 +126,7 @@ mod tests {
         assert!(records[0].ends_with(b"brain.Event:2"));
         let mut expected = vec![9];
         expected.extend(1.5f64.to_le_bytes());
-        // Step 300 is the varint ac 02; the value of 15 bytes lies in a summary of 17.
+        // Step 300 is the varint ac 02; the value of 15 bytes is in a summary of 17.
         expected.extend([0x10, 0xac, 0x02, 0x2a, 17, 0x0a, 15, 0x0a, 8]);
         expected.extend(b"loss/nll");
         expected.push(0x15);

@@ -27,7 +27,7 @@ pub(super) struct Trainer<'a> {
     pub(super) counters: Counters,
 }
 
-/// What a run has behind it.
+/// The progress of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Counters {
     pub(super) step: u64,

@@ -9,8 +9,8 @@
 //! | [`cpu`] | float32 on the CPU, with kernels and backward passes written by hand |
 //!
 //! The contract for training: an operation's forward pass returns its output and a [`Record`](Operations::Record) of what
-//! its backward pass needs. [`Operations::backward`] takes the gradient of the output, returns that of the input, and adds
-//! those of parameters to their buffers. Layer code never sees inside a [`Buffer`](Operations::Buffer), so that a
+//! its backward pass needs. [`Operations::backward`] takes the gradient of the output, returns the gradient of the input, and
+//! adds the gradients of parameters to their buffers. Layer code never sees inside a [`Buffer`](Operations::Buffer), so that a
 //! backend may keep its numbers on a device. Nothing within a step needs a value on the host: the loss and the norm of the
 //! gradients are downloaded at its end.
 

@@ -60,7 +60,7 @@ pub(in crate::model) trait Operations: Debug + Send + Sync {
     /// Logits `[.., vocab]` of `x` `[.., hidden]`, in float32 at least.
     fn logits(&self, head: &Head, x: &Self::Buffer) -> Result<Self::Buffer>;
 
-    /// The next token's losses behind `x` `[tokens, hidden]` in nats, and the gradient of `x` of their weighted sum.
+    /// The losses in nats of the next tokens `targets`, and the gradient of `x` `[tokens, hidden]` of their weighted sum.
     ///
     /// The gradient of the head is added to its buffer. Logits exist for some tokens at a time.
     fn loss(
@@ -75,8 +75,8 @@ pub(in crate::model) trait Operations: Debug + Send + Sync {
     /// The losses of [`loss`](Self::loss) alone.
     fn likelihoods(&self, head: &Head, x: &Self::Buffer, targets: &[u32]) -> Result<Self::Buffer>;
 
-    /// The backward pass of one operation: adds the gradient of its input to `grad_input`, and those of its parameters to
-    /// their buffers.
+    /// The backward pass of one operation: adds the gradient of its input to `grad_input`, and the gradients of its
+    /// parameters to their buffers.
     ///
     /// An input of several operations, as of a residual connection, is given the sum so far. Without one, the gradient of
     /// this operation is all.

@@ -101,7 +101,7 @@ pub trait OptimiserState: Debug + Send + Sync {
     /// Puts back what [`download`](Self::download) gave.
     fn upload(&mut self, part: StatePart, values: Vec<f32>) -> Result<()>;
 
-    /// Updates the parameter with its gradient, which is zero where there is none. Returns sums over the parameter if the
+    /// Updates the parameter with its gradient. Without one, the gradient is zero. Returns sums over the parameter if the
     /// update is measured.
     fn update(
         &mut self,

@@ -66,9 +66,9 @@ fn cases(family: &str) -> Vec<Case> {
 }
 
 impl Case {
-    /// What our model must compute, unless it refuses: where the versions disagree, what the version that wrote the file
-    /// computes, or the other where that one fails; version 4 counts where the file says none. Where neither computes anything, a value that changes nothing, such
-    /// as a null for a key whose default is meant, may be passed over.
+    /// What our model must compute, unless it refuses. If the versions disagree, the version that wrote the file counts, or
+    /// the other if that one fails. Version 4 counts if the file names none. If neither computes anything, a value that
+    /// changes nothing may be passed over, such as a null for a key whose default is meant.
     fn expected(&self) -> &Values {
         let version = self
             .config

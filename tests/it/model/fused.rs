@@ -78,7 +78,7 @@ fn cpu(folder: &Path, trainable: Trainable) -> (f64, Gradients) {
     run(folder, &options)
 }
 
-/// The losses of tokens are those of the logits.
+/// The losses of tokens agree with the logits.
 fn check_losses(model: &CausalLm) {
     let (ids, targets, forward) = inputs();
     let (mut x, pass) = model.begin(&ids, None, &forward).unwrap();

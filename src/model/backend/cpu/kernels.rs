@@ -252,7 +252,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// The gradient of [`normalise`]: `out` is that of `x`, and that of the weight is added to `grad_weight`.
+    /// The gradient of [`normalise`]: `out` becomes the gradient of `x`, and `grad_weight` grows by the weight's.
     fn normalise_backward(
         x: &[f32],
         weight: &[f32],
@@ -300,7 +300,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// The gradient of a softmax with weights `weights` (that of their scores): `gradient` of the weights becomes it.
+    /// The gradient of a softmax: `gradient` of its output `weights` becomes the gradient of the scores.
     fn softmax_backward(weights: &[f32], gradient: &mut [f32]) {
         let mut sums = [0f32; LANES];
         for (weights, gradient) in weights.chunks(LANES).zip(gradient.chunks(LANES)) {

@@ -262,7 +262,7 @@ impl Operation {
         let hidden = self.hidden();
         let Network { gate, up, down } = &self.networks[number];
         let n = x.len() / hidden;
-        // The gradient of an expert's output is that of its tokens, times their gates.
+        // The gradient of an expert's output is the gradient of its tokens times their gates.
         let own = self.routed.as_ref().map(|routed| {
             let (tokens, gates) = (&routed.places.tokens[number], routed.router.gates());
             let rows = gather(grad_output, hidden, tokens);

@@ -43,7 +43,7 @@ pub(super) fn forward(norm: &Norm, x: &[f32]) -> Result<Vec<f32>> {
     Ok(out)
 }
 
-/// The gradient of `x`; that of the weight is added to its buffer.
+/// The gradient of `x`. The gradient of the weight is added to its buffer.
 pub(super) fn backward(
     norm: &Norm,
     x: &[f32],

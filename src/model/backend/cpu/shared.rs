@@ -24,7 +24,7 @@ struct Gate {
     graph: Subgraph,
 }
 
-/// The output of the routed experts for `h` plus that of the shared one.
+/// The output of the routed experts for `h` plus the output of the shared one.
 pub(super) fn add(
     routed: Routed<Tensor, Box<dyn TensorRecord>>,
     expert: &SharedExpert,

@@ -115,8 +115,9 @@ impl Weight {
         gradients.add(&self.weight, &gradient)
     }
 
-    /// Adds to each of `out` the dot product of its row of `grad_output` with the bias, if there is one: the part of a
-    /// gate's gradient that comes from the bias of the gated output.
+    /// Adds to each of `out` the dot product of its row of `grad_output` with the bias, if there is one.
+    ///
+    /// This is the part of a gate's gradient that comes from the bias of the gated output.
     pub(super) fn add_along_bias(&self, grad_output: &[f32], out: &mut [f32]) -> Result<()> {
         let Some(bias) = &self.bias else {
             return Ok(());

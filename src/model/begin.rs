@@ -1,0 +1,221 @@
+//! The beginning of a forward pass: checks, positions and embeddings.
+
+use std::cell::RefCell;
+
+use candle_core::Tensor;
+
+use super::cache::{KvCache, LayerCache};
+use super::causal_lm::{CausalLm, Forward};
+use super::pass::{AttentionMask, Pass};
+use super::router::Overrides;
+use crate::family::AttentionKv;
+use crate::{Error, Result};
+
+impl CausalLm {
+    /// The embeddings of `tokens` `[batch, seq, hidden]`, and what the layers need to know of the pass.
+    ///
+    /// With [`layer_recorded`](Self::layer_recorded), [`loss`](Self::loss) and [`layer_backward`](Self::layer_backward) a
+    /// trainer runs a pass layer by layer, forward and back.
+    pub fn begin(
+        &self,
+        tokens: &Tensor,
+        cache: Option<&mut KvCache>,
+        options: &Forward,
+    ) -> Result<(Tensor, Pass)> {
+        let (batch, seq) = self.check_shape(tokens, options)?;
+        self.check_ids(tokens)?;
+        self.check_overrides(&options.overrides)?;
+        if cache.is_some() && self.params.vars().next().is_some() {
+            return Err(Error::usage(
+                "a pass with a cache has no backward pass: load the model without trainable parameters",
+            ));
+        }
+
+        let (mut offset, mut left_padding) = (0, options.left_padding.clone());
+        if let Some(cache) = cache {
+            self.prepare(cache, batch, options)?;
+            (offset, left_padding) = (cache.length, cache.left_padding.clone());
+        }
+        self.check_context(offset + seq)?;
+        let document_starts = document_starts(options, batch, seq, offset)?;
+        let positions: Vec<Vec<usize>> = left_padding
+            .as_deref()
+            .unwrap_or(&[0])
+            .iter()
+            .map(|padding| {
+                (offset..offset + seq)
+                    .map(|position| position.saturating_sub(*padding))
+                    .collect()
+            })
+            .collect();
+
+        let begin = || -> candle_core::Result<(Tensor, Pass)> {
+            let rotation = self.rope.rotation(&positions, self.dtype, &self.device)?;
+            let pass = Pass {
+                tokens: tokens.to_device(&self.device)?,
+                attention_mask: AttentionMask {
+                    offset,
+                    left_padding,
+                    document_starts,
+                },
+                rotation,
+                overrides: options.overrides.clone(),
+                dtype: self.dtype,
+                device: self.device.clone(),
+                masks: RefCell::default(),
+            };
+            let embedded = self.operations().embed(&self.embedding, &pass.tokens)?;
+            Ok((embedded, pass))
+        };
+        begin().map_err(|e| self.failed(e))
+    }
+
+    /// The batch and length of `tokens`.
+    fn check_shape(&self, tokens: &Tensor, options: &Forward) -> Result<(usize, usize)> {
+        let (batch, seq) = tokens.dims2().map_err(|_| {
+            Error::usage(format!(
+                "expected token ids [batch, seq], found {:?}",
+                tokens.dims()
+            ))
+        })?;
+        if batch == 0 || seq == 0 {
+            return Err(Error::usage("expected at least one token, found none"));
+        }
+        match &options.left_padding {
+            Some(padding) if padding.len() != batch => Err(Error::usage(format!(
+                "expected the padding of {batch} rows, found {}",
+                padding.len()
+            ))),
+            _ => Ok((batch, seq)),
+        }
+    }
+
+    /// Makes an empty cache ready for a pass, and refuses one of another model or batch.
+    fn prepare(&self, cache: &mut KvCache, batch: usize, options: &Forward) -> Result<()> {
+        if cache.layers.is_empty() || cache.length == 0 {
+            cache
+                .layers
+                .resize_with(self.blocks.len(), LayerCache::default);
+            if cache.batch != batch {
+                cache.layers.fill(LayerCache::default());
+            }
+            (cache.batch, cache.left_padding) = (batch, options.left_padding.clone());
+        } else if (cache.batch, cache.layers.len()) != (batch, self.blocks.len()) {
+            let problem = format!(
+                "the cache holds {} rows of another pass, expected {batch}",
+                cache.batch
+            );
+            return Err(Error::usage(problem));
+        } else if options.left_padding.is_some() {
+            return Err(Error::usage(
+                "padding belongs to the first tokens, but the cache has seen some already",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_context(&self, positions: usize) -> Result<()> {
+        match self.architecture.max_position_embeddings {
+            Some(longest) if positions as u64 > longest => {
+                let problem =
+                    format!("{positions} positions are more than the model's context of {longest}");
+                Err(Error::usage(problem)
+                    .with_hint("shorten the text; max_position_embeddings is the limit"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_ids(&self, tokens: &Tensor) -> Result<()> {
+        let ids = tokens.flatten_all().and_then(|ids| ids.to_vec1::<u32>());
+        let ids = ids.map_err(|e| Error::usage(format!("expected token ids of dtype u32: {e}")))?;
+        let vocab = self.architecture.vocab_size;
+        match ids.iter().find(|id| u64::from(**id) >= vocab) {
+            Some(id) => Err(Error::usage(format!(
+                "token id {id} is outside the model's vocabulary of {vocab}"
+            ))
+            .with_hint("is the tokenizer the one of this model?")),
+            None => Ok(()),
+        }
+    }
+
+    fn check_overrides(&self, overrides: &Overrides) -> Result<()> {
+        if overrides == &Overrides::default() {
+            return Ok(());
+        }
+        let Some(mixture) = &self.architecture.mixture else {
+            return Err(Error::usage(
+                "routing cannot be changed: the model is dense",
+            ));
+        };
+        let experts = mixture.num_experts as usize;
+        if let Some(dropped) = overrides
+            .dropped
+            .iter()
+            .find(|dropped| **dropped >= experts)
+        {
+            return Err(Error::usage(format!(
+                "expected experts from 0 to {}, found {dropped}",
+                experts - 1
+            )));
+        }
+        let attention_experts = match mixture.attention_kv {
+            AttentionKv::Merged => experts,
+            AttentionKv::Expert | AttentionKv::Shared => mixture.num_attention_experts as usize,
+        };
+        if (0..experts.min(attention_experts)).all(|expert| overrides.dropped.contains(&expert)) {
+            return Err(Error::usage(
+                "every expert is dropped; expected at least one to be left",
+            ));
+        }
+        let limits = [
+            ("top-k", overrides.top_k, experts),
+            (
+                "attention top-k",
+                overrides.attention_top_k,
+                mixture.num_attention_experts as usize,
+            ),
+        ];
+        for (name, value, most) in limits {
+            if let Some(value) = value.filter(|value| *value == 0 || *value > most) {
+                return Err(Error::usage(format!(
+                    "expected a {name} of 1 to {most}, found {value}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// For each row and position, the position at which its document begins.
+fn document_starts(
+    options: &Forward,
+    batch: usize,
+    seq: usize,
+    offset: usize,
+) -> Result<Option<Vec<Vec<usize>>>> {
+    let Some(documents) = &options.documents else {
+        return Ok(None);
+    };
+    if documents.len() != batch || documents.iter().any(|row| row.len() != seq) {
+        return Err(Error::usage(format!(
+            "expected the documents of {batch} rows of {seq} tokens"
+        )));
+    }
+    if offset > 0 {
+        return Err(Error::usage("documents are for a pass without cache"));
+    }
+    Ok(Some(documents.iter().map(|row| starts(row)).collect()))
+}
+
+/// The position at which the document of each token begins.
+fn starts(documents: &[u32]) -> Vec<usize> {
+    let mut start = 0;
+    let start_of = |position: usize| {
+        if position > 0 && documents[position] != documents[position - 1] {
+            start = position;
+        }
+        start
+    };
+    (0..documents.len()).map(start_of).collect()
+}
