@@ -580,7 +580,7 @@ fn bad_input_is_named() {
     refused(&["--freeze", "all"], &["everything is frozen"]);
     refused(
         &["--train", "routers"],
-        &["--train routers", "no such parameters"],
+        &["--train routers", "no parameters of this kind"],
     );
     refused(
         &["--train", "routr"],
@@ -1160,4 +1160,51 @@ fn every_command_reads_a_tied_model_however_its_matrix_is_stored() {
     });
     train(second, &path("refused"), &["--steps", "1"])
         .refused(2, &["`lm_head.weight`", "differs", "tie_word_embeddings"]);
+}
+
+#[test]
+fn commands_name_their_backend_and_why_it_is_the_slower_one() {
+    let work = tempfile::tempdir().unwrap();
+    let text = work.path().join("text.txt");
+    fs::write(&text, "the law of the land ".repeat(20)).unwrap();
+    let adapted = work.path().join("adapted");
+    let mut upcycle = Command::new(binary());
+    upcycle.args(["upcycle", "--method", "bam", "--adapters", "--seed"]);
+    upcycle.arg(seed()).arg("--expert");
+    upcycle.arg(format!("code={}", fixture("llama/code").display()));
+    finish({
+        upcycle.arg("--out").arg(&adapted);
+        upcycle
+    })
+    .ok();
+
+    let reference = "backend: reference (kernels compute in f32, and the dtype is bf16)";
+    let by_adapters = "backend: cpu (attention by reference, because experts have adapters; \
+                       feed-forward by reference, because experts have adapters)";
+    for (number, (checkpoint, dtype, expected)) in [
+        (&seed(), "f32", "backend: cpu\n"),
+        (&seed(), "bf16", reference),
+        (&adapted, "f32", by_adapters),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = work.path().join(format!("out-{number}"));
+        let run = train(checkpoint, &out, &["--steps", "1", "--dtype", dtype, "--json"]).ok();
+        assert!(run.stderr.contains(expected), "{run}");
+        let printed: Value = serde_json::from_str(&run.stdout).unwrap();
+        let name = printed["backend"]["name"].as_str().unwrap();
+        assert!(expected.contains(&format!("backend: {name}")), "{run}");
+    }
+
+    let mut generate = Command::new(binary());
+    generate.arg("generate").arg(&adapted);
+    generate.args(["--prompt", "The", "--max-tokens", "1"]);
+    let run = finish(generate).ok();
+    assert!(run.stderr.contains("backend: cpu\n"), "{run}");
+    let mut eval = Command::new(binary());
+    eval.arg("eval").arg(seed()).arg("--data");
+    eval.arg(format!("text={}", text.display()));
+    let run = finish(eval).ok();
+    assert!(run.stderr.contains("backend of seed: cpu\n"), "{run}");
 }
