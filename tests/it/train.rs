@@ -1190,7 +1190,12 @@ fn commands_name_their_backend_and_why_it_is_the_slower_one() {
     .enumerate()
     {
         let out = work.path().join(format!("out-{number}"));
-        let run = train(checkpoint, &out, &["--steps", "1", "--dtype", dtype, "--json"]).ok();
+        let run = train(
+            checkpoint,
+            &out,
+            &["--steps", "1", "--dtype", dtype, "--json"],
+        )
+        .ok();
         assert!(run.stderr.contains(expected), "{run}");
         let printed: Value = serde_json::from_str(&run.stdout).unwrap();
         let name = printed["backend"]["name"].as_str().unwrap();
