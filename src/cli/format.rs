@@ -30,7 +30,7 @@ pub fn bring(matches: &ArgMatches) -> bam_convert::Result<()> {
     if let Some((_, below)) = matches.subcommand() {
         return bring(below);
     }
-    // A command that opens no model has no such flag.
+    // A command that opens no model lacks the flag.
     match matches.try_get_one::<InputPath>(FORMAT) {
         Ok(Some(path)) => Family::read(path)?.bring(),
         _ => Ok(()),

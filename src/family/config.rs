@@ -29,7 +29,7 @@ pub struct Config {
     pub json: Map<String, Value>,
 }
 
-/// What stands under the names of a key.
+/// The value under the names of a key.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Found<'a> {
     /// None of the names.
@@ -88,7 +88,7 @@ fn unknown_family(config: &Config, found: &str, known: &[Arc<Family>]) -> Error 
 }
 
 impl Config {
-    /// Reads a `config.json`, or that of a folder.
+    /// Reads a `config.json`, or the one in a folder.
     pub fn read(file_or_folder: &Path) -> Result<Self> {
         let path = foreign::config_of(file_or_folder)?;
         // Of a GGUF file, its architecture decides what can be done with it.
@@ -166,7 +166,7 @@ impl Config {
         Ok(found)
     }
 
-    /// As [`Self::find`], with the default of the key where none of its names stands.
+    /// As [`Self::find`], with the default of the key where the file has none of its names.
     pub(crate) fn lookup<'a>(&'a self, key: &'a Key) -> Result<Found<'a>> {
         Ok(match self.find(key.names.iter().map(String::as_str))? {
             Found::Absent => match (self.default(key), key.names.first()) {
@@ -179,8 +179,8 @@ impl Config {
         })
     }
 
-    /// The default of a key; where it depends on the version of transformers, that of the version that wrote the file, and of
-    /// version 4 where no version is said.
+    /// The default of a key. Where it depends on the version of transformers, the version that wrote the file counts,
+    /// and version 4 where the file has no version.
     fn default<'a>(&self, key: &'a Key) -> Option<&'a Value> {
         match (&key.default_before_5, &key.default) {
             (Some(of_4), _) if self.transformers().is_none_or(|major| major < 5) => Some(of_4),
@@ -242,7 +242,7 @@ impl Config {
         }
     }
 
-    /// A positive integer, if the key stands and is not null.
+    /// A positive integer, if the key is there and not null.
     pub(crate) fn count(&self, key: &Key) -> Result<Option<u64>> {
         match self.lookup(key)? {
             Found::Absent | Found::Null => Ok(None),
@@ -257,7 +257,7 @@ impl Config {
             .ok_or_else(|| self.missing(name, "a positive integer"))
     }
 
-    /// `value`, which stands under `name`, as a positive integer.
+    /// `value`, found under `name`, as a positive integer.
     pub(crate) fn as_count(&self, name: &str, value: &Value) -> Result<u64> {
         /// Past any real dimension; a product of two fits 64 bits.
         const LARGEST: u64 = 1 << 31;
@@ -272,7 +272,7 @@ impl Config {
         }
     }
 
-    /// A finite number no smaller than `least`, if the key stands and is not null.
+    /// A finite number of at least `least`, if the key is there and not null.
     pub(crate) fn number(&self, key: &Key, least: f64) -> Result<Option<f64>> {
         match self.lookup(key)? {
             Found::Absent | Found::Null => Ok(None),
@@ -280,7 +280,7 @@ impl Config {
         }
     }
 
-    /// `value`, which stands under `name`, as a finite number no smaller than `least`.
+    /// `value`, found under `name`, as a finite number of at least `least`.
     pub(crate) fn as_number(&self, name: &str, value: &Value, least: f64) -> Result<f64> {
         let expected = match least {
             f64::MIN => "a number".to_owned(),
@@ -302,14 +302,14 @@ impl Config {
         }
     }
 
-    /// `value`, which stands under `name`, as a boolean.
+    /// `value`, found under `name`, as a boolean.
     pub(crate) fn as_flag(&self, name: &str, value: &Value) -> Result<bool> {
         value
             .as_bool()
             .ok_or_else(|| self.wrong(name, "true or false", value))
     }
 
-    /// A boolean under one name, if it stands and is not null.
+    /// A boolean under one name, if it is there and not null.
     pub(crate) fn own_flag(&self, name: &str) -> Result<Option<bool>> {
         match self.find([name])? {
             Found::Value(name, value) => self.as_flag(name, value).map(Some),
@@ -317,7 +317,7 @@ impl Config {
         }
     }
 
-    /// A positive integer under one name, if it stands and is not null.
+    /// A positive integer under one name, if it is there and not null.
     pub(crate) fn own_count(&self, name: &str) -> Result<Option<u64>> {
         match self.find([name])? {
             Found::Value(name, value) => self.as_count(name, value).map(Some),
@@ -325,7 +325,7 @@ impl Config {
         }
     }
 
-    /// A string, if the key stands and is not null.
+    /// A string, if the key is there and not null.
     pub(crate) fn text<'a>(&'a self, key: &'a Key) -> Result<Option<&'a str>> {
         match self.lookup(key)? {
             Found::Absent | Found::Null => Ok(None),
@@ -336,7 +336,7 @@ impl Config {
         }
     }
 
-    /// A named layout under its own key, if it stands.
+    /// A named layout under its own key, if it is there.
     pub(crate) fn choice<T: Choice>(&self, name: &str) -> Result<Option<T>> {
         let parse =
             |value| T::parse(value).map_err(|problem| Error::key(&self.path, name, problem));

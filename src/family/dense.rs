@@ -14,7 +14,7 @@ use super::target::SEED_MODEL_TYPE;
 use super::write::{ConfigWriter, biases};
 use crate::{Error, Result};
 
-/// Keys that describe a mixture, beside [`Mixture::KEYS`] and those of its layouts; a dense model of any family does without them.
+/// Keys of mixtures beside [`Mixture::KEYS`] and the keys of layouts. A dense model of any family does without them.
 const STRAY: [&str; 12] = [
     "qkv_bias",
     "auto_map",
@@ -48,11 +48,12 @@ impl Architecture {
     }
 }
 
-/// The dense model that an expert of the mixture `architecture`, read from `config`, is on its own, in the seed's family where
-/// the configuration keeps its name, else in the first whose models are exactly so.
+/// The dense model that one expert of the mixture `architecture` is without the others; `config` is the mixture's
+/// configuration. It is of the seed's family where the configuration keeps that name, else of the first family whose
+/// models are the same.
 ///
 /// # Errors
-/// Where no known family has such models: experts as wide as no dense layer, or adapters.
+/// Where no known family has models like it: its experts have another width than its dense layers, or adapters.
 pub fn dense(config: &Config, architecture: &Architecture) -> Result<Output> {
     let Some(mixture) = &architecture.mixture else {
         return Err(Error::file(

@@ -22,7 +22,7 @@ const OWN: [&str; 4] = ["extends", "name", "model_types", "architectures"];
 
 /// Reads a family from the text of a format file. `known` are the names and texts of families that a file may extend.
 pub(super) fn read(path: &Path, text: &str, known: &[(&str, &str)]) -> Result<Family> {
-    // Its own errors have lines; those of the merged file have none.
+    // Errors of its own text have lines; errors of the merged file have none.
     let own: FamilyText = yaml::parse(path, text)?;
     if own.extends.is_none() {
         return own.resolve(path);

@@ -1,5 +1,6 @@
-//! The two layouts of a stock mixture's experts: one tensor an expert and projection (classic), or all experts of a layer in one
-//! tensor (fused), as transformers 5 keeps and saves them. The bytes of an expert are the same, and lie together, in both.
+//! The two layouts of a stock mixture's experts. Classic is one tensor per expert and projection. Fused is one tensor
+//! for all experts of a layer, as transformers 5 saves them. The bytes of an expert are the same, and lie together, in
+//! both.
 
 use serde::Serialize;
 

@@ -33,8 +33,8 @@ pub struct GgufTensor {
     pub expert: Option<u64>,
 }
 
-/// The row of a permuted GGUF tensor that is `row` of the Hugging Face one, for a tensor of `rows` rows and `heads`
-/// heads: `heads` divides `rows` into an even number of rows a head.
+/// The row of a permuted GGUF tensor that is `row` of the Hugging Face tensor. The tensor has `rows` rows, and each of
+/// its `heads` heads has an even number of them.
 ///
 /// Hugging Face rotates the halves of a head, llama.cpp neighbouring rows: row `i` of half `j` there is row `2 i + j` here.
 pub fn source_row(row: u64, rows: u64, heads: u64) -> u64 {
@@ -206,7 +206,7 @@ impl Found<'_> {
 /// Refuses elements whose values cannot be computed.
 ///
 /// # Errors
-/// The first such tensor.
+/// The first tensor whose values cannot be computed.
 pub fn refuse_unreadable(gguf: &Gguf) -> Result<()> {
     let unreadable = |entry: &TensorEntry| match entry.encoding {
         Encoding::Ggml(kind) if !kind.is_readable() => Some(kind.unreadable()),
@@ -226,7 +226,7 @@ pub fn refuse_unreadable(gguf: &Gguf) -> Result<()> {
 
 /// The model's `config.json`, with the keys of transformers 4 and of transformers 5.
 ///
-/// `dtype` is that of the embedding table, and `bfloat16` where any tensor is quantised.
+/// `dtype` is the embedding's dtype, and `bfloat16` where any tensor is quantised.
 ///
 /// # Errors
 /// As [`tensors`]; and where the scaling of the rotary embedding is none that transformers has.

@@ -1,4 +1,4 @@
-//! Which GGUF files are read: those whose architecture is that of a family with a section `gguf`.
+//! Which GGUF files are read: a family with a section `gguf` names their architecture.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -266,7 +266,7 @@ impl<'a> Metadata<'a> {
         };
         let value =
             value.ok_or_else(|| self.fault(&key, "is missing; expected a whole number above 0"))?;
-        // No tensor with such a dimension fits into a file, and products of two sizes stay countable.
+        // No file holds a tensor with a larger dimension, and products of two sizes fit a `u64`.
         if value == 0 || value > u64::from(u32::MAX) {
             let problem = format!("expected a whole number above 0, found {value}");
             return Err(self.fault(&key, problem));
@@ -316,7 +316,7 @@ impl<'a> Metadata<'a> {
         Ok(held.find(|bias| self.gguf.tensors.contains_key(bias)))
     }
 
-    /// The dtype that the weights become: that of the embedding, or bfloat16 from quantised tensors.
+    /// The dtype of the converted weights: the embedding's, or bfloat16 from quantised tensors.
     fn dtype(&self) -> Result<Dtype> {
         let names = self.names()?;
         let quantised = self
@@ -333,8 +333,8 @@ impl<'a> Metadata<'a> {
     }
 }
 
-/// The metadata key, without the architecture's name, of the width of a value; it is that of a key.
+/// The metadata key of a value's width, without the architecture's name. A value is as wide as a key.
 pub(super) const VALUE_LENGTH: &str = "attention.value_length";
 
-/// The metadata key, without the architecture's name, of the rotated width of a head; all of it is.
+/// The metadata key of the rotated part of a head, without the architecture's name. Whole heads rotate.
 pub(super) const ROTATED: &str = "rope.dimension_count";

@@ -24,7 +24,7 @@ pub struct NamedTensor {
     pub name: String,
     /// Shape in the file.
     pub shape: Vec<u64>,
-    /// Names in the model: one, or that of each expert.
+    /// Names in the model: one, or one per expert.
     pub parts: Vec<String>,
     /// Heads whose rows are interleaved for the rotary embedding.
     pub heads: Option<u64>,
@@ -266,7 +266,7 @@ pub fn tensors(architecture: &Architecture, specs: &[TensorSpec]) -> Result<Vec<
     Ok(found)
 }
 
-/// The name of a tensor in the file; that of an expert is the name of the tensor that holds all of a layer.
+/// The name of a tensor in the file. One tensor holds a projection of all experts of a layer.
 pub(super) fn file_name(names: &GgufNames, spec: &TensorSpec) -> Result<String> {
     let names = if spec.expert.is_some() {
         &names.expert_tensors

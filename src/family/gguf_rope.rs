@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// The tensor of factors that divide the frequencies: how llama.cpp stores the scaling of Llama 3.
 pub(super) const FACTORS: &str = "rope_freqs.weight";
 
-/// How the metadata keys of a scaling begin, behind the architecture's name.
+/// The beginning of a scaling's metadata keys, after the architecture's name.
 const SCALING: &str = "rope.scaling.";
 
 /// `low_freq_factor` and `high_freq_factor` of all published Llama 3 models.

@@ -1,4 +1,4 @@
-//! The tokenizer of a Hugging Face folder as metadata of a GGUF file: the way back from [`super::gguf_tokenizer`].
+//! The tokenizer of a Hugging Face folder as metadata of a GGUF file: the inverse of [`super::gguf_tokenizer`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

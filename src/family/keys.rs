@@ -10,12 +10,12 @@ use serde_json::Value;
 
 use super::role::{listed, named};
 
-/// One configuration key: the names it may have and the value where none of them stands.
+/// One configuration key: the names it may have, and the value where a file has none of them.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Key {
     /// Alternative names, each with the same meaning; `a.b` is key `b` of the object `a`.
     pub(crate) names: Vec<String>,
-    /// The value where no name stands in `config.json`.
+    /// The value where `config.json` has none of the names.
     pub(crate) default: Option<Value>,
     /// The default of transformers 4, where transformers 5 has another.
     pub(crate) default_before_5: Option<Value>,
@@ -153,7 +153,7 @@ fields! {
     MoeIntermediateSize = "moe_intermediate_size", Mixture, Required;
     NormTopkProb = "norm_topk_prob", Mixture, Required;
     RouterAuxLossCoef = "router_aux_loss_coef", Mixture, Required;
-    /// The width of the shared expert, which each checkpoint of such a family has.
+    /// The width of the shared expert; a family with this key has one in each checkpoint.
     SharedExpertIntermediateSize = "shared_expert_intermediate_size", Mixture, Optional;
     /// The list of layers without experts.
     DenseLayers = "dense_layers", Mixture, Optional;

@@ -23,7 +23,7 @@ impl Architecture {
         self.match_tensors(&self.tensors()?, &checkpoint).map(drop)
     }
 
-    /// Matches `specs`, the tensors of this architecture, with those of a checkpoint, names and shapes both ways.
+    /// Matches `specs`, the tensors of this architecture, with a checkpoint's tensors, names and shapes both ways.
     ///
     /// Returns the names that no reader uses: computed buffers, and a stored copy of a tied head, which must hold the
     /// values of the input embedding. Any other missing, unexpected or misshapen tensor is an error that names it, or the

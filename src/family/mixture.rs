@@ -145,7 +145,7 @@ pub struct Mixture {
     pub norm_topk_prob: bool,
     /// The same for attention experts.
     pub norm_topk_prob_attention: bool,
-    /// Inner width of the feed-forward network that every token goes to beside its experts; `None` where there is none.
+    /// Inner width of the shared expert, which every token goes to beside its own; `None` without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_expert_intermediate_size: Option<u64>,
     /// Whether a sigmoid gate weights the shared expert.

@@ -1,8 +1,12 @@
 //! What each family of models calls its tensors and configuration keys.
 //!
-//! A family is a file in `formats/`, embedded in the binary: a short list of names and named layouts, no language
-//! of its own. [`Config`] is one `config.json`, [`Architecture`] what it says with the family's differences
-//! resolved, [`Architecture::tensors`] every tensor such a checkpoint has, and [`cost`] pure arithmetic on top.
+//! A family is a file in `formats/`, embedded in the binary or brought by a user: names and named layouts, no language of its own.
+//! [`Config`] is one `config.json`, and [`Architecture`] is its meaning, with the family's differences resolved.
+//! [`Architecture::tensors`] is every tensor of a checkpoint, and [`cost`] is arithmetic on it.
+//!
+//! From the bottom up: tables (`layout`, `role`, `keys`), one format file (`names`, `format`, `extends`), all of them (`known`),
+//! a configuration (`config`), a model (`mixture`, `architecture`, `tensors`), readers (`read`, `gguf_metadata`, `gguf`),
+//! and writers (`write`, `target`, `stock`, `dense`, `gguf_names`).
 
 mod activation;
 mod architecture;

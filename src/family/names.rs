@@ -138,7 +138,8 @@ impl FusedTensorNames {
 pub(crate) struct GgufNames {
     /// The value of `general.architecture`, which also begins the names of the metadata keys.
     pub(crate) architecture: String,
-    /// Whether llama.cpp rotates neighbouring rows of a head: then those of a model that rotates halves are interleaved.
+    /// Whether llama.cpp rotates neighbouring rows of a head. Then the rows of a model that rotates halves are
+    /// interleaved.
     pub(crate) rope_interleaved: bool,
     /// Metadata keys, without the architecture's name.
     #[serde(deserialize_with = "listed")]

@@ -241,7 +241,7 @@ fn refuse(config: &Config, family: &Family) -> Result<()> {
     Ok(())
 }
 
-/// Epsilon of the norms; where a mixture's config has the keys of both norms, that of its own norm counts.
+/// Epsilon of the norms. Where a mixture's config has the keys of both norms, the key of its own norm counts.
 fn norm_eps(config: &Config, family: &Family, norm_type: NormType) -> Result<f64> {
     if family.says_layouts()
         && let Found::Value(name, value) = config.find([norm_type.eps_key()])?

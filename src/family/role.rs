@@ -61,7 +61,7 @@ pub(crate) enum Shape {
     KeyNorm,
 }
 
-/// What decides whether a bias stands beside a weight.
+/// What decides whether a weight has a bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BiasRule {
     /// Nothing: there is never one.
@@ -211,7 +211,7 @@ impl Role {
         self.facts().kind == Kind::Router
     }
 
-    /// Whether no dense model has such a tensor.
+    /// Whether no dense model has a tensor of this role.
     pub fn only_in_mixtures(self) -> bool {
         let facts = self.facts();
         facts.module == Module::SharedExpert || matches!(facts.kind, Kind::Router | Kind::Adapter)
@@ -222,12 +222,12 @@ impl Role {
         self.facts().kind == Kind::Norm
     }
 
-    /// Whether a feed-forward network of that kind has such a projection.
+    /// Whether a feed-forward network of that kind has a projection of this role.
     pub(crate) fn is_in_mlp(self, mlp_type: MlpType) -> bool {
         mlp_type == MlpType::Gated || !matches!(self, Self::Gate | Self::SharedGate)
     }
 
-    /// Whether each dense model of these layouts has such a tensor; a head only where it is not tied.
+    /// Whether each dense model of these layouts has a tensor of this role; a tied head counts, too.
     pub(crate) fn is_in_dense(
         self,
         (block, position): (Block, NormPosition),

@@ -215,7 +215,7 @@ fn same_scaling(a: &Option<Map<String, Value>>, b: &Option<Map<String, Value>>) 
     }
 }
 
-/// One scaling, and where it stands.
+/// One scaling, and the key that holds it.
 struct Scaling<'a> {
     config: &'a Config,
     /// `rope_scaling` or `rope_parameters`.

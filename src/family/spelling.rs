@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 
 use super::known::families;
 
-/// Adds the missing spelling of the dtype and of the RoPE keys; no value changes, and nothing is invented: a config
-/// that says nothing about a subject gets no key about it.
+/// Adds the missing spelling of the dtype and of the RoPE keys. No value changes, and a config without either spelling
+/// gets neither.
 pub fn both_spellings(config: &mut Map<String, Value>) {
     let stands = |config: &Map<String, Value>, name: &str| {
         config.get(name).filter(|v| !v.is_null()).cloned()
@@ -65,8 +65,8 @@ pub fn both_spellings(config: &mut Map<String, Value>) {
     }
 }
 
-/// Whether all layers of a model have the same rotary embedding, as far as known here: in families that are not known (Gemma 3
-/// is one) `rope_parameters` may need an entry for each kind of layer.
+/// Whether all layers of a model are known to have the same rotary embedding. In other families, such as Gemma 3,
+/// `rope_parameters` may need an entry for each kind of layer.
 fn has_one_rotary_embedding(config: &Map<String, Value>) -> bool {
     let is_known = |name: &str| {
         families().is_ok_and(|families| {

@@ -17,8 +17,8 @@ use super::write::{ConfigWriter, biases, carried, notes};
 use crate::error::{nearest, one_of};
 use crate::{Error, Result};
 
-/// Width of the shared expert that a family insists on and a mixture does not have: no larger than needed for the blocks of
-/// quantised formats and for a few devices to share it.
+/// Width of the shared expert where a family requires one and the mixture has none. It is just large enough for the
+/// blocks of quantised formats, and for a few devices to share it.
 const NEUTRAL_WIDTH: u64 = 256;
 
 /// A mixture as a checkpoint of a family.

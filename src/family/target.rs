@@ -33,8 +33,9 @@ const NUMBERS: [Field; 14] = [
     Field::ClipQkv,
 ];
 
-/// The `config.json` of `target`, an upcycled architecture: the keys of the source `dense` in their order, changed only where
-/// the mixture differs, then the keys that a reader of a BAM checkpoint needs, each said explicitly.
+/// The `config.json` of `target`, an upcycled architecture. It has the keys of the source `dense` in their order,
+/// changed only where the mixture differs. Then come the keys that a reader of a BAM checkpoint needs, each with its
+/// value.
 ///
 /// # Errors
 /// A family that is not known.

@@ -35,7 +35,7 @@ impl TensorSpec {
 }
 
 impl Architecture {
-    /// Every tensor of such a checkpoint: embedding, layer by layer, final norm, head (absent where tied).
+    /// Every tensor of a checkpoint: embedding, layer by layer, final norm, head (absent where tied).
     pub fn tensors(&self) -> Result<Vec<TensorSpec>> {
         self.check()
             .map_err(|fault| Error::usage(format!("{}: {}", fault.key, fault.problem)))?;
@@ -107,7 +107,7 @@ impl Architecture {
         }
     }
 
-    /// Whether a bias stands beside a role's weight.
+    /// Whether a role's weight has a bias.
     pub(super) fn has_bias(&self, role: Role) -> bool {
         let router_bias = self
             .mixture

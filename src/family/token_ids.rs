@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
-/// Hands each id to `each`, with the key that holds it and its token; the id is `None` where something else stands in its
-/// place.
+/// Hands each id to `each`, with the key that holds it and its token. The id is `None` where the file has something
+/// else in its place.
 pub fn each_token_id(
     tokenizer: &Map<String, Value>,
     each: &mut dyn FnMut(&'static str, &str, Option<u64>),

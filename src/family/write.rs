@@ -42,8 +42,8 @@ impl<'a> ConfigWriter<'a> {
     /// The configuration, in both spellings of the keys that have two.
     pub(super) fn finish(mut self) -> Map<String, Value> {
         both_spellings(&mut self.json);
-        // Of a BAM, all that it says stands in rope_parameters, and with it transformers 5 cannot read the tokenizer of a
-        // model type that it does not know.
+        // A BAM has it all in rope_parameters. With rope_scaling, transformers 5 cannot read the tokenizer of a model
+        // type that it does not know.
         if self.family.says_layouts() && self.has("rope_scaling") {
             self.json.shift_remove("rope_scaling");
         }
@@ -113,7 +113,7 @@ impl<'a> ConfigWriter<'a> {
         }
     }
 
-    /// What a key holds; null where the architecture has no such thing.
+    /// What a key holds; null where the architecture has nothing for it.
     fn value(&self, field: Field) -> Value {
         let of = self.of;
         let mixture = of.mixture.as_ref();
@@ -188,7 +188,7 @@ impl<'a> ConfigWriter<'a> {
         }
     }
 
-    /// Says the experts: in the keys of the family, or in those of a BAM.
+    /// Says the experts: in the keys of the family, or in the keys of a BAM.
     pub(super) fn mixture(&mut self) {
         let Some(mixture) = &self.of.mixture else {
             return;

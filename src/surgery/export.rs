@@ -27,7 +27,7 @@ pub(super) enum Format {
     /// For llama.cpp.
     Gguf {
         metadata: GgufMetadata,
-        /// All tensors: those of the plan, and behind them any that have no source.
+        /// All tensors: the plan's, and after them any that have no source.
         layouts: Vec<GgufLayout>,
     },
     /// For numpy.
@@ -51,8 +51,8 @@ impl Export {
         }
     }
 
-    /// Refuses a target that cannot be written now: one that is or lies inside a source; a file of another kind, or any without
-    /// `force`; a full disk.
+    /// Refuses a target that cannot be written now: inside a source, a file of another kind, any file without `force`,
+    /// or a full disk.
     pub fn check_place(&self, path: &Path, force: bool) -> Result<()> {
         let absolute = resolved(path)?;
         for source in &self.plan.sources {
