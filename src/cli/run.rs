@@ -9,9 +9,9 @@ use bam_convert::Error;
 use bam_convert::arguments::{CheckpointPath, DryRun, InputPath, Named, OutputPath};
 use bam_convert::checkpoint::reference::SCHEME;
 use bam_convert::pipeline::{
-    Choice, Declaration, Failure, Graph, Rebuild, Recipe, Report, Runner, Selection, Site, Stage,
-    StageUse, comparison_table, schema, status_table, submission_script, submitted_table,
-    supervise,
+    Choice, Compared, Declaration, Failure, Graph, Rebuild, Recipe, Report, Runner, Selection,
+    Site, Stage, StageUse, comparison_table, schema, status_table, submission_script,
+    submitted_table, supervise,
 };
 use clap::{ArgAction, Args, ValueEnum};
 
@@ -109,6 +109,13 @@ enum Executor {
     Slurm,
 }
 
+/// The stages of a recipe, and what becomes of each.
+struct Todo<'a> {
+    stages: &'a [Stage],
+    graph: &'a Graph,
+    choices: &'a [Choice],
+}
+
 impl Verb for Arguments {
     fn declaration() -> Declaration {
         Declaration::new(NAME, StageUse::Never)
@@ -180,36 +187,44 @@ impl Arguments {
             force: self.force.clone(),
         };
         let choices = selection.choices(stages)?;
+        let todo = Todo {
+            stages,
+            graph: &graph,
+            choices: &choices,
+        };
         let program = std::env::current_exe().map_err(|e| Error::io("find", "this program", e))?;
         let stop = Arc::new(AtomicBool::new(false));
         let watcher = Watcher::new(printer, stages.len());
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let jobs = self.jobs.map_or_else(cores, usize::from);
-        let verify = self.verify;
-        let (shares, variables, stop, watch) = (self.job, &variables[..], &stop, &watcher);
         let runner = Runner {
             program: &program,
             supervise: &SUPERVISE,
             work,
-            jobs,
-            variables,
-            verify,
-            shares,
-            stop,
-            watch,
+            jobs: self.jobs.map_or_else(cores, usize::from),
+            variables: &variables,
+            verify: self.verify,
+            shares: self.job,
+            stop: &stop,
+            watch: &watcher,
         };
+
         if self.status {
-            let status = runner.status(stages, &graph)?;
-            if self.json {
-                printer.json(&status)?;
-            } else {
-                printer.result(&status_table(&status))?;
-            }
-            return Ok(Verdict::Yes);
+            return self.show_status(&runner, &todo, printer);
         }
         if self.executor == Executor::Slurm {
-            return self.run_on_slurm(&runner, recipe, (stages, &graph, &choices), printer);
+            return self.run_on_slurm(&runner, recipe, &todo, printer);
         }
+        self.stop_at_signals(&stop)?;
+        if *self.dry_run {
+            return self.show_forecast(&runner, &todo, printer);
+        }
+        let report = runner.run(stages, &graph, &choices);
+        watcher.stop();
+        self.end(&report?, rebuild, &todo, printer)
+    }
+
+    /// Makes signals stop the stages.
+    fn stop_at_signals(&self, stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             // A second signal does not wait for the stages to end; but Slurm sends as many as it likes, and a dry run has
             // its outlines to remove.
@@ -218,51 +233,61 @@ impl Arguments {
             }
             signal_hook::flag::register(signal, Arc::clone(stop))?;
         }
-        if *self.dry_run {
-            let mut forecasts = runner.forecast(stages, &graph, &choices)?;
-            runner.estimate(stages, &mut forecasts)?;
-            let preview = Preview::new(stages, &forecasts);
+        Ok(())
+    }
+
+    fn show_status(&self, runner: &Runner, todo: &Todo, printer: &Printer) -> Outcome {
+        let status = runner.status(todo.stages, todo.graph)?;
+        if self.json {
+            printer.json(&status)?;
+        } else {
+            printer.result(&status_table(&status))?;
+        }
+        Ok(Verdict::Yes)
+    }
+
+    fn show_forecast(&self, runner: &Runner, todo: &Todo, printer: &Printer) -> Outcome {
+        let mut forecasts = runner.forecast(todo.stages, todo.graph, todo.choices)?;
+        runner.estimate(todo.stages, &mut forecasts)?;
+        let preview = Preview::new(todo.stages, &forecasts);
+        if self.json {
+            printer.json(&preview.json())?;
+        } else {
+            printer.result(&preview.text(runner.work)?)?;
+        }
+        Ok(Verdict::Yes)
+    }
+
+    /// Prints how the run ended. What was made again is compared with the first, if every stage took part.
+    fn end(
+        &self,
+        report: &Report,
+        rebuild: Option<&Rebuild>,
+        todo: &Todo,
+        printer: &Printer,
+    ) -> Outcome {
+        let is_whole =
+            report.is_complete() && todo.choices.iter().all(|choice| *choice != Choice::Leave);
+        let Some(rebuild) = rebuild.filter(|_| is_whole) else {
             if self.json {
-                printer.json(&preview.json())?;
+                printer.json(report)?;
             } else {
-                printer.result(&preview.text(work)?)?;
+                printer.result(&report.table())?;
             }
-            return Ok(Verdict::Yes);
-        }
-        let report = runner.run(stages, &graph, &choices);
-        watcher.stop();
-        let report = report?;
-        let compared = match rebuild {
-            Some(rebuild)
-                if report.is_complete()
-                    && choices.iter().all(|choice| *choice != Choice::Leave) =>
-            {
-                Some((rebuild, rebuild.compare()?))
-            }
-            _ => None,
+            return ended(report, printer);
         };
-        match (self.json, &compared) {
-            (true, None) => printer.json(&report)?,
-            (true, Some((_, compared))) => {
-                printer.json(&serde_json::json!({"run": report, "compared": compared}))?
-            }
-            (false, None) => printer.result(&report.table())?,
-            (false, Some((_, compared))) => {
-                printer.result(&format!(
-                    "{}\n{}",
-                    report.table(),
-                    comparison_table(compared)
-                ))?;
-            }
+        let compared = rebuild.compare()?;
+        if self.json {
+            printer.json(&serde_json::json!({"run": report, "compared": compared}))?;
+        } else {
+            let (ran, compared) = (report.table(), comparison_table(&compared));
+            printer.result(&format!("{ran}\n{compared}"))?;
         }
-        if let Some((rebuild, compared)) = &compared
-            && compared
-                .iter()
-                .any(|file| rebuild.is_result(file) && !file.is_equal())
-        {
+        let differs = |file: &Compared| rebuild.is_result(file) && !file.is_equal();
+        if compared.iter().any(differs) {
             return Ok(Verdict::No);
         }
-        ended(&report, printer)
+        ended(report, printer)
     }
 
     /// The arguments that say what to run, wherever that happens; each is one word, so that no value passes for a flag.
@@ -292,7 +317,7 @@ impl Arguments {
         &self,
         runner: &Runner,
         recipe: &Recipe,
-        (stages, graph, choices): (&[Stage], &Graph, &[Choice]),
+        todo: &Todo,
         printer: &Printer,
     ) -> Outcome {
         let (program, work) = (runner.program.to_path_buf(), whole(runner.work)?);
@@ -309,7 +334,7 @@ impl Arguments {
             work,
         };
         if *self.dry_run {
-            let (jobs, waiting) = runner.jobs(stages, graph, choices, &site)?;
+            let (jobs, waiting) = runner.jobs(todo.stages, todo.graph, todo.choices, &site)?;
             if self.json {
                 printer.json(&jobs)?;
             } else {
@@ -318,7 +343,7 @@ impl Arguments {
             }
             return Ok(Verdict::Yes);
         }
-        let submitted = runner.submit(stages, graph, choices, &site)?;
+        let submitted = runner.submit(todo.stages, todo.graph, todo.choices, &site)?;
         if self.json {
             printer.json(&submitted)?;
         } else if submitted.is_empty() {

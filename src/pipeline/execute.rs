@@ -69,6 +69,94 @@ struct End {
     failure: Option<Failure>,
 }
 
+impl End {
+    /// The end of a stage that did not run.
+    fn without_run(ran: Ran) -> Self {
+        Self {
+            ran,
+            seconds: 0.0,
+            failure: None,
+        }
+    }
+}
+
+/// A run as it proceeds.
+struct Course<'a> {
+    stages: &'a [Stage],
+    watch: &'a dyn Watch,
+    schedule: Schedule<'a>,
+    times: Times,
+    running: usize,
+    finished: Vec<Option<Finished>>,
+    failures: Vec<Failure>,
+    /// What the machine refused first.
+    fault: Option<Error>,
+}
+
+impl Course<'_> {
+    /// The next stage to start.
+    fn start(&mut self) -> Option<usize> {
+        let stage = self.schedule.start()?;
+        self.running += 1;
+        Some(stage)
+    }
+
+    fn starts(&mut self, stage: usize, reason: &str, log: &Path) -> Result<()> {
+        let stage = &self.stages[stage];
+        self.times.start(&stage.name)?;
+        self.watch.starts(stage, reason, log);
+        Ok(())
+    }
+
+    /// A stage could not be run at all.
+    fn breaks(&mut self, stage: usize, error: Error) {
+        self.running -= 1;
+        self.schedule.end(stage, false);
+        self.fault.get_or_insert(error);
+    }
+
+    fn ends(&mut self, stage: usize, end: End) -> Result<()> {
+        self.running -= 1;
+        self.schedule.end(stage, end.failure.is_none());
+        if end.ran == Ran::Done {
+            self.times.end(&self.stages[stage].name, end.seconds)?;
+        }
+        self.failures.extend(end.failure);
+        self.note(stage, end.ran, end.seconds, None);
+        while let Some((stage, because)) = self.schedule.skip() {
+            let because = Some(self.stages[because].name.clone());
+            self.note(stage, Ran::Skipped, 0.0, because);
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, number: usize, ran: Ran, seconds: f64, because: Option<String>) {
+        let stage = &self.stages[number];
+        let finished = Finished {
+            stage: stage.name.clone(),
+            command: stage.kind().to_owned(),
+            ran,
+            seconds,
+            because,
+        };
+        self.watch.ends(&finished);
+        self.finished[number] = Some(finished);
+    }
+
+    fn report(self, was_stopped: bool, begun: Instant) -> Result<Report> {
+        if let Some(error) = self.fault {
+            return Err(error);
+        }
+        let is_cut_short = self.finished.iter().any(Option::is_none) || !self.failures.is_empty();
+        Ok(Report {
+            stopped: was_stopped && is_cut_short,
+            stages: self.finished.into_iter().flatten().collect(),
+            failures: self.failures,
+            seconds: begun.elapsed().as_secs_f64(),
+        })
+    }
+}
+
 impl Runner<'_> {
     /// Runs what is chosen and not up to date. Where a stage fails, the stages that need it are skipped; others continue.
     ///
@@ -80,86 +168,50 @@ impl Runner<'_> {
         fs::create_dir_all(&logs).map_err(|e| Error::io("create", &logs, e))?;
         let _locks = self.locks(stages, choices)?;
         self.write_graph(stages, graph)?;
-        let mut times = self.times();
-        let weights = stages
-            .iter()
-            .map(|stage| if stage.computes() { self.jobs } else { 1 })
-            .collect();
-        let mut schedule = Schedule::new(graph, weights, self.jobs);
-        let mut finished: Vec<Option<Finished>> = vec![None; stages.len()];
-        let mut failures = Vec::new();
-        let mut fault = None;
-        let (tell, told) = channel();
+
+        let weight = |stage: &Stage| if stage.computes() { self.jobs } else { 1 };
+        let mut course = Course {
+            stages,
+            watch: self.watch,
+            schedule: Schedule::new(graph, stages.iter().map(weight).collect(), self.jobs),
+            times: self.times(),
+            running: 0,
+            finished: vec![None; stages.len()],
+            failures: Vec::new(),
+            fault: None,
+        };
+        let (sender, news) = channel();
         std::thread::scope(|scope| -> Result<()> {
-            let mut running = 0;
             loop {
-                while !self.is_stopped() && fault.is_none() {
-                    let Some(stage) = schedule.start() else { break };
-                    running += 1;
-                    let (tell, choice) = (tell.clone(), choices[stage]);
-                    let settled = move || {
-                        let end = self.settle(stages, graph, stage, choice, &tell);
+                while !self.is_stopped() && course.fault.is_none() {
+                    let Some(stage) = course.start() else { break };
+                    let (sender, choice) = (sender.clone(), choices[stage]);
+                    let settle = move || {
+                        let end = self.settle(stages, graph, stage, choice, &sender);
                         // The receiver lives until the last stage has sent its end.
-                        let _ = tell.send(News::Ends { stage, end });
+                        let _ = sender.send(News::Ends { stage, end });
                     };
-                    if let Err(e) = std::thread::Builder::new().spawn_scoped(scope, settled) {
-                        running -= 1;
-                        schedule.end(stage, false);
-                        fault = Some(threads::none(e));
+                    if let Err(e) = std::thread::Builder::new().spawn_scoped(scope, settle) {
+                        course.breaks(stage, threads::none(e));
                     }
                 }
-                if running == 0 {
+                if course.running == 0 {
                     return Ok(());
                 }
-                match told.recv_timeout(Duration::from_millis(200)) {
+                match news.recv_timeout(Duration::from_millis(200)) {
                     Ok(News::Starts { stage, reason }) => {
-                        times.start(&stages[stage].name)?;
-                        self.watch
-                            .starts(&stages[stage], &reason, &self.log(&stages[stage]));
+                        course.starts(stage, &reason, &self.log(&stages[stage]))?;
                     }
-                    Ok(News::Ends {
-                        stage,
-                        end: Err(error),
-                    }) => {
-                        running -= 1;
-                        schedule.end(stage, false);
-                        fault.get_or_insert(error);
-                    }
-                    Ok(News::Ends {
-                        stage,
-                        end: Ok(end),
-                    }) => {
-                        running -= 1;
-                        schedule.end(stage, end.failure.is_none());
-                        if end.ran == Ran::Done {
-                            times.end(&stages[stage].name, end.seconds)?;
-                        }
-                        failures.extend(end.failure);
-                        let ended = note(&stages[stage], end.ran, end.seconds, None);
-                        self.watch.ends(&ended);
-                        finished[stage] = Some(ended);
-                        while let Some((stage, because)) = schedule.skip() {
-                            let because = Some(stages[because].name.clone());
-                            let skipped = note(&stages[stage], Ran::Skipped, 0.0, because);
-                            self.watch.ends(&skipped);
-                            finished[stage] = Some(skipped);
-                        }
-                    }
+                    Ok(News::Ends { stage, end }) => match end {
+                        Ok(end) => course.ends(stage, end)?,
+                        Err(error) => course.breaks(stage, error),
+                    },
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 }
             }
         })?;
-        match fault {
-            Some(error) => Err(error),
-            None => Ok(Report {
-                stopped: self.is_stopped()
-                    && (finished.iter().any(Option::is_none) || !failures.is_empty()),
-                stages: finished.into_iter().flatten().collect(),
-                failures,
-                seconds: begun.elapsed().as_secs_f64(),
-            }),
-        }
+        course.report(self.is_stopped(), begun)
     }
 
     /// Runs a stage if it must.
@@ -169,73 +221,56 @@ impl Runner<'_> {
         graph: &Graph,
         number: usize,
         choice: Choice,
-        tell: &Sender<News>,
+        sender: &Sender<News>,
     ) -> Result<End> {
-        let nothing = |ran| {
-            Ok(End {
-                ran,
-                seconds: 0.0,
-                failure: None,
-            })
-        };
         let stage = &stages[number];
         let records = self.records();
         let before = records.read(stage)?;
         let reason = match choice {
-            Choice::Leave => return nothing(Ran::Left),
+            Choice::Leave => return Ok(End::without_run(Ran::Left)),
             Choice::Force => Some("it was asked for".to_owned()),
             Choice::Check => records.reason(stage, before.as_ref())?,
         };
         let Some(reason) = reason else {
-            return nothing(Ran::UpToDate);
+            return Ok(End::without_run(Ran::UpToDate));
         };
+
         let start = Instant::now();
         let log = self.log(stage);
         let resume = choice != Choice::Force && records.can_resume(stage, before.as_ref())?;
         let line = self.line(stage, resume, before.is_some())?;
         // The receiver lives until the last stage has sent its end.
-        let _ = tell.send(News::Starts {
+        let _ = sender.send(News::Starts {
             stage: number,
             reason,
         });
         let record = records.start(stage, before.as_ref())?;
         let (status, printed) = child::run(self, stage, &line, &log)?;
-        let failed = |missing: Option<PathBuf>| {
-            let (stage, code, tail) = (stage.name.clone(), status.code(), tail(&log, &printed));
-            let failure = Some(Failure {
-                stage,
-                code,
-                missing,
-                tail,
-                log: log.clone(),
-            });
-            End {
-                ran: Ran::Failed,
-                seconds: start.elapsed().as_secs_f64(),
-                failure,
-            }
-        };
-        if !status.success() {
+
+        let mut missing = None;
+        if status.success() {
+            self.keep_printed(stage, &printed)?;
+            missing = self.missing_output(stage);
+        }
+        if !status.success() || missing.is_some() {
             // A stage that the runner ended did not fail, and may be resumed.
-            if !self.is_stopped() {
+            if status.success() || !self.is_stopped() {
                 records.fail(stage, record)?;
             }
-            return Ok(failed(None));
+            let failure = Failure {
+                stage: stage.name.clone(),
+                code: status.code(),
+                missing,
+                tail: tail(&log, &printed),
+                log,
+            };
+            return Ok(End {
+                ran: Ran::Failed,
+                seconds: start.elapsed().as_secs_f64(),
+                failure: Some(failure),
+            });
         }
-        if let Some(file) = &stage.stdout {
-            let file = self.work.join(file);
-            let folder = file.parent().unwrap_or(self.work);
-            fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-            single::write(&file, &[&json::read_bytes(&printed)?])?;
-        }
-        if let Some(missing) = stage
-            .outputs
-            .iter()
-            .find(|output| !self.work.join(output).exists())
-        {
-            records.fail(stage, record)?;
-            return Ok(failed(Some(missing.clone())));
-        }
+
         // The result is in its place, so that a second copy would only take space.
         fs::remove_file(&printed).map_err(|e| Error::io("remove", &printed, e))?;
         if let Some(why) = self.record_recipe(stages, graph, number, &record)? {
@@ -249,7 +284,26 @@ impl Runner<'_> {
         })
     }
 
-    /// The command line: going on with what a killed run left, or replacing what this stage made before.
+    /// Puts what a stage has printed into its place, if it is a result to keep.
+    fn keep_printed(&self, stage: &Stage, printed: &Path) -> Result<()> {
+        let Some(file) = &stage.stdout else {
+            return Ok(());
+        };
+        let file = self.work.join(file);
+        let folder = file.parent().unwrap_or(self.work);
+        fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+        single::write(&file, &[&json::read_bytes(printed)?])
+    }
+
+    /// An output that the stage should have made.
+    fn missing_output(&self, stage: &Stage) -> Option<PathBuf> {
+        let mut outputs = stage.outputs.iter();
+        outputs
+            .find(|output| !self.work.join(output).exists())
+            .cloned()
+    }
+
+    /// The command line, which resumes a killed run, or replaces what this stage made before.
     fn line(&self, stage: &Stage, resume: bool, owned: bool) -> Result<Vec<String>> {
         let mut line = stage.command.clone();
         let exists = stage
@@ -343,16 +397,6 @@ impl Runner<'_> {
         }
         Err(Error::file(self.work, "another run works in this folder")
             .with_hint("wait for it, or choose another --work"))
-    }
-}
-
-fn note(stage: &Stage, ran: Ran, seconds: f64, because: Option<String>) -> Finished {
-    Finished {
-        stage: stage.name.clone(),
-        command: stage.kind().to_owned(),
-        ran,
-        seconds,
-        because,
     }
 }
 

@@ -253,50 +253,12 @@ impl Recipe {
         scope: &mut Scope,
     ) -> Result<Vec<Stage>> {
         let path = &self.path;
-        let (mut name, mut stdout, mut command, mut slurm, mut loops) =
-            (None, None, None, None, Vec::new());
-        for (key, value) in map(path, tree, "the keys of a stage")? {
-            match key.value.as_str() {
-                "name" => name = Some(scalar(path, value)?),
-                "stdout" => stdout = Some(scalar(path, value)?),
-                "for_each" => loops = self.loops(value, scope)?,
-                SLURM => slurm = Some(value),
-                _ if command.is_some() => {
-                    let mut known = STAGE_KEYS.to_vec();
-                    let commands = program.stage_commands();
-                    known.extend(commands.iter().map(String::as_str));
-                    return Err(if known.contains(&key.value.as_str()) {
-                        fault(
-                            path,
-                            key.referenced,
-                            "a stage is one command, found a second one",
-                        )
-                    } else {
-                        unknown_key(path, key, "a stage", &known)
-                    });
-                }
-                _ => command = Some((key, value)),
-            }
-        }
-        let Some(name) = name else {
-            return Err(fault(path, tree.referenced, "a stage lacks its `name`"));
-        };
-        let Some((command, settings)) = command else {
-            let hint = format!("known commands: {}", program.stage_commands().join(", "));
-            return Err(fault(
-                path,
-                tree.referenced,
-                format!("stage `{}` lacks its command", name.value),
-            )
-            .with_hint(hint));
-        };
-        let written = Written {
-            recipe: path,
-            name: &name,
-            command,
-            settings,
-            stdout: stdout.as_ref(),
-        };
+        let Entry {
+            written,
+            slurm,
+            loops,
+        } = self.entry(tree, program, scope)?;
+        let name = &written.name;
         let mut stages = Vec::new();
         for values in combinations(&loops) {
             let mut inner = scope.clone();
@@ -328,6 +290,48 @@ impl Recipe {
             }
         }
         Ok(stages)
+    }
+
+    /// Reads an entry of the list, without a look at the settings of its command.
+    fn entry<'a>(
+        &'a self,
+        tree: &'a Spanned<Node>,
+        program: &Program,
+        scope: &Scope,
+    ) -> Result<Entry<'a>> {
+        let path = &self.path;
+        let (mut name, mut stdout, mut command, mut slurm, mut loops) =
+            (None, None, None, None, Vec::new());
+        for (key, value) in map(path, tree, "the keys of a stage")? {
+            match key.value.as_str() {
+                "name" => name = Some(scalar(path, value)?),
+                "stdout" => stdout = Some(scalar(path, value)?),
+                "for_each" => loops = self.loops(value, scope)?,
+                SLURM => slurm = Some(value),
+                _ if command.is_some() => return Err(second_command(path, key, program)),
+                _ => command = Some((key, value)),
+            }
+        }
+        let Some(name) = name else {
+            return Err(fault(path, tree.referenced, "a stage lacks its `name`"));
+        };
+        let Some((command, settings)) = command else {
+            let problem = format!("stage `{}` lacks its command", name.value);
+            let hint = format!("known commands: {}", program.stage_commands().join(", "));
+            return Err(fault(path, tree.referenced, problem).with_hint(hint));
+        };
+        let written = Written {
+            recipe: path,
+            name,
+            command,
+            settings,
+            stdout,
+        };
+        Ok(Entry {
+            written,
+            slurm,
+            loops,
+        })
     }
 
     fn loops(
@@ -363,6 +367,28 @@ impl Recipe {
             loops.push((name.clone(), items));
         }
         Ok(loops)
+    }
+}
+
+/// An entry of the list of stages.
+struct Entry<'a> {
+    written: Written<'a>,
+    /// What it asks of Slurm.
+    slurm: Option<&'a Spanned<Node>>,
+    /// Variables with their values, of which each combination is a stage.
+    loops: Vec<(Spanned<String>, Vec<String>)>,
+}
+
+/// The refusal of a key after the command of a stage.
+fn second_command(path: &Path, key: &Spanned<String>, program: &Program) -> Error {
+    let mut known = STAGE_KEYS.to_vec();
+    let commands = program.stage_commands();
+    known.extend(commands.iter().map(String::as_str));
+    if known.contains(&key.value.as_str()) {
+        let problem = "a stage is one command, found a second one";
+        fault(path, key.referenced, problem)
+    } else {
+        unknown_key(path, key, "a stage", &known)
     }
 }
 

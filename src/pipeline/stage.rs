@@ -77,10 +77,10 @@ impl Stage {
 /// A stage as the recipe has it.
 pub(super) struct Written<'a> {
     pub(super) recipe: &'a Path,
-    pub(super) name: &'a Spanned<String>,
+    pub(super) name: Spanned<String>,
     pub(super) command: &'a Spanned<String>,
     pub(super) settings: &'a Spanned<Node>,
-    pub(super) stdout: Option<&'a Spanned<String>>,
+    pub(super) stdout: Option<Spanned<String>>,
 }
 
 impl Written<'_> {
@@ -94,7 +94,7 @@ impl Written<'_> {
             );
             return Err(fault(self.recipe, self.name.referenced, problem));
         }
-        let stdout = match self.stdout {
+        let stdout = match &self.stdout {
             Some(file) => Some(PathBuf::from(text(
                 self.recipe,
                 file.referenced,
@@ -105,8 +105,20 @@ impl Written<'_> {
         };
         if self.command.value == SHELL {
             let shell = Shell::read(self.recipe, self.settings, scope)?;
-            return Ok(self.with_shell(name, stdout, shell, scope));
+            Ok(self.with_shell(name, stdout, shell, scope))
+        } else {
+            self.with_command(name, stdout, program, scope)
         }
+    }
+
+    /// A stage that is a command of this program.
+    fn with_command(
+        &self,
+        name: String,
+        stdout: Option<PathBuf>,
+        program: &Program,
+        scope: &Scope,
+    ) -> Result<Stage> {
         let command = &self.command.value;
         let (Some(definition), Some(declaration)) = (
             program.stage_definition(command),
@@ -164,6 +176,7 @@ impl Written<'_> {
         })
     }
 
+    /// A stage that is a command of the shell.
     fn with_shell(
         &self,
         name: String,

@@ -129,3 +129,30 @@ fn a_refusal_of_every_command() {
         assert_eq!(left, 0, "{name} wrote something");
     }
 }
+
+#[test]
+fn the_pipeline_knows_no_command_by_name() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/pipeline");
+    let folder = tempfile::tempdir().unwrap();
+    let names: Vec<String> = helps(folder.path())
+        .into_keys()
+        .filter(|name| !name.is_empty())
+        .collect();
+    let mut open = vec![root];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+                continue;
+            }
+            // An error of the system says what could not be done: `run`.
+            let text = std::fs::read_to_string(&path).unwrap();
+            let text = text.replace("Error::io(\"run\"", "");
+            for name in &names {
+                let literal = format!("\"{name}\"");
+                assert!(!text.contains(&literal), "{}: {literal}", path.display());
+            }
+        }
+    }
+}
