@@ -179,13 +179,14 @@ fn parse() -> bam_convert::Result<(Box<dyn Verb>, Printer)> {
         let fetch = |_: &str| Ok(None);
         pipeline::Settled { line, notes } = pipeline::settle(&relaxed, line, &matches, &fetch)?;
     }
-    let (verb, printer) = read(program.definition(), &line);
     let found = matches(program.definition(), &line);
+    let verb = read(&found, &line);
+    let printer = Printer::new(is_quiet(&found));
     format::bring(&found)?;
     // The line is complete before anything is pulled.
     #[cfg(feature = "hub")]
     let verb = match hub::resolve(&program, &found, verb.hub_use(), &printer)? {
-        Some(folders) => read(&program.with_folders(&folders), &line).0,
+        Some(folders) => read(&matches(&program.with_folders(&folders), &line), &line),
         None => verb,
     };
     notes
@@ -194,21 +195,16 @@ fn parse() -> bam_convert::Result<(Box<dyn Verb>, Printer)> {
     Ok((verb, printer))
 }
 
-/// The command that a line means, and where it prints.
-fn read(definition: &Command, line: &[OsString]) -> (Box<dyn Verb>, Printer) {
-    let matches = matches(definition, line);
-    let verb = matches.subcommand().and_then(|(name, matches)| {
-        let command = commands()
-            .into_iter()
-            .find(|command| command.declaration.name == name);
-        Some(command?.read(matches))
+/// The command with the arguments of a line.
+fn read(matches: &ArgMatches, line: &[OsString]) -> Box<dyn Verb> {
+    let command = matches.subcommand().and_then(|(name, matches)| {
+        let mut commands = commands().into_iter();
+        let command = commands.find(|command| command.declaration.name == name)?;
+        Some(command.read(matches))
     });
     // The definition requires a command.
-    let verb = verb.unwrap_or_else(|| Err(clap::Error::new(ErrorKind::MissingSubcommand)));
-    match verb {
-        Ok(verb) => (verb, Printer::new(is_quiet(&matches))),
-        Err(error) => end(&error, line),
-    }
+    let command = command.unwrap_or_else(|| Err(clap::Error::new(ErrorKind::MissingSubcommand)));
+    command.unwrap_or_else(|error| end(&error, line))
 }
 
 fn is_quiet(matches: &ArgMatches) -> bool {
