@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::gguf_tokenizer::TokenKind;
 use super::spelling::same_value;
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
@@ -100,6 +99,32 @@ const PRES: [Pre; 7] = [
         nfc: false,
     },
 ];
+
+/// Kinds of tokens, by the numbers of `tokenizer.ggml.token_type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TokenKind {
+    Normal,
+    Unknown,
+    Control,
+    UserDefined,
+    Unused,
+    Byte,
+}
+
+impl TokenKind {
+    /// The kind of that number.
+    pub(super) fn of(number: i128) -> Option<Self> {
+        Some(match number {
+            1 => Self::Normal,
+            2 => Self::Unknown,
+            3 => Self::Control,
+            4 => Self::UserDefined,
+            5 => Self::Unused,
+            6 => Self::Byte,
+            _ => return None,
+        })
+    }
+}
 
 /// A vocabulary: token and kind by id, and id by token.
 pub(super) struct Vocabulary<'a> {

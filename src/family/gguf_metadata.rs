@@ -5,12 +5,11 @@ use std::sync::Arc;
 use super::architecture::Architecture;
 use super::format::{Family, Presence};
 use super::gguf_architecture;
-use super::gguf_names::bias_of;
 use super::gguf_rope;
 use super::keys::Field;
 use super::layout::{AttentionKv, Layers, QkNorm};
 use super::mixture::Mixture;
-use super::names::GgufNames;
+use super::names::{GgufNames, ROTATED, VALUE_LENGTH, bias_of};
 use super::role::{BiasRule, Role};
 use crate::checkpoint::{Dtype, Encoding, Gguf};
 use crate::error::{Error, Result};
@@ -332,9 +331,3 @@ impl<'a> Metadata<'a> {
         })
     }
 }
-
-/// The metadata key of a value's width, without the architecture's name. A value is as wide as a key.
-pub(super) const VALUE_LENGTH: &str = "attention.value_length";
-
-/// The metadata key of the rotated part of a head, without the architecture's name. Whole heads rotate.
-pub(super) const ROTATED: &str = "rope.dimension_count";

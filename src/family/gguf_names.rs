@@ -7,11 +7,10 @@ use serde_json::Value;
 
 use super::architecture::Architecture;
 use super::gguf_architecture::{architectures, written};
-use super::gguf_metadata::{ROTATED, VALUE_LENGTH};
 use super::gguf_rope;
 use super::keys::Field;
 use super::layout::{Block, MlpType, NormPosition, NormType, QkNorm};
-use super::names::GgufNames;
+use super::names::{GgufNames, ROTATED, VALUE_LENGTH, bias_of};
 use super::role::Role;
 use super::tensors::TensorSpec;
 use crate::checkpoint::GgufMetadata;
@@ -280,11 +279,6 @@ pub(super) fn file_name(names: &GgufNames, spec: &TensorSpec) -> Result<String> 
         ))
     })?;
     Ok(if spec.bias { bias_of(&weight) } else { weight })
-}
-
-/// The name of the bias beside a weight.
-pub(super) fn bias_of(weight: &str) -> String {
-    format!("{}.bias", weight.strip_suffix(".weight").unwrap_or(weight))
 }
 
 /// The heads whose rows llama.cpp keeps interleaved: it rotates neighbours where the model rotates halves.

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::gguf::token_id;
-use super::gguf_bpe::{self, Model, Vocabulary};
+use super::gguf_bpe::{self, Model, TokenKind, Vocabulary};
 use crate::checkpoint::Gguf;
 use crate::error::{Error, Result};
 
@@ -18,31 +18,6 @@ pub struct TextFile {
     pub name: &'static str,
     /// What it holds.
     pub bytes: Vec<u8>,
-}
-
-/// Kinds of tokens, by the numbers of `tokenizer.ggml.token_type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TokenKind {
-    Normal,
-    Unknown,
-    Control,
-    UserDefined,
-    Unused,
-    Byte,
-}
-
-impl TokenKind {
-    fn of(number: i128) -> Option<Self> {
-        Some(match number {
-            1 => Self::Normal,
-            2 => Self::Unknown,
-            3 => Self::Control,
-            4 => Self::UserDefined,
-            5 => Self::Unused,
-            6 => Self::Byte,
-            _ => return None,
-        })
-    }
 }
 
 /// The tokens that have a role, by id.

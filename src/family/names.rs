@@ -15,6 +15,17 @@ const LAYER: &str = "{l}";
 /// The place of the expert's number in a name.
 const EXPERT: &str = "{e}";
 
+/// The metadata key of a value's width in a GGUF file, without the architecture's name. A value is as wide as a key.
+pub(super) const VALUE_LENGTH: &str = "attention.value_length";
+
+/// The metadata key of the rotated part of a head, without the architecture's name. Whole heads rotate.
+pub(super) const ROTATED: &str = "rope.dimension_count";
+
+/// The name of the bias beside a weight.
+pub(super) fn bias_of(weight: &str) -> String {
+    format!("{}.bias", weight.strip_suffix(".weight").unwrap_or(weight))
+}
+
 /// Names of weights by role; a name holds `{l}` for the layer and `{e}` for the expert.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct RoleNames(BTreeMap<Role, String>);

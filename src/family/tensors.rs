@@ -4,6 +4,7 @@ use super::architecture::Architecture;
 use super::format::Family;
 use super::layout::{AttentionKv, QkNorm};
 use super::mixture::{Mixture, RouterBias};
+use super::names::bias_of;
 use super::role::{BiasRule, Role, Shape, Size};
 use crate::{Error, Result};
 
@@ -227,14 +228,11 @@ impl List<'_> {
             layer: self.layer,
             expert: self.expert,
         };
-        let bias = self.architecture.has_bias(role).then(|| {
-            let stem = weight.name.strip_suffix(".weight");
-            TensorSpec {
-                name: format!("{}.bias", stem.unwrap_or(&weight.name)),
-                shape: weight.shape[..1].to_vec(),
-                bias: true,
-                ..weight
-            }
+        let bias = self.architecture.has_bias(role).then(|| TensorSpec {
+            name: bias_of(&weight.name),
+            shape: weight.shape[..1].to_vec(),
+            bias: true,
+            ..weight
         });
         self.specs.push(weight);
         self.specs.extend(bias);
