@@ -71,9 +71,10 @@ pub fn check_target(target: &Path, force: bool, sources: &[&Path]) -> Result<()>
         return Err(Error::file(target, "exists already")
             .with_hint("choose another --out, or pass --force to replace it"));
     }
-    match metadata.is_dir() {
-        true => check_replaceable(target),
-        false => Err(no_record(target)),
+    if metadata.is_dir() {
+        check_replaceable(target)
+    } else {
+        Err(no_record(target))
     }
 }
 
@@ -213,12 +214,11 @@ impl OutputFolder {
             let path = entry.path();
             let inside = path.strip_prefix(&self.partial).unwrap_or(&path);
             let removed = if entry.file_type().map_err(failed)?.is_dir() {
-                match self.clear_inside(&path, keep)? {
-                    true => fs::remove_dir(&path),
-                    false => {
-                        is_empty = false;
-                        continue;
-                    }
+                if self.clear_inside(&path, keep)? {
+                    fs::remove_dir(&path)
+                } else {
+                    is_empty = false;
+                    continue;
                 }
             } else if inside == Path::new(LOCK) || inside.to_str().is_some_and(keep) {
                 is_empty = false;

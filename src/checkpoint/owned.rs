@@ -24,9 +24,10 @@ const NAMED: usize = 5;
 /// nothing to lose.
 pub fn check_replaceable(folder: &Path) -> Result<()> {
     let Some(ours) = listed(folder)? else {
-        return match is_empty(folder) {
-            true => Ok(()),
-            false => Err(no_record(folder)),
+        return if is_empty(folder) {
+            Ok(())
+        } else {
+            Err(no_record(folder))
         };
     };
     check_none(folder, &foreign(folder, &ours)?)

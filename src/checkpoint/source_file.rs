@@ -78,9 +78,10 @@ impl SourceFile {
             .key
             .file(open)
             .map_err(|e| Error::io("read", &self.path, e))?;
-        match now.is_none_or(|now| now == self.stamp) {
-            true => Ok(file),
-            false => Err(changed(&self.path)),
+        if now.is_none_or(|now| now == self.stamp) {
+            Ok(file)
+        } else {
+            Err(changed(&self.path))
         }
     }
 

@@ -15,7 +15,7 @@ use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::surgery::Model;
 use bam_convert::surgery::methods::{self, ExpertRule, Method};
 use bam_convert::surgery::router::RouterInit;
-use bam_convert::surgery::upcycle::{Expert, SEED, Settings, check_names, plan};
+use bam_convert::surgery::upcycle::{Expert, SEED, UpcycleSettings, check_names, plan};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 
@@ -258,7 +258,7 @@ impl Verb for Arguments {
                 1
             })));
         let rest_of_seed = matches!(self.rest, Some(MeanOrSeed::Seed));
-        let settings = Settings {
+        let settings = UpcycleSettings {
             method: self.method,
             layers: self.methods.layers(&seed.architecture)?,
             shared_expert: self.methods.shared_expert(),

@@ -491,11 +491,12 @@ impl<'a> Compiler<'a> {
     }
 
     fn std(&self, std: f64) -> Result<f64> {
-        match std.is_finite() && std >= 0.0 {
-            true => Ok(std),
-            false => Err(self.fault(format!(
+        if std.is_finite() && std >= 0.0 {
+            Ok(std)
+        } else {
+            Err(self.fault(format!(
                 "expected a standard deviation of 0 or more, found {std}"
-            ))),
+            )))
         }
     }
 }

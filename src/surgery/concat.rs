@@ -3,8 +3,9 @@
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::expert::{Changed, Experts, Making, Routing};
+use super::expert::{Changed, Making};
 use super::fit;
+use super::mixture_experts::{MixtureExperts, Routing};
 use super::model::Model;
 use super::recompose::{ByPlace, Composition, Part, Shared};
 use crate::family::{Mixture, TensorSpec};
@@ -22,10 +23,10 @@ pub fn plan(mixtures: Vec<(Model, bool)>, average: bool, routing: Routing) -> Re
             "nothing to put together: expected mixtures of two experts each",
         ));
     };
-    let experts = Experts::of(first)?;
+    let experts = MixtureExperts::of(first)?;
     let mut names = vec![experts.names[0].clone()];
     for (model, named) in models.iter().zip(named) {
-        let other = Experts::of(model)?;
+        let other = MixtureExperts::of(model)?;
         if other.mixture.num_experts != 2 || !matches!(other.attention(), 0 | 2) {
             let (count, attention) = (other.mixture.num_experts, other.attention());
             let problem = format!(

@@ -8,28 +8,18 @@ use serde_json::{Map, Value, json};
 use super::card::{self, Card};
 use super::execute::OutputFile;
 use super::fit;
+use super::mixture_experts::MixtureExperts;
+pub use super::mixture_experts::Routing;
 use super::model::Model;
 use super::plan::{Plan, Source};
 use super::recompose::{Composition, NewRows, Part, Shared};
 use super::router::{self, PromptRows, ROUTER_SOURCE, RouterInit};
-use super::upcycle;
 use crate::checkpoint::hash::sha256;
-use crate::family::{
-    self, Architecture, AttentionKv, Mixture, Output, TopK, expert_names, find_experts,
-};
+use crate::family::{self, Architecture, AttentionKv, Mixture, Output};
 use crate::{Error, Result};
 
 /// What plans call the mixture that is changed.
 pub const MIXTURE: &str = "mixture";
-
-/// How many experts a token goes to afterwards; as before where not said: all stay all.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Routing {
-    /// Feed-forward experts.
-    pub top_k: Option<TopK>,
-    /// Attention experts.
-    pub attention_top_k: Option<TopK>,
-}
 
 /// Settings of [`add`].
 #[derive(Clone, Debug)]
@@ -60,173 +50,9 @@ pub struct Changed {
     pub files: Vec<OutputFile>,
 }
 
-/// A mixture with its experts by name.
-pub(super) struct Experts<'a> {
-    model: &'a Model,
-    pub(super) mixture: &'a Mixture,
-    pub(super) names: Vec<String>,
-}
-
-impl<'a> Experts<'a> {
-    pub(super) fn of(model: &'a Model) -> Result<Self> {
-        let Some(mixture) = &model.architecture.mixture else {
-            return Err(
-                Error::file(&model.config.path, "is a dense model, expected a mixture")
-                    .with_hint("`bam-convert upcycle` makes a mixture of dense models"),
-            );
-        };
-        let names = expert_names(&model.source.checkpoint.path, &model.architecture)?;
-        Ok(Self {
-            model,
-            mixture,
-            names,
-        })
-    }
-
-    /// Attention experts; none where attention is merged.
-    pub(super) fn attention(&self) -> u64 {
-        if self.mixture.attention_kv == AttentionKv::Merged {
-            0
-        } else {
-            self.mixture.num_attention_experts
-        }
-    }
-
-    /// Every expert as it is: feed-forward and attention.
-    fn kept(&self) -> (Vec<Part>, Vec<Part>) {
-        let parts = |count| {
-            (0..count)
-                .map(|expert| Part::Of { mixture: 0, expert })
-                .collect()
-        };
-        (parts(self.mixture.num_experts), parts(self.attention()))
-    }
-
-    fn find(&self, wanted: &str) -> Result<Vec<usize>> {
-        find_experts(&self.model.source.checkpoint.path, &self.names, wanted)
-    }
-
-    /// The one expert of that name or number, and its name.
-    pub(super) fn find_one(&self, wanted: &str) -> Result<(usize, String)> {
-        match self.find(wanted)?[..] {
-            [one] => Ok((one, self.names[one].clone())),
-            ref several => {
-                let numbers: Vec<String> = several.iter().map(usize::to_string).collect();
-                let problem = format!(
-                    "has {} experts called `{wanted}`: {}",
-                    several.len(),
-                    numbers.join(", ")
-                );
-                Err(Error::file(&self.model.source.checkpoint.path, problem)
-                    .with_hint("name one by its number"))
-            }
-        }
-    }
-
-    /// The attention expert that belongs to a feed-forward expert: a further copy of the seed's feed-forward has that of the
-    /// seed. `None` where attention is merged.
-    pub(super) fn attention_of(&self, number: usize) -> Result<Option<u64>> {
-        let attention = self.attention() as usize;
-        match self
-            .names
-            .iter()
-            .take(attention)
-            .position(|name| *name == self.names[number])
-        {
-            _ if attention == 0 => Ok(None),
-            _ if number < attention => Ok(Some(number as u64)),
-            Some(same) => Ok(Some(same as u64)),
-            None => {
-                let problem =
-                    format!("has no attention expert for its feed-forward expert {number}");
-                Err(Error::file(&self.model.source.checkpoint.path, problem))
-            }
-        }
-    }
-
-    /// The mixture with another number of experts.
-    pub(super) fn resized(
-        &self,
-        experts: usize,
-        attention: usize,
-        routing: Routing,
-    ) -> Result<Mixture> {
-        let mixture = self.mixture;
-        let experts = experts as u64;
-        let top_k = routed(
-            mixture.num_experts_per_tok,
-            mixture.num_experts,
-            experts,
-            routing.top_k,
-            "--top-k",
-        )?;
-        let (attention, attention_top_k) = match self.attention() {
-            0 if routing.attention_top_k.is_some() => {
-                let problem =
-                    "--attention-top-k has no effect: this mixture has no attention experts";
-                return Err(Error::usage(problem).with_hint("leave it out"));
-            }
-            0 => (
-                mixture.num_attention_experts,
-                mixture.num_attention_experts_per_tok,
-            ),
-            before => {
-                let (k, asked) = (
-                    mixture.num_attention_experts_per_tok,
-                    routing.attention_top_k,
-                );
-                (
-                    attention as u64,
-                    routed(k, before, attention as u64, asked, "--attention-top-k")?,
-                )
-            }
-        };
-        let gates = [
-            (mixture.norm_topk_prob, top_k, experts, "--top-k"),
-            (
-                mixture.norm_topk_prob_attention,
-                attention_top_k,
-                attention,
-                "--attention-top-k",
-            ),
-        ];
-        if let Some((_, _, _, flag)) = gates
-            .iter()
-            .find(|(normed, k, experts, _)| *normed && *k == 1 && *experts > 1)
-        {
-            return Err(Error::usage(format!(
-                "this mixture divides gates by their sum, and with {flag} 1 every gate is 1: the router gets no gradient"
-            ))
-            .with_hint(format!("pass {flag} 2 or more")));
-        }
-        Ok(Mixture {
-            num_experts: experts,
-            num_attention_experts: attention,
-            num_experts_per_tok: top_k,
-            num_attention_experts_per_tok: attention_top_k,
-            ..mixture.clone()
-        })
-    }
-}
-
-/// Experts a token goes to, of `after` where it were `k` of `before`.
-fn routed(k: u64, before: u64, after: u64, asked: Option<TopK>, flag: &str) -> Result<u64> {
-    if let Some(asked) = asked {
-        return upcycle::routed(asked, after, flag);
-    }
-    let soft = k == before && (before > 1 || flag == "--attention-top-k");
-    match if soft { after } else { k } {
-        found if found <= after => Ok(found),
-        found => Err(Error::usage(format!(
-            "each token goes to {found} experts, but {after} would be left"
-        ))
-        .with_hint(format!("pass {flag} {after} or less"))),
-    }
-}
-
 /// Plans the mixture with further experts, each the dense model of its name, behind those it has.
 pub fn add(mixture: Model, dense: Vec<Model>, settings: &Addition) -> Result<Changed> {
-    let experts = Experts::of(&mixture)?;
+    let experts = MixtureExperts::of(&mixture)?;
     let mut taken: Vec<&str> = experts
         .names
         .iter()
@@ -353,7 +179,7 @@ fn seed_of_rows(rng_seed: u64, expert: &str) -> u64 {
 
 /// Plans the mixture without the experts of these names or numbers.
 pub fn remove(mixture: Model, wanted: &[String], routing: Routing) -> Result<Changed> {
-    let experts = Experts::of(&mixture)?;
+    let experts = MixtureExperts::of(&mixture)?;
     let mut gone = Vec::new();
     for name in wanted {
         gone.extend(experts.find(name)?);
@@ -410,7 +236,7 @@ pub fn remove(mixture: Model, wanted: &[String], routing: Routing) -> Result<Cha
 /// Plans the mixture with the weights of one expert, by name or number, replaced by those of a dense model; its rows of the
 /// routers and all that is shared stay.
 pub fn replace(mixture: Model, wanted: &str, dense: Model) -> Result<Changed> {
-    let experts = Experts::of(&mixture)?;
+    let experts = MixtureExperts::of(&mixture)?;
     let (number, name) = experts.find_one(wanted)?;
     let notes = fit::check_expert(&mixture, &dense, experts.attention() == 0)?;
     let (mut ffn, mut attention) = experts.kept();

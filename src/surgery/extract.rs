@@ -3,7 +3,8 @@
 use serde_json::{Map, json};
 
 use super::card::{self, Card};
-use super::expert::{Changed, Experts};
+use super::expert::Changed;
+use super::mixture_experts::MixtureExperts;
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
 use super::recompose::ByPlace;
@@ -14,7 +15,7 @@ use crate::family::{AttentionKv, Output, Role, dense};
 /// attention where it has one of its own; embeddings, norms and merged attention as the mixture has them, which are averages
 /// after an upcycling.
 pub fn plan(mixture: Model, wanted: &str) -> Result<Changed> {
-    let experts = Experts::of(&mixture)?;
+    let experts = MixtureExperts::of(&mixture)?;
     let (number, name) = experts.find_one(wanted)?;
     let attention = experts.attention_of(number)?;
     let Output {

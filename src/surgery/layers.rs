@@ -72,11 +72,14 @@ impl LayerChoice {
             ))
             .with_hint("layers are counted from 0"))
         };
-        let few = |rule: &str, count: u64| match count > num_layers {
-            true => Err(Error::usage(format!(
-                "--layers {rule}:{count} asks for more than the {num_layers} layers"
-            ))),
-            false => Ok(()),
+        let few = |rule: &str, count: u64| {
+            if count > num_layers {
+                Err(Error::usage(format!(
+                    "--layers {rule}:{count} asks for more than the {num_layers} layers"
+                )))
+            } else {
+                Ok(())
+            }
         };
         let layers: Vec<u64> = match self {
             Self::All => return Ok(Layers::All),

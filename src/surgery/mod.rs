@@ -1,4 +1,4 @@
-//! The plan, its executor, and one file a method.
+//! The plan, its executor, and one file per method.
 
 pub mod branch;
 pub mod card;
@@ -20,6 +20,7 @@ pub mod licence;
 mod mapping;
 pub mod merge;
 pub mod methods;
+mod mixture_experts;
 pub mod model;
 mod moved;
 mod node;

@@ -78,9 +78,10 @@ fn check(path: &Path, tensor: &PlannedTensor) -> Result<()> {
     let refused = |problem: String| Err(Error::tensor(path, &layout.name, problem));
     if npz::descr(layout.dtype).is_none() {
         return refused(format!("is {}, which numpy lacks", layout.dtype)).map_err(|error| {
-            match dtype::is_float(layout.dtype) {
-                true => error.with_hint("pass --dtype f32 or f16"),
-                false => error,
+            if dtype::is_float(layout.dtype) {
+                error.with_hint("pass --dtype f32 or f16")
+            } else {
+                error
             }
         });
     }

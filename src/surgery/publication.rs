@@ -44,9 +44,10 @@ impl Publication<'_> {
             format!("# {}\n", markdown::text(self.title))
         };
         let (front, body) = split(&path, &text)?;
-        let known: Map<String, Value> = match front.trim().is_empty() {
-            true => Map::new(),
-            false => yaml::parse(&path, front)?,
+        let known: Map<String, Value> = if front.trim().is_empty() {
+            Map::new()
+        } else {
+            yaml::parse(&path, front)?
         };
         let mut front: Vec<&str> = front.lines().collect();
         let mut added = String::new();
@@ -169,9 +170,10 @@ impl Publication<'_> {
         if let Some(tables) = &self.evaluation {
             parts.push(format!("## Evaluation\n\n{tables}"));
         }
-        match parts.is_empty() {
-            true => String::new(),
-            false => format!("{BEGIN}\n\n{}\n{END}\n", parts.join("\n")),
+        if parts.is_empty() {
+            String::new()
+        } else {
+            format!("{BEGIN}\n\n{}\n{END}\n", parts.join("\n"))
         }
     }
 

@@ -191,14 +191,15 @@ impl Taken<'_> {
             let all = models[mixture]
                 .find(spec, None)
                 .map_or(0, |found| found.shape[0]);
-            let rows = match length == all {
-                true => of,
-                false => Expression::Slice {
+            let rows = if length == all {
+                of
+            } else {
+                Expression::Slice {
                     of: Box::new(of),
                     axis: 0,
                     start,
                     length,
-                },
+                }
             };
             Ok(if stored == dtype {
                 rows

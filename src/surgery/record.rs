@@ -4,19 +4,19 @@ use serde_json::{Map, Value, json};
 
 use super::card::{self, Card};
 use super::execute::OutputFile;
-use super::methods::{Context, Method};
+use super::methods::{Method, RuleContext};
 use super::model::Model;
-use super::upcycle::Settings;
+use super::upcycle::UpcycleSettings;
 use crate::Result;
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::family::{Architecture, AttentionKv, Layers};
 
 /// The settings as the manifest, the card and the configuration record them.
 pub(super) fn settings(
-    settings: &Settings,
+    settings: &UpcycleSettings,
     names: &[String],
     architecture: &Architecture,
-    context: &Context,
+    context: &RuleContext,
 ) -> Map<String, Value> {
     let mut map = Map::new();
     let mut put = |key: &str, value: Value| map.insert(key.to_owned(), value);

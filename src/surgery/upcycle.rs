@@ -8,23 +8,21 @@ use super::execute::OutputFile;
 use super::fit;
 use super::fit_tokenizer::ids_beyond;
 use super::mapping::{Origin, Work};
-use super::methods::{Context, ExpertRule, Method, Roster};
+use super::methods::{ExpertRule, Method, Roster, RuleContext};
 use super::model::Model;
-use super::plan::{Plan, Source};
+use super::plan::{Plan, PlannedTensor, Source};
 use super::record;
 use super::router::{self, PromptRows, ROUTER_SOURCE, RouterInit};
 use super::scales::Scales;
 use crate::checkpoint::Dtype;
 use crate::checkpoint::expression::Expression;
 use crate::error::nearest;
-use crate::family::{
-    self, Architecture, AttentionKv, Layers, Mixture, MlpType, Output, RouterBias, TopK,
-};
+use crate::family::{self, Architecture, AttentionKv, Layers, Mixture, MlpType, RouterBias, TopK};
 use crate::{Error, Result};
 
 /// Settings of an upcycling, defaults resolved.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct UpcycleSettings {
     /// Which method.
     pub method: Method,
     /// How feed-forward experts are made.
@@ -107,129 +105,59 @@ pub struct Upcycling {
 const MOST_EXPERTS: u64 = 1 << 16;
 
 /// Plans the mixture of a seed and its experts.
-pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Upcycling> {
+pub fn plan(seed: Model, experts: Vec<Expert>, settings: &UpcycleSettings) -> Result<Upcycling> {
     check_names(experts.iter().map(|expert| expert.name.as_str()))?;
     if seed.architecture.mixture.is_some() {
-        return Err(Error::file(
-            &seed.config.path,
-            "is a mixture already, expected a dense seed",
-        ));
+        let problem = "is a mixture already, expected a dense seed";
+        return Err(Error::file(&seed.config.path, problem));
     }
-    // The average and attention experts take all of a model; where the rest is the seed's, btx takes its feed-forward alone.
-    let upcycles = settings.method.upcycles();
-    let feed_forward_only = settings.rest_of_seed && !upcycles.makes_attention_experts();
-    let mut notes: Vec<String> = ids_beyond(&seed)?.into_iter().collect();
-    for expert in experts.iter().filter_map(|expert| expert.model.as_ref()) {
-        match feed_forward_only {
-            true => notes.extend(fit::check_feed_forward(&seed, expert)?),
-            false => notes.extend(fit::check(&seed, expert)?),
-        }
-    }
+    let mut notes = fit_notes(&seed, &experts, settings)?;
     settings.expert_rule.check(Roster {
         seed_is_expert: settings.seed_expert,
         has_random: experts.iter().any(|expert| expert.model.is_none()),
     })?;
-    let networks = expert_names(&experts, settings);
-    let mut models = vec![seed];
-    let mut origins = Vec::new();
-    if settings.seed_expert {
-        origins.push(Origin::Model(0));
-    }
-    for expert in experts {
-        origins.push(match expert.model {
-            Some(model) => match models
-                .iter()
-                .position(|earlier| same_folder(earlier, &model))
-            {
-                Some(earlier) => Origin::Model(earlier),
-                None => {
-                    models.push(model);
-                    Origin::Model(models.len() - 1)
-                }
-            },
-            None => Origin::Random,
-        });
-    }
-    // One part for each expert: a folder that is two experts counts twice.
-    let averaged: Vec<usize> = origins.iter().filter_map(|origin| origin.model()).collect();
-    let attention_origins = origins.clone();
-    origins.extend((0..settings.seed_copies).map(|_| Origin::Model(0)));
-    if averaged.is_empty() && !settings.rest_of_seed {
-        return Err(Error::usage(
-            "no dense model is left to average: --no-seed-expert without an expert",
-        )
-        .with_hint("pass --expert NAME=DIR, or keep the seed as an expert"));
-    }
-    let seed = &models[0].architecture;
-    let (experts, width) = settings
+
+    let lineup = Lineup::of(seed, experts, settings)?;
+    let seed = &lineup.models[0].architecture;
+    let mixture = lineup.mixture(settings)?;
+    let names = settings
         .expert_rule
-        .size(origins.len() as u64, seed.intermediate_size)?;
-    if experts > MOST_EXPERTS {
-        return Err(Error::usage(format!(
-            "the mixture would have {experts} experts in a layer; expected at most {MOST_EXPERTS}"
-        ))
-        .with_hint("pass a smaller --experts, --granularity or --seed-copies"));
-    }
-    let mixture = Mixture {
-        moe_intermediate_size: width,
-        ..mixture(seed, experts, attention_origins.len() as u64, settings)?
-    };
-    let names = settings.expert_rule.names(&networks, experts);
-    let context = Context {
-        width: seed.intermediate_size,
-        experts,
-        top_k: mixture.num_experts_per_tok,
-        norm_topk_prob: mixture.norm_topk_prob,
-        cubic: seed.mlp_type == MlpType::Gated || seed.hidden_act == "relu2",
-        initializer_range: seed.initializer_range,
-        rng_seed: settings.rng_seed,
-    };
+        .names(&lineup.names, mixture.num_experts);
+    let context = context(seed, &mixture, settings);
     let dense = Architecture {
         dtype: settings.dtype.or(seed.dtype),
         ..seed.clone()
     };
-    let Output {
-        architecture,
-        config,
-        notes: of_config,
-    } = family::output(&dense, &models[0].config, mixture, &settings.target)?;
-    notes.extend(of_config);
+    let config = &lineup.models[0].config;
+    let output = family::output(&dense, config, mixture, &settings.target)?;
+    notes.extend(output.notes);
+
     let router_file = router::open_file(
         [&settings.router, &settings.attention_router],
         settings.prompt_rows.as_ref(),
     )?;
-    settings
-        .scales
-        .check(&networks, settings.shared_expert.is_some())?;
-    let shared = settings
-        .shared_expert
-        .as_ref()
-        .map(|shared| shared_model(shared, &networks, &origins))
-        .transpose()?;
-    let work = Work {
-        models: &models,
-        names: &networks,
-        shared,
-        averaged: &averaged,
-        origins: &origins,
-        attention_origins: &attention_origins,
-        settings,
+    let tensors = lineup.tensors(
+        &output.architecture,
+        router_file.as_ref(),
         context,
-    };
-    let tensors = work.tensors(&architecture, router_file.as_ref())?;
-    let recorded = record::settings(settings, &names, &architecture, &context);
+        settings,
+    )?;
+
+    let recorded = record::settings(settings, &names, &output.architecture, &context);
     let mut files = record::files(
-        &models,
+        &lineup.models,
         &names,
-        config,
-        &architecture,
+        output.config,
+        &output.architecture,
         &recorded,
         settings.method,
     )?;
     files.extend(router::kept_rows(router_file.as_ref()));
-    notes.extend(record::notes(&models, settings.dtype));
+    notes.extend(record::notes(&lineup.models, settings.dtype));
+
     let used = |name: &str| tensors.iter().any(|tensor| reads(&tensor.expression, name));
-    let sources: Vec<Source> = models
+    let sources: Vec<Source> = lineup
+        .models
         .into_iter()
         .map(|model| model.source)
         .chain(router_file)
@@ -245,9 +173,150 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &Settings) -> Result<Up
     };
     Ok(Upcycling {
         plan,
-        architecture,
+        architecture: output.architecture,
         files,
     })
+}
+
+/// Refuses experts that do not fit the seed; returns what the user should know of those that do.
+fn fit_notes(seed: &Model, experts: &[Expert], settings: &UpcycleSettings) -> Result<Vec<String>> {
+    // The average and attention experts take all of a model. Where the rest is the seed's, and attention too, only the
+    // feed-forward network must fit.
+    let upcycles = settings.method.upcycles();
+    let feed_forward_only = settings.rest_of_seed && !upcycles.makes_attention_experts();
+
+    let mut notes: Vec<String> = ids_beyond(seed)?.into_iter().collect();
+    for expert in experts.iter().filter_map(|expert| expert.model.as_ref()) {
+        if feed_forward_only {
+            notes.extend(fit::check_feed_forward(seed, expert)?);
+        } else {
+            notes.extend(fit::check(seed, expert)?);
+        }
+    }
+    Ok(notes)
+}
+
+/// The models of an upcycling, and where its experts come from.
+struct Lineup {
+    /// Each folder once, the seed first.
+    models: Vec<Model>,
+    /// Names of the feed-forward networks.
+    names: Vec<String>,
+    /// Where each feed-forward network comes from.
+    origins: Vec<Origin>,
+    /// Where each attention expert comes from.
+    attention_origins: Vec<Origin>,
+    /// The models that are averaged, one entry per expert: a folder that is two experts counts twice.
+    averaged: Vec<usize>,
+}
+
+impl Lineup {
+    fn of(seed: Model, experts: Vec<Expert>, settings: &UpcycleSettings) -> Result<Self> {
+        let names = expert_names(&experts, settings);
+        let mut models = vec![seed];
+        let mut attention_origins = Vec::new();
+        if settings.seed_expert {
+            attention_origins.push(Origin::Model(0));
+        }
+        for expert in experts {
+            let Some(model) = expert.model else {
+                attention_origins.push(Origin::Random);
+                continue;
+            };
+            let known = models
+                .iter()
+                .position(|earlier| same_folder(earlier, &model));
+            let number = known.unwrap_or_else(|| {
+                models.push(model);
+                models.len() - 1
+            });
+            attention_origins.push(Origin::Model(number));
+        }
+
+        let averaged: Vec<usize> = attention_origins
+            .iter()
+            .filter_map(|origin| origin.model())
+            .collect();
+        if averaged.is_empty() && !settings.rest_of_seed {
+            return Err(Error::usage(
+                "no dense model is left to average: --no-seed-expert without an expert",
+            )
+            .with_hint("pass --expert NAME=DIR, or keep the seed as an expert"));
+        }
+
+        let mut origins = attention_origins.clone();
+        origins.extend((0..settings.seed_copies).map(|_| Origin::Model(0)));
+        Ok(Self {
+            models,
+            names,
+            origins,
+            attention_origins,
+            averaged,
+        })
+    }
+
+    /// The mixture of these experts.
+    fn mixture(&self, settings: &UpcycleSettings) -> Result<Mixture> {
+        let seed = &self.models[0].architecture;
+        let (experts, width) = settings
+            .expert_rule
+            .size(self.origins.len() as u64, seed.intermediate_size)?;
+        if experts > MOST_EXPERTS {
+            return Err(Error::usage(format!(
+                "the mixture would have {experts} experts in a layer; expected at most {MOST_EXPERTS}"
+            ))
+            .with_hint("pass a smaller --experts, --granularity or --seed-copies"));
+        }
+
+        let attention_experts = self.attention_origins.len() as u64;
+        Ok(Mixture {
+            moe_intermediate_size: width,
+            ..mixture(seed, experts, attention_experts, settings)?
+        })
+    }
+
+    /// Every tensor of the mixture.
+    fn tensors(
+        &self,
+        architecture: &Architecture,
+        router_file: Option<&Source>,
+        context: RuleContext,
+        settings: &UpcycleSettings,
+    ) -> Result<Vec<PlannedTensor>> {
+        settings
+            .scales
+            .check(&self.names, settings.shared_expert.is_some())?;
+        let shared = settings
+            .shared_expert
+            .as_ref()
+            .map(|shared| shared_model(shared, &self.names, &self.origins))
+            .transpose()?;
+
+        let work = Work {
+            models: &self.models,
+            names: &self.names,
+            shared,
+            averaged: &self.averaged,
+            origins: &self.origins,
+            attention_origins: &self.attention_origins,
+            settings,
+            context,
+        };
+        work.tensors(architecture, router_file)
+    }
+}
+
+/// What the rule for experts needs to know of the mixture.
+fn context(seed: &Architecture, mixture: &Mixture, settings: &UpcycleSettings) -> RuleContext {
+    RuleContext {
+        width: seed.intermediate_size,
+        experts: mixture.num_experts,
+        top_k: mixture.num_experts_per_tok,
+        norm_topk_prob: mixture.norm_topk_prob,
+        cubic: seed.mlp_type == MlpType::Gated || seed.hidden_act == "relu2",
+        initializer_range: seed.initializer_range,
+        rng_seed: settings.rng_seed,
+    }
 }
 
 /// Whether two models are one folder, which is then read and hashed once.
@@ -279,7 +348,7 @@ pub fn check_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<()> {
 }
 
 /// Names of the feed-forward networks in order.
-fn expert_names(experts: &[Expert], settings: &Settings) -> Vec<String> {
+fn expert_names(experts: &[Expert], settings: &UpcycleSettings) -> Vec<String> {
     let seed = settings.seed_expert.then(|| SEED.to_owned());
     let copies = (0..settings.seed_copies).map(|_| SEED.to_owned());
     seed.into_iter()
@@ -326,7 +395,7 @@ fn mixture(
     dense: &Architecture,
     experts: u64,
     attention_experts: u64,
-    settings: &Settings,
+    settings: &UpcycleSettings,
 ) -> Result<Mixture> {
     let merged = !settings.method.upcycles().makes_attention_experts();
     let top_k = routed(settings.top_k, experts, "--top-k")?;

@@ -10,7 +10,7 @@ use crate::family::{AttentionKv, Layers, TopK};
 use crate::surgery::execute::{OutputFile, Target, execute};
 use crate::surgery::methods::{Method, NetworkRule};
 use crate::surgery::router::RouterInit;
-use crate::surgery::upcycle::{self, Expert, Settings};
+use crate::surgery::upcycle::{self, Expert, UpcycleSettings};
 use crate::surgery::{Model, Plan, init};
 
 /// A folder that is gone after the test.
@@ -77,7 +77,7 @@ impl Samples {
             name: (*name).to_owned(),
             model: Some(Model::open(name, path).unwrap()),
         });
-        let settings = Settings {
+        let settings = UpcycleSettings {
             target: "bam".to_owned(),
             method: Method::BAM,
             expert_rule: std::sync::Arc::new(NetworkRule::Whole),

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::rule::{
-    Context, ExpertCount, ExpertRule, Part, SurgeryMethod, gathered, group, only, share,
+    ExpertCount, ExpertPart, ExpertRule, RuleContext, SurgeryMethod, gathered, group, only, share,
 };
 use crate::Result;
 use crate::checkpoint::expression::{Drawn, Expression};
@@ -78,7 +78,12 @@ impl ExpertRule for DroppedCopies {
         Ok((self.experts, width))
     }
 
-    fn expression(&self, part: &Part, context: &Context, of: Vec<Expression>) -> Expression {
+    fn expression(
+        &self,
+        part: &ExpertPart,
+        context: &RuleContext,
+        of: Vec<Expression>,
+    ) -> Expression {
         let of = only(of);
         let Some(axis) = part.neurons() else {
             return of;
@@ -112,7 +117,7 @@ impl ExpertRule for DroppedCopies {
         }
     }
 
-    fn record(&self, _context: &Context) -> Vec<(&'static str, Value)> {
+    fn record(&self, _context: &RuleContext) -> Vec<(&'static str, Value)> {
         vec![
             ("drop_ratio", json!(self.ratio)),
             ("drop_indices", json!(self.indices)),

@@ -12,7 +12,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::rule::{
-    Context, ExpertCount, ExpertRule, Part, SurgeryMethod, cut, group, needed, only, scaled, shard,
+    ExpertCount, ExpertPart, ExpertRule, RuleContext, SurgeryMethod, cut, group, needed, only,
+    scaled, shard,
 };
 use crate::Result;
 use crate::checkpoint::expression::Expression;
@@ -94,7 +95,12 @@ impl ExpertRule for Shards {
         ))
     }
 
-    fn expression(&self, part: &Part, context: &Context, of: Vec<Expression>) -> Expression {
+    fn expression(
+        &self,
+        part: &ExpertPart,
+        context: &RuleContext,
+        of: Vec<Expression>,
+    ) -> Expression {
         let shards = self.granularity;
         let of = shard(
             only(of),
@@ -110,7 +116,7 @@ impl ExpertRule for Shards {
         self.granularity
     }
 
-    fn record(&self, _context: &Context) -> Vec<(&'static str, Value)> {
+    fn record(&self, _context: &RuleContext) -> Vec<(&'static str, Value)> {
         vec![
             ("granularity", json!(self.granularity)),
             ("weight_scaling", json!(self.scaling)),
@@ -120,7 +126,7 @@ impl ExpertRule for Shards {
 
 impl Shards {
     /// The factor on a tensor.
-    fn factor(&self, part: &Part, context: &Context) -> f64 {
+    fn factor(&self, part: &ExpertPart, context: &RuleContext) -> f64 {
         let (experts, shards) = (self.expansion as f64, self.granularity as f64);
         let whole = if context.norm_topk_prob {
             shards

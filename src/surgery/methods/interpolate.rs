@@ -8,7 +8,9 @@ use std::sync::Arc;
 use clap::{ArgMatches, Args, Command};
 use serde_json::{Value, json};
 
-use super::rule::{Context, ExpertRule, Part, Roster, SurgeryMethod, Upcycles, group, only};
+use super::rule::{
+    ExpertPart, ExpertRule, Roster, RuleContext, SurgeryMethod, Upcycles, group, only,
+};
 use crate::checkpoint::expression::Expression;
 use crate::{Error, Result};
 
@@ -88,7 +90,12 @@ impl ExpertRule for Interpolation {
         }
     }
 
-    fn expression(&self, _part: &Part, _context: &Context, of: Vec<Expression>) -> Expression {
+    fn expression(
+        &self,
+        _part: &ExpertPart,
+        _context: &RuleContext,
+        of: Vec<Expression>,
+    ) -> Expression {
         match &of[..] {
             // Expert 0 and further copies of the seed are the seed's network, byte for byte.
             [seed, specialist] if seed != specialist => Expression::Sum {
@@ -99,7 +106,7 @@ impl ExpertRule for Interpolation {
         }
     }
 
-    fn record(&self, _context: &Context) -> Vec<(&'static str, Value)> {
+    fn record(&self, _context: &RuleContext) -> Vec<(&'static str, Value)> {
         vec![("expert_weight", json!(self.share))]
     }
 }

@@ -25,7 +25,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 
 pub use networks::NetworkRule;
-pub use rule::{Context, ExpertRule, Part, Roster, SurgeryMethod, Upcycles};
+pub use rule::{ExpertPart, ExpertRule, Roster, RuleContext, SurgeryMethod, Upcycles};
 
 use crate::error::{nearest, one_of};
 use crate::{Error, Result};

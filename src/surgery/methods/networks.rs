@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::{ArgMatches, Args, Command};
 use serde_json::{Value, json};
 
-use super::rule::{Context, ExpertRule, Part, Roster, cut, group, only, shard};
+use super::rule::{ExpertPart, ExpertRule, Roster, RuleContext, cut, group, only, shard};
 use crate::checkpoint::expression::Expression;
 use crate::surgery::scales::ScaleFlags;
 use crate::{Error, Result};
@@ -103,7 +103,12 @@ impl ExpertRule for NetworkRule {
         }
     }
 
-    fn expression(&self, part: &Part, context: &Context, of: Vec<Expression>) -> Expression {
+    fn expression(
+        &self,
+        part: &ExpertPart,
+        context: &RuleContext,
+        of: Vec<Expression>,
+    ) -> Expression {
         match self {
             Self::Whole => only(of),
             Self::Split(chunks) => shard(
@@ -117,7 +122,7 @@ impl ExpertRule for NetworkRule {
         }
     }
 
-    fn record(&self, _context: &Context) -> Vec<(&'static str, Value)> {
+    fn record(&self, _context: &RuleContext) -> Vec<(&'static str, Value)> {
         match self {
             Self::Whole => Vec::new(),
             Self::Split(chunks) => vec![("split_ffn", json!(chunks))],
@@ -129,7 +134,7 @@ impl ExpertRule for NetworkRule {
 /// The chunks of all networks along the axis of neurons.
 ///
 /// A bias of the output is the mean of the networks' biases: each chunk contributes its share.
-fn blended(part: &Part, context: &Context, of: Vec<Expression>) -> Expression {
+fn blended(part: &ExpertPart, context: &RuleContext, of: Vec<Expression>) -> Expression {
     let Some(axis) = part.neurons() else {
         return Expression::Mean { of };
     };

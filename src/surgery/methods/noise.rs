@@ -7,7 +7,9 @@ use std::sync::Arc;
 use clap::{ArgMatches, Args, Command};
 use serde_json::{Value, json};
 
-use super::rule::{Context, ExpertCount, ExpertRule, Part, SurgeryMethod, group, only, share};
+use super::rule::{
+    ExpertCount, ExpertPart, ExpertRule, RuleContext, SurgeryMethod, group, only, share,
+};
 use crate::checkpoint::expression::{Drawn, Expression};
 use crate::{Error, Result};
 
@@ -73,7 +75,12 @@ impl ExpertRule for NoisyCopies {
         Ok((self.experts, width))
     }
 
-    fn expression(&self, part: &Part, context: &Context, of: Vec<Expression>) -> Expression {
+    fn expression(
+        &self,
+        part: &ExpertPart,
+        context: &RuleContext,
+        of: Vec<Expression>,
+    ) -> Expression {
         let of = only(of);
         let noisy = (self.ratio * context.width as f64).floor() as u64;
         let Some(axis) = part.neurons().filter(|_| !part.bias && noisy > 0) else {
@@ -97,7 +104,7 @@ impl ExpertRule for NoisyCopies {
         }
     }
 
-    fn record(&self, _context: &Context) -> Vec<(&'static str, Value)> {
+    fn record(&self, _context: &RuleContext) -> Vec<(&'static str, Value)> {
         vec![
             ("noise_std", json!(self.std)),
             ("noise_ratio", json!(self.ratio)),

@@ -95,7 +95,12 @@ pub trait ExpertRule: Debug + Send + Sync {
     }
 
     /// A tensor of an expert, given that tensor of each network in [`Self::networks_of`].
-    fn expression(&self, part: &Part, context: &Context, of: Vec<Expression>) -> Expression;
+    fn expression(
+        &self,
+        part: &ExpertPart,
+        context: &RuleContext,
+        of: Vec<Expression>,
+    ) -> Expression;
 
     /// How often each row of the router is repeated: the experts of one virtual group share a row.
     fn router_rows_each(&self) -> u64 {
@@ -109,7 +114,7 @@ pub trait ExpertRule: Debug + Send + Sync {
     }
 
     /// The settings for manifest and model card, under the names of the command line.
-    fn record(&self, _context: &Context) -> Vec<(&'static str, Value)> {
+    fn record(&self, _context: &RuleContext) -> Vec<(&'static str, Value)> {
         Vec::new()
     }
 }
@@ -125,7 +130,7 @@ pub struct Roster {
 
 /// One tensor of one feed-forward expert.
 #[derive(Clone, Copy, Debug)]
-pub struct Part {
+pub struct ExpertPart {
     /// Its layer.
     pub layer: u64,
     /// Its expert.
@@ -138,7 +143,7 @@ pub struct Part {
 
 /// What a rule needs to know of the whole mixture.
 #[derive(Clone, Copy, Debug)]
-pub struct Context {
+pub struct RuleContext {
     /// Inner width of a network of a dense model.
     pub width: u64,
     /// Feed-forward experts of the mixture.
@@ -155,7 +160,7 @@ pub struct Context {
     pub rng_seed: u64,
 }
 
-impl Part {
+impl ExpertPart {
     /// The axis of the network's neurons; the bias of the output has none.
     pub(super) fn neurons(&self) -> Option<u64> {
         match (self.role, self.bias) {
@@ -263,10 +268,10 @@ pub(super) fn share(ratio: f64, width: u64, flag: &str) -> Result<u64> {
 /// The `number`-th run of `width` neurons. A bias of the output is divided by width, so that the parts add up to the whole.
 pub(super) fn shard(
     of: Expression,
-    part: &Part,
+    part: &ExpertPart,
     number: u64,
     width: u64,
-    context: &Context,
+    context: &RuleContext,
 ) -> Expression {
     match part.neurons() {
         Some(axis) if width < context.width => Expression::Slice {
@@ -284,7 +289,7 @@ pub(super) fn shard(
 pub(super) fn gathered(
     of: Expression,
     axis: u64,
-    context: &Context,
+    context: &RuleContext,
     key: String,
     start: u64,
     length: u64,

@@ -11,8 +11,8 @@ use clap::{ArgMatches, Args, Command};
 use serde_json::{Value, json};
 
 use super::rule::{
-    Context, ExpertCount, ExpertRule, Part, SurgeryMethod, gathered, group, needed, only, scaled,
-    share,
+    ExpertCount, ExpertPart, ExpertRule, RuleContext, SurgeryMethod, gathered, group, needed, only,
+    scaled, share,
 };
 use crate::checkpoint::expression::{Drawn, Expression};
 use crate::{Error, Result};
@@ -99,7 +99,12 @@ impl ExpertRule for Cuts {
         Ok((self.experts, self.width))
     }
 
-    fn expression(&self, part: &Part, context: &Context, of: Vec<Expression>) -> Expression {
+    fn expression(
+        &self,
+        part: &ExpertPart,
+        context: &RuleContext,
+        of: Vec<Expression>,
+    ) -> Expression {
         let of = only(of);
         let Some(axis) = part.neurons() else {
             return scaled(of, self.width as f64 / context.width as f64);
@@ -132,7 +137,7 @@ impl ExpertRule for Cuts {
         }
     }
 
-    fn record(&self, _context: &Context) -> Vec<(&'static str, Value)> {
+    fn record(&self, _context: &RuleContext) -> Vec<(&'static str, Value)> {
         vec![
             ("expert_width", json!(self.width)),
             ("reinit_ratio", json!(self.reinit_ratio)),
@@ -142,7 +147,13 @@ impl ExpertRule for Cuts {
 
 impl Cuts {
     /// The neurons of an expert, out of as many copies as it spans.
-    fn cut(&self, part: &Part, context: &Context, of: Expression, axis: u64) -> Expression {
+    fn cut(
+        &self,
+        part: &ExpertPart,
+        context: &RuleContext,
+        of: Expression,
+        axis: u64,
+    ) -> Expression {
         let (mut place, end) = (part.expert * self.width, (part.expert + 1) * self.width);
         let mut pieces = Vec::new();
         while place < end {

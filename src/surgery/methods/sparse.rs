@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::{ArgMatches, Args, Command};
 
-use super::rule::{Context, ExpertCount, ExpertRule, Part, SurgeryMethod, group, only};
+use super::rule::{ExpertCount, ExpertPart, ExpertRule, RuleContext, SurgeryMethod, group, only};
 use crate::Result;
 use crate::checkpoint::expression::Expression;
 
@@ -43,7 +43,12 @@ impl ExpertRule for Copies {
         Ok((self.experts, width))
     }
 
-    fn expression(&self, _part: &Part, _context: &Context, of: Vec<Expression>) -> Expression {
+    fn expression(
+        &self,
+        _part: &ExpertPart,
+        _context: &RuleContext,
+        of: Vec<Expression>,
+    ) -> Expression {
         only(of)
     }
 }

@@ -10,7 +10,8 @@ use clap::{ArgMatches, Args, Command};
 use serde_json::{Value, json};
 
 use super::rule::{
-    Context, ExpertCount, ExpertRule, Part, SurgeryMethod, cut, gathered, group, only, scaled,
+    ExpertCount, ExpertPart, ExpertRule, RuleContext, SurgeryMethod, cut, gathered, group, only,
+    scaled,
 };
 use crate::checkpoint::expression::Expression;
 use crate::{Error, Result};
@@ -72,7 +73,12 @@ impl ExpertRule for NeuronSets {
         Ok((self.experts, cut(width, self.experts, "--experts")?))
     }
 
-    fn expression(&self, part: &Part, context: &Context, of: Vec<Expression>) -> Expression {
+    fn expression(
+        &self,
+        part: &ExpertPart,
+        context: &RuleContext,
+        of: Vec<Expression>,
+    ) -> Expression {
         let of = only(of);
         let factor = self.factor(context);
         let Some(axis) = part.neurons() else {
@@ -85,14 +91,14 @@ impl ExpertRule for NeuronSets {
         scaled(of, if part.is_output() { factor } else { 1.0 })
     }
 
-    fn record(&self, context: &Context) -> Vec<(&'static str, Value)> {
+    fn record(&self, context: &RuleContext) -> Vec<(&'static str, Value)> {
         vec![("output_scale", json!(self.factor(context)))]
     }
 }
 
 impl NeuronSets {
     /// The factor on the output.
-    fn factor(&self, context: &Context) -> f64 {
+    fn factor(&self, context: &RuleContext) -> f64 {
         self.output_scale
             .unwrap_or(self.experts as f64 / context.top_k as f64)
     }

@@ -18,7 +18,7 @@ use bam_convert::family::{AttentionKv, Layers, RouterBias, TopK};
 use bam_convert::model::{CausalLm, Forward, InputGradient, LoadOptions, Mode, Weights};
 use bam_convert::surgery::execute::{Target, execute};
 use bam_convert::surgery::methods::{Method, NetworkRule};
-use bam_convert::surgery::upcycle::{Expert, SEED, Settings, plan};
+use bam_convert::surgery::upcycle::{Expert, SEED, UpcycleSettings, plan};
 use bam_convert::surgery::{Model, router::RouterInit};
 use candle_core::{DType, Device, Tensor};
 
@@ -249,7 +249,7 @@ impl Kind {
             model: Some(open(name, if self.copies { "seed" } else { name })),
         });
         let router = RouterInit::Normal(0.5);
-        let settings = Settings {
+        let settings = UpcycleSettings {
             target: "bam".to_owned(),
             method: self.method,
             expert_rule: std::sync::Arc::new(NetworkRule::Whole),
