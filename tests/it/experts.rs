@@ -676,11 +676,7 @@ fn what_would_break_a_mixture_is_refused() {
     );
     refused(
         &["add", "--expert", &expert("law", "qwen3/law")],
-        &[
-            "qwen3/law/config.json",
-            "head_dim",
-            "base/config.json has",
-        ],
+        &["qwen3/law/config.json", "head_dim", "base/config.json has"],
     );
     refused(
         &[
