@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::{CheckpointError, ForeignError, HeaderError};
 use crate::data::DataError;
 use crate::evaluate::EvaluateError;
 #[cfg(feature = "hub")]
@@ -52,6 +53,15 @@ pub enum Error {
     /// A file breaks a rule that several rooms check.
     #[error(transparent)]
     Input(#[from] InputError),
+    /// A file of a checkpoint, or an output, breaks a rule.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A safetensors file breaks a rule of its format.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// An input is something else than a checkpoint.
+    #[error(transparent)]
+    Foreign(#[from] ForeignError),
     /// The Hub refused, could not be reached, or answered what cannot be right.
     #[cfg(feature = "hub")]
     #[error(transparent)]
@@ -198,6 +208,9 @@ impl Error {
             Self::Input(error) => error.hint(),
             #[cfg(feature = "hub")]
             Self::Hub(error) => error.hint(),
+            Self::Checkpoint(error) => error.hint(),
+            Self::Header(error) => error.hint(),
+            Self::Foreign(error) => error.hint(),
             Self::Data(error) => error.hint(),
             Self::Evaluate(error) => error.hint(),
             Self::Mergekit(error) => error.hint(),
@@ -212,6 +225,9 @@ impl Error {
             Self::Tensor { path, tensor, .. } => ErrorPlace::of(path).with_tensor(tensor),
             Self::Key { at, key, .. } => ErrorPlace::of(at).with_key(key),
             Self::Input(error) => error.place(),
+            Self::Checkpoint(error) => error.place(),
+            Self::Header(error) => error.place(),
+            Self::Foreign(error) => error.place(),
             Self::Data(error) => error.place(),
             Self::Evaluate(error) => error.place(),
             Self::Mergekit(error) => error.place(),

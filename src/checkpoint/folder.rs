@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::encoding::{Encoding, TensorEntry};
+use super::error::CheckpointError;
 use super::format::Described;
 use super::manifest::MANIFEST;
 use super::source_file::{ReadAt, SourceFile, Stamp, changed, stamp_of};
@@ -17,13 +18,7 @@ use super::{dtype, foreign, format, json};
 use crate::error::nearest;
 use crate::{Error, Result};
 
-/// The single weight file of an unsharded folder.
-pub const SINGLE: &str = "model.safetensors";
-/// The index of a sharded folder.
-pub const INDEX: &str = "model.safetensors.index.json";
-
-/// The model card.
-pub const CARD: &str = "README.md";
+pub use super::names::{CARD, INDEX, SINGLE};
 
 /// Files that describe a tokenizer or its use, copied byte for byte.
 pub const COMPANIONS: [&str; 14] = [
@@ -122,15 +117,15 @@ impl Checkpoint {
 
     /// The entry of a tensor; an unknown name is an error that suggests the nearest one.
     pub fn tensor(&self, name: &str) -> Result<&TensorEntry> {
-        self.tensors.get(name).ok_or_else(|| {
-            let error = Error::tensor(&self.path, name, "is missing");
-            match nearest(name, self.tensors.keys().map(String::as_str)) {
-                Some(other) => {
-                    error.with_hint(format!("the nearest name in this checkpoint is `{other}`"))
-                }
-                None => error,
+        let entry = self.tensors.get(name).ok_or_else(|| {
+            let near = nearest(name, self.tensors.keys().map(String::as_str));
+            CheckpointError::NoTensor {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                nearest: near.map(str::to_owned),
             }
-        })
+        })?;
+        Ok(entry)
     }
 
     /// Reads `buf.len()` bytes of a tensor from byte `start` on.
@@ -159,9 +154,8 @@ impl Checkpoint {
                 scratch.resize(out.len() * size as usize, 0);
                 self.read_bytes(entry, first * size, scratch)?;
                 if !dtype::decode(dtype, scratch, out) {
-                    let problem =
-                        format!("expected a dtype that holds real numbers, found {dtype}");
-                    return Err(Error::file(self.files[entry.file].path(), problem));
+                    let path = self.files[entry.file].path().to_path_buf();
+                    return Err(CheckpointError::NotNumbers { path, dtype }.into());
                 }
             }
             Encoding::Ggml(ggml) => {
@@ -170,8 +164,12 @@ impl Checkpoint {
                 scratch.resize(((end - begin) as usize) * ggml.type_size(), 0);
                 self.read_bytes(entry, begin * ggml.type_size() as u64, scratch)?;
                 let mut values = vec![0f32; ((end - begin) * block) as usize];
-                ggml.dequantise(scratch, &mut values)
-                    .map_err(|problem| Error::file(self.files[entry.file].path(), problem))?;
+                ggml.dequantise(scratch, &mut values).map_err(|problem| {
+                    CheckpointError::NotDequantised {
+                        path: self.files[entry.file].path().to_path_buf(),
+                        problem: problem.to_string(),
+                    }
+                })?;
                 let skip = (first - begin * block) as usize;
                 for (value, decoded) in out.iter_mut().zip(&values[skip..]) {
                     *value = f64::from(*decoded);
@@ -268,12 +266,12 @@ impl Checkpoint {
         }
         for (name, entry) in tensors {
             if let Some(earlier) = self.tensors.get(&name) {
-                let other = self.files[earlier.file].path().display().to_string();
-                return Err(Error::tensor(
-                    path,
-                    &name,
-                    format!("is in {other} too; expected each name in one file"),
-                ));
+                return Err(CheckpointError::RepeatedTensor {
+                    path: path.to_path_buf(),
+                    tensor: name,
+                    other: self.files[earlier.file].path().to_path_buf(),
+                }
+                .into());
             }
             self.tensors.insert(name, entry);
         }
@@ -285,82 +283,75 @@ impl Checkpoint {
     fn open_index(&mut self, folder: &Path, index: &Path, present: &[String]) -> Result<()> {
         let object = json::read_object(index)?;
         let Some(Value::Object(map)) = object.get("weight_map") else {
-            return Err(Error::key(
-                index,
-                "weight_map",
-                "expected an object of tensor names and file names",
-            ));
+            let path = index.to_path_buf();
+            return Err(CheckpointError::NoWeightMap { path }.into());
         };
         self.index_total_size = object
             .get("metadata")
             .and_then(|metadata| metadata.get("total_size"))
             .and_then(Value::as_u64);
-        let mut shards = BTreeSet::new();
-        for (tensor, file) in map {
-            let Value::String(file) = file else {
-                return Err(Error::key(
-                    index,
-                    &format!("weight_map.{tensor}"),
-                    "expected a file name",
-                ));
-            };
-            if file.contains(['/', '\\', '\0']) || file == ".." || file == "." || file.is_empty() {
-                let problem =
-                    format!("expected the name of a file in this folder, found \"{file}\"");
-                return Err(Error::key(index, &format!("weight_map.{tensor}"), problem)
-                    .with_hint("an index must not point outside its folder"));
-            }
-            shards.insert(file.clone());
-        }
+        let shards = shards_of(index, map)?;
         if let Some(stray) = present
             .iter()
-            .find(|name| !shards.contains(*name))
+            .find(|name| !shards.contains(name.as_str()))
             .filter(|name| is_model_file(name))
         {
-            return Err(Error::file(
-                folder.join(stray),
-                format!("is not listed in {INDEX}, which names other files"),
-            )
-            .with_hint(
-                "remove the stale one of the two, so that only one model is in the folder",
-            ));
+            let path = folder.join(stray);
+            return Err(CheckpointError::Unlisted { path }.into());
         }
         for shard in &shards {
             let path = folder.join(shard);
             if !path.exists() {
-                return Err(Error::file(
-                    &path,
-                    format!("this shard is missing, but {INDEX} lists it"),
-                )
-                .with_hint("copy or download the missing shard"));
+                return Err(CheckpointError::MissingShard { path }.into());
             }
             self.add(&path)?;
         }
+        self.compare_index(folder, map)
+    }
+
+    /// Every tensor must be in the file that the index lists for it, and no other listed.
+    fn compare_index(&self, folder: &Path, map: &Map<String, Value>) -> Result<()> {
         for (name, entry) in &self.tensors {
             let held = self.files[entry.file].path();
             let listed = map.get(name).and_then(Value::as_str);
             if listed.map(|file| folder.join(file)).as_deref() != Some(held) {
-                let listed = listed.unwrap_or("nowhere");
-                return Err(Error::tensor(
-                    held,
-                    name,
-                    format!("is in this file, but {INDEX} lists it in {listed}"),
-                ));
+                return Err(CheckpointError::ListedElsewhere {
+                    path: held.to_path_buf(),
+                    tensor: name.clone(),
+                    listed: listed.unwrap_or("nowhere").to_owned(),
+                }
+                .into());
             }
         }
-        if let Some((name, file)) = map
+        let not_held = map
             .iter()
-            .find(|(name, _)| !self.tensors.contains_key(*name))
-        {
-            let file = file.as_str().unwrap_or_default();
-            return Err(Error::tensor(
-                folder.join(file),
-                name,
-                format!("is missing from this file, but {INDEX} lists it"),
-            ));
+            .find(|(name, _)| !self.tensors.contains_key(*name));
+        match not_held {
+            Some((name, file)) => Err(CheckpointError::NotHeld {
+                path: folder.join(file.as_str().unwrap_or_default()),
+                tensor: name.clone(),
+            }
+            .into()),
+            None => Ok(()),
         }
-        Ok(())
     }
+}
+
+/// The files that an index lists, each a plain name.
+fn shards_of<'a>(index: &Path, map: &'a Map<String, Value>) -> Result<BTreeSet<&'a str>> {
+    let mut shards = BTreeSet::new();
+    for (tensor, file) in map {
+        let (path, key) = (index.to_path_buf(), format!("weight_map.{tensor}"));
+        let Value::String(file) = file else {
+            return Err(CheckpointError::NotAFileName { path, key }.into());
+        };
+        if file.contains(['/', '\\', '\0']) || file == ".." || file == "." || file.is_empty() {
+            let found = file.clone();
+            return Err(CheckpointError::OutsideFolder { path, key, found }.into());
+        }
+        shards.insert(file.as_str());
+    }
+    Ok(shards)
 }
 
 /// Paths of those files that the folder has.
@@ -414,50 +405,49 @@ fn complete_set(folder: &Path, names: &[String]) -> Result<()> {
     {
         return Err(error);
     }
-    let ambiguous = |problem: String| {
-        Err(Error::file(folder, problem)
-            .with_hint("keep one model in the folder, or add its model.safetensors.index.json"))
-    };
+    let path = folder.to_path_buf();
+    let all = || names.to_vec();
     let mut numbers = BTreeMap::new();
     for name in names {
         match shard_number(name) {
             Some((number, count)) => numbers.insert(number, (count, name)),
             None => {
-                return ambiguous(format!(
-                    "expected one model, found {name} beside other weight files: {}",
-                    names.join(", ")
-                ));
+                return Err(CheckpointError::SeveralModels {
+                    path,
+                    name: name.clone(),
+                    names: all(),
+                }
+                .into());
             }
         };
     }
     let count = numbers.values().next().map_or(0, |(count, _)| *count);
     if let Some((_, (other, name))) = numbers.iter().find(|(_, (c, _))| *c != count) {
-        return ambiguous(format!(
-            "expected shards of one set of {count}, found {name} of a set of {other}"
-        ));
+        return Err(CheckpointError::TwoSets {
+            path,
+            count,
+            name: (*name).clone(),
+            other: *other,
+        }
+        .into());
     }
     if numbers.len() != names.len() {
-        return ambiguous(format!(
-            "expected each shard once, found {}",
-            names.join(", ")
-        ));
+        let names = all();
+        return Err(CheckpointError::RepeatedShard { path, names }.into());
     }
     match (1..=count).find(|number| !numbers.contains_key(number)) {
-        Some(missing) => Err(Error::file(
-            folder,
-            format!(
-                "shard {missing} of {count} is missing; found {}",
-                names.join(", ")
-            ),
-        )
-        .with_hint("copy or download the missing shard")),
+        Some(missing) => Err(CheckpointError::IncompleteSet {
+            path,
+            missing,
+            count,
+            names: all(),
+        }
+        .into()),
         None => Ok(()),
     }
 }
 
 fn no_weights(folder: &Path) -> Error {
-    Error::file(
-        folder,
-        format!("no weights: expected {SINGLE}, {INDEX} with its shards, or one .gguf file"),
-    )
+    let path = folder.to_path_buf();
+    CheckpointError::NoWeights { path }.into()
 }

@@ -6,7 +6,8 @@
 use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 
-use super::folder::{INDEX, SINGLE, wanted_weights};
+use super::folder::wanted_weights;
+use super::foreign_error::ForeignError;
 use super::format;
 use super::reference::Reference;
 use super::source_file::{ReadAt, SourceFile};
@@ -140,9 +141,6 @@ const TOKENIZER: [&str; 4] = [
     "vocab.json",
 ];
 
-/// What a folder should hold.
-const LAYOUT: &str = "config.json with safetensors weights";
-
 /// How many names of a folder's files an error lists.
 const LISTED: usize = 5;
 
@@ -177,32 +175,23 @@ pub fn expect_folder(path: &Path) -> Result<()> {
     }
     let head = head_of(path);
     if let Some(format) = format::recognised(&head) {
-        let kind = format::a(format.name());
-        let problem = format!("is {kind}, expected a checkpoint folder with config.json");
-        return Err(Error::file(path, problem).with_hint(format::advice(&kind)));
+        return Err(ForeignError::WeightFile {
+            path: path.to_path_buf(),
+            kind: format::a(format.name()),
+            expected: "a checkpoint folder with config.json",
+        }
+        .into());
     }
-    let problem = "expected a checkpoint folder with config.json, found a file";
-    let beside = path
+    let folder = path
         .parent()
         .filter(|folder| folder.join("config.json").is_file());
-    Err(match (content(path, &head), beside) {
-        (Some(error), _) => error,
-        (None, Some(folder)) => {
-            Error::file(path, problem).with_hint(format!("name its folder: {}", shown(folder)))
+    Err(content(path, &head).unwrap_or_else(|| {
+        ForeignError::File {
+            path: path.to_path_buf(),
+            folder: folder.map(Path::to_path_buf),
         }
-        (None, None) => Error::file(path, problem).with_hint(
-            "put the file into a folder, beside the config.json and the tokenizer of its model",
-        ),
-    })
-}
-
-/// A path as one would type it.
-fn shown(folder: &Path) -> std::path::Display<'_> {
-    if folder.as_os_str().is_empty() {
-        Path::new(".").display()
-    } else {
-        folder.display()
-    }
+        .into()
+    }))
 }
 
 /// The first bytes of a regular file, as far as it can be read.
@@ -242,49 +231,45 @@ pub(crate) fn folder(path: &Path) -> Option<Error> {
             .iter()
             .find_map(|pattern| held.iter().find(|name| fits(pattern, name)));
         if let Some(name) = found {
-            let problem = format!("holds {} (`{name}`), expected {LAYOUT}", kind.what);
-            return Some(Error::file(path, problem).with_hint(kind.hint));
+            let error = ForeignError::Folder {
+                path: path.to_path_buf(),
+                kind: kind.what,
+                name: (*name).to_owned(),
+                advice: kind.hint,
+            };
+            return Some(error.into());
         }
     }
     // A tokenizer beside a config.json is a model whose weights are missing.
     let tokenizer = TOKENIZER.into_iter().find(|name| held.contains(name));
     if let Some(name) = tokenizer.filter(|_| !held.contains(&"config.json")) {
-        let problem = format!("holds a tokenizer alone (`{name}`), expected {LAYOUT}");
-        return Some(Error::file(path, problem).with_hint(
-            "name the folder that holds the weights too, or pull the repository again without --include",
-        ));
+        let path = path.to_path_buf();
+        return Some(ForeignError::TokenizerAlone { path, name }.into());
     }
     Some(nothing_known(path, &held))
 }
 
 /// A folder in which no file says what it is.
 fn nothing_known(path: &Path, held: &[&str]) -> Error {
-    let expected =
-        format!("expected config.json with {SINGLE}, {INDEX} with its shards, or one .gguf file");
     if held.is_empty() {
-        return Error::file(path, format!("is empty; {expected}"))
-            .with_hint("check the path; a pull that was interrupted can be run again");
+        let path = path.to_path_buf();
+        return ForeignError::Empty { path }.into();
     }
-    let inner: Vec<&str> = held
+    let inner = held
         .iter()
-        .copied()
-        .filter(|name| is_checkpoint(&path.join(name)))
-        .collect();
+        .map(|name| path.join(name))
+        .rfind(|inner| is_checkpoint(inner));
     let mut listed = held[..held.len().min(LISTED)].join(", ");
     if held.len() > LISTED {
         listed += &format!(" and {} more", held.len() - LISTED);
     }
-    let error = Error::file(path, format!("has no weights: {expected}; found {listed}"));
-    match inner.last() {
-        Some(name) => error.with_hint(format!(
-            "name the folder in it: {}",
-            path.join(name).display()
-        )),
-        None if held.contains(&"config.json") => {
-            error.with_hint("copy or download the weights beside config.json")
-        }
-        None => error,
+    ForeignError::NoWeights {
+        path: path.to_path_buf(),
+        listed,
+        inner,
+        has_config: held.contains(&"config.json"),
     }
+    .into()
 }
 
 /// Whether a folder holds a configuration and weights.
@@ -305,26 +290,22 @@ fn several_gguf(path: &Path, weights: &[&str]) -> Option<Error> {
         .strip_suffix(".gguf")
         .and_then(|stem| stem.rsplit_once("-of-"))
     {
-        let problem = format!(
-            "holds a GGUF file in {} parts, expected a whole one",
-            count.trim_start_matches('0')
-        );
-        return Some(Error::file(path, problem).with_hint(format!(
-            "join the parts first: llama-gguf-split --merge {first} WHOLE.gguf"
-        )));
+        let error = ForeignError::GgufParts {
+            path: path.to_path_buf(),
+            count: count.trim_start_matches('0').to_owned(),
+            first: (*first).to_owned(),
+        };
+        return Some(error.into());
     }
-    if weights.len() > 1 {
-        let problem = format!("holds {} GGUF files: {}", weights.len(), weights.join(", "));
-        return Some(
-            Error::file(path, problem)
-                .with_hint(format!("name one of them: {}", path.join(first).display())),
-        );
-    }
-    let problem = format!("holds a GGUF file (`{first}`), expected config.json with safetensors");
-    Some(Error::file(path, problem).with_hint(format!(
-        "`bam-convert convert {} DIR` makes such a folder of it",
-        path.join(first).display()
-    )))
+    let path = path.to_path_buf();
+    let error = if weights.len() > 1 {
+        let names = weights.iter().map(|name| (*name).to_owned()).collect();
+        ForeignError::SeveralGguf { path, names }
+    } else {
+        let name = (*first).to_owned();
+        ForeignError::OneGguf { path, name }
+    };
+    Some(error.into())
 }
 
 /// A folder of the Hub's cache, above the folder of a commit.
@@ -338,25 +319,18 @@ fn hub_cache(path: &Path, held: &[&str]) -> Option<Error> {
             .file_name()
             .and_then(|name| name.to_str())
             .and_then(repository);
-        let error = Error::file(
-            path,
-            "is the folder of a repository in a Hub cache, expected that of one commit, below `snapshots`",
-        );
-        let commit = names_in(&path.join("snapshots")).unwrap_or_default().pop();
-        return Some(match (commit, own) {
-            (Some(commit), _) => error.with_hint(format!(
-                "name the commit's folder: {}",
-                path.join("snapshots").join(commit).display()
-            )),
-            (None, Some(own)) => {
-                error.with_hint(format!("no commit has been pulled: name hf://{own}"))
-            }
-            (None, None) => error.with_hint("no commit has been pulled: pull the repository again"),
-        });
+        let snapshots = path.join("snapshots");
+        let commit = names_in(&snapshots).unwrap_or_default().pop();
+        let error = ForeignError::CachedRepository {
+            path: path.to_path_buf(),
+            commit: commit.map(|commit| snapshots.join(commit)),
+            repository: own,
+        };
+        return Some(error.into());
     }
-    let name = held.iter().find_map(|name| repository(name))?;
-    let problem = "is a cache of Hub repositories, expected one model";
-    Some(Error::file(path, problem).with_hint(format!("name a repository, as in hf://{name}")))
+    let repository = held.iter().find_map(|name| repository(name))?;
+    let path = path.to_path_buf();
+    Some(ForeignError::Cache { path, repository }.into())
 }
 
 /// The names in a folder, sorted; none where it cannot be listed.
@@ -381,7 +355,10 @@ fn fits(pattern: &str, name: &str) -> bool {
 
 /// What a file is that begins with `head`, where it is neither JSON nor weights that we read. `head` is the whole file if that is short.
 pub(crate) fn content(path: &Path, head: &[u8]) -> Option<Error> {
-    let is = |what: &str, hint: &str| Some(Error::file(path, format!("is {what}")).with_hint(hint));
+    let is = |kind: &'static str, advice: &'static str| {
+        let path = path.to_path_buf();
+        Some(Error::from(ForeignError::Content { path, kind, advice }))
+    };
     let text = head.trim_ascii_start();
     let begins = |start: &[u8]| {
         text.get(..start.len())
@@ -431,16 +408,16 @@ pub(crate) fn content(path: &Path, head: &[u8]) -> Option<Error> {
 /// As [`content`], for what should be JSON: weights are named too.
 pub(crate) fn not_json(path: &Path, bytes: &[u8]) -> Option<Error> {
     if let Some(format) = format::recognised(&bytes[..bytes.len().min(HEAD)]) {
-        let kind = format::a(format.name());
-        return Some(
-            Error::file(path, format!("is {kind}, expected JSON")).with_hint(format::advice(&kind)),
-        );
+        let error = ForeignError::WeightFile {
+            path: path.to_path_buf(),
+            kind: format::a(format.name()),
+            expected: "JSON",
+        };
+        return Some(error.into());
     }
     if bytes.get(8) == Some(&b'{') && bytes.get(4..8) == Some(&[0; 4]) {
-        return Some(
-            Error::file(path, "is a safetensors file, expected JSON")
-                .with_hint("name the folder that holds config.json and the weights"),
-        );
+        let path = path.to_path_buf();
+        return Some(ForeignError::SafetensorsAsJson { path }.into());
     }
     content(path, &bytes[..bytes.len().min(HEAD)])
 }
@@ -453,11 +430,9 @@ pub(super) fn not_weights(path: &Path, head: &[u8]) -> Option<Error> {
         if text.len() < 8 || !text.chars().all(plain) {
             return None;
         }
-        let begin = text.trim().lines().next().unwrap_or_default();
-        let problem = format!("is a text that begins with {begin:?}, expected safetensors or GGUF");
-        Some(Error::file(path, problem).with_hint(
-            "name the folder or the weight file; a download that failed saves the server's answer in place of the file",
-        ))
+        let begin = text.trim().lines().next().unwrap_or_default().to_owned();
+        let path = path.to_path_buf();
+        Some(ForeignError::Text { path, begin }.into())
     })
 }
 
@@ -473,9 +448,5 @@ pub(crate) fn config_of(path: &Path) -> Result<PathBuf> {
     if config.exists() {
         return Ok(config);
     }
-    Err(folder(path).unwrap_or_else(|| {
-        Error::file(&config, "is missing, though the folder holds weights").with_hint(
-            "copy the config.json of the model beside its weights; the Hugging Face layout has one",
-        )
-    }))
+    Err(folder(path).unwrap_or_else(|| ForeignError::NoConfig { path: config }.into()))
 }

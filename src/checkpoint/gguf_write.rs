@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::ahead::for_each_piece;
 use super::dtype::{self, Dtype};
+use super::error::CheckpointError;
 use super::ggml::GgmlType;
 use super::writer::TensorBytes;
 use crate::{Error, Result};
@@ -112,9 +113,10 @@ impl GgufMetadata {
     /// Adds a whole number; one that does not fit 32 bits is an error.
     pub fn number(&mut self, key: &str, value: u64) -> Result<()> {
         let value = u32::try_from(value).map_err(|_| {
-            Error::usage(format!(
-                "{value} does not fit the GGUF key `{key}`, which has 32 bits"
-            ))
+            Error::from(CheckpointError::LargeGgufNumber {
+                value,
+                key: key.to_owned(),
+            })
         })?;
         self.key(key, 4);
         self.bytes.extend(value.to_le_bytes());

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+use super::error::CheckpointError;
 use super::source_file::{ReadAt, SourceFile};
-use crate::{Error, Result};
+use crate::Result;
 
 /// A file's name within its folder, its size and its SHA-256, as manifests list it.
 #[derive(
@@ -40,27 +41,35 @@ impl FileHash {
     /// Refuses a file of `folder` that is missing, or has another length or content than recorded. It is read whole.
     pub fn check(&self, folder: &Path) -> Result<()> {
         if !self.is_plain_name() {
-            let problem = format!(
-                "its record lists `{}`, expected the name of a file in this folder",
-                self.path
-            );
-            return Err(Error::file(folder, problem));
+            return Err(CheckpointError::RecordedPath {
+                path: folder.to_path_buf(),
+                found: self.path.clone(),
+            }
+            .into());
         }
         let path = folder.join(&self.path);
         if std::fs::metadata(&path).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
-            return Err(Error::file(&path, "is missing"));
+            return Err(CheckpointError::Missing { path }.into());
         }
-        let length = SourceFile::open(&path)?.len();
-        if length != self.size {
-            let problem = format!("expected {} bytes, found {length}", self.size);
-            return Err(Error::file(&path, problem));
+        let found = SourceFile::open(&path)?.len();
+        if found != self.size {
+            return Err(CheckpointError::WrongLength {
+                path,
+                expected: self.size,
+                found,
+            }
+            .into());
         }
         let (found, _) = sha256_file(&path)?;
         if found == self.sha256 {
             return Ok(());
         }
-        let problem = format!("expected SHA-256 {}, found {found}", self.sha256);
-        Err(Error::file(&path, problem))
+        Err(CheckpointError::WrongHash {
+            path,
+            expected: self.sha256.clone(),
+            found,
+        }
+        .into())
     }
 }
 

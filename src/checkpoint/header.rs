@@ -11,9 +11,10 @@ use safetensors::Dtype;
 use serde_json::{Map, Value};
 
 use super::encoding::{Encoding, TensorEntry};
+use super::header_error::HeaderError;
 use super::source_file::{ReadAt, SourceFile};
 use super::{dtype, foreign, json};
-use crate::{Error, Result};
+use crate::Result;
 
 /// The format's limit on the header's length in bytes.
 pub(crate) const LONGEST: u64 = 100_000_000;
@@ -30,10 +31,6 @@ pub struct Header {
 /// Reads and checks the header of `source`; entries point to file number `file`.
 pub fn read(source: &SourceFile, file: usize) -> Result<Header> {
     let path = source.path();
-    let cut = |what: String| {
-        Error::file(path, what)
-            .with_hint("the file is cut short or is no safetensors file: copy or download it again")
-    };
     let head = foreign::head(source)?;
     // Some lengths of a header look like the first bytes of a pickle.
     if head.get(8) != Some(&b'{')
@@ -41,33 +38,39 @@ pub fn read(source: &SourceFile, file: usize) -> Result<Header> {
     {
         return Err(error);
     }
+    let at = || path.to_path_buf();
     if source.len() < 8 {
-        return Err(cut(format!(
-            "expected an 8-byte header length, found a file of {} bytes",
-            source.len()
-        )));
+        return Err(HeaderError::ShortFile {
+            path: at(),
+            length: source.len(),
+        }
+        .into());
     }
+
     let mut prefix = [0; 8];
     source.read_exact_at(&mut prefix, 0)?;
     let length = u64::from_le_bytes(prefix);
     if length > LONGEST {
-        return Err(cut(format!(
-            "expected a header of at most {LONGEST} bytes, found a header length of {length}"
-        )));
+        return Err(HeaderError::LongHeader {
+            path: at(),
+            limit: LONGEST,
+            found: length,
+        }
+        .into());
     }
     if length > source.len() - 8 {
-        let rest = source.len() - 8;
-        return Err(cut(format!(
-            "expected a header of {length} bytes, found {rest} bytes in the file after its length"
-        )));
+        return Err(HeaderError::CutHeader {
+            path: at(),
+            expected: length,
+            found: source.len() - 8,
+        }
+        .into());
     }
+
     let mut bytes = vec![0; length as usize];
     source.read_exact_at(&mut bytes, 8)?;
     if bytes.first() != Some(&b'{') {
-        return Err(Error::file(
-            path,
-            "expected the header to begin with `{`: not a safetensors file",
-        ));
+        return Err(HeaderError::NoObject { path: at() }.into());
     }
     let object = json::parse_object(path, &bytes)?;
     parse(path, object, 8 + length, source.len(), file)
@@ -88,12 +91,8 @@ fn parse(
     let mut spans = Vec::with_capacity(object.len());
     for (name, value) in object {
         if name == "__metadata__" {
-            header.metadata = serde_json::from_value(value).map_err(|_| {
-                Error::key(
-                    path,
-                    "__metadata__",
-                    "expected an object whose values are all strings",
-                )
+            header.metadata = serde_json::from_value(value).map_err(|_| HeaderError::Metadata {
+                path: path.to_path_buf(),
             })?;
             continue;
         }
@@ -101,36 +100,54 @@ fn parse(
         spans.push((begin, end, name.clone()));
         header.tensors.insert(name, entry);
     }
-    // The format asks for data without holes: sorted by offset, each tensor begins where the last ended.
     spans.sort();
+    check_spans(path, &spans, file_length - data_start)?;
+    Ok(header)
+}
+
+/// The format asks for data without holes: sorted by offset, each tensor begins where the last one ended, and the last
+/// one ends with the `held` bytes of data.
+fn check_spans(path: &Path, spans: &[(u64, u64, String)], held: u64) -> Result<()> {
+    let path = path.to_path_buf();
     let mut expected = 0;
-    for (begin, end, name) in &spans {
-        if *begin != expected {
-            let fault = if *begin < expected {
-                "overlaps the tensor before it"
-            } else {
-                "leaves a hole before it"
-            };
-            return Err(Error::tensor(
+    for (begin, end, name) in spans {
+        let (tensor, found) = (name.clone(), *begin);
+        if found < expected {
+            return Err(HeaderError::Overlap {
                 path,
-                name,
-                format!("{fault}: expected data offset {expected}, found {begin}"),
-            ));
+                tensor,
+                expected,
+                found,
+            }
+            .into());
+        }
+        if found > expected {
+            return Err(HeaderError::Hole {
+                path,
+                tensor,
+                expected,
+                found,
+            }
+            .into());
         }
         expected = *end;
     }
-    let held = file_length - data_start;
-    if expected != held {
-        let what = format!("expected {expected} bytes of tensor data, found {held}");
-        return Err(match spans.last() {
-            Some((_, _, name)) if expected > held => {
-                Error::tensor(path, name, format!("is cut short: {what}"))
-            }
-            _ => Error::file(path, format!("bytes after the last tensor: {what}")),
+    match spans.last() {
+        _ if expected == held => Ok(()),
+        Some((_, _, name)) if expected > held => Err(HeaderError::CutData {
+            path,
+            tensor: name.clone(),
+            expected,
+            found: held,
         }
-        .with_hint("the file was cut or appended to: copy or download it again"));
+        .into()),
+        _ => Err(HeaderError::TrailingData {
+            path,
+            expected,
+            found: held,
+        }
+        .into()),
     }
-    Ok(header)
 }
 
 fn parse_entry(
@@ -140,71 +157,101 @@ fn parse_entry(
     data_start: u64,
     file: usize,
 ) -> Result<(TensorEntry, u64, u64)> {
-    let fault = |problem: String| Error::tensor(path, name, problem);
+    let (path, tensor) = (path.to_path_buf(), name.to_owned());
     let Value::Object(fields) = value else {
-        return Err(fault(format!(
-            "expected an object with dtype, shape and data_offsets, found {}",
-            json::kind(value)
-        )));
+        let found = json::kind(value);
+        return Err(HeaderError::NotEntry {
+            path,
+            tensor,
+            found,
+        }
+        .into());
     };
-    if let Some(other) = fields
-        .keys()
-        .find(|key| !["dtype", "shape", "data_offsets"].contains(&key.as_str()))
-    {
-        return Err(fault(format!(
-            "expected only dtype, shape and data_offsets, found `{other}`"
-        )));
+    let known = ["dtype", "shape", "data_offsets"];
+    if let Some(field) = fields.keys().find(|key| !known.contains(&key.as_str())) {
+        let field = field.clone();
+        return Err(HeaderError::UnknownField {
+            path,
+            tensor,
+            field,
+        }
+        .into());
     }
-    let field = |key: &str| {
-        fields
-            .get(key)
-            .ok_or_else(|| fault(format!("expected the field `{key}`, which is missing")))
+
+    let field = |field: &'static str| {
+        fields.get(field).ok_or_else(|| HeaderError::NoField {
+            path: path.clone(),
+            tensor: tensor.clone(),
+            field,
+        })
     };
     let stored = field("dtype")?;
-    let dtype: Dtype = serde_json::from_value(stored.clone()).map_err(|_| {
-        fault(format!(
-            "expected a safetensors dtype, found {}",
-            json::kind(stored)
-        ))
-    })?;
-    let integers = |key: &str| -> Result<Vec<u64>> {
-        serde_json::from_value(field(key)?.clone()).map_err(|_| {
-            fault(format!(
-                "expected `{key}` to be an array of non-negative integers"
-            ))
+    let dtype: Dtype =
+        serde_json::from_value(stored.clone()).map_err(|_| HeaderError::UnknownDtype {
+            path: path.clone(),
+            tensor: tensor.clone(),
+            found: json::kind(stored),
+        })?;
+    let integers = |key: &'static str| -> Result<Vec<u64>, HeaderError> {
+        serde_json::from_value(field(key)?.clone()).map_err(|_| HeaderError::NotIntegers {
+            path: path.clone(),
+            tensor: tensor.clone(),
+            field: key,
         })
     };
     let shape = integers("shape")?;
     let offsets = integers("data_offsets")?;
     let [begin, end] = offsets[..] else {
-        return Err(fault(format!(
-            "expected two data_offsets, found {}",
-            offsets.len()
-        )));
+        let found = offsets.len();
+        return Err(HeaderError::OffsetCount {
+            path,
+            tensor,
+            found,
+        }
+        .into());
     };
     if begin > end {
-        return Err(fault(format!(
-            "expected data_offsets in order, found [{begin}, {end}]"
-        )));
+        return Err(HeaderError::OffsetOrder {
+            path,
+            tensor,
+            begin,
+            end,
+        }
+        .into());
     }
+
     let bytes = shape
         .iter()
         .try_fold(1u64, |product, extent| product.checked_mul(*extent))
-        .and_then(|elements| dtype::byte_length(dtype, elements))
-        .ok_or_else(|| {
-            fault(format!(
-                "shape {shape:?} of {dtype} is not a whole number of bytes below 2^64"
-            ))
-        })?;
+        .and_then(|elements| dtype::byte_length(dtype, elements));
+    let Some(bytes) = bytes else {
+        return Err(HeaderError::UncountableShape {
+            path,
+            tensor,
+            shape,
+            dtype,
+        }
+        .into());
+    };
     if bytes != end - begin {
-        let found = end - begin;
-        return Err(fault(format!(
-            "shape {shape:?} of {dtype} takes {bytes} bytes, but its data_offsets span {found}"
-        )));
+        return Err(HeaderError::WrongSpan {
+            path,
+            tensor,
+            shape,
+            dtype,
+            bytes,
+            span: end - begin,
+        }
+        .into());
     }
-    let offset = data_start
-        .checked_add(begin)
-        .ok_or_else(|| fault(format!("data offset {begin} overflows")))?;
+    let Some(offset) = data_start.checked_add(begin) else {
+        return Err(HeaderError::OffsetOverflow {
+            path,
+            tensor,
+            begin,
+        }
+        .into());
+    };
     Ok((
         TensorEntry {
             file,

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use super::error::CheckpointError;
 use super::foreign;
 use super::source_file::{ReadAt, SourceFile};
 use crate::{Error, Result};
@@ -32,10 +33,12 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
 pub fn read_bytes_up_to(path: &Path, largest: u64) -> Result<Vec<u8>> {
     let file = SourceFile::open(path)?;
     if file.len() > largest {
-        return Err(Error::file(
-            path,
-            format!("expected at most {largest} bytes, found {}", file.len()),
-        ));
+        return Err(CheckpointError::LargeFile {
+            path: path.to_path_buf(),
+            limit: largest,
+            found: file.len(),
+        }
+        .into());
     }
     let mut bytes = vec![0; file.len() as usize];
     file.read_exact_at(&mut bytes, 0)?;
@@ -50,10 +53,11 @@ pub fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>> {
     })?;
     match value {
         Value::Object(map) => Ok(map),
-        other => Err(Error::file(
-            path,
-            format!("expected a JSON object, found {}", kind(&other)),
-        )),
+        other => Err(CheckpointError::NotObject {
+            path: path.to_path_buf(),
+            found: kind(&other),
+        }
+        .into()),
     }
 }
 
@@ -82,16 +86,19 @@ fn syntax_error(path: &Path, bytes: &[u8], error: &serde_json::Error) -> Error {
             .into_iter()
             .find(|word| rest.starts_with(word.as_bytes()))
     });
+    let path = path.to_path_buf();
+    let problem = error.to_string();
     match found {
-        Some(word) => Error::file(
+        Some(word) => CheckpointError::PythonNumber {
             path,
-            format!("line {}: JSON has no {word}, which Python's json module writes all the same", line + 1),
-        )
-        .with_hint("replace it by a finite number or null; `json.dump(…, allow_nan=False)` never writes it"),
+            line: line + 1,
+            word,
+        },
         // Repeated keys and too many values are errors of ours, which serde_json calls errors of the data.
-        None if error.is_data() => Error::file(path, error.to_string()),
-        None => Error::file(path, format!("expected JSON: {error}")),
+        None if error.is_data() => CheckpointError::StrictJson { path, problem },
+        None => CheckpointError::NotJson { path, problem },
     }
+    .into()
 }
 
 /// What a value is, in words, for error messages.

@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::error::CheckpointError;
 use super::expression::Expression;
 use super::folder::CARD;
 use super::hash::FileHash;
@@ -19,10 +20,10 @@ use super::output::{ORIGIN, OutputFolder, resolved};
 use super::recipe::RecipeRecord;
 use super::reference::pinned;
 use super::version;
-use crate::{Error, Result};
+use crate::Result;
 
-/// File name of the manifest in a checkpoint folder.
-pub const MANIFEST: &str = "bam-manifest.json";
+pub use super::names::MANIFEST;
+
 /// Version of the format that this program writes and reads.
 pub const FORMAT_VERSION: u32 = 1;
 
@@ -176,9 +177,13 @@ impl Manifest {
         let object = json::read_object(&path)?;
         let key = "format_version";
         version::check(&path, key, object.get(key), u64::from(FORMAT_VERSION))?;
-        serde_json::from_value(Value::Object(object))
-            .map(Some)
-            .map_err(|e| Error::file(&path, format!("not a manifest: {e}")))
+        let manifest = serde_json::from_value(Value::Object(object)).map_err(|e| {
+            CheckpointError::NotManifest {
+                path,
+                problem: e.to_string(),
+            }
+        })?;
+        Ok(Some(manifest))
     }
 
     /// The same for anyone elsewhere: repositories in the place of local paths, the bare names of folders that lie on no Hub,

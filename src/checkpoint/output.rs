@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
+use super::error::CheckpointError;
 use super::filesystem::{self, Lock};
 use super::hash::{FileHash, sha256, sha256_source};
 use super::leftovers::{remove_at_once, remove_doomed, remove_empty, replaced, settle_replaced};
@@ -52,24 +53,25 @@ pub fn reserved(path: &str) -> Option<&str> {
 /// a source.
 pub fn check_target(target: &Path, force: bool, sources: &[&Path]) -> Result<()> {
     if partial_of(target).is_none() {
-        return Err(Error::file(target, "expected the name of a folder to make"));
+        return Err(no_name(target));
     }
     let absolute = resolved(target)?;
     for source in sources {
         let source_path = resolved(source)?;
         if absolute.starts_with(&source_path) || source_path.starts_with(&absolute) {
-            let problem = format!("the output and the source {} overlap", source.display());
-            return Err(
-                Error::file(target, problem).with_hint("choose an output outside every source")
-            );
+            return Err(CheckpointError::Overlap {
+                path: target.to_path_buf(),
+                source_path: source.to_path_buf(),
+            }
+            .into());
         }
     }
     let Ok(metadata) = fs::symlink_metadata(target) else {
         return Ok(());
     };
     if !force {
-        return Err(Error::file(target, "exists already")
-            .with_hint("choose another --out, or pass --force to replace it"));
+        let path = target.to_path_buf();
+        return Err(CheckpointError::Exists { path }.into());
     }
     if metadata.is_dir() {
         check_replaceable(target)
@@ -78,11 +80,16 @@ pub fn check_target(target: &Path, force: bool, sources: &[&Path]) -> Result<()>
     }
 }
 
+fn no_name(target: &Path) -> Error {
+    let path = target.to_path_buf();
+    CheckpointError::NoFolderName { path }.into()
+}
+
 /// The folder that a training run keeps beside its output `out`.
 pub fn beside(out: &Path) -> Result<PathBuf> {
     match out.file_name() {
         Some(name) => Ok(out.with_file_name(format!("{}.run", name.to_string_lossy()))),
-        None => Err(Error::file(out, "expected the name of a folder to make")),
+        None => Err(no_name(out)),
     }
 }
 
@@ -167,8 +174,7 @@ impl OutputFolder {
         if made.is_some() {
             fs::create_dir_all(&parent).map_err(|e| undo(Error::io("create", &parent, e)))?;
         }
-        let partial = partial_of(target)
-            .ok_or_else(|| Error::file(target, "expected the name of a folder to make"))?;
+        let partial = partial_of(target).ok_or_else(|| no_name(target))?;
         let lock = lock(&partial, target).map_err(undo)?;
         let folder = Self {
             target: target.to_path_buf(),
@@ -420,11 +426,8 @@ fn lock(partial: &Path, target: &Path) -> Result<File> {
                 return Err(Error::io("create", partial, e));
             }
             Err(_) if fs::symlink_metadata(partial).is_ok_and(|found| !found.is_dir()) => {
-                return Err(Error::file(
-                    partial,
-                    "is in the way: expected the folder of a run, or nothing",
-                )
-                .with_hint("remove it, or choose another --out"));
+                let path = partial.to_path_buf();
+                return Err(CheckpointError::RunInTheWay { path }.into());
             }
             _ => {}
         }
@@ -465,8 +468,8 @@ fn try_lock(path: &Path, target: &Path) -> Result<File> {
 
 /// The refusal to write what another run writes.
 pub(super) fn busy(target: &Path) -> Error {
-    Error::file(target, "another run is writing this output")
-        .with_hint("wait for it to end, or choose another output")
+    let path = target.to_path_buf();
+    CheckpointError::Busy { path }.into()
 }
 
 /// The folder that a path names something in: the current one for a bare name.

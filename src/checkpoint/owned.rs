@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::error::CheckpointError;
 use super::folder::{CARD, COMPANIONS};
 use super::json;
 use super::manifest::{MANIFEST, Manifest, Origin};
 use super::output::{LOCK, ORIGIN};
 use crate::{Error, Result};
 
-/// The record of a token folder.
-pub const TOKENS: &str = "header.json";
+pub use super::names::TOKENS;
 
 /// How many files of others an error names.
 const NAMED: usize = 5;
@@ -48,21 +48,17 @@ pub fn check_none(folder: &Path, others: &[PathBuf]) -> Result<()> {
         .take(NAMED)
         .map(|path| path.display().to_string())
         .collect();
-    let problem = format!(
-        "holds files that bam-convert did not make there: {}{more}; --force replaces only what the records in the folder list",
-        named.join(", ")
-    );
-    Err(Error::file(folder, problem)
-        .with_hint("move them to another folder, or choose another output"))
+    Err(CheckpointError::OtherFiles {
+        path: folder.to_path_buf(),
+        others: named.join(", ") + more,
+    }
+    .into())
 }
 
 /// The refusal to replace what no record says is ours.
 pub(super) fn no_record(target: &Path) -> Error {
-    let problem = format!(
-        "exists and is neither a checkpoint nor a token folder that bam-convert made (no {MANIFEST}, no {TOKENS}), so \
-         --force does not replace it"
-    );
-    Error::file(target, problem).with_hint("choose another output, or remove it yourself")
+    let path = target.to_path_buf();
+    CheckpointError::NoRecord { path }.into()
 }
 
 /// The files that the records of a folder list, with the records themselves; `None` where there is no record.

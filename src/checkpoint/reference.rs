@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::error::CheckpointError;
 use crate::{Error, Result};
 
 /// What a reference begins with where a path could stand too.
@@ -38,9 +39,11 @@ impl Reference {
             Some((repository, revision)) => (repository, Some(revision)),
             None => (rest, None),
         };
-        let refused = |problem: &str| {
-            Error::usage(format!("`{text}`: {problem}"))
-                .with_hint("a repository is named as in hf://org/name, a revision of it as in hf://org/name@main")
+        let refused = |problem: &'static str| {
+            Error::from(CheckpointError::Reference {
+                text: text.to_owned(),
+                problem,
+            })
         };
         let parts: Vec<&str> = repository.split('/').collect();
         if parts.len() > 2 {

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use safetensors::Dtype;
 
+use super::error::CheckpointError;
 use super::filesystem::{self, Lock};
 use super::output::{busy, folder_of, partial_of, sync_name};
 use super::{SourceFile, header};
@@ -106,10 +107,11 @@ pub fn check_svg(path: &Path) -> Result<()> {
 /// Refuses to replace a file whose beginning does not say that it is of this `kind`.
 pub fn check_kind(path: &Path, kind: &str, is_one: &dyn Fn(&[u8]) -> bool) -> Result<()> {
     if fs::symlink_metadata(path).is_ok() && !is_one(&beginning(path)) {
-        return Err(
-            Error::file(path, format!("exists already, and is no {kind}"))
-                .with_hint("choose another output"),
-        );
+        return Err(CheckpointError::OtherKind {
+            path: path.to_path_buf(),
+            kind: kind.to_owned(),
+        }
+        .into());
     }
     Ok(())
 }
@@ -135,11 +137,11 @@ pub fn check_tensor_target(path: &Path, name: &str) -> Result<()> {
     let same = SourceFile::open(path).and_then(|file| header::read(&file, 0));
     match same {
         Ok(header) if header.tensors.len() == 1 && header.tensors.contains_key(name) => Ok(()),
-        _ => Err(Error::file(
-            path,
-            format!("exists already, and is no file of the one tensor `{name}`"),
-        )
-        .with_hint("choose another output, or remove it first")),
+        _ => Err(CheckpointError::OtherKind {
+            path: path.to_path_buf(),
+            kind: format!("file of the one tensor `{name}`"),
+        }
+        .into()),
     }
 }
 
@@ -154,16 +156,14 @@ struct Partial {
 impl Partial {
     /// Makes the file for `path`, and takes its lock with `take`.
     fn begin(path: &Path, take: fn(&File) -> io::Result<Lock>) -> Result<Self> {
-        let partial = partial_of(path)
-            .ok_or_else(|| Error::file(path, "expected the name of a file to write"))?;
+        let partial = partial_of(path).ok_or_else(|| CheckpointError::NoFileName {
+            path: path.to_path_buf(),
+        })?;
         let fault = |e| Error::io("write", path, e);
         loop {
             let found = fs::symlink_metadata(&partial);
             if found.is_ok_and(|found| !found.is_file()) {
-                return Err(
-                    Error::file(&partial, "is in the way: expected a file, or nothing")
-                        .with_hint("remove it, or choose another output"),
-                );
+                return Err(CheckpointError::FileInTheWay { path: partial }.into());
             }
             // What is there may be written by another run: it is cut once the lock is held.
             let file = OpenOptions::new()

@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::error::CheckpointError;
 use super::open_files::Key;
 use crate::{Error, Result};
 
@@ -53,7 +54,8 @@ impl SourceFile {
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?;
         if !metadata.is_file() {
-            return Err(Error::file(path, "expected a regular file"));
+            let path = path.to_path_buf();
+            return Err(CheckpointError::NotRegular { path }.into());
         }
         let fault = |e| Error::io("read", path, e);
         let key = Key::new();
@@ -142,8 +144,8 @@ pub(crate) fn stamp_of(path: &Path) -> Result<Stamp> {
 
 /// The error for a file that is not what it was.
 pub(crate) fn changed(path: &Path) -> Error {
-    Error::file(path, "changed while it was read")
-        .with_hint("wait until nothing writes to it, then run the command again")
+    let path = path.to_path_buf();
+    CheckpointError::Changed { path }.into()
 }
 
 impl ReadAt for SourceFile {

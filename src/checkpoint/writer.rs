@@ -16,6 +16,7 @@ use std::time::Duration;
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
+use super::error::CheckpointError;
 use super::folder::{INDEX, SINGLE};
 use super::hash::{FileHash, FileHasher, hex, sha256_file};
 use super::output::{OutputFolder, PROGRESS, sync_folder};
@@ -133,12 +134,12 @@ fn chunk_elements(memory: u64, threads: usize) -> Result<u64> {
     let elements = (memory / per_element).min(1 << 20) / 256 * 256;
     if elements < 4096 {
         let least = (per_element * 4096).next_multiple_of(1 << 20) >> 20;
-        return Err(Error::usage(format!(
-            "--memory of {memory} bytes is too little for {threads} threads"
-        ))
-        .with_hint(format!(
-            "pass --memory {least}MiB or more, or fewer --threads"
-        )));
+        return Err(CheckpointError::LittleMemory {
+            memory,
+            threads,
+            least,
+        }
+        .into());
     }
     Ok(elements)
 }
@@ -570,7 +571,7 @@ impl<B: TensorBytes> Run<'_, B> {
             sha256,
         });
         let text =
-            serde_json::to_vec(&*progress).map_err(|e| Error::file(&shard.path, e.to_string()))?;
+            serde_json::to_vec(&*progress).map_err(|e| Error::compute("record the progress", e))?;
         let (path, new) = (
             self.folder.path().join(PROGRESS),
             self.folder.path().join(".progress.new"),

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
+use super::error::CheckpointError;
 use super::json;
+use crate::Result;
 use crate::error::{InputError, Location};
-use crate::{Error, Result};
 
 /// Largest file that is read, in bytes.
 const LARGEST: u64 = 1 << 20;
@@ -30,7 +31,11 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// The text of a YAML file; more than 1 MiB is refused, and what is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     let bytes = json::read_bytes_up_to(path, LARGEST)?;
-    String::from_utf8(bytes).map_err(|e| Error::file(path, format!("expected UTF-8: {e}")))
+    let text = String::from_utf8(bytes).map_err(|e| CheckpointError::NotUtf8 {
+        path: path.to_path_buf(),
+        problem: e.to_string(),
+    })?;
+    Ok(text)
 }
 
 /// Parses the text, with the library's own error.
@@ -60,7 +65,11 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
                 known: expected,
             }
             .into(),
-            other => Error::file(path, other.to_string()),
+            other => CheckpointError::Yaml {
+                path: path.to_path_buf(),
+                problem: other.to_string(),
+            }
+            .into(),
         }
     })
 }

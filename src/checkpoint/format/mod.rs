@@ -16,6 +16,7 @@ use std::path::Path;
 
 use super::encoding::TensorEntry;
 use super::source_file::SourceFile;
+use crate::checkpoint::ForeignError;
 use crate::{Error, Result};
 
 /// Every format; safetensors comes last, because its files begin with no magic number.
@@ -75,8 +76,11 @@ pub struct Described {
 impl Described {
     /// The refusal where `place` must hold weights in the Hugging Face layout.
     pub(super) fn refusal(&self, place: &Path) -> Error {
-        let kind = a(self.name);
-        Error::file(place, format!("holds {kind}, expected safetensors")).with_hint(advice(&kind))
+        ForeignError::HoldsWeightFile {
+            path: place.to_path_buf(),
+            kind: a(self.name),
+        }
+        .into()
     }
 }
 
@@ -88,11 +92,6 @@ pub(crate) fn a(name: &str) -> String {
         "a"
     };
     format!("{article} {name}")
-}
-
-/// How to make a folder of a file of this kind.
-pub(super) fn advice(kind: &str) -> String {
-    format!("`bam-convert convert FILE DIR` makes a folder of {kind}")
 }
 
 /// The format other than safetensors of a file that begins with `head`.
