@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{CheckpointError, ForeignError, HeaderError};
-use crate::data::DataError;
+use crate::data::{DataError, TokenError};
 use crate::evaluate::EvaluateError;
 #[cfg(feature = "hub")]
 use crate::hub::HubError;
@@ -66,9 +66,12 @@ pub enum Error {
     #[cfg(feature = "hub")]
     #[error(transparent)]
     Hub(#[from] HubError),
-    /// Texts, token folders or mixtures of them break a rule.
+    /// Texts or a tokenizer break a rule.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// A token folder, or a mixture of them, breaks a rule.
+    #[error(transparent)]
+    Tokens(#[from] TokenError),
     /// An evaluation cannot be made of its inputs.
     #[error(transparent)]
     Evaluate(#[from] EvaluateError),
@@ -212,6 +215,7 @@ impl Error {
             Self::Header(error) => error.hint(),
             Self::Foreign(error) => error.hint(),
             Self::Data(error) => error.hint(),
+            Self::Tokens(error) => error.hint(),
             Self::Evaluate(error) => error.hint(),
             Self::Mergekit(error) => error.hint(),
             Self::Verify(error) => error.hint(),
@@ -229,6 +233,7 @@ impl Error {
             Self::Header(error) => error.place(),
             Self::Foreign(error) => error.place(),
             Self::Data(error) => error.place(),
+            Self::Tokens(error) => error.place(),
             Self::Evaluate(error) => error.place(),
             Self::Mergekit(error) => error.place(),
             Self::Verify(error) => error.place(),

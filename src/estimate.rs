@@ -1,7 +1,7 @@
-//! What a command would leave on the disk and take of the machine, told before it runs.
+//! What a command would write to the disk and take of the machine, estimated before it runs.
 //!
-//! Seconds are nominal: products of matrices at the machine's own peak times a share of it that runs reach, all else at the
-//! rates below, which are those of two cores of x86-64 with AVX2 and SHA-NI, files in the page cache. A faster machine is
+//! Seconds are nominal. Matmuls run at the machine's own peak times the share that runs reach. All else runs at the
+//! rates below, measured on two cores of x86-64 with AVX2 and SHA-NI, with files in the page cache. A faster machine is
 //! faster; the order of magnitude is what counts.
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ pub const READ: f64 = 2e9;
 pub const DRAWN: f64 = 30e6;
 /// Bytes of text a second that are cut into tokens, duplicates found.
 pub const TOKENIZED: f64 = 3e6;
-/// Bytes of text that a token stands for.
+/// Bytes of text in a token.
 pub const BYTES_PER_TOKEN: f64 = 4.0;
 /// Seconds that a command takes for nothing.
 pub const START: f64 = 0.02;
@@ -34,13 +34,13 @@ pub struct Estimate {
 /// What a command has to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Work {
-    /// Seconds of all but products of matrices.
+    /// Seconds of all but matmuls.
     pub seconds: f64,
-    /// Products of matrices.
+    /// Matmuls.
     pub products: Option<Products>,
 }
 
-/// Products of matrices.
+/// Matmuls.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Products {
     /// Floating-point operations.
@@ -65,7 +65,7 @@ impl Estimate {
         }
     }
 
-    /// Floating-point operations in products of matrices, where it has any.
+    /// Floating-point operations in matmuls, if it has any.
     pub fn flops(&self) -> Option<f64> {
         Some(self.work.as_ref()?.products?.flops)
     }

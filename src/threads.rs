@@ -54,7 +54,7 @@ pub fn start_shared(threads: usize) -> Result<()> {
 struct Waiting(Vec<Sender<ThreadBuilder>>);
 
 impl Waiting {
-    /// Starts as many of `threads` as the system gives; 0 stands for one a core.
+    /// Starts as many of `threads` as the system gives; 0 means one per core.
     fn start(threads: usize) -> Result<Self> {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let asked = || std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok();

@@ -9,7 +9,7 @@ use crate::checkpoint::source_file::{Stamp, changed};
 
 /// Bytes of text in a batch; one document more than that is one batch.
 const BATCH: usize = 8 << 20;
-/// Bytes that a document counts for beside its text: what is made of it takes as much, however short it is.
+/// Bytes that a document counts for beside its text: its fingerprint and its tokens take as much, however short it is.
 const DOCUMENT: usize = 256;
 
 /// How many documents there were.
@@ -29,7 +29,7 @@ pub(super) struct Reader<'a> {
     text_key: &'a str,
     open: Option<(&'a Path, &'a Stamp, Documents)>,
     counts: Counts,
-    /// Told the length of each file that has been read.
+    /// Called with the length of each file that has been read.
     progress: &'a (dyn Fn(u64) + Sync),
 }
 
@@ -62,7 +62,7 @@ impl<'a> Reader<'a> {
                     }
                     continue;
                 }
-                // Here and not at the next opening alone: behind the last pass there is none.
+                // Here and not only at the next opening: no opening follows the last pass.
                 check_unchanged(path, stamp)?;
                 (self.progress)(stamp.length);
                 self.open = None;

@@ -1,9 +1,9 @@
 //! Which documents say the same: exactly, or nearly.
 //!
 //! Two documents are exact duplicates if they differ in white space only. Near-duplicates are found by MinHash over
-//! runs of five words (one permutation in 128 bins, empty bins filled from others), candidates by locality-sensitive
-//! hashing of four bins at a time, and joined where the estimated Jaccard similarity is 0.7 or more. Pairs chain into
-//! clusters.
+//! runs of five words: one permutation in 128 bins, empty bins filled from others. Locality-sensitive hashing of four
+//! bins at a time finds candidates. Candidates join where the estimated Jaccard similarity is 0.7 or more. Pairs chain
+//! into clusters.
 
 use std::collections::HashSet;
 
@@ -59,7 +59,7 @@ pub(super) fn fingerprint(text: &str) -> Option<Fingerprint> {
 #[derive(Debug, Default)]
 pub(super) struct Fingerprints {
     seen: HashSet<u128>,
-    /// Those of documents that repeat no earlier one.
+    /// Fingerprints of documents that repeat no earlier one.
     pub distinct: Vec<Fingerprint>,
     /// For each document whether it repeats no earlier one.
     pub first: Vec<bool>,
@@ -196,7 +196,7 @@ fn mix(x: u64) -> u64 {
     x ^ x >> 31
 }
 
-/// Disjoint sets; the least member stands for each.
+/// Disjoint sets; the least member represents each.
 struct Sets(Vec<u32>);
 
 impl Sets {

@@ -20,7 +20,7 @@ pub const TEXT_KEY: &str = "text";
 
 type Stream = Box<dyn BufRead + Send>;
 
-/// A document, or why there is none.
+/// A document, or why a line has none.
 #[derive(Debug)]
 pub enum Document {
     /// A text that holds more than white space.

@@ -1,14 +1,15 @@
-//! What can be wrong with texts, token folders and mixtures of them: one variant per broken rule, and what to do next.
+//! What can be wrong with texts and tokenizers: one variant per broken rule, and what to do next.
+//!
+//! Errors of token folders and mixtures are in `token_error.rs`.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 
-use super::layout::{FILE, Split};
 use super::limits::LARGEST;
 use crate::error::{ErrorPlace, nearest};
 
-/// A rule that texts, a token folder or a mixture break.
+/// A rule that texts or a tokenizer break.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
@@ -151,7 +152,7 @@ pub enum DataError {
         found: Option<u64>,
     },
     /// A table without the column of the text.
-    #[error("{}: key `{key}`: the table has no such column", path.display())]
+    #[error("{}: key `{key}`: the table does not have this column", path.display())]
     NoColumn {
         /// The file.
         path: PathBuf,
@@ -257,181 +258,6 @@ pub enum DataError {
         /// The special tokens of the tokenizer.
         special: Vec<String>,
     },
-
-    // ---- token folders
-    /// A folder without a header.
-    #[error("{}: expected a token folder: it has no {FILE}", path.display())]
-    NotTokenFolder {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// A header that does not follow the format.
-    #[error("{}: expected the header of a token folder: {problem}", path.display())]
-    NotHeader {
-        /// The header.
-        path: PathBuf,
-        /// What the parser says.
-        problem: String,
-    },
-    /// A token folder without tokens.
-    #[error("{}: expected tokens, found none", path.display())]
-    NoTokens {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// Tokens of another tokenizer than the model's.
-    #[error(
-        "{}: its tokens are those of another tokenizer (SHA-256 {}…) than that of {} ({}…)",
-        path.display(), short(found), owner.display(), short(expected)
-    )]
-    OtherTokenizer {
-        /// The token folder.
-        path: PathBuf,
-        /// SHA-256 of the tokenizer that made the tokens.
-        found: String,
-        /// The model or tokenizer that the tokens are for.
-        owner: PathBuf,
-        /// SHA-256 of its tokenizer.
-        expected: String,
-    },
-    /// A file whose content is not the one that the header lists.
-    #[error("{}: expected SHA-256 {expected} (as {FILE} says), found {found}", path.display())]
-    WrongHash {
-        /// The file of ids or of ends.
-        path: PathBuf,
-        /// The hash in the header.
-        expected: String,
-        /// The hash of the file.
-        found: String,
-    },
-    /// A file whose length is not the one that the header says.
-    #[error(
-        "{}: expected {count} items of {width} bytes (as {FILE} says), found {found} bytes", path.display()
-    )]
-    WrongLength {
-        /// The file of ids or of ends.
-        path: PathBuf,
-        /// Items that the header says.
-        count: u64,
-        /// Bytes of an item.
-        width: u64,
-        /// Bytes of the file.
-        found: u64,
-    },
-    /// A token id that the vocabulary does not have.
-    #[error("{}: holds the token id {id}, but the vocabulary has {vocab_size}", path.display())]
-    LargeId {
-        /// The file of ids.
-        path: PathBuf,
-        /// The id.
-        id: u32,
-        /// The tokenizer's highest id plus one.
-        vocab_size: u64,
-    },
-    /// A position behind the last token.
-    #[error("{}: has {tokens} {split} tokens, but the one at {position} was asked for", path.display())]
-    NoSuchToken {
-        /// The token folder.
-        path: PathBuf,
-        /// The split.
-        split: Split,
-        /// Its tokens.
-        tokens: u64,
-        /// The position.
-        position: u64,
-    },
-    /// A number behind the last document.
-    #[error("{}: has {documents} {split} documents, but number {number} was asked for", path.display())]
-    NoSuchDocument {
-        /// The token folder.
-        path: PathBuf,
-        /// The split.
-        split: Split,
-        /// Its documents.
-        documents: u64,
-        /// The number.
-        number: u64,
-    },
-    /// A document that ends before it begins.
-    #[error("{}: document {document} does not end after its beginning", path.display())]
-    WrongEnd {
-        /// The file of ends.
-        path: PathBuf,
-        /// Number of the document within the shard.
-        document: u64,
-    },
-    /// A shard whose last document does not end with the shard.
-    #[error("{}: its last document ends at {end}, but the shard has {tokens} tokens", path.display())]
-    WrongLastEnd {
-        /// The file of ends.
-        path: PathBuf,
-        /// Where the last document ends.
-        end: u64,
-        /// Tokens of the shard.
-        tokens: u64,
-    },
-
-    // ---- mixtures
-    /// A mixture of nothing.
-    #[error("expected one domain or more to mix, found none")]
-    NoDomain,
-    /// Rows without a token.
-    #[error("expected rows of one token or more, found a sequence length of 0")]
-    NoSequence,
-    /// Two domains of one name.
-    #[error("the domain `{name}` is given twice; expected one weight for each")]
-    RepeatedDomain {
-        /// The name.
-        name: String,
-    },
-    /// A weight that is no positive number.
-    #[error("the weight of domain `{name}` is {weight}; expected a number above 0")]
-    Weight {
-        /// The domain.
-        name: String,
-        /// Its weight.
-        weight: f64,
-    },
-    /// A weight that is too small a part of the whole.
-    #[error("the least weight is {share:.1e} of the whole; expected 1/{most} or more")]
-    SmallWeight {
-        /// Its part of the whole.
-        share: f64,
-        /// The most times that the whole may be larger.
-        most: u64,
-    },
-    /// Domains of different tokenizers.
-    #[error(
-        "{}: its tokens (`{name}`) are those of another tokenizer than {} (`{first_name}`)",
-        path.display(), first.display()
-    )]
-    MixedTokenizers {
-        /// A token folder.
-        path: PathBuf,
-        /// Its domain.
-        name: String,
-        /// The token folder of the first domain.
-        first: PathBuf,
-        /// The first domain.
-        first_name: String,
-    },
-    /// A split that is too short for a row.
-    #[error(
-        "{}: its {split} split (`{name}`) has {tokens} tokens, too few for one row of {} ({seq} and the one after)",
-        path.display(), seq + 1
-    )]
-    ShortSplit {
-        /// The token folder.
-        path: PathBuf,
-        /// Its domain.
-        name: String,
-        /// The split.
-        split: Split,
-        /// Its tokens.
-        tokens: u64,
-        /// Predicted tokens of a row.
-        seq: u64,
-    },
 }
 
 /// Which document of a file an error is about; written with a colon after it, and not at all for a whole file.
@@ -458,7 +284,6 @@ impl fmt::Display for DocumentPlace {
 impl DataError {
     /// What to do next.
     pub fn hint(&self) -> Option<Cow<'_, str>> {
-        const DAMAGED: &str = "is it damaged? tokenize the texts again";
         Some(Cow::Borrowed(match self {
             Self::NotText { .. } => {
                 "expected text, JSON lines (.jsonl) or parquet, each plain or with .gz or .zst; name the files to read \
@@ -476,7 +301,7 @@ impl DataError {
                 "each line must hold one whole object; leave other JSON out by a pattern such as 'texts/**/*.md'"
             }
             Self::PythonJson { .. } => {
-                "remove the line, or tokenize the texts first: `tokenize` leaves such lines out and counts them"
+                "remove the line, or tokenize the texts first: `tokenize` leaves these lines out and counts them"
             }
             Self::NoTextInLine { key, keys, .. }
             | Self::NoColumn {
@@ -487,7 +312,7 @@ impl DataError {
             Self::OneCluster { .. } => "give it more documents, or pass --validation 0",
             Self::Untokenizable { hint, .. } => return hint.as_deref().map(Cow::Borrowed),
             Self::NoTokenizer { .. } => {
-                "--tokenizer takes a folder with a tokenizer.json, such a file, or train:N to make one of N tokens"
+                "--tokenizer takes a tokenizer.json, a folder with one, or train:N to make one of N tokens"
             }
             Self::EndOfTextId { .. } => "name the token with --end-of-text",
             Self::NoEndToken { token, special, .. } => {
@@ -504,27 +329,6 @@ impl DataError {
                 let hint = format!("name it with --end-of-text; its special tokens are {special}");
                 return Some(hint.into());
             }
-            Self::NotTokenFolder { .. } => "`bam-convert tokenize` makes one of texts",
-            Self::OtherTokenizer { .. } => {
-                "tokenize the texts again with --tokenizer and the folder of the model"
-            }
-            Self::WrongHash { .. } => {
-                "its content has changed: copy the token folder again, or tokenize the texts again"
-            }
-            Self::WrongLength { .. } => {
-                "is the shard cut? copy the token folder again, or tokenize the texts again"
-            }
-            Self::LargeId { .. } | Self::WrongEnd { .. } | Self::WrongLastEnd { .. } => DAMAGED,
-            Self::Weight { .. } => "leave out a domain that is not wanted",
-            Self::MixedTokenizers { .. } => {
-                "tokenize all domains with one and the same --tokenizer"
-            }
-            Self::ShortSplit { split, .. } => match split {
-                Split::Train => "give it more text, or train on shorter rows",
-                Split::Validation => {
-                    "tokenize with a larger --validation, or measure on shorter rows"
-                }
-            },
             _ => return None,
         }))
     }
@@ -556,26 +360,8 @@ impl DataError {
             | Self::LargeVocabulary { path, .. }
             | Self::EndOfTextId { path, .. }
             | Self::NoEndToken { path, .. }
-            | Self::NoEndOfText { path, .. }
-            | Self::NotTokenFolder { path }
-            | Self::NotHeader { path, .. }
-            | Self::NoTokens { path }
-            | Self::OtherTokenizer { path, .. }
-            | Self::WrongHash { path, .. }
-            | Self::WrongLength { path, .. }
-            | Self::LargeId { path, .. }
-            | Self::NoSuchToken { path, .. }
-            | Self::NoSuchDocument { path, .. }
-            | Self::WrongEnd { path, .. }
-            | Self::WrongLastEnd { path, .. }
-            | Self::MixedTokenizers { path, .. }
-            | Self::ShortSplit { path, .. } => ErrorPlace::of(path),
-            Self::ValidationShare { .. }
-            | Self::NoDomain
-            | Self::NoSequence
-            | Self::RepeatedDomain { .. }
-            | Self::Weight { .. }
-            | Self::SmallWeight { .. } => ErrorPlace::default(),
+            | Self::NoEndOfText { path, .. } => ErrorPlace::of(path),
+            Self::ValidationShare { .. } => ErrorPlace::default(),
         }
     }
 }
@@ -592,9 +378,4 @@ fn text_key_hint(key: &str, keys: &[String]) -> Option<Cow<'static, str>> {
             Some(format!("--text-key names the text; there are: {keys}").into())
         }
     }
-}
-
-/// The beginning of a hash.
-fn short(hash: &str) -> &str {
-    hash.get(..12).unwrap_or(hash)
 }

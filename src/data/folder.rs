@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::error::DataError;
 use super::header::{Shard, TokenHeader};
 use super::layout::{IdType, Split, ends_file, shard_file};
+use super::token_error::TokenError;
 use crate::Result;
 use crate::checkpoint::known_hashes::sha256_of_source;
 use crate::checkpoint::{ReadAt, SourceFile};
@@ -62,7 +62,7 @@ impl TokenFolder {
         let (train, validation) = (stream(Split::Train)?, stream(Split::Validation)?);
         if train.tokens + validation.tokens == 0 {
             let path = path.to_path_buf();
-            return Err(DataError::NoTokens { path }.into());
+            return Err(TokenError::NoTokens { path }.into());
         }
         Ok(Self {
             path: path.to_path_buf(),
@@ -83,7 +83,8 @@ impl TokenFolder {
         &self.header
     }
 
-    /// SHA-256 of the header, in hexadecimal: it holds the hash of every shard, and so stands for the whole folder.
+    /// SHA-256 of the header, in hexadecimal. It identifies the whole folder, because the header holds the hash of
+    /// every shard.
     pub fn hash(&self) -> &str {
         &self.hash
     }
@@ -125,7 +126,7 @@ impl TokenFolder {
         if self.tokenizer_sha256() == sha256 {
             return Ok(());
         }
-        Err(DataError::OtherTokenizer {
+        Err(TokenError::OtherTokenizer {
             path: self.path.clone(),
             found: self.tokenizer_sha256().to_owned(),
             owner: owner.to_path_buf(),
@@ -156,7 +157,7 @@ impl TokenFolder {
             if found == *expected {
                 return Ok(());
             }
-            Err(DataError::WrongHash {
+            Err(TokenError::WrongHash {
                 path: file.path().to_path_buf(),
                 expected: (*expected).to_owned(),
                 found,
@@ -209,7 +210,7 @@ impl TokenFolder {
                 .iter()
                 .find(|id| u64::from(**id) >= self.header.vocab_size)
             {
-                return Err(DataError::LargeId {
+                return Err(TokenError::LargeId {
                     path: shard.ids.path().to_path_buf(),
                     id: *id,
                     vocab_size: self.header.vocab_size,
@@ -218,7 +219,7 @@ impl TokenFolder {
             }
         }
         if found.len() as u64 != positions.end - positions.start {
-            return Err(DataError::NoSuchToken {
+            return Err(TokenError::NoSuchToken {
                 path: self.path.clone(),
                 split,
                 tokens: stream.tokens,
@@ -265,7 +266,7 @@ impl TokenFolder {
             .iter()
             .find(|shard| number < shard.first_document + shard.documents);
         let Some(shard) = shard else {
-            return Err(DataError::NoSuchDocument {
+            return Err(TokenError::NoSuchDocument {
                 path: self.path.clone(),
                 split,
                 documents: stream.documents,
@@ -281,7 +282,7 @@ impl TokenFolder {
         };
         let end = shard.read_ends(local, 1)?[0];
         if start > end || end > shard.tokens {
-            return Err(DataError::WrongEnd {
+            return Err(TokenError::WrongEnd {
                 path: shard.ends.path().to_path_buf(),
                 document: local,
             }
@@ -325,7 +326,7 @@ impl Stream {
                 documents => open.read_ends(documents - 1, 1)?[0],
             };
             if last != open.tokens {
-                return Err(DataError::WrongLastEnd {
+                return Err(TokenError::WrongLastEnd {
                     path: open.ends.path().to_path_buf(),
                     end: last,
                     tokens: open.tokens,
@@ -378,7 +379,7 @@ fn open_shard(path: &Path, count: u64, width: u64) -> Result<SourceFile> {
     if count.checked_mul(width) == Some(file.len()) {
         return Ok(file);
     }
-    Err(DataError::WrongLength {
+    Err(TokenError::WrongLength {
         path: path.to_path_buf(),
         count,
         width,

@@ -7,8 +7,8 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::error::DataError;
 use super::layout::{FILE, FORMAT_VERSION, IdType, Split, shard_file};
+use super::token_error::TokenError;
 use crate::checkpoint::hash::sha256;
 use crate::checkpoint::{json, version};
 use crate::error::InputError;
@@ -27,7 +27,7 @@ pub struct TokenHeader {
     pub vocab_size: u64,
     /// How ids are stored.
     pub dtype: IdType,
-    /// The id that stands behind each document.
+    /// The id that ends each document.
     pub end_of_text: u32,
     /// Where the texts came from.
     pub sources: Vec<TextSource>,
@@ -58,7 +58,7 @@ pub struct Shard {
     pub file: String,
     /// Token ids in it, ends of text counted.
     pub tokens: u64,
-    /// Documents in it; none goes on in another shard.
+    /// Documents in it. Documents never span shards.
     pub documents: u64,
     /// Bytes of UTF-8 text that the ids stand for.
     pub bytes_of_text: u64,
@@ -69,12 +69,12 @@ pub struct Shard {
 }
 
 impl TokenHeader {
-    /// Reads and checks `header.json` of a token folder; also returns its SHA-256, which stands for the whole folder.
+    /// Reads and checks `header.json` of a token folder; also returns its SHA-256, which identifies the whole folder.
     pub fn read(folder: &Path) -> Result<(Self, String)> {
         let path = folder.join(FILE);
         if !path.exists() {
             let path = folder.to_path_buf();
-            return Err(DataError::NotTokenFolder { path }.into());
+            return Err(TokenError::NotTokenFolder { path }.into());
         }
         let bytes = json::read_bytes(&path)?;
         let object = json::parse_object(&path, &bytes)?;
@@ -82,7 +82,7 @@ impl TokenHeader {
         version::check(&path, key, object.get(key), FORMAT_VERSION)?;
         let header: Self =
             serde_json::from_value(serde_json::Value::Object(object)).map_err(|e| {
-                DataError::NotHeader {
+                TokenError::NotHeader {
                     path: path.clone(),
                     problem: e.to_string(),
                 }

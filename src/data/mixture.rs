@@ -3,10 +3,10 @@
 //! Row number `n` is computed from `n` alone. Rows come in blocks; each block holds every domain by its share, in a
 //! shuffled order. Within a domain rows are drawn without replacement: all of them once an epoch, shuffled anew in each.
 
-use super::error::DataError;
 use super::folder::TokenFolder;
 use super::layout::Split;
 use super::order::Permutation;
+use super::token_error::TokenError;
 use crate::Result;
 
 /// Longest block in which shares that are fractions (0.9 and 0.1; three thirds) are exact.
@@ -54,8 +54,8 @@ impl Mixture {
     /// Mixes `domains` (name, tokens, weight) in rows of `seq` predicted tokens.
     ///
     /// # Errors
-    /// No domain, a name given twice, weights that are no positive numbers or less than 1/100,000 of the whole,
-    /// folders of different tokenizers, a domain whose split is too short for a row.
+    /// No domain, or a name given twice. Weights that are not positive, or less than 1/100,000 of the whole. Folders of
+    /// different tokenizers. A domain whose split is too short for a row.
     pub fn new(
         domains: Vec<(String, TokenFolder, f64)>,
         seed: u64,
@@ -64,25 +64,25 @@ impl Mixture {
     ) -> Result<Self> {
         let seq = seq as u64;
         let Some((first_name, first, _)) = domains.first() else {
-            return Err(DataError::NoDomain.into());
+            return Err(TokenError::NoDomain.into());
         };
         if seq == 0 {
-            return Err(DataError::NoSequence.into());
+            return Err(TokenError::NoSequence.into());
         }
         for (number, (name, folder, weight)) in domains.iter().enumerate() {
             if domains[..number].iter().any(|(other, ..)| other == name) {
                 let name = name.clone();
-                return Err(DataError::RepeatedDomain { name }.into());
+                return Err(TokenError::RepeatedDomain { name }.into());
             }
             if !(weight.is_finite() && *weight > 0.0) {
-                return Err(DataError::Weight {
+                return Err(TokenError::Weight {
                     name: name.clone(),
                     weight: *weight,
                 }
                 .into());
             }
             if folder.tokenizer_sha256() != first.tokenizer_sha256() {
-                return Err(DataError::MixedTokenizers {
+                return Err(TokenError::MixedTokenizers {
                     path: folder.path().to_path_buf(),
                     name: name.clone(),
                     first: first.path().to_path_buf(),
@@ -92,7 +92,7 @@ impl Mixture {
             }
             let tokens = folder.tokens(split);
             if tokens < seq + 1 {
-                return Err(DataError::ShortSplit {
+                return Err(TokenError::ShortSplit {
                     path: folder.path().to_path_buf(),
                     name: name.clone(),
                     split,
@@ -251,7 +251,7 @@ impl Shares {
             .saturating_add(2)
             .max(OTHER_BLOCK);
         if !(least > 0.0 && block <= LONGEST_BLOCK) {
-            return Err(DataError::SmallWeight {
+            return Err(TokenError::SmallWeight {
                 share: least,
                 most: LONGEST_BLOCK,
             }

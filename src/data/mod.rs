@@ -1,8 +1,8 @@
 //! Text in, rows of token ids out.
 //!
-//! Texts become a **token folder** once ([`header`], [`folder`]; the format is in `docs/reference/token-folder.md`), and training reads
-//! rows from a weighted [`mixture`] of such folders. Which row comes when is a function of the seed and the row's
-//! number alone, so that a stopped run can resume anywhere.
+//! Texts become a **token folder** once ([`header`], [`folder`]; the format is in `docs/reference/token-folder.md`),
+//! and training reads rows from a weighted [`mixture`] of them. Which row comes when is a function of the seed and the
+//! row's number alone, so that a stopped run can resume anywhere.
 
 mod batches;
 mod dedup;
@@ -22,6 +22,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod thrift;
+mod token_error;
 pub mod tokenize;
 pub mod vocabulary;
 
@@ -30,3 +31,4 @@ pub use folder::TokenFolder;
 pub use header::TokenHeader;
 pub use layout::Split;
 pub use mixture::{Mixture, Row};
+pub use token_error::TokenError;

@@ -67,7 +67,7 @@ pub fn outline(settings: &TokenizeSettings) -> Result<Estimate> {
     ))
 }
 
-/// Bytes of the text behind a path: a file, a folder or a pattern.
+/// Bytes of the text at a path: a file, a folder or a pattern.
 ///
 /// # Errors
 /// Where there is no file, or one that is no text.

@@ -1,8 +1,8 @@
 //! The texts of a parquet table, one row at a time.
 //!
-//! A few hundred bytes of parquet can stand for terabytes: pages are compressed, one number repeats a value any number
-//! of times, and the crate that reads pages allocates what their headers say. So a table is read page by page, each page is
-//! checked before the crate sees it, and rows and text are bounded by the length of the file.
+//! A few hundred bytes of parquet can unpack to terabytes. Pages are compressed, one number repeats a value any number
+//! of times, and the crate that reads pages allocates what their headers say. So a table is read page by page, each
+//! page is checked before the crate sees it, and rows and text are bounded by the length of the file.
 
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -248,7 +248,7 @@ impl ChunkReader for TableFile {
             .checked_add(length as u64)
             .is_none_or(|end| end > self.length)
         {
-            return Err(ParquetError::EOF("a page ends behind the file".to_owned()));
+            return Err(ParquetError::EOF("a page ends after the file".to_owned()));
         }
         self.file.get_bytes(start, length)
     }
@@ -365,7 +365,7 @@ impl PageReader for Pages {
     }
 }
 
-/// The values that a page's section behind its levels has, where the encoding says so in the section itself.
+/// The number of values in a page after its levels, if the encoding stores that number.
 fn delta_values(encoding: Encoding, page: &[u8], levels: usize) -> ParquetResult<u64> {
     let delta = [
         Encoding::DELTA_LENGTH_BYTE_ARRAY,

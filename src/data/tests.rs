@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::order::Permutation;
-use super::{DataError, Mixture, Split, TokenFolder};
+use super::{Mixture, Split, TokenError, TokenFolder};
 use crate::checkpoint::hash::sha256;
 use crate::error::InputError;
 use crate::{Error, Result};
@@ -185,7 +185,7 @@ fn damaged_folders_are_named() {
         std::fs::write(f.join("train-00001.bin"), [0; 3]).unwrap()
     });
     assert!(
-        matches!(&cut, Error::Data(DataError::WrongLength { path, count: 2, width: 2, found: 3 }) if path.ends_with("train-00001.bin")),
+        matches!(&cut, Error::Tokens(TokenError::WrongLength { path, count: 2, width: 2, found: 3 }) if path.ends_with("train-00001.bin")),
         "{cut}"
     );
     let gone = refused("gone", &|f| {
@@ -199,24 +199,24 @@ fn damaged_folders_are_named() {
         std::fs::write(f.join("train-00000.ends"), [0; 16]).unwrap()
     });
     assert!(
-        matches!(&ends, Error::Data(DataError::WrongLastEnd { path, end: 0, .. }) if path.ends_with("train-00000.ends")),
+        matches!(&ends, Error::Tokens(TokenError::WrongLastEnd { path, end: 0, .. }) if path.ends_with("train-00000.ends")),
         "{ends}"
     );
     let ids = refused("ids", &|f| edit(f, "60000", "3"));
     assert!(
-        matches!(&ids, Error::Data(DataError::LargeId { path, id: 3, .. }) if path.ends_with("train-00000.bin")),
+        matches!(&ids, Error::Tokens(TokenError::LargeId { path, id: 3, .. }) if path.ends_with("train-00000.bin")),
         "{ids}"
     );
     let none = refused("none", &|f| {
         std::fs::remove_file(f.join("header.json")).unwrap()
     });
     assert!(
-        matches!(none, Error::Data(DataError::NotTokenFolder { .. })),
+        matches!(none, Error::Tokens(TokenError::NotTokenFolder { .. })),
         "{none}"
     );
     let unknown = refused("key", &|f| edit(f, "sources", "sauces"));
     assert!(
-        matches!(&unknown, Error::Data(DataError::NotHeader { problem, .. }) if problem.contains("sauces")),
+        matches!(&unknown, Error::Tokens(TokenError::NotHeader { problem, .. }) if problem.contains("sauces")),
         "{unknown}"
     );
     let version = refused("version", &|f| edit(f, "version\":1", "version\":2"));
@@ -366,36 +366,39 @@ fn mixtures_that_make_no_sense_are_refused() {
     let work = TempDir::new().unwrap();
     let (a, b) = (domain(&work, "a", 1, 300), domain(&work, "b", 1000, 200));
     let refused = |parts: &[(&str, &Path, f64)], seq| match mix(parts, 0, seq) {
-        Err(Error::Data(error)) => error,
+        Err(Error::Tokens(error)) => error,
         other => panic!("{other:?}"),
     };
     for value in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         let error = refused(&[("a", &a, 1.0), ("b", &b, value)], 4);
         assert!(
-            matches!(&error, DataError::Weight { name, .. } if name == "b"),
+            matches!(&error, TokenError::Weight { name, .. } if name == "b"),
             "{error}"
         );
     }
     let error = refused(&[("a", &a, 1.0), ("b", &b, 1e-9)], 4);
-    assert!(matches!(error, DataError::SmallWeight { .. }), "{error}");
+    assert!(matches!(error, TokenError::SmallWeight { .. }), "{error}");
     let error = refused(&[("a", &a, 1.0), ("a", &b, 1.0)], 4);
-    assert!(matches!(error, DataError::RepeatedDomain { .. }), "{error}");
+    assert!(
+        matches!(error, TokenError::RepeatedDomain { .. }),
+        "{error}"
+    );
     let error = refused(&[("a", &a, 1.0)], 5000);
     assert!(
-        matches!(error, DataError::ShortSplit { seq: 5000, .. }),
+        matches!(error, TokenError::ShortSplit { seq: 5000, .. }),
         "{error}"
     );
     assert!(matches!(
         refused(&[("a", &a, 1.0)], 0),
-        DataError::NoSequence
+        TokenError::NoSequence
     ));
-    assert!(matches!(refused(&[], 4), DataError::NoDomain));
+    assert!(matches!(refused(&[], 4), TokenError::NoDomain));
     let header = b.join("header.json");
     let text = std::fs::read_to_string(&header).unwrap();
     std::fs::write(&header, text.replace("abab", "cdcd")).unwrap();
     let error = refused(&[("a", &a, 1.0), ("b", &b, 1.0)], 4);
     assert!(
-        matches!(&error, DataError::MixedTokenizers { path, .. } if *path == b),
+        matches!(&error, TokenError::MixedTokenizers { path, .. } if *path == b),
         "{error}"
     );
 }

@@ -1,7 +1,7 @@
 //! Texts to a token folder: read once to find duplicates, and again to tokenize what is kept.
 //!
-//! Documents are read in batches, the next one while the last is worked on, so that memory holds two batches and some
-//! 170 bytes for each document, however much text there is. Nothing depends on the number of threads.
+//! Documents are read in batches, the next one while the last is processed. Memory holds two batches and some 170 bytes
+//! for each document, however much text there is. Nothing depends on the number of threads.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -64,7 +64,7 @@ pub struct TokenizeReport {
     pub notes: Vec<String>,
     /// The token folder.
     pub output: PathBuf,
-    /// SHA-256 of its header, which stands for the whole folder.
+    /// SHA-256 of its header, which identifies the whole folder.
     pub hash: String,
     /// SHA-256 of the tokenizer.
     pub tokenizer_sha256: String,
@@ -112,7 +112,7 @@ struct Corpus {
     assignment: Assignment,
 }
 
-/// Makes a token folder; `progress` is told how far it is.
+/// Makes a token folder; `progress` is called as the work advances.
 pub fn tokenize(
     settings: &TokenizeSettings,
     progress: &(dyn Fn(TokenizeProgress) + Sync),

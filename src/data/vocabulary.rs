@@ -38,8 +38,8 @@ const MOST: u64 = 1 << 20;
 /// Most text that a tokenizer is made of, in bytes: pairs of tokens are counted in 31 bits.
 pub(super) const MOST_TEXT: u64 = 1 << 31;
 
-/// Longest run of characters with white space throughout, or without any, that a tokenizer is made of: finding pairs takes time
-/// that is quadratic in the longest word, which is no longer than that.
+/// Longest run of white space, or of other characters, that a tokenizer is trained on. A word is no longer than this,
+/// and finding pairs takes time that is quadratic in the longest word.
 const LONGEST_RUN: usize = 512;
 
 /// Bytes of text that a tokenizer is made of at once: finding words takes some hundred times as much memory.
@@ -240,10 +240,10 @@ pub(super) fn train(
     })
 }
 
-/// A text in pieces in which no run is longer than [`LONGEST_RUN`], none much longer than [`PIECE`]: one piece, if it is
-/// a text of people and of the usual length.
+/// Cuts a text into pieces not much longer than [`PIECE`], in which no run is longer than [`LONGEST_RUN`]. A human text
+/// of usual length is one piece.
 ///
-/// A piece ends where a line does before a letter, so that its words are those of the text.
+/// A piece ends where a line ends before a letter, so that no word is cut.
 fn short_runs(text: String) -> Vec<String> {
     let mut cuts = Vec::new();
     let (mut run, mut white, mut start) = (0, false, 0);

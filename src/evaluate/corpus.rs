@@ -40,8 +40,8 @@ pub struct Window {
 }
 
 impl Domain {
-    /// Reads a text file, JSON lines or a parquet table with a `text` field, or all such files of a folder, in order of
-    /// their names; or opens a token folder.
+    /// Reads a text file, JSON lines or a parquet table with a `text` field. Of a folder, it reads all these files in
+    /// the order of their names. Or opens a token folder.
     pub fn read(name: &str, path: &Path) -> Result<Self> {
         let content = if path.join(layout::FILE).exists() {
             tokens(path)?
@@ -57,10 +57,10 @@ impl Domain {
 
     /// Cuts each document into windows of `context` tokens, the last one shorter; at most `max_tokens` in all.
     ///
-    /// Texts are tokenised as transformers tokenises them, with the special tokens that the tokenizer adds. Of a token
-    /// folder, which must be of the same tokenizer, the ends of text are left out: the windows are those of its texts.
-    /// Its windows have their share of the split's bytes by their tokens. Windows with one token have nothing to score
-    /// and are left out.
+    /// Texts are tokenised as transformers tokenises them, with the special tokens that the tokenizer adds. The ends of
+    /// text of a token folder are left out, so that the windows are the same as of its texts. The folder must be of the
+    /// same tokenizer. Its windows have their share of the split's bytes by their tokens. Windows with one token have
+    /// nothing to score and are left out.
     pub fn windows(
         &self,
         tokenizer: &Tokenizer,
@@ -150,7 +150,7 @@ fn token_windows(folder: &TokenFolder, context: usize, mut left: usize) -> Resul
     let texts = folder.tokens(split) - folder.documents(split);
     let bytes_per_token = folder.bytes_of_text(split) as f64 / texts.max(1) as f64;
     let (mut windows, mut scored) = (Vec::new(), 0);
-    // Rounded where the sum stands, so that the bytes of all windows are right together.
+    // The running sum is rounded, so that the bytes of all windows add up.
     let bytes = |tokens: usize| libm::round(tokens as f64 * bytes_per_token) as usize;
     for number in 0..folder.documents(split) {
         if left == 0 {

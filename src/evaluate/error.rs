@@ -121,14 +121,14 @@ pub enum EvaluateError {
         path: PathBuf,
         /// The tensor.
         tensor: &'static str,
-        /// The first such element.
+        /// The first element that is not finite.
         element: usize,
         /// Its value.
         value: f64,
     },
     /// Logits of different shapes.
     #[error(
-        "{}: its logits have shape {found:?}, but those of {} have {expected:?}", path.display(), other.display()
+        "{}: its logits have shape {found:?}, but the logits of {} have {expected:?}", path.display(), other.display()
     )]
     LogitsDiffer {
         /// The second model or dump.

@@ -32,7 +32,7 @@ pub struct Logits {
 }
 
 impl Logits {
-    /// Those of the model in `folder`, computed in float32 whatever the stored dtype.
+    /// The logits of the model in `folder`, computed in float32 whatever the stored dtype.
     pub fn of(folder: &Path, tokens: &[u32], device: &Device) -> Result<Self> {
         let logits = model::logits(folder, tokens, device)?;
         let failed = |e| Error::compute("read the logits", e);

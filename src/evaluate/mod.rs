@@ -2,8 +2,8 @@
 //! compute the same function.
 //!
 //! Perplexity is taken over non-overlapping windows of a document's tokens. Each window is read on its own, so that its
-//! first token is context alone and every other one is scored: what transformers gives as the loss of `labels =
-//! input_ids` on the same windows, summed over all of them.
+//! first token is context alone and every other token is scored. The sum equals the loss that transformers gives with
+//! `labels = input_ids` on the same windows.
 
 pub mod chart;
 pub mod corpus;

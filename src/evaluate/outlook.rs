@@ -9,7 +9,7 @@ use crate::estimate::{BYTES_PER_TOKEN, Estimate, Products, READ, START, Work};
 use crate::family::cost::Report;
 use crate::family::{Architecture, Config, Mixture};
 
-/// The share of the peak that windows of a few hundred tokens reach on their way forward.
+/// The share of the peak that the forward pass of windows of a few hundred tokens reaches.
 const SHARE: f64 = 0.4;
 /// Bytes of the result for a model, and for each of its domains.
 const SCORE: u64 = 350;

@@ -37,7 +37,8 @@ pub struct Score {
     pub windows: usize,
 }
 
-/// Scores all `windows`; routers' decisions are counted where `recorder` is given, and `progress` is told of each token.
+/// Scores all `windows`. `recorder`, if given, counts the decisions of routers. `progress` is called with numbers of
+/// tokens.
 pub fn score(
     model: &CausalLm,
     domain: &str,

@@ -1,10 +1,10 @@
 //! Router rows from prompts: the hidden states of a model as it reads descriptions of each expert's domain.
 //!
-//! The rows of `mergekit-moe`, under its names. An expert's row in a layer is the mean over its positive prompts, less the
-//! mean over its negative ones, made one long; `hidden` and `hidden_last` take the layer's input at a prompt's last token,
-//! `hidden_avg` its mean over the tokens, and `cheap_embed` the sum of the tokens' embeddings, the same row in every layer.
-//! A prompt starts with the tokenizer's `bos_token` where it has one. Each prompt is read on its own and in float32, so
-//! that padding is in no mean and at no end.
+//! The rows of `mergekit-moe`, under its names. An expert's row in a layer is the mean over its positive prompts, less
+//! the mean over its negative ones, scaled to length one. `hidden` and `hidden_last` take the layer's input at a
+//! prompt's last token. `hidden_avg` takes its mean over the tokens. `cheap_embed` takes the sum of the tokens'
+//! embeddings, the same row in every layer. A prompt starts with the tokenizer's `bos_token` where it has one. Each
+//! prompt is read on its own and in float32, so that padding is in no mean and at no end.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -145,7 +145,7 @@ impl Prompts {
         })
     }
 
-    /// The rows, computed by `model`, whose folder has the tokenizer; `progress` is told of each prompt.
+    /// The rows, computed by `model`, whose folder has the tokenizer. `progress` is called after each prompt.
     pub fn rows(&self, model: &CausalLm, progress: &dyn Fn(u64)) -> Result<Rows> {
         let folder = model.params().path();
         let tokenizer = Tokenizer::load(folder, model.architecture().vocab_size)?;

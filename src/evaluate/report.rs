@@ -1,4 +1,4 @@
-//! Several checkpoints side by side, in tables like those of the BAM paper (Tables 1 to 3).
+//! Several checkpoints side by side, in tables like Tables 1 to 3 of the BAM paper.
 
 use std::path::Path;
 

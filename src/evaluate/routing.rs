@@ -43,7 +43,7 @@ pub struct RouterReport {
     pub mean_gate: Vec<f64>,
     /// Mean of the softmax over all experts.
     pub mean_probability: Vec<f64>,
-    /// Entropy of the load by its largest value: 1 is an even load, 0 that of a single expert.
+    /// Entropy of the load by its largest value: 1 is an even load, 0 a single expert.
     pub load_entropy: f64,
     /// Mean entropy of a token's softmax by its largest value: 0 is a router without doubt.
     pub token_entropy: f64,
@@ -155,7 +155,7 @@ impl Sums {
     }
 }
 
-/// The entropy of `shares`, which sum to 1, by that of as many even ones.
+/// The entropy of `shares`, which sum to 1, divided by the entropy of equal shares.
 fn entropy(shares: &[f64]) -> f64 {
     if shares.len() < 2 {
         return 0.0;

@@ -7,6 +7,7 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 
+use super::answer_error::HubAnswerError;
 use super::error::{HubError, HubFault, HubStep};
 use super::http::{Failure, HubClient};
 use crate::Result;
@@ -99,7 +100,7 @@ impl<'a> Answer<'a> {
         let mut bytes = Vec::new();
         while let Some(piece) = self.next_before(end)? {
             if bytes.len() + piece.len() > LARGEST_ANSWER {
-                return Err(Failure::lasting(HubError::LargeAnswer {
+                return Err(Failure::lasting(HubAnswerError::LargeAnswer {
                     place: self.place,
                     limit: LARGEST_ANSWER,
                 }));

@@ -22,7 +22,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// That of a repository, in the folder that the settings name; nothing is made yet.
+    /// The cache of a repository, in the folder that the settings name; nothing is created yet.
     pub fn of(settings: &HubSettings, repository: &str) -> Self {
         Self::within(&settings.cache, repository)
     }
@@ -41,7 +41,7 @@ impl Cache {
         self.folder.join("snapshots").join(commit)
     }
 
-    /// Where a content lies once it is whole.
+    /// The file of a content once it is whole.
     pub(super) fn blob(&self, entry: &FileEntry) -> PathBuf {
         self.folder.join("blobs").join(entry.hash.digits())
     }

@@ -9,7 +9,8 @@ use reqwest::{Method, Url};
 use serde_json::{Value, json};
 
 use super::answer::{Answer, parse};
-use super::error::{HubError, HubFault, HubStep};
+use super::answer_error::HubAnswerError;
+use super::error::{HubFault, HubStep};
 use super::http::{HubClient, HubRequest, RetryPolicy};
 use super::outgoing::Outgoing;
 use super::tree::{Snapshot, is_commit, repository_url};
@@ -102,7 +103,7 @@ impl Target {
                 let mode = told
                     .get(file.path.as_str())
                     .and_then(|mode| read_mode(mode));
-                modes.push(mode.ok_or_else(|| HubError::NoUploadMode {
+                modes.push(mode.ok_or_else(|| HubAnswerError::NoUploadMode {
                     place: self.place(),
                     path: file.path.clone(),
                 })?);
@@ -186,7 +187,7 @@ impl Target {
         let answer = parse(body).unwrap_or_default();
         let text = |key: &str| answer.get(key).and_then(Value::as_str);
         let Some(commit) = text("commitOid").filter(|commit| is_commit(commit)) else {
-            let missing = || HubError::NoCommit {
+            let missing = || HubAnswerError::NoCommit {
                 place: self.place(),
             };
             return Ok(found()?.ok_or_else(missing)?);
@@ -238,7 +239,7 @@ impl Target {
             vec![self.reference.revision().to_owned()]
         };
         if revisions.len() > MOST_OPENED {
-            return Err(HubError::ManyPullRequests {
+            return Err(HubAnswerError::ManyPullRequests {
                 place: self.place(),
                 limit: MOST_OPENED,
                 found: revisions.len(),
@@ -308,7 +309,7 @@ pub(super) fn read_mode(mode: &Value) -> Option<Mode> {
 fn lines(place: &str, parent: &str, message: &str, changes: &Changes) -> Result<Vec<u8>> {
     let total: u64 = changes.small.iter().map(|file| file.size).sum();
     if total > LARGEST_INLINE {
-        return Err(HubError::LargeCommit {
+        return Err(HubAnswerError::LargeCommit {
             place: place.to_owned(),
             limit: LARGEST_INLINE,
             found: total,

@@ -1,6 +1,6 @@
 //! One file of a commit, fetched until its size and hash are right.
 //!
-//! The file grows at its end, so that its length says where to go on after a cut connection, a kill or a full disk.
+//! The file grows at its end, so that its length says where to resume after a cut connection, a kill or a full disk.
 //! Another thread hashes what has been written, from the page cache.
 
 use std::cell::Cell;
@@ -11,10 +11,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 
+use super::answer_error::HubAnswerError;
 use super::content::Hasher;
-use super::error::{HubError, HubFault};
+use super::error::HubFault;
 use super::http::RetryPolicy;
 use super::remote_file::RemoteFile;
+use super::request_error::HubRequestError;
 use super::xet;
 use crate::checkpoint::filesystem;
 use crate::{Error, Result, threads};
@@ -27,7 +29,7 @@ const WRONG_CONTENTS: u32 = 3;
 /// A file to fetch.
 pub(super) struct Download<'a> {
     pub file: RemoteFile<'a>,
-    /// Told of each number of bytes that are there.
+    /// Called with each number of bytes that arrived.
     pub progress: &'a (dyn Fn(u64) + Sync),
     /// Counts bytes that were transferred, again if they had to be.
     pub received: &'a AtomicU64,
@@ -63,7 +65,7 @@ impl Download<'_> {
 
         // Best effort: nobody resumes from it.
         let _ = std::fs::remove_file(partial);
-        Err(HubError::WrongContent {
+        Err(HubAnswerError::WrongContent {
             place: self.file.place(),
             expected: expected.to_owned(),
             found,
@@ -86,7 +88,7 @@ impl Download<'_> {
                 .map_err(threads::none)?;
             let transferred = self.transfer(file, partial, had, reported, &grown);
             drop(grown);
-            let found = hashing.join().map_err(|_| HubError::HashThread {
+            let found = hashing.join().map_err(|_| HubRequestError::HashThread {
                 path: partial.to_path_buf(),
             })?;
             transferred.and(found.map_err(|e| Error::io("read", partial, e)))

@@ -1,9 +1,9 @@
-//! A checkpoint on the Hub without its data: configuration and headers by range requests, weight files as long as they are
-//! but empty behind their headers.
+//! A checkpoint on the Hub without its data: configuration and headers by range requests. Weight files have their real
+//! length, but are empty after their headers.
 //!
-//! What only looks at headers (`inspect`, `cost`, `--dry-run`) opens such a folder like any other. It is in this
-//! program's own cache, in the layout of the Hub's cache, so that its path says where it came from. The parts of a file that are
-//! fetched cannot be checked against the hash of the whole: they are shown, never built upon.
+//! Commands that only look at headers (`inspect`, `cost`, `--dry-run`) open this folder like any other. It is in this
+//! program's own cache, in the layout of the Hub's cache, so that its path says where it came from. The parts of a file
+//! that are fetched cannot be checked against the hash of the whole: they are shown, never built upon.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -14,10 +14,10 @@ use std::sync::atomic::AtomicU64;
 use super::cache::{Cache, make_folder};
 use super::content::has_content;
 use super::download::Download;
-use super::error::HubError;
 use super::http::{HubClient, RetryPolicy};
 use super::parallel::each;
 use super::remote_file::RemoteFile;
+use super::request_error::HubRequestError;
 use super::selection::FileSelection;
 use super::tree::Snapshot;
 use crate::checkpoint::gguf::Gguf;
@@ -39,10 +39,10 @@ const LARGEST_BESIDE: u64 = 64 << 20;
 /// A folder with the headers of a revision.
 ///
 /// # Errors
-/// As those of a pull; weight files that do not begin as theirs do.
+/// The errors of a pull, and weight files that do not begin as their format does.
 pub fn headers(client: &HubClient, reference: &Reference) -> Result<PathBuf> {
     let snapshot = Snapshot::of(client, reference)?;
-    let root = known_hashes::cache_folder().ok_or(HubError::NoHeaderCache)?;
+    let root = known_hashes::cache_folder().ok_or(HubRequestError::NoHeaderCache)?;
     let folder =
         Cache::within(&root.join("headers"), &snapshot.repository).snapshot(&snapshot.commit);
     make_folder(&folder)?;
@@ -101,7 +101,7 @@ fn fetch_file(file: RemoteFile, folder: &Path) -> Result<()> {
         .map_err(|e| Error::io("rename to", &place, e.error))
 }
 
-/// Makes a weight file at `place` with its header, and nothing behind it.
+/// Makes a weight file at `place` with its header, and nothing after it.
 fn write_header(remote: &mut Remote, place: &Path) -> Result<()> {
     single::write_with(place, |file| {
         let fault = |e| Error::io("write", place, e);
@@ -117,7 +117,7 @@ fn write_header(remote: &mut Remote, place: &Path) -> Result<()> {
             Gguf::read(place, reader.take(LONGEST_GGUF), size)?;
         } else {
             let mut length = [0; 8];
-            let cut = |_| HubError::NotSafetensors {
+            let cut = |_| HubRequestError::NotSafetensors {
                 path: place.to_path_buf(),
                 size,
             };

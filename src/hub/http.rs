@@ -1,4 +1,4 @@
-//! Requests to the Hub and to where it sends us: time-outs, retries, redirects, and answers told apart.
+//! Requests to the Hub and to where it sends us: time-outs, retries, redirects, and kinds of answers.
 //!
 //! Redirects are followed here, and the token goes along to the Hub's own origin only. Waits grow from one attempt to the
 //! next, or are as long as the server asks for. Callers are synchronous; the runtime is this file's affair.
@@ -15,7 +15,9 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use super::answer::{Answer, broken, cause, parse};
+use super::answer_error::HubAnswerError;
 use super::error::HubError;
+use super::request_error::HubRequestError;
 use super::settings::HubSettings;
 use crate::printable::printable;
 use crate::{Error, Result};
@@ -148,7 +150,7 @@ impl RetryPolicy {
 impl HubClient {
     /// Opens no connection yet.
     pub fn new(settings: HubSettings) -> Result<Self> {
-        let failed = |problem: String| HubError::Client {
+        let failed = |problem: String| HubRequestError::Client {
             to: "the Hub",
             problem,
         };
@@ -179,11 +181,11 @@ impl HubClient {
         })
     }
 
-    /// Refuses to go on without a token, for what nobody may do without.
+    /// Refuses to continue without a token, for requests that need one.
     pub fn require_token(&self, place: impl ToString) -> Result<()> {
         match &self.settings.token {
             Some(_) => Ok(()),
-            None => Err(HubError::NoToken {
+            None => Err(HubRequestError::NoToken {
                 place: place.to_string(),
             }
             .into()),
@@ -233,7 +235,7 @@ impl HubClient {
     /// Asks and reads an answer that is JSON.
     pub(super) fn json(&self, place: &str, request: &HubRequest) -> Result<(Value, HeaderMap)> {
         let (bytes, headers) = self.ask(place, request, Answer::read)?;
-        let value = parse(&bytes).map_err(|error| HubError::NotJson {
+        let value = parse(&bytes).map_err(|error| HubAnswerError::NotJson {
             place: place.to_owned(),
             problem: error.to_string(),
         })?;
@@ -277,10 +279,10 @@ impl HubClient {
             let next = redirect(&url, response.headers());
             url = next.ok_or_else(|| {
                 let place = place.to_owned();
-                Failure::lasting(HubError::UnsafeRedirect { place })
+                Failure::lasting(HubAnswerError::UnsafeRedirect { place })
             })?;
         }
-        Err(Failure::lasting(HubError::ManyRedirects {
+        Err(Failure::lasting(HubAnswerError::ManyRedirects {
             place: place.to_owned(),
             limit: MOST_HOPS,
         }))
@@ -338,7 +340,7 @@ impl HubClient {
                 request = request.with_header(RANGE, value);
             }
         }
-        // Bytes must come as they are: sizes and ranges are those of the file.
+        // Bytes must come unpacked: sizes and ranges count bytes of the file.
         request = request.with_header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let mut answer = self.attempt(place, &request)?;
         if answer.response.status() == StatusCode::PARTIAL_CONTENT {
@@ -358,7 +360,7 @@ impl HubClient {
             });
             if begins != Some(start) {
                 let found = printable(found.unwrap_or("no Content-Range"));
-                return Err(Failure::passing(HubError::WrongRange {
+                return Err(Failure::passing(HubAnswerError::WrongRange {
                     place: place.to_owned(),
                     start,
                     found,

@@ -10,6 +10,7 @@ use reqwest::{Method, StatusCode, Url};
 use serde_json::{Map, Value, json};
 
 use super::answer::fault_of;
+use super::answer_error::HubAnswerError;
 use super::commit::Target;
 use super::error::{HubError, HubFault};
 use super::http::{HubClient, HubRequest, RetryPolicy};
@@ -117,7 +118,7 @@ fn batch(
         .to_owned();
     if !["basic", "multipart", "xet"].contains(&transfer.as_str()) {
         let found = client.shown(&transfer);
-        return Err(HubError::UnknownTransfer { place, found }.into());
+        return Err(HubAnswerError::UnknownTransfer { place, found }.into());
     }
     let listed = answer
         .get("objects")
@@ -128,12 +129,13 @@ fn batch(
         let place = format!("{place}: {}", file.path);
         let of_file =
             |object: &&Value| object.get("oid").and_then(Value::as_str) == Some(&file.sha256);
-        let object = listed
-            .iter()
-            .find(of_file)
-            .ok_or_else(|| HubError::NoUploadAddress {
-                place: place.clone(),
-            })?;
+        let object =
+            listed
+                .iter()
+                .find(of_file)
+                .ok_or_else(|| HubAnswerError::NoUploadAddress {
+                    place: place.clone(),
+                })?;
         read_action(client, &place, file.size, object)
     };
     // A file over Xet has no use for them.
@@ -222,7 +224,7 @@ fn read_parts(
         .as_u64()
         .or_else(|| part_size.as_str()?.parse().ok())
         .filter(|size| *size > 0);
-    let part_size = number.ok_or_else(|| HubError::NoPartSize {
+    let part_size = number.ok_or_else(|| HubAnswerError::NoPartSize {
         place: place.to_owned(),
     })?;
     let named = upload.get("header").and_then(Value::as_object);
@@ -235,7 +237,7 @@ fn read_parts(
     parts.sort_by_key(|(number, _)| *number);
     let count = size.div_ceil(part_size);
     if parts.iter().map(|(number, _)| *number).ne(1..=count) {
-        return Err(HubError::WrongParts {
+        return Err(HubAnswerError::WrongParts {
             place: place.to_owned(),
             expected: count,
             found: parts.len(),
@@ -258,7 +260,7 @@ fn link(client: &HubClient, place: &str, action: &Value) -> Result<(Url, HeaderM
     let length = |(name, value): (&String, &Value)| name.len() + value.as_str().map_or(0, str::len);
     let bytes: usize = wanted.iter().map(length).sum();
     if wanted.len() > MOST_HEADERS || bytes > LARGEST_HEADERS {
-        return Err(HubError::ManyHeaders {
+        return Err(HubAnswerError::ManyHeaders {
             place: place.to_owned(),
             most: MOST_HEADERS,
             largest: LARGEST_HEADERS,
@@ -270,7 +272,7 @@ fn link(client: &HubClient, place: &str, action: &Value) -> Result<(Url, HeaderM
 
     let mut headers = HeaderMap::new();
     for (name, value) in wanted {
-        let (key, value) = header(name, value).ok_or_else(|| HubError::InvalidHeader {
+        let (key, value) = header(name, value).ok_or_else(|| HubAnswerError::InvalidHeader {
             place: place.to_owned(),
             name: client.shown(name),
         })?;
@@ -287,7 +289,7 @@ fn address(client: &HubClient, place: &str, href: &Value) -> Result<Url> {
     let endpoint = &client.settings.endpoint;
     let url = href.as_str().and_then(|href| endpoint.join(href).ok());
     let safe = url.filter(|url| url.scheme() == "https" || endpoint.scheme() == url.scheme());
-    Ok(safe.ok_or_else(|| HubError::UnsafeAddress {
+    Ok(safe.ok_or_else(|| HubAnswerError::UnsafeAddress {
         place: place.to_owned(),
     })?)
 }
@@ -377,7 +379,7 @@ impl Sending<'_> {
                 .get(ETAG)
                 .and_then(|etag| etag.to_str().ok())
                 .filter(|etag| (1..=LONGEST_ETAG).contains(&etag.len()));
-            let etag = etag.ok_or_else(|| HubError::NoPartTag {
+            let etag = etag.ok_or_else(|| HubAnswerError::NoPartTag {
                 place: self.place.clone(),
                 part: number + 1,
             })?;

@@ -1,7 +1,7 @@
 //! Paths of this machine, which what is pushed must not tell: they name people, clients and disks.
 //!
-//! Text files go up with the last part of such a path in its place. Weights, vocabularies and code go up as they are: what
-//! looks like a path there is data.
+//! In text files that go up, the last part of a path replaces the path. Weights, vocabularies and code go up as they
+//! are: what looks like a path there is data.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -37,8 +37,8 @@ pub struct LocalPaths {
 }
 
 impl LocalPaths {
-    /// Those that files of a checkpoint in `folder` may hold: below the home, the current folder, the folder that holds it,
-    /// and those of what its manifest says it was made of.
+    /// The paths that files of a checkpoint in `folder` may hold: below the home, the current folder and the folder
+    /// that holds it, and the sources that its manifest names.
     pub fn of(folder: &Path, manifest: Option<&Manifest>) -> Self {
         let home = std::env::home_dir().map(|home| home.to_string_lossy().into_owned());
         let mut places: Vec<PathBuf> = std::env::home_dir().into_iter().collect();
@@ -100,7 +100,7 @@ impl LocalPaths {
         (from > 0).then(|| out + &text[from..])
     }
 
-    /// How long the path of this machine is that the text begins with, behind the character `before`.
+    /// Length of the path of this machine that the text begins with, after the character `before`.
     fn length(&self, before: Option<char>, text: &str) -> Option<usize> {
         let is_end = |c: char| c.is_whitespace() || c.is_control() || ENDS.contains(c);
         let end = |from: usize| text[from..].find(is_end).map_or(text.len(), |at| from + at);
@@ -118,16 +118,16 @@ impl LocalPaths {
         if COMMON.iter().any(|common| path.starts_with(common)) {
             return None;
         }
-        // One of another machine can only be told by how it looks.
+        // A path of another machine can only be recognised by its looks.
         let depth = path.components().count() - 1;
         let is_value = before.is_none_or(|c| c.is_whitespace() || "\"'=:".contains(c));
         let looks_so = is_value && (depth > 2 || depth == 2 && before == Some('"'));
         (looks_so || depth > 1 && path.exists()).then(|| end(0))
     }
 
-    /// Takes paths of this machine out of what goes up: the contents in `replaced`, the manifest among them, and those of
-    /// the folder's text files, which are then replaced too, and listed in the manifest as they are sent. Returns the names
-    /// of the files that held any.
+    /// Takes paths of this machine out of the contents in `replaced`, the manifest among them, and out of the folder's
+    /// text files. These text files are then replaced, too, and the manifest lists them as they are sent. Returns the
+    /// names of the files that held any.
     ///
     /// # Errors
     /// Files that cannot be read.

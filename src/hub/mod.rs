@@ -1,7 +1,7 @@
 //! The Hugging Face Hub: pull and push that can be trusted.
 //!
-//! Nothing that the Hub says is taken on trust. A revision is resolved to its commit first. A file counts once its size and
-//! its hash are those of the commit's tree. Answers are bounded, and the token goes to the Hub's own origin only.
+//! Nothing that the Hub says is taken on trust. A revision is resolved to its commit first. A file counts once its size
+//! and its hash match the commit's tree. Answers are bounded, and the token goes to the Hub's own origin only.
 //!
 //! The client is ours, because `hf-hub` checks neither size nor hash, does not resume, and reads answers of any length.
 //! Uploads are ours, too. `hf-hub` 1.0 sends large files over Xet only, and puts them into the commit itself where a Hub has
@@ -9,6 +9,7 @@
 //! is the work of `hf-xet`. See `docs/reference/hub.md`.
 
 mod answer;
+mod answer_error;
 mod cache;
 mod commit;
 mod content;
@@ -26,12 +27,14 @@ mod pull;
 mod push;
 mod remote_file;
 mod repository;
+mod request_error;
 mod selection;
 mod settings;
 mod tree;
 mod upload;
 mod xet;
 
+pub use answer_error::HubAnswerError;
 pub use error::{HubError, HubFault, HubStep};
 pub use headers::headers;
 pub use http::HubClient;
@@ -39,6 +42,7 @@ pub use local_paths::LocalPaths;
 pub use outgoing::{left_out, length};
 pub use pull::{Pull, PullFile, Pulled, cached};
 pub use push::{Push, PushOptions, PushState, Pushed, PushedFile};
+pub use request_error::HubRequestError;
 pub use selection::FileSelection;
 pub use settings::HubSettings;
 pub use tree::{FileEntry, Snapshot};

@@ -9,7 +9,7 @@ use memchr::memmem::Finder;
 use sha2::{Digest, Sha256};
 
 use super::content::Hasher;
-use super::error::HubError;
+use super::request_error::HubRequestError;
 use super::settings::Token;
 use super::tree::{ContentHash, FileEntry, is_path};
 use crate::checkpoint::hash::hex;
@@ -43,7 +43,7 @@ pub struct Outgoing {
 pub(super) enum Content {
     /// In a file, which must not change until it is there.
     File(Arc<SourceFile>),
-    /// In memory: what stands in the place of a file of the folder.
+    /// In memory, in place of a file of the folder.
     Bytes(Arc<Vec<u8>>),
 }
 
@@ -54,7 +54,7 @@ impl ReadAt for Content {
             Self::Bytes(bytes) => {
                 let start = offset as usize;
                 let wanted = bytes.get(start..start + buf.len());
-                buf.copy_from_slice(wanted.ok_or(HubError::BeyondEnd)?);
+                buf.copy_from_slice(wanted.ok_or(HubRequestError::BeyondEnd)?);
                 Ok(())
             }
         }
@@ -74,7 +74,7 @@ impl Outgoing {
         };
         let mut state = known.is_none().then(Sha256::new);
         let kept = secret.map_or(0, |secret| secret.needle().len() - 1);
-        // The end of the piece before stands in front of each: what is searched for may lie across.
+        // The end of the last piece precedes each piece, because a match may span two.
         let (mut buf, mut before) = (vec![0; kept + PIECE], 0);
         for start in (0..size).step_by(PIECE) {
             let count = (size - start).min(PIECE as u64) as usize;
@@ -84,7 +84,7 @@ impl Outgoing {
             }
             let end = before + count;
             if secret.is_some_and(|secret| secret.find(&buf[..end]).is_some()) {
-                return Err(HubError::HoldsToken { path }.into());
+                return Err(HubRequestError::HoldsToken { path }.into());
             }
             let rest = kept.min(end);
             buf.copy_within(end - rest..end, 0);
@@ -107,7 +107,7 @@ impl Outgoing {
         })
     }
 
-    /// Whether its content is that of an entry.
+    /// Whether an entry has the same content.
     pub(super) fn is(&self, entry: &FileEntry) -> Result<bool> {
         if self.size != entry.size {
             return Ok(false);
@@ -158,7 +158,8 @@ impl Outgoing {
 
 /// The files of a folder that go up, by path; `replaced` holds contents that go up in the place of its own.
 ///
-/// Names that begin with a dot are left out, and what is not complete. `progress` is told of bytes that were read.
+/// Names that begin with a dot are left out, and what is not complete. `progress` is called with numbers of bytes that
+/// were read.
 ///
 /// # Errors
 /// Links to folders or to files outside; a file that holds the token; names that no repository can have.
@@ -210,7 +211,7 @@ pub(super) fn paths(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
 
 /// What is in a folder.
 struct Contents {
-    /// Paths of what goes up, and where it lies.
+    /// Files that go up: path in the repository, and path here.
     files: Vec<(String, PathBuf)>,
     /// Paths of what stays.
     left_out: Vec<String>,
@@ -233,7 +234,7 @@ fn contents(folder: &Path) -> Result<Contents> {
             let entry = entry.map_err(|e| Error::io("read", &folder, e))?;
             let place = entry.path();
             let Ok(name) = entry.file_name().into_string() else {
-                return Err(HubError::NameNotUtf8 { path: place }.into());
+                return Err(HubRequestError::NameNotUtf8 { path: place }.into());
             };
             let path = format!("{above}{name}");
             if stays(&name) {
@@ -243,7 +244,7 @@ fn contents(folder: &Path) -> Result<Contents> {
                 continue;
             }
             if !is_path(&path) {
-                return Err(HubError::InvalidName { path: place }.into());
+                return Err(HubRequestError::InvalidName { path: place }.into());
             }
 
             let kind = entry
@@ -280,13 +281,13 @@ fn check_link(link: &Path, root: &Path, blobs: Option<&Path>) -> Result<()> {
     let target = resolved(link)?;
     let path = link.to_path_buf();
     if target.is_dir() {
-        return Err(HubError::LinkToFolder { path }.into());
+        return Err(HubRequestError::LinkToFolder { path }.into());
     }
     let is_inside =
         target.starts_with(root) || blobs.is_some_and(|blobs| target.starts_with(blobs));
     if is_inside {
         Ok(())
     } else {
-        Err(HubError::LinkOutside { path }.into())
+        Err(HubRequestError::LinkOutside { path }.into())
     }
 }

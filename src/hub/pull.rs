@@ -10,10 +10,10 @@ use serde::Serialize;
 use super::cache::{Cache, make_folder};
 use super::content::has_content;
 use super::download::Download;
-use super::error::HubError;
 use super::http::HubClient;
 use super::parallel::each;
 use super::remote_file::RemoteFile;
+use super::request_error::HubRequestError;
 use super::selection::FileSelection;
 use super::tree::{FileEntry, Snapshot};
 use crate::checkpoint::hash::FileHash;
@@ -71,7 +71,7 @@ impl<'a> Pull<'a> {
     /// Asks the Hub what a revision is now, chooses files, and looks which are here already.
     ///
     /// # Errors
-    /// No such repository, revision or file; see [`Snapshot::of`] and [`FileSelection::choose`].
+    /// A repository, revision or file that does not exist; see [`Snapshot::of`] and [`FileSelection::choose`].
     pub fn new(
         client: &'a HubClient,
         reference: &Reference,
@@ -129,7 +129,7 @@ impl<'a> Pull<'a> {
             .sum()
     }
 
-    /// Fetches what is missing, `workers` files at a time; `progress` is told of bytes that have come.
+    /// Fetches what is missing, `workers` files at a time; `progress` is called with numbers of bytes that arrived.
     pub fn run(
         &self,
         force: bool,
@@ -302,7 +302,7 @@ fn check_names(snapshot: &Snapshot, paths: &[&str]) -> Result<()> {
     for path in paths {
         let place = snapshot.place();
         if let Some(own) = reserved(path) {
-            return Err(HubError::ReservedName {
+            return Err(HubRequestError::ReservedName {
                 place,
                 path: (*path).to_owned(),
                 own: own.to_owned(),
@@ -312,7 +312,7 @@ fn check_names(snapshot: &Snapshot, paths: &[&str]) -> Result<()> {
         let growing = path.strip_suffix(&grows(""));
         if growing.is_some_and(|growing| paths.contains(&growing)) {
             let path = (*path).to_owned();
-            return Err(HubError::PartialName { place, path }.into());
+            return Err(HubRequestError::PartialName { place, path }.into());
         }
     }
     Ok(())

@@ -5,11 +5,13 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::answer_error::HubAnswerError;
 use super::commit::{Changes, Committed, Target};
-use super::error::{HubError, HubFault, HubStep};
+use super::error::{HubFault, HubStep};
 use super::http::{HubClient, HubRequest};
 use super::outgoing::{Outgoing, collect};
 use super::repository::{Head, HeadOptions, with_owner};
+use super::request_error::HubRequestError;
 use super::tree::Snapshot;
 use super::{lfs, xet};
 use crate::Result;
@@ -100,7 +102,7 @@ pub struct Pushed {
 
 impl<'a> Push<'a> {
     /// Reads the folder and asks the Hub what it has; makes the repository and the branch where they are missing.
-    /// `progress` is told of bytes of the folder that were read.
+    /// `progress` is called with numbers of bytes that were read.
     ///
     /// # Errors
     /// What must not go up, and what the Hub refuses; no token.
@@ -177,14 +179,14 @@ impl<'a> Push<'a> {
             .sum()
     }
 
-    /// Sends what is missing and commits it; `progress` is told of bytes that have gone out.
+    /// Sends what is missing and commits it; `progress` is called with numbers of bytes that were sent.
     ///
     /// # Errors
     /// What the Hub refuses, files that change meanwhile, somebody else's commit, and a commit that does not hold what was
     /// sent.
     pub fn run(&self, progress: &(dyn Fn(u64) + Sync)) -> Result<Pushed> {
         let Some(parent) = &self.head.snapshot else {
-            return Err(HubError::OnlyPreview.into());
+            return Err(HubRequestError::OnlyPreview.into());
         };
         let of = |state: PushState| -> Vec<&Outgoing> {
             let all = self.outgoing.iter().zip(&self.files);
@@ -242,7 +244,7 @@ impl<'a> Push<'a> {
     fn check_card(&self, card: &Outgoing) -> Result<()> {
         let place = format!("{}: {CARD}", self.target.place());
         let Ok(content) = String::from_utf8(card.bytes()?) else {
-            return Err(HubError::CardNotUtf8 { place }.into());
+            return Err(HubAnswerError::CardNotUtf8 { place }.into());
         };
         let body = serde_json::json!({"repoType": "model", "content": content});
         let url = self.client.url(&["api", "validate-yaml"]);
@@ -264,7 +266,7 @@ impl<'a> Push<'a> {
             return Ok(());
         }
         let said = self.client.shown(&said.join("; "));
-        Err(HubError::CardRefused { place, said }.into())
+        Err(HubAnswerError::CardRefused { place, said }.into())
     }
 
     /// Compares what the commit holds with what was pushed.
@@ -289,7 +291,7 @@ impl<'a> Push<'a> {
         if wrong.is_empty() {
             return Ok(());
         }
-        Err(HubError::WrongCommit {
+        Err(HubAnswerError::WrongCommit {
             place: snapshot.place(),
             paths: wrong,
         }
@@ -307,11 +309,11 @@ fn check_ignored(target: &Target, files: &[PushedFile]) -> Result<()> {
     let ignored = |file: &&PushedFile| file.state == PushState::Ignored;
     let place = target.place();
     if !files.is_empty() && files.iter().all(|file| ignored(&file)) {
-        return Err(HubError::AllIgnored { place }.into());
+        return Err(HubRequestError::AllIgnored { place }.into());
     }
     let needed = |file: &&PushedFile| is_of_model(&file.path) || file.path == "config.json";
     match files.iter().filter(needed).find(ignored) {
-        Some(file) => Err(HubError::ModelIgnored {
+        Some(file) => Err(HubRequestError::ModelIgnored {
             place,
             path: file.path.clone(),
         }

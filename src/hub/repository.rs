@@ -1,16 +1,18 @@
-//! Making repositories and branches. The answers are bounded, which those of the `hf-hub` library are not.
+//! Making repositories and branches. The answers are bounded, unlike in the `hf-hub` library.
 
 use serde_json::{Value, json};
 
-use super::error::{HubError, HubFault, HubStep};
+use super::answer_error::HubAnswerError;
+use super::error::{HubFault, HubStep};
 use super::http::{HubClient, HubRequest};
+use super::request_error::HubRequestError;
 use super::tree::{Snapshot, is_commit, repository_url};
 use crate::Result;
 use crate::checkpoint::reference::{MAIN, Reference};
 
 /// Where a push goes to, as it is.
 pub(super) struct Head {
-    /// The commit and its files; `None` where there is none yet, which only a look leaves so.
+    /// The commit and its files; `None` if a dry run found no branch.
     pub snapshot: Option<Snapshot>,
     /// Whether the repository was made, or would be.
     pub new_repository: bool,
@@ -38,7 +40,7 @@ impl Head {
         options: HeadOptions,
     ) -> Result<Self> {
         if is_commit(target.revision()) {
-            return Err(HubError::CommitAsBranch {
+            return Err(HubRequestError::CommitAsBranch {
                 place: target.to_string(),
             }
             .into());
@@ -92,7 +94,7 @@ pub(super) fn with_owner(client: &HubClient, target: &Reference) -> Result<Refer
         .and_then(Value::as_str)
         .unwrap_or_default();
     let full = Reference::parse(&format!("{name}/{}", target.repository))
-        .map_err(|_| HubError::NoAccountName { place })?;
+        .map_err(|_| HubAnswerError::NoAccountName { place })?;
     Ok(Reference {
         revision: target.revision.clone(),
         ..full
@@ -107,8 +109,8 @@ fn check_private(client: &HubClient, target: &Reference) -> Result<()> {
     let place = target.to_string();
     match is_private.or_else(visibility) {
         Some(true) => Ok(()),
-        Some(false) => Err(HubError::PublicRepository { place }.into()),
-        None => Err(HubError::NoVisibility { place }.into()),
+        Some(false) => Err(HubRequestError::PublicRepository { place }.into()),
+        None => Err(HubAnswerError::NoVisibility { place }.into()),
     }
 }
 

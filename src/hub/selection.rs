@@ -2,7 +2,8 @@
 
 use glob::Pattern;
 
-use super::error::HubError;
+use super::answer_error::HubAnswerError;
+use super::request_error::HubRequestError;
 use super::tree::{ContentHash, Snapshot};
 use crate::Result;
 use crate::checkpoint::folder::{CARD, COMPANIONS, INDEX, wanted_weights};
@@ -24,7 +25,7 @@ impl FileSelection {
     pub fn new(include: &[String], exclude: &[String]) -> Result<Self> {
         let read = |patterns: &[String]| -> Result<Vec<Pattern>> {
             let read = |text: &String| {
-                let pattern = Pattern::new(text).map_err(|e| HubError::Pattern {
+                let pattern = Pattern::new(text).map_err(|e| HubRequestError::Pattern {
                     pattern: text.clone(),
                     problem: e.to_string(),
                 })?;
@@ -57,7 +58,7 @@ impl FileSelection {
             .collect();
         if chosen.is_empty() {
             let wanted = self.include.first().map_or("", Pattern::as_str);
-            return Err(HubError::NothingSelected {
+            return Err(HubRequestError::NothingSelected {
                 place: snapshot.place(),
                 nearest: nearest(wanted, paths()).map(str::to_owned),
             }
@@ -65,7 +66,7 @@ impl FileSelection {
         }
         let has_no_hash = |path: &&&str| snapshot.files[**path].hash == ContentHash::Unknown;
         if let Some(path) = chosen.iter().find(has_no_hash) {
-            return Err(HubError::NoHash {
+            return Err(HubAnswerError::NoHash {
                 place: snapshot.place(),
                 path: (*path).to_owned(),
             }
@@ -95,14 +96,14 @@ fn needed(snapshot: &Snapshot) -> Result<Vec<&str>> {
                 .iter()
                 .any(|end| path.ends_with(end))
         };
-        return Err(HubError::NoWeights {
+        return Err(HubRequestError::NoWeights {
             place: place(),
             pickle: top.iter().find(is_pickle).map(|path| (*path).to_owned()),
         }
         .into());
     }
     if weights.len() > 1 && weights.iter().all(|path| path.ends_with(".gguf")) {
-        return Err(HubError::SeveralGguf {
+        return Err(HubRequestError::SeveralGguf {
             place: place(),
             paths: weights.iter().map(|path| (*path).to_owned()).collect(),
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use reqwest::Url;
 
-use super::error::HubError;
+use super::request_error::HubRequestError;
 use crate::{Error, Result};
 
 const PUBLIC: &str = "https://huggingface.co";
@@ -47,7 +47,7 @@ impl std::fmt::Debug for Token {
 }
 
 impl HubSettings {
-    /// Those of this process's environment.
+    /// The settings of this process's environment.
     ///
     /// # Errors
     /// An endpoint that is no `http` or `https` address, a time that is no number of seconds, a token with line breaks.
@@ -57,7 +57,7 @@ impl HubSettings {
 
     fn from(variable: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
         let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| PUBLIC.to_owned());
-        let refused = |expected: &'static str| HubError::Variable {
+        let refused = |expected: &'static str| HubRequestError::Variable {
             variable: "HF_ENDPOINT",
             expected,
             found: endpoint.clone(),
@@ -67,7 +67,7 @@ impl HubSettings {
             return Err(refused("an http or https address").into());
         }
         if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
-            return Err(HubError::SecretInEndpoint.into());
+            return Err(HubRequestError::SecretInEndpoint.into());
         }
         let path = |name: &str| variable(name).map(PathBuf::from);
         let home = path("HF_HOME")
@@ -76,7 +76,7 @@ impl HubSettings {
         let cache = path("HF_HUB_CACHE")
             .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
             .or_else(|| Some(home.clone()?.join("hub")));
-        let cache = cache.ok_or(HubError::NoCache)?;
+        let cache = cache.ok_or(HubRequestError::NoCache)?;
         let is_on = |name: &str| {
             variable(name).is_some_and(|value| {
                 matches!(value.to_lowercase().as_str(), "1" | "on" | "yes" | "true")
@@ -88,7 +88,7 @@ impl HubSettings {
                 Ok(seconds) if seconds > 0.0 && seconds < 1e6 => {
                     Ok(Duration::from_secs_f64(seconds))
                 }
-                _ => Err(HubError::Variable {
+                _ => Err(HubRequestError::Variable {
                     variable: name,
                     expected: "a number of seconds",
                     found: text,
@@ -109,7 +109,7 @@ impl HubSettings {
             .as_ref()
             .is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic()))
         {
-            return Err(HubError::InvalidToken.into());
+            return Err(HubRequestError::InvalidToken.into());
         }
         Ok(Self {
             endpoint: url,
@@ -133,6 +133,7 @@ fn read_token(file: &Path) -> Result<Option<String>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::error::HubError;
     use super::*;
 
     fn with(variables: &[(&str, &str)]) -> Result<HubSettings> {
@@ -194,9 +195,15 @@ mod tests {
         ] {
             let error = with(&[("HOME", "/h"), (name, value)]).unwrap_err();
             match &error {
-                Error::Hub(HubError::Variable { variable, .. }) => assert_eq!(*variable, name),
-                Error::Hub(HubError::SecretInEndpoint) => assert_eq!(name, "HF_ENDPOINT"),
-                Error::Hub(HubError::InvalidToken) => assert_eq!(name, "HF_TOKEN"),
+                Error::Hub(HubError::Request(HubRequestError::Variable { variable, .. })) => {
+                    assert_eq!(*variable, name)
+                }
+                Error::Hub(HubError::Request(HubRequestError::SecretInEndpoint)) => {
+                    assert_eq!(name, "HF_ENDPOINT")
+                }
+                Error::Hub(HubError::Request(HubRequestError::InvalidToken)) => {
+                    assert_eq!(name, "HF_TOKEN")
+                }
                 other => panic!("{name}: {other}"),
             }
             let error = error.to_string();

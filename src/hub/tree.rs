@@ -8,6 +8,7 @@ use reqwest::header::{HeaderMap, LINK};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::answer_error::HubAnswerError;
 use super::error::{HubError, HubFault, HubStep};
 use super::http::{HubClient, HubRequest};
 use super::parallel::each;
@@ -43,7 +44,7 @@ pub struct FileEntry {
     /// What its content must hash to.
     #[serde(flatten)]
     pub hash: ContentHash,
-    /// Its address in the Xet storage, where it lies there.
+    /// Its address in the Xet storage, if it is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub xet: Option<String>,
 }
@@ -69,7 +70,7 @@ impl ContentHash {
         }
     }
 
-    /// That of so many digits; of LFS with the name of the algorithm in front, as pointers have it.
+    /// The hash with these digits. LFS pointers have the name of the algorithm before them.
     fn of(digits: &str) -> Self {
         let digits = digits.strip_prefix("sha256:").unwrap_or(digits);
         match digits.len() {
@@ -84,7 +85,7 @@ impl Snapshot {
     /// The commit that a revision is now, and its files.
     ///
     /// # Errors
-    /// No such repository or revision, no access, no network; listings that no repository can have.
+    /// A repository or revision that does not exist, no access, no network; listings that no repository can have.
     pub fn of(client: &HubClient, reference: &Reference) -> Result<Self> {
         let commit = commit_of(client, reference)?;
         let place = pinned(&reference.repository, &commit);
@@ -98,7 +99,7 @@ impl Snapshot {
                 None => break,
                 // The token goes along, and must not be sent to where a listing points.
                 Some(next) if client.is_own(&next) && next != url && !is_empty => url = next,
-                Some(_) => return Err(HubError::NextPageElsewhere { place }.into()),
+                Some(_) => return Err(HubAnswerError::NextPageElsewhere { place }.into()),
             }
         }
         let mut snapshot = Self {
@@ -118,7 +119,7 @@ impl Snapshot {
             .filter(|(_, entry)| entry.hash == ContentHash::Unknown);
         let unknown: Vec<String> = unknown.map(|(path, _)| path.clone()).collect();
         if unknown.len() > MOST_ASKED {
-            return Err(HubError::NoHashes {
+            return Err(HubAnswerError::NoHashes {
                 place: self.place(),
                 count: unknown.len(),
             }
@@ -183,11 +184,11 @@ impl Listing {
     pub(super) fn add_page(&mut self, place: &str, page: &Value) -> Result<bool> {
         let at = || place.to_owned();
         let Value::Array(entries) = page else {
-            return Err(HubError::NotAListing { place: at() }.into());
+            return Err(HubAnswerError::NotAListing { place: at() }.into());
         };
         self.pages += 1;
         if self.pages > MOST_PAGES {
-            return Err(HubError::ManyPages {
+            return Err(HubAnswerError::ManyPages {
                 place: at(),
                 limit: MOST_PAGES,
             }
@@ -201,14 +202,14 @@ impl Listing {
             let bytes = self.bytes.checked_add(entry.size);
             self.bytes = bytes
                 .filter(|bytes| *bytes <= i64::MAX as u64)
-                .ok_or_else(|| HubError::LargeSizes { place: at() })?;
+                .ok_or_else(|| HubAnswerError::LargeSizes { place: at() })?;
             if self.files.insert(path.clone(), entry).is_some() {
-                return Err(HubError::RepeatedPath { place: at(), path }.into());
+                return Err(HubAnswerError::RepeatedPath { place: at(), path }.into());
             }
         }
         // There is no folder without a file in it, but each file can be in one of its own.
         if self.files.len() > MOST_FILES || self.folders > MOST_FILES {
-            return Err(HubError::ManyFiles {
+            return Err(HubAnswerError::ManyFiles {
                 place: at(),
                 limit: MOST_FILES,
             }
@@ -256,7 +257,7 @@ pub(super) fn commit_of(client: &HubClient, reference: &Reference) -> Result<Str
     };
     match answer.get("sha").and_then(Value::as_str) {
         Some(commit) if is_commit(commit) => Ok(commit.to_owned()),
-        _ => Err(HubError::NoCommitOfRevision { place }.into()),
+        _ => Err(HubAnswerError::NoCommitOfRevision { place }.into()),
     }
 }
 
@@ -277,7 +278,7 @@ fn read_entry(place: &str, entry: &Value) -> Result<Option<(String, FileEntry)>>
     let at = || place.to_owned();
     if !is_path(&path) {
         let shown = printable(&path.chars().take(100).collect::<String>());
-        return Err(HubError::UnsafePath {
+        return Err(HubAnswerError::UnsafePath {
             place: at(),
             path: shown,
         }
@@ -286,7 +287,7 @@ fn read_entry(place: &str, entry: &Value) -> Result<Option<(String, FileEntry)>>
     match entry.get("type").and_then(Value::as_str) {
         Some("directory") => return Ok(None),
         Some("file") => {}
-        _ => return Err(HubError::UnknownEntry { place: at(), path }.into()),
+        _ => return Err(HubAnswerError::UnknownEntry { place: at(), path }.into()),
     }
     let large = entry.get("lfs").filter(|lfs| !lfs.is_null());
     let size = large.unwrap_or(entry).get("size").and_then(Value::as_u64);
@@ -297,7 +298,7 @@ fn read_entry(place: &str, entry: &Value) -> Result<Option<(String, FileEntry)>>
         None => text(entry, "oid"),
     };
     let Some(size) = size else {
-        return Err(HubError::NoSize { place: at(), path }.into());
+        return Err(HubAnswerError::NoSize { place: at(), path }.into());
     };
     let hash = match ContentHash::of(&digits.unwrap_or_default()) {
         // It is the hash of the pointer file, not of the content.
@@ -331,8 +332,8 @@ fn is_hex(text: &str, digits: usize) -> bool {
             .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
-/// The `rel="next"` of a `Link` header. Hubs behind a proxy name themselves otherwise than they are asked: what says the
-/// same page of the same listing is asked for where the one before came from.
+/// The `rel="next"` of a `Link` header. A proxy can make a Hub name itself by another address than we use. The next
+/// page of the same listing is asked for at the address of the page before it.
 pub(super) fn next_page(headers: &HeaderMap, url: &Url) -> Option<Url> {
     let links = headers.get(LINK)?.to_str().ok()?;
     let link = links

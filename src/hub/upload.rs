@@ -13,6 +13,7 @@ use super::answer::{Answer, broken};
 use super::error::HubError;
 use super::http::{Failure, HubClient};
 use super::outgoing::Content;
+use super::request_error::HubRequestError;
 use crate::checkpoint::source_file::ReadAt;
 use crate::{Error, Result};
 
@@ -28,7 +29,7 @@ pub(super) struct Piece<'a> {
     pub content: &'a Content,
     pub start: u64,
     pub length: u64,
-    /// That of the file.
+    /// The meter of the file.
     pub meter: &'a Meter<'a>,
 }
 
@@ -141,7 +142,7 @@ fn failure(place: &str, error: reqwest::Error) -> Failure {
     let mut inner: Option<&dyn std::error::Error> = Some(&error);
     while let Some(cause) = inner {
         if let Some(own) = cause.downcast_ref::<Error>() {
-            return Failure::lasting(HubError::Unreadable {
+            return Failure::lasting(HubRequestError::Unreadable {
                 problem: own.to_string(),
                 hint: own.hint().map(|hint| hint.into_owned()),
             });

@@ -1,7 +1,7 @@
 //! Files in and out of Xet, Hugging Face's storage of chunks, for which `hf-xet` is the client.
 //!
-//! It sends no chunk that the storage has, so that an upload that was killed goes on where it was. Its memory is bounded
-//! here: left alone it takes what the machine has.
+//! It sends no chunk that the storage has, so that an interrupted upload resumes. Its memory is bounded here: left
+//! alone it takes what the machine has.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,11 +13,13 @@ use xet::xet_session::{
     Sha256Policy, XetConfig, XetFileInfo, XetSession, XetSessionBuilder, XetUploadCommit,
 };
 
+use super::answer_error::HubAnswerError;
 use super::commit::Target;
 use super::error::{HubError, HubFault};
 use super::http::{HubClient, HubRequest};
 use super::outgoing::Outgoing;
 use super::remote_file::RemoteFile;
+use super::request_error::HubRequestError;
 use super::tree::repository_url;
 use crate::checkpoint::source_file::ReadAt;
 use crate::{Error, Result};
@@ -96,7 +98,7 @@ pub(super) fn read_token(
     let token = text("accessToken").filter(is_token);
     let (Some(storage), Some(token)) = (storage, token) else {
         let place = place.to_owned();
-        return Err(HubError::NoXetAccess { place }.into());
+        return Err(HubAnswerError::NoXetAccess { place }.into());
     };
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -107,7 +109,7 @@ pub(super) fn read_token(
 }
 
 fn session(client: &HubClient) -> Result<XetSession> {
-    let failed = |problem: String| HubError::Client { to: "Xet", problem };
+    let failed = |problem: String| HubRequestError::Client { to: "Xet", problem };
     let wait = |time: Duration| format!("{}ms", time.as_millis());
     let own = [(
         "client.connect_timeout",

@@ -22,7 +22,7 @@ pub struct LinearFile {
     keys: Keys,
 }
 
-/// The keys of the format; those of type [`IgnoredAny`] are known and refused.
+/// The keys of the format; keys of type [`IgnoredAny`] are known and refused.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Keys {
@@ -82,7 +82,7 @@ fn refuse_other_method(path: &Path, method: &Spanned<String>) -> Result<()> {
 }
 
 impl LinearFile {
-    /// Whether a file with these keys at its top is such a configuration.
+    /// Whether a file with these keys at its top is a configuration of `mergekit-yaml`.
     pub fn has_keys<'a>(mut keys: impl Iterator<Item = &'a str>) -> bool {
         keys.any(|key| key == "merge_method")
     }

@@ -1,7 +1,7 @@
 //! Reads mergekit's configuration files strictly, and translates them into settings of our own commands.
 //!
-//! We learnt what mergekit does with such a file by running release 0.1.5. Where bam-convert does something else, a note
-//! says so. Where a key asks for something that bam-convert does not do, it refuses the file at that key.
+//! We learnt what mergekit does with these files by running release 0.1.5. Where bam-convert does something else, a
+//! note says so. Where a key asks for something that bam-convert does not do, it refuses the file at that key.
 //! `docs/reference/settings-files.md` has the table.
 
 mod error;
@@ -38,7 +38,7 @@ impl Dialect {
         }
     }
 
-    /// What mergekit calls its program for such files.
+    /// The name of mergekit's program for these files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Linear => "mergekit-yaml",

@@ -13,7 +13,8 @@ use crate::checkpoint::yaml::place;
 /// Brings `ORG/NAME[@REVISION]` from the Hub, and returns its folder; `None` where there is no Hub.
 pub type Fetch<'a> = &'a dyn Fn(&str) -> Result<Option<PathBuf>>;
 
-/// The folder that a reference names, as seen from the current folder; else that of the Hub's repository of this name.
+/// The folder that a reference names, relative to the current folder; else the folder of the Hub's repository of this
+/// name.
 pub(super) fn folder(
     file: &Path,
     key: &'static str,

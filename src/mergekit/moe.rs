@@ -90,7 +90,7 @@ impl Output {
         match self {
             Self::Mixtral => shared == 0 && matches!(family, "llama" | "mistral"),
             Self::DeepSeek => shared <= 1 && matches!(family, "llama" | "mistral"),
-            // mergekit wants a shared expert here; ours writes one of zeros where there is none.
+            // mergekit wants a shared expert here; bam-convert writes one of zeros if the file has none.
             Self::Qwen2 => matches!(
                 (family, shared),
                 ("qwen2", 0) | ("llama" | "mistral" | "qwen2", 1)
@@ -101,7 +101,7 @@ impl Output {
 }
 
 impl MoeFile {
-    /// Whether a file with these keys at its top is such a configuration.
+    /// Whether a file with these keys at its top is a configuration of `mergekit-moe`.
     pub fn has_keys<'a>(mut keys: impl Iterator<Item = &'a str>) -> bool {
         keys.any(|key| key == "base_model" || key == "experts_per_token")
     }
@@ -356,8 +356,9 @@ impl MoeFile {
             "random" => {
                 to.set("router", "normal:0.02");
                 to.notes.push(format!(
-                    "gate_mode random: routers are drawn from N(0, 0.02²), not from mergekit's N(0, 1), whose logits at width {} \
-                     have a standard deviation of {:.0}, so that one expert gets everything; --router normal:1 draws so",
+                    "gate_mode random: routers are drawn from N(0, 0.02²), not from mergekit's N(0, 1). \
+                     Its logits at width {} have a standard deviation of {:.0}, so that one expert gets everything. \
+                     --router normal:1 draws like mergekit",
                     architecture.hidden_size,
                     (architecture.hidden_size as f64).sqrt(),
                 ));

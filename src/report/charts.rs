@@ -52,7 +52,7 @@ pub(super) enum Kind {
 /// One line.
 #[derive(Debug, Serialize)]
 pub(super) struct Series {
-    /// The run's place among those of the page.
+    /// The run's number on the page.
     pub(super) run: usize,
     pub(super) name: String,
     /// Step and value.

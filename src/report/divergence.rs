@@ -15,11 +15,11 @@ use crate::verify::diff::{self, Diff, PartDiff};
 pub struct Means<'a> {
     /// Worker threads.
     pub threads: usize,
-    /// Told of the number of bytes to compare, before, and of each number of bytes compared.
+    /// Called with the number of bytes to compare first, then with each number of bytes compared.
     pub progress: &'a (dyn Fn(Work) + Sync),
 }
 
-/// What progress is told.
+/// A report of progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// Bytes in all.

@@ -40,7 +40,7 @@ struct Stage {
     label: String,
     /// Its name, command, state and needs.
     title: String,
-    /// What stands below the name.
+    /// The text below the name.
     note: String,
     /// `done`, `failed`, `started`, `new`.
     state: &'static str,
@@ -214,7 +214,7 @@ fn columns(needs: &[BTreeSet<usize>], levels: &[usize]) -> (Vec<Vec<Node>>, Vec<
     (columns, pairs)
 }
 
-/// Where each of a column stands, from 0 at the top to 1.
+/// The position of each in its column, from 0 at the top to 1.
 fn positions(column: &[Node]) -> impl Iterator<Item = (Node, f64)> {
     column
         .iter()

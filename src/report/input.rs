@@ -81,7 +81,7 @@ pub fn read(paths: &[PathBuf]) -> Result<Input> {
     Ok(input)
 }
 
-/// The output that belongs to a folder: itself, or what a run's folder stands beside.
+/// The output that belongs to a folder: the folder itself, or the output beside a run's folder.
 fn output_of(path: &Path) -> PathBuf {
     let name = path
         .file_name()

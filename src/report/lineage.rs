@@ -112,8 +112,8 @@ pub(super) fn plain(value: &Value) -> String {
     }
 }
 
-/// The folder of the seed that a checkpoint descends from, if its manifests lead to one that is there: the first that is
-/// called so, else the first ancestor of all.
+/// The folder of the seed that a checkpoint descends from, if its manifests lead to one: the first source that is
+/// called seed, else the oldest ancestor.
 pub(super) fn seed(folder: &Path) -> Result<Option<PathBuf>> {
     let mut found = None;
     let mut current = folder.to_path_buf();

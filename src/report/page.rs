@@ -107,7 +107,7 @@ fn data(input: &Input, groups: &[Group]) -> Result<Value> {
 }
 
 impl Group {
-    /// What stands in the page itself.
+    /// The data in the page itself.
     fn heading(&self) -> Value {
         let charts = self
             .charts

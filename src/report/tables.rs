@@ -259,7 +259,7 @@ pub(super) fn events(input: &Input) -> Option<Table> {
 type OfScore = fn(&Score) -> f64;
 type OfAverage = fn(&Average) -> f64;
 
-/// Perplexity, bits per byte and tasks of an evaluation; the best of each column stands out.
+/// Perplexity, bits per byte and tasks of an evaluation; the best of each column is highlighted.
 pub(super) fn evaluation(name: &str, found: &EvaluationReport) -> Vec<Table> {
     let mut tables = Vec::new();
     if found.models.iter().any(|model| !model.domains.is_empty()) {

@@ -12,7 +12,7 @@ use crate::checkpoint::{Dtype, Encoding, TensorEntry, dtype};
 
 /// Bytes compared in one go.
 const PIECE_BYTES: u64 = 1 << 20;
-/// Bytes by which most tensors that differ are told.
+/// Bytes by which most tensors already differ.
 const BEGINNING: u64 = 4096;
 /// Values compared in one go: a multiple of every block size. It decides where sums are cut, so it is no setting.
 const PIECE_VALUES: u64 = 1 << 17;
@@ -116,7 +116,7 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    /// Adds those of what follows.
+    /// Adds the sums of the next piece.
     pub fn add(&mut self, other: &Self) {
         self.values += other.values;
         self.finite += other.finite;
@@ -155,8 +155,8 @@ impl Sums {
     }
 }
 
-/// Sums kept side by side, so that they are added without waiting for each other; always as many, whatever the
-/// machine has, for the order of additions is part of the result.
+/// Sums kept side by side, so that additions do not wait for each other. The number is the same on every machine,
+/// because the order of additions is part of the result.
 const LANES: usize = 8;
 
 /// The sums of two lists of one length, `changed` left out; meaningless where a value is not finite, or too large to square.

@@ -23,7 +23,7 @@ pub struct DiffOptions<'a> {
     pub threads: usize,
     /// Working memory in bytes; bounds the threads that work at once.
     pub memory: u64,
-    /// Told of each number of bytes compared; [`work_length`] is their sum.
+    /// Called with each number of bytes compared; [`work_length`] is their sum.
     pub progress: &'a (dyn Fn(u64) + Sync),
 }
 
@@ -508,7 +508,7 @@ impl Diff {
     }
 }
 
-/// Tensors without a counterpart, all or the first ones; empty where there is none.
+/// Tensors without a counterpart, all or the first ones.
 fn singles_table(singles: &[Single], what: &str, all: bool) -> String {
     let shown = if all {
         singles.len()

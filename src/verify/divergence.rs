@@ -285,7 +285,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Where the product of two changes stands, for `column <= row`.
+/// The index of the product of two changes, for `column <= row`.
 fn place(row: usize, column: usize) -> usize {
     row * (row + 1) / 2 + column
 }

@@ -16,11 +16,11 @@ const LEFT: i32 = 60;
 struct Panel {
     title: String,
     grid: Vec<(u64, Vec<Option<f64>>)>,
-    /// What stands in a cell.
+    /// The text of a cell.
     shown: fn(f64) -> String,
     /// The value of the darkest shade.
     most: f64,
-    /// What of the model lies outside the layers, in words.
+    /// The roles outside the layers, in words.
     below: String,
 }
 

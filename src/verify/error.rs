@@ -69,7 +69,7 @@ pub enum VerifyError {
     },
     /// A source that is not where the manifest says.
     #[error(
-        "{}: source {name} is not here: expected it at {recorded}, from the current folder or from that of the manifest",
+        "{}: source {name} is not here: expected it at {recorded}, relative to the current folder or to the folder of the manifest",
         path.display()
     )]
     NoSource {

@@ -195,7 +195,7 @@ pub(super) fn compare_files(
                 hashed += size;
                 continue;
             }
-            // One message: the author of a manifest must not learn from a report what lies on this machine.
+            // One message: the author of a manifest must not learn from a report which files this machine has.
             _ if source.is_some() => {
                 format!("is missing or differs: expected the file with SHA-256 {sha256}")
             }

@@ -60,7 +60,7 @@ fn gates(check: &mut Running, architecture: &Architecture, mixture: &Mixture) ->
             mixture.num_attention_experts_per_tok,
         ),
     ];
-    // Mixtral has no key for it: gates of one expert are 1 in every such model.
+    // Mixtral has no key for it: gates of one expert are 1 in every Mixtral model.
     let fixed = architecture.always_renormalises()?;
     for (key, normed, k) in gates {
         if !normed || k != 1 {

@@ -191,7 +191,7 @@ pub(super) fn piece_size(entry: &TensorEntry) -> Option<u64> {
     }
 }
 
-/// Bytes of the file that a piece stands for, such that the pieces of a tensor add up to its length.
+/// Bytes of the file for a piece. The pieces of a tensor add up to its length.
 pub(super) fn share(entry: &TensorEntry, piece: &Piece) -> u64 {
     let (length, elements) = (
         u128::from(entry.length),

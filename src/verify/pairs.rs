@@ -1,7 +1,7 @@
 //! Which tensor of one checkpoint is compared with which of another.
 //!
-//! Two checkpoints of one layout pair by name. A mixture and a dense model pair by what a tensor is for: each expert's
-//! projection stands against the dense one of its role and layer, so that a row says how far that expert has moved.
+//! Two checkpoints of one layout pair by name. A mixture and a dense model pair by role: each expert's projection pairs
+//! with the dense projection of its role and layer. So a row says how far that expert has moved.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -22,7 +22,7 @@ pub(super) struct Side {
 }
 
 impl Side {
-    /// Opens the weights; the configuration only adds to what can be told, so one that is not understood is no error.
+    /// Opens the weights. The configuration only adds detail, so an unknown one is no error.
     pub fn open(path: &Path) -> Result<Self> {
         let mut checkpoint = Checkpoint::open(path)?;
         let config = checkpoint
@@ -77,7 +77,7 @@ pub(super) struct Pair {
     pub group: Option<Group>,
 }
 
-/// Everything that is compared, and what stands alone.
+/// All pairs that are compared, and tensors without a counterpart.
 #[derive(Default)]
 pub(super) struct Pairing {
     pub pairs: Vec<Pair>,

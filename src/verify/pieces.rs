@@ -1,6 +1,6 @@
 //! Going through tensors piece by piece, in parallel, with results folded in order.
 //!
-//! Where a piece begins and ends depends on the tensor alone, and results are folded in the order of the pieces, so
+//! Where a piece begins and ends depends on the tensor alone, and results are folded in the order of the pieces. So
 //! sums of floating-point numbers are the same on any number of threads.
 
 use std::sync::Mutex;

@@ -1,7 +1,7 @@
 //! The recipe in a manifest against itself and against the manifest's sources.
 //!
-//! A stage must have read what the stages before it made, and the last one the files that the manifest names as its sources:
-//! a recipe that was put together afterwards, or whose hashes were changed, does not fit.
+//! A stage must have read what the stages before it made, and the last stage must have read the sources of the
+//! manifest. A recipe that was made up later, or whose hashes were changed, does not fit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -89,8 +89,8 @@ fn stages(check: &mut Running, recipe: &RecipeRecord) {
     }
 }
 
-/// Of the files that the manifest names as sources, the last stage must have read those of the same names, unless it took them
-/// from the Hub, at the commit that they have.
+/// The last stage must have read the source files of the manifest, by their names, unless it took them from the Hub at
+/// the same commit.
 fn sources(check: &mut Running, last: &StageRecord, manifest: &Manifest) {
     let mut read: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     for (path, sha256) in &last.inputs {

@@ -100,7 +100,7 @@ fn open_sources(
         else {
             continue;
         };
-        // A source that is one file lies in the folder that its files' names are relative to.
+        // The file names of a source that is one file are relative to its folder.
         let root = if path.is_file() {
             path.parent().unwrap_or(Path::new(""))
         } else {
@@ -327,7 +327,7 @@ fn computable(
     let mut planned = Vec::with_capacity(manifest.tensors.len());
     let mut trained = 0;
     for (name, record) in &manifest.tensors {
-        // Only a tensor that is stored in this shape is computed: the size of the work is that of the files.
+        // Only a tensor that is stored in this shape is computed: the work is bounded by the size of the files.
         let stored = output.tensors.get(name);
         if !stored.is_some_and(|entry| {
             entry.encoding.plain() == Some(record.dtype) && entry.shape == record.shape

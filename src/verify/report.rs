@@ -46,7 +46,7 @@ pub struct CheckRow {
 /// Where something was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct FindingPlace {
-    /// File, relative to the folder where it lies in it.
+    /// File, relative to the folder if it is inside.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
     /// Name of the tensor.

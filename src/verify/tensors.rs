@@ -23,7 +23,7 @@ pub(super) fn check(report: &mut ValidationReport, subject: &Subject) -> Result<
     match &subject.architecture {
         _ if checkpoint.described.is_some() => report.skip(
             "tensors",
-            "the names are those of another format; `convert` checks them",
+            "the names are of another format; `convert` checks them",
         ),
         None if !subject.is_folder() => report.skip(
             "tensors",
@@ -65,7 +65,7 @@ fn place(checkpoint: &Checkpoint, name: &str) -> FindingPlace {
     }
 }
 
-/// Layers times experts that a configuration asks for: its tensors are listed only if the files could hold them, so
+/// Layers times experts that a configuration asks for. Its tensors are listed only if the files could hold them, so
 /// that a small hostile config.json cannot make us list millions of names.
 fn least_tensors(architecture: &Architecture) -> u64 {
     let layers = architecture.num_layers;
@@ -284,8 +284,8 @@ pub(super) fn routers(
     Ok(specs)
 }
 
-/// The matrices of zeros that a shared expert has where its family insists on one and the mixture has none: its down projection
-/// and its gate. One of the two alone is no such expert.
+/// The matrices of zeros that a shared expert has where its family insists on one and the mixture has none: its down
+/// projection and its gate. One of the two alone is no shared expert of zeros.
 pub(super) fn neutral_shared_experts(
     checkpoint: &Checkpoint,
     architecture: &Architecture,

@@ -23,7 +23,7 @@ pub struct ValidateOptions<'a> {
     pub threads: usize,
     /// Working memory in bytes; bounds the threads that work at once.
     pub memory: u64,
-    /// Told of each number of bytes checked; [`work_length`] is their sum.
+    /// Called with each number of bytes checked; [`work_length`] is their sum.
     pub progress: &'a (dyn Fn(u64) + Sync),
 }
 
@@ -69,8 +69,8 @@ impl Subject<'_> {
 /// Whatever is wrong with it is a finding, and the checks after it still run where they can.
 ///
 /// # Errors
-/// Only where the machine refuses (a path that does not exist, an unreadable disk), where a file changes while it is
-/// read, or where `options.against` names more folders than the manifest has sources.
+/// The machine fails (a path that does not exist, an unreadable disk), or a file changes while it is read. Or
+/// `options.against` names more folders than the manifest has sources.
 pub fn validate(path: &Path, options: &ValidateOptions) -> Result<ValidationReport> {
     std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
     let mut report = ValidationReport::new(path);
@@ -103,7 +103,7 @@ pub fn validate(path: &Path, options: &ValidateOptions) -> Result<ValidationRepo
     Ok(report)
 }
 
-/// Bytes that [`validate`] will check, as far as they can be told beforehand.
+/// Bytes that [`validate`] will check, as far as they are known beforehand.
 pub fn work_length(path: &Path, options: &ValidateOptions) -> u64 {
     let data = Checkpoint::open(path).map_or(0, |checkpoint| checkpoint.data_length());
     let Ok(Some(manifest)) = Manifest::read(path) else {
@@ -302,8 +302,8 @@ fn config(report: &mut ValidationReport, subject: &mut Subject) -> Result<()> {
     Ok(())
 }
 
-/// Says so where tensors are not stored under their usual names (all experts of a layer in one, the one matrix of a tied
-/// model as its head), and looks at them under those from here on; returns the checkpoint as it is stored.
+/// Warns of tensors that are not stored under their usual names: all experts of a layer in one, or the one matrix of a
+/// tied model as its head. The checks after this one see the usual names. Returns the checkpoint as it is stored.
 fn layout(report: &mut ValidationReport, subject: &mut Subject) -> Result<Option<Checkpoint>> {
     let (Some(architecture), Some(checkpoint)) = (&subject.architecture, &subject.checkpoint)
     else {

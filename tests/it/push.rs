@@ -1121,7 +1121,7 @@ fn what_does_not_pass_is_an_error_and_no_commit() {
         (
             always(Listener::Cdn, "PUT", "", FaultKind::Stall),
             3,
-            "stood still",
+            "no progress",
         ),
         (
             always(Listener::Hub, "POST", "/objects/batch", FaultKind::NotJson),

@@ -648,7 +648,7 @@ fn bad_input_is_named() {
         &bytes,
         &["--text-key", "texts"],
         2,
-        &["`texts`", "no such column", "--text-key text"],
+        &["`texts`", "does not have this column", "--text-key text"],
     );
     refused(
         "b.parquet",
