@@ -504,3 +504,44 @@ pub(crate) fn one_of<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
     format!("one of {}", names.join(", "))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_is_a_field_and_a_problem_has_no_place() {
+        let error = Error::from(InputError::UnknownKey {
+            at: Location {
+                path: PathBuf::from("a.yaml"),
+                position: Some(Position { line: 3, column: 5 }),
+            },
+            key: "wieght".to_owned(),
+            known: vec!["model", "weight"],
+        });
+        assert_eq!(
+            error.to_string(),
+            "a.yaml:3:5: key `wieght`: expected one of `model`, `weight`"
+        );
+        assert_eq!(error.problem(), "expected one of `model`, `weight`");
+        assert_eq!(
+            error.place(),
+            ErrorPlace {
+                path: Some(Path::new("a.yaml")),
+                position: Some(Position { line: 3, column: 5 }),
+                tensor: None,
+                key: Some("wieght"),
+            }
+        );
+        assert_eq!(
+            error.hint().as_deref(),
+            Some("the nearest known key is `weight`")
+        );
+        assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn every_result_carries_the_error() {
+        assert!(size_of::<Error>() < 128, "{}", size_of::<Error>());
+    }
+}

@@ -1,8 +1,8 @@
-//! A checkpoint as it lies on disk: a folder in the Hugging Face layout, or a single weight file.
+//! A checkpoint on disk: a folder in the Hugging Face layout, or a single weight file.
 //!
-//! Which weight files belong together is decided once, here. An index and its shards are checked
-//! against each other both ways, so that a stale index, a missing shard or a name in two files is
-//! refused by name instead of being resolved by whichever file is read last.
+//! Which weight files belong together is decided once, here. An index and its shards are checked against each other
+//! both ways. So a stale index, a missing shard or a name in two files is an error that names it, and no file silently
+//! wins.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -208,7 +208,7 @@ impl Checkpoint {
         Ok(true)
     }
 
-    /// Whether the first `length` bytes of a tensor are those of a tensor of another checkpoint.
+    /// Whether the first `length` bytes of a tensor equal the first bytes of a tensor of another checkpoint.
     pub fn same_beginning(
         &self,
         a: &TensorEntry,
@@ -375,7 +375,7 @@ fn weight_files(folder: &Path) -> Result<Vec<String>> {
     Ok(wanted.into_iter().map(str::to_owned).collect())
 }
 
-/// Those of a folder's files that hold the weights of its model.
+/// The files of a folder that hold the weights of its model.
 pub fn wanted_weights<'a>(names: &[&'a str]) -> Vec<&'a str> {
     let mut weights: Vec<&str> = names.to_vec();
     weights.retain(|name| format::is_weight_file(name));

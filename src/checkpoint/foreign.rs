@@ -15,7 +15,7 @@ use crate::{Error, Result};
 
 /// A kind of folder that is no checkpoint.
 struct Kind {
-    /// Names that give it away; one `*` stands for any text.
+    /// Names that give it away; one `*` matches any text.
     names: &'static [&'static str],
     /// Completes "holds …".
     what: &'static str,
@@ -343,7 +343,7 @@ fn names_in(path: &Path) -> Option<Vec<String>> {
     Some(names)
 }
 
-/// Whether `name` is `pattern`, in which one `*` stands for any text.
+/// Whether `name` is `pattern`, in which one `*` matches any text.
 fn fits(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == name,

@@ -1,8 +1,7 @@
 //! The safetensors header, read strictly.
 //!
-//! The `safetensors` crate accepts a repeated key (the last one wins) and needs the whole file to
-//! check the offsets. Here only the header is read, and each invariant of the format that a file can
-//! break has an error that names the file, the tensor, what was expected and what was found.
+//! The `safetensors` crate accepts a repeated key (the last one wins) and needs the whole file to check the offsets.
+//! Here only the header is read. Each invariant of the format that a file can break is a variant of [`HeaderError`].
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -50,7 +50,7 @@ pub enum HeaderError {
         /// The file.
         path: PathBuf,
     },
-    /// A tensor whose data begin before those of the tensor before it end.
+    /// A tensor whose data overlap the data of the tensor before it.
     #[error(
         "{}: tensor `{tensor}`: overlaps the tensor before it: expected data offset {expected}, found {found}", path.display()
     )]
@@ -92,7 +92,7 @@ pub enum HeaderError {
         /// Bytes of data in the file.
         found: u64,
     },
-    /// A file that goes on after its last tensor.
+    /// A file that continues after its last tensor.
     #[error(
         "{}: bytes after the last tensor: expected {expected} bytes of tensor data, found {found}", path.display()
     )]

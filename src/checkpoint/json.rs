@@ -19,7 +19,7 @@ const LARGEST: u64 = 256 << 20;
 /// can be enough; tokenizers of 260,000 tokens and 515,000 merges, the largest there are, hold 2.2 million.
 const MOST_VALUES: u32 = 6_000_000;
 
-/// Reads a JSON file whose top level is an object; a key that stands twice is refused.
+/// Reads a JSON file whose top level is an object; a repeated key is refused.
 pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
     parse_object(path, &read_bytes(path)?)
 }
@@ -61,7 +61,7 @@ pub fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>> {
     }
 }
 
-/// Parses any JSON of at most `most` values, keys counted; a key that stands twice is refused.
+/// Parses any JSON of at most `most` values, keys counted; a repeated key is refused.
 pub fn parse(bytes: &[u8], most: u32) -> serde_json::Result<Value> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let left = Cell::new(most);
@@ -69,7 +69,7 @@ pub fn parse(bytes: &[u8], most: u32) -> serde_json::Result<Value> {
     deserializer.end().map(|()| value)
 }
 
-/// The error for a text that is not strict JSON. Numbers that only Python's writer makes are named as such.
+/// The error for a text that is not strict JSON. It names numbers that only Python's writer makes.
 fn syntax_error(path: &Path, bytes: &[u8], error: &serde_json::Error) -> Error {
     /// Longest first, so that the minus is part of what is named.
     const NOT_NUMBERS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];

@@ -29,7 +29,7 @@ pub(super) const PROGRESS: &str = ".progress.json";
 /// Where a folder that was pulled says what it came from.
 pub(super) const ORIGIN: &str = ".hub.json";
 
-/// A folder being written; dropped without [`commit`](Self::commit) it leaves nothing behind.
+/// A folder being written; dropped without [`commit`](Self::commit) it leaves nothing.
 #[derive(Debug)]
 pub struct OutputFolder {
     target: PathBuf,
@@ -383,7 +383,7 @@ impl OutputFolder {
 impl Drop for OutputFolder {
     fn drop(&mut self) {
         if !self.committed {
-            // The error that brought us here is what the user must see, not that of the cleaning.
+            // The user must see the error that brought us here, not an error of the cleaning.
             let _ = remove_at_once(&self.partial);
             if let (Some(made), Some(parent)) = (&self.made, self.target.parent()) {
                 remove_empty(made, parent);
@@ -392,7 +392,7 @@ impl Drop for OutputFolder {
     }
 }
 
-/// Copies what is left of one file to another; a copy that a signal interrupts goes on.
+/// Copies what is left of one file to another; a copy that a signal interrupts continues.
 fn copy_all(from: &mut File, to: &mut File) -> io::Result<()> {
     loop {
         match io::copy(from, to) {

@@ -86,7 +86,7 @@ fn listed(folder: &Path) -> Result<Option<BTreeSet<PathBuf>>> {
     Ok(Some(names.into_iter().map(PathBuf::from).collect()))
 }
 
-/// The shards of a token folder, by its header; `None` where there is no such header.
+/// The shards of a token folder, by its header; `None` without a header.
 fn token_shards(folder: &Path) -> Option<Vec<String>> {
     let header = json::read_object(&folder.join(TOKENS)).ok()?;
     header.get("tokenizer_sha256")?;
@@ -100,7 +100,7 @@ fn token_shards(folder: &Path) -> Option<Vec<String>> {
     Some(both.collect())
 }
 
-/// What lies in a folder and is not among `ours`, as paths within it; at most one more than an error names.
+/// Files in a folder that are not among `ours`, as paths within it; at most one more than an error names.
 fn foreign(folder: &Path, ours: &BTreeSet<PathBuf>) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut open = vec![PathBuf::new()];

@@ -22,7 +22,8 @@ use crate::{Error, Result};
 /// Partial files of this process, for [`remove_unfinished`].
 static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// Writes `parts`, one behind the other, to a sibling of `path` that then takes its place; the last of several writers wins.
+/// Writes `parts`, one after the other, to a sibling of `path` that then takes its place; the last of several writers
+/// wins.
 pub fn write(path: &Path, parts: &[&[u8]]) -> Result<()> {
     let fault = |e| Error::io("write", path, e);
     write_with(path, |file| {
@@ -227,7 +228,7 @@ impl Partial {
 impl Drop for Partial {
     fn drop(&mut self) {
         if !self.is_finished {
-            // The error that brought us here is what the user must see, not that of the cleaning.
+            // The user must see the error that brought us here, not an error of the cleaning.
             let _ = fs::remove_file(&self.path);
             unfinished().remove(&self.path);
         }

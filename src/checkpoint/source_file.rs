@@ -27,7 +27,7 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// That of a file with this metadata.
+    /// The stamp of a file with this metadata.
     pub fn of(metadata: &std::fs::Metadata) -> Self {
         let modified =
             i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());

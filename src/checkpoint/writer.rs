@@ -66,7 +66,7 @@ pub struct WriteOptions<'a> {
     pub threads: usize,
     /// Identity of the work: a partial folder with the same one is resumed, without one none is.
     pub fingerprint: Option<String>,
-    /// Told of each number of bytes written, hashed or found whole.
+    /// Called with each number of bytes written, hashed or found whole.
     pub progress: &'a (dyn Fn(u64) + Sync),
 }
 
@@ -126,7 +126,7 @@ pub fn shard_count(tensors: &[TensorLayout], max_shard_size: u64) -> usize {
     split(tensors, max_shard_size).len()
 }
 
-/// Values a chunk holds, such that all threads together stay within `memory` bytes; 4 buffers may wait for the hash.
+/// Values of a chunk: all threads together stay within `memory` bytes, and 4 buffers may wait for the hash.
 fn chunk_elements(memory: u64, threads: usize) -> Result<u64> {
     let threads = threads as u64;
     // A thread holds an f64 sum, an f64 term, the raw bytes, and the bytes to write, 8 each at most.
@@ -426,7 +426,7 @@ struct Run<'a, B> {
     progress: Mutex<Progress>,
 }
 
-/// A lock that a panicking thread left behind guards data that nobody will use.
+/// A lock that a panicking thread left guards data that nobody will use.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
