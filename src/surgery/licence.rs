@@ -120,7 +120,7 @@ const RECOGNISED: [&str; 28] = [
     "Zlib",
 ];
 
-/// The least likeness, from 0 to 1, at which a text is that of a licence; the crate's own tools take this number.
+/// The least likeness, from 0 to 1, at which a text is that of a licence: the default of the crate's own scanner.
 const LIKENESS: f32 = 0.9;
 /// Characters at the beginning of a text in which a short notice names its licence.
 const NOTICE: usize = 200;
@@ -382,7 +382,7 @@ fn identified(text: &str) -> String {
     named.map_or_else(|| OTHER.to_owned(), |name| name.to_lowercase())
 }
 
-/// The texts of [`RECOGNISED`]. The crate's store of all licences would take more memory than a surgery may.
+/// The texts of [`RECOGNISED`]: preparing every text that SPDX has would delay each surgery.
 static STORE: LazyLock<Store> = LazyLock::new(|| {
     let mut store = Store::new();
     for (name, text) in spdx::text::LICENSE_TEXTS {
