@@ -792,7 +792,7 @@ fn a_mirror_that_takes_nothing_is_told() {
             "/branch/",
             &["--revision", "a/b"],
             status(404),
-            "404 Not Found: not here\n hint: this Hub cannot make such",
+            "404 Not Found: not here\n hint: this Hub cannot make a branch",
         ),
         (
             "/preupload/",
