@@ -428,3 +428,23 @@ fn a_format_file_brings_a_family() {
             .starts_with("mine: 2 layers")
     );
 }
+
+/// A stage reads its format file: it runs again after the file has changed.
+#[test]
+fn a_stage_of_a_recipe_has_a_format_file() {
+    let work = TempDir::new().unwrap();
+    let format = house(work.path(), "");
+    renamed(work.path(), "seed");
+    let recipe = work.path().join("recipe.yaml");
+    let stage = "  - name: branches\n    branch: {seed: ../seed, into: [a], out: out, format: ../house.yaml}\n";
+    std::fs::write(&recipe, format!("stages:\n{stage}")).unwrap();
+    let ran = || {
+        let run = bam!("run", recipe, "--work", work.path().join("work"), "--json").ok();
+        run.json()["stages"][0]["ran"].clone()
+    };
+    let (first, second) = (ran(), ran());
+    assert_eq!(first, "done");
+    assert_ne!(second, "done");
+    std::fs::write(&format, format!("{HOUSE}other_keys: [dropout]\n")).unwrap();
+    assert_eq!(ran(), "done");
+}
