@@ -37,7 +37,7 @@ pub use backward::{LayerRecord, LayerRun};
 pub use block::InputGradient;
 pub use cache::KvCache;
 pub use causal_lm::{CausalLm, Forward, Output, logits};
-pub use params::{LoadOptions, Mode, Parameter, Params, Trainable, Weights};
+pub use params::{LoadOptions, Mode, Parameter, Params, Trainable, Weights, has_kernels};
 pub use pass::Pass;
 pub use router::{
     LayerRouting, LoadBalance, Overrides, RouterLoss, RouterLossValues, RouterLosses, Routing,

@@ -87,9 +87,8 @@ impl LoadOptions {
         }
     }
 
-    /// Whether kernels exist for the device and dtype: float32 on the CPU. This is the one rule about both.
     pub(super) fn has_kernels(&self) -> bool {
-        self.device.is_cpu() && self.dtype == DType::F32
+        has_kernels(&self.device, self.dtype)
     }
 
     fn check(&self) -> Result<()> {
@@ -110,6 +109,11 @@ impl LoadOptions {
         }
         Ok(())
     }
+}
+
+/// Whether kernels exist for a device and dtype: float32 on the CPU. This is the one rule about both.
+pub fn has_kernels(device: &Device, dtype: DType) -> bool {
+    device.is_cpu() && dtype == DType::F32
 }
 
 /// Where a parameter's numbers are.

@@ -67,12 +67,12 @@ pub struct Memory {
 impl Memory {
     /// An estimate for training the tensors named `trained` of a model of the architecture.
     ///
-    /// Sums saturate: settings that ask for more than there is are refused by [`Memory::check`].
+    /// `keeps_scores` says whether attention keeps its scores for the backward pass. Sums saturate: settings that ask for more than there is are refused by [`Memory::check`].
     pub(super) fn predict(
         a: &Architecture,
         trained: &BTreeSet<String>,
         settings: &Settings,
-        is_cpu: bool,
+        keeps_scores: bool,
         checkpointing: bool,
     ) -> Result<Self> {
         let dtype = settings.dtype.stored();
@@ -89,8 +89,7 @@ impl Memory {
         let (rows, seq, layers) = (settings.batch as u64, settings.seq as u64, a.num_layers);
         let tokens = rows.saturating_mul(seq);
         let mut values = layer_values(a, tokens);
-        // Only float32 on the CPU has attention that keeps no scores.
-        if !is_cpu || dtype != DType::F32 {
+        if keeps_scores {
             let experts = a
                 .mixture
                 .as_ref()

@@ -29,7 +29,7 @@ use crate::checkpoint::single::check_kind;
 use crate::data::{Mixture, Split, TokenFolder};
 use crate::family::cost::Report;
 use crate::family::{Architecture, Config};
-use crate::model::{BackendChoice, CausalLm, LoadOptions, OptimiserState, Trainable};
+use crate::model::{BackendChoice, CausalLm, LoadOptions, OptimiserState, Trainable, has_kernels};
 use crate::{Error, Result, threads};
 
 /// A run that is asked for.
@@ -71,7 +71,7 @@ pub struct End {
 ///
 /// When `stop` becomes true the run saves a checkpoint after the step that it is in, and ends with an error that says so.
 /// Refused are, by name: data of another tokenizer or vocabulary, empty, short or cut data, rows beyond the model's
-/// context, weights of 0, nothing to train, and going on with other settings than the run was begun with.
+/// context, weights of 0, nothing to train, and resuming with other settings than the run was begun with.
 pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<End> {
     let began = Instant::now();
     threads::start_shared(0)?;
@@ -99,23 +99,11 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
             "{} is complete already",
             request.out.display()
         )));
-        let (step, tokens) = (settings.steps, 0);
-        return Ok(End {
-            step,
-            tokens,
-            nll: None,
-            backend: None,
-            seconds: 0.0,
-            peak_memory: peak_memory(),
-            predicted_memory: 0,
-        });
+        return Ok(End::of_complete_run(settings.steps));
     }
     check_target(&request.out, operation.force, &[&request.checkpoint])?;
     let folder = RunFolder::begin(&request.out, operation.resume, operation.force)?;
-    let Candidates {
-        newest: resumed,
-        damaged,
-    } = if operation.resume {
+    let candidates = if operation.resume {
         Candidates::of(&folder, &same_run)?
     } else {
         Candidates::default()
@@ -141,28 +129,10 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         checkpointing,
         counters,
     };
-    if let Some(ResumePoint { path, position }) = &resumed {
-        restore(path, &trainer.parameters, &mut trainer.states)?;
-        for (path, problem) in &damaged {
-            let aside = folder.set_aside(path)?;
-            let (damaged, aside) = (path.display(), aside.display());
-            watch(&Event::Note(format!(
-                "{damaged} is damaged and is now {aside}: {problem}"
-            )));
-        }
-        trainer.counters = Counters {
-            step: position.step,
-            updates: position.updates,
-            tokens: position.tokens,
-            norm_mean: position.norm_mean,
-            norms: position.norms,
-        };
-        watch(&Event::Resumes(position.step));
-    } else if operation.resume {
-        watch(&Event::Note(
-            "there is no checkpoint to resume from: the run begins at its first step".to_owned(),
-        ));
+    if operation.resume {
+        resume(&candidates, &folder, &mut trainer, watch)?;
     }
+    let resumed = candidates.newest.map(|newest| newest.position.step);
 
     let matmul_peak = matmul_peak(model.device(), dtype)?;
     let cost = Report::new(&architecture, settings.seq as u64 / 2)?;
@@ -181,23 +151,9 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     });
 
     folder.write_settings(&json)?;
-    let (mut log, problems) = Log::begin(
-        folder.path(),
-        resumed.as_ref().map(|resumed| resumed.position.step),
-    )?;
-    for problem in problems {
-        watch(&Event::Note(format!(
-            "{METRICS}: {problem}; the log continues without this line"
-        )));
-    }
-    if log.is_empty() {
-        log.add(&start(&architecture, &cost, &json))?;
-    }
-    if let Some(ResumePoint { position, .. }) = &resumed {
-        log.add(&Record::Resume {
-            step: position.step,
-        })?;
-    }
+    let log = begin_log(&folder, resumed, watch, || {
+        start(&architecture, &cost, &json)
+    })?;
     let mut session = Session {
         flops_per_token: flops_per_token(&cost, trained),
         matmul_peak,
@@ -209,7 +165,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         held_back,
         settings: &settings,
         operation,
-        saved: resumed.map(|resumed| resumed.position.step),
+        saved: resumed,
         nll: None,
     };
     session.steps(stop, watch)?;
@@ -223,6 +179,75 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         peak_memory: peak_memory(),
         predicted_memory: memory.total(),
     })
+}
+
+impl End {
+    /// The end of a run that was complete before it began.
+    fn of_complete_run(step: u64) -> Self {
+        Self {
+            step,
+            tokens: 0,
+            nll: None,
+            backend: None,
+            seconds: 0.0,
+            peak_memory: peak_memory(),
+            predicted_memory: 0,
+        }
+    }
+}
+
+/// Restores the newest checkpoint, if there is one, and sets damaged ones aside.
+fn resume(
+    candidates: &Candidates,
+    folder: &RunFolder,
+    trainer: &mut Trainer,
+    watch: Watcher,
+) -> Result<()> {
+    let Some(ResumePoint { path, position }) = &candidates.newest else {
+        watch(&Event::Note(
+            "there is no checkpoint to resume from: the run begins at its first step".to_owned(),
+        ));
+        return Ok(());
+    };
+    restore(path, &trainer.parameters, &mut trainer.states)?;
+    for (path, problem) in &candidates.damaged {
+        let aside = folder.set_aside(path)?;
+        let (damaged, aside) = (path.display(), aside.display());
+        watch(&Event::Note(format!(
+            "{damaged} is damaged and is now {aside}: {problem}"
+        )));
+    }
+    trainer.counters = Counters {
+        step: position.step,
+        updates: position.updates,
+        tokens: position.tokens,
+        norm_mean: position.norm_mean,
+        norms: position.norms,
+    };
+    watch(&Event::Resumes(position.step));
+    Ok(())
+}
+
+/// Begins the log of a run, or continues it after the step `resumed`.
+fn begin_log(
+    folder: &RunFolder,
+    resumed: Option<u64>,
+    watch: Watcher,
+    start: impl FnOnce() -> Record,
+) -> Result<Log> {
+    let (mut log, problems) = Log::begin(folder.path(), resumed)?;
+    for problem in problems {
+        watch(&Event::Note(format!(
+            "{METRICS}: {problem}; the log continues without this line"
+        )));
+    }
+    if log.is_empty() {
+        log.add(&start())?;
+    }
+    if let Some(step) = resumed {
+        log.add(&Record::Resume { step })?;
+    }
+    Ok(log)
 }
 
 /// Refuses what a run would refuse before its first step; reads no weights.
@@ -267,7 +292,8 @@ fn check_settings(
     let names = trained_names(&request.checkpoint, architecture, settings)?;
     let is_cpu = request.device.is_cpu();
     let checkpointing = request.operation.gradient_checkpointing;
-    let memory = Memory::predict(architecture, &names, settings, is_cpu, checkpointing)?;
+    let keeps_scores = !has_kernels(&request.device, settings.dtype.stored());
+    let memory = Memory::predict(architecture, &names, settings, keeps_scores, checkpointing)?;
     // What a GPU has left only its driver knows.
     if is_cpu {
         memory.check()?;
