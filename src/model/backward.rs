@@ -2,7 +2,7 @@
 
 use candle_core::{Tensor, Var};
 
-use super::backend::{Gradients, OptimiserState, TensorRecord, TokenLosses};
+use super::backend::{Gradients, OperationRecord, OptimiserState, TokenLosses};
 use super::block::{BlockRecord, InputGradient};
 use super::causal_lm::CausalLm;
 use super::pass::Pass;
@@ -24,7 +24,7 @@ pub struct LayerRun {
 /// What the backward pass of a layer needs.
 pub struct LayerRecord {
     layer: usize,
-    record: BlockRecord<Box<dyn TensorRecord>>,
+    record: BlockRecord<Box<dyn OperationRecord>>,
 }
 
 impl CausalLm {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::{D, DType, Device, Tensor};
 
-use super::backend::{Backend, BackendChoice, TensorOperations, TensorRecord};
+use super::backend::{Backend, BackendChoice, OperationRecord, TensorOperations};
 use super::block::{Block, BlockOutput};
 use super::build::Builder;
 use super::cache::{KvCache, LayerCache};
@@ -222,7 +222,7 @@ impl CausalLm {
         pass: &Pass,
         cache: Option<&mut LayerCache>,
         losses: Option<&RouterLosses>,
-    ) -> Result<BlockOutput<Tensor, Box<dyn TensorRecord>>> {
+    ) -> Result<BlockOutput<Tensor, Box<dyn OperationRecord>>> {
         let Some(block) = self.blocks.get(layer) else {
             return Err(Error::usage(format!(
                 "the model has {} layers, found layer {layer}",

@@ -227,9 +227,10 @@ impl Saver {
         let source = SourceRecord::of(PARENT, root, target, self.files.clone())?;
         let tensors = layouts.iter().map(|layout| {
             let copy = Expression::copy(PARENT, &layout.name);
-            let expression = match masters.contains_key(layout.name.as_str()) {
-                true => Expression::Trained { of: Box::new(copy) },
-                false => copy,
+            let expression = if masters.contains_key(layout.name.as_str()) {
+                Expression::Trained { of: Box::new(copy) }
+            } else {
+                copy
             };
             let record = TensorRecord {
                 dtype: layout.dtype,

@@ -27,7 +27,7 @@ mod tests;
 pub(super) use choice::Backend;
 pub use choice::{BackendChoice, BackendName};
 pub use gradients::Gradients;
-pub(super) use operations::{Computed, Operations, TensorOperations, TensorRecord, TokenLosses};
+pub(super) use operations::{Computed, OperationRecord, Operations, TensorOperations, TokenLosses};
 pub use optimiser::{
     AdamW, HostValues, OptimiserState, StatePart, Update, UpdateSums, optimiser_bytes,
 };

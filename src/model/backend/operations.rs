@@ -114,7 +114,7 @@ pub(in crate::model) struct TokenLosses<B> {
 }
 
 /// The record of an operation on candle tensors: how its backward pass runs.
-pub(in crate::model) trait TensorRecord: Send + Sync {
+pub(in crate::model) trait OperationRecord: Send + Sync {
     /// [`Operations::backward`].
     fn backward(
         self: Box<Self>,
@@ -126,4 +126,4 @@ pub(in crate::model) trait TensorRecord: Send + Sync {
 
 /// Backends whose buffers are candle tensors: the two of today.
 pub(in crate::model) type TensorOperations =
-    dyn Operations<Buffer = Tensor, Record = Box<dyn TensorRecord>, Gradients = Gradients>;
+    dyn Operations<Buffer = Tensor, Record = Box<dyn OperationRecord>, Gradients = Gradients>;

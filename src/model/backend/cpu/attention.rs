@@ -12,7 +12,7 @@ use super::rows::{dot_rows, scale_rows, sum_scaled_rows};
 use super::weight::Weight;
 use crate::model::backend::gradients::Gradients;
 use crate::model::backend::host::{add_to, floats};
-use crate::model::backend::operations::TensorRecord;
+use crate::model::backend::operations::OperationRecord;
 use crate::model::modules::{Attention, Norm};
 use crate::model::pass::Pass;
 
@@ -113,7 +113,7 @@ pub(super) fn recorded(
     Ok((out, record))
 }
 
-impl TensorRecord for AttentionRecord {
+impl OperationRecord for AttentionRecord {
     fn backward(
         self: Box<Self>,
         grad_output: &Tensor,

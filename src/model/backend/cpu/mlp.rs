@@ -9,7 +9,7 @@ use super::rows::{PIECE, dot_rows, gather, scale_rows};
 use super::weight::Weight;
 use crate::model::backend::gradients::Gradients;
 use crate::model::backend::host::{add_to, floats};
-use crate::model::backend::operations::TensorRecord;
+use crate::model::backend::operations::OperationRecord;
 use crate::model::modules::Mlp;
 
 /// Values that one thread activates at a time.
@@ -111,7 +111,7 @@ pub(super) fn experts_recorded(
     operation.run(h)
 }
 
-impl TensorRecord for MlpRecord {
+impl OperationRecord for MlpRecord {
     fn backward(
         self: Box<Self>,
         grad_output: &Tensor,

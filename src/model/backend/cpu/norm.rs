@@ -8,7 +8,7 @@ use super::rows::{PIECE, add_up};
 use crate::family::NormType;
 use crate::model::backend::gradients::Gradients;
 use crate::model::backend::host::{add_to, floats};
-use crate::model::backend::operations::TensorRecord;
+use crate::model::backend::operations::OperationRecord;
 use crate::model::modules::Norm;
 
 /// Values below which waking a second thread takes longer than the norm.
@@ -110,7 +110,7 @@ pub(super) fn recorded(norm: &Norm, x: &Tensor) -> Result<(Tensor, NormRecord)> 
     Ok((out, NormRecord { norm, x }))
 }
 
-impl TensorRecord for NormRecord {
+impl OperationRecord for NormRecord {
     fn backward(
         self: Box<Self>,
         grad_output: &Tensor,

@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Shape, Tensor, Var};
 
 use super::steps::TrainSteps;
 use crate::model::backend::gradients::Gradients;
-use crate::model::backend::operations::TensorRecord;
+use crate::model::backend::operations::OperationRecord;
 use crate::model::backend::reference::{Subgraph, losses, route};
 use crate::model::modules::Router;
 use crate::model::router::{RouterLoss, RouterLosses, Routing};

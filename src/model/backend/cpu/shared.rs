@@ -7,14 +7,14 @@ use super::mlp;
 use super::steps::TrainSteps;
 use super::support::unsupported_mlp;
 use crate::model::backend::gradients::Gradients;
-use crate::model::backend::operations::{Routed, TensorRecord};
+use crate::model::backend::operations::{OperationRecord, Routed};
 use crate::model::backend::reference::{Steps, Subgraph, network};
 use crate::model::modules::{Matrix, SharedExpert};
 
 /// The record of routed experts and a shared one.
 struct SharedRecord {
-    routed: Box<dyn TensorRecord>,
-    mlp: Box<dyn TensorRecord>,
+    routed: Box<dyn OperationRecord>,
+    mlp: Box<dyn OperationRecord>,
     gate: Option<Gate>,
 }
 
@@ -26,19 +26,19 @@ struct Gate {
 
 /// The output of the routed experts for `h` plus the output of the shared one.
 pub(super) fn add(
-    routed: Routed<Tensor, Box<dyn TensorRecord>>,
+    routed: Routed<Tensor, Box<dyn OperationRecord>>,
     expert: &SharedExpert,
     h: &Tensor,
-) -> Result<Routed<Tensor, Box<dyn TensorRecord>>> {
-    let (mut out, mlp): (Tensor, Box<dyn TensorRecord>) = if unsupported_mlp(&expert.mlp).is_none()
-    {
-        let (out, record) = mlp::recorded(&expert.mlp, h)?;
-        (out, Box::new(record))
-    } else {
-        let input = Var::from_tensor(h)?;
-        let out = network(&TrainSteps, &expert.mlp, &input)?;
-        (out.detach(), Box::new(Subgraph::new(input, out)))
-    };
+) -> Result<Routed<Tensor, Box<dyn OperationRecord>>> {
+    let (mut out, mlp): (Tensor, Box<dyn OperationRecord>) =
+        if unsupported_mlp(&expert.mlp).is_none() {
+            let (out, record) = mlp::recorded(&expert.mlp, h)?;
+            (out, Box::new(record))
+        } else {
+            let input = Var::from_tensor(h)?;
+            let out = network(&TrainSteps, &expert.mlp, &input)?;
+            (out.detach(), Box::new(Subgraph::new(input, out)))
+        };
     let mut gate = None;
     if let Some(weight) = &expert.gate {
         let (gated, record) = Gate::new(weight, &out, h)?;
@@ -46,7 +46,7 @@ pub(super) fn add(
     }
     let record = routed
         .record
-        .map(|routed| -> Box<dyn TensorRecord> { Box::new(SharedRecord { routed, mlp, gate }) });
+        .map(|routed| -> Box<dyn OperationRecord> { Box::new(SharedRecord { routed, mlp, gate }) });
     Ok(Routed {
         output: (routed.output + out)?,
         record,
@@ -63,7 +63,7 @@ impl Gate {
     }
 }
 
-impl TensorRecord for SharedRecord {
+impl OperationRecord for SharedRecord {
     fn backward(
         self: Box<Self>,
         grad_output: &Tensor,

@@ -6,7 +6,9 @@ use super::steps::TrainSteps;
 use super::support::{unsupported_attention, unsupported_mlp};
 use super::{attention, loss, mlp, norm, router, shared};
 use crate::model::backend::gradients::Gradients;
-use crate::model::backend::operations::{Computed, Operations, Routed, TensorRecord, TokenLosses};
+use crate::model::backend::operations::{
+    Computed, OperationRecord, Operations, Routed, TokenLosses,
+};
 use crate::model::backend::reference::{Composed, Subgraph, experts, losses};
 use crate::model::cache::LayerCache;
 use crate::model::modules::{Attention, Experts, FeedForward, Head, Matrix, Norm};
@@ -20,7 +22,7 @@ pub(in crate::model::backend) struct Training;
 /// Sublayers without kernels.
 const COMPOSED: Composed<TrainSteps> = Composed::of(TrainSteps);
 
-type Record = Box<dyn TensorRecord>;
+type Record = Box<dyn OperationRecord>;
 
 impl Operations for Training {
     type Buffer = Tensor;

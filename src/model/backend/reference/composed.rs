@@ -7,7 +7,9 @@ use super::steps::{CandleSteps, Steps};
 use super::subgraph::Subgraph;
 use super::{attention, feed_forward, loss};
 use crate::model::backend::gradients::Gradients;
-use crate::model::backend::operations::{Computed, Operations, Routed, TensorRecord, TokenLosses};
+use crate::model::backend::operations::{
+    Computed, OperationRecord, Operations, Routed, TokenLosses,
+};
 use crate::model::cache::LayerCache;
 use crate::model::modules::{Attention, FeedForward, Head, Matrix, Norm};
 use crate::model::params::Mode;
@@ -49,14 +51,14 @@ fn record(
     input: Option<Var>,
     output: &Tensor,
     loss: Option<Tensor>,
-) -> Option<Box<dyn TensorRecord>> {
+) -> Option<Box<dyn OperationRecord>> {
     let graph = Subgraph::new(input?, output.clone()).with_loss(loss);
     Some(Box::new(graph))
 }
 
 impl<S: Steps> Operations for Composed<S> {
     type Buffer = Tensor;
-    type Record = Box<dyn TensorRecord>;
+    type Record = Box<dyn OperationRecord>;
     type Gradients = Gradients;
 
     fn embed(&self, table: &Matrix, ids: &Tensor) -> Result<Tensor> {

@@ -4,7 +4,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 
 use crate::model::backend::gradients::Gradients;
-use crate::model::backend::operations::TensorRecord;
+use crate::model::backend::operations::OperationRecord;
 
 /// The graph of one operation from its input, cut as a variable, to its output.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Subgraph {
 }
 
 impl Subgraph {
-    /// [`TensorRecord::backward`] of a graph with another variable: the gradients of the input and of the variable.
+    /// [`OperationRecord::backward`] of a graph with another variable: the gradients of the input and of the variable.
     pub(in crate::model::backend) fn backward_to(
         &self,
         other: &Var,
@@ -57,7 +57,7 @@ impl Subgraph {
     }
 }
 
-impl TensorRecord for Subgraph {
+impl OperationRecord for Subgraph {
     fn backward(
         self: Box<Self>,
         grad_output: &Tensor,

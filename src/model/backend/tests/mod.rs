@@ -11,7 +11,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 
 use super::cpu::{self, HostState};
 use super::gradients::Gradients;
-use super::operations::{Routed, TensorOperations, TensorRecord};
+use super::operations::{OperationRecord, Routed, TensorOperations};
 use super::optimiser::{AdamW, OptimiserState, StatePart, Update};
 use super::reference::{DeviceState, Reference};
 use crate::family::NormType;
@@ -42,7 +42,7 @@ fn parameters(maker: &Maker, gradients: &Gradients, found: &mut Numbers) {
 fn differentiate(
     maker: &Maker,
     operations: &TensorOperations,
-    run: &dyn Fn() -> Routed<Tensor, Box<dyn TensorRecord>>,
+    run: &dyn Fn() -> Routed<Tensor, Box<dyn OperationRecord>>,
 ) -> Numbers {
     let mut found = Numbers::new();
     let output = run().output;
@@ -107,10 +107,10 @@ fn norms_are_those_of_the_reference() {
                     &format!("{kind:?} {shape:?} {rows}"),
                     false,
                     |maker, operations| {
-                        let mut of_x = vec![2, rows];
-                        of_x.extend_from_slice(shape);
+                        let mut dims = vec![2, rows];
+                        dims.extend_from_slice(shape);
                         let norm = maker.norm(kind, shape);
-                        let x = maker.tensor(&of_x, 2.0);
+                        let x = maker.tensor(&dims, 2.0);
                         differentiate(maker, operations, &|| {
                             let computed = operations.norm(&norm, &x).unwrap();
                             Routed {
