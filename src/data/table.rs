@@ -34,6 +34,8 @@ const VALUES: u64 = 1 << 20;
 /// Rows that need no justification, and further rows for each byte of the file.
 const ROWS: u64 = 1 << 16;
 const ROWS_BY_BYTE: u64 = 100;
+/// Bytes of a page's header. Writers leave out statistics of more than 4 KiB.
+const HEADER: u64 = 1 << 16;
 
 /// The rows of the column that holds the text.
 pub(super) struct TableTexts {
@@ -231,10 +233,11 @@ impl ChunkReader for TableFile {
         let mut header = Vec::new();
         self.file
             .get_read(start)?
-            .take(32)
+            .take(HEADER)
             .read_to_end(&mut header)?;
         let Some((unpacked, packed)) = thrift::page(&header) else {
-            return Err(ParquetError::General("a page has no header".to_owned()));
+            let problem = format!("a page has no header within {HEADER} bytes");
+            return Err(ParquetError::General(problem));
         };
         if unpacked > most_of_page(packed) {
             let problem = format!("a page of {packed} bytes unpacks to {unpacked}");

@@ -46,7 +46,10 @@ pub(super) fn schema(footer: &[u8]) -> Option<(u64, u64)> {
     Some((most, columns))
 }
 
-/// The length of a page once unpacked and in the file, by the beginning of its header; `None` where it is no header.
+/// The length of a page once unpacked and in the file, by its header; `None` where `header` does not hold a whole one.
+///
+/// The whole header is read. The crate skips the items of a list one by one, as many as the header says, and past the end
+/// of the file, too. And of a field that is there twice, it takes the last.
 pub(super) fn page(header: &[u8]) -> Option<(u64, u64)> {
     let mut compact = Compact(header);
     let mut numbers = [0; 3];
@@ -57,6 +60,11 @@ pub(super) fn page(header: &[u8]) -> Option<(u64, u64)> {
         }
         *number = u64::try_from(compact.signed()?).ok()?;
     }
+    let required = PAGE.len() as i64;
+    compact.fields_after(required, &[], &mut |compact, field, kind| {
+        (field > required).then_some(())?;
+        compact.skip(kind, 0)
+    })?;
     Some((numbers[1], numbers[2]))
 }
 
@@ -79,7 +87,16 @@ impl Compact<'_> {
         types: &Types,
         each: &mut dyn FnMut(&mut Self, i64, u8) -> Option<()>,
     ) -> Option<()> {
-        let mut field = 0i64;
+        self.fields_after(0, types, each)
+    }
+
+    /// The same for a structure whose fields up to number `field` are read.
+    fn fields_after(
+        &mut self,
+        mut field: i64,
+        types: &Types,
+        each: &mut dyn FnMut(&mut Self, i64, u8) -> Option<()>,
+    ) -> Option<()> {
         loop {
             let head = self.byte()?;
             if head == 0 {
@@ -114,8 +131,10 @@ impl Compact<'_> {
             }
             LIST | 10 => {
                 let (count, kind) = self.list()?;
-                // A truth in a list is a byte.
-                let kind = if kind <= 2 { 3 } else { kind };
+                // A boolean in a list is a byte, but the crate skips none and would read on at another place than we do.
+                if count > 0 && kind <= 2 {
+                    return None;
+                }
                 (0..count).try_for_each(|_| self.skip(kind, depth + 1))
             }
             STRUCT => self.fields(&[], &mut |compact, _, kind| compact.skip(kind, depth + 1)),
