@@ -3,6 +3,11 @@
 //! A surgery is a *plan*: for each tensor of the output its name, dtype, shape and an expression over
 //! the tensors of the sources. The same plan is printed, executed, recorded and replayed. See
 //! `docs/design/architecture.md` for the house and which room may know of which.
+//!
+//! Where to begin: [`Checkpoint::open`](checkpoint::Checkpoint::open) reads weights,
+//! [`Architecture::of`](family::Architecture::of) reads a configuration, and [`surgery::upcycle::plan`] plans a mixture.
+//! [`surgery::execute::execute`] writes the output of a plan, and [`verify::validate()`](verify::validate()) checks it.
+//! [`CausalLm::load`](model::CausalLm::load) loads a model to compute with. `examples/` has whole programs.
 
 pub mod arguments;
 mod caught;

@@ -10,6 +10,11 @@ use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
 
 use crate::{Error, Result};
 
+/// The number of cores that this process may use, 1 where the system does not say it.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// A pool of so many threads, 0 for one a core.
 ///
 /// # Errors
@@ -56,7 +61,6 @@ struct Waiting(Vec<Sender<ThreadBuilder>>);
 impl Waiting {
     /// Starts as many of `threads` as the system gives; 0 means one per core.
     fn start(threads: usize) -> Result<Self> {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let asked = || std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok();
         let wanted = [Some(threads), asked()];
         let wanted = wanted.into_iter().flatten().find(|threads| *threads > 0);

@@ -69,6 +69,15 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Opens a folder (one file, or shards with or without an index), or a weight file of any format in [`format`].
+    ///
+    /// ```
+    /// use bam_convert::checkpoint::Checkpoint;
+    ///
+    /// let checkpoint = Checkpoint::open("fixtures/llama/seed".as_ref())?;
+    /// let embedding = checkpoint.tensor("model.embed_tokens.weight")?;
+    /// assert_eq!(embedding.shape, [384, 16]);
+    /// # Ok::<(), bam_convert::Error>(())
+    /// ```
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = foreign::stat(path)?;
         let mut found = Self {

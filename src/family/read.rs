@@ -21,6 +21,16 @@ use crate::{Error, Result};
 
 impl Architecture {
     /// What `config` says, in the family that its `model_type` names.
+    ///
+    /// ```
+    /// use bam_convert::family::{Architecture, Config};
+    ///
+    /// let config = Config::read("fixtures/llama/seed".as_ref())?;
+    /// let architecture = Architecture::of(&config)?;
+    /// assert_eq!(architecture.family, "llama");
+    /// assert_eq!(architecture.tensors()?[0].name, "model.embed_tokens.weight");
+    /// # Ok::<(), bam_convert::Error>(())
+    /// ```
     pub fn of(config: &Config) -> Result<Self> {
         let family = Family::of(config)?;
         let architecture = Self::read(config, &family)?;

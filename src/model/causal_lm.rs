@@ -68,6 +68,17 @@ impl CausalLm {
     /// Loads the checkpoint in `folder`.
     ///
     /// Errors name the file, tensor or key: a config that contradicts the tensors, an unknown activation or RoPE scaling.
+    ///
+    /// ```
+    /// use bam_convert::model::{CausalLm, Forward, LoadOptions};
+    /// use candle_core::{Device, Tensor};
+    ///
+    /// let model = CausalLm::load("fixtures/llama/seed".as_ref(), &LoadOptions::default())?;
+    /// let tokens = Tensor::new(&[[1_u32, 5, 9]], &Device::Cpu)?;
+    /// let output = model.forward(&tokens, None, &Forward::default())?;
+    /// assert_eq!(output.logits.dims(), [1, 3, 384]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn load(folder: &Path, options: &LoadOptions) -> Result<Self> {
         memory::keep_freed();
         threads::start_shared(0)?;

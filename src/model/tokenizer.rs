@@ -50,6 +50,15 @@ impl Tokenizer {
     /// Loads `tokenizer.json` of the checkpoint in `folder`, whose model has `vocab_size` embeddings.
     ///
     /// A tokenizer with ids beyond the vocabulary is refused.
+    ///
+    /// ```
+    /// use bam_convert::model::tokenizer::Tokenizer;
+    ///
+    /// let tokenizer = Tokenizer::load("fixtures/llama/seed".as_ref(), 384)?;
+    /// let encoded = tokenizer.encode("the court", false)?;
+    /// assert_eq!(encoded.ends.last(), Some(&"the court".len()));
+    /// # Ok::<(), bam_convert::Error>(())
+    /// ```
     pub fn load(folder: &Path, vocab_size: u64) -> Result<Self> {
         let path = folder.join(FILE);
         if !path.exists() {

@@ -15,7 +15,7 @@ use crate::checkpoint::output::{OutputFolder, check_free_space, check_target};
 use crate::checkpoint::source_file::{SourceFile, Stamp, stamp_of};
 use crate::checkpoint::writer::{WriteOptions, write_weights};
 use crate::checkpoint::{known_hashes, outline};
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 
 /// A file beside the weights of an output.
 #[derive(Clone, Debug)]
@@ -65,6 +65,28 @@ pub struct Target<'a> {
     pub progress: &'a (dyn Fn(u64) + Sync),
 }
 
+/// Working memory in bytes, unless a caller has another number: the default of `--memory`.
+pub const WORKING_MEMORY: u64 = 128 << 20;
+
+/// The default of `--max-shard-size`.
+const MAX_SHARD_SIZE: u64 = 5_000_000_000;
+
+impl<'a> Target<'a> {
+    /// The new folder `folder`, written with the defaults of the command line: shards of 5 GB, 128 MiB of memory, a
+    /// thread for each core.
+    pub fn new(folder: &'a Path) -> Self {
+        Self {
+            folder,
+            force: false,
+            max_shard_size: MAX_SHARD_SIZE,
+            memory: WORKING_MEMORY,
+            threads: threads::cores(),
+            rehash: false,
+            progress: &|_| {},
+        }
+    }
+}
+
 /// Room beside the weights that configuration, tokenizer copies and manifest may take, in bytes.
 const ROOM_FOR_SMALL_FILES: u64 = 64 << 20;
 
@@ -99,6 +121,9 @@ pub fn check_place(plan: &Plan, folder: &Path, force: bool) -> Result<()> {
 }
 
 /// Writes the output of a plan with its side files and manifest.
+///
+/// # Errors
+/// The output exists, a source changes meanwhile, or the disk is full. The folder is then as it was before.
 pub fn execute(plan: &Plan, files: &[OutputFile], target: &Target) -> Result<Manifest> {
     check_place(plan, target.folder, target.force)?;
     let evaluator =

@@ -69,6 +69,38 @@ pub struct UpcycleSettings {
     pub rng_seed: u64,
 }
 
+impl UpcycleSettings {
+    /// Upcycling by `method`, whose experts `expert_rule` makes, with the defaults of the command line for everything
+    /// else: a BAM with the seed as expert 0 and routers drawn from N(0, 0.02²).
+    pub fn new(method: Method, expert_rule: Arc<dyn ExpertRule>) -> Self {
+        let router = RouterInit::Normal(0.02);
+        Self {
+            method,
+            top_k: TopK::Of(expert_rule.default_top_k()),
+            expert_rule,
+            layers: Layers::All,
+            shared_expert: None,
+            target: "bam".to_owned(),
+            kv: AttentionKv::Expert,
+            shared_kv_of_seed: false,
+            attention_top_k: TopK::Soft,
+            norm_topk_prob: false,
+            seed_expert: true,
+            seed_copies: 0,
+            router: router.clone(),
+            attention_router: router,
+            router_dtype: None,
+            router_bias: RouterBias::None,
+            adapters: false,
+            prompt_rows: None,
+            scales: Scales::default(),
+            rest_of_seed: false,
+            dtype: None,
+            rng_seed: 0,
+        }
+    }
+}
+
 /// A shared expert.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedExpert {
@@ -104,7 +136,31 @@ pub struct Upcycling {
 /// Experts of a layer, at most: far more than any router chooses from.
 const MOST_EXPERTS: u64 = 1 << 16;
 
-/// Plans the mixture of a seed and its experts.
+/// Plans the mixture of a seed and its experts; no tensor data is read.
+///
+/// ```
+/// use bam_convert::surgery::Model;
+/// use bam_convert::surgery::execute::{Target, execute};
+/// use bam_convert::surgery::methods::Method;
+/// use bam_convert::surgery::upcycle::{Expert, SEED, UpcycleSettings, plan};
+///
+/// let seed = Model::open(SEED, "fixtures/llama/seed".as_ref())?;
+/// let code = Expert {
+///     name: "code".to_owned(),
+///     model: Some(Model::open("code", "fixtures/llama/code".as_ref())?),
+/// };
+/// let settings = UpcycleSettings::new(Method::BAM, Method::BAM.parsed([])?);
+/// let upcycling = plan(seed, vec![code], &settings)?;
+/// let embedding = &upcycling.plan.tensors[0];
+/// assert_eq!(embedding.expression.to_string(), "mean(seed, code)");
+///
+/// // Nothing is written before the plan is executed.
+/// let work = tempfile::tempdir().expect("a temporary folder");
+/// let out = work.path().join("bam");
+/// let manifest = execute(&upcycling.plan, &upcycling.files, &Target::new(&out))?;
+/// assert_eq!(manifest.tensors.len(), upcycling.plan.tensors.len());
+/// # Ok::<(), bam_convert::Error>(())
+/// ```
 pub fn plan(seed: Model, experts: Vec<Expert>, settings: &UpcycleSettings) -> Result<Upcycling> {
     check_names(experts.iter().map(|expert| expert.name.as_str()))?;
     if seed.architecture.mixture.is_some() {

@@ -6,7 +6,6 @@ use serde_json::json;
 
 use super::{Diff, ValidationReport, diff, validate};
 use crate::checkpoint::{Dtype, dtype, header};
-use crate::family::{AttentionKv, Layers, TopK};
 use crate::surgery::execute::{OutputFile, Target, execute};
 use crate::surgery::methods::{Method, NetworkRule};
 use crate::surgery::router::RouterInit;
@@ -53,13 +52,9 @@ impl Samples {
     ) -> PathBuf {
         let folder = self.path(name);
         let target = Target {
-            folder: &folder,
-            force: false,
             max_shard_size,
-            memory: 16 << 20,
-            threads: 2,
             rehash: true,
-            progress: &|_| {},
+            ..Target::new(&folder)
         };
         execute(plan, files, &target).unwrap();
         folder
@@ -77,29 +72,11 @@ impl Samples {
             name: (*name).to_owned(),
             model: Some(Model::open(name, path).unwrap()),
         });
+        let rule = std::sync::Arc::new(NetworkRule::Whole);
         let settings = UpcycleSettings {
-            target: "bam".to_owned(),
-            method: Method::BAM,
-            expert_rule: std::sync::Arc::new(NetworkRule::Whole),
-            layers: Layers::All,
-            shared_expert: None,
-            kv: AttentionKv::Expert,
-            shared_kv_of_seed: false,
-            top_k: TopK::Of(1),
-            attention_top_k: TopK::Soft,
-            norm_topk_prob: false,
-            seed_expert: true,
-            seed_copies: 0,
             attention_router: router.clone(),
             router,
-            router_dtype: None,
-            router_bias: crate::family::RouterBias::None,
-            adapters: false,
-            prompt_rows: None,
-            rest_of_seed: false,
-            scales: crate::surgery::scales::Scales::default(),
-            dtype: None,
-            rng_seed: 0,
+            ..UpcycleSettings::new(Method::BAM, rule)
         };
         let made = upcycle::plan(
             Model::open("seed", seed).unwrap(),

@@ -10,8 +10,9 @@ use crate::checkpoint::header;
 use crate::checkpoint::manifest::{MANIFEST, Manifest};
 use crate::checkpoint::source_file::SourceFile;
 use crate::family::{Architecture, Config, ExpertLayout, Family};
+use crate::surgery::execute::WORKING_MEMORY;
 use crate::table;
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 
 /// What to check and with which means.
 #[derive(Clone, Copy)]
@@ -25,6 +26,18 @@ pub struct ValidateOptions<'a> {
     pub memory: u64,
     /// Called with each number of bytes checked; [`work_length`] is their sum.
     pub progress: &'a (dyn Fn(u64) + Sync),
+}
+
+impl Default for ValidateOptions<'_> {
+    /// Without a replay, with the defaults of the command line: 128 MiB of memory, a thread for each core.
+    fn default() -> Self {
+        Self {
+            against: None,
+            threads: threads::cores(),
+            memory: WORKING_MEMORY,
+            progress: &|_| {},
+        }
+    }
 }
 
 impl ValidateOptions<'_> {
@@ -71,6 +84,15 @@ impl Subject<'_> {
 /// # Errors
 /// The machine fails (a path that does not exist, an unreadable disk), or a file changes while it is read. Or
 /// `options.against` names more folders than the manifest has sources.
+///
+/// ```
+/// use bam_convert::verify::validate::{ValidateOptions, validate};
+///
+/// let options = ValidateOptions::default();
+/// let report = validate("fixtures/llama/seed".as_ref(), &options)?;
+/// assert_eq!(report.faults(), 0);
+/// # Ok::<(), bam_convert::Error>(())
+/// ```
 pub fn validate(path: &Path, options: &ValidateOptions) -> Result<ValidationReport> {
     std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
     let mut report = ValidationReport::new(path);

@@ -21,7 +21,7 @@ fn close(found: &Value, expected: f64) {
 
 // ---------------------------------------------------------------- inspect --divergence
 
-/// The values of the tensors of a role and layer, one behind the other.
+/// The values of the tensors of a role and layer, concatenated.
 fn values_of(tensors: &Tensors, fits: impl Fn(&str) -> bool) -> Vec<f64> {
     tensors
         .iter()

@@ -209,7 +209,7 @@ fn other_names_are_the_same_model_on_every_command() {
     assert_eq!(read_json(to("alone/config.json"))["depth"], 2);
     logits(&to("alone"), &with);
 
-    // GGUF names are those of the family that it extends: written and read back, it is a llama.
+    // GGUF names come from the family that it extends, so the file reads back as a llama.
     bam!(
         "convert",
         seed,

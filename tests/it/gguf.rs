@@ -152,7 +152,7 @@ fn a_file_of_another_architecture_is_shown_and_named() {
 fn elements_that_cannot_be_computed_are_shown_and_refused_by_name() {
     let work = tempfile::TempDir::new().unwrap();
     let name = "blk.0.ffn_up.weight";
-    // Its rank, two extents, and its type: blocks of IQ4_NL are as large as those of Q4_0.
+    // Its rank, two extents, and its type: blocks of IQ4_NL are as large as blocks of Q4_0.
     let path = patched(work.path(), "llama-q4_0.gguf", name.as_bytes(), |rest| {
         assert_eq!(rest[20..24], 2_u32.to_le_bytes());
         rest[20..24].copy_from_slice(&20_u32.to_le_bytes());

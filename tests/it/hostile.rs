@@ -37,7 +37,7 @@ fn confined(arguments: &[OsString]) -> Run {
 
 struct Entry {
     name: String,
-    /// What reads it, where that is not told by its path.
+    /// What reads it, where its path does not say so.
     kind: String,
     path: PathBuf,
     expect: String,
@@ -146,7 +146,7 @@ fn every_entry_of_the_index() {
         }
         assert!(
             listing(work.path()).is_empty(),
-            "{}: something was left behind",
+            "{}: something was left",
             entry.name
         );
     }
@@ -348,7 +348,7 @@ fn make_pipe(path: &Path) {
     assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
 }
 
-/// What a training run reads again when it goes on.
+/// What a training run reads again when it resumes.
 #[test]
 fn a_broken_run_is_not_resumed() {
     let work = TempDir::new().unwrap();
@@ -518,7 +518,7 @@ fn pipes_devices_and_loops() {
 
 #[test]
 fn a_large_sparse_file_takes_no_memory() {
-    // 8 GiB of zeros behind a right header: reading what it is must not read it.
+    // 8 GiB of zeros after a valid header. Recognising the file must not read them.
     let work = TempDir::new().unwrap();
     let path = work.path().join("large.safetensors");
     let elements = 4u64 << 30;

@@ -13,7 +13,7 @@ use crate::common::{
 use safetensors::Dtype;
 use tempfile::TempDir;
 
-/// Lines of commands; `HERE` is the folder of the sources, `OUT` what is made.
+/// Lines of commands; `HERE` is the folder of the sources, `OUT` the output.
 const COMMANDS: [&str; 24] = [
     "inspect HERE/seed --tensors",
     "cost HERE/seed",
@@ -83,7 +83,7 @@ impl Sources {
         Self(work)
     }
 
-    /// Runs a line of [`COMMANDS`] behind a piece of shell, with its own folder for what it makes.
+    /// Runs a line of [`COMMANDS`] after a piece of shell, with a folder of its own for outputs.
     fn run(&self, line: &str, shell: &str) -> (Run, TempDir) {
         let made = tempfile::tempdir().unwrap();
         let place = |word: &str| {
@@ -101,7 +101,7 @@ impl Sources {
         (finish(command), made)
     }
 
-    /// Runs every command behind a piece of shell, some at a time.
+    /// Runs every command after a piece of shell, some at a time.
     fn run_all(&self, shell: &str) {
         std::thread::scope(|scope| {
             for part in COMMANDS.chunks(COMMANDS.len().div_ceil(4)) {
@@ -136,7 +136,7 @@ fn check(line: &str, shell: &str, run: &Run, made: &Path) {
     let keeps = KEEP_THEIR_FOLDER.iter().any(|name| line.starts_with(name));
     // What shows is the answer; an output is there as well.
     let shows = shell.contains(">/dev/full");
-    // Where memory ends, the process ends as by a kill: the next run goes on with its hidden folder.
+    // Where memory ends, the process ends as by a kill, and the next run continues in its hidden folder.
     let may_stop = shell.contains("ulimit -v");
     let is_left = |name: &String| match name.starts_with('.') {
         true => !may_stop && name.ends_with(".safetensors"),

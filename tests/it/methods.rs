@@ -23,7 +23,7 @@ const LAYERS: u64 = 2;
 struct Part {
     /// `gate_proj.weight`, …
     file_name: String,
-    /// `gate`, `up` or `down`, with `.bias` behind it.
+    /// `gate`, `up` or `down`, followed by `.bias` for a bias.
     key: String,
     bias: bool,
     /// Whether neurons lie on the second axis.
@@ -701,7 +701,7 @@ fn a_shared_expert_is_the_seeds_network() {
 
 // ---------------------------------------------------------------- what the mixture computes
 
-/// The largest difference between the logits of a mixture and those of its seed.
+/// The largest difference between the logits of a mixture and the logits of its seed.
 fn difference(seed: &Path, flags: &[&str]) -> f64 {
     let work = TempDir::new().unwrap();
     let out = work.path().join("out");

@@ -344,7 +344,7 @@ fn values_that_a_rounding_would_make_infinite_are_refused() {
     assert_eq!(
         listing(work.path()).into_keys().collect::<Vec<_>>(),
         ["a.safetensors"],
-        "nothing is left behind"
+        "nothing else is left"
     );
     bam!("convert", &source, &out, "--to", "npz").ok();
     assert_eq!(read(&out)["w"].2, values, "what the source has is carried");

@@ -413,13 +413,11 @@ fn run(case: &Case) {
     };
     let folder = work.path().join("out");
     let target = Target {
-        folder: &folder,
-        force: false,
         max_shard_size: case.max_shard_size,
         memory: case.memory,
         threads: case.threads,
         rehash: true,
-        progress: &|_| {},
+        ..Target::new(&folder)
     };
     let manifest = execute(&plan, &[], &target).unwrap();
     assert_eq!(manifest.tensors.len(), case.outputs.len());

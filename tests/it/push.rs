@@ -313,7 +313,7 @@ fn repositories_branches_and_pull_requests_are_made() {
     world
         .push(&["--private"])
         .refused(2, &["expected a private repository", "hint"]);
-    // Without an owner it is that of the token.
+    // Without an owner, the owner is the token's user.
     world.run(&["push", "model", "mine"]).ok();
     assert!(!world.server.paths("writer/mine", "main").is_empty());
 }
@@ -453,7 +453,7 @@ fn local_paths_become_repositories_and_the_copy_can_be_checked_against_them() {
     ] {
         assert!(card.contains(part), "{part}\n{card}");
     }
-    // Its hashes are those of its files, and what is on the Hub need not be here.
+    // Its hashes match its files, and sources on the Hub need not be here.
     std::fs::remove_dir_all(world.path("seed")).unwrap();
     let run = world.run(&["validate", "back"]).ok();
     assert!(!run.stdout.contains("fault"), "{run}");
@@ -505,7 +505,7 @@ fn no_path_of_this_machine_goes_up() {
     let card = std::fs::read_to_string(mixture.join("README.md")).unwrap();
     assert!(
         card.contains(&far("seed")),
-        "the recipe has no such path\n{card}"
+        "the recipe lacks a path\n{card}"
     );
     let data = format!("client={}", far("text.txt"));
     let path = mixture.display().to_string();
@@ -576,7 +576,7 @@ fn no_path_of_this_machine_goes_up() {
             assert!(!text.contains(place), "{path} holds {place}");
         }
     }
-    // What is there is a checkpoint whose hashes are those of its files, and the recipe names its sources.
+    // The Hub has a checkpoint whose hashes match its files, and whose recipe names its sources.
     world
         .run(&["pull", REPOSITORY, "back", "--include", "*"])
         .ok();

@@ -27,12 +27,12 @@ stages:
 "#;
 
 /// A recipe file in a folder of its own, and the work folder beside it.
-struct Bench {
+pub struct Bench {
     folder: tempfile::TempDir,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("config")).unwrap();
         fs::copy(
@@ -44,11 +44,15 @@ impl Bench {
         Self { folder }
     }
 
-    fn recipe(&self) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn recipe(&self) -> PathBuf {
         self.folder.path().join("mixture.yaml")
     }
 
-    fn work(&self) -> PathBuf {
+    pub fn work(&self) -> PathBuf {
         self.folder.path().join("work")
     }
 
@@ -796,69 +800,6 @@ fn jobs_of_one_folder_run_beside_each_other_and_keep_runs_of_it_out() {
         "{times}"
     );
     assert!(bench.ran().is_empty());
-}
-
-/// Kills the run with SIGKILL once `begun` is there, and asserts that none of the `files` grows afterwards.
-#[cfg(target_os = "linux")]
-fn kill_and_watch(bench: &Bench, begun: &str, files: &[&str]) {
-    let length = |name: &str| fs::metadata(bench.work().join(name)).map_or(0, |file| file.len());
-    let mut run = std::process::Command::new(crate::common::binary());
-    run.arg("run")
-        .arg(bench.recipe())
-        .arg("--work")
-        .arg(bench.work())
-        .stderr(std::process::Stdio::null());
-    let mut run = run.spawn().unwrap();
-    let pause = || std::thread::sleep(std::time::Duration::from_millis(20));
-    let start = std::time::Instant::now();
-    while !bench.work().join(begun).exists() || files.iter().any(|file| length(file) == 0) {
-        assert!(start.elapsed().as_secs() < 60, "nothing began");
-        assert!(run.try_wait().unwrap().is_none(), "the run ended by itself");
-        pause();
-    }
-    run.kill().unwrap();
-    run.wait().unwrap();
-    // The kernel and the supervisor need a moment; a writer needs far less for its next line.
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    let before: Vec<u64> = files.iter().map(|file| length(file)).collect();
-    std::thread::sleep(std::time::Duration::from_millis(200));
-    let after: Vec<u64> = files.iter().map(|file| length(file)).collect();
-    assert_eq!(before, after, "{files:?} are still written");
-}
-
-#[test]
-#[cfg(target_os = "linux")]
-fn nothing_that_a_stage_has_started_outlives_a_killed_run() {
-    let bench = Bench::new();
-    // A grandchild, one with a session of its own, and one whose parent has ended.
-    let write = |file: &str| format!("while :; do echo x >> {file}; sleep 0.01; done");
-    let command = format!(
-        "({}) & setsid sh -c '{}' & sh -c '({}) & :'; touch begun; wait",
-        write("child"),
-        write("session"),
-        write("orphan")
-    );
-    let recipe = serde_json::json!({
-        "stages": [{"name": "long", "shell": {"command": command, "outputs": "begun"}}]
-    });
-    fs::write(bench.recipe(), recipe.to_string()).unwrap();
-    kill_and_watch(&bench, "begun", &["child", "session", "orphan"]);
-}
-
-#[test]
-#[cfg(target_os = "linux")]
-fn a_command_of_this_program_does_not_outlive_a_killed_run() {
-    let bench = Bench::new();
-    let texts = "All that is begun is ended. ".repeat(50);
-    fs::write(bench.folder.path().join("texts.txt"), texts).unwrap();
-    let seed = fixture("llama/seed");
-    let recipe = serde_json::json!({"stages": [
-        {"name": "tokens", "tokenize": {"tokenizer": seed, "paths": "${recipe}/texts.txt", "validation": 0, "out": "tokens"}},
-        {"name": "law", "train": {"checkpoint": seed, "data": {"law": "tokens"}, "steps": 1_000_000, "batch": 1, "seq": 24,
-                                  "threads": 1, "dump-rows": "rows.jsonl", "out": "law"}},
-    ]});
-    fs::write(bench.recipe(), recipe.to_string()).unwrap();
-    kill_and_watch(&bench, "law.run", &["rows.jsonl"]);
 }
 
 #[test]

@@ -15,12 +15,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Token folders of two domains and a mixture, made once.
-struct Shared {
+pub struct Shared {
     folder: TempDir,
 }
 
 impl Shared {
-    fn get() -> &'static Self {
+    pub fn get() -> &'static Self {
         static SHARED: OnceLock<Shared> = OnceLock::new();
         SHARED.get_or_init(|| {
             let folder = tempfile::tempdir().unwrap();
@@ -79,12 +79,12 @@ impl Shared {
         })
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 }
 
-/// A `train` command: `arguments` behind the usual ones.
+/// A `train` command with `arguments` after the usual ones.
 fn command(checkpoint: &Path, out: &Path, arguments: &[&str]) -> Command {
     let shared = Shared::get();
     let mut command = Command::new(binary());
@@ -103,29 +103,29 @@ fn command(checkpoint: &Path, out: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-fn train(checkpoint: &Path, out: &Path, arguments: &[&str]) -> Run {
+pub fn train(checkpoint: &Path, out: &Path, arguments: &[&str]) -> Run {
     finish(command(checkpoint, out, arguments))
 }
 
-fn seed() -> PathBuf {
+pub fn seed() -> PathBuf {
     fixture("llama/seed")
 }
 
-fn run_folder(out: &Path) -> PathBuf {
+pub fn run_folder(out: &Path) -> PathBuf {
     out.with_file_name(format!(
         "{}.run",
         out.file_name().unwrap().to_str().unwrap()
     ))
 }
 
-fn metrics(out: &Path) -> Vec<Value> {
+pub fn metrics(out: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(run_folder(out).join("metrics.jsonl")).unwrap();
     text.lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect()
 }
 
-fn of_kind(records: &[Value], kind: &str) -> Vec<Value> {
+pub fn of_kind(records: &[Value], kind: &str) -> Vec<Value> {
     records
         .iter()
         .filter(|record| record["kind"] == kind)
@@ -134,7 +134,7 @@ fn of_kind(records: &[Value], kind: &str) -> Vec<Value> {
 }
 
 /// A number of every step.
-fn series(out: &Path, key: &str) -> Vec<f64> {
+pub fn series(out: &Path, key: &str) -> Vec<f64> {
     of_kind(&metrics(out), "step")
         .iter()
         .map(|step| step[key].as_f64().unwrap())
@@ -451,7 +451,7 @@ fn a_killed_run_resumes_to_the_same_bytes() {
     let (whole, broken) = (work.path().join("whole"), work.path().join("broken"));
     train(&bam, &whole, &arguments).ok();
     let resuming = [&arguments[..], &["--resume"]].concat();
-    // Before the first checkpoint, right behind one, between two, and again in the same place.
+    // Before the first checkpoint, right after one, between two, and again in the same place.
     for step in [1, 3, 5, 5, 11] {
         let mut child = start_until(command(&bam, &broken, &resuming), &broken, step);
         child.kill().unwrap();
@@ -924,242 +924,6 @@ fn a_complete_output_that_is_damaged_is_named() {
     assert!(run.stderr.contains("complete already"), "{run}");
     flip(&out.join("model.safetensors"));
     train(&seed(), &out, &arguments).refused(2, &["model.safetensors", "SHA-256", "remove it"]);
-}
-
-#[test]
-fn a_token_folder_whose_name_ends_like_a_weight_is_that_folder() {
-    let work = tempfile::tempdir().unwrap();
-    let (shared, out) = (Shared::get(), work.path().join("out"));
-    crate::common::copy_folder(&shared.path("law"), &work.path().join("tok"));
-    let exact = crate::common::copy_folder(&shared.path("code"), &work.path().join("tok:2"));
-    let train_on = |data: &str| {
-        let mut command = Command::new(binary());
-        command.arg("train").arg(seed()).arg("--out").arg(&out);
-        command.args([
-            "--steps",
-            "1",
-            "--seq",
-            "24",
-            "--validate-every",
-            "0",
-            "--force",
-        ]);
-        finish({
-            command
-                .arg("--data")
-                .arg(format!("a={}", work.path().join(data).display()));
-            command
-        })
-    };
-    let record = || read_json(out.join("bam-manifest.json"))["lineage"]["data"][0].clone();
-    train_on("tok:2").ok();
-    let header = std::fs::read(exact.join("header.json")).unwrap();
-    assert_eq!(record()["weight"], 1.0);
-    assert_eq!(record()["sha256"], crate::common::sha256(&header));
-    train_on("tok:2:3").ok();
-    assert_eq!(record()["weight"], 3.0);
-    assert_eq!(record()["sha256"], crate::common::sha256(&header));
-    train_on("tok:4").ok();
-    assert_eq!(record()["weight"], 4.0);
-    train_on("tok:none").refused(2, &["finite number", "`none`"]);
-}
-
-/// A token folder for the tokenizer of `checkpoint` with one document of `ids`, all to train on.
-fn tokens_of(checkpoint: &Path, ids: &[u16], folder: &Path) {
-    std::fs::create_dir(folder).unwrap();
-    let tokenizer = std::fs::read(checkpoint.join("tokenizer.json")).unwrap();
-    let bin: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-    let ends = (ids.len() as u64).to_le_bytes();
-    std::fs::write(folder.join("train-00000.bin"), &bin).unwrap();
-    std::fs::write(folder.join("train-00000.ends"), ends).unwrap();
-    std::fs::write(folder.join("tokenizer.json"), &tokenizer).unwrap();
-    let shard = serde_json::json!({
-        "file": "train-00000.bin", "tokens": ids.len(), "documents": 1, "bytes_of_text": 4 * ids.len(),
-        "sha256": crate::common::sha256(&bin), "ends_sha256": crate::common::sha256(&ends),
-    });
-    let header = serde_json::json!({
-        "format_version": 1, "tokenizer_sha256": crate::common::sha256(&tokenizer), "vocab_size": 384,
-        "dtype": "u16", "end_of_text": 2, "sources": [], "splits": {"train": [shard]},
-    });
-    std::fs::write(folder.join("header.json"), header.to_string()).unwrap();
-}
-
-#[test]
-fn the_loss_of_a_stock_mixture_has_the_weight_of_transformers() {
-    let work = tempfile::tempdir().unwrap();
-    let golden = read_json(fixture("golden/router_losses.json"));
-    for (family, golden) in golden.as_object().unwrap() {
-        let (checkpoint, out) = (fixture("mixtures").join(family), work.path().join(family));
-        let ids: Vec<u16> = serde_json::from_value(golden["ids"].clone()).unwrap();
-        let data = work.path().join(format!("{family}-tokens"));
-        tokens_of(&checkpoint, &ids, &data);
-        let seq = (ids.len() - 1).to_string();
-        let mut command = Command::new(binary());
-        command.arg("train").arg(&checkpoint).arg("--out").arg(&out);
-        command.args([
-            "--steps",
-            "1",
-            "--batch",
-            "1",
-            "--seq",
-            &seq,
-            "--validate-every",
-            "0",
-        ]);
-        finish({
-            command.arg("--data").arg(format!("a={}", data.display()));
-            command
-        })
-        .ok();
-        let of = |key: &str| golden[key].as_f64().unwrap();
-        let layers: Vec<f64> = serde_json::from_value(golden["layers"].clone()).unwrap();
-        let (sum, mean) = (
-            layers.iter().sum::<f64>(),
-            layers.iter().sum::<f64>() / layers.len() as f64,
-        );
-        let step = of_kind(&metrics(&out), "step").remove(0);
-        let found = |key: &str| step[key].as_f64().unwrap();
-        let settings = read_json(run_folder(&out).join("settings.json"));
-        let z = settings["z-loss-coef"].as_f64().unwrap() * found("z");
-        let close = |found: f64, expected: f64, far: f64| {
-            assert!(
-                (found - expected).abs() < far,
-                "{family}: {found}, {expected}"
-            );
-        };
-        close(found("nll"), of("nll"), 1e-4);
-        close(found("load_balance"), sum, 1e-4);
-        close(found("loss") - found("nll") - z, of("weight") * mean, 1e-6);
-        // transformers multiplies means over all layers; ours is a mean of products, of the same size.
-        close(mean, of("pooled"), 0.2 * of("pooled"));
-        assert_eq!(
-            settings["aux-loss-coef"],
-            of("weight") / layers.len() as f64
-        );
-    }
-}
-
-/// The tied seed as others store it: with a second copy of its matrix, the same in another dtype, and as the head alone.
-fn tied_seeds(work: &Path) -> Vec<(&'static str, PathBuf)> {
-    let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
-    let edits: [(&str, &dyn Fn(&mut Tensors)); 3] = [
-        ("second", &|tensors| {
-            tensors.insert(head.to_owned(), tensors[embedding].clone());
-        }),
-        ("widened", &|tensors| {
-            let stored = &tensors[embedding];
-            let wide = crate::common::Tensor::new(
-                safetensors::Dtype::F32,
-                &stored.shape,
-                &stored.values(),
-            );
-            tensors.insert(head.to_owned(), wide);
-        }),
-        ("head", &|tensors| {
-            let stored = tensors.remove(embedding).unwrap();
-            tensors.insert(head.to_owned(), stored);
-        }),
-    ];
-    let seeds = edits.into_iter().map(|(name, edit)| {
-        let folder = crate::common::copy_folder(&seed(), &work.join(name));
-        crate::common::edit_tensors(&folder, edit);
-        (name, folder)
-    });
-    seeds.collect()
-}
-
-#[test]
-fn a_tied_model_trains_the_same_however_its_matrix_is_stored() {
-    let work = tempfile::tempdir().unwrap();
-    let arguments = ["--steps", "3", "--validate-every", "0", "--batch", "2"];
-    let plain = work.path().join("plain-out");
-    train(&seed(), &plain, &arguments).ok();
-    let perplexity = |folder: &Path| {
-        let data = format!("a={}", Shared::get().path("law").display());
-        let report = crate::common::bam!("eval", folder, "--data", data, "--json");
-        report.ok().json()["models"][0]["domains"][0]["perplexity"].clone()
-    };
-    let before = perplexity(&seed());
-    let losses = series(&plain, "nll");
-    for (name, folder) in tied_seeds(work.path()) {
-        assert_eq!(perplexity(&folder), before, "{name}");
-        for dtype in ["f32", "bf16"] {
-            let out = work.path().join(format!("{name}-{dtype}"));
-            train(
-                &folder,
-                &out,
-                &[&arguments[..], &["--dtype", dtype]].concat(),
-            )
-            .ok();
-            if dtype == "f32" {
-                assert_eq!(series(&out, "nll"), losses, "{name}");
-                assert_eq!(read_folder(&out), read_folder(&plain), "{name}");
-                assert_eq!(perplexity(&out), perplexity(&plain), "{name}");
-            }
-            crate::common::against(&out).ok();
-        }
-    }
-}
-
-#[test]
-fn every_command_reads_a_tied_model_however_its_matrix_is_stored() {
-    let work = tempfile::tempdir().unwrap();
-    let path = |name: &str| work.path().join(name);
-    let upcycled = |seed: &Path, out: &Path| {
-        let code = format!("code={}", fixture("llama/code").display());
-        crate::common::bam!(
-            "upcycle", "--method", "bam", "--seed", seed, "--expert", code, "--out", out
-        )
-        .ok();
-        read_folder(out)
-    };
-    let plain = upcycled(&seed(), &path("plain"));
-    for (name, folder) in tied_seeds(work.path()) {
-        let out = |what: &str| path(&format!("{name}-{what}"));
-        crate::common::bam!("validate", &folder).ok();
-        assert!(upcycled(&folder, &out("bam")) == plain, "{name}");
-        crate::common::bam!("merge", "--model", &folder, "--out", out("merged")).ok();
-        assert_eq!(read_folder(&out("merged")), read_folder(&seed()), "{name}");
-        crate::common::bam!("convert", &folder, out("f32"), "--dtype", "f32").ok();
-        crate::common::bam!("branch", &folder, "--into", "x", "--out", out("branches")).ok();
-        crate::common::bam!(
-            "convert",
-            &folder,
-            out("gguf"),
-            "--to",
-            "gguf",
-            "--dtype",
-            "f32"
-        )
-        .ok();
-        for made in [
-            out("bam"),
-            out("merged"),
-            out("f32"),
-            out("branches").join("x"),
-        ] {
-            crate::common::against(&made).ok();
-        }
-        if name == "head" {
-            crate::common::bam!("diff", seed(), &folder).ok();
-        }
-        crate::common::bam!(
-            "logits",
-            seed(),
-            &folder,
-            "--tokens",
-            fixture("golden/tokens.json")
-        )
-        .ok();
-    }
-    let [(_, second), ..] = &tied_seeds(&path("again"))[..] else {
-        unreachable!()
-    };
-    crate::common::edit_tensors(second, |tensors| {
-        tensors.get_mut("lm_head.weight").unwrap().bytes[1] ^= 1;
-    });
-    train(second, &path("refused"), &["--steps", "1"])
-        .refused(2, &["`lm_head.weight`", "differs", "tie_word_embeddings"]);
 }
 
 #[test]

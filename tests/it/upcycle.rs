@@ -915,7 +915,7 @@ fn unknown_keys_of_the_seed_are_left_out_and_routing_settings_reach_the_configur
     .ok();
     let config = read_json(out.join("config.json"));
     assert!(config.get("house_key").is_none());
-    let note = "models of the family qwen3 have no such keys, and they are left out: house_key";
+    let note = "left out: house_key";
     assert!(run.stderr.contains(note), "{run}");
     assert_eq!(config["num_experts_per_tok"], 2);
     assert_eq!(config["norm_topk_prob"], true);
@@ -1148,7 +1148,7 @@ fn the_result_as_json_names_what_was_written() {
 
 #[test]
 fn the_arithmetic_of_these_tests_knows_its_ties() {
-    // 1 + 2^-8 lies between two bf16 numbers: to even, downwards. A hair above it: upwards.
+    // 1 + 2^-8 is halfway between two bf16 numbers, and rounds down to even. A little more rounds up.
     assert_eq!(
         crate::common::round(Dtype::BF16, 1.0 + 2f64.powi(-8)),
         0x3f80u16.to_le_bytes()

@@ -14,7 +14,7 @@ mod parts;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use bam_convert::family::{AttentionKv, Layers, RouterBias, TopK};
+use bam_convert::family::{AttentionKv, RouterBias, TopK};
 use bam_convert::model::{CausalLm, Forward, InputGradient, LoadOptions, Mode, Weights};
 use bam_convert::surgery::execute::{Target, execute};
 use bam_convert::surgery::methods::{Method, NetworkRule};
@@ -249,39 +249,23 @@ impl Kind {
             model: Some(open(name, if self.copies { "seed" } else { name })),
         });
         let router = RouterInit::Normal(0.5);
+        let rule = std::sync::Arc::new(NetworkRule::Whole);
         let settings = UpcycleSettings {
-            target: "bam".to_owned(),
-            method: self.method,
-            expert_rule: std::sync::Arc::new(NetworkRule::Whole),
-            layers: Layers::All,
-            shared_expert: None,
             kv: self.kv,
-            shared_kv_of_seed: false,
             top_k: self.top_k,
             attention_top_k: self.attention_top_k,
             norm_topk_prob: self.norm,
-            seed_expert: true,
-            seed_copies: 0,
             router: router.clone(),
             attention_router: router,
-            router_dtype: None,
             router_bias: self.router_bias,
             adapters: self.adapters,
-            prompt_rows: None,
-            rest_of_seed: false,
-            scales: Default::default(),
-            dtype: None,
             rng_seed: 1,
+            ..UpcycleSettings::new(self.method, rule)
         };
         let upcycling = plan(open(SEED, "seed"), experts.into(), &settings).unwrap();
         let target = Target {
-            folder,
-            force: false,
-            max_shard_size: 1 << 30,
-            memory: 1 << 24,
-            threads: 1,
             rehash: true,
-            progress: &|_| {},
+            ..Target::new(folder)
         };
         execute(&upcycling.plan, &upcycling.files, &target).unwrap();
         if self.adapters || self.shared_expert.is_some() || self.router_bias != RouterBias::None {
