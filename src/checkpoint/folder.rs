@@ -75,7 +75,7 @@ impl Checkpoint {
     ///
     /// let checkpoint = Checkpoint::open("fixtures/llama/seed".as_ref())?;
     /// let embedding = checkpoint.tensor("model.embed_tokens.weight")?;
-    /// assert_eq!(embedding.shape, [384, 16]);
+    /// assert_eq!(embedding.shape, [384, 32]);
     /// # Ok::<(), bam_convert::Error>(())
     /// ```
     pub fn open(path: &Path) -> Result<Self> {

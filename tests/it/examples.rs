@@ -33,7 +33,7 @@ fn the_upcycle_example_prints_the_plan_and_writes_what_the_command_writes() {
     let mut command = example("upcycle");
     command.args([&seed, &code, &out]);
     let run: Run = finish(command).ok();
-    let planned = "model.embed_tokens.weight BF16 [384, 16] = mean(seed, code)";
+    let planned = "model.embed_tokens.weight BF16 [384, 32] = mean(seed, code)";
     assert!(run.stdout.lines().any(|line| line == planned), "{run}");
 
     let expert = format!("code={}", code.display());
