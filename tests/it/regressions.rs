@@ -3,6 +3,8 @@
 //! A test for a fault that a user met belongs here.
 //! The tests of a capability, refusals included, are in the module of that capability.
 
+mod manifests;
+
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
