@@ -15,6 +15,7 @@ use crate::evaluate::EvaluateError;
 #[cfg(feature = "hub")]
 use crate::hub::HubError;
 use crate::mergekit::MergekitError;
+use crate::pipeline::{PipelineError, RecipeError};
 use crate::table;
 use crate::verify::VerifyError;
 
@@ -78,6 +79,12 @@ pub enum Error {
     /// A configuration file of mergekit asks for something that bam-convert does not do.
     #[error(transparent)]
     Mergekit(#[from] MergekitError),
+    /// A recipe, or a file of settings, cannot be read.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// Stages cannot run.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
     /// A check cannot run, or finds something that an error describes.
     #[error(transparent)]
     Verify(#[from] VerifyError),
@@ -218,6 +225,8 @@ impl Error {
             Self::Tokens(error) => error.hint(),
             Self::Evaluate(error) => error.hint(),
             Self::Mergekit(error) => error.hint(),
+            Self::Recipe(error) => error.hint(),
+            Self::Pipeline(error) => error.hint(),
             Self::Verify(error) => error.hint(),
         }
     }
@@ -236,6 +245,8 @@ impl Error {
             Self::Tokens(error) => error.place(),
             Self::Evaluate(error) => error.place(),
             Self::Mergekit(error) => error.place(),
+            Self::Recipe(error) => error.place(),
+            Self::Pipeline(error) => error.place(),
             Self::Verify(error) => error.place(),
             _ => ErrorPlace::default(),
         }

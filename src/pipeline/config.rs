@@ -13,9 +13,11 @@ use serde_saphyr::Spanned;
 use super::expand::Scope;
 use super::lines::{Lines, Owner, parse};
 use super::program::{CONFIG, Program};
-use super::yaml::{self, Node, fault};
+use super::recipe_error::RecipeError;
+use super::yaml::{self, Node, wrong_kind};
 use crate::arguments::InputPath;
 use crate::checkpoint::output::folder_of;
+use crate::checkpoint::yaml::place;
 use crate::mergekit::{Dialect, Fetch, LinearFile, Translation};
 use crate::{Error, Result};
 
@@ -117,12 +119,8 @@ fn read(
 ) -> Result<(Vec<String>, Vec<String>)> {
     let tree = yaml::read(file)?;
     let Node::Map(entries) = &tree.value else {
-        let problem = format!(
-            "expected settings of `{}`, found {}",
-            command.get_name(),
-            tree.value.kind()
-        );
-        return Err(fault(file, tree.referenced, problem));
+        let expected = format!("settings of `{}`", command.get_name());
+        return Err(wrong_kind(file, &tree, expected));
     };
     let Some(found) = Dialect::of(entries.iter().map(|(key, _)| key.value.as_str())) else {
         return own(file, entries, program, command, typed);
@@ -144,12 +142,12 @@ fn other_command(file: &Path, program: &Program, dialect: Dialect) -> Error {
     }
     let mut commands = program.with_settings_file();
     let owner = commands.find(|(_, other)| *other == dialect);
-    let owner = owner.map_or("", |(command, _)| command.name);
-    let problem = format!(
-        "is a file of {}, which is for `bam-convert {owner}`",
-        dialect.name()
-    );
-    Error::file(file, problem).with_hint(format!("bam-convert {owner} --config {}", file.display()))
+    let error = RecipeError::OtherCommand {
+        at: file.into(),
+        dialect: dialect.name(),
+        command: owner.map_or("", |(command, _)| command.name),
+    };
+    error.into()
 }
 
 /// The arguments of a file in the names of the command's own flags.
@@ -172,8 +170,10 @@ fn own(
         let line: Vec<String> = std::iter::once(command.get_name().to_owned())
             .chain(words.iter().cloned())
             .collect();
-        parse(program.definition(), &line)
-            .map_err(|problem| fault(file, value.referenced, problem))?;
+        parse(program.definition(), &line).map_err(|problem| {
+            let at = place(file, value.referenced);
+            RecipeError::SettingRefused { at, problem }
+        })?;
         if !typed(argument.get_id().as_str()) {
             arguments.extend(words);
         }

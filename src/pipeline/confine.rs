@@ -7,6 +7,7 @@
 use std::fs;
 use std::path::{Component, Path};
 
+use super::error::PipelineError;
 use super::lines::setting;
 use super::program::Program;
 use super::shell::SHELL;
@@ -54,25 +55,30 @@ pub(super) fn check_settings(
             continue;
         };
         for value in values {
-            let verb = if kind.role == ArgumentRole::Output && !leads_below(Path::new(value)) {
-                "writes"
-            } else if kind.role.is_read() && !reads_within(kind, value) {
-                "reads"
-            } else {
+            let writes = kind.role == ArgumentRole::Output && !leads_below(Path::new(value));
+            let reads = kind.role.is_read() && !reads_within(kind, value);
+            if !writes && !reads {
                 continue;
+            }
+            let path = path.to_path_buf();
+            let key = format!("recipe.stages.{number}.settings.{key}").into();
+            let (stage, value) = (stage.name.as_str().into(), value.as_str().into());
+            let error = if writes {
+                PipelineError::WritesOutside {
+                    path,
+                    key,
+                    stage,
+                    value,
+                }
+            } else {
+                PipelineError::ReadsOutside {
+                    path,
+                    key,
+                    stage,
+                    value,
+                }
             };
-            let problem = format!(
-                "stage `{}` {verb} {value} outside the work folder",
-                stage.name
-            );
-            let place = format!("recipe.stages.{number}.settings.{key}");
-            let error = Error::key(path, &place, problem);
-            return Err(match verb {
-                "reads" => error.with_hint(
-                    "a recorded stage reads what stages before it made, or sources by name: `${NAME}/…`",
-                ),
-                _ => error.with_hint("nothing was run; do not trust this manifest"),
-            });
+            return Err(error.into());
         }
     }
     Ok(())
@@ -117,11 +123,8 @@ pub(super) fn check_links(work: &Path) -> Result<()> {
             if kind.is_symlink() {
                 let target = entry.path().canonicalize();
                 if !target.is_ok_and(|target| target.starts_with(&root)) {
-                    return Err(Error::file(
-                        entry.path(),
-                        "is a link that leads out of the work folder, or nowhere",
-                    )
-                    .with_hint("remove it, or choose another --work"));
+                    let path = entry.path();
+                    return Err(PipelineError::LinkOut { path }.into());
                 }
             } else if kind.is_dir() {
                 open.push(entry.path());

@@ -8,6 +8,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use super::child;
+use super::error::PipelineError;
 use super::graph::Graph;
 use super::outcome::{Failure, Finished, Ran, Report};
 use super::record::Records;
@@ -312,12 +313,8 @@ impl Runner<'_> {
             .find(|output| self.work.join(output).exists());
         match exists {
             Some(output) if !owned => {
-                let path = self.work.join(output);
-                return Err(Error::file(
-                    path,
-                    format!("exists already, and stage `{}` did not make it", stage.name),
-                )
-                .with_hint("remove it, or choose another --work"));
+                let (path, stage) = (self.work.join(output), stage.name.clone());
+                return Err(PipelineError::NotMade { path, stage }.into());
             }
             _ if resume => line.extend(stage.resume.clone()),
             // A killed run may have left more than the output.
@@ -395,8 +392,8 @@ impl Runner<'_> {
                 Lock::Busy => std::thread::sleep(Duration::from_millis(20)),
             }
         }
-        Err(Error::file(self.work, "another run works in this folder")
-            .with_hint("wait for it, or choose another --work"))
+        let path = self.work.to_path_buf();
+        Err(PipelineError::Busy { path }.into())
     }
 }
 

@@ -1,5 +1,6 @@
 //! `${name}` in the texts of a recipe.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -65,34 +66,79 @@ const DEEPEST: usize = 8;
 /// Prefix of the names that stand for the outputs of stages.
 pub(super) const STAGE: &str = "stage.";
 
+/// A rule that a text with names breaks.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NameError {
+    /// A name without an end.
+    #[error("`{text}` lacks its closing brace")]
+    NoBrace {
+        /// The text from its opening brace on.
+        text: String,
+    },
+    /// Too many names inside each other.
+    #[error("expected at most {most} names inside each other")]
+    Depth {
+        /// The most.
+        most: usize,
+    },
+    /// A text that grows too long.
+    #[error("expected a text of at most {most} bytes with its names replaced")]
+    Length {
+        /// The most.
+        most: usize,
+    },
+    /// A text that no command line can hold.
+    #[error("expected text, found a NUL, which no command line can hold")]
+    Nul,
+    /// A stage that comes later or not at all, or that makes nothing.
+    #[error("no stage above this one is named `{name}` and has an output")]
+    UnknownStage {
+        /// The name of the stage.
+        name: String,
+        /// The nearest name that has a value.
+        nearest: Option<String>,
+    },
+    /// A variable that the recipe does not have.
+    #[error("no variable is named `{name}`")]
+    UnknownVariable {
+        /// The name.
+        name: String,
+        /// The nearest name that has a value.
+        nearest: Option<String>,
+    },
+}
+
+impl NameError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::UnknownStage { nearest, .. } | Self::UnknownVariable { nearest, .. } => {
+                let near = nearest.as_deref()?;
+                Some(format!("the nearest known name is `{near}`").into())
+            }
+            Self::NoBrace { .. } | Self::Depth { .. } | Self::Length { .. } | Self::Nul => None,
+        }
+    }
+}
+
 /// The text with each `${name}` replaced by its value. Names may hold others: `${stage.train-${domain}}`.
-///
-/// The error is a problem in words and a hint.
-pub(super) fn expand(text: &str, scope: &Scope) -> Result<String, (String, Option<String>)> {
+pub(super) fn expand(text: &str, scope: &Scope) -> Result<String, NameError> {
     expand_below(text, scope, DEEPEST)
 }
 
-fn expand_below(
-    text: &str,
-    scope: &Scope,
-    depth: usize,
-) -> Result<String, (String, Option<String>)> {
+fn expand_below(text: &str, scope: &Scope, depth: usize) -> Result<String, NameError> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find("${") {
         out.push_str(&rest[..start]);
         let inside = &rest[start + 2..];
         let Some(end) = closing(inside) else {
-            return Err((
-                format!("`{}` lacks its closing brace", &rest[start..]),
-                None,
-            ));
+            let text = rest[start..].to_owned();
+            return Err(NameError::NoBrace { text });
         };
         let Some(depth) = depth.checked_sub(1) else {
-            return Err((
-                format!("expected at most {DEEPEST} names inside each other"),
-                None,
-            ));
+            return Err(NameError::Depth { most: DEEPEST });
         };
         let name = expand_below(&inside[..end], scope, depth)?;
         match scope.take(&name) {
@@ -100,19 +146,13 @@ fn expand_below(
             None => return Err(unknown(&name, scope)),
         }
         if out.len() > LONGEST {
-            return Err((
-                format!("expected a text of at most {LONGEST} bytes with its names replaced"),
-                None,
-            ));
+            return Err(NameError::Length { most: LONGEST });
         }
         rest = &inside[end + 1..];
     }
     out.push_str(rest);
     if out.contains('\0') {
-        return Err((
-            "expected text, found a NUL, which no command line can hold".to_owned(),
-            None,
-        ));
+        return Err(NameError::Nul);
     }
     Ok(out)
 }
@@ -136,15 +176,17 @@ fn closing(text: &str) -> Option<usize> {
     None
 }
 
-fn unknown(name: &str, scope: &Scope) -> (String, Option<String>) {
-    let near = nearest(name, scope.names.keys().map(String::as_str));
-    let hint = near.map(|near| format!("the nearest known name is `{near}`"));
+fn unknown(name: &str, scope: &Scope) -> NameError {
+    let nearest = nearest(name, scope.names.keys().map(String::as_str)).map(str::to_owned);
     match name.strip_prefix(STAGE) {
-        Some(stage) => (
-            format!("no stage above this one is named `{stage}` and has an output"),
-            hint,
-        ),
-        None => (format!("no variable is named `{name}`"), hint),
+        Some(stage) => NameError::UnknownStage {
+            name: stage.to_owned(),
+            nearest,
+        },
+        None => NameError::UnknownVariable {
+            name: name.to_owned(),
+            nearest,
+        },
     }
 }
 
@@ -178,20 +220,15 @@ mod tests {
 
     #[test]
     fn unknown_names_and_open_braces_are_refused() {
-        let (problem, hint) = expand("${domian}", &scope()).unwrap_err();
-        assert_eq!(problem, "no variable is named `domian`");
-        assert_eq!(hint.unwrap(), "the nearest known name is `domain`");
-        assert!(
-            expand("${n", &scope())
-                .unwrap_err()
-                .0
-                .contains("closing brace")
+        let error = expand("${domian}", &scope()).unwrap_err();
+        assert_eq!(error.to_string(), "no variable is named `domian`");
+        assert_eq!(
+            error.hint().as_deref(),
+            Some("the nearest known name is `domain`")
         );
-        assert!(
-            expand("${stage.x}", &scope())
-                .unwrap_err()
-                .0
-                .contains("no stage above")
-        );
+        let error = expand("${n", &scope()).unwrap_err();
+        assert!(matches!(error, NameError::NoBrace { text } if text == "${n"));
+        let error = expand("${stage.x}", &scope()).unwrap_err();
+        assert!(matches!(error, NameError::UnknownStage { name, .. } if name == "x"));
     }
 }

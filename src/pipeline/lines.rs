@@ -7,18 +7,17 @@ use serde_saphyr::{Location, Spanned};
 
 use super::expand::{Scope, expand};
 use super::program::Program;
-use super::yaml::{Node, fault, unknown_key};
+use super::recipe_error::RecipeError;
+use super::yaml::{Node, unknown_key, wrong_kind};
 use crate::Result;
 use crate::arguments::{ArgumentKind, ArgumentRole};
+use crate::checkpoint::yaml::place;
 
 /// A text of the file with its names replaced.
-pub(super) fn text(file: &Path, place: Location, text: &str, scope: &Scope) -> Result<String> {
-    expand(text, scope).map_err(|(problem, hint)| {
-        let error = fault(file, place, problem);
-        match hint {
-            Some(hint) => error.with_hint(hint),
-            None => error,
-        }
+pub(super) fn text(file: &Path, location: Location, text: &str, scope: &Scope) -> Result<String> {
+    expand(text, scope).map_err(|rule| {
+        let at = place(file, location);
+        RecipeError::Name { at, rule }.into()
     })
 }
 
@@ -150,13 +149,17 @@ impl<'a> Lines<'a> {
         value: &Spanned<Node>,
     ) -> Result<()> {
         let (name, argument) = self.argument(command, key)?;
-        let place = value.referenced;
+        let location = value.referenced;
         let values = self.values(argument, value)?;
         let kind = self.program.kind(argument);
         let counts = argument.get_num_args().unwrap_or_default();
         if values.len() > 1 && !takes_many(argument) {
-            let problem = format!("`{name}` takes one value, found {}", values.len());
-            return Err(fault(self.file, value.referenced, problem));
+            let error = RecipeError::OneValue {
+                at: place(self.file, value.referenced),
+                key: name.to_owned(),
+                found: values.len().to_string().into(),
+            };
+            return Err(error.into());
         }
         if !argument.get_action().takes_values() || (counts.min_values() == 0 && is_switch(&values))
         {
@@ -175,11 +178,8 @@ impl<'a> Lines<'a> {
             }
             let stands_alone = together || argument.get_index().is_some();
             if stands_alone && value.starts_with('-') {
-                let problem = format!(
-                    "`{name}` takes no value that begins with a dash, found `{value}`: it would be read as a flag"
-                );
-                return Err(fault(self.file, place, problem)
-                    .with_hint(format!("a file of that name is `./{value}`")));
+                let (at, key) = (place(self.file, location), name.to_owned());
+                return Err(RecipeError::Dash { at, key, value }.into());
             }
             match argument.get_index() {
                 Some(index) => self.positional.push((index, value)),
@@ -220,14 +220,17 @@ impl<'a> Lines<'a> {
         }
     }
 
-    fn switch(&mut self, name: &str, values: &[String], place: Location) -> Result<()> {
+    fn switch(&mut self, name: &str, values: &[String], location: Location) -> Result<()> {
         match values.first().map(String::as_str) {
             Some("true") => self.flags.push(format!("--{name}")),
             Some("false") | None => {}
             Some(other) => {
-                let problem =
-                    format!("`{name}` is on or off; expected true or false, found `{other}`");
-                return Err(fault(self.file, place, problem));
+                let error = RecipeError::Switch {
+                    at: place(self.file, location),
+                    key: name.to_owned(),
+                    found: other.to_owned(),
+                };
+                return Err(error.into());
             }
         }
         Ok(())
@@ -253,26 +256,19 @@ impl<'a> Lines<'a> {
                     ))
                 })
                 .collect(),
-            Node::Map(_) => Err(fault(
-                self.file,
-                value.referenced,
-                "expected a value or a list of values, found keys with values",
-            )),
+            Node::Map(_) => Err(wrong_kind(self.file, value, "a value or a list of values")),
         }
     }
 
     fn scalar(&self, item: &Spanned<Node>) -> Result<String> {
         match &item.value {
             Node::Scalar(Some(scalar)) => self.text(item.referenced, scalar),
-            other => {
-                let problem = format!("expected a single value, found {}", other.kind());
-                Err(fault(self.file, item.referenced, problem))
-            }
+            _ => Err(wrong_kind(self.file, item, "a single value")),
         }
     }
 
-    fn text(&self, place: Location, words: &str) -> Result<String> {
-        text(self.file, place, words, self.scope)
+    fn text(&self, location: Location, words: &str) -> Result<String> {
+        text(self.file, location, words, self.scope)
     }
 }
 

@@ -7,6 +7,7 @@
 mod child;
 mod config;
 mod confine;
+mod error;
 mod execute;
 mod expand;
 mod forecast;
@@ -18,6 +19,7 @@ mod progress;
 mod provenance;
 mod rebuild;
 mod recipe;
+mod recipe_error;
 mod recipe_text;
 mod record;
 mod schedule;
@@ -34,16 +36,18 @@ mod times;
 mod yaml;
 
 pub use config::{Settled, is_given, relaxed, settle};
+pub use error::PipelineError;
 pub use execute::{Runner, Watch};
+pub use expand::NameError;
 pub use forecast::Forecast;
 pub use graph::Graph;
-
 pub use outcome::{Failure, Finished, Ran, Report};
 pub use program::{Declaration, Program, StageUse};
 pub use progress::{Progress, progress, work_folder};
 pub use provenance::published_card;
 pub use rebuild::{Compared, Rebuild, comparison_table};
 pub use recipe::Recipe;
+pub use recipe_error::RecipeError;
 pub use schema::schema;
 pub use select::{Choice, Selection};
 pub use slurm::{Job, JobState, Site, Submitted, submission_script, submitted_table};

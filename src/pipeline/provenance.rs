@@ -15,7 +15,9 @@ use super::recipe_text;
 use super::record::{Record, Records};
 use super::sources::Sources;
 use super::stage::Stage;
+use crate::Result;
 use crate::arguments::ArgumentRole;
+use crate::checkpoint::CheckpointError;
 use crate::checkpoint::folder::CARD;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, Origin, relative_to};
 use crate::checkpoint::output::folder_of;
@@ -23,7 +25,6 @@ use crate::checkpoint::recipe::{RecipeRecord, StageRecord};
 use crate::checkpoint::reference::SCHEME;
 use crate::checkpoint::{json, single};
 use crate::markdown;
-use crate::{Error, Result};
 
 /// Where the recipe begins and ends on a card, so that another can take its place.
 const MARKS: [&str; 2] = ["<!-- recipe -->\n", "<!-- end of recipe -->\n"];
@@ -241,8 +242,10 @@ fn write(folder: &Path, recipe: RecipeRecord, text: &str) -> Result<()> {
     };
     if manifest.unhashed_files.iter().any(|file| file == CARD) {
         let card = folder.join(CARD);
-        let old = String::from_utf8(json::read_bytes(&card)?)
-            .map_err(|e| Error::file(&card, format!("expected UTF-8: {e}")))?;
+        let old = String::from_utf8(json::read_bytes(&card)?).map_err(|e| {
+            let (path, problem) = (card.clone(), e.to_string());
+            CheckpointError::NotUtf8 { path, problem }
+        })?;
         single::write(&card, &[with_recipe(&old, text).as_bytes()])?;
     }
     manifest.recipe = Some(recipe);

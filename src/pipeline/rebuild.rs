@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::confine::{check_links, check_settings, leads_below, stays_within};
+use super::error::PipelineError;
 use super::program::{Program, StageUse};
 use super::recipe::Recipe;
 use super::recipe_text;
@@ -17,7 +18,6 @@ use crate::checkpoint::known_hashes;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, relative_to};
 use crate::checkpoint::reach::{is_neighbour, is_relative};
 use crate::checkpoint::recipe::RecipeRecord;
-use crate::error::nearest;
 use crate::table::{self, Align};
 use crate::{Error, Result};
 
@@ -73,35 +73,20 @@ impl Rebuild {
     ) -> Result<Self> {
         let path = folder.join(MANIFEST);
         let manifest = Manifest::read(folder)?.ok_or_else(|| {
-            Error::file(&path, "is missing")
-                .with_hint("a checkpoint is made again from its manifest")
+            let path = path.clone();
+            PipelineError::NoManifest { path }
         })?;
         let record = manifest.recipe.clone().ok_or_else(|| {
-            Error::key(&path, "recipe", "is absent: no recipe made this checkpoint")
-                .with_hint("`bam-convert validate DIR --against` compares it with its sources")
+            let path = path.clone();
+            PipelineError::NoRecipe { path }
         })?;
         check(&path, &record, allow_shell, program)?;
         let built = program.built();
         for (number, stage) in record.stages.iter().enumerate() {
             check_settings(&path, number, stage, &built)?;
         }
-        if let Some((name, _)) = moved
-            .iter()
-            .find(|(name, _)| !record.sources.contains_key(name))
-        {
-            let error = Error::usage(format!(
-                "--source: the recipe of {} has no source `{name}`",
-                folder.display()
-            ));
-            let names = || record.sources.keys().map(String::as_str);
-            return Err(match nearest(name, names()) {
-                Some(near) => error.with_hint(format!("the nearest is `{near}`")),
-                None => error.with_hint(format!(
-                    "it has: {}",
-                    names().collect::<Vec<_>>().join(", ")
-                )),
-            });
-        }
+        check_moved(folder, &record, moved)?;
+
         let absolute = std::path::absolute(folder).map_err(|e| Error::io("find", folder, e))?;
         let work = match work {
             Some(work) => work.to_path_buf(),
@@ -145,12 +130,12 @@ impl Rebuild {
             stage.after.clone_from(&record.needs);
             // What settings make a stage write, `stdout`, and what a command of the shell says that it makes.
             if let Some(output) = stage.outputs.iter().find(|output| !leads_below(output)) {
-                let problem = format!(
-                    "stage `{}` writes {} outside the work folder",
-                    stage.name,
-                    output.display()
-                );
-                return Err(Error::file(&path, problem));
+                let error = PipelineError::OutputOutside {
+                    path,
+                    stage: stage.name.clone(),
+                    output: output.clone(),
+                };
+                return Err(error.into());
             }
         }
         Ok(stages)
@@ -230,40 +215,49 @@ pub fn comparison_table(compared: &[Compared]) -> String {
 
 /// A manifest is hostile input: what its recipe may do is less than what one's own may.
 fn check(path: &Path, record: &RecipeRecord, allow_shell: bool, program: &Program) -> Result<()> {
+    let path = path.to_path_buf();
     if record.stages.is_empty() {
-        return Err(Error::key(
-            path,
-            "recipe.stages",
-            "expected one stage at least",
-        ));
+        return Err(PipelineError::NoStages { path }.into());
     }
     if !stays_within(Path::new(&record.output)) {
-        return Err(Error::key(
-            path,
-            "recipe.output",
-            "expected a path below the work folder",
-        ));
+        return Err(PipelineError::OutputElsewhere { path }.into());
     }
     for stage in &record.stages {
+        let name = stage.name.clone();
         if program.stage_use(&stage.command) == StageUse::Publishes {
-            return Err(Error::key(
-                path,
-                "recipe.stages",
-                format!("stage `{}` pushes: nothing follows from it", stage.name),
-            ));
+            return Err(PipelineError::Pushes { path, stage: name }.into());
         }
         if stage.command == SHELL && !allow_shell {
-            let text = stage
+            let command = stage
                 .settings
                 .get("command")
                 .map(|words| words.join(" "))
                 .unwrap_or_default();
-            let problem = format!("stage `{}` is a command of the shell: {text}", stage.name);
-            return Err(Error::file(path, problem)
-                .with_hint("it can do whatever you can: read it, then pass --allow-shell"));
+            let error = PipelineError::Shell {
+                path,
+                stage: name,
+                command,
+            };
+            return Err(error.into());
         }
     }
     Ok(())
+}
+
+/// Refuses the place of a source that the recipe does not have.
+fn check_moved(folder: &Path, record: &RecipeRecord, moved: &[(String, PathBuf)]) -> Result<()> {
+    let unknown = moved
+        .iter()
+        .find(|(name, _)| !record.sources.contains_key(name));
+    let Some((name, _)) = unknown else {
+        return Ok(());
+    };
+    let error = PipelineError::NoSource {
+        folder: folder.to_path_buf(),
+        name: name.clone(),
+        known: record.sources.keys().cloned().collect(),
+    };
+    Err(error.into())
 }
 
 /// Every file that the stages read from a source must be what it was.
@@ -281,8 +275,12 @@ fn check_sources(
             let Some((name, rest)) = named else { continue };
             let rest = Path::new(rest.trim_start_matches('/'));
             let Some(place) = places.get(name).filter(|_| stays_within(rest)) else {
-                let problem = format!("stage `{}` read {input}, which is in no source", stage.name);
-                return Err(Error::key(path, "recipe.stages", problem));
+                let error = PipelineError::InputElsewhere {
+                    path: path.to_path_buf(),
+                    stage: stage.name.clone(),
+                    input: input.clone(),
+                };
+                return Err(error.into());
             };
             let file = if rest.as_os_str().is_empty() {
                 place.clone()
@@ -292,12 +290,12 @@ fn check_sources(
             // One message for whatever is wrong: a manifest must not tell its author which files this machine has.
             let found = known_hashes::sha256_of(&file, verify);
             if !found.is_ok_and(|found| found == *expected) {
-                let problem = format!(
-                    "source `{name}` is missing or has changed: expected SHA-256 {expected}"
-                );
-                return Err(Error::file(file, problem).with_hint(format!(
-                    "--source {name}=PATH says where a source with the same bytes is"
-                )));
+                let error = PipelineError::SourceChanged {
+                    path: file,
+                    name: name.to_owned(),
+                    sha256: expected.clone(),
+                };
+                return Err(error.into());
             }
         }
     }
@@ -332,10 +330,6 @@ fn places<'a>(
     let Some((name, place)) = far.first() else {
         return Ok(places);
     };
-    let problem = format!(
-        "source `{name}` of the recipe is recorded at {place}. It is not beside this folder, or holds too many files or \
-         links that lead away; a manifest alone does not lead there"
-    );
     let flag = |(name, place): &(&String, &String)| {
         let path = folder.join(place);
         format!(
@@ -344,18 +338,19 @@ fn places<'a>(
         )
     };
     let flags: Vec<String> = far.iter().map(flag).collect();
-    let path = folder.join(MANIFEST);
-    Err(
-        Error::key(path, &format!("recipe.sources.{name}"), problem).with_hint(format!(
-            "if you mean to read these, name them yourself: {}",
-            flags.join(" ")
-        )),
-    )
+    let error = PipelineError::FarSource {
+        path: folder.join(MANIFEST),
+        key: format!("recipe.sources.{name}").into(),
+        name: name.as_str().into(),
+        recorded: place.as_str().into(),
+        flags: flags.join(" ").into(),
+    };
+    Err(error.into())
 }
 
 fn missing(place: &Path, name: &str) -> Error {
-    Error::file(place, format!("is missing: source `{name}` of the recipe"))
-        .with_hint(format!("--source {name}=PATH says where it is now"))
+    let (path, name) = (place.to_path_buf(), name.to_owned());
+    PipelineError::MissingSource { path, name }.into()
 }
 
 /// A folder beside the one that the recipe ran in, if the checkpoint is still where it was made, else beside the checkpoint.
@@ -371,8 +366,7 @@ fn beside(folder: &Path, record: &RecipeRecord) -> Result<PathBuf> {
     let work = first.with_file_name(name);
     if work.is_symlink() {
         // Nobody chose where it leads but whoever made the link, and it may have come with the manifest.
-        return Err(Error::file(work, "is a link, expected a folder of its own")
-            .with_hint("remove it, or choose the folder to work in with --work DIR"));
+        return Err(PipelineError::WorkIsLink { path: work }.into());
     }
     Ok(work)
 }

@@ -2,20 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_saphyr::{Location, Spanned};
+use serde_saphyr::Spanned;
 
+use super::error::PipelineError;
 use super::expand::{STAGE, Scope, refers_to};
 use super::graph::Makers;
 use super::lines::text;
 use super::program::Program;
+use super::recipe_error::RecipeError;
 use super::slurm::resources::{self, SLURM};
 use super::stage::{Stage, Written};
-use super::yaml::{self, Node, fault, unknown_key};
+use super::yaml::{self, Node, unknown_key, wrong_kind};
 use crate::checkpoint::manifest::relative_to;
 use crate::checkpoint::output::folder_of;
 use crate::checkpoint::version;
 use crate::checkpoint::yaml::place;
-use crate::error::nearest;
+use crate::error::Location;
 use crate::printable::{is_printable, printable};
 use crate::{Error, Result};
 
@@ -83,47 +85,19 @@ impl Recipe {
             match key.value.as_str() {
                 FORMAT_VERSION_KEY => {}
                 "description" => drop(scalar(path, value)?),
-                "work" => {
-                    let work = scalar(path, value)?;
-                    // A line break in it would be a line of the script of a job.
-                    if !work.value.chars().all(is_printable) {
-                        let shown = printable(&work.value);
-                        let problem = format!(
-                            "`work` must be a path of printable characters, but is `{shown}`"
-                        );
-                        return Err(fault(path, work.referenced, problem));
-                    }
-                    recipe.work = Some(work.value);
-                }
-                "variables" => {
-                    for (name, value) in map(path, value, "variables with their values")? {
-                        if name.value == RECIPE || name.value.starts_with(STAGE) {
-                            let problem = format!(
-                                "`{}` has a meaning of its own; choose another name",
-                                name.value
-                            );
-                            return Err(fault(path, name.referenced, problem));
-                        }
-                        recipe.variables.push((name.clone(), scalar(path, value)?));
-                    }
-                }
+                "work" => recipe.work = Some(read_work(path, value)?),
+                "variables" => recipe.variables = read_variables(path, value)?,
                 SLURM => recipe.slurm = Some(value.clone()),
                 "stages" => match &value.value {
                     Node::List(stages) => recipe.stages.clone_from(stages),
-                    other => {
-                        let problem = format!("expected a list of stages, found {}", other.kind());
-                        return Err(fault(path, value.referenced, problem));
-                    }
+                    _ => return Err(wrong_kind(path, value, "a list of stages")),
                 },
                 _ => return Err(unknown_key(path, key, "a recipe", &KEYS)),
             }
         }
         if recipe.stages.is_empty() {
-            return Err(fault(
-                path,
-                tree.referenced,
-                "expected at least one stage below the key `stages`",
-            ));
+            let at = place(path, tree.referenced);
+            return Err(RecipeError::NoStages { at }.into());
         }
         Ok(recipe)
     }
@@ -177,32 +151,19 @@ impl Recipe {
             scope = scope.unused();
             for mut stage in self.resolve(tree, &program, &mut scope)? {
                 stage.entry = entry;
+                let at = || place(&self.path, tree.referenced);
                 if stages.iter().any(|other| other.name == stage.name) {
-                    let problem = format!("two stages are named `{}`", stage.name);
-                    return Err(fault(&self.path, tree.referenced, problem)
-                        .with_hint("with for_each, let the name hold the variable"));
+                    let (at, name) = (at(), stage.name);
+                    return Err(RecipeError::RepeatedStage { at, name }.into());
                 }
                 for output in &stage.outputs {
-                    let Some(other) = makers
-                        .of(output)
-                        .into_iter()
-                        .find(|other| *other != stages.len())
-                    else {
-                        makers.insert(output, stages.len());
-                        continue;
-                    };
-                    let (name, other) = (&stage.name, &stages[other]);
-                    let again = other.outputs.contains(output);
-                    let output = output.display();
-                    let problem = if again {
-                        format!("stage `{name}` makes {output} again")
-                    } else {
-                        format!(
-                            "stage `{name}` makes {output}, within or around what `{}` makes",
-                            other.name
-                        )
-                    };
-                    return Err(fault(&self.path, tree.referenced, problem));
+                    let mut others = makers.of(output).into_iter();
+                    match others.find(|other| *other != stages.len()) {
+                        Some(other) => {
+                            return Err(made_twice(at(), &stage, output, &stages[other]).into());
+                        }
+                        None => makers.insert(output, stages.len()),
+                    }
                 }
                 stages.push(stage);
             }
@@ -219,17 +180,14 @@ impl Recipe {
         let folder = folder_of(&self.path);
         let mut scope = Scope::new([(RECIPE.to_owned(), relative_to(folder, work)?)]);
         for (name, _) in set {
-            let known = || self.variables.iter().map(|(name, _)| name.value.as_str());
+            let known = || self.variables.iter().map(|(name, _)| &name.value);
             if !known().any(|known| known == name) {
-                let error =
-                    Error::usage(format!("{} has no variable `{name}`", self.path.display()));
-                return Err(match nearest(name, known()) {
-                    Some(near) => error.with_hint(format!("the nearest is `{near}`")),
-                    None => error.with_hint(format!(
-                        "it has: {}",
-                        known().collect::<Vec<_>>().join(", ")
-                    )),
-                });
+                let error = PipelineError::NoVariable {
+                    path: self.path.clone(),
+                    name: name.clone(),
+                    known: known().cloned().collect(),
+                };
+                return Err(error.into());
             }
         }
         let mut values = Vec::with_capacity(self.variables.len());
@@ -274,11 +232,9 @@ impl Recipe {
         }
         for (variable, _) in &loops {
             if !refers_to(&name.value, &variable.value) {
-                let problem = format!(
-                    "the name of a stage for each `{0}` must hold `${{{0}}}`",
-                    variable.value
-                );
-                return Err(fault(path, name.referenced, problem));
+                let at = place(path, name.referenced);
+                let variable = variable.value.clone();
+                return Err(RecipeError::LoopName { at, variable }.into());
             }
         }
         for stage in &stages {
@@ -313,12 +269,16 @@ impl Recipe {
             }
         }
         let Some(name) = name else {
-            return Err(fault(path, tree.referenced, "a stage lacks its `name`"));
+            let at = place(path, tree.referenced);
+            return Err(RecipeError::NoName { at }.into());
         };
         let Some((command, settings)) = command else {
-            let problem = format!("stage `{}` lacks its command", name.value);
-            let hint = format!("known commands: {}", program.stage_commands().join(", "));
-            return Err(fault(path, tree.referenced, problem).with_hint(hint));
+            let error = RecipeError::NoCommand {
+                at: place(path, tree.referenced),
+                stage: name.value,
+                known: program.stage_commands(),
+            };
+            return Err(error.into());
         };
         let written = Written {
             recipe: path,
@@ -343,15 +303,12 @@ impl Recipe {
         let (mut loops, mut count) = (Vec::new(), 1usize);
         for (name, values) in map(path, tree, "variables with lists of values")? {
             if scope.contains(&name.value) {
-                let problem = format!(
-                    "`{}` is a variable already; choose another name",
-                    name.value
-                );
-                return Err(fault(path, name.referenced, problem));
+                let at = place(path, name.referenced);
+                let name = name.value.clone();
+                return Err(RecipeError::RepeatedVariable { at, name }.into());
             }
             let Node::List(items) = &values.value else {
-                let problem = format!("expected a list of values, found {}", values.value.kind());
-                return Err(fault(path, values.referenced, problem));
+                return Err(wrong_kind(path, values, "a list of values"));
             };
             let items = items.iter().map(|item| {
                 let item = scalar(path, item)?;
@@ -360,9 +317,12 @@ impl Recipe {
             let items: Vec<String> = items.collect::<Result<_>>()?;
             count = count.saturating_mul(items.len());
             if count > MOST_STAGES {
-                let problem =
-                    format!("expected at most {MOST_STAGES} combinations of values, found {count}");
-                return Err(fault(path, values.referenced, problem));
+                let error = RecipeError::ManyCombinations {
+                    at: place(path, values.referenced),
+                    most: MOST_STAGES,
+                    found: count,
+                };
+                return Err(error.into());
             }
             loops.push((name.clone(), items));
         }
@@ -379,14 +339,63 @@ struct Entry<'a> {
     loops: Vec<(Spanned<String>, Vec<String>)>,
 }
 
+/// The work folder that the recipe names.
+fn read_work(path: &Path, value: &Spanned<Node>) -> Result<String> {
+    let work = scalar(path, value)?;
+    // A line break in it would be a line of the script of a job.
+    if work.value.chars().all(is_printable) {
+        return Ok(work.value);
+    }
+    let error = RecipeError::Work {
+        at: place(path, work.referenced),
+        found: printable(&work.value),
+    };
+    Err(error.into())
+}
+
+/// The variables with their values, as they are written.
+fn read_variables(
+    path: &Path,
+    value: &Spanned<Node>,
+) -> Result<Vec<(Spanned<String>, Spanned<String>)>> {
+    let variable = |(name, value): &(Spanned<String>, Spanned<Node>)| {
+        if name.value == RECIPE || name.value.starts_with(STAGE) {
+            let at = place(path, name.referenced);
+            let name = name.value.clone();
+            return Err(RecipeError::ReservedName { at, name }.into());
+        }
+        Ok((name.clone(), scalar(path, value)?))
+    };
+    let variables = map(path, value, "variables with their values")?;
+    variables.iter().map(variable).collect()
+}
+
+/// The refusal of an output that `other` makes, or that holds or is inside one of its outputs.
+fn made_twice(at: Location, stage: &Stage, output: &Path, other: &Stage) -> RecipeError {
+    if other.outputs.iter().any(|made| made == output) {
+        RecipeError::RepeatedOutput {
+            at,
+            stage: stage.name.clone(),
+            output: output.to_path_buf(),
+        }
+    } else {
+        RecipeError::OverlappingOutput {
+            at,
+            stage: stage.name.as_str().into(),
+            output: output.display().to_string().into(),
+            other: other.name.as_str().into(),
+        }
+    }
+}
+
 /// The refusal of a key after the command of a stage.
 fn second_command(path: &Path, key: &Spanned<String>, program: &Program) -> Error {
     let mut known = STAGE_KEYS.to_vec();
     let commands = program.stage_commands();
     known.extend(commands.iter().map(String::as_str));
     if known.contains(&key.value.as_str()) {
-        let problem = "a stage is one command, found a second one";
-        fault(path, key.referenced, problem)
+        let at = place(path, key.referenced);
+        RecipeError::SecondCommand { at }.into()
     } else {
         unknown_key(path, key, "a stage", &known)
     }
@@ -408,30 +417,22 @@ fn combinations(loops: &[(Spanned<String>, Vec<String>)]) -> Vec<Vec<String>> {
 fn map<'a>(
     path: &Path,
     node: &'a Spanned<Node>,
-    what: &str,
+    what: &'static str,
 ) -> Result<&'a [(Spanned<String>, Spanned<Node>)]> {
     match &node.value {
         Node::Map(entries) => Ok(entries),
         Node::Scalar(None) => Ok(&[]),
-        other => Err(fault(
-            path,
-            node.referenced,
-            format!("expected {what}, found {}", other.kind()),
-        )),
+        Node::Scalar(Some(_)) | Node::List(_) => Err(wrong_kind(path, node, what)),
     }
 }
 
 fn scalar(path: &Path, node: &Spanned<Node>) -> Result<Spanned<String>> {
     match &node.value {
         Node::Scalar(Some(value)) => Ok(at(node.referenced, value)),
-        other => Err(fault(
-            path,
-            node.referenced,
-            format!("expected a single value, found {}", other.kind()),
-        )),
+        _ => Err(wrong_kind(path, node, "a single value")),
     }
 }
 
-fn at(place: Location, value: &str) -> Spanned<String> {
+fn at(place: serde_saphyr::Location, value: &str) -> Spanned<String> {
     Spanned::new(value.to_owned(), place, place)
 }

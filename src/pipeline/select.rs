@@ -2,9 +2,9 @@
 
 use glob::Pattern;
 
+use super::error::PipelineError;
 use super::stage::Stage;
-use crate::error::nearest;
-use crate::{Error, Result};
+use crate::Result;
 
 /// Stages by name, or by pattern: `train-*`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,8 +62,10 @@ impl Selection {
 
 /// Whether each stage has the name or fits the pattern; one at least does.
 fn find(stages: &[Stage], name: &str) -> Result<Vec<bool>> {
-    let pattern =
-        Pattern::new(name).map_err(|e| Error::usage(format!("`{name}` is no pattern: {e}")))?;
+    let pattern = Pattern::new(name).map_err(|e| PipelineError::Pattern {
+        pattern: name.to_owned(),
+        problem: e.to_string(),
+    })?;
     let found: Vec<bool> = stages
         .iter()
         .map(|stage| pattern.matches(&stage.name))
@@ -71,13 +73,9 @@ fn find(stages: &[Stage], name: &str) -> Result<Vec<bool>> {
     if found.contains(&true) {
         return Ok(found);
     }
-    let names = || stages.iter().map(|stage| stage.name.as_str());
-    let error = Error::usage(format!("no stage is named `{name}`"));
-    Err(match nearest(name, names()) {
-        Some(near) => error.with_hint(format!("the nearest is `{near}`")),
-        None => error.with_hint(format!(
-            "stages: {}",
-            names().collect::<Vec<_>>().join(", ")
-        )),
-    })
+    let error = PipelineError::NoStage {
+        name: name.to_owned(),
+        stages: stages.iter().map(|stage| stage.name.clone()).collect(),
+    };
+    Err(error.into())
 }

@@ -6,9 +6,11 @@ use serde_saphyr::Spanned;
 
 use super::expand::Scope;
 use super::lines::{Setting, text};
-use super::yaml::{Node, fault, unknown_key};
+use super::recipe_error::RecipeError;
+use super::yaml::{Node, unknown_key, wrong_kind};
 use crate::Result;
 use crate::arguments::{ArgumentKind, OutputPath, TextsPath};
+use crate::checkpoint::yaml::place;
 
 /// The key of a stage that is a command of the shell.
 pub(super) const SHELL: &str = "shell";
@@ -46,11 +48,8 @@ impl Shell {
     /// Reads the settings, names replaced.
     pub(super) fn read(recipe: &Path, settings: &Spanned<Node>, scope: &Scope) -> Result<Self> {
         let Node::Map(entries) = &settings.value else {
-            let problem = format!(
-                "expected the settings of `{SHELL}`, found {}",
-                settings.value.kind()
-            );
-            return Err(fault(recipe, settings.referenced, problem));
+            let expected = format!("the settings of `{SHELL}`");
+            return Err(wrong_kind(recipe, settings, expected));
         };
         let (mut command, mut inputs, mut outputs) = (None, Vec::new(), Vec::new());
         for (key, value) in entries {
@@ -65,11 +64,8 @@ impl Shell {
                 "command" => match <[String; 1]>::try_from(texts(recipe, value, scope)?) {
                     Ok([text]) => command = Some(text),
                     Err(_) => {
-                        return Err(fault(
-                            recipe,
-                            value.referenced,
-                            "expected one text for the shell",
-                        ));
+                        let at = place(recipe, value.referenced);
+                        return Err(RecipeError::ShellTexts { at }.into());
                     }
                 },
                 _ => return Err(unknown_key(recipe, key, &format!("`{SHELL}`"), &KEYS)),
@@ -81,11 +77,10 @@ impl Shell {
                 inputs,
                 outputs,
             }),
-            None => Err(fault(
-                recipe,
-                settings.referenced,
-                format!("`{SHELL}` lacks its `command`"),
-            )),
+            None => {
+                let at = place(recipe, settings.referenced);
+                Err(RecipeError::NoShellCommand { at }.into())
+            }
         }
     }
 }
@@ -102,10 +97,6 @@ fn texts(recipe: &Path, value: &Spanned<Node>, scope: &Scope) -> Result<Vec<Stri
                 .collect::<Result<_>>()?;
             Ok(parts.concat())
         }
-        Node::Map(_) => Err(fault(
-            recipe,
-            value.referenced,
-            "expected a text or a list, found keys with values",
-        )),
+        Node::Map(_) => Err(wrong_kind(recipe, value, "a text or a list")),
     }
 }

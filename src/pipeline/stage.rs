@@ -7,11 +7,13 @@ use serde_saphyr::Spanned;
 use super::expand::Scope;
 use super::lines::{Line, Lines, Owner, Setting, parse, text};
 use super::program::{Program, StageUse};
+use super::recipe_error::RecipeError;
 use super::shell::{SHELL, Shell};
 use super::slurm::resources::Resources;
-use super::yaml::{Node, fault, unknown_key};
+use super::yaml::{Node, unknown_key, wrong_kind};
 use crate::Result;
 use crate::arguments::ArgumentRole;
+use crate::checkpoint::yaml::place;
 
 /// A command of a recipe, ready to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,10 +91,8 @@ impl Written<'_> {
         let name = text(self.recipe, self.name.referenced, &self.name.value, scope)?;
         let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if name.is_empty() || name.starts_with('.') || !name.chars().all(fits) {
-            let problem = format!(
-                "a stage cannot be named `{name}`; expected letters, digits, `-`, `_` and `.`"
-            );
-            return Err(fault(self.recipe, self.name.referenced, problem));
+            let at = place(self.recipe, self.name.referenced);
+            return Err(RecipeError::StageName { at, name }.into());
         }
         let stdout = match &self.stdout {
             Some(file) => Some(PathBuf::from(text(
@@ -136,12 +136,9 @@ impl Written<'_> {
                     .try_for_each(|(key, value)| lines.add(definition, key, value))?;
             }
             Node::Scalar(None) => {}
-            other => {
-                let problem = format!(
-                    "expected the settings of `{command}`, found {}",
-                    other.kind()
-                );
-                return Err(fault(self.recipe, self.settings.referenced, problem));
+            Node::Scalar(Some(_)) | Node::List(_) => {
+                let expected = format!("the settings of `{command}`");
+                return Err(wrong_kind(self.recipe, self.settings, expected));
             }
         }
         let Line {
@@ -153,10 +150,12 @@ impl Written<'_> {
         let mut words: Vec<String> = command.split(' ').map(str::to_owned).collect();
         words.extend(arguments);
         // What the command would refuse is refused here, with its place in the recipe.
-        let matches = parse(program.definition(), &words).map_err(|problem| {
-            let problem = format!("stage `{name}`: {problem}");
-            fault(self.recipe, self.command.referenced, problem)
-        })?;
+        let matches =
+            parse(program.definition(), &words).map_err(|problem| RecipeError::StageRefused {
+                at: place(self.recipe, self.command.referenced),
+                stage: name.clone(),
+                problem,
+            })?;
         let own = matches.subcommand().map(|(_, own)| own);
         let after = scope.used_stages().into_iter().map(|(stage, _)| stage);
         Ok(Stage {

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use super::error::PipelineError;
 use crate::{Error, Result};
 
 /// Time between two looks for descendants that are left.
@@ -33,7 +34,7 @@ pub fn supervise(words: &[OsString]) -> Error {
 
 fn run(words: &[OsString]) -> Result<ExitStatus> {
     let [program, arguments @ ..] = words else {
-        return Err(Error::usage("expected a program to supervise"));
+        return Err(PipelineError::NoProgram.into());
     };
     let stop = Arc::new(AtomicBool::new(false));
     let orphaned = Arc::new(AtomicBool::new(false));

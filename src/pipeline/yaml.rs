@@ -1,13 +1,15 @@
 //! A YAML text as a tree that knows the place of each part.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::{Location, Spanned};
+use serde_saphyr::Spanned;
 
+use super::recipe_error::RecipeError;
 use crate::checkpoint::yaml::{from_text, place, read_text};
-use crate::error::{self, nearest};
+use crate::error::Location;
 use crate::{Error, Result};
 
 /// A part of a YAML text.
@@ -40,50 +42,61 @@ pub(super) fn read(path: &Path) -> Result<Spanned<Node>> {
 
 /// Parses the text; `path` only names the place in errors.
 pub(super) fn parse(path: &Path, text: &str) -> Result<Spanned<Node>> {
-    from_text(text).map_err(|error| {
-        let error = error.without_snippet();
-        let place = error.location().map_or_else(
-            || error::Location::from(path),
-            |location| place(path, location),
-        );
-        if let serde_saphyr::Error::DuplicateMappingKey { key, .. } = error {
-            return Error::file(
-                place,
-                format!("duplicate key `{}`", key.as_deref().unwrap_or("?")),
-            );
-        }
-        let message = error.to_string();
-        // The place is in front already, and advice to a caller of the parser is none to a user.
-        let line = message.lines().next().unwrap_or_default();
-        let problem = [" at line ", "; use "]
-            .iter()
-            .fold(line, |line, end| line.split(end).next().unwrap_or(line));
-        let refused = Error::file(place, format!("not YAML that can be read: {problem}"));
-        if problem.starts_with("multiple YAML documents") {
-            return refused.with_hint("put each document into a file of its own");
-        }
-        refused
-    })
+    from_text(text).map_err(|error| not_yaml(path, &error).into())
 }
 
-/// A fault at a place of the file.
-pub(super) fn fault(path: &Path, location: Location, problem: impl Into<String>) -> Error {
-    Error::file(place(path, location), problem)
+fn not_yaml(path: &Path, error: &serde_saphyr::Error) -> RecipeError {
+    let error = error.without_snippet();
+    let at = error
+        .location()
+        .map_or_else(|| Location::from(path), |location| place(path, location));
+    if let serde_saphyr::Error::DuplicateMappingKey { key, .. } = error {
+        let key = key.clone().unwrap_or_else(|| "?".to_owned());
+        return RecipeError::DuplicateKey { at, key };
+    }
+
+    let message = error.to_string();
+    // The place is in front already, and advice to a caller of the parser is none to a user.
+    let line = message.lines().next().unwrap_or_default();
+    let problem = [" at line ", "; use "]
+        .iter()
+        .fold(line, |line, end| line.split(end).next().unwrap_or(line))
+        .to_owned();
+    if problem.starts_with("multiple YAML documents") {
+        RecipeError::ManyDocuments { at, problem }
+    } else {
+        RecipeError::NotYaml { at, problem }
+    }
 }
 
-/// A key that nothing knows, with the nearest that something does.
+/// The refusal of a part that is no value of the expected kind.
+pub(super) fn wrong_kind(
+    path: &Path,
+    found: &Spanned<Node>,
+    expected: impl Into<Cow<'static, str>>,
+) -> Error {
+    let error = RecipeError::Kind {
+        at: place(path, found.referenced),
+        expected: expected.into(),
+        found: found.value.kind(),
+    };
+    error.into()
+}
+
+/// The refusal of a key that is none of the known ones.
 pub(super) fn unknown_key(
     path: &Path,
     key: &Spanned<String>,
     owner: &str,
     known: &[&str],
 ) -> Error {
-    let problem = format!("unknown key of {owner}");
-    let error = Error::key(place(path, key.referenced), &key.value, problem);
-    match nearest(&key.value, known.iter().copied()) {
-        Some(name) => error.with_hint(format!("the nearest known key is `{name}`")),
-        None => error.with_hint(format!("known keys: {}", known.join(", "))),
-    }
+    let error = RecipeError::UnknownKey {
+        at: place(path, key.referenced),
+        key: key.value.clone(),
+        owner: owner.to_owned(),
+        known: known.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    error.into()
 }
 
 impl<'de> Deserialize<'de> for Node {
@@ -153,6 +166,7 @@ impl<'de> Visitor<'de> for NodeVisitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Position;
 
     #[test]
     fn parts_know_where_they_stand() {
@@ -185,9 +199,24 @@ mod tests {
 
     #[test]
     fn a_key_twice_is_refused_where_it_stands() {
-        let error = parse(Path::new("r.yaml"), "a: 1\na: 2\n")
-            .unwrap_err()
-            .to_string();
-        assert!(error.starts_with("r.yaml:2:1: "), "{error}");
+        let error = parse(Path::new("r.yaml"), "a: 1\na: 2\n").unwrap_err();
+        assert_eq!(error.to_string(), "r.yaml:2:1: duplicate key `a`");
+        let Error::Recipe(RecipeError::DuplicateKey { at, key }) = error else {
+            panic!("{error}")
+        };
+        assert_eq!(at.position, Some(Position { line: 2, column: 1 }));
+        assert_eq!(key, "a");
+    }
+
+    #[test]
+    fn a_file_is_one_document_of_yaml() {
+        let error = parse(Path::new("r.yaml"), "a: 1\n---\nb: 2\n").unwrap_err();
+        let Error::Recipe(RecipeError::ManyDocuments { .. }) = error else {
+            panic!("{error}")
+        };
+        let error = parse(Path::new("r.yaml"), "a: [1\n").unwrap_err();
+        let Error::Recipe(RecipeError::NotYaml { .. }) = error else {
+            panic!("{error}")
+        };
     }
 }

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::resources::{FLAGS, fits_directive};
+use crate::Result;
+use crate::pipeline::error::PipelineError;
 use crate::pipeline::execute::FOLDER;
 use crate::pipeline::graph::Graph;
 use crate::pipeline::select::Choice;
 use crate::pipeline::stage::Stage;
 use crate::table::quoted;
-use crate::{Error, Result};
 
 /// How the jobs find what they run: every path is whole, on the file system that all machines share.
 #[derive(Clone, Debug)]
@@ -123,9 +124,8 @@ fn logs(site: &Site) -> Result<String> {
     let logs = site.work.join(FOLDER).join("logs");
     let text = logs.to_string_lossy();
     if !fits_directive(&text) {
-        let problem = "the path holds a quote, a backslash, a `#` or a control character, which no directive of Slurm can";
-        return Err(Error::file(text.escape_debug().to_string(), problem)
-            .with_hint("choose another folder to work in with --work"));
+        let path = PathBuf::from(text.escape_debug().to_string());
+        return Err(PipelineError::SlurmPath { path }.into());
     }
     // A `%` begins what Slurm replaces: the number of the job, the name of the user.
     Ok(text.replace('%', "%%"))

@@ -6,9 +6,11 @@ use std::path::Path;
 use serde_saphyr::Spanned;
 
 use crate::Result;
+use crate::checkpoint::yaml::place;
 use crate::pipeline::expand::Scope;
 use crate::pipeline::lines::text;
-use crate::pipeline::yaml::{Node, fault, unknown_key};
+use crate::pipeline::recipe_error::RecipeError;
+use crate::pipeline::yaml::{Node, unknown_key, wrong_kind};
 
 /// The key of a recipe and of a stage.
 pub(in crate::pipeline) const SLURM: &str = "slurm";
@@ -36,8 +38,7 @@ pub(in crate::pipeline) fn read(
     resources: &mut Resources,
 ) -> Result<()> {
     let Node::Map(entries) = &node.value else {
-        let problem = format!("expected keys with values, found {}", node.value.kind());
-        return Err(fault(recipe, node.referenced, problem));
+        return Err(wrong_kind(recipe, node, "keys with values"));
     };
     for (key, value) in entries {
         let Some((known, _)) = FLAGS.iter().find(|(known, _)| *known == key.value) else {
@@ -45,16 +46,21 @@ pub(in crate::pipeline) fn read(
             return Err(unknown_key(recipe, key, &format!("`{SLURM}`"), &known));
         };
         let Node::Scalar(Some(words)) = &value.value else {
-            let problem = format!("`{known}` takes one value, found {}", value.value.kind());
-            return Err(fault(recipe, value.referenced, problem));
+            let error = RecipeError::OneValue {
+                at: place(recipe, value.referenced),
+                key: (*known).to_owned(),
+                found: value.value.kind().into(),
+            };
+            return Err(error.into());
         };
         let words = text(recipe, value.referenced, words, scope)?;
         if words.is_empty() || !fits_directive(&words) {
-            let problem = format!(
-                "`{known}` must be a line without quotes, backslashes and `#`, but is `{}`",
-                words.escape_debug()
-            );
-            return Err(fault(recipe, value.referenced, problem));
+            let error = RecipeError::Directive {
+                at: place(recipe, value.referenced),
+                key: known,
+                found: words,
+            };
+            return Err(error.into());
         }
         resources.insert(known, words);
     }
