@@ -1,6 +1,5 @@
 //! `convert`: the same model in another dtype, other shards, another format, or out of a GGUF file.
 
-use bam_convert::Error;
 use bam_convert::arguments::{CheckpointPath, OutputPath};
 use bam_convert::checkpoint::GgufDtype;
 use bam_convert::checkpoint::dtype::{self, Dtype};
@@ -13,6 +12,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 
 use super::Outcome;
+use super::error::{self, CliError};
 use super::printer::Printer;
 use super::upcycle::{float_dtype, targets};
 use super::verb::Verb;
@@ -94,19 +94,15 @@ impl Verb for Arguments {
     fn run(&self, printer: &Printer) -> Outcome {
         let file = self.to.as_deref().filter(|to| ["gguf", "npz"].contains(to));
         if let (Some(to), Some(_)) = (file, self.layout) {
-            let problem = format!("--layout has no effect with --to {to}");
-            return Err(Error::usage(problem)
-                .with_hint("convert to a folder with --layout first, and that folder")
-                .into());
+            let to = to.to_owned();
+            return Err(CliError::LayoutOfFile { to }.into());
         }
         if file == Some("gguf") {
             let export = gguf::plan(&self.source, self.gguf_dtype()?)?;
             return self.write.run_export(&export, &self.out, printer);
         }
         if self.quantize.is_some() {
-            return Err(Error::usage("--quantize is for GGUF files")
-                .with_hint("pass --to gguf with it")
-                .into());
+            return Err(CliError::Quantize.into());
         }
         if file == Some("npz") {
             let export = npz::plan(&self.source, self.dtype)?;
@@ -135,7 +131,7 @@ impl Verb for Arguments {
 
 impl Arguments {
     /// How matrices are stored in a GGUF file; as they are where absent.
-    fn gguf_dtype(&self) -> bam_convert::Result<Option<GgufDtype>> {
+    fn gguf_dtype(&self) -> error::Result<Option<GgufDtype>> {
         Ok(match (self.quantize, self.dtype) {
             (Some(Quantized::Q8_0), _) => Some(GgufDtype::Q8_0),
             (None, None) => None,
@@ -143,11 +139,8 @@ impl Arguments {
             (None, Some(Dtype::F16)) => Some(GgufDtype::F16),
             (None, Some(Dtype::BF16)) => Some(GgufDtype::BF16),
             (None, Some(other)) => {
-                let problem = format!(
-                    "a GGUF file does not hold {}; expected f32, f16 or bf16",
-                    dtype::name(other)
-                );
-                return Err(Error::usage(problem).with_hint("or pass --quantize q8_0"));
+                let dtype = dtype::name(other);
+                return Err(CliError::GgufDtype { dtype });
             }
         })
     }

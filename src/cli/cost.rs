@@ -1,6 +1,5 @@
 //! `cost`: parameters, FLOPs and cache of a configuration, without weights.
 
-use bam_convert::Error;
 use bam_convert::arguments::CheckpointPath;
 use bam_convert::family::cost::{CostedMethod, PAPER_CONTEXT, Report, Request, table};
 use bam_convert::family::{Config, TopK};
@@ -8,6 +7,7 @@ use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::surgery::methods::Method;
 use clap::Args;
 
+use super::error::CliError;
 use super::methods::SizeArguments;
 use super::printer::Printer;
 use super::upcycle::KvName;
@@ -78,8 +78,13 @@ impl Verb for Arguments {
             (request.experts, request.expert_width) = (Some(experts), Some(width));
             request.top_k = self.top_k.or(Some(TopK::Of(rule.default_top_k())));
         }
-        let report = Report::new(&request.architecture(&config)?, self.context)
-            .map_err(|error| Error::file(&config.path, error.to_string()))?;
+        let report =
+            Report::new(&request.architecture(&config)?, self.context).map_err(|error| {
+                CliError::Cost {
+                    path: config.path.clone(),
+                    error: Box::new(error),
+                }
+            })?;
         if self.json {
             printer.json(&report)?;
         } else {

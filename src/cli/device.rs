@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use bam_convert::Error;
 use bam_convert::family::{Architecture, Config};
 use bam_convert::model::{LoadOptions, Weights};
-use bam_convert::{Error, Result};
 use candle_core::{DType, Device};
 use clap::ValueEnum;
 use safetensors::Dtype;
+
+use super::error::{CliError, Result};
 
 /// Values of `--device`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -23,14 +25,10 @@ impl DeviceName {
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda if !candle_core::utils::cuda_is_available() => Err(Error::usage(
-                "this build of bam-convert has no CUDA support",
-            )
-            .with_hint(
-                "build it with `cargo build --release --features cuda`, or use --device cpu",
-            )),
+            Self::Cuda if !candle_core::utils::cuda_is_available() => Err(CliError::NoCuda),
             Self::Cuda => {
-                Device::new_cuda(0).map_err(|e| Error::compute("open the CUDA device", e))
+                let device = Device::new_cuda(0);
+                Ok(device.map_err(|e| Error::compute("open the CUDA device", e))?)
             }
         }
     }

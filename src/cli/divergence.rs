@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use bam_convert::Error;
 use bam_convert::arguments::{CheckpointPath, MaybeNamed};
 use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::checkpoint::single;
 use bam_convert::verify::diff::DiffOptions;
 use bam_convert::verify::divergence::{Specialist, divergence, work_length};
 
+use super::error::CliError;
 use super::printer::Printer;
 use super::{Outcome, Verdict};
 
@@ -24,16 +24,11 @@ pub fn run(
     printer: &Printer,
 ) -> Outcome {
     let Some((seed, experts)) = models.split_first() else {
-        return Err(Error::usage(
-            "--divergence: expected a seed and its specialists, found nothing",
-        )
-        .into());
+        return Err(CliError::NoSeed.into());
     };
     if let Some(name) = &seed.name {
-        let problem = format!("--divergence: the seed takes no name, found `{name}=`");
-        return Err(Error::usage(problem)
-            .with_hint("the seed comes first: --divergence SEED NAME=DIR…")
-            .into());
+        let name = name.clone();
+        return Err(CliError::SeedName { name }.into());
     }
     let seed = &*seed.value;
     if let Some(svg) = svg {
@@ -42,13 +37,8 @@ pub fn run(
     let experts: Vec<Specialist> = experts.iter().map(specialist).collect();
     let mut seen = BTreeSet::new();
     if let Some(twice) = experts.iter().find(|expert| !seen.insert(&expert.name)) {
-        let problem = format!(
-            "two specialists are named `{}`; expected each name once",
-            twice.name
-        );
-        return Err(Error::usage(problem)
-            .with_hint("name them: --divergence SEED NAME=DIR…")
-            .into());
+        let name = twice.name.clone();
+        return Err(CliError::RepeatedSpecialist { name }.into());
     }
     let bar = printer.bytes_bar(work_length(seed, &experts), "comparing");
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

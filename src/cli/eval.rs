@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use bam_convert::Error;
 use bam_convert::arguments::{
     CheckpointPath, InputPath, MaybeNamed, Named, Outline, OutputPath, TextsPath,
 };
@@ -15,7 +14,7 @@ use bam_convert::evaluate::report::{Average, DomainRouting, EvaluationReport, Mo
 use bam_convert::evaluate::request::RoutingRequest;
 use bam_convert::evaluate::routing::Recorder;
 use bam_convert::evaluate::tasks::{Task, TaskSettings};
-use bam_convert::evaluate::{chart, outlook, perplexity};
+use bam_convert::evaluate::{EvaluateError, chart, outlook, perplexity};
 use bam_convert::family::{Architecture, Config, TopK, expert_names};
 use bam_convert::model::generate::eos_ids;
 use bam_convert::model::tokenizer::Tokenizer;
@@ -24,6 +23,7 @@ use bam_convert::pipeline::{Declaration, StageUse};
 use clap::{ArgAction, Args};
 
 use super::device::{ComputeDtype, DeviceName, load_options};
+use super::error::{self, CliError};
 use super::estimate::print;
 use super::names::{at_least_one, paths};
 use super::printer::Printer;
@@ -212,24 +212,26 @@ impl Arguments {
     }
 
     /// Each task with its file, which lends its name where none was typed.
-    fn tasks(&self) -> bam_convert::Result<Vec<(String, PathBuf)>> {
+    fn tasks(&self) -> error::Result<Vec<(String, PathBuf)>> {
         let task = |task: &MaybeNamed<InputPath>| {
             let stem = task.value.file_stem().map(|stem| stem.to_string_lossy());
             let name = task.name.clone().or(stem.map(Into::into));
-            let name = name.ok_or_else(|| Error::file(&*task.value, "expected a file"))?;
-            Ok((name, task.value.to_path_buf()))
+            let path = task.value.to_path_buf();
+            match name {
+                Some(name) => Ok((name, path)),
+                None => Err(CliError::NotAFile { path }),
+            }
         };
         self.tasks.iter().map(task).collect()
     }
 
     /// Refuses, before anything is loaded, what would be refused after minutes.
-    fn check(&self) -> bam_convert::Result<()> {
+    fn check(&self) -> error::Result<()> {
         for named in [self.domains(), self.tasks()?] {
             let mut seen = BTreeSet::new();
             if let Some((name, _)) = named.iter().find(|(name, _)| !seen.insert(name)) {
-                return Err(Error::usage(format!(
-                    "duplicate name `{name}`; expected one for each column"
-                )));
+                let name = name.clone();
+                return Err(CliError::RepeatedColumn { name });
             }
         }
         for path in self.svg.iter().chain(&self.routing_svg) {
@@ -244,9 +246,7 @@ impl Arguments {
         }
         let routed = !request.is_empty() || self.report_routing || self.routing_svg.is_some();
         if routed && mixtures == 0 {
-            return Err(Error::usage(
-                "there is no routing to change or report: every model is dense",
-            ));
+            return Err(CliError::NoRouting);
         }
         Ok(())
     }
@@ -291,13 +291,12 @@ impl Arguments {
             }
             for tokens in &found {
                 if tokens.domain.windows(&tokenizer, self.context, limit)? != tokens.windows {
-                    let (name, first) = (&tokens.domain.name, self.checkpoints[0].display());
-                    let problem =
-                        format!("its tokens of `{name}` differ from the tokens of {first}");
-                    return Err(Error::file(tokenizer.path(), problem).with_hint(
-                        "perplexities of different tokens cannot be compared: evaluate the models apart, and compare \
-                         bits per byte",
-                    ));
+                    let error = EvaluateError::TokensDiffer {
+                        path: tokenizer.path().to_path_buf(),
+                        domain: tokens.domain.name.clone(),
+                        other: self.checkpoints[0].to_path_buf(),
+                    };
+                    return Err(error.into());
                 }
             }
         }

@@ -1,6 +1,5 @@
 //! `expert`: a mixture's experts added, removed, replaced, extracted; two-expert mixtures put together.
 
-use bam_convert::Error;
 use bam_convert::arguments::{CheckpointPath, MaybeNamed, Named, OutputPath};
 use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::checkpoint::output::check_target;
@@ -12,6 +11,7 @@ use bam_convert::surgery::{Model, concat, extract};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::Outcome;
+use super::error::{self, CliError};
 use super::printer::Printer;
 use super::prompts::ComputedRows;
 use super::verb::Verb;
@@ -309,16 +309,16 @@ impl Add {
 }
 
 impl Concat {
-    fn plan(&self) -> bam_convert::Result<Changed> {
+    fn plan(&self) -> error::Result<Changed> {
         let mut mixtures: Vec<(Model, bool)> = Vec::with_capacity(self.mixtures.len());
         for MaybeNamed { name, value } in &self.mixtures {
             let own = name.clone().unwrap_or_else(|| model_name(value));
             if mixtures.iter().any(|(other, _)| other.source.name == own) {
-                let problem = format!("two mixtures are called `{own}`; expected each name once");
-                return Err(Error::usage(problem).with_hint("name them: NAME=DIR"));
+                return Err(CliError::RepeatedMixture { name: own });
             }
             mixtures.push((Model::open(&own, value)?, name.is_some()));
         }
-        concat::plan(mixtures, self.average_shared, self.routing.routing())
+        let routing = self.routing.routing();
+        Ok(concat::plan(mixtures, self.average_shared, routing)?)
     }
 }

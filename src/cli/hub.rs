@@ -6,6 +6,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bam_convert::Result;
 use bam_convert::arguments::{ArgumentRole, ArgumentValue, CheckpointPath, Named, PulledFolders};
 use bam_convert::checkpoint::Manifest;
 use bam_convert::checkpoint::manifest::{MANIFEST, SourceRecord};
@@ -13,10 +14,10 @@ use bam_convert::checkpoint::reference::{Reference, SCHEME};
 use bam_convert::hub::{FileSelection, HubClient, HubSettings, Pull, cached, headers};
 use bam_convert::pipeline::Program;
 use bam_convert::table;
-use bam_convert::{Error, Result};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
 
+use super::error::{self, CliError};
 use super::printer::Printer;
 use super::verb::HubUse;
 
@@ -162,7 +163,7 @@ pub fn recipe_sources(
     checkpoint: &Path,
     given: &[Named<CheckpointPath>],
     printer: &Printer,
-) -> Result<Vec<(String, PathBuf)>> {
+) -> error::Result<Vec<(String, PathBuf)>> {
     let Ok(Some(Manifest {
         recipe: Some(recipe),
         ..
@@ -195,7 +196,7 @@ pub fn recipe_sources(
 
 /// The folders that the sources of a checkpoint have been pulled to, in the order of its manifest. A source that is not on
 /// the Hub has `None`. The list is empty where no manifest can be read.
-pub fn sources(checkpoint: &Path, printer: &Printer) -> Result<Vec<Option<PathBuf>>> {
+pub fn sources(checkpoint: &Path, printer: &Printer) -> error::Result<Vec<Option<PathBuf>>> {
     let Ok(Some(manifest)) = Manifest::read(checkpoint) else {
         return Ok(Vec::new());
     };
@@ -204,7 +205,8 @@ pub fn sources(checkpoint: &Path, printer: &Printer) -> Result<Vec<Option<PathBu
             return Ok(None);
         }
         let key = format!("sources.{number}.path");
-        folder(&recorded(checkpoint, &key, &source.path)?, false, printer).map(Some)
+        let reference = recorded(checkpoint, &key, &source.path)?;
+        Ok(Some(folder(&reference, false, printer)?))
     };
     manifest
         .sources
@@ -216,7 +218,7 @@ pub fn sources(checkpoint: &Path, printer: &Printer) -> Result<Vec<Option<PathBu
 
 /// The reference that a manifest records under `key`. It must name a commit: whoever knows one has seen the repository,
 /// while names of branches would let a stranger's manifest reach for private repositories.
-fn recorded(checkpoint: &Path, key: &str, text: &str) -> Result<Reference> {
+fn recorded(checkpoint: &Path, key: &str, text: &str) -> error::Result<Reference> {
     let reference = Reference::parse(text)?;
     let is_commit = |revision: &str| {
         revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
@@ -224,7 +226,9 @@ fn recorded(checkpoint: &Path, key: &str, text: &str) -> Result<Reference> {
     if reference.revision.as_deref().is_some_and(is_commit) {
         return Ok(reference);
     }
-    let problem = format!("expected a reference to a commit, hf://ORG/NAME@COMMIT, found {text}");
-    Err(Error::key(checkpoint.join(MANIFEST), key, problem)
-        .with_hint("name it yourself: `validate --against hf://…`, or `run --source NAME=hf://…`"))
+    Err(CliError::NoCommit {
+        path: checkpoint.join(MANIFEST),
+        key: key.to_owned(),
+        found: text.to_owned(),
+    })
 }

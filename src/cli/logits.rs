@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use bam_convert::Error;
 use bam_convert::arguments::{CheckpointPath, InputPath, OutputPath};
 use bam_convert::checkpoint::single::{check_tensor_target, write_tensor};
 use bam_convert::evaluate::logits::{Comparison, LOGITS, Logits, default_tokens, read_tokens};
@@ -12,6 +11,7 @@ use candle_core::Device;
 use clap::Args;
 
 use super::device::DeviceName;
+use super::error::{self, CliError};
 use super::printer::Printer;
 use super::verb::Verb;
 use super::{Outcome, Verdict};
@@ -77,12 +77,7 @@ impl Verb for Arguments {
             ));
             return Ok(Verdict::Yes);
         }
-        let b = self.b.as_deref().ok_or_else(|| {
-            Error::usage(
-                "expected a second model to compare with, or --dump FILE to keep the logits",
-            )
-            .with_hint("`bam-convert logits --help` shows both")
-        })?;
+        let b = self.b.as_deref().ok_or(CliError::OneModel)?;
         let tokens = match self.tokens()? {
             Some(tokens) => Some(tokens),
             None => self.fixed_tokens([&self.a, b])?,
@@ -112,7 +107,7 @@ impl Arguments {
     }
 
     /// Tokens that both models know and have room for; none for two dumps.
-    fn fixed_tokens(&self, sides: [&Path; 2]) -> bam_convert::Result<Option<Vec<u32>>> {
+    fn fixed_tokens(&self, sides: [&Path; 2]) -> error::Result<Option<Vec<u32>>> {
         let folders: Vec<&Path> = sides.into_iter().filter(|side| !side.is_file()).collect();
         let described = folders
             .iter()
@@ -120,9 +115,7 @@ impl Arguments {
         let described: Vec<Architecture> = described.collect::<bam_convert::Result<_>>()?;
         match folders.len() {
             0 => Ok(None),
-            1 => Err(Error::usage(
-                "expected --tokens: a dump does not say which tokens its logits are of",
-            )),
+            1 => Err(CliError::NoTokens),
             _ => Ok(Some(default_tokens(&described))),
         }
     }

@@ -1,6 +1,5 @@
 //! `merge`: the weighted average of models of one shape.
 
-use bam_convert::Error;
 use bam_convert::arguments::{CheckpointPath, OutputPath, Weighted};
 use bam_convert::checkpoint::Dtype;
 use bam_convert::mergekit::Dialect;
@@ -10,6 +9,7 @@ use bam_convert::surgery::merge::{Settings, plan};
 use clap::Args;
 
 use super::Outcome;
+use super::error::CliError;
 use super::printer::Printer;
 use super::upcycle::float_dtype;
 use super::verb::Verb;
@@ -61,9 +61,8 @@ impl Verb for Arguments {
                 .models
                 .iter()
                 .position(|model| model.value == *base)
-                .ok_or_else(|| {
-                    Error::usage(format!("--base {} is none of the models", base.display()))
-                        .with_hint("name one of the folders of --model with the same words")
+                .ok_or_else(|| CliError::Base {
+                    base: base.to_path_buf(),
                 })?,
         };
         let settings = Settings {

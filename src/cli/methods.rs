@@ -3,13 +3,15 @@
 use std::ffi::OsString;
 use std::sync::Arc;
 
+use bam_convert::Result;
 use bam_convert::family::{Architecture, Layers};
 use bam_convert::surgery::layers::LayerChoice;
 use bam_convert::surgery::methods::{self, ExpertRule, Method};
 use bam_convert::surgery::scales::{ScaleFlags, Scales};
 use bam_convert::surgery::upcycle::SharedExpert;
-use bam_convert::{Error, Result};
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+
+use super::error::{self, CliError};
 
 /// Where the help lists the flags of [`MethodArguments`].
 const HEADING: &str = "Feed-forward experts";
@@ -93,10 +95,12 @@ impl MethodArguments {
     }
 
     /// Noise and factors for single experts.
-    pub fn scales(&self) -> Result<Scales> {
+    pub fn scales(&self) -> error::Result<Scales> {
         ScaleFlags::from_arg_matches(&self.own)
             .map(Scales::from)
-            .map_err(|error| Error::usage(error.to_string()))
+            .map_err(|error| CliError::Flags {
+                problem: error.to_string(),
+            })
     }
 }
 
@@ -131,7 +135,7 @@ impl SizeArguments {
         &self,
         method: Option<Method>,
         experts: Option<u64>,
-    ) -> Result<Option<Arc<dyn ExpertRule>>> {
+    ) -> error::Result<Option<Arc<dyn ExpertRule>>> {
         let given: Vec<Arg> = size_flags()
             .into_iter()
             .filter(|flag| self.0.get_raw(flag.get_id().as_str()).is_some())
@@ -140,12 +144,10 @@ impl SizeArguments {
             .iter()
             .find(|flag| !method.is_some_and(|method| sizes(method, flag)))
         {
-            let owners = methods::alternatives(|method| sizes(*method, flag), "");
-            return Err(Error::usage(format!(
-                "{} has no effect without --method {owners}",
-                methods::typed(flag)
-            ))
-            .with_hint("leave it out, or pass that method"));
+            return Err(CliError::WithoutMethod {
+                flag: methods::typed(flag),
+                owners: methods::alternatives(|method| sizes(*method, flag), ""),
+            });
         }
 
         let Some(method) = method.filter(|method| method.size_flags().is_some()) else {
@@ -153,7 +155,7 @@ impl SizeArguments {
         };
         let experts = experts.map(|experts| format!("--experts={experts}").into());
         let own = given.iter().flat_map(|flag| self.typed(flag));
-        method.parsed(experts.into_iter().chain(own)).map(Some)
+        Ok(Some(method.parsed(experts.into_iter().chain(own))?))
     }
 
     /// The flag with its values, as typed.

@@ -1,7 +1,8 @@
 //! The command line: one file a command.
 //!
-//! Exit codes: 0 ok; 1 a check said no; 2 bad usage or input; 3 the machine refused (I/O). They are
-//! decided once, here, and so is what a closed pipe means: the reader has seen enough, which is no error.
+//! Exit codes: 0 ok; 1 a check said no; 2 bad usage or input; 3 the machine refused (I/O). `main` turns an outcome into
+//! its exit code once; `error.rs` knows the codes of errors. A closed pipe means that the reader has seen enough, which is
+//! no error.
 
 mod branch;
 mod check;
@@ -11,6 +12,7 @@ mod cost;
 mod device;
 mod diff;
 mod divergence;
+mod error;
 mod estimate;
 mod eval;
 mod expert;
@@ -51,7 +53,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use bam_convert::printable::is_printable;
-use bam_convert::{Error, notice, pipeline};
+use bam_convert::{notice, pipeline};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Parser};
 
@@ -142,7 +144,7 @@ pub fn main() -> ExitCode {
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             printer.error(&error);
-            ExitCode::from(error.downcast_ref::<Error>().map_or(3, Error::exit_code))
+            ExitCode::from(error::exit_code(&error))
         }
     }
 }

@@ -6,9 +6,10 @@
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use bam_convert::Error;
 use bam_convert::printable::{printable, printable_json, printable_lines};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::error;
 
 /// Where a command prints.
 pub struct Printer {
@@ -60,11 +61,8 @@ impl Printer {
 
     /// Prints an error and its hint.
     pub fn error(&self, error: &anyhow::Error) {
-        let known = error.downcast_ref::<Error>();
-        // Ours says its cause itself.
-        let text = known.map_or_else(|| format!("{error:#}"), Error::to_string);
-        self.stderr(&format!("error: {}", printable(&text)));
-        if let Some(hint) = known.and_then(Error::hint) {
+        self.stderr(&format!("error: {}", printable(&error::text(error))));
+        if let Some(hint) = error::hint(error) {
             self.stderr(&format!(" hint: {}", printable(&hint)));
         }
     }

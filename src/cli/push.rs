@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use bam_convert::Result;
 use bam_convert::arguments::{DryRun, InputPath};
 use bam_convert::checkpoint::folder::CARD;
 use bam_convert::checkpoint::manifest::Manifest;
@@ -12,10 +13,10 @@ use bam_convert::hub::{self, LocalPaths, Push, PushOptions, PushState, Pushed};
 use bam_convert::pipeline::{Declaration, StageUse, published_card};
 use bam_convert::surgery::publication::Publication;
 use bam_convert::table::{self, Align, counted, grouped};
-use bam_convert::{Error, Result};
 use clap::{ArgAction, Args};
 use serde::Serialize;
 
+use super::error::{self, CliError};
 use super::hub::client;
 use super::printer::Printer;
 use super::validate::examine;
@@ -102,7 +103,8 @@ impl Verb for Arguments {
         let client = client()?;
         client.require_token(&reference)?;
         if !self.folder.is_dir() {
-            return Err(Error::file(&self.folder, "expected the folder of a checkpoint").into());
+            let path = self.folder.to_path_buf();
+            return Err(CliError::NotAFolder { path }.into());
         }
         if !self.is_valid(printer)? {
             return Ok(Verdict::No);
@@ -158,16 +160,17 @@ impl Verb for Arguments {
 }
 
 impl Arguments {
-    fn reference(&self) -> Result<Reference> {
+    fn reference(&self) -> error::Result<Reference> {
         let mut reference = Reference::parse(&self.repository)?;
         match (&self.revision, &reference.revision) {
             (Some(revision), None) => {
                 reference = Reference::parse(&format!("{}@{revision}", reference.repository))?;
             }
             (Some(revision), Some(other)) if revision != other => {
-                return Err(Error::usage(format!(
-                    "expected one branch, found `{other}` and `{revision}`"
-                )));
+                return Err(CliError::TwoBranches {
+                    in_reference: other.clone(),
+                    in_flag: revision.clone(),
+                });
             }
             _ => {}
         }
@@ -225,11 +228,9 @@ impl Arguments {
         Ok(Replaced { files, with_paths })
     }
 
-    fn message(&self, manifest: Option<&Manifest>) -> Result<String> {
+    fn message(&self, manifest: Option<&Manifest>) -> error::Result<String> {
         match &self.message {
-            Some(message) if message.trim().is_empty() => {
-                Err(Error::usage("expected a message, found an empty one"))
-            }
+            Some(message) if message.trim().is_empty() => Err(CliError::EmptyMessage),
             Some(message) => Ok(message.trim().to_owned()),
             None => {
                 let method = manifest.map_or_else(String::new, |manifest| {

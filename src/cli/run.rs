@@ -15,6 +15,7 @@ use bam_convert::pipeline::{
 };
 use clap::{ArgAction, Args, ValueEnum};
 
+use super::error::CliError;
 use super::printer::Printer;
 use super::stages::Preview;
 use super::verb::{HubUse, Verb};
@@ -384,29 +385,14 @@ fn ended(report: &Report, printer: &Printer) -> Outcome {
         .for_each(|failure| say(failure, printer));
     printer.log(&worst.tail);
     Err(match (worst.code, &worst.missing) {
-        (Some(2), _) | (_, Some(_)) => Error::usage(problem(worst))
-            .with_hint("the last lines are above")
-            .into(),
-        _ => Error::compute("finish the recipe", problem(worst)).into(),
+        (Some(2), _) | (_, Some(_)) => CliError::Stage((*worst).clone()).into(),
+        _ => Error::compute("finish the recipe", worst).into(),
     })
 }
 
 fn say(failure: &Failure, printer: &Printer) {
     printer.log(&failure.tail);
-    printer.error(&anyhow::anyhow!(problem(failure)));
-}
-
-fn problem(failure: &Failure) -> String {
-    let ended = match (&failure.missing, failure.code) {
-        (Some(missing), _) => format!("ended well, but did not make {}", missing.display()),
-        (None, Some(code)) => format!("ended with exit code {code}"),
-        (None, None) => "was ended by a signal".to_owned(),
-    };
-    format!(
-        "stage `{}` {ended}; all it printed is in {}",
-        failure.stage,
-        failure.log.display()
-    )
+    printer.error(&anyhow::anyhow!(failure.to_string()));
 }
 
 fn named_value(text: &str) -> Result<(String, String), String> {

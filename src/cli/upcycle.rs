@@ -2,8 +2,8 @@
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use bam_convert::Error;
 use bam_convert::arguments::{
     ArgumentRole, ArgumentValue, CheckpointPath, Named, OutputPath, TextsPath,
 };
@@ -21,6 +21,7 @@ use clap::{Args, ValueEnum};
 
 use super::Outcome;
 use super::check::Check;
+use super::error::{self, CliError};
 use super::methods::MethodArguments;
 use super::printer::Printer;
 use super::prompts::ComputedRows;
@@ -229,63 +230,13 @@ impl Verb for Arguments {
         let expert_rule = self.methods.rule(self.method)?;
         self.refuse_misplaced(&*expert_rule)?;
         let seed = Model::open(SEED, &self.seed)?;
-        let mut experts = Vec::with_capacity(self.experts.len());
-        for Named { name, value } in &self.experts {
-            let model = match value {
-                ExpertSource::Random => None,
-                ExpertSource::Dense(path) => Some(Model::open(name, path)?),
-            };
-            experts.push(Expert {
-                name: name.clone(),
-                model,
-            });
-        }
-        let [router, attention_router] = self.write.routers([
-            &self.router,
-            self.attention_router.as_ref().unwrap_or(&self.router),
-        ]);
+        let experts = self.open_experts()?;
         let computed = if *self.write.outline {
             None
         } else {
             self.prompt_rows(&seed.architecture, printer)?
         };
-        let stock = self.target != "bam";
-        let top_k = self
-            .top_k
-            .unwrap_or(TopK::Of(expert_rule.default_top_k().max(if stock {
-                2
-            } else {
-                1
-            })));
-        let rest_of_seed = matches!(self.rest, Some(MeanOrSeed::Seed));
-        let settings = UpcycleSettings {
-            method: self.method,
-            layers: self.methods.layers(&seed.architecture)?,
-            shared_expert: self.methods.shared_expert(),
-            scales: self.methods.scales()?,
-            expert_rule,
-            target: self.target.clone(),
-            kv: self.kv.map_or(AttentionKv::Expert, KvName::value),
-            shared_kv_of_seed: self
-                .shared_kv
-                .map_or(rest_of_seed, |of| matches!(of, MeanOrSeed::Seed)),
-            rest_of_seed,
-            dtype: self.dtype,
-            top_k,
-            attention_top_k: self.attention_top_k.unwrap_or(TopK::Soft),
-            norm_topk_prob: self.norm_topk_prob.unwrap_or(stock && top_k != TopK::Of(1)),
-            seed_expert: !self.no_seed_expert,
-            seed_copies: u64::from(self.seed_copies),
-            router,
-            attention_router,
-            router_dtype: self.router_dtype,
-            router_bias: self
-                .router_bias
-                .map_or(RouterBias::None, RouterBiasName::value),
-            adapters: self.adapters,
-            prompt_rows: computed.as_ref().map(|computed| computed.rows.clone()),
-            rng_seed: self.rng_seed,
-        };
+        let settings = self.settings(&seed.architecture, expert_rule, computed.as_ref())?;
         let upcycling = plan(seed, experts, &settings)?;
         let check = self
             .check
@@ -315,6 +266,72 @@ impl Verb for Arguments {
 }
 
 impl Arguments {
+    /// The models of the experts, in order; an expert that starts at random has none.
+    fn open_experts(&self) -> bam_convert::Result<Vec<Expert>> {
+        let mut experts = Vec::with_capacity(self.experts.len());
+        for Named { name, value } in &self.experts {
+            let model = match value {
+                ExpertSource::Random => None,
+                ExpertSource::Dense(path) => Some(Model::open(name, path)?),
+            };
+            experts.push(Expert {
+                name: name.clone(),
+                model,
+            });
+        }
+        Ok(experts)
+    }
+
+    /// The settings of the surgery on `seed`.
+    fn settings(
+        &self,
+        seed: &Architecture,
+        expert_rule: Arc<dyn ExpertRule>,
+        computed: Option<&ComputedRows>,
+    ) -> error::Result<UpcycleSettings> {
+        let [router, attention_router] = self.write.routers([
+            &self.router,
+            self.attention_router.as_ref().unwrap_or(&self.router),
+        ]);
+        let stock = self.target != "bam";
+        let top_k = self
+            .top_k
+            .unwrap_or(TopK::Of(expert_rule.default_top_k().max(if stock {
+                2
+            } else {
+                1
+            })));
+        let rest_of_seed = matches!(self.rest, Some(MeanOrSeed::Seed));
+        Ok(UpcycleSettings {
+            method: self.method,
+            layers: self.methods.layers(seed)?,
+            shared_expert: self.methods.shared_expert(),
+            scales: self.methods.scales()?,
+            expert_rule,
+            target: self.target.clone(),
+            kv: self.kv.map_or(AttentionKv::Expert, KvName::value),
+            shared_kv_of_seed: self
+                .shared_kv
+                .map_or(rest_of_seed, |of| matches!(of, MeanOrSeed::Seed)),
+            rest_of_seed,
+            dtype: self.dtype,
+            top_k,
+            attention_top_k: self.attention_top_k.unwrap_or(TopK::Soft),
+            norm_topk_prob: self.norm_topk_prob.unwrap_or(stock && top_k != TopK::Of(1)),
+            seed_expert: !self.no_seed_expert,
+            seed_copies: u64::from(self.seed_copies),
+            router,
+            attention_router,
+            router_dtype: self.router_dtype,
+            router_bias: self
+                .router_bias
+                .map_or(RouterBias::None, RouterBiasName::value),
+            adapters: self.adapters,
+            prompt_rows: computed.map(|computed| computed.rows.clone()),
+            rng_seed: self.rng_seed,
+        })
+    }
+
     /// The dense models with their names, the seed first.
     fn sources(&self) -> Vec<(String, PathBuf)> {
         let experts = self
@@ -334,16 +351,13 @@ impl Arguments {
         &self,
         dense: &Architecture,
         printer: &Printer,
-    ) -> bam_convert::Result<Option<ComputedRows>> {
+    ) -> error::Result<Option<ComputedRows>> {
         let Some(file) = RouterInit::prompts([Some(&self.router), self.attention_router.as_ref()])?
         else {
             return Ok(None);
         };
         if self.seed_copies > 0 {
-            return Err(Error::usage(
-                "--seed-copies would get the seed's row from prompts: they tie, and the first gets all",
-            )
-            .with_hint("pass --router normal, or leave --seed-copies out"));
+            return Err(CliError::CopiesTie);
         }
         check_names(self.experts.iter().map(|expert| expert.name.as_str()))?;
         check_target(&self.out, *self.write.force, &[])?;
@@ -368,11 +382,12 @@ impl Arguments {
             mixture.shared_expert_gate = true;
         }
         output.family.clone_from(&self.target);
-        ComputedRows::new(file, &self.seed, &output, &names, printer).map(Some)
+        let rows = ComputedRows::new(file, &self.seed, &output, &names, printer)?;
+        Ok(Some(rows))
     }
 
     /// Flags that would be without effect are refused rather than ignored.
-    fn refuse_misplaced(&self, expert_rule: &dyn ExpertRule) -> bam_convert::Result<()> {
+    fn refuse_misplaced(&self, expert_rule: &dyn ExpertRule) -> error::Result<()> {
         let shared = matches!(self.kv, Some(KvName::Shared));
         let of_attention = [
             ("--kv", self.kv.is_some()),
@@ -395,38 +410,34 @@ impl Arguments {
         let method = self.method.name();
         let upcycles = self.method.upcycles();
         if let Some(flag) = first(&of_attention).filter(|_| !upcycles.makes_attention_experts()) {
-            let attending =
-                methods::alternatives(|method| method.upcycles().makes_attention_experts(), "");
             let why = if upcycles.takes_specialists() {
                 "averages attention"
             } else {
                 "keeps the seed's attention"
             };
-            return Err(Error::usage(format!(
-                "{flag} has no effect with --method {method}, which {why}"
-            ))
-            .with_hint(format!("leave it out, or pass --method {attending}")));
+            return Err(CliError::WithMethod {
+                flag,
+                method,
+                why,
+                owners: methods::alternatives(
+                    |method| method.upcycles().makes_attention_experts(),
+                    "",
+                ),
+            });
         }
         if let Some(flag) = first(&of_models).filter(|_| !upcycles.takes_specialists()) {
-            let of_specialists =
-                methods::alternatives(|method| method.upcycles().takes_specialists(), "");
-            let problem = format!(
-                "{flag} has no effect with --method {method}, which takes all from the seed"
-            );
-            return Err(Error::usage(problem)
-                .with_hint(format!("leave it out, or pass --method {of_specialists}")));
+            return Err(CliError::WithMethod {
+                flag,
+                method,
+                why: "takes all from the seed",
+                owners: methods::alternatives(|method| method.upcycles().takes_specialists(), ""),
+            });
         }
         if matches!(self.router, RouterInit::Prompts(_)) && !expert_rule.keeps_networks_whole() {
-            return Err(Error::usage(
-                "--router prompts:PATH makes a row for each model, but experts are no whole models",
-            )
-            .with_hint("pass --router normal"));
+            return Err(CliError::PromptsOfParts);
         }
         if self.shared_kv.is_some() && !shared {
-            return Err(
-                bam_convert::Error::usage("--shared-kv has no effect without --kv shared")
-                    .with_hint("pass --kv shared"),
-            );
+            return Err(CliError::SharedKv);
         }
         Ok(())
     }

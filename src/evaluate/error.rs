@@ -54,6 +54,16 @@ pub enum EvaluateError {
         /// What the parser says.
         problem: String,
     },
+    /// A model that reads a domain as other tokens than the first model does.
+    #[error("{}: its tokens of `{domain}` differ from the tokens of {}", path.display(), other.display())]
+    TokensDiffer {
+        /// The tokenizer.
+        path: PathBuf,
+        /// The domain.
+        domain: String,
+        /// The first model.
+        other: PathBuf,
+    },
 
     // ---- tasks
     /// A task without examples.
@@ -249,6 +259,9 @@ impl EvaluateError {
                 "`bam-convert validate` names the tensors that hold NaN or infinity"
             }
             Self::NotAResult { .. } => "write one with `bam-convert eval … --json > FILE.json`",
+            Self::TokensDiffer { .. } => {
+                "perplexities of different tokens cannot be compared: evaluate the models apart, and compare bits per byte"
+            }
             Self::LogitsDiffer { .. } => {
                 "only models of one vocabulary, on the same tokens, can be compared"
             }
@@ -285,6 +298,7 @@ impl EvaluateError {
             | Self::LogitsNotFinite { path }
             | Self::NoAttentionExperts { path }
             | Self::NotAResult { path, .. }
+            | Self::TokensDiffer { path, .. }
             | Self::NoExamples { path }
             | Self::FewExamples { path, .. }
             | Self::EmptyChoice { path, .. }

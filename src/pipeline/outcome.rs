@@ -1,5 +1,6 @@
 //! What became of stages, for people and programs.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -65,6 +66,20 @@ pub struct Failure {
     pub tail: String,
     /// All that it printed.
     pub log: PathBuf,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stage `{}` ", self.stage)?;
+        match (&self.missing, self.code) {
+            (Some(missing), _) => {
+                write!(f, "ended well, but did not make {}", missing.display())?;
+            }
+            (None, Some(code)) => write!(f, "ended with exit code {code}")?,
+            (None, None) => f.write_str("was ended by a signal")?,
+        }
+        write!(f, "; all it printed is in {}", self.log.display())
+    }
 }
 
 /// What a run of a recipe did.

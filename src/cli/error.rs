@@ -1,0 +1,250 @@
+//! What the command line refuses by itself: one variant per broken rule, and what to do next.
+//!
+//! The library's [`Error`] cannot wrap an enum of this program, and its callers have no flags. So the rules about flags are
+//! here, and [`CliError::Library`] wraps the library's errors, for functions that can break rules of both.
+
+use std::borrow::Cow;
+use std::path::PathBuf;
+
+use bam_convert::Error;
+use bam_convert::pipeline::Failure;
+
+/// Result of a function that can break rules of the command line and of the library.
+pub type Result<T, E = CliError> = std::result::Result<T, E>;
+
+/// A rule that a command line breaks, or an error of the library.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// An error of the library.
+    #[error(transparent)]
+    Library(Box<Error>),
+
+    // ---- models and experts
+    /// Flags that their parser refuses.
+    #[error("{problem}")]
+    Flags {
+        /// What the parser of command lines says.
+        problem: String,
+    },
+    /// A flag of methods that were not chosen.
+    #[error("{flag} has no effect without --method {owners}")]
+    WithoutMethod {
+        /// The flag.
+        flag: String,
+        /// The methods that have it.
+        owners: String,
+    },
+    /// A flag that the chosen method has no use for.
+    #[error("{flag} has no effect with --method {method}, which {why}")]
+    WithMethod {
+        /// The flag.
+        flag: &'static str,
+        /// The method.
+        method: &'static str,
+        /// What the method does.
+        why: &'static str,
+        /// The methods that use the flag.
+        owners: String,
+    },
+    /// Copies of the seed that would have the same row of the router.
+    #[error(
+        "--seed-copies would get the seed's row from prompts: they tie, and the first gets all"
+    )]
+    CopiesTie,
+    /// A row for each model where experts are parts of models.
+    #[error("--router prompts:PATH makes a row for each model, but experts are no whole models")]
+    PromptsOfParts,
+    /// A source of shared keys and values where none are shared.
+    #[error("--shared-kv has no effect without --kv shared")]
+    SharedKv,
+    /// Two mixtures with one name.
+    #[error("two mixtures are called `{name}`; expected each name once")]
+    RepeatedMixture {
+        /// The name.
+        name: String,
+    },
+    /// A base that is none of the models.
+    #[error("--base {} is none of the models", base.display())]
+    Base {
+        /// The base.
+        base: PathBuf,
+    },
+    /// A model whose cost cannot be computed.
+    #[error("{}: {error}", path.display())]
+    Cost {
+        /// Its configuration.
+        path: PathBuf,
+        /// The rule that it breaks.
+        error: Box<Error>,
+    },
+
+    // ---- formats
+    /// A layout for a file that has its own.
+    #[error("--layout has no effect with --to {to}")]
+    LayoutOfFile {
+        /// The format of the file.
+        to: String,
+    },
+    /// Quantised numbers for something else than a GGUF file.
+    #[error("--quantize is for GGUF files")]
+    Quantize,
+    /// A dtype that GGUF does not have.
+    #[error("a GGUF file does not hold {dtype}; expected f32, f16 or bf16")]
+    GgufDtype {
+        /// The dtype.
+        dtype: String,
+    },
+
+    // ---- evaluation
+    /// A task whose name cannot come from its file.
+    #[error("{}: expected a file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Two columns with one name.
+    #[error("duplicate name `{name}`; expected one for each column")]
+    RepeatedColumn {
+        /// The name.
+        name: String,
+    },
+    /// A request about routing for models without any.
+    #[error("there is no routing to change or report: every model is dense")]
+    NoRouting,
+    /// One model, where nothing else is asked for than a comparison.
+    #[error("expected a second model to compare with, or --dump FILE to keep the logits")]
+    OneModel,
+    /// A dump of logits to compare with, but no tokens.
+    #[error("expected --tokens: a dump does not say which tokens its logits are of")]
+    NoTokens,
+    /// No models to compare.
+    #[error("--divergence: expected a seed and its specialists, found nothing")]
+    NoSeed,
+    /// A seed with a name.
+    #[error("--divergence: the seed takes no name, found `{name}=`")]
+    SeedName {
+        /// The name.
+        name: String,
+    },
+    /// Two specialists with one name.
+    #[error("two specialists are named `{name}`; expected each name once")]
+    RepeatedSpecialist {
+        /// The name.
+        name: String,
+    },
+    /// A GPU for a build that uses none.
+    #[error("this build of bam-convert has no CUDA support")]
+    NoCuda,
+
+    // ---- recipes
+    /// A stage that its command refused, or that did not make its outputs.
+    #[error("{0}")]
+    Stage(Failure),
+
+    // ---- the Hub
+    /// A source of a manifest that is on the Hub, but at no commit.
+    #[cfg(feature = "hub")]
+    #[error(
+        "{}: key `{key}`: expected a reference to a commit, hf://ORG/NAME@COMMIT, found {found}", path.display()
+    )]
+    NoCommit {
+        /// The manifest.
+        path: PathBuf,
+        /// The key of the source.
+        key: String,
+        /// The reference.
+        found: String,
+    },
+    /// Something else than a folder to publish.
+    #[cfg(feature = "hub")]
+    #[error("{}: expected the folder of a checkpoint", path.display())]
+    NotAFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Two branches to publish to.
+    #[cfg(feature = "hub")]
+    #[error("expected one branch, found `{in_reference}` and `{in_flag}`")]
+    TwoBranches {
+        /// The branch in the reference.
+        in_reference: String,
+        /// The branch of `--revision`.
+        in_flag: String,
+    },
+    /// A commit without a message.
+    #[cfg(feature = "hub")]
+    #[error("expected a message, found an empty one")]
+    EmptyMessage,
+}
+
+impl From<Error> for CliError {
+    fn from(error: Error) -> Self {
+        Self::Library(Box::new(error))
+    }
+}
+
+impl CliError {
+    /// What to do next.
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        Some(Cow::Borrowed(match self {
+            Self::Library(error) | Self::Cost { error, .. } => return error.hint(),
+            Self::WithoutMethod { .. } => "leave it out, or pass that method",
+            Self::WithMethod { owners, .. } => {
+                return Some(format!("leave it out, or pass --method {owners}").into());
+            }
+            Self::CopiesTie => "pass --router normal, or leave --seed-copies out",
+            Self::PromptsOfParts => "pass --router normal",
+            Self::SharedKv => "pass --kv shared",
+            Self::RepeatedMixture { .. } => "name them: NAME=DIR",
+            Self::Base { .. } => "name one of the folders of --model with the same words",
+            Self::LayoutOfFile { .. } => "convert to a folder with --layout first, and that folder",
+            Self::Quantize => "pass --to gguf with it",
+            Self::GgufDtype { .. } => "or pass --quantize q8_0",
+            Self::OneModel => "`bam-convert logits --help` shows both",
+            Self::SeedName { .. } => "the seed comes first: --divergence SEED NAME=DIR…",
+            Self::RepeatedSpecialist { .. } => "name them: --divergence SEED NAME=DIR…",
+            Self::NoCuda => {
+                "build it with `cargo build --release --features cuda`, or use --device cpu"
+            }
+            Self::Stage(_) => "the last lines are above",
+            #[cfg(feature = "hub")]
+            Self::NoCommit { .. } => {
+                "name it yourself: `validate --against hf://…`, or `run --source NAME=hf://…`"
+            }
+            _ => return None,
+        }))
+    }
+
+    /// The exit code: 2 for what the command line refuses; the library decides for its own errors.
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Library(error) => error.exit_code(),
+            _ => 2,
+        }
+    }
+}
+
+/// The message of a command's error. Ours name their cause themselves; of others, all causes follow.
+pub fn text(error: &anyhow::Error) -> String {
+    if error.is::<CliError>() || error.is::<Error>() {
+        error.to_string()
+    } else {
+        format!("{error:#}")
+    }
+}
+
+/// What to do next, where the error knows.
+pub fn hint(error: &anyhow::Error) -> Option<Cow<'_, str>> {
+    match error.downcast_ref::<CliError>() {
+        Some(error) => error.hint(),
+        None => error.downcast_ref::<Error>()?.hint(),
+    }
+}
+
+/// The exit code. An error of neither kind comes from the machine.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<CliError>() {
+        Some(error) => error.exit_code(),
+        None => error.downcast_ref::<Error>().map_or(3, Error::exit_code),
+    }
+}
