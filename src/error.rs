@@ -15,8 +15,11 @@ use crate::evaluate::EvaluateError;
 #[cfg(feature = "hub")]
 use crate::hub::HubError;
 use crate::mergekit::MergekitError;
+use crate::model::chat::ChatError;
+use crate::model::{ModelError, TokenizerError};
 use crate::pipeline::{PipelineError, RecipeError};
 use crate::table;
+use crate::train::{RunError, TrainError};
 use crate::verify::VerifyError;
 
 /// Result of this crate's operations.
@@ -76,6 +79,21 @@ pub enum Error {
     /// An evaluation cannot be made of its inputs.
     #[error(transparent)]
     Evaluate(#[from] EvaluateError),
+    /// A request to a model breaks a rule.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A `tokenizer.json`, or a text for it, breaks a rule.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// A chat template breaks a rule.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// A request to train breaks a rule, or a step stops the run.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// The folder of a run breaks a rule.
+    #[error(transparent)]
+    Run(#[from] RunError),
     /// A configuration file of mergekit asks for something that bam-convert does not do.
     #[error(transparent)]
     Mergekit(#[from] MergekitError),
@@ -224,6 +242,11 @@ impl Error {
             Self::Data(error) => error.hint(),
             Self::Tokens(error) => error.hint(),
             Self::Evaluate(error) => error.hint(),
+            Self::Model(error) => error.hint(),
+            Self::Tokenizer(error) => error.hint(),
+            Self::Chat(error) => error.hint(),
+            Self::Train(error) => error.hint(),
+            Self::Run(error) => error.hint(),
             Self::Mergekit(error) => error.hint(),
             Self::Recipe(error) => error.hint(),
             Self::Pipeline(error) => error.hint(),
@@ -244,6 +267,11 @@ impl Error {
             Self::Data(error) => error.place(),
             Self::Tokens(error) => error.place(),
             Self::Evaluate(error) => error.place(),
+            Self::Model(error) => error.place(),
+            Self::Tokenizer(error) => error.place(),
+            Self::Chat(error) => error.place(),
+            Self::Train(error) => error.place(),
+            Self::Run(error) => error.place(),
             Self::Mergekit(error) => error.place(),
             Self::Recipe(error) => error.place(),
             Self::Pipeline(error) => error.place(),

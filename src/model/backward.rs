@@ -5,6 +5,7 @@ use candle_core::{Tensor, Var};
 use super::backend::{Gradients, OperationRecord, OptimiserState, TokenLosses};
 use super::block::{BlockRecord, InputGradient};
 use super::causal_lm::CausalLm;
+use super::error::ModelError;
 use super::pass::Pass;
 use super::router::{LayerRouting, RouterLoss, RouterLosses};
 use crate::{Error, Result};
@@ -118,7 +119,7 @@ impl CausalLm {
         weights: &[f32],
         gradients: &mut Gradients,
     ) -> Result<(Tensor, Tensor)> {
-        self.check_targets(targets)?;
+        self.check_in_vocabulary(targets)?;
         let failed = |e| self.failed(e);
         let operations = self.operations();
         let normed = operations.norm(&self.norm, x).map_err(failed)?;
@@ -138,6 +139,5 @@ impl CausalLm {
 }
 
 fn no_backward_pass() -> Error {
-    Error::usage("a model loaded for inference has no backward pass")
-        .with_hint("load it with Mode::Train")
+    ModelError::NoBackwardPass.into()
 }

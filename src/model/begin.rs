@@ -2,14 +2,15 @@
 
 use std::cell::RefCell;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::cache::{KvCache, LayerCache};
 use super::causal_lm::{CausalLm, Forward};
+use super::error::ModelError;
 use super::pass::{AttentionMask, Pass};
 use super::router::Overrides;
+use crate::Result;
 use crate::family::AttentionKv;
-use crate::{Error, Result};
 
 impl CausalLm {
     /// The embeddings of `tokens` `[batch, seq, hidden]`, and what the layers need to know of the pass.
@@ -26,9 +27,7 @@ impl CausalLm {
         self.check_ids(tokens)?;
         self.check_overrides(&options.overrides)?;
         if cache.is_some() && self.params.vars().next().is_some() {
-            return Err(Error::usage(
-                "a pass with a cache has no backward pass: load the model without trainable parameters",
-            ));
+            return Err(ModelError::CacheInTraining.into());
         }
 
         let (mut offset, mut left_padding) = (0, options.left_padding.clone());
@@ -72,20 +71,18 @@ impl CausalLm {
 
     /// The batch and length of `tokens`.
     fn check_shape(&self, tokens: &Tensor, options: &Forward) -> Result<(usize, usize)> {
-        let (batch, seq) = tokens.dims2().map_err(|_| {
-            Error::usage(format!(
-                "expected token ids [batch, seq], found {:?}",
-                tokens.dims()
-            ))
+        let (batch, seq) = tokens.dims2().map_err(|_| ModelError::TokenShape {
+            found: tokens.dims().to_vec(),
         })?;
         if batch == 0 || seq == 0 {
-            return Err(Error::usage("expected at least one token, found none"));
+            return Err(ModelError::NoTokens.into());
         }
         match &options.left_padding {
-            Some(padding) if padding.len() != batch => Err(Error::usage(format!(
-                "expected the padding of {batch} rows, found {}",
-                padding.len()
-            ))),
+            Some(padding) if padding.len() != batch => Err(ModelError::PaddingRows {
+                expected: batch,
+                found: padding.len(),
+            }
+            .into()),
             _ => Ok((batch, seq)),
         }
     }
@@ -101,15 +98,13 @@ impl CausalLm {
             }
             (cache.batch, cache.left_padding) = (batch, options.left_padding.clone());
         } else if (cache.batch, cache.layers.len()) != (batch, self.blocks.len()) {
-            let problem = format!(
-                "the cache holds {} rows of another pass, expected {batch}",
-                cache.batch
-            );
-            return Err(Error::usage(problem));
+            return Err(ModelError::OtherCache {
+                expected: batch,
+                found: cache.batch,
+            }
+            .into());
         } else if options.left_padding.is_some() {
-            return Err(Error::usage(
-                "padding belongs to the first tokens, but the cache has seen some already",
-            ));
+            return Err(ModelError::LatePadding.into());
         }
         Ok(())
     }
@@ -117,26 +112,20 @@ impl CausalLm {
     fn check_context(&self, positions: usize) -> Result<()> {
         match self.architecture.max_position_embeddings {
             Some(longest) if positions as u64 > longest => {
-                let problem =
-                    format!("{positions} positions are more than the model's context of {longest}");
-                Err(Error::usage(problem)
-                    .with_hint("shorten the text; max_position_embeddings is the limit"))
+                Err(ModelError::LongContext { positions, longest }.into())
             }
             _ => Ok(()),
         }
     }
 
     fn check_ids(&self, tokens: &Tensor) -> Result<()> {
-        let ids = tokens.flatten_all().and_then(|ids| ids.to_vec1::<u32>());
-        let ids = ids.map_err(|e| Error::usage(format!("expected token ids of dtype u32: {e}")))?;
-        let vocab = self.architecture.vocab_size;
-        match ids.iter().find(|id| u64::from(**id) >= vocab) {
-            Some(id) => Err(Error::usage(format!(
-                "token id {id} is outside the model's vocabulary of {vocab}"
-            ))
-            .with_hint("is the tokenizer the one of this model?")),
-            None => Ok(()),
+        if tokens.dtype() != DType::U32 {
+            let found = tokens.dtype();
+            return Err(ModelError::TokenDtype { found }.into());
         }
+        let ids = tokens.flatten_all().and_then(|ids| ids.to_vec1::<u32>());
+        let ids = ids.map_err(|e| self.failed(e))?;
+        self.check_in_vocabulary(&ids)
     }
 
     fn check_overrides(&self, overrides: &Overrides) -> Result<()> {
@@ -144,9 +133,7 @@ impl CausalLm {
             return Ok(());
         }
         let Some(mixture) = &self.architecture.mixture else {
-            return Err(Error::usage(
-                "routing cannot be changed: the model is dense",
-            ));
+            return Err(ModelError::DenseRouting.into());
         };
         let experts = mixture.num_experts as usize;
         if let Some(dropped) = overrides
@@ -154,19 +141,18 @@ impl CausalLm {
             .iter()
             .find(|dropped| **dropped >= experts)
         {
-            return Err(Error::usage(format!(
-                "expected experts from 0 to {}, found {dropped}",
-                experts - 1
-            )));
+            return Err(ModelError::NoExpert {
+                last: experts - 1,
+                found: *dropped,
+            }
+            .into());
         }
         let attention_experts = match mixture.attention_kv {
             AttentionKv::Merged => experts,
             AttentionKv::Expert | AttentionKv::Shared => mixture.num_attention_experts as usize,
         };
         if (0..experts.min(attention_experts)).all(|expert| overrides.dropped.contains(&expert)) {
-            return Err(Error::usage(
-                "every expert is dropped; expected at least one to be left",
-            ));
+            return Err(ModelError::AllDropped.into());
         }
         let limits = [
             ("top-k", overrides.top_k, experts),
@@ -176,11 +162,9 @@ impl CausalLm {
                 mixture.num_attention_experts as usize,
             ),
         ];
-        for (name, value, most) in limits {
-            if let Some(value) = value.filter(|value| *value == 0 || *value > most) {
-                return Err(Error::usage(format!(
-                    "expected a {name} of 1 to {most}, found {value}"
-                )));
+        for (what, value, most) in limits {
+            if let Some(found) = value.filter(|value| *value == 0 || *value > most) {
+                return Err(ModelError::TopK { what, most, found }.into());
             }
         }
         Ok(())
@@ -198,12 +182,14 @@ fn document_starts(
         return Ok(None);
     };
     if documents.len() != batch || documents.iter().any(|row| row.len() != seq) {
-        return Err(Error::usage(format!(
-            "expected the documents of {batch} rows of {seq} tokens"
-        )));
+        return Err(ModelError::DocumentShape {
+            rows: batch,
+            tokens: seq,
+        }
+        .into());
     }
     if offset > 0 {
-        return Err(Error::usage("documents are for a pass without cache"));
+        return Err(ModelError::DocumentsWithCache.into());
     }
     Ok(Some(documents.iter().map(|row| starts(row)).collect()))
 }

@@ -1,6 +1,7 @@
 //! From parameters to layers: which modules an architecture has.
 
 use super::block::Block;
+use super::error::ModelError;
 use super::modules::{
     Attention, Bias, Experts, FeedForward, Head, Heads, KeyValue, Linear, Matrix, Mlp, Norm,
     Router, SharedExpert,
@@ -277,12 +278,13 @@ impl Builder<'_> {
 
     fn value(&self, role: Role, layer: Option<u64>, expert: Option<u64>) -> Result<&Value> {
         self.params.at(role, false, layer, expert).ok_or_else(|| {
-            let place = match (layer, expert) {
-                (None, _) => String::new(),
-                (Some(layer), None) => format!(" in layer {layer}"),
-                (Some(layer), Some(expert)) => format!(" in layer {layer}, expert {expert}"),
-            };
-            Error::file(self.params.path(), format!("has no `{role}` tensor{place}"))
+            ModelError::NoRoleTensor {
+                path: self.params.path().to_path_buf(),
+                role,
+                layer,
+                expert,
+            }
+            .into()
         })
     }
 

@@ -8,6 +8,7 @@ use super::backend::{Backend, BackendChoice, OperationRecord, TensorOperations};
 use super::block::{Block, BlockOutput};
 use super::build::Builder;
 use super::cache::{KvCache, LayerCache};
+use super::error::ModelError;
 use super::memory;
 use super::modules::{Head, Matrix, Norm};
 use super::params::{LoadOptions, Params, describe};
@@ -215,7 +216,7 @@ impl CausalLm {
 
     /// The negative log-likelihoods of [`loss`](Self::loss) alone.
     pub fn likelihoods(&self, x: &Tensor, targets: &[u32]) -> Result<Tensor> {
-        self.check_targets(targets)?;
+        self.check_in_vocabulary(targets)?;
         let rows = self.final_norm(x)?;
         rows.flatten(0, 1)
             .and_then(|rows| self.operations().likelihoods(&self.head, &rows, targets))
@@ -235,22 +236,21 @@ impl CausalLm {
         losses: Option<&RouterLosses>,
     ) -> Result<BlockOutput<Tensor, Box<dyn OperationRecord>>> {
         let Some(block) = self.blocks.get(layer) else {
-            return Err(Error::usage(format!(
-                "the model has {} layers, found layer {layer}",
-                self.blocks.len()
-            )));
+            return Err(ModelError::NoLayer {
+                layers: self.blocks.len(),
+                found: layer,
+            }
+            .into());
         };
         block
             .forward(self.operations(), x, pass, cache, losses)
             .map_err(|e| self.failed(e))
     }
 
-    pub(super) fn check_targets(&self, targets: &[u32]) -> Result<()> {
-        let vocab = self.architecture.vocab_size;
-        match targets.iter().find(|id| u64::from(**id) >= vocab) {
-            Some(id) => Err(Error::usage(format!(
-                "token id {id} is outside the model's vocabulary of {vocab}"
-            ))),
+    pub(super) fn check_in_vocabulary(&self, ids: &[u32]) -> Result<()> {
+        let vocab_size = self.architecture.vocab_size;
+        match ids.iter().find(|id| u64::from(**id) >= vocab_size) {
+            Some(&id) => Err(ModelError::TokenOutside { id, vocab_size }.into()),
             None => Ok(()),
         }
     }
@@ -287,11 +287,8 @@ pub fn logits(folder: &Path, tokens: &[u32], device: &Device) -> Result<Tensor> 
     };
     let (logits, sum) = finish().map_err(|e| model.failed(e))?;
     if !sum.is_finite() {
-        return Err(Error::file(
-            folder,
-            "its logits are not finite: NaN or infinity among them",
-        )
-        .with_hint("`bam-convert inspect` shows the tensors; look for NaN in the weights"));
+        let path = folder.to_path_buf();
+        return Err(ModelError::NotFinite { path }.into());
     }
     Ok(logits)
 }

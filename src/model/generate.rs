@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::cache::KvCache;
 use super::causal_lm::{CausalLm, Forward};
+use super::error::ModelError;
 use super::router::Overrides;
 use super::sampling::{Sampler, Sampling};
 use crate::checkpoint::json;
@@ -161,7 +162,10 @@ pub fn eos_ids(folder: &Path) -> Result<Vec<u32>> {
         };
         let id = |id: &Value| {
             let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
-            id.ok_or_else(|| Error::key(&path, KEY, "expected a token id or a list of them"))
+            id.ok_or_else(|| {
+                let (path, key) = (path.clone(), KEY);
+                ModelError::EndOfText { path, key }.into()
+            })
         };
         // −1 was an early spelling of "none".
         return ids
@@ -175,34 +179,25 @@ pub fn eos_ids(folder: &Path) -> Result<Vec<u32>> {
 
 fn check_prompts(model: &CausalLm, prompts: &[Vec<u32>], max_tokens: usize) -> Result<()> {
     if prompts.is_empty() {
-        return Err(Error::usage("expected at least one prompt, found none"));
+        return Err(ModelError::NoPrompts.into());
     }
     for (number, prompt) in prompts.iter().enumerate() {
-        let name = if prompts.len() == 1 {
-            "the prompt".to_owned()
-        } else {
-            format!("prompt {}", number + 1)
-        };
+        let number = (prompts.len() > 1).then_some(number + 1);
         if prompt.is_empty() {
-            return Err(Error::usage(format!(
-                "{name} has no tokens: there is nothing to continue"
-            )));
+            return Err(ModelError::EmptyPrompt { number }.into());
         }
         let Some(context) = model.architecture().max_position_embeddings else {
             continue;
         };
-        let (length, room) = (
-            prompt.len(),
-            (context as usize).saturating_sub(prompt.len()),
-        );
-        if max_tokens > room {
-            let problem = format!(
-                "{name} of {length} tokens and {max_tokens} new ones are more than the model's context of {context}"
-            );
-            return Err(Error::usage(problem).with_hint(match room {
-                0 => "shorten the prompt; max_position_embeddings is the limit".to_owned(),
-                _ => format!("ask for at most {room} new tokens, or shorten the prompt"),
-            }));
+        let length = prompt.len();
+        if max_tokens > (context as usize).saturating_sub(length) {
+            return Err(ModelError::LongPrompt {
+                number,
+                length,
+                new: max_tokens,
+                context,
+            }
+            .into());
         }
     }
     Ok(())
@@ -253,12 +248,11 @@ impl Text {
             return Ok(());
         }
         if !logits.iter().all(|logit| logit.is_finite()) {
-            let problem = format!(
-                "its logits after {} tokens are not finite: NaN or infinity",
-                self.all.len()
-            );
-            return Err(Error::file(model.params().path(), problem)
-                .with_hint("`bam-convert validate` names the tensors that hold NaN or infinity"));
+            return Err(ModelError::NotFiniteAfter {
+                path: model.params().path().to_path_buf(),
+                tokens: self.all.len(),
+            }
+            .into());
         }
         let id = self.sampler.next(logits, &self.all)?;
         self.all.push(id);

@@ -11,6 +11,7 @@ mod build;
 mod cache;
 mod causal_lm;
 pub mod chat;
+mod error;
 pub mod generate;
 mod memory;
 mod modules;
@@ -25,6 +26,7 @@ mod tests;
 pub mod text_stream;
 pub mod tokenizer;
 mod tokenizer_cuts;
+mod tokenizer_error;
 mod tokenizer_parts;
 #[cfg(test)]
 mod tokenizer_tests;
@@ -37,8 +39,10 @@ pub use backward::{LayerRecord, LayerRun};
 pub use block::InputGradient;
 pub use cache::KvCache;
 pub use causal_lm::{CausalLm, Forward, Output, logits};
+pub use error::ModelError;
 pub use params::{LoadOptions, Mode, Parameter, Params, Trainable, Weights, has_kernels};
 pub use pass::Pass;
 pub use router::{
     LayerRouting, LoadBalance, Overrides, RouterLoss, RouterLossValues, RouterLosses, Routing,
 };
+pub use tokenizer_error::{TokenizerError, TokenizerPartRule};

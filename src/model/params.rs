@@ -10,6 +10,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, Var};
 use rayon::prelude::*;
 
+use super::error::ModelError;
 use super::stored::{Pages, StoredMatrix};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::{Checkpoint, Encoding, TensorEntry};
@@ -93,19 +94,13 @@ impl LoadOptions {
 
     fn check(&self) -> Result<()> {
         if self.mode == Mode::Infer && self.trainable != Trainable::None {
-            return Err(Error::usage(
-                "a model with trainable parameters needs Mode::Train: inference has no gradients",
-            ));
+            return Err(ModelError::TrainableInference.into());
         }
         if !matches!(
             self.dtype,
             DType::F64 | DType::F32 | DType::F16 | DType::BF16
         ) {
-            let problem = format!(
-                "expected to compute in f64, f32, f16 or bf16, found {:?}",
-                self.dtype
-            );
-            return Err(Error::usage(problem));
+            return Err(ModelError::ComputeDtype { found: self.dtype }.into());
         }
         Ok(())
     }
@@ -210,21 +205,21 @@ impl Params {
         options.check()?;
         let mut values = Vec::new();
         for spec in architecture.tensors()? {
-            let tensor = tensors
-                .remove(&spec.name)
-                .ok_or_else(|| Error::tensor(path, &spec.name, "is missing"))?;
+            let missing = || missing_tensor(path, &spec.name);
+            let tensor = tensors.remove(&spec.name).ok_or_else(missing)?;
             if !tensor
                 .dims()
                 .iter()
                 .map(|extent| *extent as u64)
                 .eq(spec.shape.iter().copied())
             {
-                let problem = format!(
-                    "has shape {:?}, but config.json makes it {:?}",
-                    tensor.dims(),
-                    spec.shape
-                );
-                return Err(Error::tensor(path, &spec.name, problem));
+                return Err(ModelError::TensorShape {
+                    path: path.to_path_buf(),
+                    found: tensor.dims().to_vec(),
+                    expected: spec.shape,
+                    tensor: spec.name,
+                }
+                .into());
             }
             let value = tensor
                 .to_device(&options.device)
@@ -234,11 +229,11 @@ impl Params {
             values.push((spec, value));
         }
         if let Some(name) = tensors.keys().next() {
-            return Err(Error::tensor(
-                path,
-                name,
-                "is no tensor of the model that config.json describes",
-            ));
+            return Err(ModelError::UnknownTensor {
+                path: path.to_path_buf(),
+                tensor: name.clone(),
+            }
+            .into());
         }
         Self::new(path, values, options)
     }
@@ -264,11 +259,11 @@ impl Params {
                 .iter()
                 .find(|name| !found.parameters.contains_key(*name))
         {
-            return Err(Error::tensor(
-                path,
-                unknown,
-                "is to be trained, but is no tensor of the model",
-            ));
+            return Err(ModelError::NotTrainable {
+                path: path.to_path_buf(),
+                tensor: unknown.clone(),
+            }
+            .into());
         }
         Ok(found)
     }
@@ -301,7 +296,7 @@ impl Params {
         let parameter = self
             .parameters
             .get(name)
-            .ok_or_else(|| Error::tensor(&self.path, name, "is missing"))?;
+            .ok_or_else(|| missing_tensor(&self.path, name))?;
         match &parameter.value {
             Value::Variable(var) => Ok(var.as_detached_tensor()),
             Value::Frozen(tensor) => Ok(tensor.clone()),
@@ -347,17 +342,20 @@ fn read(
     let shape: Vec<usize> = spec.shape.iter().map(|extent| *extent as usize).collect();
     let failed = |e: candle_core::Error| Error::compute(format!("load tensor `{}`", spec.name), e);
     let Encoding::Plain(stored) = entry.encoding else {
-        return Err(Error::tensor(
-            path,
-            &spec.name,
-            format!("is {}, expected a floating-point dtype", entry.encoding),
-        ));
+        return Err(ModelError::Quantised {
+            path: path.to_path_buf(),
+            tensor: spec.name.clone(),
+            found: entry.encoding,
+        }
+        .into());
     };
     if !dtype::is_float(stored) {
-        let problem = format!("is stored as {stored}, expected a floating-point dtype");
-        return Err(Error::tensor(path, &spec.name, problem).with_hint(
-            "`bam-convert convert --dtype bf16` makes a checkpoint of ordinary floats",
-        ));
+        return Err(ModelError::NotFloat {
+            path: path.to_path_buf(),
+            tensor: spec.name.clone(),
+            found: stored,
+        }
+        .into());
     }
     let elements = entry.elements() as usize;
     let tensor = match stored {
@@ -399,4 +397,11 @@ pub(super) fn describe(folder: &Path) -> Result<(Config, Architecture)> {
     let config = Config::read(folder)?;
     let architecture = Architecture::of(&config)?;
     Ok((config, architecture))
+}
+
+fn missing_tensor(path: &Path, tensor: &str) -> ModelError {
+    ModelError::MissingTensor {
+        path: path.to_path_buf(),
+        tensor: tensor.to_owned(),
+    }
 }

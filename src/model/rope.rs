@@ -8,6 +8,7 @@ use std::f64::consts::PI;
 use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use serde_json::Value;
 
+use super::error::ModelError;
 use crate::family::{Architecture, Config};
 use crate::{Error, Result};
 
@@ -241,11 +242,10 @@ impl Scaling<'_> {
     }
 
     fn missing(&self, name: &str) -> Error {
-        let problem = "expected a value, but the key is missing";
-        Error::key(
-            &self.config.path,
-            &format!("rope_parameters.{name}"),
-            problem,
-        )
+        ModelError::NoRopeValue {
+            path: self.config.path.clone(),
+            key: format!("rope_parameters.{name}"),
+        }
+        .into()
     }
 }

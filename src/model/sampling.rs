@@ -3,6 +3,7 @@
 use candle_core::{Device, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling as Draw};
 
+use super::error::ModelError;
 use crate::{Error, Result};
 
 /// How the next token is chosen.
@@ -42,27 +43,31 @@ impl Default for Sampling {
 impl Sampling {
     /// Refuses numbers that make no sense, by name.
     pub fn check(&self) -> Result<()> {
-        let wrong = |name: &str, range: &str, found: f64| {
-            Err(Error::usage(format!(
-                "expected a {name} {range}, found {found}"
-            )))
-        };
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return wrong("temperature", "of 0 or more", self.temperature);
+            return out_of_range("temperature", "of 0 or more", self.temperature);
         }
         if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
-            return wrong("repetition penalty", "above 0", self.repetition_penalty);
+            return out_of_range("repetition penalty", "above 0", self.repetition_penalty);
         }
         if self.top_k == Some(0) {
-            return wrong("top-k", "of 1 or more", 0.0);
+            return out_of_range("top-k", "of 1 or more", 0.0);
         }
         for (name, share) in [("top-p", self.top_p), ("min-p", self.min_p)] {
             if let Some(share) = share.filter(|share| !(0.0..=1.0).contains(share)) {
-                return wrong(name, "from 0 to 1", share);
+                return out_of_range(name, "from 0 to 1", share);
             }
         }
         Ok(())
     }
+}
+
+fn out_of_range(what: &'static str, expected: &'static str, found: f64) -> Result<()> {
+    Err(ModelError::Sampling {
+        what,
+        expected,
+        found,
+    }
+    .into())
 }
 
 /// Draws tokens, one after another.

@@ -8,6 +8,7 @@ use tokenizers::models::ModelWrapper;
 use tokenizers::{Encoding, NormalizedString, Normalizer, Tokenizer as Inner};
 
 use super::tokenizer_cuts::Cuts;
+use super::tokenizer_error::TokenizerError;
 use super::tokenizer_parts::{self, Parts};
 use crate::caught::caught;
 use crate::checkpoint::json;
@@ -62,11 +63,7 @@ impl Tokenizer {
     pub fn load(folder: &Path, vocab_size: u64) -> Result<Self> {
         let path = folder.join(FILE);
         if !path.exists() {
-            return Err(Error::file(
-                &path,
-                "is missing: the checkpoint cannot turn text into tokens",
-            )
-            .with_hint("copy the tokenizer.json of the model that it was made from"));
+            return Err(TokenizerError::Missing { path }.into());
         }
         let tokenizer = Self::open(&path)?;
         tokenizer.check_ids(vocab_size)?;
@@ -84,20 +81,16 @@ impl Tokenizer {
         let cuts = Cuts::of(&object);
         // Values take many times the bytes of the file.
         drop(object);
-        let refused = |problem: &dyn std::fmt::Display| {
-            Error::file(
-                path,
-                format!("expected a tokenizer of the `tokenizers` library: {problem}"),
-            )
+        let refused = |problem: &dyn std::fmt::Display| TokenizerError::NotTokenizer {
+            path: path.to_path_buf(),
+            problem: problem.to_string(),
         };
         let mut inner = caught(|| Inner::from_bytes(bytes))
             .map_err(|panic| refused(&panic))?
             .map_err(|e| refused(&e))?;
         inner.with_padding(None);
         // Only truncation that is asked for can fail.
-        inner
-            .with_truncation(None)
-            .map_err(|e| Error::file(path, e.to_string()))?;
+        inner.with_truncation(None).map_err(|e| refused(&e))?;
         if let ModelWrapper::BPE(model) = inner.get_model()
             && model.dropout.is_some()
         {
@@ -128,10 +121,13 @@ impl Tokenizer {
         let Some((token, id)) = self.highest().filter(|(_, id)| *id >= vocab_size) else {
             return Ok(());
         };
-        let problem = format!(
-            "has the token id {id} (`{token}`), but the model's vocabulary has {vocab_size} (vocab_size)"
-        );
-        Err(Error::file(&self.path, problem).with_hint("is the tokenizer the one of this model?"))
+        Err(TokenizerError::IdOutside {
+            path: self.path.clone(),
+            id,
+            token,
+            vocab_size,
+        }
+        .into())
     }
 
     /// The highest id plus one.
@@ -237,12 +233,12 @@ impl Tokenizer {
         while start < text.len() {
             let (length, next) = self.cuts.first(&text[start..], wanted);
             if length > LONGEST_PIECE {
-                let problem = format!(
-                    "cannot tokenize {length} bytes of text in one piece, at most {LONGEST_PIECE}, and finds no place to \
-                     cut them at"
-                );
-                return Err(Error::file(&self.path, problem)
-                    .with_hint("split it into documents, or leave it out"));
+                return Err(TokenizerError::LongPiece {
+                    path: self.path.clone(),
+                    length,
+                    most: LONGEST_PIECE,
+                }
+                .into());
             }
             pieces.push(start..start + length);
             start += next;
@@ -288,11 +284,12 @@ impl Tokenizer {
             done.map_err(|e| self.failed("normalize a text", &e))?;
             made += normalized.get().len() as u64;
             if made > most {
-                let problem = format!(
-                    "its normalizer makes more than {most} bytes of a text of {}",
-                    piece.len()
-                );
-                return Err(Error::key(&self.path, "normalizer", problem));
+                return Err(TokenizerError::GrowingText {
+                    path: self.path.clone(),
+                    most,
+                    length: piece.len(),
+                }
+                .into());
             }
         }
         Ok(())
@@ -307,19 +304,25 @@ impl Tokenizer {
         let tokens = ids.iter().filter_map(|id| self.inner.id_to_token(*id));
         let bytes: u64 = tokens.map(|token| 1 + token.len() as u64).sum();
         if bytes.saturating_mul(self.parts.decoded) > MOST_DECODED {
-            let problem = format!(
-                "its decoder may make more than {MOST_DECODED} bytes of {} tokens",
-                ids.len()
-            );
-            return Err(Error::key(&self.path, "decoder", problem));
+            return Err(TokenizerError::GrowingTokens {
+                path: self.path.clone(),
+                most: MOST_DECODED,
+                tokens: ids.len(),
+            }
+            .into());
         }
         caught(|| self.inner.decode(ids, true))
             .map_err(|panic| self.failed(what, &panic))?
             .map_err(|e| self.failed(what, &e))
     }
 
-    fn failed(&self, what: &str, problem: &dyn std::fmt::Display) -> Error {
-        Error::file(&self.path, format!("cannot {what}: {problem}"))
+    fn failed(&self, action: &'static str, problem: &dyn std::fmt::Display) -> Error {
+        TokenizerError::Failed {
+            path: self.path.clone(),
+            action,
+            problem: problem.to_string(),
+        }
+        .into()
     }
 }
 

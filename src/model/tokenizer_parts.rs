@@ -3,12 +3,14 @@
 //! The library does what the file says: a normalizer may make gigabytes of a letter, and an allocation that fails ends the
 //! process. So growth is bounded here, part by part, by what published tokenizers need many times over.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
+use super::tokenizer_error::{TokenizerError, TokenizerPartRule as Rule};
 use crate::error::nearest;
 use crate::{Error, Result};
 
@@ -102,7 +104,7 @@ pub(super) fn check(path: &Path, object: &Map<String, Value>) -> Result<Parts> {
             check.pattern(step, "pre_tokenizer")?;
         }
         if kind == "FixedLength" && step.get("length").and_then(Value::as_u64) == Some(0) {
-            return Err(check.refused("pre_tokenizer", "cuts texts into pieces of no length"));
+            return Err(check.refused("pre_tokenizer", Rule::EmptyPieces));
         }
     }
     let around = check.around(object)?;
@@ -155,16 +157,20 @@ type Step<'v> = (&'v Map<String, Value>, &'v str);
 type GrowthOf<'f> = &'f dyn Fn(&Map<String, Value>, &str) -> Result<u64>;
 
 impl Check<'_> {
-    fn refused(&self, key: &str, problem: impl Into<String>) -> Error {
-        Error::key(self.path, key, problem)
-            .with_hint("no published tokenizer needs this: take the tokenizer.json from the model's own repository")
+    fn refused(&self, key: impl Into<Cow<'static, str>>, rule: Rule) -> Error {
+        TokenizerError::Part {
+            path: self.path.to_path_buf(),
+            key: key.into(),
+            rule,
+        }
+        .into()
     }
 
     /// The steps of a part; sequences within sequences are listed one after the other.
     fn steps<'v>(
         &self,
         object: &'v Map<String, Value>,
-        key: &str,
+        key: &'static str,
         list: &str,
     ) -> Result<Vec<Step<'v>>> {
         let mut found = Vec::new();
@@ -173,10 +179,10 @@ impl Check<'_> {
             let step = match part {
                 Value::Null => continue,
                 Value::Object(step) => step,
-                _ => return Err(self.refused(key, "expected an object with a `type`")),
+                _ => return Err(self.refused(key, Rule::NoObject)),
             };
             let Some(Value::String(kind)) = step.get("type") else {
-                return Err(self.refused(key, "expected a `type` in each step, found none"));
+                return Err(self.refused(key, Rule::NoType));
             };
             self.known(key, list, kind, step)?;
             match (kind.as_str(), step.get(list)) {
@@ -184,19 +190,26 @@ impl Check<'_> {
                 _ => found.push((step, kind.as_str())),
             }
             if found.len() + open.len() > MOST_STEPS {
-                let problem = format!("has more than {MOST_STEPS} steps");
-                return Err(self.refused(key, problem));
+                return Err(self.refused(key, Rule::ManySteps { most: MOST_STEPS }));
             }
         }
         Ok(found)
     }
 
     /// Refuses a step whose type the library does not read: it then goes by the other keys, and takes the step for another one.
-    fn known(&self, key: &str, list: &str, kind: &str, step: &Map<String, Value>) -> Result<()> {
+    fn known(
+        &self,
+        key: &'static str,
+        list: &str,
+        kind: &str,
+        step: &Map<String, Value>,
+    ) -> Result<()> {
         if !STEPS.contains(&kind) {
-            let known = nearest(kind, STEPS).unwrap_or("Sequence");
-            let problem = format!("`{kind}` is no type of a step; did you mean `{known}`?");
-            return Err(self.refused(key, problem));
+            let rule = Rule::UnknownType {
+                found: kind.to_owned(),
+                nearest: nearest(kind, STEPS).unwrap_or("Sequence"),
+            };
+            return Err(self.refused(key, rule));
         }
         let other = [
             list,
@@ -207,8 +220,11 @@ impl Check<'_> {
         ];
         match other.into_iter().find(|key| step.contains_key(*key)) {
             Some(other) if BY_KEYS.contains(&kind) => {
-                let problem = format!("`{other}` is no key of a step of the type `{kind}`");
-                Err(self.refused(key, problem))
+                let rule = Rule::OtherKey {
+                    found: other.to_owned(),
+                    kind: kind.to_owned(),
+                };
+                Err(self.refused(key, rule))
             }
             _ => Ok(()),
         }
@@ -218,7 +234,7 @@ impl Check<'_> {
     fn growth(
         &self,
         object: &Map<String, Value>,
-        key: &str,
+        key: &'static str,
         list: &str,
         of: GrowthOf<'_>,
     ) -> Result<u64> {
@@ -227,36 +243,42 @@ impl Check<'_> {
             growth = growth.saturating_mul(of(step, kind)?);
         }
         if growth > MOST_GROWTH {
-            let problem =
-                format!("its steps may make {growth} bytes of one, expected at most {MOST_GROWTH}");
-            return Err(self.refused(key, problem));
+            let rule = Rule::Growth {
+                found: growth,
+                most: MOST_GROWTH,
+            };
+            return Err(self.refused(key, rule));
         }
         Ok(growth)
     }
 
     /// The pattern of a step, and whether it is a regular expression.
-    fn pattern<'v>(&self, step: &'v Map<String, Value>, key: &str) -> Result<(&'v str, bool)> {
+    fn pattern<'v>(
+        &self,
+        step: &'v Map<String, Value>,
+        key: &'static str,
+    ) -> Result<(&'v str, bool)> {
         let pattern = step.get("pattern").and_then(Value::as_object);
         let text = |kind: &str| pattern?.get(kind)?.as_str();
         let (pattern, regex) = match (text("String"), text("Regex")) {
             (Some(text), None) => (text, false),
             (None, Some(text)) => (text, true),
-            _ => return Err(self.refused(key, "expected a `pattern` of a String or a Regex")),
+            _ => return Err(self.refused(key, Rule::NoPattern)),
         };
         if pattern.is_empty() {
-            return Err(self.refused(key, "has an empty pattern, which is found everywhere"));
+            return Err(self.refused(key, Rule::EmptyPattern));
         }
         if regex && pattern.len() > LONGEST_PATTERN {
-            let problem = format!(
-                "has a regular expression of {} bytes, expected at most {LONGEST_PATTERN}",
-                pattern.len()
-            );
-            return Err(self.refused(key, problem));
+            let rule = Rule::LongPattern {
+                found: pattern.len(),
+                most: LONGEST_PATTERN,
+            };
+            return Err(self.refused(key, rule));
         }
         Ok((pattern, regex))
     }
 
-    fn replace(&self, step: &Map<String, Value>, key: &str) -> Result<u64> {
+    fn replace(&self, step: &Map<String, Value>, key: &'static str) -> Result<u64> {
         let (pattern, regex) = self.pattern(step, key)?;
         let content = text_of(step, "content").len() as u64;
         // An expression may match between two characters, which both stay.
@@ -271,21 +293,13 @@ impl Check<'_> {
     fn precompiled(&self, step: &Map<String, Value>) -> Result<u64> {
         let key = "normalizer";
         let bytes = STANDARD.decode(text_of(step, "precompiled_charsmap"));
-        let bytes = bytes.map_err(|e| {
-            self.refused(
-                key,
-                format!("expected a precompiled_charsmap in base64: {e}"),
-            )
-        })?;
+        let bytes = bytes.map_err(|e| self.refused(key, Rule::NotBase64(e)))?;
         let table = bytes.split_first_chunk::<4>();
         let table = table.map(|(size, rest)| (u32::from_le_bytes(*size) as usize, rest));
         let Some((size, rest)) = table.filter(|(size, rest)| *size > 0 && *size <= rest.len())
         else {
-            let problem = format!(
-                "its precompiled_charsmap of {} bytes does not hold the table that it begins with",
-                bytes.len()
-            );
-            return Err(self.refused(key, problem));
+            let length = bytes.len();
+            return Err(self.refused(key, Rule::CutCharsmap { length }));
         };
         let texts = rest[size..].split(|byte| *byte == 0);
         Ok(texts.map(<[u8]>::len).max().unwrap_or(0).max(1) as u64)
@@ -315,7 +329,7 @@ impl Check<'_> {
     fn template(&self, step: &Map<String, Value>, around: &mut Around) -> Result<()> {
         let key = "post_processor";
         let Some(Value::Array(pieces)) = step.get("single") else {
-            return Err(self.refused(key, "expected a template with a list `single`"));
+            return Err(self.refused(key, Rule::NoSingle));
         };
         let mut texts = 0;
         for piece in pieces {
@@ -328,20 +342,14 @@ impl Check<'_> {
                 (Some("SpecialToken"), Some(name)) => {
                     around.add(name, &self.special(step, name)?, texts > 0);
                 }
-                _ => {
-                    let problem =
-                        "has a piece in `single` that is neither the text nor a special token";
-                    return Err(self.refused(key, problem));
-                }
+                _ => return Err(self.refused(key, Rule::UnknownPiece)),
             }
             if around.count > MOST_AROUND {
-                let problem = format!("puts more than {MOST_AROUND} tokens around a text");
-                return Err(self.refused(key, problem));
+                return Err(self.refused(key, Rule::ManyAround { most: MOST_AROUND }));
             }
         }
         if texts != 1 {
-            let problem = format!("has the text {texts} times in `single`, expected it once");
-            return Err(self.refused(key, problem));
+            return Err(self.refused(key, Rule::TextTimes { found: texts }));
         }
         Ok(())
     }
@@ -358,14 +366,17 @@ impl Check<'_> {
                 Ok(ids.iter().filter_map(Value::as_u64).collect())
             }
             (Some(ids), Some(tokens)) => {
-                let problem = format!(
-                    "special token `{name}` has {} ids and {} tokens, expected as many",
-                    ids.len(),
-                    tokens.len()
-                );
-                Err(self.refused(key, problem))
+                let rule = Rule::IdsOfSpecial {
+                    name: name.to_owned(),
+                    ids: ids.len(),
+                    tokens: tokens.len(),
+                };
+                Err(self.refused(key, rule))
             }
-            _ => Err(self.refused(key, format!("special token `{name}` has no ids"))),
+            _ => {
+                let name = name.to_owned();
+                Err(self.refused(key, Rule::NoIdsOfSpecial { name }))
+            }
         }
     }
 
@@ -378,16 +389,17 @@ impl Check<'_> {
         for name in ["continuing_subword_prefix", "end_of_word_suffix"] {
             let found = text_of(model, name).len();
             if found > LONGEST_AFFIX {
-                let problem = format!("has {found} bytes, expected at most {LONGEST_AFFIX}");
-                return Err(self.refused(&format!("model.{name}"), problem));
+                let most = LONGEST_AFFIX;
+                return Err(self.refused(format!("model.{name}"), Rule::LongAffix { found, most }));
             }
         }
         let longest = model
             .get("max_input_chars_per_word")
             .and_then(Value::as_u64);
         if let Some(found) = longest.filter(|longest| *longest > LONGEST_WORD) {
-            let problem = format!("is {found}, expected at most {LONGEST_WORD}");
-            return Err(self.refused("model.max_input_chars_per_word", problem));
+            let most = LONGEST_WORD;
+            let rule = Rule::LongWord { found, most };
+            return Err(self.refused("model.max_input_chars_per_word", rule));
         }
         if let Some(Value::Array(vocab)) = model.get("vocab") {
             let tokens = vocab.iter().filter_map(|token| token.get(0)?.as_str());
@@ -396,9 +408,8 @@ impl Check<'_> {
                 .max()
                 .filter(|found| *found > LONGEST_UNIGRAM)
             {
-                let problem =
-                    format!("has a token of {found} bytes, expected at most {LONGEST_UNIGRAM}");
-                return Err(self.refused("model.vocab", problem));
+                let most = LONGEST_UNIGRAM;
+                return Err(self.refused("model.vocab", Rule::LongToken { found, most }));
             }
         }
         self.merges(model)?;
@@ -421,10 +432,8 @@ impl Check<'_> {
         let mut seconds = merges.iter().filter_map(second);
         match seconds.find(|second| !second.starts_with(prefix)) {
             Some(found) => {
-                let problem = format!(
-                    "merges {found:?}, which does not begin with continuing_subword_prefix {prefix:?}"
-                );
-                Err(self.refused("model.merges", problem))
+                let prefix = prefix.to_owned();
+                Err(self.refused("model.merges", Rule::MergeWithoutPrefix { found, prefix }))
             }
             None => Ok(()),
         }
@@ -441,10 +450,7 @@ impl Check<'_> {
             .map(|token| text_of(token, "content").len() as u64)
             .sum();
         if growth > 1 && bytes.saturating_mul(growth) > MOST_ADDED {
-            let problem = format!(
-                "has {bytes} bytes of tokens, of each of which the normalizer may make {growth}"
-            );
-            return Err(self.refused("added_tokens", problem));
+            return Err(self.refused("added_tokens", Rule::ManyAdded { bytes, growth }));
         }
         Ok(())
     }

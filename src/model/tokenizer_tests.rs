@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 
 use super::tokenizer::{Offsets, Tokenizer};
+use super::tokenizer_error::{TokenizerError, TokenizerPartRule as Rule};
+use crate::Error;
 use crate::family::gguf_tokenizer::WORD_EXPRESSIONS;
 
 const BYTE_LEVEL: &str = concat!(
@@ -180,10 +182,16 @@ fn a_step_is_what_its_type_says() {
         tokenizer["normalizer"] = json!({"type": kind, "normalizers": steps});
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), tokenizer.to_string()).unwrap();
-        let error = Tokenizer::open(file.path()).unwrap_err().to_string();
-        assert!(
-            error.contains("normalizer") && error.contains(kind),
-            "{error}"
-        );
+        let error = Tokenizer::open(file.path()).unwrap_err();
+        let Error::Tokenizer(TokenizerError::Part { key, rule, .. }) = &error else {
+            panic!("{error}");
+        };
+        assert_eq!(key, "normalizer");
+        let named = match rule {
+            Rule::UnknownType { found, .. } => found,
+            Rule::OtherKey { kind, .. } => kind,
+            _ => panic!("{error}"),
+        };
+        assert_eq!(named, kind);
     }
 }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::error::TrainError;
 use super::metrics::METRICS;
+use super::run_error::RunError;
 use crate::checkpoint::filesystem::{self, Lock};
 use crate::checkpoint::leftovers::remove_at_once;
 use crate::checkpoint::output::{beside, sync_folder};
@@ -39,12 +41,10 @@ impl RunFolder {
             .any(|name| path.join(name).exists())
             || holds_checkpoints(&path);
         if begun && !resume && !force {
-            return Err(Error::file(&path, "holds a run already")
-                .with_hint("pass --resume to continue it, or --force to begin anew"));
+            return Err(RunError::HoldsRun { path }.into());
         }
         if path.exists() && !begun && !is_abandoned(&path) {
-            return Err(Error::file(&path, "exists and is no folder of a run")
-                .with_hint("choose another --out"));
+            return Err(RunError::NotRunFolder { path }.into());
         }
         let checkpoints = path.join(CHECKPOINTS);
         fs::create_dir_all(&checkpoints).map_err(|e| Error::io("create", &checkpoints, e))?;
@@ -52,8 +52,7 @@ impl RunFolder {
         let file = OpenOptions::new().create(true).append(true).open(&lock);
         let file = file.map_err(|e| Error::io("create", &lock, e))?;
         if filesystem::try_lock(&file).map_err(|e| Error::io("lock", &lock, e))? == Lock::Busy {
-            return Err(Error::file(&path, "another process is at this run")
-                .with_hint("wait for it to end"));
+            return Err(RunError::Busy { path }.into());
         }
         let folder = Self { path, _lock: file };
         if begun && !resume {
@@ -80,8 +79,11 @@ impl RunFolder {
     /// Writes the settings down.
     pub(super) fn write_settings(&self, settings: &Map<String, Value>) -> Result<()> {
         let path = self.path.join(SETTINGS);
-        let mut text = serde_json::to_vec_pretty(settings)
-            .map_err(|e| Error::file(&path, format!("the settings cannot be written: {e}")))?;
+        let mut text =
+            serde_json::to_vec_pretty(settings).map_err(|source| TrainError::NotWritten {
+                what: "the settings of the run",
+                source,
+            })?;
         text.push(b'\n');
         single::write(&path, &[&text])
     }

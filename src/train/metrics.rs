@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::error::TrainError;
+use super::run_error::RunError;
 use super::tensorboard::EventFile;
 use crate::checkpoint::{filesystem, single};
 use crate::{Error, Result};
@@ -220,12 +222,12 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
     let (records, problems) = parse(path)?;
     match problems.into_iter().next() {
         None => Ok(records),
-        Some(problem) => Err(Error::file(path, problem)),
+        Some(problem) => Err(problem.into()),
     }
 }
 
 /// The records of a log, and what is wrong with the lines that are none. A last line without an end is left out.
-fn parse(path: &Path) -> Result<(Vec<Record>, Vec<String>)> {
+fn parse(path: &Path) -> Result<(Vec<Record>, Vec<RunError>)> {
     // Bytes, not text: a crash of the machine can leave anything after the last line that was synced.
     let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
     let (mut records, mut problems) = (Vec::new(), Vec::new());
@@ -233,7 +235,11 @@ fn parse(path: &Path) -> Result<(Vec<Record>, Vec<String>)> {
         match serde_json::from_slice(line) {
             Ok(record) => records.push(record),
             Err(_) if !line.ends_with(b"\n") => {}
-            Err(e) => problems.push(format!("line {}: expected a record: {e}", number + 1)),
+            Err(e) => problems.push(RunError::NotRecord {
+                path: path.to_path_buf(),
+                line: number + 1,
+                source: e,
+            }),
         }
     }
     Ok((records, problems))
@@ -253,7 +259,7 @@ impl Log {
     /// Begins the log in `folder`, or continues it after the last record of `step`.
     ///
     /// Nothing depends on the log, so damaged lines are left out: also returns what is wrong with each.
-    pub(super) fn begin(folder: &Path, step: Option<u64>) -> Result<(Self, Vec<String>)> {
+    pub(super) fn begin(folder: &Path, step: Option<u64>) -> Result<(Self, Vec<RunError>)> {
         let path = folder.join(METRICS);
         let (mut kept, mut problems) = (Vec::new(), Vec::new());
         if let Some(step) = step.filter(|_| path.exists()) {
@@ -306,8 +312,10 @@ impl Log {
 }
 
 fn line(record: &Record) -> Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(record)
-        .map_err(|e| Error::usage(format!("a record cannot be written: {e}")))?;
+    let mut line = serde_json::to_vec(record).map_err(|source| TrainError::NotWritten {
+        what: "a record",
+        source,
+    })?;
     line.push(b'\n');
     Ok(line)
 }

@@ -4,6 +4,7 @@
 //! way in the folder `OUT.run` beside the output. `docs/reference/run-folder.md` describes both.
 
 mod backward;
+mod error;
 mod event;
 mod folder;
 mod machine;
@@ -13,6 +14,7 @@ mod outlook;
 mod parameters;
 mod resume;
 mod run;
+mod run_error;
 mod save;
 mod schedule;
 pub mod select;
@@ -23,9 +25,11 @@ mod trainer;
 
 pub use crate::checkpoint::output::beside;
 pub use crate::model::{AdamW, LoadBalance};
+pub use error::{BadStep, TrainError};
 pub use event::{Event, Watcher};
 pub use machine::{Memory, matmul_peak};
 pub use outlook::Outlook;
 pub use run::{End, Request, check, run};
+pub use run_error::RunError;
 pub use schedule::{Decay, Schedule};
 pub use settings::{Operation, Settings};

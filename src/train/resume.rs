@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::folder::RunFolder;
 use super::parameters::Parameters;
+use super::run_error::RunError;
 use super::save::{PARTS, Position, STATE, STATE_TENSORS};
 use super::settings::{Settings, differences};
 use crate::checkpoint::hash::FileHash;
@@ -78,35 +79,28 @@ impl Candidates {
         if found.damaged.is_empty() {
             return Ok(found);
         }
-        let problems: Vec<String> = found
-            .damaged
-            .iter()
-            .map(|(_, problem)| problem.to_string())
-            .collect();
-        let problem = format!("no checkpoint of the run is whole: {}", problems.join("; "));
-        Err(Error::file(folder.path(), problem)
-            .with_hint("restore a checkpoint from a copy, or begin anew with --force"))
+        let damaged = found.damaged.into_iter().map(|(_, problem)| problem);
+        Err(RunError::NoWholeCheckpoint {
+            path: folder.path().to_path_buf(),
+            damaged: damaged.collect(),
+        }
+        .into())
     }
 }
 
 impl SameRun<'_> {
     /// Refuses to resume a run that was begun otherwise.
     fn check(&self, path: &Path, position: &Position) -> Result<()> {
-        let hint = "resume with the settings that the run was begun with, choose another --out, or begin anew with --force";
         let differences = differences(&position.settings, self.json);
         if !differences.is_empty() {
-            let problem = format!(
-                "the run cannot resume with other settings: {}",
-                differences.join("; ")
-            );
-            return Err(Error::file(path, problem).with_hint(hint));
+            let path = path.to_path_buf();
+            return Err(RunError::OtherSettings { path, differences }.into());
         }
         match different_file(&position.parent, self.parent) {
-            Some(file) => Err(Error::file(
-                self.checkpoint.join(&file.path),
-                "is not the file that the run was begun with",
-            )
-            .with_hint(hint)),
+            Some(file) => {
+                let path = self.checkpoint.join(&file.path);
+                Err(RunError::OtherParent { path }.into())
+            }
             None => Ok(()),
         }
     }
@@ -121,16 +115,19 @@ pub(super) fn different_file<'a>(a: &'a [FileHash], b: &'a [FileHash]) -> Option
 /// The position of the checkpoint of `step` in `folder`, once all its files have the hashes that its manifest lists.
 fn read(folder: &Path, step: u64) -> Result<Position> {
     if !metadata(folder)?.is_some_and(|found| found.is_dir()) {
-        return Err(Error::file(folder, "expected a folder"));
+        let path = folder.to_path_buf();
+        return Err(RunError::NotFolder { path }.into());
     }
-    let missing = || Error::file(folder.join(MANIFEST), "is missing");
+    let missing = || RunError::NoManifest {
+        path: folder.join(MANIFEST),
+    };
     metadata(&folder.join(MANIFEST))?.ok_or_else(missing)?;
     let manifest = Manifest::read(folder)?.ok_or_else(missing)?;
     check_files(folder, &manifest)?;
     for name in [STATE, STATE_TENSORS] {
         if !manifest.files.iter().any(|file| file.path == name) {
-            let problem = format!("is not listed in {MANIFEST}");
-            return Err(Error::file(folder.join(name), problem));
+            let path = folder.join(name);
+            return Err(RunError::NotListed { path }.into());
         }
     }
     let position = position(folder)?;
@@ -142,11 +139,11 @@ fn read(folder: &Path, step: u64) -> Result<Position> {
     if fits {
         return Ok(position);
     }
-    let problem = format!(
-        "step, tokens or settings differ from {MANIFEST} or from the folder's name: found step {}",
-        position.step
-    );
-    Err(Error::file(folder.join(STATE), problem))
+    Err(RunError::OtherPosition {
+        path: folder.join(STATE),
+        step: position.step,
+    }
+    .into())
 }
 
 /// What is at a path, `None` for nothing: what the machine refuses to tell is no damage.
@@ -174,7 +171,7 @@ fn position(folder: &Path) -> Result<Position> {
         u64::from(FORMAT_VERSION),
     )?;
     serde_json::from_value(Value::Object(object))
-        .map_err(|e| Error::file(&path, format!("expected the state of a run: {e}")))
+        .map_err(|source| RunError::NotState { path, source }.into())
 }
 
 /// Refuses a checkpoint of a version that is not known. It is no damage: going on from an older checkpoint would undo what
@@ -208,15 +205,20 @@ fn check_range(folder: &Path, position: &Position, settings: &Settings) -> Resul
         .into_iter()
         .find(|(_, found, least, most)| !(least..=most).contains(&found))
     {
-        let problem = format!("expected {least} to {most}, found {found}");
-        return Err(Error::key(&path, key, problem));
+        return Err(RunError::Position {
+            path,
+            key,
+            least,
+            most,
+            found,
+        }
+        .into());
     }
     let mean = position.norm_mean;
     if mean.is_finite() && mean >= 0.0 {
         Ok(())
     } else {
-        let problem = format!("expected a number of 0 or more, found {mean}");
-        Err(Error::key(&path, "norm_mean", problem))
+        Err(RunError::NormMean { path, found: mean }.into())
     }
 }
 
@@ -233,12 +235,13 @@ pub(super) fn restore(
             let name = format!("{prefix}.{}", parameter.spec.name);
             let entry = stored.tensor(&name)?;
             if entry.encoding.plain() != Some(Dtype::F32) || entry.shape != parameter.spec.shape {
-                let (found, expected) = (&entry.shape, &parameter.spec.shape);
-                let problem = format!(
-                    "expected F32 {expected:?}, found {} {found:?}",
-                    entry.encoding
-                );
-                return Err(Error::tensor(&path, &name, problem));
+                return Err(RunError::StateTensor {
+                    path,
+                    tensor: name,
+                    expected: parameter.spec.shape.clone(),
+                    found: format!("{} {:?}", entry.encoding, entry.shape),
+                }
+                .into());
             }
             let mut bytes = vec![0; entry.length as usize];
             stored.read_bytes(entry, 0, &mut bytes)?;

@@ -8,6 +8,7 @@ use std::time::Instant;
 use candle_core::{DType, Device};
 use serde_json::{Map, Value, json};
 
+use super::error::TrainError;
 use super::event::{Event, Watcher};
 use super::folder::RunFolder;
 use super::machine::{Memory, matmul_peak, peak_memory};
@@ -16,6 +17,7 @@ use super::metrics::{Log, METRICS, Record};
 use super::outlook::flops_per_token;
 use super::parameters::Parameters;
 use super::resume::{Candidates, ResumePoint, SameRun, check_files, different_file, restore};
+use super::run_error::RunError;
 use super::save::{Saver, stored_values};
 use super::select::trained_names;
 use super::session::{ROWS, Session};
@@ -70,8 +72,14 @@ pub struct End {
 /// Trains, and writes the output.
 ///
 /// When `stop` becomes true the run saves a checkpoint after the step that it is in, and ends with an error that says so.
-/// Refused are, by name: data of another tokenizer or vocabulary, empty, short or cut data, rows beyond the model's
-/// context, weights of 0, nothing to train, and resuming with other settings than the run was begun with.
+///
+/// # Errors
+/// Each of these is refused by name:
+///
+/// - data of another tokenizer or vocabulary, and empty, short or cut data;
+/// - rows beyond the model's context, and weights of 0;
+/// - nothing to train;
+/// - resuming with other settings than the run was begun with.
 pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<End> {
     let began = Instant::now();
     threads::start_shared(0)?;
@@ -237,6 +245,7 @@ fn begin_log(
 ) -> Result<Log> {
     let (mut log, problems) = Log::begin(folder.path(), resumed)?;
     for problem in problems {
+        let problem = Error::from(problem).problem();
         watch(&Event::Note(format!(
             "{METRICS}: {problem}; the log continues without this line"
         )));
@@ -283,11 +292,8 @@ fn check_settings(
         .max_position_embeddings
         .filter(|longest| settings.seq as u64 > *longest)
     {
-        let problem = format!(
-            "--seq: {} tokens are more than the model's context of {longest}",
-            settings.seq
-        );
-        return Err(Error::usage(problem));
+        let seq = settings.seq;
+        return Err(TrainError::LongRows { seq, longest }.into());
     }
     let names = trained_names(&request.checkpoint, architecture, settings)?;
     let is_cpu = request.device.is_cpu();
@@ -321,12 +327,12 @@ fn open_data(
             folder.check_tokenizer(sha256, &request.checkpoint)?;
         }
         if folder.vocab_size() > architecture.vocab_size {
-            let (found, expected) = (folder.vocab_size(), architecture.vocab_size);
-            let problem = format!(
-                "its tokens have a vocabulary of {found}, more than the model's {expected}"
-            );
-            return Err(Error::file(path, problem)
-                .with_hint("tokenize the texts with this model's tokenizer"));
+            return Err(TrainError::LargeVocabulary {
+                path: path.clone(),
+                expected: architecture.vocab_size,
+                found: folder.vocab_size(),
+            }
+            .into());
         }
         Split::ALL
             .iter()
@@ -374,14 +380,21 @@ fn is_finished(out: &Path, run: &SameRun) -> Result<bool> {
         && step == Some(run.settings.steps)
         && parent.is_some_and(|files| different_file(files, run.parent).is_none());
     if is_same {
-        check_files(out, &manifest).map_err(|error| {
-            error.with_hint(format!(
-                "{} is damaged: remove it, and run the same command again",
-                out.display()
-            ))
-        })?;
+        check_files(out, &manifest).map_err(|error| damaged_output(out, error))?;
     }
     Ok(is_same)
+}
+
+/// The error of a damaged output; an output that the machine cannot read may be whole all the same.
+fn damaged_output(out: &Path, error: Error) -> Error {
+    if error.exit_code() != 2 {
+        return error;
+    }
+    RunError::DamagedOutput {
+        out: out.to_path_buf(),
+        source: Box::new(error),
+    }
+    .into()
 }
 
 /// The optimiser's state before the first step.

@@ -8,6 +8,7 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::error::TrainError;
 use super::parameters::Parameters;
 use crate::checkpoint::folder::{CARD, companions, existing};
 use crate::checkpoint::hash::{FileHash, sha256_file};
@@ -164,9 +165,9 @@ impl Saver {
                 &tensors,
                 &options,
             )?);
-            let mut text = serde_json::to_vec_pretty(position).map_err(|e| {
-                Error::usage(format!("the state of the run cannot be written: {e}"))
-            })?;
+            let what = "the state of the run";
+            let mut text = serde_json::to_vec_pretty(position)
+                .map_err(|source| TrainError::NotWritten { what, source })?;
             text.push(b'\n');
             files.push(folder.write(STATE, &text)?);
         }
@@ -194,8 +195,11 @@ impl Saver {
         let (mut layouts, mut sources) = (Vec::new(), Vec::new());
         for (name, entry) in &self.parent.tensors {
             let Some(stored) = entry.encoding.plain() else {
-                let problem = "is quantised, expected plain numbers";
-                return Err(Error::tensor(&self.parent.path, name, problem));
+                return Err(TrainError::Quantised {
+                    path: self.parent.path.clone(),
+                    tensor: name.clone(),
+                }
+                .into());
             };
             layouts.push(TensorLayout {
                 name: name.clone(),
@@ -324,21 +328,21 @@ impl TensorBytes for Bytes<'_> {
             scratch.clear();
             scratch.extend(values.iter().map(|value| f64::from(*value)));
             if !dtype::encode(layout.dtype, scratch, out) {
-                let problem = format!(
-                    "is stored as {}, expected a floating-point dtype",
-                    layout.dtype
-                );
-                return Err(Error::usage(format!("tensor `{}` {problem}", layout.name)));
+                return Err(TrainError::NotFloat {
+                    tensor: layout.name.clone(),
+                    found: layout.dtype,
+                }
+                .into());
             }
         }
         match dtype::first_non_finite(layout.dtype, out) {
             None => Ok(()),
-            Some(element) => {
-                let (name, element, dtype) = (&layout.name, first + element, layout.dtype);
-                let problem =
-                    format!("tensor `{name}`: element {element} is no finite number in {dtype}");
-                Err(Error::usage(problem).with_hint("train with a smaller --learning-rate"))
+            Some(element) => Err(TrainError::NotFinite {
+                tensor: layout.name.clone(),
+                element: first + element,
+                dtype: layout.dtype,
             }
+            .into()),
         }
     }
 }

@@ -3,7 +3,8 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use super::error::TrainError;
+use crate::Result;
 
 /// How the learning rate falls after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -39,28 +40,31 @@ impl Schedule {
     pub fn check(&self) -> Result<()> {
         let (steps, warmup) = (self.steps, self.warmup);
         if steps == 0 {
-            return Err(Error::usage("--steps: expected at least one step, found 0"));
+            return Err(TrainError::OutOfRange {
+                flag: "--steps",
+                expected: "at least one step",
+                found: 0.0,
+            }
+            .into());
         }
         if warmup > steps {
-            return Err(Error::usage(format!(
-                "--warmup: {warmup} steps are more than the run's {steps}"
-            ))
-            .with_hint("shorten the warm-up or lengthen the run"));
+            return Err(TrainError::LongWarmup { warmup, steps }.into());
         }
         if self.decay == Decay::Wsd && (self.decay_steps == 0 || self.decay_steps > steps - warmup)
         {
-            let problem = format!(
-                "--decay-steps: expected 1 to {} steps between the warm-up and the end of the run, found {}",
-                steps - warmup,
-                self.decay_steps
-            );
-            return Err(Error::usage(problem));
+            return Err(TrainError::DecaySteps {
+                most: steps - warmup,
+                found: self.decay_steps,
+            }
+            .into());
         }
         if !(0.0..=1.0).contains(&self.floor) {
-            return Err(Error::usage(format!(
-                "--floor: expected a share of the peak, 0 to 1, found {}",
-                self.floor
-            )));
+            return Err(TrainError::OutOfRange {
+                flag: "--floor",
+                expected: "a share of the peak, 0 to 1",
+                found: self.floor,
+            }
+            .into());
         }
         Ok(())
     }
@@ -94,6 +98,7 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
 
     fn schedule(decay: Decay) -> Schedule {
         Schedule {
@@ -152,29 +157,35 @@ mod tests {
 
     #[test]
     fn parts_must_fit() {
-        assert!(
-            Schedule {
+        let refused = |schedule: Schedule| match schedule.check().unwrap_err() {
+            Error::Train(error) => error,
+            error => panic!("{error}"),
+        };
+        let warmup = schedule(Decay::Cosine).warmup;
+        assert!(matches!(
+            refused(Schedule {
                 steps: 5,
                 ..schedule(Decay::Cosine)
-            }
-            .check()
-            .is_err()
-        );
-        assert!(
-            Schedule {
+            }),
+            TrainError::LongWarmup { warmup: found, steps: 5 } if found == warmup
+        ));
+        assert!(matches!(
+            refused(Schedule {
                 decay_steps: 101,
                 ..schedule(Decay::Wsd)
-            }
-            .check()
-            .is_err()
-        );
-        assert!(
-            Schedule {
+            }),
+            TrainError::DecaySteps { found: 101, .. }
+        ));
+        assert!(matches!(
+            refused(Schedule {
                 floor: 1.5,
                 ..schedule(Decay::Cosine)
+            }),
+            TrainError::OutOfRange {
+                flag: "--floor",
+                found: 1.5,
+                ..
             }
-            .check()
-            .is_err()
-        );
+        ));
     }
 }

@@ -5,11 +5,12 @@ use std::path::Path;
 
 use glob::Pattern;
 
+use super::error::TrainError;
 use super::parameters::balances;
 use super::settings::Settings;
+use crate::Result;
 use crate::error::nearest;
 use crate::family::{Architecture, Role, TensorSpec, expert_names};
-use crate::{Error, Result};
 
 /// Words for groups of parameters.
 const GROUPS: [&str; 8] = [
@@ -46,11 +47,8 @@ pub(super) fn trained_names(
     let mut names = select(&specs, &experts, &settings.train, &settings.freeze)?;
     if settings.bias_balancing > 0.0 {
         if balancing.is_empty() {
-            return Err(Error::file(
-                checkpoint,
-                "--bias-balancing: its routers have no bias that takes part in the choice",
-            )
-            .with_hint("make the mixture with `bam-convert upcycle --router-bias choice`"));
+            let path = checkpoint.to_path_buf();
+            return Err(TrainError::NoRouterBias { path }.into());
         }
         names.extend(balancing.into_iter().map(|spec| spec.name));
     }
@@ -73,38 +71,30 @@ pub fn select(
     train: &[String],
     freeze: &[String],
 ) -> Result<BTreeSet<String>> {
-    let matching = |flag: &str, words: &[String]| -> Result<BTreeSet<&str>> {
+    let matching = |flag: &'static str, words: &[String]| -> Result<BTreeSet<&str>> {
         let mut found = BTreeSet::new();
         for word in words {
             let term = Term::parse(flag, word, experts)?;
-            let before = found.len();
-            let mut any = false;
-            for spec in specs.iter().filter(|spec| term.holds(spec)) {
-                any = true;
-                found.insert(spec.name.as_str());
+            let held = specs.iter().filter(|spec| term.holds(spec));
+            let mut names = held.map(|spec| spec.name.as_str()).peekable();
+            if names.peek().is_none() {
+                let word = word.clone();
+                return Err(TrainError::NoParameters { flag, word }.into());
             }
-            if !any && found.len() == before {
-                return Err(Error::usage(format!(
-                    "{flag} {word}: the model has no parameters of this kind"
-                ))
-                .with_hint("`bam-convert inspect DIR --tensors` lists them"));
-            }
+            found.extend(names);
         }
         Ok(found)
     };
     let (mut chosen, frozen) = (matching("--train", train)?, matching("--freeze", freeze)?);
     chosen.retain(|name| !frozen.contains(name));
     if chosen.is_empty() {
-        return Err(
-            Error::usage("everything is frozen: no parameter is left to train")
-                .with_hint("leave out a --freeze, or name more in --train"),
-        );
+        return Err(TrainError::AllFrozen.into());
     }
     Ok(chosen.into_iter().map(str::to_owned).collect())
 }
 
 impl Term {
-    fn parse(flag: &str, word: &str, experts: &[String]) -> Result<Self> {
+    fn parse(flag: &'static str, word: &str, experts: &[String]) -> Result<Self> {
         if let Some(group) = GROUPS.iter().find(|group| **group == word) {
             return Ok(Self::Group(group));
         }
@@ -120,35 +110,32 @@ impl Term {
                     .filter(|number| *number < experts.len() as u64)
             };
             return by_name.or_else(by_number).map(Self::Expert).ok_or_else(|| {
-                let known = if experts.is_empty() {
-                    "none".to_owned()
-                } else {
-                    experts.join(", ")
-                };
-                Error::usage(format!(
-                    "{flag} {word}: the model does not have this expert; its experts are {known}"
-                ))
+                TrainError::NoExpert {
+                    flag,
+                    word: word.to_owned(),
+                    experts: experts.to_vec(),
+                }
+                .into()
             });
         }
         if let Some(role) = Role::ALL.into_iter().find(|role| role.to_string() == word) {
             return Ok(Self::Role(role));
         }
         if word.contains(['*', '?', '[', '.']) {
-            return Pattern::new(word)
-                .map(Self::Pattern)
-                .map_err(|e| Error::usage(format!("{flag} {word}: is no pattern: {e}")));
+            return Pattern::new(word).map(Self::Pattern).map_err(|source| {
+                let word = word.to_owned();
+                TrainError::NotPattern { flag, word, source }.into()
+            });
         }
         let roles = Role::ALL.map(|role| role.to_string());
         let known = GROUPS.into_iter().chain(roles.iter().map(String::as_str));
-        let problem = format!(
-            "{flag} {word}: expected one of {}, `expert:NAME`, a role such as q or down, or a pattern of tensor names",
-            GROUPS.join(", ")
-        );
-        let error = Error::usage(problem);
-        Err(match nearest(word, known) {
-            Some(known) => error.with_hint(format!("the nearest known word is `{known}`")),
-            None => error,
-        })
+        Err(TrainError::UnknownWord {
+            flag,
+            word: word.to_owned(),
+            groups: &GROUPS,
+            nearest: nearest(word, known).map(str::to_owned),
+        }
+        .into())
     }
 
     fn holds(&self, spec: &TensorSpec) -> bool {
@@ -175,6 +162,7 @@ impl Term {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
 
     fn specs() -> Vec<TensorSpec> {
         let spec = |name: &str, role, layer, expert| TensorSpec {
@@ -260,15 +248,26 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_named() {
-        for (train, freeze, part) in [
-            (&["all"][..], &["all"][..], "everything is frozen"),
-            (&["adapters"], &[], "no such parameters"),
-            (&["expert:law"], &[], "seed, code"),
-            (&["router"], &[], "--train router"),
-            (&["all"], &["lm_head.*"], "--freeze lm_head.*"),
-        ] {
-            let error = selected(train, freeze).unwrap_err().to_string();
-            assert!(error.contains(part), "{error}");
-        }
+        let refused = |train: &[&str], freeze: &[&str]| match selected(train, freeze).unwrap_err() {
+            Error::Train(error) => error,
+            error => panic!("{error}"),
+        };
+        assert!(matches!(refused(&["all"], &["all"]), TrainError::AllFrozen));
+        assert!(matches!(
+            refused(&["adapters"], &[]),
+            TrainError::NoParameters { flag: "--train", word } if word == "adapters"
+        ));
+        assert!(matches!(
+            refused(&["all"], &["lm_head.*"]),
+            TrainError::NoParameters { flag: "--freeze", word } if word == "lm_head.*"
+        ));
+        assert!(matches!(
+            refused(&["expert:law"], &[]),
+            TrainError::NoExpert { experts, .. } if experts == ["seed", "code"]
+        ));
+        assert!(matches!(
+            refused(&["router"], &[]),
+            TrainError::UnknownWord { nearest: Some(nearest), .. } if nearest == "routers"
+        ));
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
+use super::error::TrainError;
 use super::event::{Event, Watcher};
 use super::folder::RunFolder;
 use super::machine::peak_memory;
@@ -90,8 +91,12 @@ impl Session<'_> {
             let named = name_rows(&self.mixture, first, &rows);
             if action == Trouble::Stop {
                 self.save(watch)?;
-                return Err(Error::usage(format!("step {step}: {reason}; its batch is {named}"))
-                    .with_hint("pass --on-nan skip or --on-spike FACTOR:skip to continue without these steps, or a smaller --learning-rate"));
+                return Err(TrainError::Stopped {
+                    step,
+                    reason,
+                    rows: named,
+                }
+                .into());
             }
             watch(&Event::Note(format!(
                 "step {step} skipped: {reason}; its batch is {named}"
@@ -99,7 +104,7 @@ impl Session<'_> {
             self.trainer.skip(&done);
             return self.log.add(&Record::Skip {
                 step,
-                reason,
+                reason: reason.to_string(),
                 rows: named,
             });
         }

@@ -7,10 +7,11 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::error::TrainError;
 use super::schedule::{Decay, Schedule};
+use crate::Result;
 use crate::checkpoint::manifest::DataRecord;
 use crate::model::{AdamW, LoadBalance};
-use crate::{Error, Result};
 
 /// What the weights follow from. Keys are the flags of the command line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -209,9 +210,12 @@ impl Settings {
             ("--seq", self.seq),
         ] {
             if value == 0 {
-                return Err(Error::usage(format!(
-                    "{flag}: expected at least 1, found 0"
-                )));
+                return Err(TrainError::OutOfRange {
+                    flag,
+                    expected: "at least 1",
+                    found: 0.0,
+                }
+                .into());
             }
         }
         let tokens = (self.batch as u64)
@@ -219,16 +223,22 @@ impl Settings {
             .and_then(|rows| rows.checked_mul((self.seq as u64).checked_add(1)?))
             .and_then(|tokens| tokens.checked_mul(self.steps));
         if tokens.is_none_or(|tokens| tokens > i64::MAX as u64) {
-            let problem = format!(
-                "--steps, --batch, --accumulate, --seq: expected less than 2^63 tokens in all, found {} x {} x {} x {}",
-                self.steps, self.batch, self.accumulate, self.seq
-            );
-            return Err(Error::usage(problem));
+            return Err(TrainError::ManyTokens {
+                steps: self.steps,
+                batch: self.batch,
+                accumulate: self.accumulate,
+                seq: self.seq,
+            }
+            .into());
         }
+        self.check_ranges()
+    }
+
+    fn check_ranges(&self) -> Result<()> {
         let positive = |value: f64| value.is_finite() && value > 0.0;
         let not_negative = |value: f64| value.is_finite() && value >= 0.0;
         let below_one = |value: f64| (0.0..1.0).contains(&value);
-        let ranges: [(&str, f64, bool, &str); 10] = [
+        let ranges: [(&'static str, f64, bool, &'static str); 10] = [
             (
                 "--learning-rate",
                 self.learning_rate,
@@ -286,9 +296,12 @@ impl Settings {
             ),
         ];
         match ranges.into_iter().find(|(_, _, fits, _)| !fits) {
-            Some((flag, value, _, expected)) => Err(Error::usage(format!(
-                "{flag}: expected {expected}, found {value}"
-            ))),
+            Some((flag, found, _, expected)) => Err(TrainError::OutOfRange {
+                flag,
+                expected,
+                found,
+            }
+            .into()),
             None => Ok(()),
         }
     }

@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::backward::{BackwardOptions, BackwardPass, Batch, forward_options};
+use super::error::{BadStep, TrainError};
 use super::metrics::{Detail, DomainLoss, RoleDetail, Routing};
 use super::parameters::Parameters;
 use super::settings::{Settings, Trouble};
@@ -50,7 +51,7 @@ pub(super) struct Done {
     pub(super) domains: BTreeMap<String, DomainLoss>,
     pub(super) detail: Option<Detail>,
     /// Why the update was not made.
-    pub(super) trouble: Option<(Trouble, String)>,
+    pub(super) trouble: Option<(Trouble, BadStep)>,
 }
 
 impl Trainer<'_> {
@@ -121,9 +122,7 @@ impl Trainer<'_> {
         };
         let tokens: u64 = rows.iter().map(predicted).sum();
         if tokens == 0 {
-            return Err(
-                Error::usage("a step has no token to predict").with_hint("pass longer rows: --seq")
-            );
+            return Err(TrainError::NothingToPredict.into());
         }
         let names: Vec<&str> = mixture.names().collect();
         let mut sums = vec![(0f64, 0u64); names.len()];
@@ -199,22 +198,19 @@ impl Trainer<'_> {
     }
 
     /// What speaks against the update.
-    fn trouble(&self, done: &Done) -> Option<(Trouble, String)> {
+    fn trouble(&self, done: &Done) -> Option<(Trouble, BadStep)> {
         if !done.loss.is_finite() || !done.gradient_norm.is_finite() {
             let what = if done.loss.is_finite() {
                 "the norm of the gradients"
             } else {
                 "the loss"
             };
-            return Some((self.settings.on_nan, format!("{what} is not finite")));
+            return Some((self.settings.on_nan, BadStep::NotFinite { what }));
         }
         let (spike, mean) = (self.settings.on_spike?, self.counters.norm_mean);
         (self.counters.norms >= CALM && done.gradient_norm > spike.factor * mean).then(|| {
             let (norm, factor) = (done.gradient_norm, spike.factor);
-            (
-                spike.action,
-                format!("the norm of the gradients is {norm:.3e}, more than {factor} times the mean {mean:.3e}"),
-            )
+            (spike.action, BadStep::Spike { norm, factor, mean })
         })
     }
 

@@ -9,6 +9,7 @@
 //! the stack or the memory. Render in a process that may die: the command line does.
 
 mod bounds;
+mod error;
 mod filters;
 mod methods;
 mod percent;
@@ -22,8 +23,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::json;
+use crate::error::InputError;
 use crate::{Error, Result};
 
+pub use error::ChatError;
 pub use request::{Conversation, RenderRequest};
 
 const FILE: &str = "chat_template.jinja";
@@ -49,7 +52,7 @@ impl ChatTemplate {
         let path = folder.join(FILE);
         if path.exists() {
             let source = String::from_utf8(json::read_bytes_up_to(&path, LONGEST_TEMPLATE)?)
-                .map_err(|_| Error::file(&path, "expected text in UTF-8"))?;
+                .map_err(|_| ChatError::NotUtf8 { path: path.clone() })?;
             return Self::new(path, source, None, special);
         }
         let path = folder.join(TOKENIZER_CONFIG);
@@ -58,25 +61,21 @@ impl ChatTemplate {
             Some(Value::Array(named)) => {
                 let source = |name| named_template(named, name);
                 let Some(default) = source("default") else {
-                    let problem = "expected a template with the name `default`, found none";
-                    return Err(Error::key(path, "chat_template", problem));
+                    return Err(ChatError::NoDefault { path }.into());
                 };
                 Self::new(path, default, source("tool_use"), special)
             }
-            Some(Value::Null) | None => Err(Error::file(
-                folder,
-                format!(
-                    "has no chat template: neither {FILE} nor chat_template in {TOKENIZER_CONFIG}"
-                ),
-            )
-            .with_hint("a model that was not trained on conversations has none: leave out --chat")),
-            Some(other) => {
-                let problem = format!(
-                    "expected a template or a list of named templates, found {}",
-                    json::kind(other)
-                );
-                Err(Error::key(path, "chat_template", problem))
+            Some(Value::Null) | None => {
+                let path = folder.to_path_buf();
+                Err(ChatError::NoTemplate { path }.into())
             }
+            Some(other) => Err(InputError::WrongValue {
+                at: path.into(),
+                key: "chat_template".into(),
+                expected: "a template or a list of named templates".into(),
+                found: json::kind(other).to_owned(),
+            }
+            .into()),
         }
     }
 
@@ -88,10 +87,12 @@ impl ChatTemplate {
     ) -> Result<Self> {
         let length = source.len().max(tool_use.as_ref().map_or(0, String::len));
         if length as u64 > LONGEST_TEMPLATE {
-            let problem = format!(
-                "expected a chat template of at most {LONGEST_TEMPLATE} bytes, found {length}"
-            );
-            return Err(Error::file(path, problem));
+            return Err(ChatError::LongTemplate {
+                path,
+                most: LONGEST_TEMPLATE,
+                length,
+            }
+            .into());
         }
         Ok(Self {
             path,
@@ -116,10 +117,11 @@ impl ChatTemplate {
 
     /// The error for a conversation that this template cannot render.
     pub fn refused(&self, problem: &str) -> Error {
-        Error::file(
-            &self.path,
-            format!("the chat template cannot be rendered: {problem}"),
-        )
+        ChatError::Render {
+            path: self.path.clone(),
+            problem: problem.to_owned(),
+        }
+        .into()
     }
 }
 
