@@ -6,7 +6,7 @@
 //!
 //! Where to begin: [`Checkpoint::open`](checkpoint::Checkpoint::open) reads weights,
 //! [`Architecture::of`](family::Architecture::of) reads a configuration, and [`surgery::upcycle::plan`] plans a mixture.
-//! [`surgery::execute::execute`] writes the output of a plan, and [`verify::validate()`](verify::validate()) checks it.
+//! [`surgery::execute::execute`] writes the output of a plan, and [`verify::validate()`] checks it.
 //! [`CausalLm::load`](model::CausalLm::load) loads a model to compute with. `examples/` has whole programs.
 
 pub mod arguments;
