@@ -68,7 +68,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a folder (one file, or shards with or without an index), or a weight file of any format in [`format`].
+    /// Opens a folder (one file, or shards with or without an index), or a weight file of any format in [`mod@format`].
     ///
     /// ```
     /// use bam_convert::checkpoint::Checkpoint;

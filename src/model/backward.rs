@@ -29,7 +29,7 @@ pub struct LayerRecord {
 }
 
 impl CausalLm {
-    /// Empty gradients of the trainable parameters, in the order of [`Params::vars`].
+    /// Empty gradients of the trainable parameters, in the order of [`Params::vars`](super::Params::vars).
     pub fn gradients(&self) -> Gradients {
         self.backend
             .gradients(self.params.vars().map(|(_, var)| var))

@@ -1,6 +1,6 @@
 //! The formats of weight files that we read: one file each, behind one trait.
 //!
-//! [`FORMATS`] lists them. A format hands out tensors with their places in the file and, where the file describes its model
+//! `FORMATS` lists them. A format hands out tensors with their places in the file and, where the file describes its model
 //! itself, that description. Hashes, changes while reading and the files beside the weights are the same for all formats, so
 //! `folder.rs` and `source_file.rs` take care of them.
 

@@ -5,7 +5,7 @@
 //!
 //! | backend | for |
 //! |---|---|
-//! | [`reference`] | any device, dtype and feature, with candle's operations and its autograd |
+//! | [`mod@reference`] | any device, dtype and feature, with candle's operations and its autograd |
 //! | [`cpu`] | float32 on the CPU, with kernels and backward passes written by hand |
 //!
 //! The contract for training: an operation's forward pass returns its output and a [`Record`](Operations::Record) of what

@@ -1,7 +1,7 @@
 //! Surgery methods: what becomes of feed-forward networks, and whether attention becomes experts too.
 //!
 //! A method is one file in this folder: its flags, its paper, its fit rule, its expressions and its record.
-//! [`METHODS`] lists them. No other code knows a method by name, except for the two that tests and checks start from.
+//! `METHODS` lists them. No other code knows a method by name, except for the two that tests and checks start from.
 
 mod bam;
 mod btx;
