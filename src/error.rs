@@ -9,7 +9,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{CheckpointError, ForeignError, HeaderError};
+use crate::checkpoint::{CheckpointError, ForeignError, GgufError, HeaderError, NpzError};
 use crate::data::{DataError, TokenError};
 use crate::evaluate::EvaluateError;
 #[cfg(feature = "hub")]
@@ -18,6 +18,7 @@ use crate::mergekit::MergekitError;
 use crate::model::chat::ChatError;
 use crate::model::{ModelError, TokenizerError};
 use crate::pipeline::{PipelineError, RecipeError};
+use crate::surgery::{ExportError, FitError, MethodError, PlanError, SurgeryError};
 use crate::table;
 use crate::train::{RunError, TrainError};
 use crate::verify::VerifyError;
@@ -63,6 +64,12 @@ pub enum Error {
     /// A safetensors file breaks a rule of its format.
     #[error(transparent)]
     Header(#[from] HeaderError),
+    /// A GGUF file breaks a rule of its format.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// An archive of numpy arrays breaks a rule.
+    #[error(transparent)]
+    Npz(#[from] NpzError),
     /// An input is something else than a checkpoint.
     #[error(transparent)]
     Foreign(#[from] ForeignError),
@@ -103,6 +110,21 @@ pub enum Error {
     /// Stages cannot run.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
+    /// A request for surgery makes no sense.
+    #[error(transparent)]
+    Surgery(#[from] SurgeryError),
+    /// A method cannot make experts as its flags say.
+    #[error(transparent)]
+    Method(#[from] MethodError),
+    /// Models do not fit together.
+    #[error(transparent)]
+    Fit(#[from] FitError),
+    /// A plan cannot be computed.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A model cannot be written in another form.
+    #[error(transparent)]
+    Export(#[from] ExportError),
     /// A check cannot run, or finds something that an error describes.
     #[error(transparent)]
     Verify(#[from] VerifyError),
@@ -238,6 +260,8 @@ impl Error {
             Self::Hub(error) => error.hint(),
             Self::Checkpoint(error) => error.hint(),
             Self::Header(error) => error.hint(),
+            Self::Gguf(error) => error.hint(),
+            Self::Npz(error) => error.hint(),
             Self::Foreign(error) => error.hint(),
             Self::Data(error) => error.hint(),
             Self::Tokens(error) => error.hint(),
@@ -250,6 +274,11 @@ impl Error {
             Self::Mergekit(error) => error.hint(),
             Self::Recipe(error) => error.hint(),
             Self::Pipeline(error) => error.hint(),
+            Self::Surgery(error) => error.hint(),
+            Self::Method(error) => error.hint(),
+            Self::Fit(error) => error.hint(),
+            Self::Plan(error) => error.hint(),
+            Self::Export(error) => error.hint(),
             Self::Verify(error) => error.hint(),
         }
     }
@@ -263,6 +292,8 @@ impl Error {
             Self::Input(error) => error.place(),
             Self::Checkpoint(error) => error.place(),
             Self::Header(error) => error.place(),
+            Self::Gguf(error) => error.place(),
+            Self::Npz(error) => error.place(),
             Self::Foreign(error) => error.place(),
             Self::Data(error) => error.place(),
             Self::Tokens(error) => error.place(),
@@ -275,6 +306,10 @@ impl Error {
             Self::Mergekit(error) => error.place(),
             Self::Recipe(error) => error.place(),
             Self::Pipeline(error) => error.place(),
+            Self::Surgery(error) => error.place(),
+            Self::Fit(error) => error.place(),
+            Self::Plan(error) => error.place(),
+            Self::Export(error) => error.place(),
             Self::Verify(error) => error.place(),
             _ => ErrorPlace::default(),
         }

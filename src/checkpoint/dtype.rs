@@ -1,7 +1,7 @@
 //! Numbers in files: decoding any dtype to `f64`, and rounding an `f64` once to a stored dtype.
 //!
-//! Casting `f64 → f32 → bf16` rounds twice and gives another answer than one rounding for about one
-//! value in 2²⁹, and `half`'s own `from_f64` drops the low 32 bits of the mantissa before it rounds.
+//! Casting `f64 → f32 → bf16` rounds twice, which gives another answer than one rounding for about one
+//! value in 2²⁹. `half`'s own `from_f64` drops the low 32 bits of the mantissa before it rounds.
 //! Here every encoding is a single round-to-nearest-even of the `f64`.
 
 use half::f16;
@@ -188,8 +188,8 @@ fn exponent_of(magnitude: f64) -> i32 {
     libm::frexp(magnitude).1 - 1
 }
 
-/// Rounds to an `f32` whose last bit is odd unless the value is exact, so that a further rounding
-/// to a format of at most 22 mantissa bits equals a single rounding of the `f64`.
+/// Rounds to an `f32` whose last bit is odd unless the value is exact. A further rounding to a format
+/// of at most 22 mantissa bits then equals a single rounding of the `f64`.
 #[inline(always)]
 fn round_to_odd(value: f64) -> f32 {
     let nearest = value as f32;

@@ -1,4 +1,4 @@
-//! Where a tensor lies in its file and how its bytes encode numbers.
+//! Where a tensor is in its file and how its bytes encode numbers.
 
 use safetensors::Dtype;
 

@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
+use super::ggml::GgmlError;
 use super::names::{INDEX, MANIFEST, SINGLE, TOKENS};
 use crate::error::{ErrorPlace, Location};
 
@@ -178,12 +179,12 @@ pub enum CheckpointError {
         dtype: super::Dtype,
     },
     /// A quantised tensor that cannot be decoded.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {error}", path.display())]
     NotDequantised {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
-        problem: String,
+        /// Why not.
+        error: GgmlError,
     },
     /// An index without the map of its tensors.
     #[error("{}: key `weight_map`: expected an object of tensor names and file names", path.display())]

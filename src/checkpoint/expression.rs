@@ -137,7 +137,7 @@ pub enum Expression {
         of: Box<Expression>,
         /// The axis and the entries.
         at: Drawn,
-        /// Standard deviation around 0; if absent, mean and standard deviation are those of the values replaced.
+        /// Standard deviation around 0; if absent, draws have the mean and the standard deviation of the values replaced.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         std: Option<f64>,
         /// Seed of the generator.

@@ -61,7 +61,7 @@ fn asked(outcome: std::result::Result<(), TryLockError>) -> io::Result<Lock> {
 /// Makes a file, or the names in a folder, durable as far as the file system can.
 pub fn sync(file: &File) -> io::Result<()> {
     match file.sync_all() {
-        // Linux answers this where a file system has no such operation for folders.
+        // Linux answers this where a file system cannot sync folders.
         Err(e) if lacks(&e, &[Errno::INVAL]) => {
             notice::once(NO_SYNC);
             Ok(())
@@ -83,7 +83,7 @@ pub fn link_or_copy(target: &Path, link: &Path) -> io::Result<()> {
                     sync(&to)
                 });
                 copied.inspect_err(|_| {
-                    // The error of the copy is what counts, not that of the cleaning.
+                    // The error of the copy counts, not an error of the cleaning.
                     let _ = fs::remove_file(link);
                 })
             })

@@ -173,10 +173,10 @@ impl Checkpoint {
                 scratch.resize(((end - begin) as usize) * ggml.type_size(), 0);
                 self.read_bytes(entry, begin * ggml.type_size() as u64, scratch)?;
                 let mut values = vec![0f32; ((end - begin) * block) as usize];
-                ggml.dequantise(scratch, &mut values).map_err(|problem| {
+                ggml.dequantise(scratch, &mut values).map_err(|error| {
                     CheckpointError::NotDequantised {
                         path: self.files[entry.file].path().to_path_buf(),
-                        problem: problem.to_string(),
+                        error,
                     }
                 })?;
                 let skip = (first - begin * block) as usize;

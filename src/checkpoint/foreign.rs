@@ -370,7 +370,7 @@ pub(crate) fn content(path: &Path, head: &[u8]) -> Option<Error> {
         is("empty (0 bytes)", AGAIN)
     } else if begins(b"version https://git-lfs") {
         is(
-            "a Git LFS pointer, which stands for a file that has not been downloaded",
+            "a Git LFS pointer in place of a file that has not been downloaded",
             "run `git lfs pull` in its repository, or get the model with `bam-convert pull`",
         )
     } else if begins(b"<!doctype") || begins(b"<html") || begins(b"<?xml") || begins(b"<head") {

@@ -105,7 +105,7 @@ pub enum ForeignError {
     },
     /// The folder of a repository in a cache of the Hub.
     #[error(
-        "{}: is the folder of a repository in a Hub cache, expected that of one commit, below `snapshots`", path.display()
+        "{}: is the folder of a repository in a Hub cache, expected the folder of one commit, below `snapshots`", path.display()
     )]
     CachedRepository {
         /// The folder.
@@ -206,7 +206,7 @@ impl ForeignError {
                 format!("name one of them: {}", path.join(first).display())
             }
             Self::OneGguf { path, name } => format!(
-                "`bam-convert convert {} DIR` makes such a folder of it",
+                "`bam-convert convert {} DIR` makes a checkpoint folder of it",
                 path.join(name).display()
             ),
             Self::CachedRepository {

@@ -10,6 +10,50 @@ use candle_core::CpuStorage;
 use candle_core::quantized::GgmlDType;
 use safetensors::Dtype;
 
+/// Why elements cannot be decoded.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GgmlError {
+    /// A type that cannot be decoded.
+    #[error("cannot read elements of type {kind}; expected one of {READABLE_NAMES}")]
+    Unreadable {
+        /// The type.
+        kind: GgmlType,
+    },
+    /// Bytes that are not whole blocks, or hold another number of elements.
+    #[error(
+        "{bytes} bytes of {kind} do not hold {elements} elements: a block is {} bytes and {} elements",
+        kind.type_size(), kind.block_size()
+    )]
+    PartialBlock {
+        /// The bytes.
+        bytes: usize,
+        /// Type of the elements.
+        kind: GgmlType,
+        /// The elements.
+        elements: usize,
+    },
+    /// No aligned place for a block.
+    #[error("no aligned place in memory for a block")]
+    Unaligned,
+    /// Values of another type or number than candle should compute.
+    #[error("candle gave no f32 values for {kind}")]
+    NotF32 {
+        /// Type of the elements.
+        kind: GgmlType,
+    },
+    /// Blocks that candle refuses.
+    #[error("{message}")]
+    Candle {
+        /// The answer of candle.
+        message: String,
+    },
+}
+
+/// The types that can be decoded.
+const READABLE_NAMES: &str =
+    "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, and Q2_K to Q6_K and Q8_K";
+
 /// Bytes dequantised at a time: bounds the copies that candle makes.
 const CHUNK_BYTES: usize = 256 * 1024;
 
@@ -178,18 +222,18 @@ impl GgmlType {
     /// Writes the values of whole blocks to `out`.
     ///
     /// # Errors
-    /// A sentence where `bytes` is not a whole number of blocks, or `out` has not room for exactly their elements.
-    pub fn dequantise(self, bytes: &[u8], out: &mut [f32]) -> Result<(), String> {
+    /// Where `bytes` is not a whole number of blocks, or `out` has not room for exactly their elements.
+    pub fn dequantise(self, bytes: &[u8], out: &mut [f32]) -> Result<(), GgmlError> {
         let Some(candle) = self.candle() else {
             return Err(self.unreadable());
         };
         let (block, size) = (self.block_size(), self.type_size());
         if !bytes.len().is_multiple_of(size) || bytes.len() / size * block != out.len() {
-            return Err(format!(
-                "{} bytes of {self} do not hold {} elements: a block is {size} bytes and {block} elements",
-                bytes.len(),
-                out.len()
-            ));
+            return Err(GgmlError::PartialBlock {
+                bytes: bytes.len(),
+                kind: self,
+                elements: out.len(),
+            });
         }
         let blocks = (CHUNK_BYTES / size).max(1);
         let mut aligned = vec![0; bytes.len().min(blocks * size) + BLOCK_ALIGNMENT];
@@ -199,7 +243,7 @@ impl GgmlType {
             .zip(out.chunks_mut(blocks * block))
         {
             let Some(copy) = aligned.get_mut(start..start + source.len()) else {
-                return Err("no aligned place in memory for a block".to_owned());
+                return Err(GgmlError::Unaligned);
             };
             copy.copy_from_slice(source);
             let values = candle
@@ -209,18 +253,19 @@ impl GgmlType {
                 Ok(CpuStorage::F32(values)) if values.len() == target.len() => {
                     target.copy_from_slice(&values)
                 }
-                Ok(_) => return Err(format!("candle gave no f32 values for {self}")),
-                Err(error) => return Err(error.to_string()),
+                Ok(_) => return Err(GgmlError::NotF32 { kind: self }),
+                Err(error) => {
+                    let message = error.to_string();
+                    return Err(GgmlError::Candle { message });
+                }
             }
         }
         Ok(())
     }
 
     /// Why its values cannot be computed.
-    pub fn unreadable(self) -> String {
-        let readable =
-            "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, and Q2_K to Q6_K and Q8_K";
-        format!("cannot read elements of type {self}; expected one of {readable}")
+    pub fn unreadable(self) -> GgmlError {
+        GgmlError::Unreadable { kind: self }
     }
 
     /// The same type in candle, which computes its values.
@@ -289,7 +334,10 @@ mod tests {
             let problem = kind
                 .dequantise(&vec![0; kind.type_size() - 1], &mut out)
                 .unwrap_err();
-            assert!(problem.contains(kind.name()), "{problem}");
+            assert!(
+                matches!(problem, GgmlError::PartialBlock { kind: found, .. } if found == kind),
+                "{problem}"
+            );
             assert!(
                 kind.dequantise(&vec![0; kind.type_size()], &mut out[1..])
                     .is_err()

@@ -1,8 +1,7 @@
 //! Opens a GGUF file: metadata and the list of tensors, checked, without reading any tensor.
 //!
-//! Candle has such a reader. This one exists because candle's lets later duplicates win, divides by an alignment
-//! of zero, replaces bytes that are no UTF-8, and makes 32 bytes of memory of a one-byte array element; a model
-//! file is hostile input.
+//! Candle has a reader, too. It lets later duplicates win, divides by an alignment of zero and replaces bytes that are no
+//! UTF-8. It also makes 32 bytes of memory of a one-byte array element. A model file is hostile input, so we have our own.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,9 +9,11 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::encoding::{Encoding, TensorEntry};
+use super::error::CheckpointError;
 use super::ggml::{GgmlType, name_of_code};
+use super::gguf_error::{GgufError, GgufRule};
 use super::gguf_value::{Fault, Header, Value};
-use crate::error::{Error, Result, nearest};
+use crate::error::{Error, InputError, Result, nearest};
 
 /// Where tensor data starts is a multiple of this many bytes, unless `general.alignment` says otherwise.
 const DEFAULT_ALIGNMENT: u64 = 32;
@@ -47,7 +48,8 @@ impl Gguf {
         // Opening a pipe would wait for a writer.
         let facts = std::fs::metadata(path).map_err(|error| Error::io("open", path, error))?;
         if !facts.is_file() {
-            return Err(Error::file(path, "is not a file; expected a GGUF file"));
+            let path = path.to_path_buf();
+            return Err(GgufError::NotRegular { path }.into());
         }
         let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
         Self::read(path, BufReader::new(file), facts.len())
@@ -69,11 +71,7 @@ impl Gguf {
             let key = header.string().map_err(at)?;
             let value = header.value().map_err(|fault| fault.of_key(path, &key))?;
             if metadata.contains_key(&key) {
-                return Err(Error::key(
-                    path,
-                    &key,
-                    "is there twice; expected each metadata key once",
-                ));
+                return Err(Fault::Rule(GgufRule::RepeatedKey).of_key(path, &key));
             }
             metadata.insert(key, value);
         }
@@ -91,11 +89,7 @@ impl Gguf {
             let entry = tensor_entry(&mut header, alignment)
                 .map_err(|fault| fault.of_tensor(path, &name))?;
             if tensors.contains_key(&name) {
-                return Err(Error::tensor(
-                    path,
-                    &name,
-                    "is listed twice; expected each name once",
-                ));
+                return Err(Fault::Rule(GgufRule::RepeatedTensor).of_tensor(path, &name));
             }
             tensors.insert(name, entry);
         }
@@ -111,14 +105,16 @@ impl Gguf {
     /// The tensor called `name`.
     ///
     /// # Errors
-    /// Where there is none; the hint is the nearest name.
+    /// Where the file does not have it; the hint is the nearest name.
     pub fn tensor(&self, name: &str) -> Result<&TensorEntry> {
         self.tensors.get(name).ok_or_else(|| {
-            let error = Error::tensor(&self.path, name, "is missing");
-            match nearest(name, self.tensors.keys().map(String::as_str)) {
-                Some(near) => error.with_hint(format!("the nearest name is `{near}`")),
-                None => error,
+            let known = self.tensors.keys().map(String::as_str);
+            CheckpointError::NoTensor {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                nearest: nearest(name, known).map(str::to_owned),
             }
+            .into()
         })
     }
 
@@ -134,14 +130,11 @@ impl Gguf {
         let kind = kind
             .filter(|_| entry.elements() <= SMALL_TENSOR)
             .ok_or_else(|| {
-                let found = format!("{:?} {:?}", entry.encoding, entry.shape);
-                Error::tensor(
-                    &self.path,
-                    name,
-                    format!(
-                        "expected at most {SMALL_TENSOR} F32, F16 or BF16 elements, found {found}"
-                    ),
-                )
+                let rule = GgufRule::NotSmall {
+                    most: SMALL_TENSOR,
+                    found: format!("{:?} {:?}", entry.encoding, entry.shape),
+                };
+                Fault::Rule(rule).of_tensor(&self.path, name)
             })?;
         let elements = usize::try_from(entry.elements()).unwrap_or_default();
         let mut bytes = vec![0; elements * kind.type_size()];
@@ -152,7 +145,7 @@ impl Gguf {
             .map_err(|error| Error::io("read", &self.path, error))?;
         let mut values = vec![0.0; elements];
         kind.dequantise(&bytes, &mut values)
-            .map_err(|problem| Error::tensor(&self.path, name, problem))?;
+            .map_err(|error| Fault::Rule(error.into()).of_tensor(&self.path, name))?;
         Ok(values)
     }
 
@@ -201,7 +194,7 @@ impl Gguf {
     /// The list of texts under `key`, where it is there.
     ///
     /// # Errors
-    /// Where it is there and is no such list.
+    /// Where it is there and is another value.
     pub fn texts(&self, key: &str) -> Result<Option<&[String]>> {
         self.get(key, "a list of texts", |value| match value {
             Value::Strings(values) => Some(values.as_slice()),
@@ -213,7 +206,7 @@ impl Gguf {
     /// The list of whole numbers under `key`, where it is there.
     ///
     /// # Errors
-    /// Where it is there and is no such list.
+    /// Where it is there and is another value.
     pub fn integers(&self, key: &str) -> Result<Option<Vec<i128>>> {
         self.get(key, "a list of whole numbers", |value| match value {
             Value::Numbers(numbers) => numbers.integers(),
@@ -224,7 +217,7 @@ impl Gguf {
     /// The list of numbers under `key`, where it is there.
     ///
     /// # Errors
-    /// Where it is there and is no such list.
+    /// Where it is there and is another value.
     pub fn floats(&self, key: &str) -> Result<Option<Vec<f64>>> {
         self.get(key, "a list of numbers", |value| match value {
             Value::Numbers(numbers) => numbers.floats(),
@@ -236,21 +229,26 @@ impl Gguf {
     fn get<'a, T>(
         &'a self,
         key: &str,
-        expected: &str,
+        expected: &'static str,
         of: impl Fn(&'a Value) -> Option<T>,
     ) -> Result<Option<T>> {
         let Some(value) = self.metadata.get(key) else {
             return Ok(None);
         };
-        let refuse = || {
-            Error::key(
-                &self.path,
-                key,
-                format!("expected {expected}, found {}", value.describe()),
-            )
-        };
+        let refuse = || wrong_value(&self.path, key, expected, value);
         of(value).map(Some).ok_or_else(refuse)
     }
+}
+
+/// The error for a value of another type, or outside of its range.
+fn wrong_value(path: &Path, key: &str, expected: &'static str, value: &Value) -> Error {
+    InputError::WrongValue {
+        at: path.into(),
+        key: key.to_owned().into(),
+        expected: expected.into(),
+        found: value.describe(),
+    }
+    .into()
 }
 
 /// Magic, version, and how many tensors and metadata keys follow.
@@ -258,27 +256,23 @@ fn counts(path: &Path, header: &mut Header<impl Read>) -> Result<(u64, u64)> {
     let at = |fault: Fault| fault.of_file(path, "the GGUF header");
     let magic = header.bytes(4).map_err(at)?;
     if magic != b"GGUF" {
-        let found = magic.escape_ascii();
-        return Err(Error::file(
-            path,
-            format!("is no GGUF file: expected it to start with `GGUF`, found `{found}`"),
-        ));
+        return Err(GgufError::Magic {
+            path: path.to_path_buf(),
+            found: magic.escape_ascii().to_string(),
+        }
+        .into());
     }
     let version = header.u32().map_err(at)?;
     if version.swap_bytes() <= 3 && version != 0 {
-        let problem = format!(
-            "is a big-endian GGUF file (version {})",
-            version.swap_bytes()
-        );
-        return Err(Error::file(path, problem)
-            .with_hint("convert it with gguf-py's `gguf-convert-endian FILE little`"));
+        return Err(GgufError::BigEndian {
+            path: path.to_path_buf(),
+            version: version.swap_bytes(),
+        }
+        .into());
     }
     if version != 2 && version != 3 {
-        return Err(Error::file(
-            path,
-            format!("is GGUF version {version}; expected version 2 or 3"),
-        )
-        .with_hint("convert the original model again with a current llama.cpp"));
+        let path = path.to_path_buf();
+        return Err(GgufError::Version { path, version }.into());
     }
     let (tensors, keys) = (header.u64().map_err(at)?, header.u64().map_err(at)?);
     // A key takes at least a length, a type and a byte; a tensor a length, a rank, a type and an offset.
@@ -286,14 +280,14 @@ fn counts(path: &Path, header: &mut Header<impl Read>) -> Result<(u64, u64)> {
         .saturating_mul(13)
         .saturating_add(tensors.saturating_mul(24));
     if least > header.left() {
-        return Err(Error::file(
-            path,
-            format!(
-                "declares {keys} metadata keys and {tensors} tensors, which take at least {least} bytes, \
-                 but {} bytes are left for them",
-                header.left()
-            ),
-        ));
+        return Err(GgufError::Counts {
+            path: path.to_path_buf(),
+            keys,
+            tensors,
+            least,
+            left: header.left(),
+        }
+        .into());
     }
     Ok((tensors, keys))
 }
@@ -301,12 +295,9 @@ fn counts(path: &Path, header: &mut Header<impl Read>) -> Result<(u64, u64)> {
 /// Refuses one part of a model that was split over several GGUF files.
 fn refuse_parts(path: &Path, metadata: &BTreeMap<String, Value>) -> Result<()> {
     match metadata.get("split.count").and_then(Value::integer) {
-        Some(count) if count > 1 => Err(Error::key(
-            path,
-            "split.count",
-            format!("this file is one of {count} parts; expected a whole model"),
-        )
-        .with_hint("join the parts first: llama-gguf-split --merge FIRST-PART.gguf WHOLE.gguf")),
+        Some(count) if count > 1 => {
+            Err(Fault::Rule(GgufRule::OnePart { count }).of_key(path, "split.count"))
+        }
         _ => Ok(()),
     }
 }
@@ -321,22 +312,19 @@ fn alignment(path: &Path, metadata: &BTreeMap<String, Value>) -> Result<u64> {
         .integer()
         .and_then(|value| u32::try_from(value).ok())
         .filter(|value| value.is_power_of_two());
-    alignment.map(u64::from).ok_or_else(|| {
-        Error::key(
-            path,
-            key,
-            format!("expected a power of two, found {}", value.describe()),
-        )
-    })
+    alignment
+        .map(u64::from)
+        .ok_or_else(|| wrong_value(path, key, "a power of two", value))
 }
 
 /// One entry of the tensor list; its offset still counts from the start of the data.
 fn tensor_entry(header: &mut Header<impl Read>, alignment: u64) -> Result<TensorEntry, Fault> {
     let rank = header.u32()?;
     if rank > MAX_DIMENSIONS {
-        return Err(Fault::problem(format!(
-            "expected at most {MAX_DIMENSIONS} dimensions, found {rank}"
-        )));
+        return Err(Fault::Rule(GgufRule::Dimensions {
+            most: MAX_DIMENSIONS,
+            found: rank,
+        }));
     }
     let mut shape = Vec::new();
     for _ in 0..rank {
@@ -347,30 +335,26 @@ fn tensor_entry(header: &mut Header<impl Read>, alignment: u64) -> Result<Tensor
     let offset = header.u64()?;
     let Some(kind) = GgmlType::from_code(code) else {
         let name = name_of_code(code).unwrap_or("unknown");
-        let problem =
-            format!("has elements of type {name} (ggml type {code}), whose size is not known here");
-        return Err(Fault::problem(problem).with_hint(REQUANTISE));
+        return Err(Fault::Rule(GgufRule::ElementType { name, code }));
     };
     if !offset.is_multiple_of(alignment) {
-        let problem =
-            format!("expected its data at a multiple of {alignment} bytes, found offset {offset}");
-        return Err(Fault::problem(problem));
+        return Err(Fault::Rule(GgufRule::Unaligned { alignment, offset }));
     }
     let (block, size) = (kind.block_size() as u64, kind.type_size() as u64);
     let row = shape.last().copied().unwrap_or(1);
     if !row.is_multiple_of(block) {
-        let problem = format!(
-            "expected rows of a multiple of {block} elements ({kind}), found {row} in shape {shape:?}"
-        );
-        return Err(Fault::problem(problem));
+        return Err(Fault::Rule(GgufRule::PartialBlock {
+            block,
+            kind,
+            row,
+            shape,
+        }));
     }
     let elements = shape
         .iter()
         .try_fold(1_u64, |product, dimension| product.checked_mul(*dimension));
     let Some(length) = elements.and_then(|elements| (elements / block).checked_mul(size)) else {
-        return Err(Fault::problem(format!(
-            "shape {shape:?} has more elements than can be counted"
-        )));
+        return Err(Fault::Rule(GgufRule::LargeShape { shape }));
     };
     let encoding = kind.plain().map_or(Encoding::Ggml(kind), Encoding::Plain);
     Ok(TensorEntry {
@@ -382,8 +366,8 @@ fn tensor_entry(header: &mut Header<impl Read>, alignment: u64) -> Result<Tensor
     })
 }
 
-/// Makes the offsets of `tensors` count from the start of the file, where their data starts at `start`, and checks
-/// that each tensor's data lies in the file and in no other tensor's.
+/// Makes the offsets of `tensors` count from the start of the file, where their data starts at `start`. Refuses data past the
+/// end of the file, and data inside another tensor's.
 fn place(
     path: &Path,
     tensors: &mut BTreeMap<String, TensorEntry>,
@@ -397,12 +381,13 @@ fn place(
             offset,
             end.filter(|end| *end <= length || entry.length == 0),
         ) else {
-            let problem = format!(
-                "its {} bytes at offset {} of the data (which starts at byte {start}) pass the end of the file: {length} bytes",
-                entry.length, entry.offset
-            );
-            return Err(Error::tensor(path, name, problem)
-                .with_hint("the file may be truncated: fetch it again"));
+            let rule = GgufRule::PastEnd {
+                length: entry.length,
+                offset: entry.offset,
+                start,
+                file: length,
+            };
+            return Err(Fault::Rule(rule).of_tensor(path, name));
         };
         entry.offset = offset;
     }
@@ -415,13 +400,13 @@ fn place(
         if let [(first, a), (second, b)] = pair
             && a.offset + a.length > b.offset
         {
-            let problem = format!(
-                "its data starts at byte {}, inside that of `{first}` (bytes {} to {})",
-                b.offset,
-                a.offset,
-                a.offset + a.length
-            );
-            return Err(Error::tensor(path, second, problem));
+            let rule = GgufRule::SharedData {
+                start: b.offset,
+                other: first.to_string(),
+                other_start: a.offset,
+                other_end: a.offset + a.length,
+            };
+            return Err(Fault::Rule(rule).of_tensor(path, second));
         }
     }
     Ok(())

@@ -185,7 +185,7 @@ fn nonsense_tensors_are_refused_by_name() {
 #[test]
 fn offsets_outside_the_file_or_inside_another_tensor_are_refused() {
     for (offsets, says) in [
-        ([0, 64], "inside that of `a.weight`"),
+        ([0, 64], "inside the data of `a.weight`"),
         ([0, 1 << 40], "pass the end of the file"),
         ([0, u64::MAX - 31], "pass the end of the file"),
         ([0, 130], "multiple of 32 bytes, found offset 130"),
@@ -258,7 +258,7 @@ fn a_small_tensor_is_read_and_a_quantised_one_is_not() {
     );
     assert_eq!(
         gguf.tensor("a.weigth").unwrap_err().hint().as_deref(),
-        Some("the nearest name is `a.weight`")
+        Some("the nearest name in this checkpoint is `a.weight`")
     );
 }
 

@@ -1,8 +1,9 @@
 //! Values of GGUF metadata, and the reader that never allocates more than the file has bytes for.
 
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::gguf_error::{GgufError, GgufRule};
 use crate::error::Error;
 
 /// The most bytes of metadata and tensor list that are read: several times what the largest vocabularies take.
@@ -154,7 +155,7 @@ impl Numbers {
         self.bytes.len() / usize::try_from(self.kind.size()).unwrap_or(1)
     }
 
-    /// Whether there is none.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
@@ -179,40 +180,38 @@ impl Numbers {
 #[derive(Debug)]
 pub(super) enum Fault {
     Io(io::Error),
-    Problem(String, Option<&'static str>),
+    Rule(GgufRule),
 }
 
 impl Fault {
-    pub(super) fn problem(problem: impl Into<String>) -> Self {
-        Self::Problem(problem.into(), None)
-    }
-
-    pub(super) fn with_hint(self, hint: &'static str) -> Self {
-        match self {
-            Self::Problem(problem, _) => Self::Problem(problem, Some(hint)),
-            io => io,
-        }
-    }
-
-    pub(super) fn of_file(self, path: &Path, what: &str) -> Error {
-        self.at(path, |problem| {
-            Error::file(path, format!("{what}: {problem}"))
+    pub(super) fn of_file(self, path: &Path, part: &str) -> Error {
+        self.at(path, |path, rule| GgufError::Header {
+            path,
+            part: part.to_owned(),
+            rule,
         })
     }
 
     pub(super) fn of_key(self, path: &Path, key: &str) -> Error {
-        self.at(path, |problem| Error::key(path, key, problem))
+        self.at(path, |path, rule| GgufError::Key {
+            path,
+            key: key.to_owned(),
+            rule,
+        })
     }
 
     pub(super) fn of_tensor(self, path: &Path, name: &str) -> Error {
-        self.at(path, |problem| Error::tensor(path, name, problem))
+        self.at(path, |path, rule| GgufError::Tensor {
+            path,
+            tensor: name.to_owned(),
+            rule,
+        })
     }
 
-    fn at(self, path: &Path, error: impl FnOnce(String) -> Error) -> Error {
+    fn at(self, path: &Path, error: impl FnOnce(PathBuf, GgufRule) -> GgufError) -> Error {
         match self {
             Self::Io(io) => Error::io("read", path, io),
-            Self::Problem(problem, Some(hint)) => error(problem).with_hint(hint),
-            Self::Problem(problem, None) => error(problem),
+            Self::Rule(rule) => error(path.to_path_buf(), rule).into(),
         }
     }
 }
@@ -244,7 +243,7 @@ impl<R: Read> Header<R> {
         self.file.min(HEADER_LIMIT).saturating_sub(self.position)
     }
 
-    /// Refuses to go on if fewer than `count` bytes are left for `what`.
+    /// Refuses to continue if fewer than `count` bytes are left for `what`.
     fn expect(&self, count: u64, what: &str) -> Result<(), Fault> {
         if count <= self.left() {
             return Ok(());
@@ -254,10 +253,12 @@ impl<R: Read> Header<R> {
         } else {
             "of the 64 MiB that a header may take"
         };
-        Err(Fault::problem(format!(
-            "{what} takes {count} bytes, but {} are left {bound}",
-            self.left()
-        )))
+        Err(Fault::Rule(GgufRule::Cut {
+            value: what.to_owned(),
+            needed: count,
+            left: self.left(),
+            bound,
+        }))
     }
 
     /// The next `count` bytes.
@@ -298,19 +299,18 @@ impl<R: Read> Header<R> {
         let length = self.u64()?;
         self.expect(length, "a text")?;
         String::from_utf8(self.bytes(length)?).map_err(|error| {
-            Fault::problem(format!(
-                "a text of {length} bytes is not UTF-8: {}",
-                error.utf8_error()
-            ))
+            Fault::Rule(GgufRule::NotUtf8 {
+                length,
+                error: error.utf8_error(),
+            })
         })
     }
 
     fn kind(&mut self) -> Result<Kind, Fault> {
         let code = self.u32()?;
         let kind = usize::try_from(code).ok().and_then(|code| KINDS.get(code));
-        kind.copied().ok_or_else(|| {
-            Fault::problem(format!("expected a value type from 0 to 12, found {code}"))
-        })
+        kind.copied()
+            .ok_or(Fault::Rule(GgufRule::ValueType { code }))
     }
 
     /// A value with its type before it.
@@ -320,9 +320,8 @@ impl<R: Read> Header<R> {
             Kind::Array => self.list(),
             kind => {
                 let bytes = self.bytes(kind.size())?;
-                kind.number(&bytes).ok_or_else(|| {
-                    Fault::problem(format!("expected a truth value of 0 or 1, found {bytes:?}"))
-                })
+                kind.number(&bytes)
+                    .ok_or(Fault::Rule(GgufRule::TruthValue { found: bytes }))
             }
         }
     }
@@ -333,16 +332,15 @@ impl<R: Read> Header<R> {
         let bytes = length.saturating_mul(kind.size());
         self.expect(bytes, &format!("a list of {length} values"))?;
         match kind {
-            Kind::Array => Err(Fault::problem(
-                "is a list of lists, which no GGUF reader knows",
-            )),
+            Kind::Array => Err(Fault::Rule(GgufRule::ListOfLists)),
             Kind::String => {
                 let mut values = Vec::new();
                 for index in 0..length {
                     let value = self.string().map_err(|fault| match fault {
-                        Fault::Problem(problem, hint) => {
-                            Fault::Problem(format!("item {index}: {problem}"), hint)
-                        }
+                        Fault::Rule(rule) => Fault::Rule(GgufRule::Item {
+                            index,
+                            rule: Box::new(rule),
+                        }),
                         io => io,
                     })?;
                     values.push(value);

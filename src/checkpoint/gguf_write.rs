@@ -1,4 +1,4 @@
-//! Writes a GGUF file: metadata, the list of tensors, their data one behind the other.
+//! Writes a GGUF file: metadata, the list of tensors, their data one after the other.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// Where each tensor starts is a multiple of this, in bytes: the default of the format.
 const ALIGNMENT: u64 = 32;
 
-/// Values of a block of [`GgufDtype::Q8_0`]: each is a byte, behind the scale of two.
+/// Values of a block of [`GgufDtype::Q8_0`]: each is a byte, after the scale of two bytes.
 const BLOCK: usize = 32;
 
 /// How a tensor is stored.
@@ -162,8 +162,10 @@ impl GgufMetadata {
     }
 }
 
-/// Writes these tensors to the new `file`, which errors call `path`; the values of each tensor without its own are those of `source`
-/// under the same number, in the dtype that [`GgufDtype::values`] says. `progress` is told of each number of bytes written.
+/// Writes these tensors to the new `file`, which errors call `path`.
+///
+/// A tensor without values of its own takes them from `source` under the same number, in the dtype that [`GgufDtype::values`]
+/// says. `progress` is called with each number of bytes written.
 pub fn write<B: TensorBytes>(
     (file, path): (&mut File, &Path),
     metadata: &GgufMetadata,

@@ -180,7 +180,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
             let value = entries.next_value_seed(self)?;
             if map.contains_key(&key) {
                 return Err(serde::de::Error::custom(format_args!(
-                    "key `{key}` stands twice"
+                    "key `{key}` is there twice"
                 )));
             }
             map.insert(key, value);

@@ -1,7 +1,7 @@
 //! Folders on their way out, and what a run that was killed meanwhile has left of them.
 //!
-//! Beside the output `NAME` lie, for a moment, `.NAME.removed-…` (being removed) and, on file systems that cannot exchange
-//! two folders, `.NAME.replaced` (the old output, before the new one has its place).
+//! For a moment, `.NAME.removed-…` is beside the output `NAME`: it is being removed. On file systems that cannot exchange two
+//! folders, `.NAME.replaced` is there, too: the old output, before the new one has its place.
 
 use std::fs;
 use std::io;

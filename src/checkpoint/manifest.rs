@@ -81,7 +81,7 @@ impl Tool {
 pub struct SourceRecord {
     /// Name that expressions use.
     pub name: String,
-    /// Path relative to the folder of the manifest, with forward slashes; `hf://ORG/NAME@COMMIT` of what lies in a Hub's cache.
+    /// Path relative to the folder of the manifest, with forward slashes; `hf://ORG/NAME@COMMIT` of a source in a Hub's cache.
     pub path: String,
     /// Repository on the Hub, where the source came from one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -94,7 +94,7 @@ pub struct SourceRecord {
 }
 
 impl SourceRecord {
-    /// Of a checkpoint or file at `root` that an output at `output` is made of. One that lies in a Hub's cache has its
+    /// Of a checkpoint or file at `root` that an output at `output` is made of. A source in a Hub's cache has its
     /// repository and commit for a path: the cache is somewhere else on every machine.
     pub fn of(name: &str, root: &Path, output: &Path, files: Vec<FileHash>) -> Result<Self> {
         let (repository, commit) = Origin::of(root, &files).unzip();
@@ -186,8 +186,8 @@ impl Manifest {
         Ok(Some(manifest))
     }
 
-    /// The same for anyone elsewhere: repositories in the place of local paths, the bare names of folders that lie on no Hub,
-    /// and the card among the files that are listed only. `folder` is where it was read.
+    /// The same for anyone elsewhere. Repositories replace local paths, and bare names the paths of folders that are on no Hub.
+    /// The card is among the files that are listed only. `folder` is where the manifest was read.
     #[must_use]
     pub fn published(mut self, folder: &Path) -> Self {
         for source in &mut self.sources {
@@ -262,13 +262,13 @@ impl Origin {
         folder.write(ORIGIN, text.as_bytes()).map(drop)
     }
 
-    /// Reads that of a folder that was pulled; `None` where there is none that can be read.
+    /// Reads the origin of a folder that was pulled; `None` where the folder has none that can be read.
     pub(super) fn read(folder: &Path) -> Option<Self> {
         serde_json::from_slice(&json::read_bytes(&folder.join(ORIGIN)).ok()?).ok()
     }
 
-    /// Repository and commit of a folder that lies in a Hub cache, or was pulled and has not been changed since: each of
-    /// `files`, where they are known, is one that was pulled.
+    /// Repository and commit of a folder that is in a Hub cache, or was pulled and has not been changed since. It has not been
+    /// changed if each of `files` is a file that was pulled.
     pub fn of(folder: &Path, files: &[FileHash]) -> Option<(String, String)> {
         if let Some(cached) = hub_origin(folder) {
             return Some(cached);

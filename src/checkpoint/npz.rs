@@ -11,12 +11,13 @@ use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter};
 
 use super::ahead::for_each_piece;
 use super::dtype::Dtype;
+use super::npz_error::{ArrayRule, NpzError};
 use super::writer::{TensorBytes, TensorLayout};
 use crate::{Error, Result};
 
 /// Length of the version 1 header of an array is a multiple of this, in bytes.
 const ALIGNMENT: usize = 64;
-/// What stands before the text of an array's header: magic, version, and its length in two bytes.
+/// Bytes before the text of an array's header: magic, version, and its length in two bytes.
 const PREFIX: usize = 10;
 /// Entries from this size on need the longer fields of zip64.
 const LARGE: u64 = u32::MAX as u64;
@@ -38,7 +39,7 @@ const DESCRS: [(Dtype, &str); 13] = [
     (Dtype::C64, "<c8"),
 ];
 
-/// numpy's name for a dtype; `None` where numpy has no such dtype.
+/// numpy's name for a dtype; `None` where numpy lacks it.
 pub fn descr(dtype: Dtype) -> Option<&'static str> {
     let (_, name) = DESCRS.iter().find(|(known, _)| *known == dtype)?;
     Some(name)
@@ -72,8 +73,8 @@ pub fn is_archive(path: &Path) -> bool {
     })
 }
 
-/// Writes an archive of these tensors to the new `file`, which errors call `path`; the bytes of each are those of `source` under
-/// the same number. `progress` is told of each number of bytes written.
+/// Writes an archive of these tensors to the new `file`, which errors call `path`. The bytes of each tensor come from `source`
+/// under the same number. `progress` is called with each number of bytes written.
 ///
 /// # Errors
 /// A tensor that numpy has no dtype for, what the source says, and a disk that refuses.
@@ -89,19 +90,22 @@ pub fn write<B: TensorBytes>(
             .take()
             .map_or(Ok(()), |e| Err(Error::io("write", path, e)))
     };
-    let refused = |e: ZipError| Error::file(path, format!("cannot be an archive: {e}"));
+    let refused = |error: ZipError| NpzError::NotWritten {
+        path: path.to_path_buf(),
+        error,
+    };
     let mut archive = ZipWriter::new(Sink {
         file: BufWriter::new(file),
         position: 0,
         fault: &fault,
     });
     for (number, tensor) in tensors.iter().enumerate() {
-        let header = header(tensor).ok_or_else(|| {
-            Error::tensor(
-                path,
-                &tensor.name,
-                format!("is {}, which numpy lacks", tensor.dtype),
-            )
+        let header = header(tensor).ok_or_else(|| NpzError::Array {
+            path: path.to_path_buf(),
+            tensor: tensor.name.clone(),
+            rule: ArrayRule::NoNumpyDtype {
+                dtype: tensor.dtype,
+            },
         })?;
         let length = header.len() as u64 + tensor.length();
         archive
@@ -138,7 +142,7 @@ fn options(length: u64) -> SimpleFileOptions {
         .large_file(length >= LARGE)
 }
 
-/// What stands before the values of an array.
+/// The bytes before the values of an array.
 fn header(tensor: &TensorLayout) -> Option<Vec<u8>> {
     let extents: String = tensor
         .shape
@@ -193,7 +197,7 @@ impl<W: Write> Write for Sink<'_, W> {
 
 impl<W: Write + Seek> Seek for Sink<'_, W> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        // Headers are written again at their place, and writing goes on behind.
+        // Headers are written again at their place, and writing continues at the end.
         if to != SeekFrom::Current(0) {
             let done = self.file.seek(to);
             self.position = *done.as_ref().unwrap_or(&self.position);

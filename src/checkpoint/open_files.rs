@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::process::{Resource, getrlimit};
 
-/// Most files that are kept open, whatever the limit: beyond, the cost of opening one again is lost in that of reading.
+/// Most files that are kept open, whatever the limit. With more files, opening one again costs little beside reading it.
 const MOST: u64 = 1024;
 
 static OPEN: Mutex<OpenFiles> = Mutex::new(OpenFiles {

@@ -1,9 +1,9 @@
 //! An output folder that is either complete or absent.
 //!
 //! Work goes to a sibling folder `.NAME.partial`, held by a lock so that two runs into one target
-//! cannot mix, and is fsynced and renamed last. A run that fails removes its partial folder; one
-//! that is killed leaves it, and the next run with the same plan resumes from the shards that are
-//! whole (see [`super::writer`]).
+//! cannot mix, and is fsynced and renamed last. A run that fails removes its partial folder.
+//! A run that is killed leaves it, and the next run with the same plan resumes from the shards that
+//! are whole (see [`super::writer`]).
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -48,9 +48,10 @@ pub fn reserved(path: &str) -> Option<&str> {
     [LOCK, PROGRESS, ORIGIN].contains(&first).then_some(first)
 }
 
-/// Refuses an output that could not be written, without touching anything: an existing target
-/// (unless `force` may replace it, and then only what [`check_replaceable`] lets go), or one that is, holds or lies inside
-/// a source.
+/// Refuses an output that could not be written, without touching anything.
+///
+/// That is a target that is, holds or is inside a source. An existing target is refused, too, unless `force` may replace it
+/// and [`check_replaceable`] allows it.
 pub fn check_target(target: &Path, force: bool, sources: &[&Path]) -> Result<()> {
     if partial_of(target).is_none() {
         return Err(no_name(target));

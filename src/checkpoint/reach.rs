@@ -2,7 +2,7 @@
 //!
 //! A manifest is a stranger's text, and the paths in it are his choice: followed blindly, they would read any file of the
 //! user, and say whether it exists. So a manifest leads by itself to its neighbours alone. For everything else the user
-//! names the folder, or the manifest proves by hashes that it knows what lies there.
+//! names the folder, or the manifest proves by hashes that it knows the files there.
 
 use std::path::{Path, PathBuf};
 
@@ -25,10 +25,10 @@ pub fn is_relative(recorded: &str) -> bool {
         && Path::new(recorded).is_relative()
 }
 
-/// Whether `place` lies in the folder that holds the manifest's `folder`, itself and all that it holds, with links followed.
+/// Whether `place` is in the folder that holds the manifest's `folder`, itself and all that it holds, with links followed.
 ///
 /// # Errors
-/// Where the current folder cannot be told.
+/// Where the current folder is unknown.
 pub fn is_neighbour(place: &Path, folder: &Path) -> Result<bool> {
     let folder = resolved(folder)?;
     let Some(around) = folder.parent() else {
@@ -60,11 +60,11 @@ pub fn is_neighbour(place: &Path, folder: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// The folder of a source, as far as the manifest in `folder` may lead there by itself: to a neighbour, or to a folder with
+/// The folder of a source, as far as the manifest in `folder` may lead there by itself. That is a neighbour, or a folder with
 /// the configuration and the sizes that the manifest lists.
 ///
 /// # Errors
-/// Where the current folder cannot be told.
+/// Where the current folder is unknown.
 pub fn source_folder(source: &SourceRecord, folder: &Path) -> Result<Option<PathBuf>> {
     if !is_relative(&source.path) {
         return Ok(None);

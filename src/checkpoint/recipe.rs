@@ -2,8 +2,8 @@
 //! checkpoint again.
 //!
 //! It holds the stages that the checkpoint follows from and no others, so that a change elsewhere in a recipe changes no
-//! byte of it. What lies outside the work folder, or was put into it by hand, is a source with a name, and stands in the
-//! settings as `${name}`: where it lies is told once, beside the stages.
+//! byte of it. A file outside the work folder, or one put into it by hand, is a source with a name. Settings write it
+//! as `${name}`, and its path is recorded once, beside the stages.
 
 use std::collections::BTreeMap;
 
@@ -14,16 +14,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RecipeRecord {
-    /// Where the checkpoint lies, as seen from the work folder.
+    /// Path of the checkpoint, relative to the work folder.
     pub output: String,
-    /// Where each source lies, relative to the folder of the manifest, with forward slashes; once the checkpoint is published,
-    /// `hf://ORG/NAME@COMMIT` of what came from the Hub, and the bare name of what did not.
+    /// Path of each source, relative to the folder of the manifest, with forward slashes. Once the checkpoint is published, it is
+    /// `hf://ORG/NAME@COMMIT` for a source from the Hub, and the bare name for any other.
     pub sources: BTreeMap<String, String>,
     /// The stages in order; the last one wrote the checkpoint.
     pub stages: Vec<StageRecord>,
 }
 
-/// A stage of a recipe: what it was told, what it read, what it made.
+/// A stage of a recipe: its settings, its inputs, its outputs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StageRecord {

@@ -106,7 +106,7 @@ impl SourceFile {
     pub fn is_hole(&self, offset: u64, length: u64) -> bool {
         use rustix::fs::{SeekFrom, seek};
         use rustix::io::Errno;
-        // Reading is at offsets, so nobody else uses the position. Beyond the last data there is none to seek to.
+        // Reading is at offsets, so nobody else uses the position. Beyond the last data, seeking finds no further data.
         let Ok(file) = self.file() else {
             return false;
         };

@@ -14,8 +14,7 @@ use super::keys::Field;
 use super::role::Role;
 use super::tensors::TensorSpec;
 use super::write::ConfigWriter;
-use crate::checkpoint::gguf::REQUANTISE;
-use crate::checkpoint::{Encoding, Gguf, TensorEntry};
+use crate::checkpoint::{Encoding, Gguf, GgufError, TensorEntry};
 use crate::error::{Error, Result};
 
 /// One tensor of the model under its Hugging Face name.
@@ -217,9 +216,12 @@ pub fn refuse_unreadable(gguf: &Gguf) -> Result<()> {
         .iter()
         .find_map(|(name, entry)| Some((name, unreadable(entry)?)));
     match found {
-        Some((name, problem)) => {
-            Err(Error::tensor(&gguf.path, name, problem).with_hint(REQUANTISE))
+        Some((name, error)) => Err(GgufError::Tensor {
+            path: gguf.path.clone(),
+            tensor: name.clone(),
+            rule: error.into(),
         }
+        .into()),
         None => Ok(()),
     }
 }

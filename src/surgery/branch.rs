@@ -5,15 +5,17 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, json};
 
 use super::card;
+use super::error::SurgeryError;
 use super::execute::{OutputFile, finish, record_source};
+use super::fit_error::FitError;
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
+use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::manifest::Manifest;
 use crate::checkpoint::outline;
 use crate::checkpoint::output::{OutputFolder, check_free_space, check_target};
-use crate::{Error, Result};
 
 /// Where the branches go.
 pub struct Branching {
@@ -31,15 +33,17 @@ pub fn plan(mut seed: Model, names: &[String], out: &Path) -> Result<Branching> 
     for name in names {
         let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
         if !plain {
-            return Err(Error::usage(format!(
-                "--into: expected names of folders separated by commas, found `{name}`"
-            )));
+            let name = name.clone();
+            return Err(SurgeryError::BranchName { name }.into());
         }
         let target = out.join(name);
         if targets.contains(&target) {
-            return Err(Error::usage(format!(
-                "--into names `{name}` twice; expected each name once"
-            )));
+            return Err(SurgeryError::NamedTwice {
+                flag: "--into",
+                named: format!("`{name}`"),
+                expected: "each name",
+            }
+            .into());
         }
         targets.push(target);
     }
@@ -48,11 +52,13 @@ pub fn plan(mut seed: Model, names: &[String], out: &Path) -> Result<Branching> 
     let mut tensors = Vec::with_capacity(seed.source.checkpoint.tensors.len());
     for (name, entry) in &seed.source.checkpoint.tensors {
         let Some(dtype) = entry.encoding.plain() else {
-            return Err(Error::tensor(
-                &seed.source.checkpoint.path,
-                name,
-                "is quantised, expected plain numbers",
-            ));
+            return Err(FitError::WrongEncoding {
+                path: seed.source.checkpoint.path.clone(),
+                tensor: name.clone(),
+                found: entry.encoding.to_string(),
+                expected: "plain numbers",
+            }
+            .into());
         };
         tensors.push(PlannedTensor::new(
             name,

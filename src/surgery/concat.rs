@@ -1,15 +1,17 @@
 //! Mixtures of two experts that were trained apart, put together (FlexOlmo, Shi et al. 2025).
 
 use rayon::prelude::*;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
+use super::error::SurgeryError;
 use super::expert::{Changed, Making};
 use super::fit;
+use super::fit_error::{FitError, KeyDifference};
 use super::mixture_experts::{MixtureExperts, Routing};
 use super::model::Model;
 use super::recompose::{ByPlace, Composition, Part, Shared};
 use crate::family::{Mixture, TensorSpec};
-use crate::{Error, Result, threads};
+use crate::{Result, threads};
 
 /// Plans one mixture of several two-expert mixtures that were trained apart (FlexOlmo, Shi et al. 2025): the expert that all
 /// of them share, which comes first in each, and the own expert of each, called by the mixture's name where that was chosen.
@@ -19,20 +21,23 @@ use crate::{Error, Result, threads};
 pub fn plan(mixtures: Vec<(Model, bool)>, average: bool, routing: Routing) -> Result<Changed> {
     let (models, named): (Vec<Model>, Vec<bool>) = mixtures.into_iter().unzip();
     let Some((first, others)) = models.split_first() else {
-        return Err(Error::usage(
-            "nothing to put together: expected mixtures of two experts each",
-        ));
+        return Err(SurgeryError::NoModels {
+            action: "put together",
+            expected: "mixtures of two experts each",
+        }
+        .into());
     };
     let experts = MixtureExperts::of(first)?;
     let mut names = vec![experts.names[0].clone()];
     for (model, named) in models.iter().zip(named) {
         let other = MixtureExperts::of(model)?;
         if other.mixture.num_experts != 2 || !matches!(other.attention(), 0 | 2) {
-            let (count, attention) = (other.mixture.num_experts, other.attention());
-            let problem = format!(
-                "has {count} feed-forward and {attention} attention experts; expected two: the public one and its own"
-            );
-            return Err(Error::file(&model.config.path, problem));
+            return Err(FitError::NotTwoExperts {
+                path: model.config.path.clone(),
+                experts: other.mixture.num_experts,
+                attention_experts: other.attention(),
+            }
+            .into());
         }
         let name = if named {
             &model.source.name
@@ -40,24 +45,23 @@ pub fn plan(mixtures: Vec<(Model, bool)>, average: bool, routing: Routing) -> Re
             &other.names[1]
         };
         if names.contains(name) {
-            let problem = format!("two experts are named `{name}`; expected each name once");
-            return Err(
-                Error::usage(problem).with_hint("name the own expert of each mixture: NAME=DIR")
-            );
+            let name = name.clone();
+            return Err(SurgeryError::SameExpertName { name }.into());
         }
         names.push(name.clone());
     }
     let mut notes = Vec::new();
     for other in others {
         notes.extend(fit::check(first, other)?);
-        if let Some((key, expected, found)) =
+        if let Some(difference) =
             first_difference(experts.mixture, other.architecture.mixture.as_ref())
         {
-            let problem = format!(
-                "is {found}, but {} has {expected}",
-                first.config.path.display()
-            );
-            return Err(Error::key(&other.config.path, &key, problem));
+            return Err(FitError::MixtureKey {
+                path: other.config.path.clone(),
+                reference: first.config.path.clone(),
+                difference: Box::new(difference),
+            }
+            .into());
         }
         if !average {
             check_frozen(first, other)?;
@@ -107,7 +111,7 @@ pub fn plan(mixtures: Vec<(Model, bool)>, average: bool, routing: Routing) -> Re
 }
 
 /// The first key in which two mixtures differ, with both values.
-fn first_difference(a: &Mixture, b: Option<&Mixture>) -> Option<(String, Value, Value)> {
+fn first_difference(a: &Mixture, b: Option<&Mixture>) -> Option<KeyDifference> {
     let (a, b) = (json!(a), json!(b));
     let keys = a
         .as_object()
@@ -116,12 +120,10 @@ fn first_difference(a: &Mixture, b: Option<&Mixture>) -> Option<(String, Value, 
         .flat_map(Map::keys);
     keys.into_iter()
         .find(|key| a[key.as_str()] != b[key.as_str()])
-        .map(|key| {
-            (
-                key.clone(),
-                a[key.as_str()].clone(),
-                b[key.as_str()].clone(),
-            )
+        .map(|key| KeyDifference {
+            key: key.clone(),
+            expected: a[key.as_str()].clone(),
+            found: b[key.as_str()].clone(),
         })
 }
 
@@ -143,19 +145,13 @@ fn check_frozen(first: &Model, other: &Model) -> Result<()> {
         if same {
             return Ok(());
         }
-        let of = first.source.checkpoint.path.display();
-        let what = if rows == 2 {
-            "its first row differs"
-        } else {
-            "differs"
-        };
-        let problem = format!("{what} from that of {of}, but it should have been frozen");
-        Err(Error::tensor(
-            other.source.checkpoint.files[b.file].path(),
-            &found.name,
-            problem,
-        )
-        .with_hint("--average-shared averages what differs"))
+        Err(FitError::NotFrozen {
+            path: other.source.checkpoint.files[b.file].path().to_path_buf(),
+            tensor: found.name.clone(),
+            first_row: rows == 2,
+            reference: first.source.checkpoint.path.clone(),
+        }
+        .into())
     };
     threads::start_shared(0)?;
     let frozen: Vec<&TensorSpec> = first

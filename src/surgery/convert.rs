@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::card;
 use super::execute::{Content, OutputFile};
+use super::export_error::ExportError;
 use super::model::{companions, existing};
 use super::plan::{Plan, PlannedTensor, Source, as_dtype};
 use crate::checkpoint::dtype::{self, Dtype};
@@ -26,24 +27,16 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
     if let Some(dtype) = dtype
         && !dtype::is_float(dtype)
     {
-        return Err(Error::usage(format!(
-            "--dtype {dtype} is no floating-point dtype that can be written"
-        ))
-        .with_hint("choose one of bf16, f16, f32, f64, f8_e4m3, f8_e5m2"));
+        return Err(ExportError::IntegerDtype { dtype }.into());
     }
     let mut settings = Map::new();
     if let Some(dtype) = dtype {
         settings.insert("dtype".to_owned(), json!(dtype::name(dtype)));
     }
     if let Some(described) = &checkpoint.described {
-        let model = described::model_of(&checkpoint).ok_or_else(|| {
-            Error::file(
-                path,
-                format!(
-                    "is {}, whose model has no translation",
-                    format::a(described.name)
-                ),
-            )
+        let model = described::model_of(&checkpoint).ok_or_else(|| ExportError::NoTranslation {
+            path: path.to_path_buf(),
+            kind: format::a(described.name),
         })?;
         let form = Form::of(model, &checkpoint, dtype)?;
         return Ok(plan_described(checkpoint, form, settings));

@@ -101,7 +101,7 @@ pub(super) struct Redrawn<'a> {
     pub(super) of: Box<Node<'a>>,
     pub(super) places: Places<'a>,
     pub(super) draws: Draws,
-    /// Around 0; absent where mean and standard deviation are those of what is replaced.
+    /// Around 0; if absent, draws have the mean and the standard deviation of the values that they replace.
     pub(super) std: Option<f64>,
     /// Mean and standard deviation of what is replaced, once a thread has measured them.
     pub(super) measured: Mutex<Option<(f64, f64)>>,

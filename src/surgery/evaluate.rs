@@ -7,10 +7,11 @@ use super::compile::compile;
 use super::drawn::Places;
 use super::node::Node;
 use super::plan::{PlannedTensor, Source};
+use super::plan_error::{ExpressionRule, PlanError};
+use crate::Result;
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::writer::{TensorBytes, TensorLayout};
 use crate::checkpoint::{Encoding, dtype};
-use crate::{Error, Result};
 
 /// The tensors of a plan, ready to be computed.
 pub struct Evaluator<'a> {
@@ -61,8 +62,10 @@ impl<'a> Evaluator<'a> {
         let mut compiled = Vec::with_capacity(tensors.len());
         for tensor in tensors {
             let layout = &tensor.layout;
-            let fault = |problem: String| {
-                Error::usage(format!("the plan of tensor `{}`: {problem}", layout.name))
+            let dtype = layout.dtype;
+            let fault = |rule| PlanError::Expression {
+                tensor: layout.name.clone(),
+                rule,
             };
             let elements = layout
                 .shape
@@ -72,24 +75,16 @@ impl<'a> Evaluator<'a> {
                 .and_then(|elements| dtype::byte_length(layout.dtype, elements))
                 .is_none()
             {
-                return Err(fault(format!(
-                    "shape {:?} of {} is not a whole number of bytes",
-                    layout.shape, layout.dtype
-                )));
+                let shape = layout.shape.clone();
+                return Err(fault(ExpressionRule::WholeBytes { shape, dtype }).into());
             }
             let node = compile(&tensor.expression, layout, sources)?;
             let moves_bytes = node.moves_bytes(layout.dtype);
             if !moves_bytes && !dtype::is_float(layout.dtype) {
-                return Err(fault(format!(
-                    "values cannot be computed in {}",
-                    layout.dtype
-                )));
+                return Err(fault(ExpressionRule::NotComputed { dtype }).into());
             }
             if !moves_bytes && keeps_dtype(&tensor.expression) {
-                return Err(fault(format!(
-                    "a copy keeps its dtype, expected {}",
-                    layout.dtype
-                )));
+                return Err(fault(ExpressionRule::KeepsDtype { dtype }).into());
             }
             compiled.push((layout, node));
         }

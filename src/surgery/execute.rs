@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::evaluate::Evaluator;
 use super::plan::{Plan, Source};
+use super::plan_error::PlanError;
 use crate::checkpoint::hash::{FileHash, sha256, sha256_source};
 use crate::checkpoint::manifest::{
     FORMAT_VERSION, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool,
@@ -15,7 +16,7 @@ use crate::checkpoint::output::{OutputFolder, check_free_space, check_target};
 use crate::checkpoint::source_file::{SourceFile, Stamp, stamp_of};
 use crate::checkpoint::writer::{WriteOptions, write_weights};
 use crate::checkpoint::{known_hashes, outline};
-use crate::{Error, Result, threads};
+use crate::{Result, threads};
 
 /// A file beside the weights of an output.
 #[derive(Clone, Debug)]
@@ -61,7 +62,7 @@ pub struct Target<'a> {
     pub threads: usize,
     /// Whether sources are hashed that have not changed since they were hashed before.
     pub rehash: bool,
-    /// Told of each number of bytes written or hashed; [`work_length`] is their sum.
+    /// Called with each number of bytes written or hashed; [`work_length`] is their sum.
     pub progress: &'a (dyn Fn(u64) + Sync),
 }
 
@@ -194,7 +195,7 @@ pub fn finish(
         }
     }
     hashed.sort();
-    // Behind the last use of them, so that what was computed, copied and recorded is of the same files.
+    // After their last use, so that everything computed, copied and recorded comes from the same files.
     plan.sources
         .iter()
         .try_for_each(|source| source.checkpoint.check_unchanged())?;
@@ -331,7 +332,6 @@ fn fingerprint(plan: &Plan, target: &Target) -> Result<String> {
             })
             .collect(),
     };
-    let text = serde_json::to_vec(&work)
-        .map_err(|e| Error::usage(format!("the plan cannot be written down: {e}")))?;
+    let text = serde_json::to_vec(&work).map_err(|error| PlanError::NotJson { error })?;
     Ok(sha256(&text))
 }

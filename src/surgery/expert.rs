@@ -1,11 +1,12 @@
 //! Experts of a mixture, one by one: added, removed, replaced.
 //!
-//! A mixture lists its attention experts as the first of its feed-forward experts: what an upcycling adds as further copies of
-//! the seed's feed-forward stands behind them. All of this keeps that order.
+//! The first feed-forward experts of a mixture are those with attention experts. Further copies of the seed's feed-forward
+//! network, which an upcycling can add, follow them. All operations keep this order.
 
 use serde_json::{Map, Value, json};
 
 use super::card::{self, Card};
+use super::error::SurgeryError;
 use super::execute::OutputFile;
 use super::fit;
 use super::mixture_experts::MixtureExperts;
@@ -14,9 +15,9 @@ use super::model::Model;
 use super::plan::{Plan, Source};
 use super::recompose::{Composition, NewRows, Part, Shared};
 use super::router::{self, PromptRows, ROUTER_SOURCE, RouterInit};
+use crate::Result;
 use crate::checkpoint::hash::sha256;
 use crate::family::{self, Architecture, AttentionKv, Mixture, Output};
-use crate::{Error, Result};
 
 /// What plans call the mixture that is changed.
 pub const MIXTURE: &str = "mixture";
@@ -31,7 +32,7 @@ pub struct Addition {
     pub router: RouterInit,
     /// How the new rows of attention routers start.
     pub attention_router: RouterInit,
-    /// What [`RouterInit::Prompts`] stands for.
+    /// The rows of [`RouterInit::Prompts`].
     pub prompt_rows: Option<PromptRows>,
     /// Seed of all random draws.
     pub rng_seed: u64,
@@ -50,7 +51,7 @@ pub struct Changed {
     pub files: Vec<OutputFile>,
 }
 
-/// Plans the mixture with further experts, each the dense model of its name, behind those it has.
+/// Plans the mixture with further experts after its own. Each is the dense model of its name.
 pub fn add(mixture: Model, dense: Vec<Model>, settings: &Addition) -> Result<Changed> {
     let experts = MixtureExperts::of(&mixture)?;
     let mut taken: Vec<&str> = experts
@@ -62,16 +63,20 @@ pub fn add(mixture: Model, dense: Vec<Model>, settings: &Addition) -> Result<Cha
     for model in &dense {
         let name = model.source.name.as_str();
         if name.is_empty() || taken.contains(&name) {
-            let problem =
-                format!("the expert name `{name}` is empty, taken or reserved; expected a new one");
-            return Err(Error::usage(problem).with_hint(format!("taken are {}", taken.join(", "))));
+            return Err(SurgeryError::NewExpertName {
+                name: name.to_owned(),
+                taken: taken.into_iter().map(str::to_owned).collect(),
+            }
+            .into());
         }
         taken.push(name);
     }
     if dense.is_empty() {
-        return Err(Error::usage(
-            "nothing to add: expected at least one --expert NAME=DIR",
-        ));
+        return Err(SurgeryError::NoModels {
+            action: "add",
+            expected: "at least one --expert NAME=DIR",
+        }
+        .into());
     }
     let feed_forward_only = experts.attention() == 0 && !settings.mean;
     let mut notes = Vec::new();
@@ -81,7 +86,7 @@ pub fn add(mixture: Model, dense: Vec<Model>, settings: &Addition) -> Result<Cha
     let (mut ffn, mut attention) = experts.kept();
     let mut names = experts.names.clone();
     let new = |number: usize| Part::New { model: number + 1 };
-    // Behind the last with attention of its own, and before further copies of the seed's feed-forward.
+    // After the last with attention of its own, and before further copies of the seed's feed-forward.
     let place = if attention.is_empty() {
         ffn.len()
     } else {
@@ -98,10 +103,7 @@ pub fn add(mixture: Model, dense: Vec<Model>, settings: &Addition) -> Result<Cha
     let resized = experts.resized(ffn.len(), attention.len(), settings.routing)?;
     let chooses = resized.num_experts_per_tok < resized.num_experts;
     if settings.router == RouterInit::Zeros && chooses && dense.len() > 1 {
-        return Err(Error::usage(
-            "--router zeros makes the new experts tie, and a top-k router then never takes the second",
-        )
-        .with_hint("pass --router normal"));
+        return Err(SurgeryError::ZeroNewRows.into());
     }
     let count = experts.mixture.num_experts;
     let shared = match settings.mean {
@@ -190,15 +192,13 @@ pub fn remove(mixture: Model, wanted: &[String], routing: Routing) -> Result<Cha
     attention.retain(stays);
     let path = &mixture.source.checkpoint.path;
     if ffn.is_empty() || (attention.is_empty() && experts.attention() > 0) {
-        let what = if ffn.is_empty() {
+        let kind = if ffn.is_empty() {
             "feed-forward"
         } else {
             "attention"
         };
-        return Err(
-            Error::file(path, format!("would have no {what} expert left"))
-                .with_hint("`bam-convert expert extract` makes a dense model of one expert"),
-        );
+        let path = path.clone();
+        return Err(SurgeryError::NoExpertLeft { path, kind }.into());
     }
     let removed: Vec<&String> = (0..experts.names.len())
         .filter(|e| gone.contains(e))
@@ -233,8 +233,8 @@ pub fn remove(mixture: Model, wanted: &[String], routing: Routing) -> Result<Cha
     .plan()
 }
 
-/// Plans the mixture with the weights of one expert, by name or number, replaced by those of a dense model; its rows of the
-/// routers and all that is shared stay.
+/// Plans the mixture in which a dense model's weights replace the weights of one expert, given by name or number. Its router
+/// rows and all shared tensors stay.
 pub fn replace(mixture: Model, wanted: &str, dense: Model) -> Result<Changed> {
     let experts = MixtureExperts::of(&mixture)?;
     let (number, name) = experts.find_one(wanted)?;

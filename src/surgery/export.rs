@@ -5,11 +5,12 @@
 use std::path::Path;
 
 use super::evaluate::Evaluator;
+use super::export_error::ExportError;
 use super::plan::Plan;
 use crate::checkpoint::output::{check_free_space, resolved};
 use crate::checkpoint::{GgufLayout, GgufMetadata, npz, single, write_gguf};
 use crate::family::Architecture;
-use crate::{Error, Result, threads};
+use crate::{Result, threads};
 
 /// A file to be.
 #[derive(Debug)]
@@ -57,13 +58,11 @@ impl Export {
         let absolute = resolved(path)?;
         for source in &self.plan.sources {
             if absolute.starts_with(resolved(&source.checkpoint.path)?) {
-                let problem = format!(
-                    "lies inside the source {}",
-                    source.checkpoint.path.display()
-                );
-                return Err(
-                    Error::file(path, problem).with_hint("choose an output outside every source")
-                );
+                return Err(ExportError::InsideSource {
+                    path: path.to_path_buf(),
+                    source_folder: source.checkpoint.path.clone(),
+                }
+                .into());
             }
         }
         self.check_free(path, force)?;
@@ -74,19 +73,16 @@ impl Export {
     fn check_free(&self, path: &Path, force: bool) -> Result<()> {
         if std::fs::symlink_metadata(path).is_ok() {
             if !force {
-                return Err(Error::file(path, "exists already")
-                    .with_hint("choose another file, or pass --force"));
+                let path = path.to_path_buf();
+                return Err(ExportError::FileExists { path }.into());
             }
             let (same, kind) = match self.format {
                 Format::Gguf { .. } => (single::starts_with(path, b"GGUF"), "no GGUF file"),
                 Format::Npz => (npz::is_archive(path), "no archive of numpy arrays"),
             };
             if !path.is_file() || !same {
-                return Err(Error::file(
-                    path,
-                    format!("exists and is {kind}, so --force does not replace it"),
-                )
-                .with_hint("choose another output, or remove it yourself"));
+                let path = path.to_path_buf();
+                return Err(ExportError::OtherFile { path, kind }.into());
             }
         }
         Ok(())

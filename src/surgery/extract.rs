@@ -11,9 +11,10 @@ use super::recompose::ByPlace;
 use crate::Result;
 use crate::family::{AttentionKv, Output, Role, dense};
 
-/// Plans the dense model that the expert of this name or number is with what the mixture shares: its feed-forward, its
-/// attention where it has one of its own; embeddings, norms and merged attention as the mixture has them, which are averages
-/// after an upcycling.
+/// Plans the dense model of the expert with this name or number.
+///
+/// It has the expert's feed-forward network, and its attention where the expert has its own. Embeddings, norms and merged
+/// attention are the mixture's, which are averages after an upcycling.
 pub fn plan(mixture: Model, wanted: &str) -> Result<Changed> {
     let experts = MixtureExperts::of(&mixture)?;
     let (number, name) = experts.find_one(wanted)?;

@@ -1,13 +1,12 @@
 //! Whether models can be put together: the first key, token or tensor that differs, with both values.
 
-use serde_json::Value;
-
+use super::fit_error::{FitError, KeyDifference};
 use super::fit_tokenizer::check_tokenizer;
 use super::model::Model;
 use crate::family::{Architecture, Config, Role, TensorSpec, same_value};
 use crate::{Error, Result};
 
-/// Refuses `other` where it cannot be averaged with, or stand beside, `reference`; what cannot be compared is said in words.
+/// Refuses `other` where it cannot be averaged with `reference`. Returns a note about what cannot be compared.
 pub fn check(reference: &Model, other: &Model) -> Result<Vec<String>> {
     check_architecture(&reference.architecture, &reference.config, other)?;
     check_tensors(reference, other)?;
@@ -25,8 +24,8 @@ const OF_FEED_FORWARD: [&str; 7] = [
     "hidden_act",
 ];
 
-/// Refuses `other` where its feed-forward networks cannot be experts beside those of `reference`; what else differs, and
-/// is not taken from it, is said in words.
+/// Refuses `other` where its feed-forward networks cannot be experts beside the networks of `reference`. Returns a note about
+/// each further difference.
 pub fn check_feed_forward(reference: &Model, other: &Model) -> Result<Vec<String>> {
     let name = &other.source.name;
     let mut notes = feed_forward_differences(&reference.architecture, &reference.config, other)?;
@@ -48,18 +47,16 @@ pub fn check_feed_forward(reference: &Model, other: &Model) -> Result<Vec<String
     Ok(notes)
 }
 
-/// Refuses the dense model `other` where it cannot be an expert of `mixture`: all of it, or its feed-forward networks, where
-/// only these are taken from it; what else differs then is said in words.
+/// Refuses the dense model `other` where it cannot be an expert of `mixture`. With `feed_forward_only`, only its feed-forward
+/// networks must fit, and a note tells each further difference.
 pub fn check_expert(
     mixture: &Model,
     other: &Model,
     feed_forward_only: bool,
 ) -> Result<Vec<String>> {
     if other.architecture.mixture.is_some() {
-        return Err(Error::file(
-            &other.config.path,
-            "is a mixture, expected a dense model",
-        ));
+        let path = other.config.path.clone();
+        return Err(FitError::MixtureAsExpert { path }.into());
     }
     // A mixture is of no dense family: what families differ in is compared by itself.
     let alone = Architecture {
@@ -81,10 +78,15 @@ fn feed_forward_differences(
 ) -> Result<Vec<String>> {
     let name = &other.source.name;
     let mut notes = Vec::new();
-    for (key, expected, found) in differences(reference, other) {
-        if OF_FEED_FORWARD.contains(&key) {
-            return Err(misfit(config, other, key, &expected, &found));
+    for difference in differences(reference, other) {
+        if OF_FEED_FORWARD.contains(&difference.key.as_str()) {
+            return Err(misfit(config, other, difference));
         }
+        let KeyDifference {
+            key,
+            expected,
+            found,
+        } = difference;
         notes.push(format!(
             "{name}: {key} is {found}, the seed's {expected}; only its feed-forward weights are taken, trained beside its own"
         ));
@@ -95,28 +97,32 @@ fn feed_forward_differences(
 /// Compares what two configurations say about the function that the model computes.
 fn check_architecture(reference: &Architecture, config: &Config, other: &Model) -> Result<()> {
     match differences(reference, other).next() {
-        Some((key, expected, found)) => Err(misfit(config, other, key, &expected, &found)),
+        Some(difference) => Err(misfit(config, other, difference)),
         None => Ok(()),
     }
 }
 
-fn misfit(config: &Config, other: &Model, key: &str, expected: &Value, found: &Value) -> Error {
-    let problem = format!("is {found}, but {} has {expected}", config.path.display());
-    Error::key(&other.config.path, key, problem)
-        .with_hint("experts must come from one seed: same shape, positions and norms")
+fn misfit(config: &Config, other: &Model, difference: KeyDifference) -> Error {
+    FitError::Key {
+        path: other.config.path.clone(),
+        reference: config.path.clone(),
+        difference: Box::new(difference),
+    }
+    .into()
 }
 
 /// Keys of which the configurations say different things, with the reference's value and the other's.
-fn differences(
-    a: &Architecture,
-    other: &Model,
-) -> impl Iterator<Item = (&'static str, Value, Value)> {
+fn differences(a: &Architecture, other: &Model) -> impl Iterator<Item = KeyDifference> {
     let b = &other.architecture;
     a.meaning()
         .into_iter()
         .zip(b.meaning())
-        .map(|((key, expected), (_, found))| (key, expected, found))
-        .filter(|(_, expected, found)| !same_value(expected, found))
+        .filter(|((_, expected), (_, found))| !same_value(expected, found))
+        .map(|((key, expected), (_, found))| KeyDifference {
+            key: key.to_owned(),
+            expected,
+            found,
+        })
 }
 
 /// The configurations agree; a tensor can still differ where a model is described by a format file.
@@ -138,14 +144,14 @@ fn check_shape(
     if found.shape == *expected {
         return Ok(());
     }
-    let of_reference = reference.source.checkpoint.path.display();
-    let problem = format!(
-        "has shape {:?}, but {of_reference} has {expected:?}",
-        found.shape
-    );
-    Err(Error::tensor(
-        other.source.checkpoint.files[found.file].path(),
-        &of_other.name,
-        problem,
-    ))
+    Err(FitError::Shape {
+        path: other.source.checkpoint.files[found.file]
+            .path()
+            .to_path_buf(),
+        tensor: of_other.name.clone(),
+        found: found.shape.as_slice().into(),
+        reference: reference.source.checkpoint.path.clone(),
+        expected: expected.as_slice().into(),
+    }
+    .into())
 }

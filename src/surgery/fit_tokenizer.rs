@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::fit_error::{FitError, TokenEntry, TokenizerDifference};
 use super::model::Model;
 use crate::checkpoint::{hash, json as strict};
 use crate::family::each_token_id;
@@ -21,7 +22,6 @@ const OTHERS: [&str; 6] = [
     "vocab.txt",
 ];
 const MERGES: &str = "merges.txt";
-const HINT: &str = "experts must share the seed's tokenizer: embeddings are averaged by token id";
 
 /// Compares two tokenizers by what turns text into ids; truncation, padding and templates may differ. What cannot be compared
 /// is said in words.
@@ -37,7 +37,7 @@ pub(super) fn check_tokenizer(reference: &Model, other: &Model) -> Result<Vec<St
             continue;
         };
         if hash::sha256_file(&a)? != hash::sha256_file(&b)? {
-            return Err(Error::file(&b, format!("differs from {}", a.display())).with_hint(HINT));
+            return Err(differs_in_file(&a, &b, TokenizerDifference::Anywhere));
         }
         compared |= name != MERGES;
     }
@@ -102,8 +102,18 @@ fn same_vocabulary(a: &Path, b: &Path) -> Result<()> {
     if expected == found {
         return Ok(());
     }
-    let problem = first_difference(Some(&expected), Some(&found), a);
-    Err(Error::file(b, problem).with_hint(HINT))
+    let difference = first_difference(Some(&expected), Some(&found));
+    Err(differs_in_file(a, b, difference))
+}
+
+/// The error for the file `b`, which differs from `a`.
+fn differs_in_file(a: &Path, b: &Path, difference: TokenizerDifference) -> Error {
+    FitError::TokenizerFile {
+        path: b.to_path_buf(),
+        reference: a.to_path_buf(),
+        difference: Box::new(difference),
+    }
+    .into()
 }
 
 fn same_tokenizer(a: &Path, b: &Path) -> Result<()> {
@@ -118,72 +128,83 @@ fn same_tokenizer(a: &Path, b: &Path) -> Result<()> {
     let model = |object: &Map<String, Value>, key: &str| {
         object.get("model").and_then(|m| m.get(key)).cloned()
     };
+    let refuse = |key, difference| {
+        Err(FitError::TokenizerKey {
+            path: b.to_path_buf(),
+            key,
+            reference: a.to_path_buf(),
+            difference: Box::new(difference),
+        }
+        .into())
+    };
+
     let (vocabulary, other) = (model(&left, "vocab"), model(&right, "vocab"));
     if vocabulary != other {
-        let problem = first_difference(vocabulary.as_ref(), other.as_ref(), a);
-        return Err(Error::key(b, "model.vocab", problem).with_hint(HINT));
+        let difference = first_difference(vocabulary.as_ref(), other.as_ref());
+        return refuse("model.vocab", difference);
     }
     if model(&left, "merges") != model(&right, "merges") {
-        return Err(
-            Error::key(b, "model.merges", format!("differs from {}", a.display())).with_hint(HINT),
-        );
+        return refuse("model.merges", TokenizerDifference::Anywhere);
     }
     for key in ["normalizer", "pre_tokenizer"] {
         if left.get(key) != right.get(key) {
-            let problem = format!("differs from {}", a.display());
-            return Err(Error::key(b, key, problem).with_hint(HINT));
+            return refuse(key, TokenizerDifference::Anywhere);
         }
     }
-    let tokens = |object: &Map<String, Value>| -> Vec<(Value, Value)> {
-        let tokens = object
-            .get("added_tokens")
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default();
-        tokens
-            .iter()
-            .map(|token| (token["id"].clone(), token["content"].clone()))
-            .collect()
-    };
-    let (expected, found) = (tokens(&left), tokens(&right));
-    if expected != found {
-        let differing = expected.iter().zip(&found).find(|(x, y)| x != y);
-        let problem = match differing {
-            Some(((id, token), (other_id, other))) => {
-                format!(
-                    "has {other} as {other_id}, but {} has {token} as {id}",
-                    a.display()
-                )
-            }
-            None => format!(
-                "has {} tokens, but {} has {}",
-                found.len(),
-                a.display(),
-                expected.len()
-            ),
-        };
-        return Err(Error::key(b, "added_tokens", problem).with_hint(HINT));
+
+    let (expected, found) = (added_tokens(&left), added_tokens(&right));
+    if expected == found {
+        return Ok(());
     }
-    Ok(())
+    let counts = TokenizerDifference::Count {
+        expected: expected.len(),
+        found: found.len(),
+    };
+    let differing = expected.into_iter().zip(found).find(|(x, y)| x != y);
+    refuse(
+        "added_tokens",
+        differing.map_or(counts, |(expected, found)| TokenizerDifference::Added {
+            expected,
+            found,
+        }),
+    )
 }
 
-fn first_difference(expected: Option<&Value>, found: Option<&Value>, reference: &Path) -> String {
-    let reference = reference.display();
+/// The added tokens of a tokenizer file, in its order.
+fn added_tokens(object: &Map<String, Value>) -> Vec<TokenEntry> {
+    let tokens = object.get("added_tokens").and_then(Value::as_array);
+    let entry = |token: &Value| TokenEntry {
+        token: token["content"].clone(),
+        id: token["id"].clone(),
+    };
+    tokens.into_iter().flatten().map(entry).collect()
+}
+
+/// The first difference of two vocabularies.
+fn first_difference(expected: Option<&Value>, found: Option<&Value>) -> TokenizerDifference {
     let (Some(Value::Object(expected)), Some(Value::Object(found))) = (expected, found) else {
-        return format!("differs from {reference}");
+        return TokenizerDifference::Anywhere;
     };
     for (token, id) in expected {
         match found.get(token) {
             Some(other) if other == id => {}
             Some(other) => {
-                return format!("maps {token:?} to {other}, but {reference} maps it to {id}");
+                return TokenizerDifference::Id {
+                    token: token.clone(),
+                    expected: id.clone(),
+                    found: other.clone(),
+                };
             }
-            None => return format!("lacks the token {token:?}, which {reference} maps to {id}"),
+            None => {
+                return TokenizerDifference::Missing {
+                    token: token.clone(),
+                    expected: id.clone(),
+                };
+            }
         }
     }
-    format!(
-        "has {} tokens, but {reference} has {}",
-        found.len(),
-        expected.len()
-    )
+    TokenizerDifference::Count {
+        expected: expected.len(),
+        found: found.len(),
+    }
 }

@@ -7,20 +7,25 @@ use serde_json::{Map, json};
 use super::convert::{SOURCE, converted, side_files};
 use super::execute::check_plan;
 use super::export::{Export, Format};
+use super::export_error::ExportError;
+use super::fit_error::FitError;
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
+use super::plan_error::PlanError;
+use crate::Result;
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::manifest::model_name;
 use crate::checkpoint::{Dtype, GgufDtype, GgufLayout, GgufMetadata, dtype};
 use crate::family::gguf_names::{self, NamedTensor};
 use crate::family::gguf_vocabulary;
-use crate::{Error, Result};
 
 /// Name of the frequency factors of the rotary embedding.
 const FACTORS: &str = "rope_freqs.weight";
 
-/// Plans the GGUF file of the model in the folder `path`: matrices in `dtype` (theirs where absent; rows that do not fall into its
-/// blocks in f16), norms, biases and routers in float32.
+/// Plans the GGUF file of the model in the folder `path`.
+///
+/// Matrices are in `dtype`, or in their own where it is absent. Matrices whose rows do not fall into its blocks are in f16.
+/// Norms, biases and routers are in float32.
 ///
 /// # Errors
 /// What the GGUF architecture `llama` cannot hold, and a tokenizer that llama.cpp has no name for.
@@ -31,12 +36,9 @@ pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
     let stored = model.main_dtype();
     let matrices = match dtype {
         Some(dtype) => dtype,
-        None => plain(stored).ok_or_else(|| {
-            Error::file(
-                path,
-                format!("its weights are {stored}, which a GGUF file does not hold"),
-            )
-            .with_hint("pass --dtype f16, bf16 or f32")
+        None => plain(stored).ok_or_else(|| ExportError::GgufDtype {
+            path: path.to_path_buf(),
+            stored,
         })?,
     };
     let name = model_name(path);
@@ -121,13 +123,13 @@ fn expression(model: &Model, tensor: &NamedTensor, wanted: Dtype) -> Result<Expr
             .encoding
             .plain()
             .filter(|stored| dtype::is_float(*stored))
-            .ok_or_else(|| {
-                let path = model.source.checkpoint.files[entry.file].path();
-                Error::tensor(
-                    path,
-                    part,
-                    format!("is {}, expected a floating-point dtype", entry.encoding),
-                )
+            .ok_or_else(|| FitError::WrongEncoding {
+                path: model.source.checkpoint.files[entry.file]
+                    .path()
+                    .to_path_buf(),
+                tensor: part.clone(),
+                found: entry.encoding.to_string(),
+                expected: "a floating-point dtype",
             })?;
         same &= stored == wanted;
         of.push(Expression::copy(SOURCE, part));
@@ -139,10 +141,8 @@ fn expression(model: &Model, tensor: &NamedTensor, wanted: Dtype) -> Result<Expr
         }
         (_, Some(one)) => one,
         (_, None) => {
-            return Err(Error::usage(format!(
-                "nothing is known for `{}`",
-                tensor.name
-            )));
+            let tensor = tensor.name.clone();
+            return Err(PlanError::Nothing { tensor }.into());
         }
     };
     let ordered = match tensor.heads {

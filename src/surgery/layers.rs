@@ -2,8 +2,9 @@
 
 use std::str::FromStr;
 
+use super::error::SurgeryError;
+use crate::Result;
 use crate::family::Layers;
-use crate::{Error, Result};
 
 /// Layers by rule or by number, counted from 0.
 ///
@@ -67,16 +68,16 @@ impl LayerChoice {
     pub fn layers(&self, num_layers: u64) -> Result<Layers> {
         let missing = |layer: u64| {
             let last = num_layers.saturating_sub(1);
-            Err(Error::usage(format!(
-                "--layers names layer {layer}, expected layers from 0 to {last}"
-            ))
-            .with_hint("layers are counted from 0"))
+            Err(SurgeryError::NoLayer { layer, last }.into())
         };
-        let few = |rule: &str, count: u64| {
+        let few = |rule, count| {
             if count > num_layers {
-                Err(Error::usage(format!(
-                    "--layers {rule}:{count} asks for more than the {num_layers} layers"
-                )))
+                let layers = num_layers;
+                Err(SurgeryError::ManyLayers {
+                    rule,
+                    count,
+                    layers,
+                })
             } else {
                 Ok(())
             }
@@ -107,10 +108,12 @@ impl LayerChoice {
                     .collect();
                 layers.sort_unstable();
                 if let Some(twice) = layers.windows(2).find(|pair| pair[0] == pair[1]) {
-                    return Err(Error::usage(format!(
-                        "--layers names layer {} twice",
-                        twice[0]
-                    )));
+                    return Err(SurgeryError::NamedTwice {
+                        flag: "--layers",
+                        named: format!("layer {}", twice[0]),
+                        expected: "each layer",
+                    }
+                    .into());
                 }
                 layers
             }

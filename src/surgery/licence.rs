@@ -15,7 +15,7 @@ use crate::checkpoint::manifest::Manifest;
 use crate::checkpoint::reach::source_folder;
 use crate::checkpoint::{ReadAt, SourceFile, yaml};
 
-/// Bytes of a model card that are read: its front matter stands first.
+/// Bytes of a model card that are read: its front matter comes first.
 const CARD_BYTES: u64 = 64 << 10;
 /// Bytes of a licence file that are read: the longest that is recognised, the GPL, has 35 kB.
 const LICENCE_BYTES: u64 = 64 << 10;
@@ -120,7 +120,7 @@ const RECOGNISED: [&str; 28] = [
     "Zlib",
 ];
 
-/// The least likeness, from 0 to 1, at which a text is that of a licence: the default of the crate's own scanner.
+/// The least likeness, from 0 to 1, at which a text counts as a licence's text: the default of the crate's own scanner.
 const LIKENESS: f32 = 0.9;
 /// Characters at the beginning of a text in which a short notice names its licence.
 const NOTICE: usize = 200;
@@ -143,7 +143,7 @@ enum OneOrMore {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Told {
     source: String,
-    /// Identifiers of the Hub; empty where nothing is told.
+    /// Identifiers of the Hub; empty where the model names no licence.
     ids: Vec<String>,
     /// What `other` is called.
     name: Option<String>,
@@ -194,8 +194,8 @@ pub(super) fn lineage(folder: &Path) -> Vec<PathBuf> {
 }
 
 impl Licences {
-    /// Reads those of the models in these folders, each with its name; a folder that tells none has those of the models that
-    /// its manifest says it was made of.
+    /// Reads the licences of the models in these folders, each with its name. A folder that names no licence has the licences
+    /// of the sources in its manifest.
     pub fn of<'a>(models: impl IntoIterator<Item = (&'a str, &'a Path)>) -> Self {
         let told = models.into_iter().map(|(source, folder)| {
             let (ids, name) = lineage(folder)

@@ -1,20 +1,21 @@
-//! From the tensors of a mixture to those of the dense models: the part that every upcycling method shares.
+//! From the tensors of a mixture to the tensors of the dense models: the part that every upcycling method shares.
 //!
 //! The method's rule makes an expert's tensor of its models' tensors (BAM, section 4.1: a copy). Everything else is the uniform
 //! average over the dense models. Routers start fresh.
 
 use std::collections::BTreeMap;
 
+use super::fit_error::FitError;
 use super::methods::{ExpertPart, RuleContext};
 use super::model::Model;
 use super::plan::{PlannedTensor, Source, as_dtype};
 use super::router::RouterInit;
 use super::scales::SHARED;
 use super::upcycle::UpcycleSettings;
+use crate::Result;
 use crate::checkpoint::Dtype;
 use crate::checkpoint::expression::Expression;
 use crate::family::{Architecture, Role, TensorSpec};
-use crate::{Error, Result};
 
 /// The models, settings and experts of an upcycling.
 pub(super) struct Work<'a> {
@@ -234,9 +235,9 @@ impl Mapping<'_> {
     ) -> Result<(&Model, &TensorSpec, Dtype)> {
         let model = &self.work.models[number];
         let found = self.dense[number].get(&(role, spec.bias, spec.layer));
-        let found = found.ok_or_else(|| {
-            let path = &model.source.checkpoint.path;
-            Error::tensor(path, &spec.name, "has no counterpart in this model")
+        let found = found.ok_or_else(|| FitError::NoCounterpart {
+            path: model.source.checkpoint.path.clone(),
+            tensor: spec.name.clone(),
         })?;
         Ok((model, found, model.dtype(found)?))
     }

@@ -3,15 +3,16 @@
 use serde_json::{Map, Value, json};
 
 use super::card::{self, Card};
+use super::error::SurgeryError;
 use super::execute::OutputFile;
 use super::fit;
 use super::fit_tokenizer::ids_beyond;
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
+use crate::Result;
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::family::{Architecture, both_spellings, say_dtype};
-use crate::{Error, Result};
 
 /// Settings of a merge.
 #[derive(Clone, Copy, Debug)]
@@ -30,9 +31,11 @@ pub fn plan(
     settings: &Settings,
 ) -> Result<(Plan, Architecture, Vec<OutputFile>)> {
     let Some((base, _)) = models.get(settings.base) else {
-        return Err(Error::usage(
-            "nothing to merge: expected at least one --model DIR[:WEIGHT]",
-        ));
+        return Err(SurgeryError::NoModels {
+            action: "merge",
+            expected: "at least one --model DIR[:WEIGHT]",
+        }
+        .into());
     };
     let mut notes: Vec<String> = ids_beyond(base)?.into_iter().collect();
     for (other, _) in models
@@ -47,10 +50,7 @@ pub fn plan(
         || !sum.is_finite()
         || (settings.normalize && sum == 0.0)
     {
-        return Err(Error::usage(format!(
-            "the weights {weights:?} cannot be divided by their sum {sum}"
-        ))
-        .with_hint("give finite weights that do not add up to 0"));
+        return Err(SurgeryError::MergeWeights { weights, sum }.into());
     }
     let mut tensors = Vec::with_capacity(base.specs.len());
     for (number, spec) in base.specs.iter().enumerate() {

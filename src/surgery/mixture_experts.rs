@@ -1,9 +1,11 @@
 //! A mixture with its experts by name, and how many of them a token goes to.
 
+use super::error::SurgeryError;
+use super::fit_error::FitError;
 use super::model::Model;
 use super::recompose::Part;
+use crate::Result;
 use crate::family::{AttentionKv, Mixture, TopK, expert_names, find_experts};
-use crate::{Error, Result};
 
 /// How many experts a token goes to afterwards; as before where not said: all stay all.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,10 +26,8 @@ pub(super) struct MixtureExperts<'a> {
 impl<'a> MixtureExperts<'a> {
     pub(super) fn of(model: &'a Model) -> Result<Self> {
         let Some(mixture) = &model.architecture.mixture else {
-            return Err(
-                Error::file(&model.config.path, "is a dense model, expected a mixture")
-                    .with_hint("`bam-convert upcycle` makes a mixture of dense models"),
-            );
+            let path = model.config.path.clone();
+            return Err(FitError::DenseAsMixture { path }.into());
         };
         let names = expert_names(&model.source.checkpoint.path, &model.architecture)?;
         Ok(Self {
@@ -64,21 +64,17 @@ impl<'a> MixtureExperts<'a> {
     pub(super) fn find_one(&self, wanted: &str) -> Result<(usize, String)> {
         match self.find(wanted)?[..] {
             [one] => Ok((one, self.names[one].clone())),
-            ref several => {
-                let numbers: Vec<String> = several.iter().map(usize::to_string).collect();
-                let problem = format!(
-                    "has {} experts called `{wanted}`: {}",
-                    several.len(),
-                    numbers.join(", ")
-                );
-                Err(Error::file(&self.model.source.checkpoint.path, problem)
-                    .with_hint("name one by its number"))
+            ref several => Err(SurgeryError::SeveralExperts {
+                path: self.model.source.checkpoint.path.clone(),
+                name: wanted.to_owned(),
+                numbers: several.iter().map(usize::to_string).collect(),
             }
+            .into()),
         }
     }
 
-    /// The attention expert that belongs to a feed-forward expert: a further copy of the seed's feed-forward has that of the
-    /// seed. `None` where attention is merged.
+    /// The attention expert that belongs to a feed-forward expert. Further copies of the seed's feed-forward share the seed's
+    /// attention expert. `None` where attention is merged.
     pub(super) fn attention_of(&self, number: usize) -> Result<Option<u64>> {
         let attention = self.attention() as usize;
         match self
@@ -90,11 +86,11 @@ impl<'a> MixtureExperts<'a> {
             _ if attention == 0 => Ok(None),
             _ if number < attention => Ok(Some(number as u64)),
             Some(same) => Ok(Some(same as u64)),
-            None => {
-                let problem =
-                    format!("has no attention expert for its feed-forward expert {number}");
-                Err(Error::file(&self.model.source.checkpoint.path, problem))
+            None => Err(SurgeryError::NoAttentionExpert {
+                path: self.model.source.checkpoint.path.clone(),
+                expert: number,
             }
+            .into()),
         }
     }
 
@@ -116,9 +112,7 @@ impl<'a> MixtureExperts<'a> {
         )?;
         let (attention, attention_top_k) = match self.attention() {
             0 if routing.attention_top_k.is_some() => {
-                let problem =
-                    "--attention-top-k has no effect: this mixture has no attention experts";
-                return Err(Error::usage(problem).with_hint("leave it out"));
+                return Err(SurgeryError::NoAttentionTopK.into());
             }
             0 => (
                 mixture.num_attention_experts,
@@ -148,10 +142,7 @@ impl<'a> MixtureExperts<'a> {
             .iter()
             .find(|(normed, k, experts, _)| *normed && *k == 1 && *experts > 1)
         {
-            return Err(Error::usage(format!(
-                "this mixture divides gates by their sum, and with {flag} 1 every gate is 1: the router gets no gradient"
-            ))
-            .with_hint(format!("pass {flag} 2 or more")));
+            return Err(SurgeryError::MixtureOfOneGate { flag }.into());
         }
         Ok(Mixture {
             num_experts: experts,
@@ -163,17 +154,19 @@ impl<'a> MixtureExperts<'a> {
     }
 }
 
-/// MixtureExperts a token goes to, of `after` where it were `k` of `before`.
-fn routed(k: u64, before: u64, after: u64, asked: Option<TopK>, flag: &str) -> Result<u64> {
+/// Experts a token goes to, of `after` where it were `k` of `before`.
+fn routed(k: u64, before: u64, after: u64, asked: Option<TopK>, flag: &'static str) -> Result<u64> {
     if let Some(asked) = asked {
         return super::upcycle::routed(asked, after, flag);
     }
     let soft = k == before && (before > 1 || flag == "--attention-top-k");
     match if soft { after } else { k } {
         found if found <= after => Ok(found),
-        found => Err(Error::usage(format!(
-            "each token goes to {found} experts, but {after} would be left"
-        ))
-        .with_hint(format!("pass {flag} {after} or less"))),
+        found => Err(SurgeryError::FewExpertsLeft {
+            flag,
+            found,
+            left: after,
+        }
+        .into()),
     }
 }

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::fit_error::FitError;
 use super::plan::Source;
+use crate::Result;
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
 pub use crate::checkpoint::folder::{companions, existing};
 use crate::checkpoint::{Encoding, TensorEntry};
 use crate::family::{Architecture, Config, Role, TensorSpec, described};
-use crate::{Error, Result};
 
 /// A checkpoint whose tensors have been matched with what its configuration says it holds.
 #[derive(Debug)]
@@ -71,11 +72,13 @@ impl Model {
     pub fn dtype(&self, spec: &TensorSpec) -> Result<Dtype> {
         match self.entry(spec)?.encoding {
             Encoding::Plain(dtype) => Ok(dtype),
-            Encoding::Ggml(ggml) => Err(Error::tensor(
-                &self.source.checkpoint.path,
-                &spec.name,
-                format!("is {}", ggml.name()),
-            )),
+            Encoding::Ggml(ggml) => Err(FitError::WrongEncoding {
+                path: self.source.checkpoint.path.clone(),
+                tensor: spec.name.clone(),
+                found: ggml.name().to_owned(),
+                expected: "plain numbers",
+            }
+            .into()),
         }
     }
 
@@ -85,14 +88,15 @@ impl Model {
         if dtype::is_float(stored) {
             return Ok(Expression::copy(&self.source.name, &spec.name));
         }
-        let problem = format!("cannot be averaged: it is stored as {stored}");
-        Err(
-            Error::tensor(&self.source.checkpoint.path, &spec.name, problem)
-                .with_hint("average models with floating-point weights"),
-        )
+        Err(FitError::NotAveraged {
+            path: self.source.checkpoint.path.clone(),
+            tensor: spec.name.clone(),
+            stored,
+        }
+        .into())
     }
 
-    /// The dtype that new tensors get: that of the input embedding where it is a float, else float32.
+    /// The dtype that new tensors get: the dtype of the input embedding where it is a float, else float32.
     pub fn main_dtype(&self) -> Dtype {
         let embedding = self.specs.iter().find(|spec| spec.role == Role::Embedding);
         let stored = embedding.and_then(|spec| self.dtype(spec).ok());

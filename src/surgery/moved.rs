@@ -1,4 +1,4 @@
-//! Tensors whose elements are those of other tensors in another order: slices, concatenations, repetitions, gathers.
+//! Tensors made of other tensors' elements in another order: slices, concatenations, repetitions, gathers.
 //!
 //! Each is a rule that says, for any element, which element of which part it is and how many follow it in a row. So values
 //! and undecoded bytes are moved by the same code.
@@ -14,7 +14,7 @@ pub(super) struct Moved<'a> {
     pub(super) rule: Rule<'a>,
 }
 
-/// Where the elements of a tensor lie in its parts; every length is that of a tensor with elements, so never 0.
+/// Where the elements of a tensor are in its parts. Every length counts the elements of a tensor that has some, so it is never 0.
 pub(super) enum Rule<'a> {
     /// Of each `stride` elements, the `run` from `offset` on.
     Slice { stride: u64, offset: u64, run: u64 },

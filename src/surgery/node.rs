@@ -5,6 +5,7 @@ use multiversion::multiversion;
 use super::drawn::{Noisy, Redrawn};
 use super::evaluate::Scratch;
 use super::moved::Moved;
+use super::plan_error::PlanError;
 use super::random::Draws;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::writer::TensorLayout;
@@ -205,14 +206,13 @@ impl<'a> Node<'a> {
                     entry,
                     tensor,
                 } => {
-                    let problem =
-                        format!("element {element} is {}; expected finite numbers", value[0]);
-                    return Ok(
-                        Error::tensor(checkpoint.files[entry.file].path(), tensor, problem)
-                            .with_hint(
-                                "`bam-convert validate` lists every tensor with NaN or infinities",
-                            ),
-                    );
+                    return Ok(PlanError::NotFiniteElement {
+                        path: checkpoint.files[entry.file].path().to_path_buf(),
+                        tensor: (*tensor).to_owned(),
+                        element,
+                        value: value[0],
+                    }
+                    .into());
                 }
                 Self::Sum { parts, .. } => {
                     for part in parts {
@@ -235,12 +235,13 @@ impl<'a> Node<'a> {
                 _ => {}
             }
         }
-        let (name, dtype) = (&layout.name, layout.dtype);
-        let problem = format!(
-            "tensor `{name}` of the output: element {element} is {}, which {dtype} cannot hold",
-            value[0]
-        );
-        Ok(Error::usage(problem).with_hint("choose a dtype of wider range, such as bf16 or f32"))
+        Ok(PlanError::Overflow {
+            tensor: layout.name.clone(),
+            element,
+            value: value[0],
+            dtype: layout.dtype,
+        }
+        .into())
     }
 
     fn is_not_finite(&self, element: u64, scratch: &mut Scratch) -> Result<bool> {

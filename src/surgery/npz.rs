@@ -7,13 +7,14 @@ use serde_json::json;
 use super::convert;
 use super::execute::check_plan;
 use super::export::{Export, Format};
+use super::export_error::ExportError;
 use super::plan::PlannedTensor;
-use crate::checkpoint::dtype::{self, Dtype};
+use crate::Result;
+use crate::checkpoint::dtype::Dtype;
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::npz;
 use crate::family::{Architecture, Config};
 use crate::table::counted;
-use crate::{Error, Result};
 
 /// Extents of an array that every version of numpy reads.
 const MOST_EXTENTS: usize = 32;
@@ -25,12 +26,7 @@ const MOST_EXTENTS: usize = 32;
 /// Dtypes, names and shapes that numpy or an archive does not hold, each tensor by name.
 pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<Export> {
     if let Some(dtype) = dtype.filter(|dtype| npz::descr(*dtype).is_none()) {
-        let problem = format!(
-            "numpy has no {}; expected f16, f32 or f64",
-            dtype::name(dtype)
-        );
-        return Err(Error::usage(problem)
-            .with_hint("bf16 tensors are stored exactly in f32 without --dtype"));
+        return Err(ExportError::NumpyDtype { dtype }.into());
     }
     let (mut plan, _) = convert::plan(path, dtype)?;
     let mut widened = 0;
@@ -75,27 +71,27 @@ fn widen(tensor: &mut PlannedTensor) {
 
 fn check(path: &Path, tensor: &PlannedTensor) -> Result<()> {
     let layout = &tensor.layout;
-    let refused = |problem: String| Err(Error::tensor(path, &layout.name, problem));
+    let (path, tensor) = (path.to_path_buf(), layout.name.clone());
     if npz::descr(layout.dtype).is_none() {
-        return refused(format!("is {}, which numpy lacks", layout.dtype)).map_err(|error| {
-            if dtype::is_float(layout.dtype) {
-                error.with_hint("pass --dtype f32 or f16")
-            } else {
-                error
-            }
-        });
+        let stored = layout.dtype;
+        return Err(ExportError::ArrayDtype {
+            path,
+            tensor,
+            stored,
+        }
+        .into());
     }
     if !npz::holds_name(&layout.name) {
-        return refused(
-            "has a name that an archive cannot hold safely: a path out of it, or the end `.npy`"
-                .to_owned(),
-        );
+        return Err(ExportError::ArrayName { path, tensor }.into());
     }
     if layout.shape.len() > MOST_EXTENTS {
-        return refused(format!(
-            "has {} extents; numpy reads at most {MOST_EXTENTS}",
-            layout.shape.len()
-        ));
+        return Err(ExportError::ArrayExtents {
+            path,
+            tensor,
+            found: layout.shape.len(),
+            most: MOST_EXTENTS,
+        }
+        .into());
     }
     Ok(())
 }

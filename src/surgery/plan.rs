@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
+use super::plan_error::PlanError;
+use crate::Result;
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::writer::TensorLayout;
 use crate::checkpoint::{Encoding, dtype};
-use crate::{Error, Result};
 
 /// A checkpoint or file that a plan reads, under the name its expressions use.
 #[derive(Debug)]
@@ -106,21 +107,15 @@ impl Plan {
 
 /// The source called `name`.
 pub fn source<'a>(sources: &'a [Source], name: &str) -> Result<&'a Source> {
-    let known = || {
-        sources
-            .iter()
-            .map(|source| source.name.as_str())
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
     sources
         .iter()
         .find(|source| source.name == name)
         .ok_or_else(|| {
-            Error::usage(format!(
-                "an expression reads the source `{name}`; the sources are: {}",
-                known()
-            ))
+            PlanError::UnknownSource {
+                name: name.to_owned(),
+                known: sources.iter().map(|source| source.name.clone()).collect(),
+            }
+            .into()
         })
 }
 
@@ -133,11 +128,13 @@ pub fn as_dtype(source: &Source, tensor: &str, dtype: dtype::Dtype) -> Result<Ex
         Encoding::Plain(stored) => {
             let path = source.checkpoint.files[entry.file].path();
             if !dtype::is_numeric(stored) || !dtype::is_float(dtype) {
-                return Err(Error::tensor(
-                    path,
-                    tensor,
-                    format!("cannot be cast from {stored} to {dtype}"),
-                ));
+                return Err(PlanError::Cast {
+                    path: path.to_path_buf(),
+                    tensor: tensor.to_owned(),
+                    stored,
+                    wanted: dtype,
+                }
+                .into());
             }
             Ok(Expression::Cast { of: Box::new(leaf) })
         }

@@ -7,13 +7,14 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::card;
+use super::export_error::ExportError;
 use super::licence::{Licences, lineage};
+use crate::Result;
 use crate::checkpoint::folder::CARD;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, Origin, SourceRecord};
 use crate::checkpoint::yaml;
 use crate::markdown;
 use crate::table::{self, Align};
-use crate::{Error, Result};
 
 /// Around what is written anew each time.
 const BEGIN: &str = "<!-- bam-convert: from here to the end mark, push writes this anew -->";
@@ -23,16 +24,16 @@ const END: &str = "<!-- bam-convert: end -->";
 pub struct Publication<'a> {
     /// Its folder.
     pub folder: &'a Path,
-    /// Heading of its card, if there is none yet.
+    /// Heading of its card, if it has no card yet.
     pub title: &'a str,
-    /// Its manifest as it lies there.
+    /// Its manifest, as the folder has it.
     pub manifest: Option<&'a Manifest>,
     /// How good it is, as Markdown.
     pub evaluation: Option<String>,
 }
 
 impl Publication<'_> {
-    /// The card: that of the folder, or a new one.
+    /// The card of the folder, or a new one.
     ///
     /// # Errors
     /// A card that is not UTF-8, or whose front matter is no YAML.
@@ -219,7 +220,7 @@ impl Publication<'_> {
     }
 }
 
-/// Front matter and what follows it; the front matter is empty where there is none.
+/// Front matter and what follows it; the front matter is empty where the text has none.
 fn split<'t>(path: &Path, text: &'t str) -> Result<(&'t str, &'t str)> {
     let Some(rest) = text
         .strip_prefix("---\n")
@@ -234,10 +235,8 @@ fn split<'t>(path: &Path, text: &'t str) -> Result<(&'t str, &'t str)> {
         }
         start += line.len();
     }
-    Err(Error::file(
-        path,
-        "expected the front matter to end in a line `---`, found no end",
-    ))
+    let path = path.to_path_buf();
+    Err(ExportError::FrontMatter { path }.into())
 }
 
 /// Removes a key and the lines that belong to it.

@@ -16,7 +16,7 @@ pub struct Draws {
 }
 
 impl Draws {
-    /// Those of the tensor called `name` under `seed`.
+    /// The draws of the tensor called `name` under `seed`.
     pub fn new(seed: u64, name: &str) -> Self {
         let hash = Sha256::new()
             .chain_update(b"bam-convert rng v1\0")

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use super::fit_error::FitError;
 use super::init;
 use super::model::Model;
 use super::plan::{PlannedTensor, Source};
+use super::plan_error::PlanError;
 use super::router::RouterInit;
+use crate::Result;
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::family::{Architecture, Place, Role, TensorSpec};
-use crate::{Error, Result};
 
 /// Where one expert comes from; models are numbered as they are given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +29,7 @@ pub(super) enum Part {
 /// What is not an expert's.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Shared {
-    /// That of the first model.
+    /// The first model's.
     Kept,
     /// The average over all models that have it, each with its weight.
     Averaged(Vec<f64>),
@@ -44,7 +46,7 @@ pub(super) struct NewRows {
     pub seed: u64,
 }
 
-/// The experts of a new mixture and what stands around them.
+/// The experts of a new mixture and the tensors around them.
 #[derive(Debug)]
 pub(super) struct Composition {
     /// Feed-forward experts in order.
@@ -84,7 +86,7 @@ impl<'a> ByPlace<'a> {
         }
     }
 
-    /// The tensor that stands for `spec`, of this expert or shared by all; `None` where there is none.
+    /// The tensor in the place of `spec`, of this expert or shared by all; `None` where the model has none.
     pub(super) fn find(&self, spec: &TensorSpec, expert: Option<u64>) -> Option<&'a TensorSpec> {
         self.specs
             .get(&(spec.role, spec.bias, spec.layer, expert))
@@ -100,7 +102,10 @@ impl<'a> ByPlace<'a> {
         let path = &self.model.source.checkpoint.path;
         let found = self
             .find(spec, expert)
-            .ok_or_else(|| Error::tensor(path, &spec.name, "has no counterpart in this model"))?;
+            .ok_or_else(|| FitError::NoCounterpart {
+                path: path.clone(),
+                tensor: spec.name.clone(),
+            })?;
         Ok((
             self.model.dtype(found)?,
             Expression::copy(&self.model.source.name, &found.name),
@@ -258,11 +263,7 @@ impl Taken<'_> {
         if spec.bias {
             return Ok(Expression::Constant { value: 0.0 });
         }
-        let rows = self
-            .composition
-            .rows
-            .as_ref()
-            .ok_or_else(|| Error::usage("a new expert has no rows to start from"))?;
+        let rows = self.composition.rows.as_ref().ok_or(PlanError::NoNewRows)?;
         let init = if spec.role == Role::AttentionRouter {
             &rows.attention
         } else {
@@ -285,21 +286,22 @@ fn average(
     copies: Vec<(Dtype, Expression)>,
     weights: Option<Vec<f64>>,
 ) -> Result<(Dtype, Expression)> {
-    let path = &models[0].source.checkpoint.path;
+    let path = models[0].source.checkpoint.path.clone();
+    let tensor = spec.name.clone();
     let Some((first, _)) = copies.first() else {
-        return Err(Error::tensor(
-            path,
-            &spec.name,
-            "has no counterpart in any model",
-        ));
+        return Err(FitError::NoCounterpart { path, tensor }.into());
     };
     if let (Some((stored, _)), true) = (
         copies.iter().find(|(stored, _)| !dtype::is_float(*stored)),
         copies.len() > 1,
     ) {
-        let problem = format!("cannot be averaged: a model stores it as {stored}");
-        return Err(Error::tensor(path, &spec.name, problem)
-            .with_hint("average models with floating-point weights"));
+        let stored = *stored;
+        return Err(FitError::NotAveraged {
+            path,
+            tensor,
+            stored,
+        }
+        .into());
     }
     let first = *first;
     let mut of: Vec<Expression> = copies.into_iter().map(|(_, copy)| copy).collect();

@@ -9,17 +9,20 @@ use serde_json::{Map, json};
 use super::card;
 use super::convert::{SOURCE, converted, readme, side_files};
 use super::execute::OutputFile;
+use super::export_error::ExportError;
+use super::fit_error::FitError;
 use super::init::fresh;
 use super::mapping::neutral;
 use super::model::companions;
 use super::plan::{Plan, PlannedTensor, Source};
+use super::plan_error::PlanError;
+use crate::Result;
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
 use crate::family::{
     self, Architecture, Config, ExpertLayout, FusedTensor, Output, Place, Role, TensorSpec,
 };
-use crate::{Error, Result};
 
 /// What to make of a mixture.
 #[derive(Clone, Copy, Debug)]
@@ -43,20 +46,15 @@ pub fn plan(path: &Path, form: &Form) -> Result<(Plan, Architecture, Vec<OutputF
         .filter(|_| checkpoint.described.is_none())
         .map(Path::to_path_buf)
     else {
-        return Err(
-            Error::file(path, "expected a checkpoint folder with config.json")
-                .with_hint("`bam-convert convert FILE DIR` makes a folder of a single file"),
-        );
+        let path = path.to_path_buf();
+        return Err(ExportError::NotFolder { path }.into());
     };
     let config = Config::read(&folder)?;
     let architecture = Architecture::of(&config)?;
     let checkpoint = architecture.with_tied_embedding(checkpoint)?;
     let Some(mixture) = architecture.mixture.clone() else {
-        let problem =
-            "describes a dense model, whose experts cannot be laid out; expected a mixture";
-        return Err(
-            Error::file(&config.path, problem).with_hint("`bam-convert upcycle` makes mixtures")
-        );
+        let path = config.path.clone();
+        return Err(FitError::DenseAsMixture { path }.into());
     };
     let target = form.to.unwrap_or(&architecture.family);
     let Output {
@@ -179,11 +177,12 @@ impl Stored {
             ));
         }
         if let Some((role, ..)) = left.keys().next() {
-            let problem = format!(
-                "has `{role}` tensors that a {} model has no place for",
-                wanted.family
-            );
-            return Err(Error::file(&self.checkpoint.path, problem));
+            return Err(ExportError::NoPlace {
+                path: self.checkpoint.path.clone(),
+                role: *role,
+                family: wanted.family.clone(),
+            }
+            .into());
         }
         match layout {
             ExpertLayout::Classic => Ok(tensors),
@@ -224,7 +223,7 @@ fn taken_apart(fused: FusedTensor) -> impl Iterator<Item = (String, Expression)>
     })
 }
 
-/// The same tensors with those of the fused layout in place of their parts, at the place of the first of them.
+/// The same tensors, where each fused tensor replaces its parts, at the place of the first of them.
 fn put_together(
     wanted: &Architecture,
     specs: &[TensorSpec],
@@ -232,12 +231,8 @@ fn put_together(
 ) -> Result<Vec<PlannedTensor>> {
     let fused = wanted.fused_tensors(specs)?;
     if fused.is_empty() {
-        let problem = format!(
-            "a {} mixture has no fused layout: each expert has tensors of its own",
-            wanted.family
-        );
-        return Err(Error::usage(problem)
-            .with_hint("leave --layout out, or pass --to with a family of transformers"));
+        let family = wanted.family.clone();
+        return Err(ExportError::NoFusedLayout { family }.into());
     }
     let mut whole: BTreeMap<&str, &FusedTensor> = BTreeMap::new();
     let mut by_name: BTreeMap<String, PlannedTensor> = BTreeMap::new();
@@ -274,19 +269,18 @@ fn together(
         .filter_map(|name| by_name.remove(name))
         .collect();
     let Some(first) = parts.first() else {
-        return Err(Error::usage(format!(
-            "the plan has nothing for `{}`",
-            fused.name
-        )));
+        let tensor = fused.name.clone();
+        return Err(PlanError::Nothing { tensor }.into());
     };
     let dtype = first.layout.dtype;
     if let Some(other) = parts.iter().find(|part| part.layout.dtype != dtype) {
-        let (name, found) = (&other.layout.name, other.layout.dtype);
-        let problem = format!(
-            "`{name}` is {found}, others of `{}` are {dtype}: one tensor has one dtype",
-            fused.name
-        );
-        return Err(Error::usage(problem).with_hint("pass --dtype"));
+        return Err(PlanError::MixedDtypes {
+            part: other.layout.name.clone(),
+            found: other.layout.dtype,
+            tensor: fused.name.clone(),
+            expected: dtype,
+        }
+        .into());
     }
     let experts = if fused.shape.len() == 3 {
         fused.shape[0] as usize

@@ -7,13 +7,15 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use super::error::SurgeryError;
+use super::plan_error::PlanError;
+use crate::Result;
 use crate::arguments::{ArgumentRole, ArgumentValue};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::nearest;
 use crate::surgery::execute::{Content, OutputFile};
 use crate::surgery::plan::{Source, as_dtype};
-use crate::{Error, Result};
 
 /// An initialiser of router weights `[experts, hidden]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -147,15 +149,13 @@ impl RouterInit {
         });
         let first = files.next();
         match files.next() {
-            Some(second) if Some(second) != first => Err(Error::usage(
-                "--router and --attention-router name two files; expected one",
-            )),
+            Some(second) if Some(second) != first => Err(SurgeryError::TwoPromptFiles.into()),
             _ => Ok(first),
         }
     }
 
-    /// The expression of the router called `name`; `file` is the opened file of [`RouterInit::File`], or of the rows that
-    /// [`RouterInit::Prompts`] stands for.
+    /// The expression of the router called `name`; `file` is the opened file of [`RouterInit::File`], or of the rows
+    /// computed for [`RouterInit::Prompts`].
     pub fn expression(
         &self,
         name: &str,
@@ -171,33 +171,34 @@ impl RouterInit {
             Self::Orthogonal(gain) => match shape {
                 [rows, columns] if rows <= columns => Expression::Orthogonal { gain: *gain, seed },
                 _ => {
-                    return Err(Error::usage(format!(
-                        "{shape:?} router rows cannot be orthogonal: more experts than columns"
-                    ))
-                    .with_hint("pass --router normal"));
+                    let shape = shape.to_vec();
+                    return Err(SurgeryError::NotOrthogonal { shape }.into());
                 }
             },
             Self::File(path) | Self::Prompts(path) => {
-                let file = file.ok_or_else(|| Error::file(path, "the router file is not open"))?;
+                let file =
+                    file.ok_or_else(|| SurgeryError::RouterFileClosed { path: path.clone() })?;
                 let tensors = &file.checkpoint.tensors;
                 let Some(tensor) = [name, "router"]
                     .into_iter()
                     .find(|tensor| tensors.contains_key(*tensor))
                 else {
-                    return Err(Error::tensor(
-                        path,
-                        name,
-                        "is missing, and there is no tensor `router` for all layers",
-                    )
-                    .with_hint("name the rows of each router as the output does, or give one tensor `router`"));
+                    return Err(SurgeryError::NoRouterRows {
+                        path: path.clone(),
+                        tensor: name.to_owned(),
+                    }
+                    .into());
                 };
                 let found = &tensors[tensor].shape;
                 if found != shape {
-                    return Err(Error::tensor(
-                        path,
-                        tensor,
-                        format!("has shape {found:?}, but `{name}` takes {shape:?}"),
-                    ));
+                    return Err(PlanError::SourceShape {
+                        path: path.clone(),
+                        tensor: tensor.to_owned(),
+                        found: found.as_slice().into(),
+                        reader: name.to_owned(),
+                        expected: shape.into(),
+                    }
+                    .into());
                 }
                 as_dtype(file, tensor, dtype)?
             }
@@ -205,7 +206,7 @@ impl RouterInit {
     }
 }
 
-/// Opens the file that these initialisers take rows from, if they do; `rows` is what stands for [`RouterInit::Prompts`].
+/// Opens the file that these initialisers take rows from, if they do; `rows` are the rows computed for [`RouterInit::Prompts`].
 pub fn open_file(inits: [&RouterInit; 2], rows: Option<&PromptRows>) -> Result<Option<Source>> {
     let mut files: Vec<(&Path, bool)> = Vec::new();
     for init in inits {
@@ -214,10 +215,7 @@ pub fn open_file(inits: [&RouterInit; 2], rows: Option<&PromptRows>) -> Result<O
             RouterInit::Prompts(path) => match rows {
                 Some(rows) => files.push((&rows.path, true)),
                 None => {
-                    return Err(Error::file(
-                        path,
-                        "holds prompts, but no rows were computed from them",
-                    ));
+                    return Err(SurgeryError::PromptsOnly { path: path.clone() }.into());
                 }
             },
             RouterInit::Normal(_)
@@ -236,10 +234,7 @@ pub fn open_file(inits: [&RouterInit; 2], rows: Option<&PromptRows>) -> Result<O
                 kept,
             }))
         }
-        _ => Err(
-            Error::usage("--router and --attention-router name two files; expected one")
-                .with_hint("put the rows of both into one safetensors file"),
-        ),
+        _ => Err(SurgeryError::TwoRowFiles.into()),
     }
 }
 

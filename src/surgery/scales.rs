@@ -4,12 +4,11 @@
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::upcycle::SEED;
+use super::error::SurgeryError;
+use crate::Result;
 use crate::arguments::Named;
 use crate::checkpoint::expression::Expression;
-use crate::error::nearest;
 use crate::family::{Role, TensorSpec};
-use crate::{Error, Result};
 
 /// The name of the shared expert here.
 pub const SHARED: &str = "shared";
@@ -52,8 +51,7 @@ fn pairs(named: Vec<Named<f64>>) -> Vec<(String, f64)> {
 }
 
 impl Scales {
-    /// Refuses numbers that make no sense, and names that are neither those of `experts` nor, if there is one, the shared
-    /// expert's.
+    /// Refuses numbers that make no sense, and names that are neither in `experts` nor, where `shared`, the shared expert's.
     pub(super) fn check(&self, experts: &[String], shared: bool) -> Result<()> {
         let known = || {
             experts
@@ -67,36 +65,29 @@ impl Scales {
         ] {
             for (number, (name, value)) in scales.iter().enumerate() {
                 if !value.is_finite() || (flag == "--noise-scale" && *value < 0.0) {
-                    return Err(Error::usage(format!(
-                        "{flag} {name}={value}: expected a number that can be a factor"
-                    )));
+                    let (name, value) = (name.clone(), *value);
+                    return Err(SurgeryError::ScaleFactor { flag, name, value }.into());
                 }
                 if !known().any(|known| known == name) {
-                    let error = Error::usage(format!(
-                        "{flag} {name}={value}: there is no expert `{name}`"
-                    ));
-                    return Err(match nearest(name, known()) {
-                        Some(near) => error.with_hint(format!("did you mean `{near}`?")),
-                        None => error.with_hint(format!(
-                            "there are: {}",
-                            known().collect::<Vec<_>>().join(", ")
-                        )),
-                    });
+                    return Err(SurgeryError::UnknownExpert {
+                        argument: format!("{flag} {name}={value}"),
+                        name: name.clone(),
+                        known: known().map(str::to_owned).collect(),
+                    }
+                    .into());
                 }
                 if scales[..number].iter().any(|(other, _)| other == name) {
-                    return Err(Error::usage(format!(
-                        "{flag} names `{name}` twice, expected each expert once"
-                    )));
+                    return Err(SurgeryError::NamedTwice {
+                        flag,
+                        named: format!("`{name}`"),
+                        expected: "each expert",
+                    }
+                    .into());
                 }
             }
         }
         if shared && experts.iter().any(|name| name == SHARED) && *self != Self::default() {
-            return Err(Error::usage(format!(
-                "`{SHARED}` may be the expert of that name or the shared expert"
-            ))
-            .with_hint(format!(
-                "name the --expert differently; `{SEED}` is the seed itself"
-            )));
+            return Err(SurgeryError::AmbiguousShared.into());
         }
         Ok(())
     }

@@ -4,8 +4,10 @@
 
 use std::sync::Arc;
 
+use super::error::SurgeryError;
 use super::execute::OutputFile;
 use super::fit;
+use super::fit_error::FitError;
 use super::fit_tokenizer::ids_beyond;
 use super::mapping::{Origin, Work};
 use super::methods::{ExpertRule, Method, Roster, RuleContext};
@@ -14,11 +16,10 @@ use super::plan::{Plan, PlannedTensor, Source};
 use super::record;
 use super::router::{self, PromptRows, ROUTER_SOURCE, RouterInit};
 use super::scales::Scales;
+use crate::Result;
 use crate::checkpoint::Dtype;
 use crate::checkpoint::expression::Expression;
-use crate::error::nearest;
 use crate::family::{self, Architecture, AttentionKv, Layers, Mixture, MlpType, RouterBias, TopK};
-use crate::{Error, Result};
 
 /// Settings of an upcycling, defaults resolved.
 #[derive(Clone, Debug)]
@@ -57,7 +58,7 @@ pub struct UpcycleSettings {
     pub router_bias: RouterBias,
     /// Whether each expert gets an adapter on its output, which starts as the identity (BTS, Zhang et al. 2025).
     pub adapters: bool,
-    /// What [`RouterInit::Prompts`] stands for, where a router starts so.
+    /// The rows of [`RouterInit::Prompts`], where a router starts so.
     pub prompt_rows: Option<PromptRows>,
     /// What is done to single experts.
     pub scales: Scales,
@@ -164,8 +165,8 @@ const MOST_EXPERTS: u64 = 1 << 16;
 pub fn plan(seed: Model, experts: Vec<Expert>, settings: &UpcycleSettings) -> Result<Upcycling> {
     check_names(experts.iter().map(|expert| expert.name.as_str()))?;
     if seed.architecture.mixture.is_some() {
-        let problem = "is a mixture already, expected a dense seed";
-        return Err(Error::file(&seed.config.path, problem));
+        let path = seed.config.path.clone();
+        return Err(FitError::MixtureAsSeed { path }.into());
     }
     let mut notes = fit_notes(&seed, &experts, settings)?;
     settings.expert_rule.check(Roster {
@@ -294,10 +295,7 @@ impl Lineup {
             .filter_map(|origin| origin.model())
             .collect();
         if averaged.is_empty() && !settings.rest_of_seed {
-            return Err(Error::usage(
-                "no dense model is left to average: --no-seed-expert without an expert",
-            )
-            .with_hint("pass --expert NAME=DIR, or keep the seed as an expert"));
+            return Err(SurgeryError::NoDenseModel.into());
         }
 
         let mut origins = attention_origins.clone();
@@ -318,10 +316,8 @@ impl Lineup {
             .expert_rule
             .size(self.origins.len() as u64, seed.intermediate_size)?;
         if experts > MOST_EXPERTS {
-            return Err(Error::usage(format!(
-                "the mixture would have {experts} experts in a layer; expected at most {MOST_EXPERTS}"
-            ))
-            .with_hint("pass a smaller --experts, --granularity or --seed-copies"));
+            let most = MOST_EXPERTS;
+            return Err(SurgeryError::ManyExperts { experts, most }.into());
         }
 
         let attention_experts = self.attention_origins.len() as u64;
@@ -392,11 +388,8 @@ pub fn check_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<()> {
     let mut seen = vec![SEED, ROUTER_SOURCE];
     for name in names {
         if name.is_empty() || seen.contains(&name) {
-            let problem = format!(
-                "the expert name `{name}` is empty, taken or reserved; expected each name once"
-            );
-            return Err(Error::usage(problem)
-                .with_hint("`seed` is the seed itself; name each --expert differently"));
+            let name = name.to_owned();
+            return Err(SurgeryError::ExpertName { name }.into());
         }
         seen.push(name);
     }
@@ -424,25 +417,16 @@ fn shared_model(shared: &SharedExpert, names: &[String], origins: &[Origin]) -> 
         .map(|number| origins[number])
     {
         Some(Origin::Model(model)) => Ok(model),
-        Some(Origin::Random) => Err(Error::usage(format!(
-            "--shared-expert {0}: `{0}` is freshly initialised",
-            shared.of
-        ))
-        .with_hint("name an expert that has a model, or `seed`")),
-        None => {
-            let error = Error::usage(format!(
-                "--shared-expert {0}: there is no expert `{0}`",
-                shared.of
-            ));
-            let known = || names.iter().map(String::as_str).chain([SEED]);
-            Err(match nearest(&shared.of, known()) {
-                Some(near) => error.with_hint(format!("did you mean `{near}`?")),
-                None => error.with_hint(format!(
-                    "there are: {}",
-                    known().collect::<Vec<_>>().join(", ")
-                )),
-            })
+        Some(Origin::Random) => {
+            let name = shared.of.clone();
+            Err(SurgeryError::RandomSharedExpert { name }.into())
         }
+        None => Err(SurgeryError::UnknownExpert {
+            argument: format!("--shared-expert {}", shared.of),
+            name: shared.of.clone(),
+            known: names.iter().cloned().chain([SEED.to_owned()]).collect(),
+        }
+        .into()),
     }
 }
 
@@ -465,16 +449,10 @@ fn mixture(
         )?
     };
     if settings.norm_topk_prob && top_k == 1 && experts > 1 {
-        return Err(Error::usage(
-            "--norm-topk-prob true with --top-k 1 makes every gate 1, so the router gets no gradient",
-        )
-        .with_hint("pass --top-k 2 or more, or --norm-topk-prob false"));
+        return Err(SurgeryError::OneGate.into());
     }
     if settings.router == RouterInit::Zeros && top_k < experts {
-        return Err(Error::usage(
-            "--router zeros makes every token tie, and a top-k router then sends all to one expert",
-        )
-        .with_hint("pass --router normal, or --top-k soft; --attention-router zeros is harmless"));
+        return Err(SurgeryError::ZeroRouter.into());
     }
     Ok(Mixture {
         num_attention_experts: if merged { 1 } else { attention_experts },
@@ -502,12 +480,14 @@ fn mixture(
 }
 
 /// The number of experts a token goes to; more than there are is refused.
-pub(super) fn routed(top_k: TopK, experts: u64, flag: &str) -> Result<u64> {
+pub(super) fn routed(top_k: TopK, experts: u64, flag: &'static str) -> Result<u64> {
     match top_k.of(experts) {
         count if count <= experts => Ok(count),
-        count => Err(Error::usage(format!(
-            "{flag} {count} asks for more than the {experts} experts"
-        ))
-        .with_hint(format!("pass {flag} {experts} or less"))),
+        found => Err(SurgeryError::ManyPerToken {
+            flag,
+            found,
+            experts,
+        }
+        .into()),
     }
 }

@@ -1,4 +1,4 @@
-//! The formats of weight files that we read: one file each, behind one trait.
+//! The formats of weight files that we read: one file each, with one trait.
 //!
 //! `FORMATS` lists them. A format hands out tensors with their places in the file and, where the file describes its model
 //! itself, that description. Hashes, changes while reading and the files beside the weights are the same for all formats, so
@@ -67,7 +67,7 @@ pub trait ModelDescription: Any + Debug + Send + Sync {
 /// The description of a model, and the file that carries it.
 #[derive(Debug)]
 pub struct Described {
-    /// What messages call such a file, without an article.
+    /// The name of the format in messages, without an article.
     pub name: &'static str,
     /// What the file says.
     pub model: Box<dyn ModelDescription>,

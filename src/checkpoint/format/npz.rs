@@ -1,6 +1,6 @@
 //! Archives of numpy (`.npz`): a zip file whose entries are arrays, `NAME.npy`.
 //!
-//! Arrays are read that lie in the file as they lie in memory, as `numpy.savez` and `convert --to npz` write them: not
+//! Arrays are read whose bytes are the same in the file and in memory, as `numpy.savez` and `convert --to npz` write them: not
 //! compressed, little-endian, in C order.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use super::zip_directory::{Directory, Entry, LOCAL, u16_at, u32_at};
 use super::{WeightFile, WeightFormat};
 use crate::checkpoint::encoding::{Encoding, TensorEntry};
 use crate::checkpoint::source_file::{ReadAt, SourceFile};
-use crate::checkpoint::{Dtype, dtype, npz};
+use crate::checkpoint::{ArrayRule, Dtype, NpzError, dtype, npz};
 use crate::{Error, Result};
 
 /// An archive of numpy.
@@ -38,8 +38,7 @@ impl WeightFormat for NumpyArchive {
         for entry in directory.entries(file)? {
             let (name, tensor) = array(file, &directory, &entry, number)?;
             if tensors.contains_key(&name) {
-                let problem = "is there twice; expected each name once";
-                return Err(Error::tensor(path, &name, problem));
+                return Err(refused(path, &name, ArrayRule::Repeated));
             }
             tensors.insert(name, tensor);
         }
@@ -68,21 +67,20 @@ fn array(
     let path = file.path();
     let name = entry.name.strip_suffix(SUFFIX);
     let Some(name) = name.filter(|name| npz::holds_name(name)) else {
-        let problem = format!(
-            "holds `{}`; expected the names of arrays, NAME.npy",
-            entry.name
-        );
-        return Err(Error::file(path, problem));
+        return Err(NpzError::NotArray {
+            path: path.to_path_buf(),
+            name: entry.name.clone(),
+        }
+        .into());
     };
-    let fault = |problem: String| Error::tensor(path, name, problem);
+    let fault = |rule| refused(path, name, rule);
 
-    let (start, end) = directory.data_of(file, entry)?.ok_or_else(|| {
-        fault("is not where the archive's list says".to_owned())
-            .with_hint("the archive was cut or changed: copy or download it again")
-    })?;
+    let (start, end) = directory
+        .data_of(file, entry)?
+        .ok_or_else(|| fault(ArrayRule::Elsewhere))?;
 
-    let (text, begin) = description(file, start, end)?
-        .ok_or_else(|| fault("is no array of numpy: expected its description".to_owned()))?;
+    let (text, begin) =
+        description(file, start, end)?.ok_or_else(|| fault(ArrayRule::NoDescription))?;
     let described = Description::parse(&text).map_err(fault)?;
 
     let length = end - begin;
@@ -92,11 +90,11 @@ fn array(
         .try_fold(1_u64, |product, extent| product.checked_mul(*extent))
         .and_then(|elements| dtype::byte_length(described.dtype, elements));
     if expected != Some(length) {
-        let shape = &described.shape;
-        return Err(fault(format!(
-            "has shape {shape:?} of {}, which does not take its {length} bytes",
-            described.dtype
-        )));
+        return Err(fault(ArrayRule::WrongLength {
+            shape: described.shape,
+            dtype: described.dtype,
+            length,
+        }));
     }
 
     let tensor = TensorEntry {
@@ -109,7 +107,17 @@ fn array(
     Ok((name.to_owned(), tensor))
 }
 
-/// The text that describes an array which lies from `start` to `end`, and where its values begin; `None` of no array.
+/// The error for the array `name` of the archive at `path`.
+pub(super) fn refused(path: &Path, name: &str, rule: ArrayRule) -> Error {
+    NpzError::Array {
+        path: path.to_path_buf(),
+        tensor: name.to_owned(),
+        rule,
+    }
+    .into()
+}
+
+/// The text that describes the array from `start` to `end`, and where its values begin; `None` where this is no array.
 fn description(file: &SourceFile, start: u64, end: u64) -> Result<Option<(String, u64)>> {
     let mut prefix = vec![0; 12.min(end - start) as usize];
     file.read_exact_at(&mut prefix, start)?;
@@ -142,12 +150,9 @@ struct Description {
 
 impl Description {
     /// Parses a Python dictionary of these three keys.
-    fn parse(text: &str) -> Result<Self, String> {
-        let unreadable = || {
-            format!(
-                "has a description that is not numpy's: {:?}",
-                text.trim_end()
-            )
+    fn parse(text: &str) -> Result<Self, ArrayRule> {
+        let unreadable = || ArrayRule::Description {
+            found: text.trim_end().to_owned(),
         };
         let mut literal = Literal(text);
         let (mut descr, mut fortran, mut shape) = (None, None, None);
@@ -158,10 +163,7 @@ impl Description {
             literal.eat(':').ok_or_else(unreadable)?;
             match key {
                 "descr" => {
-                    let found = literal
-                        .quoted()
-                        .ok_or("has fields; expected plain numbers")?;
-                    descr = Some(found);
+                    descr = Some(literal.quoted().ok_or(ArrayRule::Fields)?);
                 }
                 "fortran_order" => fortran = Some(literal.boolean().ok_or_else(unreadable)?),
                 "shape" => shape = Some(literal.extents().ok_or_else(unreadable)?),
@@ -180,13 +182,10 @@ impl Description {
             return Err(unreadable());
         }
         if fortran && shape.len() > 1 {
-            return Err(
-                "is in Fortran order; expected C order, as numpy.ascontiguousarray makes it"
-                    .to_owned(),
-            );
+            return Err(ArrayRule::FortranOrder);
         }
-        let dtype = npz::dtype_of(descr).ok_or_else(|| {
-            format!("has the dtype `{descr}`; expected little-endian numbers such as `<f4`")
+        let dtype = npz::dtype_of(descr).ok_or_else(|| ArrayRule::UnknownDtype {
+            found: descr.to_owned(),
         })?;
         Ok(Self { dtype, shape })
     }
@@ -253,8 +252,8 @@ fn refuse_overlaps(path: &Path, tensors: &BTreeMap<String, TensorEntry>) -> Resu
         if let [(first, a), (second, b)] = pair
             && a.offset + a.length > b.offset
         {
-            let problem = format!("shares bytes with `{first}`; expected each array on its own");
-            return Err(Error::tensor(path, second, problem));
+            let other = first.to_string();
+            return Err(refused(path, second, ArrayRule::SharedBytes { other }));
         }
     }
     Ok(())
@@ -324,7 +323,7 @@ mod tests {
             ("__import__('os')", "not numpy's"),
             ("", "not numpy's"),
         ] {
-            let refused = parse(text).unwrap_err();
+            let refused = parse(text).unwrap_err().to_string();
             assert!(refused.contains(part), "{text}: {refused}");
         }
     }

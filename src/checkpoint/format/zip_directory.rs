@@ -6,11 +6,13 @@
 
 use std::path::Path;
 
+use super::npz::refused;
 use crate::checkpoint::header;
 use crate::checkpoint::source_file::{ReadAt, SourceFile};
+use crate::checkpoint::{ArrayRule, NpzError};
 use crate::{Error, Result};
 
-/// Signatures of zip: before an entry, of an entry in the directory, and of the three records behind it.
+/// Signatures of zip: before an entry, of an entry in the directory, and of the three records after it.
 pub(super) const LOCAL: &[u8] = b"PK\x03\x04";
 const CENTRAL: &[u8] = b"PK\x01\x02";
 const END: &[u8] = b"PK\x05\x06";
@@ -24,10 +26,10 @@ const END_LENGTH: usize = 22;
 const LONG_END_LENGTH: usize = 56;
 const LONG_END_PLACE_LENGTH: usize = 20;
 
-/// The longest comment behind the end record.
+/// The longest comment after the end record.
 const LONGEST_COMMENT: u64 = u16::MAX as u64;
 
-/// Where the list of entries lies in the file.
+/// Where the list of entries is in the file.
 pub(super) struct Directory {
     start: u64,
     length: u64,
@@ -60,8 +62,8 @@ impl Directory {
                 && u16_at(record, 20).map(usize::from) == record.len().checked_sub(END_LENGTH)
         };
         let at = (0..=last).rev().find(ends_file).ok_or_else(|| {
-            Error::file(path, "has no list of its arrays at its end")
-                .with_hint("the archive was cut short: copy or download it again")
+            let path = path.to_path_buf();
+            NpzError::NoList { path }
         })?;
 
         let record = &tail[at..];
@@ -75,7 +77,7 @@ impl Directory {
         };
         let mut found = short().ok_or_else(|| broken(path))?;
         let mut limit = position;
-        // A field that is full stands for one of zip64.
+        // A field that is full says that zip64 has the number.
         let is_full = found.entries == u64::from(u16::MAX)
             || [found.length, found.start].contains(&u32::MAX.into());
         if is_full {
@@ -86,7 +88,7 @@ impl Directory {
         Ok(found)
     }
 
-    /// Reads the longer record of zip64, whose place stands before the end record at `position`; returns its own place too.
+    /// Reads the longer record of zip64; its place is written before the end record at `position`. Returns its place, too.
     fn long(file: &SourceFile, position: u64) -> Result<(Self, u64)> {
         let path = file.path();
         let mut pointer = [0; LONG_END_PLACE_LENGTH];
@@ -121,20 +123,22 @@ impl Directory {
             return Err(broken(path));
         }
         if self.length > header::LONGEST {
-            let most = header::LONGEST;
-            let problem = format!(
-                "expected at most {most} bytes of names, found {}",
-                self.length
-            );
-            return Err(Error::file(path, problem));
+            return Err(NpzError::LongList {
+                path: path.to_path_buf(),
+                most: header::LONGEST,
+                found: self.length,
+            }
+            .into());
         }
         let least = self.entries.saturating_mul(CENTRAL_LENGTH as u64);
         if least > self.length {
-            let problem = format!(
-                "declares {} arrays, which take at least {least} bytes, but lists them in {}",
-                self.entries, self.length
-            );
-            return Err(Error::file(path, problem));
+            return Err(NpzError::ManyArrays {
+                path: path.to_path_buf(),
+                arrays: self.entries,
+                least,
+                found: self.length,
+            }
+            .into());
         }
         Ok(())
     }
@@ -198,22 +202,17 @@ impl Directory {
 impl Entry {
     /// One entry from its fixed fields, its name and its further fields.
     fn read(path: &Path, fields: &[u8], name: &[u8], extra: &[u8]) -> Result<Self> {
-        let name = std::str::from_utf8(name)
-            .map_err(|_| Error::file(path, "holds a name that is not UTF-8"))?;
-        let refused =
-            |problem: &str, hint: &str| Err(Error::tensor(path, name, problem).with_hint(hint));
+        let name = std::str::from_utf8(name).map_err(|_| NpzError::NameNotUtf8 {
+            path: path.to_path_buf(),
+        })?;
         let Some(flags) = u16_at(fields, 8) else {
             return Err(broken(path));
         };
         if flags & 1 != 0 {
-            return refused("is encrypted", "save the arrays without a password");
+            return Err(refused(path, name, ArrayRule::Encrypted));
         }
         if u16_at(fields, 10) != Some(0) {
-            let hint = "save the arrays with numpy.savez in place of numpy.savez_compressed";
-            return refused(
-                "is compressed; expected an array that is stored as it is",
-                hint,
-            );
+            return Err(refused(path, name, ArrayRule::Compressed));
         }
 
         let mut long = long_fields(extra);
@@ -227,7 +226,7 @@ impl Entry {
             return Err(broken(path));
         };
         if length != stored {
-            return refused("has two lengths", "copy or download the archive again");
+            return Err(refused(path, name, ArrayRule::TwoLengths));
         }
         Ok(Self {
             name: name.to_owned(),
@@ -255,8 +254,8 @@ fn long_fields(mut extra: &[u8]) -> impl Iterator<Item = u64> {
 
 /// An archive whose list of arrays cannot be.
 fn broken(path: &Path) -> Error {
-    Error::file(path, "has a list of arrays that does not fit the file")
-        .with_hint("the archive was cut or changed: copy or download it again")
+    let path = path.to_path_buf();
+    NpzError::BrokenList { path }.into()
 }
 
 pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {

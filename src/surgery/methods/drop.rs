@@ -1,7 +1,7 @@
 //! Drop-Upcycling (Nakamura et al. 2025, arXiv 2502.19261): copies of one network, a part of whose neurons is drawn again.
 //!
 //! For each layer and expert the neurons are put into a random order, one for all three matrices. Then ⌊r · width⌋ of them
-//! are dropped: rows of gate and up, columns of down become N(μ, σ²). μ and σ are those of the very values dropped, for each
+//! are dropped: rows of gate and up, columns of down become N(μ, σ²). μ and σ are measured on the dropped values, for each
 //! matrix alone. The paper reads as one set of neurons for all three matrices; the released code draws a set for each.
 
 use std::sync::Arc;

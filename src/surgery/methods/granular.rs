@@ -1,9 +1,9 @@
 //! Fine-grained upcycling with virtual groups (He et al. 2024, arXiv 2410.07524): E copies of one network, each cut into
 //! G shards, are E · G experts; expert e · G + g is shard g of copy e.
 //!
-//! The G experts of a copy share a router row, so their logits tie and T = G experts a token are one whole copy: the mixture computes
-//! the dense network up to the factor of its gates. Scaling the weights makes up for that: s = E · G² / T where the gate is a
-//! softmax over all experts, s = G where the gates of the chosen are divided by their sum.
+//! The G experts of a copy share a router row, so their logits tie and T = G experts a token are one whole copy. The mixture then
+//! computes the dense network up to the factor of its gates. Scaling the weights makes up for that. The scale is
+//! s = E · G² / T where the gate is a softmax over all experts. It is s = G where the gates of the chosen are divided by their sum.
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! Interpolated experts: each is a specialist's network moved back towards the seed's, (1 − α) · seed + α · specialist.
 //!
-//! The interpolation is that of WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), which finds models between a base and its
+//! WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903) interpolates in the same way. It finds models between a base and its
 //! fine-tuned descendant that keep the descendant's skill and the base's generality. Everything else is averaged, as in BTX.
 
 use std::sync::Arc;
@@ -8,11 +8,12 @@ use std::sync::Arc;
 use clap::{ArgMatches, Args, Command};
 use serde_json::{Value, json};
 
+use super::error::MethodError;
 use super::rule::{
     ExpertPart, ExpertRule, Roster, RuleContext, SurgeryMethod, Upcycles, group, only,
 };
+use crate::Result;
 use crate::checkpoint::expression::Expression;
-use crate::{Error, Result};
 
 /// Interpolation between the seed and each specialist.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ impl SurgeryMethod for Interpolate {
     }
 
     fn about(&self) -> &'static str {
-        "A mixture of interpolated experts (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903): each feed-forward expert lies between the seed's network and a specialist's; everything else is averaged."
+        "A mixture of interpolated experts (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903): each feed-forward expert is between the seed's network and a specialist's; everything else is averaged."
     }
 
     fn upcycles(&self) -> Upcycles {
@@ -47,10 +48,7 @@ impl SurgeryMethod for Interpolate {
             .expert_weight
             .unwrap_or(0.5);
         if !(share > 0.0 && share <= 1.0) {
-            return Err(Error::usage(format!(
-                "--expert-weight must be above 0 and at most 1, but is {share}"
-            ))
-            .with_hint("1 keeps the specialists as they are, as `--method btx` does"));
+            return Err(MethodError::ExpertWeight { found: share }.into());
         }
         Ok(Arc::new(Interpolation { share }))
     }
@@ -72,10 +70,7 @@ impl ExpertRule for Interpolation {
         if roster.seed_is_expert {
             return Ok(());
         }
-        Err(Error::usage(
-            "--method interpolate needs the seed as an expert, to interpolate with it",
-        )
-        .with_hint("leave out --no-seed-expert, or pass --method btx"))
+        Err(MethodError::NoSeed.into())
     }
 
     fn names(&self, networks: &[String], _experts: u64) -> Vec<String> {

@@ -6,6 +6,7 @@
 mod bam;
 mod btx;
 mod drop;
+mod error;
 mod granular;
 mod interpolate;
 mod networks;
@@ -24,11 +25,12 @@ use std::sync::Arc;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 
+pub use error::MethodError;
 pub use networks::NetworkRule;
 pub use rule::{ExpertPart, ExpertRule, Roster, RuleContext, SurgeryMethod, Upcycles};
 
+use crate::Result;
 use crate::error::{nearest, one_of};
-use crate::{Error, Result};
 
 /// Every method, in the order of `--help`.
 static METHODS: [&dyn SurgeryMethod; 9] = [
@@ -78,7 +80,7 @@ impl Method {
         let flags = self
             .flags(Command::new(self.name()).no_binary_name(true))
             .try_get_matches_from(arguments)
-            .map_err(|error| Error::usage(error.to_string()))?;
+            .map_err(|error| MethodError::Arguments { error })?;
 
         self.rule(&flags)
     }
@@ -92,17 +94,16 @@ impl Method {
                 continue;
             }
 
-            let owners: Vec<&str> = Self::all()
+            let owners = Self::all()
                 .filter(|method| method.has_flag(&flag))
                 .map(|method| method.0.name())
                 .collect();
-            let problem = format!(
-                "{} has no effect with --method {}",
-                typed(&flag),
-                self.name()
-            );
-            return Err(Error::usage(problem)
-                .with_hint(format!("it belongs to --method {}", owners.join(", "))));
+            return Err(MethodError::Misplaced {
+                flag: typed(&flag),
+                method: self.0.name(),
+                owners,
+            }
+            .into());
         }
         Ok(())
     }

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use clap::{ArgMatches, Args, Command};
 use serde_json::{Value, json};
 
+use super::error::MethodError;
 use super::rule::{ExpertPart, ExpertRule, Roster, RuleContext, cut, group, only, shard};
+use crate::Result;
 use crate::checkpoint::expression::Expression;
 use crate::surgery::scales::ScaleFlags;
-use crate::{Error, Result};
 
 /// How experts are made of the networks of several models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +47,7 @@ impl NetworkFlags {
         let flags: Self = group(flags)?;
         Ok(Arc::new(match (flags.split_ffn, flags.blend) {
             (Some(_), true) => {
-                return Err(Error::usage("--split-ffn and --blend exclude each other")
-                    .with_hint("experts are chunks of one network, or of all"));
+                return Err(MethodError::SplitAndBlend.into());
             }
             (Some(chunks), false) => NetworkRule::Split(chunks),
             (None, true) => NetworkRule::Blend,
@@ -70,10 +70,7 @@ impl ExpertRule for NetworkRule {
 
     fn check(&self, roster: Roster) -> Result<()> {
         if *self == Self::Blend && roster.has_random {
-            return Err(Error::usage(
-                "--blend puts chunks of all models together, and a `random` expert has none",
-            )
-            .with_hint("leave the random expert out, or leave out --blend"));
+            return Err(MethodError::BlendRandom.into());
         }
         Ok(())
     }

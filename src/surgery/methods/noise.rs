@@ -7,11 +7,12 @@ use std::sync::Arc;
 use clap::{ArgMatches, Args, Command};
 use serde_json::{Value, json};
 
+use super::error::MethodError;
 use super::rule::{
     ExpertCount, ExpertPart, ExpertRule, RuleContext, SurgeryMethod, group, only, share,
 };
+use crate::Result;
 use crate::checkpoint::expression::{Drawn, Expression};
-use crate::{Error, Result};
 
 /// Noise upcycling.
 #[derive(Debug)]
@@ -45,10 +46,7 @@ impl SurgeryMethod for Noise {
 
         let std = own.noise_std.unwrap_or(0.02);
         if !std.is_finite() || std < 0.0 {
-            return Err(Error::usage(format!(
-                "--noise-std must be a non-negative number, but is {std}"
-            ))
-            .with_hint("pass a number of 0 or more"));
+            return Err(MethodError::NoiseStd { found: std }.into());
         }
 
         Ok(Arc::new(NoisyCopies {

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use clap::{ArgMatches, Args, Command};
 use serde_json::Value;
 
+use super::error::MethodError;
+use crate::Result;
 use crate::checkpoint::expression::{Drawn, Expression};
 use crate::family::Role;
-use crate::{Error, Result};
 
 /// A surgery method, as the registry lists it.
 pub trait SurgeryMethod: Debug + Send + Sync {
@@ -65,7 +66,7 @@ impl Upcycles {
 
 /// How feed-forward experts are made of feed-forward networks.
 pub trait ExpertRule: Debug + Send + Sync {
-    /// Number and inner width of the experts that come of `networks` networks of inner width `width`.
+    /// Number and inner width of the experts made of `networks` networks of inner width `width`.
     ///
     /// # Errors
     /// Numbers that do not fit together: a width that cannot be cut, a ratio outside of 0 to 1.
@@ -84,7 +85,7 @@ pub trait ExpertRule: Debug + Send + Sync {
         false
     }
 
-    /// Names of the experts, given those of the networks.
+    /// Names of the experts, given the names of the networks.
     fn names(&self, networks: &[String], experts: u64) -> Vec<String> {
         vec![networks.first().cloned().unwrap_or_default(); experts as usize]
     }
@@ -218,19 +219,23 @@ impl ExpertCount {
 /// A flag group out of the flags of a method.
 pub(super) fn group<T: Args>(flags: &ArgMatches) -> Result<T> {
     // Every group that a method reads is one that the method added to the command.
-    T::from_arg_matches(flags).map_err(|error| Error::usage(error.to_string()))
+    T::from_arg_matches(flags).map_err(|error| MethodError::Arguments { error }.into())
 }
 
 /// A number that a method requires.
 pub(super) fn needed(
     number: Option<u64>,
-    flag: &str,
+    flag: &'static str,
     method: &dyn SurgeryMethod,
-    what: &str,
+    meaning: &'static str,
 ) -> Result<u64> {
     number.ok_or_else(|| {
-        Error::usage(format!("--method {} needs {flag}", method.name()))
-            .with_hint(format!("{flag} says {what}"))
+        MethodError::Needed {
+            method: method.name(),
+            flag,
+            meaning,
+        }
+        .into()
     })
 }
 
@@ -243,25 +248,19 @@ pub(super) fn only(of: Vec<Expression>) -> Expression {
 }
 
 /// `width` in `parts` equal parts.
-pub(super) fn cut(width: u64, parts: u64, flag: &str) -> Result<u64> {
+pub(super) fn cut(width: u64, parts: u64, flag: &'static str) -> Result<u64> {
     match width.checked_rem(parts) {
         Some(0) => Ok(width / parts),
-        _ => Err(Error::usage(format!(
-            "the feed-forward width {width} does not fall into {parts} equal parts ({flag})"
-        ))
-        .with_hint(format!("pass {flag} with a divisor of {width}"))),
+        _ => Err(MethodError::UnequalParts { width, parts, flag }.into()),
     }
 }
 
 /// The number of neurons that a ratio of `width` is, rounded down.
-pub(super) fn share(ratio: f64, width: u64, flag: &str) -> Result<u64> {
+pub(super) fn share(ratio: f64, width: u64, flag: &'static str) -> Result<u64> {
     if (0.0..=1.0).contains(&ratio) {
         Ok((ratio * width as f64).floor() as u64)
     } else {
-        Err(
-            Error::usage(format!("{flag} must be from 0 to 1, but is {ratio}"))
-                .with_hint(format!("pass {flag} from 0 to 1")),
-        )
+        Err(MethodError::Ratio { flag, found: ratio }.into())
     }
 }
 

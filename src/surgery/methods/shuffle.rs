@@ -1,21 +1,22 @@
-//! Shuffle and cut, as in Qwen2-57B-A14B (Yang et al. 2024, arXiv 2407.10671): copies of one network, each in a random order of its
-//! neurons, stand one after another; experts of any width are cut through them, and part of each is drawn again.
+//! Shuffle and cut, as in Qwen2-57B-A14B (Yang et al. 2024, arXiv 2407.10671): copies of one network are put one after another,
+//! each in a random order of its neurons. Experts of any width are cut through them, and part of each is drawn again.
 //!
 //! ⌈n · expert width / width⌉ copies are needed; the rest of the last copy is not used. The report does not say which half
-//! is drawn again, nor from what: here it is neurons, from N(0, std²) with the family's standard deviation of fresh
-//! weights, biases from 0.
+//! is drawn again, nor from what. Here neurons are drawn from N(0, std²) with the family's standard deviation of fresh weights.
+//! Their biases become 0.
 
 use std::sync::Arc;
 
 use clap::{ArgMatches, Args, Command};
 use serde_json::{Value, json};
 
+use super::error::MethodError;
 use super::rule::{
     ExpertCount, ExpertPart, ExpertRule, RuleContext, SurgeryMethod, gathered, group, needed, only,
     scaled, share,
 };
+use crate::Result;
 use crate::checkpoint::expression::{Drawn, Expression};
-use crate::{Error, Result};
 
 /// Copies that one expert spans, at most: each is a part of an expression of the manifest, and replaying needs few parts.
 const MOST_COPIES: u64 = 500;
@@ -81,19 +82,17 @@ impl ExpertRule for Cuts {
         share(self.reinit_ratio, width, "--reinit-ratio")?;
 
         if self.width == 0 || self.experts.checked_mul(self.width).is_none() {
-            return Err(Error::usage(format!(
-                "{} experts of width {} cannot be cut",
-                self.experts, self.width
-            ))
-            .with_hint("pass --expert-width with the inner width of one expert"));
+            let (experts, width) = (self.experts, self.width);
+            return Err(MethodError::NoCuts { experts, width }.into());
         }
 
         if self.width / MOST_COPIES > width {
-            let problem = format!(
-                "an expert of width {} spans more than {MOST_COPIES} copies of a network of width {width}",
-                self.width
-            );
-            return Err(Error::usage(problem).with_hint("pass a smaller --expert-width"));
+            return Err(MethodError::ManyCopies {
+                width: self.width,
+                most: MOST_COPIES,
+                network: width,
+            }
+            .into());
         }
 
         Ok((self.experts, self.width))

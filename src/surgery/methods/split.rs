@@ -9,12 +9,13 @@ use std::sync::Arc;
 use clap::{ArgMatches, Args, Command};
 use serde_json::{Value, json};
 
+use super::error::MethodError;
 use super::rule::{
     ExpertCount, ExpertPart, ExpertRule, RuleContext, SurgeryMethod, cut, gathered, group, only,
     scaled,
 };
+use crate::Result;
 use crate::checkpoint::expression::Expression;
-use crate::{Error, Result};
 
 /// Expert construction by splitting.
 #[derive(Debug)]
@@ -67,8 +68,7 @@ impl ExpertRule for NeuronSets {
             .output_scale
             .is_some_and(|scale| !scale.is_finite() || scale <= 0.0)
         {
-            return Err(Error::usage("--output-scale expects a positive number")
-                .with_hint("1 leaves weights as they are"));
+            return Err(MethodError::OutputScale.into());
         }
         Ok((self.experts, cut(width, self.experts, "--experts")?))
     }

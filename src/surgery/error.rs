@@ -1,0 +1,302 @@
+//! Why a request for surgery makes no sense: one variant per broken rule, and what to do next.
+//!
+//! Models that do not fit together are in `fit_error.rs`, plans that cannot be computed in `plan_error.rs`, outputs of another
+//! form in `export_error.rs`, flags of methods in `methods/error.rs`.
+
+use std::borrow::Cow;
+use std::path::PathBuf;
+
+use super::scales::SHARED;
+use super::upcycle::SEED;
+use crate::error::{ErrorPlace, nearest};
+
+/// A rule that a request for surgery breaks.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SurgeryError {
+    // ---- names
+    /// A request without models.
+    #[error("nothing to {action}: expected {expected}")]
+    NoModels {
+        /// The verb.
+        action: &'static str,
+        /// The models that it needs.
+        expected: &'static str,
+    },
+    /// A name of an expert that cannot be.
+    #[error("the expert name `{name}` is empty, taken or reserved; expected each name once")]
+    ExpertName {
+        /// The name.
+        name: String,
+    },
+    /// A name of a further expert that cannot be.
+    #[error("the expert name `{name}` is empty, taken or reserved; expected a new one")]
+    NewExpertName {
+        /// The name.
+        name: String,
+        /// Names that are taken.
+        taken: Vec<String>,
+    },
+    /// Own experts of several mixtures with one name.
+    #[error("two experts are named `{name}`; expected each name once")]
+    SameExpertName {
+        /// The name.
+        name: String,
+    },
+    /// A flag that names something twice.
+    #[error("{flag} names {named} twice; expected {expected} once")]
+    NamedTwice {
+        /// The flag.
+        flag: &'static str,
+        /// What it names.
+        named: String,
+        /// What must not be named twice, with “each”.
+        expected: &'static str,
+    },
+    /// An expert that the mixture does not have.
+    #[error("{argument}: there is no expert `{name}`")]
+    UnknownExpert {
+        /// The flag with its value.
+        argument: String,
+        /// The expert.
+        name: String,
+        /// The experts that can be named.
+        known: Vec<String>,
+    },
+    /// A name that several experts have.
+    #[error("{}: has {} experts called `{name}`: {}", path.display(), numbers.len(), numbers.join(", "))]
+    SeveralExperts {
+        /// The mixture.
+        path: PathBuf,
+        /// The name.
+        name: String,
+        /// Numbers of the experts.
+        numbers: Vec<String>,
+    },
+    /// A branch whose name cannot be a folder's.
+    #[error("--into: expected names of folders separated by commas, found `{name}`")]
+    BranchName {
+        /// The name.
+        name: String,
+    },
+
+    // ---- scales, shared experts and layers
+    /// A factor that is negative where it may not be, NaN or infinite.
+    #[error("{flag} {name}={value}: expected a number that can be a factor")]
+    ScaleFactor {
+        /// The flag.
+        flag: &'static str,
+        /// The expert.
+        name: String,
+        /// The factor.
+        value: f64,
+    },
+    /// A scale of an expert that is called as the shared expert is.
+    #[error("`{SHARED}` may be the expert of that name or the shared expert")]
+    AmbiguousShared,
+    /// A shared expert that has no model.
+    #[error("--shared-expert {name}: `{name}` is freshly initialised")]
+    RandomSharedExpert {
+        /// The expert.
+        name: String,
+    },
+    /// A layer that the model does not have.
+    #[error("--layers names layer {layer}, expected layers from 0 to {last}")]
+    NoLayer {
+        /// The layer.
+        layer: u64,
+        /// The last layer of the model.
+        last: u64,
+    },
+    /// More layers than the model has.
+    #[error("--layers {rule}:{count} asks for more than the {layers} layers")]
+    ManyLayers {
+        /// The rule.
+        rule: &'static str,
+        /// The layers it asks for.
+        count: u64,
+        /// The layers of the model.
+        layers: u64,
+    },
+
+    // ---- routers
+    /// Two files of rows.
+    #[error("--router and --attention-router name two files; expected one")]
+    TwoRowFiles,
+    /// Two files of prompts.
+    #[error("--router and --attention-router name two files; expected one")]
+    TwoPromptFiles,
+    /// More orthogonal rows than columns.
+    #[error("{shape:?} router rows cannot be orthogonal: more experts than columns")]
+    NotOrthogonal {
+        /// The shape of the router.
+        shape: Vec<u64>,
+    },
+    /// A file of rows that was not opened before it is read.
+    #[error("{}: the router file is not open", path.display())]
+    RouterFileClosed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file without rows for a router.
+    #[error("{}: tensor `{tensor}`: is missing, and there is no tensor `router` for all layers", path.display())]
+    NoRouterRows {
+        /// The file.
+        path: PathBuf,
+        /// The router.
+        tensor: String,
+    },
+    /// Prompts that no rows were computed from.
+    #[error("{}: holds prompts, but no rows were computed from them", path.display())]
+    PromptsOnly {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A router that sends all tokens to one expert.
+    #[error(
+        "--router zeros makes every token tie, and a top-k router then sends all to one expert"
+    )]
+    ZeroRouter,
+    /// New router rows that choose the same tokens.
+    #[error(
+        "--router zeros makes the new experts tie, and a top-k router then never takes the second"
+    )]
+    ZeroNewRows,
+
+    // ---- numbers of experts
+    /// An average of no model.
+    #[error("no dense model is left to average: --no-seed-expert without an expert")]
+    NoDenseModel,
+    /// More experts than any router chooses from.
+    #[error("the mixture would have {experts} experts in a layer; expected at most {most}")]
+    ManyExperts {
+        /// Experts of a layer.
+        experts: u64,
+        /// The most experts.
+        most: u64,
+    },
+    /// A mixture without an expert of a kind.
+    #[error("{}: would have no {kind} expert left", path.display())]
+    NoExpertLeft {
+        /// The mixture.
+        path: PathBuf,
+        /// Feed-forward or attention.
+        kind: &'static str,
+    },
+    /// A feed-forward expert without the attention expert that belongs to it.
+    #[error("{}: has no attention expert for its feed-forward expert {expert}", path.display())]
+    NoAttentionExpert {
+        /// The mixture.
+        path: PathBuf,
+        /// Number of the feed-forward expert.
+        expert: usize,
+    },
+    /// `--attention-top-k` for a mixture with merged attention.
+    #[error("--attention-top-k has no effect: this mixture has no attention experts")]
+    NoAttentionTopK,
+    /// More experts a token than there are.
+    #[error("{flag} {found} asks for more than the {experts} experts")]
+    ManyPerToken {
+        /// The flag.
+        flag: &'static str,
+        /// Experts a token.
+        found: u64,
+        /// The experts.
+        experts: u64,
+    },
+    /// A mixture that keeps fewer experts than a token goes to.
+    #[error("each token goes to {found} experts, but {left} would be left")]
+    FewExpertsLeft {
+        /// The flag that says the number.
+        flag: &'static str,
+        /// Experts a token.
+        found: u64,
+        /// Experts that the mixture keeps.
+        left: u64,
+    },
+    /// One expert a token in a mixture that divides gates by their sum.
+    #[error(
+        "this mixture divides gates by their sum, and with {flag} 1 every gate is 1: the router gets no gradient"
+    )]
+    MixtureOfOneGate {
+        /// The flag.
+        flag: &'static str,
+    },
+    /// One expert a token in a new mixture that divides gates by their sum.
+    #[error(
+        "--norm-topk-prob true with --top-k 1 makes every gate 1, so the router gets no gradient"
+    )]
+    OneGate,
+    /// Weights of an average that cannot be.
+    #[error("the weights {weights:?} cannot be divided by their sum {sum}")]
+    MergeWeights {
+        /// The weights.
+        weights: Vec<f64>,
+        /// Their sum.
+        sum: f64,
+    },
+}
+
+impl SurgeryError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Cow<'_, str>> {
+        let advice = match self {
+            Self::NewExpertName { taken, .. } => format!("taken are {}", taken.join(", ")),
+            Self::UnknownExpert { name, known, .. } => {
+                match nearest(name, known.iter().map(String::as_str)) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("there are: {}", known.join(", ")),
+                }
+            }
+            Self::AmbiguousShared => {
+                format!("name the --expert differently; `{SEED}` is the seed itself")
+            }
+            Self::ManyPerToken { flag, experts, .. } => format!("pass {flag} {experts} or less"),
+            Self::FewExpertsLeft { flag, left, .. } => format!("pass {flag} {left} or less"),
+            Self::MixtureOfOneGate { flag } => format!("pass {flag} 2 or more"),
+            other => return other.fixed_hint().map(Cow::Borrowed),
+        };
+        Some(Cow::Owned(advice))
+    }
+
+    /// Advice without fields.
+    fn fixed_hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::ExpertName { .. } => "`seed` is the seed itself; name each --expert differently",
+            Self::SameExpertName { .. } => "name the own expert of each mixture: NAME=DIR",
+            Self::SeveralExperts { .. } => "name one by its number",
+            Self::RandomSharedExpert { .. } => "name an expert that has a model, or `seed`",
+            Self::NoLayer { .. } => "layers are counted from 0",
+            Self::TwoRowFiles => "put the rows of both into one safetensors file",
+            Self::NotOrthogonal { .. } | Self::ZeroNewRows => "pass --router normal",
+            Self::NoRouterRows { .. } => {
+                "name the rows of each router as the output does, or give one tensor `router`"
+            }
+            Self::ZeroRouter => {
+                "pass --router normal, or --top-k soft; --attention-router zeros is harmless"
+            }
+            Self::NoDenseModel => "pass --expert NAME=DIR, or keep the seed as an expert",
+            Self::ManyExperts { .. } => "pass a smaller --experts, --granularity or --seed-copies",
+            Self::NoExpertLeft { .. } => {
+                "`bam-convert expert extract` makes a dense model of one expert"
+            }
+            Self::NoAttentionTopK => "leave it out",
+            Self::OneGate => "pass --top-k 2 or more, or --norm-topk-prob false",
+            Self::MergeWeights { .. } => "give finite weights that do not add up to 0",
+            _ => return None,
+        })
+    }
+
+    /// The file or folder, and the tensor.
+    pub fn place(&self) -> ErrorPlace<'_> {
+        match self {
+            Self::NoRouterRows { path, tensor } => ErrorPlace::of(path).with_tensor(tensor),
+            Self::SeveralExperts { path, .. }
+            | Self::RouterFileClosed { path }
+            | Self::PromptsOnly { path }
+            | Self::NoExpertLeft { path, .. }
+            | Self::NoAttentionExpert { path, .. } => ErrorPlace::of(path),
+            _ => ErrorPlace::default(),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Why a model cannot be written in another form: one variant per broken rule, and what to do next.
+
+use std::borrow::Cow;
+use std::path::PathBuf;
+
+use crate::checkpoint::dtype::{self, Dtype};
+use crate::error::ErrorPlace;
+use crate::family::Role;
+
+/// A rule that a model breaks which is to be converted or published, or the output.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExportError {
+    /// A dtype of integers for weights.
+    #[error("--dtype {dtype} is no floating-point dtype that can be written")]
+    IntegerDtype {
+        /// The dtype.
+        dtype: Dtype,
+    },
+    /// A described model of a kind that cannot be translated.
+    #[error("{}: is {kind}, whose model has no translation", path.display())]
+    NoTranslation {
+        /// The file.
+        path: PathBuf,
+        /// Its format, with an article.
+        kind: String,
+    },
+    /// A single file where a folder is needed.
+    #[error("{}: expected a checkpoint folder with config.json", path.display())]
+    NotFolder {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Tensors of a role that the other family does not have.
+    #[error("{}: has `{role}` tensors that a {family} model has no place for", path.display())]
+    NoPlace {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The role.
+        role: Role,
+        /// The family of the output.
+        family: String,
+    },
+    /// A family without a fused layout.
+    #[error("a {family} mixture has no fused layout: each expert has tensors of its own")]
+    NoFusedLayout {
+        /// The family.
+        family: String,
+    },
+    /// Weights in a dtype that GGUF does not have.
+    #[error("{}: its weights are {stored}, which a GGUF file does not hold", path.display())]
+    GgufDtype {
+        /// The model.
+        path: PathBuf,
+        /// The dtype.
+        stored: Dtype,
+    },
+    /// A `--dtype` that numpy does not have.
+    #[error("numpy has no {}; expected f16, f32 or f64", dtype::name(*dtype))]
+    NumpyDtype {
+        /// The dtype.
+        dtype: Dtype,
+    },
+    /// A tensor of a dtype that numpy does not have.
+    #[error("{}: tensor `{tensor}`: is {stored}, which numpy lacks", path.display())]
+    ArrayDtype {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its dtype.
+        stored: Dtype,
+    },
+    /// A tensor whose name is not safe as a file's.
+    #[error(
+        "{}: tensor `{tensor}`: has a name that an archive cannot hold safely: a path out of it, or the end `.npy`",
+        path.display()
+    )]
+    ArrayName {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor with more extents than numpy has.
+    #[error("{}: tensor `{tensor}`: has {found} extents; numpy reads at most {most}", path.display())]
+    ArrayExtents {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its extents.
+        found: usize,
+        /// The most extents.
+        most: usize,
+    },
+    /// An output inside its source.
+    #[error("{}: is inside the source {}", path.display(), source_folder.display())]
+    InsideSource {
+        /// The output.
+        path: PathBuf,
+        /// The source.
+        source_folder: PathBuf,
+    },
+    /// An output that is there already.
+    #[error("{}: exists already", path.display())]
+    FileExists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// A file of another kind in the place of the output.
+    #[error("{}: exists and is {kind}, so --force does not replace it", path.display())]
+    OtherFile {
+        /// The output.
+        path: PathBuf,
+        /// What it is not.
+        kind: &'static str,
+    },
+    /// A model card whose front matter does not end.
+    #[error(
+        "{}: expected the front matter to end in a line `---`, found no end",
+        path.display()
+    )]
+    FrontMatter {
+        /// The model card.
+        path: PathBuf,
+    },
+}
+
+impl ExportError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Cow<'_, str>> {
+        Some(Cow::Borrowed(match self {
+            Self::IntegerDtype { .. } => "choose one of bf16, f16, f32, f64, f8_e4m3, f8_e5m2",
+            Self::NotFolder { .. } => {
+                "`bam-convert convert FILE DIR` makes a folder of a single file"
+            }
+            Self::NoFusedLayout { .. } => {
+                "leave --layout out, or pass --to with a family of transformers"
+            }
+            Self::GgufDtype { .. } => "pass --dtype f16, bf16 or f32",
+            Self::NumpyDtype { .. } => "bf16 tensors are stored exactly in f32 without --dtype",
+            Self::ArrayDtype { stored, .. } if dtype::is_float(*stored) => {
+                "pass --dtype f32 or f16"
+            }
+            Self::InsideSource { .. } => "choose an output outside every source",
+            Self::FileExists { .. } => "choose another file, or pass --force",
+            Self::OtherFile { .. } => "choose another output, or remove it yourself",
+            _ => return None,
+        }))
+    }
+
+    /// The file or folder, and the tensor.
+    pub fn place(&self) -> ErrorPlace<'_> {
+        match self {
+            Self::IntegerDtype { .. } | Self::NoFusedLayout { .. } | Self::NumpyDtype { .. } => {
+                ErrorPlace::default()
+            }
+            Self::NoTranslation { path, .. }
+            | Self::NotFolder { path }
+            | Self::NoPlace { path, .. }
+            | Self::GgufDtype { path, .. }
+            | Self::InsideSource { path, .. }
+            | Self::FileExists { path }
+            | Self::OtherFile { path, .. }
+            | Self::FrontMatter { path } => ErrorPlace::of(path),
+            Self::ArrayDtype { path, tensor, .. }
+            | Self::ArrayName { path, tensor }
+            | Self::ArrayExtents { path, tensor, .. } => ErrorPlace::of(path).with_tensor(tensor),
+        }
+    }
+}
