@@ -68,7 +68,7 @@ pub enum GgufError {
         /// The part.
         part: String,
         /// The rule that it breaks.
-        rule: GgufRule,
+        rule: Box<GgufRule>,
     },
     /// A metadata key that breaks a rule.
     #[error("{}: key `{key}`: {rule}", path.display())]
@@ -78,7 +78,7 @@ pub enum GgufError {
         /// The key.
         key: String,
         /// The rule that it breaks.
-        rule: GgufRule,
+        rule: Box<GgufRule>,
     },
     /// A tensor that breaks a rule.
     #[error("{}: tensor `{tensor}`: {rule}", path.display())]
@@ -88,7 +88,7 @@ pub enum GgufError {
         /// The tensor.
         tensor: String,
         /// The rule that it breaks.
-        rule: GgufRule,
+        rule: Box<GgufRule>,
     },
 }
 

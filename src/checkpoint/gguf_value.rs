@@ -208,10 +208,10 @@ impl Fault {
         })
     }
 
-    fn at(self, path: &Path, error: impl FnOnce(PathBuf, GgufRule) -> GgufError) -> Error {
+    fn at(self, path: &Path, error: impl FnOnce(PathBuf, Box<GgufRule>) -> GgufError) -> Error {
         match self {
             Self::Io(io) => Error::io("read", path, io),
-            Self::Rule(rule) => error(path.to_path_buf(), rule).into(),
+            Self::Rule(rule) => error(path.to_path_buf(), Box::new(rule)).into(),
         }
     }
 }

@@ -219,7 +219,7 @@ pub fn refuse_unreadable(gguf: &Gguf) -> Result<()> {
         Some((name, error)) => Err(GgufError::Tensor {
             path: gguf.path.clone(),
             tensor: name.clone(),
-            rule: error.into(),
+            rule: Box::new(error.into()),
         }
         .into()),
         None => Ok(()),
