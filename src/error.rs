@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::{CheckpointError, ForeignError, GgufError, HeaderError, NpzError};
 use crate::data::{DataError, TokenError};
 use crate::evaluate::EvaluateError;
+use crate::family::{ConfigError, FamilyError, FormatError, GgufModelError};
 #[cfg(feature = "hub")]
 use crate::hub::HubError;
 use crate::mergekit::MergekitError;
@@ -83,6 +84,18 @@ pub enum Error {
     /// A token folder, or a mixture of them, breaks a rule.
     #[error(transparent)]
     Tokens(#[from] TokenError),
+    /// A model, its tensors or a request for a model breaks a rule.
+    #[error(transparent)]
+    Family(#[from] FamilyError),
+    /// A `config.json` breaks a rule.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A format file breaks a rule.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// A GGUF file cannot be read as a model, or a model not be written as one.
+    #[error(transparent)]
+    GgufModel(#[from] GgufModelError),
     /// An evaluation cannot be made of its inputs.
     #[error(transparent)]
     Evaluate(#[from] EvaluateError),
@@ -265,6 +278,10 @@ impl Error {
             Self::Foreign(error) => error.hint(),
             Self::Data(error) => error.hint(),
             Self::Tokens(error) => error.hint(),
+            Self::Family(error) => error.hint(),
+            Self::Config(error) => error.hint(),
+            Self::Format(error) => error.hint(),
+            Self::GgufModel(error) => error.hint(),
             Self::Evaluate(error) => error.hint(),
             Self::Model(error) => error.hint(),
             Self::Tokenizer(error) => error.hint(),
@@ -297,6 +314,10 @@ impl Error {
             Self::Foreign(error) => error.place(),
             Self::Data(error) => error.place(),
             Self::Tokens(error) => error.place(),
+            Self::Family(error) => error.place(),
+            Self::Config(error) => error.place(),
+            Self::Format(error) => error.place(),
+            Self::GgufModel(error) => error.place(),
             Self::Evaluate(error) => error.place(),
             Self::Model(error) => error.place(),
             Self::Tokenizer(error) => error.place(),
@@ -391,7 +412,7 @@ pub enum InputError {
         /// The file, and where in it.
         at: Location,
         /// The key.
-        key: &'static str,
+        key: Cow<'static, str>,
         /// The values that it may have.
         expected: Cow<'static, str>,
     },
@@ -410,6 +431,34 @@ pub enum InputError {
 }
 
 impl InputError {
+    /// A value of another type, or outside of its range.
+    pub(crate) fn wrong_value(
+        at: impl Into<Location>,
+        key: &str,
+        expected: impl Into<Cow<'static, str>>,
+        found: impl ToString,
+    ) -> Error {
+        Error::Input(Self::WrongValue {
+            at: at.into(),
+            key: key.to_owned().into(),
+            expected: expected.into(),
+            found: found.to_string(),
+        })
+    }
+
+    /// A key that must be there and is not.
+    pub(crate) fn missing_key(
+        at: impl Into<Location>,
+        key: &str,
+        expected: impl Into<Cow<'static, str>>,
+    ) -> Error {
+        Error::Input(Self::MissingKey {
+            at: at.into(),
+            key: key.to_owned().into(),
+            expected: expected.into(),
+        })
+    }
+
     /// What to do next.
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         match self {

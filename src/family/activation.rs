@@ -2,8 +2,8 @@
 
 use super::architecture::Architecture;
 use super::config::Config;
-use crate::error::{nearest, one_of};
-use crate::{Error, Result};
+use super::config_error::ConfigError;
+use crate::Result;
 
 /// The functions that configurations name in `hidden_act` and that can be computed here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,22 +46,22 @@ impl Architecture {
             return Ok(*known);
         }
         let names = Activation::ALL.map(|(name, _)| name);
-        let problem = format!("expected {}, found {name}", one_of(names));
-        let error = Error::key(&config.path, "hidden_act", problem);
-        Err(match nearest(name, names) {
-            Some(known) => error.with_hint(format!("the nearest known activation is `{known}`")),
-            None => error,
-        })
+        Err(ConfigError::UnknownName {
+            path: config.path.clone(),
+            key: "hidden_act".to_owned(),
+            what: "activation",
+            known: names.to_vec(),
+            found: name.to_owned(),
+        }
+        .into())
     }
 
     /// Dimensions of each head that are rotated, an even number; `config` only names the place in errors.
     pub(crate) fn rotary(&self, config: &Config) -> Result<u64> {
         let rotary = (self.head_dim as f64 * self.partial_rotary_factor.unwrap_or(1.0)) as u64;
         if rotary == 0 || !rotary.is_multiple_of(2) {
-            let problem = format!(
-                "expected an even number of rotated dimensions of each head, found {rotary}"
-            );
-            return Err(Error::key(&config.path, "head_dim", problem));
+            let expected = "an even number of rotated dimensions of each head";
+            return Err(config.unexpected("head_dim", expected, rotary));
         }
         Ok(rotary)
     }

@@ -6,11 +6,12 @@ use safetensors::Dtype;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::architecture_fault::ArchitectureFault;
 use super::format::Family;
 use super::keys::Field;
 use super::known::BAM;
 use super::layout::{Block, Layers, Layouts, MlpType, NormPosition, NormType, QkNorm};
-use super::mixture::{Fault, Mixture};
+use super::mixture::Mixture;
 use crate::Result;
 
 /// A decoder as its configuration describes it, dense or a mixture.
@@ -184,11 +185,10 @@ impl Architecture {
     }
 
     /// Refuses what arithmetic on the architecture could not bear; afterwards a parameter count times 64 fits a `u64`.
-    pub(crate) fn check(&self) -> Result<(), Fault> {
+    pub(crate) fn check(&self) -> Result<(), ArchitectureFault> {
         const LARGEST: u64 = 1 << 31;
         const MOST_LAYERS: u64 = 100_000;
-        const MOST_TENSORS: u128 = 1_000_000;
-        let fault = |key, problem: String| Err(Fault { key, problem });
+        const MOST_TENSORS: u64 = 1_000_000;
         let width = |heads: u64| heads.saturating_mul(self.head_dim);
         let sizes = [
             ("hidden_size", self.hidden_size, LARGEST),
@@ -206,15 +206,19 @@ impl Architecture {
         ];
         for (key, size, most) in sizes {
             if size == 0 || size > most {
-                return fault(key, format!("expected 1 to {most}, found {size}"));
+                return Err(ArchitectureFault::OutOfRange {
+                    key,
+                    least: 1,
+                    most,
+                    found: size,
+                });
             }
         }
         if !self.num_heads.is_multiple_of(self.num_kv_heads) {
-            let problem = format!(
-                "expected a divisor of the {} heads, found {}",
-                self.num_heads, self.num_kv_heads
-            );
-            return fault("num_key_value_heads", problem);
+            return Err(ArchitectureFault::KvHeads {
+                heads: self.num_heads,
+                found: self.num_kv_heads,
+            });
         }
         let (mut experts, mut attention_experts, mut ffn_width) = (1, 1, self.intermediate_size);
         let (mut adapter, mut shared, mut more) = (0, 0, 0);
@@ -244,11 +248,11 @@ impl Architecture {
         ]
         .map(u128::from);
         let tensors = layers * (12 + 10 * attention_experts + 6 * experts + more);
-        if tensors > MOST_TENSORS {
-            let problem = format!(
-                "expected layers and experts that make at most {MOST_TENSORS} tensors, found {tensors}"
-            );
-            return fault("num_hidden_layers", problem);
+        if tensors > u128::from(MOST_TENSORS) {
+            return Err(ArchitectureFault::ManyTensors {
+                most: MOST_TENSORS,
+                found: u64::try_from(tensors).unwrap_or(u64::MAX),
+            });
         }
         let attention = 4 * u128::from(width(self.num_heads)) * (d + 2);
         let mlp = |width: u128| 3 * (width + 1) * (d + 2) + 2 * d;
@@ -259,10 +263,7 @@ impl Architecture {
             + adapters
             + 4 * d;
         if layers * layer + 2 * d * u128::from(self.vocab_size) > 1 << 57 {
-            return fault(
-                "hidden_size",
-                "expected a model of at most 2^57 parameters, found more".to_owned(),
-            );
+            return Err(ArchitectureFault::ManyParameters);
         }
         Ok(())
     }

@@ -1,10 +1,12 @@
 //! One `config.json` as read, and typed access to its keys under any of their names.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::config_error::ConfigError;
 use super::format::Family;
 use super::gguf_architecture;
 use super::keys::{Field, Key};
@@ -14,7 +16,7 @@ use super::spelling::same_value;
 use crate::checkpoint::foreign;
 use crate::checkpoint::json::{kind, read_object};
 use crate::checkpoint::version;
-use crate::error::{nearest, one_of};
+use crate::error::InputError;
 use crate::{Error, Result};
 
 /// The key that holds the version of a BAM's `config.json`.
@@ -69,22 +71,13 @@ impl Family {
 
 /// The refusal of a `model_type` that is none of the known families'.
 fn unknown_family(config: &Config, found: &str, known: &[Arc<Family>]) -> Error {
-    let names = || {
-        known
-            .iter()
-            .flat_map(|family| family.model_types.iter().map(String::as_str))
-    };
-    let bring = "a family that differs in names only can be brought with --format FILE (see formats/ for examples)";
-    let hint = match nearest(found, names()) {
-        Some(name) => format!("the nearest known one is `{name}`; {bring}"),
-        None => bring.to_owned(),
-    };
-    let problem = format!(
-        "expected a known family: {}; found {}",
-        one_of(names()),
-        kind(&Value::from(found))
-    );
-    Error::key(&config.path, "model_type", problem).with_hint(hint)
+    let known = known.iter().flat_map(|family| &family.model_types);
+    ConfigError::UnknownFamily {
+        path: config.path.clone(),
+        found: found.to_owned(),
+        known: known.cloned().collect(),
+    }
+    .into()
 }
 
 impl Config {
@@ -152,13 +145,14 @@ impl Config {
                 (Some(Value::Null), Found::Absent) => found = Found::Null,
                 (Some(value), Found::Absent | Found::Null) => found = Found::Value(name, value),
                 (Some(value), Found::Value(first, earlier)) if !same_value(earlier, value) => {
-                    let problem = format!(
-                        "is {}, but `{name}`, its other spelling, is {}",
-                        kind(earlier),
-                        kind(value)
-                    );
-                    return Err(Error::key(&self.path, first, problem)
-                        .with_hint(format!("make them equal or remove `{name}`")));
+                    return Err(ConfigError::TwoSpellings {
+                        path: self.path.clone(),
+                        key: (*first).to_owned(),
+                        value: kind(earlier).into(),
+                        other: name.to_owned(),
+                        other_value: kind(value).into(),
+                    }
+                    .into());
                 }
                 (Some(_), Found::Value(..)) => {}
             }
@@ -235,9 +229,12 @@ impl Config {
     /// Refuses null for a key that has a default: the configuration class expects a value then.
     pub(crate) fn not_null(&self, key: &Key, expected: &str) -> Result<()> {
         match (&key.default, key.names.first()) {
-            (Some(_), Some(name)) if self.lookup(key)? == Found::Null => Err(self
-                .wrong(name, expected, &Value::Null)
-                .with_hint(format!("remove `{name}` where its default is meant"))),
+            (Some(_), Some(name)) if self.lookup(key)? == Found::Null => Err(ConfigError::Null {
+                path: self.path.clone(),
+                key: name.clone(),
+                expected: expected.to_owned(),
+            }
+            .into()),
             _ => Ok(()),
         }
     }
@@ -250,7 +247,7 @@ impl Config {
         }
     }
 
-    /// A positive integer that must stand.
+    /// A positive integer that must be there.
     pub(crate) fn required_count(&self, key: &Key) -> Result<u64> {
         let name = key.names.first().map_or("", String::as_str);
         self.count(key)?
@@ -262,11 +259,9 @@ impl Config {
         /// Past any real dimension; a product of two fits 64 bits.
         const LARGEST: u64 = 1 << 31;
         match value.as_u64() {
-            Some(count) if count > LARGEST => Err(Error::key(
-                &self.path,
-                name,
-                format!("expected at most {LARGEST}, found {count}"),
-            )),
+            Some(count) if count > LARGEST => {
+                Err(self.unexpected(name, format!("at most {LARGEST}"), count))
+            }
             Some(count) if count > 0 => Ok(count),
             _ => Err(self.wrong(name, "a positive integer", value)),
         }
@@ -338,8 +333,7 @@ impl Config {
 
     /// A named layout under its own key, if it is there.
     pub(crate) fn choice<T: Choice>(&self, name: &str) -> Result<Option<T>> {
-        let parse =
-            |value| T::parse(value).map_err(|problem| Error::key(&self.path, name, problem));
+        let parse = |value| T::parse(value).map_err(|unexpected| unexpected.at(&self.path, name));
         self.json
             .get(name)
             .filter(|value| !value.is_null())
@@ -349,19 +343,21 @@ impl Config {
 
     /// An error for a value of the wrong kind.
     pub(crate) fn wrong(&self, name: &str, expected: &str, found: &Value) -> Error {
-        Error::key(
-            &self.path,
-            name,
-            format!("expected {expected}, found {}", kind(found)),
-        )
+        self.unexpected(name, expected.to_owned(), kind(found))
+    }
+
+    /// An error for a value that the key may not have, in words.
+    pub(crate) fn unexpected(
+        &self,
+        name: &str,
+        expected: impl Into<Cow<'static, str>>,
+        found: impl ToString,
+    ) -> Error {
+        InputError::wrong_value(&self.path, name, expected, found)
     }
 
     /// An error for a key that is not there.
     pub(crate) fn missing(&self, name: &str, expected: &str) -> Error {
-        Error::key(
-            &self.path,
-            name,
-            format!("expected {expected}, found no such key"),
-        )
+        InputError::missing_key(&self.path, name, expected.to_owned())
     }
 }

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::architecture::Architecture;
 use super::config::{BAM_VERSION, Config};
+use super::config_error::ConfigError;
 use super::format::{Family, Presence};
 use super::keys::Field;
 use super::known::{brought, families};
@@ -12,7 +13,7 @@ use super::mixture::Mixture;
 use super::stock::Output;
 use super::target::SEED_MODEL_TYPE;
 use super::write::{ConfigWriter, biases};
-use crate::{Error, Result};
+use crate::Result;
 
 /// Keys of mixtures beside [`Mixture::KEYS`] and the keys of layouts. A dense model of any family does without them.
 const STRAY: [&str; 12] = [
@@ -56,15 +57,16 @@ impl Architecture {
 /// Where no known family has models like it: its experts have another width than its dense layers, or adapters.
 pub fn dense(config: &Config, architecture: &Architecture) -> Result<Output> {
     let Some(mixture) = &architecture.mixture else {
-        return Err(Error::file(
-            &config.path,
-            "describes a dense model, expected a mixture",
-        ));
+        return Err(ConfigError::Dense {
+            path: config.path.clone(),
+        }
+        .into());
     };
     if mixture.expert_adapters {
-        let problem =
-            "is true: a dense model has no place for the matrix that an expert's output passes";
-        return Err(Error::key(&config.path, "expert_adapters", problem));
+        return Err(ConfigError::ExpertAdapters {
+            path: config.path.clone(),
+        }
+        .into());
     }
     let every = mixture
         .moe_layers
@@ -72,14 +74,12 @@ pub fn dense(config: &Config, architecture: &Architecture) -> Result<Output> {
         .iter()
         .all(|sparse| *sparse);
     if !every && mixture.moe_intermediate_size != architecture.intermediate_size {
-        let (experts, layers) = (
-            mixture.moe_intermediate_size,
-            architecture.intermediate_size,
-        );
-        let problem = format!(
-            "is {experts}, but layers without experts are {layers} wide: a dense model has one width"
-        );
-        return Err(Error::key(&config.path, "moe_intermediate_size", problem));
+        return Err(ConfigError::TwoWidths {
+            path: config.path.clone(),
+            experts: mixture.moe_intermediate_size,
+            layers: architecture.intermediate_size,
+        }
+        .into());
     }
     let alone = architecture.of_one_expert();
     let seed = config.json.get(SEED_MODEL_TYPE).and_then(Value::as_str);
@@ -121,14 +121,11 @@ pub fn dense(config: &Config, architecture: &Architecture) -> Result<Output> {
             });
         }
     }
-    let names: Vec<&str> = known.iter().map(|family| family.name.as_str()).collect();
-    Err(Error::file(
-        &config.path,
-        format!(
-            "its experts alone are models of no known family: {}",
-            names.join(", ")
-        ),
-    ))
+    Err(ConfigError::NoDenseFamily {
+        path: config.path.clone(),
+        known: known.iter().map(|family| family.name.clone()).collect(),
+    }
+    .into())
 }
 
 /// The keys of the mixture's configuration that a dense model of the family has.

@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use super::architecture::Architecture;
 use super::config::Config;
+use super::error::FamilyError;
+use crate::Result;
 use crate::checkpoint::Manifest;
-use crate::error::nearest;
-use crate::{Error, Result};
 
 /// Names of the feed-forward experts of the checkpoint in `folder`, as its configuration or its manifest tells them, else
 /// their numbers; none if dense.
@@ -49,15 +49,10 @@ pub fn find_experts(folder: &Path, names: &[String], wanted: &str) -> Result<Vec
     {
         return Ok(vec![expert]);
     }
-    let error = Error::file(
-        folder,
-        format!(
-            "has no expert `{wanted}`; its experts are {}",
-            names.join(", ")
-        ),
-    );
-    Err(match nearest(wanted, names.iter().map(String::as_str)) {
-        Some(near) => error.with_hint(format!("did you mean `{near}`?")),
-        None => error,
-    })
+    Err(FamilyError::NoExpert {
+        path: folder.to_path_buf(),
+        found: wanted.to_owned(),
+        names: names.to_vec(),
+    }
+    .into())
 }

@@ -9,10 +9,10 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::format::{Family, FamilyText};
+use super::format_error::FormatError;
 use super::layout::Layouts;
+use crate::Result;
 use crate::checkpoint::yaml;
-use crate::error::{nearest, one_of};
-use crate::{Error, Result};
 
 /// Most families that one file extends, each through the one before.
 const MOST_PARENTS: usize = 8;
@@ -33,8 +33,11 @@ pub(super) fn read(path: &Path, text: &str, known: &[(&str, &str)]) -> Result<Fa
         names: Vec::new(),
     }
     .merged(text)?;
-    let merged: FamilyText = serde_json::from_value(Value::Object(merged))
-        .map_err(|error| Error::file(path, error.to_string()))?;
+    let merged: FamilyText =
+        serde_json::from_value(Value::Object(merged)).map_err(|error| FormatError::Merged {
+            path: path.to_path_buf(),
+            problem: error.to_string(),
+        })?;
     merged.resolve(path)
 }
 
@@ -74,27 +77,34 @@ impl<'a> Chain<'a> {
 
     /// The text of the family called `parent`, which is the next of the chain.
     fn find(&mut self, parent: &str) -> Result<&'a str> {
-        let refused = |problem: String| Error::key(self.path, "extends", problem);
+        let path = || self.path.to_path_buf();
         let Some((name, text)) = self.known.iter().find(|(name, _)| *name == parent) else {
-            let names = || self.known.iter().map(|(name, _)| *name);
-            let error = refused(format!(
-                "expected a known family: {}; found `{parent}`",
-                one_of(names())
-            ));
-            return Err(match nearest(parent, names()) {
-                Some(near) => error.with_hint(format!("the nearest known one is `{near}`")),
-                None => error,
-            });
+            return Err(FormatError::UnknownParent {
+                path: path(),
+                found: parent.to_owned(),
+                known: self
+                    .known
+                    .iter()
+                    .map(|(name, _)| (*name).to_owned())
+                    .collect(),
+            }
+            .into());
         };
         let is_circle = self.names.contains(name);
         self.names.push(name);
         if is_circle {
-            let circle = self.names.join("` extends `");
-            return Err(refused(format!("is a circle: `{circle}`")));
+            return Err(FormatError::Circle {
+                path: path(),
+                names: self.names.iter().map(|name| (*name).to_owned()).collect(),
+            }
+            .into());
         }
         if self.names.len() > MOST_PARENTS {
-            let problem = format!("extends more than {MOST_PARENTS} families one through another");
-            return Err(refused(problem));
+            return Err(FormatError::LongChain {
+                path: path(),
+                most: MOST_PARENTS,
+            }
+            .into());
         }
         Ok(text)
     }
@@ -121,6 +131,7 @@ fn merge(base: &mut Map<String, Value>, own: Map<String, Value>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
 
     const CIRCLE: [(&str, &str); 2] = [("a", "extends: b"), ("b", "extends: a")];
 
@@ -145,11 +156,17 @@ mod tests {
             .zip(&texts)
             .map(|(name, text)| (name.as_str(), text.as_str()))
             .collect();
-        let error = refused("extends: f0", &long).to_string();
-        assert!(error.contains("extends more than 8 families"), "{error}");
+        let error = refused("extends: f0", &long);
+        assert!(
+            matches!(error, Error::Format(FormatError::LongChain { most: 8, .. })),
+            "{error}"
+        );
 
         let error = refused("extends: aa", &CIRCLE);
-        assert!(error.to_string().contains("found `aa`"), "{error}");
+        assert!(
+            matches!(&error, Error::Format(FormatError::UnknownParent { found, .. }) if found == "aa"),
+            "{error}"
+        );
         assert_eq!(
             error.hint().as_deref(),
             Some("the nearest known one is `a`")

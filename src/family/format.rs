@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::format_error::FormatError;
 use super::keys::{Field, Keys, Need, Section};
 use super::layout::{Block, Layouts, MlpType, NormPosition, NormType, QkNorm, SaidLayouts};
 use super::names::{FusedTensorNames, GgufNames, Holds, RoleNames};
@@ -156,7 +157,7 @@ struct PresentText {
 impl FamilyText {
     /// The family, complete; `path` names the place in errors.
     pub(super) fn resolve(self, path: &Path) -> Result<Family> {
-        let missing = |key: &str| Error::key(path, key, "is required, but is not there");
+        let missing = |key: &str| required(path, key);
         let said = SaidLayouts {
             block: self.block,
             norm_type: self.norm_type,
@@ -287,11 +288,10 @@ impl Family {
             names.check(path)?;
         }
         if self.mixture.is_some() && self.expert_tensors.is_none() {
-            return Err(Error::key(
-                path,
-                "expert_tensors",
-                "expected names, because this family is a mixture",
-            ));
+            return Err(FormatError::NoExpertNames {
+                path: path.to_path_buf(),
+            }
+            .into());
         }
         self.check_roles(path)
     }
@@ -307,23 +307,29 @@ impl Family {
             for (field, key) in keys.iter() {
                 let at = format!("{name}.{}", field.name());
                 if field.section() != section {
-                    let other = match field.section() {
+                    let section = match field.section() {
                         Section::Keys => "keys",
                         Section::Mixture => "mixture",
                     };
-                    let problem = format!("belongs under `{other}`");
-                    return Err(Error::key(path, &at, problem));
+                    return Err(FormatError::OtherSection {
+                        path: path.to_path_buf(),
+                        key: at,
+                        section,
+                    }
+                    .into());
                 }
                 if key.names.is_empty() && key.default.is_none() {
-                    let problem = "has neither a name nor a default";
-                    return Err(Error::key(path, &at, problem));
+                    return Err(FormatError::NoNameOrDefault {
+                        path: path.to_path_buf(),
+                        key: at,
+                    }
+                    .into());
                 }
             }
             for field in Field::ALL {
                 let needed = field.section() == section && field.need() == Need::Required;
                 if needed && !keys.has(field) {
-                    let at = format!("{name}.{}", field.name());
-                    return Err(Error::key(path, &at, "is required, but is not there"));
+                    return Err(required(path, &format!("{name}.{}", field.name())));
                 }
             }
         }
@@ -335,18 +341,26 @@ impl Family {
         let layouts = &self.layouts;
         let place = (layouts.block, layouts.norm_position);
         for role in Role::ALL {
-            let because = if role.is_in_dense(place, layouts.mlp_type, layouts.qk_norm) {
-                "the layout of this family has such a tensor"
-            } else if role == Role::FfnRouter && self.mixture.is_some() {
-                "this family is a mixture"
-            } else {
-                continue;
-            };
-            if self.tensors.get(role).is_none() {
-                let problem = format!("expected a name, because {because}; found none");
-                return Err(Error::key(path, &format!("tensors.{role}"), problem));
+            let is_needed = role.is_in_dense(place, layouts.mlp_type, layouts.qk_norm)
+                || role == Role::FfnRouter && self.mixture.is_some();
+            if is_needed && self.tensors.get(role).is_none() {
+                return Err(FormatError::NoTensorName {
+                    path: path.to_path_buf(),
+                    key: format!("tensors.{role}"),
+                    role,
+                }
+                .into());
             }
         }
         Ok(())
     }
+}
+
+/// The error of a key that each family needs.
+fn required(path: &Path, key: &str) -> Error {
+    FormatError::Required {
+        path: path.to_path_buf(),
+        key: key.to_owned(),
+    }
+    .into()
 }

@@ -5,10 +5,11 @@
 use serde::Serialize;
 
 use super::architecture::Architecture;
+use super::error::FamilyError;
 use super::role::Role;
 use super::tensors::TensorSpec;
+use crate::Result;
 use crate::checkpoint::{Checkpoint, TensorEntry};
-use crate::{Error, Result};
 
 /// How the experts of a stock mixture are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -105,16 +106,23 @@ impl Architecture {
             };
             let path = checkpoint.files[entry.file].path();
             if entry.shape != fused.shape {
-                let problem = format!(
-                    "has shape {:?}, but config.json makes it {:?}",
-                    entry.shape, fused.shape
-                );
-                return Err(Error::tensor(path, &fused.name, problem));
+                return Err(FamilyError::WrongShape {
+                    path: path.to_path_buf(),
+                    tensor: fused.name,
+                    found: entry.shape.into(),
+                    expected: fused.shape.into(),
+                }
+                .into());
             }
             let parts = fused.parts.len() as u64;
             if !entry.length.is_multiple_of(parts) {
-                let problem = format!("its {} bytes do not fall into {parts} parts", entry.length);
-                return Err(Error::tensor(path, &fused.name, problem));
+                return Err(FamilyError::UnevenParts {
+                    path: path.to_path_buf(),
+                    tensor: fused.name,
+                    length: entry.length,
+                    parts,
+                }
+                .into());
             }
             let (length, rows) = (
                 entry.length / parts,
@@ -132,8 +140,12 @@ impl Architecture {
                     shape,
                 };
                 if checkpoint.tensors.insert(name.clone(), entry).is_some() {
-                    let problem = format!("is stored a second time, as a part of `{}`", fused.name);
-                    return Err(Error::tensor(&checkpoint.path, &name, problem));
+                    return Err(FamilyError::StoredTwice {
+                        path: checkpoint.path,
+                        tensor: name,
+                        fused: fused.name,
+                    }
+                    .into());
                 }
             }
         }
@@ -149,11 +161,10 @@ impl Architecture {
     pub fn refuse_fused(&self, checkpoint: &Checkpoint) -> Result<()> {
         match self.expert_layout(checkpoint)? {
             ExpertLayout::Classic => Ok(()),
-            ExpertLayout::Fused => Err(Error::file(
-                &checkpoint.path,
-                "holds all experts of a layer in one tensor, the layout of transformers 5; expected one tensor an expert",
-            )
-            .with_hint("`bam-convert convert DIR OUT --layout classic` takes them apart")),
+            ExpertLayout::Fused => Err(FamilyError::Fused {
+                path: checkpoint.path.clone(),
+            }
+            .into()),
         }
     }
 }

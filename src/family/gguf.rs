@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use super::architecture::Architecture;
+use super::gguf_error::{GgufModelError, TOKENS};
 use super::gguf_metadata::Metadata;
 use super::gguf_names::{file_name, permuted_heads};
 use super::gguf_rope;
@@ -15,7 +16,7 @@ use super::role::Role;
 use super::tensors::TensorSpec;
 use super::write::ConfigWriter;
 use crate::checkpoint::{Encoding, Gguf, GgufError, TensorEntry};
-use crate::error::{Error, Result};
+use crate::error::{Error, InputError, Result};
 
 /// One tensor of the model under its Hugging Face name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,14 +73,12 @@ fn matched(metadata: &Metadata, architecture: &Architecture) -> Result<Vec<GgufT
     found.left.retain(|name| !is_rope_factors(name, layers));
     match found.left.first() {
         None => Ok(found.tensors),
-        Some(name) => {
-            let kind = &metadata.names()?.architecture;
-            let problem = format!("is no tensor of a {kind} model");
-            let error = Error::tensor(&metadata.gguf.path, name, problem);
-            Err(error.with_hint(
-                "the model has parts that its architecture does not have: take its safetensors",
-            ))
+        Some(name) => Err(GgufModelError::UnknownTensor {
+            path: metadata.gguf.path.clone(),
+            tensor: (*name).to_owned(),
+            architecture: metadata.names()?.architecture.clone(),
         }
+        .into()),
     }
 }
 
@@ -174,8 +173,13 @@ impl Found<'_> {
         if found == expected {
             return Ok(());
         }
-        let problem = format!("expected shape {expected:?} from the metadata, found {found:?}");
-        Err(Error::tensor(&gguf.path, source, problem))
+        Err(GgufModelError::WrongShape {
+            path: gguf.path.clone(),
+            tensor: source.to_owned(),
+            expected: expected.into(),
+            found: found.clone().into(),
+        }
+        .into())
     }
 
     /// transformers knows only all biases of a module in all layers, or none.
@@ -188,17 +192,13 @@ impl Found<'_> {
             .clone()
             .filter(|role| role.of_attention() == spec.role.of_attention());
         let layers = self.architecture.num_layers;
-        let problem = match metadata.first_bias(same, layers)? {
-            Some(present) => format!(
-                "is missing though `{present}` is there; a Hugging Face {} has a bias beside each or none",
-                metadata.family.name
-            ),
-            None => format!(
-                "is missing; a Hugging Face {} has a bias there",
-                metadata.family.name
-            ),
-        };
-        Ok(Error::tensor(&metadata.gguf.path, source, problem))
+        Ok(GgufModelError::NoBias {
+            path: metadata.gguf.path.clone(),
+            tensor: source.to_owned(),
+            present: metadata.first_bias(same, layers)?,
+            family: metadata.family.name.as_str().into(),
+        }
+        .into())
     }
 }
 
@@ -288,17 +288,12 @@ pub(super) fn token_id(gguf: &Gguf, which: &str) -> Result<Option<u64>> {
         return Ok(None);
     }
     let id = gguf.unsigned(&key)?;
-    let tokens = gguf
-        .texts("tokenizer.ggml.tokens")?
-        .map(|tokens| tokens.len() as u64);
+    let tokens = gguf.texts(TOKENS)?.map(|tokens| tokens.len() as u64);
     if let (Some(id), Some(tokens)) = (id, tokens)
         && id >= tokens
     {
-        return Err(Error::key(
-            &gguf.path,
-            &key,
-            format!("expected an id below the {tokens} tokens, found {id}"),
-        ));
+        let expected = format!("an id below the {tokens} tokens");
+        return Err(InputError::wrong_value(&gguf.path, &key, expected, id));
     }
     Ok(id)
 }

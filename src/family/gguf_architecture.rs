@@ -4,14 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::format::Family;
+use super::gguf_error::{ARCHITECTURE, GgufModelError};
 use super::keys::Field;
 use super::known::{brought, families};
 use super::names::GgufNames;
 use crate::checkpoint::Gguf;
-use crate::error::{Error, Result, one_of};
-
-/// The key that says of which architecture a file is.
-const ARCHITECTURE: &str = "general.architecture";
+use crate::error::{Error, InputError, Result, one_of};
 
 /// The families that llama.cpp computes, and what it calls their parts: one that a user brought comes first.
 pub(super) fn written() -> Result<impl Iterator<Item = (&'static Arc<Family>, &'static GgufNames)>>
@@ -49,12 +47,11 @@ pub(super) fn family(gguf: &Gguf) -> Result<Arc<Family>> {
     }
     let family = of_architecture()?.find(|(family, _)| family.is_mixture() == has_experts);
     family.map(|(family, _)| Arc::clone(family)).ok_or_else(|| {
-        let problem = if has_experts {
-            "is of models without experts, but this file has some"
-        } else {
-            "is of models with experts, but this file has none"
-        };
-        Error::key(&gguf.path, ARCHITECTURE, problem)
+        GgufModelError::OtherExperts {
+            path: gguf.path.clone(),
+            has_experts,
+        }
+        .into()
     })
 }
 
@@ -64,20 +61,21 @@ pub(super) fn family(gguf: &Gguf) -> Result<Arc<Family>> {
 /// Where the file does not say its architecture.
 pub fn other_architecture(gguf: &Gguf) -> Result<Option<Error>> {
     let architectures = architectures()?;
-    let known = one_of(architectures.iter().copied());
     let found = gguf.text(ARCHITECTURE)?.ok_or_else(|| {
-        let problem = format!("is missing; expected {known}");
-        Error::key(&gguf.path, ARCHITECTURE, problem)
+        let known = one_of(architectures.iter().copied());
+        InputError::missing_key(&gguf.path, ARCHITECTURE, known)
     })?;
     if architectures.contains(&found) {
         return Ok(None);
     }
-    let problem =
-        format!("expected {known}, found `{found}`; other architectures of GGUF are not read");
-    Ok(Some(Error::key(&gguf.path, ARCHITECTURE, problem).with_hint(
-        "take the model's safetensors, or load the file in transformers with gguf_file=… and save it with save_pretrained; \
-         `bam-convert inspect` shows what it holds",
-    )))
+    Ok(Some(
+        GgufModelError::OtherArchitecture {
+            path: gguf.path.clone(),
+            known: architectures,
+            found: found.to_owned(),
+        }
+        .into(),
+    ))
 }
 
 /// Why `convert` would refuse a file; `None` for one that is no GGUF file, or of an architecture that is read.

@@ -1,13 +1,15 @@
 //! The byte-pair vocabularies of GGUF files in the words of the `tokenizers` library.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
+use super::gguf_error::{GgufModelError, MERGES, MODEL, PRE, TOKENS};
 use super::spelling::same_value;
 use crate::checkpoint::Gguf;
-use crate::error::{Error, Result};
+use crate::error::{InputError, Result};
 
 /// The longest token whose merges are looked for, in bytes. It bounds the work on a hostile file: published
 /// vocabularies stay far below.
@@ -135,14 +137,17 @@ pub(super) struct Vocabulary<'a> {
 
 impl<'a> Vocabulary<'a> {
     /// `tokens` with their `kinds`, or what is wrong: `tokenizer.json` finds ids by token, so no token may be there twice.
-    pub(super) fn new(tokens: &'a [String], kinds: Vec<TokenKind>) -> Result<Self, String> {
+    pub(super) fn new(path: &Path, tokens: &'a [String], kinds: Vec<TokenKind>) -> Result<Self> {
         let mut ids = HashMap::with_capacity(tokens.len());
         for (id, token) in tokens.iter().enumerate() {
             if let Some(first) = ids.insert(token.as_str(), id) {
-                let shown: String = token.chars().take(40).collect();
-                return Err(format!(
-                    "expected each token once, found {shown:?} as id {first} and id {id}"
-                ));
+                return Err(GgufModelError::RepeatedToken {
+                    path: path.to_path_buf(),
+                    token: token.chars().take(40).collect(),
+                    first,
+                    second: id,
+                }
+                .into());
             }
         }
         Ok(Self { tokens, kinds, ids })
@@ -176,29 +181,25 @@ pub(super) fn pieces<'a>(
     vocabulary: &Vocabulary<'a>,
     unknown: Option<u64>,
 ) -> Result<Pieces<'a>> {
-    let key = "tokenizer.ggml.model";
-    match gguf.text(key)? {
+    match gguf.text(MODEL)? {
         Some("gpt2") => byte_level(gguf, vocabulary),
         Some("llama") => sentencepiece(gguf, vocabulary, unknown),
-        found => {
-            let problem = format!(
-                "expected `gpt2` or `llama`, found `{}`",
-                found.unwrap_or_default()
-            );
-            Err(Error::key(&gguf.path, key, problem)
-                .with_hint("take tokenizer.json from the original model"))
+        found => Err(GgufModelError::UnknownVocabulary {
+            path: gguf.path.clone(),
+            found: found.unwrap_or_default().to_owned(),
         }
+        .into()),
     }
 }
 
 /// Byte-level byte-pair encoding, as of GPT-2.
 fn byte_level<'a>(gguf: &'a Gguf, vocabulary: &Vocabulary<'a>) -> Result<Pieces<'a>> {
-    let key = "tokenizer.ggml.pre";
-    let name = gguf.text(key)?.unwrap_or("default");
-    let pre = PRES.iter().find(|pre| pre.names.contains(&name)).ok_or_else(|| {
-        let known = PRES.iter().flat_map(|pre| pre.names).copied().collect::<Vec<_>>().join(", ");
-        Error::key(&gguf.path, key, format!("expected one of {known}, found `{name}`"))
-            .with_hint("how this vocabulary splits text is not known: take tokenizer.json from the original model")
+    let name = gguf.text(PRE)?.unwrap_or("default");
+    let pre = PRES.iter().find(|pre| pre.names.contains(&name));
+    let pre = pre.ok_or_else(|| GgufModelError::UnknownSplit {
+        path: gguf.path.clone(),
+        known: PRES.iter().flat_map(|pre| pre.names).copied().collect(),
+        found: name.to_owned(),
     })?;
     let merges = listed_merges(gguf, vocabulary)?;
     Ok(Pieces {
@@ -249,7 +250,7 @@ pub(super) fn name_of_split(
 ) -> Option<&'static str> {
     let flag = |key: &str| model.get(key) == Some(&Value::Bool(true));
     let normalizer = tokenizer.get("normalizer").unwrap_or(&Value::Null);
-    // Offsets are for those who ask where a token stood.
+    // Offsets are for readers that ask where a token was.
     let plain = |step: &Value| {
         let mut step = step.clone();
         if let Some(step) = step.as_object_mut() {
@@ -370,10 +371,9 @@ fn listed_merges<'a>(
     gguf: &'a Gguf,
     vocabulary: &Vocabulary<'_>,
 ) -> Result<Vec<(&'a str, &'a str)>> {
-    let key = "tokenizer.ggml.merges";
     let merges = gguf
-        .texts(key)?
-        .ok_or_else(|| Error::key(&gguf.path, key, "is missing; expected a list of merges"))?;
+        .texts(MERGES)?
+        .ok_or_else(|| InputError::missing_key(&gguf.path, MERGES, "a list of merges"))?;
     let known = |token: &str| vocabulary.ids.contains_key(token);
     let mut pairs = Vec::with_capacity(merges.len());
     for (index, merge) in merges.iter().enumerate() {
@@ -393,12 +393,10 @@ fn listed_merges<'a>(
                     .ids
                     .contains_key([*left, *right].concat().as_str())
         });
-        pairs.push(pair.ok_or_else(|| {
-            let shown: String = merge.chars().take(80).collect();
-            let problem = format!(
-                "merge {index}: expected two tokens whose union is a token, found {shown:?}"
-            );
-            Error::key(&gguf.path, key, problem)
+        pairs.push(pair.ok_or_else(|| GgufModelError::Merge {
+            path: gguf.path.clone(),
+            index,
+            found: merge.chars().take(80).collect(),
         })?);
     }
     Ok(pairs)
@@ -409,18 +407,21 @@ fn scored_merges<'a>(gguf: &Gguf, vocabulary: &Vocabulary<'a>) -> Result<Vec<(&'
     let key = "tokenizer.ggml.scores";
     let scores = gguf.floats(key)?.unwrap_or_default();
     if scores.len() != vocabulary.tokens.len() {
-        let problem = format!(
-            "expected a score for each of {} tokens, found {}",
-            vocabulary.tokens.len(),
-            scores.len()
-        );
-        return Err(Error::key(&gguf.path, key, problem));
-    }
-    if let Some(id) = scores.iter().position(|score| !score.is_finite()) {
-        return Err(Error::key(
+        let expected = format!("a score for each of {} tokens", vocabulary.tokens.len());
+        return Err(InputError::wrong_value(
             &gguf.path,
             key,
-            format!("expected finite scores, found another for token {id}"),
+            expected,
+            scores.len(),
+        ));
+    }
+    if let Some(id) = scores.iter().position(|score| !score.is_finite()) {
+        let found = format!("another for token {id}");
+        return Err(InputError::wrong_value(
+            &gguf.path,
+            key,
+            "finite scores",
+            found,
         ));
     }
     let part = |token: &str| {
@@ -436,11 +437,9 @@ fn scored_merges<'a>(gguf: &Gguf, vocabulary: &Vocabulary<'a>) -> Result<Vec<(&'
             continue;
         }
         if token.len() > LONGEST_PIECE {
-            let problem = format!(
-                "expected tokens of at most {LONGEST_PIECE} bytes, found {} in token {id}",
-                token.len()
-            );
-            return Err(Error::key(&gguf.path, "tokenizer.ggml.tokens", problem));
+            let expected = format!("tokens of at most {LONGEST_PIECE} bytes");
+            let found = format!("{} in token {id}", token.len());
+            return Err(InputError::wrong_value(&gguf.path, TOKENS, expected, found));
         }
         for (at, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(at);

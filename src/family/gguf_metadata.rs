@@ -1,10 +1,12 @@
 //! What the metadata of a GGUF file says about its model.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::architecture::Architecture;
 use super::format::{Family, Presence};
 use super::gguf_architecture;
+use super::gguf_error::GgufModelError;
 use super::gguf_rope;
 use super::keys::Field;
 use super::layout::{AttentionKv, Layers, QkNorm};
@@ -12,7 +14,7 @@ use super::mixture::Mixture;
 use super::names::{GgufNames, ROTATED, VALUE_LENGTH, bias_of};
 use super::role::{BiasRule, Role};
 use crate::checkpoint::{Dtype, Encoding, Gguf};
-use crate::error::{Error, Result};
+use crate::error::{Error, InputError, Result};
 
 /// A file, and the family whose names it uses.
 pub(super) struct Metadata<'a> {
@@ -35,11 +37,22 @@ impl<'a> Metadata<'a> {
     /// What llama.cpp calls the parts of the family.
     pub(super) fn names(&self) -> Result<&GgufNames> {
         let names = self.family.gguf.as_ref();
-        names.ok_or_else(|| Error::usage(format!("{} has no GGUF names", self.family.name)))
+        names.ok_or_else(|| {
+            GgufModelError::NoNames {
+                family: self.family.name.clone(),
+            }
+            .into()
+        })
     }
 
-    fn fault(&self, key: &str, problem: impl Into<String>) -> Error {
-        Error::key(&self.gguf.path, key, problem)
+    /// An error for a value that a key of the metadata may not have.
+    fn unexpected(
+        &self,
+        key: &str,
+        expected: impl Into<Cow<'static, str>>,
+        found: impl ToString,
+    ) -> Error {
+        InputError::wrong_value(&self.gguf.path, key, expected, found)
     }
 
     /// Refuses keys of llama.cpp that change what the model computes.
@@ -60,10 +73,8 @@ impl<'a> Metadata<'a> {
                 .float(&key)?
                 .filter(|value| *value != neutral && *value != 0.0)
             {
-                let problem = format!(
-                    "expected it absent, as in the {architecture} architecture, found {value}"
-                );
-                return Err(self.fault(&key, problem));
+                let expected = format!("it absent, as in the {architecture} architecture");
+                return Err(self.unexpected(&key, expected, value));
             }
         }
         for (key, neutral) in [("attention.causal", true), ("use_parallel_residual", false)] {
@@ -73,11 +84,8 @@ impl<'a> Metadata<'a> {
                 .boolean(&key)?
                 .is_some_and(|value| value != neutral)
             {
-                let problem = format!(
-                    "expected {neutral}, as in the {architecture} architecture, found {}",
-                    !neutral
-                );
-                return Err(self.fault(&key, problem));
+                let expected = format!("{neutral}, as in the {architecture} architecture");
+                return Err(self.unexpected(&key, expected, !neutral));
             }
         }
         Ok(())
@@ -99,8 +107,12 @@ impl<'a> Metadata<'a> {
         let experts = self.experts()?;
 
         let eps_key = names.key(Field::NormEps)?;
-        let norm_eps = gguf.float(&eps_key)?.filter(|epsilon| *epsilon >= 0.0);
-        let norm_eps = norm_eps.ok_or_else(|| self.fault(&eps_key, "is missing or below 0"))?;
+        let norm_eps = gguf.float(&eps_key)?.ok_or_else(|| {
+            InputError::missing_key(&gguf.path, &eps_key, "a number of at least 0")
+        })?;
+        if norm_eps.is_nan() || norm_eps < 0.0 {
+            return Err(self.unexpected(&eps_key, "a number of at least 0", norm_eps));
+        }
         let context = self.size(Field::MaxPositionEmbeddings)?;
         let rope = gguf_rope::read(gguf, names, head_dim, context)?;
 
@@ -165,9 +177,8 @@ impl<'a> Metadata<'a> {
             heads
         };
         if heads % kv_heads != 0 {
-            let problem =
-                format!("expected a divisor of the {heads} query heads, found {kv_heads}");
-            return Err(self.fault(&key, problem));
+            let expected = format!("a divisor of the {heads} query heads");
+            return Err(self.unexpected(&key, expected, kv_heads));
         }
         Ok((heads, kv_heads))
     }
@@ -184,14 +195,13 @@ impl<'a> Metadata<'a> {
             .unwrap_or(hidden / heads);
         // A head is one row of attn_q at least, and attn_q is in the file: more is nonsense.
         if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > 1 << 20 {
-            let problem = format!("expected an even head dimension, found {head_dim}");
-            return Err(self.fault(&key, problem));
+            return Err(self.unexpected(&key, "an even head dimension", head_dim));
         }
         for key in [values, rotated_key] {
             let found = self.gguf.unsigned(&key)?;
             if let Some(found) = found.filter(|found| *found != head_dim) {
-                let problem = format!("expected the head dimension {head_dim}, found {found}");
-                return Err(self.fault(&key, problem));
+                let expected = format!("the head dimension {head_dim}");
+                return Err(self.unexpected(&key, expected, found));
             }
         }
         Ok(head_dim)
@@ -207,8 +217,8 @@ impl<'a> Metadata<'a> {
         let said = self.gguf.unsigned(&key)?;
         match said.filter(|said| *said != rows) {
             Some(said) => {
-                let problem = format!("expected {rows}, the rows of `{embedding}`, found {said}");
-                Err(self.fault(&key, problem))
+                let expected = format!("{rows}, the rows of `{embedding}`");
+                Err(self.unexpected(&key, expected, said))
             }
             None => Ok(rows),
         }
@@ -218,10 +228,9 @@ impl<'a> Metadata<'a> {
     fn layers(&self) -> Result<u64> {
         let (layers, tensors) = (self.size(Field::NumLayers)?, self.gguf.tensors.len());
         if layers > tensors as u64 {
-            let problem = format!(
-                "expected a tensor a layer at least, found {layers} layers, {tensors} tensors"
-            );
-            return Err(self.fault(&self.names()?.key(Field::NumLayers)?, problem));
+            let key = self.names()?.key(Field::NumLayers)?;
+            let found = format!("{layers} layers, {tensors} tensors");
+            return Err(self.unexpected(&key, "at least one tensor per layer", found));
         }
         Ok(layers)
     }
@@ -237,13 +246,12 @@ impl<'a> Metadata<'a> {
         let count = self.gguf.unsigned(&count_key)?.unwrap_or(0);
         // Each expert has rows of its own in the router of each layer.
         if count > 1 << 16 {
-            let problem = format!("expected at most 65536 experts, found {count}");
-            return Err(self.fault(&count_key, problem));
+            return Err(self.unexpected(&count_key, "at most 65536 experts", count));
         }
         let used = self.gguf.unsigned(&used_key)?.unwrap_or(0);
         if used == 0 || used > count {
-            let problem = format!("expected 1 to {count_key} = {count}, found {used}");
-            return Err(self.fault(&used_key, problem));
+            let expected = format!("1 to {count_key} = {count}");
+            return Err(self.unexpected(&used_key, expected, used));
         }
         Ok(Some((count, used)))
     }
@@ -257,18 +265,18 @@ impl<'a> Metadata<'a> {
                     u64::try_from(*first).ok()
                 }
                 _ => {
-                    let problem = format!("expected one size for all layers, found {values:.60?}");
-                    return Err(self.fault(&key, problem));
+                    let found = format!("{values:.60?}");
+                    return Err(self.unexpected(&key, "one size for all layers", found));
                 }
             },
             _ => self.gguf.unsigned(&key)?,
         };
+        const EXPECTED: &str = "a whole number above 0";
         let value =
-            value.ok_or_else(|| self.fault(&key, "is missing; expected a whole number above 0"))?;
+            value.ok_or_else(|| InputError::missing_key(&self.gguf.path, &key, EXPECTED))?;
         // No file holds a tensor with a larger dimension, and products of two sizes fit a `u64`.
         if value == 0 || value > u64::from(u32::MAX) {
-            let problem = format!("expected a whole number above 0, found {value}");
-            return Err(self.fault(&key, problem));
+            return Err(self.unexpected(&key, EXPECTED, value));
         }
         Ok(value)
     }

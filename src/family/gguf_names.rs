@@ -7,14 +7,16 @@ use serde_json::Value;
 
 use super::architecture::Architecture;
 use super::gguf_architecture::{architectures, written};
+use super::gguf_error::GgufModelError;
 use super::gguf_rope;
 use super::keys::Field;
 use super::layout::{Block, MlpType, NormPosition, NormType, QkNorm};
 use super::names::{GgufNames, ROTATED, VALUE_LENGTH, bias_of};
 use super::role::Role;
 use super::tensors::TensorSpec;
+use crate::Result;
 use crate::checkpoint::GgufMetadata;
-use crate::{Error, Result};
+use crate::error::InputError;
 
 /// A tensor of the GGUF file, and the tensors of the model that it is made of.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,9 +33,6 @@ pub struct NamedTensor {
     pub exact: bool,
 }
 
-/// What to do with a model that llama.cpp would compute otherwise.
-const ELSEWHERE: &str = "llama.cpp would compute other logits: run the Hugging Face folder";
-
 /// Refuses what llama.cpp would compute otherwise, each reason named; `path` is the folder of the model.
 pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
     let a = architecture;
@@ -44,7 +43,7 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
     if family.gguf.is_some() {
         refuse(
             (a.block, a.norm_position) != (Block::Sequential, NormPosition::Pre),
-            "it normalises the input of attention, then that of the feed-forward network",
+            "it normalises the input of attention, then the input of the feed-forward network",
         );
         refuse(a.norm_type != NormType::Rms, "its norms are RMS norms");
         refuse(
@@ -84,17 +83,14 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
         Some(names) => names.architecture.clone(),
         None => architectures()?.join("`, `"),
     };
-    let problem = format!(
-        "the GGUF architecture `{held}` cannot hold this {} model: {}",
-        a.family,
-        reasons.join("; ")
-    );
-    let error = Error::file(path, problem);
-    Err(if a.is_bam() {
-        error.with_hint("`convert --to mixtral` where that holds it, then --to gguf")
-    } else {
-        error.with_hint(ELSEWHERE)
-    })
+    Err(GgufModelError::CannotHold {
+        path: path.to_path_buf(),
+        architecture: held.into(),
+        family: a.family.as_str().into(),
+        reasons,
+        is_bam: a.is_bam(),
+    }
+    .into())
 }
 
 /// Names in a sentence.
@@ -110,8 +106,10 @@ fn listed(names: &[&str]) -> String {
 fn names_of(architecture: &Architecture) -> Result<GgufNames> {
     let family = architecture.names()?;
     family.gguf.clone().ok_or_else(|| {
-        Error::usage(format!("the family {} has no GGUF names", family.name))
-            .with_hint("say them in a section `gguf` of its format file")
+        GgufModelError::NoNames {
+            family: family.name.clone(),
+        }
+        .into()
     })
 }
 
@@ -164,9 +162,8 @@ fn rope(
         return Ok(None);
     };
     let number = |key: &str| scaling.get(key).and_then(Value::as_f64);
-    let needed = |key: &str| {
-        number(key).ok_or_else(|| Error::key(config, key, "expected a number, found none"))
-    };
+    let needed =
+        |key: &str| number(key).ok_or_else(|| InputError::missing_key(config, key, "a number"));
     let mut factors = None;
     let known: &[&str] = match scaling.get("rope_type").and_then(Value::as_str) {
         Some(kind @ ("linear" | "yarn")) => {
@@ -182,8 +179,13 @@ fn rope(
                 // llama.cpp does not read them for this architecture: it takes YaRN's usual values.
                 for (name, usual) in [("beta_fast", 32.0), ("beta_slow", 1.0)] {
                     if let Some(value) = number(name).filter(|value| *value != usual) {
-                        let problem = format!("is {value}, but llama.cpp computes with {usual}");
-                        return Err(Error::key(config, name, problem).with_hint(ELSEWHERE));
+                        return Err(GgufModelError::OtherYarn {
+                            path: config.to_path_buf(),
+                            key: name,
+                            found: value,
+                            usual,
+                        }
+                        .into());
                     }
                 }
             }
@@ -220,16 +222,20 @@ fn rope(
             ]
         }
         other => {
-            let kind = other.unwrap_or("none");
-            let problem = format!(
-                "expected `linear`, `yarn` or `llama3`, found `{kind}`, which has no place in GGUF"
-            );
-            return Err(Error::key(config, "rope_type", problem).with_hint(ELSEWHERE));
+            return Err(GgufModelError::UnwrittenScaling {
+                path: config.to_path_buf(),
+                found: other.unwrap_or("none").to_owned(),
+            }
+            .into());
         }
     };
     match scaling.keys().find(|key| !known.contains(&key.as_str())) {
         None => Ok(factors),
-        Some(key) => Err(Error::key(config, key, "has no place in GGUF").with_hint(ELSEWHERE)),
+        Some(key) => Err(GgufModelError::UnwrittenKey {
+            path: config.to_path_buf(),
+            key: key.clone(),
+        }
+        .into()),
     }
 }
 
@@ -272,12 +278,13 @@ pub(super) fn file_name(names: &GgufNames, spec: &TensorSpec) -> Result<String> 
     } else {
         &names.tensors
     };
-    let weight = names.name(spec.role, spec.layer, None).ok_or_else(|| {
-        Error::usage(format!(
-            "`{}` tensors such as `{}` have no place in GGUF",
-            spec.role, spec.name
-        ))
-    })?;
+    let weight =
+        names
+            .name(spec.role, spec.layer, None)
+            .ok_or_else(|| GgufModelError::NoTensorName {
+                role: spec.role,
+                tensor: spec.name.clone(),
+            })?;
     Ok(if spec.bias { bias_of(&weight) } else { weight })
 }
 

@@ -4,10 +4,11 @@ use std::f64::consts::TAU;
 
 use serde_json::{Map, Value, json};
 
+use super::gguf_error::GgufModelError;
 use super::keys::Field;
 use super::names::GgufNames;
 use crate::checkpoint::Gguf;
-use crate::error::{Error, Result};
+use crate::error::{InputError, Result};
 
 /// The tensor of factors that divide the frequencies: how llama.cpp stores the scaling of Llama 3.
 pub(super) const FACTORS: &str = "rope_freqs.weight";
@@ -33,10 +34,11 @@ pub(super) fn read(gguf: &Gguf, names: &GgufNames, head_dim: u64, context: u64) 
     let theta_key = names.key(Field::RopeTheta)?;
     let theta = gguf.float(&theta_key)?.unwrap_or(10000.0);
     if theta <= 0.0 {
-        return Err(Error::key(
+        return Err(InputError::wrong_value(
             &gguf.path,
             &theta_key,
-            format!("expected a base above 0, found {theta}"),
+            "a base above 0",
+            theta,
         ));
     }
     let key = |field: &str| names.own_key(&format!("{SCALING}{field}"));
@@ -54,10 +56,11 @@ pub(super) fn read(gguf: &Gguf, names: &GgufNames, head_dim: u64, context: u64) 
         "linear" | "yarn" => {
             let (factor, factor_key) = factor.unwrap_or((1.0, key("factor")));
             if factor < 1.0 {
-                return Err(Error::key(
+                return Err(InputError::wrong_value(
                     &gguf.path,
                     &factor_key,
-                    format!("expected a factor from 1 up, found {factor}"),
+                    "a factor from 1 up",
+                    factor,
                 ));
             }
             Some(if kind == "linear" {
@@ -67,8 +70,14 @@ pub(super) fn read(gguf: &Gguf, names: &GgufNames, head_dim: u64, context: u64) 
             })
         }
         found => {
-            let problem = format!("expected `none`, `linear` or `yarn`, found `{found}`");
-            return Err(Error::key(&gguf.path, &key("type"), problem));
+            let expected = "`none`, `linear` or `yarn`";
+            let found = format!("`{found}`");
+            return Err(InputError::wrong_value(
+                &gguf.path,
+                &key("type"),
+                expected,
+                found,
+            ));
         }
     };
     let per_layer = gguf
@@ -85,29 +94,32 @@ pub(super) fn read(gguf: &Gguf, names: &GgufNames, head_dim: u64, context: u64) 
     };
     let factors = gguf.small_tensor(source)?;
     if factors.len() as u64 != head_dim / 2 {
-        let problem = format!(
-            "expected shape [{}], half the head dimension, found [{}]",
-            head_dim / 2,
-            factors.len()
-        );
-        return Err(Error::tensor(&gguf.path, source, problem));
+        return Err(GgufModelError::FactorsShape {
+            path: gguf.path.clone(),
+            tensor: source.clone(),
+            expected: head_dim / 2,
+            found: factors.len(),
+        }
+        .into());
     }
     if factors.iter().all(|factor| *factor == 1.0) {
         return Ok(Rope { theta, scaling });
     }
     if scaling.is_some_and(|scaling| scaling.get("factor") != Some(&json!(1.0))) {
-        let problem = format!(
-            "scales the rotary embedding, and so does `{}` = `{kind}`; expected one of them",
-            key("type")
-        );
-        return Err(Error::tensor(&gguf.path, source, problem));
+        return Err(GgufModelError::TwoScalings {
+            path: gguf.path.clone(),
+            tensor: source.clone(),
+            key: key("type"),
+            kind: kind.to_owned(),
+        }
+        .into());
     }
-    let scaling = Some(llama3(&factors, theta).ok_or_else(|| {
-        let problem =
-            "holds frequency factors that are no `llama3` scaling with low and high frequency factors 1 and 4";
-        Error::tensor(&gguf.path, source, problem)
-            .with_hint("take config.json from the original model: these factors cannot be told apart from a GGUF file")
-    })?);
+    let scaling = Some(
+        llama3(&factors, theta).ok_or_else(|| GgufModelError::UnknownFactors {
+            path: gguf.path.clone(),
+            tensor: source.clone(),
+        })?,
+    );
     Ok(Rope { theta, scaling })
 }
 
@@ -127,10 +139,12 @@ fn yarn(gguf: &Gguf, names: &GgufNames, factor: f64, context: u64) -> Result<Map
     let original_key = format!("{prefix}original_context_length");
     let original = match gguf.unsigned(&original_key)? {
         Some(0) => {
-            return Err(Error::key(
+            let expected = "a length above 0";
+            return Err(InputError::wrong_value(
                 &gguf.path,
                 &original_key,
-                "expected a length above 0, found 0",
+                expected,
+                0,
             ));
         }
         Some(original) => original,
@@ -173,11 +187,11 @@ fn yarn(gguf: &Gguf, names: &GgufNames, factor: f64, context: u64) -> Result<Map
             .is_some_and(|field| !known.contains(&field))
     });
     match unknown {
-        Some(key) => Err(Error::key(
-            &gguf.path,
-            key,
-            "is no setting of YaRN that transformers has",
-        )),
+        Some(key) => Err(GgufModelError::UnknownYarn {
+            path: gguf.path.clone(),
+            key: key.clone(),
+        }
+        .into()),
         None => Ok(scaling),
     }
 }

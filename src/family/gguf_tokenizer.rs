@@ -5,8 +5,9 @@ use serde_json::{Map, Value, json};
 
 use super::gguf::token_id;
 use super::gguf_bpe::{self, Model, TokenKind, Vocabulary};
+use super::gguf_error::{GgufModelError, TOKENS};
 use crate::checkpoint::Gguf;
-use crate::error::{Error, Result};
+use crate::error::{InputError, Result};
 
 /// Expressions that find the words of texts: in each of them a word that is followed by a space ends before it.
 pub(crate) const WORD_EXPRESSIONS: [&str; 3] = gguf_bpe::WORD_EXPRESSIONS;
@@ -137,7 +138,10 @@ struct TokenizerJson<'a> {
 
 fn json_file(name: &'static str, value: &impl Serialize) -> Result<TextFile> {
     let mut bytes =
-        serde_json::to_vec_pretty(value).map_err(|error| Error::file(name, error.to_string()))?;
+        serde_json::to_vec_pretty(value).map_err(|error| GgufModelError::TokenizerFile {
+            name,
+            problem: error.to_string(),
+        })?;
     bytes.push(b'\n');
     Ok(TextFile { name, bytes })
 }
@@ -166,14 +170,12 @@ fn generation_config(roles: &Roles) -> Value {
 
 /// The tokens and their kinds, checked against each other and the embedding table.
 fn vocabulary(gguf: &Gguf) -> Result<Vocabulary<'_>> {
-    let (tokens_key, kinds_key) = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type");
-    let tokens = gguf.texts(tokens_key)?.unwrap_or_default();
+    let tokens = gguf.texts(TOKENS)?.unwrap_or_default();
     if tokens.is_empty() {
-        return Err(Error::key(
-            &gguf.path,
-            tokens_key,
-            "is missing or empty; expected the vocabulary",
-        ));
+        return Err(GgufModelError::NoVocabulary {
+            path: gguf.path.clone(),
+        }
+        .into());
     }
     if let Some(rows) = gguf
         .tensors
@@ -181,43 +183,45 @@ fn vocabulary(gguf: &Gguf) -> Result<Vocabulary<'_>> {
         .and_then(|entry| entry.shape.first().copied())
         && tokens.len() as u64 > rows
     {
-        let problem = format!(
-            "expected at most {rows} tokens, the rows of `token_embd.weight`, found {}",
-            tokens.len()
-        );
-        return Err(Error::key(&gguf.path, tokens_key, problem));
+        let expected = format!("at most {rows} tokens, the rows of `token_embd.weight`");
+        let found = tokens.len();
+        return Err(InputError::wrong_value(&gguf.path, TOKENS, expected, found));
     }
-    let kinds = match gguf.integers(kinds_key)? {
-        None => vec![TokenKind::Normal; tokens.len()],
+    let kinds = kinds(gguf, tokens.len())?;
+    Vocabulary::new(&gguf.path, tokens, kinds)
+}
+
+/// The kinds of the tokens, of which there are `tokens`.
+fn kinds(gguf: &Gguf, tokens: usize) -> Result<Vec<TokenKind>> {
+    const KEY: &str = "tokenizer.ggml.token_type";
+    let kinds = match gguf.integers(KEY)? {
+        None => vec![TokenKind::Normal; tokens],
         Some(numbers) => {
             let kinds: Option<Vec<_>> = numbers
                 .iter()
                 .map(|number| TokenKind::of(*number))
                 .collect();
             kinds.ok_or_else(|| {
-                Error::key(
-                    &gguf.path,
-                    kinds_key,
-                    "expected types from 1 to 6, found another",
-                )
+                InputError::wrong_value(&gguf.path, KEY, "types from 1 to 6", "another")
             })?
         }
     };
-    if kinds.len() != tokens.len() {
-        let problem = format!(
-            "expected one type for each of {} tokens, found {}",
-            tokens.len(),
-            kinds.len()
-        );
-        return Err(Error::key(&gguf.path, kinds_key, problem));
+    if kinds.len() != tokens {
+        let expected = format!("one type for each of {tokens} tokens");
+        return Err(InputError::wrong_value(
+            &gguf.path,
+            KEY,
+            expected,
+            kinds.len(),
+        ));
     }
-    Vocabulary::new(tokens, kinds).map_err(|problem| Error::key(&gguf.path, tokens_key, problem))
+    Ok(kinds)
 }
 
 /// Tokens that are found in the text before it is split, as `tokenizer.json` lists them.
 ///
-/// Where the model marks spaces in its tokens, user-defined tokens with such a mark are left to the merges: as added
-/// tokens they would be looked for in text that has no marks yet.
+/// Where the model marks spaces in its tokens, user-defined tokens with a mark are left to the merges. As added
+/// tokens, the tokenizer would look for them in text that has no marks yet.
 fn added_tokens(vocabulary: &Vocabulary<'_>, roles: &Roles, marks_spaces: bool) -> Vec<Value> {
     let named: Vec<_> = roles
         .named()

@@ -1,13 +1,16 @@
 //! The tokenizer of a Hugging Face folder as metadata of a GGUF file: the inverse of [`super::gguf_tokenizer`].
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::gguf_bpe;
+use super::gguf_error::GgufModelError;
 use crate::checkpoint::json::read_object;
 use crate::checkpoint::{GgufMetadata, json};
+use crate::error::InputError;
 use crate::{Error, Result};
 
 /// Numbers of `tokenizer.ggml.token_type`.
@@ -41,11 +44,10 @@ pub fn add(
     if !path.is_file() {
         let others = ["tokenizer.model", "vocab.json"].map(|name| folder.join(name));
         if let Some(other) = others.iter().find(|other| other.exists()) {
-            return Err(Error::file(
-                other,
-                "is no tokenizer.json, from which a GGUF vocabulary is made",
-            )
-            .with_hint("save the tokenizer with transformers as a fast one"));
+            return Err(GgufModelError::SlowTokenizer {
+                path: other.clone(),
+            }
+            .into());
         }
         metadata.text("tokenizer.ggml.model", "no_vocab");
         return Ok(());
@@ -81,9 +83,9 @@ pub fn add(
         }
     } else {
         let pre = gguf_bpe::name_of_split(&tokenizer.json, model).ok_or_else(|| {
-            let problem =
-                "splits text in a way that llama.cpp has no name for, as far as known here";
-            Error::key(&tokenizer.path, "pre_tokenizer", problem)
+            GgufModelError::UnnamedSplit {
+                path: tokenizer.path.clone(),
+            }
         })?;
         metadata.text("tokenizer.ggml.model", "gpt2");
         metadata.text("tokenizer.ggml.pre", pre);
@@ -117,12 +119,11 @@ pub fn add(
     metadata.flag("tokenizer.ggml.add_bos_token", adds_bos);
     metadata.flag("tokenizer.ggml.add_eos_token", adds_eos);
     let template = folder.join("chat_template.jinja");
-    let template = match template.is_file() {
-        true => Some(String::from_utf8_lossy(&json::read_bytes(&template)?).into_owned()),
-        false => settings
-            .get("chat_template")
-            .and_then(Value::as_str)
-            .map(str::to_owned),
+    let template = if template.is_file() {
+        Some(String::from_utf8_lossy(&json::read_bytes(&template)?).into_owned())
+    } else {
+        let template = settings.get("chat_template").and_then(Value::as_str);
+        template.map(str::to_owned)
     };
     if let Some(template) = template {
         metadata.text("tokenizer.chat_template", &template);
@@ -131,8 +132,13 @@ pub fn add(
 }
 
 impl Tokenizer {
-    fn wrong(&self, key: &str, problem: impl Into<String>) -> Error {
-        Error::key(&self.path, key, problem.into())
+    fn unexpected(
+        &self,
+        key: &str,
+        expected: impl Into<Cow<'static, str>>,
+        found: impl ToString,
+    ) -> Error {
+        InputError::wrong_value(&self.path, key, expected, found)
     }
 
     /// The byte-pair model.
@@ -142,11 +148,9 @@ impl Tokenizer {
             .and_then(|model| model.get("type"))
             .and_then(Value::as_str)
         {
-            Some("BPE") => model.ok_or_else(|| self.wrong("model", "is missing")),
-            found => Err(self.wrong(
-                "model.type",
-                format!("expected BPE, found {}", found.unwrap_or("none")),
-            )),
+            Some("BPE") => model
+                .ok_or_else(|| InputError::missing_key(&self.path, "model", "a byte-pair model")),
+            found => Err(self.unexpected("model.type", "BPE", found.unwrap_or("none"))),
         }
     }
 
@@ -162,11 +166,7 @@ impl Tokenizer {
             _ => None,
         };
         list.iter()
-            .map(|merge| {
-                pair(merge).ok_or_else(|| {
-                    self.wrong("model.merges", format!("expected pairs, found {merge}"))
-                })
-            })
+            .map(|merge| pair(merge).ok_or_else(|| self.unexpected("model.merges", "pairs", merge)))
             .collect()
     }
 
@@ -185,7 +185,7 @@ impl Tokenizer {
         {
             let id = id
                 .as_u64()
-                .ok_or_else(|| self.wrong("model.vocab", format!("expected ids, found {id}")))?;
+                .ok_or_else(|| self.unexpected("model.vocab", "ids", id))?;
             by_id.insert(id, (token.clone(), NORMAL));
         }
         for added in self
@@ -200,10 +200,7 @@ impl Tokenizer {
                 added.get("content").and_then(Value::as_str),
             );
             let (Some(id), Some(token)) = (id, token) else {
-                return Err(self.wrong(
-                    "added_tokens",
-                    format!("expected an id and a content, found {added}"),
-                ));
+                return Err(self.unexpected("added_tokens", "an id and a content", added));
             };
             let special = added.get("special") == Some(&Value::Bool(true));
             by_id.insert(
@@ -217,10 +214,9 @@ impl Tokenizer {
         if let Some((id, (token, _))) = by_id.last_key_value()
             && *id >= vocab_size
         {
-            let problem = format!(
-                "expected ids below the {vocab_size} rows of the embedding, found {id} for {token:?}"
-            );
-            return Err(self.wrong("model.vocab", problem));
+            let expected = format!("ids below the {vocab_size} rows of the embedding");
+            let found = format!("{id} for {token:?}");
+            return Err(self.unexpected("model.vocab", expected, found));
         }
         let taken: BTreeSet<String> = by_id.values().map(|(token, _)| token.clone()).collect();
         let free = |id: u64| {
@@ -250,16 +246,11 @@ impl Tokenizer {
         let splits = steps("pre_tokenizer", "pretokenizers");
         let known = |step: &Value| kind(step, "Prepend") || kind(step, "Replace");
         if let Some(other) = normalizers.iter().find(|step| !known(step)) {
-            return Err(self.wrong(
-                "normalizer",
-                format!("expected spaces to become ▁ and nothing else, found {other}"),
-            ));
+            let expected = "spaces to become ▁ and nothing else";
+            return Err(self.unexpected("normalizer", expected, other));
         }
         if let Some(other) = splits.iter().find(|step| !kind(step, "Metaspace")) {
-            return Err(self.wrong(
-                "pre_tokenizer",
-                format!("expected none or Metaspace, found {other}"),
-            ));
+            return Err(self.unexpected("pre_tokenizer", "none or Metaspace", other));
         }
         let scheme = splits
             .iter()
@@ -307,13 +298,11 @@ impl Tokenizer {
     }
 
     fn adds_others(&self, step: &Value) -> Error {
-        let kind = step.get("type").unwrap_or(&Value::Null);
-        self.wrong(
-            "post_processor",
-            format!(
-                "has a {kind} that adds other tokens than the first and the last of a text (bos, eos), which a GGUF file cannot say"
-            ),
-        )
+        GgufModelError::AddsOthers {
+            path: self.path.clone(),
+            kind: step.get("type").unwrap_or(&Value::Null).to_string(),
+        }
+        .into()
     }
 }
 

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::sync::{Arc, LazyLock, OnceLock};
 
+use super::error::FamilyError;
 use super::extends;
 use super::format::Family;
+use super::format_error::FormatError;
+use crate::Result;
 use crate::checkpoint::yaml;
-use crate::error::one_of;
-use crate::{Error, Result};
 
 macro_rules! embedded {
     ($($name:literal),*) => {
@@ -50,7 +51,12 @@ static BROUGHT: OnceLock<Arc<Family>> = OnceLock::new();
 
 /// The families that the toolkit knows by itself.
 pub fn families() -> Result<&'static [Arc<Family>]> {
-    FAMILIES.as_deref().map_err(Error::usage)
+    FAMILIES.as_deref().map_err(|problem| {
+        FormatError::Embedded {
+            problem: problem.clone(),
+        }
+        .into()
+    })
 }
 
 /// The family that a user brought, if any.
@@ -68,10 +74,10 @@ impl Family {
         if **brought == self {
             return Ok(());
         }
-        Err(Error::usage(format!(
-            "the family `{}` was brought before: a process reads one format file",
-            brought.name
-        )))
+        Err(FormatError::SecondFamily {
+            name: brought.name.clone(),
+        }
+        .into())
     }
 
     /// Reads a family from the text of a format file; `path` only names the place in errors.
@@ -92,10 +98,12 @@ impl Family {
             .find(|family| family.name == name)
             .cloned()
             .ok_or_else(|| {
-                Error::usage(format!(
-                    "expected a family: {}; found `{name}`",
-                    one_of(known.iter().map(|family| family.name.as_str()))
-                ))
+                FamilyError::UnknownName {
+                    what: "a family",
+                    found: name.to_owned(),
+                    known: known.iter().map(|family| family.name.clone()).collect(),
+                }
+                .into()
             })
     }
 }
@@ -103,6 +111,8 @@ impl Family {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
+    use crate::family::Role;
 
     #[test]
     fn embedded_formats_are_sound() {
@@ -139,9 +149,8 @@ mod tests {
             text.replace("layers.{l}.self_attn.q_proj", "layers.{n}.self_attn.q_proj")
         });
         assert!(
-            error
-                .to_string()
-                .contains("key `tensors.q`: expected a name that ends in .weight with {l}"),
+            matches!(&error, Error::Format(FormatError::Pattern { key, expected, .. })
+                if key == "tensors.q" && expected == "that ends in .weight with {l} once"),
             "{error}"
         );
         let error = refused(|text| {
@@ -153,7 +162,8 @@ mod tests {
         assert!(error.to_string().contains("norm_position"), "{error}");
         let error = refused(|text| text.replace("norm_position: pre", "norm_position: sandwich"));
         assert!(
-            error.to_string().contains("tensors.pre_feedforward_norm"),
+            matches!(&error, Error::Format(FormatError::NoTensorName { role: Role::PreFeedforwardNorm, key, .. })
+                if key == "tensors.pre_feedforward_norm"),
             "{error}"
         );
     }
@@ -175,7 +185,10 @@ mod tests {
 
         let refused = |text: &str| Family::from_yaml(Path::new("my.yaml"), text).unwrap_err();
         let error = refused(&text.replace("name: mine\n", "\n"));
-        assert!(error.to_string().contains("key `name`"), "{error}");
+        assert!(
+            matches!(&error, Error::Format(FormatError::Required { key, .. }) if key == "name"),
+            "{error}"
+        );
         let error = refused(&text.replace("  head_dim:", "  head_dmi:"));
         assert!(error.to_string().contains("my.yaml:7:"), "{error}");
         assert_eq!(

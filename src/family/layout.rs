@@ -1,10 +1,35 @@
 //! The named layouts: the few choices in which decoder families differ, spelled as in `config.json`.
 
+use std::fmt;
+use std::path::Path;
+
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::json::kind;
-use crate::error::one_of;
+use crate::error::{Error, InputError, one_of};
+
+/// A value that is none of those that a key may have, in words.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Unexpected {
+    /// The values that the key may have.
+    pub(crate) expected: String,
+    /// Its value.
+    pub(crate) found: String,
+}
+
+impl Unexpected {
+    /// The error of a file whose key has the value.
+    pub(crate) fn at(self, path: &Path, key: &str) -> Error {
+        InputError::wrong_value(path, key, self.expected, self.found)
+    }
+}
+
+impl fmt::Display for Unexpected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "expected {}, found {}", self.expected, self.found)
+    }
+}
 
 /// A choice among named layouts.
 pub(crate) trait Choice: Sized + Copy + 'static {
@@ -12,18 +37,15 @@ pub(crate) trait Choice: Sized + Copy + 'static {
     const ALL: &'static [(&'static str, Self)];
 
     /// Reads a spelling; the error says what was expected and found.
-    fn parse(value: &Value) -> Result<Self, String> {
+    fn parse(value: &Value) -> Result<Self, Unexpected> {
         let text = value.as_str().unwrap_or_default();
         Self::ALL
             .iter()
             .find(|(name, _)| *name == text)
             .map(|(_, choice)| *choice)
-            .ok_or_else(|| {
-                format!(
-                    "expected {}, found {}",
-                    one_of(Self::ALL.iter().map(|c| c.0)),
-                    kind(value)
-                )
+            .ok_or_else(|| Unexpected {
+                expected: one_of(Self::ALL.iter().map(|choice| choice.0)),
+                found: kind(value),
             })
     }
 }
@@ -31,17 +53,18 @@ pub(crate) trait Choice: Sized + Copy + 'static {
 /// The value of a layout, as configurations and messages say it.
 pub(crate) trait LayoutValue: Sized {
     /// Reads it from a configuration; the error says what was expected and found.
-    fn read(value: &Value) -> Result<Self, String>;
+    fn read(value: &Value) -> Result<Self, Unexpected>;
 
     /// In the words of a message.
     fn words(self) -> String;
 }
 
 impl LayoutValue for bool {
-    fn read(value: &Value) -> Result<Self, String> {
-        value
-            .as_bool()
-            .ok_or_else(|| format!("expected true or false, found {}", kind(value)))
+    fn read(value: &Value) -> Result<Self, Unexpected> {
+        value.as_bool().ok_or_else(|| Unexpected {
+            expected: "true or false".to_owned(),
+            found: kind(value),
+        })
     }
 
     fn words(self) -> String {
@@ -73,12 +96,12 @@ macro_rules! choice {
         impl std::str::FromStr for $name {
             type Err = String;
             fn from_str(text: &str) -> Result<Self, String> {
-                Self::parse(&Value::from(text))
+                Self::parse(&Value::from(text)).map_err(|unexpected| unexpected.to_string())
             }
         }
 
         impl LayoutValue for $name {
-            fn read(value: &Value) -> Result<Self, String> {
+            fn read(value: &Value) -> Result<Self, Unexpected> {
                 Self::parse(value)
             }
 
@@ -140,7 +163,7 @@ choice! {
 choice! {
     /// Normalisation of queries and keys.
     QkNorm {
-        /// There is none.
+        /// Queries and keys are not normalised.
         None = "none",
         /// Root mean square with one weight `[head_dim]` for all heads (Qwen3).
         HeadDim = "head_dim",
@@ -195,12 +218,12 @@ macro_rules! layouts {
 
         impl SaidLayouts {
             /// Those among the keys of an object; null counts as absent. The error is a key and what is wrong with it.
-            pub(crate) fn read(object: &Map<String, Value>) -> Result<Self, (&'static str, String)> {
+            pub(crate) fn read(object: &Map<String, Value>) -> Result<Self, (&'static str, Unexpected)> {
                 Ok(Self {
                     $($field: match object.get(stringify!($field)) {
                         None | Some(Value::Null) => None,
                         Some(value) => {
-                            Some(<$value>::read(value).map_err(|problem| (stringify!($field), problem))?)
+                            Some(<$value>::read(value).map_err(|unexpected| (stringify!($field), unexpected))?)
                         }
                     },)*
                 })
@@ -287,12 +310,13 @@ impl Layers {
     }
 
     /// Reads `"all"` or a list of distinct layers below `num_layers`.
-    pub(crate) fn parse(value: &Value, num_layers: u64) -> Result<Self, String> {
-        let expected = || {
-            format!(
-                "expected \"all\" or a list of layers from 0 to {}",
+    pub(crate) fn parse(value: &Value, num_layers: u64) -> Result<Self, Unexpected> {
+        let unexpected = |found: String| Unexpected {
+            expected: format!(
+                "\"all\" or a list of layers from 0 to {}",
                 num_layers.saturating_sub(1)
-            )
+            ),
+            found,
         };
         match value {
             Value::String(text) if text == "all" => Ok(Self::All),
@@ -301,16 +325,18 @@ impl Layers {
                 let mut layers = Vec::with_capacity(items.len().min(seen.len()));
                 for item in items {
                     let layer = item.as_u64().filter(|layer| *layer < num_layers);
-                    let layer = layer
-                        .ok_or_else(|| format!("{}, found {} in it", expected(), kind(item)))?;
+                    let layer = layer.ok_or_else(|| unexpected(format!("{} in it", kind(item))))?;
                     if std::mem::replace(&mut seen[layer as usize], true) {
-                        return Err(format!("expected distinct layers, found {layer} twice"));
+                        return Err(Unexpected {
+                            expected: "distinct layers".to_owned(),
+                            found: format!("{layer} twice"),
+                        });
                     }
                     layers.push(layer);
                 }
                 Ok(Self::List(layers))
             }
-            other => Err(format!("{}, found {}", expected(), kind(other))),
+            other => Err(unexpected(kind(other))),
         }
     }
 }

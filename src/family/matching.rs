@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::architecture::Architecture;
+use super::error::FamilyError;
 use super::role::Role;
 use super::tensors::TensorSpec;
+use crate::Result;
 use crate::checkpoint::{Checkpoint, TensorEntry};
-use crate::{Error, Result};
 
 /// Buffers that old exports store though every reader computes them.
 pub(crate) const COMPUTED: &str = ".rotary_emb.inv_freq";
 
 impl Architecture {
-    /// Opens the checkpoint at `path`, one tensor an expert, and matches all its tensors; reads headers only.
+    /// Opens the checkpoint at `path`, one tensor per expert, and matches all its tensors; reads headers only.
     ///
     /// # Errors
     /// As [`Self::match_tensors`].
@@ -26,8 +27,8 @@ impl Architecture {
     /// Matches `specs`, the tensors of this architecture, with a checkpoint's tensors, names and shapes both ways.
     ///
     /// Returns the names that no reader uses: computed buffers, and a stored copy of a tied head, which must hold the
-    /// values of the input embedding. Any other missing, unexpected or misshapen tensor is an error that names it, or the
-    /// one reason behind many.
+    /// values of the input embedding. Any other missing, unexpected or misshapen tensor is an error that names it, or that
+    /// gives one reason for many.
     pub fn match_tensors(
         &self,
         specs: &[TensorSpec],
@@ -38,21 +39,23 @@ impl Architecture {
         }
         let family = &self.family;
         for spec in specs {
-            let entry = checkpoint.tensor(&spec.name).map_err(|error| {
-                error.with_hint(format!(
-                    "its config.json describes a {family} model that has this tensor; is the config the right one?"
-                ))
-            })?;
+            let entry =
+                checkpoint
+                    .tensors
+                    .get(&spec.name)
+                    .ok_or_else(|| FamilyError::NoTensor {
+                        path: checkpoint.path.clone(),
+                        tensor: spec.name.clone(),
+                        family: family.clone(),
+                    })?;
             if entry.shape != spec.shape {
-                let problem = format!(
-                    "has shape {:?}, but config.json makes it {:?}",
-                    entry.shape, spec.shape
-                );
-                return Err(Error::tensor(
-                    checkpoint.files[entry.file].path(),
-                    &spec.name,
-                    problem,
-                ));
+                return Err(FamilyError::WrongShape {
+                    path: checkpoint.files[entry.file].path().to_path_buf(),
+                    tensor: spec.name.clone(),
+                    found: entry.shape.clone().into(),
+                    expected: spec.shape.clone().into(),
+                }
+                .into());
             }
         }
         let expected: BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
@@ -64,12 +67,12 @@ impl Architecture {
             let tied_head =
                 self.tie_word_embeddings && self.names().is_ok_and(|names| names.head() == name);
             if !tied_head && !name.ends_with(COMPUTED) {
-                let problem = format!(
-                    "is no tensor of the {family} model that config.json describes; it would be lost"
-                );
-                return Err(Error::tensor(checkpoint.files[entry.file].path(), name, problem).with_hint(
-                    "check the keys of config.json that switch tensors on, such as attention_bias and mlp_bias",
-                ));
+                return Err(FamilyError::UnknownTensor {
+                    path: checkpoint.files[entry.file].path().to_path_buf(),
+                    tensor: name.clone(),
+                    family: family.clone(),
+                }
+                .into());
             }
             if tied_head {
                 check_tied(specs, checkpoint, entry, name)?;
@@ -123,8 +126,9 @@ fn check_tied(
     if checkpoint.same_values(head, embedding)? {
         return Ok(());
     }
-    let problem =
-        "differs from the input embedding, but config.json says tie_word_embeddings: true";
-    Err(Error::tensor(checkpoint.files[head.file].path(), name, problem)
-        .with_hint("set tie_word_embeddings to false if the stored head is the right one, or remove the tensor"))
+    Err(FamilyError::UntiedHead {
+        path: checkpoint.files[head.file].path().to_path_buf(),
+        tensor: name.to_owned(),
+    }
+    .into())
 }

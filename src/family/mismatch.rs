@@ -1,39 +1,14 @@
-//! Why the tensors of a checkpoint are not those that its configuration describes: the one reason behind many missing names.
+//! Why the tensors of a checkpoint are not those that its configuration describes: one reason for many missing names.
+
+use std::path::PathBuf;
 
 use super::architecture::Architecture;
+use super::error::{FamilyError, PlainNeed};
 use super::quantised::Quantised;
 use super::role::Role;
 use super::tensors::TensorSpec;
 use crate::Error;
 use crate::checkpoint::{Checkpoint, TensorEntry};
-
-/// Beginnings of names that a wrapper adds, and how to save the model without it.
-const WRAPPERS: [(&str, &str); 6] = [
-    (
-        "module.",
-        "DataParallel wraps the model so: save `model.module` instead",
-    ),
-    (
-        "_orig_mod.",
-        "torch.compile wraps the model so: save `model._orig_mod` instead",
-    ),
-    (
-        "_fsdp_wrapped_module.",
-        "FSDP wraps the model so: gather its full state dict before saving",
-    ),
-    (
-        "base_model.model.",
-        "PEFT wraps the model so: save what `merge_and_unload()` returns instead",
-    ),
-    (
-        "language_model.",
-        "this is the language part of a multimodal model: save it alone, with a config.json of its own",
-    ),
-    (
-        "model.language_model.",
-        "this is the language part of a multimodal model: save it alone, with a config.json of its own",
-    ),
-];
 
 /// How the names of heads begin that are no language model's, and whose they are.
 const HEADS: [(&str, &str); 8] = [
@@ -58,15 +33,17 @@ const OTHER_INPUTS: [&str; 6] = [
 ];
 
 impl Architecture {
-    /// What the checkpoint is instead, where its names show it: quantised, part of a model with other inputs, with the head of a
-    /// classifier, saved inside another module, or without its head. One reason for many tensors that do not match.
+    /// What the checkpoint is instead, where its names show it. One reason for many tensors that do not match.
+    ///
+    /// It may be quantised, part of a model with other inputs, have the head of a classifier, be saved inside another
+    /// module, or lack its head.
     pub(crate) fn other_model(
         &self,
         specs: &[TensorSpec],
         checkpoint: &Checkpoint,
     ) -> Option<Error> {
         Quantised::of(checkpoint)
-            .map(|quantised| quantised.refusal(checkpoint))
+            .map(|quantised| quantised.refusal(checkpoint, PlainNeed::Compute))
             .or_else(|| other_input(specs, checkpoint))
             .or_else(|| other_head(specs, checkpoint))
             .or_else(|| other_prefix(specs, checkpoint))
@@ -80,16 +57,18 @@ impl Architecture {
         if held(&head) || specs.iter().filter(held).count() + 1 < specs.len() {
             return None;
         }
-        let problem =
-            "is missing: the model was saved without a language head, as embedding models are";
-        Some(Error::tensor(&checkpoint.path, &head.name, problem).with_hint(
-            "take the causal language model; if its head is the input embedding, set tie_word_embeddings to true in config.json",
-        ))
+        Some(
+            FamilyError::NoHead {
+                path: checkpoint.path.clone(),
+                tensor: head.name.clone(),
+            }
+            .into(),
+        )
     }
 }
 
-fn file<'a>(checkpoint: &'a Checkpoint, entry: &TensorEntry) -> &'a std::path::Path {
-    checkpoint.files[entry.file].path()
+fn file(checkpoint: &Checkpoint, entry: &TensorEntry) -> PathBuf {
+    checkpoint.files[entry.file].path().to_path_buf()
 }
 
 /// A tensor that the architecture does not have, and whose name is as wanted.
@@ -114,20 +93,27 @@ fn other_input(specs: &[TensorSpec], checkpoint: &Checkpoint) -> Option<Error> {
         })
     };
     let (name, entry) = unexpected(specs, checkpoint, is_other)?;
-    let problem = "belongs to a multimodal model, expected a language model alone";
-    Some(Error::tensor(file(checkpoint, entry), name, problem).with_hint(
-        "save its language model alone, with a config.json of its own: in transformers, `model.language_model`",
-    ))
+    Some(
+        FamilyError::Multimodal {
+            path: file(checkpoint, entry),
+            tensor: name.clone(),
+        }
+        .into(),
+    )
 }
 
 /// The head of a classifier, reward model or other task.
 fn other_head(specs: &[TensorSpec], checkpoint: &Checkpoint) -> Option<Error> {
     HEADS.iter().find_map(|(start, kind)| {
         let (name, entry) = unexpected(specs, checkpoint, |name| name.starts_with(start))?;
-        let problem = format!("is the head of {kind}, expected the weights of a language model");
-        Some(Error::tensor(file(checkpoint, entry), name, problem).with_hint(
-            "use the language model that it was made from; its architectures name a class `…ForCausalLM`",
-        ))
+        Some(
+            FamilyError::OtherHead {
+                path: file(checkpoint, entry),
+                tensor: name.clone(),
+                kind,
+            }
+            .into(),
+        )
     })
 }
 
@@ -155,28 +141,16 @@ fn other_prefix(specs: &[TensorSpec], checkpoint: &Checkpoint) -> Option<Error> 
         .max_by_key(|(explained, _)| *explained)?
         .1;
     let entry = &checkpoint.tensors[found];
-    let expected = &anchor.name;
-    let (problem, hint) = if theirs.is_empty() {
-        (
-            format!("expected the name `{expected}`, found it without `{ours}`"),
-            "it was saved from a class without a head (`…Model`): load it as `…ForCausalLM` and save that, \
-             unless transformers reports a new lm_head"
-                .to_owned(),
-        )
-    } else {
-        let known = WRAPPERS.iter().find(|(prefix, _)| *prefix == theirs);
-        let advice = known.map_or_else(
-            || format!("its names have `{theirs}` in the place of `{ours}`: save the language model alone, or describe its names in a file for --format"),
-            |(_, advice)| (*advice).to_owned(),
-        );
-        let problem = if ours.is_empty() {
-            format!("expected the name `{expected}`, found `{theirs}` before it")
-        } else {
-            format!("expected the name `{expected}`, found `{theirs}` in the place of `{ours}`")
-        };
-        (problem, advice)
-    };
-    Some(Error::tensor(file(checkpoint, entry), found, problem).with_hint(hint))
+    Some(
+        FamilyError::OtherPrefix {
+            path: file(checkpoint, entry),
+            tensor: found.clone(),
+            expected: anchor.name.clone(),
+            ours: ours.into(),
+            theirs: theirs.into(),
+        }
+        .into(),
+    )
 }
 
 /// The longest end of whole parts that two names share, of two parts at least.

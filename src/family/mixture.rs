@@ -5,7 +5,8 @@ use std::str::FromStr;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-use super::layout::{AttentionKv, Layers};
+use super::architecture_fault::ArchitectureFault;
+use super::layout::{AttentionKv, Layers, Unexpected};
 use crate::checkpoint::json::kind;
 
 /// The weight in a stock `config.json` of the load-balancing loss whose weight is `of_sum` here.
@@ -78,7 +79,7 @@ impl TopK {
 /// The bias of routers, key `router_bias` of `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouterBias {
-    /// There is none (`false`).
+    /// Routers have no bias (`false`).
     None,
     /// Added to the logits of either kind of router, before the softmax (`true`; FlexOlmo).
     Logits,
@@ -89,15 +90,15 @@ pub enum RouterBias {
 
 impl RouterBias {
     /// Reads the key's value; the error says what was expected and found.
-    pub(super) fn parse(value: &Value) -> Result<Self, String> {
+    pub(super) fn parse(value: &Value) -> Result<Self, Unexpected> {
         match value {
             Value::Null | Value::Bool(false) => Ok(Self::None),
             Value::Bool(true) => Ok(Self::Logits),
             Value::String(text) if text == "choice" => Ok(Self::Choice),
-            other => Err(format!(
-                "expected true, false or \"choice\", found {}",
-                kind(other)
-            )),
+            other => Err(Unexpected {
+                expected: "true, false or \"choice\"".to_owned(),
+                found: kind(other),
+            }),
         }
     }
 
@@ -114,12 +115,6 @@ impl Serialize for RouterBias {
             Self::Choice => serializer.serialize_str("choice"),
         }
     }
-}
-
-/// A rule that an architecture breaks, by the key that breaks it.
-pub(crate) struct Fault {
-    pub(crate) key: &'static str,
-    pub(crate) problem: String,
 }
 
 /// The experts of a mixture; every field is the key of the same name in the `config.json` of a BAM.
@@ -199,7 +194,7 @@ impl Mixture {
     ];
 
     /// Refuses a mixture that cannot be.
-    pub(crate) fn check(&self, num_layers: u64) -> Result<(), Fault> {
+    pub(crate) fn check(&self, num_layers: u64) -> Result<(), ArchitectureFault> {
         const LARGEST: u64 = 1 << 31;
         let merged = self.attention_kv == AttentionKv::Merged;
         let least = u64::from(!merged);
@@ -233,19 +228,16 @@ impl Mixture {
             ),
         ] {
             if count < least || count > most {
-                return Err(Fault {
+                return Err(ArchitectureFault::OutOfRange {
                     key,
-                    problem: format!("expected {least} to {most}, found {count}"),
+                    least,
+                    most,
+                    found: count,
                 });
             }
         }
         if self.shared_expert_gate && self.shared_expert_intermediate_size.is_none() {
-            let problem =
-                "is true, but there is no shared expert: shared_expert_intermediate_size is not set".to_owned();
-            return Err(Fault {
-                key: "shared_expert_gate",
-                problem,
-            });
+            return Err(ArchitectureFault::NoSharedExpert);
         }
         let lists = [
             ("moe_layers", &self.moe_layers),
@@ -255,11 +247,11 @@ impl Mixture {
             if let Layers::List(layers) = layers
                 && let Some(layer) = layers.iter().find(|layer| **layer >= num_layers)
             {
-                let problem = format!(
-                    "expected layers from 0 to {}, found {layer}",
-                    num_layers.saturating_sub(1)
-                );
-                return Err(Fault { key, problem });
+                return Err(ArchitectureFault::NoLayer {
+                    key,
+                    layers: num_layers,
+                    found: *layer,
+                });
             }
         }
         Ok(())

@@ -37,7 +37,7 @@ impl Mixture {
     pub(crate) fn read(config: &Config, dense: &Architecture) -> Result<Self> {
         let layers = |name: &str| match config.find([name])? {
             Found::Value(name, value) => Layers::parse(value, dense.num_layers)
-                .map_err(|problem| Error::key(&config.path, name, problem)),
+                .map_err(|unexpected| unexpected.at(&config.path, name)),
             Found::Absent | Found::Null => Ok(Layers::All),
         };
         let number = |name: &str, default: f64| match config.find([name])? {
@@ -84,7 +84,7 @@ impl Mixture {
             shared_expert_gate: config.own_flag("shared_expert_gate")?.unwrap_or_default(),
             expert_adapters: config.own_flag("expert_adapters")?.unwrap_or_default(),
             router_bias: RouterBias::parse(config.json.get("router_bias").unwrap_or(&Value::Null))
-                .map_err(|problem| Error::key(&config.path, "router_bias", problem))?,
+                .map_err(|unexpected| unexpected.at(&config.path, "router_bias"))?,
             router_aux_loss_coef: number("router_aux_loss_coef", usual.router_aux_loss_coef)?,
             router_z_loss_coef: number("router_z_loss_coef", usual.router_z_loss_coef)?,
         })

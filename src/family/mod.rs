@@ -4,23 +4,34 @@
 //! [`Config`] is one `config.json`, and [`Architecture`] is its meaning, with the family's differences resolved.
 //! [`Architecture::tensors`] is every tensor of a checkpoint, and [`cost`] is arithmetic on it.
 //!
-//! From the bottom up: tables (`layout`, `role`, `keys`), one format file (`names`, `format`, `extends`), all of them (`known`),
-//! a configuration (`config`), a model (`mixture`, `architecture`, `tensors`), readers (`read`, `gguf_metadata`, `gguf`),
-//! and writers (`write`, `target`, `stock`, `dense`, `gguf_names`).
+//! From the bottom up:
+//!
+//! - tables: `layout`, `role`, `keys`,
+//! - errors: `architecture_fault`, `config_error`, `format_error`, `gguf_error`, `error`,
+//! - one format file: `names`, `format`, `extends`, and all of them: `known`,
+//! - a configuration: `config`,
+//! - a model: `mixture`, `architecture`, `tensors`,
+//! - readers: `read`, `gguf_metadata`, `gguf`,
+//! - writers: `write`, `target`, `stock`, `dense`, `gguf_names`.
 
 mod activation;
 mod architecture;
+mod architecture_fault;
 mod config;
+mod config_error;
 pub mod cost;
 mod dense;
 pub mod described;
+mod error;
 mod experts;
 mod extends;
 mod format;
+mod format_error;
 mod fused;
 pub mod gguf;
 mod gguf_architecture;
 mod gguf_bpe;
+mod gguf_error;
 mod gguf_metadata;
 pub mod gguf_names;
 mod gguf_rope;
@@ -36,6 +47,8 @@ mod mixture_read;
 mod names;
 mod quantised;
 mod read;
+#[cfg(test)]
+mod refusal_tests;
 mod role;
 mod rope;
 mod spelling;
@@ -50,11 +63,16 @@ mod write;
 
 pub(crate) use activation::Activation;
 pub use architecture::Architecture;
+pub use architecture_fault::ArchitectureFault;
 pub use config::Config;
+pub use config_error::ConfigError;
 pub use dense::dense;
+pub use error::{FamilyError, PlainNeed};
 pub use experts::{expert_names, find_experts};
 pub use format::Family;
+pub use format_error::FormatError;
 pub use fused::{ExpertLayout, FusedTensor};
+pub use gguf_error::GgufModelError;
 pub use known::families;
 pub use layout::{AttentionKv, Block, Layers, MlpType, NormPosition, NormType, QkNorm};
 pub(crate) use matching::COMPUTED;

@@ -5,9 +5,11 @@ use std::path::Path;
 
 use serde::de::{Deserialize, Deserializer};
 
+use super::format_error::FormatError;
+use super::gguf_error::GgufModelError;
 use super::keys::Field;
 use super::role::{Role, listed};
-use crate::{Error, Result};
+use crate::Result;
 
 /// The place of the layer's number in a name.
 const LAYER: &str = "{l}";
@@ -61,11 +63,12 @@ impl RoleNames {
                 Holds::OneExpert | Holds::AllExperts => role.in_experts(),
             };
             if !fits {
-                let problem = match holds {
-                    Holds::Model => "is a tensor of experts: name it under `expert_tensors`",
-                    Holds::OneExpert | Holds::AllExperts => "is no tensor of an expert",
-                };
-                return Err(Error::key(path, &key, problem));
+                let path = path.to_path_buf();
+                return Err(match holds {
+                    Holds::Model => FormatError::ExpertTensor { path, key },
+                    Holds::OneExpert | Holds::AllExperts => FormatError::NotOfExpert { path, key },
+                }
+                .into());
             }
 
             let places = [
@@ -90,9 +93,13 @@ impl RoleNames {
             } else {
                 wanted.join(" and ") + " once"
             };
-            let problem =
-                format!("expected a name that ends in .weight with {wanted}, found \"{pattern}\"");
-            return Err(Error::key(path, &key, problem));
+            return Err(FormatError::Pattern {
+                path: path.to_path_buf(),
+                key,
+                expected: format!("that ends in .weight with {wanted}"),
+                found: pattern.clone(),
+            }
+            .into());
         }
         Ok(())
     }
@@ -135,8 +142,13 @@ impl FusedTensorNames {
         ];
         for (key, pattern) in names {
             if pattern.matches(LAYER).count() != 1 || pattern.matches(['{', '}']).count() != 2 {
-                let problem = format!("expected a name with {{l}} once, found \"{pattern}\"");
-                return Err(Error::key(path, &format!("fused_tensors.{key}"), problem));
+                return Err(FormatError::Pattern {
+                    path: path.to_path_buf(),
+                    key: format!("fused_tensors.{key}"),
+                    expected: format!("with {LAYER} once"),
+                    found: pattern.clone(),
+                }
+                .into());
             }
         }
         Ok(())
@@ -166,12 +178,11 @@ impl GgufNames {
     pub(crate) fn key(&self, field: Field) -> Result<String> {
         match self.keys.get(&field) {
             Some(key) => Ok(self.own_key(key)),
-            None => Err(Error::usage(format!(
-                "the GGUF architecture `{}` has no key for `{}`",
-                self.architecture,
-                field.name()
-            ))
-            .with_hint("name it under `gguf.keys` of the format file")),
+            None => Err(GgufModelError::NoKey {
+                architecture: self.architecture.clone(),
+                field: field.name(),
+            }
+            .into()),
         }
     }
 
@@ -183,8 +194,10 @@ impl GgufNames {
     /// Refuses a section that names no architecture, or names tensors in a way that no file has.
     pub(crate) fn check(&self, path: &Path) -> Result<()> {
         if self.architecture.is_empty() {
-            let problem = "expected the name of a GGUF architecture, found none";
-            return Err(Error::key(path, "gguf.architecture", problem));
+            return Err(FormatError::NoGgufArchitecture {
+                path: path.to_path_buf(),
+            }
+            .into());
         }
         self.tensors.check(path, "gguf.tensors", Holds::Model)?;
         self.expert_tensors

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::error::{FamilyError, PlainNeed};
 use crate::checkpoint::{Checkpoint, Encoding, TensorEntry, dtype, json};
 use crate::{Error, Result};
 
@@ -50,7 +51,7 @@ impl Quantised {
         if checkpoint.described.is_some() {
             return None;
         }
-        // Other models have tensors of such names too, but no narrow ones beside them.
+        // Other models have tensors of these names too, but no narrow ones beside them.
         let narrow = |name: &String| is_narrow(checkpoint.tensors.get(name));
         checkpoint.tensors.keys().find(|name| narrow(name))?;
         let scheme = SCHEMES.iter().find_map(|(end, scheme)| {
@@ -78,26 +79,22 @@ impl Quantised {
         })
     }
 
-    /// The refusal of such weights where plain numbers are needed.
-    pub fn refusal(&self, checkpoint: &Checkpoint) -> Error {
+    /// The refusal of quantised weights where plain numbers are needed.
+    pub fn refusal(&self, checkpoint: &Checkpoint, need: PlainNeed) -> Error {
         let file = checkpoint
             .tensors
             .get(&self.tensor)
             .map_or(checkpoint.path.as_path(), |entry| {
                 checkpoint.files[entry.file].path()
             });
-        let whose = self.weight.as_ref().map_or_else(
-            || "quantised weights".to_owned(),
-            |weight| format!("the quantised `{weight}`"),
-        );
-        let problem = format!(
-            "belongs to {whose} ({}), expected plain floating-point numbers",
-            self.scheme
-        );
-        Error::tensor(file, &self.tensor, problem).with_hint(
-            "take the unquantised checkpoint of this model; or dequantise this one: in transformers, \
-             `model.dequantize()` and `save_pretrained` (MLX: `mlx_lm.convert --dequantize`)",
-        )
+        FamilyError::Quantised {
+            path: file.to_path_buf(),
+            tensor: self.tensor.clone(),
+            weight: self.weight.as_deref().map(Box::from),
+            scheme: self.scheme.as_str().into(),
+            need,
+        }
+        .into()
     }
 
     /// Refuses quantised weights.
@@ -105,7 +102,9 @@ impl Quantised {
     /// # Errors
     /// As [`Self::refusal`].
     pub fn refuse(checkpoint: &Checkpoint) -> Result<()> {
-        Self::of(checkpoint).map_or(Ok(()), |quantised| Err(quantised.refusal(checkpoint)))
+        Self::of(checkpoint).map_or(Ok(()), |quantised| {
+            Err(quantised.refusal(checkpoint, PlainNeed::Compute))
+        })
     }
 }
 

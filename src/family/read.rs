@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::architecture::Architecture;
 use super::config::{Config, Found};
+use super::config_error::ConfigError;
 use super::format::{Family, Presence, Refused};
 use super::keys::{Field, Key};
 use super::known::families;
@@ -15,9 +16,9 @@ use super::mixture::Mixture;
 use super::rope::{RopeContext, partial_rotary_factor, rope_theta};
 use super::spelling::same_value;
 use super::windows::windows;
+use crate::Result;
 use crate::checkpoint::dtype::from_torch_name;
 use crate::checkpoint::json::kind;
-use crate::{Error, Result};
 
 impl Architecture {
     /// What `config` says, in the family that its `model_type` names.
@@ -143,8 +144,13 @@ impl Architecture {
     }
 
     fn check_in(&self, config: &Config) -> Result<()> {
-        self.check()
-            .map_err(|fault| Error::key(&config.path, fault.key, fault.problem))
+        self.check().map_err(|fault| {
+            ConfigError::Architecture {
+                path: config.path.clone(),
+                fault,
+            }
+            .into()
+        })
     }
 }
 
@@ -170,23 +176,26 @@ fn head_dim(config: &Config, family: &Family, hidden_size: u64, num_heads: u64) 
         None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
         None => {
             let name = family.keys[Field::NumHeads].name().unwrap_or("num_heads");
-            let problem =
-                format!("expected a divisor of the hidden size {hidden_size}, found {num_heads}");
-            return Err(Error::key(&config.path, name, problem)
-                .with_hint("a config whose heads do not fill the hidden size says `head_dim`"));
+            return Err(ConfigError::UnevenHeads {
+                path: config.path.clone(),
+                key: name.to_owned(),
+                hidden_size,
+                found: num_heads,
+            }
+            .into());
         }
     };
     // A family without the key ignores it, but a file that has it means something by it.
-    if let Found::Value(name, value) = config.find(["head_dim"])?
-        && config.as_count(name, value)? != head_dim
-    {
-        let problem = format!(
-            "is {}, but heads of the family {} fill the hidden size: {head_dim}",
-            value, family.name
-        );
-        return Err(Error::key(&config.path, name, problem));
+    match config.own_count("head_dim")? {
+        Some(found) if found != head_dim => Err(ConfigError::IgnoredHeadDim {
+            path: config.path.clone(),
+            family: family.name.clone(),
+            found,
+            expected: head_dim,
+        }
+        .into()),
+        _ => Ok(head_dim),
     }
-    Ok(head_dim)
 }
 
 /// The family's layouts, but for those that the configuration of a BAM says itself. Keys of these names mean nothing in any other
@@ -203,17 +212,19 @@ fn layouts(config: &Config, family: &Family) -> Result<Layouts> {
 }
 
 fn said_layouts(config: &Config) -> Result<SaidLayouts> {
-    SaidLayouts::read(&config.json).map_err(|(key, problem)| Error::key(&config.path, key, problem))
+    SaidLayouts::read(&config.json).map_err(|(key, unexpected)| unexpected.at(&config.path, key))
 }
 
 /// Refuses values that mean something which cannot be computed here, whatever the family or in this one.
 fn refuse(config: &Config, family: &Family) -> Result<()> {
     let refused = |key: &str, value: &Value, because: &str| {
-        let problem = format!(
-            "is {}, which cannot be computed here: {because}",
-            kind(value)
-        );
-        Err(Error::key(&config.path, key, problem))
+        Err(ConfigError::NotComputed {
+            path: config.path.clone(),
+            key: key.to_owned(),
+            found: kind(value),
+            because: because.into(),
+        }
+        .into())
     };
     // Both are obeyed by every class of transformers 5.
     if let Some(value) = config

@@ -5,18 +5,15 @@
 use serde_json::{Map, Value, json};
 
 use super::config::{Config, Found};
+use super::config_error::{ConfigError, INNER_THETA, ORIGINAL};
 use super::format::Family;
 use super::keys::Field;
 use super::spelling::{normalised, same_value};
 use crate::checkpoint::json::kind;
-use crate::error::{nearest, one_of};
 use crate::{Error, Result};
 
-/// The key that says how long texts were before positions were scaled.
-pub(super) const ORIGINAL: &str = "original_max_position_embeddings";
-
-/// The part of each head that is rotated. No class of the dense families reads such a key: transformers 4 fails where it
-/// is there, transformers 5 passes over it.
+/// The part of each head that is rotated. No class of the dense families reads the key: transformers 4 fails where it
+/// is there, and transformers 5 ignores it.
 pub(super) fn partial_rotary_factor(config: &Config, family: &Family) -> Result<Option<f64>> {
     let names = [
         "partial_rotary_factor",
@@ -34,13 +31,13 @@ pub(super) fn partial_rotary_factor(config: &Config, family: &Family) -> Result<
         return Ok(None);
     }
     if family.keys[Field::PartialRotaryFactor].names.is_empty() {
-        let problem = format!(
-            "is {factor}, but models of the family {} rotate whole heads",
-            family.name
-        );
-        return Err(Error::key(&config.path, name, problem).with_hint(
-            "remove the key if the model was trained with transformers 5, which ignores it",
-        ));
+        return Err(ConfigError::WholeHeads {
+            path: config.path.clone(),
+            key: name.to_owned(),
+            found: factor,
+            family: family.name.clone(),
+        }
+        .into());
     }
     Ok(Some(factor))
 }
@@ -54,18 +51,17 @@ pub(super) fn rope_theta(config: &Config, family: &Family) -> Result<f64> {
             .find([name])
             .map(|found| !matches!(found, Found::Value(..)))
     };
-    let inner = "rope_parameters.rope_theta";
-    if family.says_layouts() || !absent("rope_theta")? || absent(inner)? {
+    if family.says_layouts() || !absent("rope_theta")? || absent(INNER_THETA)? {
         return Ok(theta);
     }
     // Both versions take all of `rope_scaling` instead where that says anything, and version 4 never reads the other.
     let scaled =
         matches!(config.json.get("rope_scaling"), Some(Value::Object(map)) if !map.is_empty());
     if scaled || config.transformers().is_some_and(|major| major < 5) {
-        let problem = "is passed over by transformers: beside rope_scaling by version 5, and always by version 4";
-        return Err(
-            Error::key(&config.path, inner, problem).with_hint("say it as `rope_theta` too")
-        );
+        return Err(ConfigError::UnreadTheta {
+            path: config.path.clone(),
+        }
+        .into());
     }
     Ok(theta)
 }
@@ -144,20 +140,14 @@ impl Config {
             let scaling = normalised(object);
             match &found {
                 Some((first, earlier)) if !same_scaling(earlier, &scaling) => {
-                    let shown = |s: &Option<Map<String, Value>>| match s {
-                        Some(map) => Value::Object(map.clone()).to_string(),
-                        None => "no scaling".to_owned(),
-                    };
-                    return Err(Error::key(
-                        &self.path,
-                        first,
-                        format!(
-                            "says {}, but `{name}`, its other spelling, says {}",
-                            shown(earlier),
-                            shown(&scaling)
-                        ),
-                    )
-                    .with_hint(format!("make them equal or remove `{name}`")));
+                    return Err(ConfigError::TwoSpellings {
+                        path: self.path.clone(),
+                        key: (*first).to_owned(),
+                        value: shown(earlier).into(),
+                        other: name.to_owned(),
+                        other_value: shown(&scaling).into(),
+                    }
+                    .into());
                 }
                 Some(_) => {}
                 None => found = Some((name, scaling)),
@@ -167,10 +157,10 @@ impl Config {
             && !context.own_class
             && self.transformers().is_some_and(|major| major < 5)
         {
-            let problem =
-                "says a scaling, but transformers 4, which wrote the file, does not read it";
-            return Err(Error::key(&self.path, "rope_parameters", problem)
-                .with_hint("say it as `rope_scaling` too"));
+            return Err(ConfigError::UnreadScaling {
+                path: self.path.clone(),
+            }
+            .into());
         }
         match found {
             Some((name, Some(values))) => Scaling {
@@ -195,15 +185,24 @@ impl Config {
         if let (Some(new), Some(old)) = (object.get("rope_type"), object.get("type"))
             && new != old
         {
-            let problem = format!(
-                "is {}, but `{}`, its old spelling, is {}",
-                kind(new),
-                key("type"),
-                kind(old)
-            );
-            return Err(Error::key(&self.path, &key("rope_type"), problem));
+            return Err(ConfigError::TwoSpellings {
+                path: self.path.clone(),
+                key: key("rope_type"),
+                value: kind(new).into(),
+                other: key("type"),
+                other_value: kind(old).into(),
+            }
+            .into());
         }
         Ok(())
+    }
+}
+
+/// A scaling in words.
+fn shown(scaling: &Option<Map<String, Value>>) -> String {
+    match scaling {
+        Some(map) => Value::Object(map.clone()).to_string(),
+        None => "no scaling".to_owned(),
     }
 }
 
@@ -231,12 +230,14 @@ impl Scaling<'_> {
         let text = text.unwrap_or_default().to_owned();
         let names = KINDS.map(|kind| kind.name);
         let Some(kind) = KINDS.into_iter().find(|kind| kind.name == text) else {
-            let problem = format!("expected {}, found {text}", one_of(names));
-            let error = self.fault("rope_type", problem);
-            return Err(match nearest(&text, names) {
-                Some(known) => error.with_hint(format!("the nearest known scaling is `{known}`")),
-                None => error,
-            });
+            return Err(ConfigError::UnknownName {
+                path: self.config.path.clone(),
+                key: format!("{}.rope_type", self.name),
+                what: "scaling",
+                known: names.to_vec(),
+                found: text,
+            }
+            .into());
         };
         for key in kind.required {
             self.check(key, true)?;
@@ -253,11 +254,15 @@ impl Scaling<'_> {
                 let [low, high] =
                     ["low_freq_factor", "high_freq_factor"].map(|key| self.number(key));
                 if low >= high {
-                    let problem = format!(
-                        "expected more than low_freq_factor {}, found {}",
-                        self.values["low_freq_factor"], self.values["high_freq_factor"]
+                    let expected = format!(
+                        "more than low_freq_factor {}",
+                        self.values["low_freq_factor"]
                     );
-                    return Err(self.fault("high_freq_factor", problem));
+                    return Err(self.config.unexpected(
+                        &format!("{}.high_freq_factor", self.name),
+                        expected,
+                        &self.values["high_freq_factor"],
+                    ));
                 }
             }
             "yarn" => {
@@ -317,14 +322,12 @@ impl Scaling<'_> {
         if let Some(outer) = outer
             && inner != Some(outer)
         {
-            let problem =
-                format!("is {outer}, which transformers 5 reads and transformers 4 does not");
-            return Err(
-                Error::key(&self.config.path, ORIGINAL, problem).with_hint(format!(
-                    "say it as `{}.{ORIGINAL}` and remove this key",
-                    self.name
-                )),
-            );
+            return Err(ConfigError::OuterOriginal {
+                path: self.config.path.clone(),
+                found: outer,
+                scaling: self.name,
+            }
+            .into());
         }
         match inner {
             Some(original) => Ok(original),
@@ -370,11 +373,11 @@ impl Scaling<'_> {
         // transformers 4 does not read `rope_parameters` at all.
         let read_by_4 = self.name == "rope_scaling" && of_4.1.is_some();
         if read_by_4 && of_4 != of_5 {
-            let problem =
-                "says a longrope that transformers 4 and 5 compute differently".to_owned();
-            return Err(Error::key(&self.config.path, self.name, problem).with_hint(format!(
-                "say it as transformers 5 does: `rope_parameters` with {ORIGINAL} and attention_factor"
-            )));
+            return Err(ConfigError::TwoLongropes {
+                path: self.config.path.clone(),
+                key: self.name,
+            }
+            .into());
         }
         self.values
             .insert(ORIGINAL.to_owned(), json!(original as u64));
@@ -403,9 +406,5 @@ impl Scaling<'_> {
     fn missing(&self, key: &str, expected: &str) -> Error {
         self.config
             .missing(&format!("{}.{key}", self.name), expected)
-    }
-
-    fn fault(&self, key: &str, problem: String) -> Error {
-        Error::key(&self.config.path, &format!("{}.{key}", self.name), problem)
     }
 }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::architecture::Architecture;
 use super::config::{BAM_VERSION, Config};
+use super::error::FamilyError;
 use super::format::{Family, Presence};
 use super::keys::{Field, Keys};
 use super::known::families;
@@ -14,8 +15,7 @@ use super::mixture::{Mixture, RouterBias};
 use super::spelling::same_value;
 use super::target::bam_config;
 use super::write::{ConfigWriter, biases, carried, notes};
-use crate::error::{nearest, one_of};
-use crate::{Error, Result};
+use crate::Result;
 
 /// Width of the shared expert where a family requires one and the mixture has none. It is just large enough for the
 /// blocks of quantised formats, and for a few devices to share it.
@@ -53,14 +53,12 @@ pub fn output(
 ) -> Result<Output> {
     let known = targets()?;
     if !known.contains(&target) {
-        let error = Error::usage(format!(
-            "expected a target: {}; found `{target}`",
-            one_of(known.iter().copied())
-        ));
-        return Err(match nearest(target, known) {
-            Some(name) => error.with_hint(format!("the nearest known one is `{name}`")),
-            None => error,
-        });
+        return Err(FamilyError::UnknownName {
+            what: "a target",
+            found: target.to_owned(),
+            known: known.into_iter().map(str::to_owned).collect(),
+        }
+        .into());
     }
     let family = Family::named(target)?;
     dense.check_computable(source)?;
@@ -76,11 +74,11 @@ pub fn output(
     };
     let reasons = reasons(dense, &mixture, &family, keys);
     if !reasons.is_empty() {
-        return Err(Error::usage(format!(
-            "{target} cannot hold this mixture: {}",
-            reasons.join("; ")
-        ))
-        .with_hint("the family `bam` holds it"));
+        return Err(FamilyError::CannotHold {
+            target: target.to_owned(),
+            reasons,
+        }
+        .into());
     }
     let wanted = fitted(dense, mixture, &family, keys);
     let config = config(carried(source, dense)?, &wanted, &family);
@@ -96,9 +94,11 @@ pub fn output(
         }
     }
     if let Some(field) = first_difference(&wanted, &read) {
-        let problem =
-            format!("{target} cannot hold this mixture: its config.json does not say {field}");
-        return Err(Error::usage(problem).with_hint("the family `bam` holds it"));
+        return Err(FamilyError::CannotSay {
+            target: target.to_owned(),
+            field,
+        }
+        .into());
     }
     Ok(Output {
         architecture: wanted,

@@ -4,11 +4,11 @@ use serde_json::{Map, Value, json};
 
 use super::architecture::Architecture;
 use super::config::{BAM_VERSION, Config};
+use super::config_error::ORIGINAL;
 use super::format::Family;
 use super::keys::Field;
 use super::known::BAM;
 use super::mixture::Mixture;
-use super::rope::ORIGINAL;
 use super::write::{ConfigWriter, carried};
 use crate::Result;
 

@@ -1,12 +1,13 @@
 //! Every tensor that a checkpoint of an architecture has: its name, shape and what it is for.
 
 use super::architecture::Architecture;
+use super::error::FamilyError;
 use super::format::Family;
 use super::layout::{AttentionKv, QkNorm};
 use super::mixture::{Mixture, RouterBias};
 use super::names::bias_of;
 use super::role::{BiasRule, Role, Shape, Size};
-use crate::{Error, Result};
+use crate::Result;
 
 /// One tensor of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +40,7 @@ impl Architecture {
     /// Every tensor of a checkpoint: embedding, layer by layer, final norm, head (absent where tied).
     pub fn tensors(&self) -> Result<Vec<TensorSpec>> {
         self.check()
-            .map_err(|fault| Error::usage(format!("{}: {}", fault.key, fault.problem)))?;
+            .map_err(|fault| FamilyError::Architecture { fault })?;
         self.unchecked_tensors()
     }
 
@@ -247,11 +248,11 @@ impl List<'_> {
         names
             .and_then(|names| names.name(role, self.layer, self.expert))
             .ok_or_else(|| {
-                Error::usage(format!(
-                    "family `{}` has no name for its `{role}` tensors",
-                    self.names.name
-                ))
-                .with_hint("name it in a format file and give that with --format FILE")
+                FamilyError::NoTensorName {
+                    family: self.names.name.clone(),
+                    role,
+                }
+                .into()
             })
     }
 }

@@ -3,10 +3,11 @@
 use serde_json::Value;
 
 use super::config::{Config, Found};
+use super::config_error::ConfigError;
 use super::format::Family;
 use super::keys::Field;
 use super::layout::Layers;
-use crate::{Error, Result};
+use crate::Result;
 
 /// The window, and the layers that it limits.
 pub(super) fn windows(
@@ -28,10 +29,11 @@ pub(super) fn windows(
     let layers = match (window, listed) {
         // A BAM keeps what its seed says about a window that is not used.
         (None, Some((name, layers))) if !layers.is_empty() && !family.says_layouts() => {
-            let problem = "lists layers with a sliding window, but there is none".to_owned();
-            return Err(Error::key(&config.path, name, problem).with_hint(
-                "set use_sliding_window to true and sliding_window, or list `full_attention` alone",
-            ));
+            return Err(ConfigError::NoWindow {
+                path: config.path.clone(),
+                key: name.to_owned(),
+            }
+            .into());
         }
         (None, _) => return Ok((None, Layers::All)),
         (Some(_), Some((_, layers))) => layers,
@@ -57,15 +59,12 @@ pub(super) fn windows(
 
 /// The layers that `layer_types` lists as sliding.
 fn sliding(config: &Config, name: &str, value: &Value, num_layers: u64) -> Result<Vec<u64>> {
-    let fault = |problem| Err(Error::key(&config.path, name, problem));
     let Some(kinds) = value.as_array() else {
         return Err(config.wrong(name, "a list with one entry for each layer", value));
     };
     if kinds.len() as u64 != num_layers {
-        return fault(format!(
-            "expected one entry for each of {num_layers} layers, found {}",
-            kinds.len()
-        ));
+        let expected = format!("one entry for each of {num_layers} layers");
+        return Err(config.unexpected(name, expected, kinds.len()));
     }
     let mut layers = Vec::new();
     for (layer, found) in (0..).zip(kinds) {
@@ -73,9 +72,8 @@ fn sliding(config: &Config, name: &str, value: &Value, num_layers: u64) -> Resul
             Some("sliding_attention") => layers.push(layer),
             Some("full_attention") => {}
             _ => {
-                return fault(format!(
-                    "expected `sliding_attention` or `full_attention`, found {found}"
-                ));
+                let expected = "`sliding_attention` or `full_attention`";
+                return Err(config.unexpected(name, expected, found));
             }
         }
     }

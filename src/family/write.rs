@@ -305,7 +305,7 @@ pub(super) fn notes(source: &Config, architecture: &Architecture) -> Result<Vec<
         .collect();
     let left_out = (!unknown.is_empty()).then(|| {
         format!(
-            "{}: models of the family {} have no such keys, and they are left out: {}",
+            "{}: models of the family {} do not have these keys, which are left out: {}",
             source.path.display(),
             family.name,
             unknown.join(", ")

@@ -116,7 +116,7 @@ impl LinearFile {
         let Some(models) = &keys.models else {
             return Err(InputError::MissingKey {
                 at: self.at(keys.merge_method.referenced),
-                key: "models",
+                key: "models".into(),
                 expected: "a list of models".into(),
             }
             .into());

@@ -15,7 +15,7 @@ use crate::checkpoint::folder::{CARD, Checkpoint};
 use crate::checkpoint::{Encoding, format, json};
 use crate::family::described::{self, DescribedModel};
 use crate::family::gguf::GgufTensor;
-use crate::family::{Config, Quantised, both_spellings, say_dtype};
+use crate::family::{Config, PlainNeed, Quantised, both_spellings, say_dtype};
 use crate::{Error, Result};
 
 /// Name of the converted checkpoint in the plan.
@@ -43,9 +43,7 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
     }
     // A cast would round scales and leave the integers that they belong to.
     if let (Some(_), Some(quantised)) = (dtype, Quantised::of(&checkpoint)) {
-        return Err(quantised.refusal(&checkpoint).with_hint(
-            "convert without --dtype, which copies quantised weights as they are, or start from the unquantised checkpoint",
-        ));
+        return Err(quantised.refusal(&checkpoint, PlainNeed::Cast));
     }
     let folder = checkpoint.folder().map(Path::to_path_buf);
     let source = Source {

@@ -1,8 +1,12 @@
 //! What an architecture costs: parameters by component, FLOPs a token, bytes of KV cache. Pure arithmetic.
 //!
-//! Parameter counts are those of the paper's Table 9 and FLOPs those of its Tables 7 and 10, with the table's
-//! conventions: the attention column leaves the router out, the "mask" is Kaplan's `2 · n_ctx · d_attn`, and the
-//! feed-forward column has a term `3 · k · I` beside the matrix products. Biases, norms and the RoPE cost no FLOPs.
+//! Parameter counts follow the paper's Table 9, and FLOPs its Tables 7 and 10, with the conventions of these tables:
+//!
+//! - the attention column leaves the router out,
+//! - the "mask" is Kaplan's `2 · n_ctx · d_attn`,
+//! - the feed-forward column has a term `3 · k · I` beside the matmuls.
+//!
+//! Biases, norms and the RoPE cost no FLOPs.
 
 mod request;
 mod table;
@@ -14,9 +18,9 @@ use std::fmt;
 use safetensors::Dtype;
 use serde::Serialize;
 
-use super::{Architecture, AttentionKv, Layers, MlpType, QkNorm, Role, RouterBias};
+use super::{Architecture, AttentionKv, FamilyError, Layers, MlpType, QkNorm, Role, RouterBias};
+use crate::Result;
 use crate::checkpoint::dtype::torch_name;
-use crate::{Error, Result};
 
 pub use request::{CostedMethod, Request};
 pub use table::{summary, table};
@@ -128,9 +132,9 @@ pub struct LayerKind {
     pub ffn_experts: bool,
     /// Which layers.
     pub layers: Vec<u64>,
-    /// Parameters of one such layer.
+    /// Parameters of one layer of this kind.
     pub parameters: Vec<Parameters>,
-    /// FLOPs of one token in one such layer.
+    /// FLOPs of one token in one layer of this kind.
     pub flops_per_token: Flops,
 }
 
@@ -168,7 +172,7 @@ impl Report {
     pub fn new(architecture: &Architecture, context: u64) -> Result<Self> {
         let a = architecture;
         a.check()
-            .map_err(|fault| Error::usage(format!("{}: {}", fault.key, fault.problem)))?;
+            .map_err(|fault| FamilyError::Architecture { fault })?;
         let layer_kinds = layer_kinds(a, context)?;
         let d = a.hidden_size;
         let once = |component, count| Parameters {
@@ -243,9 +247,10 @@ impl Report {
 /// FLOPs too many to print are refused, not wrapped around.
 fn fit(flops: u128) -> Result<u64> {
     u64::try_from(flops).map_err(|_| {
-        Error::usage(format!(
-            "expected FLOPs below 2^64, found {flops}; is the context right?"
-        ))
+        FamilyError::ManyFlops {
+            found: Box::new(flops),
+        }
+        .into()
     })
 }
 
@@ -359,7 +364,7 @@ fn layer_parameters(
     let copies = kv_copies(a, attention_experts);
     let (ffns, ffns_routed, ffn_width) = ffn_routing(a, ffn_experts);
     let inputs = ffn_inputs(a);
-    // `each` stands once an expert, `always` whatever the routing.
+    // `each` counts once per expert, `always` whatever the routing.
     let row = |component, each: u64, experts: u64, routed: u64, always: u64| Parameters {
         component,
         total: each * experts + always,
@@ -439,8 +444,8 @@ fn layer_parameters(
     rows
 }
 
-/// Table 10 of the paper, with `d_attn` and the keys' width in their own right where they differ from `d`, and the
-/// routed number of attention experts for queries, scores and outputs.
+/// Table 10 of the paper, with `d_attn` and the keys' width by themselves where they differ from `d`. Queries, scores
+/// and outputs count for the routed number of attention experts.
 fn layer_flops(
     a: &Architecture,
     attention_experts: bool,

@@ -1,7 +1,7 @@
 //! Which mixture to cost: what was asked for, over what the config says, over what is usual.
 
-use crate::family::{Architecture, AttentionKv, Config, Mixture, TopK};
-use crate::{Error, Result};
+use crate::Result;
+use crate::family::{Architecture, AttentionKv, Config, ConfigError, FamilyError, Mixture, TopK};
 
 /// The mixture to cost on top of a dense config; a field that is `None` is read from the config, or usual.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -12,7 +12,7 @@ pub struct Request {
     pub kv: Option<AttentionKv>,
     /// Feed-forward experts, the seed counted.
     pub experts: Option<u64>,
-    /// Inner width of a feed-forward expert; that of the dense model where absent.
+    /// Inner width of a feed-forward expert; by default the inner width of the dense model.
     pub expert_width: Option<u64>,
     /// Feed-forward experts a token.
     pub top_k: Option<TopK>,
@@ -31,16 +31,17 @@ pub struct CostedMethod {
 
 impl Request {
     /// The architecture to cost: `config` as it is where it is a mixture already or where nothing asks for one,
-    /// otherwise its mixture; the mixture keys of a BAM `config.json` are honoured on any config.
+    /// otherwise its mixture. The mixture keys of a BAM `config.json` count in any config.
     pub fn architecture(&self, config: &Config) -> Result<Architecture> {
         let dense = Architecture::of(config)?;
         if dense.mixture.is_some() {
-            return match *self == Self::default() {
-                true => Ok(dense),
-                false => Err(Error::file(&config.path, "describes a mixture already, which is costed as it is")
-                    .with_hint(
-                        "leave out --method, --kv, --top-k, --attention-top-k and all about experts, or give a dense config",
-                    )),
+            return if *self == Self::default() {
+                Ok(dense)
+            } else {
+                Err(ConfigError::Mixture {
+                    path: config.path.clone(),
+                }
+                .into())
             };
         }
         let described = config.json.contains_key("num_experts");
@@ -50,15 +51,16 @@ impl Request {
         let dense = dense.with_own_layouts(config)?;
         /// The paper's number, the seed counted.
         const EXPERTS: u64 = 4;
-        let mut mixture = match described {
-            true => Mixture::read(config, &dense)?,
-            false => Mixture::new(&dense, self.experts.unwrap_or(EXPERTS)),
+        let mut mixture = if described {
+            Mixture::read(config, &dense)?
+        } else {
+            Mixture::new(&dense, self.experts.unwrap_or(EXPERTS))
         };
         self.apply(&mut mixture)?;
         let architecture = dense.upcycled(mixture);
         architecture
             .check()
-            .map_err(|fault| Error::usage(format!("{}: {}", fault.key, fault.problem)))?;
+            .map_err(|fault| FamilyError::Architecture { fault })?;
         Ok(architecture)
     }
 
@@ -68,9 +70,7 @@ impl Request {
         let merged = attention_experts == Some(false);
         if merged && (self.kv.is_some() || self.attention_top_k.is_some()) {
             let method = self.method.map_or("", |method| method.name);
-            return Err(Error::usage(format!(
-                "--kv and --attention-top-k are for attention experts, which --method {method} does not have"
-            )));
+            return Err(FamilyError::NoAttentionExperts { method }.into());
         }
         let soft = mixture.num_attention_experts_per_tok == mixture.num_attention_experts;
         if let Some(experts) = self.experts {

@@ -287,7 +287,7 @@ fn rope_kinds_through_the_binary() {
         ),
         (
             json!({"rope_type": "dynamic"}),
-            ["rope_scaling.factor", "no such key"],
+            ["rope_scaling.factor", "is missing"],
         ),
         (
             json!({"rope_type": "yarn", "factor": 2.0, "truncate": null}),

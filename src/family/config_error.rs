@@ -1,0 +1,314 @@
+//! What can be wrong with a `config.json`: one variant per broken rule, and what to do next.
+//!
+//! Missing keys, and values of another type or outside of their range, are in [`InputError`](crate::error::InputError).
+
+use std::borrow::Cow;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::architecture_fault::ArchitectureFault;
+use crate::checkpoint::json::kind;
+use crate::error::{ErrorPlace, nearest, one_of};
+
+/// The key that says how long texts were before positions were scaled.
+pub(super) const ORIGINAL: &str = "original_max_position_embeddings";
+
+/// The key of version 5 of transformers that holds the base of the rotary frequencies.
+pub(super) const INNER_THETA: &str = "rope_parameters.rope_theta";
+
+/// A rule that a `config.json` breaks.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    // ---- any key
+    /// The name of a family that is not known.
+    #[error(
+        "{}: key `model_type`: expected a known family: {}; found {}",
+        path.display(), one_of(known.iter().map(String::as_str)), kind(&Value::from(found.as_str()))
+    )]
+    UnknownFamily {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        found: String,
+        /// Names of the known families, as `model_type` has them.
+        known: Vec<String>,
+    },
+    /// Two spellings of one key with different values.
+    #[error("{}: key `{key}`: is {value}, but `{other}`, its other spelling, is {other_value}", path.display())]
+    TwoSpellings {
+        /// The file.
+        path: PathBuf,
+        /// The first spelling.
+        key: String,
+        /// Its value, in words.
+        value: Box<str>,
+        /// The second spelling.
+        other: String,
+        /// Its value, in words.
+        other_value: Box<str>,
+    },
+    /// Null under a key that has a default: the configuration class expects a value then.
+    #[error("{}: key `{key}`: expected {expected}, found null", path.display())]
+    Null {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// The values that it may have.
+        expected: String,
+    },
+    /// A name that is none of those that can be computed.
+    #[error("{}: key `{key}`: expected {}, found {found}", path.display(), one_of(known.iter().copied()))]
+    UnknownName {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What the name is of, as in “activation”.
+        what: &'static str,
+        /// The known names.
+        known: Vec<&'static str>,
+        /// The name.
+        found: String,
+    },
+    /// A value with a meaning that cannot be computed.
+    #[error("{}: key `{key}`: is {found}, which cannot be computed here: {because}", path.display())]
+    NotComputed {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Its value, in words.
+        found: String,
+        /// The reason.
+        because: Box<str>,
+    },
+    /// Numbers that no model can have.
+    #[error("{}: key `{}`: {fault}", path.display(), fault.key())]
+    Architecture {
+        /// The file.
+        path: PathBuf,
+        /// The broken rule.
+        fault: ArchitectureFault,
+    },
+
+    // ---- attention
+    /// Heads that cannot fill the hidden size, without a width of heads.
+    #[error("{}: key `{key}`: expected a divisor of the hidden size {hidden_size}, found {found}", path.display())]
+    UnevenHeads {
+        /// The file.
+        path: PathBuf,
+        /// The key of the number of heads.
+        key: String,
+        /// The hidden size.
+        hidden_size: u64,
+        /// The heads.
+        found: u64,
+    },
+    /// A width of heads that models of the family ignore.
+    #[error(
+        "{}: key `head_dim`: is {found}, but heads of the family {family} fill the hidden size: {expected}",
+        path.display()
+    )]
+    IgnoredHeadDim {
+        /// The file.
+        path: PathBuf,
+        /// The family.
+        family: String,
+        /// The width in the file.
+        found: u64,
+        /// The width that the family computes with.
+        expected: u64,
+    },
+    /// Layers with a sliding window in a model without one.
+    #[error("{}: key `{key}`: lists layers with a sliding window, but the model has no window", path.display())]
+    NoWindow {
+        /// The file.
+        path: PathBuf,
+        /// The list of layers.
+        key: String,
+    },
+
+    // ---- rotary positions
+    /// Heads that rotate in part, in a family that rotates whole heads.
+    #[error("{}: key `{key}`: is {found}, but models of the family {family} rotate whole heads", path.display())]
+    WholeHeads {
+        /// The file.
+        path: PathBuf,
+        /// The key of the rotated part.
+        key: String,
+        /// The rotated part.
+        found: f64,
+        /// The family.
+        family: String,
+    },
+    /// A base of the frequencies where transformers does not read it.
+    #[error(
+        "{}: key `{INNER_THETA}`: is passed over by transformers: beside rope_scaling by version 5, and always by version 4",
+        path.display()
+    )]
+    UnreadTheta {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A scaling where the version of transformers that wrote the file does not read it.
+    #[error(
+        "{}: key `rope_parameters`: says a scaling, but transformers 4, which wrote the file, does not read it",
+        path.display()
+    )]
+    UnreadScaling {
+        /// The file.
+        path: PathBuf,
+    },
+    /// An original context that one version of transformers reads.
+    #[error(
+        "{}: key `{ORIGINAL}`: is {found}, which transformers 5 reads and transformers 4 does not", path.display()
+    )]
+    OuterOriginal {
+        /// The file.
+        path: PathBuf,
+        /// The original context.
+        found: f64,
+        /// The key of the scaling.
+        scaling: &'static str,
+    },
+    /// A scaling that two versions of transformers compute differently.
+    #[error("{}: key `{key}`: says a longrope that transformers 4 and 5 compute differently", path.display())]
+    TwoLongropes {
+        /// The file.
+        path: PathBuf,
+        /// The key of the scaling.
+        key: &'static str,
+    },
+
+    // ---- experts
+    /// A dense model where a mixture is needed.
+    #[error("{}: describes a dense model, expected a mixture", path.display())]
+    Dense {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A mixture where a request asks for another one.
+    #[error("{}: describes a mixture already, which is costed as it is", path.display())]
+    Mixture {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Adapters of experts, of which no dense model can be made.
+    #[error(
+        "{}: key `expert_adapters`: is true: a dense model has no place for the matrix that an expert's output passes",
+        path.display()
+    )]
+    ExpertAdapters {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Experts and layers without experts of different widths, of which no dense model can be made.
+    #[error(
+        "{}: key `moe_intermediate_size`: is {experts}, but layers without experts are {layers} wide: a dense model has one width",
+        path.display()
+    )]
+    TwoWidths {
+        /// The file.
+        path: PathBuf,
+        /// Inner width of an expert.
+        experts: u64,
+        /// Inner width of a layer without experts.
+        layers: u64,
+    },
+    /// Experts that alone are models of no known family.
+    #[error("{}: its experts alone are models of no known family: {}", path.display(), known.join(", "))]
+    NoDenseFamily {
+        /// The file.
+        path: PathBuf,
+        /// The families of dense models.
+        known: Vec<String>,
+    },
+}
+
+impl ConfigError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Cow<'_, str>> {
+        Some(Cow::Borrowed(match self {
+            Self::UnknownFamily { found, known, .. } => {
+                const BRING: &str = "a family that differs in names only can be brought with --format FILE (see formats/ for examples)";
+                let near = nearest(found, known.iter().map(String::as_str));
+                return Some(near.map_or(BRING.into(), |near| {
+                    format!("the nearest known one is `{near}`; {BRING}").into()
+                }));
+            }
+            Self::TwoSpellings { other, .. } => {
+                return Some(format!("make them equal or remove `{other}`").into());
+            }
+            Self::Null { key, .. } => {
+                return Some(format!("remove `{key}` where its default is meant").into());
+            }
+            Self::UnknownName {
+                what, known, found, ..
+            } => {
+                let near = nearest(found, known.iter().copied())?;
+                return Some(format!("the nearest known {what} is `{near}`").into());
+            }
+            Self::UnevenHeads { .. } => {
+                "a config whose heads do not fill the hidden size says `head_dim`"
+            }
+            Self::NoWindow { .. } => {
+                "set use_sliding_window to true and sliding_window, or list `full_attention` alone"
+            }
+            Self::WholeHeads { .. } => {
+                "remove the key if the model was trained with transformers 5, which ignores it"
+            }
+            Self::UnreadTheta { .. } => "say it as `rope_theta` too",
+            Self::UnreadScaling { .. } => "say it as `rope_scaling` too",
+            Self::OuterOriginal { scaling, .. } => {
+                return Some(
+                    format!("say it as `{scaling}.{ORIGINAL}` and remove this key").into(),
+                );
+            }
+            Self::TwoLongropes { .. } => {
+                return Some(
+                    format!("say it as transformers 5 does: `rope_parameters` with {ORIGINAL} and attention_factor")
+                        .into(),
+                );
+            }
+            Self::Mixture { .. } => {
+                "leave out --method, --kv, --top-k, --attention-top-k and all about experts, or give a dense config"
+            }
+            Self::NotComputed { .. }
+            | Self::Architecture { .. }
+            | Self::IgnoredHeadDim { .. }
+            | Self::Dense { .. }
+            | Self::ExpertAdapters { .. }
+            | Self::TwoWidths { .. }
+            | Self::NoDenseFamily { .. } => return None,
+        }))
+    }
+
+    /// The file and the key.
+    pub fn place(&self) -> ErrorPlace<'_> {
+        let (path, key) = match self {
+            Self::UnknownFamily { path, .. } => (path, "model_type"),
+            Self::TwoSpellings { path, key, .. }
+            | Self::Null { path, key, .. }
+            | Self::UnknownName { path, key, .. }
+            | Self::NotComputed { path, key, .. }
+            | Self::UnevenHeads { path, key, .. }
+            | Self::NoWindow { path, key }
+            | Self::WholeHeads { path, key, .. } => (path, key.as_str()),
+            Self::Architecture { path, fault } => (path, fault.key()),
+            Self::IgnoredHeadDim { path, .. } => (path, "head_dim"),
+            Self::UnreadTheta { path } => (path, INNER_THETA),
+            Self::UnreadScaling { path } => (path, "rope_parameters"),
+            Self::OuterOriginal { path, .. } => (path, ORIGINAL),
+            Self::TwoLongropes { path, key } => (path, *key),
+            Self::ExpertAdapters { path } => (path, "expert_adapters"),
+            Self::TwoWidths { path, .. } => (path, "moe_intermediate_size"),
+            Self::Dense { path } | Self::Mixture { path } | Self::NoDenseFamily { path, .. } => {
+                return ErrorPlace::of(path);
+            }
+        };
+        ErrorPlace::of(path).with_key(key)
+    }
+}
