@@ -183,6 +183,14 @@ pub enum Error {
         /// What to do next.
         hint: Option<String>,
     },
+    /// Another error, with the advice of a caller that knows what the user was doing.
+    #[error("{error}")]
+    Advised {
+        /// The error itself.
+        error: Box<Error>,
+        /// What to do next.
+        hint: String,
+    },
 }
 
 impl Error {
@@ -244,17 +252,24 @@ impl Error {
         }
     }
 
-    /// The same error with advice on what to do next. The variants of the rooms have their own advice and keep it.
+    /// The same error with advice on what to do next, which replaces its own.
     #[must_use]
     pub fn with_hint(mut self, advice: impl Into<String>) -> Self {
+        let advice = advice.into();
         match &mut self {
             Self::Io { hint, .. }
             | Self::File { hint, .. }
             | Self::Tensor { hint, .. }
             | Self::Key { hint, .. }
             | Self::Compute { hint, .. }
-            | Self::Usage { hint, .. } => *hint = Some(advice.into()),
-            _ => {}
+            | Self::Usage { hint, .. } => *hint = Some(advice),
+            Self::Advised { hint, .. } => *hint = advice,
+            _ => {
+                return Self::Advised {
+                    error: Box::new(self),
+                    hint: advice,
+                };
+            }
         }
         self
     }
@@ -268,6 +283,7 @@ impl Error {
             | Self::Key { hint, .. }
             | Self::Compute { hint, .. }
             | Self::Usage { hint, .. } => hint.as_deref().map(Cow::Borrowed),
+            Self::Advised { hint, .. } => Some(hint.as_str().into()),
             Self::Input(error) => error.hint(),
             #[cfg(feature = "hub")]
             Self::Hub(error) => error.hint(),
@@ -306,6 +322,7 @@ impl Error {
             Self::File { at, .. } => ErrorPlace::of(at),
             Self::Tensor { path, tensor, .. } => ErrorPlace::of(path).with_tensor(tensor),
             Self::Key { at, key, .. } => ErrorPlace::of(at).with_key(key),
+            Self::Advised { error, .. } => error.place(),
             Self::Input(error) => error.place(),
             Self::Checkpoint(error) => error.place(),
             Self::Header(error) => error.place(),
@@ -355,6 +372,7 @@ impl Error {
             Self::Io { .. } | Self::Compute { .. } => 3,
             #[cfg(feature = "hub")]
             Self::Hub(error) if error.is_outside() => 3,
+            Self::Advised { error, .. } => error.exit_code(),
             _ => 2,
         }
     }
@@ -661,6 +679,11 @@ mod tests {
             Some("the nearest known key is `weight`")
         );
         assert_eq!(error.exit_code(), 2);
+
+        let advised = error.with_hint("remove it");
+        assert_eq!(advised.hint().as_deref(), Some("remove it"));
+        assert_eq!(advised.problem(), "expected one of `model`, `weight`");
+        assert_eq!(advised.exit_code(), 2);
     }
 
     #[test]
