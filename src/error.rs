@@ -141,48 +141,6 @@ pub enum Error {
     /// A check cannot run, or finds something that an error describes.
     #[error(transparent)]
     Verify(#[from] VerifyError),
-    /// A file or folder breaks a rule as a whole.
-    #[error("{at}: {problem}")]
-    File {
-        /// The offending file or folder, and where in it.
-        at: Location,
-        /// The rule that was broken: what was expected and what was found.
-        problem: String,
-        /// What to do next.
-        hint: Option<String>,
-    },
-    /// One tensor breaks a rule.
-    #[error("{}: tensor `{tensor}`: {problem}", path.display())]
-    Tensor {
-        /// File or folder that holds the tensor.
-        path: PathBuf,
-        /// Name of the tensor.
-        tensor: String,
-        /// What was expected and what was found.
-        problem: String,
-        /// What to do next.
-        hint: Option<String>,
-    },
-    /// One key of a JSON or YAML file breaks a rule.
-    #[error("{at}: key `{key}`: {problem}")]
-    Key {
-        /// The file that holds the key, and where in it.
-        at: Location,
-        /// Dotted path of the key.
-        key: String,
-        /// What was expected and what was found.
-        problem: String,
-        /// What to do next.
-        hint: Option<String>,
-    },
-    /// The request itself makes no sense.
-    #[error("{problem}")]
-    Usage {
-        /// What is wrong with the request.
-        problem: String,
-        /// What to do next.
-        hint: Option<String>,
-    },
     /// Another error, with the advice of a caller that knows what the user was doing.
     #[error("{error}")]
     Advised {
@@ -205,36 +163,6 @@ impl Error {
         }
     }
 
-    /// A file or folder that breaks a rule.
-    pub fn file(at: impl Into<Location>, problem: impl Into<String>) -> Self {
-        Self::File {
-            at: at.into(),
-            problem: problem.into(),
-            hint: None,
-        }
-    }
-
-    /// A tensor that breaks a rule.
-    pub fn tensor(path: impl AsRef<Path>, tensor: &str, problem: impl Into<String>) -> Self {
-        let (path, tensor) = (path.as_ref().to_path_buf(), tensor.to_owned());
-        Self::Tensor {
-            path,
-            tensor,
-            problem: problem.into(),
-            hint: None,
-        }
-    }
-
-    /// A key of a configuration file that breaks a rule.
-    pub fn key(at: impl Into<Location>, key: &str, problem: impl Into<String>) -> Self {
-        Self::Key {
-            at: at.into(),
-            key: key.to_owned(),
-            problem: problem.into(),
-            hint: None,
-        }
-    }
-
     /// A computation that failed; `action` completes “cannot …”.
     pub fn compute(action: impl Into<String>, problem: impl ToString) -> Self {
         Self::Compute {
@@ -244,25 +172,12 @@ impl Error {
         }
     }
 
-    /// A request that makes no sense.
-    pub fn usage(problem: impl Into<String>) -> Self {
-        Self::Usage {
-            problem: problem.into(),
-            hint: None,
-        }
-    }
-
     /// The same error with advice on what to do next, which replaces its own.
     #[must_use]
     pub fn with_hint(mut self, advice: impl Into<String>) -> Self {
         let advice = advice.into();
         match &mut self {
-            Self::Io { hint, .. }
-            | Self::File { hint, .. }
-            | Self::Tensor { hint, .. }
-            | Self::Key { hint, .. }
-            | Self::Compute { hint, .. }
-            | Self::Usage { hint, .. } => *hint = Some(advice),
+            Self::Io { hint, .. } | Self::Compute { hint, .. } => *hint = Some(advice),
             Self::Advised { hint, .. } => *hint = advice,
             _ => {
                 return Self::Advised {
@@ -277,12 +192,7 @@ impl Error {
     /// What to do next, where the error knows.
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::Io { hint, .. }
-            | Self::File { hint, .. }
-            | Self::Tensor { hint, .. }
-            | Self::Key { hint, .. }
-            | Self::Compute { hint, .. }
-            | Self::Usage { hint, .. } => hint.as_deref().map(Cow::Borrowed),
+            Self::Io { hint, .. } | Self::Compute { hint, .. } => hint.as_deref().map(Cow::Borrowed),
             Self::Advised { hint, .. } => Some(hint.as_str().into()),
             Self::Input(error) => error.hint(),
             #[cfg(feature = "hub")]
@@ -319,9 +229,6 @@ impl Error {
     /// Where the error is, as far as it knows; an empty place for errors of requests, of the machine and of the network.
     pub fn place(&self) -> ErrorPlace<'_> {
         match self {
-            Self::File { at, .. } => ErrorPlace::of(at),
-            Self::Tensor { path, tensor, .. } => ErrorPlace::of(path).with_tensor(tensor),
-            Self::Key { at, key, .. } => ErrorPlace::of(at).with_key(key),
             Self::Advised { error, .. } => error.place(),
             Self::Input(error) => error.place(),
             Self::Checkpoint(error) => error.place(),

@@ -1,6 +1,6 @@
 //! How fresh routers start.
 //!
-//! The paper does not say (`paper.md` §1.3 of the design notes; §9 lists it as unconfirmed). N(0, 0.02²) is our
+//! The paper does not say (docs/design/paper.md). N(0, 0.02²) is our
 //! default: with normed inputs of width d the logits then have a standard deviation of about 0.02·√d.
 
 use std::ffi::OsStr;

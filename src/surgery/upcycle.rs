@@ -71,8 +71,8 @@ pub struct UpcycleSettings {
 }
 
 impl UpcycleSettings {
-    /// Upcycling by `method`, whose experts `expert_rule` makes, with the defaults of the command line for everything
-    /// else: a BAM with the seed as expert 0 and routers drawn from N(0, 0.02²).
+    /// Upcycling by `method`, whose experts `expert_rule` makes, with the command line's defaults for everything else.
+    /// The mixture is a BAM with the seed as expert 0 and routers drawn from N(0, 0.02²).
     pub fn new(method: Method, expert_rule: Arc<dyn ExpertRule>) -> Self {
         let router = RouterInit::Normal(0.02);
         Self {

@@ -1,4 +1,4 @@
-//! The golden numbers come from the paper's Tables 7 and 9, recomputed in `paper.md` §5.5 and §5.6.
+//! The golden numbers come from the paper's Tables 7 and 9, recomputed in docs/design/paper.md.
 
 use std::path::Path;
 
