@@ -192,7 +192,9 @@ impl Error {
     /// What to do next, where the error knows.
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::Io { hint, .. } | Self::Compute { hint, .. } => hint.as_deref().map(Cow::Borrowed),
+            Self::Io { hint, .. } | Self::Compute { hint, .. } => {
+                hint.as_deref().map(Cow::Borrowed)
+            }
             Self::Advised { hint, .. } => Some(hint.as_str().into()),
             Self::Input(error) => error.hint(),
             #[cfg(feature = "hub")]

@@ -106,7 +106,10 @@ fn computed(folder: &Path) -> bam_convert::Result<Values> {
     let tokens = golden_tokens();
     let longest = model.architecture().max_position_embeddings;
     if longest.is_some_and(|longest| longest < tokens.len() as u64) {
-        return Err(bam_convert::Error::compute("run the model", "the tokens are too many"));
+        return Err(bam_convert::Error::compute(
+            "run the model",
+            "the tokens are too many",
+        ));
     }
     let logits = run(&model, &tokens, &Forward::default());
     let values = POSITIONS
