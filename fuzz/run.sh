@@ -14,7 +14,10 @@ pass=(-Cpasses=sancov-module -Ccodegen-units=16 --cfg fuzzing)
 for argument in level=4 inline-8bit-counters pc-table trace-compares; do
     pass+=("-Cllvm-args=-sanitizer-coverage-$argument")
 done
-RUSTFLAGS="${pass[*]}" cargo build --release --target "$host"
+# Checks that a release build leaves out, and a target folder of its own: other flags build everything anew.
+export CARGO_PROFILE_RELEASE_OPT_LEVEL=2 CARGO_PROFILE_RELEASE_DEBUG=line-tables-only
+export CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true
+RUSTFLAGS="${pass[*]}" cargo build --release --bins --target "$host" --target-dir target
 
 hostile=../fixtures/hostile
 fixtures=../fixtures

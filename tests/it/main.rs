@@ -17,6 +17,7 @@ mod common;
 mod compatibility;
 mod configs;
 mod convert;
+mod dependencies;
 mod determinism;
 mod docs;
 mod evaluate;
