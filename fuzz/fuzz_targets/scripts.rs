@@ -4,9 +4,10 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use bam_convert::arguments::{ArgumentKind, ArgumentKinds, OutputPath};
 use bam_convert::pipeline::{
-    Choice, Finished, Graph, Job, OutputPath, Recipe, Runner, Site, Stage, Watch,
-    submission_script,
+    Choice, Declaration, Finished, Graph, Job, Program, Recipe, Runner, Site, Stage, StageUse,
+    Watch, submission_script,
 };
 use bam_convert_fuzz::{bounded, file};
 use clap::{Arg, Command, value_parser};
@@ -21,9 +22,17 @@ impl Watch for Blind {
 }
 
 /// A command line of one command with an output.
-fn program() -> Command {
-    let out = Arg::new("out").long("out").value_parser(value_parser!(OutputPath));
-    Command::new("bam-convert").subcommand(Command::new("init").arg(out))
+fn program() -> Program {
+    let out = Arg::new("out")
+        .long("out")
+        .value_parser(value_parser!(OutputPath));
+    let definition = Command::new("bam-convert").subcommand(Command::new("init").arg(out));
+    let kinds = ArgumentKinds::new(vec![ArgumentKind::of::<OutputPath>()]);
+    Program::new(
+        definition,
+        vec![Declaration::new("init", StageUse::Makes)],
+        kinds,
+    )
 }
 
 /// The scripts of the recipe, if it means any.
@@ -35,6 +44,7 @@ fn scripts(path: &Path, site: &Site) -> Option<Vec<Job>> {
     let graph = Graph::of(&stages, &work).ok()?;
     let runner = Runner {
         program: &site.program,
+        supervise: &[],
         work: &work,
         jobs: 1,
         variables: &variables,
@@ -63,9 +73,14 @@ fn check(job: &Job, stages: &[Stage], site: &Site) {
     let mut lines = job.script.lines();
     assert_eq!(lines.next(), Some("#!/bin/sh"));
     let rest: Vec<&str> = lines.collect();
-    let directives = rest.iter().take_while(|line| line.starts_with("#SBATCH ")).count();
+    let directives = rest
+        .iter()
+        .take_while(|line| line.starts_with("#SBATCH "))
+        .count();
     for line in &rest[..directives] {
-        let option = line.strip_prefix("#SBATCH --").expect("a directive is an option");
+        let option = line
+            .strip_prefix("#SBATCH --")
+            .expect("a directive is an option");
         if let Some((_, value)) = option.split_once("=\"") {
             let inner = value.strip_suffix('"').expect("a quote is closed");
             assert!(!inner.contains(['"', '\\', '\n', '\r']), "{line}");
@@ -76,13 +91,23 @@ fn check(job: &Job, stages: &[Stage], site: &Site) {
     let commands = rest[directives..].join("\n");
     let words = shlex::split(commands.lines().last().unwrap_or_default());
     let words = words.expect("the last line is whole");
-    let work = site.work.to_string_lossy().into_owned();
-    let (program, recipe) = (site.program.to_string_lossy().into_owned(), site.what[0].clone());
-    let expected = ["exec", &program, "run", &recipe, "--work", &work, "--only=$stage", "${force:-}", "--job"];
+    let mut expected = vec![
+        "exec".to_owned(),
+        site.program.to_string_lossy().into_owned(),
+    ];
+    expected.extend(site.arguments.iter().cloned());
+    expected.extend(["--only=$stage", "${force:-}", "--job"].map(str::to_owned));
     assert_eq!(words, expected, "{}", job.script);
-    let named = rest[directives..].iter().filter(|line| line.contains("stage=") && !line.starts_with("exec"));
+    let named = rest[directives..]
+        .iter()
+        .filter(|line| line.contains("stage=") && !line.starts_with("exec"));
     assert_eq!(named.count(), job.stages.len(), "{}", job.script);
-    let (export, frame) = (rest[directives..].iter().filter(|line| line.starts_with("export ")), 2);
+    let (export, frame) = (
+        rest[directives..]
+            .iter()
+            .filter(|line| line.starts_with("export ")),
+        2,
+    );
     let lines = job.stages.len() + export.count() + 2 + if is_array { frame } else { 0 };
     assert_eq!(rest.len() - directives, lines, "{}", job.script);
     assert!(job.stages.iter().all(|stage| *stage < stages.len()));
@@ -92,9 +117,11 @@ fuzz_target!(|data: &[u8]| {
     let path = file("recipe.yaml", data);
     let site = Site {
         program: "/opt/bin/bam-convert".into(),
-        what: vec![path.to_string_lossy().into_owned()],
+        arguments: vec!["run".to_owned(), path.to_string_lossy().into_owned()],
+        only: "--only",
+        force: "--force",
+        shares: "--job",
         work: "/".into(),
-        verify: false,
     };
     bounded(data.len(), || drop(scripts(&path, &site)));
 });

@@ -43,8 +43,11 @@ pub trait DescribedModel {
     fn tokenizer_files(&self) -> Result<Vec<TextFile>>;
 }
 
+/// Recognises the descriptions of one format.
+type Translator = fn(&dyn ModelDescription) -> Option<&dyn DescribedModel>;
+
 /// The translators, each of which knows the descriptions of one format.
-static TRANSLATORS: [fn(&dyn ModelDescription) -> Option<&dyn DescribedModel>; 1] = [of_gguf];
+static TRANSLATORS: [Translator; 1] = [of_gguf];
 
 /// The model that the weight file of a checkpoint describes; `None` where it describes none.
 pub fn model_of(checkpoint: &Checkpoint) -> Option<&dyn DescribedModel> {

@@ -271,6 +271,9 @@ fn inference_is_that_of_the_reference() {
     }
 }
 
+/// Makes the state of a parameter, given its float32 values where the parameter has another dtype.
+type MakeState<'a> = &'a dyn Fn(&Var, Option<Vec<f32>>) -> Box<dyn OptimiserState>;
+
 #[test]
 fn optimiser_steps_are_those_of_the_reference() {
     let adamw = AdamW {
@@ -279,7 +282,7 @@ fn optimiser_steps_are_those_of_the_reference() {
         epsilon: 1e-8,
     };
     for (dtype, elements) in [(DType::F32, 5), (DType::F32, 40_000), (DType::BF16, 300)] {
-        let run = |state: &dyn Fn(&Var, Option<Vec<f32>>) -> Box<dyn OptimiserState>| {
+        let run = |state: MakeState| {
             let maker = Maker::new(DType::F32, false);
             let start = maker.tensor(&[elements], 1.0);
             let var = Var::from_tensor(&start.to_dtype(dtype).unwrap()).unwrap();
