@@ -1,70 +1,172 @@
-//! The numbers in a parquet file's Thrift structures that decide how much memory reading it takes.
+//! The numbers in a parquet file's Thrift structures that decide how much work and memory reading it takes.
 //!
-//! The `parquet` crate allocates what these numbers say before it compares them with the file, and an allocation that
-//! fails ends the process. So they are read here first, from the compact encoding of Thrift.
+//! The `parquet` crate allocates what these numbers say before it compares them with the file, and skips as many items of a
+//! list as the list says it has. It reads a field that it knows by the field's number, whatever type the file gives. So all
+//! is read here first, from the compact encoding of Thrift, and a field of another type than parquet's is refused.
 
-const I32: u8 = 5;
-const I64: u8 = 6;
-const BINARY: u8 = 8;
-const LIST: u8 = 9;
-const STRUCT: u8 = 12;
+/// What a field holds. The numbers of fields are those of parquet.thrift in the parquet-format repository.
+enum Shape {
+    Bool,
+    Byte,
+    I16,
+    I32,
+    I64,
+    Double,
+    Binary,
+    List(&'static Shape),
+    /// The fields by number, beginning with 1.
+    Struct(&'static [Shape]),
+    /// A number that no field has.
+    Unused,
+}
 
-/// Structures within structures: parquet has some five.
+use Shape::{Binary, Bool, Byte, Double, I16, I32, I64, List, Struct, Unused};
+
+const FILE: &[Shape] = &[
+    I32,
+    List(&Struct(COLUMN)),
+    I64,
+    List(&Struct(ROW_GROUP)),
+    List(&Struct(KEY_VALUE)),
+    Binary,
+    List(&Struct(&[EMPTY, EMPTY])),
+    EMPTY,
+    Binary,
+];
+const COLUMN: &[Shape] = &[
+    I32,
+    I32,
+    I32,
+    Binary,
+    I32,
+    I32,
+    I32,
+    I32,
+    I32,
+    Struct(LOGICAL_TYPE),
+];
+const LOGICAL_TYPE: &[Shape] = &[
+    EMPTY,
+    EMPTY,
+    EMPTY,
+    EMPTY,
+    Struct(&[I32, I32]),
+    EMPTY,
+    Struct(&[Bool, Struct(&[EMPTY, EMPTY, EMPTY])]),
+    Struct(&[Bool, Struct(&[EMPTY, EMPTY, EMPTY])]),
+    Unused,
+    Struct(&[Byte, Bool]),
+    EMPTY,
+    EMPTY,
+    EMPTY,
+    EMPTY,
+    EMPTY,
+    Struct(&[Byte]),
+    Struct(&[Binary]),
+    Struct(&[Binary, I32]),
+];
+const ROW_GROUP: &[Shape] = &[
+    List(&Struct(CHUNK)),
+    I64,
+    I64,
+    List(&Struct(&[I32, Bool, Bool])),
+    I64,
+    I64,
+    I16,
+];
+const CHUNK: &[Shape] = &[
+    Binary,
+    I64,
+    Struct(CHUNK_METADATA),
+    I64,
+    I32,
+    I64,
+    I32,
+    EMPTY,
+    Binary,
+];
+const CHUNK_METADATA: &[Shape] = &[
+    I32,
+    List(&I32),
+    List(&Binary),
+    I32,
+    I64,
+    I64,
+    I64,
+    List(&Struct(KEY_VALUE)),
+    I64,
+    I64,
+    I64,
+    Struct(STATISTICS),
+    List(&Struct(&[I32, I32, I32])),
+    I64,
+    I32,
+    Struct(&[I64, List(&I64), List(&I64)]),
+    Struct(&[Struct(BOUNDS), List(&I32)]),
+];
+const STATISTICS: &[Shape] = &[Binary, Binary, I64, I64, Binary, Binary, Bool, Bool];
+const BOUNDS: &[Shape] = &[
+    Double, Double, Double, Double, Double, Double, Double, Double,
+];
+const KEY_VALUE: &[Shape] = &[Binary, Binary];
+/// A structure without fields that are known here.
+const EMPTY: Shape = Struct(&[]);
+
+const PAGE: &[Shape] = &[
+    I32,
+    I32,
+    I32,
+    I32,
+    Struct(&[I32, I32, I32, I32, Struct(STATISTICS)]),
+    EMPTY,
+    Struct(&[I32, I32, Bool]),
+    Struct(&[I32, I32, I32, I32, I32, I32, Bool, Struct(STATISTICS)]),
+];
+/// The fields that every page header begins with: its kind, and its length unpacked and in the file.
+const PAGE_REQUIRED: usize = 3;
+
+/// Structures within structures that parquet does not know: it has some five of its own.
 const DEEPEST: usize = 32;
-
-/// Types by field number: another type would make the crate read other numbers than we do.
-type Types = [u8];
-const FILE: &Types = &[I32, LIST, I64, LIST, LIST, BINARY, LIST, STRUCT, BINARY];
-const COLUMN: &Types = &[I32, I32, I32, BINARY, I32, I32, I32, I32, I32, STRUCT];
-const PAGE: &Types = &[I32, I32, I32];
 
 /// The highest number of children that a column in the schema of this footer has, and the number of columns; `None`
 /// where it is no footer.
 pub(super) fn schema(footer: &[u8]) -> Option<(u64, u64)> {
+    Compact(footer).fields(FILE, 0)?;
     let (mut most, mut columns) = (0, 0);
     let mut compact = Compact(footer);
-    compact.fields(FILE, &mut |compact, field, kind| {
+    let mut last = 0;
+    while let Some((field, kind)) = compact.field(&mut last)? {
         if field != 2 {
-            return compact.skip(kind, 0);
+            compact.skip(kind, 0)?;
+            continue;
         }
-        let (count, kind) = compact.list()?;
-        if count > 0 && kind != STRUCT {
-            return None;
-        }
+        let (count, _) = compact.list()?;
         columns += count;
         for _ in 0..count {
-            compact.fields(COLUMN, &mut |compact, field, kind| {
-                if field != 5 {
-                    return compact.skip(kind, 0);
+            let mut last = 0;
+            while let Some((field, kind)) = compact.field(&mut last)? {
+                if field == 5 {
+                    most = most.max(u64::try_from(compact.signed()?).ok()?);
+                } else {
+                    compact.skip(kind, 0)?;
                 }
-                most = most.max(u64::try_from(compact.signed()?).ok()?);
-                Some(())
-            })?;
+            }
         }
-        Some(())
-    })?;
+    }
     Some((most, columns))
 }
 
 /// The length of a page once unpacked and in the file, by its header; `None` where `header` does not hold a whole one.
-///
-/// The whole header is read. The crate skips the items of a list one by one, as many as the header says, and past the end
-/// of the file, too. And of a field that is there twice, it takes the last.
 pub(super) fn page(header: &[u8]) -> Option<(u64, u64)> {
     let mut compact = Compact(header);
-    let mut numbers = [0; 3];
-    for (at, number) in numbers.iter_mut().enumerate() {
-        // Each writer puts the required fields 1 to 3 first.
-        if compact.byte()? != 1 << 4 | PAGE[at] {
+    let mut numbers = [0; PAGE_REQUIRED];
+    for number in &mut numbers {
+        if compact.byte()? != 1 << 4 | I32.kind() {
             return None;
         }
         *number = u64::try_from(compact.signed()?).ok()?;
     }
-    let required = PAGE.len() as i64;
-    compact.fields_after(required, &[], &mut |compact, field, kind| {
-        (field > required).then_some(())?;
-        compact.skip(kind, 0)
-    })?;
+    compact.fields(PAGE, PAGE_REQUIRED as i64)?;
     Some((numbers[1], numbers[2]))
 }
 
@@ -77,42 +179,75 @@ pub(super) fn delta_values(section: &[u8]) -> Option<u64> {
     compact.varint()
 }
 
+impl Shape {
+    /// The type in the compact encoding; a boolean has one for each value.
+    fn kind(&self) -> u8 {
+        match self {
+            Unused => 0,
+            Bool => 1,
+            Byte => 3,
+            I16 => 4,
+            I32 => 5,
+            I64 => 6,
+            Double => 7,
+            Binary => 8,
+            List(_) => 9,
+            Struct(_) => 12,
+        }
+    }
+}
+
 /// Bytes of Thrift's compact encoding.
 struct Compact<'a>(&'a [u8]);
 
 impl Compact<'_> {
-    /// Hands each field of a structure to `each`, which must read it.
-    fn fields(
-        &mut self,
-        types: &Types,
-        each: &mut dyn FnMut(&mut Self, i64, u8) -> Option<()>,
-    ) -> Option<()> {
-        self.fields_after(0, types, each)
+    /// Reads the fields of a structure after field number `last`; `None` where one has another shape.
+    fn fields(&mut self, shapes: &[Shape], mut last: i64) -> Option<()> {
+        while let Some((field, kind)) = self.field(&mut last)? {
+            let known = usize::try_from(field - 1)
+                .ok()
+                .and_then(|at| shapes.get(at));
+            match known {
+                None | Some(Unused) => self.skip(kind, 0)?,
+                Some(Bool) => (kind == 1 || kind == 2).then_some(())?,
+                Some(shape) => self.value(shape, kind)?,
+            }
+        }
+        Some(())
     }
 
-    /// The same for a structure whose fields up to number `field` are read.
-    fn fields_after(
-        &mut self,
-        mut field: i64,
-        types: &Types,
-        each: &mut dyn FnMut(&mut Self, i64, u8) -> Option<()>,
-    ) -> Option<()> {
-        loop {
-            let head = self.byte()?;
-            if head == 0 {
-                return Some(());
-            }
-            let kind = head & 15;
-            field = match head >> 4 {
-                0 => self.signed()?,
-                delta => field.checked_add(i64::from(delta))?,
-            };
-            let known = usize::try_from(field - 1).ok().and_then(|at| types.get(at));
-            if known.is_some_and(|expected| *expected != kind) {
-                return None;
-            }
-            each(self, field, kind)?;
+    /// Reads a value of this shape that has type `kind` in the file.
+    fn value(&mut self, shape: &Shape, kind: u8) -> Option<()> {
+        if kind != shape.kind() {
+            return None;
         }
+        match shape {
+            Struct(shapes) => self.fields(shapes, 0),
+            List(item) => {
+                let (count, kind) = self.list()?;
+                (0..count).try_for_each(|_| self.value(item, kind))
+            }
+            _ => self.skip(kind, 0),
+        }
+    }
+
+    /// The number and type of the next field of a structure whose last field was number `last`; none at the end.
+    ///
+    /// Numbers rise. A writer spells a number out only where it is more than 15 above the last one, and the crate relies
+    /// on that for some structures.
+    fn field(&mut self, last: &mut i64) -> Option<Option<(i64, u8)>> {
+        let head = self.byte()?;
+        if head == 0 {
+            return Some(None);
+        }
+        let field = match head >> 4 {
+            0 => self.signed().filter(|field| *field > *last + 15)?,
+            delta => *last + i64::from(delta),
+        };
+        // The crate cuts a larger number to 16 bits, which could be the number of another field.
+        i16::try_from(field).ok()?;
+        *last = field;
+        Some(Some((field, head & 15)))
     }
 
     fn skip(&mut self, kind: u8, depth: usize) -> Option<()> {
@@ -120,16 +255,16 @@ impl Compact<'_> {
             return None;
         }
         match kind {
-            // The truth is in the type.
+            // The value is in the type.
             1 | 2 => Some(()),
             3 => self.take(1),
             4..=6 => self.varint().map(drop),
             7 => self.take(8),
-            BINARY => {
+            8 => {
                 let length = self.varint()?;
                 self.take(length)
             }
-            LIST | 10 => {
+            9 | 10 => {
                 let (count, kind) = self.list()?;
                 // A boolean in a list is a byte, but the crate skips none and would read on at another place than we do.
                 if count > 0 && kind <= 2 {
@@ -137,7 +272,13 @@ impl Compact<'_> {
                 }
                 (0..count).try_for_each(|_| self.skip(kind, depth + 1))
             }
-            STRUCT => self.fields(&[], &mut |compact, _, kind| compact.skip(kind, depth + 1)),
+            12 => {
+                let mut last = 0;
+                while let Some((_, kind)) = self.field(&mut last)? {
+                    self.skip(kind, depth + 1)?;
+                }
+                Some(())
+            }
             _ => None,
         }
     }
