@@ -21,10 +21,6 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 /// The most dimensions that ggml knows.
 const MAX_DIMENSIONS: u32 = 4;
 
-/// Advice where elements cannot be read.
-pub const REQUANTISE: &str =
-    "take another file of this model, or: llama-quantize --allow-requantize IN.gguf OUT.gguf Q8_0";
-
 /// The largest tensor that [`Gguf::small_tensor`] reads, in elements.
 const SMALL_TENSOR: u64 = 64 * 1024;
 

@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::str::Utf8Error;
 
 use super::ggml::{GgmlError, GgmlType};
-use super::gguf::REQUANTISE;
 use crate::error::ErrorPlace;
+
+/// Advice where elements cannot be read.
+const REQUANTISE: &str =
+    "take another file of this model, or: llama-quantize --allow-requantize IN.gguf OUT.gguf Q8_0";
 
 /// A rule that a GGUF file breaks.
 #[derive(Debug, thiserror::Error)]

@@ -9,8 +9,7 @@ use std::path::{Component, Path};
 
 use super::error::PipelineError;
 use super::lines::setting;
-use super::program::Program;
-use super::shell::SHELL;
+use super::program::{Program, SHELL};
 use crate::arguments::{ArgumentKind, ArgumentRole};
 use crate::checkpoint::output::resolved;
 use crate::checkpoint::recipe::StageRecord;

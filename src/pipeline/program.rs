@@ -5,9 +5,11 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint, value_parser};
 
-use super::shell::SHELL;
 use crate::arguments::{ArgumentKind, ArgumentKinds, ArgumentRole, InputPath, PulledFolders};
 use crate::mergekit::Dialect;
+
+/// The key of a stage that is a command of the shell.
+pub(super) const SHELL: &str = "shell";
 
 /// The flag that reads the settings of one command from a file, without its dashes.
 pub(super) const CONFIG: &str = "config";

@@ -7,10 +7,9 @@ use serde::Serialize;
 
 use super::confine::{check_links, check_settings, leads_below, stays_within};
 use super::error::PipelineError;
-use super::program::{Program, StageUse};
+use super::program::{Program, SHELL, StageUse};
 use super::recipe::Recipe;
 use super::recipe_text;
-use super::shell::SHELL;
 use super::stage::Stage;
 use crate::checkpoint::folder::CARD;
 use crate::checkpoint::hash::sha256_file;

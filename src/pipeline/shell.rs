@@ -6,15 +6,14 @@ use serde_saphyr::Spanned;
 
 use super::expand::Scope;
 use super::lines::{Setting, text};
+use super::program::SHELL;
 use super::recipe_error::RecipeError;
 use super::yaml::{Node, unknown_key, wrong_kind};
 use crate::Result;
 use crate::arguments::{ArgumentKind, OutputPath, TextsPath};
 use crate::checkpoint::yaml::place;
 
-/// The key of a stage that is a command of the shell.
-pub(super) const SHELL: &str = "shell";
-/// Its settings.
+/// The keys of a shell stage.
 pub(super) const KEYS: [&str; 3] = ["command", "inputs", "outputs"];
 
 /// The settings of a stage.

@@ -6,9 +6,9 @@ use serde_saphyr::Spanned;
 
 use super::expand::Scope;
 use super::lines::{Line, Lines, Owner, Setting, parse, text};
-use super::program::{Program, StageUse};
+use super::program::{Program, SHELL, StageUse};
 use super::recipe_error::RecipeError;
-use super::shell::{SHELL, Shell};
+use super::shell::Shell;
 use super::slurm::resources::Resources;
 use super::yaml::{Node, unknown_key, wrong_kind};
 use crate::Result;

@@ -460,7 +460,7 @@ fn any_byte_may_be_wrong() {
     let work = TempDir::new().unwrap();
     let path = work.path().join("x.npz");
     for name in ["good", "zip64"] {
-        let good = std::fs::read(fixture(&format!("hostile/npz-{name}.npz"))).unwrap();
+        let good = std::fs::read(fixture(format!("hostile/npz-{name}.npz"))).unwrap();
         for at in 0..good.len() {
             for wrong in [0, 0xFF, good[at] ^ 1, good[at] ^ 0x80] {
                 let mut bytes = good.clone();

@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::zip_directory::{Directory, Entry, LOCAL, u16_at, u32_at};
+use super::zip_directory::{Directory, Entry, LOCAL, refused, u16_at, u32_at};
 use super::{WeightFile, WeightFormat};
 use crate::checkpoint::encoding::{Encoding, TensorEntry};
 use crate::checkpoint::source_file::{ReadAt, SourceFile};
 use crate::checkpoint::{ArrayRule, Dtype, NpzError, dtype, npz};
-use crate::{Error, Result};
+use crate::Result;
 
 /// An archive of numpy.
 #[derive(Debug)]
@@ -105,16 +105,6 @@ fn array(
         shape: described.shape,
     };
     Ok((name.to_owned(), tensor))
-}
-
-/// The error for the array `name` of the archive at `path`.
-pub(super) fn refused(path: &Path, name: &str, rule: ArrayRule) -> Error {
-    NpzError::Array {
-        path: path.to_path_buf(),
-        tensor: name.to_owned(),
-        rule,
-    }
-    .into()
 }
 
 /// The text that describes the array from `start` to `end`, and where its values begin; `None` where this is no array.

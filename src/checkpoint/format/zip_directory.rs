@@ -6,7 +6,6 @@
 
 use std::path::Path;
 
-use super::npz::refused;
 use crate::checkpoint::header;
 use crate::checkpoint::source_file::{ReadAt, SourceFile};
 use crate::checkpoint::{ArrayRule, NpzError};
@@ -268,4 +267,14 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// The error for the array `name` of the archive at `path`.
+pub(super) fn refused(path: &Path, name: &str, rule: ArrayRule) -> Error {
+    NpzError::Array {
+        path: path.to_path_buf(),
+        tensor: name.to_owned(),
+        rule,
+    }
+    .into()
 }
