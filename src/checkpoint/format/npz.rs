@@ -8,10 +8,10 @@ use std::path::Path;
 
 use super::zip_directory::{Directory, Entry, LOCAL, refused, u16_at, u32_at};
 use super::{WeightFile, WeightFormat};
+use crate::Result;
 use crate::checkpoint::encoding::{Encoding, TensorEntry};
 use crate::checkpoint::source_file::{ReadAt, SourceFile};
 use crate::checkpoint::{ArrayRule, Dtype, NpzError, dtype, npz};
-use crate::Result;
 
 /// An archive of numpy.
 #[derive(Debug)]
