@@ -15,7 +15,9 @@ mod commit;
 mod content;
 mod download;
 mod error;
-#[cfg(fuzzing)]
+// Development builds have it too, so that the tests compile the fuzz target that calls it.
+#[cfg(any(fuzzing, debug_assertions))]
+#[doc(hidden)]
 pub mod fuzzing;
 mod headers;
 mod http;
