@@ -594,9 +594,4 @@ mod tests {
         assert_eq!(advised.problem(), "expected one of `model`, `weight`");
         assert_eq!(advised.exit_code(), 2);
     }
-
-    #[test]
-    fn every_result_carries_the_error() {
-        assert!(size_of::<Error>() < 128, "{}", size_of::<Error>());
-    }
 }
