@@ -377,8 +377,14 @@ fn delta_values(encoding: Encoding, page: &[u8], levels: usize) -> ParquetResult
     if !delta.contains(&encoding) {
         return Ok(0);
     }
+    let count = if encoding == Encoding::DELTA_BYTE_ARRAY {
+        // The lengths of prefixes, then the lengths of suffixes.
+        thrift::two_delta_values
+    } else {
+        thrift::delta_values
+    };
     page.get(levels..)
-        .and_then(thrift::delta_values)
+        .and_then(count)
         .ok_or_else(|| ParquetError::EOF("a page ends before its values".to_owned()))
 }
 

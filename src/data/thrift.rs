@@ -4,7 +4,7 @@
 //! list as the list says it has. It reads a field that it knows by the field's number, whatever type the file gives. So all
 //! is read here first, from the compact encoding of Thrift, and a field of another type than parquet's is refused.
 
-/// What a field holds. The numbers of fields are those of parquet.thrift in the parquet-format repository.
+/// What a field holds. parquet.thrift in the parquet-format repository numbers the fields.
 enum Shape {
     Bool,
     Byte,
@@ -170,13 +170,39 @@ pub(super) fn page(header: &[u8]) -> Option<(u64, u64)> {
     Some((numbers[1], numbers[2]))
 }
 
-/// The number of values that a section of delta-encoded values says it holds.
+/// The number of values that a section of delta-encoded numbers says it holds.
 pub(super) fn delta_values(section: &[u8]) -> Option<u64> {
     let mut compact = Compact(section);
     // Before it are the values of a block, and the parts of a block.
     compact.varint()?;
     compact.varint()?;
     compact.varint()
+}
+
+/// The larger number of values that two sections of delta-encoded numbers say they hold, one directly after the other.
+pub(super) fn two_delta_values(sections: &[u8]) -> Option<u64> {
+    let mut compact = Compact(sections);
+    let block = compact.varint()?;
+    let parts = compact.varint()?;
+    let values = compact.varint()?;
+    let in_part = block.checked_div(parts).filter(|values| *values > 0)?;
+    compact.signed()?;
+
+    // The first value is in the header.
+    let mut left = values.saturating_sub(1);
+    while left > 0 {
+        compact.signed()?;
+        let widths = compact.0.get(..usize::try_from(parts).ok()?)?;
+        compact.take(parts)?;
+        for width in widths {
+            if left == 0 {
+                break;
+            }
+            compact.take(u64::from(*width).checked_mul(in_part)? / 8)?;
+            left = left.saturating_sub(in_part);
+        }
+    }
+    Some(values.max(delta_values(compact.0)?))
 }
 
 impl Shape {
