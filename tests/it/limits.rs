@@ -138,9 +138,17 @@ fn check(line: &str, shell: &str, run: &Run, made: &Path) {
     let shows = shell.contains(">/dev/full");
     // Where memory ends, the process ends as by a kill, and the next run continues in its hidden folder.
     let may_stop = shell.contains("ulimit -v");
-    let is_left = |name: &String| match name.starts_with('.') {
-        true => !may_stop && name.ends_with(".safetensors"),
-        false => name == "out" || name.ends_with(".safetensors"),
+    let is_hidden = |name: &String| name.split('/').any(|part| part.starts_with('.'));
+    // `branch` makes its hidden folders inside of the output.
+    let holds_hidden_only = listing(made)
+        .keys()
+        .all(|name| name == "out" || is_hidden(name));
+    let is_left = |name: &String| {
+        if is_hidden(name) {
+            !may_stop && name.ends_with(".safetensors")
+        } else {
+            name.ends_with(".safetensors") || name == "out" && !(may_stop && holds_hidden_only)
+        }
     };
     assert!(
         keeps || shows || !listing(made).keys().any(is_left) || out.join("a").exists(),

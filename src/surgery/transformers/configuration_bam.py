@@ -35,7 +35,7 @@ class BamConfig(PretrainedConfig):
     norm_topk_prob, norm_topk_prob_attention: divide the selected gates by their sum (not in the paper).
     moe_layers, attention_moe_layers: `"all"`, or the layers that have experts; the others are dense.
     attention_kv: `expert` (keys and values per expert), `shared` (one set for all), `merged` (no attention experts).
-    moe_intermediate_size: inner width of one feed-forward expert; `intermediate_size` is the inner width of a dense layer.
+    moe_intermediate_size: inner width of one feed-forward expert; `intermediate_size` is that of a dense layer.
     shared_expert_intermediate_size, shared_expert_gate: an expert that every token goes to, and its sigmoid gate.
     expert_adapters: a square matrix on the output of each expert ("BAM with adapters", Zhang et al. 2025).
     router_aux_loss_coef, router_z_loss_coef: weights of the load-balancing and z-loss (paper eq. 2 gives no values).

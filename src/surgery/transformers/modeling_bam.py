@@ -50,8 +50,8 @@ class BamNorm(nn.Module):
 def rotary_angles(config, position_ids):
     """Cosine and sine for each position, f32 `[b, s, rotary dims / 2]`.
 
-    Computed anew for each call, which costs nothing. A buffer would be rounded by a cast to bf16, and left empty by loading on
-    the meta device.
+    Computed anew for each call: half a head of numbers costs nothing, and there is no buffer that a cast to bf16 rounds
+    or that loading on the meta device leaves empty.
     """
     rope = config.rope_parameters
     kind, dims = rope["rope_type"], int(config.head_dim * rope.get("partial_rotary_factor", 1.0))
@@ -198,10 +198,10 @@ def head_norm(config, heads):
 class BamAttention(BamHeads):
     """Σ over experts of gate · MHA (paper §3.4), or one attention where there are no attention experts.
 
-    All experts are computed in one attention call, exactly: the heads of all experts side by side are one wide attention.
-    A gate is one number per query and expert, so it may be applied after the output projection. With keys and values per
-    expert there are `experts × heads` query heads over `experts × kv_heads`. With shared ones the seed's KV heads stay.
-    Query heads are then ordered (kv head, expert, head in group), so that each meets its own KV head. The cache is an
+    All experts are computed in one attention call, exactly: the heads of all experts side by side are one wide attention,
+    and as a gate is one number per query and expert it may be applied after the output projection. With keys and values
+    per expert that is `experts × heads` query heads over `experts × kv_heads`; with shared ones the seed's KV heads stay,
+    and query heads are ordered (kv head, expert, head in group) so that each still meets its own. The cache is an
     ordinary one. Top-k routing zeroes gates: keys and values are needed anyway, as a later token may choose the expert.
     """
 
@@ -288,9 +288,9 @@ class BamExperts(nn.ModuleList):
     def forward(self, hidden_states, top_k_index, top_k_weights):
         """`[tokens, d]`, `[tokens, k]`, `[tokens, k]` to `[tokens, d]`.
 
-        An expert without tokens still runs, on zero rows. Its weights then get a zero gradient instead of none, and
-        every rank enters its module as often and in the same order. DDP waits for each gradient. FSDP gathers weights and
-        scatters gradients in collectives that all ranks must reach. Adding `0 * weight` to the loss would
+        An expert without tokens still runs, on zero rows. Its weights then get a zero gradient instead of none, and its
+        module is entered on every rank as often and in the same order: DDP waits for each gradient, and FSDP gathers
+        weights and scatters gradients in collectives that all ranks must reach. Adding `0 * weight` to the loss would
         serve DDP, but touches weights outside the module's `forward`, where FSDP has only its shards of them.
         """
         output = torch.zeros_like(hidden_states)
@@ -472,8 +472,7 @@ class BamModel(BamPreTrainedModel):
 def router_losses(router_logits, top_k, real_tokens=None, biases=None):
     """Load-balancing and z-loss, each summed over layers (paper eq. 2); feed-forward routers only (paper §3.3).
 
-    `real_tokens` `[b · s]` leaves padding out. `biases` has the bias of the choice, one (or None) for each router. f is the share
-    of tokens that chose an expert: a count, without gradient.
+    `real_tokens` `[b · s]` leaves padding out; `biases` are those of the choice, one (or None) a router. f is the share of tokens that chose an expert: a count, without gradient.
     """
     balance = z = 0.0
     for logits, bias in zip(router_logits, biases or [None] * len(router_logits)):
