@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parquet::basic::{Compression, ConvertedType, Encoding, Type as PhysicalType};
 use parquet::column::page::{Page, PageMetadata, PageReader};
@@ -36,6 +37,8 @@ const ROWS: u64 = 1 << 16;
 const ROWS_BY_BYTE: u64 = 100;
 /// Bytes of a page's header. Writers leave out statistics of more than 4 KiB.
 const HEADER: u64 = 1 << 16;
+/// Bytes that hold most headers.
+const SHORT_HEADER: u64 = 256;
 
 /// The rows of the column that holds the text.
 pub(super) struct TableTexts {
@@ -81,7 +84,11 @@ impl TableTexts {
         }
         Ok(Self {
             path: path.to_path_buf(),
-            file: Arc::new(TableFile { file, length }),
+            file: Arc::new(TableFile {
+                file,
+                length,
+                unpacked: AtomicU64::new(0),
+            }),
             metadata,
             column,
             group: 0,
@@ -217,6 +224,8 @@ fn check_footer(file: &File, length: u64) -> ParquetResult<()> {
 struct TableFile {
     file: File,
     length: u64,
+    /// Bytes of all pages so far. Row groups may share a page, which is unpacked for each.
+    unpacked: AtomicU64,
 }
 
 impl Length for TableFile {
@@ -231,11 +240,19 @@ impl ChunkReader for TableFile {
     /// A reader at the header of a page, which is checked before.
     fn get_read(&self, start: u64) -> ParquetResult<Self::T> {
         let mut header = Vec::new();
-        self.file
-            .get_read(start)?
-            .take(HEADER)
+        let mut reader = self.file.get_read(start)?;
+        reader
+            .by_ref()
+            .take(SHORT_HEADER)
             .read_to_end(&mut header)?;
-        let Some((unpacked, packed)) = thrift::page(&header) else {
+        let mut lengths = thrift::page(&header);
+        if lengths.is_none() {
+            reader
+                .take(HEADER - SHORT_HEADER)
+                .read_to_end(&mut header)?;
+            lengths = thrift::page(&header);
+        }
+        let Some((unpacked, packed)) = lengths else {
             let problem = format!("a page has no header within {HEADER} bytes");
             return Err(ParquetError::General(problem));
         };
@@ -264,6 +281,7 @@ fn most_of_page(packed: u64) -> u64 {
 
 /// The pages of a column, each checked.
 struct Pages {
+    file: Arc<TableFile>,
     pages: SerializedPageReader<TableFile>,
     /// Whether pages are unpacked here: the crate unpacks gzip without a bound.
     gzip: bool,
@@ -285,6 +303,7 @@ impl Pages {
                 .build()?;
         }
         Ok(Self {
+            file: file.clone(),
             pages: SerializedPageReader::new(file.clone(), &chunk, rows as usize, None)?,
             gzip,
             nullable: column.column_descr().max_def_level() > 0,
@@ -356,6 +375,13 @@ impl PageReader for Pages {
             unpack(&mut page)?;
         }
         self.check(&page)?;
+
+        let length = page.buffer().len() as u64;
+        let most = most_text(PAGE, self.file.length);
+        if self.file.unpacked.fetch_add(length, Relaxed) + length > most {
+            let problem = format!("its pages unpack to more than {most} bytes");
+            return Err(ParquetError::General(problem));
+        }
         Ok(Some(page))
     }
 

@@ -127,12 +127,16 @@ const PAGE_REQUIRED: usize = 3;
 
 /// Structures within structures that parquet does not know: it has some five of its own.
 const DEEPEST: usize = 32;
+/// Columns within columns. The crate makes the tree of a schema by recursion, and a stack that overflows ends the process.
+const DEEPEST_COLUMN: usize = 100;
 
-/// The highest number of children that a column in the schema of this footer has, and the number of columns; `None`
-/// where it is no footer.
+/// The highest number of children that a column in the schema of this footer has, and the number of columns. `None` where
+/// it is no footer, or columns are nested deeper than [`DEEPEST_COLUMN`].
 pub(super) fn schema(footer: &[u8]) -> Option<(u64, u64)> {
     Compact(footer).fields(FILE, 0)?;
     let (mut most, mut columns) = (0, 0);
+    // The children that each open column still lacks; a column comes directly before its children.
+    let mut open: Vec<u64> = Vec::new();
     let mut compact = Compact(footer);
     let mut last = 0;
     while let Some((field, kind)) = compact.field(&mut last)? {
@@ -143,13 +147,23 @@ pub(super) fn schema(footer: &[u8]) -> Option<(u64, u64)> {
         let (count, _) = compact.list()?;
         columns += count;
         for _ in 0..count {
-            let mut last = 0;
+            let (mut last, mut children) = (0, 0);
             while let Some((field, kind)) = compact.field(&mut last)? {
                 if field == 5 {
-                    most = most.max(u64::try_from(compact.signed()?).ok()?);
+                    children = u64::try_from(compact.signed()?).ok()?;
                 } else {
                     compact.skip(kind, 0)?;
                 }
+            }
+            most = most.max(children);
+
+            while open.pop_if(|left| *left == 0).is_some() {}
+            if let Some(left) = open.last_mut() {
+                *left -= 1;
+            }
+            open.push(children);
+            if open.len() > DEEPEST_COLUMN {
+                return None;
             }
         }
     }
@@ -164,7 +178,7 @@ pub(super) fn page(header: &[u8]) -> Option<(u64, u64)> {
         if compact.byte()? != 1 << 4 | I32.kind() {
             return None;
         }
-        *number = u64::try_from(compact.signed()?).ok()?;
+        *number = u64::try_from(compact.small::<i32>()?).ok()?;
     }
     compact.fields(PAGE, PAGE_REQUIRED as i64)?;
     Some((numbers[1], numbers[2]))
@@ -253,6 +267,9 @@ impl Compact<'_> {
                 let (count, kind) = self.list()?;
                 (0..count).try_for_each(|_| self.value(item, kind))
             }
+            // The crate cuts larger numbers to these sizes, and would read another number than we do.
+            I16 => self.small::<i16>().map(drop),
+            I32 => self.small::<i32>().map(drop),
             _ => self.skip(kind, 0),
         }
     }
@@ -317,6 +334,11 @@ impl Compact<'_> {
             count => u64::from(count),
         };
         (count <= self.0.len() as u64).then_some((count, head & 15))
+    }
+
+    /// A number of a smaller type.
+    fn small<T: TryFrom<i64>>(&mut self) -> Option<T> {
+        T::try_from(self.signed()?).ok()
     }
 
     fn signed(&mut self) -> Option<i64> {

@@ -14,6 +14,9 @@ use super::layout::{Block, Layers, Layouts, MlpType, NormPosition, NormType, QkN
 use super::mixture::Mixture;
 use crate::Result;
 
+/// The most layers of a model. Lists of layers are made only after a comparison with this.
+pub(super) const MOST_LAYERS: u64 = 100_000;
+
 /// A decoder as its configuration describes it, dense or a mixture.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Architecture {
@@ -187,7 +190,6 @@ impl Architecture {
     /// Refuses what arithmetic on the architecture could not bear; afterwards a parameter count times 64 fits a `u64`.
     pub(crate) fn check(&self) -> Result<(), ArchitectureFault> {
         const LARGEST: u64 = 1 << 31;
-        const MOST_LAYERS: u64 = 100_000;
         const MOST_TENSORS: u64 = 1_000_000;
         let width = |heads: u64| heads.saturating_mul(self.head_dim);
         let sizes = [

@@ -13,7 +13,7 @@ use super::layout::{AttentionKv, Layers, QkNorm};
 use super::mixture::Mixture;
 use super::names::{GgufNames, ROTATED, VALUE_LENGTH, bias_of};
 use super::role::{BiasRule, Role};
-use crate::checkpoint::{Dtype, Encoding, Gguf};
+use crate::checkpoint::{Dtype, Encoding, Gguf, GgufValue};
 use crate::error::{Error, InputError, Result};
 
 /// A file, and the family whose names it uses.
@@ -265,7 +265,8 @@ impl<'a> Metadata<'a> {
                     u64::try_from(*first).ok()
                 }
                 _ => {
-                    let found = format!("{values:.60?}");
+                    let found = self.gguf.metadata.get(&key).map(GgufValue::describe);
+                    let found = found.unwrap_or_default();
                     return Err(self.unexpected(&key, "one size for all layers", found));
                 }
             },

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::architecture::Architecture;
+use super::architecture::{Architecture, MOST_LAYERS};
+use super::architecture_fault::ArchitectureFault;
 use super::config::{Config, Found};
 use super::config_error::ConfigError;
 use super::format::{Family, Presence, Refused};
@@ -72,6 +73,18 @@ impl Architecture {
         let num_heads = required(Field::NumHeads)?;
         let head_dim = head_dim(config, family, hidden_size, num_heads)?;
         let num_layers = required(Field::NumLayers)?;
+        if num_layers > MOST_LAYERS {
+            return Err(ConfigError::Architecture {
+                path: config.path.clone(),
+                fault: ArchitectureFault::OutOfRange {
+                    key: "num_hidden_layers",
+                    least: 1,
+                    most: MOST_LAYERS,
+                    found: num_layers,
+                },
+            }
+            .into());
+        }
         let (sliding_window, window_layers) = windows(config, family, num_layers)?;
         let partial_rotary_factor = partial_rotary_factor(config, family)?;
         let max_position_embeddings = count(Field::MaxPositionEmbeddings)?;
