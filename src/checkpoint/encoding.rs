@@ -1,5 +1,7 @@
 //! Where a tensor is in its file and how its bytes encode numbers.
 
+use std::collections::BTreeMap;
+
 use safetensors::Dtype;
 
 use super::ggml::GgmlType;
@@ -52,4 +54,20 @@ impl TensorEntry {
     pub fn elements(&self) -> u64 {
         self.shape.iter().product()
     }
+}
+
+/// Two tensors of one file that share bytes, the one that begins first before the other. Such tensors could together be larger
+/// than their file. Readers have checked that no tensor ends after the file.
+pub(super) fn overlapping(
+    tensors: &BTreeMap<String, TensorEntry>,
+) -> Option<[(&String, &TensorEntry); 2]> {
+    let mut spans: Vec<_> = tensors
+        .iter()
+        .filter(|(_, entry)| entry.length > 0)
+        .collect();
+    spans.sort_by_key(|(_, entry)| entry.offset);
+    spans
+        .array_windows()
+        .find(|[(_, a), (_, b)]| a.offset + a.length > b.offset)
+        .copied()
 }

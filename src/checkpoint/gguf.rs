@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use super::encoding::{Encoding, TensorEntry};
+use super::encoding::{Encoding, TensorEntry, overlapping};
 use super::error::CheckpointError;
 use super::ggml::{GgmlType, name_of_code};
 use super::gguf_error::{GgufError, GgufRule};
@@ -387,23 +387,14 @@ fn place(
         };
         entry.offset = offset;
     }
-    let mut spans: Vec<_> = tensors
-        .iter()
-        .filter(|(_, entry)| entry.length > 0)
-        .collect();
-    spans.sort_by_key(|(_, entry)| entry.offset);
-    for pair in spans.windows(2) {
-        if let [(first, a), (second, b)] = pair
-            && a.offset + a.length > b.offset
-        {
-            let rule = GgufRule::SharedData {
-                start: b.offset,
-                other: first.to_string(),
-                other_start: a.offset,
-                other_end: a.offset + a.length,
-            };
-            return Err(Fault::Rule(rule).of_tensor(path, second));
-        }
+    if let Some([(first, a), (second, b)]) = overlapping(tensors) {
+        let rule = GgufRule::SharedData {
+            start: b.offset,
+            other: first.clone(),
+            other_start: a.offset,
+            other_end: a.offset + a.length,
+        };
+        return Err(Fault::Rule(rule).of_tensor(path, second));
     }
     Ok(())
 }

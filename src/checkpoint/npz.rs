@@ -165,7 +165,7 @@ fn header(tensor: &TensorLayout) -> Option<Vec<u8>> {
     Some([b"\x93NUMPY\x01\x00", &length[..], text.as_bytes()].concat())
 }
 
-/// A file that keeps its first error and takes everything from then on: the archive would tell of it in words of its own.
+/// A file that keeps its first error and takes everything from then on: the zip writer would report it with its own message.
 struct Sink<'a, W> {
     file: W,
     position: u64,

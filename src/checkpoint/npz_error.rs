@@ -96,9 +96,14 @@ pub enum ArrayRule {
     /// A compressed array.
     #[error("is compressed; expected an array that is stored as it is")]
     Compressed,
-    /// An array whose stored length is another than its own.
-    #[error("has two lengths")]
-    TwoLengths,
+    /// An array whose length in the archive differs from its unpacked length.
+    #[error("takes {stored} bytes in the archive, but has {length}; expected the same number")]
+    TwoLengths {
+        /// Bytes in the archive.
+        stored: u64,
+        /// Bytes once unpacked.
+        length: u64,
+    },
     /// An array that is somewhere else.
     #[error("is not where the archive's list says")]
     Elsewhere,
@@ -162,7 +167,7 @@ impl NpzError {
                 ArrayRule::Compressed => {
                     "save the arrays with numpy.savez in place of numpy.savez_compressed"
                 }
-                ArrayRule::TwoLengths => "copy or download the archive again",
+                ArrayRule::TwoLengths { .. } => "copy or download the archive again",
                 _ => return None,
             },
             _ => return None,

@@ -76,11 +76,12 @@ impl Export {
                 let path = path.to_path_buf();
                 return Err(ExportError::FileExists { path }.into());
             }
-            let (same, kind) = match self.format {
-                Format::Gguf { .. } => (single::starts_with(path, b"GGUF"), "no GGUF file"),
-                Format::Npz => (npz::is_archive(path), "no archive of numpy arrays"),
+            let (is_same, kind): (fn(&Path) -> bool, _) = match self.format {
+                Format::Gguf { .. } => (|path| single::starts_with(path, b"GGUF"), "no GGUF file"),
+                Format::Npz => (npz::is_archive, "no archive of numpy arrays"),
             };
-            if !path.is_file() || !same {
+            // Opening a pipe would wait for a writer.
+            if !path.is_file() || !is_same(path) {
                 let path = path.to_path_buf();
                 return Err(ExportError::OtherFile { path, kind }.into());
             }

@@ -4,12 +4,11 @@
 //! compressed, little-endian, in C order.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use super::zip_directory::{Directory, Entry, LOCAL, refused, u16_at, u32_at};
 use super::{WeightFile, WeightFormat};
 use crate::Result;
-use crate::checkpoint::encoding::{Encoding, TensorEntry};
+use crate::checkpoint::encoding::{Encoding, TensorEntry, overlapping};
 use crate::checkpoint::source_file::{ReadAt, SourceFile};
 use crate::checkpoint::{ArrayRule, Dtype, NpzError, dtype, npz};
 
@@ -43,7 +42,10 @@ impl WeightFormat for NumpyArchive {
             tensors.insert(name, tensor);
         }
 
-        refuse_overlaps(path, &tensors)?;
+        if let Some([(first, _), (second, _)]) = overlapping(&tensors) {
+            let other = first.clone();
+            return Err(refused(path, second, ArrayRule::SharedBytes { other }));
+        }
         Ok(WeightFile {
             tensors,
             description: None,
@@ -142,7 +144,8 @@ impl Description {
     /// Parses a Python dictionary of these three keys.
     fn parse(text: &str) -> Result<Self, ArrayRule> {
         let unreadable = || ArrayRule::Description {
-            found: text.trim_end().to_owned(),
+            // A text of up to 64 KiB, which a message would only repeat.
+            found: text.trim_end().chars().take(60).collect(),
         };
         let mut literal = Literal(text);
         let (mut descr, mut fortran, mut shape) = (None, None, None);
@@ -229,24 +232,6 @@ impl<'a> Literal<'a> {
         }
         Some(extents)
     }
-}
-
-/// Refuses arrays that share bytes: together they would be larger than their file.
-fn refuse_overlaps(path: &Path, tensors: &BTreeMap<String, TensorEntry>) -> Result<()> {
-    let mut spans: Vec<_> = tensors
-        .iter()
-        .filter(|(_, entry)| entry.length > 0)
-        .collect();
-    spans.sort_by_key(|(_, entry)| entry.offset);
-    for pair in spans.windows(2) {
-        if let [(first, a), (second, b)] = pair
-            && a.offset + a.length > b.offset
-        {
-            let other = first.to_string();
-            return Err(refused(path, second, ArrayRule::SharedBytes { other }));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

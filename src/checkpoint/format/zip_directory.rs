@@ -225,7 +225,11 @@ impl Entry {
             return Err(broken(path));
         };
         if length != stored {
-            return Err(refused(path, name, ArrayRule::TwoLengths));
+            return Err(refused(
+                path,
+                name,
+                ArrayRule::TwoLengths { stored, length },
+            ));
         }
         Ok(Self {
             name: name.to_owned(),
@@ -251,7 +255,7 @@ fn long_fields(mut extra: &[u8]) -> impl Iterator<Item = u64> {
     found.chunks_exact(8).filter_map(|number| u64_at(number, 0))
 }
 
-/// An archive whose list of arrays cannot be.
+/// The error for a list of arrays that does not fit the file.
 fn broken(path: &Path) -> Error {
     let path = path.to_path_buf();
     NpzError::BrokenList { path }.into()
