@@ -1,8 +1,7 @@
 //! The error of the library: what was wrong, where (file, position, tensor or key), and what to do next.
 //!
-//! Each room has its own enum with one variant per broken rule, in `src/<room>/error.rs`. [`Error`] wraps these enums.
-//! Rules that several rooms check are in [`InputError`]. `docs/design/architecture.md` says how to convert a room whose errors
-//! still are texts.
+//! Each room has its own enums with one variant per broken rule, in `src/<room>/error.rs`. [`Error`] wraps these enums.
+//! Rules that several rooms check are in [`InputError`]. `docs/design/architecture.md` says how to add an enum or a rule.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -291,14 +290,6 @@ impl Error {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InputError {
-    /// A file or folder is not there.
-    #[error("{}: is missing: expected {expected}", path.display())]
-    MissingFile {
-        /// Where it was looked for.
-        path: PathBuf,
-        /// What it should be.
-        expected: &'static str,
-    },
     /// A file or folder of another kind.
     #[error("{}: expected {expected}, found {found}", path.display())]
     WrongFile {
@@ -392,17 +383,14 @@ impl InputError {
             Self::UnknownKey { key, known, .. } => nearest(key, known.iter().copied())
                 .map(|near| format!("the nearest known key is `{near}`").into()),
             Self::Memory { hint, .. } => Some(hint.as_str().into()),
-            Self::MissingFile { .. }
-            | Self::WrongFile { .. }
-            | Self::MissingKey { .. }
-            | Self::WrongValue { .. } => None,
+            Self::WrongFile { .. } | Self::MissingKey { .. } | Self::WrongValue { .. } => None,
         }
     }
 
     /// The file and the key.
     pub fn place(&self) -> ErrorPlace<'_> {
         match self {
-            Self::MissingFile { path, .. } | Self::WrongFile { path, .. } => ErrorPlace::of(path),
+            Self::WrongFile { path, .. } => ErrorPlace::of(path),
             Self::Memory { .. } => ErrorPlace::default(),
             Self::UnknownKey { at, key, .. } => ErrorPlace::of(at).with_key(key),
             Self::MissingKey { at, key, .. } => ErrorPlace::of(at).with_key(key),

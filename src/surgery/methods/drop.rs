@@ -11,7 +11,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::rule::{
-    ExpertCount, ExpertPart, ExpertRule, RuleContext, SurgeryMethod, gathered, group, only, share,
+    ExpertCount, ExpertPart, ExpertRule, RuleContext, SurgeryMethod, check_ratio, gathered, group,
+    only, share,
 };
 use crate::Result;
 use crate::checkpoint::expression::{Drawn, Expression};
@@ -74,7 +75,7 @@ struct DroppedCopies {
 
 impl ExpertRule for DroppedCopies {
     fn size(&self, _networks: u64, width: u64) -> Result<(u64, u64)> {
-        share(self.ratio, width, "--drop-ratio")?;
+        check_ratio(self.ratio, "--drop-ratio")?;
         Ok((self.experts, width))
     }
 
@@ -92,7 +93,7 @@ impl ExpertRule for DroppedCopies {
         let order = part.expert_key("order");
         let of = gathered(of, axis, context, order, 0, context.width);
 
-        let dropped = (self.ratio * context.width as f64).floor() as u64;
+        let dropped = share(self.ratio, context.width);
         if dropped == 0 {
             return of;
         }

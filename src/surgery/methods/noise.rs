@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use super::error::MethodError;
 use super::rule::{
-    ExpertCount, ExpertPart, ExpertRule, RuleContext, SurgeryMethod, group, only, share,
+    ExpertCount, ExpertPart, ExpertRule, RuleContext, SurgeryMethod, check_ratio, group, only,
+    share,
 };
 use crate::Result;
 use crate::checkpoint::expression::{Drawn, Expression};
@@ -69,7 +70,7 @@ struct NoisyCopies {
 
 impl ExpertRule for NoisyCopies {
     fn size(&self, _networks: u64, width: u64) -> Result<(u64, u64)> {
-        share(self.ratio, width, "--noise-ratio")?;
+        check_ratio(self.ratio, "--noise-ratio")?;
         Ok((self.experts, width))
     }
 
@@ -80,7 +81,7 @@ impl ExpertRule for NoisyCopies {
         of: Vec<Expression>,
     ) -> Expression {
         let of = only(of);
-        let noisy = (self.ratio * context.width as f64).floor() as u64;
+        let noisy = share(self.ratio, context.width);
         let Some(axis) = part.neurons().filter(|_| !part.bias && noisy > 0) else {
             return of;
         };

@@ -255,13 +255,18 @@ pub(super) fn cut(width: u64, parts: u64, flag: &'static str) -> Result<u64> {
     }
 }
 
-/// The number of neurons that a ratio of `width` is, rounded down.
-pub(super) fn share(ratio: f64, width: u64, flag: &'static str) -> Result<u64> {
+/// Refuses a ratio outside of 0 to 1.
+pub(super) fn check_ratio(ratio: f64, flag: &'static str) -> Result<()> {
     if (0.0..=1.0).contains(&ratio) {
-        Ok((ratio * width as f64).floor() as u64)
+        Ok(())
     } else {
         Err(MethodError::Ratio { flag, found: ratio }.into())
     }
+}
+
+/// The number of neurons that a ratio of `width` is, rounded down.
+pub(super) fn share(ratio: f64, width: u64) -> u64 {
+    (ratio * width as f64).floor() as u64
 }
 
 /// The `number`-th run of `width` neurons. A bias of the output is divided by width, so that the parts add up to the whole.

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::error::MethodError;
 use super::rule::{
-    ExpertCount, ExpertPart, ExpertRule, RuleContext, SurgeryMethod, gathered, group, needed, only,
-    scaled, share,
+    ExpertCount, ExpertPart, ExpertRule, RuleContext, SurgeryMethod, check_ratio, gathered, group,
+    needed, only, scaled, share,
 };
 use crate::Result;
 use crate::checkpoint::expression::{Drawn, Expression};
@@ -79,7 +79,7 @@ struct Cuts {
 
 impl ExpertRule for Cuts {
     fn size(&self, _networks: u64, width: u64) -> Result<(u64, u64)> {
-        share(self.reinit_ratio, width, "--reinit-ratio")?;
+        check_ratio(self.reinit_ratio, "--reinit-ratio")?;
 
         if self.width == 0 || self.experts.checked_mul(self.width).is_none() {
             let (experts, width) = (self.experts, self.width);
@@ -110,7 +110,7 @@ impl ExpertRule for Cuts {
         };
         let cut = self.cut(part, context, of, axis);
 
-        let fresh = (self.reinit_ratio * self.width as f64).floor() as u64;
+        let fresh = share(self.reinit_ratio, self.width);
         if fresh == 0 {
             return cut;
         }
