@@ -20,12 +20,6 @@ pub enum CliError {
     Library(Box<Error>),
 
     // ---- models and experts
-    /// Flags that their parser refuses.
-    #[error("{problem}")]
-    Flags {
-        /// What the parser of command lines says.
-        problem: String,
-    },
     /// A flag of methods that were not chosen.
     #[error("{flag} has no effect without --method {owners}")]
     WithoutMethod {
@@ -48,7 +42,7 @@ pub enum CliError {
     },
     /// Copies of the seed that would have the same row of the router.
     #[error(
-        "--seed-copies would get the seed's row from prompts: they tie, and the first gets all"
+        "with --router prompts:PATH, all copies of --seed-copies would have the same router row, and only the first would get tokens"
     )]
     CopiesTie,
     /// A row for each model where experts are parts of models.
@@ -188,8 +182,7 @@ impl CliError {
     fn hint(&self) -> Option<Cow<'_, str>> {
         Some(Cow::Borrowed(match self {
             Self::Library(error) | Self::Cost { error, .. } => return error.hint(),
-            Self::WithoutMethod { .. } => "leave it out, or pass that method",
-            Self::WithMethod { owners, .. } => {
+            Self::WithoutMethod { owners, .. } | Self::WithMethod { owners, .. } => {
                 return Some(format!("leave it out, or pass --method {owners}").into());
             }
             Self::CopiesTie => "pass --router normal, or leave --seed-copies out",
@@ -197,7 +190,9 @@ impl CliError {
             Self::SharedKv => "pass --kv shared",
             Self::RepeatedMixture { .. } => "name them: NAME=DIR",
             Self::Base { .. } => "name one of the folders of --model with the same words",
-            Self::LayoutOfFile { .. } => "convert to a folder with --layout first, and that folder",
+            Self::LayoutOfFile { .. } => {
+                "first convert to a folder with --layout, then convert that folder"
+            }
             Self::Quantize => "pass --to gguf with it",
             Self::GgufDtype { .. } => "or pass --quantize q8_0",
             Self::OneModel => "`bam-convert logits --help` shows both",

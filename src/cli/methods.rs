@@ -98,8 +98,8 @@ impl MethodArguments {
     pub fn scales(&self) -> error::Result<Scales> {
         ScaleFlags::from_arg_matches(&self.own)
             .map(Scales::from)
-            .map_err(|error| CliError::Flags {
-                problem: error.to_string(),
+            .map_err(|error| {
+                bam_convert::Error::from(methods::MethodError::Arguments { error }).into()
             })
     }
 }

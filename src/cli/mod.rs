@@ -55,7 +55,7 @@ use std::process::ExitCode;
 use bam_convert::printable::is_printable;
 use bam_convert::{notice, pipeline};
 use clap::error::ErrorKind;
-use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgMatches, Command, CommandFactory, Parser};
 
 use printer::Printer;
 use verb::{Registered, Verb};
@@ -210,7 +210,7 @@ fn read(matches: &ArgMatches, line: &[OsString]) -> Box<dyn Verb> {
 }
 
 fn is_quiet(matches: &ArgMatches) -> bool {
-    Arguments::from_arg_matches(matches).is_ok_and(|arguments| arguments.quiet)
+    matches.get_flag("quiet")
 }
 
 fn matches(definition: &Command, line: &[OsString]) -> ArgMatches {

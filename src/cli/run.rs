@@ -126,6 +126,7 @@ impl Verb for Arguments {
         if self.supervise {
             return Err(supervise(&self.supervised).into());
         }
+        let program = program();
         if let Some(folder) = &self.from_manifest {
             #[cfg(feature = "hub")]
             let moved = super::hub::recipe_sources(folder, &self.source, printer)?;
@@ -141,9 +142,9 @@ impl Verb for Arguments {
                 &moved,
                 self.allow_shell,
                 self.verify,
-                &program(),
+                &program,
             )?;
-            let stages = rebuild.stages(&program())?;
+            let stages = rebuild.stages(&program)?;
             return self.run_stages(
                 rebuild.recipe(),
                 rebuild.work(),
@@ -153,12 +154,12 @@ impl Verb for Arguments {
             );
         }
         let Some(recipe) = self.recipe.as_deref() else {
-            printer.json(&schema(&program()))?;
+            printer.json(&schema(&program))?;
             return Ok(Verdict::Yes);
         };
         let recipe = Recipe::read(recipe)?;
         let work = recipe.work(self.work.as_deref());
-        let stages = recipe.stages(&self.set, &work, &program())?;
+        let stages = recipe.stages(&self.set, &work, &program)?;
         self.run_stages(&recipe, &work, &stages, None, printer)
     }
 

@@ -1,7 +1,7 @@
 //! What a command is: its arguments, what it declares about itself, and what it does.
 //!
-//! Each command implements [`Verb`] for its `Arguments` in its own file, and has one line in the list of [`commands`]
-//! (super::commands). Parsing, references to the Hub, recipes and the JSON schema take all from there.
+//! Each command implements [`Verb`] for its `Arguments` in its own file, and has one line in the list
+//! [`commands`](super::commands). Parsing, references to the Hub, recipes and the JSON schema take all from there.
 
 use std::fmt::Debug;
 

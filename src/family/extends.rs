@@ -61,14 +61,14 @@ impl<'a> Chain<'a> {
         let mut merged = Map::new();
         for file in files.into_iter().rev() {
             for key in OWN {
-                merged.remove(key);
+                merged.shift_remove(key);
             }
             let computes_otherwise = Layouts::NAMES
                 .into_iter()
                 .chain(["mixture"])
                 .any(|key| file.contains_key(key));
             if computes_otherwise && !file.contains_key("gguf") {
-                merged.remove("gguf");
+                merged.shift_remove("gguf");
             }
             merge(&mut merged, file);
         }
@@ -116,12 +116,13 @@ fn merge(base: &mut Map<String, Value>, own: Map<String, Value>) {
         match value {
             Value::Null => _ = base.shift_remove(&key),
             Value::Object(own) => {
-                let mut inner = match base.remove(&key) {
-                    Some(Value::Object(inner)) => inner,
-                    _ => Map::new(),
-                };
-                merge(&mut inner, own);
-                base.insert(key, Value::Object(inner));
+                let inner = base.entry(key).or_insert(Value::Null);
+                if !inner.is_object() {
+                    *inner = Value::Object(Map::new());
+                }
+                if let Value::Object(inner) = inner {
+                    merge(inner, own);
+                }
             }
             value => _ = base.insert(key, value),
         }

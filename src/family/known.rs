@@ -34,6 +34,9 @@ pub(super) static EMBEDDED: &[(&str, &str)] = embedded!(
     "olmoe"
 );
 
+/// The embedded families that can hold a mixture. The command line lists them at each start, and parses no file for that.
+pub(super) static MIXTURES: [&str; 5] = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
+
 static FAMILIES: LazyLock<std::result::Result<Vec<Arc<Family>>, String>> = LazyLock::new(|| {
     EMBEDDED
         .iter()
@@ -124,6 +127,16 @@ mod tests {
         let dense = ["llama", "mistral", "qwen2", "qwen3", "cohere", "seed_oss"];
         let mixtures = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
         assert_eq!(names, [&dense[..], &mixtures[..]].concat());
+    }
+
+    #[test]
+    fn every_family_of_mixtures_is_listed() {
+        let mixtures = families()
+            .unwrap()
+            .iter()
+            .filter(|family| family.is_mixture());
+        let names: Vec<_> = mixtures.map(|family| family.name.as_str()).collect();
+        assert_eq!(names, MIXTURES);
     }
 
     fn refused(change: impl Fn(&str) -> String) -> Error {

@@ -9,7 +9,7 @@ use super::config::{BAM_VERSION, Config};
 use super::error::FamilyError;
 use super::format::{Family, Presence};
 use super::keys::{Field, Keys};
-use super::known::families;
+use super::known::MIXTURES;
 use super::layout::{AttentionKv, Layers, Layouts, QkNorm};
 use super::mixture::{Mixture, RouterBias};
 use super::spelling::same_value;
@@ -33,9 +33,8 @@ pub struct Output {
 }
 
 /// The names of the families that can hold a mixture.
-pub fn targets() -> Result<Vec<&'static str>> {
-    let mixtures = families()?.iter().filter(|family| family.is_mixture());
-    Ok(mixtures.map(|family| family.name.as_str()).collect())
+pub fn targets() -> &'static [&'static str] {
+    &MIXTURES
 }
 
 /// `dense` with the experts of `mixture` as a checkpoint of the family called `target`; `source` is the configuration that
@@ -51,12 +50,12 @@ pub fn output(
     mixture: Mixture,
     target: &str,
 ) -> Result<Output> {
-    let known = targets()?;
+    let known = targets();
     if !known.contains(&target) {
         return Err(FamilyError::UnknownName {
             what: "a target",
             found: target.to_owned(),
-            known: known.into_iter().map(str::to_owned).collect(),
+            known: known.iter().map(|name| (*name).to_owned()).collect(),
         }
         .into());
     }

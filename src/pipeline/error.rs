@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 
 use crate::error::{ErrorPlace, nearest};
+use crate::table::quoted;
 
 /// A rule that a request to run stages, a work folder, or the recipe of a manifest breaks.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +24,7 @@ pub enum PipelineError {
         known: Vec<String>,
     },
     /// A choice of stages that is no pattern.
-    #[error("`{pattern}` is no pattern: {problem}")]
+    #[error("cannot read the pattern `{pattern}`: {problem}")]
     Pattern {
         /// The choice.
         pattern: String,
@@ -105,7 +106,7 @@ pub enum PipelineError {
         path: PathBuf,
     },
     /// A stage that publishes.
-    #[error("{}: key `recipe.stages`: stage `{stage}` pushes: nothing follows from it", path.display())]
+    #[error("{}: key `recipe.stages`: stage `{stage}` publishes a checkpoint, which a recorded recipe may not do", path.display())]
     Pushes {
         /// The manifest.
         path: PathBuf,
@@ -242,11 +243,12 @@ impl PipelineError {
             }
             Self::WritesOutside { .. } => "nothing was run; do not trust this manifest",
             Self::MissingSource { name, .. } => {
-                return Some(format!("--source {name}=PATH says where it is now").into());
+                let source = quoted(&format!("{name}=PATH"));
+                return Some(format!("--source {source} says where it is now").into());
             }
             Self::SourceChanged { name, .. } => {
-                let hint =
-                    format!("--source {name}=PATH says where a source with the same bytes is");
+                let source = quoted(&format!("{name}=PATH"));
+                let hint = format!("--source {source} says where a source with the same bytes is");
                 return Some(hint.into());
             }
             Self::FarSource { flags, .. } => {
