@@ -10,6 +10,7 @@ not change any byte. Model cards, the Python that ships, and manifests may diffe
 
 import argparse
 import json
+import shutil
 import subprocess
 import tempfile
 from hashlib import sha256
@@ -123,7 +124,7 @@ def main() -> None:
         try:
             sums.append(write(binary.resolve(), folder))
         finally:
-            subprocess.run(["rm", "-rf", folder], check=True)
+            shutil.rmtree(folder)
     if arguments.save:
         arguments.save.write_text(json.dumps(sums[0], indent=1))
     if len(sums) < 2:

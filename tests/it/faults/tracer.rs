@@ -7,6 +7,7 @@ use std::ffi::c_void;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::common::Run;
 
@@ -37,13 +38,16 @@ pub enum Act<'a> {
     KillAfter,
     /// This is done with the file first, then the call.
     Do(&'a mut dyn FnMut(&Path)),
-    /// The process gets this signal, then the call is made.
+    /// The process gets this signal. The call is made after a while, so that the process can answer the signal first.
     Signal(i32),
     /// Every call from this one on that has an answer does nothing, and returns it as an error.
     Lack(&'a dyn Fn(&str, &Path) -> Option<i32>),
     /// Nothing.
     Count,
 }
+
+/// How long a call waits after a signal. The thread that answers signals needs a millisecond on an idle machine.
+const HELD: Duration = Duration::from_millis(500);
 
 /// What came of it.
 pub struct Traced {
@@ -146,9 +150,24 @@ pub fn traced(
     request(libc::PTRACE_SYSCALL, process, 0, 0);
     // What is still to be done at the end of a thread's call.
     let mut pending: HashMap<i32, Option<i32>> = HashMap::new();
+    // The thread whose call waits, and until when.
+    let mut held: Option<(i32, Instant)> = None;
     let code = loop {
+        let waits = held.map_or(0, |_| libc::WNOHANG);
+        let kinds = libc::__WALL | libc::__WNOTHREAD | waits;
         // SAFETY: only children and tracees of this thread are waited for.
-        let thread = unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::__WNOTHREAD) };
+        let thread = unsafe { libc::waitpid(-1, &mut status, kinds) };
+        if let Some((waiting, until)) = held
+            && thread == 0
+        {
+            if Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            } else {
+                held = None;
+                request(libc::PTRACE_SYSCALL, waiting, 0, 0);
+            }
+            continue;
+        }
         assert!(thread > 0, "{}", std::io::Error::last_os_error());
         if !libc::WIFSTOPPED(status) {
             match thread == process {
@@ -195,8 +214,11 @@ pub fn traced(
                                 Act::Kill => kill(process),
                                 Act::KillAfter => drop(pending.insert(thread, None)),
                                 Act::Do(deed) => deed(path),
-                                // SAFETY: the child has not been waited for to its end.
-                                Act::Signal(signal) => _ = unsafe { libc::kill(process, *signal) },
+                                Act::Signal(signal) => {
+                                    // SAFETY: the child has not been waited for to its end.
+                                    unsafe { libc::kill(process, *signal) };
+                                    held = Some((thread, Instant::now() + HELD));
+                                }
                                 Act::Count | Act::Lack(_) => {}
                             }
                         }
@@ -215,7 +237,9 @@ pub fn traced(
             libc::SIGSTOP | libc::SIGTRAP => {}
             other => signal = other,
         }
-        request(libc::PTRACE_SYSCALL, thread, 0, signal as u64);
+        if held.is_none_or(|(waiting, _)| waiting != thread) {
+            request(libc::PTRACE_SYSCALL, thread, 0, signal as u64);
+        }
     };
     let text = |name: &str| {
         String::from_utf8_lossy(&std::fs::read(printed.path().join(name)).unwrap()).into_owned()
