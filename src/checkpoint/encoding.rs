@@ -56,8 +56,8 @@ impl TensorEntry {
     }
 }
 
-/// Two tensors of one file that share bytes, the one that begins first before the other. Such tensors could together be larger
-/// than their file. Readers have checked that no tensor ends after the file.
+/// Two tensors of one file that share bytes, the one that begins first before the other. With shared bytes the tensors of a
+/// file could together be larger than the file. Readers have checked that no tensor ends after the file.
 pub(super) fn overlapping(
     tensors: &BTreeMap<String, TensorEntry>,
 ) -> Option<[(&String, &TensorEntry); 2]> {
