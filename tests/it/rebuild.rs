@@ -447,7 +447,7 @@ fn recipes_that_were_tampered_with_are_found_and_not_run() {
         (
             "/recipe/stages/1/command",
             "push".into(),
-            "stage `tokens` pushes",
+            "stage `tokens` publishes",
         ),
         (
             "/recipe/stages/1/command",
