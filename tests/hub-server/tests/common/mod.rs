@@ -52,9 +52,7 @@ fn exchange(
         .split_once('/')
         .expect("a path");
     let mut stream = TcpStream::connect(origin).expect("the server listens");
-    stream
-        .set_read_timeout(Some(patience))
-        .expect("a timeout");
+    stream.set_read_timeout(Some(patience)).expect("a timeout");
     let head = format!(
         "{method} /{path} HTTP/1.1\r\nhost: {origin}\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n",
         body.len()
