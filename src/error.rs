@@ -29,7 +29,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// What went wrong, named by the place where a user would look for it.
 ///
 /// [`Error::Io`], [`Error::Compute`] and some kinds of `Error::Hub` mean that the machine or the network failed (exit
-/// code 3). All others mean that the request or an input is bad (exit code 2).
+/// code 3). All others mean that the request or an input is bad (exit code 2). So does an [`Error::Io`] about a path that
+/// leads nowhere.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -227,9 +228,10 @@ impl Error {
         }
     }
 
-    /// Where the error is, as far as it knows; an empty place for errors of requests, of the machine and of the network.
+    /// Where the error is, as far as it knows; an empty place for errors of requests, of computations and of the network.
     pub fn place(&self) -> ErrorPlace<'_> {
         match self {
+            Self::Io { path, .. } => ErrorPlace::of(path),
             Self::Advised { error, .. } => error.place(),
             Self::Input(error) => error.place(),
             Self::Checkpoint(error) => error.place(),
@@ -277,6 +279,9 @@ impl Error {
     /// Exit code of the binary: 3 where the machine or the network failed, 2 where the request or an input is bad.
     pub fn exit_code(&self) -> u8 {
         match self {
+            // A program that cannot start, or a `TMPDIR` that is missing, is no input.
+            Self::Io { action, .. } if OF_THE_MACHINE.contains(action) => 3,
+            Self::Io { source, .. } if is_wrong_input(source) => 2,
             Self::Io { .. } | Self::Compute { .. } => 3,
             #[cfg(feature = "hub")]
             Self::Hub(error) if error.is_outside() => 3,
@@ -284,6 +289,26 @@ impl Error {
             _ => 2,
         }
     }
+}
+
+/// Actions on paths that the user has not typed.
+const OF_THE_MACHINE: [&str; 2] = ["run", TEMPORARY_FOLDER];
+
+/// The action of making a folder for temporary files.
+pub(crate) const TEMPORARY_FOLDER: &str = "create a folder for temporary files in";
+
+/// Whether an error of the operating system is about what the user typed or gave: a path that leads nowhere, or a file that
+/// is no text. All others are about the machine.
+pub fn is_wrong_input(error: &io::Error) -> bool {
+    let kinds = [
+        io::ErrorKind::NotFound,
+        io::ErrorKind::NotADirectory,
+        io::ErrorKind::IsADirectory,
+        io::ErrorKind::InvalidFilename,
+        io::ErrorKind::InvalidInput,
+        io::ErrorKind::InvalidData,
+    ];
+    kinds.contains(&error.kind()) || error.raw_os_error() == Some(libc::ELOOP)
 }
 
 /// Rules about files and their keys that several rooms check.

@@ -15,7 +15,27 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// A pool of so many threads, 0 for one a core.
+/// The variable with the number of threads, which rayon and candle read, too.
+const VARIABLE: &str = "RAYON_NUM_THREADS";
+
+/// The number of threads to work with: as the environment or [`limit`] says, else one per core.
+pub fn count() -> usize {
+    asked().unwrap_or_else(cores)
+}
+
+fn asked() -> Option<usize> {
+    let count = std::env::var(VARIABLE).ok()?.parse().ok();
+    count.filter(|count| *count > 0)
+}
+
+/// Makes all work of this process, and of the processes that it starts, use so many threads. A program calls this before it
+/// starts any thread.
+pub fn limit(threads: usize) {
+    // SAFETY: no other thread runs yet that could read the environment.
+    unsafe { std::env::set_var(VARIABLE, threads.to_string()) };
+}
+
+/// A pool of so many threads, 0 for as many as [`count`] says.
 ///
 /// # Errors
 /// Where the system gives not a single one.
@@ -28,7 +48,7 @@ pub fn pool(threads: usize) -> Result<ThreadPool> {
         .map_err(none)
 }
 
-/// Starts the threads that computations share, so many, 0 for one a core; does nothing where they run already.
+/// Starts the threads that computations share, so many, 0 for as many as [`count`] says; does nothing where they run already.
 ///
 /// rayon would start them by itself, and panic where it cannot.
 ///
@@ -59,13 +79,11 @@ pub fn start_shared(threads: usize) -> Result<()> {
 struct Waiting(Vec<Sender<ThreadBuilder>>);
 
 impl Waiting {
-    /// Starts as many of `threads` as the system gives; 0 means one per core.
+    /// Starts as many of `threads` as the system gives; 0 means as many as [`count`] says.
     fn start(threads: usize) -> Result<Self> {
-        let asked = || std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok();
-        let wanted = [Some(threads), asked()];
-        let wanted = wanted.into_iter().flatten().find(|threads| *threads > 0);
+        let wanted = if threads > 0 { threads } else { count() };
         let mut waiting = Vec::new();
-        for _ in 0..wanted.unwrap_or_else(cores) {
+        for _ in 0..wanted {
             let (give, take) = channel::<ThreadBuilder>();
             // Without a part, the thread ends.
             let run = move || take.recv().map_or((), ThreadBuilder::run);

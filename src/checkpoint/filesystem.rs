@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use tempfile::TempDir;
 
 use super::output::folder_of;
+use crate::error::TEMPORARY_FOLDER;
 use crate::{Error, Result, notice};
 
 const NO_LOCKS: &str =
@@ -105,7 +106,7 @@ pub fn temporary_folder(prefix: &str) -> Result<TempDir> {
         .tempdir()
         .map_err(|e| {
             let folder = std::env::temp_dir();
-            Error::io("create a folder for temporary files in", folder, e)
+            Error::io(TEMPORARY_FOLDER, folder, e)
                 .with_hint("set TMPDIR to a folder that you can write to")
         })
 }

@@ -224,7 +224,7 @@ fn other_files_and_versions_are_refused() {
         Gguf::open(Path::new("/no/such.gguf"))
             .unwrap_err()
             .exit_code(),
-        3
+        2
     );
 }
 

@@ -23,6 +23,10 @@ impl Verb for Arguments {
         Declaration::new("completions", StageUse::Never)
     }
 
+    fn has_threads() -> bool {
+        false
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
         let mut text = Vec::new();
         clap_complete::generate(self.shell, &mut definition(), "bam-convert", &mut text);

@@ -27,17 +27,17 @@ use super::write::WriteArguments;
 /// bf16, so tensors of bf16 become f32 with the same values.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  bam-convert convert model.gguf model\n  bam-convert convert model model-f32 --dtype f32 --max-shard-size 500MB\n  bam-convert convert btx mixtral --to mixtral\n  bam-convert convert from-transformers-5 classic --layout classic\n  bam-convert convert mixtral mixtral.gguf --to gguf --dtype f16\n  bam-convert convert model model.npz --to npz"
+    after_help = "Examples:\n  bam-convert convert model.gguf model\n  bam-convert convert model model-f32 --dtype f32 --max-shard-size 500MB\n  bam-convert convert btx mixtral --to mixtral\n  bam-convert convert from-transformers-5 classic --layout classic\n  bam-convert convert mixtral mixtral.gguf --dtype f16\n  bam-convert convert model model.npz"
 )]
 pub struct Arguments {
     /// Folder, or a .safetensors, .gguf or .npz file.
     source: CheckpointPath,
-    /// Folder to make, or file with `--to gguf` and `--to npz`.
+    /// Folder to make; a name that ends in `.gguf` or `.npz` is a file, as with `--to gguf` and `--to npz`.
     out: OutputPath,
     /// Dtype of floating-point tensors [default: the source's; bf16 from quantised].
     #[arg(long, value_name = "DTYPE", value_parser = float_dtype)]
     dtype: Option<Dtype>,
-    /// Family of the output, for a mixture; or `gguf`, a file for llama.cpp; or `npz`, one for numpy [default: the source's].
+    /// Family of the output, for a mixture; or `gguf`, a file for llama.cpp; or `npz`, one for numpy [default: as OUT ends, else the source's].
     #[arg(long, value_name = "FAMILY", value_parser = PossibleValuesParser::new(forms()))]
     to: Option<String>,
     /// Store matrices as blocks of small whole numbers with a scale (`--to gguf`).
@@ -51,9 +51,12 @@ pub struct Arguments {
     write: WriteArguments,
 }
 
+/// Formats of the output that are one file. Its name ends in the same word.
+const FILES: [&str; 2] = ["gguf", "npz"];
+
 /// Values of `--to`: the families of mixtures, GGUF, and archives of numpy.
 fn forms() -> Vec<&'static str> {
-    targets().into_iter().chain(["gguf", "npz"]).collect()
+    targets().into_iter().chain(FILES).collect()
 }
 
 /// Values of `--quantize`.
@@ -92,7 +95,7 @@ impl Verb for Arguments {
     }
 
     fn run(&self, printer: &Printer) -> Outcome {
-        let file = self.to.as_deref().filter(|to| ["gguf", "npz"].contains(to));
+        let file = self.file();
         if let (Some(to), Some(_)) = (file, self.layout) {
             let to = to.to_owned();
             return Err(CliError::LayoutOfFile { to }.into());
@@ -130,6 +133,13 @@ impl Verb for Arguments {
 }
 
 impl Arguments {
+    /// The format of an output that is one file: as `--to` says, else as its name ends.
+    fn file(&self) -> Option<&str> {
+        let ending = || self.out.extension()?.to_str();
+        let form = self.to.as_deref().or_else(ending);
+        form.filter(|form| FILES.contains(form))
+    }
+
     /// How matrices are stored in a GGUF file; as they are where absent.
     fn gguf_dtype(&self) -> error::Result<Option<GgufDtype>> {
         Ok(match (self.quantize, self.dtype) {

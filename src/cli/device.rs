@@ -1,4 +1,4 @@
-//! Where a model computes, and in what.
+//! The device and the dtype that a model computes with.
 
 use std::path::Path;
 

@@ -2,6 +2,7 @@
 
 use bam_convert::arguments::CheckpointPath;
 use bam_convert::pipeline::{Declaration, StageUse};
+use bam_convert::threads;
 use bam_convert::verify::diff;
 use bam_convert::verify::diff::{DiffOptions, work_length};
 use clap::Args;
@@ -40,7 +41,7 @@ impl Verb for Arguments {
     fn run(&self, printer: &Printer) -> Outcome {
         let bar = printer.bytes_bar(work_length(&self.a, &self.b), "comparing");
         let options = DiffOptions {
-            threads: self.work.thread_count(),
+            threads: threads::count(),
             memory: self.work.memory.as_u64(),
             progress: &|bytes| bar.inc(bytes),
         };

@@ -6,6 +6,7 @@ use std::path::Path;
 use bam_convert::arguments::{CheckpointPath, MaybeNamed};
 use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::checkpoint::single;
+use bam_convert::threads;
 use bam_convert::verify::diff::DiffOptions;
 use bam_convert::verify::divergence::{Specialist, divergence, work_length};
 
@@ -41,9 +42,8 @@ pub fn run(
         return Err(CliError::RepeatedSpecialist { name }.into());
     }
     let bar = printer.bytes_bar(work_length(seed, &experts), "comparing");
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let options = DiffOptions {
-        threads,
+        threads: threads::count(),
         memory: MEMORY,
         progress: &|bytes| bar.inc(bytes),
     };

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 
 use bam_convert::Error;
+use bam_convert::error::{ErrorPlace, is_wrong_input};
 use bam_convert::pipeline::Failure;
 
 /// Result of a function that can break rules of the command line and of the library.
@@ -18,6 +19,19 @@ pub enum CliError {
     /// An error of the library.
     #[error(transparent)]
     Library(Box<Error>),
+
+    /// A variable of the environment with a value that its flag refuses.
+    #[error("{variable} is \"{value}\": {reason}")]
+    Variable {
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+        /// Why the flag refuses it.
+        reason: String,
+        /// The flag, without its dashes.
+        flag: String,
+    },
 
     // ---- models and experts
     /// A flag of methods that were not chosen.
@@ -185,6 +199,9 @@ impl CliError {
             Self::WithoutMethod { owners, .. } | Self::WithMethod { owners, .. } => {
                 return Some(format!("leave it out, or pass --method {owners}").into());
             }
+            Self::Variable { flag, .. } => {
+                return Some(format!("unset it, or give it a value that --{flag} takes").into());
+            }
             Self::CopiesTie => "pass --router normal, or leave --seed-copies out",
             Self::PromptsOfParts => "pass --router normal",
             Self::SharedKv => "pass --kv shared",
@@ -208,6 +225,14 @@ impl CliError {
             }
             _ => return None,
         }))
+    }
+
+    /// Where the error is, as far as the library knows.
+    fn place(&self) -> ErrorPlace<'_> {
+        match self {
+            Self::Library(error) | Self::Cost { error, .. } => error.place(),
+            _ => ErrorPlace::default(),
+        }
     }
 
     /// The exit code: 2 for what the command line refuses; the library decides for its own errors.
@@ -236,10 +261,26 @@ pub fn hint(error: &anyhow::Error) -> Option<Cow<'_, str>> {
     }
 }
 
-/// The exit code. An error of neither kind comes from the machine.
-pub fn exit_code(error: &anyhow::Error) -> u8 {
+/// Where the error is, where it knows.
+pub fn place(error: &anyhow::Error) -> ErrorPlace<'_> {
     match error.downcast_ref::<CliError>() {
-        Some(error) => error.exit_code(),
-        None => error.downcast_ref::<Error>().map_or(3, Error::exit_code),
+        Some(error) => error.place(),
+        None => error
+            .downcast_ref::<Error>()
+            .map_or_else(ErrorPlace::default, Error::place),
+    }
+}
+
+/// The exit code. An error of neither kind comes from the machine, unless the system says that the input is wrong.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(error) = error.downcast_ref::<CliError>() {
+        return error.exit_code();
+    }
+    if let Some(error) = error.downcast_ref::<Error>() {
+        return error.exit_code();
+    }
+    match error.downcast_ref::<std::io::Error>() {
+        Some(error) if is_wrong_input(error) => 2,
+        _ => 3,
     }
 }

@@ -92,7 +92,7 @@ pub struct Arguments {
     /// Where to compute.
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
     device: DeviceName,
-    /// In what to compute [default: f32 whatever the stored dtype].
+    /// Dtype to compute in [default: f32, whatever the stored dtype].
     #[arg(long, value_enum)]
     dtype: Option<ComputeDtype>,
     /// Print the result as JSON.

@@ -72,7 +72,7 @@ pub struct Arguments {
     /// Where to compute.
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
     device: DeviceName,
-    /// In what to compute [default: the checkpoint's dtype].
+    /// Dtype to compute in [default: the checkpoint's].
     #[arg(long, value_enum)]
     dtype: Option<ComputeDtype>,
     /// Print the result as JSON: an object, or an array of them for several prompts.

@@ -18,7 +18,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
 
 use super::error::{self, CliError};
-use super::printer::Printer;
+use super::printer::{Printer, Style};
 use super::verb::HubUse;
 
 /// Files that are pulled at a time.
@@ -75,7 +75,7 @@ pub fn resolve(
     if needed == HubUse::Own {
         return Ok(None);
     }
-    let (command, matches) = innermost(program.definition(), matches);
+    let (command, matches) = program.innermost(matches);
     let only_headers = needed == HubUse::Headers || looks(program, command, matches);
     let mut folders = BTreeMap::new();
     for argument in command.get_arguments() {
@@ -97,19 +97,6 @@ pub fn resolve(
     Ok((!folders.is_empty()).then(|| Arc::new(folders)))
 }
 
-/// The last command of a line, as `add` in `expert add`, and its arguments.
-fn innermost<'a>(
-    mut command: &'a Command,
-    mut matches: &'a ArgMatches,
-) -> (&'a Command, &'a ArgMatches) {
-    while let Some((name, below)) = matches.subcommand()
-        && let Some(found) = command.find_subcommand(name)
-    {
-        (command, matches) = (found, below);
-    }
-    (command, matches)
-}
-
 /// Whether a command shows only what it would do: then headers are enough.
 fn looks(program: &Program, command: &Command, matches: &ArgMatches) -> bool {
     command.get_arguments().any(|argument| {
@@ -126,11 +113,11 @@ fn looks(program: &Program, command: &Command, matches: &ArgMatches) -> bool {
 pub fn fetch(
     program: &Program,
     matches: &ArgMatches,
+    style: Style,
 ) -> impl Fn(&str) -> Result<Option<PathBuf>> + use<> {
-    let (command, inner) = innermost(program.definition(), matches);
+    let (command, inner) = program.innermost(matches);
     let only_headers = looks(program, command, inner);
-    let quiet = super::is_quiet(matches);
-    move |name| folder(&Reference::parse(name)?, only_headers, &Printer::new(quiet)).map(Some)
+    move |name| folder(&Reference::parse(name)?, only_headers, &Printer::new(style)).map(Some)
 }
 
 /// The folder of a checkpoint on the Hub: with its headers alone, or whole.

@@ -3,8 +3,11 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use bam_convert::checkpoint::single;
+use bam_convert::table;
+use bam_convert::train::peak_memory;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
@@ -44,6 +47,16 @@ pub(super) fn clean_up_at_signals() {
     let _ = std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(watch);
+}
+
+/// The time and the memory that a command took.
+pub(super) fn used(began: Instant) -> String {
+    let seconds = began.elapsed().as_secs_f64();
+    match peak_memory() {
+        // Some systems do not say it.
+        0 => format!("{seconds:.1} s"),
+        bytes => format!("{seconds:.1} s, memory at most {}", table::bytes(bytes)),
+    }
 }
 
 /// Whether the process started with a signal ignored, as `nohup` and shells do for jobs in the background.

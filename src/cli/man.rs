@@ -27,6 +27,10 @@ impl Verb for Arguments {
         Declaration::new("man", StageUse::Never)
     }
 
+    fn has_threads() -> bool {
+        false
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
         std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
         let mut definition = definition().disable_help_subcommand(true);

@@ -1,17 +1,19 @@
 //! The command line: one file a command.
 //!
-//! Exit codes: 0 ok; 1 a check said no; 2 bad usage or input; 3 the machine refused (I/O). `main` turns an outcome into
-//! its exit code once; `error.rs` knows the codes of errors. A closed pipe means that the reader has seen enough, which is
+//! Exit codes: 0 ok; 1 a check said no; 2 bad usage or input; 3 the machine or the network failed. `main` turns an outcome
+//! into its exit code once; `error.rs` knows the codes of errors. A closed pipe means that the reader has seen enough, which is
 //! no error.
 
 mod branch;
 mod check;
+mod common;
 mod completions;
 mod convert;
 mod cost;
 mod device;
 mod diff;
 mod divergence;
+mod environment;
 mod error;
 mod estimate;
 mod eval;
@@ -21,6 +23,7 @@ mod generate;
 #[cfg(feature = "hub")]
 mod hub;
 mod init;
+mod inputs;
 mod inspect;
 mod logits;
 mod machine;
@@ -51,14 +54,18 @@ mod write;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Instant;
 
+use bam_convert::error::ErrorPlace;
 use bam_convert::printable::is_printable;
-use bam_convert::{notice, pipeline};
+use bam_convert::table::counted;
+use bam_convert::{notice, pipeline, threads};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Command, CommandFactory, Parser};
 
-use printer::Printer;
-use verb::{Registered, Verb};
+use common::GlobalArguments;
+use printer::{Fault, Printer, Style};
+use verb::{HubUse, Registered, Verb};
 
 /// The commands, in the order of the help.
 fn commands() -> Vec<Registered> {
@@ -90,6 +97,9 @@ fn commands() -> Vec<Registered> {
     ]
 }
 
+/// The exit code of a line that is wrong.
+const USAGE: u8 = 2;
+
 /// What a command returns: whether its check, if it is one, said yes.
 type Outcome = anyhow::Result<Verdict>;
 
@@ -113,24 +123,26 @@ enum Verdict {
     arg_required_else_help = true
 )]
 struct Arguments {
-    /// Print results only: no progress, no notes.
-    #[arg(short, long, global = true)]
-    quiet: bool,
+    #[command(flatten)]
+    global: GlobalArguments,
 }
 
 /// Parses the arguments, runs the command, and turns its outcome into an exit code.
 pub fn main() -> ExitCode {
+    let began = Instant::now();
+    let line = std::env::args_os().collect::<Vec<_>>();
+    let style = common::style(&line);
     // A panic is a fault of this program, and its message may repeat a stranger's text.
-    std::panic::set_hook(Box::new(|panic| Printer::new(false).panic(panic)));
+    std::panic::set_hook(Box::new(move |panic| Printer::new(style).panic(panic)));
     machine::prepare();
-    let (verb, printer) = match parse() {
+    let (verb, printer) = match parse(line, style) {
         Ok(parsed) => parsed,
         Err(error) => {
-            let exit_code = error.exit_code();
-            Printer::new(false).error(&error.into());
-            return ExitCode::from(exit_code);
+            Printer::new(style).error(&error);
+            return ExitCode::from(error::exit_code(&error));
         }
     };
+    show_start(&printer);
     if !verb.handles_signals() {
         machine::clean_up_at_signals();
     }
@@ -138,6 +150,7 @@ pub fn main() -> ExitCode {
     notice::take()
         .iter()
         .for_each(|notice| printer.note(&format!(" note: {notice}")));
+    printer.detail(&machine::used(began));
     match outcome {
         Ok(Verdict::Yes) => ExitCode::SUCCESS,
         Ok(Verdict::No) => ExitCode::from(1),
@@ -146,6 +159,16 @@ pub fn main() -> ExitCode {
             printer.error(&error);
             ExitCode::from(error::exit_code(&error))
         }
+    }
+}
+
+/// Says with how many threads a command runs, and which settings it takes from the environment.
+fn show_start(printer: &Printer) {
+    let version = env!("CARGO_PKG_VERSION");
+    let threads = counted(threads::count() as u64, "thread");
+    printer.detail(&format!("bam-convert {version}, {threads}"));
+    for variable in environment::given() {
+        printer.detail(&format!("from the environment: {variable}"));
     }
 }
 
@@ -162,33 +185,42 @@ fn program() -> pipeline::Program {
         .fold(Arguments::command(), |definition, command| {
             definition.subcommand(command.definition())
         });
+    let definition = environment::shown(common::with_exit_codes(definition));
     let declarations = commands.into_iter().map(|command| command.declaration);
     pipeline::Program::new(definition, declarations.collect(), values::kinds())
 }
 
 /// The command of this process, with the settings that the file of `--config` holds, and where it prints. What `clap`
 /// refuses, or answers itself, ends the process.
-fn parse() -> bam_convert::Result<(Box<dyn Verb>, Printer)> {
+fn parse(mut line: Vec<OsString>, style: Style) -> anyhow::Result<(Box<dyn Verb>, Printer)> {
     let program = program();
-    let mut line = std::env::args_os().collect::<Vec<_>>();
     let mut notes = Vec::new();
     if pipeline::is_given(&line) {
         let relaxed = pipeline::relaxed(&program);
-        let matches = matches(relaxed.definition(), &line);
+        let matches = matches(relaxed.definition(), &line, style)?;
+        let style = with_volume(style, &matches);
         #[cfg(feature = "hub")]
-        let fetch = hub::fetch(&program, &matches);
+        let fetch = hub::fetch(&program, &matches, style);
         #[cfg(not(feature = "hub"))]
         let fetch = |_: &str| Ok(None);
         pipeline::Settled { line, notes } = pipeline::settle(&relaxed, line, &matches, &fetch)?;
     }
-    let found = matches(program.definition(), &line);
-    let verb = read(&found, &line);
-    let printer = Printer::new(is_quiet(&found));
+    let found = matches(program.definition(), &line, style)?;
+    common::use_threads(&found);
+    let verb = read(&found, &line, style);
+    let printer = Printer::new(with_volume(style, &found));
     format::bring(&found)?;
+    // Commands that resolve references themselves say themselves what is missing.
+    if verb.hub_use() != HubUse::Own {
+        inputs::check(&program, &found)?;
+    }
     // The line is complete before anything is pulled.
     #[cfg(feature = "hub")]
     let verb = match hub::resolve(&program, &found, verb.hub_use(), &printer)? {
-        Some(folders) => read(&matches(&program.with_folders(&folders), &line), &line),
+        Some(folders) => {
+            let found = matches(&program.with_folders(&folders), &line, style)?;
+            read(&found, &line, style)
+        }
         None => verb,
     };
     notes
@@ -198,7 +230,7 @@ fn parse() -> bam_convert::Result<(Box<dyn Verb>, Printer)> {
 }
 
 /// The command with the arguments of a line.
-fn read(matches: &ArgMatches, line: &[OsString]) -> Box<dyn Verb> {
+fn read(matches: &ArgMatches, line: &[OsString], style: Style) -> Box<dyn Verb> {
     let command = matches.subcommand().and_then(|(name, matches)| {
         let mut commands = commands().into_iter();
         let command = commands.find(|command| command.declaration.name == name)?;
@@ -206,29 +238,43 @@ fn read(matches: &ArgMatches, line: &[OsString]) -> Box<dyn Verb> {
     });
     // The definition requires a command.
     let command = command.unwrap_or_else(|| Err(clap::Error::new(ErrorKind::MissingSubcommand)));
-    command.unwrap_or_else(|error| end(&error, line))
+    command.unwrap_or_else(|error| end(&error, line, style))
 }
 
-fn is_quiet(matches: &ArgMatches) -> bool {
-    matches.get_flag("quiet")
+/// The style with as many notes as the line asks for.
+fn with_volume(style: Style, matches: &ArgMatches) -> Style {
+    Style {
+        quiet: matches.get_flag("quiet"),
+        verbose: matches.get_flag("verbose"),
+        ..style
+    }
 }
 
-fn matches(definition: &Command, line: &[OsString]) -> ArgMatches {
-    let matches = definition.clone().try_get_matches_from(line);
-    matches.unwrap_or_else(|error| end(&error, line))
+/// What the parser finds in a line. The environment gives what the line does not.
+fn matches(definition: &Command, line: &[OsString], style: Style) -> error::Result<ArgMatches> {
+    let definition = environment::applied(definition.clone())?.color(style.help_color);
+    let matches = definition.try_get_matches_from(line);
+    Ok(matches.unwrap_or_else(|error| end(&error, line, style)))
 }
 
 /// Ends the process with clap's help or refusal. Words of the line may be names of strangers' files, as a shell's `*` gives
 /// them, and clap repeats them as they are.
-fn end(error: &clap::Error, line: &[OsString]) -> ! {
+fn end(error: &clap::Error, line: &[OsString], style: Style) -> ! {
     let is_safe = |word: &OsString| word.to_string_lossy().chars().all(is_printable);
-    if line.iter().all(is_safe) {
+    let is_for_people = !style.json || !error.use_stderr();
+    if is_for_people && line.iter().all(is_safe) {
         error.exit();
     }
     let text = error.render().to_string();
-    let problem = text.split("\n\n").next().unwrap_or_default();
-    let problem = problem.trim_start_matches("error: ").to_owned();
-    Printer::new(false).error(&anyhow::Error::msg(problem));
+    let mut paragraphs = text.split("\n\n").map(str::trim);
+    let problem = paragraphs.next().unwrap_or_default();
+    let tip = paragraphs.find_map(|paragraph| paragraph.strip_prefix("tip: "));
+    Printer::new(style).fault(&Fault {
+        message: problem.trim_start_matches("error: "),
+        hint: tip,
+        place: ErrorPlace::default(),
+        exit_code: USAGE,
+    });
     std::process::exit(error.exit_code())
 }
 

@@ -6,20 +6,56 @@
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
+use bam_convert::error::ErrorPlace;
 use bam_convert::printable::{printable, printable_json, printable_lines};
+use clap::ColorChoice;
+use clap::builder::styling::{AnsiColor, Style as Look};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::error;
 
-/// Where a command prints.
-pub struct Printer {
-    quiet: bool,
+/// What begins a note.
+const NOTE: &str = " note:";
+
+/// How a command prints.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Style {
+    /// Results and errors only.
+    pub quiet: bool,
+    /// More notes.
+    pub verbose: bool,
+    /// Errors as JSON.
+    pub json: bool,
+    /// Colors for the words that begin a line on stderr.
+    pub color: bool,
+    /// When help texts have colors.
+    pub help_color: ColorChoice,
 }
 
+/// Where a command prints.
+pub struct Printer {
+    style: Style,
+}
+
+/// An error as its parts, for people and for programs.
+pub struct Fault<'a> {
+    /// What is wrong.
+    pub message: &'a str,
+    /// What to do next.
+    pub hint: Option<&'a str>,
+    /// Where it is.
+    pub place: ErrorPlace<'a>,
+    /// How the process ends.
+    pub exit_code: u8,
+}
+
+/// The exit code of a panic, as Rust's own.
+const PANICKED: u8 = 101;
+
 impl Printer {
-    /// `quiet` leaves results and errors only.
-    pub fn new(quiet: bool) -> Self {
-        Self { quiet }
+    /// A printer of this style.
+    pub fn new(style: Style) -> Self {
+        Self { style }
     }
 
     /// Prints a result, which ends with a line break.
@@ -45,14 +81,27 @@ impl Printer {
 
     /// Prints what the user should know, unless quiet.
     pub fn note(&self, text: &str) {
-        if !self.quiet {
-            self.stderr(&printable(text));
+        if self.style.quiet {
+            return;
+        }
+        let text = printable(text);
+        let text = match text.strip_prefix(NOTE) {
+            Some(rest) => format!("{}{rest}", self.label(NOTE, AnsiColor::Cyan)),
+            None => text,
+        };
+        self.stderr(&text);
+    }
+
+    /// Prints what the user should know who asked for more.
+    pub fn detail(&self, text: &str) {
+        if self.style.verbose {
+            self.note(&format!("{NOTE} {text}"));
         }
     }
 
     /// Prints lines of a log, unless quiet: marked, so that none passes for one of this program's own.
     pub fn log(&self, lines: &str) {
-        if !self.quiet {
+        if !self.style.quiet {
             let marked = |line: &str| format!("  | {}", printable(line));
             let lines: Vec<String> = lines.lines().map(marked).collect();
             self.stderr(&lines.join("\n"));
@@ -61,16 +110,37 @@ impl Printer {
 
     /// Prints an error and its hint.
     pub fn error(&self, error: &anyhow::Error) {
-        self.stderr(&format!("error: {}", printable(&error::text(error))));
-        if let Some(hint) = error::hint(error) {
-            self.stderr(&format!(" hint: {}", printable(&hint)));
+        self.fault(&Fault {
+            message: &error::text(error),
+            hint: error::hint(error).as_deref(),
+            place: error::place(error),
+            exit_code: error::exit_code(error),
+        });
+    }
+
+    /// Prints an error as two lines, or as a line of JSON.
+    pub fn fault(&self, fault: &Fault) {
+        if self.style.json {
+            let json = serde_json::json!({ "error": fault.json() }).to_string();
+            self.stderr(&printable_json(&json));
+            return;
+        }
+        let label = self.label("error:", AnsiColor::Red);
+        self.stderr(&format!("{label} {}", printable(fault.message)));
+        if let Some(hint) = fault.hint {
+            let label = self.label(" hint:", AnsiColor::Green);
+            self.stderr(&format!("{label} {}", printable(hint)));
         }
     }
 
     /// Prints where the program panicked, and the backtrace if `RUST_BACKTRACE` asks for one.
     pub fn panic(&self, panic: &std::panic::PanicHookInfo) {
-        self.stderr(&format!("error: {}", printable(&panic.to_string())));
-        self.stderr(" hint: this is a fault of bam-convert: please report it");
+        self.fault(&Fault {
+            message: &panic.to_string(),
+            hint: Some("this is a fault of bam-convert: please report it"),
+            place: ErrorPlace::default(),
+            exit_code: PANICKED,
+        });
         let backtrace = std::backtrace::Backtrace::capture();
         if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
             self.stderr(&printable_lines(&backtrace.to_string()));
@@ -117,7 +187,7 @@ impl Printer {
     }
 
     fn target(&self) -> ProgressDrawTarget {
-        let visible = !self.quiet && std::io::stderr().is_terminal();
+        let visible = !self.style.quiet && std::io::stderr().is_terminal();
         if visible {
             ProgressDrawTarget::stderr()
         } else {
@@ -140,9 +210,44 @@ impl Printer {
         bar
     }
 
+    /// The word that begins a line.
+    fn label(&self, word: &str, color: AnsiColor) -> String {
+        if self.style.color {
+            let look = Look::new().bold().fg_color(Some(color.into()));
+            format!("{look}{word}{look:#}")
+        } else {
+            word.to_owned()
+        }
+    }
+
     fn stderr(&self, text: &str) {
         // Nobody is left to tell where stderr is closed.
         let _ = writeln!(std::io::stderr().lock(), "{text}");
+    }
+}
+
+impl Fault<'_> {
+    /// The parts that are known.
+    fn json(&self) -> serde_json::Map<String, serde_json::Value> {
+        let place = &self.place;
+        let path = place.path.map(|path| path.to_string_lossy().into_owned());
+        let (line, column) = place
+            .position
+            .map_or((None, None), |at| (Some(at.line), Some(at.column)));
+        let parts = [
+            ("message", Some(self.message.into())),
+            ("hint", self.hint.map(Into::into)),
+            ("path", path.map(Into::into)),
+            ("line", line.map(Into::into)),
+            ("column", column.map(Into::into)),
+            ("tensor", place.tensor.map(Into::into)),
+            ("key", place.key.map(Into::into)),
+            ("exit_code", Some(self.exit_code.into())),
+        ];
+        let known = parts.into_iter();
+        known
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+            .collect()
     }
 }
 

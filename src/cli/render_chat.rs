@@ -41,6 +41,10 @@ impl Verb for Arguments {
         Declaration::new(NAME, StageUse::Never)
     }
 
+    fn has_threads() -> bool {
+        false
+    }
+
     fn run(&self, printer: &Printer) -> Outcome {
         limit_process()?;
         abort_without_memory();

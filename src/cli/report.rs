@@ -5,6 +5,7 @@ use bam_convert::checkpoint::{Checkpoint, single};
 use bam_convert::estimate::{Estimate, READ};
 use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::report::{self, Means, Work};
+use bam_convert::threads;
 use clap::{ArgAction, Args};
 
 use super::estimate::print;
@@ -33,9 +34,6 @@ pub struct Arguments {
     /// The page.
     #[arg(long, value_name = "FILE.html")]
     out: OutputPath,
-    /// Worker threads [default: all cores].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
     /// Say what it would take.
     #[arg(long, hide = true, action = ArgAction::SetTrue)]
     outline: Outline,
@@ -72,10 +70,8 @@ impl Verb for Arguments {
         })?;
         let input = report::read(&paths(&self.inputs))?;
         let bar = printer.bytes_bar(0, "comparing");
-        let threads = self.threads.map(usize::from);
         let means = Means {
-            threads: threads
-                .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+            threads: threads::count(),
             progress: &|work| match work {
                 Work::Total(bytes) => bar.set_length(bytes),
                 Work::Done(bytes) => bar.inc(bytes),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use bam_convert::Error;
+use bam_convert::{Error, threads};
 use bam_convert::arguments::{CheckpointPath, DryRun, InputPath, Named, OutputPath};
 use bam_convert::checkpoint::reference::SCHEME;
 use bam_convert::pipeline::{
@@ -197,12 +197,11 @@ impl Arguments {
         let program = std::env::current_exe().map_err(|e| Error::io("find", "this program", e))?;
         let stop = Arc::new(AtomicBool::new(false));
         let watcher = Watcher::new(printer, stages.len());
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let runner = Runner {
             program: &program,
             supervise: &SUPERVISE,
             work,
-            jobs: self.jobs.map_or_else(cores, usize::from),
+            jobs: self.jobs.map_or_else(threads::cores, usize::from),
             variables: &variables,
             verify: self.verify,
             shares: self.job,

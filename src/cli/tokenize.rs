@@ -60,9 +60,6 @@ pub struct Arguments {
     /// Replace an existing token folder at the output.
     #[arg(long, action = ArgAction::SetTrue)]
     force: Force,
-    /// Worker threads [default: all cores].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -90,7 +87,7 @@ impl Verb for Arguments {
         if *self.outline {
             return print(printer, &outline(&settings)?);
         }
-        let pool = threads::pool(self.threads.map_or(0, usize::from))?;
+        let pool = threads::pool(0)?;
         let bar = Mutex::new(ProgressBar::hidden());
         let progress = |progress: TokenizeProgress| {
             // A bar that cannot be reached is no reason to stop.

@@ -11,7 +11,6 @@ use bam_convert::checkpoint::outline;
 use bam_convert::family::{Architecture, Config};
 use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::table;
-use bam_convert::threads::start_shared;
 use bam_convert::train::settings::{Compute, Documents, Preset, Spike, Trouble};
 use bam_convert::train::{
     Decay, End, Event, LoadBalance, Operation, Outlook, Request, Settings, beside, check, run,
@@ -146,7 +145,7 @@ struct Optimiser {
         value_delimiter = ','
     )]
     train: Vec<String>,
-    /// What of it stays as it is, in the same words.
+    /// What not to train, in the same words as --train.
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     freeze: Vec<String>,
 }
@@ -174,12 +173,9 @@ struct Machine {
     /// Where to compute.
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
     device: DeviceName,
-    /// In what to compute; master weights and moments are float32 always.
+    /// Dtype of the weights that the model computes with; master weights and moments are always float32.
     #[arg(long, value_enum, default_value_t = Compute::F32)]
     dtype: Compute,
-    /// Threads [default: all cores].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
     /// Keep only the inputs of layers, and run each layer twice: less memory, the same numbers.
     #[arg(long)]
     gradient_checkpointing: bool,
@@ -224,9 +220,6 @@ impl Verb for Arguments {
     }
 
     fn run(&self, printer: &Printer) -> Outcome {
-        if let Some(threads) = self.machine.threads {
-            use_threads(threads)?;
-        }
         if *self.outline {
             outline::copy(&self.checkpoint, &self.out)?;
             return print(printer, &self.outlook(&self.settings(printer)?)?.estimate());
@@ -434,11 +427,4 @@ impl Arguments {
             force: *self.force,
         }
     }
-}
-
-/// Makes all computations use so many threads.
-fn use_threads(threads: u16) -> bam_convert::Result<()> {
-    // SAFETY: no other thread runs yet that could read the environment.
-    unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
-    start_shared(threads.into())
 }

@@ -7,6 +7,7 @@ use bam_convert::arguments::{CheckpointPath, Outline};
 use bam_convert::checkpoint::Checkpoint;
 use bam_convert::estimate::{Estimate, READ};
 use bam_convert::pipeline::{Declaration, StageUse};
+use bam_convert::threads;
 use bam_convert::verify::validate::{ValidateOptions, work_length};
 use bam_convert::verify::{ValidationReport, validate};
 use clap::{ArgAction, Args};
@@ -92,7 +93,7 @@ pub fn examine(
     printer: &Printer,
 ) -> Result<ValidationReport> {
     let bar = printer.bytes_bar(0, "checking");
-    let (threads, memory) = (work.thread_count(), work.memory.as_u64());
+    let (threads, memory) = (threads::count(), work.memory.as_u64());
     let options = ValidateOptions {
         against,
         threads,

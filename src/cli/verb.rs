@@ -9,7 +9,7 @@ use bam_convert::pipeline::Declaration;
 use clap::{ArgMatches, Args, Command};
 
 use super::printer::Printer;
-use super::{Outcome, format};
+use super::{Outcome, common, format};
 
 /// What a command takes from a repository of the Hub that is named in the place of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,14 @@ pub trait Verb: Debug {
         false
     }
 
+    /// Whether it has work for several threads, and so has `--threads`.
+    fn has_threads() -> bool
+    where
+        Self: Sized,
+    {
+        true
+    }
+
     /// Runs the command.
     fn run(&self, printer: &Printer) -> Outcome;
 
@@ -61,6 +69,7 @@ pub struct Registered {
     /// What it declares about itself.
     pub declaration: Declaration,
     opens_models: bool,
+    has_threads: bool,
     augment: fn(Command) -> Command,
     read: fn(&ArgMatches) -> Result<Box<dyn Verb>, clap::Error>,
 }
@@ -74,6 +83,7 @@ impl Registered {
                 ..A::declaration()
             },
             opens_models: A::opens_models(),
+            has_threads: A::has_threads(),
             augment: A::augment_args,
             read: read::<A>,
         }
@@ -82,6 +92,7 @@ impl Registered {
     /// Its part of the definition of the command line.
     pub fn definition(&self) -> Command {
         let command = (self.augment)(Command::new(self.declaration.name));
+        let command = common::augmented(command, self.has_threads);
         if self.opens_models {
             format::augmented(command)
         } else {

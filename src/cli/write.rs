@@ -13,6 +13,7 @@ use bam_convert::surgery::export::Export;
 use bam_convert::surgery::router::RouterInit;
 use bam_convert::surgery::{Plan, licence};
 use bam_convert::table;
+use bam_convert::threads;
 use bytesize::ByteSize;
 use clap::{ArgAction, Args};
 
@@ -83,7 +84,7 @@ impl WriteArguments {
             .for_each(|note| printer.note(&format!(" note: {note}")));
         let place = export.check_place(out, *self.force);
         if *self.dry_run {
-            let (memory, threads) = (self.work.memory.as_u64(), self.work.thread_count());
+            let (memory, threads) = (self.work.memory.as_u64(), threads::count());
             let preview = Preview::new(
                 &export.plan,
                 export.architecture.as_ref(),
@@ -96,7 +97,7 @@ impl WriteArguments {
         }
         place?;
         let bar = printer.bytes_bar(export.length(), "writing");
-        export.write(out, *self.force, self.work.thread_count(), &|bytes| {
+        export.write(out, *self.force, threads::count(), &|bytes| {
             bar.inc(bytes)
         })?;
         bar.finish_and_clear();
@@ -164,7 +165,7 @@ impl WriteArguments {
             .chain(&licence::notes(plan))
             .for_each(|note| printer.note(&format!(" note: {note}")));
         let bar = printer.bytes_bar(work_length(plan), "writing");
-        let threads = self.work.thread_count();
+        let threads = threads::count();
         let target = Target {
             folder: out,
             force: *self.force,

@@ -95,6 +95,17 @@ impl Program {
         &self.definition
     }
 
+    /// The last command of a line, as `add` in `expert add`, and its arguments.
+    pub fn innermost<'a>(&'a self, matches: &'a ArgMatches) -> (&'a Command, &'a ArgMatches) {
+        let (mut command, mut matches) = (&self.definition, matches);
+        while let Some((name, below)) = matches.subcommand()
+            && let Some(found) = command.find_subcommand(name)
+        {
+            (command, matches) = (found, below);
+        }
+        (command, matches)
+    }
+
     /// The definition with local folders in the place of the references that they were pulled for.
     pub fn with_folders(&self, folders: &PulledFolders) -> Command {
         with_folders(self.definition.clone(), &self.kinds, folders)

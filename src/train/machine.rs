@@ -40,7 +40,7 @@ fn measure_peak(device: &Device, dtype: DType) -> candle_core::Result<f64> {
 }
 
 /// The largest memory that the process has had, in bytes; 0 where the operating system does not tell.
-pub(super) fn peak_memory() -> u64 {
+pub fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())

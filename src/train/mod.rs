@@ -27,7 +27,7 @@ pub use crate::checkpoint::output::beside;
 pub use crate::model::{AdamW, LoadBalance};
 pub use error::{BadStep, TrainError};
 pub use event::{Event, Watcher};
-pub use machine::{Memory, matmul_peak};
+pub use machine::{Memory, matmul_peak, peak_memory};
 pub use outlook::Outlook;
 pub use run::{End, Request, check, run};
 pub use run_error::RunError;

@@ -206,7 +206,7 @@ fn what_is_wrong_is_named_with_its_place() {
         bench.upcycle(text, &[]).refused(2, parts);
     }
     configured("upcycle", &bench.path("none.yaml"), &bench.path("out"), &[])
-        .refused(3, &["none.yaml"]);
+        .refused(2, &["none.yaml"]);
     bench
         .merge("base_model: x\nexperts: []\n", &[])
         .refused(2, &["mergekit-moe", "bam-convert upcycle --config"]);

@@ -328,7 +328,7 @@ fn a_reference_stands_wherever_a_checkpoint_does() {
     // Words that are no path stay words.
     world
         .run(&["generate", "absent", "--prompt", "hf://org/seed"])
-        .refused(3, &["absent"]);
+        .refused(2, &["absent"]);
 }
 
 #[test]

@@ -235,7 +235,7 @@ fn names_of_outputs() {
         for out in [long, deep] {
             let mut command = Command::new(binary());
             command.arg("convert").args([&seed, &out]).args(*to);
-            finish(command).refused(3, &["File name too long"]);
+            finish(command).refused(2, &["File name too long"]);
         }
     }
     let left = listing(work.path());

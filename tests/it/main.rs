@@ -53,6 +53,7 @@ mod run;
 mod schema;
 mod slurm;
 mod stage_files;
+mod surface;
 mod targets;
 mod templates;
 mod terminal;

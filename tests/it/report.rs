@@ -334,7 +334,7 @@ fn what_is_no_run_is_refused() {
     let page = path("report.html");
     bam!("report", folder.path(), "--out", page)
         .refused(2, &["metrics.jsonl", "config.json", "found none"]);
-    bam!("report", path("nowhere"), "--out", page).refused(3, &["cannot read", "nowhere"]);
+    bam!("report", path("nowhere"), "--out", page).refused(2, &["cannot open", "nowhere"]);
     fs::write(path("eval.json"), "{\"context\": 2}").unwrap();
     bam!("report", path("eval.json"), "--out", page).refused(
         2,

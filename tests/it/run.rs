@@ -453,9 +453,9 @@ fn a_failing_stage_stops_with_its_name_and_the_end_of_its_log() {
     let bench = Bench::new();
     bench.edit("seed: ${stage.seed}", "seed: nowhere");
     let run = bench.run().refused(
-        3,
+        2,
         &[
-            "stage `bam` ended with exit code 3",
+            "stage `bam` ended with exit code 2",
             "cannot open nowhere",
             "logs/bam.log",
         ],

@@ -115,11 +115,12 @@ impl Run {
         self
     }
 
-    /// Asserts the exit code, and that stderr is one `error:` that holds every one of `parts`.
+    /// Asserts the exit code, and that stderr has an `error:`, or an error as JSON, and every one of `parts`.
     #[track_caller]
     pub fn refused(self, code: i32, parts: &[&str]) -> Self {
         assert_eq!(self.code, Some(code), "{self}");
-        assert!(self.stderr.contains("error: "), "no `error:` line\n{self}");
+        let has_error = ["error: ", "{\"error\":"].map(|begin| self.stderr.contains(begin));
+        assert!(has_error.contains(&true), "no `error:` line\n{self}");
         for part in parts {
             assert!(self.stderr.contains(part), "stderr lacks `{part}`\n{self}");
         }

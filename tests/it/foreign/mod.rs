@@ -453,5 +453,5 @@ fn a_file_in_place_of_a_folder_and_the_other_way() {
 
 #[test]
 fn a_repository_without_its_scheme() {
-    bam!("inspect", "org/name").refused(3, &["No such file", "hint: ", "hf://org/name"]);
+    bam!("inspect", "org/name").refused(2, &["No such file", "hint: ", "hf://org/name"]);
 }

@@ -1,0 +1,54 @@
+//! Inputs that do not exist, refused before a command begins: after minutes of work, a mistyped path would cost them.
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use bam_convert::arguments::{ArgumentKind, ArgumentRole};
+use bam_convert::checkpoint::foreign;
+use bam_convert::pipeline::Program;
+use bam_convert::{Error, Result};
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+
+/// Refuses a line with an input that does not exist. An outline is made where inputs may be absent still.
+///
+/// # Errors
+/// The first path that does not exist; for a checkpoint that looks like a repository, with a hint.
+pub fn check(program: &Program, matches: &ArgMatches) -> Result<()> {
+    let (command, matches) = program.innermost(matches);
+    let given = command.get_arguments().filter_map(|argument| {
+        let id = argument.get_id().as_str();
+        let is_typed = matches.value_source(id) == Some(ValueSource::CommandLine);
+        let kind = program.kind(argument).filter(|_| is_typed)?;
+        Some((kind, id))
+    });
+    let given: Vec<(ArgumentKind, &str)> = given.collect();
+    if given.iter().any(|(kind, _)| kind.role == ArgumentRole::Outline) {
+        return Ok(());
+    }
+    for (kind, id) in given.iter().filter(|(kind, _)| kind.role.is_read()) {
+        let values = matches.get_raw(id).into_iter().flatten();
+        values
+            .filter_map(OsStr::to_str)
+            .try_for_each(|text| expect(kind, text))?;
+    }
+    Ok(())
+}
+
+/// Refuses a value none of whose paths exist.
+fn expect(kind: &ArgumentKind, text: &str) -> Result<()> {
+    let places = kind.places(text);
+    // The last one lacks the name and the weight.
+    let Some(last) = places.last().map(Path::new) else {
+        return Ok(());
+    };
+    if places.iter().any(|place| Path::new(place).exists()) {
+        return Ok(());
+    }
+    if kind.role == ArgumentRole::Checkpoint {
+        return foreign::stat(last).map(drop);
+    }
+    std::fs::metadata(last)
+        .map(drop)
+        .map_err(|e| Error::io("open", last, e))
+}
