@@ -109,14 +109,14 @@ fn color(words: &[&str]) -> ColorChoice {
     let mut found = environment::value("color");
     for (number, word) in words.iter().enumerate() {
         if let Some(value) = word.strip_prefix("--color=") {
-            found = Some(value.to_owned());
+            found = Some(value);
         } else if *word == "--color" {
-            found = words.get(number + 1).map(|value| (*value).to_owned());
+            found = words.get(number + 1).copied();
         }
     }
     // The parser refuses other values.
     found
-        .and_then(|value| ColorChoice::from_str(&value, false).ok())
+        .and_then(|value| ColorChoice::from_str(value, false).ok())
         .unwrap_or_default()
 }
 

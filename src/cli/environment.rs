@@ -1,6 +1,7 @@
 //! `BAM_CONVERT_*`: environment variables that set a flag where neither the line nor a file of settings does.
 
 use std::ffi::OsString;
+use std::sync::OnceLock;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
@@ -17,9 +18,16 @@ const VARIABLES: [(&str, &str); 6] = [
 ];
 
 /// The value of the variable for a flag; an empty one counts as absent.
-pub fn value(flag: &str) -> Option<String> {
-    let (_, variable) = VARIABLES.iter().find(|(name, _)| *name == flag)?;
-    std::env::var(variable).ok().filter(|value| !value.is_empty())
+pub fn value(flag: &str) -> Option<&'static str> {
+    // Read once, because the parser holds its defaults for as long as the process lives.
+    static VALUES: OnceLock<Vec<Option<String>>> = OnceLock::new();
+    let values = VALUES.get_or_init(|| {
+        let read = |(_, variable): &(_, &str)| std::env::var(variable).ok();
+        VARIABLES.iter().map(read).collect()
+    });
+    let number = VARIABLES.iter().position(|(name, _)| *name == flag)?;
+    let value = values.get(number)?.as_deref();
+    value.filter(|value| !value.is_empty())
 }
 
 /// The variables that are set, with their values.
@@ -50,13 +58,13 @@ pub fn shown(command: Command) -> Command {
 pub fn applied(command: Command) -> Result<Command> {
     for (flag, variable) in VARIABLES {
         if let Some(value) = value(flag) {
-            check(&command, flag, variable, &value)?;
+            check(&command, flag, variable, value)?;
         }
     }
     Ok(mapped(command, &|argument| {
         let value = argument.get_long().and_then(value);
         match value {
-            Some(value) if is_switch(&argument) => argument.default_value(truth(&value)),
+            Some(value) if is_switch(&argument) => argument.default_value(truth(value)),
             Some(value) => argument.default_value(value),
             None => argument,
         }
