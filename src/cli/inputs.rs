@@ -10,11 +10,15 @@ use bam_convert::{Error, Result};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
+use super::verb::HubUse;
+
 /// Refuses a line with an input that does not exist. An outline is made where inputs may be absent still.
+///
+/// A command that resolves references itself says itself which checkpoint is missing.
 ///
 /// # Errors
 /// The first path that does not exist; for a checkpoint that looks like a repository, with a hint.
-pub fn check(program: &Program, matches: &ArgMatches) -> Result<()> {
+pub fn check(program: &Program, matches: &ArgMatches, hub_use: HubUse) -> Result<()> {
     let (command, matches) = program.innermost(matches);
     let given = command.get_arguments().filter_map(|argument| {
         let id = argument.get_id().as_str();
@@ -26,7 +30,10 @@ pub fn check(program: &Program, matches: &ArgMatches) -> Result<()> {
     if given.iter().any(|(kind, _)| kind.role == ArgumentRole::Outline) {
         return Ok(());
     }
-    for (kind, id) in given.iter().filter(|(kind, _)| kind.role.is_read()) {
+    let is_checked = |role: ArgumentRole| {
+        role == ArgumentRole::Input || role == ArgumentRole::Checkpoint && hub_use != HubUse::Own
+    };
+    for (kind, id) in given.iter().filter(|(kind, _)| is_checked(kind.role)) {
         let values = matches.get_raw(id).into_iter().flatten();
         values
             .filter_map(OsStr::to_str)

@@ -65,7 +65,7 @@ use clap::{ArgMatches, Command, CommandFactory, Parser};
 
 use common::GlobalArguments;
 use printer::{Fault, Printer, Style};
-use verb::{HubUse, Registered, Verb};
+use verb::{Registered, Verb};
 
 /// The commands, in the order of the help.
 fn commands() -> Vec<Registered> {
@@ -210,10 +210,7 @@ fn parse(mut line: Vec<OsString>, style: Style) -> anyhow::Result<(Box<dyn Verb>
     let verb = read(&found, &line, style);
     let printer = Printer::new(with_volume(style, &found));
     format::bring(&found)?;
-    // Commands that resolve references themselves say themselves what is missing.
-    if verb.hub_use() != HubUse::Own {
-        inputs::check(&program, &found)?;
-    }
+    inputs::check(&program, &found, verb.hub_use())?;
     // The line is complete before anything is pulled.
     #[cfg(feature = "hub")]
     let verb = match hub::resolve(&program, &found, verb.hub_use(), &printer)? {
