@@ -437,7 +437,8 @@ fn models_that_read_otherwise_are_refused() {
     run(bench.arguments(&[&seed, &other], &[]))
         .refused(2, &["other/tokenizer.json", "`code`", "bits per byte"]);
     run(bench.arguments(&[&seed], &["--context", "1"])).refused(2, &["context of 2 tokens"]);
-    run(bench.arguments(&[&seed], &["--data", "code=x"])).refused(2, &["duplicate name `code`"]);
+    let twice = format!("code={}", bench.path("law").display());
+    run(bench.arguments(&[&seed], &["--data", &twice])).refused(2, &["duplicate name `code`"]);
     bam!("eval", seed, "--data", "a=nowhere").refused(2, &["nowhere"]);
     bam!("eval", seed).refused(2, &["--data"]);
     std::fs::write(bench.path("bytes"), [0xff, 0xfe]).unwrap();

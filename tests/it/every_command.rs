@@ -33,7 +33,7 @@ const REFUSALS: [(&str, &[&str]); 25] = [
     ("man", &[]),
     ("merge", &["--model", "absent:much", "--out", "out"]),
     ("pull", &["../seed"]),
-    ("push", &["absent", "../seed"]),
+    ("push", &[".", "../seed"]),
     ("report", &["absent", "--out", "report.html"]),
     ("run", &["absent.yaml"]),
     (

@@ -671,7 +671,7 @@ fn missing_and_wrong_paths() {
             bench.path("out").into(),
         ],
     ] {
-        let run = bench.refused(arguments, 3, &["nowhere", "No such file"]);
+        let run = bench.refused(arguments, 2, &["nowhere", "No such file"]);
         assert_eq!(run.stderr.matches("No such file").count(), 1, "{run}");
     }
     // A file where a folder is meant, and a folder without weights.
@@ -736,7 +736,7 @@ fn requests_that_make_no_sense() {
     let missing = format!("file:{}", bench.path("rows.safetensors").display());
     bench.refused(
         bench.upcycle(&["--router", &missing]),
-        3,
+        2,
         &["rows.safetensors"],
     );
 }
@@ -964,10 +964,10 @@ fn a_target_that_cannot_be_written() {
     let below = bench.path("file/out");
     bench.refused(
         bench.upcycle(&["--out", below.to_str().unwrap()]),
-        3,
+        2,
         &["file"],
     );
-    bench.refused(bench.upcycle(&["--out", "/proc/out"]), 3, &["/proc"]);
+    bench.refused(bench.upcycle(&["--out", "/proc/out"]), 2, &["/proc"]);
 }
 
 #[test]

@@ -318,7 +318,7 @@ fn a_recipe_cannot_hide_its_commands() {
     // The last lines of a log have a mark.
     fs::create_dir_all(work).unwrap();
     fs::write(Path::new(work).join(format!("{EVIL}.in")), "").unwrap();
-    let run = bam!("run", recipe).refused(3, &["exit code 4", "  | FORGED"]);
+    let run = bam!("run", recipe).refused(2, &["exit code 4", "  | FORGED"]);
     assert!(assert_safe(&run));
 }
 
