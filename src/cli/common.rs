@@ -35,7 +35,13 @@ pub struct GlobalArguments {
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     verbose: bool,
     /// When to color help texts and the words `error`, `hint` and `note`.
-    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value = "auto")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "WHEN",
+        default_value = "auto"
+    )]
     color: ColorChoice,
 }
 
@@ -69,7 +75,9 @@ pub fn with_exit_codes(command: Command) -> Command {
 }
 
 fn with_short(argument: Arg) -> Arg {
-    let short = SHORT.iter().find(|(long, _)| argument.get_long() == Some(long));
+    let short = SHORT
+        .iter()
+        .find(|(long, _)| argument.get_long() == Some(long));
     match short {
         Some((_, letter)) => argument.short(*letter),
         None => argument,

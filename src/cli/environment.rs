@@ -94,12 +94,17 @@ fn check(command: &Command, flag: &str, variable: &'static str, value: &str) -> 
         };
     }
     let alone = Command::new("variable").arg(argument.clone().required(false));
-    let line = [OsString::from("variable"), format!("--{flag}={value}").into()];
+    let line = [
+        OsString::from("variable"),
+        format!("--{flag}={value}").into(),
+    ];
     let parsed: std::result::Result<ArgMatches, _> = alone.try_get_matches_from(line);
     parsed.map(drop).map_err(|error| {
         let text = error.render().to_string();
         let reason = text.lines().next().unwrap_or_default();
-        let reason = reason.split_once("': ").map(|(_, reason)| reason.to_owned());
+        let reason = reason
+            .split_once("': ")
+            .map(|(_, reason)| reason.to_owned());
         refused(reason.unwrap_or_else(|| possible(argument)))
     })
 }
@@ -116,7 +121,11 @@ fn find<'a>(command: &'a Command, flag: &str) -> Option<&'a Arg> {
     let own = command.get_arguments();
     own.into_iter()
         .find(|argument| argument.get_long() == Some(flag))
-        .or_else(|| command.get_subcommands().find_map(|below| find(below, flag)))
+        .or_else(|| {
+            command
+                .get_subcommands()
+                .find_map(|below| find(below, flag))
+        })
 }
 
 fn is_switch(argument: &Arg) -> bool {

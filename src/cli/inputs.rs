@@ -27,7 +27,10 @@ pub fn check(program: &Program, matches: &ArgMatches, hub_use: HubUse) -> Result
         Some((kind, id))
     });
     let given: Vec<(ArgumentKind, &str)> = given.collect();
-    if given.iter().any(|(kind, _)| kind.role == ArgumentRole::Outline) {
+    if given
+        .iter()
+        .any(|(kind, _)| kind.role == ArgumentRole::Outline)
+    {
         return Ok(());
     }
     let is_checked = |role: ArgumentRole| {

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use bam_convert::{Error, threads};
 use bam_convert::arguments::{CheckpointPath, DryRun, InputPath, Named, OutputPath};
 use bam_convert::checkpoint::reference::SCHEME;
 use bam_convert::pipeline::{
@@ -13,6 +12,7 @@ use bam_convert::pipeline::{
     Site, Stage, StageUse, comparison_table, schema, status_table, submission_script,
     submitted_table, supervise,
 };
+use bam_convert::{Error, threads};
 use clap::{ArgAction, Args, ValueEnum};
 
 use super::error::CliError;

@@ -97,9 +97,7 @@ impl WriteArguments {
         }
         place?;
         let bar = printer.bytes_bar(export.length(), "writing");
-        export.write(out, *self.force, threads::count(), &|bytes| {
-            bar.inc(bytes)
-        })?;
+        export.write(out, *self.force, threads::count(), &|bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
         if self.work.json {
             printer.json(&serde_json::json!({"output": out, "tensors": export.tensors(), "bytes": export.length()}))?;

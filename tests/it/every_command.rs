@@ -97,7 +97,14 @@ const MISSING: [(&str, &[&str]); 22] = [
     (
         "upcycle",
         &[
-            "--method", "bam", "--seed", ".", "--expert", "code=org/name", "--out", "out",
+            "--method",
+            "bam",
+            "--seed",
+            ".",
+            "--expert",
+            "code=org/name",
+            "--out",
+            "out",
         ],
     ),
     ("validate", &["org/name"]),

@@ -40,7 +40,11 @@ fn variables_set_flags_and_flags_win() {
 
     let quiet = with(&[("BAM_CONVERT_QUIET", "1")], &["convert", &seed, &out]).ok();
     assert_eq!(quiet.stderr, "");
-    let loud = with(&[("BAM_CONVERT_QUIET", "0")], &["convert", &seed, &out, "-f"]).ok();
+    let loud = with(
+        &[("BAM_CONVERT_QUIET", "0")],
+        &["convert", &seed, &out, "-f"],
+    )
+    .ok();
     assert!(loud.stderr.contains("wrote "), "{loud}");
 }
 
