@@ -1,7 +1,10 @@
 //! The next token out of logits.
 
 use candle_core::{Device, Tensor};
-use candle_transformers::generation::{LogitsProcessor, Sampling as Draw};
+use rand::distr::Distribution;
+use rand::distr::weighted::WeightedIndex;
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::SeedableRng;
 
 use super::error::ModelError;
 use crate::{Error, Result};
@@ -73,17 +76,15 @@ fn out_of_range(what: &'static str, expected: &'static str, found: f64) -> Resul
 /// Draws tokens, one after another.
 pub(super) struct Sampler {
     sampling: Sampling,
-    draw: LogitsProcessor,
+    /// ChaCha12 is the generator of candle-transformers' sampler, whose draws ours equal.
+    generator: ChaCha12Rng,
 }
 
 impl Sampler {
     pub(super) fn new(sampling: &Sampling) -> Self {
-        let draw = Draw::All {
-            temperature: sampling.temperature,
-        };
         Self {
             sampling: sampling.clone(),
-            draw: LogitsProcessor::from_sampling(sampling.seed, draw),
+            generator: ChaCha12Rng::seed_from_u64(sampling.seed),
         }
     }
 
@@ -108,14 +109,20 @@ impl Sampler {
         if self.sampling.temperature < 1e-6 {
             return Ok(largest(&logits));
         }
-        let failed = |e| Error::compute("draw a token", e);
-        let count = logits.len();
-        let logits = Tensor::from_vec(logits, count, &Device::Cpu).map_err(failed)?;
-        let sampling = &self.sampling;
-        self.draw
-            .sample_f(&logits, |probabilities| filter(probabilities, sampling))
-            .map_err(failed)
+        let mut probabilities = probabilities(logits, self.sampling.temperature)
+            .map_err(|e| Error::compute("draw a token", e))?;
+        filter(&mut probabilities, &self.sampling);
+        let draw = WeightedIndex::new(&probabilities)
+            .map_err(|e| Error::compute("draw a token", candle_core::Error::wrap(e)))?;
+        Ok(draw.sample(&mut self.generator) as u32)
     }
+}
+
+/// The softmax of `logits / temperature`.
+fn probabilities(logits: Vec<f32>, temperature: f64) -> candle_core::Result<Vec<f32>> {
+    let count = logits.len();
+    let logits = Tensor::from_vec(logits, count, &Device::Cpu)?;
+    candle_nn::ops::softmax_last_dim(&(logits / temperature)?)?.to_vec1()
 }
 
 /// The id of the largest logit.
@@ -251,6 +258,27 @@ mod tests {
             (counts[0] - 2000i32).abs() < 200 && (counts[1] - 5000i32).abs() < 200,
             "{counts:?}"
         );
+    }
+
+    #[test]
+    fn draws_equal_those_of_candle_transformers() {
+        use candle_transformers::generation::{LogitsProcessor, Sampling as Theirs};
+
+        let (temperature, seed) = (0.7, 11);
+        let mut ours = Sampler::new(&Sampling {
+            temperature,
+            seed,
+            ..Sampling::default()
+        });
+        let mut theirs = LogitsProcessor::from_sampling(seed, Theirs::All { temperature });
+        for round in 0..200 {
+            let logits: Vec<f32> = (0..300)
+                .map(|id| ((id * 37 + round * 11) % 101) as f32 / 25.0)
+                .collect();
+            let tensor = Tensor::new(logits.as_slice(), &Device::Cpu).unwrap();
+            let expected = theirs.sample(&tensor).unwrap();
+            assert_eq!(ours.next(logits, &[]).unwrap(), expected);
+        }
     }
 
     #[test]
