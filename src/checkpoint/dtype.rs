@@ -63,10 +63,24 @@ pub fn is_numeric(dtype: Dtype) -> bool {
     ) && dtype.bitsize() >= 8
 }
 
+/// The floating-point formats that [`encode`] can write, and their names as users type them.
+const FLOATS: [(&str, Dtype); 6] = [
+    ("bf16", Dtype::BF16),
+    ("f16", Dtype::F16),
+    ("f32", Dtype::F32),
+    ("f64", Dtype::F64),
+    ("f8_e4m3", Dtype::F8_E4M3),
+    ("f8_e5m2", Dtype::F8_E5M2),
+];
+
+/// The names of the floating-point formats that [`encode`] can write.
+pub fn float_names() -> [&'static str; 6] {
+    FLOATS.map(|(name, _)| name)
+}
+
 /// Whether this dtype is a floating-point format that [`encode`] can write.
 pub fn is_float(dtype: Dtype) -> bool {
-    use Dtype::{BF16, F8_E4M3, F8_E5M2, F16, F32, F64};
-    matches!(dtype, F64 | F32 | F16 | BF16 | F8_E4M3 | F8_E5M2)
+    FLOATS.iter().any(|(_, float)| *float == dtype)
 }
 
 /// Bytes that `elements` values of `dtype` take, or `None` if that overflows or is not whole bytes.

@@ -212,7 +212,8 @@ pub fn float_dtype(text: &str) -> Result<Dtype, String> {
     dtype::parse(text)
         .filter(|dtype| dtype::is_float(*dtype))
         .ok_or_else(|| {
-            format!("expected one of bf16, f16, f32, f64, f8_e4m3, f8_e5m2, found `{text}`")
+            let known = dtype::float_names().join(", ");
+            format!("expected one of {known}, found `{text}`")
         })
 }
 

@@ -15,6 +15,7 @@ mod bounds;
 mod commands;
 mod common;
 mod compatibility;
+mod completions;
 mod configs;
 mod convert;
 mod dependencies;
