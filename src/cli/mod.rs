@@ -28,6 +28,7 @@ mod inspect;
 mod logits;
 mod machine;
 mod man;
+mod man_sections;
 mod merge;
 mod methods;
 mod names;
@@ -48,6 +49,7 @@ mod upcycle;
 mod validate;
 mod values;
 mod verb;
+mod version;
 mod watcher;
 mod work;
 mod write;
@@ -257,6 +259,11 @@ fn matches(definition: &Command, line: &[OsString], style: Style) -> error::Resu
 /// Ends the process with clap's help or refusal. Words of the line may be names of strangers' files, as a shell's `*` gives
 /// them, and clap repeats them as they are.
 fn end(error: &clap::Error, line: &[OsString], style: Style) -> ! {
+    if error.kind() == ErrorKind::DisplayVersion && version::is_detailed(line) {
+        // Whoever closed the pipe has seen enough.
+        let _closed = Printer::new(style).result(&version::details());
+        std::process::exit(error.exit_code());
+    }
     let is_safe = |word: &OsString| word.to_string_lossy().chars().all(is_printable);
     let is_for_people = !style.json || !error.use_stderr();
     if is_for_people && line.iter().all(is_safe) {

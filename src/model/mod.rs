@@ -33,7 +33,7 @@ mod tokenizer_tests;
 
 pub use backend::{
     AdamW, BackendChoice, BackendName, Gradients, HostValues, OptimiserState, StatePart, Update,
-    UpdateSums, optimiser_bytes,
+    UpdateSums, cpu_features, optimiser_bytes,
 };
 pub use backward::{LayerRecord, LayerRun};
 pub use block::InputGradient;

@@ -739,17 +739,76 @@ fn completions_and_manual_pages_know_every_command() {
     }
     for command in commands() {
         let page = std::fs::read_to_string(pages.join(format!("bam-convert-{command}.1"))).unwrap();
-        assert!(
-            page.contains(".TH") && page.contains("Example"),
-            "{command}: {page}"
-        );
+        for section in MAN_SECTIONS.iter().chain(&["EXAMPLES"]) {
+            assert!(
+                page.contains(&format!("\n.SH {section}\n"))
+                    || page.contains(&format!("\n.SH \"{section}\"\n")),
+                "{command}: {section}\n{page}"
+            );
+        }
     }
     let main = std::fs::read_to_string(pages.join("bam-convert.1")).unwrap();
-    assert!(main.contains("upcycle"));
-    let script = bam!("completions", "bash").ok().stdout;
-    let mut command = Command::new("bash");
-    command.args(["-n", "-c", &script]);
-    finish(command).ok();
+    for part in MAN_SECTIONS {
+        assert!(main.contains(part), "{part}\n{main}");
+    }
+}
+
+/// The sections of every manual page, in their order.
+const MAN_SECTIONS: [&str; 7] = [
+    "NAME",
+    "SYNOPSIS",
+    "DESCRIPTION",
+    "EXIT STATUS",
+    "ENVIRONMENT",
+    "FILES",
+    "SEE ALSO",
+];
+
+#[test]
+fn manual_pages_are_what_readers_of_them_accept() {
+    let work = TempDir::new().unwrap();
+    bam!("man", "--out", work.path()).ok();
+    let pages: Vec<_> = std::fs::read_dir(work.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    let is_there = |program: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("command -v {program}")]);
+        finish(command).code == Some(0)
+    };
+    if is_there("groff") {
+        let mut command = Command::new("groff");
+        command.args(["-k", "-man", "-Tutf8", "-ww", "-z"]);
+        command.args(&pages);
+        let run = finish(command).ok();
+        assert_eq!(run.stderr, "", "{run}");
+    } else {
+        eprintln!("note: groff is not installed, so it does not check the manual pages");
+    }
+    if is_there("mandoc") {
+        let mut command = Command::new("mandoc");
+        // clap_mangen's own sections have warnings.
+        command.args(["-T", "lint", "-W", "error"]).args(&pages);
+        finish(command).ok();
+    } else {
+        eprintln!("note: mandoc is not installed, so it does not check the manual pages");
+    }
+    if is_there("groff") {
+        let mut command = Command::new("groff");
+        command.args(["-man", "-Tascii", "-P-cbou"]);
+        command.arg(work.path().join("bam-convert-upcycle.1"));
+        let text = finish(command).ok().stdout;
+        for part in [
+            "HF_TOKEN_PATH",
+            "the file with the token [default: $HF_HOME/token]",
+            "~/.cache/bam-convert/hashes",
+            "bam-convert(1)",
+            "wrong usage or input",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+    }
 }
 
 #[test]
@@ -760,6 +819,30 @@ fn the_version_is_the_packages() {
     );
     let nothing = bam!();
     assert_eq!(nothing.code, Some(2), "{nothing}");
+}
+
+#[test]
+fn the_verbose_version_says_which_build_it_is() {
+    for [version, verbose] in [["--version", "--verbose"], ["-V", "-v"]] {
+        let text = bam!(version, verbose).ok().stdout;
+        let mut lines = text.lines();
+        let version = format!("bam-convert {}", env!("CARGO_PKG_VERSION"));
+        assert_eq!(lines.next(), Some(version.as_str()));
+        let names = lines.map(|line| line.split_once(':').unwrap().0);
+        assert_eq!(
+            names.collect::<Vec<_>>(),
+            ["commit", "system", "features", "cpu"],
+            "{text}"
+        );
+        assert!(text.contains("hub"), "{text}");
+        // The kernels that this processor gets.
+        #[cfg(target_arch = "x86_64")]
+        assert_eq!(
+            text.contains("avx2"),
+            is_x86_feature_detected!("avx2"),
+            "{text}"
+        );
+    }
 }
 
 /// A listing that no pipe can hold at once.

@@ -26,6 +26,7 @@ mod tests;
 
 pub(super) use choice::Backend;
 pub use choice::{BackendChoice, BackendName};
+pub use cpu::cpu_features;
 pub use gradients::Gradients;
 pub(super) use operations::{Computed, OperationRecord, Operations, TensorOperations, TokenLosses};
 pub use optimiser::{

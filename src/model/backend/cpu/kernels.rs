@@ -37,6 +37,26 @@ macro_rules! multiversion {
     };
 }
 
+/// The features that the loops of this folder use where the processor has them, and that this processor has.
+pub(super) fn features() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    let known = [
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512bw", is_x86_feature_detected!("avx512bw")),
+        ("avx512vl", is_x86_feature_detected!("avx512vl")),
+        ("avx512dq", is_x86_feature_detected!("avx512dq")),
+    ];
+    // The compiler may use it everywhere on these processors.
+    #[cfg(target_arch = "aarch64")]
+    let known = [("neon", true)];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let known: [(&str, bool); 0] = [];
+    let found = known.into_iter().filter(|(_, has)| *has);
+    found.map(|(name, _)| name).collect()
+}
+
 /// Values handled at a time.
 pub(super) const LANES: usize = 32;
 

@@ -31,5 +31,10 @@ pub(super) use training::Training;
 use super::reference::Composed;
 use steps::InferSteps;
 
+/// The features of this processor that the kernels use.
+pub fn cpu_features() -> Vec<&'static str> {
+    kernels::features()
+}
+
 /// The backend for inference.
 pub(super) const INFERENCE: Composed<InferSteps> = Composed::of(InferSteps);
