@@ -9,10 +9,7 @@ fn the_readme_begins_with_the_quickstart() {
     let readme =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
     let first = readme.split("```").nth(1).unwrap();
-    assert_eq!(
-        first,
-        "bash\ncargo run --release -- run recipes/quickstart.yaml\n"
-    );
+    assert_eq!(first, "bash\nbam-convert run recipes/quickstart.yaml\n");
 }
 
 #[test]

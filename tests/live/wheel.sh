@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Builds the wheel and the archive of this machine, installs the wheel into a fresh environment, and works with it. Needs the
+# registries of crates and of Python packages, and the time of a release build. The environment with maturin is made below the
+# folder named first (default: target/live) and kept.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+mkdir -p "${1:-$root/target/live}"
+cd "${1:-$root/target/live}"
+if [ ! -e maturin/.ready ]; then
+  python3 -m venv maturin
+  maturin/bin/pip install --quiet --disable-pip-version-check 'maturin>=1.9,<2'
+  touch maturin/.ready
+fi
+rm -rf dist
+maturin/bin/python "$root/packaging/build.py" --out dist
+bash "$root/packaging/check.sh" dist
