@@ -30,6 +30,14 @@ impl Activation {
         ("relu", Self::Relu),
         ("relu2", Self::Relu2),
     ];
+
+    /// The activation of that name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, activation)| *activation)
+    }
 }
 
 impl Architecture {
@@ -42,8 +50,8 @@ impl Architecture {
     /// The activation that `hidden_act` names; `config` only names the place in errors.
     pub(crate) fn activation(&self, config: &Config) -> Result<Activation> {
         let name = self.hidden_act.as_str();
-        if let Some((_, known)) = Activation::ALL.iter().find(|(known, _)| *known == name) {
-            return Ok(*known);
+        if let Some(known) = Activation::named(name) {
+            return Ok(known);
         }
         let names = Activation::ALL.map(|(name, _)| name);
         Err(ConfigError::UnknownName {

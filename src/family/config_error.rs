@@ -85,6 +85,54 @@ pub enum ConfigError {
         /// The reason.
         because: Box<str>,
     },
+    /// A key that may change the computation, in a description that a user brought and that does not say how.
+    #[error(
+        "{}: key `{key}`: is {found}, but the description of the family `{family}` does not say what the key means: {because}",
+        path.display()
+    )]
+    Unsaid {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Its value, in words.
+        found: String,
+        /// What the key does, as a clause.
+        because: Box<str>,
+        /// The name of the description.
+        family: String,
+    },
+    /// A key whose absence has a meaning in models of this type.
+    #[error("{}: key `{key}`: is not there, which means in models of type `{model_type}` {means}", path.display())]
+    AbsentKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// The type of the model.
+        model_type: String,
+        /// The meaning, as a clause.
+        means: Box<str>,
+    },
+    /// A description that a user brought of models that a built-in family reads in another way.
+    #[error(
+        "{}: key `{key}`: the family `{family}` reads {found}, but for models of this type the built-in family `{built_in}` reads {expected}",
+        path.display()
+    )]
+    OtherThanBuiltIn {
+        /// The file.
+        path: PathBuf,
+        /// What differs, under its key in a BAM's configuration.
+        key: String,
+        /// The value that the description reads, in words.
+        found: String,
+        /// The value that the built-in family reads, in words.
+        expected: Box<str>,
+        /// The name of the built-in family.
+        built_in: String,
+        /// The name of the description.
+        family: String,
+    },
     /// Numbers that no model can have.
     #[error("{}: key `{}`: {fault}", path.display(), fault.key())]
     Architecture {
@@ -242,6 +290,18 @@ impl ConfigError {
             Self::TwoSpellings { other, .. } => {
                 return Some(format!("make them equal or remove `{other}`").into());
             }
+            Self::Unsaid { key, .. } => {
+                return Some(
+                    format!("name `{key}` in the format file: under `keys` or `present` if that is its meaning, or under `other_keys` if models of the family ignore it")
+                        .into(),
+                );
+            }
+            Self::AbsentKey { key, .. } => {
+                return Some(format!("write `{key}` into config.json with the value that the model was trained with").into());
+            }
+            Self::OtherThanBuiltIn { .. } => {
+                "leave out --format, or give models that compute something else a `model_type` of their own"
+            }
             Self::Null { key, .. } => {
                 return Some(format!("remove `{key}` where its default is meant").into());
             }
@@ -294,6 +354,9 @@ impl ConfigError {
             | Self::Null { path, key, .. }
             | Self::UnknownName { path, key, .. }
             | Self::NotComputed { path, key, .. }
+            | Self::Unsaid { path, key, .. }
+            | Self::AbsentKey { path, key, .. }
+            | Self::OtherThanBuiltIn { path, key, .. }
             | Self::UnevenHeads { path, key, .. }
             | Self::NoWindow { path, key }
             | Self::WholeHeads { path, key, .. } => (path, key.as_str()),

@@ -151,7 +151,7 @@ fn restored(
     for said in ["attention_bias", "mlp_bias"] {
         if !biases
             .iter()
-            .any(|(presence, _)| matches!(presence, Presence::Key { name, .. } if name == said))
+            .any(|(presence, _)| matches!(presence, Presence::Key { names, .. } if names.iter().any(|name| name == said)))
         {
             json.remove(said);
         }

@@ -49,9 +49,15 @@ pub struct Family {
 pub(crate) struct Refused {
     /// The key.
     pub(crate) key: String,
-    /// The value, where others are fine; any but null is refused where absent.
+    /// The value, where others are fine. Without one, each value but null is refused.
     #[serde(default)]
     pub(crate) value: Option<Value>,
+    /// Whether the absence of the key is refused, rather than a value.
+    #[serde(default)]
+    pub(crate) absent: bool,
+    /// Whether null counts as absence.
+    #[serde(default)]
+    pub(crate) or_null: bool,
     /// Why.
     pub(crate) because: String,
 }
@@ -64,8 +70,8 @@ pub(crate) enum Presence {
     Never,
     /// In each.
     Always,
-    /// Where this boolean key of `config.json` is true, or as `default` says where it is absent.
-    Key { name: String, default: bool },
+    /// Where this boolean key of `config.json`, under any of its names, is true, or as `default` says where it is absent.
+    Key { names: Vec<String>, default: bool },
 }
 
 /// How a format file says it.
@@ -73,7 +79,15 @@ pub(crate) enum Presence {
 #[serde(untagged)]
 enum PresenceText {
     Word(String),
-    Key { key: String, default: bool },
+    Key {
+        key: String,
+        default: bool,
+    },
+    Keys {
+        names: Vec<String>,
+        #[serde(default)]
+        default: bool,
+    },
 }
 
 impl From<PresenceText> for Presence {
@@ -83,17 +97,21 @@ impl From<PresenceText> for Presence {
                 "never" => Self::Never,
                 "always" => Self::Always,
                 _ => Self::Key {
-                    name: word,
+                    names: vec![word],
                     default: false,
                 },
             },
-            PresenceText::Key { key, default } => Self::Key { name: key, default },
+            PresenceText::Key { key, default } => Self::Key {
+                names: vec![key],
+                default,
+            },
+            PresenceText::Keys { names, default } => Self::Key { names, default },
         }
     }
 }
 
-/// Which optional parameters exist: `never`, `always`, the boolean key that says so (absent means false), or
-/// `{ key: NAME, default: true }`.
+/// Which optional parameters exist: `never`, `always`, the boolean key that says so (absent means false),
+/// `{ key: NAME, default: true }`, or `{ names: [NAME, NAME] }`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Present {
     /// Biases of q, k and v.
@@ -257,13 +275,13 @@ impl Family {
             "transformers_version",
             "use_cache",
         ];
-        let is_listed = |keys: &Keys| {
-            keys.iter()
-                .any(|(_, key)| key.names.iter().any(|known| known == name))
-        };
-        self.says_layouts()
-            || COMMON.contains(&name)
-            || self.other_keys.iter().any(|key| key == name)
+        self.says_layouts() || COMMON.contains(&name) || self.says(name)
+    }
+
+    /// Whether the description of the family says how it treats the key of that name.
+    pub(crate) fn says(&self, name: &str) -> bool {
+        let is_listed = |keys: &Keys| keys.iter().any(|(_, key)| key.is_called(name));
+        self.other_keys.iter().any(|key| key == name)
             || self.refused.iter().any(|refused| refused.key == name)
             || is_listed(&self.keys)
             || self.mixture.as_ref().is_some_and(is_listed)
@@ -271,7 +289,7 @@ impl Family {
                 .present
                 .all()
                 .into_iter()
-                .any(|presence| matches!(presence, Presence::Key { name: key, .. } if key == name))
+                .any(|presence| matches!(presence, Presence::Key { names, .. } if names.iter().any(|key| key == name)))
     }
 
     /// Refuses what the grammar allows and the toolkit could not use.

@@ -30,6 +30,11 @@ impl Key {
         }
     }
 
+    /// Whether it is read under that name.
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        self.names.iter().any(|known| known == name)
+    }
+
     /// The name under which the key is written.
     pub(crate) fn name(&self) -> Option<&str> {
         self.names.first().map(String::as_str)

@@ -27,6 +27,15 @@ pub(super) static EMBEDDED: &[(&str, &str)] = embedded!(
     "qwen3",
     "cohere",
     "seed_oss",
+    "olmo2",
+    "exaone4",
+    "exaone",
+    "ernie4_5",
+    "arcee",
+    "helium",
+    "cwm",
+    "internlm3",
+    "iquestcoder",
     "bam",
     "mixtral",
     "qwen2_moe",
@@ -124,7 +133,23 @@ mod tests {
             .iter()
             .map(|family| family.name.clone())
             .collect();
-        let dense = ["llama", "mistral", "qwen2", "qwen3", "cohere", "seed_oss"];
+        let dense = [
+            "llama",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "cohere",
+            "seed_oss",
+            "olmo2",
+            "exaone4",
+            "exaone",
+            "ernie4_5",
+            "arcee",
+            "helium",
+            "cwm",
+            "internlm3",
+            "iquestcoder",
+        ];
         let mixtures = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
         assert_eq!(names, [&dense[..], &mixtures[..]].concat());
     }

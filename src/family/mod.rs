@@ -6,12 +6,12 @@
 //!
 //! From the bottom up:
 //!
-//! - tables: `layout`, `role`, `keys`,
+//! - tables: `layout`, `role`, `keys`, `key_meanings`, `model_types`,
 //! - errors: `architecture_fault`, `config_error`, `format_error`, `gguf_error`, `error`,
 //! - one format file: `names`, `format`, `extends`, and all of them: `known`,
 //! - a configuration: `config`,
 //! - a model: `mixture`, `architecture`, `tensors`,
-//! - readers: `read`, `gguf_metadata`, `gguf`,
+//! - readers: `read`, `unsaid`, `gguf_metadata`, `gguf`,
 //! - writers: `write`, `target`, `stock`, `dense`, `gguf_names`.
 
 mod activation;
@@ -37,6 +37,7 @@ pub mod gguf_names;
 mod gguf_rope;
 pub mod gguf_tokenizer;
 pub mod gguf_vocabulary;
+mod key_meanings;
 mod keys;
 mod known;
 mod layout;
@@ -44,6 +45,7 @@ mod matching;
 mod mismatch;
 mod mixture;
 mod mixture_read;
+mod model_types;
 mod names;
 mod quantised;
 mod read;
@@ -58,6 +60,9 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 mod token_ids;
+mod unsaid;
+#[cfg(test)]
+mod unsaid_tests;
 mod windows;
 mod write;
 
@@ -77,7 +82,8 @@ pub use known::families;
 pub use layout::{AttentionKv, Block, Layers, MlpType, NormPosition, NormType, QkNorm};
 pub(crate) use matching::COMPUTED;
 pub use mixture::{Mixture, RouterBias, TopK};
-pub use quantised::Quantised;
+pub(crate) use quantised::drop_leftover;
+pub use quantised::{Quantised, leftover_quantisation};
 pub use role::Role;
 pub use spelling::both_spellings;
 pub(crate) use spelling::same_value;

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::config::Config;
 use super::error::{FamilyError, PlainNeed};
 use crate::checkpoint::{Checkpoint, Encoding, TensorEntry, dtype, json};
 use crate::{Error, Result};
@@ -106,6 +107,32 @@ impl Quantised {
             Err(quantised.refusal(checkpoint, PlainNeed::Compute))
         })
     }
+}
+
+/// Keys of `config.json` that describe quantised weights.
+const KEYS: [&str; 3] = ["quantization_config", "compression_config", "quantization"];
+
+/// The key that says how weights are quantised, in the configuration of weights that are plain numbers.
+///
+/// Programs that write plain weights again may leave it there. A loader that obeys it takes the weights for quantised ones.
+pub fn leftover_quantisation(config: &Config, checkpoint: &Checkpoint) -> Option<&'static str> {
+    let said = |key: &&str| config.json.get(*key).is_some_and(|value| !value.is_null());
+    let key = KEYS.into_iter().find(|key| said(&key))?;
+    Quantised::of(checkpoint).is_none().then_some(key)
+}
+
+/// Removes a leftover description of quantised weights from `json`, a configuration to write; returns a note about it.
+pub(crate) fn drop_leftover(
+    config: &Config,
+    checkpoint: &Checkpoint,
+    json: &mut Map<String, Value>,
+) -> Option<String> {
+    let key = leftover_quantisation(config, checkpoint)?;
+    json.shift_remove(key);
+    Some(format!(
+        "{}: `{key}` is left out, because the weights are plain numbers",
+        config.path.display()
+    ))
 }
 
 /// Whether a tensor holds integers, or floats of less than 8 bits.

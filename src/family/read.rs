@@ -16,6 +16,7 @@ use super::layout::{Layouts, NormType, QkNorm, SaidLayouts};
 use super::mixture::Mixture;
 use super::rope::{RopeContext, partial_rotary_factor, rope_theta};
 use super::spelling::same_value;
+use super::unsaid::refuse_unsaid;
 use super::windows::windows;
 use crate::Result;
 use crate::checkpoint::dtype::from_torch_name;
@@ -37,6 +38,9 @@ impl Architecture {
         let family = Family::of(config)?;
         let architecture = Self::read(config, &family)?;
         let is_embedded = families()?.iter().any(|known| Arc::ptr_eq(known, &family));
+        if !is_embedded {
+            refuse_unsaid(config, &family, &architecture)?;
+        }
         Ok(Self {
             format: (!is_embedded).then_some(family),
             ..architecture
@@ -46,6 +50,7 @@ impl Architecture {
     /// What `config` says in a family that is not one of the program's own.
     pub fn of_format(config: &Config, family: Family) -> Result<Self> {
         let architecture = Self::read(config, &family)?;
+        refuse_unsaid(config, &family, &architecture)?;
         Ok(Self {
             format: Some(Arc::new(family)),
             ..architecture
@@ -172,10 +177,11 @@ fn is_present(config: &Config, presence: &Presence) -> Result<bool> {
     match presence {
         Presence::Never => Ok(false),
         Presence::Always => Ok(true),
-        Presence::Key { name, default } => {
+        Presence::Key { names, default } => {
             let key = Key {
+                names: names.clone(),
                 default: Some(Value::Bool(*default)),
-                ..Key::called(name)
+                ..Key::default()
             };
             config.flag(&key).map(Option::unwrap_or_default)
         }
@@ -261,9 +267,15 @@ fn refuse(config: &Config, family: &Family) -> Result<()> {
     for Refused {
         key,
         value,
+        absent,
+        or_null,
         because,
     } in &family.refused
     {
+        if *absent {
+            refuse_absent(config, key, *or_null, because)?;
+            continue;
+        }
         let refuses = |found: &Value| match value {
             Some(value) => same_value(found, value),
             None => !found.is_null(),
@@ -273,6 +285,21 @@ fn refuse(config: &Config, family: &Family) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses a configuration without `key`, and with null if `null`, because the class then takes another meaning.
+fn refuse_absent(config: &Config, key: &str, null: bool, means: &str) -> Result<()> {
+    match config.find([key])? {
+        Found::Value(..) => Ok(()),
+        Found::Null if !null => Ok(()),
+        Found::Absent | Found::Null => Err(ConfigError::AbsentKey {
+            path: config.path.clone(),
+            key: key.to_owned(),
+            model_type: config.model_type()?.to_owned(),
+            means: means.into(),
+        }
+        .into()),
+    }
 }
 
 /// Epsilon of the norms. Where a mixture's config has the keys of both norms, the key of its own norm counts.

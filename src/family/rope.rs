@@ -125,6 +125,14 @@ const KINDS: [Kind; 6] = [
     },
 ];
 
+/// Whether objects of rotary positions have a key of that name.
+pub(super) fn is_rope_key(name: &str) -> bool {
+    ["rope_type", "type", "rope_theta", "partial_rotary_factor"].contains(&name)
+        || KINDS
+            .iter()
+            .any(|kind| kind.required.contains(&name) || kind.optional.contains(&name))
+}
+
 impl Config {
     /// The RoPE scaling of either spelling with all its values, `rope_type` first; `None` for the plain RoPE.
     pub(crate) fn rope_scaling(&self, context: &RopeContext) -> Result<Option<Value>> {
@@ -177,6 +185,15 @@ impl Config {
 
     fn check_rope_type(&self, name: &str, object: &Map<String, Value>) -> Result<()> {
         let key = |inner: &str| format!("{name}.{inner}");
+        if let Some((inner, value)) = object.iter().find(|(_, value)| value.is_object()) {
+            return Err(ConfigError::NotComputed {
+                path: self.path.clone(),
+                key: key(inner),
+                found: kind(value),
+                because: "all layers rotate in one way".into(),
+            }
+            .into());
+        }
         for inner in ["rope_type", "type"] {
             if let Some(value) = object.get(inner).filter(|value| !value.is_string()) {
                 return Err(self.wrong(&key(inner), "a string", value));

@@ -114,7 +114,7 @@ impl<'a> ConfigWriter<'a> {
     }
 
     /// What a key holds; null where the architecture has nothing for it.
-    fn value(&self, field: Field) -> Value {
+    pub(super) fn value(&self, field: Field) -> Value {
         let of = self.of;
         let mixture = of.mixture.as_ref();
         match field {
@@ -182,7 +182,9 @@ impl<'a> ConfigWriter<'a> {
     /// Says which biases there are, where the family has keys for that.
     pub(super) fn biases(&mut self) {
         for (presence, there) in biases(self.family, self.of) {
-            if let Presence::Key { name, .. } = presence {
+            if let Presence::Key { names, .. } = presence
+                && let Some(name) = names.first()
+            {
                 self.put(name, json!(there));
             }
         }

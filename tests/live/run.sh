@@ -100,6 +100,9 @@ for version in v4 v5; do
   "$version/bin/python" "$root/fixtures/make_golden_bam.py" --binary "$bam" --fixtures "$root/fixtures" --out "$root/fixtures/golden" --check
 done
 
+say 'every architecture of both versions: right or refused'
+for version in v4 v5; do "$version/bin/python" "$here/families.py" --binary "$bam" --fixtures "$root/fixtures"; done
+
 say 'modeling_bam.py on odd configurations, under both versions'
 for version in v4 v5; do "$version/bin/python" "$here/configs.py" --binary "$bam" --fixtures "$root/fixtures"; done
 

@@ -11,7 +11,7 @@ fn tokens() -> Vec<u32> {
     (0..40).map(|i| (i * 97 + 13) % 384).collect()
 }
 
-fn trainable() -> LoadOptions {
+pub fn trainable() -> LoadOptions {
     LoadOptions {
         dtype: DType::F64,
         mode: Mode::Train,
@@ -42,7 +42,7 @@ fn value(model: &CausalLm) -> f64 {
 }
 
 /// Compares gradients with central differences, where they are largest and at one more place of each parameter.
-fn check(model: &CausalLm, name: &str) {
+pub fn check(model: &CausalLm, name: &str) {
     let gradients = gradients(model);
     let step = 1e-4;
     let mut worst = 0f64;

@@ -4,6 +4,7 @@
 mod cache;
 mod configurations;
 mod dense;
+pub mod families;
 mod fused;
 mod gradients;
 mod layouts;
@@ -243,7 +244,12 @@ impl Kind {
 
     /// Makes the mixture of a family's fixtures in `folder`, with routers wide enough that tokens differ.
     pub fn make(&self, family: &str, folder: &Path) {
-        let open = |name: &str, path: &str| Model::open(name, &fixture(family).join(path)).unwrap();
+        self.make_from(&fixture(family), folder);
+    }
+
+    /// As [`Self::make`], from the checkpoints `seed`, `code` and `law` in another folder.
+    pub fn make_from(&self, models: &Path, folder: &Path) {
+        let open = |name: &str, path: &str| Model::open(name, &models.join(path)).unwrap();
         let experts = ["code", "law"].map(|name| Expert {
             name: name.to_owned(),
             model: Some(open(name, if self.copies { "seed" } else { name })),

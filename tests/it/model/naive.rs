@@ -159,13 +159,17 @@ impl Naive {
             h.iter()
                 .enumerate()
                 .map(|(t, h)| {
-                    let all = self.linear(&format!("{prefix}.{name}_proj"), h);
+                    let mut all = self.linear(&format!("{prefix}.{name}_proj"), h);
+                    let norm = format!("{prefix}.{name}_norm.weight");
+                    let full = self.text("qk_norm") == "full";
+                    if let (true, Some((_, weight))) = (full, self.tensors.get(&norm)) {
+                        all = self.norm_of(&all, weight, false);
+                    }
                     all.chunks(head_dim)
                         .enumerate()
                         .map(|(head, x)| {
                             let mut x = x.to_vec();
-                            let norm = format!("{prefix}.{name}_norm.weight");
-                            if let Some((_, weight)) = self.tensors.get(&norm) {
+                            if let (false, Some((_, weight))) = (full, self.tensors.get(&norm)) {
                                 let weight = if weight.len() == head_dim {
                                     weight
                                 } else {
@@ -269,15 +273,22 @@ impl Naive {
     }
 
     fn mlp(&self, prefix: &str, h: &[f64]) -> Vec<f64> {
-        let silu = |x: f64| x / (1.0 + (-x).exp());
+        let squared = self.text("hidden_act") == "relu2";
+        let activation = |x: f64| {
+            if squared {
+                x.max(0.0) * x.max(0.0)
+            } else {
+                x / (1.0 + (-x).exp())
+            }
+        };
         let up = self.linear(&format!("{prefix}.up_proj"), h);
         let inner: Vec<f64> = if self.text("mlp_type") == "plain" {
-            up.into_iter().map(silu).collect()
+            up.into_iter().map(activation).collect()
         } else {
             let gate = self.linear(&format!("{prefix}.gate_proj"), h);
             gate.iter()
                 .zip(&up)
-                .map(|(gate, up)| silu(*gate) * up)
+                .map(|(gate, up)| activation(*gate) * up)
                 .collect()
         };
         self.linear(&format!("{prefix}.down_proj"), &inner)
@@ -404,6 +415,9 @@ impl Naive {
                 let waves = context * frequency / (2.0 * std::f64::consts::PI);
                 let keep = ((waves - low) / (high - low)).clamp(0.0, 1.0);
                 frequency *= keep + (1.0 - keep) / value("factor");
+            }
+            if rope("rope_type").and_then(Value::as_str) == Some("linear") {
+                frequency /= rope("factor").and_then(Value::as_f64).unwrap();
             }
             let angle = position as f64 * frequency;
             let (a, b) = if interleaved {

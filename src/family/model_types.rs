@@ -1,0 +1,403 @@
+//! Types of models whose meaning no format file can say, each with the reason.
+//!
+//! Some classes compute what no key of `config.json` says, and some give absent keys a meaning.
+//! The table has every `model_type` with a causal language model in transformers 4.57.6 and 5.24.0 that is no built-in family
+//! (`fixtures/config_keys.json`), and known types of remote code.
+
+/// What must be known of a `model_type` before a description can read its models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TypeFact {
+    /// Names and keys say all that its models compute.
+    Described,
+    /// A description must say this key, because its absence has a meaning.
+    AbsentKey {
+        key: &'static str,
+        /// Whether null is a value of its own, rather than absence.
+        null: bool,
+        /// What its absence means.
+        means: &'static str,
+    },
+    /// No description can say what its models compute: the reason.
+    Never(&'static str),
+}
+
+impl TypeFact {
+    /// The fact of that type, if it is known.
+    pub(super) fn of(model_type: &str) -> Option<Self> {
+        TYPES
+            .iter()
+            .find(|(types, _)| types.contains(&model_type))
+            .map(|(_, fact)| *fact)
+    }
+}
+
+const MLA: TypeFact = TypeFact::Never(
+    "attention reads keys and values from compressed ones (MLA), so its experts are not defined",
+);
+const LINEAR: TypeFact = TypeFact::Never(
+    "some of its layers are linear attention or recurrent, so attention experts are not defined",
+);
+const STATE_SPACE: TypeFact = TypeFact::Never(
+    "some of its layers are state-space models, so attention experts are not defined",
+);
+const CONVOLUTION: TypeFact =
+    TypeFact::Never("some of its layers are convolutions, so attention experts are not defined");
+const NORM_OFFSET: TypeFact = TypeFact::Never("its norms multiply by one plus their weight");
+const NORM_BIAS: TypeFact = TypeFact::Never("its norms have biases");
+const FUSED: TypeFact = TypeFact::Never("one tensor holds the rows of several projections");
+const MULTIPLIED: TypeFact =
+    TypeFact::Never("it multiplies embeddings, residuals, scores and logits");
+const NO_ROTATION: TypeFact = TypeFact::Never("some of its layers do not rotate queries and keys");
+const LEARNED: TypeFact = TypeFact::Never("positions are learned or added to scores, not rotated");
+const NORM_AFTER: TypeFact =
+    TypeFact::Never("queries and keys are normalised after their rotation");
+const ROUTER: TypeFact =
+    TypeFact::Never("its router is not a softmax over experts followed by the top k");
+const GATED_ATTENTION: TypeFact = TypeFact::Never("a gate multiplies the output of attention");
+const INNER_CONFIG: TypeFact =
+    TypeFact::Never("the language model is a part of it: its keys are in `text_config`");
+const OTHER_BLOCK: TypeFact =
+    TypeFact::Never("its blocks are not attention followed by a feed-forward network");
+const NOT_DECODER: TypeFact = TypeFact::Never("it is no decoder that looks back only");
+
+/// The table.
+const TYPES: &[(&[&str], TypeFact)] = &[
+    (
+        &["code_llama", "hyperclovax", "flex_olmo"],
+        TypeFact::Described,
+    ),
+    (
+        &["ministral"],
+        TypeFact::AbsentKey {
+            key: "sliding_window",
+            null: true,
+            means: "a window of 4096 positions",
+        },
+    ),
+    (
+        &["smollm3"],
+        TypeFact::AbsentKey {
+            key: "no_rope_layers",
+            null: false,
+            means: "that every fourth layer does not rotate",
+        },
+    ),
+    (
+        &["granite"],
+        TypeFact::AbsentKey {
+            key: "attention_multiplier",
+            null: false,
+            means: "that scores are not scaled",
+        },
+    ),
+    (
+        &[
+            "deepseek_v2",
+            "deepseek_v3",
+            "deepseek_v32",
+            "deepseek_v4",
+            "kimi_k2",
+            "kimi_k25",
+            "glm4_moe_lite",
+            "glm_moe_dsa",
+            "longcat_flash",
+            "minicpm3",
+            "youtu",
+            "sarvam_mla",
+            "axk1",
+            "axk2",
+            "hy_v4",
+            "dots3_note_text",
+            "mistral4",
+            "solar_open2",
+        ],
+        MLA,
+    ),
+    (
+        &[
+            "qwen3_next",
+            "qwen3_5_text",
+            "qwen3_5_moe_text",
+            "qwen4_exp_text",
+            "minimax",
+            "minimax_m1",
+            "minimax_text_01",
+            "MiniMaxText01",
+            "MiniMaxM1",
+            "olmo_hybrid",
+            "lara_mini",
+            "kimi_linear",
+            "bailing_hybrid",
+            "rwkv",
+            "rwkv5",
+            "rwkv6",
+            "rwkv7",
+            "recurrent_gemma",
+            "xlstm",
+            "retnet",
+        ],
+        LINEAR,
+    ),
+    (
+        &[
+            "mamba",
+            "mamba2",
+            "falcon_mamba",
+            "codestral_mamba",
+            "jamba",
+            "bamba",
+            "zamba",
+            "zamba2",
+            "nemotron_h",
+            "falcon_h1",
+            "granitemoehybrid",
+            "plamo2",
+            "hymba",
+            "zaya",
+            "phi4flash",
+        ],
+        STATE_SPACE,
+    ),
+    (
+        &[
+            "lfm2",
+            "lfm2_moe",
+            "lfm3",
+            "inkling_text",
+            "inkling2_text",
+            "inkling2_loop_text",
+        ],
+        CONVOLUTION,
+    ),
+    (
+        &[
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "vaultgemma",
+            "nemotron",
+            "step3p5",
+        ],
+        NORM_OFFSET,
+    ),
+    (
+        &[
+            "phi",
+            "starcoder2",
+            "stablelm",
+            "jais2",
+            "persimmon",
+            "phimoe",
+            "codegen",
+            "gptj",
+            "stablelm_epoch",
+            "phi-msft",
+            "gpt_neox_japanese",
+        ],
+        NORM_BIAS,
+    ),
+    (
+        &[
+            "phi3",
+            "phi4_multimodal",
+            "glm",
+            "glm4",
+            "gpt_neox",
+            "falcon",
+            "chatglm",
+            "internlm2",
+            "phi3small",
+            "dbrx",
+            "RefinedWeb",
+            "RefinedWebModel",
+            "baichuan",
+            "openelm",
+            "qwen",
+        ],
+        FUSED,
+    ),
+    (
+        &[
+            "granitemoe",
+            "granitemoeshared",
+            "granite_swa",
+            "granitemoe_swa",
+            "minicpm",
+        ],
+        MULTIPLIED,
+    ),
+    (
+        &[
+            "cohere2",
+            "cohere2_moe",
+            "cohere_compass_text",
+            "exaone_moe",
+            "llama4_text",
+            "afmoe",
+        ],
+        NO_ROTATION,
+    ),
+    (
+        &["olmo3"],
+        TypeFact::Never("layers with a window rotate in another way than the others"),
+    ),
+    (
+        &[
+            "gpt2",
+            "gpt-sw3",
+            "gpt_bigcode",
+            "gpt_neo",
+            "opt",
+            "bloom",
+            "mpt",
+            "biogpt",
+            "xglm",
+            "openai-gpt",
+            "ctrl",
+            "cpmant",
+            "open-llama",
+        ],
+        LEARNED,
+    ),
+    (
+        &["hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan", "nanochat"],
+        NORM_AFTER,
+    ),
+    (&["olmo"], TypeFact::Never("its norms have no weights")),
+    (
+        &["apertus", "apertus1p5_text"],
+        TypeFact::Never("its activation has trained parameters"),
+    ),
+    (
+        &["ministral3"],
+        TypeFact::Never("queries are scaled by their position"),
+    ),
+    (&["gpt_oss"], TypeFact::Never("attention has sinks")),
+    (
+        &["gemma3n_text", "gemma4_text", "gemma4_unified_text"],
+        TypeFact::Never("layers have inputs of their own"),
+    ),
+    (
+        &[
+            "dots1",
+            "glm4_moe",
+            "ernie4_5_moe",
+            "minimax_m2",
+            "minimax_m3_vl_text",
+            "solar_open",
+            "sarvam_moe",
+            "hy_v3",
+            "mimo_v2_flash",
+            "mellum",
+            "flint",
+            "kolibri1",
+            "beam",
+            "jetmoe",
+            "aria_text",
+            "doge",
+            "bailing_moe",
+            "bailing_moe_v2",
+            "deepseek",
+            "arctic",
+            "grok-1",
+        ],
+        ROUTER,
+    ),
+    (&["laguna"], GATED_ATTENTION),
+    (
+        &[
+            "gemma3",
+            "gemma3n",
+            "gemma4",
+            "gemma4_unified",
+            "llama4",
+            "mllama",
+            "mistral3",
+            "qwen3_5",
+            "qwen3_5_moe",
+            "qwen4_exp",
+            "emu3",
+            "fuyu",
+            "got_ocr2",
+            "git",
+            "moshi",
+            "moss_transcribe_diarize",
+            "dots3_note",
+            "qwen2_vl",
+            "qwen2_5_vl",
+            "qwen3_vl",
+            "qwen3_vl_moe",
+            "llava",
+            "idefics3",
+            "smolvlm",
+            "internvl",
+            "kimi_vl",
+            "blt",
+        ],
+        INNER_CONFIG,
+    ),
+    (
+        &[
+            "bitnet",
+            "diffllama",
+            "dory",
+            "hrm_text",
+            "gemma4_assistant",
+            "gemma4_unified_assistant",
+            "nemotron-nas",
+            "deci",
+            "transfo-xl",
+            "xlnet",
+            "reformer",
+            "mega",
+        ],
+        OTHER_BLOCK,
+    ),
+    (
+        &[
+            "bart",
+            "bert",
+            "bert-generation",
+            "big_bird",
+            "bigbird_pegasus",
+            "blenderbot",
+            "blenderbot-small",
+            "camembert",
+            "data2vec-text",
+            "electra",
+            "ernie",
+            "marian",
+            "mbart",
+            "megatron-bert",
+            "modernbert-decoder",
+            "musicgen",
+            "musicgen_melody",
+            "mvp",
+            "pegasus",
+            "plbart",
+            "prophetnet",
+            "qdqbert",
+            "rembert",
+            "roberta",
+            "roberta-prelayernorm",
+            "roc_bert",
+            "roformer",
+            "speech_to_text_2",
+            "trocr",
+            "whisper",
+            "xlm",
+            "xlm-prophetnet",
+            "xlm-roberta",
+            "xlm-roberta-xl",
+            "xmod",
+            "llada",
+            "llada2_moe",
+            "Dream",
+            "dream",
+            "t5",
+            "mt5",
+            "umt5",
+        ],
+        NOT_DECODER,
+    ),
+];

@@ -1,0 +1,223 @@
+//! What a description that a user brought does not say of a configuration, though the model's own class would obey it.
+//!
+//! A built-in family is compared with its class in transformers, which ignores the keys that it does not have.
+//! Nobody has compared a description that a user brings.
+//! So it must say how it treats each key that may change the computation ([`super::key_meanings`]).
+
+use serde_json::{Map, Value};
+
+use super::architecture::Architecture;
+use super::config::{Config, Found};
+use super::config_error::ConfigError;
+use super::format::Family;
+use super::key_meanings::{KeyMeaning, Neutral};
+use super::keys::Field;
+use super::known::families;
+use super::layout::{Block, NormType};
+use super::model_types::TypeFact;
+use super::rope::is_rope_key;
+use super::spelling::same_value;
+use super::write::ConfigWriter;
+use crate::Result;
+use crate::checkpoint::json::kind;
+
+/// The keys that hold the values of rotary positions.
+const ROPE_OBJECTS: [&str; 2] = ["rope_scaling", "rope_parameters"];
+
+/// Refuses a configuration that means something which `family`, brought by a user, does not say.
+///
+/// `read` is the configuration as the family reads it.
+pub(super) fn refuse_unsaid(config: &Config, family: &Family, read: &Architecture) -> Result<()> {
+    let model_type = config.json.get("model_type").and_then(Value::as_str);
+    let model_type = model_type.unwrap_or_default();
+    let known = families()?
+        .iter()
+        .find(|known| known.is_named(Some(model_type), None));
+    if let Some(known) = known {
+        return same_as_built_in(config, family, read, known);
+    }
+    refuse_type(config, model_type)?;
+    let check = Check {
+        config,
+        family,
+        read,
+    };
+    for (key, value) in &config.json {
+        check.key(key, key, value)?;
+    }
+    for object in ROPE_OBJECTS {
+        let Some(Value::Object(values)) = config.json.get(object) else {
+            continue;
+        };
+        for (key, value) in values.iter().filter(|(key, _)| !is_rope_key(key)) {
+            check.rope_key(&format!("{object}.{key}"), value)?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a `model_type` whose models no description can say, or whose absent keys have a meaning.
+fn refuse_type(config: &Config, model_type: &str) -> Result<()> {
+    match TypeFact::of(model_type) {
+        None | Some(TypeFact::Described) => Ok(()),
+        Some(TypeFact::Never(because)) => Err(not_computed(config, model_type, because).into()),
+        Some(TypeFact::AbsentKey { key, null, means }) => {
+            let is_there = match config.find([key])? {
+                Found::Value(..) => true,
+                Found::Null => null,
+                Found::Absent => false,
+            };
+            if is_there {
+                return Ok(());
+            }
+            Err(ConfigError::AbsentKey {
+                path: config.path.clone(),
+                key: key.to_owned(),
+                model_type: model_type.to_owned(),
+                means: means.into(),
+            }
+            .into())
+        }
+    }
+}
+
+/// The refusal of models of a type that no description can say.
+pub(super) fn not_computed(config: &Config, model_type: &str, because: &str) -> ConfigError {
+    ConfigError::NotComputed {
+        path: config.path.clone(),
+        key: "model_type".to_owned(),
+        found: kind(&Value::from(model_type)),
+        because: because.into(),
+    }
+}
+
+/// Refuses a description that reads models of a built-in family in another way than that family does.
+fn same_as_built_in(
+    config: &Config,
+    family: &Family,
+    read: &Architecture,
+    known: &Family,
+) -> Result<()> {
+    let expected = Architecture::read(config, known)?;
+    // The first is the name of the family.
+    let pairs = read.meaning().into_iter().zip(expected.meaning()).skip(1);
+    for ((key, found), (_, expected)) in pairs {
+        if !same_value(&found, &expected) {
+            return Err(ConfigError::OtherThanBuiltIn {
+                path: config.path.clone(),
+                key: key.to_owned(),
+                found: kind(&found),
+                expected: kind(&expected).into(),
+                built_in: known.name.clone(),
+                family: family.name.clone(),
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
+
+/// One configuration, and a family that must say all that it means.
+struct Check<'a> {
+    config: &'a Config,
+    family: &'a Family,
+    read: &'a Architecture,
+}
+
+impl Check<'_> {
+    /// Refuses a value of `key` that may change the computation, where the family does not say how.
+    fn key(&self, at: &str, key: &str, value: &Value) -> Result<()> {
+        if is_empty(value) || self.family.says(at) {
+            return Ok(());
+        }
+        match KeyMeaning::of(key) {
+            None => Ok(()),
+            Some(meaning)
+                if meaning
+                    .neutral
+                    .iter()
+                    .any(|neutral| self.is(neutral, value)) =>
+            {
+                Ok(())
+            }
+            Some(meaning) => Err(self.refusal(at, value, meaning.because)),
+        }
+    }
+
+    /// Refuses a value inside a rotary object that is none of the values that the kinds of scaling have.
+    fn rope_key(&self, at: &str, value: &Value) -> Result<()> {
+        if is_empty(value) || self.family.says(at) {
+            return Ok(());
+        }
+        Err(self.refusal(at, value, "it may change rotary positions"))
+    }
+
+    fn refusal(&self, key: &str, value: &Value, because: &str) -> crate::Error {
+        ConfigError::Unsaid {
+            path: self.config.path.clone(),
+            key: key.to_owned(),
+            found: kind(value),
+            because: because.into(),
+            family: self.family.name.clone(),
+        }
+        .into()
+    }
+
+    /// Whether a value leaves the computation as the family says it.
+    fn is(&self, neutral: &Neutral, value: &Value) -> bool {
+        let read = self.read;
+        let number = |expected: f64| {
+            let close = |found: f64| (found - expected).abs() <= 1e-6 * expected.abs();
+            value.as_f64().is_some_and(close)
+        };
+        let flag = |expected: bool| *value == Value::Bool(expected);
+        let each = |is: &dyn Fn(&Value) -> bool| {
+            let items = value.as_array();
+            items.is_some_and(|items| items.iter().all(is))
+        };
+        let has = |other: &str| {
+            let other = self.config.json.get(other);
+            other.is_some_and(|other| !is_empty(other) && *other != Value::Bool(false))
+        };
+        match neutral {
+            Neutral::Bool(expected) => flag(*expected),
+            Neutral::Number(expected) => {
+                number(*expected) || each(&|item| item.as_f64() == Some(*expected))
+            }
+            Neutral::Text(expected) => value == expected,
+            Neutral::Each(expected) => each(&|item| item == expected),
+            Neutral::Ones => each(&|item| item.as_u64() == Some(1)),
+            Neutral::As(field) => self.is_as_read(*field, value),
+            Neutral::HeadDim => number(read.head_dim as f64),
+            Neutral::HeadScale => number((read.head_dim as f64).sqrt().recip()),
+            Neutral::Parallel => flag(read.block == Block::Parallel),
+            Neutral::Interleaved => flag(read.rope_interleaved),
+            Neutral::Rms => flag(read.norm_type == NormType::Rms),
+            Neutral::Biased => flag(read.attention_bias),
+            Neutral::Without(other) => !has(other),
+            Neutral::Beside(other) => has(other),
+        }
+    }
+
+    /// Whether a value is what the family reads for a number.
+    fn is_as_read(&self, field: Field, value: &Value) -> bool {
+        let writer = ConfigWriter::new(Map::new(), [], self.family, self.read);
+        let expected = writer.value(field);
+        if field == Field::HiddenAct {
+            let named = |value: &Value| value.as_str().and_then(super::Activation::named);
+            return same_value(value, &expected)
+                || named(value).is_some() && named(value) == named(&expected);
+        }
+        same_value(value, &expected)
+    }
+}
+
+/// Whether a value means that the key is not used.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(values) => values.is_empty(),
+        _ => false,
+    }
+}

@@ -1,0 +1,238 @@
+//! The tables of keys and types against the configuration classes of transformers, and refusals of descriptions that say too little.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::key_meanings::KeyMeaning;
+use super::known::families;
+use super::model_types::TypeFact;
+use super::tests::small;
+use super::*;
+
+/// Keys of every class with a causal language model in two versions of transformers (`fixtures/config_keys.py`).
+fn classes() -> BTreeMap<String, BTreeSet<String>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/config_keys.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn built_in(model_type: &str) -> Option<std::sync::Arc<Family>> {
+    let named = |family: &&std::sync::Arc<Family>| family.is_named(Some(model_type), None);
+    families().unwrap().iter().find(named).cloned()
+}
+
+#[test]
+fn every_type_of_transformers_is_built_in_or_in_the_table() {
+    for model_type in classes().keys() {
+        let is_listed = TypeFact::of(model_type).is_some();
+        assert_eq!(is_listed, built_in(model_type).is_none(), "{model_type}");
+    }
+}
+
+#[test]
+fn built_in_families_say_every_key_of_their_class_that_has_a_meaning() {
+    for (model_type, keys) in classes() {
+        let Some(family) = built_in(&model_type) else {
+            continue;
+        };
+        for key in keys.iter().filter(|key| KeyMeaning::of(key).is_some()) {
+            assert!(family.says(key), "{model_type} does not say {key}");
+        }
+    }
+}
+
+/// A key that is missing here is one that a description must say.
+#[test]
+fn keys_that_change_nothing() {
+    let keys: BTreeSet<String> = classes().into_values().flatten().collect();
+    let harmless: Vec<String> = keys
+        .into_iter()
+        .filter(|key| KeyMeaning::of(key).is_none())
+        .collect();
+    insta::assert_snapshot!(harmless.join("\n"));
+}
+
+/// A description that takes everything from Llama.
+fn llama_like(more: &str) -> Family {
+    let text =
+        format!("extends: llama\nname: mine\nmodel_types: [mine]\narchitectures: []\n{more}");
+    Family::from_yaml(Path::new("mine.yaml"), &text).unwrap()
+}
+
+fn read(config: &Config, more: &str) -> Result<Architecture, String> {
+    Architecture::of_format(config, llama_like(more)).map_err(|error| {
+        let hint = error.hint().unwrap_or_default().into_owned();
+        format!("{error} ({hint})")
+    })
+}
+
+#[test]
+fn keys_with_a_meaning_must_be_said_unless_neutral() {
+    for (key, neutral, other, because) in [
+        (
+            "no_rope_layers",
+            json!([1, 1]),
+            json!([1, 0]),
+            "some layers do not rotate",
+        ),
+        (
+            "embedding_multiplier",
+            json!(1),
+            json!(12.0),
+            "multiplies activations",
+        ),
+        (
+            "attention_multiplier",
+            json!(0.408_248_290_4),
+            json!(1.0),
+            "scale of attention scores",
+        ),
+        (
+            "query_pre_attn_scalar",
+            json!(6),
+            json!(256),
+            "scale of attention scores",
+        ),
+        (
+            "final_logit_softcapping",
+            json!(null),
+            json!(30.0),
+            "bounds scores or logits",
+        ),
+        (
+            "layer_types",
+            json!(["full_attention", "full_attention"]),
+            json!(["full_attention", "sliding_attention"]),
+            "other positions",
+        ),
+        (
+            "sliding_window",
+            json!(null),
+            json!(4096),
+            "how far attention looks back",
+        ),
+        ("sliding_window_pattern", json!(4), json!({"a": 1}), ""),
+        ("use_bias", json!(false), json!(true), "biases"),
+        (
+            "hidden_activation",
+            json!("swish"),
+            json!("gelu"),
+            "activation",
+        ),
+        ("layer_norm_eps", json!(1e-6), json!(1e-5), "epsilon"),
+        (
+            "rotary_emb_base",
+            json!(10_000),
+            json!(500_000),
+            "base of rotary positions",
+        ),
+        (
+            "use_parallel_residual",
+            json!(false),
+            json!(true),
+            "joins attention",
+        ),
+        ("tie_embeddings", json!(false), json!(true), "ties the head"),
+        ("n_layer", json!(2), json!(3), "number of layers"),
+        ("num_local_experts", json!(0), json!(8), "adds experts"),
+        (
+            "kv_lora_rank",
+            json!(null),
+            json!(512),
+            "compressed keys and values",
+        ),
+        ("mamba_d_conv", json!(null), json!(4), "by its name"),
+        (
+            "my_attention_gate_scale",
+            json!(false),
+            json!(0.5),
+            "by its name",
+        ),
+        (
+            "text_config",
+            json!({}),
+            json!({"hidden_size": 8}),
+            "an object in the configuration",
+        ),
+        (
+            "rope_parameters",
+            json!({"rope_type": "default"}),
+            json!({"rope_type": "default", "alpha": 1000.0}),
+            "rotary positions",
+        ),
+        ("unsloth_version", json!("2024"), json!({"x": 1}), ""),
+    ] {
+        let with = |value: &Value| read(&small("mine", json!({ key: value })), "");
+        with(&neutral).unwrap_or_else(|error| panic!("{key}: {error}"));
+        if because.is_empty() {
+            with(&other).unwrap_or_else(|error| panic!("{key}: {error}"));
+            continue;
+        }
+        let error = with(&other).unwrap_err();
+        assert!(
+            error.contains(key) && error.contains(because),
+            "{key}: {error}"
+        );
+        assert!(error.contains("other_keys"), "{error}");
+    }
+    let granite = small("mine", json!({"embedding_multiplier": 12.0}));
+    read(&granite, "other_keys: [embedding_multiplier]").unwrap();
+}
+
+/// Each was read as a Llama before, and computed something else.
+#[test]
+fn types_with_a_meaning_of_their_own_are_refused() {
+    for (model_type, keys, expected) in [
+        ("smollm3", json!({}), "every fourth layer does not rotate"),
+        (
+            "smollm3",
+            json!({"no_rope_layers": [1, 0]}),
+            "some layers do not rotate",
+        ),
+        ("granite", json!({}), "scores are not scaled"),
+        ("gemma", json!({}), "one plus their weight"),
+        ("gemma2", json!({}), "one plus their weight"),
+        ("gemma3_text", json!({}), "one plus their weight"),
+        ("gemma3", json!({}), "`text_config`"),
+        ("hunyuan_v1_dense", json!({}), "after their rotation"),
+        ("cohere2", json!({}), "do not rotate"),
+        ("olmo3", json!({}), "layers with a window"),
+        ("phi3", json!({}), "several projections"),
+        ("deepseek_v3", json!({}), "(MLA)"),
+        ("mamba", json!({}), "state-space"),
+        ("lfm2", json!({}), "convolutions"),
+        ("qwen3_next", json!({}), "linear attention"),
+        ("ministral", json!({}), "4096"),
+    ] {
+        let config = small(model_type, keys);
+        let error = read(&config, "").unwrap_err();
+        assert!(error.contains(expected), "{model_type}: {error}");
+    }
+    let rotating = small(
+        "smollm3",
+        json!({"no_rope_layers": [1, 1], "no_rope_layer_interval": 4, "use_sliding_window": false}),
+    );
+    read(&rotating, "").unwrap();
+}
+
+#[test]
+fn types_without_a_description_are_refused_with_the_reason() {
+    let error = Architecture::of(&small("deepseek_v3", json!({}))).unwrap_err();
+    assert!(error.to_string().contains("(MLA)"), "{error}");
+    assert_eq!(error.hint(), None);
+}
+
+/// A description may name a built-in type, but not give it another meaning.
+#[test]
+fn built_in_types_keep_their_meaning() {
+    let llama = small("llama", json!({}));
+    read(&llama, "").unwrap();
+    let error = read(&llama, "rope_interleaved: true").unwrap_err();
+    assert!(
+        error.contains("`rope_interleaved`") && error.contains("built-in family `llama`"),
+        "{error}"
+    );
+    let error = read(&small("mistral", json!({})), "").unwrap_err();
+    assert!(error.contains("`sliding_window`"), "{error}");
+}
