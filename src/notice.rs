@@ -1,11 +1,13 @@
-//! What this machine lacks, so that the user should know it: said once, at the end, by whoever runs a command.
+//! What this machine lacks, or what a folder holds beside its model: said once, at the end, by whoever runs a command.
 
+use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
 
-static NOTICES: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
+static NOTICES: Mutex<Vec<Cow<'static, str>>> = Mutex::new(Vec::new());
 
 /// Remembers a notice, unless it is remembered already.
-pub(crate) fn once(text: &'static str) {
+pub(crate) fn once(text: impl Into<Cow<'static, str>>) {
+    let text = text.into();
     let mut notices = NOTICES.lock().unwrap_or_else(PoisonError::into_inner);
     if !notices.contains(&text) {
         notices.push(text);
@@ -13,6 +15,6 @@ pub(crate) fn once(text: &'static str) {
 }
 
 /// The notices since the last call, in their order.
-pub fn take() -> Vec<&'static str> {
+pub fn take() -> Vec<Cow<'static, str>> {
     std::mem::take(&mut NOTICES.lock().unwrap_or_else(PoisonError::into_inner))
 }

@@ -1,14 +1,15 @@
 //! A checkpoint on disk: a folder in the Hugging Face layout, or a single weight file.
 //!
 //! Which weight files belong together is decided once, here. An index and its shards are checked against each other
-//! both ways. So a stale index, a missing shard or a name in two files is an error that names it, and no file silently
-//! wins.
+//! both ways. A missing shard or a name in two files is an error that names it. Of two sets of shards the index chooses, and a note
+//! names the other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::companions::present;
 use super::encoding::{Encoding, TensorEntry};
 use super::error::CheckpointError;
 use super::format::Described;
@@ -16,39 +17,11 @@ use super::manifest::MANIFEST;
 use super::source_file::{ReadAt, SourceFile, Stamp, changed, stamp_of};
 use super::{dtype, foreign, format, json};
 use crate::error::nearest;
+use crate::notice;
 use crate::{Error, Result};
 
+pub use super::companions::{COMPANIONS, companion_name, companions, is_companion};
 pub use super::names::{CARD, INDEX, SINGLE};
-
-/// Files that describe a tokenizer or its use, copied byte for byte.
-pub const COMPANIONS: [&str; 14] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "tekken.json",
-    "tokenizer.tiktoken",
-    "chat_template.jinja",
-    "chat_template.json",
-];
-
-/// The files of [`COMPANIONS`] that a folder has.
-///
-/// # Errors
-/// A `generation_config.json` that no reader could use: a copy of it would be refused by whoever opens the output.
-pub fn companions(folder: &Path) -> Result<Vec<PathBuf>> {
-    let paths = existing(folder, &COMPANIONS);
-    if let Some(path) = paths.first().filter(|path| path.ends_with(COMPANIONS[0])) {
-        json::read_object(path)?;
-    }
-    Ok(paths)
-}
 
 /// The weights of a checkpoint, opened: headers read and checked, no tensor data touched.
 #[derive(Debug)]
@@ -92,17 +65,16 @@ impl Checkpoint {
             found.add(path)?;
             return Ok(found);
         }
-        for file in [&["config.json", INDEX, MANIFEST][..], &COMPANIONS]
-            .iter()
-            .flat_map(|names| existing(path, names))
-        {
+        let mut beside = existing(path, &["config.json", INDEX, MANIFEST]);
+        beside.extend(present(path)?);
+        for file in beside {
             let stamp = stamp_of(&file)?;
             found.beside.push((file, stamp));
         }
         let names = weight_files(path)?;
         let index = path.join(INDEX);
         if index.exists() {
-            found.open_index(path, &index, &names)?;
+            found.open_index(path, &index, names)?;
             return Ok(found);
         }
         match &names[..] {
@@ -289,7 +261,7 @@ impl Checkpoint {
     }
 
     /// Opens the shards that the index lists and compares the two.
-    fn open_index(&mut self, folder: &Path, index: &Path, present: &[String]) -> Result<()> {
+    fn open_index(&mut self, folder: &Path, index: &Path, present: Vec<String>) -> Result<()> {
         let object = json::read_object(index)?;
         let Some(Value::Object(map)) = object.get("weight_map") else {
             let path = index.to_path_buf();
@@ -300,13 +272,21 @@ impl Checkpoint {
             .and_then(|metadata| metadata.get("total_size"))
             .and_then(Value::as_u64);
         let shards = shards_of(index, map)?;
-        if let Some(stray) = present
-            .iter()
-            .find(|name| !shards.contains(name.as_str()))
-            .filter(|name| is_model_file(name))
-        {
-            let path = folder.join(stray);
-            return Err(CheckpointError::Unlisted { path }.into());
+        let mut strays = present;
+        strays.retain(|name| is_model_file(name) && !shards.contains(name.as_str()));
+        if let Some(stray) = strays.first() {
+            // As in transformers, the index chooses among sets of shards, but it does not come before a file of all weights.
+            let complete = shards.iter().all(|shard| folder.join(shard).exists());
+            if !complete || strays.iter().any(|name| name == SINGLE) {
+                let path = folder.join(stray);
+                return Err(CheckpointError::Unlisted { path }.into());
+            }
+            notice::once(format!(
+                "{}: does not list {}, which {} not read",
+                index.display(),
+                strays.join(", "),
+                if strays.len() == 1 { "is" } else { "are" }
+            ));
         }
         for shard in &shards {
             let path = folder.join(shard);

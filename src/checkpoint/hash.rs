@@ -5,6 +5,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+use super::companions::is_companion;
 use super::error::CheckpointError;
 use super::source_file::{ReadAt, SourceFile};
 use crate::Result;
@@ -32,9 +33,12 @@ pub struct FileHash {
 }
 
 impl FileHash {
-    /// Whether its path is the name of a file in its folder and nothing else.
+    /// Whether its path is the name of a file in its folder and nothing else, or a further chat template.
     pub fn is_plain_name(&self) -> bool {
         let name = self.path.as_str();
+        if name.contains('/') && is_companion(name) {
+            return !name.contains(['\\', '\0']);
+        }
         !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
     }
 

@@ -245,7 +245,7 @@ impl OutputFolder {
 
     /// Writes a file durably.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<FileHash> {
-        let path = self.partial.join(name);
+        let path = self.place(name)?;
         let fault = |e| Error::io("write", &path, e);
         let mut file = create_anew(&path).map_err(fault)?;
         file.write_all(bytes)
@@ -258,9 +258,18 @@ impl OutputFolder {
         })
     }
 
+    /// The place of a file before the output is complete; its folder is there afterwards.
+    fn place(&self, name: &str) -> Result<PathBuf> {
+        let path = self.partial.join(name);
+        if let Some(folder) = path.parent().filter(|folder| **folder != *self.partial) {
+            fs::create_dir_all(folder).map_err(|e| Error::io("make", folder, e))?;
+        }
+        Ok(path)
+    }
+
     /// Copies a file byte for byte, durably, or makes another name for it where `link` is set.
     pub fn copy(&self, from: &Path, name: &str, link: bool) -> Result<FileHash> {
-        let path = self.partial.join(name);
+        let path = self.place(name)?;
         let source = SourceFile::open(from)?;
         if link {
             let real = from

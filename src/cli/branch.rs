@@ -89,6 +89,9 @@ impl Verb for Arguments {
             }
             return Ok(Verdict::Yes);
         }
+        for note in &branching.plan.notes {
+            printer.note(&format!(" note: {note}"));
+        }
         let bar = printer.bytes_bar(branching.needed(false), "copying");
         let manifests = branching.execute(*self.force, self.link, &|bytes| bar.inc(bytes))?;
         bar.finish_and_clear();

@@ -6,7 +6,7 @@ use super::answer_error::HubAnswerError;
 use super::request_error::HubRequestError;
 use super::tree::{ContentHash, Snapshot};
 use crate::Result;
-use crate::checkpoint::folder::{CARD, COMPANIONS, INDEX, wanted_weights};
+use crate::checkpoint::folder::{CARD, INDEX, is_companion, wanted_weights};
 use crate::checkpoint::manifest::MANIFEST;
 use crate::error::nearest;
 
@@ -112,13 +112,15 @@ fn needed(snapshot: &Snapshot) -> Result<Vec<&str>> {
     let is_needed = |path: &&str| {
         weights.contains(path)
             || BESIDE.contains(path)
-            || COMPANIONS.contains(path)
+            || is_companion(path)
             || ["configuration_", "modeling_"]
                 .iter()
                 .any(|start| path.starts_with(start) && path.ends_with(".py"))
-            || ["license", "licence", "notice"]
-                .iter()
-                .any(|start| path.to_lowercase().starts_with(start))
     };
-    Ok(top.into_iter().filter(is_needed).collect())
+    // A path in a folder is a further chat template at most.
+    let all = snapshot.files.keys().map(String::as_str);
+    Ok(all
+        .filter(|path| !path.contains('/') || is_companion(path))
+        .filter(is_needed)
+        .collect())
 }

@@ -16,6 +16,7 @@ use crate::checkpoint::expression::Expression;
 use crate::checkpoint::manifest::Manifest;
 use crate::checkpoint::outline;
 use crate::checkpoint::output::{OutputFolder, check_free_space, check_target};
+use crate::family::drop_leftover;
 
 /// Where the branches go.
 pub struct Branching {
@@ -72,6 +73,13 @@ pub fn plan(mut seed: Model, names: &[String], out: &Path) -> Result<Branching> 
         path.file_name()
             .is_none_or(|name| name != crate::checkpoint::manifest::MANIFEST)
     });
+    let mut files: Vec<OutputFile> = card::copies(kept).collect();
+    let mut config = seed.config.json.clone();
+    let note = drop_leftover(&seed.config, &seed.source.checkpoint, &mut config);
+    if note.is_some() {
+        files.retain(|file| file.name != "config.json");
+        files.push(card::json_file("config.json", &config));
+    }
     let mut settings = Map::new();
     settings.insert("into".to_owned(), json!(names));
     let plan = Plan {
@@ -79,13 +87,13 @@ pub fn plan(mut seed: Model, names: &[String], out: &Path) -> Result<Branching> 
         settings,
         sources: vec![seed.source],
         tensors,
-        notes: Vec::new(),
+        notes: note.into_iter().collect(),
         carries_non_finite: false,
     };
     Ok(Branching {
         targets,
         plan,
-        files: card::copies(kept).collect(),
+        files,
     })
 }
 

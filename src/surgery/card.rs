@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::execute::{Content, OutputFile};
 use super::licence::{self, Licences};
-use crate::checkpoint::folder::CARD;
+use crate::checkpoint::folder::{CARD, companion_name};
 use crate::checkpoint::manifest::{MANIFEST, Origin};
 use crate::markdown;
 use crate::printable::printable_json;
@@ -147,11 +147,7 @@ pub fn model_code() -> impl Iterator<Item = OutputFile> {
 /// Files copied byte for byte under their own names.
 pub fn copies(paths: Vec<PathBuf>) -> impl Iterator<Item = OutputFile> {
     paths.into_iter().map(|path| OutputFile {
-        name: path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
+        name: companion_name(&path),
         content: Content::CopyOf(path),
     })
 }

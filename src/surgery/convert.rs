@@ -11,11 +11,11 @@ use super::model::{companions, existing};
 use super::plan::{Plan, PlannedTensor, Source, as_dtype};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
-use crate::checkpoint::folder::{CARD, Checkpoint};
+use crate::checkpoint::folder::{CARD, Checkpoint, companion_name, is_companion};
 use crate::checkpoint::{Encoding, format, json};
 use crate::family::described::{self, DescribedModel};
 use crate::family::gguf::GgufTensor;
-use crate::family::{Config, PlainNeed, Quantised, both_spellings, say_dtype};
+use crate::family::{Config, PlainNeed, Quantised, both_spellings, drop_leftover, say_dtype};
 use crate::{Error, Result};
 
 /// Name of the converted checkpoint in the plan.
@@ -77,6 +77,7 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
             let config = Config::read(&config)?;
             let mut object = config.json.clone();
             notes.extend(config.say_rope_theta(&mut object)?);
+            notes.extend(drop_leftover(&config, &source.checkpoint, &mut object));
             if let Some(dtype) = dtype {
                 say_dtype(&mut object, dtype);
             }
@@ -133,7 +134,8 @@ fn python_files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
         let path = entry.map_err(|e| Error::io("list", folder, e))?.path();
-        if path.extension().is_some_and(|extension| extension == "py") && path.is_file() {
+        let is_code = path.extension().is_some_and(|extension| extension == "py");
+        if is_code && path.is_file() && !is_companion(&companion_name(&path)) {
             files.push(path);
         }
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::evaluate::Evaluator;
 use super::plan::{Plan, Source};
 use super::plan_error::PlanError;
+use crate::checkpoint::folder::companion_name;
 use crate::checkpoint::hash::{FileHash, sha256, sha256_source};
 use crate::checkpoint::manifest::{
     FORMAT_VERSION, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool,
@@ -247,7 +248,7 @@ pub fn record_source(source: &Source, weights: Vec<String>, output: &Path) -> Re
     for path in &source.side_files {
         let (sha256, size) = crate::checkpoint::hash::sha256_file(path)?;
         files.push(FileHash {
-            path: name_of(path),
+            path: companion_name(path),
             size,
             sha256,
         });

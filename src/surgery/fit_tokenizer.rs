@@ -6,8 +6,9 @@ use serde_json::{Map, Value};
 
 use super::fit_error::{FitError, TokenEntry, TokenizerDifference};
 use super::model::Model;
+use super::tokenizer_meaning::{other_option, same_merges, same_steps};
 use crate::checkpoint::{hash, json as strict};
-use crate::family::each_token_id;
+use crate::family::{each_token_id, same_value};
 use crate::{Error, Result};
 
 const JSON: &str = "tokenizer.json";
@@ -139,15 +140,19 @@ fn same_tokenizer(a: &Path, b: &Path) -> Result<()> {
     };
 
     let (vocabulary, other) = (model(&left, "vocab"), model(&right, "vocab"));
-    if vocabulary != other {
+    if !same_or_absent(vocabulary.as_ref(), other.as_ref()) {
         let difference = first_difference(vocabulary.as_ref(), other.as_ref());
         return refuse("model.vocab", difference);
     }
-    if model(&left, "merges") != model(&right, "merges") {
+    let (ours, theirs) = (model(&left, "merges"), model(&right, "merges"));
+    if !same_merges(ours.as_ref(), theirs.as_ref()) {
         return refuse("model.merges", TokenizerDifference::Anywhere);
     }
+    if let Some(option) = other_option(&left, &right) {
+        return refuse(option, TokenizerDifference::Anywhere);
+    }
     for key in ["normalizer", "pre_tokenizer"] {
-        if left.get(key) != right.get(key) {
+        if !same_steps(left.get(key), right.get(key)) {
             return refuse(key, TokenizerDifference::Anywhere);
         }
     }
@@ -170,14 +175,24 @@ fn same_tokenizer(a: &Path, b: &Path) -> Result<()> {
     )
 }
 
-/// The added tokens of a tokenizer file, in its order.
+/// Whether two values mean the same, or both are absent.
+fn same_or_absent(a: Option<&Value>, b: Option<&Value>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => same_value(a, b),
+        (a, b) => a.is_none() && b.is_none(),
+    }
+}
+
+/// The added tokens of a tokenizer file, in the order of their ids.
 fn added_tokens(object: &Map<String, Value>) -> Vec<TokenEntry> {
     let tokens = object.get("added_tokens").and_then(Value::as_array);
     let entry = |token: &Value| TokenEntry {
         token: token["content"].clone(),
         id: token["id"].clone(),
     };
-    tokens.into_iter().flatten().map(entry).collect()
+    let mut entries: Vec<TokenEntry> = tokens.into_iter().flatten().map(entry).collect();
+    entries.sort_by_key(|entry| entry.id.as_u64());
+    entries
 }
 
 /// The first difference of two vocabularies.

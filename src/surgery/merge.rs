@@ -12,7 +12,7 @@ use super::plan::{Plan, PlannedTensor};
 use crate::Result;
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
-use crate::family::{Architecture, both_spellings, say_dtype};
+use crate::family::{Architecture, both_spellings, drop_leftover, say_dtype};
 
 /// Settings of a merge.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +87,11 @@ pub fn plan(
     put("dtype", json!(settings.dtype.map(dtype::name)));
     let mut config = base.config.json.clone();
     notes.extend(base.config.say_rope_theta(&mut config)?);
+    notes.extend(drop_leftover(
+        &base.config,
+        &base.source.checkpoint,
+        &mut config,
+    ));
     if let Some(dtype) = settings.dtype {
         say_dtype(&mut config, dtype);
     }

@@ -38,6 +38,7 @@ mod record;
 pub mod relayout;
 pub mod router;
 pub mod scales;
+mod tokenizer_meaning;
 pub mod upcycle;
 
 pub use error::SurgeryError;

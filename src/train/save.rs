@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::error::TrainError;
 use super::parameters::Parameters;
-use crate::checkpoint::folder::{CARD, companions, existing};
+use crate::checkpoint::folder::{CARD, companion_name, companions, existing};
 use crate::checkpoint::hash::{FileHash, sha256_file};
 use crate::checkpoint::manifest::{
     DataRecord, FORMAT_VERSION, Lineage, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool,
@@ -89,7 +89,7 @@ impl Saver {
         for path in paths {
             let (sha256, size) = sha256_file(&path)?;
             files.push(FileHash {
-                path: name_of(&path),
+                path: companion_name(&path),
                 size,
                 sha256,
             });
@@ -172,12 +172,12 @@ impl Saver {
             files.push(folder.write(STATE, &text)?);
         }
         for path in copied(&self.parent.path)? {
-            files.push(folder.copy(&path, &name_of(&path), false)?);
+            files.push(folder.copy(&path, &companion_name(&path), false)?);
         }
         let mut unhashed_files = Vec::new();
         for path in existing(&self.parent.path, &[CARD]) {
-            folder.copy(&path, &name_of(&path), false)?;
-            unhashed_files.push(name_of(&path));
+            folder.copy(&path, &companion_name(&path), false)?;
+            unhashed_files.push(companion_name(&path));
         }
         files.sort();
         let manifest =
@@ -270,20 +270,14 @@ pub(super) fn copied(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut code = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
         let path = entry.map_err(|e| Error::io("list", folder, e))?.path();
-        if path.is_file() && path.extension().is_some_and(|extension| extension == "py") {
+        let is_code = path.extension().is_some_and(|extension| extension == "py");
+        if is_code && path.is_file() && !paths.contains(&path) {
             code.push(path);
         }
     }
     code.sort();
     paths.extend(code);
     Ok(paths)
-}
-
-fn name_of(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
 }
 
 /// Where the bytes of tensors come from.

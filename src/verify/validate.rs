@@ -9,7 +9,7 @@ use crate::checkpoint::format::Described;
 use crate::checkpoint::header;
 use crate::checkpoint::manifest::{MANIFEST, Manifest};
 use crate::checkpoint::source_file::SourceFile;
-use crate::family::{Architecture, Config, ExpertLayout, Family};
+use crate::family::{Architecture, Config, ExpertLayout, Family, leftover_quantisation};
 use crate::surgery::execute::WORKING_MEMORY;
 use crate::table;
 use crate::{Error, Result, threads};
@@ -319,6 +319,16 @@ fn config(report: &mut ValidationReport, subject: &mut Subject) -> Result<()> {
             "config.json".to_owned()
         }
     };
+    let leftover = subject
+        .checkpoint
+        .as_ref()
+        .and_then(|checkpoint| leftover_quantisation(&config, checkpoint));
+    if let Some(key) = leftover {
+        check.warn(
+            FindingPlace::key("config.json", key),
+            "describes quantised weights, but the weights are plain numbers",
+        );
+    }
     subject.config = Some(config);
     check.done(detail);
     Ok(())

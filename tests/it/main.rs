@@ -11,6 +11,7 @@
 )]
 #![allow(clippy::type_complexity)]
 
+mod beside;
 mod bounds;
 mod commands;
 mod common;
@@ -25,6 +26,7 @@ mod evaluate;
 mod every_command;
 mod examples;
 mod experts;
+mod families;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod faults;
 mod forecast;

@@ -1,0 +1,185 @@
+//! What can be done with each built-in family: the table in `docs/reference/families.md` is what the binary does.
+
+use std::path::{Path, PathBuf};
+
+use bam_convert::family::families;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::common::{bam, copy_folder, fixture, read_file, run};
+use crate::model::families::vary;
+
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/families.md");
+const BEGIN: &str = "<!-- support matrix: begin -->\n";
+const END: &str = "<!-- support matrix: end -->\n";
+const STOCK: [&str; 4] = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
+
+/// The checkpoint of a family, and whether its golden logits are there.
+fn checkpoint(family: &str, work: &Path) -> (PathBuf, bool) {
+    for folder in [
+        format!("families/{family}"),
+        format!("mixtures/{family}"),
+        format!("{family}/seed"),
+    ] {
+        let folder = fixture(folder);
+        if folder.exists() {
+            return (folder, true);
+        }
+    }
+    assert_eq!(family, "bam", "a family needs a fixture");
+    let out = work.join("bam");
+    let seed = fixture("llama/seed");
+    let expert = format!("code={}", fixture("llama/code").display());
+    bam!(
+        "upcycle", "--method", "bam", "--seed", seed, "--expert", expert, "--out", out
+    )
+    .ok();
+    (out, false)
+}
+
+/// Whether a command succeeds.
+fn does(arguments: &[&dyn AsRef<std::ffi::OsStr>]) -> bool {
+    let arguments = arguments
+        .iter()
+        .map(|argument| argument.as_ref().to_owned());
+    run(arguments).code == Some(0)
+}
+
+/// Whether the logits of a checkpoint are those that transformers computed, or can be computed where it has none.
+fn runs(folder: &Path, golden: Option<PathBuf>, work: &Path) -> bool {
+    let (tokens, dump) = (
+        fixture("golden/tokens.json"),
+        work.join("logits.safetensors"),
+    );
+    if !does(&[&"logits", &folder, &"--tokens", &tokens, &"--dump", &dump]) {
+        return false;
+    }
+    let Some(golden) = golden else { return true };
+    let (found, golden) = (read_file(&dump), read_file(&golden));
+    let pairs = found["logits"]
+        .values()
+        .into_iter()
+        .zip(golden["logits"].values());
+    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) < 1e-4
+}
+
+/// Makes a mixture of the checkpoint and a variation of it; none where the family cannot be upcycled.
+fn upcycled(folder: &Path, method: &str, work: &Path) -> Option<PathBuf> {
+    let (expert, out) = (work.join("expert"), work.join(method));
+    if !expert.exists() {
+        vary(&copy_folder(folder, &expert), 1.0);
+    }
+    let expert = format!("expert={}", expert.display());
+    let made = does(&[
+        &"upcycle",
+        &"--method",
+        &method,
+        &"--seed",
+        &folder,
+        &"--expert",
+        &expert,
+        &"--out",
+        &out,
+        &"--top-k",
+        &"2",
+        &"--norm-topk-prob",
+        &"true",
+    ]);
+    made.then_some(out)
+}
+
+/// The stock formats that hold a mixture of the checkpoint exactly.
+fn targets(folder: &Path, work: &Path) -> Vec<&'static str> {
+    let Some(own) = upcycled(folder, "btx", work) else {
+        return Vec::new();
+    };
+    let exact = |target: &&str| {
+        let stock = work.join(target);
+        if !does(&[&"convert", &own, &stock, &"--to", target]) {
+            return false;
+        }
+        let tokens = fixture("golden/tokens.json");
+        let compared = bam!("logits", own, stock, "--tokens", tokens, "--json")
+            .ok()
+            .json();
+        let largest = compared["max"].as_f64().unwrap();
+        assert!(largest < 1e-4, "{}: {largest}", stock.display());
+        true
+    };
+    STOCK.into_iter().filter(exact).collect()
+}
+
+/// One row of the table.
+fn row(family: &str, is_mixture: bool) -> String {
+    let work = TempDir::new().unwrap();
+    let (folder, has_golden) = checkpoint(family, work.path());
+    let golden = has_golden.then(|| fixture(format!("golden/{family}.safetensors")));
+    let yes = |does: bool| if does { "yes" } else { "no" };
+    let read = does(&[&"validate", &folder]);
+    let runs = runs(&folder, golden, work.path());
+    let trained = work.path().join("trained");
+    let trains = crate::train::train(&folder, &trained, &["--steps", "1"]).code == Some(0);
+    let (bam, targets) = if is_mixture {
+        ("is a mixture", Vec::new())
+    } else {
+        let bam = upcycled(&folder, "bam", work.path());
+        let sound = bam.is_some_and(|bam| crate::common::against(&bam).code == Some(0));
+        (yes(sound), targets(&folder, work.path()))
+    };
+    let targets = if targets.is_empty() {
+        "none".to_owned()
+    } else {
+        targets
+            .iter()
+            .map(|name| format!("`{name}`"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    format!(
+        "| `{family}` | {} | {} | {} | {bam} | {targets} |\n",
+        yes(read),
+        yes(runs),
+        yes(trains)
+    )
+}
+
+#[test]
+fn the_table_of_families_is_what_the_binary_does() {
+    let mut table = "| family | read | run | train | source of a `bam` | stock targets |\n|---|---|---|---|---|---|\n".to_owned();
+    for family in families().unwrap() {
+        table.push_str(&row(&family.name, family.is_mixture()));
+    }
+    let page = std::fs::read_to_string(PAGE).unwrap();
+    let (before, rest) = page.split_once(BEGIN).expect("the page has a table");
+    let (written, after) = rest.split_once(END).expect("the table ends");
+    if std::env::var_os("UPDATE_FAMILIES").is_some() {
+        std::fs::write(PAGE, format!("{before}{BEGIN}{table}{END}{after}")).unwrap();
+    } else {
+        assert_eq!(
+            written, table,
+            "run `UPDATE_FAMILIES=1 cargo test --test it families::`"
+        );
+    }
+}
+
+/// Layers that a description cannot express are refused, and so is what a class takes for absent keys.
+#[test]
+fn absent_keys_with_a_meaning_are_refused() {
+    let work = TempDir::new().unwrap();
+    for (family, key, expected) in [
+        ("cwm", "layer_types", "every fourth layer"),
+        ("cwm", "rope_parameters", "a scaling of rotary positions"),
+        ("exaone4", "sliding_window", "a window of 4096"),
+    ] {
+        let folder = copy_folder(&fixture("families").join(family), &work.path().join(key));
+        crate::common::edit_json(&folder.join("config.json"), |config| {
+            config.as_object_mut().unwrap().remove(key);
+        });
+        bam!("cost", folder).refused(2, &[key, "is not there", expected]);
+    }
+    let folder = copy_folder(&fixture("families/exaone4"), &work.path().join("window"));
+    crate::common::edit_json(&folder.join("config.json"), |config| {
+        config["sliding_window"] = Value::from(64);
+    });
+    bam!("cost", folder).refused(2, &["sliding_window", "do not rotate"]);
+}
