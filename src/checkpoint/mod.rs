@@ -3,6 +3,7 @@
 mod ahead;
 mod companions;
 pub mod dtype;
+pub mod elsewhere;
 pub mod encoding;
 mod error;
 pub mod expression;

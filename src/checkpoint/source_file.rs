@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::elsewhere::{self, Elsewhere};
 use super::error::CheckpointError;
 use super::open_files::Key;
 use crate::{Error, Result};
@@ -47,6 +48,8 @@ pub struct SourceFile {
     path: PathBuf,
     key: Key,
     stamp: Stamp,
+    /// Where its bytes are, if only its header is here.
+    elsewhere: Option<Elsewhere>,
 }
 
 impl SourceFile {
@@ -65,6 +68,7 @@ impl SourceFile {
             path: path.to_path_buf(),
             key,
             stamp,
+            elsewhere: elsewhere::of(path),
         })
     }
 
@@ -106,6 +110,9 @@ impl SourceFile {
     pub fn is_hole(&self, offset: u64, length: u64) -> bool {
         use rustix::fs::{SeekFrom, seek};
         use rustix::io::Errno;
+        if self.elsewhere.is_some() {
+            return false;
+        }
         // Reading is at offsets, so nobody else uses the position. Beyond the last data, seeking finds no further data.
         let Ok(file) = self.file() else {
             return false;
@@ -150,6 +157,9 @@ pub(crate) fn changed(path: &Path) -> Error {
 
 impl ReadAt for SourceFile {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        if let Some(elsewhere) = &self.elsewhere {
+            return elsewhere.read_exact_at(buf, offset);
+        }
         self.file()?
             .read_exact_at(buf, offset)
             .map_err(|e| match e.kind() {

@@ -8,7 +8,7 @@ use bam_convert::verify::diff::{DiffOptions, work_length};
 use clap::Args;
 
 use super::printer::Printer;
-use super::verb::Verb;
+use super::verb::{HubUse, Verb};
 use super::work::WorkArguments;
 use super::{Outcome, Verdict};
 
@@ -36,6 +36,10 @@ impl Verb for Arguments {
 
     fn opens_models() -> bool {
         true
+    }
+
+    fn hub_use(&self) -> HubUse {
+        HubUse::Ranges
     }
 
     fn run(&self, printer: &Printer) -> Outcome {

@@ -11,7 +11,7 @@ use bam_convert::arguments::{ArgumentRole, ArgumentValue, CheckpointPath, Named,
 use bam_convert::checkpoint::Manifest;
 use bam_convert::checkpoint::manifest::{MANIFEST, SourceRecord};
 use bam_convert::checkpoint::reference::{Reference, SCHEME};
-use bam_convert::hub::{FileSelection, HubClient, HubSettings, Pull, cached, headers};
+use bam_convert::hub::{FileSelection, HubClient, HubSettings, Pull, cached, headers, ranges};
 use bam_convert::pipeline::Program;
 use bam_convert::table;
 use clap::parser::ValueSource;
@@ -76,7 +76,11 @@ pub fn resolve(
         return Ok(None);
     }
     let (command, matches) = program.innermost(matches);
-    let only_headers = needed == HubUse::Headers || looks(program, command, matches);
+    let needed = if looks(program, command, matches) {
+        HubUse::Headers
+    } else {
+        needed
+    };
     let mut folders = BTreeMap::new();
     for argument in command.get_arguments() {
         let Some(kind) = program.kind(argument) else {
@@ -89,7 +93,7 @@ pub fn resolve(
             };
             let reference = &text[place];
             if !folders.contains_key(reference) {
-                let found = folder(&Reference::parse(reference)?, only_headers, printer)?;
+                let found = folder(&Reference::parse(reference)?, needed, printer)?;
                 folders.insert(reference.to_owned(), found);
             }
         }
@@ -116,18 +120,24 @@ pub fn fetch(
     style: Style,
 ) -> impl Fn(&str) -> Result<Option<PathBuf>> + use<> {
     let (command, inner) = program.innermost(matches);
-    let only_headers = looks(program, command, inner);
-    move |name| folder(&Reference::parse(name)?, only_headers, &Printer::new(style)).map(Some)
+    let needed = if looks(program, command, inner) {
+        HubUse::Headers
+    } else {
+        HubUse::Whole
+    };
+    move |name| folder(&Reference::parse(name)?, needed, &Printer::new(style)).map(Some)
 }
 
-/// The folder of a checkpoint on the Hub: with its headers alone, or whole.
-pub fn folder(reference: &Reference, only_headers: bool, printer: &Printer) -> Result<PathBuf> {
+/// The folder of a checkpoint on the Hub, with as much of it as is needed.
+pub fn folder(reference: &Reference, needed: HubUse, printer: &Printer) -> Result<PathBuf> {
     let client = client()?;
     if let Some(folder) = cached(&client, reference).filter(|_| client.settings.offline) {
         return Ok(folder);
     }
-    if only_headers {
-        return headers(&client, reference);
+    match needed {
+        HubUse::Headers => return headers(&client, reference),
+        HubUse::Ranges => return ranges(client, reference),
+        HubUse::Whole | HubUse::Own => {}
     }
     let pull = Pull::new(&client, reference, &FileSelection::default(), None)?;
     let missing = pull.missing();
@@ -166,14 +176,14 @@ pub fn recipe_sources(
     let recorded = remote.map(|(name, place)| {
         let key = format!("recipe.sources.{name}");
         let reference = recorded(checkpoint, &key, place)?;
-        Ok((name.clone(), folder(&reference, false, printer)?))
+        Ok((name.clone(), folder(&reference, HubUse::Whole, printer)?))
     });
     let given = given.iter().map(|Named { name, value }| {
         let reference = value
             .to_str()
             .filter(|text| text.starts_with(SCHEME) && recipe.sources.contains_key(name));
         let place = match reference {
-            Some(text) => folder(&Reference::parse(text)?, false, printer)?,
+            Some(text) => folder(&Reference::parse(text)?, HubUse::Whole, printer)?,
             None => value.to_path_buf(),
         };
         Ok((name.clone(), place))
@@ -181,8 +191,8 @@ pub fn recipe_sources(
     recorded.chain(given).collect()
 }
 
-/// The folders that the sources of a checkpoint have been pulled to, in the order of its manifest. A source that is not on
-/// the Hub has `None`. The list is empty where no manifest can be read.
+/// The folders of the sources of a checkpoint, whose weights are read by ranges, in the order of its manifest. A source that
+/// is not on the Hub has `None`. The list is empty where no manifest can be read.
 pub fn sources(checkpoint: &Path, printer: &Printer) -> error::Result<Vec<Option<PathBuf>>> {
     let Ok(Some(manifest)) = Manifest::read(checkpoint) else {
         return Ok(Vec::new());
@@ -193,7 +203,7 @@ pub fn sources(checkpoint: &Path, printer: &Printer) -> error::Result<Vec<Option
         }
         let key = format!("sources.{number}.path");
         let reference = recorded(checkpoint, &key, &source.path)?;
-        Ok(Some(folder(&reference, false, printer)?))
+        Ok(Some(folder(&reference, HubUse::Ranges, printer)?))
     };
     manifest
         .sources

@@ -15,7 +15,7 @@ use clap::{ArgAction, Args};
 use super::estimate::print;
 use super::names::paths;
 use super::printer::Printer;
-use super::verb::Verb;
+use super::verb::{HubUse, Verb};
 use super::work::WorkArguments;
 use super::{Outcome, Verdict};
 
@@ -53,6 +53,10 @@ impl Verb for Arguments {
 
     fn opens_models() -> bool {
         true
+    }
+
+    fn hub_use(&self) -> HubUse {
+        HubUse::Ranges
     }
 
     fn run(&self, printer: &Printer) -> Outcome {

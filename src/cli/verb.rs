@@ -18,6 +18,8 @@ pub enum HubUse {
     Own,
     /// Headers of weights and small files.
     Headers,
+    /// All of them, but the weights by ranges, as they are read.
+    Ranges,
     /// All files of the checkpoint.
     Whole,
 }

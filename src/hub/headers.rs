@@ -41,18 +41,22 @@ const LARGEST_BESIDE: u64 = 64 << 20;
 /// # Errors
 /// The errors of a pull, and weight files that do not begin as their format does.
 pub fn headers(client: &HubClient, reference: &Reference) -> Result<PathBuf> {
-    let snapshot = Snapshot::of(client, reference)?;
+    fetch_headers(client, &Snapshot::of(client, reference)?)
+}
+
+/// As [`headers`], of a revision whose files are known.
+pub(super) fn fetch_headers(client: &HubClient, snapshot: &Snapshot) -> Result<PathBuf> {
     let root = known_hashes::cache_folder().ok_or(HubRequestError::NoHeaderCache)?;
     let folder =
         Cache::within(&root.join("headers"), &snapshot.repository).snapshot(&snapshot.commit);
     make_folder(&folder)?;
     each(
-        &FileSelection::default().choose(&snapshot)?,
+        &FileSelection::default().choose(snapshot)?,
         WORKERS,
         |path| {
             let file = RemoteFile {
                 client,
-                snapshot: &snapshot,
+                snapshot,
                 path,
                 entry: &snapshot.files[*path],
             };
@@ -62,11 +66,16 @@ pub fn headers(client: &HubClient, reference: &Reference) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// Whether a file of a repository is fetched by its header alone.
+pub(super) fn is_weight_file(path: &str) -> bool {
+    path.ends_with(".safetensors") || path.ends_with(".gguf")
+}
+
 /// Puts a file into the folder: a weight file by its header, a small file whole, a large one not at all.
 fn fetch_file(file: RemoteFile, folder: &Path) -> Result<()> {
     let (path, entry) = (file.path, file.entry);
     let place = folder.join(path);
-    if path.ends_with(".safetensors") || path.ends_with(".gguf") {
+    if is_weight_file(path) {
         if place.is_file() {
             return Ok(());
         }

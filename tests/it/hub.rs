@@ -35,7 +35,7 @@ impl World {
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.work.path().join(name)
     }
 
@@ -67,7 +67,7 @@ impl World {
     }
 }
 
-fn put(server: &Server, repository: &str, files: &BTreeMap<String, Vec<u8>>) -> String {
+pub fn put(server: &Server, repository: &str, files: &BTreeMap<String, Vec<u8>>) -> String {
     let files: Vec<(&str, &[u8])> = files
         .iter()
         .map(|(name, bytes)| (name.as_str(), &bytes[..]))

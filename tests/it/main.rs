@@ -48,6 +48,7 @@ mod prompts;
 mod properties;
 mod push;
 mod quickstart;
+mod ranges;
 mod rebuild;
 mod refusals;
 mod regressions;
