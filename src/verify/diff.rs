@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::compare::{self, Couple, Means, Sums};
-use super::pairs::{self, Group, Pair, Side};
+use super::expert_pairs::{self, ExpertPair};
+use super::pairs::{self, Group, Pair, Pairing, Side};
 use crate::Result;
 use crate::checkpoint::TensorEntry;
 use crate::family::Role;
@@ -60,7 +61,7 @@ pub struct TensorDiff {
     /// Name in b, where it is another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name_b: Option<String>,
-    /// The expert that the tensor of b belongs to, in a mixture.
+    /// The expert that the tensor belongs to: of the mixture b beside a dense model a, otherwise of a.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expert: Option<u64>,
     /// Dtype or GGML type in a.
@@ -120,6 +121,9 @@ pub struct Diff {
     pub b: PathBuf,
     /// Whether b is a mixture compared with the dense model a, expert by expert.
     pub mixture: bool,
+    /// The experts of two mixtures, where their names and not their numbers pair them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub experts: Vec<ExpertPair>,
     /// Whether nothing differs.
     pub equal: bool,
     /// Pairs of tensors that are equal.
@@ -143,22 +147,18 @@ pub struct Diff {
 /// # Errors
 /// Where one of them cannot be opened, or changes while it is read.
 pub fn diff(a: &Path, b: &Path, options: &DiffOptions) -> Result<Diff> {
-    let (mut left, mut right) = (Side::open(a)?, Side::open(b)?);
-    // A change is relative to the seed, whichever was named first.
-    if pairs::is_mixture_of(&right, &left) {
-        std::mem::swap(&mut left, &mut right);
-    }
+    let Sides {
+        a: left,
+        b: right,
+        mixture,
+        experts,
+        pairing,
+    } = Sides::open(a, b)?;
     let (a, b) = (&left, &right);
-    let mixture = pairs::is_mixture_of(a, b);
-    let pairing = if mixture {
-        pairs::by_role(a, b)
-    } else {
-        pairs::by_name(a, b)
-    };
     let compared = compare_all(a, b, &pairing.pairs, options)?;
 
-    let names = if mixture { b } else { a }.expert_names();
-    let parts = parts(&compared, &names);
+    let names = if mixture { &b.experts } else { &a.experts };
+    let parts = parts(&compared, names);
     let mut tensors: Vec<TensorDiff> = compared.iter().map(Outcome::tensor).collect();
     tensors.sort_by(order);
     let (only_a, only_b) = (singles(a, &pairing.only_a), singles(b, &pairing.only_b));
@@ -172,6 +172,7 @@ pub fn diff(a: &Path, b: &Path, options: &DiffOptions) -> Result<Diff> {
         a: left.checkpoint.path,
         b: right.checkpoint.path,
         mixture,
+        experts,
         equal,
         equal_tensors,
         parts,
@@ -180,6 +181,43 @@ pub fn diff(a: &Path, b: &Path, options: &DiffOptions) -> Result<Diff> {
         only_b,
         new,
     })
+}
+
+/// Two checkpoints, and what of them is compared with what.
+struct Sides {
+    a: Side,
+    b: Side,
+    mixture: bool,
+    experts: Vec<ExpertPair>,
+    pairing: Pairing,
+}
+
+impl Sides {
+    fn open(a: &Path, b: &Path) -> Result<Self> {
+        let (mut a, mut b) = (Side::open(a)?, Side::open(b)?);
+        // A change is relative to the seed, whichever was named first.
+        if pairs::is_mixture_of(&b, &a) {
+            std::mem::swap(&mut a, &mut b);
+        }
+        let mixture = pairs::is_mixture_of(&a, &b);
+        let experts = expert_pairs::by_name(&a, &b).unwrap_or_default();
+        let pairing = if mixture {
+            pairs::by_role(&a, &b)
+        } else if experts.is_empty() {
+            pairs::by_name(&a, &b)
+        } else {
+            expert_pairs::split_routers(&mut a);
+            expert_pairs::split_routers(&mut b);
+            expert_pairs::pairing(&a, &b, &experts)
+        };
+        Ok(Self {
+            a,
+            b,
+            mixture,
+            experts,
+            pairing,
+        })
+    }
 }
 
 /// Compares the tensors of each pair: bytes first, then the values of those that need numbers.
@@ -241,22 +279,13 @@ fn singles(side: &Side, names: &[String]) -> Vec<Single> {
 
 /// Bytes that [`diff`] will compare; 0 where one of the two cannot be opened.
 pub fn work_length(a: &Path, b: &Path) -> u64 {
-    let (Ok(mut left), Ok(mut right)) = (Side::open(a), Side::open(b)) else {
+    let Ok(sides) = Sides::open(a, b) else {
         return 0;
     };
-    if pairs::is_mixture_of(&right, &left) {
-        std::mem::swap(&mut left, &mut right);
-    }
-    let mixture = pairs::is_mixture_of(&left, &right);
-    let pairing = if mixture {
-        pairs::by_role(&left, &right)
-    } else {
-        pairs::by_name(&left, &right)
-    };
-    let entries = pairing.pairs.iter().filter_map(|pair| {
+    let entries = sides.pairing.pairs.iter().filter_map(|pair| {
         Some((
-            left.checkpoint.tensors.get(&pair.a)?,
-            right.checkpoint.tensors.get(&pair.b)?,
+            sides.a.checkpoint.tensors.get(&pair.a)?,
+            sides.b.checkpoint.tensors.get(&pair.b)?,
         ))
     });
     // Bytes are compared first and values second.
@@ -431,6 +460,9 @@ impl Diff {
     pub fn table(&self, all: bool) -> String {
         let shown = |path: &Path| printable(&path.to_string_lossy());
         let mut text = format!("a  {}\nb  {}\n", shown(&self.a), shown(&self.b));
+        if !self.experts.is_empty() {
+            text.push_str(&expert_pairs::lines(&self.experts));
+        }
         let pairs = self.tensors.len();
         text.push_str(&format!(
             "\n{} of {} equal",

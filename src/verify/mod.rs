@@ -9,6 +9,7 @@ pub mod diff;
 pub mod divergence;
 mod divergence_chart;
 mod error;
+mod expert_pairs;
 mod manifest;
 mod mixture;
 mod numbers;
@@ -23,6 +24,7 @@ pub mod validate;
 
 pub use diff::{Diff, diff};
 pub use error::VerifyError;
+pub use expert_pairs::ExpertPair;
 pub use report::ValidationReport;
 pub use validate::validate;
 

@@ -1,24 +1,23 @@
 //! Which tensor of one checkpoint is compared with which of another.
 //!
-//! Two checkpoints of one layout pair by name. A mixture and a dense model pair by role: each expert's projection pairs
+//! Two checkpoints of one layout pair by name, and the experts of two mixtures by theirs (`expert_pairs.rs`). A mixture and a dense model pair by role: each expert's projection pairs
 //! with the dense projection of its role and layer. So a row says how far that expert has moved.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use serde_json::Value;
-
 use super::tensors;
 use crate::Result;
 use crate::checkpoint::folder::Checkpoint;
-use crate::family::{Architecture, Config, Role, TensorSpec};
+use crate::family::{Architecture, Config, Role, TensorSpec, expert_names};
 
 /// One side of a comparison.
 pub(super) struct Side {
     pub checkpoint: Checkpoint,
-    pub config: Option<Config>,
     pub architecture: Option<Architecture>,
     pub specs: Vec<TensorSpec>,
+    /// Names of its experts, where they have any.
+    pub experts: Vec<String>,
 }
 
 impl Side {
@@ -39,26 +38,23 @@ impl Side {
             _ => architecture = None,
         }
         Ok(Self {
+            experts: experts(&checkpoint, architecture.as_ref()),
             checkpoint,
-            config,
             architecture,
             specs: listed.unwrap_or_default(),
         })
     }
+}
 
-    /// Names of the experts, where the configuration tells them.
-    pub fn expert_names(&self) -> Vec<String> {
-        let names = self
-            .config
-            .as_ref()
-            .and_then(|config| config.json.get("expert_names"))
-            .and_then(Value::as_array);
-        names
-            .into_iter()
-            .flatten()
-            .map(|name| name.as_str().unwrap_or_default().to_owned())
-            .collect()
-    }
+/// Names of the experts, as the configuration or the manifest tells them; none where they have numbers only.
+fn experts(checkpoint: &Checkpoint, architecture: Option<&Architecture>) -> Vec<String> {
+    let names = checkpoint
+        .folder()
+        .zip(architecture)
+        .and_then(|(folder, known)| expert_names(folder, known).ok());
+    let names = names.unwrap_or_default();
+    let are_numbers = (0..).zip(&names).all(|(number, name)| *name == usize::to_string(&number));
+    if are_numbers { Vec::new() } else { names }
 }
 
 /// What a tensor belongs to: aggregated over layers, weights and biases together.
@@ -67,6 +63,15 @@ pub(super) struct Group {
     /// The expert; none for what all experts share.
     pub expert: Option<u64>,
     pub role: Role,
+}
+
+impl From<&TensorSpec> for Group {
+    fn from(spec: &TensorSpec) -> Self {
+        Self {
+            expert: spec.expert,
+            role: spec.role,
+        }
+    }
 }
 
 /// Two tensors to compare.
@@ -109,15 +114,7 @@ pub(super) fn by_name(a: &Side, b: &Side) -> Pairing {
     };
     let groups: BTreeMap<&str, Group> = known
         .iter()
-        .map(|spec| {
-            (
-                spec.name.as_str(),
-                Group {
-                    expert: spec.expert,
-                    role: spec.role,
-                },
-            )
-        })
+        .map(|spec| (spec.name.as_str(), spec.into()))
         .collect();
     let mut pairing = Pairing::default();
     for name in a.checkpoint.tensors.keys() {
@@ -160,10 +157,7 @@ pub(super) fn by_role(a: &Side, b: &Side) -> Pairing {
         match dense.get(&(spec.role, spec.bias, spec.layer)) {
             Some(name) if a.checkpoint.tensors.contains_key(*name) => {
                 used_a.insert(*name);
-                let group = Some(Group {
-                    expert: spec.expert,
-                    role: spec.role,
-                });
+                let group = Some(spec.into());
                 pairing.pairs.push(Pair {
                     a: (*name).to_owned(),
                     b: spec.name.clone(),

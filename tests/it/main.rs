@@ -21,6 +21,7 @@ mod configs;
 mod convert;
 mod dependencies;
 mod determinism;
+mod diff;
 mod docs;
 mod evaluate;
 mod every_command;
