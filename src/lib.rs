@@ -20,6 +20,7 @@ pub mod evaluate;
 pub mod family;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod latex;
 pub mod markdown;
 pub mod mergekit;
 pub mod model;

@@ -14,7 +14,7 @@ use bam_convert::evaluate::report::{Average, DomainRouting, EvaluationReport, Mo
 use bam_convert::evaluate::request::RoutingRequest;
 use bam_convert::evaluate::routing::Recorder;
 use bam_convert::evaluate::tasks::{Task, TaskSettings};
-use bam_convert::evaluate::{EvaluateError, chart, outlook, perplexity};
+use bam_convert::evaluate::{EvaluateError, chart, outlook, perplexity, table_file};
 use bam_convert::family::{Architecture, Config, TopK, expert_names};
 use bam_convert::model::generate::eos_ids;
 use bam_convert::model::tokenizer::Tokenizer;
@@ -37,7 +37,8 @@ use super::{Outcome, Verdict};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  bam-convert eval seed btx bam --data code=code.txt --data law=law/\n  \
-                        bam-convert eval bam --data code=code.txt --without law --report-routing"
+                        bam-convert eval bam --data code=code.txt --without law --report-routing\n  \
+                        bam-convert eval seed bam --data code=code.txt --table scores.md --table scores.tex"
 )]
 pub struct Arguments {
     /// Folders of the models.
@@ -75,6 +76,9 @@ pub struct Arguments {
     /// Attention experts a token goes to, or `soft` [default: the checkpoint's].
     #[arg(long, value_name = "K", help_heading = "Routing")]
     attention_top_k: Option<TopK>,
+    /// Write the scores as Markdown, CSV or LaTeX, as the name ends (repeat).
+    #[arg(long = "table", value_name = "FILE.md|.csv|.tex")]
+    tables: Vec<OutputPath>,
     /// Draw the perplexities as bars.
     #[arg(long, value_name = "FILE.svg", requires = "data")]
     svg: Option<OutputPath>,
@@ -167,6 +171,9 @@ impl Verb for Arguments {
         if let Some(path) = &self.routing_svg {
             single::write(path, &[chart::routing(&report)?.as_bytes()])?;
         }
+        for path in &self.tables {
+            table_file::write(path, &report)?;
+        }
         if !self.report_routing {
             report
                 .models
@@ -236,6 +243,9 @@ impl Arguments {
         }
         for path in self.svg.iter().chain(&self.routing_svg) {
             single::check_svg(path)?;
+        }
+        for path in &self.tables {
+            table_file::check(path)?;
         }
         let request = self.request();
         let mut mixtures = 0;

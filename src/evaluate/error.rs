@@ -54,6 +54,12 @@ pub enum EvaluateError {
         /// What the parser says.
         problem: String,
     },
+    /// A file for a table whose name does not say its form.
+    #[error("{}: expected a name that ends in .md, .csv or .tex", path.display())]
+    TableEnding {
+        /// The file.
+        path: PathBuf,
+    },
     /// A model that reads a domain as other tokens than the first model does.
     #[error("{}: its tokens of `{domain}` differ from the tokens of {}", path.display(), other.display())]
     TokensDiffer {
@@ -298,6 +304,7 @@ impl EvaluateError {
             | Self::LogitsNotFinite { path }
             | Self::NoAttentionExperts { path }
             | Self::NotAResult { path, .. }
+            | Self::TableEnding { path }
             | Self::TokensDiffer { path, .. }
             | Self::NoExamples { path }
             | Self::FewExamples { path, .. }

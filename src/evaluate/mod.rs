@@ -15,6 +15,7 @@ pub mod prompts;
 pub mod report;
 pub mod request;
 pub mod routing;
+pub mod table_file;
 pub mod tasks;
 
 pub use error::EvaluateError;

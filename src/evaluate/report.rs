@@ -78,15 +78,15 @@ impl Average {
 }
 
 /// Scores side by side.
-struct Scores<'a> {
-    title: String,
+pub(super) struct Scores<'a> {
+    pub(super) title: String,
     /// Names of the columns between the model's name and the average.
     names: Vec<&'a str>,
-    rows: Vec<Vec<String>>,
+    pub(super) rows: Vec<Vec<String>>,
 }
 
 impl Scores<'_> {
-    fn columns(&self) -> Vec<(&str, Align)> {
+    pub(super) fn columns(&self) -> Vec<(&str, Align)> {
         let columns = std::iter::once(("model", Align::Left));
         columns
             .chain(self.names.iter().map(|name| (*name, Align::Right)))
@@ -141,7 +141,8 @@ impl EvaluationReport {
         parts.collect::<Vec<_>>().join("\n")
     }
 
-    fn scores(&self) -> Vec<Scores<'_>> {
+    /// Perplexity, bits per byte and tasks; whatever was measured.
+    pub(super) fn scores(&self) -> Vec<Scores<'_>> {
         let mut parts = Vec::new();
         if self.models.iter().any(|model| !model.domains.is_empty()) {
             let title = format!(
