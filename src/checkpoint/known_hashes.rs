@@ -39,7 +39,7 @@ struct Identity {
 }
 
 /// This program's own cache: `$XDG_CACHE_HOME/bam-convert`, else in `~/.cache`.
-pub(crate) fn cache_folder() -> Option<PathBuf> {
+pub fn cache_folder() -> Option<PathBuf> {
     let not_empty = |name: &str| {
         std::env::var_os(name)
             .filter(|value| !value.is_empty())

@@ -119,6 +119,12 @@ pub enum CliError {
     /// A request about routing for models without any.
     #[error("there is no routing to change or report: every model is dense")]
     NoRouting,
+    /// Two prompts that are both standard input.
+    #[error("--prompt - reads standard input to its end; expected it once")]
+    RepeatedStdin,
+    /// A dialogue whose answers would be one result.
+    #[error("a dialogue has no single result for --json")]
+    JsonDialogue,
     /// One model, where nothing else is asked for than a comparison.
     #[error("expected a second model to compare with, or --dump FILE to keep the logits")]
     OneModel,
@@ -212,6 +218,7 @@ impl CliError {
             }
             Self::Quantize => "pass --to gguf with it",
             Self::GgufDtype { .. } => "or pass --quantize q8_0",
+            Self::JsonDialogue => "pass the message with --prompt, or leave out --json",
             Self::OneModel => "`bam-convert logits --help` shows both",
             Self::SeedName { .. } => "the seed comes first: --divergence SEED NAME=DIR…",
             Self::RepeatedSpecialist { .. } => "name them: --divergence SEED NAME=DIR…",

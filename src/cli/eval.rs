@@ -1,7 +1,7 @@
 //! `eval`: how good models are, side by side.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bam_convert::arguments::{
     CheckpointPath, InputPath, MaybeNamed, Named, Outline, OutputPath, TextsPath,
@@ -25,7 +25,8 @@ use clap::{ArgAction, Args};
 use super::device::{ComputeDtype, DeviceName, load_options};
 use super::error::{self, CliError};
 use super::estimate::print;
-use super::names::{at_least_one, paths};
+use super::names::at_least_one;
+use super::opened::Opened;
 use super::printer::Printer;
 use super::verb::Verb;
 use super::{Outcome, Verdict};
@@ -41,7 +42,7 @@ use super::{Outcome, Verdict};
                         bam-convert eval seed bam --data code=code.txt --table scores.md --table scores.tex"
 )]
 pub struct Arguments {
-    /// Folders of the models.
+    /// Folders of the models, or GGUF files.
     #[arg(value_name = "CKPT", required = true)]
     checkpoints: Vec<CheckpointPath>,
     /// A domain: its name and its texts (repeat). Texts are a file, JSON lines or parquet with a `text` field, or a folder or
@@ -127,6 +128,8 @@ impl Verb for Arguments {
             return print(printer, &self.estimate()?);
         }
         self.check()?;
+        let models = self.models(printer)?;
+        self.check_models(&models)?;
         let domains = self
             .data
             .iter()
@@ -135,7 +138,7 @@ impl Verb for Arguments {
         let tasks = self.tasks()?;
         let tasks = tasks.iter().map(|(name, path)| Task::read(name, path));
         let tasks: Vec<Task> = tasks.collect::<bam_convert::Result<_>>()?;
-        let tokens = self.tokenise(domains, printer)?;
+        let tokens = self.tokenise(&models, domains, printer)?;
         let total: usize = tokens
             .iter()
             .flat_map(|domain| &domain.windows)
@@ -143,19 +146,19 @@ impl Verb for Arguments {
             .sum();
         let bar = printer.tokens_bar((total * self.checkpoints.len()) as u64, "scoring");
         let names = names(&self.checkpoints);
-        let mut models = Vec::new();
-        for (path, name) in self.checkpoints.iter().zip(names) {
+        let mut reports = Vec::new();
+        for (opened, name) in models.iter().zip(names) {
             let options = match self.dtype {
-                Some(_) => load_options(path, self.device, self.dtype)?,
+                Some(_) => load_options(opened.folder(), self.device, self.dtype)?,
                 None => LoadOptions {
                     device: self.device.open()?,
                     ..LoadOptions::default()
                 },
             };
-            let model = CausalLm::load(path, &options)?;
+            let model = CausalLm::load(opened.folder(), &options)?;
             bar.suspend(|| printer.note(&format!("backend of {name}: {}", model.backend())));
-            models.push(
-                self.measure(path, name, &model, &tokens, &tasks, &|tokens| {
+            reports.push(
+                self.measure(opened, name, &model, &tokens, &tasks, &|tokens| {
                     bar.inc(tokens)
                 })?,
             );
@@ -163,7 +166,7 @@ impl Verb for Arguments {
         bar.finish_and_clear();
         let mut report = EvaluationReport {
             context: self.context,
-            models,
+            models: reports,
         };
         if let Some(path) = &self.svg {
             single::write(path, &[chart::perplexities(&report)?.as_bytes()])?;
@@ -196,8 +199,11 @@ impl Verb for Arguments {
 impl Arguments {
     /// What a run would take; nothing tells how long answers to tasks are.
     fn estimate(&self) -> bam_convert::Result<Estimate> {
+        let outlines = self.checkpoints.iter().map(|path| Opened::outline(path));
+        let outlines: Vec<Opened> = outlines.collect::<bam_convert::Result<_>>()?;
+        let folders: Vec<PathBuf> = outlines.iter().map(|model| model.folder().into()).collect();
         let request = outlook::EvaluationRequest {
-            checkpoints: &paths(&self.checkpoints),
+            checkpoints: &folders,
             data: &self.domains(),
             context: self.context as u64,
             max_tokens: self.max_tokens,
@@ -247,9 +253,20 @@ impl Arguments {
         for path in &self.tables {
             table_file::check(path)?;
         }
+        Ok(())
+    }
+
+    /// The models; of GGUF files, what they are converted to.
+    fn models(&self, printer: &Printer) -> bam_convert::Result<Vec<Opened>> {
+        let models = self.checkpoints.iter();
+        models.map(|path| Opened::whole(path, printer)).collect()
+    }
+
+    /// Refuses requests about routing that a model cannot fulfil.
+    fn check_models(&self, models: &[Opened]) -> error::Result<()> {
         let request = self.request();
         let mut mixtures = 0;
-        for path in &self.checkpoints {
+        for path in models.iter().map(Opened::folder) {
             let architecture = Architecture::of(&Config::read(path)?)?;
             request.overrides(path, &architecture)?;
             mixtures += usize::from(architecture.mixture.is_some());
@@ -272,13 +289,14 @@ impl Arguments {
     /// Cuts the domains by the first model's tokenizer, and refuses models that read them otherwise.
     fn tokenise(
         &self,
+        models: &[Opened],
         domains: Vec<Domain>,
         printer: &Printer,
     ) -> bam_convert::Result<Vec<Tokens>> {
         let limit = self.max_tokens.map(|tokens| tokens as usize);
         let mut found: Vec<Tokens> = Vec::new();
         let mut bytes: Option<Vec<u8>> = None;
-        for path in &self.checkpoints {
+        for path in models.iter().map(Opened::folder) {
             let vocab = Architecture::of(&Config::read(path)?)?.vocab_size;
             let tokenizer = Tokenizer::load(path, vocab)?;
             if let Some(note) = tokenizer.note() {
@@ -315,14 +333,14 @@ impl Arguments {
 
     fn measure(
         &self,
-        path: &Path,
+        opened: &Opened,
         name: String,
         model: &CausalLm,
         tokens: &[Tokens],
         tasks: &[Task],
         progress: &dyn Fn(u64),
     ) -> bam_convert::Result<ModelReport> {
-        let architecture = model.architecture();
+        let (path, architecture) = (opened.folder(), model.architecture());
         let overrides = self.request().overrides(path, architecture)?;
         let record =
             (self.report_routing || self.routing_svg.is_some()) && architecture.mixture.is_some();
@@ -361,7 +379,7 @@ impl Arguments {
         let mean = results.iter().map(|result| result.accuracy).sum::<f64>() / results.len() as f64;
         Ok(ModelReport {
             name,
-            path: path.display().to_string(),
+            path: opened.typed().display().to_string(),
             experts: expert_names(path, architecture)?,
             average: Average::of(&scores),
             domains: scores,

@@ -1,5 +1,8 @@
 //! `generate`: a model continues texts.
 
+use std::path::Path;
+
+use bam_convert::Error;
 use bam_convert::arguments::CheckpointPath;
 use bam_convert::model::CausalLm;
 use bam_convert::model::chat::{ChatTemplate, Conversation};
@@ -12,9 +15,14 @@ use clap::Args;
 use serde::Serialize;
 
 use super::device::{ComputeDtype, DeviceName, load_options};
+use super::error::CliError;
+use super::opened::Opened;
 use super::printer::Printer;
 use super::verb::Verb;
-use super::{Outcome, Verdict, render_chat};
+use super::{Outcome, Verdict, dialogue, render_chat};
+
+/// The prompt that stands for standard input.
+const STDIN: &str = "-";
 
 /// New tokens where nothing else is said.
 const MAX_TOKENS: usize = 128;
@@ -26,15 +34,18 @@ const MAX_TOKENS: usize = 128;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  bam-convert generate bam --prompt 'The capital of France is'\n  \
-                        bam-convert generate bam --chat --prompt 'Who are you?' --temperature 0.7 --seed 1"
+                        bam-convert generate bam --chat --prompt 'Who are you?' --temperature 0.7 --seed 1\n  \
+                        bam-convert generate model.gguf --chat\n  \
+                        git diff | bam-convert generate bam --prompt -"
 )]
 pub struct Arguments {
-    /// Folder of the model.
+    /// Folder of the model, or a GGUF file.
     checkpoint: CheckpointPath,
-    /// Text to continue; repeat it for a batch.
-    #[arg(long = "prompt", value_name = "TEXT", required = true)]
+    /// Text to continue; `-` reads it from standard input; repeat it for a batch.
+    #[arg(long = "prompt", value_name = "TEXT", required_unless_present = "chat")]
     prompts: Vec<String>,
-    /// Each prompt is what a user says in a conversation, laid out by the model's chat template.
+    /// Each prompt is what a user says in a conversation, laid out by the model's chat template. Without a prompt, have a
+    /// dialogue: each line of standard input is a message.
     #[arg(long)]
     chat: bool,
     /// What the conversation's system message says.
@@ -104,75 +115,19 @@ impl Verb for Arguments {
     }
 
     fn run(&self, printer: &Printer) -> Outcome {
+        let prompts = self.prompts()?;
+        let opened = Opened::whole(&self.checkpoint, printer)?;
+        let folder = opened.folder();
         // A template that cannot be used is refused before a large model is loaded.
-        let texts = self.texts()?;
-        let options = load_options(&self.checkpoint, self.device, self.dtype)?;
-        let model = CausalLm::load(&self.checkpoint, &options)?;
-        printer.note(&format!("backend: {}", model.backend()));
-        let tokenizer = Tokenizer::load(&self.checkpoint, model.architecture().vocab_size)?;
-        if let Some(note) = tokenizer.note() {
-            printer.note(&format!(" note: {note}"));
-        }
-        // A chat template writes the special tokens itself.
-        let encode = |text: &String| {
-            if self.chat {
-                Ok(tokenizer.encode(text, false)?.ids)
-            } else {
-                Ok(tokenizer.prompt_ids(text)?)
-            }
+        let template = self.chat.then(|| ChatTemplate::load(folder)).transpose()?;
+        let Some(template) = template.filter(|_| prompts.is_empty()) else {
+            return self.answer_prompts(folder, &prompts, printer);
         };
-        let prompts: Vec<Vec<u32>> = texts.iter().map(encode).collect::<anyhow::Result<_>>()?;
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let room = model
-            .architecture()
-            .max_position_embeddings
-            .map(|context| context as usize);
-        let room = room.map_or(MAX_TOKENS, |context| {
-            context.saturating_sub(longest).clamp(1, MAX_TOKENS)
-        });
-        let settings = Settings {
-            max_tokens: self.max_tokens.map_or(room, |tokens| tokens as usize),
-            eos: eos_ids(&self.checkpoint)?,
-            sampling: self.sampling(),
-            ..Settings::default()
-        };
-        let mut streams: Vec<TextStream> = prompts
-            .iter()
-            .map(|prompt| TextStream::new(&tokenizer, prompt, &self.stops))
-            .collect();
-        let mut printed = Ok(());
-        let live = !self.json;
-        if live {
-            self.heading(printer, 0)?;
-        }
-        let batch = generate(&model, &prompts, &settings, &mut |row, id| {
-            let piece = streams[row].push(id)?;
-            if live && row == 0 {
-                printed = printer.piece(&piece);
-            }
-            Ok(if streams[row].stopped() || printed.is_err() {
-                Flow::Stop
-            } else {
-                Flow::Continue
-            })
-        })?;
-        printed?;
-        let rest: Vec<String> = streams
-            .iter_mut()
-            .map(TextStream::finish)
-            .collect::<Result<_, _>>()?;
         if self.json {
-            self.print_json(printer, &streams, &prompts, &batch)?;
-        } else {
-            printer.piece(&rest[0])?;
-            for (number, stream) in streams.iter().enumerate().skip(1) {
-                printer.piece("\n")?;
-                self.heading(printer, number)?;
-                printer.piece(stream.text())?;
-            }
-            printer.piece("\n")?;
+            return Err(CliError::JsonDialogue.into());
         }
-        Ok(Verdict::Yes)
+        let loaded = self.load(folder, printer)?;
+        dialogue::run(self.system.as_deref(), &template, &loaded, printer)
     }
 
     fn computes(&self) -> bool {
@@ -181,24 +136,85 @@ impl Verb for Arguments {
 }
 
 impl Arguments {
-    fn heading(&self, printer: &Printer, number: usize) -> std::io::Result<()> {
-        if self.prompts.len() == 1 {
-            return Ok(());
+    /// The prompts; `-` is what standard input holds, without the line break at its end.
+    fn prompts(&self) -> anyhow::Result<Vec<String>> {
+        if self.prompts.iter().filter(|prompt| *prompt == STDIN).count() > 1 {
+            return Err(CliError::RepeatedStdin.into());
         }
-        printer.piece(&format!("==> prompt {} <==\n", number + 1))
+        let read = |prompt: &String| {
+            if prompt != STDIN {
+                return Ok(prompt.clone());
+            }
+            let text = std::io::read_to_string(std::io::stdin())
+                .map_err(|e| Error::io("read", "standard input", e))?;
+            let text = text.strip_suffix('\n').unwrap_or(&text);
+            Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
+        };
+        self.prompts.iter().map(read).collect()
+    }
+
+    fn load(&self, folder: &Path, printer: &Printer) -> anyhow::Result<Loaded<'_>> {
+        let options = load_options(folder, self.device, self.dtype)?;
+        let model = CausalLm::load(folder, &options)?;
+        printer.note(&format!("backend: {}", model.backend()));
+        let tokenizer = Tokenizer::load(folder, model.architecture().vocab_size)?;
+        if let Some(note) = tokenizer.note() {
+            printer.note(&format!(" note: {note}"));
+        }
+        Ok(Loaded {
+            model,
+            tokenizer,
+            eos: eos_ids(folder)?,
+            arguments: self,
+        })
+    }
+
+    fn answer_prompts(&self, folder: &Path, prompts: &[String], printer: &Printer) -> Outcome {
+        let texts = self.texts(folder, prompts)?;
+        let loaded = self.load(folder, printer)?;
+        // A chat template writes the special tokens itself.
+        let encode = |text: &String| {
+            if self.chat {
+                Ok(loaded.tokenizer.encode(text, false)?.ids)
+            } else {
+                Ok(loaded.tokenizer.prompt_ids(text)?)
+            }
+        };
+        let ids: Vec<Vec<u32>> = texts.iter().map(encode).collect::<anyhow::Result<_>>()?;
+        let mut streams = loaded.streams(&ids);
+        let heading = |number: usize| {
+            if prompts.len() == 1 {
+                return Ok(());
+            }
+            printer.piece(&format!("==> prompt {} <==\n", number + 1))
+        };
+        if self.json {
+            let batch = loaded.generate(&ids, &mut streams, None)?;
+            print_json(printer, &streams, (prompts, &ids), &batch)?;
+            return Ok(Verdict::Yes);
+        }
+        heading(0)?;
+        loaded.generate(&ids, &mut streams, Some(printer))?;
+        for (number, stream) in streams.iter().enumerate().skip(1) {
+            printer.piece("\n")?;
+            heading(number)?;
+            printer.piece(stream.text())?;
+        }
+        printer.piece("\n")?;
+        Ok(Verdict::Yes)
     }
 
     /// What the model reads: the prompts, or the conversations that they begin.
-    fn texts(&self) -> anyhow::Result<Vec<String>> {
+    fn texts(&self, folder: &Path, prompts: &[String]) -> anyhow::Result<Vec<String>> {
         if !self.chat {
-            return Ok(self.prompts.clone());
+            return Ok(prompts.to_vec());
         }
-        let template = ChatTemplate::load(&self.checkpoint)?;
+        let template = ChatTemplate::load(folder)?;
         let text = |prompt: &String| {
             let conversation = Conversation::question(self.system.as_deref(), prompt);
             render_chat::render(&template, conversation)
         };
-        self.prompts.iter().map(text).collect()
+        prompts.iter().map(text).collect()
     }
 
     fn sampling(&self) -> Sampling {
@@ -212,42 +228,112 @@ impl Arguments {
             seed: self.seed,
         }
     }
+}
 
-    fn print_json(
+/// A model that is ready to continue texts.
+pub struct Loaded<'a> {
+    model: CausalLm,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    eos: Vec<u32>,
+    arguments: &'a Arguments,
+}
+
+impl Loaded<'_> {
+    /// The continuation of a text, printed as it comes.
+    pub fn answer(&self, prompt: Vec<u32>, printer: &Printer) -> anyhow::Result<String> {
+        let prompts = [prompt];
+        let mut streams = self.streams(&prompts);
+        self.generate(&prompts, &mut streams, Some(printer))?;
+        Ok(streams.iter().map(TextStream::text).collect())
+    }
+
+    fn streams(&self, prompts: &[Vec<u32>]) -> Vec<TextStream<'_>> {
+        let stream = |prompt: &Vec<u32>| {
+            TextStream::new(&self.tokenizer, prompt, &self.arguments.stops)
+        };
+        prompts.iter().map(stream).collect()
+    }
+
+    /// Continues the prompts; the first is printed as it comes if there is a printer.
+    fn generate(
         &self,
-        printer: &Printer,
-        streams: &[TextStream],
         prompts: &[Vec<u32>],
-        batch: &Batch,
-    ) -> anyhow::Result<()> {
-        let later: usize = batch
-            .texts
-            .iter()
-            .map(|text| text.ids.len().saturating_sub(1))
-            .sum();
-        let (prefill_seconds, decode_seconds) =
-            (batch.prefill.as_secs_f64(), batch.decode.as_secs_f64());
-        let rows = streams
-            .iter()
-            .zip(&batch.texts)
-            .zip(self.prompts.iter().zip(prompts));
-        let answers = rows.map(|((stream, generated), (prompt, ids))| Answer {
-            prompt,
-            text: stream.text(),
-            ids: &generated.ids,
-            prompt_tokens: ids.len(),
-            ended_by: generated.ending,
-            prefill_seconds,
-            decode_seconds,
-            tokens_per_second: if later == 0 {
-                0.0
+        streams: &mut [TextStream],
+        printer: Option<&Printer>,
+    ) -> anyhow::Result<Batch> {
+        let mut printed = Ok(());
+        let settings = self.settings(prompts);
+        let batch = generate(&self.model, prompts, &settings, &mut |row, id| {
+            let piece = streams[row].push(id)?;
+            if let Some(printer) = printer.filter(|_| row == 0) {
+                printed = printer.piece(&piece);
+            }
+            Ok(if streams[row].stopped() || printed.is_err() {
+                Flow::Stop
             } else {
-                later as f64 / decode_seconds.max(1e-9)
-            },
-        });
-        match answers.collect::<Vec<_>>().as_slice() {
-            [one] => printer.json(one),
-            several => printer.json(&several),
+                Flow::Continue
+            })
+        })?;
+        printed?;
+        for (row, stream) in streams.iter_mut().enumerate() {
+            let rest = stream.finish()?;
+            if let Some(printer) = printer.filter(|_| row == 0) {
+                printer.piece(&rest)?;
+            }
         }
+        Ok(batch)
+    }
+
+    fn settings(&self, prompts: &[Vec<u32>]) -> Settings {
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let context = self.model.architecture().max_position_embeddings;
+        let room = context.map_or(MAX_TOKENS, |context| {
+            (context as usize).saturating_sub(longest).clamp(1, MAX_TOKENS)
+        });
+        let most = self.arguments.max_tokens;
+        Settings {
+            max_tokens: most.map_or(room, |tokens| tokens as usize),
+            eos: self.eos.clone(),
+            sampling: self.arguments.sampling(),
+            ..Settings::default()
+        }
+    }
+}
+
+fn print_json(
+    printer: &Printer,
+    streams: &[TextStream],
+    (prompts, ids): (&[String], &[Vec<u32>]),
+    batch: &Batch,
+) -> anyhow::Result<()> {
+    let later: usize = batch
+        .texts
+        .iter()
+        .map(|text| text.ids.len().saturating_sub(1))
+        .sum();
+    let (prefill_seconds, decode_seconds) =
+        (batch.prefill.as_secs_f64(), batch.decode.as_secs_f64());
+    let rows = streams
+        .iter()
+        .zip(&batch.texts)
+        .zip(prompts.iter().zip(ids));
+    let answers = rows.map(|((stream, generated), (prompt, ids))| Answer {
+        prompt,
+        text: stream.text(),
+        ids: &generated.ids,
+        prompt_tokens: ids.len(),
+        ended_by: generated.ending,
+        prefill_seconds,
+        decode_seconds,
+        tokens_per_second: if later == 0 {
+            0.0
+        } else {
+            later as f64 / decode_seconds.max(1e-9)
+        },
+    });
+    match answers.collect::<Vec<_>>().as_slice() {
+        [one] => printer.json(one),
+        several => printer.json(&several),
     }
 }

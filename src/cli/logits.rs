@@ -12,6 +12,7 @@ use clap::Args;
 
 use super::device::DeviceName;
 use super::error::{self, CliError};
+use super::opened::Opened;
 use super::printer::Printer;
 use super::verb::Verb;
 use super::{Outcome, Verdict};
@@ -27,7 +28,7 @@ use super::{Outcome, Verdict};
                         bam-convert logits bam seed --tolerance 1e-5"
 )]
 pub struct Arguments {
-    /// Folder of a model, or a dump of its logits.
+    /// Folder of a model, a GGUF file, or a dump of its logits.
     #[arg(value_name = "CKPT")]
     a: CheckpointPath,
     /// The other.
@@ -63,7 +64,9 @@ impl Verb for Arguments {
         let device = self.device.open()?;
         if let Some(dump) = &self.dump {
             check_tensor_target(dump, LOGITS)?;
-            let logits = Logits::of(&self.a, &self.tokens()?.unwrap_or_default(), &device)?;
+            let model = Opened::whole(&self.a, printer)?;
+            let tokens = self.tokens()?.unwrap_or_default();
+            let logits = Logits::of(model.folder(), &tokens, &device)?;
             write_tensor(
                 dump,
                 LOGITS,
@@ -78,12 +81,14 @@ impl Verb for Arguments {
             return Ok(Verdict::Yes);
         }
         let b = self.b.as_deref().ok_or(CliError::OneModel)?;
-        let tokens = match self.tokens()? {
+        let tokens = self.tokens()?;
+        let (a, b) = (Opened::whole(&self.a, printer)?, Opened::whole(b, printer)?);
+        let tokens = match tokens {
             Some(tokens) => Some(tokens),
-            None => self.fixed_tokens([&self.a, b])?,
+            None => self.fixed_tokens([a.folder(), b.folder()])?,
         };
-        let a = side(&self.a, tokens.as_deref(), &device)?;
-        let b = side(b, tokens.as_deref(), &device)?;
+        let a = side(a.folder(), tokens.as_deref(), &device)?;
+        let b = side(b.folder(), tokens.as_deref(), &device)?;
         let comparison = Comparison::of(&a, &b)?;
         if self.json {
             printer.json(&comparison)?;

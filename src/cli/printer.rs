@@ -73,6 +73,13 @@ impl Printer {
         }
     }
 
+    /// Asks for a line on the terminal.
+    pub fn ask(&self) {
+        let mut err = std::io::stderr().lock();
+        // Nobody is left to ask where stderr is closed.
+        let _ = err.write_all(b"> ").and_then(|()| err.flush());
+    }
+
     /// Prints a result as JSON.
     pub fn json(&self, value: &impl serde::Serialize) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(value)?;

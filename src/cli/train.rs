@@ -1,6 +1,6 @@
 //! `train`: a checkpoint and token folders to a trained checkpoint.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -22,6 +22,7 @@ use serde_json::json;
 use super::device::DeviceName;
 use super::estimate::{print, show_training};
 use super::names::at_least_one;
+use super::opened::{Opened, outline_at};
 use super::printer::Printer;
 use super::verb::Verb;
 use super::{Outcome, Verdict};
@@ -38,7 +39,7 @@ use super::{Outcome, Verdict};
                         bam-convert train bam --data code=tokens/code --steps 100 --train routers --out routed"
 )]
 pub struct Arguments {
-    /// Folder of the checkpoint to begin with.
+    /// Folder of the checkpoint to begin with, or a GGUF file.
     #[arg(value_name = "CKPT")]
     checkpoint: CheckpointPath,
     /// A domain: its name, its token folder, and its weight in the mixture [default weight: 1].
@@ -221,26 +222,31 @@ impl Verb for Arguments {
 
     fn run(&self, printer: &Printer) -> Outcome {
         if *self.outline {
-            outline::copy(&self.checkpoint, &self.out)?;
-            return print(printer, &self.outlook(&self.settings(printer)?)?.estimate());
+            if !outline_at(&self.checkpoint, &self.out)? {
+                outline::copy(&self.checkpoint, &self.out)?;
+            }
+            let settings = self.settings(&self.out, printer)?;
+            return print(printer, &self.outlook(&self.out, &settings)?.estimate());
         }
         if *self.dry_run {
-            let mut request = self.request(Device::Cpu, printer)?;
+            let opened = Opened::outline(&self.checkpoint)?;
+            let mut request = self.request(&opened, Device::Cpu, printer)?;
             check(&mut request)?;
             return show_training(
-                &self.outlook(&request.settings)?,
+                &self.outlook(opened.folder(), &request.settings)?,
                 &self.out,
                 self.json,
                 printer,
             );
         }
+        let opened = Opened::whole(&self.checkpoint, printer)?;
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             // A second signal does not wait for the step to end.
             signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
             signal_hook::flag::register(signal, Arc::clone(&stop))?;
         }
-        let request = self.request(self.machine.device.open()?, printer)?;
+        let request = self.request(&opened, self.machine.device.open()?, printer)?;
         let bar = printer.steps_bar(self.steps);
         let mut watch = |event: &Event| {
             match event {
@@ -294,12 +300,18 @@ impl Verb for Arguments {
 }
 
 impl Arguments {
-    fn request(&self, device: Device, printer: &Printer) -> bam_convert::Result<Request> {
+    fn request(
+        &self,
+        opened: &Opened,
+        device: Device,
+        printer: &Printer,
+    ) -> bam_convert::Result<Request> {
         Ok(Request {
-            checkpoint: self.checkpoint.to_path_buf(),
+            checkpoint: opened.folder().to_path_buf(),
+            origin: opened.origin().map(Into::into),
             data: self.domains(),
             out: self.out.to_path_buf(),
-            settings: self.settings(printer)?,
+            settings: self.settings(opened.folder(), printer)?,
             operation: self.operation(),
             device,
         })
@@ -313,10 +325,10 @@ impl Arguments {
             .collect()
     }
 
-    fn outlook(&self, settings: &Settings) -> bam_convert::Result<Outlook> {
+    fn outlook(&self, folder: &Path, settings: &Settings) -> bam_convert::Result<Outlook> {
         let gpu = self.machine.device == DeviceName::Cuda;
         Outlook::of(
-            &self.checkpoint,
+            folder,
             &self.domains(),
             settings,
             &self.operation(),
@@ -350,8 +362,8 @@ impl Arguments {
         Ok(Verdict::Yes)
     }
 
-    fn settings(&self, printer: &Printer) -> bam_convert::Result<Settings> {
-        let architecture = Architecture::of(&Config::read(&self.checkpoint)?)?;
+    fn settings(&self, folder: &Path, printer: &Printer) -> bam_convert::Result<Settings> {
+        let architecture = Architecture::of(&Config::read(folder)?)?;
         let mixture = architecture.mixture.as_ref();
         let context = architecture
             .max_position_embeddings

@@ -38,6 +38,8 @@ use crate::{Error, Result, threads};
 pub struct Request {
     /// Folder of the checkpoint that training begins with.
     pub checkpoint: PathBuf,
+    /// The weight file that the folder was converted from for this run, which the output then names as its source.
+    pub origin: Option<PathBuf>,
     /// Name, token folder and weight of each domain.
     pub data: Vec<(String, PathBuf, f64)>,
     /// Folder to make.
@@ -91,7 +93,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     let operation = &request.operation;
     let json = settings.to_json();
     let saver = Saver::open(
-        &request.checkpoint,
+        (&request.checkpoint, request.origin.as_deref()),
         &architecture,
         settings.data.clone(),
         json.clone(),

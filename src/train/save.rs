@@ -63,14 +63,39 @@ pub(super) struct Saver {
     parent: Checkpoint,
     files: Vec<FileHash>,
     manifest: Option<String>,
+    converted: Option<Converted>,
     data: Vec<DataRecord>,
     settings: Map<String, Value>,
 }
 
+/// How the checkpoint that training begins with follows from the file that it was converted from.
+struct Converted {
+    origin: PathBuf,
+    source: SourceRecord,
+    tensors: BTreeMap<String, TensorRecord>,
+}
+
+impl Converted {
+    /// The record of a folder that was converted from `origin`; none without an origin.
+    fn of(folder: &Path, origin: Option<&Path>) -> Result<Option<Self>> {
+        let (Some(origin), Some(manifest)) = (origin, Manifest::read(folder)?) else {
+            return Ok(None);
+        };
+        let tensors = manifest.tensors;
+        let source = manifest.sources.into_iter().next();
+        Ok(source.map(|source| Self {
+            origin: origin.to_path_buf(),
+            source,
+            tensors,
+        }))
+    }
+}
+
 impl Saver {
-    /// Opens the checkpoint that training begins with, and hashes its files.
+    /// Opens the checkpoint that training begins with, and hashes its files. With `origin`, the folder was converted from
+    /// that file.
     pub(super) fn open(
-        folder: &Path,
+        (folder, origin): (&Path, Option<&Path>),
         architecture: &Architecture,
         data: Vec<DataRecord>,
         settings: Map<String, Value>,
@@ -105,6 +130,7 @@ impl Saver {
             parent,
             files,
             manifest,
+            converted: Converted::of(folder, origin)?,
             data,
             settings,
         })
@@ -227,10 +253,14 @@ impl Saver {
         files: Vec<FileHash>,
         unhashed_files: Vec<String>,
     ) -> Result<Manifest> {
-        let root = &self.parent.path;
-        let source = SourceRecord::of(PARENT, root, target, self.files.clone())?;
+        let source = match &self.converted {
+            Some(Converted { origin, source, .. }) => {
+                SourceRecord::of(&source.name, origin, target, source.files.clone())?
+            }
+            None => SourceRecord::of(PARENT, &self.parent.path, target, self.files.clone())?,
+        };
         let tensors = layouts.iter().map(|layout| {
-            let copy = Expression::copy(PARENT, &layout.name);
+            let copy = self.untrained(&layout.name);
             let expression = if masters.contains_key(layout.name.as_str()) {
                 Expression::Trained { of: Box::new(copy) }
             } else {
@@ -250,7 +280,8 @@ impl Saver {
             settings: self.settings.clone(),
             sources: vec![source],
             lineage: Some(Lineage {
-                parent_manifest: self.manifest.clone(),
+                // The folder that was converted for this run is nowhere to be found later.
+                parent_manifest: self.manifest.clone().filter(|_| self.converted.is_none()),
                 step: position.step,
                 tokens: position.tokens,
                 data: self.data.clone(),
@@ -260,6 +291,18 @@ impl Saver {
             unhashed_files,
             tensors: tensors.collect(),
         })
+    }
+}
+
+impl Saver {
+    /// How a tensor follows from the source where training does not change it.
+    fn untrained(&self, name: &str) -> Expression {
+        let converted = self.converted.as_ref();
+        let record = converted.and_then(|converted| converted.tensors.get(name));
+        record.map_or_else(
+            || Expression::copy(PARENT, name),
+            |record| record.expression.clone(),
+        )
     }
 }
 

@@ -525,3 +525,60 @@ fn a_token_behind_each_text_changes_no_answer() {
     };
     assert_eq!(text(&ending), text(&seed));
 }
+
+/// The cells of a line of CSV.
+fn cells(line: &str) -> Vec<String> {
+    let (mut cells, mut quoted) = (vec![String::new()], false);
+    let mut rest = line.chars().peekable();
+    while let Some(c) = rest.next() {
+        let cell = cells.last_mut().unwrap();
+        match c {
+            '"' if quoted && rest.peek() == Some(&'"') => cell.extend(rest.next()),
+            '"' => quoted = !quoted,
+            ',' if !quoted => cells.push(String::new()),
+            _ => cell.push(c),
+        }
+    }
+    cells
+}
+
+#[test]
+fn scores_are_written_as_markdown_csv_and_latex() {
+    let bench = Bench::new("llama");
+    let name = "50%_of|a,\"b\"";
+    let model = copy_folder(&bench.dense("code"), &bench.path(name));
+    let files = ["scores.md", "scores.csv", "scores.tex"].map(|name| bench.path(name));
+    let tables = files.iter().flat_map(|file| ["--table", file.to_str().unwrap()]);
+    let flags: Vec<&str> = tables.chain(["--context", "64"]).collect();
+    let models = [bench.dense("seed"), model];
+    let models: Vec<&Path> = models.iter().map(PathBuf::as_path).collect();
+    let result = bench.eval(&models, &flags);
+    let [markdown, csv, latex] = files.clone().map(|file| std::fs::read_to_string(file).unwrap());
+
+    let perplexity = |model: usize, domain: usize| {
+        result["models"][model]["domains"][domain]["perplexity"].as_f64().unwrap()
+    };
+    let row = format!("{:.1} | {:.1}", perplexity(1, 0), perplexity(1, 1));
+    assert!(markdown.contains(&format!("| 50%_of\\|a,\"b\" | {row}")), "{markdown}");
+    assert!(latex.contains("50\\%\\_of\\textbar{}a,\\textquotedbl{}b\\textquotedbl{} & "), "{latex}");
+    assert!(latex.contains("\\begin{tabular}{lrrr}"), "{latex}");
+
+    let lines: Vec<Vec<String>> = csv.lines().map(cells).collect();
+    assert_eq!(lines[0], ["measure", "model", "code", "law", "average"]);
+    assert_eq!(lines.len(), 5, "{csv}");
+    let found = lines.iter().find(|line| line[0] == "perplexity" && line[1] == name).unwrap();
+    assert_eq!(found[2].parse::<f64>().unwrap(), perplexity(1, 0));
+    assert_eq!(found[3].parse::<f64>().unwrap(), perplexity(1, 1));
+
+    // The same command again replaces what it wrote, and nothing else.
+    bench.eval(&models, &flags);
+    for file in &files {
+        std::fs::write(file, "notes of mine").unwrap();
+        let file = file.to_str().unwrap();
+        let run = run(bench.arguments(&models, &["--table", file]));
+        run.refused(2, &[file, "table of bam-convert eval"]);
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "notes of mine");
+    }
+    let run = run(bench.arguments(&models, &["--table", "scores.doc"]));
+    run.refused(2, &["scores.doc", ".md, .csv or .tex"]);
+}

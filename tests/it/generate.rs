@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::common::{bam, copy_folder, edit_json, edit_tensors, fixture};
+use crate::common::{Run, bam, binary, copy_folder, edit_json, edit_tensors, fixture};
 use bam_convert::model::chat::{ChatTemplate, Conversation};
 use bam_convert::model::generate::{Ending, Flow, Settings, eos_ids, generate};
 use bam_convert::model::sampling::Sampling;
@@ -421,4 +421,98 @@ fn bad_checkpoints_are_refused_by_name() {
         .refused(2, &["tokenizer.json", "384", "<|beyond|>", "vocabulary"]);
     std::fs::remove_file(other.join("tokenizer.json")).unwrap();
     bam!("generate", other, "--prompt", "a").refused(2, &["tokenizer.json", "is missing"]);
+}
+
+/// Runs `generate` on the seed with this text on standard input.
+fn with_input(folder: &Path, flags: &[&str], input: &str) -> Run {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let mut child = Command::new(binary())
+        .arg("generate")
+        .arg(folder)
+        .args(flags)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that reads nothing closes it.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Run {
+        command: format!("generate {} {flags:?} < {input:?}", folder.display()),
+        code: output.status.code(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}
+
+#[test]
+fn a_prompt_comes_from_standard_input() {
+    let folder = seed("llama");
+    let flags = ["--max-tokens", "5", "--json"];
+    let typed = bam!("generate", folder, "--prompt", "The year\nwas", "--max-tokens", "5", "--json");
+    let typed = typed.ok().json();
+    let prompt = [&["--prompt", "-"], &flags[..]].concat();
+    let read = with_input(&folder, &prompt, "The year\nwas\n").ok().json();
+    assert_eq!((&read["prompt"], &read["ids"]), (&typed["prompt"], &typed["ids"]));
+    let twice = [&["--prompt", "-", "--prompt", "-"], &flags[..]].concat();
+    with_input(&folder, &twice, "a").refused(2, &["--prompt -", "once"]);
+    let chat = [&["--chat", "--prompt", "-"], &flags[..]].concat();
+    let read = with_input(&folder, &chat, "Hello\n").ok().json();
+    let typed = bam!("generate", folder, "--chat", "--prompt", "Hello", "--max-tokens", "5", "--json");
+    assert_eq!(read["ids"], typed.ok().json()["ids"]);
+}
+
+#[test]
+fn a_dialogue_keeps_its_history() {
+    let folder = seed("llama");
+    let flags = ["--chat", "--system", "Be brief.", "--max-tokens", "4"];
+    let answers = with_input(&folder, &flags, "Hello\n\n  \nAnd then?\n").ok();
+
+    // The same turns, laid out by the template in this process.
+    let template = ChatTemplate::load(&folder).unwrap();
+    let mut conversation = Conversation::begin(Some("Be brief."));
+    let mut expected = String::new();
+    for message in ["Hello", "And then?"] {
+        conversation.say("user", message);
+        let text = template.request(conversation.clone()).text().unwrap();
+        // `--prompt` would add the special tokens that the template has written.
+        let ids = Tokenizer::load(&folder, 384).unwrap().encode(&text, false).unwrap().ids;
+        let answer = continued(&folder, &ids, 4);
+        expected.push_str(&answer);
+        expected.push('\n');
+        conversation.say("assistant", &answer);
+    }
+    assert_eq!(answers.stdout, expected, "{answers}");
+    // Nothing was said.
+    assert_eq!(with_input(&folder, &flags, "").ok().stdout, "");
+
+    let json = [&flags[..], &["--json"]].concat();
+    with_input(&folder, &json, "Hello\n").refused(2, &["--json", "--prompt"]);
+    let work = TempDir::new().unwrap();
+    let bare = copy_folder(&folder, &work.path().join("bare"));
+    std::fs::remove_file(bare.join("chat_template.jinja")).unwrap();
+    with_input(&bare, &flags, "Hello\n").refused(2, &["no chat template", "leave out --chat"]);
+    bam!("generate", folder).refused(2, &["--prompt"]);
+}
+
+/// The greedy continuation of these tokens, as text.
+fn continued(folder: &Path, prompt: &[u32], tokens: usize) -> String {
+    let model = CausalLm::load(folder, &LoadOptions::default()).unwrap();
+    let tokenizer = Tokenizer::load(folder, 384).unwrap();
+    let settings = Settings {
+        max_tokens: tokens,
+        eos: eos_ids(folder).unwrap(),
+        ..Settings::default()
+    };
+    let mut stream = TextStream::new(&tokenizer, prompt, &[]);
+    generate(&model, &[prompt.to_vec()], &settings, &mut |_, id| {
+        stream.push(id)?;
+        Ok(Flow::Continue)
+    })
+    .unwrap();
+    stream.finish().unwrap();
+    stream.text().to_owned()
 }

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use bam_convert::checkpoint::{Checkpoint, TensorEntry};
 use bam_convert::family::{described, gguf};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::common::{bam, run};
+use crate::common::{Run, bam, binary, finish, read_json, run};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -167,4 +168,109 @@ fn elements_that_cannot_be_computed_are_shown_and_refused_by_name() {
         &["patched.gguf", name, "IQ4_NL", "Q4_0", "llama-quantize"],
     );
     assert!(!work.path().join("out").exists());
+}
+
+/// A cache of its own, so that a test sees what is kept.
+struct World {
+    work: tempfile::TempDir,
+}
+
+impl World {
+    fn path(&self, name: &str) -> PathBuf {
+        self.work.path().join(name)
+    }
+
+    fn run(&self, words: &[&dyn AsRef<std::ffi::OsStr>]) -> Run {
+        let mut command = Command::new(binary());
+        command
+            .args(words.iter().map(AsRef::as_ref))
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("HF_HUB_OFFLINE", "1");
+        finish(command)
+    }
+
+    /// Converted checkpoints in the cache.
+    fn converted(&self) -> usize {
+        let folder = self.path("cache/bam-convert/converted");
+        fs::read_dir(folder).map_or(0, Iterator::count)
+    }
+}
+
+#[test]
+fn commands_that_compute_take_the_file_itself() {
+    let world = World {
+        work: tempfile::tempdir().unwrap(),
+    };
+    for (count, name) in ["llama-q4_0.gguf", "llama-f16.gguf"].iter().enumerate() {
+        let (file, folder) = (fixture(name), world.path(&format!("folder-{count}")));
+        world.run(&[&"convert", &file, &folder]).ok();
+        assert_eq!(world.converted(), count, "convert keeps nothing");
+        world
+            .run(&[&"logits", &file, &folder, &"--tolerance", &"0"])
+            .ok();
+        assert_eq!(world.converted(), count + 1);
+        let say = |checkpoint: &Path| {
+            let words: [&dyn AsRef<std::ffi::OsStr>; 7] = [
+                &"generate", &checkpoint, &"--prompt", &"the", &"--max-tokens", &"6", &"--json",
+            ];
+            world.run(&words).ok().json()["ids"].clone()
+        };
+        assert_eq!(say(&file), say(&folder));
+        let texts = format!("a={}", fixture("../../LICENSE-MIT").display());
+        let score = |checkpoint: &Path| {
+            let words: [&dyn AsRef<std::ffi::OsStr>; 5] =
+                [&"eval", &checkpoint, &"--data", &texts, &"--json"];
+            world.run(&words).ok().json()["models"][0].clone()
+        };
+        let (of_file, of_folder) = (score(&file), score(&folder));
+        assert_eq!(of_file["domains"], of_folder["domains"]);
+        assert_eq!(of_file["path"], file.to_str().unwrap());
+        assert_eq!(of_file["name"], *name);
+        // Once is enough.
+        let again = world.run(&[&"generate", &file, &"--prompt", &"the", &"--max-tokens", &"1"]);
+        assert!(!again.ok().stderr.contains("converted"));
+        assert_eq!(world.converted(), count + 1);
+    }
+}
+
+#[test]
+fn training_records_the_file_as_its_source() {
+    let world = World {
+        work: tempfile::tempdir().unwrap(),
+    };
+    let file = world.path("llama.gguf");
+    fs::copy(fixture("llama-q8_0.gguf"), &file).unwrap();
+    let (folder, tokens) = (world.path("folder"), world.path("tokens"));
+    world.run(&[&"convert", &file, &folder]).ok();
+    let texts = fixture("../../LICENSE-APACHE");
+    world
+        .run(&[&"tokenize", &texts, &"--tokenizer", &folder, &"--out", &tokens])
+        .ok();
+    let data = format!("a={}", tokens.display());
+    let train = |checkpoint: &Path, out: &Path, more: &[&str]| {
+        let words: [&dyn AsRef<std::ffi::OsStr>; 14] = [
+            &"train", &checkpoint, &"--data", &data, &"--steps", &"2", &"--seq", &"16", &"--batch",
+            &"2", &"--train", &"norms", &"--out", &out,
+        ];
+        let more = more.iter().map(|word| word as &dyn AsRef<std::ffi::OsStr>);
+        world.run(&words.into_iter().chain(more).collect::<Vec<_>>())
+    };
+    let out = world.path("out");
+    train(&file, &out, &["--dry-run"]).ok();
+    assert_eq!((world.converted(), out.exists()), (0, false));
+    train(&file, &out, &[]).ok();
+    let plain = world.path("plain");
+    train(&folder, &plain, &[]).ok();
+    let weights = |folder: &Path| fs::read(folder.join("model.safetensors")).unwrap();
+    assert_eq!(weights(&out), weights(&plain));
+
+    let manifest = read_json(out.join("bam-manifest.json"));
+    let sources = manifest["sources"].as_array().unwrap();
+    assert_eq!((sources.len(), &sources[0]["path"]), (1, &"../llama.gguf".into()));
+    assert_eq!(sources[0]["files"][0]["path"], "llama.gguf");
+    // What did not train follows from the file, bit for bit, also where the cache is gone.
+    fs::remove_dir_all(world.path("cache")).unwrap();
+    let run = world.run(&[&"validate", &out, &"--against", &"--json"]).ok();
+    assert!(run.stdout.contains("replay"), "{run}");
+    train(&file, &out, &["--resume"]).ok();
 }

@@ -53,7 +53,7 @@ impl ChatError {
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
             Self::NoTemplate { .. } => Some(Cow::Borrowed(
-                "a model that was not trained on conversations has none: leave out --chat",
+                "a model that was not trained on conversations has none: leave out --chat, and pass --prompt",
             )),
             _ => None,
         }

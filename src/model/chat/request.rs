@@ -25,16 +25,28 @@ pub struct Conversation {
 impl Conversation {
     /// A user's question, perhaps after a system message, that the assistant answers next.
     pub fn question(system: Option<&str>, user: &str) -> Self {
-        let turn = |role: &str, content: &str| {
-            let pairs = [("role", role), ("content", content)];
-            Map::from_iter(pairs.map(|(key, text)| (key.to_owned(), Value::from(text))))
-        };
-        let system = system.map(|text| turn("system", text));
-        Self {
-            messages: system.into_iter().chain([turn("user", user)]).collect(),
+        let mut conversation = Self::begin(system);
+        conversation.say("user", user);
+        conversation
+    }
+
+    /// A conversation that begins, perhaps with a system message, and that the assistant continues.
+    pub fn begin(system: Option<&str>) -> Self {
+        let mut conversation = Self {
             add_generation_prompt: true,
             ..Self::default()
+        };
+        if let Some(text) = system {
+            conversation.say("system", text);
         }
+        conversation
+    }
+
+    /// Adds a turn: what `user` or `assistant` says.
+    pub fn say(&mut self, role: &str, content: &str) {
+        let pairs = [("role", role), ("content", content)];
+        let pairs = pairs.map(|(key, text)| (key.to_owned(), Value::from(text)));
+        self.messages.push(Map::from_iter(pairs));
     }
 
     /// The messages as transformers hands them to a template.

@@ -1,0 +1,50 @@
+//! `generate --chat` without a prompt: a dialogue on standard input and output.
+//!
+//! Each line is what the user says. The model reads the whole conversation each time, as its chat template lays it out.
+
+use std::io::{BufRead, IsTerminal};
+
+use bam_convert::Error;
+use bam_convert::model::chat::{ChatTemplate, Conversation};
+
+use super::generate::Loaded;
+use super::printer::Printer;
+use super::{Outcome, Verdict, render_chat};
+
+/// Reads lines and answers them, until the input ends.
+pub fn run(
+    system: Option<&str>,
+    template: &ChatTemplate,
+    loaded: &Loaded<'_>,
+    printer: &Printer,
+) -> Outcome {
+    let mut conversation = Conversation::begin(system);
+    let is_terminal = std::io::stdin().is_terminal();
+    if is_terminal {
+        printer.note(" note: each line is a message; Ctrl-D ends the dialogue");
+    }
+    let mut lines = std::io::stdin().lock().lines();
+    loop {
+        if is_terminal {
+            printer.ask();
+        }
+        let Some(line) = lines.next() else {
+            break;
+        };
+        let line = line.map_err(|e| Error::io("read", "standard input", e))?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        conversation.say("user", &line);
+        let text = render_chat::render(template, conversation.clone())?;
+        // A chat template writes the special tokens itself.
+        let prompt = loaded.tokenizer.encode(&text, false)?.ids;
+        let answer = loaded.answer(prompt, printer)?;
+        printer.piece("\n")?;
+        conversation.say("assistant", &answer);
+    }
+    if is_terminal {
+        printer.piece("\n")?;
+    }
+    Ok(Verdict::Yes)
+}

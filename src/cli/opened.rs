@@ -1,0 +1,173 @@
+//! Checkpoints to compute with. A weight file that describes its model (GGUF) is converted once, as `convert` does, to a
+//! folder in this program's cache; everything after that reads a folder like any other.
+
+use std::path::{Path, PathBuf};
+
+use bam_convert::checkpoint::filesystem::temporary_folder;
+use bam_convert::checkpoint::hash::sha256;
+use bam_convert::checkpoint::{Checkpoint, known_hashes};
+use bam_convert::surgery::execute::{OutputFile, Target, execute, outline, work_length};
+use bam_convert::surgery::{Plan, convert};
+use bam_convert::{Error, Result, table, threads};
+use tempfile::TempDir;
+
+use super::printer::Printer;
+
+/// The folder in the cache with the converted checkpoints.
+const CONVERTED: &str = "converted";
+/// Hexadecimal digits that tell files apart.
+const DIGITS: usize = 16;
+/// Largest weight file of an outline, in bytes.
+const MAX_SHARD: u64 = 5_000_000_000;
+
+/// A checkpoint folder, and where its model comes from.
+#[derive(Debug)]
+pub struct Opened {
+    folder: PathBuf,
+    typed: PathBuf,
+    is_converted: bool,
+    /// Deleted with this value.
+    _temporary: Option<TempDir>,
+}
+
+impl Opened {
+    /// The checkpoint at `path`, converted if it is a file that describes its model.
+    ///
+    /// # Errors
+    /// As `convert`, where the file must be converted.
+    pub fn whole(path: &Path, printer: &Printer) -> Result<Self> {
+        let Some((plan, files)) = conversion(path)? else {
+            return Ok(Self::as_typed(path));
+        };
+        let (folder, temporary) = match cached(path, &plan)? {
+            Some(folder) => (folder, None),
+            None => {
+                let temporary = temporary_folder("bam-convert-")?;
+                (temporary.path().join(name(path)), Some(temporary))
+            }
+        };
+        if !folder.is_dir() {
+            write(path, (&plan, &files), &folder, printer)?;
+        }
+        Ok(Self {
+            folder,
+            typed: path.to_path_buf(),
+            is_converted: true,
+            _temporary: temporary,
+        })
+    }
+
+    /// The outline of the checkpoint at `path`: for estimates, which read no weights.
+    ///
+    /// # Errors
+    /// As [`whole`](Self::whole).
+    pub fn outline(path: &Path) -> Result<Self> {
+        let temporary = temporary_folder("bam-convert-")?;
+        let folder = temporary.path().join(name(path));
+        if !outline_at(path, &folder)? {
+            return Ok(Self::as_typed(path));
+        }
+        Ok(Self {
+            folder,
+            typed: path.to_path_buf(),
+            is_converted: true,
+            _temporary: Some(temporary),
+        })
+    }
+
+    fn as_typed(path: &Path) -> Self {
+        Self {
+            folder: path.to_path_buf(),
+            typed: path.to_path_buf(),
+            is_converted: false,
+            _temporary: None,
+        }
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The path as it was typed.
+    pub fn typed(&self) -> &Path {
+        &self.typed
+    }
+
+    /// The file that the folder was converted from.
+    pub fn origin(&self) -> Option<&Path> {
+        self.is_converted.then_some(self.typed.as_path())
+    }
+}
+
+/// Makes the outline of a file that describes its model at `folder`; false for every other checkpoint.
+///
+/// # Errors
+/// As [`Opened::whole`].
+pub fn outline_at(path: &Path, folder: &Path) -> Result<bool> {
+    match conversion(path)? {
+        Some((plan, files)) => outline(&plan, &files, folder, MAX_SHARD).map(|_| true),
+        None => Ok(false),
+    }
+}
+
+/// The plan that makes a folder of a file that describes its model; none for every other checkpoint.
+fn conversion(path: &Path) -> Result<Option<(Plan, Vec<OutputFile>)>> {
+    if path.join("config.json").exists() {
+        return Ok(None);
+    }
+    // Whoever reads the checkpoint says better what is wrong with it.
+    let describes = Checkpoint::open(path).is_ok_and(|checkpoint| checkpoint.described.is_some());
+    describes.then(|| convert::plan(path, None)).transpose()
+}
+
+/// Where a converted checkpoint is kept: another place for each state of the file and each version of this program. None
+/// where there is no cache.
+fn cached(path: &Path, plan: &Plan) -> Result<Option<PathBuf>> {
+    let Some(cache) = known_hashes::cache_folder() else {
+        return Ok(None);
+    };
+    let place = path.canonicalize().map_err(|e| Error::io("find", path, e))?;
+    let files = plan.sources.iter().flat_map(|source| &source.checkpoint.files);
+    let stamps: Vec<_> = files.map(|file| file.stamp()).collect();
+    let identity = format!("{} {} {stamps:?}", env!("CARGO_PKG_VERSION"), place.display());
+    let key = sha256(identity.as_bytes());
+    let folder = cache.join(CONVERTED).join(&key[..DIGITS]);
+    Ok(Some(folder.join(name(path))))
+}
+
+/// The name of the model, as its file has it.
+fn name(path: &Path) -> PathBuf {
+    path.file_stem().map_or_else(|| "model".into(), PathBuf::from)
+}
+
+fn write(
+    path: &Path,
+    (plan, files): (&Plan, &[OutputFile]),
+    folder: &Path,
+    printer: &Printer,
+) -> Result<()> {
+    if let Some(parent) = folder.parent() {
+        std::fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
+    }
+    printer.note(&format!(
+        " note: {} is converted once, to {}: {}",
+        path.display(),
+        folder.display(),
+        table::bytes(plan.data_length())
+    ));
+    let bar = printer.bytes_bar(work_length(plan), "converting");
+    let target = Target {
+        threads: threads::count(),
+        progress: &|bytes| bar.inc(bytes),
+        ..Target::new(folder)
+    };
+    let written = execute(plan, files, &target);
+    bar.finish_and_clear();
+    match written {
+        Ok(_) => Ok(()),
+        // Another process may have been faster.
+        Err(_) if folder.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
