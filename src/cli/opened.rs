@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bam_convert::checkpoint::filesystem::temporary_folder;
 use bam_convert::checkpoint::hash::sha256;
 use bam_convert::checkpoint::{Checkpoint, known_hashes};
-use bam_convert::surgery::execute::{OutputFile, Target, execute, outline, work_length};
+use bam_convert::surgery::execute::{Content, OutputFile, Target, execute, outline, work_length};
 use bam_convert::surgery::{Plan, convert};
 use bam_convert::{Error, Result, table, threads};
 use tempfile::TempDir;
@@ -39,7 +39,7 @@ impl Opened {
         let Some((plan, files)) = conversion(path)? else {
             return Ok(Self::as_typed(path));
         };
-        let (folder, temporary) = match cached(path, &plan)? {
+        let (folder, temporary) = match cached(path, &plan, &files)? {
             Some(folder) => (folder, None),
             None => {
                 let temporary = temporary_folder("bam-convert-")?;
@@ -121,19 +121,31 @@ fn conversion(path: &Path) -> Result<Option<(Plan, Vec<OutputFile>)>> {
     describes.then(|| convert::plan(path, None)).transpose()
 }
 
-/// Where a converted checkpoint is kept: another place for each state of the file and each version of this program. None
-/// where there is no cache.
-fn cached(path: &Path, plan: &Plan) -> Result<Option<PathBuf>> {
+/// Where a converted checkpoint is kept: another place for each state of the file, each version of this program, and each
+/// meaning that a format file gives it. None where there is no cache.
+fn cached(path: &Path, plan: &Plan, files: &[OutputFile]) -> Result<Option<PathBuf>> {
     let Some(cache) = known_hashes::cache_folder() else {
         return Ok(None);
     };
     let place = path.canonicalize().map_err(|e| Error::io("find", path, e))?;
-    let files = plan.sources.iter().flat_map(|source| &source.checkpoint.files);
-    let stamps: Vec<_> = files.map(|file| file.stamp()).collect();
-    let identity = format!("{} {} {stamps:?}", env!("CARGO_PKG_VERSION"), place.display());
+    let sources = plan.sources.iter().flat_map(|source| &source.checkpoint.files);
+    let stamps: Vec<_> = sources.map(|file| file.stamp()).collect();
+    let tensors = plan.tensors.iter();
+    let tensors: Vec<_> = tensors.map(|tensor| (&tensor.layout.name, &tensor.expression)).collect();
+    let texts: Vec<String> = files.iter().filter_map(text).map(sha256).collect();
+    let version = env!("CARGO_PKG_VERSION");
+    let identity = format!("{version} {place:?} {stamps:?} {tensors:?} {texts:?}");
     let key = sha256(identity.as_bytes());
     let folder = cache.join(CONVERTED).join(&key[..DIGITS]);
     Ok(Some(folder.join(name(path))))
+}
+
+/// What a file of the output holds, if this program makes it up.
+fn text(file: &OutputFile) -> Option<&[u8]> {
+    match &file.content {
+        Content::Bytes(bytes) | Content::Editable(bytes) => Some(bytes),
+        Content::CopyOf(_) => None,
+    }
 }
 
 /// The name of the model, as its file has it.
