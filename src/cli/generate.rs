@@ -21,7 +21,7 @@ use super::printer::Printer;
 use super::verb::Verb;
 use super::{Outcome, Verdict, dialogue, render_chat};
 
-/// The prompt that stands for standard input.
+/// The prompt that means standard input.
 const STDIN: &str = "-";
 
 /// New tokens where nothing else is said.
@@ -35,8 +35,7 @@ const MAX_TOKENS: usize = 128;
 #[command(
     after_help = "Examples:\n  bam-convert generate bam --prompt 'The capital of France is'\n  \
                         bam-convert generate bam --chat --prompt 'Who are you?' --temperature 0.7 --seed 1\n  \
-                        bam-convert generate model.gguf --chat\n  \
-                        git diff | bam-convert generate bam --prompt -"
+                        bam-convert generate model.gguf --chat"
 )]
 pub struct Arguments {
     /// Folder of the model, or a GGUF file.

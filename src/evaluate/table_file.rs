@@ -14,7 +14,7 @@ const MARK: &str = "Written by bam-convert eval";
 /// The first columns of a CSV file.
 const FIRST: [&str; 2] = ["measure", "model"];
 
-/// A form of such a file.
+/// The form of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     Markdown,

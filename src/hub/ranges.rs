@@ -1,7 +1,7 @@
 //! A checkpoint on the Hub whose weights are read by ranges, as a command asks for them: nothing of model size on the disk.
 //!
-//! The folder is that of [`headers`](super::headers()). What is read cannot be checked against the hash of the whole file
-//! before it is used, so only commands that report read this way; what is built upon is pulled.
+//! [`headers`](super::headers()) makes the folder. A part of a file cannot be checked against the hash of the whole file. So
+//! commands that report read by ranges, and commands that build upon the weights pull them.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -118,7 +118,7 @@ impl RemoteWeights {
         }
     }
 
-    /// The bytes of a block; those of the last one end with the file.
+    /// The bytes of a block; the last block ends with the file.
     fn fetch(&self, number: u64) -> Result<Vec<u8>> {
         let begin = number * BLOCK;
         let end = self.entry.size.min(begin + BLOCK);
