@@ -61,7 +61,10 @@ mod tests {
             ("$a^2$ & b # c", "\\$a\\textasciicircum{}2\\$ \\& b \\# c"),
             ("[2pt] *", "{[}2pt] {*}"),
             ("a--b-c", "a-{}-b-c"),
-            ("~`<|>\"", "\\textasciitilde{}\\textasciigrave{}\\textless{}\\textbar{}\\textgreater{}\\textquotedbl{}"),
+            (
+                "~`<|>\"",
+                "\\textasciitilde{}\\textasciigrave{}\\textless{}\\textbar{}\\textgreater{}\\textquotedbl{}",
+            ),
         ] {
             assert_eq!(text(value), expected);
         }
@@ -70,9 +73,16 @@ mod tests {
     #[test]
     fn a_table_has_its_rows() {
         let rows = [vec!["a_b".to_owned(), "1.5".to_owned()]];
-        let found = table("50 %", &[("model", Align::Left), ("x&y", Align::Right)], &rows);
+        let found = table(
+            "50 %",
+            &[("model", Align::Left), ("x&y", Align::Right)],
+            &rows,
+        );
         assert!(found.contains("\\caption{50 \\%}"), "{found}");
         assert!(found.contains("\\begin{tabular}{lr}"), "{found}");
-        assert!(found.contains("    model & x\\&y \\\\\n    \\midrule\n    a\\_b & 1.5 \\\\\n"), "{found}");
+        assert!(
+            found.contains("    model & x\\&y \\\\\n    \\midrule\n    a\\_b & 1.5 \\\\\n"),
+            "{found}"
+        );
     }
 }

@@ -137,7 +137,13 @@ impl Verb for Arguments {
 impl Arguments {
     /// The prompts; `-` is what standard input holds, without the line break at its end.
     fn prompts(&self) -> anyhow::Result<Vec<String>> {
-        if self.prompts.iter().filter(|prompt| *prompt == STDIN).count() > 1 {
+        if self
+            .prompts
+            .iter()
+            .filter(|prompt| *prompt == STDIN)
+            .count()
+            > 1
+        {
             return Err(CliError::RepeatedStdin.into());
         }
         let read = |prompt: &String| {
@@ -248,9 +254,8 @@ impl Loaded<'_> {
     }
 
     fn streams(&self, prompts: &[Vec<u32>]) -> Vec<TextStream<'_>> {
-        let stream = |prompt: &Vec<u32>| {
-            TextStream::new(&self.tokenizer, prompt, &self.arguments.stops)
-        };
+        let stream =
+            |prompt: &Vec<u32>| TextStream::new(&self.tokenizer, prompt, &self.arguments.stops);
         prompts.iter().map(stream).collect()
     }
 
@@ -288,7 +293,9 @@ impl Loaded<'_> {
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let context = self.model.architecture().max_position_embeddings;
         let room = context.map_or(MAX_TOKENS, |context| {
-            (context as usize).saturating_sub(longest).clamp(1, MAX_TOKENS)
+            (context as usize)
+                .saturating_sub(longest)
+                .clamp(1, MAX_TOKENS)
         });
         let most = self.arguments.max_tokens;
         Settings {

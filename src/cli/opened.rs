@@ -127,11 +127,18 @@ fn cached(path: &Path, plan: &Plan, files: &[OutputFile]) -> Result<Option<PathB
     let Some(cache) = known_hashes::cache_folder() else {
         return Ok(None);
     };
-    let place = path.canonicalize().map_err(|e| Error::io("find", path, e))?;
-    let sources = plan.sources.iter().flat_map(|source| &source.checkpoint.files);
+    let place = path
+        .canonicalize()
+        .map_err(|e| Error::io("find", path, e))?;
+    let sources = plan
+        .sources
+        .iter()
+        .flat_map(|source| &source.checkpoint.files);
     let stamps: Vec<_> = sources.map(|file| file.stamp()).collect();
     let tensors = plan.tensors.iter();
-    let tensors: Vec<_> = tensors.map(|tensor| (&tensor.layout.name, &tensor.expression)).collect();
+    let tensors: Vec<_> = tensors
+        .map(|tensor| (&tensor.layout.name, &tensor.expression))
+        .collect();
     let texts: Vec<String> = files.iter().filter_map(text).map(sha256).collect();
     let version = env!("CARGO_PKG_VERSION");
     let identity = format!("{version} {place:?} {stamps:?} {tensors:?} {texts:?}");
@@ -150,7 +157,8 @@ fn text(file: &OutputFile) -> Option<&[u8]> {
 
 /// The name of the model, as its file has it.
 fn name(path: &Path) -> PathBuf {
-    path.file_stem().map_or_else(|| "model".into(), PathBuf::from)
+    path.file_stem()
+        .map_or_else(|| "model".into(), PathBuf::from)
 }
 
 fn write(

@@ -327,13 +327,7 @@ impl Arguments {
 
     fn outlook(&self, folder: &Path, settings: &Settings) -> bam_convert::Result<Outlook> {
         let gpu = self.machine.device == DeviceName::Cuda;
-        Outlook::of(
-            folder,
-            &self.domains(),
-            settings,
-            &self.operation(),
-            gpu,
-        )
+        Outlook::of(folder, &self.domains(), settings, &self.operation(), gpu)
     }
 
     fn say(&self, end: &End, printer: &Printer) -> Outcome {

@@ -67,7 +67,10 @@ fn tables(report: &EvaluationReport) -> String {
         .iter()
         .map(|part| latex::table(&part.title, &part.columns(), &part.rows));
     let begin = format!("% {MARK}; the preamble needs \\usepackage{{booktabs}}.\n");
-    std::iter::once(begin).chain(tables).collect::<Vec<_>>().join("\n")
+    std::iter::once(begin)
+        .chain(tables)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// A row for each measure and model, with the numbers of `--json`. A domain and a task of one name share a column.
@@ -92,7 +95,11 @@ fn csv(report: &EvaluationReport) -> String {
             let cells = names.iter().map(|name| values.get(name).copied());
             let cells = cells.chain([Some(average)]);
             let cells = cells.map(|value| value.map_or(String::new(), |value| value.to_string()));
-            text.push_str(&line([measure.name.to_owned(), model.name.clone()].into_iter().chain(cells)));
+            text.push_str(&line(
+                [measure.name.to_owned(), model.name.clone()]
+                    .into_iter()
+                    .chain(cells),
+            ));
         }
     }
     text

@@ -55,7 +55,10 @@ pub(super) fn by_name(a: &Side, b: &Side) -> Option<Vec<ExpertPair>> {
 fn numbered(names: &[String]) -> BTreeMap<(&str, usize), u64> {
     let mut numbers = BTreeMap::new();
     for (number, name) in names.iter().enumerate() {
-        let before = names[..number].iter().filter(|other| *other == name).count();
+        let before = names[..number]
+            .iter()
+            .filter(|other| *other == name)
+            .count();
         numbers.insert((name.as_str(), before), number as u64);
     }
     numbers
@@ -109,10 +112,16 @@ pub(super) fn pairing(a: &Side, b: &Side, experts: &[ExpertPair]) -> Pairing {
         .iter()
         .filter_map(|pair| Some((pair.a?, pair.b?)))
         .collect();
-    let of_b = b.specs.iter().map(|spec| (spec.place(), spec.name.as_str()));
+    let of_b = b
+        .specs
+        .iter()
+        .map(|spec| (spec.place(), spec.name.as_str()));
     let of_b: BTreeMap<Place, &str> = of_b.collect();
-    let of_a: BTreeMap<&str, &TensorSpec> =
-        a.specs.iter().map(|spec| (spec.name.as_str(), spec)).collect();
+    let of_a: BTreeMap<&str, &TensorSpec> = a
+        .specs
+        .iter()
+        .map(|spec| (spec.name.as_str(), spec))
+        .collect();
 
     let mut left: BTreeSet<&str> = b.checkpoint.tensors.keys().map(String::as_str).collect();
     let mut pairing = Pairing::default();
@@ -128,7 +137,7 @@ pub(super) fn pairing(a: &Side, b: &Side, experts: &[ExpertPair]) -> Pairing {
             Some(other) => pairing.pairs.push(Pair {
                 a: name.clone(),
                 b: other.to_owned(),
-                group: spec.map(|spec| spec.into()),
+                group: spec.map(|spec| (*spec).into()),
             }),
             None => pairing.only_a.push(name.clone()),
         }
@@ -146,8 +155,8 @@ pub(super) fn lines(pairs: &[ExpertPair]) -> String {
     let both: Vec<String> = both.collect();
     let only = |number: fn(&ExpertPair) -> Option<u64>, other: fn(&ExpertPair) -> Option<u64>| {
         let alone = pairs.iter().filter(|pair| other(pair).is_none());
-        let named = alone
-            .filter_map(|pair| Some(format!("{} {}", printable(&pair.name), number(pair)?)));
+        let named =
+            alone.filter_map(|pair| Some(format!("{} {}", printable(&pair.name), number(pair)?)));
         named.collect::<Vec<String>>()
     };
     let sentences = [

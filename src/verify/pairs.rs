@@ -53,7 +53,9 @@ fn experts(checkpoint: &Checkpoint, architecture: Option<&Architecture>) -> Vec<
         .zip(architecture)
         .and_then(|(folder, known)| expert_names(folder, known).ok());
     let names = names.unwrap_or_default();
-    let are_numbers = (0..).zip(&names).all(|(number, name)| *name == usize::to_string(&number));
+    let are_numbers = (0..)
+        .zip(&names)
+        .all(|(number, name)| *name == usize::to_string(&number));
     if are_numbers { Vec::new() } else { names }
 }
 

@@ -51,7 +51,10 @@ fn reordered(mixture: &Path, out: &Path) -> PathBuf {
             (swapped(&name), tensor)
         }));
     });
-    for (file, key) in [("config.json", "/expert_names"), ("bam-manifest.json", "/settings/experts")] {
+    for (file, key) in [
+        ("config.json", "/expert_names"),
+        ("bam-manifest.json", "/settings/experts"),
+    ] {
         edit_json(&out.join(file), |json| {
             let names = json.pointer_mut(key).unwrap().as_array_mut().unwrap();
             names.swap(1, 2);
@@ -113,9 +116,16 @@ fn a_change_of_one_expert_is_found_under_its_name() {
         .filter(|tensor| tensor["equal"] == false)
         .collect();
     assert_eq!(changed.len(), 1, "{changed:?}");
-    assert_eq!(changed[0]["name"], "model.layers.0.mlp.experts.1.up_proj.weight");
+    assert_eq!(
+        changed[0]["name"],
+        "model.layers.0.mlp.experts.1.up_proj.weight"
+    );
     assert_eq!(changed[0]["name_b"], name);
-    let part = found["parts"].as_array().unwrap().iter().find(|part| part["equal"] != part["tensors"]);
+    let part = found["parts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|part| part["equal"] != part["tensors"]);
     assert_eq!(part.unwrap()["expert_name"], "code");
 }
 
@@ -141,13 +151,19 @@ fn experts_of_one_side_are_named() {
     let run = bam!("diff", a, b, "--json");
     assert_eq!(run.code, Some(1), "{run}");
     let found = run.json();
-    assert_eq!(found["equal_tensors"], found["tensors"].as_array().unwrap().len());
+    assert_eq!(
+        found["equal_tensors"],
+        found["tensors"].as_array().unwrap().len()
+    );
     assert_eq!(found["only_b"], serde_json::json!([]));
     let only_a = found["only_a"].as_array().unwrap();
     assert!(!only_a.is_empty());
     for single in only_a {
         let name = single["name"].as_str().unwrap();
-        assert!(name.contains("experts.1.") || name.ends_with("[1]"), "{name}");
+        assert!(
+            name.contains("experts.1.") || name.ends_with("[1]"),
+            "{name}"
+        );
     }
     let text = bam!("diff", a, b).stdout;
     assert!(text.contains("experts only in a: code 1"), "{text}");

@@ -548,25 +548,40 @@ fn scores_are_written_as_markdown_csv_and_latex() {
     let name = "50%_of|a,\"b\"";
     let model = copy_folder(&bench.dense("code"), &bench.path(name));
     let files = ["scores.md", "scores.csv", "scores.tex"].map(|name| bench.path(name));
-    let tables = files.iter().flat_map(|file| ["--table", file.to_str().unwrap()]);
+    let tables = files
+        .iter()
+        .flat_map(|file| ["--table", file.to_str().unwrap()]);
     let flags: Vec<&str> = tables.chain(["--context", "64"]).collect();
     let models = [bench.dense("seed"), model];
     let models: Vec<&Path> = models.iter().map(PathBuf::as_path).collect();
     let result = bench.eval(&models, &flags);
-    let [markdown, csv, latex] = files.clone().map(|file| std::fs::read_to_string(file).unwrap());
+    let [markdown, csv, latex] = files
+        .clone()
+        .map(|file| std::fs::read_to_string(file).unwrap());
 
     let perplexity = |model: usize, domain: usize| {
-        result["models"][model]["domains"][domain]["perplexity"].as_f64().unwrap()
+        result["models"][model]["domains"][domain]["perplexity"]
+            .as_f64()
+            .unwrap()
     };
     let row = format!("{:.1} | {:.1}", perplexity(1, 0), perplexity(1, 1));
-    assert!(markdown.contains(&format!("| 50%_of\\|a,\"b\" | {row}")), "{markdown}");
-    assert!(latex.contains("50\\%\\_of\\textbar{}a,\\textquotedbl{}b\\textquotedbl{} & "), "{latex}");
+    assert!(
+        markdown.contains(&format!("| 50%_of\\|a,\"b\" | {row}")),
+        "{markdown}"
+    );
+    assert!(
+        latex.contains("50\\%\\_of\\textbar{}a,\\textquotedbl{}b\\textquotedbl{} & "),
+        "{latex}"
+    );
     assert!(latex.contains("\\begin{tabular}{lrrr}"), "{latex}");
 
     let lines: Vec<Vec<String>> = csv.lines().map(cells).collect();
     assert_eq!(lines[0], ["measure", "model", "code", "law", "average"]);
     assert_eq!(lines.len(), 5, "{csv}");
-    let found = lines.iter().find(|line| line[0] == "perplexity" && line[1] == name).unwrap();
+    let found = lines
+        .iter()
+        .find(|line| line[0] == "perplexity" && line[1] == name)
+        .unwrap();
     assert_eq!(found[2].parse::<f64>().unwrap(), perplexity(1, 0));
     assert_eq!(found[3].parse::<f64>().unwrap(), perplexity(1, 1));
 

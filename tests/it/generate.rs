@@ -452,16 +452,36 @@ fn with_input(folder: &Path, flags: &[&str], input: &str) -> Run {
 fn a_prompt_comes_from_standard_input() {
     let folder = seed("llama");
     let flags = ["--max-tokens", "5", "--json"];
-    let typed = bam!("generate", folder, "--prompt", "The year\nwas", "--max-tokens", "5", "--json");
+    let typed = bam!(
+        "generate",
+        folder,
+        "--prompt",
+        "The year\nwas",
+        "--max-tokens",
+        "5",
+        "--json"
+    );
     let typed = typed.ok().json();
     let prompt = [&["--prompt", "-"], &flags[..]].concat();
     let read = with_input(&folder, &prompt, "The year\nwas\n").ok().json();
-    assert_eq!((&read["prompt"], &read["ids"]), (&typed["prompt"], &typed["ids"]));
+    assert_eq!(
+        (&read["prompt"], &read["ids"]),
+        (&typed["prompt"], &typed["ids"])
+    );
     let twice = [&["--prompt", "-", "--prompt", "-"], &flags[..]].concat();
     with_input(&folder, &twice, "a").refused(2, &["--prompt -", "once"]);
     let chat = [&["--chat", "--prompt", "-"], &flags[..]].concat();
     let read = with_input(&folder, &chat, "Hello\n").ok().json();
-    let typed = bam!("generate", folder, "--chat", "--prompt", "Hello", "--max-tokens", "5", "--json");
+    let typed = bam!(
+        "generate",
+        folder,
+        "--chat",
+        "--prompt",
+        "Hello",
+        "--max-tokens",
+        "5",
+        "--json"
+    );
     assert_eq!(read["ids"], typed.ok().json()["ids"]);
 }
 
@@ -479,7 +499,11 @@ fn a_dialogue_keeps_its_history() {
         conversation.say("user", message);
         let text = template.request(conversation.clone()).text().unwrap();
         // `--prompt` would add the special tokens that the template has written.
-        let ids = Tokenizer::load(&folder, 384).unwrap().encode(&text, false).unwrap().ids;
+        let ids = Tokenizer::load(&folder, 384)
+            .unwrap()
+            .encode(&text, false)
+            .unwrap()
+            .ids;
         let answer = continued(&folder, &ids, 4);
         expected.push_str(&answer);
         expected.push('\n');

@@ -211,7 +211,13 @@ fn commands_that_compute_take_the_file_itself() {
         assert_eq!(world.converted(), count + 1);
         let say = |checkpoint: &Path| {
             let words: [&dyn AsRef<std::ffi::OsStr>; 7] = [
-                &"generate", &checkpoint, &"--prompt", &"the", &"--max-tokens", &"6", &"--json",
+                &"generate",
+                &checkpoint,
+                &"--prompt",
+                &"the",
+                &"--max-tokens",
+                &"6",
+                &"--json",
             ];
             world.run(&words).ok().json()["ids"].clone()
         };
@@ -227,7 +233,14 @@ fn commands_that_compute_take_the_file_itself() {
         assert_eq!(of_file["path"], file.to_str().unwrap());
         assert_eq!(of_file["name"], *name);
         // Once is enough.
-        let again = world.run(&[&"generate", &file, &"--prompt", &"the", &"--max-tokens", &"1"]);
+        let again = world.run(&[
+            &"generate",
+            &file,
+            &"--prompt",
+            &"the",
+            &"--max-tokens",
+            &"1",
+        ]);
         assert!(!again.ok().stderr.contains("converted"));
         assert_eq!(world.converted(), count + 1);
     }
@@ -244,13 +257,32 @@ fn training_records_the_file_as_its_source() {
     world.run(&[&"convert", &file, &folder]).ok();
     let texts = fixture("../../LICENSE-APACHE");
     world
-        .run(&[&"tokenize", &texts, &"--tokenizer", &folder, &"--out", &tokens])
+        .run(&[
+            &"tokenize",
+            &texts,
+            &"--tokenizer",
+            &folder,
+            &"--out",
+            &tokens,
+        ])
         .ok();
     let data = format!("a={}", tokens.display());
     let train = |checkpoint: &Path, out: &Path, more: &[&str]| {
         let words: [&dyn AsRef<std::ffi::OsStr>; 14] = [
-            &"train", &checkpoint, &"--data", &data, &"--steps", &"2", &"--seq", &"16", &"--batch",
-            &"2", &"--train", &"norms", &"--out", &out,
+            &"train",
+            &checkpoint,
+            &"--data",
+            &data,
+            &"--steps",
+            &"2",
+            &"--seq",
+            &"16",
+            &"--batch",
+            &"2",
+            &"--train",
+            &"norms",
+            &"--out",
+            &out,
         ];
         let more = more.iter().map(|word| word as &dyn AsRef<std::ffi::OsStr>);
         world.run(&words.into_iter().chain(more).collect::<Vec<_>>())
@@ -266,11 +298,16 @@ fn training_records_the_file_as_its_source() {
 
     let manifest = read_json(out.join("bam-manifest.json"));
     let sources = manifest["sources"].as_array().unwrap();
-    assert_eq!((sources.len(), &sources[0]["path"]), (1, &"../llama.gguf".into()));
+    assert_eq!(
+        (sources.len(), &sources[0]["path"]),
+        (1, &"../llama.gguf".into())
+    );
     assert_eq!(sources[0]["files"][0]["path"], "llama.gguf");
     // What did not train follows from the file, bit for bit, also where the cache is gone.
     fs::remove_dir_all(world.path("cache")).unwrap();
-    let run = world.run(&[&"validate", &out, &"--against", &"--json"]).ok();
+    let run = world
+        .run(&[&"validate", &out, &"--against", &"--json"])
+        .ok();
     assert!(run.stdout.contains("replay"), "{run}");
     train(&file, &out, &["--resume"]).ok();
 }

@@ -38,7 +38,11 @@ fn fetched(world: &World) -> u64 {
     let large = requests.filter(|request| request.listener == Listener::Cdn);
     let lengths = large.map(|request| {
         let range = request.header("range").expect("a range");
-        let (first, last) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
+        let (first, last) = range
+            .strip_prefix("bytes=")
+            .unwrap()
+            .split_once('-')
+            .unwrap();
         last.parse::<u64>().unwrap() + 1 - first.parse::<u64>().unwrap()
     });
     lengths.sum()
@@ -88,7 +92,10 @@ fn two_checkpoints_on_the_hub_are_compared_by_ranges() {
     assert_eq!(without_paths(&remote), without_paths(&local));
     // The bytes of all tensors, then the values of the one that differs, and headers.
     let fetched = fetched(&world);
-    assert!(fetched > sizes && fetched < 2 * sizes, "{fetched} of {sizes}");
+    assert!(
+        fetched > sizes && fetched < 2 * sizes,
+        "{fetched} of {sizes}"
+    );
     for cache in ["hf", "cache"] {
         let stored = stored(&world.path(cache));
         assert!(stored < 1 << 20, "{cache}: {stored} bytes");
@@ -105,7 +112,15 @@ fn a_mixture_on_the_hub_is_validated_and_replayed_by_ranges() {
     let expert = format!("code={}", code.display());
     let seed_folder = fixture("llama/seed");
     bam!(
-        "upcycle", "--method", "bam", "--seed", seed_folder, "--expert", expert, "--out", out
+        "upcycle",
+        "--method",
+        "bam",
+        "--seed",
+        seed_folder,
+        "--expert",
+        expert,
+        "--out",
+        out
     )
     .ok();
     let published = copy_folder(&out, &world.path("published"));
