@@ -40,7 +40,7 @@ pub struct Arguments {
     /// Family of the output, for a mixture; or `gguf`, a file for llama.cpp; or `npz`, one for numpy [default: as OUT ends, else the source's].
     #[arg(long, value_name = "FAMILY", value_parser = PossibleValuesParser::new(forms()))]
     to: Option<String>,
-    /// Store matrices as blocks of small whole numbers with a scale (`--to gguf`).
+    /// Quantise the matrices (`--to gguf`).
     #[arg(long, value_enum, conflicts_with = "dtype")]
     quantize: Option<Quantized>,
     /// How a mixture's experts are stored [default: as they are, or classic with --to]. `classic`: one tensor per expert,
@@ -62,7 +62,7 @@ fn forms() -> Vec<&'static str> {
 /// Values of `--quantize`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Quantized {
-    /// 32 values of 8 bits each to a scale.
+    /// Blocks of 32 values of 8 bits with one scale.
     #[value(name = "q8_0")]
     Q8_0,
 }
@@ -70,7 +70,7 @@ enum Quantized {
 /// Values of `--layout`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum LayoutName {
-    /// One tensor an expert and projection.
+    /// One tensor per expert and projection.
     Classic,
     /// All experts of a layer in one tensor.
     Fused,

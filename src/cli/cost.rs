@@ -16,7 +16,7 @@ use super::{Outcome, Verdict};
 
 /// Count the parameters, FLOPs and cache of a model or of the mixture it would become.
 ///
-/// Reads a configuration alone. FLOPs are counted as in the BAM paper (Tables 7 and 10), per token and
+/// Reads only a configuration. FLOPs are counted as in the BAM paper (Tables 7 and 10), per token and
 /// layer. Without --method, --kv, --experts, --top-k or --attention-top-k the model is costed as it is.
 #[derive(Debug, Args)]
 #[command(

@@ -14,13 +14,14 @@ use super::{Outcome, Verdict};
 
 /// Compare two checkpoints tensor by tensor: files or folders, sharded or not, of any dtypes.
 ///
-/// A mixture is compared with a dense model expert by expert. Exit code 1 means that they differ.
+/// A mixture is compared with a dense model expert by expert, and two mixtures by the names of their experts. Exit code 1
+/// means that they differ.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  bam-convert diff bam seed")]
+#[command(after_help = "Examples:\n  bam-convert diff bam seed\n  bam-convert diff hf://org/a hf://org/b")]
 pub struct Arguments {
     /// Folder or weight file.
     a: CheckpointPath,
-    /// The other.
+    /// Folder or weight file to compare with.
     b: CheckpointPath,
     /// Show every tensor, the equal ones too.
     #[arg(long)]

@@ -53,19 +53,19 @@ pub struct Arguments {
         required_unless_present = "tasks"
     )]
     data: Vec<Named<TextsPath>>,
-    /// Tokens of a window.
+    /// Number of tokens in a window.
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     context: usize,
-    /// Most tokens of a domain.
+    /// Maximum tokens of a domain.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..))]
     max_tokens: Option<u64>,
     /// A task: JSON lines with `prompt` or `question` and `answer`, multiple choice where there are `choices` (repeat).
     #[arg(long = "task", value_name = "[NAME=]FILE")]
     tasks: Vec<MaybeNamed<InputPath>>,
-    /// Examples with their answers before each question.
+    /// Number of examples with their answers before each question.
     #[arg(long, value_name = "N", default_value_t = 0, requires = "tasks")]
     shots: usize,
-    /// Most tokens of an answer that is generated.
+    /// Maximum tokens of a generated answer.
     #[arg(long, value_name = "N", default_value_t = 64, requires = "tasks", value_parser = at_least_one())]
     answer_tokens: usize,
     /// Leave an expert of the mixtures out, by name or number (repeat).

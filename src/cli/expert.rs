@@ -160,7 +160,7 @@ struct Extract {
     after_help = "Example:\n  bam-convert expert concat code=pub-code law=pub-law --out together"
 )]
 struct Concat {
-    /// Folders of mixtures, each of the public expert and its own, in this order; NAME= calls the own expert so.
+    /// Folders of mixtures, each of the public expert and its own, in this order; NAME= names its own expert.
     #[arg(value_name = "[NAME=]DIR", required = true, num_args = 1..)]
     mixtures: Vec<MaybeNamed<CheckpointPath>>,
     /// Folder to make.

@@ -47,25 +47,25 @@ pub struct Arguments {
     /// dialogue: each line of standard input is a message.
     #[arg(long)]
     chat: bool,
-    /// What the conversation's system message says.
+    /// System message of the conversation.
     #[arg(long, value_name = "TEXT", requires = "chat")]
     system: Option<String>,
-    /// Most new tokens [default: 128, or what the model's context leaves].
+    /// Maximum new tokens [default: 128, or what the model's context leaves].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: Option<u32>,
-    /// What logits are divided by; 0 is greedy [default: 0, or 1 with another flag of sampling].
+    /// Temperature, which divides the logits; 0 is greedy [default: 0, or 1 with another flag of sampling].
     #[arg(long, value_name = "T", help_heading = "Sampling")]
     temperature: Option<f64>,
     /// Draw from the K most probable tokens.
     #[arg(long, value_name = "K", help_heading = "Sampling")]
     top_k: Option<usize>,
-    /// Draw from the fewest tokens that have probability P together.
+    /// Draw from the smallest set of tokens whose probabilities sum to P.
     #[arg(long, value_name = "P", help_heading = "Sampling")]
     top_p: Option<f64>,
     /// Draw from tokens with at least P of the largest probability.
     #[arg(long, value_name = "P", help_heading = "Sampling")]
     min_p: Option<f64>,
-    /// Make tokens that have come before less likely (above 1).
+    /// Penalty for tokens that came before; above 1 makes them less likely.
     #[arg(
         long,
         value_name = "X",
@@ -76,7 +76,7 @@ pub struct Arguments {
     /// Seed of the draws.
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Sampling")]
     seed: u64,
-    /// End the text where this one begins (repeat).
+    /// End the text before this string (repeat).
     #[arg(long = "stop", value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     stops: Vec<String>,
     /// Where to compute.

@@ -31,16 +31,16 @@ pub struct Arguments {
     /// Folder of a model, a GGUF file, or a dump of its logits.
     #[arg(value_name = "CKPT")]
     a: CheckpointPath,
-    /// The other.
+    /// A second model, or a dump, to compare with.
     #[arg(value_name = "B")]
     b: Option<CheckpointPath>,
-    /// A JSON array of token ids [default: 64 ids drawn once and for all, for a comparison].
+    /// A JSON array of token ids [default: 64 fixed ids, for a comparison].
     #[arg(long, value_name = "FILE")]
     tokens: Option<InputPath>,
-    /// File to write.
+    /// Write the logits to this file.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["b", "tolerance", "json"], requires = "tokens")]
     dump: Option<OutputPath>,
-    /// Largest difference that is no difference.
+    /// Largest difference that counts as equal.
     #[arg(long, value_name = "X", value_parser = tolerance)]
     tolerance: Option<f64>,
     /// Where to compute.

@@ -19,10 +19,10 @@ use super::write::WriteArguments;
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  bam-convert merge --model a:0.75 --model b:0.25 --out merged")]
 pub struct Arguments {
-    /// A model and its weight, 1 where none is given (repeat).
+    /// A model and its weight [default weight: 1] (repeat).
     #[arg(long = "model", value_name = "DIR[:WEIGHT]", required = true)]
     models: Vec<Weighted<CheckpointPath>>,
-    /// Whose configuration and tokenizer the output has: one of the models [default: the first].
+    /// The model whose configuration and tokenizer the output has [default: the first].
     #[arg(long, value_name = "DIR")]
     base: Option<CheckpointPath>,
     /// Divide by the sum of the weights.

@@ -45,7 +45,7 @@ pub struct Arguments {
     /// Repository; it is made if it is missing.
     #[arg(value_name = "REPO")]
     repository: super::hub::Repository,
-    /// If the repository has to be made, let nobody else see it; refuse one that all may see.
+    /// Make a new repository private; refuse an existing one that is public.
     #[arg(long)]
     private: bool,
     /// Open a pull request instead of changing the branch.
@@ -54,7 +54,7 @@ pub struct Arguments {
     /// Branch to push to, made from main if it is missing [default: main].
     #[arg(long, value_name = "BRANCH")]
     revision: Option<String>,
-    /// What the commit says [default: how the checkpoint was made].
+    /// Message of the commit [default: how the checkpoint was made].
     #[arg(long, value_name = "TEXT")]
     message: Option<String>,
     /// Result of `eval --json` for the card [default: eval.json in DIR, where there is one].

@@ -45,7 +45,7 @@ pub struct Arguments {
     /// A domain: its name, its token folder, and its weight in the mixture [default weight: 1].
     #[arg(long, value_name = "NAME=DIR[:WEIGHT]", required = true)]
     data: Vec<Named<Weighted<InputPath>>>,
-    /// Updates of the weights.
+    /// Number of updates of the weights.
     #[arg(long, value_name = "N")]
     steps: u64,
     /// Folder to make.
@@ -107,13 +107,13 @@ struct Optimiser {
     /// Peak of the learning rate [default: 3e-4].
     #[arg(long, value_name = "RATE")]
     learning_rate: Option<f64>,
-    /// Its peak for routers [default: --learning-rate].
+    /// Peak of the learning rate for routers [default: --learning-rate].
     #[arg(long, value_name = "RATE")]
     router_learning_rate: Option<f64>,
-    /// Steps in which the rate rises to its peak [default: a tenth of the run, 100 or the preset's at most].
+    /// Steps of the warm-up, in which the learning rate rises to its peak [default: a tenth of the run, 100 or the preset's at most].
     #[arg(long, value_name = "STEPS")]
     warmup: Option<u64>,
-    /// How it falls then.
+    /// How the learning rate falls after the warm-up.
     #[arg(long, value_enum, default_value_t = Decay::Cosine)]
     schedule: Decay,
     /// Steps of the decay of `wsd` [default: a fifth of the run].
@@ -137,8 +137,8 @@ struct Optimiser {
     /// Largest norm of all gradients together; 0 clips nothing.
     #[arg(long, value_name = "NORM", default_value_t = 1.0)]
     clip: f64,
-    /// What trains: all, routers, experts, attention-experts, ffn-experts, adapters, norms, embeddings, expert:NAME, a
-    /// role such as q or down, or a pattern of tensor names; several add up.
+    /// What to train: all, routers, experts, attention-experts, ffn-experts, adapters, norms, embeddings, expert:NAME, a
+    /// role such as q or down, or a pattern of tensor names; several are combined.
     #[arg(
         long,
         value_name = "WHAT",
@@ -185,10 +185,10 @@ struct Machine {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Checkpoints, measurements, trouble")]
 struct Keeping {
-    /// Steps between checkpoints; 0 saves at a signal alone.
+    /// Steps between checkpoints; 0 saves only at a signal.
     #[arg(long, value_name = "STEPS", default_value_t = 100)]
     save_every: u64,
-    /// Checkpoints kept, the latest.
+    /// Number of checkpoints to keep; the oldest go.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = at_least_one())]
     keep: usize,
     /// Steps between measurements on held-back text; 0 measures nothing [default: a tenth of the run].

@@ -53,10 +53,10 @@ pub struct Arguments {
     /// Whether attention experts have their own keys and values, or share one set (`bam`) [default: expert].
     #[arg(long, value_enum)]
     kv: Option<KvName>,
-    /// What shared keys and values are: the average of all, or the seed's (`bam` with `--kv shared`) [default: as --rest].
+    /// Shared keys and values: the average of all, or the seed's (`bam` with `--kv shared`) [default: as --rest].
     #[arg(long, value_enum)]
     shared_kv: Option<MeanOrSeed>,
-    /// What is no expert: the average of the dense models, or the seed's own [default: mean].
+    /// Weights outside the experts: the average of the dense models, or the seed's own [default: mean].
     #[arg(long, value_enum)]
     rest: Option<MeanOrSeed>,
     /// Feed-forward experts a token goes to, or `soft` for all of them, weighted [default: 1, or 2 for other targets
@@ -96,14 +96,14 @@ pub struct Arguments {
     /// biases of feed-forward routers count in the choice of experts alone, to balance their load without a loss.
     #[arg(long, value_enum)]
     router_bias: Option<RouterBiasName>,
-    /// Give each expert a square matrix that its output passes, the identity at first: train these and the routers alone.
+    /// Give each expert a square matrix after its output, the identity at first: train only these and the routers.
     #[arg(long)]
     adapters: bool,
     /// Seed of everything random.
     #[arg(long, value_name = "N", default_value_t = 0)]
     rng_seed: u64,
-    /// Then let each source and the mixture read the beginning of this text (as for `eval --data`, 4096 tokens), and show
-    /// their perplexity: what the surgery has cost, before any training.
+    /// Measure the perplexity of each source and of the mixture on the beginning of this text (as for `eval --data`, 4096
+    /// tokens). It shows what the surgery has cost, before any training.
     #[arg(long, value_name = "TEXT")]
     check: Option<TextsPath>,
     #[command(flatten)]

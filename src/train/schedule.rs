@@ -16,7 +16,7 @@ pub enum Decay {
     Linear,
     /// Warm-up, stable, decay: at the peak until the last `decay_steps` steps, then along a straight line to the floor.
     Wsd,
-    /// Not at all.
+    /// It stays at the peak.
     Constant,
 }
 
