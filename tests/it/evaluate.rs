@@ -566,7 +566,7 @@ fn scores_are_written_as_markdown_csv_and_latex() {
     };
     let row = format!("{:.1} | {:.1}", perplexity(1, 0), perplexity(1, 1));
     assert!(
-        markdown.contains(&format!("| 50%_of\\|a,\"b\" | {row}")),
+        markdown.contains(&format!("| 50%\\_of\\|a,\"b\" | {row}")),
         "{markdown}"
     );
     assert!(

@@ -101,7 +101,7 @@ fn patched(folder: &Path, name: &str, mark: &[u8], change: impl FnOnce(&mut [u8]
 fn readers<'a>(path: &'a str, out: &'a str) -> [Vec<&'a str>; 5] {
     [
         vec!["convert", path, out],
-        vec!["train", path, "--data", "a=b", "--steps", "1", "--out", out],
+        vec!["train", path, "--data", "a=.", "--steps", "1", "--out", out],
         vec!["generate", path, "--prompt", "a"],
         vec!["merge", "--model", path, "--out", out],
         vec![
@@ -262,13 +262,15 @@ fn training_records_the_file_as_its_source() {
             &texts,
             &"--tokenizer",
             &folder,
+            &"--validation",
+            &"0",
             &"--out",
             &tokens,
         ])
         .ok();
     let data = format!("a={}", tokens.display());
     let train = |checkpoint: &Path, out: &Path, more: &[&str]| {
-        let words: [&dyn AsRef<std::ffi::OsStr>; 14] = [
+        let words: [&dyn AsRef<std::ffi::OsStr>; 16] = [
             &"train",
             &checkpoint,
             &"--data",
@@ -281,6 +283,8 @@ fn training_records_the_file_as_its_source() {
             &"2",
             &"--train",
             &"norms",
+            &"--validate-every",
+            &"0",
             &"--out",
             &out,
         ];

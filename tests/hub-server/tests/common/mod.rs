@@ -33,7 +33,7 @@ impl Answer {
     }
 }
 
-/// One request on a connection of its own; nothing where the connection ended without an answer, or stood still.
+/// One request on a connection of its own; nothing where the connection ended without an answer, or sent nothing.
 pub fn ask(method: &str, url: &str, headers: &str, body: &[u8]) -> Option<Answer> {
     exchange(method, url, headers, body, Duration::from_millis(1500))
 }
