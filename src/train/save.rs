@@ -136,9 +136,12 @@ impl Saver {
         })
     }
 
-    /// Files of the checkpoint that training began with.
+    /// Files of the checkpoint that training began with, or of the file that it was converted from.
     pub(super) fn parent_files(&self) -> &[FileHash] {
-        &self.files
+        match &self.converted {
+            Some(converted) => &converted.source.files,
+            None => &self.files,
+        }
     }
 
     /// Bytes that a checkpoint takes, at most.

@@ -921,7 +921,7 @@ fn what_does_not_fit_is_refused_by_name() {
             &["--kv has no effect with --method sparse, which keeps the seed's"],
         ),
         (
-            "--method sparse --experts 2 --expert a=b",
+            "--method sparse --experts 2 --expert a=.",
             &["--expert has no effect with --method sparse"],
         ),
         (
@@ -1001,7 +1001,7 @@ fn what_does_not_fit_is_refused_by_name() {
             &["--expert-weight has no effect with --method sparse"],
         ),
         (
-            "--method split --experts 4 --router prompts:x",
+            "--method split --experts 4 --router prompts:.",
             &["--router prompts:PATH"],
         ),
         (
