@@ -17,7 +17,9 @@ use super::{Outcome, Verdict};
 /// A mixture is compared with a dense model expert by expert, and two mixtures by the names of their experts. Exit code 1
 /// means that they differ.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  bam-convert diff bam seed\n  bam-convert diff hf://org/a hf://org/b")]
+#[command(
+    after_help = "Examples:\n  bam-convert diff bam seed\n  bam-convert diff hf://org/a hf://org/b"
+)]
 pub struct Arguments {
     /// Folder or weight file.
     a: CheckpointPath,
