@@ -36,6 +36,7 @@ def main():
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder to write to")
     parser.add_argument("--runnable", type=Path, help="a binary that runs here, where TRIPLE's does not")
     arguments = parser.parse_args()
+    arguments.out = arguments.out.resolve()
     arguments.out.mkdir(parents=True, exist_ok=True)
     target = arguments.target or host()
     wheel = build_wheel(arguments)

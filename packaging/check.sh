@@ -14,7 +14,7 @@ use() {
   "$1" branch seed --into code,law --out experts
   "$1" upcycle --method bam --seed seed --expert code=experts/code --expert law=experts/law --out bam
   "$1" validate bam --against
-  "$1" run "$here/recipes/quickstart.yaml" --dry-run
+  "$1" run "$here/recipes/quickstart.yaml" --dry-run >plan
   "$1" --quiet man --out man1
   for shell in bash zsh fish; do "$1" completions "$shell" >"completions.$shell"; done
   bash -n completions.bash
