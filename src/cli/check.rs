@@ -1,4 +1,5 @@
-//! `upcycle --check`: what each source and the fresh mixture are worth on a text, before any training.
+//! What a mixture is before any training: what its gates sum to, and with `upcycle --check` what it and each of its sources
+//! are worth on a text.
 
 use std::path::{Path, PathBuf};
 
@@ -6,10 +7,13 @@ use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::evaluate::corpus::{Domain, Window};
 use bam_convert::evaluate::perplexity;
 use bam_convert::evaluate::report::{Average, EvaluationReport, ModelReport};
+use bam_convert::evaluate::routing::{Recorder, RouterKind, RouterReport};
 use bam_convert::family::{Architecture, Config, Mixture, expert_names};
 use bam_convert::model::tokenizer::Tokenizer;
 use bam_convert::model::{CausalLm, LoadOptions, Overrides};
+use bam_convert::surgery::gates::FreshGates;
 use bam_convert::{Result, table};
+use serde_json::{Value, json};
 
 use super::printer::Printer;
 
@@ -19,6 +23,60 @@ const CONTEXT: usize = 512;
 const TOKENS: usize = 4096;
 /// How many times the perplexity of its worst source a mixture has that the surgery has ruined.
 const RUINED: f64 = 2.0;
+
+/// A mixture that no training has changed.
+#[derive(Debug)]
+pub struct Untrained<'a> {
+    /// What the gates of a token sum to.
+    pub gates: &'a FreshGates,
+    /// What to measure once the mixture is written.
+    pub check: Option<&'a Check>,
+}
+
+impl Untrained<'_> {
+    /// Prints the sum of the gates and what the check of the mixture in `out` finds.
+    pub fn print(&self, out: &Path, printer: &Printer) -> anyhow::Result<()> {
+        printer.note(&format!("gates at step 0: {}", self.gates));
+        if let Some(check) = self.check {
+            let (report, routers) = check.run(out, printer)?;
+            let sums: Vec<String> = measured(&routers)
+                .map(|(kind, sum)| format!("{} sum {}", kind.name(), table::number(sum)))
+                .collect();
+            printer.note(&format!("gates on this text: {}", sums.join("; ")));
+            printer.result(&report.table())?;
+        }
+        Ok(())
+    }
+
+    /// Adds the same to a result in JSON.
+    pub fn add_to(&self, result: &mut Value, out: &Path, printer: &Printer) -> anyhow::Result<()> {
+        result["gates"] = serde_json::to_value(self.gates)?;
+        if let Some(check) = self.check {
+            let (report, routers) = check.run(out, printer)?;
+            for (kind, sum) in measured(&routers) {
+                let key = serde_json::to_value(kind)?;
+                result["gates"][key.as_str().unwrap_or_default()]["measured"] = json!(sum);
+            }
+            result["check"] = serde_json::to_value(report)?;
+        }
+        Ok(())
+    }
+}
+
+/// The mean sum of a token's gates over the layers, of each kind of routers that the mixture has.
+fn measured(routers: &[RouterReport]) -> impl Iterator<Item = (RouterKind, f64)> {
+    [RouterKind::FeedForward, RouterKind::Attention]
+        .into_iter()
+        .filter_map(|kind| {
+            let sums: Vec<f64> = routers
+                .iter()
+                .filter(|report| report.router == kind)
+                .map(|report| report.mean_gate.iter().sum())
+                .collect();
+            let mean = sums.iter().sum::<f64>() / sums.len() as f64;
+            (!sums.is_empty()).then_some((kind, mean))
+        })
+}
 
 /// A text cut into tokens, and the models to read it before the mixture does.
 #[derive(Debug)]
@@ -53,25 +111,30 @@ impl Check {
         })
     }
 
-    /// The perplexity of every source and of the mixture in the folder `out`; a note where the mixture is ruined.
-    pub fn run(&self, out: &Path, printer: &Printer) -> Result<EvaluationReport> {
+    /// The perplexity of every source and of the mixture in the folder `out`, and what its routers do; a note where the
+    /// mixture is ruined.
+    fn run(&self, out: &Path, printer: &Printer) -> Result<(EvaluationReport, Vec<RouterReport>)> {
         let mixture = (model_name(out), out.to_path_buf());
         let all: Vec<(String, PathBuf)> = self.sources.iter().cloned().chain([mixture]).collect();
         let tokens: usize = self.windows.iter().map(|window| window.ids.len()).sum();
         let bar = printer.tokens_bar((tokens * all.len()) as u64, "checking");
         let mut models = Vec::with_capacity(all.len());
         let mut mixture = None;
+        let mut routers = Vec::new();
         for (name, path) in all {
             let model = CausalLm::load(&path, &LoadOptions::default())?;
             let (unchanged, progress) = (Overrides::default(), |read| bar.inc(read));
+            let mut recorder = Recorder::default();
             let score = perplexity::score(
                 &model,
                 &self.domain,
                 &self.windows,
                 &unchanged,
-                None,
+                Some(&mut recorder),
                 &progress,
             )?;
+            // The mixture is the last; sources have no routers.
+            routers = recorder.finish();
             let experts = expert_names(&path, model.architecture())?;
             mixture = model.architecture().mixture.clone();
             let (path, average) = (
@@ -98,10 +161,11 @@ impl Check {
         if let Some(note) = ruined(&perplexities, mixture.as_ref()) {
             printer.note(&format!(" note: {note}"));
         }
-        Ok(EvaluationReport {
+        let report = EvaluationReport {
             context: CONTEXT,
             models,
-        })
+        };
+        Ok((report, routers))
     }
 }
 
@@ -117,8 +181,7 @@ fn ruined(perplexities: &[f64], mixture: Option<&Mixture>) -> Option<String> {
         !mixture.norm_topk_prob && mixture.num_experts_per_tok < mixture.num_experts
     });
     let advice = if raw {
-        "raw gates of the top k sum to less than 1, so feed-forward layers add less than theirs have learned: \
-                 --top-k 2 --norm-topk-prob true keeps the sum at 1"
+        "its gates sum to less than 1: --top-k 2 --norm-topk-prob true makes the sum 1"
     } else {
         "`inspect --divergence` shows how far the specialists are from their average"
     };

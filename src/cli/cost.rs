@@ -2,7 +2,7 @@
 
 use bam_convert::arguments::CheckpointPath;
 use bam_convert::family::cost::{CostedMethod, PAPER_CONTEXT, Report, Request, table};
-use bam_convert::family::{Config, TopK};
+use bam_convert::family::{BAM, Config, RoutingPreset, RoutingRequest, TopK};
 use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::surgery::methods::Method;
 use clap::Args;
@@ -17,7 +17,7 @@ use super::{Outcome, Verdict};
 /// Count the parameters, FLOPs and cache of a model or of the mixture it would become.
 ///
 /// Reads only a configuration. FLOPs are counted as in the BAM paper (Tables 7 and 10), per token and
-/// layer. Without --method, --kv, --experts, --top-k or --attention-top-k the model is costed as it is.
+/// layer. Without --method, --kv, --experts, --preset, --top-k or --attention-top-k the model is costed as it is.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  bam-convert cost seed --method bam --kv shared --experts 4 --context 256"
@@ -36,7 +36,10 @@ pub struct Arguments {
     experts: Option<u64>,
     #[command(flatten)]
     size: SizeArguments,
-    /// Feed-forward experts a token goes to, or `soft` [default: 1, with `granular` the granularity].
+    /// Other defaults of the routing. With `paper` a token goes to one feed-forward expert and all attention experts.
+    #[arg(long, value_enum, value_name = "PRESET")]
+    preset: Option<RoutingPreset>,
+    /// Feed-forward experts a token goes to, or `soft` [default: the config's, else as `upcycle` has it].
     #[arg(long, value_name = "K")]
     top_k: Option<TopK>,
     /// Attention experts a token goes to, or `soft` [default: soft].
@@ -61,22 +64,27 @@ impl Verb for Arguments {
 
     fn run(&self, printer: &Printer) -> Outcome {
         let config = Config::read(&self.config)?;
+        let rule = self.size.rule(self.method, self.experts)?;
         let mut request = Request {
             method: self.method.map(|method| CostedMethod {
                 name: method.name(),
                 attention_experts: method.upcycles().makes_attention_experts(),
+                usual_top_k: method.default_top_k(rule.as_deref(), BAM),
             }),
             kv: self.kv.map(KvName::value),
             experts: self.experts,
             expert_width: None,
-            top_k: self.top_k,
-            attention_top_k: self.attention_top_k,
+            routing: RoutingRequest {
+                preset: self.preset,
+                top_k: self.top_k,
+                attention_top_k: self.attention_top_k,
+                norm_topk_prob: None,
+            },
         };
-        if let Some(rule) = self.size.rule(self.method, self.experts)? {
+        if let Some(rule) = rule {
             let dense = Request::default().architecture(&config)?;
             let (experts, width) = rule.size(1, dense.intermediate_size)?;
             (request.experts, request.expert_width) = (Some(experts), Some(width));
-            request.top_k = self.top_k.or(Some(TopK::Of(rule.default_top_k())));
         }
         let report =
             Report::new(&request.architecture(&config)?, self.context).map_err(|error| {

@@ -6,6 +6,7 @@ use bam_convert::checkpoint::dtype;
 use bam_convert::checkpoint::output::free_space;
 use bam_convert::family::Architecture;
 use bam_convert::family::cost;
+use bam_convert::surgery::gates::FreshGates;
 use bam_convert::surgery::{Plan, PlannedTensor};
 use bam_convert::table::{self, Align, counted, grouped};
 use bam_convert::{Error, Result};
@@ -31,6 +32,9 @@ pub struct Preview {
     kv_cache_bytes_per_token: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     flops_per_token: Option<u64>,
+    /// What the gates of a token sum to before training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gates: Option<FreshGates>,
     /// Why a run at this moment would be refused, though the plan is sound.
     #[serde(skip_serializing_if = "Option::is_none")]
     refused_now: Option<String>,
@@ -81,8 +85,14 @@ impl Preview {
                 .as_ref()
                 .map(|report| report.kv_cache_bytes_per_token),
             flops_per_token: report.as_ref().map(|report| report.flops_per_token),
+            gates: None,
             refused_now: None,
         })
+    }
+
+    /// The same preview with what the gates of the mixture sum to.
+    pub fn with_gates(self, gates: Option<FreshGates>) -> Self {
+        Self { gates, ..self }
     }
 
     /// The same preview with the reason why a run now would be refused.
@@ -154,6 +164,9 @@ impl Preview {
                     grouped(flops)
                 ),
             ));
+        }
+        if let Some(gates) = &self.gates {
+            totals.push(("gates at step 0", gates.to_string()));
         }
         if let Some(refusal) = &self.refused_now {
             totals.push(("refused now", refusal.clone()));

@@ -9,9 +9,11 @@ use bam_convert::arguments::{
 };
 use bam_convert::checkpoint::dtype::{self, Dtype};
 use bam_convert::checkpoint::output::check_target;
-use bam_convert::family::{self, Architecture, AttentionKv, Mixture, RouterBias, TopK};
+use bam_convert::family::{
+    self, Architecture, AttentionKv, BAM, Mixture, RouterBias, RoutingPreset, RoutingRequest, TopK,
+};
 use bam_convert::mergekit::Dialect;
-use bam_convert::pipeline::{Declaration, StageUse};
+use bam_convert::pipeline::{Declaration, RecordedSettings, StageUse, is_before};
 use bam_convert::surgery::Model;
 use bam_convert::surgery::methods::{self, ExpertRule, Method};
 use bam_convert::surgery::router::RouterInit;
@@ -20,7 +22,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 
 use super::Outcome;
-use super::check::Check;
+use super::check::{Check, Untrained};
 use super::error::{self, CliError};
 use super::methods::MethodArguments;
 use super::printer::Printer;
@@ -59,19 +61,23 @@ pub struct Arguments {
     /// Weights outside the experts: the average of the dense models, or the seed's own [default: mean].
     #[arg(long, value_enum)]
     rest: Option<MeanOrSeed>,
-    /// Feed-forward experts a token goes to, or `soft` for all of them, weighted [default: 1, or 2 for other targets
-    /// than `bam`; with `granular` at least the granularity].
+    /// Other defaults of the routing. With `paper` a token goes to one feed-forward expert, whose gate is raw, and to all
+    /// attention experts. Flags win.
+    #[arg(long, value_enum, value_name = "PRESET")]
+    preset: Option<RoutingPreset>,
+    /// Feed-forward experts a token goes to, or `soft` for all of them, weighted [default: 2 with `bam`, `btx` and other
+    /// targets than `bam`, where there are so many; with `granular` at least the granularity; otherwise 1].
     #[arg(long, value_name = "K")]
     top_k: Option<TopK>,
     /// Attention experts a token goes to, or `soft` for all of them, weighted (`bam`) [default: soft].
     #[arg(long, value_name = "K")]
     attention_top_k: Option<TopK>,
-    /// Divide the gates of the selected feed-forward experts by their sum [default: false, or true for other targets
-    /// than `bam` where a token goes to more than one].
+    /// Divide the gates of the selected feed-forward experts by their sum [default: true where a token goes to more than
+    /// one].
     #[arg(long, value_name = "BOOL")]
     norm_topk_prob: Option<bool>,
     /// Architecture of the output: a BAM, or what other programs read without code beside it (docs/reference/targets.md).
-    #[arg(long, value_name = "FAMILY", default_value = "bam", value_parser = PossibleValuesParser::new(targets()))]
+    #[arg(long, value_name = "FAMILY", default_value = BAM, value_parser = PossibleValuesParser::new(targets()))]
     target: String,
     /// Take the seed out of the experts and out of the averages.
     #[arg(long)]
@@ -120,6 +126,29 @@ fn method_help() -> String {
         methods::alternatives(takes_specialists, "`"),
         methods::alternatives(|method| !takes_specialists(method), "`"),
     )
+}
+
+/// What an older version left to defaults that have changed since: before 0.2 a token went to one feed-forward expert
+/// in a BAM, and no BAM's gates were divided by their sum. Other targets have the defaults that they had.
+fn former_settings(version: &str, settings: &RecordedSettings) -> Vec<(&'static str, String)> {
+    let first = |key: &str| {
+        let values = settings.get(key)?;
+        values.first().map(String::as_str)
+    };
+    if !is_before(version, (0, 2)) || first("target").is_some_and(|target| target != BAM) {
+        return Vec::new();
+    }
+    let method = first("method").and_then(|name| name.parse::<Method>().ok());
+    let had_one = [Method::BAM, Method::BTX].map(Some).contains(&method);
+    let former = [
+        ("top-k", had_one.then(|| "1".to_owned())),
+        ("norm-topk-prob", Some("false".to_owned())),
+    ];
+    former
+        .into_iter()
+        .filter(|(key, _)| first(key).is_none())
+        .filter_map(|(key, value)| Some((key, value?)))
+        .collect()
 }
 
 /// Where an expert comes from.
@@ -219,7 +248,10 @@ pub fn float_dtype(text: &str) -> Result<Dtype, String> {
 
 impl Verb for Arguments {
     fn declaration() -> Declaration {
-        Declaration::new("upcycle", StageUse::Makes).with_settings_file(Dialect::Moe)
+        Declaration {
+            former_settings,
+            ..Declaration::new("upcycle", StageUse::Makes).with_settings_file(Dialect::Moe)
+        }
     }
 
     fn opens_models() -> bool {
@@ -249,12 +281,16 @@ impl Verb for Arguments {
             Some(&upcycling.architecture),
             &upcycling.files,
         );
-        self.write.run_and_check(
+        let untrained = Untrained {
+            gates: &upcycling.gates,
+            check: check.as_ref(),
+        };
+        self.write.run_untrained(
             plan,
             architecture,
             files,
             &self.out,
-            check.as_ref(),
+            Some(&untrained),
             printer,
         )
     }
@@ -293,14 +329,6 @@ impl Arguments {
             &self.router,
             self.attention_router.as_ref().unwrap_or(&self.router),
         ]);
-        let stock = self.target != "bam";
-        let top_k = self
-            .top_k
-            .unwrap_or(TopK::Of(expert_rule.default_top_k().max(if stock {
-                2
-            } else {
-                1
-            })));
         let rest_of_seed = matches!(self.rest, Some(MeanOrSeed::Seed));
         Ok(UpcycleSettings {
             method: self.method,
@@ -315,9 +343,12 @@ impl Arguments {
                 .map_or(rest_of_seed, |of| matches!(of, MeanOrSeed::Seed)),
             rest_of_seed,
             dtype: self.dtype,
-            top_k,
-            attention_top_k: self.attention_top_k.unwrap_or(TopK::Soft),
-            norm_topk_prob: self.norm_topk_prob.unwrap_or(stock && top_k != TopK::Of(1)),
+            routing: RoutingRequest {
+                preset: self.preset,
+                top_k: self.top_k,
+                attention_top_k: self.attention_top_k,
+                norm_topk_prob: self.norm_topk_prob,
+            },
             seed_expert: !self.no_seed_expert,
             seed_copies: u64::from(self.seed_copies),
             router,
@@ -367,7 +398,8 @@ impl Arguments {
             .chain(self.experts.iter().map(|expert| expert.name.clone()))
             .collect();
         let mut output = dense.upcycled(Mixture::new(dense, names.len() as u64));
-        if (!self.method.upcycles().makes_attention_experts() || self.target != "bam")
+        output.family.clone_from(&self.target);
+        if (!self.method.upcycles().makes_attention_experts() || !output.is_bam())
             && let Some(mixture) = &mut output.mixture
         {
             mixture.attention_kv = AttentionKv::Merged;
@@ -381,7 +413,6 @@ impl Arguments {
             mixture.shared_expert_intermediate_size = Some(dense.intermediate_size);
             mixture.shared_expert_gate = true;
         }
-        output.family.clone_from(&self.target);
         let rows = ComputedRows::new(file, &self.seed, &output, &names, printer)?;
         Ok(Some(rows))
     }

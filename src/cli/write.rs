@@ -17,7 +17,7 @@ use bam_convert::threads;
 use bytesize::ByteSize;
 use clap::{ArgAction, Args};
 
-use super::check::Check;
+use super::check::Untrained;
 use super::estimate::print;
 use super::names::size;
 use super::preview::Preview;
@@ -66,7 +66,7 @@ impl WriteArguments {
         out: &Path,
         printer: &Printer,
     ) -> Outcome {
-        self.run_and_check(plan, architecture, files, out, None, printer)
+        self.run_untrained(plan, architecture, files, out, None, printer)
     }
 
     /// Shows the plan of a single file for another program, or writes it.
@@ -145,14 +145,14 @@ impl WriteArguments {
         Ok(Verdict::Yes)
     }
 
-    /// As [`run`](Self::run); what has been written is then measured by `check`.
-    pub fn run_and_check(
+    /// As [`run`](Self::run), for a mixture whose gates are described, and which is then measured where a check asks for it.
+    pub fn run_untrained(
         &self,
         plan: &Plan,
         architecture: Option<&Architecture>,
         files: &[OutputFile],
         out: &Path,
-        check: Option<&Check>,
+        untrained: Option<&Untrained>,
         printer: &Printer,
     ) -> Outcome {
         if *self.outline {
@@ -186,7 +186,8 @@ impl WriteArguments {
                 self.work.memory.as_u64(),
                 threads,
             )?;
-            return self.show(&preview.refused(refusal), printer);
+            let gates = untrained.map(|untrained| untrained.gates.clone());
+            return self.show(&preview.with_gates(gates).refused(refusal), printer);
         }
         let manifest = execute(plan, files, &target)?;
         bar.finish_and_clear();
@@ -198,8 +199,8 @@ impl WriteArguments {
                 "bytes": plan.data_length(),
                 "files": manifest.files,
             });
-            if let Some(check) = check {
-                result["check"] = serde_json::to_value(check.run(out, printer)?)?;
+            if let Some(untrained) = untrained {
+                untrained.add_to(&mut result, out, printer)?;
             }
             printer.json(&result)?;
         } else {
@@ -210,8 +211,8 @@ impl WriteArguments {
                 table::bytes(plan.data_length()),
                 manifest.files.len() + manifest.unhashed_files.len() + 1,
             ));
-            if let Some(check) = check {
-                printer.result(&check.run(out, printer)?.table())?;
+            if let Some(untrained) = untrained {
+                untrained.print(out, printer)?;
             }
         }
         Ok(Verdict::Yes)

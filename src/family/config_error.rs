@@ -334,7 +334,7 @@ impl ConfigError {
                 );
             }
             Self::Mixture { .. } => {
-                "leave out --method, --kv, --top-k, --attention-top-k and all about experts, or give a dense config"
+                "leave out --method, --kv, --preset, --top-k, --attention-top-k and all about experts, or give a dense config"
             }
             Self::NotComputed { .. }
             | Self::Architecture { .. }

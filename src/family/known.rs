@@ -17,7 +17,7 @@ macro_rules! embedded {
 }
 
 /// The family of this program's own mixtures.
-pub(super) const BAM: &str = "bam";
+pub const BAM: &str = "bam";
 
 /// Names and texts of the embedded files, in the order in which they are listed to users.
 pub(super) static EMBEDDED: &[(&str, &str)] = embedded!(

@@ -42,7 +42,7 @@ pub use expand::NameError;
 pub use forecast::Forecast;
 pub use graph::Graph;
 pub use outcome::{Failure, Finished, Ran, Report};
-pub use program::{Declaration, Program, StageUse};
+pub use program::{Declaration, FormerSettings, Program, RecordedSettings, StageUse, is_before};
 pub use progress::{Progress, progress, work_folder};
 pub use provenance::published_card;
 pub use rebuild::{Compared, Rebuild, comparison_table};

@@ -3,6 +3,8 @@
 //! The command line hands this over as data. Nothing here knows a command or a flag by its name, but `--config`, which
 //! this room defines.
 
+use std::collections::BTreeMap;
+
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint, value_parser};
 
 use crate::arguments::{ArgumentKind, ArgumentKinds, ArgumentRole, InputPath, PulledFolders};
@@ -38,6 +40,22 @@ pub struct Declaration {
     pub settings_file: Option<Dialect>,
     /// Whether it runs a model with these arguments.
     pub computes: fn(&ArgMatches) -> bool,
+    /// The settings by which a stage that an older version recorded does what it did then.
+    ///
+    /// Given that version and the recorded settings, these are the settings that were left to a default which has changed.
+    pub former_settings: FormerSettings,
+}
+
+/// Settings of a recorded stage, each with its values.
+pub type RecordedSettings = BTreeMap<String, Vec<String>>;
+
+/// See [`Declaration::former_settings`].
+pub type FormerSettings = fn(&str, &RecordedSettings) -> Vec<(&'static str, String)>;
+
+/// Whether a version of this program, as text, is older than the release `MAJOR.MINOR`.
+pub fn is_before(version: &str, release: (u64, u64)) -> bool {
+    let mut numbers = version.split('.').map(str::parse);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < release)
 }
 
 impl Declaration {
@@ -48,6 +66,7 @@ impl Declaration {
             stage,
             settings_file: None,
             computes: |_| false,
+            former_settings: |_, _| Vec::new(),
         }
     }
 

@@ -75,7 +75,7 @@ impl Rebuild {
             let path = path.clone();
             PipelineError::NoManifest { path }
         })?;
-        let record = manifest.recipe.clone().ok_or_else(|| {
+        let mut record = manifest.recipe.clone().ok_or_else(|| {
             let path = path.clone();
             PipelineError::NoRecipe { path }
         })?;
@@ -84,6 +84,7 @@ impl Rebuild {
         for (number, stage) in record.stages.iter().enumerate() {
             check_settings(&path, number, stage, &built)?;
         }
+        keep_defaults(&mut record, &manifest.tool.version, program);
         check_moved(folder, &record, moved)?;
 
         let absolute = std::path::absolute(folder).map_err(|e| Error::io("find", folder, e))?;
@@ -241,6 +242,18 @@ fn check(path: &Path, record: &RecipeRecord, allow_shell: bool, program: &Progra
         }
     }
     Ok(())
+}
+
+/// Spells out what the version that wrote the manifest took for granted, where this one has another default.
+fn keep_defaults(record: &mut RecipeRecord, version: &str, program: &Program) {
+    for stage in &mut record.stages {
+        let Some(declaration) = program.declaration(&stage.command) else {
+            continue;
+        };
+        for (key, value) in (declaration.former_settings)(version, &stage.settings) {
+            stage.settings.insert(key.to_owned(), vec![value]);
+        }
+    }
 }
 
 /// Refuses the place of a source that the recipe does not have.

@@ -15,6 +15,7 @@ pub mod export;
 mod export_error;
 pub mod extract;
 pub mod fit;
+pub mod gates;
 mod fit_error;
 mod fit_tokenizer;
 pub mod gguf;

@@ -9,6 +9,7 @@ use super::execute::OutputFile;
 use super::fit;
 use super::fit_error::FitError;
 use super::fit_tokenizer::ids_beyond;
+use super::gates::FreshGates;
 use super::mapping::{Origin, Work};
 use super::methods::{ExpertRule, Method, Roster, RuleContext};
 use super::model::Model;
@@ -19,9 +20,11 @@ use super::scales::Scales;
 use crate::Result;
 use crate::checkpoint::Dtype;
 use crate::checkpoint::expression::Expression;
-use crate::family::{self, Architecture, AttentionKv, Layers, Mixture, MlpType, RouterBias, TopK};
+use crate::family::{
+    self, Architecture, AttentionKv, BAM, Layers, Mixture, MlpType, RouterBias, RoutingRequest, TopK,
+};
 
-/// Settings of an upcycling, defaults resolved.
+/// Settings of an upcycling.
 #[derive(Clone, Debug)]
 pub struct UpcycleSettings {
     /// Which method.
@@ -38,12 +41,8 @@ pub struct UpcycleSettings {
     pub kv: AttentionKv,
     /// Shared keys and values are the seed's instead of the mean.
     pub shared_kv_of_seed: bool,
-    /// Routing of the feed-forward experts.
-    pub top_k: TopK,
-    /// Routing of the attention experts.
-    pub attention_top_k: TopK,
-    /// Whether the selected gates are renormalised.
-    pub norm_topk_prob: bool,
+    /// How tokens are routed; defaults depend on the method and on the number of experts.
+    pub routing: RoutingRequest,
     /// Whether the seed is an expert, and part of the averages.
     pub seed_expert: bool,
     /// Further copies of the seed among the feed-forward experts.
@@ -77,15 +76,13 @@ impl UpcycleSettings {
         let router = RouterInit::Normal(0.02);
         Self {
             method,
-            top_k: TopK::Of(expert_rule.default_top_k()),
             expert_rule,
             layers: Layers::All,
             shared_expert: None,
-            target: "bam".to_owned(),
+            target: BAM.to_owned(),
             kv: AttentionKv::Expert,
             shared_kv_of_seed: false,
-            attention_top_k: TopK::Soft,
-            norm_topk_prob: false,
+            routing: RoutingRequest::default(),
             seed_expert: true,
             seed_copies: 0,
             router: router.clone(),
@@ -130,6 +127,8 @@ pub struct Upcycling {
     pub plan: Plan,
     /// What it will be.
     pub architecture: Architecture,
+    /// What the gates of a token sum to before any training.
+    pub gates: FreshGates,
     /// Configuration, tokenizer, model card.
     pub files: Vec<OutputFile>,
 }
@@ -211,6 +210,8 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &UpcycleSettings) -> Re
     )?;
     files.extend(router::kept_rows(router_file.as_ref()));
     notes.extend(record::notes(&lineup.models, settings.dtype));
+    let gates = FreshGates::of(&output.architecture, settings, &context);
+    notes.extend(gates.warnings());
 
     let used = |name: &str| tensors.iter().any(|tensor| reads(&tensor.expression, name));
     let sources: Vec<Source> = lineup
@@ -231,6 +232,7 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &UpcycleSettings) -> Re
     Ok(Upcycling {
         plan,
         architecture: output.architecture,
+        gates,
         files,
     })
 }
@@ -438,17 +440,21 @@ fn mixture(
     settings: &UpcycleSettings,
 ) -> Result<Mixture> {
     let merged = !settings.method.upcycles().makes_attention_experts();
-    let top_k = routed(settings.top_k, experts, "--top-k")?;
+    let usual = settings
+        .method
+        .default_top_k(Some(&*settings.expert_rule), &settings.target);
+    let routing = settings.routing.resolve(usual, experts);
+    let top_k = routed(routing.top_k, experts, "--top-k")?;
     let attention_top_k = if merged {
         1
     } else {
         routed(
-            settings.attention_top_k,
+            routing.attention_top_k,
             attention_experts,
             "--attention-top-k",
         )?
     };
-    if settings.norm_topk_prob && top_k == 1 && experts > 1 {
+    if routing.norm_topk_prob && top_k == 1 && experts > 1 {
         return Err(SurgeryError::OneGate.into());
     }
     if settings.router == RouterInit::Zeros && top_k < experts {
@@ -463,7 +469,7 @@ fn mixture(
         },
         num_experts_per_tok: top_k,
         num_attention_experts_per_tok: attention_top_k,
-        norm_topk_prob: settings.norm_topk_prob,
+        norm_topk_prob: routing.norm_topk_prob,
         moe_layers: settings.layers.clone(),
         shared_expert_intermediate_size: settings
             .shared_expert

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::{Diff, ValidationReport, diff, validate};
 use crate::checkpoint::{Dtype, dtype, header};
+use crate::family::{RoutingPreset, RoutingRequest};
 use crate::surgery::execute::{OutputFile, Target, execute};
 use crate::surgery::methods::{Method, NetworkRule};
 use crate::surgery::router::RouterInit;
@@ -74,6 +75,10 @@ impl Samples {
         });
         let rule = std::sync::Arc::new(NetworkRule::Whole);
         let settings = UpcycleSettings {
+            routing: RoutingRequest {
+                preset: Some(RoutingPreset::Paper),
+                ..RoutingRequest::default()
+            },
             attention_router: router.clone(),
             router,
             ..UpcycleSettings::new(Method::BAM, rule)

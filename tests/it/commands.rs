@@ -343,7 +343,7 @@ fn cost(config: &str, flags: &[&str]) -> Value {
 /// Tables 7 and 9 of the paper, recomputed from its Table 8 (`paper.md` §5.5 and §5.6 of the design notes).
 #[test]
 fn cost_gives_the_papers_numbers() {
-    let bam = ["--method", "bam", "--experts", "4"];
+    let bam = ["--method=bam", "--experts=4", "--preset=paper"];
     let shared = [&bam[..], &["--kv", "shared"]].concat();
     let btx = |experts, top_k| ["--method", "btx", "--experts", experts, "--top-k", top_k];
     let rows: [(&[&str], u64, u64); 9] = [

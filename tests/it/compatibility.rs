@@ -133,6 +133,13 @@ fn a_checkpoint_is_made_again_from_its_manifest() {
         let tensors =
             |folder: &Path| read_json(folder.join("bam-manifest.json"))["tensors"].clone();
         assert_eq!(tensors(&made), tensors(&bam));
+        // The recipe leaves the routing to the defaults, and means those of its version.
+        let settings = |folder: &Path| {
+            let settings = read_json(folder.join("bam-manifest.json"))["settings"].clone();
+            ["top_k", "norm_topk_prob"].map(|key| settings[key].clone())
+        };
+        assert_eq!(settings(&made), [json!(1), json!(false)]);
+        assert_eq!(settings(&made), settings(&bam));
     }
 }
 
@@ -151,15 +158,22 @@ fn as_left(work: &Path) {
 }
 
 #[test]
-fn a_finished_recipe_has_nothing_to_do() {
+fn a_finished_recipe_of_another_version_says_why_it_runs_again() {
     for version in VERSIONS {
         let (_folder, kept) = copy(version);
         let work = kept.join("recipe/work");
         as_left(&work);
-        let before = contents(&work.join("bam"));
-        let run = bam!("run", kept.join("recipe/recipe.yaml"), "--work", work).ok();
+        let recipe = kept.join("recipe/recipe.yaml");
+        let planned = bam!("run", recipe, "--work", work, "--dry-run").ok();
+        let reason = format!("runs: version {version}.0 made it");
+        assert_eq!(planned.stdout.matches(&reason).count(), 4, "{planned}");
+        bam!("run", recipe, "--work", work).ok();
+        // The recipe leaves the routing to the defaults, and its words now mean these.
+        let config = read_json(work.join("bam/config.json"));
+        let routing = (&config["num_experts_per_tok"], &config["norm_topk_prob"]);
+        assert_eq!(routing, (&json!(2), &json!(true)));
+        let run = bam!("run", recipe, "--work", work).ok();
         assert_eq!(run.stdout.matches("up to date").count(), 4, "{run}");
-        assert!(contents(&work.join("bam")) == before);
     }
 }
 

@@ -384,7 +384,8 @@ fn granular_experts_are_scaled_shards_in_virtual_groups() {
         "4",
     ];
     for (flags, s, spread) in [
-        (&[][..], 2.0 * 16.0 / 4.0, true),
+        (&[][..], 4.0, true),
+        (&["--norm-topk-prob", "false"], 2.0 * 16.0 / 4.0, true),
         (&["--top-k", "8"], 2.0 * 16.0 / 8.0, true),
         (
             &["--norm-topk-prob", "true", "--weight-scaling", "down"],

@@ -296,6 +296,53 @@ fn a_checkpoint_is_made_again_from_its_manifest_alone() {
     );
 }
 
+/// Defaults changed with 0.2; only settings that a manifest does not have are theirs.
+#[test]
+fn a_manifest_means_the_defaults_of_the_version_that_wrote_it() {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name);
+    crate::common::copy_folder(&fixture("llama/seed"), &path("work/seed"));
+    crate::common::copy_folder(&fixture("llama/code"), &path("work/code"));
+    let made_by = |name: &str, settings: &str| {
+        let stage = format!(
+            "stages:\n  - name: made\n    upcycle: {{seed: seed, expert: {{code: code}}, seed-copies: 1, out: {name}, {settings}}}\n"
+        );
+        fs::write(path("recipe.yaml"), stage).unwrap();
+        bam!("run", path("recipe.yaml"), "--work", path("work")).ok();
+        path("work").join(name)
+    };
+    // Settings, and the number of experts a token with the gates' rule as 0.1 and 0.2 have them.
+    let cases = [
+        ("method: bam", (1, false), (2, true)),
+        ("method: bam, top-k: 2", (2, false), (2, true)),
+        ("method: btx, norm-topk-prob: false", (1, false), (2, false)),
+        ("method: btx, target: mixtral", (2, true), (2, true)),
+        ("method: bam, preset: paper", (1, false), (1, false)),
+        ("method: interpolate, top-k: soft", (3, false), (3, true)),
+    ];
+    for (number, (settings, before, now)) in cases.into_iter().enumerate() {
+        let made = made_by(&format!("made-{number}"), settings);
+        let again = |version: &str| {
+            edit_json(&made.join("bam-manifest.json"), |manifest| {
+                manifest["tool"]["version"] = json!(version);
+            });
+            let work = path(&format!("again-{number}-{version}"));
+            let sources = ["seed", "code"].map(|name| format!("{name}={}", path("work").join(name).display()));
+            // The tokens of a layer differ, and so may the files; the settings tell.
+            bam!(
+                "run", "--from-manifest", made, "--work", work, "--source", sources[0], "--source",
+                sources[1]
+            );
+            let manifest = read_json(work.join(format!("made-{number}/bam-manifest.json")));
+            let settings = &manifest["settings"];
+            (settings["top_k"].clone(), settings["norm_topk_prob"].clone())
+        };
+        for (version, (top_k, norm)) in [("0.1.0", before), ("0.2.0", now)] {
+            assert_eq!(again(version), (json!(top_k), json!(norm)), "{settings}, {version}");
+        }
+    }
+}
+
 #[test]
 fn a_checkpoint_is_made_again_by_jobs() {
     let bench = Bench::new();

@@ -696,18 +696,21 @@ fn missing_and_wrong_paths() {
 #[test]
 fn requests_that_make_no_sense() {
     let bench = Bench::new("llama");
-    let cases: [(&[&str], &[&str]); 17] = [
+    let cases: [(&[&str], &[&str]); 18] = [
         (&["--sed", "x"], &["--sed", "--seed"]),
         (&["--router", "normel"], &["normel", "`normal`"]),
         (&["--router", "orthogonl:1"], &["orthogonl", "`orthogonal`"]),
         (&["--router", "normal:-1"], &["normal", "-1"]),
-        (&["--router", "zeros"], &["--router zeros", "hint:"]),
         (
-            &["--router", "zeros", "--attention-router", "normal"],
+            &["--router", "zeros", "--top-k", "1"],
+            &["--router zeros", "hint:"],
+        ),
+        (
+            &["--router=zeros", "--attention-router=normal", "--top-k=1"],
             &["--router zeros"],
         ),
         (
-            &["--norm-topk-prob", "true"],
+            &["--norm-topk-prob", "true", "--preset", "paper"],
             &["--norm-topk-prob true", "--top-k 1"],
         ),
         (&["--top-k", "3"], &["--top-k 3", "2 experts"]),
@@ -723,6 +726,7 @@ fn requests_that_make_no_sense() {
         (&["--expert", "nameless"], &["NAME=DIR", "nameless"]),
         (&["--memory", "1KB"], &["--memory", "hint:"]),
         (&["--kv", "shred"], &["shred", "shared"]),
+        (&["--preset", "papr"], &["papr", "paper"]),
     ];
     for (flags, parts) in cases {
         bench.refused(bench.upcycle(flags), 2, parts);

@@ -3,7 +3,8 @@
 
     python tests/live/bytes.py OLD NEW      (the standard library only)
 
-Runs every writing command on the fixtures with both binaries and compares the SHA-256 of each file. Use it around a change that must
+Runs every writing command on the fixtures with both binaries and compares the SHA-256 of each file. Routing is spelled out, so that
+versions with other defaults can be compared. Use it around a change that must
 not change any byte. Model cards, the Python that ships, and manifests may differ where they hold the hashes of those: pass
 `--but README.md` for each name that may.
 """
@@ -22,8 +23,23 @@ MIXTURES = [path.name for path in sorted((FIXTURES / "mixtures").iterdir()) if p
 TRAIN = ["--data", "x=tokens", "--steps", "3", "--batch", "2", "--seq", "16", "--threads", "1", "--validate-every", "0"]
 
 
+# Spelled out, because versions have other defaults.
+ROUTING = ["--top-k", "2", "--norm-topk-prob", "true"]
+RECIPE = f"""\
+variables:
+  seed: {FIXTURES}/hostile/good
+stages:
+  - name: tokens
+    tokenize: {{tokenizer: "${{seed}}", paths: "{FIXTURES}/written-by-0.1/recipe/texts.jsonl", validation: 0.25, out: tokens}}
+  - name: branches
+    branch: {{seed: "${{seed}}", into: "code,law", out: branches}}
+  - name: bam
+    upcycle: {{method: bam, top-k: 2, norm-topk-prob: true, seed: "${{seed}}", expert: {{code: branches/code, law: branches/law}}, out: bam}}
+"""
+
+
 def upcycle(family: str, out: str, *flags: str) -> list[str]:
-    seed = FIXTURES / family
+    seed, flags = FIXTURES / family, (*flags, *ROUTING)
     return ["upcycle", "--seed", f"{seed}/seed", "--expert", f"code={seed}/code", "--expert", f"law={seed}/law", *flags, "--out", out]
 
 
@@ -54,14 +70,14 @@ def commands() -> dict[str, list[str]]:
         made[f"fused-{target}"] = ["convert", f"target-{target}", f"fused-{target}", "--layout", "fused"]
     one = ["--seed", f"{llama}/seed", "--rng-seed", "7"]
     for method, flags in {
-        "sparse": ["--experts", "4"],
-        "noise": ["--experts", "4"],
-        "drop": ["--experts", "4", "--top-k", "2"],
-        "granular": ["--experts", "4", "--granularity", "2", "--top-k", "2"],
-        "shuffle": ["--experts", "4", "--expert-width", "24", "--top-k", "2"],
-        "split": ["--experts", "4", "--top-k", "2"],
+        "sparse": [],
+        "noise": [],
+        "drop": [],
+        "granular": ["--granularity", "2"],
+        "shuffle": ["--expert-width", "24"],
+        "split": [],
     }.items():
-        made[f"method-{method}"] = ["upcycle", "--method", method, *one, *flags, "--out", f"method-{method}"]
+        made[f"method-{method}"] = ["upcycle", "--method", method, *one, "--experts", "4", *flags, *ROUTING, "--out", f"method-{method}"]
     for router in ["uniform", "orthogonal", "normal:0.5"]:
         made[f"router-{router}"] = upcycle("llama", f"router-{router}", "--method", "bam", "--router", router)
     made |= {
@@ -81,9 +97,9 @@ def commands() -> dict[str, list[str]]:
     made |= {
         "eval": ["eval", f"{llama}/seed", "bam-llama-expert", "--data", "x=tokens", "--report-routing", "--json"],
         "diff": ["diff", "bam-llama-expert", f"{llama}/seed", "--json"],
-        "cost": ["cost", f"{llama}/seed", "--method", "bam", "--experts", "4", "--json"],
+        "cost": ["cost", f"{llama}/seed", "--method", "bam", "--experts", "4", "--top-k", "2", "--json"],
         "inspect": ["inspect", "bam-llama-expert", "--tensors", "--json"],
-        "recipe": ["run", str(FIXTURES / "written-by-0.1/recipe/recipe.yaml"), "--work", "work"],
+        "recipe": ["run", "recipe.yaml", "--work", "work"],
     }
     return made
 
@@ -91,6 +107,7 @@ def commands() -> dict[str, list[str]]:
 def write(binary: Path, folder: Path) -> dict[str, str]:
     """Runs all commands; returns SHA-256 by file, and of what each command printed."""
     sums = {}
+    (folder / "recipe.yaml").write_text(RECIPE)
     for name, command in commands().items():
         done = subprocess.run([binary, *command], cwd=folder, capture_output=True)
         sums[f"exit code of {name}"] = str(done.returncode)

@@ -36,10 +36,11 @@ CODE = ("configuration_bam.py", "modeling_bam.py")
 TOLERANCE = 1e-4
 VARIANTS = {
     "expert": ["--method", "bam"],
+    "paper": ["--method", "bam", "--preset", "paper"],
     "shared": ["--method", "bam", "--kv", "shared"],
     "btx": ["--method", "btx"],
-    "btx top-2": ["--method", "btx", "--top-k", "2", "--norm-topk-prob", "true"],
-    "top-1": ["--method", "bam", "--attention-top-k", "1"],
+    "btx paper": ["--method", "btx", "--preset", "paper"],
+    "top-1": ["--method", "bam", "--preset", "paper", "--attention-top-k", "1"],
     "top-2 norm": [
         "--method",
         "bam",

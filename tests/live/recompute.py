@@ -3,7 +3,7 @@
 
     python tests/live/recompute.py --seed SEED --expert code=CODE --expert law=LAW --out OUT
            [--method bam|btx] [--kv expert|shared] [--shared-kv mean|seed] [--no-seed-expert] [--seed-copies N]
-           [--top-k K] [--attention-top-k K|soft] [--router-std 0.02] [--router-dtype D] [--rng-seed N]
+           [--preset paper] [--top-k K] [--attention-top-k K|soft] [--router-std 0.02] [--router-dtype D] [--rng-seed N]
     python tests/live/recompute.py --self-test
 
 The options have the meaning of `bam-convert upcycle`'s; `--expert NAME=random` is an expert drawn at random. Needs numpy only.
@@ -396,13 +396,14 @@ def check_config(out: Checkpoint, sources: Sources, settings, report: Report) ->
     cohere = seed["model_type"] == "cohere"
     experts, attention = len(sources.feed_forward), len(sources.attention)
     merged = settings.method == "btx"
+    top_k, normalised = routing(settings, experts)
     want = {
         "bam_version": [1], "model_type": ["bam"], "architectures": [["BamForCausalLM"]],
         "block": ["parallel" if parallel else "sequential"], "norm_type": ["layer" if cohere else "rms"],
         "norm_position": ["pre"], "mlp_type": ["gated"], "rope_interleaved": [cohere],
         "num_experts": [experts], "moe_intermediate_size": [seed["intermediate_size"]], "moe_layers": ["all"],
-        "attention_kv": ["merged" if merged else settings.kv], "num_experts_per_tok": [settings.top_k],
-        "norm_topk_prob": [False], "router_aux_loss_coef": [0.01], "router_z_loss_coef": [0.001],
+        "attention_kv": ["merged" if merged else settings.kv], "num_experts_per_tok": [top_k],
+        "norm_topk_prob": [normalised], "router_aux_loss_coef": [0.01], "router_z_loss_coef": [0.001],
     }  # fmt: skip
     if not merged:
         soft = settings.attention_top_k == "soft"
@@ -651,6 +652,13 @@ def test_builder(scratch: Path, rng) -> int:
     return failed | test_damage(parse(base[:2] + base[4:] + ["--out", str(scratch / "out0")]), scratch / "out0")
 
 
+def routing(settings, experts: int) -> tuple[int, bool]:
+    """Feed-forward experts a token, and whether their gates are divided by their sum."""
+    paper = settings.preset == "paper"
+    top_k = settings.top_k or (1 if paper else min(2, experts))
+    return top_k, top_k > 1 and not paper
+
+
 def build(settings, out: Path) -> None:
     """The reference builder: the same facts written down a second time, in the plainest way."""
     seed = Checkpoint(settings.seed)
@@ -681,6 +689,7 @@ def build(settings, out: Path) -> None:
         (out / name).write_text("")
     attention, merged = len(sources.attention), settings.method == "btx"
     soft = settings.attention_top_k == "soft"
+    top_k, normalised = routing(settings, len(sources.feed_forward))
     write_json(out / "config.json", seed.config | {
         "bam_version": 1, "model_type": "bam", "architectures": ["BamForCausalLM"], "block": "sequential",
         "auto_map": {"AutoConfig": "configuration_bam.BamConfig", "AutoModel": "modeling_bam.BamModel",
@@ -688,7 +697,7 @@ def build(settings, out: Path) -> None:
         "norm_type": "rms", "norm_position": "pre", "mlp_type": "gated", "rope_interleaved": False,
         "num_experts": len(sources.feed_forward), "num_attention_experts": attention, "moe_intermediate_size": 12,
         "moe_layers": "all", "attention_moe_layers": "all", "attention_kv": "merged" if merged else settings.kv,
-        "num_experts_per_tok": settings.top_k, "norm_topk_prob": False, "norm_topk_prob_attention": False,
+        "num_experts_per_tok": top_k, "norm_topk_prob": normalised, "norm_topk_prob_attention": False,
         "num_attention_experts_per_tok": attention if soft else int(settings.attention_top_k),
         "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.001, "dtype": "bfloat16",
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
@@ -760,7 +769,8 @@ def parse(words: list[str]):
     parser.add_argument("--shared-kv", choices=("mean", "seed"), default="mean")
     parser.add_argument("--no-seed-expert", action="store_true")
     parser.add_argument("--seed-copies", type=int, default=0)
-    parser.add_argument("--top-k", type=int, default=1)
+    parser.add_argument("--preset", choices=("paper",))
+    parser.add_argument("--top-k", type=int)
     parser.add_argument("--attention-top-k", default="soft")
     parser.add_argument("--router-std", type=float, default=0.02)
     parser.add_argument("--router-dtype", choices=("BF16", "F16", "F32"), type=spell_dtype)

@@ -63,7 +63,7 @@ for name in code law math; do
   "$bam" init seed --out "noise-$name" --rng-seed "$number" --force
   "$bam" merge --model seed:0.95 --model "noise-$name:0.05" --out "$name" --force
 done
-for settings in '--method bam' '--method bam --kv shared' '--method btx --top-k 2'; do
+for settings in '--method bam --preset paper' '--method bam --kv shared' '--method btx'; do
   experts='--expert code=code --expert law=law --expert math=math'
   # The settings are words for two programs.
   # shellcheck disable=SC2086
@@ -92,6 +92,9 @@ done <<'METHODS'
 --method btx --expert code=code --expert law=law --blend
 --method bam --expert code=code --split-ffn 2
 METHODS
+
+say 'mixtures of trained specialists work before they are trained'
+python3 "$here/untrained.py" "$bam" smollm2.gguf --work untrained
 
 say 'modeling_bam.py under both versions: logits, losses, gradients, cache, padding, generation, round trips'
 export OMP_NUM_THREADS=1

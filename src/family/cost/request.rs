@@ -1,7 +1,10 @@
 //! Which mixture to cost: what was asked for, over what the config says, over what is usual.
 
 use crate::Result;
-use crate::family::{Architecture, AttentionKv, Config, ConfigError, FamilyError, Mixture, TopK};
+use crate::family::{
+    Architecture, AttentionKv, Config, ConfigError, FamilyError, Mixture, RoutingRequest, TopK,
+    USUAL_TOP_K,
+};
 
 /// The mixture to cost on top of a dense config; a field that is `None` is read from the config, or usual.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -14,10 +17,8 @@ pub struct Request {
     pub experts: Option<u64>,
     /// Inner width of a feed-forward expert; by default the inner width of the dense model.
     pub expert_width: Option<u64>,
-    /// Feed-forward experts a token.
-    pub top_k: Option<TopK>,
-    /// Attention experts a token.
-    pub attention_top_k: Option<TopK>,
+    /// Experts a token.
+    pub routing: RoutingRequest,
 }
 
 /// A surgery method, as far as it matters for costs.
@@ -27,6 +28,8 @@ pub struct CostedMethod {
     pub name: &'static str,
     /// Whether attention becomes experts; otherwise it stays one.
     pub attention_experts: bool,
+    /// Feed-forward experts a token where nothing says so.
+    pub usual_top_k: u64,
 }
 
 impl Request {
@@ -57,6 +60,14 @@ impl Request {
             Mixture::new(&dense, self.experts.unwrap_or(EXPERTS))
         };
         self.apply(&mut mixture)?;
+        let usual = self
+            .method
+            .map_or(USUAL_TOP_K, |method| method.usual_top_k);
+        let routing = self.routing.resolve(usual, mixture.num_experts);
+        // A config says how tokens are routed, or means the paper's routing; only what was asked for replaces that.
+        if !described || self.expert_width.is_some() || self.routing.sets_top_k() {
+            mixture.num_experts_per_tok = routing.top_k.of(mixture.num_experts);
+        }
         let architecture = dense.upcycled(mixture);
         architecture
             .check()
@@ -68,7 +79,7 @@ impl Request {
     fn apply(&self, mixture: &mut Mixture) -> Result<()> {
         let attention_experts = self.method.map(|method| method.attention_experts);
         let merged = attention_experts == Some(false);
-        if merged && (self.kv.is_some() || self.attention_top_k.is_some()) {
+        if merged && (self.kv.is_some() || self.routing.attention_top_k.is_some()) {
             let method = self.method.map_or("", |method| method.name);
             return Err(FamilyError::NoAttentionExperts { method }.into());
         }
@@ -89,7 +100,8 @@ impl Request {
         if mixture.attention_kv == AttentionKv::Merged {
             mixture.num_attention_experts = 1;
         }
-        match self.attention_top_k {
+        let asked = self.routing.attention_top_k;
+        match asked.or_else(|| self.routing.preset.map(|_| TopK::Soft)) {
             Some(top_k) => {
                 mixture.num_attention_experts_per_tok = top_k.of(mixture.num_attention_experts)
             }
@@ -98,9 +110,6 @@ impl Request {
         }
         if let Some(width) = self.expert_width {
             mixture.moe_intermediate_size = width;
-        }
-        if let Some(top_k) = self.top_k {
-            mixture.num_experts_per_tok = top_k.of(mixture.num_experts);
         }
         Ok(())
     }

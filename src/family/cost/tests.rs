@@ -8,7 +8,8 @@ use serde_json::json;
 use super::*;
 use crate::Error;
 use crate::family::{
-    ArchitectureFault, Block, Config, Mixture, NormPosition, NormType, RouterBias, TopK,
+    ArchitectureFault, Block, Config, Mixture, NormPosition, NormType, RouterBias, RoutingPreset,
+    RoutingRequest, TopK,
 };
 
 fn fixture(name: &str) -> Config {
@@ -28,14 +29,23 @@ fn cost(name: &str, request: Request) -> Report {
     .unwrap()
 }
 
+const PAPER: RoutingRequest = RoutingRequest {
+    preset: Some(RoutingPreset::Paper),
+    top_k: None,
+    attention_top_k: None,
+    norm_topk_prob: None,
+};
+
 fn bam(kv: AttentionKv) -> Request {
     Request {
         method: Some(CostedMethod {
             name: "bam",
             attention_experts: true,
+            usual_top_k: 2,
         }),
         kv: Some(kv),
         experts: Some(4),
+        routing: PAPER,
         ..Request::default()
     }
 }
@@ -45,9 +55,13 @@ fn btx(experts: u64, top_k: u64) -> Request {
         method: Some(CostedMethod {
             name: "btx",
             attention_experts: false,
+            usual_top_k: 2,
         }),
         experts: Some(experts),
-        top_k: Some(TopK::Of(top_k)),
+        routing: RoutingRequest {
+            top_k: Some(TopK::Of(top_k)),
+            ..RoutingRequest::default()
+        },
         ..Request::default()
     }
 }
@@ -198,11 +212,30 @@ fn kv_cache() {
     );
 }
 
+#[test]
+fn a_mixture_that_no_config_describes_is_routed_as_upcycle_has_it() {
+    let per_token = |routing, experts| {
+        let request = Request {
+            routing,
+            experts: Some(experts),
+            ..bam(AttentionKv::Expert)
+        };
+        let architecture = request.architecture(&fixture("paper_small.json")).unwrap();
+        architecture.mixture.unwrap().num_experts_per_tok
+    };
+    assert_eq!(per_token(RoutingRequest::default(), 4), 2);
+    assert_eq!(per_token(RoutingRequest::default(), 1), 1);
+    assert_eq!(per_token(PAPER, 4), 1);
+}
+
 /// Q and O of the routed experts, K and V of all; routers always.
 #[test]
 fn top_k_attention() {
     let request = Request {
-        attention_top_k: Some(TopK::Of(1)),
+        routing: RoutingRequest {
+            attention_top_k: Some(TopK::Of(1)),
+            ..PAPER
+        },
         ..bam(AttentionKv::Expert)
     };
     let report = cost("paper_small.json", request);
@@ -252,6 +285,8 @@ fn the_mixture_keys_of_a_config_are_honoured() {
         (8, 8)
     );
     assert_eq!(mixture.attention_kv, AttentionKv::Shared);
+    // The config says nothing of the experts a token, which means one.
+    assert_eq!(mixture.num_experts_per_tok, 1);
     // The mixture has the paper's block, whatever the family of the config that describes it.
     let mut llama = fixture("paper_small.json");
     llama.json.insert("model_type".to_owned(), json!("llama"));

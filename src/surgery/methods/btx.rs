@@ -7,6 +7,7 @@ use clap::{ArgMatches, Command};
 use super::networks::{self, NetworkFlags};
 use super::rule::{ExpertRule, SurgeryMethod, Upcycles};
 use crate::Result;
+use crate::family::USUAL_TOP_K;
 
 /// Branch-Train-MiX.
 #[derive(Debug)]
@@ -23,6 +24,10 @@ impl SurgeryMethod for Btx {
 
     fn upcycles(&self) -> Upcycles {
         Upcycles::FeedForward
+    }
+
+    fn usual_top_k(&self) -> u64 {
+        USUAL_TOP_K
     }
 
     fn flags(&self, command: Command) -> Command {

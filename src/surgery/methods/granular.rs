@@ -116,6 +116,10 @@ impl ExpertRule for Shards {
         self.granularity
     }
 
+    fn makes_up_for_gates(&self, context: &RuleContext) -> bool {
+        !context.norm_topk_prob && self.scaling != WeightScaling::Off
+    }
+
     fn record(&self, _context: &RuleContext) -> Vec<(&'static str, Value)> {
         vec![
             ("granularity", json!(self.granularity)),

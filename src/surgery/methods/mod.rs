@@ -31,6 +31,7 @@ pub use rule::{ExpertPart, ExpertRule, Roster, RuleContext, SurgeryMethod, Upcyc
 
 use crate::Result;
 use crate::error::{nearest, one_of};
+use crate::family::{BAM, USUAL_TOP_K};
 
 /// Every method, in the order of `--help`.
 static METHODS: [&dyn SurgeryMethod; 9] = [
@@ -67,6 +68,16 @@ impl Method {
     pub fn configured(self, flags: &ArgMatches) -> Result<Arc<dyn ExpertRule>> {
         self.refuse_misplaced(flags)?;
         self.rule(flags)
+    }
+
+    /// The number of experts that a token goes to where nothing says so, in a mixture of the family `target` whose experts
+    /// `rule` makes.
+    pub fn default_top_k(self, rule: Option<&dyn ExpertRule>, target: &str) -> u64 {
+        // The experts that share a router row are one whole network.
+        let of_rule = rule.map_or(1, ExpertRule::router_rows_each);
+        // Other families are made for two experts a token, and some always renormalise.
+        let of_target = if target == BAM { 1 } else { USUAL_TOP_K };
+        self.usual_top_k().max(of_rule).max(of_target)
     }
 
     /// The rule for experts that `arguments` describe, as typed: `--experts=8`.

@@ -27,6 +27,11 @@ pub trait SurgeryMethod: Debug + Send + Sync {
     /// Adds the flags of this method to a command. Methods may share a flag: they then add the same one.
     fn flags(&self, command: Command) -> Command;
 
+    /// The number of experts that a token goes to where nothing says so.
+    fn usual_top_k(&self) -> u64 {
+        1
+    }
+
     /// Ids of those flags, beside `--experts`, that set the number or the width of experts; `cost` takes them too.
     ///
     /// `None` where each expert is as wide as the network that it comes from.
@@ -108,10 +113,9 @@ pub trait ExpertRule: Debug + Send + Sync {
         1
     }
 
-    /// The number of experts that a token goes to where `--top-k` is absent.
-    fn default_top_k(&self) -> u64 {
-        // One shard of each kind makes up the whole network.
-        self.router_rows_each()
+    /// Whether the weights of the experts make up for gates that do not sum to 1.
+    fn makes_up_for_gates(&self, _context: &RuleContext) -> bool {
+        false
     }
 
     /// The settings for manifest and model card, under the names of the command line.

@@ -15,7 +15,7 @@ mod parts;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use bam_convert::family::{AttentionKv, RouterBias, TopK};
+use bam_convert::family::{AttentionKv, RouterBias, RoutingRequest, TopK};
 use bam_convert::model::{CausalLm, Forward, InputGradient, LoadOptions, Mode, Weights};
 use bam_convert::surgery::execute::{Target, execute};
 use bam_convert::surgery::methods::{Method, NetworkRule};
@@ -258,9 +258,12 @@ impl Kind {
         let rule = std::sync::Arc::new(NetworkRule::Whole);
         let settings = UpcycleSettings {
             kv: self.kv,
-            top_k: self.top_k,
-            attention_top_k: self.attention_top_k,
-            norm_topk_prob: self.norm,
+            routing: RoutingRequest {
+                preset: None,
+                top_k: Some(self.top_k),
+                attention_top_k: Some(self.attention_top_k),
+                norm_topk_prob: Some(self.norm),
+            },
             router: router.clone(),
             attention_router: router,
             router_bias: self.router_bias,
