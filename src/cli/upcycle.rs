@@ -65,8 +65,8 @@ pub struct Arguments {
     /// attention experts. Flags win.
     #[arg(long, value_enum, value_name = "PRESET")]
     preset: Option<RoutingPreset>,
-    /// Feed-forward experts a token goes to, or `soft` for all of them, weighted [default: 2 with `bam`, `btx` and other
-    /// targets than `bam`, where there are so many; with `granular` at least the granularity; otherwise 1].
+    /// Feed-forward experts a token goes to, or `soft` for all of them, weighted. [default: 2 with `bam`, `btx` and other
+    /// targets than `bam`; with `granular` at least the granularity; otherwise 1].
     #[arg(long, value_name = "K")]
     top_k: Option<TopK>,
     /// Attention experts a token goes to, or `soft` for all of them, weighted (`bam`) [default: soft].
@@ -128,8 +128,10 @@ fn method_help() -> String {
     )
 }
 
-/// What an older version left to defaults that have changed since: before 0.2 a token went to one feed-forward expert
-/// in a BAM, and no BAM's gates were divided by their sum. Other targets have the defaults that they had.
+/// What an older version left to defaults that have changed since.
+///
+/// Before 0.2 a token went to one feed-forward expert in a BAM, and no BAM divided gates by their sum. Other targets keep
+/// their defaults.
 fn former_settings(version: &str, settings: &RecordedSettings) -> Vec<(&'static str, String)> {
     let first = |key: &str| {
         let values = settings.get(key)?;

@@ -8,8 +8,8 @@ use clap::ValueEnum;
 
 use super::mixture::TopK;
 
-/// Experts a token of a BAM, of a BTX and of other families' mixtures, where nothing says so: the least whose gates can be
-/// divided by their sum and still train a router.
+/// Experts a token of a BAM, of a BTX and of other families' mixtures, where nothing says so. It is the least number whose
+/// gates can be divided by their sum and still train a router.
 pub const USUAL_TOP_K: u64 = 2;
 
 /// A named set of routing settings.

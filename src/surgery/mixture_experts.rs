@@ -5,7 +5,7 @@ use super::fit_error::FitError;
 use super::model::Model;
 use super::recompose::Part;
 use crate::Result;
-use crate::family::{AttentionKv, Mixture, TopK, expert_names, find_experts};
+use crate::family::{AttentionKv, Mixture, TopK, USUAL_TOP_K, expert_names, find_experts};
 
 /// How many experts a token goes to afterwards; as before where not said: all stay all.
 #[derive(Clone, Copy, Debug, Default)]
@@ -109,7 +109,16 @@ impl<'a> MixtureExperts<'a> {
             experts,
             routing.top_k,
             "--top-k",
-        )?;
+        );
+        // Both of two experts is what a new mixture has, and is no soft routing where gates are divided by their sum.
+        let is_usual = routing.top_k.is_none()
+            && mixture.norm_topk_prob
+            && [mixture.num_experts_per_tok, mixture.num_experts] == [USUAL_TOP_K; 2];
+        let top_k = if is_usual {
+            USUAL_TOP_K.min(experts)
+        } else {
+            top_k?
+        };
         let (attention, attention_top_k) = match self.attention() {
             0 if routing.attention_top_k.is_some() => {
                 return Err(SurgeryError::NoAttentionTopK.into());

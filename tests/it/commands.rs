@@ -313,6 +313,8 @@ fn inspect_knows_a_mixture() {
         "bam",
         "--kv",
         "shared",
+        "--preset",
+        "paper",
         "--seed",
         fixture("cohere/seed"),
         "--expert",

@@ -133,7 +133,7 @@ fn a_checkpoint_is_made_again_from_its_manifest() {
         let tensors =
             |folder: &Path| read_json(folder.join("bam-manifest.json"))["tensors"].clone();
         assert_eq!(tensors(&made), tensors(&bam));
-        // The recipe leaves the routing to the defaults, and means those of its version.
+        // The recipe leaves the routing to the defaults, as its version had them.
         let settings = |folder: &Path| {
             let settings = read_json(folder.join("bam-manifest.json"))["settings"].clone();
             ["top_k", "norm_topk_prob"].map(|key| settings[key].clone())

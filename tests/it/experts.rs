@@ -578,7 +578,7 @@ fn shared_tensors_move_as_in_nexus() {
             &config["num_attention_experts_per_tok"],
             &config["num_experts_per_tok"]
         ),
-        (&json!(4), &json!(1))
+        (&json!(4), &json!(2))
     );
 }
 
