@@ -231,7 +231,7 @@ fn routing_can_be_changed() {
 #[test]
 fn routing_is_reported() {
     let bench = Bench::new("llama");
-    let mixture = bench.upcycle("bam", "bam", &[]);
+    let mixture = bench.upcycle("bam", "bam", &["--preset", "paper"]);
     let (bars, heat) = (bench.path("bars.svg"), bench.path("heat.svg"));
     let (bars_text, heat_text) = (bars.display().to_string(), heat.display().to_string());
     let flags = [

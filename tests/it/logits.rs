@@ -71,9 +71,14 @@ fn dumps_are_what_transformers_computes() {
 
 #[test]
 fn copies_of_the_seed_equal_it() {
-    for kv in ["expert", "shared"] {
+    // Gates sum to one, whether all experts are chosen or, by default, two.
+    for routing in [
+        &["--kv", "expert", "--top-k", "soft"][..],
+        &["--kv", "shared", "--top-k", "soft"],
+        &[],
+    ] {
         let work = TempDir::new().unwrap();
-        let mixture = copies(work.path(), &["--kv", kv, "--top-k", "soft"]);
+        let mixture = copies(work.path(), routing);
         bam!(
             "logits",
             fixture("llama/seed"),
@@ -85,7 +90,7 @@ fn copies_of_the_seed_equal_it() {
     }
     // One expert a token, its gate below 1: another function.
     let work = TempDir::new().unwrap();
-    let mixture = copies(work.path(), &[]);
+    let mixture = copies(work.path(), &["--preset", "paper"]);
     let run = bam!(
         "logits",
         fixture("llama/seed"),

@@ -68,6 +68,9 @@ impl Request {
         if !described || self.expert_width.is_some() || self.routing.sets_top_k() {
             mixture.num_experts_per_tok = routing.top_k.of(mixture.num_experts);
         }
+        if !described {
+            mixture.norm_topk_prob = routing.norm_topk_prob;
+        }
         let architecture = dense.upcycled(mixture);
         architecture
             .check()
