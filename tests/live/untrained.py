@@ -115,6 +115,8 @@ def main():
         texts = ROOT / f"recipes/quickstart/texts/{name}.jsonl"
         bench.make(f"tokens/{name}", "tokenize", texts, "--tokenizer", "seed", "--validation", 0.1)
         settings = ["--steps", arguments.steps, "--batch", 1, "--seq", 128, "--learning-rate", 1e-4, "--validate-every", 0]
+        # A run that was stopped continues.
+        settings += ["--resume"] if (work / f"{name}.run").exists() else []
         bench.make(name, "train", "seed", "--data", f"{name}=tokens/{name}", *settings)
     experts = [word for name in DOMAINS for word in ("--expert", f"{name}={name}")]
     for out, *settings in (["bam", "--method", "bam"], ["btx", "--method", "btx"], ["paper", "--method", "bam", "--preset", "paper"]):
