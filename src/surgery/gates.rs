@@ -53,8 +53,11 @@ impl FreshGates {
         let rows_each = settings.expert_rule.router_rows_each();
         let feed_forward = GateSum {
             weights_make_up: settings.expert_rule.makes_up_for_gates(context),
-            ..GateSum::new(context.experts, context.top_k, context.norm_topk_prob)
-                .estimated(&settings.router, rows_each, hidden)
+            ..GateSum::new(context.experts, context.top_k, context.norm_topk_prob).estimated(
+                &settings.router,
+                rows_each,
+                hidden,
+            )
         };
         let attention = architecture
             .mixture
@@ -164,9 +167,7 @@ impl GateSum {
 /// norms are left out.
 fn spread(router: &RouterInit, hidden: u64) -> Option<f64> {
     match router {
-        RouterInit::Normal(std) | RouterInit::Uniform(std) => {
-            Some(std * libm::sqrt(hidden as f64))
-        }
+        RouterInit::Normal(std) | RouterInit::Uniform(std) => Some(std * libm::sqrt(hidden as f64)),
         RouterInit::Orthogonal(gain) => Some(*gain),
         RouterInit::Zeros => Some(0.0),
         RouterInit::File(_) | RouterInit::Prompts(_) => None,
@@ -226,6 +227,9 @@ mod tests {
             })
             .sum();
         // z has a variance of 2 · 0.5² = 0.5, whose density is exp(−z²)/√π.
-        assert!((top_sum(2, 1, 1, 0.5) - expected).abs() < 5e-3, "{expected}");
+        assert!(
+            (top_sum(2, 1, 1, 0.5) - expected).abs() < 5e-3,
+            "{expected}"
+        );
     }
 }

@@ -21,7 +21,8 @@ use crate::Result;
 use crate::checkpoint::Dtype;
 use crate::checkpoint::expression::Expression;
 use crate::family::{
-    self, Architecture, AttentionKv, BAM, Layers, Mixture, MlpType, RouterBias, RoutingRequest, TopK,
+    self, Architecture, AttentionKv, BAM, Layers, Mixture, MlpType, RouterBias, RoutingRequest,
+    TopK,
 };
 
 /// Settings of an upcycling.

@@ -305,9 +305,16 @@ fn a_check_measures_sources_and_mixture_as_eval_does() {
     // Both kinds of gates sum to one, and the text says so too.
     for (router, per_token) in [("feed_forward", 2), ("attention", 4)] {
         let gates = &found["gates"][router];
-        let said = (&gates["experts"], &gates["experts_per_token"], &gates["sum"]);
+        let said = (
+            &gates["experts"],
+            &gates["experts_per_token"],
+            &gates["sum"],
+        );
         assert_eq!(said, (&json!(4), &json!(per_token), &json!(1.0)), "{gates}");
-        assert!((gates["measured"].as_f64().unwrap() - 1.0).abs() < 1e-6, "{gates}");
+        assert!(
+            (gates["measured"].as_f64().unwrap() - 1.0).abs() < 1e-6,
+            "{gates}"
+        );
     }
     let run = bam!(
         "upcycle",
@@ -326,7 +333,11 @@ fn a_check_measures_sources_and_mixture_as_eval_does() {
     for part in ["perplexity", "bits per byte", "words", "seed", "code"] {
         assert!(run.stdout.contains(part), "{run}");
     }
-    assert!(run.stderr.contains("gates on this text: feed-forward sum 1.00"), "{run}");
+    assert!(
+        run.stderr
+            .contains("gates on this text: feed-forward sum 1.00"),
+        "{run}"
+    );
     // What cannot be read is refused before anything is written.
     let none = work.path().join("none");
     upcycle("--check", &work.path().join("missing.txt"), &none).refused(2, &["missing.txt"]);
@@ -349,11 +360,20 @@ fn upcycle_says_what_the_gates_sum_to_and_warns_where_that_is_not_one() {
         words.extend(flags.iter().map(Into::into));
         crate::common::run(words).ok()
     };
-    let whole = "gates at step 0: feed-forward sum 1 (2 of 3 experts); attention sum 1 (3 of 3 experts)";
+    let whole =
+        "gates at step 0: feed-forward sum 1 (2 of 3 experts); attention sum 1 (3 of 3 experts)";
     let run = upcycle(&["--method=bam"]);
-    assert!(run.stderr.contains(whole) && !run.stderr.contains("not to 1"), "{run}");
+    assert!(
+        run.stderr.contains(whole) && !run.stderr.contains("not to 1"),
+        "{run}"
+    );
     let planned = upcycle(&["--method=bam", "--dry-run"]);
-    assert!(planned.stdout.contains("feed-forward sum 1 (2 of 3 experts)"), "{planned}");
+    assert!(
+        planned
+            .stdout
+            .contains("feed-forward sum 1 (2 of 3 experts)"),
+        "{planned}"
+    );
 
     // Raw gates: what is said before is what a text then shows.
     let check = text.to_str().unwrap();
@@ -363,21 +383,43 @@ fn upcycle_says_what_the_gates_sum_to_and_warns_where_that_is_not_one() {
     let gates = raw.json()["gates"]["feed_forward"].clone();
     let number = |key: &str| gates[key].as_f64().unwrap();
     assert!((number("at_least") - 1.0 / 3.0).abs() < 1e-12, "{gates}");
-    assert!((number("sum") / number("measured") - 1.0).abs() < 0.1, "{gates}");
+    assert!(
+        (number("sum") / number("measured") - 1.0).abs() < 0.1,
+        "{gates}"
+    );
     assert!(!gates["exact"].as_bool().unwrap(), "{gates}");
 
     // Two raw gates want no other number of experts; attention has its own flag.
-    let two = upcycle(&["--method=bam", "--norm-topk-prob=false", "--attention-top-k=1", "--dry-run"]);
-    for part in [". --norm-topk-prob true makes the sum 1", "--attention-top-k soft makes"] {
+    let two = upcycle(&[
+        "--method=bam",
+        "--norm-topk-prob=false",
+        "--attention-top-k=1",
+        "--dry-run",
+    ]);
+    for part in [
+        ". --norm-topk-prob true makes the sum 1",
+        "--attention-top-k soft makes",
+    ] {
         assert!(two.stderr.contains(part.trim_start_matches(". ")), "{two}");
     }
     assert!(!two.stderr.contains("--top-k 2 --norm"), "{two}");
 
     // Weights that make up for raw gates need no warning.
-    let granular = ["--method=granular", "--experts=2", "--granularity=4", "--norm-topk-prob=false", "--dry-run"];
+    let granular = [
+        "--method=granular",
+        "--experts=2",
+        "--granularity=4",
+        "--norm-topk-prob=false",
+        "--dry-run",
+    ];
     let seed = format!("--seed={}", seed.display());
     let out = work.path().join("granular");
-    let mut words = vec!["upcycle".into(), seed.into(), "--out".into(), out.into_os_string()];
+    let mut words = vec![
+        "upcycle".into(),
+        seed.into(),
+        "--out".into(),
+        out.into_os_string(),
+    ];
     words.extend(granular.iter().map(Into::into));
     let run = crate::common::run(words).ok();
     assert!(run.stdout.contains("the weights make up for it"), "{run}");

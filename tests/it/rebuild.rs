@@ -327,18 +327,33 @@ fn a_manifest_means_the_defaults_of_the_version_that_wrote_it() {
                 manifest["tool"]["version"] = json!(version);
             });
             let work = path(&format!("again-{number}-{version}"));
-            let sources = ["seed", "code"].map(|name| format!("{name}={}", path("work").join(name).display()));
+            let sources = ["seed", "code"]
+                .map(|name| format!("{name}={}", path("work").join(name).display()));
             // The tokens of a layer differ, and so may the files; the settings tell.
             bam!(
-                "run", "--from-manifest", made, "--work", work, "--source", sources[0], "--source",
+                "run",
+                "--from-manifest",
+                made,
+                "--work",
+                work,
+                "--source",
+                sources[0],
+                "--source",
                 sources[1]
             );
             let manifest = read_json(work.join(format!("made-{number}/bam-manifest.json")));
             let settings = &manifest["settings"];
-            (settings["top_k"].clone(), settings["norm_topk_prob"].clone())
+            (
+                settings["top_k"].clone(),
+                settings["norm_topk_prob"].clone(),
+            )
         };
         for (version, (top_k, norm)) in [("0.1.0", before), ("0.2.0", now)] {
-            assert_eq!(again(version), (json!(top_k), json!(norm)), "{settings}, {version}");
+            assert_eq!(
+                again(version),
+                (json!(top_k), json!(norm)),
+                "{settings}, {version}"
+            );
         }
     }
 }

@@ -60,9 +60,7 @@ impl Request {
             Mixture::new(&dense, self.experts.unwrap_or(EXPERTS))
         };
         self.apply(&mut mixture)?;
-        let usual = self
-            .method
-            .map_or(USUAL_TOP_K, |method| method.usual_top_k);
+        let usual = self.method.map_or(USUAL_TOP_K, |method| method.usual_top_k);
         let routing = self.routing.resolve(usual, mixture.num_experts);
         // A config says how tokens are routed, or means the paper's routing; only what was asked for replaces that.
         if !described || self.expert_width.is_some() || self.routing.sets_top_k() {
