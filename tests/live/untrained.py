@@ -50,7 +50,7 @@ class Bench:
 
     def perplexities(self, models):
         data = [word for name in DOMAINS for word in ("--data", f"{name}=tokens/{name}")]
-        found = json.loads(self.run("eval", *models, *data, "--context", 256, "--max-tokens", 1024, "--json"))
+        found = json.loads(self.run("eval", *models, *data, "--context", 256, "--max-tokens", 2048, "--json"))
         return {
             model["name"]: {domain["domain"]: domain["perplexity"] for domain in model["domains"]}
             for model in found["models"]
