@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::card::CardError;
 use crate::checkpoint::{CheckpointError, ForeignError, GgufError, HeaderError, NpzError};
 use crate::data::{DataError, TokenError};
 use crate::evaluate::EvaluateError;
@@ -138,6 +139,9 @@ pub enum Error {
     /// A model cannot be written in another form.
     #[error(transparent)]
     Export(#[from] ExportError),
+    /// A model card.
+    #[error(transparent)]
+    Card(#[from] CardError),
     /// A check cannot run, or finds something that an error describes.
     #[error(transparent)]
     Verify(#[from] VerifyError),
@@ -224,6 +228,7 @@ impl Error {
             Self::Fit(error) => error.hint(),
             Self::Plan(error) => error.hint(),
             Self::Export(error) => error.hint(),
+            Self::Card(error) => error.hint(),
             Self::Verify(error) => error.hint(),
         }
     }
@@ -258,6 +263,7 @@ impl Error {
             Self::Fit(error) => error.place(),
             Self::Plan(error) => error.place(),
             Self::Export(error) => error.place(),
+            Self::Card(error) => error.place(),
             Self::Verify(error) => error.place(),
             _ => ErrorPlace::default(),
         }

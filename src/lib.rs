@@ -10,6 +10,7 @@
 //! [`CausalLm::load`](model::CausalLm::load) loads a model to compute with. `examples/` has whole programs.
 
 pub mod arguments;
+pub mod card;
 mod caught;
 mod chart;
 pub mod checkpoint;

@@ -1,4 +1,5 @@
-//! What this machine lacks, or what a folder holds beside its model: said once, at the end, by whoever runs a command.
+//! What this machine lacks, what a folder holds beside its model, and where an edited file went. Each is said once, at the
+//! end, by whoever runs a command.
 
 use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};

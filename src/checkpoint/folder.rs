@@ -23,6 +23,9 @@ use crate::{Error, Result};
 pub use super::companions::{COMPANIONS, companion_name, companions, is_companion};
 pub use super::names::{CARD, INDEX, SINGLE};
 
+/// The tokenizer that this program and transformers read.
+pub const TOKENIZER: &str = "tokenizer.json";
+
 /// The weights of a checkpoint, opened: headers read and checked, no tensor data touched.
 #[derive(Debug)]
 pub struct Checkpoint {

@@ -1,6 +1,7 @@
 //! Bytes: readers, the streaming atomic sharded writer, dtypes, hashes, the manifest. Knows nothing of models.
 
 mod ahead;
+pub mod card_text;
 mod companions;
 pub mod dtype;
 pub mod elsewhere;

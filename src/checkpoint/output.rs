@@ -14,13 +14,15 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
+use super::card_text::keep_edited;
 use super::error::CheckpointError;
 use super::filesystem::{self, Lock};
+use super::folder::CARD;
 use super::hash::{FileHash, sha256, sha256_source};
 use super::leftovers::{remove_at_once, remove_doomed, remove_empty, replaced, settle_replaced};
 use super::owned::{check_replaceable, no_record};
 use super::source_file::SourceFile;
-use crate::{Error, Result};
+use crate::{Error, Result, notice};
 
 /// The file whose lock holds a folder that is being written.
 pub(super) const LOCK: &str = ".lock";
@@ -310,6 +312,13 @@ impl OutputFolder {
         sync_folder(&self.partial)?;
         let mut replaced = None;
         if self.replace && self.target.exists() {
+            if let Some(copy) = keep_edited(&self.target)? {
+                let (card, copy) = (self.target.join(CARD), copy.display().to_string());
+                notice::once(format!(
+                    "{} was edited: the edited card is now {copy}",
+                    card.display()
+                ));
+            }
             // The old folder takes the partial one's place for a moment, and must not look abandoned there either.
             let inside = self.target.join(LOCK);
             let exchanged =

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use bam_convert::Result;
 use bam_convert::arguments::{DryRun, InputPath};
+use bam_convert::card::{ACCURACY, BITS_PER_BYTE, DataScore, PERPLEXITY, Publication};
 use bam_convert::checkpoint::folder::CARD;
-use bam_convert::checkpoint::manifest::Manifest;
+use bam_convert::checkpoint::manifest::{Manifest, model_name};
 use bam_convert::checkpoint::reference::Reference;
-use bam_convert::evaluate::report::EvaluationReport;
+use bam_convert::evaluate::report::{EvaluationReport, ModelReport};
 use bam_convert::hub::{self, LocalPaths, Push, PushOptions, PushState, Pushed};
 use bam_convert::pipeline::{Declaration, StageUse, published_card};
-use bam_convert::surgery::publication::Publication;
 use bam_convert::table::{self, Align, counted, grouped};
 use clap::{ArgAction, Args};
 use serde::Serialize;
@@ -206,12 +206,17 @@ impl Arguments {
             .map(|path| EvaluationReport::read(&path))
             .transpose()?;
         let title = reference.repository.rsplit('/').next().unwrap_or_default();
-        let evaluation = evaluation.map(|report| report.markdown());
+        let scores = evaluation.as_ref().map_or_else(Vec::new, |report| {
+            let name = model_name(&self.folder);
+            report.of_model(&name).map_or_else(Vec::new, scores)
+        });
         let card = Publication {
             folder: &self.folder,
             title,
             manifest,
-            evaluation,
+            repository: &reference.repository,
+            evaluation: evaluation.map(|report| report.markdown()),
+            scores,
         }
         .card()?;
         let mut published = manifest.map(|manifest| manifest.clone().published(&self.folder));
@@ -341,4 +346,20 @@ impl Arguments {
         }
         Ok(Verdict::Yes)
     }
+}
+
+/// The scores of a model, for the front matter of its card.
+fn scores(model: &ModelReport) -> Vec<DataScore> {
+    let domains = model.domains.iter().map(|score| DataScore {
+        data: score.domain.clone(),
+        metrics: vec![
+            (PERPLEXITY, score.perplexity),
+            (BITS_PER_BYTE, score.bits_per_byte),
+        ],
+    });
+    let tasks = model.tasks.iter().map(|score| DataScore {
+        data: score.task.clone(),
+        metrics: vec![(ACCURACY, score.accuracy)],
+    });
+    domains.chain(tasks).collect()
 }

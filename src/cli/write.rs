@@ -6,12 +6,12 @@ use bam_convert::arguments::{DryRun, Force, Outline};
 use bam_convert::checkpoint::writer::shard_count;
 use bam_convert::estimate::{DRAWN, Estimate, WRITTEN};
 use bam_convert::family::Architecture;
+use bam_convert::surgery::Plan;
 use bam_convert::surgery::execute::{
     OutputFile, Target, check_place, check_plan, execute, outline, work_length,
 };
 use bam_convert::surgery::export::Export;
 use bam_convert::surgery::router::RouterInit;
-use bam_convert::surgery::{Plan, licence};
 use bam_convert::table;
 use bam_convert::threads;
 use bytesize::ByteSize;
@@ -160,7 +160,7 @@ impl WriteArguments {
         }
         plan.notes
             .iter()
-            .chain(&licence::notes(plan))
+            .chain(&plan.licence_notes())
             .for_each(|note| printer.note(&format!(" note: {note}")));
         let bar = printer.bytes_bar(work_length(plan), "writing");
         let threads = threads::count();

@@ -108,6 +108,14 @@ impl EvaluationReport {
         Ok(report)
     }
 
+    /// What was measured of the model called `name`, or of the only model.
+    pub fn of_model(&self, name: &str) -> Option<&ModelReport> {
+        match &self.models[..] {
+            [only] => Some(only),
+            all => all.iter().find(|model| model.name == name),
+        }
+    }
+
     /// As text: perplexity, bits per byte, tasks, routing; whatever was measured.
     pub fn table(&self) -> String {
         let scores = self.scores();

@@ -18,6 +18,7 @@ use super::stage::Stage;
 use crate::Result;
 use crate::arguments::ArgumentRole;
 use crate::checkpoint::CheckpointError;
+use crate::checkpoint::card_text::{Marks, RECIPE, sealed, unsealed};
 use crate::checkpoint::folder::CARD;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, Origin, relative_to};
 use crate::checkpoint::output::folder_of;
@@ -25,9 +26,6 @@ use crate::checkpoint::recipe::{RecipeRecord, StageRecord};
 use crate::checkpoint::reference::SCHEME;
 use crate::checkpoint::{json, single};
 use crate::markdown;
-
-/// Where the recipe begins and ends on a card, so that another can take its place.
-const MARKS: [&str; 2] = ["<!-- recipe -->\n", "<!-- end of recipe -->\n"];
 
 impl Runner<'_> {
     /// Puts the recipe into every checkpoint that a stage has just made, and into nothing else; says why, where that cannot
@@ -246,7 +244,12 @@ fn write(folder: &Path, recipe: RecipeRecord, text: &str) -> Result<()> {
             let (path, problem) = (card.clone(), e.to_string());
             CheckpointError::NotUtf8 { path, problem }
         })?;
-        single::write(&card, &[with_recipe(&old, text).as_bytes()])?;
+        // A card that nobody has edited stays recognisable as such.
+        let new = match unsealed(&old) {
+            Some(old) => sealed(&with_recipe(old, text)),
+            None => with_recipe(&old, text),
+        };
+        single::write(&card, &[new.as_bytes()])?;
     }
     manifest.recipe = Some(recipe);
     single::write(&folder.join(MANIFEST), &[&manifest.to_bytes()])
@@ -257,7 +260,7 @@ fn write(folder: &Path, recipe: RecipeRecord, text: &str) -> Result<()> {
 /// # Errors
 /// A recipe that cannot be written as YAML.
 pub fn published_card(card: &str, recipe: &RecipeRecord) -> Result<String> {
-    if !MARKS.iter().all(|mark| card.contains(mark)) {
+    if !card.contains(RECIPE.begin) || !card.contains(RECIPE.end) {
         return Ok(card.to_owned());
     }
     let text = recipe_text::of(&recipe.stages, &recipe.sources)?;
@@ -266,7 +269,7 @@ pub fn published_card(card: &str, recipe: &RecipeRecord) -> Result<String> {
 
 /// The card with this recipe in the place of another that it may have.
 fn with_recipe(card: &str, text: &str) -> String {
-    let [begin, end] = MARKS;
+    let Marks { begin, end } = RECIPE;
     // Within the recipe, whose lines are indented, the mark of the end can stand too.
     let last = format!("```\n{end}");
     let cut = card

@@ -4,19 +4,20 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, json};
 
-use super::card;
 use super::error::SurgeryError;
 use super::execute::{OutputFile, finish, record_source};
 use super::fit_error::FitError;
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
+use super::side_files;
 use crate::Result;
+use crate::card::{CardModel, ModelCard};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::manifest::Manifest;
 use crate::checkpoint::outline;
 use crate::checkpoint::output::{OutputFolder, check_free_space, check_target};
-use crate::family::drop_leftover;
+use crate::family::{drop_leftover, expert_names};
 
 /// Where the branches go.
 pub struct Branching {
@@ -73,13 +74,14 @@ pub fn plan(mut seed: Model, names: &[String], out: &Path) -> Result<Branching> 
         path.file_name()
             .is_none_or(|name| name != crate::checkpoint::manifest::MANIFEST)
     });
-    let mut files: Vec<OutputFile> = card::copies(kept).collect();
+    let mut files: Vec<OutputFile> = side_files::copies(kept).collect();
     let mut config = seed.config.json.clone();
     let note = drop_leftover(&seed.config, &seed.source.checkpoint, &mut config);
     if note.is_some() {
         files.retain(|file| file.name != "config.json");
-        files.push(card::json_file("config.json", &config));
+        files.push(side_files::json_file("config.json", &config));
     }
+    let architecture = seed.architecture;
     let mut settings = Map::new();
     settings.insert("into".to_owned(), json!(names));
     let plan = Plan {
@@ -90,6 +92,23 @@ pub fn plan(mut seed: Model, names: &[String], out: &Path) -> Result<Branching> 
         notes: note.into_iter().collect(),
         carries_non_finite: false,
     };
+    let source = &plan.sources[0];
+    let card = ModelCard {
+        title: "Copy of a seed",
+        about: "A copy of the seed, byte for byte, to be trained further.".to_owned(),
+        tags: &[],
+        relation: None,
+        sources: side_files::named([source]),
+        settings: &plan.settings,
+        model: Some(CardModel {
+            experts: expert_names(&source.checkpoint.path, &architecture)?,
+            architecture: &architecture,
+            has_tokenizer: side_files::has_tokenizer(&files),
+        }),
+        training: None,
+        copy_of: Some(&source.checkpoint.path),
+    };
+    side_files::add_card(&mut files, &card)?;
     Ok(Branching {
         targets,
         plan,

@@ -4,18 +4,20 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::card;
 use super::execute::{Content, OutputFile};
 use super::export_error::ExportError;
 use super::model::{companions, existing};
 use super::plan::{Plan, PlannedTensor, Source, as_dtype};
+use super::side_files;
+use crate::card::{CardModel, ModelCard};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
-use crate::checkpoint::folder::{CARD, Checkpoint, companion_name, is_companion};
-use crate::checkpoint::{Encoding, format, json};
+use crate::checkpoint::folder::{Checkpoint, companion_name, is_companion};
+use crate::checkpoint::manifest::model_name;
+use crate::checkpoint::{Encoding, format};
 use crate::family::described::{self, DescribedModel};
 use crate::family::gguf::GgufTensor;
-use crate::family::{Config, PlainNeed, Quantised, both_spellings, drop_leftover, say_dtype};
+use crate::family::{Architecture, Config, PlainNeed, Quantised, both_spellings, drop_leftover, say_dtype};
 use crate::{Error, Result};
 
 /// Name of the converted checkpoint in the plan.
@@ -39,7 +41,7 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
             kind: format::a(described.name),
         })?;
         let form = Form::of(model, &checkpoint, dtype)?;
-        return Ok(plan_described(checkpoint, form, settings));
+        return plan_described(checkpoint, form, settings);
     }
     // A cast would round scales and leave the integers that they belong to.
     if let (Some(_), Some(quantised)) = (dtype, Quantised::of(&checkpoint)) {
@@ -50,7 +52,7 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
         name: SOURCE.to_owned(),
         side_files: folder
             .iter()
-            .flat_map(|folder| side_files(folder))
+            .flat_map(|folder| files_beside(folder))
             .collect(),
         checkpoint,
         kept: false,
@@ -71,6 +73,7 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
     });
     let tensors = tensors.collect::<Result<Vec<_>>>()?;
     let (mut files, mut notes) = (Vec::new(), Vec::new());
+    let (mut architecture, mut experts) = (None, Vec::new());
     if let Some(folder) = &folder {
         let config = folder.join("config.json");
         if config.is_file() {
@@ -82,12 +85,19 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
                 say_dtype(&mut object, dtype);
             }
             both_spellings(&mut object);
-            files.push(card::json_file("config.json", &object));
+            files.push(side_files::json_file("config.json", &object));
+            (architecture, experts) = known(object);
         }
-        files.extend(card::copies(companions(folder)?));
-        files.extend(card::copies(python_files(folder)?));
-        files.extend(readme(folder)?);
+        files.extend(side_files::copies(companions(folder)?));
+        files.extend(side_files::copies(python_files(folder)?));
     }
+    add_card(
+        &mut files,
+        &source,
+        &settings,
+        architecture.as_ref(),
+        experts,
+    )?;
     let plan = Plan {
         notes,
         ..converted(source, tensors, settings)
@@ -96,21 +106,61 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
 }
 
 /// Files beside the weights of a source that say what they are.
-pub(super) fn side_files(folder: &Path) -> Vec<std::path::PathBuf> {
+pub(super) fn files_beside(folder: &Path) -> Vec<std::path::PathBuf> {
     existing(folder, &["config.json", "model.safetensors.index.json"])
 }
 
-/// The model card of a source.
-pub(super) fn readme(folder: &Path) -> Result<Option<OutputFile>> {
-    let path = existing(folder, &[CARD]).into_iter().next();
-    let read = |path: std::path::PathBuf| {
-        let content = Content::Editable(json::read_bytes(&path)?);
-        Ok(OutputFile {
-            name: CARD.to_owned(),
-            content,
-        })
+/// Adds the card of a model in another form, with the text of the card that it has.
+pub(super) fn add_card(
+    files: &mut Vec<OutputFile>,
+    source: &Source,
+    settings: &Map<String, Value>,
+    architecture: Option<&Architecture>,
+    experts: Vec<String>,
+) -> Result<()> {
+    let path = source.checkpoint.path.as_path();
+    let is_mixture = architecture.is_some_and(|architecture| architecture.mixture.is_some());
+    let about = match &source.checkpoint.described {
+        Some(described) => format!(
+            "The same model, converted from {}.",
+            format::a(described.name)
+        ),
+        None => "The same model in another form.".to_owned(),
     };
-    path.map(read).transpose()
+    let card = ModelCard {
+        title: &model_name(path),
+        about,
+        tags: if is_mixture { &["moe"] } else { &[] },
+        relation: None,
+        sources: side_files::named([source]),
+        settings,
+        model: architecture.map(|architecture| CardModel {
+            architecture,
+            experts,
+            has_tokenizer: side_files::has_tokenizer(files),
+        }),
+        training: None,
+        copy_of: Some(path),
+    };
+    side_files::add_card(files, &card)
+}
+
+/// The architecture that a converted folder has, if its family is known, and the names of its experts.
+fn known(config: Map<String, Value>) -> (Option<Architecture>, Vec<String>) {
+    let config = Config {
+        path: "config.json".into(),
+        json: config,
+    };
+    let Ok(architecture) = Architecture::of(&config) else {
+        return (None, Vec::new());
+    };
+    let names = architecture
+        .mixture
+        .as_ref()
+        .and(config.json.get("expert_names"));
+    let names = names.and_then(Value::as_array).into_iter().flatten();
+    let names = names.filter_map(Value::as_str).map(str::to_owned).collect();
+    (Some(architecture), names)
 }
 
 pub(super) fn converted(
@@ -146,6 +196,7 @@ fn python_files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
 /// The Hugging Face folder that a described model becomes.
 struct Form {
     dtype: Dtype,
+    config: Map<String, Value>,
     files: Vec<OutputFile>,
     tensors: Vec<GgufTensor>,
 }
@@ -170,10 +221,11 @@ impl Form {
             name: file.name.to_owned(),
             content: Content::Bytes(file.bytes),
         });
-        let mut files = vec![card::json_file("config.json", &config)];
+        let mut files = vec![side_files::json_file("config.json", &config)];
         files.extend(tokenizer);
         Ok(Self {
             dtype,
+            config,
             files,
             tensors,
         })
@@ -198,13 +250,22 @@ fn plan_described(
     checkpoint: Checkpoint,
     form: Form,
     settings: Map<String, Value>,
-) -> (Plan, Vec<OutputFile>) {
+) -> Result<(Plan, Vec<OutputFile>)> {
     let source = Source {
         name: SOURCE.to_owned(),
         checkpoint,
         side_files: Vec::new(),
         kept: false,
     };
+    let mut files = form.files;
+    let (architecture, experts) = known(form.config);
+    add_card(
+        &mut files,
+        &source,
+        &settings,
+        architecture.as_ref(),
+        experts,
+    )?;
     let tensors = form.tensors.into_iter().map(|tensor| {
         let whole = Expression::copy(SOURCE, &tensor.source);
         let leaf = match tensor.expert {
@@ -226,5 +287,5 @@ fn plan_described(
         };
         PlannedTensor::new(tensor.name, form.dtype, tensor.shape, expression)
     });
-    (converted(source, tensors.collect(), settings), form.files)
+    Ok((converted(source, tensors.collect(), settings), files))
 }

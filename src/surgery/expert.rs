@@ -5,7 +5,6 @@
 
 use serde_json::{Map, Value, json};
 
-use super::card::{self, Card};
 use super::error::SurgeryError;
 use super::execute::OutputFile;
 use super::fit;
@@ -15,7 +14,9 @@ use super::model::Model;
 use super::plan::{Plan, Source};
 use super::recompose::{Composition, NewRows, Part, Shared};
 use super::router::{self, PromptRows, ROUTER_SOURCE, RouterInit};
+use super::side_files;
 use crate::Result;
+use crate::card::{CardModel, ModelCard, Relation};
 use crate::checkpoint::hash::sha256;
 use crate::family::{self, Architecture, AttentionKv, Mixture, Output};
 
@@ -319,33 +320,40 @@ impl Making {
         if bam || config.contains_key("expert_names") {
             config.insert("expert_names".to_owned(), json!(names));
         }
-        let mut files = vec![card::json_file("config.json", &config)];
-        files.extend(bam.then(card::model_code).into_iter().flatten());
-        files.extend(card::copies(base.companions()?));
+        let mut files = vec![side_files::json_file("config.json", &config)];
+        files.extend(bam.then(side_files::model_code).into_iter().flatten());
+        files.extend(side_files::copies(base.companions()?));
         files.extend(router::kept_rows(file.as_ref()));
         let about = match method {
             "expert concat" => {
                 "Two-expert mixtures that were trained apart, put together (FlexOlmo, Shi et al. 2025)."
             }
+            "expert add" => "A mixture of experts, with experts added after it was made.",
+            "expert remove" => "A mixture of experts, with some of its experts removed.",
             _ => "A mixture of experts whose experts were changed one by one.",
         };
-        let sources = models.iter().map(|model| {
-            (
-                model.source.name.as_str(),
-                model.source.checkpoint.path.as_path(),
-            )
-        });
-        let (title, sources) = ("Mixture of experts", sources.collect());
-        files.push(
-            Card {
-                title,
-                about,
-                tags: &["moe", "merge"],
-                sources,
-                settings: &recorded,
-            }
-            .file(),
-        );
+        let is_merge = models.len() > 1;
+        let tags: &[&str] = if is_merge {
+            &["moe", "merge"]
+        } else {
+            &["moe"]
+        };
+        let card = ModelCard {
+            title: "Mixture of experts",
+            about: about.to_owned(),
+            tags,
+            relation: is_merge.then_some(Relation::Merge),
+            sources: side_files::named(models.iter().map(|model| &model.source)),
+            settings: &recorded,
+            model: Some(CardModel {
+                architecture: &architecture,
+                experts: names,
+                has_tokenizer: side_files::has_tokenizer(&files),
+            }),
+            training: None,
+            copy_of: None,
+        };
+        side_files::add_card(&mut files, &card)?;
         let tensors = composition.tensors(&architecture, &models, file.as_ref())?;
         let sources = models
             .into_iter()

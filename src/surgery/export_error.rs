@@ -116,15 +116,6 @@ pub enum ExportError {
         /// What it is not.
         kind: &'static str,
     },
-    /// A model card whose front matter does not end.
-    #[error(
-        "{}: expected the front matter to end in a line `---`, found no end",
-        path.display()
-    )]
-    FrontMatter {
-        /// The model card.
-        path: PathBuf,
-    },
 }
 
 impl ExportError {
@@ -162,8 +153,7 @@ impl ExportError {
             | Self::GgufDtype { path, .. }
             | Self::InsideSource { path, .. }
             | Self::FileExists { path }
-            | Self::OtherFile { path, .. }
-            | Self::FrontMatter { path } => ErrorPlace::of(path),
+            | Self::OtherFile { path, .. } => ErrorPlace::of(path),
             Self::ArrayDtype { path, tensor, .. }
             | Self::ArrayName { path, tensor }
             | Self::ArrayExtents { path, tensor, .. } => ErrorPlace::of(path).with_tensor(tensor),

@@ -2,14 +2,16 @@
 
 use serde_json::{Map, json};
 
-use super::card::{self, Card};
 use super::expert::Changed;
 use super::mixture_experts::MixtureExperts;
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
 use super::recompose::ByPlace;
+use super::side_files;
 use crate::Result;
+use crate::card::{CardModel, ModelCard};
 use crate::family::{AttentionKv, Output, Role, dense};
+use crate::markdown;
 
 /// Plans the dense model of the expert with this name or number.
 ///
@@ -57,22 +59,29 @@ pub fn plan(mixture: Model, wanted: &str) -> Result<Changed> {
     let mut settings = Map::new();
     settings.insert("expert".to_owned(), json!(name));
     settings.insert("number".to_owned(), json!(number));
-    let mut files = vec![card::json_file("config.json", &config)];
-    files.extend(card::copies(mixture.companions()?));
-    let about =
-        "One expert of a mixture as a dense model; what the experts share is the mixture's.";
-    let sources = vec![(
-        mixture.source.name.as_str(),
-        mixture.source.checkpoint.path.as_path(),
-    )];
-    let card = Card {
+    let mut files = vec![side_files::json_file("config.json", &config)];
+    files.extend(side_files::copies(mixture.companions()?));
+    let mixture_name = markdown::text(&mixture.source.name);
+    let card = ModelCard {
         title: "Expert of a mixture",
-        about,
+        about: format!(
+            "The expert {} of {mixture_name} as a dense model; {}.",
+            markdown::text(&name),
+            notes.join("; ")
+        ),
         tags: &["merge"],
-        sources,
+        relation: None,
+        sources: side_files::named([&mixture.source]),
         settings: &settings,
+        model: Some(CardModel {
+            architecture: &architecture,
+            experts: Vec::new(),
+            has_tokenizer: side_files::has_tokenizer(&files),
+        }),
+        training: None,
+        copy_of: None,
     };
-    files.push(card.file());
+    side_files::add_card(&mut files, &card)?;
     let plan = Plan {
         method: "expert extract".to_owned(),
         settings,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, json};
 
-use super::convert::{SOURCE, converted, side_files};
+use super::convert::{SOURCE, converted, files_beside};
 use super::execute::check_plan;
 use super::export::{Export, Format};
 use super::export_error::ExportError;
@@ -82,7 +82,7 @@ pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
     let mut settings = Map::new();
     settings.insert("to".to_owned(), json!("gguf"));
     let mut source = model.source;
-    source.side_files = side_files(path);
+    source.side_files = files_beside(path);
     let plan = Plan {
         carries_non_finite: false,
         ..converted(source, tensors, settings)

@@ -4,14 +4,17 @@ use std::path::Path;
 
 use serde_json::{Map, json};
 
-use super::card;
 use super::execute::OutputFile;
 use super::model::companions;
 use super::plan::{Plan, PlannedTensor};
+use super::side_files;
 use crate::Result;
+use crate::card::{CardModel, ModelCard};
 use crate::checkpoint::Dtype;
 use crate::checkpoint::expression::Expression;
-use crate::family::{Architecture, Config, Role, TensorSpec, both_spellings, say_dtype};
+use crate::family::{
+    Architecture, Config, Role, TensorSpec, both_spellings, expert_names, say_dtype,
+};
 
 /// How a fresh tensor starts: weights from N(0, std²), norms at 1, biases at 0, adapters as the identity.
 pub fn fresh(spec: &TensorSpec, std: f64, seed: u64) -> Expression {
@@ -67,10 +70,33 @@ pub fn plan(
         json.insert("rope_theta".to_owned(), json!(architecture.rope_theta));
     }
     both_spellings(&mut json);
-    let mut files = vec![card::json_file("config.json", &json)];
+    let mut files = vec![side_files::json_file("config.json", &json)];
     if architecture.is_bam() {
-        files.extend(card::model_code());
+        files.extend(side_files::model_code());
     }
-    files.extend(card::copies(companions(path)?));
+    files.extend(side_files::copies(companions(path)?));
+    let card = ModelCard {
+        title: "Randomly initialised model",
+        about: format!(
+            "Random weights, not trained: drawn from a normal distribution with a standard deviation of {std}. \
+             Norms are 1 and biases are 0."
+        ),
+        tags: if architecture.mixture.is_some() {
+            &["moe"]
+        } else {
+            &[]
+        },
+        relation: None,
+        sources: Vec::new(),
+        settings: &plan.settings,
+        model: Some(CardModel {
+            experts: expert_names(path, &architecture)?,
+            architecture: &architecture,
+            has_tokenizer: side_files::has_tokenizer(&files),
+        }),
+        training: None,
+        copy_of: None,
+    };
+    side_files::add_card(&mut files, &card)?;
     Ok((plan, architecture, files))
 }

@@ -2,17 +2,20 @@
 
 use serde_json::{Map, Value, json};
 
-use super::card::{self, Card};
 use super::error::SurgeryError;
 use super::execute::OutputFile;
 use super::fit;
 use super::fit_tokenizer::ids_beyond;
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
+use super::side_files;
 use crate::Result;
+use crate::card::{CardModel, ModelCard, Relation};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
-use crate::family::{Architecture, both_spellings, drop_leftover, say_dtype};
+use crate::checkpoint::manifest::model_name;
+use crate::family::{Architecture, both_spellings, drop_leftover, expert_names, say_dtype};
+use crate::markdown;
 
 /// Settings of a merge.
 #[derive(Clone, Copy, Debug)]
@@ -96,26 +99,24 @@ pub fn plan(
         say_dtype(&mut config, dtype);
     }
     both_spellings(&mut config);
-    let mut files = vec![card::json_file("config.json", &config)];
-    files.extend(card::copies(base.companions()?));
-    let sources = models
-        .iter()
-        .map(|(model, _)| {
-            (
-                model.source.name.as_str(),
-                model.source.checkpoint.path.as_path(),
-            )
-        })
-        .collect();
-    let about = "A weighted average of models of one shape.";
-    let card = Card {
+    let mut files = vec![side_files::json_file("config.json", &config)];
+    files.extend(side_files::copies(base.companions()?));
+    let card = ModelCard {
         title: "Merged model",
-        about,
+        about: about(&models, settings),
         tags: &["merge"],
-        sources,
+        relation: Some(Relation::Merge),
+        sources: side_files::named(models.iter().map(|(model, _)| &model.source)),
         settings: &recorded,
+        model: Some(CardModel {
+            architecture: &base.architecture,
+            experts: expert_names(&base.source.checkpoint.path, &base.architecture)?,
+            has_tokenizer: side_files::has_tokenizer(&files),
+        }),
+        training: None,
+        copy_of: None,
     };
-    files.push(card.file());
+    side_files::add_card(&mut files, &card)?;
     let architecture = base.architecture.clone();
     let sources = models.into_iter().map(|(model, _)| model.source).collect();
     Ok((
@@ -130,4 +131,27 @@ pub fn plan(
         architecture,
         files,
     ))
+}
+
+/// What the merge computes, with the numbers of these settings.
+fn about(models: &[(Model, f64)], settings: &Settings) -> String {
+    let names: Vec<String> = models
+        .iter()
+        .map(|(model, _)| markdown::text(&model_name(&model.source.checkpoint.path)))
+        .collect();
+    let weighted: Vec<String> = names
+        .iter()
+        .zip(models)
+        .map(|(name, (_, weight))| format!("{name} (weight {weight})"))
+        .collect();
+    let are_equal = models.iter().all(|(_, weight)| *weight == models[0].1);
+    let what = if !settings.normalize {
+        format!("The weighted sum of {}.", weighted.join(", "))
+    } else if are_equal {
+        format!("The mean of {}.", names.join(", "))
+    } else {
+        format!("The weighted mean of {}.", weighted.join(", "))
+    };
+    let base = &names[settings.base];
+    format!("{what} Configuration and tokenizer come from {base}.")
 }

@@ -1,7 +1,6 @@
 //! The plan, its executor, and one file per method.
 
 pub mod branch;
-pub mod card;
 mod compile;
 mod compile_shape;
 pub mod concat;
@@ -21,7 +20,6 @@ pub mod gates;
 pub mod gguf;
 pub mod init;
 pub mod layers;
-pub mod licence;
 mod mapping;
 pub mod merge;
 pub mod methods;
@@ -30,15 +28,16 @@ pub mod model;
 mod moved;
 mod node;
 pub mod npz;
+mod origins;
 pub mod plan;
 mod plan_error;
-pub mod publication;
 pub mod random;
 mod recompose;
 mod record;
 pub mod relayout;
 pub mod router;
 pub mod scales;
+pub mod side_files;
 mod tokenizer_meaning;
 pub mod upcycle;
 

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::plan_error::PlanError;
 use crate::Result;
+use crate::card::{Licences, SourceFacts};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::writer::TensorLayout;
@@ -94,6 +95,20 @@ impl Plan {
             .iter()
             .map(|tensor| tensor.layout.shape.iter().product::<u64>())
             .sum()
+    }
+
+    /// What a person should know of the licences of the plan's models, where there are several.
+    pub fn licence_notes(&self) -> Vec<String> {
+        let models = self.sources.iter();
+        let models = models.filter(|source| source.checkpoint.path.is_dir());
+        let facts: Vec<(&str, SourceFacts)> = models
+            .map(|model| (model.name.as_str(), SourceFacts::of(&model.checkpoint.path)))
+            .collect();
+        if facts.len() < 2 {
+            Vec::new()
+        } else {
+            Licences::of(facts.iter().map(|(name, facts)| (*name, facts))).conflicts()
+        }
     }
 
     /// Names, dtypes and shapes, in order.

@@ -2,12 +2,15 @@
 
 use serde_json::{Map, Value, json};
 
-use super::card::{self, Card};
 use super::execute::OutputFile;
 use super::methods::{Method, RuleContext};
 use super::model::Model;
+use super::origins;
+use super::plan::PlannedTensor;
+use super::side_files;
 use super::upcycle::UpcycleSettings;
 use crate::Result;
+use crate::card::{CardModel, ModelCard, Relation};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::family::{Architecture, AttentionKv, Layers};
 
@@ -97,39 +100,61 @@ pub(super) fn settings(
     map
 }
 
+/// Everything that the card of an upcycling tells of.
+pub(super) struct Described<'a> {
+    pub(super) models: &'a [Model],
+    /// Names of the feed-forward experts.
+    pub(super) names: &'a [String],
+    /// What the mixture is.
+    pub(super) architecture: &'a Architecture,
+    /// Its tensors, in the order of [`Architecture::tensors`].
+    pub(super) tensors: &'a [PlannedTensor],
+    pub(super) settings: &'a Map<String, Value>,
+    pub(super) method: Method,
+}
+
+/// The files beside the weights; the card comes last.
 pub(super) fn files(
-    models: &[Model],
-    names: &[String],
+    described: &Described,
     mut config: Map<String, Value>,
-    architecture: &Architecture,
-    settings: &Map<String, Value>,
-    method: Method,
 ) -> Result<Vec<OutputFile>> {
+    let Described {
+        models,
+        names,
+        architecture,
+        method,
+        ..
+    } = *described;
     let seed = &models[0];
     config.insert("expert_names".to_owned(), json!(names));
-    let mut files = vec![card::json_file("config.json", &config)];
+    let mut files = vec![side_files::json_file("config.json", &config)];
     if architecture.is_bam() {
-        files.extend(card::model_code());
+        files.extend(side_files::model_code());
     }
-    files.extend(card::copies(seed.companions()?));
-    let tags = ["moe", "merge", method.name()];
-    let paths = models
-        .iter()
-        .map(|model| {
-            (
-                model.source.name.as_str(),
-                model.source.checkpoint.path.as_path(),
-            )
-        })
-        .collect();
-    let card = Card {
+    files.extend(side_files::copies(seed.companions()?));
+
+    let origins = origins::sentences(architecture, described.tensors, names)?;
+    let is_merge = models.len() > 1;
+    let mut tags = vec!["moe", method.name()];
+    if is_merge {
+        tags.insert(1, "merge");
+    }
+    let card = ModelCard {
         title: &format!("{} mixture", method.name().to_uppercase()),
-        about: method.about(),
+        about: format!("{} {origins}", method.about()),
         tags: &tags,
-        sources: paths,
-        settings,
+        relation: is_merge.then_some(Relation::Merge),
+        sources: side_files::named(models.iter().map(|model| &model.source)),
+        settings: described.settings,
+        model: Some(CardModel {
+            architecture,
+            experts: names.to_vec(),
+            has_tokenizer: side_files::has_tokenizer(&files),
+        }),
+        training: None,
+        copy_of: None,
     };
-    files.push(card.file());
+    side_files::add_card(&mut files, &card)?;
     Ok(files)
 }
 

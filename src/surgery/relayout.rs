@@ -6,8 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, json};
 
-use super::card;
-use super::convert::{SOURCE, converted, readme, side_files};
+use super::convert::{SOURCE, add_card, converted, files_beside};
 use super::execute::OutputFile;
 use super::export_error::ExportError;
 use super::fit_error::FitError;
@@ -16,12 +15,14 @@ use super::mapping::neutral;
 use super::model::companions;
 use super::plan::{Plan, PlannedTensor, Source};
 use super::plan_error::PlanError;
+use super::side_files;
 use crate::Result;
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
 use crate::family::{
     self, Architecture, Config, ExpertLayout, FusedTensor, Output, Place, Role, TensorSpec,
+    expert_names,
 };
 
 /// What to make of a mixture.
@@ -75,12 +76,11 @@ pub fn plan(path: &Path, form: &Form) -> Result<(Plan, Architecture, Vec<OutputF
         &wanted,
         form.layout.unwrap_or(ExpertLayout::Classic),
     )?;
-    let mut files = vec![card::json_file("config.json", &json)];
+    let mut files = vec![side_files::json_file("config.json", &json)];
     if wanted.is_bam() {
-        files.extend(card::model_code());
+        files.extend(side_files::model_code());
     }
-    files.extend(card::copies(companions(&folder)?));
-    files.extend(readme(&folder)?);
+    files.extend(side_files::copies(companions(&folder)?));
     let mut settings = Map::new();
     settings.insert("to".to_owned(), json!(target));
     if let Some(layout) = form.layout {
@@ -91,10 +91,12 @@ pub fn plan(path: &Path, form: &Form) -> Result<(Plan, Architecture, Vec<OutputF
     }
     let source = Source {
         name: SOURCE.to_owned(),
-        side_files: side_files(&folder),
+        side_files: files_beside(&folder),
         checkpoint: stored.checkpoint,
         kept: false,
     };
+    let experts = expert_names(&folder, &architecture)?;
+    add_card(&mut files, &source, &settings, Some(&wanted), experts)?;
     let mut plan = converted(source, tensors, settings);
     plan.notes.extend(notes);
     Ok((plan, wanted, files))

@@ -201,14 +201,15 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &UpcycleSettings) -> Re
     )?;
 
     let recorded = record::settings(settings, &names, &output.architecture, &context);
-    let mut files = record::files(
-        &lineup.models,
-        &names,
-        output.config,
-        &output.architecture,
-        &recorded,
-        settings.method,
-    )?;
+    let described = record::Described {
+        models: &lineup.models,
+        names: &names,
+        architecture: &output.architecture,
+        tensors: &tensors,
+        settings: &recorded,
+        method: settings.method,
+    };
+    let mut files = record::files(&described, output.config)?;
     files.extend(router::kept_rows(router_file.as_ref()));
     notes.extend(record::notes(&lineup.models, settings.dtype));
     let gates = FreshGates::of(&output.architecture, settings, &context);

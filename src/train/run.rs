@@ -13,14 +13,14 @@ use super::event::{Event, Watcher};
 use super::folder::RunFolder;
 use super::machine::{Memory, matmul_peak, peak_memory};
 use super::measure::HeldBack;
-use super::metrics::{Log, METRICS, Record};
+use super::metrics::{self, Log, METRICS, Record};
 use super::outlook::flops_per_token;
 use super::parameters::Parameters;
 use super::resume::{Candidates, ResumePoint, SameRun, check_files, different_file, restore};
 use super::run_error::RunError;
 use super::save::{Saver, stored_values};
 use super::select::trained_names;
-use super::session::{ROWS, Session};
+use super::session::{Progress, ROWS, Session};
 use super::settings::{Operation, Settings};
 use super::trainer::{Counters, Trainer};
 use crate::checkpoint::Checkpoint;
@@ -164,6 +164,10 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     let log = begin_log(&folder, resumed, watch, || {
         start(&architecture, &cost, &json)
     })?;
+    let progress = match resumed {
+        Some(_) => Progress::of(&metrics::read(&folder.path().join(METRICS))?),
+        None => Progress::default(),
+    };
     let mut session = Session {
         flops_per_token: flops_per_token(&cost, trained),
         matmul_peak,
@@ -177,6 +181,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         operation,
         saved: resumed,
         nll: None,
+        progress,
     };
     session.steps(stop, watch)?;
     session.finish(&request.out, began, watch)?;

@@ -10,17 +10,20 @@ use serde_json::{Map, Value};
 
 use super::error::TrainError;
 use super::parameters::Parameters;
-use crate::checkpoint::folder::{CARD, companion_name, companions, existing};
+use crate::card::{CardModel, ModelCard, Relation, TrainingSummary};
+use crate::checkpoint::folder::{CARD, TOKENIZER, companion_name, companions, existing};
 use crate::checkpoint::hash::{FileHash, sha256_file};
 use crate::checkpoint::manifest::{
     DataRecord, FORMAT_VERSION, Lineage, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool,
+    model_name,
 };
 use crate::checkpoint::output::{OutputFolder, check_free_space};
 use crate::checkpoint::writer::{
     TensorBytes, TensorLayout, WriteOptions, write_file, write_weights,
 };
 use crate::checkpoint::{Checkpoint, Expression, TensorEntry, dtype};
-use crate::family::Architecture;
+use crate::family::{Architecture, expert_names};
+use crate::markdown;
 use crate::model::{HostValues, OptimiserState, StatePart};
 use crate::{Error, Result};
 
@@ -66,6 +69,8 @@ pub(super) struct Saver {
     converted: Option<Converted>,
     data: Vec<DataRecord>,
     settings: Map<String, Value>,
+    architecture: Architecture,
+    experts: Vec<String>,
 }
 
 /// How the checkpoint that training begins with follows from the file that it was converted from.
@@ -133,6 +138,8 @@ impl Saver {
             converted: Converted::of(folder, origin)?,
             data,
             settings,
+            experts: expert_names(folder, architecture)?,
+            architecture: architecture.clone(),
         })
     }
 
@@ -162,6 +169,7 @@ impl Saver {
         parameters: &Parameters,
         states: &[Box<dyn OptimiserState>],
         position: &Position,
+        summary: TrainingSummary,
         (with_state, force): (bool, bool),
     ) -> Result<()> {
         check_free_space(target, self.bytes(parameters, with_state))?;
@@ -203,11 +211,8 @@ impl Saver {
         for path in copied(&self.parent.path)? {
             files.push(folder.copy(&path, &companion_name(&path), false)?);
         }
-        let mut unhashed_files = Vec::new();
-        for path in existing(&self.parent.path, &[CARD]) {
-            folder.copy(&path, &companion_name(&path), false)?;
-            unhashed_files.push(companion_name(&path));
-        }
+        folder.write(CARD, self.card(summary)?.as_bytes())?;
+        let unhashed_files = vec![CARD.to_owned()];
         files.sort();
         let manifest =
             self.manifest(target, &layouts, &masters, position, files, unhashed_files)?;
@@ -245,6 +250,38 @@ impl Saver {
             sources,
         };
         Ok((layouts, bytes))
+    }
+
+    /// The card of a trained model: the parent's text is about another model, so it is not kept.
+    fn card(&self, summary: TrainingSummary) -> Result<String> {
+        let parent = &self.parent.path;
+        // The section on training has the domains in words.
+        let mut settings = self.settings.clone();
+        settings.shift_remove("data");
+        let is_mixture = self.architecture.mixture.is_some();
+        let card = ModelCard {
+            title: if is_mixture {
+                "Trained mixture of experts"
+            } else {
+                "Trained model"
+            },
+            about: format!(
+                "Trained further from {}.",
+                markdown::text(&model_name(parent))
+            ),
+            tags: if is_mixture { &["moe"] } else { &[] },
+            relation: Some(Relation::Finetune),
+            sources: vec![(PARENT, parent)],
+            settings: &settings,
+            model: Some(CardModel {
+                architecture: &self.architecture,
+                experts: self.experts.clone(),
+                has_tokenizer: parent.join(TOKENIZER).exists(),
+            }),
+            training: Some(summary),
+            copy_of: None,
+        };
+        card.text()
     }
 
     fn manifest(

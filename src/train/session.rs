@@ -12,10 +12,11 @@ use super::event::{Event, Watcher};
 use super::folder::RunFolder;
 use super::machine::peak_memory;
 use super::measure::{HeldBack, measure};
-use super::metrics::{self, Log, Record};
+use super::metrics::{self, Log, Record, Validation};
 use super::save::{Position, Saver};
 use super::settings::{Operation, Settings, Trouble};
 use super::trainer::{Done, Trainer};
+use crate::card::{BITS_PER_BYTE, DataScore, LastLosses, PERPLEXITY, TrainedOn, TrainingSummary};
 use crate::checkpoint::manifest::FORMAT_VERSION;
 use crate::data::{Mixture, Row};
 use crate::{Error, Result};
@@ -38,6 +39,46 @@ pub(super) struct Session<'a> {
     /// The step of the latest checkpoint.
     pub(super) saved: Option<u64>,
     pub(super) nll: Option<f64>,
+    /// What the card of a checkpoint says of the steps so far.
+    pub(super) progress: Progress,
+}
+
+/// The last losses and the last scores on held-back text.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    last: Option<LastLosses>,
+    held_back: Vec<DataScore>,
+    held_back_step: u64,
+}
+
+impl Progress {
+    /// After the records of a log, which a run that resumes continues.
+    pub(super) fn of(records: &[Record]) -> Self {
+        let mut progress = Self::default();
+        records.iter().for_each(|record| progress.add(record));
+        progress
+    }
+
+    fn add(&mut self, record: &Record) {
+        match record {
+            Record::Step(step) => {
+                let (loss, nll) = (step.loss, step.nll);
+                self.last = Some(LastLosses { loss, nll });
+            }
+            Record::Validation { step, domains } => {
+                self.held_back_step = *step;
+                let score = |(data, found): (&String, &Validation)| DataScore {
+                    data: data.clone(),
+                    metrics: vec![
+                        (PERPLEXITY, found.perplexity),
+                        (BITS_PER_BYTE, found.bits_per_byte),
+                    ],
+                };
+                self.held_back = domains.iter().map(score).collect();
+            }
+            _ => {}
+        }
+    }
 }
 
 impl Session<'_> {
@@ -52,7 +93,7 @@ impl Session<'_> {
             if due(self.operation.validate_every) && !self.held_back.is_empty() {
                 let domains = measure(self.trainer.model, &self.held_back, self.settings)?;
                 watch(&Event::Validation(step, &domains));
-                self.log.add(&Record::Validation { step, domains })?;
+                self.add_record(Record::Validation { step, domains })?;
             }
             let stopped = stop.load(Ordering::SeqCst);
             if due(self.operation.save_every) || stopped {
@@ -111,7 +152,7 @@ impl Session<'_> {
         let record = self.record(step, &mut done, start);
         self.nll = Some(record.nll);
         watch(&Event::Step(&record));
-        self.log.add(&Record::Step(Box::new(record)))?;
+        self.add_record(Record::Step(Box::new(record)))?;
         match done.detail {
             Some(detail) => self.log.add(&Record::Detail(Box::new(detail))),
             None => Ok(()),
@@ -159,12 +200,37 @@ impl Session<'_> {
             &trainer.parameters,
             &trainer.states,
             &self.position(),
+            self.summary(),
             (true, false),
         )?;
         self.saved = Some(step);
         self.folder.prune(self.operation.keep)?;
         watch(&Event::Saved(&target));
         Ok(())
+    }
+
+    /// Adds a record to the log, and keeps what cards say of it.
+    fn add_record(&mut self, record: Record) -> Result<()> {
+        self.progress.add(&record);
+        self.log.add(&record)
+    }
+
+    fn summary(&self) -> TrainingSummary {
+        let counters = self.trainer.counters;
+        let data = self.settings.data.iter().map(|data| TrainedOn {
+            name: data.name.clone(),
+            weight: data.weight,
+        });
+        TrainingSummary {
+            steps: counters.step,
+            tokens: counters.tokens,
+            data: data.collect(),
+            learning_rate: self.settings.learning_rate,
+            router_learning_rate: self.settings.router_learning_rate,
+            last: self.progress.last,
+            held_back: self.progress.held_back.clone(),
+            held_back_step: self.progress.held_back_step,
+        }
     }
 
     fn position(&self) -> Position {
@@ -199,6 +265,7 @@ impl Session<'_> {
             &trainer.parameters,
             &trainer.states,
             &self.position(),
+            self.summary(),
             how,
         )?;
         watch(&Event::Saved(out));

@@ -276,7 +276,7 @@ fn a_single_file_of_any_name() {
     assert!(read_folder(&out) == read_folder(&fixture("qwen3/seed")));
     assert_eq!(
         contents(&out).into_keys().collect::<Vec<_>>(),
-        ["bam-manifest.json", "model.safetensors"]
+        ["README.md", "bam-manifest.json", "model.safetensors"]
     );
 }
 
@@ -295,12 +295,13 @@ fn a_family_that_is_not_known_keeps_all_it_has() {
     let (found, given) = (contents(&out), contents(&folder));
     for name in [
         "modeling_unheard_of.py",
-        "README.md",
         "tokenizer.json",
         "chat_template.jinja",
     ] {
         assert!(found[name] == given[name], "{name}");
     }
+    let card = String::from_utf8(found["README.md"].clone()).unwrap();
+    assert!(card.contains("# Its card\n"), "{card}");
     let name = "model.layers.0.mlp.up_proj.weight";
     let expected = Tensor::new(Dtype::F32, &[48, 32], &read_folder(&folder)[name].values());
     assert_same_tensor(name, &read_folder(&out)[name], &expected);

@@ -13,6 +13,7 @@
 
 mod beside;
 mod bounds;
+mod cards;
 mod commands;
 mod common;
 mod compatibility;

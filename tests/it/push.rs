@@ -441,7 +441,7 @@ fn local_paths_become_repositories_and_the_copy_can_be_checked_against_them() {
     let card = std::fs::read_to_string(world.path("back/README.md")).unwrap();
     let front = card.split("---").nth(1).unwrap();
     assert!(
-        front.contains("base_model:\n- \"org/seed\"\n") && !front.contains("code"),
+        front.contains("base_model:\n- org/seed\n") && !front.contains("code"),
         "{card}"
     );
     for part in [

@@ -19,7 +19,7 @@ impl SurgeryMethod for Btx {
     }
 
     fn about(&self) -> &'static str {
-        "A BTX mixture (Branch-Train-MiX, Sukhbaatar et al. 2024, arXiv 2403.07816): feed-forward experts upcycled from dense models, everything else averaged."
+        "A BTX mixture (Branch-Train-MiX, Sukhbaatar et al. 2024, arXiv 2403.07816): feed-forward experts upcycled from dense models."
     }
 
     fn upcycles(&self) -> Upcycles {

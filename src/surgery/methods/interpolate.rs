@@ -32,7 +32,7 @@ impl SurgeryMethod for Interpolate {
     }
 
     fn about(&self) -> &'static str {
-        "A mixture of interpolated experts (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903): each feed-forward expert is between the seed's network and a specialist's; everything else is averaged."
+        "A mixture of interpolated experts (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903): each feed-forward expert is between the seed's network and a specialist's."
     }
 
     fn upcycles(&self) -> Upcycles {

@@ -16,7 +16,7 @@ pub trait SurgeryMethod: Debug + Send + Sync {
     /// The value of `--method`.
     fn name(&self) -> &'static str;
 
-    /// One sentence for the model card, with the paper.
+    /// One sentence for the model card, with the paper. It says what experts are, and nothing that a setting can change.
     fn about(&self) -> &'static str;
 
     /// Which parts of which models become experts.

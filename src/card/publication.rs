@@ -6,19 +6,18 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::card;
-use super::export_error::ExportError;
-use super::licence::{Licences, lineage};
+use super::front_matter::{self, FrontMatter};
+use super::licence::Licences;
+use super::scores::{DataScore, MODEL_INDEX, put_results};
+use super::source::{SourceFacts, lineage};
+use super::usage;
 use crate::Result;
+use crate::checkpoint::card_text::{PUBLISHED, unsealed, without_seal};
 use crate::checkpoint::folder::CARD;
-use crate::checkpoint::manifest::{MANIFEST, Manifest, Origin, SourceRecord};
+use crate::checkpoint::manifest::{MANIFEST, Manifest, SourceRecord};
 use crate::checkpoint::yaml;
 use crate::markdown;
 use crate::table::{self, Align};
-
-/// Around what is written anew each time.
-const BEGIN: &str = "<!-- bam-convert: from here to the end mark, push writes this anew -->";
-const END: &str = "<!-- bam-convert: end -->";
 
 /// A checkpoint that is to be published.
 pub struct Publication<'a> {
@@ -28,8 +27,12 @@ pub struct Publication<'a> {
     pub title: &'a str,
     /// Its manifest, as the folder has it.
     pub manifest: Option<&'a Manifest>,
+    /// Its repository on the Hub.
+    pub repository: &'a str,
     /// How good it is, as Markdown.
     pub evaluation: Option<String>,
+    /// Its scores, for the Hub's `model-index`.
+    pub scores: Vec<DataScore>,
 }
 
 impl Publication<'_> {
@@ -44,65 +47,60 @@ impl Publication<'_> {
         } else {
             format!("# {}\n", markdown::text(self.title))
         };
-        let (front, body) = split(&path, &text)?;
-        let known: Map<String, Value> = if front.trim().is_empty() {
-            Map::new()
-        } else {
-            yaml::parse(&path, front)?
+        let (lines, body) = front_matter::split(&path, without_seal(&text))?;
+        let mut known = front_matter::keys(&path, lines)?;
+        let mut lines: Vec<&str> = lines.lines().collect();
+        if !self.scores.is_empty() && unsealed(&text).is_some() {
+            // The scores that training wrote are older than these.
+            front_matter::remove(&mut lines, MODEL_INDEX);
+            known.shift_remove(MODEL_INDEX);
+        }
+        let added = self.added(&known, &mut lines)?;
+        let kept: String = lines.iter().map(|line| format!("{line}\n")).collect();
+
+        let body = usage::published(body, self.repository);
+        let own = self.section();
+        let body = match (body.find(PUBLISHED.begin), body.find(PUBLISHED.end)) {
+            (Some(begin), Some(end)) if begin < end => {
+                let after = body[end + PUBLISHED.end.len()..].trim_start_matches('\n');
+                format!("{}{own}{after}", &body[..begin])
+            }
+            _ if own.is_empty() => body,
+            _ => format!("{}\n\n{own}", body.trim_end()),
         };
-        let mut front: Vec<&str> = front.lines().collect();
-        let mut added = String::new();
-        if !known.contains_key("library_name") && self.manifest.is_some() {
-            added.push_str("library_name: transformers\n");
+        Ok(front_matter::joined(&format!("{added}{kept}"), &body))
+    }
+
+    /// Lines of front matter that the card lacks; removes from `lines` the keys that it gets anew.
+    fn added(&self, known: &Map<String, Value>, lines: &mut Vec<&str>) -> Result<String> {
+        let mut added = FrontMatter::default();
+        if self.manifest.is_some() {
+            added.text("library_name", "transformers");
+            added.text("pipeline_tag", "text-generation");
         }
-        if !known.contains_key("license") {
-            added.push_str(&self.licence());
-        }
+        self.licences().put(&mut added);
+        put_results(self.title, &self.scores, &mut added);
+        let mut added = added.without(known);
+
         let bases = self.bases();
         if self.is_ours(known.get("base_model"), &bases) {
-            remove(&mut front, "base_model");
-            let relation = known.get("base_model_relation").and_then(Value::as_str);
+            front_matter::remove(lines, "base_model");
             // Nothing can be related to no model.
             if bases.is_empty() {
-                remove(&mut front, "base_model_relation");
+                front_matter::remove(lines, "base_model_relation");
             } else {
-                added.push_str("base_model:\n");
-                bases
-                    .iter()
-                    .for_each(|base| added.push_str(&format!("- {}\n", card::quoted(base))));
-                if relation.is_none() {
+                if !known.contains_key("base_model_relation") {
                     let kind = if bases.len() == 1 {
                         "finetune"
                     } else {
                         "merge"
                     };
-                    added.push_str(&format!("base_model_relation: {kind}\n"));
+                    added.text("base_model_relation", kind);
                 }
+                added.list("base_model", &bases);
             }
         }
-        let front: String = front.iter().map(|line| format!("{line}\n")).collect();
-        let front = match format!("{added}{front}") {
-            empty if empty.trim().is_empty() => String::new(),
-            lines => format!("---\n{lines}---\n"),
-        };
-        let own = self.section();
-        let body = match (body.find(BEGIN), body.find(END)) {
-            (Some(begin), Some(end)) if begin < end => {
-                format!(
-                    "{}{own}{}",
-                    &body[..begin],
-                    body[end + END.len()..].trim_start_matches('\n')
-                )
-            }
-            _ if own.is_empty() => body.to_owned(),
-            _ => format!("{}\n\n{own}", body.trim_end()),
-        };
-        let gap = if front.is_empty() || body.starts_with('\n') {
-            ""
-        } else {
-            "\n"
-        };
-        Ok(format!("{front}{gap}{body}"))
+        added.lines()
     }
 
     /// Repositories of the models that it was made of, each once.
@@ -113,13 +111,7 @@ impl Publication<'_> {
             .into_iter()
             .flat_map(|manifest| &manifest.sources)
         {
-            let nearest = || {
-                let folders = lineage(&self.folder.join(&source.path));
-                folders
-                    .iter()
-                    .find_map(|folder| Origin::of(folder, &[]))
-                    .map(|(repository, _)| repository)
-            };
+            let nearest = || SourceFacts::of(&self.folder.join(&source.path)).repository;
             let base = source.repository.clone().or_else(nearest);
             bases.extend(base.filter(|base| !bases.contains(base)));
         }
@@ -151,15 +143,18 @@ impl Publication<'_> {
             .all(|name| names.contains(*name) || bases.iter().any(|base| base == name))
     }
 
-    fn licence(&self) -> String {
+    fn licences(&self) -> Licences {
         let sources = self
             .manifest
             .into_iter()
             .flat_map(|manifest| &manifest.sources);
-        let paths: Vec<_> = sources
-            .map(|source| (source.name.as_str(), self.folder.join(&source.path)))
+        let facts: Vec<(&str, SourceFacts)> = sources
+            .map(|source| {
+                let place = self.folder.join(&source.path);
+                (source.name.as_str(), SourceFacts::of(&place))
+            })
             .collect();
-        Licences::of(paths.iter().map(|(name, path)| (*name, path.as_path()))).front_matter()
+        Licences::of(facts.iter().map(|(name, facts)| (*name, facts)))
     }
 
     /// Lineage and evaluation, between marks; nothing where neither is known.
@@ -174,7 +169,12 @@ impl Publication<'_> {
         if parts.is_empty() {
             String::new()
         } else {
-            format!("{BEGIN}\n\n{}\n{END}\n", parts.join("\n"))
+            format!(
+                "{}\n\n{}\n{}\n",
+                PUBLISHED.begin,
+                parts.join("\n"),
+                PUBLISHED.end
+            )
         }
     }
 
@@ -220,39 +220,6 @@ impl Publication<'_> {
     }
 }
 
-/// Front matter and what follows it; the front matter is empty where the text has none.
-fn split<'t>(path: &Path, text: &'t str) -> Result<(&'t str, &'t str)> {
-    let Some(rest) = text
-        .strip_prefix("---\n")
-        .or_else(|| text.strip_prefix("---\r\n"))
-    else {
-        return Ok(("", text));
-    };
-    let mut start = 0;
-    for line in rest.split_inclusive('\n') {
-        if line.trim_end() == "---" {
-            return Ok((&rest[..start], &rest[start + line.len()..]));
-        }
-        start += line.len();
-    }
-    let path = path.to_path_buf();
-    Err(ExportError::FrontMatter { path }.into())
-}
-
-/// Removes a key and the lines that belong to it.
-fn remove(lines: &mut Vec<&str>, key: &str) {
-    let is_key = |line: &&str| {
-        line.strip_prefix(key)
-            .is_some_and(|rest| rest.starts_with(':'))
-    };
-    let Some(at) = lines.iter().position(is_key) else {
-        return;
-    };
-    let belongs = |line: &&&str| line.starts_with([' ', '\t', '-']);
-    let count = lines[at + 1..].iter().take_while(belongs).count();
-    lines.drain(at..=at + count);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,7 +232,9 @@ mod tests {
             folder: folder.path(),
             title: "name",
             manifest: None,
+            repository: "org/name",
             evaluation,
+            scores: Vec::new(),
         }
         .card()
     }
@@ -293,12 +262,5 @@ mod tests {
     fn a_front_matter_without_an_end_is_refused() {
         assert!(card("---\nlicense: mit\n", None).is_err());
         assert!(card("---\nlicense: [\n---\n", None).is_err());
-    }
-
-    #[test]
-    fn keys_go_with_their_lines() {
-        let mut lines = vec!["a: 1", "b:", "- x", "  y", "bc: 2"];
-        remove(&mut lines, "b");
-        assert_eq!(lines, ["a: 1", "bc: 2"]);
     }
 }
