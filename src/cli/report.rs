@@ -19,16 +19,18 @@ const TITLE: &[u8] = b"<title>bam-convert report: ";
 
 /// Write one self-contained HTML page about training runs, checkpoints and evaluations.
 ///
-/// The page shows the graph of the recipe's stages, loss curves, perplexity by domain, and routers over time. It also shows
-/// gradients and updates by role, divergence from the seed, settings and lineage. Several runs share one chart. The page
-/// needs no network and no other file.
+/// The page shows perplexity by domain, loss curves, and routers over time. It also shows gradients and updates by role,
+/// divergence from the seed, settings, the graph of the recipe's stages, and lineage. Several runs share one chart. A folder
+/// that holds several runs, such as the work folder of `run`, adds all of them. The page needs no network and no
+/// other file.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  bam-convert report bam-trained btx-trained --out report.html\n  \
-                        bam-convert report experts/code experts/law evaluation.json --out report.html"
+                        bam-convert report experts/code experts/law evaluation.json --out report.html\n  \
+                        bam-convert report quickstart --out report.html"
 )]
 pub struct Arguments {
-    /// Outputs of `train` (OUT or OUT.run), checkpoint folders, results of `eval --json`, and work folders of `run`.
+    /// Outputs of `train` (OUT or OUT.run), checkpoints, results of `eval --json`, and folders that hold several of these.
     #[arg(value_name = "DIR|FILE.json", required = true)]
     inputs: Vec<CheckpointPath>,
     /// The page.

@@ -4,11 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use super::axes::Axes;
+use super::colours::Colours;
 use super::input::{Input, Subject};
 use crate::train::metrics::{Detail, Record, Routing, Step};
 
 /// Points of a line; runs longer than that are averaged, or pages would grow without bound.
 const POINTS: usize = 600;
+
+/// Charts of a group that a page shows at once; a group with more is closed.
+const OPEN: usize = 12;
 
 /// Steps and values.
 type Points = Vec<(f64, f64)>;
@@ -23,6 +28,8 @@ pub(super) struct Group {
     pub(super) note: String,
     /// Whether the charts are small ones, several in a row.
     pub(super) small: bool,
+    /// Whether the group is closed until a reader opens it.
+    pub(super) folded: bool,
     pub(super) charts: Vec<Chart>,
 }
 
@@ -37,6 +44,8 @@ pub(super) struct Chart {
     pub(super) log: bool,
     /// Whether the values are noisy, so that smoothing applies.
     pub(super) noisy: bool,
+    /// Names of places along the axis, where it has names instead of steps.
+    pub(super) labels: Vec<String>,
     pub(super) series: Vec<Series>,
 }
 
@@ -47,13 +56,17 @@ pub(super) enum Kind {
     Lines,
     /// Shares that sum to one, stacked; a colour is an expert.
     Shares,
+    /// Bars side by side, at places with names.
+    Bars,
 }
 
 /// One line.
 #[derive(Debug, Serialize)]
 pub(super) struct Series {
-    /// The run's number on the page.
-    pub(super) run: usize,
+    /// The run's number on the page; none of a model that is no run of the page.
+    pub(super) run: Option<usize>,
+    /// Its colour in CSS.
+    pub(super) colour: String,
     pub(super) name: String,
     /// Step and value.
     pub(super) points: Points,
@@ -63,29 +76,26 @@ pub(super) struct Series {
 #[derive(Debug, Serialize)]
 pub(super) struct Run {
     pub(super) name: String,
-    /// Tokens of a step, to show tokens along the axis.
-    pub(super) tokens_per_step: Option<f64>,
+    pub(super) colour: String,
+    pub(super) axes: Axes,
 }
 
-/// The subjects in the order of their colours.
-pub(super) fn runs(input: &Input) -> Vec<Run> {
-    let run = |subject: &Subject| {
-        let last = steps(subject).last();
-        let tokens_per_step = last.map(|step| step.tokens as f64 / step.step.max(1) as f64);
-        Run {
-            name: subject.name.clone(),
-            tokens_per_step,
-        }
+/// The subjects in the order of the page.
+pub(super) fn runs(input: &Input, colours: &Colours) -> Vec<Run> {
+    let run = |(number, subject): (usize, &Subject)| Run {
+        name: subject.name.clone(),
+        colour: colours.css(&subject.name, number),
+        axes: Axes::of(subject),
     };
-    input.subjects.iter().map(run).collect()
+    input.subjects.iter().enumerate().map(run).collect()
 }
 
-/// Every group that has anything to show.
-pub(super) fn groups(input: &Input) -> Vec<Group> {
+/// Every group that has anything to show, those that most readers look for first.
+pub(super) fn groups(input: &Input, colours: &Colours) -> Vec<Group> {
     let mut groups = vec![
         losses(input),
-        training_domains(input),
         validation_domains(input),
+        training_domains(input),
         entropies(input),
     ];
     groups.extend(loads(input));
@@ -99,6 +109,12 @@ pub(super) fn groups(input: &Input) -> Vec<Group> {
         group
             .charts
             .retain(|chart| chart.series.iter().any(|series| !series.points.is_empty()));
+        group.folded |= group.charts.len() > OPEN;
+        for chart in &mut group.charts {
+            for (number, series) in chart.series.iter_mut().enumerate() {
+                series.colour = colours.css(&series.name, series.run.unwrap_or(number));
+            }
+        }
     }
     groups.retain(|group| !group.charts.is_empty());
     groups
@@ -132,7 +148,26 @@ fn group(title: &str, note: &str, small: bool, charts: Vec<Chart>) -> Group {
         title: title.to_owned(),
         note: note.to_owned(),
         small,
+        folded: false,
         charts,
+    }
+}
+
+/// A group that only some readers look for.
+fn folded(title: &str, note: &str, small: bool, charts: Vec<Chart>) -> Group {
+    Group {
+        folded: true,
+        ..group(title, note, small, charts)
+    }
+}
+
+/// A line whose colour follows from its name, once all names are known.
+fn line(run: usize, name: &str, points: Points) -> Series {
+    Series {
+        run: Some(run),
+        colour: String::new(),
+        name: name.to_owned(),
+        points: thin(points),
     }
 }
 
@@ -146,11 +181,7 @@ fn of_steps(
 ) -> Chart {
     let series = input.subjects.iter().enumerate().map(|(run, subject)| {
         let points = steps(subject).filter_map(|step| Some((step.step as f64, value(step)?)));
-        Series {
-            run,
-            name: subject.name.clone(),
-            points: thin(points.collect()),
-        }
+        line(run, &subject.name, points.collect())
     });
     let series = series.filter(|series| !series.points.is_empty()).collect();
     Chart {
@@ -159,6 +190,7 @@ fn of_steps(
         kind: Kind::Lines,
         log,
         noisy: true,
+        labels: Vec::new(),
         series,
     }
 }
@@ -240,6 +272,7 @@ fn validation_domains(input: &Input) -> Group {
         kind: Kind::Lines,
         log: true,
         noisy: false,
+        labels: Vec::new(),
         series: series(input, runs),
     });
     group(
@@ -251,11 +284,7 @@ fn validation_domains(input: &Input) -> Group {
 }
 
 fn series(input: &Input, runs: ByRun) -> Vec<Series> {
-    let named = |(run, points): (usize, Points)| Series {
-        run,
-        name: input.subjects[run].name.clone(),
-        points: thin(points),
-    };
+    let named = |(run, points): (usize, Points)| line(run, &input.subjects[run].name, points);
     runs.into_iter().map(named).collect()
 }
 
@@ -289,11 +318,12 @@ fn entropies(input: &Input) -> Group {
             kind: Kind::Lines,
             log: false,
             noisy: true,
+            labels: Vec::new(),
             series: series(input, runs),
         }));
     }
     let note = "By its largest value: of a feed-forward router's load, 1 is even and 0 a single expert; of a token's attention gates, 1 prefers nobody.";
-    group("Entropy of routers", note, true, charts)
+    folded("Entropy of routers", note, true, charts)
 }
 
 /// Where each mixture's routers send tokens: a group for each run and kind of router.
@@ -325,14 +355,11 @@ fn loads(input: &Input) -> Vec<Group> {
                 kind: Kind::Shares,
                 log: false,
                 noisy: false,
+                labels: Vec::new(),
                 series: lines
                     .into_iter()
                     .enumerate()
-                    .map(|(expert, points)| Series {
-                        run,
-                        name: expert_name(subject, expert),
-                        points: thin(points),
-                    })
+                    .map(|(expert, points)| line(run, &expert_name(subject, expert), points))
                     .collect(),
             });
             let note = if gates {
@@ -340,7 +367,7 @@ fn loads(input: &Input) -> Vec<Group> {
             } else {
                 "Share of the tokens that each expert got."
             };
-            groups.push(group(
+            groups.push(folded(
                 &format!("{kind} routers of {}", subject.name),
                 note,
                 true,
@@ -371,7 +398,7 @@ fn gradients(input: &Input) -> Group {
             (step.router_learning_rate != step.learning_rate).then_some(step.router_learning_rate)
         }),
     ];
-    group("Gradients and learning rate", "", false, charts)
+    folded("Gradients and learning rate", "", false, charts)
 }
 
 /// Gradient norms by role, or else update ratios.
@@ -400,6 +427,7 @@ fn by_role(input: &Input, gradients: bool) -> Group {
         kind: Kind::Lines,
         log: true,
         noisy: true,
+        labels: Vec::new(),
         series: series(input, runs),
     });
     let charts = charts.collect();
@@ -414,7 +442,7 @@ fn by_role(input: &Input, gradients: bool) -> Group {
             "Norm of a step's change by the norm of the weights themselves.",
         )
     };
-    group(title, text, true, charts)
+    folded(title, text, true, charts)
 }
 
 fn speed(input: &Input) -> Group {
@@ -430,7 +458,7 @@ fn speed(input: &Input) -> Group {
             |step| Some(step.peak_share),
         ),
     ];
-    group("Speed", "", false, charts)
+    folded("Speed", "", false, charts)
 }
 
 /// At most [`POINTS`] points, each the mean of as many neighbours.

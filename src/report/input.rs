@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::found::Found;
 use crate::checkpoint::json;
 use crate::error::InputError;
 use crate::evaluate::report::EvaluationReport;
@@ -43,7 +44,8 @@ pub(super) struct Subject {
     pub(super) experts: Vec<String>,
 }
 
-/// Reads training outputs (`OUT` or `OUT.run`), checkpoint folders, results of `eval --json`, and work folders of recipes.
+/// Reads training outputs (`OUT` or `OUT.run`), checkpoint folders, results of `eval --json`, work folders of recipes, and
+/// other folders that hold several of these.
 ///
 /// # Errors
 /// Where one of them is none of these, or cannot be read.
@@ -57,32 +59,65 @@ pub fn read(paths: &[PathBuf]) -> Result<Input> {
         input
             .works
             .extend(work.filter(|work| !input.works.contains(work)));
-        if is_work && !path.join("config.json").exists() {
-            continue;
-        }
         if metadata.is_file() {
-            input
-                .evaluations
-                .push((path.display().to_string(), EvaluationReport::read(path)?));
-        } else {
+            let report = EvaluationReport::read(path)?;
+            input.add_evaluation(path, report);
+        } else if path.join("config.json").exists() || has_log(path) {
             found.push((output_of(path), subject(path)?));
+        } else {
+            let inside = Found::in_folder(path)?;
+            if inside.is_empty() && !is_work {
+                return Err(nothing_in(path));
+            }
+            for path in inside.subjects {
+                found.push((output_of(&path), subject(&path)?));
+            }
+            for (path, report) in inside.evaluations {
+                input.add_evaluation(&path, report);
+            }
         }
     }
-    let names = names(
-        &found
-            .iter()
-            .map(|(path, _)| path.clone())
-            .collect::<Vec<_>>(),
-    );
-    for (name, (_, mut subject)) in names.into_iter().zip(found) {
-        subject.name = name;
-        input.subjects.push(subject);
+
+    let mut seen = BTreeSet::new();
+    found.retain(|(path, _)| seen.insert(path.clone()));
+    let paths: Vec<PathBuf> = found.iter().map(|(path, _)| path.clone()).collect();
+    for (name, (_, subject)) in names(&paths).into_iter().zip(found) {
+        input.subjects.push(Subject { name, ..subject });
     }
     Ok(input)
 }
 
+impl Input {
+    /// Adds an evaluation under the name of its file, once.
+    fn add_evaluation(&mut self, path: &Path, report: EvaluationReport) {
+        let name = path.display().to_string();
+        if !self.evaluations.iter().any(|(known, _)| *known == name) {
+            self.evaluations.push((name, report));
+        }
+    }
+}
+
+/// Whether a folder is a run, or the output of one, with a log.
+fn has_log(path: &Path) -> bool {
+    // A path without a name, such as `.`, has no run beside it.
+    let beside = beside(&output_of(path));
+    path.join(METRICS).exists() || beside.is_ok_and(|run| run.join(METRICS).exists())
+}
+
+fn nothing_in(path: &Path) -> Error {
+    let expected = format!(
+        "a training run ({METRICS}), a checkpoint (config.json) or a folder that holds some of these"
+    );
+    InputError::WrongFile {
+        path: path.to_path_buf(),
+        expected: expected.into(),
+        found: "none".to_owned(),
+    }
+    .into()
+}
+
 /// The output that belongs to a folder: the folder itself, or the output beside a run's folder.
-fn output_of(path: &Path) -> PathBuf {
+pub(super) fn output_of(path: &Path) -> PathBuf {
     let name = path
         .file_name()
         .map(|name| name.to_string_lossy().into_owned())
@@ -111,17 +146,6 @@ fn subject(path: &Path) -> Result<Subject> {
     } else {
         latest(&run)
     };
-    if log.is_none() && checkpoint.is_none() {
-        let expected = format!(
-            "a training run ({METRICS}), a checkpoint (config.json) or the work folder of a recipe"
-        );
-        return Err(InputError::WrongFile {
-            path: path.to_path_buf(),
-            expected: expected.into(),
-            found: "none".to_owned(),
-        }
-        .into());
-    }
     let experts = match &checkpoint {
         Some(folder) => experts(&json::read_object(&folder.join("config.json"))?),
         None => Vec::new(),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::hashes::shortened;
 use crate::Result;
 use crate::checkpoint::Manifest;
 use crate::checkpoint::output::resolved;
@@ -24,9 +25,11 @@ pub(super) struct Ancestor {
     pub(super) path: String,
     /// How it was made; none without a manifest.
     pub(super) method: Option<String>,
-    /// With what settings.
+    /// With what settings, hashes shortened.
     pub(super) settings: String,
-    /// First digits of the SHA-256 of its first weight file, as its descendant recorded it.
+    /// The settings in full, where that is another text.
+    pub(super) settings_in_full: Option<String>,
+    /// The SHA-256 of its first weight file, as its descendant recorded it.
     pub(super) sha256: Option<String>,
     pub(super) sources: Vec<Ancestor>,
 }
@@ -60,6 +63,7 @@ fn ancestor(
             path,
             method: None,
             settings: String::new(),
+            settings_in_full: None,
             sha256,
             sources: Vec::new(),
         });
@@ -69,7 +73,7 @@ fn ancestor(
             .files
             .iter()
             .find(|file| file.path.ends_with(".safetensors"));
-        let sha256 = weights.map(|file| file.sha256.chars().take(12).collect());
+        let sha256 = weights.map(|file| file.sha256.clone());
         let (name, path) = (source.name.clone(), source.path.clone());
         match source_folder(source, folder)? {
             Some(place) => ancestor(name, path, &place, sha256, depth - 1),
@@ -78,6 +82,7 @@ fn ancestor(
                 path,
                 method: None,
                 settings: String::new(),
+                settings_in_full: None,
                 sha256,
                 sources: Vec::new(),
             }),
@@ -87,10 +92,12 @@ fn ancestor(
         .settings
         .iter()
         .map(|(key, value)| format!("{key} {}", plain(value)));
+    let (settings, settings_in_full) = shortened(&settings.collect::<Vec<_>>().join(", "));
     Ok(Ancestor {
         name,
         path,
-        settings: settings.collect::<Vec<_>>().join(", "),
+        settings,
+        settings_in_full,
         method: Some(manifest.method),
         sha256,
         sources: sources.collect::<Result<_>>()?,

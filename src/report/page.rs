@@ -5,12 +5,11 @@ use minijinja::{AutoEscape, Environment, Value, context};
 use serde::Serialize;
 
 use super::charts::{self, Chart, Group, Run};
+use super::colours::Colours;
 use super::divergence::{self, Means};
-use super::graph;
 use super::input::Input;
-use super::lineage;
-use super::tables;
-use crate::evaluate::chart;
+use super::lineage::{self, Ancestor};
+use super::{evaluations, graph, hashes, tables};
 use crate::pipeline::progress;
 use crate::printable::{printable_json, printable_lines};
 use crate::{Error, Result};
@@ -19,61 +18,56 @@ const TEMPLATE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
+/// Evaluations that are open when the page is.
+const OPEN_EVALUATIONS: usize = 2;
+
 /// The report as one HTML file; texts from the inputs are escaped, and nothing is fetched.
 ///
 /// # Errors
 /// Where a checkpoint or the seed it is compared with cannot be read.
 pub fn html(input: &Input, means: Means) -> Result<String> {
-    let groups = charts::groups(input);
+    let colours = Colours::of(input);
+    let groups = charts::groups(input, &colours);
+    let mut drawn: Vec<Chart> = Vec::new();
     let mut evaluations = Vec::new();
     for (name, found) in &input.evaluations {
-        let mut drawings = Vec::new();
-        if found.models.iter().any(|model| !model.domains.is_empty()) {
-            drawings.push(chart::perplexities(found)?);
-        }
-        if found.models.iter().any(|model| !model.routing.is_empty()) {
-            drawings.push(chart::routing(found)?);
-        }
-        let drawings: Vec<Value> = drawings.into_iter().map(Value::from_safe_string).collect();
-        evaluations.push(context! { tables => Serde(tables::evaluation(name, found)), drawings });
+        let bars = evaluations::bars(input, found, &colours);
+        let chart = bars.map(|chart| {
+            drawn.push(chart);
+            drawn.len() - 1
+        });
+        evaluations.push(context! {
+            name => hashes::shortened(name).0,
+            // A reader looks at one or two; more of them would hide the curves below.
+            folded => evaluations.len() >= OPEN_EVALUATIONS,
+            chart => chart.map(|number| context! { number, title => &drawn[number].title, unit => drawn[number].unit }),
+            tables => Serde(tables::evaluation(name, found, &colours)),
+            routing => Serde(evaluations::routing(found)),
+        });
     }
-    let checkpoints = input
-        .subjects
-        .iter()
-        .filter_map(|subject| Some((subject.name.as_str(), subject.checkpoint.as_deref()?)));
-    let ancestors = checkpoints
-        .map(|(name, folder)| lineage::of(name, folder))
-        .collect::<Result<Vec<_>>>()?;
-    let mut recipes = Vec::new();
-    for work in &input.works {
-        let name = work
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        if let Some(drawing) = graph::drawing(&progress(work)?) {
-            recipes.push(context! { name, drawing => Serde(drawing) });
-        }
-    }
+    let first = drawn.len();
+    let headings = headings(&groups, first);
+    drawn.extend(groups.into_iter().flat_map(|group| group.charts));
+
     let names: Vec<&str> = input
         .subjects
         .iter()
         .map(|subject| subject.name.as_str())
         .collect();
     let page = context! {
-        title => if names.is_empty() { if input.evaluations.is_empty() { "recipe" } else { "evaluation" }.to_owned() } else { names.join(", ") },
+        title => title(input, &names),
         version => env!("CARGO_PKG_VERSION"),
         style => Value::from_safe_string(STYLE.to_owned()),
         script => Value::from_safe_string(SCRIPT.to_owned()),
-        recipes,
-        overview => Serde(tables::overview(input)),
+        recipes => recipes(input)?,
+        overview => Serde(tables::overview(input, &colours)),
         evaluations,
-        groups => groups.iter().map(Group::heading).collect::<Vec<_>>(),
-        data => data(input, &groups)?,
+        groups => headings,
+        data => data(input, &colours, &drawn)?,
         divergence => Serde(divergence::tables(input, means)?),
         settings => Serde(tables::settings(input)),
-        events => Serde(tables::events(input)),
-        ancestors => Serde(ancestors),
+        events => Serde(tables::events(input, &colours)),
+        ancestors => Serde(ancestors(input)?),
     };
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
@@ -84,17 +78,48 @@ pub fn html(input: &Input, means: Means) -> Result<String> {
     Ok(printable_lines(&html))
 }
 
+/// What the page is about, in its title.
+fn title(input: &Input, names: &[&str]) -> String {
+    match names {
+        [] if input.evaluations.is_empty() => "recipe".to_owned(),
+        [] => "evaluation".to_owned(),
+        names => names.join(", "),
+    }
+}
+
+/// The graphs of the recipes whose work folders are shown.
+fn recipes(input: &Input) -> Result<Vec<Value>> {
+    let mut recipes = Vec::new();
+    for work in &input.works {
+        let name = work.file_name().unwrap_or_default().to_string_lossy();
+        if let Some(drawing) = graph::drawing(&progress(work)?) {
+            recipes.push(context! { name, drawing => Serde(drawing) });
+        }
+    }
+    Ok(recipes)
+}
+
+/// Where each checkpoint comes from.
+fn ancestors(input: &Input) -> Result<Vec<Ancestor>> {
+    let subjects = input.subjects.iter();
+    let checkpoints = subjects
+        .filter_map(|subject| Some((subject.name.as_str(), subject.checkpoint.as_deref()?)));
+    checkpoints
+        .map(|(name, folder)| lineage::of(name, folder))
+        .collect()
+}
+
 /// What the script draws, as JSON that can stand inside a script element.
 #[derive(Serialize)]
 struct Data<'a> {
     runs: Vec<Run>,
-    charts: Vec<&'a Chart>,
+    charts: &'a [Chart],
 }
 
-fn data(input: &Input, groups: &[Group]) -> Result<Value> {
+fn data(input: &Input, colours: &Colours, charts: &[Chart]) -> Result<Value> {
     let data = Data {
-        runs: charts::runs(input),
-        charts: groups.iter().flat_map(|group| &group.charts).collect(),
+        runs: charts::runs(input, colours),
+        charts,
     };
     let text = serde_json::to_string(&data).map_err(|e| Error::compute("lay out the report", e))?;
     // Within JSON, these stand in strings alone; there they could end the element.
@@ -106,13 +131,19 @@ fn data(input: &Input, groups: &[Group]) -> Result<Value> {
     ))
 }
 
-impl Group {
-    /// The data in the page itself.
-    fn heading(&self) -> Value {
-        let charts = self
+/// The groups in the page itself; the data of their charts begin with the chart `first`.
+fn headings(groups: &[Group], first: usize) -> Vec<Value> {
+    let mut next = first;
+    let heading = |group: &Group| {
+        let charts: Vec<Value> = group
             .charts
             .iter()
-            .map(|chart| context! { title => &chart.title, unit => chart.unit });
-        context! { title => &self.title, note => &self.note, small => self.small, charts => charts.collect::<Vec<_>>() }
-    }
+            .map(|chart| {
+                next += 1;
+                context! { number => next - 1, title => &chart.title, unit => chart.unit }
+            })
+            .collect();
+        context! { title => &group.title, note => &group.note, small => group.small, folded => group.folded, charts }
+    };
+    groups.iter().map(heading).collect()
 }

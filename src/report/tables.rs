@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::charts::steps;
+use super::colours::Colours;
+use super::hashes::shortened;
 use super::input::{Input, Subject};
 use super::lineage::plain;
 use crate::evaluate::perplexity::Score;
@@ -51,8 +53,10 @@ pub(super) struct Cell {
     strong: bool,
     /// Background, from 0 (none) to 1.
     shade: Option<f64>,
-    /// The run whose colour it has.
-    run: Option<usize>,
+    /// The colour of the name in it, in CSS.
+    colour: Option<String>,
+    /// The whole text, where a part of it is shown.
+    title: Option<String>,
 }
 
 impl Cell {
@@ -61,8 +65,19 @@ impl Cell {
     }
 
     pub(super) fn text(text: impl Into<String>) -> Self {
+        let (text, title) = shortened(&text.into());
         Self {
-            text: text.into(),
+            text,
+            title,
+            ..Self::default()
+        }
+    }
+
+    /// A name with its colour.
+    pub(super) fn name(name: &str, colour: String) -> Self {
+        Self {
+            text: name.to_owned(),
+            colour: Some(colour),
             ..Self::default()
         }
     }
@@ -86,7 +101,7 @@ impl Cell {
 }
 
 /// What each run was and how it ended.
-pub(super) fn overview(input: &Input) -> Option<Table> {
+pub(super) fn overview(input: &Input, colours: &Colours) -> Option<Table> {
     let titles = [
         "parameters",
         "active",
@@ -101,7 +116,7 @@ pub(super) fn overview(input: &Input) -> Option<Table> {
         .subjects
         .iter()
         .enumerate()
-        .filter_map(|(run, subject)| row(run, subject))
+        .filter_map(|(run, subject)| row(run, subject, colours))
         .collect();
     let columns = [Column::text("run"), Column::text("model")].into_iter();
     (!rows.is_empty()).then(|| Table {
@@ -114,7 +129,7 @@ pub(super) fn overview(input: &Input) -> Option<Table> {
     })
 }
 
-fn row(run: usize, subject: &Subject) -> Option<Vec<Cell>> {
+fn row(run: usize, subject: &Subject, colours: &Colours) -> Option<Vec<Cell>> {
     let log = subject.log.as_ref()?;
     let architecture = log.iter().find_map(|record| match record {
         Record::Start { architecture, .. } => Some(architecture),
@@ -140,10 +155,7 @@ fn row(run: usize, subject: &Subject) -> Option<Vec<Cell>> {
     let speeds: Vec<f64> = steps(subject).map(|step| step.tokens_per_second).collect();
     let speed = speeds.iter().sum::<f64>() / speeds.len() as f64;
     let mut cells = vec![
-        Cell {
-            run: Some(run),
-            ..Cell::text(subject.name.clone())
-        },
+        Cell::name(&subject.name, colours.css(&subject.name, run)),
         Cell::text(fact("model_type").map_or("–".to_owned(), plain)),
     ];
     let numbers = [
@@ -225,7 +237,7 @@ fn line(name: &str, values: Vec<String>) -> Vec<Cell> {
 }
 
 /// What went otherwise than planned.
-pub(super) fn events(input: &Input) -> Option<Table> {
+pub(super) fn events(input: &Input, colours: &Colours) -> Option<Table> {
     let mut rows = Vec::new();
     for (run, subject) in input.subjects.iter().enumerate() {
         for record in subject.log.iter().flatten() {
@@ -236,10 +248,7 @@ pub(super) fn events(input: &Input) -> Option<Table> {
                 }
                 _ => continue,
             };
-            let name = Cell {
-                run: Some(run),
-                ..Cell::text(subject.name.clone())
-            };
+            let name = Cell::name(&subject.name, colours.css(&subject.name, run));
             rows.push(vec![name, Cell::number(grouped(*step)), Cell::text(what)]);
         }
     }
@@ -260,7 +269,7 @@ type OfScore = fn(&Score) -> f64;
 type OfAverage = fn(&Average) -> f64;
 
 /// Perplexity, bits per byte and tasks of an evaluation; the best of each column is highlighted.
-pub(super) fn evaluation(name: &str, found: &EvaluationReport) -> Vec<Table> {
+pub(super) fn evaluation(name: &str, found: &EvaluationReport, colours: &Colours) -> Vec<Table> {
     let mut tables = Vec::new();
     if found.models.iter().any(|model| !model.domains.is_empty()) {
         let domains: Vec<&str> = found
@@ -298,7 +307,13 @@ pub(super) fn evaluation(name: &str, found: &EvaluationReport) -> Vec<Table> {
                     counted(found.context as u64, "token")
                 ),
                 columns: columns(&domains),
-                rows: rows(found, values, |value| format!("{value:.3}"), f64::min),
+                rows: rows(
+                    found,
+                    colours,
+                    values,
+                    |value| format!("{value:.3}"),
+                    f64::min,
+                ),
             });
         }
     }
@@ -324,6 +339,7 @@ pub(super) fn evaluation(name: &str, found: &EvaluationReport) -> Vec<Table> {
             columns: columns(&tasks),
             rows: rows(
                 found,
+                colours,
                 values,
                 |share| format!("{:.2}", 100.0 * share),
                 f64::max,
@@ -342,6 +358,7 @@ fn columns(names: &[&str]) -> Vec<Column> {
 
 fn rows(
     found: &EvaluationReport,
+    colours: &Colours,
     values: impl Fn(&ModelReport) -> Vec<f64>,
     show: fn(f64) -> String,
     better: fn(f64, f64) -> f64,
@@ -352,7 +369,7 @@ fn rows(
             .filter_map(|row| row.get(column).copied())
             .reduce(better)
     };
-    let row = |(model, values): (&ModelReport, &Vec<f64>)| {
+    let row = |(number, (model, values)): (usize, (&ModelReport, &Vec<f64>))| {
         let cells = values.iter().enumerate().map(|(column, value)| {
             // Two that look the same are both the best.
             let strong = best(column).is_some_and(|best| show(best) == show(*value));
@@ -361,9 +378,9 @@ fn rows(
                 ..Cell::number(show(*value))
             }
         });
-        std::iter::once(Cell::text(model.name.clone()))
+        std::iter::once(Cell::name(&model.name, colours.css(&model.name, number)))
             .chain(cells)
             .collect()
     };
-    found.models.iter().zip(&all).map(row).collect()
+    found.models.iter().zip(&all).enumerate().map(row).collect()
 }

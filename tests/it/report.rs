@@ -1,5 +1,7 @@
 //! `report`: one page about runs, checkpoints and evaluations.
 
+mod browser;
+
 use crate::common::{Noise, bam, copy_folder, edit_json, edit_tensors, fixture};
 use bam_convert::train::metrics::{
     Detail, DomainLoss, Record, RoleDetail, Routing, Step, Validation,
@@ -284,7 +286,8 @@ fn runs_checkpoints_and_evaluations_come_to_one_page() {
     for part in ["http://", "https://", " src=", "href=", "@import", "url("] {
         let rest = text
             .replace("http://www.w3.org/2000/svg", "")
-            .replace("url(#${clip})", "");
+            .replace("url(#${clip})", "")
+            .replace("href=\"#", "");
         assert!(!rest.contains(part), "{part}");
     }
     // Equal inputs make equal pages, and a page is replaced.
@@ -351,4 +354,76 @@ fn what_is_no_run_is_refused() {
         config["expert_names"] = 3.into()
     });
     bam!("report", path("seed"), "--out", path("other.html")).ok();
+}
+
+#[test]
+fn a_folder_shows_the_runs_and_evaluations_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    bench(folder.path());
+    let page = folder.path().join("report.html");
+    bam!("report", folder.path(), "--out", page).ok();
+    let text = fs::read_to_string(&page).unwrap();
+    let data = data(&text);
+    let names: Vec<&str> = data["runs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|run| run["name"].as_str().unwrap())
+        .collect();
+    // The seed has neither a manifest nor a run: it is in the lineage.
+    assert_eq!(names, ["bam", "code", "law"]);
+    assert_eq!(data["charts"][0]["kind"], "bars");
+    assert_eq!(
+        data["charts"][0]["labels"],
+        serde_json::json!(["code", "law"])
+    );
+
+    // A name has one colour: as a run, as an evaluated model and as an expert.
+    let mut colours: std::collections::BTreeMap<&str, std::collections::BTreeSet<&str>> =
+        Default::default();
+    for series in data["charts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|chart| chart["series"].as_array().unwrap())
+    {
+        let (name, colour) = (
+            series["name"].as_str().unwrap(),
+            series["colour"].as_str().unwrap(),
+        );
+        colours.entry(name).or_default().insert(colour);
+    }
+    assert_eq!(colours.len(), 4, "{colours:?}");
+    assert!(
+        colours.values().all(|colours| colours.len() == 1),
+        "{colours:?}"
+    );
+
+    // Time and operations add up, whatever the axis of a chart.
+    let axes = &data["runs"][0]["axes"];
+    let last = |axis: &str| {
+        axes[axis]
+            .as_array()
+            .unwrap()
+            .last()
+            .unwrap()
+            .as_f64()
+            .unwrap()
+    };
+    assert_eq!((last("steps"), last("tokens")), (300.0, 614_400.0));
+    assert!((last("seconds") - 150.0).abs() < 1e-9 && (last("flops") / 1.5e13 - 1.0).abs() < 1e-9);
+    // Hashes are short, and whole in a title.
+    let manifest = crate::common::read_json(folder.path().join("bam/bam-manifest.json"));
+    let hash = manifest["sources"][0]["files"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|file| file["path"] == "model.safetensors")
+        .unwrap()["sha256"]
+        .as_str()
+        .unwrap();
+    assert!(text.contains(&format!(
+        "title=\"SHA-256 of its weights: {hash}\">{}…<",
+        &hash[..10]
+    )));
 }
