@@ -68,7 +68,7 @@ impl Publication<'_> {
             _ if own.is_empty() => body,
             _ => format!("{}\n\n{own}", body.trim_end()),
         };
-        Ok(front_matter::joined(&format!("{added}{kept}"), &body))
+        Ok(front_matter::joined(&format!("{kept}{added}"), &body))
     }
 
     /// Lines of front matter that the card lacks; removes from `lines` the keys that it gets anew.

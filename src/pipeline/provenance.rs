@@ -244,7 +244,7 @@ fn write(folder: &Path, recipe: RecipeRecord, text: &str) -> Result<()> {
             let (path, problem) = (card.clone(), e.to_string());
             CheckpointError::NotUtf8 { path, problem }
         })?;
-        // A card that nobody has edited stays recognisable as such.
+        // The seal goes below the recipe where nobody has edited the card.
         let new = match unsealed(&old) {
             Some(old) => sealed(&with_recipe(old, text)),
             None => with_recipe(&old, text),

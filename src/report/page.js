@@ -196,7 +196,7 @@ function bars(chart, size) {
   const count = chart.labels.length;
   const plot = frame(chart, size, [-0.5, count - 0.5], 0, ends(values)[1] * 1.12, false);
   const group = (plot.width - plot.left - plot.right) / count;
-  const bar = Math.min(44, (group * 0.82) / shown.length);
+  const bar = Math.min(48, (group * 0.86) / shown.length);
   const fitting = Math.floor(group / DIGIT);
   const short = (text) => (text.length > fitting ? text.slice(0, Math.max(1, fitting - 1)) + "…" : text);
   below(plot, chart.labels.map((label, i) => [plot.x(i), short(label)]));
@@ -206,7 +206,7 @@ function bars(chart, size) {
       const x = plot.x(place) + (i - shown.length / 2) * bar, top = plot.y(y);
       coloured("rect", series.colour, { class: "bar", x: x + 1, y: top, width: Math.max(1, bar - 2), height: plot.y(0) - top }, plot.svg);
       const text = y < 99.95 ? y.toFixed(2) : format(y);
-      if (text.length * DIGIT <= bar + 4)
+      if (text.length * DIGIT <= bar)
         element("text", { x: x + bar / 2, y: top - 4, "text-anchor": "middle" }, plot.svg).textContent = text;
     }));
   return { plot, keys: true, rows: shown.map((series) => ({ series, points: series.points })) };

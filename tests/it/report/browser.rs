@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::bench;
+use crate::common::bam;
 
 /// A script that looks at the page and changes every control.
 const PROBE: &str = include_str!("probe.js");
