@@ -17,7 +17,9 @@ use crate::checkpoint::manifest::model_name;
 use crate::checkpoint::{Encoding, format};
 use crate::family::described::{self, DescribedModel};
 use crate::family::gguf::GgufTensor;
-use crate::family::{Architecture, Config, PlainNeed, Quantised, both_spellings, drop_leftover, say_dtype};
+use crate::family::{
+    Architecture, Config, PlainNeed, Quantised, both_spellings, drop_leftover, say_dtype,
+};
 use crate::{Error, Result};
 
 /// Name of the converted checkpoint in the plan.

@@ -254,7 +254,9 @@ impl Saver {
 
     /// The card of a trained model: the parent's text is about another model, so it is not kept.
     fn card(&self, summary: TrainingSummary) -> Result<String> {
-        let parent = &self.parent.path;
+        // A file that was converted for this run is the model that people know.
+        let converted = self.converted.as_ref();
+        let parent = converted.map_or(&self.parent.path, |converted| &converted.origin);
         // The section on training has the domains in words.
         let mut settings = self.settings.clone();
         settings.shift_remove("data");
@@ -276,7 +278,7 @@ impl Saver {
             model: Some(CardModel {
                 architecture: &self.architecture,
                 experts: self.experts.clone(),
-                has_tokenizer: parent.join(TOKENIZER).exists(),
+                has_tokenizer: self.parent.path.join(TOKENIZER).exists(),
             }),
             training: Some(summary),
             copy_of: None,
