@@ -376,7 +376,7 @@ fn gguf_tensors_are_those_that_gguf_py_computes() {
     let golden = read_json(fixture("gguf/golden.json"));
     for (file, tensors) in golden.as_object().unwrap() {
         let (usual, wide) = (
-            work.path().join(file),
+            work.path().join(format!("{file}-usual")),
             work.path().join(format!("{file}-f32")),
         );
         bam!("convert", fixture("gguf").join(file), usual).ok();
@@ -432,7 +432,7 @@ fn gguf_metadata_becomes_a_configuration() {
         ("llama-q8_0.gguf", (32, 64, 4, 2)),
         ("llama-k.gguf", (256, 256, 8, 1)),
     ] {
-        let out = work.path().join(file);
+        let out = work.path().join(format!("{file}-folder"));
         bam!("convert", fixture("gguf").join(file), out).ok();
         let config = read_json(out.join("config.json"));
         let expected = json!({
