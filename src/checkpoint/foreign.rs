@@ -158,7 +158,7 @@ pub fn stat(path: &Path) -> Result<Metadata> {
         match path.to_str().map(Reference::parse) {
             Some(Ok(reference)) if missing && reference.repository.contains('/') => error
                 .with_hint(format!(
-                    "a repository of the Hub is named as in {reference}"
+                    "write {reference} for the repository on the Hub"
                 )),
             _ => error,
         }

@@ -125,7 +125,7 @@ impl Verb for Arguments {
 
     fn run(&self, printer: &Printer) -> Outcome {
         if *self.outline {
-            return print(printer, &self.estimate()?);
+            return print(printer, &self.estimate(printer)?);
         }
         self.check()?;
         let models = self.models(printer)?;
@@ -198,8 +198,8 @@ impl Verb for Arguments {
 
 impl Arguments {
     /// What a run would take; nothing tells how long answers to tasks are.
-    fn estimate(&self) -> bam_convert::Result<Estimate> {
-        let outlines = self.checkpoints.iter().map(|path| Opened::outline(path));
+    fn estimate(&self, printer: &Printer) -> bam_convert::Result<Estimate> {
+        let outlines = self.checkpoints.iter().map(|path| Opened::outline(path, printer));
         let outlines: Vec<Opened> = outlines.collect::<bam_convert::Result<_>>()?;
         let folders: Vec<PathBuf> = outlines.iter().map(|model| model.folder().into()).collect();
         let request = outlook::EvaluationRequest {

@@ -61,12 +61,21 @@ impl Opened {
     ///
     /// # Errors
     /// As [`whole`](Self::whole).
-    pub fn outline(path: &Path) -> Result<Self> {
+    pub fn outline(path: &Path, printer: &Printer) -> Result<Self> {
+        let Some((plan, files)) = conversion(path)? else {
+            return Ok(Self::as_typed(path));
+        };
+        let kept = cached(path, &plan, &files)?;
+        if !kept.is_some_and(|folder| folder.is_dir()) {
+            printer.note(&format!(
+                " note: {} will be converted once, which takes {} of disk",
+                path.display(),
+                table::bytes(plan.data_length())
+            ));
+        }
         let temporary = temporary_folder("bam-convert-")?;
         let folder = temporary.path().join(name(path));
-        if !outline_at(path, &folder)? {
-            return Ok(Self::as_typed(path));
-        }
+        outline(&plan, &files, &folder, MAX_SHARD)?;
         Ok(Self {
             folder,
             typed: path.to_path_buf(),

@@ -229,7 +229,7 @@ impl Verb for Arguments {
             return print(printer, &self.outlook(&self.out, &settings)?.estimate());
         }
         if *self.dry_run {
-            let opened = Opened::outline(&self.checkpoint)?;
+            let opened = Opened::outline(&self.checkpoint, printer)?;
             let mut request = self.request(&opened, Device::Cpu, printer)?;
             check(&mut request)?;
             return show_training(

@@ -6,6 +6,7 @@
 
 mod compare;
 pub mod diff;
+mod diff_table;
 pub mod divergence;
 mod divergence_chart;
 mod error;
@@ -18,6 +19,7 @@ mod pieces;
 mod recipe;
 mod replay;
 pub mod report;
+mod sides;
 mod tensors;
 mod tokenizer;
 pub mod validate;

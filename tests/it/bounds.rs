@@ -38,6 +38,8 @@ const PARTLY: [&str; 4] = ["SIZE", "WEIGHT", "FACTOR[:stop|:skip]", "1,3,5-7"];
 const LINES: &[(&str, &[&str])] = &[
     ("pull org/x OUT", &[]),
     ("push SEED org/x", &[]),
+    ("inspect SEED", &[]),
+    ("branch SEED --into a --out OUT", &[]),
     (
         "cost SEED --method granular --kv shared",
         &["granularity", "expert-width"],

@@ -292,7 +292,9 @@ fn training_records_the_file_as_its_source() {
         world.run(&words.into_iter().chain(more).collect::<Vec<_>>())
     };
     let out = world.path("out");
-    train(&file, &out, &["--dry-run"]).ok();
+    let note = "will be converted once";
+    let looked = train(&file, &out, &["--dry-run"]).ok();
+    assert!(looked.stderr.contains(note), "{looked}");
     assert_eq!((world.converted(), out.exists()), (0, false));
     train(&file, &out, &[]).ok();
     let plain = world.path("plain");

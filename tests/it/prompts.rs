@@ -341,7 +341,7 @@ fn wrong_prompts_are_refused_by_name() {
                 "--router-dtype",
                 "f32",
                 "--attention-router",
-                "prompts:other.yaml",
+                "prompts:Cargo.toml",
             ],
             &["two files"],
         ),

@@ -971,7 +971,7 @@ fn a_target_that_cannot_be_written() {
         2,
         &["file"],
     );
-    bench.refused(bench.upcycle(&["--out", "/proc/out"]), 2, &["/proc"]);
+    bench.refused(bench.upcycle(&["--out", "/proc/out"]), 3, &["/proc"]);
 }
 
 #[test]
