@@ -75,6 +75,8 @@ pub trait ArgumentValue: Clone + Send + Sync + 'static {
     const ROLE: ArgumentRole;
     /// Whether values are `NAME=…`, so that a file of settings may list them by name.
     const IS_NAMED: bool = false;
+    /// What to do where nothing is at the path.
+    const HINT: Option<&str> = None;
 
     /// Reads a value as it is typed; the error says what was expected and found.
     fn read(text: &OsStr) -> Result<Self, String>;
@@ -97,6 +99,8 @@ pub struct ArgumentKind {
     pub role: ArgumentRole,
     /// Whether values are `NAME=…`.
     pub is_named: bool,
+    /// What to do where nothing is at the path.
+    pub hint: Option<&'static str>,
     places: fn(&str) -> Vec<&str>,
     parser: fn(PulledFolders) -> ValueParser,
 }
@@ -108,6 +112,7 @@ impl ArgumentKind {
             type_id: TypeId::of::<T>(),
             role: T::ROLE,
             is_named: T::IS_NAMED,
+            hint: T::HINT,
             places: T::places,
             parser: parser_with::<T>,
         }

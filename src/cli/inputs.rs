@@ -55,10 +55,13 @@ fn expect(kind: &ArgumentKind, text: &str) -> Result<()> {
     if places.iter().any(|place| Path::new(place).exists()) {
         return Ok(());
     }
-    if kind.role == ArgumentRole::Checkpoint {
-        return foreign::stat(last).map(drop);
-    }
-    std::fs::metadata(last)
-        .map(drop)
-        .map_err(|e| Error::io("open", last, e))
+    let found = if kind.role == ArgumentRole::Checkpoint {
+        foreign::stat(last)
+    } else {
+        std::fs::metadata(last).map_err(|e| Error::io("open", last, e))
+    };
+    found.map(drop).map_err(|error| match kind.hint {
+        Some(hint) if error.hint().is_none() => error.with_hint(hint),
+        _ => error,
+    })
 }

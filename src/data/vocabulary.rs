@@ -75,6 +75,7 @@ impl FromStr for Vocabulary {
 
 impl ArgumentValue for Vocabulary {
     const ROLE: ArgumentRole = ArgumentRole::Checkpoint;
+    const HINT: Option<&str> = Some("`train:N` makes a tokenizer of the texts");
 
     fn read(text: &OsStr) -> Result<Self, String> {
         text.to_str().ok_or("expected UTF-8")?.parse()

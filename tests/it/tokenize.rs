@@ -689,7 +689,7 @@ fn tokenizers_that_do_not_serve_are_named() {
             path("out")
         )
     };
-    with(&path("nowhere")).refused(2, &["nowhere", "is missing", "train:N"]);
+    with(&path("nowhere")).refused(2, &["nowhere", "No such file", "train:N"]);
     with(Path::new("train:100")).refused(2, &["from 257 to 1048576", "train:100"]);
     let bare = path("bare");
     std::fs::create_dir(&bare).unwrap();
