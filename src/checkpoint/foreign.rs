@@ -156,10 +156,9 @@ pub fn stat(path: &Path) -> Result<Metadata> {
         let missing = source.kind() == std::io::ErrorKind::NotFound;
         let error = Error::io("open", path, source);
         match path.to_str().map(Reference::parse) {
-            Some(Ok(reference)) if missing && reference.repository.contains('/') => error
-                .with_hint(format!(
-                    "write {reference} for the repository on the Hub"
-                )),
+            Some(Ok(reference)) if missing && reference.repository.contains('/') => {
+                error.with_hint(format!("write {reference} for the repository on the Hub"))
+            }
             _ => error,
         }
     })

@@ -199,7 +199,10 @@ impl Verb for Arguments {
 impl Arguments {
     /// What a run would take; nothing tells how long answers to tasks are.
     fn estimate(&self, printer: &Printer) -> bam_convert::Result<Estimate> {
-        let outlines = self.checkpoints.iter().map(|path| Opened::outline(path, printer));
+        let outlines = self
+            .checkpoints
+            .iter()
+            .map(|path| Opened::outline(path, printer));
         let outlines: Vec<Opened> = outlines.collect::<bam_convert::Result<_>>()?;
         let folders: Vec<PathBuf> = outlines.iter().map(|model| model.folder().into()).collect();
         let request = outlook::EvaluationRequest {
