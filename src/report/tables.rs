@@ -243,6 +243,9 @@ pub(super) fn events(input: &Input, colours: &Colours) -> Option<Table> {
         for record in subject.log.iter().flatten() {
             let (step, what) = match record {
                 Record::Resume { step } => (step, "resumed".to_owned()),
+                Record::Extend { step, steps, .. } => {
+                    (step, format!("extended to {} steps", grouped(*steps)))
+                }
                 Record::Skip { step, reason, rows } => {
                     (step, format!("skipped: {reason}; rows {rows}"))
                 }

@@ -16,7 +16,8 @@ use crate::checkpoint::{Manifest, single};
 use crate::{Error, Result};
 
 const LOCK: &str = ".lock";
-const SETTINGS: &str = "settings.json";
+/// File name of the settings within a run's folder.
+pub(super) const SETTINGS: &str = "settings.json";
 const CHECKPOINTS: &str = "checkpoints";
 /// What the name of a checkpoint begins with.
 const STEP: &str = "step-";
@@ -137,6 +138,60 @@ impl RunFolder {
     }
 }
 
+/// Where the run of `out` keeps its checkpoints.
+///
+/// # Errors
+/// A path without a name.
+pub fn checkpoints_of(out: &Path) -> Result<PathBuf> {
+    Ok(beside(out)?.join(CHECKPOINTS))
+}
+
+/// Bytes of the checkpoints of the run of `out`; 0 where it has none.
+///
+/// # Errors
+/// A folder that cannot be listed.
+pub fn checkpoint_bytes(out: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    if holds_checkpoints(&beside(out)?) {
+        for entry in list(&checkpoints_of(out)?)? {
+            let is_whole = step_of(&entry.file_name().to_string_lossy()).is_some();
+            if is_whole && check_own(&entry.path()).is_ok() {
+                bytes += length(&entry.path())?;
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+/// Removes the checkpoints of the run of `out`, but those in which somebody keeps files of their own; returns their bytes.
+///
+/// # Errors
+/// A run that another process continues, and files that cannot be removed.
+pub fn remove_checkpoints(out: &Path) -> Result<u64> {
+    if !holds_checkpoints(&beside(out)?) {
+        return Ok(0);
+    }
+    let bytes = checkpoint_bytes(out)?;
+    let folder = RunFolder::begin(out, true, false)?;
+    for (_, path) in folder.checkpoints()? {
+        if check_own(&path).is_ok() {
+            remove(&path)?;
+        }
+    }
+    sync_folder(&checkpoints_of(out)?)?;
+    Ok(bytes)
+}
+
+/// Bytes of a file, or of all files in a folder.
+fn length(path: &Path) -> Result<u64> {
+    let metadata = fs::symlink_metadata(path).map_err(|e| Error::io("read", path, e))?;
+    if metadata.is_dir() {
+        list(path)?.iter().map(|entry| length(&entry.path())).sum()
+    } else {
+        Ok(metadata.len())
+    }
+}
+
 /// Refuses to empty a folder of checkpoints that holds anything else.
 fn check_names(checkpoints: &Path, entries: &[fs::DirEntry]) -> Result<()> {
     let names = entries.iter().map(|entry| PathBuf::from(entry.file_name()));
@@ -169,7 +224,7 @@ fn name_of(step: u64) -> String {
 }
 
 /// Whether a run has saved in this folder: its other files can be lost.
-fn holds_checkpoints(folder: &Path) -> bool {
+pub(super) fn holds_checkpoints(folder: &Path) -> bool {
     let entries = fs::read_dir(folder.join(CHECKPOINTS));
     let mut names = entries
         .into_iter()

@@ -6,8 +6,8 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 
 use super::settings::Settings;
-use crate::estimate::check_memory;
 use crate::family::{Architecture, AttentionKv, Role};
+use crate::memory::check_memory;
 use crate::model::optimiser_bytes;
 use crate::{Error, Result, threads};
 

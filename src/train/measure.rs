@@ -1,6 +1,7 @@
 //! How well the model predicts held-back text during training.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::backward::{Batch, forward_options};
 use super::metrics::Validation;
@@ -48,16 +49,20 @@ impl HeldBack {
     }
 }
 
-/// Measures all domains.
+/// Measures all domains; `None` where `stop` became true before the end.
 pub(super) fn measure(
     model: &CausalLm,
     domains: &[HeldBack],
     settings: &Settings,
-) -> Result<BTreeMap<String, Validation>> {
+    stop: &AtomicBool,
+) -> Result<Option<BTreeMap<String, Validation>>> {
     let mut found = BTreeMap::new();
     for domain in domains {
         let (mut sum, mut tokens) = (0.0, 0);
         for rows in domain.rows.chunks(settings.batch) {
+            if stop.load(Ordering::SeqCst) {
+                return Ok(None);
+            }
             let batch = Batch::new(rows, settings.documents, 1.0, 1.0)?;
             let (mut x, pass) = model.begin(
                 &batch.tokens,
@@ -90,5 +95,5 @@ pub(super) fn measure(
             },
         );
     }
-    Ok(found)
+    Ok(Some(found))
 }

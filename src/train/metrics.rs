@@ -42,6 +42,8 @@ pub enum Record {
     },
     /// The run went on here after it had been stopped.
     Resume { step: u64 },
+    /// The planned end of a run that was extended to `steps`.
+    Extend { step: u64, steps: u64, rule: String },
     /// A step whose gradients were not used.
     Skip {
         step: u64,
@@ -158,6 +160,7 @@ impl Record {
             Self::Detail(detail) => detail.step,
             Self::Validation { step, .. }
             | Self::Resume { step }
+            | Self::Extend { step, .. }
             | Self::Skip { step, .. }
             | Self::End { step, .. } => *step,
         }
@@ -211,7 +214,11 @@ impl Record {
                     add(format!("validation_perplexity/{name}"), numbers.perplexity);
                 }
             }
-            Self::Start { .. } | Self::Resume { .. } | Self::Skip { .. } | Self::End { .. } => {}
+            Self::Start { .. }
+            | Self::Resume { .. }
+            | Self::Extend { .. }
+            | Self::Skip { .. }
+            | Self::End { .. } => {}
         }
         found
     }
@@ -253,6 +260,8 @@ pub(super) struct Log {
     events: EventFile,
     time: f64,
     is_empty: bool,
+    /// The last step whose measurement on held-back text it has.
+    measured: Option<u64>,
 }
 
 impl Log {
@@ -264,7 +273,12 @@ impl Log {
         let (mut kept, mut problems) = (Vec::new(), Vec::new());
         if let Some(step) = step.filter(|_| path.exists()) {
             (kept, problems) = parse(&path)?;
-            kept.retain(|record| record.step() <= step && !matches!(record, Record::End { .. }));
+            // The run writes its end again, and its extension where it continues from the planned end.
+            kept.retain(|record| match record {
+                Record::End { .. } => false,
+                Record::Extend { step: end, .. } => *end < step,
+                record => record.step() <= step,
+            });
         }
         let lines = kept.iter().map(line).collect::<Result<Vec<_>>>()?;
         single::write(&path, &lines.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
@@ -278,6 +292,7 @@ impl Log {
             events: EventFile::create(folder)?,
             time: 0.0,
             is_empty: kept.is_empty(),
+            measured: None,
         };
         kept.iter().try_for_each(|record| log.show(record))?;
         Ok((log, problems))
@@ -286,6 +301,11 @@ impl Log {
     /// Whether it holds no record yet.
     pub(super) fn is_empty(&self) -> bool {
         self.is_empty
+    }
+
+    /// The last step whose measurement on held-back text it has.
+    pub(super) fn measured(&self) -> Option<u64> {
+        self.measured
     }
 
     /// Appends a line.
@@ -299,8 +319,10 @@ impl Log {
     }
 
     fn show(&mut self, record: &Record) -> Result<()> {
-        if let Record::Step(step) = record {
-            self.time = step.time;
+        match record {
+            Record::Step(step) => self.time = step.time,
+            Record::Validation { step, .. } => self.measured = Some(*step),
+            _ => {}
         }
         self.events.add(self.time, record.step(), &record.scalars())
     }

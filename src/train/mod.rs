@@ -6,6 +6,7 @@
 mod backward;
 mod error;
 mod event;
+mod extend;
 mod folder;
 mod machine;
 mod measure;
@@ -27,7 +28,10 @@ pub use crate::checkpoint::output::beside;
 pub use crate::model::{AdamW, LoadBalance};
 pub use error::{BadStep, TrainError};
 pub use event::{Event, Watcher};
+pub use extend::{begun, earlier_plans};
+pub use folder::{checkpoint_bytes, checkpoints_of, remove_checkpoints};
 pub use machine::{Memory, matmul_peak, peak_memory};
+pub use metrics::Step as StepRecord;
 pub use outlook::Outlook;
 pub use run::{End, Request, check, run};
 pub use run_error::RunError;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::machine::Memory;
 use super::save::{STATE_BYTES, copied};
 use super::select::trained_names;
 use super::settings::{Compute, Operation, Settings};
@@ -39,6 +40,8 @@ pub struct Outlook {
     pub products: Products,
     /// Seconds of reading and writing.
     pub other_seconds: f64,
+    /// Peak of the memory of the process; the driver of a GPU has more.
+    pub memory_bytes: u64,
 }
 
 impl Outlook {
@@ -62,6 +65,10 @@ impl Outlook {
             .into_iter()
             .filter(|spec| names.contains(&spec.name));
         let trained = specs.map(|spec| spec.shape.iter().product::<u64>()).sum();
+        let keeps_scores = gpu || settings.dtype != Compute::F32;
+        let checkpointing = operation.gradient_checkpointing;
+        let memory = Memory::predict(&architecture, &names, settings, keeps_scores, checkpointing)?;
+        let memory_bytes = memory.total();
         let output_bytes = length(checkpoint)?;
         let (rows, seq) = (settings.rows() as u64, settings.seq as u64);
         let times = |every: u64| {
@@ -71,6 +78,8 @@ impl Outlook {
                 0
             }
         };
+        // Held-back text is measured before the first step, too.
+        let measured_first = u64::from(operation.validate_every > 0);
         let saved = output_bytes + STATE_BYTES * trained;
         let saves = times(operation.save_every);
         let kept = saves.min(operation.keep.max(1) as u64);
@@ -79,14 +88,10 @@ impl Outlook {
             .iter()
             .map(|(_, folder, _)| held_back(folder, seq, operation.validate_rows as u64))
             .sum();
-        let again = if operation.gradient_checkpointing {
-            1.0
-        } else {
-            0.0
-        };
+        let again = if checkpointing { 1.0 } else { 0.0 };
         let flops = tokens as f64
             * (flops_per_token(&cost, trained) + again * cost.flops_per_token as f64)
-            + times(operation.validate_every) as f64
+            + (times(operation.validate_every) + measured_first) as f64
                 * measured as f64
                 * seq as f64
                 * cost.flops_per_token as f64;
@@ -107,6 +112,7 @@ impl Outlook {
             products,
             other_seconds: output_bytes as f64 / READ
                 + (saves as f64 * saved as f64 + output_bytes as f64) / WRITTEN,
+            memory_bytes,
         })
     }
 
@@ -119,6 +125,7 @@ impl Outlook {
         Estimate {
             bytes: self.output_bytes.saturating_add(self.run_bytes),
             work: Some(work),
+            memory: Some(self.memory_bytes),
         }
     }
 }

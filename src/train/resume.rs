@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
+use super::extend::with_plans;
 use super::folder::RunFolder;
 use super::parameters::Parameters;
 use super::run_error::RunError;
@@ -91,7 +92,8 @@ impl Candidates {
 impl SameRun<'_> {
     /// Refuses to resume a run that was begun otherwise.
     fn check(&self, path: &Path, position: &Position) -> Result<()> {
-        let differences = differences(&position.settings, self.json);
+        let begun = with_plans(&position.settings, self.json);
+        let differences = differences(&begun, self.json);
         if !differences.is_empty() {
             let path = path.to_path_buf();
             return Err(RunError::OtherSettings { path, differences }.into());

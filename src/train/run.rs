@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::TrainError;
 use super::event::{Event, Watcher};
+use super::extend::{has_checkpoint, is_shorter, with_plans};
 use super::folder::RunFolder;
 use super::machine::{Memory, matmul_peak, peak_memory};
 use super::measure::HeldBack;
@@ -21,16 +22,17 @@ use super::run_error::RunError;
 use super::save::{Saver, stored_values};
 use super::select::trained_names;
 use super::session::{Progress, ROWS, Session};
-use super::settings::{Operation, Settings};
+use super::settings::{Operation, Settings, differences};
 use super::trainer::{Counters, Trainer};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hash::sha256_file;
 use crate::checkpoint::manifest::{DataRecord, Manifest};
-use crate::checkpoint::output::check_target;
+use crate::checkpoint::output::{beside, check_target};
 use crate::checkpoint::single::check_kind;
 use crate::data::{Mixture, Split, TokenFolder};
 use crate::family::cost::Report;
 use crate::family::{Architecture, Config};
+use crate::memory::warning;
 use crate::model::{BackendChoice, CausalLm, LoadOptions, OptimiserState, Trainable, has_kernels};
 use crate::{Error, Result, threads};
 
@@ -88,6 +90,9 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     let architecture = Architecture::of(&Config::read(&request.checkpoint)?)?;
     architecture.match_checkpoint(&request.checkpoint)?;
     let (names, memory) = check_settings(&request, &architecture)?;
+    if let Some(text) = warning("the run", memory.total()).filter(|_| request.device.is_cpu()) {
+        watch(&Event::Note(text));
+    }
     let (mixture, held_back) = open_data(&mut request, &architecture, watch)?;
     let settings = request.settings.clone();
     let operation = &request.operation;
@@ -104,14 +109,20 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         checkpoint: &request.checkpoint,
         parent: saver.parent_files(),
     };
-    if operation.resume && is_finished(&request.out, &same_run)? {
+    let found = if operation.resume {
+        OutputState::of(&request.out, &same_run)?
+    } else {
+        OutputState::Other
+    };
+    if found == OutputState::Complete {
         watch(&Event::Note(format!(
             "{} is complete already",
             request.out.display()
         )));
         return Ok(End::of_complete_run(settings.steps));
     }
-    check_target(&request.out, operation.force, &[&request.checkpoint])?;
+    let replaces = operation.force || found == OutputState::Shorter;
+    check_target(&request.out, replaces, &[&request.checkpoint])?;
     let folder = RunFolder::begin(&request.out, operation.resume, operation.force)?;
     let candidates = if operation.resume {
         Candidates::of(&folder, &same_run)?
@@ -179,6 +190,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         held_back,
         settings: &settings,
         operation,
+        replaces,
         saved: resumed,
         nll: None,
         progress,
@@ -368,28 +380,59 @@ fn open_data(
     Ok((mixture, held_back))
 }
 
-/// Whether `out` is what the run would make.
-///
-/// # Errors
-/// An output of this run that is damaged.
-fn is_finished(out: &Path, run: &SameRun) -> Result<bool> {
-    let manifest = if out.is_dir() {
-        Manifest::read(out)?
-    } else {
-        None
-    };
-    let Some(manifest) = manifest else {
-        return Ok(false);
-    };
-    let step = manifest.lineage.as_ref().map(|lineage| lineage.step);
-    let parent = manifest.sources.first().map(|source| &source.files);
-    let is_same = manifest.settings == *run.json
-        && step == Some(run.settings.steps)
-        && parent.is_some_and(|files| different_file(files, run.parent).is_none());
-    if is_same {
-        check_files(out, &manifest).map_err(|error| damaged_output(out, error))?;
+/// What the folder to make holds before the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OutputState {
+    /// The output of this run.
+    Complete,
+    /// The output of this run before it was extended.
+    Shorter,
+    /// Nothing, or something else.
+    Other,
+}
+
+impl OutputState {
+    /// What `out` holds.
+    ///
+    /// # Errors
+    /// An output of this run that is damaged, one of other settings, and one whose checkpoints are gone, so that it cannot
+    /// be extended.
+    fn of(out: &Path, run: &SameRun) -> Result<Self> {
+        let manifest = if out.is_dir() {
+            Manifest::read(out)?
+        } else {
+            None
+        };
+        let Some(manifest) = manifest else {
+            return Ok(Self::Other);
+        };
+        let parent = manifest.sources.first().map(|source| &source.files);
+        let is_ours = parent.is_some_and(|files| different_file(files, run.parent).is_none());
+        if manifest.lineage.is_none() || !is_ours {
+            return Ok(Self::Other);
+        }
+        let step = manifest.lineage.as_ref().map(|lineage| lineage.step);
+        if manifest.settings == *run.json && step == Some(run.settings.steps) {
+            check_files(out, &manifest).map_err(|error| damaged_output(out, error))?;
+            return Ok(Self::Complete);
+        }
+        if is_shorter(&manifest.settings, run.json) && !has_checkpoint(out)? {
+            return Err(RunError::NothingToExtend {
+                path: beside(out)?,
+                out: out.to_path_buf(),
+            }
+            .into());
+        }
+        let differences = differences(&with_plans(&manifest.settings, run.json), run.json);
+        if differences.is_empty() {
+            return Ok(Self::Shorter);
+        }
+        Err(RunError::OtherSettings {
+            path: out.to_path_buf(),
+            differences,
+        }
+        .into())
     }
-    Ok(is_same)
 }
 
 /// The error of a damaged output; an output that the machine cannot read may be whole all the same.

@@ -72,6 +72,14 @@ pub enum RunError {
         /// The file of the model.
         path: PathBuf,
     },
+    /// A complete run that would be extended, but whose checkpoints are gone.
+    #[error("{}: the run has no checkpoint to extend it from", path.display())]
+    NothingToExtend {
+        /// The folder of the run.
+        path: PathBuf,
+        /// The output of the run.
+        out: PathBuf,
+    },
 
     // ---- damaged checkpoints
     /// A checkpoint that is no folder.
@@ -165,6 +173,13 @@ impl RunError {
                 let hint = format!("{out} is damaged: remove it, and run the same command again");
                 return Some(hint.into());
             }
+            Self::NothingToExtend { out, .. } => {
+                let out = out.display();
+                let hint = format!(
+                    "train {out} in a new run instead, with another --out: its moments start anew"
+                );
+                return Some(hint.into());
+            }
             Self::NoWholeCheckpoint { .. } => {
                 "restore a checkpoint from a copy, or begin anew with --force"
             }
@@ -187,6 +202,7 @@ impl RunError {
             | Self::Busy { path }
             | Self::NotRecord { path, .. }
             | Self::NoWholeCheckpoint { path, .. }
+            | Self::NothingToExtend { path, .. }
             | Self::OtherSettings { path, .. }
             | Self::OtherParent { path }
             | Self::NotFolder { path }

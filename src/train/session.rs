@@ -34,6 +34,8 @@ pub(super) struct Session<'a> {
     pub(super) held_back: Vec<HeldBack>,
     pub(super) settings: &'a Settings,
     pub(super) operation: &'a Operation,
+    /// Whether the output replaces an earlier one.
+    pub(super) replaces: bool,
     pub(super) flops_per_token: f64,
     pub(super) matmul_peak: f64,
     /// The step of the latest checkpoint.
@@ -83,33 +85,78 @@ impl Progress {
 
 impl Session<'_> {
     /// Takes the steps that are left; with `stop` it saves after the one that it is in.
+    ///
+    /// Measures before the first step, too.
     pub(super) fn steps(&mut self, stop: &AtomicBool, watch: Watcher) -> Result<()> {
-        while self.trainer.counters.step < self.settings.steps {
-            self.step(watch)?;
+        loop {
             let step = self.trainer.counters.step;
-            let due = |every: u64| {
-                every > 0 && (step.is_multiple_of(every) || step == self.settings.steps)
-            };
-            if due(self.operation.validate_every) && !self.held_back.is_empty() {
-                let domains = measure(self.trainer.model, &self.held_back, self.settings)?;
-                watch(&Event::Validation(step, &domains));
-                self.add_record(Record::Validation { step, domains })?;
+            // A run that was stopped while it measured measures again.
+            if self.is_due(self.operation.validate_every) && self.log.measured() != Some(step) {
+                self.measure(stop, watch)?;
             }
             let stopped = stop.load(Ordering::SeqCst);
-            if due(self.operation.save_every) || stopped {
+            if step > 0 && (self.is_due(self.operation.save_every) || stopped) {
                 self.save(watch)?;
             }
-            if stopped && step < self.settings.steps {
-                let source = std::io::Error::from(std::io::ErrorKind::Interrupted);
-                return Err(Error::io(
-                    "finish the run: stopped by a signal, saved in",
-                    self.folder.checkpoint(step),
-                    source,
-                )
-                .with_hint("run the same command with --resume to continue"));
+            if step == self.settings.steps {
+                return Ok(());
             }
+            if stopped {
+                return Err(self.stopped());
+            }
+            self.note_extension(watch)?;
+            self.step(watch)?;
         }
-        Ok(())
+    }
+
+    /// Whether something is due after the present step that happens `every` so many steps, before the first one and at
+    /// each planned end; 0 is never.
+    fn is_due(&self, every: u64) -> bool {
+        let step = self.trainer.counters.step;
+        every > 0 && (step.is_multiple_of(every) || self.settings.plans().any(|end| end == step))
+    }
+
+    /// Measures on held-back text, unless a signal comes meanwhile.
+    fn measure(&mut self, stop: &AtomicBool, watch: Watcher) -> Result<()> {
+        if self.held_back.is_empty() {
+            return Ok(());
+        }
+        let model = self.trainer.model;
+        let Some(domains) = measure(model, &self.held_back, self.settings, stop)? else {
+            return Ok(());
+        };
+        let step = self.trainer.counters.step;
+        watch(&Event::Validation(step, &domains));
+        self.add_record(Record::Validation { step, domains })
+    }
+
+    /// The end of a run that a signal stopped.
+    fn stopped(&self) -> Error {
+        let step = self.trainer.counters.step;
+        let source = std::io::Error::from(std::io::ErrorKind::Interrupted);
+        let (what, path) = if step > 0 {
+            let saved = "finish the run: stopped by a signal, saved in";
+            (saved, self.folder.checkpoint(step))
+        } else {
+            let first = "finish the run: stopped by a signal before the first step of";
+            (first, self.folder.path().to_path_buf())
+        };
+        Error::io(what, path, source).with_hint("run the same command with --resume to continue")
+    }
+
+    /// Says where a run that was extended leaves an earlier plan, and how it continues.
+    fn note_extension(&mut self, watch: Watcher) -> Result<()> {
+        let step = self.trainer.counters.step;
+        let mut plans = self.settings.plans().skip_while(|end| *end != step);
+        let (Some(_), Some(steps)) = (plans.next(), plans.next()) else {
+            return Ok(());
+        };
+        let (next, warmup) = (step + 1, self.settings.warmup);
+        let rule = format!(
+            "from step {next}, the learning rate follows the schedule of a run of {steps} steps with a warm-up of {warmup}"
+        );
+        watch(&Event::Note(format!("extended to {steps} steps: {rule}")));
+        self.log.add(&Record::Extend { step, steps, rule })
     }
 
     fn step(&mut self, watch: Watcher) -> Result<()> {
@@ -125,8 +172,8 @@ impl Session<'_> {
             dump(path, step, &self.mixture, &rows)?;
         }
         let every = self.operation.detail_every;
-        let detailed =
-            every > 0 && (step.is_multiple_of(every) || step == 1 || step == self.settings.steps);
+        let is_end = step == 1 || self.settings.plans().any(|end| end == step);
+        let detailed = every > 0 && (step.is_multiple_of(every) || is_end);
         let mut done = self.trainer.step(&self.mixture, &rows, detailed)?;
         if let Some((action, reason)) = done.trouble.take() {
             let named = name_rows(&self.mixture, first, &rows);
@@ -259,7 +306,7 @@ impl Session<'_> {
         })?;
         self.log.sync()?;
         let trainer = &self.trainer;
-        let how = (false, self.operation.force);
+        let how = (false, self.replaces);
         self.saver.save(
             out,
             &trainer.parameters,

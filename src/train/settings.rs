@@ -21,6 +21,9 @@ pub struct Settings {
     pub data: Vec<DataRecord>,
     /// Updates of the weights.
     pub steps: u64,
+    /// Of a run that was extended: the numbers of steps that were planned before, ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extended: Vec<u64>,
     /// Rows of a batch.
     pub batch: usize,
     /// Batches whose gradients are added up for one step.
@@ -203,7 +206,10 @@ impl Preset {
 impl Settings {
     /// Refuses values out of their ranges.
     pub fn check(&self) -> Result<()> {
-        self.schedule().check()?;
+        for steps in self.plans() {
+            let schedule = self.schedule();
+            Schedule { steps, ..schedule }.check()?;
+        }
         for (flag, value) in [
             ("--batch", self.batch),
             ("--accumulate", self.accumulate),
@@ -315,6 +321,24 @@ impl Settings {
             decay_steps: self.decay_steps,
             floor: self.floor,
         }
+    }
+
+    /// The learning rate of step `step`, counted from 1, as a share of the peak.
+    ///
+    /// A step that an earlier plan of an extended run had keeps the rate of that plan. So weights depend on the plans, and
+    /// not on where the run was interrupted.
+    pub fn share(&self, step: u64) -> f64 {
+        let steps = self.plans().find(|end| step <= *end);
+        let schedule = Schedule {
+            steps: steps.unwrap_or(self.steps),
+            ..self.schedule()
+        };
+        schedule.share(step)
+    }
+
+    /// The numbers of steps that were planned, ascending; the last is the present plan.
+    pub fn plans(&self) -> impl Iterator<Item = u64> {
+        self.extended.iter().copied().chain([self.steps])
     }
 
     /// The optimiser's constants.

@@ -60,7 +60,7 @@ impl Trainer<'_> {
     /// At a trouble, weights, moments and counters stay as they are.
     pub(super) fn step(&mut self, mixture: &Mixture, rows: &[Row], detailed: bool) -> Result<Done> {
         let step = self.counters.step + 1;
-        let share = self.settings.schedule().share(step);
+        let share = self.settings.share(step);
         let rates = (
             self.settings.learning_rate * share,
             self.settings.router_learning_rate * share,
