@@ -6,9 +6,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
-use crate::error::InputError;
-
 /// Bytes a second that are hashed, or computed, hashed and written.
 pub const WRITTEN: f64 = 0.7e9;
 /// Bytes a second that are read and checked or compared.
@@ -29,6 +26,9 @@ pub struct Estimate {
     pub bytes: u64,
     /// What it has to do; none where nothing tells.
     pub work: Option<Work>,
+    /// Peak of its memory in bytes; none where it is small whatever the model, or nothing tells.
+    #[serde(default)]
+    pub memory: Option<u64>,
 }
 
 /// What a command has to do.
@@ -62,6 +62,7 @@ impl Estimate {
                 seconds: START + seconds,
                 products: None,
             }),
+            memory: None,
         }
     }
 
@@ -79,41 +80,6 @@ impl Work {
             None => 0.0,
         };
         Some(self.seconds + products)
-    }
-}
-
-/// How far an estimate of memory may be above what the run then takes.
-const SLACK: u64 = 2;
-
-/// Memory in bytes that a process can still get: of the machine, or less where a limit is set on the process; `None` where the
-/// operating system does not tell.
-pub fn available_memory() -> Option<u64> {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let machine = read("/proc/meminfo");
-    let kib = |key: &str| {
-        let line = machine.lines().find_map(|line| line.strip_prefix(key))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
-    };
-    let free = (kib("MemAvailable:")? + kib("SwapFree:").unwrap_or(0)) << 10;
-    let limits = read("/proc/self/limits");
-    let limit = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max address space"))
-        .and_then(|line| line.split_whitespace().next()?.parse().ok());
-    Some(limit.map_or(free, |limit: u64| free.min(limit)))
-}
-
-/// Refuses what cannot fit into memory; `what` is what takes an estimated `needed` bytes, as in “the run”.
-pub fn check_memory(what: &str, needed: u64, hint: &str) -> Result<()> {
-    match available_memory() {
-        Some(available) if needed / SLACK > available => Err(InputError::Memory {
-            what: what.to_owned(),
-            needed,
-            available,
-            hint: hint.to_owned(),
-        }
-        .into()),
-        _ => Ok(()),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::evaluate::corpus::{Domain, Window};
+use bam_convert::evaluate::outlook::model_memory;
 use bam_convert::evaluate::perplexity;
 use bam_convert::evaluate::report::{Average, EvaluationReport, ModelReport};
 use bam_convert::evaluate::routing::{Recorder, RouterKind, RouterReport};
@@ -109,6 +110,16 @@ impl Check {
             windows,
             sources,
         })
+    }
+
+    /// Peak of the memory of the check, in bytes; models are loaded one after the other.
+    pub fn memory(&self, mixture: &Architecture) -> Result<u64> {
+        let mut memory = model_memory(mixture, CONTEXT as u64, None)?;
+        for (_, path) in &self.sources {
+            let source = Architecture::of(&Config::read(path)?)?;
+            memory = memory.max(model_memory(&source, CONTEXT as u64, None)?);
+        }
+        Ok(memory)
     }
 
     /// The perplexity of every source and of the mixture in the folder `out`, and what its routers do; a note where the

@@ -2,10 +2,11 @@
 
 use bam_convert::checkpoint::output::free_space;
 use bam_convert::estimate::{Estimate, Products};
+use bam_convert::memory::{MachineMemory, warning};
 use bam_convert::table::{self, grouped};
 use bam_convert::train::{Outlook, matmul_peak};
 use candle_core::DType;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::device::DeviceName;
 use super::printer::Printer;
@@ -37,6 +38,73 @@ pub fn peak(products: &Products) -> Option<f64> {
     .ok()
 }
 
+/// A peak of memory beside the machine's, for people.
+pub fn memory_text(needed: u64) -> String {
+    let machine = MachineMemory::now().map(|machine| format!("; {}", machine.text()));
+    let needed = table::bytes(needed);
+    format!("~{needed} at the peak{}", machine.unwrap_or_default())
+}
+
+/// Says so where work needs more memory than is available.
+pub fn warn_of_memory(what: &str, needed: Option<u64>, printer: &Printer) {
+    if let Some(text) = needed.and_then(|needed| warning(what, needed)) {
+        printer.note(&format!(" note: {text}"));
+    }
+}
+
+/// Seconds for people; none where the machine lacks the device.
+fn time_text(seconds: Option<f64>) -> String {
+    seconds.map_or("? (this machine lacks the device)".to_owned(), |seconds| {
+        format!("~{}", table::duration(seconds))
+    })
+}
+
+/// An estimate as a program reads it, with the machine's part.
+fn with_machine(mut value: Value, seconds: Option<f64>) -> Value {
+    let machine = MachineMemory::now();
+    value["seconds"] = json!(seconds);
+    value["machine_memory_bytes"] = json!(machine.map(|machine| machine.total));
+    value["available_memory_bytes"] = json!(machine.map(|machine| machine.available));
+    value
+}
+
+/// `eval --dry-run`.
+pub fn show_evaluation(
+    estimate: &Estimate,
+    models: usize,
+    json: bool,
+    printer: &Printer,
+) -> Outcome {
+    let work = estimate.work.as_ref();
+    let seconds = work.and_then(|work| work.seconds(peak));
+    warn_of_memory("the evaluation", estimate.memory, printer);
+    if json {
+        let flops = estimate.flops();
+        let value = json!({"models": models, "flops": flops, "memory_bytes": estimate.memory});
+        printer.json(&with_machine(value, seconds))?;
+        return Ok(Verdict::Yes);
+    }
+    let flops = estimate.flops();
+    let flops = flops.map_or("?".to_owned(), |flops| {
+        format!("{} FLOPs", table::number(flops))
+    });
+    let time = match work {
+        Some(_) => time_text(seconds),
+        // Nothing tells how long answers to tasks are.
+        None => "?".to_owned(),
+    };
+    let facts = [
+        ("models", models.to_string()),
+        ("memory", memory_text(estimate.memory.unwrap_or_default())),
+        ("compute", flops),
+        ("time", time),
+    ];
+    printer.result(&table::facts(
+        facts.map(|(name, value)| (name.to_owned(), value)),
+    ))?;
+    Ok(Verdict::Yes)
+}
+
 /// `train --dry-run`.
 pub fn show_training(
     outlook: &Outlook,
@@ -44,20 +112,21 @@ pub fn show_training(
     json: bool,
     printer: &Printer,
 ) -> Outcome {
-    let Estimate { bytes, work } = outlook.estimate();
+    let Estimate {
+        bytes,
+        work,
+        memory,
+    } = outlook.estimate();
+    warn_of_memory("the run", memory, printer);
     let seconds = work.and_then(|work| work.seconds(peak));
     let free = free_space(out)?;
     if json {
         let mut value = serde_json::to_value(outlook)?;
         value["bytes"] = json!(bytes);
-        value["seconds"] = json!(seconds);
         value["disk_free_bytes"] = json!(free);
-        printer.json(&value)?;
+        printer.json(&with_machine(value, seconds))?;
         return Ok(Verdict::Yes);
     }
-    let time = seconds.map_or("? (this machine lacks the device)".to_owned(), |seconds| {
-        format!("~{}", table::duration(seconds))
-    });
     let facts = [
         (
             "parameters",
@@ -77,11 +146,12 @@ pub fn show_training(
             ),
         ),
         ("disk free", table::bytes(free)),
+        ("memory", memory_text(outlook.memory_bytes)),
         (
             "compute",
             format!("{} FLOPs", table::number(outlook.products.flops)),
         ),
-        ("time", time),
+        ("time", time_text(seconds)),
     ];
     printer.result(&table::facts(
         facts.map(|(name, value)| (name.to_owned(), value)),

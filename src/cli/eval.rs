@@ -4,18 +4,20 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use bam_convert::arguments::{
-    CheckpointPath, InputPath, MaybeNamed, Named, Outline, OutputPath, TextsPath,
+    CheckpointPath, DryRun, InputPath, MaybeNamed, Named, Outline, OutputPath, TextsPath,
 };
 use bam_convert::checkpoint::manifest::model_name;
 use bam_convert::checkpoint::single;
 use bam_convert::estimate::Estimate;
 use bam_convert::evaluate::corpus::{Domain, Window};
+use bam_convert::evaluate::outlook::WeightWidth;
 use bam_convert::evaluate::report::{Average, DomainRouting, EvaluationReport, ModelReport};
 use bam_convert::evaluate::request::RoutingRequest;
 use bam_convert::evaluate::routing::Recorder;
 use bam_convert::evaluate::tasks::{Task, TaskSettings};
 use bam_convert::evaluate::{EvaluateError, chart, outlook, perplexity, table_file};
 use bam_convert::family::{Architecture, Config, TopK, expert_names};
+use bam_convert::memory::check_memory;
 use bam_convert::model::generate::eos_ids;
 use bam_convert::model::tokenizer::Tokenizer;
 use bam_convert::model::{CausalLm, LoadOptions};
@@ -24,7 +26,7 @@ use clap::{ArgAction, Args};
 
 use super::device::{ComputeDtype, DeviceName, load_options};
 use super::error::{self, CliError};
-use super::estimate::print;
+use super::estimate::{print, show_evaluation, warn_of_memory};
 use super::names::at_least_one;
 use super::opened::Opened;
 use super::printer::Printer;
@@ -100,6 +102,9 @@ pub struct Arguments {
     /// Dtype to compute in [default: f32, whatever the stored dtype].
     #[arg(long, value_enum)]
     dtype: Option<ComputeDtype>,
+    /// Show the memory, compute and time that the evaluation would take; load nothing.
+    #[arg(long, action = ArgAction::SetTrue)]
+    dry_run: DryRun,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -128,8 +133,18 @@ impl Verb for Arguments {
             return print(printer, &self.estimate(printer)?);
         }
         self.check()?;
+        let estimate = self.estimate()?;
+        if *self.dry_run {
+            let models = self.checkpoints.len();
+            return show_evaluation(&estimate, models, self.json, printer);
+        }
         let models = self.models(printer)?;
         self.check_models(&models)?;
+        if let Some(needed) = estimate.memory.filter(|_| self.device == DeviceName::Cpu) {
+            let advice = "pass a smaller --context, or --dtype bf16";
+            check_memory("the evaluation", needed, advice)?;
+            warn_of_memory("the evaluation", Some(needed), printer);
+        }
         let domains = self
             .data
             .iter()
@@ -212,7 +227,10 @@ impl Arguments {
             max_tokens: self.max_tokens,
             routing: self.report_routing,
             gpu: self.device == DeviceName::Cuda,
-            half: self.dtype == Some(ComputeDtype::Bf16),
+            weights: self.dtype.map(|dtype| match dtype {
+                ComputeDtype::F32 => WeightWidth::Full,
+                ComputeDtype::Bf16 => WeightWidth::Half,
+            }),
         };
         let estimate = outlook::estimate(&request)?;
         Ok(Estimate {

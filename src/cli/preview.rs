@@ -6,11 +6,14 @@ use bam_convert::checkpoint::dtype;
 use bam_convert::checkpoint::output::free_space;
 use bam_convert::family::Architecture;
 use bam_convert::family::cost;
+use bam_convert::memory::MachineMemory;
 use bam_convert::surgery::gates::FreshGates;
 use bam_convert::surgery::{Plan, PlannedTensor};
 use bam_convert::table::{self, Align, counted, grouped};
 use bam_convert::{Error, Result};
 use serde::Serialize;
+
+use super::estimate::memory_text;
 
 /// A plan as a person or a program looks at it before it runs.
 #[derive(Debug, Serialize)]
@@ -28,6 +31,11 @@ pub struct Preview {
     disk_free_bytes: u64,
     memory_bytes: u64,
     threads: usize,
+    /// Peak of the memory of `--check`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    check_memory_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    available_memory_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kv_cache_bytes_per_token: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,6 +89,8 @@ impl Preview {
             disk_free_bytes: free_space(out)?,
             memory_bytes: memory,
             threads,
+            check_memory_bytes: None,
+            available_memory_bytes: None,
             kv_cache_bytes_per_token: report
                 .as_ref()
                 .map(|report| report.kv_cache_bytes_per_token),
@@ -98,6 +108,14 @@ impl Preview {
     /// The same preview with the reason why a run now would be refused.
     pub fn refused(mut self, refusal: Option<Error>) -> Self {
         self.refused_now = refusal.map(|error| error.to_string());
+        self
+    }
+
+    /// The same preview with the peak of memory of a check after the surgery.
+    pub fn checked(mut self, memory: Option<u64>) -> Self {
+        self.check_memory_bytes = memory;
+        let machine = memory.and_then(|_| MachineMemory::now());
+        self.available_memory_bytes = machine.map(|machine| machine.available);
         self
     }
 
@@ -167,6 +185,9 @@ impl Preview {
         }
         if let Some(gates) = &self.gates {
             totals.push(("gates at step 0", gates.to_string()));
+        }
+        if let Some(bytes) = self.check_memory_bytes {
+            totals.push(("check memory", memory_text(bytes)));
         }
         if let Some(refusal) = &self.refused_now {
             totals.push(("refused now", refusal.clone()));

@@ -103,6 +103,7 @@ impl Verb for Arguments {
                 &Estimate {
                     bytes: pull.missing(),
                     work: None,
+                    memory: None,
                 },
             );
         }

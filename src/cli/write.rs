@@ -12,18 +12,20 @@ use bam_convert::surgery::execute::{
 };
 use bam_convert::surgery::export::Export;
 use bam_convert::surgery::router::RouterInit;
-use bam_convert::table;
-use bam_convert::threads;
+use bam_convert::{memory, table, threads};
 use bytesize::ByteSize;
 use clap::{ArgAction, Args};
 
 use super::check::Untrained;
-use super::estimate::print;
+use super::estimate::{print, warn_of_memory};
 use super::names::size;
 use super::preview::Preview;
 use super::printer::Printer;
 use super::work::WorkArguments;
 use super::{Outcome, Verdict};
+
+/// What measures a mixture after the surgery, in messages.
+const CHECK: &str = "the check";
 
 /// Flags of every command that writes weights.
 #[derive(Debug, Args)]
@@ -186,8 +188,19 @@ impl WriteArguments {
                 self.work.memory.as_u64(),
                 threads,
             )?;
+            let memory = check_memory(untrained, architecture)?;
+            warn_of_memory(CHECK, memory, printer);
             let gates = untrained.map(|untrained| untrained.gates.clone());
-            return self.show(&preview.with_gates(gates).refused(refusal), printer);
+            let preview = preview.with_gates(gates).checked(memory);
+            return self.show(&preview.refused(refusal), printer);
+        }
+        if let Some(needed) = check_memory(untrained, architecture)? {
+            memory::check_memory(
+                CHECK,
+                needed,
+                "check a smaller mixture, or leave --check out",
+            )?;
+            warn_of_memory(CHECK, Some(needed), printer);
         }
         let manifest = execute(plan, files, &target)?;
         bar.finish_and_clear();
@@ -217,4 +230,15 @@ impl WriteArguments {
         }
         Ok(Verdict::Yes)
     }
+}
+
+/// Peak of the memory of a check of the mixture, where one is asked for.
+fn check_memory(
+    untrained: Option<&Untrained>,
+    architecture: Option<&Architecture>,
+) -> bam_convert::Result<Option<u64>> {
+    let check = untrained.and_then(|untrained| untrained.check);
+    let both = check.zip(architecture);
+    both.map(|(check, architecture)| check.memory(architecture))
+        .transpose()
 }

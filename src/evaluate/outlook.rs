@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use super::perplexity::CHUNK;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::dtype::Dtype;
 use crate::data::{Split, TokenHeader, outline};
 use crate::estimate::{BYTES_PER_TOKEN, Estimate, Products, READ, START, Work};
 use crate::family::cost::Report;
-use crate::family::{Architecture, Config, Mixture};
+use crate::family::{Architecture, Config, Mixture, TensorSpec};
 
 /// The share of the peak that the forward pass of windows of a few hundred tokens reaches.
 const SHARE: f64 = 0.4;
@@ -15,6 +17,11 @@ const SHARE: f64 = 0.4;
 const SCORE: u64 = 350;
 /// Bytes of the result for a router in a domain, and for each of its experts.
 const ROUTER: (u64, u64) = (200, 60);
+
+/// Bytes of a float32.
+const FLOAT: u64 = 4;
+/// Bytes of the program itself, with its tokenizer.
+const PROGRAM: u64 = 40 << 20;
 
 /// An evaluation that is asked for.
 pub struct EvaluationRequest<'a> {
@@ -30,8 +37,17 @@ pub struct EvaluationRequest<'a> {
     pub routing: bool,
     /// Whether on a GPU.
     pub gpu: bool,
-    /// Whether in half precision.
-    pub half: bool,
+    /// In what, where it is not the default.
+    pub weights: Option<WeightWidth>,
+}
+
+/// How wide a model's weights are in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightWidth {
+    /// float32, whatever is stored.
+    Full,
+    /// bfloat16.
+    Half,
 }
 
 /// What it would take; without its work where a domain's length is not known.
@@ -45,11 +61,17 @@ pub fn estimate(request: &EvaluationRequest) -> Result<Estimate> {
         .map(|(_, path)| tokens(path, request.max_tokens))
         .sum();
     let domains = request.data.len() as u64;
-    let (mut flops, mut loaded, mut bytes) = (0.0, 0, 0);
+    let (mut flops, mut loaded, mut bytes, mut memory) = (0.0, 0, 0, 0);
     for path in request.checkpoints {
         let architecture = Architecture::of(&Config::read(path)?)?;
         flops += Report::new(&architecture, request.context / 2)?.flops_per_token as f64;
         loaded += Checkpoint::open(path)?.data_length();
+        // Models are loaded one after the other.
+        memory = memory.max(model_memory(
+            &architecture,
+            request.context,
+            request.weights,
+        )?);
         bytes += SCORE * (1 + domains);
         if let Some(mixture) = architecture.mixture.as_ref().filter(|_| request.routing) {
             let router = |experts: u64| architecture.num_layers * (ROUTER.0 + ROUTER.1 * experts);
@@ -66,14 +88,52 @@ pub fn estimate(request: &EvaluationRequest) -> Result<Estimate> {
             flops: tokens as f64 * flops,
             share: SHARE,
             gpu: request.gpu,
-            half: request.half,
+            half: request.weights == Some(WeightWidth::Half),
         };
         Work {
             seconds: START + loaded as f64 / READ,
             products: Some(products),
         }
     });
-    Ok(Estimate { bytes, work })
+    Ok(Estimate {
+        bytes,
+        work,
+        memory: Some(memory),
+    })
+}
+
+/// Peak of the memory of a process that scores windows of `context` tokens with a model, in bytes.
+///
+/// By default, bfloat16 matrices stay in the pages of their file, and all else is float32.
+///
+/// # Errors
+/// An architecture whose tensors cannot be listed.
+pub fn model_memory(a: &Architecture, context: u64, weights: Option<WeightWidth>) -> Result<u64> {
+    let is_half = match weights {
+        Some(width) => width == WeightWidth::Half,
+        None => a.dtype == Some(Dtype::BF16),
+    };
+    let of_tensor = |spec: &TensorSpec| {
+        let size = if is_half && spec.shape.len() == 2 {
+            2
+        } else {
+            4
+        };
+        size * spec.shape.iter().product::<u64>()
+    };
+    let weights: u64 = a.tensors()?.iter().map(of_tensor).sum();
+    let mixture = a.mixture.as_ref();
+    let attention_experts = mixture.map_or(1, |mixture| mixture.num_attention_experts);
+    let inner = mixture.map_or(a.intermediate_size, |mixture| {
+        mixture.num_experts_per_tok * mixture.moe_intermediate_size
+    });
+    // The residual stream with its norm; then queries, keys, values and outputs, or the feed-forward network.
+    let attention = attention_experts * (2 * a.num_heads + 2 * a.num_kv_heads) * a.head_dim;
+    let token = FLOAT * (4 * a.hidden_size + attention.max(3 * inner));
+    // As a tensor, and as rows that are scored.
+    let logits = 2 * FLOAT * CHUNK as u64 * a.vocab_size;
+    let moving = token.saturating_mul(context).saturating_add(logits);
+    Ok((PROGRAM + weights).saturating_add(moving))
 }
 
 /// Tokens of a domain, `most` at most; none where nothing tells.

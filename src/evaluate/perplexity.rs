@@ -8,12 +8,12 @@ use super::corpus::Window;
 use super::error::EvaluateError;
 use super::logits::log_sum_exp;
 use super::routing::Recorder;
-use crate::estimate::check_memory;
+use crate::memory::check_memory;
 use crate::model::{CausalLm, Forward, Overrides};
 use crate::{Error, Result};
 
 /// Positions whose logits are in memory at once.
-const CHUNK: usize = 128;
+pub(super) const CHUNK: usize = 128;
 
 /// Bytes of a token's activations in float32 that live together, by the hidden size.
 const LIVE: u64 = 6 * 4;
