@@ -193,6 +193,11 @@ impl Error {
         self
     }
 
+    /// Whether a signal interrupted the work.
+    pub fn is_interruption(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::Interrupted)
+    }
+
     /// What to do next, where the error knows.
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         match self {

@@ -70,12 +70,20 @@ pub fn facts(rows: impl IntoIterator<Item = (String, String)>) -> String {
     render(&[("", Align::Left), ("", Align::Left)], rows)
 }
 
+/// Units of bytes, each a thousand times the one before.
+const BYTE_UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+
+/// Bytes in a unit that [`bytes`] writes.
+pub fn byte_unit(unit: &str) -> Option<f64> {
+    let power = BYTE_UNITS.iter().position(|known| *known == unit)?;
+    Some(1000f64.powi(power as i32))
+}
+
 /// A number of bytes with three significant digits and a decimal unit: `269 MB`.
 pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
     let mut value = count as f64;
     let mut unit = 0;
-    while value >= 999.5 && unit + 1 < UNITS.len() {
+    while value >= 999.5 && unit + 1 < BYTE_UNITS.len() {
         value /= 1000.0;
         unit += 1;
     }
@@ -86,7 +94,7 @@ pub fn bytes(count: u64) -> String {
     } else {
         2
     };
-    format!("{value:.decimals$} {}", UNITS[unit])
+    format!("{value:.decimals$} {}", BYTE_UNITS[unit])
 }
 
 /// Floating-point operations a second: `431 GFLOP/s`.
@@ -110,11 +118,21 @@ pub fn number(value: f64) -> String {
     }
 }
 
+/// Units of time longer than a second, in seconds.
+const TIME_UNITS: [(f64, &str); 3] = [(86_400.0, "days"), (3600.0, "h"), (60.0, "min")];
+
+/// The seconds of a text that [`duration`] has written.
+pub fn seconds(text: &str) -> Option<f64> {
+    let (value, unit) = text.split_once(' ')?;
+    let mut known = TIME_UNITS.into_iter().chain([(1.0, "s")]);
+    let (length, _) = known.find(|(_, known)| *known == unit)?;
+    Some(value.parse::<f64>().ok()? * length)
+}
+
 /// Seconds in the unit that people would use: `4.2 s`, `12 min`, `3.5 h`, `41 days`.
 pub fn duration(seconds: f64) -> String {
-    const UNITS: [(f64, &str); 3] = [(86_400.0, "days"), (3600.0, "h"), (60.0, "min")];
     // From two of a unit on, fewer say more in the smaller one.
-    let (value, unit) = match UNITS
+    let (value, unit) = match TIME_UNITS
         .into_iter()
         .find(|(length, _)| seconds >= 2.0 * length)
     {

@@ -33,6 +33,11 @@ pub enum CliError {
         flag: String,
     },
 
+    // ---- recipes
+    /// Pruning by a command that only submits jobs.
+    #[error("--prune has no effect with --executor slurm, because the stages have not run yet")]
+    PruneOnSlurm,
+
     // ---- models and experts
     /// A flag of methods that were not chosen.
     #[error("{flag} has no effect without --method {owners}")]
@@ -207,6 +212,9 @@ impl CliError {
             }
             Self::Variable { flag, .. } => {
                 return Some(format!("unset it, or give it a value that --{flag} takes").into());
+            }
+            Self::PruneOnSlurm => {
+                "run it with --prune and without --executor, once the jobs have ended"
             }
             Self::CopiesTie => "pass --router normal, or leave --seed-copies out",
             Self::PromptsOfParts => "pass --router normal",

@@ -37,16 +37,21 @@ mod opened;
 mod preview;
 mod printer;
 mod prompts;
+mod prune;
 #[cfg(feature = "hub")]
 mod pull;
 #[cfg(feature = "hub")]
 mod push;
+mod remaining;
 mod render_chat;
 mod report;
+mod results;
 mod run;
+mod signals;
 mod stages;
 mod tokenize;
 mod train;
+mod training_progress;
 mod upcycle;
 mod validate;
 mod values;

@@ -3,16 +3,23 @@
 //! All of it is made printable here. A note or an error is one line, whatever its names hold; a result has the lines of its
 //! layout, and whoever composes it makes each value printable first.
 
+use std::fmt;
 use std::io::{IsTerminal, Write};
+use std::thread::Builder;
 use std::time::Duration;
 
 use bam_convert::error::ErrorPlace;
 use bam_convert::printable::{printable, printable_json, printable_lines};
+use bam_convert::progress::{Progress, Unit};
+use bam_convert::table;
 use clap::ColorChoice;
 use clap::builder::styling::{AnsiColor, Style as Look};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::error;
+
+/// Time between two lines of progress where stderr is no terminal.
+pub const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// What begins a note.
 const NOTE: &str = " note:";
@@ -33,6 +40,7 @@ pub struct Style {
 }
 
 /// Where a command prints.
+#[derive(Clone, Copy, Debug)]
 pub struct Printer {
     style: Style,
 }
@@ -106,6 +114,11 @@ impl Printer {
         }
     }
 
+    /// Whether notes are printed.
+    pub fn is_quiet(&self) -> bool {
+        self.style.quiet
+    }
+
     /// Prints lines of a log, unless quiet: marked, so that none passes for one of this program's own.
     pub fn log(&self, lines: &str) {
         if !self.style.quiet {
@@ -154,46 +167,24 @@ impl Printer {
         }
     }
 
-    /// A progress bar over bytes; hidden where stderr is no terminal.
+    /// A progress bar over bytes.
     pub fn bytes_bar(&self, total: u64, verb: &'static str) -> ProgressBar {
-        self.bar(
-            total,
-            verb,
-            "{bytes:>10} of {total_bytes:>10} {bytes_per_sec:>12}",
-        )
+        self.bar(total, verb, Unit::Bytes)
     }
 
-    /// A progress bar over tokens; hidden where stderr is no terminal.
+    /// A progress bar over tokens.
     pub fn tokens_bar(&self, total: u64, verb: &'static str) -> ProgressBar {
-        self.bar(
-            total,
-            verb,
-            "{human_pos:>10} of {human_len:>10} tokens {per_sec:>14}",
-        )
+        self.bar(total, verb, Unit::Tokens)
     }
 
-    /// A progress bar over steps, with a message; hidden where stderr is no terminal.
-    pub fn steps_bar(&self, total: u64) -> ProgressBar {
+    /// A progress bar with a message; hidden where stderr is no terminal.
+    pub fn message_bar(&self, total: u64) -> ProgressBar {
         let bar = ProgressBar::with_draw_target(Some(total), self.target());
-        let template = "[{bar:24}] {pos} of {len} steps  {msg}  {eta} left";
-        // The template is a constant that the tests have seen.
-        bar.set_style(
-            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
-        );
-        bar
+        bar.with_style(style("[{wide_bar}] {msg}"))
     }
 
-    /// A spinner with a message for work of unknown length; hidden where stderr is no terminal.
-    pub fn spinner(&self) -> ProgressBar {
-        let bar = ProgressBar::with_draw_target(None, self.target());
-        bar.set_style(
-            ProgressStyle::with_template("{spinner} {elapsed:>4} {wide_msg}")
-                .unwrap_or_else(|_| ProgressStyle::default_spinner()),
-        );
-        bar
-    }
-
-    fn target(&self) -> ProgressDrawTarget {
+    /// Where progress is drawn: nowhere if stderr is no terminal.
+    pub fn target(&self) -> ProgressDrawTarget {
         let visible = !self.style.quiet && std::io::stderr().is_terminal();
         if visible {
             ProgressDrawTarget::stderr()
@@ -202,18 +193,32 @@ impl Printer {
         }
     }
 
-    fn bar(&self, total: u64, verb: &'static str, numbers: &str) -> ProgressBar {
+    /// A progress bar; where stderr is no terminal, a line now and then.
+    fn bar(&self, total: u64, verb: &'static str, unit: Unit) -> ProgressBar {
         let bar = ProgressBar::with_draw_target(Some(total), self.target());
-        let template = format!("{{msg}} [{{bar:32}}] {numbers} {{eta:>4}} left");
-        // The template is a constant that the tests have seen.
-        bar.set_style(
-            ProgressStyle::with_template(&template)
-                .unwrap_or_else(|_| ProgressStyle::default_bar()),
-        );
         bar.set_message(verb);
-        if !bar.is_hidden() {
-            bar.enable_steady_tick(Duration::from_millis(200));
+        if bar.is_hidden() {
+            if !self.style.quiet {
+                self.print_lines(&bar, unit);
+            }
+            return bar;
         }
+        let amount = move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            // The string that is written to takes everything.
+            let _ = out.write_str(&unit.amount(state.pos(), state.len().unwrap_or(0)));
+        };
+        let rate = move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let _ = out.write_str(&unit.rate(state.per_sec()));
+        };
+        let left = |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let _ = out.write_str(&table::duration(state.eta().as_secs_f64()));
+        };
+        let style = style("{msg} [{wide_bar}] {amount}  {rate}  {left} left")
+            .with_key("amount", amount)
+            .with_key("rate", rate)
+            .with_key("left", left);
+        bar.set_style(style);
+        bar.enable_steady_tick(Duration::from_millis(200));
         bar
     }
 
@@ -225,6 +230,27 @@ impl Printer {
         } else {
             word.to_owned()
         }
+    }
+
+    /// Prints a line about a hidden bar now and then, until it is finished or dropped.
+    fn print_lines(&self, bar: &ProgressBar, unit: Unit) {
+        let (printer, bar) = (*self, bar.downgrade());
+        let print = move || {
+            loop {
+                std::thread::sleep(LINE_EVERY);
+                let Some(bar) = bar.upgrade().filter(|bar| !bar.is_finished()) else {
+                    return;
+                };
+                let (done, total) = (bar.position(), bar.length().unwrap_or(0));
+                let progress = Progress {
+                    seconds_left: (done > 0).then(|| bar.eta().as_secs_f64()),
+                    ..Progress::new(&bar.message(), unit, done, total)
+                };
+                printer.note(&progress.to_string());
+            }
+        };
+        // Without the thread, there are no lines.
+        let _ = Builder::new().name("progress".to_owned()).spawn(print);
     }
 
     fn stderr(&self, text: &str) {
@@ -256,6 +282,13 @@ impl Fault<'_> {
             .filter_map(|(name, value)| Some((name.to_owned(), value?)))
             .collect()
     }
+}
+
+/// The style of a template, which is a constant that the tests have seen.
+pub fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template);
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.progress_chars("#>-")
 }
 
 /// Writes to standard output; an error says so, and keeps its kind.

@@ -14,9 +14,14 @@ use bam_convert::pipeline::{
 };
 use bam_convert::{Error, threads};
 use clap::{ArgAction, Args, ValueEnum};
+use serde::Serialize;
 
 use super::error::CliError;
 use super::printer::Printer;
+use super::prune::Pruned;
+use super::remaining::Remaining;
+use super::results;
+use super::signals::{SecondSignal, command_line, stop_at_signals};
 use super::stages::Preview;
 use super::verb::{HubUse, Verb};
 use super::watcher::Watcher;
@@ -24,6 +29,8 @@ use super::{Outcome, Verdict, program};
 
 /// Name of the command, by which stages run below a supervisor and as jobs.
 const NAME: &str = "run";
+/// Variables for commands that say what they would take while a run waits for them: none asks the network.
+const OFFLINE: [(&str, &str); 1] = [("HF_HUB_OFFLINE", "1")];
 /// Arguments that make this program a supervisor of the words after them.
 const SUPERVISE: [&str; 3] = [NAME, "--supervise", "--"];
 
@@ -81,6 +88,9 @@ pub struct Arguments {
     /// Run as a job beside others, which run the other stages.
     #[arg(long, hide = true, requires = "only", conflicts_with = "executor")]
     job: bool,
+    /// Then remove the checkpoints of training stages that are up to date, and say how much disk that freed.
+    #[arg(long, conflicts_with_all = ["status", "job"])]
+    prune: bool,
     /// Print the commands, what needs what, which would run and why, and the disk and time that they take; run nothing.
     #[arg(long, action = ArgAction::SetTrue)]
     dry_run: DryRun,
@@ -115,6 +125,15 @@ struct Todo<'a> {
     stages: &'a [Stage],
     graph: &'a Graph,
     choices: &'a [Choice],
+}
+
+/// The result of a run for programs.
+#[derive(Serialize)]
+struct RunResult<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pruned: Option<&'a Pruned>,
 }
 
 impl Verb for Arguments {
@@ -196,7 +215,7 @@ impl Arguments {
         };
         let program = std::env::current_exe().map_err(|e| Error::io("find", "this program", e))?;
         let stop = Arc::new(AtomicBool::new(false));
-        let watcher = Watcher::new(printer, stages.len());
+        let watcher = Watcher::new(printer, stages);
         let runner = Runner {
             program: &program,
             supervise: &SUPERVISE,
@@ -213,28 +232,69 @@ impl Arguments {
             return self.show_status(&runner, &todo, printer);
         }
         if self.executor == Executor::Slurm {
+            if self.prune {
+                return Err(CliError::PruneOnSlurm.into());
+            }
             return self.run_on_slurm(&runner, recipe, &todo, printer);
         }
-        self.stop_at_signals(&stop)?;
+        self.answer_signals(&stop, &watcher)?;
         if *self.dry_run {
             return self.show_forecast(&runner, &todo, printer);
         }
+        if !self.job && !printer.is_quiet() {
+            self.look_ahead(&runner, &todo, &watcher, printer);
+        }
         let report = runner.run(stages, &graph, &choices);
         watcher.stop();
-        self.end(&report?, rebuild, &todo, printer)
+        let report = report?;
+        let pruned = if self.prune && !report.stopped {
+            Some(Pruned::run(&runner, stages, &graph)?)
+        } else {
+            None
+        };
+        let verdict = self.end(&report, pruned.as_ref(), rebuild, &todo, printer);
+        if report.is_complete() && !self.json {
+            results::show(&report, stages, work, printer)?;
+        }
+        verdict
     }
 
-    /// Makes signals stop the stages.
-    fn stop_at_signals(&self, stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            // A second signal does not wait for the stages to end; but Slurm sends as many as it likes, and a dry run has
-            // its outlines to remove.
-            if !self.job && !*self.dry_run {
-                signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(stop))?;
-            }
-            signal_hook::flag::register(signal, Arc::clone(stop))?;
+    /// Makes signals stop the stages, with an answer.
+    fn answer_signals(&self, stop: &Arc<AtomicBool>, watcher: &Watcher) -> std::io::Result<()> {
+        // A second signal does not wait for the stages to end. But Slurm sends as many as it likes, and a dry run has its
+        // outlines to remove.
+        let (second, answer) = if self.job {
+            (SecondSignal::Waits, "stopping: the stage saves and ends")
+        } else if *self.dry_run {
+            (SecondSignal::Waits, "stopping")
+        } else {
+            let answer = "stopping: running stages save and end; press Ctrl-C again to stop now";
+            (SecondSignal::Ends, answer)
+        };
+        let say = watcher.notes();
+        stop_at_signals(stop, second, move || say(answer))
+    }
+
+    /// Estimates the time of the stages, and warns where one does not fit into memory. Nothing of the run depends on it, so
+    /// an estimate that fails is left out.
+    fn look_ahead(&self, runner: &Runner, todo: &Todo, watcher: &Watcher, printer: &Printer) {
+        // What the run verifies needs no second reading.
+        let runner = Runner {
+            verify: false,
+            ..*runner
+        };
+        let Ok(mut forecasts) = runner.forecast(todo.stages, todo.graph, todo.choices) else {
+            return;
+        };
+        if runner
+            .estimate(todo.stages, &mut forecasts, &OFFLINE)
+            .is_err()
+        {
+            return;
         }
-        Ok(())
+        let preview = Preview::new(todo.stages, &forecasts);
+        preview.warn_of_memory(printer);
+        watcher.expect(Remaining::new(preview.times()));
     }
 
     fn show_status(&self, runner: &Runner, todo: &Todo, printer: &Printer) -> Outcome {
@@ -249,13 +309,19 @@ impl Arguments {
 
     fn show_forecast(&self, runner: &Runner, todo: &Todo, printer: &Printer) -> Outcome {
         let mut forecasts = runner.forecast(todo.stages, todo.graph, todo.choices)?;
-        runner.estimate(todo.stages, &mut forecasts)?;
+        runner.estimate(todo.stages, &mut forecasts, &[])?;
         let preview = Preview::new(todo.stages, &forecasts);
         if self.json {
             printer.json(&preview.json())?;
         } else {
             printer.result(&preview.text(runner.work)?)?;
         }
+        if self.prune {
+            let pruned = Pruned::forecast(runner, todo.stages, todo.graph)?;
+            let lines = pruned.lines("--prune would free");
+            lines.iter().for_each(|line| printer.note(line));
+        }
+        preview.warn_of_memory(printer);
         Ok(Verdict::Yes)
     }
 
@@ -263,23 +329,34 @@ impl Arguments {
     fn end(
         &self,
         report: &Report,
+        pruned: Option<&Pruned>,
         rebuild: Option<&Rebuild>,
         todo: &Todo,
         printer: &Printer,
     ) -> Outcome {
+        if let Some(pruned) = pruned {
+            pruned
+                .lines("freed")
+                .iter()
+                .for_each(|line| printer.note(line));
+        }
         let is_whole =
             report.is_complete() && todo.choices.iter().all(|choice| *choice != Choice::Leave);
         let Some(rebuild) = rebuild.filter(|_| is_whole) else {
             if self.json {
-                printer.json(report)?;
+                printer.json(&RunResult { report, pruned })?;
             } else {
                 printer.result(&report.table())?;
+            }
+            if report.is_up_to_date() {
+                printer.note("nothing to do: every stage is up to date");
             }
             return ended(report, printer);
         };
         let compared = rebuild.compare()?;
         if self.json {
-            printer.json(&serde_json::json!({"run": report, "compared": compared}))?;
+            let run = RunResult { report, pruned };
+            printer.json(&serde_json::json!({"run": run, "compared": compared}))?;
         } else {
             let (ran, compared) = (report.table(), comparison_table(&compared));
             printer.result(&format!("{ran}\n{compared}"))?;
@@ -365,7 +442,8 @@ fn whole(path: &Path) -> bam_convert::Result<PathBuf> {
 fn ended(report: &Report, printer: &Printer) -> Outcome {
     if report.stopped {
         let error = Error::compute("finish the recipe", "a signal stopped it");
-        return Err(error.with_hint("the same command resumes from here").into());
+        let command = command_line("");
+        return Err(error.with_hint(format!("continue with: {command}")).into());
     }
     // What is worse than a no comes last, and decides.
     let (noes, faults): (Vec<_>, Vec<_>) = report

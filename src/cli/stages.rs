@@ -5,12 +5,14 @@ use std::path::Path;
 
 use bam_convert::checkpoint::output::free_space;
 use bam_convert::estimate::{Estimate, Products};
+use bam_convert::memory::MachineMemory;
 use bam_convert::pipeline::{Forecast, Stage};
 use bam_convert::printable::printable;
 use bam_convert::table::{self, Align, quoted};
 use serde_json::{Value, json};
 
-use super::estimate::peak;
+use super::estimate::{memory_text, peak, warn_of_memory};
+use super::printer::Printer;
 
 /// What stages take of something.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -123,6 +125,31 @@ impl<'a> Preview<'a> {
         )
     }
 
+    /// The stages that would run, with their seconds where anything tells.
+    pub(super) fn times(&self) -> impl Iterator<Item = (String, Option<f64>)> {
+        self.running().map(|number| {
+            let time = self.time(number);
+            let seconds = (!time.is_open).then_some(time.sum);
+            (self.stages[number].name.clone(), seconds)
+        })
+    }
+
+    /// The stage that would run and takes most memory, with the peak in bytes.
+    fn largest(&self) -> Option<(&Stage, u64)> {
+        let peaks = self.running().filter_map(|number| {
+            let estimate = self.forecasts[number].estimate.as_ref()?;
+            Some((&self.stages[number], estimate.memory?))
+        });
+        peaks.max_by_key(|(_, memory)| *memory)
+    }
+
+    /// Says so where a stage needs more memory than is available.
+    pub(super) fn warn_of_memory(&self, printer: &Printer) {
+        if let Some((stage, needed)) = self.largest() {
+            warn_of_memory(&format!("stage {}", stage.name), Some(needed), printer);
+        }
+    }
+
     fn total(&self, amount: impl Fn(&Self, usize) -> Amount) -> Amount {
         Amount::total(self.running().map(|number| amount(self, number)))
     }
@@ -137,12 +164,16 @@ impl<'a> Preview<'a> {
                    "is_measured": forecast.is_measured,
                    "estimated_seconds": self.seconds[number], "estimated_bytes": self.bytes(number),
                    "estimated_flops": forecast.estimate.as_ref().and_then(Estimate::flops),
+                   "estimated_memory_bytes": forecast.estimate.as_ref().and_then(|estimate| estimate.memory),
                    "unknown_because": forecast.unknown_because})
         };
         let [disk, time] = [self.total(Self::disk), self.total(Self::time)];
         let total = json!({"stages": self.running().count(), "bytes": disk.sum, "bytes_are_all": !disk.is_open,
                            "seconds": time.sum, "seconds_are_all": !time.is_open});
-        json!({"stages": (0..self.stages.len()).map(stage).collect::<Vec<_>>(), "total": total})
+        let machine = MachineMemory::now();
+        json!({"stages": (0..self.stages.len()).map(stage).collect::<Vec<_>>(), "total": total,
+               "machine_memory_bytes": machine.map(|machine| machine.total),
+               "available_memory_bytes": machine.map(|machine| machine.available)})
     }
 
     /// What would be run, as one would type it, and what it takes.
@@ -183,6 +214,10 @@ impl<'a> Preview<'a> {
             text.push_str(&format!("; {disk} of disk; {time} one after the other"));
         }
         text.push_str(&format!("; {free} of disk are free\n"));
+        if let Some((stage, needed)) = self.largest() {
+            let (stage, memory) = (printable(&stage.name), memory_text(needed));
+            text.push_str(&format!("# memory: {memory}, in {stage}\n"));
+        }
         Ok(text)
     }
 
@@ -190,7 +225,9 @@ impl<'a> Preview<'a> {
     fn table(&self) -> String {
         let row = |number: usize| {
             let forecast = &self.forecasts[number];
-            let flops = forecast.estimate.as_ref().and_then(Estimate::flops);
+            let estimate = forecast.estimate.as_ref();
+            let flops = estimate.and_then(Estimate::flops);
+            let memory = estimate.and_then(|estimate| estimate.memory);
             let (disk, time) = (self.disk(number), self.time(number));
             let problem = forecast
                 .unknown_because
@@ -200,6 +237,9 @@ impl<'a> Preview<'a> {
                 self.stages[number].name.clone(),
                 disk.text(|bytes| table::bytes(bytes as u64)),
                 time.text(table::duration),
+                memory
+                    .map(|memory| format!("~{}", table::bytes(memory)))
+                    .unwrap_or_default(),
                 flops
                     .map(|flops| format!("~{}", table::number(flops)))
                     .unwrap_or_default(),
@@ -210,6 +250,7 @@ impl<'a> Preview<'a> {
             ("stage", Align::Left),
             ("disk", Align::Right),
             ("time", Align::Right),
+            ("memory", Align::Right),
             ("FLOPs", Align::Right),
             ("", Align::Left),
         ];

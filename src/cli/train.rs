@@ -13,7 +13,8 @@ use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::table;
 use bam_convert::train::settings::{Compute, Documents, Preset, Spike, Trouble};
 use bam_convert::train::{
-    Decay, End, Event, LoadBalance, Operation, Outlook, Request, Settings, beside, check, run,
+    Decay, End, Event, LoadBalance, Operation, Outlook, Request, Settings, begun, beside, check,
+    earlier_plans, run,
 };
 use candle_core::Device;
 use clap::{ArgAction, Args};
@@ -24,6 +25,8 @@ use super::estimate::{print, show_training};
 use super::names::at_least_one;
 use super::opened::{Opened, outline_at};
 use super::printer::Printer;
+use super::signals::{SecondSignal, command_line, stop_at_signals};
+use super::training_progress::TrainingProgress;
 use super::verb::Verb;
 use super::{Outcome, Verdict};
 
@@ -51,7 +54,7 @@ pub struct Arguments {
     /// Folder to make.
     #[arg(long, value_name = "DIR")]
     out: OutputPath,
-    /// Resume the run in DIR.run.
+    /// Resume the run in DIR.run; with more --steps than before, extend it.
     #[arg(long, conflicts_with = "force", action = ArgAction::SetTrue)]
     resume: Resume,
     /// Replace an earlier run and its output.
@@ -191,7 +194,8 @@ struct Keeping {
     /// Number of checkpoints to keep; the oldest go.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = at_least_one())]
     keep: usize,
-    /// Steps between measurements on held-back text; 0 measures nothing [default: a tenth of the run].
+    /// Steps between measurements on held-back text, the first before step 1; 0 measures nothing [default: a tenth of the
+    /// run].
     #[arg(long, value_name = "STEPS")]
     validate_every: Option<u64>,
     /// Rows of each domain to measure on, at most.
@@ -241,52 +245,23 @@ impl Verb for Arguments {
         }
         let opened = Opened::whole(&self.checkpoint, printer)?;
         let stop = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            // A second signal does not wait for the step to end.
-            signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
-            signal_hook::flag::register(signal, Arc::clone(&stop))?;
-        }
+        let mut progress = TrainingProgress::new(printer, self.steps);
+        let (printer_of_signals, bar) = (*printer, progress.bar().clone());
+        stop_at_signals(&stop, SecondSignal::Ends, move || {
+            let answer = "saving after this step; press Ctrl-C again to stop now";
+            bar.suspend(|| printer_of_signals.note(answer));
+        })?;
         let request = self.request(&opened, self.machine.device.open()?, printer)?;
-        let bar = printer.steps_bar(self.steps);
-        let mut watch = |event: &Event| {
-            match event {
-            Event::Step(step) => {
-                bar.set_position(step.step);
-                bar.set_message(format!(
-                    "loss {:.4}  rate {:.2e}  {:.0} tokens/s  {}  {:.0} % of peak",
-                    step.loss,
-                    step.learning_rate,
-                    step.tokens_per_second,
-                    table::rate(step.flops_per_second),
-                    100.0 * step.peak_share
-                ));
+        let end = run(request, &stop, &mut |event: &Event| progress.show(event));
+        progress.end();
+        let end = end.map_err(|error| {
+            if error.is_interruption() {
+                let command = command_line("--resume");
+                error.with_hint(format!("continue with: {command}"))
+            } else {
+                error
             }
-            Event::Begins { trained, parameters, memory, matmul_peak, backend } => bar.suspend(|| {
-                printer.note(&format!(
-                    "training {} of {} parameters; memory about {} (weights {}, optimiser {}, gradients {}, activations {}); \
-                     products at {}",
-                    table::grouped(*trained),
-                    table::grouped(*parameters),
-                    table::bytes(memory.total()),
-                    table::bytes(memory.weights),
-                    table::bytes(memory.optimiser),
-                    table::bytes(memory.gradients),
-                    table::bytes(memory.activations),
-                    table::rate(*matmul_peak)
-                ));
-                printer.note(&format!("backend: {backend}"));
-            }),
-            Event::Validation(step, domains) => bar.suspend(|| {
-                let each = domains.iter().map(|(name, numbers)| format!("{name} {:.3}", numbers.perplexity));
-                printer.note(&format!("step {step}: perplexity {}", each.collect::<Vec<_>>().join(", ")));
-            }),
-            Event::Resumes(step) => bar.suspend(|| printer.note(&format!("resumed after step {step}"))),
-            Event::Saved(path) => bar.suspend(|| printer.note(&format!("saved {}", path.display()))),
-            Event::Note(text) => bar.suspend(|| printer.note(&format!(" note: {text}"))),
-        }
-        };
-        let end = run(request, &stop, &mut watch);
-        bar.finish_and_clear();
+        });
         self.say(&end?, printer)
     }
 
@@ -369,8 +344,12 @@ impl Arguments {
             .or(preset.map(|(rate, ..)| rate))
             .unwrap_or(3e-4);
         let most = preset.map_or(100, |(_, warmup, _)| warmup);
-        let warmup = optimiser.warmup.unwrap_or(most.min(self.steps / 10));
-        if optimiser.warmup.is_none() && preset.is_some() && warmup < most {
+        // A run that resumes keeps what followed from its first number of steps.
+        let begun = if *self.resume { begun(&self.out) } else { None };
+        let of_run = begun.as_ref();
+        let default_warmup = of_run.map_or(most.min(self.steps / 10), |run| run.warmup);
+        let warmup = optimiser.warmup.unwrap_or(default_warmup);
+        if optimiser.warmup.is_none() && begun.is_none() && preset.is_some() && warmup < most {
             printer.note(&format!(
                 " note: a warm-up of {warmup} steps, a tenth of the run; the preset's {most} are for longer ones"
             ));
@@ -378,6 +357,7 @@ impl Arguments {
         Ok(Settings {
             data: Vec::new(),
             steps: self.steps,
+            extended: of_run.map_or(Vec::new(), |run| earlier_plans(run, self.steps)),
             batch: self.batches.batch,
             accumulate: self.batches.accumulate,
             seq: self.batches.seq.unwrap_or(context),
@@ -387,7 +367,10 @@ impl Arguments {
             router_learning_rate: optimiser.router_learning_rate.unwrap_or(learning_rate),
             warmup,
             schedule: optimiser.schedule,
-            decay_steps: optimiser.decay_steps.unwrap_or(self.steps / 5),
+            decay_steps: optimiser
+                .decay_steps
+                .or(of_run.map(|run| run.decay_steps))
+                .unwrap_or(self.steps / 5),
             floor: optimiser
                 .floor
                 .or(preset.map(|(_, _, floor)| floor))

@@ -357,7 +357,7 @@ impl Runner<'_> {
         is_held(self.lock_of_all()) || is_held(self.lock_of(stage))
     }
 
-    fn lock_of_all(&self) -> PathBuf {
+    pub(super) fn lock_of_all(&self) -> PathBuf {
         self.work.join(FOLDER).join("lock")
     }
 
@@ -384,7 +384,7 @@ impl Runner<'_> {
         self.lock(&self.lock_of_all(), filesystem::try_lock_shared)
     }
 
-    fn lock(&self, path: &Path, take: fn(&File) -> io::Result<Lock>) -> Result<File> {
+    pub(super) fn lock(&self, path: &Path, take: fn(&File) -> io::Result<Lock>) -> Result<File> {
         let file = File::create(path).map_err(|e| Error::io("lock", path, e))?;
         for _ in 0..LOCK_TRIES {
             match take(&file).map_err(|e| Error::io("lock", path, e))? {

@@ -82,11 +82,17 @@ impl Runner<'_> {
     }
 
     /// Asks each stage that would run, and has not run as it is now, what it would make and take. Its own command makes the
-    /// outline of its output in a shadow of the work folder, where later stages find it.
+    /// outline of its output in a shadow of the work folder, where later stages find it. `environment` has variables for
+    /// these commands.
     ///
     /// # Errors
     /// Where the folder for temporary files cannot be written, or a signal came.
-    pub fn estimate(&self, stages: &[Stage], forecasts: &mut [Forecast]) -> Result<()> {
+    pub fn estimate(
+        &self,
+        stages: &[Stage],
+        forecasts: &mut [Forecast],
+        environment: &[(&str, &str)],
+    ) -> Result<()> {
         let exists = |stage: &Stage| {
             stage
                 .outputs
@@ -115,7 +121,7 @@ impl Runner<'_> {
             .filter(|(_, asked)| **asked)
         {
             // A stage that has run before needs no estimate, but later stages still need its outline.
-            match self.ask(stage, &shadow)? {
+            match self.ask(stage, &shadow, environment)? {
                 Ok(estimate) => forecast.estimate = Some(estimate),
                 Err(problem) => forecast.unknown_because = Some(problem),
             }
@@ -124,7 +130,12 @@ impl Runner<'_> {
     }
 
     /// What the command says, or why it cannot.
-    fn ask(&self, stage: &Stage, shadow: &Shadow) -> Result<Result<Estimate, String>> {
+    fn ask(
+        &self,
+        stage: &Stage,
+        shadow: &Shadow,
+        environment: &[(&str, &str)],
+    ) -> Result<Result<Estimate, String>> {
         let Some(outline) = &stage.outline else {
             return Ok(Err(format!(
                 "`{}` cannot tell before it runs",
@@ -135,6 +146,7 @@ impl Runner<'_> {
             shadow.show(place)?;
         }
         let mut command = Command::new(self.program);
+        command.envs(environment.iter().copied());
         command.args(shadow.words(stage)).arg(outline);
         command.current_dir(shadow.work()).stdin(Stdio::null());
         let output = command

@@ -101,6 +101,11 @@ impl Report {
         self.failures.is_empty() && !self.stopped
     }
 
+    /// Whether every stage was up to date before.
+    pub fn is_up_to_date(&self) -> bool {
+        !self.stages.is_empty() && self.stages.iter().all(|stage| stage.ran == Ran::UpToDate)
+    }
+
     /// The stages with their times.
     pub fn table(&self) -> String {
         let columns = [

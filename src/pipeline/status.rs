@@ -14,6 +14,9 @@ use super::stage::Stage;
 use crate::Result;
 use crate::table::{self, Align};
 
+/// Bytes at the end of a log that hold its last few lines.
+const END: u64 = 4096;
+
 /// The state of a stage in a work folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -166,14 +169,21 @@ pub fn status_table(stages: &[StageStatus]) -> String {
 
 /// The last line of a log that may still grow; none where there is no log.
 pub fn last_line(log: &Path) -> Option<String> {
-    let mut file = std::fs::File::open(log).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(4096)))
-        .ok()?;
+    last_lines(log).pop()
+}
+
+/// The last few lines of a log that may still grow.
+pub fn last_lines(log: &Path) -> Vec<String> {
     let mut end = Vec::new();
-    file.take(4096).read_to_end(&mut end).ok()?;
-    String::from_utf8_lossy(&end)
-        .lines()
-        .last()
-        .map(str::to_owned)
+    // A log that cannot be read has no lines to show.
+    let _ = read_end(log, &mut end);
+    let text = String::from_utf8_lossy(&end);
+    text.lines().map(str::to_owned).collect()
+}
+
+fn read_end(log: &Path, end: &mut Vec<u8>) -> std::io::Result<usize> {
+    let mut file = std::fs::File::open(log)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(END)))?;
+    file.take(END).read_to_end(end)
 }
