@@ -152,8 +152,15 @@ fn a_terminal_shows_the_running_stage_and_the_time_that_is_left() {
     };
     let lines = drawn(&shown);
     // The end of a line that was too long would be a row of its own.
-    let begins = |line: &&String| !["short", "a-longer", "evalu", "report", "["].iter().any(|name| line.starts_with(name));
-    let others = lines.iter().filter(|line| line.ends_with(" left")).filter(begins);
+    let begins = |line: &&String| {
+        !["short", "a-longer", "evalu", "report", "["]
+            .iter()
+            .any(|name| line.starts_with(name))
+    };
+    let others = lines
+        .iter()
+        .filter(|line| line.ends_with(" left"))
+        .filter(begins);
     for line in others {
         assert!(line.contains(" of 4 stages  "), "{line}");
     }

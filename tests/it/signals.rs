@@ -78,7 +78,9 @@ fn a_signal_is_answered_within_a_step_and_a_second_one_ends_it() {
         let mut child = command(&seed(), &out, &arguments);
         // A step writes its rows first.
         let rows = work.path().join("rows.jsonl");
-        child.args(["--validate-every", "0", "--dump-rows"]).arg(&rows);
+        child
+            .args(["--validate-every", "0", "--dump-rows"])
+            .arg(&rows);
         let mut child = child
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
