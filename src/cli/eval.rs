@@ -133,17 +133,14 @@ impl Verb for Arguments {
             return print(printer, &self.estimate(printer)?);
         }
         self.check()?;
-        let estimate = self.estimate()?;
         if *self.dry_run {
-            let models = self.checkpoints.len();
+            let (estimate, models) = (self.estimate(printer)?, self.checkpoints.len());
             return show_evaluation(&estimate, models, self.json, printer);
         }
         let models = self.models(printer)?;
         self.check_models(&models)?;
-        if let Some(needed) = estimate.memory.filter(|_| self.device == DeviceName::Cpu) {
-            let advice = "pass a smaller --context, or --dtype bf16";
-            check_memory("the evaluation", needed, advice)?;
-            warn_of_memory("the evaluation", Some(needed), printer);
+        if self.device == DeviceName::Cpu {
+            self.check_memory(printer)?;
         }
         let domains = self
             .data
@@ -237,6 +234,15 @@ impl Arguments {
             work: estimate.work.filter(|_| self.tasks.is_empty()),
             ..estimate
         })
+    }
+
+    /// Refuses what cannot fit into memory, and warns of what may not.
+    fn check_memory(&self, printer: &Printer) -> bam_convert::Result<()> {
+        let what = "the evaluation";
+        let needed = self.estimate(printer)?.memory;
+        warn_of_memory(what, needed, printer);
+        let advice = "pass a smaller --context, or --dtype bf16";
+        needed.map_or(Ok(()), |needed| check_memory(what, needed, advice))
     }
 
     /// Each domain with its texts.
