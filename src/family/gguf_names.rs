@@ -11,7 +11,7 @@ use super::gguf_error::GgufModelError;
 use super::gguf_rope;
 use super::keys::Field;
 use super::layout::{Block, MlpType, NormPosition, NormType, QkNorm};
-use super::names::{GgufNames, ROTATED, VALUE_LENGTH, bias_of};
+use super::names::{GgufNames, GgufPart, ROTATED, VALUE_LENGTH, bias_of};
 use super::role::Role;
 use super::tensors::TensorSpec;
 use crate::Result;
@@ -40,7 +40,15 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
     let mut reasons = Vec::new();
     let mut refuse =
         |refused: bool, reason: &str| reasons.extend(refused.then(|| reason.to_owned()));
-    if family.gguf.is_some() {
+    if let Some(names) = &family.gguf {
+        let has_bias = |part: &GgufPart| match part {
+            GgufPart::Attention => a.attention_bias || a.attention_output_bias,
+            GgufPart::FeedForward => a.mlp_bias,
+        };
+        refuse(
+            names.without_bias.iter().any(has_bias),
+            "it has fewer biases",
+        );
         refuse(
             (a.block, a.norm_position) != (Block::Sequential, NormPosition::Pre),
             "it normalises the input of attention, then the input of the feed-forward network",

@@ -155,6 +155,14 @@ impl FusedTensorNames {
     }
 }
 
+/// A part of a block whose projections may have biases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum GgufPart {
+    Attention,
+    FeedForward,
+}
+
 /// What llama.cpp calls the tensors and numbers of a family; read in both directions.
 #[derive(Debug, Clone, PartialEq, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -164,6 +172,8 @@ pub(crate) struct GgufNames {
     /// Whether llama.cpp rotates neighbouring rows of a head. Then the rows of a model that rotates halves are
     /// interleaved.
     pub(crate) rope_interleaved: bool,
+    /// Parts whose projections have no bias there, whatever the family has.
+    pub(crate) without_bias: Vec<GgufPart>,
     /// Metadata keys, without the architecture's name.
     #[serde(deserialize_with = "listed")]
     pub(crate) keys: BTreeMap<Field, String>,

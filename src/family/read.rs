@@ -16,7 +16,7 @@ use super::layout::{Layouts, NormType, QkNorm, SaidLayouts};
 use super::mixture::Mixture;
 use super::rope::{RopeContext, partial_rotary_factor, rope_theta};
 use super::spelling::same_value;
-use super::unsaid::refuse_unsaid;
+use super::unsaid::{refuse_type, refuse_unsaid};
 use super::windows::windows;
 use crate::Result;
 use crate::checkpoint::dtype::from_torch_name;
@@ -36,8 +36,11 @@ impl Architecture {
     /// ```
     pub fn of(config: &Config) -> Result<Self> {
         let family = Family::of(config)?;
-        let architecture = Self::read(config, &family)?;
         let is_embedded = families()?.iter().any(|known| Arc::ptr_eq(known, &family));
+        if !is_embedded {
+            refuse_type(config)?;
+        }
+        let architecture = Self::read(config, &family)?;
         if !is_embedded {
             refuse_unsaid(config, &family, &architecture)?;
         }
@@ -49,6 +52,7 @@ impl Architecture {
 
     /// What `config` says in a family that is not one of the program's own.
     pub fn of_format(config: &Config, family: Family) -> Result<Self> {
+        refuse_type(config)?;
         let architecture = Self::read(config, &family)?;
         refuse_unsaid(config, &family, &architecture)?;
         Ok(Self {

@@ -36,7 +36,6 @@ pub(super) fn refuse_unsaid(config: &Config, family: &Family, read: &Architectur
     if let Some(known) = known {
         return same_as_built_in(config, family, read, known);
     }
-    refuse_type(config, model_type)?;
     let check = Check {
         config,
         family,
@@ -57,7 +56,9 @@ pub(super) fn refuse_unsaid(config: &Config, family: &Family, read: &Architectur
 }
 
 /// Refuses a `model_type` whose models no description can say, or whose absent keys have a meaning.
-fn refuse_type(config: &Config, model_type: &str) -> Result<()> {
+pub(super) fn refuse_type(config: &Config) -> Result<()> {
+    let model_type = config.json.get("model_type").and_then(Value::as_str);
+    let model_type = model_type.unwrap_or_default();
     match TypeFact::of(model_type) {
         None | Some(TypeFact::Described) => Ok(()),
         Some(TypeFact::Never(because)) => Err(not_computed(config, model_type, because).into()),

@@ -6,7 +6,7 @@ use bam_convert::family::families;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::common::{bam, copy_folder, fixture, read_file, run};
+use crate::common::{bam, copy_folder, fixture, read_file, read_json, run};
 use crate::model::families::vary;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/families.md");
@@ -160,6 +160,21 @@ fn the_table_of_families_is_what_the_binary_does() {
             "run `UPDATE_FAMILIES=1 cargo test --test it families::`"
         );
     }
+}
+
+/// llama.cpp has no place for biases of the feed-forward network of these two.
+#[test]
+fn biases_that_a_gguf_architecture_lacks_are_refused() {
+    let work = TempDir::new().unwrap();
+    let out = work.path().join("x.gguf");
+    let ernie = fixture("families/ernie4_5");
+    bam!("convert", ernie, out, "--to", "gguf").refused(2, &["ernie4_5", "fewer biases"]);
+    assert!(!out.exists());
+    let exaone = fixture("families/exaone");
+    bam!("convert", exaone, out, "--to", "gguf").ok();
+    bam!("convert", out, work.path().join("back"), "--dtype", "f32").ok();
+    let back = read_json(work.path().join("back/config.json"));
+    assert_eq!(back["model_type"], "exaone");
 }
 
 /// Layers that a description cannot express are refused, and so is what a class takes for absent keys.

@@ -123,7 +123,7 @@ fn a_file_of_another_architecture_is_shown_and_named() {
     let shown = bam!("inspect", path).ok().stdout;
     for part in [
         "unknown: ",
-        "`general.architecture`: expected one of `llama`, found `qwen2`",
+        "`general.architecture`: expected one of `llama`, `exaone`, `ernie4_5`, found `qwen2`",
         "llama.block_count",
         "_K",
         "tensor data",

@@ -746,11 +746,14 @@ fn what_llama_cpp_would_compute_otherwise_is_refused() {
     refused(
         &fixture("qwen3/seed"),
         &[
-            "only llama, mistral and mixtral",
+            "only llama, mistral, exaone, ernie4_5 and mixtral",
             "norms of queries and keys",
         ],
     );
-    refused(&mixture("olmoe"), &["only llama, mistral and mixtral"]);
+    refused(
+        &mixture("olmoe"),
+        &["only llama, mistral, exaone, ernie4_5 and mixtral"],
+    );
     let window = copy_folder(&fixture("mistral/seed"), &work.path().join("window"));
     edit_json(&window.join("config.json"), |config| {
         config["sliding_window"] = 16.into()

@@ -127,7 +127,11 @@ def described(binary, folder):
 
 def tiny(model_type):
     """A small random model of a type, or the reason why it cannot be made."""
-    keys = dict(SHAPE)
+    try:
+        usual = CONFIG_MAPPING[model_type]()
+    except Exception as error:
+        return f"no config: {error}"[:120].replace("\n", " ")
+    keys = {key: value for key, value in SHAPE.items() if hasattr(usual, key)}
     for _ in range(len(keys)):
         try:
             config = CONFIG_MAPPING[model_type](**keys)
