@@ -62,9 +62,14 @@ const NOT_DECODER: TypeFact = TypeFact::Never("it is no decoder that looks back 
 
 /// The table.
 const TYPES: &[(&[&str], TypeFact)] = &[
+    (&["code_llama", "flex_olmo"], TypeFact::Described),
     (
-        &["code_llama", "hyperclovax", "flex_olmo"],
-        TypeFact::Described,
+        &["hyperclovax"],
+        TypeFact::AbsentKey {
+            key: "use_post_norm",
+            null: false,
+            means: "that outputs are normalised, too",
+        },
     ),
     (
         &["ministral"],

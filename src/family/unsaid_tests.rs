@@ -204,6 +204,7 @@ fn types_with_a_meaning_of_their_own_are_refused() {
         ("lfm2", json!({}), "convolutions"),
         ("qwen3_next", json!({}), "linear attention"),
         ("ministral", json!({}), "4096"),
+        ("hyperclovax", json!({}), "outputs are normalised"),
     ] {
         let config = small(model_type, keys);
         let error = read(&config, "").unwrap_err();
