@@ -17,14 +17,16 @@ pub(super) fn section(architecture: &Architecture, has_tokenizer: bool) -> Strin
     let (imports, tokens, shown) = if has_tokenizer {
         (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n",
-            "tokenizer = AutoTokenizer.from_pretrained(model_path)\n\
-             inputs = tokenizer(\"Once upon a time\", return_tensors=\"pt\", return_token_type_ids=False)\n",
+            format!(
+                "tokenizer = AutoTokenizer.from_pretrained(model_path{trust})\n\
+                 inputs = tokenizer(\"Once upon a time\", return_tensors=\"pt\", return_token_type_ids=False)\n"
+            ),
             "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))\n",
         )
     } else {
         (
             "import torch\nfrom transformers import AutoModelForCausalLM\n",
-            "tokens = torch.tensor([[0, 1, 2, 3]])\n",
+            "tokens = torch.tensor([[0, 1, 2, 3]])\n".to_owned(),
             "print(model(tokens).logits)\n",
         )
     };

@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 
-use super::charts::steps;
 use super::input::Subject;
 
 /// Rows of the table of a run: as many as a chart has points.
@@ -23,10 +22,10 @@ impl Axes {
     pub(super) fn of(subject: &Subject) -> Self {
         let mut axes = Self::default();
         let (mut seconds, mut flops) = (0.0, 0.0);
-        let count = steps(subject).count();
+        let count = subject.steps().count();
         let every = count.div_ceil(ROWS).max(1);
         axes.add(0.0, 0.0, seconds, flops);
-        for (number, step) in (1..).zip(steps(subject)) {
+        for (number, step) in (1..).zip(subject.steps()) {
             seconds += step.seconds;
             flops += step.seconds * step.flops_per_second;
             if number % every == 0 || number == count {

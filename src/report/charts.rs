@@ -120,18 +120,6 @@ pub(super) fn groups(input: &Input, colours: &Colours) -> Vec<Group> {
     groups
 }
 
-/// The steps of a subject's log.
-pub(super) fn steps(subject: &Subject) -> impl Iterator<Item = &Step> {
-    subject
-        .log
-        .iter()
-        .flatten()
-        .filter_map(|record| match record {
-            Record::Step(step) => Some(step.as_ref()),
-            _ => None,
-        })
-}
-
 fn details(subject: &Subject) -> impl Iterator<Item = &Detail> {
     subject
         .log
@@ -180,7 +168,9 @@ fn of_steps(
     value: impl Fn(&Step) -> Option<f64>,
 ) -> Chart {
     let series = input.subjects.iter().enumerate().map(|(run, subject)| {
-        let points = steps(subject).filter_map(|step| Some((step.step as f64, value(step)?)));
+        let points = subject
+            .steps()
+            .filter_map(|step| Some((step.step as f64, value(step)?)));
         line(run, &subject.name, points.collect())
     });
     let series = series.filter(|series| !series.points.is_empty()).collect();
@@ -234,7 +224,7 @@ fn training_domains(input: &Input) -> Group {
     let names: BTreeSet<&String> = input
         .subjects
         .iter()
-        .flat_map(steps)
+        .flat_map(Subject::steps)
         .flat_map(|step| step.domains.keys())
         .collect();
     let chart = |name: &&String| {

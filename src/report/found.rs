@@ -10,6 +10,8 @@ use crate::train::beside;
 use crate::train::metrics::METRICS;
 use crate::{Error, Result};
 
+/// Suffix of the folder that a training run keeps beside its output.
+const RUN: &str = ".run";
 /// Levels of folders that are looked through.
 const DEPTH: usize = 4;
 /// Bytes of a file that may be the result of an evaluation, at most.
@@ -56,7 +58,7 @@ impl Found {
                 }
             } else if path.join(METRICS).is_file() {
                 // The output of a run that is done is listed itself.
-                let output = super::input::output_of(path);
+                let output = output_of(path);
                 if !output.join("config.json").is_file() {
                     self.subjects.push(path.clone());
                 }
@@ -79,5 +81,28 @@ impl Found {
         {
             self.evaluations.push((path.to_path_buf(), report));
         }
+    }
+}
+
+/// The output that belongs to a folder: the folder itself, or the output beside a run's folder.
+pub(super) fn output_of(path: &Path) -> PathBuf {
+    let name = path
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    match name.strip_suffix(RUN) {
+        Some(stem) if !stem.is_empty() => path.with_file_name(stem),
+        _ => path.to_path_buf(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_belongs_to_its_output() {
+        assert_eq!(output_of(Path::new("x/out.run")), Path::new("x/out"));
+        assert_eq!(output_of(Path::new("x/.run")), Path::new("x/.run"));
     }
 }

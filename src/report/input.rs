@@ -6,17 +6,15 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::found::Found;
+use super::found::{Found, output_of};
 use crate::checkpoint::json;
 use crate::error::InputError;
 use crate::evaluate::report::EvaluationReport;
 use crate::pipeline::work_folder;
 use crate::train::beside;
-use crate::train::metrics::{self, METRICS, Record};
+use crate::train::metrics::{self, METRICS, Record, Step};
 use crate::{Error, Result};
 
-/// Suffix of the folder that a training run keeps beside its output.
-const RUN: &str = ".run";
 /// Where a run keeps its checkpoints.
 const CHECKPOINTS: &str = "checkpoints";
 
@@ -42,6 +40,16 @@ pub(super) struct Subject {
     pub(super) log: Option<Vec<Record>>,
     /// Names of the experts, where it is a mixture.
     pub(super) experts: Vec<String>,
+}
+
+impl Subject {
+    /// The steps of its log.
+    pub(super) fn steps(&self) -> impl Iterator<Item = &Step> {
+        self.log.iter().flatten().filter_map(|record| match record {
+            Record::Step(step) => Some(step.as_ref()),
+            _ => None,
+        })
+    }
 }
 
 /// Reads training outputs (`OUT` or `OUT.run`), checkpoint folders, results of `eval --json`, work folders of recipes, and
@@ -114,18 +122,6 @@ fn nothing_in(path: &Path) -> Error {
         found: "none".to_owned(),
     }
     .into()
-}
-
-/// The output that belongs to a folder: the folder itself, or the output beside a run's folder.
-pub(super) fn output_of(path: &Path) -> PathBuf {
-    let name = path
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    match name.strip_suffix(RUN) {
-        Some(stem) if !stem.is_empty() => path.with_file_name(stem),
-        _ => path.to_path_buf(),
-    }
 }
 
 fn subject(path: &Path) -> Result<Subject> {
@@ -212,7 +208,5 @@ mod tests {
         assert_eq!(names(&paths(&["a/code", "b/law"])), ["code", "law"]);
         assert_eq!(names(&paths(&["a/code", "b/code"])), ["a/code", "b/code"]);
         assert_eq!(names(&paths(&["code", "code"])), ["code", "code"]);
-        assert_eq!(output_of(Path::new("x/out.run")), Path::new("x/out"));
-        assert_eq!(output_of(Path::new("x/.run")), Path::new("x/.run"));
     }
 }

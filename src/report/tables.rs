@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::charts::steps;
 use super::colours::Colours;
 use super::hashes::shortened;
 use super::input::{Input, Subject};
@@ -141,7 +140,7 @@ fn row(run: usize, subject: &Subject, colours: &Colours) -> Option<Vec<Cell>> {
             .and_then(|value| value.as_u64())
             .map_or("–".to_owned(), grouped)
     };
-    let last = steps(subject).last();
+    let last = subject.steps().last();
     let of_last =
         |show: fn(&crate::train::metrics::Step) -> String| last.map_or("–".to_owned(), show);
     let end = log.iter().rev().find_map(|record| match record {
@@ -152,7 +151,7 @@ fn row(run: usize, subject: &Subject, colours: &Colours) -> Option<Vec<Cell>> {
         } => Some((*seconds, *peak_memory_bytes)),
         _ => None,
     });
-    let speeds: Vec<f64> = steps(subject).map(|step| step.tokens_per_second).collect();
+    let speeds: Vec<f64> = subject.steps().map(|step| step.tokens_per_second).collect();
     let speed = speeds.iter().sum::<f64>() / speeds.len() as f64;
     let mut cells = vec![
         Cell::name(&subject.name, colours.css(&subject.name, run)),

@@ -889,7 +889,12 @@ fn a_damaged_log_does_not_stop_a_run() {
         std::fs::remove_file(run.join("settings.json")).unwrap();
     });
     stopped.resume(&out).ok();
-    assert_eq!(contents(&out), stopped.whole);
+    // The card cannot say losses that were in the log alone.
+    let (mut found, mut whole) = (contents(&out), stopped.whole.clone());
+    for folder in [&mut found, &mut whole] {
+        folder.remove("README.md").unwrap();
+    }
+    assert_eq!(found, whole);
     assert_eq!(metrics(&out)[0]["kind"], "start");
 }
 

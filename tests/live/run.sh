@@ -71,6 +71,7 @@ for settings in '--method bam --preset paper' '--method bam --kv shared' '--meth
   # shellcheck disable=SC2086
   v5/bin/python "$here/recompute.py" --seed seed $experts $settings --out mixture
   "$bam" validate mixture --against
+  for version in v4 v5; do "$version/bin/python" "$here/card.py" seed mixture; done
 done
 
 say 'the other methods, replayed from their manifests in numpy'
