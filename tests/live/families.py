@@ -88,7 +88,9 @@ def respelt(folder):
     config = json.loads((folder / "config.json").read_text())
     rope = config.pop("rope_parameters")
     config["rope_theta"] = rope.pop("rope_theta")
-    config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    # Some classes of version 4 accept `type` alone.
+    scaling = {"type" if key == "rope_type" else key: value for key, value in rope.items()}
+    config["rope_scaling"] = None if rope["rope_type"] == "default" else scaling
     (out / "config.json").write_text(json.dumps(config))
     return out
 
