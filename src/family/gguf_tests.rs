@@ -216,7 +216,9 @@ fn other_architectures_and_mixtures_are_refused_by_name() {
     build
         .drop_key("general.architecture")
         .text("general.architecture", "gemma3");
-    assert!(refusal(&build).contains("expected one of `llama`, found `gemma3`"));
+    assert!(
+        refusal(&build).contains("expected one of `llama`, `exaone`, `ernie4_5`, found `gemma3`")
+    );
     assert!(
         refusal(llama().u32("llama.expert_count", 8))
             .contains("expected 1 to llama.expert_count = 8, found 0")
