@@ -41,10 +41,11 @@ fn versions_that_are_not_known_are_refused_by_name() {
     edit_json(&config, |config| config["bam_version"] = 7.into());
     let before = listing(root);
     let update = "update bam-convert, which is version";
+    let texts = format!("x={}", fixture("llama/seed/config.json").display());
     for run in [
         bam!("cost", bam),
         bam!("convert", bam, root.join("out"), "--dtype", "f32"),
-        bam!("eval", bam, "--data", "x=absent"),
+        bam!("eval", bam, "--data", texts),
     ] {
         refused(run, &config, "bam_version", 1, "7");
     }
