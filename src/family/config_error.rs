@@ -100,7 +100,7 @@ pub enum ConfigError {
         /// What the key does, as a clause.
         because: Box<str>,
         /// The name of the description.
-        family: String,
+        family: Box<str>,
     },
     /// A key whose absence has a meaning in models of this type.
     #[error("{}: key `{key}`: is not there, which means in models of type `{model_type}` {means}", path.display())]
@@ -123,15 +123,15 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// What differs, under its key in a BAM's configuration.
-        key: String,
+        key: Box<str>,
         /// The value that the description reads, in words.
-        found: String,
+        found: Box<str>,
         /// The value that the built-in family reads, in words.
         expected: Box<str>,
         /// The name of the built-in family.
-        built_in: String,
+        built_in: Box<str>,
         /// The name of the description.
-        family: String,
+        family: Box<str>,
     },
     /// Numbers that no model can have.
     #[error("{}: key `{}`: {fault}", path.display(), fault.key())]
@@ -356,10 +356,10 @@ impl ConfigError {
             | Self::NotComputed { path, key, .. }
             | Self::Unsaid { path, key, .. }
             | Self::AbsentKey { path, key, .. }
-            | Self::OtherThanBuiltIn { path, key, .. }
             | Self::UnevenHeads { path, key, .. }
             | Self::NoWindow { path, key }
             | Self::WholeHeads { path, key, .. } => (path, key.as_str()),
+            Self::OtherThanBuiltIn { path, key, .. } => (path, &**key),
             Self::Architecture { path, fault } => (path, fault.key()),
             Self::IgnoredHeadDim { path, .. } => (path, "head_dim"),
             Self::UnreadTheta { path } => (path, INNER_THETA),

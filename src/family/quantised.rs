@@ -117,7 +117,7 @@ const KEYS: [&str; 3] = ["quantization_config", "compression_config", "quantizat
 /// Programs that write plain weights again may leave it there. A loader that obeys it takes the weights for quantised ones.
 pub fn leftover_quantisation(config: &Config, checkpoint: &Checkpoint) -> Option<&'static str> {
     let said = |key: &&str| config.json.get(*key).is_some_and(|value| !value.is_null());
-    let key = KEYS.into_iter().find(|key| said(&key))?;
+    let key = KEYS.into_iter().find(said)?;
     Quantised::of(checkpoint).is_none().then_some(key)
 }
 

@@ -106,11 +106,11 @@ fn same_as_built_in(
         if !same_value(&found, &expected) {
             return Err(ConfigError::OtherThanBuiltIn {
                 path: config.path.clone(),
-                key: key.to_owned(),
-                found: kind(&found),
+                key: key.into(),
+                found: kind(&found).into(),
                 expected: kind(&expected).into(),
-                built_in: known.name.clone(),
-                family: family.name.clone(),
+                built_in: known.name.as_str().into(),
+                family: family.name.as_str().into(),
             }
             .into());
         }
@@ -159,7 +159,7 @@ impl Check<'_> {
             key: key.to_owned(),
             found: kind(value),
             because: because.into(),
-            family: self.family.name.clone(),
+            family: self.family.name.as_str().into(),
         }
         .into()
     }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::common::{
     Run, Tensor, Tensors, assert_same_folder, assert_same_tensor, bam, contents, copy_folder,
-    edit_json, finish, fixture, identity, listing, mean, read_folder, read_json, sha256,
+    edit_json, finish, fixture, identity, listing, mean, note, read_folder, read_json, sha256,
     write_file,
 };
 use safetensors::Dtype;
@@ -787,7 +787,7 @@ fn manual_pages_are_what_readers_of_them_accept() {
         let run = finish(command).ok();
         assert_eq!(run.stderr, "", "{run}");
     } else {
-        eprintln!("note: groff is not installed, so it does not check the manual pages");
+        note("groff is not installed, so it does not check the manual pages");
     }
     if is_there("mandoc") {
         let mut command = Command::new("mandoc");
@@ -795,7 +795,7 @@ fn manual_pages_are_what_readers_of_them_accept() {
         command.args(["-T", "lint", "-W", "error"]).args(&pages);
         finish(command).ok();
     } else {
-        eprintln!("note: mandoc is not installed, so it does not check the manual pages");
+        note("mandoc is not installed, so it does not check the manual pages");
     }
     if is_there("groff") {
         let mut command = Command::new("groff");

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-use crate::common::{bam, finish};
+use crate::common::{bam, finish, note};
 
 /// What is typed before Tab, and how the line begins after it. Shells differ in what they put after a flag.
 const LINES: [(&str, &str); 10] = [
@@ -106,7 +106,7 @@ fn after_tab(work: &Path, shell: &str, typed: &str) -> String {
 #[test]
 fn bash_completes_commands_flags_values_and_paths() {
     if !has("script") {
-        eprintln!("note: `script` is not installed, so completions in bash are not tested");
+        note("`script` is not installed, so completions in bash are not tested");
         return;
     }
     let work = prepared("bash", "script");
@@ -122,7 +122,7 @@ fn bash_completes_commands_flags_values_and_paths() {
 #[test]
 fn zsh_completes_commands_flags_values_and_paths() {
     if !(has("script") && has("zsh")) {
-        eprintln!("note: zsh is not installed, so its completions are not tested");
+        note("zsh is not installed, so its completions are not tested");
         return;
     }
     let work = prepared("zsh", "_bam-convert");
@@ -136,7 +136,7 @@ fn zsh_completes_commands_flags_values_and_paths() {
 #[test]
 fn fish_completes_commands_flags_values_and_paths() {
     if !has("fish") {
-        eprintln!("note: fish is not installed, so its completions are not tested");
+        note("fish is not installed, so its completions are not tested");
         return;
     }
     let work = prepared("fish", "script");

@@ -28,6 +28,12 @@ macro_rules! bam {
 }
 pub(crate) use bam;
 
+/// Says in the output of a test what it leaves out on this machine.
+#[allow(clippy::print_stderr)]
+pub fn note(text: &str) {
+    eprintln!("note: {text}");
+}
+
 /// The built binary.
 pub fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_bam-convert"))

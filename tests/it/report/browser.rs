@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::bench;
-use crate::common::bam;
+use crate::common::{bam, note};
 
 /// A script that looks at the page and changes every control.
 const PROBE: &str = include_str!("probe.js");
@@ -66,7 +66,9 @@ fn percent_decoded(text: &str) -> String {
 #[test]
 fn the_page_works_in_a_browser_of_any_width_and_colour_scheme() {
     let Some(browser) = browser() else {
-        eprintln!("skipped: there is no Chromium; `bash tests/live/report.sh` installs it");
+        note(
+            "the report is not opened: there is no Chromium; `bash tests/live/report.sh` installs it",
+        );
         return;
     };
     let folder = tempfile::tempdir().unwrap();
