@@ -46,8 +46,8 @@ pub enum Act<'a> {
     Count,
 }
 
-/// How long a call waits after a signal. The thread that answers signals needs a millisecond on an idle machine.
-const HELD: Duration = Duration::from_millis(500);
+/// How long a call waits after a signal at most. The thread that answers needs milliseconds, or a second on a busy machine.
+const HELD: Duration = Duration::from_secs(5);
 
 /// What came of it.
 pub struct Traced {
