@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-DOMAINS = ["code", "law"]
+DOMAINS = ["code", "math"]
 PROMPTS = [
     "The capital of France is",
     "Water boils at a temperature of",
