@@ -1,7 +1,8 @@
 //! A single file that is either complete or absent.
 //!
 //! It grows beside its place as `.NAME.partial`, whose lock keeps two runs apart, and is renamed when it is whole. What a run
-//! that was killed has left under that name the next one writes over.
+//! that was killed has left under that name the next one writes over. Its folder is made where it is missing, as that of an
+//! output folder is: a command may have worked for hours before it writes.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -160,6 +161,10 @@ impl Partial {
         let partial = partial_of(path).ok_or_else(|| CheckpointError::NoFileName {
             path: path.to_path_buf(),
         })?;
+        let folder = folder_of(path);
+        if !folder.exists() {
+            fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+        }
         let fault = |e| Error::io("write", path, e);
         loop {
             let found = fs::symlink_metadata(&partial);
