@@ -1,8 +1,8 @@
 //! A single file that is either complete or absent.
 //!
 //! It grows beside its place as `.NAME.partial`, whose lock keeps two runs apart, and is renamed when it is whole. What a run
-//! that was killed has left under that name the next one writes over. Its folder is made where it is missing, as that of an
-//! output folder is: a command may have worked for hours before it writes.
+//! that was killed has left under that name the next one writes over. A folder that is missing is made, as for an output
+//! folder: a command may have worked for hours before it writes.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
