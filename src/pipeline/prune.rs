@@ -47,9 +47,12 @@ impl Runner<'_> {
     /// Where the current folder cannot be found.
     pub fn user_of<'s>(&self, stages: &'s [Stage], folder: &Path) -> Result<Option<&'s str>> {
         let work = self.whole_work()?;
+        // Links are followed: a stage may read the folder under another name.
+        let found = |place: &Path| place.canonicalize().unwrap_or_else(|_| place.to_path_buf());
+        let folder = found(folder);
         let touches = |place: &Path| {
-            let place = whole(&work, place);
-            place.starts_with(folder) || folder.starts_with(&place)
+            let place = found(&whole(&work, place));
+            place.starts_with(&folder) || folder.starts_with(&place)
         };
         let uses = |stage: &&Stage| {
             let mut reads = stage.reads().map(Path::new);

@@ -155,7 +155,7 @@ pub fn checkpoint_bytes(out: &Path) -> Result<u64> {
     if holds_checkpoints(&beside(out)?) {
         for entry in list(&checkpoints_of(out)?)? {
             let is_whole = step_of(&entry.file_name().to_string_lossy()).is_some();
-            if is_whole && check_own(&entry.path()).is_ok() {
+            if is_whole && is_own(&entry.path()) {
                 bytes += length(&entry.path())?;
             }
         }
@@ -163,7 +163,8 @@ pub fn checkpoint_bytes(out: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Removes the checkpoints of the run of `out`, but those in which somebody keeps files of their own; returns their bytes.
+/// Removes the checkpoints of the run of `out`, but what has no record of its own and what holds other files; returns their
+/// bytes.
 ///
 /// # Errors
 /// A run that another process continues, and files that cannot be removed.
@@ -174,7 +175,7 @@ pub fn remove_checkpoints(out: &Path) -> Result<u64> {
     let bytes = checkpoint_bytes(out)?;
     let folder = RunFolder::begin(out, true, false)?;
     for (_, path) in folder.checkpoints()? {
-        if check_own(&path).is_ok() {
+        if is_own(&path) {
             remove(&path)?;
         }
     }
@@ -211,6 +212,11 @@ fn check_own(checkpoint: &Path) -> Result<()> {
         Ok(Some(_)) => check_replaceable(checkpoint),
         _ => Ok(()),
     }
+}
+
+/// Whether the record in a checkpoint lists all that it holds.
+fn is_own(checkpoint: &Path) -> bool {
+    matches!(Manifest::read(checkpoint), Ok(Some(_))) && check_replaceable(checkpoint).is_ok()
 }
 
 /// The step of a checkpoint by its name.

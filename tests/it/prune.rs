@@ -136,3 +136,49 @@ fn what_is_still_needed_stays() {
     assert!(note.join("notes.txt").exists());
     assert!(bam!("inspect", &note).code == Some(0));
 }
+
+#[test]
+fn links_are_followed_and_what_no_record_lists_stays() {
+    let work = tempfile::tempdir().unwrap();
+    let work = work.path();
+    let link = work.join("link");
+    let more = format!(
+        "  - name: early\n    inspect: {{path: {}/step-00000002, json: true}}\n    stdout: early.json\n",
+        link.display()
+    );
+    recipe(work, &more);
+    run(work, &["--only", "a"]).ok();
+    std::os::unix::fs::symlink(work.join("w/a.run/checkpoints"), &link).unwrap();
+    run(work, &[]).ok();
+    let own = work.join("w/b.run/checkpoints/step-00000099");
+    fs::create_dir(&own).unwrap();
+    fs::write(own.join("thesis.txt"), "mine").unwrap();
+    let before = checkpoints(work, "a");
+
+    run(work, &["--prune"]).ok();
+
+    assert_eq!(checkpoints(work, "a"), before);
+    assert_eq!(checkpoints(work, "b"), 1);
+    assert_eq!(fs::read(own.join("thesis.txt")).unwrap(), b"mine");
+    run(work, &[]).ok();
+}
+
+/// Nobody writes into the pipe: whoever opens it waits without end.
+#[test]
+fn a_log_that_is_a_pipe_is_not_opened() {
+    let work = tempfile::tempdir().unwrap();
+    let work = work.path();
+    recipe(work, "");
+    run(work, &["--only", "a"]).ok();
+    let log = work.join("w/a.run/metrics.jsonl");
+    fs::remove_file(&log).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&log).status();
+    assert!(made.unwrap().success());
+    let refused = bam!(
+        "report",
+        work.join("w/a.run"),
+        "--out",
+        work.join("report.html")
+    );
+    refused.refused(2, &["metrics.jsonl", "expected a regular file"]);
+}
