@@ -46,8 +46,8 @@ pub enum Act<'a> {
     Count,
 }
 
-/// How long a call waits after a signal at most. The thread that answers needs milliseconds, or a second on a busy machine.
-const HELD: Duration = Duration::from_secs(5);
+/// How long a call waits after a signal. The thread that answers signals needs a millisecond on an idle machine.
+const HELD: Duration = Duration::from_millis(500);
 
 /// What came of it.
 pub struct Traced {
@@ -125,11 +125,15 @@ pub fn traced(
         .stdin(Stdio::null())
         .stdout(file("out"))
         .stderr(file("err"));
-    // SAFETY: one system call, which is allowed between fork and exec.
+    // SAFETY: system calls, which are allowed between fork and exec.
     unsafe {
-        command.pre_exec(|| match libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
+        command.pre_exec(|| {
+            // Shells let jobs in the background ignore Ctrl-C, and their children inherit that.
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            match libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
         });
     }
     let shown = format!("{command:?}");
