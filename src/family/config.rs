@@ -50,15 +50,7 @@ impl Family {
     /// A family that a user brought comes before the embedded ones, and describes models of unknown families, too. A command
     /// may read models of embedded families beside those: the mixture that it made of them, or what they are compared with.
     pub fn of(config: &Config) -> Result<Arc<Self>> {
-        let model_type = match config.json.get("model_type") {
-            None => None,
-            Some(_) => Some(config.model_type()?),
-        };
-        let class = config
-            .json
-            .get("architectures")
-            .and_then(|classes| classes.get(0))
-            .and_then(Value::as_str);
+        let (model_type, class) = names(config)?;
         let known = families()?;
         let named = brought()
             .into_iter()
@@ -69,6 +61,17 @@ impl Family {
             None => Err(unknown_family(config, config.model_type()?, known)),
         }
     }
+}
+
+/// The `model_type` and the class by which a configuration names its family.
+pub(super) fn names(config: &Config) -> Result<(Option<&str>, Option<&str>)> {
+    let model_type = match config.json.get("model_type") {
+        None => None,
+        Some(_) => Some(config.model_type()?),
+    };
+    let classes = config.json.get("architectures");
+    let class = classes.and_then(|classes| classes.get(0)?.as_str());
+    Ok((model_type, class))
 }
 
 /// The refusal of a `model_type` that is none of the known families'.

@@ -7,7 +7,7 @@
 use serde_json::{Map, Value};
 
 use super::architecture::Architecture;
-use super::config::{Config, Found};
+use super::config::{Config, Found, names};
 use super::config_error::ConfigError;
 use super::format::Family;
 use super::key_meanings::{KeyMeaning, Neutral};
@@ -28,11 +28,10 @@ const ROPE_OBJECTS: [&str; 2] = ["rope_scaling", "rope_parameters"];
 ///
 /// `read` is the configuration as the family reads it.
 pub(super) fn refuse_unsaid(config: &Config, family: &Family, read: &Architecture) -> Result<()> {
-    let model_type = config.json.get("model_type").and_then(Value::as_str);
-    let model_type = model_type.unwrap_or_default();
+    let (model_type, class) = names(config)?;
     let known = families()?
         .iter()
-        .find(|known| known.is_named(Some(model_type), None));
+        .find(|known| known.is_named(model_type, class));
     if let Some(known) = known {
         return same_as_built_in(config, family, read, known);
     }

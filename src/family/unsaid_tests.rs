@@ -236,4 +236,12 @@ fn built_in_types_keep_their_meaning() {
     );
     let error = read(&small("mistral", json!({})), "").unwrap_err();
     assert!(error.contains("`sliding_window`"), "{error}");
+
+    // A configuration may name its family by the class alone.
+    let mut by_class = llama;
+    by_class.json.remove("model_type");
+    let classes = json!(["LlamaForCausalLM"]);
+    by_class.json.insert("architectures".to_owned(), classes);
+    let error = read(&by_class, "rope_interleaved: true").unwrap_err();
+    assert!(error.contains("built-in family `llama`"), "{error}");
 }
