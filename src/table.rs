@@ -73,7 +73,7 @@ pub fn facts(rows: impl IntoIterator<Item = (String, String)>) -> String {
 /// Units of bytes, each a thousand times the one before.
 const BYTE_UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
 
-/// Bytes in a unit that [`bytes`] writes.
+/// Bytes in a unit that [`bytes()`] writes.
 pub fn byte_unit(unit: &str) -> Option<f64> {
     let power = BYTE_UNITS.iter().position(|known| *known == unit)?;
     Some(1000f64.powi(power as i32))

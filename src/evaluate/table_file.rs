@@ -29,7 +29,7 @@ const FORMS: [(&str, Form); 3] = [
     ("tex", Form::Latex),
 ];
 
-/// Refuses a name without a known ending, and a file that [`write`] has not made.
+/// Refuses a name without a known ending, and a file that [`write()`] has not made.
 pub fn check(path: &Path) -> Result<()> {
     let begin = match form(path)? {
         Form::Markdown => format!("<!-- {MARK}"),
