@@ -149,9 +149,11 @@ fn line(cells: impl Iterator<Item = String>) -> String {
     format!("{}\n", cells.join(","))
 }
 
-/// A cell as RFC 4180 writes it. Spaces at its ends are part of it.
+/// A cell as RFC 4180 writes it. Spaces at its ends are part of it. A name that a spreadsheet would run as a formula begins
+/// with `'`, as in the files of `report`.
 fn quoted(cell: &str) -> String {
-    let cell = printable(cell);
+    let is_formula = cell.starts_with(['=', '+', '-', '@']) && cell.parse::<f64>().is_err();
+    let cell = format!("{}{}", if is_formula { "'" } else { "" }, printable(cell));
     let acts = |c: char| matches!(c, ',' | '"' | ';' | '\t');
     if cell.contains(acts) || cell.trim() != cell {
         format!("\"{}\"", cell.replace('"', "\"\""))
@@ -172,6 +174,9 @@ mod tests {
             ("say \"yes\"", "\"say \"\"yes\"\"\""),
             (" a", "\" a\""),
             ("a\nb", "a\\nb"),
+            ("=cmd|x", "'=cmd|x"),
+            ("@SUM(1,2)", "\"'@SUM(1,2)\""),
+            ("-1.5", "-1.5"),
         ] {
             assert_eq!(quoted(cell), expected);
         }
