@@ -14,7 +14,6 @@ use super::known::{BAM, brought, families};
 use super::layout::Choice;
 use super::model_types::TypeFact;
 use super::spelling::same_value;
-use super::unsaid::not_computed;
 use crate::checkpoint::foreign;
 use crate::checkpoint::json::{kind, read_object};
 use crate::checkpoint::version;
@@ -77,7 +76,7 @@ pub(super) fn names(config: &Config) -> Result<(Option<&str>, Option<&str>)> {
 /// The refusal of a `model_type` that is none of the known families'.
 fn unknown_family(config: &Config, found: &str, known: &[Arc<Family>]) -> Error {
     if let Some(TypeFact::Never(because)) = TypeFact::of(found) {
-        return not_computed(config, found, because).into();
+        return ConfigError::not_computed(&config.path, found, because).into();
     }
     let known = known.iter().flat_map(|family| &family.model_types);
     ConfigError::UnknownFamily {

@@ -3,7 +3,7 @@
 //! Missing keys, and values of another type or outside of their range, are in [`InputError`](crate::error::InputError).
 
 use std::borrow::Cow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -277,6 +277,16 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// The refusal of models of a type that no description can say.
+    pub(super) fn not_computed(path: &Path, model_type: &str, because: &str) -> Self {
+        Self::NotComputed {
+            path: path.to_path_buf(),
+            key: "model_type".to_owned(),
+            found: kind(&Value::from(model_type)),
+            because: because.into(),
+        }
+    }
+
     /// What to do next.
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         Some(Cow::Borrowed(match self {

@@ -60,7 +60,9 @@ pub(super) fn refuse_type(config: &Config) -> Result<()> {
     let model_type = model_type.unwrap_or_default();
     match TypeFact::of(model_type) {
         None | Some(TypeFact::Described) => Ok(()),
-        Some(TypeFact::Never(because)) => Err(not_computed(config, model_type, because).into()),
+        Some(TypeFact::Never(because)) => {
+            Err(ConfigError::not_computed(&config.path, model_type, because).into())
+        }
         Some(TypeFact::AbsentKey { key, null, means }) => {
             let is_there = match config.find([key])? {
                 Found::Value(..) => true,
@@ -78,16 +80,6 @@ pub(super) fn refuse_type(config: &Config) -> Result<()> {
             }
             .into())
         }
-    }
-}
-
-/// The refusal of models of a type that no description can say.
-pub(super) fn not_computed(config: &Config, model_type: &str, because: &str) -> ConfigError {
-    ConfigError::NotComputed {
-        path: config.path.clone(),
-        key: "model_type".to_owned(),
-        found: kind(&Value::from(model_type)),
-        because: because.into(),
     }
 }
 
