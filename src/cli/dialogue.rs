@@ -7,16 +7,15 @@ use std::io::{BufRead, IsTerminal};
 use bam_convert::Error;
 use bam_convert::model::chat::{ChatTemplate, Conversation};
 
-use super::generate::Loaded;
 use super::printer::Printer;
 use super::{Outcome, Verdict, render_chat};
 
-/// Reads lines and answers them, until the input ends.
+/// Reads lines until the input ends, and prints what `answer` says to each conversation as the template lays it out.
 pub fn run(
     system: Option<&str>,
     template: &ChatTemplate,
-    loaded: &Loaded<'_>,
     printer: &Printer,
+    answer: impl Fn(&str) -> anyhow::Result<String>,
 ) -> Outcome {
     let mut conversation = Conversation::begin(system);
     let is_terminal = std::io::stdin().is_terminal();
@@ -36,12 +35,9 @@ pub fn run(
             continue;
         }
         conversation.say("user", &line);
-        let text = render_chat::render(template, conversation.clone())?;
-        // A chat template writes the special tokens itself.
-        let prompt = loaded.tokenizer.encode(&text, false)?.ids;
-        let answer = loaded.answer(prompt, printer)?;
+        let said = answer(&render_chat::render(template, conversation.clone())?)?;
         printer.piece("\n")?;
-        conversation.say("assistant", &answer);
+        conversation.say("assistant", &said);
     }
     if is_terminal {
         printer.piece("\n")?;

@@ -119,14 +119,16 @@ impl Verb for Arguments {
         let folder = opened.folder();
         // A template that cannot be used is refused before a large model is loaded.
         let template = self.chat.then(|| ChatTemplate::load(folder)).transpose()?;
-        let Some(template) = template.filter(|_| prompts.is_empty()) else {
-            return self.answer_prompts(folder, &prompts, printer);
+        let Some(template) = template.as_ref().filter(|_| prompts.is_empty()) else {
+            return self.answer_prompts(folder, &prompts, template.as_ref(), printer);
         };
         if self.json {
             return Err(CliError::JsonDialogue.into());
         }
         let loaded = self.load(folder, printer)?;
-        dialogue::run(self.system.as_deref(), &template, &loaded, printer)
+        dialogue::run(self.system.as_deref(), template, printer, |text| {
+            loaded.answer(text, printer)
+        })
     }
 
     fn computes(&self) -> bool {
@@ -174,8 +176,14 @@ impl Arguments {
         })
     }
 
-    fn answer_prompts(&self, folder: &Path, prompts: &[String], printer: &Printer) -> Outcome {
-        let texts = self.texts(folder, prompts)?;
+    fn answer_prompts(
+        &self,
+        folder: &Path,
+        prompts: &[String],
+        template: Option<&ChatTemplate>,
+        printer: &Printer,
+    ) -> Outcome {
+        let texts = self.texts(template, prompts)?;
         let loaded = self.load(folder, printer)?;
         // A chat template writes the special tokens itself.
         let encode = |text: &String| {
@@ -210,14 +218,17 @@ impl Arguments {
     }
 
     /// What the model reads: the prompts, or the conversations that they begin.
-    fn texts(&self, folder: &Path, prompts: &[String]) -> anyhow::Result<Vec<String>> {
-        if !self.chat {
+    fn texts(
+        &self,
+        template: Option<&ChatTemplate>,
+        prompts: &[String],
+    ) -> anyhow::Result<Vec<String>> {
+        let Some(template) = template else {
             return Ok(prompts.to_vec());
-        }
-        let template = ChatTemplate::load(folder)?;
+        };
         let text = |prompt: &String| {
             let conversation = Conversation::question(self.system.as_deref(), prompt);
-            render_chat::render(&template, conversation)
+            render_chat::render(template, conversation)
         };
         prompts.iter().map(text).collect()
     }
@@ -236,18 +247,18 @@ impl Arguments {
 }
 
 /// A model that is ready to continue texts.
-pub struct Loaded<'a> {
+struct Loaded<'a> {
     model: CausalLm,
-    /// Its tokenizer.
-    pub tokenizer: Tokenizer,
+    tokenizer: Tokenizer,
     eos: Vec<u32>,
     arguments: &'a Arguments,
 }
 
 impl Loaded<'_> {
-    /// The continuation of a text, printed as it comes.
-    pub fn answer(&self, prompt: Vec<u32>, printer: &Printer) -> anyhow::Result<String> {
-        let prompts = [prompt];
+    /// The continuation of a text that a chat template has laid out, printed as it comes.
+    fn answer(&self, text: &str, printer: &Printer) -> anyhow::Result<String> {
+        // A chat template writes the special tokens itself.
+        let prompts = [self.tokenizer.encode(text, false)?.ids];
         let mut streams = self.streams(&prompts);
         self.generate(&prompts, &mut streams, Some(printer))?;
         Ok(streams.iter().map(TextStream::text).collect())
