@@ -1,5 +1,7 @@
 //! `run --prune`: removes the checkpoints of training stages that are up to date.
 
+use std::path::PathBuf;
+
 use bam_convert::Result;
 use bam_convert::pipeline::{Graph, Runner, Stage};
 use bam_convert::table;
@@ -29,7 +31,12 @@ impl Pruned {
     /// # Errors
     /// Where an input or a folder cannot be read.
     pub(super) fn forecast(runner: &Runner, stages: &[Stage], graph: &Graph) -> Result<Self> {
-        let mut pruned = Self::default();
+        Self::plan(runner, stages, graph).map(|(pruned, _)| pruned)
+    }
+
+    /// What pruning would remove, and the outputs beside which it is.
+    fn plan(runner: &Runner, stages: &[Stage], graph: &Graph) -> Result<(Self, Vec<PathBuf>)> {
+        let (mut pruned, mut outputs) = (Self::default(), Vec::new());
         for finished in runner.finished(stages, graph)? {
             let bytes = checkpoint_bytes(&finished.output)?;
             if bytes == 0 {
@@ -42,9 +49,10 @@ impl Pruned {
             } else {
                 pruned.stages.push(finished.stage);
                 pruned.bytes += bytes;
+                outputs.push(finished.output);
             }
         }
-        Ok(pruned)
+        Ok((pruned, outputs))
     }
 
     /// Removes it.
@@ -53,13 +61,9 @@ impl Pruned {
     /// Where another run works in the folder, or a file cannot be removed.
     pub(super) fn run(runner: &Runner, stages: &[Stage], graph: &Graph) -> Result<Self> {
         let _held = runner.hold()?;
-        let forecast = Self::forecast(runner, stages, graph)?;
-        let mut bytes = 0;
-        for finished in runner.finished(stages, graph)? {
-            if forecast.stages.contains(&finished.stage) {
-                bytes += remove_checkpoints(&finished.output)?;
-            }
-        }
+        let (forecast, outputs) = Self::plan(runner, stages, graph)?;
+        let freed = outputs.iter().map(|output| remove_checkpoints(output));
+        let bytes = freed.sum::<Result<u64>>()?;
         Ok(Self { bytes, ..forecast })
     }
 
