@@ -31,6 +31,18 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
 
 /// As [`read_bytes`]; more than `largest` bytes are refused.
 pub fn read_bytes_up_to(path: &Path, largest: u64) -> Result<Vec<u8>> {
+    let (file, bytes) = begin(path, largest)?;
+    file.check_unchanged()?;
+    Ok(bytes)
+}
+
+/// As [`read_bytes_up_to`], of a file that may grow meanwhile: what it holds at first is read.
+pub fn read_growing_up_to(path: &Path, largest: u64) -> Result<Vec<u8>> {
+    begin(path, largest).map(|(_, bytes)| bytes)
+}
+
+/// A file, and the bytes that it holds when it is opened.
+fn begin(path: &Path, largest: u64) -> Result<(SourceFile, Vec<u8>)> {
     let file = SourceFile::open(path)?;
     if file.len() > largest {
         return Err(CheckpointError::LargeFile {
@@ -42,8 +54,7 @@ pub fn read_bytes_up_to(path: &Path, largest: u64) -> Result<Vec<u8>> {
     }
     let mut bytes = vec![0; file.len() as usize];
     file.read_exact_at(&mut bytes, 0)?;
-    file.check_unchanged()?;
-    Ok(bytes)
+    Ok((file, bytes))
 }
 
 /// Parses an object; `path` only names the place in errors.

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::error::TrainError;
 use super::run_error::RunError;
 use super::tensorboard::EventFile;
-use crate::checkpoint::{CheckpointError, filesystem, single};
+use crate::checkpoint::{filesystem, json, single};
 use crate::{Error, Result};
 
 /// File name of the log within a run's folder.
@@ -233,34 +233,13 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
     }
 }
 
-/// The bytes of a log, which may still grow.
-fn bytes_of(path: &Path) -> Result<Vec<u8>> {
-    /// Some millions of steps.
-    const LARGEST: u64 = 1 << 30;
-    let fault = |e| Error::io("read", path, e);
-    let facts = std::fs::metadata(path).map_err(fault)?;
-    // A pipe would keep whoever opens it waiting.
-    if !facts.is_file() {
-        return Err(CheckpointError::NotRegular {
-            path: path.to_path_buf(),
-        }
-        .into());
-    }
-    if facts.len() > LARGEST {
-        return Err(CheckpointError::LargeFile {
-            path: path.to_path_buf(),
-            limit: LARGEST,
-            found: facts.len(),
-        }
-        .into());
-    }
-    std::fs::read(path).map_err(fault)
-}
+/// The most bytes of a log: some millions of steps.
+const LARGEST: u64 = 1 << 30;
 
 /// The records of a log, and what is wrong with the lines that are none. A last line without an end is left out.
 fn parse(path: &Path) -> Result<(Vec<Record>, Vec<RunError>)> {
     // Bytes, not text: a crash of the machine can leave anything after the last line that was synced.
-    let bytes = bytes_of(path)?;
+    let bytes = json::read_growing_up_to(path, LARGEST)?;
     let (mut records, mut problems) = (Vec::new(), Vec::new());
     for (number, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
         match serde_json::from_slice(line) {
