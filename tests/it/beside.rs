@@ -6,15 +6,19 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::common::{bam, copy_folder, edit_json, fixture, read_file, read_json};
+use crate::common::{Run, bam, copy_folder, edit_json, fixture, read_file, read_json};
 
 /// Copies of the llama seed and one of its experts in `work`.
 fn models(work: &Path) -> [PathBuf; 2] {
     ["seed", "code"].map(|name| copy_folder(&fixture("llama").join(name), &work.join(name)))
 }
 
-fn expert(folder: &Path) -> String {
-    format!("code={}", folder.display())
+/// `upcycle` of the two models.
+fn upcycle(method: &str, seed: &Path, code: &Path, out: &Path) -> Run {
+    let expert = format!("code={}", code.display());
+    bam!(
+        "upcycle", "--method", method, "--seed", seed, "--expert", expert, "--out", out
+    )
 }
 
 #[test]
@@ -22,20 +26,7 @@ fn a_tokenizer_in_another_spelling_is_the_same() {
     let work = TempDir::new().unwrap();
     let [seed, code] = models(work.path());
     let tokenizer = code.join("tokenizer.json");
-    let upcycle = |out: &str| {
-        let out = work.path().join(out);
-        bam!(
-            "upcycle",
-            "--method",
-            "btx",
-            "--seed",
-            seed,
-            "--expert",
-            expert(&code),
-            "--out",
-            out
-        )
-    };
+    let upcycle = |out: &str| upcycle("btx", &seed, &code, &work.path().join(out));
 
     edit_json(&tokenizer, |json| {
         let model = json["model"].as_object_mut().unwrap();
@@ -110,18 +101,7 @@ fn files_beside_the_weights_travel() {
     fs::write(seed.join("additional_chat_templates/x.py"), "no template").unwrap();
 
     let to = |name: &str| work.path().join(name);
-    bam!(
-        "upcycle",
-        "--method",
-        "bam",
-        "--seed",
-        seed,
-        "--expert",
-        expert(&code),
-        "--out",
-        to("bam")
-    )
-    .ok();
+    upcycle("bam", &seed, &code, &to("bam")).ok();
     bam!("convert", seed, to("f32"), "--dtype", "f32").ok();
     bam!(
         "merge",
@@ -213,20 +193,7 @@ fn a_leftover_of_quantisation_is_dropped() {
         bam!("branch", seed, "--into", "a", "--out", to("branches")),
         "branches/a",
     );
-    noted(
-        bam!(
-            "upcycle",
-            "--method",
-            "bam",
-            "--seed",
-            seed,
-            "--expert",
-            expert(&code),
-            "--out",
-            to("bam")
-        ),
-        "bam",
-    );
+    noted(upcycle("bam", &seed, &code, &to("bam")), "bam");
 }
 
 #[test]

@@ -213,6 +213,11 @@ fn bench(folder: &Path) -> Vec<PathBuf> {
     ]
 }
 
+fn names_of_runs(data: &serde_json::Value) -> Vec<&str> {
+    let runs = data["runs"].as_array().unwrap().iter();
+    runs.map(|run| run["name"].as_str().unwrap()).collect()
+}
+
 /// The JSON that the page's script reads.
 fn data(page: &str) -> serde_json::Value {
     let start = page
@@ -237,12 +242,7 @@ fn runs_checkpoints_and_evaluations_come_to_one_page() {
     }
     let text = fs::read_to_string(&page).unwrap();
     let data = data(&text);
-    let names: Vec<&str> = data["runs"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|run| run["name"].as_str().unwrap())
-        .collect();
+    let names = names_of_runs(&data);
     assert_eq!(names, ["code", "law", "bam"]);
     let charts = data["charts"].as_array().unwrap();
     let loss = charts
@@ -364,12 +364,7 @@ fn a_folder_shows_the_runs_and_evaluations_in_it() {
     bam!("report", folder.path(), "--out", page).ok();
     let text = fs::read_to_string(&page).unwrap();
     let data = data(&text);
-    let names: Vec<&str> = data["runs"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|run| run["name"].as_str().unwrap())
-        .collect();
+    let names = names_of_runs(&data);
     // The seed has neither a manifest nor a run: it is in the lineage.
     assert_eq!(names, ["bam", "code", "law"]);
     assert_eq!(data["charts"][0]["kind"], "bars");
