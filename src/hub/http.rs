@@ -154,6 +154,8 @@ impl HubClient {
             to: "the Hub",
             problem,
         };
+        // For our clients and for Xet's; an error says that it is installed already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let common = || {
             reqwest::Client::builder()
                 .user_agent(concat!(
