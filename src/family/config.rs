@@ -76,7 +76,7 @@ pub(super) fn names(config: &Config) -> Result<(Option<&str>, Option<&str>)> {
 /// The refusal of a `model_type` that is none of the known families'.
 fn unknown_family(config: &Config, found: &str, known: &[Arc<Family>]) -> Error {
     if let Some(TypeFact::Never(because)) = TypeFact::of(found) {
-        return ConfigError::not_computed(&config.path, found, because).into();
+        return ConfigError::not_computed(&config.path, "model_type", found, because).into();
     }
     let known = known.iter().flat_map(|family| &family.model_types);
     ConfigError::UnknownFamily {

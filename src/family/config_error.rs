@@ -278,11 +278,11 @@ pub enum ConfigError {
 
 impl ConfigError {
     /// The refusal of models of a type that no description can say.
-    pub(super) fn not_computed(path: &Path, model_type: &str, because: &str) -> Self {
+    pub(super) fn not_computed(path: &Path, key: &str, found: &str, because: &str) -> Self {
         Self::NotComputed {
             path: path.to_path_buf(),
-            key: "model_type".to_owned(),
-            found: kind(&Value::from(model_type)),
+            key: key.to_owned(),
+            found: kind(&Value::from(found)),
             because: because.into(),
         }
     }

@@ -3,7 +3,8 @@
 //! Format files that users bring are checked against it ([`super::unsaid`]).
 //! The keys are from the configuration classes of decoders in transformers 4.57.6 and 5.24.0 (`fixtures/config_keys.json`),
 //! and from the remote code of older models.
-//! A key that is in no row counts as one that changes the computation if a word of its name is in [`WORDS`].
+//! A key that is in no row and not among [`HARMLESS`] counts as one that changes the computation, because nobody knows what it does.
+//! Only a text is allowed there, unless a word of the key's name is in [`WORDS`].
 
 use super::keys::Field;
 
@@ -38,6 +39,8 @@ pub(super) enum Neutral {
     Without(&'static str),
     /// Anything, where the configuration has a value under this other key, which counts instead.
     Beside(&'static str),
+    /// Any text.
+    AnyText,
 }
 
 /// Keys with one meaning.
@@ -56,12 +59,33 @@ impl KeyMeaning {
         if let Some(row) = MEANINGS.iter().find(named) {
             return Some(row);
         }
-        let has = |words: &[&str]| key.split('_').any(|word| words.contains(&word));
-        if HARMLESS.contains(&key) || has(&HARMLESS_WORDS) {
-            return None;
+        let words = words(key);
+        let has = |listed: &[&str]| words.iter().any(|word| listed.contains(&word.as_str()));
+        let is_token = key.ends_with("token_id") || key.ends_with("token_ids");
+        if HARMLESS.contains(&key) || is_token || has(&HARMLESS_WORDS) {
+            None
+        } else if has(&WORDS) {
+            Some(&LIKELY)
+        } else {
+            Some(&UNKNOWN)
         }
-        has(&WORDS).then_some(&LIKELY)
     }
+}
+
+/// The words of a key in lower case: `attnScale` and `attn_scale` have the same.
+fn words(key: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut after_lower = false;
+    for letter in key.chars() {
+        if letter == '_' || letter.is_uppercase() && after_lower {
+            words.push(String::new());
+        }
+        if let (Some(word), true) = (words.last_mut(), letter != '_') {
+            word.extend(letter.to_lowercase());
+        }
+        after_lower = letter.is_lowercase() || letter.is_ascii_digit();
+    }
+    words
 }
 
 macro_rules! meanings {
@@ -88,6 +112,8 @@ meanings! {
     "it replaces the scale of attention scores": [HeadDim] "query_pre_attn_scalar";
     "it scales queries by their position": [Bool(false), Number(0.0)]
         "attn_temperature_tuning" "use_logn_attn" "llama_4_scaling_beta" "log_scaling_alpha";
+    "it scales queries by their position": [Without("attn_temperature_tuning")]
+        "attn_scale" "floor_scale" "log_scaling_n_floor";
     // ---- soft caps and clips
     "it bounds scores or logits": [Number(0.0)]
         "attn_logit_softcapping" "final_logit_softcapping" "attn_logit_softcap" "final_logit_softcap" "logits_soft_cap"
@@ -224,6 +250,13 @@ static LIKELY: KeyMeaning = KeyMeaning {
     because: "by its name it may change what the model computes",
 };
 
+/// A key that nobody here knows.
+static UNKNOWN: KeyMeaning = KeyMeaning {
+    keys: &[],
+    neutral: &[Neutral::Bool(false), Neutral::AnyText],
+    because: "bam-convert does not know the key",
+};
+
 /// Words of keys that may change what a model computes.
 const WORDS: [&str; 66] = [
     "act",
@@ -295,52 +328,90 @@ const WORDS: [&str; 66] = [
 ];
 
 /// Words of keys that change nothing in inference, whatever else is in their names.
-const HARMLESS_WORDS: [&str; 18] = [
+const HARMLESS_WORDS: [&str; 11] = [
     "dropout",
     "layerdrop",
     "pdrop",
     "drop",
-    "init",
     "initializer",
-    "std",
-    "coef",
-    "coeff",
-    "coefficient",
     "loss",
     "jitter",
     "dtype",
-    "id",
-    "ids",
     "summary",
     "mtp",
     "nextn",
 ];
 
-/// Keys that change nothing by themselves, although a word of [`WORDS`] is in their names.
+/// Keys that change nothing by themselves.
 ///
+/// Most are those that every configuration in transformers may have, or settings of generation and training.
 /// Keys of experts matter only beside a number of experts. A rotary object, the rotated part, and the width of a head are read
 /// in every family. Quantised weights are recognised by their tensors.
-const HARMLESS: [&str; 51] = [
+const HARMLESS: [&str; 145] = [
     "_attn_implementation",
     "_attn_implementation_autoset",
     "_attn_implementation_internal",
+    "_commit_hash",
+    "_flash_attn_2_enabled",
+    "_name_or_path",
+    "architectures",
+    "attention_softmax_in_fp32",
     "attn_implementation",
-    "attn_scale",
+    "auto_map",
     "aux_loss_alpha",
-    "chunk_size_feed_forward",
+    "aux_loss_coef",
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "bi_data",
+    "bos_token_id",
     "chunk_size",
+    "chunk_size_feed_forward",
+    "context_length",
+    "cross_attention_hidden_size",
     "decoder_sparse_step",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "emb_init_std",
+    "embed_init_std",
+    "enable_thinking",
+    "encoder_no_repeat_ngram_size",
+    "eos_token_id",
     "expert_ffn_hidden_size",
     "expert_layer_offset",
     "expert_layer_period",
     "expert_names",
-    "floor_scale",
+    "exponential_decay_length_penalty",
+    "finetuning_task",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
     "head_dim",
+    "id2label",
+    "init_device",
+    "init_method",
+    "init_std",
+    "initial_context_length",
+    "initializer_cutoff_factor",
+    "initializer_factor",
     "interleave_moe_layer_step",
+    "is_composition",
+    "is_decoder",
+    "is_encoder",
+    "kv_cache_dtype",
+    "label2id",
     "layer_norm_type",
-    "log_scaling_n_floor",
+    "length_penalty",
+    "max_length",
     "max_position_embeddings",
+    "max_seq_len",
+    "max_sequence_length",
+    "max_shard_size",
+    "min_length",
+    "mlp_layer_types",
     "mlp_only_layers",
+    "model_max_length",
+    "model_type",
     "moe_intermediate_size",
     "moe_k",
     "moe_layer_end_index",
@@ -352,24 +423,74 @@ const HARMLESS: [&str; 51] = [
     "moe_shared_expert_intermediate_size",
     "moe_shared_expert_overlap",
     "moe_topk",
-    "mlp_layer_types",
+    "n_ctx",
+    "n_positions",
+    "no_repeat_ngram_size",
     "norm_topk_prob",
+    "num_beam_groups",
+    "num_beams",
     "num_experts_per_tok",
+    "num_labels",
+    "num_logits_to_keep",
     "num_nextn_predict_layers",
+    "num_return_sequences",
     "original_max_position_embeddings",
     "output_attentions",
+    "output_hidden_states",
     "output_router_logits",
+    "output_scores",
+    "pad_token_id",
+    "padding_side",
     "partial_rotary_factor",
+    "prefix",
     "pretraining_tp",
+    "problem_type",
+    "pruned_heads",
     "quantization_config",
+    "remove_invalid_values",
     "remove_position_embeddings",
+    "repetition_penalty",
     "residual_in_fp32",
+    "return_dict",
+    "return_dict_in_generate",
     "rope_parameters",
     "rope_scaling",
+    "router_aux_loss_coef",
     "router_hidden_size",
+    "router_z_loss_coef",
+    "sample_softmax",
     "scale_attention_softmax_in_fp32",
-    "attention_softmax_in_fp32",
+    "seed",
+    "seq_aux",
+    "seq_length",
     "shared_expert_combination_strategy",
+    "slow_but_exact",
+    "softmax_in_fp32",
+    "suppress_tokens",
+    "task_specific_params",
+    "temperature",
+    "tf_legacy_loss",
+    "tokenizer_class",
+    "top_k",
     "top_k_experts",
+    "top_p",
+    "torch_dtype",
+    "torchscript",
+    "trained_tokens",
+    "training_stage",
+    "transformers_version",
+    "typical_p",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_bfloat16",
+    "use_cache",
+    "use_flash_attention",
+    "use_flash_attention_2",
     "use_flash_attn",
+    "use_flash_cross_entropy",
+    "use_flash_rmsnorm",
+    "use_flash_rotary",
+    "use_mems_eval",
+    "verbose",
+    "z_loss_coefficient",
 ];

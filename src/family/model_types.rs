@@ -29,6 +29,21 @@ impl TypeFact {
             .find(|(types, _)| types.contains(&model_type))
             .map(|(_, fact)| *fact)
     }
+
+    /// The fact of the type whose class has that name, for a configuration without `model_type`: `Gemma2ForCausalLM` is `gemma2`.
+    pub(super) fn of_class(class: &str) -> Option<Self> {
+        let plain = |name: &str| name.replace(['_', '-'], "").to_lowercase();
+        let class = class.split("For").next().unwrap_or(class);
+        let class = plain(class.strip_suffix("LMHeadModel").unwrap_or(class));
+        let is_class = |model_type: &&str| {
+            let text = model_type.strip_suffix("_text").unwrap_or(model_type);
+            plain(model_type) == class || plain(text) == class
+        };
+        TYPES
+            .iter()
+            .find(|(types, _)| types.iter().any(&is_class))
+            .map(|(_, fact)| *fact)
+    }
 }
 
 const MLA: TypeFact = TypeFact::Never(

@@ -56,12 +56,16 @@ pub(super) fn refuse_unsaid(config: &Config, family: &Family, read: &Architectur
 
 /// Refuses a `model_type` whose models no description can say, or whose absent keys have a meaning.
 pub(super) fn refuse_type(config: &Config) -> Result<()> {
-    let model_type = config.json.get("model_type").and_then(Value::as_str);
-    let model_type = model_type.unwrap_or_default();
-    match TypeFact::of(model_type) {
+    let (model_type, class) = names(config)?;
+    let (key, fact) = match (model_type, class) {
+        (Some(model_type), _) => ("model_type", TypeFact::of(model_type)),
+        (None, class) => ("architectures", class.and_then(TypeFact::of_class)),
+    };
+    let model_type = model_type.or(class).unwrap_or_default();
+    match fact {
         None | Some(TypeFact::Described) => Ok(()),
         Some(TypeFact::Never(because)) => {
-            Err(ConfigError::not_computed(&config.path, model_type, because).into())
+            Err(ConfigError::not_computed(&config.path, key, model_type, because).into())
         }
         Some(TypeFact::AbsentKey { key, null, means }) => {
             let is_there = match config.find([key])? {
@@ -186,6 +190,7 @@ impl Check<'_> {
             Neutral::Interleaved => flag(read.rope_interleaved),
             Neutral::Rms => flag(read.norm_type == NormType::Rms),
             Neutral::Biased => flag(read.attention_bias),
+            Neutral::AnyText => value.is_string(),
             Neutral::Without(other) => !has(other),
             Neutral::Beside(other) => has(other),
         }

@@ -161,7 +161,15 @@ fn keys_with_a_meaning_must_be_said_unless_neutral() {
             json!({"rope_type": "default", "alpha": 1000.0}),
             "rotary positions",
         ),
-        ("unsloth_version", json!("2024"), json!({"x": 1}), ""),
+        ("no_rope_layer_ids", json!(null), json!([3]), "by its name"),
+        ("residual_coef", json!(null), json!(0.5), "by its name"),
+        ("softmaxScaleInit", json!(false), json!(0.5), "by its name"),
+        ("rmsnorm_offset", json!(false), json!(1.0), "does not know"),
+        ("tanh_limit", json!(null), json!(30), "does not know"),
+        ("sandwich", json!(false), json!(true), "does not know"),
+        ("trained_by", json!("us"), json!({"depth": 2}), "does not know"),
+        ("attn_scale", json!(0.1), json!(0.1), ""),
+        ("pad_token_id", json!(0), json!([0, 1]), ""),
     ] {
         let with = |value: &Value| read(&small("mine", json!({ key: value })), "");
         with(&neutral).unwrap_or_else(|error| panic!("{key}: {error}"));
@@ -215,6 +223,23 @@ fn types_with_a_meaning_of_their_own_are_refused() {
         json!({"no_rope_layers": [1, 1], "no_rope_layer_interval": 4, "use_sliding_window": false}),
     );
     read(&rotating, "").unwrap();
+}
+
+#[test]
+fn classes_of_such_types_are_refused_too() {
+    for class in [
+        "GemmaForCausalLM",
+        "Gemma3ForCausalLM",
+        "Gemma2ForSequenceClassification",
+        "GPT2LMHeadModel",
+        "DeepseekV3ForCausalLM",
+        "BloomForCausalLM",
+    ] {
+        let mut config = small("mine", json!({ "architectures": [class] }));
+        config.json.remove("model_type");
+        let error = read(&config, "").unwrap_err();
+        assert!(error.contains(class), "{error}");
+    }
 }
 
 #[test]
