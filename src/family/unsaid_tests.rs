@@ -167,7 +167,12 @@ fn keys_with_a_meaning_must_be_said_unless_neutral() {
         ("rmsnorm_offset", json!(false), json!(1.0), "does not know"),
         ("tanh_limit", json!(null), json!(30), "does not know"),
         ("sandwich", json!(false), json!(true), "does not know"),
-        ("trained_by", json!("us"), json!({"depth": 2}), "does not know"),
+        (
+            "trained_by",
+            json!("us"),
+            json!({"depth": 2}),
+            "does not know",
+        ),
         ("attn_scale", json!(0.1), json!(0.1), ""),
         ("pad_token_id", json!(0), json!([0, 1]), ""),
     ] {
