@@ -14,7 +14,8 @@ fn browser() -> Option<PathBuf> {
     if let Some(asked) = std::env::var_os("BAM_CONVERT_BROWSER") {
         return Some(asked.into());
     }
-    let names = ["chromium-headless-shell", "chromium", "google-chrome"];
+    // Windows of other builds are at least 500 px wide.
+    let names = ["chromium-headless-shell", "chrome-headless-shell"];
     let folders: Vec<PathBuf> = std::env::split_paths(&std::env::var_os("PATH")?).collect();
     let mut paths = names
         .iter()
@@ -67,7 +68,7 @@ fn percent_decoded(text: &str) -> String {
 fn the_page_works_in_a_browser_of_any_width_and_colour_scheme() {
     let Some(browser) = browser() else {
         note(
-            "the report is not opened: there is no Chromium; `bash tests/live/report.sh` installs it",
+            "the report is not opened: there is no headless Chromium; `bash tests/live/report.sh` installs it",
         );
         return;
     };
