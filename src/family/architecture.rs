@@ -12,6 +12,7 @@ use super::keys::Field;
 use super::known::BAM;
 use super::layout::{Block, Layers, Layouts, MlpType, NormPosition, NormType, QkNorm};
 use super::mixture::Mixture;
+use super::multipliers::Multipliers;
 use crate::Result;
 
 /// The most layers of a model. Lists of layers are made only after a comparison with this.
@@ -77,6 +78,9 @@ pub struct Architecture {
     /// Largest magnitude of queries, keys and values, where limited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_qkv: Option<f64>,
+    /// Factors and soft caps.
+    #[serde(flatten)]
+    pub multipliers: Multipliers,
     /// Longest context that the model was made for.
     pub max_position_embeddings: Option<u64>,
     /// Standard deviation of fresh weights.
@@ -132,6 +136,8 @@ impl Architecture {
             ("clip_qkv", json!(self.clip_qkv)),
             ("partial_rotary_factor", json!(self.partial_rotary_factor)),
         ]);
+        let multipliers = self.multipliers.rows();
+        meaning.extend(multipliers.map(|row| (row.field.name(), json!(row.value))));
         meaning
     }
 
@@ -185,6 +191,11 @@ impl Architecture {
     /// Width of all keys, `num_kv_heads · head_dim`.
     pub fn kv_width(&self) -> u64 {
         self.num_kv_heads * self.head_dim
+    }
+
+    /// The factor on attention scores.
+    pub(crate) fn attention_scale(&self) -> f64 {
+        self.multipliers.attention_scale(self.head_dim)
     }
 
     /// Refuses what arithmetic on the architecture could not bear; afterwards a parameter count times 64 fits a `u64`.

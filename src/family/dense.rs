@@ -10,6 +10,7 @@ use super::keys::Field;
 use super::known::{brought, families};
 use super::layout::Layouts;
 use super::mixture::Mixture;
+use super::multipliers::Multipliers;
 use super::stock::Output;
 use super::target::SEED_MODEL_TYPE;
 use super::write::{ConfigWriter, biases};
@@ -158,6 +159,7 @@ fn restored(
     }
     json.biases();
     json.keys(&[Field::IntermediateSize]);
+    json.keys(&Multipliers::FIELDS);
     json.identity(model_type.map(String::as_str));
     json.finish()
 }

@@ -2,7 +2,7 @@
 //!
 //! Maps are merged key by key, whatever their depth; lists and single values are replaced, and null removes a key.
 //! A file never takes the name of the family that it extends, nor the `model_types` and `architectures` that mean that family.
-//! A file with a layout or experts of its own computes something else, and takes GGUF names only where it has a section `gguf` too.
+//! A file with a layout, experts or multipliers of its own computes something else, and takes GGUF names only where it has a section `gguf` too.
 
 use std::path::Path;
 
@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::format::{Family, FamilyText};
 use super::format_error::FormatError;
 use super::layout::Layouts;
+use super::multipliers::Multipliers;
 use crate::Result;
 use crate::checkpoint::yaml;
 
@@ -63,11 +64,15 @@ impl<'a> Chain<'a> {
             for key in OWN {
                 merged.shift_remove(key);
             }
+            let keys = file.get("keys").and_then(Value::as_object);
             let computes_otherwise = Layouts::NAMES
                 .into_iter()
                 .chain(["mixture"])
                 .any(|key| file.contains_key(key));
-            if computes_otherwise && !file.contains_key("gguf") {
+            let multiplies = Multipliers::FIELDS
+                .into_iter()
+                .any(|field| keys.is_some_and(|keys| keys.contains_key(field.name())));
+            if (computes_otherwise || multiplies) && !file.contains_key("gguf") {
                 merged.shift_remove("gguf");
             }
             merge(&mut merged, file);

@@ -11,6 +11,7 @@ use super::gguf_rope;
 use super::keys::Field;
 use super::layout::{AttentionKv, Layers, QkNorm};
 use super::mixture::Mixture;
+use super::multipliers::Multipliers;
 use super::names::{GgufNames, ROTATED, VALUE_LENGTH, bias_of};
 use super::role::{BiasRule, Role};
 use crate::checkpoint::{Dtype, Encoding, Gguf, GgufValue};
@@ -59,6 +60,14 @@ impl<'a> Metadata<'a> {
     fn check_neutral(&self) -> Result<()> {
         let names = self.names()?;
         let architecture = &names.architecture;
+        let mut multipliers = Multipliers::FIELDS.into_iter();
+        if let Some(field) = multipliers.find(|field| self.family.keys.has(*field)) {
+            return Err(GgufModelError::NoKey {
+                architecture: architecture.clone(),
+                field: field.name(),
+            }
+            .into());
+        }
         for (key, neutral) in [
             ("attention.sliding_window", 0.0),
             ("attention.clamp_kqv", 0.0),
@@ -151,6 +160,7 @@ impl<'a> Metadata<'a> {
             window_layers: Layers::All,
             partial_rotary_factor: None,
             clip_qkv: None,
+            multipliers: Multipliers::default(),
             max_position_embeddings: Some(context),
             initializer_range: 0.02,
             dtype: Some(self.dtype()?),

@@ -80,6 +80,9 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
         a.clip_qkv.is_some() || a.logit_scale.is_some_and(|scale| scale != 1.0),
         "it neither clips nor scales",
     );
+    for row in a.multipliers.rows() {
+        refuse(row.value.is_some(), &format!("it does not {}", row.what));
+    }
     refuse(
         !a.head_dim.is_multiple_of(2),
         "its heads have an even width",

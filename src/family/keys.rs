@@ -153,6 +153,15 @@ fields! {
     LayerTypes = "layer_types", Keys, Optional;
     PartialRotaryFactor = "partial_rotary_factor", Keys, Optional;
     ClipQkv = "clip_qkv", Keys, Optional;
+    EmbeddingMultiplier = "embedding_multiplier", Keys, Optional;
+    ResidualMultiplier = "residual_multiplier", Keys, Optional;
+    /// The factor on attention scores.
+    AttentionMultiplier = "attention_multiplier", Keys, Optional;
+    /// The number whose inverse root is the factor on attention scores.
+    QueryPreAttnScalar = "query_pre_attn_scalar", Keys, Optional;
+    LogitsDivisor = "logits_divisor", Keys, Optional;
+    AttnLogitSoftcapping = "attn_logit_softcapping", Keys, Optional;
+    FinalLogitSoftcapping = "final_logit_softcapping", Keys, Optional;
     NumExperts = "num_experts", Mixture, Required;
     NumExpertsPerTok = "num_experts_per_tok", Mixture, Required;
     MoeIntermediateSize = "moe_intermediate_size", Mixture, Required;

@@ -36,6 +36,8 @@ pub(super) static EMBEDDED: &[(&str, &str)] = embedded!(
     "cwm",
     "internlm3",
     "iquestcoder",
+    "granite",
+    "hyperclovax",
     "bam",
     "mixtral",
     "qwen2_moe",
@@ -149,6 +151,8 @@ mod tests {
             "cwm",
             "internlm3",
             "iquestcoder",
+            "granite",
+            "hyperclovax",
         ];
         let mixtures = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
         assert_eq!(names, [&dense[..], &mixtures[..]].concat());

@@ -10,7 +10,7 @@
 //! - errors: `architecture_fault`, `config_error`, `format_error`, `gguf_error`, `error`,
 //! - one format file: `names`, `format`, `extends`, and all of them: `known`,
 //! - a configuration: `config`,
-//! - a model: `mixture`, `architecture`, `tensors`,
+//! - a model: `mixture`, `multipliers`, `architecture`, `tensors`,
 //! - readers: `read`, `unsaid`, `gguf_metadata`, `gguf`,
 //! - writers: `write`, `target`, `stock`, `dense`, `gguf_names`.
 
@@ -46,6 +46,7 @@ mod mismatch;
 mod mixture;
 mod mixture_read;
 mod model_types;
+mod multipliers;
 mod names;
 mod quantised;
 mod read;
@@ -83,6 +84,7 @@ pub use known::{BAM, families};
 pub use layout::{AttentionKv, Block, Layers, MlpType, NormPosition, NormType, QkNorm};
 pub(crate) use matching::COMPUTED;
 pub use mixture::{Mixture, RouterBias, TopK};
+pub use multipliers::Multipliers;
 pub(crate) use quantised::drop_leftover;
 pub use quantised::{Quantised, leftover_quantisation};
 pub use role::Role;

@@ -60,8 +60,6 @@ const CONVOLUTION: TypeFact =
 const NORM_OFFSET: TypeFact = TypeFact::Never("its norms multiply by one plus their weight");
 const NORM_BIAS: TypeFact = TypeFact::Never("its norms have biases");
 const FUSED: TypeFact = TypeFact::Never("one tensor holds the rows of several projections");
-const MULTIPLIED: TypeFact =
-    TypeFact::Never("it multiplies embeddings, residuals, scores and logits");
 const NO_ROTATION: TypeFact = TypeFact::Never("some of its layers do not rotate queries and keys");
 const LEARNED: TypeFact = TypeFact::Never("positions are learned or added to scores, not rotated");
 const NORM_AFTER: TypeFact =
@@ -79,14 +77,6 @@ const NOT_DECODER: TypeFact = TypeFact::Never("it is no decoder that looks back 
 const TYPES: &[(&[&str], TypeFact)] = &[
     (&["code_llama", "flex_olmo"], TypeFact::Described),
     (
-        &["hyperclovax"],
-        TypeFact::AbsentKey {
-            key: "use_post_norm",
-            null: false,
-            means: "that outputs are normalised, too",
-        },
-    ),
-    (
         &["ministral"],
         TypeFact::AbsentKey {
             key: "sliding_window",
@@ -100,14 +90,6 @@ const TYPES: &[(&[&str], TypeFact)] = &[
             key: "no_rope_layers",
             null: false,
             means: "that every fourth layer does not rotate",
-        },
-    ),
-    (
-        &["granite"],
-        TypeFact::AbsentKey {
-            key: "attention_multiplier",
-            null: false,
-            means: "that scores are not scaled",
         },
     ),
     (
@@ -237,14 +219,20 @@ const TYPES: &[(&[&str], TypeFact)] = &[
         FUSED,
     ),
     (
-        &[
-            "granitemoe",
-            "granitemoeshared",
-            "granite_swa",
-            "granitemoe_swa",
-            "minicpm",
-        ],
-        MULTIPLIED,
+        &["granitemoe", "granitemoeshared"],
+        TypeFact::Never(
+            "one tensor holds the experts of a layer, with gate and up projection of each",
+        ),
+    ),
+    (
+        &["granite_swa", "granitemoe_swa"],
+        TypeFact::Never("attention has sinks: the softmax has one more score for each head"),
+    ),
+    (
+        &["minicpm"],
+        TypeFact::Never(
+            "it scales residuals by its depth, and the last hidden states by its width",
+        ),
     ),
     (
         &[

@@ -14,6 +14,7 @@ use super::keys::{Field, Key};
 use super::known::families;
 use super::layout::{Layouts, NormType, QkNorm, SaidLayouts};
 use super::mixture::Mixture;
+use super::multipliers::Multipliers;
 use super::rope::{RopeContext, partial_rotary_factor, rope_theta};
 use super::spelling::same_value;
 use super::unsaid::{refuse_type, refuse_unsaid};
@@ -137,6 +138,7 @@ impl Architecture {
             window_layers,
             partial_rotary_factor,
             clip_qkv: config.number(&keys[Field::ClipQkv], f64::MIN_POSITIVE)?,
+            multipliers: Multipliers::read(config, family, hidden_size, head_dim)?,
             max_position_embeddings,
             initializer_range: config
                 .number(&keys[Field::InitializerRange], 0.0)?

@@ -12,6 +12,7 @@ use super::keys::{Field, Keys};
 use super::known::MIXTURES;
 use super::layout::{AttentionKv, Layers, Layouts, QkNorm};
 use super::mixture::{Mixture, RouterBias};
+use super::multipliers::Multipliers;
 use super::spelling::same_value;
 use super::target::bam_config;
 use super::write::{ConfigWriter, biases, carried, notes};
@@ -179,6 +180,9 @@ fn reasons(dense: &Architecture, mixture: &Mixture, family: &Family, keys: &Keys
         dense.clip_qkv.is_some() && family.keys[Field::ClipQkv].names.is_empty(),
         "it does not clip queries, keys and values".to_owned(),
     );
+    for row in dense.multipliers.rows() {
+        refuse(row.value.is_some(), format!("it does not {}", row.what));
+    }
     refuse(
         mixture.attention_kv != AttentionKv::Merged,
         "it has no attention experts (--method btx has none)".to_owned(),
@@ -338,7 +342,11 @@ const NUMBERS: [Field; 15] = [
 /// The `config.json` of `wanted`: the keys of the source, `base`, in their order, changed where the family differs.
 fn config(base: Map<String, Value>, wanted: &Architecture, family: &Family) -> Map<String, Value> {
     let both_dtypes = base.contains_key("torch_dtype");
-    let strays = STRAY.into_iter().chain(Mixture::KEYS).chain(Layouts::NAMES);
+    let strays = STRAY
+        .into_iter()
+        .chain(Mixture::KEYS)
+        .chain(Layouts::NAMES)
+        .chain(Multipliers::FIELDS.map(Field::name));
     let mut config = ConfigWriter::new(base, strays, family, wanted);
     config.rope();
     config.identity(None);

@@ -16,7 +16,7 @@ use crate::Result;
 pub(super) const SEED_MODEL_TYPE: &str = "seed_model_type";
 
 /// Numbers of the architecture, in the order in which a seed that does not say them gets them.
-const NUMBERS: [Field; 14] = [
+const NUMBERS: [Field; 12] = [
     Field::HiddenSize,
     Field::IntermediateSize,
     Field::NumLayers,
@@ -29,8 +29,18 @@ const NUMBERS: [Field; 14] = [
     Field::InitializerRange,
     Field::NormEps,
     Field::MaxPositionEmbeddings,
+];
+
+/// Numbers that only some architectures have.
+const OPTIONAL: [Field; 8] = [
     Field::LogitScale,
     Field::ClipQkv,
+    Field::EmbeddingMultiplier,
+    Field::ResidualMultiplier,
+    Field::AttentionMultiplier,
+    Field::LogitsDivisor,
+    Field::AttnLogitSoftcapping,
+    Field::FinalLogitSoftcapping,
 ];
 
 /// The `config.json` of `target`, an upcycled architecture. It has the keys of the source `dense` in their order,
@@ -68,6 +78,7 @@ pub fn bam_config(
     );
 
     config.keys(&NUMBERS);
+    config.optional(&OPTIONAL);
     config.dtype(seed.json.contains_key("torch_dtype"));
     // Biases stand before the norm of queries and keys in every file since the first release.
     config.layouts(|key| key != "qk_norm");

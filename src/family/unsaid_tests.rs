@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::key_meanings::KeyMeaning;
 use super::known::families;
 use super::model_types::TypeFact;
+use super::multipliers::Multipliers;
 use super::tests::small;
 use super::*;
 
@@ -190,7 +191,60 @@ fn keys_with_a_meaning_must_be_said_unless_neutral() {
         assert!(error.contains("other_keys"), "{error}");
     }
     let granite = small("mine", json!({"embedding_multiplier": 12.0}));
-    read(&granite, "other_keys: [embedding_multiplier]").unwrap();
+    let ignored = read(&granite, "other_keys: [embedding_multiplier]").unwrap();
+    assert_eq!(ignored.multipliers, Multipliers::default());
+    let said = read(
+        &granite,
+        "keys:\n  embedding_multiplier: embedding_multiplier",
+    )
+    .unwrap();
+    assert_eq!(said.multipliers.embedding_multiplier, Some(12.0));
+}
+
+#[test]
+fn multipliers_that_change_nothing_are_none() {
+    let all = "keys:
+  embedding_multiplier: { names: [embedding_multiplier], default: sqrt_hidden_size }
+  residual_multiplier: residual_multiplier
+  attention_multiplier: attention_multiplier
+  query_pre_attn_scalar: query_pre_attn_scalar
+  logits_divisor: logits_scaling
+  attn_logit_softcapping: { names: [attn_logit_softcapping], default: 50.0 }
+  final_logit_softcapping: { names: [final_logit_softcapping] }";
+    let read = |keys| read(&small("mine", keys), all).map(|read| read.multipliers);
+    // The hidden size is 24, and the width of a head 6.
+    let defaults = Multipliers {
+        embedding_multiplier: Some(24f64.sqrt()),
+        attn_logit_softcapping: Some(50.0),
+        ..Multipliers::default()
+    };
+    assert_eq!(read(json!({})).unwrap(), defaults);
+    let neutral = json!({
+        "embedding_multiplier": 1, "residual_multiplier": 1.0, "query_pre_attn_scalar": 6, "logits_scaling": 1.0,
+        "attn_logit_softcapping": null, "attention_multiplier": 0.408_248_290_463_863,
+    });
+    assert_eq!(read(neutral).unwrap(), Multipliers::default());
+    let other =
+        json!({"query_pre_attn_scalar": 16, "logits_scaling": 8, "final_logit_softcapping": 30});
+    let expected = Multipliers {
+        attention_multiplier: Some(0.25),
+        logits_divisor: Some(8.0),
+        final_logit_softcapping: Some(30.0),
+        ..defaults
+    };
+    assert_eq!(read(other).unwrap(), expected);
+    for (key, value) in [
+        ("attention_multiplier", json!(-0.1)),
+        ("query_pre_attn_scalar", json!(0)),
+        ("logits_scaling", json!(0.0)),
+        ("final_logit_softcapping", json!(0.0)),
+        ("residual_multiplier", json!("0.2")),
+        ("embedding_multiplier", json!("sqrt_hidden_size")),
+        ("embedding_multiplier", json!(null)),
+    ] {
+        let error = read(json!({ key: value })).unwrap_err();
+        assert!(error.contains(&format!("`{key}`")), "{error}");
+    }
 }
 
 /// Each was read as a Llama before, and computed something else.
@@ -203,7 +257,6 @@ fn types_with_a_meaning_of_their_own_are_refused() {
             json!({"no_rope_layers": [1, 0]}),
             "some layers do not rotate",
         ),
-        ("granite", json!({}), "scores are not scaled"),
         ("gemma", json!({}), "one plus their weight"),
         ("gemma2", json!({}), "one plus their weight"),
         ("gemma3_text", json!({}), "one plus their weight"),
@@ -217,7 +270,6 @@ fn types_with_a_meaning_of_their_own_are_refused() {
         ("lfm2", json!({}), "convolutions"),
         ("qwen3_next", json!({}), "linear attention"),
         ("ministral", json!({}), "4096"),
-        ("hyperclovax", json!({}), "outputs are normalised"),
     ] {
         let config = small(model_type, keys);
         let error = read(&config, "").unwrap_err();

@@ -86,12 +86,33 @@ impl<'a> ConfigWriter<'a> {
     pub(super) fn keys(&mut self, fields: &[Field]) {
         for field in fields {
             let value = self.value(*field);
-            // No window is a value: a family may have one where the key is absent.
-            if value.is_null() && *field != Field::SlidingWindow {
+            // No window and no soft cap are values: a family may have one where the key is absent.
+            let is_value = match field {
+                Field::SlidingWindow => true,
+                Field::AttnLogitSoftcapping | Field::FinalLogitSoftcapping => {
+                    self.family.keys[*field].default.is_some()
+                }
+                _ => false,
+            };
+            if value.is_null() && !is_value {
                 continue;
             }
             for name in self.names(*field) {
                 self.put(name, value.clone());
+            }
+        }
+    }
+
+    /// As [`Self::keys`], but a value under a name that the architecture does not have is removed: the family would obey it.
+    pub(super) fn optional(&mut self, fields: &[Field]) {
+        self.keys(fields);
+        for field in fields {
+            if self.value(*field).is_null() {
+                for name in self.names(*field) {
+                    if self.has(name) {
+                        self.remove(name);
+                    }
+                }
             }
         }
     }
@@ -117,6 +138,12 @@ impl<'a> ConfigWriter<'a> {
     pub(super) fn value(&self, field: Field) -> Value {
         let of = self.of;
         let mixture = of.mixture.as_ref();
+        let multipliers = &of.multipliers;
+        // A BAM says only what changes something.
+        let said = |value: Option<f64>, neutral: f64| {
+            let neutral = (!self.family.says_layouts()).then_some(neutral);
+            json!(value.or(neutral))
+        };
         match field {
             Field::HiddenSize => json!(of.hidden_size),
             Field::IntermediateSize => json!(of.intermediate_size),
@@ -139,6 +166,15 @@ impl<'a> ConfigWriter<'a> {
             // Said otherwise: by the kinds of layers, and in rope_parameters.
             Field::MaxWindowLayers | Field::PartialRotaryFactor => Value::Null,
             Field::ClipQkv => json!(of.clip_qkv),
+            Field::EmbeddingMultiplier => said(multipliers.embedding_multiplier, 1.0),
+            Field::ResidualMultiplier => said(multipliers.residual_multiplier, 1.0),
+            Field::AttentionMultiplier => {
+                said(multipliers.attention_multiplier, of.attention_scale())
+            }
+            Field::QueryPreAttnScalar => query_scalar(of.attention_scale()),
+            Field::LogitsDivisor => said(multipliers.logits_divisor, 1.0),
+            Field::AttnLogitSoftcapping => json!(multipliers.attn_logit_softcapping),
+            Field::FinalLogitSoftcapping => json!(multipliers.final_logit_softcapping),
             Field::NumExperts => json!(mixture.map(|mixture| mixture.num_experts)),
             Field::NumExpertsPerTok => json!(mixture.map(|mixture| mixture.num_experts_per_tok)),
             Field::MoeIntermediateSize => {
@@ -273,6 +309,17 @@ impl<'a> ConfigWriter<'a> {
         }
         self.put("rope_theta", theta);
         self.put("rope_parameters", Value::Object(parameters));
+    }
+}
+
+/// The number whose inverse root is this factor on attention scores; classes expect an integer where it is one.
+fn query_scalar(scale: f64) -> Value {
+    let scalar = scale.powi(-2);
+    let whole = scalar.round();
+    if (scalar - whole).abs() <= 1e-9 * whole {
+        json!(whole as u64)
+    } else {
+        json!(scalar)
     }
 }
 

@@ -100,8 +100,17 @@ impl CausalLm {
         grad_output: &Tensor,
         gradients: &mut Gradients,
     ) -> Result<()> {
+        let multiplier = self.architecture.multipliers.embedding_multiplier;
         self.operations()
-            .embed_backward(&self.embedding, &pass.tokens, grad_output, gradients)
+            .multiply(grad_output, multiplier)
+            .and_then(|grad_rows| {
+                self.operations().embed_backward(
+                    &self.embedding,
+                    &pass.tokens,
+                    &grad_rows,
+                    gradients,
+                )
+            })
             .map_err(|e| self.failed(e))
     }
 

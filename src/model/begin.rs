@@ -64,7 +64,8 @@ impl CausalLm {
                 masks: RefCell::default(),
             };
             let embedded = self.operations().embed(&self.embedding, &pass.tokens)?;
-            Ok((embedded, pass))
+            let multiplier = self.architecture.multipliers.embedding_multiplier;
+            Ok((self.operations().multiply(&embedded, multiplier)?, pass))
         };
         begin().map_err(|e| self.failed(e))
     }

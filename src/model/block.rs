@@ -13,6 +13,8 @@ use crate::family::Block as Layout;
 #[derive(Debug, Clone)]
 pub(super) struct Block {
     pub(super) layout: Layout,
+    /// Factor on the outputs of attention and feed-forward network, before they are added to the residual stream.
+    pub(super) residual_multiplier: Option<f64>,
     pub(super) before_attention: Option<Norm>,
     pub(super) after_attention: Option<Norm>,
     pub(super) before_feed_forward: Option<Norm>,
@@ -62,7 +64,8 @@ impl Block {
         let h = norm(&self.before_attention, x)?;
         let attended = operations.attention(&self.attention, &h.output, pass, cache)?;
         let after_attention = norm(&self.after_attention, &attended.output)?;
-        let x = operations.add(x, &after_attention.output)?;
+        let attended_part = self.multiplied(operations, &after_attention.output)?;
+        let x = operations.add(x, &attended_part)?;
 
         let fed_input = match self.layout {
             Layout::Sequential => norm(&self.before_feed_forward, &x)?,
@@ -73,7 +76,8 @@ impl Block {
         };
         let fed = operations.feed_forward(&self.feed_forward, &fed_input.output, pass, losses)?;
         let after_feed_forward = norm(&self.after_feed_forward, &fed.output)?;
-        let x = operations.add(&x, &after_feed_forward.output)?;
+        let fed_part = self.multiplied(operations, &after_feed_forward.output)?;
+        let x = operations.add(&x, &fed_part)?;
 
         let record = match (attended.record, fed.record) {
             (Some(attention), Some(feed_forward)) => Some(BlockRecord {
@@ -115,7 +119,8 @@ impl Block {
             None => Ok(grad_output.clone()),
         };
 
-        let grad_fed = backward(record.after_feed_forward, grad_output, None)?;
+        let grad_fed_part = self.multiplied(operations, grad_output)?;
+        let grad_fed = backward(record.after_feed_forward, &grad_fed_part, None)?;
         let feed_forward = Some(record.feed_forward);
         let (grad_x, grad_h) = match (self.layout, record.before_feed_forward) {
             (Layout::Sequential, Some(norm)) => {
@@ -136,7 +141,8 @@ impl Block {
         if input_gradient == InputGradient::NotNeeded && !self.trains_attention() {
             return Ok(None);
         }
-        let grad_attended = backward(record.after_attention, &grad_x, None)?;
+        let grad_attended_part = self.multiplied(operations, &grad_x)?;
+        let grad_attended = backward(record.after_attention, &grad_attended_part, None)?;
         let attention = Some(record.attention);
         let grad_x = match record.before_attention {
             Some(norm) => {
@@ -152,6 +158,15 @@ impl Block {
             }
         };
         Ok(Some(grad_x))
+    }
+
+    /// The output of a sublayer, or the gradient of what is added to the residual stream, times the factor on it.
+    fn multiplied<O: Operations + ?Sized>(
+        &self,
+        operations: &O,
+        x: &O::Buffer,
+    ) -> Result<O::Buffer> {
+        operations.multiply(x, self.residual_multiplier)
     }
 
     /// Whether attention or one of its norms is trained.

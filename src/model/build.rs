@@ -59,6 +59,7 @@ impl Builder<'_> {
         };
         Ok(Block {
             layout: self.architecture.block,
+            residual_multiplier: self.architecture.multipliers.residual_multiplier,
             before_attention: norm(before, Role::InputNorm)?,
             after_attention: norm(after, Role::PostAttentionNorm)?,
             before_feed_forward: norm(before && sequential, before_feed_forward)?,
@@ -131,6 +132,8 @@ impl Builder<'_> {
             head_dim: a.head_dim as usize,
             window,
             clip: a.clip_qkv,
+            scale: a.multipliers.attention_multiplier,
+            soft_cap: a.multipliers.attn_logit_softcapping,
         })
     }
 
@@ -272,8 +275,19 @@ impl Builder<'_> {
         } else {
             Matrix::new(self.value(Role::Head, None, None)?)
         };
+        let multipliers = &self.architecture.multipliers;
         let scale = self.architecture.logit_scale;
-        Ok((input, Head { weight, scale }))
+        let scale = match multipliers.logits_divisor {
+            Some(divisor) => Some(scale.unwrap_or(1.0) / divisor),
+            None => scale,
+        };
+        let soft_cap = multipliers.final_logit_softcapping;
+        let head = Head {
+            weight,
+            scale,
+            soft_cap,
+        };
+        Ok((input, head))
     }
 
     fn value(&self, role: Role, layer: Option<u64>, expert: Option<u64>) -> Result<&Value> {

@@ -77,6 +77,8 @@ pub(super) struct Head {
     pub(super) weight: Matrix,
     /// Factor on the logits.
     pub(super) scale: Option<f64>,
+    /// Bound of the logits after it: `c · tanh(logit / c)`.
+    pub(super) soft_cap: Option<f64>,
 }
 
 /// Root-mean-square or layer norm over the last dimension, without a bias.
@@ -165,6 +167,10 @@ pub(super) struct Attention {
     pub(super) window: Option<usize>,
     /// Largest magnitude of queries, keys and values, where limited.
     pub(super) clip: Option<f64>,
+    /// Factor on scores, where it is not one divided by the root of `head_dim`.
+    pub(super) scale: Option<f64>,
+    /// Bound of the scores after it: `c · tanh(score / c)`.
+    pub(super) soft_cap: Option<f64>,
 }
 
 impl Attention {

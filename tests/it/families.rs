@@ -198,3 +198,71 @@ fn absent_keys_with_a_meaning_are_refused() {
     });
     bam!("cost", folder).refused(2, &["sliding_window", "do not rotate"]);
 }
+
+/// The mixture says what is not neutral in keys of its own; its expert has the family's keys again.
+#[test]
+fn an_expert_of_a_family_with_multipliers_is_its_model_again() {
+    // The fixture's factors, and factors of which two change nothing.
+    let usual = |config: &mut Value| {
+        config["attention_multiplier"] = Value::from(8f64.powf(-0.5));
+        config["residual_multiplier"] = Value::from(1);
+    };
+    for (name, family, change) in [
+        ("granite", "granite", None),
+        ("usual", "granite", Some(usual)),
+        ("hyperclovax", "hyperclovax", None),
+    ] {
+        let work = TempDir::new().unwrap();
+        let at = |name: &str| work.path().join(name);
+        let seed = copy_folder(&fixture("families").join(family), &at("seed"));
+        if let Some(change) = change {
+            crate::common::edit_json(&seed.join("config.json"), change);
+        }
+        let same = format!("same={}", seed.display());
+        let (mixture, expert) = (at("mixture"), at("expert"));
+        bam!(
+            "upcycle", "--method", "bam", "--seed", seed, "--expert", same, "--out", mixture
+        )
+        .ok();
+        let says = read_json(mixture.join("config.json"));
+        let is_said = says.get("attention_multiplier").is_some();
+        assert_eq!(is_said, change.is_none(), "{name}");
+        bam!("expert", "extract", mixture, "same", "--out", expert).ok();
+        let (found, expected) = (
+            read_json(expert.join("config.json")),
+            read_json(seed.join("config.json")),
+        );
+        for key in expected.as_object().unwrap().keys() {
+            if key.ends_with("multiplier") || key == "logits_scaling" || key == "model_type" {
+                assert_eq!(found[key].as_f64(), expected[key].as_f64(), "{name}: {key}");
+                assert_eq!(found[key].as_str(), expected[key].as_str(), "{name}: {key}");
+            }
+        }
+        bam!("logits", seed, expert, "--tolerance", "0").ok();
+    }
+}
+
+/// No other format has these factors.
+#[test]
+fn multipliers_are_no_part_of_stock_targets_and_gguf() {
+    let work = TempDir::new().unwrap();
+    let granite = fixture("families/granite");
+    let expert = format!("same={}", granite.display());
+    let out = work.path().join("out");
+    bam!(
+        "upcycle", "--method", "btx", "--target", "mixtral", "--seed", granite, "--expert", expert,
+        "--out", out
+    )
+    .refused(
+        2,
+        &[
+            "does not multiply embeddings",
+            "does not multiply the outputs",
+            "does not scale attention scores",
+            "does not divide logits",
+        ],
+    );
+    let file = work.path().join("x.gguf");
+    bam!("convert", granite, file, "--to", "gguf").refused(2, &["does not multiply embeddings"]);
+    assert!(!out.exists() && !file.exists());
+}

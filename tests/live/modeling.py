@@ -74,6 +74,10 @@ BY_HAND = {
     "sandwich parallel": dict(norm_position="sandwich", block="parallel", norm_type="layer"),
     "per head": dict(qk_norm="per_head", norm_type="layer", rope_interleaved=True, block="parallel", logit_scale=0.25),
     "per head shared": dict(qk_norm="per_head", attention_kv="shared", attention_bias=True, attention_output_bias=True),
+    "multipliers": dict(
+        embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.2, logits_divisor=4.0, num_experts_per_tok=2,
+    ),
+    "soft caps": dict(attn_logit_softcapping=0.7, final_logit_softcapping=1.5, attention_kv="shared", attention_multiplier=0.5),
     "biases": dict(attention_bias=True, attention_output_bias=True, mlp_bias=True, router_bias=True),
     "window": dict(sliding_window=5),
     "window layers": dict(sliding_window=5, layer_types=["sliding_attention", "full_attention"], attention_kv="shared"),

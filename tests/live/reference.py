@@ -89,6 +89,10 @@ def norm(config, x, weight, kind=None):
     return weight * x / np.sqrt((x * x).mean(-1, keepdims=True) + config["eps"])
 
 
+def capped(x, cap):
+    return cap * np.tanh(x / cap) if cap else x
+
+
 def softmax(x):
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
@@ -181,7 +185,9 @@ def attention(config, weights, h, layer, queries, keys):
     out = []
     for head in range(heads):
         kv = head // (heads // kv_heads)
-        scores = rotate(config, q[:, head]) @ rotate(config, k[:, kv]).T / math.sqrt(width)
+        scores = rotate(config, q[:, head]) @ rotate(config, k[:, kv]).T
+        scores = scores * (config.get("attention_multiplier") or 1 / math.sqrt(width))
+        scores = capped(scores, config.get("attn_logit_softcapping"))
         out.append(softmax(np.where(hidden, -np.inf, scores)) @ v[:, kv])
     return weights.linear(queries + "o_proj", np.concatenate(out, axis=1))
 
@@ -269,34 +275,36 @@ def forward(folder, tokens, forced_ffn=None, forced_attention=None):
     `forced_*` replaces what routers say with one row of logits for every token and layer.
     """
     config, weights = settings(folder), Weights(folder)
-    x = weights["model.embed_tokens.weight"][np.array(tokens)]
+    x = weights["model.embed_tokens.weight"][np.array(tokens)] * (config.get("embedding_multiplier") or 1)
+    residual = config.get("residual_multiplier") or 1
     router_logits = []
     for layer in range(config["num_hidden_layers"]):
         named = lambda name, y: norm(config, y, weights[f"model.layers.{layer}.{name}.weight"])
         attend = lambda h: attention_part(config, weights, h, layer, forced_attention)
         mlp = lambda h: ffn_part(config, weights, h, layer, forced_ffn, router_logits)
+        added = lambda name, y: residual * (named(name, y) if name else y)
         position, parallel = config["norm_position"], config["block"] == "parallel"
         if position == "pre" and parallel:
             h = named("input_layernorm", x)
-            x = x + attend(h) + mlp(h)
+            x = x + added(None, attend(h)) + added(None, mlp(h))
         elif position == "pre":
-            x = x + attend(named("input_layernorm", x))
-            x = x + mlp(named("post_attention_layernorm", x))
+            x = x + added(None, attend(named("input_layernorm", x)))
+            x = x + added(None, mlp(named("post_attention_layernorm", x)))
         elif position == "post" and parallel:
-            x = x + named("post_attention_layernorm", attend(x)) + named("post_feedforward_layernorm", mlp(x))
+            x = x + added("post_attention_layernorm", attend(x)) + added("post_feedforward_layernorm", mlp(x))
         elif position == "post":
-            x = x + named("post_attention_layernorm", attend(x))
-            x = x + named("post_feedforward_layernorm", mlp(x))
+            x = x + added("post_attention_layernorm", attend(x))
+            x = x + added("post_feedforward_layernorm", mlp(x))
         elif parallel:
             h = named("input_layernorm", x)
-            x = x + named("post_attention_layernorm", attend(h)) + named("post_feedforward_layernorm", mlp(h))
+            x = x + added("post_attention_layernorm", attend(h)) + added("post_feedforward_layernorm", mlp(h))
         else:
-            x = x + named("post_attention_layernorm", attend(named("input_layernorm", x)))
-            x = x + named("post_feedforward_layernorm", mlp(named("pre_feedforward_layernorm", x)))
+            x = x + added("post_attention_layernorm", attend(named("input_layernorm", x)))
+            x = x + added("post_feedforward_layernorm", mlp(named("pre_feedforward_layernorm", x)))
     x = norm(config, x, weights["model.norm.weight"])
     head = "lm_head" if "lm_head.weight" in weights else "model.embed_tokens"
-    logits = weights.linear(head, x)
-    return (logits * config["logit_scale"] if config.get("logit_scale") else logits), router_logits
+    logits = weights.linear(head, x) * (config.get("logit_scale") or 1) / (config.get("logits_divisor") or 1)
+    return capped(logits, config.get("final_logit_softcapping")), router_logits
 
 
 def losses(folder, tokens):

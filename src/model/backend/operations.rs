@@ -57,6 +57,9 @@ pub(in crate::model) trait Operations: Debug + Send + Sync {
     /// `a + b`, of the same shape.
     fn add(&self, a: &Self::Buffer, b: &Self::Buffer) -> Result<Self::Buffer>;
 
+    /// `x` times a factor, where there is one.
+    fn multiply(&self, x: &Self::Buffer, factor: Option<f64>) -> Result<Self::Buffer>;
+
     /// Logits `[.., vocab]` of `x` `[.., hidden]`, in float32 at least.
     fn logits(&self, head: &Head, x: &Self::Buffer) -> Result<Self::Buffer>;
 

@@ -27,6 +27,10 @@ class BamConfig(PretrainedConfig):
     qk_norm: `none`, `head_dim` (one RMS norm for all heads, Qwen3), `per_head` (a layer norm a head, Cohere) or `full` (an
         RMS norm over all heads together, OLMoE).
     clip_qkv: largest magnitude of queries, keys and values (OLMoE).
+    embedding_multiplier, residual_multiplier: factors on the embeddings, and on what a sublayer adds to the residual stream.
+    attention_multiplier: factor on attention scores instead of `head_dim ** -0.5`.
+    logits_divisor: divides the logits.
+    attn_logit_softcapping, final_logit_softcapping: bounds `c` of attention scores and logits, `c * tanh(score / c)`.
     attention_bias, attention_output_bias, mlp_bias: whether q/k/v, o and the feed-forward have one.
     router_bias: `True`, a bias in the logits of all routers; `"choice"`, one of feed-forward routers that counts in the
         choice of experts alone, and has no gradient.
@@ -68,6 +72,12 @@ class BamConfig(PretrainedConfig):
         layer_types=None,
         logit_scale=None,
         clip_qkv=None,
+        embedding_multiplier=None,
+        residual_multiplier=None,
+        attention_multiplier=None,
+        logits_divisor=None,
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
         block="sequential",
         norm_type="rms",
         norm_position="pre",
@@ -120,6 +130,12 @@ class BamConfig(PretrainedConfig):
         self.layer_norm_eps = layer_norm_eps
         self.logit_scale = logit_scale
         self.clip_qkv = clip_qkv
+        self.embedding_multiplier = embedding_multiplier
+        self.residual_multiplier = residual_multiplier
+        self.attention_multiplier = attention_multiplier
+        self.logits_divisor = logits_divisor
+        self.attn_logit_softcapping = attn_logit_softcapping
+        self.final_logit_softcapping = final_logit_softcapping
         self.attention_bias = attention_bias
         self.attention_output_bias = attention_output_bias
         self.mlp_bias = mlp_bias

@@ -85,11 +85,16 @@ def rotate(x, angles, interleaved):
     return torch.cat((turned.to(x.dtype), rest), dim=-1)
 
 
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+def soft_capped(x, cap):
+    """Values between -cap and cap, or as they are without a cap."""
+    return x if cap is None else cap * torch.tanh(x / cap)
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, softcap=None, **kwargs):
     """Attention in plain matrix products; `[b, heads, s, head_dim]` in, `[b, s, heads, head_dim]` out."""
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)
-    scores = query @ key.transpose(2, 3) * scaling
+    scores = soft_capped(query @ key.transpose(2, 3) * scaling, softcap)
     if attention_mask is not None:
         scores = scores + attention_mask[..., : key.shape[2]]
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
@@ -213,7 +218,7 @@ class BamAttention(BamHeads):
         self.layer_idx = layer
         self.shared = mixture and own_keys
         self.is_causal = True
-        self.scaling = config.head_dim**-0.5
+        self.scaling = config.head_dim**-0.5 if config.attention_multiplier is None else config.attention_multiplier
         self.sliding_window = config.sliding_window if config.layer_types[layer] == "sliding_attention" else None
         # Query heads that share a KV head, which `repeat_kv` in transformers reads.
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
@@ -243,8 +248,12 @@ class BamAttention(BamHeads):
             key, value = past_key_values.update(key, value, self.layer_idx)
 
         attend = eager_attention_forward
-        if self.config._attn_implementation != "eager":
-            attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        if config._attn_implementation != "eager":
+            attend = ALL_ATTENTION_FUNCTIONS[config._attn_implementation]
+        if config.attn_logit_softcapping is not None:
+            if "sdpa" in config._attn_implementation:
+                raise ValueError("sdpa cannot cap attention scores (attn_logit_softcapping); expected eager")
+            kwargs["softcap"] = config.attn_logit_softcapping
         heads, weights = attend(
             self, query, key, value, attention_mask, scaling=self.scaling, sliding_window=self.sliding_window,
             dropout=config.attention_dropout if self.training else 0.0, **kwargs,
@@ -337,6 +346,7 @@ class BamBlock(GradientCheckpointingLayer):
     def __init__(self, config, layer):
         super().__init__()
         self.parallel = config.block == "parallel"
+        self.residual_multiplier = config.residual_multiplier
         self.self_attn = BamAttention(config, layer)
         self.mlp = BamMixture(config) if config.has_experts(layer) else BamMlp(config, config.intermediate_size)
         before, after = config.norm_position != "post", config.norm_position != "pre"
@@ -355,17 +365,21 @@ class BamBlock(GradientCheckpointingLayer):
     def norm(self, where, x):
         return x if self.norms[where] is None else getattr(self, self.norms[where])(x)
 
+    def residual(self, y):
+        """What a sublayer adds to the residual stream."""
+        return y if self.residual_multiplier is None else y * self.residual_multiplier
+
     def forward(self, x, attention_mask=None, angles=None, past_key_values=None, **kwargs):
         """Hidden states `[b, s, d]`, and the router logits `[b · s, experts]` or None."""
         h = self.norm("attention_input", x)
         attention, _ = self.self_attn(h, attention_mask, angles, past_key_values=past_key_values, **kwargs)
-        attention = self.norm("attention_output", attention)
+        attention = self.residual(self.norm("attention_output", attention))
         if not self.parallel:
             x = x + attention
             h = self.norm("mlp_input", x)
         y = self.mlp(h)
         y, logits = y if isinstance(self.mlp, BamMixture) else (y, None)
-        y = self.norm("mlp_output", y)
+        y = self.residual(self.norm("mlp_output", y))
         return (x + attention + y if self.parallel else x + y), logits
 
 
@@ -379,6 +393,12 @@ class BamPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        # The default of transformers, which cannot cap attention scores.
+        if config.attn_logit_softcapping is not None and config._attn_implementation == "sdpa":
+            config._attn_implementation = "eager"
 
     def _init_weights(self, module):
         # `nn.init` only: 5.x makes these skip what came from the checkpoint, and writes to `.data` would not be.
@@ -441,6 +461,8 @@ class BamModel(BamPreTrainedModel):
         past_key_values = cache if past_key_values is None else past_key_values
         kwargs.pop("cache_position", None)  # 4.57 says it, 5.x warns about models that ask for it, the cache knows
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.config.embedding_multiplier is not None:  # rounded as Gemma's: to the dtype of the embeddings
+            x = x * torch.tensor(self.config.embedding_multiplier, dtype=x.dtype, device=x.device)
         # Recomputing a block under gradient checkpointing would write to the cache a second time.
         caching = self.config.use_cache if use_cache is None else use_cache
         if caching and past_key_values is None and not (self.gradient_checkpointing and self.training):
@@ -525,6 +547,9 @@ class BamForCausalLM(BamPreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
         if self.config.logit_scale is not None:
             logits = logits * self.config.logit_scale
+        if self.config.logits_divisor is not None:
+            logits = logits / self.config.logits_divisor
+        logits = soft_capped(logits, self.config.final_logit_softcapping)
 
         loss = aux_loss = None
         if labels is not None:

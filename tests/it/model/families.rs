@@ -132,7 +132,14 @@ fn gradients_of_mixtures_of_described_families_are_right() {
         top_k: bam_convert::family::TopK::Soft,
         ..Kind::BAM
     };
-    for family in ["olmo2", "exaone4", "cwm", "helium"] {
+    for family in [
+        "olmo2",
+        "exaone4",
+        "cwm",
+        "helium",
+        "granite",
+        "hyperclovax",
+    ] {
         let models = models(family);
         let model = CausalLm::load(&mixture(&soft, &models), &trainable()).unwrap();
         check(&model, family);

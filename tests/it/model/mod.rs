@@ -1,6 +1,7 @@
 //! The models compute what transformers computes (`fixtures/golden/`, by `fixtures/make.py`), and what the papers say
 //! (`naive.rs`, float64).
 
+mod arithmetic;
 mod cache;
 mod configurations;
 mod dense;

@@ -9,6 +9,8 @@ use std::path::Path;
 use bam_convert::checkpoint::Checkpoint;
 use serde_json::Value;
 
+use super::arithmetic::{Rows, add, dot, softmax, times};
+
 /// Changes to the routing that the config asks for.
 #[derive(Default, Clone)]
 pub struct Routing {
@@ -21,8 +23,6 @@ pub struct Naive {
     tensors: BTreeMap<String, (usize, Vec<f64>)>,
     config: Value,
 }
-
-type Rows = Vec<Vec<f64>>;
 
 impl Naive {
     pub fn open(folder: &Path) -> Self {
@@ -51,10 +51,11 @@ impl Naive {
     /// Logits `[seq][vocab]`.
     pub fn logits(&self, tokens: &[u32], routing: &Routing) -> Rows {
         let (width, embedding) = &self.tensors["model.embed_tokens.weight"];
-        let mut x: Rows = tokens
-            .iter()
-            .map(|id| embedding[*id as usize * width..][..*width].to_vec())
-            .collect();
+        let row = |id: u32| &embedding[id as usize * width..][..*width];
+        let by = self.number("embedding_multiplier", 1.0);
+        let mut x: Rows = tokens.iter().map(|id| times(row(*id), by)).collect();
+        let by = self.number("residual_multiplier", 1.0);
+        let residual = |x: Rows| x.iter().map(|x| times(x, by)).collect();
         for layer in 0..self.size("num_hidden_layers") {
             let prefix = format!("model.layers.{layer}.");
             let position = self.text("norm_position");
@@ -68,6 +69,7 @@ impl Naive {
             };
             let h = norm(&x, "input", before);
             let attended = norm(&self.attention(layer, &h, routing), "post_attention", after);
+            let attended = residual(attended);
             let parallel = self.text("block") == "parallel" || self.text("model_type") == "cohere";
             let h = if parallel {
                 h
@@ -88,6 +90,7 @@ impl Naive {
                 "post_feedforward",
                 after,
             );
+            let fed = residual(fed);
             x = if parallel {
                 add(&add(&x, &attended), &fed)
             } else {
@@ -99,17 +102,13 @@ impl Naive {
         } else {
             "model.embed_tokens"
         };
-        let scale = self
-            .config
-            .get("logit_scale")
-            .and_then(Value::as_f64)
-            .unwrap_or(1.0);
+        let scale = self.number("logit_scale", 1.0) / self.number("logits_divisor", 1.0);
         self.norms(&x, "model.norm.weight")
             .iter()
             .map(|x| {
                 self.linear(head, x)
                     .into_iter()
-                    .map(|logit| logit * scale)
+                    .map(|logit| self.capped(logit * scale, "final_logit_softcapping"))
                     .collect()
             })
             .collect()
@@ -155,6 +154,7 @@ impl Naive {
             .and_then(Value::as_u64)
             .map_or(h[0].len() / heads, |d| d as usize);
         let window = self.window(layer);
+        let scale = self.number("attention_multiplier", (head_dim as f64).powf(-0.5));
         let project = |prefix: &str, name: &str, rotate: bool| -> Vec<Rows> {
             h.iter()
                 .enumerate()
@@ -200,7 +200,8 @@ impl Naive {
                     let kv = head / (heads / kv_heads);
                     let first = window.map_or(0, |window| (t + 1).saturating_sub(window));
                     let scores: Vec<f64> = (first..=t)
-                        .map(|s| dot(&q[t][head], &k[s][kv]) / (head_dim as f64).sqrt())
+                        .map(|s| dot(&q[t][head], &k[s][kv]) * scale)
+                        .map(|score| self.capped(score, "attn_logit_softcapping"))
                         .collect();
                     let weights = softmax(&scores);
                     for i in 0..head_dim {
@@ -273,13 +274,13 @@ impl Naive {
     }
 
     fn mlp(&self, prefix: &str, h: &[f64]) -> Vec<f64> {
-        let squared = self.text("hidden_act") == "relu2";
-        let activation = |x: f64| {
-            if squared {
-                x.max(0.0) * x.max(0.0)
-            } else {
-                x / (1.0 + (-x).exp())
+        let activation = |x: f64| match self.text("hidden_act") {
+            "relu2" => x.max(0.0) * x.max(0.0),
+            "gelu_pytorch_tanh" => {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+                0.5 * x * (1.0 + inner.tanh())
             }
+            _ => x / (1.0 + (-x).exp()),
         };
         let up = self.linear(&format!("{prefix}.up_proj"), h);
         let inner: Vec<f64> = if self.text("mlp_type") == "plain" {
@@ -453,6 +454,23 @@ impl Naive {
             .map(|window| window as usize)
     }
 
+    /// A number that has a value where the config does not say it.
+    fn number(&self, name: &str, usual: f64) -> f64 {
+        self.config
+            .get(name)
+            .and_then(Value::as_f64)
+            .unwrap_or(usual)
+    }
+
+    fn capped(&self, x: f64, name: &str) -> f64 {
+        let cap = self.number(name, f64::INFINITY);
+        if cap.is_finite() {
+            cap * (x / cap).tanh()
+        } else {
+            x
+        }
+    }
+
     fn size(&self, name: &str) -> usize {
         self.config[name].as_u64().unwrap() as usize
     }
@@ -463,22 +481,4 @@ impl Naive {
             .and_then(Value::as_str)
             .unwrap_or_default()
     }
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-fn softmax(x: &[f64]) -> Vec<f64> {
-    let most = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let exp: Vec<f64> = x.iter().map(|x| (x - most).exp()).collect();
-    let sum: f64 = exp.iter().sum();
-    exp.into_iter().map(|exp| exp / sum).collect()
-}
-
-fn add(a: &Rows, b: &Rows) -> Rows {
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| a.iter().zip(b).map(|(a, b)| a + b).collect())
-        .collect()
 }

@@ -4,9 +4,10 @@
 
 use rayon::prelude::*;
 
-use super::kernels::{exponentials, scale, softmax_backward};
+use super::kernels::{multiply, scale, softmax_backward};
 use super::matmul::{View, matmul};
 use super::rotate::Rotate;
+use super::scores::ScoreRule;
 use crate::model::pass::AttentionMask;
 
 /// Queries that are handled together.
@@ -22,6 +23,7 @@ pub(super) struct Sizes {
     pub(super) head_dim: usize,
     /// Positions that a query sees, its own included.
     pub(super) window: Option<usize>,
+    pub(super) rule: ScoreRule,
     pub(super) mask: AttentionMask,
 }
 
@@ -63,10 +65,6 @@ impl Sizes {
         self.heads / self.kv_heads
     }
 
-    fn factor(&self) -> f32 {
-        (self.head_dim as f32).powf(-0.5)
-    }
-
     /// The key heads of all rows of the batch, which threads share out.
     fn parts(&self) -> impl IndexedParallelIterator<Item = (usize, usize)> {
         (0..self.batch * self.kv_heads)
@@ -84,7 +82,7 @@ impl Sizes {
                 let mut scores = Vec::new();
                 for first in (0..self.seq).step_by(CHUNK) {
                     let (rows, start, span) =
-                        self.weights(b, first, queries, &group.keys, &mut scores);
+                        self.weights(b, first, queries, &group.keys, &mut scores, None);
                     let weights = View::new(&scores, rows, span, span);
                     let values = self.view(&group.values, start, span);
                     matmul(
@@ -118,7 +116,7 @@ impl Sizes {
             let (mut grad_keys, mut grad_values) =
                 (vec![0f32; self.seq * d], vec![0f32; self.seq * d]);
             let mut grad_queries = Vec::with_capacity(self.group());
-            let (mut scores, mut grad_scores) = (Vec::new(), Vec::new());
+            let (mut scores, mut slopes, mut grad_scores) = (Vec::new(), Vec::new(), Vec::new());
             for (number, queries) in group.queries.iter().enumerate() {
                 let grad_output = self.head(
                     grad_output,
@@ -128,8 +126,14 @@ impl Sizes {
                 );
                 let mut grad_head = vec![0f32; self.seq * d];
                 for first in (0..self.seq).step_by(CHUNK) {
-                    let (rows, start, span) =
-                        self.weights(b, first, queries, &group.keys, &mut scores);
+                    let (rows, start, span) = self.weights(
+                        b,
+                        first,
+                        queries,
+                        &group.keys,
+                        &mut scores,
+                        Some(&mut slopes),
+                    );
                     let weights = View::new(&scores, rows, span, span);
                     let (grad_output, queries) = (
                         self.view(&grad_output, first, rows),
@@ -164,19 +168,21 @@ impl Sizes {
                         .enumerate()
                     {
                         let visible = self.mask.visible(b, first + row, self.window);
-                        softmax_backward(
-                            &weights[visible.start - start..visible.end - start],
-                            &mut grad_scores[visible.start - start..visible.end - start],
-                        );
-                        grad_scores[..visible.start - start].fill(0.0);
-                        grad_scores[visible.end - start..].fill(0.0);
+                        let seen = visible.start - start..visible.end - start;
+                        softmax_backward(&weights[seen.clone()], &mut grad_scores[seen.clone()]);
+                        if self.rule.has_slopes() {
+                            let slopes = &slopes[row * span..][seen.clone()];
+                            multiply(&mut grad_scores[seen.clone()], slopes);
+                        }
+                        grad_scores[..seen.start].fill(0.0);
+                        grad_scores[seen.end..].fill(0.0);
                     }
                     let grad_scores = View::new(&grad_scores, rows, span, span);
                     matmul(
                         &mut grad_head[first * d..],
                         d,
                         false,
-                        self.factor(),
+                        self.rule.factor,
                         grad_scores,
                         keys,
                         1,
@@ -185,7 +191,7 @@ impl Sizes {
                         &mut grad_keys[start * d..],
                         d,
                         true,
-                        self.factor(),
+                        self.rule.factor,
                         grad_scores.t(),
                         queries,
                         1,
@@ -215,7 +221,7 @@ impl Sizes {
     }
 
     /// Softmax weights of the queries from `first` on: their rows, the first key that any of them sees, and the keys from
-    /// there to the last.
+    /// there to the last. `slopes` become the derivatives of capped scores, where they are capped.
     fn weights(
         &self,
         b: usize,
@@ -223,6 +229,7 @@ impl Sizes {
         queries: &[f32],
         keys: &[f32],
         out: &mut Vec<f32>,
+        slopes: Option<&mut Vec<f32>>,
     ) -> (usize, usize, usize) {
         let rows = CHUNK.min(self.seq - first);
         let seen = |row: usize| self.mask.visible(b, first + row, self.window);
@@ -238,13 +245,20 @@ impl Sizes {
             self.view(keys, start, span).t(),
             1,
         );
+        let mut slopes = slopes.filter(|_| self.rule.has_slopes());
+        if let Some(slopes) = &mut slopes {
+            slopes.resize(rows * span, 0.0);
+        }
         for (row, scores) in out.chunks_exact_mut(span).enumerate() {
-            let seen = seen(row);
-            let visible = &mut scores[seen.start - start..seen.end - start];
-            let sum = exponentials(visible, self.factor());
+            let seen = seen(row).start - start..seen(row).end - start;
+            let slopes = slopes
+                .as_mut()
+                .map(|slopes| &mut slopes[row * span..][seen.clone()]);
+            let visible = &mut scores[seen.clone()];
+            let sum = self.rule.exponentials(visible, slopes);
             scale(visible, 1.0 / sum);
-            scores[..seen.start - start].fill(0.0);
-            scores[seen.end - start..].fill(0.0);
+            scores[..seen.start].fill(0.0);
+            scores[seen.end..].fill(0.0);
         }
         (rows, start, span)
     }

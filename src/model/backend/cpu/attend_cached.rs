@@ -5,8 +5,9 @@
 use candle_core::{CpuStorage, Device, Result, Storage, Tensor};
 use rayon::prelude::*;
 
-use super::kernels::{add_scaled, dot, exponentials};
+use super::kernels::{add_scaled, dot};
 use super::matmul::{View, matmul};
+use super::scores::ScoreRule;
 use crate::model::modules::Attention;
 use crate::model::pass::{AttentionMask, Pass};
 
@@ -28,6 +29,7 @@ struct Sizes<'a> {
     /// Distance from one key head to the next, in values.
     stride: usize,
     window: Option<usize>,
+    rule: ScoreRule,
     mask: &'a AttentionMask,
 }
 
@@ -52,6 +54,7 @@ pub(super) fn attend(
         kv_heads: attention.kv_heads,
         stride: keys.stride()[0],
         window: attention.window,
+        rule: ScoreRule::new(attention),
         mask: &pass.attention_mask,
     };
     let (q, k, v) = (
@@ -160,7 +163,7 @@ impl Sizes<'_> {
             {
                 *score = dot(query, key);
             }
-            let sum = exponentials(&mut scores, (d as f32).powf(-0.5));
+            let sum = self.rule.exponentials(&mut scores, None);
             for (score, value) in scores
                 .iter()
                 .zip(values[visible.start * d..].chunks_exact(d))
@@ -212,10 +215,8 @@ impl Sizes<'_> {
                 let visible = self.mask.visible(b, position + t, self.window);
                 row[..visible.start - start].fill(0.0);
                 row[visible.end - start..].fill(0.0);
-                *sum = exponentials(
-                    &mut row[visible.start - start..visible.end - start],
-                    (d as f32).powf(-0.5),
-                );
+                let visible = &mut row[visible.start - start..visible.end - start];
+                *sum = self.rule.exponentials(visible, None);
             }
             let target = &mut out[head * d..];
             let weights = View::new(&scores, tokens, span, span);

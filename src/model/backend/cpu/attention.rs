@@ -9,6 +9,7 @@ use super::norm;
 use super::rotate::Rotate;
 use super::router::RouterRecord;
 use super::rows::{dot_rows, scale_rows, sum_scaled_rows};
+use super::scores::ScoreRule;
 use super::weight::Weight;
 use crate::model::backend::gradients::Gradients;
 use crate::model::backend::host::{add_to, floats};
@@ -174,6 +175,7 @@ impl Operation {
             kv_heads: attention.kv_heads,
             head_dim: attention.head_dim,
             window: attention.window,
+            rule: ScoreRule::new(attention),
             mask: pass.attention_mask.clone(),
         };
         Ok(Self {

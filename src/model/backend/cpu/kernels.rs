@@ -100,6 +100,20 @@ fn sigmoid(x: f32) -> f32 {
     }
 }
 
+/// The hyperbolic tangent, within two units in the last place: Cephes' polynomial near zero, else from [`exp`].
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    let square = x * x;
+    let mut p = -5.704_988_7e-3;
+    p = p * square + 2.063_908_8e-2;
+    p = p * square - 5.373_971_5e-2;
+    p = p * square + 1.333_144_2e-1;
+    p = p * square - 3.333_328_2e-1;
+    let near = p * square * x + x;
+    let far = (1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0)).copysign(x);
+    if x.abs() < 0.625 { near } else { far }
+}
+
 /// Sum of the products of two slices of the same length.
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     #[cfg(target_arch = "x86_64")]
@@ -336,6 +350,34 @@ multiversion! {
 }
 
 multiversion! {
+    /// `values` times `factor` become values between `-cap` and `cap`: `cap · tanh(factor · value / cap)`.
+    fn soft_cap(values: &mut [f32], factor: f32, cap: f32) {
+        let _ = FMA;
+        let factor = factor / cap;
+        values.iter_mut().for_each(|value| *value = cap * tanh(*value * factor));
+    }
+}
+
+multiversion! {
+    /// The derivatives of values after [`soft_cap`] by their values times the factor.
+    fn soft_cap_slopes(capped: &[f32], cap: f32, out: &mut [f32]) {
+        let _ = FMA;
+        for (out, capped) in out.iter_mut().zip(capped) {
+            let tanh = capped / cap;
+            *out = 1.0 - tanh * tanh;
+        }
+    }
+}
+
+multiversion! {
+    /// Multiplies each value by a factor of its own.
+    fn multiply(values: &mut [f32], factors: &[f32]) {
+        let _ = FMA;
+        values.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
+    }
+}
+
+multiversion! {
     /// Multiplies by a factor.
     fn scale(values: &mut [f32], factor: f32) {
         let _ = FMA;
@@ -362,6 +404,27 @@ mod tests {
             (exp(0.0), exp(f32::NEG_INFINITY), exp(-100.0)),
             (1.0, 0.0, 0.0)
         );
+    }
+
+    #[test]
+    fn soft_caps_are_hyperbolic_tangents() {
+        for i in -4_000..=4_000 {
+            let x = i as f32 / 100.0;
+            let exact = f64::from(x).tanh();
+            let found = f64::from(tanh(x));
+            assert!(
+                (found - exact).abs() <= 2.4e-7 * exact.abs(),
+                "{x}: {found}"
+            );
+        }
+        let mut values = [1.5, -300.0, 0.0, f32::MAX];
+        soft_cap(&mut values, 2.0, 5.0);
+        assert!((values[0] - 5.0 * 0.6f32.tanh()).abs() < 1e-6);
+        assert_eq!(values[1..], [-5.0, 0.0, 5.0]);
+        let mut slopes = [0.0; 4];
+        soft_cap_slopes(&values, 5.0, &mut slopes);
+        assert!((slopes[0] - (1.0 - 0.6f32.tanh().powi(2))).abs() < 1e-6);
+        assert_eq!(slopes[1..], [0.0, 1.0, 0.0]);
     }
 
     #[test]

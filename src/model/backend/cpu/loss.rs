@@ -4,7 +4,7 @@
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::kernels::{exponentials, scale};
+use super::kernels::{exponentials, multiply, scale, soft_cap, soft_cap_slopes};
 use super::matmul::{View, matmul};
 use crate::model::backend::gradients::Gradients;
 use crate::model::backend::host::floats;
@@ -57,6 +57,7 @@ fn losses(
 ) -> Result<Losses> {
     let x = x.contiguous()?;
     let factor = head.scale.unwrap_or(1.0) as f32;
+    let cap = head.soft_cap.map(|cap| cap as f32);
     let head = head.weight.tensor()?;
     let ((tokens, size), vocab) = (x.dims2()?, head.dim(0)?);
     if targets.len() != tokens || weights.is_some_and(|weights| weights.len() != tokens) {
@@ -83,7 +84,11 @@ fn losses(
             .enumerate()
             .for_each(|(row, (logits, nll))| {
                 let weight = weights.map(|weights| weights[first + row] * factor);
-                *nll = token_loss(logits, targets[first + row] as usize, weight);
+                let target = targets[first + row] as usize;
+                *nll = match cap {
+                    None => token_loss(logits, target, weight),
+                    Some(cap) => capped_token_loss(logits, target, weight, cap),
+                };
             });
 
         let grad_logits = View::new(logits, here, vocab, vocab);
@@ -112,4 +117,14 @@ fn token_loss(logits: &mut [f32], target: usize, weight: Option<f32>) -> f32 {
         logits[target] -= weight;
     }
     most + sum.ln() - target_logit
+}
+
+/// The loss of one token whose logits are soft-capped; with a weight, the logits become their gradient.
+fn capped_token_loss(logits: &mut [f32], target: usize, weight: Option<f32>, cap: f32) -> f32 {
+    soft_cap(logits, 1.0, cap);
+    let mut slopes = vec![0f32; weight.map_or(0, |_| logits.len())];
+    soft_cap_slopes(logits, cap, &mut slopes);
+    let loss = token_loss(logits, target, weight);
+    multiply(logits, &slopes);
+    loss
 }

@@ -18,6 +18,7 @@ mod product;
 mod rotate;
 mod router;
 mod rows;
+mod scores;
 mod shared;
 mod steps;
 mod support;

@@ -111,6 +111,10 @@ impl Operations for Training {
         a + b
     }
 
+    fn multiply(&self, x: &Tensor, factor: Option<f64>) -> Result<Tensor> {
+        COMPOSED.multiply(x, factor)
+    }
+
     fn logits(&self, head: &Head, x: &Tensor) -> Result<Tensor> {
         COMPOSED.logits(head, x)
     }

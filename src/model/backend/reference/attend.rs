@@ -26,7 +26,7 @@ pub(super) fn attend_in_groups(
         .reshape(vec![batch, seq, sets, in_set, kv_heads, group, head_dim])?
         .permute(vec![0, 2, 4, 3, 5, 1, 6])?
         .reshape((batch * sets * kv_heads, in_set * group, seq, head_dim))?;
-    attend(attention.window, &grouped, keys, values, pass, mode)?
+    attend(attention, &grouped, keys, values, pass, mode)?
         .reshape(vec![batch, sets, kv_heads, in_set, group, seq, head_dim])?
         .permute(vec![0, 5, 1, 3, 2, 4, 6])?
         .reshape((batch, seq, experts, heads, head_dim))
@@ -34,7 +34,7 @@ pub(super) fn attend_in_groups(
 
 /// Softmax attention of queries `[rows, group, seq, head_dim]` over `[rows, positions, head_dim]`.
 fn attend(
-    window: Option<usize>,
+    attention: &Attention,
     queries: &Tensor,
     keys: &Tensor,
     values: &Tensor,
@@ -42,13 +42,14 @@ fn attend(
     mode: Mode,
 ) -> Result<Tensor> {
     let (seq, total) = (queries.dim(2)?, keys.dim(1)?);
+    let window = attention.window;
     let chunk = match mode {
         Mode::Infer => CHUNK,
         Mode::Train => seq,
     };
     if seq <= chunk {
         let mask = pass.mask(window, 0, seq, total)?;
-        return attend_all(queries, keys, values, mask.as_ref(), mode);
+        return attend_all(attention, queries, keys, values, mask.as_ref(), mode);
     }
     let mut parts = Vec::with_capacity(seq.div_ceil(chunk));
     for first in (0..seq).step_by(chunk) {
@@ -57,12 +58,14 @@ fn attend(
         let (keys, values) = (keys.narrow(1, 0, visible)?, values.narrow(1, 0, visible)?);
         let mask = pass.mask(window, first, rows, visible)?;
         let queries = queries.narrow(2, first, rows)?.contiguous()?;
-        parts.push(attend_all(&queries, &keys, &values, mask.as_ref(), mode)?);
+        let mask = mask.as_ref();
+        parts.push(attend_all(attention, &queries, &keys, &values, mask, mode)?);
     }
     Tensor::cat(&parts, 2)
 }
 
 fn attend_all(
+    attention: &Attention,
     queries: &Tensor,
     keys: &Tensor,
     values: &Tensor,
@@ -71,8 +74,10 @@ fn attend_all(
 ) -> Result<Tensor> {
     let (rows, group, seq, head_dim) = queries.dims4()?;
     let total = keys.dim(1)?;
-    let queries = (queries.reshape((rows, group * seq, head_dim))? * (head_dim as f64).powf(-0.5))?;
+    let scale = attention.scale.unwrap_or((head_dim as f64).powf(-0.5));
+    let queries = (queries.reshape((rows, group * seq, head_dim))? * scale)?;
     let mut scores = queries.matmul(&keys.transpose(1, 2)?)?;
+    scores = soft_capped(scores, attention.soft_cap)?;
     if let Some(mask) = mask {
         let batch = mask.dim(0)?;
         let by_row = scores.reshape((batch, rows / batch * group, seq, total))?;
@@ -88,4 +93,12 @@ fn attend_all(
     weights
         .matmul(values)?
         .reshape((rows, group, seq, head_dim))
+}
+
+/// Values between `-cap` and `cap`, where there is a cap.
+pub(super) fn soft_capped(x: Tensor, cap: Option<f64>) -> Result<Tensor> {
+    match cap {
+        Some(cap) => (x / cap)?.tanh()? * cap,
+        None => Ok(x),
+    }
 }

@@ -136,6 +136,10 @@ impl<S: Steps> Operations for Composed<S> {
         a + b
     }
 
+    fn multiply(&self, x: &Tensor, factor: Option<f64>) -> Result<Tensor> {
+        factor.map_or_else(|| Ok(x.clone()), |factor| x * factor)
+    }
+
     fn logits(&self, head: &Head, x: &Tensor) -> Result<Tensor> {
         Ok(loss::logits(&self.0, head, x)?.detach())
     }

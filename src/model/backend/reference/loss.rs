@@ -2,6 +2,7 @@
 
 use candle_core::{D, DType, Result, Tensor, Var};
 
+use super::attend::soft_capped;
 use super::norm::at_least_f32;
 use super::steps::Steps;
 use crate::model::backend::gradients::Gradients;
@@ -15,10 +16,11 @@ const LOGITS: usize = 1 << 23;
 pub(super) fn logits<S: Steps>(steps: &S, head: &Head, x: &Tensor) -> Result<Tensor> {
     let logits = steps.matmul(&head.weight, x)?;
     let logits = logits.to_dtype(at_least_f32(logits.dtype()))?;
-    match head.scale {
-        Some(scale) => logits * scale,
-        None => Ok(logits),
-    }
+    let logits = match head.scale {
+        Some(scale) => (logits * scale)?,
+        None => logits,
+    };
+    soft_capped(logits, head.soft_cap)
 }
 
 /// [`Operations::loss`](crate::model::backend::Operations::loss).

@@ -149,6 +149,8 @@ impl Maker {
             head_dim: HEAD_DIM,
             window: features.window,
             clip: features.clip,
+            scale: features.scale,
+            soft_cap: features.soft_cap,
         }
     }
 
@@ -234,6 +236,8 @@ pub(super) struct Features {
     pub(super) bias: bool,
     pub(super) window: Option<usize>,
     pub(super) clip: Option<f64>,
+    pub(super) scale: Option<f64>,
+    pub(super) soft_cap: Option<f64>,
     pub(super) mask: &'static str,
     pub(super) interleaved: bool,
     pub(super) partial_rotary: bool,
@@ -258,6 +262,8 @@ pub(super) const PLAIN: Features = Features {
     bias: false,
     window: None,
     clip: None,
+    scale: None,
+    soft_cap: None,
     mask: "causal",
     interleaved: false,
     partial_rotary: false,

@@ -171,18 +171,24 @@ fn feed_forward_is_that_of_the_reference() {
 
 #[test]
 fn losses_and_embeddings_are_those_of_the_reference() {
-    for (tokens, vocab, scale, some_frozen) in [
-        (1, 7, None, false),
-        (5, 40, Some(0.5), false),
-        (70, 300, None, true),
+    for (tokens, vocab, scale, soft_cap, some_frozen) in [
+        (1, 7, None, None, false),
+        (5, 40, Some(0.5), None, false),
+        (5, 40, Some(1.5), Some(0.7), false),
+        (70, 300, None, None, true),
+        (70, 300, None, Some(2.0), true),
     ] {
-        let name = format!("{tokens} x {vocab}, {scale:?}");
+        let name = format!("{tokens} x {vocab}, {scale:?}, {soft_cap:?}");
         table(&name, some_frozen, |maker, operations| {
             let mut found = Numbers::new();
             // The second parameter is frozen.
             let table = maker.matrix(vocab, HIDDEN);
             let weight = maker.matrix(vocab, HIDDEN);
-            let head = Head { weight, scale };
+            let head = Head {
+                weight,
+                scale,
+                soft_cap,
+            };
             let ids: Vec<u32> = (0..tokens).map(|i| (i * i % vocab) as u32).collect();
             let ids = Tensor::from_vec(ids, (1, tokens), &Device::Cpu).unwrap();
             let targets: Vec<u32> = (0..tokens).map(|i| (i * 31 % vocab) as u32).collect();

@@ -45,6 +45,21 @@ pub(super) fn attention_table() -> Vec<Features> {
             qk_norm: "head",
             ..PLAIN
         },
+        Features {
+            scale: Some(1.3),
+            ..PLAIN
+        },
+        Features {
+            soft_cap: Some(0.4),
+            window: Some(3),
+            ..PLAIN
+        },
+        Features {
+            scale: Some(0.9),
+            soft_cap: Some(1.5),
+            mask: "padding",
+            ..experts.clone()
+        },
         experts.clone(),
         Features {
             shared_kv: true,
