@@ -177,12 +177,15 @@ impl Rebuild {
         made.chain(files).map(compare).collect()
     }
 
-    /// Whether a compared file is one of the checkpoint itself.
+    /// Whether a compared file is one of the checkpoint itself. The model's code is not: each version writes its own.
     pub fn is_result(&self, compared: &Compared) -> bool {
-        self.record
+        let is_code = compared.file.extension().is_some_and(|kind| kind == "py");
+        let is_last = self
+            .record
             .stages
             .last()
-            .is_some_and(|stage| stage.name == compared.stage)
+            .is_some_and(|stage| stage.name == compared.stage);
+        is_last && !is_code
     }
 }
 
