@@ -47,12 +47,70 @@ pub struct TensorEntry {
     pub encoding: Encoding,
     /// Extents, outermost first: `[out, in]` for a weight.
     pub shape: Vec<u64>,
+    /// The runs of bytes that it consists of, where its bytes do not lie together.
+    pub runs: Option<Runs>,
+}
+
+/// Runs of bytes of one length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Runs {
+    /// Bytes of each; never 0.
+    pub length: u64,
+    /// Bytes from the beginning of one to the beginning of the next.
+    pub stride: u64,
 }
 
 impl TensorEntry {
     /// Number of values; readers have checked that it does not overflow.
     pub fn elements(&self) -> u64 {
         self.shape.iter().product()
+    }
+
+    /// Where `length` of its bytes from `start` on are in the file: offset and length of each piece, in order.
+    pub(super) fn pieces(&self, start: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
+        // One run holds all bytes where they lie together.
+        let runs = self.runs.unwrap_or(Runs {
+            length: u64::MAX,
+            stride: 0,
+        });
+        let (offset, end) = (self.offset, start + length);
+        let mut position = start;
+        std::iter::from_fn(move || {
+            let (run, within) = (position / runs.length, position % runs.length);
+            let count = (runs.length - within).min(end - position);
+            position += count;
+            (count > 0).then_some((offset + run * runs.stride + within, count))
+        })
+    }
+
+    /// The tensor of this shape in `rows` of its rows from `first` on, in each of `blocks` equal blocks of rows. `None` where a
+    /// row of it does not end with a byte.
+    pub(super) fn rows(
+        &self,
+        blocks: u64,
+        first: u64,
+        rows: u64,
+        shape: Vec<u64>,
+    ) -> Option<Self> {
+        let row: u64 = shape.get(1..)?.iter().product();
+        let all = self.elements().checked_div(row).filter(|all| *all > 0)?;
+        let is_whole = self.runs.is_none()
+            && self.length.is_multiple_of(all)
+            && blocks > 0
+            && all.is_multiple_of(blocks);
+        let bytes = self.length / all;
+        let (run, stride) = (rows * bytes, self.length / blocks.max(1));
+        (is_whole && run > 0).then(|| Self {
+            file: self.file,
+            offset: self.offset + first * bytes,
+            length: run * blocks,
+            encoding: self.encoding,
+            shape,
+            runs: (blocks > 1).then_some(Runs {
+                length: run,
+                stride,
+            }),
+        })
     }
 }
 

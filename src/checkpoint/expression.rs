@@ -70,10 +70,13 @@ pub enum Expression {
         of: Box<Expression>,
         /// The axis, counted from 0.
         axis: u64,
-        /// First entry.
+        /// First entry, of each block.
         start: u64,
-        /// Number of entries.
+        /// Number of entries, of each block.
         length: u64,
+        /// Equal blocks that the axis falls into.
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        blocks: u64,
     },
     /// The parts one after another along an axis.
     Concat {
@@ -81,6 +84,10 @@ pub enum Expression {
         of: Vec<Expression>,
         /// The axis, counted from 0.
         axis: u64,
+        /// Equal blocks that the axis of each part falls into: the first block of every part, then the second of every part,
+        /// and so on.
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        blocks: u64,
     },
     /// Parts of one shape below a new first axis.
     Stack {
@@ -180,6 +187,15 @@ pub enum Expression {
     Identity,
 }
 
+/// The blocks of an axis that is cut or joined as a whole.
+fn one() -> u64 {
+    1
+}
+
+fn is_one(blocks: &u64) -> bool {
+    *blocks == 1
+}
+
 /// Entries of an axis of `n` entries: those from place `start` to `start + length` of a random order of 0 … n − 1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -272,14 +288,18 @@ impl fmt::Display for Expression {
                 axis,
                 start,
                 length,
+                blocks,
             } => {
                 write!(
                     f,
-                    "slice({of}, axis {axis}, {start}..{})",
-                    start.saturating_add(*length)
+                    "slice({of}, axis {axis}, {start}..{}{})",
+                    start.saturating_add(*length),
+                    Blocks(*blocks)
                 )
             }
-            Self::Concat { of, axis } => write!(f, "concat({}, axis {axis})", Listed(of)),
+            Self::Concat { of, axis, blocks } => {
+                write!(f, "concat({}, axis {axis}{})", Listed(of), Blocks(*blocks))
+            }
             Self::Stack { of } => write!(f, "stack({})", Listed(of)),
             Self::Entry { of, index } => write!(f, "entry({of}, {index})"),
             Self::Gather { of, at } => write!(f, "gather({of}, {at})"),
@@ -327,6 +347,18 @@ impl fmt::Display for Expression {
             Self::Trained { of } => write!(f, "trained({of})"),
             Self::Constant { value } => write!(f, "constant({value})"),
             Self::Identity => f.write_str("identity"),
+        }
+    }
+}
+
+/// In how many blocks an axis is cut or joined, where there are several.
+struct Blocks(u64);
+
+impl fmt::Display for Blocks {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.0 {
+            1 => Ok(()),
+            blocks => write!(f, " in {blocks} blocks"),
         }
     }
 }

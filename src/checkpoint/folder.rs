@@ -12,7 +12,9 @@ use serde_json::{Map, Value};
 use super::companions::present;
 use super::encoding::{Encoding, TensorEntry};
 use super::error::CheckpointError;
+use super::expression::Expression;
 use super::format::Described;
+use super::fused::{FusedTensor, PartFault, PartOf};
 use super::manifest::MANIFEST;
 use super::source_file::{ReadAt, SourceFile, Stamp, changed, stamp_of};
 use super::{dtype, foreign, format, json};
@@ -39,6 +41,10 @@ pub struct Checkpoint {
     pub index_total_size: Option<u64>,
     /// What a weight file says of its model, in formats whose files do; tensors then have the names of that format.
     pub described: Option<Described>,
+    /// Tensors of the files that [`Self::tensors`] has in parts.
+    wholes: BTreeMap<String, TensorEntry>,
+    /// These parts, by their names in [`Self::tensors`].
+    parts: BTreeMap<String, PartOf>,
     /// What the files beside the weights were when the folder was opened.
     beside: Vec<(PathBuf, Stamp)>,
 }
@@ -62,6 +68,8 @@ impl Checkpoint {
             tensors: BTreeMap::new(),
             index_total_size: None,
             described: None,
+            wholes: BTreeMap::new(),
+            parts: BTreeMap::new(),
             beside: Vec::new(),
         };
         if !metadata.is_dir() {
@@ -99,9 +107,10 @@ impl Checkpoint {
         self.path.is_dir().then_some(&self.path)
     }
 
-    /// The entry of a tensor; an unknown name is an error that suggests the nearest one.
+    /// The entry of a tensor, also of one that was taken apart; an unknown name is an error that suggests the nearest one.
     pub fn tensor(&self, name: &str) -> Result<&TensorEntry> {
-        let entry = self.tensors.get(name).ok_or_else(|| {
+        let entry = self.tensors.get(name).or_else(|| self.wholes.get(name));
+        let entry = entry.ok_or_else(|| {
             let near = nearest(name, self.tensors.keys().map(String::as_str));
             CheckpointError::NoTensor {
                 path: self.path.clone(),
@@ -112,14 +121,61 @@ impl Checkpoint {
         Ok(entry)
     }
 
+    /// Replaces a tensor by its parts, which take their bytes from its place in the file.
+    ///
+    /// # Errors
+    /// What cannot be taken apart; the tensors are then incomplete.
+    pub(crate) fn take_apart(&mut self, whole: &FusedTensor) -> Result<(), PartFault> {
+        let Some(entry) = self.tensors.remove(&whole.name) else {
+            return Ok(());
+        };
+        for (place, (name, shape)) in whole.places().zip(&whole.parts) {
+            let part = entry.rows(whole.blocks, place.start, place.rows, shape.clone());
+            let part = part.ok_or(PartFault::Uneven)?;
+            if self.tensors.insert(name.clone(), part).is_some() {
+                return Err(PartFault::Twice { tensor: name.clone() });
+            }
+            self.parts.insert(name.clone(), place);
+        }
+        self.wholes.insert(whole.name.clone(), entry);
+        Ok(())
+    }
+
+    /// Every tensor as the files have it, by name.
+    pub(crate) fn stored(&self) -> BTreeMap<&str, &TensorEntry> {
+        let whole = |name: &&String| !self.parts.contains_key(*name);
+        let others = self.tensors.iter().filter(|(name, _)| whole(name));
+        let stored = others.chain(&self.wholes);
+        stored.map(|(name, entry)| (name.as_str(), entry)).collect()
+    }
+
+    /// The expression of a tensor, of this checkpoint as the source of that name: of a part, by the tensor that the file has.
+    pub fn expression(&self, source: &str, tensor: &str) -> Expression {
+        let part = self.parts.get(tensor);
+        let whole = part.and_then(|part| Some((part, self.wholes.get(&part.whole)?)));
+        whole.map_or_else(
+            || Expression::copy(source, tensor),
+            |(part, whole)| part.expression(source, &whole.shape),
+        )
+    }
+
     /// Reads `buf.len()` bytes of a tensor from byte `start` on.
     pub fn read_bytes(&self, entry: &TensorEntry, start: u64, buf: &mut [u8]) -> Result<()> {
-        self.files[entry.file].read_exact_at(buf, entry.offset + start)
+        let mut rest = buf;
+        for (offset, length) in entry.pieces(start, rest.len() as u64) {
+            let (piece, others) = rest.split_at_mut(length as usize);
+            self.files[entry.file].read_exact_at(piece, offset)?;
+            rest = others;
+        }
+        Ok(())
     }
 
     /// Whether these bytes of a tensor are zeros of which the file system stores none.
     pub fn is_hole(&self, entry: &TensorEntry, start: u64, length: u64) -> bool {
-        self.files[entry.file].is_hole(entry.offset + start, length)
+        let file = &self.files[entry.file];
+        entry
+            .pieces(start, length)
+            .all(|(offset, length)| file.is_hole(offset, length))
     }
 
     /// Decodes `out.len()` values of a tensor from `first` on, in row-major order.

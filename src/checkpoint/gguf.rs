@@ -359,6 +359,7 @@ fn tensor_entry(header: &mut Header<impl Read>, alignment: u64) -> Result<Tensor
         length,
         encoding,
         shape,
+        runs: None,
     })
 }
 

@@ -258,6 +258,7 @@ fn parse_entry(
             length: bytes,
             encoding: Encoding::Plain(dtype),
             shape,
+            runs: None,
         },
         begin,
         end,

@@ -13,6 +13,7 @@ pub mod folder;
 pub mod foreign;
 mod foreign_error;
 pub mod format;
+pub mod fused;
 pub mod ggml;
 pub mod gguf;
 #[cfg(test)]
@@ -44,11 +45,12 @@ pub mod writer;
 pub mod yaml;
 
 pub use dtype::Dtype;
-pub use encoding::{Encoding, TensorEntry};
+pub use encoding::{Encoding, Runs, TensorEntry};
 pub use error::CheckpointError;
 pub use expression::Expression;
 pub use folder::Checkpoint;
 pub use foreign_error::ForeignError;
+pub use fused::FusedTensor;
 pub use ggml::{GgmlError, GgmlType};
 pub use gguf::Gguf;
 pub use gguf_error::{GgufError, GgufRule};

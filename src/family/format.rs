@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::format_error::FormatError;
 use super::keys::{Field, Keys, Need, Section};
 use super::layout::{Block, Layouts, MlpType, NormPosition, NormType, QkNorm, SaidLayouts};
-use super::names::{FusedTensorNames, GgufNames, Holds, RoleNames};
+use super::names::{FusedProjections, FusedTensorNames, GgufNames, Holds, RoleNames};
 use super::role::Role;
 use crate::{Error, Result};
 
@@ -35,6 +35,8 @@ pub struct Family {
     pub(crate) mixture: Option<Keys>,
     /// Names of the tensors that hold all experts of a layer at once, in the layout that transformers 5 writes.
     pub(crate) fused_tensors: Option<FusedTensorNames>,
+    /// Names of the tensors that hold several projections of a layer, where the family has them.
+    pub(crate) fused: Option<FusedProjections>,
     /// Names in GGUF files, of a family that llama.cpp computes.
     pub(crate) gguf: Option<GgufNames>,
     /// Further keys of the configuration class, which change nothing that is computed here.
@@ -157,6 +159,7 @@ pub(super) struct FamilyText {
     expert_tensors: Option<RoleNames>,
     mixture: Option<Keys>,
     fused_tensors: Option<FusedTensorNames>,
+    fused: Option<FusedProjections>,
     gguf: Option<GgufNames>,
     other_keys: Option<Vec<String>>,
     refused: Option<Vec<Refused>>,
@@ -208,6 +211,7 @@ impl FamilyText {
             expert_tensors: self.expert_tensors,
             mixture: self.mixture,
             fused_tensors: self.fused_tensors,
+            fused: self.fused,
             gguf: self.gguf,
             other_keys: self.other_keys.unwrap_or_default(),
             refused: self.refused.unwrap_or_default(),
@@ -300,6 +304,9 @@ impl Family {
             names.check(path, "expert_tensors", Holds::OneExpert)?;
         }
         if let Some(names) = &self.fused_tensors {
+            names.check(path)?;
+        }
+        if let Some(names) = &self.fused {
             names.check(path)?;
         }
         if let Some(names) = &self.gguf {

@@ -1,15 +1,18 @@
-//! The two layouts of a stock mixture's experts. Classic is one tensor per expert and projection. Fused is one tensor
-//! for all experts of a layer, as transformers 5 saves them. The bytes of an expert are the same, and lie together, in
-//! both.
+//! Tensors that hold several tensors of an architecture, which every reader sees apart.
+//!
+//! Some families have one tensor for several projections of a layer. A stock mixture has two layouts: classic is one tensor per
+//! expert and projection, and fused is one tensor for all experts of a layer, as transformers 5 saves them.
 
 use serde::Serialize;
 
 use super::architecture::Architecture;
 use super::error::FamilyError;
+use super::names::{FusedProjections, QkvOrder, bias_of, in_layer};
 use super::role::Role;
 use super::tensors::TensorSpec;
 use crate::Result;
-use crate::checkpoint::{Checkpoint, TensorEntry};
+use crate::checkpoint::fused::PartFault;
+use crate::checkpoint::{Checkpoint, FusedTensor};
 
 /// How the experts of a stock mixture are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -19,17 +22,6 @@ pub enum ExpertLayout {
     Classic,
     /// All experts of a layer in one tensor: transformers 5.
     Fused,
-}
-
-/// A tensor of the fused layout.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FusedTensor {
-    /// Its name.
-    pub name: String,
-    /// Its shape.
-    pub shape: Vec<u64>,
-    /// Names of the classic tensors in the order in which they lie in it, as matrices one below the other.
-    pub parts: Vec<String>,
 }
 
 impl Architecture {
@@ -78,83 +70,113 @@ impl Architecture {
             if name == spec.name {
                 continue;
             }
+            let part = (spec.name.clone(), spec.shape.clone());
             match found
                 .iter_mut()
                 .rev()
                 .take(3)
                 .find(|tensor| tensor.name == name)
             {
-                Some(tensor) => tensor.parts.push(spec.name.clone()),
+                Some(tensor) => tensor.parts.push(part),
                 None => found.push(FusedTensor {
                     name,
                     shape,
-                    parts: vec![spec.name.clone()],
+                    blocks: 1,
+                    parts: vec![part],
                 }),
             }
         }
         Ok(found)
     }
 
-    /// The same checkpoint with the experts of the fused layout under their classic names, each in its place in the file.
-    pub fn with_experts_apart(&self, mut checkpoint: Checkpoint) -> Result<Checkpoint> {
-        if self.expert_layout(&checkpoint)? == ExpertLayout::Classic {
-            return Ok(checkpoint);
-        }
-        for fused in self.fused_tensors(&self.tensors()?)? {
-            let Some(entry) = checkpoint.tensors.remove(&fused.name) else {
+    /// The tensors of the family that hold several of the projections `specs`, each with its bias.
+    pub fn fused_projections(&self, specs: &[TensorSpec]) -> Result<Vec<FusedTensor>> {
+        let family = self.names()?;
+        let Some(names) = &family.fused else {
+            return Ok(Vec::new());
+        };
+        let blocks = match names.qkv_order {
+            QkvOrder::Stacked => 1,
+            QkvOrder::PerGroup => self.num_kv_heads,
+        };
+        let mut found: Vec<FusedTensor> = Vec::new();
+        for spec in specs.iter().filter(|spec| spec.expert.is_none()) {
+            let Some((pattern, layer)) = pattern_of(names, spec) else {
                 continue;
             };
-            let path = checkpoint.files[entry.file].path();
-            if entry.shape != fused.shape {
-                return Err(FamilyError::WrongShape {
-                    path: path.to_path_buf(),
-                    tensor: fused.name,
-                    found: entry.shape.into(),
-                    expected: fused.shape.into(),
-                }
-                .into());
-            }
-            let parts = fused.parts.len() as u64;
-            if !entry.length.is_multiple_of(parts) {
-                return Err(FamilyError::UnevenParts {
-                    path: path.to_path_buf(),
-                    tensor: fused.name,
-                    length: entry.length,
-                    parts,
-                }
-                .into());
-            }
-            let (length, rows) = (
-                entry.length / parts,
-                fused.shape[..fused.shape.len() - 1].iter().product::<u64>(),
-            );
-            let columns = fused.shape.last().copied().unwrap_or(1);
-            for (number, name) in (0..).zip(fused.parts) {
-                let shape = vec![rows / parts, columns];
-                let offset = entry.offset + number * length;
-                let entry = TensorEntry {
-                    file: entry.file,
-                    offset,
-                    length,
-                    encoding: entry.encoding,
-                    shape,
-                };
-                if checkpoint.tensors.insert(name.clone(), entry).is_some() {
-                    return Err(FamilyError::StoredTwice {
-                        path: checkpoint.path,
-                        tensor: name,
-                        fused: fused.name,
+            let weight = in_layer(pattern, layer);
+            let name = if spec.bias { bias_of(&weight) } else { weight };
+            let part = (spec.name.clone(), spec.shape.clone());
+            let rows = spec.shape.first().copied().unwrap_or(0);
+            match found
+                .iter_mut()
+                .rev()
+                .take(2)
+                .find(|tensor| tensor.name == name)
+            {
+                Some(tensor) => {
+                    tensor.parts.push(part);
+                    if let Some(all) = tensor.shape.first_mut() {
+                        *all += rows;
                     }
-                    .into());
                 }
+                None => found.push(FusedTensor {
+                    name,
+                    shape: spec.shape.clone(),
+                    blocks: if spec.role.of_attention() { blocks } else { 1 },
+                    parts: vec![part],
+                }),
             }
+        }
+        Ok(found)
+    }
+
+    /// Whether files of the family have several projections in one tensor.
+    pub(crate) fn has_fused_projections(&self) -> Result<bool> {
+        Ok(self.names()?.fused.is_some())
+    }
+
+    /// The name under which a file of the family has a tensor, or the tensor that holds it.
+    pub(super) fn stored_name(&self, spec: &TensorSpec) -> String {
+        let fused = self.fused_projections(std::slice::from_ref(spec));
+        let whole = fused.ok().and_then(|mut fused| fused.pop());
+        whole.map_or_else(|| spec.name.clone(), |whole| whole.name)
+    }
+
+    /// The same checkpoint with the experts of the fused layout under their classic names, each in its place in the file.
+    fn with_experts_apart(&self, mut checkpoint: Checkpoint) -> Result<Checkpoint> {
+        if self.expert_layout(&checkpoint)? == ExpertLayout::Fused {
+            for fused in self.fused_tensors(&self.tensors()?)? {
+                take_apart(&mut checkpoint, &fused)?;
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    /// The same checkpoint with each projection under a name of its own, in its place in the file.
+    pub fn with_projections_apart(&self, mut checkpoint: Checkpoint) -> Result<Checkpoint> {
+        if !self.has_fused_projections()? {
+            return Ok(checkpoint);
+        }
+        for fused in self.fused_projections(&self.tensors()?)? {
+            let held = |name: &str| checkpoint.tensors.contains_key(name);
+            if !held(&fused.name) && fused.parts.iter().any(|(name, _)| held(name)) {
+                return Err(FamilyError::NoTensor {
+                    path: checkpoint.path,
+                    tensor: fused.name,
+                    family: self.family.clone(),
+                }
+                .into());
+            }
+            take_apart(&mut checkpoint, &fused)?;
         }
         Ok(checkpoint)
     }
 
     /// The same checkpoint under the names of [`Architecture::tensors`], however it is stored.
     pub fn as_read(&self, checkpoint: Checkpoint) -> Result<Checkpoint> {
-        self.with_experts_apart(self.with_tied_embedding(checkpoint)?)
+        let checkpoint = self.with_experts_apart(self.with_tied_embedding(checkpoint)?)?;
+        self.with_projections_apart(checkpoint)
     }
 
     /// Refuses the fused layout where the names of tensors are recorded.
@@ -169,6 +191,45 @@ impl Architecture {
     }
 }
 
-fn in_layer(pattern: &str, layer: u64) -> String {
-    pattern.replace("{l}", &layer.to_string())
+/// Replaces a stored tensor by its parts, where the checkpoint has it in its shape.
+fn take_apart(checkpoint: &mut Checkpoint, fused: &FusedTensor) -> Result<()> {
+    let Some(entry) = checkpoint.tensors.get(&fused.name) else {
+        return Ok(());
+    };
+    let path = checkpoint.files[entry.file].path().to_path_buf();
+    let (shape, length) = (entry.shape.clone(), entry.length);
+    if shape != fused.shape {
+        return Err(FamilyError::WrongShape {
+            path,
+            tensor: fused.name.clone(),
+            found: shape.into(),
+            expected: fused.shape.clone().into(),
+        }
+        .into());
+    }
+    let error = match checkpoint.take_apart(fused) {
+        Ok(()) => return Ok(()),
+        Err(PartFault::Uneven) => FamilyError::UnevenParts {
+            path,
+            tensor: fused.name.clone(),
+            length,
+            parts: fused.parts.len() as u64,
+        },
+        Err(PartFault::Twice { tensor }) => FamilyError::StoredTwice {
+            path: checkpoint.path.clone(),
+            tensor,
+            fused: fused.name.clone(),
+        },
+    };
+    Err(error.into())
+}
+
+/// The pattern of the tensor that holds a projection, and the layer.
+fn pattern_of<'a>(names: &'a FusedProjections, spec: &TensorSpec) -> Option<(&'a str, u64)> {
+    let pattern = match spec.role {
+        Role::Q | Role::K | Role::V => names.qkv.as_deref(),
+        Role::Gate | Role::Up => names.gate_up.as_deref(),
+        _ => None,
+    };
+    pattern.zip(spec.layer)
 }

@@ -38,6 +38,9 @@ pub(super) static EMBEDDED: &[(&str, &str)] = embedded!(
     "iquestcoder",
     "granite",
     "hyperclovax",
+    "phi3",
+    "glm",
+    "glm4",
     "bam",
     "mixtral",
     "qwen2_moe",
@@ -153,6 +156,9 @@ mod tests {
             "iquestcoder",
             "granite",
             "hyperclovax",
+            "phi3",
+            "glm",
+            "glm4",
         ];
         let mixtures = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
         assert_eq!(names, [&dense[..], &mixtures[..]].concat());

@@ -19,8 +19,9 @@ impl Architecture {
     /// # Errors
     /// As [`Self::match_tensors`].
     pub fn match_checkpoint(&self, path: &Path) -> Result<()> {
-        let checkpoint = self.with_tied_embedding(Checkpoint::open(path)?)?;
+        let checkpoint = Checkpoint::open(path)?;
         self.refuse_fused(&checkpoint)?;
+        let checkpoint = self.as_read(checkpoint)?;
         self.match_tensors(&self.tensors()?, &checkpoint).map(drop)
     }
 
@@ -45,7 +46,7 @@ impl Architecture {
                     .get(&spec.name)
                     .ok_or_else(|| FamilyError::NoTensor {
                         path: checkpoint.path.clone(),
-                        tensor: spec.name.clone(),
+                        tensor: self.stored_name(spec),
                         family: family.clone(),
                     })?;
             if entry.shape != spec.shape {

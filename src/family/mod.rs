@@ -78,7 +78,7 @@ pub use error::{FamilyError, PlainNeed};
 pub use experts::{expert_names, find_experts};
 pub use format::Family;
 pub use format_error::FormatError;
-pub use fused::{ExpertLayout, FusedTensor};
+pub use fused::ExpertLayout;
 pub use gguf_error::GgufModelError;
 pub use known::{BAM, families};
 pub use layout::{AttentionKv, Block, Layers, MlpType, NormPosition, NormType, QkNorm};

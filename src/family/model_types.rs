@@ -200,10 +200,7 @@ const TYPES: &[(&[&str], TypeFact)] = &[
     ),
     (
         &[
-            "phi3",
             "phi4_multimodal",
-            "glm",
-            "glm4",
             "gpt_neox",
             "falcon",
             "chatglm",

@@ -141,11 +141,64 @@ impl FusedTensorNames {
             ("ffn_router", &self.ffn_router),
         ];
         for (key, pattern) in names {
-            if pattern.matches(LAYER).count() != 1 || pattern.matches(['{', '}']).count() != 2 {
+            if !has_layer_alone(pattern) {
                 return Err(FormatError::Pattern {
                     path: path.to_path_buf(),
                     key: format!("fused_tensors.{key}"),
                     expected: format!("with {LAYER} once"),
+                    found: pattern.clone(),
+                }
+                .into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a pattern has the place of the layer once, and no other.
+fn has_layer_alone(pattern: &str) -> bool {
+    pattern.matches(LAYER).count() == 1 && pattern.matches(['{', '}']).count() == 2
+}
+
+/// The name of a pattern's tensor in a layer.
+pub(super) fn in_layer(pattern: &str, layer: u64) -> String {
+    pattern.replace(LAYER, &layer.to_string())
+}
+
+/// Names of the tensors that hold several projections of a layer, in place of one tensor for each. The names of the projections
+/// are then those by which plans, flags and comparisons know the parts.
+#[derive(Debug, Clone, PartialEq, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct FusedProjections {
+    /// Queries, keys and values.
+    pub(crate) qkv: Option<String>,
+    /// The order of their rows.
+    pub(crate) qkv_order: QkvOrder,
+    /// Rows of the gate projection, and then rows of the up projection.
+    pub(crate) gate_up: Option<String>,
+}
+
+/// The order of the rows of queries, keys and values in one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum QkvOrder {
+    /// All queries, all keys, all values.
+    #[default]
+    Stacked,
+    /// For each key and value head the queries that it answers, its key and its value.
+    PerGroup,
+}
+
+impl FusedProjections {
+    /// Refuses names that no weight of a layer has.
+    pub(crate) fn check(&self, path: &Path) -> Result<()> {
+        for (key, pattern) in [("qkv", &self.qkv), ("gate_up", &self.gate_up)] {
+            let Some(pattern) = pattern else { continue };
+            if !has_layer_alone(pattern) || !pattern.ends_with(".weight") {
+                return Err(FormatError::Pattern {
+                    path: path.to_path_buf(),
+                    key: format!("fused.{key}"),
+                    expected: format!("that ends in .weight with {LAYER} once"),
                     found: pattern.clone(),
                 }
                 .into());

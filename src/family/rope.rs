@@ -12,7 +12,7 @@ use super::spelling::{normalised, same_value};
 use crate::checkpoint::json::kind;
 use crate::{Error, Result};
 
-/// The part of each head that is rotated. No class of the dense families reads the key: transformers 4 fails where it
+/// The part of each head that is rotated. Most classes of dense families do not read the key: transformers 4 fails where it
 /// is there, and transformers 5 ignores it.
 pub(super) fn partial_rotary_factor(config: &Config, family: &Family) -> Result<Option<f64>> {
     let names = [
@@ -20,8 +20,11 @@ pub(super) fn partial_rotary_factor(config: &Config, family: &Family) -> Result<
         "rope_parameters.partial_rotary_factor",
         "rope_scaling.partial_rotary_factor",
     ];
-    let Found::Value(name, value) = config.find(names)? else {
-        return Ok(None);
+    let key = &family.keys[Field::PartialRotaryFactor];
+    let (name, value) = match (config.find(names)?, &key.default) {
+        (Found::Value(name, value), _) => (name, value),
+        (_, Some(default)) => (names[0], default),
+        (_, None) => return Ok(None),
     };
     let factor = value
         .as_f64()

@@ -264,7 +264,7 @@ fn types_with_a_meaning_of_their_own_are_refused() {
         ("hunyuan_v1_dense", json!({}), "after their rotation"),
         ("cohere2", json!({}), "do not rotate"),
         ("olmo3", json!({}), "layers with a window"),
-        ("phi3", json!({}), "several projections"),
+        ("falcon", json!({}), "several projections"),
         ("deepseek_v3", json!({}), "(MLA)"),
         ("mamba", json!({}), "state-space"),
         ("lfm2", json!({}), "convolutions"),

@@ -33,7 +33,8 @@ pub enum Weights {
     Widened,
     /// bfloat16 matrices stay in the pages of the file, and are widened in registers while they are multiplied: the
     /// same products in half the memory. Without effect where this cannot be: on another device than the CPU, in
-    /// another dtype than float32, in [`Mode::Train`], and for matrices that are not bfloat16.
+    /// another dtype than float32, and in [`Mode::Train`]. Nor has it an effect on matrices that are not bfloat16, or whose
+    /// rows do not lie together.
     Stored,
 }
 
@@ -176,6 +177,7 @@ impl Params {
             let entry = checkpoint.tensor(&spec.name)?;
             if let (Some(pages), Encoding::Plain(Dtype::BF16), [rows, columns]) =
                 (&pages[entry.file], entry.encoding, &spec.shape[..])
+                && entry.runs.is_none()
                 && !(spec.role.is_router() || matches!(spec.role, Role::QNorm | Role::KNorm))
             {
                 let stored = StoredMatrix::new(

@@ -192,11 +192,12 @@ impl<'a> Compilation<'a> {
                 axis,
                 start,
                 length,
+                blocks,
             } => {
                 let whole = self.known(of)?;
-                let extent = self.extent(&whole, *axis)?;
+                let extent = self.block(self.extent(&whole, *axis)?, *blocks)?;
                 self.within(extent, *start, *length)?;
-                let made = with_extent(&whole, *axis, *length);
+                let made = with_extent(&whole, *axis, length * blocks);
                 if made != shape {
                     return Err(unfit(&made));
                 }
@@ -211,16 +212,17 @@ impl<'a> Compilation<'a> {
                     rule,
                 })
             }
-            Expression::Concat { of, axis } => {
+            Expression::Concat { of, axis, blocks } => {
                 let shapes = self.parts_of(of, *axis, shape)?;
                 let made = self.joined(&shapes, *axis)?;
                 if made != shape {
                     return Err(unfit(&made));
                 }
-                let runs: Vec<u64> = shapes
-                    .iter()
-                    .map(|part| part[*axis as usize] * inner(part, *axis))
-                    .collect();
+                let runs = shapes.iter().map(|part| {
+                    let entries = self.block(part[*axis as usize], *blocks)?;
+                    Ok(entries * inner(part, *axis))
+                });
+                let runs = runs.collect::<Result<Vec<u64>>>()?;
                 let parts = of
                     .iter()
                     .zip(&shapes)

@@ -69,11 +69,16 @@ impl Compilation<'_> {
                     .clone(),
             ),
             Expression::Slice {
-                of, axis, length, ..
+                of,
+                axis,
+                start,
+                length,
+                blocks,
             } => {
                 let whole = self.known(of)?;
-                self.extent(&whole, *axis)?;
-                Some(with_extent(&whole, *axis, *length))
+                let extent = self.block(self.extent(&whole, *axis)?, *blocks)?;
+                self.within(extent, *start, *length)?;
+                Some(with_extent(&whole, *axis, length * blocks))
             }
             Expression::Entry { of, index } => {
                 let whole = self.known(of)?;
@@ -85,7 +90,7 @@ impl Compilation<'_> {
                 self.extent(&whole, at.axis)?;
                 Some(with_extent(&whole, at.axis, at.length))
             }
-            Expression::Concat { of, axis } => {
+            Expression::Concat { of, axis, .. } => {
                 let shapes = of
                     .iter()
                     .map(|part| self.known(part))
@@ -137,6 +142,14 @@ impl Compilation<'_> {
                 shape: shape.to_vec(),
             })
         })
+    }
+
+    /// Entries of each of `blocks` equal blocks of an axis.
+    pub(super) fn block(&self, extent: u64, blocks: u64) -> Result<u64> {
+        if blocks == 0 || !extent.is_multiple_of(blocks) {
+            return Err(self.fault(ExpressionRule::UnevenBlocks { extent, blocks }));
+        }
+        Ok(extent / blocks)
     }
 
     pub(super) fn within(&self, extent: u64, start: u64, length: u64) -> Result<()> {

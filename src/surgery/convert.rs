@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::execute::{Content, OutputFile};
 use super::export_error::ExportError;
+use super::fused::as_stored;
 use super::model::{companions, existing};
 use super::plan::{Plan, PlannedTensor, Source, as_dtype};
 use super::side_files;
@@ -289,5 +290,9 @@ fn plan_described(
         };
         PlannedTensor::new(tensor.name, form.dtype, tensor.shape, expression)
     });
-    Ok((converted(source, tensors.collect(), settings), files))
+    let mut tensors: Vec<PlannedTensor> = tensors.collect();
+    if let Some(architecture) = &architecture {
+        tensors = as_stored(architecture, tensors)?;
+    }
+    Ok((converted(source, tensors, settings), files))
 }

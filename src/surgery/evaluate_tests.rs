@@ -43,6 +43,7 @@ fn slice(of: Expression, axis: u64, start: u64, length: u64) -> Expression {
         axis,
         start,
         length,
+        blocks: 1,
     }
 }
 
@@ -101,11 +102,13 @@ fn parts_along_either_axis() {
     let rows = Expression::Concat {
         of: vec![copy("b"), slice(copy("a"), 0, 5, 1)],
         axis: 0,
+        blocks: 1,
     };
     assert_eq!(made(rows, &[3, 4])[6..], [7.0, 8.0, 21.0, 22.0, 23.0, 24.0]);
     let columns = Expression::Concat {
         of: vec![copy("b"), slice(copy("a"), 0, 0, 2)],
         axis: 1,
+        blocks: 1,
     };
     assert_eq!(
         made(columns, &[2, 8])[..8],
@@ -140,6 +143,22 @@ fn parts_along_either_axis() {
         )[..2],
         [0.5, 1.0]
     );
+    // Rows of interleaved tensors, apart and together.
+    let blocks = |start, length| Expression::Slice {
+        of: Box::new(copy("a")),
+        axis: 0,
+        start,
+        length,
+        blocks: 2,
+    };
+    let two = made(blocks(1, 2), &[4, 4]);
+    assert_eq!((two[0], two[7], two[8], two[15]), (5.0, 12.0, 17.0, 24.0));
+    let whole = Expression::Concat {
+        of: vec![blocks(0, 1), blocks(1, 2)],
+        axis: 0,
+        blocks: 2,
+    };
+    assert_eq!(made(whole, &[6, 4]), made(copy("a"), &[6, 4]));
     // What is moved need not be a number; what is cast along the way is computed.
     let bytes = values(slice(copy("bytes"), 1, 1, 1), Dtype::U8, &[4, 1]).unwrap();
     assert_eq!(bytes, [2.0, 4.0, 6.0, 8.0]);
@@ -151,6 +170,7 @@ fn parts_along_either_axis() {
             },
         ],
         axis: 0,
+        blocks: 1,
     };
     assert_eq!(made(mixed, &[12, 4])[23..25], [24.0, 1.0]);
 }
@@ -296,9 +316,30 @@ fn what_does_not_fit_is_refused() {
             "no shape of its own",
         ),
         (
+            Expression::Slice {
+                of: Box::new(copy("a")),
+                axis: 0,
+                start: 0,
+                length: 1,
+                blocks: 4,
+            },
+            vec![4, 4],
+            "6 entries do not fall into 4 equal blocks",
+        ),
+        (
+            Expression::Concat {
+                of: vec![copy("a")],
+                axis: 0,
+                blocks: 0,
+            },
+            vec![6, 4],
+            "do not fall into 0 equal blocks",
+        ),
+        (
             Expression::Concat {
                 of: vec![],
                 axis: 0,
+                blocks: 1,
             },
             vec![2, 4],
             "concatenation of nothing",
@@ -307,6 +348,7 @@ fn what_does_not_fit_is_refused() {
             Expression::Concat {
                 of: vec![copy("a"), copy("b")],
                 axis: 1,
+                blocks: 1,
             },
             vec![8, 4],
             "cannot be joined along axis 1",

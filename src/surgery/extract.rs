@@ -3,6 +3,7 @@
 use serde_json::{Map, json};
 
 use super::expert::Changed;
+use super::fused::as_stored;
 use super::mixture_experts::MixtureExperts;
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
@@ -38,6 +39,7 @@ pub fn plan(mixture: Model, wanted: &str) -> Result<Changed> {
         let (dtype, expression) = tensors_of.copy(&spec, own)?;
         tensors.push(PlannedTensor::new(spec.name, dtype, spec.shape, expression));
     }
+    let tensors = as_stored(&architecture, tensors)?;
     let mut notes = vec![
         match experts.mixture.attention_kv {
             AttentionKv::Expert => "norms and embeddings are the mixture's",

@@ -132,7 +132,7 @@ fn expression(model: &Model, tensor: &NamedTensor, wanted: Dtype) -> Result<Expr
                 expected: "a floating-point dtype",
             })?;
         same &= stored == wanted;
-        of.push(Expression::copy(SOURCE, part));
+        of.push(model.source.copy(part));
     }
     let whole = match (tensor.shape.len(), of.pop()) {
         (3, Some(last)) => {

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, json};
 
 use super::execute::OutputFile;
+use super::fused::as_stored;
 use super::model::companions;
 use super::plan::{Plan, PlannedTensor};
 use super::side_files;
@@ -45,6 +46,7 @@ pub fn plan(
         let expression = fresh(&spec, std, seed);
         PlannedTensor::new(spec.name, dtype, spec.shape, expression)
     });
+    let tensors = as_stored(&architecture, tensors.collect())?;
     let mut settings = Map::new();
     settings.insert("rng_seed".to_owned(), json!(seed));
     settings.insert(
@@ -56,7 +58,7 @@ pub fn plan(
         method: "init".to_owned(),
         settings,
         sources: Vec::new(),
-        tensors: tensors.collect(),
+        tensors,
         notes: Vec::new(),
         carries_non_finite: false,
     };

@@ -6,6 +6,7 @@ use super::error::SurgeryError;
 use super::execute::OutputFile;
 use super::fit;
 use super::fit_tokenizer::ids_beyond;
+use super::fused::as_stored;
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
 use super::side_files;
@@ -82,6 +83,7 @@ pub fn plan(
             expression,
         ));
     }
+    let tensors = as_stored(&base.architecture, tensors)?;
     let mut recorded = Map::new();
     let mut put = |key: &str, value: Value| recorded.insert(key.to_owned(), value);
     put("weights", json!(weights));

@@ -16,6 +16,7 @@ pub mod extract;
 pub mod fit;
 mod fit_error;
 mod fit_tokenizer;
+mod fused;
 pub mod gates;
 pub mod gguf;
 pub mod init;

@@ -38,6 +38,7 @@ impl Model {
         let checkpoint = architecture.with_tied_embedding(Checkpoint::open(path)?)?;
         checkpoint.expect_layout(path)?;
         architecture.refuse_fused(&checkpoint)?;
+        let checkpoint = architecture.with_projections_apart(checkpoint)?;
         let mut side_files = vec![config.path.clone()];
         side_files.extend(existing(
             path,
@@ -86,7 +87,7 @@ impl Model {
     pub fn averaged(&self, spec: &TensorSpec) -> Result<Expression> {
         let stored = self.dtype(spec)?;
         if dtype::is_float(stored) {
-            return Ok(Expression::copy(&self.source.name, &spec.name));
+            return Ok(self.source.copy(&spec.name));
         }
         Err(FitError::NotAveraged {
             path: self.source.checkpoint.path.clone(),

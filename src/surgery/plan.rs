@@ -33,6 +33,11 @@ impl Source {
             .get_key_value(name)
             .map(|(name, _)| name.as_str())
     }
+
+    /// The expression of one of its tensors as it is, also of one that its file has as a part of another.
+    pub fn copy(&self, tensor: &str) -> Expression {
+        self.checkpoint.expression(&self.name, tensor)
+    }
 }
 
 /// One tensor of the output.
@@ -136,7 +141,7 @@ pub fn source<'a>(sources: &'a [Source], name: &str) -> Result<&'a Source> {
 
 /// The expression that brings a source tensor to `dtype`: its bytes where it has that dtype already.
 pub fn as_dtype(source: &Source, tensor: &str, dtype: dtype::Dtype) -> Result<Expression> {
-    let leaf = Expression::copy(&source.name, tensor);
+    let leaf = source.copy(tensor);
     let entry = source.checkpoint.tensor(tensor)?;
     match entry.encoding {
         Encoding::Plain(stored) if stored == dtype => Ok(leaf),

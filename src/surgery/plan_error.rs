@@ -226,6 +226,14 @@ pub enum ExpressionRule {
         /// Number of entries.
         length: u64,
     },
+    /// An axis that does not fall into equal blocks.
+    #[error("{extent} entries do not fall into {blocks} equal blocks")]
+    UnevenBlocks {
+        /// Entries of the axis.
+        extent: u64,
+        /// The blocks.
+        blocks: u64,
+    },
     /// A concatenation without parts.
     #[error("a concatenation of nothing")]
     EmptyConcatenation,

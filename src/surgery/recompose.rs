@@ -108,7 +108,7 @@ impl<'a> ByPlace<'a> {
             })?;
         Ok((
             self.model.dtype(found)?,
-            Expression::copy(&self.model.source.name, &found.name),
+            self.model.source.copy(&found.name),
         ))
     }
 }
@@ -204,6 +204,7 @@ impl Taken<'_> {
                     axis: 0,
                     start,
                     length,
+                    blocks: 1,
                 }
             };
             Ok(if stored == dtype {
@@ -254,6 +255,7 @@ impl Taken<'_> {
             _ => Expression::Concat {
                 of: joined,
                 axis: 0,
+                blocks: 1,
             },
         };
         Ok((dtype, expression))

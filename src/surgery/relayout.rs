@@ -10,18 +10,18 @@ use super::convert::{SOURCE, add_card, converted, files_beside};
 use super::execute::OutputFile;
 use super::export_error::ExportError;
 use super::fit_error::FitError;
+use super::fused::put_together;
 use super::init::fresh;
 use super::mapping::neutral;
 use super::model::companions;
 use super::plan::{Plan, PlannedTensor, Source};
-use super::plan_error::PlanError;
 use super::side_files;
 use crate::Result;
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
 use crate::family::{
-    self, Architecture, Config, ExpertLayout, FusedTensor, Output, Place, Role, TensorSpec,
+    self, Architecture, Config, ExpertLayout, Output, Place, Role,
     expert_names,
 };
 
@@ -118,12 +118,6 @@ impl Stored {
         let specs = architecture.tensors()?;
         let apart = architecture.as_read(Checkpoint::open(&checkpoint.path)?)?;
         architecture.match_tensors(&specs, &apart)?;
-        let mut parts = BTreeMap::new();
-        for fused in architecture.fused_tensors(&specs)? {
-            if checkpoint.tensors.contains_key(&fused.name) {
-                parts.extend(taken_apart(fused));
-            }
-        }
         let mut found = BTreeMap::new();
         for spec in &specs {
             let stored = apart
@@ -136,9 +130,7 @@ impl Stored {
             } else {
                 stored
             };
-            let of = parts
-                .remove(&spec.name)
-                .unwrap_or_else(|| Expression::copy(SOURCE, &spec.name));
+            let of = apart.expression(SOURCE, &spec.name);
             let expression = if wanted == stored {
                 of
             } else {
@@ -188,126 +180,14 @@ impl Stored {
         }
         match layout {
             ExpertLayout::Classic => Ok(tensors),
-            ExpertLayout::Fused => put_together(wanted, &specs, tensors),
-        }
-    }
-}
-
-/// The classic tensors that lie in a fused one, each with what it is of it.
-fn taken_apart(fused: FusedTensor) -> impl Iterator<Item = (String, Expression)> {
-    let whole = Expression::copy(SOURCE, &fused.name);
-    // A matrix is the router under another name.
-    let experts = if fused.shape.len() == 3 {
-        fused.shape[0]
-    } else {
-        0
-    };
-    let in_one = (fused.parts.len() as u64).checked_div(experts).unwrap_or(1);
-    let rows = fused.shape.get(1).map_or(0, |rows| rows / in_one);
-    fused.parts.into_iter().zip(0..).map(move |(name, number)| {
-        if experts == 0 {
-            return (name, whole.clone());
-        }
-        let of = Box::new(Expression::Entry {
-            of: Box::new(whole.clone()),
-            index: number / in_one,
-        });
-        let part = match in_one {
-            1 => *of,
-            _ => Expression::Slice {
-                of,
-                axis: 0,
-                start: number % in_one * rows,
-                length: rows,
-            },
-        };
-        (name, part)
-    })
-}
-
-/// The same tensors, where each fused tensor replaces its parts, at the place of the first of them.
-fn put_together(
-    wanted: &Architecture,
-    specs: &[TensorSpec],
-    tensors: Vec<PlannedTensor>,
-) -> Result<Vec<PlannedTensor>> {
-    let fused = wanted.fused_tensors(specs)?;
-    if fused.is_empty() {
-        let family = wanted.family.clone();
-        return Err(ExportError::NoFusedLayout { family }.into());
-    }
-    let mut whole: BTreeMap<&str, &FusedTensor> = BTreeMap::new();
-    let mut by_name: BTreeMap<String, PlannedTensor> = BTreeMap::new();
-    for fused in &fused {
-        whole.extend(fused.parts.first().map(|first| (first.as_str(), fused)));
-    }
-    let parts: std::collections::BTreeSet<&str> = fused
-        .iter()
-        .flat_map(|fused| fused.parts.iter().map(String::as_str))
-        .collect();
-    let mut order = Vec::new();
-    for tensor in tensors {
-        order.push(tensor.layout.name.clone());
-        by_name.insert(tensor.layout.name.clone(), tensor);
-    }
-    let mut made = Vec::new();
-    for name in &order {
-        match whole.get(name.as_str()) {
-            Some(fused) => made.push(together(fused, &mut by_name)?),
-            None if parts.contains(name.as_str()) => {}
-            None => made.extend(by_name.remove(name)),
-        }
-    }
-    Ok(made)
-}
-
-fn together(
-    fused: &FusedTensor,
-    by_name: &mut BTreeMap<String, PlannedTensor>,
-) -> Result<PlannedTensor> {
-    let parts: Vec<PlannedTensor> = fused
-        .parts
-        .iter()
-        .filter_map(|name| by_name.remove(name))
-        .collect();
-    let Some(first) = parts.first() else {
-        let tensor = fused.name.clone();
-        return Err(PlanError::Nothing { tensor }.into());
-    };
-    let dtype = first.layout.dtype;
-    if let Some(other) = parts.iter().find(|part| part.layout.dtype != dtype) {
-        return Err(PlanError::MixedDtypes {
-            part: other.layout.name.clone(),
-            found: other.layout.dtype,
-            tensor: fused.name.clone(),
-            expected: dtype,
-        }
-        .into());
-    }
-    let experts = if fused.shape.len() == 3 {
-        fused.shape[0] as usize
-    } else {
-        0
-    };
-    let mut of = parts.into_iter().map(|part| part.expression);
-    let expression = match (experts, fused.parts.len().checked_div(experts)) {
-        (_, None) => of.next().unwrap_or(Expression::Constant { value: 0.0 }),
-        (_, Some(1)) => Expression::Stack { of: of.collect() },
-        (_, Some(in_one)) => {
-            let mut entries = Vec::with_capacity(experts);
-            for _ in 0..experts {
-                entries.push(Expression::Concat {
-                    of: of.by_ref().take(in_one).collect(),
-                    axis: 0,
-                });
+            ExpertLayout::Fused => {
+                let fused = wanted.fused_tensors(&specs)?;
+                if fused.is_empty() {
+                    let family = wanted.family.clone();
+                    return Err(ExportError::NoFusedLayout { family }.into());
+                }
+                put_together(&fused, tensors)
             }
-            Expression::Stack { of: entries }
         }
-    };
-    Ok(PlannedTensor::new(
-        fused.name.clone(),
-        dtype,
-        fused.shape.clone(),
-        expression,
-    ))
+    }
 }

@@ -458,7 +458,7 @@ fn states(
         .then(|| {
             model
                 .architecture()
-                .with_tied_embedding(Checkpoint::open(folder)?)
+                .as_read(Checkpoint::open(folder)?)
         })
         .transpose()?;
     let state = |parameter: &super::parameters::Trained| {

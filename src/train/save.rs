@@ -21,7 +21,7 @@ use crate::checkpoint::output::{OutputFolder, check_free_space};
 use crate::checkpoint::writer::{
     TensorBytes, TensorLayout, WriteOptions, write_file, write_weights,
 };
-use crate::checkpoint::{Checkpoint, Expression, TensorEntry, dtype};
+use crate::checkpoint::{Checkpoint, Expression, FusedTensor, TensorEntry, dtype};
 use crate::family::{Architecture, expert_names};
 use crate::markdown;
 use crate::model::{HostValues, OptimiserState, StatePart};
@@ -64,6 +64,8 @@ pub(super) struct Position {
 /// What all checkpoints of a run have in common.
 pub(super) struct Saver {
     parent: Checkpoint,
+    /// Tensors of the parent that hold several parameters.
+    fused: Vec<FusedTensor>,
     files: Vec<FileHash>,
     manifest: Option<String>,
     converted: Option<Converted>,
@@ -106,7 +108,9 @@ impl Saver {
         settings: Map<String, Value>,
     ) -> Result<Self> {
         let parent = architecture.with_tied_embedding(Checkpoint::open(folder)?)?;
-        architecture.match_tensors(&architecture.tensors()?, &parent)?;
+        let parent = architecture.with_projections_apart(parent)?;
+        let specs = architecture.tensors()?;
+        architecture.match_tensors(&specs, &parent)?;
         // It would keep the values that it has now, while the embedding trains.
         let parent = architecture.without_second_head(parent)?;
         let mut paths: Vec<PathBuf> = parent
@@ -132,6 +136,7 @@ impl Saver {
             .transpose()?
             .map(|(sha256, _)| sha256);
         Ok(Self {
+            fused: architecture.fused_projections(&specs)?,
             parent,
             files,
             manifest,
@@ -227,22 +232,32 @@ impl Saver {
         masters: &'a BTreeMap<&str, HostValues<'a>>,
     ) -> Result<(Vec<TensorLayout>, Bytes<'a>)> {
         let (mut layouts, mut sources) = (Vec::new(), Vec::new());
-        for (name, entry) in &self.parent.tensors {
+        for (name, entry) in self.parent.stored() {
             let Some(stored) = entry.encoding.plain() else {
                 return Err(TrainError::Quantised {
                     path: self.parent.path.clone(),
-                    tensor: name.clone(),
+                    tensor: name.to_owned(),
                 }
                 .into());
             };
             layouts.push(TensorLayout {
-                name: name.clone(),
+                name: name.to_owned(),
                 dtype: stored,
                 shape: entry.shape.clone(),
             });
-            sources.push(match masters.get(name.as_str()) {
+            let source = |name: &str, entry| match masters.get(name) {
                 Some(values) => Source::Values(values),
                 None => Source::File(&self.parent, entry),
+            };
+            sources.push(match self.fused.iter().find(|fused| fused.name == name) {
+                Some(fused) => {
+                    let parts = fused.parts.iter().map(|(part, _)| {
+                        let entry = self.parent.tensor(part)?;
+                        Ok((entry.length / fused.blocks, source(part, entry)))
+                    });
+                    Source::Parts(parts.collect::<Result<_>>()?)
+                }
+                None => source(name, entry),
             });
         }
         let bytes = Bytes {
@@ -303,7 +318,11 @@ impl Saver {
         };
         let tensors = layouts.iter().map(|layout| {
             let copy = self.untrained(&layout.name);
-            let expression = if masters.contains_key(layout.name.as_str()) {
+            let fused = self.fused.iter().find(|fused| fused.name == layout.name);
+            let mut parts = fused.iter().flat_map(|fused| &fused.parts);
+            let is_trained = masters.contains_key(layout.name.as_str())
+                || parts.any(|(part, _)| masters.contains_key(part.as_str()));
+            let expression = if is_trained {
                 Expression::Trained { of: Box::new(copy) }
             } else {
                 copy
@@ -378,6 +397,8 @@ enum Source<'a> {
     Values(&'a [f32]),
     /// Numbers to write as they are.
     Held(HostValues<'a>),
+    /// In turn so many bytes of each of these.
+    Parts(Vec<(u64, Source<'a>)>),
 }
 
 impl TensorBytes for Bytes<'_> {
@@ -390,11 +411,24 @@ impl TensorBytes for Bytes<'_> {
         out: &mut [u8],
         scratch: &mut Vec<f64>,
     ) -> Result<()> {
-        let layout = &self.layouts[tensor];
-        let values: &[f32] = match &self.sources[tensor] {
+        self.sources[tensor].fill(&self.layouts[tensor], start, out, scratch)
+    }
+}
+
+impl Source<'_> {
+    /// The bytes from `start` on, in the dtype of `layout`.
+    fn fill(
+        &self,
+        layout: &TensorLayout,
+        start: u64,
+        out: &mut [u8],
+        scratch: &mut Vec<f64>,
+    ) -> Result<()> {
+        let values: &[f32] = match self {
             Source::File(checkpoint, entry) => return checkpoint.read_bytes(entry, start, out),
             Source::Values(values) => values,
             Source::Held(values) => values,
+            Source::Parts(parts) => return fill_in_turn(parts, layout, start, out, scratch),
         };
         let size = layout.dtype.bitsize() / 8;
         let first = start as usize / size;
@@ -424,6 +458,32 @@ impl TensorBytes for Bytes<'_> {
             .into()),
         }
     }
+}
+
+/// The bytes from `start` on of parts that take turns.
+fn fill_in_turn(
+    parts: &[(u64, Source)],
+    layout: &TensorLayout,
+    start: u64,
+    out: &mut [u8],
+    scratch: &mut Vec<f64>,
+) -> Result<()> {
+    let total: u64 = parts.iter().map(|(length, _)| length).sum();
+    let (mut position, mut rest) = (start, out);
+    while !rest.is_empty() {
+        let (turn, mut within) = (position / total, position % total);
+        let mut part = 0;
+        while within >= parts[part].0 {
+            within -= parts[part].0;
+            part += 1;
+        }
+        let (length, source) = &parts[part];
+        let count = (length - within).min(rest.len() as u64);
+        let (piece, others) = rest.split_at_mut(count as usize);
+        source.fill(layout, turn * length + within, piece, scratch)?;
+        (position, rest) = (position + count, others);
+    }
+    Ok(())
 }
 
 /// Master weights and moments, under `master.`, `first.` and `second.` with the parameter's name.

@@ -7,7 +7,7 @@ use super::report::{FindingPlace, Running, ValidationReport};
 use super::validate::Subject;
 use crate::Result;
 use crate::checkpoint::folder::Checkpoint;
-use crate::checkpoint::{Dtype, Encoding, TensorEntry, dtype};
+use crate::checkpoint::{Dtype, Encoding, FusedTensor, TensorEntry, dtype};
 use crate::error::nearest;
 use crate::family::{Architecture, COMPUTED, Layers, Role, TensorSpec};
 use crate::table;
@@ -33,6 +33,9 @@ pub(super) fn check(report: &mut ValidationReport, subject: &Subject) -> Result<
             "tensors",
             "config.json describes no model that is known here",
         ),
+        Some(_) if subject.has_other_layout => {
+            report.skip("tensors", "their layout is not the family's")
+        }
         Some(architecture) => names_and_shapes(report, checkpoint, architecture)?,
     }
     dtypes(report, checkpoint, subject);
@@ -108,7 +111,8 @@ fn names_and_shapes(
         check.done(format!("{held} held"));
         return Ok(());
     }
-    compare_names(&mut check, checkpoint, architecture, &specs);
+    let fused = architecture.fused_projections(&specs)?;
+    compare_names(&mut check, checkpoint, architecture, &specs, &fused);
     let values: u64 = checkpoint
         .tensors
         .values()
@@ -127,6 +131,7 @@ fn compare_names(
     checkpoint: &Checkpoint,
     architecture: &Architecture,
     specs: &[TensorSpec],
+    fused: &[FusedTensor],
 ) {
     let expected: BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
     let tied_head = architecture
@@ -139,16 +144,29 @@ fn compare_names(
     let held = checkpoint.tensors.keys().map(String::as_str);
     let unexpected: Vec<&str> = held.filter(is_unexpected).collect();
 
+    let wholes = fused.iter().flat_map(|whole| {
+        let parts = whole.parts.iter();
+        parts.map(move |(part, _)| (part.as_str(), whole))
+    });
+    let wholes: BTreeMap<&str, &FusedTensor> = wholes.collect();
+    let mut missing = BTreeSet::new();
     for spec in specs {
         match checkpoint.tensors.get(&spec.name) {
             None => {
-                let near = nearest(&spec.name, unexpected.iter().copied());
+                let whole = wholes.get(spec.name.as_str());
+                let (name, shape) = whole.map_or((&spec.name, &spec.shape), |whole| {
+                    (&whole.name, &whole.shape)
+                });
+                if !missing.insert(name) {
+                    continue;
+                }
+                let near = nearest(name, unexpected.iter().copied());
                 let near = near.map_or(String::new(), |near| {
                     format!("; the nearest unexpected name is `{near}`")
                 });
                 check.fault(
-                    FindingPlace::tensor(&spec.name),
-                    format!("is missing: expected {:?}{near}", spec.shape),
+                    FindingPlace::tensor(name),
+                    format!("is missing: expected {shape:?}{near}"),
                 );
             }
             Some(entry) if entry.shape != spec.shape => {

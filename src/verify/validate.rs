@@ -54,6 +54,8 @@ pub(super) struct Subject<'a> {
     pub config: Option<Config>,
     pub architecture: Option<Architecture>,
     pub manifest: Option<Manifest>,
+    /// Whether the weights could not be read as the family has them.
+    pub has_other_layout: bool,
 }
 
 impl Subject<'_> {
@@ -102,6 +104,7 @@ pub fn validate(path: &Path, options: &ValidateOptions) -> Result<ValidationRepo
         config: None,
         architecture: None,
         manifest: None,
+        has_other_layout: false,
     };
     headers(&mut report, &mut subject)?;
     index(&mut report, &subject)?;
@@ -335,7 +338,8 @@ fn config(report: &mut ValidationReport, subject: &mut Subject) -> Result<()> {
 }
 
 /// Warns of tensors that are not stored under their usual names: all experts of a layer in one, or the one matrix of a
-/// tied model as its head. The checks after this one see the usual names. Returns the checkpoint as it is stored.
+/// tied model as its head. The checks after this one see the usual names, and each projection under a name of its own. Returns
+/// the checkpoint as it is stored.
 fn layout(report: &mut ValidationReport, subject: &mut Subject) -> Result<Option<Checkpoint>> {
     let (Some(architecture), Some(checkpoint)) = (&subject.architecture, &subject.checkpoint)
     else {
@@ -350,8 +354,13 @@ fn layout(report: &mut ValidationReport, subject: &mut Subject) -> Result<Option
     }
     let fused = architecture.expert_layout(checkpoint)? == ExpertLayout::Fused;
     let head = architecture.only_head(checkpoint)?;
-    if !fused && head.is_none() {
+    let is_usual = !fused && head.is_none();
+    if is_usual && !architecture.has_fused_projections()? {
         return Ok(None);
+    }
+    let read = architecture.as_read(Checkpoint::open(subject.path)?);
+    if let (true, Ok(_)) = (is_usual, &read) {
+        return Ok(read.ok().and_then(|apart| subject.checkpoint.replace(apart)));
     }
     let mut check = report.check("layout");
     if fused {
@@ -364,10 +373,11 @@ fn layout(report: &mut ValidationReport, subject: &mut Subject) -> Result<Option
                        name of the input embedding; `merge --model` stores it there";
         check.warn(FindingPlace::tensor(&head), problem);
     }
-    let stored = match architecture.as_read(Checkpoint::open(subject.path)?) {
+    let stored = match read {
         Ok(apart) => subject.checkpoint.replace(apart),
         Err(error) => {
             check.fault_of(error)?;
+            subject.has_other_layout = true;
             None
         }
     };

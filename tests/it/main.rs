@@ -35,6 +35,7 @@ mod faults;
 mod forecast;
 mod foreign;
 mod format;
+mod fused;
 mod generate;
 mod gguf;
 mod golden;

@@ -105,6 +105,7 @@ fn array(
         length,
         encoding: Encoding::Plain(described.dtype),
         shape: described.shape,
+        runs: None,
     };
     Ok((name.to_owned(), tensor))
 }

@@ -141,5 +141,5 @@ fn blended(part: &ExpertPart, context: &RuleContext, of: Vec<Expression>) -> Exp
         .into_iter()
         .map(|network| shard(network, part, part.expert, width, context))
         .collect();
-    Expression::Concat { of: chunks, axis }
+    Expression::Concat { of: chunks, axis, blocks: 1 }
 }

@@ -287,6 +287,7 @@ pub(super) fn shard(
             axis,
             start: number * width,
             length: width,
+            blocks: 1,
         },
         Some(_) => of,
         None => scaled(of, width as f64 / context.width as f64),

@@ -166,7 +166,7 @@ impl Cuts {
         if pieces.len() == 1 {
             pieces.remove(0)
         } else {
-            Expression::Concat { of: pieces, axis }
+            Expression::Concat { of: pieces, axis, blocks: 1 }
         }
     }
 }

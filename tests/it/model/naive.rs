@@ -404,10 +404,12 @@ impl Naive {
             .get("rope_interleaved")
             .and_then(Value::as_bool)
             .unwrap_or(self.text("model_type") == "cohere");
-        let pairs = x.len() / 2;
+        let part = rope("partial_rotary_factor").and_then(Value::as_f64);
+        let rotated = (x.len() as f64 * part.unwrap_or(1.0)) as usize;
+        let pairs = rotated / 2;
         let mut out = x.to_vec();
         for pair in 0..pairs {
-            let mut frequency = base.powf(-2.0 * pair as f64 / x.len() as f64);
+            let mut frequency = base.powf(-2.0 * pair as f64 / rotated as f64);
             if rope("rope_type").and_then(Value::as_str) == Some("llama3") {
                 let value = |name| rope(name).and_then(Value::as_f64).unwrap();
                 let context = value("original_max_position_embeddings");

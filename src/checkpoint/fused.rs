@@ -1,0 +1,85 @@
+//! Tensors of a file that hold the rows of several tensors, and what each of these is of them.
+
+use super::expression::Expression;
+
+/// A stored tensor that holds the rows of several tensors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FusedTensor {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// Its rows fall into this many equal blocks, and each block has as many rows of a part as any other.
+    pub blocks: u64,
+    /// Names and shapes of the parts, in the order of their rows in a block.
+    pub parts: Vec<(String, Vec<u64>)>,
+}
+
+/// Which rows of a stored tensor a part is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PartOf {
+    /// The stored tensor.
+    pub(super) whole: String,
+    /// Its blocks.
+    blocks: u64,
+    /// First row of the part in each block.
+    pub(super) start: u64,
+    /// Rows of the part in each block.
+    pub(super) rows: u64,
+}
+
+/// Why a tensor cannot be taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PartFault {
+    /// Its bytes do not fall into the parts.
+    Uneven,
+    /// The file has a part as a tensor of its own.
+    Twice {
+        /// The part.
+        tensor: String,
+    },
+}
+
+impl FusedTensor {
+    /// Where the parts are in it, in their order.
+    pub(super) fn places(&self) -> impl Iterator<Item = PartOf> {
+        let mut start = 0;
+        self.parts.iter().map(move |(_, shape)| {
+            let rows = shape.first().copied().unwrap_or(0) / self.blocks.max(1);
+            let place = PartOf {
+                whole: self.name.clone(),
+                blocks: self.blocks,
+                start,
+                rows,
+            };
+            start += rows;
+            place
+        })
+    }
+}
+
+impl PartOf {
+    /// The part of a stored tensor of that shape.
+    pub(super) fn expression(&self, source: &str, whole: &[u64]) -> Expression {
+        let mut of = Expression::copy(source, &self.whole);
+        let (mut start, mut extent) = (self.start, whole.first().copied().unwrap_or(0));
+        // One matrix of several has its rows in one entry.
+        if let [_, rows, _] = *whole {
+            of = Expression::Entry {
+                of: Box::new(of),
+                index: start / rows,
+            };
+            (start, extent) = (start % rows, rows);
+        }
+        if self.rows * self.blocks == extent {
+            return of;
+        }
+        Expression::Slice {
+            of: Box::new(of),
+            axis: 0,
+            start,
+            length: self.rows,
+            blocks: self.blocks,
+        }
+    }
+}
