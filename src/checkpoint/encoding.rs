@@ -85,13 +85,7 @@ impl TensorEntry {
 
     /// The tensor of this shape in `rows` of its rows from `first` on, in each of `blocks` equal blocks of rows. `None` where a
     /// row of it does not end with a byte.
-    pub(super) fn rows(
-        &self,
-        blocks: u64,
-        first: u64,
-        rows: u64,
-        shape: Vec<u64>,
-    ) -> Option<Self> {
+    pub(super) fn rows(&self, blocks: u64, first: u64, rows: u64, shape: Vec<u64>) -> Option<Self> {
         let row: u64 = shape.get(1..)?.iter().product();
         let all = self.elements().checked_div(row).filter(|all| *all > 0)?;
         let is_whole = self.runs.is_none()

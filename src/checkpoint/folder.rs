@@ -133,7 +133,9 @@ impl Checkpoint {
             let part = entry.rows(whole.blocks, place.start, place.rows, shape.clone());
             let part = part.ok_or(PartFault::Uneven)?;
             if self.tensors.insert(name.clone(), part).is_some() {
-                return Err(PartFault::Twice { tensor: name.clone() });
+                return Err(PartFault::Twice {
+                    tensor: name.clone(),
+                });
             }
             self.parts.insert(name.clone(), place);
         }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::architecture::{Architecture, MOST_LAYERS};
 use super::architecture_fault::ArchitectureFault;
 use super::config::{Config, Found};
-use super::config_error::ConfigError;
+use super::config_error::{ConfigError, ORIGINAL};
 use super::format::{Family, Presence, Refused};
 use super::keys::{Field, Key};
 use super::known::families;
@@ -102,6 +102,7 @@ impl Architecture {
             rotary: (head_dim as f64 * partial_rotary_factor.unwrap_or(1.0)) as u64,
             longest: max_position_embeddings,
             own_class: family.says_layouts(),
+            has_outer_original: family.says(ORIGINAL),
         };
         let layouts = layouts(config, family)?;
 

@@ -77,6 +77,8 @@ pub(crate) struct RopeContext {
     pub(crate) longest: Option<u64>,
     /// Whether the class that reads the file is this program's own, the same under each version of transformers.
     pub(crate) own_class: bool,
+    /// Whether the class has the original context beside the scaling, with a default of its own (Phi-3).
+    pub(crate) has_outer_original: bool,
 }
 
 /// A kind of scaling: its keys beside `rope_type`.
@@ -376,6 +378,9 @@ impl Scaling<'_> {
         let [inner, factor, said] =
             [ORIGINAL, "factor", "attention_factor"].map(|key| self.number(key));
         let outer = self.outer_original()?;
+        if outer.is_none() && self.context.has_outer_original {
+            return Err(self.config.missing(ORIGINAL, "a positive integer"));
+        }
         let attention = |factor: Option<f64>, original: f64| match (said, factor) {
             (Some(said), _) => Some(said),
             (None, Some(factor)) if factor <= 1.0 => Some(1.0),

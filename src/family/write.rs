@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::architecture::Architecture;
 use super::config::Config;
+use super::config_error::ORIGINAL;
 use super::format::{Family, Presence};
 use super::keys::{Field, Section};
 use super::mixture::weight_of_mean;
@@ -306,6 +307,10 @@ impl<'a> ConfigWriter<'a> {
             let mut sorted: Vec<_> = parameters.into_iter().collect();
             sorted.sort_by_key(|(key, _)| place(key).unwrap_or(said.len()));
             parameters = sorted.into_iter().collect();
+        }
+        let original = parameters.get(ORIGINAL).cloned();
+        if let Some(original) = original.filter(|_| self.family.says(ORIGINAL)) {
+            self.put(ORIGINAL, original);
         }
         self.put("rope_theta", theta);
         self.put("rope_parameters", Value::Object(parameters));

@@ -29,7 +29,12 @@ pub(super) fn put_together(
     let mut whole: BTreeMap<&str, &FusedTensor> = BTreeMap::new();
     let mut by_name: BTreeMap<String, PlannedTensor> = BTreeMap::new();
     for fused in fused {
-        whole.extend(fused.parts.first().map(|(first, _)| (first.as_str(), fused)));
+        whole.extend(
+            fused
+                .parts
+                .first()
+                .map(|(first, _)| (first.as_str(), fused)),
+        );
     }
     let parts: BTreeSet<&str> = fused
         .iter()

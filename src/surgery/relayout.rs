@@ -20,10 +20,7 @@ use crate::Result;
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
-use crate::family::{
-    self, Architecture, Config, ExpertLayout, Output, Place, Role,
-    expert_names,
-};
+use crate::family::{self, Architecture, Config, ExpertLayout, Output, Place, Role, expert_names};
 
 /// What to make of a mixture.
 #[derive(Clone, Copy, Debug)]

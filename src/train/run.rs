@@ -455,11 +455,7 @@ fn states(
     dtype: DType,
 ) -> Result<Vec<Box<dyn OptimiserState>>> {
     let checkpoint = (dtype != DType::F32)
-        .then(|| {
-            model
-                .architecture()
-                .as_read(Checkpoint::open(folder)?)
-        })
+        .then(|| model.architecture().as_read(Checkpoint::open(folder)?))
         .transpose()?;
     let state = |parameter: &super::parameters::Trained| {
         let name = &parameter.spec.name;

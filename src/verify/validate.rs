@@ -360,7 +360,9 @@ fn layout(report: &mut ValidationReport, subject: &mut Subject) -> Result<Option
     }
     let read = architecture.as_read(Checkpoint::open(subject.path)?);
     if let (true, Ok(_)) = (is_usual, &read) {
-        return Ok(read.ok().and_then(|apart| subject.checkpoint.replace(apart)));
+        return Ok(read
+            .ok()
+            .and_then(|apart| subject.checkpoint.replace(apart)));
     }
     let mut check = report.check("layout");
     if fused {

@@ -192,6 +192,14 @@ fn absent_keys_with_a_meaning_are_refused() {
         });
         bam!("cost", folder).refused(2, &[key, "is not there", expected]);
     }
+    let folder = copy_folder(&fixture("families/phi3"), &work.path().join("phi3"));
+    crate::common::edit_json(&folder.join("config.json"), |config| {
+        config
+            .as_object_mut()
+            .unwrap()
+            .remove("original_max_position_embeddings");
+    });
+    bam!("cost", folder).refused(2, &["original_max_position_embeddings"]);
     let folder = copy_folder(&fixture("families/exaone4"), &work.path().join("window"));
     crate::common::edit_json(&folder.join("config.json"), |config| {
         config["sliding_window"] = Value::from(64);

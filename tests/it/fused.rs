@@ -108,10 +108,15 @@ fn a_merge_has_the_tensors_of_the_family() {
     let out = work.path().join("merged");
     bam!("merge", "--model", phi3(), "--model", other, "--out", out).ok();
     let (a, b, made) = (read_folder(&phi3()), read_folder(&other), read_folder(&out));
-    assert_eq!(made.keys().collect::<Vec<_>>(), a.keys().collect::<Vec<_>>());
+    assert_eq!(
+        made.keys().collect::<Vec<_>>(),
+        a.keys().collect::<Vec<_>>()
+    );
     for (name, tensor) in &made {
         let pairs = a[name].values().into_iter().zip(b[name].values());
-        let mean: Vec<f64> = pairs.map(|(a, b)| f64::from(((a + b) / 2.0) as f32)).collect();
+        let mean: Vec<f64> = pairs
+            .map(|(a, b)| f64::from(((a + b) / 2.0) as f32))
+            .collect();
         assert_eq!(tensor.values(), mean, "{name}");
     }
     let manifest = read_json(out.join("bam-manifest.json"));
@@ -128,16 +133,38 @@ fn an_expert_is_a_checkpoint_of_the_family_again() {
     vary(&code, 1.0);
     let (bam, out) = (work.path().join("bam"), work.path().join("expert"));
     let expert = format!("code={}", code.display());
-    bam!("upcycle", "--seed", phi3(), "--expert", expert, "--method", "bam", "--out", bam).ok();
+    bam!(
+        "upcycle",
+        "--seed",
+        phi3(),
+        "--expert",
+        expert,
+        "--method",
+        "bam",
+        "--out",
+        bam
+    )
+    .ok();
     against(&bam).ok();
     bam!("expert", "extract", bam, "code", "--out", out).ok();
     let (wanted, made) = (read_folder(&code), read_folder(&out));
-    assert_eq!(made.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());
-    for name in ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"] {
+    assert_eq!(
+        made.keys().collect::<Vec<_>>(),
+        wanted.keys().collect::<Vec<_>>()
+    );
+    for name in [
+        "self_attn.qkv_proj",
+        "self_attn.o_proj",
+        "mlp.gate_up_proj",
+        "mlp.down_proj",
+    ] {
         let name = format!("model.layers.1.{name}.weight");
         assert_eq!(made[&name], wanted[&name], "{name}");
     }
-    assert_eq!(read_json(out.join("config.json"))["model_type"], "phi3");
+    let config = read_json(out.join("config.json"));
+    assert_eq!(config["model_type"], "phi3");
+    // Beside the scaling, where the class has a default of its own.
+    assert_eq!(config["original_max_position_embeddings"], 12);
     against(&out).ok();
 }
 
@@ -145,9 +172,17 @@ fn an_expert_is_a_checkpoint_of_the_family_again() {
 fn a_trained_checkpoint_has_the_tensors_of_the_family() {
     let work = TempDir::new().unwrap();
     let out = work.path().join("trained");
-    train(&phi3(), &out, &["--steps", "2", "--train", "q", "--train", "down"]).ok();
+    train(
+        &phi3(),
+        &out,
+        &["--steps", "2", "--train", "q", "--train", "down"],
+    )
+    .ok();
     let (before, after) = (read_folder(&phi3()), read_folder(&out));
-    assert_eq!(after.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
+    assert_eq!(
+        after.keys().collect::<Vec<_>>(),
+        before.keys().collect::<Vec<_>>()
+    );
     let queries = QUERIES * HEAD * HIDDEN;
     for layer in 0..2 {
         let name = format!("model.layers.{layer}.self_attn.qkv_proj.weight");
@@ -166,7 +201,9 @@ fn rows_of_groups_are_read_and_written() {
     let work = TempDir::new().unwrap();
     let (format, folder, stacked) = grouped(work.path());
     let of_stacked = work.path().join("stacked.yaml");
-    let text = GROUPED.replace("grouped", "stacked").replace("per_group", "stacked");
+    let text = GROUPED
+        .replace("grouped", "stacked")
+        .replace("per_group", "stacked");
     std::fs::write(&of_stacked, text).unwrap();
     let dump = work.path().join("logits.safetensors");
     let wanted = logits(&of_stacked, &stacked, &dump);
@@ -177,13 +214,20 @@ fn rows_of_groups_are_read_and_written() {
     let (bam, out) = (work.path().join("bam"), work.path().join("expert"));
     let expert = format!("code={}", code.display());
     bam!(
-        "upcycle", "--format", format, "--seed", folder, "--expert", expert, "--method", "bam", "--out", bam
+        "upcycle", "--format", format, "--seed", folder, "--expert", expert, "--method", "bam",
+        "--out", bam
     )
     .ok();
     against(&bam).ok();
-    bam!("expert", "extract", "--format", format, bam, "code", "--out", out).ok();
+    bam!(
+        "expert", "extract", "--format", format, bam, "code", "--out", out
+    )
+    .ok();
     let (wanted, made) = (read_folder(&code), read_folder(&out));
-    assert_eq!(made.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());
+    assert_eq!(
+        made.keys().collect::<Vec<_>>(),
+        wanted.keys().collect::<Vec<_>>()
+    );
     for part in ["weight", "bias"] {
         let name = format!("model.layers.0.self_attn.qkv_proj.{part}");
         assert_eq!(made[&name], wanted[&name], "{name}");
@@ -191,7 +235,12 @@ fn rows_of_groups_are_read_and_written() {
 
     let trained = work.path().join("trained");
     let format = format.to_str().unwrap();
-    train(&folder, &trained, &["--steps", "1", "--train", "k", "--format", format]).ok();
+    train(
+        &folder,
+        &trained,
+        &["--steps", "1", "--train", "k", "--format", format],
+    )
+    .ok();
     let (before, after) = (read_folder(&folder), read_folder(&trained));
     let name = "model.layers.0.self_attn.qkv_proj.weight";
     let (before, after) = (before[name].values(), after[name].values());
@@ -230,7 +279,15 @@ fn what_no_reader_of_the_family_finds_is_refused() {
         edit_tensors(&folder, edit);
         let out = work.path().join("out");
         let upcycle: Run = bam!(
-            "upcycle", "--method", "btx", "--seed", folder, "--expert", format!("x={}", folder.display()), "--out", out
+            "upcycle",
+            "--method",
+            "btx",
+            "--seed",
+            folder,
+            "--expert",
+            format!("x={}", folder.display()),
+            "--out",
+            out
         );
         upcycle.refused(2, parts);
         let validated = bam!("validate", folder);
@@ -246,7 +303,10 @@ fn what_no_reader_of_the_family_finds_is_refused() {
             let whole = tensors.remove(name).unwrap();
             let rows = |rows: std::ops::Range<usize>| {
                 let part = reordered(&whole, &rows.clone().collect::<Vec<_>>());
-                Tensor { shape: vec![rows.len(), HIDDEN], ..part }
+                Tensor {
+                    shape: vec![rows.len(), HIDDEN],
+                    ..part
+                }
             };
             for (part, of) in [("q", 0..32), ("k", 32..48), ("v", 48..64)] {
                 tensors.insert(name.replace("qkv", part), rows(of));
@@ -258,8 +318,14 @@ fn what_no_reader_of_the_family_finds_is_refused() {
     refused(
         "twice",
         &|tensors| {
-            let part = Tensor { shape: vec![16, HIDDEN], ..tensors["model.layers.0.mlp.gate_up_proj.weight"].clone() };
-            let part = Tensor { bytes: part.bytes[..16 * HIDDEN * 4].to_vec(), ..part };
+            let part = Tensor {
+                shape: vec![16, HIDDEN],
+                ..tensors["model.layers.0.mlp.gate_up_proj.weight"].clone()
+            };
+            let part = Tensor {
+                bytes: part.bytes[..16 * HIDDEN * 4].to_vec(),
+                ..part
+            };
             tensors.insert(name.replace("qkv", "k"), part);
         },
         &["self_attn.k_proj.weight", "stored a second time"],

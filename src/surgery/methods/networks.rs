@@ -141,5 +141,9 @@ fn blended(part: &ExpertPart, context: &RuleContext, of: Vec<Expression>) -> Exp
         .into_iter()
         .map(|network| shard(network, part, part.expert, width, context))
         .collect();
-    Expression::Concat { of: chunks, axis, blocks: 1 }
+    Expression::Concat {
+        of: chunks,
+        axis,
+        blocks: 1,
+    }
 }

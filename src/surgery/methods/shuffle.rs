@@ -166,7 +166,11 @@ impl Cuts {
         if pieces.len() == 1 {
             pieces.remove(0)
         } else {
-            Expression::Concat { of: pieces, axis, blocks: 1 }
+            Expression::Concat {
+                of: pieces,
+                axis,
+                blocks: 1,
+            }
         }
     }
 }
