@@ -1,5 +1,6 @@
 //! What a `config.json` says, with the differences between families resolved.
 
+use std::ops::Not;
 use std::sync::Arc;
 
 use safetensors::Dtype;
@@ -33,6 +34,9 @@ pub struct Architecture {
     pub mlp_type: MlpType,
     /// Whether rotary pairs are neighbours rather than half a head apart.
     pub rope_interleaved: bool,
+    /// Whether norms multiply by one plus their weight; norms of queries and keys do, too.
+    #[serde(skip_serializing_if = "Not::not")]
+    pub norm_offset: bool,
     /// Width of the residual stream, `d`.
     pub hidden_size: u64,
     /// Inner width of a dense feed-forward network.
@@ -55,8 +59,17 @@ pub struct Architecture {
     pub attention_output_bias: bool,
     /// Whether the feed-forward projections have biases.
     pub mlp_bias: bool,
+    /// Whether norms have biases; norms of queries and keys have none.
+    #[serde(skip_serializing_if = "Not::not")]
+    pub norm_bias: bool,
+    /// Whether the output embedding has a bias.
+    #[serde(skip_serializing_if = "Not::not")]
+    pub head_bias: bool,
     /// Normalisation of queries and keys.
     pub qk_norm: QkNorm,
+    /// Whether queries and keys are normalised after their rotation.
+    #[serde(skip_serializing_if = "Not::not")]
+    pub qk_norm_after_rope: bool,
     /// Epsilon of every norm.
     pub norm_eps: f64,
     /// Base of the rotary frequencies.
@@ -126,6 +139,8 @@ impl Architecture {
             ("attention_bias", json!(self.attention_bias)),
             ("attention_output_bias", json!(self.attention_output_bias)),
             ("mlp_bias", json!(self.mlp_bias)),
+            ("norm_bias", json!(self.norm_bias)),
+            ("head_bias", json!(self.head_bias)),
             (self.norm_type.eps_key(), json!(self.norm_eps)),
             ("rope_theta", json!(self.rope_theta)),
             ("rope_scaling", json!(self.rope_scaling)),
@@ -150,6 +165,8 @@ impl Architecture {
             mlp_type: self.mlp_type,
             rope_interleaved: self.rope_interleaved,
             qk_norm: self.qk_norm,
+            norm_offset: self.norm_offset,
+            qk_norm_after_rope: self.qk_norm_after_rope,
         }
     }
 
@@ -162,6 +179,8 @@ impl Architecture {
             mlp_type: layouts.mlp_type,
             rope_interleaved: layouts.rope_interleaved,
             qk_norm: layouts.qk_norm,
+            norm_offset: layouts.norm_offset,
+            qk_norm_after_rope: layouts.qk_norm_after_rope,
             ..self
         }
     }
@@ -274,8 +293,8 @@ impl Architecture {
             + experts * mlp(ffn)
             + mlp(shared)
             + adapters
-            + 4 * d;
-        if layers * layer + 2 * d * u128::from(self.vocab_size) > 1 << 57 {
+            + 8 * d;
+        if layers * layer + (2 * d + 1) * u128::from(self.vocab_size) > 1 << 57 {
             return Err(ArchitectureFault::ManyParameters);
         }
         Ok(())

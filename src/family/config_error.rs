@@ -114,6 +114,23 @@ pub enum ConfigError {
         /// The meaning, as a clause.
         means: Box<str>,
     },
+    /// A description that a user brought without a layout that models of this type have.
+    #[error(
+        "{}: key `{key}`: is `{model_type}`: {means}, but the format file does not say `{layout}`",
+        path.display()
+    )]
+    UnsaidLayout {
+        /// The file.
+        path: PathBuf,
+        /// The key that says the type.
+        key: &'static str,
+        /// The type of the model.
+        model_type: Box<str>,
+        /// The layout's key in a format file.
+        layout: &'static str,
+        /// Its meaning, as a clause.
+        means: Box<str>,
+    },
     /// A description that a user brought of models that a built-in family reads in another way.
     #[error(
         "{}: key `{key}`: the family `{family}` reads {found}, but for models of this type the built-in family `{built_in}` reads {expected}",
@@ -309,6 +326,9 @@ impl ConfigError {
             Self::AbsentKey { key, .. } => {
                 return Some(format!("write `{key}` into config.json with the value that the model was trained with").into());
             }
+            Self::UnsaidLayout { layout, .. } => {
+                return Some(format!("write `{layout}` into the format file with the value that these models have").into());
+            }
             Self::OtherThanBuiltIn { .. } => {
                 "leave out --format, or give models that compute something else a `model_type` of their own"
             }
@@ -370,6 +390,7 @@ impl ConfigError {
             | Self::NoWindow { path, key }
             | Self::WholeHeads { path, key, .. } => (path, key.as_str()),
             Self::OtherThanBuiltIn { path, key, .. } => (path, &**key),
+            Self::UnsaidLayout { path, key, .. } => (path, *key),
             Self::Architecture { path, fault } => (path, fault.key()),
             Self::IgnoredHeadDim { path, .. } => (path, "head_dim"),
             Self::UnreadTheta { path } => (path, INNER_THETA),

@@ -152,13 +152,13 @@ fn restored(
     for said in ["attention_bias", "mlp_bias"] {
         if !biases
             .iter()
-            .any(|(presence, _)| matches!(presence, Presence::Key { names, .. } if names.iter().any(|name| name == said)))
+            .any(|bias| matches!(bias.presence, Presence::Key { names, .. } if names.iter().any(|name| name == said)))
         {
             json.remove(said);
         }
     }
     json.biases();
-    json.keys(&[Field::IntermediateSize]);
+    json.keys(&[Field::IntermediateSize, Field::ParallelBlock]);
     json.keys(&Multipliers::FIELDS);
     json.identity(model_type.map(String::as_str));
     json.finish()

@@ -122,17 +122,23 @@ pub(crate) struct Present {
     pub(crate) attention_output_bias: Presence,
     /// Biases of the feed-forward network.
     pub(crate) mlp_bias: Presence,
+    /// Biases of norms; norms of queries and keys have none.
+    pub(crate) norm_bias: Presence,
+    /// Bias of the output embedding.
+    pub(crate) head_bias: Presence,
     /// The norms of queries and keys.
     pub(crate) qk_norm: Presence,
 }
 
 impl Present {
     /// All of them, in the order of a format file.
-    fn all(&self) -> [&Presence; 4] {
+    fn all(&self) -> [&Presence; 6] {
         [
             &self.attention_bias,
             &self.attention_output_bias,
             &self.mlp_bias,
+            &self.norm_bias,
+            &self.head_bias,
             &self.qk_norm,
         ]
     }
@@ -153,6 +159,8 @@ pub(super) struct FamilyText {
     mlp_type: Option<MlpType>,
     rope_interleaved: Option<bool>,
     qk_norm: Option<QkNorm>,
+    norm_offset: Option<bool>,
+    qk_norm_after_rope: Option<bool>,
     present: Option<PresentText>,
     keys: Option<Keys>,
     tensors: Option<RoleNames>,
@@ -172,6 +180,8 @@ struct PresentText {
     attention_bias: Option<Presence>,
     attention_output_bias: Option<Presence>,
     mlp_bias: Option<Presence>,
+    norm_bias: Option<Presence>,
+    head_bias: Option<Presence>,
     qk_norm: Option<Presence>,
 }
 
@@ -186,6 +196,8 @@ impl FamilyText {
             mlp_type: self.mlp_type,
             rope_interleaved: self.rope_interleaved,
             qk_norm: self.qk_norm,
+            norm_offset: self.norm_offset,
+            qk_norm_after_rope: self.qk_norm_after_rope,
         };
         let present = self.present.ok_or_else(|| missing("present"))?;
         let presence = |presence: Option<Presence>, key: &str| {
@@ -204,6 +216,8 @@ impl FamilyText {
                     "attention_output_bias",
                 )?,
                 mlp_bias: presence(present.mlp_bias, "mlp_bias")?,
+                norm_bias: present.norm_bias.unwrap_or(Presence::Never),
+                head_bias: present.head_bias.unwrap_or(Presence::Never),
                 qk_norm: presence(present.qk_norm, "qk_norm")?,
             },
             keys: self.keys.unwrap_or_default(),
@@ -312,6 +326,18 @@ impl Family {
         if let Some(names) = &self.gguf {
             names.check(path)?;
         }
+        if self.keys.has(Field::ParallelBlock) && self.layouts.block == Block::Sequential {
+            return Err(FormatError::SequentialBlock {
+                path: path.to_path_buf(),
+            }
+            .into());
+        }
+        if self.gguf.is_some() && self.layouts.norm_offset {
+            return Err(FormatError::GgufNormOffset {
+                path: path.to_path_buf(),
+            }
+            .into());
+        }
         if self.mixture.is_some() && self.expert_tensors.is_none() {
             return Err(FormatError::NoExpertNames {
                 path: path.to_path_buf(),
@@ -364,9 +390,17 @@ impl Family {
     /// Each tensor that the layouts need has a name.
     fn check_roles(&self, path: &Path) -> Result<()> {
         let layouts = &self.layouts;
-        let place = (layouts.block, layouts.norm_position);
+        let sequential = self
+            .keys
+            .has(Field::ParallelBlock)
+            .then_some(Block::Sequential);
+        let blocks = [Some(layouts.block), sequential].into_iter().flatten();
         for role in Role::ALL {
-            let is_needed = role.is_in_dense(place, layouts.mlp_type, layouts.qk_norm)
+            let is_in_dense = |block| {
+                let place = (block, layouts.norm_position);
+                role.is_in_dense(place, layouts.mlp_type, layouts.qk_norm)
+            };
+            let is_needed = blocks.clone().any(is_in_dense)
                 || role == Role::FfnRouter && self.mixture.is_some();
             if is_needed && self.tensors.get(role).is_none() {
                 return Err(FormatError::NoTensorName {

@@ -139,6 +139,7 @@ impl<'a> Metadata<'a> {
             norm_position: layouts.norm_position,
             mlp_type: layouts.mlp_type,
             rope_interleaved: layouts.rope_interleaved,
+            norm_offset: layouts.norm_offset,
             hidden_size,
             intermediate_size,
             num_layers,
@@ -150,7 +151,10 @@ impl<'a> Metadata<'a> {
             attention_bias: biased(BiasRule::Attention)?,
             attention_output_bias: biased(BiasRule::AttentionOutput)?,
             mlp_bias: biased(BiasRule::FeedForward)?,
+            norm_bias: biased(BiasRule::Norm)?,
+            head_bias: biased(BiasRule::Head)?,
             qk_norm,
+            qk_norm_after_rope: layouts.qk_norm_after_rope,
             norm_eps,
             rope_theta: rope.theta,
             rope_scaling: rope.scaling.map(serde_json::Value::Object),
@@ -294,24 +298,21 @@ impl<'a> Metadata<'a> {
 
     /// Whether the projections of a rule have biases: where a key of the family decides, the file's tensors do.
     fn is_biased(&self, rule: BiasRule, layers: u64) -> Result<bool> {
+        let present = &self.family.present;
         let presence_of = |rule| match rule {
-            BiasRule::Attention => &self.family.present.attention_bias,
-            BiasRule::AttentionOutput => &self.family.present.attention_output_bias,
-            _ => &self.family.present.mlp_bias,
+            BiasRule::Never | BiasRule::Router | BiasRule::RouterLogits => None,
+            BiasRule::Attention => Some(&present.attention_bias),
+            BiasRule::AttentionOutput => Some(&present.attention_output_bias),
+            BiasRule::FeedForward => Some(&present.mlp_bias),
+            BiasRule::Norm => Some(&present.norm_bias),
+            BiasRule::Head => Some(&present.head_bias),
         };
         let presence = presence_of(rule);
-        let one_key = |role: &Role| {
-            let rules = [
-                BiasRule::Attention,
-                BiasRule::AttentionOutput,
-                BiasRule::FeedForward,
-            ];
-            rules.contains(&role.bias()) && presence_of(role.bias()) == presence
-        };
+        let one_key = |role: &Role| presence_of(role.bias()) == presence;
         match presence {
-            Presence::Never => Ok(false),
-            Presence::Always => Ok(true),
-            Presence::Key { .. } => {
+            None | Some(Presence::Never) => Ok(false),
+            Some(Presence::Always) => Ok(true),
+            Some(Presence::Key { .. }) => {
                 let roles = Role::ALL.into_iter().filter(|role| one_key(role));
                 Ok(self.first_bias(roles, layers)?.is_some())
             }

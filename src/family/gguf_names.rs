@@ -54,6 +54,9 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
             "it normalises the input of attention, then the input of the feed-forward network",
         );
         refuse(a.norm_type != NormType::Rms, "its norms are RMS norms");
+        refuse(a.norm_offset, "its norms multiply by their weight");
+        refuse(a.norm_bias, "its norms have no biases");
+        refuse(a.head_bias, "its head has no bias");
         refuse(
             a.mlp_type != MlpType::Gated,
             "its feed-forward network is gated",

@@ -31,6 +31,8 @@ pub(super) enum Neutral {
     Parallel,
     /// Whether rotary pairs are neighbours.
     Interleaved,
+    /// Whether norms multiply by one plus their weight, as a boolean or as 0 and 1.
+    NormOffset,
     /// Whether norms are root mean squares.
     Rms,
     /// Whether q, k and v have biases.
@@ -172,7 +174,7 @@ meanings! {
     "it says which norm": [Rms] "rms_norm" "rmsnorm" "use_rms_norm" "use_rmsnorm" "mamba_rms_norm";
     "it says which norm": [Text("rms"), Text("rmsnorm"), Text("rms_norm"), Text("RMSNorm")]
         "norm_type" "normalization" "normalization_type" "norm_class";
-    "norms multiply by one plus their weight": [Bool(false), Number(0.0)]
+    "norms multiply by one plus their weight": [NormOffset]
         "norm_offset" "rms_norm_offset" "add_unit_offset" "norm_weight_offset" "zero_centered_gamma"
         "layernorm_zero_centered_gamma" "apply_layernorm_1p" "use_layernorm_1p";
     // ---- biases and ties

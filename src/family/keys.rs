@@ -151,6 +151,8 @@ fields! {
     MaxWindowLayers = "max_window_layers", Keys, Optional;
     /// The list of kinds of layers, `sliding_attention` and `full_attention`.
     LayerTypes = "layer_types", Keys, Optional;
+    /// Whether the block is the family's parallel one; where it is false, the block is sequential.
+    ParallelBlock = "parallel_block", Keys, Optional;
     PartialRotaryFactor = "partial_rotary_factor", Keys, Optional;
     ClipQkv = "clip_qkv", Keys, Optional;
     EmbeddingMultiplier = "embedding_multiplier", Keys, Optional;

@@ -41,6 +41,8 @@ pub(super) static EMBEDDED: &[(&str, &str)] = embedded!(
     "phi3",
     "glm",
     "glm4",
+    "starcoder2",
+    "jais2",
     "bam",
     "mixtral",
     "qwen2_moe",
@@ -159,6 +161,8 @@ mod tests {
             "phi3",
             "glm",
             "glm4",
+            "starcoder2",
+            "jais2",
         ];
         let mixtures = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
         assert_eq!(names, [&dense[..], &mixtures[..]].concat());

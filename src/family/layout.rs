@@ -50,13 +50,10 @@ pub(crate) trait Choice: Sized + Copy + 'static {
     }
 }
 
-/// The value of a layout, as configurations and messages say it.
+/// The value of a layout, as configurations say it.
 pub(crate) trait LayoutValue: Sized {
     /// Reads it from a configuration; the error says what was expected and found.
     fn read(value: &Value) -> Result<Self, Unexpected>;
-
-    /// In the words of a message.
-    fn words(self) -> String;
 }
 
 impl LayoutValue for bool {
@@ -65,15 +62,6 @@ impl LayoutValue for bool {
             expected: "true or false".to_owned(),
             found: kind(value),
         })
-    }
-
-    fn words(self) -> String {
-        let pairs = if self {
-            "neighbours"
-        } else {
-            "half a head apart"
-        };
-        pairs.to_owned()
     }
 }
 
@@ -104,10 +92,6 @@ macro_rules! choice {
             fn read(value: &Value) -> Result<Self, Unexpected> {
                 Self::parse(value)
             }
-
-            fn words(self) -> String {
-                self.to_string()
-            }
         }
     };
 }
@@ -119,10 +103,12 @@ choice! {
         Sequential = "sequential",
         /// `x + attention(h) + ffn(h)` with `h = norm(x)` (paper, section 3.1).
         Parallel = "parallel",
+        /// `x + attention(norm(x)) + ffn(norm(x))`, each with a norm of its own.
+        ParallelTwoNorms = "parallel_two_norms",
     }
 }
 choice! {
-    /// Which normalisation; both have a weight and no bias.
+    /// Which normalisation; both have a weight.
     NormType {
         /// Root mean square.
         Rms = "rms",
@@ -185,8 +171,18 @@ choice! {
     }
 }
 
+/// A value in the words of a message: its name, or one of two texts for false and true.
+macro_rules! words {
+    ($value:expr) => {
+        $value.to_string()
+    };
+    ($value:expr, $off:literal, $on:literal) => {
+        if $value { $on } else { $off }.to_owned()
+    };
+}
+
 macro_rules! layouts {
-    ($($(#[$about:meta])* $field:ident: $value:ty, $words:literal;)*) => {
+    ($($(#[$about:meta])* $field:ident: $value:ty, $neutral:expr, $what:literal $(, [$off:literal, $on:literal])?;)*) => {
         /// The layouts of a family or of a model, each a difference in meaning.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) struct Layouts { $($(#[$about])* pub(crate) $field: $value,)* }
@@ -205,8 +201,9 @@ macro_rules! layouts {
                 [$(LayoutRow {
                     key: stringify!($field),
                     value: json!(self.$field),
-                    what: $words,
-                    words: self.$field.words(),
+                    is_neutral: $neutral == Some(self.$field),
+                    what: $what,
+                    words: words!(self.$field $(, $off, $on)?),
                 }),*]
             }
 
@@ -229,27 +226,32 @@ macro_rules! layouts {
                 })
             }
 
-            /// All of them, where each is said; the error is the first that is not.
+            /// All of them, where each is said that must be; the error is the first that is not.
             pub(crate) fn complete(self) -> Result<Layouts, &'static str> {
-                Ok(Layouts { $($field: self.$field.ok_or(stringify!($field))?,)* })
+                Ok(Layouts { $($field: self.$field.or($neutral).ok_or(stringify!($field))?,)* })
             }
         }
     };
 }
 
+// Each with the value that a file need not say, if there is one.
 layouts! {
     /// How attention and feed-forward are joined.
-    block: Block, "block is";
+    block: Block, None, "block is";
     /// Which normalisation.
-    norm_type: NormType, "norm is";
+    norm_type: NormType, None, "norm is";
     /// Where a block normalises.
-    norm_position: NormPosition, "place of norms is";
+    norm_position: NormPosition, None, "place of norms is";
     /// The feed-forward network.
-    mlp_type: MlpType, "feed-forward network is";
+    mlp_type: MlpType, None, "feed-forward network is";
     /// Whether rotary pairs are neighbours (`2i`, `2i + 1`) rather than half a head apart.
-    rope_interleaved: bool, "rotary pairs are";
+    rope_interleaved: bool, None, "rotary pairs are", ["half a head apart", "neighbours"];
     /// Normalisation of queries and keys.
-    qk_norm: QkNorm, "norm of queries and keys is";
+    qk_norm: QkNorm, None, "norm of queries and keys is";
+    /// Whether norms multiply by one plus their weight; norms of queries and keys do, too.
+    norm_offset: bool, Some(false), "norms multiply", ["by their weight", "by one plus it"];
+    /// Whether queries and keys are normalised after their rotation.
+    qk_norm_after_rope: bool, Some(false), "norms of queries and keys come", ["before the rotation", "after it"];
 }
 
 /// One layout of a model.
@@ -259,6 +261,8 @@ pub(crate) struct LayoutRow {
     pub(crate) key: &'static str,
     /// Its value under that key.
     pub(crate) value: Value,
+    /// Whether a file need not say the value.
+    pub(crate) is_neutral: bool,
     /// The beginning of a sentence about it.
     pub(crate) what: &'static str,
     /// The end of that sentence.

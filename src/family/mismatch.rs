@@ -52,7 +52,9 @@ impl Architecture {
 
     /// A model that lacks nothing but its output embedding.
     fn no_head(&self, specs: &[TensorSpec], checkpoint: &Checkpoint) -> Option<Error> {
-        let head = specs.iter().find(|spec| spec.role == Role::Head)?;
+        let head = specs
+            .iter()
+            .find(|spec| spec.role == Role::Head && !spec.bias)?;
         let held = |spec: &&TensorSpec| checkpoint.tensors.contains_key(&spec.name);
         if held(&head) || specs.iter().filter(held).count() + 1 < specs.len() {
             return None;

@@ -17,6 +17,12 @@ pub(super) enum TypeFact {
         /// What its absence means.
         means: &'static str,
     },
+    /// A description must give this layout a value that is not neutral.
+    Layout {
+        layout: &'static str,
+        /// What the layout means for its models.
+        means: &'static str,
+    },
     /// No description can say what its models compute: the reason.
     Never(&'static str),
 }
@@ -58,12 +64,13 @@ const STATE_SPACE: TypeFact = TypeFact::Never(
 const CONVOLUTION: TypeFact =
     TypeFact::Never("some of its layers are convolutions, so attention experts are not defined");
 const NORM_OFFSET: TypeFact = TypeFact::Never("its norms multiply by one plus their weight");
-const NORM_BIAS: TypeFact = TypeFact::Never("its norms have biases");
 const FUSED: TypeFact = TypeFact::Never("one tensor holds the rows of several projections");
 const NO_ROTATION: TypeFact = TypeFact::Never("some of its layers do not rotate queries and keys");
 const LEARNED: TypeFact = TypeFact::Never("positions are learned or added to scores, not rotated");
-const NORM_AFTER: TypeFact =
-    TypeFact::Never("queries and keys are normalised after their rotation");
+const NORM_AFTER: TypeFact = TypeFact::Layout {
+    layout: "qk_norm_after_rope",
+    means: "queries and keys are normalised after their rotation",
+};
 const ROUTER: TypeFact =
     TypeFact::Never("its router is not a softmax over experts followed by the top k");
 const GATED_ATTENTION: TypeFact = TypeFact::Never("a gate multiplies the output of attention");
@@ -75,7 +82,10 @@ const NOT_DECODER: TypeFact = TypeFact::Never("it is no decoder that looks back 
 
 /// The table.
 const TYPES: &[(&[&str], TypeFact)] = &[
-    (&["code_llama", "flex_olmo"], TypeFact::Described),
+    (
+        &["code_llama", "flex_olmo", "gptj", "stablelm_epoch"],
+        TypeFact::Described,
+    ),
     (
         &["ministral"],
         TypeFact::AbsentKey {
@@ -183,25 +193,17 @@ const TYPES: &[(&[&str], TypeFact)] = &[
         NORM_OFFSET,
     ),
     (
-        &[
-            "phi",
-            "starcoder2",
-            "stablelm",
-            "jais2",
-            "persimmon",
-            "phimoe",
-            "codegen",
-            "gptj",
-            "stablelm_epoch",
-            "phi-msft",
-            "gpt_neox_japanese",
-        ],
-        NORM_BIAS,
+        &["phi", "stablelm"],
+        TypeFact::Never("it rotates a part of each head, also where no key says it"),
     ),
     (
         &[
             "phi4_multimodal",
             "gpt_neox",
+            "gpt_neox_japanese",
+            "persimmon",
+            "codegen",
+            "phi-msft",
             "falcon",
             "chatglm",
             "internlm2",
@@ -265,10 +267,13 @@ const TYPES: &[(&[&str], TypeFact)] = &[
         LEARNED,
     ),
     (
-        &["hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan", "nanochat"],
+        &["hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan"],
         NORM_AFTER,
     ),
-    (&["olmo"], TypeFact::Never("its norms have no weights")),
+    (
+        &["olmo", "nanochat"],
+        TypeFact::Never("its norms have no weights"),
+    ),
     (
         &["apertus", "apertus1p5_text"],
         TypeFact::Never("its activation has trained parameters"),
@@ -284,6 +289,7 @@ const TYPES: &[(&[&str], TypeFact)] = &[
     ),
     (
         &[
+            "phimoe",
             "dots1",
             "glm4_moe",
             "ernie4_5_moe",

@@ -12,7 +12,7 @@ use super::config_error::{ConfigError, ORIGINAL};
 use super::format::{Family, Presence, Refused};
 use super::keys::{Field, Key};
 use super::known::families;
-use super::layout::{Layouts, NormType, QkNorm, SaidLayouts};
+use super::layout::{Block, Layouts, NormType, QkNorm, SaidLayouts};
 use super::mixture::Mixture;
 use super::multipliers::Multipliers;
 use super::rope::{RopeContext, partial_rotary_factor, rope_theta};
@@ -39,7 +39,7 @@ impl Architecture {
         let family = Family::of(config)?;
         let is_embedded = families()?.iter().any(|known| Arc::ptr_eq(known, &family));
         if !is_embedded {
-            refuse_type(config)?;
+            refuse_type(config, &family)?;
         }
         let architecture = Self::read(config, &family)?;
         if !is_embedded {
@@ -53,7 +53,7 @@ impl Architecture {
 
     /// What `config` says in a family that is not one of the program's own.
     pub fn of_format(config: &Config, family: Family) -> Result<Self> {
-        refuse_type(config)?;
+        refuse_type(config, &family)?;
         let architecture = Self::read(config, &family)?;
         refuse_unsaid(config, &family, &architecture)?;
         Ok(Self {
@@ -113,6 +113,7 @@ impl Architecture {
             norm_position: layouts.norm_position,
             mlp_type: layouts.mlp_type,
             rope_interleaved: layouts.rope_interleaved,
+            norm_offset: layouts.norm_offset,
             hidden_size,
             intermediate_size: required(Field::IntermediateSize)?,
             num_layers,
@@ -126,7 +127,10 @@ impl Architecture {
             attention_bias: present(&family.present.attention_bias)?,
             attention_output_bias: present(&family.present.attention_output_bias)?,
             mlp_bias: present(&family.present.mlp_bias)?,
+            norm_bias: present(&family.present.norm_bias)?,
+            head_bias: present(&family.present.head_bias)?,
             qk_norm: layouts.qk_norm,
+            qk_norm_after_rope: layouts.qk_norm_after_rope,
             norm_eps: norm_eps(config, family, layouts.norm_type)?,
             rope_theta: rope_theta(config, family)?,
             rope_scaling: config.rope_scaling(&context)?,
@@ -230,6 +234,10 @@ fn layouts(config: &Config, family: &Family) -> Result<Layouts> {
     let mut layouts = family.layouts;
     if !is_present(config, &family.present.qk_norm)? {
         layouts.qk_norm = QkNorm::None;
+        layouts.qk_norm_after_rope = false;
+    }
+    if config.flag(&family.keys[Field::ParallelBlock])? == Some(false) {
+        layouts.block = Block::Sequential;
     }
     if family.says_layouts() {
         layouts = layouts.but(said_layouts(config)?);

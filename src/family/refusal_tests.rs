@@ -16,8 +16,7 @@ fn refused(config: &Config) -> String {
 #[test]
 fn wrong_values_are_refused_by_name() {
     let layout = refused(&small("bam", json!({"num_experts": 2, "block": "paralel"})));
-    let expected =
-        "key `block`: expected one of `sequential`, `parallel`, found the string \"paralel\"";
+    let expected = "key `block`: expected one of `sequential`, `parallel`, `parallel_two_norms`, found the string \"paralel\"";
     assert!(layout.contains(expected), "{layout}");
     for (changes, expected) in [
         (

@@ -72,6 +72,10 @@ pub(crate) enum BiasRule {
     AttentionOutput,
     /// `mlp_bias`.
     FeedForward,
+    /// `norm_bias`.
+    Norm,
+    /// `head_bias`.
+    Head,
     /// `router_bias`, of either meaning.
     Router,
     /// `router_bias` where it is added to the logits.
@@ -89,7 +93,7 @@ struct RoleFacts {
 
 macro_rules! roles {
     ($($(#[$about:meta])* $role:ident = $name:literal, $module:ident, $kind:ident, $shape:expr, $bias:ident;)*) => {
-        /// What a tensor is for; a projection's bias has the role of its weight.
+        /// What a tensor is for; a bias has the role of its weight.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Role { $($(#[$about])* $role,)* }
 
@@ -121,17 +125,17 @@ roles! {
     /// Input embedding `[vocab, hidden]`.
     Embedding = "embedding", Model, Table, Matrix(Vocabulary, Hidden), Never;
     /// Norm before the head `[hidden]`.
-    FinalNorm = "final_norm", Model, Norm, Vector(Hidden), Never;
+    FinalNorm = "final_norm", Model, Norm, Vector(Hidden), Norm;
     /// Output embedding `[vocab, hidden]`.
-    Head = "head", Model, Table, Matrix(Vocabulary, Hidden), Never;
+    Head = "head", Model, Table, Matrix(Vocabulary, Hidden), Head;
     /// Norm of the input of a block, or of its attention `[hidden]`.
-    InputNorm = "input_norm", Layer, Norm, Vector(Hidden), Never;
+    InputNorm = "input_norm", Layer, Norm, Vector(Hidden), Norm;
     /// The norm after attention: of the feed-forward's input, or with post-norms of attention's output `[hidden]`.
-    PostAttentionNorm = "post_attention_norm", Layer, Norm, Vector(Hidden), Never;
+    PostAttentionNorm = "post_attention_norm", Layer, Norm, Vector(Hidden), Norm;
     /// Norm of the feed-forward's input beside post-norms `[hidden]`.
-    PreFeedforwardNorm = "pre_feedforward_norm", Layer, Norm, Vector(Hidden), Never;
+    PreFeedforwardNorm = "pre_feedforward_norm", Layer, Norm, Vector(Hidden), Norm;
     /// Norm of the feed-forward's output `[hidden]`.
-    PostFeedforwardNorm = "post_feedforward_norm", Layer, Norm, Vector(Hidden), Never;
+    PostFeedforwardNorm = "post_feedforward_norm", Layer, Norm, Vector(Hidden), Norm;
     /// Query projection `[heads · head_dim, hidden]`.
     Q = "q", Attention, Projection, Matrix(Queries, Hidden), Attention;
     /// Key projection `[kv_heads · head_dim, hidden]`.
@@ -247,12 +251,12 @@ impl Role {
 
     /// The norms of a block, in the order in which it applies them.
     pub(crate) fn norms(block: Block, position: NormPosition) -> Vec<Self> {
-        let sequential = block == Block::Sequential;
+        let two_inputs = block != Block::Parallel;
         match position {
-            NormPosition::Pre if sequential => vec![Self::InputNorm, Self::PostAttentionNorm],
+            NormPosition::Pre if two_inputs => vec![Self::InputNorm, Self::PostAttentionNorm],
             NormPosition::Pre => vec![Self::InputNorm],
             NormPosition::Post => vec![Self::PostAttentionNorm, Self::PostFeedforwardNorm],
-            NormPosition::Sandwich if sequential => {
+            NormPosition::Sandwich if two_inputs => {
                 vec![
                     Self::InputNorm,
                     Self::PostAttentionNorm,

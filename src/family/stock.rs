@@ -143,15 +143,10 @@ fn reasons(dense: &Architecture, mixture: &Mixture, family: &Family, keys: &Keys
         dense.qk_norm != held,
         format!("it has {}, the model {}", norm(held), norm(dense.qk_norm)),
     );
-    let what = [
-        "biases of q, k and v",
-        "a bias of the output projection",
-        "biases of the feed-forward network",
-    ];
-    for (what, (presence, there)) in what.into_iter().zip(biases(family, dense)) {
+    for bias in biases(family, dense) {
         refuse(
-            there && *presence == Presence::Never,
-            format!("it has no place for {what}"),
+            bias.there && *bias.presence == Presence::Never,
+            format!("it has no place for {}", bias.what),
         );
     }
     refuse(
@@ -251,7 +246,7 @@ fn fitted(
             *default
                 || flags
                     .iter()
-                    .any(|(other, there)| *there && *other == presence)
+                    .any(|bias| bias.there && bias.presence == presence)
         }
     };
     let soft = mixture.num_experts_per_tok == mixture.num_experts;
@@ -288,6 +283,8 @@ fn fitted(
         attention_bias: there(&family.present.attention_bias),
         attention_output_bias: there(&family.present.attention_output_bias),
         mlp_bias: there(&family.present.mlp_bias),
+        norm_bias: there(&family.present.norm_bias),
+        head_bias: there(&family.present.head_bias),
         intermediate_size: if width_is_dense {
             mixture.moe_intermediate_size
         } else {

@@ -69,9 +69,10 @@ impl Architecture {
 
         list.layer = None;
         list.push(Role::FinalNorm)?;
-        if !self.tie_word_embeddings {
-            list.push(Role::Head)?;
-        }
+        let head = list.of_role(Role::Head)?;
+        // A tied head may have a bias of its own.
+        list.specs
+            .extend(head.skip(usize::from(self.tie_word_embeddings)));
         Ok(list.specs)
     }
 
@@ -120,6 +121,8 @@ impl Architecture {
             BiasRule::Attention => self.attention_bias,
             BiasRule::AttentionOutput => self.attention_output_bias,
             BiasRule::FeedForward => self.mlp_bias,
+            BiasRule::Norm => self.norm_bias,
+            BiasRule::Head => self.head_bias,
             BiasRule::Router => router_bias != RouterBias::None,
             BiasRule::RouterLogits => router_bias == RouterBias::Logits,
         }
@@ -219,8 +222,14 @@ impl List<'_> {
         roles.iter().try_for_each(|role| self.push(*role))
     }
 
-    /// The weight of a role, and its bias where it has one.
     fn push(&mut self, role: Role) -> Result<()> {
+        let specs = self.of_role(role)?;
+        self.specs.extend(specs);
+        Ok(())
+    }
+
+    /// The weight of a role, and its bias where it has one.
+    fn of_role(&self, role: Role) -> Result<impl Iterator<Item = TensorSpec> + use<>> {
         let weight = TensorSpec {
             name: self.name(role)?,
             shape: self.architecture.shape(role, self.expert.is_some()),
@@ -235,9 +244,7 @@ impl List<'_> {
             bias: true,
             ..weight
         });
-        self.specs.push(weight);
-        self.specs.extend(bias);
-        Ok(())
+        Ok([Some(weight), bias].into_iter().flatten())
     }
 
     fn name(&self, role: Role) -> Result<String> {

@@ -54,8 +54,8 @@ pub(super) fn refuse_unsaid(config: &Config, family: &Family, read: &Architectur
     Ok(())
 }
 
-/// Refuses a `model_type` whose models no description can say, or whose absent keys have a meaning.
-pub(super) fn refuse_type(config: &Config) -> Result<()> {
+/// Refuses a `model_type` whose models no description can say, or whose meaning `family`, brought by a user, does not say.
+pub(super) fn refuse_type(config: &Config, family: &Family) -> Result<()> {
     let (model_type, class) = names(config)?;
     let (key, fact) = match (model_type, class) {
         (Some(model_type), _) => ("model_type", TypeFact::of(model_type)),
@@ -66,6 +66,20 @@ pub(super) fn refuse_type(config: &Config) -> Result<()> {
         None | Some(TypeFact::Described) => Ok(()),
         Some(TypeFact::Never(because)) => {
             Err(ConfigError::not_computed(&config.path, key, model_type, because).into())
+        }
+        Some(TypeFact::Layout { layout, means }) => {
+            let rows = family.layouts.rows();
+            if rows.iter().any(|row| row.key == layout && !row.is_neutral) {
+                return Ok(());
+            }
+            Err(ConfigError::UnsaidLayout {
+                path: config.path.clone(),
+                key,
+                layout,
+                model_type: model_type.into(),
+                means: means.into(),
+            }
+            .into())
         }
         Some(TypeFact::AbsentKey { key, null, means }) => {
             let is_there = match config.find([key])? {
@@ -186,7 +200,10 @@ impl Check<'_> {
             Neutral::As(field) => self.is_as_read(*field, value),
             Neutral::HeadDim => number(read.head_dim as f64),
             Neutral::HeadScale => number((read.head_dim as f64).sqrt().recip()),
-            Neutral::Parallel => flag(read.block == Block::Parallel),
+            Neutral::Parallel => flag(read.block != Block::Sequential),
+            Neutral::NormOffset => {
+                flag(read.norm_offset) || number(f64::from(u8::from(read.norm_offset)))
+            }
             Neutral::Interleaved => flag(read.rope_interleaved),
             Neutral::Rms => flag(read.norm_type == NormType::Rms),
             Neutral::Biased => flag(read.attention_bias),

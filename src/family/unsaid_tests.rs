@@ -135,6 +135,12 @@ fn keys_with_a_meaning_must_be_said_unless_neutral() {
             "joins attention",
         ),
         ("tie_embeddings", json!(false), json!(true), "ties the head"),
+        (
+            "zero_centered_gamma",
+            json!(false),
+            json!(true),
+            "one plus their weight",
+        ),
         ("n_layer", json!(2), json!(3), "number of layers"),
         ("num_local_experts", json!(0), json!(8), "adds experts"),
         (
@@ -262,6 +268,7 @@ fn types_with_a_meaning_of_their_own_are_refused() {
         ("gemma3_text", json!({}), "one plus their weight"),
         ("gemma3", json!({}), "`text_config`"),
         ("hunyuan_v1_dense", json!({}), "after their rotation"),
+        ("nanochat", json!({}), "norms have no weights"),
         ("cohere2", json!({}), "do not rotate"),
         ("olmo3", json!({}), "layers with a window"),
         ("falcon", json!({}), "several projections"),
@@ -280,6 +287,8 @@ fn types_with_a_meaning_of_their_own_are_refused() {
         json!({"no_rope_layers": [1, 1], "no_rope_layer_interval": 4, "use_sliding_window": false}),
     );
     read(&rotating, "").unwrap();
+    let hunyuan = small("hunyuan_v1_moe", json!({}));
+    read(&hunyuan, "qk_norm_after_rope: true").unwrap();
 }
 
 #[test]

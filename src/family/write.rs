@@ -10,6 +10,7 @@ use super::config::Config;
 use super::config_error::ORIGINAL;
 use super::format::{Family, Presence};
 use super::keys::{Field, Section};
+use super::layout::Block;
 use super::mixture::weight_of_mean;
 use super::spelling::{both_spellings, same_value};
 use crate::Result;
@@ -164,6 +165,7 @@ impl<'a> ConfigWriter<'a> {
             Field::SlidingWindow => json!(of.sliding_window),
             Field::UseSlidingWindow => json!(of.sliding_window.is_some()),
             Field::LayerTypes => json!(self.layer_types()),
+            Field::ParallelBlock => json!(of.block != Block::Sequential),
             // Said otherwise: by the kinds of layers, and in rope_parameters.
             Field::MaxWindowLayers | Field::PartialRotaryFactor => Value::Null,
             Field::ClipQkv => json!(of.clip_qkv),
@@ -207,10 +209,10 @@ impl<'a> ConfigWriter<'a> {
         }
     }
 
-    /// Says those layouts whose keys are `wanted`.
+    /// Says those layouts whose keys are `wanted`; a neutral one only in place of another value.
     pub(super) fn layouts(&mut self, wanted: impl Fn(&str) -> bool) {
         for row in self.of.layouts().rows() {
-            if wanted(row.key) {
+            if wanted(row.key) && (!row.is_neutral || self.contains(row.key)) {
                 self.put(row.key, row.value);
             }
         }
@@ -218,11 +220,12 @@ impl<'a> ConfigWriter<'a> {
 
     /// Says which biases there are, where the family has keys for that.
     pub(super) fn biases(&mut self) {
-        for (presence, there) in biases(self.family, self.of) {
-            if let Presence::Key { names, .. } = presence
+        for bias in biases(self.family, self.of) {
+            if let Presence::Key { names, .. } = bias.presence
                 && let Some(name) = names.first()
+                && (bias.there || bias.always_said || self.contains(name))
             {
-                self.put(name, json!(there));
+                self.put(name, json!(bias.there));
             }
         }
     }
@@ -328,14 +331,53 @@ fn query_scalar(scale: f64) -> Value {
     }
 }
 
-/// Biases of q, k and v, of the output projection, and of the feed-forward network: when the family has them, and whether the
-/// architecture does.
-pub(super) fn biases<'a>(family: &'a Family, of: &Architecture) -> [(&'a Presence, bool); 3] {
+/// Biases that some families have and others lack.
+pub(super) struct OptionalBias<'a> {
+    /// What they are, in the words of a message.
+    pub(super) what: &'static str,
+    /// When the family has them.
+    pub(super) presence: &'a Presence,
+    /// Whether the architecture has them.
+    pub(super) there: bool,
+    /// Whether configurations say that they are absent, too.
+    always_said: bool,
+}
+
+/// The optional biases of a family, and which of them the architecture has.
+pub(super) fn biases<'a>(family: &'a Family, of: &Architecture) -> [OptionalBias<'a>; 5] {
     let present = &family.present;
+    let bias = |what, presence, there, always_said| OptionalBias {
+        what,
+        presence,
+        there,
+        always_said,
+    };
     [
-        (&present.attention_bias, of.attention_bias),
-        (&present.attention_output_bias, of.attention_output_bias),
-        (&present.mlp_bias, of.mlp_bias),
+        bias(
+            "biases of q, k and v",
+            &present.attention_bias,
+            of.attention_bias,
+            true,
+        ),
+        bias(
+            "a bias of the output projection",
+            &present.attention_output_bias,
+            of.attention_output_bias,
+            true,
+        ),
+        bias(
+            "biases of the feed-forward network",
+            &present.mlp_bias,
+            of.mlp_bias,
+            true,
+        ),
+        bias("biases of norms", &present.norm_bias, of.norm_bias, false),
+        bias(
+            "a bias of the head",
+            &present.head_bias,
+            of.head_bias,
+            false,
+        ),
     ]
 }
 

@@ -64,11 +64,13 @@ impl Block {
         let h = norm(&self.before_attention, x)?;
         let attended = operations.attention(&self.attention, &h.output, pass, cache)?;
         let after_attention = norm(&self.after_attention, &attended.output)?;
+        let input = x;
         let attended_part = self.multiplied(operations, &after_attention.output)?;
-        let x = operations.add(x, &attended_part)?;
+        let x = operations.add(input, &attended_part)?;
 
         let fed_input = match self.layout {
             Layout::Sequential => norm(&self.before_feed_forward, &x)?,
+            Layout::ParallelTwoNorms => norm(&self.before_feed_forward, input)?,
             Layout::Parallel => Computed {
                 output: h.output,
                 record: None,
@@ -123,12 +125,12 @@ impl Block {
         let grad_fed = backward(record.after_feed_forward, &grad_fed_part, None)?;
         let feed_forward = Some(record.feed_forward);
         let (grad_x, grad_h) = match (self.layout, record.before_feed_forward) {
-            (Layout::Sequential, Some(norm)) => {
+            (Layout::Sequential | Layout::ParallelTwoNorms, Some(norm)) => {
                 let grad_normed = backward(feed_forward, &grad_fed, None)?;
                 let grad_x = backward(Some(norm), &grad_normed, Some(grad_output.clone()))?;
                 (grad_x, None)
             }
-            (Layout::Sequential, None) => {
+            (Layout::Sequential | Layout::ParallelTwoNorms, None) => {
                 let grad_x = backward(feed_forward, &grad_fed, Some(grad_output.clone()))?;
                 (grad_x, None)
             }
@@ -137,11 +139,16 @@ impl Block {
                 (grad_output.clone(), Some(grad_h))
             }
         };
+        // Side by side, attention's output goes straight to the layer's.
+        let grad_attended = match self.layout {
+            Layout::Sequential => &grad_x,
+            Layout::Parallel | Layout::ParallelTwoNorms => grad_output,
+        };
 
         if input_gradient == InputGradient::NotNeeded && !self.trains_attention() {
             return Ok(None);
         }
-        let grad_attended_part = self.multiplied(operations, &grad_x)?;
+        let grad_attended_part = self.multiplied(operations, grad_attended)?;
         let grad_attended = backward(record.after_attention, &grad_attended_part, None)?;
         let attention = Some(record.attention);
         let grad_x = match record.before_attention {

@@ -40,7 +40,7 @@ impl Builder<'_> {
 
     fn block(&self, layer: u64, window: Option<usize>, activation: Activation) -> Result<Block> {
         let position = self.architecture.norm_position;
-        let sequential = self.architecture.block == Layout::Sequential;
+        let two_inputs = self.architecture.block != Layout::Parallel;
         let (before, after) = (
             position != NormPosition::Post,
             position != NormPosition::Pre,
@@ -62,7 +62,7 @@ impl Builder<'_> {
             residual_multiplier: self.architecture.multipliers.residual_multiplier,
             before_attention: norm(before, Role::InputNorm)?,
             after_attention: norm(after, Role::PostAttentionNorm)?,
-            before_feed_forward: norm(before && sequential, before_feed_forward)?,
+            before_feed_forward: norm(before && two_inputs, before_feed_forward)?,
             after_feed_forward: norm(after, Role::PostFeedforwardNorm)?,
             attention: self.attention(layer, window)?,
             feed_forward: self.feed_forward(layer, activation)?,
@@ -88,8 +88,7 @@ impl Builder<'_> {
                 QkNorm::HeadDim | QkNorm::Full => NormType::Rms,
                 QkNorm::PerHead => NormType::Layer,
             };
-            self.norm_of(kind, self.value(role, Some(place.0), place.1)?)
-                .map(Some)
+            self.norm_of(kind, role, Some(place.0), place.1).map(Some)
         };
         let heads = places.iter().map(|place| {
             let (q, o) = (self.linear(Role::Q, *place)?, self.linear(Role::O, *place)?);
@@ -134,6 +133,7 @@ impl Builder<'_> {
             clip: a.clip_qkv,
             scale: a.multipliers.attention_multiplier,
             soft_cap: a.multipliers.attn_logit_softcapping,
+            norm_after_rotation: a.qk_norm_after_rope,
         })
     }
 
@@ -229,14 +229,9 @@ impl Builder<'_> {
     }
 
     fn linear(&self, role: Role, place: Place) -> Result<Linear> {
-        let bias = self
-            .params
-            .at(role, true, Some(place.0), place.1)
-            .map(plain)
-            .transpose()?;
         Ok(Linear {
             weight: self.matrix(role, place)?,
-            bias,
+            bias: self.bias(role, Some(place.0), place.1)?,
         })
     }
 
@@ -245,26 +240,39 @@ impl Builder<'_> {
     }
 
     fn norm(&self, role: Role, (layer, expert): Place) -> Result<Norm> {
-        self.norm_of(
-            self.architecture.norm_type,
-            self.value(role, Some(layer), expert)?,
-        )
+        self.norm_of(self.architecture.norm_type, role, Some(layer), expert)
     }
 
     /// The norm before the head.
     pub(super) fn final_norm(&self) -> Result<Norm> {
-        self.norm_of(
-            self.architecture.norm_type,
-            self.value(Role::FinalNorm, None, None)?,
-        )
+        self.norm_of(self.architecture.norm_type, Role::FinalNorm, None, None)
     }
 
-    fn norm_of(&self, kind: NormType, value: &Value) -> Result<Norm> {
+    fn norm_of(
+        &self,
+        kind: NormType,
+        role: Role,
+        layer: Option<u64>,
+        expert: Option<u64>,
+    ) -> Result<Norm> {
         Ok(Norm {
             kind,
-            weight: plain(value)?,
+            weight: plain(self.value(role, layer, expert)?)?,
+            bias: self.bias(role, layer, expert)?,
+            offset: self.architecture.norm_offset,
             eps: self.architecture.norm_eps,
         })
+    }
+
+    /// The bias beside the weight of a role, where it has one.
+    fn bias(
+        &self,
+        role: Role,
+        layer: Option<u64>,
+        expert: Option<u64>,
+    ) -> Result<Option<candle_core::Tensor>> {
+        let bias = self.params.at(role, true, layer, expert);
+        bias.map(plain).transpose()
     }
 
     /// The input embedding, and the output embedding, which is the same where they are tied.
@@ -284,6 +292,7 @@ impl Builder<'_> {
         let soft_cap = multipliers.final_logit_softcapping;
         let head = Head {
             weight,
+            bias: self.bias(Role::Head, None, None)?,
             scale,
             soft_cap,
         };

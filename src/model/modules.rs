@@ -75,25 +75,31 @@ impl Linear {
 #[derive(Debug, Clone)]
 pub(super) struct Head {
     pub(super) weight: Matrix,
-    /// Factor on the logits.
+    /// `[vocab]`.
+    pub(super) bias: Option<Tensor>,
+    /// Factor on the logits, the bias included.
     pub(super) scale: Option<f64>,
     /// Bound of the logits after it: `c · tanh(logit / c)`.
     pub(super) soft_cap: Option<f64>,
 }
 
-/// Root-mean-square or layer norm over the last dimension, without a bias.
+/// Root-mean-square or layer norm over the last dimension.
 ///
 /// The weight is `[size]`, or `[heads, size]` where each head has its own. Statistics are in float32 at least.
 #[derive(Debug, Clone)]
 pub(super) struct Norm {
     pub(super) kind: NormType,
     pub(super) weight: Tensor,
+    /// In the shape of the weight.
+    pub(super) bias: Option<Tensor>,
+    /// Whether the norm multiplies by one plus its weight.
+    pub(super) offset: bool,
     pub(super) eps: f64,
 }
 
 impl Norm {
     pub(super) fn is_trained(&self) -> bool {
-        self.weight.is_variable()
+        self.weight.is_variable() || self.bias.as_ref().is_some_and(Tensor::is_variable)
     }
 }
 
@@ -171,6 +177,8 @@ pub(super) struct Attention {
     pub(super) scale: Option<f64>,
     /// Bound of the scores after it: `c · tanh(score / c)`.
     pub(super) soft_cap: Option<f64>,
+    /// Whether queries and keys are normalised after their rotation.
+    pub(super) norm_after_rotation: bool,
 }
 
 impl Attention {

@@ -17,15 +17,25 @@ use crate::family::{
     Architecture, Config, Role, TensorSpec, both_spellings, expert_names, say_dtype,
 };
 
-/// How a fresh tensor starts: weights from N(0, std²), norms at 1, biases at 0, adapters as the identity.
-pub fn fresh(spec: &TensorSpec, std: f64, seed: u64) -> Expression {
-    let norm = spec.role.is_norm();
+/// How a fresh tensor of a model starts: weights from N(0, std²) with the model's standard deviation, norms with the factor 1,
+/// biases at 0, adapters as the identity.
+pub fn fresh(spec: &TensorSpec, of: &Architecture, seed: u64) -> Expression {
     match (spec.bias, spec.role) {
         (true, _) => Expression::Constant { value: 0.0 },
         (false, Role::AttentionAdapter | Role::FfnAdapter) => Expression::Identity,
-        (false, _) if norm => Expression::Constant { value: 1.0 },
-        (false, _) => Expression::Normal { std, seed },
+        (false, role) if role.is_norm() => Expression::Constant {
+            value: norm_of_one(of),
+        },
+        (false, _) => Expression::Normal {
+            std: of.initializer_range,
+            seed,
+        },
     }
+}
+
+/// The weight with which norms multiply by 1.
+fn norm_of_one(of: &Architecture) -> f64 {
+    if of.norm_offset { 0.0 } else { 1.0 }
 }
 
 /// Plans the checkpoint that the configuration at `path` (a file, or a folder with a tokenizer) describes.
@@ -43,7 +53,7 @@ pub fn plan(
     architecture.dtype = Some(dtype);
     let std = architecture.initializer_range;
     let tensors = architecture.tensors()?.into_iter().map(|spec| {
-        let expression = fresh(&spec, std, seed);
+        let expression = fresh(&spec, &architecture, seed);
         PlannedTensor::new(spec.name, dtype, spec.shape, expression)
     });
     let tensors = as_stored(&architecture, tensors.collect())?;
@@ -81,7 +91,8 @@ pub fn plan(
         title: "Randomly initialised model",
         about: format!(
             "Random weights, not trained: drawn from a normal distribution with a standard deviation of {std}. \
-             Norms are 1 and biases are 0."
+             Norms are {} and biases are 0.",
+            norm_of_one(&architecture)
         ),
         tags: if architecture.mixture.is_some() {
             &["moe"]

@@ -281,8 +281,7 @@ impl Work<'_> {
 
     /// A tensor that no model has, or of a freshly initialised expert: as the family's own models start.
     fn fresh(&self, spec: &TensorSpec) -> Expression {
-        let std = self.models[0].architecture.initializer_range;
-        super::init::fresh(spec, std, self.settings.rng_seed)
+        super::init::fresh(spec, &self.models[0].architecture, self.settings.rng_seed)
     }
 }
 

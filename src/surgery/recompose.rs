@@ -157,7 +157,7 @@ impl Taken<'_> {
             Part::Of { mixture, expert } => models[mixture].copy(spec, Some(expert)),
             Part::New { .. } | Part::Replaced { .. } if spec.role.only_in_mixtures() => Ok((
                 self.models[0].main_dtype(),
-                init::fresh(spec, self.models[0].architecture.initializer_range, 0),
+                init::fresh(spec, &self.models[0].architecture, 0),
             )),
             Part::New { model } | Part::Replaced { model, .. } => models[model].copy(spec, None),
             Part::Public => {

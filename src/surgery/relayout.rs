@@ -156,8 +156,7 @@ impl Stored {
                 Some(found) => found,
                 None => (
                     usual,
-                    neutral(spec, false, architecture)
-                        .unwrap_or_else(|| fresh(spec, wanted.initializer_range, 0)),
+                    neutral(spec, false, architecture).unwrap_or_else(|| fresh(spec, wanted, 0)),
                 ),
             };
             tensors.push(PlannedTensor::new(

@@ -34,9 +34,9 @@ pub const PAPER_CONTEXT: u64 = 256;
 pub enum Component {
     /// Input embedding.
     InputEmbedding,
-    /// Output embedding; nothing where it is tied to the input's.
+    /// Output embedding, its bias included; no matrix where it is tied to the input's.
     OutputEmbedding,
-    /// Norms of the blocks.
+    /// Norms of the blocks, their biases included.
     Norms,
     /// Norm before the head.
     FinalNorm,
@@ -185,10 +185,11 @@ impl Report {
         } else {
             a.vocab_size * d
         };
+        let head_bias = if a.head_bias { a.vocab_size } else { 0 };
         let mut parameters = vec![
             once(Component::InputEmbedding, a.vocab_size * d),
-            once(Component::OutputEmbedding, output),
-            once(Component::FinalNorm, d),
+            once(Component::OutputEmbedding, output + head_bias),
+            once(Component::FinalNorm, norm_size(a)),
         ];
         for kind in &layer_kinds {
             let layers = kind.layers.len() as u64;
@@ -354,6 +355,11 @@ fn ffn_inputs(a: &Architecture) -> u64 {
     }
 }
 
+/// Parameters of a norm of hidden states.
+fn norm_size(a: &Architecture) -> u64 {
+    a.hidden_size * (1 + u64::from(a.norm_bias))
+}
+
 fn layer_parameters(
     a: &Architecture,
     attention_experts: bool,
@@ -371,7 +377,7 @@ fn layer_parameters(
         active: each * routed + always,
     };
     let if_present = |present: bool, count: u64| if present { count } else { 0 };
-    let norms = Role::norms(a.block, a.norm_position).len() as u64 * d;
+    let norms = Role::norms(a.block, a.norm_position).len() as u64 * norm_size(a);
     let (q_bias, kv_bias) = (
         if_present(a.attention_bias, q),
         if_present(a.attention_bias, 2 * kv * copies),

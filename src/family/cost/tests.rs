@@ -396,14 +396,14 @@ prop_compose! {
     fn architectures()(
         hidden_size in 1u64..40, intermediate_size in 1u64..40, kv in 1u64..4, group in 1u64..4, head_dim in 1u64..9,
         vocab_size in 1u64..50, tie_word_embeddings: bool, attention_bias: bool, attention_output_bias: bool,
-        mlp_bias: bool, qk in 0usize..4, block in 0usize..2, position in 0usize..3, plain: bool,
+        mlp_bias: bool, norm_bias: bool, head_bias: bool, qk in 0usize..4, block in 0usize..3, position in 0usize..3, plain: bool,
         mixture in mixtures(), base in Just(base()),
     ) -> Architecture {
         Architecture {
             hidden_size, intermediate_size, num_kv_heads: kv, num_heads: kv * group, head_dim, vocab_size,
-            tie_word_embeddings, attention_bias, attention_output_bias, mlp_bias,
+            tie_word_embeddings, attention_bias, attention_output_bias, mlp_bias, norm_bias, head_bias,
             qk_norm: [QkNorm::None, QkNorm::HeadDim, QkNorm::PerHead, QkNorm::Full][qk],
-            block: [Block::Sequential, Block::Parallel][block],
+            block: [Block::Sequential, Block::Parallel, Block::ParallelTwoNorms][block],
             norm_type: NormType::Layer,
             norm_position: [NormPosition::Pre, NormPosition::Post, NormPosition::Sandwich][position],
             mlp_type: if plain { MlpType::Plain } else { MlpType::Gated },

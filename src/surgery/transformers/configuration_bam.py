@@ -8,7 +8,7 @@ import transformers
 from transformers import PretrainedConfig
 
 CHOICES = {
-    "block": ("sequential", "parallel"),
+    "block": ("sequential", "parallel", "parallel_two_norms"),
     "norm_type": ("rms", "layer"),
     "norm_position": ("pre", "post", "sandwich"),
     "mlp_type": ("gated", "plain"),
@@ -20,18 +20,23 @@ CHOICES = {
 class BamConfig(PretrainedConfig):
     """The seed's own keys, and those that make it a mixture.
 
-    block: `sequential` (attention, then feed-forward) or `parallel` (both read the same normalised input; paper §3.1).
-    norm_type, norm_position: `rms` or `layer` (both without bias); `pre`, `post` or `sandwich`.
+    block: `sequential` (attention, then feed-forward), `parallel` (both read the same normalised input; paper §3.1) or
+        `parallel_two_norms` (both read the same input, each through a norm of its own; GPT-NeoX).
+    norm_type, norm_position: `rms` or `layer`; `pre`, `post` or `sandwich`.
+    norm_offset: norms multiply by one plus their weight; norms of queries and keys do, too (Gemma).
+    norm_bias: every norm has a bias, but no norm of queries and keys has one.
     mlp_type: `gated` (gate, up, down) or `plain` (up, down).
     rope_interleaved: rotary pairs are neighbours (Cohere) instead of the two halves of a head (Llama).
     qk_norm: `none`, `head_dim` (one RMS norm for all heads, Qwen3), `per_head` (a layer norm a head, Cohere) or `full` (an
         RMS norm over all heads together, OLMoE).
+    qk_norm_after_rope: queries and keys are normalised after their rotation (Hunyuan).
     clip_qkv: largest magnitude of queries, keys and values (OLMoE).
     embedding_multiplier, residual_multiplier: factors on the embeddings, and on what a sublayer adds to the residual stream.
     attention_multiplier: factor on attention scores instead of `head_dim ** -0.5`.
     logits_divisor: divides the logits.
     attn_logit_softcapping, final_logit_softcapping: bounds `c` of attention scores and logits, `c * tanh(score / c)`.
-    attention_bias, attention_output_bias, mlp_bias: whether q/k/v, o and the feed-forward have one.
+    attention_bias, attention_output_bias, mlp_bias, head_bias: whether q/k/v, o, the feed-forward and the output embedding have
+        one.
     router_bias: `True`, a bias in the logits of all routers; `"choice"`, one of feed-forward routers that counts in the
         choice of experts alone, and has no gradient.
     num_experts, num_attention_experts: experts of each kind, the seed counted.
@@ -83,9 +88,13 @@ class BamConfig(PretrainedConfig):
         norm_position="pre",
         mlp_type="gated",
         qk_norm="none",
+        norm_offset=False,
+        norm_bias=False,
+        qk_norm_after_rope=False,
         attention_bias=False,
         attention_output_bias=False,
         mlp_bias=False,
+        head_bias=False,
         router_bias=False,
         attention_dropout=0.0,
         initializer_range=0.02,
@@ -139,6 +148,7 @@ class BamConfig(PretrainedConfig):
         self.attention_bias = attention_bias
         self.attention_output_bias = attention_output_bias
         self.mlp_bias = mlp_bias
+        self.head_bias = head_bias
         self.router_bias = router_bias
         self.attention_dropout = attention_dropout
         self.initializer_range = initializer_range
@@ -149,6 +159,9 @@ class BamConfig(PretrainedConfig):
         self.norm_position = norm_position
         self.mlp_type = mlp_type
         self.qk_norm = qk_norm
+        self.norm_offset = norm_offset
+        self.norm_bias = norm_bias
+        self.qk_norm_after_rope = qk_norm_after_rope
         self.rope_interleaved = rope_interleaved
         self.attention_kv = attention_kv
         if router_bias not in (None, False, True, "choice"):

@@ -29,22 +29,24 @@ CACHE = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "
 
 
 class BamNorm(nn.Module):
-    """RMS or layer norm over the last axis, computed in f32, with a weight and no bias."""
+    """RMS or layer norm over the last axis, computed in f32, with a weight or one plus it, and a bias where there is one."""
 
-    def __init__(self, shape, eps, kind):
+    def __init__(self, config, shape, kind, bias=False):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(shape))
-        self.eps = eps
-        self.kind = kind
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(shape)) if bias else None
+        self.eps, self.kind, self.offset = config.norm_eps, kind, config.norm_offset
 
     def forward(self, x):
         wide = x.float()
         if self.kind == "layer":
             wide = wide - wide.mean(-1, keepdim=True)
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        if self.kind == "layer":  # where the rounding falls is the family's habit: Cohere's here, Llama's below
-            return (self.weight.float() * wide).to(x.dtype)
-        return self.weight * wide.to(x.dtype)
+        if self.kind == "rms" and not self.offset:  # where the rounding falls is the family's habit: Llama's here
+            y = self.weight * wide.to(x.dtype)
+            return y if self.bias is None else y + self.bias
+        y = (self.weight.float() + 1 if self.offset else self.weight.float()) * wide
+        return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
 
 
 def rotary_angles(config, position_ids):
@@ -155,6 +157,7 @@ class BamHeads(nn.Module):
         super().__init__()
         d, self.head_dim = config.hidden_size, config.head_dim
         self.clip, self.norm_of_all_heads = config.clip_qkv, config.qk_norm == "full"
+        self.norm_after_rotation = config.qk_norm_after_rope
         self.q_norm = self.k_norm = self.adapter = None
         if queries:
             width = config.num_attention_heads * config.head_dim
@@ -170,19 +173,27 @@ class BamHeads(nn.Module):
             self.adapter = BamAdapter(d)
 
     def queries(self, x, angles, interleaved):
-        return rotate(self.by_head(self.q_proj(x), self.q_norm), angles, interleaved)
+        return self.rotated(self.q_proj(x), self.q_norm, angles, interleaved)
 
     def keys_values(self, x, angles, interleaved):
-        return rotate(self.by_head(self.k_proj(x), self.k_norm), angles, interleaved), self.by_head(self.v_proj(x))
+        return self.rotated(self.k_proj(x), self.k_norm, angles, interleaved), self.by_head(self.v_proj(x))
+
+    def rotated(self, x, norm, angles, interleaved):
+        """Queries or keys by head, normed before or after their rotation."""
+        if self.norm_after_rotation and norm is not None:
+            return self.normed(rotate(self.by_head(x), angles, interleaved).flatten(-2), norm)
+        return rotate(self.by_head(x, norm), angles, interleaved)
 
     def by_head(self, x, norm=None):
         """A projection as `[b, s, heads, head_dim]`, normed and clipped where the seed does so."""
+        x = self.normed(x, norm)
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
+
+    def normed(self, x, norm):
         heads = (-1, self.head_dim)
         if norm is None:
-            x = x.unflatten(-1, heads)
-        else:
-            x = norm(x).unflatten(-1, heads) if self.norm_of_all_heads else norm(x.unflatten(-1, heads))
-        return x if self.clip is None else x.clamp(-self.clip, self.clip)
+            return x.unflatten(-1, heads)
+        return norm(x).unflatten(-1, heads) if self.norm_of_all_heads else norm(x.unflatten(-1, heads))
 
     def output(self, heads):
         y = self.o_proj(heads)
@@ -194,10 +205,10 @@ def head_norm(config, heads):
     if config.qk_norm == "none":
         return None
     if config.qk_norm == "head_dim":
-        return BamNorm(config.head_dim, config.norm_eps, "rms")
+        return BamNorm(config, config.head_dim, "rms")
     if config.qk_norm == "full":
-        return BamNorm(heads * config.head_dim, config.norm_eps, "rms")
-    return BamNorm((heads, config.head_dim), config.norm_eps, "layer")
+        return BamNorm(config, heads * config.head_dim, "rms")
+    return BamNorm(config, (heads, config.head_dim), "layer")
 
 
 class BamAttention(BamHeads):
@@ -345,7 +356,7 @@ class BamBlock(GradientCheckpointingLayer):
 
     def __init__(self, config, layer):
         super().__init__()
-        self.parallel = config.block == "parallel"
+        self.parallel, self.shares_input = config.block != "sequential", config.block == "parallel"
         self.residual_multiplier = config.residual_multiplier
         self.self_attn = BamAttention(config, layer)
         self.mlp = BamMixture(config) if config.has_experts(layer) else BamMlp(config, config.intermediate_size)
@@ -356,11 +367,11 @@ class BamBlock(GradientCheckpointingLayer):
         self.norms = {
             "attention_input": "input_layernorm" if before else None,
             "attention_output": "post_attention_layernorm" if after else None,
-            "mlp_input": mlp_input if before and not self.parallel else None,
+            "mlp_input": mlp_input if before and not self.shares_input else None,
             "mlp_output": "post_feedforward_layernorm" if after else None,
         }
         for name in filter(None, self.norms.values()):
-            setattr(self, name, BamNorm(config.hidden_size, config.norm_eps, config.norm_type))
+            setattr(self, name, BamNorm(config, config.hidden_size, config.norm_type, config.norm_bias))
 
     def norm(self, where, x):
         return x if self.norms[where] is None else getattr(self, self.norms[where])(x)
@@ -376,6 +387,7 @@ class BamBlock(GradientCheckpointingLayer):
         attention = self.residual(self.norm("attention_output", attention))
         if not self.parallel:
             x = x + attention
+        if not self.shares_input:
             h = self.norm("mlp_input", x)
         y = self.mlp(h)
         y, logits = y if isinstance(self.mlp, BamMixture) else (y, None)
@@ -410,19 +422,21 @@ class BamPreTrainedModel(PreTrainedModel):
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, BamNorm):
-            nn.init.ones_(module.weight)
+            nn.init.constant_(module.weight, 0.0 if module.offset else 1.0)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class BamModel(BamPreTrainedModel):
     """Embedding, blocks and final norm."""
 
-    _keys_to_ignore_on_load_unexpected = [r"lm_head\.weight"]  # a checkpoint has the head too
+    _keys_to_ignore_on_load_unexpected = [r"lm_head\.(weight|bias)"]  # a checkpoint has the head too
 
     def __init__(self, config):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(BamBlock(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = BamNorm(config.hidden_size, config.norm_eps, config.norm_type)
+        self.norm = BamNorm(config, config.hidden_size, config.norm_type, config.norm_bias)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -515,7 +529,7 @@ class BamForCausalLM(BamPreTrainedModel, GenerationMixin):
     def __init__(self, config):
         super().__init__(config)
         self.model = BamModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         self.post_init()
 
     @can_return_tuple

@@ -67,35 +67,27 @@ impl Naive {
                     x.clone()
                 }
             };
-            let h = norm(&x, "input", before);
+            let (h, input) = (norm(&x, "input", before), x.clone());
             let attended = norm(&self.attention(layer, &h, routing), "post_attention", after);
             let attended = residual(attended);
-            let parallel = self.text("block") == "parallel" || self.text("model_type") == "cohere";
-            let h = if parallel {
-                h
+            x = add(&x, &attended);
+            let fed_norm = if after {
+                "pre_feedforward"
             } else {
-                x = add(&x, &attended);
-                norm(
-                    &x,
-                    if after {
-                        "pre_feedforward"
-                    } else {
-                        "post_attention"
-                    },
-                    before,
-                )
+                "post_attention"
+            };
+            let h = match self.text("block") {
+                "parallel" => h,
+                _ if self.text("model_type") == "cohere" => h,
+                "parallel_two_norms" => norm(&input, fed_norm, before),
+                _ => norm(&x, fed_norm, before),
             };
             let fed = norm(
                 &self.feed_forward(layer, &h, routing),
                 "post_feedforward",
                 after,
             );
-            let fed = residual(fed);
-            x = if parallel {
-                add(&add(&x, &attended), &fed)
-            } else {
-                add(&x, &fed)
-            };
+            x = add(&x, &residual(fed));
         }
         let head = if self.tensors.contains_key("lm_head.weight") {
             "lm_head"
@@ -103,12 +95,19 @@ impl Naive {
             "model.embed_tokens"
         };
         let scale = self.number("logit_scale", 1.0) / self.number("logits_divisor", 1.0);
+        // The head may have a bias also where its matrix is the input embedding.
+        let bias = self.tensors.get("lm_head.bias");
+        let tied_bias = |id: usize| match bias {
+            Some((_, bias)) if head != "lm_head" => bias[id],
+            _ => 0.0,
+        };
         self.norms(&x, "model.norm.weight")
             .iter()
             .map(|x| {
-                self.linear(head, x)
-                    .into_iter()
-                    .map(|logit| self.capped(logit * scale, "final_logit_softcapping"))
+                let logits = self.linear(head, x).into_iter().enumerate();
+                logits
+                    .map(|(id, logit)| (logit + tied_bias(id)) * scale)
+                    .map(|logit| self.capped(logit, "final_logit_softcapping"))
                     .collect()
             })
             .collect()
@@ -155,36 +154,25 @@ impl Naive {
             .map_or(h[0].len() / heads, |d| d as usize);
         let window = self.window(layer);
         let scale = self.number("attention_multiplier", (head_dim as f64).powf(-0.5));
+        let after = self.config["qk_norm_after_rope"] == true;
+        let rotated = |all: Vec<f64>, t: usize| -> Vec<f64> {
+            let heads = all.chunks(head_dim);
+            heads.flat_map(|x| self.rotate(x, t)).collect()
+        };
         let project = |prefix: &str, name: &str, rotate: bool| -> Vec<Rows> {
             h.iter()
                 .enumerate()
                 .map(|(t, h)| {
                     let mut all = self.linear(&format!("{prefix}.{name}_proj"), h);
                     let norm = format!("{prefix}.{name}_norm.weight");
-                    let full = self.text("qk_norm") == "full";
-                    if let (true, Some((_, weight))) = (full, self.tensors.get(&norm)) {
-                        all = self.norm_of(&all, weight, false);
+                    if rotate && after {
+                        all = rotated(all, t);
                     }
-                    all.chunks(head_dim)
-                        .enumerate()
-                        .map(|(head, x)| {
-                            let mut x = x.to_vec();
-                            if let (false, Some((_, weight))) = (full, self.tensors.get(&norm)) {
-                                let weight = if weight.len() == head_dim {
-                                    weight
-                                } else {
-                                    &weight[head * head_dim..][..head_dim].to_vec()
-                                };
-                                // Qwen3's and Cohere's.
-                                x = self.norm_of(
-                                    &x,
-                                    weight,
-                                    self.tensors[&norm].1.len() != head_dim,
-                                );
-                            }
-                            if rotate { self.rotate(&x, t) } else { x }
-                        })
-                        .collect()
+                    all = self.norm_of_heads(all, head_dim, &norm);
+                    if rotate && !after {
+                        all = rotated(all, t);
+                    }
+                    all.chunks(head_dim).map(<[f64]>::to_vec).collect()
                 })
                 .collect()
         };
@@ -214,6 +202,26 @@ impl Naive {
                     }
                 }
                 self.linear(&format!("{own}.o_proj"), &joined)
+            })
+            .collect()
+    }
+
+    /// All heads of queries or keys after their norm, where there is one.
+    ///
+    /// The norm is over all heads (OLMoE), or of each head with one weight for all (Qwen3) or a weight for each (Cohere).
+    fn norm_of_heads(&self, all: Vec<f64>, head_dim: usize, norm: &str) -> Vec<f64> {
+        let Some((_, weight)) = self.tensors.get(norm) else {
+            return all;
+        };
+        if self.text("qk_norm") == "full" {
+            return self.norm_of(&all, weight, false);
+        }
+        let per_head = weight.len() != head_dim;
+        let heads = all.chunks(head_dim).enumerate();
+        heads
+            .flat_map(|(head, x)| {
+                let first = if per_head { head * head_dim } else { 0 };
+                self.norm_of(x, &weight[first..][..head_dim], per_head)
             })
             .collect()
     }
@@ -276,7 +284,8 @@ impl Naive {
     fn mlp(&self, prefix: &str, h: &[f64]) -> Vec<f64> {
         let activation = |x: f64| match self.text("hidden_act") {
             "relu2" => x.max(0.0) * x.max(0.0),
-            "gelu_pytorch_tanh" => {
+            "gelu" => 0.5 * x * (1.0 + libm::erf(x / 2f64.sqrt())),
+            "gelu_new" | "gelu_pytorch_tanh" => {
                 let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
                 0.5 * x * (1.0 + inner.tanh())
             }
@@ -344,13 +353,16 @@ impl Naive {
     }
 
     fn norms(&self, x: &Rows, name: &str) -> Rows {
+        let bias = self.tensors.get(&name.replace(".weight", ".bias"));
         x.iter()
-            .map(|x| self.norm(x, &self.tensors[name].1))
+            .map(|x| {
+                let normed = self.norm_of(x, &self.tensors[name].1, self.layer_norm());
+                match bias {
+                    Some((_, bias)) => normed.iter().zip(bias).map(|(x, b)| x + b).collect(),
+                    None => normed,
+                }
+            })
             .collect()
-    }
-
-    fn norm(&self, x: &[f64], weight: &[f64]) -> Vec<f64> {
-        self.norm_of(x, weight, self.layer_norm())
     }
 
     fn layer_norm(&self) -> bool {
@@ -364,6 +376,7 @@ impl Naive {
             "rms_norm_eps"
         };
         let eps = self.config[key].as_f64().unwrap();
+        let offset = f64::from(u8::from(self.config["norm_offset"] == true));
         let mean = if layer {
             x.iter().sum::<f64>() / x.len() as f64
         } else {
@@ -372,7 +385,7 @@ impl Naive {
         let square = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / x.len() as f64;
         x.iter()
             .zip(weight)
-            .map(|(x, weight)| (x - mean) / (square + eps).sqrt() * weight)
+            .map(|(x, weight)| (x - mean) / (square + eps).sqrt() * (offset + weight))
             .collect()
     }
 

@@ -4,7 +4,7 @@
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::kernels::{exponentials, multiply, scale, soft_cap, soft_cap_slopes};
+use super::kernels::{add_scaled, exponentials, multiply, scale, soft_cap, soft_cap_slopes};
 use super::matmul::{View, matmul};
 use crate::model::backend::gradients::Gradients;
 use crate::model::backend::host::floats;
@@ -23,11 +23,14 @@ pub(super) fn next_token(
     gradients: &mut Gradients,
 ) -> Result<TokenLosses<Tensor>> {
     let weight = head.weight.tensor()?;
-    let is_trained = weight.is_variable();
-    let found = losses(head, x, targets, Some(weights), is_trained)?;
-    if is_trained {
+    let found = losses(head, x, targets, Some(weights))?;
+    if weight.is_variable() {
         let grad_head = Tensor::from_vec(found.grad_head, weight.shape(), &Device::Cpu)?;
         gradients.add(weight, &grad_head)?;
+    }
+    if let Some(bias) = head.bias.as_ref().filter(|bias| bias.is_variable()) {
+        let grad_bias = Tensor::from_vec(found.grad_bias, bias.shape(), &Device::Cpu)?;
+        gradients.add(bias, &grad_bias)?;
     }
     Ok(TokenLosses {
         nll: Tensor::from_vec(found.nll, targets.len(), &Device::Cpu)?,
@@ -37,7 +40,7 @@ pub(super) fn next_token(
 
 /// [`Operations::likelihoods`](crate::model::backend::Operations::likelihoods).
 pub(super) fn likelihoods(head: &Head, x: &Tensor, targets: &[u32]) -> Result<Tensor> {
-    let found = losses(head, x, targets, None, false)?;
+    let found = losses(head, x, targets, None)?;
     Tensor::from_vec(found.nll, targets.len(), &Device::Cpu)
 }
 
@@ -46,18 +49,18 @@ struct Losses {
     nll: Vec<f32>,
     grad_x: Vec<f32>,
     grad_head: Vec<f32>,
+    grad_bias: Vec<f32>,
 }
 
-fn losses(
-    head: &Head,
-    x: &Tensor,
-    targets: &[u32],
-    weights: Option<&[f32]>,
-    train_head: bool,
-) -> Result<Losses> {
+fn losses(head: &Head, x: &Tensor, targets: &[u32], weights: Option<&[f32]>) -> Result<Losses> {
     let x = x.contiguous()?;
     let factor = head.scale.unwrap_or(1.0) as f32;
     let cap = head.soft_cap.map(|cap| cap as f32);
+    let is_trained = |tensor: &Tensor| weights.is_some() && tensor.is_variable();
+    let train_head = is_trained(head.weight.tensor()?);
+    let train_bias = head.bias.as_ref().is_some_and(is_trained);
+    let bias = head.bias.as_ref().map(Tensor::storage_and_layout);
+    let bias = bias.as_ref().map(floats).transpose()?;
     let head = head.weight.tensor()?;
     let ((tokens, size), vocab) = (x.dims2()?, head.dim(0)?);
     if targets.len() != tokens || weights.is_some_and(|weights| weights.len() != tokens) {
@@ -72,6 +75,7 @@ fn losses(
     let mut nll = vec![0f32; tokens];
     let mut grad_x = vec![0f32; weights.map_or(0, |_| tokens * size)];
     let mut grad_head = vec![0f32; if train_head { vocab * size } else { 0 }];
+    let mut grad_bias = vec![0f32; if train_bias { vocab } else { 0 }];
     let mut logits = vec![0f32; rows * vocab];
     for first in (0..tokens).step_by(rows) {
         let here = rows.min(tokens - first);
@@ -83,6 +87,9 @@ fn losses(
             .zip(&mut nll[first..first + here])
             .enumerate()
             .for_each(|(row, (logits, nll))| {
+                if let Some(bias) = bias {
+                    add_scaled(logits, bias, factor);
+                }
                 let weight = weights.map(|weights| weights[first + row] * factor);
                 let target = targets[first + row] as usize;
                 *nll = match cap {
@@ -99,11 +106,16 @@ fn losses(
         if train_head {
             matmul(&mut grad_head, size, true, 1.0, grad_logits.t(), x, threads);
         }
+        if train_bias {
+            let rows = logits.chunks_exact(vocab);
+            rows.for_each(|row| add_scaled(&mut grad_bias, row, 1.0));
+        }
     }
     Ok(Losses {
         nll,
         grad_x,
         grad_head,
+        grad_bias,
     })
 }
 

@@ -1,10 +1,12 @@
 //! Root-mean-square and layer norm with their gradient.
 
+use std::borrow::Cow;
+
 use candle_core::{CpuStorage, CustomOp2, D, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::kernels::{normalise, normalise_backward};
-use super::rows::{PIECE, add_up};
+use super::kernels::{add_scaled, normalise, normalise_backward};
+use super::rows::{PIECE, add_up, sum_scaled_rows};
 use crate::family::NormType;
 use crate::model::backend::gradients::Gradients;
 use crate::model::backend::host::{add_to, floats};
@@ -24,11 +26,39 @@ fn centred(norm: &Norm) -> bool {
     norm.kind == NormType::Layer
 }
 
+/// The factors of a norm with this weight.
+fn factors<'a>(norm: &Norm, weight: &'a [f32]) -> Cow<'a, [f32]> {
+    if norm.offset {
+        weight.iter().map(|weight| 1.0 + weight).collect()
+    } else {
+        weight.into()
+    }
+}
+
+/// Normalises row number `row` of `x`.
+fn normalise_row(
+    norm: &Norm,
+    factors: &[f32],
+    bias: Option<&[f32]>,
+    row: usize,
+    x: &[f32],
+    out: &mut [f32],
+) {
+    let first = row * x.len() % factors.len();
+    let place = first..first + x.len();
+    normalise(x, &factors[place.clone()], norm.eps, centred(norm), out);
+    if let Some(bias) = bias {
+        add_scaled(out, &bias[place], 1.0);
+    }
+}
+
 /// Normalises rows of `size` values.
 pub(super) fn forward(norm: &Norm, x: &[f32]) -> Result<Vec<f32>> {
     let (heads, size) = sizes(norm)?;
     let weight = norm.weight.storage_and_layout();
-    let weight = floats(&weight)?;
+    let factors = factors(norm, floats(&weight)?);
+    let bias = norm.bias.as_ref().map(Tensor::storage_and_layout);
+    let bias = bias.as_ref().map(floats).transpose()?;
     let mut out = vec![0f32; x.len()];
     // Pieces begin with the first head.
     let piece = PIECE * heads * size;
@@ -36,14 +66,13 @@ pub(super) fn forward(norm: &Norm, x: &[f32]) -> Result<Vec<f32>> {
         .zip(out.par_chunks_mut(piece))
         .for_each(|(x, out)| {
             for (row, (x, out)) in x.chunks(size).zip(out.chunks_mut(size)).enumerate() {
-                let weight = &weight[row % heads * size..][..size];
-                normalise(x, weight, norm.eps, centred(norm), out);
+                normalise_row(norm, &factors, bias, row, x, out);
             }
         });
     Ok(out)
 }
 
-/// The gradient of `x`. The gradient of the weight is added to its buffer.
+/// The gradient of `x`. The gradients of the weight and the bias are added to their buffers.
 pub(super) fn backward(
     norm: &Norm,
     x: &[f32],
@@ -55,13 +84,21 @@ pub(super) fn backward(
         let grad_weight = Tensor::from_vec(grad_weight, norm.weight.shape(), &Device::Cpu)?;
         gradients.add(&norm.weight, &grad_weight)?;
     }
+    if let Some(bias) = norm.bias.as_ref().filter(|bias| bias.is_variable()) {
+        let size = bias.elem_count();
+        let grad_bias = sum_scaled_rows(grad_output, size, |_| 1.0);
+        gradients.add(
+            bias,
+            &Tensor::from_vec(grad_bias, bias.shape(), &Device::Cpu)?,
+        )?;
+    }
     Ok(grad_x)
 }
 
 fn both_gradients(norm: &Norm, x: &[f32], grad_output: &[f32]) -> Result<(Vec<f32>, Vec<f32>)> {
     let (heads, size) = sizes(norm)?;
     let weight = norm.weight.storage_and_layout();
-    let weight = floats(&weight)?;
+    let weight = factors(norm, floats(&weight)?);
     let mut grad_x = vec![0f32; x.len()];
     let piece = PIECE * heads * size;
     let pieces = grad_x
@@ -130,13 +167,14 @@ impl OperationRecord for NormRecord {
 /// The norm for inference, in one pass over memory.
 pub(super) fn infer(norm: &Norm, x: &Tensor) -> Result<Tensor> {
     let x = x.contiguous()?;
-    let (heads, size) = sizes(norm)?;
+    let (_, size) = sizes(norm)?;
     let (values, weight) = (x.storage_and_layout(), norm.weight.storage_and_layout());
-    let (values, weight) = (floats(&values)?, floats(&weight)?);
+    let (values, factors) = (floats(&values)?, factors(norm, floats(&weight)?));
+    let bias = norm.bias.as_ref().map(Tensor::storage_and_layout);
+    let bias = bias.as_ref().map(floats).transpose()?;
     let mut out = vec![0f32; values.len()];
     let row = |(number, (x, out)): (usize, (&[f32], &mut [f32]))| {
-        let weight = &weight[number % heads * size..][..size];
-        normalise(x, weight, norm.eps, centred(norm), out);
+        normalise_row(norm, &factors, bias, number, x, out);
     };
     if values.len() < SERIAL {
         values
@@ -158,9 +196,18 @@ pub(super) fn infer(norm: &Norm, x: &Tensor) -> Result<Tensor> {
 /// The norm as one node of candle's graph, for a sublayer that the reference composes.
 pub(super) fn in_graph(norm: &Norm, x: &Tensor) -> Result<Tensor> {
     let x = x.contiguous()?;
-    x.apply_op2(&norm.weight, GraphNorm(norm.clone()))
+    let without_bias = Norm {
+        bias: None,
+        ..norm.clone()
+    };
+    let out = x.apply_op2(&norm.weight, GraphNorm(without_bias))?;
+    match &norm.bias {
+        Some(bias) => out.broadcast_add(bias),
+        None => Ok(out),
+    }
 }
 
+/// A norm without its bias, which the graph adds.
 struct GraphNorm(Norm);
 
 impl CustomOp2 for GraphNorm {

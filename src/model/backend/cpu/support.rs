@@ -11,6 +11,8 @@ pub(in crate::model::backend) fn unsupported_attention(
         Some("experts have adapters")
     } else if attention.clip.is_some() {
         Some("queries, keys and values are clipped")
+    } else if attention.norm_after_rotation {
+        Some("queries and keys are normalised after their rotation")
     } else {
         None
     }

@@ -104,14 +104,25 @@ fn project<S: Steps>(
     let linears: Vec<&Linear> = queries.chain(keys).chain(values).collect();
     let mut projected = steps.project(&linears, h)?.into_iter();
 
-    let rotated = |mut x: Tensor, norm: &Option<Norm>| -> Result<Tensor> {
-        if let Some(norm) = norm {
-            // The norm is of one head, or of all of them together.
-            let size = norm.weight.dim(D::Minus1)?;
-            x = steps.norm(norm, &x.reshape((batch, seq, (), size))?)?;
-        }
-        let x = clipped(attention, x.reshape((batch, seq, (), attention.head_dim))?)?;
-        rotate::apply(&x, &pass.rotation, steps.mode())
+    let normed = |x: Tensor, norm: &Option<Norm>| -> Result<Tensor> {
+        let x = match norm {
+            Some(norm) => {
+                // The norm is of one head, or of all of them together.
+                let size = norm.weight.dim(D::Minus1)?;
+                steps.norm(norm, &x.reshape((batch, seq, (), size))?)?
+            }
+            None => x,
+        };
+        x.reshape((batch, seq, (), attention.head_dim))
+    };
+    let rotated = |x: Tensor, norm: &Option<Norm>| -> Result<Tensor> {
+        let (before, after) = if attention.norm_after_rotation {
+            (&None, norm)
+        } else {
+            (norm, &None)
+        };
+        let x = clipped(attention, normed(x, before)?)?;
+        normed(rotate::apply(&x, &pass.rotation, steps.mode())?, after)
     };
     let queries: Vec<Tensor> = projected
         .by_ref()

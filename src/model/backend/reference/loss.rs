@@ -15,11 +15,13 @@ const LOGITS: usize = 1 << 23;
 /// Logits `[.., vocab]` of `x` `[.., hidden]`, in float32 at least.
 pub(super) fn logits<S: Steps>(steps: &S, head: &Head, x: &Tensor) -> Result<Tensor> {
     let logits = steps.matmul(&head.weight, x)?;
-    let logits = logits.to_dtype(at_least_f32(logits.dtype()))?;
-    let logits = match head.scale {
-        Some(scale) => (logits * scale)?,
-        None => logits,
-    };
+    let mut logits = logits.to_dtype(at_least_f32(logits.dtype()))?;
+    if let Some(bias) = &head.bias {
+        logits = logits.broadcast_add(&bias.to_dtype(logits.dtype())?)?;
+    }
+    if let Some(scale) = head.scale {
+        logits = (logits * scale)?;
+    }
     soft_capped(logits, head.soft_cap)
 }
 

@@ -90,6 +90,19 @@ impl Maker {
         Norm {
             kind,
             weight: self.trained(weight),
+            bias: None,
+            offset: false,
+            eps: 1e-5,
+        }
+    }
+
+    /// A norm with a bias that multiplies by one plus its weight.
+    pub(super) fn norm_with_all(&self, kind: NormType, shape: &[usize]) -> Norm {
+        Norm {
+            weight: self.parameter(shape, 0.4),
+            bias: Some(self.parameter(shape, 0.3)),
+            offset: true,
+            kind,
             eps: 1e-5,
         }
     }
@@ -120,6 +133,7 @@ impl Maker {
             "head" => Some(self.norm(NormType::Rms, &[HEAD_DIM])),
             "full" => Some(self.norm(NormType::Rms, &[heads * HEAD_DIM])),
             "per-head" => Some(self.norm(NormType::Layer, &[heads, HEAD_DIM])),
+            "head, with all" => Some(self.norm_with_all(NormType::Rms, &[HEAD_DIM])),
             _ => None,
         };
         let sets = if features.shared_kv {
@@ -151,6 +165,7 @@ impl Maker {
             clip: features.clip,
             scale: features.scale,
             soft_cap: features.soft_cap,
+            norm_after_rotation: features.norm_after_rotation,
         }
     }
 
@@ -233,6 +248,7 @@ pub(super) struct Features {
     pub(super) normalise: bool,
     pub(super) router_bias: &'static str,
     pub(super) qk_norm: &'static str,
+    pub(super) norm_after_rotation: bool,
     pub(super) bias: bool,
     pub(super) window: Option<usize>,
     pub(super) clip: Option<f64>,
@@ -259,6 +275,7 @@ pub(super) const PLAIN: Features = Features {
     normalise: false,
     router_bias: "none",
     qk_norm: "none",
+    norm_after_rotation: false,
     bias: false,
     window: None,
     clip: None,

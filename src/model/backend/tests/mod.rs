@@ -16,7 +16,7 @@ use super::optimiser::{AdamW, OptimiserState, StatePart, Update};
 use super::reference::{DeviceState, Reference};
 use crate::family::NormType;
 use crate::model::cache::LayerCache;
-use crate::model::modules::Head;
+use crate::model::modules::{Head, Norm};
 use crate::model::params::Mode;
 use crate::model::router::RouterLosses;
 use maker::{Features, HIDDEN, Maker, SHAPES};
@@ -100,31 +100,40 @@ fn table(name: &str, some_frozen: bool, run: impl Fn(&Maker, &TensorOperations) 
 
 #[test]
 fn norms_are_those_of_the_reference() {
+    type MakeNorm = fn(&Maker, NormType, &[usize]) -> Norm;
+    let makers: [(&str, MakeNorm); 2] = [
+        ("weight", Maker::norm),
+        ("offset and bias", Maker::norm_with_all),
+    ];
     for kind in [NormType::Rms, NormType::Layer] {
         for shape in [&[1usize][..], &[31], &[32], &[100], &[3, 8]] {
             for rows in [1usize, 2, 70] {
-                table(
-                    &format!("{kind:?} {shape:?} {rows}"),
-                    false,
-                    |maker, operations| {
-                        let mut dims = vec![2, rows];
-                        dims.extend_from_slice(shape);
-                        let norm = maker.norm(kind, shape);
-                        let x = maker.tensor(&dims, 2.0);
-                        differentiate(maker, operations, &|| {
-                            let computed = operations.norm(&norm, &x).unwrap();
-                            Routed {
-                                output: computed.output,
-                                record: computed.record,
-                                routing: None,
-                                loss: None,
-                            }
-                        })
-                    },
-                );
+                for (with, make) in makers {
+                    norm_is_that_of_the_reference(
+                        &format!("{kind:?} {shape:?} {rows} {with}"),
+                        &[&[2, rows], shape].concat(),
+                        |maker| make(maker, kind, shape),
+                    );
+                }
             }
         }
     }
+}
+
+fn norm_is_that_of_the_reference(name: &str, dims: &[usize], make: impl Fn(&Maker) -> Norm) {
+    table(name, false, |maker, operations| {
+        let norm = make(maker);
+        let x = maker.tensor(dims, 2.0);
+        differentiate(maker, operations, &|| {
+            let computed = operations.norm(&norm, &x).unwrap();
+            Routed {
+                output: computed.output,
+                record: computed.record,
+                routing: None,
+                loss: None,
+            }
+        })
+    });
 }
 
 #[test]
@@ -183,9 +192,9 @@ fn losses_and_embeddings_are_those_of_the_reference() {
             let mut found = Numbers::new();
             // The second parameter is frozen.
             let table = maker.matrix(vocab, HIDDEN);
-            let weight = maker.matrix(vocab, HIDDEN);
             let head = Head {
-                weight,
+                weight: maker.matrix(vocab, HIDDEN),
+                bias: scale.map(|_| maker.parameter(&[vocab], 0.3)),
                 scale,
                 soft_cap,
             };
@@ -262,11 +271,14 @@ fn inference_is_that_of_the_reference() {
         }
         for kind in [NormType::Rms, NormType::Layer] {
             let maker = Maker::new(dtype, false);
-            let norm = maker.norm(kind, &[3, 8]);
-            let out = operations
-                .norm(&norm, &maker.tensor(&[2, 5, 3, 8], 1.0))
-                .unwrap();
-            all.insert(format!("{kind:?}"), numbers(&out.output));
+            for norm in [
+                maker.norm(kind, &[3, 8]),
+                maker.norm_with_all(kind, &[3, 8]),
+            ] {
+                let x = maker.tensor(&[2, 5, 3, 8], 1.0);
+                let out = operations.norm(&norm, &x).unwrap();
+                all.insert(format!("{kind:?}, {}", norm.offset), numbers(&out.output));
+            }
         }
         all
     };

@@ -58,6 +58,21 @@ pub(super) fn attention_table() -> Vec<Features> {
             scale: Some(0.9),
             soft_cap: Some(1.5),
             mask: "padding",
+            ..PLAIN
+        },
+        Features {
+            qk_norm: "head, with all",
+            ..PLAIN
+        },
+        Features {
+            qk_norm: "full",
+            norm_after_rotation: true,
+            ..PLAIN
+        },
+        Features {
+            qk_norm: "head",
+            norm_after_rotation: true,
+            partial_rotary: true,
             ..experts.clone()
         },
         experts.clone(),
