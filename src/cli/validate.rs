@@ -8,7 +8,8 @@ use bam_convert::checkpoint::Checkpoint;
 use bam_convert::estimate::{Estimate, READ};
 use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::threads;
-use bam_convert::verify::validate::{ValidateOptions, work_length};
+use bam_convert::verify::ValidateOptions;
+use bam_convert::verify::validate::work_length;
 use bam_convert::verify::{ValidationReport, validate};
 use clap::{ArgAction, Args};
 

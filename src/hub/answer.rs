@@ -8,8 +8,9 @@ use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 
 use super::answer_error::HubAnswerError;
+use super::client::{HubClient, cause};
 use super::error::{HubError, HubFault, HubStep};
-use super::http::{Failure, HubClient};
+use super::retry::Failure;
 use crate::Result;
 use crate::checkpoint::json;
 
@@ -271,13 +272,4 @@ pub(super) fn broken(place: &str, event: &'static str, error: reqwest::Error) ->
         event,
         cause,
     }
-}
-
-/// The innermost cause, which says what happened.
-pub(super) fn cause(error: &dyn std::error::Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
-        inner = source;
-    }
-    inner.to_string()
 }

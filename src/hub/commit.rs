@@ -10,9 +10,11 @@ use serde_json::{Value, json};
 
 use super::answer::{Answer, parse};
 use super::answer_error::HubAnswerError;
+use super::client::HubClient;
 use super::error::{HubFault, HubStep};
-use super::http::{HubClient, HubRequest, RetryPolicy};
+use super::http::HubRequest;
 use super::outgoing::Outgoing;
+use super::retry::RetryPolicy;
 use super::tree::{Snapshot, is_commit, repository_url};
 use crate::Result;
 use crate::checkpoint::reference::Reference;

@@ -4,8 +4,8 @@ use reqwest::Method;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::answer::{fault_of, parse, spoken, wait_of};
+use super::client::HubClient;
 use super::commit::{Target, read_mode};
-use super::http::HubClient;
 use super::lfs::read_action;
 use super::tree::{Listing, next_page};
 use super::xet::read_token;

@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
 use super::cache::{Cache, make_folder};
+use super::client::HubClient;
 use super::content::has_content;
 use super::download::Download;
-use super::http::{HubClient, RetryPolicy};
 use super::parallel::each;
 use super::remote_file::RemoteFile;
 use super::request_error::HubRequestError;
+use super::retry::RetryPolicy;
 use super::selection::FileSelection;
 use super::tree::Snapshot;
 use crate::checkpoint::gguf::Gguf;

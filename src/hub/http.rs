@@ -1,47 +1,26 @@
 //! Requests to the Hub and to where it sends us: time-outs, retries, redirects, and kinds of answers.
 //!
-//! Redirects are followed here, and the token goes along to the Hub's own origin only. Waits grow from one attempt to the
-//! next, or are as long as the server asks for. Callers are synchronous; the runtime is this file's affair.
+//! Redirects are followed here, and the token goes along to the Hub's own origin only.
 
-use std::time::Duration;
-
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use reqwest::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName,
     HeaderValue, LOCATION, RANGE,
 };
 use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
-use tokio::runtime::Runtime;
 
-use super::answer::{Answer, broken, cause, parse};
+use super::answer::{Answer, broken, parse};
 use super::answer_error::HubAnswerError;
+use super::client::HubClient;
 use super::error::HubError;
-use super::request_error::HubRequestError;
-use super::settings::HubSettings;
+use super::retry::{Failure, LONGEST_WAIT, RetryPolicy};
+use crate::Result;
 use crate::printable::printable;
-use crate::{Error, Result};
 
-/// Attempts before an error is reported, each after a longer wait.
-const ATTEMPTS: usize = 6;
-/// The wait before the second attempt.
-const FIRST_WAIT: Duration = Duration::from_millis(200);
-/// The longest wait that a server may ask for, and for an answer that takes long.
-const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// Redirects that are followed.
 const MOST_HOPS: usize = 10;
 /// What the Hub tells of a large file beside the address of its bytes.
 const LINKED_ETAG: &str = "x-linked-etag";
-
-/// The Hub, as this process asks it.
-pub struct HubClient {
-    /// What the environment says.
-    pub settings: HubSettings,
-    http: reqwest::Client,
-    /// For requests that go out slowly or are answered late.
-    slow: reqwest::Client,
-    runtime: Runtime,
-}
 
 /// A request that can be made again.
 #[derive(Clone, Debug)]
@@ -91,144 +70,7 @@ impl HubRequest {
     }
 }
 
-/// Why an attempt came to nothing.
-pub(super) struct Failure {
-    /// What to tell if it was the last.
-    pub error: Error,
-    /// Whether the next may succeed; the wait that the server asked for.
-    pub passing: Option<Option<Duration>>,
-}
-
-impl Failure {
-    pub(super) fn passing(error: impl Into<Error>) -> Self {
-        Self {
-            error: error.into(),
-            passing: Some(None),
-        }
-    }
-
-    pub(super) fn lasting(error: impl Into<Error>) -> Self {
-        Self {
-            error: error.into(),
-            passing: None,
-        }
-    }
-}
-
-/// When to try again: after waits that double, up to [`ATTEMPTS`] attempts in a row.
-pub(super) struct RetryPolicy {
-    waits: ExponentialBackoff,
-}
-
-impl RetryPolicy {
-    pub(super) fn new() -> Self {
-        // Jitter, so that clients do not all come back at the same time.
-        let waits = ExponentialBuilder::new()
-            .with_min_delay(FIRST_WAIT)
-            .with_max_times(ATTEMPTS - 1)
-            .with_jitter();
-        Self {
-            waits: waits.build(),
-        }
-    }
-
-    /// Waits before the next attempt; returns the error of a failure that lasts, or that came too often.
-    pub(super) fn wait(&mut self, failure: Failure) -> Result<()> {
-        let Some((asked, own)) = failure.passing.zip(self.waits.next()) else {
-            return Err(failure.error);
-        };
-        let asked = asked.unwrap_or_default();
-        if asked > LONGEST_WAIT {
-            return Err(failure.error);
-        }
-
-        std::thread::sleep(asked + own);
-        Ok(())
-    }
-}
-
 impl HubClient {
-    /// Opens no connection yet.
-    pub fn new(settings: HubSettings) -> Result<Self> {
-        let failed = |problem: String| HubRequestError::Client {
-            to: "the Hub",
-            problem,
-        };
-        // For our clients and for Xet's; an error says that it is installed already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let common = || {
-            reqwest::Client::builder()
-                .user_agent(concat!(
-                    env!("CARGO_PKG_NAME"),
-                    "/",
-                    env!("CARGO_PKG_VERSION")
-                ))
-                .redirect(reqwest::redirect::Policy::none())
-                .connect_timeout(settings.answer_timeout)
-                .http1_only()
-        };
-        let quick = common().read_timeout(settings.transfer_timeout.max(settings.answer_timeout));
-        let http = quick.build().map_err(|e| failed(cause(&e)))?;
-        let slow = common().build().map_err(|e| failed(cause(&e)))?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .map_err(|e| failed(e.to_string()))?;
-        Ok(Self {
-            settings,
-            http,
-            slow,
-            runtime,
-        })
-    }
-
-    /// Refuses to continue without a token, for requests that need one.
-    pub fn require_token(&self, place: impl ToString) -> Result<()> {
-        match &self.settings.token {
-            Some(_) => Ok(()),
-            None => Err(HubRequestError::NoToken {
-                place: place.to_string(),
-            }
-            .into()),
-        }
-    }
-
-    /// An address below the Hub's root; each part is one segment, whatever it holds.
-    pub fn url(&self, parts: &[&str]) -> Url {
-        let mut url = self.settings.endpoint.clone();
-        // An http address, which settings require, can have segments.
-        if let Ok(mut segments) = url.path_segments_mut() {
-            segments.pop_if_empty().extend(parts);
-        }
-        url
-    }
-
-    /// Runs what libraries offer as futures.
-    pub(super) fn block_on<F: Future>(&self, future: F) -> F::Output {
-        self.runtime.block_on(future)
-    }
-
-    /// One without a time-out, for what sends large bodies and looks after itself.
-    pub(super) fn uploads(&self) -> &reqwest::Client {
-        &self.slow
-    }
-
-    /// What a server said, as it may be shown: without the token, short, and printable.
-    pub(super) fn shown(&self, said: &str) -> String {
-        let token = self.settings.token.as_ref();
-        let hidden = token.map_or_else(
-            || said.to_owned(),
-            |token| said.replace(token.secret(), "…"),
-        );
-        printable(&hidden).chars().take(300).collect()
-    }
-
-    /// Whether a token may be sent there.
-    pub(super) fn is_own(&self, url: &Url) -> bool {
-        url.origin() == self.settings.endpoint.origin()
-    }
-
     /// Asks until there is an answer of success, whose body is still to be read.
     pub(super) fn send(&self, place: &str, request: &HubRequest) -> Result<Answer<'_>> {
         self.ask(place, request, Ok)

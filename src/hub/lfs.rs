@@ -11,11 +11,13 @@ use serde_json::{Map, Value, json};
 
 use super::answer::fault_of;
 use super::answer_error::HubAnswerError;
+use super::client::HubClient;
 use super::commit::Target;
 use super::error::{HubError, HubFault};
-use super::http::{HubClient, HubRequest, RetryPolicy};
+use super::http::HubRequest;
 use super::outgoing::Outgoing;
 use super::parallel::each;
+use super::retry::RetryPolicy;
 use super::upload::{Meter, Piece};
 use crate::Result;
 

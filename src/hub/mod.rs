@@ -11,6 +11,7 @@
 mod answer;
 mod answer_error;
 mod cache;
+mod client;
 mod commit;
 mod content;
 mod download;
@@ -31,6 +32,7 @@ mod ranges;
 mod remote_file;
 mod repository;
 mod request_error;
+mod retry;
 mod selection;
 mod settings;
 mod tree;
@@ -38,9 +40,9 @@ mod upload;
 mod xet;
 
 pub use answer_error::HubAnswerError;
+pub use client::HubClient;
 pub use error::{HubError, HubFault, HubStep};
 pub use headers::headers;
-pub use http::HubClient;
 pub use local_paths::LocalPaths;
 pub use outgoing::{left_out, length};
 pub use pull::{Pull, PullFile, Pulled, cached};

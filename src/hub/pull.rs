@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 
 use super::cache::{Cache, make_folder};
+use super::client::HubClient;
 use super::content::has_content;
 use super::download::Download;
-use super::http::HubClient;
 use super::parallel::each;
 use super::remote_file::RemoteFile;
 use super::request_error::HubRequestError;

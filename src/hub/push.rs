@@ -6,9 +6,10 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::answer_error::HubAnswerError;
+use super::client::HubClient;
 use super::commit::{Changes, Committed, Target};
 use super::error::{HubFault, HubStep};
-use super::http::{HubClient, HubRequest};
+use super::http::HubRequest;
 use super::outgoing::{Outgoing, collect};
 use super::repository::{Head, HeadOptions, with_owner};
 use super::request_error::HubRequestError;

@@ -7,11 +7,12 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::client::HubClient;
 use super::error::HubError;
 use super::headers::{fetch_headers, is_weight_file};
-use super::http::{HubClient, RetryPolicy};
 use super::pull::Pull;
 use super::remote_file::RemoteFile;
+use super::retry::RetryPolicy;
 use super::selection::FileSelection;
 use super::tree::{FileEntry, Snapshot};
 use crate::checkpoint::reference::Reference;

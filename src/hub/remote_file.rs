@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::client::HubClient;
 use super::error::HubError;
-use super::http::{Failure, HubClient};
+use super::retry::Failure;
 use super::tree::{FileEntry, Snapshot};
 use crate::Result;
 

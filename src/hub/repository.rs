@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::answer_error::HubAnswerError;
+use super::client::HubClient;
 use super::error::{HubFault, HubStep};
-use super::http::{HubClient, HubRequest};
+use super::http::HubRequest;
 use super::request_error::HubRequestError;
 use super::tree::{Snapshot, is_commit, repository_url};
 use crate::Result;

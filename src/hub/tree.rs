@@ -9,8 +9,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::answer_error::HubAnswerError;
+use super::client::HubClient;
 use super::error::{HubError, HubFault, HubStep};
-use super::http::{HubClient, HubRequest};
+use super::http::HubRequest;
 use super::parallel::each;
 use crate::checkpoint::reference::{MAIN, Reference, pinned};
 use crate::printable::printable;

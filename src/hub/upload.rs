@@ -10,10 +10,11 @@ use reqwest::header::{CONTENT_LENGTH, HeaderMap};
 use reqwest::{Body, Method, Response, Url};
 
 use super::answer::{Answer, broken};
+use super::client::HubClient;
 use super::error::HubError;
-use super::http::{Failure, HubClient};
 use super::outgoing::Content;
 use super::request_error::HubRequestError;
+use super::retry::Failure;
 use crate::checkpoint::source_file::ReadAt;
 use crate::{Error, Result};
 

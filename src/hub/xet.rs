@@ -14,9 +14,10 @@ use xet::xet_session::{
 };
 
 use super::answer_error::HubAnswerError;
+use super::client::HubClient;
 use super::commit::Target;
 use super::error::{HubError, HubFault};
-use super::http::{HubClient, HubRequest};
+use super::http::HubRequest;
 use super::outgoing::Outgoing;
 use super::remote_file::RemoteFile;
 use super::request_error::HubRequestError;

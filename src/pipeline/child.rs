@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::execute::Runner;
+use super::runner::Runner;
 use super::stage::Stage;
 use crate::printable::printable;
 use crate::{Error, Result};

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use super::error::PipelineError;
 use super::graph::Graph;
 use super::outcome::{Failure, Finished, Ran, Report};
 use super::record::Records;
+use super::runner::{FOLDER, Runner, Watch};
 use super::schedule::Schedule;
 use super::select::Choice;
 use super::stage::Stage;
@@ -20,42 +21,10 @@ use crate::checkpoint::filesystem::{self, Lock};
 use crate::checkpoint::{json, single};
 use crate::{Error, Result, threads};
 
-/// The runner's own folder within the work folder.
-pub(super) const FOLDER: &str = ".bam-run";
 /// Lines of a failed stage's log that are shown.
 const TAIL: usize = 20;
 /// Tries to take the lock: who asks for the status of a run holds it for a moment.
 const LOCK_TRIES: usize = 5;
-
-/// Runs stages in a work folder.
-pub struct Runner<'a> {
-    /// This program.
-    pub program: &'a Path,
-    /// The arguments that make this program run the words after them, and end all that they started when it ends itself.
-    pub supervise: &'a [&'a str],
-    /// The folder that relative paths are seen from, made where absent.
-    pub work: &'a Path,
-    /// Stages that run at once; one that runs a model runs alone.
-    pub jobs: usize,
-    /// The recipe's variables with their values.
-    pub variables: &'a [(String, String)],
-    /// Whether every input is read again, whatever is known of it.
-    pub verify: bool,
-    /// Whether this is one of several processes that each run some of the stages: it holds those, and not the folder.
-    pub shares: bool,
-    /// Once true, the runner ends the running stages and starts no other.
-    pub stop: &'a AtomicBool,
-    /// Hears what happens.
-    pub watch: &'a dyn Watch,
-}
-
-/// Hears of stages that start and end.
-pub trait Watch: Sync {
-    /// A stage starts, for a reason; its log grows in `log`.
-    fn starts(&self, stage: &Stage, reason: &str, log: &Path);
-    /// A stage ended, or will not run.
-    fn ends(&self, finished: &Finished);
-}
 
 /// What a stage's thread sends.
 enum News {

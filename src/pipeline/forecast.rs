@@ -4,8 +4,8 @@ use std::process::{Command, Stdio};
 
 use serde::Serialize;
 
-use super::execute::Runner;
 use super::graph::Graph;
+use super::runner::Runner;
 use super::select::Choice;
 use super::shadow::Shadow;
 use super::stage::Stage;

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::execute::{FOLDER, Runner};
 use super::graph::Graph;
 use super::record::{self, State};
+use super::runner::{FOLDER, Runner};
 use super::stage::Stage;
 use super::times::Times;
 use crate::Result;

@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::confine::leads_below;
-use super::execute::Runner;
 use super::graph::{Graph, Makers};
 use super::lines::SettingValue;
 use super::recipe_text;
 use super::record::{Record, Records};
+use super::runner::Runner;
 use super::sources::Sources;
 use super::stage::Stage;
 use crate::Result;

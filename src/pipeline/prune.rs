@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::execute::Runner;
 use super::graph::{Graph, whole};
+use super::runner::Runner;
 use super::select::Choice;
 use super::stage::Stage;
 use crate::checkpoint::filesystem;

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::execute::Runner;
 use super::graph::Graph;
 use super::record::State;
+use super::runner::Runner;
 use super::select::Choice;
 use super::slurm::JobState;
 use super::stage::Stage;

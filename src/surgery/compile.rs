@@ -5,9 +5,10 @@
 use std::sync::Mutex;
 
 use super::compile_shape::{Compilation, inner, with_extent};
-use super::drawn::{Noisy, Places, Redrawn};
+use super::drawn::{Noisy, Redrawn};
 use super::moved::{Moved, Rule};
 use super::node::Node;
+use super::places::Places;
 use super::plan::{Source, source};
 use super::plan_error::{ExpressionRule, PlanError};
 use super::random::Draws;

@@ -6,8 +6,8 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
-use super::scales::SHARED;
-use super::upcycle::SEED;
+use super::names::SEED;
+use super::names::SHARED;
 use crate::error::{ErrorPlace, nearest};
 
 /// A rule that a request for surgery breaks.

@@ -1,11 +1,8 @@
 //! Evaluating expressions, any range of any tensor at a time.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-
 use super::compile::compile;
-use super::drawn::Places;
 use super::node::Node;
+pub use super::places::Scratch;
 use super::plan::{PlannedTensor, Source};
 use super::plan_error::{ExpressionRule, PlanError};
 use crate::Result;
@@ -17,43 +14,6 @@ use crate::checkpoint::{Encoding, dtype};
 pub struct Evaluator<'a> {
     tensors: Vec<(&'a TensorLayout, Node<'a>)>,
     carries_non_finite: bool,
-}
-
-/// Working space of one thread.
-#[derive(Default)]
-pub struct Scratch {
-    pub(super) raw: Vec<u8>,
-    pub(super) values: Vec<f64>,
-    pub(super) free: Vec<Vec<f64>>,
-    /// The random orders last used: chunks of one tensor, and the matrices of one expert, share theirs.
-    orders: VecDeque<Order>,
-}
-
-/// A random order: seed, key, entries.
-type Order = ((u64, String, u64), Arc<[u32]>);
-
-/// Random orders that a thread keeps.
-const MOST_ORDERS: usize = 3;
-
-impl Scratch {
-    /// The random order of an axis.
-    pub(super) fn order(&mut self, places: &Places) -> Arc<[u32]> {
-        let (seed, key, extent) = (places.drawn.seed, &places.drawn.key, places.extent);
-        if let Some((_, order)) = self
-            .orders
-            .iter()
-            .find(|((s, k, e), _)| *s == seed && k == key && *e == extent)
-        {
-            return order.clone();
-        }
-        if self.orders.len() == MOST_ORDERS {
-            self.orders.pop_front();
-        }
-        let order = places.order();
-        self.orders
-            .push_back(((seed, key.clone(), extent), order.clone()));
-        order
-    }
 }
 
 impl<'a> Evaluator<'a> {

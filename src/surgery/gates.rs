@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::methods::RuleContext;
 use super::random::Draws;
 use super::router::RouterInit;
-use super::upcycle::UpcycleSettings;
+use super::settings::UpcycleSettings;
 use crate::family::{Architecture, AttentionKv};
 use crate::table::number;
 

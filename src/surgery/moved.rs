@@ -3,9 +3,8 @@
 //! Each is a rule that says, for any element, which element of which part it is and how many follow it in a row. So values
 //! and undecoded bytes are moved by the same code.
 
-use super::drawn::Places;
-use super::evaluate::Scratch;
 use super::node::Node;
+use super::places::{Places, Scratch};
 use crate::Result;
 
 /// Parts and the rule that orders their elements.

@@ -3,8 +3,8 @@
 use multiversion::multiversion;
 
 use super::drawn::{Noisy, Redrawn};
-use super::evaluate::Scratch;
 use super::moved::Moved;
+use super::places::Scratch;
 use super::plan_error::PlanError;
 use super::random::Draws;
 use crate::checkpoint::folder::Checkpoint;

@@ -5,13 +5,11 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::error::SurgeryError;
+use super::names::SHARED;
 use crate::Result;
 use crate::arguments::Named;
 use crate::checkpoint::expression::Expression;
 use crate::family::{Role, TensorSpec};
-
-/// The name of the shared expert here.
-pub const SHARED: &str = "shared";
 
 /// Noise and factors for single experts, by name.
 #[derive(Clone, Debug, Default, PartialEq)]

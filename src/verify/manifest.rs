@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::pieces::{self, Piece};
 use super::recipe;
 use super::report::{FindingPlace, Running, ValidationReport};
-use super::validate::{Subject, ValidateOptions, is_own_file};
+use super::subject::{Subject, ValidateOptions, is_own_file};
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::hash::{FileHash, FileHasher};
 use crate::checkpoint::manifest::{MANIFEST, Manifest};

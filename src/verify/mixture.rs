@@ -3,8 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::report::{FindingPlace, Running, ValidationReport};
+use super::subject::Subject;
 use super::tensors;
-use super::validate::Subject;
 use crate::Result;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::{TensorEntry, dtype};

@@ -20,6 +20,7 @@ mod recipe;
 mod replay;
 pub mod report;
 mod sides;
+mod subject;
 mod tensors;
 mod tokenizer;
 pub mod validate;
@@ -28,6 +29,7 @@ pub use diff::{Diff, diff};
 pub use error::VerifyError;
 pub use expert_pairs::ExpertPair;
 pub use report::ValidationReport;
+pub use subject::ValidateOptions;
 pub use validate::validate;
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::pieces::{self, Piece};
 use super::report::{FindingPlace, ValidationReport};
+use super::subject::{Subject, ValidateOptions};
 use super::tensors;
-use super::validate::{Subject, ValidateOptions};
 use crate::Result;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::{Encoding, TensorEntry, dtype};

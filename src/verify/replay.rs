@@ -7,7 +7,7 @@ use super::error::VerifyError;
 use super::manifest::{Outcome, compare_files, outcomes};
 use super::pieces::{self, Piece};
 use super::report::{FindingPlace, Running, ValidationReport};
-use super::validate::{Subject, ValidateOptions};
+use super::subject::{Subject, ValidateOptions};
 use crate::Result;
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;

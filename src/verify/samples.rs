@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{Diff, ValidationReport, diff, validate};
+use super::{Diff, ValidateOptions, ValidationReport, diff, validate};
 use crate::checkpoint::{Dtype, dtype, header};
 use crate::family::{RoutingPreset, RoutingRequest};
 use crate::surgery::execute::{OutputFile, Target, execute};
@@ -155,7 +155,7 @@ pub fn validated_with(
     };
     let against = against.map(|given| given.iter().cloned().map(Some).collect::<Vec<_>>());
     let against = against.as_deref();
-    let options = validate::ValidateOptions {
+    let options = ValidateOptions {
         against,
         threads,
         memory,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::VerifyError;
 use super::report::{FindingPlace, Running, ValidationReport};
-use super::validate::Subject;
+use super::subject::Subject;
 use crate::Result;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::{Dtype, Encoding, FusedTensor, TensorEntry, dtype};

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::report::{FindingPlace, Running, ValidationReport};
-use super::validate::Subject;
+use super::subject::Subject;
 use crate::Result;
 use crate::checkpoint::json;
 use crate::family::each_token_id;

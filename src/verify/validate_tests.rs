@@ -327,7 +327,7 @@ fn sources_in_the_wrong_order_too_many_or_gone_are_named() {
         status(&report, "sources") == Status::Fault && status(&report, "replay") == Status::Fault
     );
     let many = ["seed", "code", "law", "law"].map(|name| Some(samples.path(name)));
-    let options = super::validate::ValidateOptions {
+    let options = super::ValidateOptions {
         against: Some(&many),
         threads: 1,
         memory: 1 << 20,

@@ -14,8 +14,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::execute::Runner;
 use super::graph::Graph;
+use super::runner::Runner;
 use super::select::Choice;
 use super::stage::Stage;
 use crate::checkpoint::single;
@@ -150,7 +150,7 @@ impl Runner<'_> {
     }
 
     fn jobs_file(&self) -> PathBuf {
-        self.work.join(super::execute::FOLDER).join("jobs.json")
+        self.work.join(super::runner::FOLDER).join("jobs.json")
     }
 }
 
