@@ -5,10 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::folder::CARD;
 use super::hash::sha256;
 use super::json;
 use super::manifest::{Manifest, Origin};
+use super::names::CARD;
 use crate::{Error, Result};
 
 /// Where a section begins and ends.

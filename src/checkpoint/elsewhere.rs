@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::source_file::ReadAt;
+use super::read_at::ReadAt;
 use crate::{Error, Result};
 
 static FILES: Mutex<BTreeMap<PathBuf, Elsewhere>> = Mutex::new(BTreeMap::new());

@@ -6,13 +6,12 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
 use tempfile::TempDir;
 
-use super::output::folder_of;
 use crate::error::TEMPORARY_FOLDER;
 use crate::{Error, Result, notice};
 
@@ -117,4 +116,39 @@ fn lacks(error: &io::Error, errors: &[Errno]) -> bool {
     found.is_some_and(|found| {
         errors.contains(&found) || [Errno::NOSYS, Errno::OPNOTSUPP].contains(&found)
     })
+}
+
+/// The absolute path with links followed as far as it exists, the rest appended.
+pub fn resolved(path: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(path).map_err(|e| Error::io("resolve", path, e))?;
+    let existing = absolute
+        .ancestors()
+        .find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
+    match existing {
+        Some((ancestor, real)) => Ok(absolute
+            .strip_prefix(ancestor)
+            .map_or(real.clone(), |rest| real.join(rest))),
+        None => Ok(absolute),
+    }
+}
+
+/// The folder that a path names something in: the current one for a bare name.
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
+/// Makes the names in a folder durable.
+pub fn sync_folder(folder: &Path) -> Result<()> {
+    sync_open(folder).map_err(|e| Error::io("sync", folder, e))
+}
+
+/// Makes the name of a file or folder durable in the folder that holds it.
+pub(super) fn sync_name(path: &Path) -> Result<()> {
+    sync_open(folder_of(path)).map_err(|e| Error::io("sync the folder of", path, e))
+}
+
+fn sync_open(folder: &Path) -> io::Result<()> {
+    sync(&File::open(folder)?)
 }

@@ -24,6 +24,7 @@ use crate::{Error, Result};
 
 pub use super::companions::{COMPANIONS, companion_name, companions, is_companion};
 pub use super::names::{CARD, INDEX, SINGLE};
+use super::weight_names::{is_model_file, shard_number, wanted_weights};
 
 /// The tokenizer that this program and transformers read.
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -423,29 +424,6 @@ fn weight_files(folder: &Path) -> Result<Vec<String>> {
     names.sort();
     let wanted = wanted_weights(&names.iter().map(String::as_str).collect::<Vec<_>>());
     Ok(wanted.into_iter().map(str::to_owned).collect())
-}
-
-/// The files of a folder that hold the weights of its model.
-pub fn wanted_weights<'a>(names: &[&'a str]) -> Vec<&'a str> {
-    let mut weights: Vec<&str> = names.to_vec();
-    weights.retain(|name| format::is_weight_file(name));
-    // Some repositories carry a second copy of the weights in their vendor's layout beside the usual one.
-    if weights.iter().any(|name| is_model_file(name)) {
-        weights.retain(|name| is_model_file(name));
-    }
-    weights
-}
-
-/// `model.safetensors` or one shard of a set.
-pub fn is_model_file(name: &str) -> bool {
-    name == SINGLE || (name.starts_with("model-") && shard_number(name).is_some())
-}
-
-/// `(2, 5)` for `…-00002-of-00005.safetensors`.
-fn shard_number(name: &str) -> Option<(u64, u64)> {
-    let (stem, count) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
-    let (_, number) = stem.rsplit_once('-')?;
-    Some((number.parse().ok()?, count.parse().ok()?))
 }
 
 /// Refuses several weight files that are not the shards 1..=N of one set.

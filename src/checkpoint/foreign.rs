@@ -6,11 +6,11 @@
 use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 
-use super::folder::wanted_weights;
 use super::foreign_error::ForeignError;
 use super::format;
 use super::reference::Reference;
-use super::source_file::{ReadAt, SourceFile};
+use super::source_file::SourceFile;
+use super::weight_names::wanted_weights;
 use crate::{Error, Result};
 
 /// A kind of folder that is no checkpoint.
@@ -196,18 +196,8 @@ pub fn expect_folder(path: &Path) -> Result<()> {
 /// The first bytes of a regular file, as far as it can be read.
 fn head_of(path: &Path) -> Vec<u8> {
     SourceFile::open(path)
-        .and_then(|file| head(&file))
+        .and_then(|file| format::head(&file))
         .unwrap_or_default()
-}
-
-/// As many first bytes as say what a file is.
-const HEAD: usize = 512;
-
-/// The first bytes of a file, as [`content`] needs them.
-pub(super) fn head(file: &SourceFile) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; file.len().min(HEAD as u64) as usize];
-    file.read_exact_at(&mut bytes, 0)?;
-    Ok(bytes)
 }
 
 /// What a folder is, where it has no weights that we read, or no `config.json`: an error that says so. `None` for a folder with weights.
@@ -406,7 +396,7 @@ pub(crate) fn content(path: &Path, head: &[u8]) -> Option<Error> {
 
 /// As [`content`], for what should be JSON: weights are named too.
 pub(crate) fn not_json(path: &Path, bytes: &[u8]) -> Option<Error> {
-    if let Some(format) = format::recognised(&bytes[..bytes.len().min(HEAD)]) {
+    if let Some(format) = format::recognised(&bytes[..bytes.len().min(format::HEAD)]) {
         let error = ForeignError::WeightFile {
             path: path.to_path_buf(),
             kind: format::a(format.name()),
@@ -418,7 +408,7 @@ pub(crate) fn not_json(path: &Path, bytes: &[u8]) -> Option<Error> {
         let path = path.to_path_buf();
         return Some(ForeignError::SafetensorsAsJson { path }.into());
     }
-    content(path, &bytes[..bytes.len().min(HEAD)])
+    content(path, &bytes[..bytes.len().min(format::HEAD)])
 }
 
 /// As [`content`], for what should be weights: text is quoted.

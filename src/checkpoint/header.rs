@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::encoding::{Encoding, TensorEntry};
 use super::header_error::HeaderError;
 use super::source_file::{ReadAt, SourceFile};
-use super::{dtype, foreign, json};
+use super::{dtype, foreign, format, json};
 use crate::Result;
 
 /// The format's limit on the header's length in bytes.
@@ -30,7 +30,7 @@ pub struct Header {
 /// Reads and checks the header of `source`; entries point to file number `file`.
 pub fn read(source: &SourceFile, file: usize) -> Result<Header> {
     let path = source.path();
-    let head = foreign::head(source)?;
+    let head = format::head(source)?;
     // Some lengths of a header look like the first bytes of a pickle.
     if head.get(8) != Some(&b'{')
         && let Some(error) = foreign::not_weights(path, &head)

@@ -7,8 +7,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::filesystem::folder_of;
 use super::filesystem::{self, Lock};
-use super::output::{LOCK, folder_of};
+use super::names::LOCK;
 use super::owned::check_replaceable;
 use crate::{Error, Result};
 

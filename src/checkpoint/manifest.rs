@@ -13,10 +13,10 @@ use serde_json::{Map, Value};
 
 use super::error::CheckpointError;
 use super::expression::Expression;
-use super::folder::CARD;
+use super::filesystem::resolved;
 use super::hash::FileHash;
 use super::json;
-use super::output::{ORIGIN, OutputFolder, resolved};
+use super::names::{CARD, ORIGIN};
 use super::recipe::RecipeRecord;
 use super::reference::pinned;
 use super::version;
@@ -255,11 +255,10 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Writes it into a folder that was pulled.
-    pub fn write(&self, folder: &OutputFolder) -> Result<()> {
+    /// The content of its file.
+    pub fn text(&self) -> String {
         // Strings and numbers always serialise.
-        let text = serde_json::to_string_pretty(self).unwrap_or_default();
-        folder.write(ORIGIN, text.as_bytes()).map(drop)
+        serde_json::to_string_pretty(self).unwrap_or_default()
     }
 
     /// Reads the origin of a folder that was pulled; `None` where the folder has none that can be read.

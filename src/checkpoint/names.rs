@@ -10,3 +10,10 @@ pub const CARD: &str = "README.md";
 pub const MANIFEST: &str = "bam-manifest.json";
 /// The record of a token folder.
 pub const TOKENS: &str = "header.json";
+
+/// The file whose lock holds a folder that is being written.
+pub(crate) const LOCK: &str = ".lock";
+/// What the writer of a checkpoint resumes from.
+pub(crate) const PROGRESS: &str = ".progress.json";
+/// Where a folder that was pulled says what it came from.
+pub(crate) const ORIGIN: &str = ".hub.json";

@@ -16,20 +16,13 @@ use rustix::io::Errno;
 
 use super::card_text::keep_edited;
 use super::error::CheckpointError;
-use super::filesystem::{self, Lock};
-use super::folder::CARD;
+use super::filesystem::{self, Lock, resolved, sync_folder, sync_name};
 use super::hash::{FileHash, sha256, sha256_source};
 use super::leftovers::{remove_at_once, remove_doomed, remove_empty, replaced, settle_replaced};
+use super::names::{CARD, LOCK, ORIGIN, PROGRESS};
 use super::owned::{check_replaceable, no_record};
 use super::source_file::SourceFile;
 use crate::{Error, Result, notice};
-
-/// The file whose lock holds a folder that is being written.
-pub(super) const LOCK: &str = ".lock";
-/// What the writer of a checkpoint resumes from.
-pub(super) const PROGRESS: &str = ".progress.json";
-/// Where a folder that was pulled says what it came from.
-pub(super) const ORIGIN: &str = ".hub.json";
 
 /// A folder being written; dropped without [`commit`](Self::commit) it leaves nothing.
 #[derive(Debug)]
@@ -93,20 +86,6 @@ pub fn beside(out: &Path) -> Result<PathBuf> {
     match out.file_name() {
         Some(name) => Ok(out.with_file_name(format!("{}.run", name.to_string_lossy()))),
         None => Err(no_name(out)),
-    }
-}
-
-/// The absolute path with links followed as far as it exists, the rest appended.
-pub fn resolved(path: &Path) -> Result<PathBuf> {
-    let absolute = std::path::absolute(path).map_err(|e| Error::io("resolve", path, e))?;
-    let existing = absolute
-        .ancestors()
-        .find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
-    match existing {
-        Some((ancestor, real)) => Ok(absolute
-            .strip_prefix(ancestor)
-            .map_or(real.clone(), |rest| real.join(rest))),
-        None => Ok(absolute),
     }
 }
 
@@ -489,25 +468,4 @@ fn try_lock(path: &Path, target: &Path) -> Result<File> {
 pub(super) fn busy(target: &Path) -> Error {
     let path = target.to_path_buf();
     CheckpointError::Busy { path }.into()
-}
-
-/// The folder that a path names something in: the current one for a bare name.
-pub fn folder_of(path: &Path) -> &Path {
-    path.parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
-}
-
-/// Makes the names in a folder durable.
-pub fn sync_folder(folder: &Path) -> Result<()> {
-    sync(folder).map_err(|e| Error::io("sync", folder, e))
-}
-
-/// Makes the name of a file or folder durable in the folder that holds it.
-pub(super) fn sync_name(path: &Path) -> Result<()> {
-    sync(folder_of(path)).map_err(|e| Error::io("sync the folder of", path, e))
-}
-
-fn sync(folder: &Path) -> io::Result<()> {
-    filesystem::sync(&File::open(folder)?)
 }

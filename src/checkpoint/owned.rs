@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::companions::COMPANIONS;
 use super::error::CheckpointError;
-use super::folder::{CARD, COMPANIONS};
 use super::json;
 use super::manifest::{MANIFEST, Manifest, Origin};
-use super::output::{LOCK, ORIGIN};
+use super::names::{CARD, LOCK, ORIGIN};
 use crate::{Error, Result};
 
 pub use super::names::TOKENS;

@@ -6,9 +6,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::filesystem::resolved;
 use super::hash::{FileHash, sha256_file};
 use super::manifest::SourceRecord;
-use super::output::resolved;
 use super::reference::SCHEME;
 use crate::Result;
 

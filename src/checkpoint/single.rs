@@ -16,7 +16,8 @@ use safetensors::Dtype;
 
 use super::error::CheckpointError;
 use super::filesystem::{self, Lock};
-use super::output::{busy, folder_of, partial_of, sync_name};
+use super::filesystem::{folder_of, sync_name};
+use super::output::{busy, partial_of};
 use super::{SourceFile, header};
 use crate::{Error, Result};
 

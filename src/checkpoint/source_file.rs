@@ -8,13 +8,8 @@ use std::sync::Arc;
 use super::elsewhere::{self, Elsewhere};
 use super::error::CheckpointError;
 use super::open_files::Key;
+pub use super::read_at::ReadAt;
 use crate::{Error, Result};
-
-/// Random access to bytes: a file now, a cache or a remote later.
-pub trait ReadAt: Sync {
-    /// Fills `buf` from `offset`; fewer bytes than asked for is an error that names the source.
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
-}
 
 /// What identifies a file's content without reading it: two equal stamps mean an unchanged file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -17,9 +17,11 @@ use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
 use super::error::CheckpointError;
+use super::filesystem::sync_folder;
 use super::folder::{INDEX, SINGLE};
 use super::hash::{FileHash, FileHasher, hex, sha256_file};
-use super::output::{OutputFolder, PROGRESS, sync_folder};
+use super::names::PROGRESS;
+use super::output::OutputFolder;
 use super::source_file::SourceFile;
 use super::{dtype, filesystem, header};
 use crate::{Error, Result, threads};

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::content::has_content;
 use super::settings::HubSettings;
 use super::tree::{FileEntry, is_commit};
-use crate::checkpoint::output::{folder_of, sync_folder};
+use crate::checkpoint::filesystem::{folder_of, sync_folder};
 use crate::checkpoint::{filesystem, single};
 use crate::{Error, Result};
 

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use super::outgoing::paths;
 use crate::Result;
+use crate::checkpoint::filesystem::resolved;
 use crate::checkpoint::hash::sha256;
 use crate::checkpoint::json::read_bytes;
 use crate::checkpoint::manifest::{MANIFEST, Manifest};
-use crate::checkpoint::output::resolved;
 
 /// Ends of the names of text files in which programs and people write paths; also looked into is what has no extension.
 const TEXTS: [&str; 15] = [

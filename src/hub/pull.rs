@@ -16,12 +16,12 @@ use super::remote_file::RemoteFile;
 use super::request_error::HubRequestError;
 use super::selection::FileSelection;
 use super::tree::{FileEntry, Snapshot};
+use crate::checkpoint::filesystem::{folder_of, sync_folder};
 use crate::checkpoint::hash::FileHash;
 use crate::checkpoint::hash::sha256_file;
 use crate::checkpoint::manifest::Origin;
-use crate::checkpoint::output::{
-    OutputFolder, check_free_space, check_target, folder_of, reserved, sync_folder,
-};
+use crate::checkpoint::names::ORIGIN;
+use crate::checkpoint::output::{OutputFolder, check_free_space, check_target, reserved};
 use crate::checkpoint::reference::Reference;
 use crate::{Error, Result};
 
@@ -250,12 +250,12 @@ impl<'a> Pull<'a> {
             self.snapshot.repository.clone(),
             self.snapshot.commit.clone(),
         );
-        Origin {
+        let origin = Origin {
             repository,
             commit,
             files,
-        }
-        .write(output)
+        };
+        output.write(ORIGIN, origin.text().as_bytes()).map(drop)
     }
 
     /// The files, the largest first: what begins last should be soon done.

@@ -16,9 +16,10 @@ use super::request_error::HubRequestError;
 use super::tree::Snapshot;
 use super::{lfs, xet};
 use crate::Result;
-use crate::checkpoint::folder::{CARD, INDEX, is_model_file};
+use crate::checkpoint::folder::{CARD, INDEX};
 use crate::checkpoint::manifest::MANIFEST;
 use crate::checkpoint::reference::Reference;
+use crate::checkpoint::weight_names::is_model_file;
 
 /// What is pushed, and how.
 pub struct PushOptions<'a> {

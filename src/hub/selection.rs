@@ -6,8 +6,9 @@ use super::answer_error::HubAnswerError;
 use super::request_error::HubRequestError;
 use super::tree::{ContentHash, Snapshot};
 use crate::Result;
-use crate::checkpoint::folder::{CARD, INDEX, is_companion, wanted_weights};
+use crate::checkpoint::folder::{CARD, INDEX, is_companion};
 use crate::checkpoint::manifest::MANIFEST;
+use crate::checkpoint::weight_names::wanted_weights;
 use crate::error::nearest;
 
 /// Files beside weights and tokenizer that belong to a checkpoint.

@@ -16,7 +16,7 @@ use super::program::{CONFIG, Program};
 use super::recipe_error::RecipeError;
 use super::yaml::{self, Node, wrong_kind};
 use crate::arguments::InputPath;
-use crate::checkpoint::output::folder_of;
+use crate::checkpoint::filesystem::folder_of;
 use crate::checkpoint::yaml::place;
 use crate::mergekit::{Dialect, Fetch, LinearFile, Translation};
 use crate::{Error, Result};

@@ -11,7 +11,7 @@ use super::error::PipelineError;
 use super::lines::setting;
 use super::program::{Program, SHELL};
 use crate::arguments::{ArgumentKind, ArgumentRole};
-use crate::checkpoint::output::resolved;
+use crate::checkpoint::filesystem::resolved;
 use crate::checkpoint::recipe::StageRecord;
 use crate::{Error, Result};
 

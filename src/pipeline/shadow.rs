@@ -14,8 +14,8 @@ use tempfile::TempDir;
 use super::graph::whole;
 use super::stage::Stage;
 use crate::arguments::ArgumentRole;
+use crate::checkpoint::filesystem::resolved;
 use crate::checkpoint::filesystem::temporary_folder;
-use crate::checkpoint::output::resolved;
 use crate::{Error, Result};
 
 /// The shadow; it goes when this does.

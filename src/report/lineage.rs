@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::hashes::shortened;
 use crate::Result;
 use crate::checkpoint::Manifest;
-use crate::checkpoint::output::resolved;
+use crate::checkpoint::filesystem::resolved;
 use crate::checkpoint::reach::source_folder;
 
 /// Sources of sources of … that are followed; a manifest that names itself would have no end.

@@ -15,7 +15,7 @@ use std::fmt::Debug;
 use std::path::Path;
 
 use super::encoding::TensorEntry;
-use super::source_file::SourceFile;
+use super::source_file::{ReadAt, SourceFile};
 use crate::checkpoint::ForeignError;
 use crate::{Error, Result};
 
@@ -108,7 +108,7 @@ pub(super) fn read(
     file: &SourceFile,
     number: usize,
 ) -> Result<(BTreeMap<String, TensorEntry>, Option<Described>)> {
-    let head = super::foreign::head(file)?;
+    let head = head(file)?;
     let format = recognised(&head).unwrap_or(&safetensors::SafetensorsFile);
 
     let found = format.read(file, number)?;
@@ -125,4 +125,14 @@ pub fn is_weight_file(name: &str) -> bool {
         .iter()
         .filter_map(|format| format.folder_suffix())
         .any(|suffix| name.ends_with(suffix))
+}
+
+/// As many first bytes as say what a file is.
+pub(super) const HEAD: usize = 512;
+
+/// The first bytes of a file, as recognising its content needs them.
+pub(super) fn head(file: &SourceFile) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; file.len().min(HEAD as u64) as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
 }

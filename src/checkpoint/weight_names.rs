@@ -1,0 +1,27 @@
+//! Names of weight files: which of a folder's hold its model, and numbers of shards.
+
+use super::format;
+use super::names::SINGLE;
+
+/// The files of a folder that hold the weights of its model.
+pub fn wanted_weights<'a>(names: &[&'a str]) -> Vec<&'a str> {
+    let mut weights: Vec<&str> = names.to_vec();
+    weights.retain(|name| format::is_weight_file(name));
+    // Some repositories carry a second copy of the weights in their vendor's layout beside the usual one.
+    if weights.iter().any(|name| is_model_file(name)) {
+        weights.retain(|name| is_model_file(name));
+    }
+    weights
+}
+
+/// `model.safetensors` or one shard of a set.
+pub fn is_model_file(name: &str) -> bool {
+    name == SINGLE || (name.starts_with("model-") && shard_number(name).is_some())
+}
+
+/// `(2, 5)` for `…-00002-of-00005.safetensors`.
+pub(super) fn shard_number(name: &str) -> Option<(u64, u64)> {
+    let (stem, count) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    let (_, number) = stem.rsplit_once('-')?;
+    Some((number.parse().ok()?, count.parse().ok()?))
+}
