@@ -14,6 +14,7 @@ use super::known::BAM;
 use super::layout::{Block, Layers, Layouts, MlpType, NormPosition, NormType, QkNorm};
 use super::mixture::Mixture;
 use super::multipliers::Multipliers;
+use super::rope_kinds::LayerRope;
 use crate::Result;
 
 /// The most layers of a model. Lists of layers are made only after a comparison with this.
@@ -85,6 +86,12 @@ pub struct Architecture {
     /// Layers that [`Self::sliding_window`] limits.
     #[serde(skip_serializing_if = "Layers::is_all")]
     pub window_layers: Layers,
+    /// Layers that rotate queries and keys.
+    #[serde(skip_serializing_if = "Layers::is_all")]
+    pub rope_layers: Layers,
+    /// Rotation of the layers with a window, where the others rotate in another way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window_rope: Option<LayerRope>,
     /// Part of each head that is rotated, where not all of it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partial_rotary_factor: Option<f64>,
@@ -148,6 +155,8 @@ impl Architecture {
             ("logit_scale", json!(self.logit_scale)),
             ("sliding_window", json!(self.sliding_window)),
             ("layer_types", json!(self.window_layers)),
+            ("rope_layers", json!(self.rope_layers)),
+            ("rope_parameters.sliding_attention", json!(self.window_rope)),
             ("clip_qkv", json!(self.clip_qkv)),
             ("partial_rotary_factor", json!(self.partial_rotary_factor)),
         ]);

@@ -133,11 +133,13 @@ impl Config {
     }
 
     /// The value under `name`, where `a.b` is key `b` of the object `a`.
-    fn at(&self, name: &str) -> Option<&Value> {
-        match name.split_once('.') {
-            None => self.json.get(name),
-            Some((object, key)) => self.json.get(object)?.as_object()?.get(key),
-        }
+    pub(super) fn at(&self, name: &str) -> Option<&Value> {
+        let (object, keys) = match name.split_once('.') {
+            None => return self.json.get(name),
+            Some((object, keys)) => (self.json.get(object)?, keys),
+        };
+        keys.split('.')
+            .try_fold(object, |object, key| object.as_object()?.get(key))
     }
 
     /// The value under any of the names; two names with different values are refused.
@@ -182,7 +184,7 @@ impl Config {
 
     /// The default of a key. Where it depends on the version of transformers, the version that wrote the file counts,
     /// and version 4 where the file has no version.
-    fn default<'a>(&self, key: &'a Key) -> Option<&'a Value> {
+    pub(super) fn default<'a>(&self, key: &'a Key) -> Option<&'a Value> {
         match (&key.default_before_5, &key.default) {
             (Some(of_4), _) if self.transformers().is_none_or(|major| major < 5) => Some(of_4),
             (_, default) => default.as_ref(),

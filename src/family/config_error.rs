@@ -14,9 +14,6 @@ use crate::error::{ErrorPlace, nearest, one_of};
 /// The key that says how long texts were before positions were scaled.
 pub(super) const ORIGINAL: &str = "original_max_position_embeddings";
 
-/// The key of version 5 of transformers that holds the base of the rotary frequencies.
-pub(super) const INNER_THETA: &str = "rope_parameters.rope_theta";
-
 /// A rule that a `config.json` breaks.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -211,21 +208,25 @@ pub enum ConfigError {
     },
     /// A base of the frequencies where transformers does not read it.
     #[error(
-        "{}: key `{INNER_THETA}`: is passed over by transformers: beside rope_scaling by version 5, and always by version 4",
+        "{}: key `{key}`: is passed over by transformers: beside rope_scaling by version 5, and always by version 4",
         path.display()
     )]
     UnreadTheta {
         /// The file.
         path: PathBuf,
+        /// The key of the base.
+        key: &'static str,
     },
     /// A scaling where the version of transformers that wrote the file does not read it.
     #[error(
-        "{}: key `rope_parameters`: says a scaling, but transformers 4, which wrote the file, does not read it",
+        "{}: key `{key}`: says a scaling, but transformers 4, which wrote the file, does not read it",
         path.display()
     )]
     UnreadScaling {
         /// The file.
         path: PathBuf,
+        /// The key of the scaling.
+        key: &'static str,
     },
     /// An original context that one version of transformers reads.
     #[error(
@@ -350,7 +351,9 @@ impl ConfigError {
             Self::WholeHeads { .. } => {
                 "remove the key if the model was trained with transformers 5, which ignores it"
             }
-            Self::UnreadTheta { .. } => "say it as `rope_theta` too",
+            Self::UnreadTheta { .. } => {
+                "say it as transformers 4 does, too: `rope_theta`, or `rope_local_base_freq` where the class has it"
+            }
             Self::UnreadScaling { .. } => "say it as `rope_scaling` too",
             Self::OuterOriginal { scaling, .. } => {
                 return Some(
@@ -393,8 +396,7 @@ impl ConfigError {
             Self::UnsaidLayout { path, key, .. } => (path, *key),
             Self::Architecture { path, fault } => (path, fault.key()),
             Self::IgnoredHeadDim { path, .. } => (path, "head_dim"),
-            Self::UnreadTheta { path } => (path, INNER_THETA),
-            Self::UnreadScaling { path } => (path, "rope_parameters"),
+            Self::UnreadTheta { path, key } | Self::UnreadScaling { path, key } => (path, *key),
             Self::OuterOriginal { path, .. } => (path, ORIGINAL),
             Self::TwoLongropes { path, key } => (path, *key),
             Self::ExpertAdapters { path } => (path, "expert_adapters"),

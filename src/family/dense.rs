@@ -144,6 +144,11 @@ fn restored(
     let mut json = ConfigWriter::new(base, strays, family, wanted);
     json.rope();
 
+    json.keys(&[
+        Field::NoRopeLayers,
+        Field::RopeLocalTheta,
+        Field::PartialRotaryFactor,
+    ]);
     let window = family.keys[Field::SlidingWindow].name();
     if window.is_some_and(|name| !json.contains(name)) {
         json.keys(&[Field::SlidingWindow]);

@@ -67,7 +67,7 @@ impl<'a> Chain<'a> {
             let keys = file.get("keys").and_then(Value::as_object);
             let computes_otherwise = Layouts::NAMES
                 .into_iter()
-                .chain(["mixture"])
+                .chain(["mixture", "rotation"])
                 .any(|key| file.contains_key(key));
             let multiplies = Multipliers::FIELDS
                 .into_iter()

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::format_error::FormatError;
 use super::keys::{Field, Keys, Need, Section};
-use super::layout::{Block, Layouts, MlpType, NormPosition, NormType, QkNorm, SaidLayouts};
+use super::layout::{
+    Block, Layouts, MlpType, NormPosition, NormType, QkNorm, Rotation, SaidLayouts,
+};
 use super::names::{FusedProjections, FusedTensorNames, GgufNames, Holds, RoleNames};
 use super::role::Role;
 use crate::{Error, Result};
@@ -23,6 +25,8 @@ pub struct Family {
     pub(crate) architectures: Vec<String>,
     /// What its models compute.
     pub(crate) layouts: Layouts,
+    /// Which layers rotate queries and keys, where configurations do not list them.
+    pub(crate) rotation: Rotation,
     /// Which optional parameters exist.
     pub(crate) present: Present,
     /// Names of configuration keys.
@@ -51,8 +55,8 @@ pub struct Family {
 pub(crate) struct Refused {
     /// The key.
     pub(crate) key: String,
-    /// The value, where others are fine. Without one, each value but null is refused.
-    #[serde(default)]
+    /// The value, null included, where others are fine. Without one, each value but null is refused.
+    #[serde(default, deserialize_with = "said")]
     pub(crate) value: Option<Value>,
     /// Whether the absence of the key is refused, rather than a value.
     #[serde(default)]
@@ -62,6 +66,11 @@ pub(crate) struct Refused {
     pub(crate) or_null: bool,
     /// Why.
     pub(crate) because: String,
+}
+
+/// A value that is there, though it may be null.
+fn said<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
 }
 
 /// When an optional parameter exists.
@@ -161,6 +170,7 @@ pub(super) struct FamilyText {
     qk_norm: Option<QkNorm>,
     norm_offset: Option<bool>,
     qk_norm_after_rope: Option<bool>,
+    rotation: Option<Rotation>,
     present: Option<PresentText>,
     keys: Option<Keys>,
     tensors: Option<RoleNames>,
@@ -209,6 +219,7 @@ impl FamilyText {
             model_types: self.model_types.ok_or_else(|| missing("model_types"))?,
             architectures: self.architectures.ok_or_else(|| missing("architectures"))?,
             layouts: said.complete().map_err(missing)?,
+            rotation: self.rotation.unwrap_or(Rotation::All),
             present: Present {
                 attention_bias: presence(present.attention_bias, "attention_bias")?,
                 attention_output_bias: presence(

@@ -162,6 +162,8 @@ impl<'a> Metadata<'a> {
             logit_scale: None,
             sliding_window: None,
             window_layers: Layers::All,
+            rope_layers: Layers::All,
+            window_rope: None,
             partial_rotary_factor: None,
             clip_qkv: None,
             multipliers: Multipliers::default(),

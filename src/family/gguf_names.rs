@@ -75,6 +75,10 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
         "it has no sliding window",
     );
     refuse(
+        !a.rope_layers.is_all() || a.window_rope.is_some(),
+        "all its layers rotate, and in one way",
+    );
+    refuse(
         a.partial_rotary_factor.is_some(),
         "it rotates whole heads (`partial_rotary_factor`)",
     );

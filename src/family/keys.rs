@@ -153,6 +153,16 @@ fields! {
     LayerTypes = "layer_types", Keys, Optional;
     /// Whether the block is the family's parallel one; where it is false, the block is sequential.
     ParallelBlock = "parallel_block", Keys, Optional;
+    /// The period of layers, of which the last sees all positions.
+    SlidingWindowPattern = "sliding_window_pattern", Keys, Optional;
+    /// `all`, or the list of layers that rotate queries and keys.
+    RopeLayers = "rope_layers", Keys, Optional;
+    /// The list of zeros and ones, with a zero for a layer that does not rotate.
+    NoRopeLayers = "no_rope_layers", Keys, Optional;
+    /// The period of layers, of which the last does not rotate.
+    NoRopeLayerInterval = "no_rope_layer_interval", Keys, Optional;
+    /// The base of rotary positions in layers with a window; a family with it has a rotation for each kind of layer.
+    RopeLocalTheta = "rope_local_theta", Keys, Optional;
     PartialRotaryFactor = "partial_rotary_factor", Keys, Optional;
     ClipQkv = "clip_qkv", Keys, Optional;
     EmbeddingMultiplier = "embedding_multiplier", Keys, Optional;

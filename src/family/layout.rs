@@ -160,6 +160,15 @@ choice! {
     }
 }
 choice! {
+    /// Which layers rotate queries and keys, in a family whose configurations do not list them.
+    Rotation {
+        /// Every layer.
+        All = "all",
+        /// In a model with a sliding window, the layers that have it (Cohere2, EXAONE 4).
+        SlidingOnly = "sliding_only",
+    }
+}
+choice! {
     /// What happens to keys and values in a mixture.
     AttentionKv {
         /// Each attention expert has its own.
@@ -290,6 +299,20 @@ impl Layers {
             Self::All => true,
             Self::List(layers) => layers.contains(&layer),
         }
+    }
+
+    /// Those layers whose flag is set.
+    pub(crate) fn of(mask: &[bool]) -> Self {
+        if mask.iter().all(|flag| *flag) {
+            return Self::All;
+        }
+        Self::List(
+            (0..)
+                .zip(mask)
+                .filter(|(_, flag)| **flag)
+                .map(|(layer, _)| layer)
+                .collect(),
+        )
     }
 
     /// How many of `num_layers` layers they are.

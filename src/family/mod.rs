@@ -11,12 +11,13 @@
 //! - one format file: `names`, `format`, `extends`, and all of them: `known`,
 //! - a configuration: `config`,
 //! - a model: `mixture`, `multipliers`, `architecture`, `tensors`,
-//! - readers: `read`, `unsaid`, `gguf_metadata`, `gguf`,
-//! - writers: `write`, `target`, `stock`, `dense`, `gguf_names`.
+//! - readers: `layer_kinds`, `rope`, `rope_kinds`, `read`, `unsaid`, `gguf_metadata`, `gguf`,
+//! - writers: `both_spellings`, `write`, `target`, `stock`, `dense`, `gguf_names`.
 
 mod activation;
 mod architecture;
 mod architecture_fault;
+mod both_spellings;
 mod config;
 mod config_error;
 pub mod cost;
@@ -40,6 +41,9 @@ pub mod gguf_vocabulary;
 mod key_meanings;
 mod keys;
 mod known;
+mod layer_kinds;
+#[cfg(test)]
+mod layer_kinds_tests;
 mod layout;
 mod matching;
 mod mismatch;
@@ -54,6 +58,7 @@ mod read;
 mod refusal_tests;
 mod role;
 mod rope;
+mod rope_kinds;
 mod routing;
 mod spelling;
 mod stock;
@@ -65,12 +70,12 @@ mod token_ids;
 mod unsaid;
 #[cfg(test)]
 mod unsaid_tests;
-mod windows;
 mod write;
 
 pub(crate) use activation::Activation;
 pub use architecture::Architecture;
 pub use architecture_fault::ArchitectureFault;
+pub use both_spellings::both_spellings;
 pub use config::Config;
 pub use config_error::ConfigError;
 pub use dense::dense;
@@ -88,8 +93,8 @@ pub use multipliers::Multipliers;
 pub(crate) use quantised::drop_leftover;
 pub use quantised::{Quantised, leftover_quantisation};
 pub use role::Role;
+pub use rope_kinds::LayerRope;
 pub use routing::{RoutingChoice, RoutingPreset, RoutingRequest, USUAL_TOP_K};
-pub use spelling::both_spellings;
 pub(crate) use spelling::same_value;
 pub use stock::{Output, output, targets};
 pub use target::bam_config;

@@ -95,14 +95,6 @@ const TYPES: &[(&[&str], TypeFact)] = &[
         },
     ),
     (
-        &["smollm3"],
-        TypeFact::AbsentKey {
-            key: "no_rope_layers",
-            null: false,
-            means: "that every fourth layer does not rotate",
-        },
-    ),
-    (
         &[
             "deepseek_v2",
             "deepseek_v3",
@@ -235,7 +227,6 @@ const TYPES: &[(&[&str], TypeFact)] = &[
     ),
     (
         &[
-            "cohere2",
             "cohere2_moe",
             "cohere_compass_text",
             "exaone_moe",
@@ -243,10 +234,6 @@ const TYPES: &[(&[&str], TypeFact)] = &[
             "afmoe",
         ],
         NO_ROTATION,
-    ),
-    (
-        &["olmo3"],
-        TypeFact::Never("layers with a window rotate in another way than the others"),
     ),
     (
         &[

@@ -12,13 +12,14 @@ use super::config_error::{ConfigError, ORIGINAL};
 use super::format::{Family, Presence, Refused};
 use super::keys::{Field, Key};
 use super::known::families;
+use super::layer_kinds::LayerKinds;
 use super::layout::{Block, Layouts, NormType, QkNorm, SaidLayouts};
 use super::mixture::Mixture;
 use super::multipliers::Multipliers;
-use super::rope::{RopeContext, partial_rotary_factor, rope_theta};
+use super::rope::{RopeContext, partial_rotary_factor};
+use super::rope_kinds::Ropes;
 use super::spelling::same_value;
 use super::unsaid::{refuse_type, refuse_unsaid};
-use super::windows::windows;
 use crate::Result;
 use crate::checkpoint::dtype::from_torch_name;
 use crate::checkpoint::json::kind;
@@ -69,6 +70,8 @@ impl Architecture {
         for (field, expected) in [
             (Field::NormEps, "a number"),
             (Field::RopeTheta, "a number"),
+            (Field::RopeLocalTheta, "a number"),
+            (Field::PartialRotaryFactor, "a number"),
             (Field::LogitScale, "a number"),
             (Field::HiddenAct, "a string"),
             (Field::HeadDim, "a positive integer"),
@@ -95,7 +98,7 @@ impl Architecture {
             }
             .into());
         }
-        let (sliding_window, window_layers) = windows(config, family, num_layers)?;
+        let kinds = LayerKinds::read(config, family, num_layers)?;
         let partial_rotary_factor = partial_rotary_factor(config, family)?;
         let max_position_embeddings = count(Field::MaxPositionEmbeddings)?;
         let context = RopeContext {
@@ -104,6 +107,7 @@ impl Architecture {
             own_class: family.says_layouts(),
             has_outer_original: family.says(ORIGINAL),
         };
+        let ropes = Ropes::read(config, family, &kinds, &context)?;
         let layouts = layouts(config, family)?;
 
         let mut architecture = Self {
@@ -132,15 +136,17 @@ impl Architecture {
             qk_norm: layouts.qk_norm,
             qk_norm_after_rope: layouts.qk_norm_after_rope,
             norm_eps: norm_eps(config, family, layouts.norm_type)?,
-            rope_theta: rope_theta(config, family)?,
-            rope_scaling: config.rope_scaling(&context)?,
+            rope_theta: ropes.full.theta,
+            rope_scaling: ropes.full.scaling,
             hidden_act: config
                 .text(&keys[Field::HiddenAct])?
                 .unwrap_or("silu")
                 .to_owned(),
             logit_scale: config.number(&keys[Field::LogitScale], f64::MIN)?,
-            sliding_window,
-            window_layers,
+            sliding_window: kinds.window,
+            window_layers: kinds.window_layers,
+            rope_layers: kinds.rope_layers,
+            window_rope: ropes.window,
             partial_rotary_factor,
             clip_qkv: config.number(&keys[Field::ClipQkv], f64::MIN_POSITIVE)?,
             multipliers: Multipliers::read(config, family, hidden_size, head_dim)?,

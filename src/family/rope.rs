@@ -5,7 +5,7 @@
 use serde_json::{Map, Value, json};
 
 use super::config::{Config, Found};
-use super::config_error::{ConfigError, INNER_THETA, ORIGINAL};
+use super::config_error::{ConfigError, ORIGINAL};
 use super::format::Family;
 use super::keys::Field;
 use super::spelling::{normalised, same_value};
@@ -15,16 +15,21 @@ use crate::{Error, Result};
 /// The part of each head that is rotated. Most classes of dense families do not read the key: transformers 4 fails where it
 /// is there, and transformers 5 ignores it.
 pub(super) fn partial_rotary_factor(config: &Config, family: &Family) -> Result<Option<f64>> {
-    let names = [
+    const NAMES: [&str; 5] = [
         "partial_rotary_factor",
         "rope_parameters.partial_rotary_factor",
         "rope_scaling.partial_rotary_factor",
+        "rope_parameters.full_attention.partial_rotary_factor",
+        "rope_parameters.sliding_attention.partial_rotary_factor",
     ];
     let key = &family.keys[Field::PartialRotaryFactor];
-    let (name, value) = match (config.find(names)?, &key.default) {
-        (Found::Value(name, value), _) => (name, value),
-        (_, Some(default)) => (names[0], default),
-        (_, None) => return Ok(None),
+    let own = key.names.iter().map(String::as_str);
+    let (name, value) = match config.find(own.chain(NAMES))? {
+        Found::Value(name, value) => (name, value),
+        Found::Absent | Found::Null => match config.default(key) {
+            Some(value) => (NAMES[0], value),
+            None => return Ok(None),
+        },
     };
     let factor = value
         .as_f64()
@@ -33,7 +38,7 @@ pub(super) fn partial_rotary_factor(config: &Config, family: &Family) -> Result<
     if factor == 1.0 {
         return Ok(None);
     }
-    if family.keys[Field::PartialRotaryFactor].names.is_empty() {
+    if key.names.is_empty() && key.default.is_none() {
         return Err(ConfigError::WholeHeads {
             path: config.path.clone(),
             key: name.to_owned(),
@@ -45,24 +50,76 @@ pub(super) fn partial_rotary_factor(config: &Config, family: &Family) -> Result<
     Ok(Some(factor))
 }
 
-/// The base of the rotary frequencies.
-pub(super) fn rope_theta(config: &Config, family: &Family) -> Result<f64> {
-    let key = &family.keys[Field::RopeTheta];
-    let theta = config.number(key, f64::MIN_POSITIVE)?.unwrap_or(10_000.0);
+/// Where a configuration says how layers rotate.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct RopePlace {
+    /// The objects that may hold the scaling; only transformers 5 reads the last.
+    objects: &'static [&'static str],
+    /// The base in that object.
+    inner_theta: &'static str,
+    /// The key of the base beside it.
+    theta: Field,
+}
+
+/// The place of models in which all layers rotate in one way.
+pub(super) const EVERY_LAYER: RopePlace = RopePlace {
+    objects: &["rope_scaling", "rope_parameters"],
+    inner_theta: "rope_parameters.rope_theta",
+    theta: Field::RopeTheta,
+};
+
+/// The place of layers that see all positions.
+pub(super) const FULL_LAYERS: RopePlace = RopePlace {
+    objects: &["rope_scaling", "rope_parameters.full_attention"],
+    inner_theta: "rope_parameters.full_attention.rope_theta",
+    theta: Field::RopeTheta,
+};
+
+/// The place of layers with a window, which transformers 4 never scales.
+pub(super) const WINDOW_LAYERS: RopePlace = RopePlace {
+    objects: &["rope_parameters.sliding_attention"],
+    inner_theta: "rope_parameters.sliding_attention.rope_theta",
+    theta: Field::RopeLocalTheta,
+};
+
+/// The base of the rotary frequencies, where the configuration says it or the class has a number for it.
+pub(super) fn rope_theta(
+    config: &Config,
+    family: &Family,
+    place: &RopePlace,
+) -> Result<Option<f64>> {
+    let key = &family.keys[place.theta];
+    let outer: &str = match place.theta {
+        Field::RopeTheta => "rope_theta",
+        _ => key.name().unwrap_or_default(),
+    };
+    let inner = (*place != EVERY_LAYER).then_some(place.inner_theta);
+    let theta = match config.find(key.names.iter().map(String::as_str).chain(inner))? {
+        Found::Value(name, value) => Some(config.as_number(name, value, f64::MIN_POSITIVE)?),
+        Found::Null => None,
+        Found::Absent => match config.default(key) {
+            // The default of another base, which is the caller's.
+            None | Some(Value::Null | Value::String(_)) => None,
+            Some(value) => {
+                Some(config.as_number(key.name().unwrap_or_default(), value, f64::MIN_POSITIVE)?)
+            }
+        },
+    };
     let absent = |name| {
         config
             .find([name])
             .map(|found| !matches!(found, Found::Value(..)))
     };
-    if family.says_layouts() || !absent("rope_theta")? || absent(INNER_THETA)? {
+    if family.says_layouts() || !absent(outer)? || absent(place.inner_theta)? {
         return Ok(theta);
     }
     // Both versions take all of `rope_scaling` instead where that says anything, and version 4 never reads the other.
-    let scaled =
-        matches!(config.json.get("rope_scaling"), Some(Value::Object(map)) if !map.is_empty());
+    let scaled = *place == EVERY_LAYER
+        && matches!(config.json.get("rope_scaling"), Some(Value::Object(map)) if !map.is_empty());
     if scaled || config.transformers().is_some_and(|major| major < 5) {
         return Err(ConfigError::UnreadTheta {
             path: config.path.clone(),
+            key: place.inner_theta,
         }
         .into());
     }
@@ -130,6 +187,9 @@ const KINDS: [Kind; 6] = [
     },
 ];
 
+/// The keys of the objects of rotary positions in `rope_parameters`, in a model whose kinds of layers rotate differently.
+pub(super) const LAYER_KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
+
 /// Whether objects of rotary positions have a key of that name.
 pub(super) fn is_rope_key(name: &str) -> bool {
     ["rope_type", "type", "rope_theta", "partial_rotary_factor"].contains(&name)
@@ -140,10 +200,14 @@ pub(super) fn is_rope_key(name: &str) -> bool {
 
 impl Config {
     /// The RoPE scaling of either spelling with all its values, `rope_type` first; `None` for the plain RoPE.
-    pub(crate) fn rope_scaling(&self, context: &RopeContext) -> Result<Option<Value>> {
-        let mut found: Option<(&str, Option<Map<String, Value>>)> = None;
-        for name in ["rope_scaling", "rope_parameters"] {
-            let object = match self.json.get(name) {
+    pub(super) fn rope_scaling(
+        &self,
+        place: &RopePlace,
+        context: &RopeContext,
+    ) -> Result<Option<Value>> {
+        let mut found: Option<(&'static str, Option<Map<String, Value>>)> = None;
+        for name in place.objects.iter().copied() {
+            let object = match self.at(name) {
                 None | Some(Value::Null) => continue,
                 Some(Value::Object(object)) if object.is_empty() => continue,
                 Some(Value::Object(object)) => object,
@@ -166,12 +230,14 @@ impl Config {
                 None => found = Some((name, scaling)),
             }
         }
-        if let Some(("rope_parameters", Some(_))) = found
+        if let Some((name, Some(_))) = found
+            && name != "rope_scaling"
             && !context.own_class
             && self.transformers().is_some_and(|major| major < 5)
         {
             return Err(ConfigError::UnreadScaling {
                 path: self.path.clone(),
+                key: name,
             }
             .into());
         }
@@ -239,7 +305,7 @@ fn same_scaling(a: &Option<Map<String, Value>>, b: &Option<Map<String, Value>>) 
 /// One scaling, and the key that holds it.
 struct Scaling<'a> {
     config: &'a Config,
-    /// `rope_scaling` or `rope_parameters`.
+    /// `rope_scaling`, `rope_parameters` or an object in that.
     name: &'static str,
     values: Map<String, Value>,
     context: &'a RopeContext,

@@ -167,6 +167,14 @@ fn reasons(dense: &Architecture, mixture: &Mixture, family: &Family, keys: &Keys
         "its sliding window is the same in all layers".to_owned(),
     );
     refuse(
+        !dense.rope_layers.is_all(),
+        "all its layers rotate queries and keys".to_owned(),
+    );
+    refuse(
+        dense.window_rope.is_some(),
+        "its layers rotate in one way, with a window and without".to_owned(),
+    );
+    refuse(
         dense.logit_scale.is_some_and(|scale| scale != 1.0)
             && family.keys[Field::LogitScale].names.is_empty(),
         "it does not scale logits".to_owned(),
@@ -300,7 +308,7 @@ fn fitted(
 }
 
 /// Keys of other families that a reader of the target would misunderstand, and keys of code that is not copied.
-const STRAY: [&str; 13] = [
+const STRAY: [&str; 14] = [
     "auto_map",
     BAM_VERSION,
     "original_max_position_embeddings",
@@ -311,6 +319,7 @@ const STRAY: [&str; 13] = [
     "decoder_sparse_step",
     "sliding_window",
     "use_sliding_window",
+    "rope_layers",
     "qkv_bias",
     "attention_output_bias",
     // Said again, with every value, in both spellings.

@@ -86,6 +86,7 @@ pub fn bam_config(
     config.layouts(|_| true);
     config.mixture();
     config.windows();
+    config.rope_layers();
     config.rope();
     Ok(config.finish())
 }

@@ -15,14 +15,17 @@ use super::keys::Field;
 use super::known::families;
 use super::layout::{Block, NormType};
 use super::model_types::TypeFact;
-use super::rope::is_rope_key;
+use super::rope::{LAYER_KINDS, is_rope_key};
 use super::spelling::same_value;
 use super::write::ConfigWriter;
 use crate::Result;
 use crate::checkpoint::json::kind;
 
 /// The keys that hold the values of rotary positions.
-const ROPE_OBJECTS: [&str; 2] = ["rope_scaling", "rope_parameters"];
+const ROPE_OBJECTS: [&str; 2] = ["rope_scaling", NEW_ROPE];
+
+/// The one of transformers 5, which may have an object for each kind of layer.
+const NEW_ROPE: &str = "rope_parameters";
 
 /// Refuses a configuration that means something which `family`, brought by a user, does not say.
 ///
@@ -43,15 +46,9 @@ pub(super) fn refuse_unsaid(config: &Config, family: &Family, read: &Architectur
     for (key, value) in &config.json {
         check.key(key, key, value)?;
     }
-    for object in ROPE_OBJECTS {
-        let Some(Value::Object(values)) = config.json.get(object) else {
-            continue;
-        };
-        for (key, value) in values.iter().filter(|(key, _)| !is_rope_key(key)) {
-            check.rope_key(&format!("{object}.{key}"), value)?;
-        }
-    }
-    Ok(())
+    ROPE_OBJECTS
+        .iter()
+        .try_for_each(|object| check.rope_object(object))
 }
 
 /// Refuses a `model_type` whose models no description can say, or whose meaning `family`, brought by a user, does not say.
@@ -152,6 +149,23 @@ impl Check<'_> {
             }
             Some(meaning) => Err(self.refusal(at, value, meaning.because)),
         }
+    }
+
+    /// Refuses values inside a rotary object, and inside its objects for kinds of layers.
+    fn rope_object(&self, object: &str) -> Result<()> {
+        let Some(Value::Object(values)) = self.config.at(object) else {
+            return Ok(());
+        };
+        let by_kind = self.family.keys.has(Field::RopeLocalTheta);
+        for (key, value) in values.iter().filter(|(key, _)| !is_rope_key(key)) {
+            let at = format!("{object}.{key}");
+            if by_kind && object == NEW_ROPE && LAYER_KINDS.contains(&key.as_str()) {
+                self.rope_object(&at)?;
+            } else {
+                self.rope_key(&at, value)?;
+            }
+        }
+        Ok(())
     }
 
     /// Refuses a value inside a rotary object that is none of the values that the kinds of scaling have.

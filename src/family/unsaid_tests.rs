@@ -257,20 +257,13 @@ fn multipliers_that_change_nothing_are_none() {
 #[test]
 fn types_with_a_meaning_of_their_own_are_refused() {
     for (model_type, keys, expected) in [
-        ("smollm3", json!({}), "every fourth layer does not rotate"),
-        (
-            "smollm3",
-            json!({"no_rope_layers": [1, 0]}),
-            "some layers do not rotate",
-        ),
         ("gemma", json!({}), "one plus their weight"),
         ("gemma2", json!({}), "one plus their weight"),
         ("gemma3_text", json!({}), "one plus their weight"),
         ("gemma3", json!({}), "`text_config`"),
         ("hunyuan_v1_dense", json!({}), "after their rotation"),
         ("nanochat", json!({}), "norms have no weights"),
-        ("cohere2", json!({}), "do not rotate"),
-        ("olmo3", json!({}), "layers with a window"),
+        ("cohere2_moe", json!({}), "do not rotate"),
         ("falcon", json!({}), "several projections"),
         ("deepseek_v3", json!({}), "(MLA)"),
         ("mamba", json!({}), "state-space"),
@@ -282,13 +275,31 @@ fn types_with_a_meaning_of_their_own_are_refused() {
         let error = read(&config, "").unwrap_err();
         assert!(error.contains(expected), "{model_type}: {error}");
     }
-    let rotating = small(
-        "smollm3",
-        json!({"no_rope_layers": [1, 1], "no_rope_layer_interval": 4, "use_sliding_window": false}),
-    );
-    read(&rotating, "").unwrap();
     let hunyuan = small("hunyuan_v1_moe", json!({}));
     read(&hunyuan, "qk_norm_after_rope: true").unwrap();
+}
+
+/// A description that says which layers rotate, and how kinds of layers do, is read as it says.
+#[test]
+fn descriptions_say_how_layers_rotate() {
+    let some = small("mine", json!({"no_rope_layers": [1, 0]}));
+    let said = "keys:\n  no_rope_layers: { names: [no_rope_layers] }";
+    assert_eq!(
+        read(&some, said).unwrap().rope_layers,
+        Layers::List(vec![0])
+    );
+
+    let kinds =
+        json!({"full_attention": {"rope_theta": 7.0}, "sliding_attention": {"rope_theta": 5.0}});
+    let kinds = json!({"sliding_window": 9, "rope_parameters": kinds});
+    let window = "rotation: sliding_only\nkeys:\n  sliding_window: { names: [sliding_window] }\n  \
+                  sliding_window_pattern: { names: [], default: 2 }\n";
+    let local = "  rope_local_theta: { names: [my_base], default: 3.0 }";
+    let read_kinds = read(&small("mine", kinds.clone()), &format!("{window}{local}")).unwrap();
+    assert_eq!(read_kinds.rope_layers, Layers::List(vec![0]));
+    assert_eq!(read_kinds.window_rope.unwrap().theta, 5.0);
+    let error = read(&small("mine", kinds), window).unwrap_err();
+    assert!(error.contains("all layers rotate in one way"), "{error}");
 }
 
 #[test]

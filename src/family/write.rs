@@ -6,15 +6,21 @@
 use serde_json::{Map, Value, json};
 
 use super::architecture::Architecture;
+use super::both_spellings::both_spellings;
 use super::config::Config;
 use super::config_error::ORIGINAL;
 use super::format::{Family, Presence};
 use super::keys::{Field, Section};
 use super::layout::Block;
 use super::mixture::weight_of_mean;
-use super::spelling::{both_spellings, same_value};
+use super::rope::LAYER_KINDS;
+use super::spelling::same_value;
 use crate::Result;
 use crate::checkpoint::dtype::{Dtype, torch_name};
+
+/// The kinds of layers, as `rope_parameters` names them.
+const FULL: &str = LAYER_KINDS[0];
+const SLIDING: &str = LAYER_KINDS[1];
 
 /// A configuration in the making.
 pub(super) struct ConfigWriter<'a> {
@@ -166,8 +172,20 @@ impl<'a> ConfigWriter<'a> {
             Field::UseSlidingWindow => json!(of.sliding_window.is_some()),
             Field::LayerTypes => json!(self.layer_types()),
             Field::ParallelBlock => json!(of.block != Block::Sequential),
-            // Said otherwise: by the kinds of layers, and in rope_parameters.
-            Field::MaxWindowLayers | Field::PartialRotaryFactor => Value::Null,
+            // Said by the kinds of layers.
+            Field::MaxWindowLayers | Field::SlidingWindowPattern | Field::NoRopeLayerInterval => {
+                Value::Null
+            }
+            Field::RopeLayers => json!(of.rope_layers),
+            Field::NoRopeLayers => {
+                let rotates = of.rope_layers.mask(of.num_layers);
+                json!(rotates.into_iter().map(u8::from).collect::<Vec<_>>())
+            }
+            Field::RopeLocalTheta => {
+                let rope = of.window_rope.as_ref();
+                json!(rope.map_or(of.rope_theta, |rope| rope.theta))
+            }
+            Field::PartialRotaryFactor => json!(of.partial_rotary_factor.unwrap_or(1.0)),
             Field::ClipQkv => json!(of.clip_qkv),
             Field::EmbeddingMultiplier => said(multipliers.embedding_multiplier, 1.0),
             Field::ResidualMultiplier => said(multipliers.residual_multiplier, 1.0),
@@ -271,6 +289,13 @@ impl<'a> ConfigWriter<'a> {
         }
     }
 
+    /// Says the layers of a BAM that rotate, where not all do.
+    pub(super) fn rope_layers(&mut self) {
+        if !self.of.rope_layers.is_all() || self.contains("rope_layers") {
+            self.put("rope_layers", json!(self.of.rope_layers));
+        }
+    }
+
     fn layer_types(&self) -> Vec<&'static str> {
         let of = self.of;
         let slides = |layer: u64| of.sliding_window.is_some() && of.window_layers.contains(layer);
@@ -286,10 +311,54 @@ impl<'a> ConfigWriter<'a> {
     }
 
     /// Says the rotary positions with every value that a reader would infer otherwise, as `rope_parameters` and `rope_theta`.
+    ///
+    /// There is an object for each kind of layer where kinds rotate differently, or the family expects it.
     pub(super) fn rope(&mut self) {
-        let said = self.json.get("rope_parameters").and_then(Value::as_object);
+        let of = self.of;
+        let expected = self.family.keys.has(Field::RopeLocalTheta) && !self.family.says_layouts();
+        let by_kind = expected || of.window_rope.is_some();
+        let outer = self.json.get("rope_theta").cloned();
+        let said = |json: &Map<String, Value>, kind: Option<&str>| {
+            let object = json.get("rope_parameters")?;
+            let object = kind.map_or(Some(object), |kind| object.get(kind))?;
+            object.as_object().cloned()
+        };
+
+        let full = said(&self.json, by_kind.then_some(FULL)).unwrap_or_default();
+        let full = self.rope_values(of.rope_theta, &of.rope_scaling, &full, outer.as_ref());
+        let theta = full["rope_theta"].clone();
+        let original = full.get(ORIGINAL).cloned();
+        if let Some(original) = original.filter(|_| self.family.says(ORIGINAL)) {
+            self.put(ORIGINAL, original);
+        }
+        if !by_kind {
+            self.put("rope_theta", theta);
+            self.put("rope_parameters", Value::Object(full));
+            return;
+        }
+        let sliding = said(&self.json, Some(SLIDING)).unwrap_or_default();
+        let (base, scaling) = match &of.window_rope {
+            Some(rope) => (rope.theta, &rope.scaling),
+            None => (of.rope_theta, &of.rope_scaling),
+        };
+        let sliding = self.rope_values(base, scaling, &sliding, None);
+        self.put("rope_theta", theta);
+        self.put(
+            "rope_parameters",
+            json!({ (FULL): full, (SLIDING): sliding }),
+        );
+    }
+
+    /// The values of one rotation in the order of `said`, with its base as `said` or else `outer` spells it.
+    fn rope_values(
+        &self,
+        theta: f64,
+        scaling: &Option<Value>,
+        said: &Map<String, Value>,
+        outer: Option<&Value>,
+    ) -> Map<String, Value> {
         let mut parameters = Map::new();
-        match &self.of.rope_scaling {
+        match scaling {
             Some(Value::Object(scaling)) => parameters.extend(scaling.clone()),
             _ => _ = parameters.insert("rope_type".to_owned(), json!("default")),
         }
@@ -298,25 +367,16 @@ impl<'a> ConfigWriter<'a> {
         }
 
         // Numbers are written as the seed writes them.
-        let theta = said
-            .and_then(|said| said.get("rope_theta"))
-            .or(self.json.get("rope_theta"))
-            .filter(|theta| same_value(theta, &json!(self.of.rope_theta)));
-        let theta = theta.cloned().unwrap_or(json!(self.of.rope_theta));
-        parameters.insert("rope_theta".to_owned(), theta.clone());
+        let theta = json!(theta);
+        let spelled = said.get("rope_theta").or(outer);
+        let spelled = spelled.filter(|spelled| same_value(spelled, &theta));
+        let spelled = spelled.cloned().unwrap_or(theta);
+        parameters.insert("rope_theta".to_owned(), spelled);
 
-        if let Some(said) = said {
-            let place = |key: &String| said.keys().position(|name| name == key);
-            let mut sorted: Vec<_> = parameters.into_iter().collect();
-            sorted.sort_by_key(|(key, _)| place(key).unwrap_or(said.len()));
-            parameters = sorted.into_iter().collect();
-        }
-        let original = parameters.get(ORIGINAL).cloned();
-        if let Some(original) = original.filter(|_| self.family.says(ORIGINAL)) {
-            self.put(ORIGINAL, original);
-        }
-        self.put("rope_theta", theta);
-        self.put("rope_parameters", Value::Object(parameters));
+        let place = |key: &String| said.keys().position(|name| name == key);
+        let mut sorted: Vec<_> = parameters.into_iter().collect();
+        sorted.sort_by_key(|(key, _)| place(key).unwrap_or(said.len()));
+        sorted.into_iter().collect()
     }
 }
 

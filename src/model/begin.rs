@@ -49,7 +49,7 @@ impl CausalLm {
             .collect();
 
         let begin = || -> candle_core::Result<(Tensor, Pass)> {
-            let rotation = self.rope.rotation(&positions, self.dtype, &self.device)?;
+            let rotations = self.ropes.rotations(&positions, self.dtype, &self.device)?;
             let pass = Pass {
                 tokens: tokens.to_device(&self.device)?,
                 attention_mask: AttentionMask {
@@ -57,7 +57,7 @@ impl CausalLm {
                     left_padding,
                     document_starts,
                 },
-                rotation,
+                rotations,
                 overrides: options.overrides.clone(),
                 dtype: self.dtype,
                 device: self.device.clone(),

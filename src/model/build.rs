@@ -3,8 +3,8 @@
 use super::block::Block;
 use super::error::ModelError;
 use super::modules::{
-    Attention, Bias, Experts, FeedForward, Head, Heads, KeyValue, Linear, Matrix, Mlp, Norm,
-    Router, SharedExpert,
+    Attention, Bias, Experts, FeedForward, Head, Heads, KeyValue, LayerRotation, Linear, Matrix,
+    Mlp, Norm, Router, SharedExpert,
 };
 use super::params::{Params, Value};
 use crate::family::{
@@ -30,15 +30,20 @@ impl Builder<'_> {
     /// All layers.
     pub(super) fn blocks(&self) -> Result<Vec<Block>> {
         let activation = self.architecture.activation(self.config)?;
-        let windows = self.windows();
-        windows
-            .into_iter()
-            .enumerate()
-            .map(|(layer, window)| self.block(layer as u64, window, activation))
+        let (windows, rotations) = (self.windows(), self.rotations());
+        (0..)
+            .zip(windows.into_iter().zip(rotations))
+            .map(|(layer, (window, rotation))| self.block(layer, window, rotation, activation))
             .collect()
     }
 
-    fn block(&self, layer: u64, window: Option<usize>, activation: Activation) -> Result<Block> {
+    fn block(
+        &self,
+        layer: u64,
+        window: Option<usize>,
+        rotation: LayerRotation,
+        activation: Activation,
+    ) -> Result<Block> {
         let position = self.architecture.norm_position;
         let two_inputs = self.architecture.block != Layout::Parallel;
         let (before, after) = (
@@ -64,12 +69,17 @@ impl Builder<'_> {
             after_attention: norm(after, Role::PostAttentionNorm)?,
             before_feed_forward: norm(before && two_inputs, before_feed_forward)?,
             after_feed_forward: norm(after, Role::PostFeedforwardNorm)?,
-            attention: self.attention(layer, window)?,
+            attention: self.attention(layer, window, rotation)?,
             feed_forward: self.feed_forward(layer, activation)?,
         })
     }
 
-    fn attention(&self, layer: u64, window: Option<usize>) -> Result<Attention> {
+    fn attention(
+        &self,
+        layer: u64,
+        window: Option<usize>,
+        rotation: LayerRotation,
+    ) -> Result<Attention> {
         let a = self.architecture;
         let mixture = a.mixture.as_ref().filter(|mixture| {
             mixture.attention_kv != AttentionKv::Merged
@@ -130,6 +140,7 @@ impl Builder<'_> {
             kv_heads: a.num_kv_heads as usize,
             head_dim: a.head_dim as usize,
             window,
+            rotation,
             clip: a.clip_qkv,
             scale: a.multipliers.attention_multiplier,
             soft_cap: a.multipliers.attn_logit_softcapping,
@@ -323,6 +334,19 @@ impl Builder<'_> {
                     .map(|window| window as usize)
             })
             .collect()
+    }
+
+    /// How each layer rotates.
+    fn rotations(&self) -> Vec<LayerRotation> {
+        let a = self.architecture;
+        let rotates = a.rope_layers.mask(a.num_layers);
+        let sliding = a.window_layers.mask(a.num_layers);
+        let of = |(rotates, sliding)| match (rotates, &a.window_rope) {
+            (false, _) => LayerRotation::None,
+            (true, Some(_)) if sliding => LayerRotation::Window,
+            (true, _) => LayerRotation::Full,
+        };
+        rotates.into_iter().zip(sliding).map(of).collect()
     }
 }
 

@@ -13,7 +13,7 @@ use super::memory;
 use super::modules::{Head, Matrix, Norm};
 use super::params::{LoadOptions, Params, describe};
 use super::pass::Pass;
-use super::rope::Rope;
+use super::rope::Ropes;
 use super::router::{LayerRouting, Overrides, RouterLosses};
 use crate::family::{Architecture, Config};
 use crate::{Error, Result, threads};
@@ -27,7 +27,7 @@ pub struct CausalLm {
     pub(super) blocks: Vec<Block>,
     pub(super) norm: Norm,
     pub(super) head: Head,
-    pub(super) rope: Rope,
+    pub(super) ropes: Ropes,
     pub(super) backend: Backend,
     pub(super) dtype: DType,
     pub(super) device: Device,
@@ -103,7 +103,7 @@ impl CausalLm {
         let (embedding, head) = builder.embeddings()?;
         let blocks = builder.blocks()?;
         let norm = builder.final_norm()?;
-        let rope = Rope::new(&architecture, config)?;
+        let ropes = Ropes::new(&architecture, config)?;
         let sublayers = blocks
             .iter()
             .map(|block| (&block.attention, &block.feed_forward));
@@ -116,7 +116,7 @@ impl CausalLm {
             blocks,
             norm,
             head,
-            rope,
+            ropes,
             backend,
             dtype,
             device,

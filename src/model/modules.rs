@@ -154,6 +154,17 @@ pub(super) struct KeyValue {
     pub(super) k_norm: Option<Norm>,
 }
 
+/// How a layer rotates queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LayerRotation {
+    /// Not at all.
+    None,
+    /// As layers that see all positions.
+    Full,
+    /// As layers with a window, in a model where that is another rotation.
+    Window,
+}
+
 /// Attention, ordinary or of experts (BAM, section 3.4).
 ///
 /// Experts run as one attention with `E` times the query heads, over `E` times the key heads, or over the seed's own where
@@ -171,6 +182,8 @@ pub(super) struct Attention {
     pub(super) head_dim: usize,
     /// Positions that a query sees, its own included.
     pub(super) window: Option<usize>,
+    /// How queries and keys rotate.
+    pub(super) rotation: LayerRotation,
     /// Largest magnitude of queries, keys and values, where limited.
     pub(super) clip: Option<f64>,
     /// Factor on scores, where it is not one divided by the root of `head_dim`.

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::rope::Rotation;
+use super::rope::Rotations;
 use super::router::Overrides;
 
 /// One forward pass over new tokens.
@@ -17,7 +17,7 @@ pub struct Pass {
     /// Which positions each query sees.
     pub(super) attention_mask: AttentionMask,
     /// Rotations of the new positions.
-    pub(super) rotation: Rotation,
+    pub(super) rotations: Rotations,
     pub(super) overrides: Overrides,
     pub(super) dtype: DType,
     pub(super) device: Device,

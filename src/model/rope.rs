@@ -9,10 +9,19 @@ use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use serde_json::Value;
 
 use super::error::ModelError;
+use super::modules::LayerRotation;
 use crate::family::{Architecture, Config};
 use crate::{Error, Result};
 
-/// The rotation of one model.
+/// The rotations of a model.
+#[derive(Debug, Clone)]
+pub(super) struct Ropes {
+    full: Rope,
+    /// The rotation of layers with a window, where it is another.
+    window: Option<Rope>,
+}
+
+/// One rotation.
 #[derive(Debug, Clone)]
 pub(super) struct Rope {
     /// Angle per position of each pair, rounded to float32 as everywhere else.
@@ -24,6 +33,24 @@ pub(super) struct Rope {
     interleaved: bool,
 }
 
+/// Cosines and sines of the positions of a pass, for each rotation of the model.
+#[derive(Debug, Clone)]
+pub(super) struct Rotations {
+    pub(super) full: Rotation,
+    pub(super) window: Option<Rotation>,
+}
+
+impl Rotations {
+    /// The rotation of a layer, if it rotates.
+    pub(super) fn of(&self, layer: LayerRotation) -> Option<&Rotation> {
+        match layer {
+            LayerRotation::None => None,
+            LayerRotation::Full => Some(&self.full),
+            LayerRotation::Window => Some(self.window.as_ref().unwrap_or(&self.full)),
+        }
+    }
+}
+
 /// Cosines and sines of some positions, `[1 or batch, seq, 1, pairs]`.
 #[derive(Debug, Clone)]
 pub(super) struct Rotation {
@@ -33,18 +60,58 @@ pub(super) struct Rotation {
     pub(super) interleaved: bool,
 }
 
-impl Rope {
-    /// The rotation that a configuration describes.
+impl Ropes {
+    /// The rotations that a configuration describes.
     pub(super) fn new(architecture: &Architecture, config: &Config) -> Result<Self> {
+        let of = |theta, scaling| Rope::new(architecture, config, theta, scaling);
+        let window = architecture.window_rope.as_ref();
+        Ok(Self {
+            full: of(architecture.rope_theta, architecture.rope_scaling.as_ref())?,
+            window: window
+                .map(|rope| of(rope.theta, rope.scaling.as_ref()))
+                .transpose()?,
+        })
+    }
+
+    /// The rotation of layers that see all positions.
+    #[cfg(test)]
+    pub(super) fn full(&self) -> &Rope {
+        &self.full
+    }
+
+    /// Cosines and sines of positions, as [`Rope::rotation`].
+    pub(super) fn rotations(
+        &self,
+        positions: &[Vec<usize>],
+        dtype: DType,
+        device: &Device,
+    ) -> CandleResult<Rotations> {
+        let window = self.window.as_ref();
+        Ok(Rotations {
+            full: self.full.rotation(positions, dtype, device)?,
+            window: window
+                .map(|rope| rope.rotation(positions, dtype, device))
+                .transpose()?,
+        })
+    }
+}
+
+impl Rope {
+    /// The rotation with a base and a scaling.
+    fn new(
+        architecture: &Architecture,
+        config: &Config,
+        base: f64,
+        scaling: Option<&Value>,
+    ) -> Result<Self> {
         let rotary = architecture.rotary(config)? as usize;
-        let base = architecture.rope_theta;
         let plain: Vec<f64> = (0..rotary / 2)
             .map(|i| base.powf(-((2 * i) as f64) / rotary as f64))
             .collect();
         let scaling = Scaling {
             config,
             base,
-            values: architecture.rope_scaling.as_ref(),
+            values: scaling,
         };
         let scaled = scaling.apply(plain, rotary)?;
         let rounded = |frequencies: Vec<f64>| frequencies.into_iter().map(|x| x as f32).collect();

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::backend::rotate;
 use super::params::Mode;
-use super::rope::Rope;
+use super::rope::{Rope, Ropes};
 use crate::family::{Architecture, Config};
 
 fn rope(extra: serde_json::Value) -> crate::Result<Rope> {
@@ -16,7 +16,8 @@ fn rope(extra: serde_json::Value) -> crate::Result<Rope> {
     let json = json.as_object_mut().unwrap();
     json.extend(extra.as_object().unwrap().clone());
     let config = Config::from_json("config.json", json.clone());
-    Rope::new(&Architecture::of(&config)?, &config)
+    let ropes = Ropes::new(&Architecture::of(&config)?, &config)?;
+    Ok(ropes.full().clone())
 }
 
 /// Golden numbers: `ROPE_INIT_FUNCTIONS[kind](config)` of transformers 5.23.0 for the configurations below.

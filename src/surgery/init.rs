@@ -77,7 +77,7 @@ pub fn plan(
     // Its default depends on the version of transformers.
     let inner = json
         .get("rope_parameters")
-        .and_then(|rope| rope.get("rope_theta"));
+        .and_then(|rope| rope.get("rope_theta").or(rope.get("full_attention")));
     if inner.is_none() && json.get("rope_theta").is_none() {
         json.insert("rope_theta".to_owned(), json!(architecture.rope_theta));
     }

@@ -184,7 +184,6 @@ fn absent_keys_with_a_meaning_are_refused() {
     for (family, key, expected) in [
         ("cwm", "layer_types", "every fourth layer"),
         ("cwm", "rope_parameters", "a scaling of rotary positions"),
-        ("exaone4", "sliding_window", "a window of 4096"),
     ] {
         let folder = copy_folder(&fixture("families").join(family), &work.path().join(key));
         crate::common::edit_json(&folder.join("config.json"), |config| {
@@ -200,11 +199,11 @@ fn absent_keys_with_a_meaning_are_refused() {
             .remove("original_max_position_embeddings");
     });
     bam!("cost", folder).refused(2, &["original_max_position_embeddings"]);
-    let folder = copy_folder(&fixture("families/exaone4"), &work.path().join("window"));
+    let folder = copy_folder(&fixture("families/cohere2"), &work.path().join("window"));
     crate::common::edit_json(&folder.join("config.json"), |config| {
-        config["sliding_window"] = Value::from(64);
+        config["sliding_window"] = Value::Null;
     });
-    bam!("cost", folder).refused(2, &["sliding_window", "do not rotate"]);
+    bam!("cost", folder).refused(2, &["sliding_window", "need a window"]);
 }
 
 /// The mixture says what is not neutral in keys of its own; its expert has the family's keys again.

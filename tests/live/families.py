@@ -80,14 +80,23 @@ def draw(model, seed):
 
 
 def respelt(folder):
-    """The folder with the rotary keys of transformers 4, which misreads the keys of transformers 5 in silence."""
+    """The folder with the rotary keys of transformers 4, which misreads the keys of transformers 5 in silence.
+
+    None, where those keys cannot say the bases of both kinds of layers.
+    """
     if not transformers.__version__.startswith("4."):
         return folder
     out = WORK / f"respelt-{folder.name}"
     shutil.copytree(folder, out)
     config = json.loads((folder / "config.json").read_text())
-    rope = config.pop("rope_parameters")
+    kinds = config.pop("rope_parameters")
+    rope = kinds.get("full_attention", kinds)
     config["rope_theta"] = rope.pop("rope_theta")
+    local = kinds.get("sliding_attention", {}).get("rope_theta", config["rope_theta"])
+    if hasattr(CONFIG_MAPPING[config["model_type"]](), "rope_local_base_freq"):
+        config["rope_local_base_freq"] = local
+    elif local != config["rope_theta"]:
+        return None
     # Some classes of version 4 accept `type` alone.
     scaling = {"type" if key == "rope_type" else key: value for key, value in rope.items()}
     config["rope_scaling"] = None if rope["rope_type"] == "default" else scaling
@@ -98,8 +107,10 @@ def respelt(folder):
 def described(binary, folder):
     """How far we are from the class of a described family, and `modeling_bam.py` from us on mixtures of it."""
     found = {}
-    if folder.name in CONFIG_MAPPING:
-        model = AutoModelForCausalLM.from_pretrained(respelt(folder), dtype=torch.float32).eval()
+    model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    source = respelt(folder) if model_type in CONFIG_MAPPING else None
+    if source is not None:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
         found["dense"] = float((ours(binary, folder) - theirs(model)).abs().max())
     other = WORK / f"other-{folder.name}"
     shutil.copytree(folder, other)

@@ -4,6 +4,8 @@ Zhang et al., "BAM! Just Like That: Simple and Efficient Parameter Upcycling for
 Read by transformers 4.57 and 5.x; the two spell a few keys differently, so both spellings are understood.
 """
 
+import copy
+
 import transformers
 from transformers import PretrainedConfig
 
@@ -15,6 +17,9 @@ CHOICES = {
     "qk_norm": ("none", "head_dim", "per_head", "full"),
     "attention_kv": ("expert", "shared", "merged"),
 }
+
+# Keys of `rope_parameters`, where kinds of layers rotate differently.
+LAYER_KINDS = ("full_attention", "sliding_attention")
 
 
 class BamConfig(PretrainedConfig):
@@ -35,6 +40,9 @@ class BamConfig(PretrainedConfig):
     attention_multiplier: factor on attention scores instead of `head_dim ** -0.5`.
     logits_divisor: divides the logits.
     attn_logit_softcapping, final_logit_softcapping: bounds `c` of attention scores and logits, `c * tanh(score / c)`.
+    rope_layers: `"all"`, or the layers that rotate queries and keys.
+    rope_parameters: the rotation of all layers; or an object for each of `full_attention` and `sliding_attention`, where
+        layers with a window rotate otherwise than the others.
     attention_bias, attention_output_bias, mlp_bias, head_bias: whether q/k/v, o, the feed-forward and the output embedding have
         one.
     router_bias: `True`, a bias in the logits of all routers; `"choice"`, one of feed-forward routers that counts in the
@@ -70,6 +78,7 @@ class BamConfig(PretrainedConfig):
         rope_scaling=None,
         rope_parameters=None,
         rope_interleaved=False,
+        rope_layers="all",
         partial_rotary_factor=None,
         sliding_window=None,
         use_sliding_window=None,
@@ -163,6 +172,7 @@ class BamConfig(PretrainedConfig):
         self.norm_bias = norm_bias
         self.qk_norm_after_rope = qk_norm_after_rope
         self.rope_interleaved = rope_interleaved
+        self.rope_layers = rope_layers
         self.attention_kv = attention_kv
         if router_bias not in (None, False, True, "choice"):
             raise ValueError(f"config.json: router_bias is {router_bias!r}, expected true, false or \"choice\"")
@@ -215,17 +225,21 @@ class BamConfig(PretrainedConfig):
         self.sliding_window = sliding_window
         self.layer_types = layer_types
 
-        rope = dict(rope_parameters or rope_scaling or {})
-        rope.setdefault("rope_type", rope.pop("type", "default"))
-        rope.setdefault("rope_theta", rope_theta)
-        if partial_rotary_factor is not None:
-            rope.setdefault("partial_rotary_factor", partial_rotary_factor)
-        self.rope_parameters = rope
-        self.rope_theta = rope["rope_theta"]
-        if "partial_rotary_factor" in rope:  # where 4.57 looks for it
-            self.partial_rotary_factor = rope["partial_rotary_factor"]
-        if transformers.__version__.startswith("4."):  # 5.x has a property of that name
-            self.rope_scaling = None if rope["rope_type"] == "default" else rope
+        def complete(rope):
+            rope = dict(rope)
+            rope.setdefault("rope_type", rope.pop("type", "default"))
+            rope.setdefault("rope_theta", rope_theta)
+            if partial_rotary_factor is not None:
+                rope.setdefault("partial_rotary_factor", partial_rotary_factor)
+            return rope
+
+        rope = rope_parameters or rope_scaling or {}
+        if any(kind in rope for kind in LAYER_KINDS):
+            rope = {kind: complete(rope.get(kind) or {}) for kind in LAYER_KINDS}
+            self.set_rope(rope["full_attention"])
+            self.rope_parameters = rope
+        else:
+            self.set_rope(complete(rope))
 
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
         # After it: 4.57 sets these to None, and 5.x no longer has them.
@@ -233,10 +247,31 @@ class BamConfig(PretrainedConfig):
         self.eos_token_id = eos_token_id
         self.pad_token_id = pad_token_id
 
+    def set_rope(self, rope):
+        """Makes all layers rotate in one way."""
+        self.rope_parameters = rope
+        self.rope_theta = rope["rope_theta"]
+        if "partial_rotary_factor" in rope:  # where 4.57 looks for it
+            self.partial_rotary_factor = rope["partial_rotary_factor"]
+        if transformers.__version__.startswith("4."):  # 5.x has a property of that name
+            self.rope_scaling = None if rope["rope_type"] == "default" else rope
+
+    def of_kind(self, kind):
+        """This configuration, in which all layers rotate as one kind of layer does."""
+        if kind not in self.rope_parameters:
+            return self
+        own = copy.copy(self)
+        own.set_rope(self.rope_parameters[kind])
+        return own
+
     @property
     def norm_eps(self):
         """What norms add to the variance; seeds call it `rms_norm_eps` or `layer_norm_eps`."""
         return self.rms_norm_eps or self.layer_norm_eps or 1e-6
+
+    def rotates(self, layer):
+        """Whether a layer rotates queries and keys."""
+        return self.rope_layers == "all" or layer in self.rope_layers
 
     def has_experts(self, layer):
         """Whether the feed-forward of a layer is a mixture."""

@@ -77,7 +77,9 @@ def rotary_angles(config, position_ids):
 
 
 def rotate(x, angles, interleaved):
-    """Rotary embedding of heads `[b, s, heads, head_dim]`; dims past the rotary ones are left alone."""
+    """Rotary embedding of heads `[b, s, heads, head_dim]`; dims past the rotary ones are left alone, and all without angles."""
+    if angles is None:
+        return x
     cos, sin = (part[:, :, None, :] for part in angles)
     dims = 2 * cos.shape[-1]
     turned, rest = x[..., :dims].float(), x[..., dims:]
@@ -485,12 +487,15 @@ class BamModel(BamPreTrainedModel):
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(seen, seen + x.shape[1], device=x.device)[None]
         masks = self.masks(x, attention_mask, past_key_values, position_ids)
-        angles = rotary_angles(self.config, position_ids)
+        angles = {kind: rotary_angles(self.config.of_kind(kind), position_ids) for kind in masks}
 
         hidden_states, router_logits = [], []
-        for block, kind in zip(self.layers, self.config.layer_types):
+        for layer, (block, kind) in enumerate(zip(self.layers, self.config.layer_types)):
             hidden_states.append(x)
-            x, logits = block(x, attention_mask=masks[kind], angles=angles, past_key_values=past_key_values, **kwargs)
+            x, logits = block(
+                x, attention_mask=masks[kind], angles=angles[kind] if self.config.rotates(layer) else None,
+                past_key_values=past_key_values, **kwargs,
+            )  # fmt: skip
             if logits is not None:
                 router_logits.append(logits)
         x = self.norm(x)

@@ -156,8 +156,11 @@ impl Naive {
         let scale = self.number("attention_multiplier", (head_dim as f64).powf(-0.5));
         let after = self.config["qk_norm_after_rope"] == true;
         let rotated = |all: Vec<f64>, t: usize| -> Vec<f64> {
+            if !self.rotates(layer) {
+                return all;
+            }
             let heads = all.chunks(head_dim);
-            heads.flat_map(|x| self.rotate(x, t)).collect()
+            heads.flat_map(|x| self.rotate(x, t, layer)).collect()
         };
         let project = |prefix: &str, name: &str, rotate: bool| -> Vec<Rows> {
             h.iter()
@@ -400,15 +403,26 @@ impl Naive {
             .collect()
     }
 
-    fn rotate(&self, x: &[f64], position: usize) -> Vec<f64> {
+    fn rotates(&self, layer: usize) -> bool {
+        match self.config.get("rope_layers").and_then(Value::as_array) {
+            Some(layers) => layers.contains(&Value::from(layer)),
+            None => true,
+        }
+    }
+
+    fn rotate(&self, x: &[f64], position: usize, layer: usize) -> Vec<f64> {
+        let kind = self.config["layer_types"].get(layer);
+        let kind = kind.and_then(Value::as_str).unwrap_or_default();
+        let of_kind = self.config["rope_parameters"].get(kind);
         let rope = |name: &str| {
-            self.config["rope_parameters"]
+            of_kind
+                .unwrap_or(&self.config["rope_parameters"])
                 .get(name)
                 .or_else(|| self.config["rope_scaling"].get(name))
         };
-        let base = self
-            .config
-            .get("rope_theta")
+        let base = of_kind
+            .and_then(|rope| rope.get("rope_theta"))
+            .or_else(|| self.config.get("rope_theta"))
             .or_else(|| rope("rope_theta"))
             .and_then(Value::as_f64)
             .unwrap();

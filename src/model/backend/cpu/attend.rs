@@ -41,7 +41,7 @@ pub(super) struct InputGradients {
     pub(super) values: Vec<f32>,
 }
 
-/// Queries that share a key head, its rotated keys, and its values, each as `[seq, head_dim]`.
+/// Queries that share a key head, its keys, both rotated where the layer rotates, and its values, each as `[seq, head_dim]`.
 struct Group {
     queries: Vec<Vec<f32>>,
     keys: Vec<f32>,
@@ -74,7 +74,7 @@ impl Sizes {
     }
 
     /// The attention's output `[tokens, heads · head_dim]`.
-    pub(super) fn forward(&self, inputs: &Inputs, rotate: &Rotate) -> Vec<f32> {
+    pub(super) fn forward(&self, inputs: &Inputs, rotate: Option<&Rotate>) -> Vec<f32> {
         let part = |(b, kv_head)| {
             let group = self.group_of(inputs, rotate, b, kv_head);
             let head = |queries: &Vec<f32>| {
@@ -107,7 +107,7 @@ impl Sizes {
     pub(super) fn backward(
         &self,
         inputs: &Inputs,
-        rotate: &Rotate,
+        rotate: Option<&Rotate>,
         grad_output: &[f32],
     ) -> InputGradients {
         let d = self.head_dim;
@@ -197,10 +197,14 @@ impl Sizes {
                         1,
                     );
                 }
-                rotate.backward(&mut grad_head, b);
+                if let Some(rotate) = rotate {
+                    rotate.backward(&mut grad_head, b);
+                }
                 grad_queries.push(grad_head);
             }
-            rotate.backward(&mut grad_keys, b);
+            if let Some(rotate) = rotate {
+                rotate.backward(&mut grad_keys, b);
+            }
             (grad_queries, vec![grad_keys], vec![grad_values])
         };
         let mut parts = (Vec::new(), Vec::new(), Vec::new());
@@ -272,10 +276,18 @@ impl Sizes {
         )
     }
 
-    fn group_of(&self, inputs: &Inputs, rotate: &Rotate, b: usize, kv_head: usize) -> Group {
+    fn group_of(
+        &self,
+        inputs: &Inputs,
+        rotate: Option<&Rotate>,
+        b: usize,
+        kv_head: usize,
+    ) -> Group {
         let turned = |values: &[f32], width, head| {
             let mut values = self.head(values, width, b, head);
-            rotate.forward(&mut values, b);
+            if let Some(rotate) = rotate {
+                rotate.forward(&mut values, b);
+            }
             values
         };
         let heads = kv_head * self.group()..(kv_head + 1) * self.group();

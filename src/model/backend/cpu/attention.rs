@@ -37,7 +37,8 @@ struct Operation {
     /// One, or one per expert.
     key_values: Vec<KeyValue>,
     sizes: Sizes,
-    rotate: Rotate,
+    /// Absent in a layer that does not rotate.
+    rotate: Option<Rotate>,
 }
 
 /// A projection, and its values after the norm where it has one.
@@ -178,11 +179,12 @@ impl Operation {
             rule: ScoreRule::new(attention),
             mask: pass.attention_mask.clone(),
         };
+        let rotation = pass.rotations.of(attention.rotation);
         Ok(Self {
             experts,
             key_values,
             sizes,
-            rotate: Rotate::new(&pass.rotation)?,
+            rotate: rotation.map(Rotate::new).transpose()?,
         })
     }
 
@@ -213,7 +215,7 @@ impl Operation {
                 keys: keys[set].values(),
                 values: &values[set],
             };
-            heads.push(self.sizes.forward(&inputs, &self.rotate));
+            heads.push(self.sizes.forward(&inputs, self.rotate.as_ref()));
 
             let gate = |token: usize| gates.map_or(1.0, |gates| gates[token * experts + number]);
             match gates {
@@ -270,7 +272,9 @@ impl Operation {
                 keys: saved.keys[set].values(),
                 values: &saved.values[set],
             };
-            let mut found = self.sizes.backward(&inputs, &self.rotate, &grad_heads);
+            let mut found = self
+                .sizes
+                .backward(&inputs, self.rotate.as_ref(), &grad_heads);
             let grad_queries = std::mem::take(&mut found.queries);
             let grad_queries = saved.queries[number].backward(q_norm, grad_queries, gradients)?;
             q.backward(&grad_queries, tokens, &mut grad_h, number > 0)?;

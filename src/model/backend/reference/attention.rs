@@ -86,7 +86,7 @@ fn adapted_sum<S: Steps>(
     steps.sum_of_matmuls(&adapted)
 }
 
-/// Rotated queries `[batch, seq, experts, heads, head_dim]`; rotated keys, and values,
+/// Queries `[batch, seq, experts, heads, head_dim]`, rotated where the layer rotates; keys likewise, and values,
 /// `[batch · sets · kv heads, seq, head_dim]`.
 fn project<S: Steps>(
     steps: &S,
@@ -122,7 +122,11 @@ fn project<S: Steps>(
             (norm, &None)
         };
         let x = clipped(attention, normed(x, before)?)?;
-        normed(rotate::apply(&x, &pass.rotation, steps.mode())?, after)
+        let x = match pass.rotations.of(attention.rotation) {
+            Some(rotation) => rotate::apply(&x, rotation, steps.mode())?,
+            None => x,
+        };
+        normed(x, after)
     };
     let queries: Vec<Tensor> = projected
         .by_ref()

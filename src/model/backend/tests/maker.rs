@@ -8,11 +8,11 @@ use crate::family::{Activation, NormType};
 use crate::model::backend::gradients::Gradients;
 use crate::model::backend::host::Residence;
 use crate::model::modules::{
-    Attention, Bias, Experts, FeedForward, Heads, KeyValue, Linear, Matrix, Mlp, Norm, Router,
-    SharedExpert,
+    Attention, Bias, Experts, FeedForward, Heads, KeyValue, LayerRotation, Linear, Matrix, Mlp,
+    Norm, Router, SharedExpert,
 };
 use crate::model::pass::{AttentionMask, Pass};
-use crate::model::rope::Rotation;
+use crate::model::rope::{Rotation, Rotations};
 use crate::model::router::{LoadBalance, Overrides};
 
 pub(super) const HIDDEN: usize = 24;
@@ -162,6 +162,7 @@ impl Maker {
             kv_heads,
             head_dim: HEAD_DIM,
             window: features.window,
+            rotation: features.rotation,
             clip: features.clip,
             scale: features.scale,
             soft_cap: features.soft_cap,
@@ -221,10 +222,13 @@ impl Maker {
                 document_starts: (features.mask == "documents")
                     .then(|| (0..batch).map(starts).collect()),
             },
-            rotation: Rotation {
-                cos: turned(f64::cos),
-                sin: turned(f64::sin),
-                interleaved: features.interleaved,
+            rotations: Rotations {
+                full: Rotation {
+                    cos: turned(f64::cos),
+                    sin: turned(f64::sin),
+                    interleaved: features.interleaved,
+                },
+                window: None,
             },
             overrides: Overrides {
                 dropped: features.dropped.clone(),
@@ -257,6 +261,7 @@ pub(super) struct Features {
     pub(super) mask: &'static str,
     pub(super) interleaved: bool,
     pub(super) partial_rotary: bool,
+    pub(super) rotation: LayerRotation,
     pub(super) adapters: bool,
     pub(super) gated: bool,
     pub(super) activation: Activation,
@@ -284,6 +289,7 @@ pub(super) const PLAIN: Features = Features {
     mask: "causal",
     interleaved: false,
     partial_rotary: false,
+    rotation: LayerRotation::Full,
     adapters: false,
     gated: true,
     activation: Activation::Silu,

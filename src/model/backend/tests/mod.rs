@@ -245,11 +245,11 @@ fn inference_is_that_of_the_reference() {
             }
             // The same rows in three parts with a cache, and with the rotations of the whole.
             let mut cache = LayerCache::default();
-            let rotation = pass.rotation.clone();
+            let rotation = pass.rotations.full.clone();
             for (first, rows) in [(0, 50), (50, 1), (51, 19)] {
                 pass.attention_mask.offset = first;
-                pass.rotation.cos = rotation.cos.narrow(1, first, rows).unwrap();
-                pass.rotation.sin = rotation.sin.narrow(1, first, rows).unwrap();
+                pass.rotations.full.cos = rotation.cos.narrow(1, first, rows).unwrap();
+                pass.rotations.full.sin = rotation.sin.narrow(1, first, rows).unwrap();
                 pass.masks = RefCell::default();
                 let h = h.narrow(1, first, rows).unwrap();
                 let part = operations

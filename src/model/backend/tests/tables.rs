@@ -2,6 +2,7 @@
 
 use super::maker::{Features, PLAIN};
 use crate::family::Activation;
+use crate::model::modules::LayerRotation;
 use crate::model::router::LoadBalance;
 
 /// The features of attention.
@@ -75,6 +76,11 @@ pub(super) fn attention_table() -> Vec<Features> {
             partial_rotary: true,
             ..experts.clone()
         },
+        Features {
+            rotation: LayerRotation::None,
+            window: Some(3),
+            ..PLAIN
+        },
         experts.clone(),
         Features {
             shared_kv: true,
@@ -99,6 +105,7 @@ pub(super) fn attention_table() -> Vec<Features> {
             adapters: true,
             bias: true,
             qk_norm: "head",
+            rotation: LayerRotation::None,
             ..experts.clone()
         },
         Features {

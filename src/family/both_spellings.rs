@@ -1,0 +1,136 @@
+//! Both spellings of the keys that Hugging Face spells in two ways: `torch_dtype`/`dtype`, and `rope_theta` with
+//! `rope_scaling` against `rope_parameters`.
+
+use serde_json::{Map, Value, json};
+
+use super::config::{Config, Found};
+use super::format::Family;
+use super::keys::Field;
+use super::known::families;
+use super::rope::LAYER_KINDS;
+use super::spelling::normalised;
+
+/// Adds the missing spelling of the dtype and of the RoPE keys. No value changes, and a config without either spelling
+/// gets neither.
+pub fn both_spellings(config: &mut Map<String, Value>) {
+    for (name, other) in [("dtype", "torch_dtype"), ("torch_dtype", "dtype")] {
+        if let Some(value) = said(config, name)
+            && said(config, other).is_none()
+        {
+            config.insert(other.to_owned(), value);
+        }
+    }
+    let Some(name) = config.get("model_type").and_then(Value::as_str) else {
+        return both_of_every_layer(config);
+    };
+    let Ok(known) = families() else { return };
+    // In families that are not known, `rope_parameters` may need an entry for each kind of layer.
+    let Some(family) = known.iter().find(|known| known.is_named(Some(name), None)) else {
+        return;
+    };
+    let by_kind = family.keys.has(Field::RopeLocalTheta);
+    if !by_kind || family.says_layouts() && !has_kinds(config) {
+        both_of_every_layer(config);
+    } else if !family.says_layouts() {
+        both_of_kinds(config, family);
+    }
+}
+
+/// The value of a key, if it is not null.
+fn said(config: &Map<String, Value>, name: &str) -> Option<Value> {
+    config.get(name).filter(|value| !value.is_null()).cloned()
+}
+
+/// Whether kinds of layers have rotary positions of their own.
+fn has_kinds(config: &Map<String, Value>) -> bool {
+    let parameters = config.get("rope_parameters");
+    parameters.is_some_and(|values| LAYER_KINDS.iter().any(|kind| values.get(kind).is_some()))
+}
+
+/// The RoPE keys of a model in which all layers rotate in one way.
+fn both_of_every_layer(config: &mut Map<String, Value>) {
+    match said(config, "rope_parameters") {
+        Some(Value::Object(mut parameters)) if !parameters.is_empty() => {
+            if let (Some(theta), None) = (said(config, "rope_theta"), parameters.get("rope_theta"))
+            {
+                parameters.insert("rope_theta".to_owned(), theta);
+                config.insert(
+                    "rope_parameters".to_owned(),
+                    Value::Object(parameters.clone()),
+                );
+            }
+            if let (Some(theta), None) = (parameters.get("rope_theta"), said(config, "rope_theta"))
+            {
+                config.insert("rope_theta".to_owned(), theta.clone());
+            }
+            if let (Some(scaling), None) = (normalised(&parameters), said(config, "rope_scaling")) {
+                config.insert("rope_scaling".to_owned(), Value::Object(scaling));
+            }
+        }
+        Some(other) if !other.is_object() => {}
+        _ => {
+            let theta = said(config, "rope_theta");
+            let scaling = said(config, "rope_scaling");
+            let scaling = scaling.as_ref().and_then(Value::as_object);
+            let inner = scaling.and_then(|scaling| scaling.get("rope_theta"));
+            let mut parameters = Map::new();
+            parameters.extend(
+                theta
+                    .as_ref()
+                    .or(inner)
+                    .map(|theta| ("rope_theta".to_owned(), theta.clone())),
+            );
+            match scaling.and_then(normalised) {
+                Some(scaling) => parameters.extend(scaling),
+                None if parameters.is_empty() => return,
+                None => _ = parameters.insert("rope_type".to_owned(), Value::from("default")),
+            }
+            config.insert("rope_parameters".to_owned(), Value::Object(parameters));
+        }
+    }
+}
+
+/// The RoPE keys of a family in which kinds of layers rotate differently.
+fn both_of_kinds(config: &mut Map<String, Value>, family: &Family) {
+    let key = &family.keys[Field::RopeLocalTheta];
+    let local = key.name();
+    let [theta, scaling] = ["rope_theta", "rope_scaling"].map(|name| said(config, name));
+    if has_kinds(config) {
+        let of = |kind: &str| config["rope_parameters"].get(kind)?.as_object().cloned();
+        let [full, sliding] = LAYER_KINDS.map(of).map(Option::unwrap_or_default);
+        let old = [
+            (Some("rope_theta"), full.get("rope_theta").cloned()),
+            (Some("rope_scaling"), normalised(&full).map(Value::Object)),
+            (local, sliding.get("rope_theta").cloned()),
+        ];
+        for (name, value) in old {
+            if let (Some(name), Some(value)) = (name, value)
+                && said(config, name).is_none()
+            {
+                config.insert(name.to_owned(), value);
+            }
+        }
+        return;
+    }
+    if theta.is_none() && scaling.is_none() && local.is_none_or(|name| said(config, name).is_none())
+    {
+        return;
+    }
+    let source = Config::from_json("config.json", config.clone());
+    let local = match source.lookup(key) {
+        // The default of another base is its name.
+        Ok(Found::Value(_, Value::String(_))) => theta.clone(),
+        Ok(Found::Value(_, value)) => Some(value.clone()),
+        _ => None,
+    };
+    let scaling = scaling.as_ref().and_then(Value::as_object);
+    let kinds = [(scaling.and_then(normalised), theta), (None, local)];
+    let values = kinds.map(|(scaling, theta)| {
+        let mut values = scaling.unwrap_or_default();
+        values.entry("rope_type").or_insert(json!("default"));
+        values.extend(theta.map(|theta| ("rope_theta".to_owned(), theta)));
+        Value::Object(values)
+    });
+    let kinds = LAYER_KINDS.map(str::to_owned).into_iter().zip(values);
+    config.insert("rope_parameters".to_owned(), Value::Object(kinds.collect()));
+}

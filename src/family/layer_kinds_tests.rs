@@ -1,0 +1,284 @@
+//! Kinds of layers and their rotations, as the configuration classes of transformers 4.57.6 and 5.24.0 read them.
+
+use serde_json::{Value, json};
+
+use super::rope_kinds::LayerRope;
+use super::tests::small;
+use super::*;
+
+fn read(model_type: &str, keys: Value) -> Architecture {
+    four_layers(model_type, keys).unwrap_or_else(|error| panic!("{model_type}: {error}"))
+}
+
+fn refused(model_type: &str, keys: Value) -> String {
+    four_layers(model_type, keys).unwrap_err().to_string()
+}
+
+fn four_layers(model_type: &str, keys: Value) -> crate::Result<Architecture> {
+    let mut config = small(model_type, json!({"num_hidden_layers": 4}));
+    config.json.extend(keys.as_object().unwrap().clone());
+    Architecture::of(&config)
+}
+
+fn list(layers: &[u64]) -> Layers {
+    Layers::List(layers.to_vec())
+}
+
+/// The window, its layers, and the layers that rotate.
+fn kinds(of: Architecture) -> (Option<u64>, Layers, Layers) {
+    (of.sliding_window, of.window_layers, of.rope_layers)
+}
+
+#[test]
+fn absent_keys_have_the_meaning_of_their_class() {
+    let three = || list(&[0, 1, 2]);
+    for (model_type, keys, expected) in [
+        ("cohere2", json!({}), (Some(4096), three(), three())),
+        (
+            "cohere2",
+            json!({"sliding_window": 9, "sliding_window_pattern": 2}),
+            (Some(9), list(&[0, 2]), list(&[0, 2])),
+        ),
+        // The list counts, and not the pattern.
+        (
+            "cohere2",
+            json!({"sliding_window_pattern": 2, "layer_types": vec!["full_attention"; 4]}),
+            (None, Layers::All, list(&[])),
+        ),
+        ("exaone4", json!({}), (Some(4096), three(), three())),
+        (
+            "exaone4",
+            json!({"sliding_window": null, "layer_types": vec!["full_attention"; 4]}),
+            (None, Layers::All, Layers::All),
+        ),
+        (
+            "exaone4",
+            json!({"layer_types": vec!["full_attention"; 4]}),
+            (None, Layers::All, list(&[])),
+        ),
+        ("olmo3", json!({}), (Some(4096), three(), Layers::All)),
+        ("smollm3", json!({}), (None, Layers::All, three())),
+        (
+            "smollm3",
+            json!({"no_rope_layer_interval": 2}),
+            (None, Layers::All, list(&[0, 2])),
+        ),
+        (
+            "smollm3",
+            json!({"no_rope_layers": [1, 1, 1, 1, 0]}),
+            (None, Layers::All, Layers::All),
+        ),
+        // The layers that do not rotate have the window.
+        (
+            "smollm3",
+            json!({"no_rope_layers": [0, 1, 1, 0], "use_sliding_window": true, "sliding_window": 9}),
+            (Some(9), list(&[0, 3]), list(&[1, 2])),
+        ),
+    ] {
+        assert_eq!(
+            kinds(read(model_type, keys.clone())),
+            expected,
+            "{model_type} {keys}"
+        );
+    }
+}
+
+/// A base of one kind and a base of the other; the scaling belongs to layers that see all positions.
+#[test]
+fn kinds_of_layers_rotate_as_the_version_that_wrote_the_file_reads_it() {
+    let linear = json!({"rope_type": "linear", "factor": 3.0});
+    let ropes = |keys: Value| {
+        let of = read("olmo3", keys);
+        let full = LayerRope {
+            theta: of.rope_theta,
+            scaling: of.rope_scaling,
+        };
+        (full, of.window_rope)
+    };
+    let rope = |theta: f64, scaling: Option<&Value>| LayerRope {
+        theta,
+        scaling: scaling.cloned(),
+    };
+    for (keys, full, window) in [
+        (
+            json!({"rope_theta": 7.0, "rope_scaling": linear, "transformers_version": "4.57.1"}),
+            rope(7.0, Some(&linear)),
+            Some(rope(7.0, None)),
+        ),
+        (
+            json!({"rope_theta": 7.0, "transformers_version": "5.24.0"}),
+            rope(7.0, None),
+            Some(rope(5e5, None)),
+        ),
+        (json!({"rope_theta": 7.0}), rope(7.0, None), None),
+        (json!({}), rope(1e4, None), None),
+        (
+            json!({"transformers_version": "5.24.0"}),
+            rope(5e5, None),
+            None,
+        ),
+        (
+            json!({"rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 3.0, "rope_theta": 7.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5.0},
+            }}),
+            rope(7.0, Some(&linear)),
+            Some(rope(5.0, None)),
+        ),
+        // With a window in every layer, nothing rotates in the other way.
+        (
+            json!({"layer_types": vec!["sliding_attention"; 4], "rope_parameters": {
+                "full_attention": {"rope_theta": 7.0}, "sliding_attention": {"rope_theta": 5.0},
+            }}),
+            rope(5.0, None),
+            None,
+        ),
+    ] {
+        assert_eq!(ropes(keys.clone()), (full, window), "{keys}");
+    }
+}
+
+#[test]
+fn unclear_kinds_of_layers_are_refused() {
+    let sliding = json!([
+        "sliding_attention",
+        "full_attention",
+        "full_attention",
+        "full_attention"
+    ]);
+    for (model_type, keys, expected) in [
+        (
+            "cohere2",
+            json!({"sliding_window": null}),
+            "models of this class need a window",
+        ),
+        (
+            "olmo3",
+            json!({"sliding_window": null}),
+            "models of this class need a window",
+        ),
+        (
+            "cohere2",
+            json!({"sliding_window_pattern": 0}),
+            "`sliding_window_pattern`: expected a positive integer",
+        ),
+        (
+            "exaone4",
+            json!({"sliding_window_pattern": "LLLG"}),
+            "`sliding_window_pattern`: expected a positive integer",
+        ),
+        (
+            "exaone4",
+            json!({"sliding_window_pattern": null}),
+            "`sliding_window_pattern`: expected a positive integer",
+        ),
+        ("smollm3", json!({"layer_types": sliding}), "has no window"),
+        (
+            "smollm3",
+            json!({"no_rope_layers": [1, 0]}),
+            "a 0 or 1 for each of 4 layers",
+        ),
+        (
+            "smollm3",
+            json!({"no_rope_layers": [1, 0, 2, 1]}),
+            "a 0 or 1 for each layer",
+        ),
+        (
+            "smollm3",
+            json!({"no_rope_layer_interval": 0}),
+            "`no_rope_layer_interval`: expected a positive integer",
+        ),
+        (
+            "olmo3",
+            json!({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}),
+            "`rope_parameters`: expected an object with `full_attention` and `sliding_attention`",
+        ),
+        (
+            "olmo3",
+            json!({"transformers_version": "4.57.1", "rope_theta": 7.0, "rope_parameters": {"sliding_attention": {"rope_theta": 5.0}}}),
+            "`rope_parameters.sliding_attention.rope_theta`: is passed over",
+        ),
+        (
+            "olmo3",
+            json!({"rope_theta": 6.0, "rope_parameters": {"full_attention": {"rope_theta": 7.0}}}),
+            "`rope_parameters.full_attention.rope_theta`, its other spelling, is",
+        ),
+        (
+            "olmo3",
+            json!({"rope_parameters": {"full_attention": {"rope_type": "linear"}}}),
+            "`rope_parameters.full_attention.factor`",
+        ),
+        (
+            "llama",
+            json!({"rope_parameters": {"full_attention": {"rope_theta": 7.0}}}),
+            "all layers rotate in one way",
+        ),
+    ] {
+        let error = refused(model_type, keys.clone());
+        assert!(error.contains(expected), "{model_type} {keys}: {error}");
+    }
+}
+
+/// What a mixture says reads back, and so does the dense model of one of its experts.
+#[test]
+fn mixtures_say_which_layers_rotate_and_how() {
+    for (model_type, keys) in [
+        ("smollm3", json!({})),
+        ("smollm3", json!({"no_rope_layers": [1, 1, 1, 1]})),
+        ("cohere2", json!({"sliding_window": 9})),
+        (
+            "exaone4",
+            json!({"sliding_window": 9, "layer_types": vec!["full_attention"; 4]}),
+        ),
+        (
+            "olmo3",
+            json!({"rope_theta": 7.0, "rope_scaling": {"type": "linear", "factor": 3.0}}),
+        ),
+        (
+            "olmo3",
+            json!({"rope_parameters": {"full_attention": {"rope_theta": 7.0}, "sliding_attention": {"rope_theta": 5.0}}}),
+        ),
+    ] {
+        let mut seed = small(model_type, json!({"num_hidden_layers": 4}));
+        seed.json.extend(keys.as_object().unwrap().clone());
+        let dense = Architecture::of(&seed).unwrap();
+        let target = dense.upcycled(Mixture::new(&dense, 2));
+        let written = Config::from_json("config.json", bam_config(&seed, &dense, &target).unwrap());
+        assert_eq!(
+            Architecture::of(&written).unwrap(),
+            target,
+            "{:?}",
+            written.json
+        );
+
+        let alone = super::dense(&written, &target).unwrap();
+        assert_eq!(
+            alone.architecture, dense,
+            "{model_type}: {:?}",
+            alone.config
+        );
+        assert_eq!(alone.config["model_type"], model_type);
+    }
+}
+
+#[test]
+fn both_spellings_say_the_rotation_of_each_kind_of_layer() {
+    let both = |keys: Value| {
+        let mut config = small("olmo3", keys).json;
+        both_spellings(&mut config);
+        ["rope_theta", "rope_scaling", "rope_parameters"]
+            .map(|key| config.get(key).cloned().unwrap_or_default())
+    };
+    let scaling = json!({"rope_type": "linear", "factor": 3.0});
+    let kinds = json!({
+        "full_attention": {"rope_type": "linear", "factor": 3.0, "rope_theta": 7.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 7.0},
+    });
+    let expected = [json!(7.0), scaling.clone(), kinds.clone()];
+    assert_eq!(
+        both(json!({"rope_theta": 7.0, "rope_scaling": scaling})),
+        expected
+    );
+    assert_eq!(both(json!({ "rope_parameters": kinds })), expected);
+    assert_eq!(both(json!({})), [Value::Null, Value::Null, Value::Null]);
+}
