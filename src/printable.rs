@@ -4,6 +4,7 @@
 //! bidirectional controls show words in another order. Everything that the program prints passes through this file. Whoever
 //! composes several lines passes each value through [`printable`] first, so that no value can forge a line of the layout.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 /// Code points that Unicode's `Default_Ignorable_Code_Point` names, with line and paragraph separators and annotations:
@@ -52,6 +53,34 @@ pub fn printable_json(json: &str) -> String {
         }
     }
     text
+}
+
+/// The most characters of a stranger's value that a message repeats.
+const EXCERPT: usize = 80;
+/// How many characters before the first difference of two values a message repeats.
+const BEFORE: usize = 20;
+
+/// A value for a message: whole if it is short, else its beginning.
+pub fn excerpt(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(EXCERPT) {
+        None => text.into(),
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+    }
+}
+
+/// Two values that differ, for a message: whole if they are short, else the parts around their first difference.
+pub fn excerpts(a: &str, b: &str) -> [String; 2] {
+    let same = a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count();
+    let is_long = [a, b]
+        .iter()
+        .any(|text| text.chars().nth(EXCERPT).is_some());
+    let skipped = same.saturating_sub(BEFORE);
+    [a, b].map(|text| match text.char_indices().nth(skipped) {
+        Some((start, _)) if is_long && same > EXCERPT / 2 => {
+            format!("…{}", excerpt(&text[start..]))
+        }
+        _ => excerpt(text).into_owned(),
+    })
 }
 
 /// Whether a character shows as itself, where it is.
@@ -106,6 +135,25 @@ mod tests {
     fn words_of_every_script_stay() {
         let text = "Grüße, 你好, שלום, سلام, हिन्दी, π ≈ 3, “a” – b…, 🙂";
         assert_eq!(printable(text), text);
+    }
+
+    #[test]
+    fn long_values_are_cut_where_they_differ() {
+        let list = |last: &str| format!("[{}{last}]", "\"full_attention\",".repeat(40));
+        assert_eq!(excerpt("short"), "short");
+        assert_eq!(excerpt(&"ä".repeat(81)), format!("{}…", "ä".repeat(80)));
+        assert_eq!(excerpts("1", "22"), ["1", "22"]);
+        assert_eq!(
+            excerpts(&list("1"), &list("2")),
+            ["…n\",\"full_attention\",1]", "…n\",\"full_attention\",2]"]
+        );
+        let [a, b] = excerpts(&format!("1{}", "0".repeat(200)), &"2".repeat(200));
+        assert!(a.starts_with("10") && b.starts_with("22"));
+        assert!(
+            [a, b]
+                .iter()
+                .all(|text| text.chars().count() == EXCERPT + 1)
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::format::Family;
 use super::keys::Field;
 use super::spelling::{normalised, same_value};
 use crate::checkpoint::json::kind;
+use crate::printable::excerpts;
 use crate::{Error, Result};
 
 /// The part of each head that is rotated. Most classes of dense families do not read the key: transformers 4 fails where it
@@ -217,12 +218,13 @@ impl Config {
             let scaling = normalised(object);
             match &found {
                 Some((first, earlier)) if !same_scaling(earlier, &scaling) => {
+                    let [value, other_value] = excerpts(&shown(earlier), &shown(&scaling));
                     return Err(ConfigError::TwoSpellings {
                         path: self.path.clone(),
                         key: (*first).to_owned(),
-                        value: shown(earlier).into(),
+                        value: value.into(),
                         other: name.to_owned(),
-                        other_value: shown(&scaling).into(),
+                        other_value: other_value.into(),
                     }
                     .into());
                 }

@@ -17,6 +17,7 @@ use super::spelling::same_value;
 use super::target::bam_config;
 use super::write::{ConfigWriter, biases, carried, notes};
 use crate::Result;
+use crate::printable::excerpt;
 
 /// Width of the shared expert where a family requires one and the mixture has none. It is just large enough for the
 /// blocks of quantised formats, and for a few devices to share it.
@@ -384,5 +385,5 @@ fn first_difference(wanted: &Architecture, found: &Architecture) -> Option<Strin
     fields(wanted)
         .into_iter()
         .find(|(name, value)| !same_value(found.get(name).unwrap_or(&Value::Null), value))
-        .map(|(name, value)| format!("that {name} is {value}"))
+        .map(|(name, value)| format!("that {name} is {}", excerpt(&value.to_string())))
 }

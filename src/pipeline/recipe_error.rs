@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::expand::NameError;
 use crate::error::{ErrorPlace, Location, nearest};
+use crate::printable::excerpt;
 
 /// A rule that the text of a recipe, or of a file of settings, breaks.
 #[derive(Debug, thiserror::Error)]
@@ -204,7 +205,7 @@ pub enum RecipeError {
     /// A value that no directive of Slurm can hold.
     #[error(
         "{at}: `{key}` must be a line without quotes, backslashes and `#`, but is `{}`",
-        found.escape_debug()
+        excerpt(found).escape_debug()
     )]
     Directive {
         /// Where.
@@ -236,7 +237,8 @@ pub enum RecipeError {
     },
     /// A value that would be read as a flag.
     #[error(
-        "{at}: `{key}` takes no value that begins with a dash, found `{value}`: it would be read as a flag"
+        "{at}: `{key}` takes no value that begins with a dash, found `{}`: it would be read as a flag",
+        excerpt(value)
     )]
     Dash {
         /// Where.
@@ -247,7 +249,10 @@ pub enum RecipeError {
         value: String,
     },
     /// A switch with another value.
-    #[error("{at}: `{key}` is on or off; expected true or false, found `{found}`")]
+    #[error(
+        "{at}: `{key}` is on or off; expected true or false, found `{}`",
+        excerpt(found)
+    )]
     Switch {
         /// Where.
         at: Location,

@@ -82,11 +82,8 @@ fn feed_forward_differences(
         if OF_FEED_FORWARD.contains(&difference.key.as_str()) {
             return Err(misfit(config, other, difference));
         }
-        let KeyDifference {
-            key,
-            expected,
-            found,
-        } = difference;
+        let [expected, found] = difference.values();
+        let key = difference.key;
         notes.push(format!(
             "{name}: {key} is {found}, the seed's {expected}; only its feed-forward weights are taken, trained beside its own"
         ));

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::checkpoint::Dtype;
 use crate::error::ErrorPlace;
+use crate::printable::{excerpt, excerpts};
 
 /// A rule about models that are put together, which one of them breaks.
 #[derive(Debug, thiserror::Error)]
@@ -32,8 +33,7 @@ pub enum FitError {
     },
     /// Models that compute different functions.
     #[error(
-        "{}: key `{}`: is {}, but {} has {}",
-        path.display(), difference.key, difference.found, reference.display(), difference.expected
+        "{}: key `{}`: {}", path.display(), difference.key, difference.against(reference)
     )]
     Key {
         /// The configuration.
@@ -45,8 +45,7 @@ pub enum FitError {
     },
     /// Mixtures of different kinds.
     #[error(
-        "{}: key `{}`: is {}, but {} has {}",
-        path.display(), difference.key, difference.found, reference.display(), difference.expected
+        "{}: key `{}`: {}", path.display(), difference.key, difference.against(reference)
     )]
     MixtureKey {
         /// The configuration.
@@ -166,6 +165,19 @@ pub struct KeyDifference {
     pub found: Value,
 }
 
+impl KeyDifference {
+    /// Both values as a message shows them, the reference's first.
+    pub(super) fn values(&self) -> [String; 2] {
+        excerpts(&self.expected.to_string(), &self.found.to_string())
+    }
+
+    /// The difference in words, where `reference` is the other file.
+    fn against(&self, reference: &Path) -> String {
+        let [expected, found] = self.values();
+        format!("is {found}, but {} has {expected}", reference.display())
+    }
+}
+
 /// A token and its id, as a tokenizer file has them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenEntry {
@@ -223,17 +235,25 @@ impl TokenizerDifference {
                 token,
                 expected,
                 found,
-            } => format!("maps {token:?} to {found}, but {reference} maps it to {expected}"),
-            Self::Missing { token, expected } => {
-                format!("lacks the token {token:?}, which {reference} maps to {expected}")
-            }
+            } => format!(
+                "maps {:?} to {found}, but {reference} maps it to {expected}",
+                excerpt(token)
+            ),
+            Self::Missing { token, expected } => format!(
+                "lacks the token {:?}, which {reference} maps to {expected}",
+                excerpt(token)
+            ),
             Self::Count { expected, found } => {
                 format!("has {found} tokens, but {reference} has {expected}")
             }
-            Self::Added { expected, found } => format!(
-                "has {} as {}, but {reference} has {} as {}",
-                found.token, found.id, expected.token, expected.id
-            ),
+            Self::Added { expected, found } => {
+                let tokens = [expected, found].map(|entry| entry.token.to_string());
+                let [wanted, token] = excerpts(&tokens[0], &tokens[1]);
+                format!(
+                    "has {token} as {}, but {reference} has {wanted} as {}",
+                    found.id, expected.id
+                )
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use super::schedule::{Decay, Schedule};
 use crate::Result;
 use crate::checkpoint::manifest::DataRecord;
 use crate::model::{AdamW, LoadBalance};
+use crate::printable::excerpts;
 
 /// What the weights follow from. Keys are the flags of the command line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -373,11 +374,8 @@ pub(super) fn differences(begun: &Map<String, Value>, now: &Map<String, Value>) 
     let shown = |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);
     keys.filter(|key| begun.get(*key) != now.get(*key))
         .map(|key| {
-            format!(
-                "--{key}: begun with {}, found {}",
-                shown(begun.get(key)),
-                shown(now.get(key))
-            )
+            let [begun, now] = excerpts(&shown(begun.get(key)), &shown(now.get(key)));
+            format!("--{key}: begun with {begun}, found {now}")
         })
         .collect()
 }
