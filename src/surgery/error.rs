@@ -23,19 +23,24 @@ pub enum SurgeryError {
         /// The models that it needs.
         expected: &'static str,
     },
-    /// A name of an expert that cannot be.
-    #[error("the expert name `{name}` is empty, taken or reserved; expected each name once")]
-    ExpertName {
+    /// An expert with an empty name.
+    #[error("an expert has an empty name; expected NAME=DIR")]
+    EmptyExpertName,
+    /// A name that another expert has.
+    #[error("the expert name `{name}` is taken; expected each name once")]
+    TakenExpertName {
         /// The name.
         name: String,
-    },
-    /// A name of a further expert that cannot be.
-    #[error("the expert name `{name}` is empty, taken or reserved; expected a new one")]
-    NewExpertName {
-        /// The name.
-        name: String,
-        /// Names that are taken.
+        /// The names that are taken.
         taken: Vec<String>,
+    },
+    /// A name with a meaning of its own.
+    #[error("the expert name `{name}` is reserved for {meaning}")]
+    ReservedExpertName {
+        /// The name.
+        name: String,
+        /// What it names.
+        meaning: &'static str,
     },
     /// Own experts of several mixtures with one name.
     #[error("two experts are named `{name}`; expected each name once")]
@@ -241,7 +246,12 @@ impl SurgeryError {
     /// What to do next.
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         let advice = match self {
-            Self::NewExpertName { taken, .. } => format!("taken are {}", taken.join(", ")),
+            Self::TakenExpertName { taken, .. } => {
+                format!(
+                    "name each expert differently: NAME=DIR; taken are {}",
+                    taken.join(", ")
+                )
+            }
             Self::UnknownExpert { name, known, .. } => {
                 match nearest(name, known.iter().map(String::as_str)) {
                     Some(near) => format!("did you mean `{near}`?"),
@@ -262,7 +272,7 @@ impl SurgeryError {
     /// Advice without fields.
     fn fixed_hint(&self) -> Option<&'static str> {
         Some(match self {
-            Self::ExpertName { .. } => "`seed` is the seed itself; name each --expert differently",
+            Self::ReservedExpertName { .. } => "give the expert another name: NAME=DIR",
             Self::SameExpertName { .. } => "name the own expert of each mixture: NAME=DIR",
             Self::SeveralExperts { .. } => "name one by its number",
             Self::RandomSharedExpert { .. } => "name an expert that has a model, or `seed`",

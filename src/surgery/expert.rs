@@ -7,13 +7,14 @@ use serde_json::{Map, Value, json};
 
 use super::error::SurgeryError;
 use super::execute::OutputFile;
+use super::expert_name::{ReservedName, check_name};
 use super::fit;
 use super::mixture_experts::MixtureExperts;
 pub use super::mixture_experts::Routing;
 use super::model::Model;
 use super::plan::{Plan, Source};
 use super::recompose::{Composition, NewRows, Part, Shared};
-use super::router::{self, PromptRows, ROUTER_SOURCE, RouterInit};
+use super::router::{self, PromptRows, ROUTER_NAME, RouterInit};
 use super::side_files;
 use crate::Result;
 use crate::card::{CardModel, ModelCard, Relation};
@@ -55,21 +56,14 @@ pub struct Changed {
 /// Plans the mixture with further experts after its own. Each is the dense model of its name.
 pub fn add(mixture: Model, dense: Vec<Model>, settings: &Addition) -> Result<Changed> {
     let experts = MixtureExperts::of(&mixture)?;
-    let mut taken: Vec<&str> = experts
-        .names
-        .iter()
-        .map(String::as_str)
-        .chain([MIXTURE, ROUTER_SOURCE])
-        .collect();
+    let mut taken: Vec<&str> = experts.names.iter().map(String::as_str).collect();
+    let mixture_name = ReservedName {
+        name: MIXTURE,
+        meaning: "the mixture itself",
+    };
     for model in &dense {
         let name = model.source.name.as_str();
-        if name.is_empty() || taken.contains(&name) {
-            return Err(SurgeryError::NewExpertName {
-                name: name.to_owned(),
-                taken: taken.into_iter().map(str::to_owned).collect(),
-            }
-            .into());
-        }
+        check_name(name, &taken, &[mixture_name, ROUTER_NAME])?;
         taken.push(name);
     }
     if dense.is_empty() {

@@ -10,6 +10,7 @@ mod error;
 pub mod evaluate;
 pub mod execute;
 pub mod expert;
+mod expert_name;
 pub mod export;
 mod export_error;
 pub mod extract;

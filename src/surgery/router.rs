@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::error::SurgeryError;
+use super::expert_name::ReservedName;
 use super::plan_error::PlanError;
 use crate::Result;
 use crate::arguments::{ArgumentRole, ArgumentValue};
@@ -41,6 +42,11 @@ const PROMPTS: &str = "prompts";
 
 /// Name under which plans know the file of [`RouterInit::File`].
 pub const ROUTER_SOURCE: &str = "router file";
+/// The same name, which no expert may have.
+pub(super) const ROUTER_NAME: ReservedName = ReservedName {
+    name: ROUTER_SOURCE,
+    meaning: "the rows of routers",
+};
 
 /// Name of the file that an output keeps the rows in. Its content is safetensors; its name is not, because readers take
 /// every file of that name in a folder for weights.

@@ -4,6 +4,7 @@
 
 use super::error::SurgeryError;
 use super::execute::OutputFile;
+use super::expert_name::{ReservedName, check_name};
 use super::fit;
 use super::fit_error::FitError;
 use super::fit_tokenizer::ids_beyond;
@@ -13,7 +14,7 @@ use super::methods::{Roster, RuleContext};
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor, Source};
 use super::record;
-use super::router::{self, ROUTER_SOURCE, RouterInit};
+use super::router::{self, ROUTER_NAME, RouterInit};
 use crate::Result;
 use crate::checkpoint::expression::Expression;
 use crate::family::{self, Architecture, AttentionKv, Mixture, MlpType, TopK};
@@ -289,13 +290,14 @@ fn reads(expression: &Expression, source: &str) -> bool {
 
 /// Refuses names of experts that are empty, taken or reserved.
 pub fn check_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<()> {
-    let mut seen = vec![SEED, ROUTER_SOURCE];
+    let seed = ReservedName {
+        name: SEED,
+        meaning: "the seed itself",
+    };
+    let mut taken = Vec::new();
     for name in names {
-        if name.is_empty() || seen.contains(&name) {
-            let name = name.to_owned();
-            return Err(SurgeryError::ExpertName { name }.into());
-        }
-        seen.push(name);
+        check_name(name, &taken, &[seed, ROUTER_NAME])?;
+        taken.push(name);
     }
     Ok(())
 }
