@@ -19,6 +19,7 @@ use crate::mergekit::MergekitError;
 use crate::model::chat::ChatError;
 use crate::model::{ModelError, TokenizerError};
 use crate::pipeline::{PipelineError, RecipeError};
+use crate::printable::excerpt;
 use crate::surgery::{ExportError, FitError, MethodError, PlanError, SurgeryError};
 use crate::table;
 use crate::train::{RunError, TrainError};
@@ -29,8 +30,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, named by the place where a user would look for it.
 ///
-/// [`Error::Io`], [`Error::Compute`] and some kinds of `Error::Hub` mean that the machine or the network failed (exit
-/// code 3). All others mean that the request or an input is bad (exit code 2). So does an [`Error::Io`] about a path that
+/// [`Error::Io`], [`Error::Compute`], [`InputError::Memory`] and some kinds of `Error::Hub` mean that the machine or the
+/// network failed (exit code 3); so does a run that a signal stopped. All others mean that the request or an input is bad (exit code 2). So does an [`Error::Io`] about a path that
 /// leads nowhere.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -195,7 +196,12 @@ impl Error {
 
     /// Whether a signal interrupted the work.
     pub fn is_interruption(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::Interrupted)
+        match self {
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::Interrupted,
+            Self::Run(RunError::Stopped { .. }) => true,
+            Self::Advised { error, .. } => error.is_interruption(),
+            _ => false,
+        }
     }
 
     /// What to do next, where the error knows.
@@ -293,7 +299,10 @@ impl Error {
             // A program that cannot start, or a `TMPDIR` that is missing, is no input.
             Self::Io { action, .. } if OF_THE_MACHINE.contains(action) => 3,
             Self::Io { source, .. } if is_wrong_input(source) => 2,
-            Self::Io { .. } | Self::Compute { .. } => 3,
+            Self::Io { .. }
+            | Self::Compute { .. }
+            | Self::Input(InputError::Memory { .. })
+            | Self::Run(RunError::Stopped { .. }) => 3,
             #[cfg(feature = "hub")]
             Self::Hub(error) if error.is_outside() => 3,
             Self::Advised { error, .. } => error.exit_code(),
@@ -396,7 +405,7 @@ impl InputError {
             at: at.into(),
             key: key.to_owned().into(),
             expected: expected.into(),
-            found: found.to_string(),
+            found: excerpt(&found.to_string()).into_owned(),
         })
     }
 

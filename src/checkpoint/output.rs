@@ -81,10 +81,13 @@ fn no_name(target: &Path) -> Error {
     CheckpointError::NoFolderName { path }.into()
 }
 
+/// What the folder of a training run has after the name of its output.
+pub const BESIDE: &str = ".run";
+
 /// The folder that a training run keeps beside its output `out`.
 pub fn beside(out: &Path) -> Result<PathBuf> {
     match out.file_name() {
-        Some(name) => Ok(out.with_file_name(format!("{}.run", name.to_string_lossy()))),
+        Some(name) => Ok(out.with_file_name(format!("{}{BESIDE}", name.to_string_lossy()))),
         None => Err(no_name(out)),
     }
 }

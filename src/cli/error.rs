@@ -286,6 +286,17 @@ pub fn place(error: &anyhow::Error) -> ErrorPlace<'_> {
     }
 }
 
+/// Whether a signal ended the work.
+pub fn is_interruption(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<CliError>() {
+        Some(CliError::Library(error)) => error.is_interruption(),
+        Some(_) => false,
+        None => error
+            .downcast_ref::<Error>()
+            .is_some_and(Error::is_interruption),
+    }
+}
+
 /// The exit code. An error of neither kind comes from the machine, unless the system says that the input is wrong.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<CliError>() {

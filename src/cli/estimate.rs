@@ -118,6 +118,9 @@ pub fn show_training(
         memory,
     } = outlook.estimate();
     warn_of_memory("the run", memory, printer);
+    if let Some(text) = outlook.disk_warning(out)? {
+        printer.note(&format!(" note: {text}"));
+    }
     let seconds = work.and_then(|work| work.seconds(peak));
     let free = free_space(out)?;
     if json {
@@ -136,6 +139,7 @@ pub fn show_training(
                 grouped(outlook.trained)
             ),
         ),
+        ("steps left", grouped(outlook.steps)),
         ("tokens", grouped(outlook.tokens)),
         ("output", table::bytes(outlook.output_bytes)),
         (

@@ -73,7 +73,7 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, Command, CommandFactory, Parser};
 
 use common::GlobalArguments;
-use printer::{Fault, Printer, Style};
+use printer::{Fault, Label, Printer, Style};
 use verb::{Registered, Verb};
 
 /// The commands, in the order of the help.
@@ -285,6 +285,7 @@ fn end(error: &clap::Error, line: &[OsString], style: Style) -> ! {
         hint: tip,
         place: ErrorPlace::default(),
         exit_code: USAGE,
+        label: Label::Error,
     });
     std::process::exit(error.exit_code())
 }

@@ -55,6 +55,17 @@ pub struct Fault<'a> {
     pub place: ErrorPlace<'a>,
     /// How the process ends.
     pub exit_code: u8,
+    /// The word before the message.
+    pub label: Label,
+}
+
+/// The word before a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Label {
+    /// Something went wrong.
+    Error,
+    /// The user ended the work, and it ended as it should.
+    Note,
 }
 
 /// The exit code of a panic, as Rust's own.
@@ -135,6 +146,11 @@ impl Printer {
             hint: error::hint(error).as_deref(),
             place: error::place(error),
             exit_code: error::exit_code(error),
+            label: if error::is_interruption(error) {
+                Label::Note
+            } else {
+                Label::Error
+            },
         });
     }
 
@@ -145,7 +161,10 @@ impl Printer {
             self.stderr(&printable_json(&json));
             return;
         }
-        let label = self.label("error:", AnsiColor::Red);
+        let label = match fault.label {
+            Label::Error => self.label("error:", AnsiColor::Red),
+            Label::Note => self.label(NOTE, AnsiColor::Cyan),
+        };
         self.stderr(&format!("{label} {}", printable(fault.message)));
         if let Some(hint) = fault.hint {
             let label = self.label(" hint:", AnsiColor::Green);
@@ -160,6 +179,7 @@ impl Printer {
             hint: Some("this is a fault of bam-convert: please report it"),
             place: ErrorPlace::default(),
             exit_code: PANICKED,
+            label: Label::Error,
         });
         let backtrace = std::backtrace::Backtrace::capture();
         if backtrace.status() == std::backtrace::BacktraceStatus::Captured {

@@ -10,11 +10,11 @@ use bam_convert::arguments::{
 use bam_convert::checkpoint::outline;
 use bam_convert::family::{Architecture, Config};
 use bam_convert::pipeline::{Declaration, StageUse};
-use bam_convert::table;
+use bam_convert::table::{self, counted};
 use bam_convert::train::settings::{Compute, Documents, Preset, Spike, Trouble};
 use bam_convert::train::{
-    Decay, End, Event, LoadBalance, Operation, Outlook, Request, Settings, begun, beside, check,
-    earlier_plans, run,
+    Decay, End, EndLosses, Event, LoadBalance, Operation, Outlook, Request, Settings, begun,
+    beside, check, earlier_plans, run,
 };
 use candle_core::Device;
 use clap::{ArgAction, Args};
@@ -230,14 +230,14 @@ impl Verb for Arguments {
                 outline::copy(&self.checkpoint, &self.out)?;
             }
             let settings = self.settings(&self.out, printer)?;
-            return print(printer, &self.outlook(&self.out, &settings)?.estimate());
+            return print(printer, &self.outlook(&self.out, &settings, 0)?.estimate());
         }
         if *self.dry_run {
             let opened = Opened::outline(&self.checkpoint, printer)?;
             let mut request = self.request(&opened, Device::Cpu, printer)?;
-            check(&mut request)?;
+            let taken = check(&mut request)?;
             return show_training(
-                &self.outlook(opened.folder(), &request.settings)?,
+                &self.outlook(opened.folder(), &request.settings, taken)?,
                 &self.out,
                 self.json,
                 printer,
@@ -300,33 +300,39 @@ impl Arguments {
             .collect()
     }
 
-    fn outlook(&self, folder: &Path, settings: &Settings) -> bam_convert::Result<Outlook> {
+    /// What the run would take after so many steps.
+    fn outlook(
+        &self,
+        folder: &Path,
+        settings: &Settings,
+        taken: u64,
+    ) -> bam_convert::Result<Outlook> {
         let gpu = self.machine.device == DeviceName::Cuda;
-        Outlook::of(folder, &self.domains(), settings, &self.operation(), gpu)
+        let (domains, operation) = (self.domains(), self.operation());
+        Outlook::of(folder, &domains, settings, &operation, gpu, taken)
     }
 
     fn say(&self, end: &End, printer: &Printer) -> Outcome {
+        let losses = end.losses.as_ref();
         if self.json {
             printer.json(&json!({
                 "output": &*self.out,
                 "run": beside(&self.out)?,
                 "step": end.step,
                 "tokens": end.tokens,
-                "nll": end.nll,
+                "new_steps": end.new_steps,
+                "new_tokens": end.new_tokens,
+                "loss": losses.map(|losses| losses.loss),
+                "nll": losses.map(|losses| losses.nll),
+                "mean_loss": losses.map(|losses| losses.mean),
+                "mean_loss_steps": losses.map(|losses| losses.mean_of),
                 "backend": end.backend,
                 "seconds": end.seconds,
                 "peak_memory_bytes": end.peak_memory,
                 "predicted_memory_bytes": end.predicted_memory,
             }))?;
-        } else if let Some(nll) = end.nll {
-            printer.note(&format!(
-                "{} steps, {} tokens in {:.1} s; last loss {nll:.4}; memory at most {} (predicted {})",
-                end.step,
-                table::grouped(end.tokens),
-                end.seconds,
-                table::bytes(end.peak_memory),
-                table::bytes(end.predicted_memory)
-            ));
+        } else if let Some(losses) = losses {
+            printer.note(&summary(end, losses));
         }
         Ok(Verdict::Yes)
     }
@@ -416,4 +422,36 @@ impl Arguments {
             force: *self.force,
         }
     }
+}
+
+/// What a run says at its end.
+fn summary(end: &End, losses: &EndLosses) -> String {
+    let (steps, tokens) = (counted(end.step, "step"), table::grouped(end.tokens));
+    let (new, seconds) = (table::grouped(end.new_tokens), end.seconds);
+    let done = if end.new_steps == end.step {
+        format!("{steps}, {tokens} tokens in {seconds:.1} s")
+    } else {
+        let first = end.step - end.new_steps + 1;
+        let last = end.step;
+        format!(
+            "steps {first} to {last}, {new} tokens in {seconds:.1} s; {steps}, {tokens} tokens in all"
+        )
+    };
+    let EndLosses {
+        loss,
+        nll,
+        mean,
+        mean_of,
+    } = losses;
+    let routers = if loss == nll {
+        String::new()
+    } else {
+        format!(" ({nll:.4} without the losses of routers)")
+    };
+    format!(
+        "{done}; last step: loss {loss:.4}{routers}; mean loss of the last {}: {mean:.4}; memory at most {} (predicted {})",
+        counted(*mean_of as u64, "step"),
+        table::bytes(end.peak_memory),
+        table::bytes(end.predicted_memory)
+    )
 }

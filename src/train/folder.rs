@@ -37,17 +37,7 @@ impl RunFolder {
     /// Makes the folder beside `out`, or takes the one of a run that was stopped where `resume` is set; `force` removes
     /// what an earlier run has left.
     pub(super) fn begin(out: &Path, resume: bool, force: bool) -> Result<Self> {
-        let path = beside(out)?;
-        let begun = [SETTINGS, METRICS]
-            .iter()
-            .any(|name| path.join(name).exists())
-            || holds_checkpoints(&path);
-        if begun && !resume && !force {
-            return Err(RunError::HoldsRun { path }.into());
-        }
-        if path.exists() && !begun && !is_abandoned(&path) {
-            return Err(RunError::NotRunFolder { path }.into());
-        }
+        let (path, begun) = begun_at(out, resume, force)?;
         let checkpoints = path.join(CHECKPOINTS);
         fs::create_dir_all(&checkpoints).map_err(|e| Error::io("create", &checkpoints, e))?;
         let lock = path.join(LOCK);
@@ -95,22 +85,17 @@ impl RunFolder {
         self.path.join(CHECKPOINTS).join(name_of(step))
     }
 
-    /// The complete checkpoints by step.
+    /// The complete checkpoints by step; removes what is left of others.
     pub(super) fn checkpoints(&self) -> Result<Vec<(u64, PathBuf)>> {
-        let folder = self.path.join(CHECKPOINTS);
-        let mut found = Vec::new();
-        for entry in list(&folder)? {
+        for entry in list(&self.path.join(CHECKPOINTS))? {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if let Some(step) = step_of(&name) {
-                found.push((step, entry.path()));
-            } else if name.contains(".removed-") || name.ends_with(".partial") {
+            if name.contains(".removed-") || name.ends_with(".partial") {
                 // A run was killed while it wrote or removed this one; its lock is ours.
                 fs::remove_dir_all(entry.path())
                     .map_err(|e| Error::io("remove", entry.path(), e))?;
             }
         }
-        found.sort();
-        Ok(found)
+        checkpoints_in(&self.path)
     }
 
     /// Moves a damaged checkpoint out of the run's way, and returns where it is then.
@@ -127,16 +112,61 @@ impl RunFolder {
         Ok(aside)
     }
 
-    /// Removes all checkpoints but the `keep` latest, and but those in which somebody keeps files of their own.
+    /// Removes all checkpoints but the `keep` latest. Folders that hold more or less than a record of ours lists stay.
     pub(super) fn prune(&self, keep: usize) -> Result<()> {
         let all = self.checkpoints()?;
         let surplus = all.len().saturating_sub(keep.max(1));
         all[..surplus]
             .iter()
-            .filter(|(_, path)| check_own(path).is_ok())
+            .filter(|(_, path)| is_own(path))
             .try_for_each(|(_, path)| remove(path))?;
         sync_folder(&self.path.join(CHECKPOINTS))
     }
+}
+
+/// The folder of the run of `out`, and whether a run has begun there; changes nothing.
+///
+/// # Errors
+/// A run that was begun, unless it is to `resume` or `force` may remove it; a folder of something else.
+pub(super) fn begun_at(out: &Path, resume: bool, force: bool) -> Result<(PathBuf, bool)> {
+    let path = beside(out)?;
+    let begun = [SETTINGS, METRICS]
+        .iter()
+        .any(|name| path.join(name).exists())
+        || holds_checkpoints(&path);
+    if begun && !resume && !force {
+        return Err(RunError::HoldsRun { path }.into());
+    }
+    if path.exists() && !begun && !is_abandoned(&path) {
+        return Err(RunError::NotRunFolder { path }.into());
+    }
+    Ok((path, begun))
+}
+
+/// Refuses the run in `folder` while another process is at it; changes nothing.
+pub(super) fn check_idle(folder: &Path) -> Result<()> {
+    let lock = File::open(folder.join(LOCK));
+    if lock.is_ok_and(|lock| filesystem::try_lock(&lock).is_ok_and(|lock| lock == Lock::Busy)) {
+        let path = folder.to_path_buf();
+        return Err(RunError::Busy { path }.into());
+    }
+    Ok(())
+}
+
+/// The complete checkpoints of the run in `folder` by step, ascending; none where it has no folder for them.
+pub(super) fn checkpoints_in(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let folder = folder.join(CHECKPOINTS);
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in list(&folder)? {
+        if let Some(step) = step_of(&entry.file_name().to_string_lossy()) {
+            found.push((step, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// Where the run of `out` keeps its checkpoints.
@@ -207,11 +237,12 @@ fn check_names(checkpoints: &Path, entries: &[fs::DirEntry]) -> Result<()> {
     check_none(checkpoints, &others)
 }
 
-/// Refuses to remove a checkpoint in which somebody keeps files of their own. Nobody can tell the step of a damaged one.
+/// Refuses to remove what has no record of ours, and a checkpoint in which somebody keeps files of their own. A record that
+/// cannot be read is one of ours, which was damaged.
 fn check_own(checkpoint: &Path) -> Result<()> {
     match Manifest::read(checkpoint) {
-        Ok(Some(_)) => check_replaceable(checkpoint),
-        _ => Ok(()),
+        Ok(_) => check_replaceable(checkpoint),
+        Err(_) => Ok(()),
     }
 }
 

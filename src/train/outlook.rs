@@ -4,18 +4,21 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::folder::checkpoint_bytes;
 use super::machine::Memory;
-use super::save::{STATE_BYTES, copied};
+use super::parent::copied;
+use super::save::STATE_BYTES;
 use super::select::trained_names;
 use super::settings::{Compute, Operation, Settings};
-use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::folder::{CARD, existing};
+use crate::checkpoint::output::free_space;
 use crate::checkpoint::source_file::stamp_of;
 use crate::data::{Split, TokenHeader};
 use crate::estimate::{Estimate, Products, READ, START, WRITTEN, Work};
 use crate::family::cost::Report;
 use crate::family::{Architecture, Config};
+use crate::{Result, table};
 
 /// The share of the peak that training reaches, with the optimiser. On two idle cores the quickstart's models reach 0.36
 /// where matmuls are fast, and 0.42 to 0.64 where they are slow (docs/design/log.md).
@@ -30,12 +33,16 @@ pub struct Outlook {
     pub parameters: u64,
     /// Those that train.
     pub trained: u64,
+    /// Steps that it takes: those that are left of a run that resumes.
+    pub steps: u64,
     /// Tokens that it reads, without measurements on held-back text.
     pub tokens: u64,
     /// Bytes of the output.
     pub output_bytes: u64,
     /// Bytes of the folder beside it at the end: the logs, and the checkpoints that are kept with the optimiser's state.
     pub run_bytes: u64,
+    /// The most bytes of both on the way: a checkpoint is written before an old one goes.
+    pub disk_bytes: u64,
     /// Matmuls, with recomputed layers and measurements.
     pub products: Products,
     /// Seconds of reading and writing.
@@ -45,7 +52,8 @@ pub struct Outlook {
 }
 
 impl Outlook {
-    /// Of a run on the model in `checkpoint`; rows of token folders that are not there yet are taken to be as many as asked for.
+    /// Of a run on the model in `checkpoint` that has taken `taken` steps. Rows of token folders that are not there yet are
+    /// taken to be as many as asked for.
     ///
     /// # Errors
     /// A checkpoint whose configuration or headers cannot be read, settings out of their ranges, nothing to train.
@@ -55,6 +63,7 @@ impl Outlook {
         settings: &Settings,
         operation: &Operation,
         gpu: bool,
+        taken: u64,
     ) -> Result<Self> {
         settings.check()?;
         let architecture = Architecture::of(&Config::read(checkpoint)?)?;
@@ -71,19 +80,27 @@ impl Outlook {
         let memory_bytes = memory.total();
         let output_bytes = length(checkpoint)?;
         let (rows, seq) = (settings.rows() as u64, settings.seq as u64);
-        let times = |every: u64| {
-            if every > 0 {
-                settings.steps.div_ceil(every)
-            } else {
-                0
-            }
+        let steps = settings.steps.saturating_sub(taken);
+        // The last step counts, whether it is a multiple or not.
+        let times = |every: u64, from: u64| match every {
+            0 => 0,
+            _ if from >= settings.steps => 0,
+            _ => settings.steps.div_ceil(every) - from / every,
         };
         // Held-back text is measured before the first step, too.
-        let measured_first = u64::from(operation.validate_every > 0);
+        let measured_first = u64::from(operation.validate_every > 0 && taken == 0);
         let saved = output_bytes + STATE_BYTES * trained;
-        let saves = times(operation.save_every);
-        let kept = saves.min(operation.keep.max(1) as u64);
-        let tokens = settings.steps.saturating_mul(rows).saturating_mul(seq);
+        let (saves, most) = (
+            times(operation.save_every, taken),
+            operation.keep.max(1) as u64,
+        );
+        let made = times(operation.save_every, 0);
+        let log = LOG.saturating_mul(settings.steps);
+        let folder = |checkpoints: u64| checkpoints.saturating_mul(saved).saturating_add(log);
+        let run_bytes = folder(made.min(most));
+        let disk_bytes =
+            folder(made.min(most.saturating_add(1))).max(run_bytes.saturating_add(output_bytes));
+        let tokens = steps.saturating_mul(rows).saturating_mul(seq);
         let measured: u64 = data
             .iter()
             .map(|(_, folder, _)| held_back(folder, seq, operation.validate_rows as u64))
@@ -91,7 +108,7 @@ impl Outlook {
         let again = if checkpointing { 1.0 } else { 0.0 };
         let flops = tokens as f64
             * (flops_per_token(&cost, trained) + again * cost.flops_per_token as f64)
-            + (times(operation.validate_every) + measured_first) as f64
+            + (times(operation.validate_every, taken) + measured_first) as f64
                 * measured as f64
                 * seq as f64
                 * cost.flops_per_token as f64;
@@ -104,16 +121,29 @@ impl Outlook {
         Ok(Self {
             parameters: cost.total_parameters,
             trained,
+            steps,
             tokens,
             output_bytes,
-            run_bytes: kept
-                .saturating_mul(saved)
-                .saturating_add(LOG.saturating_mul(settings.steps)),
+            run_bytes,
+            disk_bytes,
             products,
             other_seconds: output_bytes as f64 / READ
                 + (saves as f64 * saved as f64 + output_bytes as f64) / WRITTEN,
             memory_bytes,
         })
+    }
+
+    /// A warning where the disk of the output is too full for it and for the checkpoints on the way.
+    ///
+    /// # Errors
+    /// A disk that does not tell what is free.
+    pub fn disk_warning(&self, out: &Path) -> Result<Option<String>> {
+        // An earlier part of the run, or a run that it replaces, has written some of it.
+        let free = free_space(out)?.saturating_add(checkpoint_bytes(out)?);
+        Ok((self.disk_bytes > free).then(|| {
+            let (needed, free) = (table::bytes(self.disk_bytes), table::bytes(free));
+            format!("the run needs about {needed} of disk for its output and checkpoints, with {free} free: it may stop at a save")
+        }))
     }
 
     /// The same, as of any command.

@@ -11,7 +11,6 @@ use safetensors::Dtype;
 use serde_json::{Map, Value};
 
 use super::extend::with_plans;
-use super::folder::RunFolder;
 use super::parameters::Parameters;
 use super::run_error::RunError;
 use super::save::{PARTS, Position, STATE, STATE_TENSORS};
@@ -49,14 +48,18 @@ pub(super) struct Candidates {
 }
 
 impl Candidates {
-    /// Looks through the checkpoints of `folder`, newest first.
+    /// Looks through the `checkpoints` of the run in `folder`, newest first.
     ///
     /// # Errors
     /// A run with other settings or another parent, files that the machine cannot read, and a run whose checkpoints are all
     /// damaged.
-    pub(super) fn of(folder: &RunFolder, run: &SameRun) -> Result<Self> {
+    pub(super) fn of(
+        folder: &Path,
+        checkpoints: Vec<(u64, PathBuf)>,
+        run: &SameRun,
+    ) -> Result<Self> {
         let mut found = Self::default();
-        for (step, path) in folder.checkpoints()?.into_iter().rev() {
+        for (step, path) in checkpoints.into_iter().rev() {
             check_versions(&path)?;
             let problem = match read(&path, step) {
                 Ok(position) => {
@@ -82,7 +85,7 @@ impl Candidates {
         }
         let damaged = found.damaged.into_iter().map(|(_, problem)| problem);
         Err(RunError::NoWholeCheckpoint {
-            path: folder.path().to_path_buf(),
+            path: folder.to_path_buf(),
             damaged: damaged.collect(),
         }
         .into())

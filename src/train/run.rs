@@ -10,24 +10,24 @@ use serde_json::{Map, Value, json};
 
 use super::error::TrainError;
 use super::event::{Event, Watcher};
-use super::extend::{has_checkpoint, is_shorter, with_plans};
-use super::folder::RunFolder;
+use super::folder::{RunFolder, begun_at, check_idle, checkpoints_in};
 use super::machine::{Memory, matmul_peak, peak_memory};
 use super::measure::HeldBack;
 use super::metrics::{self, Log, METRICS, Record};
-use super::outlook::flops_per_token;
+use super::outlook::{Outlook, flops_per_token};
+use super::output_state::OutputState;
 use super::parameters::Parameters;
-use super::resume::{Candidates, ResumePoint, SameRun, check_files, different_file, restore};
-use super::run_error::RunError;
+use super::parent::parent_files;
+use super::resume::{Candidates, ResumePoint, SameRun, restore};
 use super::save::{Saver, stored_values};
 use super::select::trained_names;
-use super::session::{Progress, ROWS, Session};
-use super::settings::{Operation, Settings, differences};
+use super::session::{Losses, Progress, ROWS, Session};
+use super::settings::{Operation, Settings};
 use super::trainer::{Counters, Trainer};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hash::sha256_file;
-use crate::checkpoint::manifest::{DataRecord, Manifest};
-use crate::checkpoint::output::{beside, check_target};
+use crate::checkpoint::manifest::DataRecord;
+use crate::checkpoint::output::check_target;
 use crate::checkpoint::single::check_kind;
 use crate::data::{Mixture, Split, TokenFolder};
 use crate::family::cost::Report;
@@ -59,10 +59,14 @@ pub struct Request {
 pub struct End {
     /// Steps taken, earlier parts of a resumed run counted.
     pub step: u64,
-    /// Tokens predicted.
+    /// Tokens predicted, earlier parts counted.
     pub tokens: u64,
-    /// Mean negative log-likelihood of the last step; absent where the run was complete before it began.
-    pub nll: Option<f64>,
+    /// Steps of this part.
+    pub new_steps: u64,
+    /// Tokens of this part.
+    pub new_tokens: u64,
+    /// Losses of this part; absent where it had no step with an update.
+    pub losses: Option<EndLosses>,
     /// The backend that computed; absent where the run was complete before it began.
     pub backend: Option<BackendChoice>,
     /// Duration of this part, in seconds.
@@ -71,6 +75,19 @@ pub struct End {
     pub peak_memory: u64,
     /// What was predicted.
     pub predicted_memory: u64,
+}
+
+/// The losses at the end of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EndLosses {
+    /// Loss of the last step, with the losses of routers.
+    pub loss: f64,
+    /// Mean negative log-likelihood of the last step: its loss without the losses of routers.
+    pub nll: f64,
+    /// Mean loss of the last steps.
+    pub mean: f64,
+    /// How many steps the mean is of.
+    pub mean_of: usize,
 }
 
 /// Trains, and writes the output.
@@ -103,6 +120,9 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         settings.data.clone(),
         json.clone(),
     )?;
+    if let Some(note) = saver.note() {
+        watch(&Event::Note(note.to_owned()));
+    }
     let same_run = SameRun {
         settings: &settings,
         json: &json,
@@ -125,10 +145,23 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     check_target(&request.out, replaces, &[&request.checkpoint])?;
     let folder = RunFolder::begin(&request.out, operation.resume, operation.force)?;
     let candidates = if operation.resume {
-        Candidates::of(&folder, &same_run)?
+        Candidates::of(folder.path(), folder.checkpoints()?, &same_run)?
     } else {
         Candidates::default()
     };
+    let resumed = candidates.newest.as_ref();
+    let resumed = resumed.map(|newest| newest.position.step);
+    let outlook = Outlook::of(
+        &request.checkpoint,
+        &request.data,
+        &settings,
+        operation,
+        request.device.is_cuda(),
+        resumed.unwrap_or(0),
+    )?;
+    if let Some(text) = outlook.disk_warning(&request.out)? {
+        watch(&Event::Note(text));
+    }
 
     let dtype = settings.dtype.stored();
     let trainable = Trainable::Only(names);
@@ -153,7 +186,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     if operation.resume {
         resume(&candidates, &folder, &mut trainer, watch)?;
     }
-    let resumed = candidates.newest.map(|newest| newest.position.step);
+    let begun = trainer.counters;
 
     let matmul_peak = matmul_peak(model.device(), dtype)?;
     let cost = Report::new(&architecture, settings.seq as u64 / 2)?;
@@ -192,15 +225,18 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         operation,
         replaces,
         saved: resumed,
-        nll: None,
+        losses: Losses::default(),
         progress,
     };
     session.steps(stop, watch)?;
     session.finish(&request.out, began, watch)?;
+    let ended = session.trainer.counters;
     Ok(End {
-        step: session.trainer.counters.step,
-        tokens: session.trainer.counters.tokens,
-        nll: session.nll,
+        step: ended.step,
+        tokens: ended.tokens,
+        new_steps: ended.step - begun.step,
+        new_tokens: ended.tokens - begun.tokens,
+        losses: session.losses.end(),
         backend: Some(model.backend().clone()),
         seconds: began.elapsed().as_secs_f64(),
         peak_memory: peak_memory(),
@@ -214,7 +250,9 @@ impl End {
         Self {
             step,
             tokens: 0,
-            nll: None,
+            new_steps: 0,
+            new_tokens: 0,
+            losses: None,
             backend: None,
             seconds: 0.0,
             peak_memory: peak_memory(),
@@ -278,20 +316,39 @@ fn begin_log(
     Ok(log)
 }
 
-/// Refuses what a run would refuse before its first step; reads no weights.
-pub fn check(request: &mut Request) -> Result<()> {
+/// Refuses what a run would refuse before its first step, and touches nothing; returns the steps that it would not take
+/// again. Reads weights only where a run would resume, for their hashes.
+pub fn check(request: &mut Request) -> Result<u64> {
     let architecture = Architecture::of(&Config::read(&request.checkpoint)?)?;
     architecture.match_checkpoint(&request.checkpoint)?;
     check_settings(request, &architecture)?;
     open_data(request, &architecture, &mut |_: &Event| {})?;
-    if request.operation.resume {
-        return Ok(());
+    let (out, operation) = (&request.out, &request.operation);
+    let sources = [request.checkpoint.as_path()];
+    if !operation.resume {
+        check_target(out, operation.force, &sources)?;
+        let (folder, _) = begun_at(out, false, operation.force)?;
+        return check_idle(&folder).map(|()| 0);
     }
-    check_target(
-        &request.out,
-        request.operation.force,
-        &[&request.checkpoint],
-    )
+    let same_run = SameRun {
+        settings: &request.settings,
+        json: &request.settings.to_json(),
+        checkpoint: &request.checkpoint,
+        parent: &parent_files(
+            &request.checkpoint,
+            request.origin.as_deref(),
+            &architecture,
+        )?,
+    };
+    let found = OutputState::of(out, &same_run)?;
+    if found == OutputState::Complete {
+        return Ok(request.settings.steps);
+    }
+    check_target(out, found == OutputState::Shorter, &sources)?;
+    let (folder, _) = begun_at(out, true, false)?;
+    check_idle(&folder)?;
+    let candidates = Candidates::of(&folder, checkpoints_in(&folder)?, &same_run)?;
+    Ok(candidates.newest.map_or(0, |newest| newest.position.step))
 }
 
 /// Refuses settings out of their ranges, and a run that cannot fit into memory; returns what trains and what the run takes.
@@ -378,73 +435,6 @@ fn open_data(
         }
     }
     Ok((mixture, held_back))
-}
-
-/// What the folder to make holds before the run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum OutputState {
-    /// The output of this run.
-    Complete,
-    /// The output of this run before it was extended.
-    Shorter,
-    /// Nothing, or something else.
-    Other,
-}
-
-impl OutputState {
-    /// What `out` holds.
-    ///
-    /// # Errors
-    /// An output of this run that is damaged, one of other settings, and one whose checkpoints are gone, so that it cannot
-    /// be extended.
-    fn of(out: &Path, run: &SameRun) -> Result<Self> {
-        let manifest = if out.is_dir() {
-            Manifest::read(out)?
-        } else {
-            None
-        };
-        let Some(manifest) = manifest else {
-            return Ok(Self::Other);
-        };
-        let parent = manifest.sources.first().map(|source| &source.files);
-        let is_ours = parent.is_some_and(|files| different_file(files, run.parent).is_none());
-        if manifest.lineage.is_none() || !is_ours {
-            return Ok(Self::Other);
-        }
-        let step = manifest.lineage.as_ref().map(|lineage| lineage.step);
-        if manifest.settings == *run.json && step == Some(run.settings.steps) {
-            check_files(out, &manifest).map_err(|error| damaged_output(out, error))?;
-            return Ok(Self::Complete);
-        }
-        if is_shorter(&manifest.settings, run.json) && !has_checkpoint(out)? {
-            return Err(RunError::NothingToExtend {
-                path: beside(out)?,
-                out: out.to_path_buf(),
-            }
-            .into());
-        }
-        let differences = differences(&with_plans(&manifest.settings, run.json), run.json);
-        if differences.is_empty() {
-            return Ok(Self::Shorter);
-        }
-        Err(RunError::OtherSettings {
-            path: out.to_path_buf(),
-            differences,
-        }
-        .into())
-    }
-}
-
-/// The error of a damaged output; an output that the machine cannot read may be whole all the same.
-fn damaged_output(out: &Path, error: Error) -> Error {
-    if error.exit_code() != 2 {
-        return error;
-    }
-    RunError::DamagedOutput {
-        out: out.to_path_buf(),
-        source: Box::new(error),
-    }
-    .into()
 }
 
 /// The optimiser's state before the first step.

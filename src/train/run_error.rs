@@ -1,7 +1,7 @@
 //! What can be wrong with the folder of a run and its checkpoints: one variant per broken rule, and what to do next.
 
 use std::borrow::Cow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::Error;
 use crate::checkpoint::manifest::MANIFEST;
@@ -81,6 +81,15 @@ pub enum RunError {
         out: PathBuf,
     },
 
+    /// A signal stopped the run, which is no fault.
+    #[error("stopped by a signal {}", stopped_at(*step, path))]
+    Stopped {
+        /// The last step that was taken; 0 before the first.
+        step: u64,
+        /// The checkpoint of this step, or the folder of the run before the first.
+        path: PathBuf,
+    },
+
     // ---- damaged checkpoints
     /// A checkpoint that is no folder.
     #[error("{}: expected a folder", path.display())]
@@ -155,6 +164,16 @@ pub enum RunError {
     },
 }
 
+/// Where a run was when a signal stopped it.
+fn stopped_at(step: u64, path: &Path) -> String {
+    let path = path.display();
+    if step > 0 {
+        format!("after step {step}, saved in {path}")
+    } else {
+        format!("before the first step of {path}")
+    }
+}
+
 /// All problems in one line.
 fn joined(problems: &[Error]) -> String {
     let problems: Vec<String> = problems.iter().map(Error::to_string).collect();
@@ -168,6 +187,7 @@ impl RunError {
             Self::HoldsRun { .. } => "pass --resume to continue it, or --force to begin anew",
             Self::NotRunFolder { .. } => "choose another --out",
             Self::Busy { .. } => "wait for it to end",
+            Self::Stopped { .. } => "run the same command with --resume to continue",
             Self::DamagedOutput { out, .. } => {
                 let out = out.display();
                 let hint = format!("{out} is damaged: remove it, and run the same command again");
@@ -194,6 +214,7 @@ impl RunError {
     pub fn place(&self) -> ErrorPlace<'_> {
         match self {
             Self::DamagedOutput { source, .. } => source.place(),
+            Self::Stopped { .. } => ErrorPlace::default(),
             Self::Position { path, key, .. } => ErrorPlace::of(path).with_key(key),
             Self::NormMean { path, .. } => ErrorPlace::of(path).with_key("norm_mean"),
             Self::StateTensor { path, tensor, .. } => ErrorPlace::of(path).with_tensor(tensor),

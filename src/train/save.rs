@@ -2,7 +2,7 @@
 //! resume from also hold the state of the optimiser.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
@@ -10,8 +10,9 @@ use serde_json::{Map, Value};
 
 use super::error::TrainError;
 use super::parameters::Parameters;
+use super::parent::{CONFIG, Converted, PlainConfig, copied, hashed, opened};
 use crate::card::{CardModel, ModelCard, Relation, TrainingSummary};
-use crate::checkpoint::folder::{CARD, TOKENIZER, companion_name, companions, existing};
+use crate::checkpoint::folder::{CARD, TOKENIZER, companion_name};
 use crate::checkpoint::hash::{FileHash, sha256_file};
 use crate::checkpoint::manifest::{
     DataRecord, FORMAT_VERSION, Lineage, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool,
@@ -68,34 +69,12 @@ pub(super) struct Saver {
     fused: Vec<FusedTensor>,
     files: Vec<FileHash>,
     manifest: Option<String>,
+    config: Option<PlainConfig>,
     converted: Option<Converted>,
     data: Vec<DataRecord>,
     settings: Map<String, Value>,
     architecture: Architecture,
     experts: Vec<String>,
-}
-
-/// How the checkpoint that training begins with follows from the file that it was converted from.
-struct Converted {
-    origin: PathBuf,
-    source: SourceRecord,
-    tensors: BTreeMap<String, TensorRecord>,
-}
-
-impl Converted {
-    /// The record of a folder that was converted from `origin`; none without an origin.
-    fn of(folder: &Path, origin: Option<&Path>) -> Result<Option<Self>> {
-        let (Some(origin), Some(manifest)) = (origin, Manifest::read(folder)?) else {
-            return Ok(None);
-        };
-        let tensors = manifest.tensors;
-        let source = manifest.sources.into_iter().next();
-        Ok(source.map(|source| Self {
-            origin: origin.to_path_buf(),
-            source,
-            tensors,
-        }))
-    }
 }
 
 impl Saver {
@@ -107,28 +86,9 @@ impl Saver {
         data: Vec<DataRecord>,
         settings: Map<String, Value>,
     ) -> Result<Self> {
-        let parent = architecture.with_tied_embedding(Checkpoint::open(folder)?)?;
-        let parent = architecture.with_projections_apart(parent)?;
-        let specs = architecture.tensors()?;
-        architecture.match_tensors(&specs, &parent)?;
-        // It would keep the values that it has now, while the embedding trains.
-        let parent = architecture.without_second_head(parent)?;
-        let mut paths: Vec<PathBuf> = parent
-            .files
-            .iter()
-            .map(|file| file.path().to_path_buf())
-            .collect();
-        paths.extend(copied(folder)?);
-        let mut files = Vec::new();
-        for path in paths {
-            let (sha256, size) = sha256_file(&path)?;
-            files.push(FileHash {
-                path: companion_name(&path),
-                size,
-                sha256,
-            });
-        }
-        files.sort();
+        let parent = opened(folder, architecture)?;
+        let files = hashed(&parent, folder)?;
+        let config = PlainConfig::of(folder, &parent)?;
         let manifest = folder.join(MANIFEST);
         let manifest = manifest
             .exists()
@@ -136,10 +96,11 @@ impl Saver {
             .transpose()?
             .map(|(sha256, _)| sha256);
         Ok(Self {
-            fused: architecture.fused_projections(&specs)?,
+            fused: architecture.fused_projections(&architecture.tensors()?)?,
             parent,
             files,
             manifest,
+            config,
             converted: Converted::of(folder, origin)?,
             data,
             settings,
@@ -154,6 +115,11 @@ impl Saver {
             Some(converted) => &converted.source.files,
             None => &self.files,
         }
+    }
+
+    /// What the output does not take from the parent's configuration.
+    pub(super) fn note(&self) -> Option<&str> {
+        self.config.as_ref().map(|config| config.note.as_str())
     }
 
     /// Bytes that a checkpoint takes, at most.
@@ -214,7 +180,12 @@ impl Saver {
             files.push(folder.write(STATE, &text)?);
         }
         for path in copied(&self.parent.path)? {
-            files.push(folder.copy(&path, &companion_name(&path), false)?);
+            let name = companion_name(&path);
+            let written = match &self.config {
+                Some(config) if name == CONFIG => folder.write(&name, &config.text)?,
+                _ => folder.copy(&path, &name, false)?,
+            };
+            files.push(written);
         }
         folder.write(CARD, self.card(summary)?.as_bytes())?;
         let unhashed_files = vec![CARD.to_owned()];
@@ -365,23 +336,6 @@ impl Saver {
             |record| record.expression.clone(),
         )
     }
-}
-
-/// Files that go with the weights: configuration, tokenizer, and the code that transformers loads.
-pub(super) fn copied(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut paths = existing(folder, &["config.json"]);
-    paths.extend(companions(folder)?);
-    let mut code = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
-        let path = entry.map_err(|e| Error::io("list", folder, e))?.path();
-        let is_code = path.extension().is_some_and(|extension| extension == "py");
-        if is_code && path.is_file() && !paths.contains(&path) {
-            code.push(path);
-        }
-    }
-    code.sort();
-    paths.extend(code);
-    Ok(paths)
 }
 
 /// Where the bytes of tensors come from.

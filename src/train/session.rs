@@ -1,5 +1,6 @@
 //! The steps of a run: each is taken, logged, measured and saved when due.
 
+use std::collections::VecDeque;
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,8 @@ use super::folder::RunFolder;
 use super::machine::peak_memory;
 use super::measure::{HeldBack, measure};
 use super::metrics::{self, Log, Record, Validation};
+use super::run::EndLosses;
+use super::run_error::RunError;
 use super::save::{Position, Saver};
 use super::settings::{Operation, Settings, Trouble};
 use super::trainer::{Done, Trainer};
@@ -40,7 +43,7 @@ pub(super) struct Session<'a> {
     pub(super) matmul_peak: f64,
     /// The step of the latest checkpoint.
     pub(super) saved: Option<u64>,
-    pub(super) nll: Option<f64>,
+    pub(super) losses: Losses,
     /// What the card of a checkpoint says of the steps so far.
     pub(super) progress: Progress,
 }
@@ -51,6 +54,37 @@ pub(super) struct Progress {
     last: Option<LastLosses>,
     held_back: Vec<DataScore>,
     held_back_step: u64,
+}
+
+/// How many steps the mean at the end of a run is of, at most.
+const MEAN_OF: usize = 20;
+
+/// The losses of the last steps.
+#[derive(Debug, Default)]
+pub(super) struct Losses {
+    latest: VecDeque<f64>,
+    nll: f64,
+}
+
+impl Losses {
+    fn add(&mut self, step: &metrics::Step) {
+        self.latest.push_back(step.loss);
+        if self.latest.len() > MEAN_OF {
+            self.latest.pop_front();
+        }
+        self.nll = step.nll;
+    }
+
+    /// What the end of a run says of them; nothing without a step.
+    pub(super) fn end(&self) -> Option<EndLosses> {
+        let mean_of = self.latest.len();
+        Some(EndLosses {
+            loss: *self.latest.back()?,
+            nll: self.nll,
+            mean: self.latest.iter().sum::<f64>() / mean_of as f64,
+            mean_of,
+        })
+    }
 }
 
 impl Progress {
@@ -133,15 +167,12 @@ impl Session<'_> {
     /// The end of a run that a signal stopped.
     fn stopped(&self) -> Error {
         let step = self.trainer.counters.step;
-        let source = std::io::Error::from(std::io::ErrorKind::Interrupted);
-        let (what, path) = if step > 0 {
-            let saved = "finish the run: stopped by a signal, saved in";
-            (saved, self.folder.checkpoint(step))
+        let path = if step > 0 {
+            self.folder.checkpoint(step)
         } else {
-            let first = "finish the run: stopped by a signal before the first step of";
-            (first, self.folder.path().to_path_buf())
+            self.folder.path().to_path_buf()
         };
-        Error::io(what, path, source).with_hint("run the same command with --resume to continue")
+        RunError::Stopped { step, path }.into()
     }
 
     /// Says where a run that was extended leaves an earlier plan, and how it continues.
@@ -197,7 +228,7 @@ impl Session<'_> {
             });
         }
         let record = self.record(step, &mut done, start);
-        self.nll = Some(record.nll);
+        self.losses.add(&record);
         watch(&Event::Step(&record));
         self.add_record(Record::Step(Box::new(record)))?;
         match done.detail {

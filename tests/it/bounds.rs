@@ -292,14 +292,14 @@ fn no_number_makes_a_command_crash() {
             command.env("HF_HUB_OFFLINE", "1").env("HOME", work.path());
             command.current_dir(work.path());
             let run = finish(command);
-            assert!(
-                matches!(run.code, Some(0..=2)) && !run.stderr.contains("panicked"),
-                "{run}"
-            );
-            assert!(
-                run.code != Some(2) || run.stderr.contains("error: "),
-                "{run}"
-            );
+            // What the machine has too little memory for is refused before it begins.
+            let is_expected = match run.code {
+                Some(0 | 1) => true,
+                Some(2) => run.stderr.contains("error: "),
+                Some(3) => run.stderr.contains("of memory, but"),
+                _ => false,
+            };
+            assert!(is_expected && !run.stderr.contains("panicked"), "{run}");
         }
     };
     std::thread::scope(|scope| {
@@ -341,8 +341,6 @@ fn counts_and_sizes_of_nothing_or_too_much_are_named() {
         ("validate-rows", "0", "--validate-rows"),
         ("keep", "0", "--keep"),
         ("batch", "0", "--batch"),
-        ("batch", "1000000000", "--batch"),
-        ("accumulate", "1000000000000", "--accumulate"),
         ("accumulate", &largest, "--accumulate"),
         ("steps", &largest, "--steps"),
         ("seq", "1000000000000", "--seq"),
@@ -351,7 +349,10 @@ fn counts_and_sizes_of_nothing_or_too_much_are_named() {
         train(flag, value).refused(2, &[said]);
         assert!(!out.exists(), "{flag}");
     }
-    train("batch", "1000000000").refused(2, &["of memory", "available", "hint: "]);
+    for (flag, value) in [("batch", "1000000000"), ("accumulate", "1000000000000")] {
+        train(flag, value).refused(3, &["of memory", "available", "hint: ", "--batch"]);
+        assert!(!out.exists(), "{flag}");
+    }
     let sizes = ["--memory", "--max-shard-size"];
     for flag in sizes {
         bam!("convert", &seed, &out, flag, "0").refused(2, &[flag, "at least one byte"]);

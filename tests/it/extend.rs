@@ -125,3 +125,78 @@ fn a_run_without_checkpoints_says_how_to_train_longer() {
     train(&seed(), &out, &other).refused(2, &["--clip: begun with 1.0, found 2.0"]);
     assert_eq!(listing(work.path()), before);
 }
+
+/// The same flags as [`extended`], on any output, with more of them.
+fn resumed(checkpoint: &Path, out: &Path, steps: &str, more: &[&str]) -> Run {
+    let arguments = ["--steps", steps, "--batch", "2", "--save-every", "2"];
+    let resumed = ["--validate-every", "3", "--resume", "--json"];
+    train(checkpoint, out, &[&arguments[..], &resumed, more].concat())
+}
+
+#[test]
+fn a_dry_run_of_a_resume_refuses_what_the_run_would_and_counts_what_is_left() {
+    let work = tempfile::tempdir().unwrap();
+    let checkpoint = crate::common::copy_folder(&seed(), &work.path().join("seed"));
+    let out = work.path().join("out");
+    train(&checkpoint, &out, &SHORT).ok();
+    let before = (contents(&out), listing(&run_folder(&out)));
+
+    let dry = |steps: &str, more: &[&str]| {
+        resumed(&checkpoint, &out, steps, &[more, &["--dry-run"]].concat())
+    };
+    dry("10", &["--clip", "2"]).refused(2, &["--clip: begun with 1.0, found 2.0"]);
+    dry("4", &[]).refused(2, &["--steps: begun with 6, found 4"]);
+    let left = |steps: &str| {
+        let said = dry(steps, &[]).ok().json();
+        [&said["steps"], &said["tokens"]].map(|count| count.as_u64().unwrap())
+    };
+    assert_eq!(left("6"), [0, 0]);
+    assert_eq!(left("10"), [4, 4 * 2 * 24]);
+    let shown = [&SHORT[..10], &["--resume", "--dry-run"]].concat();
+    let shown = train(&checkpoint, &out, &shown).ok();
+    assert!(
+        shown
+            .stdout
+            .lines()
+            .any(|line| line.starts_with("steps left") && line.ends_with(" 0")),
+        "{shown}"
+    );
+    assert_eq!((contents(&out), listing(&run_folder(&out))), before);
+
+    // A run that is there already: without --resume, with it, and with another model than it was begun with.
+    fs::remove_dir_all(&out).unwrap();
+    let anew = [&SHORT[..], &["--dry-run"]].concat();
+    train(&checkpoint, &out, &anew).refused(2, &["out.run", "--resume", "--force"]);
+    assert_eq!(left("10"), [4, 4 * 2 * 24]);
+    crate::common::edit_json(&checkpoint.join("config.json"), |config| {
+        config["attention_dropout"] = 0.5.into()
+    });
+    dry("10", &[]).refused(2, &["config.json", "begun with"]);
+}
+
+#[test]
+fn the_end_of_a_resumed_run_tells_what_was_done_now_from_all() {
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("out");
+    let first = train(&seed(), &out, &SHORT).ok().json();
+    assert_eq!([&first["step"], &first["new_steps"]], [6, 6]);
+    assert_eq!(first["tokens"], first["new_tokens"]);
+    let losses = series(&out, "loss");
+    let mean = losses.iter().sum::<f64>() / 6.0;
+    assert_eq!(first["loss"], losses[5]);
+    assert_eq!(first["mean_loss_steps"], 6);
+    assert!((first["mean_loss"].as_f64().unwrap() - mean).abs() < 1e-12);
+
+    let longer = resumed(&seed(), &out, "8", &[]).ok().json();
+    assert_eq!([&longer["step"], &longer["new_steps"]], [8, 2]);
+    assert_eq!(longer["mean_loss_steps"], 2);
+    let counts = |key: &str| longer[key].as_u64().unwrap();
+    assert_eq!(counts("tokens"), 4 * counts("new_tokens"));
+
+    let longest = extended(&out, "9").ok();
+    let end = longest.stderr.lines().last().unwrap();
+    assert!(end.starts_with("steps 9 to 9, "), "{longest}");
+    assert!(end.contains("; 9 steps, "), "{longest}");
+    assert!(end.contains("last step: loss "), "{longest}");
+    assert!(end.contains("mean loss of the last 1 step: "), "{longest}");
+}

@@ -223,7 +223,7 @@ fn work_that_may_not_fit_is_warned_of_and_work_that_cannot_is_refused() {
             && run.stderr.contains("the system may end it"),
         "{run}"
     );
-    limited(needed / 3 / 1024, &command).refused(2, &["the run takes about", "--batch"]);
+    limited(needed / 3 / 1024, &command).refused(3, &["the run takes about", "--batch"]);
     assert_eq!(
         run.json()["available_memory_bytes"],
         json!(needed * 2 / 3 / 1024 * 1024)

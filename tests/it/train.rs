@@ -523,6 +523,60 @@ fn what_others_keep_in_a_run_is_not_replaced() {
 }
 
 #[test]
+fn only_checkpoints_with_a_record_of_ours_are_removed() {
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("out");
+    let mine = run_folder(&out).join("checkpoints/step-00000001");
+    let keep = ["--steps", "4", "--save-every", "1", "--keep", "1"];
+    let arguments = [&keep[..], &["--validate-every", "0", "--resume"]].concat();
+    fs::create_dir_all(&mine).unwrap();
+    fs::write(mine.join("notes.txt"), "precious").unwrap();
+    // A folder that no run has made is damage to a run, unless a whole checkpoint is newer.
+    train(&seed(), &out, &arguments).refused(2, &["step-00000001", "no checkpoint of the run"]);
+    fs::rename(&mine, work.path().join("aside")).unwrap();
+    let two = [&["--steps", "2"], &arguments[2..]].concat();
+    train(&seed(), &out, &two).ok();
+    fs::rename(work.path().join("aside"), &mine).unwrap();
+    train(&seed(), &out, &arguments).ok();
+    let names = fs::read_dir(run_folder(&out).join("checkpoints")).unwrap();
+    let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["step-00000001", "step-00000004"]);
+
+    let anew = [&keep[..], &["--validate-every", "0", "--force"]].concat();
+    train(&seed(), &out, &anew).refused(2, &["step-00000001"]);
+    assert_eq!(
+        fs::read_to_string(mine.join("notes.txt")).unwrap(),
+        "precious"
+    );
+}
+
+#[test]
+fn a_disk_that_is_too_full_for_the_checkpoints_is_named_before_the_run() {
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("out");
+    let huge = [
+        "--steps",
+        "1000000000",
+        "--save-every",
+        "1",
+        "--keep",
+        "1000000000",
+    ];
+    let dry = train(&seed(), &out, &[&huge[..], &["--dry-run"]].concat()).ok();
+    let note = " note: the run needs about ";
+    assert!(dry.stderr.contains(note), "{dry}");
+    assert!(
+        dry.stderr
+            .contains("of disk for its output and checkpoints"),
+        "{dry}"
+    );
+    let small = ["--steps", "2", "--dry-run"];
+    let dry = train(&seed(), &out, &small).ok();
+    assert!(!dry.stderr.contains("of disk"), "{dry}");
+}
+
+#[test]
 fn loss_that_is_no_number_stops_or_is_skipped() {
     let work = tempfile::tempdir().unwrap();
     let wild = [
