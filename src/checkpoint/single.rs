@@ -82,7 +82,7 @@ fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 }
 
 /// How much of a file says what it is.
-const BEGINNING: u64 = 1024;
+const BEGINNING: u64 = 1 << 16;
 
 /// The beginning of a regular file; nothing of one that cannot be read.
 fn beginning(path: &Path) -> Vec<u8> {

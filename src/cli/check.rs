@@ -156,6 +156,9 @@ impl Check {
             models.push(ModelReport {
                 name,
                 path,
+                without: Vec::new(),
+                top_k: None,
+                attention_top_k: None,
                 experts,
                 domains: vec![score],
                 average,

@@ -55,9 +55,9 @@ pub struct Arguments {
         required_unless_present = "tasks"
     )]
     data: Vec<Named<TextsPath>>,
-    /// Number of tokens in a window.
-    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
-    context: usize,
+    /// Number of tokens in a window [default: 512, or the context of a model where that is shorter].
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<usize>,
     /// Maximum tokens of a domain.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..))]
     max_tokens: Option<u64>,
@@ -113,6 +113,9 @@ pub struct Arguments {
     outline: Outline,
 }
 
+/// Tokens of a window, unless the user or a model says otherwise.
+const CONTEXT: usize = 512;
+
 /// The tokens of a domain, as the first model's tokenizer cuts them.
 struct Tokens {
     domain: Domain,
@@ -130,17 +133,20 @@ impl Verb for Arguments {
 
     fn run(&self, printer: &Printer) -> Outcome {
         if *self.outline {
-            return print(printer, &self.estimate(printer)?);
+            return print(printer, &self.estimate(&self.outlines(printer)?)?);
         }
         self.check()?;
         if *self.dry_run {
-            let (estimate, models) = (self.estimate(printer)?, self.checkpoints.len());
+            let outlines = self.outlines(printer)?;
+            self.check_models(&outlines)?;
+            let (estimate, models) = (self.estimate(&outlines)?, self.checkpoints.len());
             return show_evaluation(&estimate, models, self.json, printer);
         }
         let models = self.models(printer)?;
         self.check_models(&models)?;
+        let context = self.context(&models)?;
         if self.device == DeviceName::Cpu {
-            self.check_memory(printer)?;
+            self.check_memory(&models, printer)?;
         }
         let domains = self
             .data
@@ -150,7 +156,7 @@ impl Verb for Arguments {
         let tasks = self.tasks()?;
         let tasks = tasks.iter().map(|(name, path)| Task::read(name, path));
         let tasks: Vec<Task> = tasks.collect::<bam_convert::Result<_>>()?;
-        let tokens = self.tokenise(&models, domains, printer)?;
+        let tokens = self.tokenise(&models, domains, context, printer)?;
         let total: usize = tokens
             .iter()
             .flat_map(|domain| &domain.windows)
@@ -177,7 +183,7 @@ impl Verb for Arguments {
         }
         bar.finish_and_clear();
         let mut report = EvaluationReport {
-            context: self.context,
+            context,
             models: reports,
         };
         if let Some(path) = &self.svg {
@@ -210,17 +216,12 @@ impl Verb for Arguments {
 
 impl Arguments {
     /// What a run would take; nothing tells how long answers to tasks are.
-    fn estimate(&self, printer: &Printer) -> bam_convert::Result<Estimate> {
-        let outlines = self
-            .checkpoints
-            .iter()
-            .map(|path| Opened::outline(path, printer));
-        let outlines: Vec<Opened> = outlines.collect::<bam_convert::Result<_>>()?;
-        let folders: Vec<PathBuf> = outlines.iter().map(|model| model.folder().into()).collect();
+    fn estimate(&self, models: &[Opened]) -> bam_convert::Result<Estimate> {
+        let folders: Vec<PathBuf> = models.iter().map(|model| model.folder().into()).collect();
         let request = outlook::EvaluationRequest {
             checkpoints: &folders,
             data: &self.domains(),
-            context: self.context as u64,
+            context: self.context(models)? as u64,
             max_tokens: self.max_tokens,
             routing: self.report_routing,
             gpu: self.device == DeviceName::Cuda,
@@ -236,10 +237,41 @@ impl Arguments {
         })
     }
 
+    /// The models, as far as estimates need them.
+    fn outlines(&self, printer: &Printer) -> bam_convert::Result<Vec<Opened>> {
+        let models = self.checkpoints.iter();
+        models.map(|path| Opened::outline(path, printer)).collect()
+    }
+
+    /// Tokens of a window.
+    ///
+    /// # Errors
+    /// More than one of the models reads.
+    fn context(&self, models: &[Opened]) -> bam_convert::Result<usize> {
+        let mut shortest = CONTEXT;
+        for model in models {
+            let architecture = Architecture::of(&Config::read(model.folder())?)?;
+            let Some(longest) = architecture.max_position_embeddings else {
+                continue;
+            };
+            if let Some(context) = self.context.filter(|context| *context as u64 > longest) {
+                let path = model.typed().to_path_buf();
+                let error = EvaluateError::LongWindows {
+                    path,
+                    context,
+                    longest,
+                };
+                return Err(error.into());
+            }
+            shortest = shortest.min(longest as usize);
+        }
+        Ok(self.context.unwrap_or(shortest))
+    }
+
     /// Refuses what cannot fit into memory, and warns of what may not.
-    fn check_memory(&self, printer: &Printer) -> bam_convert::Result<()> {
+    fn check_memory(&self, models: &[Opened], printer: &Printer) -> bam_convert::Result<()> {
         let what = "the evaluation";
-        let needed = self.estimate(printer)?.memory;
+        let needed = self.estimate(models)?.memory;
         warn_of_memory(what, needed, printer);
         let advice = "pass a smaller --context, or --dtype bf16";
         needed.map_or(Ok(()), |needed| check_memory(what, needed, advice))
@@ -289,8 +321,9 @@ impl Arguments {
         models.map(|path| Opened::whole(path, printer)).collect()
     }
 
-    /// Refuses requests about routing that a model cannot fulfil.
+    /// Refuses requests about routing and windows that a model cannot fulfil.
     fn check_models(&self, models: &[Opened]) -> error::Result<()> {
+        self.context(models)?;
         let request = self.request();
         let mut mixtures = 0;
         for path in models.iter().map(Opened::folder) {
@@ -318,6 +351,7 @@ impl Arguments {
         &self,
         models: &[Opened],
         domains: Vec<Domain>,
+        context: usize,
         printer: &Printer,
     ) -> bam_convert::Result<Vec<Tokens>> {
         let limit = self.max_tokens.map(|tokens| tokens as usize);
@@ -335,7 +369,7 @@ impl Arguments {
             }
             if bytes.is_none() {
                 for domain in &domains {
-                    let windows = domain.windows(&tokenizer, self.context, limit)?;
+                    let windows = domain.windows(&tokenizer, context, limit)?;
                     found.push(Tokens {
                         domain: domain.clone(),
                         windows,
@@ -345,7 +379,7 @@ impl Arguments {
                 continue;
             }
             for tokens in &found {
-                if tokens.domain.windows(&tokenizer, self.context, limit)? != tokens.windows {
+                if tokens.domain.windows(&tokenizer, context, limit)? != tokens.windows {
                     let error = EvaluateError::TokensDiffer {
                         path: tokenizer.path().to_path_buf(),
                         domain: tokens.domain.name.clone(),
@@ -404,10 +438,15 @@ impl Arguments {
             }
         }
         let mean = results.iter().map(|result| result.accuracy).sum::<f64>() / results.len() as f64;
+        let experts = expert_names(path, architecture)?;
+        let left_out = |number: &usize| experts.get(*number).cloned();
         Ok(ModelReport {
             name,
             path: opened.typed().display().to_string(),
-            experts: expert_names(path, architecture)?,
+            without: overrides.dropped.iter().filter_map(left_out).collect(),
+            top_k: overrides.top_k,
+            attention_top_k: overrides.attention_top_k,
+            experts,
             average: Average::of(&scores),
             domains: scores,
             task_average: (!results.is_empty()).then_some(mean),

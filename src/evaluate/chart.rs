@@ -108,7 +108,7 @@ fn draw_bars(report: &EvaluationReport, svg: &mut String) -> Drawn {
         ))?;
         let at = (left + 22, line + 7);
         area.draw(&Text::new(
-            model.name.clone(),
+            model.label(),
             at,
             words(14, &BLACK, HPos::Left, VPos::Center),
         ))?;
@@ -171,7 +171,7 @@ impl<'a> Panel<'a> {
             RouterKind::FeedForward => "load of feed-forward experts",
             RouterKind::Attention => "mean gate of attention experts",
         };
-        let title = format!("{}: {what}", self.model.name);
+        let title = format!("{}: {what}", self.model.label());
         area.draw(&Text::new(
             title,
             (left, top),

@@ -16,6 +16,16 @@ pub enum EvaluateError {
         /// Tokens of a window.
         found: usize,
     },
+    /// Windows beyond a model's context.
+    #[error("{}: has a context of {longest} tokens, less than the {context} of --context", path.display())]
+    LongWindows {
+        /// The model.
+        path: PathBuf,
+        /// Tokens of a window.
+        context: usize,
+        /// The model's context.
+        longest: u64,
+    },
     /// Files without text.
     #[error("{}: expected text, found none", path.display())]
     NoText {
@@ -260,6 +270,9 @@ impl EvaluateError {
     /// What to do next.
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         Some(Cow::Borrowed(match self {
+            Self::LongWindows { longest, .. } => {
+                return Some(format!("pass --context {longest} or less").into());
+            }
             Self::NoValidation { .. } => "tokenize with --validation, or name the texts themselves",
             Self::LogitsNotFinite { .. } => {
                 "`bam-convert validate` names the tensors that hold NaN or infinity"
@@ -301,6 +314,7 @@ impl EvaluateError {
             Self::NoText { path }
             | Self::NoWindow { path }
             | Self::NoValidation { path }
+            | Self::LongWindows { path, .. }
             | Self::LogitsNotFinite { path }
             | Self::NoAttentionExperts { path }
             | Self::NotAResult { path, .. }

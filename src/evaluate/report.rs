@@ -31,6 +31,15 @@ pub struct ModelReport {
     pub name: String,
     /// Its folder.
     pub path: String,
+    /// Experts that were left out, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<String>,
+    /// Feed-forward experts a token went to, where it is not the checkpoint's number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<usize>,
+    /// The same of attention experts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attention_top_k: Option<usize>,
     /// Names of its experts; none if dense.
     pub experts: Vec<String>,
     /// Scores by domain.
@@ -108,12 +117,13 @@ impl EvaluationReport {
         Ok(report)
     }
 
-    /// What was measured of the model called `name`, or of the only model.
+    /// What was measured of the model called `name`, or of the only model; nothing if its routing was changed.
     pub fn of_model(&self, name: &str) -> Option<&ModelReport> {
-        match &self.models[..] {
+        let found = match &self.models[..] {
             [only] => Some(only),
             all => all.iter().find(|model| model.name == name),
-        }
+        };
+        found.filter(|model| model.label() == model.name)
     }
 
     /// As text: perplexity, bits per byte, tasks, routing; whatever was measured.
@@ -191,7 +201,7 @@ impl EvaluationReport {
                 .iter()
                 .map(value)
                 .chain(model.average.as_ref().map(average));
-            std::iter::once(model.name.clone())
+            std::iter::once(model.label())
                 .chain(values.map(number))
                 .collect()
         });
@@ -213,7 +223,7 @@ impl EvaluationReport {
                 .iter()
                 .map(|score| score.accuracy)
                 .chain(model.task_average);
-            std::iter::once(model.name.clone())
+            std::iter::once(model.label())
                 .chain(values.map(|share| format!("{:.2}", 100.0 * share)))
                 .collect()
         });
@@ -236,6 +246,23 @@ fn number(value: f64) -> String {
 }
 
 impl ModelReport {
+    /// Its name, and how its routing was changed: “bam without law”.
+    pub fn label(&self) -> String {
+        let mut label = self.name.clone();
+        if !self.without.is_empty() {
+            label += &format!(" without {}", self.without.join(", "));
+        }
+        for (what, k) in [
+            ("top-k", self.top_k),
+            ("attention top-k", self.attention_top_k),
+        ] {
+            if let Some(k) = k {
+                label += &format!(", {what} {k}");
+            }
+        }
+        label
+    }
+
     fn routing_table(&self) -> String {
         let names: Vec<&str> = self.experts.iter().map(String::as_str).collect();
         let heads: Vec<String> = ["load", "gate"]
@@ -287,7 +314,7 @@ impl ModelReport {
         });
         format!(
             "routing of {}\n{}",
-            printable(&self.name),
+            printable(&self.label()),
             table::render(&columns, rows)
         )
     }

@@ -14,6 +14,9 @@ const MARK: &str = "Written by bam-convert eval";
 /// The first columns of a CSV file.
 const FIRST: [&str; 2] = ["measure", "model"];
 
+/// The last column of a CSV file.
+const LAST: &str = "average";
+
 /// The form of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
@@ -31,14 +34,24 @@ const FORMS: [(&str, Form); 3] = [
 
 /// Refuses a name without a known ending, and a file that [`write()`] has not made.
 pub fn check(path: &Path) -> Result<()> {
-    let begin = match form(path)? {
-        Form::Markdown => format!("<!-- {MARK}"),
-        Form::Csv => FIRST.join(","),
-        Form::Latex => format!("% {MARK}"),
-    };
-    single::check_kind(path, "table of bam-convert eval", &|beginning| {
-        beginning.starts_with(begin.as_bytes())
+    let form = form(path)?;
+    single::check_kind(path, "table of bam-convert eval", &|beginning| match form {
+        Form::Markdown => beginning.starts_with(format!("<!-- {MARK}").as_bytes()),
+        Form::Csv => is_our_csv(beginning),
+        Form::Latex => beginning.starts_with(format!("% {MARK}").as_bytes()),
     })
+}
+
+/// Whether a CSV file begins as [`csv`] writes one: with all of our columns, and a measure of ours in the first row.
+fn is_our_csv(beginning: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(beginning);
+    let Some((head, rows)) = text.split_once('\n') else {
+        return false;
+    };
+    let is_ours = |measure: &Measure| rows.starts_with(&format!("{},", measure.name));
+    head.starts_with(&FIRST.map(|name| format!("{name},")).concat())
+        && head.ends_with(&format!(",{LAST}"))
+        && MEASURES.iter().any(is_ours)
 }
 
 /// Writes the scores to a file.
@@ -84,7 +97,7 @@ fn csv(report: &EvaluationReport) -> String {
             }
         }
     }
-    let head = FIRST.iter().chain(&names).chain(&["average"]);
+    let head = FIRST.iter().chain(&names).chain(&[LAST]);
     let mut text = line(head.map(|name| (*name).to_owned()));
     for measure in MEASURES {
         for model in &report.models {
@@ -96,7 +109,7 @@ fn csv(report: &EvaluationReport) -> String {
             let cells = cells.chain([Some(average)]);
             let cells = cells.map(|value| value.map_or(String::new(), |value| value.to_string()));
             text.push_str(&line(
-                [measure.name.to_owned(), model.name.clone()]
+                [measure.name.to_owned(), model.label()]
                     .into_iter()
                     .chain(cells),
             ));

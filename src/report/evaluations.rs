@@ -24,7 +24,7 @@ pub(super) fn bars(input: &Input, found: &EvaluationReport, colours: &Colours) -
                 .iter()
                 .position(|subject| subject.name == model.name),
             colour: colours.css(&model.name, number),
-            name: model.name.clone(),
+            name: model.label(),
             points: (0..)
                 .zip(&model.domains)
                 .map(|(domain, score)| (f64::from(domain), score.perplexity))
@@ -93,7 +93,7 @@ fn table(model: &ModelReport, kind: RouterKind) -> Option<Table> {
         RouterKind::Attention => "mean gate of attention experts",
     };
     Some(Table {
-        title: format!("{}: {what}", model.name),
+        title: format!("{}: {what}", model.label()),
         note: "In %, by domain and expert.".to_owned(),
         rows: layers.iter().map(row).collect(),
         columns,

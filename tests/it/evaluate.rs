@@ -292,7 +292,9 @@ fn routing_is_reported() {
         .ok()
         .stdout;
     assert!(
-        text.contains("routing of bam") && text.contains("load code") && text.contains("attention"),
+        text.contains("routing of bam without code")
+            && text.contains("load code")
+            && text.contains("attention"),
         "{text}"
     );
     let dropped = bench.eval(&[&mixture], &["--report-routing", "--without", "code"]);
@@ -588,13 +590,68 @@ fn scores_are_written_as_markdown_csv_and_latex() {
 
     // The same command again replaces what it wrote, and nothing else.
     bench.eval(&models, &flags);
-    for file in &files {
-        std::fs::write(file, "notes of mine").unwrap();
+    let own_csv = "measure,model,average\nlength,mine,3\n";
+    for (file, own) in files.iter().flat_map(|file| {
+        [
+            (file, "notes of mine"),
+            (file, "measure,model,comment\n"),
+            (file, own_csv),
+        ]
+    }) {
+        std::fs::write(file, own).unwrap();
         let file = file.to_str().unwrap();
         let run = run(bench.arguments(&models, &["--table", file]));
         run.refused(2, &[file, "table of bam-convert eval"]);
-        assert_eq!(std::fs::read_to_string(file).unwrap(), "notes of mine");
+        assert_eq!(std::fs::read_to_string(file).unwrap(), own);
     }
     let run = run(bench.arguments(&models, &["--table", "scores.doc"]));
     run.refused(2, &["scores.doc", ".md, .csv or .tex"]);
+}
+
+#[test]
+fn a_row_says_how_the_routing_was_changed() {
+    let bench = Bench::new("llama");
+    let mixture = bench.upcycle("bam", "bam", &[]);
+    let dense = bench.dense("seed");
+    let table = bench.path("scores.csv");
+    let changed = ["--context", "64", "--without", "law", "--top-k", "1"];
+    let flags = [&changed[..], &["--table", table.to_str().unwrap()]].concat();
+    let report = bench.eval(&[&dense, &mixture], &flags);
+    let [seed, bam] = &report["models"].as_array().unwrap()[..] else {
+        panic!("{report}");
+    };
+    assert_eq!(bam["name"], "bam");
+    assert_eq!(bam["without"], json!(["law"]));
+    assert_eq!(bam["top_k"], 1);
+    // A dense model has no routing to change.
+    assert!(seed.get("without").is_none() && seed.get("top_k").is_none());
+
+    let label = "bam without law, top-k 1";
+    let csv = std::fs::read_to_string(&table).unwrap();
+    assert!(csv.contains(&format!("perplexity,\"{label}\",")), "{csv}");
+    assert!(csv.contains("perplexity,seed,"), "{csv}");
+    let text = run(bench.arguments(&[&mixture], &changed)).ok().stdout;
+    assert!(text.contains(label), "{text}");
+    let unchanged = bench.eval(&[&mixture], &["--context", "64"]);
+    assert!(unchanged["models"][0].get("without").is_none());
+}
+
+#[test]
+fn windows_beyond_a_context_are_refused_before_anything_is_read() {
+    let bench = Bench::new("llama");
+    let short = copy_folder(&bench.dense("seed"), &bench.path("short"));
+    crate::common::edit_json(&short.join("config.json"), |config| {
+        config["max_position_embeddings"] = 64.into();
+    });
+    std::fs::remove_file(bench.path("code.txt")).unwrap();
+    std::fs::write(bench.path("code.txt"), "").unwrap();
+    for dry in [&[][..], &["--dry-run"]] {
+        let flags = [&["--context", "65"], dry].concat();
+        run(bench.arguments(&[&short], &flags))
+            .refused(2, &["short", "context of 64 tokens", "--context 64"]);
+    }
+    // By default, windows are as long as the model reads.
+    std::fs::write(bench.path("code.txt"), CODE.repeat(3)).unwrap();
+    assert_eq!(bench.eval(&[&short], &[])["context"], 64);
+    assert_eq!(bench.eval(&[&bench.dense("seed")], &[])["context"], 512);
 }
