@@ -19,6 +19,14 @@ pub fn is_model_file(name: &str) -> bool {
     name == SINGLE || (name.starts_with("model-") && shard_number(name).is_some())
 }
 
+/// Whether model files are shards of sets of different sizes.
+pub(crate) fn has_several_sets<'a>(names: impl IntoIterator<Item = &'a str>) -> bool {
+    let sizes = names.into_iter().filter(|name| is_model_file(name));
+    let mut sizes = sizes.filter_map(|name| Some(shard_number(name)?.1));
+    let first = sizes.next();
+    sizes.any(|size| Some(size) != first)
+}
+
 /// `(2, 5)` for `…-00002-of-00005.safetensors`.
 pub(super) fn shard_number(name: &str) -> Option<(u64, u64)> {
     let (stem, count) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;

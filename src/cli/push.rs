@@ -101,7 +101,13 @@ impl Verb for Arguments {
     fn run(&self, printer: &Printer) -> Outcome {
         let reference = self.reference()?;
         let client = client()?;
-        client.require_token(&reference)?;
+        if !*self.dry_run {
+            client.require_token(&reference)?;
+        } else if !client.has_token() {
+            printer.note(&format!(
+                " note: no token is set: to push to {reference}, set HF_TOKEN to one with write access. Without it, a private repository looks like a new one, and .gitignore does not count"
+            ));
+        }
         if !self.folder.is_dir() {
             let path = self.folder.to_path_buf();
             return Err(CliError::NotAFolder { path }.into());

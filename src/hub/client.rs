@@ -54,6 +54,11 @@ impl HubClient {
         })
     }
 
+    /// Whether requests are made with a token.
+    pub fn has_token(&self) -> bool {
+        self.settings.token.is_some()
+    }
+
     /// Refuses to continue without a token, for requests that need one.
     pub fn require_token(&self, place: impl ToString) -> Result<()> {
         match &self.settings.token {

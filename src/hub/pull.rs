@@ -1,11 +1,13 @@
 //! Pulling a checkpoint: into the cache that Python shares, or into a folder that is complete or absent.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::cache::{Cache, make_folder};
 use super::client::HubClient;
@@ -16,14 +18,16 @@ use super::remote_file::RemoteFile;
 use super::request_error::HubRequestError;
 use super::selection::FileSelection;
 use super::tree::{FileEntry, Snapshot};
-use crate::checkpoint::filesystem::{folder_of, sync_folder};
+use crate::checkpoint::filesystem::{folder_of, sync_folder, temporary_folder};
 use crate::checkpoint::hash::FileHash;
 use crate::checkpoint::hash::sha256_file;
+use crate::checkpoint::json;
 use crate::checkpoint::manifest::Origin;
-use crate::checkpoint::names::ORIGIN;
+use crate::checkpoint::names::{INDEX, ORIGIN, SINGLE};
 use crate::checkpoint::output::{OutputFolder, check_free_space, check_target, reserved};
 use crate::checkpoint::reference::Reference;
-use crate::{Error, Result};
+use crate::checkpoint::weight_names::{has_several_sets, is_model_file};
+use crate::{Error, Result, notice};
 
 /// A pull that has been worked out, and can be shown or carried out.
 pub struct Pull<'a> {
@@ -81,6 +85,11 @@ impl<'a> Pull<'a> {
         let snapshot = Snapshot::of(client, reference)?;
         let cache = Cache::of(&client.settings, &reference.repository);
         let chosen = selection.choose(&snapshot)?;
+        let chosen = if selection.is_default() {
+            without_other_sets(client, &snapshot, chosen)?
+        } else {
+            chosen
+        };
         if folder.is_some() {
             check_names(&snapshot, &chosen)?;
         }
@@ -283,6 +292,49 @@ impl<'a> Pull<'a> {
             received: &self.received,
         }
     }
+}
+
+/// Leaves out shards that the index does not list, where the repository holds several sets. Readers do not open them.
+fn without_other_sets<'a>(
+    client: &HubClient,
+    snapshot: &Snapshot,
+    chosen: Vec<&'a str>,
+) -> Result<Vec<&'a str>> {
+    // Beside one file of all weights, no reader takes shards; it is for the reader to say so.
+    let is_plain = !chosen.contains(&INDEX) || chosen.contains(&SINGLE);
+    if is_plain || !has_several_sets(chosen.iter().copied()) {
+        return Ok(chosen);
+    }
+    let folder = temporary_folder("bam-convert-")?;
+    let index = folder.path().join(INDEX);
+    Download {
+        file: RemoteFile {
+            client,
+            snapshot,
+            path: INDEX,
+            entry: &snapshot.files[INDEX],
+        },
+        progress: &|_| {},
+        received: &AtomicU64::new(0),
+    }
+    .fetch(&index)?;
+    let index = json::read_object(&index)?;
+    let map = index.get("weight_map").and_then(Value::as_object);
+    let shards = map.into_iter().flatten();
+    let listed: BTreeSet<&str> = shards.filter_map(|(_, file)| file.as_str()).collect();
+    // An index that does not lead to its shards chooses nothing.
+    if listed.is_empty() || !listed.iter().all(|shard| chosen.contains(shard)) {
+        return Ok(chosen);
+    }
+    let is_other = |path: &&str| is_model_file(path) && !listed.contains(path);
+    let (others, chosen): (Vec<&str>, Vec<&str>) = chosen.into_iter().partition(is_other);
+    notice::once(format!(
+        "{}: {INDEX} does not list {}, which {} not pulled",
+        snapshot.place(),
+        others.join(", "),
+        if others.len() == 1 { "is" } else { "are" }
+    ));
+    Ok(chosen)
 }
 
 /// The folder of a snapshot that was pulled before, by the cache alone.

@@ -107,14 +107,16 @@ impl<'a> Push<'a> {
     /// `progress` is called with numbers of bytes that were read.
     ///
     /// # Errors
-    /// What must not go up, and what the Hub refuses; no token.
+    /// What must not go up, and what the Hub refuses. No token, unless it is only a look at a repository with an owner.
     pub fn new(
         client: &'a HubClient,
         reference: &Reference,
         options: PushOptions,
         progress: &dyn Fn(u64),
     ) -> Result<Self> {
-        client.require_token(reference)?;
+        if !options.dry_run || !reference.repository.contains('/') {
+            client.require_token(reference)?;
+        }
         let outgoing = collect(
             options.folder,
             options.replaced,
@@ -134,7 +136,8 @@ impl<'a> Push<'a> {
         };
         let states = match &head.snapshot {
             None => vec![PushState::New; outgoing.len()],
-            Some(snapshot) => states(client, &target, snapshot, &outgoing)?,
+            Some(snapshot) if client.has_token() => states(client, &target, snapshot, &outgoing)?,
+            Some(snapshot) => compared(snapshot, &outgoing)?,
         };
         let files = outgoing.iter().zip(states).map(|(file, state)| PushedFile {
             path: file.path.clone(),
@@ -326,6 +329,20 @@ fn check_ignored(target: &Target, files: &[PushedFile]) -> Result<()> {
 
 fn is_sent(state: PushState) -> bool {
     matches!(state, PushState::Small | PushState::Large | PushState::New)
+}
+
+/// What becomes of each file by its hash alone: the Hub answers questions about `.gitignore` only to a token.
+fn compared(snapshot: &Snapshot, files: &[Outgoing]) -> Result<Vec<PushState>> {
+    let state = |file: &Outgoing| {
+        let there = snapshot.files.get(&file.path);
+        let is_there = there.map(|entry| file.is(entry)).transpose()?;
+        Ok(if is_there == Some(true) {
+            PushState::Unchanged
+        } else {
+            PushState::New
+        })
+    };
+    files.iter().map(state).collect()
 }
 
 /// What becomes of each file, where the branch is at `snapshot`.

@@ -40,6 +40,11 @@ impl FileSelection {
         })
     }
 
+    /// Whether the selection is what a checkpoint needs.
+    pub(super) fn is_default(&self) -> bool {
+        self.include.is_empty()
+    }
+
     /// The paths that are wanted, in order.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use super::parent::parent_files;
 use super::resume::{Candidates, ResumePoint, SameRun, restore};
 use super::save::{Saver, stored_values};
 use super::select::trained_names;
-use super::session::{Losses, Progress, ROWS, Session};
+use super::session::{EndLosses, Losses, Progress, ROWS, Session};
 use super::settings::{Operation, Settings};
 use super::trainer::{Counters, Trainer};
 use crate::checkpoint::Checkpoint;
@@ -75,19 +75,6 @@ pub struct End {
     pub peak_memory: u64,
     /// What was predicted.
     pub predicted_memory: u64,
-}
-
-/// The losses at the end of a run.
-#[derive(Debug, Clone, PartialEq)]
-pub struct EndLosses {
-    /// Loss of the last step, with the losses of routers.
-    pub loss: f64,
-    /// Mean negative log-likelihood of the last step: its loss without the losses of routers.
-    pub nll: f64,
-    /// Mean loss of the last steps.
-    pub mean: f64,
-    /// How many steps the mean is of.
-    pub mean_of: usize,
 }
 
 /// Trains, and writes the output.

@@ -14,7 +14,6 @@ use super::folder::RunFolder;
 use super::machine::peak_memory;
 use super::measure::{HeldBack, measure};
 use super::metrics::{self, Log, Record, Validation};
-use super::run::EndLosses;
 use super::run_error::RunError;
 use super::save::{Position, Saver};
 use super::settings::{Operation, Settings, Trouble};
@@ -58,6 +57,19 @@ pub(super) struct Progress {
 
 /// How many steps the mean at the end of a run is of, at most.
 const MEAN_OF: usize = 20;
+
+/// The losses at the end of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EndLosses {
+    /// Loss of the last step, with the losses of routers.
+    pub loss: f64,
+    /// Mean negative log-likelihood of the last step: its loss without the losses of routers.
+    pub nll: f64,
+    /// Mean loss of the last steps.
+    pub mean: f64,
+    /// How many steps the mean is of.
+    pub mean_of: usize,
+}
 
 /// The losses of the last steps.
 #[derive(Debug, Default)]

@@ -1196,3 +1196,40 @@ fn a_recipe_that_pulls_is_looked_through_by_headers() {
         "a dry run pulls nothing"
     );
 }
+
+#[test]
+fn shards_that_the_index_does_not_list_are_not_pulled() {
+    let world = World::new();
+    let mut files = contents(&fixture("llama_sharded/seed"));
+    let stale = [
+        "model-00001-of-00009.safetensors",
+        "model-00009-of-00009.safetensors",
+    ];
+    for name in stale {
+        files.insert(name.to_owned(), b"stale".to_vec());
+    }
+    put(&world.server, "org/sharded", &files);
+    let run = world.run(&["pull", "org/sharded", "pulled"]).ok();
+    assert!(
+        run.stderr.contains(&format!(
+            "does not list {}, which are not pulled",
+            stale.join(", ")
+        )),
+        "{run}"
+    );
+    for name in stale {
+        assert!(!world.path("pulled").join(name).exists(), "{name}");
+        files.remove(name);
+    }
+    let mut pulled = contents(&world.path("pulled"));
+    pulled.remove(".hub.json");
+    assert_eq!(
+        pulled.keys().collect::<Vec<_>>(),
+        files.keys().collect::<Vec<_>>()
+    );
+    // A pattern is taken at its word.
+    world
+        .run(&["pull", "org/sharded", "all", "--include", "*.safetensors"])
+        .ok();
+    assert!(world.path("all").join(stale[0]).exists());
+}

@@ -282,6 +282,27 @@ fn a_look_changes_nothing() {
 }
 
 #[test]
+fn a_look_needs_no_token_and_says_what_a_push_needs_one_for() {
+    let mut world = World::new();
+    world.push(&[]).ok();
+    std::fs::write(world.path("model/notes.txt"), "more").unwrap();
+    world.token = "";
+    let look = world.push(&["--dry-run", "--json"]).ok();
+    assert!(
+        look.stderr
+            .contains("no token is set: to push to hf://org/name, set HF_TOKEN"),
+        "{look}"
+    );
+    assert_eq!(look.json()["sent"], 4);
+    let new = world.run(&["push", "model", "org/new", "--dry-run"]).ok();
+    assert!(new.stdout.contains("a new repository"), "{new}");
+    // Only the token says whose repository this is.
+    world
+        .run(&["push", "model", "name", "--dry-run"])
+        .refused(2, &["token", "HF_TOKEN"]);
+}
+
+#[test]
 fn repositories_branches_and_pull_requests_are_made() {
     let mut world = World::new();
     world.push(&["--private"]).ok();
