@@ -322,6 +322,10 @@ impl Arguments {
             lines.iter().for_each(|line| printer.note(line));
         }
         preview.warn_of_memory(printer);
+        let missing = runner.missing_inputs(todo.stages, &forecasts)?;
+        missing
+            .iter()
+            .for_each(|input| printer.note(&format!(" note: {input}")));
         Ok(Verdict::Yes)
     }
 

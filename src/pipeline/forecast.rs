@@ -1,8 +1,10 @@
 //! What a run would do: which stages, why, and what they took the last time, or would take.
 
+use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::graph::Graph;
 use super::runner::Runner;
@@ -30,6 +32,15 @@ pub struct Forecast {
     pub estimate: Option<Estimate>,
     /// Why the command cannot tell.
     pub unknown_because: Option<String>,
+}
+
+/// The message of a line that is an error, in words or as JSON.
+fn problem_in(line: &str) -> Option<String> {
+    if let Some(problem) = line.strip_prefix("error: ") {
+        return Some(problem.to_owned());
+    }
+    let object: Value = serde_json::from_str(line).ok()?;
+    Some(object.get("error")?.get("message")?.as_str()?.to_owned())
 }
 
 impl Runner<'_> {
@@ -114,6 +125,7 @@ impl Runner<'_> {
             .zip(&asked)
             .filter(|(stage, asked)| **asked && stage.outline.is_some());
         let shadow = Shadow::new(self.work, outlined.flat_map(|(stage, _)| &stage.outputs))?;
+        let mut unknown: BTreeSet<&str> = BTreeSet::new();
         for ((stage, forecast), _) in stages
             .iter()
             .zip(forecasts)
@@ -123,7 +135,14 @@ impl Runner<'_> {
             // A stage that has run before needs no estimate, but later stages still need its outline.
             match self.ask(stage, &shadow, environment)? {
                 Ok(estimate) => forecast.estimate = Some(estimate),
-                Err(problem) => forecast.unknown_because = Some(problem),
+                Err(problem) => {
+                    let mut needs = forecast.needs.iter();
+                    let first = needs.find(|needed| unknown.contains(needed.as_str()));
+                    // It lacks the outline of that stage, which is no fault of its own.
+                    let problem = first.map_or(problem, |needed| format!("it needs {needed}"));
+                    forecast.unknown_because = Some(problem);
+                    unknown.insert(&stage.name);
+                }
             }
         }
         Ok(())
@@ -157,11 +176,9 @@ impl Runner<'_> {
             return Err(Error::io("look ahead in", self.work, source));
         }
         let said = String::from_utf8_lossy(&output.stderr);
-        let problem = said.lines().find_map(|line| line.strip_prefix("error: "));
         Ok(serde_json::from_slice(&output.stdout).map_err(|_| {
-            problem
-                .unwrap_or("its command printed no estimate")
-                .to_owned()
+            let problem = said.lines().find_map(problem_in);
+            problem.unwrap_or_else(|| "its command printed no estimate".to_owned())
         }))
     }
 

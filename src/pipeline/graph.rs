@@ -34,6 +34,11 @@ impl Makers {
         Ok(makers)
     }
 
+    /// The work folder, as a whole path.
+    pub(super) fn work(&self) -> &Path {
+        &self.work
+    }
+
     /// Records that a stage makes a file or folder.
     pub(super) fn insert(&mut self, output: &Path, stage: usize) {
         let output = self.place(output);

@@ -65,6 +65,16 @@ impl Stage {
         self.computes
     }
 
+    /// The inputs that its command refuses where they are missing: of each, the paths that its text may mean.
+    pub(super) fn inputs(&self) -> impl Iterator<Item = &Vec<String>> {
+        let settings = self.settings.iter();
+        settings
+            .filter(|setting| setting.role.is_some_and(ArgumentRole::is_read))
+            .flat_map(|setting| &setting.values)
+            .map(|value| &value.places)
+            .filter(|places| !places.is_empty())
+    }
+
     /// The paths that it may read, as seen from the work folder; some may be no file at all.
     pub(super) fn reads(&self) -> impl Iterator<Item = &String> {
         let settings = self

@@ -11,6 +11,7 @@ pub mod divergence;
 mod divergence_chart;
 mod error;
 mod expert_pairs;
+mod limits;
 mod manifest;
 mod mixture;
 mod numbers;

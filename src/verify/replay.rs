@@ -1,9 +1,10 @@
 //! `validate --against`: the manifest's expressions computed again from the sources and compared byte for byte.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::error::VerifyError;
+use super::limits::too_much;
 use super::manifest::{Outcome, compare_files, outcomes};
 use super::pieces::{self, Piece};
 use super::report::{FindingPlace, Running, ValidationReport};
@@ -25,13 +26,6 @@ use crate::table;
 const MOST_VALUES: u64 = 1 << 18;
 /// Values computed in one go at least: a multiple of every block size.
 const LEAST_VALUES: u64 = 1 << 12;
-/// Largest orthogonal matrix that is drawn again: it is held whole, and drawing it takes rows² · columns steps.
-const LARGEST_ORTHOGONAL: u64 = 1 << 22;
-
-/// Most parts of an expression: each is read or drawn as often as the tensor is, so that a small manifest could ask for
-/// years of work.
-const MOST_PARTS: usize = 1 << 10;
-
 /// Adds the rows `sources` and `replay`; `given` replaces the first sources of the manifest.
 pub(super) fn check(
     report: &mut ValidationReport,
@@ -326,6 +320,7 @@ fn computable(
 ) -> (Vec<PlannedTensor>, u64) {
     let mut planned = Vec::with_capacity(manifest.tensors.len());
     let mut trained = 0;
+    let mut without_source: BTreeMap<&str, u64> = BTreeMap::new();
     for (name, record) in &manifest.tensors {
         // Only a tensor that is stored in this shape is computed: the work is bounded by the size of the files.
         let stored = output.tensors.get(name);
@@ -340,6 +335,10 @@ fn computable(
         }
         if matches!(record.expression, Expression::Trained { .. }) {
             trained += 1;
+            continue;
+        }
+        if let Some(absent) = absent_source(&record.expression, manifest, sources) {
+            *without_source.entry(absent).or_default() += 1;
             continue;
         }
         if let Some(problem) = too_much(&record.expression, &record.shape) {
@@ -362,26 +361,31 @@ fn computable(
             }
         }
     }
+    for (source, count) in without_source {
+        let tensors = table::counted(count, "tensor");
+        check.fault(
+            FindingPlace::file(MANIFEST),
+            format!("{tensors} cannot be computed without source `{source}`"),
+        );
+    }
     (planned, trained)
 }
 
-/// Why an expression would take too long to compute, if it would.
-fn too_much(expression: &Expression, shape: &[u64]) -> Option<String> {
-    let (parts, orthogonal) = (
-        count(expression, &|_| true),
-        count(expression, &is_orthogonal),
-    );
-    if parts > MOST_PARTS || orthogonal > 1 {
-        return Some(format!(
-            "is made of {parts} parts, {orthogonal} of them orthogonal matrices; at most {MOST_PARTS} and one are computed again"
-        ));
-    }
-    let elements = shape.iter().product::<u64>();
-    (orthogonal == 1 && elements > LARGEST_ORTHOGONAL).then(|| {
-        format!(
-            "is an orthogonal matrix of {elements} values; at most {LARGEST_ORTHOGONAL} are drawn again"
-        )
-    })
+/// The first source of the manifest that an expression reads and that was not opened.
+fn absent_source<'a>(
+    expression: &Expression,
+    manifest: &'a Manifest,
+    sources: &[Source],
+) -> Option<&'a str> {
+    let mut read = BTreeSet::new();
+    expression.for_each_copy(&mut |source, _| {
+        read.insert(source.to_owned());
+    });
+    let is_open = |name: &str| sources.iter().any(|source| source.name == name);
+    let names = manifest.sources.iter().map(|source| source.name.as_str());
+    names
+        .into_iter()
+        .find(|name| read.contains(*name) && !is_open(name))
 }
 
 /// The first difference of each tensor from its expression, if there is one.
@@ -479,18 +483,4 @@ fn difference(
 /// Levels of an expression; reading a manifest has bounded them.
 fn depth(expression: &Expression) -> usize {
     1 + expression.parts().iter().map(depth).max().unwrap_or(0)
-}
-
-/// How many of an expression's parts, itself among them, match.
-fn count(expression: &Expression, matches: &dyn Fn(&Expression) -> bool) -> usize {
-    usize::from(matches(expression))
-        + expression
-            .parts()
-            .iter()
-            .map(|part| count(part, matches))
-            .sum::<usize>()
-}
-
-fn is_orthogonal(expression: &Expression) -> bool {
-    matches!(expression, Expression::Orthogonal { .. })
 }

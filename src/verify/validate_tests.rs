@@ -342,7 +342,9 @@ fn sources_in_the_wrong_order_too_many_or_gone_are_named() {
     std::fs::rename(samples.path("law"), samples.path("gone")).unwrap();
     let report = validated(&folder, Some(&[]));
     assert!(found(&report, "sources").contains("source `law`"));
-    assert!(found(&report, "replay").contains("cannot be computed"));
+    assert!(found(&report, "replay").contains("cannot be computed without source `law`"));
+    // What follows from the missing source is one fault.
+    assert_eq!(found(&report, "replay").lines().count(), 1);
 }
 
 #[test]

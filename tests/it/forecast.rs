@@ -197,7 +197,23 @@ fn a_gguf_file_is_looked_through_to_the_trained_mixture() {
     assert_eq!(forecast["total"]["seconds_are_all"], true, "{forecast}");
 
     // Without the file nothing can be said of what follows from it, but of the texts.
-    let forecast = bench.json(&shipped("smollm2.yaml"), &["--set", "gguf=nowhere.gguf"]);
+    let run = bench.look(
+        &shipped("smollm2.yaml"),
+        &["--set", "gguf=nowhere.gguf", "--json"],
+    );
+    for part in [
+        " note: a run would be refused now: stage `seed` reads ",
+        "/work/nowhere.gguf, which does not exist",
+        "--set gguf=PATH",
+    ] {
+        assert!(run.stderr.contains(part), "{run}");
+    }
+    let forecast = run.json();
+    assert_eq!(stage(&forecast, "bam")["unknown_because"], "it needs seed");
+    assert_eq!(
+        stage(&forecast, "replay")["unknown_because"],
+        "it needs bam"
+    );
     assert!(
         stage(&forecast, "seed")["unknown_because"]
             .as_str()
@@ -332,12 +348,9 @@ fn where_nothing_can_be_known_totals_are_at_least() {
          {tokenizer: \"train:300\", paths: [words.txt], out: tokens}\n  - name: seed\n    pull: {repository: org/seed, folder: seed}\n",
     );
     let forecast = bench.json(&recipe, &[]);
-    assert!(
-        stage(&forecast, "tokens")["unknown_because"]
-            .as_str()
-            .unwrap()
-            .contains("words.txt"),
-        "{forecast}"
+    assert_eq!(
+        stage(&forecast, "tokens")["unknown_because"],
+        "it needs words"
     );
     assert_eq!(stage(&forecast, "seed")["estimated_bytes"], Value::Null);
     assert!(

@@ -1,0 +1,43 @@
+//! Which expressions are too much work to compute again.
+
+use crate::checkpoint::expression::Expression;
+
+/// Largest orthogonal matrix that is drawn again: it is held whole, and drawing it takes rows² · columns steps.
+const LARGEST_ORTHOGONAL: u64 = 1 << 22;
+
+/// Most parts of an expression: each is read or drawn as often as the tensor is, so that a small manifest could ask for
+/// years of work.
+const MOST_PARTS: usize = 1 << 10;
+
+/// Why an expression would take too long to compute, if it would.
+pub(super) fn too_much(expression: &Expression, shape: &[u64]) -> Option<String> {
+    let (parts, orthogonal) = (
+        count(expression, &|_| true),
+        count(expression, &is_orthogonal),
+    );
+    if parts > MOST_PARTS || orthogonal > 1 {
+        return Some(format!(
+            "is made of {parts} parts, {orthogonal} of them orthogonal matrices; at most {MOST_PARTS} and one are computed again"
+        ));
+    }
+    let elements = shape.iter().product::<u64>();
+    (orthogonal == 1 && elements > LARGEST_ORTHOGONAL).then(|| {
+        format!(
+            "is an orthogonal matrix of {elements} values; at most {LARGEST_ORTHOGONAL} are drawn again"
+        )
+    })
+}
+
+/// How many of an expression's parts, itself among them, match.
+fn count(expression: &Expression, matches: &dyn Fn(&Expression) -> bool) -> usize {
+    usize::from(matches(expression))
+        + expression
+            .parts()
+            .iter()
+            .map(|part| count(part, matches))
+            .sum::<usize>()
+}
+
+fn is_orthogonal(expression: &Expression) -> bool {
+    matches!(expression, Expression::Orthogonal { .. })
+}
