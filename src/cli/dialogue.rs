@@ -1,6 +1,7 @@
 //! `generate --chat` without a prompt: a dialogue on standard input and output.
 //!
-//! Each line is what the user says. The model reads the whole conversation each time, as its chat template lays it out.
+//! Each line is what the user says. The chat template lays out the whole conversation each time, and the model reads what is
+//! new of it.
 
 use std::io::{BufRead, IsTerminal};
 
@@ -15,7 +16,7 @@ pub fn run(
     system: Option<&str>,
     template: &ChatTemplate,
     printer: &Printer,
-    answer: impl Fn(&str) -> anyhow::Result<String>,
+    mut answer: impl FnMut(&str) -> anyhow::Result<String>,
 ) -> Outcome {
     let mut conversation = Conversation::begin(system);
     let is_terminal = std::io::stdin().is_terminal();

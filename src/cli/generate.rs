@@ -6,7 +6,9 @@ use bam_convert::Error;
 use bam_convert::arguments::CheckpointPath;
 use bam_convert::model::CausalLm;
 use bam_convert::model::chat::{ChatTemplate, Conversation};
-use bam_convert::model::generate::{Batch, Ending, Flow, Settings, eos_ids, generate};
+use bam_convert::model::generate::{
+    Batch, Ending, Flow, ReadText, Settings, eos_ids, generate, generate_after,
+};
 use bam_convert::model::sampling::Sampling;
 use bam_convert::model::text_stream::TextStream;
 use bam_convert::model::tokenizer::Tokenizer;
@@ -126,8 +128,9 @@ impl Verb for Arguments {
             return Err(CliError::JsonDialogue.into());
         }
         let loaded = self.load(folder, printer)?;
+        let mut read = ReadText::default();
         dialogue::run(self.system.as_deref(), template, printer, |text| {
-            loaded.answer(text, printer)
+            loaded.answer(text, &mut read, printer)
         })
     }
 
@@ -255,13 +258,21 @@ struct Loaded<'a> {
 }
 
 impl Loaded<'_> {
-    /// The continuation of a text that a chat template has laid out, printed as it comes.
-    fn answer(&self, text: &str, printer: &Printer) -> anyhow::Result<String> {
+    /// The continuation of a text that a chat template has laid out, printed as it comes; `read` is what the model has read
+    /// of the dialogue.
+    fn answer(&self, text: &str, read: &mut ReadText, printer: &Printer) -> anyhow::Result<String> {
         // A chat template writes the special tokens itself.
-        let prompts = [self.tokenizer.encode(text, false)?.ids];
-        let mut streams = self.streams(&prompts);
-        self.generate(&prompts, &mut streams, Some(printer))?;
-        Ok(streams.iter().map(TextStream::text).collect())
+        let prompt = self.tokenizer.encode(text, false)?.ids;
+        let mut stream = TextStream::new(&self.tokenizer, &prompt, &self.arguments.stops);
+        let settings = self.settings(std::slice::from_ref(&prompt));
+        let mut printed = Ok(());
+        generate_after(&self.model, read, prompt, &settings, &mut |id| {
+            printed = printer.piece(&stream.push(id)?);
+            Ok(flow(&stream, &printed))
+        })?;
+        printed?;
+        printer.piece(&stream.finish()?)?;
+        Ok(stream.text().to_owned())
     }
 
     fn streams(&self, prompts: &[Vec<u32>]) -> Vec<TextStream<'_>> {
@@ -284,11 +295,7 @@ impl Loaded<'_> {
             if let Some(printer) = printer.filter(|_| row == 0) {
                 printed = printer.piece(&piece);
             }
-            Ok(if streams[row].stopped() || printed.is_err() {
-                Flow::Stop
-            } else {
-                Flow::Continue
-            })
+            Ok(flow(&streams[row], &printed))
         })?;
         printed?;
         for (row, stream) in streams.iter_mut().enumerate() {
@@ -315,6 +322,15 @@ impl Loaded<'_> {
             sampling: self.arguments.sampling(),
             ..Settings::default()
         }
+    }
+}
+
+/// Whether a text continues after what was printed of it.
+fn flow(stream: &TextStream, printed: &std::io::Result<()>) -> Flow {
+    if stream.stopped() || printed.is_err() {
+        Flow::Stop
+    } else {
+        Flow::Continue
     }
 }
 

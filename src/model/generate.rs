@@ -82,6 +82,65 @@ pub fn generate(
     settings: &Settings,
     each: &mut dyn FnMut(usize, u32) -> Result<Flow>,
 ) -> Result<Batch> {
+    continue_from(model, KvCache::new(), 0, prompts, settings, each).map(|(batch, _)| batch)
+}
+
+/// What a model has read of one growing text: a dialogue.
+#[derive(Debug, Default)]
+pub struct ReadText {
+    cache: KvCache,
+    /// The ids whose keys and values the cache holds.
+    ids: Vec<u32>,
+}
+
+/// Continues `prompt` as [`generate`] does, but reads only what follows its common beginning with the text that `read` is
+/// of. Afterwards `read` is of the prompt with its continuation.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_after(
+    model: &CausalLm,
+    read: &mut ReadText,
+    prompt: Vec<u32>,
+    settings: &Settings,
+    each: &mut dyn FnMut(u32) -> Result<Flow>,
+) -> Result<Batch> {
+    let ReadText { mut cache, ids } = std::mem::take(read);
+    let same = ids.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+    // The last position is read again for its logits.
+    let kept = if is_reread(model) {
+        0
+    } else {
+        same.min(prompt.len().saturating_sub(1))
+    };
+    cache.truncate(kept);
+    let prompts = [prompt];
+    let (batch, cache) = continue_from(model, cache, kept, &prompts, settings, &mut |_, id| {
+        each(id)
+    })?;
+    let [mut ids] = prompts;
+    ids.extend(batch.texts.iter().flat_map(|text| &text.ids));
+    // The last new token has not been read.
+    ids.truncate(cache.len());
+    *read = ReadText { cache, ids };
+    Ok(batch)
+}
+
+/// Whether keys depend on the length of the text, so that a longer one must be read anew.
+fn is_reread(model: &CausalLm) -> bool {
+    let scaling = model.architecture().rope_scaling.as_ref();
+    scaling.is_some_and(|scaling| scaling["rope_type"] == "longrope")
+}
+
+/// Continues prompts of which `cache` holds the first `read` tokens; returns the cache with the rest.
+fn continue_from(
+    model: &CausalLm,
+    mut cache: KvCache,
+    read: usize,
+    prompts: &[Vec<u32>],
+    settings: &Settings,
+    each: &mut dyn FnMut(usize, u32) -> Result<Flow>,
+) -> Result<(Batch, KvCache)> {
     settings.sampling.check()?;
     check_prompts(model, prompts, settings.max_tokens)?;
     let start = Instant::now();
@@ -94,7 +153,7 @@ pub fn generate(
     let mut input: Vec<u32> = Vec::with_capacity(rows * longest);
     for (prompt, padding) in prompts.iter().zip(&padding) {
         input.resize(input.len() + padding, 0);
-        input.extend(prompt);
+        input.extend(&prompt[read..]);
     }
     let mut forward = Forward {
         left_padding: padding
@@ -109,13 +168,12 @@ pub fn generate(
         .iter()
         .map(|prompt| Text::new(prompt, settings))
         .collect();
-    let mut cache = KvCache::new();
     let mut prefill = None;
     if settings.max_tokens > 0 {
         loop {
             let tokens = Tensor::from_vec(
                 input,
-                (rows, if prefill.is_none() { longest } else { 1 }),
+                (rows, if prefill.is_none() { longest - read } else { 1 }),
                 &Device::Cpu,
             )
             .map_err(|e| Error::compute("hold the token ids", e))?;
@@ -139,11 +197,12 @@ pub fn generate(
         ids: text.all[text.prompt..].to_vec(),
         ending: text.ending.unwrap_or(Ending::Length),
     });
-    Ok(Batch {
+    let batch = Batch {
         texts: texts.collect(),
         prefill,
         decode: start.elapsed().saturating_sub(prefill),
-    })
+    };
+    Ok((batch, cache))
 }
 
 /// The ids that end a text: `eos_token_id` of `generation_config.json`, else of `config.json`; a number or a list.

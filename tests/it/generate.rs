@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use crate::common::{Run, bam, binary, copy_folder, edit_json, edit_tensors, fixture};
 use bam_convert::model::chat::{ChatTemplate, Conversation};
-use bam_convert::model::generate::{Ending, Flow, Settings, eos_ids, generate};
+use bam_convert::model::generate::{
+    Ending, Flow, ReadText, Settings, eos_ids, generate, generate_after,
+};
 use bam_convert::model::sampling::Sampling;
 use bam_convert::model::text_stream::TextStream;
 use bam_convert::model::tokenizer::Tokenizer;
@@ -520,6 +522,39 @@ fn a_dialogue_keeps_its_history() {
     std::fs::remove_file(bare.join("chat_template.jinja")).unwrap();
     with_input(&bare, &flags, "Hello\n").refused(2, &["no chat template", "leave out --chat"]);
     bam!("generate", folder).refused(2, &["--prompt"]);
+}
+
+#[test]
+fn a_text_that_grows_is_continued_as_if_it_were_read_anew() {
+    for family in ["llama", "mistral", "cohere"] {
+        let model = CausalLm::load(&seed(family), &LoadOptions::default()).unwrap();
+        let settings = Settings {
+            max_tokens: 5,
+            ..Settings::default()
+        };
+        let mut read = ReadText::default();
+        let mut prompt: Vec<u32> = (3..20).collect();
+        // A turn after the answer, a turn that takes the answer back, the same text again, and another text.
+        for turn in 0..5u32 {
+            let again = generate(
+                &model,
+                std::slice::from_ref(&prompt),
+                &settings,
+                &mut |_, _| Ok(Flow::Continue),
+            )
+            .unwrap();
+            let kept = generate_after(&model, &mut read, prompt.clone(), &settings, &mut |_| {
+                Ok(Flow::Continue)
+            })
+            .unwrap();
+            assert_eq!(kept.texts, again.texts, "{family}, turn {turn}");
+            match turn {
+                0 | 2 => prompt.extend(again.texts[0].ids.iter().copied().chain(40..60)),
+                1 => prompt.truncate(25),
+                _ => prompt = (100..130).collect(),
+            }
+        }
+    }
 }
 
 /// The greedy continuation of these tokens, as text.
