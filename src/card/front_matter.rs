@@ -85,6 +85,8 @@ pub(super) fn joined(lines: &str, body: &str) -> String {
 /// # Errors
 /// A front matter without an end.
 pub(super) fn split<'t>(path: &Path, text: &'t str) -> Result<(&'t str, &'t str)> {
+    // Some editors write a byte order mark, which is no part of the text.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let rest = text.strip_prefix("---\n");
     let Some(rest) = rest.or_else(|| text.strip_prefix("---\r\n")) else {
         return Ok(("", text));
@@ -168,6 +170,16 @@ mod tests {
             "{lines}"
         );
         assert!(!read.contains_key("library_name"), "{lines}");
+    }
+
+    #[test]
+    fn a_byte_order_mark_hides_no_front_matter() {
+        let path = Path::new("README.md");
+        for mark in ["", "\u{feff}"] {
+            let text = format!("{mark}---\nlicense: mit\n---\nbody");
+            assert_eq!(split(path, &text).unwrap(), ("license: mit\n", "body"));
+        }
+        assert_eq!(split(path, "\u{feff}body").unwrap(), ("", "body"));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use super::json;
-use crate::{Error, Result};
+use crate::{Error, Result, notice};
 
 /// Files that describe a tokenizer or its use.
 pub const COMPANIONS: [&str; 14] = [
@@ -85,10 +85,29 @@ pub(super) fn present(folder: &Path) -> Result<Vec<PathBuf>> {
 /// A `generation_config.json` that no reader could use: a copy of it would be refused by whoever opens the output.
 pub fn companions(folder: &Path) -> Result<Vec<PathBuf>> {
     let paths = present(folder)?;
+    paths.iter().for_each(|path| note_link(folder, path));
     if let Some(path) = paths.first().filter(|path| path.ends_with(COMPANIONS[0])) {
         json::read_object(path)?;
     }
     Ok(paths)
+}
+
+/// Says so where a file is a link out of its checkpoint. The links of the Hub's cache lead to its own `blobs`.
+fn note_link(folder: &Path, path: &Path) {
+    if !path.is_symlink() {
+        return;
+    }
+    let (Ok(folder), Ok(target)) = (folder.canonicalize(), path.canonicalize()) else {
+        return;
+    };
+    let repository = folder.ancestors().nth(2);
+    let is_blob = repository.is_some_and(|root| target.parent() == Some(&root.join("blobs")));
+    if !is_blob && !target.starts_with(&folder) {
+        let (path, target) = (path.display(), target.display());
+        notice::once(format!(
+            "{path}: is a link to {target}, and that file's content is taken"
+        ));
+    }
 }
 
 /// The name of a file in its checkpoint: its own name, or with the folder of further chat templates.

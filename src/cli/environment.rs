@@ -1,6 +1,6 @@
 //! `BAM_CONVERT_*`: environment variables that set a flag where neither the line nor a file of settings does.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::sync::OnceLock;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -17,17 +17,21 @@ const VARIABLES: [(&str, &str); 6] = [
     ("verbose", "BAM_CONVERT_VERBOSE"),
 ];
 
-/// The value of the variable for a flag; an empty one counts as absent.
+/// The value of the variable for a flag; an empty one counts as absent, and so does one that is no text.
 pub fn value(flag: &str) -> Option<&'static str> {
+    written(flag)?.to_str().filter(|value| !value.is_empty())
+}
+
+/// The value of the variable for a flag as it is.
+fn written(flag: &str) -> Option<&'static OsStr> {
     // Read once, because the parser holds its defaults for as long as the process lives.
-    static VALUES: OnceLock<Vec<Option<String>>> = OnceLock::new();
+    static VALUES: OnceLock<Vec<Option<OsString>>> = OnceLock::new();
     let values = VALUES.get_or_init(|| {
-        let read = |(_, variable): &(_, &str)| std::env::var(variable).ok();
+        let read = |(_, variable): &(_, &str)| std::env::var_os(variable);
         VARIABLES.iter().map(read).collect()
     });
     let number = VARIABLES.iter().position(|(name, _)| *name == flag)?;
-    let value = values.get(number)?.as_deref();
-    value.filter(|value| !value.is_empty())
+    values.get(number)?.as_deref()
 }
 
 /// The variables that are set, with their values.
@@ -54,9 +58,17 @@ pub fn shown(command: Command) -> Command {
 /// The definition with the values of the variables as defaults, for the parser.
 ///
 /// # Errors
-/// A value that the flag would refuse.
+/// A value that the flag would refuse, and one that is no text.
 pub fn applied(command: Command) -> Result<Command> {
     for (flag, variable) in VARIABLES {
+        if let Some(written) = written(flag).filter(|written| written.to_str().is_none()) {
+            return Err(CliError::Variable {
+                variable,
+                value: written.to_string_lossy().into_owned(),
+                reason: "expected UTF-8".to_owned(),
+                flag: flag.to_owned(),
+            });
+        }
         if let Some(value) = value(flag) {
             check(&command, flag, variable, value)?;
         }

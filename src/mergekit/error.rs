@@ -169,7 +169,7 @@ pub enum MergekitError {
     DeepSeek {
         /// Where the key is.
         at: Location,
-        /// `architecture` or `base_model`.
+        /// `architecture`, `shared_experts` or `base_model`.
         key: &'static str,
         /// An `architecture` that holds the same experts.
         instead: &'static str,
@@ -181,7 +181,7 @@ pub enum MergekitError {
     NoOutput {
         /// Where the key is.
         at: Location,
-        /// `architecture` or `base_model`.
+        /// `architecture`, `shared_experts` or `base_model`.
         key: &'static str,
         /// The family of the models.
         family: String,

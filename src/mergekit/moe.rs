@@ -162,6 +162,7 @@ impl MoeFile {
     pub fn translate(&self, fetch: Fetch) -> Result<Translation> {
         let keys = &self.keys;
         let mut to = Translation::new();
+        self.check_gate_mode()?;
         let base = folder(&self.path, "base_model", &keys.base_model, fetch)?;
         let architecture = Architecture::of(&Config::read(&base)?)?;
         to.set("method", "btx");
@@ -281,11 +282,10 @@ impl MoeFile {
             }
             .into());
         }
-        let at = wanted.map_or(self.keys.base_model.referenced, |wanted| wanted.referenced);
-        let key = if wanted.is_some() {
-            "architecture"
-        } else {
-            "base_model"
+        let (at, key) = match (wanted, &self.keys.shared_experts) {
+            (Some(wanted), _) => (wanted.referenced, "architecture"),
+            (None, Some(list)) if shared > 0 => (list.referenced, "shared_experts"),
+            (None, _) => (self.keys.base_model.referenced, "base_model"),
         };
         match named
             .into_iter()
@@ -318,6 +318,20 @@ impl MoeFile {
         }
     }
 
+    /// Refuses a gate mode that mergekit does not have.
+    fn check_gate_mode(&self) -> Result<()> {
+        match &self.keys.gate_mode {
+            Some(mode) if !GATE_MODES.contains(&mode.value.as_str()) => {
+                Err(MergekitError::GateMode {
+                    at: self.at(mode.referenced),
+                    found: mode.value.clone(),
+                }
+                .into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn routing(&self, to: &mut Translation) -> Result<()> {
         let experts = self.keys.experts.value.len() as u64;
         let (top_k, at) = match &self.keys.experts_per_token {
@@ -340,12 +354,9 @@ impl MoeFile {
         Ok(())
     }
 
-    /// The routers: rows from prompts, or draws.
+    /// The routers: rows from prompts, or draws. The mode is one of mergekit's.
     fn gates(&self, architecture: &Architecture, to: &mut Translation) -> Result<()> {
-        let (mode, at) = match &self.keys.gate_mode {
-            Some(mode) => (mode.value.as_str(), mode.referenced),
-            None => (GATE_MODES[0], self.keys.experts.referenced),
-        };
+        let mode = self.gate_mode();
         let prompted = |expert: &&Expert| {
             expert
                 .positive_prompts
@@ -373,7 +384,7 @@ impl MoeFile {
                     ),
                 );
             }
-            mode if GATE_MODES.contains(&mode) => {
+            mode => {
                 let missing = self
                     .keys
                     .experts
@@ -389,13 +400,6 @@ impl MoeFile {
                 }
                 to.set("router", format!("prompts:{}", self.path.display()));
                 return Ok(());
-            }
-            other => {
-                return Err(MergekitError::GateMode {
-                    at: self.at(at),
-                    found: other.to_owned(),
-                }
-                .into());
             }
         }
         if self

@@ -194,6 +194,27 @@ fn a_leftover_of_quantisation_is_dropped() {
         "branches/a",
     );
     noted(upcycle("bam", &seed, &code, &to("bam")), "bam");
+    let arguments = ["--steps", "1", "--batch", "1", "--validate-every", "0"];
+    let trained = crate::train::train(&seed, &to("trained"), &arguments);
+    noted(trained, "trained");
+    let resumable = read_json(to("trained.run/checkpoints/step-00000001/config.json"));
+    assert!(resumable.get("quantization_config").is_none());
+}
+
+#[test]
+fn a_companion_that_is_a_link_out_of_its_folder_is_noted() {
+    let work = TempDir::new().unwrap();
+    let [seed, _] = models(work.path());
+    let outside = work.path().join("elsewhere.json");
+    fs::rename(seed.join("tokenizer.json"), &outside).unwrap();
+    std::os::unix::fs::symlink(&outside, seed.join("tokenizer.json")).unwrap();
+    let run = bam!("convert", seed, work.path().join("f32"), "--dtype", "f32").ok();
+    let note = format!(
+        " note: {}: is a link to {}",
+        seed.join("tokenizer.json").display(),
+        outside.canonicalize().unwrap().display()
+    );
+    assert!(run.stderr.contains(&note), "{run:?}");
 }
 
 #[test]

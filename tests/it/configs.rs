@@ -360,7 +360,12 @@ fn what_mergekit_does_and_ours_does_not_is_refused_by_name() {
         ),
         (
             with(shared),
-            &["settings.yaml:1:", "DeepSeek-MoE", "`architecture: qwen`"],
+            &[
+                "settings.yaml:7:",
+                "key `shared_experts`",
+                "DeepSeek-MoE",
+                "`architecture: qwen`",
+            ],
         ),
         (
             with("architecture: qwen3"),
@@ -397,6 +402,11 @@ fn what_mergekit_does_and_ours_does_not_is_refused_by_name() {
         (
             MOE.replace("random", "hiden"),
             &["settings.yaml:2:", "found `hiden`", "`hidden`"],
+        ),
+        (
+            MOE.replace("random", "hiden")
+                .replace("- source_model: fixtures/llama/law\n", ""),
+            &["settings.yaml:2:", "key `gate_mode`", "found `hiden`"],
         ),
         (
             MOE.replace("random", "hidden"),

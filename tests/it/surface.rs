@@ -62,6 +62,14 @@ fn a_variable_that_its_flag_refuses_is_named() {
         run.refused(2, &[variable, value, reason, "hint: unset it"]);
         with(&[(variable, "")], &["inspect", &seed()]).ok();
     }
+    for variable in ["BAM_CONVERT_QUIET", "BAM_CONVERT_THREADS"] {
+        let mut command = std::process::Command::new(crate::common::binary());
+        let no_text = std::os::unix::ffi::OsStrExt::from_bytes(&b"1\xff"[..]);
+        command
+            .args(["inspect", &seed()])
+            .env::<_, &std::ffi::OsStr>(variable, no_text);
+        crate::common::finish(command).refused(2, &[variable, "expected UTF-8"]);
+    }
 }
 
 #[test]
