@@ -4,9 +4,9 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::execute::Runner;
 use super::forecast::Forecast;
 use super::graph::{Makers, whole};
+use super::runner::Runner;
 use super::stage::Stage;
 use crate::Result;
 use crate::checkpoint::output::BESIDE;
