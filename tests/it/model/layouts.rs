@@ -26,7 +26,7 @@ fn config(block: &str, position: &str, norm: &str, mlp: &str, number: usize) -> 
         "attention_moe_layers": if number % 4 == 1 { json!([0]) } else { json!("all") },
         "attention_kv": (["expert", "shared"][number / 2 % 2]), "num_experts_per_tok": 1 + number % 3,
         "num_attention_experts_per_tok": 3, "norm_topk_prob": number % 5 == 1, "norm_topk_prob_attention": false,
-        "logit_scale": 0.5, "norm_offset": number % 4 < 2, "norm_bias": number % 3 > 0, "head_bias": number % 4 > 1,
+        "logit_scale": 0.5, "norm_offset": number % 4 < 2, "norm_bias": !number.is_multiple_of(3), "head_bias": number % 4 > 1,
         "qk_norm_after_rope": number % 5 < 2,
     })
 }
