@@ -46,6 +46,9 @@ pub(super) static EMBEDDED: &[(&str, &str)] = embedded!(
     "glm4",
     "starcoder2",
     "jais2",
+    "phi",
+    "stablelm",
+    "nemotron",
     "bam",
     "mixtral",
     "qwen2_moe",
@@ -169,6 +172,9 @@ mod tests {
             "glm4",
             "starcoder2",
             "jais2",
+            "phi",
+            "stablelm",
+            "nemotron",
         ];
         let mixtures = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
         assert_eq!(names, [&dense[..], &mixtures[..]].concat());

@@ -174,19 +174,8 @@ const TYPES: &[(&[&str], TypeFact)] = &[
         CONVOLUTION,
     ),
     (
-        &[
-            "gemma",
-            "gemma2",
-            "gemma3_text",
-            "vaultgemma",
-            "nemotron",
-            "step3p5",
-        ],
+        &["gemma", "gemma2", "gemma3_text", "vaultgemma", "step3p5"],
         NORM_OFFSET,
-    ),
-    (
-        &["phi", "stablelm"],
-        TypeFact::Never("it rotates a part of each head, also where no key says it"),
     ),
     (
         &[

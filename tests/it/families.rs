@@ -162,6 +162,64 @@ fn the_table_of_families_is_what_the_binary_does() {
     }
 }
 
+/// Phi, StableLM and Nemotron rotate a part of each head, whether a key says it or not.
+#[test]
+fn an_absent_part_of_a_head_is_the_default_of_the_class() {
+    let work = TempDir::new().unwrap();
+    for (family, part) in [("phi", 0.5), ("stablelm", 0.25), ("nemotron", 0.5)] {
+        let with = |name: &str, part: Option<f64>| {
+            let out = work.path().join(format!("{family}-{name}"));
+            let folder = copy_folder(&fixture("families").join(family), &out);
+            crate::common::edit_json(&folder.join("config.json"), |config| {
+                let config = config.as_object_mut().unwrap();
+                config.remove("rope_parameters");
+                if let Some(part) = part {
+                    config.insert("partial_rotary_factor".to_owned(), part.into());
+                }
+            });
+            folder
+        };
+        let compare = |a: &Path, b: &Path| {
+            let tokens = fixture("golden/tokens.json");
+            let compared = bam!("logits", a, b, "--tokens", tokens, "--json").ok();
+            compared.json()["max"].as_f64().unwrap()
+        };
+        let absent = with("absent", None);
+        assert_eq!(compare(&absent, &with("said", Some(part))), 0.0);
+        assert!(compare(&absent, &with("whole", Some(1.0))) > 1e-3);
+    }
+}
+
+#[test]
+fn norms_that_cannot_be_computed_are_refused_by_their_key() {
+    let work = TempDir::new().unwrap();
+    for (family, key, value, expected) in [
+        ("phi", "qk_layernorm", Value::from(true), "with biases"),
+        ("stablelm", "qk_layernorm", Value::from(true), "of its own"),
+        ("stablelm", "head_dim", Value::from(4), "head_dim"),
+        (
+            "stablelm",
+            "use_parallel_residual",
+            Value::from(false),
+            "post_attention_layernorm",
+        ),
+        (
+            "nemotron",
+            "rope_scaling",
+            serde_json::json!({"type": "linear", "factor": 2.0}),
+            "transformers 4 ignores it",
+        ),
+    ] {
+        let out = work.path().join(format!("{family}-{key}"));
+        let folder = copy_folder(&fixture("families").join(family), &out);
+        crate::common::edit_json(&folder.join("config.json"), |config| {
+            config[key] = value.clone();
+        });
+        let (tokens, dump) = (fixture("golden/tokens.json"), work.path().join("logits"));
+        bam!("logits", folder, "--tokens", tokens, "--dump", dump).refused(2, &[expected]);
+    }
+}
+
 /// llama.cpp has no place for biases of the feed-forward network of these two.
 #[test]
 fn biases_that_a_gguf_architecture_lacks_are_refused() {
