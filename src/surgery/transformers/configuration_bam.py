@@ -264,11 +264,6 @@ class BamConfig(PretrainedConfig):
         own.set_rope(self.rope_parameters[kind])
         return own
 
-    @property
-    def norm_eps(self):
-        """What norms add to the variance; seeds call it `rms_norm_eps` or `layer_norm_eps`."""
-        return self.rms_norm_eps or self.layer_norm_eps or 1e-6
-
     def rotates(self, layer):
         """Whether a layer rotates queries and keys."""
         return self.rope_layers == "all" or layer in self.rope_layers

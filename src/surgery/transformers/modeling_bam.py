@@ -35,7 +35,10 @@ class BamNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(shape)) if bias else None
-        self.eps, self.kind, self.offset = config.norm_eps, kind, config.norm_offset
+        # No property of the configuration: a seed's key of the same name could not be set.
+        own = getattr(config, f"{config.norm_type}_norm_eps")
+        self.eps = own or config.rms_norm_eps or config.layer_norm_eps or 1e-6
+        self.kind, self.offset = kind, config.norm_offset
 
     def forward(self, x):
         wide = x.float()
