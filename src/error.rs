@@ -198,7 +198,7 @@ impl Error {
     pub fn is_interruption(&self) -> bool {
         match self {
             Self::Io { source, .. } => source.kind() == io::ErrorKind::Interrupted,
-            Self::Run(RunError::Stopped { .. }) => true,
+            Self::Run(RunError::Stopped { .. }) | Self::Pipeline(PipelineError::Stopped) => true,
             Self::Advised { error, .. } => error.is_interruption(),
             _ => false,
         }
@@ -302,7 +302,8 @@ impl Error {
             Self::Io { .. }
             | Self::Compute { .. }
             | Self::Input(InputError::Memory { .. })
-            | Self::Run(RunError::Stopped { .. }) => 3,
+            | Self::Run(RunError::Stopped { .. })
+            | Self::Pipeline(PipelineError::Stopped) => 3,
             #[cfg(feature = "hub")]
             Self::Hub(error) if error.is_outside() => 3,
             Self::Advised { error, .. } => error.exit_code(),

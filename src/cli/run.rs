@@ -8,8 +8,8 @@ use std::sync::atomic::AtomicBool;
 use bam_convert::arguments::{CheckpointPath, DryRun, InputPath, Named, OutputPath};
 use bam_convert::checkpoint::reference::SCHEME;
 use bam_convert::pipeline::{
-    Choice, Compared, Declaration, Failure, Graph, Rebuild, Recipe, Report, Runner, Selection,
-    Site, Stage, StageUse, comparison_table, schema, status_table, submission_script,
+    Choice, Compared, Declaration, Failure, Graph, PipelineError, Rebuild, Recipe, Report, Runner,
+    Selection, Site, Stage, StageUse, comparison_table, schema, status_table, submission_script,
     submitted_table, supervise,
 };
 use bam_convert::{Error, threads};
@@ -445,7 +445,7 @@ fn whole(path: &Path) -> bam_convert::Result<PathBuf> {
 /// A stage that said no is a no; one that broke is an error, and so is a run that was stopped.
 fn ended(report: &Report, printer: &Printer) -> Outcome {
     if report.stopped {
-        let error = Error::compute("finish the recipe", "a signal stopped it");
+        let error = Error::from(PipelineError::Stopped);
         let command = command_line("");
         return Err(error.with_hint(format!("continue with: {command}")).into());
     }

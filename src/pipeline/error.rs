@@ -39,6 +39,9 @@ pub enum PipelineError {
         /// The stages of the recipe.
         stages: Vec<String>,
     },
+    /// A signal stopped the run, which is no fault.
+    #[error("stopped by a signal; stages that ended stay as they are")]
+    Stopped,
     /// Nothing to supervise.
     #[error("expected a program to supervise")]
     NoProgram,
@@ -272,6 +275,7 @@ impl PipelineError {
             | Self::Pattern { .. }
             | Self::NoStage { .. }
             | Self::NoProgram
+            | Self::Stopped
             | Self::NoSource { .. } => ErrorPlace::default(),
             Self::SlurmPath { path }
             | Self::NotMade { path, .. }

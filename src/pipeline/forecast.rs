@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::error::PipelineError;
 use super::graph::Graph;
 use super::runner::Runner;
 use super::select::Choice;
@@ -172,8 +173,7 @@ impl Runner<'_> {
             .output()
             .map_err(|e| Error::io("run", self.program, e))?;
         if self.is_stopped() {
-            let source = std::io::Error::from(std::io::ErrorKind::Interrupted);
-            return Err(Error::io("look ahead in", self.work, source));
+            return Err(PipelineError::Stopped.into());
         }
         let said = String::from_utf8_lossy(&output.stderr);
         Ok(serde_json::from_slice(&output.stdout).map_err(|_| {

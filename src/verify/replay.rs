@@ -1,7 +1,7 @@
 //! `validate --against`: the manifest's expressions computed again from the sources and compared byte for byte.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::error::VerifyError;
 use super::limits::too_much;
@@ -238,7 +238,7 @@ fn with_sources(folder: &Path, manifest: &Manifest) -> String {
         if source.path.starts_with(SCHEME) {
             table::quoted(&source.path)
         } else {
-            table::quoted(&folder.join(&source.path).to_string_lossy())
+            table::quoted(&short(&folder.join(&source.path)).to_string_lossy())
         }
     };
     let places: Vec<String> = manifest.sources.iter().map(place).collect();
@@ -247,6 +247,25 @@ fn with_sources(folder: &Path, manifest: &Manifest) -> String {
         "bam-convert validate {folder} --against {}",
         places.join(" ")
     )
+}
+
+/// A path without steps down and up again, where it leads to the same place.
+fn short(path: &Path) -> PathBuf {
+    let mut short = PathBuf::new();
+    for part in path.components() {
+        let is_name = matches!(short.components().next_back(), Some(Component::Normal(_)));
+        if part == Component::ParentDir && is_name {
+            short.pop();
+        } else {
+            short.push(part);
+        }
+    }
+    let real = path.canonicalize();
+    if real.is_ok_and(|real| short.canonicalize().is_ok_and(|short| short == real)) {
+        short
+    } else {
+        path.to_path_buf()
+    }
 }
 
 /// The first place where an output differs from its expression.

@@ -200,7 +200,7 @@ impl ValidationReport {
             if shown > 0 {
                 text.push('\n');
             }
-            for finding in &found[..shown] {
+            for (number, finding) in found[..shown].iter().enumerate() {
                 let severity = if finding.status == Status::Fault {
                     "fault"
                 } else {
@@ -214,7 +214,10 @@ impl ValidationReport {
                 );
                 text.push_str(&printable(&line));
                 text.push('\n');
-                if let Some(hint) = &finding.hint {
+                // Advice on several findings in a row is printed after the last of them.
+                let next = found[..shown].get(number + 1);
+                let is_repeated = next.is_some_and(|next| next.hint == finding.hint);
+                if let Some(hint) = finding.hint.as_ref().filter(|_| !is_repeated) {
                     text.push_str(&printable(&format!("  hint: {hint}")));
                     text.push('\n');
                 }

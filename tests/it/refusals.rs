@@ -696,7 +696,7 @@ fn missing_and_wrong_paths() {
 #[test]
 fn requests_that_make_no_sense() {
     let bench = Bench::new("llama");
-    let cases: [(&[&str], &[&str]); 18] = [
+    let cases: [(&[&str], &[&str]); 19] = [
         (&["--sed", "x"], &["--sed", "--seed"]),
         (&["--router", "normel"], &["normel", "`normal`"]),
         (&["--router", "orthogonl:1"], &["orthogonl", "`orthogonal`"]),
@@ -721,8 +721,18 @@ fn requests_that_make_no_sense() {
         ),
         (&["--shared-kv", "seed"], &["--shared-kv", "--kv shared"]),
         (&["--router-dtype", "i8"], &["i8", "bf16"]),
-        (&["--expert", "code=random"], &["`code`"]),
-        (&["--expert", "seed=random"], &["`seed`"]),
+        (
+            &["--expert", "code=random"],
+            &["the expert name `code` is taken", "taken are code"],
+        ),
+        (
+            &["--expert", "seed=random"],
+            &["`seed` is reserved for the seed itself"],
+        ),
+        (
+            &["--expert", "router file=random"],
+            &["`router file` is reserved for the rows of routers"],
+        ),
         (&["--expert", "nameless"], &["NAME=DIR", "nameless"]),
         (&["--memory", "1KB"], &["--memory", "hint:"]),
         (&["--kv", "shred"], &["shred", "shared"]),
@@ -743,6 +753,35 @@ fn requests_that_make_no_sense() {
         2,
         &["rows.safetensors"],
     );
+}
+
+#[test]
+fn long_values_of_a_configuration_are_cut_in_messages() {
+    let bench = Bench::new("llama");
+    for (model, factor) in [("seed", 4.0), ("code", 8.0)] {
+        edit_json(&bench.path(model).join("config.json"), |config| {
+            config.as_object_mut().unwrap().remove("rope_parameters");
+            config["rope_theta"] = 10000.0.into();
+            config["rope_scaling"] = json!({
+                "rope_type": "yarn", "factor": factor, "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.25,
+                "original_max_position_embeddings": 128,
+            });
+        });
+    }
+    let run = bench.refused(
+        bench.upcycle(&[]),
+        2,
+        &[
+            "key `rope_scaling`",
+            "\"factor\":8.0",
+            "\"factor\":4.0",
+            "…",
+        ],
+    );
+    let message = run.stderr.lines().next().unwrap();
+    let places = [bench.path("seed"), bench.path("code")];
+    let places: usize = places.iter().map(|path| path.as_os_str().len()).sum();
+    assert!(message.chars().count() < places + 260, "{message}");
 }
 
 #[test]

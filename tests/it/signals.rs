@@ -178,6 +178,10 @@ fn a_recipe_answers_too_and_a_second_signal_ends_its_stages() {
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(
+        said.contains(" note: stopped by a signal; stages that ended stay"),
+        "{said}"
+    );
     let line = command_in(&said);
     assert!(
         line.contains(" run ") && line.contains("--work") && !line.contains("--force"),
