@@ -260,6 +260,7 @@ impl PipelineError {
             }
             Self::Pattern { .. }
             | Self::NoProgram
+            | Self::Stopped
             | Self::NoStages { .. }
             | Self::OutputElsewhere { .. }
             | Self::Pushes { .. }
