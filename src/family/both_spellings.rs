@@ -7,7 +7,7 @@ use super::config::{Config, Found};
 use super::format::Family;
 use super::keys::Field;
 use super::known::families;
-use super::rope::LAYER_KINDS;
+use super::rope_place::LAYER_KINDS;
 use super::spelling::normalised;
 
 /// Adds the missing spelling of the dtype and of the RoPE keys. No value changes, and a config without either spelling

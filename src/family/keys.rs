@@ -163,6 +163,8 @@ fields! {
     NoRopeLayerInterval = "no_rope_layer_interval", Keys, Optional;
     /// The base of rotary positions in layers with a window; a family with it has a rotation for each kind of layer.
     RopeLocalTheta = "rope_local_theta", Keys, Optional;
+    /// The fixed factor of a `dynamic` scaling, which stretches the base alone.
+    RopeAlpha = "rope_alpha", Keys, Optional;
     PartialRotaryFactor = "partial_rotary_factor", Keys, Optional;
     ClipQkv = "clip_qkv", Keys, Optional;
     EmbeddingMultiplier = "embedding_multiplier", Keys, Optional;

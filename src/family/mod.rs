@@ -11,7 +11,7 @@
 //! - one format file: `names`, `format`, `extends`, and all of them: `known`,
 //! - a configuration: `config`,
 //! - a model: `mixture`, `multipliers`, `architecture`, `tensors`,
-//! - readers: `layer_kinds`, `rope`, `rope_kinds`, `read`, `unsaid`, `gguf_metadata`, `gguf`,
+//! - readers: `layer_kinds`, `rope_place`, `rope`, `rope_kinds`, `read`, `unsaid`, `gguf_metadata`, `gguf`,
 //! - writers: `both_spellings`, `write`, `target`, `stock`, `dense`, `gguf_names`.
 
 mod activation;
@@ -59,6 +59,7 @@ mod refusal_tests;
 mod role;
 mod rope;
 mod rope_kinds;
+mod rope_place;
 mod routing;
 mod spelling;
 mod stock;

@@ -242,10 +242,7 @@ const TYPES: &[(&[&str], TypeFact)] = &[
         ],
         LEARNED,
     ),
-    (
-        &["hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan"],
-        NORM_AFTER,
-    ),
+    (&["hunyuan_v1_moe", "hunyuan"], NORM_AFTER),
     (
         &["olmo", "nanochat"],
         TypeFact::Never("its norms have no weights"),

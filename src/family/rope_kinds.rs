@@ -8,8 +8,9 @@ use super::format::Family;
 use super::keys::Field;
 use super::layer_kinds::LayerKinds;
 use super::layout::Layers;
-use super::rope::{
-    EVERY_LAYER, FULL_LAYERS, LAYER_KINDS, RopeContext, RopePlace, WINDOW_LAYERS, rope_theta,
+use super::rope::RopeContext;
+use super::rope_place::{
+    EVERY_LAYER, FULL_LAYERS, LAYER_KINDS, RopePlace, WINDOW_LAYERS, rope_theta,
 };
 use super::spelling::same_value;
 use crate::Result;
@@ -99,9 +100,30 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// The rotation that is said in a place; its base is `theta` where the class has none.
     fn at(&self, place: &RopePlace, theta: f64) -> Result<LayerRope> {
-        Ok(LayerRope {
-            theta: rope_theta(self.config, self.family, place)?.unwrap_or(theta),
-            scaling: self.config.rope_scaling(place, self.context)?,
-        })
+        let theta = rope_theta(self.config, self.family, place)?.unwrap_or(theta);
+        let scaling = self.config.rope_scaling(place, self.context)?;
+        let alpha = self
+            .config
+            .number(&self.family.keys[Field::RopeAlpha], 0.0)?;
+        match (&scaling, alpha) {
+            (Some(values), Some(alpha)) if alpha > 0.0 && values["rope_type"] == "dynamic" => {
+                let theta = self.stretched(theta, alpha)?;
+                Ok(LayerRope {
+                    theta,
+                    scaling: None,
+                })
+            }
+            _ => Ok(LayerRope { theta, scaling }),
+        }
+    }
+
+    /// The base that a fixed `alpha` makes of another, which is all that it does (Hunyuan).
+    fn stretched(&self, theta: f64, alpha: f64) -> Result<f64> {
+        let rotary = self.context.rotary as f64;
+        if self.context.rotary <= 2 {
+            let expected = "more than 2 rotated dimensions of each head";
+            return Err(self.config.unexpected("head_dim", expected, rotary));
+        }
+        Ok(theta * alpha.powf(rotary / (rotary - 2.0)))
     }
 }

@@ -261,7 +261,7 @@ fn types_with_a_meaning_of_their_own_are_refused() {
         ("gemma2", json!({}), "one plus their weight"),
         ("gemma3_text", json!({}), "one plus their weight"),
         ("gemma3", json!({}), "`text_config`"),
-        ("hunyuan_v1_dense", json!({}), "after their rotation"),
+        ("hunyuan_v1_moe", json!({}), "after their rotation"),
         ("nanochat", json!({}), "norms have no weights"),
         ("cohere2_moe", json!({}), "do not rotate"),
         ("falcon", json!({}), "several projections"),

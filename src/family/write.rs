@@ -13,7 +13,7 @@ use super::format::{Family, Presence};
 use super::keys::{Field, Section};
 use super::layout::Block;
 use super::mixture::weight_of_mean;
-use super::rope::LAYER_KINDS;
+use super::rope_place::LAYER_KINDS;
 use super::spelling::same_value;
 use crate::Result;
 use crate::checkpoint::dtype::{Dtype, torch_name};
@@ -176,6 +176,8 @@ impl<'a> ConfigWriter<'a> {
             Field::MaxWindowLayers | Field::SlidingWindowPattern | Field::NoRopeLayerInterval => {
                 Value::Null
             }
+            // Said by the base.
+            Field::RopeAlpha => Value::Null,
             Field::RopeLayers => json!(of.rope_layers),
             Field::NoRopeLayers => {
                 let rotates = of.rope_layers.mask(of.num_layers);

@@ -12,6 +12,10 @@ pub struct KvCache {
     pub(super) batch: usize,
     pub(super) length: usize,
     pub(super) left_padding: Option<Vec<usize>>,
+    /// The token ids `[batch, length or more]`, kept where a longer text makes the keys stale.
+    seen: Option<Tensor>,
+    /// How many rotations of the model have switched to their frequencies of long texts.
+    pub(super) switched: usize,
 }
 
 impl KvCache {
@@ -36,6 +40,22 @@ impl KvCache {
         if self.length == 0 {
             self.left_padding = None;
         }
+    }
+
+    /// The token ids of all positions and of these.
+    pub(super) fn with_seen(&self, tokens: &Tensor) -> Result<Tensor> {
+        match &self.seen {
+            Some(seen) if self.length > 0 => {
+                Tensor::cat(&[&seen.narrow(1, 0, self.length)?, tokens], 1)
+            }
+            _ => Ok(tokens.clone()),
+        }
+    }
+
+    /// Keeps the token ids of new positions, before [`Self::length`] counts them.
+    pub(super) fn remember(&mut self, tokens: &Tensor) -> Result<()> {
+        self.seen = Some(self.with_seen(tokens)?);
+        Ok(())
     }
 
     /// Size of its tensors in bytes.

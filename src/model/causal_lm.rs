@@ -153,6 +153,11 @@ impl CausalLm {
         mut cache: Option<&mut KvCache>,
         options: &Forward,
     ) -> Result<Output> {
+        if let Some(cache) = cache.as_deref_mut()
+            && self.is_stale(cache, tokens)
+        {
+            return self.forward_again(tokens, cache, options);
+        }
         let (mut x, pass) = self.begin(tokens, cache.as_deref_mut(), options)?;
         let (mut routing, mut hidden) = (Vec::new(), Vec::new());
         for layer in 0..self.blocks.len() {
@@ -169,6 +174,10 @@ impl CausalLm {
             }
         }
         if let Some(cache) = cache {
+            if self.ropes.may_switch() {
+                cache.remember(tokens).map_err(|e| self.failed(e))?;
+                cache.switched = self.switched(cache, tokens);
+            }
             cache.length += tokens.dims()[1];
         }
         if options.last_only {
@@ -188,6 +197,58 @@ impl CausalLm {
             routing,
             hidden,
         })
+    }
+
+    /// How many rotations have switched to their frequencies of long texts after `tokens`.
+    fn switched(&self, cache: &KvCache, tokens: &Tensor) -> usize {
+        let padding = cache.left_padding.iter().flatten().min().copied();
+        let new = tokens.dims().get(1).copied().unwrap_or_default();
+        self.ropes
+            .switched((cache.length + new).saturating_sub(padding.unwrap_or_default()))
+    }
+
+    /// Whether the keys of a cache are rotated in another way than the keys of `tokens` will be.
+    fn is_stale(&self, cache: &KvCache, tokens: &Tensor) -> bool {
+        let same_batch = tokens.dims().first() == Some(&cache.batch);
+        !cache.is_empty() && same_batch && self.switched(cache, tokens) != cache.switched
+    }
+
+    /// [`Self::forward`] after all positions of the cache are computed again, as `generate` of transformers does for Phi-3.
+    fn forward_again(
+        &self,
+        tokens: &Tensor,
+        cache: &mut KvCache,
+        options: &Forward,
+    ) -> Result<Output> {
+        let options = Forward {
+            left_padding: cache.left_padding.clone(),
+            ..options.clone()
+        };
+        let old = cache.length;
+        let all = cache.with_seen(tokens).map_err(|e| self.failed(e))?;
+        cache.truncate(0);
+        let output = self.forward(&all, Some(cache), &options)?;
+        let narrowed = || -> candle_core::Result<Output> {
+            let new = |x: &Tensor| x.narrow(1, old, x.dim(1)? - old);
+            Ok(Output {
+                logits: if options.last_only {
+                    output.logits.clone()
+                } else {
+                    new(&output.logits)?
+                },
+                routing: output
+                    .routing
+                    .iter()
+                    .map(|routing| routing.each(new))
+                    .collect::<candle_core::Result<_>>()?,
+                hidden: output
+                    .hidden
+                    .iter()
+                    .map(new)
+                    .collect::<candle_core::Result<_>>()?,
+            })
+        };
+        narrowed().map_err(|e| self.failed(e))
     }
 
     /// One layer of a pass without cache: `x` `[batch, seq, hidden]` to the same.

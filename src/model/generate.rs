@@ -108,11 +108,7 @@ pub fn generate_after(
     let ReadText { mut cache, ids } = std::mem::take(read);
     let same = ids.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
     // The last position is read again for its logits.
-    let kept = if is_reread(model) {
-        0
-    } else {
-        same.min(prompt.len().saturating_sub(1))
-    };
+    let kept = same.min(prompt.len().saturating_sub(1));
     cache.truncate(kept);
     let prompts = [prompt];
     let (batch, cache) = continue_from(model, cache, kept, &prompts, settings, &mut |_, id| {
@@ -124,12 +120,6 @@ pub fn generate_after(
     ids.truncate(cache.len());
     *read = ReadText { cache, ids };
     Ok(batch)
-}
-
-/// Whether keys depend on the length of the text, so that a longer one must be read anew.
-fn is_reread(model: &CausalLm) -> bool {
-    let scaling = model.architecture().rope_scaling.as_ref();
-    scaling.is_some_and(|scaling| scaling["rope_type"] == "longrope")
 }
 
 /// Continues prompts of which `cache` holds the first `read` tokens; returns the cache with the rest.

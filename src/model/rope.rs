@@ -73,6 +73,24 @@ impl Ropes {
         })
     }
 
+    /// How many rotations use the frequencies of long texts in a text of so many positions.
+    pub(super) fn switched(&self, positions: usize) -> usize {
+        let long = self.long_contexts();
+        long.filter(|original| positions > *original).count()
+    }
+
+    /// Whether a longer text may change how the positions before it rotate.
+    pub(super) fn may_switch(&self) -> bool {
+        self.long_contexts().next().is_some()
+    }
+
+    /// The positions up to which rotations use the frequencies of short texts, where they have others.
+    fn long_contexts(&self) -> impl Iterator<Item = usize> {
+        let ropes = [Some(&self.full), self.window.as_ref()];
+        let long = |rope: &Rope| rope.long.as_ref().map(|(original, _)| *original);
+        ropes.into_iter().flatten().filter_map(long)
+    }
+
     /// The rotation of layers that see all positions.
     #[cfg(test)]
     pub(super) fn full(&self) -> &Rope {
@@ -147,7 +165,7 @@ impl Rope {
             Vec::with_capacity(rows * seq * pairs),
             Vec::with_capacity(rows * seq * pairs),
         );
-        // One set for the whole pass, as in transformers: keys in a cache stay as they were.
+        // One set for the whole text, as in transformers.
         let longest = positions.iter().flatten().max().map_or(0, |last| last + 1);
         let frequencies = match &self.long {
             Some((original, frequencies)) if longest > *original => frequencies,

@@ -49,6 +49,24 @@ pub struct LayerRouting {
     pub attention: Option<Routing>,
 }
 
+impl LayerRouting {
+    /// The routing with `change` on each tensor.
+    pub(super) fn each(&self, change: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        let of = |routing: &Routing| -> Result<Routing> {
+            Ok(Routing {
+                logits: change(&routing.logits)?,
+                probabilities: change(&routing.probabilities)?,
+                gates: change(&routing.gates)?,
+                chosen: change(&routing.chosen)?,
+            })
+        };
+        Ok(Self {
+            feed_forward: self.feed_forward.as_ref().map(of).transpose()?,
+            attention: self.attention.as_ref().map(of).transpose()?,
+        })
+    }
+}
+
 /// How load balance is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]

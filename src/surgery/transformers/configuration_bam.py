@@ -264,6 +264,12 @@ class BamConfig(PretrainedConfig):
         own.set_rope(self.rope_parameters[kind])
         return own
 
+    def original_contexts(self):
+        """The lengths of text after which a longrope rotates otherwise."""
+        kinds = [self.rope_parameters.get(kind) for kind in LAYER_KINDS]
+        ropes = kinds if any(kinds) else [self.rope_parameters]
+        return [rope["original_max_position_embeddings"] for rope in ropes if rope["rope_type"] == "longrope"]
+
     def rotates(self, layer):
         """Whether a layer rotates queries and keys."""
         return self.rope_layers == "all" or layer in self.rope_layers

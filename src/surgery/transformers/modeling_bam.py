@@ -540,6 +540,16 @@ class BamForCausalLM(BamPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         self.post_init()
 
+    def prepare_inputs_for_generation(self, input_ids, **kwargs):
+        """Forgets the cache where the text outgrows the original context of longrope, which rotates all its keys anew."""
+        cache = kwargs.get(CACHE)
+        seen = cache.get_seq_length() if cache is not None else 0
+        if any(0 < seen <= context < input_ids.shape[1] for context in self.config.original_contexts()):
+            kwargs[CACHE] = None
+            if "next_sequence_length" in kwargs:  # 5.x
+                kwargs["next_sequence_length"] = None
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+
     @can_return_tuple
     def forward(
         self,

@@ -92,6 +92,55 @@ fn cached_logits_of_layers_that_rotate_differently_agree() {
     }
 }
 
+/// Beyond the original context of longrope (12 here), all positions rotate otherwise, so keys of the cache become stale.
+#[test]
+fn a_cached_text_that_outgrows_longrope_is_computed_again() {
+    let tokens = golden_tokens();
+    let models = super::families::models("phi3");
+    let mixture = models.path().join("mixture");
+    Kind::BAM.make_from(models.path(), &mixture);
+    for folder in [models.path().join("seed"), mixture] {
+        for (way, options) in ways() {
+            let model = CausalLm::load(&folder, &options).unwrap();
+            let mut cache = KvCache::new();
+            let keep = Forward {
+                keep_routing: true,
+                keep_hidden: true,
+                ..Forward::default()
+            };
+            // Positions that are kept, and those that are read after them: across the limit, and back again.
+            for (kept, end) in [
+                (0, 7),
+                (7, 12),
+                (12, 13),
+                (13, 16),
+                (9, 11),
+                (10, 14),
+                (4, 16),
+            ] {
+                cache.truncate(kept);
+                let new = &tokens[kept..end];
+                let output = model.forward(&ids(new), Some(&mut cache), &keep).unwrap();
+                let found = rows(&output.logits.squeeze(0).unwrap());
+                let whole = run(&model, &tokens[..end], &Forward::default());
+                let difference = difference(&found, &whole[kept..]);
+                assert!(difference < 2e-5, "{way}, {kept} to {end}: {difference}");
+                assert_eq!(cache.len(), end);
+                for hidden in &output.hidden {
+                    assert_eq!(hidden.dims()[1], new.len());
+                }
+                for routing in output
+                    .routing
+                    .iter()
+                    .filter_map(|r| r.feed_forward.as_ref())
+                {
+                    assert_eq!(routing.gates.dims()[1], new.len());
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_long_prompt_is_the_sum_of_its_chunks() {
     // Longer than the chunk of queries that inference looks at together, so that chunking itself is compared.

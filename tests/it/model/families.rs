@@ -72,6 +72,19 @@ fn logits_of_described_families_are_those_of_transformers() {
     }
 }
 
+/// A text within the original context of longrope has other frequencies than a longer one.
+#[test]
+fn short_texts_have_the_short_factors_of_longrope() {
+    let tokens = golden_tokens();
+    let (golden, long) = (golden("phi3_short"), golden("phi3"));
+    assert!(difference(&golden, &long[..golden.len()]) > 1e-2);
+    for (way, options) in ways() {
+        let model = CausalLm::load(&fixture("families/phi3"), &options).unwrap();
+        let logits = run(&model, &tokens[..golden.len()], &Forward::default());
+        assert!(difference(&logits, &golden) < 1e-4, "{way}");
+    }
+}
+
 #[test]
 fn gradients_of_described_families_are_right() {
     for family in described() {
