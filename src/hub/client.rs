@@ -1,4 +1,4 @@
-//! The Hub as this process asks it: settings, connections, and the runtime behind synchronous callers.
+//! The Hub as this process asks it: settings, connections, and the runtime for synchronous callers.
 
 use reqwest::Url;
 use tokio::runtime::Runtime;
