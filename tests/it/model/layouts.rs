@@ -28,6 +28,12 @@ fn config(block: &str, position: &str, norm: &str, mlp: &str, number: usize) -> 
         "num_attention_experts_per_tok": 3, "norm_topk_prob": number % 5 == 1, "norm_topk_prob_attention": false,
         "logit_scale": 0.5, "norm_offset": number % 4 < 2, "norm_bias": !number.is_multiple_of(3), "head_bias": number % 4 > 1,
         "qk_norm_after_rope": number % 5 < 2,
+        "logits_divisor": (number % 2 == 1).then_some(0.7),
+        "embedding_multiplier": (number % 3 == 1).then_some(1.5),
+        "residual_multiplier": (number % 4 == 2).then_some(0.6),
+        "attention_multiplier": (number % 5 == 2).then_some(0.3),
+        "attn_logit_softcapping": (number % 3 == 2).then_some(0.8),
+        "final_logit_softcapping": (number % 4 == 1).then_some(1.5),
     })
 }
 
