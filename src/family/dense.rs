@@ -165,6 +165,12 @@ fn restored(
     json.biases();
     json.keys(&[Field::IntermediateSize, Field::ParallelBlock]);
     json.keys(&Multipliers::FIELDS);
+    // What must be said, and can be said in one way.
+    for rule in family.refused.iter().filter(|rule| rule.except.len() == 1) {
+        if !json.contains(&rule.key) {
+            json.put(&rule.key, rule.except[0].clone());
+        }
+    }
     json.identity(model_type.map(String::as_str));
     json.finish()
 }

@@ -12,6 +12,7 @@ use super::layout::{
 };
 use super::names::{FusedProjections, FusedTensorNames, GgufNames, Holds, RoleNames};
 use super::role::Role;
+use super::spelling::same_value;
 use crate::{Error, Result};
 
 /// What one family of models calls its tensors and configuration keys, and which layouts it uses.
@@ -58,6 +59,9 @@ pub(crate) struct Refused {
     /// The value, null included, where others are fine. Without one, each value but null is refused.
     #[serde(default, deserialize_with = "said")]
     pub(crate) value: Option<Value>,
+    /// The values that are fine, where each other but null is refused. All entries of a list must be fine.
+    #[serde(default)]
+    pub(crate) except: Vec<Value>,
     /// Whether the absence of the key is refused, rather than a value.
     #[serde(default)]
     pub(crate) absent: bool,
@@ -71,6 +75,19 @@ pub(crate) struct Refused {
 /// A value that is there, though it may be null.
 fn said<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
     Value::deserialize(deserializer).map(Some)
+}
+
+impl Refused {
+    /// Whether it refuses that value of the key.
+    pub(crate) fn refuses(&self, found: &Value) -> bool {
+        let is_fine = |found: &Value| self.except.iter().any(|fine| same_value(fine, found));
+        match (&self.value, found) {
+            (Some(value), _) => same_value(found, value),
+            (None, Value::Null) => false,
+            (None, Value::Array(items)) if !self.except.is_empty() => !items.iter().all(is_fine),
+            (None, _) => !is_fine(found),
+        }
+    }
 }
 
 /// When an optional parameter exists.

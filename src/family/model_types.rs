@@ -154,7 +154,6 @@ const TYPES: &[(&[&str], TypeFact)] = &[
             "zamba2",
             "nemotron_h",
             "falcon_h1",
-            "granitemoehybrid",
             "plamo2",
             "hymba",
             "zaya",

@@ -9,7 +9,7 @@ use super::architecture::{Architecture, MOST_LAYERS};
 use super::architecture_fault::ArchitectureFault;
 use super::config::{Config, Found};
 use super::config_error::{ConfigError, ORIGINAL};
-use super::format::{Family, Presence, Refused};
+use super::format::{Family, Presence};
 use super::keys::{Field, Key};
 use super::known::families;
 use super::layer_kinds::LayerKinds;
@@ -19,7 +19,6 @@ use super::multipliers::Multipliers;
 use super::rope::RopeContext;
 use super::rope_kinds::Ropes;
 use super::rope_place::partial_rotary_factor;
-use super::spelling::same_value;
 use super::unsaid::{refuse_type, refuse_unsaid};
 use crate::Result;
 use crate::checkpoint::dtype::from_torch_name;
@@ -286,23 +285,13 @@ fn refuse(config: &Config, family: &Family) -> Result<()> {
             "all layers have one configuration",
         );
     }
-    for Refused {
-        key,
-        value,
-        absent,
-        or_null,
-        because,
-    } in &family.refused
-    {
-        if *absent {
-            refuse_absent(config, key, *or_null, because)?;
+    for rule in &family.refused {
+        let (key, because) = (&rule.key, &rule.because);
+        if rule.absent {
+            refuse_absent(config, key, rule.or_null, because)?;
             continue;
         }
-        let refuses = |found: &Value| match value {
-            Some(value) => same_value(found, value),
-            None => !found.is_null(),
-        };
-        if let Some(found) = config.json.get(key).filter(|found| refuses(found)) {
+        if let Some(found) = config.json.get(key).filter(|found| rule.refuses(found)) {
             return refused(key, found, because);
         }
     }

@@ -242,8 +242,20 @@ fn absent_keys_with_a_meaning_are_refused() {
     for (family, key, expected) in [
         ("cwm", "layer_types", "every fourth layer"),
         ("cwm", "rope_parameters", "a scaling of rotary positions"),
+        (
+            "granitemoehybrid",
+            "layer_types",
+            "every layer is a state-space model",
+        ),
+        ("granitemoehybrid", "num_local_experts", "8 experts"),
+        (
+            "granitemoehybrid",
+            "position_embedding_type",
+            "do not rotate",
+        ),
     ] {
-        let folder = copy_folder(&fixture("families").join(family), &work.path().join(key));
+        let name = format!("{family}-{key}");
+        let folder = copy_folder(&fixture("families").join(family), &work.path().join(name));
         crate::common::edit_json(&folder.join("config.json"), |config| {
             config.as_object_mut().unwrap().remove(key);
         });
@@ -275,6 +287,7 @@ fn an_expert_of_a_family_with_multipliers_is_its_model_again() {
     for (name, family, change) in [
         ("granite", "granite", None),
         ("usual", "granite", Some(usual)),
+        ("granitemoehybrid", "granitemoehybrid", None),
         ("hyperclovax", "hyperclovax", None),
     ] {
         let work = TempDir::new().unwrap();
@@ -330,4 +343,30 @@ fn multipliers_are_no_part_of_stock_targets_and_gguf() {
     let file = work.path().join("x.gguf");
     bam!("convert", granite, file, "--to", "gguf").refused(2, &["does not multiply embeddings"]);
     assert!(!out.exists() && !file.exists());
+}
+
+/// Granite 4 with state-space layers, with experts, and without rotation.
+#[test]
+fn values_that_are_no_exception_are_refused() {
+    let work = TempDir::new().unwrap();
+    for (key, value, expected) in [
+        (
+            "layer_types",
+            serde_json::json!(["mamba", "attention"]),
+            "state-space models",
+        ),
+        ("num_local_experts", Value::from(8), "its experts are in"),
+        (
+            "position_embedding_type",
+            Value::from("nope"),
+            "do not rotate",
+        ),
+    ] {
+        let granite = fixture("families/granitemoehybrid");
+        let folder = copy_folder(&granite, &work.path().join(key));
+        crate::common::edit_json(&folder.join("config.json"), |config| {
+            config[key] = value.clone();
+        });
+        bam!("cost", folder).refused(2, &[key, expected]);
+    }
 }
