@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use candle_core::{Result, Tensor};
 
-use super::{attend, linear, norm};
+use super::{attend, gelu, linear, norm};
 use crate::family::Activation;
 use crate::model::modules::{Attention, Linear, Matrix, Norm};
 use crate::model::params::Mode;
@@ -91,8 +91,8 @@ impl Steps for CandleSteps {
 pub(in crate::model::backend) fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
     match activation {
         Activation::Silu => x.silu(),
-        Activation::Gelu => x.gelu_erf(),
-        Activation::GeluTanh => x.gelu(),
+        Activation::Gelu => gelu::gelu(x),
+        Activation::GeluTanh => gelu::gelu_tanh(x),
         Activation::Relu => x.relu(),
         Activation::Relu2 => x.relu()?.sqr(),
     }
