@@ -63,7 +63,6 @@ const STATE_SPACE: TypeFact = TypeFact::Never(
 );
 const CONVOLUTION: TypeFact =
     TypeFact::Never("some of its layers are convolutions, so attention experts are not defined");
-const NORM_OFFSET: TypeFact = TypeFact::Never("its norms multiply by one plus their weight");
 const FUSED: TypeFact = TypeFact::Never("one tensor holds the rows of several projections");
 const NO_ROTATION: TypeFact = TypeFact::Never("some of its layers do not rotate queries and keys");
 const LEARNED: TypeFact = TypeFact::Never("positions are learned or added to scores, not rotated");
@@ -172,10 +171,7 @@ const TYPES: &[(&[&str], TypeFact)] = &[
         ],
         CONVOLUTION,
     ),
-    (
-        &["gemma", "gemma2", "gemma3_text", "vaultgemma", "step3p5"],
-        NORM_OFFSET,
-    ),
+    (&["step3p5"], GATED_ATTENTION),
     (
         &[
             "phi4_multimodal",

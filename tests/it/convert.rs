@@ -355,7 +355,7 @@ fn a_rotary_embedding_for_each_kind_of_layer_stays_as_it_is() {
             for key in ["rope_theta", "rope_scaling", "rope_parameters"] {
                 config.remove(key);
             }
-            config.insert("model_type".to_owned(), json!("gemma3_text"));
+            config.insert("model_type".to_owned(), json!("gemma3n_text"));
             config.extend(rope.as_object().unwrap().clone());
         });
         let out = work.path().join(format!("{number}-out"));

@@ -370,3 +370,60 @@ fn values_that_are_no_exception_are_refused() {
         bam!("cost", folder).refused(2, &[key, expected]);
     }
 }
+
+/// As published: the keys of transformers 4, and no list of layers.
+#[test]
+fn gemma_3_in_the_keys_of_transformers_4_is_the_same_model() {
+    let work = TempDir::new().unwrap();
+    let gemma = fixture("families/gemma3_text");
+    let folder = copy_folder(&gemma, &work.path().join("gemma"));
+    crate::common::edit_json(&folder.join("config.json"), |config| {
+        let config = config.as_object_mut().unwrap();
+        for key in ["layer_types", "rope_parameters", "_sliding_window_pattern"] {
+            config.remove(key);
+        }
+        config.extend(
+            serde_json::json!({
+                "rope_theta": 60000.0, "rope_local_base_freq": 20000.0,
+                "rope_scaling": {"rope_type": "linear", "factor": 3.0}, "transformers_version": "4.57.1",
+            })
+            .as_object()
+            .unwrap()
+            .clone(),
+        );
+    });
+    bam!("logits", gemma, folder, "--tolerance", "0").ok();
+}
+
+#[test]
+fn keys_that_gemma_reads_in_another_way_are_refused() {
+    let work = TempDir::new().unwrap();
+    for (family, key, value, expected) in [
+        (
+            "gemma",
+            "hidden_act",
+            Value::from("gelu"),
+            "transformers 4 does not",
+        ),
+        ("gemma2", "sliding_window", Value::Null, "need a window"),
+        (
+            "gemma3_text",
+            "use_bidirectional_attention",
+            Value::from(true),
+            "looks back only",
+        ),
+        (
+            "gemma3_text",
+            "attn_logit_softcapping",
+            Value::from(50.0),
+            "transformers ignores it",
+        ),
+    ] {
+        let folder = fixture("families").join(family);
+        let folder = copy_folder(&folder, &work.path().join(format!("{family}-{key}")));
+        crate::common::edit_json(&folder.join("config.json"), |config| {
+            config[key] = value.clone();
+        });
+        bam!("cost", folder).refused(2, &[key, expected]);
+    }
+}

@@ -152,6 +152,8 @@ fn gradients_of_mixtures_of_described_families_are_right() {
         "helium",
         "granite",
         "hyperclovax",
+        "granitemoehybrid",
+        "gemma2",
         "smollm3",
         "cohere2",
         "olmo3",

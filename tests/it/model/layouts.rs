@@ -14,7 +14,7 @@ use super::{difference, golden_tokens, in_f64, run, ways};
 
 /// A mixture of two experts over 24 dimensions; `number` varies the rest.
 fn config(block: &str, position: &str, norm: &str, mlp: &str, number: usize) -> Value {
-    json!({
+    let mut config = json!({
         "model_type": "bam", "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 384, "rope_theta": 1000.0,
         "tie_word_embeddings": number.is_multiple_of(3), "rms_norm_eps": 1e-5, "layer_norm_eps": 1e-5,
@@ -28,13 +28,19 @@ fn config(block: &str, position: &str, norm: &str, mlp: &str, number: usize) -> 
         "num_attention_experts_per_tok": 3, "norm_topk_prob": number % 5 == 1, "norm_topk_prob_attention": false,
         "logit_scale": 0.5, "norm_offset": number % 4 < 2, "norm_bias": !number.is_multiple_of(3), "head_bias": number % 4 > 1,
         "qk_norm_after_rope": number % 5 < 2,
+    });
+    let multipliers = json!({
         "logits_divisor": (number % 2 == 1).then_some(0.7),
         "embedding_multiplier": (number % 3 == 1).then_some(1.5),
         "residual_multiplier": (number % 4 == 2).then_some(0.6),
         "attention_multiplier": (number % 5 == 2).then_some(0.3),
         "attn_logit_softcapping": (number % 3 == 2).then_some(0.8),
         "final_logit_softcapping": (number % 4 == 1).then_some(1.5),
-    })
+    });
+    for (key, value) in multipliers.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    config
 }
 
 /// A model of a configuration alone, with its tensors in two forms.
