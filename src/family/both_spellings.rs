@@ -30,7 +30,16 @@ pub fn both_spellings(config: &mut Map<String, Value>) {
     };
     let by_kind = family.keys.has(Field::RopeLocalTheta);
     if !by_kind || family.says_layouts() && !has_kinds(config) {
+        let had_scaling = said(config, "rope_scaling").is_some();
         both_of_every_layer(config);
+        if !family.says_layouts() {
+            say_beside(config, family);
+        }
+        // Transformers 4 would not obey it.
+        let is_refused = |key: &str| family.refused.iter().any(|refused| refused.key == key);
+        if !had_scaling && is_refused("rope_scaling") {
+            config.shift_remove("rope_scaling");
+        }
     } else if !family.says_layouts() {
         both_of_kinds(config, family);
     }
@@ -86,6 +95,24 @@ fn both_of_every_layer(config: &mut Map<String, Value>) {
                 None => _ = parameters.insert("rope_type".to_owned(), Value::from("default")),
             }
             config.insert("rope_parameters".to_owned(), Value::Object(parameters));
+        }
+    }
+}
+
+/// Says the values in `rope_parameters` under the family's own keys beside it, which its class in transformers 4 reads.
+fn say_beside(config: &mut Map<String, Value>, family: &Family) {
+    for field in [Field::RopeTheta, Field::PartialRotaryFactor] {
+        let names = &family.keys[field].names;
+        let Some(beside) = names.iter().find(|name| !name.contains('.')) else {
+            continue;
+        };
+        let mut inner = names
+            .iter()
+            .filter_map(|name| name.strip_prefix("rope_parameters."));
+        let parameters = config.get("rope_parameters");
+        let value = inner.find_map(|inner| parameters?.get(inner).cloned());
+        if let (Some(value), None) = (value, said(config, beside)) {
+            config.insert(beside.clone(), value);
         }
     }
 }

@@ -245,6 +245,21 @@ mod tests {
     }
 
     #[test]
+    fn keys_that_contradict_a_layout_are_refused() {
+        let error = refused(|text| format!("{text}norm_offset: true\n"));
+        assert!(
+            matches!(&error, Error::Format(FormatError::GgufNormOffset { .. })),
+            "{error}"
+        );
+        let error =
+            refused(|text| text.replace("\nkeys:\n", "\nkeys:\n  parallel_block: parallel\n"));
+        assert!(
+            matches!(&error, Error::Format(FormatError::SequentialBlock { .. })),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn a_file_that_extends_another_says_only_what_differs() {
         let text = "\
             extends: llama\n\

@@ -369,6 +369,24 @@ fn both_spellings_add_and_change_nothing() {
     );
 }
 
+/// The class of transformers 4 reads the rotated part of a head beside `rope_parameters` alone.
+#[test]
+fn both_spellings_of_the_rotated_part_are_written() {
+    let parameters =
+        json!({"rope_type": "default", "rope_theta": 7.0, "partial_rotary_factor": 0.75});
+    let mut phi = small("phi", json!({"rope_parameters": parameters})).json;
+    both_spellings(&mut phi);
+    assert_eq!(phi["partial_rotary_factor"], json!(0.75));
+    assert_eq!(phi["rope_theta"], json!(7.0));
+    assert_eq!(phi["rope_parameters"], parameters);
+
+    // A Nemotron with this key is refused, because the class of transformers 4 ignores it.
+    let scaled = json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0});
+    let mut nemotron = small("nemotron", json!({ "rope_parameters": scaled })).json;
+    both_spellings(&mut nemotron);
+    assert!(!nemotron.contains_key("rope_scaling"));
+}
+
 #[test]
 fn both_spellings_of_rope_mean_the_same() {
     let scaled = |json: Value| {

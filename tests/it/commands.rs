@@ -164,6 +164,21 @@ fn equal_weights_are_the_mean_whatever_they_are() {
 
 // ---------------------------------------------------------------- init
 
+/// Nemotron's norms multiply by one plus their weight, and have biases.
+#[test]
+fn init_starts_norms_at_the_factor_one() {
+    let work = TempDir::new().unwrap();
+    let out = work.path().join("out");
+    bam!("init", fixture("families/nemotron"), "--out", out).ok();
+    for (name, tensor) in read_folder(&out) {
+        if name.contains("norm") {
+            assert!(tensor.values().iter().all(|value| *value == 0.0), "{name}");
+        }
+    }
+    let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+    assert!(card.contains("Norms are 0 and biases are 0"), "{card}");
+}
+
 #[test]
 fn init_draws_weights_sets_norms_and_clears_biases() {
     let work = TempDir::new().unwrap();

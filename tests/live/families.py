@@ -97,6 +97,8 @@ def respelt(folder):
         config["rope_local_base_freq"] = local
     elif local != config["rope_theta"]:
         return None
+    if "partial_rotary_factor" in rope:
+        config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
     # Some classes of version 4 accept `type` alone.
     scaling = {"type" if key == "rope_type" else key: value for key, value in rope.items()}
     config["rope_scaling"] = None if rope["rope_type"] == "default" else scaling
