@@ -23,6 +23,9 @@ use crate::{Error, Result};
 /// The key that holds the version of a BAM's `config.json`.
 pub(super) const BAM_VERSION: &str = "bam_version";
 
+/// The base of rotary positions in layers that see all positions, where kinds of layers rotate differently.
+pub(super) const FULL_THETA: &str = "rope_parameters.full_attention.rope_theta";
+
 /// One `config.json` as read; its keys keep their order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -197,9 +200,10 @@ impl Config {
         version.split('.').next()?.parse().ok()
     }
 
-    /// What was assumed where a key is not said and the versions of transformers have different defaults.
+    /// What was assumed where the base of rotary positions is not said and the versions of transformers have different defaults.
     pub(crate) fn assumed(&self, key: &Key) -> Result<Option<String>> {
-        let absent = self.find(key.names.iter().map(String::as_str))? == Found::Absent;
+        let names = key.names.iter().map(String::as_str).chain([FULL_THETA]);
+        let absent = self.find(names)? == Found::Absent;
         let (Some(of_4), Some(of_5), Some(name), true) = (
             &key.default_before_5,
             &key.default,

@@ -281,4 +281,11 @@ fn both_spellings_say_the_rotation_of_each_kind_of_layer() {
     );
     assert_eq!(both(json!({ "rope_parameters": kinds })), expected);
     assert_eq!(both(json!({})), [Value::Null, Value::Null, Value::Null]);
+
+    // A base inside is said, so that none is assumed.
+    let config = small("olmo3", json!({ "rope_parameters": kinds }));
+    assert_eq!(
+        config.say_rope_theta(&mut config.json.clone()).unwrap(),
+        None
+    );
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::config::{Config, Found};
+use super::config::{Config, FULL_THETA, Found};
 use super::config_error::ConfigError;
 use super::format::Family;
 use super::keys::Field;
@@ -70,7 +70,7 @@ pub(super) const EVERY_LAYER: RopePlace = RopePlace {
 /// The place of layers that see all positions.
 pub(super) const FULL_LAYERS: RopePlace = RopePlace {
     objects: &["rope_scaling", "rope_parameters.full_attention"],
-    inner_theta: "rope_parameters.full_attention.rope_theta",
+    inner_theta: FULL_THETA,
     theta: Field::RopeTheta,
 };
 

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::gradients::{check, trainable};
 use super::naive::{Naive, Routing};
 use super::{Kind, difference, fixture, golden_tokens, in_f64, rows, run, ways};
-use crate::common::{Tensor, copy_folder, edit_tensors};
+use crate::common::{Tensor, bam, copy_folder, edit_tensors};
 
 /// The families with a fixture, by name.
 pub fn described() -> Vec<String> {
@@ -82,6 +82,27 @@ fn short_texts_have_the_short_factors_of_longrope() {
         let model = CausalLm::load(&fixture("families/phi3"), &options).unwrap();
         let logits = run(&model, &tokens[..golden.len()], &Forward::default());
         assert!(difference(&logits, &golden) < 1e-4, "{way}");
+    }
+}
+
+/// What commands write of a dense model is still that model.
+#[test]
+fn written_checkpoints_of_described_families_compute_the_same() {
+    for family in described() {
+        let work = TempDir::new().unwrap();
+        let source = fixture("families").join(&family);
+        let [converted, merged] = ["converted", "merged"].map(|name| work.path().join(name));
+        bam!("convert", source, converted, "--dtype", "f32").ok();
+        bam!(
+            "merge", "--model", source, "--model", source, "--out", merged
+        )
+        .ok();
+        for folder in [converted, merged] {
+            let model = CausalLm::load(&folder, &ways()[1].1).unwrap();
+            let found = run(&model, &golden_tokens(), &Forward::default());
+            let difference = difference(&found, &golden(&family));
+            assert!(difference < 1e-4, "{}: {difference}", folder.display());
+        }
     }
 }
 
