@@ -130,7 +130,10 @@ impl Checkpoint {
         let Some(entry) = self.tensors.remove(&whole.name) else {
             return Ok(());
         };
-        for (place, (name, shape)) in whole.places().zip(&whole.parts) {
+        // It may have another name in the file.
+        let renamed = self.parts.remove(&whole.name);
+        let stored = renamed.map_or_else(|| whole.name.clone(), |renamed| renamed.whole);
+        for (place, (name, shape)) in whole.places(&stored).zip(&whole.parts) {
             let part = entry.rows(whole.blocks, place.start, place.rows, shape.clone());
             let part = part.ok_or(PartFault::Uneven)?;
             if self.tensors.insert(name.clone(), part).is_some() {
@@ -140,7 +143,7 @@ impl Checkpoint {
             }
             self.parts.insert(name.clone(), place);
         }
-        self.wholes.insert(whole.name.clone(), entry);
+        self.wholes.insert(stored, entry);
         Ok(())
     }
 
@@ -150,6 +153,32 @@ impl Checkpoint {
         let others = self.tensors.iter().filter(|(name, _)| whole(name));
         let stored = others.chain(&self.wholes);
         stored.map(|(name, entry)| (name.as_str(), entry)).collect()
+    }
+
+    /// The parts of each stored tensor that was taken apart, in order, with the bytes of each in a block.
+    pub(crate) fn fused(&self) -> BTreeMap<&str, Vec<(&str, u64)>> {
+        let mut found: BTreeMap<&str, Vec<(&PartOf, &str, u64)>> = BTreeMap::new();
+        for (name, part) in &self.parts {
+            let length = self.tensors.get(name).map_or(0, |entry| entry.length);
+            let parts = found.entry(&part.whole).or_default();
+            parts.push((part, name, length / part.blocks));
+        }
+        let sorted = found.into_iter().map(|(whole, mut parts)| {
+            parts.sort_by_key(|(part, ..)| part.start);
+            let parts = parts.into_iter().map(|(_, name, length)| (name, length));
+            (whole, parts.collect())
+        });
+        sorted.collect()
+    }
+
+    /// Gives a tensor another name, under which it is a part of itself.
+    pub(crate) fn rename(&mut self, stored: &str, name: String) {
+        if let Some(entry) = self.tensors.remove(stored) {
+            let rows = entry.shape.first().copied().unwrap_or(1);
+            self.parts.insert(name.clone(), PartOf::all(stored, rows));
+            self.wholes.insert(stored.to_owned(), entry.clone());
+            self.tensors.insert(name, entry);
+        }
     }
 
     /// The expression of a tensor, of this checkpoint as the source of that name: of a part, by the tensor that the file has.

@@ -21,7 +21,7 @@ pub(crate) struct PartOf {
     /// The stored tensor.
     pub(super) whole: String,
     /// Its blocks.
-    blocks: u64,
+    pub(super) blocks: u64,
     /// First row of the part in each block.
     pub(super) start: u64,
     /// Rows of the part in each block.
@@ -41,13 +41,13 @@ pub(crate) enum PartFault {
 }
 
 impl FusedTensor {
-    /// Where the parts are in it, in their order.
-    pub(super) fn places(&self) -> impl Iterator<Item = PartOf> {
+    /// Where the parts are in it, in their order; `stored` is its name in the file.
+    pub(super) fn places(&self, stored: &str) -> impl Iterator<Item = PartOf> {
         let mut start = 0;
         self.parts.iter().map(move |(_, shape)| {
             let rows = shape.first().copied().unwrap_or(0) / self.blocks.max(1);
             let place = PartOf {
-                whole: self.name.clone(),
+                whole: stored.to_owned(),
                 blocks: self.blocks,
                 start,
                 rows,
@@ -59,6 +59,16 @@ impl FusedTensor {
 }
 
 impl PartOf {
+    /// All of a stored tensor of so many rows.
+    pub(super) fn all(stored: &str, rows: u64) -> Self {
+        Self {
+            whole: stored.to_owned(),
+            blocks: 1,
+            start: 0,
+            rows,
+        }
+    }
+
     /// The part of a stored tensor of that shape.
     pub(super) fn expression(&self, source: &str, whole: &[u64]) -> Expression {
         let mut of = Expression::copy(source, &self.whole);

@@ -13,6 +13,7 @@ use super::keys::Field;
 use super::known::BAM;
 use super::layout::{Block, Layers, Layouts, MlpType, NormPosition, NormType, QkNorm};
 use super::mixture::Mixture;
+use super::multimodal::Multimodal;
 use super::multipliers::Multipliers;
 use super::rope_kinds::LayerRope;
 use crate::Result;
@@ -109,6 +110,9 @@ pub struct Architecture {
     pub dtype: Option<Dtype>,
     /// The experts, in a mixture.
     pub mixture: Option<Mixture>,
+    /// The kind of the model that it is the language model of, where that has further inputs.
+    #[serde(skip)]
+    pub multimodal: Option<&'static Multimodal>,
     /// The family that a user brought; `None` where [`Self::family`] names an embedded one.
     #[serde(skip)]
     pub format: Option<Arc<Family>>,
@@ -120,6 +124,7 @@ impl Architecture {
         Self {
             family: BAM.to_owned(),
             mixture: Some(mixture),
+            multimodal: None,
             format: None,
             ..self.clone()
         }

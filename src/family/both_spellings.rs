@@ -4,11 +4,12 @@
 use serde_json::{Map, Value, json};
 
 use super::config::{Config, Found};
+use super::config_error::ORIGINAL;
 use super::format::Family;
 use super::keys::Field;
 use super::known::families;
 use super::rope_place::LAYER_KINDS;
-use super::spelling::normalised;
+use super::spelling::{normalised, without_outer};
 
 /// Adds the missing spelling of the dtype and of the RoPE keys. No value changes, and a config without either spelling
 /// gets neither.
@@ -21,7 +22,7 @@ pub fn both_spellings(config: &mut Map<String, Value>) {
         }
     }
     let Some(name) = config.get("model_type").and_then(Value::as_str) else {
-        return both_of_every_layer(config);
+        return both_of_every_layer(config, None);
     };
     let Ok(known) = families() else { return };
     // In families that are not known, `rope_parameters` may need an entry for each kind of layer.
@@ -31,7 +32,7 @@ pub fn both_spellings(config: &mut Map<String, Value>) {
     let by_kind = family.keys.has(Field::RopeLocalTheta);
     if !by_kind || family.says_layouts() && !has_kinds(config) {
         let had_scaling = said(config, "rope_scaling").is_some();
-        both_of_every_layer(config);
+        both_of_every_layer(config, Some(family));
         if !family.says_layouts() {
             say_beside(config, family);
         }
@@ -57,7 +58,7 @@ fn has_kinds(config: &Map<String, Value>) -> bool {
 }
 
 /// The RoPE keys of a model in which all layers rotate in one way.
-fn both_of_every_layer(config: &mut Map<String, Value>) {
+fn both_of_every_layer(config: &mut Map<String, Value>, family: Option<&Family>) {
     match said(config, "rope_parameters") {
         Some(Value::Object(mut parameters)) if !parameters.is_empty() => {
             if let (Some(theta), None) = (said(config, "rope_theta"), parameters.get("rope_theta"))
@@ -73,6 +74,11 @@ fn both_of_every_layer(config: &mut Map<String, Value>) {
                 config.insert("rope_theta".to_owned(), theta.clone());
             }
             if let (Some(scaling), None) = (normalised(&parameters), said(config, "rope_scaling")) {
+                let scaling = if family.is_some_and(|family| family.says(ORIGINAL)) {
+                    without_outer(scaling)
+                } else {
+                    scaling
+                };
                 config.insert("rope_scaling".to_owned(), Value::Object(scaling));
             }
         }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use glob::Pattern;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
@@ -42,6 +43,8 @@ pub struct Family {
     pub(crate) fused_tensors: Option<FusedTensorNames>,
     /// Names of the tensors that hold several projections of a layer, where the family has them.
     pub(crate) fused: Option<FusedProjections>,
+    /// Patterns of names of tensors that no reader uses.
+    pub(crate) ignored_tensors: Vec<Pattern>,
     /// Names in GGUF files, of a family that llama.cpp computes.
     pub(crate) gguf: Option<GgufNames>,
     /// Further keys of the configuration class, which change nothing that is computed here.
@@ -195,6 +198,7 @@ pub(super) struct FamilyText {
     mixture: Option<Keys>,
     fused_tensors: Option<FusedTensorNames>,
     fused: Option<FusedProjections>,
+    ignored_tensors: Option<Vec<String>>,
     gguf: Option<GgufNames>,
     other_keys: Option<Vec<String>>,
     refused: Option<Vec<Refused>>,
@@ -254,6 +258,7 @@ impl FamilyText {
             mixture: self.mixture,
             fused_tensors: self.fused_tensors,
             fused: self.fused,
+            ignored_tensors: patterns(path, self.ignored_tensors.unwrap_or_default())?,
             gguf: self.gguf,
             other_keys: self.other_keys.unwrap_or_default(),
             refused: self.refused.unwrap_or_default(),
@@ -336,6 +341,18 @@ impl Family {
                 .all()
                 .into_iter()
                 .any(|presence| matches!(presence, Presence::Key { names, .. } if names.iter().any(|key| key == name)))
+    }
+
+    /// The key of the base of rotary positions beside any object.
+    pub(super) fn theta_name(&self) -> &str {
+        self.keys[Field::RopeTheta].name().unwrap_or("rope_theta")
+    }
+
+    /// Whether no reader of the family uses a tensor of that name.
+    pub(crate) fn ignores(&self, name: &str) -> bool {
+        self.ignored_tensors
+            .iter()
+            .any(|pattern| pattern.matches(name))
     }
 
     /// Refuses what the grammar allows and the toolkit could not use.
@@ -441,6 +458,22 @@ impl Family {
         }
         Ok(())
     }
+}
+
+/// The patterns of tensors that are ignored.
+fn patterns(path: &Path, texts: Vec<String>) -> Result<Vec<Pattern>> {
+    let pattern = |text: String| {
+        Pattern::new(&text).map_err(|_| {
+            FormatError::Pattern {
+                path: path.to_path_buf(),
+                key: "ignored_tensors".to_owned(),
+                expected: "with `*` for any characters".to_owned(),
+                found: text,
+            }
+            .into()
+        })
+    };
+    texts.into_iter().map(pattern).collect()
 }
 
 /// The error of a key that each family needs.

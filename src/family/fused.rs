@@ -131,11 +131,6 @@ impl Architecture {
         Ok(found)
     }
 
-    /// Whether files of the family have several projections in one tensor.
-    pub(crate) fn has_fused_projections(&self) -> Result<bool> {
-        Ok(self.names()?.fused.is_some())
-    }
-
     /// The name under which a file of the family has a tensor, or the tensor that holds it.
     pub(super) fn stored_name(&self, spec: &TensorSpec) -> String {
         let fused = self.fused_projections(std::slice::from_ref(spec));
@@ -154,8 +149,8 @@ impl Architecture {
     }
 
     /// The same checkpoint with each projection under a name of its own, in its place in the file.
-    pub fn with_projections_apart(&self, mut checkpoint: Checkpoint) -> Result<Checkpoint> {
-        if !self.has_fused_projections()? {
+    fn with_projections_apart(&self, mut checkpoint: Checkpoint) -> Result<Checkpoint> {
+        if self.names()?.fused.is_none() {
             return Ok(checkpoint);
         }
         for fused in self.fused_projections(&self.tensors()?)? {
@@ -175,8 +170,13 @@ impl Architecture {
 
     /// The same checkpoint under the names of [`Architecture::tensors`], however it is stored.
     pub fn as_read(&self, checkpoint: Checkpoint) -> Result<Checkpoint> {
-        let checkpoint = self.with_experts_apart(self.with_tied_embedding(checkpoint)?)?;
-        self.with_projections_apart(checkpoint)
+        let checkpoint = self.with_tied_embedding(self.with_language_model(checkpoint)?)?;
+        self.with_projections_apart(self.with_experts_apart(checkpoint)?)
+    }
+
+    /// Whether files may have other names than [`Architecture::tensors`], each reader of which sees these.
+    pub(crate) fn has_other_names(&self) -> Result<bool> {
+        Ok(self.multimodal.is_some() || self.names()?.fused.is_some())
     }
 
     /// Refuses the fused layout where the names of tensors are recorded.

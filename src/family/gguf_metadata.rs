@@ -171,6 +171,7 @@ impl<'a> Metadata<'a> {
             initializer_range: 0.02,
             dtype: Some(self.dtype()?),
             mixture: None,
+            multimodal: None,
             format: Some(Arc::clone(family)),
         };
         let mixture = experts.map(|(count, used)| Mixture {

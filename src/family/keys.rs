@@ -134,7 +134,8 @@ fields! {
     IntermediateSize = "intermediate_size", Keys, Required;
     NumLayers = "num_layers", Keys, Required;
     NumHeads = "num_heads", Keys, Required;
-    NumKvHeads = "num_kv_heads", Keys, Required;
+    /// As many as heads where a family does not list it.
+    NumKvHeads = "num_kv_heads", Keys, Optional;
     VocabSize = "vocab_size", Keys, Required;
     NormEps = "norm_eps", Keys, Required;
     TieWordEmbeddings = "tie_word_embeddings", Keys, Required;

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::architecture::Architecture;
 use super::error::FamilyError;
+use super::format::Family;
+use super::multimodal::Multimodal;
 use super::role::Role;
 use super::tensors::TensorSpec;
 use crate::Result;
 use crate::checkpoint::{Checkpoint, TensorEntry};
 
 /// Buffers that old exports store though every reader computes them.
-pub(crate) const COMPUTED: &str = ".rotary_emb.inv_freq";
+const COMPUTED: &str = ".rotary_emb.inv_freq";
 
 impl Architecture {
     /// Opens the checkpoint at `path`, one tensor per expert, and matches all its tensors; reads headers only.
@@ -27,7 +30,7 @@ impl Architecture {
 
     /// Matches `specs`, the tensors of this architecture, with a checkpoint's tensors, names and shapes both ways.
     ///
-    /// Returns the names that no reader uses: computed buffers, and a stored copy of a tied head, which must hold the
+    /// Returns the names that no reader uses: computed buffers, tensors of other parts, and a stored copy of a tied head, which must hold the
     /// values of the input embedding. Any other missing, unexpected or misshapen tensor is an error that names it, or that
     /// gives one reason for many.
     pub fn match_tensors(
@@ -67,7 +70,7 @@ impl Architecture {
             }
             let tied_head =
                 self.tie_word_embeddings && self.names().is_ok_and(|names| names.head() == name);
-            if !tied_head && !name.ends_with(COMPUTED) {
+            if !tied_head && !self.ignores(name) {
                 return Err(FamilyError::UnknownTensor {
                     path: checkpoint.files[entry.file].path().to_path_buf(),
                     tensor: name.clone(),
@@ -81,6 +84,14 @@ impl Architecture {
             unused.push(name.clone());
         }
         Ok(unused)
+    }
+
+    /// Whether no reader of the family uses a tensor of that name.
+    pub(crate) fn ignores(&self, name: &str) -> bool {
+        let is_listed = |family: Arc<Family>| family.ignores(name);
+        name.ends_with(COMPUTED)
+            || self.multimodal.is_some() && Multimodal::is_other(name)
+            || self.names().is_ok_and(is_listed)
     }
 
     /// The name of the head, where a checkpoint of a tied model stores the matrix of head and input embedding under that

@@ -44,10 +44,29 @@ impl Architecture {
     ) -> Option<Error> {
         Quantised::of(checkpoint)
             .map(|quantised| quantised.refusal(checkpoint, PlainNeed::Compute))
-            .or_else(|| other_input(specs, checkpoint))
+            .or_else(|| self.other_input(specs, checkpoint))
             .or_else(|| other_head(specs, checkpoint))
             .or_else(|| other_prefix(specs, checkpoint))
             .or_else(|| self.no_head(specs, checkpoint))
+    }
+
+    /// A vision or audio tower.
+    fn other_input(&self, specs: &[TensorSpec], checkpoint: &Checkpoint) -> Option<Error> {
+        let is_other = |name: &str| {
+            !self.ignores(name)
+                && OTHER_INPUTS.iter().any(|part| {
+                    name.find(part)
+                        .is_some_and(|at| at == 0 || name.as_bytes()[at - 1] == b'.')
+                })
+        };
+        let (name, entry) = unexpected(specs, checkpoint, is_other)?;
+        Some(
+            FamilyError::Multimodal {
+                path: file(checkpoint, entry),
+                tensor: name.clone(),
+            }
+            .into(),
+        )
     }
 
     /// A model that lacks nothing but its output embedding.
@@ -84,24 +103,6 @@ fn unexpected<'a>(
         .iter()
         .filter(|(name, _)| wanted(name))
         .find(|(name, _)| !specs.iter().any(|spec| spec.name == **name))
-}
-
-/// A vision or audio tower.
-fn other_input(specs: &[TensorSpec], checkpoint: &Checkpoint) -> Option<Error> {
-    let is_other = |name: &str| {
-        OTHER_INPUTS.iter().any(|part| {
-            name.find(part)
-                .is_some_and(|at| at == 0 || name.as_bytes()[at - 1] == b'.')
-        })
-    };
-    let (name, entry) = unexpected(specs, checkpoint, is_other)?;
-    Some(
-        FamilyError::Multimodal {
-            path: file(checkpoint, entry),
-            tensor: name.clone(),
-        }
-        .into(),
-    )
 }
 
 /// The head of a classifier, reward model or other task.

@@ -175,14 +175,12 @@ const TYPES: &[(&[&str], TypeFact)] = &[
     (
         &[
             "phi4_multimodal",
-            "gpt_neox",
             "gpt_neox_japanese",
             "persimmon",
             "codegen",
             "phi-msft",
             "falcon",
             "chatglm",
-            "internlm2",
             "phi3small",
             "dbrx",
             "RefinedWeb",

@@ -15,6 +15,7 @@ use super::known::families;
 use super::layer_kinds::LayerKinds;
 use super::layout::{Block, Layouts, NormType, QkNorm, SaidLayouts};
 use super::mixture::Mixture;
+use super::multimodal::Multimodal;
 use super::multipliers::Multipliers;
 use super::rope::RopeContext;
 use super::rope_kinds::Ropes;
@@ -37,6 +38,8 @@ impl Architecture {
     /// # Ok::<(), bam_convert::Error>(())
     /// ```
     pub fn of(config: &Config) -> Result<Self> {
+        let multimodal = Multimodal::of(config);
+        let config = &*config.language_model()?;
         let family = Family::of(config)?;
         let is_embedded = families()?.iter().any(|known| Arc::ptr_eq(known, &family));
         if !is_embedded {
@@ -47,6 +50,7 @@ impl Architecture {
             refuse_unsaid(config, &family, &architecture)?;
         }
         Ok(Self {
+            multimodal,
             format: (!is_embedded).then_some(family),
             ..architecture
         })
@@ -156,6 +160,7 @@ impl Architecture {
                 .unwrap_or(0.02),
             dtype: dtype(config, &keys[Field::Dtype])?,
             mixture: None,
+            multimodal: None,
             format: None,
         };
         architecture.check_in(config)?;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::config::Config;
 use super::config_error::{ConfigError, ORIGINAL};
 use super::rope_place::RopePlace;
-use super::spelling::{normalised, same_value};
+use super::spelling::{normalised, same_value, without_outer};
 use crate::checkpoint::json::kind;
 use crate::printable::excerpts;
 use crate::{Error, Result};
@@ -99,7 +99,7 @@ impl Config {
             self.check_rope_type(name, object)?;
             let scaling = normalised(object);
             match &found {
-                Some((first, earlier)) if !same_scaling(earlier, &scaling) => {
+                Some((first, earlier)) if !same_scaling(earlier, &scaling, context) => {
                     let [value, other_value] = excerpts(&shown(earlier), &shown(&scaling));
                     return Err(ConfigError::TwoSpellings {
                         path: self.path.clone(),
@@ -170,6 +170,15 @@ impl Config {
     }
 }
 
+/// The factor on cosines and sines that classes take for a context longer by `factor` than the original one.
+pub(super) fn longrope_factor(factor: f64, original: f64) -> f64 {
+    if factor <= 1.0 {
+        1.0
+    } else {
+        (1.0 + factor.ln() / original.ln()).sqrt()
+    }
+}
+
 /// A scaling in words.
 fn shown(scaling: &Option<Map<String, Value>>) -> String {
     match scaling {
@@ -178,10 +187,21 @@ fn shown(scaling: &Option<Map<String, Value>>) -> String {
     }
 }
 
-fn same_scaling(a: &Option<Map<String, Value>>, b: &Option<Map<String, Value>>) -> bool {
+fn same_scaling(
+    a: &Option<Map<String, Value>>,
+    b: &Option<Map<String, Value>>,
+    context: &RopeContext,
+) -> bool {
+    let values = |scaling: &Map<String, Value>| {
+        Value::Object(if context.has_outer_original {
+            without_outer(scaling.clone())
+        } else {
+            scaling.clone()
+        })
+    };
     match (a, b) {
         (None, None) => true,
-        (Some(a), Some(b)) => same_value(&Value::Object(a.clone()), &Value::Object(b.clone())),
+        (Some(a), Some(b)) => same_value(&values(a), &values(b)),
         _ => false,
     }
 }
@@ -333,8 +353,7 @@ impl Scaling<'_> {
         }
         let attention = |factor: Option<f64>, original: f64| match (said, factor) {
             (Some(said), _) => Some(said),
-            (None, Some(factor)) if factor <= 1.0 => Some(1.0),
-            (None, factor) => factor.map(|factor| (1.0 + factor.ln() / original.ln()).sqrt()),
+            (None, factor) => factor.map(|factor| longrope_factor(factor, original)),
         };
         let original = outer.or(inner).unwrap_or(longest);
         let of_5 = (

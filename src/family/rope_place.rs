@@ -89,7 +89,7 @@ pub(super) fn rope_theta(
 ) -> Result<Option<f64>> {
     let key = &family.keys[place.theta];
     let outer: &str = match place.theta {
-        Field::RopeTheta => "rope_theta",
+        Field::RopeTheta => family.theta_name(),
         _ => key.name().unwrap_or_default(),
     };
     let inner = (*place != EVERY_LAYER).then_some(place.inner_theta);

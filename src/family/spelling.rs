@@ -2,7 +2,25 @@
 
 use serde_json::{Map, Value};
 
-/// A RoPE scaling without `rope_theta` and with `rope_type` in its new spelling; `None` where it is the plain RoPE.
+use super::config_error::ORIGINAL;
+
+/// Keys in the objects of rotary positions that are no part of a scaling.
+const BESIDE: [&str; 4] = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
+
+/// A longrope as the class of Phi-3 in transformers 4 reads it, which refuses any other keys. Values that are said beside it are left
+/// out, and `rope_type` has its old spelling.
+pub(super) fn without_outer(mut scaling: Map<String, Value>) -> Map<String, Value> {
+    if scaling.contains_key("attention_factor") {
+        return scaling;
+    }
+    scaling.shift_remove(ORIGINAL);
+    if let Some(kind) = scaling.shift_remove("rope_type") {
+        scaling.shift_insert(0, "type".to_owned(), kind);
+    }
+    scaling
+}
+
+/// A RoPE scaling alone, with `rope_type` in its new spelling; `None` where it is the plain RoPE.
 pub(super) fn normalised(scaling: &Map<String, Value>) -> Option<Map<String, Value>> {
     let kind = ["rope_type", "type"]
         .iter()
@@ -16,7 +34,7 @@ pub(super) fn normalised(scaling: &Map<String, Value>) -> Option<Map<String, Val
     normal.extend(
         scaling
             .iter()
-            .filter(|(key, _)| !["rope_type", "type", "rope_theta"].contains(&key.as_str()))
+            .filter(|(key, _)| !BESIDE.contains(&key.as_str()))
             .map(|(key, value)| (key.clone(), value.clone())),
     );
     Some(normal)

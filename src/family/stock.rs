@@ -303,6 +303,7 @@ fn fitted(
             .logit_scale
             .filter(|_| !family.keys[Field::LogitScale].names.is_empty()),
         mixture: Some(mixture),
+        multimodal: None,
         format: None,
         ..dense.clone()
     }

@@ -13,6 +13,7 @@ use super::format::{Family, Presence};
 use super::keys::{Field, Section};
 use super::layout::Block;
 use super::mixture::weight_of_mean;
+use super::rope::longrope_factor;
 use super::rope_place::LAYER_KINDS;
 use super::spelling::same_value;
 use crate::Result;
@@ -327,14 +328,15 @@ impl<'a> ConfigWriter<'a> {
         };
 
         let full = said(&self.json, by_kind.then_some(FULL)).unwrap_or_default();
-        let full = self.rope_values(of.rope_theta, &of.rope_scaling, &full, outer.as_ref());
+        let mut full = self.rope_values(of.rope_theta, &of.rope_scaling, &full, outer.as_ref());
         let theta = full["rope_theta"].clone();
         let original = full.get(ORIGINAL).cloned();
         if let Some(original) = original.filter(|_| self.family.says(ORIGINAL)) {
+            self.without_implied(&mut full, &original);
             self.put(ORIGINAL, original);
         }
         if !by_kind {
-            self.put("rope_theta", theta);
+            self.put(self.family.theta_name(), theta);
             self.put("rope_parameters", Value::Object(full));
             return;
         }
@@ -349,6 +351,19 @@ impl<'a> ConfigWriter<'a> {
             "rope_parameters",
             json!({ (FULL): full, (SLIDING): sliding }),
         );
+    }
+
+    /// Leaves out the factor on cosines and sines where the class takes the same one: Phi-3's has no place for it in transformers 4.
+    fn without_implied(&self, values: &mut Map<String, Value>, original: &Value) {
+        let implied = self.of.max_position_embeddings.zip(original.as_f64());
+        let implied = implied.map(|(longest, original)| {
+            let factor = longest as f64 / original;
+            longrope_factor(factor, original)
+        });
+        let said = values.get("attention_factor").and_then(Value::as_f64);
+        if said.is_some() && said == implied {
+            values.shift_remove("attention_factor");
+        }
     }
 
     /// The values of one rotation in the order of `said`, with its base as `said` or else `outer` spells it.

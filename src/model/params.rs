@@ -398,7 +398,7 @@ pub(super) fn describe(folder: &Path) -> Result<(Config, Architecture)> {
     described::expect_folder(folder)?;
     let config = Config::read(folder)?;
     let architecture = Architecture::of(&config)?;
-    Ok((config, architecture))
+    Ok((config.language_model()?.into_owned(), architecture))
 }
 
 fn missing_tensor(path: &Path, tensor: &str) -> ModelError {

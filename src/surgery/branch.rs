@@ -17,7 +17,7 @@ use crate::checkpoint::expression::Expression;
 use crate::checkpoint::manifest::Manifest;
 use crate::checkpoint::outline;
 use crate::checkpoint::output::{OutputFolder, check_free_space, check_target};
-use crate::family::{drop_leftover, expert_names};
+use crate::family::{Config, drop_leftover, expert_names};
 
 /// Where the branches go.
 pub struct Branching {
@@ -75,8 +75,9 @@ pub fn plan(mut seed: Model, names: &[String], out: &Path) -> Result<Branching> 
             .is_none_or(|name| name != crate::checkpoint::manifest::MANIFEST)
     });
     let mut files: Vec<OutputFile> = side_files::copies(kept).collect();
-    let mut config = seed.config.json.clone();
-    let note = drop_leftover(&seed.config, &seed.source.checkpoint, &mut config);
+    let stored = Config::read(&seed.config.path)?;
+    let mut config = stored.json.clone();
+    let note = drop_leftover(&stored, &seed.source.checkpoint, &mut config);
     if note.is_some() {
         files.retain(|file| file.name != "config.json");
         files.push(side_files::json_file("config.json", &config));

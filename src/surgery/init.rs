@@ -47,7 +47,7 @@ pub fn plan(
     dtype: Option<Dtype>,
     seed: u64,
 ) -> Result<(Plan, Architecture, Vec<OutputFile>)> {
-    let config = Config::read(path)?;
+    let config = Config::read(path)?.language_model()?.into_owned();
     let mut architecture = Architecture::of(&config)?;
     let dtype = dtype.or(architecture.dtype).unwrap_or(Dtype::F32);
     architecture.dtype = Some(dtype);

@@ -42,6 +42,7 @@ pub fn plan(
         .into());
     };
     let mut notes: Vec<String> = ids_beyond(base)?.into_iter().collect();
+    notes.extend(models.iter().filter_map(|(model, _)| model.unused_note()));
     for (other, _) in models
         .iter()
         .filter(|(other, _)| !std::ptr::eq(other, base))

@@ -18,7 +18,7 @@ use crate::family::{Architecture, Config, Role, TensorSpec, described};
 pub struct Model {
     /// Weights and side files, under the name that plans use.
     pub source: Source,
-    /// Its `config.json`.
+    /// Its `config.json`, or the part of it that describes the language model.
     pub config: Config,
     /// What the configuration says.
     pub architecture: Architecture,
@@ -34,11 +34,12 @@ impl Model {
         described::expect_folder(path)?;
         let config = Config::read(path)?;
         let architecture = Architecture::of(&config)?;
+        let config = config.language_model()?.into_owned();
         let specs = architecture.tensors()?;
-        let checkpoint = architecture.with_tied_embedding(Checkpoint::open(path)?)?;
+        let checkpoint = Checkpoint::open(path)?;
         checkpoint.expect_layout(path)?;
         architecture.refuse_fused(&checkpoint)?;
-        let checkpoint = architecture.with_projections_apart(checkpoint)?;
+        let checkpoint = architecture.as_read(checkpoint)?;
         let mut side_files = vec![config.path.clone()];
         side_files.extend(existing(
             path,
@@ -62,6 +63,15 @@ impl Model {
             specs,
             unused,
         })
+    }
+
+    /// What a user should know of the tensors that no reader uses, where there are any.
+    pub(super) fn unused_note(&self) -> Option<String> {
+        let (name, count) = (&self.source.name, self.unused.len());
+        let first = self.unused.first()?;
+        Some(format!(
+            "{name}: {count} stored tensor(s) that the model does not use are left out, such as `{first}`"
+        ))
     }
 
     /// The entry of a spec's tensor.

@@ -163,12 +163,7 @@ pub(super) fn notes(models: &[Model], dtype: Option<Dtype>) -> Vec<String> {
     let mut notes = Vec::new();
     for model in models {
         let name = &model.source.name;
-        if let Some(first) = model.unused.first() {
-            let count = model.unused.len();
-            notes.push(format!(
-                "{name}: {count} stored tensor(s) that models compute or tie are left out, such as `{first}`"
-            ));
-        }
+        notes.extend(model.unused_note());
         let differing = model
             .specs
             .iter()

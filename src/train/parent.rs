@@ -16,8 +16,9 @@ pub(super) const CONFIG: &str = "config.json";
 
 /// The checkpoint that training begins with.
 pub(super) fn opened(folder: &Path, architecture: &Architecture) -> Result<Checkpoint> {
-    let parent = architecture.with_tied_embedding(Checkpoint::open(folder)?)?;
-    let parent = architecture.with_projections_apart(parent)?;
+    let parent = Checkpoint::open(folder)?;
+    architecture.refuse_fused(&parent)?;
+    let parent = architecture.as_read(parent)?;
     architecture.match_tensors(&architecture.tensors()?, &parent)?;
     // It would keep the values that it has now, while the embedding trains.
     architecture.without_second_head(parent)

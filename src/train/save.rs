@@ -22,7 +22,7 @@ use crate::checkpoint::output::{OutputFolder, check_free_space};
 use crate::checkpoint::writer::{
     TensorBytes, TensorLayout, WriteOptions, write_file, write_weights,
 };
-use crate::checkpoint::{Checkpoint, Expression, FusedTensor, TensorEntry, dtype};
+use crate::checkpoint::{Checkpoint, Expression, TensorEntry, dtype};
 use crate::family::{Architecture, expert_names};
 use crate::markdown;
 use crate::model::{HostValues, OptimiserState, StatePart};
@@ -65,8 +65,6 @@ pub(super) struct Position {
 /// What all checkpoints of a run have in common.
 pub(super) struct Saver {
     parent: Checkpoint,
-    /// Tensors of the parent that hold several parameters.
-    fused: Vec<FusedTensor>,
     files: Vec<FileHash>,
     manifest: Option<String>,
     config: Option<PlainConfig>,
@@ -96,7 +94,6 @@ impl Saver {
             .transpose()?
             .map(|(sha256, _)| sha256);
         Ok(Self {
-            fused: architecture.fused_projections(&architecture.tensors()?)?,
             parent,
             files,
             manifest,
@@ -203,6 +200,7 @@ impl Saver {
         masters: &'a BTreeMap<&str, HostValues<'a>>,
     ) -> Result<(Vec<TensorLayout>, Bytes<'a>)> {
         let (mut layouts, mut sources) = (Vec::new(), Vec::new());
+        let fused = self.parent.fused();
         for (name, entry) in self.parent.stored() {
             let Some(stored) = entry.encoding.plain() else {
                 return Err(TrainError::Quantised {
@@ -220,11 +218,10 @@ impl Saver {
                 Some(values) => Source::Values(values),
                 None => Source::File(&self.parent, entry),
             };
-            sources.push(match self.fused.iter().find(|fused| fused.name == name) {
-                Some(fused) => {
-                    let parts = fused.parts.iter().map(|(part, _)| {
-                        let entry = self.parent.tensor(part)?;
-                        Ok((entry.length / fused.blocks, source(part, entry)))
+            sources.push(match fused.get(name) {
+                Some(parts) => {
+                    let parts = parts.iter().map(|(part, length)| {
+                        Ok((*length, source(part, self.parent.tensor(part)?)))
                     });
                     Source::Parts(parts.collect::<Result<_>>()?)
                 }
@@ -287,12 +284,12 @@ impl Saver {
             }
             None => SourceRecord::of(PARENT, &self.parent.path, target, self.files.clone())?,
         };
+        let fused = self.parent.fused();
         let tensors = layouts.iter().map(|layout| {
             let copy = self.untrained(&layout.name);
-            let fused = self.fused.iter().find(|fused| fused.name == layout.name);
-            let mut parts = fused.iter().flat_map(|fused| &fused.parts);
+            let mut parts = fused.get(layout.name.as_str()).into_iter().flatten();
             let is_trained = masters.contains_key(layout.name.as_str())
-                || parts.any(|(part, _)| masters.contains_key(part.as_str()));
+                || parts.any(|(part, _)| masters.contains_key(part));
             let expression = if is_trained {
                 Expression::Trained { of: Box::new(copy) }
             } else {

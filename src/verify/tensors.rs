@@ -9,7 +9,7 @@ use crate::Result;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::{Dtype, Encoding, FusedTensor, TensorEntry, dtype};
 use crate::error::nearest;
-use crate::family::{Architecture, COMPUTED, Layers, Role, TensorSpec};
+use crate::family::{Architecture, Layers, Role, TensorSpec};
 use crate::table;
 
 /// Adds the rows `tensors`, `dtypes` and `tied head`.
@@ -139,7 +139,7 @@ fn compare_names(
         .then(|| head_name(architecture))
         .flatten();
     let is_unexpected = |name: &&str| {
-        !expected.contains(name) && !name.ends_with(COMPUTED) && tied_head.as_deref() != Some(*name)
+        !expected.contains(name) && !architecture.ignores(name) && tied_head.as_deref() != Some(*name)
     };
     let held = checkpoint.tensors.keys().map(String::as_str);
     let unexpected: Vec<&str> = held.filter(is_unexpected).collect();

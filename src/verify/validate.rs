@@ -222,7 +222,8 @@ fn config(report: &mut ValidationReport, subject: &mut Subject) -> Result<()> {
             return Ok(());
         }
     };
-    let family = Family::of(&config).map(|family| family.name.clone());
+    let family = config.language_model().and_then(|config| Family::of(&config));
+    let family = family.map(|family| family.name.clone());
     let detail = match (family, Architecture::of(&config)) {
         (Ok(family), Ok(a)) => {
             if let Err(error) = a.check_computable(&config) {
@@ -289,7 +290,7 @@ fn layout(report: &mut ValidationReport, subject: &mut Subject) -> Result<Option
     let fused = architecture.expert_layout(checkpoint)? == ExpertLayout::Fused;
     let head = architecture.only_head(checkpoint)?;
     let is_usual = !fused && head.is_none();
-    if is_usual && !architecture.has_fused_projections()? {
+    if is_usual && !architecture.has_other_names()? {
         return Ok(None);
     }
     let read = architecture.as_read(Checkpoint::open(subject.path)?);

@@ -165,6 +165,8 @@ fn an_expert_is_a_checkpoint_of_the_family_again() {
     assert_eq!(config["model_type"], "phi3");
     // Beside the scaling, where the class has a default of its own.
     assert_eq!(config["original_max_position_embeddings"], 12);
+    // The class of transformers 4 refuses any other key.
+    assert_eq!(config["rope_scaling"].as_object().unwrap().len(), 3);
     against(&out).ok();
 }
 
@@ -339,4 +341,159 @@ fn what_no_reader_of_the_family_finds_is_refused() {
         },
         &[name, "[56, 32]", "[64, 32]"],
     );
+}
+
+#[test]
+fn keys_that_classes_of_either_version_read_are_said_where_each_reads_them() {
+    let work = TempDir::new().unwrap();
+    let bf16 = |family: &str| {
+        let out = work.path().join(family);
+        let seed = fixture("families").join(family);
+        bam!("convert", seed, out, "--dtype", "bf16").ok();
+        bam!("validate", out).ok();
+        read_json(out.join("config.json"))
+    };
+    // transformers 4 reads the rotated part here alone, and takes half of each head where it is not said.
+    assert_eq!(bf16("glm")["partial_rotary_factor"], 0.25);
+    // Its Phi-3 refuses any other key in this object.
+    let phi3 = bf16("phi3");
+    assert_eq!(phi3["partial_rotary_factor"], 0.75);
+    let scaling = phi3["rope_scaling"].as_object().unwrap();
+    assert_eq!(
+        scaling.keys().collect::<Vec<_>>(),
+        ["type", "long_factor", "short_factor"]
+    );
+}
+
+#[test]
+fn the_language_model_of_a_model_with_images_is_a_checkpoint_of_its_family() {
+    let work = TempDir::new().unwrap();
+    let seed = fixture("families/mistral3");
+    let code = copy_folder(&seed, &work.path().join("code"));
+    vary(&code, 1.0);
+    let out = work.path().join("merged");
+    bam!("merge", "--model", seed, "--model", code, "--out", out).ok();
+    against(&out).ok();
+    let config = read_json(out.join("config.json"));
+    assert_eq!(config["model_type"], "mistral");
+    assert_eq!(config["architectures"][0], "MistralForCausalLM");
+    let (stored, made) = (read_folder(&seed), read_folder(&out));
+    let ours: Vec<String> = stored
+        .keys()
+        .filter_map(|name| {
+            let name = name.strip_prefix("language_model.")?;
+            Some(name.to_owned())
+        })
+        .collect();
+    assert_eq!(made.keys().collect::<Vec<_>>(), ours.iter().collect::<Vec<_>>());
+    let manifest = read_json(out.join("bam-manifest.json"));
+    let head = &manifest["tensors"]["lm_head.weight"]["expression"]["of"][0];
+    assert_eq!(head["tensor"], "language_model.lm_head.weight");
+
+    // The whole is kept by what copies it.
+    let trained = work.path().join("trained");
+    train(&seed, &trained, &["--steps", "1", "--train", "head"]).ok();
+    let after = read_folder(&trained);
+    assert_eq!(after.keys().collect::<Vec<_>>(), stored.keys().collect::<Vec<_>>());
+    let changed: Vec<&String> = stored.keys().filter(|name| stored[*name] != after[*name]).collect();
+    assert_eq!(changed, ["language_model.lm_head.weight"]);
+    let whole = read_json(trained.join("config.json"));
+    assert_eq!(whole["model_type"], "mistral3");
+    bam!("validate", trained).ok();
+    bam!("branch", seed, "--into", "a", "--out", work.path().join("branches")).ok();
+    let branch = work.path().join("branches/a");
+    assert_eq!(read_folder(&branch), stored);
+    against(&branch).ok();
+}
+
+#[test]
+fn other_parts_are_left_out_with_a_note_and_ignored_tensors_too() {
+    let work = TempDir::new().unwrap();
+    let seed = fixture("families/llava");
+    let expert = format!("x={}", seed.display());
+    let made = bam!(
+        "upcycle", "--method", "btx", "--seed", seed, "--expert", expert, "--out", work.path().join("btx")
+    )
+    .ok();
+    assert!(made.stderr.contains("multi_modal_projector"), "{made}");
+
+    let folder = copy_folder(&phi3(), &work.path().join("masked"));
+    edit_tensors(&folder, |tensors| {
+        let mask = Tensor::new(safetensors::Dtype::F32, &[1], &[0.0]);
+        tensors.insert("model.layers.0.self_attn.masked_bias".into(), mask);
+    });
+    let format = work.path().join("masked.yaml");
+    let text = "extends: phi3\nname: masked\nmodel_types: [masked]\narchitectures: [MaskedForCausalLM]\n";
+    std::fs::write(&format, text).unwrap();
+    crate::common::edit_json(&folder.join("config.json"), |config| {
+        config["model_type"] = "masked".into();
+    });
+    bam!("merge", "--format", format, "--model", folder, "--out", work.path().join("refused"))
+        .refused(2, &["masked_bias"]);
+    std::fs::write(&format, format!("{text}ignored_tensors: ['*.masked_bias']\n")).unwrap();
+    let out = work.path().join("merged");
+    let made = bam!("merge", "--format", format, "--model", folder, "--out", out).ok();
+    assert!(made.stderr.contains("masked_bias"), "{made}");
+    assert_eq!(read_folder(&out).len(), read_folder(&phi3()).len());
+    bam!("validate", "--format", format, folder).ok();
+}
+
+/// The published files of Pythia spell the rotation otherwise, and have buffers of old versions.
+#[test]
+fn published_files_of_gpt_neox_compute_the_same() {
+    let work = TempDir::new().unwrap();
+    let folder = copy_folder(&fixture("families/gpt_neox"), &work.path().join("pythia"));
+    crate::common::edit_json(&folder.join("config.json"), |config| {
+        let config = config.as_object_mut().unwrap();
+        config.remove("rope_parameters");
+        config.remove("use_parallel_residual");
+        for (key, value) in [("rotary_pct", 0.75), ("rotary_emb_base", 30000.0)] {
+            config.insert(key.into(), value.into());
+        }
+        let linear = serde_json::json!({"type": "linear", "factor": 2.0});
+        config.insert("rope_scaling".into(), linear);
+        config.insert("transformers_version".into(), "4.24.0".into());
+    });
+    edit_tensors(&folder, |tensors| {
+        for (name, shape) in [("bias", &[1, 1, 4, 4][..]), ("masked_bias", &[][..])] {
+            let count = shape.iter().product();
+            let tensor = Tensor::new(safetensors::Dtype::F32, shape, &vec![1.0; count]);
+            tensors.insert(format!("gpt_neox.layers.0.attention.{name}"), tensor);
+        }
+    });
+    bam!("validate", folder).ok();
+    let tokens = fixture("golden/tokens.json");
+    let same = |folder: &Path| {
+        let golden = fixture("families/gpt_neox");
+        let compared = bam!("logits", golden, folder, "--tokens", tokens, "--json").ok();
+        assert_eq!(compared.json()["max"], 0.0, "{compared}");
+    };
+    same(&folder);
+    let merged = work.path().join("merged");
+    bam!("merge", "--model", folder, "--out", merged).ok();
+    same(&merged);
+    let converted = work.path().join("converted");
+    bam!("convert", fixture("families/gpt_neox"), converted, "--dtype", "f32").ok();
+    same(&converted);
+    // Where transformers 4 reads them.
+    let config = read_json(converted.join("config.json"));
+    assert_eq!(config["rotary_pct"], 0.75);
+    assert_eq!(config["rotary_emb_base"], 30000.0);
+}
+
+#[test]
+fn sequential_blocks_of_gpt_neox_are_said_by_a_key() {
+    let work = TempDir::new().unwrap();
+    let folder = copy_folder(&fixture("families/gpt_neox"), &work.path().join("sequential"));
+    crate::common::edit_json(&folder.join("config.json"), |config| {
+        config["use_parallel_residual"] = false.into();
+    });
+    let expert = format!("x={}", folder.display());
+    let (bam, out) = (work.path().join("bam"), work.path().join("expert"));
+    bam!("upcycle", "--method", "bam", "--seed", folder, "--expert", expert, "--out", bam).ok();
+    bam!("expert", "extract", bam, "x", "--out", out).ok();
+    let tokens = fixture("golden/tokens.json");
+    let compared = bam!("logits", folder, out, "--tokens", tokens, "--json").ok();
+    assert_eq!(compared.json()["max"], 0.0, "{compared}");
+    assert_eq!(read_json(out.join("config.json"))["use_parallel_residual"], false);
 }

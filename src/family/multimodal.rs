@@ -1,0 +1,155 @@
+//! Models with further inputs, such as images, whose language model is of a family.
+//!
+//! The keys of the language model are the object `text_config` of `config.json`. The names of its tensors begin otherwise than the
+//! family's, and the tensors of other parts are left out.
+
+use std::borrow::Cow;
+
+use serde_json::Value;
+
+use super::architecture::Architecture;
+use super::config::Config;
+use super::config_error::ConfigError;
+use super::known::families;
+use crate::Result;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::json::kind;
+
+/// The key of the language model's configuration.
+const TEXT_CONFIG: &str = "text_config";
+
+/// Keys of the whole that hold for its language model, too.
+const SHARED: [&str; 6] = [
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+];
+
+/// A kind of models with further inputs.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Multimodal {
+    /// Its `model_type`.
+    model_type: &'static str,
+    /// The `model_type` of its language model, where `text_config` says none.
+    text: &'static str,
+    /// Keys of `text_config` that its class ignores.
+    ignored: &'static [&'static str],
+}
+
+/// How names of the language model's tensors begin, and how they begin in the family: as the files of the Hub have them, and as
+/// transformers 5 calls them.
+const PREFIXES: [(&str, &str); 3] = [
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.language_model.", "model."),
+];
+
+/// How names of other tensors begin.
+const OTHERS: [&str; 4] = [
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+];
+
+/// The table.
+static MULTIMODAL: [Multimodal; 3] = [
+    Multimodal {
+        model_type: "gemma3",
+        text: "gemma3_text",
+        ignored: &["final_logit_softcapping"],
+    },
+    Multimodal {
+        model_type: "mistral3",
+        text: "mistral",
+        ignored: &[],
+    },
+    Multimodal {
+        model_type: "llava",
+        text: "llama",
+        ignored: &[],
+    },
+];
+
+impl Multimodal {
+    /// The kind of a configuration, where it has further inputs.
+    pub(super) fn of(config: &Config) -> Option<&'static Self> {
+        let name = config.json.get("model_type")?;
+        MULTIMODAL.iter().find(|kind| name == kind.model_type)
+    }
+
+    /// Whether a tensor of that name belongs to another part.
+    pub(super) fn is_other(name: &str) -> bool {
+        OTHERS.iter().any(|begin| name.starts_with(begin))
+    }
+}
+
+impl Config {
+    /// The configuration of the language model: this one, or the object in it where the model has further inputs.
+    pub(crate) fn language_model(&self) -> Result<Cow<'_, Self>> {
+        let Some(whole) = Multimodal::of(self) else {
+            return Ok(Cow::Borrowed(self));
+        };
+        let mut json = match self.json.get(TEXT_CONFIG) {
+            Some(Value::Object(text)) => text.clone(),
+            Some(other) => return Err(self.wrong(TEXT_CONFIG, "an object", other)),
+            None => return Err(self.missing(TEXT_CONFIG, "an object")),
+        };
+        for key in whole.ignored {
+            json.shift_remove(*key);
+        }
+        for key in SHARED {
+            if let (Some(value), None) = (self.json.get(key), json.get(key)) {
+                json.insert(key.to_owned(), value.clone());
+            }
+        }
+        let tied = "tie_word_embeddings";
+        match (self.json.get(tied), json.get(tied)) {
+            (Some(whole), None) => _ = json.insert(tied.to_owned(), whole.clone()),
+            (Some(whole), Some(text)) if whole != text => {
+                return Err(ConfigError::TwoSpellings {
+                    path: self.path.clone(),
+                    key: tied.to_owned(),
+                    value: kind(whole).into(),
+                    other: format!("{TEXT_CONFIG}.{tied}"),
+                    other_value: kind(text).into(),
+                }
+                .into());
+            }
+            _ => {}
+        }
+        let name = json.entry("model_type").or_insert(whole.text.into());
+        let mut families = families()?.iter();
+        let family = families.find(|family| family.model_types.iter().any(|known| name == known));
+        if let Some(class) = family.and_then(|family| family.architectures.first()) {
+            json.insert("architectures".to_owned(), Value::from(vec![class.clone()]));
+        }
+        Ok(Cow::Owned(Self {
+            path: self.path.clone(),
+            json,
+        }))
+    }
+}
+
+impl Architecture {
+    /// The same checkpoint with the tensors of the language model under the names of its family, each in its place in the file.
+    pub(super) fn with_language_model(&self, mut checkpoint: Checkpoint) -> Result<Checkpoint> {
+        if self.multimodal.is_none() {
+            return Ok(checkpoint);
+        }
+        let names: Vec<String> = checkpoint.tensors.keys().cloned().collect();
+        for stored in names {
+            let name = PREFIXES.iter().find_map(|(theirs, ours)| {
+                let rest = stored.strip_prefix(theirs)?;
+                Some(format!("{ours}{rest}"))
+            });
+            if let Some(name) = name.filter(|name| !checkpoint.tensors.contains_key(name)) {
+                checkpoint.rename(&stored, name);
+            }
+        }
+        Ok(checkpoint)
+    }
+}
