@@ -139,7 +139,9 @@ fn compare_names(
         .then(|| head_name(architecture))
         .flatten();
     let is_unexpected = |name: &&str| {
-        !expected.contains(name) && !architecture.ignores(name) && tied_head.as_deref() != Some(*name)
+        !expected.contains(name)
+            && !architecture.ignores(name)
+            && tied_head.as_deref() != Some(*name)
     };
     let held = checkpoint.tensors.keys().map(String::as_str);
     let unexpected: Vec<&str> = held.filter(is_unexpected).collect();

@@ -222,7 +222,9 @@ fn config(report: &mut ValidationReport, subject: &mut Subject) -> Result<()> {
             return Ok(());
         }
     };
-    let family = config.language_model().and_then(|config| Family::of(&config));
+    let family = config
+        .language_model()
+        .and_then(|config| Family::of(&config));
     let family = family.map(|family| family.name.clone());
     let detail = match (family, Architecture::of(&config)) {
         (Ok(family), Ok(a)) => {

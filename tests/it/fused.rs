@@ -385,7 +385,10 @@ fn the_language_model_of_a_model_with_images_is_a_checkpoint_of_its_family() {
             Some(name.to_owned())
         })
         .collect();
-    assert_eq!(made.keys().collect::<Vec<_>>(), ours.iter().collect::<Vec<_>>());
+    assert_eq!(
+        made.keys().collect::<Vec<_>>(),
+        ours.iter().collect::<Vec<_>>()
+    );
     let manifest = read_json(out.join("bam-manifest.json"));
     let head = &manifest["tensors"]["lm_head.weight"]["expression"]["of"][0];
     assert_eq!(head["tensor"], "language_model.lm_head.weight");
@@ -394,13 +397,27 @@ fn the_language_model_of_a_model_with_images_is_a_checkpoint_of_its_family() {
     let trained = work.path().join("trained");
     train(&seed, &trained, &["--steps", "1", "--train", "head"]).ok();
     let after = read_folder(&trained);
-    assert_eq!(after.keys().collect::<Vec<_>>(), stored.keys().collect::<Vec<_>>());
-    let changed: Vec<&String> = stored.keys().filter(|name| stored[*name] != after[*name]).collect();
+    assert_eq!(
+        after.keys().collect::<Vec<_>>(),
+        stored.keys().collect::<Vec<_>>()
+    );
+    let changed: Vec<&String> = stored
+        .keys()
+        .filter(|name| stored[*name] != after[*name])
+        .collect();
     assert_eq!(changed, ["language_model.lm_head.weight"]);
     let whole = read_json(trained.join("config.json"));
     assert_eq!(whole["model_type"], "mistral3");
     bam!("validate", trained).ok();
-    bam!("branch", seed, "--into", "a", "--out", work.path().join("branches")).ok();
+    bam!(
+        "branch",
+        seed,
+        "--into",
+        "a",
+        "--out",
+        work.path().join("branches")
+    )
+    .ok();
     let branch = work.path().join("branches/a");
     assert_eq!(read_folder(&branch), stored);
     against(&branch).ok();
@@ -412,7 +429,15 @@ fn other_parts_are_left_out_with_a_note_and_ignored_tensors_too() {
     let seed = fixture("families/llava");
     let expert = format!("x={}", seed.display());
     let made = bam!(
-        "upcycle", "--method", "btx", "--seed", seed, "--expert", expert, "--out", work.path().join("btx")
+        "upcycle",
+        "--method",
+        "btx",
+        "--seed",
+        seed,
+        "--expert",
+        expert,
+        "--out",
+        work.path().join("btx")
     )
     .ok();
     assert!(made.stderr.contains("multi_modal_projector"), "{made}");
@@ -423,14 +448,27 @@ fn other_parts_are_left_out_with_a_note_and_ignored_tensors_too() {
         tensors.insert("model.layers.0.self_attn.masked_bias".into(), mask);
     });
     let format = work.path().join("masked.yaml");
-    let text = "extends: phi3\nname: masked\nmodel_types: [masked]\narchitectures: [MaskedForCausalLM]\n";
+    let text =
+        "extends: phi3\nname: masked\nmodel_types: [masked]\narchitectures: [MaskedForCausalLM]\n";
     std::fs::write(&format, text).unwrap();
     crate::common::edit_json(&folder.join("config.json"), |config| {
         config["model_type"] = "masked".into();
     });
-    bam!("merge", "--format", format, "--model", folder, "--out", work.path().join("refused"))
-        .refused(2, &["masked_bias"]);
-    std::fs::write(&format, format!("{text}ignored_tensors: ['*.masked_bias']\n")).unwrap();
+    bam!(
+        "merge",
+        "--format",
+        format,
+        "--model",
+        folder,
+        "--out",
+        work.path().join("refused")
+    )
+    .refused(2, &["masked_bias"]);
+    std::fs::write(
+        &format,
+        format!("{text}ignored_tensors: ['*.masked_bias']\n"),
+    )
+    .unwrap();
     let out = work.path().join("merged");
     let made = bam!("merge", "--format", format, "--model", folder, "--out", out).ok();
     assert!(made.stderr.contains("masked_bias"), "{made}");
@@ -473,7 +511,14 @@ fn published_files_of_gpt_neox_compute_the_same() {
     bam!("merge", "--model", folder, "--out", merged).ok();
     same(&merged);
     let converted = work.path().join("converted");
-    bam!("convert", fixture("families/gpt_neox"), converted, "--dtype", "f32").ok();
+    bam!(
+        "convert",
+        fixture("families/gpt_neox"),
+        converted,
+        "--dtype",
+        "f32"
+    )
+    .ok();
     same(&converted);
     // Where transformers 4 reads them.
     let config = read_json(converted.join("config.json"));
@@ -484,16 +529,25 @@ fn published_files_of_gpt_neox_compute_the_same() {
 #[test]
 fn sequential_blocks_of_gpt_neox_are_said_by_a_key() {
     let work = TempDir::new().unwrap();
-    let folder = copy_folder(&fixture("families/gpt_neox"), &work.path().join("sequential"));
+    let folder = copy_folder(
+        &fixture("families/gpt_neox"),
+        &work.path().join("sequential"),
+    );
     crate::common::edit_json(&folder.join("config.json"), |config| {
         config["use_parallel_residual"] = false.into();
     });
     let expert = format!("x={}", folder.display());
     let (bam, out) = (work.path().join("bam"), work.path().join("expert"));
-    bam!("upcycle", "--method", "bam", "--seed", folder, "--expert", expert, "--out", bam).ok();
+    bam!(
+        "upcycle", "--method", "bam", "--seed", folder, "--expert", expert, "--out", bam
+    )
+    .ok();
     bam!("expert", "extract", bam, "x", "--out", out).ok();
     let tokens = fixture("golden/tokens.json");
     let compared = bam!("logits", folder, out, "--tokens", tokens, "--json").ok();
     assert_eq!(compared.json()["max"], 0.0, "{compared}");
-    assert_eq!(read_json(out.join("config.json"))["use_parallel_residual"], false);
+    assert_eq!(
+        read_json(out.join("config.json"))["use_parallel_residual"],
+        false
+    );
 }
