@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::architecture_fault::ArchitectureFault;
+use super::config::{FIRST_BAM_VERSION, LAST_BAM_VERSION};
 use super::format::Family;
 use super::keys::Field;
 use super::known::BAM;
@@ -127,6 +128,23 @@ impl Architecture {
             multimodal: None,
             format: None,
             ..self.clone()
+        }
+    }
+
+    /// The version of a BAM of this architecture: the second where a reader of the first would ignore what some key means.
+    pub(super) fn bam_version(&self) -> u64 {
+        let is_first = self.block != Block::ParallelTwoNorms
+            && !self.norm_bias
+            && !self.norm_offset
+            && !self.head_bias
+            && !self.qk_norm_after_rope
+            && self.rope_layers.is_all()
+            && self.window_rope.is_none()
+            && self.multipliers == Multipliers::default();
+        if is_first {
+            FIRST_BAM_VERSION
+        } else {
+            LAST_BAM_VERSION
         }
     }
 

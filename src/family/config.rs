@@ -22,6 +22,10 @@ use crate::{Error, Result};
 
 /// The key that holds the version of a BAM's `config.json`.
 pub(super) const BAM_VERSION: &str = "bam_version";
+/// The version of a BAM all of whose keys the first release knows.
+pub(super) const FIRST_BAM_VERSION: u64 = 1;
+/// The version of a BAM whose meaning an older reader would miss ([`Architecture::bam_version`](super::Architecture)).
+pub(super) const LAST_BAM_VERSION: u64 = 2;
 
 /// The base of rotary positions in layers that see all positions, where kinds of layers rotate differently.
 pub(super) const FULL_THETA: &str = "rope_parameters.full_attention.rope_theta";
@@ -120,7 +124,10 @@ impl Config {
     fn check_version(&self) -> Result<()> {
         match self.json.get(BAM_VERSION) {
             Some(found) if self.json.get("model_type").is_some_and(|name| name == BAM) => {
-                version::check(&self.path, BAM_VERSION, Some(found), 1)
+                if *found == FIRST_BAM_VERSION {
+                    return Ok(());
+                }
+                version::check(&self.path, BAM_VERSION, Some(found), LAST_BAM_VERSION)
             }
             _ => Ok(()),
         }

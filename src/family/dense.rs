@@ -10,7 +10,6 @@ use super::keys::Field;
 use super::known::{brought, families};
 use super::layout::Layouts;
 use super::mixture::Mixture;
-use super::multipliers::Multipliers;
 use super::stock::Output;
 use super::target::SEED_MODEL_TYPE;
 use super::write::{ConfigWriter, biases};
@@ -164,7 +163,7 @@ fn restored(
     }
     json.biases();
     json.keys(&[Field::IntermediateSize, Field::ParallelBlock]);
-    json.keys(&Multipliers::FIELDS);
+    json.keys(&Field::MULTIPLIERS);
     // What must be said, and can be said in one way.
     for rule in family.refused.iter().filter(|rule| rule.except.len() == 1) {
         if !json.contains(&rule.key) {

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use super::format::{Family, FamilyText};
 use super::format_error::FormatError;
+use super::keys::Field;
 use super::layout::Layouts;
-use super::multipliers::Multipliers;
 use crate::Result;
 use crate::checkpoint::yaml;
 
@@ -69,7 +69,7 @@ impl<'a> Chain<'a> {
                 .into_iter()
                 .chain(["mixture", "rotation"])
                 .any(|key| file.contains_key(key));
-            let multiplies = Multipliers::FIELDS
+            let multiplies = Field::MULTIPLIERS
                 .into_iter()
                 .any(|field| keys.is_some_and(|keys| keys.contains_key(field.name())));
             if (computes_otherwise || multiplies) && !file.contains_key("gguf") {

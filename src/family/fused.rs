@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::architecture::Architecture;
 use super::error::FamilyError;
+use super::multimodal::Multimodal;
 use super::names::{FusedProjections, QkvOrder, bias_of, in_layer};
 use super::role::Role;
 use super::tensors::TensorSpec;
@@ -172,6 +173,21 @@ impl Architecture {
     pub fn as_read(&self, checkpoint: Checkpoint) -> Result<Checkpoint> {
         let checkpoint = self.with_tied_embedding(self.with_language_model(checkpoint)?)?;
         self.with_projections_apart(self.with_experts_apart(checkpoint)?)
+    }
+
+    /// The same checkpoint with the tensors of the language model under the names of its family, each in its place in the file.
+    fn with_language_model(&self, mut checkpoint: Checkpoint) -> Result<Checkpoint> {
+        if self.multimodal.is_none() {
+            return Ok(checkpoint);
+        }
+        let names: Vec<String> = checkpoint.tensors.keys().cloned().collect();
+        for stored in names {
+            let name = Multimodal::name_in_family(&stored);
+            if let Some(name) = name.filter(|name| !checkpoint.tensors.contains_key(name)) {
+                checkpoint.rename(&stored, name);
+            }
+        }
+        Ok(checkpoint)
     }
 
     /// Whether files may have other names than [`Architecture::tensors`], each reader of which sees these.

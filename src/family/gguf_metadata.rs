@@ -60,7 +60,7 @@ impl<'a> Metadata<'a> {
     fn check_neutral(&self) -> Result<()> {
         let names = self.names()?;
         let architecture = &names.architecture;
-        let mut multipliers = Multipliers::FIELDS.into_iter();
+        let mut multipliers = Field::MULTIPLIERS.into_iter();
         if let Some(field) = multipliers.find(|field| self.family.keys.has(*field)) {
             return Err(GgufModelError::NoKey {
                 architecture: architecture.clone(),

@@ -190,6 +190,19 @@ fields! {
     SparseStep = "sparse_step", Mixture, Optional;
 }
 
+impl Field {
+    /// The keys that say factors or soft caps.
+    pub(crate) const MULTIPLIERS: [Self; 7] = [
+        Self::EmbeddingMultiplier,
+        Self::ResidualMultiplier,
+        Self::AttentionMultiplier,
+        Self::QueryPreAttnScalar,
+        Self::LogitsDivisor,
+        Self::AttnLogitSoftcapping,
+        Self::FinalLogitSoftcapping,
+    ];
+}
+
 impl<'de> Deserialize<'de> for Field {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         named(deserializer, &Self::ALL, Self::NAMES)

@@ -7,12 +7,10 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::architecture::Architecture;
 use super::config::Config;
 use super::config_error::ConfigError;
 use super::known::families;
 use crate::Result;
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::json::kind;
 
 /// The key of the language model's configuration.
@@ -81,6 +79,14 @@ impl Multimodal {
         MULTIMODAL.iter().find(|kind| name == kind.model_type)
     }
 
+    /// The name that a tensor of the language model has in its family, where it has another here.
+    pub(super) fn name_in_family(stored: &str) -> Option<String> {
+        PREFIXES.iter().find_map(|(theirs, ours)| {
+            let rest = stored.strip_prefix(theirs)?;
+            Some(format!("{ours}{rest}"))
+        })
+    }
+
     /// Whether a tensor of that name belongs to another part.
     pub(super) fn is_other(name: &str) -> bool {
         OTHERS.iter().any(|begin| name.starts_with(begin))
@@ -131,25 +137,5 @@ impl Config {
             path: self.path.clone(),
             json,
         }))
-    }
-}
-
-impl Architecture {
-    /// The same checkpoint with the tensors of the language model under the names of its family, each in its place in the file.
-    pub(super) fn with_language_model(&self, mut checkpoint: Checkpoint) -> Result<Checkpoint> {
-        if self.multimodal.is_none() {
-            return Ok(checkpoint);
-        }
-        let names: Vec<String> = checkpoint.tensors.keys().cloned().collect();
-        for stored in names {
-            let name = PREFIXES.iter().find_map(|(theirs, ours)| {
-                let rest = stored.strip_prefix(theirs)?;
-                Some(format!("{ours}{rest}"))
-            });
-            if let Some(name) = name.filter(|name| !checkpoint.tensors.contains_key(name)) {
-                checkpoint.rename(&stored, name);
-            }
-        }
-        Ok(checkpoint)
     }
 }

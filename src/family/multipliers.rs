@@ -49,17 +49,6 @@ pub(crate) struct MultiplierRow {
 }
 
 impl Multipliers {
-    /// Every key of a format file that says one of them.
-    pub(crate) const FIELDS: [Field; 7] = [
-        Field::EmbeddingMultiplier,
-        Field::ResidualMultiplier,
-        Field::AttentionMultiplier,
-        Field::QueryPreAttnScalar,
-        Field::LogitsDivisor,
-        Field::AttnLogitSoftcapping,
-        Field::FinalLogitSoftcapping,
-    ];
-
     /// What `config` says in that family, for a model of these sizes.
     pub(super) fn read(
         config: &Config,

@@ -12,7 +12,6 @@ use super::keys::{Field, Keys};
 use super::known::MIXTURES;
 use super::layout::{AttentionKv, Layers, Layouts, QkNorm};
 use super::mixture::{Mixture, RouterBias};
-use super::multipliers::Multipliers;
 use super::spelling::same_value;
 use super::target::bam_config;
 use super::write::{ConfigWriter, biases, carried, notes};
@@ -354,7 +353,7 @@ fn config(base: Map<String, Value>, wanted: &Architecture, family: &Family) -> M
         .into_iter()
         .chain(Mixture::KEYS)
         .chain(Layouts::NAMES)
-        .chain(Multipliers::FIELDS.map(Field::name));
+        .chain(Field::MULTIPLIERS.map(Field::name));
     let mut config = ConfigWriter::new(base, strays, family, wanted);
     config.rope();
     config.identity(None);

@@ -63,7 +63,7 @@ pub fn bam_config(
     ]);
     let mut config = ConfigWriter::new(carried(seed, dense)?, strays, &family, target);
 
-    config.put(BAM_VERSION, json!(1));
+    config.put(BAM_VERSION, json!(target.bam_version()));
     if let Some(model_type) = seed.json.get("model_type").filter(|found| **found != BAM) {
         config.put(SEED_MODEL_TYPE, model_type.clone());
     }

@@ -47,17 +47,17 @@ fn versions_that_are_not_known_are_refused_by_name() {
         bam!("convert", bam, root.join("out"), "--dtype", "f32"),
         bam!("eval", bam, "--data", texts),
     ] {
-        refused(run, &config, "bam_version", 1, "7");
+        refused(run, &config, "bam_version", 2, "7");
     }
     bam!("cost", bam).refused(2, &[update]);
-    refused(bam!("inspect", bam), &config, "bam_version", 1, "7");
+    refused(bam!("inspect", bam), &config, "bam_version", 2, "7");
     assert_eq!(listing(root), before);
     edit_json(&config, |config| config["bam_version"] = "1".into());
     refused(
         bam!("inspect", bam),
         &config,
         "bam_version",
-        1,
+        2,
         "the string \"1\"",
     );
     // A configuration that does not say its version has the first one.

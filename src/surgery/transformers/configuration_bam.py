@@ -132,8 +132,8 @@ class BamConfig(PretrainedConfig):
         pad_token_id=None,
         **kwargs,
     ):
-        if bam_version != 1:
-            raise ValueError(f"config.json: bam_version is {bam_version}, this code reads version 1")
+        if bam_version not in (1, 2):
+            raise ValueError(f"config.json: bam_version is {bam_version}, this code reads versions 1 and 2")
         self.bam_version = bam_version
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
