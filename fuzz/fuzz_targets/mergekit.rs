@@ -14,7 +14,7 @@ fuzz_target!(|data: &[u8]| {
                 moe.gate_mode(),
                 moe.prompts(),
                 moe.shared_prompts(),
-                moe.translate(&|_| Ok(None)),
+                moe.translate(&|_| Ok(None), &|_| false),
             );
         }
         if let Ok(linear) = LinearFile::read(&path) {

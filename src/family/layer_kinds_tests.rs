@@ -111,6 +111,14 @@ fn kinds_of_layers_rotate_as_the_version_that_wrote_the_file_reads_it() {
             Some(rope(5e5, None)),
         ),
         (json!({"rope_theta": 7.0}), rope(7.0, None), None),
+        // As bam-convert adds it to a file of version 4.
+        (
+            json!({"rope_theta": 7.0, "transformers_version": "4.57.1", "rope_parameters": {
+                "full_attention": {"rope_theta": 7.0}, "sliding_attention": {"rope_theta": 7.0},
+            }}),
+            rope(7.0, None),
+            None,
+        ),
         (json!({}), rope(1e4, None), None),
         (
             json!({"transformers_version": "5.24.0"}),

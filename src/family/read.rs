@@ -49,6 +49,9 @@ impl Architecture {
         if !is_embedded {
             refuse_unsaid(config, &family, &architecture)?;
         }
+        if multimodal.is_some() {
+            architecture.refuse_changed_logits(config)?;
+        }
         Ok(Self {
             multimodal,
             format: (!is_embedded).then_some(family),
@@ -181,6 +184,32 @@ impl Architecture {
     pub(crate) fn with_own_layouts(self, config: &Config) -> Result<Self> {
         let layouts = self.layouts().but(said_layouts(config)?);
         Ok(self.with_layouts(layouts))
+    }
+
+    /// Refuses a language model whose logits are scaled or bounded: classes with further inputs pass that step over.
+    fn refuse_changed_logits(&self, config: &Config) -> Result<()> {
+        let scale = self.logit_scale.filter(|scale| *scale != 1.0);
+        let changed = [
+            ("logit_scale", scale),
+            ("logits_scaling", self.multipliers.logits_divisor),
+            (
+                "final_logit_softcapping",
+                self.multipliers.final_logit_softcapping,
+            ),
+        ];
+        for (key, value) in changed {
+            if let Some(value) = value {
+                return Err(ConfigError::NotComputed {
+                    path: config.path.clone(),
+                    key: format!("text_config.{key}"),
+                    found: kind(&Value::from(value)),
+                    because: "transformers does not change logits in models with further inputs"
+                        .into(),
+                }
+                .into());
+            }
+        }
+        Ok(())
     }
 
     fn check_in(&self, config: &Config) -> Result<()> {

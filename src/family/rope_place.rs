@@ -112,6 +112,13 @@ pub(super) fn rope_theta(
     if family.says_layouts() || !absent(outer)? || absent(place.inner_theta)? {
         return Ok(theta);
     }
+    // Where version 4 gives these layers the base of the others, that base says the same.
+    if let (Some(Value::String(_)), Found::Value(_, others)) =
+        (&key.default_before_5, config.find([family.theta_name()])?)
+        && others.as_f64() == theta
+    {
+        return Ok(theta);
+    }
     // Both versions take all of `rope_scaling` instead where that says anything, and version 4 never reads the other.
     let scaled = *place == EVERY_LAYER
         && matches!(config.json.get("rope_scaling"), Some(Value::Object(map)) if !map.is_empty());

@@ -447,3 +447,52 @@ fn numbers_of_the_seed_are_written_as_they_were() {
         crate::checkpoint::json::parse_object(Path::new("config.json"), text.as_bytes()).unwrap();
     assert_eq!(serde_json::to_string(&json).unwrap(), text);
 }
+
+/// Classes with further inputs compute `lm_head(h)` and nothing after it.
+#[test]
+fn language_models_that_change_logits_are_refused_beside_images() {
+    let whole = |model_type: &str, text: &str, changes: Value| {
+        let text = Value::Object(small(text, changes).json);
+        config(json!({ "model_type": model_type, "text_config": text }))
+    };
+    for (model_type, text, changes, key) in [
+        ("llava", "gemma2", json!({}), "final_logit_softcapping"),
+        ("llava", "cohere", json!({}), "logit_scale"),
+        (
+            "mistral3",
+            "granite",
+            json!({"logits_scaling": 4, "attention_multiplier": 1}),
+            "logits_scaling",
+        ),
+    ] {
+        let error = Architecture::of(&whole(model_type, text, changes)).unwrap_err();
+        let expected = format!("`text_config.{key}`");
+        assert!(error.to_string().contains(&expected), "{error}");
+    }
+    let neutral = json!({ "final_logit_softcapping": null });
+    Architecture::of(&whole("llava", "gemma2", neutral)).unwrap();
+    let neutral = json!({ "logit_scale": 1.0 });
+    Architecture::of(&whole("llava", "cohere", neutral)).unwrap();
+}
+
+/// As the published models of 4B and more do.
+#[test]
+fn gemma_3_with_images_leaves_out_what_its_class_says() {
+    let text = json!({
+        "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+        "rope_scaling": { "factor": 8.0, "rope_type": "linear" }, "sliding_window": 1024,
+    });
+    let read = Architecture::of(&config(
+        json!({ "model_type": "gemma3", "text_config": text }),
+    ));
+    let read = read.unwrap();
+    assert_eq!(
+        (
+            read.num_heads,
+            read.num_kv_heads,
+            read.head_dim,
+            read.vocab_size
+        ),
+        (8, 4, 256, 262_208)
+    );
+}

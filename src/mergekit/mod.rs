@@ -50,13 +50,16 @@ impl Dialect {
     ///
     /// # Errors
     /// Where the file asks for something that ours does not do.
-    pub fn translate(self, file: &Path, fetch: Fetch) -> Result<Translation> {
+    pub fn translate(self, file: &Path, fetch: Fetch, is_typed: IsTyped) -> Result<Translation> {
         match self {
             Self::Linear => LinearFile::read(file)?.translate(fetch),
-            Self::Moe => MoeFile::read(file)?.translate(fetch),
+            Self::Moe => MoeFile::read(file)?.translate(fetch, is_typed),
         }
     }
 }
+
+/// Whether the user gave a flag, which then wins over the file.
+pub type IsTyped<'a> = &'a dyn Fn(&str) -> bool;
 
 /// A file in settings of a command of ours.
 #[derive(Debug)]

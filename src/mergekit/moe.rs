@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::Translation;
 use super::error::MergekitError;
 use super::model::{Fetch, float, folder};
 use super::names::GATE_MODES;
+use super::{IsTyped, Translation};
 use crate::Result;
 use crate::checkpoint::dtype;
 use crate::checkpoint::manifest::model_name;
@@ -159,7 +159,7 @@ impl MoeFile {
     /// # Errors
     /// What mergekit would refuse too, what it does and ours does not (adapters, DeepSeek-MoE), and models that are not
     /// here; each with its line.
-    pub fn translate(&self, fetch: Fetch) -> Result<Translation> {
+    pub fn translate(&self, fetch: Fetch, is_typed: IsTyped) -> Result<Translation> {
         let keys = &self.keys;
         let mut to = Translation::new();
         self.check_gate_mode()?;
@@ -170,8 +170,11 @@ impl MoeFile {
         to.switch("no-seed-expert");
         to.set("rest", "seed");
         self.experts(&base, &mut to, fetch)?;
-        let target = self.target(&architecture.family, &mut to.notes)?;
-        to.set("target", target);
+        // Another target may hold what no output of mergekit does.
+        if !is_typed("target") {
+            let target = self.target(&architecture.family, &mut to.notes)?;
+            to.set("target", target);
+        }
         self.routing(&mut to)?;
         self.gates(&architecture, &mut to)?;
         let dtype = match &keys.dtype {

@@ -18,7 +18,7 @@ use super::yaml::{self, Node, wrong_kind};
 use crate::arguments::InputPath;
 use crate::checkpoint::filesystem::folder_of;
 use crate::checkpoint::yaml::place;
-use crate::mergekit::{Dialect, Fetch, LinearFile, Translation};
+use crate::mergekit::{Dialect, Fetch, IsTyped, LinearFile, Translation};
 use crate::{Error, Result};
 
 /// Whether a command line may have the flag.
@@ -128,8 +128,14 @@ fn read(
     if found != dialect {
         return Err(other_command(file, program, found));
     }
-    let translation = found.translate(file, fetch)?;
-    Ok((translated(&translation, command, typed), translation.notes))
+    let is_typed = |flag: &str| {
+        let argument = command
+            .get_arguments()
+            .find(|argument| argument.get_long() == Some(flag));
+        argument.is_some_and(|argument| typed(argument.get_id().as_str()))
+    };
+    let translation = found.translate(file, fetch, &is_typed)?;
+    Ok((translated(&translation, &is_typed), translation.notes))
 }
 
 /// The refusal of a file of mergekit that another command reads.
@@ -181,18 +187,8 @@ fn own(
     Ok((arguments, Vec::new()))
 }
 
-/// The arguments of a translation.
-fn translated(
-    translation: &Translation,
-    command: &Command,
-    typed: &dyn Fn(&str) -> bool,
-) -> Vec<String> {
-    let is_typed = |flag: &str| {
-        let argument = command
-            .get_arguments()
-            .find(|argument| argument.get_long() == Some(flag));
-        argument.is_some_and(|argument| typed(argument.get_id().as_str()))
-    };
+/// The arguments of a translation, without the flags that the user gave.
+fn translated(translation: &Translation, is_typed: IsTyped) -> Vec<String> {
     let settings = translation
         .settings
         .iter()

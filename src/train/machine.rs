@@ -136,7 +136,7 @@ impl Memory {
         check_memory(
             "the run",
             self.total(),
-            "pass a smaller --batch, --accumulate or --seq, or train less of the model with --train",
+            "pass --gradient-checkpointing or a smaller --batch, --accumulate or --seq, or train less of the model with --train",
         )
     }
 }

@@ -90,6 +90,30 @@ fn a_file_says_what_flags_say() {
 }
 
 #[test]
+fn a_target_on_the_command_line_holds_what_no_output_of_mergekit_does() {
+    let bench = Bench::new();
+    let (file, out) = (bench.path("moe.yaml"), bench.path("out"));
+    let mut text = format!(
+        "base_model: {}\ngate_mode: random\nexperts:\n",
+        fixture("cohere/seed").display()
+    );
+    for expert in ["code", "law"] {
+        let model = fixture("cohere").join(expert);
+        text += &format!("- source_model: {}\n", model.display());
+        text += "  positive_prompts: [\"a\"]\n";
+    }
+    std::fs::write(&file, text).unwrap();
+
+    let run = bam!("upcycle", "--config", file, "--out", out, "-q");
+    run.refused(2, &["no output holds experts of `cohere` models"]);
+    bam!(
+        "upcycle", "--config", file, "--method", "bam", "--target", "bam", "--out", out, "-q"
+    )
+    .ok();
+    bam!("validate", out).ok();
+}
+
+#[test]
 fn flags_win_and_lists_are_replaced_whole() {
     let bench = Bench::new();
     let text = format!("{OWN}no-seed-expert: true\nforce: false\n");
