@@ -4,7 +4,6 @@
 //! Rules that several rooms check are in [`InputError`]. `docs/design/architecture.md` says how to add an enum or a rule.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -21,9 +20,12 @@ use crate::model::{ModelError, TokenizerError};
 use crate::pipeline::{PipelineError, RecipeError};
 use crate::printable::excerpt;
 use crate::surgery::{ExportError, FitError, MethodError, PlanError, SurgeryError};
-use crate::table;
 use crate::train::{RunError, TrainError};
 use crate::verify::VerifyError;
+
+pub use crate::error_place::{ErrorPlace, Location, Position};
+pub(crate) use crate::input_error::one_of;
+pub use crate::input_error::{InputError, nearest};
 
 /// Result of this crate's operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -332,68 +334,7 @@ pub fn is_wrong_input(error: &io::Error) -> bool {
     kinds.contains(&error.kind()) || error.raw_os_error() == Some(libc::ELOOP)
 }
 
-/// Rules about files and their keys that several rooms check.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum InputError {
-    /// A file or folder of another kind.
-    #[error("{}: expected {expected}, found {found}", path.display())]
-    WrongFile {
-        /// The file or folder.
-        path: PathBuf,
-        /// The kinds that it may be.
-        expected: Cow<'static, str>,
-        /// What it is.
-        found: String,
-    },
-    /// Work that cannot fit into memory.
-    #[error(
-        "{what} takes about {} of memory, but {} are available", table::bytes(*needed), table::bytes(*available)
-    )]
-    Memory {
-        /// The work, as in “the run”.
-        what: String,
-        /// An estimate in bytes.
-        needed: u64,
-        /// Bytes that a process can still get.
-        available: u64,
-        /// What to do next.
-        hint: String,
-    },
-    /// A key that the format does not have.
-    #[error("{at}: key `{key}`: expected {}", one_of(known.iter().copied()))]
-    UnknownKey {
-        /// The file, and where in it.
-        at: Location,
-        /// The key that was found.
-        key: String,
-        /// All keys that the format has here.
-        known: Vec<&'static str>,
-    },
-    /// A key that must be there is not.
-    #[error("{at}: key `{key}`: is missing, expected {expected}")]
-    MissingKey {
-        /// The file, and where in it.
-        at: Location,
-        /// The key.
-        key: Cow<'static, str>,
-        /// The values that it may have.
-        expected: Cow<'static, str>,
-    },
-    /// A key has a value of another type, or outside of its range.
-    #[error("{at}: key `{key}`: expected {expected}, found {found}")]
-    WrongValue {
-        /// The file, and where in it.
-        at: Location,
-        /// The key.
-        key: Cow<'static, str>,
-        /// The values that it may have.
-        expected: Cow<'static, str>,
-        /// Its value, in words.
-        found: String,
-    },
-}
-
+/// Errors of several rooms, as the rooms return them.
 impl InputError {
     /// A value of another type, or outside of its range.
     pub(crate) fn wrong_value(
@@ -422,171 +363,6 @@ impl InputError {
             expected: expected.into(),
         })
     }
-
-    /// What to do next.
-    pub fn hint(&self) -> Option<Cow<'_, str>> {
-        match self {
-            Self::UnknownKey { key, known, .. } => nearest(key, known.iter().copied())
-                .map(|near| format!("the nearest known key is `{near}`").into()),
-            Self::Memory { hint, .. } => Some(hint.as_str().into()),
-            Self::WrongFile { .. } | Self::MissingKey { .. } | Self::WrongValue { .. } => None,
-        }
-    }
-
-    /// The file and the key.
-    pub fn place(&self) -> ErrorPlace<'_> {
-        match self {
-            Self::WrongFile { path, .. } => ErrorPlace::of(path),
-            Self::Memory { .. } => ErrorPlace::default(),
-            Self::UnknownKey { at, key, .. } => ErrorPlace::of(at).with_key(key),
-            Self::MissingKey { at, key, .. } => ErrorPlace::of(at).with_key(key),
-            Self::WrongValue { at, key, .. } => ErrorPlace::of(at).with_key(key),
-        }
-    }
-}
-
-/// A position in a text file. Lines and columns count from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Position {
-    /// The line.
-    pub line: u32,
-    /// The column.
-    pub column: u32,
-}
-
-impl From<serde_saphyr::Location> for Position {
-    fn from(location: serde_saphyr::Location) -> Self {
-        let number = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-        Self {
-            line: number(location.line()),
-            column: number(location.column()),
-        }
-    }
-}
-
-impl fmt::Display for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.line, self.column)
-    }
-}
-
-/// A file, and where in it; written `FILE:LINE:COLUMN`, which editors open.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Location {
-    /// The file.
-    pub path: PathBuf,
-    /// The position, where it is known.
-    pub position: Option<Position>,
-}
-
-impl fmt::Display for Location {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.path.display().fmt(f)?;
-        match self.position {
-            Some(position) => write!(f, ":{position}"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl<P: AsRef<Path>> From<P> for Location {
-    fn from(path: P) -> Self {
-        Self {
-            path: path.as_ref().to_path_buf(),
-            position: None,
-        }
-    }
-}
-
-/// Where an error is, as far as the error knows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ErrorPlace<'a> {
-    /// The file or folder.
-    pub path: Option<&'a Path>,
-    /// The position in the file.
-    pub position: Option<Position>,
-    /// The tensor.
-    pub tensor: Option<&'a str>,
-    /// The key.
-    pub key: Option<&'a str>,
-}
-
-impl<'a> ErrorPlace<'a> {
-    /// A place in a file or folder.
-    pub fn of(at: impl Into<ErrorPlace<'a>>) -> Self {
-        at.into()
-    }
-
-    /// The same place, at this tensor.
-    #[must_use]
-    pub fn with_tensor(self, tensor: &'a str) -> Self {
-        Self {
-            tensor: Some(tensor),
-            ..self
-        }
-    }
-
-    /// The same place, at this key.
-    #[must_use]
-    pub fn with_key(self, key: &'a str) -> Self {
-        Self {
-            key: Some(key),
-            ..self
-        }
-    }
-}
-
-impl<'a> From<&'a PathBuf> for ErrorPlace<'a> {
-    fn from(path: &'a PathBuf) -> Self {
-        Self {
-            path: Some(path),
-            ..Self::default()
-        }
-    }
-}
-
-impl<'a> From<&'a Location> for ErrorPlace<'a> {
-    fn from(at: &'a Location) -> Self {
-        Self {
-            position: at.position,
-            ..Self::from(&at.path)
-        }
-    }
-}
-
-impl fmt::Display for ErrorPlace<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(path) = self.path else {
-            return Ok(());
-        };
-        path.display().fmt(f)?;
-        if let Some(position) = self.position {
-            write!(f, ":{position}")?;
-        }
-        if let Some(tensor) = self.tensor {
-            write!(f, ": tensor `{tensor}`")?;
-        }
-        match self.key {
-            Some(key) => write!(f, ": key `{key}`"),
-            None => Ok(()),
-        }
-    }
-}
-
-/// The candidate nearest to `found` in spelling, if one is near enough to suggest.
-pub fn nearest<'a>(found: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    candidates
-        .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(found, candidate), candidate))
-        .filter(|(score, _)| *score > 0.75)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate)
-}
-
-/// ``one of `a`, `b`, `c` `` for error messages.
-pub(crate) fn one_of<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
-    format!("one of {}", names.join(", "))
 }
 
 #[cfg(test)]

@@ -16,11 +16,13 @@ mod chart;
 pub mod checkpoint;
 pub mod data;
 pub mod error;
+mod error_place;
 pub mod estimate;
 pub mod evaluate;
 pub mod family;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod input_error;
 mod latex;
 pub mod markdown;
 pub mod memory;

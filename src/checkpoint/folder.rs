@@ -1,13 +1,9 @@
 //! A checkpoint on disk: a folder in the Hugging Face layout, or a single weight file.
 //!
-//! Which weight files belong together is decided once, here. An index and its shards are checked against each other
-//! both ways. A missing shard or a name in two files is an error that names it. Of two sets of shards the index chooses, and a note
-//! names the other.
+//! [`super::weight_files`] decides which weight files belong together.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-use serde_json::{Map, Value};
 
 use super::companions::present;
 use super::encoding::{Encoding, TensorEntry};
@@ -17,14 +13,13 @@ use super::format::Described;
 use super::fused::{FusedTensor, PartFault, PartOf};
 use super::manifest::MANIFEST;
 use super::source_file::{ReadAt, SourceFile, Stamp, changed, stamp_of};
-use super::{dtype, foreign, format, json};
+use super::weight_files::WeightFiles;
+use super::{dtype, foreign, format};
+use crate::Result;
 use crate::error::nearest;
-use crate::notice;
-use crate::{Error, Result};
 
 pub use super::companions::{COMPANIONS, companion_name, companions, is_companion};
 pub use super::names::{CARD, INDEX, SINGLE};
-use super::weight_names::{is_model_file, shard_number, wanted_weights};
 
 /// The tokenizer that this program and transformers read.
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -83,22 +78,13 @@ impl Checkpoint {
             let stamp = stamp_of(&file)?;
             found.beside.push((file, stamp));
         }
-        let names = weight_files(path)?;
-        let index = path.join(INDEX);
-        if index.exists() {
-            found.open_index(path, &index, names)?;
-            return Ok(found);
-        }
-        match &names[..] {
-            [] => return Err(foreign::folder(path).unwrap_or_else(|| no_weights(path))),
-            [one] if one.starts_with("adapter_model") => {
-                return Err(foreign::folder(path).unwrap_or_else(|| no_weights(path)));
-            }
-            [one] if shard_number(one).is_none() => {}
-            several => complete_set(path, several)?,
-        }
-        for name in &names {
+        let weights = WeightFiles::of(path)?;
+        for name in &weights.names {
             found.add(&path.join(name))?;
+        }
+        if let Some(index) = weights.index {
+            found.index_total_size = index.total_size();
+            index.compare(path, &found.holders())?;
         }
         Ok(found)
     }
@@ -328,6 +314,14 @@ impl Checkpoint {
         self.tensors.values().map(|entry| entry.length).sum()
     }
 
+    /// The file that holds each tensor.
+    fn holders(&self) -> BTreeMap<&str, &Path> {
+        self.tensors
+            .iter()
+            .map(|(name, entry)| (name.as_str(), self.files[entry.file].path()))
+            .collect()
+    }
+
     /// Adds one weight file; a name that another file holds already is refused.
     fn add(&mut self, path: &Path) -> Result<()> {
         let source = SourceFile::open(path)?;
@@ -350,88 +344,6 @@ impl Checkpoint {
         self.files.push(source);
         Ok(())
     }
-
-    /// Opens the shards that the index lists and compares the two.
-    fn open_index(&mut self, folder: &Path, index: &Path, present: Vec<String>) -> Result<()> {
-        let object = json::read_object(index)?;
-        let Some(Value::Object(map)) = object.get("weight_map") else {
-            let path = index.to_path_buf();
-            return Err(CheckpointError::NoWeightMap { path }.into());
-        };
-        self.index_total_size = object
-            .get("metadata")
-            .and_then(|metadata| metadata.get("total_size"))
-            .and_then(Value::as_u64);
-        let shards = shards_of(index, map)?;
-        let mut strays = present;
-        strays.retain(|name| is_model_file(name) && !shards.contains(name.as_str()));
-        if let Some(stray) = strays.first() {
-            // As in transformers, the index chooses among sets of shards, but it does not come before a file of all weights.
-            let complete = shards.iter().all(|shard| folder.join(shard).exists());
-            if !complete || strays.iter().any(|name| name == SINGLE) {
-                let path = folder.join(stray);
-                return Err(CheckpointError::Unlisted { path }.into());
-            }
-            notice::once(format!(
-                "{}: does not list {}, which {} not read",
-                index.display(),
-                strays.join(", "),
-                if strays.len() == 1 { "is" } else { "are" }
-            ));
-        }
-        for shard in &shards {
-            let path = folder.join(shard);
-            if !path.exists() {
-                return Err(CheckpointError::MissingShard { path }.into());
-            }
-            self.add(&path)?;
-        }
-        self.compare_index(folder, map)
-    }
-
-    /// Every tensor must be in the file that the index lists for it, and no other listed.
-    fn compare_index(&self, folder: &Path, map: &Map<String, Value>) -> Result<()> {
-        for (name, entry) in &self.tensors {
-            let held = self.files[entry.file].path();
-            let listed = map.get(name).and_then(Value::as_str);
-            if listed.map(|file| folder.join(file)).as_deref() != Some(held) {
-                return Err(CheckpointError::ListedElsewhere {
-                    path: held.to_path_buf(),
-                    tensor: name.clone(),
-                    listed: listed.unwrap_or("nowhere").to_owned(),
-                }
-                .into());
-            }
-        }
-        let not_held = map
-            .iter()
-            .find(|(name, _)| !self.tensors.contains_key(*name));
-        match not_held {
-            Some((name, file)) => Err(CheckpointError::NotHeld {
-                path: folder.join(file.as_str().unwrap_or_default()),
-                tensor: name.clone(),
-            }
-            .into()),
-            None => Ok(()),
-        }
-    }
-}
-
-/// The files that an index lists, each a plain name.
-fn shards_of<'a>(index: &Path, map: &'a Map<String, Value>) -> Result<BTreeSet<&'a str>> {
-    let mut shards = BTreeSet::new();
-    for (tensor, file) in map {
-        let (path, key) = (index.to_path_buf(), format!("weight_map.{tensor}"));
-        let Value::String(file) = file else {
-            return Err(CheckpointError::NotAFileName { path, key }.into());
-        };
-        if file.contains(['/', '\\', '\0']) || file == ".." || file == "." || file.is_empty() {
-            let found = file.clone();
-            return Err(CheckpointError::OutsideFolder { path, key, found }.into());
-        }
-        shards.insert(file.as_str());
-    }
-    Ok(shards)
 }
 
 /// Paths of those files that the folder has.
@@ -441,70 +353,4 @@ pub fn existing(folder: &Path, names: &[&str]) -> Vec<PathBuf> {
         .map(|name| folder.join(name))
         .filter(|path| path.is_file())
         .collect()
-}
-
-/// Weight files of a folder that we read, sorted by name.
-fn weight_files(folder: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
-        let entry = entry.map_err(|e| Error::io("list", folder, e))?;
-        names.extend(entry.file_name().into_string());
-    }
-    names.sort();
-    let wanted = wanted_weights(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    Ok(wanted.into_iter().map(str::to_owned).collect())
-}
-
-/// Refuses several weight files that are not the shards 1..=N of one set.
-fn complete_set(folder: &Path, names: &[String]) -> Result<()> {
-    if names.iter().any(|name| !name.ends_with(".safetensors"))
-        && let Some(error) = foreign::folder(folder)
-    {
-        return Err(error);
-    }
-    let path = folder.to_path_buf();
-    let all = || names.to_vec();
-    let mut numbers = BTreeMap::new();
-    for name in names {
-        match shard_number(name) {
-            Some((number, count)) => numbers.insert(number, (count, name)),
-            None => {
-                return Err(CheckpointError::SeveralModels {
-                    path,
-                    name: name.clone(),
-                    names: all(),
-                }
-                .into());
-            }
-        };
-    }
-    let count = numbers.values().next().map_or(0, |(count, _)| *count);
-    if let Some((_, (other, name))) = numbers.iter().find(|(_, (c, _))| *c != count) {
-        return Err(CheckpointError::TwoSets {
-            path,
-            count,
-            name: (*name).clone(),
-            other: *other,
-        }
-        .into());
-    }
-    if numbers.len() != names.len() {
-        let names = all();
-        return Err(CheckpointError::RepeatedShard { path, names }.into());
-    }
-    match (1..=count).find(|number| !numbers.contains_key(number)) {
-        Some(missing) => Err(CheckpointError::IncompleteSet {
-            path,
-            missing,
-            count,
-            names: all(),
-        }
-        .into()),
-        None => Ok(()),
-    }
-}
-
-fn no_weights(folder: &Path) -> Error {
-    let path = folder.to_path_buf();
-    CheckpointError::NoWeights { path }.into()
 }

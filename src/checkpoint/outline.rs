@@ -7,8 +7,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use super::folder::INDEX;
-use super::writer::{OpenShard, TensorLayout, index, split};
+use super::names::INDEX;
+use super::open_shard::OpenShard;
+use super::shards::{TensorLayout, index, split};
 use crate::{Error, Result};
 
 /// Makes the folder and in it the weight files of `tensors`, with their headers and holes for data; their bytes, with the

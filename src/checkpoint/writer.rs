@@ -6,43 +6,22 @@
 //! input file instead. Bytes do not depend on the number of threads.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex};
 use std::time::Duration;
-
-use safetensors::Dtype;
-use sha2::{Digest, Sha256};
 
 use super::error::CheckpointError;
 use super::filesystem::sync_folder;
-use super::folder::{INDEX, SINGLE};
-use super::hash::{FileHash, FileHasher, hex, sha256_file};
-use super::names::PROGRESS;
+use super::hash::{FileHash, FileHasher, sha256_file};
+use super::names::{INDEX, PROGRESS};
+use super::open_shard::{OpenShard, locked};
 use super::output::OutputFolder;
+use super::shards::{Shard, index, split};
 use super::source_file::SourceFile;
-use super::{dtype, filesystem, header};
 use crate::{Error, Result, threads};
 
-/// Name, dtype and shape of a tensor to write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorLayout {
-    /// Name in the output.
-    pub name: String,
-    /// Stored dtype.
-    pub dtype: Dtype,
-    /// Extents, outermost first.
-    pub shape: Vec<u64>,
-}
-
-impl TensorLayout {
-    /// Length in bytes; layouts of whole bytes only are made.
-    pub fn length(&self) -> u64 {
-        dtype::byte_length(self.dtype, self.shape.iter().product()).unwrap_or(0)
-    }
-}
+pub use super::shards::{TensorLayout, shard_count};
 
 /// Where the bytes of the output come from.
 pub trait TensorBytes: Sync {
@@ -85,47 +64,6 @@ pub struct Written {
 struct Progress {
     fingerprint: Option<String>,
     shards: Vec<FileHash>,
-}
-
-/// One file to write: which tensors, in which order.
-pub(super) struct Shard {
-    name: String,
-    tensors: Vec<usize>,
-}
-
-/// Splits tensors, in their order, into shards of at most `max_shard_size` bytes.
-pub(super) fn split(tensors: &[TensorLayout], max_shard_size: u64) -> Vec<Shard> {
-    let mut groups: Vec<Vec<usize>> = vec![Vec::new()];
-    let mut size = 0;
-    for (number, tensor) in tensors.iter().enumerate() {
-        if size > 0 && size + tensor.length() > max_shard_size {
-            groups.push(Vec::new());
-            size = 0;
-        }
-        size += tensor.length();
-        if let Some(group) = groups.last_mut() {
-            group.push(number);
-        }
-    }
-    let count = groups.len();
-    let named = groups.into_iter().enumerate().map(|(number, mut group)| {
-        // Wider dtypes first, as the safetensors library does it: every tensor is then aligned.
-        group.sort_by_key(|tensor| std::cmp::Reverse(tensors[*tensor].dtype.bitsize()));
-        let name = match count {
-            1 => SINGLE.to_owned(),
-            _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
-        };
-        Shard {
-            name,
-            tensors: group,
-        }
-    });
-    named.collect()
-}
-
-/// Number of weight files that `tensors` would take.
-pub fn shard_count(tensors: &[TensorLayout], max_shard_size: u64) -> usize {
-    split(tensors, max_shard_size).len()
 }
 
 /// Values of a chunk: all threads together stay within `memory` bytes, and 4 buffers may wait for the hash.
@@ -247,14 +185,7 @@ fn write_shards<B: TensorBytes>(
     };
     // A shard without data gets no chunk that would complete it.
     for shard in run.shards {
-        let hash = locked(&shard.hash);
-        if hash.position == shard.length {
-            let sha256 = hash
-                .state
-                .clone()
-                .map(|state| hex(&state.finalize()))
-                .unwrap_or_default();
-            drop(hash);
+        if let Some(sha256) = shard.hash_of_empty() {
             run.finish(shard, sha256)?;
         }
     }
@@ -305,92 +236,6 @@ fn remove(folder: &OutputFolder, name: &str) -> Result<()> {
     }
 }
 
-pub(super) fn index(shards: &[Shard], tensors: &[TensorLayout]) -> Vec<u8> {
-    let total: u64 = tensors.iter().map(TensorLayout::length).sum();
-    let map: BTreeMap<&str, &str> = shards
-        .iter()
-        .flat_map(|shard| {
-            shard
-                .tensors
-                .iter()
-                .map(|tensor| (tensors[*tensor].name.as_str(), shard.name.as_str()))
-        })
-        .collect();
-    let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": map});
-    // A JSON value of strings and numbers always serialises.
-    let mut text = serde_json::to_string_pretty(&index).unwrap_or_default();
-    text.push('\n');
-    text.into_bytes()
-}
-
-/// A shard being written.
-pub(super) struct OpenShard {
-    name: String,
-    path: PathBuf,
-    /// Open from the first chunk to the last: a checkpoint can have more shards than a process may have files.
-    file: Mutex<Option<Arc<File>>>,
-    /// What the file begins with.
-    head: Vec<u8>,
-    /// Tensor numbers and the offset of each in the file.
-    tensors: Vec<(usize, u64)>,
-    /// Length of the whole file in bytes.
-    pub(super) length: u64,
-    hash: Mutex<ShardHash>,
-}
-
-struct ShardHash {
-    /// Absent while a thread feeds it.
-    state: Option<Sha256>,
-    /// Bytes of the file fed so far.
-    position: u64,
-    /// Finished chunks by their offset in the file.
-    waiting: BTreeMap<u64, Vec<u8>>,
-}
-
-impl OpenShard {
-    pub(super) fn new(folder: &Path, shard: &Shard, tensors: &[TensorLayout]) -> Self {
-        let entries = shard.tensors.iter().map(|number| {
-            let tensor = &tensors[*number];
-            (tensor.name.as_str(), tensor.dtype, &tensor.shape[..])
-        });
-        let head = header::write(entries);
-        let path = folder.join(&shard.name);
-        let mut offset = head.len() as u64;
-        let mut placed = Vec::with_capacity(shard.tensors.len());
-        for number in &shard.tensors {
-            placed.push((*number, offset));
-            offset += tensors[*number].length();
-        }
-        let hash = ShardHash {
-            state: Some(Sha256::new_with_prefix(&head)),
-            position: head.len() as u64,
-            waiting: BTreeMap::new(),
-        };
-        Self {
-            name: shard.name.clone(),
-            path,
-            file: Mutex::new(None),
-            head,
-            tensors: placed,
-            length: offset,
-            hash: Mutex::new(hash),
-        }
-    }
-
-    /// The file, made with its header and holes for data unless it is open.
-    pub(super) fn file(&self) -> Result<Arc<File>> {
-        let mut open = locked(&self.file);
-        if let Some(file) = &*open {
-            return Ok(Arc::clone(file));
-        }
-        let file = File::create(&self.path).map_err(|e| Error::io("create", &self.path, e))?;
-        file.write_all_at(&self.head, 0)
-            .and_then(|()| file.set_len(self.length))
-            .map_err(|e| Error::io("write", &self.path, e))?;
-        Ok(Arc::clone(open.insert(Arc::new(file))))
-    }
-}
-
 /// Where the next chunk begins.
 #[derive(Default)]
 struct Cursor {
@@ -426,11 +271,6 @@ struct Run<'a, B> {
     failed: AtomicBool,
     error: Mutex<Option<Error>>,
     progress: Mutex<Progress>,
-}
-
-/// A lock that a panicking thread left guards data that nobody will use.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<B: TensorBytes> Run<'_, B> {
@@ -519,53 +359,25 @@ impl<B: TensorBytes> Run<'_, B> {
         buf.resize(chunk.length, 0);
         self.bytes
             .fill(chunk.tensor, chunk.start, &mut buf, scratch)?;
-        let file = shard.file()?;
-        file.write_all_at(&buf, chunk.offset)
-            .map_err(|e| Error::io("write", &shard.path, e))?;
-        begin_writeback(&file, chunk.offset, chunk.length);
+        shard.write(&buf, chunk.offset)?;
         (self.options.progress)(chunk.length as u64);
+        // Counted first: another thread may hash the chunk as soon as it waits.
         *locked(&self.waiting) += 1;
-        locked(&shard.hash).waiting.insert(chunk.offset, buf);
-        self.feed(shard)
-    }
-
-    /// Feeds the shard's hash with the chunks that are next in order, unless another thread does.
-    fn feed(&self, shard: &OpenShard) -> Result<()> {
-        loop {
-            let mut hash = locked(&shard.hash);
-            let position = hash.position;
-            let Some(mut state) = hash.state.take() else {
-                return Ok(());
-            };
-            let Some(buf) = hash.waiting.remove(&position) else {
-                hash.state = Some(state);
-                return Ok(());
-            };
-            drop(hash);
-            state.update(&buf);
-            let mut hash = locked(&shard.hash);
-            hash.position += buf.len() as u64;
-            let complete = hash.position == shard.length;
-            let sha256 = if complete {
-                hex(&state.clone().finalize())
-            } else {
-                String::new()
-            };
-            hash.state = Some(state);
-            drop(hash);
-            locked(&self.spare).push(buf);
+        shard.await_hash(buf, chunk.offset);
+        while let Some(hashed) = shard.hash_next() {
+            locked(&self.spare).push(hashed.chunk);
             *locked(&self.waiting) -= 1;
             self.hash_moved.notify_one();
-            if complete {
-                return self.finish(shard, sha256);
+            if let Some(sha256) = hashed.sha256 {
+                self.finish(shard, sha256)?;
             }
         }
+        Ok(())
     }
 
     /// Makes a whole shard durable and records it for a run that resumes.
     fn finish(&self, shard: &OpenShard, sha256: String) -> Result<()> {
-        filesystem::sync(&*shard.file()?).map_err(|e| Error::io("sync", &shard.path, e))?;
-        *locked(&shard.file) = None;
+        shard.close()?;
         let mut progress = locked(&self.progress);
         progress.shards.push(FileHash {
             path: shard.name.clone(),
@@ -584,58 +396,9 @@ impl<B: TensorBytes> Run<'_, B> {
     }
 }
 
-/// Asks the system to send written bytes to the disk now, so that the sync at the end has little left to wait for.
-fn begin_writeback(file: &File, offset: u64, length: usize) {
-    #[cfg(target_os = "linux")]
-    {
-        use std::os::fd::AsRawFd;
-        let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else {
-            return;
-        };
-        // SAFETY: the descriptor is open, and no memory is passed. A refusal costs time alone: `sync_all` has the say.
-        unsafe {
-            libc::sync_file_range(
-                file.as_raw_fd(),
-                offset,
-                length,
-                libc::SYNC_FILE_RANGE_WRITE,
-            )
-        };
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = (file, offset, length);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn tensor(name: &str, dtype: Dtype, length: u64) -> TensorLayout {
-        TensorLayout {
-            name: name.to_owned(),
-            dtype,
-            shape: vec![length],
-        }
-    }
-
-    #[test]
-    fn shards_fill_in_order_and_a_large_tensor_stands_alone() {
-        let tensors = [4, 4, 100, 4, 4].map(|n| tensor("t", Dtype::U8, n));
-        let shards = split(&tensors, 10);
-        let groups: Vec<_> = shards.iter().map(|shard| shard.tensors.clone()).collect();
-        assert_eq!(groups, [vec![0, 1], vec![2], vec![3, 4]]);
-        assert_eq!(shards[1].name, "model-00002-of-00003.safetensors");
-    }
-
-    #[test]
-    fn wide_dtypes_come_first_so_that_all_are_aligned() {
-        let tensors = [
-            tensor("a", Dtype::U8, 3),
-            tensor("b", Dtype::F32, 1),
-            tensor("c", Dtype::BF16, 1),
-        ];
-        assert_eq!(split(&tensors, 1 << 20)[0].tensors, [1, 2, 0]);
-    }
 
     #[test]
     fn little_memory_is_refused_with_the_least_that_would_do() {

@@ -148,52 +148,23 @@ mod tests {
     use crate::family::Role;
 
     #[test]
-    fn embedded_formats_are_sound() {
-        let names: Vec<_> = families()
-            .unwrap()
-            .iter()
-            .map(|family| family.name.clone())
+    fn every_file_is_embedded_under_its_name_and_mixtures_come_last() {
+        let families = families().unwrap();
+        let mut embedded: Vec<&str> = EMBEDDED.iter().map(|(name, _)| *name).collect();
+        let names: Vec<_> = families.iter().map(|family| &family.name).collect();
+        assert_eq!(names, embedded);
+        let dense = families.iter().take_while(|family| !family.is_mixture());
+        assert_eq!(dense.count(), EMBEDDED.len() - MIXTURES.len());
+
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("formats");
+        let files = std::fs::read_dir(folder).unwrap();
+        let mut files: Vec<String> = files
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
             .collect();
-        let dense = [
-            "llama",
-            "mistral",
-            "qwen2",
-            "qwen3",
-            "cohere",
-            "cohere2",
-            "smollm3",
-            "seed_oss",
-            "olmo2",
-            "olmo3",
-            "exaone4",
-            "exaone",
-            "ernie4_5",
-            "arcee",
-            "hunyuan_v1_dense",
-            "helium",
-            "cwm",
-            "internlm3",
-            "iquestcoder",
-            "granite",
-            "granitemoehybrid",
-            "hyperclovax",
-            "gemma",
-            "gemma2",
-            "gemma3_text",
-            "vaultgemma",
-            "phi3",
-            "glm",
-            "glm4",
-            "gpt_neox",
-            "internlm2",
-            "starcoder2",
-            "jais2",
-            "phi",
-            "stablelm",
-            "nemotron",
-        ];
-        let mixtures = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
-        assert_eq!(names, [&dense[..], &mixtures[..]].concat());
+        files.sort();
+        embedded.sort();
+        let embedded = embedded.iter().map(|name| format!("{name}.yaml"));
+        assert_eq!(files, embedded.collect::<Vec<_>>());
     }
 
     #[test]

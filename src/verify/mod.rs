@@ -21,6 +21,7 @@ mod recipe;
 mod replay;
 pub mod report;
 mod sides;
+mod sources;
 mod subject;
 mod tensors;
 mod tokenizer;

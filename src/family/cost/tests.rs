@@ -8,8 +8,8 @@ use serde_json::json;
 use super::*;
 use crate::Error;
 use crate::family::{
-    ArchitectureFault, Block, Config, Mixture, NormPosition, NormType, RouterBias, RoutingPreset,
-    RoutingRequest, TopK,
+    ArchitectureFault, Block, Config, Mixture, MlpType, NormPosition, NormType, QkNorm, RouterBias,
+    RoutingPreset, RoutingRequest, TopK,
 };
 
 fn fixture(name: &str) -> Config {

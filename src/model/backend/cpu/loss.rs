@@ -86,7 +86,7 @@ fn losses(head: &Head, x: &Tensor, targets: &[u32], weights: Option<&[f32]>) -> 
             .par_chunks_mut(vocab)
             .zip(&mut nll[first..first + here])
             .enumerate()
-            .for_each(|(row, (logits, nll))| {
+            .for_each_init(Vec::new, |slopes, (row, (logits, nll))| {
                 if let Some(bias) = bias {
                     add_scaled(logits, bias, factor);
                 }
@@ -94,7 +94,7 @@ fn losses(head: &Head, x: &Tensor, targets: &[u32], weights: Option<&[f32]>) -> 
                 let target = targets[first + row] as usize;
                 *nll = match cap {
                     None => token_loss(logits, target, weight),
-                    Some(cap) => capped_token_loss(logits, target, weight, cap),
+                    Some(cap) => capped_token_loss(logits, target, weight, cap, slopes),
                 };
             });
 
@@ -132,11 +132,22 @@ fn token_loss(logits: &mut [f32], target: usize, weight: Option<f32>) -> f32 {
 }
 
 /// The loss of one token whose logits are soft-capped; with a weight, the logits become their gradient.
-fn capped_token_loss(logits: &mut [f32], target: usize, weight: Option<f32>, cap: f32) -> f32 {
+///
+/// `slopes` is working space that a thread keeps between tokens.
+fn capped_token_loss(
+    logits: &mut [f32],
+    target: usize,
+    weight: Option<f32>,
+    cap: f32,
+    slopes: &mut Vec<f32>,
+) -> f32 {
     soft_cap(logits, 1.0, cap);
-    let mut slopes = vec![0f32; weight.map_or(0, |_| logits.len())];
-    soft_cap_slopes(logits, cap, &mut slopes);
+    if weight.is_none() {
+        return token_loss(logits, target, weight);
+    }
+    slopes.resize(logits.len(), 0.0);
+    soft_cap_slopes(logits, cap, slopes);
     let loss = token_loss(logits, target, weight);
-    multiply(logits, &slopes);
+    multiply(logits, slopes);
     loss
 }
