@@ -14,7 +14,10 @@ FROM debian:bookworm-slim
 RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*
 COPY --from=build /installed/bin/bam-convert /usr/local/bin/
 COPY LICENSE-APACHE LICENSE-MIT /usr/share/doc/bam-convert/
-RUN useradd --create-home bam
-USER bam
+RUN useradd --uid 1000 --create-home bam
+# A number, by which Kubernetes sees that this is not root (runAsNonRoot).
+USER 1000:1000
 WORKDIR /work
+# The home of another user (--user) may not exist.
+ENV XDG_CACHE_HOME=/tmp/cache
 ENTRYPOINT ["bam-convert"]

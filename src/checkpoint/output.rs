@@ -22,7 +22,7 @@ use super::leftovers::{remove_at_once, remove_doomed, remove_empty, replaced, se
 use super::names::{CARD, LOCK, ORIGIN, PROGRESS};
 use super::owned::{check_replaceable, no_record};
 use super::source_file::SourceFile;
-use crate::{Error, Result, notice};
+use crate::{Error, Result, notice, table};
 
 /// A folder being written; dropped without [`commit`](Self::commit) it leaves nothing.
 #[derive(Debug)]
@@ -101,7 +101,11 @@ pub fn check_free_space(target: &Path, needed: u64) -> Result<()> {
     }
     let source = io::Error::new(
         io::ErrorKind::StorageFull,
-        format!("the output takes {needed} bytes, but the file system has {free} bytes free"),
+        format!(
+            "the output needs up to {}, but the file system has {} free",
+            table::bytes(needed),
+            table::bytes(free)
+        ),
     );
     Err(Error::io("write", target, source).with_hint("free some space or choose another --out"))
 }

@@ -177,7 +177,10 @@ fn write(
     printer: &Printer,
 ) -> Result<()> {
     if let Some(parent) = folder.parent() {
-        std::fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
+        std::fs::create_dir_all(parent).map_err(|e| {
+            Error::io("create", parent, e)
+                .with_hint("let XDG_CACHE_HOME name a folder that you can write to")
+        })?;
     }
     printer.note(&format!(
         " note: {} is converted once, to {}: {}",

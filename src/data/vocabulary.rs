@@ -221,6 +221,8 @@ pub(super) fn train(
         "bos_token": end_of_text,
         "clean_up_tokenization_spaces": false,
         "eos_token": end_of_text,
+        // transformers 4 would add `token_type_ids`, which `generate` of language models refuses.
+        "model_input_names": ["input_ids", "attention_mask"],
         "tokenizer_class": "PreTrainedTokenizerFast",
     });
     // A JSON value of strings always serialises.

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::gguf::token_id;
 use super::gguf_bpe::{self, Model, TokenKind, Vocabulary};
-use super::gguf_error::{GgufModelError, TOKENS};
+use super::gguf_error::{ARCHITECTURE, GgufModelError, TOKENS};
 use crate::checkpoint::Gguf;
 use crate::error::{InputError, Result};
 
@@ -282,9 +282,14 @@ fn tokenizer_config(
     config.insert("added_tokens_decoder".to_owned(), Value::Object(decoder));
     config.append(&mut special_tokens(vocabulary, roles));
     config.insert("clean_up_tokenization_spaces".to_owned(), json!(false));
-    if let Some(context) = gguf.unsigned("llama.context_length")? {
+    if let Some(context) = context_length(gguf)? {
         config.insert("model_max_length".to_owned(), json!(context));
     }
+    // transformers 4 would add `token_type_ids`, which `generate` of these models refuses.
+    config.insert(
+        "model_input_names".to_owned(),
+        json!(["input_ids", "attention_mask"]),
+    );
     config.insert(
         "tokenizer_class".to_owned(),
         json!("PreTrainedTokenizerFast"),
@@ -293,6 +298,14 @@ fn tokenizer_config(
         config.insert("chat_template".to_owned(), json!(template));
     }
     Ok(config)
+}
+
+/// The longest context of the model, whose key begins with the name of the architecture.
+fn context_length(gguf: &Gguf) -> Result<Option<u64>> {
+    match gguf.text(ARCHITECTURE)? {
+        Some(architecture) => gguf.unsigned(&format!("{architecture}.context_length")),
+        None => Ok(None),
+    }
 }
 
 /// The tokens put before and after each text.

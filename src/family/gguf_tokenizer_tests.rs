@@ -156,7 +156,8 @@ fn the_other_files_name_the_special_tokens_and_the_template() {
     let mut build = gpt2("smollm");
     build
         .text("tokenizer.chat_template", "{{ messages }}\n")
-        .u32("llama.context_length", 64);
+        .text("general.architecture", "exaone")
+        .u32("exaone.context_length", 64);
     build
         .u32("tokenizer.ggml.eot_token_id", 1)
         .u32("tokenizer.ggml.padding_token_id", u32::MAX);
@@ -166,6 +167,7 @@ fn the_other_files_name_the_special_tokens_and_the_template() {
         ("chat_template", json!("{{ messages }}\n")),
         ("tokenizer_class", json!("PreTrainedTokenizerFast")),
         ("model_max_length", json!(64)),
+        ("model_input_names", json!(["input_ids", "attention_mask"])),
         ("clean_up_tokenization_spaces", json!(false)),
     ] {
         assert_eq!(config[key], value, "{key}");

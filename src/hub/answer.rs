@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::answer_error::HubAnswerError;
 use super::client::{HubClient, cause};
-use super::error::{HubError, HubFault, HubStep};
+use super::error::{ConnectionEvent, HubError, HubFault, HubStep};
 use super::retry::Failure;
 use crate::Result;
 use crate::checkpoint::json;
@@ -71,7 +71,7 @@ impl<'a> Answer<'a> {
     /// The next piece of the body; `None` at its end.
     pub(super) fn next(&mut self) -> Result<Option<impl Deref<Target = [u8]> + use<>>, Failure> {
         let chunk = self.client.block_on(async { self.response.chunk().await });
-        chunk.map_err(|error| Failure::passing(broken(&self.place, "broke off", error)))
+        chunk.map_err(|error| Failure::passing(broken(&self.place, ConnectionEvent::BrokeOff, error)))
     }
 
     /// As [`next`](Self::next), for a body that is to be whole at `end`.
@@ -83,7 +83,7 @@ impl<'a> Answer<'a> {
         let client = self.client;
         match client.block_on(async { tokio::time::timeout(left, self.response.chunk()).await }) {
             Ok(chunk) => {
-                chunk.map_err(|error| Failure::passing(broken(&self.place, "broke off", error)))
+                chunk.map_err(|error| Failure::passing(broken(&self.place, ConnectionEvent::BrokeOff, error)))
             }
             Err(_) => {
                 let place = self.place.clone();
@@ -259,7 +259,7 @@ pub(super) fn spoken(body: &[u8]) -> String {
 }
 
 /// A connection that came to nothing.
-pub(super) fn broken(place: &str, event: &'static str, error: reqwest::Error) -> HubError {
+fn broken(place: &str, event: ConnectionEvent, error: reqwest::Error) -> HubError {
     // Addresses may be signed, which makes them secrets.
     let error = error.without_url();
     let cause = if error.is_timeout() {
@@ -272,4 +272,32 @@ pub(super) fn broken(place: &str, event: &'static str, error: reqwest::Error) ->
         event,
         cause,
     }
+}
+
+/// A request without an answer. Another attempt may have one, unless the certificate of the server is refused.
+pub(super) fn unanswered(place: &str, error: reqwest::Error) -> Failure {
+    match refused_certificate(&error) {
+        Some(refused) => Failure::lasting(HubError::Certificate {
+            place: place.to_owned(),
+            problem: refused.to_string(),
+        }),
+        None => Failure::passing(broken(place, ConnectionEvent::Failed, error)),
+    }
+}
+
+/// What is wrong with the certificate of the server, if that is why there is no connection.
+fn refused_certificate(error: &reqwest::Error) -> Option<&rustls::CertificateError> {
+    let mut inner: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = inner {
+        if let Some(rustls::Error::InvalidCertificate(refused)) = cause.downcast_ref() {
+            return Some(refused);
+        }
+        // An error of input and output shows the source of what it wraps as its own.
+        let wrapped = cause.downcast_ref().and_then(std::io::Error::get_ref);
+        inner = match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => cause.source(),
+        };
+    }
+    None
 }

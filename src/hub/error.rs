@@ -46,14 +46,22 @@ pub enum HubError {
         problem: String,
     },
     /// A connection failed or broke off.
-    #[error("{place}: the connection {event}: {cause}")]
+    #[error("{place}: the connection {}: {cause}", event.words())]
     Connection {
         /// Repository, revision and file.
         place: String,
-        /// `failed` or `broke off`.
-        event: &'static str,
+        /// When.
+        event: ConnectionEvent,
         /// The innermost cause.
         cause: String,
+    },
+    /// No authority that this machine trusts vouches for the server.
+    #[error("{place}: the certificate of the server is refused: {problem}")]
+    Certificate {
+        /// Repository, revision and file.
+        place: String,
+        /// What is wrong with it.
+        problem: String,
     },
     /// The body of an answer did not end in time.
     #[error("{place}: expected the whole answer within {limit:?}")]
@@ -172,8 +180,28 @@ pub enum HubFault {
     Offline,
     /// The other side could not be reached, was silent or broke off.
     Network,
+    /// The certificate of the other side is refused.
+    Certificate,
     /// The other side answered what cannot be right: other bytes than promised, or no sense.
     Answer,
+}
+
+/// When a connection came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionEvent {
+    /// Before an answer.
+    Failed,
+    /// In an answer.
+    BrokeOff,
+}
+
+impl ConnectionEvent {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::BrokeOff => "broke off",
+        }
+    }
 }
 
 impl HubError {
@@ -190,6 +218,7 @@ impl HubError {
             | Self::SlowDownload { .. }
             | Self::StalledUpload { .. }
             | Self::XetCutOff { .. } => Some(HubFault::Network),
+            Self::Certificate { .. } => Some(HubFault::Certificate),
             Self::Answer(_) => Some(HubFault::Answer),
             Self::Request(_) => None,
         }
@@ -197,7 +226,8 @@ impl HubError {
 
     /// Whether the request may be right, and the network or the Hub failed.
     pub fn is_outside(&self) -> bool {
-        self.fault().is_some_and(HubFault::is_outside)
+        let is_client = matches!(self, Self::Request(HubRequestError::Client { .. }));
+        is_client || self.fault().is_some_and(HubFault::is_outside)
     }
 
     /// What to do next.
@@ -206,6 +236,12 @@ impl HubError {
             Self::Refused { fault, step, .. } => fault.advice(*step).map(Cow::Borrowed),
             Self::Answer(error) => error.hint(),
             Self::Request(error) => error.hint(),
+            Self::Connection {
+                event: ConnectionEvent::Failed,
+                ..
+            } => Some(Cow::Borrowed(
+                "check the network, HF_ENDPOINT and HTTPS_PROXY, then run the command again: what has been transferred is kept",
+            )),
             other => other.fault()?.advice(HubStep::Other).map(Cow::Borrowed),
         }
     }
@@ -246,7 +282,7 @@ impl HubFault {
     fn is_outside(self) -> bool {
         matches!(
             self,
-            Self::Quota | Self::RateLimited | Self::Network | Self::Answer
+            Self::Quota | Self::RateLimited | Self::Network | Self::Certificate | Self::Answer
         )
     }
 
@@ -287,6 +323,9 @@ impl HubFault {
             }
             (Self::Offline, _) => "unset HF_HUB_OFFLINE, or pull it while the network is there",
             (Self::Network, _) => "run the command again: what has been transferred is kept",
+            (Self::Certificate, _) => {
+                "let SSL_CERT_FILE name the certificate of your network's authority, or add it to the system's certificates"
+            }
             (Self::NotOffered, _) => {
                 "HF_ENDPOINT names a Hub that does not offer this, as a mirror that can only be pulled from"
             }

@@ -9,7 +9,7 @@ use reqwest::header::{
 use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 
-use super::answer::{Answer, broken, parse};
+use super::answer::{Answer, parse, unanswered};
 use super::answer_error::HubAnswerError;
 use super::client::HubClient;
 use super::error::HubError;
@@ -113,7 +113,7 @@ impl HubClient {
         for _ in 0..MOST_HOPS {
             let response = self
                 .block_on(async { self.prepared(request, &url).send().await })
-                .map_err(|error| Failure::passing(broken(place, "failed", error)))?;
+                .map_err(|error| unanswered(place, error))?;
             if !response.status().is_redirection() {
                 return Answer::of(self, place, &request.method, url, response);
             }

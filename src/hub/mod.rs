@@ -41,7 +41,7 @@ mod xet;
 
 pub use answer_error::HubAnswerError;
 pub use client::HubClient;
-pub use error::{HubError, HubFault, HubStep};
+pub use error::{ConnectionEvent, HubError, HubFault, HubStep};
 pub use headers::headers;
 pub use local_paths::LocalPaths;
 pub use outgoing::{left_out, length};

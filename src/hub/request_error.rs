@@ -196,6 +196,9 @@ impl HubRequestError {
         Some(Cow::Borrowed(match self {
             Self::NoToken { .. } => "set HF_TOKEN to a token with write access",
             Self::SecretInEndpoint => "give the token in HF_TOKEN",
+            Self::Client { .. } => {
+                "install the system's certificates (Debian: ca-certificates), or let SSL_CERT_FILE name a file of them"
+            }
             Self::InvalidToken => "check HF_TOKEN, or the token file",
             Self::NothingSelected {
                 nearest: Some(path),

@@ -9,7 +9,7 @@ use futures_util::stream;
 use reqwest::header::{CONTENT_LENGTH, HeaderMap};
 use reqwest::{Body, Method, Response, Url};
 
-use super::answer::{Answer, broken};
+use super::answer::{Answer, unanswered};
 use super::client::HubClient;
 use super::error::HubError;
 use super::outgoing::Content;
@@ -150,5 +150,5 @@ fn failure(place: &str, error: reqwest::Error) -> Failure {
         }
         inner = cause.source();
     }
-    Failure::passing(broken(place, "failed", error))
+    unanswered(place, error)
 }

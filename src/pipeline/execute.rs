@@ -224,9 +224,12 @@ impl Runner<'_> {
         }
         if !status.success() || missing.is_some() {
             // A stage that the runner ended did not fail, and may be resumed.
-            if status.success() || !self.is_stopped() {
+            let ran = if status.success() || !self.is_stopped() {
                 records.fail(stage, record)?;
-            }
+                Ran::Failed
+            } else {
+                Ran::Stopped
+            };
             let failure = Failure {
                 stage: stage.name.clone(),
                 code: status.code(),
@@ -235,7 +238,7 @@ impl Runner<'_> {
                 log,
             };
             return Ok(End {
-                ran: Ran::Failed,
+                ran,
                 seconds: start.elapsed().as_secs_f64(),
                 failure: Some(failure),
             });

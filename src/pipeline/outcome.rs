@@ -19,6 +19,8 @@ pub enum Ran {
     Left,
     /// It ran, and did not end well.
     Failed,
+    /// A signal ended it before its end.
+    Stopped,
     /// A stage that it needs did not end well.
     Skipped,
 }
@@ -31,6 +33,7 @@ impl Ran {
             Self::UpToDate => "up to date",
             Self::Left => "left as it was",
             Self::Failed => "failed",
+            Self::Stopped => "stopped",
             Self::Skipped => "skipped",
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::confine::{check_links, check_settings, leads_below, stays_within};
 use super::error::PipelineError;
@@ -13,6 +14,7 @@ use super::recipe_text;
 use super::stage::Stage;
 use crate::checkpoint::folder::CARD;
 use crate::checkpoint::hash::sha256_file;
+use crate::checkpoint::json;
 use crate::checkpoint::known_hashes;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, relative_to};
 use crate::checkpoint::reach::{is_neighbour, is_relative};
@@ -22,6 +24,9 @@ use crate::{Error, Result};
 
 /// What the work folder is called where none is chosen: the first one's name, and this.
 const AGAIN: &str = ".again";
+
+/// The file of a tokenizer's settings, to which versions of this program have added.
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// A checkpoint to make again.
 #[derive(Debug)]
@@ -177,7 +182,8 @@ impl Rebuild {
         made.chain(files).map(compare).collect()
     }
 
-    /// Whether a compared file is one of the checkpoint itself. The model's code is not: each version writes its own.
+    /// Whether a compared file is one of the checkpoint itself. What each version writes in its own way is not: the model's code, and
+    /// further settings of a tokenizer that the program made.
     pub fn is_result(&self, compared: &Compared) -> bool {
         let is_code = compared.file.extension().is_some_and(|kind| kind == "py");
         let is_last = self
@@ -185,7 +191,24 @@ impl Rebuild {
             .stages
             .last()
             .is_some_and(|stage| stage.name == compared.stage);
-        is_last && !is_code
+        is_last && !is_code && !self.only_adds_settings(&compared.file)
+    }
+
+    /// Whether `file` holds the settings of a tokenizer: all that the first one has, and more.
+    fn only_adds_settings(&self, file: &Path) -> bool {
+        let Ok(inside) = file.strip_prefix(&self.record.output) else {
+            return false;
+        };
+        if inside != Path::new(TOKENIZER_CONFIG) {
+            return false;
+        }
+        let settings = |folder: &Path| json::read_object(&folder.join(inside)).ok();
+        let first = settings(&self.folder);
+        let now = settings(&self.work.join(&self.record.output));
+        first.zip(now).is_some_and(|(first, now)| {
+            let is_kept = |(key, value): (&String, &Value)| now.get(key) == Some(value);
+            now.len() > first.len() && first.iter().all(is_kept)
+        })
     }
 }
 

@@ -14,6 +14,7 @@
 mod beside;
 mod bounds;
 mod cards;
+mod certificates;
 mod commands;
 mod common;
 mod compatibility;

@@ -182,6 +182,7 @@ fn a_recipe_answers_too_and_a_second_signal_ends_its_stages() {
         said.contains(" note: stopped by a signal; stages that ended stay"),
         "{said}"
     );
+    assert!(said.contains("long  stopped"), "{said}");
     let line = command_in(&said);
     assert!(
         line.contains(" run ") && line.contains("--work") && !line.contains("--force"),

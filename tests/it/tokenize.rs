@@ -319,6 +319,8 @@ fn a_tokenizer_made_here_serves_other_texts() {
     assert!(few.stderr.contains("tokens only, not 5,000"), "{few}");
     let header = read_json(path("made/tokenizer_config.json"));
     assert_eq!(header["eos_token"], "<|endoftext|>");
+    let inputs = json!(["input_ids", "attention_mask"]);
+    assert_eq!(header["model_input_names"], inputs);
     let domains = [("a", "made", 3.0), ("b", "other", 1.0)];
     let domains = domains.map(|(name, folder, weight)| {
         (

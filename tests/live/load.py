@@ -5,6 +5,7 @@
 
 Loads the folder in float32 and prints one `key value` a line: the config values that versions spell differently, then
 facts of the logits [seq, vocab] of fixed token ids. Logits are rounded to 5 digits, for kernels differ between versions.
+Where the folder has a tokenizer, it also prints what the tokenizer gives the model, and how the model continues a text.
 `--trust-remote-code` loads a BAM folder through its own modeling_bam.py. `--golden FILE` compares with the tensor `logits` of a
 safetensors file (largest absolute difference at most `--tolerance`), and exits with 1 if they differ.
 """
@@ -12,10 +13,11 @@ safetensors file (largest absolute difference at most `--tolerance`), and exits 
 import argparse
 import logging
 import sys
+from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 IDS = [1, 72, 105, 300, 2, 17, 383, 44, 44, 260, 9, 131, 310, 3, 99, 201]  # TOKENS of fixtures/make.py
 
@@ -31,6 +33,20 @@ def theta(config) -> float | None:
     if transformers.__version__.startswith("4."):
         return getattr(config, "rope_theta", None)
     return (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
+
+
+def continued(model, folder: str, trust_remote_code: bool) -> dict[str, object]:
+    """What the tokenizer gives the model for a text, and the tokens that the model puts after it."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    inputs = tokenizer("Once upon a time", return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0].tolist()
+    return {
+        "tokenizer": sorted(inputs),
+        "longest_text": tokenizer.model_max_length,
+        "special_tokens": dict(sorted(tokenizer.special_tokens_map.items())),
+        "continued": ids,
+        "text": repr(tokenizer.decode(ids)),
+    }
 
 
 def main() -> int:
@@ -62,6 +78,8 @@ def main() -> int:
         "logits_abs_sum": f"{logits.abs().sum().item():.5g}",
         "logits_last_argmax": logits[-1].argmax().item(),
     }
+    if Path(arguments.folder, "tokenizer.json").exists():
+        facts |= continued(model, arguments.folder, arguments.trust_remote_code)
     for key, value in facts.items():
         print(f"{key:20} {value}")
     if arguments.golden:
