@@ -71,7 +71,9 @@ impl<'a> Answer<'a> {
     /// The next piece of the body; `None` at its end.
     pub(super) fn next(&mut self) -> Result<Option<impl Deref<Target = [u8]> + use<>>, Failure> {
         let chunk = self.client.block_on(async { self.response.chunk().await });
-        chunk.map_err(|error| Failure::passing(broken(&self.place, ConnectionEvent::BrokeOff, error)))
+        chunk.map_err(|error| {
+            Failure::passing(broken(&self.place, ConnectionEvent::BrokeOff, error))
+        })
     }
 
     /// As [`next`](Self::next), for a body that is to be whole at `end`.
@@ -82,9 +84,9 @@ impl<'a> Answer<'a> {
         let left = end.saturating_duration_since(Instant::now());
         let client = self.client;
         match client.block_on(async { tokio::time::timeout(left, self.response.chunk()).await }) {
-            Ok(chunk) => {
-                chunk.map_err(|error| Failure::passing(broken(&self.place, ConnectionEvent::BrokeOff, error)))
-            }
+            Ok(chunk) => chunk.map_err(|error| {
+                Failure::passing(broken(&self.place, ConnectionEvent::BrokeOff, error))
+            }),
             Err(_) => {
                 let place = self.place.clone();
                 Err(Failure::lasting(HubError::SlowAnswer {

@@ -24,7 +24,10 @@ fn server() -> String {
         .unwrap();
     let config = Arc::new(config);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    let address = format!(
+        "https://localhost:{}",
+        listener.local_addr().unwrap().port()
+    );
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             // A client that refuses the certificate goes away.
@@ -39,7 +42,8 @@ fn answer(config: &Arc<ServerConfig>, stream: TcpStream) -> std::io::Result<()> 
     let mut stream = StreamOwned::new(connection, stream);
     let mut request = [0; 4096];
     let _ = stream.read(&mut request)?;
-    stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")?;
+    stream
+        .write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")?;
     stream.conn.send_close_notify();
     stream.flush()
 }
@@ -60,7 +64,10 @@ fn a_private_authority_counts_where_ssl_cert_file_names_it() {
     // Refused at the first attempt, because another has the same certificate.
     let (_work, command) = pull(&address);
     let begun = std::time::Instant::now();
-    finish(command).refused(3, &["certificate of the server is refused", "SSL_CERT_FILE"]);
+    finish(command).refused(
+        3,
+        &["certificate of the server is refused", "SSL_CERT_FILE"],
+    );
     assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
 }
 

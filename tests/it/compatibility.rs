@@ -154,7 +154,10 @@ fn a_mixture_of_a_gguf_file_is_made_again_with_the_tokenizers_former_settings() 
         let work = kept.join("again");
         let run = made_again(&mixture, &work);
         // `model_input_names` is of a later version.
-        assert!(run.stdout.contains("mixture/tokenizer_config.json"), "{run}");
+        assert!(
+            run.stdout.contains("mixture/tokenizer_config.json"),
+            "{run}"
+        );
         let (made, first) = (hashes(&work.join("mixture")), hashes(&mixture));
         for file in ["model.safetensors", "config.json", "tokenizer.json"] {
             assert_eq!(made[file], first[file], "{file}");

@@ -1029,7 +1029,11 @@ fn a_disk_that_is_full() {
         "--out".into(),
         bench.path("out").into(),
     ];
-    bench.refused(arguments.clone(), 3, &["out", "needs up to", "free", "hint:"]);
+    bench.refused(
+        arguments.clone(),
+        3,
+        &["out", "needs up to", "free", "hint:"],
+    );
 
     // Found out while writing: no file may grow past 20 KiB (the mixture's weights take 84 KiB).
     for flags in [&[][..], &["--max-shard-size", "10KB"], &["--threads", "1"]] {
