@@ -12,7 +12,6 @@
 pub mod arguments;
 pub mod card;
 mod caught;
-mod chart;
 pub mod checkpoint;
 pub mod data;
 pub mod error;
@@ -20,6 +19,7 @@ mod error_place;
 pub mod estimate;
 pub mod evaluate;
 pub mod family;
+mod heat_map;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod input_error;
@@ -34,6 +34,7 @@ pub mod printable;
 pub mod progress;
 pub mod report;
 pub mod surgery;
+mod svg;
 pub mod table;
 pub mod threads;
 pub mod train;

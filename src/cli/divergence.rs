@@ -50,7 +50,7 @@ pub fn run(
     let found = divergence(seed, &experts, &options)?;
     bar.finish_and_clear();
     if let Some(svg) = svg {
-        single::write(svg, &[found.svg()?.as_bytes()])?;
+        single::write(svg, &[found.svg().as_bytes()])?;
     }
     if json {
         printer.json(&found)?;

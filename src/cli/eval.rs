@@ -1,7 +1,7 @@
 //! `eval`: how good models are, side by side.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bam_convert::arguments::{
     CheckpointPath, DryRun, InputPath, MaybeNamed, Named, Outline, OutputPath, TextsPath,
@@ -14,13 +14,13 @@ use bam_convert::evaluate::outlook::WeightWidth;
 use bam_convert::evaluate::report::{Average, DomainRouting, EvaluationReport, ModelReport};
 use bam_convert::evaluate::request::RoutingRequest;
 use bam_convert::evaluate::routing::Recorder;
-use bam_convert::evaluate::tasks::{Task, TaskSettings};
+use bam_convert::evaluate::tasks::{Task, TaskScore, TaskSettings};
 use bam_convert::evaluate::{EvaluateError, chart, outlook, perplexity, table_file};
 use bam_convert::family::{Architecture, Config, TopK, expert_names};
 use bam_convert::memory::check_memory;
 use bam_convert::model::generate::eos_ids;
 use bam_convert::model::tokenizer::Tokenizer;
-use bam_convert::model::{CausalLm, LoadOptions};
+use bam_convert::model::{CausalLm, LoadOptions, Overrides};
 use bam_convert::pipeline::{Declaration, StageUse};
 use clap::{ArgAction, Args};
 
@@ -148,64 +148,9 @@ impl Verb for Arguments {
         if self.device == DeviceName::Cpu {
             self.check_memory(&models, printer)?;
         }
-        let domains = self
-            .data
-            .iter()
-            .map(|Named { name, value }| Domain::read(name, value));
-        let domains: Vec<Domain> = domains.collect::<bam_convert::Result<_>>()?;
-        let tasks = self.tasks()?;
-        let tasks = tasks.iter().map(|(name, path)| Task::read(name, path));
-        let tasks: Vec<Task> = tasks.collect::<bam_convert::Result<_>>()?;
-        let tokens = self.tokenise(&models, domains, context, printer)?;
-        let total: usize = tokens
-            .iter()
-            .flat_map(|domain| &domain.windows)
-            .map(|window| window.ids.len())
-            .sum();
-        let bar = printer.tokens_bar((total * self.checkpoints.len()) as u64, "scoring");
-        let names = names(&self.checkpoints);
-        let mut reports = Vec::new();
-        for (opened, name) in models.iter().zip(names) {
-            let options = match self.dtype {
-                Some(_) => load_options(opened.folder(), self.device, self.dtype)?,
-                None => LoadOptions {
-                    device: self.device.open()?,
-                    ..LoadOptions::default()
-                },
-            };
-            let model = CausalLm::load(opened.folder(), &options)?;
-            bar.suspend(|| printer.note(&format!("backend of {name}: {}", model.backend())));
-            reports.push(
-                self.measure(opened, name, &model, &tokens, &tasks, &|tokens| {
-                    bar.inc(tokens)
-                })?,
-            );
-        }
-        bar.finish_and_clear();
-        let mut report = EvaluationReport {
-            context,
-            models: reports,
-        };
-        if let Some(path) = &self.svg {
-            single::write(path, &[chart::perplexities(&report)?.as_bytes()])?;
-        }
-        if let Some(path) = &self.routing_svg {
-            single::write(path, &[chart::routing(&report)?.as_bytes()])?;
-        }
-        for path in &self.tables {
-            table_file::write(path, &report)?;
-        }
-        if !self.report_routing {
-            report
-                .models
-                .iter_mut()
-                .for_each(|model| model.routing.clear());
-        }
-        if self.json {
-            printer.json(&report)?;
-        } else {
-            printer.result(&report.table())?;
-        }
+        let report = self.evaluate(&models, context, printer)?;
+        self.write_files(&report)?;
+        self.show(report, printer)?;
         Ok(Verdict::Yes)
     }
 
@@ -215,6 +160,75 @@ impl Verb for Arguments {
 }
 
 impl Arguments {
+    /// Measures every model.
+    fn evaluate(
+        &self,
+        models: &[Opened],
+        context: usize,
+        printer: &Printer,
+    ) -> error::Result<EvaluationReport> {
+        let domains = self.data.iter();
+        let domains = domains.map(|Named { name, value }| Domain::read(name, value));
+        let domains = domains.collect::<bam_convert::Result<Vec<_>>>()?;
+        let tasks = self.tasks()?;
+        let tasks = tasks.iter().map(|(name, path)| Task::read(name, path));
+        let tasks = tasks.collect::<bam_convert::Result<Vec<_>>>()?;
+        let tokens = self.tokenise(models, domains, context, printer)?;
+
+        let windows = tokens.iter().flat_map(|domain| &domain.windows);
+        let total: usize = windows.map(|window| window.ids.len()).sum();
+        let bar = printer.tokens_bar((total * models.len()) as u64, "scoring");
+        let mut reports = Vec::new();
+        for (opened, name) in models.iter().zip(names(&self.checkpoints)) {
+            let model = self.load(opened)?;
+            bar.suspend(|| printer.note(&format!("backend of {name}: {}", model.backend())));
+            let progress = |tokens| bar.inc(tokens);
+            reports.push(self.measure(opened, name, &model, &tokens, &tasks, &progress)?);
+        }
+        bar.finish_and_clear();
+        Ok(EvaluationReport {
+            context,
+            models: reports,
+        })
+    }
+
+    fn load(&self, opened: &Opened) -> error::Result<CausalLm> {
+        let options = match self.dtype {
+            Some(_) => load_options(opened.folder(), self.device, self.dtype)?,
+            None => LoadOptions {
+                device: self.device.open()?,
+                ..LoadOptions::default()
+            },
+        };
+        Ok(CausalLm::load(opened.folder(), &options)?)
+    }
+
+    /// Writes the charts and tables that the user asked for.
+    fn write_files(&self, report: &EvaluationReport) -> bam_convert::Result<()> {
+        if let Some(path) = &self.svg {
+            single::write(path, &[chart::perplexities(report).as_bytes()])?;
+        }
+        if let Some(path) = &self.routing_svg {
+            single::write(path, &[chart::routing(report).as_bytes()])?;
+        }
+        self.tables
+            .iter()
+            .try_for_each(|path| table_file::write(path, report))
+    }
+
+    /// Prints the report, with what routers did only where the user asked for it.
+    fn show(&self, mut report: EvaluationReport, printer: &Printer) -> anyhow::Result<()> {
+        if !self.report_routing {
+            let models = report.models.iter_mut();
+            models.for_each(|model| model.routing.clear());
+        }
+        if self.json {
+            printer.json(&report)
+        } else {
+            Ok(printer.result(&report.table())?)
+        }
+    }
+
     /// What a run would take; nothing tells how long answers to tasks are.
     fn estimate(&self, models: &[Opened]) -> bam_convert::Result<Estimate> {
         let folders: Vec<PathBuf> = models.iter().map(|model| model.folder().into()).collect();
@@ -416,27 +430,13 @@ impl Arguments {
                 recorder.as_mut(),
                 progress,
             )?);
-            if let Some(recorder) = recorder {
-                routing.push(DomainRouting {
-                    domain: domain.name.clone(),
-                    routers: recorder.finish(),
-                });
-            }
+            routing.extend(recorder.map(|recorder| DomainRouting {
+                domain: domain.name.clone(),
+                routers: recorder.finish(),
+            }));
         }
-        let eos = eos_ids(path)?;
-        let settings = TaskSettings {
-            shots: self.shots,
-            max_tokens: self.answer_tokens,
-            eos: &eos,
-            overrides: &overrides,
-        };
-        let mut results = Vec::new();
-        if !tasks.is_empty() {
-            let tokenizer = Tokenizer::load(path, architecture.vocab_size)?;
-            for task in tasks {
-                results.push(task.run(model, &tokenizer, &settings)?);
-            }
-        }
+
+        let results = self.answer(model, path, tasks, &overrides)?;
         let mean = results.iter().map(|result| result.accuracy).sum::<f64>() / results.len() as f64;
         let experts = expert_names(path, architecture)?;
         let left_out = |number: &usize| experts.get(*number).cloned();
@@ -453,6 +453,31 @@ impl Arguments {
             tasks: results,
             routing,
         })
+    }
+
+    /// Scores of the tasks.
+    fn answer(
+        &self,
+        model: &CausalLm,
+        path: &Path,
+        tasks: &[Task],
+        overrides: &Overrides,
+    ) -> bam_convert::Result<Vec<TaskScore>> {
+        if tasks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let eos = eos_ids(path)?;
+        let settings = TaskSettings {
+            shots: self.shots,
+            max_tokens: self.answer_tokens,
+            eos: &eos,
+            overrides,
+        };
+        let tokenizer = Tokenizer::load(path, model.architecture().vocab_size)?;
+        let answered = tasks
+            .iter()
+            .map(|task| task.run(model, &tokenizer, &settings));
+        answered.collect()
     }
 }
 

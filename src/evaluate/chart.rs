@@ -1,120 +1,94 @@
 //! Charts of a report, as SVG.
 
-use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, VPos};
-
-use super::report::{EvaluationReport, ModelReport};
+use super::report::{DomainRouting, EvaluationReport, ModelReport};
 use super::routing::{RouterKind, RouterReport};
-use crate::chart::{Area, COLOURS, Drawn, GREY, shade, words};
-use crate::printable::printable_lines;
-use crate::{Error, Result};
+use crate::heat_map::{self, HeatBlock, HeatCell, HeatMap};
+use crate::svg::{Anchor, Area, CHARACTER, Fill, Line, Svg, Words, shortened};
+
+/// Pixels of the chart of perplexities.
+const BAR: i32 = 44;
+const GAP: i32 = 34;
+const LEFT: i32 = 70;
+const TOP: i32 = 60;
+const HEIGHT: i32 = 300;
+const BOTTOM: i32 = TOP + HEIGHT;
+const LEGEND_ROW: i32 = 22;
 
 /// Perplexity by domain, a bar for each model; empty without domains.
-pub fn perplexities(report: &EvaluationReport) -> Result<String> {
-    let mut svg = String::new();
-    draw_bars(report, &mut svg).map_err(|e| Error::compute("draw the chart", e))?;
-    Ok(printable_lines(&svg))
-}
-
-/// The load of feed-forward experts and the mean gates of attention experts by layer and domain, for every mixture whose
-/// routing was recorded.
-pub fn routing(report: &EvaluationReport) -> Result<String> {
-    let mut svg = String::new();
-    draw_heat_maps(report, &mut svg).map_err(|e| Error::compute("draw the heat map", e))?;
-    Ok(printable_lines(&svg))
-}
-
-fn draw_bars(report: &EvaluationReport, svg: &mut String) -> Drawn {
-    let domains = report.models.first().map_or(0, |model| model.domains.len());
-    let models = report.models.len();
-    let (bar, gap, left, top, height) = (34, 40, 70, 60, 300);
-    let group = models as i32 * bar + gap;
-    let legend = models as i32 * 22 + 20;
-    let width = (left + domains as i32 * group + 30).max(540);
-    let bottom = top + height;
-    let area = SVGBackend::with_string(svg, (width as u32, (bottom + 40 + legend) as u32))
-        .into_drawing_area();
-    area.fill(&WHITE)?;
-    let title = format!(
-        "perplexity, windows of {} tokens (lower is better)",
-        report.context
-    );
-    area.draw(&Text::new(
-        title,
-        (left, 18),
-        words(17, &BLACK, HPos::Left, VPos::Top),
-    ))?;
-    let scores = report
+pub fn perplexities(report: &EvaluationReport) -> String {
+    let models = report.models.len() as i32;
+    let domains = report
+        .models
+        .first()
+        .map_or(&[][..], |model| &model.domains);
+    let group = models * BAR + GAP;
+    let names = report
         .models
         .iter()
-        .flat_map(|model| &model.domains)
-        .map(|score| score.perplexity);
-    let highest = scores.fold(1.0, f64::max);
+        .map(|model| model.label().chars().count() as i32);
+    let legend = names.max().unwrap_or(0) * CHARACTER + LEFT + 30;
+    let width = (LEFT + domains.len() as i32 * group + 30)
+        .max(legend)
+        .max(540);
+    let mut svg = Svg::new(width, BOTTOM + 50 + models * LEGEND_ROW);
+    let title = format!(
+        "Perplexity, windows of {} tokens (lower is better)",
+        report.context
+    );
+    svg.words(LEFT, 30, Anchor::Start, Words::Title, &title);
+
+    let scores = report.models.iter().flat_map(|model| &model.domains);
+    let highest = scores.fold(1.0, |highest, score| score.perplexity.max(highest));
+    let y = |value: f64| BOTTOM - (value / highest * f64::from(HEIGHT)) as i32;
     let step = step(highest);
-    let y = |value: f64| bottom - (value / highest * f64::from(height)) as i32;
-    for tick in (0..)
-        .map(|tick| f64::from(tick) * step)
-        .take_while(|value| *value <= highest)
-    {
-        let line = vec![(left, y(tick)), (width - 20, y(tick))];
-        area.draw(&PathElement::new(line, RGBColor(225, 225, 225)))?;
+    let ticks = (0..).map(|tick| f64::from(tick) * step);
+    for tick in ticks.take_while(|tick| *tick <= highest) {
+        svg.line(LEFT, width - 20, y(tick), Line::Grid);
         let label = format!("{}", (tick * 1e6).round() / 1e6);
-        area.draw(&Text::new(
-            label,
-            (left - 8, y(tick)),
-            words(13, &GREY, HPos::Right, VPos::Center),
-        ))?;
+        svg.words(LEFT - 8, y(tick) + 4, Anchor::End, Words::Label, &label);
     }
-    for domain in 0..domains {
-        let start = left + gap / 2 + domain as i32 * group;
-        for (number, model) in report.models.iter().enumerate() {
-            let value = model.domains[domain].perplexity;
-            let from = start + number as i32 * bar;
-            let colour = COLOURS[number % COLOURS.len()];
-            area.draw(&Rectangle::new(
-                [(from + 2, y(value)), (from + bar - 2, bottom)],
-                colour.filled(),
-            ))?;
-            let middle = from + bar / 2;
+
+    for (number, domain) in domains.iter().enumerate() {
+        let start = LEFT + GAP / 2 + number as i32 * group;
+        for (series, model) in report.models.iter().enumerate() {
+            let value = model.domains[number].perplexity;
+            let bar = Area {
+                x: start + series as i32 * BAR + 2,
+                y: y(value),
+                width: BAR - 4,
+                height: BOTTOM - y(value),
+            };
+            svg.rectangle(bar, Fill::Series(series));
             let label = if value < 99.95 {
                 format!("{value:.2}")
             } else {
                 format!("{value:.0}")
             };
-            area.draw(&Text::new(
-                label,
-                (middle, y(value) - 4),
-                words(11, &GREY, HPos::Center, VPos::Bottom),
-            ))?;
+            let middle = bar.x + bar.width / 2;
+            svg.words(middle, bar.y - 4, Anchor::Middle, Words::Label, &label);
         }
-        let middle = start + models as i32 * bar / 2;
-        let name = report.models[0].domains[domain].domain.clone();
-        area.draw(&Text::new(
-            name,
-            (middle, bottom + 8),
-            words(14, &BLACK, HPos::Center, VPos::Top),
-        ))?;
+        let (middle, name) = (start + models * BAR / 2, shortened(&domain.domain, group));
+        svg.words(middle, BOTTOM + 18, Anchor::Middle, Words::Name, &name);
     }
-    area.draw(&PathElement::new(
-        vec![(left, bottom), (width - 20, bottom)],
-        BLACK,
-    ))?;
-    for (number, model) in report.models.iter().enumerate() {
-        let line = bottom + 44 + number as i32 * 22;
-        let colour = COLOURS[number % COLOURS.len()];
-        area.draw(&Rectangle::new(
-            [(left, line), (left + 14, line + 14)],
-            colour.filled(),
-        ))?;
-        let at = (left + 22, line + 7);
-        area.draw(&Text::new(
-            model.label(),
-            at,
-            words(14, &BLACK, HPos::Left, VPos::Center),
-        ))?;
+    svg.line(LEFT, width - 20, BOTTOM, Line::Axis);
+
+    for (series, model) in report.models.iter().enumerate() {
+        let key = Area {
+            x: LEFT,
+            y: BOTTOM + 40 + series as i32 * LEGEND_ROW,
+            width: 12,
+            height: 12,
+        };
+        svg.rectangle(key, Fill::Series(series));
+        svg.words(
+            LEFT + 20,
+            key.y + 10,
+            Anchor::Start,
+            Words::Name,
+            &model.label(),
+        );
     }
-    area.present()?;
-    Ok(())
+    svg.finish()
 }
 
 /// A round distance between about five ticks up to `highest`.
@@ -128,146 +102,49 @@ fn step(highest: f64) -> f64 {
         .unwrap_or(rough)
 }
 
-const CELL: i32 = 34;
-const ROW: i32 = 16;
-
-/// One heat map: what of which model.
-struct Panel<'a> {
-    model: &'a ModelReport,
-    kind: RouterKind,
-    layers: Vec<usize>,
-    experts: usize,
-}
-
-impl<'a> Panel<'a> {
-    fn of(model: &'a ModelReport, kind: RouterKind) -> Option<Self> {
-        let routers = model
-            .routing
-            .first()?
-            .routers
-            .iter()
-            .filter(|router| router.router == kind);
-        let routers: Vec<&RouterReport> = routers.collect();
-        let experts = routers.first()?.load.len();
-        Some(Self {
-            model,
-            kind,
-            layers: routers.iter().map(|router| router.layer).collect(),
-            experts,
-        })
-    }
-
-    fn width(&self) -> i32 {
-        self.model.routing.len() as i32 * (self.experts as i32 * CELL + 14)
-    }
-
-    fn height(&self) -> i32 {
-        self.layers.len() as i32 * ROW + 110
-    }
-
-    fn draw(&self, area: &Area, top: i32) -> Drawn {
-        let left = 60;
-        let what = match self.kind {
-            RouterKind::FeedForward => "load of feed-forward experts",
-            RouterKind::Attention => "mean gate of attention experts",
-        };
-        let title = format!("{}: {what}", self.model.label());
-        area.draw(&Text::new(
-            title,
-            (left, top),
-            words(15, &BLACK, HPos::Left, VPos::Top),
-        ))?;
-        let grid = top + 46;
-        let bottom = grid + self.layers.len() as i32 * ROW;
-        for (number, layer) in self.layers.iter().enumerate() {
-            let at = (left - 8, grid + number as i32 * ROW + ROW / 2);
-            area.draw(&Text::new(
-                layer.to_string(),
-                at,
-                words(11, &GREY, HPos::Right, VPos::Center),
-            ))?;
-        }
-        for (number, domain) in self.model.routing.iter().enumerate() {
-            let start = left + number as i32 * (self.experts as i32 * CELL + 14);
-            let middle = start + self.experts as i32 * CELL / 2;
-            let name = domain.domain.clone();
-            area.draw(&Text::new(
-                name,
-                (middle, grid - 6),
-                words(13, &BLACK, HPos::Center, VPos::Bottom),
-            ))?;
-            let routers = domain
-                .routers
-                .iter()
-                .filter(|router| router.router == self.kind);
-            for (row, router) in routers.enumerate() {
-                let values = match self.kind {
-                    RouterKind::FeedForward => &router.load,
-                    RouterKind::Attention => &router.mean_gate,
-                };
-                for (expert, value) in values.iter().enumerate() {
-                    let (x, y) = (start + expert as i32 * CELL, grid + row as i32 * ROW);
-                    let cell = Rectangle::new(
-                        [(x, y), (x + CELL - 1, y + ROW - 1)],
-                        shade(*value).filled(),
-                    );
-                    area.draw(&cell)?;
-                    let ink = if *value > 0.55 { &WHITE } else { &BLACK };
-                    let at = (x + CELL / 2, y + ROW / 2);
-                    let text = format!("{:.0}", 100.0 * value);
-                    area.draw(&Text::new(
-                        text,
-                        at,
-                        words(10, ink, HPos::Center, VPos::Center),
-                    ))?;
-                }
-            }
-            for expert in 0..self.experts {
-                let name = self.model.experts.get(expert).map_or("", String::as_str);
-                let short: String = name.chars().take(6).collect();
-                let at = (start + expert as i32 * CELL + CELL / 2, bottom + 5);
-                area.draw(&Text::new(
-                    short,
-                    at,
-                    words(10, &GREY, HPos::Center, VPos::Top),
-                ))?;
-            }
-        }
-        let at = (left - 8, bottom + 5);
-        area.draw(&Text::new(
-            "layer",
-            at,
-            words(10, &GREY, HPos::Right, VPos::Top),
-        ))?;
-        let at = (left, bottom + 26);
-        area.draw(&Text::new(
-            "numbers in %",
-            at,
-            words(10, &GREY, HPos::Left, VPos::Top),
-        ))?;
-        Ok(())
-    }
-}
-
-fn draw_heat_maps(report: &EvaluationReport, svg: &mut String) -> Drawn {
-    let panels: Vec<Panel> = report
+/// The load of feed-forward experts and the mean gates of attention experts by layer and domain, for every mixture whose
+/// routing was recorded.
+pub fn routing(report: &EvaluationReport) -> String {
+    let kinds = [RouterKind::FeedForward, RouterKind::Attention];
+    let maps = report
         .models
         .iter()
-        .flat_map(|model| {
-            [RouterKind::FeedForward, RouterKind::Attention]
-                .into_iter()
-                .filter_map(|kind| Panel::of(model, kind))
+        .flat_map(|model| kinds.into_iter().filter_map(|kind| heat_map(model, kind)));
+    heat_map::draw(&maps.collect::<Vec<_>>())
+}
+
+/// What the routers of one kind did; none for a model that has none of them.
+fn heat_map(model: &ModelReport, kind: RouterKind) -> Option<HeatMap> {
+    let first = of_kind(model.routing.first()?, kind);
+    let experts = first.first()?.shares().len();
+    let cell = |share: &f64| {
+        Some(HeatCell {
+            share: *share,
+            text: format!("{:.0}", 100.0 * share),
         })
-        .collect();
-    let width = panels.iter().map(Panel::width).max().unwrap_or(0).max(320) + 80;
-    let height = panels.iter().map(Panel::height).sum::<i32>() + 20;
-    let area = SVGBackend::with_string(svg, (width as u32, height as u32)).into_drawing_area();
-    area.fill(&WHITE)?;
-    let mut top = 16;
-    for panel in &panels {
-        panel.draw(&area, top)?;
-        top += panel.height();
-    }
-    area.present()?;
-    Ok(())
+    };
+    let block = |domain: &DomainRouting| HeatBlock {
+        title: domain.domain.clone(),
+        columns: (0..experts)
+            .map(|expert| model.expert_name(expert))
+            .collect(),
+        cells: of_kind(domain, kind)
+            .iter()
+            .map(|router| router.shares().iter().map(cell).collect())
+            .collect(),
+    };
+    Some(HeatMap {
+        title: format!("{}: {}", model.label(), kind.shares_name()),
+        layers: first
+            .iter()
+            .map(|router| router.layer.to_string())
+            .collect(),
+        blocks: model.routing.iter().map(block).collect(),
+        note: "numbers in %".to_owned(),
+    })
+}
+
+fn of_kind(domain: &DomainRouting, kind: RouterKind) -> Vec<&RouterReport> {
+    let routers = domain.routers.iter();
+    routers.filter(|router| router.router == kind).collect()
 }

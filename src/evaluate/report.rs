@@ -263,6 +263,12 @@ impl ModelReport {
         label
     }
 
+    /// The name of an expert, counted from 0.
+    pub(crate) fn expert_name(&self, expert: usize) -> String {
+        let name = self.experts.get(expert).cloned();
+        name.unwrap_or_else(|| format!("expert {expert}"))
+    }
+
     fn routing_table(&self) -> String {
         let names: Vec<&str> = self.experts.iter().map(String::as_str).collect();
         let heads: Vec<String> = ["load", "gate"]

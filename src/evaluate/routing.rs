@@ -26,6 +26,14 @@ impl RouterKind {
             Self::Attention => "attention",
         }
     }
+
+    /// What [`RouterReport::shares`] are, in words.
+    pub(crate) fn shares_name(self) -> &'static str {
+        match self {
+            Self::FeedForward => "load of feed-forward experts",
+            Self::Attention => "mean gate of attention experts",
+        }
+    }
 }
 
 /// What one router did with a text.
@@ -49,6 +57,16 @@ pub struct RouterReport {
     pub token_entropy: f64,
     /// Experts that no token went to.
     pub dead: Vec<usize>,
+}
+
+impl RouterReport {
+    /// What tells experts apart: the load, or the mean gate of attention, which may send every token everywhere.
+    pub(crate) fn shares(&self) -> &[f64] {
+        match self.router {
+            RouterKind::FeedForward => &self.load,
+            RouterKind::Attention => &self.mean_gate,
+        }
+    }
 }
 
 /// Counts what routers do.

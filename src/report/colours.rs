@@ -3,11 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::input::Input;
-
-/// Colours of the style sheet, which readers with any colour vision tell apart.
-const CHOSEN: usize = 8;
-/// Between the hues of further names, in degrees: the golden angle, which keeps neighbours apart.
-const ANGLE: f64 = 137.508;
+use crate::svg::{SeriesColour, series_colour};
 
 /// Names of runs, evaluated models and experts with their colours.
 #[derive(Debug)]
@@ -37,11 +33,9 @@ impl Colours {
     /// The colour of a name in CSS. An expert without a name has the colour of its number.
     pub(super) fn css(&self, name: &str, number: usize) -> String {
         let number = self.numbers.get(name).copied().unwrap_or(number);
-        if number < CHOSEN {
-            format!("var(--c{number})")
-        } else {
-            let hue = (number - CHOSEN) as f64 * ANGLE % 360.0;
-            format!("hsl({hue:.0} 55% 52%)")
+        match series_colour(number) {
+            SeriesColour::Chosen(number) => format!("var(--c{number})"),
+            SeriesColour::Further(colour) => colour,
         }
     }
 }

@@ -5,7 +5,7 @@ use super::colours::Colours;
 use super::input::Input;
 use super::tables::{Cell, Column, Table};
 use crate::evaluate::report::{EvaluationReport, ModelReport};
-use crate::evaluate::routing::RouterKind;
+use crate::evaluate::routing::{RouterKind, RouterReport};
 
 /// Perplexity by domain, a bar for each model; none without domains.
 pub(super) fn bars(input: &Input, found: &EvaluationReport, colours: &Colours) -> Option<Chart> {
@@ -57,10 +57,7 @@ fn table(model: &ModelReport, kind: RouterKind) -> Option<Table> {
     let values = |domain: usize, layer: usize| -> &[f64] {
         let mut routers = model.routing[domain].routers.iter();
         let found = routers.find(|router| router.router == kind && router.layer == layer);
-        found.map_or(&[], |router| match kind {
-            RouterKind::FeedForward => &router.load,
-            RouterKind::Attention => &router.mean_gate,
-        })
+        found.map_or(&[], RouterReport::shares)
     };
     let routers = model.routing.first()?.routers.iter();
     let layers: Vec<usize> = routers
@@ -68,16 +65,13 @@ fn table(model: &ModelReport, kind: RouterKind) -> Option<Table> {
         .map(|router| router.layer)
         .collect();
     let experts = values(0, *layers.first()?).len();
-    let name = |expert: usize| {
-        let name = model.experts.get(expert);
-        name.cloned().unwrap_or_else(|| format!("expert {expert}"))
-    };
 
     let mut columns = vec![Column::text("layer")];
     for domain in &model.routing {
         columns.extend(
             (0..experts)
-                .map(|expert| Column::number(&format!("{}: {}", domain.domain, name(expert)))),
+                .map(|expert| model.expert_name(expert))
+                .map(|name| Column::number(&format!("{}: {name}", domain.domain))),
         );
     }
     let row = |layer: &usize| {
@@ -88,12 +82,8 @@ fn table(model: &ModelReport, kind: RouterKind) -> Option<Table> {
             .chain(cells)
             .collect()
     };
-    let what = match kind {
-        RouterKind::FeedForward => "load of feed-forward experts",
-        RouterKind::Attention => "mean gate of attention experts",
-    };
     Some(Table {
-        title: format!("{}: {what}", model.label()),
+        title: format!("{}: {}", model.label(), kind.shares_name()),
         note: "In %, by domain and expert.".to_owned(),
         rows: layers.iter().map(row).collect(),
         columns,

@@ -12,7 +12,7 @@ use super::lineage::{self, Ancestor};
 use super::{evaluations, graph, hashes, tables};
 use crate::pipeline::progress;
 use crate::printable::{printable_json, printable_lines};
-use crate::{Error, Result};
+use crate::{Error, Result, svg};
 
 const TEMPLATE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -57,7 +57,7 @@ pub fn html(input: &Input, means: Means) -> Result<String> {
     let page = context! {
         title => title(input, &names),
         version => env!("CARGO_PKG_VERSION"),
-        style => Value::from_safe_string(STYLE.to_owned()),
+        style => Value::from_safe_string(svg::variables() + STYLE),
         script => Value::from_safe_string(SCRIPT.to_owned()),
         recipes => recipes(input)?,
         overview => Serde(tables::overview(input, &colours)),

@@ -424,12 +424,12 @@ impl Divergence {
     }
 
     /// Each layer with a value for each role.
-    pub(super) fn grid(
+    pub(super) fn grid<T: Clone>(
         &self,
         roles: &[&str],
-        value: impl Fn(&DivergenceRow) -> Option<f64>,
-    ) -> Vec<(u64, Vec<Option<f64>>)> {
-        let mut grid: BTreeMap<u64, Vec<Option<f64>>> = BTreeMap::new();
+        value: impl Fn(&DivergenceRow) -> Option<T>,
+    ) -> Vec<(u64, Vec<Option<T>>)> {
+        let mut grid: BTreeMap<u64, Vec<Option<T>>> = BTreeMap::new();
         for row in &self.layers {
             let column = roles
                 .iter()
