@@ -162,33 +162,6 @@ impl Arguments {
         let names = config
             .as_ref()
             .and_then(|config| config.json.get("expert_names"));
-        let mut encodings: BTreeMap<String, Share> = BTreeMap::new();
-        for entry in checkpoint.tensors.values() {
-            let share = encodings.entry(entry.encoding.to_string()).or_default();
-            share.tensors += 1;
-            share.bytes += entry.length;
-        }
-        let files = checkpoint
-            .files
-            .iter()
-            .enumerate()
-            .map(|(number, file)| File {
-                path: file.path().to_path_buf(),
-                bytes: file.len(),
-                tensors: checkpoint
-                    .tensors
-                    .values()
-                    .filter(|entry| entry.file == number)
-                    .count(),
-            });
-        let list = || {
-            checkpoint.tensors.iter().map(|(name, entry)| Tensor {
-                name: name.clone(),
-                encoding: entry.encoding.to_string(),
-                shape: entry.shape.clone(),
-                bytes: entry.length,
-            })
-        };
         Ok(Summary {
             path: path.to_path_buf(),
             architecture,
@@ -204,15 +177,76 @@ impl Arguments {
             parameters: checkpoint.tensors.values().map(TensorEntry::elements).sum(),
             active_parameters: report.map(|report| report.active_parameters),
             bytes: checkpoint.data_length(),
-            encodings,
-            files: files.collect(),
-            tensors: self.tensors.then(|| list().collect()),
+            encodings: encodings(&checkpoint),
+            files: files(&checkpoint),
+            tensors: self.tensors.then(|| tensors(&checkpoint)),
         })
     }
 }
 
+/// Tensors and bytes by encoding.
+fn encodings(checkpoint: &Checkpoint) -> BTreeMap<String, Share> {
+    let mut encodings: BTreeMap<String, Share> = BTreeMap::new();
+    for entry in checkpoint.tensors.values() {
+        let share = encodings.entry(entry.encoding.to_string()).or_default();
+        share.tensors += 1;
+        share.bytes += entry.length;
+    }
+    encodings
+}
+
+fn files(checkpoint: &Checkpoint) -> Vec<File> {
+    let tensors_of = |number: usize| {
+        let entries = checkpoint.tensors.values();
+        entries.filter(|entry| entry.file == number).count()
+    };
+    let files = checkpoint.files.iter().enumerate();
+    let files = files.map(|(number, file)| File {
+        path: file.path().to_path_buf(),
+        bytes: file.len(),
+        tensors: tensors_of(number),
+    });
+    files.collect()
+}
+
+fn tensors(checkpoint: &Checkpoint) -> Vec<Tensor> {
+    let tensors = checkpoint.tensors.iter();
+    let tensors = tensors.map(|(name, entry)| Tensor {
+        name: name.clone(),
+        encoding: entry.encoding.to_string(),
+        shape: entry.shape.clone(),
+        bytes: entry.length,
+    });
+    tensors.collect()
+}
+
 impl Summary {
     fn text(&self) -> String {
+        let mut text = table::facts([self.model_facts(), self.weight_facts()].concat());
+        if let Some(tensors) = &self.tensors {
+            let columns = [
+                ("tensor", Align::Left),
+                ("dtype", Align::Left),
+                ("shape", Align::Left),
+                ("bytes", Align::Right),
+            ];
+            let rows = tensors.iter().map(|tensor| {
+                let shape = format!("{:?}", tensor.shape);
+                vec![
+                    tensor.name.clone(),
+                    tensor.encoding.clone(),
+                    shape,
+                    grouped(tensor.bytes),
+                ]
+            });
+            text.push('\n');
+            text += &table::render(&columns, rows);
+        }
+        text
+    }
+
+    /// What the model is.
+    fn model_facts(&self) -> Vec<(String, String)> {
         let mut facts = vec![("path".to_owned(), self.path.display().to_string())];
         let mut fact = |name: &str, value: String| facts.push((name.to_owned(), value));
         if let Some(architecture) = &self.architecture {
@@ -249,65 +283,32 @@ impl Summary {
             _ => grouped(self.parameters),
         };
         fact("parameters", parameters);
-        fact(
-            "tensor data",
-            format!(
-                "{} ({} bytes)",
-                table::bytes(self.bytes),
-                grouped(self.bytes)
-            ),
-        );
-        for (encoding, share) in &self.encodings {
-            fact(
-                encoding,
-                format!(
-                    "{}, {}",
-                    counted(share.tensors, "tensor"),
-                    table::bytes(share.bytes)
-                ),
-            );
-        }
-        for file in &self.files {
-            let name = file
-                .path
-                .file_name()
-                .unwrap_or(file.path.as_os_str())
-                .to_string_lossy()
-                .into_owned();
-            fact(
-                &name,
-                format!(
-                    "{}, {}",
-                    counted(file.tensors as u64, "tensor"),
-                    table::bytes(file.bytes)
-                ),
-            );
-        }
-        if self.architecture.is_none() {
-            for (key, value) in self.metadata.iter().flatten() {
-                fact(key, value.clone());
-            }
-        }
-        let mut text = table::facts(facts);
-        if let Some(tensors) = &self.tensors {
-            let columns = [
-                ("tensor", Align::Left),
-                ("dtype", Align::Left),
-                ("shape", Align::Left),
-                ("bytes", Align::Right),
-            ];
-            let rows = tensors.iter().map(|tensor| {
-                let shape = format!("{:?}", tensor.shape);
-                vec![
-                    tensor.name.clone(),
-                    tensor.encoding.clone(),
-                    shape,
-                    grouped(tensor.bytes),
-                ]
-            });
-            text.push('\n');
-            text += &table::render(&columns, rows);
-        }
-        text
+        facts
+    }
+
+    /// What its files hold.
+    fn weight_facts(&self) -> Vec<(String, String)> {
+        let held = |tensors: u64, bytes: u64| {
+            format!("{}, {}", counted(tensors, "tensor"), table::bytes(bytes))
+        };
+        let bytes = grouped(self.bytes);
+        let data = format!("{} ({bytes} bytes)", table::bytes(self.bytes));
+        let encodings = self.encodings.iter();
+        let encodings =
+            encodings.map(|(encoding, share)| (encoding.clone(), held(share.tensors, share.bytes)));
+        let files = self.files.iter().map(|file| {
+            let name = file.path.file_name().unwrap_or(file.path.as_os_str());
+            let name = name.to_string_lossy().into_owned();
+            (name, held(file.tensors as u64, file.bytes))
+        });
+        // An architecture says in better words what the metadata say.
+        let metadata = self.metadata.iter().flatten();
+        let metadata = metadata.filter(|_| self.architecture.is_none());
+        let metadata = metadata.map(|(key, value)| (key.clone(), value.clone()));
+        std::iter::once(("tensor data".to_owned(), data))
+            .chain(encodings)
+            .chain(files)
+            .chain(metadata)
+            .collect()
     }
 }

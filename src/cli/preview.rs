@@ -140,48 +140,33 @@ impl Preview {
                 table::bytes(group.bytes),
             ]
         });
+        let totals = self.totals().into_iter();
+        let totals = totals.map(|(name, value)| (name.to_owned(), value));
+        let rows = table::render(&columns, rows);
+        format!("{rows}\n{}", table::facts(totals))
+    }
+
+    /// The totals with their names.
+    fn totals(&self) -> Vec<(&'static str, String)> {
+        let files = counted(self.weight_files as u64, "weight file");
+        let (size, bytes) = (table::bytes(self.bytes), grouped(self.bytes));
+        let threads = counted(self.threads as u64, "thread");
+        let memory = table::bytes(self.memory_bytes);
+        let parameters = with_active(self.parameters, self.active_parameters);
         let mut totals = vec![
-            (
-                "parameters",
-                with_active(self.parameters, self.active_parameters),
-            ),
-            (
-                "tensors",
-                format!(
-                    "{} in {}",
-                    self.tensors,
-                    counted(self.weight_files as u64, "weight file")
-                ),
-            ),
-            (
-                "output",
-                format!(
-                    "{} ({} bytes)",
-                    table::bytes(self.bytes),
-                    grouped(self.bytes)
-                ),
-            ),
+            ("parameters", parameters),
+            ("tensors", format!("{} in {files}", self.tensors)),
+            ("output", format!("{size} ({bytes} bytes)")),
             ("disk free", table::bytes(self.disk_free_bytes)),
-            (
-                "working memory",
-                format!(
-                    "{} on {}",
-                    table::bytes(self.memory_bytes),
-                    counted(self.threads as u64, "thread")
-                ),
-            ),
+            ("working memory", format!("{memory} on {threads}")),
         ];
         if let Some(bytes) = self.kv_cache_bytes_per_token {
             totals.push(("KV cache", format!("{} bytes a token", grouped(bytes))));
         }
         if let Some(flops) = self.flops_per_token {
-            totals.push((
-                "compute",
-                format!(
-                    "{} FLOPs a token at {CONTEXT} tokens of context",
-                    grouped(flops)
-                ),
-            ));
+            let flops = grouped(flops);
+            let compute = format!("{flops} FLOPs a token at {CONTEXT} tokens of context");
+            totals.push(("compute", compute));
         }
         if let Some(gates) = &self.gates {
             totals.push(("gates at step 0", gates.to_string()));
@@ -192,14 +177,7 @@ impl Preview {
         if let Some(refusal) = &self.refused_now {
             totals.push(("refused now", refusal.clone()));
         }
-        let totals = totals
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value));
-        format!(
-            "{}\n{}",
-            table::render(&columns, rows),
-            table::facts(totals)
-        )
+        totals
     }
 }
 

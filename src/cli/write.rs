@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use bam_convert::arguments::{DryRun, Force, Outline};
+use bam_convert::checkpoint::Manifest;
 use bam_convert::checkpoint::writer::shard_count;
 use bam_convert::estimate::{DRAWN, Estimate, WRITTEN};
 use bam_convert::family::Architecture;
@@ -177,22 +178,8 @@ impl WriteArguments {
         };
         if *self.dry_run {
             bar.finish_and_clear();
-            let shards = shard_count(&plan.layouts(), target.max_shard_size);
-            check_plan(plan)?;
-            let refusal = check_place(plan, out, *self.force).err();
-            let preview = Preview::new(
-                plan,
-                architecture,
-                out,
-                shards,
-                self.work.memory.as_u64(),
-                threads,
-            )?;
-            let memory = check_memory(untrained, architecture)?;
-            warn_of_memory(CHECK, memory, printer);
-            let gates = untrained.map(|untrained| untrained.gates.clone());
-            let preview = preview.with_gates(gates).checked(memory);
-            return self.show(&preview.refused(refusal), printer);
+            let preview = self.preview(plan, architecture, &target, untrained, printer)?;
+            return self.show(&preview, printer);
         }
         if let Some(needed) = check_memory(untrained, architecture)? {
             memory::check_memory(
@@ -204,6 +191,45 @@ impl WriteArguments {
         }
         let manifest = execute(plan, files, &target)?;
         bar.finish_and_clear();
+        self.say_written(plan, &manifest, out, untrained, printer)?;
+        Ok(Verdict::Yes)
+    }
+
+    /// What a run into the target would make, and why it would be refused now.
+    fn preview(
+        &self,
+        plan: &Plan,
+        architecture: Option<&Architecture>,
+        target: &Target,
+        untrained: Option<&Untrained>,
+        printer: &Printer,
+    ) -> bam_convert::Result<Preview> {
+        let shards = shard_count(&plan.layouts(), target.max_shard_size);
+        check_plan(plan)?;
+        let refusal = check_place(plan, target.folder, target.force).err();
+        let preview = Preview::new(
+            plan,
+            architecture,
+            target.folder,
+            shards,
+            target.memory,
+            target.threads,
+        )?;
+        let memory = check_memory(untrained, architecture)?;
+        warn_of_memory(CHECK, memory, printer);
+        let gates = untrained.map(|untrained| untrained.gates.clone());
+        Ok(preview.with_gates(gates).checked(memory).refused(refusal))
+    }
+
+    /// Says what was written, and what the mixture does before it is trained.
+    fn say_written(
+        &self,
+        plan: &Plan,
+        manifest: &Manifest,
+        out: &Path,
+        untrained: Option<&Untrained>,
+        printer: &Printer,
+    ) -> anyhow::Result<()> {
         if self.work.json {
             let mut result = serde_json::json!({
                 "output": out,
@@ -215,20 +241,20 @@ impl WriteArguments {
             if let Some(untrained) = untrained {
                 untrained.add_to(&mut result, out, printer)?;
             }
-            printer.json(&result)?;
-        } else {
-            printer.note(&format!(
-                "wrote {}: {} tensors, {}, {} files",
-                out.display(),
-                manifest.tensors.len(),
-                table::bytes(plan.data_length()),
-                manifest.files.len() + manifest.unhashed_files.len() + 1,
-            ));
-            if let Some(untrained) = untrained {
-                untrained.print(out, printer)?;
-            }
+            return printer.json(&result);
         }
-        Ok(Verdict::Yes)
+
+        printer.note(&format!(
+            "wrote {}: {} tensors, {}, {} files",
+            out.display(),
+            manifest.tensors.len(),
+            table::bytes(plan.data_length()),
+            manifest.files.len() + manifest.unhashed_files.len() + 1,
+        ));
+        match untrained {
+            Some(untrained) => untrained.print(out, printer),
+            None => Ok(()),
+        }
     }
 }
 

@@ -12,9 +12,9 @@ use super::places::Places;
 use super::plan::{Source, source};
 use super::plan_error::{ExpressionRule, PlanError};
 use super::random::Draws;
-use crate::Result;
 use crate::checkpoint::expression::{Drawn, Expression};
 use crate::checkpoint::writer::TensorLayout;
+use crate::{Error, Result};
 
 /// Most entries of an axis that is drawn from: its order, and a row of them, are held whole at every level of an expression.
 const LARGEST_AXIS: u64 = 1 << 18;
@@ -31,66 +31,15 @@ pub(super) fn compile<'a>(
 impl<'a> Compilation<'a> {
     /// The node of an expression of this shape.
     fn node(&self, expression: &'a Expression, shape: &[u64]) -> Result<Node<'a>> {
-        let all = |of: &'a [Expression]| {
-            of.iter()
-                .map(|part| self.node(part, shape))
-                .collect::<Result<Vec<_>>>()
-        };
         let boxed = |of: &'a Expression| self.node(of, shape).map(Box::new);
         let name = &self.layout.name;
         Ok(match expression {
             Expression::Copy {
                 source: from,
                 tensor,
-            } => {
-                let checkpoint = &source(self.sources, from)?.checkpoint;
-                let entry = checkpoint.tensor(tensor)?;
-                if entry.shape != shape {
-                    return Err(PlanError::SourceShape {
-                        path: checkpoint.files[entry.file].path().to_path_buf(),
-                        tensor: tensor.clone(),
-                        found: entry.shape.as_slice().into(),
-                        reader: name.clone(),
-                        expected: shape.into(),
-                    }
-                    .into());
-                }
-                Node::Read {
-                    checkpoint,
-                    entry,
-                    tensor,
-                }
-            }
-            Expression::Mean { of } => match of.len() {
-                0 => return Err(self.fault(ExpressionRule::EmptyMean)),
-                count => Node::Sum {
-                    parts: all(of)?,
-                    weights: None,
-                    divisor: count as f64,
-                },
-            },
-            Expression::Weighted { of, weights } => {
-                let divisor: f64 = weights.iter().sum();
-                if of.len() != weights.len() || !divisor.is_finite() || divisor == 0.0 {
-                    let parts = of.len();
-                    return Err(self.fault(ExpressionRule::MeanWeights { parts }));
-                }
-                Node::Sum {
-                    parts: all(of)?,
-                    weights: Some(weights),
-                    divisor,
-                }
-            }
-            Expression::Sum { of, weights } => {
-                if of.is_empty() || of.len() != weights.len() {
-                    let parts = of.len();
-                    return Err(self.fault(ExpressionRule::SumWeights { parts }));
-                }
-                Node::Sum {
-                    parts: all(of)?,
-                    weights: Some(weights),
-                    divisor: 1.0,
-                }
+            } => self.read(from, tensor, shape)?,
+            Expression::Mean { .. } | Expression::Weighted { .. } | Expression::Sum { .. } => {
+                self.sum(expression, shape)?
             }
             Expression::Cast { of } | Expression::Dequantise { of } => self.node(of, shape)?,
             Expression::Permute { .. }
@@ -145,48 +94,158 @@ impl<'a> Compilation<'a> {
                 draws: Draws::new(*seed, name),
                 std: *std,
             },
-            Expression::Orthogonal { gain, seed } => match shape[..] {
-                [rows, columns] if rows <= columns && rows * columns <= 1 << 26 => {
-                    Node::Orthogonal {
-                        draws: Draws::new(*seed, name),
-                        gain: *gain,
-                        rows: rows as usize,
-                        columns: columns as usize,
-                    }
-                }
-                _ => {
-                    let shape = shape.to_vec();
-                    return Err(self.fault(ExpressionRule::OrthogonalShape { shape }));
-                }
-            },
+            Expression::Orthogonal { gain, seed } => self.orthogonal(*gain, *seed, shape)?,
             Expression::Trained { of } => {
                 let of = of.to_string();
                 return Err(self.fault(ExpressionRule::Trained { of }));
             }
             Expression::Constant { value } => Node::Constant(*value),
-            Expression::Identity => match shape[..] {
-                [rows, columns] if rows == columns && rows > 0 => Node::Identity { columns },
-                _ => {
-                    let shape = shape.to_vec();
-                    return Err(self.fault(ExpressionRule::IdentityShape { shape }));
-                }
-            },
+            Expression::Identity => self.identity(shape)?,
         })
     }
 
-    /// What only puts elements elsewhere.
-    fn moved(&self, expression: &'a Expression, shape: &[u64]) -> Result<Moved<'a>> {
-        let unfit = |made: &[u64]| {
-            self.fault(ExpressionRule::Shape {
-                expression: expression.to_string(),
-                found: made.to_vec(),
-                expected: shape.to_vec(),
-            })
+    /// A tensor of a source.
+    fn read(&self, from: &str, tensor: &'a str, shape: &[u64]) -> Result<Node<'a>> {
+        let checkpoint = &source(self.sources, from)?.checkpoint;
+        let entry = checkpoint.tensor(tensor)?;
+        if entry.shape != shape {
+            return Err(PlanError::SourceShape {
+                path: checkpoint.files[entry.file].path().to_path_buf(),
+                tensor: tensor.to_owned(),
+                found: entry.shape.as_slice().into(),
+                reader: self.layout.name.clone(),
+                expected: shape.into(),
+            }
+            .into());
+        }
+        Ok(Node::Read {
+            checkpoint,
+            entry,
+            tensor,
+        })
+    }
+
+    /// A mean, a weighted mean or a weighted sum.
+    fn sum(&self, expression: &'a Expression, shape: &[u64]) -> Result<Node<'a>> {
+        let (of, weights, divisor) = match expression {
+            Expression::Mean { of } => {
+                if of.is_empty() {
+                    return Err(self.fault(ExpressionRule::EmptyMean));
+                }
+                (of, None, of.len() as f64)
+            }
+            Expression::Weighted { of, weights } => {
+                let divisor: f64 = weights.iter().sum();
+                if of.len() != weights.len() || !divisor.is_finite() || divisor == 0.0 {
+                    let parts = of.len();
+                    return Err(self.fault(ExpressionRule::MeanWeights { parts }));
+                }
+                (of, Some(&weights[..]), divisor)
+            }
+            Expression::Sum { of, weights } => {
+                if of.is_empty() || of.len() != weights.len() {
+                    let parts = of.len();
+                    return Err(self.fault(ExpressionRule::SumWeights { parts }));
+                }
+                (of, Some(&weights[..]), 1.0)
+            }
+            other => return Err(self.unexpected(other)),
         };
+        let parts = of.iter().map(|part| self.node(part, shape));
+        Ok(Node::Sum {
+            parts: parts.collect::<Result<_>>()?,
+            weights,
+            divisor,
+        })
+    }
+
+    /// A matrix with orthogonal rows.
+    fn orthogonal(&self, gain: f64, seed: u64, shape: &[u64]) -> Result<Node<'a>> {
+        match shape[..] {
+            [rows, columns] if rows <= columns && rows * columns <= 1 << 26 => {
+                Ok(Node::Orthogonal {
+                    draws: Draws::new(seed, &self.layout.name),
+                    gain,
+                    rows: rows as usize,
+                    columns: columns as usize,
+                })
+            }
+            _ => {
+                let shape = shape.to_vec();
+                Err(self.fault(ExpressionRule::OrthogonalShape { shape }))
+            }
+        }
+    }
+
+    fn identity(&self, shape: &[u64]) -> Result<Node<'a>> {
+        match shape[..] {
+            [rows, columns] if rows == columns && rows > 0 => Ok(Node::Identity { columns }),
+            _ => {
+                let shape = shape.to_vec();
+                Err(self.fault(ExpressionRule::IdentityShape { shape }))
+            }
+        }
+    }
+
+    /// An expression that only puts elements elsewhere.
+    fn moved(&self, expression: &'a Expression, shape: &[u64]) -> Result<Moved<'a>> {
         let bits = self.layout.dtype.bitsize();
         if !bits.is_multiple_of(8) {
             return Err(self.fault(ExpressionRule::PartsOfBytes { bits }));
         }
+        match expression {
+            Expression::Slice { .. } | Expression::Entry { .. } | Expression::Gather { .. } => {
+                self.cut(expression, shape)
+            }
+            Expression::Concat { of, axis, blocks } => {
+                let shapes = self.parts_of(of, *axis, shape)?;
+                self.expect(expression, &self.joined(&shapes, *axis)?, shape)?;
+                let runs = shapes.iter().map(|part| {
+                    let entries = self.block(part[*axis as usize], *blocks)?;
+                    Ok(entries * inner(part, *axis))
+                });
+                let runs = runs.collect::<Result<Vec<u64>>>()?;
+                let total = runs.iter().sum();
+                let parts = of.iter().zip(&shapes);
+                let parts = parts.map(|(part, shape)| self.node(part, shape));
+                Ok(Moved {
+                    parts: parts.collect::<Result<_>>()?,
+                    rule: Rule::Concat { runs, total },
+                })
+            }
+            Expression::Stack { of } => self.stack(of, shape),
+            Expression::Repeat { of, each, times } => {
+                let Some(rows) = repeated_rows(shape, *each, *times) else {
+                    return Err(self.fault(ExpressionRule::RepeatedShape {
+                        expression: expression.to_string(),
+                        shape: shape.to_vec(),
+                    }));
+                };
+                let rule = Rule::Repeat {
+                    row: shape[1..].iter().product(),
+                    rows,
+                    each: *each,
+                };
+                self.one(of, &with_extent(shape, 0, rows), rule)
+            }
+            Expression::Permute { of, heads } => {
+                self.one(of, shape, self.heads(*heads, shape, false)?)
+            }
+            Expression::Interleave { of, heads } => {
+                self.one(of, shape, self.heads(*heads, shape, true)?)
+            }
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    /// One part in another order.
+    fn one(&self, of: &'a Expression, shape: &[u64], rule: Rule<'a>) -> Result<Moved<'a>> {
+        let parts = vec![self.node(of, shape)?];
+        Ok(Moved { parts, rule })
+    }
+
+    /// A part of a tensor whose shape the sources say: a slice, an entry of the first axis, or drawn entries.
+    fn cut(&self, expression: &'a Expression, shape: &[u64]) -> Result<Moved<'a>> {
         match expression {
             Expression::Slice {
                 of,
@@ -199,136 +258,89 @@ impl<'a> Compilation<'a> {
                 let extent = self.block(self.extent(&whole, *axis)?, *blocks)?;
                 self.within(extent, *start, *length)?;
                 let made = with_extent(&whole, *axis, length * blocks);
-                if made != shape {
-                    return Err(unfit(&made));
-                }
+                self.expect(expression, &made, shape)?;
                 let inner = inner(&whole, *axis);
                 let rule = Rule::Slice {
                     stride: extent * inner,
                     offset: start * inner,
                     run: length * inner,
                 };
-                Ok(Moved {
-                    parts: vec![self.node(of, &whole)?],
-                    rule,
-                })
+                self.one(of, &whole, rule)
             }
-            Expression::Concat { of, axis, blocks } => {
-                let shapes = self.parts_of(of, *axis, shape)?;
-                let made = self.joined(&shapes, *axis)?;
-                if made != shape {
-                    return Err(unfit(&made));
-                }
-                let runs = shapes.iter().map(|part| {
-                    let entries = self.block(part[*axis as usize], *blocks)?;
-                    Ok(entries * inner(part, *axis))
-                });
-                let runs = runs.collect::<Result<Vec<u64>>>()?;
-                let parts = of
-                    .iter()
-                    .zip(&shapes)
-                    .map(|(part, shape)| self.node(part, shape))
-                    .collect::<Result<Vec<_>>>()?;
-                let total = runs.iter().sum();
-                Ok(Moved {
-                    parts,
-                    rule: Rule::Concat { runs, total },
-                })
-            }
-            Expression::Stack { of } => match shape {
-                [count, part @ ..] if *count == of.len() as u64 && *count > 0 => {
-                    let run: u64 = part.iter().product();
-                    let parts = of
-                        .iter()
-                        .map(|of| self.node(of, part))
-                        .collect::<Result<Vec<_>>>()?;
-                    Ok(Moved {
-                        parts,
-                        rule: Rule::Concat {
-                            runs: vec![run; of.len()],
-                            total: run * count,
-                        },
-                    })
-                }
-                _ => Err(self.fault(ExpressionRule::StackedShape {
-                    parts: of.len(),
-                    shape: shape.to_vec(),
-                })),
-            },
             Expression::Entry { of, index } => {
                 let whole = self.known(of)?;
                 self.within(self.extent(&whole, 0)?, *index, 1)?;
-                if whole[1..] != *shape {
-                    return Err(unfit(&whole[1..]));
-                }
+                self.expect(expression, &whole[1..], shape)?;
                 let run = inner(&whole, 0);
                 let rule = Rule::Slice {
                     stride: run,
                     offset: index * run,
                     run,
                 };
-                Ok(Moved {
-                    parts: vec![self.node(of, &whole)?],
-                    rule,
-                })
+                self.one(of, &whole, rule)
             }
             Expression::Gather { of, at } => {
                 let whole = self.known(of)?;
                 let places = self.places(at, &whole)?;
                 let made = with_extent(&whole, at.axis, at.length);
-                if made != shape {
-                    return Err(unfit(&made));
-                }
+                self.expect(expression, &made, shape)?;
+                self.one(of, &whole, Rule::Gather(places))
+            }
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Refuses an expression that makes another shape than the output's.
+    fn expect(&self, expression: &Expression, made: &[u64], shape: &[u64]) -> Result<()> {
+        if made == shape {
+            return Ok(());
+        }
+        Err(self.fault(ExpressionRule::Shape {
+            expression: expression.to_string(),
+            found: made.to_vec(),
+            expected: shape.to_vec(),
+        }))
+    }
+
+    /// Parts along a new first axis.
+    fn stack(&self, of: &'a [Expression], shape: &[u64]) -> Result<Moved<'a>> {
+        match shape {
+            [count, part @ ..] if *count == of.len() as u64 && *count > 0 => {
+                let run: u64 = part.iter().product();
+                let parts = of.iter().map(|of| self.node(of, part));
                 Ok(Moved {
-                    parts: vec![self.node(of, &whole)?],
-                    rule: Rule::Gather(places),
+                    parts: parts.collect::<Result<_>>()?,
+                    rule: Rule::Concat {
+                        runs: vec![run; of.len()],
+                        total: run * count,
+                    },
                 })
             }
-            Expression::Repeat { of, each, times } => match (shape, each.checked_mul(*times)) {
-                ([rows, row @ ..], Some(repetitions))
-                    if repetitions > 0 && rows.is_multiple_of(repetitions) =>
-                {
-                    let rows = rows / repetitions;
-                    let part = self.node(of, &[&[rows], row].concat())?;
-                    Ok(Moved {
-                        parts: vec![part],
-                        rule: Rule::Repeat {
-                            row: row.iter().product(),
-                            rows,
-                            each: *each,
-                        },
-                    })
-                }
-                _ => Err(self.fault(ExpressionRule::RepeatedShape {
-                    expression: expression.to_string(),
-                    shape: shape.to_vec(),
-                })),
-            },
-            Expression::Permute { of, heads } | Expression::Interleave { of, heads } => {
-                let rows = shape.first().copied().unwrap_or(0);
-                if *heads == 0
-                    || rows % heads != 0
-                    || !(rows / heads).is_multiple_of(2)
-                    || rows == 0
-                {
-                    let heads = *heads;
-                    return Err(self.fault(ExpressionRule::UnevenHeads { rows, heads }));
-                }
-                let pairs = matches!(expression, Expression::Interleave { .. });
-                let rule = Rule::Heads {
-                    rows_per_head: rows / heads,
-                    row: shape[1..].iter().product(),
-                    pairs,
-                };
-                Ok(Moved {
-                    parts: vec![self.node(of, shape)?],
-                    rule,
-                })
-            }
-            other => Err(self.fault(ExpressionRule::MovesNothing {
-                expression: other.to_string(),
+            _ => Err(self.fault(ExpressionRule::StackedShape {
+                parts: of.len(),
+                shape: shape.to_vec(),
             })),
         }
+    }
+
+    /// The order of the rows of heads, from pairs to halves or the other way round.
+    fn heads(&self, heads: u64, shape: &[u64], pairs: bool) -> Result<Rule<'a>> {
+        let rows = shape.first().copied().unwrap_or(0);
+        if heads == 0 || rows % heads != 0 || !(rows / heads).is_multiple_of(2) || rows == 0 {
+            return Err(self.fault(ExpressionRule::UnevenHeads { rows, heads }));
+        }
+        Ok(Rule::Heads {
+            rows_per_head: rows / heads,
+            row: shape[1..].iter().product(),
+            pairs,
+        })
+    }
+
+    /// A fault of this program: an expression of another kind.
+    fn unexpected(&self, other: &Expression) -> Error {
+        self.fault(ExpressionRule::MovesNothing {
+            expression: other.to_string(),
+        })
     }
 
     fn places(&self, at: &'a Drawn, shape: &[u64]) -> Result<Places<'a>> {
@@ -354,4 +366,10 @@ impl<'a> Compilation<'a> {
             Err(self.fault(ExpressionRule::StandardDeviation { found: std }))
         }
     }
+}
+
+/// Rows of the part that, each repeated `each` times and all of it `times` times, makes this shape.
+fn repeated_rows(shape: &[u64], each: u64, times: u64) -> Option<u64> {
+    let (rows, repetitions) = (shape.first()?, each.checked_mul(times)?);
+    (repetitions > 0 && rows.is_multiple_of(repetitions)).then(|| rows / repetitions)
 }
