@@ -10,6 +10,10 @@ MARK = "\x1e"
 # The kind of a failure that another rank reports.
 OTHER_RANK = "other-rank"
 
+# Standard output is for events alone: what libraries print must not fall into the middle of one.
+EVENTS = os.dup(1)
+os.dup2(2, 1)
+
 
 class Failure(Exception):
     """Ends the run with a message for the user; `kind` says which rule it broke."""
@@ -24,7 +28,7 @@ def emit(event, **fields):
     line = MARK + json.dumps({"event": event, **finite(fields)}, ensure_ascii=False, allow_nan=False) + "\n"
     data = line.encode()
     while data:
-        data = data[os.write(1, data) :]
+        data = data[os.write(EVENTS, data) :]
 
 
 def finite(value):
@@ -39,6 +43,6 @@ def finite(value):
 def check_reader():
     """Raises where the reader of our events is gone: without it, nobody would take a state that we wait with."""
     poll = select.poll()
-    poll.register(1, 0)
+    poll.register(EVENTS, 0)
     if any(found & (select.POLLERR | select.POLLHUP) for _, found in poll.poll(0)):
         raise BrokenPipeError("bam-convert no longer reads events")

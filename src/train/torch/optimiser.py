@@ -45,7 +45,9 @@ class AdamW:
         # A rank can hold no rows of a small parameter.
         self.held = [shard for shard in self.shards if shard.local.numel()]
         self.roles = sorted({shard.entry["role"] for shard in shards if shard.entry["trained"]})
-        self.role_of = torch.tensor([self.roles.index(shard.entry["role"]) for shard in self.held], device=device).long()
+        numbers = [self.roles.index(shard.entry["role"]) for shard in self.held]
+        # A matrix product adds in a fixed order, unlike additions by index on a GPU.
+        self.role_of = torch.eye(len(self.roles), dtype=torch.float64)[:, numbers].to(device)
 
     @torch.no_grad()
     def squares(self):
@@ -58,9 +60,7 @@ class AdamW:
         sums = torch.zeros(len(self.roles), dtype=torch.float64, device=self.device)
         if not norms:
             return sums
-        squares = torch.stack(list(norms)).double().square()
-        # A matrix product, as additions by index have no fixed order on a GPU.
-        return torch.nn.functional.one_hot(self.role_of, len(self.roles)).T.double() @ squares
+        return self.role_of @ torch.stack(list(norms)).double().square()
 
     @torch.no_grad()
     def update(self, number, rates, scale, measured=False):

@@ -198,7 +198,7 @@ class Batch:
     targets: numpy.ndarray  # [n, s] int64
     predicted: numpy.ndarray  # [n, s] bool: positions whose next token is predicted
     documents: object  # [n, s] int32, or None where rows are one text
-    domains: numpy.ndarray  # [n] int64
+    of_domain: numpy.ndarray  # [domains, n] float64: 1 where a row is of a domain
 
 
 @dataclass
@@ -244,5 +244,5 @@ class RowReader:
             documents = numpy.stack(documents or [self.mixture.documents(place) for place in places])
             predicted = documents[:, :-1] == documents[:, 1:]
             documents = documents[:, :-1]
-        domains = numpy.array([place.domain for place in places], dtype=numpy.int64)
-        return Batch(rows[:, :-1], rows[:, 1:], predicted, documents, domains)
+        of_domain = numpy.eye(len(self.mixture.names))[:, [place.domain for place in places]]
+        return Batch(rows[:, :-1], rows[:, 1:], predicted, documents, of_domain)

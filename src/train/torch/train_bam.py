@@ -96,6 +96,9 @@ def matmul_peak(torch, device, dtype):
 def train(plan):
     """The run of one rank."""
     versions = check_packages()
+    # Sums on a GPU have a fixed order only on request, and experts take tensors of many sizes.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     import torch
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
@@ -113,11 +116,12 @@ def train(plan):
             raise Failure("device", f"rank {local} of this machine has no card: torch {torch.__version__} sees {cards}")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-        # Sums on a GPU have a fixed order only on request.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    if device.type == "cuda":
+        dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=PATIENCE)
     rank, ranks, settings = dist.get_rank(), dist.get_world_size(), plan["settings"]
     if settings["batch"] < ranks:
         text = f"--batch is {settings['batch']}, expected at least the number of ranks, {ranks}"
@@ -159,7 +163,11 @@ def describe(error):
     if isinstance(error, torch.OutOfMemoryError):
         peak = torch.cuda.max_memory_allocated()
         return "memory", f"the card ran out of memory: {str(error).splitlines()[0]}", {"peak": peak}
-    return "error", f"{type(error).__name__}: {error}", {}
+    text = str(error).splitlines()[0] if str(error) else ""
+    # torch has no class for it: gloo raises RuntimeError, NCCL a subclass.
+    if isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "NCCL", "Connection closed")):
+        return "rank-lost", f"another rank ended: {text}", {}
+    return "error", f"{type(error).__name__}: {text}", {}
 
 
 def main():

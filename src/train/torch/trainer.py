@@ -2,6 +2,7 @@
 
 import math
 import os
+import resource
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -143,8 +144,7 @@ class Trainer:
         # All that ranks and the host wait for, once a step.
         squares = self.optimiser.squares()
         memory = torch.zeros(self.ranks, dtype=torch.float64, device=self.device)
-        if self.device.type == "cuda":
-            memory[self.rank] = torch.cuda.max_memory_allocated(self.device)
+        memory[self.rank] = self.peak_memory()
         stop = torch.full((1,), float(self.is_stop_asked()), dtype=torch.float64, device=self.device)
         parts = [nlls, squares, memory, stop]
         if detailed and self.recorder.routers:
@@ -169,6 +169,12 @@ class Trainer:
         if detailed:
             self.emit_detail(step, squares, sums, routing)
         return stop[0] > 0
+
+    def peak_memory(self):
+        """The largest memory so far, in bytes: of the card, or of the process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
     def rows(self, step):
         """The rows of a step, while a thread reads those of the next one."""
@@ -210,8 +216,7 @@ class Trainer:
             # FSDP divides by the number of ranks, and each rank has its part of one sum.
             (loss * self.ranks).backward()
             of_rows = (nll.view(predicted.shape) * predicted).sum(dim=1, dtype=torch.float64)
-            of_domain = torch.nn.functional.one_hot(self.to_device(batch.domains), len(nlls)).T.double()
-            nlls += of_domain @ of_rows
+            nlls += self.to_device(batch.of_domain) @ of_rows
         return nlls, losses, counts
 
     def done(self, step, rows, nlls, squares, losses):
