@@ -1,4 +1,4 @@
-"""The losses of a batch: next tokens in chunks, and those of routers over all ranks.
+"""The losses of a batch: losses of next tokens in chunks, and losses of routers over all ranks.
 
 Shapes: t tokens of this rank, d hidden size, v vocabulary, l layers with experts, e experts, k experts of a token.
 """
@@ -93,7 +93,7 @@ class RouterLosses:
     """The losses of all feed-forward routers over a batch of all ranks (BAM, section 3.3, equation 2).
 
     Load balance is a product of means over the whole batch, so ranks exchange sums before the backward pass. The gradient
-    of such a product needs the other factor's sum over all ranks and this rank's own tokens, and no more communication.
+    of a product needs the other factor's sum over all ranks and this rank's own tokens, and no more communication.
     """
 
     def __init__(self, settings, config, biases):

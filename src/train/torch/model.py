@@ -18,7 +18,7 @@ from .configuration_bam import BamConfig
 from .events import Failure
 from .losses import Head, NextTokenLoss
 
-# The name of our attention among those of transformers.
+# The name of our attention in transformers.
 ATTENTION = "bam_training"
 
 

@@ -25,7 +25,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 def read_rows(path, dtype, shape, ranges, start, end):
-    """Rows `start..end` of a tensor in float32. Its bytes are those of `ranges` (offset, length) of a file in turn."""
+    """Rows `start..end` of a tensor in float32. `ranges` (offset, length) say where its bytes are in the file."""
     dtype = DTYPES[dtype]
     width = dtype.itemsize * math.prod(shape[1:])
     wanted, position, pieces = (start * width, end * width), 0, []

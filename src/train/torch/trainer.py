@@ -177,7 +177,7 @@ class Trainer:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
     def rows(self, step):
-        """The rows of a step, while a thread reads those of the next one."""
+        """The rows of a step, while a thread reads the next step's."""
         count = self.settings["batch"] * self.settings["accumulate"]
 
         def read(step):
@@ -194,8 +194,11 @@ class Trainer:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def gradients(self, rows):
-        """Adds up the gradients of all batches of a step. Returns sums that stay on the device: this rank's losses by
-        domain; load balance and z of all ranks; and the tokens of all ranks that chose each expert, by layer."""
+        """Adds up the gradients of all batches of a step. Returns sums that stay on the device.
+
+        They are this rank's losses by domain, load balance and z of all ranks, and how many tokens of all ranks chose
+        each expert, by layer.
+        """
         settings = self.settings
         nlls = torch.zeros(len(self.mixture.names), dtype=torch.float64, device=self.device)
         losses = torch.zeros(2, dtype=torch.float64, device=self.device)
