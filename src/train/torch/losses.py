@@ -105,23 +105,13 @@ class RouterLosses:
     def __call__(self, router_logits, tokens):
         """This rank's part of the weighted loss, in the graph; and over all ranks, outside it, both losses without their
         weights `[2]` and the tokens that chose each expert `[l, e]`. `tokens` is their number on all ranks."""
-        logits = torch.stack(router_logits)  # [l, t, e]
-        experts = logits.shape[-1]
-        probabilities = logits.softmax(dim=-1)
-        with torch.no_grad():
-            scores = probabilities
-            if self.biases is not None:
-                scores = scores + torch.stack([bias.float() for bias in self.biases])[:, None]
-            chosen = scores.topk(self.top_k, dim=-1).indices
-            mask = torch.zeros_like(probabilities).scatter_(-1, chosen, 1.0)
-        gates = probabilities * mask if self.soft else mask
-        if self.soft and self.renormalise and self.top_k < experts:
-            gates = gates / gates.sum(dim=-1, keepdim=True)
-        own_share, own_probability = gates.sum(dim=1), probabilities.sum(dim=1)
-        own_z = logits.logsumexp(dim=-1).square().sum()
-
+        biases = self.biases or [None] * len(router_logits)
+        # Layer by layer, as the logits of all layers together would be copied once more.
+        sums = [self.sums(logits, bias) for logits, bias in zip(router_logits, biases)]
+        own_share, own_probability, own_counts, own_z = (torch.stack(part) for part in zip(*sums))
+        own_z, experts = own_z.sum(), own_share.shape[1]
         packed = torch.cat([
-            own_share.flatten(), own_probability.flatten(), mask.sum(dim=1).flatten(), own_z[None],
+            own_share.flatten(), own_probability.flatten(), own_counts.flatten(), own_z[None],
         ]).detach().double()  # fmt: skip
         dist.all_reduce(packed)
         share, probability, counts = packed[:-1].view(3, -1, experts)
@@ -132,6 +122,31 @@ class RouterLosses:
             weighted = weighted + scale * (own_share * probability.float()).sum()
         loss = self.balance_weight * weighted + self.z_weight * own_z / tokens
         return loss, torch.stack([balance, packed[-1] / tokens]), counts
+
+    def sums(self, logits, bias):
+        """Sums over this rank's tokens of one router's logits `[t, e]`.
+
+        They are the shares of load balance, the probabilities and the tokens of each expert `[e]`, and the z-losses.
+        """
+        probabilities = logits.softmax(dim=-1)
+        mask = chosen_experts(probabilities, self.top_k, bias)
+        share = mask.sum(dim=0)
+        if self.soft:
+            share = gates_of(probabilities, mask, self.top_k, self.renormalise).sum(dim=0)
+        return share, probabilities.sum(dim=0), mask.sum(dim=0), logits.logsumexp(dim=-1).square().sum()
+
+
+@torch.no_grad()
+def chosen_experts(probabilities, top_k, bias):
+    """Ones for the experts that each token chooses and zeros for the others `[t, e]`."""
+    scores = probabilities if bias is None else probabilities + bias.float()
+    return torch.zeros_like(probabilities).scatter_(-1, scores.topk(top_k, dim=-1).indices, 1.0)
+
+
+def gates_of(probabilities, mask, top_k, renormalise):
+    """The weights of the chosen experts `[t, e]`, and zeros."""
+    gates = probabilities * mask
+    return gates / gates.sum(dim=-1, keepdim=True) if renormalise and top_k < mask.shape[-1] else gates
 
 
 class Recorder:
@@ -158,12 +173,8 @@ class Recorder:
         _, _, _, top_k, renormalise = self.routers[number]
         logits = logits.detach().flatten(0, -2)
         probabilities = logits.softmax(dim=-1)
-        bias = module.choice_bias
-        scores = probabilities if bias is None else probabilities + bias.float()
-        mask = torch.zeros_like(probabilities).scatter_(-1, scores.topk(top_k, dim=-1).indices, 1.0)
-        gates = probabilities * mask
-        if renormalise and top_k < gates.shape[-1]:
-            gates = gates / gates.sum(dim=-1, keepdim=True)
+        mask = chosen_experts(probabilities, top_k, module.choice_bias)
+        gates = gates_of(probabilities, mask, top_k, renormalise)
         if top_k == gates.shape[-1]:
             mask = (gates > 0).float()
         entropy = torch.special.entr(probabilities).sum()

@@ -100,18 +100,25 @@ def run_experts(experts, x, chosen, gates):
     return (gates.to(x.dtype)[..., None] * y.unflatten(0, (-1, k))).sum(dim=1)
 
 
-class Layer:
-    """The forward function of a block: compiled where that works, and run again in the backward pass where asked for."""
+class Compiled:
+    """A forward function that torch compiles, and that can run as it is, too."""
 
-    def __init__(self, block, compiled, recomputed):
-        self.eager, self.recomputed, self.is_eager = block.forward, recomputed, False
-        self.compiled = torch.compile(block.forward) if compiled else block.forward
+    def __init__(self, forward):
+        self.forward, self.compiled, self.is_eager = forward, torch.compile(forward), False
 
     def __call__(self, *args, **kwargs):
-        run = self.eager if self.is_eager else self.compiled
-        if self.recomputed and torch.is_grad_enabled():
-            return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-        return run(*args, **kwargs)
+        return (self.forward if self.is_eager else self.compiled)(*args, **kwargs)
+
+
+def recomputed(forward):
+    """A forward function of which the backward pass keeps the inputs, and which then runs again."""
+
+    def run(*args, **kwargs):
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return run
 
 
 class TrainedModel(nn.Module):
@@ -119,7 +126,7 @@ class TrainedModel(nn.Module):
 
     def __init__(self, causal_lm):
         super().__init__()
-        self.causal_lm, self.head, self.angles = causal_lm, Head(causal_lm.config), {}
+        self.causal_lm, self.head, self.angles, self.compiled = causal_lm, Head(causal_lm.config), {}, []
 
     def forward(self, ids, targets, weights, documents=None):
         """`[b, s]` each. With gradients: the weighted sum of the losses, each loss `[b · s]`, and router logits
@@ -161,10 +168,21 @@ class TrainedModel(nn.Module):
     def blocks(self):
         return self.causal_lm.model.layers
 
-    def run_eagerly(self, is_eager):
-        """Hooks on routers are seen by layers that are not compiled only."""
+    def prepare(self, compiles, recomputes):
+        """Compiles what can be compiled, and lets layers run again in the backward pass."""
         for block in self.blocks():
-            block.forward.is_eager = is_eager
+            if compiles:
+                # Experts wait for the sizes of their parts on the host, which no compiled graph can hold.
+                part = block.self_attn if isinstance(block.mlp, bam.BamMixture) else block
+                part.forward = Compiled(part.forward)
+                self.compiled.append(part.forward)
+            if recomputes:
+                block.forward = recomputed(block.forward)
+
+    def run_eagerly(self, is_eager):
+        """Compiled layers may leave out what hooks on their routers do."""
+        for compiled in self.compiled:
+            compiled.is_eager = is_eager
 
     def mixtures(self):
         """The feed-forward mixtures with their layers."""
@@ -197,13 +215,7 @@ def build(plan, device, mesh):
     freeze(plan, causal_lm)
 
     model = TrainedModel(causal_lm).train()
-    operation = plan["operation"]
-    for block in model.blocks():
-        # Experts wait for the sizes of their parts on the host, which no compiled graph can hold.
-        has_experts = isinstance(block.mlp, bam.BamMixture)
-        if has_experts and operation["compile"]:
-            block.self_attn.forward = torch.compile(block.self_attn.forward)
-        block.forward = Layer(block, operation["compile"] and not has_experts, operation["gradient_checkpointing"])
+    model.prepare(plan["operation"]["compile"], plan["operation"]["gradient_checkpointing"])
     # Inputs stay as they are: rotations and weights of losses are float32.
     dtype = torch.bfloat16 if plan["settings"]["dtype"] == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)

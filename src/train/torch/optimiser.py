@@ -52,15 +52,16 @@ class AdamW:
     @torch.no_grad()
     def squares(self):
         """The squared norm of this rank's gradients, by role, float64."""
-        norms = torch._foreach_norm([shard.gradient() for shard in self.held]) if self.held else []
-        return self.by_role(norms)
+        gradients = [shard.gradient() for shard in self.held]
+        # In float32, the square of a large gradient would be infinite.
+        return self.by_role(torch._foreach_norm(gradients, dtype=torch.float64) if gradients else [])
 
     def by_role(self, norms):
         """The sums of squares of each role, from a norm for each parameter."""
         sums = torch.zeros(len(self.roles), dtype=torch.float64, device=self.device)
         if not norms:
             return sums
-        return self.role_of @ torch.stack(list(norms)).double().square()
+        return self.role_of @ torch.stack(list(norms)).square()
 
     @torch.no_grad()
     def update(self, number, rates, scale, measured=False):
@@ -79,8 +80,8 @@ class AdamW:
             # One at a time, so that a single tensor is held twice.
             before = shard.local.clone()
             self.step([shard], number, rates[shard.entry["router"]], self.decay(shard))
-            weights.append(before.norm())
-            changes.append(before.sub_(shard.local).norm())
+            weights.append(torch.linalg.vector_norm(before, dtype=torch.float64))
+            changes.append(torch.linalg.vector_norm(before.sub_(shard.local), dtype=torch.float64))
         return torch.stack([self.by_role(weights), self.by_role(changes)])
 
     def decay(self, shard):
