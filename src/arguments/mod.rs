@@ -24,7 +24,7 @@ use crate::checkpoint::reference::SCHEME;
 
 pub use composed::{MaybeNamed, Named, Weighted};
 pub use paths::{CheckpointPath, InputPath, OutputPath, TextsPath};
-pub use switches::{DryRun, Force, Outline, Resume};
+pub use switches::{DryRun, Force, InPlace, Outline, Resume};
 
 /// What the values of an argument mean to whoever sets them for a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub enum ArgumentRole {
     DryRun,
     /// A switch: make the outline of the output, and print an estimate.
     Outline,
+    /// A switch: change files of an input, which only a person may ask for.
+    InPlace,
 }
 
 impl ArgumentRole {
@@ -60,11 +62,11 @@ impl ArgumentRole {
         self.is_read() || self == Self::Output
     }
 
-    /// Whether only the runner of recipes sets the argument.
+    /// Whether recipes cannot set the argument: their runner chooses it, or a person.
     pub fn is_switch(self) -> bool {
         matches!(
             self,
-            Self::Force | Self::Resume | Self::DryRun | Self::Outline
+            Self::Force | Self::Resume | Self::DryRun | Self::Outline | Self::InPlace
         )
     }
 }

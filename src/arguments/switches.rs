@@ -67,3 +67,7 @@ switch! {
     /// Makes the outline of the output, and prints what the command would take.
     Outline
 }
+switch! {
+    /// Changes files of an input.
+    InPlace
+}

@@ -1,6 +1,7 @@
 //! Routers and experts of a mixture in a few sentences, as its configuration has them.
 
-use crate::family::{Architecture, AttentionKv, Layers, Mixture};
+use super::model_card::CardModel;
+use crate::family::{AttentionKv, Layers, Mixture};
 use crate::markdown;
 use crate::table::counted;
 
@@ -8,14 +9,18 @@ use crate::table::counted;
 const LISTED: usize = 12;
 
 /// Two sentences on feed-forward and attention experts, and one more where there is a shared expert.
-pub(super) fn sentences(architecture: &Architecture, names: &[String]) -> Option<String> {
-    let mixture = architecture.mixture.as_ref()?;
-    let layers = architecture.num_layers;
+pub(super) fn sentences(model: &CardModel) -> Option<String> {
+    let mixture = model.architecture.mixture.as_ref()?;
+    let (layers, names) = (model.architecture.num_layers, &model.experts);
     let mut sentences = vec![
         feed_forward(mixture, layers, names),
         attention(mixture, layers),
     ];
-    if mixture.shared_expert_intermediate_size.is_some() {
+    if model.has_neutral_shared_expert {
+        sentences.push(
+            "The format also has a shared expert; here it holds zeros and adds nothing.".to_owned(),
+        );
+    } else if mixture.shared_expert_intermediate_size.is_some() {
         let gate = if mixture.shared_expert_gate {
             ", weighted by a sigmoid gate"
         } else {

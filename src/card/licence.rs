@@ -107,19 +107,16 @@ impl Licences {
             }
         }
         match ids[..] {
-            [] | [UNKNOWN] => {}
-            [OTHER] => {
-                front.text("license", OTHER);
-                let named = self.sources.iter().find(|source| source.name.is_some());
-                if let Some(SourceLicence { name, link, .. }) = named {
-                    name.iter()
-                        .for_each(|name| front.text("license_name", name));
-                    link.iter()
-                        .for_each(|link| front.text("license_link", link));
-                }
-            }
+            [] | [UNKNOWN] => return,
             [one] => front.text("license", one),
-            _ => front.list("license", ids),
+            _ => front.list("license", &ids),
+        }
+        let named = self.sources.iter().find(|source| source.name.is_some());
+        if let Some(SourceLicence { name, link, .. }) = named.filter(|_| ids.contains(&OTHER)) {
+            name.iter()
+                .for_each(|name| front.text("license_name", name));
+            link.iter()
+                .for_each(|link| front.text("license_link", link));
         }
     }
 
@@ -132,21 +129,27 @@ impl Licences {
         let silent = self.sources.iter().filter(|source| source.ids.is_empty());
         let silent: Vec<&str> = silent.map(|source| source.source.as_str()).collect();
         if silent.len() == self.sources.len() {
-            found.push("licences: no source says under which licence it is".to_owned());
+            found.push("licences: no source names one".to_owned());
             return found;
         }
         if !silent.is_empty() {
-            let say = if silent.len() == 1 { "says" } else { "say" };
-            found.push(format!(
-                "licences: {} {say} nothing of one",
-                silent.join(", ")
-            ));
+            let name = if silent.len() == 1 { "names" } else { "name" };
+            found.push(format!("licences: {} {name} none", silent.join(", ")));
         }
         let mut sources: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for source in &self.sources {
             for id in &source.ids {
                 sources.entry(id).or_default().push(&source.source);
             }
+        }
+        if let Some(partly) = sources.remove(UNKNOWN) {
+            let (partly, is) = (
+                partly.join(", "),
+                if partly.len() == 1 { "is" } else { "are" },
+            );
+            found.push(format!(
+                "licences: {partly} {is} made in part of models that name none"
+            ));
         }
         let of = |id: &str| format!("{id} ({})", sources[id].join(", "));
         let every: Vec<String> = sources.keys().map(|id| of(id)).collect();
@@ -166,7 +169,7 @@ impl Licences {
             }
             if !allows.is_known {
                 found.push(format!(
-                    "licences: {} is none that is known here; read its text",
+                    "licences: bam-convert does not know {}; read its text",
                     of(id)
                 ));
             }

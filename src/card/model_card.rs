@@ -4,20 +4,23 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::ancestry;
+use super::carried::{CarriedCard, CopyOf};
 use super::front_matter::{self, FrontMatter};
 use super::licence::Licences;
-use super::scores::{BITS_PER_BYTE, DataScore, PERPLEXITY, put_results};
-use super::source::{SourceFacts, card_of};
+use super::source::SourceFacts;
+use super::training::TrainingSummary;
 use super::{experts, usage};
 use crate::Result;
-use crate::checkpoint::card_text::{
-    COPY, PUBLISHED, RECIPE, sealed, unsealed, without_seal, without_section,
-};
-use crate::checkpoint::folder::CARD;
-use crate::checkpoint::manifest::{MANIFEST, model_name};
+use crate::checkpoint::card_text::{COPY, sealed};
+use crate::checkpoint::manifest::{MANIFEST, Origin, model_name};
 use crate::family::Architecture;
 use crate::markdown;
-use crate::table::{Align, counted, grouped, number};
+use crate::table::Align;
+
+/// Prompts of an expert that a card shows, and characters of each.
+const MOST_PROMPTS: usize = 16;
+const LONGEST_PROMPT: usize = 200;
 
 /// What a model card says.
 pub struct ModelCard<'a> {
@@ -37,8 +40,12 @@ pub struct ModelCard<'a> {
     pub model: Option<CardModel<'a>>,
     /// How it was trained, where it was.
     pub training: Option<TrainingSummary>,
-    /// The folder of the model that this one is a copy of, in the same or another form: its card's text is kept.
-    pub copy_of: Option<&'a Path>,
+    /// The model that this one is a copy of, in the same or another form: its card's text is kept.
+    pub copy_of: Option<CopyOf<'a>>,
+    /// What a user of the model should know of how it was made.
+    pub notes: &'a [String],
+    /// The prompts that rows of routers were computed from.
+    pub prompts: &'a [PromptsOfExpert],
 }
 
 /// The model of a card.
@@ -49,6 +56,19 @@ pub struct CardModel<'a> {
     pub experts: Vec<String>,
     /// Whether the checkpoint has a `tokenizer.json`.
     pub has_tokenizer: bool,
+    /// Whether its shared expert is there for its format alone, and adds nothing.
+    pub has_neutral_shared_expert: bool,
+}
+
+/// The prompts of one expert.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PromptsOfExpert {
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub positive: Vec<String>,
+    /// What it is not for.
+    pub negative: Vec<String>,
 }
 
 /// What a model is to its base models, in the Hub's words.
@@ -69,45 +89,6 @@ impl Relation {
     }
 }
 
-/// How a model was trained.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrainingSummary {
-    /// Steps taken.
-    pub steps: u64,
-    /// Tokens predicted.
-    pub tokens: u64,
-    /// The domains.
-    pub data: Vec<TrainedOn>,
-    /// Peak of the learning rate.
-    pub learning_rate: f64,
-    /// Its peak for routers.
-    pub router_learning_rate: f64,
-    /// Losses of the last step.
-    pub last: Option<LastLosses>,
-    /// Scores on held-back text.
-    pub held_back: Vec<DataScore>,
-    /// The step after which held-back text was scored.
-    pub held_back_step: u64,
-}
-
-/// A domain of the training data.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrainedOn {
-    /// Its name.
-    pub name: String,
-    /// Its weight in the mixture of domains.
-    pub weight: f64,
-}
-
-/// Losses of one step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LastLosses {
-    /// Everything that is minimised.
-    pub loss: f64,
-    /// Mean negative log-likelihood of a token, in nats.
-    pub nll: f64,
-}
-
 impl ModelCard<'_> {
     /// The text of `README.md`, with the seal by which a later command sees whether a person has edited it.
     ///
@@ -122,8 +103,8 @@ impl ModelCard<'_> {
         let names = self.sources.iter().map(|(name, _)| *name);
         let licences = Licences::of(names.zip(&facts));
         let front = self.front_matter(&facts, &licences);
-        let text = match self.copy_of.and_then(written_card) {
-            Some(written) => self.continued(front, &written, &licences)?,
+        let text = match self.copy_of.and_then(CarriedCard::of) {
+            Some(carried) => self.continued(front, &carried, &licences)?,
             None => front_matter::joined(&front.lines()?, &self.body(&licences)),
         };
         Ok(sealed(&text))
@@ -139,12 +120,18 @@ impl ModelCard<'_> {
         front.list("language", union(facts, |facts| &facts.languages));
         front.list("datasets", union(facts, |facts| &facts.datasets));
         let mut bases: Vec<&String> = Vec::new();
-        for base in facts.iter().filter_map(|facts| facts.repository.as_ref()) {
+        for base in facts.iter().flat_map(|facts| &facts.repositories) {
             if !bases.contains(&base) {
                 bases.push(base);
             }
         }
         if let Some(relation) = self.relation.filter(|_| !bases.is_empty()) {
+            // What is made of several models is no fine-tune of one.
+            let relation = if bases.len() > 1 {
+                Relation::Merge
+            } else {
+                relation
+            };
             front.text("base_model_relation", relation.name());
         }
         front.list("base_model", bases);
@@ -163,10 +150,13 @@ impl ModelCard<'_> {
             self.about
         )];
         if let Some(model) = &self.model {
-            let experts = experts::sentences(model.architecture, &model.experts);
+            let experts = experts::sentences(model);
             parts.extend(
                 experts.map(|sentences| format!("## Routers and experts\n\n{sentences}\n")),
             );
+            if !self.prompts.is_empty() {
+                parts.push(self.prompts());
+            }
             parts.push(usage::section(model.architecture, model.has_tokenizer));
         }
         parts.extend(self.training.as_ref().map(TrainingSummary::section));
@@ -174,29 +164,34 @@ impl ModelCard<'_> {
         parts.join("\n")
     }
 
-    /// A card that a person has written, with the keys that it lacks and a section about this copy.
+    /// The carried card of a model, with the keys that it lacks and a section about this copy.
     fn continued(
         &self,
         front: FrontMatter,
-        written: &WrittenCard,
+        carried: &CarriedCard,
         licences: &Licences,
     ) -> Result<String> {
-        let added = front.without(&written.keys).lines()?;
-        let lines = format!("{}{added}", written.lines);
+        let added = front.without(&carried.keys).lines()?;
+        let lines = format!("{}{added}", carried.lines);
         let usage = self.model.as_ref().map_or_else(String::new, |model| {
             format!(
                 "\n#{}",
                 usage::section(model.architecture, model.has_tokenizer)
             )
         });
+        let scores = if carried.lost_scores {
+            " The scores of that model are left out, because weights were rounded."
+        } else {
+            ""
+        };
         let section = format!(
-            "{}## About this copy\n\n{} The text above is the card of the model that it was made of.\n\n{}{usage}{}",
+            "{}## About this copy\n\n{} The text above is the card of the model that it was made of.{scores}\n\n{}{usage}{}",
             COPY.begin,
             self.about,
             self.record(licences),
             COPY.end
         );
-        let body = format!("{}\n\n{section}", written.body.trim_end());
+        let body = format!("{}\n\n{section}", carried.body.trim_end());
         Ok(front_matter::joined(&lines, &body))
     }
 
@@ -208,93 +203,97 @@ impl ModelCard<'_> {
         );
         if !self.sources.is_empty() {
             let row = |(name, path): &(&str, &Path)| {
-                let cells = [*name, &model_name(path), &licences.of_source(name)];
+                let model = match Origin::of(path, &[]) {
+                    Some((repository, commit)) => format!("{repository} at {commit}"),
+                    None => model_name(path),
+                };
+                let cells = [*name, &model, &licences.of_source(name)];
                 cells.map(markdown::text).to_vec()
             };
             let columns = ["source", "model", "licence"].map(|title| (title, Align::Left));
             let rows: Vec<_> = self.sources.iter().map(row).collect();
             text.push_str(&format!("\n{}", markdown::table(&columns, &rows)));
+            let paths = self.sources.iter().map(|(_, path)| *path);
+            text.push_str(&ancestry::table(paths));
         }
         let conflicts = licences.conflicts();
-        let conflicts = conflicts
-            .iter()
-            .map(|conflict| format!("- {}\n", markdown::text(conflict)));
-        let conflicts: String = conflicts.collect();
-        if !conflicts.is_empty() {
-            text.push_str(&format!("\n{conflicts}"));
+        let notes = self.notes.iter().map(|note| self.without_paths(note));
+        let items = conflicts.iter().cloned().chain(notes);
+        let items: String = items
+            .map(|item| format!("- {}\n", markdown::text(&item)))
+            .collect();
+        if !items.is_empty() {
+            text.push_str(&format!("\n{items}"));
         }
         if !self.settings.is_empty() {
-            let row = |(key, value): (&String, &Value)| {
-                vec![markdown::code(key), markdown::code(&value.to_string())]
-            };
+            // A setting without a value leaves the choice to the models.
+            let settings = self.settings.iter().filter(|(_, value)| !value.is_null());
             let columns = ["setting", "value"].map(|title| (title, Align::Left));
-            let rows: Vec<_> = self.settings.iter().map(row).collect();
+            let rows: Vec<_> = settings
+                .map(|(key, value)| vec![markdown::code(key), shown(value)])
+                .collect();
             text.push_str(&format!("\n{}", markdown::table(&columns, &rows)));
         }
         text
     }
+
+    /// A note without paths of this machine: names of sources replace their paths.
+    fn without_paths(&self, note: &str) -> String {
+        let paths = self
+            .sources
+            .iter()
+            .map(|(name, path)| (path.display().to_string(), *name));
+        let mut paths: Vec<(String, &str)> = paths.filter(|(path, _)| !path.is_empty()).collect();
+        // A path may begin like another one.
+        paths.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+        paths.iter().fold(note.to_owned(), |note, (path, name)| {
+            note.replace(&format!("{path}/"), &format!("{name}/"))
+                .replace(&format!("{path}:"), &format!("{name}:"))
+        })
+    }
+
+    /// The prompts of each expert.
+    fn prompts(&self) -> String {
+        let columns = ["expert", "prompts", "negative prompts"].map(|title| (title, Align::Left));
+        let row = |expert: &PromptsOfExpert| {
+            let name = markdown::text(&expert.name);
+            vec![name, quoted(&expert.positive), quoted(&expert.negative)]
+        };
+        let rows: Vec<_> = self.prompts.iter().map(row).collect();
+        format!(
+            "The first rows of the routers were computed from these prompts:\n\n{}",
+            markdown::table(&columns, &rows)
+        )
+    }
 }
 
-impl TrainingSummary {
-    fn section(&self) -> String {
-        let weighted = self.data.iter().any(|data| data.weight != 1.0);
-        let data = self.data.iter().map(|data| {
-            let name = markdown::text(&data.name);
-            if weighted {
-                format!("{name} (weight {})", data.weight)
-            } else {
-                name
-            }
-        });
-        let data: Vec<String> = data.collect();
-        let routers = if self.router_learning_rate == self.learning_rate {
-            String::new()
-        } else {
-            format!(" ({} for routers)", self.router_learning_rate)
-        };
-        let mut text = format!(
-            "## Training\n\nTrained for {} on {} tokens of {}. The peak learning rate was {}{routers}.\n",
-            counted(self.steps, "step"),
-            grouped(self.tokens),
-            data.join(", "),
-            self.learning_rate
-        );
-        if let Some(last) = self.last {
-            text.push_str(&format!(
-                "The last step had a loss of {}, and a negative log-likelihood of {} nats per token.\n",
-                number(last.loss),
-                number(last.nll)
-            ));
+/// The value of a setting in a cell of a table.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => markdown::code(text),
+        Value::Array(items) if !items.is_empty() => {
+            let items: Vec<String> = items.iter().map(shown).collect();
+            items.join(", ")
         }
-        if !self.held_back.is_empty() {
-            let columns = [
-                ("domain", Align::Left),
-                ("perplexity", Align::Right),
-                ("bits per byte", Align::Right),
-            ];
-            let row = |score: &DataScore| {
-                let metrics = [PERPLEXITY, BITS_PER_BYTE].map(|metric| score.shown(metric));
-                std::iter::once(markdown::text(&score.data))
-                    .chain(metrics)
-                    .collect()
-            };
-            let rows: Vec<Vec<String>> = self.held_back.iter().map(row).collect();
-            text.push_str(&format!(
-                "Held-back text after step {}:\n\n{}",
-                self.held_back_step,
-                markdown::table(&columns, &rows)
-            ));
-        }
-        text
+        other => markdown::code(&other.to_string()),
     }
+}
 
-    /// Adds the scores to the front matter, where they are scores of this very checkpoint.
-    fn put_results(&self, name: &str, front: &mut FrontMatter) {
-        if self.held_back_step != self.steps {
-            return;
+/// Prompts in one cell of a table, shortened where they are long or many.
+fn quoted(prompts: &[String]) -> String {
+    let shown = prompts.iter().take(MOST_PROMPTS).map(|prompt| {
+        let mut characters = prompt.chars();
+        let mut text: String = characters.by_ref().take(LONGEST_PROMPT).collect();
+        if characters.next().is_some() {
+            text.push('…');
         }
-        put_results(name, &self.held_back, front);
+        markdown::code(&text)
+    });
+    let mut shown: Vec<String> = shown.collect();
+    if prompts.len() > MOST_PROMPTS {
+        shown.push(format!("and {} more", prompts.len() - MOST_PROMPTS));
     }
+    shown.join(", ")
 }
 
 /// Every text that a source lists, each once, in the order of the sources.
@@ -306,45 +305,4 @@ fn union(facts: &[SourceFacts], of: fn(&SourceFacts) -> &Vec<String>) -> Vec<&St
         }
     }
     all
-}
-
-/// A card with words of a person.
-struct WrittenCard {
-    /// Lines of the front matter.
-    lines: String,
-    keys: Map<String, Value>,
-    body: String,
-}
-
-/// The card of a folder, where a person has written or edited it, without the sections that commands write.
-///
-/// Front matter that is no YAML stays out of the new card, which could not be published with it.
-fn written_card(folder: &Path) -> Option<WrittenCard> {
-    let card = card_of(folder)?;
-    let is_ours = unsealed(&card).is_some();
-    let text = without_seal(&card);
-    let copied = without_section(text, COPY);
-    if is_ours && copied.is_none() {
-        return None;
-    }
-
-    let mut text = copied.unwrap_or_else(|| text.to_owned());
-    for marks in [RECIPE, PUBLISHED] {
-        text = without_section(&text, marks).unwrap_or(text);
-    }
-    let path = folder.join(CARD);
-    let (lines, body) = front_matter::split(&path, &text).unwrap_or(("", &text));
-    let (lines, keys) = match front_matter::keys(&path, lines) {
-        Ok(keys) => (lines, keys),
-        Err(_) => ("", Map::new()),
-    };
-    let mut lines = lines.to_owned();
-    if !lines.is_empty() && !lines.ends_with('\n') {
-        lines.push('\n');
-    }
-    Some(WrittenCard {
-        lines,
-        keys,
-        body: body.trim_start_matches(['\r', '\n']).to_owned(),
-    })
 }

@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 
 use super::front_matter::{self, FrontMatter};
 use super::licence::Licences;
-use super::scores::{DataScore, MODEL_INDEX, put_results};
+use super::scores::{DataScore, replace_results};
 use super::source::{SourceFacts, lineage};
-use super::usage;
+use super::{evaluation, usage};
 use crate::Result;
 use crate::checkpoint::card_text::{PUBLISHED, unsealed, without_seal};
 use crate::checkpoint::folder::CARD;
@@ -48,17 +48,15 @@ impl Publication<'_> {
             format!("# {}\n", markdown::text(self.title))
         };
         let (lines, body) = front_matter::split(&path, without_seal(&text))?;
-        let mut known = front_matter::keys(&path, lines)?;
+        let known = front_matter::keys(&path, lines)?;
         let mut lines: Vec<&str> = lines.lines().collect();
-        if !self.scores.is_empty() && unsealed(&text).is_some() {
-            // The scores that training wrote are older than these.
-            front_matter::remove(&mut lines, MODEL_INDEX);
-            known.shift_remove(MODEL_INDEX);
-        }
-        let added = self.added(&known, &mut lines)?;
+        let added = self.added((&known, unsealed(&text).is_some()), &mut lines)?;
         let kept: String = lines.iter().map(|line| format!("{line}\n")).collect();
 
-        let body = usage::published(body, self.repository);
+        let mut body = usage::published(body, self.repository);
+        if let Some(tables) = &self.evaluation {
+            body = evaluation::put(&body, tables);
+        }
         let own = self.section();
         let body = match (body.find(PUBLISHED.begin), body.find(PUBLISHED.end)) {
             (Some(begin), Some(end)) if begin < end => {
@@ -72,15 +70,25 @@ impl Publication<'_> {
     }
 
     /// Lines of front matter that the card lacks; removes from `lines` the keys that it gets anew.
-    fn added(&self, known: &Map<String, Value>, lines: &mut Vec<&str>) -> Result<String> {
+    fn added(
+        &self,
+        (known, is_ours): (&Map<String, Value>, bool),
+        lines: &mut Vec<&str>,
+    ) -> Result<String> {
         let mut added = FrontMatter::default();
         if self.manifest.is_some() {
             added.text("library_name", "transformers");
             added.text("pipeline_tag", "text-generation");
         }
         self.licences().put(&mut added);
-        put_results(self.title, &self.scores, &mut added);
         let mut added = added.without(known);
+        replace_results(
+            self.title,
+            &self.scores,
+            (known, is_ours),
+            lines,
+            &mut added,
+        );
 
         let bases = self.bases();
         if self.is_ours(known.get("base_model"), &bases) {
@@ -111,9 +119,15 @@ impl Publication<'_> {
             .into_iter()
             .flat_map(|manifest| &manifest.sources)
         {
-            let nearest = || SourceFacts::of(&self.folder.join(&source.path)).repository;
-            let base = source.repository.clone().or_else(nearest);
-            bases.extend(base.filter(|base| !bases.contains(base)));
+            let nearest = match &source.repository {
+                Some(repository) => vec![repository.clone()],
+                None => SourceFacts::of(&self.folder.join(&source.path)).repositories,
+            };
+            for base in nearest {
+                if !bases.contains(&base) {
+                    bases.push(base);
+                }
+            }
         }
         bases
     }
@@ -157,25 +171,12 @@ impl Publication<'_> {
         Licences::of(facts.iter().map(|(name, facts)| (*name, facts)))
     }
 
-    /// Lineage and evaluation, between marks; nothing where neither is known.
+    /// The lineage, between marks; nothing without a manifest.
     fn section(&self) -> String {
-        let mut parts = Vec::new();
-        if let Some(manifest) = self.manifest {
-            parts.push(self.lineage(manifest));
-        }
-        if let Some(tables) = &self.evaluation {
-            parts.push(format!("## Evaluation\n\n{tables}"));
-        }
-        if parts.is_empty() {
-            String::new()
-        } else {
-            format!(
-                "{}\n\n{}\n{}\n",
-                PUBLISHED.begin,
-                parts.join("\n"),
-                PUBLISHED.end
-            )
-        }
+        self.manifest.map_or_else(String::new, |manifest| {
+            let (begin, end) = (PUBLISHED.begin, PUBLISHED.end);
+            format!("{begin}\n\n{}\n{end}\n", self.lineage(manifest))
+        })
     }
 
     fn lineage(&self, manifest: &Manifest) -> String {
@@ -203,7 +204,14 @@ impl Publication<'_> {
                 ("commit", Align::Left),
             ];
             let row = |source: &SourceRecord| {
-                let local = || format!("{} (not on the Hub)", source.bare_name(self.folder));
+                let local = || {
+                    let name = source.bare_name(self.folder);
+                    if source.is_kept() {
+                        format!("{name} (in this repository)")
+                    } else {
+                        format!("{name} (not on the Hub)")
+                    }
+                };
                 let repository = source.repository.clone().unwrap_or_else(local);
                 [
                     &source.name,

@@ -1,5 +1,6 @@
 //! What a model says of itself: on its card, in its licence file, or in the metadata of a GGUF file.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -17,7 +18,9 @@ const CARD_BYTES: u64 = 1 << 20;
 /// Bytes of a licence file that are read: the longest that is recognised, the GPL, has 35 kB.
 const LICENCE_BYTES: u64 = 64 << 10;
 /// Folders that are looked into for one source: it, and those that manifests lead to.
-const MOST_FOLDERS: usize = 64;
+pub(super) const MOST_FOLDERS: usize = 64;
+/// Bytes of the name of a model in a GGUF file at most.
+const LONGEST_TITLE: usize = 100;
 /// Languages, or data sets, of one source at most: a card with more says nothing of use.
 const MOST_LISTED: usize = 256;
 
@@ -54,8 +57,10 @@ pub struct SourceFacts {
     pub languages: Vec<String>,
     /// Data sets on the Hub that it was trained on.
     pub datasets: Vec<String>,
-    /// Its repository on the Hub, or the repository of the nearest model that it was made of.
-    pub repository: Option<String>,
+    /// Its repository on the Hub, or the repositories of the nearest models that it was made of.
+    pub repositories: Vec<String>,
+    /// What a GGUF file calls its model.
+    pub title: Option<String>,
 }
 
 impl SourceFacts {
@@ -76,8 +81,9 @@ impl SourceFacts {
             if facts.datasets.is_empty() {
                 facts.datasets = found.datasets;
             }
-            facts.repository = facts.repository.or(found.repository);
+            facts.title = facts.title.or(found.title);
         }
+        facts.repositories = repositories(path);
         facts
     }
 
@@ -86,12 +92,7 @@ impl SourceFacts {
         if place.is_file() {
             // A file that is no GGUF, or one that cannot be read, says nothing; its reader says why.
             let gguf = Gguf::open(place).ok();
-            let facts = gguf.map(|gguf| Self::of_gguf(&gguf)).unwrap_or_default();
-            let folder = place.parent().and_then(repository_of);
-            return Self {
-                repository: folder.or(facts.repository),
-                ..facts
-            };
+            return gguf.map(|gguf| Self::of_gguf(&gguf)).unwrap_or_default();
         }
 
         let mut facts = card_keys(place).map_or_else(Self::default, |keys| Self::of_card(&keys));
@@ -100,7 +101,6 @@ impl SourceFacts {
             let text = files.find_map(|name| beginning(&place.join(name), LICENCE_BYTES));
             facts.licences = text.iter().map(|text| identified(text)).collect();
         }
-        facts.repository = repository_of(place);
         facts
     }
 
@@ -108,17 +108,24 @@ impl SourceFacts {
         let list = |key: &str| texts(keys.get(key));
         let text = |key: &str| list(key).into_iter().next();
         let mut licences: Vec<String> = list("license").iter().map(|id| plain(id)).collect();
-        licences.retain(|id| id != UNKNOWN);
-        let is_other = licences == [OTHER];
+        // Beside others it says that a part has none that is known.
+        if licences == [UNKNOWN] {
+            licences.clear();
+        }
+        let is_other = licences.iter().any(|id| id == OTHER);
+        let spelled = list("license").into_iter().find(|id| plain(id) == OTHER);
+        let spelled = spelled.as_deref().and_then(slug);
         Self {
             licences,
-            licence_name: text("license_name").filter(|name| is_other && is_plain(name)),
+            licence_name: text("license_name")
+                .filter(|name| is_other && is_plain(name))
+                .or(spelled),
             licence_link: text("license_link").filter(|link| is_other && is_address(link)),
             languages: listed(languages(keys.get("language")), is_plain),
             datasets: listed(list("datasets"), |name| {
                 is_plain(name) || is_repository(name)
             }),
-            repository: None,
+            ..Self::default()
         }
     }
 
@@ -126,21 +133,56 @@ impl SourceFacts {
         let text = |key: &str| gguf.text(key).ok().flatten().map(str::to_owned);
         let list = |key: &str| gguf.texts(key).ok().flatten().unwrap_or_default().to_vec();
         let licences: Vec<String> = text("general.license").iter().map(|id| plain(id)).collect();
-        let is_other = licences == [OTHER];
-        let addresses = GGUF_REPOSITORIES.iter().filter_map(|key| text(key));
-        let mut repositories = addresses.filter_map(|address| {
-            let name = address.strip_prefix(HUB)?.trim_end_matches('/').to_owned();
-            is_repository(&name).then_some(name)
-        });
+        let is_other = licences.iter().any(|id| id == OTHER);
+        let title = text("general.name").map(|name| name.trim().to_owned());
         Self {
             licence_name: text("general.license.name").filter(|name| is_other && is_plain(name)),
             licence_link: text("general.license.link").filter(|link| is_other && is_address(link)),
             licences,
             languages: listed(list("general.languages"), is_plain),
             datasets: listed(list("general.datasets"), is_repository),
-            repository: repositories.next(),
+            title: title.filter(|name| (1..=LONGEST_TITLE).contains(&name.len())),
+            ..Self::default()
         }
     }
+}
+
+/// The repository that a GGUF file names for its model.
+fn named_in(file: &Path) -> Option<String> {
+    let gguf = Gguf::open(file).ok()?;
+    let addresses = GGUF_REPOSITORIES
+        .iter()
+        .filter_map(|key| gguf.text(key).ok().flatten());
+    let mut names = addresses.filter_map(|address| {
+        let name = address.strip_prefix(HUB)?.trim_end_matches('/').to_owned();
+        is_repository(&name).then_some(name)
+    });
+    names.next()
+}
+
+/// The repository of a model, or those of the nearest models that it was made of.
+fn repositories(path: &Path) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    let mut open = vec![path.to_path_buf()];
+    while let Some(place) = open.pop() {
+        if seen.len() == MOST_FOLDERS || !seen.insert(place.clone()) {
+            continue;
+        }
+        let own = if place.is_file() {
+            let folder = place.parent().and_then(repository_of);
+            folder.or_else(|| named_in(&place))
+        } else {
+            repository_of(&place)
+        };
+        match own {
+            Some(repository) if !found.contains(&repository) => found.push(repository),
+            Some(_) => {}
+            // The last one is looked at first.
+            None => open.extend(made_of(&place).into_iter().rev()),
+        }
+    }
+    found
 }
 
 /// The keys of a folder's card; `None` where there is no card, or its front matter is no YAML: it then says nothing.
@@ -192,6 +234,18 @@ fn listed(values: Vec<String>, fits: impl Fn(&str) -> bool) -> Vec<String> {
     found
 }
 
+/// The name of a licence that is no plain word, as one; none of the word that says that there is no name, and of several
+/// lines.
+fn slug(name: &str) -> Option<String> {
+    if name.chars().any(|c| !c.is_ascii_graphic() && c != ' ') {
+        return None;
+    }
+    let words = name.split(|c: char| !c.is_ascii_alphanumeric() && c != '.');
+    let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+    let slug = words.join("-").to_lowercase();
+    (slug != OTHER && is_plain(&slug)).then_some(slug)
+}
+
 /// Whether a name is `ORG/NAME`.
 fn is_repository(name: &str) -> bool {
     let parts = name.split_once('/');
@@ -214,18 +268,27 @@ pub(super) fn lineage(path: &Path) -> Vec<PathBuf> {
     let mut next = 0;
     while let Some(folder) = found.get(next).cloned() {
         next += 1;
-        // A manifest that cannot be read leads nowhere; whoever needs it says so.
-        let manifest = Manifest::read(&folder).ok().flatten();
-        for source in manifest.into_iter().flat_map(|manifest| manifest.sources) {
-            let Ok(Some(path)) = source_folder(&source, &folder) else {
-                continue;
-            };
-            if path.exists() && found.len() < MOST_FOLDERS && !found.contains(&path) {
+        for path in made_of(&folder) {
+            if found.len() < MOST_FOLDERS && !found.contains(&path) {
                 found.push(path);
             }
         }
     }
     found
+}
+
+/// The places of the models that the manifest of a folder names.
+fn made_of(folder: &Path) -> Vec<PathBuf> {
+    // A manifest that cannot be read leads nowhere; whoever needs it says so.
+    let manifest = Manifest::read(folder).ok().flatten();
+    manifest.map_or_else(Vec::new, |manifest| folders_of(&manifest, folder))
+}
+
+/// The places of the sources of the manifest in `folder`, as far as it may lead there by itself.
+pub(super) fn folders_of(manifest: &Manifest, folder: &Path) -> Vec<PathBuf> {
+    let places = manifest.sources.iter();
+    let places = places.filter_map(|source| source_folder(source, folder).ok().flatten());
+    places.filter(|place| place.exists()).collect()
 }
 
 /// The first bytes of a file as text, if there is one.

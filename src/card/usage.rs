@@ -6,6 +6,12 @@ use crate::markdown;
 /// The line that names the model in the Python snippet; `push` puts the repository there.
 const HERE: &str = "model_path = \".\"  # this folder";
 
+/// The heading of the section.
+const HEADING: &str = "## Use\n\n";
+/// What comes before the two snippets, in a folder and once published.
+const BEFORE_PYTHON: [&str; 2] = ["In this folder, with transformers:", "With transformers:"];
+const BEFORE_SHELL: [&str; 2] = ["With bam-convert:", "In this folder, with bam-convert:"];
+
 /// Snippets for transformers and for this program. Without a tokenizer, the model takes token ids.
 pub(super) fn section(architecture: &Architecture, has_tokenizer: bool) -> String {
     // Only a BAM needs the code beside its weights.
@@ -39,8 +45,9 @@ pub(super) fn section(architecture: &Architecture, has_tokenizer: bool) -> Strin
         ""
     };
     let shell = format!("bam-convert inspect .\n{generate}bam-convert validate .\n");
+    let ([before_python, _], [before_shell, _]) = (BEFORE_PYTHON, BEFORE_SHELL);
     format!(
-        "## Use\n\nIn this folder, with transformers:\n\n{}\nWith bam-convert:\n\n{}",
+        "{HEADING}{before_python}\n\n{}\n{before_shell}\n\n{}",
         markdown::block("python", &python),
         markdown::block("sh", &shell)
     )
@@ -48,10 +55,32 @@ pub(super) fn section(architecture: &Architecture, has_tokenizer: bool) -> Strin
 
 /// The body of a card with the repository in the place of this folder.
 pub(super) fn published(body: &str, repository: &str) -> String {
+    let ([python, python_published], [shell, shell_published]) = (BEFORE_PYTHON, BEFORE_SHELL);
     body.replace(HERE, &format!("model_path = \"{repository}\""))
-        .replace("In this folder, with transformers:", "With transformers:")
-        .replace(
-            "\nWith bam-convert:\n",
-            "\nIn this folder, with bam-convert:\n",
-        )
+        .replace(python, python_published)
+        .replace(&format!("\n{shell}\n"), &format!("\n{shell_published}\n"))
+}
+
+/// The body of a card without its first section on use, which is about its own folder; `None` where it has none that this
+/// program wrote.
+pub(super) fn without_section(body: &str) -> Option<String> {
+    let begin = body.match_indices(HEADING).map(|(at, _)| at);
+    let begin = begin
+        .into_iter()
+        .find(|at| *at == 0 || body[..*at].ends_with('\n'))?;
+    let mut rest = &body[begin + HEADING.len()..];
+    for (before, language) in [(BEFORE_PYTHON, "python"), (BEFORE_SHELL, "sh")] {
+        rest = before.iter().find_map(|words| rest.strip_prefix(words))?;
+        rest = rest.strip_prefix("\n\n")?;
+        rest = rest.strip_prefix(&format!("```{language}\n"))?;
+        let end = "\n```\n";
+        rest = rest[rest.find(end)? + end.len()..].trim_start_matches('\n');
+    }
+    let before = body[..begin].trim_end();
+    let gap = if before.is_empty() || rest.is_empty() {
+        ""
+    } else {
+        "\n\n"
+    };
+    Some(format!("{before}{gap}{rest}"))
 }

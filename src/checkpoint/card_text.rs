@@ -30,6 +30,11 @@ pub const RECIPE: Marks = Marks {
     begin: "<!-- recipe -->\n",
     end: "<!-- end of recipe -->\n",
 };
+/// The scores that `eval --card` and `push` write.
+pub const EVALUATION: Marks = Marks {
+    begin: "<!-- bam-convert: evaluation -->\n",
+    end: "<!-- bam-convert: end of evaluation -->\n",
+};
 /// The section that `push` writes.
 pub const PUBLISHED: Marks = Marks {
     begin: "<!-- bam-convert: from here to the end mark, push writes this anew -->",

@@ -83,6 +83,12 @@ pub fn is_float(dtype: Dtype) -> bool {
     FLOATS.iter().any(|(_, float)| *float == dtype)
 }
 
+/// Whether every value of `stored` is one of `wanted`, too.
+pub fn holds(wanted: Dtype, stored: Dtype) -> bool {
+    let is_wider = wanted.bitsize() > stored.bitsize();
+    wanted == stored || is_float(wanted) && is_float(stored) && is_wider
+}
+
 /// Bytes that `elements` values of `dtype` take, or `None` if that overflows or is not whole bytes.
 pub fn byte_length(dtype: Dtype, elements: u64) -> Option<u64> {
     let bits = elements.checked_mul(dtype.bitsize() as u64)?;

@@ -40,6 +40,11 @@ pub fn bring(path: &Path, bytes: Arc<dyn ReadAt + Send>) -> Result<()> {
     Ok(())
 }
 
+/// Whether the bytes of the file at `path` are not on this machine.
+pub fn holds(path: &Path) -> bool {
+    of(path).is_some()
+}
+
 /// Where the bytes of the file at `path` are, if they are not on this machine.
 pub(super) fn of(path: &Path) -> Option<Elsewhere> {
     let files = FILES.lock().unwrap_or_else(PoisonError::into_inner);

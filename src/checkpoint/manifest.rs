@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::error::CheckpointError;
 use super::expression::Expression;
 use super::filesystem::resolved;
-use super::hash::FileHash;
+use super::hash::{FileHash, sha256_file};
 use super::json;
 use super::names::{CARD, ORIGIN};
 use super::recipe::RecipeRecord;
@@ -109,6 +109,12 @@ impl SourceRecord {
             commit,
             files,
         })
+    }
+
+    /// Whether it is a file that the output keeps, in the folder of the manifest.
+    pub fn is_kept(&self) -> bool {
+        let is_name = !self.path.contains('/') && self.path != "." && self.path != "..";
+        is_name && self.files.iter().any(|file| file.path == self.path)
     }
 
     /// The last part of its path, as seen from the `folder` of the manifest; its name where it has none.
@@ -290,6 +296,21 @@ pub fn model_name(path: &Path) -> String {
             .to_string_lossy()
             .into_owned(),
     }
+}
+
+/// SHA-256 of the manifest of a folder; `None` where it has none.
+///
+/// # Errors
+/// A manifest that cannot be read.
+pub fn manifest_hash(folder: &Path) -> Result<Option<String>> {
+    let path = folder.join(MANIFEST);
+    let hash = path.exists().then(|| sha256_file(&path)).transpose()?;
+    Ok(hash.map(|(sha256, _)| sha256))
+}
+
+/// Whether a folder is in a Hub cache, where nothing may be changed.
+pub fn is_cached(folder: &Path) -> bool {
+    hub_origin(folder).is_some()
 }
 
 /// Repository and commit of a folder inside a Hub cache: `models--ORG--NAME/snapshots/COMMIT`.

@@ -17,3 +17,5 @@ pub(crate) const LOCK: &str = ".lock";
 pub(crate) const PROGRESS: &str = ".progress.json";
 /// Where a folder that was pulled says what it came from.
 pub(crate) const ORIGIN: &str = ".hub.json";
+/// The folder in a work folder in which the runner of recipes keeps its records.
+pub(crate) const RUN_RECORDS: &str = ".bam-run";

@@ -1,14 +1,17 @@
 //! Where a manifest may lead.
 //!
 //! A manifest is a stranger's text, and the paths in it are his choice: followed blindly, they would read any file of the
-//! user, and say whether it exists. So a manifest leads by itself to its neighbours alone. For everything else the user
+//! user, and say whether it exists. So a manifest leads by itself to its neighbours alone, and within the work folder of the
+//! recipe that made its checkpoint. For everything else the user
 //! names the folder, or the manifest proves by hashes that it knows the files there.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::filesystem::resolved;
 use super::hash::{FileHash, sha256_file};
 use super::manifest::SourceRecord;
+use super::names::RUN_RECORDS;
+use super::recipe::RecipeRecord;
 use super::reference::SCHEME;
 use crate::Result;
 
@@ -30,8 +33,35 @@ pub fn is_relative(recorded: &str) -> bool {
 /// # Errors
 /// Where the current folder is unknown.
 pub fn is_neighbour(place: &Path, folder: &Path) -> Result<bool> {
+    is_neighbour_in(&surroundings(folder, None)?, place)
+}
+
+/// The folder around the manifest's `folder`: the one that holds it, or the work folder of the recipe that made it.
+///
+/// A work folder is one with the records of its runner, at the place that the manifest's recipe says.
+///
+/// # Errors
+/// Where the current folder is unknown.
+pub fn surroundings(folder: &Path, recipe: Option<&RecipeRecord>) -> Result<Option<PathBuf>> {
     let folder = resolved(folder)?;
-    let Some(around) = folder.parent() else {
+    let work = recipe.and_then(|recipe| {
+        let output = Path::new(&recipe.output);
+        let goes_down = output
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)));
+        let work = folder.ancestors().nth(output.components().count())?;
+        let is_work = goes_down && folder.ends_with(output) && work.join(RUN_RECORDS).is_dir();
+        is_work.then(|| work.to_path_buf())
+    });
+    Ok(work.or_else(|| folder.parent().map(Path::to_path_buf)))
+}
+
+/// Whether `place` is in the folder `around`, itself and all that it holds, with links followed.
+///
+/// # Errors
+/// Where the current folder is unknown.
+pub fn is_neighbour_in(around: &Option<PathBuf>, place: &Path) -> Result<bool> {
+    let Some(around) = around else {
         return Ok(false);
     };
     let real = resolved(place)?;

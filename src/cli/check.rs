@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use bam_convert::checkpoint::manifest::model_name;
+use bam_convert::checkpoint::manifest::{manifest_hash, model_name};
 use bam_convert::evaluate::corpus::{Domain, Window};
 use bam_convert::evaluate::outlook::model_memory;
 use bam_convert::evaluate::perplexity;
@@ -148,12 +148,14 @@ impl Check {
             routers = recorder.finish();
             let experts = expert_names(&path, model.architecture())?;
             mixture = model.architecture().mixture.clone();
+            let manifest = manifest_hash(&path)?;
             let (path, average) = (
                 path.display().to_string(),
                 Average::of(std::slice::from_ref(&score)),
             );
             let (tasks, routing) = (Vec::new(), Vec::new());
             models.push(ModelReport {
+                manifest,
                 name,
                 path,
                 without: Vec::new(),

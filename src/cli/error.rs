@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use bam_convert::Error;
 use bam_convert::error::{ErrorPlace, is_wrong_input};
 use bam_convert::pipeline::Failure;
+use bam_convert::table;
 
 /// Result of a function that can break rules of the command line and of the library.
 pub type Result<T, E = CliError> = std::result::Result<T, E>;
@@ -31,6 +32,24 @@ pub enum CliError {
         reason: String,
         /// The flag, without its dashes.
         flag: String,
+    },
+
+    // ---- model cards
+    /// A model whose card is not the user's to write.
+    #[error("{}: has no folder of its own, expected one for --card", path.display())]
+    CardElsewhere {
+        /// The model.
+        path: PathBuf,
+    },
+    /// An evaluation of other models.
+    #[error("{}: measures {}, but not {}", path.display(), found.join(", "), folder.display())]
+    OtherEvaluation {
+        /// The result of `eval --json`.
+        path: PathBuf,
+        /// The models that were measured.
+        found: Vec<String>,
+        /// The model that should have been.
+        folder: PathBuf,
     },
 
     // ---- recipes
@@ -223,6 +242,15 @@ impl CliError {
             Self::Base { .. } => "name one of the folders of --model with the same words",
             Self::LayoutOfFile { .. } => {
                 "first convert to a folder with --layout, then convert that folder"
+            }
+            Self::CardElsewhere { .. } => {
+                "`bam-convert pull` or `bam-convert convert` makes a folder of your own"
+            }
+            Self::OtherEvaluation { folder, .. } => {
+                let folder = table::quoted(&folder.to_string_lossy());
+                return Some(
+                    format!("measure it: bam-convert eval {folder} --data NAME=PATH --json").into(),
+                );
             }
             Self::Quantize => "pass --to gguf with it",
             Self::GgufDtype { .. } => "or pass --quantize q8_0",

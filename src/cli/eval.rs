@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use bam_convert::arguments::{
-    CheckpointPath, DryRun, InputPath, MaybeNamed, Named, Outline, OutputPath, TextsPath,
+    CheckpointPath, DryRun, InPlace, InputPath, MaybeNamed, Named, Outline, OutputPath, TextsPath,
 };
-use bam_convert::checkpoint::manifest::model_name;
+use bam_convert::checkpoint::manifest::manifest_hash;
 use bam_convert::checkpoint::single;
 use bam_convert::estimate::Estimate;
 use bam_convert::evaluate::corpus::{Domain, Window};
@@ -27,6 +27,7 @@ use clap::{ArgAction, Args};
 use super::device::{ComputeDtype, DeviceName, load_options};
 use super::error::{self, CliError};
 use super::estimate::{print, show_evaluation, warn_of_memory};
+use super::evaluated;
 use super::names::at_least_one;
 use super::opened::Opened;
 use super::printer::Printer;
@@ -82,6 +83,9 @@ pub struct Arguments {
     /// Write the scores as Markdown, CSV or LaTeX, as the name ends (repeat).
     #[arg(long = "table", value_name = "FILE.md|.csv|.tex")]
     tables: Vec<OutputPath>,
+    /// Write the scores of each model into its card: `model-index` for the Hub, and a table.
+    #[arg(long, action = ArgAction::SetTrue, conflicts_with_all = ["without", "top_k", "attention_top_k"])]
+    card: InPlace,
     /// Draw the perplexities as bars.
     #[arg(long, value_name = "FILE.svg", requires = "data")]
     svg: Option<OutputPath>,
@@ -150,6 +154,10 @@ impl Verb for Arguments {
         }
         let report = self.evaluate(&models, context, printer)?;
         self.write_files(&report)?;
+        if *self.card {
+            let folders = models.iter().map(Opened::typed);
+            evaluated::write(folders, &report, printer)?;
+        }
         self.show(report, printer)?;
         Ok(Verdict::Yes)
     }
@@ -179,7 +187,7 @@ impl Arguments {
         let total: usize = windows.map(|window| window.ids.len()).sum();
         let bar = printer.tokens_bar((total * models.len()) as u64, "scoring");
         let mut reports = Vec::new();
-        for (opened, name) in models.iter().zip(names(&self.checkpoints)) {
+        for (opened, name) in models.iter().zip(evaluated::names(&self.checkpoints)) {
             let model = self.load(opened)?;
             bar.suspend(|| printer.note(&format!("backend of {name}: {}", model.backend())));
             let progress = |tokens| bar.inc(tokens);
@@ -326,6 +334,11 @@ impl Arguments {
         for path in &self.tables {
             table_file::check(path)?;
         }
+        if *self.card {
+            self.checkpoints
+                .iter()
+                .try_for_each(|path| evaluated::check(path))?;
+        }
         Ok(())
     }
 
@@ -443,6 +456,7 @@ impl Arguments {
         Ok(ModelReport {
             name,
             path: opened.typed().display().to_string(),
+            manifest: manifest_hash(opened.typed())?,
             without: overrides.dropped.iter().filter_map(left_out).collect(),
             top_k: overrides.top_k,
             attention_top_k: overrides.attention_top_k,
@@ -479,20 +493,4 @@ impl Arguments {
             .map(|task| task.run(model, &tokenizer, &settings));
         answered.collect()
     }
-}
-
-/// Names for the rows: the folders' own, or whole paths where those are not enough.
-fn names(paths: &[CheckpointPath]) -> Vec<String> {
-    let short: BTreeSet<String> = paths.iter().map(|path| model_name(path)).collect();
-    let whole = short.len() < paths.len();
-    paths
-        .iter()
-        .map(|path| {
-            if whole {
-                path.display().to_string()
-            } else {
-                model_name(path)
-            }
-        })
-        .collect()
 }

@@ -15,7 +15,7 @@ use super::error::{self, CliError};
 use super::printer::Printer;
 use super::prompts::ComputedRows;
 use super::verb::Verb;
-use super::write::WriteArguments;
+use super::write::{WriteArguments, routers};
 
 /// Change the experts of a mixture one by one: add, remove, replace, extract, concat.
 ///
@@ -259,10 +259,11 @@ impl Add {
         } else {
             self.prompt_rows(&mixture.architecture, printer)?
         };
-        let [router, attention_router] = self.write.routers([
+        let asked = [
             &self.router,
             self.attention_router.as_ref().unwrap_or(&self.router),
-        ]);
+        ];
+        let [router, attention_router] = routers(asked, rows.is_some());
         let settings = Addition {
             mean: self.shared == SharedName::Mean,
             router,

@@ -7,8 +7,8 @@ use bam_convert::arguments::{ArgumentKind, ArgumentRole};
 use bam_convert::checkpoint::foreign;
 use bam_convert::pipeline::Program;
 use bam_convert::{Error, Result};
-use clap::ArgMatches;
 use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches};
 
 use super::verb::HubUse;
 
@@ -24,9 +24,9 @@ pub fn check(program: &Program, matches: &ArgMatches, hub_use: HubUse) -> Result
         let id = argument.get_id().as_str();
         let is_typed = matches.value_source(id) == Some(ValueSource::CommandLine);
         let kind = program.kind(argument).filter(|_| is_typed)?;
-        Some((kind, id))
+        Some((kind, argument))
     });
-    let given: Vec<(ArgumentKind, &str)> = given.collect();
+    let given: Vec<(ArgumentKind, &Arg)> = given.collect();
     if given
         .iter()
         .any(|(kind, _)| kind.role == ArgumentRole::Outline)
@@ -36,13 +36,26 @@ pub fn check(program: &Program, matches: &ArgMatches, hub_use: HubUse) -> Result
     let is_checked = |role: ArgumentRole| {
         role == ArgumentRole::Input || role == ArgumentRole::Checkpoint && hub_use != HubUse::Own
     };
-    for (kind, id) in given.iter().filter(|(kind, _)| is_checked(kind.role)) {
-        let values = matches.get_raw(id).into_iter().flatten();
-        values
-            .filter_map(OsStr::to_str)
-            .try_for_each(|text| expect(kind, text))?;
+    for (kind, argument) in given.iter().filter(|(kind, _)| is_checked(kind.role)) {
+        let values = matches.get_raw(argument.get_id().as_str());
+        for text in values.into_iter().flatten().filter_map(OsStr::to_str) {
+            expect(kind, text).map_err(|error| match argument.get_long() {
+                Some(flag) => with_flag(error, flag, text),
+                None => error,
+            })?;
+        }
     }
     Ok(())
+}
+
+/// The error with the flag whose value names the path: with several of them, the path alone does not say which is wrong.
+fn with_flag(error: Error, flag: &str, text: &str) -> Error {
+    let given = format!("it is given with `--{flag} {text}`");
+    let hint = match error.hint() {
+        Some(hint) => format!("{given}; {hint}"),
+        None => given,
+    };
+    error.with_hint(hint)
 }
 
 /// Refuses a value none of whose paths exist.

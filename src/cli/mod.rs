@@ -18,6 +18,7 @@ mod environment;
 mod error;
 mod estimate;
 mod eval;
+mod evaluated;
 mod expert;
 mod format;
 mod generate;

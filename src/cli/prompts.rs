@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use bam_convert::card::PromptsOfExpert;
 use bam_convert::checkpoint::filesystem::temporary_folder;
 use bam_convert::checkpoint::{Dtype, header};
 use bam_convert::evaluate::prompts::{ALIKE, Prompts, Rows};
@@ -37,16 +38,14 @@ impl ComputedRows {
         let bar = printer.tokens_bar(prompts.count(), "reading prompts");
         let rows = prompts.rows(&model, &|read| bar.inc(read))?;
         bar.finish_and_clear();
-        if let Some(note) = &rows.note {
-            printer.note(&format!(" note: {note}"));
-        }
+        let mut notes: Vec<String> = rows.note.iter().cloned().collect();
         if let Some((a, b, layer, cosine)) = rows
             .most_alike()
             .filter(|(_, _, _, cosine)| *cosine > ALIKE)
         {
             let (a, b) = (&names[a], &names[b]);
-            printer.note(&format!(
-                " note: the rows of `{a}` and `{b}` are much alike (cosine {cosine:.3} in layer {layer}), so one of them may \
+            notes.push(format!(
+                "the rows of `{a}` and `{b}` are much alike (cosine {cosine:.3} in layer {layer}), so one of them may \
                  get few tokens; negative_prompts tell experts apart"
             ));
         }
@@ -58,12 +57,25 @@ impl ComputedRows {
             rows: PromptRows {
                 path: path.clone(),
                 mode,
+                prompts: of_card(&prompts),
                 prompts_sha256: prompts.sha256,
+                notes,
             },
         };
         std::fs::write(&path, encode(&rows, output)?).map_err(|e| Error::io("write", &path, e))?;
         Ok(found)
     }
+}
+
+/// The prompts as a card shows them.
+fn of_card(prompts: &Prompts) -> Vec<PromptsOfExpert> {
+    let experts = prompts.of_experts().into_iter();
+    let of_card = experts.map(|(name, prompted)| PromptsOfExpert {
+        name,
+        positive: prompted.positive,
+        negative: prompted.negative,
+    });
+    of_card.collect()
 }
 
 /// The rows as safetensors: a float32 tensor for each router of the output.

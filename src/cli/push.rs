@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use bam_convert::Result;
 use bam_convert::arguments::{DryRun, InputPath};
-use bam_convert::card::{ACCURACY, BITS_PER_BYTE, DataScore, PERPLEXITY, Publication};
+use bam_convert::card::{DataScore, Publication};
 use bam_convert::checkpoint::folder::CARD;
-use bam_convert::checkpoint::manifest::{Manifest, model_name};
+use bam_convert::checkpoint::manifest::{Manifest, manifest_hash, model_name};
 use bam_convert::checkpoint::reference::Reference;
 use bam_convert::evaluate::report::{EvaluationReport, ModelReport};
 use bam_convert::hub::{self, LocalPaths, Push, PushOptions, PushState, Pushed};
@@ -17,6 +16,7 @@ use clap::{ArgAction, Args};
 use serde::Serialize;
 
 use super::error::{self, CliError};
+use super::evaluated::scores;
 use super::hub::client;
 use super::printer::Printer;
 use super::validate::examine;
@@ -87,6 +87,8 @@ struct Preview<'a> {
     files: &'a [hub::PushedFile],
     removed: &'a [String],
     sent: u64,
+    /// The model card as it would go up.
+    card: &'a str,
 }
 
 impl Verb for Arguments {
@@ -127,6 +129,8 @@ impl Verb for Arguments {
                 " note: {path}: is not pushed, because its name begins with a dot or ends as one of an unfinished file"
             ))
         });
+        let card = replaced.files.get(CARD).cloned().unwrap_or_default();
+        let card = String::from_utf8_lossy(&card).into_owned();
         let bar = printer.bytes_bar(hub::length(&self.folder)?, "reading");
         let options = PushOptions {
             folder: &self.folder,
@@ -139,7 +143,7 @@ impl Verb for Arguments {
         let push = Push::new(&client, &reference, options, &|bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
         if *self.dry_run {
-            return self.preview(&push, printer);
+            return self.preview(&push, &card, printer);
         }
         let ignored = push
             .files
@@ -201,7 +205,11 @@ impl Arguments {
     }
 
     /// What goes up in the place of files of the folder.
-    fn replaced(&self, reference: &Reference, manifest: Option<&Manifest>) -> Result<Replaced> {
+    fn replaced(
+        &self,
+        reference: &Reference,
+        manifest: Option<&Manifest>,
+    ) -> error::Result<Replaced> {
         let beside = self.folder.join(EVALUATION);
         let evaluation = self
             .evaluation
@@ -209,19 +217,19 @@ impl Arguments {
             .map(Path::to_path_buf)
             .or_else(|| Some(beside).filter(|path| path.exists()));
         let evaluation = evaluation
-            .map(|path| EvaluationReport::read(&path))
+            .map(|path| EvaluationReport::read(&path).map(|report| (path, report)))
             .transpose()?;
         let title = reference.repository.rsplit('/').next().unwrap_or_default();
-        let scores = evaluation.as_ref().map_or_else(Vec::new, |report| {
-            let name = model_name(&self.folder);
-            report.of_model(&name).map_or_else(Vec::new, scores)
-        });
+        let scores = match &evaluation {
+            Some((path, report)) => self.scores(path, report)?,
+            None => Vec::new(),
+        };
         let card = Publication {
             folder: &self.folder,
             title,
             manifest,
             repository: &reference.repository,
-            evaluation: evaluation.map(|report| report.markdown()),
+            evaluation: evaluation.map(|(_, report)| report.markdown()),
             scores,
         }
         .card()?;
@@ -237,6 +245,24 @@ impl Arguments {
         let local = LocalPaths::of(&self.folder, manifest);
         let with_paths = local.remove(&self.folder, published.as_mut(), &mut files)?;
         Ok(Replaced { files, with_paths })
+    }
+
+    /// The scores of this very model in an evaluation; none if its routing was changed for that.
+    fn scores(&self, path: &Path, report: &EvaluationReport) -> error::Result<Vec<DataScore>> {
+        let (name, hash) = (model_name(&self.folder), manifest_hash(&self.folder)?);
+        let Some(model) = report.of_model(&name, hash.as_deref()) else {
+            return Err(CliError::OtherEvaluation {
+                path: path.to_path_buf(),
+                found: report.models.iter().map(ModelReport::label).collect(),
+                folder: self.folder.to_path_buf(),
+            });
+        };
+        let is_changed = model.label() != model.name;
+        Ok(if is_changed {
+            Vec::new()
+        } else {
+            scores(model)
+        })
     }
 
     fn message(&self, manifest: Option<&Manifest>) -> error::Result<String> {
@@ -255,7 +281,7 @@ impl Arguments {
         }
     }
 
-    fn preview(&self, push: &Push, printer: &Printer) -> Outcome {
+    fn preview(&self, push: &Push, card: &str, printer: &Printer) -> Outcome {
         let reference = push.reference();
         let (repository, revision, sent) =
             (&reference.repository, reference.revision(), push.missing());
@@ -269,6 +295,7 @@ impl Arguments {
                 files,
                 removed,
                 sent,
+                card,
             })?;
             return Ok(Verdict::Yes);
         }
@@ -305,7 +332,7 @@ impl Arguments {
             ""
         };
         printer.result(&format!(
-            "{repository} at {revision}{new}\n\n{}\n{} to push\n",
+            "{repository} at {revision}{new}\n\n{}\n{} to push\n\n{CARD}:\n\n{card}",
             table::render(&columns, rows.chain(removed)),
             table::bytes(sent)
         ))?;
@@ -352,20 +379,4 @@ impl Arguments {
         }
         Ok(Verdict::Yes)
     }
-}
-
-/// The scores of a model, for the front matter of its card.
-fn scores(model: &ModelReport) -> Vec<DataScore> {
-    let domains = model.domains.iter().map(|score| DataScore {
-        data: score.domain.clone(),
-        metrics: vec![
-            (PERPLEXITY, score.perplexity),
-            (BITS_PER_BYTE, score.bits_per_byte),
-        ],
-    });
-    let tasks = model.tasks.iter().map(|score| DataScore {
-        data: score.task.clone(),
-        metrics: vec![(ACCURACY, score.accuracy)],
-    });
-    domains.chain(tasks).collect()
 }

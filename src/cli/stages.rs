@@ -160,6 +160,7 @@ impl<'a> Preview<'a> {
             let (stage, forecast) = (&self.stages[number], &self.forecasts[number]);
             json!({"stage": stage.name, "command": stage.command, "stdout": stage.stdout, "outputs": stage.outputs,
                    "needs": forecast.needs, "computes": stage.computes(), "runs_because": forecast.runs_because,
+                   "resumes": forecast.resumes,
                    "last_seconds": forecast.last_seconds, "last_bytes": forecast.last_bytes,
                    "is_measured": forecast.is_measured,
                    "estimated_seconds": self.seconds[number], "estimated_bytes": self.bytes(number),

@@ -14,7 +14,7 @@ use bam_convert::table::{self, counted};
 use bam_convert::train::settings::{Compute, Documents, Preset, Spike, Trouble};
 use bam_convert::train::{
     Decay, End, EndLosses, Event, LoadBalance, Operation, Outlook, Request, Settings, begun,
-    beside, check, earlier_plans, run,
+    beside, check, earlier_plans, run, steps_taken,
 };
 use candle_core::Device;
 use clap::{ArgAction, Args};
@@ -230,7 +230,15 @@ impl Verb for Arguments {
                 outline::copy(&self.checkpoint, &self.out)?;
             }
             let settings = self.settings(&self.out, printer)?;
-            return print(printer, &self.outlook(&self.out, &settings, 0)?.estimate());
+            let taken = if *self.resume {
+                steps_taken(&self.out)?
+            } else {
+                0
+            };
+            return print(
+                printer,
+                &self.outlook(&self.out, &settings, taken)?.estimate(),
+            );
         }
         if *self.dry_run {
             let opened = Opened::outline(&self.checkpoint, printer)?;

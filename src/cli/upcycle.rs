@@ -28,7 +28,7 @@ use super::methods::MethodArguments;
 use super::printer::Printer;
 use super::prompts::ComputedRows;
 use super::verb::Verb;
-use super::write::WriteArguments;
+use super::write::{WriteArguments, routers};
 
 /// Make a mixture of experts out of a dense seed and models that were trained from it.
 ///
@@ -265,9 +265,12 @@ impl Verb for Arguments {
         self.refuse_misplaced(&*expert_rule)?;
         let seed = Model::open(SEED, &self.seed)?;
         let experts = self.open_experts()?;
-        let computed = if *self.write.outline {
+        let computed = if *self.write.outline || !self.needs_prompts() {
             None
         } else {
+            // What does not fit is refused before a model runs.
+            let drawn = self.settings(&seed.architecture, Arc::clone(&expert_rule), None)?;
+            plan(Model::open(SEED, &self.seed)?, self.open_experts()?, &drawn)?;
             self.prompt_rows(&seed.architecture, printer)?
         };
         let settings = self.settings(&seed.architecture, expert_rule, computed.as_ref())?;
@@ -298,12 +301,17 @@ impl Verb for Arguments {
     }
 
     fn computes(&self) -> bool {
-        let routers = [Some(&self.router), self.attention_router.as_ref()];
-        self.check.is_some() || routers.into_iter().flatten().any(RouterInit::computes)
+        self.check.is_some() || self.needs_prompts()
     }
 }
 
 impl Arguments {
+    /// Whether rows of routers are computed from prompts.
+    fn needs_prompts(&self) -> bool {
+        let routers = [Some(&self.router), self.attention_router.as_ref()];
+        routers.into_iter().flatten().any(RouterInit::computes)
+    }
+
     /// The models of the experts, in order; an expert that starts at random has none.
     fn open_experts(&self) -> bam_convert::Result<Vec<Expert>> {
         let mut experts = Vec::with_capacity(self.experts.len());
@@ -327,10 +335,11 @@ impl Arguments {
         expert_rule: Arc<dyn ExpertRule>,
         computed: Option<&ComputedRows>,
     ) -> error::Result<UpcycleSettings> {
-        let [router, attention_router] = self.write.routers([
+        let asked = [
             &self.router,
             self.attention_router.as_ref().unwrap_or(&self.router),
-        ]);
+        ];
+        let [router, attention_router] = routers(asked, computed.is_some());
         let rest_of_seed = matches!(self.rest, Some(MeanOrSeed::Seed));
         Ok(UpcycleSettings {
             method: self.method,

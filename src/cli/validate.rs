@@ -26,12 +26,13 @@ use super::{Outcome, Verdict};
 /// compared bit for bit. Exit code 1 means that faults were found; warnings do not count.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  bam-convert validate bam\n  bam-convert validate bam --against"
+    after_help = "Examples:\n  bam-convert validate bam\n  bam-convert validate bam --against\n  bam-convert validate bam --against ../models/seed ../models/code"
 )]
 pub struct Arguments {
     /// Folder or weight file.
     path: CheckpointPath,
-    /// Replay the manifest against its sources; folders given replace the recorded ones in order.
+    /// Replay the manifest against its sources. Those beside PATH, in the work folder of its recipe, and on the Hub are found;
+    /// name the folders of all others here, in any order.
     #[arg(long, value_name = "DIR", num_args = 0..)]
     against: Option<Vec<CheckpointPath>>,
     /// Show every finding.

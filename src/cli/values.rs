@@ -4,8 +4,8 @@
 //! walk every argument of every command.
 
 use bam_convert::arguments::{
-    ArgumentKind, ArgumentKinds, CheckpointPath, DryRun, Force, InputPath, MaybeNamed, Named,
-    Outline, OutputPath, Resume, TextsPath, Weighted,
+    ArgumentKind, ArgumentKinds, CheckpointPath, DryRun, Force, InPlace, InputPath, MaybeNamed,
+    Named, Outline, OutputPath, Resume, TextsPath, Weighted,
 };
 use bam_convert::data::vocabulary::Vocabulary;
 use bam_convert::surgery::router::RouterInit;
@@ -33,6 +33,7 @@ pub fn kinds() -> ArgumentKinds {
         ArgumentKind::of::<Resume>(),
         ArgumentKind::of::<DryRun>(),
         ArgumentKind::of::<Outline>(),
+        ArgumentKind::of::<InPlace>(),
     ];
     #[cfg(feature = "hub")]
     rows.push(ArgumentKind::of::<super::hub::Repository>());
@@ -132,6 +133,7 @@ mod tests {
             ("resume", ArgumentRole::Resume),
             ("dry-run", ArgumentRole::DryRun),
             ("outline", ArgumentRole::Outline),
+            ("card", ArgumentRole::InPlace),
         ];
         let program = program();
         let mut undeclared = Vec::new();

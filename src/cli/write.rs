@@ -52,14 +52,6 @@ pub struct WriteArguments {
 }
 
 impl WriteArguments {
-    /// Routers as they are asked for; for an outline, which computes nothing, such as need no model but have the same shape.
-    pub fn routers<const N: usize>(&self, asked: [&RouterInit; N]) -> [RouterInit; N] {
-        asked.map(|router| match router {
-            RouterInit::Prompts(_) if *self.outline => RouterInit::Normal(0.02),
-            router => router.clone(),
-        })
-    }
-
     /// Shows the plan (`--dry-run`) or carries it out, and says what came of it.
     pub fn run(
         &self,
@@ -256,6 +248,14 @@ impl WriteArguments {
             None => Ok(()),
         }
     }
+}
+
+/// Routers as they are asked for; where no rows are computed, such as need no model but have the same shape.
+pub fn routers<const N: usize>(asked: [&RouterInit; N], has_rows: bool) -> [RouterInit; N] {
+    asked.map(|router| match router {
+        RouterInit::Prompts(_) if !has_rows => RouterInit::Normal(0.02),
+        router => router.clone(),
+    })
 }
 
 /// Peak of the memory of a check of the mixture, where one is asked for.

@@ -196,6 +196,18 @@ impl Prompts {
         Ok(())
     }
 
+    /// The name of each expert with its prompts, the shared one last.
+    pub fn of_experts(&self) -> Vec<(String, Prompted)> {
+        let of = |expert: &ExpertPrompts| {
+            let prompted = Prompted {
+                positive: expert.positive_prompts.clone(),
+                negative: expert.negative_prompts.clone(),
+            };
+            (expert.name.clone(), prompted)
+        };
+        self.experts.iter().chain(&self.shared).map(of).collect()
+    }
+
     /// Number of prompts.
     pub fn count(&self) -> u64 {
         self.experts

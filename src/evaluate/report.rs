@@ -31,6 +31,9 @@ pub struct ModelReport {
     pub name: String,
     /// Its folder.
     pub path: String,
+    /// SHA-256 of its manifest, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
     /// Experts that were left out, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without: Vec<String>,
@@ -117,13 +120,22 @@ impl EvaluationReport {
         Ok(report)
     }
 
-    /// What was measured of the model called `name`, or of the only model; nothing if its routing was changed.
-    pub fn of_model(&self, name: &str) -> Option<&ModelReport> {
-        let found = match &self.models[..] {
-            [only] => Some(only),
-            all => all.iter().find(|model| model.name == name),
+    /// What was measured of the model called `name` whose manifest has this hash; nothing where only others were measured.
+    ///
+    /// Names count where the report or the model has no manifest.
+    pub fn of_model(&self, name: &str, manifest: Option<&str>) -> Option<&ModelReport> {
+        let is_named = |model: &&ModelReport| {
+            let folder = Path::new(&model.path).file_name();
+            model.name == name || folder.is_some_and(|folder| *folder.to_string_lossy() == *name)
         };
-        found.filter(|model| model.label() == model.name)
+        let is_same = |model: &&ModelReport| match (&model.manifest, manifest) {
+            (Some(measured), Some(manifest)) => measured == manifest,
+            _ => is_named(model),
+        };
+        let mut all = self.models.iter().filter(is_same);
+        // One whose routing was changed only where there is no other.
+        let first = all.clone().find(|model| model.label() == model.name);
+        first.or_else(|| all.next())
     }
 
     /// As text: perplexity, bits per byte, tasks, routing; whatever was measured.

@@ -467,13 +467,22 @@ pub(super) fn carried(source: &Config, architecture: &Architecture) -> Result<Ma
     Ok(config)
 }
 
+/// Whether a key says that something is absent which its family does not have. Our own GGUF conversion writes these.
+fn is_inert(key: &str, value: &Value) -> bool {
+    match key {
+        "attention_bias" | "mlp_bias" => *value == Value::Bool(false),
+        "pretraining_tp" => *value == json!(1),
+        _ => false,
+    }
+}
+
 /// What a user should know of `source`: keys that its family does not have, and a default that depends on the version.
 pub(super) fn notes(source: &Config, architecture: &Architecture) -> Result<Vec<String>> {
     let family = architecture.names()?;
     let unknown: Vec<&str> = source
         .json
         .iter()
-        .filter(|(key, value)| !value.is_null() && !family.knows(key))
+        .filter(|(key, value)| !value.is_null() && !is_inert(key, value) && !family.knows(key))
         .map(|(key, _)| key.as_str())
         .collect();
     let left_out = (!unknown.is_empty()).then(|| {

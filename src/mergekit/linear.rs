@@ -22,6 +22,21 @@ pub struct LinearFile {
     keys: Keys,
 }
 
+/// The keys at the top of a file, the one that every file has first.
+pub(super) const KEYS: [&str; 11] = [
+    "merge_method",
+    "models",
+    "slices",
+    "modules",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+];
+
 /// The keys of the format; keys of type [`IgnoredAny`] are known and refused.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -84,7 +99,7 @@ fn refuse_other_method(path: &Path, method: &Spanned<String>) -> Result<()> {
 impl LinearFile {
     /// Whether a file with these keys at its top is a configuration of `mergekit-yaml`.
     pub fn has_keys<'a>(mut keys: impl Iterator<Item = &'a str>) -> bool {
-        keys.any(|key| key == "merge_method")
+        keys.any(|key| key == KEYS[0])
     }
 
     /// Reads a file.

@@ -38,6 +38,14 @@ impl Dialect {
         }
     }
 
+    /// The keys at the top of these files; the first are those that tell them from files of ours.
+    pub fn keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Linear => &linear::KEYS,
+            Self::Moe => &moe::KEYS,
+        }
+    }
+
     /// The name of mergekit's program for these files.
     pub fn name(self) -> &'static str {
         match self {
@@ -84,5 +92,37 @@ impl Translation {
 
     fn switch(&mut self, flag: &'static str) {
         self.settings.push((flag, None));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+    use crate::error::InputError;
+
+    #[test]
+    fn the_listed_keys_are_those_of_the_readers() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file.yaml");
+        let known = |text: &str, read: &dyn Fn(&Path) -> Error| {
+            std::fs::write(&path, text).unwrap();
+            let Error::Input(InputError::UnknownKey { mut known, .. }) = read(&path) else {
+                panic!("{}", read(&path));
+            };
+            known.sort_unstable();
+            known
+        };
+        let listed = |dialect: Dialect| {
+            let mut keys = dialect.keys().to_vec();
+            keys.sort_unstable();
+            keys
+        };
+        let moe = known("zzz: 1\n", &|path| MoeFile::read(path).unwrap_err());
+        assert_eq!(moe, listed(Dialect::Moe));
+        let linear = known("merge_method: linear\nzzz: 1\n", &|path| {
+            LinearFile::read(path).unwrap_err()
+        });
+        assert_eq!(linear, listed(Dialect::Linear));
     }
 }

@@ -24,6 +24,17 @@ pub struct MoeFile {
     keys: Keys,
 }
 
+/// The keys at the top of a file, the one that every file has first.
+pub(super) const KEYS: [&str; 7] = [
+    "base_model",
+    "experts_per_token",
+    "experts",
+    "gate_mode",
+    "dtype",
+    "shared_experts",
+    "architecture",
+];
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Keys {
@@ -103,7 +114,7 @@ impl Output {
 impl MoeFile {
     /// Whether a file with these keys at its top is a configuration of `mergekit-moe`.
     pub fn has_keys<'a>(mut keys: impl Iterator<Item = &'a str>) -> bool {
-        keys.any(|key| key == "base_model" || key == "experts_per_token")
+        keys.any(|key| KEYS[..2].contains(&key))
     }
 
     /// Reads a file.

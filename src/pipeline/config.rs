@@ -18,6 +18,7 @@ use super::yaml::{self, Node, wrong_kind};
 use crate::arguments::InputPath;
 use crate::checkpoint::filesystem::folder_of;
 use crate::checkpoint::yaml::place;
+use crate::error::nearest;
 use crate::mergekit::{Dialect, Fetch, IsTyped, LinearFile, Translation};
 use crate::{Error, Result};
 
@@ -123,6 +124,7 @@ fn read(
         return Err(wrong_kind(file, &tree, expected));
     };
     let Some(found) = Dialect::of(entries.iter().map(|(key, _)| key.value.as_str())) else {
+        refuse_misspelt(file, entries, program, command, dialect)?;
         return own(file, entries, program, command, typed);
     };
     if found != dialect {
@@ -154,6 +156,50 @@ fn other_command(file: &Path, program: &Program, dialect: Dialect) -> Error {
         command: owner.map_or("", |(command, _)| command.name),
     };
     error.into()
+}
+
+/// Refuses a file of mergekit whose keys are misspelt, or which lacks the key that tells it from a file of ours.
+fn refuse_misspelt(
+    file: &Path,
+    entries: &[(Spanned<String>, Spanned<Node>)],
+    program: &Program,
+    command: &Command,
+    dialect: Dialect,
+) -> Result<()> {
+    let own = Lines::new(file, &Scope::new([]), program, Owner::SettingsFile).keys(command);
+    let keys = dialect.keys();
+    let strange = entries
+        .iter()
+        .map(|(key, _)| key)
+        .filter(|key| !own.contains(&key.value.as_str()));
+    let near = strange.filter_map(|key| {
+        let all = own.iter().chain(keys).copied();
+        let near = nearest(&key.value, all).filter(|near| !own.contains(near))?;
+        Some((key, *keys.iter().find(|known| **known == near)?))
+    });
+    let near: Vec<_> = near.collect();
+    let misspelt = near.iter().find(|(key, near)| key.value != *near);
+    let Some((key, near)) = misspelt.or(near.first()) else {
+        return Ok(());
+    };
+    let (at, dialect) = (place(file, key.referenced), dialect.name());
+    let key = key.value.clone();
+    let error = if misspelt.is_some() {
+        RecipeError::MisspeltOfMergekit {
+            at,
+            key,
+            dialect,
+            near,
+        }
+    } else {
+        RecipeError::KeyOfMergekit {
+            at,
+            key,
+            dialect,
+            missing: keys[0],
+        }
+    };
+    Err(error.into())
 }
 
 /// The arguments of a file in the names of the command's own flags.

@@ -23,6 +23,8 @@ pub struct Forecast {
     pub needs: Vec<String>,
     /// Why it would run; none where it would not.
     pub runs_because: Option<String>,
+    /// Whether it would continue a run that was cut short.
+    pub resumes: bool,
     /// Wall time of its last run that ended well.
     pub last_seconds: Option<f64>,
     /// Bytes of what its last run wrote, also beside its output.
@@ -70,6 +72,9 @@ impl Runner<'_> {
                 Choice::Force => Some("it was asked for".to_owned()),
                 Choice::Check => records.reason(stage, record.as_ref())?.or(needed),
             };
+            let resumes = runs_because.is_some()
+                && choices[number] != Choice::Force
+                && records.can_resume(stage, record.as_ref())?;
             let last_bytes = record
                 .as_ref()
                 .map(|record| record.output_bytes())
@@ -81,6 +86,7 @@ impl Runner<'_> {
                     .map(|needed| stages[*needed].name.clone())
                     .collect(),
                 runs_because,
+                resumes,
                 last_seconds: times.of(&stage.name).and_then(|time| time.seconds),
                 last_bytes: last_bytes
                     .map(|bytes| Ok::<_, Error>(bytes + self.kept_beside(stage)?))
@@ -134,7 +140,7 @@ impl Runner<'_> {
             .filter(|(_, asked)| **asked)
         {
             // A stage that has run before needs no estimate, but later stages still need its outline.
-            match self.ask(stage, &shadow, environment)? {
+            match self.ask(stage, forecast.resumes, &shadow, environment)? {
                 Ok(estimate) => forecast.estimate = Some(estimate),
                 Err(problem) => {
                     let mut needs = forecast.needs.iter();
@@ -153,6 +159,7 @@ impl Runner<'_> {
     fn ask(
         &self,
         stage: &Stage,
+        resumes: bool,
         shadow: &Shadow,
         environment: &[(&str, &str)],
     ) -> Result<Result<Estimate, String>> {
@@ -167,7 +174,9 @@ impl Runner<'_> {
         }
         let mut command = Command::new(self.program);
         command.envs(environment.iter().copied());
-        command.args(shadow.words(stage)).arg(outline);
+        command.args(shadow.words(stage));
+        command.args(stage.resume.iter().filter(|_| resumes));
+        command.arg(outline);
         command.current_dir(shadow.work()).stdin(Stdio::null());
         let output = command
             .output()

@@ -192,6 +192,13 @@ impl<'a> Lines<'a> {
         Ok(())
     }
 
+    /// The keys that a file may have for the command.
+    pub(super) fn keys<'c>(&self, command: &'c Command) -> Vec<&'c str> {
+        let settings = command.get_arguments().filter_map(setting);
+        let free = settings.filter(|(_, argument)| !self.is_reserved(argument));
+        free.map(|(name, _)| name).collect()
+    }
+
     /// The argument that a key sets.
     pub(super) fn argument<'c>(
         &self,

@@ -271,6 +271,30 @@ pub enum RecipeError {
         /// The command that takes it.
         command: &'static str,
     },
+    /// A key that is nearly one of mergekit's.
+    #[error("{at}: key `{key}`: is not known")]
+    MisspeltOfMergekit {
+        /// The file, and where in it.
+        at: Location,
+        /// The key.
+        key: String,
+        /// The program of mergekit that has a key like it.
+        dialect: &'static str,
+        /// That key.
+        near: &'static str,
+    },
+    /// A key of mergekit in a file that lacks the key by which its files are known.
+    #[error("{at}: key `{key}`: is a key of {dialect}, whose files also have `{missing}`")]
+    KeyOfMergekit {
+        /// The file, and where in it.
+        at: Location,
+        /// The key.
+        key: String,
+        /// The program of mergekit.
+        dialect: &'static str,
+        /// The key that its files have.
+        missing: &'static str,
+    },
 }
 
 impl RecipeError {
@@ -298,6 +322,17 @@ impl RecipeError {
                 let file = at.path.display();
                 return Some(format!("bam-convert {command} --config {file}").into());
             }
+            Self::MisspeltOfMergekit { dialect, near, .. } => {
+                return Some(format!("the nearest key of {dialect}'s files is `{near}`").into());
+            }
+            Self::KeyOfMergekit { missing, .. } => {
+                return Some(
+                    format!(
+                        "add `{missing}`, or name the flags of this command (docs/reference/settings-files.md)"
+                    )
+                    .into(),
+                );
+            }
             _ => return None,
         }))
     }
@@ -305,7 +340,9 @@ impl RecipeError {
     /// The file, and where in it.
     pub fn place(&self) -> ErrorPlace<'_> {
         match self {
-            Self::UnknownKey { at, key, .. } => ErrorPlace::of(at).with_key(key),
+            Self::UnknownKey { at, key, .. }
+            | Self::MisspeltOfMergekit { at, key, .. }
+            | Self::KeyOfMergekit { at, key, .. } => ErrorPlace::of(at).with_key(key),
             Self::NotYaml { at, .. }
             | Self::ManyDocuments { at, .. }
             | Self::DuplicateKey { at, .. }

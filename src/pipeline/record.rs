@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::stage::Stage;
+use crate::checkpoint::folder::CARD;
 use crate::checkpoint::known_hashes;
-use crate::checkpoint::manifest::Tool;
+use crate::checkpoint::manifest::{MANIFEST, Tool};
 use crate::checkpoint::single;
 use crate::checkpoint::source_file::Stamp;
 use crate::checkpoint::version;
@@ -170,7 +171,7 @@ impl<'a> Records<'a> {
         };
         Ok(stage.resume.is_some()
             && record.command == line(stage)
-            && record.inputs == self.inputs(stage, Some(record))?)
+            && difference(&record.inputs, &self.inputs(stage, Some(record))?).is_none())
     }
 
     fn path(&self, stage: &Stage) -> PathBuf {
@@ -303,8 +304,12 @@ fn line(stage: &Stage) -> Vec<String> {
     stage.command.iter().cloned().chain(stdout).collect()
 }
 
-/// The first path by which two lists differ.
+/// The first path by which two lists differ. People edit the cards of checkpoints, and no stage runs again for that.
 fn difference<T: PartialEq>(a: &BTreeMap<String, T>, b: &BTreeMap<String, T>) -> Option<String> {
-    let other = |path: &&String| a.get(*path) != b.get(*path);
+    let is_card = |path: &str| {
+        let folder = path.strip_suffix(CARD);
+        folder.is_some_and(|folder| a.contains_key(&format!("{folder}{MANIFEST}")))
+    };
+    let other = |path: &&String| a.get(*path) != b.get(*path) && !is_card(path);
     a.keys().chain(b.keys()).find(other).cloned()
 }

@@ -7,7 +7,7 @@ use super::outcome::Finished;
 use super::stage::Stage;
 
 /// The runner's own folder within the work folder.
-pub(super) const FOLDER: &str = ".bam-run";
+pub(super) use crate::checkpoint::names::RUN_RECORDS as FOLDER;
 
 /// Runs stages in a work folder.
 pub struct Runner<'a> {

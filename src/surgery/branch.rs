@@ -8,10 +8,11 @@ use super::error::SurgeryError;
 use super::execute::{OutputFile, finish, record_source};
 use super::fit_error::FitError;
 use super::model::Model;
+use super::neutral::has_neutral_shared_expert;
 use super::plan::{Plan, PlannedTensor};
 use super::side_files;
 use crate::Result;
-use crate::card::{CardModel, ModelCard};
+use crate::card::{CardModel, CopyOf, ModelCard};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::manifest::Manifest;
@@ -105,9 +106,19 @@ pub fn plan(mut seed: Model, names: &[String], out: &Path) -> Result<Branching> 
             experts: expert_names(&source.checkpoint.path, &architecture)?,
             architecture: &architecture,
             has_tokenizer: side_files::has_tokenizer(&files),
+            has_neutral_shared_expert: has_neutral_shared_expert(
+                &architecture,
+                &plan.tensors,
+                [source],
+            )?,
         }),
         training: None,
-        copy_of: Some(&source.checkpoint.path),
+        copy_of: Some(CopyOf {
+            path: &source.checkpoint.path,
+            same_values: true,
+        }),
+        notes: &plan.notes,
+        prompts: &[],
     };
     side_files::add_card(&mut files, &card)?;
     Ok(Branching {

@@ -106,6 +106,7 @@ pub fn plan(mixtures: Vec<(Model, bool)>, average: bool, routing: Routing) -> Re
         composition,
         recorded,
         method: "expert concat",
+        prompts: Vec::new(),
     }
     .plan()
 }

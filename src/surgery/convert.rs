@@ -1,5 +1,6 @@
 //! The same model in another form: dtype casts, other shards, GGUF to a Hugging Face folder.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -8,9 +9,10 @@ use super::execute::{Content, OutputFile};
 use super::export_error::ExportError;
 use super::fused::as_stored;
 use super::model::{companions, existing};
+use super::neutral::has_neutral_shared_expert;
 use super::plan::{Plan, PlannedTensor, Source, as_dtype};
 use super::side_files;
-use crate::card::{CardModel, ModelCard};
+use crate::card::{CardModel, CopyOf, ModelCard, SourceFacts};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::{Checkpoint, companion_name, is_companion};
@@ -96,10 +98,14 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
     }
     add_card(
         &mut files,
-        &source,
-        &settings,
-        architecture.as_ref(),
-        experts,
+        ConvertedModel {
+            source: &source,
+            settings: &settings,
+            architecture: architecture.as_ref(),
+            experts,
+            tensors: &tensors,
+            notes: &notes,
+        },
     )?;
     let plan = Plan {
         notes,
@@ -113,26 +119,38 @@ pub(super) fn files_beside(folder: &Path) -> Vec<std::path::PathBuf> {
     existing(folder, &["config.json", "model.safetensors.index.json"])
 }
 
+/// What the card of a converted model tells of.
+pub(super) struct ConvertedModel<'a> {
+    pub(super) source: &'a Source,
+    pub(super) settings: &'a Map<String, Value>,
+    /// What it is, if its family is known.
+    pub(super) architecture: Option<&'a Architecture>,
+    /// Names of its experts.
+    pub(super) experts: Vec<String>,
+    pub(super) tensors: &'a [PlannedTensor],
+    /// What a user should know.
+    pub(super) notes: &'a [String],
+}
+
 /// Adds the card of a model in another form, with the text of the card that it has.
-pub(super) fn add_card(
-    files: &mut Vec<OutputFile>,
-    source: &Source,
-    settings: &Map<String, Value>,
-    architecture: Option<&Architecture>,
-    experts: Vec<String>,
-) -> Result<()> {
+pub(super) fn add_card(files: &mut Vec<OutputFile>, converted: ConvertedModel) -> Result<()> {
+    let ConvertedModel {
+        source,
+        settings,
+        architecture,
+        experts,
+        tensors,
+        notes,
+    } = converted;
     let path = source.checkpoint.path.as_path();
     let is_mixture = architecture.is_some_and(|architecture| architecture.mixture.is_some());
-    let about = match &source.checkpoint.described {
-        Some(described) => format!(
-            "The same model, converted from {}.",
-            format::a(described.name)
-        ),
-        None => "The same model in another form.".to_owned(),
-    };
+    let is_neutral = |architecture| has_neutral_shared_expert(architecture, tensors, [source]);
+    let has_neutral_shared_expert = architecture.map_or(Ok(false), is_neutral)?;
+    let title = SourceFacts::of(path).title;
+    let title = title.filter(|_| source.checkpoint.described.is_some());
     let card = ModelCard {
-        title: &model_name(path),
-        about,
+        title: &title.unwrap_or_else(|| model_name(path)),
+        about: about(source, tensors, settings),
         tags: if is_mixture { &["moe"] } else { &[] },
         relation: None,
         sources: side_files::named([source]),
@@ -141,11 +159,78 @@ pub(super) fn add_card(
             architecture,
             experts,
             has_tokenizer: side_files::has_tokenizer(files),
+            has_neutral_shared_expert,
         }),
         training: None,
-        copy_of: Some(path),
+        copy_of: Some(CopyOf {
+            path,
+            same_values: !tensors.iter().any(|tensor| rounds(tensor, source)),
+        }),
+        notes,
+        prompts: &[],
     };
     side_files::add_card(files, &card)
+}
+
+/// What was changed, in sentences.
+fn about(source: &Source, tensors: &[PlannedTensor], settings: &Map<String, Value>) -> String {
+    let mut sentences = vec![match &source.checkpoint.described {
+        Some(described) => format!(
+            "The same model, converted from {}.",
+            format::a(described.name)
+        ),
+        None => "The same model in another form.".to_owned(),
+    }];
+    let said = |key: &str| settings.get(key).and_then(Value::as_str);
+    if let Some(to) = said("to") {
+        sentences.push(format!("Names and layout are those of `{to}`."));
+    }
+    let stored = quantised_as(&source.checkpoint);
+    let largest = tensors.iter().max_by_key(|tensor| tensor.layout.length());
+    let dtype = largest.map(|tensor| dtype::name(tensor.layout.dtype).to_lowercase());
+    match (stored, said("dtype"), dtype) {
+        (Some(stored), _, Some(dtype)) => sentences.push(format!(
+            "Matrices were quantised ({stored}); their values are rounded to {dtype} here."
+        )),
+        (_, Some(dtype), _) => sentences.push(format!("Weights are in {dtype}.")),
+        _ => {}
+    }
+    sentences.join(" ")
+}
+
+/// The kinds of blocks in which the tensors of a checkpoint are quantised, if any are.
+fn quantised_as(checkpoint: &Checkpoint) -> Option<String> {
+    let kinds = checkpoint
+        .tensors
+        .values()
+        .filter_map(|entry| match entry.encoding {
+            Encoding::Ggml(ggml) if ggml.plain().is_none() => Some(ggml.name()),
+            _ => None,
+        });
+    let kinds: BTreeSet<&str> = kinds.collect();
+    let kinds: Vec<&str> = kinds.into_iter().collect();
+    (!kinds.is_empty()).then(|| kinds.join(", "))
+}
+
+/// Whether the values of a tensor are rounded to fewer digits than the source has.
+fn rounds(tensor: &PlannedTensor, source: &Source) -> bool {
+    let wanted = tensor.layout.dtype;
+    match &tensor.expression {
+        Expression::Cast { of } => {
+            let mut narrower = false;
+            of.for_each_copy(&mut |_, name| {
+                let stored = source.checkpoint.tensors.get(name);
+                let stored = stored.and_then(|entry| entry.encoding.plain());
+                narrower |= stored.is_none_or(|stored| !dtype::holds(wanted, stored));
+            });
+            narrower
+        }
+        Expression::Dequantise { .. } => true,
+        other => other.parts().iter().any(|of| {
+            let part = PlannedTensor::new("", wanted, Vec::new(), of.clone());
+            rounds(&part, source)
+        }),
+    }
 }
 
 /// The architecture that a converted folder has, if its family is known, and the names of its experts.
@@ -262,13 +347,6 @@ fn plan_described(
     };
     let mut files = form.files;
     let (architecture, experts) = known(form.config);
-    add_card(
-        &mut files,
-        &source,
-        &settings,
-        architecture.as_ref(),
-        experts,
-    )?;
     let tensors = form.tensors.into_iter().map(|tensor| {
         let whole = Expression::copy(SOURCE, &tensor.source);
         let leaf = match tensor.expert {
@@ -294,5 +372,16 @@ fn plan_described(
     if let Some(architecture) = &architecture {
         tensors = as_stored(architecture, tensors)?;
     }
+    add_card(
+        &mut files,
+        ConvertedModel {
+            source: &source,
+            settings: &settings,
+            architecture: architecture.as_ref(),
+            experts,
+            tensors: &tensors,
+            notes: &[],
+        },
+    )?;
     Ok((converted(source, tensors, settings), files))
 }

@@ -12,14 +12,16 @@ use super::fit;
 use super::mixture_experts::MixtureExperts;
 pub use super::mixture_experts::Routing;
 use super::model::Model;
+use super::neutral::has_neutral_shared_expert;
 use super::plan::{Plan, Source};
 use super::recompose::{Composition, NewRows, Part, Shared};
 use super::router::{self, PromptRows, ROUTER_NAME, RouterInit};
 use super::side_files;
 use crate::Result;
-use crate::card::{CardModel, ModelCard, Relation};
+use crate::card::{CardModel, ModelCard, PromptsOfExpert, Relation, method_tags};
 use crate::checkpoint::hash::sha256;
 use crate::family::{self, Architecture, AttentionKv, Mixture, Output};
+use crate::markdown;
 
 /// What plans call the mixture that is changed.
 pub const MIXTURE: &str = "mixture";
@@ -74,7 +76,10 @@ pub fn add(mixture: Model, dense: Vec<Model>, settings: &Addition) -> Result<Cha
         .into());
     }
     let feed_forward_only = experts.attention() == 0 && !settings.mean;
-    let mut notes = Vec::new();
+    let mut notes = settings
+        .prompt_rows
+        .as_ref()
+        .map_or_else(Vec::new, |rows| rows.notes.clone());
     for model in &dense {
         notes.extend(fit::check_expert(&mixture, model, feed_forward_only)?);
     }
@@ -164,6 +169,10 @@ pub fn add(mixture: Model, dense: Vec<Model>, settings: &Addition) -> Result<Cha
         composition,
         recorded,
         method: "expert add",
+        prompts: settings
+            .prompt_rows
+            .as_ref()
+            .map_or_else(Vec::new, |rows| rows.prompts.clone()),
     }
     .plan()
 }
@@ -224,6 +233,7 @@ pub fn remove(mixture: Model, wanted: &[String], routing: Routing) -> Result<Cha
         composition,
         recorded,
         method: "expert remove",
+        prompts: Vec::new(),
     }
     .plan()
 }
@@ -264,6 +274,7 @@ pub fn replace(mixture: Model, wanted: &str, dense: Model) -> Result<Changed> {
         composition,
         recorded,
         method: "expert replace",
+        prompts: Vec::new(),
     }
     .plan()
 }
@@ -278,6 +289,38 @@ pub(super) struct Making {
     pub composition: Composition,
     pub recorded: Map<String, Value>,
     pub method: &'static str,
+    /// The prompts that new rows were computed from.
+    pub prompts: Vec<PromptsOfExpert>,
+}
+
+/// What was done to the mixture, with the names of its experts.
+fn about(method: &str, recorded: &Map<String, Value>) -> String {
+    let names = |key: &str| match recorded.get(key) {
+        Some(Value::Array(names)) => {
+            let names: Vec<&str> = names.iter().filter_map(Value::as_str).collect();
+            markdown::text(&names.join(", "))
+        }
+        Some(Value::String(name)) => markdown::text(name),
+        _ => "some".to_owned(),
+    };
+    match method {
+        "expert concat" => {
+            "Two-expert mixtures that were trained apart, put together (FlexOlmo, Shi et al. 2025)."
+                .to_owned()
+        }
+        "expert add" => format!(
+            "A mixture of experts, with experts added after it was made: {}.",
+            names("added")
+        ),
+        "expert remove" => format!(
+            "A mixture of experts, with some of its experts removed: {}.",
+            names("removed")
+        ),
+        _ => format!(
+            "A mixture of experts, in which a dense model has replaced the expert {}.",
+            names("replaced")
+        ),
+    }
 }
 
 impl Making {
@@ -291,6 +334,7 @@ impl Making {
             composition,
             mut recorded,
             method,
+            prompts,
         } = self;
         let base = &models[0];
         recorded.insert("top_k".to_owned(), json!(mixture.num_experts_per_tok));
@@ -318,24 +362,18 @@ impl Making {
         files.extend(bam.then(side_files::model_code).into_iter().flatten());
         files.extend(side_files::copies(base.companions()?));
         files.extend(router::kept_rows(file.as_ref()));
-        let about = match method {
-            "expert concat" => {
-                "Two-expert mixtures that were trained apart, put together (FlexOlmo, Shi et al. 2025)."
-            }
-            "expert add" => "A mixture of experts, with experts added after it was made.",
-            "expert remove" => "A mixture of experts, with some of its experts removed.",
-            _ => "A mixture of experts whose experts were changed one by one.",
-        };
+        let about = about(method, &recorded);
         let is_merge = models.len() > 1;
-        let tags: &[&str] = if is_merge {
-            &["moe", "merge"]
-        } else {
-            &["moe"]
-        };
+        let mut tags = vec!["moe"];
+        tags.extend(is_merge.then_some("merge"));
+        let kept = method_tags(&base.source.checkpoint.path);
+        let new = kept.iter().map(String::as_str);
+        tags.extend(new.filter(|tag| !is_merge || *tag != "merge"));
+        let tensors = composition.tensors(&architecture, &models, file.as_ref())?;
         let card = ModelCard {
             title: "Mixture of experts",
-            about: about.to_owned(),
-            tags,
+            about,
+            tags: &tags,
             relation: is_merge.then_some(Relation::Merge),
             sources: side_files::named(models.iter().map(|model| &model.source)),
             settings: &recorded,
@@ -343,12 +381,18 @@ impl Making {
                 architecture: &architecture,
                 experts: names,
                 has_tokenizer: side_files::has_tokenizer(&files),
+                has_neutral_shared_expert: has_neutral_shared_expert(
+                    &architecture,
+                    &tensors,
+                    models.iter().map(|model| &model.source),
+                )?,
             }),
             training: None,
             copy_of: None,
+            notes: &notes,
+            prompts: &prompts,
         };
         side_files::add_card(&mut files, &card)?;
-        let tensors = composition.tensors(&architecture, &models, file.as_ref())?;
         let sources = models
             .into_iter()
             .map(|model| model.source)

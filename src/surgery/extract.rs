@@ -79,9 +79,12 @@ pub fn plan(mixture: Model, wanted: &str) -> Result<Changed> {
             architecture: &architecture,
             experts: Vec::new(),
             has_tokenizer: side_files::has_tokenizer(&files),
+            has_neutral_shared_expert: false,
         }),
         training: None,
         copy_of: None,
+        notes: &[],
+        prompts: &[],
     };
     side_files::add_card(&mut files, &card)?;
     let plan = Plan {

@@ -106,9 +106,12 @@ pub fn plan(
             experts: expert_names(path, &architecture)?,
             architecture: &architecture,
             has_tokenizer: side_files::has_tokenizer(&files),
+            has_neutral_shared_expert: false,
         }),
         training: None,
         copy_of: None,
+        notes: &[],
+        prompts: &[],
     };
     side_files::add_card(&mut files, &card)?;
     Ok((plan, architecture, files))

@@ -8,6 +8,7 @@ use super::fit;
 use super::fit_tokenizer::ids_beyond;
 use super::fused::as_stored;
 use super::model::Model;
+use super::neutral::has_neutral_shared_expert;
 use super::plan::{Plan, PlannedTensor};
 use super::side_files;
 use crate::Result;
@@ -115,9 +116,16 @@ pub fn plan(
             architecture: &base.architecture,
             experts: expert_names(&base.source.checkpoint.path, &base.architecture)?,
             has_tokenizer: side_files::has_tokenizer(&files),
+            has_neutral_shared_expert: has_neutral_shared_expert(
+                &base.architecture,
+                &tensors,
+                models.iter().map(|(model, _)| &model.source),
+            )?,
         }),
         training: None,
         copy_of: None,
+        notes: &notes,
+        prompts: &[],
     };
     side_files::add_card(&mut files, &card)?;
     let architecture = base.architecture.clone();

@@ -29,6 +29,7 @@ mod mixture_experts;
 pub mod model;
 mod moved;
 pub mod names;
+mod neutral;
 mod node;
 pub mod npz;
 mod origins;
@@ -44,6 +45,7 @@ pub mod scales;
 pub mod settings;
 pub mod side_files;
 mod tokenizer_meaning;
+mod twins;
 pub mod upcycle;
 
 pub use error::SurgeryError;

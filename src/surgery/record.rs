@@ -5,12 +5,13 @@ use serde_json::{Map, Value, json};
 use super::execute::OutputFile;
 use super::methods::{Method, RuleContext};
 use super::model::Model;
+use super::neutral::has_neutral_shared_expert;
 use super::origins;
 use super::plan::PlannedTensor;
 use super::settings::UpcycleSettings;
 use super::side_files;
 use crate::Result;
-use crate::card::{CardModel, ModelCard, Relation};
+use crate::card::{CardModel, ModelCard, PromptsOfExpert, Relation};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::family::{Architecture, AttentionKv, Layers};
 
@@ -111,6 +112,10 @@ pub(super) struct Described<'a> {
     pub(super) tensors: &'a [PlannedTensor],
     pub(super) settings: &'a Map<String, Value>,
     pub(super) method: Method,
+    /// What a user should know.
+    pub(super) notes: &'a [String],
+    /// The prompts that rows of routers were computed from.
+    pub(super) prompts: &'a [PromptsOfExpert],
 }
 
 /// The files beside the weights; the card comes last.
@@ -150,9 +155,16 @@ pub(super) fn files(
             architecture,
             experts: names.to_vec(),
             has_tokenizer: side_files::has_tokenizer(&files),
+            has_neutral_shared_expert: has_neutral_shared_expert(
+                architecture,
+                described.tensors,
+                models.iter().map(|model| &model.source),
+            )?,
         }),
         training: None,
         copy_of: None,
+        notes: described.notes,
+        prompts: described.prompts,
     };
     side_files::add_card(&mut files, &card)?;
     Ok(files)

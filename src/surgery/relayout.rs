@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, json};
 
-use super::convert::{SOURCE, add_card, converted, files_beside};
+use super::convert::{ConvertedModel, SOURCE, add_card, converted, files_beside};
 use super::execute::OutputFile;
 use super::export_error::ExportError;
 use super::fit_error::FitError;
@@ -93,7 +93,17 @@ pub fn plan(path: &Path, form: &Form) -> Result<(Plan, Architecture, Vec<OutputF
         kept: false,
     };
     let experts = expert_names(&folder, &architecture)?;
-    add_card(&mut files, &source, &settings, Some(&wanted), experts)?;
+    add_card(
+        &mut files,
+        ConvertedModel {
+            source: &source,
+            settings: &settings,
+            architecture: Some(&wanted),
+            experts,
+            tensors: &tensors,
+            notes: &notes,
+        },
+    )?;
     let mut plan = converted(source, tensors, settings);
     plan.notes.extend(notes);
     Ok((plan, wanted, files))

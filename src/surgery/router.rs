@@ -12,6 +12,7 @@ use super::expert_name::ReservedName;
 use super::plan_error::PlanError;
 use crate::Result;
 use crate::arguments::{ArgumentRole, ArgumentValue};
+use crate::card::PromptsOfExpert;
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::nearest;
@@ -61,6 +62,10 @@ pub struct PromptRows {
     pub mode: String,
     /// SHA-256 of the file of prompts.
     pub prompts_sha256: String,
+    /// The prompts of each expert.
+    pub prompts: Vec<PromptsOfExpert>,
+    /// What a user should know of the rows.
+    pub notes: Vec<String>,
 }
 
 impl FromStr for RouterInit {

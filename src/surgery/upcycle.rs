@@ -15,6 +15,7 @@ use super::model::Model;
 use super::plan::{Plan, PlannedTensor, Source};
 use super::record;
 use super::router::{self, ROUTER_NAME, RouterInit};
+use super::twins;
 use crate::Result;
 use crate::checkpoint::expression::Expression;
 use crate::family::{self, Architecture, AttentionKv, Mixture, MlpType, TopK};
@@ -101,6 +102,13 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &UpcycleSettings) -> Re
         settings,
     )?;
 
+    notes.extend(record::notes(&lineup.models, settings.dtype));
+    notes.extend(twins::notes(&lineup.models, &lineup.members())?);
+    let gates = FreshGates::of(&output.architecture, settings, &context);
+    notes.extend(gates.warnings());
+    let rows = settings.prompt_rows.as_ref();
+    notes.extend(rows.map_or(&[][..], |rows| &rows.notes).iter().cloned());
+
     let recorded = record::settings(settings, &names, &output.architecture, &context);
     let described = record::Described {
         models: &lineup.models,
@@ -109,12 +117,11 @@ pub fn plan(seed: Model, experts: Vec<Expert>, settings: &UpcycleSettings) -> Re
         tensors: &tensors,
         settings: &recorded,
         method: settings.method,
+        notes: &notes,
+        prompts: rows.map_or(&[], |rows| &rows.prompts),
     };
     let mut files = record::files(&described, output.config)?;
     files.extend(router::kept_rows(router_file.as_ref()));
-    notes.extend(record::notes(&lineup.models, settings.dtype));
-    let gates = FreshGates::of(&output.architecture, settings, &context);
-    notes.extend(gates.warnings());
 
     let used = |name: &str| tensors.iter().any(|tensor| reads(&tensor.expression, name));
     let sources: Vec<Source> = lineup
@@ -212,6 +219,15 @@ impl Lineup {
             attention_origins,
             averaged,
         })
+    }
+
+    /// The names of the seed and of the experts with the numbers of their models.
+    fn members(&self) -> Vec<(&str, usize)> {
+        let names = self.names.iter().map(String::as_str);
+        let experts = names.zip(&self.attention_origins);
+        let experts = experts.filter_map(|(name, origin)| Some((name, origin.model()?)));
+        let others = experts.filter(|(name, _)| *name != SEED);
+        std::iter::once((SEED, 0)).chain(others).collect()
     }
 
     /// The mixture of these experts.

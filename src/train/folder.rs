@@ -169,6 +169,15 @@ pub(super) fn checkpoints_in(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
+/// The steps that the run of `out` would not take again, by its newest checkpoint. Nothing is read to check that one.
+///
+/// # Errors
+/// A path without a name, and a folder that cannot be listed.
+pub fn steps_taken(out: &Path) -> Result<u64> {
+    let checkpoints = checkpoints_in(&beside(out)?)?;
+    Ok(checkpoints.last().map_or(0, |(step, _)| *step))
+}
+
 /// Where the run of `out` keeps its checkpoints.
 ///
 /// # Errors

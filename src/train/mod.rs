@@ -31,7 +31,7 @@ pub use crate::model::{AdamW, LoadBalance};
 pub use error::{BadStep, TrainError};
 pub use event::{Event, Watcher};
 pub use extend::{begun, earlier_plans};
-pub use folder::{checkpoint_bytes, checkpoints_of, remove_checkpoints};
+pub use folder::{checkpoint_bytes, checkpoints_of, remove_checkpoints, steps_taken};
 pub use machine::{Memory, matmul_peak, peak_memory};
 pub use metrics::Step as StepRecord;
 pub use outlook::Outlook;

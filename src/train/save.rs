@@ -11,7 +11,10 @@ use serde_json::{Map, Value};
 use super::error::TrainError;
 use super::parameters::Parameters;
 use super::parent::{CONFIG, Converted, PlainConfig, copied, hashed, opened};
-use crate::card::{CardModel, ModelCard, Relation, TrainingSummary};
+use crate::card::{
+    CardModel, ModelCard, Relation, TrainingSummary, has_neutral_shared_expert, holds_zeros,
+    method_tags,
+};
 use crate::checkpoint::folder::{CARD, TOKENIZER, companion_name};
 use crate::checkpoint::hash::{FileHash, sha256_file};
 use crate::checkpoint::manifest::{
@@ -184,7 +187,7 @@ impl Saver {
             };
             files.push(written);
         }
-        folder.write(CARD, self.card(summary)?.as_bytes())?;
+        folder.write(CARD, self.card(summary, &masters)?.as_bytes())?;
         let unhashed_files = vec![CARD.to_owned()];
         files.sort();
         let manifest =
@@ -236,14 +239,26 @@ impl Saver {
     }
 
     /// The card of a trained model: the parent's text is about another model, so it is not kept.
-    fn card(&self, summary: TrainingSummary) -> Result<String> {
+    fn card(
+        &self,
+        summary: TrainingSummary,
+        masters: &BTreeMap<&str, HostValues<'_>>,
+    ) -> Result<String> {
         // A file that was converted for this run is the model that people know.
         let converted = self.converted.as_ref();
         let parent = converted.map_or(&self.parent.path, |converted| &converted.origin);
         // The section on training has the domains in words.
         let mut settings = self.settings.clone();
         settings.shift_remove("data");
+        let notes: Vec<String> = self.note().map(str::to_owned).into_iter().collect();
         let is_mixture = self.architecture.mixture.is_some();
+        let made_by = if is_mixture {
+            method_tags(parent)
+        } else {
+            Vec::new()
+        };
+        let mut tags: Vec<&str> = is_mixture.then_some("moe").into_iter().collect();
+        tags.extend(made_by.iter().map(String::as_str));
         let card = ModelCard {
             title: if is_mixture {
                 "Trained mixture of experts"
@@ -251,10 +266,14 @@ impl Saver {
                 "Trained model"
             },
             about: format!(
-                "Trained further from {}.",
-                markdown::text(&model_name(parent))
+                "Trained further from {}{}.",
+                markdown::text(&model_name(parent)),
+                made_by.last().map_or_else(String::new, |method| format!(
+                    ", a mixture made with {}",
+                    markdown::code(method)
+                ))
             ),
-            tags: if is_mixture { &["moe"] } else { &[] },
+            tags: &tags,
             relation: Some(Relation::Finetune),
             sources: vec![(PARENT, parent)],
             settings: &settings,
@@ -262,9 +281,17 @@ impl Saver {
                 architecture: &self.architecture,
                 experts: self.experts.clone(),
                 has_tokenizer: self.parent.path.join(TOKENIZER).exists(),
+                has_neutral_shared_expert: has_neutral_shared_expert(&self.architecture, |name| {
+                    match masters.get(name) {
+                        Some(values) => values.iter().all(|value| *value == 0.0),
+                        None => holds_zeros(&self.parent, name),
+                    }
+                })?,
             }),
             training: Some(summary),
             copy_of: None,
+            notes: &notes,
+            prompts: &[],
         };
         card.text()
     }

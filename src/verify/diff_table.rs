@@ -18,6 +18,12 @@ impl Diff {
         if !self.experts.is_empty() {
             text.push_str(&expert_pairs::lines(&self.experts));
         }
+        let is_renamed = |tensor: &TensorDiff| tensor.name_b.is_some();
+        if !self.mixture && self.experts.is_empty() && self.tensors.iter().any(is_renamed) {
+            text.push_str(
+                "the formats name tensors differently, so they are paired by role, layer and expert\n",
+            );
+        }
         let pairs = self.tensors.len();
         text.push_str(&format!(
             "\n{} of {} equal",

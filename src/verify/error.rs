@@ -98,12 +98,14 @@ impl VerifyError {
             Self::UntiedHead { .. } => {
                 "set tie_word_embeddings to false if the stored head is the right one, or remove the tensor"
             }
-            Self::ManyFolders { .. } => "give the folders in the order of the manifest's sources",
+            Self::ManyFolders { .. } => {
+                "give a folder for each source of the manifest, and no others"
+            }
             Self::SourceElsewhere { command, .. } => {
-                return Some(format!("name the sources yourself, in this order: {command}").into());
+                return Some(format!("name the sources yourself, in any order: {command}").into());
             }
             Self::NoSource { command, .. } => {
-                return Some(format!("name the sources in this order: {command}").into());
+                return Some(format!("name the sources, in any order: {command}").into());
             }
         }))
     }

@@ -1,4 +1,5 @@
-//! Experts of two mixtures, paired by their names: their order says nothing about what they are.
+//! Tensors of two checkpoints paired by what they are, and experts of two mixtures by their names: their order says nothing
+//! about what they are.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -106,7 +107,8 @@ fn rows(spec: &TensorSpec, entry: &TensorEntry) -> Option<Vec<TensorEntry>> {
     Some((0..*experts).map(row).collect())
 }
 
-/// Pairs by name; what belongs to an expert of a, with the expert of b that has its name.
+/// Pairs by what tensors are, and by name what no configuration describes. What belongs to an expert of a is paired with the
+/// expert of b that has its name, or its number where no names are given.
 pub(super) fn pairing(a: &Side, b: &Side, experts: &[ExpertPair]) -> Pairing {
     let numbers: BTreeMap<u64, u64> = experts
         .iter()
@@ -128,10 +130,11 @@ pub(super) fn pairing(a: &Side, b: &Side, experts: &[ExpertPair]) -> Pairing {
     for name in a.checkpoint.tensors.keys() {
         let spec = of_a.get(name.as_str());
         let other = match spec.map(|spec| (spec.place(), spec.expert)) {
-            Some(((role, bias, layer, _), Some(expert))) => numbers
+            Some(((role, bias, layer, _), Some(expert))) if !experts.is_empty() => numbers
                 .get(&expert)
                 .and_then(|number| of_b.get(&(role, bias, layer, Some(*number))).copied()),
-            _ => Some(name.as_str()),
+            Some((place, _)) => of_b.get(&place).copied().or(Some(name.as_str())),
+            None => Some(name.as_str()),
         };
         match other.filter(|other| left.remove(*other)) {
             Some(other) => pairing.pairs.push(Pair {

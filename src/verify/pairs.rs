@@ -1,6 +1,7 @@
 //! Which tensor of one checkpoint is compared with which of another.
 //!
-//! Two checkpoints of one layout pair by name, and the experts of two mixtures by theirs (`expert_pairs.rs`). A mixture and a dense model pair by role: each expert's projection pairs
+//! Two checkpoints of one layout pair by name, and the experts of two mixtures by theirs (`expert_pairs.rs`). Two families name
+//! the same tensor differently, so their tensors pair by what they are. A mixture and a dense model pair by role: each expert's projection pairs
 //! with the dense projection of its role and layer. So a row says how far that expert has moved.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -103,6 +104,14 @@ pub(super) fn is_mixture_of(a: &Side, b: &Side) -> bool {
                 && dense.hidden_size == mixture.hidden_size
                 && dense.num_layers == mixture.num_layers
         }
+        _ => false,
+    }
+}
+
+/// Whether both configurations are known, and of two families.
+pub(super) fn are_of_two_families(a: &Side, b: &Side) -> bool {
+    match (&a.architecture, &b.architecture) {
+        (Some(a), Some(b)) => a.family != b.family,
         _ => false,
     }
 }

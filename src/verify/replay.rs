@@ -23,7 +23,7 @@ const MOST_VALUES: u64 = 1 << 18;
 /// Values computed in one go at least: a multiple of every block size.
 const LEAST_VALUES: u64 = 1 << 12;
 
-/// Adds the rows `sources` and `replay`; `given` replaces the first sources of the manifest.
+/// Adds the rows `sources` and `replay`; `given` are folders of sources, which their hashes or their order tell apart.
 pub(super) fn check(
     report: &mut ValidationReport,
     subject: &Subject,

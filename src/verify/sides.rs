@@ -30,6 +30,8 @@ impl Sides {
         let experts = expert_pairs::by_name(&a, &b).unwrap_or_default();
         let pairing = if mixture {
             pairs::by_role(&a, &b)
+        } else if experts.is_empty() && pairs::are_of_two_families(&a, &b) {
+            expert_pairs::pairing(&a, &b, &experts)
         } else if experts.is_empty() {
             pairs::by_name(&a, &b)
         } else {

@@ -1,4 +1,4 @@
-//! The sources of a manifest: where they are, whether their files are those that it lists, and their weights.
+//! The sources of a manifest, for its replay: where they are, and whether they hold what the manifest lists.
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
@@ -11,8 +11,9 @@ use crate::Result;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::hash::FileHash;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, SourceRecord};
-use crate::checkpoint::reach::{is_neighbour, is_relative};
+use crate::checkpoint::reach::{is_neighbour_in, is_relative, source_folder, surroundings};
 use crate::checkpoint::reference::SCHEME;
+use crate::checkpoint::{elsewhere, known_hashes};
 use crate::family::{Architecture, Config};
 use crate::surgery::plan::Source;
 use crate::table;
@@ -26,6 +27,11 @@ pub(super) fn open_sources(
     options: &ValidateOptions,
 ) -> Result<Vec<Source>> {
     let mut check = report.check("sources");
+    let given = Given::of(manifest, given);
+    given.unknown.iter().for_each(|path| {
+        let problem = "holds the files of no source of the manifest";
+        check.fault(FindingPlace::file(&path.display().to_string()), problem);
+    });
     let mut sources = Vec::with_capacity(manifest.sources.len());
     let mut names = BTreeSet::new();
     let mut hashed = 0;
@@ -42,7 +48,7 @@ pub(super) fn open_sources(
             folder,
             manifest,
             record,
-            given.get(number).and_then(Option::as_ref),
+            (number, &given),
             options,
         )?
         else {
@@ -86,9 +92,10 @@ pub(super) fn open_sources(
     }
     let (found, all) = (sources.len(), manifest.sources.len());
     check.done(format!(
-        "{found} of {} found, {} hashed",
+        "{found} of {} found, {} hashed{}",
         table::counted(all as u64, "source"),
-        table::bytes(hashed)
+        table::bytes(hashed),
+        given.recognised(manifest)
     ));
     Ok(sources)
 }
@@ -116,11 +123,11 @@ fn locate(
     folder: &Path,
     manifest: &Manifest,
     record: &SourceRecord,
-    given: Option<&PathBuf>,
+    (number, given): (usize, &Given),
     options: &ValidateOptions,
 ) -> Result<Option<PathBuf>> {
     let name = &record.name;
-    if let Some(path) = given {
+    if let Some(path) = &given.of_source[number] {
         if path.exists() {
             return Ok(Some(path.clone()));
         }
@@ -131,9 +138,10 @@ fn locate(
         return Ok(None);
     }
     let recorded = Path::new(&record.path);
+    let around = surroundings(folder, manifest.recipe.as_ref())?;
     let mut places = Vec::new();
     for place in [recorded.to_path_buf(), folder.join(recorded)] {
-        if is_relative(&record.path) && is_neighbour(&place, folder)? {
+        if is_relative(&record.path) && is_neighbour_in(&around, &place)? {
             places.push(place);
         }
     }
@@ -142,7 +150,7 @@ fn locate(
             path: folder.join(MANIFEST),
             name: name.clone(),
             recorded: record.path.clone(),
-            command: with_sources(folder, manifest),
+            command: with_sources(folder, manifest, given),
         })?;
         return Ok(None);
     }
@@ -180,22 +188,30 @@ fn locate(
             path: folder.join(recorded),
             name: format!("`{name}`{origin}"),
             recorded: record.path.clone(),
-            command: with_sources(folder, manifest),
+            command: with_sources(folder, manifest, given),
         })?;
     }
     Ok(places.into_iter().next())
 }
 
-/// The command that names every source where the manifest has it, for the user to judge and to run.
-fn with_sources(folder: &Path, manifest: &Manifest) -> String {
-    let place = |source: &SourceRecord| {
+/// The command that names every source: its place where the manifest proves that it knows the files there, else words for
+/// the user to replace.
+fn with_sources(folder: &Path, manifest: &Manifest, given: &Given) -> String {
+    let place = |(source, given): (&SourceRecord, &Option<PathBuf>)| {
+        if let Some(given) = given {
+            return table::quoted(&given.to_string_lossy());
+        }
         if source.path.starts_with(SCHEME) {
-            table::quoted(&source.path)
-        } else {
-            table::quoted(&short(&folder.join(&source.path)).to_string_lossy())
+            return table::quoted(&source.path);
+        }
+        let known = source_folder(source, folder).ok().flatten();
+        match known.filter(|place| place.exists()) {
+            Some(place) => table::quoted(&short(&place).to_string_lossy()),
+            None => table::quoted(&format!("FOLDER-OF-{}", source.name)),
         }
     };
-    let places: Vec<String> = manifest.sources.iter().map(place).collect();
+    let sources = manifest.sources.iter().zip(&given.of_source);
+    let places: Vec<String> = sources.map(place).collect();
     let folder = table::quoted(&folder.to_string_lossy());
     format!(
         "bam-convert validate {folder} --against {}",
@@ -220,4 +236,95 @@ fn short(path: &Path) -> PathBuf {
     } else {
         path.to_path_buf()
     }
+}
+
+/// The folders that a user named, and the sources that they are.
+struct Given {
+    /// The folder of each source, where one was named.
+    of_source: Vec<Option<PathBuf>>,
+    /// Sources whose folders the user named in another order, by their numbers.
+    out_of_order: Vec<usize>,
+    /// Folders that are no source.
+    unknown: Vec<PathBuf>,
+}
+
+impl Given {
+    /// A folder that holds the files of a source is that source; any other is the source at its place in the order.
+    fn of(manifest: &Manifest, given: &[Option<PathBuf>]) -> Self {
+        let sources = &manifest.sources;
+        let mut found = Self {
+            of_source: vec![None; sources.len()],
+            out_of_order: Vec::new(),
+            unknown: Vec::new(),
+        };
+        let mut left = Vec::new();
+        for (number, path) in given.iter().enumerate() {
+            let Some(path) = path else {
+                continue;
+            };
+            let fits = |at: &usize| found.of_source[*at].is_none() && holds(path, &sources[*at]);
+            // The place in the order counts where two sources are the same files.
+            let places = std::iter::once(number).chain(0..sources.len());
+            match places.into_iter().find(fits) {
+                Some(at) => {
+                    found.of_source[at] = Some(path.clone());
+                    if at != number {
+                        found.out_of_order.push(at);
+                    }
+                }
+                None => left.push((number, path)),
+            }
+        }
+        for (number, path) in left {
+            match &mut found.of_source[number] {
+                free @ None => *free = Some(path.clone()),
+                Some(_) => found.unknown.push(path.clone()),
+            }
+        }
+        found
+    }
+
+    /// Which source is which folder, where the order did not say it.
+    fn recognised(&self, manifest: &Manifest) -> String {
+        let named = |at: &usize| {
+            let path = self.of_source[*at].as_ref()?;
+            Some(format!(
+                "`{}` is {}",
+                manifest.sources[*at].name,
+                path.display()
+            ))
+        };
+        let named: Vec<String> = self.out_of_order.iter().filter_map(named).collect();
+        if named.is_empty() {
+            String::new()
+        } else {
+            format!("; by their hashes, {}", named.join(", "))
+        }
+    }
+}
+
+/// Whether a folder, or a file, holds the files of a source, by their hashes.
+///
+/// Files that cannot be read, and files whose bytes are not on this machine, say nothing.
+fn holds(path: &Path, source: &SourceRecord) -> bool {
+    let root = if path.is_file() {
+        path.parent().unwrap_or(Path::new(""))
+    } else {
+        path
+    };
+    let is_same = |record: &FileHash| {
+        let place = root.join(&record.path);
+        record.is_plain_name()
+            && std::fs::metadata(&place)
+                .is_ok_and(|facts| facts.is_file() && facts.len() == record.size)
+            && !elsewhere::holds(&place)
+            && known_hashes::sha256_of(&place, false).is_ok_and(|found| found == record.sha256)
+    };
+    // A single file is not the one beside it.
+    let names_it = !path.is_file()
+        || path.file_name().is_some_and(|name| {
+            let mut files = source.files.iter();
+            files.any(|file| *file.path == *name.to_string_lossy())
+        });
+    names_it && !source.files.is_empty() && source.files.iter().all(is_same)
 }

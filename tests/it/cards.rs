@@ -286,14 +286,179 @@ fn what_sources_say_is_carried() {
         "a mixture is another model\n{card}"
     );
 
-    // A checkpoint of a checkpoint names the same base models.
+    // A conversion is the same model: its card says the same of it, and what was changed.
     bench.run("convert mixture converted --dtype f32").ok();
-    let keys = front(&bench.card("converted"));
-    assert_eq!(keys["base_model"], json!(["org/seed"]));
+    let converted = bench.card("converted");
+    assert_eq!(front(&converted), front(&card), "{converted}");
+    for part in [
+        "the Branch-Attend-Mix",
+        "Routers are drawn at random.",
+        "## Routers and experts",
+        "| seed | org/seed at 000",
+        "## About this copy",
+        "Weights are in f32.",
+    ] {
+        assert!(
+            converted.contains(part) || !card.contains(part),
+            "{part}\n{converted}"
+        );
+    }
+    let usages = |card: &str| card.matches("from_pretrained(").count();
+    assert_eq!(usages(&converted), usages(&card), "{converted}");
+
+    // So does a conversion of the conversion, and a copy to be trained.
+    bench.run("convert converted again --dtype bf16").ok();
+    bench.run("branch again --into copy --out .").ok();
+    let copy = bench.card("copy");
+    assert_eq!(front(&copy), front(&card), "{copy}");
+    assert_eq!(usages(&copy), usages(&card), "{copy}");
+    assert_eq!(copy.matches("## About this copy").count(), 1, "{copy}");
+    assert!(copy.contains("Routers are drawn at random."), "{copy}");
+
+    // What is made of a mixture is made of all models that the mixture was made of.
+    bench.run("expert remove mixture code --out fewer").ok();
+    let fewer = bench.card("fewer");
+    let keys = front(&fewer);
     assert_eq!(
-        (&keys["license"], &keys["language"][2]),
-        (&json!("other"), &json!("no"))
+        keys["base_model"],
+        json!(["org/seed", "org/code"]),
+        "{fewer}"
     );
+    assert_eq!(keys["tags"], json!(["moe", "merge", "bam"]), "{fewer}");
+    assert!(
+        fewer.contains("some of its experts removed: code.")
+            && fewer.contains("| mixture | `bam` | seed, code |"),
+        "{fewer}"
+    );
+}
+
+#[test]
+fn a_licence_without_an_identifier_keeps_its_name() {
+    let bench = Bench::new();
+    bench.pulled("seed", "---\nlicense: My House Licence, 2.0\n---\n# A\n");
+    bench.pulled("code", "---\nlicense: mit\n---\n# B\n");
+    bench.pulled("law", "# C\n");
+    bench
+        .run("merge --model seed --model code --model law --out merged")
+        .ok();
+    let card = bench.card("merged");
+    let keys = front(&card);
+    assert_eq!(
+        keys["license"],
+        json!(["other", "mit", "unknown"]),
+        "{card}"
+    );
+    assert_eq!(keys["license_name"], "my-house-licence-2.0", "{card}");
+
+    // A part without a licence is not forgotten by what is made of it.
+    bench
+        .run("merge --model merged --model code --out twice")
+        .ok();
+    let card = bench.card("twice");
+    assert_eq!(
+        front(&card)["license"],
+        json!(["other", "mit", "unknown"]),
+        "{card}"
+    );
+    assert!(
+        card.contains("model-1 is made in part of models that name none"),
+        "{card}"
+    );
+}
+
+#[test]
+fn scores_stay_with_the_values_that_they_are_of() {
+    let bench = Bench::new();
+    let card = "---\nlicense: mit\nmodel-index:\n- name: x\n  results: []\ntags: [a]\n---\n# A\n";
+    bench.pulled("seed", card);
+    for (dtype, stays) in [("f32", true), ("f16", false)] {
+        bench
+            .run(&format!("convert seed out --dtype {dtype} --force"))
+            .ok();
+        let card = bench.card("out");
+        let keys = front(&card);
+        assert_eq!(keys.contains_key("model-index"), stays, "{dtype}\n{card}");
+        assert_eq!(keys["tags"], json!(["a"]), "{card}");
+        let said = card.contains("scores of that model are left out");
+        assert_eq!(said, !stays, "{dtype}\n{card}");
+    }
+}
+
+#[test]
+fn a_shared_expert_of_zeros_is_called_one() {
+    let bench = Bench::new();
+    bench
+        .run("upcycle --method btx --target qwen2_moe --seed seed --expert code=code --out moe")
+        .ok();
+    bench.run("convert moe wide --dtype f32").ok();
+    bench.run("merge --model moe --model moe --out same").ok();
+    for folder in ["moe", "wide", "same"] {
+        let card = bench.card(folder);
+        assert!(
+            card.contains("it holds zeros and adds nothing") && !card.contains("gets every token"),
+            "{folder}\n{card}"
+        );
+    }
+    // One of a model is a real one.
+    bench
+        .run("upcycle --method btx --target qwen2_moe --seed seed --expert code=code --shared-expert code:gated --out real")
+        .ok();
+    let card = bench.card("real");
+    assert!(
+        card.contains("it gets every token, weighted by a sigmoid gate"),
+        "{card}"
+    );
+}
+
+#[test]
+fn notes_and_prompts_are_on_the_card() {
+    let bench = Bench::new();
+    copy_folder(&fixture("llama/seed"), &bench.path("twin"));
+    let prompts = "gate_mode: hidden\nexperts:\n- name: seed\n  positive_prompts: [The year]\n\
+                   - name: twin\n  positive_prompts: [\"The | court\"]\n  negative_prompts: [\"def x():\"]\n";
+    fs::write(bench.path("prompts.yaml"), prompts).unwrap();
+    let run = bench
+        .run("upcycle --method bam --seed seed --expert twin=twin --router prompts:prompts.yaml --out out")
+        .ok();
+    let note = "seed, twin: have the same weights, byte for byte, so these experts start alike";
+    assert!(run.stderr.contains(note), "{run}");
+    let card = bench.card("out");
+    for part in [
+        note,
+        "were computed from these prompts:",
+        "| seed | `The year` |  |",
+        "| twin | `The \\| court` | `def x():` |",
+    ] {
+        assert!(card.contains(part), "{part}\n{card}");
+    }
+    // Models that differ are not.
+    let run = bench
+        .run("upcycle --method bam --seed seed --expert code=code --out two")
+        .ok();
+    assert!(!run.stderr.contains("byte for byte"), "{run}");
+}
+
+#[test]
+fn an_edited_card_runs_no_stage_again() {
+    let bench = Bench::new();
+    let recipe = "stages:\n- name: copies\n  branch: {seed: ../seed, into: a, out: branches}\n\
+                  - name: merged\n  merge: {model: [branches/a, ../code], out: merged}\n";
+    fs::write(bench.path("recipe.yaml"), recipe).unwrap();
+    bench.run("run recipe.yaml --work work").ok();
+    for folder in ["work/branches/a", "work/merged"] {
+        let edited = bench.card(folder).replace('#', "# My");
+        fs::write(bench.path(folder).join("README.md"), edited).unwrap();
+    }
+    let run = bench
+        .run("run recipe.yaml --work work --dry-run --json")
+        .ok();
+    assert_eq!(run.json()["total"]["stages"], 0, "{run}");
+    // Weights are another matter.
+    fs::write(bench.path("work/merged/model.safetensors"), "x").unwrap();
+    let run = bench
+        .run("run recipe.yaml --work work --dry-run --json")
+        .ok();
+    assert_eq!(run.json()["total"]["stages"], 1, "{run}");
 }
 
 #[test]

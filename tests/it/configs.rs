@@ -229,6 +229,52 @@ fn what_is_wrong_is_named_with_its_place() {
     for (text, parts) in cases {
         bench.upcycle(text, &[]).refused(2, parts);
     }
+    // Of a file of mergekit, the nearest key is one of mergekit's.
+    for (text, parts) in [
+        (
+            "base_modle: a\nexperts: []\n",
+            [
+                "settings.yaml:1:1: key `base_modle`: is not known",
+                "the nearest key of mergekit-moe's files is `base_model`",
+            ],
+        ),
+        (
+            "experts: []\ngate_mod: hidden\n",
+            [
+                "settings.yaml:2:1: key `gate_mod`",
+                "the nearest key of mergekit-moe's files is `gate_mode`",
+            ],
+        ),
+        (
+            "gate_mode: hidden\nexperts: []\n",
+            [
+                "settings.yaml:1:1: key `gate_mode`: is a key of mergekit-moe, whose files also have `base_model`",
+                "add `base_model`",
+            ],
+        ),
+    ] {
+        bench.upcycle(text, &[]).refused(2, &parts);
+    }
+    // A target that cannot hold the mixture is the first thing that is said.
+    let (prompts, shared) = ("positive_prompts: [a]", "shared_experts");
+    let text = [
+        "base_model: fixtures/qwen2/seed\nexperts:\n",
+        &format!("- source_model: fixtures/qwen2/code\n  {prompts}\n"),
+        &format!(
+            "- source_model: fixtures/qwen2/law\n  {}\n",
+            prompts.replace("[a]", "[b]")
+        ),
+        &format!("{shared}:\n- source_model: fixtures/qwen2/seed\n  {prompts}\n"),
+    ];
+    bench
+        .upcycle(&text.concat(), &["--target", "mixtral"])
+        .refused(2, &["mixtral cannot hold this mixture", "shared expert"]);
+    bench
+        .merge("merge_metod: linear\nmodels: []\n", &[])
+        .refused(
+            2,
+            &["the nearest key of mergekit-yaml's files is `merge_method`"],
+        );
     configured("upcycle", &bench.path("none.yaml"), &bench.path("out"), &[])
         .refused(2, &["none.yaml"]);
     bench

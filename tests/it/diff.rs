@@ -143,6 +143,54 @@ fn mixtures_that_were_made_in_another_order_differ_in_their_routers_alone() {
 }
 
 #[test]
+fn experts_of_two_formats_are_compared_by_their_places() {
+    let work = TempDir::new().unwrap();
+    let make = |target: &str| {
+        let out = work.path().join(target);
+        let code = format!("code={}", fixture("llama/code").display());
+        bam!(
+            "upcycle",
+            "--method",
+            "btx",
+            "--target",
+            target,
+            "--seed",
+            fixture("llama/seed"),
+            "--expert",
+            code,
+            "--out",
+            out
+        )
+        .ok();
+        out
+    };
+    let (mixtral, qwen) = (make("mixtral"), make("qwen2_moe"));
+    let run = bam!("diff", mixtral, qwen, "--json");
+    let found = run.json();
+    let experts: Vec<_> = found["parts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|part| part["expert"].is_u64())
+        .collect();
+    // Three projections of two experts, the same bytes under other names.
+    assert_eq!(experts.len(), 6, "{run}");
+    for part in experts {
+        assert_eq!(part["equal"], part["tensors"], "{part}");
+    }
+    assert_eq!(found["only_a"].as_array().unwrap().len(), 0, "{run}");
+    let only_b = found["only_b"].as_array().unwrap();
+    let is_own = |name: &str| name.contains("shared_expert") || name.ends_with("_proj.bias");
+    assert!(
+        !only_b.is_empty()
+            && only_b
+                .iter()
+                .all(|one| is_own(one["name"].as_str().unwrap())),
+        "{run}"
+    );
+}
+
+#[test]
 fn experts_of_one_side_are_named() {
     let work = TempDir::new().unwrap();
     let a = mixture(&work, "a", &["code", "law"]);

@@ -195,7 +195,7 @@ fn licences_are_carried_and_conflicts_are_named() {
     let [seed, code, law] = &folders;
     let (said, front, card) = upcycled(work.path(), &folders);
     assert!(
-        said.contains("no source says under which licence") && !front.contains("license"),
+        said.contains("no source names one") && !front.contains("license"),
         "{said}{card}"
     );
 
@@ -243,7 +243,7 @@ fn licences_are_carried_and_conflicts_are_named() {
         "{card}"
     );
     assert!(
-        said.contains("law says nothing of one") && said.contains("other (seed, code) is none"),
+        said.contains("law names none") && said.contains("does not know other (seed, code)"),
         "{said}"
     );
     std::fs::write(code.join("README.md"), "---\nlicense: [\n---\n").unwrap();

@@ -303,6 +303,29 @@ fn what_was_measured_wins_over_what_is_estimated() {
     assert_eq!(stage(&forced, "bam")["estimated_bytes"], Value::Null);
     assert_eq!(stage(&forced, "bam")["is_measured"], true);
 
+    // A training that was cut short has the steps that are left.
+    let record = bench.path("work/.bam-run/stages/trained-a.json");
+    let kept = fs::read_to_string(&record).unwrap();
+    fs::remove_dir_all(bench.path("work/trained/a")).unwrap();
+    crate::common::edit_json(&record, |record| record["state"] = "failed".into());
+    let flops = |bench: &Bench| {
+        let forecast = bench.json(&recipe, &[]);
+        let stage = stage(&forecast, "trained-a");
+        (stage["resumes"].clone(), stage["estimated_flops"].clone())
+    };
+    let (resumes, left) = flops(&bench);
+    assert_eq!(resumes, true);
+    let run = bench.path("work/trained/a.run");
+    fs::rename(run.join("checkpoints"), bench.path("checkpoints")).unwrap();
+    let (_, all) = flops(&bench);
+    assert!(
+        left.as_f64().unwrap() < 0.5 * all.as_f64().unwrap(),
+        "{left} of {all}"
+    );
+    fs::rename(bench.path("checkpoints"), run.join("checkpoints")).unwrap();
+    fs::write(&record, kept).unwrap();
+    bam!("run", recipe, "--work", bench.path("work")).ok();
+
     // Other settings: an estimate again, though later stages were measured.
     let longer = bench.json(&recipe, &["--set", "steps=8"]);
     let trained = stage(&longer, "trained-a");

@@ -63,6 +63,7 @@ mod regressions;
 mod report;
 mod run;
 mod schema;
+mod scores;
 mod signals;
 mod slurm;
 mod stage_files;

@@ -267,6 +267,11 @@ fn a_look_changes_nothing() {
         run.stdout.contains("a new repository") && run.stdout.contains("model.safetensors"),
         "{run}"
     );
+    // The card is shown as it would go up.
+    assert!(
+        run.stdout.contains("README.md:\n\n") && run.stdout.contains("# name"),
+        "{run}"
+    );
     assert!(world.server.paths(REPOSITORY, "main").is_empty());
     world.push(&[]).ok();
     std::fs::write(world.path("model/notes.txt"), "more").unwrap();
@@ -692,7 +697,7 @@ fn a_card_shows_names_and_does_not_obey_them() {
 }
 
 fn evaluation() -> &'static str {
-    r#"{"context": 512, "models": [{"name": "mixture", "path": "/home/me/mixture", "experts": [], "tasks": [],
+    r#"{"context": 512, "models": [{"name": "model", "path": "/home/me/model", "experts": [], "tasks": [],
         "domains": [{"domain": "law", "perplexity": 12.5, "bits_per_byte": 1.25, "nll": 2.5257, "tokens": 9, "bytes": 20, "windows": 1}],
         "average": {"perplexity": 12.5, "bits_per_byte": 1.25}, "task_average": null}]}"#
 }
@@ -709,7 +714,7 @@ fn a_person_s_card_is_kept_and_one_that_nobody_can_read_is_told() {
     assert!(
         pushed.starts_with("---\nlicense: mit\nbase_model: somebody/else\nmodel-index:\n")
             && pushed.contains("\n---\n\n# Mine\n")
-            && pushed.contains("| mixture | 12.500 |")
+            && pushed.contains("| model | 12.500 |")
             && !pushed.contains("/home/me"),
         "{pushed}"
     );
@@ -750,6 +755,13 @@ fn a_person_s_card_is_kept_and_one_that_nobody_can_read_is_told() {
     world
         .push(&["--evaluation", "model/config.json"])
         .refused(2, &["expected the result of an evaluation"]);
+    // Scores of another model, by its name or by its manifest.
+    let other = evaluation().replace("model\"", "other\"");
+    std::fs::write(world.path("other"), &other).unwrap();
+    world.push(&["--evaluation", "other"]).refused(
+        2,
+        &["measures other, but not model", "bam-convert eval model"],
+    );
     assert_eq!(world.server.head(REPOSITORY, "main"), head);
     // A Hub that reads no cards takes any.
     world.server.fault(Fault::new(

@@ -183,6 +183,16 @@ fn manifests_and_cards_have_the_recipe_and_what_it_read() {
     bam!("validate", work.join("branches/law"), "--against", seed).ok();
     let (code, law) = (work.join("given/code"), work.join("law"));
     bam!("validate", work.join("bam"), "--against", seed, code, law).ok();
+    // Sources in the work folder are found, and the order of those that are named does not matter.
+    bam!("validate", work.join("bam"), "--against", seed).ok();
+    let swapped = bam!("validate", work.join("bam"), "--against", law, seed, code).ok();
+    assert!(
+        swapped.stdout.contains("by their hashes")
+            && swapped
+                .stdout
+                .contains(&format!("`law` is {}", law.display())),
+        "{swapped}"
+    );
 
     // Another work folder makes the same bytes, and so does a change of what a checkpoint does not follow from.
     fs::create_dir_all(bench.path("elsewhere/given")).unwrap();
