@@ -9,7 +9,7 @@ use crate::checkpoint::manifest::{Manifest, model_name};
 use crate::markdown;
 use crate::table::{self, Align};
 
-/// The tag of what is made of several models.
+/// The tag of a model that is made of several models.
 const MERGE: &str = "merge";
 
 /// A table of the models that these were made of, near ones first; nothing where no manifest says it.

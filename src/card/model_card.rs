@@ -126,7 +126,7 @@ impl ModelCard<'_> {
             }
         }
         if let Some(relation) = self.relation.filter(|_| !bases.is_empty()) {
-            // What is made of several models is no fine-tune of one.
+            // A model that is made of several is no fine-tune of one.
             let relation = if bases.len() > 1 {
                 Relation::Merge
             } else {
@@ -227,7 +227,9 @@ impl ModelCard<'_> {
         }
         if !self.settings.is_empty() {
             // A setting without a value leaves the choice to the models.
-            let settings = self.settings.iter().filter(|(_, value)| !value.is_null());
+            let is_empty =
+                |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+            let settings = self.settings.iter().filter(|(_, value)| !is_empty(value));
             let columns = ["setting", "value"].map(|title| (title, Align::Left));
             let rows: Vec<_> = settings
                 .map(|(key, value)| vec![markdown::code(key), shown(value)])

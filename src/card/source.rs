@@ -160,7 +160,7 @@ fn named_in(file: &Path) -> Option<String> {
     names.next()
 }
 
-/// The repository of a model, or those of the nearest models that it was made of.
+/// The repository of a model, or the repositories of the nearest models that it was made of.
 fn repositories(path: &Path) -> Vec<String> {
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();

@@ -183,7 +183,7 @@ fn about(source: &Source, tensors: &[PlannedTensor], settings: &Map<String, Valu
     }];
     let said = |key: &str| settings.get(key).and_then(Value::as_str);
     if let Some(to) = said("to") {
-        sentences.push(format!("Names and layout are those of `{to}`."));
+        sentences.push(format!("It has the names and the layout of `{to}`."));
     }
     let stored = quantised_as(&source.checkpoint);
     let largest = tensors.iter().max_by_key(|tensor| tensor.layout.length());
@@ -192,7 +192,9 @@ fn about(source: &Source, tensors: &[PlannedTensor], settings: &Map<String, Valu
         (Some(stored), _, Some(dtype)) => sentences.push(format!(
             "Matrices were quantised ({stored}); their values are rounded to {dtype} here."
         )),
-        (_, Some(dtype), _) => sentences.push(format!("Weights are in {dtype}.")),
+        (_, Some(dtype), _) => {
+            sentences.push(format!("Weights are in {}.", dtype.to_lowercase()));
+        }
         _ => {}
     }
     sentences.join(" ")

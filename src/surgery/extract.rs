@@ -11,6 +11,7 @@ use super::recompose::ByPlace;
 use super::side_files;
 use crate::Result;
 use crate::card::{CardModel, ModelCard};
+use crate::checkpoint::manifest::model_name;
 use crate::family::{AttentionKv, Output, Role, dense};
 use crate::markdown;
 
@@ -63,7 +64,7 @@ pub fn plan(mixture: Model, wanted: &str) -> Result<Changed> {
     settings.insert("number".to_owned(), json!(number));
     let mut files = vec![side_files::json_file("config.json", &config)];
     files.extend(side_files::copies(mixture.companions()?));
-    let mixture_name = markdown::text(&mixture.source.name);
+    let mixture_name = markdown::text(&model_name(&mixture.source.checkpoint.path));
     let card = ModelCard {
         title: "Expert of a mixture",
         about: format!(

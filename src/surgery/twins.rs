@@ -37,7 +37,7 @@ fn are_equal(a: &Model, b: &Model) -> Result<bool> {
     if a.specs.len() != b.specs.len() {
         return Ok(false);
     }
-    // Training changes these first of all, so that models that differ are told apart at once.
+    // Training changes these first of all, so one piece is enough to see that models differ.
     let is_early = |number: &usize| a.specs[*number].role == Role::Down;
     let (early, late): (Vec<usize>, Vec<usize>) = (0..a.specs.len()).partition(is_early);
     for number in early.into_iter().chain(late) {

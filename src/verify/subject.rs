@@ -13,8 +13,8 @@ use crate::threads;
 /// What to check and with which means.
 #[derive(Clone, Copy)]
 pub struct ValidateOptions<'a> {
-    /// Replay the manifest too, with these folders as its sources: a folder that holds the files of a source is that source,
-    /// and any other is the one at its place in the order. Sources without a folder are taken from where the manifest says.
+    /// Replay the manifest too, with these folders as its sources. A folder that holds the files of a source is that source;
+    /// any other is the one at its place in the order. Sources without a folder are taken from where the manifest says.
     pub against: Option<&'a [Option<PathBuf>]>,
     /// Worker threads.
     pub threads: usize,

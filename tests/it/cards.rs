@@ -315,7 +315,7 @@ fn what_sources_say_is_carried() {
     assert_eq!(copy.matches("## About this copy").count(), 1, "{copy}");
     assert!(copy.contains("Routers are drawn at random."), "{copy}");
 
-    // What is made of a mixture is made of all models that the mixture was made of.
+    // A model that is made of a mixture is made of all models that the mixture was made of.
     bench.run("expert remove mixture code --out fewer").ok();
     let fewer = bench.card("fewer");
     let keys = front(&fewer);
@@ -350,7 +350,7 @@ fn a_licence_without_an_identifier_keeps_its_name() {
     );
     assert_eq!(keys["license_name"], "my-house-licence-2.0", "{card}");
 
-    // A part without a licence is not forgotten by what is made of it.
+    // A model that is made of this one does not forget the part without a licence.
     bench
         .run("merge --model merged --model code --out twice")
         .ok();
@@ -602,4 +602,29 @@ fn a_trained_model_says_how_it_was_trained() {
         .join("mixture.run/checkpoints/step-00000002/README.md");
     let card = fs::read_to_string(step).unwrap();
     assert!(card.contains("Trained for 2 steps"), "{card}");
+}
+
+/// A GGUF conversion writes these keys, and a note warned of them as if somebody had meant something by them.
+#[test]
+fn keys_that_say_that_something_is_absent_get_no_note() {
+    let bench = Bench::new();
+    copy_folder(&fixture("mistral/seed"), &bench.path("mistral"));
+    crate::common::edit_json(&bench.path("mistral/config.json"), |config| {
+        config["attention_bias"] = false.into();
+        config["mlp_bias"] = false.into();
+        config["pretraining_tp"] = 1.into();
+        config["my_key"] = 1.into();
+    });
+    let run = bench
+        .run("upcycle --method sparse --experts 2 --seed mistral --out out")
+        .ok();
+    assert!(run.stderr.contains("which are left out: my_key\n"), "{run}");
+}
+
+#[test]
+fn a_missing_input_names_its_flag() {
+    let bench = Bench::new();
+    bench
+        .run("upcycle --method bam --seed seed --expert code=none --expert law=law --out out")
+        .refused(2, &["none", "it is given with `--expert code=none`"]);
 }

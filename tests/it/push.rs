@@ -448,7 +448,7 @@ fn local_paths_become_repositories_and_the_copy_can_be_checked_against_them() {
     ];
     world.run(&upcycle).ok();
     let before = contents(&world.path("mixture"));
-    std::fs::write(world.path("mixture/eval.json"), evaluation()).unwrap();
+    std::fs::write(world.path("mixture/eval.json"), evaluation("mixture")).unwrap();
     world.run(&["push", "mixture", REPOSITORY]).ok();
     assert!(
         before.iter().all(
@@ -668,7 +668,7 @@ fn a_card_shows_names_and_does_not_obey_them() {
     edit_json(&world.path("mixture/bam-manifest.json"), |manifest| {
         manifest["method"] = NAME.into();
     });
-    let evaluation = evaluation()
+    let evaluation = evaluation("mixture")
         .replace("law", "<i>l|w")
         .replace("\"mixture\"", "\"<b>\"");
     std::fs::write(world.path("mixture/eval.json"), evaluation).unwrap();
@@ -696,10 +696,33 @@ fn a_card_shows_names_and_does_not_obey_them() {
     assert!(card.contains("| &lt;i&gt;l\\|w |"), "{card}");
 }
 
-fn evaluation() -> &'static str {
-    r#"{"context": 512, "models": [{"name": "model", "path": "/home/me/model", "experts": [], "tasks": [],
+#[test]
+fn a_file_that_goes_up_with_its_model_is_in_the_repository() {
+    let world = World::new();
+    let prompts = "gate_mode: hidden\nexperts:\n- {name: seed, positive_prompts: [a]}\n\
+                   - {name: code, positive_prompts: [b]}\n";
+    std::fs::write(world.path("prompts.yaml"), prompts).unwrap();
+    std::fs::rename(world.path("model"), world.path("seed")).unwrap();
+    let code = format!("code={}", fixture("llama/code").display());
+    let line =
+        "upcycle --method bam --seed seed --router prompts:prompts.yaml --out model --expert";
+    let words: Vec<&str> = line.split(' ').chain([code.as_str()]).collect();
+    world.run(&words).ok();
+    let card = world.push(&["--dry-run", "--json"]).ok().json()["card"].clone();
+    let card = card.as_str().unwrap();
+    assert!(
+        card.contains("router-rows.st (in this repository)")
+            && card.contains("| seed | seed (not on the Hub) |"),
+        "{card}"
+    );
+}
+
+/// A result of `eval --json` of the model with this name.
+fn evaluation(name: &str) -> String {
+    r#"{"context": 512, "models": [{"name": "NAME", "path": "/home/me/NAME", "experts": [], "tasks": [],
         "domains": [{"domain": "law", "perplexity": 12.5, "bits_per_byte": 1.25, "nll": 2.5257, "tokens": 9, "bytes": 20, "windows": 1}],
         "average": {"perplexity": 12.5, "bits_per_byte": 1.25}, "task_average": null}]}"#
+        .replace("NAME", name)
 }
 
 #[test]
@@ -707,7 +730,7 @@ fn a_person_s_card_is_kept_and_one_that_nobody_can_read_is_told() {
     let world = World::new();
     let card = "---\nlicense: mit\nbase_model: somebody/else\n---\n\n# Mine\n";
     std::fs::write(world.path("model/README.md"), card).unwrap();
-    std::fs::write(world.path("evaluation"), evaluation()).unwrap();
+    std::fs::write(world.path("evaluation"), evaluation("model")).unwrap();
     world.push(&["--evaluation", "evaluation"]).ok();
     let pushed =
         String::from_utf8(world.server.file(REPOSITORY, "main", "README.md").unwrap()).unwrap();
@@ -756,8 +779,7 @@ fn a_person_s_card_is_kept_and_one_that_nobody_can_read_is_told() {
         .push(&["--evaluation", "model/config.json"])
         .refused(2, &["expected the result of an evaluation"]);
     // Scores of another model, by its name or by its manifest.
-    let other = evaluation().replace("model\"", "other\"");
-    std::fs::write(world.path("other"), &other).unwrap();
+    std::fs::write(world.path("other"), evaluation("other")).unwrap();
     world.push(&["--evaluation", "other"]).refused(
         2,
         &["measures other, but not model", "bam-convert eval model"],
