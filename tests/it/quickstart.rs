@@ -61,6 +61,16 @@ fn the_quickstart_ends_with_trained_mixtures_and_a_report() {
             "{perplexity}: worse than guessing among all tokens"
         );
     }
+    // The recipe's own mixtures are replayed without looking for anything but the seed.
+    bam!("validate", work.join("mixtures/bam-shared-kv"), "--against").ok();
+    let seed = recipe.with_file_name("quickstart").join("seed");
+    let upcycled = work.join("upcycled/bam-expert-kv");
+    bam!("validate", upcycled, "--against", seed).ok();
+    let alone = bam!("validate", upcycled, "--against");
+    assert!(
+        alone.code == Some(1) && alone.stdout.contains("name the sources yourself, in any order"),
+        "{alone}"
+    );
     let experts =
         read_json(work.join("mixtures/bam-shared-kv/config.json"))["expert_names"].clone();
     assert_eq!(experts, serde_json::json!(["seed", "code", "law", "math"]));
