@@ -68,7 +68,10 @@ fn the_quickstart_ends_with_trained_mixtures_and_a_report() {
     bam!("validate", upcycled, "--against", seed).ok();
     let alone = bam!("validate", upcycled, "--against");
     assert!(
-        alone.code == Some(1) && alone.stdout.contains("name the sources yourself, in any order"),
+        alone.code == Some(1)
+            && alone
+                .stdout
+                .contains("name the sources yourself, in any order"),
         "{alone}"
     );
     let experts =
