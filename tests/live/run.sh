@@ -138,6 +138,9 @@ for model in "$llama/seed" tiny tiny-btx; do
   v5/bin/python "$here/train.py" --binary "$bam" --checkpoint "$model" --data text=tokens --learning-rate 1e-2
 done
 
+say 'training with the engine of torch, on one and two ranks'
+v5/bin/python "$here/engine.py" --binary "$bam" --work engine
+
 say 'the Hub server of the tests, asked by huggingface_hub over LFS and Xet'
 "$here/hub.sh" "$work"
 

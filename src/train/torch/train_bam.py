@@ -6,6 +6,7 @@ is JSON or plain numbers.
 """
 
 import argparse
+import contextlib
 import datetime
 import importlib.machinery
 import importlib.util
@@ -156,10 +157,10 @@ def train(plan):
 
 def describe(error):
     """An exception as the kind and the text of a failure."""
-    import torch
-
     if isinstance(error, Failure):
         return error.kind, str(error), error.more
+    import torch
+
     if isinstance(error, torch.OutOfMemoryError):
         peak = torch.cuda.max_memory_allocated()
         return "memory", f"the card ran out of memory: {str(error).splitlines()[0]}", {"peak": peak}
@@ -168,6 +169,13 @@ def describe(error):
     if isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "NCCL", "Connection closed")):
         return "rank-lost", f"another rank ended: {text}", {}
     return "error", f"{type(error).__name__}: {text}", {}
+
+
+def report(error):
+    """Sends the failure, unless another rank does."""
+    kind, message, more = describe(error)
+    if kind != OTHER_RANK:
+        emit("failed", kind=kind, message=message, **more)
 
 
 def main():
@@ -179,16 +187,14 @@ def main():
         if arguments.probe:
             return probe()
         train(json.loads(Path(arguments.plan).read_text(encoding="utf-8")))
-    except BrokenPipeError:
-        sys.stdout = None
-    except Exception as error:
-        traceback.print_exc()
-        kind, message, more = describe(error)
-        if kind != OTHER_RANK:
-            emit("failed", kind=kind, message=message, **more)
-    else:
         return
-    sys.stderr.flush()
+    except Exception as error:
+        # Where nobody listens, or the disk of the log is full, this rank still ends.
+        with contextlib.suppress(OSError):
+            report(error)
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+            sys.stderr.flush()
     # Other ranks wait in collectives, which leaving as usual would wait for, too.
     os._exit(1)
 
