@@ -5,11 +5,21 @@ use std::path::Path;
 
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
+use tokenizers::decoders::byte_fallback::ByteFallback;
+use tokenizers::decoders::fuse::Fuse;
+use tokenizers::decoders::sequence::Sequence as Decoders;
+use tokenizers::decoders::strip::Strip;
+use tokenizers::normalizers::{NFC, Prepend, Replace, Sequence as Normalizers};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
 
 use super::gguf_error::{GgufModelError, MERGES, MODEL, PRE, TOKENS};
 use super::spelling::same_value;
 use crate::checkpoint::Gguf;
-use crate::error::{InputError, Result};
+use crate::error::{Error, InputError, Result};
 
 /// The longest token whose merges are looked for, in bytes. It bounds the work on a hostile file: published
 /// vocabularies stay far below.
@@ -26,7 +36,7 @@ pub(super) const WORD_EXPRESSIONS: [&str; 3] = [LLAMA3, QWEN2, TEKKEN];
 
 /// How a text is split before byte pairs are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Split {
+enum WordSplit {
     /// GPT-2's words, which the byte-level step of `tokenizers` has built in.
     Gpt2,
     /// Each digit by itself, then GPT-2's words.
@@ -40,7 +50,7 @@ enum Split {
 /// One kind of `tokenizer.ggml.pre`: its names in GGUF files and what it means.
 struct Pre {
     names: &'static [&'static str],
-    split: Split,
+    split: WordSplit,
     /// Whether words that are a token are taken whole, whatever the merges.
     ignores_merges: bool,
     /// Whether the beginning-of-text token is put first where the file does not say.
@@ -53,49 +63,54 @@ struct Pre {
 const PRES: [Pre; 7] = [
     Pre {
         names: &["default", "gpt-2", "phi-2", "mpt", "olmo", "jais"],
-        split: Split::Gpt2,
+        split: WordSplit::Gpt2,
         ignores_merges: false,
         adds_bos: false,
         nfc: false,
     },
     Pre {
         names: &["smollm", "starcoder", "refact", "codeshell"],
-        split: Split::DigitsGpt2,
+        split: WordSplit::DigitsGpt2,
         ignores_merges: false,
         adds_bos: false,
         nfc: false,
     },
     Pre {
         names: &["llama-bpe", "llama3", "llama-v3"],
-        split: Split::Regex(LLAMA3),
+        split: WordSplit::Regex(LLAMA3),
         ignores_merges: true,
         adds_bos: true,
         nfc: false,
     },
     Pre {
         names: &["dbrx", "smaug-bpe"],
-        split: Split::Regex(LLAMA3),
+        split: WordSplit::Regex(LLAMA3),
         ignores_merges: false,
         adds_bos: false,
         nfc: false,
     },
     Pre {
         names: &["qwen2", "deepseek-r1-qwen"],
-        split: Split::Regex(QWEN2),
+        split: WordSplit::Regex(QWEN2),
         ignores_merges: false,
         adds_bos: false,
         nfc: true,
     },
     Pre {
         names: &["tekken"],
-        split: Split::Regex(TEKKEN),
+        split: WordSplit::Regex(TEKKEN),
         ignores_merges: true,
         adds_bos: true,
         nfc: false,
     },
     Pre {
         names: &["deepseek-coder"],
-        split: Split::RegexesDigits(&[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+"]),
+        split: WordSplit::RegexesDigits(&[
+            r"[\r\n]",
+            r"\s?\p{L}+",
+            r"\s?\p{P}+",
+            r"[一-龥ࠀ-一가-퟿]+",
+        ]),
         ignores_merges: false,
         adds_bos: false,
         nfc: false,
@@ -164,10 +179,10 @@ impl<'a> Vocabulary<'a> {
 
 /// The parts of `tokenizer.json` that depend on the kind of vocabulary.
 pub(super) struct Pieces<'a> {
-    pub(super) normalizer: Value,
-    pub(super) pre_tokenizer: Value,
-    pub(super) post_processor: Value,
-    pub(super) decoder: Value,
+    pub(super) normalizer: Option<NormalizerWrapper>,
+    pub(super) pre_tokenizer: Option<PreTokenizerWrapper>,
+    pub(super) post_processor: Option<ByteLevel>,
+    pub(super) decoder: DecoderWrapper,
     pub(super) model: Model<'a>,
     /// Whether the beginning-of-text token is put first where the file does not say.
     pub(super) adds_bos: bool,
@@ -204,9 +219,9 @@ fn byte_level<'a>(gguf: &'a Gguf, vocabulary: &Vocabulary<'a>) -> Result<Pieces<
     let merges = listed_merges(gguf, vocabulary)?;
     Ok(Pieces {
         normalizer: pre.normalizer(),
-        pre_tokenizer: json!({"type": "Sequence", "pretokenizers": pre.steps()}),
-        post_processor: json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true}),
-        decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
+        pre_tokenizer: Some(PreTokenizers::new(pre.steps()?).into()),
+        post_processor: Some(ByteLevel::new(false, false, true)),
+        decoder: ByteLevel::new(true, true, true).into(),
         model: Model {
             ignore_merges: pre.ignores_merges,
             ..Model::new(vocabulary.tokens, merges)
@@ -217,30 +232,37 @@ fn byte_level<'a>(gguf: &'a Gguf, vocabulary: &Vocabulary<'a>) -> Result<Pieces<
 }
 
 impl Pre {
-    fn normalizer(&self) -> Value {
-        if self.nfc {
-            json!({"type": "NFC"})
-        } else {
-            Value::Null
-        }
+    fn normalizer(&self) -> Option<NormalizerWrapper> {
+        self.nfc.then(|| NFC.into())
     }
 
     /// The steps of the pre-tokenizer.
-    fn steps(&self) -> Vec<Value> {
-        let digits = json!({"type": "Digits", "individual_digits": true});
-        let words = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
-        let regex = |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
-        match self.split {
-            Split::Gpt2 => vec![words(true)],
-            Split::DigitsGpt2 => vec![digits, words(true)],
-            Split::Regex(expression) => vec![regex(expression), words(false)],
-            Split::RegexesDigits(expressions) => expressions
+    fn steps(&self) -> Result<Vec<PreTokenizerWrapper>> {
+        let digits = || Digits::new(true).into();
+        let words = |use_regex| ByteLevel::new(false, true, use_regex).into();
+        Ok(match self.split {
+            WordSplit::Gpt2 => vec![words(true)],
+            WordSplit::DigitsGpt2 => vec![digits(), words(true)],
+            WordSplit::Regex(expression) => vec![isolated(expression)?, words(false)],
+            WordSplit::RegexesDigits(expressions) => expressions
                 .iter()
-                .map(|expression| regex(expression))
-                .chain([digits, words(false)])
-                .collect(),
-        }
+                .map(|expression| isolated(expression))
+                .chain([Ok(digits()), Ok(words(false))])
+                .collect::<Result<_>>()?,
+        })
     }
+}
+
+/// A step that makes a word of each match of an expression.
+fn isolated(expression: &str) -> Result<PreTokenizerWrapper> {
+    let pattern = SplitPattern::Regex(expression.to_owned());
+    let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
+    Ok(split.map_err(not_built)?.into())
+}
+
+/// An error of the tokenizer's library about an expression of this file.
+fn not_built(error: tokenizers::Error) -> Error {
+    Error::compute("build the tokenizer", error)
 }
 
 /// llama.cpp's name for how a `tokenizer.json` with this `model` normalises and splits text, if it has one.
@@ -267,9 +289,10 @@ pub(super) fn name_of_split(
         a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same_value(a, b))
     };
     let pre = PRES.iter().find(|pre| {
-        let steps: Vec<Value> = pre.steps().iter().map(plain).collect();
+        let steps = pre.steps().unwrap_or_default();
+        let steps: Vec<Value> = steps.iter().map(|step| plain(&json!(step))).collect();
         pre.ignores_merges == flag("ignore_merges")
-            && pre.normalizer() == *normalizer
+            && json!(pre.normalizer()) == *normalizer
             && same(&steps, &found)
     })?;
     // The first of GPT-2's names is llama.cpp's word for "nobody said".
@@ -289,20 +312,19 @@ fn sentencepiece<'a>(
     let prefix = gguf
         .boolean("tokenizer.ggml.add_space_prefix")?
         .unwrap_or(true);
-    let mark = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
-    let normalizer = match prefix {
-        true => {
-            json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, mark]})
-        }
-        false => mark,
+    let mark = Replace::new(" ", "▁").map_err(not_built)?;
+    let normalizer = if prefix {
+        Normalizers::new(vec![Prepend::new("▁".to_owned()).into(), mark.into()]).into()
+    } else {
+        mark.into()
     };
-    let mut decoders = vec![
-        json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
-        json!({"type": "ByteFallback"}),
-        json!({"type": "Fuse"}),
+    let mut decoders: Vec<DecoderWrapper> = vec![
+        Replace::new("▁", " ").map_err(not_built)?.into(),
+        ByteFallback::new().into(),
+        Fuse::new().into(),
     ];
     if prefix {
-        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+        decoders.push(Strip::new(' ', 1, 0).into());
     }
     let unknown = unknown.and_then(|id| vocabulary.token(id)).or_else(|| {
         let kinds = vocabulary.tokens.iter().zip(&vocabulary.kinds);
@@ -313,10 +335,10 @@ fn sentencepiece<'a>(
     });
     let model = Model::new(vocabulary.tokens, merges);
     Ok(Pieces {
-        normalizer,
-        pre_tokenizer: Value::Null,
-        post_processor: Value::Null,
-        decoder: json!({"type": "Sequence", "decoders": decoders}),
+        normalizer: Some(normalizer),
+        pre_tokenizer: None,
+        post_processor: None,
+        decoder: Decoders::new(decoders).into(),
         model: Model {
             unk_token: unknown,
             fuse_unk: true,

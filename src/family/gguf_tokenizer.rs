@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper};
 
 use super::gguf::token_id;
 use super::gguf_bpe::{self, Model, TokenKind, Vocabulary};
@@ -128,12 +130,20 @@ struct TokenizerJson<'a> {
     version: &'static str,
     truncation: (),
     padding: (),
-    added_tokens: &'a [Value],
-    normalizer: Value,
-    pre_tokenizer: Value,
+    added_tokens: &'a [AddedTokenJson],
+    normalizer: Option<NormalizerWrapper>,
+    pre_tokenizer: Option<PreTokenizerWrapper>,
     post_processor: Value,
-    decoder: Value,
+    decoder: DecoderWrapper,
     model: Model<'a>,
+}
+
+/// A token that is found in the text before it is split.
+#[derive(Serialize)]
+struct AddedTokenJson {
+    id: u64,
+    #[serde(flatten)]
+    token: AddedToken,
 }
 
 fn json_file(name: &'static str, value: &impl Serialize) -> Result<TextFile> {
@@ -222,7 +232,11 @@ fn kinds(gguf: &Gguf, tokens: usize) -> Result<Vec<TokenKind>> {
 ///
 /// Where the model marks spaces in its tokens, user-defined tokens with a mark are left to the merges. As added
 /// tokens, the tokenizer would look for them in text that has no marks yet.
-fn added_tokens(vocabulary: &Vocabulary<'_>, roles: &Roles, marks_spaces: bool) -> Vec<Value> {
+fn added_tokens(
+    vocabulary: &Vocabulary<'_>,
+    roles: &Roles,
+    marks_spaces: bool,
+) -> Vec<AddedTokenJson> {
     let named: Vec<_> = roles
         .named()
         .into_iter()
@@ -235,15 +249,8 @@ fn added_tokens(vocabulary: &Vocabulary<'_>, roles: &Roles, marks_spaces: bool) 
             matches!(kind, TokenKind::Control | TokenKind::Unknown) || named.contains(&id);
         let user = *kind == TokenKind::UserDefined && !(marks_spaces && token.contains('▁'));
         if (special || user) && !token.is_empty() {
-            added.push(json!({
-                "id": id,
-                "content": token,
-                "single_word": false,
-                "lstrip": false,
-                "rstrip": false,
-                "normalized": false,
-                "special": special,
-            }));
+            let token = AddedToken::from(token, special).normalized(false);
+            added.push(AddedTokenJson { id, token });
         }
     }
     added
@@ -261,25 +268,16 @@ fn tokenizer_config(
     gguf: &Gguf,
     vocabulary: &Vocabulary<'_>,
     roles: &Roles,
-    added: &[Value],
+    added: &[AddedTokenJson],
     (add_bos, add_eos): (bool, bool),
     template: Option<&str>,
 ) -> Result<Map<String, Value>> {
     let mut config = Map::new();
     config.insert("add_bos_token".to_owned(), json!(add_bos));
     config.insert("add_eos_token".to_owned(), json!(add_eos));
-    let mut decoder = Map::new();
-    for token in added.iter().filter_map(Value::as_object) {
-        let (id, fields): (Vec<_>, Vec<_>) =
-            token.clone().into_iter().partition(|(key, _)| key == "id");
-        if let Some((_, id)) = id.into_iter().next() {
-            decoder.insert(
-                id.to_string(),
-                fields.into_iter().collect::<Map<_, _>>().into(),
-            );
-        }
-    }
-    config.insert("added_tokens_decoder".to_owned(), Value::Object(decoder));
+    let decoder = added.iter();
+    let decoder = decoder.map(|added| (added.id.to_string(), json!(added.token)));
+    config.insert("added_tokens_decoder".to_owned(), decoder.collect());
     config.append(&mut special_tokens(vocabulary, roles));
     config.insert("clean_up_tokenization_spaces".to_owned(), json!(false));
     if let Some(context) = context_length(gguf)? {
@@ -316,9 +314,11 @@ struct Ends<'a> {
 
 impl Ends<'_> {
     /// `first` and, where tokens are put around the text, the template that says so.
-    fn post_processor(&self, first: Value) -> Value {
+    ///
+    /// The template is written here: the library would sort its tokens by name, and change files that earlier versions wrote.
+    fn post_processor(&self, first: Option<ByteLevel>) -> Value {
         if self.bos.is_none() && self.eos.is_none() {
-            return first;
+            return json!(first);
         }
         let special = |token: &Option<(u64, &str)>, kind: u64| {
             token.map(|(_, token)| json!({"SpecialToken": {"id": token, "type_id": kind}}))
@@ -349,8 +349,8 @@ impl Ends<'_> {
             "special_tokens": tokens,
         });
         match first {
-            Value::Null => template,
-            first => json!({"type": "Sequence", "processors": [first, template]}),
+            None => template,
+            Some(first) => json!({"type": "Sequence", "processors": [first, template]}),
         }
     }
 }
