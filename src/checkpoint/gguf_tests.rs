@@ -22,8 +22,27 @@ fn read(bytes: &[u8]) -> Result<Gguf> {
     Gguf::read(Path::new("m.gguf"), bytes, bytes.len() as u64)
 }
 
-fn refusal(bytes: &[u8]) -> String {
-    read(bytes).unwrap_err().to_string()
+fn refused(bytes: &[u8]) -> GgufError {
+    match read(bytes).unwrap_err() {
+        Error::Gguf(error) => error,
+        other => panic!("{other}"),
+    }
+}
+
+/// The rule that a metadata key breaks.
+fn key_rule(build: &Build, name: &str) -> GgufRule {
+    match refused(&build.bytes()) {
+        GgufError::Key { key, rule, .. } if key == name => *rule,
+        other => panic!("{other}"),
+    }
+}
+
+/// The rule that a tensor breaks.
+fn tensor_rule(bytes: &[u8], name: &str) -> GgufRule {
+    match refused(bytes) {
+        GgufError::Tensor { tensor, rule, .. } if tensor == name => *rule,
+        other => panic!("{other}"),
+    }
 }
 
 #[test]
@@ -62,20 +81,24 @@ fn metadata_and_tensors_are_as_written() {
 #[test]
 fn a_value_of_another_type_is_refused_by_key() {
     let gguf = read(&small().bytes()).unwrap();
-    let problem = gguf
-        .unsigned("general.architecture")
-        .unwrap_err()
-        .to_string();
-    assert_eq!(
-        problem,
-        "m.gguf: key `general.architecture`: expected a whole number from 0 up, found \"llama\""
-    );
-    assert!(
-        gguf.texts("kinds")
-            .unwrap_err()
-            .to_string()
-            .contains("a list of 2 I32 values")
-    );
+    for (error, name, value) in [
+        (
+            gguf.unsigned("general.architecture").unwrap_err(),
+            "general.architecture",
+            "\"llama\"",
+        ),
+        (
+            gguf.texts("kinds").unwrap_err(),
+            "kinds",
+            "a list of 2 I32 values",
+        ),
+    ] {
+        assert!(
+            matches!(&error, Error::Input(InputError::WrongValue { key, found, .. })
+                if key == name && found == value),
+            "{error}"
+        );
+    }
 }
 
 #[test]
@@ -101,124 +124,143 @@ fn a_file_that_shrinks_while_read_is_an_error_of_reading() {
 fn counts_and_lengths_beyond_the_file_are_refused_before_anything_is_allocated() {
     let mut bytes = small().bytes();
     bytes[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
-    assert!(refusal(&bytes).contains("declares 6 metadata keys and 18446744073709551615 tensors"));
+    let error = refused(&bytes);
+    assert!(
+        matches!(
+            error,
+            GgufError::Counts {
+                keys: 6,
+                tensors: u64::MAX,
+                ..
+            }
+        ),
+        "{error}"
+    );
     let huge = |kind: u32| [&kind.to_le_bytes()[..], &u64::MAX.to_le_bytes()].concat();
     for kind in [0, 8, 12] {
-        let problem = refusal(&Build::new().raw("long", 9, &huge(kind)).bytes());
+        let rule = key_rule(Build::new().raw("long", 9, &huge(kind)), "long");
         assert!(
-            problem.contains("key `long`") && problem.contains("18446744073709551615"),
-            "{problem}"
+            matches!(&rule, GgufRule::Cut { value, .. } if value.contains("18446744073709551615")),
+            "{rule}"
         );
     }
+    let rule = key_rule(Build::new().raw("long", 8, &u64::MAX.to_le_bytes()), "long");
     assert!(
-        refusal(&Build::new().raw("long", 8, &u64::MAX.to_le_bytes()).bytes())
-            .contains("key `long`: a text takes")
+        matches!(&rule, GgufRule::Cut { value, needed: u64::MAX, .. } if value == "a text"),
+        "{rule}"
     );
 }
 
 #[test]
 fn duplicates_are_refused_by_name() {
-    let key = refusal(&small().u32("eps", 1).bytes());
-    assert!(key.contains("key `eps`: is there twice"), "{key}");
-    let tensor = refusal(&small().zeros("a.weight", &[1]).bytes());
-    assert!(
-        tensor.contains("tensor `a.weight`: is listed twice"),
-        "{tensor}"
-    );
+    let rule = key_rule(small().u32("eps", 1), "eps");
+    assert!(matches!(rule, GgufRule::RepeatedKey), "{rule}");
+    let rule = tensor_rule(&small().zeros("a.weight", &[1]).bytes(), "a.weight");
+    assert!(matches!(rule, GgufRule::RepeatedTensor), "{rule}");
 }
 
 #[test]
 fn nonsense_values_are_refused_by_key() {
-    for (kind, value, says) in [
-        (99, vec![], "value type from 0 to 12, found 99"),
-        (7, vec![2], "0 or 1, found [2]"),
-        (8, vec![1, 0, 0, 0, 0, 0, 0, 0, 0xff], "not UTF-8"),
-        (
-            9,
-            [&9_u32.to_le_bytes()[..], &1_u64.to_le_bytes(), &[0; 12]].concat(),
-            "list of lists",
-        ),
-    ] {
-        let problem = refusal(&Build::new().raw("odd", kind, &value).bytes());
-        assert!(
-            problem.contains("key `odd`") && problem.contains(says),
-            "{problem}"
-        );
-    }
+    let odd = |kind, value: &[u8]| key_rule(Build::new().raw("odd", kind, value), "odd");
+    let rule = odd(99, &[]);
+    assert!(matches!(rule, GgufRule::ValueType { code: 99 }), "{rule}");
+    let rule = odd(7, &[2]);
+    assert!(
+        matches!(&rule, GgufRule::TruthValue { found } if found[..] == [2]),
+        "{rule}"
+    );
+    let rule = odd(8, &[1, 0, 0, 0, 0, 0, 0, 0, 0xff]);
+    assert!(
+        matches!(rule, GgufRule::NotUtf8 { length: 1, .. }),
+        "{rule}"
+    );
+    let lists = [&9_u32.to_le_bytes()[..], &1_u64.to_le_bytes(), &[0; 12]].concat();
+    let rule = odd(9, &lists);
+    assert!(matches!(rule, GgufRule::ListOfLists), "{rule}");
+
     for alignment in [0, 3] {
-        let problem = refusal(&small().u32("general.alignment", alignment).bytes());
+        let error = read(&small().u32("general.alignment", alignment).bytes()).unwrap_err();
         assert!(
-            problem.contains(&format!("expected a power of two, found {alignment}")),
-            "{problem}"
+            matches!(&error, Error::Input(InputError::WrongValue { key, expected, found, .. })
+                if key == "general.alignment" && expected == "a power of two" && *found == alignment.to_string()),
+            "{error}"
         );
     }
-    assert!(refusal(&small().u32("split.count", 2).bytes()).contains("one of 2 parts"));
+    let rule = key_rule(small().u32("split.count", 2), "split.count");
+    assert!(matches!(rule, GgufRule::OnePart { count: 2 }), "{rule}");
 }
 
 #[test]
 fn nonsense_tensors_are_refused_by_name() {
-    for (shape, kind, says) in [
-        (&[1, 1, 1, 1, 1][..], 0, "at most 4 dimensions, found 5"),
-        (
-            &[2, 33],
-            2,
-            "rows of a multiple of 32 elements (Q4_0), found 33",
-        ),
-        (&[u64::MAX, 2], 0, "more elements than can be counted"),
-        (&[1 << 60, 32], 0, "more elements than can be counted"),
-        (&[1 << 40], 0, "pass the end of the file"),
-        (
-            &[1],
-            39,
-            "rows of a multiple of 32 elements (MXFP4), found 1",
-        ),
-        (&[1], 7777, "type unknown (ggml type 7777)"),
-    ] {
-        let problem = refusal(&small().tensor("odd", shape, kind, vec![]).bytes());
+    let odd = |shape: &[u64], kind| {
+        tensor_rule(&small().tensor("odd", shape, kind, vec![]).bytes(), "odd")
+    };
+    let rule = odd(&[1, 1, 1, 1, 1], 0);
+    assert!(
+        matches!(rule, GgufRule::Dimensions { most: 4, found: 5 }),
+        "{rule}"
+    );
+    for (shape, kind, expected) in [(&[2, 33][..], 2, (33, "Q4_0")), (&[1], 39, (1, "MXFP4"))] {
+        let rule = odd(shape, kind);
         assert!(
-            problem.contains("tensor `odd`") && problem.contains(says),
-            "{problem}"
+            matches!(&rule, GgufRule::PartialBlock { block: 32, row, kind, .. }
+                if (*row, kind.to_string().as_str()) == expected),
+            "{rule}"
         );
     }
+    for shape in [[u64::MAX, 2], [1 << 60, 32]] {
+        let rule = odd(&shape, 0);
+        assert!(matches!(rule, GgufRule::LargeShape { .. }), "{rule}");
+    }
+    let rule = odd(&[1 << 40], 0);
+    assert!(matches!(rule, GgufRule::PastEnd { .. }), "{rule}");
+    let rule = odd(&[1], 7777);
+    assert!(
+        matches!(rule, GgufRule::ElementType { code: 7777, .. }),
+        "{rule}"
+    );
 }
 
 #[test]
 fn offsets_outside_the_file_or_inside_another_tensor_are_refused() {
-    for (offsets, says) in [
-        ([0, 64], "inside the data of `a.weight`"),
-        ([0, 1 << 40], "pass the end of the file"),
-        ([0, u64::MAX - 31], "pass the end of the file"),
-        ([0, 130], "multiple of 32 bytes, found offset 130"),
-    ] {
-        let problem = refusal(&small().bytes_with_offsets(&offsets));
-        assert!(
-            problem.contains("tensor `b.weight`") && problem.contains(says),
-            "{problem}"
-        );
+    let at = |offset| tensor_rule(&small().bytes_with_offsets(&[0, offset]), "b.weight");
+    let rule = at(64);
+    assert!(
+        matches!(&rule, GgufRule::SharedData { other, .. } if other == "a.weight"),
+        "{rule}"
+    );
+    for offset in [1 << 40, u64::MAX - 31] {
+        let rule = at(offset);
+        assert!(matches!(rule, GgufRule::PastEnd { .. }), "{rule}");
     }
+    let rule = at(130);
+    assert!(
+        matches!(
+            rule,
+            GgufRule::Unaligned {
+                alignment: 32,
+                offset: 130
+            }
+        ),
+        "{rule}"
+    );
 }
 
 #[test]
 fn other_files_and_versions_are_refused() {
-    assert!(refusal(b"PK\x03\x04 and so on and on and on").contains("found `PK\\x03\\x04`"));
-    for (version, says) in [
-        (1, "version 1"),
-        (4, "version 4"),
-        (3_u32.swap_bytes(), "big-endian"),
-    ] {
-        let problem = refusal(&Build { version, ..small() }.bytes());
-        assert!(problem.contains(says), "{problem}");
+    let error = refused(b"PK\x03\x04 and so on and on and on");
+    assert!(matches!(error, GgufError::Magic { .. }), "{error}");
+    let with = |version| Build { version, ..small() }.bytes();
+    for other in [1, 4] {
+        let error = refused(&with(other));
+        assert!(
+            matches!(&error, GgufError::Version { version, .. } if *version == other),
+            "{error}"
+        );
     }
-    assert!(
-        read(
-            &Build {
-                version: 2,
-                ..small()
-            }
-            .bytes()
-        )
-        .is_ok()
-    );
+    let error = refused(&with(3_u32.swap_bytes()));
+    assert!(matches!(error, GgufError::BigEndian { .. }), "{error}");
+    assert!(read(&with(2)).is_ok());
     assert!(Gguf::open(Path::new("/")).is_err());
     assert_eq!(
         Gguf::open(Path::new("/no/such.gguf"))
@@ -250,11 +292,11 @@ fn a_small_tensor_is_read_and_a_quantised_one_is_not() {
     let (_folder, path) = small().tensor("c", &[2], 0, data).file();
     let gguf = Gguf::open(&path).unwrap();
     assert_eq!(gguf.small_tensor("c").unwrap(), [1.5, -2.0]);
+    let error = gguf.small_tensor("a.weight").unwrap_err();
     assert!(
-        gguf.small_tensor("a.weight")
-            .unwrap_err()
-            .to_string()
-            .contains("Q8_0")
+        matches!(&error, Error::Gguf(GgufError::Tensor { rule, .. })
+            if matches!(&**rule, GgufRule::NotSmall { found, .. } if found.contains("Q8_0"))),
+        "{error}"
     );
     assert_eq!(
         gguf.tensor("a.weigth").unwrap_err().hint().as_deref(),

@@ -300,4 +300,4 @@ pub(super) fn token_id(gguf: &Gguf, which: &str) -> Result<Option<u64>> {
 
 #[cfg(test)]
 #[path = "gguf_tests.rs"]
-mod tests;
+pub(super) mod tests;

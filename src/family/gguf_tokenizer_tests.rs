@@ -4,6 +4,9 @@ use tokenizers::Tokenizer;
 
 use super::*;
 use crate::checkpoint::gguf_build::Build;
+use crate::error::Error;
+use crate::family::gguf::tests::wrong_value;
+use crate::family::gguf_error::{MERGES, MODEL};
 
 const KINDS: &str = "tokenizer.ggml.token_type";
 
@@ -26,8 +29,8 @@ fn ids(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
     tokenizer.encode(text, true).unwrap().get_ids().to_vec()
 }
 
-fn refusal(build: &Build) -> String {
-    files(&open(build)).unwrap_err().to_string()
+fn refused(build: &Build) -> Error {
+    files(&open(build)).unwrap_err()
 }
 
 /// Printable ASCII, a space and a new line as GPT-2 writes them, two special tokens, one of a user, and merges.
@@ -113,10 +116,10 @@ fn text_is_split_as_the_pre_tokenizer_says() {
 
 #[test]
 fn an_unknown_split_is_refused_and_an_absent_one_is_gpt_2() {
-    let problem = refusal(&gpt2("grok-2"));
+    let error = refused(&gpt2("grok-2"));
     assert!(
-        problem.contains("key `tokenizer.ggml.pre`") && problem.contains("found `grok-2`"),
-        "{problem}"
+        matches!(&error, Error::GgufModel(GgufModelError::UnknownSplit { found, .. }) if found == "grok-2"),
+        "{error}"
     );
     assert_eq!(
         pieces(gpt2("x").drop_key("tokenizer.ggml.pre"), " 12"),
@@ -252,65 +255,85 @@ fn a_sentencepiece_vocabulary_merges_by_score_and_falls_back_to_bytes() {
 
 #[test]
 fn vocabularies_that_contradict_themselves_are_refused_by_key() {
-    let tokens = "tokenizer.ggml.tokens";
-    for (build, says) in [
+    let (scores, unknown) = ("tokenizer.ggml.scores", "tokenizer.ggml.unknown_token_id");
+    for (build, key, expected, found) in [
         (
             gpt2("gpt-2").drop_key(KINDS).i32s(KINDS, &[1]),
-            "expected one type for each of 105 tokens, found 1",
+            KINDS,
+            "one type for each of 105 tokens",
+            "1",
         ),
         (
             gpt2("gpt-2").drop_key(KINDS).i32s(KINDS, &[9; 105]),
-            "expected types from 1 to 6",
-        ),
-        (
-            gpt2("gpt-2")
-                .drop_key(KINDS)
-                .drop_key(tokens)
-                .texts(tokens, &["a", "b", "a"]),
-            "found \"a\" as id 0 and id 2",
-        ),
-        (
-            gpt2("gpt-2").drop_key(tokens),
-            "`tokenizer.ggml.tokens`: is missing or empty",
-        ),
-        (
-            gpt2("gpt-2").drop_key("tokenizer.ggml.merges"),
-            "`tokenizer.ggml.merges`: is missing",
-        ),
-        (
-            gpt2("gpt-2")
-                .drop_key("tokenizer.ggml.merges")
-                .texts("tokenizer.ggml.merges", &["h e", "h x"]),
-            "merge 1: expected two tokens whose union is a token, found \"h x\"",
+            KINDS,
+            "types from 1 to 6",
+            "another",
         ),
         (
             gpt2("gpt-2")
                 .drop_tensor("token_embd.weight")
                 .zeros("token_embd.weight", &[9, 1]),
-            "at most 9 tokens",
+            TOKENS,
+            "at most 9 tokens, the rows of `token_embd.weight`",
+            "105",
         ),
         (
-            gpt2("gpt-2").u32("tokenizer.ggml.unknown_token_id", 500),
-            "expected an id below the 105 tokens, found 500",
+            gpt2("gpt-2").u32(unknown, 500),
+            unknown,
+            "an id below the 105 tokens",
+            "500",
         ),
         (
-            llama().drop_key("tokenizer.ggml.scores"),
-            "expected a score for each of 269 tokens, found 0",
+            llama().drop_key(scores),
+            scores,
+            "a score for each of 269 tokens",
+            "0",
         ),
         (
-            llama()
-                .drop_key("tokenizer.ggml.scores")
-                .f32s("tokenizer.ggml.scores", &[f32::NAN; 269]),
-            "expected finite scores, found another for token 0",
-        ),
-        (
-            llama()
-                .drop_key("tokenizer.ggml.model")
-                .text("tokenizer.ggml.model", "t5"),
-            "found `t5`",
+            llama().drop_key(scores).f32s(scores, &[f32::NAN; 269]),
+            scores,
+            "finite scores",
+            "another for token 0",
         ),
     ] {
-        let problem = refusal(build);
-        assert!(problem.contains(says), "{problem}");
+        wrong_value(&refused(build), (key, expected, found));
     }
+    let error = refused(gpt2("gpt-2").drop_key(MERGES));
+    assert!(
+        matches!(&error, Error::Input(InputError::MissingKey { key, .. }) if key == MERGES),
+        "{error}"
+    );
+}
+
+#[test]
+fn vocabularies_that_break_a_rule_are_refused() {
+    let refused = |build: &Build| match refused(build) {
+        Error::GgufModel(error) => error,
+        other => panic!("{other}"),
+    };
+    let same = ["a", "b", "a"];
+    let mut build = gpt2("gpt-2");
+    let build = build.drop_key(KINDS).drop_key(TOKENS).texts(TOKENS, &same);
+    let error = refused(build);
+    assert!(
+        matches!(&error, GgufModelError::RepeatedToken { token, first: 0, second: 2, .. } if token == "a"),
+        "{error}"
+    );
+    let error = refused(gpt2("gpt-2").drop_key(TOKENS));
+    assert!(
+        matches!(error, GgufModelError::NoVocabulary { .. }),
+        "{error}"
+    );
+    let mut build = gpt2("gpt-2");
+    let error = refused(build.drop_key(MERGES).texts(MERGES, &["h e", "h x"]));
+    assert!(
+        matches!(&error, GgufModelError::Merge { index: 1, found, .. } if found == "h x"),
+        "{error}"
+    );
+    let mut build = llama();
+    let error = refused(build.drop_key(MODEL).text(MODEL, "t5"));
+    assert!(
+        matches!(&error, GgufModelError::UnknownVocabulary { found, .. } if found == "t5"),
+        "{error}"
+    );
 }

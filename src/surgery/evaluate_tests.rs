@@ -1,4 +1,5 @@
 use super::*;
+use crate::Error;
 use crate::checkpoint::expression::Drawn;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::{Dtype, header};
@@ -291,29 +292,54 @@ fn what_does_not_fit_is_refused() {
         key: String::new(),
     };
     let draws = Expression::Constant { value: 1.0 };
-    for (expression, shape, part) in [
+    let concat = |of, axis, blocks| Expression::Concat { of, axis, blocks };
+    macro_rules! is {
+        ($pattern:pat) => {
+            |rule: &ExpressionRule| matches!(rule, $pattern)
+        };
+    }
+    let cases: [(Expression, &[u64], fn(&ExpressionRule) -> bool); 21] = [
         (
             slice(copy("a"), 0, 5, 2),
-            vec![2, 4],
-            "expected some of 6 entries, found 2 from 5 on",
+            &[2, 4],
+            is!(ExpressionRule::Range {
+                extent: 6,
+                start: 5,
+                length: 2
+            }),
         ),
         (
             slice(copy("a"), 0, u64::MAX, 2),
-            vec![2, 4],
-            "expected some of 6 entries",
+            &[2, 4],
+            is!(ExpressionRule::Range { extent: 6, .. }),
         ),
-        (slice(copy("a"), 2, 0, 1), vec![2, 4], "no axis 2"),
-        (slice(copy("a"), u64::MAX, 0, 1), vec![2, 4], "no axis"),
         (
-            slice(copy("a"), 0, 0, 2),
-            vec![3, 4],
-            "has shape [2, 4], expected [3, 4]",
+            slice(copy("a"), 2, 0, 1),
+            &[2, 4],
+            is!(ExpressionRule::NoAxis { axis: 2, .. }),
         ),
-        (slice(copy("a"), 0, 0, 0), vec![0, 4], "found 0 from 0 on"),
+        (
+            slice(copy("a"), u64::MAX, 0, 1),
+            &[2, 4],
+            is!(ExpressionRule::NoAxis { axis: u64::MAX, .. }),
+        ),
+        (slice(copy("a"), 0, 0, 2), &[3, 4], |rule| {
+            matches!(rule, ExpressionRule::Shape { found, expected, .. }
+                if found[..] == [2, 4] && expected[..] == [3, 4])
+        }),
+        (
+            slice(copy("a"), 0, 0, 0),
+            &[0, 4],
+            is!(ExpressionRule::Range {
+                start: 0,
+                length: 0,
+                ..
+            }),
+        ),
         (
             slice(draws.clone(), 0, 0, 2),
-            vec![2, 4],
-            "no shape of its own",
+            &[2, 4],
+            is!(ExpressionRule::NoShape { .. }),
         ),
         (
             Expression::Slice {
@@ -323,72 +349,100 @@ fn what_does_not_fit_is_refused() {
                 length: 1,
                 blocks: 4,
             },
-            vec![4, 4],
-            "6 entries do not fall into 4 equal blocks",
+            &[4, 4],
+            is!(ExpressionRule::UnevenBlocks {
+                extent: 6,
+                blocks: 4
+            }),
         ),
         (
-            Expression::Concat {
-                of: vec![copy("a")],
-                axis: 0,
-                blocks: 0,
-            },
-            vec![6, 4],
-            "do not fall into 0 equal blocks",
+            concat(vec![copy("a")], 0, 0),
+            &[6, 4],
+            is!(ExpressionRule::UnevenBlocks { blocks: 0, .. }),
         ),
         (
-            Expression::Concat {
-                of: vec![],
-                axis: 0,
-                blocks: 1,
-            },
-            vec![2, 4],
-            "concatenation of nothing",
+            concat(vec![], 0, 1),
+            &[2, 4],
+            is!(ExpressionRule::EmptyConcatenation),
         ),
         (
-            Expression::Concat {
-                of: vec![copy("a"), copy("b")],
-                axis: 1,
-                blocks: 1,
-            },
-            vec![8, 4],
-            "cannot be joined along axis 1",
+            concat(vec![copy("a"), copy("b")], 1, 1),
+            &[8, 4],
+            is!(ExpressionRule::NotJoined { axis: 1, .. }),
         ),
         (
             Expression::Stack { of: vec![] },
-            vec![0, 4],
-            "0 stacked parts",
-        ),
-        (
-            Expression::Stack {
-                of: vec![copy("a")],
-            },
-            vec![1, 6, 5],
-            "has shape [6, 4]",
+            &[0, 4],
+            is!(ExpressionRule::StackedShape { parts: 0, .. }),
         ),
         (
             gather(drawn(0, 5, 2)),
-            vec![2, 4],
-            "expected some of 6 entries",
+            &[2, 4],
+            is!(ExpressionRule::Range { extent: 6, .. }),
         ),
-        (redraw(drawn(0, 0, 0)), vec![6, 4], "found 0 from 0 on"),
-        (redraw(drawn(7, 0, 1)), vec![6, 4], "no axis 7"),
-        (repeat(0, 1), vec![2, 4], "cannot have shape"),
-        (repeat(u64::MAX, 2), vec![2, 4], "cannot have shape"),
-        (repeat(3, 1), vec![4, 4], "cannot have shape"),
+        (
+            redraw(drawn(0, 0, 0)),
+            &[6, 4],
+            is!(ExpressionRule::Range {
+                start: 0,
+                length: 0,
+                ..
+            }),
+        ),
+        (
+            redraw(drawn(7, 0, 1)),
+            &[6, 4],
+            is!(ExpressionRule::NoAxis { axis: 7, .. }),
+        ),
+        (
+            repeat(0, 1),
+            &[2, 4],
+            is!(ExpressionRule::RepeatedShape { .. }),
+        ),
+        (
+            repeat(u64::MAX, 2),
+            &[2, 4],
+            is!(ExpressionRule::RepeatedShape { .. }),
+        ),
+        (
+            repeat(3, 1),
+            &[4, 4],
+            is!(ExpressionRule::RepeatedShape { .. }),
+        ),
         (
             Expression::Scale {
                 of: Box::new(copy("a")),
                 by: f64::NAN,
             },
-            vec![6, 4],
-            "finite factor",
+            &[6, 4],
+            is!(ExpressionRule::Factor { .. }),
         ),
-        (slice(copy("c"), 0, 0, 2), vec![2, 4], "keeps its dtype"),
-    ] {
+        (
+            slice(copy("c"), 0, 0, 2),
+            &[2, 4],
+            is!(ExpressionRule::KeepsDtype { dtype: Dtype::BF16 }),
+        ),
+        (
+            Expression::Mean { of: vec![] },
+            &[2, 4],
+            is!(ExpressionRule::EmptyMean),
+        ),
+    ];
+    for (expression, shape, is_expected) in cases {
         let shown = format!("{expression} {shape:?}");
-        let error = values(expression, Dtype::BF16, &shape)
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains(part), "{shown}: {error}");
+        let error = values(expression, Dtype::BF16, shape).unwrap_err();
+        assert!(
+            matches!(&error, Error::Plan(PlanError::Expression { rule, .. }) if is_expected(rule)),
+            "{shown}: {error}"
+        );
     }
+
+    let stack = Expression::Stack {
+        of: vec![copy("a")],
+    };
+    let error = values(stack, Dtype::BF16, &[1, 6, 5]).unwrap_err();
+    assert!(
+        matches!(&error, Error::Plan(PlanError::SourceShape { found, .. }) if found[..] == [6, 4]),
+        "{error}"
+    );
 }

@@ -129,40 +129,65 @@ impl LayerChoice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
 
-    fn of(text: &str, layers: u64) -> Result<Layers, String> {
-        text.parse::<LayerChoice>()?
-            .layers(layers)
-            .map_err(|error| error.to_string())
+    fn of(text: &str, layers: u64) -> Result<Layers> {
+        text.parse::<LayerChoice>().unwrap().layers(layers)
     }
 
     #[test]
     fn rules_and_lists() {
-        let list = |layers: &[u64]| Ok(Layers::List(layers.to_vec()));
+        let of = |text: &str, layers| of(text, layers).unwrap();
+        let list = |layers: &[u64]| Layers::List(layers.to_vec());
         assert_eq!(of("1,3,5-7", 8), list(&[1, 3, 5, 6, 7]));
         assert_eq!(of("5-7,1", 8), list(&[1, 5, 6, 7]));
         assert_eq!(of("every:2", 6), list(&[1, 3, 5]));
         assert_eq!(of("first:2", 6), list(&[0, 1]));
         assert_eq!(of("last:2", 6), list(&[4, 5]));
         for all in ["all", "every:1", "first:6", "0-5"] {
-            assert_eq!(of(all, 6), Ok(Layers::All), "{all}");
+            assert_eq!(of(all, 6), Layers::All, "{all}");
         }
     }
 
     #[test]
+    fn layers_that_the_model_does_not_have_are_refused() {
+        for (text, number) in [("6", 6), ("0-18446744073709551615", u64::MAX)] {
+            let error = of(text, 6).unwrap_err();
+            assert!(
+                matches!(error, Error::Surgery(SurgeryError::NoLayer { layer, last: 5 }) if layer == number),
+                "{error}"
+            );
+        }
+        let error = of("1,0-2", 6).unwrap_err();
+        assert!(
+            matches!(&error, Error::Surgery(SurgeryError::NamedTwice { named, .. }) if named == "layer 1"),
+            "{error}"
+        );
+        let error = of("last:7", 6).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::Surgery(SurgeryError::ManyLayers {
+                    rule: "last",
+                    count: 7,
+                    layers: 6
+                })
+            ),
+            "{error}"
+        );
+    }
+
+    /// The command line takes these errors as texts.
+    #[test]
     fn mistakes_are_named() {
         for (text, part) in [
-            ("6", "names layer 6, expected layers from 0 to 5"),
-            ("0-18446744073709551615", "names layer 18446744073709551615"),
-            ("1,0-2", "names layer 1 twice"),
             ("3-2", "ends before it begins"),
-            ("last:7", "more than the 6 layers"),
             ("every:0", "positive number"),
             ("evry:2", "found `evry:2`"),
             ("", "found ``"),
             ("1,", "found `1,`"),
         ] {
-            let error = of(text, 6).unwrap_err();
+            let error = text.parse::<LayerChoice>().unwrap_err();
             assert!(error.contains(part), "{text}: {error}");
         }
     }
