@@ -205,14 +205,13 @@ impl<'a> Metadata<'a> {
         let (key, values) = (names.key(Field::HeadDim)?, names.own_key(VALUE_LENGTH));
         let rotated_key = names.own_key(ROTATED);
         let rotated = self.gguf.unsigned(&rotated_key)?;
-        let head_dim = self
-            .gguf
-            .unsigned(&key)?
-            .or(rotated)
-            .unwrap_or(hidden / heads);
+        let (said_by, head_dim) = match (self.gguf.unsigned(&key)?, rotated) {
+            (None, Some(rotated)) => (&rotated_key, rotated),
+            (said, _) => (&key, said.unwrap_or(hidden / heads)),
+        };
         // A head is one row of attn_q at least, and attn_q is in the file: more is nonsense.
         if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > 1 << 20 {
-            return Err(self.unexpected(&key, "an even head dimension", head_dim));
+            return Err(self.unexpected(said_by, "an even head dimension", head_dim));
         }
         for key in [values, rotated_key] {
             let found = self.gguf.unsigned(&key)?;

@@ -268,7 +268,11 @@ fn other_architectures_and_mixtures_are_refused_by_name() {
     assert_eq!(error.place().key, Some("llama.attention.sliding_window"));
     wrong_value(
         &refused(llama().bool("llama.attention.causal", false)),
-        ("llama.attention.causal", "true", "false"),
+        (
+            "llama.attention.causal",
+            "true, as in the llama architecture",
+            "false",
+        ),
     );
 }
 

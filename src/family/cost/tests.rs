@@ -307,8 +307,13 @@ fn refusals() {
         other => panic!("{other}"),
     };
     assert_eq!(
-        refused(btx(4, 5)).to_string(),
-        "num_experts_per_tok: expected 1 to 4, found 5"
+        fault(btx(4, 5)),
+        ArchitectureFault::OutOfRange {
+            key: "num_experts_per_tok",
+            least: 1,
+            most: 4,
+            found: 5,
+        }
     );
     let kv = Request {
         kv: Some(AttentionKv::Shared),
