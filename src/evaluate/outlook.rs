@@ -104,7 +104,8 @@ pub fn estimate(request: &EvaluationRequest) -> Result<Estimate> {
 
 /// Peak of the memory of a process that scores windows of `context` tokens with a model, in bytes.
 ///
-/// By default, bfloat16 matrices stay in the pages of their file, and all else is float32.
+/// By default, bfloat16 matrices stay in the pages of their file, and all else is float32: matrices whose rows lie between others,
+/// too.
 ///
 /// # Errors
 /// An architecture whose tensors cannot be listed.
@@ -113,8 +114,12 @@ pub fn model_memory(a: &Architecture, context: u64, weights: Option<WeightWidth>
         Some(width) => width == WeightWidth::Half,
         None => a.dtype == Some(Dtype::BF16),
     };
+    let copied = match weights {
+        Some(_) => &[],
+        None => a.scattered_roles()?,
+    };
     let of_tensor = |spec: &TensorSpec| {
-        let size = if is_half && spec.shape.len() == 2 {
+        let size = if is_half && spec.shape.len() == 2 && !copied.contains(&spec.role) {
             2
         } else {
             4
@@ -147,4 +152,25 @@ fn tokens(path: &Path, most: Option<u64>) -> Option<u64> {
     found.map_or(most, |found| {
         Some(most.map_or(found, |most| found.min(most)))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Query, key and value of a head follow each other in GPT-NeoX, so that they are widened when they are loaded.
+    #[test]
+    fn scattered_rows_count_as_float32() {
+        let config = Config::read("fixtures/families/gpt_neox".as_ref()).unwrap();
+        let mut neox = Architecture::of(&config).unwrap();
+        let bytes = |of: &Architecture, weights| model_memory(of, 16, weights).unwrap();
+        let wide = bytes(&neox, Some(WeightWidth::Full));
+        assert_eq!(bytes(&neox, None), wide);
+
+        neox.dtype = Some(Dtype::BF16);
+        let half = bytes(&neox, Some(WeightWidth::Half));
+        // Two layers of 32 + 2 · 32 rows with 32 columns.
+        assert_eq!(bytes(&neox, None), half + 2 * 2 * (3 * 32 * 32));
+        assert_eq!(bytes(&neox, Some(WeightWidth::Full)), wide);
+    }
 }

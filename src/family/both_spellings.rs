@@ -8,8 +8,9 @@ use super::config_error::ORIGINAL;
 use super::format::Family;
 use super::keys::Field;
 use super::known::families;
+use super::rope::longrope_factor;
 use super::rope_place::LAYER_KINDS;
-use super::spelling::{normalised, without_outer};
+use super::spelling::{LONGROPE, name_longrope, normalised, without_outer};
 
 /// Adds the missing spelling of the dtype and of the RoPE keys. No value changes, and a config without either spelling
 /// gets neither.
@@ -59,32 +60,40 @@ fn has_kinds(config: &Map<String, Value>) -> bool {
 
 /// The RoPE keys of a model in which all layers rotate in one way.
 fn both_of_every_layer(config: &mut Map<String, Value>, family: Option<&Family>) {
+    let theta_name = family.map_or("rope_theta", Family::theta_name);
+    let has_outer_original = family.is_some_and(|family| family.says(ORIGINAL));
+    if has_outer_original {
+        for name in ["rope_scaling", "rope_parameters"] {
+            if let Some(Value::Object(scaling)) = config.get_mut(name) {
+                name_longrope(scaling);
+            }
+        }
+    }
+    let theta = said(config, theta_name);
     match said(config, "rope_parameters") {
         Some(Value::Object(mut parameters)) if !parameters.is_empty() => {
-            if let (Some(theta), None) = (said(config, "rope_theta"), parameters.get("rope_theta"))
-            {
-                parameters.insert("rope_theta".to_owned(), theta);
-                config.insert(
-                    "rope_parameters".to_owned(),
-                    Value::Object(parameters.clone()),
-                );
+            if let (Some(theta), None) = (&theta, parameters.get("rope_theta")) {
+                parameters.insert("rope_theta".to_owned(), theta.clone());
             }
-            if let (Some(theta), None) = (parameters.get("rope_theta"), said(config, "rope_theta"))
-            {
-                config.insert("rope_theta".to_owned(), theta.clone());
+            if let (Some(inner), None) = (parameters.get("rope_theta"), &theta) {
+                config.insert(theta_name.to_owned(), inner.clone());
             }
-            if let (Some(scaling), None) = (normalised(&parameters), said(config, "rope_scaling")) {
-                let scaling = if family.is_some_and(|family| family.says(ORIGINAL)) {
+            let is_new = said(config, "rope_scaling").is_none();
+            if is_new && !has_outer_original {
+                spell_out_longrope(config, &mut parameters);
+            }
+            if let (Some(scaling), true) = (normalised(&parameters), is_new) {
+                let scaling = if has_outer_original {
                     without_outer(scaling)
                 } else {
                     scaling
                 };
                 config.insert("rope_scaling".to_owned(), Value::Object(scaling));
             }
+            config.insert("rope_parameters".to_owned(), Value::Object(parameters));
         }
         Some(other) if !other.is_object() => {}
         _ => {
-            let theta = said(config, "rope_theta");
             let scaling = said(config, "rope_scaling");
             let scaling = scaling.as_ref().and_then(Value::as_object);
             let inner = scaling.and_then(|scaling| scaling.get("rope_theta"));
@@ -103,6 +112,30 @@ fn both_of_every_layer(config: &mut Map<String, Value>, family: Option<&Family>)
             config.insert("rope_parameters".to_owned(), Value::Object(parameters));
         }
     }
+}
+
+/// Says the values of a longrope in `rope_parameters` that transformers 4 would take from elsewhere: the original context beside
+/// it, and the factor on cosines and sines.
+fn spell_out_longrope(config: &mut Map<String, Value>, parameters: &mut Map<String, Value>) {
+    if parameters.get("rope_type").and_then(Value::as_str) != Some(LONGROPE) {
+        return;
+    }
+    let original = said(config, ORIGINAL).or_else(|| said(parameters, ORIGINAL));
+    let longest = config
+        .get("max_position_embeddings")
+        .and_then(Value::as_f64);
+    let (Some(value), Some(longest)) = (original, longest) else {
+        return;
+    };
+    let Some(original) = value.as_f64().filter(|original| *original != longest) else {
+        return;
+    };
+    let factor = parameters.get("factor").and_then(Value::as_f64);
+    if said(parameters, "attention_factor").is_none() {
+        let attention = longrope_factor(factor.unwrap_or(longest / original), original);
+        parameters.insert("attention_factor".to_owned(), json!(attention));
+    }
+    config.entry(ORIGINAL).or_insert(value);
 }
 
 /// Says the values in `rope_parameters` under the family's own keys beside it, which its class in transformers 4 reads.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::config_error::ConfigError;
 use super::format::Family;
 use super::gguf_architecture;
-use super::keys::{Field, Key};
+use super::keys::Key;
 use super::known::{BAM, brought, families};
 use super::layout::Choice;
 use super::model_types::TypeFact;
@@ -179,9 +179,11 @@ impl Config {
         Ok(found)
     }
 
-    /// As [`Self::find`], with the default of the key where the file has none of its names.
+    /// As [`Self::find`], with the default of the key where the file has none of its names, and with the value that the class
+    /// reads in place of the one in the file.
     pub(crate) fn lookup<'a>(&'a self, key: &'a Key) -> Result<Found<'a>> {
         Ok(match self.find(key.names.iter().map(String::as_str))? {
+            Found::Value(name, value) => Found::Value(name, key.read_as(value).unwrap_or(value)),
             Found::Absent => match (self.default(key), key.names.first()) {
                 (Some(Value::Null), _) => Found::Null,
                 (Some(value), Some(name)) => Found::Value(name, value),
@@ -201,49 +203,13 @@ impl Config {
         }
     }
 
-    /// The major version of transformers that wrote the file, if it says so.
+    /// The major version of transformers that wrote the file, if it says so. Only version 5 has `rope_parameters`.
     pub(crate) fn transformers(&self) -> Option<u32> {
-        let version = self.json.get("transformers_version")?.as_str()?;
+        let Some(version) = self.json.get("transformers_version").and_then(Value::as_str) else {
+            let new = self.json.get("rope_parameters").and_then(Value::as_object);
+            return new.is_some_and(|values| !values.is_empty()).then_some(5);
+        };
         version.split('.').next()?.parse().ok()
-    }
-
-    /// What was assumed where the base of rotary positions is not said and the versions of transformers have different defaults.
-    pub(crate) fn assumed(&self, key: &Key) -> Result<Option<String>> {
-        let names = key.names.iter().map(String::as_str).chain([FULL_THETA]);
-        let absent = self.find(names)? == Found::Absent;
-        let (Some(of_4), Some(of_5), Some(name), true) = (
-            &key.default_before_5,
-            &key.default,
-            key.names.first(),
-            absent,
-        ) else {
-            return Ok(None);
-        };
-        let (taken, by) = match self.transformers() {
-            Some(major) if major < 5 => (of_4, "transformers 4, which wrote the file"),
-            Some(_) => (of_5, "transformers 5, which wrote the file"),
-            None => (of_4, "transformers 4, as the file says no version"),
-        };
-        Ok(Some(format!(
-            "{}: `{name}` is not said and is taken to be {taken}, the default of {by}; it is {of_4} in transformers 4 and {of_5} in 5",
-            self.path.display()
-        )))
-    }
-
-    /// Adds to `json`, this config as it will be written, the base of the rotary embedding where it is not said and the
-    /// versions of transformers assume different ones. Returns what was assumed.
-    pub(crate) fn say_rope_theta(&self, json: &mut Map<String, Value>) -> Result<Option<String>> {
-        // A model of a family that is not known is copied as it is.
-        let Ok(family) = Family::of(self) else {
-            return Ok(None);
-        };
-        let key = &family.keys[Field::RopeTheta];
-        let assumed = self.assumed(key)?;
-        if let (Some(_), Some(value), Some(name)) = (&assumed, self.default(key), key.names.first())
-        {
-            json.insert(name.clone(), value.clone());
-        }
-        Ok(assumed)
     }
 
     /// Refuses null for a key that has a default: the configuration class expects a value then.

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::architecture_fault::ArchitectureFault;
 use crate::checkpoint::json::kind;
-use crate::error::{ErrorPlace, nearest, one_of};
+use crate::error::{Error, ErrorPlace, nearest, one_of};
 
 /// The key that says how long texts were before positions were scaled.
 pub(super) const ORIGINAL: &str = "original_max_position_embeddings";
@@ -19,6 +19,16 @@ pub(super) const ORIGINAL: &str = "original_max_position_embeddings";
 #[non_exhaustive]
 pub enum ConfigError {
     // ---- any key
+    /// A rule that the configuration of a language model breaks, which is an object in the file.
+    #[error("{}: {}", self.place(), error.problem())]
+    Inside {
+        /// The file.
+        path: PathBuf,
+        /// The key in the file.
+        key: String,
+        /// The broken rule.
+        error: Box<Error>,
+    },
     /// The name of a family that is not known.
     #[error(
         "{}: key `model_type`: expected a known family: {}; found {}",
@@ -228,6 +238,14 @@ pub enum ConfigError {
         /// The key of the scaling.
         key: &'static str,
     },
+    /// The old name of a scaling's kind, where no version reads it.
+    #[error("{}: key `{key}`: says a scaling that transformers does not read in models of this class", path.display())]
+    OldType {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
     /// An original context that one version of transformers reads.
     #[error(
         "{}: key `{ORIGINAL}`: is {found}, which transformers 5 reads and transformers 4 does not", path.display()
@@ -295,6 +313,23 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// An error about a configuration that is the value of `object` in the file: it names the key in the file.
+    pub(super) fn inside(object: &str, error: Error) -> Error {
+        let place = error.place();
+        let (Some(path), Some(key)) = (place.path, place.key) else {
+            return error;
+        };
+        if key.starts_with(object) {
+            return error;
+        }
+        Self::Inside {
+            path: path.to_path_buf(),
+            key: format!("{object}.{key}"),
+            error: Box::new(error),
+        }
+        .into()
+    }
+
     /// The refusal of models of a type that no description can say.
     pub(super) fn not_computed(path: &Path, key: &str, found: &str, because: &str) -> Self {
         Self::NotComputed {
@@ -308,6 +343,7 @@ impl ConfigError {
     /// What to do next.
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         Some(Cow::Borrowed(match self {
+            Self::Inside { error, .. } => return error.hint(),
             Self::UnknownFamily { found, known, .. } => {
                 const BRING: &str = "a family that differs in names only can be brought with --format FILE (see formats/ for examples)";
                 let near = nearest(found, known.iter().map(String::as_str));
@@ -355,6 +391,7 @@ impl ConfigError {
                 "say it as transformers 4 does, too: `rope_theta`, or `rope_local_base_freq` where the class has it"
             }
             Self::UnreadScaling { .. } => "say it as `rope_scaling` too",
+            Self::OldType { .. } => "call the key `rope_type`, or remove the scaling if the model was trained without it",
             Self::OuterOriginal { scaling, .. } => {
                 return Some(
                     format!("say it as `{scaling}.{ORIGINAL}` and remove this key").into(),
@@ -391,7 +428,9 @@ impl ConfigError {
             | Self::AbsentKey { path, key, .. }
             | Self::UnevenHeads { path, key, .. }
             | Self::NoWindow { path, key }
-            | Self::WholeHeads { path, key, .. } => (path, key.as_str()),
+            | Self::WholeHeads { path, key, .. }
+            | Self::OldType { path, key }
+            | Self::Inside { path, key, .. } => (path, key.as_str()),
             Self::OtherThanBuiltIn { path, key, .. } => (path, &**key),
             Self::UnsaidLayout { path, key, .. } => (path, *key),
             Self::Architecture { path, fault } => (path, fault.key()),

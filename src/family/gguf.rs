@@ -254,6 +254,12 @@ pub fn config(gguf: &Gguf) -> Result<Map<String, Value>> {
         Field::HiddenAct,
         Field::MaxPositionEmbeddings,
         Field::NormEps,
+        Field::LogitScale,
+        Field::PartialRotaryFactor,
+        Field::EmbeddingMultiplier,
+        Field::ResidualMultiplier,
+        Field::AttentionMultiplier,
+        Field::LogitsDivisor,
     ]);
     config.put("rope_theta", json!(architecture.rope_theta));
     config.put("rope_scaling", json!(architecture.rope_scaling));

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 
 use super::role::Role;
-use crate::error::{ErrorPlace, one_of};
+use crate::error::ErrorPlace;
 
 /// The key that says of which architecture a file is.
 pub(super) const ARCHITECTURE: &str = "general.architecture";
@@ -32,10 +32,7 @@ const ELSEWHERE: &str = "llama.cpp would compute other logits: run the Hugging F
 pub enum GgufModelError {
     // ---- reading
     /// An architecture that is not read.
-    #[error(
-        "{}: key `{ARCHITECTURE}`: expected {}, found `{found}`; other architectures of GGUF are not read",
-        path.display(), one_of(known.iter().copied())
-    )]
+    #[error("{}: key `{ARCHITECTURE}`: is `{found}`, which is not read", path.display())]
     OtherArchitecture {
         /// The file.
         path: PathBuf,
@@ -257,6 +254,18 @@ pub enum GgufModelError {
         /// The tensor.
         tensor: String,
     },
+    /// A model of a family that has no section `gguf`.
+    #[error("{}: {family} models are not written as GGUF", path.display())]
+    NotWritten {
+        /// The folder of the model.
+        path: PathBuf,
+        /// The family of the model.
+        family: Box<str>,
+        /// The families that are written.
+        known: Vec<String>,
+        /// Whether the model is one of this program's own mixtures.
+        is_bam: bool,
+    },
     /// A model that llama.cpp would compute otherwise.
     #[error(
         "{}: the GGUF architecture `{architecture}` cannot hold this {family} model: {}", path.display(), reasons.join("; ")
@@ -270,8 +279,6 @@ pub enum GgufModelError {
         family: Box<str>,
         /// What the architecture has instead, one reason each.
         reasons: Vec<String>,
-        /// Whether the model is one of this program's own mixtures.
-        is_bam: bool,
     },
     /// A setting of YaRN that llama.cpp does not read.
     #[error("{}: key `{key}`: is {found}, but llama.cpp computes with {usual}", path.display())]
@@ -310,9 +317,15 @@ impl GgufModelError {
     /// What to do next.
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         Some(Cow::Borrowed(match self {
-            Self::OtherArchitecture { .. } => {
-                "take the model's safetensors, or load the file in transformers with gguf_file=… and save it with save_pretrained; \
-                 `bam-convert inspect` shows what it holds"
+            Self::OtherArchitecture { known, .. } => {
+                return Some(
+                    format!(
+                        "take the model's safetensors, or load the file in transformers with gguf_file=… and save it with save_pretrained; \
+                         `bam-convert inspect` shows what it holds; architectures that are read: {}",
+                        known.join(", ")
+                    )
+                    .into(),
+                );
             }
             Self::UnknownTensor { .. } => {
                 "the model has parts that its architecture does not have: take its safetensors"
@@ -327,10 +340,13 @@ impl GgufModelError {
             Self::SlowTokenizer { .. } => "save the tokenizer with transformers as a fast one",
             Self::NoNames { .. } => "say them in a section `gguf` of its format file",
             Self::NoKey { .. } => "name it under `gguf.keys` of the format file",
-            Self::CannotHold { is_bam: true, .. } => {
+            Self::NotWritten { is_bam: true, .. } => {
                 "`convert --to mixtral` where that holds it, then --to gguf"
             }
-            Self::CannotHold { is_bam: false, .. }
+            Self::NotWritten { known, .. } => {
+                return Some(format!("families that are written: {}", known.join(", ")).into());
+            }
+            Self::CannotHold { .. }
             | Self::OtherYarn { .. }
             | Self::UnwrittenScaling { .. }
             | Self::UnwrittenKey { .. } => ELSEWHERE,
@@ -363,7 +379,9 @@ impl GgufModelError {
             | Self::UnknownFactors { path, tensor } => {
                 return ErrorPlace::of(path).with_tensor(tensor);
             }
-            Self::SlowTokenizer { path } | Self::CannotHold { path, .. } => {
+            Self::SlowTokenizer { path }
+            | Self::NotWritten { path, .. }
+            | Self::CannotHold { path, .. } => {
                 return ErrorPlace::of(path);
             }
             Self::TokenizerFile { .. }

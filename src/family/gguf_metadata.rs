@@ -7,9 +7,10 @@ use super::architecture::Architecture;
 use super::format::{Family, Presence};
 use super::gguf_architecture;
 use super::gguf_error::GgufModelError;
+use super::gguf_names::default_activation;
 use super::gguf_rope;
 use super::keys::Field;
-use super::layout::{AttentionKv, Layers, QkNorm};
+use super::layout::{AttentionKv, Block, Layers, QkNorm};
 use super::mixture::Mixture;
 use super::multipliers::Multipliers;
 use super::names::{GgufNames, ROTATED, VALUE_LENGTH, bias_of};
@@ -61,7 +62,9 @@ impl<'a> Metadata<'a> {
         let names = self.names()?;
         let architecture = &names.architecture;
         let mut multipliers = Field::MULTIPLIERS.into_iter();
-        if let Some(field) = multipliers.find(|field| self.family.keys.has(*field)) {
+        let is_unread =
+            |field: &Field| self.family.keys.has(*field) && !names.keys.contains_key(field);
+        if let Some(field) = multipliers.find(is_unread) {
             return Err(GgufModelError::NoKey {
                 architecture: architecture.clone(),
                 field: field.name(),
@@ -76,6 +79,9 @@ impl<'a> Metadata<'a> {
             ("residual_scale", 1.0),
             ("embedding_scale", 1.0),
         ] {
+            if names.keys.values().any(|listed| listed == key) {
+                continue;
+            }
             let key = names.own_key(key);
             if let Some(value) = self
                 .gguf
@@ -86,7 +92,11 @@ impl<'a> Metadata<'a> {
                 return Err(self.unexpected(&key, expected, value));
             }
         }
-        for (key, neutral) in [("attention.causal", true), ("use_parallel_residual", false)] {
+        let is_parallel = self.family.layouts.block != Block::Sequential;
+        for (key, neutral) in [
+            ("attention.causal", true),
+            ("use_parallel_residual", is_parallel),
+        ] {
             let key = names.own_key(key);
             if self
                 .gguf
@@ -109,7 +119,7 @@ impl<'a> Metadata<'a> {
         let names = self.names()?;
         let hidden_size = self.size(Field::HiddenSize)?;
         let (num_heads, num_kv_heads) = self.heads()?;
-        let head_dim = self.head_dim(hidden_size, num_heads)?;
+        let (head_dim, rotated) = self.head_dim(hidden_size, num_heads)?;
         let vocab_size = self.vocabulary()?;
         let num_layers = self.layers()?;
         let intermediate_size = self.size(Field::IntermediateSize)?;
@@ -123,12 +133,14 @@ impl<'a> Metadata<'a> {
             return Err(self.unexpected(&eps_key, "a number of at least 0", norm_eps));
         }
         let context = self.size(Field::MaxPositionEmbeddings)?;
-        let rope = gguf_rope::read(gguf, names, head_dim, context)?;
+        let rope = gguf_rope::read(gguf, names, rotated, context)?;
 
         let layouts = family.layouts;
+        let has_qk_norm = names.tensors.get(Role::QNorm).is_some();
         let qk_norm = match family.present.qk_norm {
             Presence::Never => QkNorm::None,
-            Presence::Always | Presence::Key { .. } => layouts.qk_norm,
+            Presence::Always | Presence::Key { .. } if has_qk_norm => layouts.qk_norm,
+            Presence::Always | Presence::Key { .. } => QkNorm::None,
         };
         let biased = |rule| self.is_biased(rule, num_layers);
         let head = names.tensors.get(Role::Head).unwrap_or_default();
@@ -158,15 +170,22 @@ impl<'a> Metadata<'a> {
             norm_eps,
             rope_theta: rope.theta,
             rope_scaling: rope.scaling.map(serde_json::Value::Object),
-            hidden_act: "silu".to_owned(),
-            logit_scale: None,
+            hidden_act: default_activation(family).to_owned(),
+            logit_scale: self.factor(Field::LogitScale)?,
             sliding_window: None,
             window_layers: Layers::All,
             rope_layers: Layers::All,
             window_rope: None,
-            partial_rotary_factor: None,
+            partial_rotary_factor: (rotated != head_dim)
+                .then_some(rotated as f64 / head_dim as f64),
             clip_qkv: None,
-            multipliers: Multipliers::default(),
+            multipliers: Multipliers {
+                embedding_multiplier: self.factor(Field::EmbeddingMultiplier)?,
+                residual_multiplier: self.factor(Field::ResidualMultiplier)?,
+                attention_multiplier: self.factor(Field::AttentionMultiplier)?,
+                logits_divisor: self.factor(Field::LogitsDivisor)?,
+                ..Multipliers::default()
+            },
             max_position_embeddings: Some(context),
             initializer_range: 0.02,
             dtype: Some(self.dtype()?),
@@ -182,6 +201,16 @@ impl<'a> Metadata<'a> {
             ..Mixture::new(&dense, count)
         });
         Ok(Architecture { mixture, ..dense })
+    }
+
+    /// A factor, where the architecture has a key for it; llama.cpp takes zero for none.
+    fn factor(&self, field: Field) -> Result<Option<f64>> {
+        let names = self.names()?;
+        if !names.keys.contains_key(&field) {
+            return Ok(None);
+        }
+        let value = self.gguf.float(&names.key(field)?)?;
+        Ok(value.filter(|value| *value != 0.0))
     }
 
     /// Heads of queries, and of keys and values.
@@ -200,27 +229,35 @@ impl<'a> Metadata<'a> {
         Ok((heads, kv_heads))
     }
 
-    fn head_dim(&self, hidden: u64, heads: u64) -> Result<u64> {
+    /// The width of a head, and how much of it rotates.
+    fn head_dim(&self, hidden: u64, heads: u64) -> Result<(u64, u64)> {
         let names = self.names()?;
         let (key, values) = (names.key(Field::HeadDim)?, names.own_key(VALUE_LENGTH));
         let rotated_key = names.own_key(ROTATED);
         let rotated = self.gguf.unsigned(&rotated_key)?;
+        let rotates_in_part = names.keys.contains_key(&Field::PartialRotaryFactor);
         let (said_by, head_dim) = match (self.gguf.unsigned(&key)?, rotated) {
-            (None, Some(rotated)) => (&rotated_key, rotated),
+            (None, Some(rotated)) if !rotates_in_part => (&rotated_key, rotated),
             (said, _) => (&key, said.unwrap_or(hidden / heads)),
         };
         // A head is one row of attn_q at least, and attn_q is in the file: more is nonsense.
         if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > 1 << 20 {
             return Err(self.unexpected(said_by, "an even head dimension", head_dim));
         }
-        for key in [values, rotated_key] {
+        let rotated = rotated.unwrap_or(head_dim);
+        if rotates_in_part && (rotated == 0 || !rotated.is_multiple_of(2) || rotated > head_dim) {
+            let expected = format!("an even number up to the head dimension {head_dim}");
+            return Err(self.unexpected(&rotated_key, expected, rotated));
+        }
+        let whole = (!rotates_in_part).then_some(rotated_key);
+        for key in [values].into_iter().chain(whole) {
             let found = self.gguf.unsigned(&key)?;
             if let Some(found) = found.filter(|found| *found != head_dim) {
                 let expected = format!("the head dimension {head_dim}");
                 return Err(self.unexpected(&key, expected, found));
             }
         }
-        Ok(head_dim)
+        Ok((head_dim, rotated))
     }
 
     /// Rows of the embedding, with which the metadata agrees where it says them.

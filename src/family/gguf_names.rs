@@ -5,12 +5,14 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::activation::Activation;
 use super::architecture::Architecture;
-use super::gguf_architecture::{architectures, written};
+use super::format::Family;
+use super::gguf_architecture::written;
 use super::gguf_error::GgufModelError;
 use super::gguf_rope;
 use super::keys::Field;
-use super::layout::{Block, MlpType, NormPosition, NormType, QkNorm};
+use super::layout::QkNorm;
 use super::names::{GgufNames, GgufPart, ROTATED, VALUE_LENGTH, bias_of};
 use super::role::Role;
 use super::tensors::TensorSpec;
@@ -37,37 +39,44 @@ pub struct NamedTensor {
 pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
     let a = architecture;
     let family = a.names()?;
+    let Some(names) = &family.gguf else {
+        return Err(GgufModelError::NotWritten {
+            path: path.to_path_buf(),
+            family: a.family.as_str().into(),
+            known: written()?.map(|(family, _)| family.name.clone()).collect(),
+            is_bam: a.is_bam(),
+        }
+        .into());
+    };
     let mut reasons = Vec::new();
     let mut refuse =
         |refused: bool, reason: &str| reasons.extend(refused.then(|| reason.to_owned()));
-    if let Some(names) = &family.gguf {
-        let has_bias = |part: &GgufPart| match part {
-            GgufPart::Attention => a.attention_bias || a.attention_output_bias,
-            GgufPart::FeedForward => a.mlp_bias,
-        };
-        refuse(
-            names.without_bias.iter().any(has_bias),
-            "it has fewer biases",
-        );
-        refuse(
-            (a.block, a.norm_position) != (Block::Sequential, NormPosition::Pre),
-            "it normalises the input of attention, then the input of the feed-forward network",
-        );
-        refuse(a.norm_type != NormType::Rms, "its norms are RMS norms");
-        refuse(a.norm_offset, "its norms multiply by their weight");
-        refuse(a.norm_bias, "its norms have no biases");
-        refuse(a.head_bias, "its head has no bias");
-        refuse(
-            a.mlp_type != MlpType::Gated,
-            "its feed-forward network is gated",
-        );
-    } else {
-        let names: Vec<&str> = written()?.map(|(family, _)| family.name.as_str()).collect();
-        refuse(true, &format!("only {} are written", listed(&names)));
-    }
+    let has_bias = |part: &GgufPart| match part {
+        GgufPart::Attention => a.attention_bias || a.attention_output_bias,
+        GgufPart::AttentionOutput => a.attention_output_bias,
+        GgufPart::FeedForward => a.mlp_bias,
+    };
     refuse(
-        a.qk_norm != QkNorm::None,
+        names.without_bias.iter().any(has_bias),
+        "it has fewer biases",
+    );
+    // The section belongs to a family, so llama.cpp computes its layouts.
+    refuse(
+        a.block != family.layouts.block,
+        "attention and feed-forward network are joined otherwise",
+    );
+    refuse(
+        a.qk_norm != QkNorm::None && names.tensors.get(Role::QNorm).is_none(),
         "it has no norms of queries and keys",
+    );
+    refuse(
+        !a.tie_word_embeddings && names.tensors.get(Role::Head).is_none(),
+        "its head is its input embedding",
+    );
+    let usual = default_activation(&family);
+    refuse(
+        Activation::named(&a.hidden_act) != Activation::named(usual),
+        &format!("its activation is {usual}"),
     );
     let context = a.max_position_embeddings.unwrap_or(u64::MAX);
     refuse(
@@ -79,16 +88,15 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
         "all its layers rotate, and in one way",
     );
     refuse(
-        a.partial_rotary_factor.is_some(),
+        a.partial_rotary_factor.is_some() && !names.keys.contains_key(&Field::PartialRotaryFactor),
         "it rotates whole heads (`partial_rotary_factor`)",
     );
-    refuse(a.hidden_act != "silu", "its activation is silu");
-    refuse(
-        a.clip_qkv.is_some() || a.logit_scale.is_some_and(|scale| scale != 1.0),
-        "it neither clips nor scales",
-    );
+    let scales = a.logit_scale.is_some_and(|scale| scale != 1.0)
+        && !names.keys.contains_key(&Field::LogitScale);
+    refuse(a.clip_qkv.is_some() || scales, "it neither clips nor scales");
     for row in a.multipliers.rows() {
-        refuse(row.value.is_some(), &format!("it does not {}", row.what));
+        let refused = row.value.is_some() && !names.keys.contains_key(&row.field);
+        refuse(refused, &format!("it does not {}", row.what));
     }
     refuse(
         !a.head_dim.is_multiple_of(2),
@@ -97,27 +105,19 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
     if reasons.is_empty() {
         return Ok(());
     }
-    let held = match &family.gguf {
-        Some(names) => names.architecture.clone(),
-        None => architectures()?.join("`, `"),
-    };
     Err(GgufModelError::CannotHold {
         path: path.to_path_buf(),
-        architecture: held.into(),
+        architecture: names.architecture.as_str().into(),
         family: a.family.as_str().into(),
         reasons,
-        is_bam: a.is_bam(),
     }
     .into())
 }
 
-/// Names in a sentence.
-fn listed(names: &[&str]) -> String {
-    match names {
-        [] => "none".to_owned(),
-        [one] => (*one).to_owned(),
-        [first @ .., last] => format!("{} and {last}", first.join(", ")),
-    }
+/// The activation that llama.cpp has for a family: the default of its class.
+pub(super) fn default_activation(family: &Family) -> &str {
+    let default = family.keys[Field::HiddenAct].default.as_ref();
+    default.and_then(Value::as_str).unwrap_or("silu")
 }
 
 /// What llama.cpp calls the parts of the model.
@@ -160,14 +160,25 @@ pub fn describe(
     metadata.float(&names.key(Field::NormEps)?, a.norm_eps);
     metadata.number(&names.key(Field::HeadDim)?, a.head_dim)?;
     metadata.number(&names.own_key(VALUE_LENGTH), a.head_dim)?;
-    metadata.number(&names.own_key(ROTATED), a.head_dim)?;
+    metadata.number(&names.own_key(ROTATED), rotated(a))?;
     metadata.number(&names.key(Field::VocabSize)?, a.vocab_size)?;
+    let factors = a.multipliers.rows().map(|row| (row.field, row.value));
+    for (field, value) in factors.into_iter().chain([(Field::LogitScale, a.logit_scale)]) {
+        if let (Some(value), true) = (value, names.keys.contains_key(&field)) {
+            metadata.float(&names.key(field)?, value);
+        }
+    }
     if let Some(mixture) = &a.mixture {
         metadata.number(&names.key(Field::NumExperts)?, mixture.num_experts)?;
         let used = names.key(Field::NumExpertsPerTok)?;
         metadata.number(&used, mixture.num_experts_per_tok)?;
     }
     rope(metadata, &names, &path.join("config.json"), a)
+}
+
+/// Dimensions of each head that rotate.
+fn rotated(a: &Architecture) -> u64 {
+    (a.head_dim as f64 * a.partial_rotary_factor.unwrap_or(1.0)) as u64
 }
 
 fn rope(
@@ -226,7 +237,7 @@ fn rope(
             let limits = (low?, high?);
             factors = Some(gguf_rope::llama3_factors(
                 a.rope_theta,
-                a.head_dim,
+                rotated(a),
                 factor?,
                 limits,
                 original?,
@@ -277,7 +288,7 @@ pub fn tensors(architecture: &Architecture, specs: &[TensorSpec]) -> Result<Vec<
             experts.insert(name.clone(), found.len());
             shape.insert(0, 1);
         }
-        let exact = spec.shape.len() < 2 || spec.role.is_router();
+        let exact = spec.shape.len() < 2 || spec.role.is_router() || spec.role.is_norm();
         found.push(NamedTensor {
             name,
             shape,

@@ -19,6 +19,8 @@ pub(crate) struct Key {
     pub(crate) default: Option<Value>,
     /// The default of transformers 4, where transformers 5 has another.
     pub(crate) default_before_5: Option<Value>,
+    /// Texts that the class reads as other values.
+    pub(crate) read_as: BTreeMap<String, Value>,
 }
 
 impl Key {
@@ -33,6 +35,11 @@ impl Key {
     /// Whether it is read under that name.
     pub(super) fn is_called(&self, name: &str) -> bool {
         self.names.iter().any(|known| known == name)
+    }
+
+    /// What the class reads in place of that value, if it reads another.
+    pub(super) fn read_as(&self, value: &Value) -> Option<&Value> {
+        self.read_as.get(value.as_str()?)
     }
 
     /// The name under which the key is written.
@@ -53,6 +60,8 @@ impl<'de> Deserialize<'de> for Key {
             default: Option<Value>,
             #[serde(default)]
             default_before_5: Option<Value>,
+            #[serde(default)]
+            read_as: Option<BTreeMap<String, Value>>,
         }
 
         struct NameOrFields;
@@ -74,6 +83,7 @@ impl<'de> Deserialize<'de> for Key {
                     names: fields.names.unwrap_or_default(),
                     default: fields.default,
                     default_before_5: fields.default_before_5,
+                    read_as: fields.read_as.unwrap_or_default(),
                 })
             }
         }
@@ -234,6 +244,7 @@ impl Index<Field> for Keys {
             names: Vec::new(),
             default: None,
             default_before_5: None,
+            read_as: BTreeMap::new(),
         };
         self.0.get(&field).unwrap_or(&UNLISTED)
     }

@@ -17,6 +17,7 @@
 mod activation;
 mod architecture;
 mod architecture_fault;
+mod assumed;
 mod both_spellings;
 mod config;
 mod config_error;

@@ -5,16 +5,20 @@
 
 use std::borrow::Cow;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::config::Config;
 use super::config_error::ConfigError;
+use super::keys::{Field, Key};
 use super::known::families;
 use crate::Result;
 use crate::checkpoint::json::kind;
 
 /// The key of the language model's configuration.
-const TEXT_CONFIG: &str = "text_config";
+pub(super) const TEXT_CONFIG: &str = "text_config";
+
+/// The key that ties the head to the input embedding.
+const TIED: &str = "tie_word_embeddings";
 
 /// Keys of the whole that hold for its language model, too.
 const SHARED: [&str; 6] = [
@@ -72,6 +76,22 @@ static MULTIMODAL: [Multimodal; 3] = [
     },
 ];
 
+/// Sizes that `text_config` leaves out where the class has the same.
+const SIZES: [&str; 5] = [
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+];
+
+/// These sizes, by the `model_type` of the language model.
+const CLASS_SIZES: [(&str, [u64; SIZES.len()]); 3] = [
+    ("llama", [4096, 11008, 32, 32, 32000]),
+    ("mistral", [4096, 14336, 32, 32, 32000]),
+    ("qwen2", [4096, 22016, 32, 32, 151_936]),
+];
+
 impl Multimodal {
     /// The kind of a configuration, where it has further inputs.
     pub(super) fn of(config: &Config) -> Option<&'static Self> {
@@ -101,6 +121,8 @@ impl Config {
         };
         let mut json = match self.json.get(TEXT_CONFIG) {
             Some(Value::Object(text)) => text.clone(),
+            // The class of Mistral 3 then has sizes of its own.
+            None | Some(Value::Null) if whole.model_type != "mistral3" => Map::new(),
             Some(other) => return Err(self.wrong(TEXT_CONFIG, "an object", other)),
             None => return Err(self.missing(TEXT_CONFIG, "an object")),
         };
@@ -112,30 +134,43 @@ impl Config {
                 json.insert(key.to_owned(), value.clone());
             }
         }
-        let tied = "tie_word_embeddings";
-        match (self.json.get(tied), json.get(tied)) {
-            (Some(whole), None) => _ = json.insert(tied.to_owned(), whole.clone()),
-            (Some(whole), Some(text)) if whole != text => {
-                return Err(ConfigError::TwoSpellings {
-                    path: self.path.clone(),
-                    key: tied.to_owned(),
-                    value: kind(whole).into(),
-                    other: format!("{TEXT_CONFIG}.{tied}"),
-                    other_value: kind(text).into(),
-                }
-                .into());
-            }
-            _ => {}
-        }
         let name = json.entry("model_type").or_insert(whole.text.into());
+        let name = name.as_str().unwrap_or_default().to_owned();
         let mut families = families()?.iter();
-        let family = families.find(|family| family.model_types.iter().any(|known| name == known));
+        let family = families.find(|family| family.model_types.contains(&name));
         if let Some(class) = family.and_then(|family| family.architectures.first()) {
             json.insert("architectures".to_owned(), Value::from(vec![class.clone()]));
+        }
+        if let Some((_, sizes)) = CLASS_SIZES.iter().find(|(known, _)| *known == name) {
+            for (key, size) in SIZES.into_iter().zip(sizes) {
+                json.entry(key).or_insert(Value::from(*size));
+            }
+        }
+        if let Some(family) = family {
+            self.check_tie(&json, &family.keys[Field::TieWordEmbeddings])?;
         }
         Ok(Cow::Owned(Self {
             path: self.path.clone(),
             json,
         }))
+    }
+
+    /// Refuses a head that only one version of transformers ties. Version 4 obeys the key of the language model, and
+    /// version 5 the key of the whole, where the checkpoint has no head.
+    fn check_tie(&self, text: &Map<String, Value>, key: &Key) -> Result<()> {
+        let of_text = text.get(TIED).filter(|tied| !tied.is_null());
+        let of_text = of_text.or(key.default.as_ref());
+        let of_whole = self.json.get(TIED);
+        if of_text != Some(&Value::Bool(true)) || of_whole != Some(&Value::Bool(false)) {
+            return Ok(());
+        }
+        Err(ConfigError::TwoSpellings {
+            path: self.path.clone(),
+            key: TIED.to_owned(),
+            value: kind(&Value::Bool(false)).into(),
+            other: format!("{TEXT_CONFIG}.{TIED}"),
+            other_value: kind(&Value::Bool(true)).into(),
+        }
+        .into())
     }
 }

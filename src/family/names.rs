@@ -212,7 +212,10 @@ impl FusedProjections {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum GgufPart {
+    /// Queries, keys, values and the output projection.
     Attention,
+    /// The output projection alone.
+    AttentionOutput,
     FeedForward,
 }
 

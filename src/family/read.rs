@@ -15,7 +15,7 @@ use super::known::families;
 use super::layer_kinds::LayerKinds;
 use super::layout::{Block, Layouts, NormType, QkNorm, SaidLayouts};
 use super::mixture::Mixture;
-use super::multimodal::Multimodal;
+use super::multimodal::{Multimodal, TEXT_CONFIG};
 use super::multipliers::Multipliers;
 use super::rope::RopeContext;
 use super::rope_kinds::Ropes;
@@ -39,7 +39,20 @@ impl Architecture {
     /// ```
     pub fn of(config: &Config) -> Result<Self> {
         let multimodal = Multimodal::of(config);
-        let config = &*config.language_model()?;
+        let inner = &*config.language_model()?;
+        let architecture = Self::of_language_model(inner, multimodal.is_some());
+        let architecture = match multimodal {
+            None => architecture?,
+            Some(_) => architecture.map_err(|error| ConfigError::inside(TEXT_CONFIG, error))?,
+        };
+        Ok(Self {
+            multimodal,
+            ..architecture
+        })
+    }
+
+    /// What the configuration of a language model says, which is alone or a part of a model with further inputs.
+    fn of_language_model(config: &Config, is_part: bool) -> Result<Self> {
         let family = Family::of(config)?;
         let is_embedded = families()?.iter().any(|known| Arc::ptr_eq(known, &family));
         if !is_embedded {
@@ -49,11 +62,11 @@ impl Architecture {
         if !is_embedded {
             refuse_unsaid(config, &family, &architecture)?;
         }
-        if multimodal.is_some() {
+        if is_part {
             architecture.refuse_changed_logits(config)?;
         }
+        config.note_assumptions(&family)?;
         Ok(Self {
-            multimodal,
             format: (!is_embedded).then_some(family),
             ..architecture
         })

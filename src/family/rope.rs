@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use super::config::Config;
 use super::config_error::{ConfigError, ORIGINAL};
-use super::rope_place::RopePlace;
-use super::spelling::{normalised, same_value, without_outer};
+use super::rope_place::{FULL_LAYERS, RopePlace};
+use super::spelling::{LONGROPE, name_longrope, normalised, same_value, without_outer};
 use crate::checkpoint::json::kind;
 use crate::printable::excerpts;
 use crate::{Error, Result};
@@ -20,7 +20,7 @@ pub(crate) struct RopeContext {
     pub(crate) longest: Option<u64>,
     /// Whether the class that reads the file is this program's own, the same under each version of transformers.
     pub(crate) own_class: bool,
-    /// Whether the class has the original context beside the scaling, with a default of its own (Phi-3).
+    /// Whether the class has the original context beside the scaling, with a default of its own, and longrope alone (Phi-3).
     pub(crate) has_outer_original: bool,
 }
 
@@ -62,7 +62,7 @@ const KINDS: [Kind; 6] = [
         ],
     },
     Kind {
-        name: "longrope",
+        name: LONGROPE,
         required: &["short_factor", "long_factor"],
         optional: &["factor", ORIGINAL, "attention_factor"],
     },
@@ -96,8 +96,11 @@ impl Config {
                 Some(Value::Object(object)) => object,
                 Some(other) => return Err(self.wrong(name, "an object", other)),
             };
-            self.check_rope_type(name, object)?;
-            let scaling = normalised(object);
+            self.check_rope_type(name, place, object)?;
+            let mut scaling = normalised(object);
+            if context.has_outer_original {
+                scaling = scaling.map(|scaling| self.only_longrope(name, scaling)).transpose()?;
+            }
             match &found {
                 Some((first, earlier)) if !same_scaling(earlier, &scaling, context) => {
                     let [value, other_value] = excerpts(&shown(earlier), &shown(&scaling));
@@ -138,7 +141,42 @@ impl Config {
         }
     }
 
-    fn check_rope_type(&self, name: &str, object: &Map<String, Value>) -> Result<()> {
+    /// A scaling as the class of Phi-3 reads it, which has no other than longrope.
+    fn only_longrope(
+        &self,
+        name: &str,
+        mut scaling: Map<String, Value>,
+    ) -> Result<Map<String, Value>> {
+        name_longrope(&mut scaling);
+        let found = scaling.get("rope_type").and_then(Value::as_str);
+        if found != Some(LONGROPE) {
+            return Err(ConfigError::UnknownName {
+                path: self.path.clone(),
+                key: format!("{name}.rope_type"),
+                what: "scaling of this family",
+                known: vec!["default", LONGROPE],
+                found: found.unwrap_or_default().to_owned(),
+            }
+            .into());
+        }
+        Ok(scaling)
+    }
+
+    /// Whether transformers 4 can read a longrope: under `rope_scaling`, and with three keys alone in the class of Phi-3.
+    fn is_read_by_4(&self, name: &str, context: &RopeContext) -> bool {
+        let scaling = self.json.get(name).and_then(Value::as_object);
+        let is_readable = |scaling: &Map<String, Value>| {
+            !context.has_outer_original || scaling.len() == 3 && scaling.contains_key("type")
+        };
+        name == "rope_scaling" && scaling.is_some_and(is_readable)
+    }
+
+    fn check_rope_type(
+        &self,
+        name: &str,
+        place: &RopePlace,
+        object: &Map<String, Value>,
+    ) -> Result<()> {
         let key = |inner: &str| format!("{name}.{inner}");
         if let Some((inner, value)) = object.iter().find(|(_, value)| value.is_object()) {
             return Err(ConfigError::NotComputed {
@@ -146,6 +184,17 @@ impl Config {
                 key: key(inner),
                 found: kind(value),
                 because: "all layers rotate in one way".into(),
+            }
+            .into());
+        }
+        if *place == FULL_LAYERS
+            && name == "rope_scaling"
+            && !object.contains_key("rope_type")
+            && object.contains_key("type")
+        {
+            return Err(ConfigError::OldType {
+                path: self.path.clone(),
+                key: key("type"),
             }
             .into());
         }
@@ -268,7 +317,7 @@ impl Scaling<'_> {
                     Some(_) => {}
                 }
             }
-            "longrope" => self.resolve_longrope()?,
+            LONGROPE => self.resolve_longrope()?,
             "dynamic" => _ = self.longest()?,
             _ => {}
         }
@@ -364,8 +413,7 @@ impl Scaling<'_> {
             Some(outer) => (outer, attention(Some(longest / outer), outer)),
             None => (longest, attention(factor, longest)),
         };
-        // transformers 4 does not read `rope_parameters` at all.
-        let read_by_4 = self.name == "rope_scaling" && of_4.1.is_some();
+        let read_by_4 = self.config.is_read_by_4(self.name, self.context) && of_4.1.is_some();
         if read_by_4 && of_4 != of_5 {
             return Err(ConfigError::TwoLongropes {
                 path: self.config.path.clone(),

@@ -11,6 +11,9 @@ use crate::Result;
 /// The keys of the objects of rotary positions in `rope_parameters`, in a model whose kinds of layers rotate differently.
 pub(super) const LAYER_KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
 
+/// The base of rotary positions in layers with a window, where kinds of layers rotate differently.
+pub(super) const WINDOW_THETA: &str = "rope_parameters.sliding_attention.rope_theta";
+
 /// The part of each head that is rotated. Most classes of dense families do not read the key: transformers 4 fails where it
 /// is there, and transformers 5 ignores it.
 pub(super) fn partial_rotary_factor(config: &Config, family: &Family) -> Result<Option<f64>> {
@@ -23,7 +26,10 @@ pub(super) fn partial_rotary_factor(config: &Config, family: &Family) -> Result<
     ];
     let key = &family.keys[Field::PartialRotaryFactor];
     let own = key.names.iter().map(String::as_str);
-    let (name, value) = match config.find(own.chain(NAMES))? {
+    // A class with another key for it does not read this one.
+    let is_renamed = key.name().is_some_and(|name| name != NAMES[0]);
+    let others = NAMES.into_iter().skip(usize::from(is_renamed));
+    let (name, value) = match config.find(own.chain(others))? {
         Found::Value(name, value) => (name, value),
         Found::Absent | Found::Null => match config.default(key) {
             Some(value) => (NAMES[0], value),
@@ -77,7 +83,7 @@ pub(super) const FULL_LAYERS: RopePlace = RopePlace {
 /// The place of layers with a window, which transformers 4 never scales.
 pub(super) const WINDOW_LAYERS: RopePlace = RopePlace {
     objects: &["rope_parameters.sliding_attention"],
-    inner_theta: "rope_parameters.sliding_attention.rope_theta",
+    inner_theta: WINDOW_THETA,
     theta: Field::RopeLocalTheta,
 };
 

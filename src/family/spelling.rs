@@ -7,6 +7,20 @@ use super::config_error::ORIGINAL;
 /// Keys in the objects of rotary positions that are no part of a scaling.
 const BESIDE: [&str; 4] = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
 
+/// The scaling with a factor for each frequency.
+pub(super) const LONGROPE: &str = "longrope";
+
+/// Gives a longrope its name where it has one of its names in the first published files of Phi-3.
+pub(super) fn name_longrope(scaling: &mut Map<String, Value>) {
+    for key in ["rope_type", "type"] {
+        if let Some(name) = scaling.get_mut(key)
+            && (*name == "su" || *name == "yarn")
+        {
+            *name = Value::from(LONGROPE);
+        }
+    }
+}
+
 /// A longrope as the class of Phi-3 in transformers 4 reads it, which refuses any other keys. Values that are said beside it are left
 /// out, and `rope_type` has its old spelling.
 pub(super) fn without_outer(mut scaling: Map<String, Value>) -> Map<String, Value> {

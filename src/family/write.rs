@@ -493,7 +493,7 @@ pub(super) fn notes(source: &Config, architecture: &Architecture) -> Result<Vec<
             unknown.join(", ")
         )
     });
-    let assumed = source.assumed(&family.keys[Field::RopeTheta])?;
+    let assumed = source.decided_assumptions(&family)?;
     Ok(left_out.into_iter().chain(assumed).collect())
 }
 

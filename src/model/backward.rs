@@ -100,9 +100,8 @@ impl CausalLm {
         grad_output: &Tensor,
         gradients: &mut Gradients,
     ) -> Result<()> {
-        let multiplier = self.architecture.multipliers.embedding_multiplier;
         self.operations()
-            .multiply(grad_output, multiplier)
+            .multiply(grad_output, self.embedding_factor())
             .and_then(|grad_rows| {
                 self.operations().embed_backward(
                     &self.embedding,

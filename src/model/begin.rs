@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use candle_core::{DType, Tensor};
+use half::{bf16, f16};
 
 use super::cache::{KvCache, LayerCache};
 use super::causal_lm::{CausalLm, Forward};
@@ -64,10 +65,24 @@ impl CausalLm {
                 masks: RefCell::default(),
             };
             let embedded = self.operations().embed(&self.embedding, &pass.tokens)?;
-            let multiplier = self.architecture.multipliers.embedding_multiplier;
-            Ok((self.operations().multiply(&embedded, multiplier)?, pass))
+            let factor = self.embedding_factor();
+            Ok((self.operations().multiply(&embedded, factor)?, pass))
         };
         begin().map_err(|e| self.failed(e))
+    }
+
+    /// The factor on embeddings.
+    ///
+    /// Gemma's classes hold the root of the width as a tensor, rounded to the dtype of the embeddings. Factors of other classes are
+    /// Python's numbers.
+    pub(super) fn embedding_factor(&self) -> Option<f64> {
+        let factor = self.architecture.multipliers.embedding_multiplier?;
+        let is_root = factor == (self.architecture.hidden_size as f64).sqrt();
+        Some(match self.dtype {
+            DType::BF16 if is_root => bf16::from_f64(factor).to_f64(),
+            DType::F16 if is_root => f16::from_f64(factor).to_f64(),
+            _ => factor,
+        })
     }
 
     /// The batch and length of `tokens`.

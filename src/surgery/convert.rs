@@ -84,7 +84,7 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
         if config.is_file() {
             let config = Config::read(&config)?;
             let mut object = config.json.clone();
-            notes.extend(config.say_rope_theta(&mut object)?);
+            notes.extend(config.say_assumptions(&mut object)?);
             notes.extend(drop_leftover(&config, &source.checkpoint, &mut object));
             if let Some(dtype) = dtype {
                 say_dtype(&mut object, dtype);

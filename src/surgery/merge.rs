@@ -93,7 +93,7 @@ pub fn plan(
     put("normalize", json!(settings.normalize));
     put("dtype", json!(settings.dtype.map(dtype::name)));
     let mut config = base.config.json.clone();
-    notes.extend(base.config.say_rope_theta(&mut config)?);
+    notes.extend(base.config.say_assumptions(&mut config)?);
     notes.extend(drop_leftover(
         &base.config,
         &base.source.checkpoint,

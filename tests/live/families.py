@@ -25,10 +25,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+transformers.utils.logging.disable_progress_bar()
 TOKENS = [1, 72, 105, 300, 2, 17, 383, 44, 44, 260, 9, 131, 310, 3, 99, 201]
 TOLERANCE = 1e-4
 # Under every name that a class may have for it; names that a class does not have are left out.
@@ -88,7 +89,8 @@ def respelt(folder):
         return folder
     out = WORK / f"respelt-{folder.name}"
     shutil.copytree(folder, out)
-    config = json.loads((folder / "config.json").read_text())
+    whole = json.loads((folder / "config.json").read_text())
+    config = whole.get("text_config", whole)
     kinds = config.pop("rope_parameters")
     rope = kinds.get("full_attention", kinds)
     config["rope_theta"] = rope.pop("rope_theta")
@@ -97,22 +99,30 @@ def respelt(folder):
         config["rope_local_base_freq"] = local
     elif local != config["rope_theta"]:
         return None
+    if config["model_type"] == "granitemoehybrid":
+        config["layer_types"] = ["attention"] * config["num_hidden_layers"]
+    if config["model_type"] == "gpt_neox":
+        config["rotary_emb_base"] = config.pop("rope_theta")
     if "partial_rotary_factor" in rope:
-        config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
-    # Some classes of version 4 accept `type` alone.
-    scaling = {"type" if key == "rope_type" else key: value for key, value in rope.items()}
-    config["rope_scaling"] = None if rope["rope_type"] == "default" else scaling
-    (out / "config.json").write_text(json.dumps(config))
+        name = "rotary_pct" if config["model_type"] == "gpt_neox" else "partial_rotary_factor"
+        config[name] = rope.pop("partial_rotary_factor")
+    if config["model_type"] == "phi3":  # accepts three keys alone, with the older name
+        rope.pop("original_max_position_embeddings", None)
+        rope = {"type" if key == "rope_type" else key: value for key, value in rope.items()}
+    config["rope_scaling"] = None if rope.get("rope_type") == "default" else rope
+    (out / "config.json").write_text(json.dumps(whole))
     return out
 
 
 def described(binary, folder):
     """How far we are from the class of a described family, and `modeling_bam.py` from us on mixtures of it."""
     found = {}
-    model_type = json.loads((folder / "config.json").read_text())["model_type"]
-    source = respelt(folder) if model_type in CONFIG_MAPPING else None
+    config = json.loads((folder / "config.json").read_text())
+    source = respelt(folder) if config["model_type"] in CONFIG_MAPPING else None
     if source is not None:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+        auto = AutoModelForImageTextToText if "text_config" in config else AutoModelForCausalLM
+        # sdpa of version 4 passes the soft caps over.
+        model = auto.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
         found["dense"] = float((ours(binary, folder) - theirs(model)).abs().max())
     other = WORK / f"other-{folder.name}"
     shutil.copytree(folder, other)
@@ -140,13 +150,21 @@ def described(binary, folder):
     return found
 
 
+def has(config, key):
+    """Whether a configuration has one value for that key."""
+    try:
+        return hasattr(config, key)
+    except Exception:  # Some classes have a value for each layer.
+        return False
+
+
 def tiny(model_type):
     """A small random model of a type, or the reason why it cannot be made."""
     try:
         usual = CONFIG_MAPPING[model_type]()
     except Exception as error:
         return f"no config: {error}"[:120].replace("\n", " ")
-    keys = {key: value for key, value in SHAPE.items() if hasattr(usual, key)}
+    keys = {key: value for key, value in SHAPE.items() if has(usual, key)}
     for _ in range(len(keys)):
         try:
             config = CONFIG_MAPPING[model_type](**keys)

@@ -480,8 +480,11 @@ class BamModel(BamPreTrainedModel):
         past_key_values = cache if past_key_values is None else past_key_values
         kwargs.pop("cache_position", None)  # 4.57 says it, 5.x warns about models that ask for it, the cache knows
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if self.config.embedding_multiplier is not None:  # rounded as Gemma's: to the dtype of the embeddings
-            x = x * torch.tensor(self.config.embedding_multiplier, dtype=x.dtype, device=x.device)
+        factor = self.config.embedding_multiplier
+        if factor is not None:
+            # Gemma rounds the root of the width to the dtype of the embeddings; other classes multiply by Python's number.
+            is_root = factor == self.config.hidden_size**0.5
+            x = x * (torch.tensor(factor, dtype=x.dtype, device=x.device) if is_root else factor)
         # Recomputing a block under gradient checkpointing would write to the cache a second time.
         caching = self.config.use_cache if use_cache is None else use_cache
         if caching and past_key_values is None and not (self.gradient_checkpointing and self.training):

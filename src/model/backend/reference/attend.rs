@@ -3,6 +3,7 @@
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::{softmax, softmax_last_dim};
 
+use super::norm::at_least_f32;
 use crate::model::modules::Attention;
 use crate::model::params::Mode;
 use crate::model::pass::Pass;
@@ -75,7 +76,7 @@ fn attend_all(
     let (rows, group, seq, head_dim) = queries.dims4()?;
     let total = keys.dim(1)?;
     let scale = attention.scale.unwrap_or((head_dim as f64).powf(-0.5));
-    let queries = (queries.reshape((rows, group * seq, head_dim))? * scale)?;
+    let queries = multiplied(&queries.reshape((rows, group * seq, head_dim))?, scale)?;
     let mut scores = queries.matmul(&keys.transpose(1, 2)?)?;
     scores = soft_capped(scores, attention.soft_cap)?;
     if let Some(mask) = mask {
@@ -98,7 +99,53 @@ fn attend_all(
 /// Values between `-cap` and `cap`, where there is a cap.
 pub(super) fn soft_capped(x: Tensor, cap: Option<f64>) -> Result<Tensor> {
     match cap {
-        Some(cap) => (x / cap)?.tanh()? * cap,
+        Some(cap) => multiplied(&multiplied(&x, cap.recip())?.tanh()?, cap),
         None => Ok(x),
+    }
+}
+
+/// `x` times `factor`, rounded once: torch does not round a Python number to half precision, and candle does.
+pub(super) fn multiplied(x: &Tensor, factor: f64) -> Result<Tensor> {
+    let dtype = x.dtype();
+    (x.to_dtype(at_least_f32(dtype))? * factor)?.to_dtype(dtype)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+    use half::{bf16, f16};
+
+    use super::*;
+
+    /// As `x * factor` and `cap * tanh(x / cap)` of torch with Python numbers: each step has the rounding of its result alone.
+    #[test]
+    fn factors_are_not_rounded_to_half_precision() {
+        let values: Vec<f32> = (0..256).map(|n| 1.0 + n as f32 / 128.0).collect();
+        let x = Tensor::new(&values[..], &Device::Cpu).unwrap();
+        let rounded = |dtype: DType, value: f64| match dtype {
+            DType::BF16 => bf16::from_f64(value).to_f64(),
+            _ => f16::from_f64(value).to_f64(),
+        };
+        let differing = |found: Tensor, expected: &dyn Fn(f64) -> f64, dtype: DType| {
+            let found: Vec<f32> = found.to_dtype(DType::F32).unwrap().to_vec1().unwrap();
+            let pairs = found.iter().zip(&values);
+            pairs
+                .filter(|(found, x)| {
+                    let exact = rounded(dtype, expected(rounded(dtype, f64::from(**x))));
+                    f64::from(**found) != exact
+                })
+                .count()
+        };
+        for dtype in [DType::BF16, DType::F16] {
+            let x = x.to_dtype(dtype).unwrap();
+            let found = multiplied(&x, 0.22).unwrap();
+            assert_eq!(differing(found, &|x| x * 0.22, dtype), 0);
+            // What candle alone would compute.
+            let of_candle = (&x * 0.22).unwrap();
+            assert!(differing(of_candle, &|x| x * 0.22, dtype) > 40);
+            let capped = soft_capped(x, Some(1.3)).unwrap();
+            let expected = |x: f64| 1.3 * rounded(dtype, rounded(dtype, x / 1.3).tanh());
+            assert!(differing(capped, &expected, dtype) <= 2);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor, Var};
 
+use super::attend::multiplied;
 use super::router::losses;
 use super::steps::{CandleSteps, Steps};
 use super::subgraph::Subgraph;
@@ -137,7 +138,7 @@ impl<S: Steps> Operations for Composed<S> {
     }
 
     fn multiply(&self, x: &Tensor, factor: Option<f64>) -> Result<Tensor> {
-        factor.map_or_else(|| Ok(x.clone()), |factor| x * factor)
+        factor.map_or_else(|| Ok(x.clone()), |factor| multiplied(x, factor))
     }
 
     fn logits(&self, head: &Head, x: &Tensor) -> Result<Tensor> {
