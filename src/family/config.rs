@@ -179,8 +179,8 @@ impl Config {
         Ok(found)
     }
 
-    /// As [`Self::find`], with the default of the key where the file has none of its names, and with the value that the class
-    /// reads in place of the one in the file.
+    /// As [`Self::find`], with the default of the key where the file has none of its names. A value that the class reads as another
+    /// counts as the other.
     pub(crate) fn lookup<'a>(&'a self, key: &'a Key) -> Result<Found<'a>> {
         Ok(match self.find(key.names.iter().map(String::as_str))? {
             Found::Value(name, value) => Found::Value(name, key.read_as(value).unwrap_or(value)),
@@ -205,7 +205,11 @@ impl Config {
 
     /// The major version of transformers that wrote the file, if it says so. Only version 5 has `rope_parameters`.
     pub(crate) fn transformers(&self) -> Option<u32> {
-        let Some(version) = self.json.get("transformers_version").and_then(Value::as_str) else {
+        let Some(version) = self
+            .json
+            .get("transformers_version")
+            .and_then(Value::as_str)
+        else {
             let new = self.json.get("rope_parameters").and_then(Value::as_object);
             return new.is_some_and(|values| !values.is_empty()).then_some(5);
         };

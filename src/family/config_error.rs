@@ -391,7 +391,9 @@ impl ConfigError {
                 "say it as transformers 4 does, too: `rope_theta`, or `rope_local_base_freq` where the class has it"
             }
             Self::UnreadScaling { .. } => "say it as `rope_scaling` too",
-            Self::OldType { .. } => "call the key `rope_type`, or remove the scaling if the model was trained without it",
+            Self::OldType { .. } => {
+                "call the key `rope_type`, or remove the scaling if the model was trained without it"
+            }
             Self::OuterOriginal { scaling, .. } => {
                 return Some(
                     format!("say it as `{scaling}.{ORIGINAL}` and remove this key").into(),

@@ -198,9 +198,8 @@ impl Architecture {
     /// The roles whose rows lie between rows of others in a file, so that a model has copies of them in place of the file's pages.
     pub(crate) fn scattered_roles(&self) -> Result<&'static [Role]> {
         let family = self.names()?;
-        let is_scattered = |names: &FusedProjections| {
-            names.qkv.is_some() && names.qkv_order == QkvOrder::PerGroup
-        };
+        let is_scattered =
+            |names: &FusedProjections| names.qkv.is_some() && names.qkv_order == QkvOrder::PerGroup;
         Ok(if family.fused.as_ref().is_some_and(is_scattered) {
             &[Role::Q, Role::K, Role::V]
         } else {

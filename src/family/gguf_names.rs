@@ -93,7 +93,10 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
     );
     let scales = a.logit_scale.is_some_and(|scale| scale != 1.0)
         && !names.keys.contains_key(&Field::LogitScale);
-    refuse(a.clip_qkv.is_some() || scales, "it neither clips nor scales");
+    refuse(
+        a.clip_qkv.is_some() || scales,
+        "it neither clips nor scales",
+    );
     for row in a.multipliers.rows() {
         let refused = row.value.is_some() && !names.keys.contains_key(&row.field);
         refuse(refused, &format!("it does not {}", row.what));
@@ -163,7 +166,10 @@ pub fn describe(
     metadata.number(&names.own_key(ROTATED), rotated(a))?;
     metadata.number(&names.key(Field::VocabSize)?, a.vocab_size)?;
     let factors = a.multipliers.rows().map(|row| (row.field, row.value));
-    for (field, value) in factors.into_iter().chain([(Field::LogitScale, a.logit_scale)]) {
+    for (field, value) in factors
+        .into_iter()
+        .chain([(Field::LogitScale, a.logit_scale)])
+    {
         if let (Some(value), true) = (value, names.keys.contains_key(&field)) {
             metadata.float(&names.key(field)?, value);
         }

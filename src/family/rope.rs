@@ -99,7 +99,9 @@ impl Config {
             self.check_rope_type(name, place, object)?;
             let mut scaling = normalised(object);
             if context.has_outer_original {
-                scaling = scaling.map(|scaling| self.only_longrope(name, scaling)).transpose()?;
+                scaling = scaling
+                    .map(|scaling| self.only_longrope(name, scaling))
+                    .transpose()?;
             }
             match &found {
                 Some((first, earlier)) if !same_scaling(earlier, &scaling, context) => {

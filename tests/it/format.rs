@@ -310,8 +310,7 @@ gguf:
         shown.stdout.contains("blk.0.post_attention_norm.weight"),
         "{shown:?}"
     );
-    bam!("convert", to("a.gguf"), to("unread"))
-        .refused(2, &["general.architecture", "found `house`"]);
+    bam!("convert", to("a.gguf"), to("unread")).refused(2, &["general.architecture", "is `house`"]);
 
     bam!("convert", to("a.gguf"), to("back"), "--format", format).ok();
     let (before, after) = (seed.join("model.safetensors"), to("back/model.safetensors"));

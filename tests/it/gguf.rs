@@ -141,10 +141,8 @@ fn a_file_of_another_architecture_is_shown_and_named() {
         work.path().join("out").to_str().unwrap().to_owned(),
     );
     for arguments in readers(&path, &out) {
-        run(arguments.iter().map(Into::into)).refused(
-            2,
-            &["patched.gguf", "is `gemma`", "hint: ", "llama, qwen2"],
-        );
+        run(arguments.iter().map(Into::into))
+            .refused(2, &["patched.gguf", "is `gemma`", "hint: ", "llama, qwen2"]);
         assert!(!Path::new(&out).exists());
     }
 }

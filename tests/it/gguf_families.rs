@@ -78,7 +78,12 @@ fn rows() -> Vec<Row> {
         },
         row("families/exaone4", "exaone4", POST),
         Row {
-            without: &["o_proj.bias", "gate_proj.bias", "up_proj.bias", "down_proj.bias"],
+            without: &[
+                "o_proj.bias",
+                "gate_proj.bias",
+                "up_proj.bias",
+                "down_proj.bias",
+            ],
             change: |config| {
                 config["attention_out_bias"] = json!(false);
                 config["mlp_bias"] = json!(false);
@@ -149,11 +154,7 @@ fn rows() -> Vec<Row> {
         Row {
             keys: &[("rope.dimension_count", 6.0)],
             change: |config| config["hidden_act"] = json!("gelu_new"),
-            ..row(
-                "families/phi",
-                "phi2",
-                &["attn_norm", "ffn_up", "ffn_down"],
-            )
+            ..row("families/phi", "phi2", &["attn_norm", "ffn_up", "ffn_down"])
         },
         Row {
             keys: &[("logit_scale", 0.0625)],
@@ -189,10 +190,16 @@ fn families_in_gguf_compute_what_their_folders_do() {
         let text = gguf.text("general.architecture").unwrap();
         assert_eq!(text, Some(row.architecture));
         for name in gguf.tensors.keys() {
-            let name = name.rsplit_once('.').map_or(name.as_str(), |(name, _)| name);
+            let name = name
+                .rsplit_once('.')
+                .map_or(name.as_str(), |(name, _)| name);
             let role = name.rsplit('.').next().unwrap();
             let is_known = ATTENTION.contains(&role) || row.tensors.contains(&role);
-            assert!(is_known || name == "rope_freqs", "{}: {name}", row.architecture);
+            assert!(
+                is_known || name == "rope_freqs",
+                "{}: {name}",
+                row.architecture
+            );
         }
         for (key, expected) in row.keys {
             let key = format!("{}.{key}", row.architecture);

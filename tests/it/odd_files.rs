@@ -291,7 +291,11 @@ fn a_base_that_no_version_decides_is_said_by_every_command() {
         config.insert("rope_theta".to_owned(), json!(60000.0));
     });
     let run = logits(&folder).0.ok();
-    assert!(run.stderr.contains("layers with a window"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("layers with a window"),
+        "{}",
+        run.stderr
+    );
     // Only version 5 has `rope_parameters`, so that its default counts.
     let folder = changed(&work, "new", "cohere/seed", |config| {
         without(config);
@@ -318,7 +322,8 @@ fn the_gelu_of_published_gemma_is_its_approximation() {
     assert_same_as(&folder, "families/gemma");
     let run = logits(&folder).0.ok();
     assert!(
-        run.stderr.contains("taken for the string \"gelu_pytorch_tanh\""),
+        run.stderr
+            .contains("taken for the string \"gelu_pytorch_tanh\""),
         "{}",
         run.stderr
     );
@@ -335,7 +340,13 @@ fn the_gelu_of_published_gemma_is_its_approximation() {
     let exact = changed(&work, "gemma2", "families/gemma2", |config| {
         config["hidden_activation"] = json!("gelu");
     });
-    let run = bam!("logits", fixture("families/gemma2"), exact, "--tolerance", "0");
+    let run = bam!(
+        "logits",
+        fixture("families/gemma2"),
+        exact,
+        "--tolerance",
+        "0"
+    );
     assert_eq!(run.code, Some(1), "{}", run.stderr);
 }
 
@@ -369,7 +380,8 @@ fn the_language_model_says_whether_its_head_is_tied() {
 fn sizes_that_a_text_config_leaves_out_are_those_of_its_class() {
     let work = TempDir::new().unwrap();
     let folder = changed(&work, "llava", "families/llava", |config| {
-        config["text_config"] = json!({"model_type": "llama", "vocab_size": 32064, "rms_norm_eps": 1e-5});
+        config["text_config"] =
+            json!({"model_type": "llama", "vocab_size": 32064, "rms_norm_eps": 1e-5});
     });
     std::fs::remove_file(folder.join("model.safetensors")).unwrap();
     let cost = bam!("cost", folder, "--json").ok().json();
@@ -384,5 +396,8 @@ fn errors_about_a_language_model_name_the_key_in_the_file() {
     let folder = changed(&work, "llava", "families/llava", |config| {
         config["text_config"]["rms_norm_eps"] = json!("small");
     });
-    assert_refused(&folder, &["config.json: key `text_config.rms_norm_eps`: expected"]);
+    assert_refused(
+        &folder,
+        &["config.json: key `text_config.rms_norm_eps`: expected"],
+    );
 }

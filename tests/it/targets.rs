@@ -745,12 +745,12 @@ fn what_llama_cpp_would_compute_otherwise_is_refused() {
     };
     refused(
         &fixture("families/glm4"),
-        &["glm4 models are not written", "llama, mistral, qwen2, qwen3, cohere"],
+        &[
+            "glm4 models are not written",
+            "llama, mistral, qwen2, qwen3, cohere",
+        ],
     );
-    refused(
-        &mixture("olmoe"),
-        &["olmoe models are not written"],
-    );
+    refused(&mixture("olmoe"), &["olmoe models are not written"]);
     let window = copy_folder(&fixture("mistral/seed"), &work.path().join("window"));
     edit_json(&window.join("config.json"), |config| {
         config["sliding_window"] = 16.into()

@@ -106,10 +106,12 @@ def respelt(folder):
     if "partial_rotary_factor" in rope:
         name = "rotary_pct" if config["model_type"] == "gpt_neox" else "partial_rotary_factor"
         config[name] = rope.pop("partial_rotary_factor")
-    if config["model_type"] == "phi3":  # accepts three keys alone, with the older name
+    if config["model_type"] == "phi3":  # accepts three keys alone
         rope.pop("original_max_position_embeddings", None)
+    is_default = rope["rope_type"] == "default"
+    if rope is kinds:  # Some classes accept `type` alone, and those with kinds of layers `rope_type` alone.
         rope = {"type" if key == "rope_type" else key: value for key, value in rope.items()}
-    config["rope_scaling"] = None if rope.get("rope_type") == "default" else rope
+    config["rope_scaling"] = None if is_default else rope
     (out / "config.json").write_text(json.dumps(whole))
     return out
 
