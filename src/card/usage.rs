@@ -64,10 +64,8 @@ pub(super) fn published(body: &str, repository: &str) -> String {
 /// The body of a card without its first section on use, which is about its own folder; `None` where it has none that this
 /// program wrote.
 pub(super) fn without_section(body: &str) -> Option<String> {
-    let begin = body.match_indices(HEADING).map(|(at, _)| at);
-    let begin = begin
-        .into_iter()
-        .find(|at| *at == 0 || body[..*at].ends_with('\n'))?;
+    let mut places = body.match_indices(HEADING).map(|(at, _)| at);
+    let begin = places.find(|at| *at == 0 || body[..*at].ends_with('\n'))?;
     let mut rest = &body[begin + HEADING.len()..];
     for (before, language) in [(BEFORE_PYTHON, "python"), (BEFORE_SHELL, "sh")] {
         rest = before.iter().find_map(|words| rest.strip_prefix(words))?;

@@ -164,7 +164,9 @@ pub(super) fn add_card(files: &mut Vec<OutputFile>, converted: ConvertedModel) -
         training: None,
         copy_of: Some(CopyOf {
             path,
-            same_values: !tensors.iter().any(|tensor| rounds(tensor, source)),
+            same_values: !tensors
+                .iter()
+                .any(|tensor| rounds(&tensor.expression, tensor.layout.dtype, source)),
         }),
         notes,
         prompts: &[],
@@ -214,10 +216,9 @@ fn quantised_as(checkpoint: &Checkpoint) -> Option<String> {
     (!kinds.is_empty()).then(|| kinds.join(", "))
 }
 
-/// Whether the values of a tensor are rounded to fewer digits than the source has.
-fn rounds(tensor: &PlannedTensor, source: &Source) -> bool {
-    let wanted = tensor.layout.dtype;
-    match &tensor.expression {
+/// Whether an expression rounds values of the source to a `wanted` dtype that does not hold them.
+fn rounds(expression: &Expression, wanted: Dtype, source: &Source) -> bool {
+    match expression {
         Expression::Cast { of } => {
             let mut narrower = false;
             of.for_each_copy(&mut |_, name| {
@@ -228,10 +229,10 @@ fn rounds(tensor: &PlannedTensor, source: &Source) -> bool {
             narrower
         }
         Expression::Dequantise { .. } => true,
-        other => other.parts().iter().any(|of| {
-            let part = PlannedTensor::new("", wanted, Vec::new(), of.clone());
-            rounds(&part, source)
-        }),
+        other => {
+            let parts = other.parts();
+            parts.iter().any(|part| rounds(part, wanted, source))
+        }
     }
 }
 

@@ -264,8 +264,8 @@ impl Given {
             };
             let fits = |at: &usize| found.of_source[*at].is_none() && holds(path, &sources[*at]);
             // The place in the order counts where two sources are the same files.
-            let places = std::iter::once(number).chain(0..sources.len());
-            match places.into_iter().find(fits) {
+            let mut places = std::iter::once(number).chain(0..sources.len());
+            match places.find(fits) {
                 Some(at) => {
                     found.of_source[at] = Some(path.clone());
                     if at != number {
