@@ -318,14 +318,19 @@ fn a_source_that_changed_is_named_without_what_lies_there() {
 }
 
 #[test]
-fn sources_in_the_wrong_order_too_many_or_gone_are_named() {
+fn sources_are_known_by_their_files_and_too_many_or_gone_are_named() {
     let samples = Samples::new();
     let folder = mixture(&samples, RouterInit::Normal(0.02));
     let swapped = ["seed", "law", "code"].map(|name| samples.path(name));
     let report = validated(&folder, Some(&swapped));
+    assert!(status(&report, "sources") == Status::Ok && status(&report, "replay") == Status::Ok);
+    // The second of two equal folders is the source at its place, which it does not hold.
+    let wrong = ["seed", "seed", "law"].map(|name| samples.path(name));
+    let report = validated(&folder, Some(&wrong));
     assert!(
         status(&report, "sources") == Status::Fault && status(&report, "replay") == Status::Fault
     );
+    assert!(found(&report, "sources").contains("of source `code` is missing or differs"));
     let many = ["seed", "code", "law", "law"].map(|name| Some(samples.path(name)));
     let options = super::ValidateOptions {
         against: Some(&many),
