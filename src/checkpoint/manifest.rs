@@ -146,6 +146,33 @@ pub struct Lineage {
     pub tokens: u64,
     /// What they were taken from.
     pub data: Vec<DataRecord>,
+    /// Which engines took which steps, in order; empty where this program's trainer took all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub engines: Vec<EngineRecord>,
+}
+
+/// Steps of a run that one engine took.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EngineRecord {
+    /// `native` or `torch`.
+    pub engine: String,
+    /// The first of these steps, from 1.
+    pub first_step: u64,
+    /// The last of them.
+    pub last_step: u64,
+    /// Version of PyTorch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub torch: Option<String>,
+    /// Processes that computed together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<u64>,
+    /// The device of each process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// SHA-256 of each program that PyTorch ran.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub code: BTreeMap<String, String>,
 }
 
 /// One domain of a mixture of token folders.

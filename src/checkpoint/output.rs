@@ -289,6 +289,22 @@ impl OutputFolder {
         })
     }
 
+    /// Moves a file of the same file system into the folder, durably.
+    pub fn take(&self, from: &Path, name: &str) -> Result<FileHash> {
+        let path = self.place(name)?;
+        remove_existing(&path)
+            .and_then(|()| fs::rename(from, &path))
+            .map_err(|e| Error::io("rename to", &path, e))?;
+        let file = File::open(&path).map_err(|e| Error::io("read", &path, e))?;
+        filesystem::sync(&file).map_err(|e| Error::io("write", &path, e))?;
+        let source = SourceFile::open(&path)?;
+        Ok(FileHash {
+            path: name.to_owned(),
+            size: source.len(),
+            sha256: sha256_source(&source)?,
+        })
+    }
+
     /// Moves the finished folder to its place in one step.
     ///
     /// The lock moves along and goes last: without it, a run that starts now would take the partial folder for

@@ -13,7 +13,7 @@ use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::table::{self, counted};
 use bam_convert::train::settings::{Compute, Documents, Preset, Spike, Trouble};
 use bam_convert::train::{
-    Decay, End, EndLosses, Event, LoadBalance, Operation, Outlook, Request, Settings, begun,
+    Decay, End, EndLosses, EngineFacts, Event, LoadBalance, Operation, Outlook, Request, Settings, begun,
     beside, check, earlier_plans, run, steps_taken,
 };
 use candle_core::Device;
@@ -334,7 +334,8 @@ impl Arguments {
                 "nll": losses.map(|losses| losses.nll),
                 "mean_loss": losses.map(|losses| losses.mean),
                 "mean_loss_steps": losses.map(|losses| losses.mean_of),
-                "backend": end.backend,
+                "engine": end.engine.as_ref().map(EngineFacts::name),
+                "backend": end.engine.as_ref().and_then(EngineFacts::backend),
                 "seconds": end.seconds,
                 "peak_memory_bytes": end.peak_memory,
                 "predicted_memory_bytes": end.predicted_memory,

@@ -3,10 +3,9 @@
 use std::time::Instant;
 
 use bam_convert::memory::MachineMemory;
-use bam_convert::model::BackendChoice;
 use bam_convert::progress::{Progress, Unit};
 use bam_convert::table;
-use bam_convert::train::{Event, Memory, StepRecord};
+use bam_convert::train::{EngineFacts, Event, Memory, StepRecord};
 use indicatif::ProgressBar;
 
 use super::printer::{LINE_EVERY, Printer};
@@ -53,8 +52,8 @@ impl<'a> TrainingProgress<'a> {
                 parameters,
                 memory,
                 matmul_peak,
-                backend,
-            } => self.begins([*trained, *parameters], memory, *matmul_peak, backend),
+                engine,
+            } => self.begins([*trained, *parameters], memory, *matmul_peak, engine),
             Event::Validation(step, domains) => {
                 let each = domains
                     .iter()
@@ -77,7 +76,7 @@ impl<'a> TrainingProgress<'a> {
         [trained, parameters]: [u64; 2],
         memory: &Memory,
         matmul_peak: f64,
-        backend: &BackendChoice,
+        engine: &EngineFacts,
     ) {
         self.note(&format!(
             "training {} of {} parameters; matmuls at {}",
@@ -98,7 +97,7 @@ impl<'a> TrainingProgress<'a> {
             table::bytes(memory.gradients),
             table::bytes(memory.activations)
         ));
-        self.note(&format!("backend: {backend}"));
+        self.note(&engine.to_string());
     }
 
     fn step(&mut self, step: &StepRecord) {

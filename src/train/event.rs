@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::engine::EngineFacts;
 use super::machine::Memory;
 use super::metrics::{self, Validation};
-use crate::model::BackendChoice;
 
 /// An event of a run.
 pub enum Event<'a> {
@@ -19,8 +19,8 @@ pub enum Event<'a> {
         memory: Memory,
         /// The machine's rate in a large product, in floating-point operations a second.
         matmul_peak: f64,
-        /// The backend that computes.
-        backend: &'a BackendChoice,
+        /// What computes.
+        engine: &'a EngineFacts,
     },
     /// It resumes after this step.
     Resumes(u64),

@@ -47,6 +47,21 @@ impl HeldBack {
             bytes_per_token: bytes as f64 / tokens as f64,
         }))
     }
+
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What a mean negative log-likelihood of so many tokens of it says.
+    pub(super) fn scores(&self, nll: f64, tokens: u64) -> Validation {
+        Validation {
+            nll,
+            perplexity: nll.exp(),
+            bits_per_byte: nll / std::f64::consts::LN_2 / self.bytes_per_token,
+            tokens,
+        }
+    }
 }
 
 /// Measures all domains; `None` where `stop` became true before the end.
@@ -84,16 +99,7 @@ pub(super) fn measure(
             }
         }
         let nll = sum / tokens.max(1) as f64;
-        let bits_per_byte = nll / std::f64::consts::LN_2 / domain.bytes_per_token;
-        found.insert(
-            domain.name.clone(),
-            Validation {
-                nll,
-                perplexity: nll.exp(),
-                bits_per_byte,
-                tokens,
-            },
-        );
+        found.insert(domain.name.clone(), domain.scores(nll, tokens));
     }
     Ok(Some(found))
 }

@@ -89,6 +89,15 @@ pub struct Step {
     pub flops_per_second: f64,
     /// The same as a share of the machine's rate in a large matmul.
     pub peak_share: f64,
+    /// Processes that computed together; absent in this program's own trainer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<u64>,
+    /// Tokens predicted a second, by the number of processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_second_per_rank: Option<f64>,
+    /// Largest memory of a process or its GPU so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
     /// The domains that the rows came from.
     pub domains: BTreeMap<String, DomainLoss>,
 }
@@ -189,6 +198,12 @@ impl Record {
                 step.domains
                     .iter()
                     .for_each(|(name, domain)| add(format!("nll/{name}"), domain.nll));
+                for (name, value) in [
+                    ("speed/tokens_per_second_per_rank", step.tokens_per_second_per_rank),
+                    ("memory/bytes", step.memory_bytes.map(|bytes| bytes as f64)),
+                ] {
+                    value.into_iter().for_each(|value| add(name.to_owned(), value));
+                }
             }
             Self::Detail(detail) => {
                 for (role, numbers) in &detail.roles {
@@ -255,6 +270,19 @@ fn parse(path: &Path) -> Result<(Vec<Record>, Vec<RunError>)> {
     Ok((records, problems))
 }
 
+/// The step, if the log in `folder` has held-back text measured there.
+pub(super) fn measured(folder: &Path, step: u64) -> Result<Option<u64>> {
+    let path = folder.join(METRICS);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let (records, _) = parse(&path)?;
+    let is_measured = records
+        .iter()
+        .any(|record| matches!(record, Record::Validation { step: at, .. } if *at == step));
+    Ok(is_measured.then_some(step))
+}
+
 /// The log of a run, being written.
 #[derive(Debug)]
 pub(super) struct Log {
@@ -263,8 +291,6 @@ pub(super) struct Log {
     events: EventFile,
     time: f64,
     is_empty: bool,
-    /// The last step whose measurement on held-back text it has.
-    measured: Option<u64>,
 }
 
 impl Log {
@@ -295,7 +321,6 @@ impl Log {
             events: EventFile::create(folder)?,
             time: 0.0,
             is_empty: kept.is_empty(),
-            measured: None,
         };
         kept.iter().try_for_each(|record| log.show(record))?;
         Ok((log, problems))
@@ -304,11 +329,6 @@ impl Log {
     /// Whether it holds no record yet.
     pub(super) fn is_empty(&self) -> bool {
         self.is_empty
-    }
-
-    /// The last step whose measurement on held-back text it has.
-    pub(super) fn measured(&self) -> Option<u64> {
-        self.measured
     }
 
     /// Appends a line.
@@ -322,10 +342,8 @@ impl Log {
     }
 
     fn show(&mut self, record: &Record) -> Result<()> {
-        match record {
-            Record::Step(step) => self.time = step.time,
-            Record::Validation { step, .. } => self.measured = Some(*step),
-            _ => {}
+        if let Record::Step(step) = record {
+            self.time = step.time;
         }
         self.events.add(self.time, record.step(), &record.scalars())
     }

@@ -7,18 +7,17 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use safetensors::Dtype;
 use serde_json::{Map, Value};
 
+use super::engine::Counters;
 use super::extend::with_plans;
-use super::parameters::Parameters;
 use super::run_error::RunError;
-use super::save::{PARTS, Position, STATE, STATE_TENSORS};
+use super::save::{Position, STATE};
+use super::state::{STATE_TENSORS, is_state_file};
 use super::settings::{Settings, differences};
 use crate::checkpoint::hash::FileHash;
 use crate::checkpoint::manifest::{FORMAT_VERSION, MANIFEST, Manifest};
-use crate::checkpoint::{Checkpoint, json, version};
-use crate::model::OptimiserState;
+use crate::checkpoint::{json, version};
 use crate::{Error, Result};
 
 /// The key of the version of a manifest and of a position.
@@ -48,6 +47,25 @@ pub(super) struct Candidates {
 }
 
 impl Candidates {
+    /// The step to resume after.
+    pub(super) fn step(&self) -> Option<u64> {
+        self.newest.as_ref().map(|newest| newest.position.step)
+    }
+
+    /// The progress there; that of the beginning without a checkpoint.
+    pub(super) fn counters(&self) -> Counters {
+        let Some(ResumePoint { position, .. }) = &self.newest else {
+            return Counters::default();
+        };
+        Counters {
+            step: position.step,
+            updates: position.updates,
+            tokens: position.tokens,
+            norm_mean: position.norm_mean,
+            norms: position.norms,
+        }
+    }
+
     /// Looks through the `checkpoints` of the run in `folder`, newest first.
     ///
     /// # Errors
@@ -129,8 +147,12 @@ fn read(folder: &Path, step: u64) -> Result<Position> {
     metadata(&folder.join(MANIFEST))?.ok_or_else(missing)?;
     let manifest = Manifest::read(folder)?.ok_or_else(missing)?;
     check_files(folder, &manifest)?;
-    for name in [STATE, STATE_TENSORS] {
-        if !manifest.files.iter().any(|file| file.path == name) {
+    let is_listed = |is: fn(&str) -> bool| manifest.files.iter().any(|file| is(&file.path));
+    for (name, is_there) in [
+        (STATE, is_listed(|name| name == STATE)),
+        (STATE_TENSORS, is_listed(is_state_file)),
+    ] {
+        if !is_there {
             let path = folder.join(name);
             return Err(RunError::NotListed { path }.into());
         }
@@ -225,39 +247,4 @@ fn check_range(folder: &Path, position: &Position, settings: &Settings) -> Resul
     } else {
         Err(RunError::NormMean { path, found: mean }.into())
     }
-}
-
-/// Puts the optimiser's state of the checkpoint in `folder` back.
-pub(super) fn restore(
-    folder: &Path,
-    parameters: &Parameters,
-    states: &mut [Box<dyn OptimiserState>],
-) -> Result<()> {
-    let path = folder.join(STATE_TENSORS);
-    let stored = Checkpoint::open(&path)?;
-    for (parameter, state) in parameters.all.iter().zip(states) {
-        for (part, prefix) in PARTS {
-            let name = format!("{prefix}.{}", parameter.spec.name);
-            let entry = stored.tensor(&name)?;
-            if entry.encoding.plain() != Some(Dtype::F32) || entry.shape != parameter.spec.shape {
-                return Err(RunError::StateTensor {
-                    path,
-                    tensor: name,
-                    expected: parameter.spec.shape.clone(),
-                    found: format!("{} {:?}", entry.encoding, entry.shape),
-                }
-                .into());
-            }
-            let mut bytes = vec![0; entry.length as usize];
-            stored.read_bytes(entry, 0, &mut bytes)?;
-            let values = bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect();
-            state
-                .upload(part, values)
-                .map_err(|e| Error::compute(format!("restore `{name}`"), e))?;
-        }
-    }
-    Ok(())
 }

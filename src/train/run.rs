@@ -1,58 +1,33 @@
 //! A run from its first step, or from where it was stopped, to its output.
 
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use candle_core::{DType, Device};
 use serde_json::{Map, Value, json};
 
-use super::error::TrainError;
+use super::check::{check_settings, open_data};
+use super::engine::{Engine, EngineFacts};
 use super::event::{Event, Watcher};
-use super::folder::{RunFolder, begun_at, check_idle, checkpoints_in};
+use super::folder::RunFolder;
 use super::machine::{Memory, matmul_peak, peak_memory};
-use super::measure::HeldBack;
 use super::metrics::{self, Log, METRICS, Record};
+use super::native::{NativeEngine, states};
 use super::outlook::{Outlook, flops_per_token};
 use super::output_state::OutputState;
 use super::parameters::Parameters;
-use super::parent::parent_files;
-use super::resume::{Candidates, ResumePoint, SameRun, restore};
-use super::save::{Saver, stored_values};
-use super::select::trained_names;
-use super::session::{EndLosses, Losses, Progress, ROWS, Session};
-use super::settings::{Operation, Settings};
-use super::trainer::{Counters, Trainer};
-use crate::checkpoint::Checkpoint;
-use crate::checkpoint::hash::sha256_file;
-use crate::checkpoint::manifest::DataRecord;
+use super::request::Request;
+use super::resume::{Candidates, ResumePoint, SameRun};
+use super::save::Saver;
+use super::session::{EndLosses, Losses, Progress, Session};
+use super::state::StateFiles;
+use super::trainer::Trainer;
 use crate::checkpoint::output::check_target;
-use crate::checkpoint::single::check_kind;
-use crate::data::{Mixture, Split, TokenFolder};
+use crate::data::Mixture;
 use crate::family::cost::Report;
 use crate::family::{Architecture, Config};
 use crate::memory::warning;
-use crate::model::{BackendChoice, CausalLm, LoadOptions, OptimiserState, Trainable, has_kernels};
+use crate::model::{CausalLm, LoadOptions, Trainable};
 use crate::{Error, Result, threads};
-
-/// A run that is asked for.
-pub struct Request {
-    /// Folder of the checkpoint that training begins with.
-    pub checkpoint: PathBuf,
-    /// The weight file that the folder was converted from for this run, which the output then names as its source.
-    pub origin: Option<PathBuf>,
-    /// Name, token folder and weight of each domain.
-    pub data: Vec<(String, PathBuf, f64)>,
-    /// Folder to make.
-    pub out: PathBuf,
-    /// What the weights follow from; [`Settings::data`] is filled in here.
-    pub settings: Settings,
-    /// How the run goes about it.
-    pub operation: Operation,
-    /// Where it computes.
-    pub device: Device,
-}
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,8 +42,8 @@ pub struct End {
     pub new_tokens: u64,
     /// Losses of this part; absent where it had no step with an update.
     pub losses: Option<EndLosses>,
-    /// The backend that computed; absent where the run was complete before it began.
-    pub backend: Option<BackendChoice>,
+    /// What computed; absent where the run was complete before it began.
+    pub engine: Option<EngineFacts>,
     /// Duration of this part, in seconds.
     pub seconds: f64,
     /// Largest memory of the process, in bytes.
@@ -98,7 +73,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         watch(&Event::Note(text));
     }
     let (mixture, held_back) = open_data(&mut request, &architecture, watch)?;
-    let settings = request.settings.clone();
+    let settings = &request.settings;
     let operation = &request.operation;
     let json = settings.to_json();
     let saver = Saver::open(
@@ -111,7 +86,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         watch(&Event::Note(note.to_owned()));
     }
     let same_run = SameRun {
-        settings: &settings,
+        settings,
         json: &json,
         checkpoint: &request.checkpoint,
         parent: saver.parent_files(),
@@ -136,99 +111,177 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     } else {
         Candidates::default()
     };
-    let resumed = candidates.newest.as_ref();
-    let resumed = resumed.map(|newest| newest.position.step);
     let outlook = Outlook::of(
         &request.checkpoint,
         &request.data,
-        &settings,
+        settings,
         operation,
         request.device.is_cuda(),
-        resumed.unwrap_or(0),
+        candidates.step().unwrap_or(0),
     )?;
     if let Some(text) = outlook.disk_warning(&request.out)? {
         watch(&Event::Note(text));
     }
 
     let dtype = settings.dtype.stored();
-    let trainable = Trainable::Only(names);
     let options = LoadOptions {
         dtype,
-        trainable,
+        trainable: Trainable::Only(names),
         ..LoadOptions::train(request.device.clone())
     };
     let model = CausalLm::load(&request.checkpoint, &options)?;
     let parameters = Parameters::of(&model);
-    let states = states(&request.checkpoint, &model, &parameters, dtype)?;
-    let counters = Counters::default();
-    let checkpointing = operation.gradient_checkpointing;
-    let mut trainer = Trainer {
-        model: &model,
-        parameters,
-        states,
-        settings: &settings,
-        checkpointing,
-        counters,
-    };
-    if operation.resume {
-        resume(&candidates, &folder, &mut trainer, watch)?;
+    let mut states = states(&request.checkpoint, &model, &parameters, dtype)?;
+    if let Some(newest) = &candidates.newest {
+        StateFiles::of(&newest.path)?.restore(&parameters, &mut states)?;
     }
-    let begun = trainer.counters;
-
-    let matmul_peak = matmul_peak(model.device(), dtype)?;
-    let cost = Report::new(&architecture, settings.seq as u64 / 2)?;
-    let trained: u64 = trainer
-        .parameters
-        .all
-        .iter()
-        .map(|parameter| parameter.var.elem_count() as u64)
-        .sum();
-    watch(&Event::Begins {
-        trained,
-        parameters: cost.total_parameters,
-        memory,
-        matmul_peak,
-        backend: model.backend(),
-    });
-
-    folder.write_settings(&json)?;
-    let log = begin_log(&folder, resumed, watch, || {
-        start(&architecture, &cost, &json)
-    })?;
-    let progress = match resumed {
-        Some(_) => Progress::of(&metrics::read(&folder.path().join(METRICS))?),
-        None => Progress::default(),
+    let measured = measured_before(&folder, &candidates)?;
+    let mut engine = NativeEngine {
+        trainer: Trainer {
+            model: &model,
+            parameters,
+            states,
+            settings,
+            checkpointing: operation.gradient_checkpointing,
+            counters: candidates.counters(),
+        },
+        mixture: &mixture,
+        held_back: &held_back,
+        settings,
+        operation,
+        measured,
     };
-    let mut session = Session {
-        flops_per_token: flops_per_token(&cost, trained),
-        matmul_peak,
-        trainer,
+    let facts = EngineFacts::Native {
+        backend: model.backend().clone(),
+    };
+    let course = Course {
+        request: &request,
+        architecture: &architecture,
+        trained: outlook.trained,
+        memory,
         saver,
         folder,
-        log,
-        mixture,
-        held_back,
-        settings: &settings,
-        operation,
+        candidates,
+        mixture: &mixture,
         replaces,
-        saved: resumed,
-        losses: Losses::default(),
-        progress,
+        facts,
+        matmul_peak: matmul_peak(model.device(), dtype)?,
+        began,
     };
-    session.steps(stop, watch)?;
-    session.finish(&request.out, began, watch)?;
-    let ended = session.trainer.counters;
-    Ok(End {
-        step: ended.step,
-        tokens: ended.tokens,
-        new_steps: ended.step - begun.step,
-        new_tokens: ended.tokens - begun.tokens,
-        losses: session.losses.end(),
-        backend: Some(model.backend().clone()),
-        seconds: began.elapsed().as_secs_f64(),
-        peak_memory: peak_memory(),
-        predicted_memory: memory.total(),
-    })
+    course.go(&mut engine, stop, watch)
+}
+
+/// A run whose engine is ready.
+struct Course<'a> {
+    request: &'a Request,
+    architecture: &'a Architecture,
+    /// Parameters that train.
+    trained: u64,
+    memory: Memory,
+    saver: Saver,
+    folder: RunFolder,
+    candidates: Candidates,
+    mixture: &'a Mixture,
+    /// Whether the output replaces an earlier one.
+    replaces: bool,
+    facts: EngineFacts,
+    matmul_peak: f64,
+    began: Instant,
+}
+
+impl Course<'_> {
+    /// Takes the steps that are left, and writes the output.
+    fn go(self, engine: &mut dyn Engine, stop: &AtomicBool, watch: Watcher) -> Result<End> {
+        let Request {
+            settings,
+            operation,
+            out,
+            ..
+        } = self.request;
+        let begun = self.candidates.counters();
+        let resumed = self.candidates.step();
+        if operation.resume {
+            self.set_aside_damaged(watch)?;
+        }
+        let cost = Report::new(self.architecture, settings.seq as u64 / 2)?;
+        watch(&Event::Begins {
+            trained: self.trained,
+            parameters: cost.total_parameters,
+            memory: self.memory,
+            matmul_peak: self.matmul_peak,
+            engine: &self.facts,
+        });
+        let json = settings.to_json();
+        self.folder.write_settings(&json)?;
+        let log = begin_log(&self.folder, resumed, watch, || {
+            start(self.architecture, &cost, &json)
+        })?;
+        let progress = match resumed {
+            Some(_) => Progress::of(&metrics::read(&self.folder.path().join(METRICS))?),
+            None => Progress::default(),
+        };
+        let engines = self.candidates.newest.map(|newest| newest.position.engines);
+        let mut session = Session {
+            flops_per_token: flops_per_token(&cost, self.trained),
+            matmul_peak: self.matmul_peak,
+            saver: self.saver,
+            folder: self.folder,
+            log,
+            mixture: self.mixture,
+            settings,
+            operation,
+            facts: self.facts,
+            replaces: self.replaces,
+            counters: begun,
+            saved: resumed,
+            engines: engines.unwrap_or_default(),
+            losses: Losses::default(),
+            progress,
+            memory: None,
+        };
+        session.steps(engine, stop, watch)?;
+        session.finish(engine, out, self.began, watch)?;
+        let ended = session.counters;
+        Ok(End {
+            step: ended.step,
+            tokens: ended.tokens,
+            new_steps: ended.step - begun.step,
+            new_tokens: ended.tokens - begun.tokens,
+            losses: session.losses.end(),
+            seconds: self.began.elapsed().as_secs_f64(),
+            peak_memory: session.peak_memory(),
+            predicted_memory: self.memory.total(),
+            engine: Some(session.facts),
+        })
+    }
+
+    /// Says where the run resumes, and moves damaged checkpoints out of its way.
+    fn set_aside_damaged(&self, watch: Watcher) -> Result<()> {
+        let Some(ResumePoint { position, .. }) = &self.candidates.newest else {
+            watch(&Event::Note(
+                "there is no checkpoint to resume from: the run begins at its first step"
+                    .to_owned(),
+            ));
+            return Ok(());
+        };
+        for (path, problem) in &self.candidates.damaged {
+            let aside = self.folder.set_aside(path)?;
+            let (damaged, aside) = (path.display(), aside.display());
+            watch(&Event::Note(format!(
+                "{damaged} is damaged and is now {aside}: {problem}"
+            )));
+        }
+        watch(&Event::Resumes(position.step));
+        Ok(())
+    }
+}
+
+/// The step that the run resumes after, if its log has held-back text measured there.
+fn measured_before(folder: &RunFolder, candidates: &Candidates) -> Result<Option<u64>> {
+    match candidates.step() {
+        Some(step) => metrics::measured(folder.path(), step),
+        None => Ok(None),
+    }
 }
 
 impl End {
@@ -240,44 +293,12 @@ impl End {
             new_steps: 0,
             new_tokens: 0,
             losses: None,
-            backend: None,
+            engine: None,
             seconds: 0.0,
             peak_memory: peak_memory(),
             predicted_memory: 0,
         }
     }
-}
-
-/// Restores the newest checkpoint, if there is one, and sets damaged ones aside.
-fn resume(
-    candidates: &Candidates,
-    folder: &RunFolder,
-    trainer: &mut Trainer,
-    watch: Watcher,
-) -> Result<()> {
-    let Some(ResumePoint { path, position }) = &candidates.newest else {
-        watch(&Event::Note(
-            "there is no checkpoint to resume from: the run begins at its first step".to_owned(),
-        ));
-        return Ok(());
-    };
-    restore(path, &trainer.parameters, &mut trainer.states)?;
-    for (path, problem) in &candidates.damaged {
-        let aside = folder.set_aside(path)?;
-        let (damaged, aside) = (path.display(), aside.display());
-        watch(&Event::Note(format!(
-            "{damaged} is damaged and is now {aside}: {problem}"
-        )));
-    }
-    trainer.counters = Counters {
-        step: position.step,
-        updates: position.updates,
-        tokens: position.tokens,
-        norm_mean: position.norm_mean,
-        norms: position.norms,
-    };
-    watch(&Event::Resumes(position.step));
-    Ok(())
 }
 
 /// Begins the log of a run, or continues it after the step `resumed`.
@@ -301,148 +322,6 @@ fn begin_log(
         log.add(&Record::Resume { step })?;
     }
     Ok(log)
-}
-
-/// Refuses what a run would refuse before its first step, and touches nothing; returns the steps that it would not take
-/// again. Reads weights only where a run would resume, for their hashes.
-pub fn check(request: &mut Request) -> Result<u64> {
-    let architecture = Architecture::of(&Config::read(&request.checkpoint)?)?;
-    architecture.match_checkpoint(&request.checkpoint)?;
-    check_settings(request, &architecture)?;
-    open_data(request, &architecture, &mut |_: &Event| {})?;
-    let (out, operation) = (&request.out, &request.operation);
-    let sources = [request.checkpoint.as_path()];
-    if !operation.resume {
-        check_target(out, operation.force, &sources)?;
-        let (folder, _) = begun_at(out, false, operation.force)?;
-        return check_idle(&folder).map(|()| 0);
-    }
-    let same_run = SameRun {
-        settings: &request.settings,
-        json: &request.settings.to_json(),
-        checkpoint: &request.checkpoint,
-        parent: &parent_files(
-            &request.checkpoint,
-            request.origin.as_deref(),
-            &architecture,
-        )?,
-    };
-    let found = OutputState::of(out, &same_run)?;
-    if found == OutputState::Complete {
-        return Ok(request.settings.steps);
-    }
-    check_target(out, found == OutputState::Shorter, &sources)?;
-    let (folder, _) = begun_at(out, true, false)?;
-    check_idle(&folder)?;
-    let candidates = Candidates::of(&folder, checkpoints_in(&folder)?, &same_run)?;
-    Ok(candidates.newest.map_or(0, |newest| newest.position.step))
-}
-
-/// Refuses settings out of their ranges, and a run that cannot fit into memory; returns what trains and what the run takes.
-fn check_settings(
-    request: &Request,
-    architecture: &Architecture,
-) -> Result<(BTreeSet<String>, Memory)> {
-    let settings = &request.settings;
-    settings.check()?;
-    if let Some(path) = &request.operation.dump_rows {
-        // Rows are added to what an earlier run has left.
-        check_kind(path, "file of rows", &|beginning: &[u8]| {
-            beginning.is_empty() || beginning.starts_with(ROWS)
-        })?;
-    }
-    if let Some(longest) = architecture
-        .max_position_embeddings
-        .filter(|longest| settings.seq as u64 > *longest)
-    {
-        let seq = settings.seq;
-        return Err(TrainError::LongRows { seq, longest }.into());
-    }
-    let names = trained_names(&request.checkpoint, architecture, settings)?;
-    let is_cpu = request.device.is_cpu();
-    let checkpointing = request.operation.gradient_checkpointing;
-    let keeps_scores = !has_kernels(&request.device, settings.dtype.stored());
-    let memory = Memory::predict(architecture, &names, settings, keeps_scores, checkpointing)?;
-    // What a GPU has left only its driver knows.
-    if is_cpu {
-        memory.check()?;
-    }
-    Ok((names, memory))
-}
-
-/// Opens the token folders, and checks that they are for this model.
-fn open_data(
-    request: &mut Request,
-    architecture: &Architecture,
-    watch: Watcher,
-) -> Result<(Mixture, Vec<HeldBack>)> {
-    let settings = &mut request.settings;
-    let tokenizer = request.checkpoint.join("tokenizer.json");
-    let tokenizer = tokenizer
-        .exists()
-        .then(|| sha256_file(&tokenizer))
-        .transpose()?;
-    let (mut domains, mut held_back) = (Vec::new(), Vec::new());
-    settings.data.clear();
-    for (name, path, weight) in &request.data {
-        let folder = TokenFolder::open(path)?;
-        if let Some((sha256, _)) = &tokenizer {
-            folder.check_tokenizer(sha256, &request.checkpoint)?;
-        }
-        if folder.vocab_size() > architecture.vocab_size {
-            return Err(TrainError::LargeVocabulary {
-                path: path.clone(),
-                expected: architecture.vocab_size,
-                found: folder.vocab_size(),
-            }
-            .into());
-        }
-        Split::ALL
-            .iter()
-            .try_for_each(|split| folder.check_content(*split))?;
-        settings.data.push(DataRecord {
-            name: name.clone(),
-            weight: *weight,
-            sha256: folder.hash().to_owned(),
-        });
-        domains.push((name.clone(), folder, *weight));
-    }
-    let mixture = Mixture::new(domains, settings.rng_seed, settings.seq, Split::Train)?;
-    if request.operation.validate_every > 0 {
-        for (name, path, _) in &request.data {
-            let most = request.operation.validate_rows;
-            match HeldBack::of(name, TokenFolder::open(path)?, settings, most)? {
-                Some(domain) => held_back.push(domain),
-                None => watch(&Event::Note(format!(
-                    "{}: no row of {} tokens is held back, so `{name}` is not validated",
-                    path.display(),
-                    settings.seq
-                ))),
-            }
-        }
-    }
-    Ok((mixture, held_back))
-}
-
-/// The optimiser's state before the first step.
-fn states(
-    folder: &Path,
-    model: &CausalLm,
-    parameters: &Parameters,
-    dtype: DType,
-) -> Result<Vec<Box<dyn OptimiserState>>> {
-    let checkpoint = (dtype != DType::F32)
-        .then(|| model.architecture().as_read(Checkpoint::open(folder)?))
-        .transpose()?;
-    let state = |parameter: &super::parameters::Trained| {
-        let name = &parameter.spec.name;
-        let master = checkpoint
-            .as_ref()
-            .map(|checkpoint| stored_values(checkpoint, name))
-            .transpose()?;
-        model.optimiser_state(&parameter.var, master)
-    };
-    parameters.all.iter().map(state).collect()
 }
 
 fn start(architecture: &Architecture, cost: &Report, settings: &Map<String, Value>) -> Record {

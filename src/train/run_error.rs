@@ -150,6 +150,14 @@ pub enum RunError {
         /// Its value.
         found: f64,
     },
+    /// A checkpoint without a tensor of the optimiser.
+    #[error("{}: tensor `{tensor}`: is missing from the optimiser's state", path.display())]
+    NoStateTensor {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
     /// A tensor of the optimiser that does not fit its parameter.
     #[error("{}: tensor `{tensor}`: expected F32 {expected:?}, found {found}", path.display())]
     StateTensor {
@@ -217,7 +225,9 @@ impl RunError {
             Self::Stopped { .. } => ErrorPlace::default(),
             Self::Position { path, key, .. } => ErrorPlace::of(path).with_key(key),
             Self::NormMean { path, .. } => ErrorPlace::of(path).with_key("norm_mean"),
-            Self::StateTensor { path, tensor, .. } => ErrorPlace::of(path).with_tensor(tensor),
+            Self::NoStateTensor { path, tensor } | Self::StateTensor { path, tensor, .. } => {
+                ErrorPlace::of(path).with_tensor(tensor)
+            }
             Self::HoldsRun { path }
             | Self::NotRunFolder { path }
             | Self::Busy { path }

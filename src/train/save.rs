@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::error::TrainError;
-use super::parameters::Parameters;
 use super::parent::{CONFIG, Converted, PlainConfig, copied, hashed, opened};
+use super::save_bytes::{Bytes, Source};
+use super::state::State;
 use crate::card::{
     CardModel, ModelCard, Relation, TrainingSummary, has_neutral_shared_expert, holds_zeros,
     method_tags,
@@ -18,21 +18,16 @@ use crate::card::{
 use crate::checkpoint::folder::{CARD, TOKENIZER, companion_name};
 use crate::checkpoint::hash::{FileHash, sha256_file};
 use crate::checkpoint::manifest::{
-    DataRecord, FORMAT_VERSION, Lineage, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool,
+    DataRecord, EngineRecord, FORMAT_VERSION, Lineage, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool,
     model_name,
 };
 use crate::checkpoint::output::{OutputFolder, check_free_space};
-use crate::checkpoint::writer::{
-    TensorBytes, TensorLayout, WriteOptions, write_file, write_weights,
-};
-use crate::checkpoint::{Checkpoint, Expression, TensorEntry, dtype};
+use crate::checkpoint::writer::{TensorLayout, WriteOptions, write_weights};
+use crate::checkpoint::{Checkpoint, Expression};
 use crate::family::{Architecture, expert_names};
 use crate::markdown;
-use crate::model::{HostValues, OptimiserState, StatePart};
-use crate::{Error, Result};
+use crate::Result;
 
-/// Tensors of the optimiser beside the weights.
-pub(super) const STATE_TENSORS: &str = "training-state.safetensors";
 /// Where in the run the checkpoint is.
 pub(super) const STATE: &str = "training-state.json";
 /// Largest weight file in bytes, as everywhere.
@@ -41,9 +36,6 @@ const MAX_SHARD: u64 = 5_000_000_000;
 const ROOM: u64 = 1 << 20;
 /// What an expression calls the checkpoint that training began with.
 const PARENT: &str = "parent";
-/// Bytes of a trained parameter's master weight and moments.
-pub(super) const STATE_BYTES: u64 = 12;
-
 /// Where in the run a checkpoint is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,6 +55,18 @@ pub(super) struct Position {
     pub(super) settings: Map<String, Value>,
     /// Files of the checkpoint that training began with.
     pub(super) parent: Vec<FileHash>,
+    /// Which engines took which steps; empty where our own trainer took all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) engines: Vec<EngineRecord>,
+}
+
+/// What a checkpoint of a run is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keeps {
+    /// To resume from: it has the state of the optimiser beside the weights.
+    State,
+    /// The output.
+    Weights,
 }
 
 /// What all checkpoints of a run have in common.
@@ -123,29 +127,28 @@ impl Saver {
     }
 
     /// Bytes that a checkpoint takes, at most.
-    fn bytes(&self, parameters: &Parameters, with_state: bool) -> u64 {
-        let state: u64 = parameters
-            .all
-            .iter()
-            .map(|parameter| STATE_BYTES * parameter.var.elem_count() as u64)
-            .sum();
+    fn bytes(&self, state: &State, keeps: Keeps) -> u64 {
         let files: u64 = self.files.iter().map(|file| file.size).sum();
-        files + if with_state { state } else { 0 } + ROOM
+        let state = match keeps {
+            Keeps::State => state.bytes(),
+            Keeps::Weights => 0,
+        };
+        files + state + ROOM
     }
 
-    /// Writes a checkpoint to `target`: complete, or absent.
+    /// Writes a checkpoint to `target`: complete, or absent. With `replaces`, it takes the place of an earlier one.
     pub(super) fn save(
         &self,
         target: &Path,
-        parameters: &Parameters,
-        states: &[Box<dyn OptimiserState>],
+        state: &State,
         position: &Position,
         summary: TrainingSummary,
-        (with_state, force): (bool, bool),
+        keeps: Keeps,
+        replaces: bool,
     ) -> Result<()> {
-        check_free_space(target, self.bytes(parameters, with_state))?;
+        check_free_space(target, self.bytes(state, keeps))?;
         self.parent.check_unchanged()?;
-        let folder = OutputFolder::begin(target, force, &[&self.parent.path])?;
+        let folder = OutputFolder::begin(target, replaces, &[&self.parent.path])?;
         let threads = rayon::current_num_threads();
         let options = WriteOptions {
             max_shard_size: MAX_SHARD,
@@ -154,25 +157,11 @@ impl Saver {
             fingerprint: None,
             progress: &|_| {},
         };
-        let failed = |e| Error::compute("read the parameters", e);
-        let mut masters = BTreeMap::new();
-        for (parameter, state) in parameters.all.iter().zip(states) {
-            masters.insert(
-                parameter.spec.name.as_str(),
-                state.download(StatePart::Master).map_err(failed)?,
-            );
-        }
+        let masters = state.masters()?;
         let (layouts, weights) = self.weights(&masters)?;
         let mut files = write_weights(&folder, &layouts, &weights, &options, &[])?.files;
-        if with_state {
-            let (layouts, tensors) = optimiser(parameters, states).map_err(failed)?;
-            files.extend(write_file(
-                &folder,
-                STATE_TENSORS,
-                &layouts,
-                &tensors,
-                &options,
-            )?);
+        if keeps == Keeps::State {
+            files.extend(state.write(&folder, &options)?);
             let what = "the state of the run";
             let mut text = serde_json::to_vec_pretty(position)
                 .map_err(|source| TrainError::NotWritten { what, source })?;
@@ -200,7 +189,7 @@ impl Saver {
     /// for byte.
     fn weights<'a>(
         &'a self,
-        masters: &'a BTreeMap<&str, HostValues<'a>>,
+        masters: &'a BTreeMap<&str, Source<'a>>,
     ) -> Result<(Vec<TensorLayout>, Bytes<'a>)> {
         let (mut layouts, mut sources) = (Vec::new(), Vec::new());
         let fused = self.parent.fused();
@@ -218,7 +207,7 @@ impl Saver {
                 shape: entry.shape.clone(),
             });
             let source = |name: &str, entry| match masters.get(name) {
-                Some(values) => Source::Values(values),
+                Some(source) => Source::Same(source),
                 None => Source::File(&self.parent, entry),
             };
             sources.push(match fused.get(name) {
@@ -300,7 +289,7 @@ impl Saver {
         &self,
         target: &Path,
         layouts: &[TensorLayout],
-        masters: &BTreeMap<&str, HostValues<'_>>,
+        masters: &BTreeMap<&str, Source<'_>>,
         position: &Position,
         files: Vec<FileHash>,
         unhashed_files: Vec<String>,
@@ -341,6 +330,7 @@ impl Saver {
                 step: position.step,
                 tokens: position.tokens,
                 data: self.data.clone(),
+                engines: position.engines.clone(),
             }),
             recipe: None,
             files,
@@ -361,138 +351,6 @@ impl Saver {
         )
     }
 }
-
-/// Where the bytes of tensors come from.
-struct Bytes<'a> {
-    layouts: Vec<TensorLayout>,
-    sources: Vec<Source<'a>>,
-}
-
-enum Source<'a> {
-    /// A tensor of a file, in its own dtype.
-    File(&'a Checkpoint, &'a TensorEntry),
-    /// Numbers to round.
-    Values(&'a [f32]),
-    /// Numbers to write as they are.
-    Held(HostValues<'a>),
-    /// In turn so many bytes of each of these.
-    Parts(Vec<(u64, Source<'a>)>),
-}
-
-impl TensorBytes for Bytes<'_> {
-    type Scratch = Vec<f64>;
-
-    fn fill(
-        &self,
-        tensor: usize,
-        start: u64,
-        out: &mut [u8],
-        scratch: &mut Vec<f64>,
-    ) -> Result<()> {
-        self.sources[tensor].fill(&self.layouts[tensor], start, out, scratch)
-    }
-}
-
-impl Source<'_> {
-    /// The bytes from `start` on, in the dtype of `layout`.
-    fn fill(
-        &self,
-        layout: &TensorLayout,
-        start: u64,
-        out: &mut [u8],
-        scratch: &mut Vec<f64>,
-    ) -> Result<()> {
-        let values: &[f32] = match self {
-            Source::File(checkpoint, entry) => return checkpoint.read_bytes(entry, start, out),
-            Source::Values(values) => values,
-            Source::Held(values) => values,
-            Source::Parts(parts) => return fill_in_turn(parts, layout, start, out, scratch),
-        };
-        let size = layout.dtype.bitsize() / 8;
-        let first = start as usize / size;
-        let values = &values[first..first + out.len() / size];
-        if layout.dtype == Dtype::F32 {
-            out.chunks_exact_mut(4)
-                .zip(values)
-                .for_each(|(out, value)| out.copy_from_slice(&value.to_le_bytes()));
-        } else {
-            scratch.clear();
-            scratch.extend(values.iter().map(|value| f64::from(*value)));
-            if !dtype::encode(layout.dtype, scratch, out) {
-                return Err(TrainError::NotFloat {
-                    tensor: layout.name.clone(),
-                    found: layout.dtype,
-                }
-                .into());
-            }
-        }
-        match dtype::first_non_finite(layout.dtype, out) {
-            None => Ok(()),
-            Some(element) => Err(TrainError::NotFinite {
-                tensor: layout.name.clone(),
-                element: first + element,
-                dtype: layout.dtype,
-            }
-            .into()),
-        }
-    }
-}
-
-/// The bytes from `start` on of parts that take turns.
-fn fill_in_turn(
-    parts: &[(u64, Source)],
-    layout: &TensorLayout,
-    start: u64,
-    out: &mut [u8],
-    scratch: &mut Vec<f64>,
-) -> Result<()> {
-    let total: u64 = parts.iter().map(|(length, _)| length).sum();
-    let (mut position, mut rest) = (start, out);
-    while !rest.is_empty() {
-        let (turn, mut within) = (position / total, position % total);
-        let mut part = 0;
-        while within >= parts[part].0 {
-            within -= parts[part].0;
-            part += 1;
-        }
-        let (length, source) = &parts[part];
-        let count = (length - within).min(rest.len() as u64);
-        let (piece, others) = rest.split_at_mut(count as usize);
-        source.fill(layout, turn * length + within, piece, scratch)?;
-        (position, rest) = (position + count, others);
-    }
-    Ok(())
-}
-
-/// Master weights and moments, under `master.`, `first.` and `second.` with the parameter's name.
-fn optimiser<'a>(
-    parameters: &Parameters,
-    states: &'a [Box<dyn OptimiserState>],
-) -> candle_core::Result<(Vec<TensorLayout>, Bytes<'a>)> {
-    let (mut layouts, mut sources) = (Vec::new(), Vec::new());
-    for (parameter, state) in parameters.all.iter().zip(states) {
-        for (part, prefix) in PARTS {
-            let (name, shape) = (
-                format!("{prefix}.{}", parameter.spec.name),
-                parameter.spec.shape.clone(),
-            );
-            layouts.push(TensorLayout {
-                name,
-                dtype: Dtype::F32,
-                shape,
-            });
-            sources.push(Source::Held(state.download(part)?));
-        }
-    }
-    Ok((layouts.clone(), Bytes { layouts, sources }))
-}
-
-/// What the state of a parameter is made of, and what tensors of it are called.
-pub(super) const PARTS: [(StatePart, &str); 3] = [
-    (StatePart::Master, "master"),
-    (StatePart::First, "first"),
-    (StatePart::Second, "second"),
-];
 
 /// The float32 values of a parameter in the checkpoint in `folder`.
 pub(super) fn stored_values(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>> {

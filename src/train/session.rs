@@ -1,25 +1,25 @@
-//! The steps of a run: each is taken, logged, measured and saved when due.
+//! The steps of a run, whatever engine takes them: each is logged, and each state that is due is saved.
 
 use std::collections::VecDeque;
 use std::io::Write;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
+use super::engine::{Counters, Engine, EngineFacts, Outcome, Report, Taken};
 use super::error::TrainError;
 use super::event::{Event, Watcher};
 use super::folder::RunFolder;
 use super::machine::peak_memory;
-use super::measure::{HeldBack, measure};
 use super::metrics::{self, Log, Record, Validation};
 use super::run_error::RunError;
-use super::save::{Position, Saver};
-use super::settings::{Operation, Settings, Trouble};
-use super::trainer::{Done, Trainer};
+use super::save::{Keeps, Position, Saver};
+use super::settings::{Operation, Settings};
+use super::state::State;
 use crate::card::{BITS_PER_BYTE, DataScore, LastLosses, PERPLEXITY, TrainedOn, TrainingSummary};
-use crate::checkpoint::manifest::FORMAT_VERSION;
+use crate::checkpoint::manifest::{EngineRecord, FORMAT_VERSION};
 use crate::data::{Mixture, Row};
 use crate::{Error, Result};
 
@@ -28,23 +28,29 @@ pub(super) const ROWS: &[u8] = b"{\"step\":";
 
 /// A run that is going on.
 pub(super) struct Session<'a> {
-    pub(super) trainer: Trainer<'a>,
     pub(super) saver: Saver,
     pub(super) folder: RunFolder,
     pub(super) log: Log,
-    pub(super) mixture: Mixture,
-    pub(super) held_back: Vec<HeldBack>,
+    pub(super) mixture: &'a Mixture,
     pub(super) settings: &'a Settings,
     pub(super) operation: &'a Operation,
+    /// What computes.
+    pub(super) facts: EngineFacts,
     /// Whether the output replaces an earlier one.
     pub(super) replaces: bool,
     pub(super) flops_per_token: f64,
     pub(super) matmul_peak: f64,
+    /// After the last step.
+    pub(super) counters: Counters,
     /// The step of the latest checkpoint.
     pub(super) saved: Option<u64>,
+    /// Which engines took the steps up to the present one.
+    pub(super) engines: Vec<EngineRecord>,
     pub(super) losses: Losses,
     /// What the card of a checkpoint says of the steps so far.
     pub(super) progress: Progress,
+    /// Largest memory that the engine has reported.
+    pub(super) memory: Option<u64>,
 }
 
 /// The last losses and the last scores on held-back text.
@@ -130,66 +136,67 @@ impl Progress {
 }
 
 impl Session<'_> {
-    /// Takes the steps that are left; with `stop` it saves after the one that it is in.
-    ///
-    /// Measures before the first step, too.
-    pub(super) fn steps(&mut self, stop: &AtomicBool, watch: Watcher) -> Result<()> {
-        loop {
-            let step = self.trainer.counters.step;
-            // A run that was stopped while it measured measures again.
-            if self.is_due(self.operation.validate_every) && self.log.measured() != Some(step) {
-                self.measure(stop, watch)?;
+    /// Lets the engine take the steps that are left.
+    pub(super) fn steps(
+        &mut self,
+        engine: &mut dyn Engine,
+        stop: &AtomicBool,
+        watch: Watcher,
+    ) -> Result<()> {
+        match engine.run(stop, &mut |report| self.add(report, watch))? {
+            Outcome::Complete => Ok(()),
+            Outcome::Stopped => Err(self.stopped()),
+            Outcome::Trouble(reason) => {
+                let step = self.counters.step + 1;
+                let rows = self.name_rows(step)?;
+                Err(TrainError::Stopped { step, reason, rows }.into())
             }
-            let stopped = stop.load(Ordering::SeqCst);
-            if step > 0 && (self.is_due(self.operation.save_every) || stopped) {
-                self.save(watch)?;
-            }
-            if step == self.settings.steps {
-                return Ok(());
-            }
-            if stopped {
-                return Err(self.stopped());
-            }
-            self.note_extension(watch)?;
-            self.step(watch)?;
         }
     }
 
-    /// Whether something is due after the present step that happens `every` so many steps, before the first one and at
-    /// each planned end; 0 is never.
-    fn is_due(&self, every: u64) -> bool {
-        let step = self.trainer.counters.step;
-        every > 0 && (step.is_multiple_of(every) || self.settings.plans().any(|end| end == step))
-    }
-
-    /// Measures on held-back text, unless a signal comes meanwhile.
-    fn measure(&mut self, stop: &AtomicBool, watch: Watcher) -> Result<()> {
-        if self.held_back.is_empty() {
-            return Ok(());
+    /// Takes a report of the engine.
+    fn add(&mut self, report: Report<'_>, watch: Watcher) -> Result<()> {
+        match report {
+            Report::Step(taken) => {
+                self.begin_step(taken.counters, watch)?;
+                if self.operation.dump_rows.is_some() {
+                    self.rows_of(taken.counters.step)?;
+                }
+                let record = self.record(*taken);
+                self.losses.add(&record);
+                watch(&Event::Step(&record));
+                self.add_record(Record::Step(Box::new(record)))
+            }
+            Report::Skip(counters, reason) => {
+                self.begin_step(counters, watch)?;
+                let step = counters.step;
+                let rows = self.name_rows(step)?;
+                watch(&Event::Note(format!(
+                    "step {step} skipped: {reason}; its batch is {rows}"
+                )));
+                let reason = reason.to_string();
+                self.log.add(&Record::Skip { step, reason, rows })
+            }
+            Report::Detail(detail) => self.log.add(&Record::Detail(detail)),
+            Report::Validation(domains) => {
+                let step = self.counters.step;
+                watch(&Event::Validation(step, &domains));
+                self.add_record(Record::Validation { step, domains })
+            }
+            Report::State(state) => self.save(&state, watch),
+            Report::Note(text) => {
+                watch(&Event::Note(text));
+                Ok(())
+            }
         }
-        let model = self.trainer.model;
-        let Some(domains) = measure(model, &self.held_back, self.settings, stop)? else {
-            return Ok(());
-        };
-        let step = self.trainer.counters.step;
-        watch(&Event::Validation(step, &domains));
-        self.add_record(Record::Validation { step, domains })
     }
 
-    /// The end of a run that a signal stopped.
-    fn stopped(&self) -> Error {
-        let step = self.trainer.counters.step;
-        let path = if step > 0 {
-            self.folder.checkpoint(step)
-        } else {
-            self.folder.path().to_path_buf()
-        };
-        RunError::Stopped { step, path }.into()
-    }
-
-    /// Says where a run that was extended leaves an earlier plan, and how it continues.
-    fn note_extension(&mut self, watch: Watcher) -> Result<()> {
-        let step = self.trainer.counters.step;
+    /// Moves on to the step with these counters. Says where a run that was extended leaves an earlier plan, and how it
+    /// continues.
+    fn begin_step(&mut self, counters: Counters, watch: Watcher) -> Result<()> {
+        let step = self.counters.step;
+        self.counters = counters;
+        self.facts.add_step(&mut self.engines, counters.step);
         let mut plans = self.settings.plans().skip_while(|end| *end != step);
         let (Some(_), Some(steps)) = (plans.next(), plans.next()) else {
             return Ok(());
@@ -202,81 +209,65 @@ impl Session<'_> {
         self.log.add(&Record::Extend { step, steps, rule })
     }
 
-    fn step(&mut self, watch: Watcher) -> Result<()> {
-        let start = Instant::now();
-        let counters = self.trainer.counters;
-        let (first, count) = (
-            counters.step * self.settings.rows() as u64,
-            self.settings.rows(),
-        );
-        let rows = self.mixture.rows(first, count)?;
-        let step = counters.step + 1;
-        if let Some(path) = &self.operation.dump_rows {
-            dump(path, step, &self.mixture, &rows)?;
-        }
-        let every = self.operation.detail_every;
-        let is_end = step == 1 || self.settings.plans().any(|end| end == step);
-        let detailed = every > 0 && (step.is_multiple_of(every) || is_end);
-        let mut done = self.trainer.step(&self.mixture, &rows, detailed)?;
-        if let Some((action, reason)) = done.trouble.take() {
-            let named = name_rows(&self.mixture, first, &rows);
-            if action == Trouble::Stop {
-                self.save(watch)?;
-                return Err(TrainError::Stopped {
-                    step,
-                    reason,
-                    rows: named,
-                }
-                .into());
-            }
-            watch(&Event::Note(format!(
-                "step {step} skipped: {reason}; its batch is {named}"
-            )));
-            self.trainer.skip(&done);
-            return self.log.add(&Record::Skip {
-                step,
-                reason: reason.to_string(),
-                rows: named,
-            });
-        }
-        let record = self.record(step, &mut done, start);
-        self.losses.add(&record);
-        watch(&Event::Step(&record));
-        self.add_record(Record::Step(Box::new(record)))?;
-        match done.detail {
-            Some(detail) => self.log.add(&Record::Detail(Box::new(detail))),
-            None => Ok(()),
-        }
+    /// The end of a run that a signal stopped.
+    fn stopped(&self) -> Error {
+        let step = self.counters.step;
+        let path = if step > 0 {
+            self.folder.checkpoint(step)
+        } else {
+            self.folder.path().to_path_buf()
+        };
+        RunError::Stopped { step, path }.into()
     }
 
-    fn record(&self, step: u64, done: &mut Done, start: Instant) -> metrics::Step {
-        let seconds = start.elapsed().as_secs_f64();
-        let tokens_per_second = done.tokens as f64 / seconds;
+    /// The rows of a step; written to the file that was asked for, if any.
+    fn rows_of(&self, step: u64) -> Result<Vec<Row>> {
+        let count = self.settings.rows();
+        let rows = self.mixture.rows((step - 1) * count as u64, count)?;
+        if let Some(path) = &self.operation.dump_rows {
+            dump(path, step, self.mixture, &rows)?;
+        }
+        Ok(rows)
+    }
+
+    /// The rows of a step in words.
+    fn name_rows(&self, step: u64) -> Result<String> {
+        let first = (step - 1) * self.settings.rows() as u64;
+        Ok(name_rows(self.mixture, first, &self.rows_of(step)?))
+    }
+
+    fn record(&mut self, taken: Taken) -> metrics::Step {
+        let tokens_per_second = taken.tokens as f64 / taken.seconds;
         let flops_per_second = self.flops_per_token * tokens_per_second;
+        let ranks = self.facts.ranks();
+        self.memory = self.memory.max(taken.memory);
         metrics::Step {
-            step,
+            step: taken.counters.step,
             time: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0.0, |time| time.as_secs_f64()),
-            tokens: self.trainer.counters.tokens,
-            loss: done.loss,
-            nll: done.nll,
-            load_balance: done.load_balance,
-            z: done.z,
-            learning_rate: done.rates.0,
-            router_learning_rate: done.rates.1,
-            gradient_norm: done.gradient_norm,
-            seconds,
+            tokens: taken.counters.tokens,
+            loss: taken.loss,
+            nll: taken.nll,
+            load_balance: taken.load_balance,
+            z: taken.z,
+            learning_rate: taken.learning_rate,
+            router_learning_rate: taken.router_learning_rate,
+            gradient_norm: taken.gradient_norm,
+            seconds: taken.seconds,
             tokens_per_second,
             flops_per_second,
             peak_share: flops_per_second / self.matmul_peak,
-            domains: std::mem::take(&mut done.domains),
+            ranks,
+            tokens_per_second_per_rank: ranks.map(|ranks| tokens_per_second / ranks as f64),
+            memory_bytes: taken.memory,
+            domains: taken.domains,
         }
     }
 
     /// Saves a checkpoint, unless this step has one, and removes old ones.
-    fn save(&mut self, watch: Watcher) -> Result<()> {
-        let step = self.trainer.counters.step;
+    fn save(&mut self, state: &State, watch: Watcher) -> Result<()> {
+        let step = self.counters.step;
         if self.saved == Some(step) {
             return Ok(());
         }
@@ -284,15 +275,9 @@ impl Session<'_> {
         // Every line up to this step must outlive whatever comes.
         self.log.sync()?;
         let target = self.folder.checkpoint(step);
-        let trainer = &self.trainer;
-        self.saver.save(
-            &target,
-            &trainer.parameters,
-            &trainer.states,
-            &self.position(),
-            self.summary(),
-            (true, false),
-        )?;
+        let (position, summary) = (self.position(), self.summary());
+        self.saver
+            .save(&target, state, &position, summary, Keeps::State, false)?;
         self.saved = Some(step);
         self.folder.prune(self.operation.keep)?;
         watch(&Event::Saved(&target));
@@ -306,14 +291,13 @@ impl Session<'_> {
     }
 
     fn summary(&self) -> TrainingSummary {
-        let counters = self.trainer.counters;
         let data = self.settings.data.iter().map(|data| TrainedOn {
             name: data.name.clone(),
             weight: data.weight,
         });
         TrainingSummary {
-            steps: counters.step,
-            tokens: counters.tokens,
+            steps: self.counters.step,
+            tokens: self.counters.tokens,
             data: data.collect(),
             learning_rate: self.settings.learning_rate,
             router_learning_rate: self.settings.router_learning_rate,
@@ -324,7 +308,7 @@ impl Session<'_> {
     }
 
     fn position(&self) -> Position {
-        let counters = self.trainer.counters;
+        let counters = self.counters;
         Position {
             format_version: FORMAT_VERSION,
             step: counters.step,
@@ -335,29 +319,35 @@ impl Session<'_> {
             norms: counters.norms,
             settings: self.settings.to_json(),
             parent: self.saver.parent_files().to_vec(),
+            engines: self.engines.clone(),
         }
     }
 
+    /// Largest memory of a process that computes, in bytes.
+    pub(super) fn peak_memory(&self) -> u64 {
+        self.memory.unwrap_or_else(peak_memory)
+    }
+
     /// Writes the output.
-    pub(super) fn finish(&mut self, out: &Path, began: Instant, watch: Watcher) -> Result<()> {
-        let (step, seconds) = (self.trainer.counters.step, began.elapsed().as_secs_f64());
+    pub(super) fn finish(
+        &mut self,
+        engine: &dyn Engine,
+        out: &Path,
+        began: Instant,
+        watch: Watcher,
+    ) -> Result<()> {
+        let (step, seconds) = (self.counters.step, began.elapsed().as_secs_f64());
         self.mixture.check_unchanged()?;
         self.log.add(&Record::End {
             step,
             seconds,
-            peak_memory_bytes: peak_memory(),
+            peak_memory_bytes: self.peak_memory(),
         })?;
         self.log.sync()?;
-        let trainer = &self.trainer;
-        let how = (false, self.replaces);
-        self.saver.save(
-            out,
-            &trainer.parameters,
-            &trainer.states,
-            &self.position(),
-            self.summary(),
-            how,
-        )?;
+        let (position, summary, state) = (self.position(), self.summary(), engine.state()?);
+        let keeps = Keeps::Weights;
+        self.saver
+            .save(out, &state, &position, summary, keeps, self.replaces)?;
         watch(&Event::Saved(out));
         Ok(())
     }

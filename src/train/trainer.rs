@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::backward::{BackwardOptions, BackwardPass, Batch, forward_options};
+use super::engine::Counters;
 use super::error::{BadStep, TrainError};
 use super::metrics::{Detail, DomainLoss, RoleDetail, Routing};
 use super::parameters::Parameters;
@@ -26,17 +27,6 @@ pub(super) struct Trainer<'a> {
     pub(super) settings: &'a Settings,
     pub(super) checkpointing: bool,
     pub(super) counters: Counters,
-}
-
-/// The progress of a run.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct Counters {
-    pub(super) step: u64,
-    pub(super) updates: u64,
-    pub(super) tokens: u64,
-    /// Running mean of the gradients' norm, and its number of terms.
-    pub(super) norm_mean: f64,
-    pub(super) norms: u64,
 }
 
 /// What one step did.

@@ -56,6 +56,9 @@ fn log(steps: u64, experts: usize, noise: &mut Noise) -> Vec<Record> {
             tokens_per_second: 4000.0 + 200.0 * noise.value(),
             flops_per_second: 1e11,
             peak_share: 0.5,
+            ranks: None,
+            tokens_per_second_per_rank: None,
+            memory_bytes: None,
             domains: domains.into(),
         })));
         if step % 10 == 0 {
