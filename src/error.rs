@@ -20,7 +20,7 @@ use crate::model::{ModelError, TokenizerError};
 use crate::pipeline::{PipelineError, RecipeError};
 use crate::printable::excerpt;
 use crate::surgery::{ExportError, FitError, MethodError, PlanError, SurgeryError};
-use crate::train::{RunError, TrainError};
+use crate::train::{RunError, TorchError, TrainError};
 use crate::verify::VerifyError;
 
 pub use crate::error_place::{ErrorPlace, Location, Position};
@@ -118,6 +118,9 @@ pub enum Error {
     /// The folder of a run breaks a rule.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// PyTorch, its Python or its processes break a rule.
+    #[error(transparent)]
+    Torch(#[from] TorchError),
     /// A configuration file of mergekit asks for something that bam-convert does not do.
     #[error(transparent)]
     Mergekit(#[from] MergekitError),
@@ -206,6 +209,15 @@ impl Error {
         }
     }
 
+    /// Whether a run of training can continue after it from its newest checkpoint.
+    pub fn leaves_run(&self) -> bool {
+        match self {
+            Self::Torch(error) => error.leaves_run(),
+            Self::Advised { error, .. } => error.leaves_run(),
+            error => error.is_interruption(),
+        }
+    }
+
     /// What to do next, where the error knows.
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         match self {
@@ -233,6 +245,7 @@ impl Error {
             Self::Chat(error) => error.hint(),
             Self::Train(error) => error.hint(),
             Self::Run(error) => error.hint(),
+            Self::Torch(error) => error.hint(),
             Self::Mergekit(error) => error.hint(),
             Self::Recipe(error) => error.hint(),
             Self::Pipeline(error) => error.hint(),
@@ -269,6 +282,7 @@ impl Error {
             Self::Chat(error) => error.place(),
             Self::Train(error) => error.place(),
             Self::Run(error) => error.place(),
+            Self::Torch(error) => error.place(),
             Self::Mergekit(error) => error.place(),
             Self::Recipe(error) => error.place(),
             Self::Pipeline(error) => error.place(),
@@ -306,6 +320,7 @@ impl Error {
             | Self::Input(InputError::Memory { .. })
             | Self::Run(RunError::Stopped { .. })
             | Self::Pipeline(PipelineError::Stopped) => 3,
+            Self::Torch(error) if error.is_outside() => 3,
             #[cfg(feature = "hub")]
             Self::Hub(error) if error.is_outside() => 3,
             Self::Advised { error, .. } => error.exit_code(),

@@ -29,6 +29,9 @@ pub struct Estimate {
     /// Peak of its memory in bytes; none where it is small whatever the model, or nothing tells.
     #[serde(default)]
     pub memory: Option<u64>,
+    /// Number of processes that take so much memory each, maybe on other machines; none where this program computes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<u64>,
 }
 
 /// What a command has to do.
@@ -63,6 +66,7 @@ impl Estimate {
                 products: None,
             }),
             memory: None,
+            ranks: None,
         }
     }
 

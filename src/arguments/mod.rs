@@ -9,6 +9,7 @@
 mod composed;
 mod paths;
 mod switches;
+mod trusted;
 
 use std::any::TypeId;
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ use crate::checkpoint::reference::SCHEME;
 pub use composed::{MaybeNamed, Named, Weighted};
 pub use paths::{CheckpointPath, InputPath, OutputPath, TextsPath};
 pub use switches::{DryRun, Force, InPlace, Outline, Resume};
+pub use trusted::TrustedText;
 
 /// What the values of an argument mean to whoever sets them for a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,8 @@ pub enum ArgumentRole {
     Repository,
     /// A number with a name.
     Number,
+    /// A program that the command runs, or a machine that it connects to; a stranger's manifest may not choose it.
+    Trusted,
     /// A switch: replace an output that exists.
     Force,
     /// A switch: resume a run that was cut short.

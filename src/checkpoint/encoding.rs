@@ -67,7 +67,7 @@ impl TensorEntry {
     }
 
     /// Where `length` of its bytes from `start` on are in the file: offset and length of each piece, in order.
-    pub(super) fn pieces(&self, start: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
+    pub(crate) fn pieces(&self, start: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
         // One run holds all bytes where they lie together.
         let runs = self.runs.unwrap_or(Runs {
             length: u64::MAX,

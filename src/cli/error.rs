@@ -170,6 +170,12 @@ pub enum CliError {
         /// The name.
         name: String,
     },
+    /// A flag of the engine torch.
+    #[error("{flag} has no effect with --engine native")]
+    WithoutTorch {
+        /// The flag.
+        flag: &'static str,
+    },
     /// A GPU for a build that uses none.
     #[error("this build of bam-convert has no CUDA support")]
     NoCuda,
@@ -258,6 +264,7 @@ impl CliError {
             Self::OneModel => "`bam-convert logits --help` shows both",
             Self::SeedName { .. } => "the seed comes first: --divergence SEED NAME=DIR…",
             Self::RepeatedSpecialist { .. } => "name them: --divergence SEED NAME=DIR…",
+            Self::WithoutTorch { .. } => "leave it out, or pass --engine torch",
             Self::NoCuda => {
                 "build it with `cargo build --release --features cuda`, or use --device cpu"
             }

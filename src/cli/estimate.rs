@@ -105,6 +105,27 @@ pub fn show_evaluation(
     Ok(Verdict::Yes)
 }
 
+/// The memory of a run: of each process, where PyTorch shares out the model.
+fn memory_of(outlook: &Outlook) -> String {
+    let Some(ranks) = outlook.ranks else {
+        return memory_text(outlook.memory_bytes);
+    };
+    let memory = &outlook.memory;
+    let parts = [
+        ("weights", memory.weights),
+        ("gradients", memory.gradients),
+        ("optimiser", memory.optimiser),
+        ("activations", memory.activations),
+    ];
+    let parts = parts.map(|(name, bytes)| format!("{name} {}", table::bytes(bytes)));
+    format!(
+        "~{} in each of {}: {}",
+        table::bytes(outlook.memory_bytes),
+        table::counted(ranks, "rank"),
+        parts.join(", ")
+    )
+}
+
 /// `train --dry-run`.
 pub fn show_training(
     outlook: &Outlook,
@@ -116,8 +137,13 @@ pub fn show_training(
         bytes,
         work,
         memory,
+        ..
     } = outlook.estimate();
-    warn_of_memory("the run", memory, printer);
+    // What a GPU has left only its driver knows.
+    let on_machine = memory.filter(|_| outlook.ranks.is_none() || !outlook.products.gpu);
+    let ranks = outlook.ranks.unwrap_or(1);
+    let on_machine = on_machine.map(|memory| memory.saturating_mul(ranks));
+    warn_of_memory("the run", on_machine, printer);
     if let Some(text) = outlook.disk_warning(out)? {
         printer.note(&format!(" note: {text}"));
     }
@@ -150,7 +176,7 @@ pub fn show_training(
             ),
         ),
         ("disk free", table::bytes(free)),
-        ("memory", memory_text(outlook.memory_bytes)),
+        ("memory", memory_of(outlook)),
         (
             "compute",
             format!("{} FLOPs", table::number(outlook.products.flops)),

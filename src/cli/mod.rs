@@ -14,6 +14,7 @@ mod device;
 mod dialogue;
 mod diff;
 mod divergence;
+mod engine;
 mod environment;
 mod error;
 mod estimate;

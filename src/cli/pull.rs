@@ -104,6 +104,7 @@ impl Verb for Arguments {
                     bytes: pull.missing(),
                     work: None,
                     memory: None,
+                    ranks: None,
                 },
             );
         }

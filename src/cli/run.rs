@@ -32,7 +32,7 @@ const NAME: &str = "run";
 /// Variables for commands that say what they would take while a run waits for them: none asks the network.
 const OFFLINE: [(&str, &str); 1] = [("HF_HUB_OFFLINE", "1")];
 /// Arguments that make this program a supervisor of the words after them.
-const SUPERVISE: [&str; 3] = [NAME, "--supervise", "--"];
+pub(super) const SUPERVISE: [&str; 3] = [NAME, "--supervise", "--"];
 
 /// Run a recipe: stages, each a command of this program or of the shell, in a work folder.
 ///

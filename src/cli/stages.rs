@@ -8,7 +8,7 @@ use bam_convert::estimate::{Estimate, Products};
 use bam_convert::memory::MachineMemory;
 use bam_convert::pipeline::{Forecast, Stage};
 use bam_convert::printable::printable;
-use bam_convert::table::{self, Align, quoted};
+use bam_convert::table::{self, Align, grouped, quoted};
 use serde_json::{Value, json};
 
 use super::estimate::{memory_text, peak, warn_of_memory};
@@ -134,10 +134,11 @@ impl<'a> Preview<'a> {
         })
     }
 
-    /// The stage that would run and takes most memory, with the peak in bytes.
+    /// The stage that would run and takes most memory of this machine, with the peak in bytes.
     fn largest(&self) -> Option<(&Stage, u64)> {
         let peaks = self.running().filter_map(|number| {
             let estimate = self.forecasts[number].estimate.as_ref()?;
+            let estimate = Some(estimate).filter(|estimate| estimate.ranks.is_none())?;
             Some((&self.stages[number], estimate.memory?))
         });
         peaks.max_by_key(|(_, memory)| *memory)
@@ -166,6 +167,7 @@ impl<'a> Preview<'a> {
                    "estimated_seconds": self.seconds[number], "estimated_bytes": self.bytes(number),
                    "estimated_flops": forecast.estimate.as_ref().and_then(Estimate::flops),
                    "estimated_memory_bytes": forecast.estimate.as_ref().and_then(|estimate| estimate.memory),
+                   "estimated_ranks": forecast.estimate.as_ref().and_then(|estimate| estimate.ranks),
                    "unknown_because": forecast.unknown_because})
         };
         let [disk, time] = [self.total(Self::disk), self.total(Self::time)];
@@ -228,7 +230,7 @@ impl<'a> Preview<'a> {
             let forecast = &self.forecasts[number];
             let estimate = forecast.estimate.as_ref();
             let flops = estimate.and_then(Estimate::flops);
-            let memory = estimate.and_then(|estimate| estimate.memory);
+            let memory = estimate.and_then(memory_column);
             let (disk, time) = (self.disk(number), self.time(number));
             let problem = forecast
                 .unknown_because
@@ -238,9 +240,7 @@ impl<'a> Preview<'a> {
                 self.stages[number].name.clone(),
                 disk.text(|bytes| table::bytes(bytes as u64)),
                 time.text(table::duration),
-                memory
-                    .map(|memory| format!("~{}", table::bytes(memory)))
-                    .unwrap_or_default(),
+                memory.unwrap_or_default(),
                 flops
                     .map(|flops| format!("~{}", table::number(flops)))
                     .unwrap_or_default(),
@@ -272,4 +272,13 @@ fn typed(stage: &Stage) -> String {
         .iter()
         .map(|file| format!(" > {}", quoted(&file.to_string_lossy())));
     words.join(" ") + &stdout.collect::<String>()
+}
+
+/// The memory of a stage, and of how many processes it is.
+fn memory_column(estimate: &Estimate) -> Option<String> {
+    let memory = table::bytes(estimate.memory?);
+    Some(match estimate.ranks {
+        Some(ranks) => format!("{} x ~{memory}", grouped(ranks)),
+        None => format!("~{memory}"),
+    })
 }

@@ -13,14 +13,15 @@ use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::table::{self, counted};
 use bam_convert::train::settings::{Compute, Documents, Preset, Spike, Trouble};
 use bam_convert::train::{
-    Decay, End, EndLosses, EngineFacts, Event, LoadBalance, Operation, Outlook, Request, Settings, begun,
-    beside, check, earlier_plans, run, steps_taken,
+    Decay, End, EndLosses, EngineFacts, EngineRequest, Event, LoadBalance, Operation, Outlook,
+    Placement, Request, Settings, begun, beside, check, earlier_plans, follow, run, steps_taken,
 };
-use candle_core::Device;
 use clap::{ArgAction, Args};
 use serde_json::json;
 
 use super::device::DeviceName;
+use super::engine::{EngineFlags, Purpose};
+use super::error::Result;
 use super::estimate::{print, show_training};
 use super::names::at_least_one;
 use super::opened::{Opened, outline_at};
@@ -77,6 +78,8 @@ pub struct Arguments {
     losses: Losses,
     #[command(flatten)]
     machine: Machine,
+    #[command(flatten)]
+    engine: EngineFlags,
     #[command(flatten)]
     keeping: Keeping,
 }
@@ -174,9 +177,9 @@ struct Losses {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Machine")]
 struct Machine {
-    /// Where to compute.
-    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
-    device: DeviceName,
+    /// Where to compute [default: cpu; with --engine auto, a GPU that torch finds].
+    #[arg(long, value_enum)]
+    device: Option<DeviceName>,
     /// Dtype of the weights that the model computes with; master weights and moments are always float32.
     #[arg(long, value_enum, default_value_t = Compute::F32)]
     dtype: Compute,
@@ -235,17 +238,18 @@ impl Verb for Arguments {
             } else {
                 0
             };
-            return print(
-                printer,
-                &self.outlook(&self.out, &settings, taken)?.estimate(),
-            );
+            let placement = self.engine.placement(self.machine.device);
+            let outlook = self.outlook(&self.out, &settings, placement, taken)?;
+            return print(printer, &outlook.estimate());
         }
         if *self.dry_run {
             let opened = Opened::outline(&self.checkpoint, printer)?;
-            let mut request = self.request(&opened, Device::Cpu, printer)?;
+            let engine = self.choose_engine(Purpose::DryRun, printer)?;
+            let mut request = self.request(&opened, engine, printer)?;
             let taken = check(&mut request)?;
+            let placement = request.engine.placement();
             return show_training(
-                &self.outlook(opened.folder(), &request.settings, taken)?,
+                &self.outlook(opened.folder(), &request.settings, placement, taken)?,
                 &self.out,
                 self.json,
                 printer,
@@ -259,11 +263,18 @@ impl Verb for Arguments {
             let answer = "saving after this step; press Ctrl-C again to stop now";
             bar.suspend(|| printer_of_signals.note(answer));
         })?;
-        let request = self.request(&opened, self.machine.device.open()?, printer)?;
+        let engine = self.choose_engine(Purpose::Run, printer)?;
+        if let EngineRequest::Torch(torch) = &engine
+            && self.engine.is_follower()
+        {
+            follow(torch, &self.out, &stop)?;
+            return Ok(Verdict::Yes);
+        }
+        let request = self.request(&opened, engine, printer)?;
         let end = run(request, &stop, &mut |event: &Event| progress.show(event));
         progress.end();
         let end = end.map_err(|error| {
-            if error.is_interruption() {
+            if error.leaves_run() {
                 let command = command_line("--resume");
                 error.with_hint(format!("continue with: {command}"))
             } else {
@@ -286,7 +297,7 @@ impl Arguments {
     fn request(
         &self,
         opened: &Opened,
-        device: Device,
+        engine: EngineRequest,
         printer: &Printer,
     ) -> bam_convert::Result<Request> {
         Ok(Request {
@@ -296,8 +307,12 @@ impl Arguments {
             out: self.out.to_path_buf(),
             settings: self.settings(opened.folder(), printer)?,
             operation: self.operation(),
-            device,
+            engine,
         })
+    }
+
+    fn choose_engine(&self, purpose: Purpose, printer: &Printer) -> Result<EngineRequest> {
+        self.engine.choose(self.machine.device, purpose, printer)
     }
 
     /// Each domain with its token folder and its weight.
@@ -313,11 +328,11 @@ impl Arguments {
         &self,
         folder: &Path,
         settings: &Settings,
+        placement: Placement,
         taken: u64,
     ) -> bam_convert::Result<Outlook> {
-        let gpu = self.machine.device == DeviceName::Cuda;
         let (domains, operation) = (self.domains(), self.operation());
-        Outlook::of(folder, &domains, settings, &operation, gpu, taken)
+        Outlook::of(folder, &domains, settings, &operation, placement, taken)
     }
 
     fn say(&self, end: &End, printer: &Printer) -> Outcome {

@@ -84,11 +84,14 @@ impl<'a> TrainingProgress<'a> {
             table::grouped(parameters),
             table::rate(matmul_peak)
         ));
-        let machine = MachineMemory::now().map(|machine| format!("; {}", machine.text()));
+        let more = match engine.ranks() {
+            Some(ranks) => format!(" in each of {}", table::counted(ranks, "rank")),
+            None => MachineMemory::now()
+                .map_or_else(String::new, |machine| format!("; {}", machine.text())),
+        };
         self.note(&format!(
-            "memory about {}{}",
-            table::bytes(memory.total()),
-            machine.unwrap_or_default()
+            "memory about {}{more}",
+            table::bytes(memory.total())
         ));
         self.note(&format!(
             "  weights {}, optimiser {}, gradients {}, activations {}",

@@ -5,7 +5,7 @@
 
 use bam_convert::arguments::{
     ArgumentKind, ArgumentKinds, CheckpointPath, DryRun, Force, InPlace, InputPath, MaybeNamed,
-    Named, Outline, OutputPath, Resume, TextsPath, Weighted,
+    Named, Outline, OutputPath, Resume, TextsPath, TrustedText, Weighted,
 };
 use bam_convert::data::vocabulary::Vocabulary;
 use bam_convert::surgery::router::RouterInit;
@@ -28,6 +28,7 @@ pub fn kinds() -> ArgumentKinds {
         ArgumentKind::of::<RouterInit>(),
         ArgumentKind::of::<Vocabulary>(),
         ArgumentKind::of::<OutputPath>(),
+        ArgumentKind::of::<TrustedText>(),
         ArgumentKind::of::<Named<f64>>(),
         ArgumentKind::of::<Force>(),
         ArgumentKind::of::<Resume>(),

@@ -99,6 +99,7 @@ pub fn estimate(request: &EvaluationRequest) -> Result<Estimate> {
         bytes,
         work,
         memory: Some(memory),
+        ranks: None,
     })
 }
 

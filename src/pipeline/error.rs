@@ -126,6 +126,18 @@ pub enum PipelineError {
         /// Its command.
         command: String,
     },
+    /// A setting that chooses a program or a machine, which the user has not allowed.
+    #[error("{}: stage `{stage}` would run or connect to {value}, its `{key}`", path.display())]
+    Trusted {
+        /// The manifest.
+        path: PathBuf,
+        /// The stage.
+        stage: String,
+        /// The setting.
+        key: String,
+        /// Its value.
+        value: String,
+    },
     /// A setting that names an input outside of the work folder and the sources.
     #[error("{}: key `{key}`: stage `{stage}` reads {value} outside the work folder", path.display())]
     ReadsOutside {
@@ -241,6 +253,7 @@ impl PipelineError {
                 "`bam-convert validate DIR --against` compares it with its sources"
             }
             Self::Shell { .. } => "it can do whatever you can: read it, then pass --allow-shell",
+            Self::Trusted { .. } => "if you know what it is, pass --allow-shell",
             Self::ReadsOutside { .. } => {
                 "a recorded stage reads what stages before it made, or sources by name: `${NAME}/…`"
             }
@@ -285,6 +298,7 @@ impl PipelineError {
             | Self::WorkIsLink { path }
             | Self::NoManifest { path }
             | Self::Shell { path, .. }
+            | Self::Trusted { path, .. }
             | Self::OutputOutside { path, .. }
             | Self::MissingSource { path, .. }
             | Self::SourceChanged { path, .. } => ErrorPlace::of(path),

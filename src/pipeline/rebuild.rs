@@ -8,17 +8,19 @@ use serde_json::Value;
 
 use super::confine::{check_links, check_settings, leads_below, stays_within};
 use super::error::PipelineError;
+use super::lines::setting;
 use super::program::{Program, SHELL, StageUse};
 use super::recipe::Recipe;
 use super::recipe_text;
 use super::stage::Stage;
+use crate::arguments::ArgumentRole;
 use crate::checkpoint::folder::CARD;
 use crate::checkpoint::hash::sha256_file;
 use crate::checkpoint::json;
 use crate::checkpoint::known_hashes;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, relative_to};
 use crate::checkpoint::reach::{is_neighbour, is_relative};
-use crate::checkpoint::recipe::RecipeRecord;
+use crate::checkpoint::recipe::{RecipeRecord, StageRecord};
 use crate::table::{self, Align};
 use crate::{Error, Result};
 
@@ -266,8 +268,30 @@ fn check(path: &Path, record: &RecipeRecord, allow_shell: bool, program: &Progra
             };
             return Err(error.into());
         }
+        if let Some((key, value)) = trusted(stage, program).filter(|_| !allow_shell) {
+            let error = PipelineError::Trusted {
+                path,
+                stage: name,
+                key: key.to_owned(),
+                value: value.to_owned(),
+            };
+            return Err(error.into());
+        }
     }
     Ok(())
+}
+
+/// A setting of a stage that chooses a program to run or a machine to connect to, with its value.
+fn trusted<'a>(stage: &'a StageRecord, program: &Program) -> Option<(&'a str, &'a str)> {
+    let command = program.stage_definition(&stage.command)?;
+    let arguments = command.get_arguments().filter_map(setting);
+    let mut keys = arguments
+        .filter(|(_, argument)| program.role(argument) == Some(ArgumentRole::Trusted))
+        .map(|(key, _)| key);
+    keys.find_map(|key| {
+        let (key, values) = stage.settings.get_key_value(key)?;
+        Some((key.as_str(), values.first()?.as_str()))
+    })
 }
 
 /// Spells out what the version that wrote the manifest took for granted, where this one has another default.

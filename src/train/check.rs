@@ -9,10 +9,11 @@ use super::machine::Memory;
 use super::measure::HeldBack;
 use super::output_state::OutputState;
 use super::parent::parent_files;
-use super::request::Request;
+use super::request::{EngineRequest, Request, TorchDevice};
 use super::resume::{Candidates, SameRun};
 use super::select::trained_names;
 use super::session::ROWS;
+use super::torch::{Module, TorchError};
 use crate::Result;
 use crate::checkpoint::hash::sha256_file;
 use crate::checkpoint::manifest::DataRecord;
@@ -78,14 +79,31 @@ pub(super) fn check_settings(
         return Err(TrainError::LongRows { seq, longest }.into());
     }
     let names = trained_names(&request.checkpoint, architecture, settings)?;
-    let is_cpu = request.device.is_cpu();
     let checkpointing = request.operation.gradient_checkpointing;
-    let keeps_scores = !has_kernels(&request.device, settings.dtype.stored());
-    let memory = Memory::predict(architecture, &names, settings, keeps_scores, checkpointing)?;
     // What a GPU has left only its driver knows.
-    if is_cpu {
-        memory.check()?;
-    }
+    let memory = match &request.engine {
+        EngineRequest::Native(device) => {
+            let keeps_scores = !has_kernels(device, settings.dtype.stored());
+            let memory =
+                Memory::predict(architecture, &names, settings, keeps_scores, checkpointing)?;
+            if device.is_cpu() {
+                memory.check(1)?;
+            }
+            memory
+        }
+        EngineRequest::Torch(torch) => {
+            let (ranks, batch) = (torch.ranks(), settings.batch);
+            if (batch as u64) < ranks {
+                return Err(TorchError::FewRows { ranks, batch }.into());
+            }
+            Module::of(&request.checkpoint, architecture)?;
+            let memory = Memory::per_rank(architecture, &names, settings, ranks, checkpointing)?;
+            if torch.device == TorchDevice::Cpu {
+                memory.check(torch.processes)?;
+            }
+            memory
+        }
+    };
     Ok((names, memory))
 }
 

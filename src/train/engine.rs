@@ -125,7 +125,7 @@ impl fmt::Display for EngineFacts {
                 compiled,
                 ..
             } => {
-                let processes = counted(*ranks, "process");
+                let processes = counted(*ranks, "rank");
                 let compiled = if *compiled { ", compiled" } else { "" };
                 write!(
                     f,
@@ -154,7 +154,7 @@ impl EngineFacts {
     }
 
     /// Number of processes that compute together; `None` where this process computes.
-    pub(super) fn ranks(&self) -> Option<u64> {
+    pub fn ranks(&self) -> Option<u64> {
         match self {
             Self::Native { .. } => None,
             Self::Torch { ranks, .. } => Some(*ranks),
@@ -237,12 +237,23 @@ mod tests {
             native.add_step(&mut records, step);
         }
         assert_eq!(records, []);
-        for (engine, step) in [(&torch(2), 4), (&torch(2), 5), (&torch(4), 6), (&native, 7), (&native, 8)] {
+        for (engine, step) in [
+            (&torch(2), 4),
+            (&torch(2), 5),
+            (&torch(4), 6),
+            (&native, 7),
+            (&native, 8),
+        ] {
             engine.add_step(&mut records, step);
         }
-        let spans = records
-            .iter()
-            .map(|one| (one.engine.as_str(), one.first_step, one.last_step, one.ranks));
+        let spans = records.iter().map(|one| {
+            (
+                one.engine.as_str(),
+                one.first_step,
+                one.last_step,
+                one.ranks,
+            )
+        });
         let spans: Vec<_> = spans.collect();
         assert_eq!(
             spans,

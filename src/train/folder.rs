@@ -20,6 +20,8 @@ const LOCK: &str = ".lock";
 /// File name of the settings within a run's folder.
 pub(super) const SETTINGS: &str = "settings.json";
 const CHECKPOINTS: &str = "checkpoints";
+/// The folder of what another engine needs and writes.
+pub(super) const ENGINE: &str = "engine";
 /// What the name of a checkpoint begins with.
 const STEP: &str = "step-";
 /// Extension of a checkpoint that was found damaged.
@@ -82,7 +84,7 @@ impl RunFolder {
 
     /// Where the checkpoint of `step` is, or will be.
     pub(super) fn checkpoint(&self, step: u64) -> PathBuf {
-        self.path.join(CHECKPOINTS).join(name_of(step))
+        checkpoint_at(&self.path, step)
     }
 
     /// The complete checkpoints by step; removes what is left of others.
@@ -176,6 +178,11 @@ pub(super) fn checkpoints_in(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
 pub fn steps_taken(out: &Path) -> Result<u64> {
     let checkpoints = checkpoints_in(&beside(out)?)?;
     Ok(checkpoints.last().map_or(0, |(step, _)| *step))
+}
+
+/// Where the run in `folder` has the checkpoint of `step`.
+pub(super) fn checkpoint_at(folder: &Path, step: u64) -> PathBuf {
+    folder.join(CHECKPOINTS).join(name_of(step))
 }
 
 /// Where the run of `out` keeps its checkpoints.
@@ -281,13 +288,16 @@ pub(super) fn holds_checkpoints(folder: &Path) -> bool {
     names.any(|name| name.to_str().is_some_and(|name| step_of(name).is_some()))
 }
 
-/// Whether a folder holds nothing but what a run makes before it begins: hidden files, and a folder for checkpoints.
+/// Whether a folder holds nothing but what a run makes before it begins: hidden files, a folder for checkpoints, and the
+/// folder of another engine.
 fn is_abandoned(folder: &Path) -> bool {
     let is_empty =
         |folder: &Path| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
     let is_ours = |entry: fs::DirEntry| {
         let name = entry.file_name();
-        name.as_encoded_bytes().starts_with(b".") || name == CHECKPOINTS && is_empty(&entry.path())
+        name.as_encoded_bytes().starts_with(b".")
+            || name == ENGINE
+            || name == CHECKPOINTS && is_empty(&entry.path())
     };
     fs::read_dir(folder).is_ok_and(|entries| entries.flatten().all(is_ours))
 }

@@ -1,9 +1,10 @@
 //! What the machine can do, and how much memory a run takes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use serde::Serialize;
 
 use super::settings::Settings;
 use crate::family::{Architecture, AttentionKv, Role};
@@ -13,6 +14,10 @@ use crate::{Error, Result, threads};
 
 /// Bytes of a token that waits for its batch: its id, and the number of its document.
 const TOKEN: u64 = 8;
+/// Bytes of this program.
+const PROGRAM: u64 = 24 << 20;
+/// Bytes of a process of PyTorch before it has a model, as measured on the CPU.
+const TORCH: u64 = 450 << 20;
 
 /// The rate of a large matmul of `dtype` on `device`, in floating-point operations per second.
 ///
@@ -48,7 +53,7 @@ pub fn peak_memory() -> u64 {
 }
 
 /// What a run takes, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Memory {
     /// Weights.
     pub weights: u64,
@@ -58,10 +63,8 @@ pub struct Memory {
     pub gradients: u64,
     /// What a batch keeps for the backward pass, and what its layers and losses take while they run.
     pub activations: u64,
-    /// Gradients of the embedding while they are added up, at the end of the backward pass.
-    embedding: u64,
-    /// Tokens of a step, all batches together.
-    rows: u64,
+    /// All of it at the peak.
+    peak: u64,
 }
 
 impl Memory {
@@ -77,68 +80,155 @@ impl Memory {
     ) -> Result<Self> {
         let dtype = settings.dtype.stored();
         let size = dtype.size_in_bytes() as u64;
-        let (mut all, mut of_trained, mut trains_embedding) = (0, 0, false);
-        for spec in a.tensors()? {
-            let elements = spec.shape.iter().product::<u64>();
-            all += elements;
-            if trained.contains(&spec.name) {
-                of_trained += elements;
-                trains_embedding |= spec.role == Role::Embedding;
-            }
-        }
-        let (rows, seq, layers) = (settings.batch as u64, settings.seq as u64, a.num_layers);
-        let tokens = rows.saturating_mul(seq);
-        let mut values = layer_values(a, tokens);
-        if keeps_scores {
-            let experts = a
-                .mixture
-                .as_ref()
-                .map_or(1, |mixture| mixture.num_attention_experts);
-            let scores = (4 * experts * a.num_heads).saturating_mul(tokens);
-            values = values.saturating_add(scores.saturating_mul(seq));
-        }
-        let layer = size.saturating_mul(values);
-        let input = (size * a.hidden_size).saturating_mul(tokens);
-        let kept = if checkpointing {
-            layers.saturating_mul(input).saturating_add(layer)
+        let counts = Counts::of(a, trained)?;
+        let batch = settings.batch as u64;
+        let activations = activations(a, settings, batch, keeps_scores, checkpointing);
+        let embedding = if counts.trains_embedding {
+            12 * a.vocab_size * a.hidden_size
         } else {
-            layers.saturating_mul(layer.saturating_add(input))
+            0
         };
-        // In the backward pass of a layer, gradients of all values; and logits with their gradients.
-        let logits = (160 << 20).min((20 * a.vocab_size).saturating_mul(tokens));
-        let passing = layer.saturating_add(logits);
+        let (weights, gradients) = (size * counts.all, 4 * counts.trained);
+        let optimiser = optimiser_bytes(dtype, counts.trained);
+        // Activations shrink in the backward pass while gradients grow.
+        let passing = activations.max(gradients + embedding);
         Ok(Self {
-            weights: size * all,
-            optimiser: optimiser_bytes(dtype, of_trained),
-            gradients: 4 * of_trained,
-            activations: kept.saturating_add(passing),
-            embedding: if trains_embedding {
-                12 * a.vocab_size * a.hidden_size
-            } else {
-                0
-            },
-            rows: tokens
-                .saturating_mul(settings.accumulate as u64)
-                .saturating_mul(TOKEN),
+            weights,
+            optimiser,
+            gradients,
+            activations,
+            peak: (weights + optimiser + PROGRAM)
+                .saturating_add(passing)
+                .saturating_add(waiting(settings, batch)),
         })
     }
 
-    /// The peak, with the program itself: activations shrink in the backward pass while gradients grow.
-    pub fn total(&self) -> u64 {
-        let passing = self.activations.max(self.gradients + self.embedding);
-        (self.weights + self.optimiser + (24 << 20))
-            .saturating_add(passing)
-            .saturating_add(self.rows)
+    /// An estimate for one of `ranks` processes of PyTorch, which share out master weights, gradients and moments.
+    ///
+    /// A process gathers the weights of the block that it computes with, and of the next block; the embedding and the head
+    /// stay gathered.
+    pub(super) fn per_rank(
+        a: &Architecture,
+        trained: &BTreeSet<String>,
+        settings: &Settings,
+        ranks: u64,
+        checkpointing: bool,
+    ) -> Result<Self> {
+        let size = settings.dtype.stored().size_in_bytes() as u64;
+        let counts = Counts::of(a, trained)?;
+        let share = |values: u64| values.div_ceil(ranks);
+        let gathered = if ranks > 1 {
+            2 * counts.largest_layer + counts.outside
+        } else {
+            0
+        };
+        let weights = 4 * share(counts.all) + size * gathered;
+        let gradients = 4 * share(counts.trained) + 4 * counts.largest_layer;
+        let optimiser = 8 * share(counts.trained);
+        let rows = (settings.batch as u64).div_ceil(ranks);
+        // Attention keeps no scores, and torch's own buffers for a layer are about as large as one layer.
+        let activations = activations(a, settings, rows, false, checkpointing);
+        Ok(Self {
+            weights,
+            optimiser,
+            gradients,
+            activations,
+            peak: (weights + optimiser + gradients + TORCH)
+                .saturating_add(activations)
+                .saturating_add(waiting(settings, rows)),
+        })
     }
 
-    /// Refuses a run that cannot fit.
-    pub(super) fn check(&self) -> Result<()> {
+    /// The peak, with the program itself.
+    pub fn total(&self) -> u64 {
+        self.peak
+    }
+
+    /// Refuses a run that cannot fit, of so many processes on this machine.
+    pub(super) fn check(&self, processes: u64) -> Result<()> {
         check_memory(
             "the run",
-            self.total(),
+            self.total().saturating_mul(processes),
             "pass --gradient-checkpointing or a smaller --batch, --accumulate or --seq, or train less of the model with --train",
         )
     }
+}
+
+/// Numbers of values of a model.
+struct Counts {
+    all: u64,
+    trained: u64,
+    trains_embedding: bool,
+    /// Values of the layer that has most.
+    largest_layer: u64,
+    /// Values outside the layers.
+    outside: u64,
+}
+
+impl Counts {
+    fn of(a: &Architecture, trained: &BTreeSet<String>) -> Result<Self> {
+        let mut counts = Self {
+            all: 0,
+            trained: 0,
+            trains_embedding: false,
+            largest_layer: 0,
+            outside: 0,
+        };
+        let mut layers: BTreeMap<u64, u64> = BTreeMap::new();
+        for spec in a.tensors()? {
+            let elements = spec.shape.iter().product::<u64>();
+            counts.all += elements;
+            match spec.layer {
+                Some(layer) => *layers.entry(layer).or_default() += elements,
+                None => counts.outside += elements,
+            }
+            if trained.contains(&spec.name) {
+                counts.trained += elements;
+                counts.trains_embedding |= spec.role == Role::Embedding;
+            }
+        }
+        counts.largest_layer = layers.into_values().max().unwrap_or(0);
+        Ok(counts)
+    }
+}
+
+/// Bytes that a batch of so many rows keeps for the backward pass, and that its layers and losses take while they run.
+fn activations(
+    a: &Architecture,
+    settings: &Settings,
+    rows: u64,
+    keeps_scores: bool,
+    checkpointing: bool,
+) -> u64 {
+    let size = settings.dtype.stored().size_in_bytes() as u64;
+    let (seq, layers) = (settings.seq as u64, a.num_layers);
+    let tokens = rows.saturating_mul(seq);
+    let mut values = layer_values(a, tokens);
+    if keeps_scores {
+        let experts = a
+            .mixture
+            .as_ref()
+            .map_or(1, |mixture| mixture.num_attention_experts);
+        let scores = (4 * experts * a.num_heads).saturating_mul(tokens);
+        values = values.saturating_add(scores.saturating_mul(seq));
+    }
+    let layer = size.saturating_mul(values);
+    let input = (size * a.hidden_size).saturating_mul(tokens);
+    let kept = if checkpointing {
+        layers.saturating_mul(input).saturating_add(layer)
+    } else {
+        layers.saturating_mul(layer.saturating_add(input))
+    };
+    // In the backward pass of a layer, gradients of all values; and logits with their gradients.
+    let logits = (160 << 20).min((20 * a.vocab_size).saturating_mul(tokens));
+    kept.saturating_add(layer.saturating_add(logits))
+}
+
+/// Bytes of the tokens of a step that wait for their batch.
+fn waiting(settings: &Settings, rows: u64) -> u64 {
+    rows.saturating_mul(settings.seq as u64)
+        .saturating_mul(settings.accumulate as u64)
+        .saturating_mul(TOKEN)
 }
 
 /// Values that one layer keeps for its backward pass, as measured.

@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::error::TrainError;
@@ -64,30 +64,42 @@ pub struct Step {
     /// Its number, from 1.
     pub step: u64,
     /// When it ended, in seconds since 1970.
+    #[serde(deserialize_with = "number")]
     pub time: f64,
     /// Tokens predicted up to its end.
     pub tokens: u64,
     /// Everything that is minimised.
+    #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// Mean negative log-likelihood of a token.
+    #[serde(deserialize_with = "number")]
     pub nll: f64,
     /// Load-balancing loss without its weight, summed over layers.
+    #[serde(deserialize_with = "number")]
     pub load_balance: f64,
     /// Router z-loss without its weight, summed over layers.
+    #[serde(deserialize_with = "number")]
     pub z: f64,
     /// Learning rate.
+    #[serde(deserialize_with = "number")]
     pub learning_rate: f64,
     /// Learning rate of routers.
+    #[serde(deserialize_with = "number")]
     pub router_learning_rate: f64,
     /// Norm of all gradients, before clipping.
+    #[serde(deserialize_with = "number")]
     pub gradient_norm: f64,
     /// Duration.
+    #[serde(deserialize_with = "number")]
     pub seconds: f64,
     /// Tokens predicted a second.
+    #[serde(deserialize_with = "number")]
     pub tokens_per_second: f64,
     /// Floating-point operations per second, without recomputed activations.
+    #[serde(deserialize_with = "number")]
     pub flops_per_second: f64,
     /// The same as a share of the machine's rate in a large matmul.
+    #[serde(deserialize_with = "number")]
     pub peak_share: f64,
     /// Processes that computed together; absent in this program's own trainer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -106,6 +118,7 @@ pub struct Step {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DomainLoss {
     /// Mean negative log-likelihood of a token.
+    #[serde(deserialize_with = "number")]
     pub nll: f64,
     /// Tokens predicted.
     pub tokens: u64,
@@ -128,8 +141,10 @@ pub struct Detail {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RoleDetail {
     /// Norm of their gradients, before clipping.
+    #[serde(deserialize_with = "number")]
     pub gradient_norm: f64,
     /// Norm of their change by their own norm.
+    #[serde(deserialize_with = "number")]
     pub update_ratio: f64,
 }
 
@@ -139,11 +154,14 @@ pub struct Routing {
     /// Layer, from 0.
     pub layer: usize,
     /// Share of the assignments that each expert got.
+    #[serde(deserialize_with = "numbers")]
     pub load: Vec<f64>,
     /// Mean gate of each expert.
+    #[serde(deserialize_with = "numbers")]
     pub mean_gates: Vec<f64>,
     /// Entropy divided by its largest value. For a feed-forward router it is of the load, and 1 is an even load. For an
     /// attention router it is the mean over tokens of its probabilities, and 1 is a router without preference.
+    #[serde(deserialize_with = "number")]
     pub entropy: f64,
 }
 
@@ -151,13 +169,26 @@ pub struct Routing {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Validation {
     /// Mean negative log-likelihood of a token.
+    #[serde(deserialize_with = "number")]
     pub nll: f64,
     /// Its exponential.
+    #[serde(deserialize_with = "number")]
     pub perplexity: f64,
     /// The same in bits, divided by the mean number of bytes of text per token of the domain.
+    #[serde(deserialize_with = "number")]
     pub bits_per_byte: f64,
     /// Tokens predicted.
     pub tokens: u64,
+}
+
+/// JSON has no number for NaN and infinities: they are null.
+pub(super) fn number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
+}
+
+fn numbers<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f64>, D::Error> {
+    let found = Vec::<Option<f64>>::deserialize(from)?.into_iter();
+    Ok(found.map(|number| number.unwrap_or(f64::NAN)).collect())
 }
 
 impl Record {
@@ -199,10 +230,15 @@ impl Record {
                     .iter()
                     .for_each(|(name, domain)| add(format!("nll/{name}"), domain.nll));
                 for (name, value) in [
-                    ("speed/tokens_per_second_per_rank", step.tokens_per_second_per_rank),
+                    (
+                        "speed/tokens_per_second_per_rank",
+                        step.tokens_per_second_per_rank,
+                    ),
                     ("memory/bytes", step.memory_bytes.map(|bytes| bytes as f64)),
                 ] {
-                    value.into_iter().for_each(|value| add(name.to_owned(), value));
+                    value
+                        .into_iter()
+                        .for_each(|value| add(name.to_owned(), value));
                 }
             }
             Self::Detail(detail) => {

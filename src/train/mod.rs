@@ -30,6 +30,7 @@ mod session;
 pub mod settings;
 mod state;
 mod tensorboard;
+mod torch;
 mod trainer;
 
 pub use crate::checkpoint::output::beside;
@@ -43,9 +44,10 @@ pub use folder::{checkpoint_bytes, checkpoints_of, remove_checkpoints, steps_tak
 pub use machine::{Memory, matmul_peak, peak_memory};
 pub use metrics::Step as StepRecord;
 pub use outlook::Outlook;
-pub use request::Request;
+pub use request::{EngineRequest, Placement, Request, TorchDevice, TorchRequest};
 pub use run::{End, run};
 pub use run_error::RunError;
 pub use schedule::{Decay, Schedule};
 pub use session::EndLosses;
 pub use settings::{Operation, Settings};
+pub use torch::{Launch, Probe, TorchError, default_python, follow, probe};

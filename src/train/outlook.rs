@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::folder::checkpoint_bytes;
 use super::machine::Memory;
 use super::parent::copied;
+use super::request::Placement;
 use super::select::trained_names;
 use super::settings::{Compute, Operation, Settings};
 use super::state::STATE_BYTES;
@@ -47,8 +48,12 @@ pub struct Outlook {
     pub products: Products,
     /// Seconds of reading and writing.
     pub other_seconds: f64,
-    /// Peak of the memory of the process; the driver of a GPU has more.
+    /// Peak of the memory of the process, or of each process of PyTorch; the driver of a GPU has more.
     pub memory_bytes: u64,
+    /// Its parts.
+    pub memory: Memory,
+    /// Number of processes of PyTorch; `None` for this program's trainer.
+    pub ranks: Option<u64>,
 }
 
 impl Outlook {
@@ -62,7 +67,7 @@ impl Outlook {
         data: &[(String, PathBuf, f64)],
         settings: &Settings,
         operation: &Operation,
-        gpu: bool,
+        placement: Placement,
         taken: u64,
     ) -> Result<Self> {
         settings.check()?;
@@ -74,9 +79,15 @@ impl Outlook {
             .into_iter()
             .filter(|spec| names.contains(&spec.name));
         let trained = specs.map(|spec| spec.shape.iter().product::<u64>()).sum();
-        let keeps_scores = gpu || settings.dtype != Compute::F32;
+        let Placement { gpu, ranks } = placement;
         let checkpointing = operation.gradient_checkpointing;
-        let memory = Memory::predict(&architecture, &names, settings, keeps_scores, checkpointing)?;
+        let memory = match ranks {
+            None => {
+                let keeps_scores = gpu || settings.dtype != Compute::F32;
+                Memory::predict(&architecture, &names, settings, keeps_scores, checkpointing)?
+            }
+            Some(ranks) => Memory::per_rank(&architecture, &names, settings, ranks, checkpointing)?,
+        };
         let memory_bytes = memory.total();
         let output_bytes = length(checkpoint)?;
         let (rows, seq) = (settings.rows() as u64, settings.seq as u64);
@@ -114,7 +125,7 @@ impl Outlook {
                 * cost.flops_per_token as f64;
         let products = Products {
             flops,
-            share: SHARE,
+            share: SHARE * ranks.unwrap_or(1) as f64,
             gpu,
             half: settings.dtype == Compute::Bf16,
         };
@@ -130,6 +141,8 @@ impl Outlook {
             other_seconds: output_bytes as f64 / READ
                 + (saves as f64 * saved as f64 + output_bytes as f64) / WRITTEN,
             memory_bytes,
+            memory,
+            ranks,
         })
     }
 
@@ -156,6 +169,7 @@ impl Outlook {
             bytes: self.output_bytes.saturating_add(self.run_bytes),
             work: Some(work),
             memory: Some(self.memory_bytes),
+            ranks: self.ranks,
         }
     }
 }

@@ -15,7 +15,7 @@ pub(super) struct Trained {
 impl Trained {
     /// Whether it is a router's, which has a learning rate of its own.
     pub(super) fn is_router(&self) -> bool {
-        matches!(self.spec.role, Role::FfnRouter | Role::AttentionRouter)
+        is_router(&self.spec)
     }
 
     /// Whether it balances the load of feed-forward experts, and follows that instead of a gradient.
@@ -25,8 +25,18 @@ impl Trained {
 
     /// Whether weight decay applies: to matrices, but not to biases and norms.
     pub(super) fn decays(&self) -> bool {
-        !self.spec.role.is_norm() && !self.spec.bias && self.spec.shape.len() > 1
+        decays(&self.spec)
     }
+}
+
+/// Whether a parameter is a router's.
+pub(super) fn is_router(spec: &TensorSpec) -> bool {
+    matches!(spec.role, Role::FfnRouter | Role::AttentionRouter)
+}
+
+/// Whether weight decay applies to a parameter.
+pub(super) fn decays(spec: &TensorSpec) -> bool {
+    !spec.role.is_norm() && !spec.bias && spec.shape.len() > 1
 }
 
 /// Whether a parameter is a bias that only takes part in the choice of experts.

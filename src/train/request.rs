@@ -1,10 +1,12 @@
 //! A run that is asked for.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use candle_core::Device;
 
 use super::settings::{Operation, Settings};
+use super::torch::Launch;
 
 /// A run that is asked for.
 pub struct Request {
@@ -20,6 +22,85 @@ pub struct Request {
     pub settings: Settings,
     /// How the run goes about it.
     pub operation: Operation,
+    /// What computes.
+    pub engine: EngineRequest,
+}
+
+/// What computes a run.
+#[derive(Clone, Debug)]
+pub enum EngineRequest {
+    /// This program's trainer, on a device.
+    Native(Device),
+    /// Processes of PyTorch.
+    Torch(TorchRequest),
+}
+
+/// Processes of PyTorch that are asked for.
+#[derive(Clone, Debug)]
+pub struct TorchRequest {
+    /// The Python that has torch.
+    pub python: PathBuf,
+    /// The device of each process.
+    pub device: TorchDevice,
+    /// Memory of the smallest GPU in bytes, where it is known.
+    pub gpu_memory: Option<u64>,
+    /// Processes of each node.
+    pub processes: u64,
+    /// Where they run.
+    pub launch: Launch,
+    /// Whether torch compiles the layers.
+    pub compile: bool,
+    /// Words in front of a command that end all that it has started where standard input closes; none to go without.
+    pub supervisor: Vec<OsString>,
+}
+
+/// A device of PyTorch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TorchDevice {
+    /// Cores of the CPU; processes talk by gloo.
+    Cpu,
+    /// A GPU for each process; they talk by NCCL.
+    Cuda,
+}
+
+/// Where a run computes, as far as estimates need it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Whether on GPUs.
+    pub gpu: bool,
+    /// Number of processes of PyTorch; `None` for this program's trainer.
+    pub ranks: Option<u64>,
+}
+
+impl EngineRequest {
     /// Where it computes.
-    pub device: Device,
+    pub fn placement(&self) -> Placement {
+        match self {
+            Self::Native(device) => Placement {
+                gpu: device.is_cuda(),
+                ranks: None,
+            },
+            Self::Torch(torch) => Placement {
+                gpu: torch.device == TorchDevice::Cuda,
+                ranks: Some(torch.ranks()),
+            },
+        }
+    }
+}
+
+impl TorchRequest {
+    /// Number of processes, all nodes together.
+    pub fn ranks(&self) -> u64 {
+        self.processes * self.launch.nodes()
+    }
+}
+
+impl TorchDevice {
+    /// Its name, as torch has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
 }

@@ -13,8 +13,8 @@ use super::engine::Counters;
 use super::extend::with_plans;
 use super::run_error::RunError;
 use super::save::{Position, STATE};
-use super::state::{STATE_TENSORS, is_state_file};
 use super::settings::{Settings, differences};
+use super::state::{STATE_TENSORS, is_state_file};
 use crate::checkpoint::hash::FileHash;
 use crate::checkpoint::manifest::{FORMAT_VERSION, MANIFEST, Manifest};
 use crate::checkpoint::{json, version};
@@ -52,18 +52,10 @@ impl Candidates {
         self.newest.as_ref().map(|newest| newest.position.step)
     }
 
-    /// The progress there; that of the beginning without a checkpoint.
+    /// The progress there, or at the beginning without a checkpoint.
     pub(super) fn counters(&self) -> Counters {
-        let Some(ResumePoint { position, .. }) = &self.newest else {
-            return Counters::default();
-        };
-        Counters {
-            step: position.step,
-            updates: position.updates,
-            tokens: position.tokens,
-            norm_mean: position.norm_mean,
-            norms: position.norms,
-        }
+        let newest = self.newest.as_ref();
+        newest.map_or_else(Counters::default, |newest| newest.position.counters())
     }
 
     /// Looks through the `checkpoints` of the run in `folder`, newest first.

@@ -15,11 +15,12 @@ use super::native::{NativeEngine, states};
 use super::outlook::{Outlook, flops_per_token};
 use super::output_state::OutputState;
 use super::parameters::Parameters;
-use super::request::Request;
+use super::request::{EngineRequest, Request, TorchDevice};
 use super::resume::{Candidates, ResumePoint, SameRun};
 use super::save::Saver;
-use super::session::{EndLosses, Losses, Progress, Session};
+use super::session::{EndLosses, Losses, Progress, Session, stopped};
 use super::state::StateFiles;
+use super::torch::{TorchEngine, Work};
 use super::trainer::Trainer;
 use crate::checkpoint::output::check_target;
 use crate::data::Mixture;
@@ -27,7 +28,7 @@ use crate::family::cost::Report;
 use crate::family::{Architecture, Config};
 use crate::memory::warning;
 use crate::model::{CausalLm, LoadOptions, Trainable};
-use crate::{Error, Result, threads};
+use crate::{Error, Result, table, threads};
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,7 +70,7 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     let architecture = Architecture::of(&Config::read(&request.checkpoint)?)?;
     architecture.match_checkpoint(&request.checkpoint)?;
     let (names, memory) = check_settings(&request, &architecture)?;
-    if let Some(text) = warning("the run", memory.total()).filter(|_| request.device.is_cpu()) {
+    if let Some(text) = memory_warning(&request.engine, &memory) {
         watch(&Event::Note(text));
     }
     let (mixture, held_back) = open_data(&mut request, &architecture, watch)?;
@@ -116,59 +117,104 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         &request.data,
         settings,
         operation,
-        request.device.is_cuda(),
+        request.engine.placement(),
         candidates.step().unwrap_or(0),
     )?;
     if let Some(text) = outlook.disk_warning(&request.out)? {
         watch(&Event::Note(text));
     }
 
-    let dtype = settings.dtype.stored();
-    let options = LoadOptions {
-        dtype,
-        trainable: Trainable::Only(names),
-        ..LoadOptions::train(request.device.clone())
-    };
-    let model = CausalLm::load(&request.checkpoint, &options)?;
-    let parameters = Parameters::of(&model);
-    let mut states = states(&request.checkpoint, &model, &parameters, dtype)?;
-    if let Some(newest) = &candidates.newest {
-        StateFiles::of(&newest.path)?.restore(&parameters, &mut states)?;
-    }
     let measured = measured_before(&folder, &candidates)?;
-    let mut engine = NativeEngine {
-        trainer: Trainer {
-            model: &model,
-            parameters,
-            states,
-            settings,
-            checkpointing: operation.gradient_checkpointing,
-            counters: candidates.counters(),
-        },
-        mixture: &mixture,
-        held_back: &held_back,
-        settings,
-        operation,
-        measured,
-    };
-    let facts = EngineFacts::Native {
-        backend: model.backend().clone(),
-    };
-    let course = Course {
+    let (trained, engine) = (outlook.trained, request.engine.clone());
+    let course = |saver, folder, candidates| Course {
         request: &request,
         architecture: &architecture,
-        trained: outlook.trained,
+        trained,
         memory,
         saver,
         folder,
         candidates,
         mixture: &mixture,
         replaces,
-        facts,
-        matmul_peak: matmul_peak(model.device(), dtype)?,
         began,
     };
-    course.go(&mut engine, stop, watch)
+    match engine {
+        EngineRequest::Native(device) => {
+            let dtype = settings.dtype.stored();
+            let options = LoadOptions {
+                dtype,
+                trainable: Trainable::Only(names),
+                ..LoadOptions::train(device)
+            };
+            let model = CausalLm::load(&request.checkpoint, &options)?;
+            let parameters = Parameters::of(&model);
+            let mut states = states(&request.checkpoint, &model, &parameters, dtype)?;
+            if let Some(newest) = &candidates.newest {
+                StateFiles::of(&newest.path)?.restore(&parameters, &mut states)?;
+            }
+            let mut engine = NativeEngine {
+                trainer: Trainer {
+                    model: &model,
+                    parameters,
+                    states,
+                    settings,
+                    checkpointing: operation.gradient_checkpointing,
+                    counters: candidates.counters(),
+                },
+                mixture: &mixture,
+                held_back: &held_back,
+                settings,
+                operation,
+                measured,
+            };
+            let facts = EngineFacts::Native {
+                backend: model.backend().clone(),
+            };
+            let peak = matmul_peak(model.device(), dtype)?;
+            let course = course(saver, folder, candidates);
+            course.go(&mut engine, facts, peak, stop, watch)
+        }
+        EngineRequest::Torch(torch) => {
+            let work = Work {
+                request: &request,
+                torch: &torch,
+                architecture: &architecture,
+                parent: saver.parent(),
+                trained: &names,
+                held_back: &held_back,
+                resume: candidates.newest.as_ref(),
+                measured: measured.is_some(),
+                run: folder.path(),
+            };
+            let Some(mut engine) = TorchEngine::start(&work, stop)? else {
+                return Err(stopped(&folder, candidates.step().unwrap_or(0)));
+            };
+            let (facts, peak) = (engine.facts.clone(), engine.matmul_peak);
+            let course = course(saver, folder, candidates);
+            let end = course.go(&mut engine, facts, peak, stop, watch)?;
+            engine.finish()?;
+            Ok(end)
+        }
+    }
+}
+
+/// A warning where the run needs more memory than this machine or its GPUs have.
+fn memory_warning(engine: &EngineRequest, memory: &Memory) -> Option<String> {
+    let needed = memory.total();
+    match engine {
+        EngineRequest::Native(device) if device.is_cpu() => warning("the run", needed),
+        EngineRequest::Native(_) => None,
+        EngineRequest::Torch(torch) if torch.device == TorchDevice::Cpu => {
+            warning("the run", needed.saturating_mul(torch.processes))
+        }
+        EngineRequest::Torch(torch) => {
+            let held = torch.gpu_memory.filter(|held| needed > *held)?;
+            let (needed, held) = (table::bytes(needed), table::bytes(held));
+            Some(format!(
+                "each process needs about {needed} of GPU memory, with {held} on the smallest GPU: torch may run out of it"
+            ))
+        }
+    }
 }
 
 /// A run whose engine is ready.
@@ -184,14 +230,19 @@ struct Course<'a> {
     mixture: &'a Mixture,
     /// Whether the output replaces an earlier one.
     replaces: bool,
-    facts: EngineFacts,
-    matmul_peak: f64,
     began: Instant,
 }
 
 impl Course<'_> {
     /// Takes the steps that are left, and writes the output.
-    fn go(self, engine: &mut dyn Engine, stop: &AtomicBool, watch: Watcher) -> Result<End> {
+    fn go(
+        self,
+        engine: &mut dyn Engine,
+        facts: EngineFacts,
+        matmul_peak: f64,
+        stop: &AtomicBool,
+        watch: Watcher,
+    ) -> Result<End> {
         let Request {
             settings,
             operation,
@@ -208,8 +259,8 @@ impl Course<'_> {
             trained: self.trained,
             parameters: cost.total_parameters,
             memory: self.memory,
-            matmul_peak: self.matmul_peak,
-            engine: &self.facts,
+            matmul_peak,
+            engine: &facts,
         });
         let json = settings.to_json();
         self.folder.write_settings(&json)?;
@@ -223,14 +274,14 @@ impl Course<'_> {
         let engines = self.candidates.newest.map(|newest| newest.position.engines);
         let mut session = Session {
             flops_per_token: flops_per_token(&cost, self.trained),
-            matmul_peak: self.matmul_peak,
+            matmul_peak,
             saver: self.saver,
             folder: self.folder,
             log,
             mixture: self.mixture,
             settings,
             operation,
-            facts: self.facts,
+            facts,
             replaces: self.replaces,
             counters: begun,
             saved: resumed,

@@ -7,10 +7,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::engine::Counters;
 use super::error::TrainError;
 use super::parent::{CONFIG, Converted, PlainConfig, copied, hashed, opened};
 use super::save_bytes::{Bytes, Source};
 use super::state::State;
+use crate::Result;
 use crate::card::{
     CardModel, ModelCard, Relation, TrainingSummary, has_neutral_shared_expert, holds_zeros,
     method_tags,
@@ -18,15 +20,14 @@ use crate::card::{
 use crate::checkpoint::folder::{CARD, TOKENIZER, companion_name};
 use crate::checkpoint::hash::{FileHash, sha256_file};
 use crate::checkpoint::manifest::{
-    DataRecord, EngineRecord, FORMAT_VERSION, Lineage, MANIFEST, Manifest, SourceRecord, TensorRecord, Tool,
-    model_name,
+    DataRecord, EngineRecord, FORMAT_VERSION, Lineage, MANIFEST, Manifest, SourceRecord,
+    TensorRecord, Tool, model_name,
 };
 use crate::checkpoint::output::{OutputFolder, check_free_space};
 use crate::checkpoint::writer::{TensorLayout, WriteOptions, write_weights};
 use crate::checkpoint::{Checkpoint, Expression};
 use crate::family::{Architecture, expert_names};
 use crate::markdown;
-use crate::Result;
 
 /// Where in the run the checkpoint is.
 pub(super) const STATE: &str = "training-state.json";
@@ -58,6 +59,19 @@ pub(super) struct Position {
     /// Which engines took which steps; empty where our own trainer took all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) engines: Vec<EngineRecord>,
+}
+
+impl Position {
+    /// The progress there.
+    pub(super) fn counters(&self) -> Counters {
+        Counters {
+            step: self.step,
+            updates: self.updates,
+            tokens: self.tokens,
+            norm_mean: self.norm_mean,
+            norms: self.norms,
+        }
+    }
 }
 
 /// What a checkpoint of a run is for.
@@ -113,6 +127,11 @@ impl Saver {
         })
     }
 
+    /// The checkpoint that training began with.
+    pub(super) fn parent(&self) -> &Checkpoint {
+        &self.parent
+    }
+
     /// Files of the checkpoint that training began with, or of the file that it was converted from.
     pub(super) fn parent_files(&self) -> &[FileHash] {
         match &self.converted {
@@ -130,7 +149,7 @@ impl Saver {
     fn bytes(&self, state: &State, keeps: Keeps) -> u64 {
         let files: u64 = self.files.iter().map(|file| file.size).sum();
         let state = match keeps {
-            Keeps::State => state.bytes(),
+            Keeps::State => state.bytes_to_write(),
             Keeps::Weights => 0,
         };
         files + state + ROOM

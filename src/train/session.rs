@@ -145,7 +145,7 @@ impl Session<'_> {
     ) -> Result<()> {
         match engine.run(stop, &mut |report| self.add(report, watch))? {
             Outcome::Complete => Ok(()),
-            Outcome::Stopped => Err(self.stopped()),
+            Outcome::Stopped => Err(stopped(&self.folder, self.counters.step)),
             Outcome::Trouble(reason) => {
                 let step = self.counters.step + 1;
                 let rows = self.name_rows(step)?;
@@ -209,17 +209,6 @@ impl Session<'_> {
         self.log.add(&Record::Extend { step, steps, rule })
     }
 
-    /// The end of a run that a signal stopped.
-    fn stopped(&self) -> Error {
-        let step = self.counters.step;
-        let path = if step > 0 {
-            self.folder.checkpoint(step)
-        } else {
-            self.folder.path().to_path_buf()
-        };
-        RunError::Stopped { step, path }.into()
-    }
-
     /// The rows of a step; written to the file that was asked for, if any.
     fn rows_of(&self, step: u64) -> Result<Vec<Row>> {
         let count = self.settings.rows();
@@ -269,7 +258,7 @@ impl Session<'_> {
     fn save(&mut self, state: &State, watch: Watcher) -> Result<()> {
         let step = self.counters.step;
         if self.saved == Some(step) {
-            return Ok(());
+            return state.discard();
         }
         self.mixture.check_unchanged()?;
         // Every line up to this step must outlive whatever comes.
@@ -351,6 +340,16 @@ impl Session<'_> {
         watch(&Event::Saved(out));
         Ok(())
     }
+}
+
+/// The end of a run that a signal stopped after `step`.
+pub(super) fn stopped(folder: &RunFolder, step: u64) -> Error {
+    let path = if step > 0 {
+        folder.checkpoint(step)
+    } else {
+        folder.path().to_path_buf()
+    };
+    RunError::Stopped { step, path }.into()
 }
 
 /// Appends rows to a file of JSON lines.

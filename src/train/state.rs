@@ -46,14 +46,14 @@ pub(super) enum State<'a> {
 }
 
 impl State<'_> {
-    /// Its bytes.
-    pub(super) fn bytes(&self) -> u64 {
+    /// Bytes that writing it takes, at most; files only move.
+    pub(super) fn bytes_to_write(&self) -> u64 {
         match self {
             Self::Held(parameters, _) => {
                 let elements = parameters.all.iter().map(|one| one.var.elem_count() as u64);
                 STATE_BYTES * elements.sum::<u64>()
             }
-            Self::Files(files) => files.stored.iter().map(Checkpoint::data_length).sum(),
+            Self::Files(_) => 0,
         }
     }
 
@@ -70,6 +70,17 @@ impl State<'_> {
             }
             Self::Files(files) => Ok(files.part(PARTS[0].1).collect()),
         }
+    }
+
+    /// Removes its files, where no checkpoint needs them.
+    pub(super) fn discard(&self) -> Result<()> {
+        let paths: &[PathBuf] = match self {
+            Self::Held(..) => &[],
+            Self::Files(files) => &files.paths,
+        };
+        paths.iter().try_for_each(|path| {
+            std::fs::remove_file(path).map_err(|e| Error::io("remove", path, e))
+        })
     }
 
     /// Puts its files into the folder of a checkpoint.
@@ -121,19 +132,13 @@ fn held_tensors<'a>(
 /// Files of the optimiser's state, opened.
 #[derive(Debug)]
 pub(super) struct StateFiles {
+    folder: PathBuf,
     paths: Vec<PathBuf>,
     stored: Vec<Checkpoint>,
 }
 
 impl StateFiles {
-    /// The files at `paths`.
-    pub(super) fn open(paths: Vec<PathBuf>) -> Result<Self> {
-        let stored = paths.iter().map(|path| Checkpoint::open(path));
-        let stored = stored.collect::<Result<_>>()?;
-        Ok(Self { paths, stored })
-    }
-
-    /// Those of the checkpoint in `folder`.
+    /// Those in `folder`.
     pub(super) fn of(folder: &Path) -> Result<Self> {
         let failed = |e| Error::io("list", folder, e);
         let mut paths = Vec::new();
@@ -144,7 +149,12 @@ impl StateFiles {
             }
         }
         paths.sort();
-        Self::open(paths)
+        let stored = paths.iter().map(|path| Checkpoint::open(path));
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            stored: stored.collect::<Result<_>>()?,
+            paths,
+        })
     }
 
     /// One part of the state, by the names of the parameters.
@@ -163,9 +173,8 @@ impl StateFiles {
         let holds = |file: &&Checkpoint| file.tensors.contains_key(name);
         let mut files = self.stored.iter().zip(&self.paths);
         let Some((file, path)) = files.find(|(file, _)| holds(file)) else {
-            let folder = self.paths.first().and_then(|path| path.parent());
             return Err(RunError::NoStateTensor {
-                path: folder.unwrap_or(Path::new("")).to_path_buf(),
+                path: self.folder.clone(),
                 tensor: name.to_owned(),
             }
             .into());

@@ -129,6 +129,18 @@ fn the_papers_large_setting_is_told_from_an_empty_folder() {
         8.0 * dense * tokens * 1.03,
         0.03,
     );
+    // Each of 32 processes has its share of masters, gradients and moments, and what it gathers and computes.
+    for (name, parameters) in [
+        ("seed", dense),
+        ("train-btx", btx),
+        ("train-bam-expert", expert),
+    ] {
+        let stage = stage(&forecast, name);
+        assert_eq!(stage["estimated_ranks"], 32);
+        let memory = stage["estimated_memory_bytes"].as_f64().unwrap();
+        let share = 16.0 * parameters / 32.0;
+        assert!(memory > share && memory < share + 16e9, "{name}: {memory}");
+    }
     // How fast a GPU is that is not here, nobody knows.
     if cfg!(not(feature = "cuda")) {
         assert_eq!(stage(&forecast, "seed")["estimated_seconds"], Value::Null);
@@ -139,7 +151,9 @@ fn the_papers_large_setting_is_told_from_an_empty_folder() {
     assert_near(&forecast["total"]["bytes"], sum, 0.01);
     let text = bench.look(&shipped("paper-large.yaml"), &[]).stdout;
     assert!(
-        text.contains("# 13 of 13 stages would run; ~") && text.contains("; at least ~"),
+        text.contains("# 13 of 13 stages would run; ~")
+            && text.contains("; at least ~")
+            && text.contains("  32 x ~"),
         "{text}"
     );
     assert!(!bench.path("work").exists());

@@ -25,6 +25,7 @@ mod dependencies;
 mod determinism;
 mod diff;
 mod docs;
+mod engine;
 mod evaluate;
 mod every_command;
 mod examples;

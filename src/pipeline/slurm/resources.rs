@@ -15,12 +15,14 @@ use crate::pipeline::yaml::{Node, unknown_key, wrong_kind};
 /// The key of a recipe and of a stage.
 pub(in crate::pipeline) const SLURM: &str = "slurm";
 /// Its keys, each with the flag of `sbatch` that it is.
-pub(in crate::pipeline) const FLAGS: [(&str, &str); 9] = [
+pub(in crate::pipeline) const FLAGS: [(&str, &str); 11] = [
     ("account", "account"),
     ("constraint", "constraint"),
     ("cpus", "cpus-per-task"),
     ("gpus", "gpus"),
+    ("gpus-per-node", "gpus-per-node"),
     ("mem", "mem"),
+    ("nodes", "nodes"),
     ("partition", "partition"),
     ("qos", "qos"),
     ("reservation", "reservation"),

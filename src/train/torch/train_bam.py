@@ -1,8 +1,8 @@
 """The engine of `bam-convert train --engine torch`: trains on one or more ranks with FSDP2.
 
 bam-convert starts it with `python -m torch.distributed.run … train_bam.py PLAN`. It needs Python 3.10, torch 2.6, and
-transformers 4.57 or newer. Nothing that it reads runs as code: weights are safetensors, everything else
-is JSON or plain numbers.
+transformers 4.57 or newer. `docs/design/torch-engine.md` describes the plan and the events. Nothing that it reads runs as
+code: weights are safetensors, everything else is JSON or plain numbers.
 """
 
 import argparse
