@@ -250,7 +250,7 @@ impl Saver {
     fn card(
         &self,
         summary: TrainingSummary,
-        masters: &BTreeMap<&str, HostValues<'_>>,
+        masters: &BTreeMap<&str, Source<'_>>,
     ) -> Result<String> {
         // A file that was converted for this run is the model that people know.
         let converted = self.converted.as_ref();
@@ -291,7 +291,7 @@ impl Saver {
                 has_tokenizer: self.parent.path.join(TOKENIZER).exists(),
                 has_neutral_shared_expert: has_neutral_shared_expert(&self.architecture, |name| {
                     match masters.get(name) {
-                        Some(values) => values.iter().all(|value| *value == 0.0),
+                        Some(source) => source.holds_zeros(),
                         None => holds_zeros(&self.parent, name),
                     }
                 })?,

@@ -666,7 +666,8 @@ fn bad_steps_and_failures_are_named() {
         .refused(3, &["/x/state.part: No space left", " --resume"]);
 
     // Numbers that are not finite are null in events, and in the log.
-    let nulls = r#"event '{"event":"validation","step":2,"domains":{"code":{"nll":null,"tokens":5}}}'"#;
+    let nulls =
+        r#"event '{"event":"validation","step":2,"domains":{"code":{"nll":null,"tokens":5}}}'"#;
     let stage = Stage::new(&format!("{begin}{nulls}\nexit 1"));
     stage.train(&STEPS).refused(3, &["ended after step 2"]);
     let found = of_kind(&metrics(&stage.out()), "validation").pop().unwrap();

@@ -4,6 +4,7 @@
 //! session makes one. `docs/design/torch-engine.md` describes what passes between them and this program.
 
 mod code;
+mod engine_folder;
 mod error;
 mod events;
 mod launch;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use self::engine_folder::{OUTPUT, PLAN, SCRATCH, STOP, check_content, remove_file, remove_states};
 use self::events::{Ready, StepEvent, TorchEvent};
 use self::plan::{Plan, PlanFolders, trained_shapes};
 use self::process::{Next, Process, Status};
@@ -28,7 +30,7 @@ use super::metrics::Validation;
 use super::request::{Request, TorchDevice, TorchRequest};
 use super::resume::ResumePoint;
 use super::settings::{Operation, Settings};
-use super::state::{State, StateFiles, is_state_file};
+use super::state::{State, StateFiles};
 use crate::checkpoint::output::beside;
 use crate::checkpoint::{Checkpoint, single};
 use crate::family::Architecture;
@@ -47,16 +49,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 const SILENCE: Duration = Duration::from_secs(600);
 /// The kind of the failure of a rank that lost its connection to another.
 const RANK_LOST: &str = "rank-lost";
-/// Names within the folder of the engine.
-const PLAN: &str = "plan.json";
-const STOP: &str = "stop";
-const OUTPUT: &str = "output.log";
-const SCRATCH: &str = "state";
-/// Everything in the folder of the engine but programs and logs.
-const OWN: [&str; 3] = [PLAN, STOP, SCRATCH];
-/// What the name of a state ends with that is being written.
-const PART: &str = ".part";
-
 /// Processes of PyTorch that have loaded the model.
 pub(super) struct TorchEngine<'a> {
     process: Process,
@@ -473,41 +465,6 @@ fn taken(step: StepEvent, counters: Counters) -> Taken {
         tokens: step.step_tokens,
         domains: step.domains,
         memory: step.memory.into_iter().max().filter(|bytes| *bytes > 0),
-    }
-}
-
-/// Refuses a folder of the engine with files that this program has not written: Python might take them for its modules.
-fn check_content(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
-        let entry = entry.map_err(|e| Error::io("list", folder, e))?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let is_log = name.starts_with("output") && name.ends_with(".log");
-        if !is_log && !OWN.contains(&&*name) && !code::has(&name) {
-            return Err(TorchError::Foreign { path: entry.path() }.into());
-        }
-    }
-    Ok(())
-}
-
-/// Removes the states that processes have left in `scratch`, whole or not.
-fn remove_states(scratch: &Path) -> Result<()> {
-    for entry in fs::read_dir(scratch).map_err(|e| Error::io("list", scratch, e))? {
-        let entry = entry.map_err(|e| Error::io("list", scratch, e))?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if is_state_file(&name) || is_state_file(name.trim_end_matches(PART)) {
-            remove_file(&entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// Removes a file, if it is there.
-fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
-        _ => Ok(()),
     }
 }
 
