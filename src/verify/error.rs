@@ -102,7 +102,12 @@ impl VerifyError {
                 "give a folder for each source of the manifest, and no others"
             }
             Self::SourceElsewhere { command, .. } => {
-                return Some(format!("name the sources yourself, in any order: {command}").into());
+                return Some(
+                    format!(
+                        "name the sources yourself, in any order, in a recipe as a list under `against`: {command}"
+                    )
+                    .into(),
+                );
             }
             Self::NoSource { command, .. } => {
                 return Some(format!("name the sources, in any order: {command}").into());

@@ -95,7 +95,7 @@ stages:
     slurm: {time: 10}
     upcycle: {method: bam, seed: "${seed}", expert: {code: experts/code, law: experts/law}, out: bam}
   - name: validate
-    validate: {path: bam, against: true, json: true}
+    validate: {path: bam, against: ["${seed}", experts/code, experts/law], json: true}
     stdout: validate.json
 END
 recipe=recipe/recipe.yaml
@@ -128,9 +128,11 @@ sacct --duplicates -X --format=JobID,JobName%20,State,ExitCode,Start,Elapsed,All
 say 'the same bytes'
 for folder in tokens branches experts/code experts/law bam; do diff -r "local/$folder" "cluster/$folder"; done
 say 'made again from its manifest, as jobs'
-"$bam" run --from-manifest cluster/bam --work again --executor slurm
+# A manifest alone leads to nothing outside the work folder.
+sources=(--source code=recipe/texts/code.jsonl --source law=recipe/texts/law.jsonl --source seed=recipe/seed)
+"$bam" run --from-manifest cluster/bam --work again "${sources[@]}" --executor slurm
 while squeue -h | grep -q .; do sleep 1; done
-"$bam" run --from-manifest cluster/bam --work again | tee again.txt
+"$bam" run --from-manifest cluster/bam --work again "${sources[@]}" | tee again.txt
 grep -q 'files have the same bytes' again.txt
 say 'nothing changed, nothing submitted; one line changed, what follows from it'
 "$bam" run $recipe --work cluster --executor slurm --json | tee nothing.json
