@@ -236,7 +236,7 @@ mod tests {
         for step in 1..4 {
             native.add_step(&mut records, step);
         }
-        assert_eq!(records, []);
+        assert!(records.is_empty());
         for (engine, step) in [
             (&torch(2), 4),
             (&torch(2), 5),

@@ -110,6 +110,7 @@ mod tests {
         let torch = TorchRequest {
             python: "/opt/my env/bin/python".into(),
             device: TorchDevice::Cuda,
+            gpu_memory: None,
             processes: 8,
             launch: Launch::Here,
             compile: false,
