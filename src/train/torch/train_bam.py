@@ -110,6 +110,9 @@ def train(plan):
     from bam_engine.trainer import Trainer
 
     device = torch.device("cpu")
+    if device.type == plan["device"] and not hasattr(torch.cpu.Stream, "record_event"):
+        text = f"torch {torch.__version__} cannot shard weights on the CPU, expected a newer torch, for example 2.15"
+        raise Failure("torch-old", text, install=[*INSTALL, "--upgrade"])
     if plan["device"] == "cuda":
         local = int(os.environ["LOCAL_RANK"])
         cards = torch.cuda.device_count()
