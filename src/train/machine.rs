@@ -16,8 +16,8 @@ use crate::{Error, Result, threads};
 const TOKEN: u64 = 8;
 /// Bytes of this program.
 const PROGRAM: u64 = 24 << 20;
-/// Bytes of a process of PyTorch before it has a model, as measured on the CPU.
-const TORCH: u64 = 450 << 20;
+/// Bytes of a process of PyTorch with a tiny model, as measured on the CPU with torch 2.15 (docs/design/log.md).
+const TORCH: u64 = 750 << 20;
 
 /// The rate of a large matmul of `dtype` on `device`, in floating-point operations per second.
 ///
