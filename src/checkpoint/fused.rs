@@ -26,6 +26,8 @@ pub(crate) struct PartOf {
     pub(super) start: u64,
     /// Rows of the part in each block.
     pub(super) rows: u64,
+    /// Whether the stored tensor is a stack, in one entry of which the part has its rows.
+    pub(super) in_stack: bool,
 }
 
 /// Why a tensor cannot be taken apart.
@@ -41,6 +43,12 @@ pub(crate) enum PartFault {
 }
 
 impl FusedTensor {
+    /// Whether it is a stack of matrices, or of vectors, each of which holds the rows of parts.
+    pub(crate) fn is_stack(&self) -> bool {
+        let part = self.parts.first().map_or(0, |(_, shape)| shape.len());
+        self.shape.len() > part
+    }
+
     /// Where the parts are in it, in their order; `stored` is its name in the file.
     pub(super) fn places(&self, stored: &str) -> impl Iterator<Item = PartOf> {
         let mut start = 0;
@@ -51,6 +59,7 @@ impl FusedTensor {
                 blocks: self.blocks,
                 start,
                 rows,
+                in_stack: self.is_stack(),
             };
             start += rows;
             place
@@ -66,6 +75,7 @@ impl PartOf {
             blocks: 1,
             start: 0,
             rows,
+            in_stack: false,
         }
     }
 
@@ -73,8 +83,8 @@ impl PartOf {
     pub(super) fn expression(&self, source: &str, whole: &[u64]) -> Expression {
         let mut of = Expression::copy(source, &self.whole);
         let (mut start, mut extent) = (self.start, whole.first().copied().unwrap_or(0));
-        // One matrix of several has its rows in one entry.
-        if let [_, rows, _] = *whole {
+        if let (true, [_, rows, ..]) = (self.in_stack, whole) {
+            let rows = *rows;
             of = Expression::Entry {
                 of: Box::new(of),
                 index: start / rows,

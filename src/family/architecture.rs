@@ -140,7 +140,11 @@ impl Architecture {
             && !self.qk_norm_after_rope
             && self.rope_layers.is_all()
             && self.window_rope.is_none()
-            && self.multipliers == Multipliers::default();
+            && self.multipliers == Multipliers::default()
+            && self
+                .mixture
+                .as_ref()
+                .is_none_or(|mixture| mixture.moe_output_multiplier.is_none());
         if is_first {
             FIRST_BAM_VERSION
         } else {

@@ -69,7 +69,8 @@ impl Config {
 
     /// The base of rotary positions, where it is absent and the versions have different defaults.
     fn absent_theta(&self, key: &Key) -> Result<Option<Assumption>> {
-        let names = key.names.iter().map(String::as_str).chain([FULL_THETA]);
+        let names = self.counted(key)?.iter().map(String::as_str);
+        let names = names.chain([FULL_THETA]);
         let absent = self.find(names)? == Found::Absent;
         let (Some(of_4), Some(of_5), Some(name), true) =
             (&key.default_before_5, &key.default, key.name(), absent)

@@ -179,10 +179,24 @@ impl Config {
         Ok(found)
     }
 
+    /// The names of a key that count. A class that looks into an object first takes what that says, whatever is said beside it.
+    pub(super) fn counted<'a>(&self, key: &'a Key) -> Result<&'a [String]> {
+        let is_inner = |name: &String| name.contains('.');
+        if let [first, beside @ ..] = &key.names[..]
+            && is_inner(first)
+            && !beside.iter().any(is_inner)
+            && let Found::Value(..) = self.find([first.as_str()])?
+        {
+            return Ok(&key.names[..1]);
+        }
+        Ok(&key.names)
+    }
+
     /// As [`Self::find`], with the default of the key where the file has none of its names. A value that the class reads as another
     /// counts as the other.
     pub(crate) fn lookup<'a>(&'a self, key: &'a Key) -> Result<Found<'a>> {
-        Ok(match self.find(key.names.iter().map(String::as_str))? {
+        let names = self.counted(key)?;
+        Ok(match self.find(names.iter().map(String::as_str))? {
             Found::Value(name, value) => Found::Value(name, key.read_as(value).unwrap_or(value)),
             Found::Absent => match (self.default(key), key.names.first()) {
                 (Some(Value::Null), _) => Found::Null,
@@ -242,6 +256,20 @@ impl Config {
         let name = key.names.first().map_or("", String::as_str);
         self.count(key)?
             .ok_or_else(|| self.missing(name, "a positive integer"))
+    }
+
+    /// An integer from 0 on, if the key is there and not null.
+    pub(crate) fn index(&self, key: &Key) -> Result<Option<u64>> {
+        match self.lookup(key)? {
+            Found::Absent | Found::Null => Ok(None),
+            Found::Value(_, value) if value.as_u64() == Some(0) => Ok(Some(0)),
+            Found::Value(name, value) => match self.as_count(name, value) {
+                Err(_) if !value.is_u64() => {
+                    Err(self.wrong(name, "an integer of at least 0", value))
+                }
+                count => count.map(Some),
+            },
+        }
     }
 
     /// `value`, found under `name`, as a positive integer.

@@ -10,9 +10,10 @@ use super::keys::Field;
 use super::known::{brought, families};
 use super::layout::Layouts;
 use super::mixture::Mixture;
+use super::optional_bias::biases;
 use super::stock::Output;
 use super::target::SEED_MODEL_TYPE;
-use super::write::{ConfigWriter, biases};
+use super::write::ConfigWriter;
 use crate::Result;
 
 /// Keys of mixtures beside [`Mixture::KEYS`] and the keys of layouts. A dense model of any family does without them.

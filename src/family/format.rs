@@ -331,7 +331,7 @@ impl Family {
 
     /// Whether the description of the family says how it treats the key of that name.
     pub(crate) fn says(&self, name: &str) -> bool {
-        let is_listed = |keys: &Keys| keys.iter().any(|(_, key)| key.is_called(name));
+        let is_listed = |keys: &Keys| keys.names(name);
         self.other_keys.iter().any(|key| key == name)
             || self.refused.iter().any(|refused| refused.key == name)
             || is_listed(&self.keys)
@@ -345,7 +345,11 @@ impl Family {
 
     /// The key of the base of rotary positions beside any object.
     pub(super) fn theta_name(&self) -> &str {
-        self.keys[Field::RopeTheta].name().unwrap_or("rope_theta")
+        let names = &self.keys[Field::RopeTheta].names;
+        names
+            .iter()
+            .find(|name| !name.contains('.'))
+            .map_or("rope_theta", String::as_str)
     }
 
     /// Whether no reader of the family uses a tensor of that name.

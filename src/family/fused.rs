@@ -3,12 +3,14 @@
 //! Some families have one tensor for several projections of a layer. A stock mixture has two layouts: classic is one tensor per
 //! expert and projection, and fused is one tensor for all experts of a layer, as transformers 5 saves them.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::architecture::Architecture;
 use super::error::FamilyError;
 use super::multimodal::Multimodal;
-use super::names::{FusedProjections, QkvOrder, bias_of, in_layer};
+use super::names::{FusedProjections, FusedTensorNames, QkvOrder, bias_of, in_layer};
 use super::role::Role;
 use super::tensors::TensorSpec;
 use crate::Result;
@@ -48,46 +50,24 @@ impl Architecture {
         let Some(names) = self.names()?.fused_tensors.clone() else {
             return Ok(Vec::new());
         };
-        let Some(mixture) = &self.mixture else {
-            return Ok(Vec::new());
+        Ok(gathered(specs, |spec| self.in_layout(&names, spec)))
+    }
+
+    fn in_layout<'a>(&self, names: &'a FusedTensorNames, spec: &TensorSpec) -> Option<Holder<'a>> {
+        let experts = Some(self.mixture.as_ref()?.num_experts);
+        let (pattern, entries) = match (spec.role, spec.expert, spec.bias) {
+            (Role::Gate | Role::Up, Some(_), false) => (&names.gate_up, experts),
+            (Role::Down, Some(_), false) => (&names.down, experts),
+            (Role::FfnRouter, None, false) => (&names.ffn_router, None),
+            (Role::FfnRouter, None, true) => (names.ffn_router_bias.as_ref()?, Some(1)),
+            _ => return None,
         };
-        let (experts, width, hidden) = (
-            mixture.num_experts,
-            mixture.moe_intermediate_size,
-            self.hidden_size,
-        );
-        let mut found: Vec<FusedTensor> = Vec::new();
-        for spec in specs {
-            let Some(layer) = spec.layer else { continue };
-            let (pattern, shape) = match (spec.role, spec.expert) {
-                (Role::Gate | Role::Up, Some(_)) => {
-                    (&names.gate_up, vec![experts, 2 * width, hidden])
-                }
-                (Role::Down, Some(_)) => (&names.down, vec![experts, hidden, width]),
-                (Role::FfnRouter, None) => (&names.ffn_router, spec.shape.clone()),
-                _ => continue,
-            };
-            let name = in_layer(pattern, layer);
-            if name == spec.name {
-                continue;
-            }
-            let part = (spec.name.clone(), spec.shape.clone());
-            match found
-                .iter_mut()
-                .rev()
-                .take(3)
-                .find(|tensor| tensor.name == name)
-            {
-                Some(tensor) => tensor.parts.push(part),
-                None => found.push(FusedTensor {
-                    name,
-                    shape,
-                    blocks: 1,
-                    parts: vec![part],
-                }),
-            }
-        }
-        Ok(found)
+        Some(Holder {
+            pattern,
+            bias: false,
+            entries,
+            blocks: 1,
+        })
     }
 
     /// The tensors of the family that hold several of the projections `specs`, each with its bias.
@@ -96,40 +76,34 @@ impl Architecture {
         let Some(names) = &family.fused else {
             return Ok(Vec::new());
         };
-        let blocks = match names.qkv_order {
-            QkvOrder::Stacked => 1,
-            QkvOrder::PerGroup => self.num_kv_heads,
+        Ok(gathered(specs, |spec| self.in_projections(names, spec)))
+    }
+
+    fn in_projections<'a>(
+        &self,
+        names: &'a FusedProjections,
+        spec: &TensorSpec,
+    ) -> Option<Holder<'a>> {
+        let experts = self.mixture.as_ref().map(|mixture| mixture.num_experts);
+        let (pattern, entries) = match (spec.role, spec.expert, spec.bias) {
+            (Role::Q | Role::K | Role::V, None, _) => (&names.qkv, None),
+            (Role::Gate | Role::Up, None, _) => (&names.gate_up, None),
+            (Role::SharedGate | Role::SharedUp, None, _) => (&names.shared_gate_up, None),
+            (Role::Gate | Role::Up, Some(_), false) => (&names.expert_gate_up, experts),
+            (Role::Down, Some(_), false) => (&names.expert_down, experts),
+            (Role::FfnRouter, None, true) => (&names.ffn_router_bias, Some(1)),
+            _ => return None,
         };
-        let mut found: Vec<FusedTensor> = Vec::new();
-        for spec in specs.iter().filter(|spec| spec.expert.is_none()) {
-            let Some((pattern, layer)) = pattern_of(names, spec) else {
-                continue;
-            };
-            let weight = in_layer(pattern, layer);
-            let name = if spec.bias { bias_of(&weight) } else { weight };
-            let part = (spec.name.clone(), spec.shape.clone());
-            let rows = spec.shape.first().copied().unwrap_or(0);
-            match found
-                .iter_mut()
-                .rev()
-                .take(2)
-                .find(|tensor| tensor.name == name)
-            {
-                Some(tensor) => {
-                    tensor.parts.push(part);
-                    if let Some(all) = tensor.shape.first_mut() {
-                        *all += rows;
-                    }
-                }
-                None => found.push(FusedTensor {
-                    name,
-                    shape: spec.shape.clone(),
-                    blocks: if spec.role.of_attention() { blocks } else { 1 },
-                    parts: vec![part],
-                }),
-            }
-        }
-        Ok(found)
+        let blocks = match names.qkv_order {
+            QkvOrder::PerGroup if spec.role.of_attention() => self.num_kv_heads,
+            QkvOrder::PerGroup | QkvOrder::Stacked => 1,
+        };
+        Some(Holder {
+            pattern: pattern.as_ref()?,
+            bias: spec.bias && spec.role != Role::FfnRouter,
+            entries,
+            blocks,
+        })
     }
 
     /// The name under which a file of the family has a tensor, or the tensor that holds it.
@@ -140,8 +114,12 @@ impl Architecture {
     }
 
     /// The same checkpoint with the experts of the fused layout under their classic names, each in its place in the file.
-    fn with_experts_apart(&self, mut checkpoint: Checkpoint) -> Result<Checkpoint> {
-        if self.expert_layout(&checkpoint)? == ExpertLayout::Fused {
+    fn with_experts_apart(
+        &self,
+        mut checkpoint: Checkpoint,
+        layout: ExpertLayout,
+    ) -> Result<Checkpoint> {
+        if layout == ExpertLayout::Fused {
             for fused in self.fused_tensors(&self.tensors()?)? {
                 take_apart(&mut checkpoint, &fused)?;
             }
@@ -149,14 +127,25 @@ impl Architecture {
         Ok(checkpoint)
     }
 
-    /// The same checkpoint with each projection under a name of its own, in its place in the file.
-    fn with_projections_apart(&self, mut checkpoint: Checkpoint) -> Result<Checkpoint> {
+    /// The same checkpoint with each projection under a name of its own, in its place in the file; its experts were stored in
+    /// that layout.
+    fn with_projections_apart(
+        &self,
+        mut checkpoint: Checkpoint,
+        layout: ExpertLayout,
+    ) -> Result<Checkpoint> {
         if self.names()?.fused.is_none() {
             return Ok(checkpoint);
         }
-        for fused in self.fused_projections(&self.tensors()?)? {
+        let specs = self.tensors()?;
+        let apart = match layout {
+            ExpertLayout::Classic => BTreeSet::new(),
+            ExpertLayout::Fused => parts_of(&self.fused_tensors(&specs)?),
+        };
+        for fused in self.fused_projections(&specs)? {
             let held = |name: &str| checkpoint.tensors.contains_key(name);
-            if !held(&fused.name) && fused.parts.iter().any(|(name, _)| held(name)) {
+            let is_apart = |(name, _): &(String, Vec<u64>)| held(name) && !apart.contains(name);
+            if !held(&fused.name) && fused.parts.iter().any(is_apart) {
                 return Err(FamilyError::NoTensor {
                     path: checkpoint.path,
                     tensor: fused.name,
@@ -172,7 +161,8 @@ impl Architecture {
     /// The same checkpoint under the names of [`Architecture::tensors`], however it is stored.
     pub fn as_read(&self, checkpoint: Checkpoint) -> Result<Checkpoint> {
         let checkpoint = self.with_tied_embedding(self.with_language_model(checkpoint)?)?;
-        self.with_projections_apart(self.with_experts_apart(checkpoint)?)
+        let layout = self.expert_layout(&checkpoint)?;
+        self.with_projections_apart(self.with_experts_apart(checkpoint, layout)?, layout)
     }
 
     /// The same checkpoint with the tensors of the language model under the names of its family, each in its place in the file.
@@ -252,12 +242,75 @@ fn take_apart(checkpoint: &mut Checkpoint, fused: &FusedTensor) -> Result<()> {
     Err(error.into())
 }
 
-/// The pattern of the tensor that holds a projection, and the layer.
-fn pattern_of<'a>(names: &'a FusedProjections, spec: &TensorSpec) -> Option<(&'a str, u64)> {
-    let pattern = match spec.role {
-        Role::Q | Role::K | Role::V => names.qkv.as_deref(),
-        Role::Gate | Role::Up => names.gate_up.as_deref(),
-        _ => None,
+/// The tensor that holds a tensor of an architecture.
+struct Holder<'a> {
+    pattern: &'a str,
+    /// Whether it is the bias beside the tensor of that name.
+    bias: bool,
+    /// How many matrices or vectors it is a stack of, where it is one.
+    entries: Option<u64>,
+    blocks: u64,
+}
+
+/// The tensors that hold some of `specs`, each with its parts, where `holder` says which. One of the same name holds nothing else.
+fn gathered<'a>(
+    specs: &[TensorSpec],
+    holder: impl Fn(&TensorSpec) -> Option<Holder<'a>>,
+) -> Vec<FusedTensor> {
+    /// Tensors whose parts come in turns.
+    const IN_TURNS: usize = 3;
+    let mut found: Vec<(FusedTensor, Option<u64>)> = Vec::new();
+    for spec in specs {
+        let Some((holder, layer)) = holder(spec).zip(spec.layer) else {
+            continue;
+        };
+        let mut name = in_layer(holder.pattern, layer);
+        if holder.bias {
+            name = bias_of(&name);
+        }
+        if name == spec.name {
+            continue;
+        }
+        let part = (spec.name.clone(), spec.shape.clone());
+        let mut last = found.iter_mut().rev().take(IN_TURNS);
+        match last.find(|(tensor, _)| tensor.name == name) {
+            Some((tensor, _)) => tensor.parts.push(part),
+            None => {
+                let tensor = FusedTensor {
+                    name,
+                    shape: Vec::new(),
+                    blocks: holder.blocks,
+                    parts: vec![part],
+                };
+                found.push((tensor, holder.entries));
+            }
+        }
+    }
+    let complete = |(tensor, entries): (FusedTensor, Option<u64>)| FusedTensor {
+        shape: shape_of(&tensor.parts, entries),
+        ..tensor
     };
-    pattern.zip(spec.layer)
+    found.into_iter().map(complete).collect()
+}
+
+/// The shape of the tensor with the rows of `parts`, a stack of so many entries where it is one.
+fn shape_of(parts: &[(String, Vec<u64>)], entries: Option<u64>) -> Vec<u64> {
+    let rows: u64 = parts.iter().map(|(_, shape)| shape[0]).sum();
+    let row = parts
+        .first()
+        .map_or(&[][..], |(_, shape)| &shape[1..])
+        .iter();
+    match entries {
+        Some(entries) => [entries, rows / entries]
+            .into_iter()
+            .chain(row.copied())
+            .collect(),
+        None => std::iter::once(rows).chain(row.copied()).collect(),
+    }
+}
+
+/// The names of all parts.
+fn parts_of(fused: &[FusedTensor]) -> BTreeSet<String> {
+    let parts = fused.iter().flat_map(|fused| &fused.parts);
+    parts.map(|(name, _)| name.clone()).collect()
 }

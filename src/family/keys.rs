@@ -142,12 +142,16 @@ macro_rules! fields {
 fields! {
     HiddenSize = "hidden_size", Keys, Required;
     IntermediateSize = "intermediate_size", Keys, Required;
+    /// The width of layers without experts, where `intermediate_size` is the width of an expert.
+    DenseIntermediateSize = "dense_intermediate_size", Keys, Optional;
     NumLayers = "num_layers", Keys, Required;
     NumHeads = "num_heads", Keys, Required;
     /// As many as heads where a family does not list it.
     NumKvHeads = "num_kv_heads", Keys, Optional;
     VocabSize = "vocab_size", Keys, Required;
     NormEps = "norm_eps", Keys, Required;
+    /// Where it is a number, norms are root mean squares with this epsilon.
+    RmsNormEps = "rms_norm_eps", Keys, Optional;
     TieWordEmbeddings = "tie_word_embeddings", Keys, Required;
     HeadDim = "head_dim", Keys, Optional;
     MaxPositionEmbeddings = "max_position_embeddings", Keys, Optional;
@@ -166,6 +170,8 @@ fields! {
     ParallelBlock = "parallel_block", Keys, Optional;
     /// The period of layers, of which the last sees all positions.
     SlidingWindowPattern = "sliding_window_pattern", Keys, Optional;
+    /// The same for the first layers, which have no experts; with a period of 1, layers without experts rotate in any case.
+    PrefixWindowPattern = "prefix_window_pattern", Keys, Optional;
     /// `all`, or the list of layers that rotate queries and keys.
     RopeLayers = "rope_layers", Keys, Optional;
     /// The list of zeros and ones, with a zero for a layer that does not rotate.
@@ -192,12 +198,26 @@ fields! {
     MoeIntermediateSize = "moe_intermediate_size", Mixture, Required;
     NormTopkProb = "norm_topk_prob", Mixture, Required;
     RouterAuxLossCoef = "router_aux_loss_coef", Mixture, Required;
-    /// The width of the shared expert; a family with this key has one in each checkpoint.
+    /// The width of the shared expert.
     SharedExpertIntermediateSize = "shared_expert_intermediate_size", Mixture, Optional;
+    /// How many experts the shared one is as wide as.
+    NumSharedExperts = "num_shared_experts", Mixture, Optional;
+    /// `sum`, or `average` where the outputs of the shared expert and of the others are halved.
+    SharedCombination = "shared_combination", Mixture, Optional;
+    /// What biases of routers mean, as a BAM says it.
+    RouterBias = "router_bias", Mixture, Optional;
     /// The list of layers without experts.
     DenseLayers = "dense_layers", Mixture, Optional;
     /// The number `n` where only each `n`-th layer has experts.
     SparseStep = "sparse_step", Mixture, Optional;
+    /// The first layer that may have experts.
+    FirstSparseLayer = "first_sparse_layer", Mixture, Optional;
+    /// The last one; -1 is the last layer.
+    LastSparseLayer = "last_sparse_layer", Mixture, Optional;
+    /// The list of kinds of layers, `dense` and `sparse`.
+    SparseLayerTypes = "sparse_layer_types", Mixture, Optional;
+    /// How many of the first layers have no experts, where no list says so.
+    DensePrefix = "dense_prefix", Mixture, Optional;
 }
 
 impl Field {
@@ -227,6 +247,11 @@ impl Keys {
     /// The fields and their keys, in the order of the table.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Field, &Key)> {
         self.0.iter().map(|(field, key)| (*field, key))
+    }
+
+    /// Whether a key is read under that name.
+    pub(crate) fn names(&self, name: &str) -> bool {
+        self.iter().any(|(_, key)| key.is_called(name))
     }
 
     /// Whether the family lists the key.

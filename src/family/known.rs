@@ -61,11 +61,29 @@ pub(super) static EMBEDDED: &[(&str, &str)] = embedded!(
     "mixtral",
     "qwen2_moe",
     "qwen3_moe",
-    "olmoe"
+    "olmoe",
+    "flex_olmo",
+    "granitemoe",
+    "granitemoeshared",
+    "ernie4_5_moe",
+    "cohere2_moe",
+    "hunyuan_v1_moe"
 );
 
 /// The embedded families that can hold a mixture. The command line lists them at each start, and parses no file for that.
-pub(super) static MIXTURES: [&str; 5] = ["bam", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
+pub(super) static MIXTURES: [&str; 11] = [
+    "bam",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+    "flex_olmo",
+    "granitemoe",
+    "granitemoeshared",
+    "ernie4_5_moe",
+    "cohere2_moe",
+    "hunyuan_v1_moe",
+];
 
 static FAMILIES: LazyLock<std::result::Result<Vec<Arc<Family>>, String>> = LazyLock::new(|| {
     EMBEDDED
@@ -95,6 +113,16 @@ pub fn families() -> Result<&'static [Arc<Family>]> {
 /// The family that a user brought, if any.
 pub(super) fn brought() -> Option<&'static Arc<Family>> {
     BROUGHT.get()
+}
+
+/// Names of keys of the embedded mixtures that mean nothing in a dense family.
+pub(super) fn mixture_names() -> impl Iterator<Item = &'static str> {
+    let known = families().unwrap_or_default();
+    let of_mixtures = known.iter().filter_map(|family| family.mixture.as_ref());
+    let names = of_mixtures.flat_map(|keys| keys.iter().flat_map(|(_, key)| &key.names));
+    names
+        .map(String::as_str)
+        .filter(|name| !known.iter().any(|family| family.keys.names(name)))
 }
 
 impl Family {

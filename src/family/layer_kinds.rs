@@ -7,6 +7,7 @@ use super::config_error::ConfigError;
 use super::format::Family;
 use super::keys::Field;
 use super::layout::{Layers, Rotation};
+use super::sparse_layers::{dense_prefix, sparse_layers};
 use crate::Result;
 
 /// What differs between the layers of a model.
@@ -31,7 +32,7 @@ impl LayerKinds {
         let listed = reader.rotating()?;
         let sliding = reader.sliding(window, listed.as_deref())?;
         let rotating = match (family.rotation, window, listed) {
-            (Rotation::SlidingOnly, Some(_), _) => Layers::of(&sliding),
+            (Rotation::SlidingOnly, Some(_), _) => Layers::of(&reader.with_forced(&sliding)?),
             (_, _, Some(rotating)) => Layers::of(&rotating),
             (_, _, None) => Layers::All,
         };
@@ -95,7 +96,7 @@ impl Reader<'_> {
         let pattern = &keys[Field::SlidingWindowPattern];
         config.not_null(pattern, "a positive integer")?;
         if let Some(period) = config.count(pattern)? {
-            return Ok(self.all_but_each(period));
+            return self.by_period(period);
         }
         if !self.family.says_layouts() {
             config.not_null(&keys[Field::MaxWindowLayers], "a number of layers")?;
@@ -107,6 +108,38 @@ impl Reader<'_> {
                 .ok_or_else(|| config.wrong(name, "a number of layers", value))?,
         };
         Ok((0..self.num_layers).map(|layer| layer >= first).collect())
+    }
+
+    /// Whether each layer has the window, by its period. The first layers have a period of their own where they have no experts.
+    fn by_period(&self, period: u64) -> Result<Vec<bool>> {
+        let prefix = match &self.family.mixture {
+            Some(keys) => dense_prefix(self.config, keys)?.min(self.num_layers),
+            None => 0,
+        };
+        let first = match prefix {
+            0 => Vec::new(),
+            _ => all_but_each(prefix, self.prefix_period()?.unwrap_or(period)),
+        };
+        Ok([first, all_but_each(self.num_layers - prefix, period)].concat())
+    }
+
+    /// The period of the first layers that have no experts.
+    fn prefix_period(&self) -> Result<Option<u64>> {
+        let key = &self.family.keys[Field::PrefixWindowPattern];
+        self.config.not_null(key, "a positive integer")?;
+        self.config.count(key)
+    }
+
+    /// The layers that rotate where those with the window do: also those without experts, if their period is 1.
+    fn with_forced(&self, sliding: &[bool]) -> Result<Vec<bool>> {
+        let (Some(1), Some(keys)) = (self.prefix_period()?, &self.family.mixture) else {
+            return Ok(sliding.to_vec());
+        };
+        let sparse = sparse_layers(self.config, self.num_layers, keys)?;
+        let layers = sliding.iter().zip(sparse);
+        Ok(layers
+            .map(|(slides, has_experts)| *slides || !has_experts)
+            .collect())
     }
 
     /// Whether each layer rotates, where the configuration says so.
@@ -123,14 +156,7 @@ impl Reader<'_> {
         let interval = &keys[Field::NoRopeLayerInterval];
         config.not_null(interval, "a positive integer")?;
         let interval = config.count(interval)?;
-        Ok(interval.map(|interval| self.all_but_each(interval)))
-    }
-
-    /// All layers but the last of each `period`.
-    fn all_but_each(&self, period: u64) -> Vec<bool> {
-        (1..=self.num_layers)
-            .map(|number| number % period != 0)
-            .collect()
+        Ok(interval.map(|interval| all_but_each(self.num_layers, interval)))
     }
 
     /// The layers that a list of kinds calls sliding.
@@ -175,4 +201,9 @@ impl Reader<'_> {
             .map(flag)
             .collect()
     }
+}
+
+/// All of so many layers but the last of each `period`.
+fn all_but_each(layers: u64, period: u64) -> Vec<bool> {
+    (1..=layers).map(|number| number % period != 0).collect()
 }

@@ -44,6 +44,9 @@ fn rounded(number: f64, digits: usize) -> f64 {
         .unwrap_or(number)
 }
 
+/// The factor that makes an average of the sum of the shared expert and the others.
+pub(super) const AVERAGE: f64 = 0.5;
+
 /// How many experts a token goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TopK {
@@ -149,6 +152,9 @@ pub struct Mixture {
     /// Whether the output of each expert passes a matrix `[hidden, hidden]` of its own ("BAM with adapters", BTS 2025).
     #[serde(skip_serializing_if = "is_false")]
     pub expert_adapters: bool,
+    /// Factor on the sum of a layer's experts, the shared one among them; `None` where it is 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moe_output_multiplier: Option<f64>,
     /// Biases of the routers.
     #[serde(skip_serializing_if = "RouterBias::is_none")]
     pub router_bias: RouterBias,
@@ -165,15 +171,16 @@ fn is_false(value: &bool) -> bool {
 
 impl Mixture {
     /// Keys that [`Serialize`] leaves out where they say that there is nothing.
-    pub(crate) const OPTIONAL_KEYS: [&str; 4] = [
+    pub(crate) const OPTIONAL_KEYS: [&str; 5] = [
         "shared_expert_intermediate_size",
         "shared_expert_gate",
         "expert_adapters",
+        "moe_output_multiplier",
         "router_bias",
     ];
 
     /// Every key of a BAM's `config.json` that is about its experts.
-    pub(crate) const KEYS: [&str; 17] = [
+    pub(crate) const KEYS: [&str; 18] = [
         "num_experts",
         "num_local_experts",
         "num_attention_experts",
@@ -190,6 +197,7 @@ impl Mixture {
         "shared_expert_intermediate_size",
         "shared_expert_gate",
         "expert_adapters",
+        "moe_output_multiplier",
         "router_bias",
     ];
 

@@ -4,9 +4,12 @@ use serde_json::Value;
 
 use super::architecture::Architecture;
 use super::config::{Config, Found};
+use super::format::Family;
 use super::keys::{Field, Key, Keys};
 use super::layout::{AttentionKv, Layers};
-use super::mixture::{Mixture, RouterBias, weight_of_sum};
+use super::mixture::{AVERAGE, Mixture, RouterBias, weight_of_sum};
+use super::role::Role;
+use super::sparse_layers::sparse_layers;
 use crate::{Error, Result};
 
 impl Mixture {
@@ -27,6 +30,7 @@ impl Mixture {
             shared_expert_intermediate_size: None,
             shared_expert_gate: false,
             expert_adapters: false,
+            moe_output_multiplier: None,
             router_bias: RouterBias::None,
             router_aux_loss_coef: 0.01,
             router_z_loss_coef: 0.001,
@@ -83,6 +87,8 @@ impl Mixture {
             shared_expert_intermediate_size: config.own_count("shared_expert_intermediate_size")?,
             shared_expert_gate: config.own_flag("shared_expert_gate")?.unwrap_or_default(),
             expert_adapters: config.own_flag("expert_adapters")?.unwrap_or_default(),
+            moe_output_multiplier: Some(number("moe_output_multiplier", 1.0)?)
+                .filter(|factor| *factor != 1.0),
             router_bias: RouterBias::parse(config.json.get("router_bias").unwrap_or(&Value::Null))
                 .map_err(|unexpected| unexpected.at(&config.path, "router_bias"))?,
             router_aux_loss_coef: number("router_aux_loss_coef", usual.router_aux_loss_coef)?,
@@ -90,29 +96,40 @@ impl Mixture {
         })
     }
 
-    /// The mixture of feed-forward experts that a config describes under the keys of a family.
-    pub(crate) fn read_keys(config: &Config, dense: &Architecture, keys: &Keys) -> Result<Self> {
+    /// The mixture of feed-forward experts that a config describes under `keys`, the keys of mixtures of `family`.
+    pub(crate) fn read_keys(
+        config: &Config,
+        dense: &Architecture,
+        family: &Family,
+        keys: &Keys,
+    ) -> Result<Self> {
         let usual = Self::new(dense, config.required_count(&keys[Field::NumExperts])?);
         let z = Key::called("router_z_loss_coef");
-        let shared = Field::SharedExpertIntermediateSize;
-        let shared = if keys.has(shared) {
-            Some(config.required_count(&keys[shared])?)
-        } else {
-            None
-        };
-        let moe_layers = sparse_layers(config, dense.num_layers, keys)?;
+        let moe_layers = Layers::of(&sparse_layers(config, dense.num_layers, keys)?);
         let routers = moe_layers.count(dense.num_layers);
         let aux = config.number(&keys[Field::RouterAuxLossCoef], 0.0)?;
+        let width = config.required_count(&keys[Field::MoeIntermediateSize])?;
+        let is_gated = family.tensors.get(Role::SharedExpertGate).is_some();
+        let shared = shared_width(config, keys, width, is_gated)?;
         Ok(Self {
             num_attention_experts: 1,
             num_attention_experts_per_tok: 1,
             attention_kv: AttentionKv::Merged,
-            moe_intermediate_size: config.required_count(&keys[Field::MoeIntermediateSize])?,
+            moe_intermediate_size: width,
             moe_layers,
-            num_experts_per_tok: config.required_count(&keys[Field::NumExpertsPerTok])?,
+            num_experts_per_tok: experts_per_token(config, keys, dense.num_layers)?,
             norm_topk_prob: config.flag(&keys[Field::NormTopkProb])?.unwrap_or_default(),
             shared_expert_intermediate_size: shared,
-            shared_expert_gate: shared.is_some(),
+            shared_expert_gate: shared.is_some() && is_gated,
+            moe_output_multiplier: match shared {
+                Some(_) => combination(config, keys)?,
+                None => None,
+            },
+            router_bias: match config.lookup(&keys[Field::RouterBias])? {
+                Found::Value(name, value) => RouterBias::parse(value)
+                    .map_err(|unexpected| unexpected.at(&config.path, name))?,
+                Found::Absent | Found::Null => RouterBias::None,
+            },
             router_aux_loss_coef: aux.map_or(usual.router_aux_loss_coef, |aux| {
                 weight_of_sum(aux, routers)
             }),
@@ -122,32 +139,51 @@ impl Mixture {
     }
 }
 
-/// The layers with experts: each `step`-th one that the config does not list as dense.
-fn sparse_layers(config: &Config, num_layers: u64, keys: &Keys) -> Result<Layers> {
-    let step = match keys[Field::SparseStep].name() {
-        Some(name) => config.own_count(name)?.unwrap_or(1),
-        None => 1,
+/// How many experts a token goes to: a number, or a list with the same number for each layer.
+fn experts_per_token(config: &Config, keys: &Keys, num_layers: u64) -> Result<u64> {
+    let key = &keys[Field::NumExpertsPerTok];
+    let Found::Value(name, Value::Array(numbers)) = config.lookup(key)? else {
+        return config.required_count(key);
     };
-    let mut sparse: Vec<bool> = (1..=num_layers)
-        .map(|number| number.is_multiple_of(step))
-        .collect();
-    if let Some(name) = keys[Field::DenseLayers].name()
-        && let Found::Value(name, value) = config.find([name])?
-    {
-        let wrong = || config.wrong(name, "a list of layers", value);
-        for layer in value.as_array().ok_or_else(wrong)? {
-            // A list may name layers beyond the last.
-            if let Some(sparse) = sparse.get_mut(layer.as_u64().ok_or_else(wrong)? as usize) {
-                *sparse = false;
-            }
+    let of_layers = numbers.get(..num_layers as usize).unwrap_or_default();
+    match of_layers {
+        [first, others @ ..] if others.iter().all(|other| other == first) => {
+            config.as_count(name, first)
+        }
+        _ => {
+            let expected = format!("the same number for each of {num_layers} layers");
+            Err(config.unexpected(name, expected, "a list of others"))
         }
     }
-    if sparse.iter().all(|sparse| *sparse) {
-        return Ok(Layers::All);
+}
+
+/// The inner width of the shared expert, beside experts of that `width`.
+fn shared_width(config: &Config, keys: &Keys, width: u64, is_gated: bool) -> Result<Option<u64>> {
+    let own = &keys[Field::SharedExpertIntermediateSize];
+    if is_gated {
+        return config.required_count(own).map(Some);
     }
-    Ok(Layers::List(
-        (0..num_layers)
-            .filter(|layer| sparse[*layer as usize])
-            .collect(),
-    ))
+    let number = &keys[Field::NumSharedExperts];
+    for key in [own, number] {
+        config.not_null(key, "an integer of at least 0")?;
+    }
+    let number = config.index(number)?.map(|number| number * width);
+    let width = config.index(own)?.or(number);
+    Ok(width.filter(|width| *width > 0))
+}
+
+/// The factor on the outputs of experts, the shared one among them, where it is not 1.
+fn combination(config: &Config, keys: &Keys) -> Result<Option<f64>> {
+    let key = &keys[Field::SharedCombination];
+    match config.lookup(key)? {
+        Found::Absent => Ok(None),
+        Found::Value(_, text) if text == "sum" => Ok(None),
+        Found::Value(_, text) if text == "average" => Ok(Some(AVERAGE)),
+        Found::Null => Err(config.wrong(
+            key.name().unwrap_or_default(),
+            "`average` or `sum`",
+            &Value::Null,
+        )),
+        Found::Value(name, other) => Err(config.wrong(name, "`average` or `sum`", other)),
+    }
 }

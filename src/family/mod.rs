@@ -11,14 +11,15 @@
 //! - one format file: `names`, `format`, `extends`, and all of them: `known`,
 //! - a configuration: `config`,
 //! - a model: `mixture`, `multipliers`, `architecture`, `tensors`,
-//! - readers: `layer_kinds`, `rope_place`, `rope`, `rope_kinds`, `read`, `unsaid`, `gguf_metadata`, `gguf`,
-//! - writers: `both_spellings`, `write`, `target`, `stock`, `dense`, `gguf_names`.
+//! - readers: `sparse_layers`, `layer_kinds`, `rope_place`, `rope`, `rope_kinds`, `read`, `unsaid`, `gguf_metadata`, `gguf`,
+//! - writers: `both_spellings`, `optional_bias`, `write`, `target`, `cannot_hold`, `stock`, `dense`, `gguf_names`.
 
 mod activation;
 mod architecture;
 mod architecture_fault;
 mod assumed;
 mod both_spellings;
+mod cannot_hold;
 mod config;
 mod config_error;
 pub mod cost;
@@ -54,6 +55,7 @@ mod model_types;
 mod multimodal;
 mod multipliers;
 mod names;
+mod optional_bias;
 mod quantised;
 mod read;
 #[cfg(test)]
@@ -63,6 +65,7 @@ mod rope;
 mod rope_kinds;
 mod rope_place;
 mod routing;
+mod sparse_layers;
 mod spelling;
 mod stock;
 mod target;

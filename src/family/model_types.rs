@@ -82,7 +82,7 @@ const NOT_DECODER: TypeFact = TypeFact::Never("it is no decoder that looks back 
 /// The table.
 const TYPES: &[(&[&str], TypeFact)] = &[
     (
-        &["code_llama", "flex_olmo", "gptj", "stablelm_epoch"],
+        &["code_llama", "gptj", "stablelm_epoch"],
         TypeFact::Described,
     ),
     (
@@ -192,12 +192,6 @@ const TYPES: &[(&[&str], TypeFact)] = &[
         FUSED,
     ),
     (
-        &["granitemoe", "granitemoeshared"],
-        TypeFact::Never(
-            "one tensor holds the experts of a layer, with gate and up projection of each",
-        ),
-    ),
-    (
         &["granite_swa", "granitemoe_swa"],
         TypeFact::Never("attention has sinks: the softmax has one more score for each head"),
     ),
@@ -208,13 +202,7 @@ const TYPES: &[(&[&str], TypeFact)] = &[
         ),
     ),
     (
-        &[
-            "cohere2_moe",
-            "cohere_compass_text",
-            "exaone_moe",
-            "llama4_text",
-            "afmoe",
-        ],
+        &["cohere_compass_text", "exaone_moe", "llama4_text", "afmoe"],
         NO_ROTATION,
     ),
     (
@@ -235,7 +223,7 @@ const TYPES: &[(&[&str], TypeFact)] = &[
         ],
         LEARNED,
     ),
-    (&["hunyuan_v1_moe", "hunyuan"], NORM_AFTER),
+    (&["hunyuan"], NORM_AFTER),
     (
         &["olmo", "nanochat"],
         TypeFact::Never("its norms have no weights"),
@@ -258,7 +246,6 @@ const TYPES: &[(&[&str], TypeFact)] = &[
             "phimoe",
             "dots1",
             "glm4_moe",
-            "ernie4_5_moe",
             "minimax_m2",
             "minimax_m3_vl_text",
             "solar_open",

@@ -122,25 +122,30 @@ pub(crate) enum Holds {
     AllExperts,
 }
 
-/// Names of the tensors of the fused layout: gate and up projections of all experts `[experts, 2 · intermediate, hidden]`, down
-/// projections `[experts, hidden, intermediate]`, and the router under the name that it has there.
+/// Names of the tensors of the fused layout, in which one tensor holds gate and up projections of all experts `[experts, 2 · intermediate,
+/// hidden]`, and another their down projections `[experts, hidden, intermediate]`.
 #[derive(Debug, Clone, PartialEq, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct FusedTensorNames {
     pub(crate) gate_up: String,
     pub(crate) down: String,
+    /// The name of the router in this layout.
     pub(crate) ffn_router: String,
+    /// `[1, experts]`, in a family whose routers have biases.
+    pub(crate) ffn_router_bias: Option<String>,
 }
 
 impl FusedTensorNames {
     /// Refuses names without the place of the layer.
     pub(crate) fn check(&self, path: &Path) -> Result<()> {
         let names = [
-            ("gate_up", &self.gate_up),
-            ("down", &self.down),
-            ("ffn_router", &self.ffn_router),
+            ("gate_up", Some(&self.gate_up)),
+            ("down", Some(&self.down)),
+            ("ffn_router", Some(&self.ffn_router)),
+            ("ffn_router_bias", self.ffn_router_bias.as_ref()),
         ];
         for (key, pattern) in names {
+            let Some(pattern) = pattern else { continue };
             if !has_layer_alone(pattern) {
                 return Err(FormatError::Pattern {
                     path: path.to_path_buf(),
@@ -176,6 +181,14 @@ pub(crate) struct FusedProjections {
     pub(crate) qkv_order: QkvOrder,
     /// Rows of the gate projection, and then rows of the up projection.
     pub(crate) gate_up: Option<String>,
+    /// The same of the shared expert.
+    pub(crate) shared_gate_up: Option<String>,
+    /// The same of all experts of a layer, `[experts, 2 · intermediate, hidden]`.
+    pub(crate) expert_gate_up: Option<String>,
+    /// Down projections of all experts of a layer, `[experts, hidden, intermediate]`.
+    pub(crate) expert_down: Option<String>,
+    /// The bias of a router, `[1, experts]`.
+    pub(crate) ffn_router_bias: Option<String>,
 }
 
 /// The order of the rows of queries, keys and values in one tensor.
@@ -192,13 +205,25 @@ pub(crate) enum QkvOrder {
 impl FusedProjections {
     /// Refuses names that no weight of a layer has.
     pub(crate) fn check(&self, path: &Path) -> Result<()> {
-        for (key, pattern) in [("qkv", &self.qkv), ("gate_up", &self.gate_up)] {
+        let weights = [
+            ("qkv", &self.qkv),
+            ("gate_up", &self.gate_up),
+            ("shared_gate_up", &self.shared_gate_up),
+            ("expert_gate_up", &self.expert_gate_up),
+            ("expert_down", &self.expert_down),
+        ];
+        let weights = weights.map(|(key, pattern)| (key, pattern, ".weight"));
+        for (key, pattern, end) in
+            weights
+                .into_iter()
+                .chain([("ffn_router_bias", &self.ffn_router_bias, "bias")])
+        {
             let Some(pattern) = pattern else { continue };
-            if !has_layer_alone(pattern) || !pattern.ends_with(".weight") {
+            if !has_layer_alone(pattern) || !pattern.ends_with(end) {
                 return Err(FormatError::Pattern {
                     path: path.to_path_buf(),
                     key: format!("fused.{key}"),
-                    expected: format!("that ends in .weight with {LAYER} once"),
+                    expected: format!("that ends in {end} with {LAYER} once"),
                     found: pattern.clone(),
                 }
                 .into());

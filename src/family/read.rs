@@ -139,7 +139,10 @@ impl Architecture {
             rope_interleaved: layouts.rope_interleaved,
             norm_offset: layouts.norm_offset,
             hidden_size,
-            intermediate_size: required(Field::IntermediateSize)?,
+            intermediate_size: match count(Field::DenseIntermediateSize)? {
+                Some(width) => width,
+                None => required(Field::IntermediateSize)?,
+            },
             num_layers,
             num_heads,
             num_kv_heads: count(Field::NumKvHeads)?.unwrap_or(num_heads),
@@ -183,7 +186,7 @@ impl Architecture {
 
         if family.is_mixture() {
             architecture.mixture = Some(match &family.mixture {
-                Some(keys) => Mixture::read_keys(config, &architecture, keys)?,
+                Some(keys) => Mixture::read_keys(config, &architecture, family, keys)?,
                 None => Mixture::read(config, &architecture)?,
             });
             architecture.check_in(config)?;
@@ -289,6 +292,12 @@ fn layouts(config: &Config, family: &Family) -> Result<Layouts> {
         layouts.qk_norm = QkNorm::None;
         layouts.qk_norm_after_rope = false;
     }
+    if config
+        .number(&family.keys[Field::RmsNormEps], 0.0)?
+        .is_some()
+    {
+        layouts.norm_type = NormType::Rms;
+    }
     if config.flag(&family.keys[Field::ParallelBlock])? == Some(false) {
         layouts.block = Block::Sequential;
     }
@@ -338,7 +347,7 @@ fn refuse(config: &Config, family: &Family) -> Result<()> {
             refuse_absent(config, key, rule.or_null, because)?;
             continue;
         }
-        if let Some(found) = config.json.get(key).filter(|found| rule.refuses(found)) {
+        if let Some(found) = config.at(key).filter(|found| rule.refuses(found)) {
             return refused(key, found, because);
         }
     }
@@ -367,9 +376,12 @@ fn norm_eps(config: &Config, family: &Family, norm_type: NormType) -> Result<f64
     {
         return config.as_number(name, value, 0.0);
     }
-    Ok(config
-        .number(&family.keys[Field::NormEps], 0.0)?
-        .unwrap_or(1e-6))
+    let of_rms = config.number(&family.keys[Field::RmsNormEps], 0.0)?;
+    let eps = match of_rms {
+        Some(_) => of_rms,
+        None => config.number(&family.keys[Field::NormEps], 0.0)?,
+    };
+    Ok(eps.unwrap_or(1e-6))
 }
 
 fn dtype(config: &Config, key: &Key) -> Result<Option<Dtype>> {

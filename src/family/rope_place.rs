@@ -99,7 +99,8 @@ pub(super) fn rope_theta(
         _ => key.name().unwrap_or_default(),
     };
     let inner = (*place != EVERY_LAYER).then_some(place.inner_theta);
-    let theta = match config.find(key.names.iter().map(String::as_str).chain(inner))? {
+    let names = config.counted(key)?.iter().map(String::as_str);
+    let theta = match config.find(names.chain(inner))? {
         Found::Value(name, value) => Some(config.as_number(name, value, f64::MIN_POSITIVE)?),
         Found::Null => None,
         Found::Absent => match config.default(key) {

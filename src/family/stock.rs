@@ -5,22 +5,20 @@
 use serde_json::{Map, Value, json};
 
 use super::architecture::Architecture;
+use super::cannot_hold::{self, Shared, Windows, router_bias, width_is_dense};
 use super::config::{BAM_VERSION, Config};
 use super::error::FamilyError;
 use super::format::{Family, Presence};
 use super::keys::{Field, Keys};
-use super::known::MIXTURES;
-use super::layout::{AttentionKv, Layers, Layouts, QkNorm};
-use super::mixture::{Mixture, RouterBias};
+use super::known::{MIXTURES, mixture_names};
+use super::layout::{Layers, Layouts};
+use super::mixture::Mixture;
+use super::optional_bias::biases;
 use super::spelling::same_value;
 use super::target::bam_config;
-use super::write::{ConfigWriter, biases, carried, notes};
+use super::write::{ConfigWriter, carried, notes};
 use crate::Result;
 use crate::printable::excerpt;
-
-/// Width of the shared expert where a family requires one and the mixture has none. It is just large enough for the
-/// blocks of quantised formats, and for a few devices to share it.
-const NEUTRAL_WIDTH: u64 = 256;
 
 /// A mixture as a checkpoint of a family.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,7 +70,7 @@ pub fn output(
             notes,
         });
     };
-    let reasons = reasons(dense, &mixture, &family, keys);
+    let reasons = cannot_hold::reasons(dense, &mixture, &family, keys);
     if !reasons.is_empty() {
         return Err(FamilyError::CannotHold {
             target: target.to_owned(),
@@ -107,137 +105,6 @@ pub fn output(
     })
 }
 
-/// Why a family cannot hold a mixture.
-fn reasons(dense: &Architecture, mixture: &Mixture, family: &Family, keys: &Keys) -> Vec<String> {
-    let mut reasons = Vec::new();
-    let mut refuse = |refused: bool, reason: String| reasons.extend(refused.then_some(reason));
-    for (held, found) in family
-        .layouts
-        .rows()
-        .into_iter()
-        .zip(dense.layouts().rows())
-    {
-        // The norms of queries and keys have words of their own, below.
-        if held.key != "qk_norm" {
-            refuse(
-                held.value != found.value,
-                format!(
-                    "its {} {}, the model's {}",
-                    held.what, held.words, found.words
-                ),
-            );
-        }
-    }
-    let held = if family.present.qk_norm == Presence::Never {
-        QkNorm::None
-    } else {
-        family.layouts.qk_norm
-    };
-    let norm = |norm: QkNorm| match norm {
-        QkNorm::None => "no norm of queries and keys",
-        QkNorm::HeadDim => "a norm of each head's queries and keys",
-        QkNorm::PerHead => "a layer norm with weights of its own for each head's queries and keys",
-        QkNorm::Full => "a norm over all heads' queries, and one over their keys",
-    };
-    refuse(
-        dense.qk_norm != held,
-        format!("it has {}, the model {}", norm(held), norm(dense.qk_norm)),
-    );
-    for bias in biases(family, dense) {
-        refuse(
-            bias.there && *bias.presence == Presence::Never,
-            format!("it has no place for {}", bias.what),
-        );
-    }
-    refuse(
-        family.keys[Field::HeadDim].names.is_empty() && dense.query_width() != dense.hidden_size,
-        format!(
-            "its heads fill the hidden size {}, the model's are {} wide",
-            dense.hidden_size,
-            dense.query_width()
-        ),
-    );
-    let window = family.keys[Field::SlidingWindow].names.is_empty();
-    refuse(
-        dense.sliding_window.is_some() && window,
-        "it has no sliding window".to_owned(),
-    );
-    refuse(
-        !dense.window_layers.is_all() && !window,
-        "its sliding window is the same in all layers".to_owned(),
-    );
-    refuse(
-        !dense.rope_layers.is_all(),
-        "all its layers rotate queries and keys".to_owned(),
-    );
-    refuse(
-        dense.window_rope.is_some(),
-        "its layers rotate in one way, with a window and without".to_owned(),
-    );
-    refuse(
-        dense.logit_scale.is_some_and(|scale| scale != 1.0)
-            && family.keys[Field::LogitScale].names.is_empty(),
-        "it does not scale logits".to_owned(),
-    );
-    refuse(
-        dense.clip_qkv.is_some() && family.keys[Field::ClipQkv].names.is_empty(),
-        "it does not clip queries, keys and values".to_owned(),
-    );
-    for row in dense.multipliers.rows() {
-        refuse(row.value.is_some(), format!("it does not {}", row.what));
-    }
-    refuse(
-        mixture.attention_kv != AttentionKv::Merged,
-        "it has no attention experts (--method btx has none)".to_owned(),
-    );
-    refuse(
-        !keys.has(Field::DenseLayers) && mixture.moe_layers.mask(dense.num_layers).contains(&false),
-        "it has experts in every layer".to_owned(),
-    );
-    refuse(mixture.expert_adapters, "it has no adapters".to_owned());
-    refuse(
-        mixture.router_bias != RouterBias::None,
-        "its routers have no bias".to_owned(),
-    );
-    // Gates that sum to 1 are the same renormalised.
-    let soft = mixture.num_experts_per_tok == mixture.num_experts;
-    if let (true, Some(fixed)) = (
-        keys[Field::NormTopkProb].names.is_empty(),
-        &keys[Field::NormTopkProb].default,
-    ) {
-        let reason = match (fixed == true, mixture.num_experts_per_tok) {
-            (false, _) => "it never renormalises gates",
-            (true, 1) => {
-                "it always renormalises gates, and with one expert a token no gradient reaches its router"
-            }
-            (true, _) => "it always renormalises gates (--norm-topk-prob true)",
-        };
-        refuse(
-            !soft && *fixed != json!(mixture.norm_topk_prob),
-            reason.to_owned(),
-        );
-    }
-    let shared = mixture.shared_expert_intermediate_size.is_some();
-    let holds_shared = keys.has(Field::SharedExpertIntermediateSize);
-    refuse(
-        shared && !holds_shared,
-        "it has no shared expert".to_owned(),
-    );
-    refuse(
-        shared && holds_shared && !mixture.shared_expert_gate,
-        "it weights its shared expert by a gate".to_owned(),
-    );
-    let width_is_dense =
-        keys[Field::MoeIntermediateSize].names == family.keys[Field::IntermediateSize].names;
-    refuse(
-        width_is_dense
-            && mixture.moe_intermediate_size != dense.intermediate_size
-            && mixture.moe_layers.mask(dense.num_layers).contains(&false),
-        "its experts are as wide as its ordinary feed-forward networks".to_owned(),
-    );
-    reasons
-}
-
 /// The architecture in the family, with what it insists on.
 fn fitted(
     dense: &Architecture,
@@ -265,19 +132,18 @@ fn fitted(
     ) {
         mixture.norm_topk_prob = fixed == true;
     }
-    if keys.has(Field::SharedExpertIntermediateSize)
-        && mixture.shared_expert_intermediate_size.is_none()
-    {
-        mixture.shared_expert_intermediate_size =
-            Some(mixture.moe_intermediate_size.min(NEUTRAL_WIDTH));
-        mixture.shared_expert_gate = true;
+    if let (Some(shared), None) = (
+        Shared::of(family, keys).required(mixture.moe_intermediate_size),
+        mixture.shared_expert_intermediate_size,
+    ) {
+        mixture.shared_expert_intermediate_size = Some(shared.width);
+        mixture.shared_expert_gate = shared.is_gated;
     }
+    mixture.router_bias = router_bias(keys);
     mixture.num_attention_experts = 1;
     mixture.num_attention_experts_per_tok = 1;
     mixture.attention_moe_layers = Layers::All;
     mixture.norm_topk_prob_attention = false;
-    let width_is_dense =
-        keys[Field::MoeIntermediateSize].names == family.keys[Field::IntermediateSize].names;
     if mixture
         .moe_layers
         .mask(dense.num_layers)
@@ -286,6 +152,7 @@ fn fitted(
     {
         mixture.moe_layers = Layers::All;
     }
+    let windows = Windows::of(dense, family);
     Architecture {
         family: family.name.clone(),
         attention_bias: there(&family.present.attention_bias),
@@ -293,14 +160,15 @@ fn fitted(
         mlp_bias: there(&family.present.mlp_bias),
         norm_bias: there(&family.present.norm_bias),
         head_bias: there(&family.present.head_bias),
-        intermediate_size: if width_is_dense {
+        intermediate_size: if width_is_dense(family, keys) {
             mixture.moe_intermediate_size
         } else {
             dense.intermediate_size
         },
-        logit_scale: dense
-            .logit_scale
-            .filter(|_| !family.keys[Field::LogitScale].names.is_empty()),
+        logit_scale: (!family.keys[Field::LogitScale].names.is_empty())
+            .then(|| dense.logit_scale.unwrap_or(1.0)),
+        sliding_window: windows.window,
+        window_layers: windows.layers,
         mixture: Some(mixture),
         multimodal: None,
         format: None,
@@ -328,7 +196,7 @@ const STRAY: [&str; 14] = [
 ];
 
 /// Numbers of the architecture, in the order in which a source that does not say them gets them.
-const NUMBERS: [Field; 15] = [
+const NUMBERS: [Field; 18] = [
     Field::HiddenSize,
     Field::IntermediateSize,
     Field::NumLayers,
@@ -344,6 +212,9 @@ const NUMBERS: [Field; 15] = [
     Field::ClipQkv,
     Field::LogitScale,
     Field::MaxPositionEmbeddings,
+    Field::DenseIntermediateSize,
+    Field::LayerTypes,
+    Field::PrefixWindowPattern,
 ];
 
 /// The `config.json` of `wanted`: the keys of the source, `base`, in their order, changed where the family differs.
@@ -353,11 +224,14 @@ fn config(base: Map<String, Value>, wanted: &Architecture, family: &Family) -> M
         .into_iter()
         .chain(Mixture::KEYS)
         .chain(Layouts::NAMES)
-        .chain(Field::MULTIPLIERS.map(Field::name));
+        .chain(Field::MULTIPLIERS.map(Field::name))
+        .chain(mixture_names());
     let mut config = ConfigWriter::new(base, strays, family, wanted);
     config.rope();
     config.identity(None);
     config.keys(&NUMBERS);
+    config.optional(&[Field::RmsNormEps]);
+    config.keys(&Field::MULTIPLIERS);
     config.dtype(both_dtypes);
     config.keys(&[Field::HeadDim]);
     config.biases();

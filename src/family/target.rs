@@ -8,6 +8,7 @@ use super::config_error::ORIGINAL;
 use super::format::Family;
 use super::keys::Field;
 use super::known::BAM;
+use super::layout::NormType;
 use super::mixture::Mixture;
 use super::write::{ConfigWriter, carried};
 use crate::Result;
@@ -56,7 +57,12 @@ pub fn bam_config(
 ) -> Result<Map<String, Value>> {
     let family = Family::named(BAM)?;
     // A reader of the mixture would take them for the mixture's, which says them where it has them.
+    let other_norm = match target.norm_type {
+        NormType::Rms => NormType::Layer,
+        NormType::Layer => NormType::Rms,
+    };
     let strays = Mixture::OPTIONAL_KEYS.into_iter().chain([
+        other_norm.eps_key(),
         "num_local_experts",
         ORIGINAL,
         "partial_rotary_factor",

@@ -4,7 +4,7 @@
 //! Nobody has compared a description that a user brings.
 //! So it must say how it treats each key that may change the computation ([`super::key_meanings`]).
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::architecture::Architecture;
 use super::config::{Config, Found, names};
@@ -14,6 +14,7 @@ use super::key_meanings::{KeyMeaning, Neutral};
 use super::keys::Field;
 use super::known::families;
 use super::layout::{Block, NormType};
+use super::mixture::Mixture;
 use super::model_types::TypeFact;
 use super::rope::is_rope_key;
 use super::rope_place::LAYER_KINDS;
@@ -109,7 +110,8 @@ fn same_as_built_in(
     let expected = Architecture::read(config, known)?;
     // The first is the name of the family.
     let pairs = read.meaning().into_iter().zip(expected.meaning()).skip(1);
-    for ((key, found), (_, expected)) in pairs {
+    let pairs = pairs.map(|((key, found), (_, expected))| (key, found, expected));
+    for (key, found, expected) in pairs.chain(experts(read, &expected)) {
         if !same_value(&found, &expected) {
             return Err(ConfigError::OtherThanBuiltIn {
                 path: config.path.clone(),
@@ -123,6 +125,18 @@ fn same_as_built_in(
         }
     }
     Ok(())
+}
+
+/// What two architectures say about experts, by the keys of a BAM.
+fn experts(
+    read: &Architecture,
+    expected: &Architecture,
+) -> impl Iterator<Item = (&'static str, Value, Value)> {
+    let [read, expected] = [read, expected].map(|architecture| json!(architecture.mixture));
+    let of = |mixture: &Value, key: &str| mixture.get(key).cloned().unwrap_or_default();
+    Mixture::KEYS
+        .into_iter()
+        .map(move |key| (key, of(&read, key), of(&expected, key)))
 }
 
 /// One configuration, and a family that must say all that it means.

@@ -258,9 +258,9 @@ fn multipliers_that_change_nothing_are_none() {
 fn types_with_a_meaning_of_their_own_are_refused() {
     for (model_type, keys, expected) in [
         ("gemma3", json!({}), "`text_config`"),
-        ("hunyuan_v1_moe", json!({}), "after their rotation"),
+        ("hunyuan", json!({}), "after their rotation"),
         ("nanochat", json!({}), "norms have no weights"),
-        ("cohere2_moe", json!({}), "do not rotate"),
+        ("exaone_moe", json!({}), "do not rotate"),
         ("falcon", json!({}), "several projections"),
         ("deepseek_v3", json!({}), "(MLA)"),
         ("mamba", json!({}), "state-space"),
@@ -272,7 +272,7 @@ fn types_with_a_meaning_of_their_own_are_refused() {
         let error = read(&config, "").unwrap_err();
         assert!(error.contains(expected), "{model_type}: {error}");
     }
-    let hunyuan = small("hunyuan_v1_moe", json!({}));
+    let hunyuan = small("hunyuan", json!({}));
     read(&hunyuan, "qk_norm_after_rope: true").unwrap();
 }
 

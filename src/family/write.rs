@@ -11,10 +11,12 @@ use super::config::Config;
 use super::config_error::ORIGINAL;
 use super::format::{Family, Presence};
 use super::keys::{Field, Section};
-use super::layout::Block;
-use super::mixture::weight_of_mean;
+use super::layout::{Block, NormType};
+use super::mixture::{AVERAGE, weight_of_mean};
+use super::optional_bias::biases;
 use super::rope::longrope_factor;
 use super::rope_place::LAYER_KINDS;
+use super::sparse_layers::{SparseRange, forces_rotation};
 use super::spelling::same_value;
 use crate::Result;
 use crate::checkpoint::dtype::{Dtype, torch_name};
@@ -155,12 +157,15 @@ impl<'a> ConfigWriter<'a> {
         };
         match field {
             Field::HiddenSize => json!(of.hidden_size),
-            Field::IntermediateSize => json!(of.intermediate_size),
+            Field::IntermediateSize | Field::DenseIntermediateSize => {
+                json!(of.intermediate_size)
+            }
             Field::NumLayers => json!(of.num_layers),
             Field::NumHeads => json!(of.num_heads),
             Field::NumKvHeads => json!(of.num_kv_heads),
             Field::VocabSize => json!(of.vocab_size),
             Field::NormEps => json!(of.norm_eps),
+            Field::RmsNormEps => json!((of.norm_type == NormType::Rms).then_some(of.norm_eps)),
             Field::TieWordEmbeddings => json!(of.tie_word_embeddings),
             Field::HeadDim => json!(of.head_dim),
             Field::MaxPositionEmbeddings => json!(of.max_position_embeddings),
@@ -179,6 +184,7 @@ impl<'a> ConfigWriter<'a> {
             }
             // Said by the base.
             Field::RopeAlpha => Value::Null,
+            Field::PrefixWindowPattern => json!(if forces_rotation(of) { 1 } else { 2 }),
             Field::RopeLayers => json!(of.rope_layers),
             Field::NoRopeLayers => {
                 let rotates = of.rope_layers.mask(of.num_layers);
@@ -210,15 +216,59 @@ impl<'a> ConfigWriter<'a> {
                 weight_of_mean(mixture.router_aux_loss_coef, routers)
             })),
             Field::SharedExpertIntermediateSize => {
-                json!(mixture.and_then(|mixture| mixture.shared_expert_intermediate_size))
+                json!(mixture.map(|mixture| mixture.shared_expert_intermediate_size.unwrap_or(0)))
             }
-            Field::DenseLayers => json!(mixture.map(|mixture| {
-                let sparse = mixture.moe_layers.mask(of.num_layers);
-                let dense = (0..of.num_layers).filter(|layer| !sparse[*layer as usize]);
-                dense.collect::<Vec<_>>()
+            Field::NumSharedExperts => json!(mixture.map(|mixture| {
+                mixture.shared_expert_intermediate_size.unwrap_or(0) / mixture.moe_intermediate_size
             })),
-            Field::SparseStep => json!(mixture.map(|_| 1)),
+            Field::SharedCombination => json!(mixture.map(|mixture| {
+                match mixture.moe_output_multiplier {
+                    Some(AVERAGE) => "average",
+                    _ => "sum",
+                }
+            })),
+            // Fixed in the families that have them.
+            Field::RouterBias => Value::Null,
+            Field::DenseLayers
+            | Field::SparseStep
+            | Field::FirstSparseLayer
+            | Field::LastSparseLayer
+            | Field::SparseLayerTypes => self.sparse_layers(field),
+            // Said by the list of kinds.
+            Field::DensePrefix => Value::Null,
         }
+    }
+
+    /// What a key says of the layers with experts.
+    fn sparse_layers(&self, field: Field) -> Value {
+        let Some(mixture) = &self.of.mixture else {
+            return Value::Null;
+        };
+        let sparse = mixture.moe_layers.mask(self.of.num_layers);
+        let range = SparseRange::of(&sparse);
+        match field {
+            Field::DenseLayers => {
+                let dense = (0..self.of.num_layers).filter(|layer| !sparse[*layer as usize]);
+                json!(dense.collect::<Vec<_>>())
+            }
+            Field::FirstSparseLayer => json!(range.map(|range| range.first)),
+            Field::LastSparseLayer => json!(range.map(|range| range.last)),
+            // Beside a list of layers, each may have experts.
+            Field::SparseStep => match range {
+                Some(range) if self.has_range() => json!(range.step),
+                _ => json!(1),
+            },
+            _ => {
+                let kind = |sparse| if sparse { "sparse" } else { "dense" };
+                json!(sparse.into_iter().map(kind).collect::<Vec<_>>())
+            }
+        }
+    }
+
+    /// Whether the family says the layers with experts as a range.
+    fn has_range(&self) -> bool {
+        let keys = self.family.mixture.as_ref();
+        keys.is_some_and(|keys| keys.has(Field::FirstSparseLayer))
     }
 
     /// Says the dtype, under both of its names where `both`.
@@ -406,56 +456,6 @@ fn query_scalar(scale: f64) -> Value {
     } else {
         json!(scalar)
     }
-}
-
-/// Biases that some families have and others lack.
-pub(super) struct OptionalBias<'a> {
-    /// What they are, in the words of a message.
-    pub(super) what: &'static str,
-    /// When the family has them.
-    pub(super) presence: &'a Presence,
-    /// Whether the architecture has them.
-    pub(super) there: bool,
-    /// Whether configurations say that they are absent, too.
-    always_said: bool,
-}
-
-/// The optional biases of a family, and which of them the architecture has.
-pub(super) fn biases<'a>(family: &'a Family, of: &Architecture) -> [OptionalBias<'a>; 5] {
-    let present = &family.present;
-    let bias = |what, presence, there, always_said| OptionalBias {
-        what,
-        presence,
-        there,
-        always_said,
-    };
-    [
-        bias(
-            "biases of q, k and v",
-            &present.attention_bias,
-            of.attention_bias,
-            true,
-        ),
-        bias(
-            "a bias of the output projection",
-            &present.attention_output_bias,
-            of.attention_output_bias,
-            true,
-        ),
-        bias(
-            "biases of the feed-forward network",
-            &present.mlp_bias,
-            of.mlp_bias,
-            true,
-        ),
-        bias("biases of norms", &present.norm_bias, of.norm_bias, false),
-        bias(
-            "a bias of the head",
-            &present.head_bias,
-            of.head_bias,
-            false,
-        ),
-    ]
 }
 
 /// The keys of `source` that the family of `architecture` knows, in their order. Other programs could obey the others, and

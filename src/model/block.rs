@@ -15,6 +15,8 @@ pub(super) struct Block {
     pub(super) layout: Layout,
     /// Factor on the outputs of attention and feed-forward network, before they are added to the residual stream.
     pub(super) residual_multiplier: Option<f64>,
+    /// Factor on the output of experts, where the layer has some and it is not 1.
+    pub(super) experts_multiplier: Option<f64>,
     pub(super) before_attention: Option<Norm>,
     pub(super) after_attention: Option<Norm>,
     pub(super) before_feed_forward: Option<Norm>,
@@ -77,7 +79,8 @@ impl Block {
             },
         };
         let fed = operations.feed_forward(&self.feed_forward, &fed_input.output, pass, losses)?;
-        let after_feed_forward = norm(&self.after_feed_forward, &fed.output)?;
+        let fed_output = operations.multiply(&fed.output, self.experts_multiplier)?;
+        let after_feed_forward = norm(&self.after_feed_forward, &fed_output)?;
         let fed_part = self.multiplied(operations, &after_feed_forward.output)?;
         let x = operations.add(&x, &fed_part)?;
 
@@ -123,6 +126,7 @@ impl Block {
 
         let grad_fed_part = self.multiplied(operations, grad_output)?;
         let grad_fed = backward(record.after_feed_forward, &grad_fed_part, None)?;
+        let grad_fed = operations.multiply(&grad_fed, self.experts_multiplier)?;
         let feed_forward = Some(record.feed_forward);
         let (grad_x, grad_h) = match (self.layout, record.before_feed_forward) {
             (Layout::Sequential | Layout::ParallelTwoNorms, Some(norm)) => {

@@ -65,6 +65,7 @@ impl Builder<'_> {
         Ok(Block {
             layout: self.architecture.block,
             residual_multiplier: self.architecture.multipliers.residual_multiplier,
+            experts_multiplier: self.experts_multiplier(layer),
             before_attention: norm(before, Role::InputNorm)?,
             after_attention: norm(after, Role::PostAttentionNorm)?,
             before_feed_forward: norm(before && two_inputs, before_feed_forward)?,
@@ -146,6 +147,12 @@ impl Builder<'_> {
             soft_cap: a.multipliers.attn_logit_softcapping,
             norm_after_rotation: a.qk_norm_after_rope,
         })
+    }
+
+    fn experts_multiplier(&self, layer: u64) -> Option<f64> {
+        let mixture = self.architecture.mixture.as_ref()?;
+        let has_experts = mixture.moe_layers.contains(layer);
+        mixture.moe_output_multiplier.filter(|_| has_experts)
     }
 
     fn feed_forward(&self, layer: u64, activation: Activation) -> Result<FeedForward> {

@@ -9,6 +9,7 @@ use super::error::SurgeryError;
 use super::execute::OutputFile;
 use super::expert_name::{ReservedName, check_name};
 use super::fit;
+use super::fused::as_stored;
 use super::mixture_experts::MixtureExperts;
 pub use super::mixture_experts::Routing;
 use super::model::Model;
@@ -393,6 +394,7 @@ impl Making {
             prompts: &prompts,
         };
         side_files::add_card(&mut files, &card)?;
+        let tensors = as_stored(&architecture, tensors)?;
         let sources = models
             .into_iter()
             .map(|model| model.source)

@@ -79,25 +79,25 @@ fn together(
         }
         .into());
     }
-    let experts = if fused.shape.len() == 3 {
+    let entries = if fused.is_stack() {
         fused.shape[0] as usize
     } else {
         0
     };
     let mut of = parts.into_iter().map(|part| part.expression);
-    let expression = match (experts, fused.parts.len().checked_div(experts)) {
+    let expression = match (entries, fused.parts.len().checked_div(entries)) {
         (_, None) => joined(of.collect(), fused.blocks),
         (_, Some(1)) => Expression::Stack { of: of.collect() },
         (_, Some(in_one)) => {
-            let mut entries = Vec::with_capacity(experts);
-            for _ in 0..experts {
-                entries.push(Expression::Concat {
+            let mut stacked = Vec::with_capacity(entries);
+            for _ in 0..entries {
+                stacked.push(Expression::Concat {
                     of: of.by_ref().take(in_one).collect(),
                     axis: 0,
                     blocks: 1,
                 });
             }
-            Expression::Stack { of: entries }
+            Expression::Stack { of: stacked }
         }
     };
     Ok(PlannedTensor::new(

@@ -1,7 +1,7 @@
 //! A mixture in another format: of another family where that one holds it exactly, with experts one by one or all of a layer in one
 //! tensor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::{Map, json};
@@ -184,16 +184,21 @@ impl Stored {
             }
             .into());
         }
-        match layout {
-            ExpertLayout::Classic => Ok(tensors),
-            ExpertLayout::Fused => {
-                let fused = wanted.fused_tensors(&specs)?;
-                if fused.is_empty() {
-                    let family = wanted.family.clone();
-                    return Err(ExportError::NoFusedLayout { family }.into());
-                }
-                put_together(&fused, tensors)
-            }
+        let mut fused = match layout {
+            ExpertLayout::Classic => Vec::new(),
+            ExpertLayout::Fused => wanted.fused_tensors(&specs)?,
+        };
+        if layout == ExpertLayout::Fused && fused.is_empty() {
+            let family = wanted.family.clone();
+            return Err(ExportError::NoFusedLayout { family }.into());
         }
+        let taken: BTreeSet<String> = fused
+            .iter()
+            .flat_map(|fused| fused.parts.iter().map(|(part, _)| part.clone()))
+            .collect();
+        let mut projections = wanted.fused_projections(&specs)?;
+        projections.retain(|whole| whole.parts.iter().all(|(part, _)| !taken.contains(part)));
+        fused.extend(projections);
+        put_together(&fused, tensors)
     }
 }

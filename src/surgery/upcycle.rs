@@ -8,6 +8,7 @@ use super::expert_name::{ReservedName, check_name};
 use super::fit;
 use super::fit_error::FitError;
 use super::fit_tokenizer::ids_beyond;
+use super::fused::as_stored;
 use super::gates::FreshGates;
 use super::mapping::{Origin, Work};
 use super::methods::{Roster, RuleContext};
@@ -275,7 +276,7 @@ impl Lineup {
             settings,
             context,
         };
-        work.tensors(architecture, router_file)
+        as_stored(architecture, work.tensors(architecture, router_file)?)
     }
 }
 

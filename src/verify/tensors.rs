@@ -9,7 +9,7 @@ use crate::Result;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::{Dtype, Encoding, FusedTensor, TensorEntry, dtype};
 use crate::error::nearest;
-use crate::family::{Architecture, Layers, Role, TensorSpec};
+use crate::family::{Architecture, Layers, Mixture, Role, TensorSpec};
 use crate::table;
 
 /// Adds the rows `tensors`, `dtypes` and `tied head`.
@@ -305,7 +305,7 @@ pub(super) fn routers(
 }
 
 /// The matrices of zeros that a shared expert has where its family insists on one and the mixture has none: its down
-/// projection and its gate. One of the two alone is no shared expert of zeros.
+/// projection, and its gate where it has one. One of the two alone is no shared expert of zeros.
 pub(super) fn neutral_shared_experts(
     checkpoint: &Checkpoint,
     architecture: &Architecture,
@@ -321,6 +321,8 @@ pub(super) fn neutral_shared_experts(
     for spec in &specs {
         *parts.entry(spec.layer).or_default() += 1;
     }
-    specs.retain(|spec| parts.get(&spec.layer) == Some(&2));
+    let is_gated = |mixture: &Mixture| mixture.shared_expert_gate;
+    let all = 1 + usize::from(architecture.mixture.as_ref().is_some_and(is_gated));
+    specs.retain(|spec| parts.get(&spec.layer) == Some(&all));
     Ok(specs)
 }

@@ -12,7 +12,18 @@ use crate::model::families::vary;
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/families.md");
 const BEGIN: &str = "<!-- support matrix: begin -->\n";
 const END: &str = "<!-- support matrix: end -->\n";
-const STOCK: [&str; 4] = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"];
+const STOCK: [&str; 10] = [
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+    "flex_olmo",
+    "granitemoe",
+    "granitemoeshared",
+    "ernie4_5_moe",
+    "cohere2_moe",
+    "hunyuan_v1_moe",
+];
 
 /// The checkpoint of a family, and whether its golden logits are there.
 fn checkpoint(family: &str, work: &Path) -> (PathBuf, bool) {

@@ -70,6 +70,7 @@ mod scores;
 mod signals;
 mod slurm;
 mod stage_files;
+mod stock_experts;
 mod surface;
 mod targets;
 mod templates;

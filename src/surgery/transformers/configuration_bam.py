@@ -54,6 +54,7 @@ class BamConfig(PretrainedConfig):
     attention_kv: `expert` (keys and values per expert), `shared` (one set for all), `merged` (no attention experts).
     moe_intermediate_size: inner width of one feed-forward expert; `intermediate_size` is that of a dense layer.
     shared_expert_intermediate_size, shared_expert_gate: an expert that every token goes to, and its sigmoid gate.
+    moe_output_multiplier: factor on the sum of a layer's experts, the shared one among them.
     expert_adapters: a square matrix on the output of each expert ("BAM with adapters", Zhang et al. 2025).
     router_aux_loss_coef, router_z_loss_coef: weights of the load-balancing and z-loss (paper eq. 2 gives no values).
     """
@@ -121,6 +122,7 @@ class BamConfig(PretrainedConfig):
         norm_topk_prob_attention=False,
         shared_expert_intermediate_size=None,
         shared_expert_gate=False,
+        moe_output_multiplier=None,
         expert_adapters=False,
         router_aux_loss_coef=0.01,
         router_z_loss_coef=0.001,
@@ -195,6 +197,7 @@ class BamConfig(PretrainedConfig):
         self.norm_topk_prob_attention = norm_topk_prob_attention
         self.shared_expert_intermediate_size = shared_expert_intermediate_size
         self.shared_expert_gate = shared_expert_gate
+        self.moe_output_multiplier = moe_output_multiplier
         self.expert_adapters = expert_adapters
         self.router_aux_loss_coef = router_aux_loss_coef
         self.router_z_loss_coef = router_z_loss_coef

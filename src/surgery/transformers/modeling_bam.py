@@ -333,6 +333,7 @@ class BamMixture(nn.Module):
         super().__init__()
         self.top_k = config.num_experts_per_tok
         self.renormalise = config.norm_topk_prob
+        self.multiplier = config.moe_output_multiplier
         self.router = BamRouter(config, config.num_experts, feed_forward=True)
         self.experts = BamExperts(
             BamMlp(config, config.moe_intermediate_size, config.expert_adapters) for _ in range(config.num_experts)
@@ -353,6 +354,8 @@ class BamMixture(nn.Module):
             if self.shared_expert_gate is not None:
                 shared = self.shared_expert_gate(tokens).sigmoid() * shared
             y = y + shared
+        if self.multiplier is not None:
+            y = y * self.multiplier
         return y.view(x.shape), logits
 
 

@@ -246,6 +246,36 @@ fn odd_olmoe_configs() {
     sweep("olmoe");
 }
 
+#[test]
+fn odd_flex_olmo_configs() {
+    sweep("flex_olmo");
+}
+
+#[test]
+fn odd_granitemoe_configs() {
+    sweep("granitemoe");
+}
+
+#[test]
+fn odd_granitemoeshared_configs() {
+    sweep("granitemoeshared");
+}
+
+#[test]
+fn odd_ernie4_5_moe_configs() {
+    sweep("ernie4_5_moe");
+}
+
+#[test]
+fn odd_cohere2_moe_configs() {
+    sweep("cohere2_moe");
+}
+
+#[test]
+fn odd_hunyuan_v1_moe_configs() {
+    sweep("hunyuan_v1_moe");
+}
+
 /// What upcycle and validate accept, the models can run; what they cannot is refused by all.
 #[test]
 fn rope_kinds_through_the_binary() {

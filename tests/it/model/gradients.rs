@@ -128,6 +128,21 @@ fn gradients_of_dense_families_are_right() {
 }
 
 #[test]
+fn gradients_of_other_programs_mixtures_are_right() {
+    for family in [
+        "flex_olmo",
+        "granitemoe",
+        "granitemoeshared",
+        "ernie4_5_moe",
+        "cohere2_moe",
+        "hunyuan_v1_moe",
+    ] {
+        let folder = fixture("mixtures").join(family);
+        check(&CausalLm::load(&folder, &trainable()).unwrap(), family);
+    }
+}
+
+#[test]
 fn gradients_of_mixtures_are_right() {
     for (number, kind) in Kind::all().into_iter().enumerate() {
         // Each kind once, over all families in turn.

@@ -266,7 +266,7 @@ impl Naive {
                             .zip(&self.mlp(&shared, h))
                             .for_each(|(sum, value)| *sum += gate * value);
                     }
-                    sum
+                    times(&sum, self.number("moe_output_multiplier", 1.0))
                 }
             })
             .collect()
