@@ -12,7 +12,7 @@
 //! - a configuration: `config`,
 //! - a model: `mixture`, `multipliers`, `architecture`, `tensors`,
 //! - readers: `sparse_layers`, `layer_kinds`, `rope_place`, `rope`, `rope_kinds`, `read`, `unsaid`, `gguf_metadata`, `gguf`,
-//! - writers: `both_spellings`, `optional_bias`, `write`, `target`, `cannot_hold`, `stock`, `dense`, `gguf_names`.
+//! - writers: `both_spellings`, `optional_bias`, `write`, `write_rope`, `target`, `cannot_hold`, `stock`, `dense`, `gguf_names`.
 
 mod activation;
 mod architecture;
@@ -77,6 +77,7 @@ mod unsaid;
 #[cfg(test)]
 mod unsaid_tests;
 mod write;
+mod write_rope;
 
 pub(crate) use activation::Activation;
 pub use architecture::Architecture;

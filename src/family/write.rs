@@ -8,28 +8,21 @@ use serde_json::{Map, Value, json};
 use super::architecture::Architecture;
 use super::both_spellings::both_spellings;
 use super::config::Config;
-use super::config_error::ORIGINAL;
 use super::format::{Family, Presence};
 use super::keys::{Field, Section};
 use super::layout::{Block, NormType};
 use super::mixture::{AVERAGE, weight_of_mean};
 use super::optional_bias::biases;
-use super::rope::longrope_factor;
-use super::rope_place::LAYER_KINDS;
 use super::sparse_layers::{SparseRange, forces_rotation};
 use super::spelling::same_value;
 use crate::Result;
 use crate::checkpoint::dtype::{Dtype, torch_name};
 
-/// The kinds of layers, as `rope_parameters` names them.
-const FULL: &str = LAYER_KINDS[0];
-const SLIDING: &str = LAYER_KINDS[1];
-
 /// A configuration in the making.
 pub(super) struct ConfigWriter<'a> {
-    family: &'a Family,
-    of: &'a Architecture,
-    json: Map<String, Value>,
+    pub(super) family: &'a Family,
+    pub(super) of: &'a Architecture,
+    pub(super) json: Map<String, Value>,
 }
 
 impl<'a> ConfigWriter<'a> {
@@ -342,13 +335,6 @@ impl<'a> ConfigWriter<'a> {
         }
     }
 
-    /// Says the layers of a BAM that rotate, where not all do.
-    pub(super) fn rope_layers(&mut self) {
-        if !self.of.rope_layers.is_all() || self.contains("rope_layers") {
-            self.put("rope_layers", json!(self.of.rope_layers));
-        }
-    }
-
     fn layer_types(&self) -> Vec<&'static str> {
         let of = self.of;
         let slides = |layer: u64| of.sliding_window.is_some() && of.window_layers.contains(layer);
@@ -361,89 +347,6 @@ impl<'a> ConfigWriter<'a> {
                 }
             })
             .collect()
-    }
-
-    /// Says the rotary positions with every value that a reader would infer otherwise, as `rope_parameters` and `rope_theta`.
-    ///
-    /// There is an object for each kind of layer where kinds rotate differently, or the family expects it.
-    pub(super) fn rope(&mut self) {
-        let of = self.of;
-        let expected = self.family.keys.has(Field::RopeLocalTheta) && !self.family.says_layouts();
-        let by_kind = expected || of.window_rope.is_some();
-        let outer = self.json.get("rope_theta").cloned();
-        let said = |json: &Map<String, Value>, kind: Option<&str>| {
-            let object = json.get("rope_parameters")?;
-            let object = kind.map_or(Some(object), |kind| object.get(kind))?;
-            object.as_object().cloned()
-        };
-
-        let full = said(&self.json, by_kind.then_some(FULL)).unwrap_or_default();
-        let mut full = self.rope_values(of.rope_theta, &of.rope_scaling, &full, outer.as_ref());
-        let theta = full["rope_theta"].clone();
-        let original = full.get(ORIGINAL).cloned();
-        if let Some(original) = original.filter(|_| self.family.says(ORIGINAL)) {
-            self.without_implied(&mut full, &original);
-            self.put(ORIGINAL, original);
-        }
-        if !by_kind {
-            self.put(self.family.theta_name(), theta);
-            self.put("rope_parameters", Value::Object(full));
-            return;
-        }
-        let sliding = said(&self.json, Some(SLIDING)).unwrap_or_default();
-        let (base, scaling) = match &of.window_rope {
-            Some(rope) => (rope.theta, &rope.scaling),
-            None => (of.rope_theta, &of.rope_scaling),
-        };
-        let sliding = self.rope_values(base, scaling, &sliding, None);
-        self.put("rope_theta", theta);
-        self.put(
-            "rope_parameters",
-            json!({ (FULL): full, (SLIDING): sliding }),
-        );
-    }
-
-    /// Leaves out the factor on cosines and sines where the class takes the same one: Phi-3's has no place for it in transformers 4.
-    fn without_implied(&self, values: &mut Map<String, Value>, original: &Value) {
-        let implied = self.of.max_position_embeddings.zip(original.as_f64());
-        let implied = implied.map(|(longest, original)| {
-            let factor = longest as f64 / original;
-            longrope_factor(factor, original)
-        });
-        let said = values.get("attention_factor").and_then(Value::as_f64);
-        if said.is_some() && said == implied {
-            values.shift_remove("attention_factor");
-        }
-    }
-
-    /// The values of one rotation in the order of `said`, with its base as `said` or else `outer` spells it.
-    fn rope_values(
-        &self,
-        theta: f64,
-        scaling: &Option<Value>,
-        said: &Map<String, Value>,
-        outer: Option<&Value>,
-    ) -> Map<String, Value> {
-        let mut parameters = Map::new();
-        match scaling {
-            Some(Value::Object(scaling)) => parameters.extend(scaling.clone()),
-            _ => _ = parameters.insert("rope_type".to_owned(), json!("default")),
-        }
-        if let Some(factor) = self.of.partial_rotary_factor {
-            parameters.insert("partial_rotary_factor".to_owned(), json!(factor));
-        }
-
-        // Numbers are written as the seed writes them.
-        let theta = json!(theta);
-        let spelled = said.get("rope_theta").or(outer);
-        let spelled = spelled.filter(|spelled| same_value(spelled, &theta));
-        let spelled = spelled.cloned().unwrap_or(theta);
-        parameters.insert("rope_theta".to_owned(), spelled);
-
-        let place = |key: &String| said.keys().position(|name| name == key);
-        let mut sorted: Vec<_> = parameters.into_iter().collect();
-        sorted.sort_by_key(|(key, _)| place(key).unwrap_or(said.len()));
-        sorted.into_iter().collect()
     }
 }
 

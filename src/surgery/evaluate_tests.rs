@@ -298,7 +298,8 @@ fn what_does_not_fit_is_refused() {
             |rule: &ExpressionRule| matches!(rule, $pattern)
         };
     }
-    let cases: [(Expression, &[u64], fn(&ExpressionRule) -> bool); 21] = [
+    type Case = (Expression, &'static [u64], fn(&ExpressionRule) -> bool);
+    let cases: [Case; 21] = [
         (
             slice(copy("a"), 0, 5, 2),
             &[2, 4],
