@@ -241,10 +241,14 @@ impl ModelCard<'_> {
 
     /// A note without paths of this machine: names of sources replace their paths.
     fn without_paths(&self, note: &str) -> String {
-        let paths = self
-            .sources
-            .iter()
-            .map(|(name, path)| (path.display().to_string(), *name));
+        let paths = self.sources.iter().flat_map(|(name, path)| {
+            // A note about a single weight file may name a file beside it.
+            let beside = path.parent().filter(|_| path.is_file());
+            let places = [Some(*path), beside].into_iter().flatten();
+            places.map(|place| (place.display().to_string(), *name))
+        });
+        // Shells complete a folder with a slash.
+        let paths = paths.map(|(path, name)| (path.trim_end_matches('/').to_owned(), name));
         let mut paths: Vec<(String, &str)> = paths.filter(|(path, _)| !path.is_empty()).collect();
         // A path may begin like another one.
         paths.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));

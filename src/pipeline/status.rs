@@ -167,9 +167,13 @@ pub fn status_table(stages: &[StageStatus]) -> String {
     table::render(&columns, stages.iter().map(row))
 }
 
-/// The last line of a log that may still grow; none where there is no log.
+/// The last line of a log that may still grow, before any advice; none where there is no log.
 pub fn last_line(log: &Path) -> Option<String> {
-    last_lines(log).pop()
+    let is_advice = |line: &String| line.trim_start().starts_with("hint: ");
+    let lines = last_lines(log);
+    // Advice after an error does not say what is wrong.
+    let said = lines.iter().rfind(|line| !is_advice(line));
+    said.or(lines.last()).cloned()
 }
 
 /// The last few lines of a log that may still grow.

@@ -106,7 +106,8 @@ impl Memory {
     /// An estimate for one of `ranks` processes of PyTorch, which share out master weights, gradients and moments.
     ///
     /// A process gathers the weights of the block that it computes with, and of the next block; the embedding and the head
-    /// stay gathered.
+    /// stay gathered. Gradients are shared out by block; the embedding and the head are one block. Saving a state gathers
+    /// one parameter at a time, which is less.
     pub(super) fn per_rank(
         a: &Architecture,
         trained: &BTreeSet<String>,
@@ -123,7 +124,7 @@ impl Memory {
             0
         };
         let weights = 4 * share(counts.all) + size * gathered;
-        let gradients = 4 * share(counts.trained) + 4 * counts.largest_layer;
+        let gradients = 4 * share(counts.trained) + 4 * counts.largest_layer.max(counts.outside);
         let optimiser = 8 * share(counts.trained);
         let rows = (settings.batch as u64).div_ceil(ranks);
         // Attention keeps no scores, and torch's own buffers for a layer are about as large as one layer.

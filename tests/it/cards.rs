@@ -436,6 +436,21 @@ fn notes_and_prompts_are_on_the_card() {
         .run("upcycle --method bam --seed seed --expert code=code --out two")
         .ok();
     assert!(!run.stderr.contains("byte for byte"), "{run}");
+
+    // Paths of this machine are not on it, also where a shell has completed them.
+    copy_folder(&fixture("llama/seed"), &bench.path("odd"));
+    let config = bench.path("odd/config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replacen('{', "{\"strange_key\": 1,", 1)).unwrap();
+    let seed = bench.path("odd").display().to_string();
+    bench
+        .run(&format!(
+            "upcycle --method bam --seed {seed}/ --expert code=code --out three"
+        ))
+        .ok();
+    let card = bench.card("three");
+    assert!(card.contains("strange_key"), "{card}");
+    assert!(!card.contains(&seed), "{card}");
 }
 
 #[test]

@@ -133,8 +133,11 @@ class TrainedModel(nn.Module):
         `[b · s, experts]` by layer. Without: the losses."""
         config, model = self.causal_lm.config, self.causal_lm.model
         x = model.embed_tokens(ids)
-        if config.embedding_multiplier is not None:
-            x = x * torch.tensor(config.embedding_multiplier, dtype=x.dtype).item()
+        factor = config.embedding_multiplier
+        if factor is not None:
+            # Gemma's classes hold the root of the width in the dtype of the embeddings.
+            is_root = factor == config.hidden_size**0.5
+            x = x * (torch.tensor(factor, dtype=x.dtype).item() if is_root else factor)
         masks = {kind: self.mask(kind, ids, documents) for kind in set(config.layer_types)}
         router_logits = []
         for number, (block, kind) in enumerate(zip(model.layers, config.layer_types)):

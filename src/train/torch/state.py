@@ -151,13 +151,16 @@ def gathered(shard, owner, rank, ranks):
     """Master weights and moments of a parameter on the CPU, on the rank that owns it; None on others."""
     if shard.is_whole:
         return [tensor.detach().cpu() for tensor in shard.parts()] if rank == owner else None
-    most = -(-shard.entry["shape"][0] // ranks)
-    own = torch.zeros((3, most, *shard.entry["shape"][1:]), device=shard.local.device)
+    count, trailing = shard.entry["shape"][0], shard.entry["shape"][1:]
+    most = -(-count // ranks)
     start, end = shard.rows
-    for target, tensor in zip(own, shard.parts()):
-        target[: end - start] = tensor
-    into = [torch.empty_like(own) for _ in range(ranks)] if rank == owner else None
-    dist.gather(own, into, dst=owner)
-    if rank != owner:
-        return None
-    return torch.cat(into, dim=1)[:, : shard.entry["shape"][0]].cpu()
+    whole = []
+    # One part at a time, joined on the CPU: a card holds a parameter once more, and not six times.
+    for tensor in shard.parts():
+        own = torch.zeros((most, *trailing), device=shard.local.device)
+        own[: end - start] = tensor
+        into = [torch.empty_like(own) for _ in range(ranks)] if rank == owner else None
+        dist.gather(own, into, dst=owner)
+        if rank == owner:
+            whole.append(torch.cat([part.cpu() for part in into])[:count])
+    return whole if rank == owner else None
