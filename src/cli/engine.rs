@@ -27,7 +27,7 @@ pub enum EngineName {
     Native,
     /// PyTorch, on GPUs or the CPU, in one process or many.
     Torch,
-    /// PyTorch where it finds a GPU, else this program.
+    /// PyTorch where it finds a GPU or trains on several nodes, else this program.
     Auto,
 }
 
@@ -133,6 +133,11 @@ impl EngineFlags {
                         ));
                         return self.torch(DeviceName::Cuda, found, purpose, printer);
                     }
+                    // Our own trainer has one node: each node would start a run of its own into the same folder.
+                    _ if self.has_nodes() => {
+                        let device = device.unwrap_or(DeviceName::Cuda);
+                        return self.torch(device, &found?, purpose, printer);
+                    }
                     Ok(_) if !wants_gpu => "--device is cpu".to_owned(),
                     Ok(found) => format!("torch {} finds no GPU", found.torch),
                     Err(error) => error.to_string(),
@@ -156,6 +161,11 @@ impl EngineFlags {
     /// Whether this process only starts the processes of a node that is not the first.
     pub(super) fn is_follower(&self) -> bool {
         self.engine != EngineName::Native && self.node_rank.is_some_and(|rank| rank > 0)
+    }
+
+    /// Whether the flags ask for several nodes, on each of which the same command runs.
+    fn has_nodes(&self) -> bool {
+        self.node_rank.is_some() || self.nnodes.is_some_and(|nodes| nodes > 1)
     }
 
     /// The Python that was named, or the usual one.

@@ -769,29 +769,44 @@ fn a_python_that_does_not_fit_is_refused_with_what_to_install() {
     );
 
     // `auto` says why it does not take torch.
-    let auto = |probe: &str| {
+    let auto = |probe: &str, flags: &[&str]| {
         let stage = Stage::answering(probe, "exit 1");
         let mut command =
             crate::train::command(&seed(), &stage.out(), &["--steps", "1", "--batch", "1"]);
         command
             .args(["--engine", "auto", "--python"])
-            .arg(stage.python());
+            .arg(stage.python())
+            .args(flags);
         finish(command)
     };
-    let run = auto(missing).ok();
+    let run = auto(missing, &[]).ok();
     assert!(
         run.stderr.contains("--engine auto: this program trains: ")
             && run.stderr.contains("has no package torch"),
         "{run}"
     );
-    let run = auto(PROBE).ok();
+    let run = auto(PROBE, &[]).ok();
     assert!(
         run.stderr
             .contains("--engine auto: this program trains: torch 2.9.1 finds no GPU"),
         "{run}"
     );
+    // Our own trainer would start once on each of several nodes.
+    let nodes = [
+        "--nnodes",
+        "2",
+        "--node-rank",
+        "1",
+        "--rdzv-endpoint",
+        "first:29500",
+    ];
+    auto(missing, &nodes).refused(3, &["has no package torch"]);
+    auto(PROBE, &nodes).refused(3, &["torch 2.9.1 of ", " finds no GPU"]);
+    auto(PROBE, &nodes[..2]).refused(3, &["finds no GPU"]);
+    let on_cpu = [&nodes[..], &["--device", "cpu"]].concat();
+    auto(PROBE, &on_cpu).refused(3, &["exit status: 1"]);
     let gpu = PROBE.replace("[]", r#"["Some GPU"],"cuda_memory":[1000000]"#);
-    let run = auto(&gpu).refused(3, &["ended after step 0 (exit status: 1)"]);
+    let run = auto(&gpu, &[]).refused(3, &["ended after step 0 (exit status: 1)"]);
     for part in [
         "--engine auto: torch 2.9.1 trains, on 1 x Some GPU",
         "with 1.00 MB on the smallest GPU",
