@@ -828,6 +828,19 @@ fn python_sees_no_modules_of_others() {
             .refused(2, &[&problem, "move it"]);
         fs::remove_dir(&path).unwrap();
     }
+    let path = stage.engine().join("torch");
+    std::os::unix::fs::symlink("/tmp", &path).unwrap();
+    stage
+        .train(&["--steps", "1"])
+        .refused(2, &["engine/torch: is no file of this program"]);
+    fs::remove_file(&path).unwrap();
+    // What is no code stays where it is.
+    for name in [".plan.json.partial", "core", ".nfs0001"] {
+        fs::write(stage.engine().join(name), "").unwrap();
+    }
+    stage
+        .train(&["--steps", "1"])
+        .refused(3, &["exit status: 1"]);
     let stage = Stage::new("pwd > \"$engine/output-pwd.log\"; exit 1");
     stage
         .train(&["--steps", "1"])

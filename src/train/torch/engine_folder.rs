@@ -13,19 +13,26 @@ pub(super) const PLAN: &str = "plan.json";
 pub(super) const STOP: &str = "stop";
 pub(super) const OUTPUT: &str = "output.log";
 pub(super) const SCRATCH: &str = "state";
-/// Everything in the folder of the engine but programs and logs.
-const OWN: [&str; 3] = [PLAN, STOP, SCRATCH];
+/// What the names of files end with that Python can import or run.
+const CODE_ENDS: [&str; 6] = [".py", ".pyc", ".so", ".pyd", ".zip", ".pth"];
 /// What the name of a state ends with that is being written.
 const PART: &str = ".part";
 
-/// Refuses a folder of the engine with files that this program has not written: Python might take them for its modules.
+/// Refuses a folder of the engine with code that this program has not written: Python might take it for its modules.
+///
+/// Other files may be there: killed runs, kernels and file systems leave some.
 pub(super) fn check_content(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
         let entry = entry.map_err(|e| Error::io("list", folder, e))?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        let is_log = name.starts_with("output") && name.ends_with(".log");
-        if !is_log && !OWN.contains(&&*name) && !code::has(&name) {
+        let kind = entry
+            .file_type()
+            .map_err(|e| Error::io("read", entry.path(), e))?;
+        let is_ours = name == SCRATCH || code::has(&name);
+        let is_code =
+            kind.is_dir() || kind.is_symlink() || CODE_ENDS.iter().any(|end| name.ends_with(end));
+        if is_code && !is_ours {
             return Err(TorchError::Foreign { path: entry.path() }.into());
         }
     }
