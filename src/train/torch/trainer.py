@@ -342,7 +342,8 @@ class Trainer:
             return
         if self.rank == 0:
             Path(self.plan["scratch"]).mkdir(parents=True, exist_ok=True)
-            while any(Path(self.plan["scratch"]).iterdir()):
+            # Files of the file system, such as `.nfs…`, may stay.
+            while any(Path(self.plan["scratch"]).glob("training-state*")):
                 check_reader()
                 time.sleep(0.05)
         dist.barrier()
