@@ -3,7 +3,7 @@
 //! Our own trainer writes one file, and PyTorch one file a process. Tensors have the same names and meaning in both, so
 //! that either engine resumes from either.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
@@ -155,6 +155,14 @@ impl StateFiles {
             stored: stored.collect::<Result<_>>()?,
             paths,
         })
+    }
+
+    /// Their names.
+    pub(super) fn names(&self) -> BTreeSet<String> {
+        let names = self.paths.iter().filter_map(|path| path.file_name());
+        names
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect()
     }
 
     /// One part of the state, by the names of the parameters.

@@ -515,25 +515,27 @@ fn events_that_cannot_be_are_refused() {
         let run = stage.train(&STEPS).refused(3, &[problem]);
         assert!(!stage.out().exists(), "{run}");
     }
-    // A state that lacks a parameter is no checkpoint.
-    let script = format!(
-        "{ready}{}{}",
-        model.step(1),
-        model.state(1).replace(
-            "event ",
-            "rm \"$engine/state/training-state-00002-of-00002.safetensors\"; event "
-        )
-    );
-    let stage = Stage::new(&script);
-    stage
-        .train(&STEPS)
-        .refused(2, &["is missing from the optimiser's state"]);
-    assert_eq!(
-        fs::read_dir(run_folder(&stage.out()).join("checkpoints"))
-            .unwrap()
-            .count(),
-        0
-    );
+    // A state that lacks a parameter is no checkpoint, nor is one with files that its event does not name, or without some.
+    let second = "training-state-00002-of-00002.safetensors";
+    let removed = model
+        .state(1)
+        .replace("event ", &format!("rm \"$engine/state/{second}\"; event "));
+    let unnamed = |script: &str| script.replace(&format!(",\"{second}\""), "");
+    let files = "reported a state with other files than those in its folder after step 1";
+    for (state, code, problem) in [
+        (
+            unnamed(&removed),
+            2,
+            "is missing from the optimiser's state",
+        ),
+        (removed, 3, files),
+        (unnamed(&model.state(1)), 3, files),
+    ] {
+        let stage = Stage::new(&format!("{ready}{}{state}", model.step(1)));
+        stage.train(&STEPS).refused(code, &[problem]);
+        let checkpoints = fs::read_dir(run_folder(&stage.out()).join("checkpoints"));
+        assert_eq!(checkpoints.unwrap().count(), 0);
+    }
 }
 
 #[test]

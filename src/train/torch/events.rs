@@ -1,6 +1,6 @@
 //! The events that `train_bam.py` prints: JSON objects, each on a line that begins with one byte of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
@@ -24,7 +24,7 @@ pub(super) enum TorchEvent {
         step: u64,
         domains: BTreeMap<String, Likelihood>,
     },
-    State(Position),
+    State(StateEvent),
     Note {
         message: String,
     },
@@ -125,6 +125,15 @@ pub(super) struct SkipEvent {
     pub(super) position: Position,
     #[serde(flatten)]
     pub(super) reason: Reason,
+}
+
+/// A state that is whole.
+#[derive(Debug, Deserialize)]
+pub(super) struct StateEvent {
+    #[serde(flatten)]
+    pub(super) position: Position,
+    /// Names of all its files.
+    pub(super) files: BTreeSet<String>,
 }
 
 /// Mean negative log-likelihood of a token.

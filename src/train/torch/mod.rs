@@ -234,10 +234,15 @@ impl<'a> TorchEngine<'a> {
         Err(self.contradiction(format!("{what} of step {step}")))
     }
 
-    /// Hands on the state that the processes have written, and makes room for the next.
-    fn save(&mut self, report: Reports) -> Result<()> {
+    /// Hands on the state that the processes have written in files of these names, and makes room for the next.
+    fn save(&mut self, names: &BTreeSet<String>, report: Reports) -> Result<()> {
         let scratch = self.folder().join(SCRATCH);
         let files = StateFiles::of(&scratch)?;
+        if files.names() != *names {
+            return Err(
+                self.contradiction("a state with other files than those in its folder".to_owned())
+            );
+        }
         let shapes = self.shapes.iter();
         files.check(shapes.map(|(name, shape)| (name.as_str(), &shape[..])))?;
         let step = self.counters.step;
@@ -369,12 +374,13 @@ impl Engine for TorchEngine<'_> {
                     self.expect_step(step, "a measurement")?;
                     report(Report::Validation(self.validation(domains)))?;
                 }
-                TorchEvent::State(position) => {
-                    if position.counters() != self.counters {
-                        let step = position.counters().step;
+                TorchEvent::State(state) => {
+                    let counters = state.position.counters();
+                    if counters != self.counters {
+                        let step = counters.step;
                         return Err(self.contradiction(format!("a state of step {step}")));
                     }
-                    self.save(report)?;
+                    self.save(&state.files, report)?;
                 }
                 TorchEvent::Note { message } => report(Report::Note(message))?,
                 TorchEvent::Stopped { step } => {
