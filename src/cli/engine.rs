@@ -80,7 +80,7 @@ impl SlurmJob {
         if variable("SLURM_STEP_ID").is_some() {
             return None;
         }
-        let host = variable("SLURMD_NODENAME").or_else(|| variable("HOSTNAME"))?;
+        let host = variable("SLURMD_NODENAME")?;
         Some(Self {
             nodes: variable("SLURM_JOB_NUM_NODES")?.parse().ok()?,
             endpoint: format!("{host}:{}", FIRST_PORT + job % PORTS),
