@@ -583,6 +583,49 @@ fn a_signal_reaches_the_processes_as_a_file_and_the_run_resumes() {
 }
 
 #[test]
+fn a_signal_to_another_node_outlasts_the_start_of_the_first() {
+    // The first node removes the file when it starts.
+    let wait = "until [ -e \"$engine/stop\" ]; do sleep 0.01; done";
+    let stage = Stage::new("");
+    let ready = stage.path("ready");
+    let script = format!(
+        "touch '{}'; {wait}; rm \"$engine/stop\"; {wait}",
+        ready.display()
+    );
+    let text = fs::read_to_string(stage.python()).unwrap();
+    fs::write(stage.python(), text + &script).unwrap();
+    let node = [
+        "--steps",
+        "1",
+        "--nnodes",
+        "2",
+        "--node-rank",
+        "1",
+        "--rdzv-endpoint",
+        "first:29500",
+    ];
+    let mut command = stage.command(&seed(), &node);
+    let mut child = command
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for(&ready);
+    let sent = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(sent.unwrap().success());
+    let begun = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begun.elapsed() > Duration::from_secs(60) {
+            child.kill().unwrap();
+            panic!("the processes do not hear of the signal");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
 fn a_second_signal_ends_all_processes() {
     let stage = Stage::new("");
     let (ready, pid) = (stage.path("ready"), stage.path("pid"));

@@ -433,12 +433,11 @@ pub fn follow(torch: &TorchRequest, out: &Path, stop: &AtomicBool) -> Result<()>
         &folder.join(format!("output-{rank}.log")),
         (torch.device == TorchDevice::Cpu).then_some(torch.processes),
     )?;
-    let mut is_asked = false;
+    let stop_file = folder.join(STOP);
     loop {
-        if stop.load(Ordering::SeqCst) && !is_asked {
-            is_asked = true;
-            let path = folder.join(STOP);
-            fs::write(&path, b"").map_err(|e| Error::io("write", &path, e))?;
+        // The first node removes the file where it starts later.
+        if stop.load(Ordering::SeqCst) && !stop_file.exists() {
+            fs::write(&stop_file, b"").map_err(|e| Error::io("write", &stop_file, e))?;
         }
         if let Next::Closed = process.next(PAUSE)? {
             break;
