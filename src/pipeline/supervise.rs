@@ -12,13 +12,17 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::error::PipelineError;
 use crate::{Error, Result};
 
 /// Time between two looks for descendants that are left.
 const PAUSE: Duration = Duration::from_millis(5);
+/// A program whose tasks run on other nodes. It passes SIGTERM on to them, but cannot pass on SIGKILL.
+const SRUN: &str = "srun";
+/// Time that it has to end after the run. Other programs are killed at once, as they might write beside the next run.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// Runs `words`, a program with its arguments, and ends as it ends; or ends it and its descendants where standard input
 /// closes.
@@ -50,11 +54,15 @@ fn run(words: &[OsString]) -> Result<ExitStatus> {
         // The signal came before there was a program to get it.
         end(&child);
     }
-    let is_orphaned = Arc::clone(&orphaned);
+    let is_srun = program == SRUN;
+    let (is_orphaned, is_asked) = (Arc::clone(&orphaned), Arc::clone(&stop));
     thread::spawn(move || {
         // The run writes nothing, so that whatever ends the reading means its end; signals are no end, and read on.
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         is_orphaned.store(true, Ordering::SeqCst);
+        if is_srun && !is_asked.load(Ordering::SeqCst) {
+            ask_children();
+        }
         end_descendants();
         std::process::exit(128 + libc::SIGKILL);
     });
@@ -133,23 +141,43 @@ fn adopt_orphans() {
     }
 }
 
+/// Asks children to end, and gives them some time.
+fn ask_children() {
+    signal_children(libc::SIGTERM);
+    let began = Instant::now();
+    while began.elapsed() < GRACE && reap() {
+        thread::sleep(PAUSE);
+    }
+}
+
 /// Kills every descendant: children first, whose own children then become ours.
 #[cfg(target_os = "linux")]
 fn end_descendants() {
     while reap() {
-        for child in children() {
-            // SAFETY: sends a signal, and touches no memory. The child has not been collected, so that its number is its own.
-            unsafe { libc::kill(child, libc::SIGKILL) };
-        }
+        signal_children(libc::SIGKILL);
         thread::sleep(PAUSE);
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn signal_children(signal: i32) {
+    for child in children() {
+        // SAFETY: sends a signal, and touches no memory. The child has not been collected, so that its number is its own.
+        unsafe { libc::kill(child, signal) };
     }
 }
 
 /// Kills the group of processes that the supervisor leads, itself with it.
 #[cfg(not(target_os = "linux"))]
 fn end_descendants() {
+    signal_children(libc::SIGKILL);
+}
+
+/// Elsewhere, children are known as members of the supervisor's group, itself among them.
+#[cfg(not(target_os = "linux"))]
+fn signal_children(signal: i32) {
     // SAFETY: sends a signal, and touches no memory.
-    unsafe { libc::kill(0, libc::SIGKILL) };
+    unsafe { libc::kill(0, signal) };
 }
 
 /// The processes whose parent this one is.
