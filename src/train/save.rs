@@ -37,6 +37,7 @@ const MAX_SHARD: u64 = 5_000_000_000;
 const ROOM: u64 = 1 << 20;
 /// What an expression calls the checkpoint that training began with.
 const PARENT: &str = "parent";
+
 /// Where in the run a checkpoint is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use self::engine_folder::{OUTPUT, PLAN, SCRATCH, STOP, check_content, remove_file, remove_states};
 use self::events::{Ready, StepEvent, TorchEvent};
-use self::plan::{Plan, PlanFolders, trained_shapes};
+use self::plan::{Plan, PlanFolders, absolute, trained_shapes};
 use self::process::{Next, Process, Status};
 use super::engine::{Counters, Engine, EngineFacts, Outcome, Report, Reports, Taken};
 use super::folder::{ENGINE, checkpoint_at};
@@ -49,6 +49,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const SILENCE: Duration = Duration::from_secs(600);
 /// The kind of the failure of a rank that lost its connection to another.
 const RANK_LOST: &str = "rank-lost";
+
 /// Processes of PyTorch that have loaded the model.
 pub(super) struct TorchEngine<'a> {
     process: Process,
@@ -471,8 +472,4 @@ fn taken(step: StepEvent, counters: Counters) -> Taken {
         domains: step.domains,
         memory: step.memory.into_iter().max().filter(|bytes| *bytes > 0),
     }
-}
-
-fn absolute(path: &Path) -> Result<PathBuf> {
-    std::path::absolute(path).map_err(|e| Error::io("resolve", path, e))
 }

@@ -173,7 +173,7 @@ fn source(parent: &Checkpoint, spec: &TensorSpec) -> Result<SourcePlan> {
     })
 }
 
-fn absolute(path: &Path) -> Result<PathBuf> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|e| Error::io("resolve", path, e))
 }
 
