@@ -1,6 +1,6 @@
 //! A checkpoint on disk: a folder in the Hugging Face layout, or a single weight file.
 //!
-//! [`super::weight_files`] decides which weight files belong together.
+//! Which weight files belong together is decided in `weight_files.rs`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
