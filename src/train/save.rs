@@ -180,6 +180,8 @@ impl Saver {
         let masters = state.masters()?;
         let (layouts, weights) = self.weights(&masters)?;
         let mut files = write_weights(&folder, &layouts, &weights, &options, &[])?.files;
+        // The card looks at weights, and writing the state may move the files that hold them.
+        let card = self.card(summary, &masters)?;
         if keeps == Keeps::State {
             files.extend(state.write(&folder, &options)?);
             let what = "the state of the run";
@@ -196,7 +198,7 @@ impl Saver {
             };
             files.push(written);
         }
-        folder.write(CARD, self.card(summary, &masters)?.as_bytes())?;
+        folder.write(CARD, card.as_bytes())?;
         let unhashed_files = vec![CARD.to_owned()];
         files.sort();
         let manifest =
