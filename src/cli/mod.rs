@@ -64,6 +64,7 @@ mod work;
 mod write;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -268,14 +269,11 @@ fn matches(definition: &Command, line: &[OsString], style: Style) -> error::Resu
 /// Ends the process with clap's help or refusal. Words of the line may be names of strangers' files, as a shell's `*` gives
 /// them, and clap repeats them as they are.
 fn end(error: &clap::Error, line: &[OsString], style: Style) -> ! {
-    if error.kind() == ErrorKind::DisplayVersion && version::is_detailed(line) {
-        // Whoever closed the pipe has seen enough.
-        let _closed = Printer::new(style).result(&version::details());
-        std::process::exit(error.exit_code());
+    if !error.use_stderr() {
+        std::process::exit(answer(error, line, style));
     }
     let is_safe = |word: &OsString| word.to_string_lossy().chars().all(is_printable);
-    let is_for_people = !style.json || !error.use_stderr();
-    if is_for_people && line.iter().all(is_safe) {
+    if !style.json && line.iter().all(is_safe) {
         error.exit();
     }
     let text = error.render().to_string();
@@ -290,6 +288,26 @@ fn end(error: &clap::Error, line: &[OsString], style: Style) -> ! {
         label: Label::Error,
     });
     std::process::exit(error.exit_code())
+}
+
+/// Prints help or the version, and gives the exit code.
+fn answer(answer: &clap::Error, line: &[OsString], style: Style) -> i32 {
+    let printer = Printer::new(style);
+    let printed = if answer.kind() == ErrorKind::DisplayVersion && version::is_detailed(line) {
+        printer.result(&version::details())
+    } else {
+        let printed = answer.print().and_then(|()| std::io::stdout().flush());
+        printed.map_err(|e| printer::lost(&e))
+    };
+    match printed {
+        // Whoever closed the pipe has seen enough.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            let error = anyhow::Error::from(error);
+            printer.error(&error);
+            error::exit_code(&error).into()
+        }
+        _ => answer.exit_code(),
+    }
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {

@@ -317,7 +317,11 @@ fn write_out(parts: &[&str]) -> std::io::Result<()> {
     let written = parts
         .iter()
         .try_for_each(|part| out.write_all(part.as_bytes()));
-    written
-        .and_then(|()| out.flush())
-        .map_err(|e| std::io::Error::new(e.kind(), format!("cannot write to standard output: {e}")))
+    written.and_then(|()| out.flush()).map_err(|e| lost(&e))
+}
+
+/// An error of standard output, which says so and keeps its kind.
+pub fn lost(error: &std::io::Error) -> std::io::Error {
+    let message = format!("cannot write to standard output: {error}");
+    std::io::Error::new(error.kind(), message)
 }

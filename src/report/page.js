@@ -269,6 +269,26 @@ function csv(chart) {
   return [head, ...rows].map((row) => row.map(field).join(",") + "\r\n").join("");
 }
 
+// What the style of the page says of a shape. Programs that draw SVG files know neither style sheets nor variables.
+const LOOK = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "opacity", "font-family",
+  "font-size", "font-weight"];
+
+// The text of a drawing whose shapes say themselves how they look.
+function standalone(file) {
+  document.body.append(file);
+  const shapes = [...file.querySelectorAll("*")];
+  for (const shape of shapes) {
+    const style = getComputedStyle(shape);
+    for (const name of LOOK) shape.setAttribute(name, style.getPropertyValue(name));
+  }
+  file.remove();
+  for (const shape of [file, ...shapes]) {
+    shape.removeAttribute("class");
+    shape.removeAttribute("style");
+  }
+  return new XMLSerializer().serializeToString(file);
+}
+
 // The chart as a file of its own: with its title, its names and the colours of this page, light or dark.
 function drawing(chart, id) {
   const made = KINDS[chart.kind](chart, { width: 760, small: false, id: "file" + id });
@@ -278,7 +298,6 @@ function drawing(chart, id) {
   place.append(...svg.childNodes);
   const total = height + 36 + 16 * made.rows.length;
   const file = element("svg", { class: "plot", viewBox: `0 0 ${width} ${total}`, width, height: total });
-  element("style", {}, file).textContent = document.getElementById("style").textContent;
   element("rect", { class: "back", width, height: total }, file);
   element("text", { class: "title", x: 8, y: 18 }, file).textContent = chart.title + (chart.unit ? ", " + chart.unit : "");
   file.append(place);
@@ -287,7 +306,7 @@ function drawing(chart, id) {
     coloured("rect", series.colour, { class: "bar", x: 12, y: y - 9, width: 10, height: 10, rx: 3 }, file);
     element("text", { x: 28, y }, file).textContent = series.name;
   });
-  return new XMLSerializer().serializeToString(file);
+  return standalone(file);
 }
 
 function save(figure, chart) {

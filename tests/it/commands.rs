@@ -902,14 +902,16 @@ fn a_reader_that_has_seen_enough_is_no_error() {
 
 #[test]
 fn a_result_that_cannot_be_printed_is_an_error() {
-    let mut command = Command::new("bash");
-    command
-        .args(["-c", "\"$0\" inspect \"$1\" > /dev/full"])
-        .arg(crate::common::binary())
-        .arg(fixture("llama/seed"));
-    let run = finish(command);
-    assert_eq!(run.code, Some(3), "{run}");
-    assert!(run.stderr.contains("No space left"), "{run}");
+    for line in ["inspect \"$1\"", "--help", "train --help", "-V", "-V -v"] {
+        let mut command = Command::new("bash");
+        command
+            .args(["-c", &format!("\"$0\" {line} > /dev/full")])
+            .arg(crate::common::binary())
+            .arg(fixture("llama/seed"));
+        let run = finish(command);
+        assert_eq!(run.code, Some(3), "{line}: {run}");
+        assert!(run.stderr.contains("No space left"), "{line}: {run}");
+    }
 }
 
 #[test]

@@ -111,6 +111,9 @@ fn the_page_works_in_a_browser_of_any_width_and_colour_scheme() {
                 "{}",
                 saved[0]
             );
+            // Inkscape and LaTeX know no variables of a page.
+            assert!(saved[0].contains("fill=\"rgb("), "{}", saved[0]);
+            assert!(!saved[0].contains("var("), "{}", saved[0]);
             assert!(
                 saved[1].starts_with("data:text/csv;charset=utf-8,name,place,"),
                 "{}",
