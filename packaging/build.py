@@ -1,9 +1,9 @@
-"""Build the wheel and the archive of one platform into a folder. CONTRIBUTING.md says how to release.
+"""Build the wheel and the archive of one platform, and the wheel of the vLLM plugin, into a folder. CONTRIBUTING.md says how to release.
 
     python3 packaging/build.py [--target TRIPLE] [--zig] [--out dist]
 
-Needs Rust, a C compiler and maturin (`pip install maturin`; `maturin[zig]` for --zig). The archive holds the binary,
-licences, README, CHANGELOG, manual pages and completions. Equal inputs make equal archives.
+Needs Rust, a C compiler and maturin (`pip install maturin`; `maturin[zig]` for --zig), and pip for the plugin. The archive holds
+the binary, licences, README, CHANGELOG, manual pages and completions. Equal inputs make equal archives and equal plugins.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main():
     binary = unpacked(wheel)
     archive = arguments.out / f"bam-convert-{version()}-{target}.tar.gz"
     archive.write_bytes(packed(archive.name.removesuffix(".tar.gz"), files(binary, arguments.runnable)))
-    for path in [wheel, archive]:
+    for path in [wheel, archive, build_plugin(arguments.out)]:
         print(hashlib.sha256(path.read_bytes()).hexdigest(), path.name, sep="  ")
 
 
@@ -58,15 +58,27 @@ def host():
 
 def build_wheel(arguments):
     """The path of the wheel, which holds the only binary that is built."""
-    before = set(arguments.out.glob("*.whl"))
+    before = set(arguments.out.glob("bam_convert-*.whl"))
     command = [sys.executable, "-m", "maturin", "build", "--release", "--locked", "--out", str(arguments.out)]
     if arguments.target:
         command += ["--target", arguments.target]
     if arguments.zig:
         command += ["--zig", "--compatibility", "manylinux2014"]
     subprocess.run(command, check=True, cwd=ROOT)
-    made = set(arguments.out.glob("*.whl")) - before or before
+    made = set(arguments.out.glob("bam_convert-*.whl")) - before or before
     return max(made, key=lambda path: path.stat().st_mtime)
+
+
+def build_plugin(out):
+    """The path of the wheel of bam-vllm, which is the same on every platform."""
+    source = ROOT / "packaging" / "bam-vllm"
+    found = tomllib.loads((source / "pyproject.toml").read_text())["project"]["version"]
+    if found != version():
+        sys.exit(f"packaging/bam-vllm/pyproject.toml: version is {found}, expected that of Cargo.toml, {version()}")
+    environment = {"SOURCE_DATE_EPOCH": "315532800", **os.environ}  # 1980, where the archives of wheels begin
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*command, "--wheel-dir", str(out), str(source)], check=True, env=environment)
+    return out / f"bam_vllm-{found}-py3-none-any.whl"
 
 
 def unpacked(wheel):

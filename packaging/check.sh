@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs a wheel into a fresh environment, unpacks an archive, and works with both binaries: packaging/check.sh dist
+# Installs the wheels into a fresh environment, unpacks an archive, and works with both binaries: packaging/check.sh dist
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 packages=$(cd "${1:-$here/dist}" && pwd)
@@ -25,10 +25,21 @@ fresh/bin/pip install --quiet --disable-pip-version-check --no-index "$packages"
 mkdir wheel
 (cd wheel && use "$work/fresh/bin/bam-convert")
 
+# The plugin of vLLM, without vLLM: it is found under its entry point, and has its licences.
+fresh/bin/pip install --quiet --disable-pip-version-check --no-index "$packages"/bam_vllm-*.whl
+fresh/bin/python - <<'PYTHON'
+from importlib.metadata import distribution, entry_points
+
+[plugin] = entry_points(group="vllm.general_plugins")
+assert callable(plugin.load())
+files = {file.name for file in distribution("bam-vllm").files}
+assert {"LICENSE-APACHE", "LICENSE-MIT", "heads.py", "model.py"} <= files, files
+PYTHON
+
 mkdir archive
 tar --extract --gzip --file "$packages"/bam-convert-*.tar.gz --directory archive --strip-components 1
 for name in LICENSE-APACHE LICENSE-MIT README.md man/man1/bam-convert-upcycle.1 completions/bash/bam-convert; do
   test -s "archive/$name" || { echo "the archive lacks $name" >&2; exit 1; }
 done
 cmp archive/bam-convert fresh/bin/bam-convert
-echo "the wheel and the archive work"
+echo "the wheels and the archive work"

@@ -179,7 +179,7 @@ impl Architecture {
             ("rope_theta", json!(self.rope_theta)),
             ("rope_scaling", json!(self.rope_scaling)),
             ("hidden_act", json!(self.hidden_act)),
-            ("logit_scale", json!(self.logit_scale)),
+            ("logit_scale", json!(self.logit_scale.unwrap_or(1.0))),
             ("sliding_window", json!(self.sliding_window)),
             ("layer_types", json!(self.window_layers)),
             ("rope_layers", json!(self.rope_layers)),

@@ -475,6 +475,17 @@ fn language_models_that_change_logits_are_refused_beside_images() {
     Architecture::of(&whole("llava", "cohere", neutral)).unwrap();
 }
 
+/// transformers writes the factor that engines multiply by where a BAM has none.
+#[test]
+fn a_logit_scale_of_one_is_none() {
+    let read = |scale: Value| {
+        let config = small("bam", json!({ "logit_scale": scale, "num_experts": 2 }));
+        Architecture::of(&config).unwrap().meaning()
+    };
+    assert_eq!(read(json!(1.0)), read(Value::Null));
+    assert_ne!(read(json!(0.5)), read(Value::Null));
+}
+
 /// As the published models of 4B and more do.
 #[test]
 fn gemma_3_with_images_leaves_out_what_its_class_says() {

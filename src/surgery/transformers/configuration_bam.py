@@ -148,7 +148,7 @@ class BamConfig(PretrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.rms_norm_eps = rms_norm_eps
         self.layer_norm_eps = layer_norm_eps
-        self.logit_scale = logit_scale
+        self.logit_scale = 1.0 if logit_scale is None else logit_scale  # engines multiply by whatever is here
         self.clip_qkv = clip_qkv
         self.embedding_multiplier = embedding_multiplier
         self.residual_multiplier = residual_multiplier

@@ -23,13 +23,24 @@ from transformers.utils import can_return_tuple
 
 from .configuration_bam import BamConfig
 
+try:
+    from transformers.integrations import use_experts_implementation
+except ImportError:  # 4.57, which has no kernels for experts
+
+    def use_experts_implementation(experts):
+        return experts
+
+
 TRANSFORMERS_4 = transformers.__version__.startswith("4.")
 # What outputs call the cache; from 5.24 on `generate` hands it to models under that name too.
 CACHE = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class BamNorm(nn.Module):
-    """RMS or layer norm over the last axis, computed in f32, with a weight or one plus it, and a bias where there is one."""
+    """RMS or layer norm over the last axis, computed in f32, with a weight or one plus it, and a bias where there is one.
+
+    `make_norm` makes them: vLLM computes all norms of a class as the first of them, so each formula has its class.
+    """
 
     def __init__(self, config, shape, kind, bias=False):
         super().__init__()
@@ -50,6 +61,21 @@ class BamNorm(nn.Module):
             return y if self.bias is None else y + self.bias
         y = (self.weight.float() + 1 if self.offset else self.weight.float()) * wide
         return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
+
+
+class BamRmsNorm(BamNorm):
+    """An RMS norm that has a weight and nothing else."""
+
+
+class BamOffsetRmsNorm(BamNorm):
+    """An RMS norm that multiplies by one plus its weight."""
+
+
+def make_norm(config, shape, kind, bias=False):
+    """A norm of one shape."""
+    if kind == "layer" or bias:
+        return BamNorm(config, shape, kind, bias)
+    return (BamOffsetRmsNorm if config.norm_offset else BamRmsNorm)(config, shape, kind)
 
 
 def rotary_angles(config, position_ids):
@@ -210,10 +236,10 @@ def head_norm(config, heads):
     if config.qk_norm == "none":
         return None
     if config.qk_norm == "head_dim":
-        return BamNorm(config, config.head_dim, "rms")
+        return make_norm(config, config.head_dim, "rms")
     if config.qk_norm == "full":
-        return BamNorm(config, heads * config.head_dim, "rms")
-    return BamNorm(config, (heads, config.head_dim), "layer")
+        return make_norm(config, heads * config.head_dim, "rms")
+    return make_norm(config, (heads, config.head_dim), "layer")
 
 
 class BamAttention(BamHeads):
@@ -275,6 +301,8 @@ class BamAttention(BamHeads):
             dropout=config.attention_dropout if self.training else 0.0, **kwargs,
         )  # fmt: skip
 
+        # Engines flatten the batch, the heads or both.
+        heads = heads.reshape(*x.shape[:-1], -1, config.head_dim)
         if len(experts) == 1 and experts[0] is self:
             return self.output(heads.flatten(2)), weights
         if self.shared:
@@ -307,11 +335,81 @@ class BamMlp(nn.Module):
         return y if self.adapter is None else self.adapter(y)
 
 
+@use_experts_implementation
+class BamPackedExperts:
+    """The weights of all experts in two tensors, for the kernels of transformers; each expert's are parts of these."""
+
+    forward = None  # The decorator's; without a kernel, experts are not packed.
+
+    def __init__(self, config, experts):
+        self.num_experts, self.act_fn = len(experts), experts[0].activation
+        weights = [linear.weight for linear in linears_of(experts)]
+        with torch.no_grad():
+            self.gate_up_proj = torch.stack([torch.cat(pair) for pair in zip(weights[::3], weights[1::3])])
+            self.down_proj = torch.stack(weights[2::3])
+        for index in range(self.num_experts):
+            gate, up = self.gate_up_proj[index].chunk(2)
+            for weight, place in zip(weights[3 * index :], (gate, up, self.down_proj[index])):
+                weight.data = place
+        self.places = [weight.data_ptr() for weight in weights]
+
+    def holds(self, experts):
+        """Whether the weights still are in their places; loading and training change them there."""
+        return self.places == [linear.weight.data_ptr() for linear in linears_of(experts)]
+
+
+def linears_of(experts):
+    return [linear for expert in experts for linear in (expert.gate_proj, expert.up_proj, expert.down_proj)]
+
+
+def are_plain(experts):
+    """Whether the experts are as they were made: matrices alone, which nothing wraps, watches or moves."""
+    linears = linears_of(experts)
+    if any(type(linear) is not nn.Linear or linear.bias is not None for linear in linears):
+        return False
+    if any(type(linear.weight) is not nn.Parameter for linear in linears):
+        return False
+    if any(expert.adapter is not None for expert in experts):
+        return False
+    modules = (*experts, *linears)
+    return not any(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook") for module in modules)
+
+
+def can_move(experts):
+    """Whether the weights are alike, and each in memory of its own."""
+    weights = [linear.weight for linear in linears_of(experts)]
+    alike = len({(weight.dtype, weight.device) for weight in weights}) == 1 and weights[0].device.type != "meta"
+    return alike and all(weight.untyped_storage().nbytes() == weight.nbytes for weight in weights)
+
+
 class BamExperts(nn.ModuleList):
     """Feed-forward experts; a list, so that each keeps the tensors of the model that it comes from."""
 
+    def __init__(self, experts=None, config=None):
+        """Without a configuration, as torch calls it for a part of the list, nothing is packed."""
+        super().__init__(experts)
+        self.config, self.packed = config, None
+
     def forward(self, hidden_states, top_k_index, top_k_weights):
-        """`[tokens, d]`, `[tokens, k]`, `[tokens, k]` to `[tokens, d]`.
+        """`[tokens, d]`, `[tokens, k]`, `[tokens, k]` to `[tokens, d]`."""
+        if self.can_pack(hidden_states) and are_plain(self):
+            if self.packed is None or not self.packed.holds(self):
+                self.packed = BamPackedExperts(self.config, self) if can_move(self) else None
+            if self.packed is not None:
+                return self.packed.forward(hidden_states, top_k_index, top_k_weights.to(hidden_states.dtype))
+        return self.one_by_one(hidden_states, top_k_index, top_k_weights)
+
+    def can_pack(self, hidden_states):
+        """Whether nothing trains or moves the weights, so that transformers 5 may compute all experts at once."""
+        if getattr(self.config, "_experts_implementation", None) in (None, "eager"):  # None in 4.57
+            return False
+        if self.training or torch.is_grad_enabled() or self.config.mlp_type != "gated" or torch.compiler.is_compiling():
+            return False
+        sharded = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return not sharded and not torch.is_autocast_enabled(hidden_states.device.type)
+
+    def one_by_one(self, hidden_states, top_k_index, top_k_weights):
+        """The experts in turn, for training.
 
         An expert without tokens still runs, on zero rows. Its weights then get a zero gradient instead of none, and its
         module is entered on every rank as often and in the same order: DDP waits for each gradient, and FSDP gathers
@@ -326,6 +424,24 @@ class BamExperts(nn.ModuleList):
         return output
 
 
+class BamDenseExperts(nn.Module):
+    """Feed-forward experts that all run on all tokens: `BamExperts` as one graph, where vLLM's kernel cannot compute them.
+
+    No list, because vLLM takes each list of this name for experts that its kernel can compute.
+    """
+
+    def __init__(self, experts):
+        super().__init__()
+        for index, expert in enumerate(experts):
+            self.add_module(str(index), expert)
+
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        gates = top_k_weights.new_zeros(len(hidden_states), len(self._modules)).scatter(-1, top_k_index, top_k_weights)
+        gates = gates.to(hidden_states.dtype).T[..., None]
+        outputs = [gate * expert(hidden_states) for gate, expert in zip(gates, self.children())]
+        return sum(outputs[1:], outputs[0])
+
+
 class BamMixture(nn.Module):
     """Σ over the chosen experts of gate · FFN (paper §3.3), plus the shared expert where there is one."""
 
@@ -335,9 +451,10 @@ class BamMixture(nn.Module):
         self.renormalise = config.norm_topk_prob
         self.multiplier = config.moe_output_multiplier
         self.router = BamRouter(config, config.num_experts, feed_forward=True)
-        self.experts = BamExperts(
-            BamMlp(config, config.moe_intermediate_size, config.expert_adapters) for _ in range(config.num_experts)
-        )
+        width, adapter = config.moe_intermediate_size, config.expert_adapters
+        experts = [BamMlp(config, width, adapter) for _ in range(config.num_experts)]
+        is_dense = config._attn_implementation == "vllm" and not fits_vllm_experts(config)
+        self.experts = BamDenseExperts(experts) if is_dense else BamExperts(experts, config)
         self.shared_expert = self.shared_expert_gate = None
         if config.shared_expert_intermediate_size:
             self.shared_expert = BamMlp(config, config.shared_expert_intermediate_size)
@@ -379,7 +496,7 @@ class BamBlock(GradientCheckpointingLayer):
             "mlp_output": "post_feedforward_layernorm" if after else None,
         }
         for name in filter(None, self.norms.values()):
-            setattr(self, name, BamNorm(config, config.hidden_size, config.norm_type, config.norm_bias))
+            setattr(self, name, make_norm(config, config.hidden_size, config.norm_type, config.norm_bias))
 
     def norm(self, where, x):
         return x if self.norms[where] is None else getattr(self, self.norms[where])(x)
@@ -403,6 +520,32 @@ class BamBlock(GradientCheckpointingLayer):
         return (x + attention + y if self.parallel else x + y), logits
 
 
+def fits_vllm_experts(config):
+    """Whether vLLM's kernel computes these experts: it knows one activation, and neither biases nor adapters."""
+    plain = not config.mlp_bias and not config.expert_adapters
+    return config.mlp_type == "gated" and config.hidden_act in ("silu", "swish") and plain
+
+
+def check_vllm(config):
+    """Refuses what vLLM would compute wrongly, as it computes attention and logits itself."""
+    for rope in (config.of_kind(kind).rope_parameters for kind in config.layer_types):
+        if rope["rope_type"] in ("dynamic", "longrope"):
+            raise ValueError(
+                f"config.json: rope_type is {rope['rope_type']!r}, whose angles depend on the longest text of a batch;"
+                " vLLM cannot serve it"
+            )
+    if getattr(config, "served_by_bam_vllm", False):
+        return
+    needs = {
+        "attention experts": any(map(config.has_attention_experts, range(config.num_hidden_layers))),
+        "logits_divisor": config.logits_divisor is not None,
+        "logit_scale with final_logit_softcapping": config.logit_scale != 1.0 and config.final_logit_softcapping is not None,
+    }
+    if any(needs.values()):
+        names = ", ".join(name for name, needed in needs.items() if needed)
+        raise ValueError(f"vLLM computes this model only with a plugin ({names})\nhint: pip install bam-vllm")
+
+
 class BamPreTrainedModel(PreTrainedModel):
     config_class = BamConfig
     base_model_prefix = "model"
@@ -419,6 +562,9 @@ class BamPreTrainedModel(PreTrainedModel):
         # The default of transformers, which cannot cap attention scores.
         if config.attn_logit_softcapping is not None and config._attn_implementation == "sdpa":
             config._attn_implementation = "eager"
+        if config._attn_implementation == "vllm":
+            check_vllm(config)
+            self._keys_to_ignore_on_load_unexpected = None  # vLLM would not load the head, which it has beside this model
 
     def _init_weights(self, module):
         # `nn.init` only: 5.x makes these skip what came from the checkpoint, and writes to `.data` would not be.
@@ -444,12 +590,14 @@ class BamModel(BamPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(BamBlock(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = BamNorm(config, config.hidden_size, config.norm_type, config.norm_bias)
+        self.norm = make_norm(config, config.hidden_size, config.norm_type, config.norm_bias)
         self.gradient_checkpointing = False
         self.post_init()
 
     def masks(self, embeddings, attention_mask, past_key_values, position_ids):
-        """The mask for each kind of layer in the config."""
+        """The mask for each kind of layer in the config; vLLM has its own."""
+        if self.config._attn_implementation == "vllm":
+            return dict.fromkeys(self.config.layer_types)
         # The arguments' names differ between versions: 4.57, 5.0 to 5.23, 5.24.
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         given = dict(
@@ -583,7 +731,7 @@ class BamForCausalLM(BamPreTrainedModel, GenerationMixin):
         )  # fmt: skip
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
-        if self.config.logit_scale is not None:
+        if self.config.logit_scale != 1.0:
             logits = logits * self.config.logit_scale
         if self.config.logits_divisor is not None:
             logits = logits / self.config.logits_divisor

@@ -23,7 +23,7 @@ class Head:
         logits = F.linear(x, weight).float()
         if bias is not None:
             logits = logits + bias.float()
-        if self.scale is not None:
+        if self.scale != 1.0:
             logits = logits * self.scale
         if self.divisor is not None:
             logits = logits / self.divisor
