@@ -1,6 +1,6 @@
 //! How a reader of the card runs the model.
 
-use crate::family::Architecture;
+use crate::family::{Architecture, AttentionKv};
 use crate::markdown;
 
 /// The line that names the model in the Python snippet; `push` puts the repository there.
@@ -11,6 +11,23 @@ const HEADING: &str = "## Use\n\n";
 /// What comes before the two snippets, in a folder and once published.
 const BEFORE_PYTHON: [&str; 2] = ["In this folder, with transformers:", "With transformers:"];
 const BEFORE_SHELL: [&str; 2] = ["With bam-convert:", "In this folder, with bam-convert:"];
+
+/// How the line about vLLM begins.
+const VLLM: &str = "With vLLM: `vllm serve ";
+
+/// The line about vLLM, which reads a BAM with the code beside it, and attention experts with a plugin.
+fn vllm(architecture: &Architecture) -> String {
+    if !architecture.is_bam() {
+        return String::new();
+    }
+    let mixture = architecture.mixture.as_ref();
+    let plugin = if mixture.is_some_and(|mixture| mixture.attention_kv != AttentionKv::Merged) {
+        ", after `pip install bam-vllm`"
+    } else {
+        ""
+    };
+    format!("\n{VLLM}. --trust-remote-code`{plugin}.\n")
+}
 
 /// Snippets for transformers and for this program. Without a tokenizer, the model takes token ids.
 pub(super) fn section(architecture: &Architecture, has_tokenizer: bool) -> String {
@@ -47,9 +64,10 @@ pub(super) fn section(architecture: &Architecture, has_tokenizer: bool) -> Strin
     let shell = format!("bam-convert inspect .\n{generate}bam-convert validate .\n");
     let ([before_python, _], [before_shell, _]) = (BEFORE_PYTHON, BEFORE_SHELL);
     format!(
-        "{HEADING}{before_python}\n\n{}\n{before_shell}\n\n{}",
+        "{HEADING}{before_python}\n\n{}\n{before_shell}\n\n{}{}",
         markdown::block("python", &python),
-        markdown::block("sh", &shell)
+        markdown::block("sh", &shell),
+        vllm(architecture)
     )
 }
 
@@ -57,6 +75,7 @@ pub(super) fn section(architecture: &Architecture, has_tokenizer: bool) -> Strin
 pub(super) fn published(body: &str, repository: &str) -> String {
     let ([python, python_published], [shell, shell_published]) = (BEFORE_PYTHON, BEFORE_SHELL);
     body.replace(HERE, &format!("model_path = \"{repository}\""))
+        .replace(&format!("{VLLM}. "), &format!("{VLLM}{repository} "))
         .replace(python, python_published)
         .replace(&format!("\n{shell}\n"), &format!("\n{shell_published}\n"))
 }
@@ -73,6 +92,11 @@ pub(super) fn without_section(body: &str) -> Option<String> {
         rest = rest.strip_prefix(&format!("```{language}\n"))?;
         let end = "\n```\n";
         rest = rest[rest.find(end)? + end.len()..].trim_start_matches('\n');
+    }
+    if rest.starts_with(VLLM) {
+        rest = rest
+            .split_once('\n')
+            .map_or("", |(_, after)| after.trim_start_matches('\n'));
     }
     let before = body[..begin].trim_end();
     let gap = if before.is_empty() || rest.is_empty() {
