@@ -7,7 +7,7 @@ use super::config::{Config, Found};
 use super::config_error::ORIGINAL;
 use super::format::Family;
 use super::keys::Field;
-use super::known::families;
+use super::known::embedded;
 use super::rope::longrope_factor;
 use super::rope_place::LAYER_KINDS;
 use super::spelling::{LONGROPE, name_longrope, normalised, without_outer};
@@ -25,9 +25,8 @@ pub fn both_spellings(config: &mut Map<String, Value>) {
     let Some(name) = config.get("model_type").and_then(Value::as_str) else {
         return both_of_every_layer(config, None);
     };
-    let Ok(known) = families() else { return };
     // In families that are not known, `rope_parameters` may need an entry for each kind of layer.
-    let Some(family) = known.iter().find(|known| known.is_named(Some(name), None)) else {
+    let Ok(Some(family)) = embedded(Some(name), None) else {
         return;
     };
     let by_kind = family.keys.has(Field::RopeLocalTheta);

@@ -10,7 +10,7 @@ use super::config_error::ConfigError;
 use super::format::Family;
 use super::gguf_architecture;
 use super::keys::Key;
-use super::known::{BAM, brought, families};
+use super::known::{BAM, brought, embedded, families};
 use super::layout::Choice;
 use super::model_types::TypeFact;
 use super::spelling::same_value;
@@ -57,14 +57,13 @@ impl Family {
     /// may read models of embedded families beside those: the mixture that it made of them, or what they are compared with.
     pub fn of(config: &Config) -> Result<Arc<Self>> {
         let (model_type, class) = names(config)?;
-        let known = families()?;
-        let named = brought()
-            .into_iter()
-            .chain(known)
-            .find(|family| family.is_named(model_type, class));
-        match named.or(brought()) {
+        let brought = brought();
+        if let Some(family) = brought.filter(|family| family.is_named(model_type, class)) {
+            return Ok(Arc::clone(family));
+        }
+        match embedded(model_type, class)?.or(brought) {
             Some(family) => Ok(Arc::clone(family)),
-            None => Err(unknown_family(config, config.model_type()?, known)),
+            None => Err(unknown_family(config, config.model_type()?, families()?)),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! A file with a layout, experts or multipliers of its own computes something else, and takes GGUF names only where it has a section `gguf` too.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use serde_json::{Map, Value};
 
@@ -21,19 +22,53 @@ const MOST_PARENTS: usize = 8;
 /// Keys that say which models are of a family, and so are not taken from another.
 const OWN: [&str; 4] = ["extends", "name", "model_types", "architectures"];
 
-/// Reads a family from the text of a format file. `known` are the names and texts of families that a file may extend.
-pub(super) fn read(path: &Path, text: &str, known: &[(&str, &str)]) -> Result<Family> {
+/// The format file of a family that others may extend.
+pub(super) struct Parent<'a> {
+    pub(super) name: &'a str,
+    pub(super) text: &'a str,
+    /// What the text says, once something has asked for it: many families extend the same.
+    parsed: OnceLock<Map<String, Value>>,
+}
+
+impl<'a> Parent<'a> {
+    pub(super) fn new(name: &'a str, text: &'a str) -> Self {
+        Self {
+            name,
+            text,
+            parsed: OnceLock::new(),
+        }
+    }
+
+    /// What the file says; `path` names the place in errors.
+    pub(super) fn parsed(&self, path: &Path) -> Result<&Map<String, Value>> {
+        match self.parsed.get() {
+            Some(parsed) => Ok(parsed),
+            None => {
+                let parsed = yaml::parse(path, self.text)?;
+                Ok(self.parsed.get_or_init(|| parsed))
+            }
+        }
+    }
+}
+
+/// Reads a family from the text of a format file. `known` are the families that it may extend.
+pub(super) fn read(path: &Path, text: &str, known: &[&Parent]) -> Result<Family> {
     // Errors of its own text have lines; errors of the merged file have none.
     let own: FamilyText = yaml::parse(path, text)?;
     if own.extends.is_none() {
         return own.resolve(path);
     }
+    complete(path, yaml::parse(path, text)?, known)
+}
+
+/// The family of a format file that says `own`, on top of what it extends.
+pub(super) fn complete(path: &Path, own: Map<String, Value>, known: &[&Parent]) -> Result<Family> {
     let merged = Chain {
         path,
         known,
         names: Vec::new(),
     }
-    .merged(text)?;
+    .merged(own)?;
     let merged: FamilyText =
         serde_json::from_value(Value::Object(merged)).map_err(|error| FormatError::Merged {
             path: path.to_path_buf(),
@@ -46,17 +81,17 @@ pub(super) fn read(path: &Path, text: &str, known: &[(&str, &str)]) -> Result<Fa
 struct Chain<'a> {
     /// The file, for errors.
     path: &'a Path,
-    known: &'a [(&'a str, &'a str)],
+    known: &'a [&'a Parent<'a>],
     names: Vec<&'a str>,
 }
 
 impl<'a> Chain<'a> {
-    /// What the file of this text says, on top of what it extends.
-    fn merged(mut self, text: &str) -> Result<Map<String, Value>> {
-        let mut files = vec![yaml::parse::<Map<String, Value>>(self.path, text)?];
+    /// What a file that says `own` says with all that it extends.
+    fn merged(mut self, own: Map<String, Value>) -> Result<Map<String, Value>> {
+        let mut files = vec![own];
         while let Some(Value::String(parent)) = files.last().and_then(|file| file.get("extends")) {
-            let text = self.find(parent)?;
-            files.push(yaml::parse(self.path, text)?);
+            let parent = self.find(parent)?;
+            files.push(parent.parsed(self.path)?.clone());
         }
 
         let mut merged = Map::new();
@@ -80,23 +115,20 @@ impl<'a> Chain<'a> {
         Ok(merged)
     }
 
-    /// The text of the family called `parent`, which is the next of the chain.
-    fn find(&mut self, parent: &str) -> Result<&'a str> {
+    /// The family called `parent`, which is the next of the chain.
+    fn find(&mut self, parent: &str) -> Result<&'a Parent<'a>> {
         let path = || self.path.to_path_buf();
-        let Some((name, text)) = self.known.iter().find(|(name, _)| *name == parent) else {
+        let Some(found) = self.known.iter().find(|known| known.name == parent) else {
+            let known = self.known.iter().map(|known| known.name.to_owned());
             return Err(FormatError::UnknownParent {
                 path: path(),
                 found: parent.to_owned(),
-                known: self
-                    .known
-                    .iter()
-                    .map(|(name, _)| (*name).to_owned())
-                    .collect(),
+                known: known.collect(),
             }
             .into());
         };
-        let is_circle = self.names.contains(name);
-        self.names.push(name);
+        let is_circle = self.names.contains(&found.name);
+        self.names.push(found.name);
         if is_circle {
             return Err(FormatError::Circle {
                 path: path(),
@@ -111,7 +143,7 @@ impl<'a> Chain<'a> {
             }
             .into());
         }
-        Ok(text)
+        Ok(found)
     }
 }
 
@@ -142,7 +174,14 @@ mod tests {
     const CIRCLE: [(&str, &str); 2] = [("a", "extends: b"), ("b", "extends: a")];
 
     fn refused(text: &str, known: &[(&str, &str)]) -> Error {
-        read(Path::new("my.yaml"), text, known).unwrap_err()
+        let parents = known.iter().map(|(name, text)| Parent::new(name, text));
+        let parents: Vec<Parent> = parents.collect();
+        read(
+            Path::new("my.yaml"),
+            text,
+            &parents.iter().collect::<Vec<_>>(),
+        )
+        .unwrap_err()
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! The families that the program knows: those embedded in it, and one that a user brings with `--format`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, OnceLock};
 
 use super::error::FamilyError;
-use super::extends;
+use super::extends::{self, Parent};
 use super::format::Family;
 use super::format_error::FormatError;
-use crate::Result;
 use crate::checkpoint::yaml;
+use crate::{Error, Result};
 
 macro_rules! embedded {
     ($($name:literal),*) => {
@@ -85,16 +85,60 @@ pub(super) static MIXTURES: [&str; 11] = [
     "hunyuan_v1_moe",
 ];
 
-static FAMILIES: LazyLock<std::result::Result<Vec<Arc<Family>>, String>> = LazyLock::new(|| {
-    EMBEDDED
-        .iter()
-        .map(|(name, text)| {
-            let path = format!("formats/{name}.yaml");
-            Family::from_yaml(Path::new(&path), text).map(Arc::new)
-        })
-        .collect::<Result<_>>()
-        .map_err(|e| e.to_string())
+/// A family of this program. Its file is parsed when something asks for the family: parsing all of them takes longer than most
+/// commands do.
+struct Embedded {
+    source: Parent<'static>,
+    family: OnceLock<std::result::Result<Arc<Family>, String>>,
+}
+
+static FAMILIES: LazyLock<Vec<Embedded>> = LazyLock::new(|| {
+    let families = EMBEDDED.iter().map(|(name, text)| Embedded {
+        source: Parent::new(name, text),
+        family: OnceLock::new(),
+    });
+    families.collect()
 });
+
+/// All of them, parsed.
+static PARSED: LazyLock<std::result::Result<Vec<Arc<Family>>, String>> = LazyLock::new(|| {
+    let families = FAMILIES.iter().map(|one| one.parsed().cloned());
+    families.collect::<Result<_>>().map_err(|e| e.to_string())
+});
+
+impl Embedded {
+    fn parsed(&self) -> Result<&Arc<Family>> {
+        let family = self.family.get_or_init(|| {
+            let path = PathBuf::from(format!("formats/{}.yaml", self.source.name));
+            let own = self.source.parsed(&path).cloned();
+            let family = own.and_then(|own| extends::complete(&path, own, &parents()));
+            family.map(Arc::new).map_err(|e| e.to_string())
+        });
+        family.as_ref().map_err(|problem| unreadable(problem))
+    }
+
+    /// The names in a list of its file that takes one line, without parsing the file.
+    fn listed(&self, key: &str) -> impl Iterator<Item = &'static str> {
+        let mut lines = self.source.text.lines();
+        let list = lines.find_map(|line| {
+            let list = line.strip_prefix(key)?.strip_prefix(": [")?;
+            list.strip_suffix(']')
+        });
+        list.unwrap_or_default().split(", ")
+    }
+}
+
+/// The families that a format file may extend.
+fn parents() -> Vec<&'static Parent<'static>> {
+    FAMILIES.iter().map(|one| &one.source).collect()
+}
+
+fn unreadable(problem: &str) -> Error {
+    FormatError::Embedded {
+        problem: problem.to_owned(),
+    }
+    .into()
+}
 
 /// The family that a user brought. A process works for one command line, which has at most one `--format`; every
 /// configuration that it reads, however deep, may be of that family.
@@ -102,12 +146,30 @@ static BROUGHT: OnceLock<Arc<Family>> = OnceLock::new();
 
 /// The families that the toolkit knows by itself.
 pub fn families() -> Result<&'static [Arc<Family>]> {
-    FAMILIES.as_deref().map_err(|problem| {
-        FormatError::Embedded {
-            problem: problem.clone(),
-        }
-        .into()
-    })
+    PARSED.as_deref().map_err(|problem| unreadable(problem))
+}
+
+/// The embedded family that a configuration names, by `model_type`, or by its class where it has no `model_type`.
+pub(super) fn embedded(
+    model_type: Option<&str>,
+    class: Option<&str>,
+) -> Result<Option<&'static Arc<Family>>> {
+    let (key, found) = match (model_type, class) {
+        (None, Some(class)) => ("architectures", class),
+        (model_type, _) => ("model_types", model_type.unwrap_or_default()),
+    };
+    let mut all = FAMILIES.iter();
+    let named = all.find(|one| {
+        one.listed(key)
+            .any(|name| !name.is_empty() && name == found)
+    });
+    named.map(Embedded::parsed).transpose()
+}
+
+/// Whether it is one of the program's own, and not one that a user brought.
+pub(super) fn is_embedded(family: &Arc<Family>) -> bool {
+    let mut parsed = FAMILIES.iter().filter_map(|one| one.family.get());
+    parsed.any(|known| known.as_ref().is_ok_and(|known| Arc::ptr_eq(known, family)))
 }
 
 /// The family that a user brought, if any.
@@ -143,7 +205,7 @@ impl Family {
 
     /// Reads a family from the text of a format file; `path` only names the place in errors.
     pub fn from_yaml(path: &Path, text: &str) -> Result<Self> {
-        extends::read(path, text, EMBEDDED)
+        extends::read(path, text, &parents())
     }
 
     /// Reads a family from a format file.
@@ -153,26 +215,22 @@ impl Family {
 
     /// The embedded family of that name.
     pub fn named(name: &str) -> Result<Arc<Self>> {
-        let known = families()?;
-        known
-            .iter()
-            .find(|family| family.name == name)
-            .cloned()
-            .ok_or_else(|| {
-                FamilyError::UnknownName {
-                    what: "a family",
-                    found: name.to_owned(),
-                    known: known.iter().map(|family| family.name.clone()).collect(),
-                }
-                .into()
-            })
+        let mut all = FAMILIES.iter();
+        if let Some(named) = all.find(|one| one.source.name == name) {
+            return named.parsed().cloned();
+        }
+        Err(FamilyError::UnknownName {
+            what: "a family",
+            found: name.to_owned(),
+            known: EMBEDDED.iter().map(|(name, _)| (*name).into()).collect(),
+        }
+        .into())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Error;
     use crate::family::Role;
 
     #[test]
@@ -193,6 +251,15 @@ mod tests {
         embedded.sort();
         let embedded = embedded.iter().map(|name| format!("{name}.yaml"));
         assert_eq!(files, embedded.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn lists_in_files_are_found_without_parsing() {
+        for (embedded, family) in FAMILIES.iter().zip(families().unwrap()) {
+            let listed = |key| Vec::from_iter(embedded.listed(key));
+            assert_eq!(listed("model_types"), family.model_types);
+            assert_eq!(listed("architectures"), family.architectures);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::config::Config;
 use super::config_error::ConfigError;
 use super::keys::{Field, Key};
-use super::known::families;
+use super::known::embedded;
 use crate::Result;
 use crate::checkpoint::json::kind;
 
@@ -136,8 +136,7 @@ impl Config {
         }
         let name = json.entry("model_type").or_insert(whole.text.into());
         let name = name.as_str().unwrap_or_default().to_owned();
-        let mut families = families()?.iter();
-        let family = families.find(|family| family.model_types.contains(&name));
+        let family = embedded(Some(&name), None)?;
         if let Some(class) = family.and_then(|family| family.architectures.first()) {
             json.insert("architectures".to_owned(), Value::from(vec![class.clone()]));
         }

@@ -11,7 +11,7 @@ use super::config::{Config, Found};
 use super::config_error::{ConfigError, ORIGINAL};
 use super::format::{Family, Presence};
 use super::keys::{Field, Key};
-use super::known::families;
+use super::known::is_embedded;
 use super::layer_kinds::LayerKinds;
 use super::layout::{Block, Layouts, NormType, QkNorm, SaidLayouts};
 use super::mixture::Mixture;
@@ -54,7 +54,7 @@ impl Architecture {
     /// What the configuration of a language model says, which is alone or a part of a model with further inputs.
     fn of_language_model(config: &Config, is_part: bool) -> Result<Self> {
         let family = Family::of(config)?;
-        let is_embedded = families()?.iter().any(|known| Arc::ptr_eq(known, &family));
+        let is_embedded = is_embedded(&family);
         if !is_embedded {
             refuse_type(config, &family)?;
         }

@@ -12,7 +12,7 @@ use super::config_error::ConfigError;
 use super::format::Family;
 use super::key_meanings::{KeyMeaning, Neutral};
 use super::keys::Field;
-use super::known::families;
+use super::known::embedded;
 use super::layout::{Block, NormType};
 use super::mixture::Mixture;
 use super::model_types::TypeFact;
@@ -34,10 +34,7 @@ const NEW_ROPE: &str = "rope_parameters";
 /// `read` is the configuration as the family reads it.
 pub(super) fn refuse_unsaid(config: &Config, family: &Family, read: &Architecture) -> Result<()> {
     let (model_type, class) = names(config)?;
-    let known = families()?
-        .iter()
-        .find(|known| known.is_named(model_type, class));
-    if let Some(known) = known {
+    if let Some(known) = embedded(model_type, class)? {
         return same_as_built_in(config, family, read, known);
     }
     let check = Check {
