@@ -5,7 +5,7 @@ use std::path::Path;
 use super::front_matter::{self, FrontMatter};
 use super::scores::{DataScore, replace_results};
 use crate::Result;
-use crate::checkpoint::card_text::{EVALUATION, sealed, unsealed, without_seal};
+use crate::checkpoint::card_text::{EVALUATION, sealed, unsealed, with_section, without_seal};
 use crate::checkpoint::folder::CARD;
 use crate::checkpoint::yaml;
 use crate::markdown;
@@ -49,14 +49,5 @@ pub fn check_card(folder: &Path) -> Result<()> {
 
 /// The body of a card with a section of these tables, in the place of an earlier one.
 pub(super) fn put(body: &str, tables: &str) -> String {
-    let (begin, end) = (EVALUATION.begin, EVALUATION.end);
-    let section = format!("{begin}## Evaluation\n\n{tables}{end}");
-    let earlier = body.find(begin).and_then(|from| {
-        let to = from + body[from..].find(end)? + end.len();
-        Some((from, to))
-    });
-    match earlier {
-        Some((from, to)) => format!("{}{section}{}", &body[..from], &body[to..]),
-        None => format!("{}\n\n{section}", body.trim_end()),
-    }
+    with_section(body, EVALUATION, &format!("## Evaluation\n\n{tables}"))
 }

@@ -3,6 +3,7 @@
 //! People edit cards. The last line of a card that this program wrote holds the SHA-256 of the text above it. By this line, a
 //! later command tells an edited card from an unchanged one.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::hash::sha256;
@@ -76,19 +77,37 @@ pub fn without_seal(card: &str) -> &str {
     }
 }
 
+/// The text with a section of this content, in the place of an earlier one or at the end.
+pub fn with_section(text: &str, marks: Marks, content: &str) -> String {
+    let Marks { begin, end } = marks;
+    let section = format!("{begin}{content}{end}");
+    match place_of(text, marks) {
+        Some(place) => format!("{}{section}{}", &text[..place.start], &text[place.end..]),
+        None => format!("{}\n\n{section}", text.trim_end()),
+    }
+}
+
 /// The text without the section between these marks; `None` where it lacks the section.
 pub fn without_section(text: &str, marks: Marks) -> Option<String> {
-    let begin = text.find(marks.begin)?;
-    let inside = begin + marks.begin.len();
-    let end = inside + text[inside..].rfind(marks.end)? + marks.end.len();
-    let before = text[..begin].trim_end();
-    let after = text[end..].trim_start();
+    let place = place_of(text, marks)?;
+    let before = text[..place.start].trim_end();
+    let after = text[place.end..].trim_start();
     let gap = if before.is_empty() || after.is_empty() {
         "\n"
     } else {
         "\n\n"
     };
     Some(format!("{before}{gap}{after}"))
+}
+
+/// Where the section is, with its marks.
+fn place_of(text: &str, marks: Marks) -> Option<Range<usize>> {
+    let start = text.find(marks.begin)?;
+    let inside = start + marks.begin.len();
+    // A recipe may hold the mark of its end, but indents its lines.
+    let mut ends = text[inside..].match_indices(marks.end);
+    let (end, mark) = ends.find(|(at, _)| text[..inside + at].ends_with('\n'))?;
+    Some(start..inside + end + mark.len())
 }
 
 /// Copies the card of a folder to a file beside the folder, where a person has edited it; returns the copy.
@@ -160,8 +179,20 @@ mod tests {
 
     #[test]
     fn a_section_goes_with_its_marks() {
-        let text = format!("a\n\n{}b\n{}\nc\n", COPY.begin, COPY.end);
+        let text = with_section("a\n", COPY, "b\n");
+        assert_eq!(text, format!("a\n\n{}b\n{}", COPY.begin, COPY.end));
+        let text = text + "\nc\n";
         assert_eq!(without_section(&text, COPY).as_deref(), Some("a\n\nc\n"));
         assert_eq!(without_section(&text, RECIPE), None);
+    }
+
+    #[test]
+    fn a_section_replaces_an_earlier_one_and_nothing_else() {
+        // An indented mark of the end is content, and a second section is a person's.
+        let content = format!("    {}b\n", RECIPE.end);
+        let text = with_section("a", RECIPE, &content) + &with_section("c", RECIPE, "d\n");
+        let expected = with_section("a", RECIPE, "e\n") + &with_section("c", RECIPE, "d\n");
+        assert_eq!(with_section(&text, RECIPE, "e\n"), expected);
+        assert_eq!(with_section(&expected, RECIPE, &content), text);
     }
 }

@@ -18,7 +18,7 @@ use super::stage::Stage;
 use crate::Result;
 use crate::arguments::ArgumentRole;
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::card_text::{Marks, RECIPE, sealed, unsealed};
+use crate::checkpoint::card_text::{RECIPE, sealed, unsealed, with_section};
 use crate::checkpoint::filesystem::folder_of;
 use crate::checkpoint::folder::CARD;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, Origin, relative_to};
@@ -269,20 +269,13 @@ pub fn published_card(card: &str, recipe: &RecipeRecord) -> Result<String> {
 
 /// The card with this recipe in the place of another that it may have.
 fn with_recipe(card: &str, text: &str) -> String {
-    let Marks { begin, end } = RECIPE;
-    // Within the recipe, whose lines are indented, the mark of the end can stand too.
-    let last = format!("```\n{end}");
-    let cut = card
-        .find(begin)
-        .and_then(|at| Some((at, at + card[at..].find(&last)? + last.len())));
-    let (before, after) = cut.map_or((card, ""), |(at, behind)| (&card[..at], &card[behind..]));
-    format!(
-        "{}\n\n{begin}## How to make it again\n\n`bam-convert run --from-manifest DIR`, with this folder for DIR, runs this recipe \
+    let content = format!(
+        "## How to make it again\n\n`bam-convert run --from-manifest DIR`, with this folder for DIR, runs this recipe \
          and compares what it makes with\nthis checkpoint. `{MANIFEST}` has the SHA-256 of every file that the stages read \
-         and made.\n\n{}{end}{after}",
-        before.trim_end(),
+         and made.\n\n{}",
         markdown::block("yaml", text)
-    )
+    );
+    with_section(card, RECIPE, &content)
 }
 
 #[cfg(test)]
