@@ -24,7 +24,7 @@ pub use error::CardError;
 pub use evaluation::{check_card, with_evaluation};
 pub use licence::Licences;
 pub use model_card::{CardModel, ModelCard, PromptsOfExpert, Relation};
-pub use neutral::{has_neutral_shared_expert, holds_zeros};
+pub use neutral::has_neutral_shared_expert;
 pub use publication::Publication;
 pub use scores::{ACCURACY, BITS_PER_BYTE, DataScore, PERPLEXITY};
 pub use source::SourceFacts;

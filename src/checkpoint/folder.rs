@@ -24,6 +24,9 @@ pub use super::names::{CARD, INDEX, SINGLE};
 /// The tokenizer that this program and transformers read.
 pub const TOKENIZER: &str = "tokenizer.json";
 
+/// Numbers that are decoded together: whole blocks of every quantised encoding.
+const AT_ONCE: u64 = 1 << 16;
+
 /// The weights of a checkpoint, opened: headers read and checked, no tensor data touched.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -246,8 +249,6 @@ impl Checkpoint {
 
     /// Whether two tensors have the same shape and values, whatever their encodings.
     pub fn same_values(&self, a: &TensorEntry, b: &TensorEntry) -> Result<bool> {
-        /// Whole blocks of every quantised encoding.
-        const AT_ONCE: u64 = 1 << 16;
         if a.shape != b.shape || a.encoding == b.encoding {
             return self.same_bytes(a, b);
         }
@@ -264,6 +265,19 @@ impl Checkpoint {
             }
         }
         Ok(true)
+    }
+
+    /// Whether every number of a tensor is zero. Numbers are read up to the first that is not.
+    ///
+    /// False for a tensor that cannot be read; whoever needs its values says why.
+    pub fn holds_zeros(&self, entry: &TensorEntry) -> bool {
+        let (mut values, mut scratch) = (Vec::new(), Vec::new());
+        let elements = entry.elements();
+        (0..elements).step_by(AT_ONCE as usize).all(|first| {
+            values.resize((elements - first).min(AT_ONCE) as usize, 0.0);
+            let read = self.read_values(entry, first, &mut values, &mut scratch);
+            read.is_ok() && values.iter().all(|value| *value == 0.0)
+        })
     }
 
     /// Whether the first `length` bytes of a tensor equal the first bytes of a tensor of another checkpoint.

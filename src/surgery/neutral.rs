@@ -25,7 +25,8 @@ fn is_zero(expression: &Expression, sources: &[&Source]) -> bool {
         Expression::Copy { source, tensor } => sources
             .iter()
             .find(|known| known.name == *source)
-            .is_some_and(|known| card::holds_zeros(&known.checkpoint, tensor)),
+            .and_then(|known| Some((&known.checkpoint, known.checkpoint.tensors.get(tensor)?)))
+            .is_some_and(|(checkpoint, entry)| checkpoint.holds_zeros(entry)),
         Expression::AddNoise { .. } | Expression::Redraw { .. } | Expression::Trained { .. } => {
             false
         }

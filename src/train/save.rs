@@ -14,8 +14,7 @@ use super::save_bytes::{Bytes, Source};
 use super::state::State;
 use crate::Result;
 use crate::card::{
-    CardModel, ModelCard, Relation, TrainingSummary, has_neutral_shared_expert, holds_zeros,
-    method_tags,
+    CardModel, ModelCard, Relation, TrainingSummary, has_neutral_shared_expert, method_tags,
 };
 use crate::checkpoint::folder::{CARD, TOKENIZER, companion_name};
 use crate::checkpoint::hash::{FileHash, sha256_file};
@@ -293,9 +292,10 @@ impl Saver {
                 experts: self.experts.clone(),
                 has_tokenizer: self.parent.path.join(TOKENIZER).exists(),
                 has_neutral_shared_expert: has_neutral_shared_expert(&self.architecture, |name| {
+                    let stored = || self.parent.tensors.get(name);
                     match masters.get(name) {
                         Some(source) => source.holds_zeros(),
-                        None => holds_zeros(&self.parent, name),
+                        None => stored().is_some_and(|entry| self.parent.holds_zeros(entry)),
                     }
                 })?,
             }),

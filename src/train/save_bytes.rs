@@ -8,9 +8,6 @@ use crate::checkpoint::writer::{TensorBytes, TensorLayout};
 use crate::checkpoint::{Checkpoint, TensorEntry, dtype};
 use crate::model::HostValues;
 
-/// Numbers that are looked at together.
-const PIECE: u64 = 1 << 16;
-
 /// Where the bytes of tensors come from.
 pub(super) struct Bytes<'a> {
     pub(super) layouts: Vec<TensorLayout>,
@@ -46,26 +43,16 @@ impl TensorBytes for Bytes<'_> {
 }
 
 impl Source<'_> {
-    /// Whether every number is zero. Numbers are read up to the first that is not, and what cannot be read counts as none.
+    /// Whether every number is zero; what cannot be read is not.
     pub(super) fn holds_zeros(&self) -> bool {
-        let (checkpoint, entry) = match self {
-            Source::Held(values) => return values.iter().all(|value| *value == 0.0),
-            Source::Same(source) => return source.holds_zeros(),
-            Source::Parts(parts) => return parts.iter().all(|(_, part)| part.holds_zeros()),
+        match self {
+            Source::Held(values) => values.iter().all(|value| *value == 0.0),
+            Source::Same(source) => source.holds_zeros(),
+            Source::Parts(parts) => parts.iter().all(|(_, part)| part.holds_zeros()),
             Source::File(checkpoint, entry) | Source::Stored(checkpoint, entry) => {
-                (checkpoint, entry)
+                checkpoint.holds_zeros(entry)
             }
-        };
-        let (mut values, mut scratch, mut first) = (Vec::new(), Vec::new(), 0);
-        while first < entry.elements() {
-            values.resize((entry.elements() - first).min(PIECE) as usize, 0.0);
-            let read = checkpoint.read_values(entry, first, &mut values, &mut scratch);
-            if read.is_err() || values.iter().any(|value| *value != 0.0) {
-                return false;
-            }
-            first += values.len() as u64;
         }
-        true
     }
 
     /// The bytes from `start` on, in the dtype of `layout`.
