@@ -5,13 +5,11 @@ use serde_json::{Value, json};
 use super::rope_kinds::LayerRope;
 use super::tests::small;
 use super::*;
+use crate::Error;
+use crate::error::InputError;
 
 fn read(model_type: &str, keys: Value) -> Architecture {
     four_layers(model_type, keys).unwrap_or_else(|error| panic!("{model_type}: {error}"))
-}
-
-fn refused(model_type: &str, keys: Value) -> String {
-    four_layers(model_type, keys).unwrap_err().to_string()
 }
 
 fn four_layers(model_type: &str, keys: Value) -> crate::Result<Architecture> {
@@ -146,84 +144,121 @@ fn kinds_of_layers_rotate_as_the_version_that_wrote_the_file_reads_it() {
     }
 }
 
+/// Whether an error is that of the row's rule, with its key.
+type IsRule = fn(&Error) -> bool;
+
+/// The key of a value that is none of those that it may be, and what is expected of it.
+fn wrong_value(error: &Error) -> Option<(&str, &str)> {
+    match error {
+        Error::Input(InputError::WrongValue { key, expected, .. }) => Some((key, expected)),
+        _ => None,
+    }
+}
+
+/// The key of a value that cannot be computed.
+fn not_computed(error: &Error) -> Option<&str> {
+    match error {
+        Error::Config(ConfigError::NotComputed { key, .. }) => Some(key),
+        _ => None,
+    }
+}
+
 #[test]
-fn unclear_kinds_of_layers_are_refused() {
+fn unclear_windows_are_refused() {
     let sliding = json!([
         "sliding_attention",
         "full_attention",
         "full_attention",
         "full_attention"
     ]);
-    for (model_type, keys, expected) in [
-        (
-            "cohere2",
-            json!({"sliding_window": null}),
-            "models of this class need a window",
-        ),
-        (
-            "olmo3",
-            json!({"sliding_window": null}),
-            "models of this class need a window",
-        ),
-        (
-            "cohere2",
-            json!({"sliding_window_pattern": 0}),
-            "`sliding_window_pattern`: expected a positive integer",
-        ),
+    let rows: [(&str, Value, IsRule); 6] = [
+        ("cohere2", json!({"sliding_window": null}), |error| {
+            not_computed(error) == Some("sliding_window")
+        }),
+        ("olmo3", json!({"sliding_window": null}), |error| {
+            not_computed(error) == Some("sliding_window")
+        }),
+        ("cohere2", json!({"sliding_window_pattern": 0}), |error| {
+            wrong_value(error) == Some(("sliding_window_pattern", "a positive integer"))
+        }),
         (
             "exaone4",
             json!({"sliding_window_pattern": "LLLG"}),
-            "`sliding_window_pattern`: expected a positive integer",
+            |error| wrong_value(error) == Some(("sliding_window_pattern", "a positive integer")),
         ),
         (
             "exaone4",
             json!({"sliding_window_pattern": null}),
-            "`sliding_window_pattern`: expected a positive integer",
+            |error| matches!(error, Error::Config(ConfigError::Null { key, .. }) if key == "sliding_window_pattern"),
         ),
-        ("smollm3", json!({"layer_types": sliding}), "has no window"),
         (
             "smollm3",
-            json!({"no_rope_layers": [1, 0]}),
-            "a 0 or 1 for each of 4 layers",
+            json!({ "layer_types": sliding }),
+            |error| matches!(error, Error::Config(ConfigError::NoWindow { key, .. }) if key == "layer_types"),
         ),
+    ];
+    assert_refused(&rows);
+}
+
+#[test]
+fn unclear_rotations_are_refused() {
+    let rows: [(&str, Value, IsRule); 8] = [
+        ("smollm3", json!({"no_rope_layers": [1, 0]}), |error| {
+            wrong_value(error) == Some(("no_rope_layers", "a 0 or 1 for each of 4 layers"))
+        }),
         (
             "smollm3",
             json!({"no_rope_layers": [1, 0, 2, 1]}),
-            "a 0 or 1 for each layer",
+            |error| wrong_value(error) == Some(("no_rope_layers", "a 0 or 1 for each layer")),
         ),
-        (
-            "smollm3",
-            json!({"no_rope_layer_interval": 0}),
-            "`no_rope_layer_interval`: expected a positive integer",
-        ),
+        ("smollm3", json!({"no_rope_layer_interval": 0}), |error| {
+            wrong_value(error) == Some(("no_rope_layer_interval", "a positive integer"))
+        }),
         (
             "olmo3",
             json!({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}),
-            "`rope_parameters`: expected an object with `full_attention` and `sliding_attention`",
+            |error| {
+                let kinds = "an object with `full_attention` and `sliding_attention`";
+                wrong_value(error) == Some(("rope_parameters", kinds))
+            },
         ),
         (
             "olmo3",
             json!({"transformers_version": "4.57.1", "rope_theta": 7.0, "rope_parameters": {"sliding_attention": {"rope_theta": 5.0}}}),
-            "`rope_parameters.sliding_attention.rope_theta`: is passed over",
+            |error| {
+                matches!(error, Error::Config(ConfigError::UnreadTheta { key, .. })
+                    if *key == "rope_parameters.sliding_attention.rope_theta")
+            },
         ),
         (
             "olmo3",
             json!({"rope_theta": 6.0, "rope_parameters": {"full_attention": {"rope_theta": 7.0}}}),
-            "`rope_parameters.full_attention.rope_theta`, its other spelling, is",
+            |error| {
+                matches!(error, Error::Config(ConfigError::TwoSpellings { other, .. })
+                    if other == "rope_parameters.full_attention.rope_theta")
+            },
         ),
         (
             "olmo3",
             json!({"rope_parameters": {"full_attention": {"rope_type": "linear"}}}),
-            "`rope_parameters.full_attention.factor`",
+            |error| {
+                matches!(error, Error::Input(InputError::MissingKey { key, .. })
+                    if key == "rope_parameters.full_attention.factor")
+            },
         ),
         (
             "llama",
             json!({"rope_parameters": {"full_attention": {"rope_theta": 7.0}}}),
-            "all layers rotate in one way",
+            |error| not_computed(error) == Some("rope_parameters.full_attention"),
         ),
-    ] {
-        let error = refused(model_type, keys.clone());
-        assert!(error.contains(expected), "{model_type} {keys}: {error}");
+    ];
+    assert_refused(&rows);
+}
+
+fn assert_refused(rows: &[(&str, Value, IsRule)]) {
+    for (model_type, keys, is_rule) in rows {
+        let error = four_layers(model_type, keys.clone()).unwrap_err();
+        assert!(is_rule(&error), "{model_type} {keys}: {error:?}");
     }
 }
 
