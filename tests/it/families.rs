@@ -6,24 +6,12 @@ use bam_convert::family::families;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::common::{bam, copy_folder, fixture, read_file, read_json, run};
+use crate::common::{bam, copy_folder, fixture, read_file, read_json, run, stock_mixtures};
 use crate::model::families::vary;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/families.md");
 const BEGIN: &str = "<!-- support matrix: begin -->\n";
 const END: &str = "<!-- support matrix: end -->\n";
-const STOCK: [&str; 10] = [
-    "mixtral",
-    "qwen2_moe",
-    "qwen3_moe",
-    "olmoe",
-    "flex_olmo",
-    "granitemoe",
-    "granitemoeshared",
-    "ernie4_5_moe",
-    "cohere2_moe",
-    "hunyuan_v1_moe",
-];
 
 /// The checkpoint of a family, and whether its golden logits are there.
 fn checkpoint(family: &str, work: &Path) -> (PathBuf, bool) {
@@ -117,7 +105,7 @@ fn targets(folder: &Path, work: &Path) -> Vec<&'static str> {
         assert!(largest < 1e-4, "{}: {largest}", stock.display());
         true
     };
-    STOCK.into_iter().filter(exact).collect()
+    stock_mixtures().filter(exact).collect()
 }
 
 /// One row of the table.

@@ -4,25 +4,12 @@ use std::path::{Path, PathBuf};
 
 use crate::common::{
     Tensor, bam, copy_folder, edit_json, edit_tensors, fixture, read_file, read_folder, read_json,
-    run,
+    run, stock_mixtures,
 };
 use bam_convert::model::{CausalLm, Forward, LoadOptions, logits};
 use candle_core::{Device, Tensor as Candle};
 use serde_json::json;
 use tempfile::TempDir;
-
-const STOCK: [&str; 10] = [
-    "mixtral",
-    "qwen2_moe",
-    "qwen3_moe",
-    "olmoe",
-    "flex_olmo",
-    "granitemoe",
-    "granitemoeshared",
-    "ernie4_5_moe",
-    "cohere2_moe",
-    "hunyuan_v1_moe",
-];
 
 fn mixture(family: &str) -> PathBuf {
     fixture("mixtures").join(family)
@@ -97,7 +84,7 @@ fn upcycle(family: &str, target: &str, options: &[&str], out: &Path) -> crate::c
 
 #[test]
 fn stock_mixtures_have_the_logits_of_transformers() {
-    for family in STOCK {
+    for family in stock_mixtures() {
         assert_golden(&mixture(family), family);
         let report = bam!("validate", mixture(family), "--json").ok().json();
         let routing = if family == "granitemoeshared" {
@@ -653,7 +640,7 @@ fn windows_of_qwen2_moe_are_refused() {
 #[test]
 fn experts_are_put_together_and_taken_apart_again() {
     let work = TempDir::new().unwrap();
-    for family in STOCK {
+    for family in stock_mixtures() {
         let (fused, classic) = (
             work.path().join(format!("{family}-f")),
             work.path().join(format!("{family}-c")),
@@ -696,7 +683,7 @@ fn experts_are_put_together_and_taken_apart_again() {
 #[test]
 fn a_mixture_goes_to_another_family_and_back() {
     let work = TempDir::new().unwrap();
-    for family in STOCK {
+    for family in stock_mixtures() {
         let (there, back) = (
             work.path().join(format!("{family}-bam")),
             work.path().join(family),

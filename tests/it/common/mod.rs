@@ -16,6 +16,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use bam_convert::family::families;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -44,6 +45,13 @@ pub fn fixture(path: impl AsRef<Path>) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("fixtures")
         .join(path)
+}
+
+/// The formats of mixtures of other programs, by name; each has a fixture in `fixtures/mixtures`.
+pub fn stock_mixtures() -> impl Iterator<Item = &'static str> {
+    let mixtures = families().unwrap().iter().filter(|one| one.is_mixture());
+    let names = mixtures.map(|one| one.name.as_str());
+    names.filter(|name| *name != "bam")
 }
 
 /// What a run of the binary left.

@@ -5,6 +5,7 @@ use bam_convert::model::{CausalLm, Forward, LoadOptions, Mode, Trainable, Weight
 use candle_core::{DType, Tensor, Var};
 
 use super::{FAMILIES, Gradients, Kind, fixture, ids, loss_and_gradients, run};
+use crate::common::stock_mixtures;
 
 /// Long and varied enough that every expert of every layer gets tokens.
 fn tokens() -> Vec<u32> {
@@ -129,14 +130,7 @@ fn gradients_of_dense_families_are_right() {
 
 #[test]
 fn gradients_of_other_programs_mixtures_are_right() {
-    for family in [
-        "flex_olmo",
-        "granitemoe",
-        "granitemoeshared",
-        "ernie4_5_moe",
-        "cohere2_moe",
-        "hunyuan_v1_moe",
-    ] {
+    for family in stock_mixtures() {
         let folder = fixture("mixtures").join(family);
         check(&CausalLm::load(&folder, &trainable()).unwrap(), family);
     }
