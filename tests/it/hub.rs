@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::common::{Run, Tensor, Tensors, contents, finish, fixture, listing, sha256, write_file};
@@ -422,10 +423,10 @@ enum Ends {
 }
 
 /// Pulls under a fault, and checks that nothing wrong counts.
-#[track_caller]
 fn under(fault: Fault, ends: &Ends) {
     let world = World::new();
     let name = format!("{fault:?}");
+    println!("under {name}");
     world.server.fault(fault);
     let run = world.run(&["pull", REPOSITORY]);
     match ends {
@@ -453,15 +454,33 @@ fn under(fault: Fault, ends: &Ends) {
     assert_is_seed(Path::new(
         world.run(&["pull", REPOSITORY]).ok().stdout.trim(),
     ));
+    println!("right under {name}");
+}
+
+/// As [`under`] for each fault, in a Hub of its own. Some run at once, because they wait for most of their time.
+fn each_under(faults: Vec<(Fault, Ends)>) {
+    const AT_ONCE: usize = 4;
+    let faults = Mutex::new(faults.into_iter());
+    let next = || faults.lock().unwrap().next();
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some((fault, ends)) = next() {
+                    under(fault, &ends);
+                }
+            });
+        }
+    });
 }
 
 #[test]
 fn faults_of_connections_cost_time_and_no_bytes() {
+    let mut faults = Vec::new();
     let cdn = |kind| Fault::new(Listener::Cdn, "GET", "", kind);
     let hub = |target, kind| Fault::new(Listener::Hub, "GET", target, kind);
     let second = Duration::from_secs(1);
     for kind in [0, 1, 100, 4096, 100_000].map(FaultKind::CutAfter) {
-        under(cdn(kind).times(3), &Ends::Well);
+        faults.push((cdn(kind).times(3), Ends::Well));
     }
     for kind in [
         FaultKind::Status(429, vec![("retry-after", "1".to_owned())], String::new()),
@@ -479,64 +498,66 @@ fn faults_of_connections_cost_time_and_no_bytes() {
             every: second / 5,
         },
     ] {
-        under(cdn(kind), &Ends::Well);
+        faults.push((cdn(kind), Ends::Well));
     }
-    under(
+    faults.push((
         hub("/api/", FaultKind::Status(500, vec![], String::new())).times(2),
-        &Ends::Well,
-    );
-    under(
+        Ends::Well,
+    ));
+    faults.push((
         hub("/resolve/", FaultKind::CutAfter(10)).times(4),
-        &Ends::Well,
-    );
-    under(hub("/tree/", FaultKind::CutAfter(50)), &Ends::Well);
+        Ends::Well,
+    ));
+    faults.push((hub("/tree/", FaultKind::CutAfter(50)), Ends::Well));
+    each_under(faults);
 }
 
 #[test]
 fn what_cannot_be_right_is_refused() {
+    let mut faults = Vec::new();
     let cdn = |kind| Fault::new(Listener::Cdn, "GET", "", kind).always();
     let hub = |target, kind| Fault::new(Listener::Hub, "GET", target, kind).always();
     let answer = |body: &str| FaultKind::Status(200, vec![], body.to_owned());
-    under(
+    faults.push((
         cdn(FaultKind::WrongBytes),
-        &Ends::Badly(
+        Ends::Badly(
             3,
             &["model.safetensors", "expected a content with the hash"],
         ),
-    );
-    under(
+    ));
+    faults.push((
         cdn(FaultKind::ShortBody(9)),
-        &Ends::Badly(3, &["model.safetensors", "found the end after"]),
-    );
-    under(
+        Ends::Badly(3, &["model.safetensors", "found the end after"]),
+    ));
+    faults.push((
         cdn(FaultKind::Status(503, vec![], String::new())),
-        &Ends::Badly(3, &["model.safetensors", "503"]),
-    );
+        Ends::Badly(3, &["model.safetensors", "503"]),
+    ));
     // A storage knows no repositories, and says so in XML.
     let gone = "<?xml version='1.0'?><Error><Code>NoSuchKey</Code><Message>The key does not exist.</Message></Error>";
-    under(
+    faults.push((
         cdn(FaultKind::Status(404, vec![], gone.to_owned())),
-        &Ends::Badly(
+        Ends::Badly(
             3,
             &[
                 "model.safetensors: the storage that the Hub names answered 404 Not Found: The key does not",
             ],
         ),
-    );
+    ));
     for words in [
         r#"{"detail":{"error":"unknown endpoint"}}"#,
         r#"{"errors":[{"message":"unknown endpoint"}]}"#,
     ] {
         let refusal = FaultKind::Status(400, vec![], words.to_owned());
-        under(
+        faults.push((
             hub("/tree/", refusal),
-            &Ends::Badly(
+            Ends::Badly(
                 3,
                 &["the server answered 400 Bad Request: unknown endpoint\n"],
             ),
-        );
+        ));
     }
-    under(
+    faults.push((
         hub(
             "/resolve/",
             FaultKind::Status(
@@ -545,45 +566,46 @@ fn what_cannot_be_right_is_refused() {
                 String::new(),
             ),
         ),
-        &Ends::Badly(2, &["no file of this name"]),
-    );
-    under(
+        Ends::Badly(2, &["no file of this name"]),
+    ));
+    faults.push((
         hub(
             "/api/",
             FaultKind::Status(429, vec![("retry-after", "4000".to_owned())], String::new()),
         ),
-        &Ends::Badly(3, &["429", "wait"]),
-    );
-    under(
+        Ends::Badly(3, &["429", "wait"]),
+    ));
+    faults.push((
         hub("/api/", FaultKind::NotJson),
-        &Ends::Badly(3, &["expected JSON", "HF_ENDPOINT"]),
-    );
-    under(
+        Ends::Badly(3, &["expected JSON", "HF_ENDPOINT"]),
+    ));
+    faults.push((
         hub("/tree/", FaultKind::HugeJson(200 << 20)),
-        &Ends::Badly(3, &["at most"]),
-    );
-    under(
+        Ends::Badly(3, &["at most"]),
+    ));
+    faults.push((
         hub("/revision/", answer("{\"sha\": \"../../x\"}")),
-        &Ends::Badly(3, &["expected the commit"]),
-    );
+        Ends::Badly(3, &["expected the commit"]),
+    ));
     let oid = "0".repeat(40);
     for path in ["../config.json", "/etc/config.json", "a\\\\b", "a//b", ""] {
         let listing = format!(r#"[{{"type":"file","path":"{path}","size":1,"oid":"{oid}"}}]"#);
-        under(
+        faults.push((
             hub("/tree/", answer(&listing)),
-            &Ends::Badly(3, &["inside the repository"]),
-        );
+            Ends::Badly(3, &["inside the repository"]),
+        ));
     }
     let twice = format!(r#"{{"type":"file","path":"config.json","size":1,"oid":"{oid}"}}"#);
-    under(
+    faults.push((
         hub("/tree/", answer(&format!("[{twice},{twice}]"))),
-        &Ends::Badly(3, &["`config.json` twice"]),
-    );
+        Ends::Badly(3, &["`config.json` twice"]),
+    ));
     let huge = twice.replace("\"size\":1", "\"size\":-1");
-    under(
+    faults.push((
         hub("/tree/", answer(&format!("[{huge}]"))),
-        &Ends::Badly(3, &["the size of `config.json`"]),
-    );
+        Ends::Badly(3, &["the size of `config.json`"]),
+    ));
+    each_under(faults);
 }
 
 #[test]

@@ -72,37 +72,44 @@ fn a_signal_saves_and_names_the_command_that_continues() {
 
 #[test]
 fn a_signal_is_answered_within_a_step_and_a_second_one_ends_it() {
-    for signal in ["-INT", "-TERM"] {
-        let work = tempfile::tempdir().unwrap();
-        let out = work.path().join("out");
-        // One step of this run takes minutes.
-        let arguments = ["--steps", "2", "--accumulate", "50000", "--batch", "1"];
-        let mut child = command(&seed(), &out, &arguments);
-        child.args(["--validate-every", "0"]);
-        let mut child = child
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stderr = BufReader::new(child.stderr.take().unwrap());
-        // The first step begins at once after this line.
-        read_until(&mut stderr, "training ");
-        std::thread::sleep(Duration::from_secs(2));
-        send(&child, signal);
-        read_until(&mut stderr, "saving after this step");
-        assert!(child.try_wait().unwrap().is_none(), "it waits for the step");
-        let sent = Instant::now();
-        send(&child, signal);
-        let status = child.wait().unwrap();
-        assert!(sent.elapsed() < Duration::from_secs(20));
-        assert_eq!(status.code(), Some(130));
-        // No checkpoint is half there, and there is no output.
-        assert!(!out.exists());
-        assert!(listing(&run_folder(&out).join("checkpoints")).is_empty());
-        let mut rest = String::new();
-        stderr.read_to_string(&mut rest).unwrap();
-        assert!(!rest.contains("error"), "{rest}");
-    }
+    // Both at once, because they wait for most of their time.
+    std::thread::scope(|scope| {
+        for signal in ["-INT", "-TERM"] {
+            scope.spawn(move || send_twice_within_a_step(signal));
+        }
+    });
+}
+
+fn send_twice_within_a_step(signal: &str) {
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("out");
+    // One step of this run takes minutes.
+    let arguments = ["--steps", "2", "--accumulate", "50000", "--batch", "1"];
+    let mut child = command(&seed(), &out, &arguments);
+    child.args(["--validate-every", "0"]);
+    let mut child = child
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    // The first step begins at once after this line.
+    read_until(&mut stderr, "training ");
+    std::thread::sleep(Duration::from_secs(2));
+    send(&child, signal);
+    read_until(&mut stderr, "saving after this step");
+    assert!(child.try_wait().unwrap().is_none(), "it waits for the step");
+    let sent = Instant::now();
+    send(&child, signal);
+    let status = child.wait().unwrap();
+    assert!(sent.elapsed() < Duration::from_secs(20));
+    assert_eq!(status.code(), Some(130));
+    // No checkpoint is half there, and there is no output.
+    assert!(!out.exists());
+    assert!(listing(&run_folder(&out).join("checkpoints")).is_empty());
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert!(!rest.contains("error"), "{rest}");
 }
 
 #[test]
