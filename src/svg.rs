@@ -76,13 +76,10 @@ pub(crate) fn variables() -> String {
             rule,
             series,
         } = palette;
-        let mut text = format!(
-            ":root {{ --paper: {paper}; --panel: {panel}; --ink: {ink}; --soft: {soft}; --rule: {rule};"
-        );
-        for (number, colour) in series.iter().enumerate() {
-            let _ = write!(text, " --c{number}: {colour};");
-        }
-        text + " }"
+        let colours = each_colour(series, |number, colour| format!(" --c{number}: {colour};"));
+        format!(
+            ":root {{ --paper: {paper}; --panel: {panel}; --ink: {ink}; --soft: {soft}; --rule: {rule};{colours} }}"
+        )
     };
     format!("{}\n{DARK_SYSTEM} {{ {} }}\n", set(&LIGHT), set(&DARK))
 }
@@ -99,13 +96,20 @@ fn classes(palette: &Palette) -> String {
         series,
         ..
     } = palette;
-    let mut text = format!(
-        ".paper {{ fill: {paper}; }} .title, .name {{ fill: {ink}; }} .label {{ fill: {soft}; }} .grid {{ stroke: {rule}; }} .axis {{ stroke: {soft}; }}"
-    );
-    for (number, colour) in series.iter().enumerate() {
-        let _ = write!(text, " .c{number} {{ fill: {colour}; }}");
-    }
-    text
+    let colours = each_colour(series, |number, colour| {
+        format!(" .c{number} {{ fill: {colour}; }}")
+    });
+    format!(
+        ".paper {{ fill: {paper}; }} .title, .name {{ fill: {ink}; }} .label {{ fill: {soft}; }} .grid {{ stroke: {rule}; }} .axis {{ stroke: {soft}; }}{colours}"
+    )
+}
+
+/// The rules of all colours of series, by their numbers.
+fn each_colour(series: &[&str], rule: impl Fn(usize, &str) -> String) -> String {
+    let colours = series.iter().enumerate();
+    colours
+        .map(|(number, colour)| rule(number, colour))
+        .collect()
 }
 
 /// What a text is for, which decides its size and colour.
