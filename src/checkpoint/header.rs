@@ -149,6 +149,7 @@ fn check_spans(path: &Path, spans: &[(u64, u64, String)], held: u64) -> Result<(
     }
 }
 
+/// Reads an entry of the header. Returns the tensor, and where its data begins and ends, counted from the first data byte.
 fn parse_entry(
     path: &Path,
     name: &str,
@@ -156,68 +157,11 @@ fn parse_entry(
     data_start: u64,
     file: usize,
 ) -> Result<(TensorEntry, u64, u64)> {
+    let fields = EntryFields::of(path, name, value)?;
+    let dtype = fields.dtype()?;
+    let shape = fields.integers("shape")?;
+    let (begin, end) = fields.offsets()?;
     let (path, tensor) = (path.to_path_buf(), name.to_owned());
-    let Value::Object(fields) = value else {
-        let found = json::kind(value);
-        return Err(HeaderError::NotEntry {
-            path,
-            tensor,
-            found,
-        }
-        .into());
-    };
-    let known = ["dtype", "shape", "data_offsets"];
-    if let Some(field) = fields.keys().find(|key| !known.contains(&key.as_str())) {
-        let field = field.clone();
-        return Err(HeaderError::UnknownField {
-            path,
-            tensor,
-            field,
-        }
-        .into());
-    }
-
-    let field = |field: &'static str| {
-        fields.get(field).ok_or_else(|| HeaderError::NoField {
-            path: path.clone(),
-            tensor: tensor.clone(),
-            field,
-        })
-    };
-    let stored = field("dtype")?;
-    let dtype: Dtype =
-        serde_json::from_value(stored.clone()).map_err(|_| HeaderError::UnknownDtype {
-            path: path.clone(),
-            tensor: tensor.clone(),
-            found: json::kind(stored),
-        })?;
-    let integers = |key: &'static str| -> Result<Vec<u64>, HeaderError> {
-        serde_json::from_value(field(key)?.clone()).map_err(|_| HeaderError::NotIntegers {
-            path: path.clone(),
-            tensor: tensor.clone(),
-            field: key,
-        })
-    };
-    let shape = integers("shape")?;
-    let offsets = integers("data_offsets")?;
-    let [begin, end] = offsets[..] else {
-        let found = offsets.len();
-        return Err(HeaderError::OffsetCount {
-            path,
-            tensor,
-            found,
-        }
-        .into());
-    };
-    if begin > end {
-        return Err(HeaderError::OffsetOrder {
-            path,
-            tensor,
-            begin,
-            end,
-        }
-        .into());
-    }
 
     let bytes = shape
         .iter()
@@ -251,18 +195,94 @@ fn parse_entry(
         }
         .into());
     };
-    Ok((
-        TensorEntry {
-            file,
-            offset,
-            length: bytes,
-            encoding: Encoding::Plain(dtype),
-            shape,
-            runs: None,
-        },
-        begin,
-        end,
-    ))
+    let entry = TensorEntry {
+        file,
+        offset,
+        length: bytes,
+        encoding: Encoding::Plain(dtype),
+        shape,
+        runs: None,
+    };
+    Ok((entry, begin, end))
+}
+
+/// What the header says of one tensor.
+struct EntryFields<'a> {
+    path: &'a Path,
+    tensor: &'a str,
+    fields: &'a Map<String, Value>,
+}
+
+impl<'a> EntryFields<'a> {
+    /// The fields of a tensor that has no others than it may have.
+    fn of(path: &'a Path, tensor: &'a str, value: &'a Value) -> Result<Self, HeaderError> {
+        let Value::Object(fields) = value else {
+            return Err(HeaderError::NotEntry {
+                path: path.to_path_buf(),
+                tensor: tensor.to_owned(),
+                found: json::kind(value),
+            });
+        };
+        let known = ["dtype", "shape", "data_offsets"];
+        if let Some(field) = fields.keys().find(|key| !known.contains(&key.as_str())) {
+            return Err(HeaderError::UnknownField {
+                path: path.to_path_buf(),
+                tensor: tensor.to_owned(),
+                field: field.clone(),
+            });
+        }
+        Ok(Self {
+            path,
+            tensor,
+            fields,
+        })
+    }
+
+    fn field(&self, field: &'static str) -> Result<&Value, HeaderError> {
+        self.fields.get(field).ok_or_else(|| HeaderError::NoField {
+            path: self.path.to_path_buf(),
+            tensor: self.tensor.to_owned(),
+            field,
+        })
+    }
+
+    fn dtype(&self) -> Result<Dtype, HeaderError> {
+        let stored = self.field("dtype")?;
+        serde_json::from_value(stored.clone()).map_err(|_| HeaderError::UnknownDtype {
+            path: self.path.to_path_buf(),
+            tensor: self.tensor.to_owned(),
+            found: json::kind(stored),
+        })
+    }
+
+    fn integers(&self, field: &'static str) -> Result<Vec<u64>, HeaderError> {
+        let stored = self.field(field)?;
+        serde_json::from_value(stored.clone()).map_err(|_| HeaderError::NotIntegers {
+            path: self.path.to_path_buf(),
+            tensor: self.tensor.to_owned(),
+            field,
+        })
+    }
+
+    /// Where the data begins and ends, in this order.
+    fn offsets(&self) -> Result<(u64, u64), HeaderError> {
+        let offsets = self.integers("data_offsets")?;
+        let (path, tensor) = (self.path.to_path_buf(), self.tensor.to_owned());
+        match offsets[..] {
+            [begin, end] if begin <= end => Ok((begin, end)),
+            [begin, end] => Err(HeaderError::OffsetOrder {
+                path,
+                tensor,
+                begin,
+                end,
+            }),
+            _ => Err(HeaderError::OffsetCount {
+                path,
+                tensor,
+                found: offsets.len(),
+            }),
+        }
+    }
 }
 
 /// Header bytes for tensors laid out in the given order, as the format prescribes them: padded with

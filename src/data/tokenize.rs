@@ -128,18 +128,7 @@ pub fn tokenize(
         .iter()
         .map(|path| input::files(path))
         .collect::<Result<_>>()?;
-    let mut protected: Vec<&Path> = Vec::new();
-    for (path, files) in settings.paths.iter().zip(&found) {
-        if path.exists() {
-            protected.push(path);
-        } else {
-            protected.extend(files.iter().map(PathBuf::as_path));
-        }
-    }
-    if let Vocabulary::Existing(path) = &settings.vocabulary {
-        protected.push(path);
-    }
-    let folder = OutputFolder::begin(&settings.out, settings.force, &protected)?;
+    let folder = OutputFolder::begin(&settings.out, settings.force, &inputs(settings, &found))?;
     folder.clear()?;
     // What is wrong with the tokenizer is said before all texts are read.
     let existing = match &settings.vocabulary {
@@ -200,6 +189,22 @@ pub fn tokenize(
         train,
         validation,
     })
+}
+
+/// What the output must not replace: the texts and the tokenizer. `found` are the files of each path.
+fn inputs<'a>(settings: &'a TokenizeSettings, found: &'a [Vec<PathBuf>]) -> Vec<&'a Path> {
+    let mut inputs: Vec<&Path> = Vec::new();
+    for (path, files) in settings.paths.iter().zip(found) {
+        if path.exists() {
+            inputs.push(path);
+        } else {
+            inputs.extend(files.iter().map(PathBuf::as_path));
+        }
+    }
+    if let Vocabulary::Existing(path) = &settings.vocabulary {
+        inputs.push(path);
+    }
+    inputs
 }
 
 fn id_type(ready: &Ready) -> Result<IdType> {

@@ -41,6 +41,56 @@ pub(super) fn read(gguf: &Gguf, names: &GgufNames, head_dim: u64, context: u64) 
             theta,
         ));
     }
+    let (kind, scaling) = scaling(gguf, names, context)?;
+    let per_layer = gguf
+        .tensors
+        .keys()
+        .find(|name| name.starts_with("blk.") && name.ends_with(FACTORS));
+    let source = gguf
+        .tensors
+        .get_key_value(FACTORS)
+        .map(|(name, _)| name)
+        .or(per_layer);
+    let Some(source) = source else {
+        return Ok(Rope { theta, scaling });
+    };
+    let factors = gguf.small_tensor(source)?;
+    if factors.len() as u64 != head_dim / 2 {
+        return Err(GgufModelError::FactorsShape {
+            path: gguf.path.clone(),
+            tensor: source.clone(),
+            expected: head_dim / 2,
+            found: factors.len(),
+        }
+        .into());
+    }
+    if factors.iter().all(|factor| *factor == 1.0) {
+        return Ok(Rope { theta, scaling });
+    }
+    if scaling.is_some_and(|scaling| scaling.get("factor") != Some(&json!(1.0))) {
+        return Err(GgufModelError::TwoScalings {
+            path: gguf.path.clone(),
+            tensor: source.clone(),
+            key: names.own_key(&format!("{SCALING}type")),
+            kind: kind.to_owned(),
+        }
+        .into());
+    }
+    let scaling = Some(
+        llama3(&factors, theta).ok_or_else(|| GgufModelError::UnknownFactors {
+            path: gguf.path.clone(),
+            tensor: source.clone(),
+        })?,
+    );
+    Ok(Rope { theta, scaling })
+}
+
+/// The kind of scaling that the metadata say, and what it is in transformers.
+fn scaling<'g>(
+    gguf: &'g Gguf,
+    names: &GgufNames,
+    context: u64,
+) -> Result<(&'g str, Option<Map<String, Value>>)> {
     let key = |field: &str| names.own_key(&format!("{SCALING}{field}"));
     let factor = match gguf.float(&key("factor"))? {
         Some(factor) => Some((factor, key("factor"))),
@@ -80,47 +130,7 @@ pub(super) fn read(gguf: &Gguf, names: &GgufNames, head_dim: u64, context: u64) 
             ));
         }
     };
-    let per_layer = gguf
-        .tensors
-        .keys()
-        .find(|name| name.starts_with("blk.") && name.ends_with(FACTORS));
-    let source = gguf
-        .tensors
-        .get_key_value(FACTORS)
-        .map(|(name, _)| name)
-        .or(per_layer);
-    let Some(source) = source else {
-        return Ok(Rope { theta, scaling });
-    };
-    let factors = gguf.small_tensor(source)?;
-    if factors.len() as u64 != head_dim / 2 {
-        return Err(GgufModelError::FactorsShape {
-            path: gguf.path.clone(),
-            tensor: source.clone(),
-            expected: head_dim / 2,
-            found: factors.len(),
-        }
-        .into());
-    }
-    if factors.iter().all(|factor| *factor == 1.0) {
-        return Ok(Rope { theta, scaling });
-    }
-    if scaling.is_some_and(|scaling| scaling.get("factor") != Some(&json!(1.0))) {
-        return Err(GgufModelError::TwoScalings {
-            path: gguf.path.clone(),
-            tensor: source.clone(),
-            key: key("type"),
-            kind: kind.to_owned(),
-        }
-        .into());
-    }
-    let scaling = Some(
-        llama3(&factors, theta).ok_or_else(|| GgufModelError::UnknownFactors {
-            path: gguf.path.clone(),
-            tensor: source.clone(),
-        })?,
-    );
-    Ok(Rope { theta, scaling })
+    Ok((kind, scaling))
 }
 
 fn object(fields: &[(&str, Value)]) -> Map<String, Value> {

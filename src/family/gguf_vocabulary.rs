@@ -62,76 +62,99 @@ pub fn add(
     } else {
         Map::new()
     };
-    let model = tokenizer.model()?;
-    let marks_spaces = model.get("byte_fallback") == Some(&Value::Bool(true));
-    let merges = tokenizer.merges(model)?;
-    let (tokens, mut kinds) = tokenizer.tokens(model, vocab_size)?;
-    if marks_spaces {
-        let prefix = tokenizer.space_prefix()?;
-        metadata.text("tokenizer.ggml.model", "llama");
-        metadata.text("tokenizer.ggml.pre", "default");
-        metadata.flag("tokenizer.ggml.add_space_prefix", prefix);
-        let unknown = model.get("unk_token").and_then(Value::as_str);
-        for (token, kind) in tokens.iter().zip(&mut kinds) {
-            let byte = token.len() == 6 && token.starts_with("<0x") && token.ends_with('>');
-            if byte && *kind == NORMAL {
-                *kind = BYTE;
-            }
-            if unknown == Some(token.as_str()) {
-                *kind = UNKNOWN;
-            }
-        }
-    } else {
-        let pre = gguf_bpe::name_of_split(&tokenizer.json, model).ok_or_else(|| {
-            GgufModelError::UnnamedSplit {
-                path: tokenizer.path.clone(),
-            }
-        })?;
-        metadata.text("tokenizer.ggml.model", "gpt2");
-        metadata.text("tokenizer.ggml.pre", pre);
-    }
-    metadata.texts("tokenizer.ggml.tokens", &tokens);
-    if marks_spaces {
-        metadata.floats("tokenizer.ggml.scores", &scores(&tokens, &merges));
-    }
-    metadata.numbers("tokenizer.ggml.token_type", &kinds);
-    if !marks_spaces {
-        let merges: Vec<String> = merges
-            .iter()
-            .map(|(left, right)| format!("{left} {right}"))
-            .collect();
-        metadata.texts("tokenizer.ggml.merges", &merges);
-    }
-    let bos = role(config, &settings, &tokens, "bos");
-    let eos = role(config, &settings, &tokens, "eos");
-    for (key, id) in [("bos", bos), ("eos", eos)] {
-        if let Some(id) = id {
-            metadata.number(&format!("tokenizer.ggml.{key}_token_id"), id)?;
-        }
-    }
-    for (key, name) in [("unknown", "unk"), ("padding", "pad")] {
-        if let Some(id) = role(config, &settings, &tokens, name) {
-            metadata.number(&format!("tokenizer.ggml.{key}_token_id"), id)?;
-        }
-    }
-    let named = |id: Option<u64>| Some(tokens.get(id? as usize)?.as_str());
-    let (adds_bos, adds_eos) = tokenizer.adds(named(bos), named(eos))?;
-    metadata.flag("tokenizer.ggml.add_bos_token", adds_bos);
-    metadata.flag("tokenizer.ggml.add_eos_token", adds_eos);
-    let template = folder.join("chat_template.jinja");
-    let template = if template.is_file() {
-        Some(String::from_utf8_lossy(&json::read_bytes(&template)?).into_owned())
-    } else {
-        let template = settings.get("chat_template").and_then(Value::as_str);
-        template.map(str::to_owned)
-    };
-    if let Some(template) = template {
+    let tokens = tokenizer.add_vocabulary(metadata, vocab_size)?;
+    tokenizer.add_roles(metadata, config, &settings, &tokens)?;
+    if let Some(template) = chat_template(folder, &settings)? {
         metadata.text("tokenizer.chat_template", &template);
     }
     Ok(())
 }
 
+/// The chat template of the folder, in a file of its own or in the settings of its tokenizer.
+fn chat_template(folder: &Path, settings: &Map<String, Value>) -> Result<Option<String>> {
+    let file = folder.join("chat_template.jinja");
+    if file.is_file() {
+        let bytes = json::read_bytes(&file)?;
+        return Ok(Some(String::from_utf8_lossy(&bytes).into_owned()));
+    }
+    let template = settings.get("chat_template").and_then(Value::as_str);
+    Ok(template.map(str::to_owned))
+}
+
 impl Tokenizer {
+    /// Adds the tokens, their kinds, and how texts are split into them; returns the tokens.
+    fn add_vocabulary(&self, metadata: &mut GgufMetadata, vocab_size: u64) -> Result<Vec<String>> {
+        let model = self.model()?;
+        let marks_spaces = model.get("byte_fallback") == Some(&Value::Bool(true));
+        let merges = self.merges(model)?;
+        let (tokens, mut kinds) = self.tokens(model, vocab_size)?;
+        if marks_spaces {
+            let prefix = self.space_prefix()?;
+            metadata.text("tokenizer.ggml.model", "llama");
+            metadata.text("tokenizer.ggml.pre", "default");
+            metadata.flag("tokenizer.ggml.add_space_prefix", prefix);
+            let unknown = model.get("unk_token").and_then(Value::as_str);
+            for (token, kind) in tokens.iter().zip(&mut kinds) {
+                let byte = token.len() == 6 && token.starts_with("<0x") && token.ends_with('>');
+                if byte && *kind == NORMAL {
+                    *kind = BYTE;
+                }
+                if unknown == Some(token.as_str()) {
+                    *kind = UNKNOWN;
+                }
+            }
+        } else {
+            let pre = gguf_bpe::name_of_split(&self.json, model).ok_or_else(|| {
+                GgufModelError::UnnamedSplit {
+                    path: self.path.clone(),
+                }
+            })?;
+            metadata.text("tokenizer.ggml.model", "gpt2");
+            metadata.text("tokenizer.ggml.pre", pre);
+        }
+        metadata.texts("tokenizer.ggml.tokens", &tokens);
+        if marks_spaces {
+            metadata.floats("tokenizer.ggml.scores", &scores(&tokens, &merges));
+        }
+        metadata.numbers("tokenizer.ggml.token_type", &kinds);
+        if !marks_spaces {
+            let merges: Vec<String> = merges
+                .iter()
+                .map(|(left, right)| format!("{left} {right}"))
+                .collect();
+            metadata.texts("tokenizer.ggml.merges", &merges);
+        }
+        Ok(tokens)
+    }
+
+    /// Adds the tokens with a role, and which of them stand around a text.
+    fn add_roles(
+        &self,
+        metadata: &mut GgufMetadata,
+        config: &Map<String, Value>,
+        settings: &Map<String, Value>,
+        tokens: &[String],
+    ) -> Result<()> {
+        let [bos, eos] = ["bos", "eos"].map(|name| role(config, settings, tokens, name));
+        let [unknown, padding] = ["unk", "pad"].map(|name| role(config, settings, tokens, name));
+        let roles = [
+            ("bos", bos),
+            ("eos", eos),
+            ("unknown", unknown),
+            ("padding", padding),
+        ];
+        for (key, id) in roles {
+            if let Some(id) = id {
+                metadata.number(&format!("tokenizer.ggml.{key}_token_id"), id)?;
+            }
+        }
+        let named = |id: Option<u64>| Some(tokens.get(id? as usize)?.as_str());
+        let (adds_bos, adds_eos) = self.adds(named(bos), named(eos))?;
+        metadata.flag("tokenizer.ggml.add_bos_token", adds_bos);
+        metadata.flag("tokenizer.ggml.add_eos_token", adds_eos);
+        Ok(())
+    }
+
     fn unexpected(
         &self,
         key: &str,

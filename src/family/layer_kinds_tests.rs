@@ -144,7 +144,7 @@ fn kinds_of_layers_rotate_as_the_version_that_wrote_the_file_reads_it() {
     }
 }
 
-/// Whether an error is that of the row's rule, with its key.
+/// Whether an error is of the rule that a row breaks, with its key.
 type IsRule = fn(&Error) -> bool;
 
 /// The key of a value that is none of those that it may be, and what is expected of it.

@@ -15,7 +15,7 @@ use crate::Result;
 use crate::card::{CardModel, CopyOf, ModelCard};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::expression::Expression;
-use crate::checkpoint::manifest::Manifest;
+use crate::checkpoint::manifest::{MANIFEST, Manifest};
 use crate::checkpoint::outline;
 use crate::checkpoint::output::{OutputFolder, check_free_space, check_target};
 use crate::family::{Config, drop_leftover, expert_names};
@@ -32,57 +32,12 @@ pub struct Branching {
 
 /// Plans copies of `seed` under `out`, one for each name.
 pub fn plan(mut seed: Model, names: &[String], out: &Path) -> Result<Branching> {
-    let mut targets: Vec<PathBuf> = Vec::with_capacity(names.len());
-    for name in names {
-        let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
-        if !plain {
-            let name = name.clone();
-            return Err(SurgeryError::BranchName { name }.into());
-        }
-        let target = out.join(name);
-        if targets.contains(&target) {
-            return Err(SurgeryError::NamedTwice {
-                flag: "--into",
-                named: format!("`{name}`"),
-                expected: "each name",
-            }
-            .into());
-        }
-        targets.push(target);
-    }
+    let targets = targets(names, out)?;
     // Branches are copies of files, so that names are those that the files hold.
     seed.source.checkpoint = Checkpoint::open(&seed.source.checkpoint.path)?;
-    let mut tensors = Vec::with_capacity(seed.source.checkpoint.tensors.len());
-    for (name, entry) in &seed.source.checkpoint.tensors {
-        let Some(dtype) = entry.encoding.plain() else {
-            return Err(FitError::WrongEncoding {
-                path: seed.source.checkpoint.path.clone(),
-                tensor: name.clone(),
-                found: entry.encoding.to_string(),
-                expected: "plain numbers",
-            }
-            .into());
-        };
-        tensors.push(PlannedTensor::new(
-            name,
-            dtype,
-            entry.shape.clone(),
-            Expression::copy(&seed.source.name, name),
-        ));
-    }
-    let mut kept = seed.source.side_files.clone();
-    kept.retain(|path| {
-        path.file_name()
-            .is_none_or(|name| name != crate::checkpoint::manifest::MANIFEST)
-    });
-    let mut files: Vec<OutputFile> = side_files::copies(kept).collect();
-    let stored = Config::read(&seed.config.path)?;
-    let mut config = stored.json.clone();
-    let note = drop_leftover(&stored, &seed.source.checkpoint, &mut config);
-    if note.is_some() {
-        files.retain(|file| file.name != "config.json");
-        files.push(side_files::json_file("config.json", &config));
-    }
+    let tensors = copies(&seed)?;
+    let (mut files, note) = files_beside(&seed)?;
+
     let architecture = seed.architecture;
     let mut settings = Map::new();
     settings.insert("into".to_owned(), json!(names));
@@ -126,6 +81,67 @@ pub fn plan(mut seed: Model, names: &[String], out: &Path) -> Result<Branching> 
         plan,
         files,
     })
+}
+
+/// The folder of each name.
+///
+/// # Errors
+/// Names that are none of a folder, and those that are there twice.
+fn targets(names: &[String], out: &Path) -> Result<Vec<PathBuf>> {
+    let mut targets: Vec<PathBuf> = Vec::with_capacity(names.len());
+    for name in names {
+        let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0']);
+        if !plain {
+            let name = name.clone();
+            return Err(SurgeryError::BranchName { name }.into());
+        }
+        let target = out.join(name);
+        if targets.contains(&target) {
+            return Err(SurgeryError::NamedTwice {
+                flag: "--into",
+                named: format!("`{name}`"),
+                expected: "each name",
+            }
+            .into());
+        }
+        targets.push(target);
+    }
+    Ok(targets)
+}
+
+/// Every tensor of the seed as a copy of itself.
+fn copies(seed: &Model) -> Result<Vec<PlannedTensor>> {
+    let mut tensors = Vec::with_capacity(seed.source.checkpoint.tensors.len());
+    for (name, entry) in &seed.source.checkpoint.tensors {
+        let Some(dtype) = entry.encoding.plain() else {
+            return Err(FitError::WrongEncoding {
+                path: seed.source.checkpoint.path.clone(),
+                tensor: name.clone(),
+                found: entry.encoding.to_string(),
+                expected: "plain numbers",
+            }
+            .into());
+        };
+        let copy = Expression::copy(&seed.source.name, name);
+        let shape = entry.shape.clone();
+        tensors.push(PlannedTensor::new(name, dtype, shape, copy));
+    }
+    Ok(tensors)
+}
+
+/// The files beside the seed's weights, and a note about what their configuration does not take over.
+fn files_beside(seed: &Model) -> Result<(Vec<OutputFile>, Option<String>)> {
+    let mut kept = seed.source.side_files.clone();
+    kept.retain(|path| path.file_name().is_none_or(|name| name != MANIFEST));
+    let mut files: Vec<OutputFile> = side_files::copies(kept).collect();
+    let stored = Config::read(&seed.config.path)?;
+    let mut config = stored.json.clone();
+    let note = drop_leftover(&stored, &seed.source.checkpoint, &mut config);
+    if note.is_some() {
+        files.retain(|file| file.name != "config.json");
+        files.push(side_files::json_file("config.json", &config));
+    }
+    Ok((files, note))
 }
 
 impl Branching {

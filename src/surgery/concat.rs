@@ -28,45 +28,8 @@ pub fn plan(mixtures: Vec<(Model, bool)>, average: bool, routing: Routing) -> Re
         .into());
     };
     let experts = MixtureExperts::of(first)?;
-    let mut names = vec![experts.names[0].clone()];
-    for (model, named) in models.iter().zip(named) {
-        let other = MixtureExperts::of(model)?;
-        if other.mixture.num_experts != 2 || !matches!(other.attention(), 0 | 2) {
-            return Err(FitError::NotTwoExperts {
-                path: model.config.path.clone(),
-                experts: other.mixture.num_experts,
-                attention_experts: other.attention(),
-            }
-            .into());
-        }
-        let name = if named {
-            &model.source.name
-        } else {
-            &other.names[1]
-        };
-        if names.contains(name) {
-            let name = name.clone();
-            return Err(SurgeryError::SameExpertName { name }.into());
-        }
-        names.push(name.clone());
-    }
-    let mut notes = Vec::new();
-    for other in others {
-        notes.extend(fit::check(first, other)?);
-        if let Some(difference) =
-            first_difference(experts.mixture, other.architecture.mixture.as_ref())
-        {
-            return Err(FitError::MixtureKey {
-                path: other.config.path.clone(),
-                reference: first.config.path.clone(),
-                difference: Box::new(difference),
-            }
-            .into());
-        }
-        if !average {
-            check_frozen(first, other)?;
-        }
-    }
+    let names = names(&models, &named, experts.names[0].clone())?;
+    let notes = check_alike(&experts, first, others, average)?;
     let public = if average {
         Part::Public
     } else {
@@ -109,6 +72,63 @@ pub fn plan(mixtures: Vec<(Model, bool)>, average: bool, routing: Routing) -> Re
         prompts: Vec::new(),
     }
     .plan()
+}
+
+/// The name of the public expert, and a name for the own expert of each mixture: the mixture's where that was chosen.
+///
+/// # Errors
+/// A mixture of other than two experts, and names that are there twice.
+fn names(models: &[Model], named: &[bool], public: String) -> Result<Vec<String>> {
+    let mut names = vec![public];
+    for (model, named) in models.iter().zip(named) {
+        let other = MixtureExperts::of(model)?;
+        if other.mixture.num_experts != 2 || !matches!(other.attention(), 0 | 2) {
+            return Err(FitError::NotTwoExperts {
+                path: model.config.path.clone(),
+                experts: other.mixture.num_experts,
+                attention_experts: other.attention(),
+            }
+            .into());
+        }
+        let name = if *named {
+            &model.source.name
+        } else {
+            &other.names[1]
+        };
+        if names.contains(name) {
+            let name = name.clone();
+            return Err(SurgeryError::SameExpertName { name }.into());
+        }
+        names.push(name.clone());
+    }
+    Ok(names)
+}
+
+/// Refuses mixtures that differ from the first in what they share, and returns notes about those that do not.
+fn check_alike(
+    experts: &MixtureExperts,
+    first: &Model,
+    others: &[Model],
+    average: bool,
+) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    for other in others {
+        notes.extend(fit::check(first, other)?);
+        if let Some(difference) =
+            first_difference(experts.mixture, other.architecture.mixture.as_ref())
+        {
+            return Err(FitError::MixtureKey {
+                path: other.config.path.clone(),
+                reference: first.config.path.clone(),
+                difference: Box::new(difference),
+            }
+            .into());
+        }
+        if !average {
+            check_frozen(first, other)?;
+        }
+    }
+    Ok(notes)
 }
 
 /// The first key in which two mixtures differ, with both values.

@@ -20,9 +20,7 @@ use crate::checkpoint::manifest::model_name;
 use crate::checkpoint::{Encoding, format};
 use crate::family::described::{self, DescribedModel};
 use crate::family::gguf::GgufTensor;
-use crate::family::{
-    Architecture, Config, PlainNeed, Quantised, both_spellings, drop_leftover, say_dtype,
-};
+use crate::family::{Architecture, Config, PlainNeed, Quantised, say_dtype};
 use crate::{Error, Result};
 
 /// Name of the converted checkpoint in the plan.
@@ -62,34 +60,15 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
         checkpoint,
         kept: false,
     };
-    let tensors = source.checkpoint.tensors.iter().map(|(name, entry)| {
-        let stored = entry.encoding.plain().unwrap_or(Dtype::F32);
-        let wanted = if dtype::is_float(stored) {
-            dtype.unwrap_or(stored)
-        } else {
-            stored
-        };
-        Ok(PlannedTensor::new(
-            name,
-            wanted,
-            entry.shape.clone(),
-            as_dtype(&source, name, wanted)?,
-        ))
-    });
-    let tensors = tensors.collect::<Result<Vec<_>>>()?;
+    let tensors = cast(&source, dtype)?;
     let (mut files, mut notes) = (Vec::new(), Vec::new());
     let (mut architecture, mut experts) = (None, Vec::new());
     if let Some(folder) = &folder {
         let config = folder.join("config.json");
         if config.is_file() {
             let config = Config::read(&config)?;
-            let mut object = config.json.clone();
-            notes.extend(config.say_assumptions(&mut object)?);
-            notes.extend(drop_leftover(&config, &source.checkpoint, &mut object));
-            if let Some(dtype) = dtype {
-                say_dtype(&mut object, dtype);
-            }
-            both_spellings(&mut object);
+            let (object, of_config) = side_files::recast(&config, &source.checkpoint, dtype)?;
+            notes.extend(of_config);
             files.push(side_files::json_file("config.json", &object));
             (architecture, experts) = known(object);
         }
@@ -112,6 +91,22 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
         ..converted(source, tensors, settings)
     };
     Ok((plan, files))
+}
+
+/// Every tensor of the source, floating-point numbers in this dtype.
+fn cast(source: &Source, dtype: Option<Dtype>) -> Result<Vec<PlannedTensor>> {
+    let tensors = source.checkpoint.tensors.iter().map(|(name, entry)| {
+        let stored = entry.encoding.plain().unwrap_or(Dtype::F32);
+        let wanted = if dtype::is_float(stored) {
+            dtype.unwrap_or(stored)
+        } else {
+            stored
+        };
+        let expression = as_dtype(source, name, wanted)?;
+        let shape = entry.shape.clone();
+        Ok(PlannedTensor::new(name, wanted, shape, expression))
+    });
+    tensors.collect()
 }
 
 /// Files beside the weights of a source that say what they are.

@@ -59,31 +59,7 @@ pub struct Changed {
 /// Plans the mixture with further experts after its own. Each is the dense model of its name.
 pub fn add(mixture: Model, dense: Vec<Model>, settings: &Addition) -> Result<Changed> {
     let experts = MixtureExperts::of(&mixture)?;
-    let mut taken: Vec<&str> = experts.names.iter().map(String::as_str).collect();
-    let mixture_name = ReservedName {
-        name: MIXTURE,
-        meaning: "the mixture itself",
-    };
-    for model in &dense {
-        let name = model.source.name.as_str();
-        check_name(name, &taken, &[mixture_name, ROUTER_NAME])?;
-        taken.push(name);
-    }
-    if dense.is_empty() {
-        return Err(SurgeryError::NoModels {
-            action: "add",
-            expected: "at least one --expert NAME=DIR",
-        }
-        .into());
-    }
-    let feed_forward_only = experts.attention() == 0 && !settings.mean;
-    let mut notes = settings
-        .prompt_rows
-        .as_ref()
-        .map_or_else(Vec::new, |rows| rows.notes.clone());
-    for model in &dense {
-        notes.extend(fit::check_expert(&mixture, model, feed_forward_only)?);
-    }
+    let notes = check_new(&mixture, &experts, &dense, settings)?;
     let (mut ffn, mut attention) = experts.kept();
     let mut names = experts.names.clone();
     let new = |number: usize| Part::New { model: number + 1 };
@@ -106,76 +82,101 @@ pub fn add(mixture: Model, dense: Vec<Model>, settings: &Addition) -> Result<Cha
     if settings.router == RouterInit::Zeros && chooses && dense.len() > 1 {
         return Err(SurgeryError::ZeroNewRows.into());
     }
-    let count = experts.mixture.num_experts;
-    let shared = match settings.mean {
-        false => Shared::Kept,
-        true => Shared::Averaged(
-            [count as f64]
-                .into_iter()
-                .chain(dense.iter().map(|_| 1.0))
-                .collect(),
-        ),
-    };
-    let mut recorded = Map::new();
-    recorded.insert("experts".to_owned(), json!(names));
-    recorded.insert(
-        "added".to_owned(),
-        json!(
-            dense
-                .iter()
-                .map(|model| &model.source.name)
-                .collect::<Vec<_>>()
-        ),
-    );
-    recorded.insert(
-        "shared".to_owned(),
-        json!(if settings.mean { "mean" } else { "keep" }),
-    );
-    recorded.insert("router".to_owned(), json!(settings.router.to_string()));
-    if !attention.is_empty() {
-        recorded.insert(
-            "attention_router".to_owned(),
-            json!(settings.attention_router.to_string()),
-        );
-    }
-    if let Some(rows) = &settings.prompt_rows {
-        let prompts = json!({"gate_mode": rows.mode, "sha256": rows.prompts_sha256});
-        recorded.insert("router_prompts".to_owned(), prompts);
-    }
-    recorded.insert("rng_seed".to_owned(), json!(settings.rng_seed));
-    let file = router::open_file(
-        [&settings.router, &settings.attention_router],
-        settings.prompt_rows.as_ref(),
-    )?;
-    let seed = seed_of_rows(settings.rng_seed, &dense[0].source.name);
-    let mut models = vec![mixture];
-    models.extend(dense);
-    let rows = NewRows {
-        ffn: settings.router.clone(),
-        attention: settings.attention_router.clone(),
-        seed,
-    };
     let composition = Composition {
+        shared: settings.shared(experts.mixture.num_experts, dense.len()),
+        rows: Some(NewRows {
+            ffn: settings.router.clone(),
+            attention: settings.attention_router.clone(),
+            seed: seed_of_rows(settings.rng_seed, &dense[0].source.name),
+        }),
         ffn,
         attention,
-        shared,
-        rows: Some(rows),
     };
+    let rows = settings.prompt_rows.as_ref();
+    let routers = [&settings.router, &settings.attention_router];
     Making {
-        models,
-        file,
+        file: router::open_file(routers, rows)?,
+        recorded: settings.recorded(&names, &dense, !composition.attention.is_empty()),
+        models: [mixture].into_iter().chain(dense).collect(),
         notes,
         names,
         mixture: resized,
         composition,
-        recorded,
         method: "expert add",
-        prompts: settings
-            .prompt_rows
-            .as_ref()
-            .map_or_else(Vec::new, |rows| rows.prompts.clone()),
+        prompts: rows.map_or_else(Vec::new, |rows| rows.prompts.clone()),
     }
     .plan()
+}
+
+/// Refuses dense models that cannot become experts of the mixture, and returns notes about those that can.
+fn check_new(
+    mixture: &Model,
+    experts: &MixtureExperts,
+    dense: &[Model],
+    settings: &Addition,
+) -> Result<Vec<String>> {
+    let mixture_name = ReservedName {
+        name: MIXTURE,
+        meaning: "the mixture itself",
+    };
+    let mut taken: Vec<&str> = experts.names.iter().map(String::as_str).collect();
+    for model in dense {
+        let name = model.source.name.as_str();
+        check_name(name, &taken, &[mixture_name, ROUTER_NAME])?;
+        taken.push(name);
+    }
+    if dense.is_empty() {
+        return Err(SurgeryError::NoModels {
+            action: "add",
+            expected: "at least one --expert NAME=DIR",
+        }
+        .into());
+    }
+
+    let feed_forward_only = experts.attention() == 0 && !settings.mean;
+    let rows = settings.prompt_rows.as_ref();
+    let mut notes = rows.map_or_else(Vec::new, |rows| rows.notes.clone());
+    for model in dense {
+        notes.extend(fit::check_expert(mixture, model, feed_forward_only)?);
+    }
+    Ok(notes)
+}
+
+impl Addition {
+    /// What becomes of shared tensors when `new` experts join `count` others.
+    fn shared(&self, count: u64, new: usize) -> Shared {
+        if !self.mean {
+            return Shared::Kept;
+        }
+        let weights = [count as f64].into_iter();
+        Shared::Averaged(weights.chain(std::iter::repeat_n(1.0, new)).collect())
+    }
+
+    /// The settings as the manifest has them.
+    fn recorded(
+        &self,
+        names: &[String],
+        dense: &[Model],
+        has_attention: bool,
+    ) -> Map<String, Value> {
+        let mut recorded = Map::new();
+        let mut put = |key: &str, value: Value| recorded.insert(key.to_owned(), value);
+        let added = dense.iter().map(|model| model.source.name.as_str());
+        put("experts", json!(names));
+        put("added", added.collect());
+        put("shared", json!(if self.mean { "mean" } else { "keep" }));
+        put("router", json!(self.router.to_string()));
+        if has_attention {
+            let router = self.attention_router.to_string();
+            put("attention_router", json!(router));
+        }
+        if let Some(rows) = &self.prompt_rows {
+            let prompts = json!({"gate_mode": rows.mode, "sha256": rows.prompts_sha256});
+            put("router_prompts", prompts);
+        }
+        put("rng_seed", json!(self.rng_seed));
+        recorded
+    }
 }
 
 /// A seed of its own for each addition: the rows that a mixture has may have been drawn for the same tensor by the same seed.

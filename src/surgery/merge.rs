@@ -16,7 +16,7 @@ use crate::card::{CardModel, ModelCard, Relation};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::manifest::model_name;
-use crate::family::{Architecture, both_spellings, drop_leftover, expert_names, say_dtype};
+use crate::family::{Architecture, expert_names};
 use crate::markdown;
 
 /// Settings of a merge.
@@ -50,59 +50,17 @@ pub fn plan(
     {
         notes.extend(fit::check(base, other)?);
     }
-    let weights: Vec<f64> = models.iter().map(|(_, weight)| *weight).collect();
-    let sum: f64 = weights.iter().sum();
-    if weights.iter().any(|weight| !weight.is_finite())
-        || !sum.is_finite()
-        || (settings.normalize && sum == 0.0)
-    {
-        return Err(SurgeryError::MergeWeights { weights, sum }.into());
-    }
-    let mut tensors = Vec::with_capacity(base.specs.len());
-    for (number, spec) in base.specs.iter().enumerate() {
-        let dtype = settings.dtype.map_or_else(|| base.dtype(spec), Ok)?;
-        let parts = models
-            .iter()
-            .map(|(model, _)| model.averaged(&model.specs[number]))
-            .collect::<Result<Vec<_>>>()?;
-        let expression = if !settings.normalize {
-            Expression::Sum {
-                of: parts,
-                weights: weights.clone(),
-            }
-        } else if weights.iter().all(|weight| *weight == weights[0]) {
-            Expression::Mean { of: parts }
-        } else {
-            Expression::Weighted {
-                of: parts,
-                weights: weights.clone(),
-            }
-        };
-        tensors.push(PlannedTensor::new(
-            &spec.name,
-            dtype,
-            spec.shape.clone(),
-            expression,
-        ));
-    }
-    let tensors = as_stored(&base.architecture, tensors)?;
+    let weights = weights(&models, settings)?;
+    let tensors = averages(base, &models, &weights, settings)?;
     let mut recorded = Map::new();
     let mut put = |key: &str, value: Value| recorded.insert(key.to_owned(), value);
     put("weights", json!(weights));
     put("base", json!(base.source.name));
     put("normalize", json!(settings.normalize));
     put("dtype", json!(settings.dtype.map(dtype::name)));
-    let mut config = base.config.json.clone();
-    notes.extend(base.config.say_assumptions(&mut config)?);
-    notes.extend(drop_leftover(
-        &base.config,
-        &base.source.checkpoint,
-        &mut config,
-    ));
-    if let Some(dtype) = settings.dtype {
-        say_dtype(&mut config, dtype);
-    }
-    both_spellings(&mut config);
+    let (config, of_config) =
+        side_files::recast(&base.config, &base.source.checkpoint, settings.dtype)?;
+    notes.extend(of_config);
     let mut files = vec![side_files::json_file("config.json", &config)];
     files.extend(side_files::copies(base.companions()?));
     let card = ModelCard {
@@ -142,6 +100,53 @@ pub fn plan(
         architecture,
         files,
     ))
+}
+
+/// The weights of the models.
+///
+/// # Errors
+/// Numbers that are not finite, and a sum of zero to divide by.
+fn weights(models: &[(Model, f64)], settings: &Settings) -> Result<Vec<f64>> {
+    let weights: Vec<f64> = models.iter().map(|(_, weight)| *weight).collect();
+    let sum: f64 = weights.iter().sum();
+    if weights.iter().any(|weight| !weight.is_finite())
+        || !sum.is_finite()
+        || (settings.normalize && sum == 0.0)
+    {
+        return Err(SurgeryError::MergeWeights { weights, sum }.into());
+    }
+    Ok(weights)
+}
+
+/// The tensors of the merge, as the base stores them.
+fn averages(
+    base: &Model,
+    models: &[(Model, f64)],
+    weights: &[f64],
+    settings: &Settings,
+) -> Result<Vec<PlannedTensor>> {
+    let are_equal = weights.iter().all(|weight| *weight == weights[0]);
+    let average = |of: Vec<Expression>| {
+        let weights = weights.to_vec();
+        if !settings.normalize {
+            Expression::Sum { of, weights }
+        } else if are_equal {
+            Expression::Mean { of }
+        } else {
+            Expression::Weighted { of, weights }
+        }
+    };
+    let mut tensors = Vec::with_capacity(base.specs.len());
+    for (number, spec) in base.specs.iter().enumerate() {
+        let dtype = settings.dtype.map_or_else(|| base.dtype(spec), Ok)?;
+        let parts = models
+            .iter()
+            .map(|(model, _)| model.averaged(&model.specs[number]))
+            .collect::<Result<_>>()?;
+        let shape = spec.shape.clone();
+        tensors.push(PlannedTensor::new(&spec.name, dtype, shape, average(parts)));
+    }
+    as_stored(&base.architecture, tensors)
 }
 
 /// What the merge computes, with the numbers of these settings.

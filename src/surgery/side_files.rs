@@ -8,7 +8,9 @@ use super::execute::{Content, OutputFile};
 use super::plan::Source;
 use crate::Result;
 use crate::card::ModelCard;
-use crate::checkpoint::folder::{CARD, TOKENIZER, companion_name};
+use crate::checkpoint::dtype::Dtype;
+use crate::checkpoint::folder::{CARD, Checkpoint, TOKENIZER, companion_name};
+use crate::family::{Config, both_spellings, drop_leftover, say_dtype};
 
 /// Adds the model card to the files of an output. People edit cards, so the manifest has no hash of it.
 pub fn add_card(files: &mut Vec<OutputFile>, card: &ModelCard) -> Result<()> {
@@ -39,6 +41,22 @@ pub fn json_file(name: &str, object: &Map<String, Value>) -> OutputFile {
         name: name.to_owned(),
         content: Content::Bytes(text.into_bytes()),
     }
+}
+
+/// The configuration of a checkpoint for its weights in another dtype, in both spellings, and notes about what it leaves out.
+pub(super) fn recast(
+    config: &Config,
+    checkpoint: &Checkpoint,
+    dtype: Option<Dtype>,
+) -> Result<(Map<String, Value>, Vec<String>)> {
+    let mut json = config.json.clone();
+    let mut notes = config.say_assumptions(&mut json)?;
+    notes.extend(drop_leftover(config, checkpoint, &mut json));
+    if let Some(dtype) = dtype {
+        say_dtype(&mut json, dtype);
+    }
+    both_spellings(&mut json);
+    Ok((json, notes))
 }
 
 /// The code with which transformers loads a BAM checkpoint.

@@ -1,8 +1,10 @@
 //! A run from its first step, or from where it was stopped, to its output.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use candle_core::Device;
 use serde_json::{Map, Value, json};
 
 use super::check::{check_settings, open_data};
@@ -10,12 +12,13 @@ use super::engine::{Engine, EngineFacts};
 use super::event::{Event, Watcher};
 use super::folder::RunFolder;
 use super::machine::{Memory, matmul_peak, peak_memory};
+use super::measure::HeldBack;
 use super::metrics::{self, Log, METRICS, Record};
 use super::native::{NativeEngine, states};
 use super::outlook::{Outlook, flops_per_token};
 use super::output_state::OutputState;
 use super::parameters::Parameters;
-use super::request::{EngineRequest, Request, TorchDevice};
+use super::request::{EngineRequest, Request, TorchDevice, TorchRequest};
 use super::resume::{Candidates, ResumePoint, SameRun};
 use super::save::Saver;
 use super::session::{EndLosses, Losses, Progress, Session, stopped};
@@ -74,21 +77,12 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         watch(&Event::Note(text));
     }
     let (mixture, held_back) = open_data(&mut request, &architecture, watch)?;
-    let settings = &request.settings;
-    let operation = &request.operation;
-    let json = settings.to_json();
-    let saver = Saver::open(
-        (&request.checkpoint, request.origin.as_deref()),
-        &architecture,
-        settings.data.clone(),
-        json.clone(),
-    )?;
-    if let Some(note) = saver.note() {
-        watch(&Event::Note(note.to_owned()));
-    }
+
+    let saver = open_saver(&request, &architecture, watch)?;
+    let (settings, operation) = (&request.settings, &request.operation);
     let same_run = SameRun {
         settings,
-        json: &json,
+        json: &settings.to_json(),
         checkpoint: &request.checkpoint,
         parent: saver.parent_files(),
     };
@@ -98,10 +92,8 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         OutputState::Other
     };
     if found == OutputState::Complete {
-        watch(&Event::Note(format!(
-            "{} is complete already",
-            request.out.display()
-        )));
+        let out = request.out.display();
+        watch(&Event::Note(format!("{out} is complete already")));
         return Ok(End::of_complete_run(settings.steps));
     }
     let replaces = operation.force || found == OutputState::Shorter;
@@ -112,90 +104,57 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     } else {
         Candidates::default()
     };
+
+    let course = Course {
+        trained: count_trained(&request, &candidates, watch)?,
+        measured: measured_before(&folder, &candidates)?,
+        request: &request,
+        architecture: &architecture,
+        names: &names,
+        memory,
+        saver,
+        folder,
+        candidates,
+        mixture: &mixture,
+        held_back: &held_back,
+        replaces,
+        began,
+    };
+    match &request.engine {
+        EngineRequest::Native(device) => course.native(device, stop, watch),
+        EngineRequest::Torch(torch) => course.torch(torch, stop, watch),
+    }
+}
+
+/// What writes the checkpoints of the run, once it has said what it makes of the model.
+fn open_saver(request: &Request, architecture: &Architecture, watch: Watcher) -> Result<Saver> {
+    let settings = &request.settings;
+    let saver = Saver::open(
+        (&request.checkpoint, request.origin.as_deref()),
+        architecture,
+        settings.data.clone(),
+        settings.to_json(),
+    )?;
+    if let Some(note) = saver.note() {
+        watch(&Event::Note(note.to_owned()));
+    }
+    Ok(saver)
+}
+
+/// How many parameters train; warns where the disk has too little space for what is left of the run.
+fn count_trained(request: &Request, candidates: &Candidates, watch: Watcher) -> Result<u64> {
     let outlook = Outlook::of(
         &request.checkpoint,
         &request.data,
-        settings,
-        operation,
+        &request.settings,
+        &request.operation,
         request.engine.placement(),
         candidates.step().unwrap_or(0),
     )?;
     if let Some(text) = outlook.disk_warning(&request.out)? {
         watch(&Event::Note(text));
     }
-
-    let measured = measured_before(&folder, &candidates)?;
-    let (trained, engine) = (outlook.trained, request.engine.clone());
-    let course = |saver, folder, candidates| Course {
-        request: &request,
-        architecture: &architecture,
-        trained,
-        memory,
-        saver,
-        folder,
-        candidates,
-        mixture: &mixture,
-        replaces,
-        began,
-    };
-    match engine {
-        EngineRequest::Native(device) => {
-            let dtype = settings.dtype.stored();
-            let options = LoadOptions {
-                dtype,
-                trainable: Trainable::Only(names),
-                ..LoadOptions::train(device)
-            };
-            let model = CausalLm::load(&request.checkpoint, &options)?;
-            let parameters = Parameters::of(&model);
-            let mut states = states(&request.checkpoint, &model, &parameters, dtype)?;
-            if let Some(newest) = &candidates.newest {
-                StateFiles::of(&newest.path)?.restore(&parameters, &mut states)?;
-            }
-            let mut engine = NativeEngine {
-                trainer: Trainer {
-                    model: &model,
-                    parameters,
-                    states,
-                    settings,
-                    checkpointing: operation.gradient_checkpointing,
-                    counters: candidates.counters(),
-                },
-                mixture: &mixture,
-                held_back: &held_back,
-                settings,
-                operation,
-                measured,
-            };
-            let facts = EngineFacts::Native {
-                backend: model.backend().clone(),
-            };
-            let peak = matmul_peak(model.device(), dtype)?;
-            let course = course(saver, folder, candidates);
-            course.go(&mut engine, facts, peak, stop, watch)
-        }
-        EngineRequest::Torch(torch) => {
-            let work = Work {
-                request: &request,
-                torch: &torch,
-                architecture: &architecture,
-                parent: saver.parent(),
-                trained: &names,
-                held_back: &held_back,
-                resume: candidates.newest.as_ref(),
-                measured: measured.is_some(),
-                run: folder.path(),
-            };
-            let Some(mut engine) = TorchEngine::start(&work, stop)? else {
-                return Err(stopped(&folder, candidates.step().unwrap_or(0)));
-            };
-            let (facts, peak) = (engine.facts.clone(), engine.matmul_peak);
-            let course = course(saver, folder, candidates);
-            let end = course.go(&mut engine, facts, peak, stop, watch)?;
-            engine.finish()?;
-            Ok(end)
-        }
-    }
+    Ok(outlook.trained)
 }
 
 /// A warning where the run needs more memory than this machine or its GPUs have.
@@ -217,23 +176,93 @@ fn memory_warning(engine: &EngineRequest, memory: &Memory) -> Option<String> {
     }
 }
 
-/// A run whose engine is ready.
+/// A run whose inputs and folder are ready.
 struct Course<'a> {
     request: &'a Request,
     architecture: &'a Architecture,
-    /// Parameters that train.
+    /// Names of the parameters that train.
+    names: &'a BTreeSet<String>,
+    /// How many numbers they hold.
     trained: u64,
     memory: Memory,
     saver: Saver,
     folder: RunFolder,
     candidates: Candidates,
     mixture: &'a Mixture,
+    held_back: &'a [HeldBack],
+    /// The last step at which held-back text was measured.
+    measured: Option<u64>,
     /// Whether the output replaces an earlier one.
     replaces: bool,
     began: Instant,
 }
 
 impl Course<'_> {
+    /// Trains with this program's trainer.
+    fn native(self, device: &Device, stop: &AtomicBool, watch: Watcher) -> Result<End> {
+        let Request {
+            settings,
+            operation,
+            checkpoint,
+            ..
+        } = self.request;
+        let dtype = settings.dtype.stored();
+        let options = LoadOptions {
+            dtype,
+            trainable: Trainable::Only(self.names.clone()),
+            ..LoadOptions::train(device.clone())
+        };
+        let model = CausalLm::load(checkpoint, &options)?;
+        let parameters = Parameters::of(&model);
+        let mut states = states(checkpoint, &model, &parameters, dtype)?;
+        if let Some(newest) = &self.candidates.newest {
+            StateFiles::of(&newest.path)?.restore(&parameters, &mut states)?;
+        }
+        let mut engine = NativeEngine {
+            trainer: Trainer {
+                model: &model,
+                parameters,
+                states,
+                settings,
+                checkpointing: operation.gradient_checkpointing,
+                counters: self.candidates.counters(),
+            },
+            mixture: self.mixture,
+            held_back: self.held_back,
+            settings,
+            operation,
+            measured: self.measured,
+        };
+        let facts = EngineFacts::Native {
+            backend: model.backend().clone(),
+        };
+        let peak = matmul_peak(model.device(), dtype)?;
+        self.go(&mut engine, facts, peak, stop, watch)
+    }
+
+    /// Trains with processes of PyTorch.
+    fn torch(self, torch: &TorchRequest, stop: &AtomicBool, watch: Watcher) -> Result<End> {
+        let work = Work {
+            request: self.request,
+            torch,
+            architecture: self.architecture,
+            parent: self.saver.parent(),
+            trained: self.names,
+            held_back: self.held_back,
+            resume: self.candidates.newest.as_ref(),
+            measured: self.measured.is_some(),
+            run: self.folder.path(),
+        };
+        let Some(mut engine) = TorchEngine::start(&work, stop)? else {
+            let step = self.candidates.step().unwrap_or(0);
+            return Err(stopped(&self.folder, step));
+        };
+        let (facts, peak) = (engine.facts.clone(), engine.matmul_peak);
+        let end = self.go(&mut engine, facts, peak, stop, watch)?;
+        engine.finish()?;
+        Ok(end)
+    }
+
     /// Takes the steps that are left, and writes the output.
     fn go(
         self,

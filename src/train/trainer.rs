@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use super::backward::{BackwardOptions, BackwardPass, Batch, forward_options};
+use super::backward::{BackwardOptions, BackwardPass, Batch, BatchLosses, forward_options};
 use super::engine::Counters;
 use super::error::{BadStep, TrainError};
 use super::metrics::{Detail, DomainLoss, RoleDetail, Routing};
@@ -42,6 +42,75 @@ pub(super) struct Done {
     pub(super) detail: Option<Detail>,
     /// Why the update was not made.
     pub(super) trouble: Option<(Trouble, BadStep)>,
+}
+
+/// The losses of a step, while its batches run.
+struct LossSums {
+    /// Of each domain, the sum of its losses and how many tokens have one.
+    domains: Vec<(f64, u64)>,
+    load_balance: f64,
+    z: f64,
+    /// Tokens that chose each expert, by layer.
+    chosen: Vec<Vec<u64>>,
+}
+
+impl LossSums {
+    fn new(mixture: &Mixture, layers: usize) -> Self {
+        Self {
+            domains: vec![(0.0, 0); mixture.names().count()],
+            load_balance: 0.0,
+            z: 0.0,
+            chosen: vec![Vec::new(); layers],
+        }
+    }
+
+    /// Adds a batch that is this share of the step, from the domain and the weight of each of its positions.
+    fn add<'w>(
+        &mut self,
+        losses: &BatchLosses,
+        positions: impl Iterator<Item = (usize, &'w f32)>,
+        share: f64,
+    ) {
+        self.load_balance += losses.load_balance * share;
+        self.z += losses.z * share;
+        for (sum, part) in self.chosen.iter_mut().zip(&losses.chosen) {
+            sum.resize(part.len(), 0);
+            sum.iter_mut()
+                .zip(part)
+                .for_each(|(sum, count)| *sum += count);
+        }
+        for (nll, (domain, weight)) in losses.nll.iter().zip(positions) {
+            let sum = &mut self.domains[domain];
+            if *weight > 0.0 {
+                *sum = (sum.0 + f64::from(*nll), sum.1 + 1);
+            }
+        }
+    }
+
+    /// What the step did before its update, in which it predicted so many tokens.
+    fn done(&self, mixture: &Mixture, settings: &Settings, tokens: u64) -> Done {
+        let nll = self.domains.iter().map(|(nll, _)| nll).sum::<f64>() / tokens as f64;
+        let domains = mixture
+            .names()
+            .zip(&self.domains)
+            .filter(|(_, (_, tokens))| *tokens > 0)
+            .map(|(name, (nll, tokens))| {
+                let (nll, tokens) = (nll / *tokens as f64, *tokens);
+                (name.to_owned(), DomainLoss { nll, tokens })
+            });
+        Done {
+            loss: nll + settings.aux_loss_coef * self.load_balance + settings.z_loss_coef * self.z,
+            nll,
+            load_balance: self.load_balance,
+            z: self.z,
+            tokens,
+            gradient_norm: 0.0,
+            rates: (0.0, 0.0),
+            domains: domains.collect(),
+            detail: None,
+            trouble: None,
+        }
+    }
 }
 
 impl Trainer<'_> {
@@ -114,16 +183,13 @@ impl Trainer<'_> {
         if tokens == 0 {
             return Err(TrainError::NothingToPredict.into());
         }
-        let names: Vec<&str> = mixture.names().collect();
-        let mut sums = vec![(0f64, 0u64); names.len()];
-        let (mut load_balance, mut z) = (0.0, 0.0);
-        let mut chosen: Vec<Vec<u64>> = vec![Vec::new(); self.model.layers()];
         let losses = RouterLosses {
             kind: settings.load_balance,
             load_balance: settings.aux_loss_coef,
             z: settings.z_loss_coef,
             share,
         };
+        let mut sums = LossSums::new(mixture, self.model.layers());
         for part in parts {
             let batch = Batch::new(
                 part,
@@ -143,48 +209,12 @@ impl Trainer<'_> {
                 options,
             };
             let losses = pass.run(&batch, gradients, recorder.as_deref_mut())?;
-            load_balance += losses.load_balance * share;
-            z += losses.z * share;
-            for (sum, part) in chosen.iter_mut().zip(&losses.chosen) {
-                sum.resize(part.len(), 0);
-                sum.iter_mut()
-                    .zip(part)
-                    .for_each(|(sum, count)| *sum += count);
-            }
-            for (position, (nll, weight)) in losses.nll.iter().zip(&batch.weights).enumerate() {
-                let sum = &mut sums[part[position / settings.seq].domain];
-                if *weight > 0.0 {
-                    *sum = (sum.0 + f64::from(*nll), sum.1 + 1);
-                }
-            }
+            let domains =
+                (0..batch.weights.len()).map(|position| part[position / settings.seq].domain);
+            sums.add(&losses, domains.zip(&batch.weights), share);
         }
-        let nll = sums.iter().map(|(nll, _)| nll).sum::<f64>() / tokens as f64;
-        let domains = names
-            .iter()
-            .zip(&sums)
-            .filter(|(_, (_, tokens))| *tokens > 0)
-            .map(|(name, (nll, tokens))| {
-                (
-                    (*name).to_owned(),
-                    DomainLoss {
-                        nll: nll / *tokens as f64,
-                        tokens: *tokens,
-                    },
-                )
-            });
-        let done = Done {
-            loss: nll + settings.aux_loss_coef * load_balance + settings.z_loss_coef * z,
-            nll,
-            load_balance,
-            z,
-            tokens,
-            gradient_norm: 0.0,
-            rates: (0.0, 0.0),
-            domains: domains.collect(),
-            detail: None,
-            trouble: None,
-        };
-        Ok((done, chosen))
+        let done = sums.done(mixture, settings, tokens);
+        Ok((done, sums.chosen))
     }
 
     /// What speaks against the update.

@@ -48,6 +48,17 @@ struct Group {
     values: Vec<f32>,
 }
 
+/// Space that the chunks of a group use in turn.
+#[derive(Default)]
+struct Scratch {
+    /// The softmax weights.
+    scores: Vec<f32>,
+    /// The derivatives of capped scores.
+    slopes: Vec<f32>,
+    /// The gradients of the scores.
+    grad_scores: Vec<f32>,
+}
+
 impl Sizes {
     pub(super) fn tokens(&self) -> usize {
         self.batch * self.seq
@@ -110,118 +121,115 @@ impl Sizes {
         rotate: Option<&Rotate>,
         grad_output: &[f32],
     ) -> InputGradients {
-        let d = self.head_dim;
         let part = |(b, kv_head): (usize, usize)| {
             let group = self.group_of(inputs, rotate, b, kv_head);
-            let (mut grad_keys, mut grad_values) =
-                (vec![0f32; self.seq * d], vec![0f32; self.seq * d]);
-            let mut grad_queries = Vec::with_capacity(self.group());
-            let (mut scores, mut slopes, mut grad_scores) = (Vec::new(), Vec::new(), Vec::new());
-            for (number, queries) in group.queries.iter().enumerate() {
-                let grad_output = self.head(
-                    grad_output,
-                    self.width(),
-                    b,
-                    kv_head * self.group() + number,
-                );
-                let mut grad_head = vec![0f32; self.seq * d];
-                for first in (0..self.seq).step_by(CHUNK) {
-                    let (rows, start, span) = self.weights(
-                        b,
-                        first,
-                        queries,
-                        &group.keys,
-                        &mut scores,
-                        Some(&mut slopes),
-                    );
-                    let weights = View::new(&scores, rows, span, span);
-                    let (grad_output, queries) = (
-                        self.view(&grad_output, first, rows),
-                        self.view(queries, first, rows),
-                    );
-                    let (keys, values) = (
-                        self.view(&group.keys, start, span),
-                        self.view(&group.values, start, span),
-                    );
-                    matmul(
-                        &mut grad_values[start * d..],
-                        d,
-                        true,
-                        1.0,
-                        weights.t(),
-                        grad_output,
-                        1,
-                    );
-                    grad_scores.resize(rows * span, 0.0);
-                    matmul(
-                        &mut grad_scores,
-                        span,
-                        false,
-                        1.0,
-                        grad_output,
-                        values.t(),
-                        1,
-                    );
-                    for (row, (weights, grad_scores)) in scores
-                        .chunks_exact(span)
-                        .zip(grad_scores.chunks_exact_mut(span))
-                        .enumerate()
-                    {
-                        let visible = self.mask.visible(b, first + row, self.window);
-                        let seen = visible.start - start..visible.end - start;
-                        softmax_backward(&weights[seen.clone()], &mut grad_scores[seen.clone()]);
-                        if self.rule.has_slopes() {
-                            let slopes = &slopes[row * span..][seen.clone()];
-                            multiply(&mut grad_scores[seen.clone()], slopes);
-                        }
-                        grad_scores[..seen.start].fill(0.0);
-                        grad_scores[seen.end..].fill(0.0);
-                    }
-                    let grad_scores = View::new(&grad_scores, rows, span, span);
-                    matmul(
-                        &mut grad_head[first * d..],
-                        d,
-                        false,
-                        self.rule.factor,
-                        grad_scores,
-                        keys,
-                        1,
-                    );
-                    matmul(
-                        &mut grad_keys[start * d..],
-                        d,
-                        true,
-                        self.rule.factor,
-                        grad_scores.t(),
-                        queries,
-                        1,
-                    );
-                }
-                if let Some(rotate) = rotate {
-                    rotate.backward(&mut grad_head, b);
-                }
-                grad_queries.push(grad_head);
-            }
+            let mut gradients = self.group_backward(b, kv_head, &group, grad_output);
             if let Some(rotate) = rotate {
-                rotate.backward(&mut grad_keys, b);
+                let queries = gradients.queries.iter_mut();
+                let turned = queries.chain([&mut gradients.keys]);
+                turned.for_each(|gradient| rotate.backward(gradient, b));
             }
-            (grad_queries, vec![grad_keys], vec![grad_values])
+            gradients
         };
-        let mut parts = (Vec::new(), Vec::new(), Vec::new());
-        self.parts()
-            .map(part)
-            .collect::<Vec<_>>()
-            .into_iter()
-            .for_each(|(queries, keys, values)| {
-                parts.0.push(queries);
-                parts.1.push(keys);
-                parts.2.push(values);
-            });
-        InputGradients {
-            queries: self.side_by_side(&parts.0, self.width()),
-            keys: self.side_by_side(&parts.1, self.kv_width()),
-            values: self.side_by_side(&parts.2, self.kv_width()),
+        let groups: Vec<Group> = self.parts().map(part).collect();
+
+        let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        for group in groups {
+            queries.push(group.queries);
+            keys.push(vec![group.keys]);
+            values.push(vec![group.values]);
         }
+        InputGradients {
+            queries: self.side_by_side(&queries, self.width()),
+            keys: self.side_by_side(&keys, self.kv_width()),
+            values: self.side_by_side(&values, self.kv_width()),
+        }
+    }
+
+    /// The gradients of the group of a key head of row `b`, in its own shapes, from the gradient of the output.
+    fn group_backward(
+        &self,
+        b: usize,
+        kv_head: usize,
+        group: &Group,
+        grad_output: &[f32],
+    ) -> Group {
+        let zeros = || vec![0f32; self.seq * self.head_dim];
+        let mut gradients = Group {
+            queries: group.queries.iter().map(|_| zeros()).collect(),
+            keys: zeros(),
+            values: zeros(),
+        };
+        let mut scratch = Scratch::default();
+        for head in 0..self.group() {
+            let number = kv_head * self.group() + head;
+            let grad_output = self.head(grad_output, self.width(), b, number);
+            for first in (0..self.seq).step_by(CHUNK) {
+                let grad_output = &grad_output[first * self.head_dim..];
+                self.chunk_backward(
+                    b,
+                    (head, first),
+                    group,
+                    grad_output,
+                    &mut gradients,
+                    &mut scratch,
+                );
+            }
+        }
+        gradients
+    }
+
+    /// Adds what a chunk of a head's queries contributes to the gradients of its group: those from `first` on.
+    fn chunk_backward(
+        &self,
+        b: usize,
+        (head, first): (usize, usize),
+        group: &Group,
+        grad_output: &[f32],
+        gradients: &mut Group,
+        scratch: &mut Scratch,
+    ) {
+        let d = self.head_dim;
+        let queries = &group.queries[head];
+        let Scratch {
+            scores,
+            slopes,
+            grad_scores,
+        } = scratch;
+        let (rows, start, span) =
+            self.weights(b, first, queries, &group.keys, scores, Some(&mut *slopes));
+        let weights = View::new(scores, rows, span, span);
+        let grad_output = self.view(grad_output, 0, rows);
+        let queries = self.view(queries, first, rows);
+        let keys = self.view(&group.keys, start, span);
+        let values = self.view(&group.values, start, span);
+
+        let grad_values = &mut gradients.values[start * d..];
+        matmul(grad_values, d, true, 1.0, weights.t(), grad_output, 1);
+        grad_scores.resize(rows * span, 0.0);
+        matmul(grad_scores, span, false, 1.0, grad_output, values.t(), 1);
+        for (row, (weights, grad_scores)) in scores
+            .chunks_exact(span)
+            .zip(grad_scores.chunks_exact_mut(span))
+            .enumerate()
+        {
+            let visible = self.mask.visible(b, first + row, self.window);
+            let seen = visible.start - start..visible.end - start;
+            softmax_backward(&weights[seen.clone()], &mut grad_scores[seen.clone()]);
+            if self.rule.has_slopes() {
+                let slopes = &slopes[row * span..][seen.clone()];
+                multiply(&mut grad_scores[seen.clone()], slopes);
+            }
+            grad_scores[..seen.start].fill(0.0);
+            grad_scores[seen.end..].fill(0.0);
+        }
+
+        let grad_scores = View::new(grad_scores, rows, span, span);
+        let factor = self.rule.factor;
+        let grad_queries = &mut gradients.queries[head][first * d..];
+        matmul(grad_queries, d, false, factor, grad_scores, keys, 1);
+        let grad_keys = &mut gradients.keys[start * d..];
+        matmul(grad_keys, d, true, factor, grad_scores.t(), queries, 1);
     }
 
     /// Softmax weights of the queries from `first` on: their rows, the first key that any of them sees, and the keys from
